@@ -1,0 +1,2 @@
+#include <kvc/version.hpp>
+int main() {}

@@ -1,0 +1,1 @@
+#include <kvc/version.hpp>

@@ -1,0 +1,61 @@
+# Installs what a build needs. Sourced by the scripts beside it, never run by itself.
+# shellcheck shell=bash
+
+# Debian and Ubuntu packages, each with the reason that the user is shown.
+KVC_BUILD_PACKAGES=(
+  "g++=the compiler"
+  "cmake=configures the build"
+  "ninja-build=runs the build"
+  "libeigen3-dev=Eigen, the one library that kvc itself needs"
+)
+KVC_DEMO_PACKAGES=(
+  "libcli11-dev=the demo's command line"
+  "nlohmann-json3-dev=the demo's JSON output"
+)
+KVC_TEST_PACKAGES=(
+  "catch2=the test framework"
+  "pkg-config=the test of a pkg-config user"
+  "libbenchmark-dev=the benchmarks"
+  "libtbb-dev=the oneTBB executor, optional"
+  "libprotobuf-dev=reads the ONNX test vectors, optional"
+  "protobuf-compiler=reads the ONNX test vectors, optional"
+)
+KVC_CLANG_PACKAGES=(
+  "clang=the second compiler"
+  "libomp-dev=OpenMP for clang, optional"
+)
+
+# ensure_packages NAME=WHY...: installs those that are missing. Elsewhere than on Debian it names
+# them and goes on: the configure step then says what it cannot find.
+ensure_packages() {
+  local entry name missing=()
+  if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+    echo "This system has no apt-get; these packages (by their Debian names) are assumed to be installed:"
+    for entry in "$@"; do echo "  ${entry%%=*}: ${entry#*=}"; done
+    return 0
+  fi
+  for entry in "$@"; do
+    name=${entry%%=*}
+    if [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" != installed ]; then
+      [ ${#missing[@]} -gt 0 ] || echo "Installing with apt-get:"
+      echo "  $name: ${entry#*=}"
+      missing+=("$name")
+    fi
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+
+  local as_root=(env DEBIAN_FRONTEND=noninteractive)
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      echo "error: these packages are missing, and neither root nor sudo is here to install them; as root, run:" >&2
+      echo "  apt-get update && apt-get install --no-install-recommends ${missing[*]}" >&2
+      return 1
+    fi
+    as_root=(sudo "${as_root[@]}")
+  fi
+  "${as_root[@]}" apt-get update -q &&
+    "${as_root[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}" || {
+    echo "error: apt-get could not install: ${missing[*]}" >&2
+    return 1
+  }
+}
