@@ -1,0 +1,351 @@
+// KvCache<T, Policy, Layout, Space>: the keys and values of many sequences, in one pool.
+//
+// Binds four choices that know nothing of each other: how a row is stored (T), who holds which slots (Policy), where a slot
+// lies (Layout) and what memory it lies in (Space). The pool is allocated once and never moves.
+//
+//   open -> extend -> write, once per layer -> commit -> ... -> close
+//
+// `extend` reserves room, all or nothing. Until `commit`, the new rows are seen by views of their own sequence and by nothing
+// else; an Append that is destroyed uncommitted takes them back. Attention reads through `view(layer, seq)`.
+//
+// Errors: a bad argument throws std::invalid_argument. Where there is no room, the try_ form gives an empty optional and the
+// plain form throws CapacityError. A failed operation has changed nothing.
+// Invalidation: runs that a view hands out die when their own sequence is extended, committed, truncated or closed.
+// Threads: one writer at a time. Const members are safe beside each other; `write`s to distinct sequences are too.
+#pragma once
+
+#include <concepts>
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "kvc/core/element.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/layout.hpp"
+#include "kvc/core/matrix.hpp"
+#include "kvc/core/scope.hpp"
+#include "kvc/core/shape.hpp"
+#include "kvc/core/space.hpp"
+#include "kvc/core/stats.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+
+namespace kvc::inline v0 {
+
+/// The keys and values of one sequence in one layer, as attention reads them. A small value; the cache must outlive it.
+template <class T, class P, class L>
+class CacheView {
+ public:
+  using Element = T;
+
+  CacheView(const P& policy, const L& layout, const Shape& shape, const StorageOf<T>* pool, Index layer, SeqId seq)
+      : policy_(&policy), layout_(&layout), shape_(&shape), pool_(pool), layer_(layer), seq_(seq) {}
+
+  [[nodiscard]] Index kv_heads() const noexcept { return shape_->kv_heads; }
+  [[nodiscard]] Index key_dim() const noexcept { return shape_->key_dim; }
+  [[nodiscard]] Index value_dim() const noexcept { return shape_->value_dim; }
+  /// Positions that can be read: the committed ones, and those of an extension under way.
+  [[nodiscard]] Pos length() const { return policy_->reserved(seq_); }
+
+  /// f(KvRun<T>) for the positions of `range`, in ascending order; rows of one head.
+  /// Throws std::invalid_argument if the range is not within [0, length()).
+  template <class F>
+  void for_each_run(Index head, PosRange range, F&& f) const {
+    KVC_ASSERT(0 <= head && head < kv_heads());
+    policy_->for_each_run(seq_, range, [&](const SlotRun& run) {
+      f(KvRun<T>{pool_ + layout_->k(run.block, layer_, head, run.offset), pool_ + layout_->v(run.block, layer_, head, run.offset),
+                 Index{run.count}, layout_->k_stride(), layout_->v_stride(), run.first});
+    });
+  }
+
+ private:
+  const P* policy_;
+  const L* layout_;
+  const Shape* shape_;
+  const StorageOf<T>* pool_;
+  Index layer_;
+  SeqId seq_;
+};
+
+template <ElementType T, Policy P, Layout L = HeadMajor, Space S = HostSpace>
+class KvCache {
+ public:
+  using Element = T;
+  using Storage = StorageOf<T>;
+  using PolicyType = P;
+  using LayoutType = L;
+  using View = CacheView<T, P, L>;
+
+  /// Positions of one sequence that are reserved and not yet committed. Takes them back when it is destroyed uncommitted, so
+  /// it must not outlive its cache. Empty after it was moved from, committed or rolled back.
+  class Append {
+   public:
+    Append(Append&& other) noexcept
+        : policy_(std::exchange(other.policy_, nullptr)), seq_(other.seq_), range_(other.range_) {}
+    Append& operator=(Append&& other) noexcept {
+      if (this != &other) {
+        rollback();
+        policy_ = std::exchange(other.policy_, nullptr);
+        seq_ = other.seq_;
+        range_ = other.range_;
+      }
+      return *this;
+    }
+    ~Append() { rollback(); }
+
+    [[nodiscard]] SeqId seq() const noexcept { return seq_; }
+    [[nodiscard]] PosRange range() const noexcept { return range_; }  ///< the reserved positions
+    [[nodiscard]] Pos size() const noexcept { return range_.size(); }
+
+    /// Takes the positions back now. A sequence that was closed meanwhile has done so already.
+    void rollback() noexcept {
+      if (policy_ != nullptr) {
+        std::exchange(policy_, nullptr)->rollback(seq_);
+      }
+    }
+
+   private:
+    friend class KvCache;
+    Append(P* policy, SeqId seq, PosRange range) noexcept : policy_(policy), seq_(seq), range_(range) {}
+    P* policy_;
+    SeqId seq_;
+    PosRange range_;
+  };
+
+  /// Allocates the pool: policy.blocks() x policy.block_tokens() slots of 2 x layers x kv_heads rows.
+  /// Throws std::invalid_argument for a bad shape or configuration, std::bad_alloc if the space has not so much memory.
+  explicit KvCache(const Shape& shape, const typename P::Config& config, S space = S{})
+      : shape_(validated(shape)),
+        policy_(config),
+        layout_(PoolExtents{policy_.blocks(), policy_.block_tokens(), shape_.layers, shape_.kv_heads,
+                            kvc::Element<T>::row_size(shape_.key_dim), kvc::Element<T>::row_size(shape_.value_dim)}),
+        pool_(std::move(space), static_cast<std::size_t>(layout_.size()) * sizeof(Storage)) {}
+  KvCache(const KvCache&) = delete;  // views and appends point into it
+  KvCache& operator=(const KvCache&) = delete;
+
+  [[nodiscard]] const Shape& shape() const noexcept { return shape_; }
+  [[nodiscard]] const P& policy() const noexcept { return policy_; }
+  [[nodiscard]] const L& layout() const noexcept { return layout_; }
+  /// The pool, layout().size() Storage objects: for kernels of your own.
+  [[nodiscard]] const Storage* data() const noexcept { return reinterpret_cast<const Storage*>(pool_.data()); }
+  [[nodiscard]] Storage* data() noexcept { return reinterpret_cast<Storage*>(pool_.data()); }
+  /// Bytes of keys and values that one token takes, in all layers.
+  [[nodiscard]] Index bytes_per_token() const noexcept {
+    return layout_.block_size() / policy_.block_tokens() * static_cast<Index>(sizeof(Storage));
+  }
+
+  /// A new sequence. Of `prompt`, the first `cached` tokens are in place; extend by the rest.
+  [[nodiscard]] std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
+    return policy_.try_open(prompt, options);
+  }
+  [[nodiscard]] Opened open(std::span<const Token> prompt, const OpenOptions& options = {}) {
+    const std::optional<Opened> opened = try_open(prompt, options);
+    if (!opened) {
+      raise_no_room("open", options.max_tokens);
+    }
+    return *opened;
+  }
+  /// A new, empty sequence.
+  [[nodiscard]] SeqId open(const OpenOptions& options = {}) { return open({}, options).seq; }
+
+  /// Reserves the next `count` positions. A sequence has at most one extension under way.
+  template <std::integral I>
+  [[nodiscard]] std::optional<Append> try_extend(SeqId seq, I count) {
+    return try_extend(seq, checked_count(count, "count"), std::span<const Token>{});
+  }
+  /// The same for these tokens; with them given, prefix-sharing policies can find the rows again.
+  [[nodiscard]] std::optional<Append> try_extend(SeqId seq, std::span<const Token> tokens) {
+    return try_extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens);
+  }
+  template <std::integral I>
+  [[nodiscard]] Append extend(SeqId seq, I count) {
+    return extend(seq, checked_count(count, "count"), std::span<const Token>{});
+  }
+  [[nodiscard]] Append extend(SeqId seq, std::span<const Token> tokens) {
+    return extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens);
+  }
+
+  /// Stores the rows of one layer for the positions of an append.
+  ///   k  [append.size(), kv_heads * key_dim]     v  [append.size(), kv_heads * value_dim]
+  void write(Index layer, const Append& append, MatrixRef<const float> k, MatrixRef<const float> v)
+    requires S::host_accessible
+  {
+    write_rows(layer, append, k, v);
+  }
+  /// The same for rows that are stored as they come.
+  void write(Index layer, const Append& append, MatrixRef<const T> k, MatrixRef<const T> v)
+    requires(S::host_accessible && std::same_as<T, Storage> && !std::same_as<T, float>)
+  {
+    write_rows(layer, append, k, v);
+  }
+
+  /// Makes the positions of an append part of their sequence: call it when all layers are written.
+  /// Throws std::invalid_argument if the append is not one of this cache that is still under way.
+  void commit(Append&& append) {
+    require_own(append);
+    policy_.commit(append.seq_);
+    append.policy_ = nullptr;
+  }
+
+  /// A new sequence that begins with the first `at` positions of another.
+  template <std::integral I>
+  [[nodiscard]] std::optional<SeqId> try_fork(SeqId parent, I at) {
+    const std::optional<Forked> forked = policy_.try_fork(parent, checked_count(at, "at"));
+    if (!forked) {
+      return std::nullopt;
+    }
+    detail::OnExit undo([&] { policy_.close(forked->seq); });
+    copy_rows(forked->copy);
+    undo.dismiss();
+    return forked->seq;
+  }
+  template <std::integral I>
+  [[nodiscard]] SeqId fork(SeqId parent, I at) {
+    const std::optional<SeqId> seq = try_fork(parent, at);
+    if (!seq) {
+      raise_no_room("fork", static_cast<Index>(at));
+    }
+    return *seq;
+  }
+  /// With all committed positions.
+  [[nodiscard]] SeqId fork(SeqId parent) { return fork(parent, length(parent)); }
+
+  /// Forgets the positions from `length` on: the rejected tokens of speculative decoding, say.
+  template <std::integral I>
+  void truncate(SeqId seq, I length) {
+    policy_.truncate(seq, checked_count(length, "length"));
+  }
+  /// Forgets the sequence. An append of it that is under way is taken back.
+  void close(SeqId seq) { policy_.close(seq); }
+
+  [[nodiscard]] bool contains(SeqId seq) const noexcept { return policy_.contains(seq); }
+  /// Committed positions.
+  [[nodiscard]] Pos length(SeqId seq) const { return policy_.length(seq); }
+
+  /// What attention reads of one sequence in one layer.
+  [[nodiscard]] View view(Index layer, SeqId seq) const
+    requires S::host_accessible
+  {
+    require_layer(layer);
+    require(contains(seq), "seq", seq, "an open sequence");
+    return View(policy_, layout_, shape_, data(), layer, seq);
+  }
+
+  /// Reads rows back as float, in the shapes of `write`: k [range.size(), kv_heads * key_dim], v likewise.
+  void gather(Index layer, SeqId seq, PosRange range, MatrixRef<float> k, MatrixRef<float> v) const
+    requires S::host_accessible
+  {
+    require_extents(k, range.size(), shape_.kv_heads * shape_.key_dim, "k");
+    require_extents(v, range.size(), shape_.kv_heads * shape_.value_dim, "v");
+    const View rows = view(layer, seq);
+    for (Index head = 0; head < shape_.kv_heads; ++head) {
+      rows.for_each_run(head, range, [&](const KvRun<T>& run) {
+        for (Index i = 0; i < run.rows; ++i) {
+          const Index row = run.first - range.first + i;
+          kvc::Element<T>::decode(run.k + i * run.k_stride, shape_.key_dim, k.row(row) + head * shape_.key_dim);
+          kvc::Element<T>::decode(run.v + i * run.v_stride, shape_.value_dim, v.row(row) + head * shape_.value_dim);
+        }
+      });
+    }
+  }
+
+  [[nodiscard]] Stats stats() const { return policy_.stats(); }
+  /// Checks the invariants of the bookkeeping. Slow. Throws InvariantError.
+  void verify() const { policy_.verify(); }
+
+ private:
+  std::optional<Append> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
+    const std::optional<Extension> extension = policy_.try_extend(seq, count, tokens);
+    if (!extension) {
+      return std::nullopt;
+    }
+    Append append(&policy_, seq, extension->range);
+    copy_rows(extension->copy);
+    return append;
+  }
+
+  Append extend(SeqId seq, Pos count, std::span<const Token> tokens) {
+    std::optional<Append> append = try_extend(seq, count, tokens);
+    if (!append) {
+      raise_no_room("extend", count);
+    }
+    return std::move(*append);
+  }
+
+  template <class From>
+  void write_rows(Index layer, const Append& append, MatrixRef<const From> k, MatrixRef<const From> v) {
+    require_layer(layer);
+    require_own(append);
+    require_extents(k, append.size(), shape_.kv_heads * shape_.key_dim, "k");
+    require_extents(v, append.size(), shape_.kv_heads * shape_.value_dim, "v");
+    policy_.for_each_run(append.seq_, append.range_, [&](const SlotRun& run) {
+      const Index first = run.first - append.range_.first;
+      for (Index head = 0; head < shape_.kv_heads; ++head) {
+        Storage* key = data() + layout_.k(run.block, layer, head, run.offset);
+        Storage* value = data() + layout_.v(run.block, layer, head, run.offset);
+        for (Index row = first; row < first + run.count; ++row) {
+          store(k.row(row) + head * shape_.key_dim, shape_.key_dim, key);
+          store(v.row(row) + head * shape_.value_dim, shape_.value_dim, value);
+          key += layout_.k_stride();
+          value += layout_.v_stride();
+        }
+      }
+    });
+  }
+
+  template <class From>
+  static void store(const From* from, Index dim, Storage* to) {
+    if constexpr (std::same_as<From, float>) {
+      kvc::Element<T>::encode(from, dim, to);
+    } else {
+      std::copy_n(from, dim, to);
+    }
+  }
+
+  /// The copies that a policy asks for: rows of all layers and heads, from one place of the pool to another.
+  void copy_rows(const RowCopy& copy) {
+    if (copy.count == 0) {
+      return;
+    }
+    const PoolExtents& extents = layout_.extents();
+    for (Index layer = 0; layer < shape_.layers; ++layer) {
+      for (Index head = 0; head < shape_.kv_heads; ++head) {
+        copy_strided(layout_.k(copy.to, layer, head, copy.to_slot), layout_.k(copy.from, layer, head, copy.from_slot),
+                     copy.count, layout_.k_stride(), extents.key_row);
+        copy_strided(layout_.v(copy.to, layer, head, copy.to_slot), layout_.v(copy.from, layer, head, copy.from_slot),
+                     copy.count, layout_.v_stride(), extents.value_row);
+      }
+    }
+  }
+
+  void copy_strided(Index to, Index from, Index rows, Index stride, Index row_size) {
+    if (stride == row_size) {  // the rows of a head follow one another
+      row_size *= rows;
+      rows = 1;
+    }
+    for (Index i = 0; i < rows; ++i) {
+      pool_.space().copy(reinterpret_cast<std::byte*>(data() + to + i * stride),
+                         reinterpret_cast<const std::byte*>(data() + from + i * stride),
+                         static_cast<std::size_t>(row_size) * sizeof(Storage));
+    }
+  }
+
+  void require_layer(Index layer) const { require_between(layer, Index{0}, shape_.layers - 1, "layer"); }
+  void require_own(const Append& append) const {
+    require(append.policy_ == &policy_, "append", "committed, rolled back or of another cache", "one of this cache under way");
+    require(contains(append.seq_), "append.seq()", append.seq_, "an open sequence");
+  }
+
+  [[noreturn]] KVC_COLD void raise_no_room(const char* operation, Index tokens) const {
+    const Stats now = stats();
+    raise(CapacityError(operation, tokens, now.largest_free_run * now.block_tokens));
+  }
+
+  Shape shape_;
+  P policy_;
+  L layout_;
+  Buffer<S> pool_;
+};
+
+}  // namespace kvc::inline v0

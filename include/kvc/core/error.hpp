@@ -1,0 +1,137 @@
+// What a caller gets when something is wrong.
+//
+//   std::invalid_argument   a bad argument: the message names it, its value and what is allowed
+//   CapacityError           no room; the `try_*` forms return an empty optional instead
+//   FormatError             a bad file or bad bytes from a peer: file, offset, what was expected
+//   InvariantError          `verify()` found broken bookkeeping: a bug in a policy
+//
+// Without exceptions the same calls report to `error_handler()`, and abort should that return.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "kvc/config.hpp"
+#include "kvc/core/types.hpp"
+
+namespace kvc::inline v0 {
+
+/// No room for what was asked. Thrown by the plain forms; the operation has changed nothing.
+class CapacityError : public std::bad_alloc {
+ public:
+  /// `what` must be a literal; it is not copied. Amounts are tokens unless `what` says otherwise.
+  CapacityError(const char* what, Index requested, Index available) noexcept
+      : requested_(requested), available_(available) {
+    std::snprintf(message_, sizeof message_, "kvc: no room: %s needs %lld, %lld available", what,
+                  static_cast<long long>(requested), static_cast<long long>(available));
+  }
+  [[nodiscard]] const char* what() const noexcept override { return message_; }
+  [[nodiscard]] Index requested() const noexcept { return requested_; }
+  [[nodiscard]] Index available() const noexcept { return available_; }
+
+ private:
+  Index requested_;
+  Index available_;
+  char message_[128];
+};
+
+/// Bytes from outside that do not hold what they should. Nothing was half-loaded.
+class FormatError : public std::runtime_error {
+ public:
+  FormatError(const std::string& source, Index offset, const std::string& expected)
+      : std::runtime_error("kvc: " + source + ": at byte " + std::to_string(offset) + ": expected " + expected),
+        source_(source),
+        offset_(offset) {}
+  [[nodiscard]] const std::string& source() const noexcept { return source_; }
+  [[nodiscard]] Index offset() const noexcept { return offset_; }
+
+ private:
+  std::string source_;
+  Index offset_;
+};
+
+/// An invariant of a policy does not hold.
+class InvariantError : public std::logic_error {
+ public:
+  using std::logic_error::logic_error;
+};
+
+/// Receives the message of an error when kvc is compiled without exceptions. Must not return.
+using ErrorHandler = void (*)(const char* message);
+
+namespace detail {
+inline void print_error(const char* message) { std::fprintf(stderr, "%s\n", message); }
+inline ErrorHandler installed_error_handler = &print_error;
+}  // namespace detail
+
+/// The handler in use; assign to `set_error_handler` before starting threads. Only used without exceptions.
+inline ErrorHandler error_handler() noexcept { return detail::installed_error_handler; }
+inline void set_error_handler(ErrorHandler handler) noexcept { detail::installed_error_handler = handler; }
+
+/// Throws `error`, or hands its message to the handler and aborts.
+template <class E>
+[[noreturn]] KVC_COLD void raise(const E& error) {
+#if KVC_HAS_EXCEPTIONS
+  throw error;
+#else
+  error_handler()(error.what());
+  std::abort();
+#endif
+}
+
+namespace detail {
+template <class V>
+std::string value_text(const V& value) {
+  if constexpr (std::is_same_v<V, bool>) {
+    return value ? "true" : "false";
+  } else if constexpr (std::is_arithmetic_v<V>) {
+    return std::to_string(value);
+  } else if constexpr (std::is_same_v<V, SeqId>) {
+    return "{slot " + std::to_string(value.slot) + ", generation " + std::to_string(value.generation) + "}";
+  } else if constexpr (std::is_same_v<V, PosRange>) {
+    return "[" + std::to_string(value.first) + ", " + std::to_string(value.last) + ")";
+  } else {
+    return std::string(value);
+  }
+}
+}  // namespace detail
+
+/// Reports a bad argument: "kvc: block_tokens is 0, must be at least 1".
+template <class V>
+[[noreturn]] KVC_COLD void raise_invalid(std::string_view argument, const V& value, std::string_view allowed) {
+  raise(std::invalid_argument("kvc: " + std::string(argument) + " is " + detail::value_text(value) + ", must be " +
+                              std::string(allowed)));
+}
+
+/// Checks `ok`, and reports the argument otherwise. `allowed` completes "must be ...".
+template <class V>
+constexpr void require(bool ok, std::string_view argument, const V& value, std::string_view allowed) {
+  if (!ok) [[unlikely]] {
+    raise_invalid(argument, value, allowed);
+  }
+}
+
+/// As `require`, for a value that must lie in [low, high].
+template <class V>
+constexpr void require_between(V value, V low, V high, std::string_view argument) {
+  if (value < low || value > high) [[unlikely]] {
+    raise_invalid(argument, value, "between " + std::to_string(low) + " and " + std::to_string(high));
+  }
+}
+
+/// Converts a count that a caller gave in any integer type, or reports it.
+template <std::integral I>
+[[nodiscard]] constexpr Pos checked_count(I count, std::string_view argument) {
+  if (std::cmp_less(count, 0) || std::cmp_greater(count, max_pos)) [[unlikely]] {
+    raise_invalid(argument, count, "between 0 and " + std::to_string(max_pos));
+  }
+  return static_cast<Pos>(count);
+}
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,87 @@
+// Spaces: where the bytes of a pool live. A space allocates and copies bytes and knows nothing of what they mean.
+//
+// Memory of a space is not initialised, and is only given pages by the system when it is first written: a pool may be larger
+// than what is ever used of it.
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+
+namespace kvc::inline v0 {
+
+/// Allocates and copies bytes.
+///
+///   expression                 meaning
+///   host_accessible            whether the CPU may read and write through the pointers
+///   allocate(bytes)            uninitialised memory, at least 64-byte aligned; throws std::bad_alloc
+///   deallocate(p, bytes)       gives back exactly what was allocated
+///   copy(to, from, bytes)      like memcpy: no overlap
+template <class S>
+concept Space = std::movable<S> && requires(S space, std::byte* to, const std::byte* from, std::size_t bytes) {
+  { S::host_accessible } -> std::convertible_to<bool>;
+  { space.allocate(bytes) } -> std::same_as<std::byte*>;
+  space.deallocate(to, bytes);
+  space.copy(to, from, bytes);
+};
+
+/// Ordinary memory. Large pools ask the system for large pages, which saves a tenth to a third of the time of reading them;
+/// where the system gives none, small ones serve.
+struct HostSpace {
+  static constexpr bool host_accessible = true;
+  static constexpr std::size_t alignment = 64;               ///< of every pool: a cache line
+  static constexpr std::size_t large_page = std::size_t{1} << 21;  ///< of pools at least this large
+
+  /// Throws std::bad_alloc.
+  [[nodiscard]] std::byte* allocate(std::size_t bytes) {
+    const std::size_t align = alignment_of(bytes);
+    auto* p = static_cast<std::byte*>(::operator new(bytes, std::align_val_t{align}));
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (align == large_page) {
+      (void)::madvise(p, bytes - bytes % large_page, MADV_HUGEPAGE);  // advice: refusal costs speed only
+    }
+#endif
+    return p;
+  }
+  void deallocate(std::byte* p, std::size_t bytes) noexcept {
+    ::operator delete(p, std::align_val_t{alignment_of(bytes)});
+  }
+  void copy(std::byte* to, const std::byte* from, std::size_t bytes) noexcept { std::memcpy(to, from, bytes); }
+
+ private:
+  static constexpr std::size_t alignment_of(std::size_t bytes) noexcept {
+    return bytes >= large_page ? large_page : alignment;
+  }
+};
+static_assert(Space<HostSpace>);
+
+/// Owns one allocation of a space.
+template <Space S>
+class Buffer {
+ public:
+  Buffer(S space, std::size_t bytes) : space_(std::move(space)), bytes_(bytes), data_(space_.allocate(bytes)) {}
+  ~Buffer() { space_.deallocate(data_, bytes_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  [[nodiscard]] std::byte* data() noexcept { return data_; }
+  [[nodiscard]] const std::byte* data() const noexcept { return data_; }
+  [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
+  [[nodiscard]] S& space() noexcept { return space_; }
+
+ private:
+  S space_;
+  std::size_t bytes_;
+  std::byte* data_;
+};
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,67 @@
+// The integers that everything in kvc is counted in.
+//
+// Positions and token counts are 32-bit, element offsets are 64-bit, and a block id or a sequence handle cannot be mixed up
+// with either. Standard library only.
+#pragma once
+
+#include <compare>
+#include <concepts>
+#include <cstdint>
+#include <limits>
+
+namespace kvc::inline v0 {
+
+using Index = std::int64_t;  ///< counts and offsets of elements, rows, blocks, layers, heads
+using Pos = std::int32_t;    ///< a position in a sequence, or a number of tokens
+using Token = std::int32_t;  ///< a token id; kvc only compares them, any value is allowed
+
+inline constexpr Pos max_pos = std::numeric_limits<Pos>::max();
+
+/// A block of the pool ("page"): 0 <= id < Policy::blocks().
+enum class BlockId : std::int32_t {};
+inline constexpr BlockId no_block{-1};
+
+[[nodiscard]] constexpr Index to_index(BlockId block) noexcept { return static_cast<Index>(block); }
+
+/// Handle of an open sequence. The generation makes a handle that outlived its sequence detectable.
+struct SeqId {
+  std::uint32_t slot = std::numeric_limits<std::uint32_t>::max();
+  std::uint32_t generation = 0;
+  friend constexpr bool operator==(SeqId, SeqId) = default;
+};
+
+/// Positions first <= p < last.
+struct PosRange {
+  Pos first = 0;
+  Pos last = 0;
+  [[nodiscard]] constexpr Pos size() const noexcept { return last - first; }
+  [[nodiscard]] constexpr bool empty() const noexcept { return last <= first; }
+  friend constexpr bool operator==(PosRange, PosRange) = default;
+};
+
+/// A stretch of consecutive positions that lies in consecutive slots of one block. What a policy hands out: no pointers, no
+/// element type.
+struct SlotRun {
+  BlockId block;  ///< where
+  Pos offset;     ///< first slot within the block
+  Pos count;      ///< number of slots
+  Pos first;      ///< position of the first slot in its sequence
+  friend constexpr bool operator==(const SlotRun&, const SlotRun&) = default;
+};
+
+/// Rows that must be copied from one place of the pool to another, in every layer and head. count == 0: nothing to copy.
+/// The two stretches never overlap.
+struct RowCopy {
+  BlockId from = no_block;
+  BlockId to = no_block;
+  Pos from_slot = 0;
+  Pos to_slot = 0;
+  Pos count = 0;
+};
+
+template <class I>
+[[nodiscard]] constexpr I ceil_div(I numerator, I denominator) noexcept {
+  return numerator / denominator + (numerator % denominator != 0 ? 1 : 0);
+}
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,28 @@
+// Forward declarations, for headers that only name kvc's types.
+#pragma once
+
+#include <cstdint>
+
+namespace kvc::inline v0 {
+
+enum class BlockId : std::int32_t;
+struct SeqId;
+struct PosRange;
+struct SlotRun;
+struct Shape;
+struct Stats;
+struct BatchIndex;
+struct OpenOptions;
+struct HostSpace;
+class Salt;
+class HeadMajor;
+class TokenMajor;
+class Contiguous;
+class Paged;
+class Lru;
+class ChainHash;
+
+template <class T>
+struct Element;
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,261 @@
+// Contiguous: one variable-size allocation per sequence, inside a fixed pool.
+//
+// The simplest policy, and the fastest to read: a sequence is one run. What it costs depends on the mode:
+//
+//   reserve   takes the maximum length at open. Never moves; wastes what the sequence does not come to use.
+//   grow      takes what is needed and grows, in place if the slots behind it are free, else by moving to a larger hole.
+//             Holes are left behind: memory may be free, and still no hole is large enough (`stats().largest_free_run`).
+//
+// The pool is a single block of `pool_tokens` slots. In stats(), a block is one slot.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/stats.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/region_list.hpp"
+#include "kvc/policy/sequence_table.hpp"
+
+namespace kvc::inline v0 {
+
+class Contiguous {
+ public:
+  enum class Mode { reserve, grow };
+  using Fit = detail::RegionList::Fit;  ///< first: the lowest hole that is large enough; best: the smallest
+
+  struct Config {
+    Index sequences = 1;     ///< most sequences open at once
+    Pos max_tokens = 0;      ///< most tokens of one sequence
+    Index pool_tokens = 0;   ///< slots in the pool, less than 2^31; 0 means sequences * max_tokens
+    Mode mode = Mode::reserve;
+    Fit fit = Fit::first;
+    Pos growth_tokens = 16;  ///< grow mode: allocations are rounded up to a multiple of this where there is room
+  };
+
+  static constexpr std::string_view name = "contiguous";
+
+  explicit Contiguous(const Config& config) : config_(validated(config)), holes_(pool_tokens(config_), config_.sequences) {}
+
+  [[nodiscard]] const Config& config() const noexcept { return config_; }
+  [[nodiscard]] Index blocks() const noexcept { return 1; }
+  [[nodiscard]] Pos block_tokens() const noexcept { return pool_tokens(config_); }
+
+  /// Nothing is ever found in place. No room: all sequences are open, or (reserve) no hole is large enough. O(holes).
+  /// Throws std::invalid_argument if options.max_tokens is not between 0 and config.max_tokens.
+  std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
+    require_between(options.max_tokens, Pos{0}, config_.max_tokens, "options.max_tokens");
+    const Pos most = options.max_tokens == 0 ? config_.max_tokens : options.max_tokens;
+    const std::optional<SeqId> seq = try_insert(most, Pos{0});
+    if (!seq) {
+      return std::nullopt;
+    }
+    prompt_tokens_ += static_cast<Index>(prompt.size());
+    return Opened{*seq, 0};
+  }
+
+  /// No room: beyond the sequence's maximum, or (grow) no hole is large enough. O(holes).
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
+    Sequence& s = sequences_.at(seq);
+    detail::require_extension(s.lengths, seq, count, tokens.size());
+    const Pos need = s.lengths.committed + count;
+    RowCopy copy;
+    s.settled_capacity = s.capacity;
+    if (need > s.capacity && (config_.mode == Mode::reserve || need > s.most || !grow(s, need, copy))) {
+      return std::nullopt;
+    }
+    s.lengths.reserved = need;
+    s.lengths.pending = true;
+    count_copy(copy);
+    return Extension{{s.lengths.committed, need}, copy};
+  }
+
+  void commit(SeqId seq) {
+    Sequence& s = sequences_.at(seq);
+    detail::require_pending(s.lengths, seq);
+    s.lengths = {s.lengths.reserved, s.lengths.reserved, false};
+  }
+
+  /// A sequence that moved stays where it is, with the capacity it had.
+  void rollback(SeqId seq) noexcept {
+    if (sequences_.contains(seq) && sequences_.at(seq).lengths.pending) {
+      Sequence& s = sequences_.at(seq);
+      shrink(s, s.settled_capacity);
+      s.lengths = {s.lengths.committed, s.lengths.committed, false};
+    }
+  }
+
+  /// Copies the rows: two contiguous sequences cannot share any. No room: as try_open.
+  std::optional<Forked> try_fork(SeqId parent, Pos at) {
+    const Sequence& p = sequences_.at(parent);
+    require_between(at, Pos{0}, p.lengths.committed, "at");
+    const Pos start = p.start;
+    const std::optional<SeqId> seq = try_insert(p.most, at);
+    if (!seq) {
+      return std::nullopt;
+    }
+    Sequence& s = sequences_.at(*seq);
+    s.lengths = {at, at, false};
+    const RowCopy copy{BlockId{0}, BlockId{0}, start, s.start, at};
+    count_copy(copy);
+    return Forked{*seq, copy};
+  }
+
+  /// In grow mode the slots behind the new end are free again.
+  void truncate(SeqId seq, Pos length) {
+    Sequence& s = sequences_.at(seq);
+    detail::require_settled(s.lengths, seq);
+    require_between(length, Pos{0}, s.lengths.committed, "length");
+    s.lengths = {length, length, false};
+    if (config_.mode == Mode::grow) {
+      shrink(s, std::min(s.capacity, rounded(length, s.most)));
+    }
+  }
+
+  void close(SeqId seq) {
+    Sequence& s = sequences_.at(seq);
+    shrink(s, 0);
+    sequences_.erase(seq);
+  }
+
+  [[nodiscard]] bool contains(SeqId seq) const noexcept { return sequences_.contains(seq); }
+  [[nodiscard]] Pos length(SeqId seq) const { return sequences_.at(seq).lengths.committed; }
+  [[nodiscard]] Pos reserved(SeqId seq) const { return sequences_.at(seq).lengths.reserved; }
+
+  /// One run, unless the range is empty. O(1).
+  template <class F>
+  void for_each_run(SeqId seq, PosRange range, F&& f) const {
+    const Sequence& s = sequences_.at(seq);
+    detail::require_range(range, s.lengths.reserved);
+    if (!range.empty()) {
+      f(SlotRun{BlockId{0}, s.start + range.first, range.size(), range.first});
+    }
+  }
+
+  /// O(sequences + holes).
+  [[nodiscard]] Stats stats() const {
+    Stats stats;
+    stats.block_tokens = 1;
+    stats.blocks_total = block_tokens();
+    stats.blocks_free = holes_.free();
+    stats.blocks_referenced = stats.blocks_total - stats.blocks_free;
+    stats.largest_free_run = holes_.largest();
+    stats.sequences = sequences_.size();
+    sequences_.for_each([&](const Sequence& s) { stats.tokens_stored += s.lengths.committed; });
+    stats.tokens_reserved = stats.blocks_referenced;
+    stats.prompt_tokens = prompt_tokens_;
+    stats.copies = copies_;
+    stats.copied_tokens = copied_tokens_;
+    return stats;
+  }
+
+  /// Sequences and holes tile the pool: no overlap, no gap. O(n log n). Throws InvariantError.
+  void verify() const {
+    std::vector<detail::Region> taken;
+    sequences_.for_each([&](const Sequence& s) {
+      if (s.lengths.committed > s.lengths.reserved || s.lengths.reserved > s.capacity || s.capacity > s.most) {
+        raise(InvariantError("kvc: a sequence is longer than its allocation"));
+      }
+      if (s.capacity > 0) {
+        taken.push_back({s.start, s.capacity});
+      }
+    });
+    holes_.verify(std::move(taken));
+  }
+
+ private:
+  struct Sequence {
+    detail::Lengths lengths;
+    Pos start = 0;
+    Pos capacity = 0;
+    Pos most = 0;              // what the sequence may grow to
+    Pos settled_capacity = 0;  // before the pending extension
+    void reset() noexcept { *this = {}; }
+  };
+
+  static Config validated(const Config& config) {
+    require_between(config.sequences, Index{1}, Index{max_pos}, "config.sequences");
+    require_between(config.max_tokens, Pos{1}, max_pos, "config.max_tokens");
+    require_between(config.growth_tokens, Pos{1}, max_pos, "config.growth_tokens");
+    require_between(config.pool_tokens == 0 ? config.sequences * config.max_tokens : config.pool_tokens, Index{1},
+                    Index{max_pos}, config.pool_tokens == 0 ? "config.sequences * config.max_tokens" : "config.pool_tokens");
+    return config;
+  }
+  static Pos pool_tokens(const Config& config) noexcept {
+    return static_cast<Pos>(config.pool_tokens == 0 ? config.sequences * config.max_tokens : config.pool_tokens);
+  }
+
+  [[nodiscard]] Pos rounded(Pos need, Pos most) const noexcept {
+    const Index up = ceil_div<Index>(need, config_.growth_tokens) * config_.growth_tokens;
+    return static_cast<Pos>(std::min<Index>(up, most));
+  }
+
+  /// A new sequence with its first allocation: all of `most` (reserve), or `need` rounded up.
+  std::optional<SeqId> try_insert(Pos most, Pos need) {
+    if (sequences_.size() >= config_.sequences) {
+      return std::nullopt;
+    }
+    const Pos want = config_.mode == Mode::reserve ? most : rounded(need, most);
+    const std::optional<detail::Region> region = holes_.find(want, config_.mode == Mode::reserve ? most : need, config_.fit);
+    if (!region) {
+      return std::nullopt;
+    }
+    const SeqId seq = sequences_.insert();
+    holes_.take(*region);
+    Sequence& s = sequences_.at(seq);
+    s.most = most;
+    s.start = region->start;
+    s.capacity = region->size;
+    return seq;
+  }
+
+  /// Makes room for `need` slots, in place or elsewhere. Changes nothing if there is none.
+  bool grow(Sequence& s, Pos need, RowCopy& copy) noexcept {
+    const Pos want = rounded(need, s.most);
+    if (const Pos behind = holes_.free_at(s.start + s.capacity); behind >= need - s.capacity && s.capacity > 0) {
+      const Pos more = std::min(behind, want - s.capacity);
+      holes_.take({s.start + s.capacity, more});
+      s.capacity += more;
+      return true;
+    }
+    const std::optional<detail::Region> region = holes_.find(want, need, config_.fit);
+    if (!region) {
+      return false;
+    }
+    holes_.take(*region);
+    copy = {BlockId{0}, BlockId{0}, s.start, region->start, s.lengths.committed};
+    if (s.capacity > 0) {
+      holes_.give({s.start, s.capacity});
+    }
+    s.start = region->start;
+    s.capacity = region->size;
+    return true;
+  }
+
+  void shrink(Sequence& s, Pos capacity) noexcept {
+    if (capacity < s.capacity) {
+      holes_.give({s.start + capacity, s.capacity - capacity});
+      s.capacity = capacity;
+    }
+  }
+
+  void count_copy(const RowCopy& copy) noexcept {
+    copies_ += copy.count > 0 ? 1 : 0;
+    copied_tokens_ += copy.count;
+  }
+
+  Config config_;
+  detail::RegionList holes_;
+  detail::SequenceTable<Sequence> sequences_;
+  Index prompt_tokens_ = 0;
+  Index copies_ = 0;
+  Index copied_tokens_ = 0;
+};
+static_assert(Policy<Contiguous>);
+
+}  // namespace kvc::inline v0

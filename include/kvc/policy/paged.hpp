@@ -1,0 +1,123 @@
+// Paged: a pool of blocks of equal size, and a table of blocks per sequence.
+//
+// No external fragmentation: any free block serves any sequence, and a sequence wastes less than one block. `fork` shares
+// blocks, at any position; the first of two holders to extend into a shared, partly filled block copies it. The idea is
+// PagedAttention (Kwon et al., SOSP 2023).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/stats.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/block_pool.hpp"
+#include "kvc/policy/block_tables.hpp"
+#include "kvc/policy/concept.hpp"
+
+namespace kvc::inline v0 {
+
+class Paged {
+ public:
+  struct Config {
+    Index blocks = 0;       ///< blocks in the pool, less than 2^31
+    Pos block_tokens = 16;  ///< slots in a block
+  };
+
+  static constexpr std::string_view name = "paged";
+
+  explicit Paged(const Config& config) : config_(config), blocks_(config.blocks), tables_(blocks_, config.block_tokens) {
+    require_between(config.block_tokens, Pos{1}, max_pos, "config.block_tokens");
+  }
+  Paged(const Paged&) = delete;
+  Paged& operator=(const Paged&) = delete;
+
+  [[nodiscard]] const Config& config() const noexcept { return config_; }
+  [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
+  [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
+
+  /// Nothing is ever found in place. Takes no block, so there is always room. O(1).
+  std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& = {}) {
+    const SeqId seq = tables_.insert();
+    prompt_tokens_ += static_cast<Index>(prompt.size());
+    return Opened{seq, 0};
+  }
+
+  /// O(blocks taken).
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
+    return tables_.try_extend(seq, count, tokens.size());
+  }
+
+  void commit(SeqId seq) {
+    auto& s = tables_.at(seq);
+    detail::require_pending(s.lengths, seq);
+    tables_.commit(s);
+  }
+  void rollback(SeqId seq) noexcept { tables_.rollback(seq); }
+
+  /// Shares the blocks: takes none, so there is always room. O(blocks).
+  std::optional<Forked> try_fork(SeqId parent, Pos at) { return Forked{tables_.fork(parent, at), {}}; }
+
+  void truncate(SeqId seq, Pos length) { tables_.truncate(seq, length); }
+  void close(SeqId seq) { tables_.close(seq); }
+
+  [[nodiscard]] bool contains(SeqId seq) const noexcept { return tables_.contains(seq); }
+  [[nodiscard]] Pos length(SeqId seq) const { return tables_.at(seq).lengths.committed; }
+  [[nodiscard]] Pos reserved(SeqId seq) const { return tables_.at(seq).lengths.reserved; }
+  /// The blocks of the reserved positions. Valid until the sequence is extended, truncated or closed.
+  [[nodiscard]] std::span<const BlockId> block_table(SeqId seq) const { return tables_.at(seq).table; }
+
+  template <class F>
+  void for_each_run(SeqId seq, PosRange range, F&& f) const {
+    tables_.for_each_run(seq, range, f);
+  }
+
+  /// O(blocks + table entries).
+  [[nodiscard]] Stats stats() const {
+    Stats stats;
+    tables_.add_to(stats);
+    stats.blocks_free = blocks_.available();
+    stats.largest_free_run = stats.blocks_free;
+    stats.prompt_tokens = prompt_tokens_;
+    return stats;
+  }
+
+  /// O(blocks + table entries). Throws InvariantError.
+  void verify() const {
+    const std::vector<std::int32_t> holders = tables_.verify();
+    blocks_.pool.verify(holders);
+    const auto held = std::count_if(holders.begin(), holders.end(), [](std::int32_t n) { return n > 0; });
+    if (held + blocks_.available() != blocks_.size()) {
+      raise(InvariantError("kvc: blocks are neither free nor held"));
+    }
+  }
+
+ private:
+  struct Blocks {
+    BlockPool pool;
+    explicit Blocks(Index blocks) : pool(blocks) {}
+    [[nodiscard]] Index size() const noexcept { return pool.size(); }
+    [[nodiscard]] Index available() const noexcept { return pool.free(); }
+    [[nodiscard]] BlockId take() noexcept { return pool.take(); }
+    void share(BlockId block) noexcept { pool.share(block); }
+    void release(BlockId block) noexcept {
+      if (pool.drop(block) == 0) {
+        pool.give_back(block);
+      }
+    }
+    [[nodiscard]] bool writable(BlockId block) const noexcept { return pool.holders(block) == 1; }
+  };
+  struct NoNote {};
+
+  Config config_;
+  Blocks blocks_;
+  detail::BlockTables<Blocks, NoNote> tables_;
+  Index prompt_tokens_ = 0;
+};
+static_assert(BlockTablePolicy<Paged>);
+
+}  // namespace kvc::inline v0

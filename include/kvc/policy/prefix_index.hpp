@@ -1,0 +1,275 @@
+// PrefixIndex: from (parent, tokens of one block) to the block that holds them.
+//
+// The parent of a block is the block before it in its prefix, or the root of its salt. A cached block never changes and has
+// its parent cached, so by induction its key stands for the whole prefix, exactly. A hash only finds candidates: parent and
+// tokens are always compared, and keys with equal hashes live side by side.
+//
+// Everything but the roots is allocated at construction: 4 * block_tokens + 32 bytes per block, and two buckets of 4.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/salt.hpp"
+
+namespace kvc::inline v0 {
+
+/// `Hash` computes the hash of a prefix from its parent's and the tokens of its last block; see ChainHash.
+template <class Hash>
+class PrefixIndex {
+ public:
+  /// A block, or the root of a salt.
+  class Parent {
+   public:
+    constexpr explicit Parent(BlockId block) noexcept : id_(static_cast<std::int32_t>(block)) {}
+    static constexpr Parent root(std::int32_t root) noexcept { return Parent(BlockId{-1 - root}); }
+    [[nodiscard]] constexpr bool is_root() const noexcept { return id_ < 0; }
+    [[nodiscard]] constexpr std::size_t index() const noexcept { return static_cast<std::size_t>(is_root() ? -1 - id_ : id_); }
+    friend constexpr bool operator==(Parent, Parent) = default;
+
+   private:
+    std::int32_t id_;
+  };
+
+  /// Of children with a common beginning, how many of the newest are looked at.
+  static constexpr int children_scanned = 32;
+
+  PrefixIndex(Index blocks, Pos block_tokens, Hash hash)
+      : hash_(hash), block_tokens_(static_cast<std::size_t>(block_tokens)), entries_(static_cast<std::size_t>(blocks)) {
+    tokens_.resize(entries_.size() * block_tokens_);
+    buckets_.assign(std::bit_ceil(2 * entries_.size()), no_block);
+    (void)acquire_root(Salt{});  // the root of those who give no salt stays
+  }
+
+  /// Tokens of a block, for writing while it is not in the index.
+  [[nodiscard]] std::span<Token> tokens(BlockId block) noexcept {
+    return {tokens_.data() + at(block) * block_tokens_, block_tokens_};
+  }
+  [[nodiscard]] std::span<const Token> tokens(BlockId block) const noexcept {
+    return {tokens_.data() + at(block) * block_tokens_, block_tokens_};
+  }
+
+  [[nodiscard]] bool contains(BlockId block) const noexcept { return entries_[at(block)].cached; }
+  [[nodiscard]] bool has_children(BlockId block) const noexcept { return entries_[at(block)].first_child != no_block; }
+  [[nodiscard]] Index size() const noexcept { return size_; }
+
+  /// The root of a salt, with one holder more. Throws std::bad_alloc; nothing has changed then.
+  [[nodiscard]] Parent acquire_root(const Salt& salt) {
+    if (const auto found = root_of_.find(salt.bytes()); found != root_of_.end()) {
+      ++roots_[static_cast<std::size_t>(found->second)].holders;
+      return Parent::root(found->second);
+    }
+    if (free_roots_.empty()) {
+      free_roots_.reserve(roots_.size() + 1);  // so that release_root cannot fail
+      roots_.push_back(Root{});
+      free_roots_.push_back(static_cast<std::int32_t>(roots_.size() - 1));
+    }
+    const std::int32_t id = free_roots_.back();
+    Root& root = roots_[static_cast<std::size_t>(id)];
+    root.salt = &root_of_.emplace(salt.bytes(), id).first->first;
+    free_roots_.pop_back();
+    root.holders = 1;
+    root.hash = hash_(0, std::span<const Token>(&id, 1));
+    return Parent::root(id);
+  }
+  void share_root(Parent root) noexcept { ++roots_[root.index()].holders; }
+  void release_root(Parent root) noexcept {
+    --roots_[root.index()].holders;
+    forget_root_if_unused(root);
+  }
+
+  /// The hash of the prefix that ends with `parent` and one more block of these tokens.
+  [[nodiscard]] std::uint64_t chain_hash(Parent parent, std::span<const Token> tokens) const noexcept {
+    return hash_(parent_hash(parent), tokens);
+  }
+  [[nodiscard]] std::uint64_t chain_hash(std::uint64_t parent, std::span<const Token> tokens) const noexcept {
+    return hash_(parent, tokens);
+  }
+  [[nodiscard]] std::uint64_t parent_hash(Parent parent) const noexcept {
+    return parent.is_root() ? roots_[parent.index()].hash : entries_[parent.index()].hash;
+  }
+
+  /// The cached block with this key, or no_block. `tokens` is a full block; `hash` is its chain_hash. Expected O(1).
+  [[nodiscard]] BlockId find(Parent parent, std::span<const Token> tokens, std::uint64_t hash) const noexcept {
+    for (std::size_t i = home(hash); buckets_[i] != no_block; i = next(i)) {
+      const BlockId block = buckets_[i];
+      const Entry& entry = entries_[at(block)];
+      if (entry.hash == hash && entry.parent == parent && std::ranges::equal(this->tokens(block), tokens)) {
+        return block;
+      }
+    }
+    return no_block;
+  }
+
+  struct Partial {
+    BlockId block = no_block;
+    Pos count = 0;
+  };
+  /// The child of `parent` that begins with the most of `tokens` (at least one), among the newest `children_scanned`.
+  [[nodiscard]] Partial find_longest(Parent parent, std::span<const Token> tokens) const noexcept {
+    Partial best;
+    BlockId child = first_child(parent);
+    for (int i = 0; i < children_scanned && child != no_block; ++i, child = entries_[at(child)].next_sibling) {
+      const std::span<const Token> theirs = this->tokens(child);
+      const auto end = std::ranges::mismatch(theirs, tokens).in2;
+      if (const auto count = static_cast<Pos>(end - tokens.begin()); count > best.count) {
+        best = {child, count};
+      }
+    }
+    return best;
+  }
+
+  /// Adds a full block under its tokens. No block with its key may be there. Expected O(1).
+  void insert(BlockId block, Parent parent, std::uint64_t hash) noexcept {
+    Entry& entry = entries_[at(block)];
+    KVC_ASSERT(!entry.cached);
+    entry.hash = hash;
+    entry.parent = parent;
+    entry.cached = true;
+    BlockId& first = first_child(parent);
+    entry.next_sibling = first;
+    entry.previous_sibling = no_block;
+    if (first != no_block) {
+      entries_[at(first)].previous_sibling = block;
+    }
+    first = block;
+    std::size_t i = home(hash);
+    while (buckets_[i] != no_block) {
+      i = next(i);
+    }
+    buckets_[i] = block;
+    ++size_;
+  }
+
+  /// Removes a block without children. Expected O(1).
+  void erase(BlockId block) noexcept {
+    Entry& entry = entries_[at(block)];
+    KVC_ASSERT(entry.cached && !has_children(block));
+    if (entry.next_sibling != no_block) {
+      entries_[at(entry.next_sibling)].previous_sibling = entry.previous_sibling;
+    }
+    (entry.previous_sibling != no_block ? entries_[at(entry.previous_sibling)].next_sibling : first_child(entry.parent)) =
+        entry.next_sibling;
+    entry.cached = false;
+    empty_bucket_of(block);
+    --size_;
+    if (entry.parent.is_root()) {
+      forget_root_if_unused(entry.parent);
+    }
+  }
+
+  /// Every cached block is found under its key, its parent is cached, and it is among its parent's children. O(blocks).
+  /// Throws InvariantError.
+  void verify() const {
+    Index cached = 0;
+    Index listed = 0;
+    for (std::size_t b = 0; b < entries_.size(); ++b) {
+      const auto block = static_cast<BlockId>(b);
+      const Entry& entry = entries_[b];
+      if (!entry.cached) {
+        check(entry.first_child == no_block, block, "is not cached, and its children are");
+        continue;
+      }
+      ++cached;
+      check(entry.parent.is_root() || entries_[entry.parent.index()].cached, block, "is cached, and its parent is not");
+      check(entry.hash == chain_hash(entry.parent, tokens(block)), block, "changed its tokens while it was cached");
+      check(find(entry.parent, tokens(block), entry.hash) == block, block, "is not found under its key");
+      listed += count_children(Parent(block));
+    }
+    for (std::size_t r = 0; r < roots_.size(); ++r) {
+      listed += count_children(Parent::root(static_cast<std::int32_t>(r)));
+    }
+    check(cached == size_, no_block, "(none): the number of cached blocks is wrong");
+    check(listed == size_, no_block, "(none): lists of children and cached blocks differ");
+    check(static_cast<Index>(buckets_.size()) - std::ranges::count(buckets_, no_block) == size_, no_block,
+          "(none): buckets and cached blocks differ");
+  }
+
+ private:
+  struct Entry {
+    std::uint64_t hash = 0;
+    Parent parent{no_block};
+    BlockId first_child = no_block;
+    BlockId next_sibling = no_block;
+    BlockId previous_sibling = no_block;
+    bool cached = false;
+  };
+  struct Root {
+    const std::string* salt = nullptr;  // the key in root_of_
+    std::uint64_t hash = 0;
+    Index holders = 0;  // open sequences
+    BlockId first_child = no_block;
+  };
+
+  [[nodiscard]] static constexpr std::size_t at(BlockId block) noexcept { return static_cast<std::size_t>(block); }
+  [[nodiscard]] std::size_t home(std::uint64_t hash) const noexcept {
+    return static_cast<std::size_t>(hash) & (buckets_.size() - 1);
+  }
+  [[nodiscard]] std::size_t next(std::size_t bucket) const noexcept { return (bucket + 1) & (buckets_.size() - 1); }
+
+  [[nodiscard]] BlockId& first_child(Parent parent) noexcept {
+    return parent.is_root() ? roots_[parent.index()].first_child : entries_[parent.index()].first_child;
+  }
+  [[nodiscard]] BlockId first_child(Parent parent) const noexcept {
+    return parent.is_root() ? roots_[parent.index()].first_child : entries_[parent.index()].first_child;
+  }
+
+  /// Linear probing without tombstones: what was displaced over the emptied bucket moves up (Knuth, TAOCP 3, 6.4, algorithm R).
+  void empty_bucket_of(BlockId block) noexcept {
+    std::size_t hole = home(entries_[at(block)].hash);
+    while (buckets_[hole] != block) {
+      hole = next(hole);
+    }
+    for (std::size_t i = next(hole); buckets_[i] != no_block; i = next(i)) {
+      const std::size_t wanted = home(entries_[at(buckets_[i])].hash);
+      const std::size_t mask = buckets_.size() - 1;
+      if (((i - wanted) & mask) >= ((i - hole) & mask)) {  // the hole lies between where it wanted to be and where it is
+        buckets_[hole] = buckets_[i];
+        hole = i;
+      }
+    }
+    buckets_[hole] = no_block;
+  }
+
+  void forget_root_if_unused(Parent parent) noexcept {
+    Root& root = roots_[parent.index()];
+    if (root.holders == 0 && root.first_child == no_block) {
+      root_of_.erase(root_of_.find(*root.salt));
+      free_roots_.push_back(static_cast<std::int32_t>(parent.index()));
+    }
+  }
+
+  [[nodiscard]] Index count_children(Parent parent) const {
+    Index count = 0;
+    for (BlockId b = first_child(parent); b != no_block; b = entries_[at(b)].next_sibling) {
+      check(entries_[at(b)].cached && entries_[at(b)].parent == parent, b, "is in the list of a parent that is not its own");
+      ++count;
+    }
+    return count;
+  }
+  static void check(bool ok, BlockId block, const char* what) {
+    if (!ok) [[unlikely]] {
+      raise(InvariantError("kvc: block " + std::to_string(to_index(block)) + " " + what));
+    }
+  }
+
+  Hash hash_;
+  std::size_t block_tokens_;
+  std::vector<Entry> entries_;
+  std::vector<Token> tokens_;     // [blocks, block_tokens]
+  std::vector<BlockId> buckets_;  // open addressing, at most half full
+  std::vector<Root> roots_;
+  std::vector<std::int32_t> free_roots_;
+  std::unordered_map<std::string, std::int32_t> root_of_;
+  Index size_ = 0;
+};
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,43 @@
+// Salt: what, besides its tokens, a prefix depends on.
+//
+// Two prompts share blocks only if their salts are equal: same tenant, same LoRA adapter, same images behind the placeholder
+// tokens. Every part carries its type, so that an adapter that happens to be called like a tenant is still another salt.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace kvc::inline v0 {
+
+enum class SaltKind : std::uint8_t { tenant = 1, lora = 2, multimodal = 3, custom = 4 };
+
+/// A sequence of typed byte strings, compared exactly. The default is "no salt", shared by all that give none.
+class Salt {
+ public:
+  Salt() = default;
+  Salt(SaltKind kind, std::string_view bytes) { add(kind, bytes); }
+
+  /// Appends a part. Parts are ordered: the same parts in another order are another salt.
+  Salt& add(SaltKind kind, std::string_view bytes) {
+    std::string next = bytes_;
+    next.push_back(static_cast<char>(kind));
+    for (int shift = 0; shift < 64; shift += 8) {  // the length before the bytes: no part can imitate two
+      next.push_back(static_cast<char>(static_cast<std::uint64_t>(bytes.size()) >> shift & 0xff));
+    }
+    next.append(bytes);
+    bytes_.swap(next);
+    return *this;
+  }
+
+  [[nodiscard]] bool empty() const noexcept { return bytes_.empty(); }
+  /// The unambiguous encoding: equal if and only if the salts are.
+  [[nodiscard]] const std::string& bytes() const noexcept { return bytes_; }
+
+  friend bool operator==(const Salt&, const Salt&) = default;
+
+ private:
+  std::string bytes_;
+};
+
+}  // namespace kvc::inline v0
