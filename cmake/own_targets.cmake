@@ -36,7 +36,9 @@ endif()
 if(KVC_SANITIZE)
   string(REPLACE ";" "," kvc_sanitize "${KVC_SANITIZE}")
   target_compile_options(kvc_own INTERFACE
-    -fsanitize=${kvc_sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    -fsanitize=${kvc_sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer
+    # The instrumentation makes g++ see uninitialised values in the standard library.
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   target_link_options(kvc_own INTERFACE -fsanitize=${kvc_sanitize})
 endif()
 if(KVC_OPENMP AND OpenMP_CXX_FOUND)
