@@ -25,19 +25,19 @@ namespace kvc::inline v0 {
 /// No room for what was asked. Thrown by the plain forms; the operation has changed nothing.
 class CapacityError : public std::bad_alloc {
  public:
-  /// `what` must be a literal; it is not copied. Amounts are tokens unless `what` says otherwise.
-  CapacityError(const char* what, Index requested, Index available) noexcept
-      : requested_(requested), available_(available) {
-    std::snprintf(message_, sizeof message_, "kvc: no room: %s needs %lld, %lld available", what,
-                  static_cast<long long>(requested), static_cast<long long>(available));
+  /// `operation` must be a literal. Amounts are tokens.
+  CapacityError(const char* operation, Index requested, Index largest_free_run) noexcept
+      : requested_(requested), largest_free_run_(largest_free_run) {
+    std::snprintf(message_, sizeof message_, "kvc: no room to %s (%lld tokens; the largest free run is %lld)", operation,
+                  static_cast<long long>(requested), static_cast<long long>(largest_free_run));
   }
   [[nodiscard]] const char* what() const noexcept override { return message_; }
   [[nodiscard]] Index requested() const noexcept { return requested_; }
-  [[nodiscard]] Index available() const noexcept { return available_; }
+  [[nodiscard]] Index largest_free_run() const noexcept { return largest_free_run_; }
 
  private:
   Index requested_;
-  Index available_;
+  Index largest_free_run_;
   char message_[128];
 };
 

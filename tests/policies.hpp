@@ -1,0 +1,51 @@
+// The policies that every general test runs over: a type per configuration, with the same three questions to each.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+
+namespace kvc_test {
+
+/// All prefixes collide: what is right with this hash is right with any.
+struct ConstantHash {
+  std::uint64_t operator()(std::uint64_t, std::span<const kvc::Token>) const noexcept { return 42; }
+};
+
+template <kvc::Contiguous::Mode mode, kvc::Contiguous::Fit fit>
+struct ContiguousCase {
+  using Policy = kvc::Contiguous;
+  static constexpr bool shares = false;
+  /// About `tokens` slots for at most `sequences` sequences of at most `max_tokens`.
+  static Policy::Config config(kvc::Pos tokens, kvc::Index sequences, kvc::Pos max_tokens) {
+    return {.sequences = sequences, .max_tokens = max_tokens, .pool_tokens = tokens, .mode = mode, .fit = fit, .growth_tokens = 4};
+  }
+};
+using Reserve = ContiguousCase<kvc::Contiguous::Mode::reserve, kvc::Contiguous::Fit::first>;
+using GrowFirst = ContiguousCase<kvc::Contiguous::Mode::grow, kvc::Contiguous::Fit::first>;
+using GrowBest = ContiguousCase<kvc::Contiguous::Mode::grow, kvc::Contiguous::Fit::best>;
+
+template <class P, kvc::Pos tokens_per_block>
+struct BlockCase {
+  using Policy = P;
+  static constexpr bool shares = !std::same_as<P, kvc::Paged>;
+  static typename Policy::Config config(kvc::Pos tokens, kvc::Index, kvc::Pos) {
+    return {.blocks = kvc::ceil_div<kvc::Index>(tokens, tokens_per_block), .block_tokens = tokens_per_block};
+  }
+};
+using Paged1 = BlockCase<kvc::Paged, 1>;
+using Paged4 = BlockCase<kvc::Paged, 4>;
+using Paged7 = BlockCase<kvc::Paged, 7>;
+using Prefix1 = BlockCase<kvc::PrefixShared<>, 1>;
+using Prefix4 = BlockCase<kvc::PrefixShared<>, 4>;
+using Prefix7 = BlockCase<kvc::PrefixShared<>, 7>;
+using Colliding4 = BlockCase<kvc::PrefixShared<kvc::Lru, ConstantHash>, 4>;
+
+}  // namespace kvc_test
+
+#define KVC_ALL_POLICIES                                                                                                \
+  kvc_test::Reserve, kvc_test::GrowFirst, kvc_test::GrowBest, kvc_test::Paged1, kvc_test::Paged4, kvc_test::Paged7, \
+      kvc_test::Prefix1, kvc_test::Prefix4, kvc_test::Prefix7, kvc_test::Colliding4

@@ -1,0 +1,36 @@
+// Seeded randomness for tests: the seed is fixed unless KVC_TEST_SEED says otherwise ("random" draws one), and every failure
+// prints it.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <random>
+#include <string>
+
+namespace kvc_test {
+
+/// `fixed`, or what the environment asks for.
+inline std::uint64_t seed_or(std::uint64_t fixed) {
+  const char* text = std::getenv("KVC_TEST_SEED");
+  if (text == nullptr || *text == '\0') {
+    return fixed;
+  }
+  return std::string(text) == "random" ? std::random_device{}() : std::strtoull(text, nullptr, 10);
+}
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : engine_(seed) {}
+  /// An integer in [low, high].
+  template <class I>
+  I between(I low, I high) {
+    return static_cast<I>(std::uniform_int_distribution<long long>(low, high)(engine_));
+  }
+  bool one_in(int n) { return between(1, n) == 1; }
+  float uniform(float low = -1, float high = 1) { return std::uniform_real_distribution<float>(low, high)(engine_); }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+}  // namespace kvc_test
