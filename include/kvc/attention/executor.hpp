@@ -1,0 +1,37 @@
+// Executors: who runs the work items of a call. An engine brings its own threads by satisfying one concept.
+//
+// Adapters for OpenMP and oneTBB are in attention/openmp.hpp and attention/tbb.hpp. Results never depend on the executor.
+#pragma once
+
+#include <type_traits>
+
+#include "kvc/core/types.hpp"
+
+namespace kvc::inline v0 {
+
+namespace detail {
+struct IgnoreItem {
+  void operator()(Index) const noexcept {}
+};
+}  // namespace detail
+
+///   expression                   meaning
+///   executor.parallel_for(n, f)  calls f(i) exactly once for each i in [0, n), in any order, on any threads, and returns when all
+///                                calls have returned. What the calls wrote is then visible to the caller.
+///
+/// The items of a call differ in cost: hand them out one by one rather than in equal shares.
+template <class E>
+concept Executor = requires(std::remove_reference_t<E>& executor, Index n, detail::IgnoreItem f) { executor.parallel_for(n, f); };
+
+/// One after the other, on the calling thread.
+struct Sequential {
+  template <class F>
+  void parallel_for(Index n, F&& f) const {
+    for (Index i = 0; i < n; ++i) {
+      f(i);
+    }
+  }
+};
+static_assert(Executor<Sequential>);
+
+}  // namespace kvc::inline v0

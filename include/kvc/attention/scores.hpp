@@ -1,0 +1,76 @@
+// The scores inside attention, for inspection: not a step of computing it. Plain double arithmetic.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kvc/attention/options.hpp"
+
+namespace kvc::inline v0 {
+
+/// Where to look, in the order of AttentionOptions. Each stage includes those before it.
+enum class ScoreStage {
+  raw,        ///< scale * (q . k), of every pair
+  softcapped, ///< after the soft cap
+  masked,     ///< after mask, causality and window; -infinity where a key is invisible
+  softmax,    ///< probabilities; all 0 in a row that sees no key
+};
+
+/// out[h * n + i] = the scores of query head h and row i, at position queries.first + i, against all positions.
+///
+///   q    [n, query_heads * key_dim]      n == queries.size()
+///   out  [query_heads * n, kv.length()]  overwritten: an array [query_heads, n, length]
+///
+/// Throws std::invalid_argument if extents or options do not fit. O(n * query_heads * length * key_dim).
+template <KvView View>
+void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q, ScoreStage stage, MatrixRef<float> out,
+                      const AttentionOptions& options = {}) {
+  using T = typename View::Element;
+  const AttentionDims dims = attention_dims(kv, q, options);
+  const Index n = q.rows();
+  require(queries.size() == n, "queries", queries, "as many positions as q has rows");
+  require_extents(out, dims.query_heads * n, kv.length(), "out");
+
+  std::vector<float> k(static_cast<std::size_t>(dims.key_dim));
+  std::vector<double> s(static_cast<std::size_t>(kv.length()));
+  for (Index h = 0; h < dims.query_heads; ++h) {
+    for (Index i = 0; i < n; ++i) {
+      const detail::KeyRange seen = detail::visible_keys(Index{queries.first} + i, kv.length(), options);
+      kv.for_each_run(h / dims.group, {0, kv.length()}, [&](const KvRun<T>& run) {
+        for (Index r = 0; r < run.rows; ++r) {
+          const Index j = run.first + r;
+          Element<T>::decode(run.k + r * run.k_stride, dims.key_dim, k.data());
+          double x = 0;
+          for (Index d = 0; d < dims.key_dim; ++d) {
+            x += static_cast<double>(q.row(i)[h * dims.key_dim + d]) * static_cast<double>(k[static_cast<std::size_t>(d)]);
+          }
+          x *= static_cast<double>(dims.scale);
+          if (stage >= ScoreStage::softcapped && options.softcap > 0) {
+            x = options.softcap * std::tanh(x / options.softcap);
+          }
+          if (stage >= ScoreStage::masked) {
+            const double bias = seen.first <= j && j < seen.last ? static_cast<double>(options.mask.bias(h, i, j)) : -HUGE_VAL;
+            x = bias == -HUGE_VAL ? bias : x + bias;  // whatever an invisible key holds, NaN too
+          }
+          s[static_cast<std::size_t>(j)] = x;
+        }
+      });
+      if (stage == ScoreStage::softmax) {
+        const double m = s.empty() ? 0.0 : *std::max_element(s.begin(), s.end());
+        double l = 0;
+        for (double& x : s) {
+          x = x == -HUGE_VAL ? 0.0 : std::exp(x - m);
+          l += x;
+        }
+        for (double& x : s) {
+          x = l == 0 ? 0.0 : x / l;
+        }
+      }
+      std::transform(s.begin(), s.end(), out.row(h * n + i), [](double x) { return static_cast<float>(x); });
+    }
+  }
+}
+
+}  // namespace kvc::inline v0

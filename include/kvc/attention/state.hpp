@@ -1,0 +1,81 @@
+// AttentionState: what attention over some of the keys leaves behind, and how two of them become one.
+//
+// For scores s[j] and values v[j] over a set of positions J, the state is
+//
+//   m = max s[j]       l = sum exp(s[j] - m)       o = sum exp(s[j] - m) * v[j]          (j in J)
+//
+// and the attention output over J is o / l. For disjoint sets the states combine:
+//
+//   m = max(m1, m2)    l = l1 exp(m1 - m) + l2 exp(m2 - m)    o = o1 exp(m1 - m) + o2 exp(m2 - m)
+//
+// In exact arithmetic this is associative and commutative, and the state of the empty set (m = -infinity, l = 0, o = 0) is its identity.
+// In floating point the identity is exact and the rest holds to rounding; where kvc merges, it does so in one fixed order,
+// ascending positions, from the left.
+//
+// Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the running maximum; Dao et al.,
+// "FlashAttention" (2022), for carrying o along; its log-sum-exp form, m + log l, is the weight under which a state counts in
+// a merge, as used for split keys (Flash-Decoding, 2023) and shared prefixes (FlashInfer, 2024).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+
+#include "kvc/core/error.hpp"
+#include "kvc/simd/exp.hpp"
+
+namespace kvc::inline v0 {
+
+/// A view of one state: o lies in memory that the caller owns.
+struct AttentionState {
+  std::span<float> o;                                ///< [value_dim] not normalised
+  float m = -std::numeric_limits<float>::infinity();  ///< largest score
+  float l = 0;                                       ///< sum of exponentials relative to m
+
+  /// No key has been seen.
+  [[nodiscard]] bool is_identity() const noexcept { return m == -std::numeric_limits<float>::infinity(); }
+
+  /// log of the sum of exp(s[j]); -infinity for the identity.
+  [[nodiscard]] float log_sum_exp() const noexcept { return is_identity() ? m : m + std::log(l); }
+};
+
+/// Makes `state` the identity. O(value_dim).
+inline void reset(AttentionState& state) noexcept {
+  state.m = -std::numeric_limits<float>::infinity();
+  state.l = 0;
+  std::fill(state.o.begin(), state.o.end(), 0.0F);
+}
+
+/// into = into (+) other, for states of disjoint sets of keys. Merging the identity, on either side, changes no bit.
+/// Throws std::invalid_argument if their value_dim differ. O(value_dim).
+inline void merge(AttentionState& into, const AttentionState& other) {
+  require(into.o.size() == other.o.size(), "value_dim of a state to merge", other.o.size(), "that of the other");
+  if (other.is_identity()) {
+    return;
+  }
+  if (into.is_identity()) {
+    std::copy(other.o.begin(), other.o.end(), into.o.begin());
+    into.m = other.m;
+    into.l = other.l;
+    return;
+  }
+  // NaN must win, as it does for every other function of the scores.
+  const float m = (into.m > other.m || into.m != into.m) ? into.m : other.m;
+  const float a = simd::exp(into.m - m);
+  const float b = simd::exp(other.m - m);
+  into.m = m;
+  into.l = simd::madd(into.l, a, other.l * b);
+  for (std::size_t d = 0; d < into.o.size(); ++d) {
+    into.o[d] = simd::madd(into.o[d], a, other.o[d] * b);
+  }
+}
+
+/// out[d] = o[d] / l, or 0 for the identity: the attention output  [value_dim]. O(value_dim).
+inline void finalize(const AttentionState& state, float* out) noexcept {
+  for (std::size_t d = 0; d < state.o.size(); ++d) {
+    out[d] = state.l == 0 ? 0.0F : state.o[d] / state.l;
+  }
+}
+
+}  // namespace kvc::inline v0

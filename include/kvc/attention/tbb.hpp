@@ -1,0 +1,48 @@
+// An executor on oneTBB. Needs oneTBB: link TBB::tbb.
+#pragma once
+
+#if !__has_include(<tbb/parallel_for.h>)
+#error "kvc/attention/tbb.hpp needs oneTBB, which was not found, or do not include it"
+#endif
+
+#include <tbb/blocked_range.h>
+#include <tbb/parallel_for.h>
+#include <tbb/partitioner.h>
+#include <tbb/task_arena.h>
+
+#include "kvc/attention/executor.hpp"
+#include "kvc/core/error.hpp"
+
+namespace kvc::inline v0 {
+
+/// Runs items in a task arena of `threads` slots, 0 for as many as the machine has. Make one and keep it.
+class Tbb {
+ public:
+  explicit Tbb(int threads = 0) : arena_(slots(threads)) {}
+
+  /// An exception of an item cancels the items that have not started, and is thrown again here.
+  template <class F>
+  void parallel_for(Index n, F&& f) {
+    arena_.execute([&] {
+      tbb::parallel_for(
+          tbb::blocked_range<Index>(0, n, 1),
+          [&](const tbb::blocked_range<Index>& items) {
+            for (Index i = items.begin(); i != items.end(); ++i) {
+              f(i);
+            }
+          },
+          tbb::simple_partitioner{});  // one item per task: they differ in cost
+    });
+  }
+
+ private:
+  static int slots(int threads) {
+    require(threads >= 0, "threads", threads, "at least 0");
+    return threads == 0 ? tbb::task_arena::automatic : threads;
+  }
+
+  tbb::task_arena arena_;
+};
+static_assert(Executor<Tbb>);
+
+}  // namespace kvc::inline v0
