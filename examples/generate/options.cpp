@@ -1,0 +1,125 @@
+#include "options.hpp"
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <cmath>
+#include <iostream>
+#include <limits>
+#include <type_traits>
+
+namespace generate {
+namespace {
+
+/// Accepts what from_chars reads as a whole and `ok` likes. CLI11 puts the name of the option in front of the message.
+template <class V, class Ok>
+CLI::Validator number(const std::string& allowed, Ok ok) {
+  return CLI::Validator(
+      [allowed, ok](std::string& text) {
+        V value{};
+        const char* end = text.data() + text.size();
+        const auto [stop, error] = std::from_chars(text.data(), end, value);
+        if (error != std::errc{} || stop != end || !ok(value)) {
+          return "\"" + text + "\" is not allowed, it must be " + allowed;
+        }
+        if constexpr (std::is_integral_v<V>) {
+          text = std::to_string(value);  // or CLI11 would take 010 for eight
+        }
+        return std::string();
+      },
+      "");
+}
+
+CLI::Validator whole(int least, int most = std::numeric_limits<int>::max()) {
+  return number<int>("a whole number from " + std::to_string(least) + " to " + std::to_string(most),
+                     [=](int value) { return least <= value && value <= most; });
+}
+
+CLI::Validator one_of(const std::vector<std::string>& words) {
+  return CLI::Validator(
+      [words](std::string& text) {
+        std::string all;
+        for (const std::string& word : words) {
+          if (text == word) return std::string();
+          all += (all.empty() ? "" : ", ") + word;
+        }
+        return "\"" + text + "\" is not allowed, it must be one of " + all;
+      },
+      "");
+}
+
+}  // namespace
+
+bool parse(int argc, char** argv, Options& options, int& exit_code) {
+  CLI::App app(
+      "Generates text with a small Llama-family model, with the KV cache of each policy, and shows what each one\n"
+      "costs. The text goes to stdout, everything else to stderr.",
+      "generate");
+  app.footer(
+      "Without arguments it continues two prompts that begin alike, with a model that is embedded in the program.\n"
+      "Prompts run one after another in the same cache, and prefix-shared reuses what they have in common.\n\n"
+      "Exit code: 0 all is well; 1 a file that cannot be read, or no room; 2 a bad option.");
+
+  auto* model = app.add_option("--model", options.model, "Checkpoint in the legacy format of llama2.c")->type_name("FILE");
+  auto* tokenizer = app.add_option("--tokenizer", options.tokenizer, "Its tokenizer, in the format of llama2.c")->type_name("FILE");
+  model->needs(tokenizer);
+  tokenizer->needs(model);
+  // A callback of its own, and no extra arguments: CLI11 reads "[a,b]" and "{}" as lists where it fills a vector.
+  app.add_option(
+         "--prompt",
+         CLI::callback_t([&options](const CLI::results_t& texts) {
+           options.prompts.assign(texts.begin(), texts.end());
+           return true;
+         }),
+         "Text to continue; may be given again and again")
+      ->type_name("TEXT")
+      ->take_all()
+      ->allow_extra_args(false);
+  app.add_option("--steps", options.steps, "Tokens of prompt and continuation; 0: all that the model was made for")
+      ->type_name("N")
+      ->transform(whole(0))
+      ->capture_default_str();
+  app.add_option("--temperature", options.temperature, "0 always takes the most likely token")
+      ->type_name("T")
+      ->check(number<double>("a number that is at least 0", [](double t) { return std::isfinite(t) && t >= 0; }))
+      ->capture_default_str();
+  app.add_option("--top-p", options.top_p, "Draw from the most likely tokens that add up to this probability")
+      ->type_name("P")
+      ->check(number<double>("a number above 0 and at most 1", [](double p) { return p > 0 && p <= 1; }))
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "Of the random draws")
+      ->type_name("S")
+      ->transform(number<std::uint64_t>("a whole number from 0 to 2^64 - 1", [](std::uint64_t) { return true; }))
+      ->capture_default_str();
+  app.add_option("--policy", options.policy, "contiguous, paged, prefix-shared or all")
+      ->type_name("NAME")
+      ->check(one_of({"contiguous", "paged", "prefix-shared", "all"}))
+      ->capture_default_str();
+  app.add_option("--element", options.element, "What keys and values are stored as: f32, f16 or bf16")
+      ->type_name("NAME")
+      ->check(one_of({"f32", "f16", "bf16"}))
+      ->capture_default_str();
+  app.add_option("--block-tokens", options.block_tokens, "Tokens in a block of the paged policies")
+      ->type_name("N")
+      ->transform(whole(1, 65536))
+      ->capture_default_str();
+  app.add_option("--chunk", options.chunk, "Tokens of the prompt to compute at a time; 0: all at once")
+      ->type_name("N")
+      ->transform(whole(0))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "Threads to compute with")
+      ->type_name("N")
+      ->transform(whole(1, 4096))
+      ->capture_default_str();
+  app.add_option("--json", options.json, "Write all figures to this file")->type_name("FILE");
+  app.add_flag("--quiet", options.quiet, "Print only the text, to stdout");
+
+  try {
+    app.parse(argc, argv);
+    return true;
+  } catch (const CLI::ParseError& error) {
+    exit_code = app.exit(error, std::cout, std::cerr) == 0 ? 0 : 2;
+    return false;
+  }
+}
+
+}  // namespace generate

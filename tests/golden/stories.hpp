@@ -1,0 +1,67 @@
+// The trained model stories260K and its golden outputs, where they are present.
+#pragma once
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/model/checkpoint.hpp"
+#include "kvc/model/llama.hpp"
+#include "kvc/model/tokenizer.hpp"
+
+namespace kvc_test {
+
+/// Where the data for tests lie: KVC_TEST_DATA, or a folder beside the checkout.
+inline std::filesystem::path data_root() {
+  if (const char* given = std::getenv("KVC_TEST_DATA"); given != nullptr && *given != '\0') return given;
+  return std::filesystem::path(KVC_SOURCE_DIR) / ".." / "shared" / "data";
+}
+
+/// The folder of the model; skips the test case where it is absent.
+inline std::filesystem::path stories_root() {
+  const std::filesystem::path root = data_root() / "stories260k";
+  if (!std::filesystem::exists(root)) KVC_SKIP("no stories260k in " << data_root() << "; set KVC_TEST_DATA");
+  return root;
+}
+
+struct Stories {
+  std::filesystem::path root = stories_root();
+  kvc::Llama model = kvc::load_checkpoint(root / "stories260K.bin");
+  kvc::Tokenizer tokenizer = kvc::Tokenizer::load(root / "tok512.bin", model.config.vocab_size);
+
+  /// The bytes of a golden file.
+  [[nodiscard]] std::string text(const std::string& name) const {
+    std::ifstream in(root / "golden" / name, std::ios::binary);
+    if (!in) FAIL("cannot read " << (root / "golden" / name));
+    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  }
+
+  /// A golden array as a matrix of [rows, cols].
+  [[nodiscard]] kvc::Matrix array(const std::string& name, kvc::Index rows, kvc::Index cols) const {
+    const std::string bytes = text(name);
+    kvc::Matrix m(rows, cols);
+    REQUIRE(bytes.size() == static_cast<std::size_t>(m.size()) * sizeof(float));
+    std::copy_n(bytes.data(), bytes.size(), reinterpret_cast<char*>(m.data()));
+    return m;
+  }
+};
+
+/// The largest difference between two matrices of the same extents; NaN counts as infinite.
+inline float largest_difference(kvc::MatrixRef<const float> a, kvc::MatrixRef<const float> b) {
+  REQUIRE(a.rows() == b.rows());
+  REQUIRE(a.cols() == b.cols());
+  float largest = 0;
+  for (kvc::Index r = 0; r < a.rows(); ++r) {
+    for (kvc::Index i = 0; i < a.cols(); ++i) {
+      const float difference = std::abs(a.row(r)[i] - b.row(r)[i]);
+      if (!(difference <= largest)) largest = difference == difference ? difference : std::numeric_limits<float>::infinity();
+    }
+  }
+  return largest;
+}
+
+}  // namespace kvc_test
