@@ -61,7 +61,7 @@ struct Forked {
 };
 
 namespace detail {
-struct IgnoreRun {
+struct IgnoreSlots {
   void operator()(const SlotRun&) const noexcept {}
 };
 }  // namespace detail
@@ -82,7 +82,7 @@ concept Policy = std::constructible_from<P, const typename P::Config&> &&
                    { c.contains(seq) } noexcept -> std::same_as<bool>;
                    { c.length(seq) } -> std::same_as<Pos>;
                    { c.reserved(seq) } -> std::same_as<Pos>;
-                   c.for_each_run(seq, PosRange{}, detail::IgnoreRun{});
+                   c.for_each_run(seq, PosRange{}, detail::IgnoreSlots{});
                    { c.stats() } -> std::same_as<Stats>;
                    c.verify();
                  };
