@@ -10,6 +10,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -41,11 +42,22 @@ class CapacityError : public std::bad_alloc {
   char message_[128];
 };
 
+namespace detail {
+/// The pieces, one after the other. (Chains of operator+ make g++ 12 warn of overlaps that cannot be.)
+[[nodiscard]] KVC_COLD inline std::string text(std::initializer_list<std::string_view> pieces) {
+  std::string joined;
+  for (const std::string_view piece : pieces) {
+    joined.append(piece);
+  }
+  return joined;
+}
+}  // namespace detail
+
 /// Bytes from outside that do not hold what they should. Nothing was half-loaded.
 class FormatError : public std::runtime_error {
  public:
   FormatError(const std::string& source, Index offset, const std::string& expected)
-      : std::runtime_error("kvc: " + source + ": at byte " + std::to_string(offset) + ": expected " + expected),
+      : std::runtime_error(detail::text({"kvc: ", source, ": at byte ", std::to_string(offset), ": expected ", expected})),
         source_(source),
         offset_(offset) {}
   [[nodiscard]] const std::string& source() const noexcept { return source_; }
@@ -93,9 +105,9 @@ std::string value_text(const V& value) {
   } else if constexpr (std::is_arithmetic_v<V>) {
     return std::to_string(value);
   } else if constexpr (std::is_same_v<V, SeqId>) {
-    return "{slot " + std::to_string(value.slot) + ", generation " + std::to_string(value.generation) + "}";
+    return text({"{slot ", std::to_string(value.slot), ", generation ", std::to_string(value.generation), "}"});
   } else if constexpr (std::is_same_v<V, PosRange>) {
-    return "[" + std::to_string(value.first) + ", " + std::to_string(value.last) + ")";
+    return text({"[", std::to_string(value.first), ", ", std::to_string(value.last), ")"});
   } else {
     return std::string(value);
   }
@@ -105,8 +117,8 @@ std::string value_text(const V& value) {
 /// Reports a bad argument: "kvc: block_tokens is 0, must be at least 1".
 template <class V>
 [[noreturn]] KVC_COLD void raise_invalid(std::string_view argument, const V& value, std::string_view allowed) {
-  raise(std::invalid_argument("kvc: " + std::string(argument) + " is " + detail::value_text(value) + ", must be " +
-                              std::string(allowed)));
+  raise(std::invalid_argument(
+      detail::text({"kvc: ", argument, " is ", detail::value_text(value), ", must be ", allowed})));
 }
 
 /// Checks `ok`, and reports the argument otherwise. `allowed` completes "must be ...".
@@ -121,7 +133,7 @@ constexpr void require(bool ok, std::string_view argument, const V& value, std::
 template <class V>
 constexpr void require_between(V value, V low, V high, std::string_view argument) {
   if (value < low || value > high) [[unlikely]] {
-    raise_invalid(argument, value, "between " + std::to_string(low) + " and " + std::to_string(high));
+    raise_invalid(argument, value, detail::text({"between ", std::to_string(low), " and ", std::to_string(high)}));
   }
 }
 
@@ -129,7 +141,7 @@ constexpr void require_between(V value, V low, V high, std::string_view argument
 template <std::integral I>
 [[nodiscard]] constexpr Pos checked_count(I count, std::string_view argument) {
   if (std::cmp_less(count, 0) || std::cmp_greater(count, max_pos)) [[unlikely]] {
-    raise_invalid(argument, count, "between 0 and " + std::to_string(max_pos));
+    raise_invalid(argument, count, detail::text({"between 0 and ", std::to_string(max_pos)}));
   }
   return static_cast<Pos>(count);
 }

@@ -80,8 +80,8 @@ class MatrixRef {
 template <class S>
 constexpr void require_extents(const MatrixRef<S>& m, Index rows, Index cols, std::string_view name) {
   if (m.rows() != rows || m.cols() != cols) [[unlikely]] {
-    raise_invalid(name, "[" + std::to_string(m.rows()) + ", " + std::to_string(m.cols()) + "]",
-                  "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
+    raise_invalid(name, detail::text({"[", std::to_string(m.rows()), ", ", std::to_string(m.cols()), "]"}),
+                  detail::text({"[", std::to_string(rows), ", ", std::to_string(cols), "]"}));
   }
 }
 
