@@ -60,18 +60,19 @@ template <KvView View>
 }
 
 namespace detail {
-/// Keys [first, last) that a row at `position` may see by causality, window and width of the mask.
+/// Keys [first, last), 0 <= first <= last <= length, that a row at `position` may see by causality, window and width of the mask.
+/// Both ends grow with the position.
 struct KeyRange {
   Index first;
   Index last;
 };
 [[nodiscard]] inline KeyRange visible_keys(Index position, Pos length, const AttentionOptions& options) noexcept {
-  const Index first = options.window > 0 ? std::max(Index{0}, position - options.window + 1) : Index{0};
   Index last = std::min(Index{length}, options.mask.cols());
   if (options.causal) {
-    last = std::min(last, position + 1);
+    last = std::clamp(position + 1, Index{0}, last);
   }
-  return {first, std::max(first, last)};
+  const Index first = options.window > 0 ? position - options.window + 1 : Index{0};
+  return {std::clamp(first, Index{0}, last), last};
 }
 }  // namespace detail
 

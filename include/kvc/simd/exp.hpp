@@ -67,7 +67,7 @@ KVC_ALWAYS_INLINE F32x16 exp(const F32x16& x) noexcept {
 /// e^x, the same bits as in a vector.
 KVC_ALWAYS_INLINE float exp(float x) noexcept { return detail::exp(detail::constant(x))[0]; }
 
-/// Hyperbolic tangent in each lane; odd, within [-1, 1], NaN for NaN.
+/// Hyperbolic tangent in each lane; within [-1, 1], NaN for NaN.
 KVC_ALWAYS_INLINE F32x16 tanh(const F32x16& x) noexcept {
   return detail::map([](Part p) __attribute__((always_inline)) { return detail::tanh(p); }, x);
 }

@@ -1,0 +1,154 @@
+// Laws: prefill is what the reference says it is, and what a row must not see cannot reach it.
+#include <limits>
+
+#include "attention_case.hpp"
+#include "catch.hpp"
+#include "kvc/attention/decode.hpp"
+#include "kvc/attention/prefill.hpp"
+#include "kvc/attention/reference.hpp"
+#include "kvc/attention/scores.hpp"
+
+using namespace kvc_test;
+
+namespace {
+
+/// Largest difference, relative to the largest value that could come out.
+template <class T>
+double error(const Case<T>& c, const Matrix<float>& out, const Matrix<float>& expected) {
+  double largest = 1e-30, difference = 0;
+  for (Index i = 0; i < c.v.rows() * c.v.cols(); ++i) {
+    largest = std::max(largest, std::abs(static_cast<double>(c.v.row(0)[i])));
+  }
+  for (Index i = 0; i < out.rows() * out.cols(); ++i) {
+    const double d = std::abs(static_cast<double>(out.row(0)[i]) - static_cast<double>(expected.row(0)[i]));
+    difference = d <= difference ? difference : d;  // NaN counts
+  }
+  return difference / largest;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("Prefill agrees with the reference", "[attention]", float, Eigen::half, Eigen::bfloat16) {
+  const std::uint64_t seed = seed_or(201);
+  Random random(seed);
+  double worst = 0;
+  for (int i = 0; i < 150; ++i) {
+    CaseShape shape = random_shape(random, i % 25 == 0 ? 2500 : 200);
+    const Case<TestType> c(shape, random);
+    CAPTURE(seed, i, shape);
+    Matrix<float> out = c.out(), expected = c.out();
+    std::fill_n(out.row(0), out.rows() * out.cols(), std::numeric_limits<float>::quiet_NaN());  // is overwritten
+    kvc::prefill(c.view(), shape.queries, c.q.cref(), out.ref(), c.options());
+    kvc::reference(c.view(), shape.queries, c.q.cref(), expected.ref(), c.options());
+    const double e = error(c, out, expected);
+    CHECK(e < 2e-6);
+    worst = std::max(worst, e);
+  }
+  INFO("largest error " << worst);
+  SUCCEED();
+}
+
+TEST_CASE("Decode agrees with the reference", "[attention]") {
+  const std::uint64_t seed = seed_or(202);
+  Random random(seed);
+  for (int i = 0; i < 60; ++i) {
+    CaseShape shape = random_shape(random, i % 10 == 0 ? 5000 : 200);
+    shape.queries = {shape.length - 1, shape.length};
+    shape.mask_rows = 1;
+    const Case<float> c(shape, random);
+    CAPTURE(seed, i, shape);
+    Matrix<float> out = c.out(), expected = c.out();
+    kvc::decode(c.view(), c.q.cref(), out.ref(), c.options());
+    kvc::reference(c.view(), shape.queries, c.q.cref(), expected.ref(), c.options());
+    CHECK(error(c, out, expected) < 2e-6);
+  }
+}
+
+TEST_CASE("The scores of the last stage weigh the values as the reference does", "[attention]") {
+  const std::uint64_t seed = seed_or(203);
+  Random random(seed);
+  for (int i = 0; i < 40; ++i) {
+    const CaseShape shape = random_shape(random, 100);
+    const Case<float> c(shape, random);
+    CAPTURE(seed, i, shape);
+    const Index n = c.q.rows(), H = shape.query_heads(), Dv = shape.value_dim;
+    Matrix<float> p(H * n, shape.length), expected = c.out(), out = c.out();
+    kvc::attention_scores(c.view(), shape.queries, c.q.cref(), kvc::ScoreStage::softmax, p.ref(), c.options());
+    kvc::reference(c.view(), shape.queries, c.q.cref(), expected.ref(), c.options());
+    for (Index h = 0; h < H; ++h) {
+      for (Index row = 0; row < n; ++row) {
+        for (Index d = 0; d < Dv; ++d) {
+          double sum = 0;
+          for (Index j = 0; j < shape.length; ++j) {
+            sum += static_cast<double>(p(h * n + row, j)) * static_cast<double>(c.v(j, h / shape.group * Dv + d));
+          }
+          out(row, h * Dv + d) = static_cast<float>(sum);
+        }
+      }
+    }
+    CHECK(error(c, out, expected) < 2e-6);
+  }
+}
+
+TEMPLATE_TEST_CASE("A key that a row must not see cannot reach it", "[attention]", float, Eigen::bfloat16) {
+  using Storage = kvc::StorageOf<TestType>;
+  const std::uint64_t seed = seed_or(204);
+  Random random(seed);
+  for (int i = 0; i < 60; ++i) {
+    const CaseShape shape = random_shape(random, 250);
+    Case<TestType> c(shape, random);
+    CAPTURE(seed, i, shape);
+    Matrix<float> clean = c.out(), out = c.out();
+    kvc::prefill(c.view(), shape.queries, c.q.cref(), clean.ref(), c.options());
+
+    std::vector<bool> poisoned(static_cast<std::size_t>(shape.length));
+    for (Index j = 0; j < shape.length; ++j) {
+      if (random.one_in(20)) {
+        poisoned[static_cast<std::size_t>(j)] = true;
+        const int what = random.between(0, 2);
+        const auto poison = Storage(what == 0 ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN());
+        std::fill_n(c.v.row(j), c.v.cols(), poison);
+        if (what != 2) {
+          std::fill_n(c.k.row(j), c.k.cols(), poison);
+        }
+      }
+    }
+    kvc::prefill(c.view(), shape.queries, c.q.cref(), out.ref(), c.options());
+
+    for (Index h = 0; h < shape.query_heads(); ++h) {
+      for (Index row = 0; row < c.q.rows(); ++row) {
+        bool sees_poison = false;
+        for (Index j = 0; j < shape.length; ++j) {
+          sees_poison = sees_poison || (poisoned[static_cast<std::size_t>(j)] && c.visible(h, row, j));
+        }
+        const float* got = out.row(row) + h * shape.value_dim;
+        CAPTURE(h, row);
+        if (!sees_poison) {
+          CHECK(same_row(got, clean.row(row) + h * shape.value_dim, shape.value_dim));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("A NaN that a row sees is not lost", "[attention]") {
+  const std::uint64_t seed = seed_or(205);
+  Random random(seed);
+  for (int i = 0; i < 60; ++i) {
+    const CaseShape shape = random_shape(random, 250);
+    Case<float> c(shape, random);
+    if (shape.length == 0) {
+      continue;
+    }
+    const Index at = random.between(Index{0}, Index{shape.length} - 1);
+    (random.one_in(2) ? c.k(at, 0) : c.v(at, 0)) = std::numeric_limits<float>::quiet_NaN();
+    CAPTURE(seed, i, shape, at);
+    Matrix<float> out = c.out();
+    kvc::prefill(c.view(), shape.queries, c.q.cref(), out.ref(), c.options());
+    for (Index h = 0; h < shape.group; ++h) {
+      for (Index row = 0; row < c.q.rows(); ++row) {
+        CHECK(std::isnan(out(row, h * shape.value_dim)) == c.visible(h, row, at));
+      }
+    }
+  }
+}

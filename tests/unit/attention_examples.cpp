@@ -1,0 +1,154 @@
+// Attention on problems small enough to compute by hand.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/attention/decode.hpp"
+#include "kvc/attention/prefill.hpp"
+#include "kvc/attention/reference.hpp"
+#include "kvc/attention/scores.hpp"
+
+using namespace kvc;
+
+namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+/// One head of one dimension: scores are k * q, here with scale 1.
+struct Scalar {
+  std::vector<float> k, v;
+  DenseView<float> view() const {
+    const auto n = static_cast<Index>(k.size());
+    return {MatrixRef<const float>(k.data(), n, 1), MatrixRef<const float>(v.data(), n, 1), 1};
+  }
+};
+
+std::vector<float> run(const Scalar& kv, PosRange queries, const AttentionOptions& options, bool fast) {
+  std::vector<float> q(static_cast<std::size_t>(queries.size()), 1.0F), out(q.size(), 99.0F);
+  const MatrixRef<const float> q_ref(q.data(), queries.size(), 1);
+  const MatrixRef<float> out_ref(out.data(), queries.size(), 1);
+  fast ? prefill(kv.view(), queries, q_ref, out_ref, options) : reference(kv.view(), queries, q_ref, out_ref, options);
+  return out;
+}
+
+void check(const Scalar& kv, PosRange queries, const AttentionOptions& options, const std::vector<float>& expected) {
+  for (const bool fast : {true, false}) {
+    CAPTURE(fast);
+    const std::vector<float> out = run(kv, queries, options, fast);
+    REQUIRE(out.size() == expected.size());
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      CAPTURE(i);
+      CHECK(out[i] == Approx(expected[i]).margin(1e-6));
+    }
+  }
+}
+
+const float ln2 = std::log(2.0F), ln3 = std::log(3.0F);
+const Scalar example{{0, ln2, ln3}, {6, 12, 18}};  // weights 1 : 2 : 3
+
+}  // namespace
+
+TEST_CASE("Attention weighs values by the softmax of the scores", "[attention]") {
+  check(example, {2, 3}, {.scale = 1}, {(6 * 1 + 12 * 2 + 18 * 3) / 6.0F});
+}
+
+TEST_CASE("A causal row sees positions up to its own", "[attention]") {
+  check(example, {0, 3}, {.scale = 1}, {6, 10, 14});
+  check(example, {0, 3}, {.scale = 1, .causal = false}, {14, 14, 14});
+  check(example, {-2, 2}, {.scale = 1}, {0, 0, 6, 10});
+  check(example, {5, 7}, {.scale = 1}, {14, 14});
+}
+
+TEST_CASE("A window counts the row's own position", "[attention]") {
+  check(example, {0, 3}, {.scale = 1, .window = 1}, {6, 12, 18});
+  check(example, {0, 3}, {.scale = 1, .window = 2}, {6, 10, 15.6F});
+  check(example, {3, 6}, {.scale = 1, .window = 2}, {18, 0, 0});
+  // Without causality a window limits the past only.
+  check(example, {0, 3}, {.scale = 1, .causal = false, .window = 1}, {14, 15.6F, 18});
+}
+
+TEST_CASE("The soft cap bends the scores before the mask is added", "[attention]") {
+  const float weight = std::exp(0.5F * std::tanh(ln3 / 0.5F) + 1);
+  const float bias[] = {0, -infinity, 1};
+  check(example, {2, 3}, {.scale = 1, .softcap = 0.5F, .mask = AttentionMask::additive(bias, 1, 1, 3)},
+        {(6 + 18 * weight) / (1 + weight)});
+}
+
+TEST_CASE("Masks hide keys", "[attention]") {
+  const bool see[] = {true, false, true, false, false, false};
+  check(example, {2, 4}, {.scale = 1, .mask = AttentionMask::boolean(see, 1, 2, 3)}, {15, 0});
+  // One row for both; keys beyond the mask are hidden.
+  check(example, {2, 4}, {.scale = 1, .mask = AttentionMask::boolean(see, 1, 1, 3)}, {15, 15});
+  check(example, {2, 4}, {.scale = 1, .mask = AttentionMask::boolean(see, 1, 1, 1)}, {6, 6});
+  check(example, {2, 4}, {.scale = 1, .mask = AttentionMask::boolean(see, 1, 1, 0)}, {0, 0});
+  const float hide[] = {-infinity, -infinity, -infinity};
+  check(example, {2, 3}, {.scale = 1, .mask = AttentionMask::additive(hide, 1, 1, 3)}, {0});
+}
+
+TEST_CASE("An empty sequence gives zeros", "[attention]") {
+  check(Scalar{}, {0, 2}, {.scale = 1}, {0, 0});
+  const std::vector<float> q{1};
+  std::vector<float> out{5};
+  decode(Scalar{}.view(), MatrixRef<const float>(q.data(), 1, 1), MatrixRef<float>(out.data(), 1, 1));
+  CHECK(out[0] == 0.0F);
+}
+
+TEST_CASE("Query heads read the kv head of their group", "[attention]") {
+  const std::vector<float> k{1, 1}, v{3, 5}, q{1, 1, 1, 1};
+  std::vector<float> out(4);
+  const DenseView<float> kv(MatrixRef<const float>(k.data(), 1, 2), MatrixRef<const float>(v.data(), 1, 2), 2);
+  decode(kv, MatrixRef<const float>(q.data(), 1, 4), MatrixRef<float>(out.data(), 1, 4));
+  CHECK(out == std::vector<float>{3, 3, 5, 5});
+}
+
+TEST_CASE("Scores at each stage", "[attention]") {
+  const float bias[] = {1, -infinity, 0};
+  const AttentionOptions options{.scale = 2, .softcap = 4, .mask = AttentionMask::additive(bias, 1, 1, 3)};
+  const std::vector<float> q{1};
+  const auto at = [&](ScoreStage stage) {
+    std::vector<float> out(3);
+    attention_scores(example.view(), {1, 2}, MatrixRef<const float>(q.data(), 1, 1), stage, MatrixRef<float>(out.data(), 1, 3),
+                     options);
+    return out;
+  };
+  const std::vector<float> raw = at(ScoreStage::raw), capped = at(ScoreStage::softcapped), masked = at(ScoreStage::masked);
+  CHECK(raw[2] == Approx(2 * ln3));
+  CHECK(capped[2] == Approx(4 * std::tanh(ln3 / 2)));
+  CHECK(masked[0] == Approx(1));
+  CHECK(masked[1] == -infinity);  // by the mask
+  CHECK(masked[2] == -infinity);  // by causality
+  CHECK(at(ScoreStage::softmax) == std::vector<float>{1, 0, 0});
+}
+
+TEST_CASE("Bad calls say what is wrong", "[attention]") {
+  using kvc_test::contains;
+  const std::vector<float> k(6), q(8);
+  std::vector<float> out(8);
+  const DenseView<float> kv(MatrixRef<const float>(k.data(), 3, 2), MatrixRef<const float>(k.data(), 3, 2), 1);  // dims 2
+  const auto call = [&](Index q_rows, Index q_cols, Index out_cols, PosRange queries, const AttentionOptions& options = {}) {
+    prefill(kv, queries, MatrixRef<const float>(q.data(), q_rows, q_cols), MatrixRef<float>(out.data(), q_rows, out_cols), options);
+  };
+  CHECK_NOTHROW(call(2, 4, 4, {0, 2}));
+  CHECK_THROWS_WITH(call(2, 3, 4, {0, 2}), contains("q columns is 3") && contains("multiple of kv_heads * key_dim = 2"));
+  CHECK_THROWS_WITH(call(2, 0, 0, {0, 2}), contains("q columns is 0"));
+  CHECK_THROWS_WITH(call(2, 4, 2, {0, 2}), contains("out is [2, 2]") && contains("[2, 4]"));
+  CHECK_THROWS_WITH(call(2, 4, 4, {0, 3}), contains("queries is [0, 3)"));
+  CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.scale = std::nanf("")}), contains("scale"));
+  CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.window = -1}), contains("window is -1"));
+  CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.softcap = -2}), contains("softcap is -2"));
+  CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.softcap = infinity}), contains("softcap"));
+  const bool mask[9] = {};
+  CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.mask = AttentionMask::boolean(mask, 3, 1, 3)}), contains("mask heads is 3"));
+  CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.mask = AttentionMask::boolean(mask, 1, 3, 3)}), contains("mask rows is 3"));
+  CHECK_THROWS_AS(AttentionMask::boolean(mask, 0, 3, 3), std::invalid_argument);
+
+  const DenseView<float> other(MatrixRef<const float>(k.data(), 3, 2), MatrixRef<const float>(k.data(), 3, 2), 2);
+  const DenseView<float> views[] = {kv, other};
+  const MatrixRef<const float> q_ref(q.data(), 2, 2);
+  const MatrixRef<float> out_ref(out.data(), 2, 2);
+  CHECK_THROWS_WITH(decode(std::span<const DenseView<float>>(views), q_ref, out_ref), contains("kv_heads of a view is 2"));
+  CHECK_THROWS_WITH(decode(std::span<const DenseView<float>>(views, 1), q_ref, out_ref), contains("q rows is 2"));
+  CHECK_THROWS_WITH(DenseView<float>(MatrixRef<const float>(k.data(), 2, 3), MatrixRef<const float>(k.data(), 2, 2), 2),
+                    contains("k is [2, 3]"));
+}
