@@ -122,7 +122,8 @@ void measure(benchmark::State& state, double bytes, double operations, F&& kerne
     kernel();
     benchmark::ClobberMemory();
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / static_cast<double>(state.iterations());
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() /
+                         static_cast<double>(state.iterations());
   state.counters["KV_GB/s"] = bytes / seconds / 1e9;
   state.counters["GFLOP/s"] = operations / seconds / 1e9;
   state.counters["roofline"] = std::max(bytes / limits().bandwidth, operations / limits().peak) / seconds;
@@ -147,8 +148,9 @@ void prefill_all(benchmark::State& state) {
   Matrix out(n, query_heads * shape.key_dim);
   const double pairs = 0.5 * static_cast<double>(n) * (static_cast<double>(n) + 1);  // unmasked
   measure(state, static_cast<double>(n) * static_cast<double>(filled.cache.bytes_per_token()),
-          4.0 * pairs * query_heads * static_cast<double>(shape.key_dim),
-          [&] { kvc::prefill(filled.cache.view(0, filled.seq), PosRange{0, n}, q, out); });
+          4.0 * pairs * query_heads * static_cast<double>(shape.key_dim), [&] {
+            kvc::prefill(filled.cache.view(0, filled.seq), PosRange{0, n}, q, out);
+          });
 }
 
 template <class P>
@@ -156,12 +158,29 @@ void add_policy() {
   const std::string policy(P::name);
   const auto name = [&](const char* what) { return std::string(what) + "/" + policy; };
   benchmark::RegisterBenchmark(name("append").c_str(), append<P>);
-  benchmark::RegisterBenchmark(name("open_with_prefix").c_str(), open_with_prefix<P>)->ArgName("tokens")->Arg(1024)->Arg(16384);
+  benchmark::RegisterBenchmark(name("open_with_prefix").c_str(), open_with_prefix<P>)
+      ->ArgName("tokens")
+      ->Arg(1024)
+      ->Arg(16384);
   benchmark::RegisterBenchmark(name("fork").c_str(), fork<P>)->ArgName("tokens")->Arg(1024)->Arg(16384);
-  benchmark::RegisterBenchmark(("decode/f32/" + policy).c_str(), decode_one<float, P>)->ArgName("kv")->Arg(4096)->Arg(65536)->Unit(benchmark::kMillisecond);
-  benchmark::RegisterBenchmark(("decode/f16/" + policy).c_str(), decode_one<Eigen::half, P>)->ArgName("kv")->Arg(65536)->Unit(benchmark::kMillisecond);
-  benchmark::RegisterBenchmark(("decode/bf16/" + policy).c_str(), decode_one<Eigen::bfloat16, P>)->ArgName("kv")->Arg(65536)->Unit(benchmark::kMillisecond);
-  benchmark::RegisterBenchmark(("prefill/f32/" + policy).c_str(), prefill_all<float, P>)->ArgName("q")->Arg(512)->Arg(2048)->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark(("decode/f32/" + policy).c_str(), decode_one<float, P>)
+      ->ArgName("kv")
+      ->Arg(4096)
+      ->Arg(65536)
+      ->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark(("decode/f16/" + policy).c_str(), decode_one<Eigen::half, P>)
+      ->ArgName("kv")
+      ->Arg(65536)
+      ->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark(("decode/bf16/" + policy).c_str(), decode_one<Eigen::bfloat16, P>)
+      ->ArgName("kv")
+      ->Arg(65536)
+      ->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark(("prefill/f32/" + policy).c_str(), prefill_all<float, P>)
+      ->ArgName("q")
+      ->Arg(512)
+      ->Arg(2048)
+      ->Unit(benchmark::kMillisecond);
 }
 }  // namespace
 
@@ -173,7 +192,8 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
     return 2;
   }
-  std::fprintf(stderr, "limits of one thread: read %.1f GB/s, fp32 %.0f GFLOP/s\n", limits().bandwidth / 1e9, limits().peak / 1e9);
+  std::fprintf(stderr, "limits of one thread: read %.1f GB/s, fp32 %.0f GFLOP/s\n", limits().bandwidth / 1e9,
+               limits().peak / 1e9);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

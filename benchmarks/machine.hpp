@@ -57,11 +57,14 @@ inline double fp32_peak() {
   constexpr std::int64_t steps = 2'000'000;
   const double seconds = best_seconds(5, [&] {
     kvc::simd::F32x16 x[chains];
-    kvc::simd::detail::unroll<chains>([&](auto i) __attribute__((always_inline)) { x[i] = kvc::simd::broadcast(1.0F); });
+    kvc::simd::detail::unroll<chains>([&](auto i)
+                                          __attribute__((always_inline)) { x[i] = kvc::simd::broadcast(1.0F); });
     kvc::simd::F32x16 factor = kvc::simd::broadcast(0.999F), term = kvc::simd::broadcast(0.001F);
     keep(factor);
     for (std::int64_t s = 0; s < steps; ++s) {
-      kvc::simd::detail::unroll<chains>([&](auto i) __attribute__((always_inline)) { x[i] = kvc::simd::madd(x[i], factor, term); });
+      kvc::simd::detail::unroll<chains>([&](auto i) __attribute__((always_inline)) {
+        x[i] = kvc::simd::madd(x[i], factor, term);
+      });
     }
     for (const auto& v : x) {
       keep(v);

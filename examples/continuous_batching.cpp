@@ -40,14 +40,16 @@ int main() {
       const kvc::Opened opened = cache.open(request.tokens);
       request.seq = opened.seq;
       request.computed = opened.cached;  // at least one token is left to compute
-      std::printf("step %2d: request %d enters, %d of %zu tokens in place\n", step, request.id, opened.cached, request.tokens.size());
+      std::printf("step %2d: request %d enters, %d of %zu tokens in place\n", step, request.id, opened.cached,
+                  request.tokens.size());
       running.push_back(std::move(request));
     }
 
     std::vector<Cache::Append> appends;
     std::vector<Request> stay;
     for (Request& request : running) {
-      const auto pending = std::span<const kvc::Token>(request.tokens).subspan(static_cast<std::size_t>(request.computed));
+      const auto pending =
+          std::span<const kvc::Token>(request.tokens).subspan(static_cast<std::size_t>(request.computed));
       if (auto append = cache.try_extend(*request.seq, pending)) {
         appends.push_back(std::move(*append));
         stay.push_back(std::move(request));
@@ -60,7 +62,8 @@ int main() {
     }
     running = std::move(stay);
 
-    const kvc::BatchIndex index = kvc::make_batch(cache, appends);  // what a batched kernel needs; a model would run here
+    const kvc::BatchIndex index =
+        kvc::make_batch(cache, appends);  // what a batched kernel needs; a model would run here
     if (index.size() != static_cast<kvc::Index>(running.size())) {
       return 1;
     }

@@ -17,9 +17,9 @@ int main() {
   kvc::KvCache<float, kvc::Paged> cache(shape, {.blocks = 8, .block_tokens = 16});
 
   const kvc::SeqId seq = cache.open();
-  for (const kvc::Pos tokens : {20, 1, 1}) {                 // a prompt, then two tokens
-    auto step = cache.extend(seq, tokens);                   // room for all of them, or CapacityError
-    Matrix out(tokens, query_heads * shape.key_dim);         // [n, Hq * Dv]
+  for (const kvc::Pos tokens : {20, 1, 1}) {          // a prompt, then two tokens
+    auto step = cache.extend(seq, tokens);            // room for all of them, or CapacityError
+    Matrix out(tokens, query_heads * shape.key_dim);  // [n, Hq * Dv]
     for (kvc::Index layer = 0; layer < shape.layers; ++layer) {
       const Matrix q = Matrix::Random(tokens, query_heads * shape.key_dim);     // [n, Hq * D]
       const Matrix k = Matrix::Random(tokens, shape.kv_heads * shape.key_dim);  // [n, Hkv * D]
@@ -31,7 +31,7 @@ int main() {
         kvc::decode(cache.view(layer, seq), q, out);
       }
     }
-    cache.commit(std::move(step));                           // without it the rows are taken back
+    cache.commit(std::move(step));  // without it the rows are taken back
 
     const kvc::Stats stats = cache.stats();
     std::printf("length %2d: %ld of %ld blocks, %2.0f %% of their slots unused\n", cache.length(seq),
@@ -42,5 +42,6 @@ int main() {
   const kvc::SeqId draft = cache.fork(seq, 18);  // shares the blocks; what is written next is copied first
   cache.commit(cache.extend(draft, 4));
   cache.truncate(draft, 19);
-  std::printf("fork: length %d, %ld rows copied\n", cache.length(draft), static_cast<long>(cache.stats().copied_tokens));
+  std::printf("fork: length %d, %ld rows copied\n", cache.length(draft),
+              static_cast<long>(cache.stats().copied_tokens));
 }

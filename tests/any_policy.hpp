@@ -15,7 +15,8 @@ struct AnyPolicy {
   virtual kvc::Index blocks() const = 0;
   virtual kvc::Pos block_tokens() const = 0;
   virtual std::optional<kvc::Opened> try_open(std::span<const kvc::Token> prompt, const kvc::OpenOptions& options) = 0;
-  virtual std::optional<kvc::Extension> try_extend(kvc::SeqId seq, kvc::Pos count, std::span<const kvc::Token> tokens) = 0;
+  virtual std::optional<kvc::Extension> try_extend(kvc::SeqId seq, kvc::Pos count,
+                                                   std::span<const kvc::Token> tokens) = 0;
   virtual void commit(kvc::SeqId seq) = 0;
   virtual void rollback(kvc::SeqId seq) noexcept = 0;
   virtual std::optional<kvc::Forked> try_fork(kvc::SeqId seq, kvc::Pos at) = 0;
@@ -24,7 +25,8 @@ struct AnyPolicy {
   virtual bool contains(kvc::SeqId seq) const noexcept = 0;
   virtual kvc::Pos length(kvc::SeqId seq) const = 0;
   virtual kvc::Pos reserved(kvc::SeqId seq) const = 0;
-  virtual void for_each_run(kvc::SeqId seq, kvc::PosRange range, const std::function<void(const kvc::SlotRun&)>& f) const = 0;
+  virtual void for_each_run(kvc::SeqId seq, kvc::PosRange range,
+                            const std::function<void(const kvc::SlotRun&)>& f) const = 0;
   virtual kvc::Stats stats() const = 0;
   virtual void verify() const = 0;
 };
@@ -38,7 +40,8 @@ class Wrapped final : public AnyPolicy {
   std::optional<kvc::Opened> try_open(std::span<const kvc::Token> prompt, const kvc::OpenOptions& options) override {
     return policy_.try_open(prompt, options);
   }
-  std::optional<kvc::Extension> try_extend(kvc::SeqId seq, kvc::Pos count, std::span<const kvc::Token> tokens) override {
+  std::optional<kvc::Extension> try_extend(kvc::SeqId seq, kvc::Pos count,
+                                           std::span<const kvc::Token> tokens) override {
     return policy_.try_extend(seq, count, tokens);
   }
   void commit(kvc::SeqId seq) override { policy_.commit(seq); }
@@ -49,7 +52,8 @@ class Wrapped final : public AnyPolicy {
   bool contains(kvc::SeqId seq) const noexcept override { return policy_.contains(seq); }
   kvc::Pos length(kvc::SeqId seq) const override { return policy_.length(seq); }
   kvc::Pos reserved(kvc::SeqId seq) const override { return policy_.reserved(seq); }
-  void for_each_run(kvc::SeqId seq, kvc::PosRange range, const std::function<void(const kvc::SlotRun&)>& f) const override {
+  void for_each_run(kvc::SeqId seq, kvc::PosRange range,
+                    const std::function<void(const kvc::SlotRun&)>& f) const override {
     policy_.for_each_run(seq, range, f);
   }
   kvc::Stats stats() const override { return policy_.stats(); }

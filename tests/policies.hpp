@@ -21,7 +21,12 @@ struct ContiguousCase {
   static constexpr bool shares = false;
   /// About `tokens` slots for at most `sequences` sequences of at most `max_tokens`.
   static Policy::Config config(kvc::Pos tokens, kvc::Index sequences, kvc::Pos max_tokens) {
-    return {.sequences = sequences, .max_tokens = max_tokens, .pool_tokens = tokens, .mode = mode, .fit = fit, .growth_tokens = 4};
+    return {.sequences = sequences,
+            .max_tokens = max_tokens,
+            .pool_tokens = tokens,
+            .mode = mode,
+            .fit = fit,
+            .growth_tokens = 4};
   }
 };
 using Reserve = ContiguousCase<kvc::Contiguous::Mode::reserve, kvc::Contiguous::Fit::first>;
@@ -46,6 +51,6 @@ using Colliding4 = BlockCase<kvc::PrefixShared<kvc::Lru, ConstantHash>, 4>;
 
 }  // namespace kvc_test
 
-#define KVC_ALL_POLICIES                                                                                                \
+#define KVC_ALL_POLICIES                                                                                            \
   kvc_test::Reserve, kvc_test::GrowFirst, kvc_test::GrowBest, kvc_test::Paged1, kvc_test::Paged4, kvc_test::Paged7, \
       kvc_test::Prefix1, kvc_test::Prefix4, kvc_test::Prefix7, kvc_test::Colliding4

@@ -77,7 +77,8 @@ class Shadow {
   bool extend(int id, const std::vector<Token>& tokens, bool tell) {
     auto& [seq, s] = open.at(id);
     const auto count = static_cast<Pos>(tokens.size());
-    const auto extension = policy.try_extend(seq, count, tell ? std::span<const Token>(tokens) : std::span<const Token>{});
+    const auto extension =
+        policy.try_extend(seq, count, tell ? std::span<const Token>(tokens) : std::span<const Token>{});
     if (!extension) {
       return false;
     }
@@ -167,10 +168,11 @@ class Shadow {
     Pos next = 0;
     bool same = true;
     policy.for_each_run(seq, {0, reserved}, [&](const kvc::SlotRun& run) {
-      same = same && run.first == next && run.count > 0 && run.offset >= 0 && run.offset + run.count <= policy.block_tokens();
+      same = same && run.first == next && run.count > 0 && run.offset >= 0 &&
+             run.offset + run.count <= policy.block_tokens();
       for (Pos i = 0; i < run.count && same; ++i, ++next) {
-        const Value expected = next < length ? s.rows[static_cast<std::size_t>(next)]
-                                             : s.pending[static_cast<std::size_t>(next - length)];
+        const Value expected =
+            next < length ? s.rows[static_cast<std::size_t>(next)] : s.pending[static_cast<std::size_t>(next - length)];
         same = memory_[slot(run.block, run.offset + i)] == expected;
       }
     });
@@ -211,8 +213,8 @@ class Shadow {
 
 /// The counts of now, without the counters.
 inline auto counts(const kvc::Stats& s) {
-  return std::tuple(s.blocks_free, s.blocks_cached, s.blocks_referenced, s.largest_free_run, s.sequences, s.tokens_stored,
-                    s.tokens_reserved);
+  return std::tuple(s.blocks_free, s.blocks_cached, s.blocks_referenced, s.largest_free_run, s.sequences,
+                    s.tokens_stored, s.tokens_reserved);
 }
 
 }  // namespace kvc_test

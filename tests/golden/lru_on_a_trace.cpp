@@ -18,7 +18,8 @@ Index hits_of_trace(const std::string& path, Index capacity) {
     const std::size_t count = ids.size();
     ids.push_back(-1);  // the token that a match leaves over; it is not computed
     const Opened opened = *policy.try_open(ids);
-    const auto rest = std::span(ids).subspan(static_cast<std::size_t>(opened.cached), count - static_cast<std::size_t>(opened.cached));
+    const auto rest = std::span(ids).subspan(static_cast<std::size_t>(opened.cached),
+                                             count - static_cast<std::size_t>(opened.cached));
     REQUIRE(policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest));
     policy.commit(opened.seq);
     policy.close(opened.seq);

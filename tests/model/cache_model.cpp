@@ -109,7 +109,8 @@ void run(const typename Policy::Config& config, kvc_test::Random& random, int op
       case 7: {
         const auto at = random.between<std::size_t>(0, s.tokens.size());
         if (const auto forked = cache.try_fork(s.seq, at); forked && open.size() < 6) {
-          open.emplace(next++, Sequence{*forked, {s.tokens.begin(), s.tokens.begin() + static_cast<std::ptrdiff_t>(at)}});
+          open.emplace(next++,
+                       Sequence{*forked, {s.tokens.begin(), s.tokens.begin() + static_cast<std::ptrdiff_t>(at)}});
         } else if (forked) {
           cache.close(*forked);
         }
@@ -140,8 +141,8 @@ void run(const typename Policy::Config& config, kvc_test::Random& random, int op
 }
 }  // namespace
 
-TEMPLATE_TEST_CASE("KvCache does what the model does", "[cache][model]", kvc_test::Reserve, kvc_test::GrowBest, kvc_test::Paged4,
-                   kvc_test::Prefix4) {
+TEMPLATE_TEST_CASE("KvCache does what the model does", "[cache][model]", kvc_test::Reserve, kvc_test::GrowBest,
+                   kvc_test::Paged4, kvc_test::Prefix4) {
   const std::uint64_t seed = kvc_test::seed_or(7);
   INFO("KVC_TEST_SEED=" << seed);
   kvc_test::Random random(seed);
@@ -153,8 +154,8 @@ TEMPLATE_TEST_CASE("KvCache does what the model does", "[cache][model]", kvc_tes
   run<Eigen::bfloat16, Policy, TokenMajor>(config, random, 10'000);
 }
 
-TEMPLATE_TEST_CASE("An operation whose n-th allocation fails changes nothing, for every n", "[cache][failure]", kvc_test::Reserve,
-                   kvc_test::GrowFirst, kvc_test::Paged4, kvc_test::Prefix4) {
+TEMPLATE_TEST_CASE("An operation whose n-th allocation fails changes nothing, for every n", "[cache][failure]",
+                   kvc_test::Reserve, kvc_test::GrowFirst, kvc_test::Paged4, kvc_test::Prefix4) {
   using Cache = KvCache<float, typename TestType::Policy>;
   const auto config = TestType::config(96, 8, 40);
   const std::vector<Token> prompt{1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
@@ -163,14 +164,15 @@ TEMPLATE_TEST_CASE("An operation whose n-th allocation fails changes nothing, fo
   struct State {
     Cache cache;
     SeqId a;
-    explicit State(const typename TestType::Policy::Config& c) : cache(shape, c), a(cache.open(std::vector<Token>{1, 2, 3}).seq) {
+    explicit State(const typename TestType::Policy::Config& c)
+        : cache(shape, c), a(cache.open(std::vector<Token>{1, 2, 3}).seq) {
       cache.commit(cache.extend(a, std::vector<Token>{1, 2, 3, 4, 5}));
     }
   };
   const auto everything = [](const State& s) {
     const Stats t = s.cache.stats();
-    return std::tuple(t.blocks_free, t.blocks_cached, t.blocks_referenced, t.sequences, t.tokens_stored, s.cache.length(s.a),
-                      s.cache.policy().reserved(s.a));
+    return std::tuple(t.blocks_free, t.blocks_cached, t.blocks_referenced, t.sequences, t.tokens_stored,
+                      s.cache.length(s.a), s.cache.policy().reserved(s.a));
   };
   const std::vector<std::pair<const char*, std::function<void(State&)>>> operations{
       {"open", [&](State& s) { (void)s.cache.open(prompt); }},

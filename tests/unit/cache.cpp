@@ -109,8 +109,8 @@ TEST_CASE("An Append that is not committed takes its rows back", "[cache]") {
   cache.verify();
 }
 
-TEMPLATE_TEST_CASE("Rows in 16 bits are rounded to nearest, and taken as they come when they are in 16 bits already", "[cache]",
-                   Eigen::half, Eigen::bfloat16) {
+TEMPLATE_TEST_CASE("Rows in 16 bits are rounded to nearest, and taken as they come when they are in 16 bits already",
+                   "[cache]", Eigen::half, Eigen::bfloat16) {
   KvCache<TestType, Paged> cache({.kv_heads = 1, .key_dim = 3}, {.blocks = 2, .block_tokens = 2});
   using Rows = Eigen::Matrix<TestType, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   const SeqId seq = cache.open();
@@ -189,7 +189,8 @@ TEST_CASE("A batch has the same tables in both forms", "[batch]") {
     });
   }
   REQUIRE(batch.block_table[2] == BatchIndex::padding);
-  REQUIRE_THROWS_AS(make_batch(cache.policy(), std::vector<SeqId>{SeqId{}}, std::vector<Pos>{1}), std::invalid_argument);
+  REQUIRE_THROWS_AS(make_batch(cache.policy(), std::vector<SeqId>{SeqId{}}, std::vector<Pos>{1}),
+                    std::invalid_argument);
   REQUIRE_THROWS_AS(make_batch(cache.policy(), std::vector<SeqId>{}, std::vector<Pos>{1}), std::invalid_argument);
 }
 

@@ -22,7 +22,8 @@ Pos start_of(const Contiguous& policy, SeqId seq) {
 
 TEST_CASE("Free memory, and still no room: external fragmentation", "[contiguous]") {
   // Ten sequences fill the pool; every second one ends. Half of the pool is free, in holes of a tenth.
-  Contiguous policy({.sequences = 16, .max_tokens = 1000, .pool_tokens = 1000, .mode = Contiguous::Mode::grow, .growth_tokens = 100});
+  Contiguous policy(
+      {.sequences = 16, .max_tokens = 1000, .pool_tokens = 1000, .mode = Contiguous::Mode::grow, .growth_tokens = 100});
   std::vector<SeqId> sequences;
   for (int i = 0; i < 10; ++i) {
     sequences.push_back(grown(policy, 100));
@@ -41,7 +42,8 @@ TEST_CASE("Free memory, and still no room: external fragmentation", "[contiguous
 }
 
 TEST_CASE("A growing sequence moves when its neighbour is in the way, and leaves a hole behind", "[contiguous]") {
-  Contiguous policy({.sequences = 4, .max_tokens = 64, .pool_tokens = 64, .mode = Contiguous::Mode::grow, .growth_tokens = 8});
+  Contiguous policy(
+      {.sequences = 4, .max_tokens = 64, .pool_tokens = 64, .mode = Contiguous::Mode::grow, .growth_tokens = 8});
   const SeqId a = grown(policy, 8);
   const SeqId b = grown(policy, 8);
   REQUIRE(start_of(policy, a) == 0);
@@ -62,7 +64,12 @@ TEST_CASE("A growing sequence moves when its neighbour is in the way, and leaves
 
 TEST_CASE("First fit takes the lowest hole, best fit the smallest", "[contiguous]") {
   const auto fit = GENERATE(Contiguous::Fit::first, Contiguous::Fit::best);
-  Contiguous policy({.sequences = 8, .max_tokens = 40, .pool_tokens = 100, .mode = Contiguous::Mode::grow, .fit = fit, .growth_tokens = 1});
+  Contiguous policy({.sequences = 8,
+                     .max_tokens = 40,
+                     .pool_tokens = 100,
+                     .mode = Contiguous::Mode::grow,
+                     .fit = fit,
+                     .growth_tokens = 1});
   const SeqId a = grown(policy, 30);
   grown(policy, 1);
   const SeqId c = grown(policy, 10);
@@ -88,7 +95,8 @@ TEST_CASE("Reserve takes the maximum at once and wastes what is not used", "[con
 }
 
 TEST_CASE("Where rounding up finds no room, growing takes what there is", "[contiguous]") {
-  Contiguous policy({.sequences = 2, .max_tokens = 20, .pool_tokens = 20, .mode = Contiguous::Mode::grow, .growth_tokens = 16});
+  Contiguous policy(
+      {.sequences = 2, .max_tokens = 20, .pool_tokens = 20, .mode = Contiguous::Mode::grow, .growth_tokens = 16});
   const SeqId a = grown(policy, 5);
   const SeqId b = grown(policy, 4);  // of 20 slots, 16 are taken
   REQUIRE(policy.stats().blocks_free == 0);
@@ -101,9 +109,12 @@ TEST_CASE("Where rounding up finds no room, growing takes what there is", "[cont
 TEST_CASE("A bad configuration is refused with its name and value", "[contiguous]") {
   REQUIRE_THROWS_WITH(Contiguous({.sequences = 0, .max_tokens = 1}), kvc_test::contains("config.sequences is 0"));
   REQUIRE_THROWS_WITH(Contiguous({.sequences = 1}), kvc_test::contains("config.max_tokens is 0"));
-  REQUIRE_THROWS_WITH(Contiguous({.sequences = 1, .max_tokens = 1, .pool_tokens = -5}), kvc_test::contains("config.pool_tokens is -5"));
-  REQUIRE_THROWS_WITH(Contiguous({.sequences = 1 << 20, .max_tokens = 1 << 20}), kvc_test::contains("config.sequences * config.max_tokens"));
-  REQUIRE_THROWS_WITH(Contiguous({.sequences = 1, .max_tokens = 1, .growth_tokens = 0}), kvc_test::contains("config.growth_tokens is 0"));
+  REQUIRE_THROWS_WITH(Contiguous({.sequences = 1, .max_tokens = 1, .pool_tokens = -5}),
+                      kvc_test::contains("config.pool_tokens is -5"));
+  REQUIRE_THROWS_WITH(Contiguous({.sequences = 1 << 20, .max_tokens = 1 << 20}),
+                      kvc_test::contains("config.sequences * config.max_tokens"));
+  REQUIRE_THROWS_WITH(Contiguous({.sequences = 1, .max_tokens = 1, .growth_tokens = 0}),
+                      kvc_test::contains("config.growth_tokens is 0"));
   Contiguous policy({.sequences = 1, .max_tokens = 4});
   REQUIRE_THROWS_WITH(policy.try_open({}, {.max_tokens = 5}), kvc_test::contains("options.max_tokens is 5"));
 }

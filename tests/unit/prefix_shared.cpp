@@ -241,12 +241,14 @@ TEMPLATE_TEST_CASE("A match is the longest there is", "[prefix][model]", PrefixS
     const auto& known = cached[salt];
     const std::size_t most = prompt.empty() ? 0 : prompt.size() - 1;
     std::size_t expected = 0;
-    while (expected + block_tokens <= most && known.contains(Tokens(prompt.begin(), prompt.begin() + static_cast<long>(expected + block_tokens)))) {
+    while (expected + block_tokens <= most &&
+           known.contains(Tokens(prompt.begin(), prompt.begin() + static_cast<long>(expected + block_tokens)))) {
       expected += block_tokens;
     }
     std::size_t partial = 0;
     for (const Tokens& prefix : known) {
-      if (prefix.size() == expected + block_tokens && std::equal(prompt.begin(), prompt.begin() + static_cast<long>(expected), prefix.begin())) {
+      if (prefix.size() == expected + block_tokens &&
+          std::equal(prompt.begin(), prompt.begin() + static_cast<long>(expected), prefix.begin())) {
         std::size_t same = 0;
         while (same < block_tokens && expected + same < most && prefix[expected + same] == prompt[expected + same]) {
           ++same;

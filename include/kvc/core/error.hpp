@@ -29,8 +29,8 @@ class CapacityError : public std::bad_alloc {
   /// `operation` must be a literal. Amounts are tokens.
   CapacityError(const char* operation, Index requested, Index largest_free_run) noexcept
       : requested_(requested), largest_free_run_(largest_free_run) {
-    std::snprintf(message_, sizeof message_, "kvc: no room to %s (%lld tokens; the largest free run is %lld)", operation,
-                  static_cast<long long>(requested), static_cast<long long>(largest_free_run));
+    std::snprintf(message_, sizeof message_, "kvc: no room to %s (%lld tokens; the largest free run is %lld)",
+                  operation, static_cast<long long>(requested), static_cast<long long>(largest_free_run));
   }
   [[nodiscard]] const char* what() const noexcept override { return message_; }
   [[nodiscard]] Index requested() const noexcept { return requested_; }
@@ -57,7 +57,8 @@ namespace detail {
 class FormatError : public std::runtime_error {
  public:
   FormatError(const std::string& source, Index offset, const std::string& expected)
-      : std::runtime_error(detail::text({"kvc: ", source, ": at byte ", std::to_string(offset), ": expected ", expected})),
+      : std::runtime_error(
+            detail::text({"kvc: ", source, ": at byte ", std::to_string(offset), ": expected ", expected})),
         source_(source),
         offset_(offset) {}
   [[nodiscard]] const std::string& source() const noexcept { return source_; }

@@ -30,9 +30,9 @@ class Contiguous {
   using Fit = detail::RegionList::Fit;  ///< first: the lowest hole that is large enough; best: the smallest
 
   struct Config {
-    Index sequences = 1;     ///< most sequences open at once
-    Pos max_tokens = 0;      ///< most tokens of one sequence
-    Index pool_tokens = 0;   ///< slots in the pool, less than 2^31; 0 means sequences * max_tokens
+    Index sequences = 1;    ///< most sequences open at once
+    Pos max_tokens = 0;     ///< most tokens of one sequence
+    Index pool_tokens = 0;  ///< slots in the pool, less than 2^31; 0 means sequences * max_tokens
     Mode mode = Mode::reserve;
     Fit fit = Fit::first;
     Pos growth_tokens = 16;  ///< grow mode: allocations are rounded up to a multiple of this where there is room
@@ -40,7 +40,8 @@ class Contiguous {
 
   static constexpr std::string_view name = "contiguous";
 
-  explicit Contiguous(const Config& config) : config_(validated(config)), holes_(pool_tokens(config_), config_.sequences) {}
+  explicit Contiguous(const Config& config)
+      : config_(validated(config)), holes_(pool_tokens(config_), config_.sequences) {}
 
   [[nodiscard]] const Config& config() const noexcept { return config_; }
   [[nodiscard]] Index blocks() const noexcept { return 1; }
@@ -183,7 +184,8 @@ class Contiguous {
     require_between(config.max_tokens, Pos{1}, max_pos, "config.max_tokens");
     require_between(config.growth_tokens, Pos{1}, max_pos, "config.growth_tokens");
     require_between(config.pool_tokens == 0 ? config.sequences * config.max_tokens : config.pool_tokens, Index{1},
-                    Index{max_pos}, config.pool_tokens == 0 ? "config.sequences * config.max_tokens" : "config.pool_tokens");
+                    Index{max_pos},
+                    config.pool_tokens == 0 ? "config.sequences * config.max_tokens" : "config.pool_tokens");
     return config;
   }
   static Pos pool_tokens(const Config& config) noexcept {
@@ -201,7 +203,8 @@ class Contiguous {
       return std::nullopt;
     }
     const Pos want = config_.mode == Mode::reserve ? most : rounded(need, most);
-    const std::optional<detail::Region> region = holes_.find(want, config_.mode == Mode::reserve ? most : need, config_.fit);
+    const std::optional<detail::Region> region =
+        holes_.find(want, config_.mode == Mode::reserve ? most : need, config_.fit);
     if (!region) {
       return std::nullopt;
     }

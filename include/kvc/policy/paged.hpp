@@ -30,7 +30,8 @@ class Paged {
 
   static constexpr std::string_view name = "paged";
 
-  explicit Paged(const Config& config) : config_(config), blocks_(config.blocks), tables_(blocks_, config.block_tokens) {
+  explicit Paged(const Config& config)
+      : config_(config), blocks_(config.blocks), tables_(blocks_, config.block_tokens) {
     require_between(config.block_tokens, Pos{1}, max_pos, "config.block_tokens");
   }
   Paged(const Paged&) = delete;

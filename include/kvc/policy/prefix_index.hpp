@@ -32,7 +32,9 @@ class PrefixIndex {
     constexpr explicit Parent(BlockId block) noexcept : id_(static_cast<std::int32_t>(block)) {}
     static constexpr Parent root(std::int32_t root) noexcept { return Parent(BlockId{-1 - root}); }
     [[nodiscard]] constexpr bool is_root() const noexcept { return id_ < 0; }
-    [[nodiscard]] constexpr std::size_t index() const noexcept { return static_cast<std::size_t>(is_root() ? -1 - id_ : id_); }
+    [[nodiscard]] constexpr std::size_t index() const noexcept {
+      return static_cast<std::size_t>(is_root() ? -1 - id_ : id_);
+    }
     friend constexpr bool operator==(Parent, Parent) = default;
 
    private:
@@ -156,8 +158,8 @@ class PrefixIndex {
     if (entry.next_sibling != no_block) {
       entries_[at(entry.next_sibling)].previous_sibling = entry.previous_sibling;
     }
-    (entry.previous_sibling != no_block ? entries_[at(entry.previous_sibling)].next_sibling : first_child(entry.parent)) =
-        entry.next_sibling;
+    (entry.previous_sibling != no_block ? entries_[at(entry.previous_sibling)].next_sibling
+                                        : first_child(entry.parent)) = entry.next_sibling;
     entry.cached = false;
     empty_bucket_of(block);
     --size_;
@@ -231,7 +233,8 @@ class PrefixIndex {
     for (std::size_t i = next(hole); buckets_[i] != no_block; i = next(i)) {
       const std::size_t wanted = home(entries_[at(buckets_[i])].hash);
       const std::size_t mask = buckets_.size() - 1;
-      if (((i - wanted) & mask) >= ((i - hole) & mask)) {  // the hole lies between where it wanted to be and where it is
+      if (((i - wanted) & mask) >=
+          ((i - hole) & mask)) {  // the hole lies between where it wanted to be and where it is
         buckets_[hole] = buckets_[i];
         hole = i;
       }
@@ -250,7 +253,8 @@ class PrefixIndex {
   [[nodiscard]] Index count_children(Parent parent) const {
     Index count = 0;
     for (BlockId b = first_child(parent); b != no_block; b = entries_[at(b)].next_sibling) {
-      check(entries_[at(b)].cached && entries_[at(b)].parent == parent, b, "is in the list of a parent that is not its own");
+      check(entries_[at(b)].cached && entries_[at(b)].parent == parent, b,
+            "is in the list of a parent that is not its own");
       ++count;
     }
     return count;

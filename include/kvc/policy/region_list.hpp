@@ -92,7 +92,8 @@ class RegionList {
     free_ += region.size;
     auto next = from(region.start);
     const bool joins_next = next != holes_.end() && region.start + region.size == next->start;
-    const bool joins_previous = next != holes_.begin() && std::prev(next)->start + std::prev(next)->size == region.start;
+    const bool joins_previous =
+        next != holes_.begin() && std::prev(next)->start + std::prev(next)->size == region.start;
     if (joins_previous && joins_next) {
       std::prev(next)->size += region.size + next->size;
       holes_.erase(next);

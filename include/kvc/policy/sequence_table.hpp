@@ -94,7 +94,8 @@ inline void require_pending(const Lengths& lengths, SeqId seq) {
 inline void require_extension(const Lengths& lengths, SeqId seq, Pos count, std::size_t tokens) {
   require_settled(lengths, seq);
   require_between(count, Pos{0}, static_cast<Pos>(max_pos - lengths.committed), "count");
-  require(tokens == 0 || tokens == static_cast<std::size_t>(count), "number of tokens", tokens, "0 or the count of positions");
+  require(tokens == 0 || tokens == static_cast<std::size_t>(count), "number of tokens", tokens,
+          "0 or the count of positions");
 }
 
 inline void require_range(PosRange range, Pos length) {
