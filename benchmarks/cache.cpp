@@ -84,7 +84,8 @@ void open_with_prefix(benchmark::State& state) {
   state.counters["cached"] = static_cast<double>(policy.try_open(prompt)->cached);
 }
 
-/// A fork of n tokens, and its end. Contiguous copies its rows; the bytes are those of one layer of the benchmark's shape.
+/// A fork of n tokens, and its end. Contiguous copies its rows; the bytes are those of one layer of the benchmark's
+/// shape.
 template <class P>
 void fork(benchmark::State& state) {
   const auto n = static_cast<Pos>(state.range(0));

@@ -1,5 +1,6 @@
-// Continuous batching over PrefixShared: requests with a common system prompt share its blocks, admission waits for room, and
-// a request that runs out of room is preempted and comes back. Bookkeeping only: where a model would run, nothing does.
+// Continuous batching over PrefixShared: requests with a common system prompt share its blocks, admission waits for
+// room, and a request that runs out of room is preempted and comes back. Bookkeeping only: where a model would run,
+// nothing does.
 #include <cstdio>
 #include <deque>
 #include <numeric>

@@ -1,5 +1,5 @@
-// Seeded randomness for tests: the seed is fixed unless KVC_TEST_SEED says otherwise ("random" draws one), and every failure
-// prints it.
+// Seeded randomness for tests: the seed is fixed unless KVC_TEST_SEED says otherwise ("random" draws one), and every
+// failure prints it.
 #pragma once
 
 #include <cstdint>

@@ -24,7 +24,8 @@ typename Policy::Config pool_for(kvc::Pos tokens, kvc::Pos block_tokens, kvc::In
   }
 }
 
-/// Appends `tokens` to a sequence, `chunk` at a time (0: all at once), and returns the logits of each [tokens, vocab_size].
+/// Appends `tokens` to a sequence, `chunk` at a time (0: all at once), and returns the logits of each [tokens,
+/// vocab_size].
 template <class Cache, kvc::Executor Ex = kvc::Sequential>
 kvc::Matrix teach(const kvc::Llama& model, Cache& cache, kvc::SeqId seq, std::span<const kvc::Token> tokens,
                   std::size_t chunk = 0, Ex&& ex = {}) {
@@ -40,8 +41,8 @@ kvc::Matrix teach(const kvc::Llama& model, Cache& cache, kvc::SeqId seq, std::sp
   return all;
 }
 
-/// The prompt and what the model says after it: at most `steps` tokens after the first, or up to the next BOS. The prompt is
-/// computed `chunk` tokens at a time (0: at once), as far as the cache does not hold it.
+/// The prompt and what the model says after it: at most `steps` tokens after the first, or up to the next BOS. The
+/// prompt is computed `chunk` tokens at a time (0: at once), as far as the cache does not hold it.
 template <class Cache, kvc::Executor Ex = kvc::Sequential>
 std::vector<kvc::Token> continue_greedily(const kvc::Llama& model, Cache& cache, std::span<const kvc::Token> prompt,
                                           std::size_t steps, std::size_t chunk = 0, Ex&& ex = {}) {

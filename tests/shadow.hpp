@@ -1,8 +1,9 @@
-// Shadow: a policy under test, with a toy pool of one integer per slot and a plain model of what each sequence must hold.
+// Shadow: a policy under test, with a toy pool of one integer per slot and a plain model of what each sequence must
+// hold.
 //
-// The model knows nothing of blocks: it is a std::map from handles to std::vectors of values. A value stands for a row: it is a
-// function of the salt and of all tokens up to its position, as a real row is, so that a wrong match shows. Positions whose
-// tokens the policy is not told get a value of their own.
+// The model knows nothing of blocks: it is a std::map from handles to std::vectors of values. A value stands for a row:
+// it is a function of the salt and of all tokens up to its position, as a real row is, so that a wrong match shows.
+// Positions whose tokens the policy is not told get a value of their own.
 #pragma once
 
 #include <cstdint>

@@ -1,15 +1,15 @@
 // KvCache<T, Policy, Layout, Space>: the keys and values of many sequences, in one pool.
 //
-// Binds four choices that know nothing of each other: how a row is stored (T), who holds which slots (Policy), where a slot
-// lies (Layout) and what memory it lies in (Space). The pool is allocated once and never moves.
+// Binds four choices that know nothing of each other: how a row is stored (T), who holds which slots (Policy), where a
+// slot lies (Layout) and what memory it lies in (Space). The pool is allocated once and never moves.
 //
 //   open -> extend -> write, once per layer -> commit -> ... -> close
 //
-// `extend` reserves room, all or nothing. Until `commit`, the new rows are seen by views of their own sequence and by nothing
-// else; an Append that is destroyed uncommitted takes them back. Attention reads through `view(layer, seq)`.
+// `extend` reserves room, all or nothing. Until `commit`, the new rows are seen by views of their own sequence and by
+// nothing else; an Append that is destroyed uncommitted takes them back. Attention reads through `view(layer, seq)`.
 //
-// Errors: a bad argument throws std::invalid_argument. Where there is no room, the try_ form gives an empty optional and the
-// plain form throws CapacityError. A failed operation has changed nothing.
+// Errors: a bad argument throws std::invalid_argument. Where there is no room, the try_ form gives an empty optional
+// and the plain form throws CapacityError. A failed operation has changed nothing.
 // Invalidation: runs that a view hands out die when their own sequence is extended, committed, truncated or closed.
 // Threads: one writer at a time. Const members are safe beside each other; `write`s to distinct sequences are too.
 #pragma once
@@ -54,8 +54,9 @@ class CacheView {
   void for_each_run(Index head, PosRange range, F&& f) const {
     KVC_ASSERT(0 <= head && head < kv_heads());
     policy_->for_each_run(seq_, range, [&](const SlotRun& run) {
-      f(KvRun<T>{pool_ + layout_->k(run.block, layer_, head, run.offset), pool_ + layout_->v(run.block, layer_, head, run.offset),
-                 Index{run.count}, layout_->k_stride(), layout_->v_stride(), run.first});
+      f(KvRun<T>{pool_ + layout_->k(run.block, layer_, head, run.offset),
+                 pool_ + layout_->v(run.block, layer_, head, run.offset), Index{run.count}, layout_->k_stride(),
+                 layout_->v_stride(), run.first});
     });
   }
 
@@ -77,8 +78,8 @@ class KvCache {
   using LayoutType = L;
   using View = CacheView<T, P, L>;
 
-  /// Positions of one sequence that are reserved and not yet committed. Takes them back when it is destroyed uncommitted, so
-  /// it must not outlive its cache. Empty after it was moved from, committed or rolled back.
+  /// Positions of one sequence that are reserved and not yet committed. Takes them back when it is destroyed
+  /// uncommitted, so it must not outlive its cache. Empty after it was moved from, committed or rolled back.
   class Append {
    public:
     Append(Append&& other) noexcept
@@ -333,7 +334,8 @@ class KvCache {
 
   void require_layer(Index layer) const { require_between(layer, Index{0}, shape_.layers - 1, "layer"); }
   void require_own(const Append& append) const {
-    require(append.policy_ == &policy_, "append", "committed, rolled back or of another cache", "one of this cache under way");
+    require(append.policy_ == &policy_, "append", "committed, rolled back or of another cache",
+            "one of this cache under way");
     require(contains(append.seq_), "append.seq()", append.seq_, "an open sequence");
   }
 

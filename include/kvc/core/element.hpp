@@ -1,7 +1,7 @@
 // Element<T>: how one row of `dim` numbers is stored and read. The only place that knows what T means.
 //
-// A row is `row_size(dim)` consecutive `Storage` objects. For plain numbers that is the numbers themselves; a quantised T
-// stores codes and scales. Arithmetic is always done in float.
+// A row is `row_size(dim)` consecutive `Storage` objects. For plain numbers that is the numbers themselves; a quantised
+// T stores codes and scales. Arithmetic is always done in float.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // Layouts: (block, layer, head, slot) -> offset in the pool, in Storage objects.
 //
-// In both, a block holds all its layers one after the other, and a layer its keys followed by its values, so that a block
-// moves as one piece. They differ in what is adjacent within a layer of a block:
+// In both, a block holds all its layers one after the other, and a layer its keys followed by its values, so that a
+// block moves as one piece. They differ in what is adjacent within a layer of a block:
 //
 //   HeadMajor    K [kv_heads, block_tokens, key_row]   V [kv_heads, block_tokens, value_row]
 //   TokenMajor   K [block_tokens, kv_heads, key_row]   V [block_tokens, kv_heads, value_row]

@@ -1,8 +1,8 @@
 // MatrixRef: a row-major matrix that somebody else owns.
 //
-// The type in which kvc takes keys, values and queries and gives back outputs. It converts from any dense row-major Eigen
-// object of the same scalar without kvc's core knowing Eigen, and from a pointer with its extents. It owns nothing: the
-// memory must outlive it.
+// The type in which kvc takes keys, values and queries and gives back outputs. It converts from any dense row-major
+// Eigen object of the same scalar without kvc's core knowing Eigen, and from a pointer with its extents. It owns
+// nothing: the memory must outlive it.
 #pragma once
 
 #include <concepts>
@@ -33,7 +33,8 @@ class MatrixRef {
   constexpr MatrixRef() = default;
 
   /// `stride` >= cols unless there is at most one row. Throws std::invalid_argument otherwise.
-  constexpr MatrixRef(S* data, Index rows, Index cols, Index stride) : data_(data), rows_(rows), cols_(cols), stride_(stride) {
+  constexpr MatrixRef(S* data, Index rows, Index cols, Index stride)
+      : data_(data), rows_(rows), cols_(cols), stride_(stride) {
     require(rows >= 0, "rows", rows, "at least 0");
     require(cols >= 0, "cols", cols, "at least 0");
     require(rows <= 1 || stride >= cols, "stride", stride, "at least the number of columns");

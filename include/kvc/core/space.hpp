@@ -1,7 +1,7 @@
 // Spaces: where the bytes of a pool live. A space allocates and copies bytes and knows nothing of what they mean.
 //
-// Memory of a space is not initialised, and is only given pages by the system when it is first written: a pool may be larger
-// than what is ever used of it.
+// Memory of a space is not initialised, and is only given pages by the system when it is first written: a pool may be
+// larger than what is ever used of it.
 #pragma once
 
 #include <concepts>
@@ -34,8 +34,8 @@ concept Space = std::movable<S> && requires(S space, std::byte* to, const std::b
   space.copy(to, from, bytes);
 };
 
-/// Ordinary memory. Large pools ask the system for large pages, which saves a tenth to a third of the time of reading them;
-/// where the system gives none, small ones serve.
+/// Ordinary memory. Large pools ask the system for large pages, which saves a tenth to a third of the time of reading
+/// them; where the system gives none, small ones serve.
 struct HostSpace {
   static constexpr bool host_accessible = true;
   static constexpr std::size_t alignment = 64;               ///< of every pool: a cache line

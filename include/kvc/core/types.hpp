@@ -1,7 +1,7 @@
 // The integers that everything in kvc is counted in.
 //
-// Positions and token counts are 32-bit, element offsets are 64-bit, and a block id or a sequence handle cannot be mixed up
-// with either. Standard library only.
+// Positions and token counts are 32-bit, element offsets are 64-bit, and a block id or a sequence handle cannot be
+// mixed up with either. Standard library only.
 #pragma once
 
 #include <compare>
@@ -39,8 +39,8 @@ struct PosRange {
   friend constexpr bool operator==(PosRange, PosRange) = default;
 };
 
-/// A stretch of consecutive positions that lies in consecutive slots of one block. What a policy hands out: no pointers, no
-/// element type.
+/// A stretch of consecutive positions that lies in consecutive slots of one block. What a policy hands out: no
+/// pointers, no element type.
 struct SlotRun {
   BlockId block;  ///< where
   Pos offset;     ///< first slot within the block
@@ -49,8 +49,8 @@ struct SlotRun {
   friend constexpr bool operator==(const SlotRun&, const SlotRun&) = default;
 };
 
-/// Rows that must be copied from one place of the pool to another, in every layer and head. count == 0: nothing to copy.
-/// The two stretches never overlap.
+/// Rows that must be copied from one place of the pool to another, in every layer and head. count == 0: nothing to
+/// copy. The two stretches never overlap.
 struct RowCopy {
   BlockId from = no_block;
   BlockId to = no_block;

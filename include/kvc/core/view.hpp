@@ -1,7 +1,7 @@
 // What attention reads: the KvView concept, and a view of two plain arrays.
 //
-// A view is one layer of one sequence. It hands out runs, stretches of consecutive positions of one head that lie evenly
-// spaced in memory, so that attention works on any storage without copies and without virtual calls.
+// A view is one layer of one sequence. It hands out runs, stretches of consecutive positions of one head that lie
+// evenly spaced in memory, so that attention works on any storage without copies and without virtual calls.
 #pragma once
 
 #include <concepts>
@@ -51,8 +51,14 @@ class DenseView {
   using Element = T;
 
   /// Throws std::invalid_argument where an extent does not fit.
-  DenseView(MatrixRef<const StorageOf<T>> k, MatrixRef<const StorageOf<T>> v, Index kv_heads, Index key_dim, Index value_dim)
-      : k_(k), v_(v), kv_heads_(kv_heads), key_dim_(key_dim), value_dim_(value_dim), length_(checked_count(k.rows(), "tokens")) {
+  DenseView(MatrixRef<const StorageOf<T>> k, MatrixRef<const StorageOf<T>> v, Index kv_heads, Index key_dim,
+            Index value_dim)
+      : k_(k),
+        v_(v),
+        kv_heads_(kv_heads),
+        key_dim_(key_dim),
+        value_dim_(value_dim),
+        length_(checked_count(k.rows(), "tokens")) {
     require(kv_heads >= 1, "kv_heads", kv_heads, "at least 1");
     require(key_dim >= 1, "key_dim", key_dim, "at least 1");
     require(value_dim >= 1, "value_dim", value_dim, "at least 1");
@@ -75,8 +81,8 @@ class DenseView {
   void for_each_run(Index head, PosRange range, F&& f) const {
     KVC_ASSERT(0 <= range.first && range.last <= length_);
     if (!range.empty()) {
-      f(KvRun<T>{k_.row(range.first) + head * key_row(), v_.row(range.first) + head * value_row(), range.size(), k_.stride(),
-                 v_.stride(), range.first});
+      f(KvRun<T>{k_.row(range.first) + head * key_row(), v_.row(range.first) + head * value_row(), range.size(),
+                 k_.stride(), v_.stride(), range.first});
     }
   }
 

@@ -1,7 +1,7 @@
 // BlockPool: a fixed number of blocks, each free or held by some number of holders.
 //
-// Blocks are numbered 0 .. size-1. The block that was given back last is handed out first: it is the likeliest to be in a
-// processor's cache. All operations are O(1) and allocate nothing.
+// Blocks are numbered 0 .. size-1. The block that was given back last is handed out first: it is the likeliest to be in
+// a processor's cache. All operations are O(1) and allocate nothing.
 #pragma once
 
 #include <cstdint>
@@ -54,8 +54,8 @@ class BlockPool {
     free_.push_back(block);
   }
 
-  /// Compares the counts of holders with `expected` (by block), and checks that the free list holds each block at most once
-  /// and none that is held. Throws InvariantError.
+  /// Compares the counts of holders with `expected` (by block), and checks that the free list holds each block at most
+  /// once and none that is held. Throws InvariantError.
   void verify(std::span<const std::int32_t> expected) const {
     std::vector<bool> is_free(holders_.size(), false);
     for (const BlockId block : free_) {

@@ -1,10 +1,10 @@
-// BlockTables: sequences as tables of fixed-size blocks, with sharing and copy-on-write. What Paged and PrefixShared have in
-// common; they differ in where blocks come from and go to.
+// BlockTables: sequences as tables of fixed-size blocks, with sharing and copy-on-write. What Paged and PrefixShared
+// have in common; they differ in where blocks come from and go to.
 //
-// Position p of a sequence is slot p % block_tokens of block table[p / block_tokens]. A table covers exactly the reserved
-// positions. Only the last block can be partly filled, and it is written to only by a sequence that holds it alone: try_extend
-// copies a shared tail first. The block that the copy replaces stays held until commit or rollback, so that a rollback can
-// bring it back.
+// Position p of a sequence is slot p % block_tokens of block table[p / block_tokens]. A table covers exactly the
+// reserved positions. Only the last block can be partly filled, and it is written to only by a sequence that holds it
+// alone: try_extend copies a shared tail first. The block that the copy replaces stays held until commit or rollback,
+// so that a rollback can bring it back.
 #pragma once
 
 #include <algorithm>
@@ -127,7 +127,8 @@ class BlockTables {
     grow_capacity(s.table, blocks);
     undo.dismiss();
     for (std::size_t i = 0; i < blocks; ++i) {
-      // Where the parent has copied its tail for a pending extension, the committed rows are in both; share what will stay.
+      // Where the parent has copied its tail for a pending extension, the committed rows are in both; share what will
+      // stay.
       s.table.push_back(p.table[i]);
       blocks_.share(p.table[i]);
     }
@@ -200,7 +201,8 @@ class BlockTables {
   [[nodiscard]] std::vector<std::int32_t> verify() const {
     std::vector<std::int32_t> holders(static_cast<std::size_t>(blocks_.size()), 0);
     sequences_.for_each([&](const Sequence& s) {
-      if (s.lengths.committed > s.lengths.reserved || (!s.lengths.pending && s.lengths.committed != s.lengths.reserved) ||
+      if (s.lengths.committed > s.lengths.reserved ||
+          (!s.lengths.pending && s.lengths.committed != s.lengths.reserved) ||
           (!s.lengths.pending && s.replaced != no_block) || s.table.size() != blocks_for(s.lengths.reserved)) {
         raise(InvariantError("kvc: a block table of " + std::to_string(s.table.size()) + " blocks for " +
                              std::to_string(s.lengths.reserved) + " positions"));

@@ -1,8 +1,8 @@
 // ChainHash: the hash by which a prefix is looked up. It finds candidates only; tokens and parent are always compared.
 //
-// The hash of a block is computed from its own tokens alone and then joined to that of its parent with one multiplication, so
-// that a processor works on the next blocks of a prompt while it waits for this one. A secret seed, new in each process, keeps
-// outsiders from aiming for long probe sequences.
+// The hash of a block is computed from its own tokens alone and then joined to that of its parent with one
+// multiplication, so that a processor works on the next blocks of a prompt while it waits for this one. A secret seed,
+// new in each process, keeps outsiders from aiming for long probe sequences.
 #pragma once
 
 #include <bit>

@@ -1,7 +1,8 @@
 // The contract of a policy: who holds which slots. A policy is integers only; it never sees a key or a value.
 //
-// Slots are organised in `blocks()` blocks of `block_tokens()` slots: the geometry of the pool that a cache allocates once.
-// A sequence has a committed `length` and, between try_extend and commit or rollback, further positions that are reserved.
+// Slots are organised in `blocks()` blocks of `block_tokens()` slots: the geometry of the pool that a cache allocates
+// once. A sequence has a committed `length` and, between try_extend and commit or rollback, further positions that are
+// reserved.
 //
 //   expression                            does
 //   P(config)                             validates; throws std::invalid_argument
@@ -19,10 +20,10 @@
 //   p.for_each_run(seq, range, f)         f(SlotRun) over the positions of range in ascending order
 //   p.stats(), p.verify()                 bookkeeping; verify throws InvariantError when it contradicts itself
 //
-// Of every operation: an empty optional means "no room" and nothing has changed; so does an exception. A handle that is not
-// open, a position outside of the sequence, an operation on a sequence with an uncommitted extension other than commit,
-// rollback and close: std::invalid_argument. `RowCopy`s in a result are to be carried out at once, before any other
-// operation. One writer at a time; const members are safe beside each other.
+// Of every operation: an empty optional means "no room" and nothing has changed; so does an exception. A handle that is
+// not open, a position outside of the sequence, an operation on a sequence with an uncommitted extension other than
+// commit, rollback and close: std::invalid_argument. `RowCopy`s in a result are to be carried out at once, before any
+// other operation. One writer at a time; const members are safe beside each other.
 #pragma once
 
 #include <concepts>
@@ -47,8 +48,8 @@ struct Opened {
   Pos cached = 0;
 };
 
-/// Positions reserved for writing, and the rows that must be copied first: the shared tail of a copy-on-write, or all rows of
-/// a sequence that had to move.
+/// Positions reserved for writing, and the rows that must be copied first: the shared tail of a copy-on-write, or all
+/// rows of a sequence that had to move.
 struct Extension {
   PosRange range;
   RowCopy copy;

@@ -1,8 +1,8 @@
 // Paged: a pool of blocks of equal size, and a table of blocks per sequence.
 //
-// No external fragmentation: any free block serves any sequence, and a sequence wastes less than one block. `fork` shares
-// blocks, at any position; the first of two holders to extend into a shared, partly filled block copies it. The idea is
-// PagedAttention (Kwon et al., SOSP 2023).
+// No external fragmentation: any free block serves any sequence, and a sequence wastes less than one block. `fork`
+// shares blocks, at any position; the first of two holders to extend into a shared, partly filled block copies it. The
+// idea is PagedAttention (Kwon et al., SOSP 2023).
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // PrefixIndex: from (parent, tokens of one block) to the block that holds them.
 //
-// The parent of a block is the block before it in its prefix, or the root of its salt. A cached block never changes and has
-// its parent cached, so by induction its key stands for the whole prefix, exactly. A hash only finds candidates: parent and
-// tokens are always compared, and keys with equal hashes live side by side.
+// The parent of a block is the block before it in its prefix, or the root of its salt. A cached block never changes and
+// has its parent cached, so by induction its key stands for the whole prefix, exactly. A hash only finds candidates:
+// parent and tokens are always compared, and keys with equal hashes live side by side.
 //
 // Everything but the roots is allocated at construction: 4 * block_tokens + 32 bytes per block, and two buckets of 4.
 #pragma once
@@ -224,7 +224,8 @@ class PrefixIndex {
     return parent.is_root() ? roots_[parent.index()].first_child : entries_[parent.index()].first_child;
   }
 
-  /// Linear probing without tombstones: what was displaced over the emptied bucket moves up (Knuth, TAOCP 3, 6.4, algorithm R).
+  /// Linear probing without tombstones: what was displaced over the emptied bucket moves up (Knuth, TAOCP 3, 6.4,
+  /// algorithm R).
   void empty_bucket_of(BlockId block) noexcept {
     std::size_t hole = home(entries_[at(block)].hash);
     while (buckets_[hole] != block) {

@@ -1,9 +1,10 @@
 // PrefixShared: paged, and sequences that begin with the same tokens share the blocks of what they have in common.
 //
-// Every full block whose tokens are known is entered into an index when it is committed, and stays there, cached, after its
-// last holder has gone, until its room is needed. Opening a sequence with a prompt finds the longest cached prefix: full blocks,
-// and of one more block as many rows as match, which the first extend copies. At least one token of the prompt is left over, so
-// that there is something to compute. Matching is exact (see PrefixIndex). Sequences with different salts share nothing.
+// Every full block whose tokens are known is entered into an index when it is committed, and stays there, cached, after
+// its last holder has gone, until its room is needed. Opening a sequence with a prompt finds the longest cached prefix:
+// full blocks, and of one more block as many rows as match, which the first extend copies. At least one token of the
+// prompt is left over, so that there is something to compute. Matching is exact (see PrefixIndex). Sequences with
+// different salts share nothing.
 //
 // Two sequences that compute the same block at the same time end up sharing one: the second to commit gives up its own.
 #pragma once
@@ -51,8 +52,8 @@ class PrefixShared {
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
 
-  /// A sequence that begins with what is cached of `prompt`; `cached` < prompt.size() unless the prompt is empty. Extend it by
-  /// the rest of the prompt. Takes no block, so there is always room. O(prompt.size()).
+  /// A sequence that begins with what is cached of `prompt`; `cached` < prompt.size() unless the prompt is empty.
+  /// Extend it by the rest of the prompt. Takes no block, so there is always room. O(prompt.size()).
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
     const SeqId seq = tables_.insert();
     detail::OnExit undo([&] { tables_.erase_empty(seq); });
@@ -104,8 +105,8 @@ class PrefixShared {
     return extension;
   }
 
-  /// Full blocks become matchable. A block that an equal one was cached for in the meantime is replaced by that one: runs of
-  /// the sequence that were read before may be stale after. Expected O(blocks filled * block_tokens).
+  /// Full blocks become matchable. A block that an equal one was cached for in the meantime is replaced by that one:
+  /// runs of the sequence that were read before may be stale after. Expected O(blocks filled * block_tokens).
   void commit(SeqId seq) {
     Sequence& s = tables_.at(seq);
     detail::require_pending(s.lengths, seq);
@@ -183,7 +184,8 @@ class PrefixShared {
       }
       for (std::size_t i = 0; i < s.note.cached_blocks; ++i) {
         if (!blocks_.index.contains(s.table[i])) {
-          raise(InvariantError("kvc: block " + std::to_string(to_index(s.table[i])) + " of a sequence should be cached"));
+          raise(
+              InvariantError("kvc: block " + std::to_string(to_index(s.table[i])) + " of a sequence should be cached"));
         }
       }
     });

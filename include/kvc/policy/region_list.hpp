@@ -1,7 +1,7 @@
 // RegionList: the holes of a pool from which regions of any size are taken.
 //
-// Holes are kept in the order of their addresses and neighbours are joined, so between two holes there is always something
-// taken, and there are at most (regions taken + 1) of them. Searching is linear in their number.
+// Holes are kept in the order of their addresses and neighbours are joined, so between two holes there is always
+// something taken, and there are at most (regions taken + 1) of them. Searching is linear in their number.
 #pragma once
 
 #include <algorithm>
@@ -38,8 +38,8 @@ class RegionList {
     return most;
   }
 
-  /// Where a region of `want` slots could be taken, or, should no hole be that large, one of as many slots as the largest hole
-  /// has, if they are at least `need`. An empty region fits anywhere.
+  /// Where a region of `want` slots could be taken, or, should no hole be that large, one of as many slots as the
+  /// largest hole has, if they are at least `need`. An empty region fits anywhere.
   [[nodiscard]] std::optional<Region> find(Pos want, Pos need, Fit fit) const noexcept {
     if (want == 0) {
       return Region{0, 0};

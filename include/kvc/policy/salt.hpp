@@ -1,7 +1,8 @@
 // Salt: what, besides its tokens, a prefix depends on.
 //
-// Two prompts share blocks only if their salts are equal: same tenant, same LoRA adapter, same images behind the placeholder
-// tokens. Every part carries its type, so that an adapter that happens to be called like a tenant is still another salt.
+// Two prompts share blocks only if their salts are equal: same tenant, same LoRA adapter, same images behind the
+// placeholder tokens. Every part carries its type, so that an adapter that happens to be called like a tenant is still
+// another salt.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // SequenceTable: open sequences by handle.
 //
-// Closed slots are used again, each time with a new generation, so a handle that outlived its sequence is recognised. A record
-// is reset, not destroyed, when its sequence is closed: the memory of its block table serves the next one.
+// Closed slots are used again, each time with a new generation, so a handle that outlived its sequence is recognised. A
+// record is reset, not destroyed, when its sequence is closed: the memory of its block table serves the next one.
 #pragma once
 
 #include <utility>

@@ -9,9 +9,9 @@
 //                           Needs size() > 0
 //   e.size()                blocks that may be given up
 //
-// `now` is logical: it never decreases, and blocks let go of together are told last block first, with the same `now`. A block
-// is let go of no later than its ancestors, so any policy that goes by the order of insert gives up descendants first.
-// All but the constructor are noexcept.
+// `now` is logical: it never decreases, and blocks let go of together are told last block first, with the same `now`. A
+// block is let go of no later than its ancestors, so any policy that goes by the order of insert gives up descendants
+// first. All but the constructor are noexcept.
 #pragma once
 
 #include <concepts>
