@@ -167,8 +167,8 @@ TEST_CASE("logits have the same bits after a prefix hit and after a miss", "[law
       auto second = random_tokens(length, vocab_size, 2);
       std::copy_n(first.begin(), common, second.begin());
       const auto [seq, cached] = cache.open(second);
-      CHECK(static_cast<std::size_t>(cached) >= std::min<std::size_t>(common, length - 1) / static_cast<std::size_t>(block_tokens) *
-                                                    static_cast<std::size_t>(block_tokens));
+      const Pos may_match = std::min(static_cast<Pos>(common), length - 1);
+      CHECK(cached >= may_match / block_tokens * block_tokens);
       const Matrix after_hit = teach(model, cache, seq, std::span(second).subspan(static_cast<std::size_t>(cached)), 9);
 
       kvc::KvCache<float, Contiguous> fresh(model.config.cache_shape(), pool_for<Contiguous>(length, 1));
@@ -197,7 +197,8 @@ TEMPLATE_TEST_CASE("a fork and a truncated sequence go on as if they had been co
   cache.verify();
 }
 
-TEMPLATE_TEST_CASE("greedy tokens are equal over policies in 16 bits too", "[laws][model]", float, Eigen::half, Eigen::bfloat16) {
+TEMPLATE_TEST_CASE("greedy tokens are equal over policies in 16 bits too", "[laws][model]", float, Eigen::half,
+                   Eigen::bfloat16) {
   const kvc::Llama model = tiny_model();
   const auto prompt = random_tokens(20, model.config.vocab_size, 4);
   const auto tokens = [&](auto policy, Pos block_tokens, std::size_t chunk) {

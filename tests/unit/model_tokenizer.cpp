@@ -157,7 +157,9 @@ TEST_CASE("any bytes survive encode and decode", "[model][tokenizer]") {
 TEST_CASE("a long text is encoded in no more than n log n", "[model][tokenizer]") {
   // A quadratic encoder needs minutes for this, and every merge here makes work for the next.
   std::vector<Entry> entries = with_bytes();
-  for (std::string piece = "a"; piece.size() <= 32; piece += piece) entries.push_back({piece, static_cast<float>(piece.size())});
+  for (std::string piece = "a"; piece.size() <= 32; piece += piece) {
+    entries.push_back({piece, static_cast<float>(piece.size())});
+  }
   entries.push_back({" ", 0});
   const Tokenizer tokenizer = Tokenizer::load(file_of(entries));
   const std::string text(400'000, 'a');

@@ -65,7 +65,8 @@ class RopeTable {
 
   /// From tables made elsewhere, which are copied: cos, sin [positions, rotary_dim / 2].
   /// Throws std::invalid_argument if they differ in extents.
-  RopeTable(MatrixRef<const float> cos, MatrixRef<const float> sin) : cos_(cos.rows(), cos.cols()), sin_(cos.rows(), cos.cols()) {
+  RopeTable(MatrixRef<const float> cos, MatrixRef<const float> sin)
+      : cos_(cos.rows(), cos.cols()), sin_(cos.rows(), cos.cols()) {
     require_extents(sin, cos.rows(), cos.cols(), "sin");
     for (Index p = 0; p < cos.rows(); ++p) {
       std::copy_n(cos.row(p), cos.cols(), cos_.row(p).data());
