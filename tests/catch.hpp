@@ -38,8 +38,7 @@ inline int skip_count = 0;
 /// Ends the running test case as skipped. Use KVC_SKIP.
 [[noreturn]] inline void skip(const std::string& reason) {
   ++skip_count;
-  std::cerr << "skipped: " << Catch::getResultCapture().getCurrentTestName() << ": " << reason
-            << std::endl;
+  std::cerr << "skipped: " << Catch::getResultCapture().getCurrentTestName() << ": " << reason << std::endl;
 #if KVC_CATCH_VERSION == 3
   SKIP(reason);
 #else
@@ -54,9 +53,9 @@ inline int skip_count = 0;
 /// Ends the running test case, from wherever it is called, as neither passed nor failed: a program that
 /// has skipped and not failed exits with 4, which CTest counts as skipped. Takes a stream expression:
 ///   KVC_SKIP("no data at " << path);
-#define KVC_SKIP(reason)               \
-  do {                                 \
-    std::ostringstream kvc_skip_text_; \
-    kvc_skip_text_ << reason;          \
+#define KVC_SKIP(reason)                  \
+  do {                                    \
+    std::ostringstream kvc_skip_text_;    \
+    kvc_skip_text_ << reason;             \
     kvc_test::skip(kvc_skip_text_.str()); \
   } while (false)

@@ -16,6 +16,4 @@ extern const std::byte kvc_tokenizer_end[];
 inline std::span<const std::byte> embedded_model() { return {kvc_model_begin, kvc_model_end}; }
 
 /// examples/model/shakespeare.tok
-inline std::span<const std::byte> embedded_tokenizer() {
-  return {kvc_tokenizer_begin, kvc_tokenizer_end};
-}
+inline std::span<const std::byte> embedded_tokenizer() { return {kvc_tokenizer_begin, kvc_tokenizer_end}; }

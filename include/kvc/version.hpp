@@ -9,6 +9,6 @@
 #define KVC_DETAIL_STRINGIFY(x) KVC_DETAIL_STRINGIFY_(x)
 
 /// "major.minor.patch"
-#define KVC_VERSION_STRING                                                   \
-  KVC_DETAIL_STRINGIFY(KVC_VERSION_MAJOR)                                    \
+#define KVC_VERSION_STRING                \
+  KVC_DETAIL_STRINGIFY(KVC_VERSION_MAJOR) \
   "." KVC_DETAIL_STRINGIFY(KVC_VERSION_MINOR) "." KVC_DETAIL_STRINGIFY(KVC_VERSION_PATCH)
