@@ -48,8 +48,8 @@ class ByteWriter {
 inline std::vector<std::byte> tiny_checkpoint(const kvc::LlamaConfig& c, bool own_classifier = false,
                                               std::uint64_t seed = 1) {
   ByteWriter out;
-  for (kvc::Index value : {c.dim, c.hidden_dim, c.layers, c.heads, c.kv_heads,
-                           own_classifier ? -c.vocab_size : c.vocab_size, c.seq_len}) {
+  for (kvc::Index value :
+       {c.dim, c.hidden_dim, c.layers, c.heads, c.kv_heads, own_classifier ? -c.vocab_size : c.vocab_size, c.seq_len}) {
     out.put(static_cast<std::int32_t>(value));
   }
   std::mt19937_64 random(seed);

@@ -4,8 +4,8 @@
 //   generate --prompt "ROMEO:" --policy paged       a prompt of yours
 //   generate --model m.bin --tokenizer m.tok ...    any llama2.c checkpoint
 //
-// The text streams to stdout while the first policy computes it. The other policies compute it again and have to agree, since
-// attention gives the same bits over every policy.
+// The text streams to stdout while the first policy computes it. The other policies compute it again and have to agree,
+// since attention gives the same bits over every policy.
 #include <unistd.h>
 
 #include <chrono>
@@ -69,8 +69,8 @@ class Progress {
   Clock::time_point next_ = Clock::now() + std::chrono::milliseconds(300);
 };
 
-/// Turns tokens into text as it is printed. Control characters that a model may come up with are left out, as a terminal might
-/// obey them.
+/// Turns tokens into text as it is printed. Control characters that a model may come up with are left out, as a
+/// terminal might obey them.
 class Text {
  public:
   explicit Text(const kvc::Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
@@ -108,11 +108,11 @@ Model load(const Options& options) {
 }
 
 void introduce(const Options& o, const kvc::LlamaConfig& c, Pos steps) {
-  std::cerr << (o.model.empty() ? "embedded model" : o.model) << ": dim " << c.dim << ", " << c.layers << " layers, " << c.heads
-            << " heads on " << c.kv_heads << " key/value heads, vocabulary " << c.vocab_size << ", " << c.seq_len
-            << " positions\ncache: " << o.element << ", blocks of " << o.block_tokens << " tokens; " << steps
-            << " steps, temperature " << o.temperature << ", top-p " << o.top_p << ", seed " << o.seed << ", " << o.threads
-            << (o.threads == 1 ? " thread\n" : " threads\n");
+  std::cerr << (o.model.empty() ? "embedded model" : o.model) << ": dim " << c.dim << ", " << c.layers << " layers, "
+            << c.heads << " heads on " << c.kv_heads << " key/value heads, vocabulary " << c.vocab_size << ", "
+            << c.seq_len << " positions\ncache: " << o.element << ", blocks of " << o.block_tokens << " tokens; "
+            << steps << " steps, temperature " << o.temperature << ", top-p " << o.top_p << ", seed " << o.seed << ", "
+            << o.threads << (o.threads == 1 ? " thread\n" : " threads\n");
 }
 
 /// Runs one prompt in every session, prints its text once, and checks that all agree.
@@ -171,7 +171,8 @@ int run(const Options& options) {
 
   Settings settings;
   settings.model = &model.llama;
-  settings.steps = options.steps == 0 || options.steps > config.seq_len ? static_cast<Pos>(config.seq_len) : options.steps;
+  settings.steps =
+      options.steps == 0 || options.steps > config.seq_len ? static_cast<Pos>(config.seq_len) : options.steps;
   settings.prompts = static_cast<Index>(prompts.size());
   settings.block_tokens = options.block_tokens;
   settings.chunk = options.chunk;
@@ -207,8 +208,7 @@ int run(const Options& options) {
     if (i > 0) {
       std::cout << '\n';
     }
-    reports.push_back(
-        run_prompt(prompts[i], tokens[i], sessions, settings, policies, model.tokenizer, options.quiet));
+    reports.push_back(run_prompt(prompts[i], tokens[i], sessions, settings, policies, model.tokenizer, options.quiet));
     if (!options.quiet) {
       std::cerr << (watched ? "\n\n" : "");
       print_table(std::cerr, reports.back().policies);

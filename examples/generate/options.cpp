@@ -59,19 +59,18 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "Prompts run one after another in the same cache, and prefix-shared reuses what they have in common.\n\n"
       "Exit code: 0 all is well; 1 a file that cannot be read, or no room; 2 a bad option.");
 
-  auto* model = app.add_option("--model", options.model, "Checkpoint in the legacy format of llama2.c")->type_name("FILE");
+  auto* model =
+      app.add_option("--model", options.model, "Checkpoint in the legacy format of llama2.c")->type_name("FILE");
   auto* tokenizer =
       app.add_option("--tokenizer", options.tokenizer, "Its tokenizer, in the format of llama2.c")->type_name("FILE");
   model->needs(tokenizer);
   tokenizer->needs(model);
   // A callback of its own, and no extra arguments: CLI11 reads "[a,b]" and "{}" as lists where it fills a vector.
-  app.add_option(
-         "--prompt",
-         CLI::callback_t([&options](const CLI::results_t& texts) {
-           options.prompts.assign(texts.begin(), texts.end());
-           return true;
-         }),
-         "Text to continue; may be given again and again")
+  app.add_option("--prompt", CLI::callback_t([&options](const CLI::results_t& texts) {
+                   options.prompts.assign(texts.begin(), texts.end());
+                   return true;
+                 }),
+                 "Text to continue; may be given again and again")
       ->type_name("TEXT")
       ->take_all()
       ->allow_extra_args(false);

@@ -24,7 +24,8 @@ void print_row(std::ostream& out, const char* policy, const std::string (&column
   std::snprintf(text, sizeof text, "  %-14s", policy);
   out << text;
   for (std::size_t i = 0; i < std::size(columns); ++i) {
-    out << std::string(std::max<std::size_t>(1, static_cast<std::size_t>(widths[i]) - columns[i].size()), ' ') << columns[i];
+    out << std::string(std::max<std::size_t>(1, static_cast<std::size_t>(widths[i]) - columns[i].size()), ' ')
+        << columns[i];
   }
   out << '\n';
 }

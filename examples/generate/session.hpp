@@ -1,7 +1,7 @@
 // A session: one cache, and the prompts that run in it one after another.
 //
-// Here is what a program does with kvc: open, extend, Dec_kv and Dec, commit, close. `CacheSession` is a template over the
-// element type and the policy; the rest of the example sees the interface `Session`.
+// Here is what a program does with kvc: open, extend, Dec_kv and Dec, commit, close. `CacheSession` is a template over
+// the element type and the policy; the rest of the example sees the interface `Session`.
 #pragma once
 
 #include <algorithm>
@@ -184,7 +184,8 @@ std::unique_ptr<Session> make_session(std::string_view policy, const Settings& s
   return std::make_unique<CacheSession<T, kvc::PrefixShared<>>>(settings);
 }
 
-inline std::unique_ptr<Session> make_session(std::string_view element, std::string_view policy, const Settings& settings) {
+inline std::unique_ptr<Session> make_session(std::string_view element, std::string_view policy,
+                                             const Settings& settings) {
   if (element == kvc::Element<Eigen::half>::name) {
     return make_session<Eigen::half>(policy, settings);
   }

@@ -83,7 +83,8 @@ TEMPLATE_TEST_CASE("greedy tokens are the golden tokens", "[golden][model]", Con
   for (const GreedyCase& golden : greedy_cases(stories)) {
     for (std::size_t chunk : {0, 1, 5}) {
       CAPTURE(golden.prompt, chunk);
-      CHECK(kvc_test::continue_greedily(stories.model, cache, golden.prompt_tokens, golden.steps, chunk) == golden.tokens);
+      CHECK(kvc_test::continue_greedily(stories.model, cache, golden.prompt_tokens, golden.steps, chunk) ==
+            golden.tokens);
     }
   }
   cache.verify();

@@ -1,10 +1,11 @@
 // The trained model stories260K and its golden outputs, where they are present.
 #pragma once
 
-#include <cstdlib>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -12,24 +13,13 @@
 #include "kvc/model/checkpoint.hpp"
 #include "kvc/model/llama.hpp"
 #include "kvc/model/tokenizer.hpp"
+#include "test_data.hpp"
 
 namespace kvc_test {
 
-/// Where the data for tests lie: KVC_TEST_DATA, or a folder beside the checkout.
-inline std::filesystem::path data_root() {
-  if (const char* given = std::getenv("KVC_TEST_DATA"); given != nullptr && *given != '\0') return given;
-  return std::filesystem::path(KVC_SOURCE_DIR) / ".." / "shared" / "data";
-}
-
-/// The folder of the model; skips the test case where it is absent.
-inline std::filesystem::path stories_root() {
-  const std::filesystem::path root = data_root() / "stories260k";
-  if (!std::filesystem::exists(root)) KVC_SKIP("no stories260k in " << data_root() << "; set KVC_TEST_DATA");
-  return root;
-}
-
+/// Skips the test case where the model is absent.
 struct Stories {
-  std::filesystem::path root = stories_root();
+  std::filesystem::path root = data_file("stories260k");
   kvc::Llama model = kvc::load_checkpoint(root / "stories260K.bin");
   kvc::Tokenizer tokenizer = kvc::Tokenizer::load(root / "tok512.bin", model.config.vocab_size);
 
@@ -58,7 +48,8 @@ inline float largest_difference(kvc::MatrixRef<const float> a, kvc::MatrixRef<co
   for (kvc::Index r = 0; r < a.rows(); ++r) {
     for (kvc::Index i = 0; i < a.cols(); ++i) {
       const float difference = std::abs(a.row(r)[i] - b.row(r)[i]);
-      if (!(difference <= largest)) largest = difference == difference ? difference : std::numeric_limits<float>::infinity();
+      if (!(difference <= largest))
+        largest = difference == difference ? difference : std::numeric_limits<float>::infinity();
     }
   }
   return largest;

@@ -160,7 +160,8 @@ TEST_CASE("logits have the same bits after a prefix hit and after a miss", "[law
   for (Pos block_tokens : {1, 7, 16}) {
     for (std::size_t common : {1, 6, 30, 77, 89, 90}) {
       CAPTURE(block_tokens, common);
-      kvc::KvCache<float, PrefixShared> cache(model.config.cache_shape(), pool_for<PrefixShared>(length, block_tokens, 2));
+      kvc::KvCache<float, PrefixShared> cache(model.config.cache_shape(),
+                                              pool_for<PrefixShared>(length, block_tokens, 2));
       const SeqId leader = cache.open(first).seq;
       (void)teach(model, cache, leader, first, 11);
 
@@ -179,8 +180,8 @@ TEST_CASE("logits have the same bits after a prefix hit and after a miss", "[law
   }
 }
 
-TEMPLATE_TEST_CASE("a fork and a truncated sequence go on as if they had been computed", "[laws][model]", Contiguous, Paged,
-                   PrefixShared) {
+TEMPLATE_TEST_CASE("a fork and a truncated sequence go on as if they had been computed", "[laws][model]", Contiguous,
+                   Paged, PrefixShared) {
   const kvc::Llama model = tiny_model();
   const auto tokens = random_tokens(length, model.config.vocab_size, 1);
   const auto others = random_tokens(length, model.config.vocab_size, 9);

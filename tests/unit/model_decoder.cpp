@@ -168,8 +168,10 @@ TEST_CASE("dec_kv leaves the cache that dec leaves", "[model][decoder]") {
     }
     return all;
   };
-  const Matrix by_dec_kv = rows([&](Cache& cache, const Cache::Append& step) { kvc::dec_kv(model, cache, step, tokens); });
-  const Matrix by_dec = rows([&](Cache& cache, const Cache::Append& step) { (void)kvc::dec(model, cache, step, tokens); });
+  const Matrix by_dec_kv =
+      rows([&](Cache& cache, const Cache::Append& step) { kvc::dec_kv(model, cache, step, tokens); });
+  const Matrix by_dec =
+      rows([&](Cache& cache, const Cache::Append& step) { (void)kvc::dec(model, cache, step, tokens); });
   const Matrix by_all =
       rows([&](Cache& cache, const Cache::Append& step) { (void)kvc::dec(model, cache, step, tokens, Logits::all); });
   CHECK(equal_bits(by_dec_kv, by_dec));
@@ -184,7 +186,9 @@ TEST_CASE("the last logits are those of the last positions", "[model][decoder]")
     Cache cache(model.config.cache_shape(), {.blocks = 8, .block_tokens = 4});
     std::vector<Cache::Append> steps;
     for (std::size_t first : {0, 5, 6}) {  // of 5, 1 and 6 tokens
-      steps.push_back(cache.extend(cache.open(), std::span(tokens).subspan(first, first == 0 ? 5 : first == 5 ? 1 : 6)));
+      steps.push_back(cache.extend(cache.open(), std::span(tokens).subspan(first, first == 0   ? 5
+                                                                                  : first == 5 ? 1
+                                                                                               : 6)));
     }
     return kvc::dec(model, cache, steps, tokens, which);
   };

@@ -33,7 +33,8 @@ double dot_in_double(const float* a, const float* b, Index n) {
 
 /// A copy of `m` that begins `shift` floats after an aligned address, with rows `extra` apart.
 struct Shifted {
-  Shifted(const Matrix& m, Index shift, Index extra) : memory(static_cast<std::size_t>(shift + m.rows() * (m.cols() + extra))) {
+  Shifted(const Matrix& m, Index shift, Index extra)
+      : memory(static_cast<std::size_t>(shift + m.rows() * (m.cols() + extra))) {
     ref = MatrixRef<float>(memory.data() + shift, m.rows(), m.cols(), m.cols() + extra);
     for (Index r = 0; r < m.rows(); ++r) std::copy_n(m.row(r).data(), m.cols(), ref.row(r));
   }
@@ -43,7 +44,8 @@ struct Shifted {
 
 bool equal_bits(MatrixRef<const float> a, const Matrix& b, Index b_first = 0) {
   for (Index r = 0; r < a.rows(); ++r) {
-    if (std::memcmp(a.row(r), b.row(b_first + r).data(), static_cast<std::size_t>(a.cols()) * sizeof(float)) != 0) return false;
+    if (std::memcmp(a.row(r), b.row(b_first + r).data(), static_cast<std::size_t>(a.cols()) * sizeof(float)) != 0)
+      return false;
   }
   return true;
 }

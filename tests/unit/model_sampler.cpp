@@ -79,8 +79,8 @@ TEST_CASE("equal seeds draw equal tokens, others do not", "[model][sampler]") {
 }
 
 TEST_CASE("draws are the same on every platform", "[model][sampler]") {
-  // Powers of two as weights: no platform's exp can shift a bound far enough to matter. The expected tokens follow from the
-  // standard's mt19937_64, whose 10000th output it fixes, and from the top 53 bits of each output.
+  // Powers of two as weights: no platform's exp can shift a bound far enough to matter. The expected tokens follow from
+  // the standard's mt19937_64, whose 10000th output it fixes, and from the top 53 bits of each output.
   std::mt19937_64 reference(42);
   Sampler sampler({.seed = 42});
   const std::array<double, 3> weights = {0.5, 0.25, 0.25};

@@ -97,8 +97,8 @@ std::vector<Token> encode_plainly(const std::vector<Entry>& entries, const std::
 }
 
 std::string random_text(std::mt19937_64& random, std::size_t length, bool any_bytes) {
-  static const std::array<std::string, 9> characters = {" ", "a", "b", "c", "\n", "x", "\xC3\xA9", "\xE2\x82\xAC",
-                                                        "\xF0\x9F\x98\x80"};
+  static const std::array<std::string, 9> characters = {
+      " ", "a", "b", "c", "\n", "x", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80"};
   std::string text;
   for (std::size_t i = 0; i < length; ++i) {
     if (any_bytes && random() % 4 == 0) {

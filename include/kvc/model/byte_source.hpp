@@ -61,7 +61,8 @@ class ByteSource {
   /// Reads `bytes` into `to`; `what` names them. Throws FormatError if fewer are left.
   void read(void* to, Index bytes, const char* what) {
     if (bytes > left()) {
-      fail(std::string(what) + " of " + std::to_string(bytes) + " bytes, the file ends after " + std::to_string(left()));
+      fail(std::string(what) + " of " + std::to_string(bytes) + " bytes, the file ends after " +
+           std::to_string(left()));
     }
     if (bytes == 0) {
       return;
@@ -84,7 +85,7 @@ class ByteSource {
   }
 
   template <class V>
-    requires std::is_arithmetic_v<V>
+  requires std::is_arithmetic_v<V>
   [[nodiscard]] V read(const char* what) {
     V value{};
     read(&value, Index{sizeof(V)}, what);

@@ -7,8 +7,8 @@
 //           two tables [seq_len, head_dim / 2] that nobody uses any more
 //           classifier [vocab, dim], if it is not the embedding
 //
-// All little-endian. The header fixes the size of the file to the byte, so a file that is cut short, has something appended
-// or is of another kind is told from a good one before anything is allocated.
+// All little-endian. The header fixes the size of the file to the byte, so a file that is cut short, has something
+// appended or is of another kind is told from a good one before anything is allocated.
 #pragma once
 
 #include <algorithm>
@@ -80,8 +80,9 @@ inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
     const Index at = in.offset();
     const auto value = Index{in.read<std::int32_t>(what)};
     if (value == 0 || (value < 0 && !may_be_negative)) {
-      raise(FormatError(in.name(), at, "a llama2.c checkpoint with a positive " + std::string(name) + ", found " +
-                                           std::to_string(value)));
+      raise(FormatError(
+          in.name(), at,
+          "a llama2.c checkpoint with a positive " + std::string(name) + ", found " + std::to_string(value)));
     }
     return value;
   };
@@ -104,8 +105,8 @@ inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
       raise(FormatError(in.name(), 0, "a llama2.c checkpoint " + expected));
     }
   };
-  agree(c.heads % c.kv_heads == 0, "where n_kv_heads divides n_heads, found " + std::to_string(c.kv_heads) + " and " +
-                                       std::to_string(c.heads));
+  agree(c.heads % c.kv_heads == 0,
+        "where n_kv_heads divides n_heads, found " + std::to_string(c.kv_heads) + " and " + std::to_string(c.heads));
   agree(c.dim % c.heads == 0 && c.head_dim() % 2 == 0,
         "where dim is an even multiple of n_heads, found " + std::to_string(c.dim) + " and " + std::to_string(c.heads));
   return header;
@@ -162,14 +163,16 @@ inline Llama read_checkpoint(ByteSource in) {
 
 /// Loads a checkpoint from a file.
 ///
-/// Throws FormatError naming the file, the offset and what was expected there if the file cannot be read or is not exactly a
-/// checkpoint; nothing has been allocated then but the message. Time and memory are linear in the size of the file.
+/// Throws FormatError naming the file, the offset and what was expected there if the file cannot be read or is not
+/// exactly a checkpoint; nothing has been allocated then but the message. Time and memory are linear in the size of the
+/// file.
 [[nodiscard]] inline Llama load_checkpoint(const std::filesystem::path& path) {
   return detail::read_checkpoint(detail::ByteSource::open(path));
 }
 
 /// As above, from memory of any alignment, which is copied; `name` stands for it in messages.
-[[nodiscard]] inline Llama load_checkpoint(std::span<const std::byte> bytes, std::string name = "checkpoint in memory") {
+[[nodiscard]] inline Llama load_checkpoint(std::span<const std::byte> bytes,
+                                           std::string name = "checkpoint in memory") {
   return detail::read_checkpoint(detail::ByteSource::over(bytes, std::move(name)));
 }
 

@@ -3,17 +3,17 @@
 //   dec_kv   fills the cache: runs tokens through the network for the keys and values that they leave behind
 //   dec      the same network, which in addition returns logits: for the next token, or for every position
 //
-// Both take positions that were reserved with `extend`, write all layers of them, and leave it to the caller to `commit`. All
-// rows of a call go through the network as one matrix: the positions of a prompt (prefill), one token each of many sequences
-// (decode), or a mix.
+// Both take positions that were reserved with `extend`, write all layers of them, and leave it to the caller to
+// `commit`. All rows of a call go through the network as one matrix: the positions of a prompt (prefill), one token
+// each of many sequences (decode), or a mix.
 //
 //   auto [seq, cached] = cache.open(prompt);
 //   auto step = cache.extend(seq, prompt.subspan(cached));
 //   Matrix logits = dec(model, cache, step, prompt.subspan(cached));
 //   cache.commit(std::move(step));
 //
-// A row's result depends on its own tokens alone: the bits of logits are the same whatever the policy, the layout, the block
-// size, the chunks of the prefill, what else is in the batch, or the number of threads.
+// A row's result depends on its own tokens alone: the bits of logits are the same whatever the policy, the layout, the
+// block size, the chunks of the prefill, what else is in the batch, or the number of threads.
 //
 //   n  rows: tokens of all steps        dim, heads, kv_heads, vocab_size  as in LlamaConfig
 #pragma once
@@ -97,13 +97,13 @@ void attend(const Cache& cache, Index layer, std::span<const BatchPart> parts, M
     }
     if (views.empty()) {
       const Index rows = part.positions.size();
-      prefill(cache.view(layer, part.seq), part.positions, q.middle_rows(part.row, rows), out.middle_rows(part.row, rows), {},
-              ex);
+      prefill(cache.view(layer, part.seq), part.positions, q.middle_rows(part.row, rows),
+              out.middle_rows(part.row, rows), {}, ex);
       parts = parts.subspan(1);
     } else {
       const auto rows = static_cast<Index>(views.size());
-      decode(std::span<const typename Cache::View>(views), q.middle_rows(part.row, rows), out.middle_rows(part.row, rows), {},
-             ex);
+      decode(std::span<const typename Cache::View>(views), q.middle_rows(part.row, rows),
+             out.middle_rows(part.row, rows), {}, ex);
       parts = parts.subspan(views.size());
     }
   }
@@ -118,8 +118,8 @@ struct NoTap {
 };
 
 template <class Cache, Executor Ex, class Tap = NoTap>
-Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache::Append> steps, std::span<const Token> tokens,
-               Wanted wanted, Ex& ex, Tap&& tap = {}) {
+Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache::Append> steps,
+               std::span<const Token> tokens, Wanted wanted, Ex& ex, Tap&& tap = {}) {
   const LlamaConfig& c = model.config;
   BatchRows batch;
   for (const auto& step : steps) {
@@ -194,12 +194,12 @@ Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache:
 
 }  // namespace detail
 
-/// Fills the positions of `step` with the keys and values of `tokens` [step.size()], in every layer. What only logits need,
-/// the rest of the last layer and the classifier, is not computed.
+/// Fills the positions of `step` with the keys and values of `tokens` [step.size()], in every layer. What only logits
+/// need, the rest of the last layer and the classifier, is not computed.
 ///
-/// Throws std::invalid_argument if the cache has not the model's shape, the number of tokens is not the step's, a token is
-/// not in the vocabulary, or a position is beyond config.seq_len; the step may be partly written then, and is still the
-/// caller's to roll back.
+/// Throws std::invalid_argument if the cache has not the model's shape, the number of tokens is not the step's, a token
+/// is not in the vocabulary, or a position is beyond config.seq_len; the step may be partly written then, and is still
+/// the caller's to roll back.
 template <class Cache, Executor Ex = Sequential>
 void dec_kv(const Llama& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
             Ex&& ex = {}) {
@@ -220,8 +220,8 @@ template <class Cache, Executor Ex = Sequential>
 
 /// The same for one sequence.
 template <class Cache, Executor Ex = Sequential>
-[[nodiscard]] Matrix dec(const Llama& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
-                         Logits logits = Logits::last, Ex&& ex = {}) {
+[[nodiscard]] Matrix dec(const Llama& model, Cache& cache, const typename Cache::Append& step,
+                         std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {}) {
   return dec(model, cache, std::span(&step, 1), tokens, logits, ex);
 }
 

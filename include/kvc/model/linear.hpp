@@ -1,8 +1,8 @@
 // linear: y = x W^T, the matrix product of a decoder.
 //
-// A number of the result is one simd::dot, and its bits depend on its two rows alone: not on how many rows there are, how they
-// are tiled, where they lie, or how many threads work. So a token gets the same activations in a prefill of any chunking, in a
-// batch and alone.
+// A number of the result is one simd::dot, and its bits depend on its two rows alone: not on how many rows there are,
+// how they are tiled, where they lie, or how many threads work. So a token gets the same activations in a prefill of
+// any chunking, in a batch and alone.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,8 @@ inline constexpr Index linear_block = 16;
   for (; first < last; first += linear_block) {
     const auto x_row = [&](Index i) { return x.row(i); };
     const auto w_row = [&](Index j) { return w.row(first + j); };
-    simd::dot_rows(x.rows(), x_row, std::min(linear_block, last - first), w_row, x.cols(), y.data() + first, y.stride());
+    simd::dot_rows(x.rows(), x_row, std::min(linear_block, last - first), w_row, x.cols(), y.data() + first,
+                   y.stride());
   }
 }
 
@@ -36,8 +37,8 @@ inline constexpr Index linear_block = 16;
 /// y = x W^T.
 ///
 ///   x  [n, in]     w  [out, in]     y  [n, out], overwritten; must not overlap x or w
-///   ex an executor; its tasks are ranges of outputs, with at least 2^17 multiplications each, since waking a thread takes
-///      about as long as these
+///   ex an executor; its tasks are ranges of outputs, with at least 2^17 multiplications each: waking a thread takes
+///      about as long
 ///
 /// O(n x in x out). Throws std::invalid_argument if extents do not fit.
 template <Executor Ex>

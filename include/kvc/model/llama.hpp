@@ -22,10 +22,10 @@ struct LlamaConfig {
   Index dim = 0;         ///< of the residual stream
   Index hidden_dim = 0;  ///< of the feed-forward network
   Index layers = 0;
-  Index heads = 0;       ///< query heads
-  Index kv_heads = 0;    ///< key/value heads
+  Index heads = 0;     ///< query heads
+  Index kv_heads = 0;  ///< key/value heads
   Index vocab_size = 0;
-  Index seq_len = 0;     ///< positions the model was made for
+  Index seq_len = 0;  ///< positions the model was made for
   float rope_theta = 10000.0F;
   float norm_epsilon = 1e-5F;
 

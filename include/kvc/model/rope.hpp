@@ -1,11 +1,11 @@
 // RoPE: rotary position embedding, on all or the first part of each head.
 //
-// The numbers of a head form pairs, and pair i of a token at position p turns by the angle  p * theta^(-2i / rotary_dim):
+// The numbers of a head form pairs, and pair i of a token at position p turns by  angle = p * theta^(-2i / rotary_dim):
 //
 //   (a, b) -> (a cos - b sin, a sin + b cos)
 //
-// Which numbers pair up is a matter of convention, and a type here: `Interleaved` or `HalfSplit`. Numbers beyond rotary_dim
-// stay as they are. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
+// Which numbers pair up is a matter of convention, and a type here: `Interleaved` or `HalfSplit`. Numbers beyond
+// rotary_dim stay as they are. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
 #pragma once
 
 #include <Eigen/Core>

@@ -1,7 +1,7 @@
 // Sampler: the next token from logits. Greedy, by temperature, or from the nucleus (top-p) at a temperature.
 //
-// Top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020. The smallest set of most likely tokens whose
-// probabilities add up to p is kept, and one of them drawn in proportion.
+// Top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020. The smallest set of most likely tokens
+// whose probabilities add up to p is kept, and one of them drawn in proportion.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +23,9 @@ struct SamplerConfig {
   std::uint64_t seed = 0;
 };
 
-/// Draws tokens. Equal seeds and logits give equal tokens: the generator and the way its bits become a number in [0, 1) are
-/// fixed here, unlike those of std::uniform_real_distribution; probabilities are formed in double, in the order of the ids.
+/// Draws tokens. Equal seeds and logits give equal tokens: the generator and the way its bits become a number in [0, 1)
+/// are fixed here, unlike those of std::uniform_real_distribution; probabilities are formed in double, in the order of
+/// the ids.
 class Sampler {
  public:
   /// Throws std::invalid_argument if the temperature is negative or not finite, or top_p is not in (0, 1].
@@ -38,7 +39,8 @@ class Sampler {
   /// Throws std::invalid_argument if there are no logits, or the largest of them is not finite.
   [[nodiscard]] Token operator()(std::span<const float> logits) {
     const Token best = greedy(logits);
-    return config_.temperature == 0.0 ? best : draw(logits, static_cast<double>(logits[static_cast<std::size_t>(best)]));
+    return config_.temperature == 0.0 ? best
+                                      : draw(logits, static_cast<double>(logits[static_cast<std::size_t>(best)]));
   }
 
   /// The most likely token, the lowest id among equals. Errors as above.
@@ -86,8 +88,8 @@ class Sampler {
   /// Leaves the nucleus in `choices_`, the most likely first, and returns its weight.
   double keep_nucleus(double total) {
     const double wanted = config_.top_p * total;
-    // The tokens below this bound add up to less than 1 - p all together, so none of them is in the nucleus: no need to sort
-    // them. The most likely token stays in any case.
+    // The tokens below this bound add up to less than 1 - p all together, so none of them is in the nucleus: no need to
+    // sort them. The most likely token stays in any case.
     const double bound = std::min(1.0, (total - wanted) / static_cast<double>(choices_.size()));
     std::erase_if(choices_, [bound](const Choice& c) { return c.weight < bound; });
     std::sort(choices_.begin(), choices_.end(), [](const Choice& a, const Choice& b) {

@@ -31,8 +31,8 @@ class Tokenizer {
 
   /// Loads a vocabulary from a file. `vocab_size` is that of the model; 0 takes as many tokens as there are.
   ///
-  /// Throws FormatError naming the file, the offset and what was expected there if the file cannot be read, is cut short, has
-  /// bytes after the last token, or is something else.
+  /// Throws FormatError naming the file, the offset and what was expected there if the file cannot be read, is cut
+  /// short, has bytes after the last token, or is something else.
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path, Index vocab_size = 0) {
     return Tokenizer(detail::ByteSource::open(path), vocab_size);
   }
@@ -52,16 +52,17 @@ class Tokenizer {
 
   /// The tokens of `text`, which may be any bytes; with `with_bos`, after a BOS.
   ///
-  /// A text that is not empty gets a space in front. Its characters (UTF-8; bytes that are none stand alone) become tokens,
-  /// or one token per byte where the vocabulary lacks them. Then, as long as there is one, the pair of neighbours is merged
-  /// whose union is the token with the highest score, the leftmost among equals. O(n log n) for n bytes.
+  /// A text that is not empty gets a space in front. Its characters (UTF-8; bytes that are none stand alone) become
+  /// tokens, or one token per byte where the vocabulary lacks them. Then, as long as there is one, the pair of
+  /// neighbours is merged whose union is the token with the highest score, the leftmost among equals. O(n log n) for n
+  /// bytes.
   ///
   /// Throws std::invalid_argument for a byte that the vocabulary has no token for.
   [[nodiscard]] std::vector<Token> encode(std::string_view text, bool with_bos = true) const;
 
-  /// The bytes that `token` adds to a text in which `previous` came before it: its piece, or the one byte that <0xNN> stands
-  /// for. After a BOS the space that `encode` put in front is taken off again. The view lives as long as the tokenizer.
-  /// Throws std::invalid_argument if there is no such token.
+  /// The bytes that `token` adds to a text in which `previous` came before it: its piece, or the one byte that <0xNN>
+  /// stands for. After a BOS the space that `encode` put in front is taken off again. The view lives as long as the
+  /// tokenizer. Throws std::invalid_argument if there is no such token.
   [[nodiscard]] std::string_view decode(Token previous, Token token) const {
     std::string_view text = piece(token);
     if (previous == bos && text.starts_with(' ')) {
@@ -140,7 +141,8 @@ inline Tokenizer::Tokenizer(detail::ByteSource in, Index vocab_size) {
   require(vocab_size >= 0, "vocab_size", vocab_size, "at least 0");
   const auto limit = in.read<std::int32_t>("the header of a llama2.c tokenizer, the length of its longest token");
   if (limit <= 0) {
-    raise(FormatError(in.name(), 0, "a llama2.c tokenizer with a positive longest length, found " + std::to_string(limit)));
+    raise(FormatError(in.name(), 0,
+                      "a llama2.c tokenizer with a positive longest length, found " + std::to_string(limit)));
   }
   while (vocab_size == 0 ? in.left() > 0 : this->vocab_size() < vocab_size) {
     const std::string which = "token " + std::to_string(this->vocab_size()) +
@@ -152,8 +154,9 @@ inline Tokenizer::Tokenizer(detail::ByteSource in, Index vocab_size) {
     }
     const auto length = in.read<std::int32_t>(("the length of " + which).c_str());
     if (length < 0 || length > limit) {
-      raise(FormatError(in.name(), at + Index{sizeof score}, "the length of " + which + ", between 0 and " +
-                                                                 std::to_string(limit) + ", found " + std::to_string(length)));
+      raise(FormatError(
+          in.name(), at + Index{sizeof score},
+          "the length of " + which + ", between 0 and " + std::to_string(limit) + ", found " + std::to_string(length)));
     }
     if (length > in.left()) {
       in.fail(which + " of " + std::to_string(length) + " bytes, the file ends after " + std::to_string(in.left()));
@@ -206,8 +209,8 @@ inline void Tokenizer::append_characters(std::string_view text, std::vector<Toke
 }
 
 inline void Tokenizer::merge_pairs(std::vector<Token>& tokens, std::size_t first) const {
-  // The tokens form a list; a merge keeps the left place and unlinks the right one, so places stay in order. Candidates wait
-  // in a heap, and are dropped on arrival if one of their places has changed since.
+  // The tokens form a list; a merge keeps the left place and unlinks the right one, so places stay in order. Candidates
+  // wait in a heap, and are dropped on arrival if one of their places has changed since.
   struct Place {
     Token token;
     std::size_t before;
