@@ -81,7 +81,7 @@ TEMPLATE_TEST_CASE("greedy tokens are the golden tokens", "[golden][model]", Con
   const kvc_test::Stories stories;
   auto cache = cache_for<float, TestType>(stories, 512);
   for (const GreedyCase& golden : greedy_cases(stories)) {
-    for (std::size_t chunk : {0, 1, 5}) {
+    for (std::size_t chunk : {0U, 1U, 5U}) {
       CAPTURE(golden.prompt, chunk);
       CHECK(kvc_test::continue_greedily(stories.model, cache, golden.prompt_tokens, golden.steps, chunk) ==
             golden.tokens);
@@ -94,7 +94,7 @@ TEMPLATE_TEST_CASE("taught logits are within 1e-4", "[golden][model]", Contiguou
   const kvc_test::Stories stories;
   const Matrix golden = stories.array("stories260K_logits_T256xV512_f32.bin", 256, 512);
   const std::vector<Token> tokens = taught(stories);
-  for (std::size_t chunk : {0, 1, 100}) {
+  for (std::size_t chunk : {0U, 1U, 100U}) {
     auto cache = cache_for<float, TestType>(stories, 256);
     const float difference =
         kvc_test::largest_difference(kvc_test::teach(stories.model, cache, cache.open(), tokens, chunk), golden);

@@ -67,7 +67,7 @@ TEMPLATE_TEST_CASE("logits have the same bits over every policy, layout, block s
   const kvc::Llama model = tiny_model();
   const auto tokens = random_tokens(length, model.config.vocab_size, 1);
   for (Pos block_tokens : {1, 7, 16, 64}) {
-    for (std::size_t chunk : {0, 1, 2, 13, 32, 64}) {
+    for (std::size_t chunk : {0U, 1U, 2U, 13U, 32U, 64U}) {
       CAPTURE(block_tokens, chunk);
       TestType cache(model.config.cache_shape(), pool_for<typename TestType::PolicyType>(length, block_tokens));
       CHECK(equal_bits(teach(model, cache, cache.open(), tokens, chunk), expected()));
@@ -158,7 +158,7 @@ TEST_CASE("logits have the same bits after a prefix hit and after a miss", "[law
   const Index vocab_size = model.config.vocab_size;
   const auto first = random_tokens(length, vocab_size, 1);
   for (Pos block_tokens : {1, 7, 16}) {
-    for (std::size_t common : {1, 6, 30, 77, 89, 90}) {
+    for (std::size_t common : {1U, 6U, 30U, 77U, 89U, 90U}) {
       CAPTURE(block_tokens, common);
       kvc::KvCache<float, PrefixShared> cache(model.config.cache_shape(),
                                               pool_for<PrefixShared>(length, block_tokens, 2));
@@ -209,7 +209,7 @@ TEMPLATE_TEST_CASE("greedy tokens are equal over policies in 16 bits too", "[law
   };
   const auto reference = tokens(std::type_identity<Contiguous>{}, 1, 0);
   for (Pos block_tokens : {1, 7, 16, 64}) {
-    for (std::size_t chunk : {0, 1, 6}) {
+    for (std::size_t chunk : {0U, 1U, 6U}) {
       CHECK(tokens(std::type_identity<Paged>{}, block_tokens, chunk) == reference);
       CHECK(tokens(std::type_identity<PrefixShared>{}, block_tokens, chunk) == reference);
     }

@@ -126,7 +126,7 @@ TEST_CASE("a checkpoint cut short anywhere is refused", "[model][checkpoint]") {
   const bool own = GENERATE(false, true);
   auto bytes = kvc_test::tiny_checkpoint(kvc_test::tiny_config(), own);
   const std::size_t whole = bytes.size();
-  for (std::size_t size : {0, 1, 27}) {
+  for (std::size_t size : {0U, 1U, 27U}) {
     bytes.resize(whole);
     bytes.resize(size);
     refuse(bytes, 0, "header of a llama2.c checkpoint");

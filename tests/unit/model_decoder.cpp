@@ -185,7 +185,7 @@ TEST_CASE("the last logits are those of the last positions", "[model][decoder]")
   const auto run = [&](Logits which) {
     Cache cache(model.config.cache_shape(), {.blocks = 8, .block_tokens = 4});
     std::vector<Cache::Append> steps;
-    for (std::size_t first : {0, 5, 6}) {  // of 5, 1 and 6 tokens
+    for (std::size_t first : {0U, 5U, 6U}) {  // of 5, 1 and 6 tokens
       steps.push_back(cache.extend(cache.open(), std::span(tokens).subspan(first, first == 0   ? 5
                                                                                   : first == 5 ? 1
                                                                                                : 6)));

@@ -127,7 +127,7 @@ TEST_CASE("encode merges as the plain encoder does", "[model][tokenizer]") {
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     const auto entries = random_vocabulary(seed);
     const Tokenizer tokenizer = Tokenizer::load(file_of(entries));
-    for (std::size_t length : {1, 2, 3, 10, 40}) {
+    for (std::size_t length : {1U, 2U, 3U, 10U, 40U}) {
       const std::string text = random_text(random, length, seed % 2 == 1);
       CAPTURE(seed, text);
       CHECK(tokenizer.encode(text) == encode_plainly(entries, text));
