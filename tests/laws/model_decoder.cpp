@@ -105,7 +105,7 @@ TEMPLATE_TEST_CASE("logits have the same bits in a batch and alone", "[laws][mod
   const kvc::Llama model = tiny_model();
   const Index vocab_size = model.config.vocab_size;
   constexpr std::size_t sequences = 5;
-  const std::uint64_t seed = GENERATE(1, 2, 3);
+  const std::uint64_t seed = GENERATE(1U, 2U, 3U);
   std::mt19937_64 random(seed);
 
   std::vector<std::vector<Token>> tokens;
