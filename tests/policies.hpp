@@ -1,8 +1,11 @@
 // The policies that every general test runs over: a type per configuration, with the same three questions to each.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
+#include <string_view>
+#include <vector>
 
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
@@ -13,6 +16,26 @@ namespace kvc_test {
 /// All prefixes collide: what is right with this hash is right with any.
 struct ConstantHash {
   std::uint64_t operator()(std::uint64_t, std::span<const kvc::Token>) const noexcept { return 42; }
+};
+
+/// The same in every run, so that a failure can be repeated.
+struct SeededHash : kvc::ChainHash {
+  SeededHash() : ChainHash(1) {}
+};
+
+/// Gives up what was let go of last: the least suitable block there is, and often one with descendants.
+class Mru {
+ public:
+  static constexpr std::string_view name = "mru";
+  explicit Mru(kvc::Index blocks) { stack_.reserve(static_cast<std::size_t>(blocks)); }
+  void insert(kvc::BlockId block, std::uint64_t) noexcept { stack_.push_back(block); }
+  void erase(kvc::BlockId block) noexcept { stack_.erase(std::find(stack_.begin(), stack_.end(), block)); }
+  void touch(kvc::BlockId, std::uint64_t) noexcept {}
+  [[nodiscard]] kvc::BlockId victim() const noexcept { return stack_.back(); }
+  [[nodiscard]] kvc::Index size() const noexcept { return std::ssize(stack_); }
+
+ private:
+  std::vector<kvc::BlockId> stack_;
 };
 
 template <kvc::Contiguous::Mode mode, kvc::Contiguous::Fit fit>
@@ -44,13 +67,14 @@ struct BlockCase {
 using Paged1 = BlockCase<kvc::Paged, 1>;
 using Paged4 = BlockCase<kvc::Paged, 4>;
 using Paged7 = BlockCase<kvc::Paged, 7>;
-using Prefix1 = BlockCase<kvc::PrefixShared<>, 1>;
-using Prefix4 = BlockCase<kvc::PrefixShared<>, 4>;
-using Prefix7 = BlockCase<kvc::PrefixShared<>, 7>;
+using Prefix1 = BlockCase<kvc::PrefixShared<kvc::Lru, SeededHash>, 1>;
+using Prefix4 = BlockCase<kvc::PrefixShared<kvc::Lru, SeededHash>, 4>;
+using Prefix7 = BlockCase<kvc::PrefixShared<kvc::Lru, SeededHash>, 7>;
+using PrefixMru = BlockCase<kvc::PrefixShared<Mru, SeededHash>, 4>;
 using Colliding4 = BlockCase<kvc::PrefixShared<kvc::Lru, ConstantHash>, 4>;
 
 }  // namespace kvc_test
 
 #define KVC_ALL_POLICIES                                                                                            \
   kvc_test::Reserve, kvc_test::GrowFirst, kvc_test::GrowBest, kvc_test::Paged1, kvc_test::Paged4, kvc_test::Paged7, \
-      kvc_test::Prefix1, kvc_test::Prefix4, kvc_test::Prefix7, kvc_test::Colliding4
+      kvc_test::Prefix1, kvc_test::Prefix4, kvc_test::Prefix7, kvc_test::PrefixMru, kvc_test::Colliding4

@@ -72,12 +72,14 @@ template <BlockTablePolicy P>
 }
 
 /// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
+/// Throws std::invalid_argument if one of them is not of this cache or no longer under way.
 template <class Cache, std::ranges::input_range Appends>
   requires BlockTablePolicy<typename Cache::PolicyType>
 [[nodiscard]] BatchIndex make_batch(const Cache& cache, const Appends& appends) {
   std::vector<SeqId> sequences;
   std::vector<Pos> queries;
   for (const auto& append : appends) {
+    require(cache.owns(append), "append", "finished or of another cache", "one of this cache under way");
     sequences.push_back(append.seq());
     queries.push_back(append.size());
   }

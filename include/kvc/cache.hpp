@@ -10,8 +10,10 @@
 //
 // Errors: a bad argument throws std::invalid_argument. Where there is no room, the try_ form gives an empty optional
 // and the plain form throws CapacityError. A failed operation has changed nothing.
-// Invalidation: runs that a view hands out die when their own sequence is extended, committed, truncated or closed.
-// Threads: one writer at a time. Const members are safe beside each other; `write`s to distinct sequences are too.
+// Invalidation: runs that a view hands out die when their own sequence is extended, committed, rolled back, truncated or
+// closed.
+// Threads: one writer at a time. Const members, and reading a view, are safe beside each other; `write`s to distinct
+// sequences are too.
 #pragma once
 
 #include <concepts>
@@ -83,18 +85,24 @@ class KvCache {
   class Append {
    public:
     Append(Append&& other) noexcept
-        : policy_(std::exchange(other.policy_, nullptr)), seq_(other.seq_), range_(other.range_) {}
+        : policy_(std::exchange(other.policy_, nullptr)),
+          seq_(other.seq_),
+          range_(std::exchange(other.range_, {})),
+          writes_(std::exchange(other.writes_, 0)) {}
     Append& operator=(Append&& other) noexcept {
       if (this != &other) {
         rollback();
         policy_ = std::exchange(other.policy_, nullptr);
         seq_ = other.seq_;
-        range_ = other.range_;
+        range_ = std::exchange(other.range_, {});
+        writes_ = std::exchange(other.writes_, 0);
       }
       return *this;
     }
     ~Append() { rollback(); }
 
+    /// Whether it is still to be committed or rolled back.
+    [[nodiscard]] bool under_way() const noexcept { return policy_ != nullptr; }
     [[nodiscard]] SeqId seq() const noexcept { return seq_; }
     [[nodiscard]] PosRange range() const noexcept { return range_; }  ///< the reserved positions
     [[nodiscard]] Pos size() const noexcept { return range_.size(); }
@@ -103,6 +111,7 @@ class KvCache {
     void rollback() noexcept {
       if (policy_ != nullptr) {
         std::exchange(policy_, nullptr)->rollback(seq_);
+        range_ = {};
       }
     }
 
@@ -112,6 +121,7 @@ class KvCache {
     P* policy_;
     SeqId seq_;
     PosRange range_;
+    mutable Index writes_ = 0;  // calls of write: for the assertion that no layer was forgotten
   };
 
   /// Allocates the pool: policy.blocks() x policy.block_tokens() slots of 2 x layers x kv_heads rows.
@@ -181,12 +191,19 @@ class KvCache {
     write_rows(layer, append, k, v);
   }
 
-  /// Makes the positions of an append part of their sequence: call it when all layers are written.
+  /// Makes the positions of an append part of their sequence: call it when all layers are written. (KVC_ASSERT checks that
+  /// `write` was called for each, or for none: rows may also be written through `data()`.)
   /// Throws std::invalid_argument if the append is not one of this cache that is still under way.
   void commit(Append&& append) {
     require_own(append);
+    KVC_ASSERT(append.writes_ == 0 || append.size() == 0 || append.writes_ >= shape_.layers);
     policy_.commit(append.seq_);
     append.policy_ = nullptr;
+    append.range_ = {};
+  }
+  /// Whether an append is one of this cache, and still to be committed or rolled back.
+  [[nodiscard]] bool owns(const Append& append) const noexcept {
+    return append.policy_ == &policy_ && contains(append.seq_);
   }
 
   /// A new sequence that begins with the first `at` positions of another.
@@ -237,6 +254,7 @@ class KvCache {
   void gather(Index layer, SeqId seq, PosRange range, MatrixRef<float> k, MatrixRef<float> v) const
     requires S::host_accessible
   {
+    require(0 <= range.first && range.first <= range.last, "range", range, "within the positions of the sequence");
     require_extents(k, range.size(), shape_.kv_heads * shape_.key_dim, "k");
     require_extents(v, range.size(), shape_.kv_heads * shape_.value_dim, "v");
     const View rows = view(layer, seq);
@@ -280,6 +298,7 @@ class KvCache {
     require_own(append);
     require_extents(k, append.size(), shape_.kv_heads * shape_.key_dim, "k");
     require_extents(v, append.size(), shape_.kv_heads * shape_.value_dim, "v");
+    ++append.writes_;
     policy_.for_each_run(append.seq_, append.range_, [&](const SlotRun& run) {
       const Index first = run.first - append.range_.first;
       for (Index head = 0; head < shape_.kv_heads; ++head) {
@@ -334,14 +353,13 @@ class KvCache {
 
   void require_layer(Index layer) const { require_between(layer, Index{0}, shape_.layers - 1, "layer"); }
   void require_own(const Append& append) const {
-    require(append.policy_ == &policy_, "append", "committed, rolled back or of another cache",
+    require(owns(append), "append", "committed, rolled back, of another cache or of a closed sequence",
             "one of this cache under way");
-    require(contains(append.seq_), "append.seq()", append.seq_, "an open sequence");
   }
 
   [[noreturn]] KVC_COLD void raise_no_room(const char* operation, Index tokens) const {
     const Stats now = stats();
-    raise(CapacityError(operation, tokens, now.largest_free_run * now.block_tokens));
+    raise(CapacityError(operation, tokens, now));
   }
 
   Shape shape_;

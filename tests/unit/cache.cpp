@@ -2,6 +2,7 @@
 #include "kvc/cache.hpp"
 
 #include <Eigen/Core>
+#include <limits>
 #include <thread>
 
 #include "catch.hpp"
@@ -52,13 +53,19 @@ TEST_CASE("Misuse of write and commit is refused and changes nothing", "[cache]"
   REQUIRE_THROWS_WITH(other.write(0, step, k, v), contains("append is"));
   REQUIRE_THROWS_WITH(other.commit(std::move(step)), contains("append is"));
   cache.write(0, step, k, v);
+  cache.write(1, step, k, v);
+  REQUIRE(step.under_way());
   cache.commit(std::move(step));
+  REQUIRE_FALSE(step.under_way());  // NOLINT: the point
+  REQUIRE(step.size() == 0);
   REQUIRE_THROWS_WITH(cache.commit(std::move(step)), contains("append is"));  // NOLINT: the point
   REQUIRE_THROWS_WITH(cache.view(5, seq), contains("layer is 5"));
   REQUIRE_THROWS_AS(cache.view(0, SeqId{}), std::invalid_argument);
   Matrix k_out(2, 8);
   Matrix v_out(2, 6);
   REQUIRE_THROWS_AS(cache.gather(0, seq, {2, 4}, k_out, v_out), std::invalid_argument);
+  REQUIRE_THROWS_WITH(cache.gather(0, seq, {2, 1}, k_out, v_out), contains("range is [2, 1)"));
+  REQUIRE_THROWS_AS(cache.gather(0, seq, {std::numeric_limits<Pos>::min(), max_pos}, k_out, v_out), std::invalid_argument);
   REQUIRE(cache.length(seq) == 3);
   cache.verify();
 }
@@ -70,7 +77,7 @@ TEST_CASE("The plain forms throw where the try_ forms give nothing", "[cache]") 
   REQUIRE_THROWS_AS(cache.open(), CapacityError);
   REQUIRE_FALSE(cache.try_extend(seq, 5));
   REQUIRE_THROWS_AS(cache.extend(seq, 5), std::bad_alloc);
-  REQUIRE_THROWS_WITH(cache.extend(seq, 5), contains("no room to extend (5 tokens"));
+  REQUIRE_THROWS_WITH(cache.extend(seq, 5), contains("no room to extend by 5 tokens"));
   REQUIRE_THROWS_AS(cache.fork(seq), CapacityError);
   REQUIRE_THROWS_WITH(cache.extend(seq, -1), contains("count is -1"));
   REQUIRE_THROWS_WITH(cache.extend(seq, std::int64_t{1} << 40), contains("count is 1099511627776"));
@@ -159,6 +166,74 @@ TEMPLATE_TEST_CASE("Offsets are 64-bit", "[cache]", HeadMajor, TokenMajor) {
   Index offset = 0;
   cache.view(1, seq).for_each_run(1, {1024, 1025}, [&](const auto& run) { offset = run.k - cache.data(); });
   REQUIRE(offset > (Index{1} << 32));
+}
+
+namespace {
+/// A space whose copies fail once it is told so, as those of a device may.
+struct FailingSpace : HostSpace {
+  const bool* fail;
+  explicit FailingSpace(const bool& f) : fail(&f) {}
+  void copy(std::byte* to, const std::byte* from, std::size_t bytes) {
+    if (*fail) {
+      throw std::runtime_error("copy failed");
+    }
+    HostSpace::copy(to, from, bytes);
+  }
+};
+}  // namespace
+
+TEMPLATE_TEST_CASE("A copy that fails changes nothing", "[cache][failure]", Contiguous, Paged) {
+  bool fail = false;
+  typename TestType::Config config;
+  if constexpr (std::same_as<TestType, Contiguous>) {
+    config = {.sequences = 3, .max_tokens = 20, .pool_tokens = 60, .mode = Contiguous::Mode::grow, .growth_tokens = 1};
+  } else {
+    config = {.blocks = 8, .block_tokens = 4};
+  }
+  KvCache<float, TestType, HeadMajor, FailingSpace> cache({.key_dim = 2}, config, FailingSpace(fail));
+  const SeqId a = cache.open();
+  auto step = cache.extend(a, 3);
+  Matrix rows = Matrix::Random(3, 2);
+  cache.write(0, step, rows, rows);
+  cache.commit(std::move(step));
+  const SeqId b = cache.fork(a);  // in the way of a contiguous one, sharing the tail of a paged one
+  const auto free = cache.stats().blocks_free;
+  fail = true;
+  REQUIRE_THROWS_AS(cache.extend(a, 4), std::runtime_error);
+  REQUIRE(cache.stats().blocks_free == free);
+  if constexpr (std::same_as<TestType, Contiguous>) {
+    REQUIRE_THROWS_AS(cache.fork(a), std::runtime_error);
+  }
+  REQUIRE(cache.stats().sequences == 2);
+  cache.verify();
+  fail = false;
+  for (const SeqId seq : {a, b}) {
+    Matrix k(3, 2);
+    Matrix v(3, 2);
+    cache.gather(0, seq, {0, 3}, k, v);
+    REQUIRE(k == rows);
+    REQUIRE(v == rows);
+  }
+}
+
+TEST_CASE("A batch follows blocks that a commit has merged, and takes no finished append", "[batch]") {
+  KvCache<float, PrefixShared<>> cache({.key_dim = 1}, {.blocks = 16, .block_tokens = 4});
+  using Append = decltype(cache)::Append;
+  const std::vector<Token> prompt{1, 2, 3, 4, 5};
+  const Opened a = cache.open(prompt);
+  const Opened b = cache.open(prompt);
+  Append first = cache.extend(a.seq, prompt);
+  Append second = cache.extend(b.seq, prompt);
+  cache.commit(std::move(first));
+  cache.commit(std::move(second));
+  std::vector<Append> steps;
+  steps.push_back(cache.extend(a.seq, 1));
+  steps.push_back(cache.extend(b.seq, 1));
+  const BatchIndex batch = make_batch(cache, steps);
+  REQUIRE(batch.kv_indices[0] == batch.kv_indices[2]);
+  REQUIRE(batch.kv_indices[1] != batch.kv_indices[3]);
+  steps[1].rollback();
+  REQUIRE_THROWS_WITH(make_batch(cache, steps), contains("append is finished"));
 }
 
 TEST_CASE("A batch has the same tables in both forms", "[batch]") {

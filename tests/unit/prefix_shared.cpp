@@ -164,7 +164,27 @@ TEST_CASE("No part of a salt can imitate two", "[salt]") {
   REQUIRE(Salt().empty());
 }
 
-TEST_CASE("A salt that nobody uses any more is forgotten, and may come back", "[prefix][salt]") {
+TEST_CASE("A salt is remembered as long as somebody holds it or something is cached under it", "[prefix][salt]") {
+  PrefixIndex<ChainHash> index(4, 2, ChainHash());
+  REQUIRE(index.roots() == 1);  // "no salt"
+  const auto a = index.acquire_root(Salt(SaltKind::tenant, "a"));
+  const auto b = index.acquire_root(Salt(SaltKind::tenant, "b"));
+  REQUIRE(index.acquire_root(Salt(SaltKind::tenant, "a")) == a);
+  REQUIRE(index.roots() == 3);
+  index.release_root(b);
+  REQUIRE(index.roots() == 2);
+  index.release_root(a);
+  REQUIRE(index.roots() == 2);
+  std::ranges::copy(Tokens{1, 2}, index.tokens(BlockId{0}).begin());
+  index.insert(BlockId{0}, a, index.chain_hash(a, Tokens{1, 2}));
+  index.release_root(a);
+  REQUIRE(index.roots() == 2);
+  index.erase(BlockId{0});
+  REQUIRE(index.roots() == 1);
+  REQUIRE(index.acquire_root(Salt(SaltKind::tenant, "c")) == a);  // its place is used again
+}
+
+TEST_CASE("A salt that nobody uses any more may come back", "[prefix][salt]") {
   PrefixShared<> policy({.blocks = 2, .block_tokens = 4});
   for (int i = 0; i < 100; ++i) {
     const OpenOptions options = salted(SaltKind::tenant, std::to_string(i % 7));
@@ -222,6 +242,50 @@ TEST_CASE("A match protects what it found from the extension that follows", "[pr
   policy.rollback(opened.seq);
   policy.verify();
   REQUIRE(policy.stats().blocks_referenced == 2);
+}
+
+TEST_CASE("What fits an empty pool fits a pool in which nothing else is held", "[prefix][eviction]") {
+  const auto same = GENERATE(1, 3, 4, 7, 8, 0);  // tokens that the second prompt has in common with the first
+  PrefixShared<> policy({.blocks = 2, .block_tokens = 4});
+  serve_and_close(policy, counting(0, 8));
+  const Tokens second = same == 0 ? counting(0, 8) : counting(0, same) + counting(100, 8 - same);
+  const Opened opened = serve(policy, second);
+  REQUIRE(policy.length(opened.seq) == 8);
+  policy.truncate(opened.seq, 7);  // a rejected token, in a full pool
+  REQUIRE(policy.try_extend(opened.seq, 1, counting(500, 1)));
+  policy.verify();
+  policy.rollback(opened.seq);
+  policy.verify();
+  REQUIRE(policy.try_extend(opened.seq, 1, counting(501, 1)));
+  policy.commit(opened.seq);
+  policy.verify();
+}
+
+TEST_CASE("Without room for its copy, a tail that is held alone is written in place, and what was cached behind it goes",
+          "[prefix][eviction]") {
+  PrefixShared<> policy({.blocks = 4, .block_tokens = 4});
+  serve_and_close(policy, counting(0, 16));
+  const Opened opened = *policy.try_open(counting(0, 6) + counting(100, 10));
+  REQUIRE(opened.cached == 6);
+  const auto extension = policy.try_extend(opened.seq, 10, counting(100, 10));
+  REQUIRE(extension);
+  REQUIRE(extension->copy.count == 0);
+  policy.verify();
+  policy.commit(opened.seq);
+  policy.verify();
+  REQUIRE(policy.try_open(counting(0, 16))->cached == 6);
+  REQUIRE(policy.try_open(counting(0, 6) + counting(100, 11))->cached == 16);
+}
+
+TEST_CASE("Of many children the newest are looked at", "[prefix]") {
+  constexpr int scanned = PrefixIndex<ChainHash>::children_scanned;
+  PrefixShared<> policy({.blocks = 100, .block_tokens = 4});
+  for (Token i = 0; i <= scanned; ++i) {
+    serve_and_close(policy, Tokens{i, i, i, i});
+  }
+  REQUIRE(policy.try_open(Tokens{0, 0, 0})->cached == 0);  // the oldest of one too many
+  REQUIRE(policy.try_open(Tokens{1, 1, 1})->cached == 2);
+  REQUIRE(policy.try_open(Tokens{0, 0, 0, 0, 5})->cached == 4);  // a whole block is found in any case
 }
 
 TEMPLATE_TEST_CASE("A match is the longest there is", "[prefix][model]", PrefixShared<>,

@@ -21,7 +21,9 @@ template <KvView View, class Ex = Sequential>
   requires Executor<Ex>
 void decode(std::span<const View> views, MatrixRef<const float> q, MatrixRef<float> out, const AttentionOptions& options = {},
             Ex&& executor = {}) {
-  require(static_cast<Index>(views.size()) == q.rows(), "q rows", q.rows(), "the number of views, " + std::to_string(views.size()));
+  if (static_cast<Index>(views.size()) != q.rows()) {
+    raise_invalid("q rows", q.rows(), "the number of views, " + std::to_string(views.size()));
+  }
   if (views.empty()) {
     return;
   }

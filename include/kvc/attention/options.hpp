@@ -46,8 +46,10 @@ template <KvView View>
   require(dims.kv_heads >= 1, "kv_heads", dims.kv_heads, "at least 1");
   require(dims.key_dim >= 1, "key_dim", dims.key_dim, "at least 1");
   require(dims.value_dim >= 1, "value_dim", dims.value_dim, "at least 1");
-  require(q.cols() > 0 && q.cols() % (dims.kv_heads * dims.key_dim) == 0, "q columns", q.cols(),
-          "a positive multiple of kv_heads * key_dim = " + std::to_string(dims.kv_heads * dims.key_dim));
+  if (q.cols() <= 0 || q.cols() % (dims.kv_heads * dims.key_dim) != 0) {
+    raise_invalid("q columns", q.cols(),
+                  "a positive multiple of kv_heads * key_dim = " + std::to_string(dims.kv_heads * dims.key_dim));
+  }
   dims.query_heads = q.cols() / dims.key_dim;
   dims.group = dims.query_heads / dims.kv_heads;
 

@@ -19,27 +19,36 @@
 #include <utility>
 
 #include "kvc/config.hpp"
+#include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc::inline v0 {
 
-/// No room for what was asked. Thrown by the plain forms; the operation has changed nothing.
+/// No room for what was asked. Thrown by the plain forms; the operation has changed nothing. The message and the members
+/// tell what room there was; whether it was that or a limit of the policy's that was met, the policy's documentation says.
 class CapacityError : public std::bad_alloc {
  public:
-  /// `operation` must be a literal. Amounts are tokens.
-  CapacityError(const char* operation, Index requested, Index largest_free_run) noexcept
-      : requested_(requested), largest_free_run_(largest_free_run) {
-    std::snprintf(message_, sizeof message_, "kvc: no room to %s (%lld tokens; the largest free run is %lld)",
-                  operation, static_cast<long long>(requested), static_cast<long long>(largest_free_run));
+  /// `operation` must be a literal.
+  CapacityError(const char* operation, Index tokens, const Stats& now) noexcept
+      : requested_(tokens), largest_free_run_(now.largest_free_run * now.block_tokens) {
+    std::snprintf(message_, sizeof message_,
+                  "kvc: no room to %s by %lld tokens: %lld sequences are open, %lld of %lld slots are free or evictable, "
+                  "at most %lld of them for one sequence",
+                  operation, static_cast<long long>(tokens), static_cast<long long>(now.sequences),
+                  static_cast<long long>((now.blocks_free + now.blocks_cached) * now.block_tokens),
+                  static_cast<long long>(now.blocks_total * now.block_tokens),
+                  static_cast<long long>(largest_free_run_));
   }
   [[nodiscard]] const char* what() const noexcept override { return message_; }
+  /// Tokens that room was wanted for.
   [[nodiscard]] Index requested() const noexcept { return requested_; }
+  /// Tokens that one new sequence could have had.
   [[nodiscard]] Index largest_free_run() const noexcept { return largest_free_run_; }
 
  private:
   Index requested_;
   Index largest_free_run_;
-  char message_[128];
+  char message_[224];
 };
 
 namespace detail {

@@ -23,7 +23,7 @@ struct Stats {
   Index tokens_stored = 0;    ///< slots that hold a committed row of an open sequence, a shared slot once
   Index tokens_reserved = 0;  ///< slots of referenced blocks
 
-  Index prompt_tokens = 0;  ///< counter: tokens of all prompts given to open
+  Index prompt_tokens = 0;  ///< counter: tokens of all prompts given to open, each time that a request comes again too
   Index hit_tokens = 0;     ///< counter: those of them that were found in place
   Index hits = 0;           ///< counter: full blocks of prompts that were found
   Index misses = 0;         ///< counter: full blocks of prompts that were not

@@ -15,6 +15,8 @@ using Index = std::int64_t;  ///< counts and offsets of elements, rows, blocks, 
 using Pos = std::int32_t;    ///< a position in a sequence, or a number of tokens
 using Token = std::int32_t;  ///< a token id; kvc only compares them, any value is allowed
 
+static_assert(sizeof(void*) >= 8, "kvc counts memory in 64 bits");
+
 inline constexpr Pos max_pos = std::numeric_limits<Pos>::max();
 
 /// A block of the pool ("page"): 0 <= id < Policy::blocks().
@@ -34,7 +36,11 @@ struct SeqId {
 struct PosRange {
   Pos first = 0;
   Pos last = 0;
-  [[nodiscard]] constexpr Pos size() const noexcept { return last - first; }
+  /// At most max_pos, should the range be wider than a sequence can be.
+  [[nodiscard]] constexpr Pos size() const noexcept {
+    const Index positions = Index{last} - Index{first};
+    return static_cast<Pos>(positions > max_pos ? max_pos : positions < -max_pos ? -max_pos : positions);
+  }
   [[nodiscard]] constexpr bool empty() const noexcept { return last <= first; }
   friend constexpr bool operator==(PosRange, PosRange) = default;
 };

@@ -30,6 +30,8 @@ namespace kvc::inline v0::detail {
 ///   take()                a block with one holder, free or evicted; needs available() > 0
 ///   share(b), release(b)  one holder more, one less
 ///   writable(b)           whether the only holder of b may overwrite its slots
+///   reclaimable(b)        whether it may after reclaim(b)
+///   reclaim(b)            gives up what keeps the only holder of b from writing; takes no block, available() stays
 ///
 /// All noexcept.
 template <class B>
@@ -40,6 +42,8 @@ concept BlockSource = requires(B blocks, const B c, BlockId block) {
   { blocks.share(block) } noexcept;
   { blocks.release(block) } noexcept;
   { c.writable(block) } noexcept -> std::same_as<bool>;
+  { c.reclaimable(block) } noexcept -> std::same_as<bool>;
+  { blocks.reclaim(block) } noexcept;
 };
 
 /// `Note` is what a policy keeps per sequence beside its table.
@@ -73,12 +77,19 @@ class BlockTables {
     require_extension(s.lengths, seq, count, tokens);
     const PosRange range{s.lengths.committed, s.lengths.committed + count};
     const std::size_t blocks = blocks_for(range.last);
-    const bool copies = count > 0 && tail_rows(range.first) > 0 && !blocks_.writable(s.table.back());
-    if (static_cast<Index>(blocks - s.table.size()) + (copies ? 1 : 0) > blocks_.available()) {
+    const Index more = static_cast<Index>(blocks - s.table.size());
+    bool copies = count > 0 && tail_rows(range.first) > 0 && !blocks_.writable(s.table.back());
+    // A tail that nobody else holds need not be copied to be written: where there is no room for the copy, it is not.
+    const bool reclaims = copies && more + 1 > blocks_.available() && blocks_.reclaimable(s.table.back());
+    copies = copies && !reclaims;
+    if (more + (copies ? 1 : 0) > blocks_.available()) {
       return std::nullopt;
     }
     grow_capacity(s.table, blocks);  // the last thing that can fail
     RowCopy copy;
+    if (reclaims) {
+      blocks_.reclaim(s.table.back());
+    }
     if (copies) {
       s.replaced = s.table.back();
       s.table.back() = blocks_.take();

@@ -11,7 +11,7 @@
 //   p.try_extend(seq, n, tokens)          reserves the next n positions, all or nothing -> optional<Extension>; tokens is
 //                                         empty or n tokens: only a policy that matches prefixes looks at them
 //   p.commit(seq)                         the reserved positions are written: they count, and may be matched
-//   p.rollback(seq)                       they are not: everything is as before try_extend; noexcept
+//   p.rollback(seq)                       they are not: all sequences are as before try_extend; noexcept
 //   p.try_fork(seq, at)                   a new sequence with the first `at` positions of another -> optional<Forked>
 //   p.truncate(seq, length)               forgets the positions from `length` on
 //   p.close(seq)                          forgets the sequence, and what it has reserved
@@ -39,7 +39,7 @@ namespace kvc::inline v0 {
 /// What may be said when a sequence is opened.
 struct OpenOptions {
   Salt salt{};         ///< prefixes are shared only between equal salts
-  Pos max_tokens = 0;  ///< Contiguous, Reserve mode: room to take at once; 0 means the policy's own maximum
+  Pos max_tokens = 0;  ///< Contiguous: most tokens of this sequence, in reserve mode taken at once; 0: the policy's maximum
 };
 
 /// A new sequence, of which the first `cached` positions are committed already.

@@ -3,8 +3,10 @@
 // The simplest policy, and the fastest to read: a sequence is one run. What it costs depends on the mode:
 //
 //   reserve   takes the maximum length at open. Never moves; wastes what the sequence does not come to use.
-//   grow      takes what is needed and grows, in place if the slots behind it are free, else by moving to a larger hole.
-//             Holes are left behind: memory may be free, and still no hole is large enough (`stats().largest_free_run`).
+//   grow      takes what is needed and grows, in place if the slots behind it are free, else by moving to a larger
+//             hole.
+//             Holes are left behind: memory may be free, and still no hole is large enough
+//             (`stats().largest_free_run`). A sequence that moves has both places until its extension is committed.
 //
 // The pool is a single block of `pool_tokens` slots. In stats(), a block is one slot.
 #pragma once
@@ -13,6 +15,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
@@ -41,7 +44,7 @@ class Contiguous {
   static constexpr std::string_view name = "contiguous";
 
   explicit Contiguous(const Config& config)
-      : config_(validated(config)), holes_(pool_tokens(config_), config_.sequences) {}
+      : config_(validated(config)), holes_(pool_tokens(config_), 2 * config_.sequences) {}
 
   [[nodiscard]] const Config& config() const noexcept { return config_; }
   [[nodiscard]] Index blocks() const noexcept { return 1; }
@@ -80,13 +83,18 @@ class Contiguous {
     Sequence& s = sequences_.at(seq);
     detail::require_pending(s.lengths, seq);
     s.lengths = {s.lengths.reserved, s.lengths.reserved, false};
+    holes_.give(std::exchange(s.replaced, {}));
   }
 
-  /// A sequence that moved stays where it is, with the capacity it had.
+  /// A sequence that moved is where it was.
   void rollback(SeqId seq) noexcept {
     if (sequences_.contains(seq) && sequences_.at(seq).lengths.pending) {
       Sequence& s = sequences_.at(seq);
-      shrink(s, s.settled_capacity);
+      shrink(s, s.replaced.size > 0 ? 0 : s.settled_capacity);
+      if (s.replaced.size > 0) {
+        s.start = s.replaced.start;
+        s.capacity = std::exchange(s.replaced, {}).size;
+      }
       s.lengths = {s.lengths.committed, s.lengths.committed, false};
     }
   }
@@ -120,6 +128,7 @@ class Contiguous {
 
   void close(SeqId seq) {
     Sequence& s = sequences_.at(seq);
+    holes_.give(s.replaced);
     shrink(s, 0);
     sequences_.erase(seq);
   }
@@ -165,6 +174,9 @@ class Contiguous {
       if (s.capacity > 0) {
         taken.push_back({s.start, s.capacity});
       }
+      if (s.replaced.size > 0) {
+        taken.push_back(s.replaced);
+      }
     });
     holes_.verify(std::move(taken));
   }
@@ -176,6 +188,7 @@ class Contiguous {
     Pos capacity = 0;
     Pos most = 0;              // what the sequence may grow to
     Pos settled_capacity = 0;  // before the pending extension
+    detail::Region replaced;   // where the sequence was before the pending extension moved it
     void reset() noexcept { *this = {}; }
   };
 
@@ -232,9 +245,7 @@ class Contiguous {
     }
     holes_.take(*region);
     copy = {BlockId{0}, BlockId{0}, s.start, region->start, s.lengths.committed};
-    if (s.capacity > 0) {
-      holes_.give({s.start, s.capacity});
-    }
+    s.replaced = {s.start, s.capacity};
     s.start = region->start;
     s.capacity = region->size;
     return true;

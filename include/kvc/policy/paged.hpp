@@ -111,6 +111,8 @@ class Paged {
       }
     }
     [[nodiscard]] bool writable(BlockId block) const noexcept { return pool.holders(block) == 1; }
+    [[nodiscard]] bool reclaimable(BlockId) const noexcept { return false; }  // what one holds alone is writable
+    void reclaim(BlockId) noexcept {}
   };
   struct NoNote {};
 

@@ -61,7 +61,15 @@ class PrefixIndex {
 
   [[nodiscard]] bool contains(BlockId block) const noexcept { return entries_[at(block)].cached; }
   [[nodiscard]] bool has_children(BlockId block) const noexcept { return entries_[at(block)].first_child != no_block; }
+  /// Of a block with cached children, the one that was inserted last.
+  [[nodiscard]] BlockId newest_child(BlockId block) const noexcept { return entries_[at(block)].first_child; }
+  [[nodiscard]] bool is_child(BlockId block, Parent parent) const noexcept {
+    return entries_[at(block)].cached && entries_[at(block)].parent == parent;
+  }
   [[nodiscard]] Index size() const noexcept { return size_; }
+  /// Salts that are remembered: those of an open sequence or of a cached block, and "no salt".
+  [[nodiscard]] Index roots() const noexcept { return static_cast<Index>(root_of_.size()); }
+  [[nodiscard]] std::size_t root_slots() const noexcept { return roots_.size(); }
 
   /// The root of a salt, with one holder more. Throws std::bad_alloc; nothing has changed then.
   [[nodiscard]] Parent acquire_root(const Salt& salt) {
@@ -193,6 +201,25 @@ class PrefixIndex {
     check(listed == size_, no_block, "(none): lists of children and cached blocks differ");
     check(static_cast<Index>(buckets_.size()) - std::ranges::count(buckets_, no_block) == size_, no_block,
           "(none): buckets and cached blocks differ");
+  }
+
+  /// Compares the holders of each root with `expected` [root_slots()]. Throws InvariantError.
+  void verify_roots(std::span<const Index> expected) const {
+    Index in_use = 0;
+    for (std::size_t r = 0; r < roots_.size(); ++r) {
+      const Root& root = roots_[r];
+      const Index holders = expected[r] + (r == 0 ? 1 : 0);  // the root of "no salt" is always held
+      const bool used = holders > 0 || root.first_child != no_block;
+      const auto known = used ? root_of_.find(*root.salt) : root_of_.end();
+      if ((used && (root.holders != holders || known == root_of_.end() || known->second != static_cast<std::int32_t>(r)))) {
+        raise(InvariantError("kvc: salt " + std::to_string(r) + " counts " + std::to_string(root.holders) +
+                             " holders, and has " + std::to_string(holders)));
+      }
+      in_use += used ? 1 : 0;
+    }
+    if (in_use != roots() || static_cast<std::size_t>(in_use) + free_roots_.size() != roots_.size()) {
+      raise(InvariantError("kvc: salts that nobody uses are remembered, or used ones are not"));
+    }
   }
 
  private:

@@ -69,8 +69,8 @@ class PrefixShared {
     ++blocks_.now;
     const Pos cached = match(s, may_match);
     for (const BlockId block : s.table) {
-      blocks_.share(block);
       blocks_.eviction.touch(block, blocks_.now);
+      blocks_.share(block);
     }
     s.lengths = {cached, cached, false};
     s.note.known = cached;
@@ -178,17 +178,20 @@ class PrefixShared {
   void verify() const {
     const std::vector<std::int32_t> holders = tables_.verify();
     blocks_.verify(holders);
+    std::vector<Index> roots(blocks_.index.root_slots(), 0);
     tables_.for_each([&](const Sequence& s) {
+      ++roots[s.note.root.index()];
       if (s.note.known > s.lengths.committed || s.note.cached_blocks > full_blocks(s.note.known)) {
         raise(InvariantError("kvc: a sequence knows more tokens than it has"));
       }
       for (std::size_t i = 0; i < s.note.cached_blocks; ++i) {
-        if (!blocks_.index.contains(s.table[i])) {
+        if (!blocks_.index.is_child(s.table[i], i == 0 ? s.note.root : Parent(s.table[i - 1]))) {
           raise(
               InvariantError("kvc: block " + std::to_string(to_index(s.table[i])) + " of a sequence should be cached"));
         }
       }
     });
+    blocks_.index.verify_roots(roots);
   }
 
  private:
@@ -208,11 +211,7 @@ class PrefixShared {
 
     [[nodiscard]] BlockId take() noexcept {
       if (pool.free() == 0) {
-        const BlockId victim = eviction.victim();
-        eviction.erase(victim);
-        index.erase(victim);
-        pool.give_back(victim);
-        ++evictions;
+        evict_end_of(eviction.victim());
       }
       return pool.take();
     }
@@ -234,6 +233,27 @@ class PrefixShared {
     }
     [[nodiscard]] bool writable(BlockId block) const noexcept {
       return pool.holders(block) == 1 && !index.contains(block);
+    }
+    [[nodiscard]] bool reclaimable(BlockId block) const noexcept { return pool.holders(block) == 1; }
+    /// Takes a block out of the index, and what is cached behind it, which nobody can hold who does not hold the block.
+    void reclaim(BlockId block) noexcept {
+      while (index.has_children(block)) {
+        evict_end_of(index.newest_child(block));
+      }
+      index.erase(block);
+      ++evictions;
+    }
+
+    /// Gives up an unheld block without cached children: the end of a line of descendants of `block`, or itself.
+    /// Descendants of an unheld block are unheld.
+    void evict_end_of(BlockId block) noexcept {
+      while (index.has_children(block)) {
+        block = index.newest_child(block);
+      }
+      eviction.erase(block);
+      index.erase(block);
+      pool.give_back(block);
+      ++evictions;
     }
 
     void verify(std::span<const std::int32_t> holders) const {

@@ -24,8 +24,7 @@ class RegionList {
 
   /// One hole of `size` slots. At most `regions` regions will be taken at a time: nothing is allocated later on.
   RegionList(Pos size, Index regions) : size_(size), free_(size) {
-    // One more region than there are sequences exists while one of them moves.
-    holes_.reserve(static_cast<std::size_t>(std::min<Index>(regions, size)) + 2);
+    holes_.reserve(static_cast<std::size_t>(std::min<Index>(regions, size)) + 1);
     holes_.push_back({0, size});
   }
 

@@ -23,7 +23,7 @@
 #if !defined(__GNUC__) && !defined(__clang__)
 #error "kvc/simd needs the vector extension of GCC or clang"
 #endif
-#if defined(__FAST_MATH__)
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__ASSOCIATIVE_MATH__)
 #error "kvc/attention needs IEEE arithmetic (infinities mark masked keys, sums have a fixed order): compile without -ffast-math"
 #endif
 

@@ -4,14 +4,13 @@
 //   E(blocks)               for blocks 0 .. blocks-1; allocates all it will ever need
 //   e.insert(block, now)    the last holder has let go of a cached block: it may be given up
 //   e.erase(block)          it is held again, or gone
-//   e.touch(block, now)     a match has found the block; told of held and of unheld blocks
-//   e.victim()              the block to give up next, which must not have a cached child; it stays until erased.
-//                           Needs size() > 0
+//   e.touch(block, now)     a match has found the block, held or not; if not, it is erased next, since it is held now
+//   e.victim()              the block to give up next; it stays until erased. Needs size() > 0
 //   e.size()                blocks that may be given up
 //
 // `now` is logical: it never decreases, and blocks let go of together are told last block first, with the same `now`. A
-// block is let go of no later than its ancestors, so any policy that goes by the order of insert gives up descendants
-// first. All but the constructor are noexcept.
+// block is let go of no later than its ancestors. A victim may have cached descendants: the end of their line goes in its
+// place, and the policy is told by erase. Descendants always go before ancestors. All but the constructor are noexcept.
 #pragma once
 
 #include <concepts>
