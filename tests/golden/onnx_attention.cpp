@@ -197,10 +197,8 @@ void run(const OnnxCase& c, const typename Policy::Config& config) {
 
 template <class Policy>
 void run(const OnnxCase& c, const typename Policy::Config& config) {
-  for (const std::size_t needed : {0, 1, 2}) {
-    if (c.op != "Attention" || c.input(needed) == nullptr || c.output(0) == nullptr) {
-      throw std::runtime_error("not an Attention node with Q, K, V and Y");
-    }
+  if (c.op != "Attention" || c.input(0) == nullptr || c.input(1) == nullptr || c.input(2) == nullptr || c.output(0) == nullptr) {
+    throw std::runtime_error("not an Attention node with Q, K, V and Y");
   }
   // softmax_precision asks for at least that of its type, up to float: float is what is used throughout.
   const OnnxType k = c.input(1)->type, v = c.input(2)->type;

@@ -109,7 +109,7 @@ TEST_CASE("Any division of the keys gives the same output", "[attention]") {
       }
       const float score = random.uniform(-10, 10);
       in_order = merged(in_order, of_key(score, value));
-      OwnedState& part = parts[random.between(std::size_t{0}, parts.size() - 1)];
+      OwnedState& part = parts[static_cast<std::size_t>(random.between(0, static_cast<int>(parts.size()) - 1))];
       part = merged(part, of_key(score, value));
       l += std::exp(static_cast<double>(score));
       for (std::size_t d = 0; d < dim; ++d) {
