@@ -25,7 +25,7 @@ KVC_ALWAYS_INLINE Part exp(Part x) noexcept {
   const Part shifter = constant(12582912.0F);
   const Part shifted = madd(x, constant(1.44269504F), shifter);
   const Part k = shifted - shifter;
-  const PartInt k_bits = reinterpret_cast<PartInt>(shifted) << 23;
+  const PartBits k_bits = reinterpret_cast<PartBits>(shifted) << 23;
   const Part r = madd(k, constant(-0.00174093056F), madd(k, constant(-0x1.62p-1F), x));
 
   Part p = constant(0.00138146073F);
@@ -36,7 +36,7 @@ KVC_ALWAYS_INLINE Part exp(Part x) noexcept {
   p = madd(p, r, constant(1.0F));
   p = madd(p, r, constant(1.0F));
 
-  Part result = reinterpret_cast<Part>(reinterpret_cast<PartInt>(p) + k_bits);
+  Part result = reinterpret_cast<Part>(reinterpret_cast<PartBits>(p) + k_bits);
   result = x < constant(-87.33654F) ? Part{} : result;  // where the result would be below the normal numbers
   result = x > constant(88.72283F) ? constant(std::numeric_limits<float>::infinity()) : result;
   return x != x ? x : result;

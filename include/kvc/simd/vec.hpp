@@ -46,9 +46,9 @@ inline constexpr int part_lanes = 4;
 inline constexpr int lanes = 16;
 inline constexpr int parts = lanes / part_lanes;
 
-/// What one register holds, and the integers that its comparisons yield (-1 or 0 per lane).
+/// What one register holds, and its bits, in which sums may wrap around.
 using Part [[gnu::vector_size(part_lanes * 4)]] = float;
-using PartInt [[gnu::vector_size(part_lanes * 4)]] = std::int32_t;
+using PartBits [[gnu::vector_size(part_lanes * 4)]] = std::uint32_t;
 
 /// The same type, for loads and stores at any address and of any object.
 using LoosePart [[gnu::vector_size(part_lanes * 4), gnu::aligned(4), gnu::may_alias]] = float;

@@ -1,0 +1,108 @@
+// The program examples/generate, run as a user runs it.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "catch.hpp"
+#include "kvc/core/types.hpp"
+#include "test_data.hpp"
+
+namespace {
+
+struct Run {
+  int status;
+  std::string output;
+};
+
+/// Runs `generate arguments`; stdout, or both streams with "2>&1" among the arguments.
+Run generate(const std::string& arguments) {
+  if (!std::filesystem::exists(KVC_GENERATE)) {
+    KVC_SKIP("examples/generate was not built at " << KVC_GENERATE);
+  }
+  std::FILE* pipe = popen((std::string(KVC_GENERATE " ") + arguments).c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  Run run{0, {}};
+  char buffer[4096];
+  for (std::size_t n = 0; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) {
+    run.output.append(buffer, n);
+  }
+  run.status = WEXITSTATUS(pclose(pipe));
+  return run;
+}
+
+std::string file_text(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+}  // namespace
+
+TEST_CASE("generate prints the golden text with every policy, block size, chunk and number of threads",
+          "[golden][generate]") {
+  const std::string folder = kvc_test::data_file("stories260k");
+  // The file holds the text of 256 steps. That of 200 is its beginning.
+  const std::string golden = file_text(folder + "/golden/stories260K_greedy_200_steps.txt");
+  const std::string common = "--model " + folder + "/stories260K.bin --tokenizer " + folder +
+                             "/tok512.bin --prompt '' --temperature 0 --quiet ";
+  for (const char* policy : {"contiguous", "paged", "prefix-shared", "all"}) {
+    for (const char* blocks : {"1", "7", "16", "64"}) {
+      for (const char* work : {"--chunk 0 --threads 1", "--chunk 3 --threads 2"}) {
+        const std::string arguments =
+            common + "--policy " + policy + " --block-tokens " + blocks + " " + work + " 2>/dev/null --steps ";
+        CAPTURE(arguments);
+        const Run whole = generate(arguments + "256");
+        REQUIRE(whole.status == 0);
+        REQUIRE(whole.output == golden);
+      }
+    }
+  }
+  const Run part = generate(common + "--steps 200 2>/dev/null");
+  REQUIRE(part.status == 0);
+  REQUIRE(part.output == golden.substr(0, 464));
+}
+
+TEST_CASE("generate names what is wrong with an option or a file", "[generate]") {
+  REQUIRE(generate("--help").status == 0);
+  const Run bad_policy = generate("--policy lifo 2>&1");
+  REQUIRE(bad_policy.status == 2);
+  REQUIRE_THAT(bad_policy.output, kvc_test::contains("--policy") && kvc_test::contains("lifo"));
+  const Run bad_number = generate("--block-tokens 0 2>&1");
+  REQUIRE(bad_number.status == 2);
+  REQUIRE_THAT(bad_number.output, kvc_test::contains("--block-tokens"));
+  const Run missing = generate("--model /nowhere.bin --tokenizer /nowhere.tok 2>&1");
+  REQUIRE(missing.status != 0);
+  REQUIRE_THAT(missing.output, kvc_test::contains("/nowhere."));
+  const std::string model = KVC_SOURCE_DIR "/examples/model/shakespeare.bin";
+  const std::string tokenizer = KVC_SOURCE_DIR "/examples/model/shakespeare.tok";
+  const Run foreign = generate("--model " + tokenizer + " --tokenizer " + tokenizer + " 2>&1");
+  REQUIRE(foreign.status == 1);
+  REQUIRE_THAT(foreign.output, kvc_test::contains("shakespeare.tok") && kvc_test::contains("expected"));
+  const Run swapped = generate("--model " + model + " --tokenizer " + model + " 2>&1");
+  REQUIRE(swapped.status == 1);
+  REQUIRE_THAT(swapped.output, kvc_test::contains("shakespeare.bin") && kvc_test::contains("expected"));
+}
+
+TEST_CASE("generate shows that only prefix-shared skips the prefill of what two prompts share", "[generate]") {
+  const std::string json =
+      std::filesystem::temp_directory_path() / ("kvc_generate_" + std::to_string(::getpid()) + ".json");
+  const Run run = generate("--steps 170 --quiet --json " + json + " 2>&1");
+  REQUIRE(run.status == 0);
+  REQUIRE_THAT(run.output, kvc_test::contains("The night is long"));
+  const auto report = nlohmann::json::parse(file_text(json));
+  std::filesystem::remove(json);
+  REQUIRE(report.at("prompts").size() == 2);
+  for (const auto& policy : report["prompts"][0].at("policies")) {
+    REQUIRE(policy.at("reused_tokens") == 0);
+  }
+  for (const auto& policy : report["prompts"][1].at("policies")) {
+    const int reused = policy.at("reused_tokens");
+    REQUIRE((reused > 100) == (policy.at("policy") == "prefix-shared"));
+    REQUIRE(reused + policy.at("computed_tokens").get<int>() == policy.at("prompt_tokens"));
+  }
+}
