@@ -206,11 +206,11 @@ int run(const Options& options) {
       std::cerr << "\nprompt " << i + 1 << " of " << prompts.size() << ":\n";
     }
     if (i > 0) {
-      std::cout << '\n';
+      std::cout << '\n' << std::flush;
     }
     reports.push_back(run_prompt(prompts[i], tokens[i], sessions, settings, policies, model.tokenizer, options.quiet));
     if (!options.quiet) {
-      std::cerr << (watched ? "\n\n" : "");
+      std::cerr << "\n\n";  // the text need not end with a line
       print_table(std::cerr, reports.back().policies);
     }
   }

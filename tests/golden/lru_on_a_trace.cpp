@@ -1,4 +1,5 @@
-// Prefix matching and leaf-first LRU on real traffic: the counts of hits that an independent simulation of the same trace gives.
+// Prefix matching and leaf-first LRU on real traffic: the counts of hits that an independent simulation of the same
+// trace gives.
 #include <fstream>
 #include <nlohmann/json.hpp>
 

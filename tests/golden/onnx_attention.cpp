@@ -1,4 +1,5 @@
-// The node tests of the ONNX operator Attention, through a cache: past and present keys and values are what the cache holds.
+// The node tests of the ONNX operator Attention, through a cache: past and present keys and values are what the cache
+// holds.
 #include "catch.hpp"
 
 #ifndef KVC_HAVE_PROTOBUF
@@ -26,7 +27,8 @@ using kvc::Pos;
 
 namespace {
 
-/// A tensor of [batch, heads, tokens, dim], or of [batch, tokens, heads * dim], as one matrix [tokens, heads * dim] per sequence.
+/// A tensor of [batch, heads, tokens, dim], or of [batch, tokens, heads * dim], as one matrix [tokens, heads * dim] per
+/// sequence.
 struct Rows {
   Index batch, heads, tokens, dim;
   std::vector<float> data;  // [batch, tokens, heads * dim]
@@ -65,7 +67,8 @@ struct Rows {
   }
 };
 
-/// attn_mask, which broadcasts from the right to [batch, query_heads, rows, total]; keys beyond its last dimension are masked.
+/// attn_mask, which broadcasts from the right to [batch, query_heads, rows, total]; keys beyond its last dimension are
+/// masked.
 class Mask {
  public:
   Mask(const OnnxTensor* tensor, Index batch, Index heads, Index rows) {

@@ -4,7 +4,8 @@
 //   NAME/test_data_set_0/input_K.pb     the tensor of the graph's K-th input
 //   NAME/test_data_set_0/output_K.pb    what the graph's K-th output must be
 //
-// Needs protobuf: include it where KVC_HAVE_PROTOBUF is defined. What cannot be read is a std::runtime_error that says why.
+// Needs protobuf: include it where KVC_HAVE_PROTOBUF is defined. What cannot be read is a std::runtime_error that says
+// why.
 #pragma once
 
 #include <Eigen/Core>
@@ -198,8 +199,8 @@ inline OnnxCase load_onnx_case(const std::filesystem::path& folder) {
   return result;
 }
 
-/// The folders of the node tests whose names begin with `prefix`, sorted: below KVC_ONNX_DIR, or below onnx_attention of the test
-/// data. The running test case ends as skipped where there are none.
+/// The folders of the node tests whose names begin with `prefix`, sorted: below KVC_ONNX_DIR, or below onnx_attention
+/// of the test data. The running test case ends as skipped where there are none.
 inline std::vector<std::filesystem::path> onnx_folders(const std::string& prefix) {
   const char* given = std::getenv("KVC_ONNX_DIR");
   const std::filesystem::path root = given != nullptr && *given != '\0' ? std::string(given) : data_file("onnx_attention");

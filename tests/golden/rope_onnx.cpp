@@ -18,8 +18,8 @@ Matrix matrix(const std::vector<float>& numbers, Index cols) {
   return Eigen::Map<const Matrix>(numbers.data(), static_cast<Index>(numbers.size()) / cols, cols);
 }
 
-/// Input [batch, heads, tokens, head_dim] or [batch, tokens, heads * head_dim]; tables by position [positions, rotary / 2]
-/// with position ids [batch, tokens], or one row per token [batch, tokens, rotary / 2].
+/// Input [batch, heads, tokens, head_dim] or [batch, tokens, heads * head_dim]; tables by position [positions, rotary /
+/// 2] with position ids [batch, tokens], or one row per token [batch, tokens, rotary / 2].
 std::vector<float> rotated(const kvc_test::OnnxCase& test) {
   const kvc_test::OnnxTensor& input = *test.input(0);
   const kvc_test::OnnxTensor& cos = *test.input(1);

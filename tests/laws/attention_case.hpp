@@ -178,7 +178,8 @@ struct Case {
   }
 };
 
-/// The rows of a dense view, moved to random places at odd addresses, each head cut into runs in another way, with NaN between.
+/// The rows of a dense view, moved to random places at odd addresses, each head cut into runs in another way, with NaN
+/// between.
 template <class T>
 class CutView {
  public:

@@ -1,5 +1,5 @@
-// Laws of AttentionState: merging is associative and commutative to rounding, has an exact identity, and any division of the keys
-// into sets gives the same result.
+// Laws of AttentionState: merging is associative and commutative to rounding, has an exact identity, and any division
+// of the keys into sets gives the same result.
 #include "attention_case.hpp"
 #include "catch.hpp"
 #include "kvc/attention/state.hpp"

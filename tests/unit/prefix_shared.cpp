@@ -290,8 +290,8 @@ TEST_CASE("Of many children the newest are looked at", "[prefix]") {
 
 TEMPLATE_TEST_CASE("A match is the longest there is", "[prefix][model]", PrefixShared<>,
                    (PrefixShared<Lru, kvc_test::ConstantHash>)) {
-  // Without eviction the answer is simple: the longest run of full blocks that begins some earlier sequence, and then the most
-  // tokens that the next block has in common with any that follows it there.
+  // Without eviction the answer is simple: the longest run of full blocks that begins some earlier sequence, and then
+  // the most tokens that the next block has in common with any that follows it there.
   const std::uint64_t seed = kvc_test::seed_or(GENERATE(1U, 2U, 3U));
   INFO("KVC_TEST_SEED=" << seed);
   kvc_test::Random random(seed);

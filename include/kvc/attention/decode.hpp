@@ -8,15 +8,16 @@
 
 namespace kvc::inline v0 {
 
-/// out[b] = attention of query row b, at the last position of views[b], over the positions that AttentionOptions let it see.
+/// out[b] = attention of query row b, at the last position of views[b], over the positions that AttentionOptions let it
+/// see.
 ///
 ///   views  one layer of each sequence, of any lengths (0: the row gives 0); all of the same heads and dims
 ///   q      [B, query_heads * key_dim]    B == views.size()
 ///   out    [B, query_heads * value_dim]  overwritten; must not overlap q or the caches
 ///
-/// A mask's row b belongs to views[b]. Each row has the bits that prefill and any other batch give it. Long sequences are split
-/// over threads, 1024 positions an item. Errors and cost as for prefill, with one allocation more per call for the states of
-/// the splits.
+/// A mask's row b belongs to views[b]. Each row has the bits that prefill and any other batch give it. Long sequences
+/// are split over threads, 1024 positions an item. Errors and cost as for prefill, with one allocation more per call
+/// for the states of the splits.
 template <KvView View, class Ex = Sequential>
   requires Executor<Ex>
 void decode(std::span<const View> views, MatrixRef<const float> q, MatrixRef<float> out, const AttentionOptions& options = {},

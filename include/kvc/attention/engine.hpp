@@ -1,8 +1,8 @@
 // The engine below prefill and decode: cuts a call into work items, brings the rows of the cache to RowTile, merges.
 //
-// An item is (sequence, kv head, some rows of q, some keys). If the rows of a sequence fit one RowTile, as in decode, the keys are
-// divided into splits so that one long sequence keeps many threads busy; the states of the splits are merged in a second
-// step. Otherwise each item takes all keys of its rows. Both run the same operations on each row.
+// An item is (sequence, kv head, some rows of q, some keys). If the rows of a sequence fit one RowTile, as in decode,
+// the keys are divided into splits so that one long sequence keeps many threads busy; the states of the splits are
+// merged in a second step. Otherwise each item takes all keys of its rows. Both run the same operations on each row.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@
 namespace kvc::inline v0 {
 namespace detail {
 
-/// The keys and values of one tile as rows of floats: in place where they are that already, else decoded once, for all rows
-/// that read them.
+/// The keys and values of one tile as rows of floats: in place where they are that already, else decoded once, for all
+/// rows that read them.
 template <class T>
 class KvTile {
  public:

@@ -1,6 +1,7 @@
 // Executors: who runs the work items of a call. An engine brings its own threads by satisfying one concept.
 //
-// Adapters for OpenMP and oneTBB are in attention/openmp.hpp and attention/tbb.hpp. Results never depend on the executor.
+// Adapters for OpenMP and oneTBB are in attention/openmp.hpp and attention/tbb.hpp. Results never depend on the
+// executor.
 #pragma once
 
 #include <type_traits>

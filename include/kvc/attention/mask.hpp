@@ -9,11 +9,11 @@
 
 namespace kvc::inline v0 {
 
-/// A mask of logical shape [query_heads, rows, length]: query head, row of q, key position. It refers to the caller's array
-/// through strides, so that it broadcasts without a copy, and must not outlive it.
+/// A mask of logical shape [query_heads, rows, length]: query head, row of q, key position. It refers to the caller's
+/// array through strides, so that it broadcasts without a copy, and must not outlive it.
 ///
-/// Either boolean, true where the row may attend, or additive: a float that is added to the score, -infinity where the row
-/// may not attend. A key that a row may not attend to has no influence whatever on it, not even if it is NaN.
+/// Either boolean, true where the row may attend, or additive: a float that is added to the score, -infinity where the
+/// row may not attend. A key that a row may not attend to has no influence whatever on it, not even if it is NaN.
 ///
 /// Key positions >= cols are masked: a mask may be narrower than the sequence is long.
 class AttentionMask {

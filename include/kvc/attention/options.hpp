@@ -62,8 +62,8 @@ template <KvView View>
 }
 
 namespace detail {
-/// Keys [first, last), 0 <= first <= last <= length, that a row at `position` may see by causality, window and width of the mask.
-/// Both ends grow with the position.
+/// Keys [first, last), 0 <= first <= last <= length, that a row at `position` may see by causality, window and width of
+/// the mask. Both ends grow with the position.
 struct KeyRange {
   Index first;
   Index last;

@@ -6,8 +6,8 @@
 
 namespace kvc::inline v0 {
 
-/// out[i] = attention of query row i, at position queries.first + i, over the positions [0, kv.length()) that AttentionOptions
-/// let it see.
+/// out[i] = attention of query row i, at position queries.first + i, over the positions [0, kv.length()) that
+/// AttentionOptions let it see.
 ///
 ///   kv       one layer of one sequence; query head h reads kv head h / (query_heads / kv_heads)
 ///   queries  their positions; n == queries.size(). May begin below 0 or end beyond kv.length(): causality and window
@@ -15,13 +15,13 @@ namespace kvc::inline v0 {
 ///   q        [n, query_heads * key_dim]
 ///   out      [n, query_heads * value_dim]  overwritten; must not overlap q or the cache
 ///
-/// A row's result has the same bits whatever rows, heads and sequences are computed beside it, in prefill as in decode, however
-/// the view is cut into runs, and on any executor. Arithmetic is in float; error against exact arithmetic about 1e-6 of the
-/// largest value.
+/// A row's result has the same bits whatever rows, heads and sequences are computed beside it, in prefill as in decode,
+/// however the view is cut into runs, and on any executor. Arithmetic is in float; error against exact arithmetic about
+/// 1e-6 of the largest value.
 ///
 /// Throws std::invalid_argument if extents or options do not fit, std::bad_alloc. One allocation per work item.
-/// O(query_heads * pairs * (key_dim + value_dim)) for `pairs` of a row and a key it may see by causality and window; keys that no
-/// row of a tile may see in this way are not read.
+/// O(query_heads * pairs * (key_dim + value_dim)) for `pairs` of a row and a key it may see by causality and window;
+/// keys that no row of a tile may see in this way are not read.
 /// Method: tiles with a running maximum (FlashAttention, 2022), see attention/row_tile.hpp.
 template <KvView View, class Ex = Sequential>
   requires Executor<Ex>

@@ -1,5 +1,5 @@
-// Attention written out: the definition in AttentionOptions, in double, one row after the other. What prefill and decode are
-// tested against.
+// Attention written out: the definition in AttentionOptions, in double, one row after the other. What prefill and
+// decode are tested against.
 #pragma once
 
 #include <algorithm>

@@ -1,15 +1,15 @@
 // RowTile: the arithmetic of attention, for a handful of query rows against one tile of keys and values at a time.
 //
-// This is the one place where prefill and decode compute, and what makes their results the same bits. For each row the order of
-// operations is fixed by the absolute positions of the keys alone:
+// This is the one place where prefill and decode compute, and what makes their results the same bits. For each row the
+// order of operations is fixed by the absolute positions of the keys alone:
 //
 //   tile    64 positions from a multiple of 64: scores by simd::dot, their largest, exponentials and their sum (simd::sum of
 //           four vectors added in pairs), then o += p[j] * v[j] by madd in ascending j
 //   split   1024 positions from a multiple of 1024: tiles in ascending order into one state that starts as the identity
 //   row     the states of its splits merged in ascending order from the left
 //
-// Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums rather than
-// multiplied by 0, so it cannot be noticed, NaN or uninitialised as it may be.
+// Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums
+// rather than multiplied by 0, so it cannot be noticed, NaN or uninitialised as it may be.
 #pragma once
 
 #include <algorithm>
@@ -150,8 +150,8 @@ KVC_ALWAYS_INLINE void add_values(const float* p, const float* const* v, Index f
   }
 }
 
-/// The rows of one work item: `queries` consecutive rows of q, each with the query heads of one GQA group. They are numbered
-/// query by query, so that neighbours see nearly the same keys.
+/// The rows of one work item: `queries` consecutive rows of q, each with the query heads of one GQA group. They are
+/// numbered query by query, so that neighbours see nearly the same keys.
 class RowTile {
  public:
   [[nodiscard]] static constexpr Index scratch_floats(Index rows, Index key_pad) noexcept {

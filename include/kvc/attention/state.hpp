@@ -8,13 +8,14 @@
 //
 //   m = max(m1, m2)    l = l1 exp(m1 - m) + l2 exp(m2 - m)    o = o1 exp(m1 - m) + o2 exp(m2 - m)
 //
-// In exact arithmetic this is associative and commutative, and the state of the empty set (m = -infinity, l = 0, o = 0) is its identity.
-// In floating point the identity is exact and the rest holds to rounding; where kvc merges, it does so in one fixed order,
-// ascending positions, from the left.
+// In exact arithmetic this is associative and commutative, and the state of the empty set (m = -infinity, l = 0, o = 0)
+// is its identity. In floating point the identity is exact and the rest holds to rounding; where kvc merges, it does so
+// in one fixed order, ascending positions, from the left.
 //
-// Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the running maximum; Dao et al.,
-// "FlashAttention" (2022), for carrying o along; its log-sum-exp form, m + log l, is the weight under which a state counts in
-// a merge, as used for split keys (Flash-Decoding, 2023) and shared prefixes (FlashInfer, 2024).
+// Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the running maximum; Dao et
+// al.,
+// "FlashAttention" (2022), for carrying o along; its log-sum-exp form, m + log l, is the weight under which a state
+// counts in a merge, as used for split keys (Flash-Decoding, 2023) and shared prefixes (FlashInfer, 2024).
 #pragma once
 
 #include <algorithm>

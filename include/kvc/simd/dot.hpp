@@ -1,9 +1,10 @@
 // Dot products with one fixed order of additions.
 //
-// The dot product of two rows is: sixteen running sums, lane l taking elements l, l + 16, l + 32, ... in ascending order by
-// madd, the last few elements filled up with zeros; then simd::sum of the lanes. Every function here gives exactly these bits for
-// every pair of rows, whatever their addresses and whichever other pairs are computed beside it. That is what makes a row's
-// attention, or a token's row of a linear layer, independent of the batch it was computed in.
+// The dot product of two rows is: sixteen running sums, lane l taking elements l, l + 16, l + 32, ... in ascending
+// order by madd, the last few elements filled up with zeros; then simd::sum of the lanes. Every function here gives
+// exactly these bits for every pair of rows, whatever their addresses and whichever other pairs are computed beside it.
+// That is what makes a row's attention, or a token's row of a linear layer, independent of the batch it was computed
+// in.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +14,8 @@
 namespace kvc::inline v0 {
 namespace simd {
 
-/// Pairs that are computed together: `dot_block_rows` rows of one side against `dot_block_cols` of the other, as many running
-/// sums as the registers of the target hold beside the operands.
+/// Pairs that are computed together: `dot_block_rows` rows of one side against `dot_block_cols` of the other, as many
+/// running sums as the registers of the target hold beside the operands.
 #if defined(__AVX512F__)
 inline constexpr Index dot_block_rows = 4;
 inline constexpr Index dot_block_cols = 4;
@@ -93,7 +94,8 @@ KVC_ALWAYS_INLINE void dot_stripe(Index i, A a, Index j, Index last, B b, Index 
 ///   a, b     called with a row number, return a pointer to n floats
 ///   out      [rows, cols], `stride` floats from row to row; must not overlap the operands
 ///
-/// Takes `dot_tile` rows of b at a time past all of a, so b may be large and is read from memory once. O(rows * cols * n).
+/// Takes `dot_tile` rows of b at a time past all of a, so b may be large and is read from memory once. O(rows * cols *
+/// n).
 template <class A, class B>
 void dot_rows(Index rows, A a, Index cols, B b, Index n, float* out, Index stride) noexcept {
   constexpr int height = static_cast<int>(dot_block_rows);

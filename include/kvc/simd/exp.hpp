@@ -1,8 +1,9 @@
 // exp and tanh of sixteen floats.
 //
-// exp: Cody and Waite's reduction (Software Manual for the Elementary Functions, 1980): x = k ln 2 + r with |r| <= ln 2 / 2, where
-// k ln 2 is subtracted in two pieces so that r keeps its low bits; then e^r by a polynomial, and k added to the exponent.
-// The polynomials are minimax fits in the relative error (Remez exchange), with the first terms held at their exact values.
+// exp: Cody and Waite's reduction (Software Manual for the Elementary Functions, 1980): x = k ln 2 + r with |r| <= ln 2
+// / 2, where k ln 2 is subtracted in two pieces so that r keeps its low bits; then e^r by a polynomial, and k added to
+// the exponent. The polynomials are minimax fits in the relative error (Remez exchange), with the first terms held at
+// their exact values.
 //
 // Largest errors found against double arithmetic over every float in [-87.3365, 0] (tanh: [-20, 0]):
 //   exp    0.93 ulp fused, 1.28 ulp not fused, for -87.3365 <= x <= 88.72
@@ -59,7 +60,8 @@ KVC_ALWAYS_INLINE Part tanh(Part x) noexcept {
 
 }  // namespace detail
 
-/// e^x in each lane. 0 for x < -87.33654 (so for -infinity), infinity for x > 88.72283, NaN for NaN; exp(0) is exactly 1.
+/// e^x in each lane. 0 for x < -87.33654 (so for -infinity), infinity for x > 88.72283, NaN for NaN; exp(0) is exactly
+/// 1.
 KVC_ALWAYS_INLINE F32x16 exp(const F32x16& x) noexcept {
   return detail::map([](Part p) __attribute__((always_inline)) { return detail::exp(p); }, x);
 }

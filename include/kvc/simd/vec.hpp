@@ -1,8 +1,9 @@
 // F32x16: sixteen floats, on the vector extension of GCC and clang.
 //
-// The one vector type of kvc. It is sixteen lanes wide on every target, in one, two or four registers, so that code written
-// with it performs the same operations in the same order everywhere, and a result depends on the values in the lanes alone:
-// not on addresses, not on the number of registers, not on how a compiler chose to combine operations. Two things serve that:
+// The one vector type of kvc. It is sixteen lanes wide on every target, in one, two or four registers, so that code
+// written with it performs the same operations in the same order everywhere, and a result depends on the values in the
+// lanes alone: not on addresses, not on the number of registers, not on how a compiler chose to combine operations. Two
+// things serve that:
 //
 //   madd   is the only multiply-add. Where the target has a fused one it is always fused, elsewhere never, whatever
 //          the compiler's setting for contraction. No `*` in kvc's kernels feeds a `+` directly.
@@ -99,8 +100,8 @@ KVC_ALWAYS_INLINE V larger(const V& a, const V& b) noexcept {
 // --- sixteen lanes ---------------------------------------------------------------------------------------------------
 
 namespace detail {
-/// f(0), f(1), ... f(n - 1) with constants, one after the other: an array of vectors that is only indexed so stays in registers,
-/// at any level of optimisation.
+/// f(0), f(1), ... f(n - 1) with constants, one after the other: an array of vectors that is only indexed so stays in
+/// registers, at any level of optimisation.
 template <int n, class F>
 KVC_ALWAYS_INLINE void unroll(F f) noexcept {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
