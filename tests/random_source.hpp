@@ -9,11 +9,14 @@
 
 namespace kvc_test {
 
+/// Stands for a seed that is drawn anew in every run.
+inline constexpr std::uint64_t any_seed = 0;
+
 /// `fixed`, or what the environment asks for.
 inline std::uint64_t seed_or(std::uint64_t fixed) {
   const char* text = std::getenv("KVC_TEST_SEED");
   if (text == nullptr || *text == '\0') {
-    return fixed;
+    return fixed == any_seed ? std::random_device{}() : fixed;
   }
   return std::string(text) == "random" ? std::random_device{}() : std::strtoull(text, nullptr, 10);
 }
@@ -24,7 +27,8 @@ class Random {
   /// An integer in [low, high].
   template <class I>
   I between(I low, I high) {
-    return static_cast<I>(std::uniform_int_distribution<long long>(low, high)(engine_));
+    return static_cast<I>(
+        std::uniform_int_distribution<long long>(static_cast<long long>(low), static_cast<long long>(high))(engine_));
   }
   bool one_in(int n) { return between(1, n) == 1; }
   float uniform(float low = -1, float high = 1) { return std::uniform_real_distribution<float>(low, high)(engine_); }

@@ -76,7 +76,8 @@ class Shadow {
 
   /// Reserves, and writes the rows; false if there is no room. Tokens are told or withheld.
   bool extend(int id, const std::vector<Token>& tokens, bool tell) {
-    auto& [seq, s] = open.at(id);
+    const SeqId seq = open.at(id).first;
+    Sequence& s = open.at(id).second;
     const auto count = static_cast<Pos>(tokens.size());
     const auto extension =
         policy.try_extend(seq, count, tell ? std::span<const Token>(tokens) : std::span<const Token>{});
@@ -108,7 +109,8 @@ class Shadow {
   }
 
   void commit(int id) {
-    auto& [seq, s] = open.at(id);
+    const SeqId seq = open.at(id).first;
+    Sequence& s = open.at(id).second;
     policy.commit(seq);
     const bool known = s.tokens.size() == s.rows.size() && s.pending_tokens.size() == s.pending.size();
     s.rows.insert(s.rows.end(), s.pending.begin(), s.pending.end());
@@ -140,7 +142,8 @@ class Shadow {
   }
 
   void truncate(int id, Pos length) {
-    auto& [seq, s] = open.at(id);
+    const SeqId seq = open.at(id).first;
+    Sequence& s = open.at(id).second;
     policy.truncate(seq, length);
     s.rows.resize(static_cast<std::size_t>(length));
     s.tokens.resize(std::min(s.tokens.size(), s.rows.size()));
@@ -160,7 +163,8 @@ class Shadow {
 
   /// What the policy hands out for a sequence is what the model says.
   void check(int id) const {
-    const auto& [seq, s] = open.at(id);
+    const SeqId seq = open.at(id).first;
+    const Sequence& s = open.at(id).second;
     const auto length = static_cast<Pos>(s.rows.size());
     const Pos reserved = length + (s.extending ? static_cast<Pos>(s.pending.size()) : 0);
     REQUIRE(policy.contains(seq));

@@ -143,7 +143,7 @@ void run(const typename Policy::Config& config, kvc_test::Random& random, int op
 
 TEMPLATE_TEST_CASE("KvCache does what the model does", "[cache][model]", kvc_test::Reserve, kvc_test::GrowBest,
                    kvc_test::Paged4, kvc_test::Prefix4) {
-  const std::uint64_t seed = kvc_test::seed_or(7);
+  const std::uint64_t seed = kvc_test::seed_or(GENERATE(std::uint64_t{7}, kvc_test::any_seed));
   INFO("KVC_TEST_SEED=" << seed);
   kvc_test::Random random(seed);
   using Policy = typename TestType::Policy;
