@@ -1,0 +1,116 @@
+#include "bounds.hpp"
+
+#include <limits>
+#include <queue>
+#include <unordered_map>
+
+#include "kvc/core/error.hpp"
+
+namespace replay {
+
+Accesses accesses_of(const kvc_bench::Trace& trace) {
+  const Index count = trace.blocks();
+  kvc::require(count < std::numeric_limits<std::int32_t>::max(), "the number of blocks of the trace", count,
+               "less than 2^31 - 1");
+  Accesses accesses;
+  const auto size = static_cast<std::size_t>(count);
+  accesses.block.reserve(size);
+  accesses.tokens.reserve(size);
+  std::unordered_map<std::int32_t, std::int32_t> numbers;
+  for (const kvc_bench::Request& request : trace.requests) {
+    Pos before = 0;
+    for (std::size_t i = 0; i < request.blocks.size(); ++i) {
+      const auto [number, is_new] = numbers.try_emplace(request.blocks[i], static_cast<std::int32_t>(numbers.size()));
+      accesses.block.push_back(number->second);
+      const Pos tokens = request.tokens_in_first(i + 1, trace.block_tokens);
+      accesses.tokens.push_back(tokens - before);
+      before = tokens;
+    }
+  }
+  accesses.unique = static_cast<Index>(numbers.size());
+
+  const auto none = static_cast<std::int32_t>(size);
+  std::vector<std::int32_t> next_of_block(numbers.size(), none);
+  accesses.next.resize(size);
+  for (std::size_t i = size; i-- > 0;) {
+    std::int32_t& next = next_of_block[static_cast<std::size_t>(accesses.block[i])];
+    accesses.next[i] = next;
+    next = static_cast<std::int32_t>(i);
+  }
+  return accesses;
+}
+
+Hits unbounded(const Accesses& accesses) {
+  Hits hits;
+  std::vector<bool> seen(static_cast<std::size_t>(accesses.unique), false);
+  for (std::size_t i = 0; i < accesses.size(); ++i) {
+    const auto block = static_cast<std::size_t>(accesses.block[i]);
+    if (seen[block]) {
+      ++hits.blocks;
+      hits.tokens += accesses.tokens[i];
+    }
+    seen[block] = true;
+  }
+  return hits;
+}
+
+Hits fifo(const Accesses& accesses, Index capacity) {
+  Hits hits;
+  std::vector<bool> cached(static_cast<std::size_t>(accesses.unique), false);
+  std::queue<std::size_t> arrivals;
+  for (std::size_t i = 0; i < accesses.size(); ++i) {
+    const auto block = static_cast<std::size_t>(accesses.block[i]);
+    if (cached[block]) {
+      ++hits.blocks;
+      hits.tokens += accesses.tokens[i];
+      continue;
+    }
+    if (static_cast<Index>(arrivals.size()) == capacity) {
+      cached[arrivals.front()] = false;
+      arrivals.pop();
+      ++hits.evictions;
+    }
+    cached[block] = true;
+    arrivals.push(block);
+  }
+  return hits;
+}
+
+Hits belady(const Accesses& accesses, Index capacity) {
+  Hits hits;
+  const auto none = static_cast<std::int32_t>(accesses.size());
+  std::vector<bool> cached(static_cast<std::size_t>(accesses.unique), false);
+  Index room = capacity;
+  Index useless = 0;  // cached and never accessed again: which of them goes makes no difference
+  // The next access of each cached block that has one. When it comes, its entry stays, below all that lie ahead, and
+  // is never reached: an eviction finds a useless block, or one whose next access lies ahead.
+  std::priority_queue<std::int32_t> next;
+  for (std::size_t i = 0; i < accesses.size(); ++i) {
+    const auto block = static_cast<std::size_t>(accesses.block[i]);
+    if (cached[block]) {
+      ++hits.blocks;
+      hits.tokens += accesses.tokens[i];
+    } else {
+      if (room > 0) {
+        --room;
+      } else {
+        ++hits.evictions;
+        if (useless > 0) {
+          --useless;
+        } else {
+          cached[static_cast<std::size_t>(accesses.block[static_cast<std::size_t>(next.top())])] = false;
+          next.pop();
+        }
+      }
+      cached[block] = true;
+    }
+    if (accesses.next[i] == none) {
+      ++useless;
+    } else {
+      next.push(accesses.next[i]);
+    }
+  }
+  return hits;
+}
+
+}  // namespace replay

@@ -1,0 +1,68 @@
+// replay: how many blocks of real prompts does a prefix cache find again, with each eviction policy?
+//
+//   replay --trace conversation_trace.jsonl --capacity 1000,10000,50000
+//   replay --trace t.jsonl.gz --capacity 20000 --eviction default --json results.json --plot hits.svg
+//
+// Only the policy runs, on the ids of blocks: no keys, no values, no model. replay --help says the rest.
+#include <iostream>
+#include <new>
+#include <optional>
+#include <stdexcept>
+
+#include "options.hpp"
+#include "output_file.hpp"
+#include "plot.hpp"
+#include "report.hpp"
+#include "run.hpp"
+#include "trace.hpp"
+
+namespace replay {
+namespace {
+
+void run(const Options& options) {
+  // What can be said before the work is said before it.
+  std::optional<OutputFile> json;
+  std::optional<OutputFile> svg;
+  if (!options.json.empty()) {
+    json.emplace("--json", options.json);
+  }
+  if (!options.plot.empty()) {
+    require_gnuplot();
+    svg.emplace("--plot", options.plot);
+  }
+
+  const kvc_bench::Trace trace = kvc_bench::read_trace(options.trace, options.read);
+  const Replay replay = replay_all(trace, options.capacities, options.evictions);
+  print(std::cout, trace, replay);
+  if (!std::cout.flush()) {
+    throw std::runtime_error("cannot write to standard output");
+  }
+  if (json) {
+    json->write(to_json(trace, replay));
+    json->finish();
+  }
+  if (svg) {
+    plot(svg->working_path(), trace, replay);
+    svg->finish();
+  }
+}
+
+}  // namespace
+}  // namespace replay
+
+int main(int argc, char** argv) {
+  replay::Options options;
+  int exit_code = 0;
+  if (!replay::parse(argc, argv, options, exit_code)) {
+    return exit_code;
+  }
+  try {
+    replay::run(options);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "replay: not enough memory: --capacity or the trace is too large for this machine\n";
+  } catch (const std::exception& error) {
+    std::cerr << "replay: " << error.what() << '\n';
+  }
+  return 1;
+}

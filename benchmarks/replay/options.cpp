@@ -1,0 +1,153 @@
+#include "options.hpp"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <functional>
+#include <iostream>
+
+#include "bounds.hpp"
+#include "evictions.hpp"
+
+namespace replay {
+namespace {
+
+constexpr Index max_capacity = 100'000'000;
+
+/// CLI11 puts the name of the option in front.
+[[noreturn]] void reject(const char* option, const std::string& value, const std::string& allowed) {
+  throw CLI::ValidationError(option, "\"" + value + "\" is not allowed, it must be " + allowed);
+}
+
+/// The parts of "a,b,c", also where the option was given again.
+std::vector<std::string> split(const CLI::results_t& texts) {
+  std::vector<std::string> parts;
+  for (const std::string& text : texts) {
+    for (std::size_t begin = 0; begin <= text.size();) {
+      const std::size_t end = std::min(text.find(',', begin), text.size());
+      parts.push_back(text.substr(begin, end - begin));
+      begin = end + 1;
+    }
+  }
+  return parts;
+}
+
+std::vector<Index> parse_capacities(const CLI::results_t& texts) {
+  std::vector<Index> capacities;
+  for (const std::string& part : split(texts)) {
+    Index capacity = 0;
+    const char* end = part.data() + part.size();
+    const auto [stop, error] = std::from_chars(part.data(), end, capacity);
+    if (error != std::errc{} || stop != end || capacity < 1 || capacity > max_capacity) {
+      reject("--capacity", part, "a whole number of blocks from 1 to " + std::to_string(max_capacity));
+    }
+    capacities.push_back(capacity);
+  }
+  std::ranges::sort(capacities);
+  capacities.erase(std::ranges::unique(capacities).begin(), capacities.end());
+  return capacities;
+}
+
+std::string all_names() {
+  std::string all;
+  for (const std::string_view name : eviction_names) {
+    all.append(name).append(", ");
+  }
+  return all;
+}
+
+/// Lru is among them in any case: what is gained is counted from there.
+std::vector<std::string> parse_evictions(const CLI::results_t& texts) {
+  std::vector<std::string_view> wanted = {kvc::Lru::name};
+  for (const std::string& part : split(texts)) {
+    if (part == "all") {
+      wanted.insert(wanted.end(), eviction_names.begin(), eviction_names.end());
+    } else if (part == "default") {
+      wanted.push_back(eviction_name<DefaultEviction>);
+    } else if (const auto name = std::ranges::find(eviction_names, part); name != eviction_names.end()) {
+      wanted.push_back(*name);
+    } else if (std::ranges::find(bound_names, part) == bound_names.end()) {
+      reject("--eviction", part, "one of " + all_names() + "default, all");
+    }
+  }
+  std::vector<std::string> names;
+  for (const std::string_view name : eviction_names) {
+    if (std::ranges::find(wanted, name) != wanted.end()) {
+      names.emplace_back(name);
+    }
+  }
+  return names;
+}
+
+}  // namespace
+
+bool parse(int argc, char** argv, Options& options, int& exit_code) {
+  CLI::App app(
+      "Replays a trace of real requests, one after another, through the prefix cache with each eviction policy, and\n"
+      "counts how many blocks of the prompts each one finds in the cache.",
+      "replay");
+  app.footer(
+      "Examples:\n"
+      "  replay --trace conversation_trace.jsonl --capacity 10000\n"
+      "  replay --trace t.jsonl.gz --capacity 1000,10000,50000 --eviction lru,default --plot hits.svg\n"
+      "  replay --trace t.jsonl --format weka --capacity 20000 --json results.json --skip-bad\n\n"
+      "Beside the policies stand lru, always, and three references that are counted on single blocks, as if a block\n"
+      "could stay without those before it (accounting \"flat\"): fifo; belady, which knows the future and is the most\n"
+      "that any policy can reach; and unbounded, a cache that never evicts. \"gap recovered\" is how far a policy "
+      "gets\n"
+      "from lru (0 %) to belady (100 %).\n"
+      "A prompt of more blocks than the pool has is counted as refused; the beginning that fits is cached.\n"
+      "Traces may be gzip-compressed. Plots are drawn by gnuplot (Debian: gnuplot-nox).\n\n"
+      "Exit code: 0 all is well; 1 a file that cannot be read or written; 2 a bad option.");
+
+  std::string format = "auto";
+  app.add_option("--trace", options.trace, "The requests: a file in one of the three formats")
+      ->type_name("FILE")
+      ->required();
+  app.add_option("--format", format, "auto, mooncake, weka or azure; auto looks at the first line")
+      ->type_name("NAME")
+      ->capture_default_str();
+  app.add_option("--capacity", CLI::callback_t([&](const CLI::results_t& texts) {
+                   options.capacities = parse_capacities(texts);
+                   return true;
+                 }),
+                 "Blocks in the pool; several: one replay for each")
+      ->type_name("BLOCKS[,BLOCKS...]")
+      ->take_all()
+      ->allow_extra_args(false)
+      ->required();
+  options.evictions = parse_evictions({"all"});
+  app.add_option("--eviction", CLI::callback_t([&](const CLI::results_t& texts) {
+                   options.evictions = parse_evictions(texts);
+                   return true;
+                 }),
+                 "Policies to replay: " + all_names() + "default (" + std::string(eviction_name<DefaultEviction>) +
+                     ") or all [all]")
+      ->type_name("NAME[,NAME...]")
+      ->take_all()
+      ->allow_extra_args(false);
+  app.add_option("--json", options.json, "Write all figures to this file")->type_name("FILE");
+  app.add_option("--plot", options.plot, "Draw the hit rates over the capacities")->type_name("FILE.svg");
+  app.add_flag("--skip-bad", options.read.skip_bad,
+               "Count malformed lines and go on, instead of stopping at the first");
+
+  try {
+    app.parse(argc, argv);
+    options.read.detect = format == "auto";
+    if (!options.read.detect) {
+      using enum kvc_bench::TraceFormat;
+      const auto formats = {mooncake, weka, azure};
+      const auto* found = std::ranges::find(formats, format, kvc_bench::name);
+      if (found == formats.end()) {
+        reject("--format", format, "one of auto, mooncake, weka, azure");
+      }
+      options.read.format = *found;
+    }
+    return true;
+  } catch (const CLI::ParseError& error) {
+    exit_code = app.exit(error, std::cout, std::cerr) == 0 ? 0 : 2;
+    return false;
+  }
+}
+
+}  // namespace replay

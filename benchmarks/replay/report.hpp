@@ -1,0 +1,21 @@
+// What is told about a replay: a table for people, JSON for programs.
+#pragma once
+
+#include <iosfwd>
+#include <string>
+
+#include "run.hpp"
+#include "trace.hpp"
+
+namespace replay {
+
+/// 1234567 as 1,234,567.
+[[nodiscard]] std::string grouped(Index value);
+
+/// What was read, and one table per capacity.
+void print(std::ostream& out, const kvc_bench::Trace& trace, const Replay& replay);
+
+/// Everything, as one JSON object.
+[[nodiscard]] std::string to_json(const kvc_bench::Trace& trace, const Replay& replay);
+
+}  // namespace replay

@@ -1,0 +1,121 @@
+#include "run.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <span>
+
+#include "evictions.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+#include "progress.hpp"
+
+namespace replay {
+namespace {
+
+using kvc_bench::Request;
+using kvc_bench::Trace;
+
+template <class F>
+double seconds_of(F&& f) {
+  const auto start = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// A block id stands for a whole prefix, so for the library it is a token, and a block holds one: the policy then does
+/// the same work per block as with the tokens themselves, less the hashing of the others.
+template <class Eviction>
+Result replay(const Trace& trace, Index capacity, Progress& progress) {
+  kvc::PrefixShared<Eviction> policy({.blocks = capacity, .block_tokens = 1});
+  Result result;
+  std::vector<kvc::Token> prompt;
+  const auto replay_one = [&](const Request& request) {
+    const std::size_t count = request.blocks.size();
+    prompt.assign(request.blocks.begin(), request.blocks.end());
+    prompt.push_back(-1);  // the token that a match leaves over; it is not computed
+    const kvc::Opened opened = policy.try_open(prompt).value();
+    const auto cached = static_cast<std::size_t>(opened.cached);
+    std::span<const kvc::Token> rest = std::span<const kvc::Token>(prompt).subspan(cached, count - cached);
+    if (!policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest)) {
+      ++result.refused;
+      rest = rest.first(static_cast<std::size_t>(capacity) - cached);  // no other request holds a block
+      policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest).value();
+    }
+    policy.commit(opened.seq);
+    policy.close(opened.seq);
+    result.hits.blocks += opened.cached;
+    result.hits.tokens += request.tokens_in_first(cached, trace.block_tokens);
+  };
+
+  result.seconds = seconds_of([&] {
+    for (std::size_t i = 0; i < trace.requests.size(); ++i) {
+      replay_one(trace.requests[i]);
+      if (i % 64 == 0) {
+        progress.show(static_cast<double>(i) / static_cast<double>(trace.requests.size()));
+      }
+    }
+  });
+  result.eviction = eviction_name<Eviction>;
+  result.capacity = capacity;
+  result.hits.evictions = policy.stats().evictions;
+  return result;
+}
+
+using ReplayFunction = Result (*)(const Trace&, Index, Progress&);
+constexpr auto replay_functions = []<class... E>(std::tuple<E...>*) {
+  return std::array<ReplayFunction, sizeof...(E)>{&replay<E>...};
+}(static_cast<Evictions*>(nullptr));
+
+template <class F>
+Result reference(std::string_view name, Index capacity, F&& count) {
+  Result result;
+  result.eviction = name;
+  result.accounting = Accounting::flat;
+  result.capacity = capacity;
+  result.seconds = seconds_of([&] { result.hits = count(); });
+  return result;
+}
+
+/// Fills in what part of the way from lru to belady each result of one capacity goes. Unbounded has another capacity.
+void compare(std::span<Result> results) {
+  const auto hits = [&](std::string_view name) {
+    return std::ranges::find(results, name, &Result::eviction)->hits.blocks;
+  };
+  const Index lru = hits("lru");
+  const Index gap = hits("belady") - lru;
+  for (Result& result : results) {
+    if (gap != 0 && result.eviction != "unbounded") {
+      result.gap_recovered = static_cast<double>(result.hits.blocks - lru) / static_cast<double>(gap);
+    }
+  }
+}
+
+}  // namespace
+
+Replay replay_all(const Trace& trace, const std::vector<Index>& capacities, const std::vector<std::string>& evictions) {
+  Progress progress(capacities.size() * (evictions.size() + bound_names.size()));
+  const Accesses accesses = accesses_of(trace);
+  Replay all;
+  all.blocks = static_cast<Index>(accesses.size());
+  all.unique_blocks = accesses.unique;
+  for (const Index capacity : capacities) {
+    const auto step = [&](std::string_view name) {
+      progress.step(std::string(name).append(" at ").append(std::to_string(capacity)).append(" blocks"));
+    };
+    const std::size_t begin = all.results.size();
+    step("fifo");
+    all.results.push_back(reference("fifo", capacity, [&] { return fifo(accesses, capacity); }));
+    for (const std::string& eviction : evictions) {
+      step(eviction);
+      const auto at = std::ranges::find(eviction_names, eviction) - eviction_names.begin();
+      all.results.push_back(replay_functions[static_cast<std::size_t>(at)](trace, capacity, progress));
+    }
+    step("belady");
+    all.results.push_back(reference("belady", capacity, [&] { return belady(accesses, capacity); }));
+    step("unbounded");
+    all.results.push_back(reference("unbounded", capacity, [&] { return unbounded(accesses); }));
+    compare(std::span(all.results).subspan(begin));
+  }
+  return all;
+}
+
+}  // namespace replay

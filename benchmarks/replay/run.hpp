@@ -1,0 +1,43 @@
+// Replays a trace: through the library's policies, and through the references that they are compared with.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bounds.hpp"
+#include "kvc/core/types.hpp"
+#include "trace.hpp"
+
+namespace replay {
+
+/// What counts as a hit: a block whose whole prefix is cached too, or any block that is cached.
+enum class Accounting { chain, flat };
+[[nodiscard]] constexpr std::string_view name(Accounting accounting) {
+  return accounting == Accounting::chain ? "chain" : "flat";
+}
+
+/// One policy or reference at one capacity.
+struct Result {
+  std::string eviction;
+  Accounting accounting = Accounting::chain;
+  Index capacity = 0;
+  Hits hits;
+  Index refused = 0;                    ///< requests of more blocks than the pool has; their beginning was cached
+  double seconds = 0;                   ///< of the replay alone
+  std::optional<double> gap_recovered;  ///< (hits - lru's) / (belady's - lru's), if there is a gap
+};
+
+struct Replay {
+  Index blocks = 0;  ///< of all prompts; their tokens are trace.input_tokens()
+  Index unique_blocks = 0;
+  std::vector<Result> results;  ///< by capacity; then fifo, the policies, belady, unbounded
+};
+
+/// Requests come one after another, in the order of the trace: each takes what is cached of its prompt, adds the rest,
+/// and ends. Answers are not cached, as the traces do not name their blocks. `evictions` has lru among its names.
+[[nodiscard]] Replay replay_all(const kvc_bench::Trace& trace, const std::vector<Index>& capacities,
+                                const std::vector<std::string>& evictions);
+
+}  // namespace replay
