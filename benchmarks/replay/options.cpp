@@ -44,7 +44,7 @@ std::vector<Index> parse_capacities(const CLI::results_t& texts) {
     capacities.push_back(capacity);
   }
   std::ranges::sort(capacities);
-  capacities.erase(std::ranges::unique(capacities).begin(), capacities.end());
+  capacities.erase(std::unique(capacities.begin(), capacities.end()), capacities.end());
   return capacities;
 }
 

@@ -1,0 +1,242 @@
+// The program benchmarks/replay, run as a user runs it: its counts on real traces are those of an independent
+// simulation.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/core/types.hpp"
+#include "test_data.hpp"
+
+namespace {
+
+using kvc::Index;
+
+struct Run {
+  int status;
+  std::string output;
+};
+
+/// Runs `replay arguments`; stdout, or both streams with "2>&1" among the arguments.
+Run replay(const std::string& arguments, const std::string& environment = "") {
+  if (!std::filesystem::exists(KVC_REPLAY)) {
+    KVC_SKIP("benchmarks/replay was not built at " << KVC_REPLAY);
+  }
+  std::FILE* pipe = popen((environment + " " KVC_REPLAY " " + arguments).c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  Run run{0, {}};
+  char buffer[4096];
+  for (std::size_t n = 0; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) {
+    run.output.append(buffer, n);
+  }
+  run.status = WEXITSTATUS(pclose(pipe));
+  return run;
+}
+
+/// A folder that goes away with the object.
+class TempFolder {
+ public:
+  TempFolder() : path_(std::filesystem::temp_directory_path() / ("kvc_replay_" + std::to_string(::getpid()))) {
+    std::filesystem::create_directory(path_);
+  }
+  ~TempFolder() { std::filesystem::remove_all(path_); }
+  TempFolder(const TempFolder&) = delete;
+  TempFolder& operator=(const TempFolder&) = delete;
+
+  [[nodiscard]] std::string file(const std::string& name) const { return path_ / name; }
+  [[nodiscard]] std::string write(const std::string& name, const std::string& text) const {
+    std::ofstream(file(name)) << text;
+    return file(name);
+  }
+  [[nodiscard]] std::string read(const std::string& name) const {
+    std::ifstream in(file(name), std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  }
+  [[nodiscard]] std::size_t files() const {
+    return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(path_), {}));
+  }
+
+ private:
+  std::filesystem::path path_;
+};
+
+struct Figures {
+  Index capacity, lru, fifo, belady;
+};
+
+/// Replays a trace at all capacities at once, and compares each count.
+void check_counts(const std::string& trace, Index blocks, Index unique, const std::vector<Figures>& figures) {
+  const std::string path = kvc_test::data_file(trace);
+  const TempFolder folder;
+  std::string capacities;
+  for (const Figures& f : figures) {
+    capacities += (capacities.empty() ? "" : ",") + std::to_string(f.capacity);
+  }
+  const Run run = replay("--trace '" + path + "' --capacity " + capacities + " --eviction lru --json '" +
+                         folder.file("r.json") + "' 2>&1");
+  CAPTURE(run.output);
+  REQUIRE(run.status == 0);
+  const auto report = nlohmann::json::parse(folder.read("r.json"));
+  REQUIRE(report.at("trace") == path);
+  REQUIRE(report.at("blocks") == blocks);
+  REQUIRE(report.at("unique_blocks") == unique);
+  REQUIRE(report.at("skipped_lines") == 0);
+  for (const Figures& f : figures) {
+    CAPTURE(f.capacity);
+    std::map<std::string, nlohmann::json> results;
+    for (const auto& result : report.at("results")) {
+      if (result.at("capacity") == f.capacity) {
+        results[result.at("eviction")] = result;
+      }
+    }
+    REQUIRE(results.size() == 4);
+    const auto hits = [&](const char* name) { return results.at(name).at("hit_blocks").get<Index>(); };
+    REQUIRE(hits("lru") == f.lru);
+    REQUIRE(hits("fifo") == f.fifo);
+    REQUIRE(hits("belady") == f.belady);
+    REQUIRE(hits("unbounded") == blocks - unique);
+    REQUIRE(results.at("lru").at("accounting") == "chain");
+    REQUIRE(results.at("belady").at("gap_recovered") == 1.0);
+    REQUIRE(results.at("lru").at("gap_recovered") == 0.0);
+    REQUIRE(results.at("unbounded").at("gap_recovered").is_null());
+    // What came in and did not stay was evicted; at the end each cache is full.
+    for (const char* name : {"lru", "fifo", "belady"}) {
+      REQUIRE(results.at(name).at("evictions") == blocks - hits(name) - f.capacity);
+      REQUIRE(results.at(name).at("refused") == 0);
+    }
+    REQUIRE(results.at("unbounded").at("evictions") == 0);
+  }
+}
+
+const std::string line_a = R"({"timestamp": 0, "input_length": 1100, "output_length": 1, "hash_ids": [0, 1, 2]})";
+const std::string line_b = R"({"timestamp": 5, "input_length": 1030, "output_length": 1, "hash_ids": [0, 1, 3]})";
+
+}  // namespace
+
+TEST_CASE("replay counts on the mooncake trace what an independent simulation counts", "[golden][replay]") {
+  check_counts("mooncake/conversation_trace.jsonl", 288'500, 182'790,
+               {{1'000, 12'847, 12'559, 54'994},
+                {10'000, 61'046, 53'812, 105'710},
+                {30'000, 93'978, 87'152, 105'710},
+                {50'000, 102'290, 98'096, 105'710}});
+}
+
+TEST_CASE("replay counts on the weka trace what an independent simulation counts", "[golden][replay]") {
+  check_counts("weka/weka_merged_test.rle.jsonl", 1'471'333, 62'740,
+               {{10'000, 1'361'223, 1'324'560, 1'393'088},
+                {20'000, 1'401'674, 1'391'833, 1'408'593},
+                {50'000, 1'408'438, 1'408'438, 1'408'593}});
+}
+
+TEST_CASE("replay finds nothing to share in the azure traces", "[golden][replay]") {
+  const std::string path = kvc_test::data_file("azure/AzureLLMInferenceTrace_code.csv");
+  const Run run = replay("--trace '" + path + "' --capacity 1000 --json /dev/stdout");
+  REQUIRE(run.status == 0);
+  REQUIRE_THAT(run.output, kvc_test::contains("nothing can be found"));
+  const auto report = nlohmann::json::parse(run.output.substr(run.output.find("\n{")));
+  REQUIRE(report.at("requests") == 8'819);
+  REQUIRE(report.at("blocks") == report.at("unique_blocks"));
+  for (const auto& result : report.at("results")) {
+    REQUIRE(result.at("hit_blocks") == 0);
+    REQUIRE(result.at("gap_recovered").is_null());
+  }
+}
+
+TEST_CASE("replay counts hits by blocks and by tokens, and caches the beginning of what does not fit", "[replay]") {
+  const TempFolder folder;
+  const std::string trace = folder.write("t.jsonl", line_a + "\n" + line_a + "\n" + line_b + "\n");
+  const auto lru_at = [&](const char* capacity) {
+    const Run run =
+        replay("--trace " + trace + " --eviction default --capacity " + capacity + " --json " + folder.file("r.json"));
+    REQUIRE(run.status == 0);
+    const auto report = nlohmann::json::parse(folder.read("r.json"));
+    REQUIRE(report.at("format") == "mooncake");
+    REQUIRE(report.at("input_tokens") == 3230);
+    for (const auto& result : report.at("results")) {
+      if (result.at("eviction") == "lru") {
+        return result;
+      }
+    }
+    return nlohmann::json();
+  };
+  // The second request finds all of its 1100 tokens, the third the 1024 of two full blocks.
+  const auto roomy = lru_at("4");
+  REQUIRE(roomy.at("hit_blocks") == 5);
+  REQUIRE(roomy.at("hit_tokens") == 2124);
+  REQUIRE(roomy.at("hit_rate") == Approx(5.0 / 9));
+  REQUIRE(roomy.at("hit_rate_tokens") == Approx(2124.0 / 3230));
+  REQUIRE(roomy.at("evictions") == 0);
+  REQUIRE(roomy.at("refused") == 0);
+  REQUIRE(lru_at("3").at("evictions") == 1);
+  const auto tight = lru_at("2");
+  REQUIRE(tight.at("refused") == 3);
+  REQUIRE(tight.at("hit_blocks") == 4);
+  REQUIRE(tight.at("hit_tokens") == 2048);
+  REQUIRE(tight.at("evictions") == 0);
+}
+
+TEST_CASE("replay names what is wrong with an option or a file, and leaves no half-written file", "[replay]") {
+  REQUIRE(replay("--help").status == 0);
+  const TempFolder folder;
+  const std::string trace = folder.write("t.jsonl", line_a + "\n{}\n");
+  const std::string good = "--trace " + trace + " --skip-bad --capacity 5 ";
+  struct Case {
+    std::string arguments;
+    int status;
+    std::vector<std::string> words;
+  };
+  const std::vector<Case> cases = {
+      {"", 2, {"--trace"}},
+      {"--trace x", 2, {"--capacity"}},
+      {"--trace x --capacity 0", 2, {"--capacity", "\"0\"", "from 1 to"}},
+      {"--trace x --capacity 5,", 2, {"--capacity", "\"\""}},
+      {"--trace x --capacity 1e3", 2, {"--capacity", "\"1e3\""}},
+      {good + "--eviction lru,lifo", 2, {"--eviction", "\"lifo\"", "lru", "default"}},
+      {good + "--format csv", 2, {"--format", "\"csv\"", "mooncake, weka, azure"}},
+      {"--trace /nowhere --capacity 5 --json " + folder.file("r.json"), 1, {"/nowhere"}},
+      {"--capacity 5 --trace " + trace, 1, {"t.jsonl:2: \"timestamp\": is missing"}},
+      {good + "--json /nowhere/r.json", 1, {"--json", "/nowhere/r.json"}},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.arguments);
+    const Run run = replay(c.arguments + " 2>&1");
+    REQUIRE(run.status == c.status);
+    for (const std::string& word : c.words) {
+      REQUIRE_THAT(run.output, kvc_test::contains(word));
+    }
+  }
+  REQUIRE(folder.files() == 1);  // the trace
+
+  const Run skipping = replay(good + "2>&1");
+  REQUIRE(skipping.status == 0);
+  REQUIRE_THAT(skipping.output, kvc_test::contains("1 bad line was skipped") && kvc_test::contains("is missing"));
+}
+
+TEST_CASE("replay draws its plot with gnuplot, or says that it is not there", "[replay]") {
+  const TempFolder folder;
+  const std::string trace = folder.write("it's.jsonl", line_a + "\n" + line_b + "\n");
+  const std::string arguments =
+      "--trace \"" + trace + "\" --capacity 2,30,500 --plot \"" + folder.file("it's.svg") + "\" 2>&1";
+  const Run absent = replay(arguments, "PATH=/nowhere");
+  REQUIRE(absent.status == 1);
+  REQUIRE_THAT(absent.output, kvc_test::contains("--plot") && kvc_test::contains("gnuplot-nox"));
+  REQUIRE(folder.files() == 1);
+  if (std::system("command -v gnuplot >/dev/null") != 0) {
+    KVC_SKIP("gnuplot is not installed (Debian: gnuplot-nox)");
+  }
+  const Run run = replay(arguments);
+  CAPTURE(run.output);
+  REQUIRE(run.status == 0);
+  const std::string svg = folder.read("it's.svg");
+  REQUIRE_THAT(svg, kvc_test::contains("</svg>") && kvc_test::contains("it's.jsonl") && kvc_test::contains("belady"));
+  REQUIRE(folder.files() == 2);
+}
