@@ -245,6 +245,12 @@ Request parse_azure(const Fields& fields, std::string_view line) {
   return request;
 }
 
+/// How many blocks the prompt has, or will have once it is numbered.
+Index block_count(const Request& request, TraceFormat format) {
+  return format == TraceFormat::azure ? Index{kvc::ceil_div(request.input_tokens, block_tokens(format))}
+                                      : static_cast<Index>(request.blocks.size());
+}
+
 /// Azure's times become times since the first arrival, and each request gets blocks that no other has.
 void number_azure(Trace& trace) {
   std::int64_t begin = std::numeric_limits<std::int64_t>::max();
@@ -254,10 +260,7 @@ void number_azure(Trace& trace) {
   Index next = 0;
   for (Request& request : trace.requests) {
     request.arrival_us -= begin;
-    const Index count = kvc::ceil_div(request.input_tokens, trace.block_tokens);
-    if (next + count > max_id) {
-      throw TraceError(trace.name, 0, "", "has more than " + std::to_string(max_id) + " blocks");
-    }
+    const Index count = block_count(request, trace.format);
     request.blocks.reserve(static_cast<std::size_t>(count));
     for (Index i = 0; i < count; ++i) {
       request.blocks.push_back(static_cast<std::int32_t>(next++));
@@ -347,6 +350,7 @@ Trace read_trace(const std::string& path, const ReadOptions& options) {
   trace.format = options.format;
   LineReader reader(path);
   bool first = true;
+  Index blocks = 0;
   while (reader.next()) {
     std::string_view line = reader.line();
     if (reader.number() == 1 && line.starts_with("\xEF\xBB\xBF")) {
@@ -377,6 +381,12 @@ Trace read_trace(const std::string& path, const ReadOptions& options) {
       if (trace.skipped_lines++ == 0) {
         trace.first_skipped = error.what();
       }
+      continue;
+    }
+    blocks += block_count(trace.requests.back(), trace.format);
+    if (blocks > max_trace_blocks) {
+      throw TraceError(path, reader.number(), "",
+                       "is one line too many: more than " + std::to_string(max_trace_blocks) + " blocks");
     }
   }
   if (trace.requests.empty()) {

@@ -36,6 +36,9 @@ enum class TraceFormat { mooncake, weka, azure };
 /// file cannot ask for much memory.
 inline constexpr Pos max_request_tokens = Pos{1} << 24;
 
+/// Blocks of all prompts at most: 1 GiB of ids.
+inline constexpr Index max_trace_blocks = Index{1} << 28;
+
 /// Bytes of a line at most.
 inline constexpr std::size_t max_line_bytes = std::size_t{1} << 26;
 

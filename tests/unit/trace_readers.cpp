@@ -293,7 +293,14 @@ TEST_CASE("A compressed trace that ends in the middle is an error wherever it en
   REQUIRE_THAT(message_of(file.path(), skip), kvc_test::contains(file.path() + ":"));
 }
 
-TEST_CASE("A line without end is given up", "[trace]") {
+TEST_CASE("A file that asks for much more memory than it has bytes is given up", "[trace]") {
+  std::string many = "TIMESTAMP,ContextTokens,GeneratedTokens\n";
+  for (int i = 0; i < 300; ++i) {
+    many += "2023-11-16 18:17:03,16777216,1\n";  // 2^20 blocks
+  }
+  const TempFile lines(many);
+  REQUIRE_THAT(message_of(lines.path()), kvc_test::contains(":258: is one line too many: more than 268435456 blocks"));
+
   const TempFile file("");
   file.compress(std::string(max_line_bytes + (std::size_t{1} << 20), 'x'));
   REQUIRE_THAT(message_of(file.path()), kvc_test::contains(":1: is longer than"));
