@@ -20,11 +20,12 @@ namespace {
 
 using kvc_bench::Trace;
 
-/// In single quotes gnuplot reads everything as it is but the quote itself.
+/// In single quotes gnuplot reads everything as it is but the quote itself, and a line end ends the command: the names
+/// of files are other people's.
 std::string quoted(const std::string& text) {
   std::string result = "'";
   for (const char c : text) {
-    result += c == '\'' ? std::string("''") : std::string(1, c);
+    result += c == '\'' ? "''" : std::string(1, static_cast<unsigned char>(c) < ' ' ? ' ' : c);
   }
   return result + "'";
 }

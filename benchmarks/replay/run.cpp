@@ -1,8 +1,10 @@
 #include "run.hpp"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <span>
+#include <tuple>
 
 #include "evictions.hpp"
 #include "kvc/policy/prefix_shared.hpp"
@@ -21,8 +23,8 @@ double seconds_of(F&& f) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// A block id stands for a whole prefix, so for the library it is a token, and a block holds one: the policy then does
-/// the same work per block as with the tokens themselves, less the hashing of the others.
+/// A block id stands for a whole prefix, so for the library it is a token, and a block holds one. The policy does what it
+/// does for real tokens, but for hashing and comparing all that a block has.
 template <class Eviction>
 Result replay(const Trace& trace, Index capacity, Progress& progress) {
   kvc::PrefixShared<Eviction> policy({.blocks = capacity, .block_tokens = 1});
