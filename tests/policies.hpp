@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 
@@ -24,14 +25,13 @@ struct SeededHash : kvc::ChainHash {
 };
 
 /// Gives up what was let go of last: the least suitable block there is, and often one with descendants.
-class Mru {
+class Mru : public kvc::EvictionDefaults {
  public:
   static constexpr std::string_view name = "mru";
   explicit Mru(kvc::Index blocks) { stack_.reserve(static_cast<std::size_t>(blocks)); }
-  void insert(kvc::BlockId block, std::uint64_t) noexcept { stack_.push_back(block); }
+  void insert(const Visit&, kvc::BlockId block, std::uint64_t) noexcept { stack_.push_back(block); }
   void erase(kvc::BlockId block) noexcept { stack_.erase(std::find(stack_.begin(), stack_.end(), block)); }
-  void touch(kvc::BlockId, std::uint64_t) noexcept {}
-  [[nodiscard]] kvc::BlockId victim() const noexcept { return stack_.back(); }
+  [[nodiscard]] kvc::BlockId victim(std::uint64_t) const noexcept { return stack_.back(); }
   [[nodiscard]] kvc::Index size() const noexcept { return std::ssize(stack_); }
 
  private:

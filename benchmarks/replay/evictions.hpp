@@ -9,17 +9,18 @@
 #include <utility>
 
 #include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/eviction/reuse_hazard.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 
 namespace replay {
 
-using Evictions = std::tuple<kvc::Lru>;
+using Evictions = std::tuple<kvc::ReuseHazard, kvc::Lru>;
 
 /// What PrefixShared<> evicts with.
 template <class Policy>
 struct EvictionOf;
-template <class Eviction, class Hash>
-struct EvictionOf<kvc::PrefixShared<Eviction, Hash>> {
+template <class Eviction, class Hash, class Events>
+struct EvictionOf<kvc::PrefixShared<Eviction, Hash, Events>> {
   using Type = Eviction;
 };
 using DefaultEviction = EvictionOf<kvc::PrefixShared<>>::Type;

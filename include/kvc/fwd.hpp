@@ -20,6 +20,7 @@ class TokenMajor;
 class Contiguous;
 class Paged;
 class Lru;
+class ReuseHazard;
 class ChainHash;
 
 template <class T>

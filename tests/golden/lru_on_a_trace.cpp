@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "catch.hpp"
+#include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "test_data.hpp"
 
@@ -12,7 +13,7 @@ using namespace kvc;
 
 /// The trace names blocks by ids that stand for whole prefixes: here an id is a token, and a block holds one.
 Index hits_of_trace(const std::string& path, Index capacity) {
-  PrefixShared<> policy({.blocks = capacity, .block_tokens = 1});
+  PrefixShared<Lru> policy({.blocks = capacity, .block_tokens = 1});
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     std::vector<Token> ids = nlohmann::json::parse(line).at("hash_ids").get<std::vector<Token>>();

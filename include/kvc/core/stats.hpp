@@ -19,6 +19,7 @@ struct Stats {
       0;  ///< blocks that one sequence could get at once: for Contiguous the largest hole, else all that
           ///< is free or can be evicted, since pages need not be neighbours
   Index sequences = 0;          ///< open
+  Index pins = 0;               ///< prefixes that are pinned; their blocks count as referenced
 
   Index tokens_stored = 0;    ///< slots that hold a committed row of an open sequence, a shared slot once
   Index tokens_reserved = 0;  ///< slots of referenced blocks

@@ -232,6 +232,10 @@ class BlockTables {
   void for_each(F&& f) const {
     sequences_.for_each(f);
   }
+  template <class F>
+  void for_each(F&& f) {
+    sequences_.for_each(f);
+  }
 
   [[nodiscard]] std::size_t blocks_for(Pos length) const noexcept {
     return static_cast<std::size_t>(ceil_div(length, block_tokens_));

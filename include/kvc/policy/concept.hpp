@@ -27,11 +27,13 @@
 #pragma once
 
 #include <concepts>
+#include <cstdint>
 #include <optional>
 #include <span>
 
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc::inline v0 {
@@ -40,6 +42,14 @@ namespace kvc::inline v0 {
 struct OpenOptions {
   Salt salt{};         ///< prefixes are shared only between equal salts
   Pos max_tokens = 0;  ///< Contiguous: most tokens of this sequence, in reserve mode taken at once; 0: the policy's maximum
+  Retention retention{};  ///< PrefixShared<Priority>: how much its blocks are wanted after it
+};
+
+/// Whether a request can be taken on.
+enum class Admission : std::uint8_t {
+  never,  ///< it has not enough room even when nothing else is there
+  later,  ///< not now
+  now
 };
 
 /// A new sequence, of which the first `cached` positions are committed already.

@@ -4,12 +4,14 @@
 // has its parent cached, so by induction its key stands for the whole prefix, exactly. A hash only finds candidates:
 // parent and tokens are always compared, and keys with equal hashes live side by side.
 //
-// Everything but the roots is allocated at construction: 4 * block_tokens + 32 bytes per block, and two buckets of 4.
+// Everything but the roots is allocated at construction: 4 * block_tokens + 32 bytes per block, and 2 to 4 buckets of 16.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -43,11 +45,13 @@ class PrefixIndex {
 
   /// Of children with a common beginning, how many of the newest are looked at.
   static constexpr int children_scanned = 32;
+  /// Of a prompt, how many blocks are looked for at once.
+  static constexpr std::size_t looked_ahead = 16;
 
   PrefixIndex(Index blocks, Pos block_tokens, Hash hash)
       : hash_(hash), block_tokens_(static_cast<std::size_t>(block_tokens)), entries_(static_cast<std::size_t>(blocks)) {
     tokens_.resize(entries_.size() * block_tokens_);
-    buckets_.assign(std::bit_ceil(2 * entries_.size()), no_block);
+    buckets_.assign(std::bit_ceil(2 * entries_.size()), Bucket{});
     (void)acquire_root(Salt{});  // the root of those who give no salt stays
   }
 
@@ -66,6 +70,8 @@ class PrefixIndex {
   [[nodiscard]] bool is_child(BlockId block, Parent parent) const noexcept {
     return entries_[at(block)].cached && entries_[at(block)].parent == parent;
   }
+  [[nodiscard]] Parent parent(BlockId block) const noexcept { return entries_[at(block)].parent; }
+  [[nodiscard]] std::uint64_t hash(BlockId block) const noexcept { return entries_[at(block)].hash; }
   [[nodiscard]] Index size() const noexcept { return size_; }
   /// Salts that are remembered: those of an open sequence or of a cached block, and "no salt".
   [[nodiscard]] Index roots() const noexcept { return static_cast<Index>(root_of_.size()); }
@@ -90,6 +96,13 @@ class PrefixIndex {
     root.hash = hash_(0, std::span<const Token>(&id, 1));
     return Parent::root(id);
   }
+  /// The root of a salt that is in use, without holding it.
+  [[nodiscard]] std::optional<Parent> find_root(const Salt& salt) const {
+    const auto found = root_of_.find(salt.bytes());
+    return found == root_of_.end() ? std::nullopt : std::optional(Parent::root(found->second));
+  }
+  /// Salt::bytes() of a root that is in use.
+  [[nodiscard]] const std::string& salt(Parent root) const noexcept { return *roots_[root.index()].salt; }
   void share_root(Parent root) noexcept { ++roots_[root.index()].holders; }
   void release_root(Parent root) noexcept {
     --roots_[root.index()].holders;
@@ -109,14 +122,61 @@ class PrefixIndex {
 
   /// The cached block with this key, or no_block. `tokens` is a full block; `hash` is its chain_hash. Expected O(1).
   [[nodiscard]] BlockId find(Parent parent, std::span<const Token> tokens, std::uint64_t hash) const noexcept {
-    for (std::size_t i = home(hash); buckets_[i] != no_block; i = next(i)) {
-      const BlockId block = buckets_[i];
-      const Entry& entry = entries_[at(block)];
-      if (entry.hash == hash && entry.parent == parent && std::ranges::equal(this->tokens(block), tokens)) {
-        return block;
+    for (std::size_t i = home(hash); buckets_[i].block != no_block; i = next(i)) {
+      const Bucket& bucket = buckets_[i];
+      if (bucket.hash == hash && bucket.parent == parent && same_tokens(bucket.block, tokens)) {
+        return bucket.block;
       }
     }
     return no_block;
+  }
+
+  /// f(block) for the cached blocks that `tokens` begin with, in order; returns the last one, or `root`.
+  ///
+  /// The hash of a prefix does not depend on what is found, so that of several blocks is computed, and their memory asked
+  /// for, before the first of them is looked at. Expected O(tokens).
+  template <class F>
+  Parent find_prefix(Parent root, std::span<const Token> tokens, F&& f) const noexcept {
+    std::array<std::uint64_t, looked_ahead> hashes;
+    std::array<const Bucket*, looked_ahead> candidates;
+    Parent parent = root;
+    std::uint64_t hash = parent_hash(root);
+    while (tokens.size() >= block_tokens_) {
+      const std::size_t count = std::min(looked_ahead, tokens.size() / block_tokens_);
+      for (std::size_t i = 0; i < count; ++i) {
+        hash = hash_(hash, tokens.subspan(i * block_tokens_, block_tokens_));
+        hashes[i] = hash;
+        prefetch(&buckets_[home(hash)]);
+      }
+      for (std::size_t i = 0; i < count; ++i) {
+        std::size_t bucket = home(hashes[i]);
+        while (buckets_[bucket].block != no_block && buckets_[bucket].hash != hashes[i]) {
+          bucket = next(bucket);
+        }
+        candidates[i] = &buckets_[bucket];
+        if (candidates[i]->block == no_block) {
+          break;  // and nothing behind it can be cached
+        }
+        prefetch(this->tokens(candidates[i]->block).data());
+      }
+      for (std::size_t i = 0; i < count; ++i) {
+        const auto chunk = tokens.subspan(i * block_tokens_, block_tokens_);
+        BlockId block = candidates[i]->block;
+        if (block == no_block) {
+          return parent;
+        }
+        if (candidates[i]->parent != parent || !same_tokens(block, chunk)) [[unlikely]] {
+          block = find(parent, chunk, hashes[i]);  // another prefix has the same hash
+          if (block == no_block) {
+            return parent;
+          }
+        }
+        f(block);
+        parent = Parent(block);
+      }
+      tokens = tokens.subspan(count * block_tokens_);
+    }
+    return parent;
   }
 
   struct Partial {
@@ -152,10 +212,10 @@ class PrefixIndex {
     }
     first = block;
     std::size_t i = home(hash);
-    while (buckets_[i] != no_block) {
+    while (buckets_[i].block != no_block) {
       i = next(i);
     }
-    buckets_[i] = block;
+    buckets_[i] = {hash, block, parent};
     ++size_;
   }
 
@@ -173,6 +233,22 @@ class PrefixIndex {
     --size_;
     if (entry.parent.is_root()) {
       forget_root_if_unused(entry.parent);
+    }
+  }
+
+  /// Removes all blocks. O(blocks + buckets).
+  void clear() noexcept {
+    for (Entry& entry : entries_) {
+      entry.cached = false;
+      entry.first_child = no_block;
+    }
+    std::ranges::fill(buckets_, Bucket{});
+    size_ = 0;
+    for (std::size_t r = 0; r < roots_.size(); ++r) {
+      if (roots_[r].first_child != no_block) {
+        roots_[r].first_child = no_block;
+        forget_root_if_unused(Parent::root(static_cast<std::int32_t>(r)));
+      }
     }
   }
 
@@ -199,7 +275,7 @@ class PrefixIndex {
     }
     check(cached == size_, no_block, "(none): the number of cached blocks is wrong");
     check(listed == size_, no_block, "(none): lists of children and cached blocks differ");
-    check(static_cast<Index>(buckets_.size()) - std::ranges::count(buckets_, no_block) == size_, no_block,
+    check(static_cast<Index>(buckets_.size()) - std::ranges::count(buckets_, no_block, &Bucket::block) == size_, no_block,
           "(none): buckets and cached blocks differ");
   }
 
@@ -231,6 +307,11 @@ class PrefixIndex {
     BlockId previous_sibling = no_block;
     bool cached = false;
   };
+  struct Bucket {
+    std::uint64_t hash = 0;
+    BlockId block = no_block;
+    Parent parent{no_block};
+  };
   struct Root {
     const std::string* salt = nullptr;  // the key in root_of_
     std::uint64_t hash = 0;
@@ -244,6 +325,17 @@ class PrefixIndex {
   }
   [[nodiscard]] std::size_t next(std::size_t bucket) const noexcept { return (bucket + 1) & (buckets_.size() - 1); }
 
+  /// Without an early end, so that whole vectors are compared: nearly always all are equal.
+  [[nodiscard]] bool same_tokens(BlockId block, std::span<const Token> tokens) const noexcept {
+    const Token* theirs = tokens_.data() + at(block) * block_tokens_;
+    Token difference = 0;
+    for (std::size_t i = 0; i < block_tokens_; ++i) {
+      difference |= theirs[i] ^ tokens[i];
+    }
+    return difference == 0;
+  }
+  static void prefetch(const void* address) noexcept { __builtin_prefetch(address); }
+
   [[nodiscard]] BlockId& first_child(Parent parent) noexcept {
     return parent.is_root() ? roots_[parent.index()].first_child : entries_[parent.index()].first_child;
   }
@@ -255,19 +347,18 @@ class PrefixIndex {
   /// algorithm R).
   void empty_bucket_of(BlockId block) noexcept {
     std::size_t hole = home(entries_[at(block)].hash);
-    while (buckets_[hole] != block) {
+    while (buckets_[hole].block != block) {
       hole = next(hole);
     }
-    for (std::size_t i = next(hole); buckets_[i] != no_block; i = next(i)) {
-      const std::size_t wanted = home(entries_[at(buckets_[i])].hash);
-      const std::size_t mask = buckets_.size() - 1;
-      if (((i - wanted) & mask) >=
-          ((i - hole) & mask)) {  // the hole lies between where it wanted to be and where it is
+    const std::size_t mask = buckets_.size() - 1;
+    for (std::size_t i = next(hole); buckets_[i].block != no_block; i = next(i)) {
+      const std::size_t wanted = home(buckets_[i].hash);
+      if (((i - wanted) & mask) >= ((i - hole) & mask)) {  // the hole lies between where it wanted to be and where it is
         buckets_[hole] = buckets_[i];
         hole = i;
       }
     }
-    buckets_[hole] = no_block;
+    buckets_[hole] = Bucket{};
   }
 
   void forget_root_if_unused(Parent parent) noexcept {
@@ -297,7 +388,7 @@ class PrefixIndex {
   std::size_t block_tokens_;
   std::vector<Entry> entries_;
   std::vector<Token> tokens_;     // [blocks, block_tokens]
-  std::vector<BlockId> buckets_;  // open addressing, at most half full
+  std::vector<Bucket> buckets_;   // open addressing, at most half full
   std::vector<Root> roots_;
   std::vector<std::int32_t> free_roots_;
   std::unordered_map<std::string, std::int32_t> root_of_;

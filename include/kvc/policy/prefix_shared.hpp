@@ -7,6 +7,9 @@
 // different salts share nothing.
 //
 // Two sequences that compute the same block at the same time end up sharing one: the second to commit gives up its own.
+//
+// A scheduler can ask what a prompt would find (match_length) and whether there is room for it (admission); an operator
+// can pin prefixes, so that they are never evicted, and limit what each tenant keeps; a router can listen to events.
 #pragma once
 
 #include <algorithm>
@@ -22,60 +25,96 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_pool.hpp"
 #include "kvc/policy/block_tables.hpp"
+#include "kvc/policy/cached_blocks.hpp"
 #include "kvc/policy/chain_hash.hpp"
 #include "kvc/policy/concept.hpp"
-#include "kvc/policy/eviction/lru.hpp"
-#include "kvc/policy/prefix_index.hpp"
+#include "kvc/policy/eviction/reuse_hazard.hpp"
+#include "kvc/policy/events.hpp"
 
 namespace kvc::inline v0 {
 
-/// `Eviction` chooses what is given up when room is needed. `Hash` is a parameter for tests; see ChainHash.
-template <EvictionPolicy Eviction = Lru, class Hash = ChainHash>
+/// Handle of a pin. Like that of a sequence, it is recognised when it is out of date.
+struct PinId {
+  SeqId holder;
+  friend constexpr bool operator==(PinId, PinId) = default;
+};
+
+/// `Eviction` chooses what is given up when room is needed. `Events` hears of blocks that become and cease to be
+/// matchable. `Hash` is a parameter for tests; see ChainHash.
+template <EvictionPolicy Eviction = ReuseHazard, class Hash = ChainHash, EventListener Events = NoEvents>
 class PrefixShared {
-  using Index_ = PrefixIndex<Hash>;
-  using Parent = typename Index_::Parent;
+  using Blocks = detail::CachedBlocks<Eviction, Hash, Events>;
+  using Parent = typename Blocks::Parent;
 
  public:
   struct Config {
-    Index blocks = 0;       ///< blocks in the pool, less than 2^31
-    Pos block_tokens = 16;  ///< slots in a block: the grain of sharing
+    Index blocks = 0;        ///< blocks in the pool, less than 2^31
+    Pos block_tokens = 16;   ///< slots in a block: the grain of sharing
+    Index watermark = 0;     ///< blocks that `admission` leaves for the sequences that are open; less than `blocks`
+    Index tenant_quota = 0;  ///< cached blocks that a tenant keeps at most while nobody holds them; 0: no limit
   };
 
   static constexpr std::string_view name = "prefix-shared";
 
   explicit PrefixShared(const Config& config, Hash hash = Hash{})
-      : config_(validated(config)), blocks_(config, hash), tables_(blocks_, config.block_tokens) {}
+      : config_(validated(config)),
+        blocks_(config.blocks, config.block_tokens, config.tenant_quota, hash),
+        tables_(blocks_, config.block_tokens) {}
   PrefixShared(const PrefixShared&) = delete;
   PrefixShared& operator=(const PrefixShared&) = delete;
 
   [[nodiscard]] const Config& config() const noexcept { return config_; }
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
+  [[nodiscard]] const Eviction& eviction() const noexcept { return blocks_.eviction; }
+  /// The listener: to set a callback, or to poll.
+  [[nodiscard]] Events& events() noexcept { return blocks_.events; }
+
+  /// How many of the prompt's tokens `try_open` would find in place. Takes and changes nothing. O(prompt.size()).
+  [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const {
+    (void)checked_count(prompt.size(), "prompt.size()");
+    const std::optional<Parent> root = blocks_.index.find_root(options.salt);
+    return root ? match(*root, all_but_one(prompt), [](BlockId) {}) : 0;
+  }
+
+  /// Whether there is room for a prompt and `reserve` more tokens, beside config().watermark blocks. Takes and changes
+  /// nothing. O(prompt.size()).
+  [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0,
+                                    const OpenOptions& options = {}) const {
+    const Pos size = checked_count(prompt.size(), "prompt.size()");
+    require_between(reserve, Pos{0}, static_cast<Pos>(max_pos - size), "reserve");
+    const auto wanted = static_cast<Index>(tables_.blocks_for(size + reserve));
+    if (wanted > config_.blocks - config_.watermark) {
+      return Admission::never;
+    }
+    Index found = 0;
+    Index unheld = 0;  // of what is found: not evictable any more once this sequence holds it
+    if (const std::optional<Parent> root = blocks_.index.find_root(options.salt)) {
+      const Pos cached = match(*root, all_but_one(prompt), [&](BlockId block) {
+        ++found;
+        unheld += blocks_.pool.holders(block) == 0 ? 1 : 0;
+      });
+      if (cached % config_.block_tokens != 0) {
+        --found;  // the block that matches partly is copied
+      }
+    }
+    return wanted - found + config_.watermark <= blocks_.available() - unheld ? Admission::now : Admission::later;
+  }
+  [[nodiscard]] bool can_admit(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const {
+    return admission(prompt, reserve, options) == Admission::now;
+  }
 
   /// A sequence that begins with what is cached of `prompt`; `cached` < prompt.size() unless the prompt is empty.
   /// Extend it by the rest of the prompt. Takes no block, so there is always room. O(prompt.size()).
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
-    const SeqId seq = tables_.insert();
-    detail::OnExit undo([&] { tables_.erase_empty(seq); });
-    const Parent root = blocks_.index.acquire_root(options.salt);
-    detail::OnExit undo_root([&] { blocks_.index.release_root(root); });
+    require_between(options.retention.priority, 0, 100, "options.retention.priority");
+    const auto [seq, cached] = open_on(prompt, all_but_one(prompt), options.salt);
     Sequence& s = tables_.at(seq);
-    s.note.root = root;
-    const std::span<const Token> may_match = prompt.first(prompt.empty() ? 0 : prompt.size() - 1);
-    s.table.reserve(tables_.blocks_for(checked_count(prompt.size(), "prompt.size()")));
-    undo_root.dismiss();
-    undo.dismiss();
-
-    ++blocks_.now;
-    const Pos cached = match(s, may_match);
-    for (const BlockId block : s.table) {
-      blocks_.eviction.touch(block, blocks_.now);
-      blocks_.share(block);
-    }
-    s.lengths = {cached, cached, false};
-    s.note.known = cached;
-    s.note.cached_blocks = static_cast<std::size_t>(cached / config_.block_tokens);
-
+    s.note.retention = options.retention;
+    blocks_.eviction.open(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks),
+                          s.note.retention, blocks_.now);
+    hold(s);
+    ++sequences_;
     prompt_tokens_ += static_cast<Index>(prompt.size());
     hit_tokens_ += cached;
     hits_ += static_cast<Index>(s.note.cached_blocks);
@@ -111,12 +150,17 @@ class PrefixShared {
     Sequence& s = tables_.at(seq);
     detail::require_pending(s.lengths, seq);
     ++blocks_.now;
+    blocks_.letting_go = &s.note.visit;
     tables_.commit(s);
     s.note.known = s.note.known_when_committed;
     cache_full_blocks(s);
   }
   void rollback(SeqId seq) noexcept {
+    if (!tables_.contains(seq)) {
+      return;
+    }
     ++blocks_.now;
+    blocks_.letting_go = &tables_.at(seq).note.visit;
     tables_.rollback(seq);
   }
 
@@ -127,27 +171,84 @@ class PrefixShared {
     s.note = tables_.at(parent).note;
     s.note.known = std::min(s.note.known, at);
     s.note.cached_blocks = std::min(s.note.cached_blocks, full_blocks(at));
+    s.note.visit = {};
     blocks_.index.share_root(s.note.root);
+    blocks_.quota.share(s.note.tenant);
+    blocks_.eviction.open(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), s.note.retention,
+                          ++blocks_.now);
+    ++sequences_;
     return Forked{seq, {}};
   }
 
   void truncate(SeqId seq, Pos length) {
     ++blocks_.now;
-    tables_.truncate(seq, length);
     Sequence& s = tables_.at(seq);
+    blocks_.letting_go = &s.note.visit;
+    tables_.truncate(seq, length);
     s.note.known = std::min(s.note.known, length);
     s.note.cached_blocks = std::min(s.note.cached_blocks, full_blocks(length));
   }
 
   /// Its cached blocks stay, for later prompts.
   void close(SeqId seq) {
-    const Parent root = tables_.at(seq).note.root;
+    Sequence& s = tables_.at(seq);
+    require(!s.note.is_pin, "seq", seq, "an open sequence");
     ++blocks_.now;
-    tables_.close(seq);
-    blocks_.index.release_root(root);
+    blocks_.eviction.close(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), blocks_.now);
+    let_go(seq);
+    --sequences_;
   }
 
-  [[nodiscard]] bool contains(SeqId seq) const noexcept { return tables_.contains(seq); }
+  struct Pinned {
+    PinId pin;
+    Pos tokens = 0;  ///< of the prefix, held by the pin: full blocks
+  };
+  /// Holds what is cached of a prefix, so that it is not evicted until `unpin`. Nothing if not one full block is cached.
+  /// Counts neither as a sequence nor as a hit. A prefix may be pinned any number of times. O(prefix.size()).
+  std::optional<Pinned> try_pin(std::span<const Token> prefix, const Salt& salt = {}) {
+    const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(config_.block_tokens);
+    const SeqId seq = open_on(prefix, prefix.first(whole), salt).seq;
+    Sequence& s = tables_.at(seq);
+    s.table.resize(s.note.cached_blocks);  // without one that matches partly
+    const Pos tokens = static_cast<Pos>(s.note.cached_blocks) * config_.block_tokens;
+    s.lengths = {tokens, tokens, false};
+    s.note.known = s.note.known_when_committed = tokens;
+    if (tokens == 0) {
+      let_go(seq);
+      return std::nullopt;
+    }
+    hold(s);
+    s.note.is_pin = true;
+    ++pins_;
+    return Pinned{PinId{seq}, tokens};
+  }
+  /// Throws std::invalid_argument if the pin is not there, or not any more: a pin cannot be taken back twice.
+  void unpin(PinId pin) {
+    require(tables_.contains(pin.holder) && tables_.at(pin.holder).note.is_pin, "pin", pin.holder, "a pin that is there");
+    ++blocks_.now;
+    let_go(pin.holder);
+    --pins_;
+  }
+
+  /// Forgets all that is cached: after new weights, say. Open sequences keep their rows, and these are never matched any
+  /// more; pins hold on to blocks that nobody will find, until `unpin`. O(blocks + sequences).
+  void clear() noexcept {
+    blocks_.clear();
+    tables_.for_each([](Sequence& s) {
+      s.note.known = 0;
+      s.note.known_when_committed = 0;
+      s.note.cached_blocks = 0;
+    });
+  }
+
+  /// Logical time passes with each operation. A caller who wants the durations of `Retention` in a unit of its own sets
+  /// it from a clock that is finer than operations are frequent, such as microseconds; it never goes back.
+  void set_time(std::uint64_t now) noexcept { blocks_.now = std::max(blocks_.now, now); }
+  [[nodiscard]] std::uint64_t time() const noexcept { return blocks_.now; }
+
+  [[nodiscard]] bool contains(SeqId seq) const noexcept {
+    return tables_.contains(seq) && !tables_.at(seq).note.is_pin;
+  }
   [[nodiscard]] Pos length(SeqId seq) const { return tables_.at(seq).lengths.committed; }
   [[nodiscard]] Pos reserved(SeqId seq) const { return tables_.at(seq).lengths.reserved; }
   /// The blocks of the reserved positions. Valid until the sequence is extended, committed, truncated or closed.
@@ -170,17 +271,25 @@ class PrefixShared {
     stats.hits = hits_;
     stats.misses = misses_;
     stats.merges = merges_;
-    stats.evictions = blocks_.evictions;
+    stats.evictions = blocks_.evictions();
+    stats.sequences = sequences_;
+    stats.pins = pins_;
     return stats;
   }
 
   /// O(blocks + table entries). Throws InvariantError.
   void verify() const {
     const std::vector<std::int32_t> holders = tables_.verify();
-    blocks_.verify(holders);
     std::vector<Index> roots(blocks_.index.root_slots(), 0);
+    std::vector<Index> tenants(blocks_.quota.slots(), 0);
+    Index sequences = 0;
+    Index pins = 0;
     tables_.for_each([&](const Sequence& s) {
+      ++(s.note.is_pin ? pins : sequences);
       ++roots[s.note.root.index()];
+      if (s.note.tenant != detail::TenantQuota::none) {
+        ++tenants[static_cast<std::size_t>(s.note.tenant)];
+      }
       if (s.note.known > s.lengths.committed || s.note.cached_blocks > full_blocks(s.note.known)) {
         raise(InvariantError("kvc: a sequence knows more tokens than it has"));
       }
@@ -191,91 +300,23 @@ class PrefixShared {
         }
       }
     });
+    blocks_.verify(holders, tenants);
     blocks_.index.verify_roots(roots);
+    if (sequences != sequences_ || pins != pins_) {
+      raise(InvariantError("kvc: counts of sequences or pins are wrong"));
+    }
   }
 
  private:
-  /// Blocks that are free, held, or cached and held by nobody.
-  struct Blocks {
-    BlockPool pool;
-    Index_ index;
-    Eviction eviction;
-    std::uint64_t now = 0;
-    Index evictions = 0;
-
-    Blocks(const Config& config, const Hash& hash)
-        : pool(config.blocks), index(config.blocks, config.block_tokens, hash), eviction(config.blocks) {}
-
-    [[nodiscard]] Index size() const noexcept { return pool.size(); }
-    [[nodiscard]] Index available() const noexcept { return pool.free() + eviction.size(); }
-
-    [[nodiscard]] BlockId take() noexcept {
-      if (pool.free() == 0) {
-        evict_end_of(eviction.victim());
-      }
-      return pool.take();
-    }
-    void share(BlockId block) noexcept {
-      if (pool.holders(block) == 0) {
-        eviction.erase(block);
-      }
-      pool.share(block);
-    }
-    void release(BlockId block) noexcept {
-      if (pool.drop(block) > 0) {
-        return;
-      }
-      if (index.contains(block)) {
-        eviction.insert(block, now);
-      } else {
-        pool.give_back(block);
-      }
-    }
-    [[nodiscard]] bool writable(BlockId block) const noexcept {
-      return pool.holders(block) == 1 && !index.contains(block);
-    }
-    [[nodiscard]] bool reclaimable(BlockId block) const noexcept { return pool.holders(block) == 1; }
-    /// Takes a block out of the index, and what is cached behind it, which nobody can hold who does not hold the block.
-    void reclaim(BlockId block) noexcept {
-      while (index.has_children(block)) {
-        evict_end_of(index.newest_child(block));
-      }
-      index.erase(block);
-      ++evictions;
-    }
-
-    /// Gives up an unheld block without cached children: the end of a line of descendants of `block`, or itself.
-    /// Descendants of an unheld block are unheld.
-    void evict_end_of(BlockId block) noexcept {
-      while (index.has_children(block)) {
-        block = index.newest_child(block);
-      }
-      eviction.erase(block);
-      index.erase(block);
-      pool.give_back(block);
-      ++evictions;
-    }
-
-    void verify(std::span<const std::int32_t> holders) const {
-      pool.verify(holders);
-      index.verify();
-      Index held = 0;
-      Index cached = 0;
-      for (std::size_t i = 0; i < holders.size(); ++i) {
-        held += holders[i] > 0 ? 1 : 0;
-        cached += holders[i] == 0 && index.contains(static_cast<BlockId>(i)) ? 1 : 0;
-      }
-      if (cached != eviction.size() || held + cached + pool.free() != pool.size()) {
-        raise(InvariantError("kvc: blocks are neither free nor cached nor held"));
-      }
-    }
-  };
-
   struct Note {
     Parent root = Parent::root(0);
     Pos known = 0;                  // of the committed positions, how many from the first on have known tokens
     Pos known_when_committed = 0;   // the same, once the pending extension is committed
     std::size_t cached_blocks = 0;  // leading blocks that are in the index
+    int tenant = detail::TenantQuota::none;
+    bool is_pin = false;
+    Retention retention{};
+    [[no_unique_address]] typename Eviction::Visit visit{};
   };
   using Tables = detail::BlockTables<Blocks, Note>;
   using Sequence = typename Tables::Sequence;
@@ -283,6 +324,8 @@ class PrefixShared {
   static const Config& validated(const Config& config) {
     require_between(config.blocks, Index{1}, Index{max_pos}, "config.blocks");
     require_between(config.block_tokens, Pos{1}, max_pos, "config.block_tokens");
+    require_between(config.watermark, Index{0}, config.blocks - 1, "config.watermark");
+    require_between(config.tenant_quota, Index{0}, Index{max_pos}, "config.tenant_quota");
     return config;
   }
 
@@ -290,29 +333,64 @@ class PrefixShared {
     return static_cast<std::size_t>(length / config_.block_tokens);
   }
 
-  /// Fills the table with the cached blocks that `tokens` begin with; how many tokens they hold.
-  [[nodiscard]] Pos match(Sequence& s, std::span<const Token> tokens) const noexcept {
+  [[nodiscard]] static std::span<const Token> all_but_one(std::span<const Token> prompt) noexcept {
+    return prompt.first(prompt.empty() ? 0 : prompt.size() - 1);
+  }
+
+  /// f(block) for the cached blocks that `tokens` begin with, the last one perhaps partly; how many tokens they hold.
+  template <class F>
+  [[nodiscard]] Pos match(Parent root, std::span<const Token> tokens, F&& f) const noexcept {
     const auto block_tokens = static_cast<std::size_t>(config_.block_tokens);
-    Parent parent = s.note.root;
-    std::uint64_t hash = blocks_.index.parent_hash(parent);
     std::size_t matched = 0;
-    while (tokens.size() - matched >= block_tokens) {
-      const auto chunk = tokens.subspan(matched, block_tokens);
-      hash = blocks_.index.chain_hash(hash, chunk);
-      const BlockId block = blocks_.index.find(parent, chunk, hash);
-      if (block == no_block) {
-        break;
-      }
-      s.table.push_back(block);
-      parent = Parent(block);
+    const Parent last = blocks_.index.find_prefix(root, tokens, [&](BlockId block) {
+      f(block);
       matched += block_tokens;
-    }
+    });
     const auto rest = tokens.subspan(matched, std::min(block_tokens, tokens.size() - matched));
-    if (const auto partial = blocks_.index.find_longest(parent, rest); partial.count > 0) {
-      s.table.push_back(partial.block);
+    if (const auto partial = blocks_.index.find_longest(last, rest); partial.count > 0) {
+      f(partial.block);
       matched += static_cast<std::size_t>(partial.count);
     }
     return static_cast<Pos>(matched);
+  }
+
+  /// A new sequence with a table of what is cached of `tokens`, which begin the prompt. Does not hold it yet.
+  Opened open_on(std::span<const Token> prompt, std::span<const Token> tokens, const Salt& salt) {
+    const Pos size = checked_count(prompt.size(), "prompt.size()");
+    const SeqId seq = tables_.insert();
+    detail::OnExit undo([&] { tables_.erase_empty(seq); });
+    const int tenant = blocks_.quota.limited() ? blocks_.quota.acquire(salt.tenant()) : detail::TenantQuota::none;
+    detail::OnExit undo_tenant([&] { blocks_.quota.release(tenant); });
+    const Parent root = blocks_.index.acquire_root(salt);
+    detail::OnExit undo_root([&] { blocks_.index.release_root(root); });
+    Sequence& s = tables_.at(seq);
+    s.table.reserve(tables_.blocks_for(size));
+    undo_root.dismiss();
+    undo_tenant.dismiss();
+    undo.dismiss();
+
+    ++blocks_.now;
+    const Pos cached = match(root, tokens, [&](BlockId block) { s.table.push_back(block); });
+    s.note.root = root;
+    s.note.tenant = tenant;
+    s.note.known = cached;
+    s.note.known_when_committed = cached;
+    s.note.cached_blocks = full_blocks(cached);
+    s.lengths = {cached, cached, false};
+    return {seq, cached};
+  }
+  void hold(const Sequence& s) noexcept {
+    for (const BlockId block : s.table) {
+      blocks_.share(block);
+    }
+  }
+  /// Erases a sequence, or a pin.
+  void let_go(SeqId seq) {
+    const Note note = tables_.at(seq).note;
+    blocks_.letting_go = &note.visit;
+    tables_.close(seq);
+    blocks_.index.release_root(note.root);
+    blocks_.quota.release(note.tenant);
   }
 
   void cache_full_blocks(Sequence& s) noexcept {
@@ -328,7 +406,7 @@ class PrefixShared {
         blocks_.release(own);
         ++merges_;
       } else {
-        blocks_.index.insert(own, parent, hash);
+        blocks_.store(s.note.visit, s.note.tenant, s.note.root, own, parent, hash, static_cast<Pos>(i));
       }
     }
   }
@@ -336,6 +414,8 @@ class PrefixShared {
   Config config_;
   Blocks blocks_;
   Tables tables_;
+  Index sequences_ = 0;
+  Index pins_ = 0;
   Index prompt_tokens_ = 0;
   Index hit_tokens_ = 0;
   Index hits_ = 0;

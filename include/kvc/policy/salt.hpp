@@ -31,6 +31,22 @@ class Salt {
     return *this;
   }
 
+  /// The parts that name a tenant, encoded alike: equal for salts of one tenant, whatever else they hold.
+  [[nodiscard]] std::string tenant() const {
+    std::string parts;
+    for (std::size_t begin = 0; begin < bytes_.size();) {
+      std::uint64_t size = 0;
+      for (std::size_t i = 8; i > 0; --i) {
+        size = size << 8 | static_cast<unsigned char>(bytes_[begin + i]);
+      }
+      const std::size_t end = begin + 9 + static_cast<std::size_t>(size);
+      if (bytes_[begin] == static_cast<char>(SaltKind::tenant)) {
+        parts.append(bytes_, begin, end - begin);
+      }
+      begin = end;
+    }
+    return parts;
+  }
   [[nodiscard]] bool empty() const noexcept { return bytes_.empty(); }
   /// The unambiguous encoding: equal if and only if the salts are.
   [[nodiscard]] const std::string& bytes() const noexcept { return bytes_; }

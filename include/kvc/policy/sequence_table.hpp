@@ -63,6 +63,14 @@ class SequenceTable {
       }
     }
   }
+  template <class F>
+  void for_each(F&& f) {
+    for (Entry& entry : entries_) {
+      if (entry.open) {
+        f(entry.record);
+      }
+    }
+  }
 
  private:
   static constexpr std::size_t max_slots = 0xffff'ffff;

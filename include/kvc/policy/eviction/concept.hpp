@@ -1,34 +1,79 @@
 // The contract of an eviction policy: which of the cached blocks that nobody holds goes first.
 //
-//   expression              does
-//   E(blocks)               for blocks 0 .. blocks-1; allocates all it will ever need
-//   e.insert(block, now)    the last holder has let go of a cached block: it may be given up
-//   e.erase(block)          it is held again, or gone
-//   e.touch(block, now)     a match has found the block, held or not; if not, it is erased next, since it is held now
-//   e.victim()              the block to give up next; it stays until erased. Needs size() > 0
-//   e.size()                blocks that may be given up
+// A policy is told what happens to sequences and to cached blocks, and asked for a victim.
 //
-// `now` is logical: it never decreases, and blocks let go of together are told last block first, with the same `now`. A
-// block is let go of no later than its ancestors. A victim may have cached descendants: the end of their line goes in its
-// place, and the policy is told by erase. Descendants always go before ancestors. All but the constructor are noexcept.
+//   expression                            does
+//   E(blocks)                             for blocks 0 .. blocks-1; allocates all that it will ever need
+//   E::Visit                              what it remembers of one sequence while that is open; cheap to copy
+//   e.open(visit, found, retention, now)  a sequence was opened or forked, and holds these cached blocks, the first
+//                                         ones of its prefix. Those that nobody held are erased after this
+//   e.store(visit, stored, now)           a block that the sequence computed has become cached; the sequence holds it
+//   e.close(visit, held, now)             the sequence is about to let go of these cached blocks, its first ones
+//   e.insert(visit, block, now)           the last holder has let go of a cached block: it may be given up
+//   e.erase(block)                        it is held again, or about to be removed
+//   e.remove(block)                       it is not cached any more
+//   e.victim(now)                         the block to give up next. Needs size() > 0
+//   e.size()                              blocks that may be given up
+//
+// `now` is logical: it never decreases. Blocks let go of together are told last block first, with the same `now`. A
+// block is let go of no later than its ancestors. A victim may have cached descendants: the end of their line goes in
+// its place, and the policy is told by erase and remove. So descendants always go before ancestors, whatever a policy
+// says; but every victim with descendants costs the way down to them.
+//
+// All but the constructor are noexcept and, amortised, O(1) unless their policy says otherwise.
 #pragma once
 
 #include <concepts>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "kvc/core/types.hpp"
 
 namespace kvc::inline v0 {
 
+/// How much the caller wants the blocks of a sequence to stay when it is closed. Only `Priority` looks at it.
+struct Retention {
+  static constexpr int default_priority = 35;
+  static constexpr std::uint64_t forever = ~std::uint64_t{0};
+
+  int priority = default_priority;   ///< 0 (goes first) to 100 (goes last)
+  std::uint64_t duration = forever;  ///< of logical time after it is let go of; then the default priority holds
+
+  friend constexpr bool operator==(const Retention&, const Retention&) = default;
+};
+
+/// A block that has become cached.
+struct StoredBlock {
+  BlockId block = no_block;
+  std::uint64_t key = 0;  ///< hash of its prefix: a prefix that comes again has the same, and others nearly never
+  Pos depth = 0;          ///< blocks before it in its prefix
+};
+
 template <class E>
-concept EvictionPolicy = std::constructible_from<E, Index> && requires(E e, const E c, BlockId block, std::uint64_t now) {
-  { E::name } -> std::convertible_to<std::string_view>;
-  { e.insert(block, now) } noexcept;
-  { e.erase(block) } noexcept;
-  { e.touch(block, now) } noexcept;
-  { c.victim() } noexcept -> std::same_as<BlockId>;
-  { c.size() } noexcept -> std::same_as<Index>;
+concept EvictionPolicy =
+    std::constructible_from<E, Index> && std::copyable<typename E::Visit> &&
+    std::default_initializable<typename E::Visit> &&
+    requires(E e, const E c, typename E::Visit& visit, BlockId block, std::span<const BlockId> blocks,
+             const StoredBlock& stored, const Retention& retention, std::uint64_t now) {
+      { E::name } -> std::convertible_to<std::string_view>;
+      { e.open(visit, blocks, retention, now) } noexcept;
+      { e.store(visit, stored, now) } noexcept;
+      { e.close(visit, blocks, now) } noexcept;
+      { e.insert(visit, block, now) } noexcept;
+      { e.erase(block) } noexcept;
+      { e.remove(block) } noexcept;
+      { e.victim(now) } noexcept -> std::same_as<BlockId>;
+      { c.size() } noexcept -> std::same_as<Index>;
+    };
+
+/// What a policy inherits that has no use for some of the calls.
+struct EvictionDefaults {
+  struct Visit {};
+  void open(auto&, std::span<const BlockId>, const Retention&, std::uint64_t) noexcept {}
+  void store(auto&, const StoredBlock&, std::uint64_t) noexcept {}
+  void close(auto&, std::span<const BlockId>, std::uint64_t) noexcept {}
+  void remove(BlockId) noexcept {}
 };
 
 }  // namespace kvc::inline v0

@@ -1,0 +1,159 @@
+// Events: what a prefix cache tells others about its index, so that a router can keep a copy of it.
+//
+// A listener is a type parameter of PrefixShared. With NoEvents, the default, nothing is computed or stored for it.
+// Events are numbered from 0 without gaps: a receiver that misses one knows it, and asks for a fresh start. A block id
+// names the cached block from its BlockStored to its BlockRemoved; a parent is always stored before, and removed after,
+// its children.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+
+namespace kvc::inline v0 {
+
+/// A block became matchable. Spans are valid during the call only.
+struct BlockStored {
+  std::uint64_t number = 0;
+  BlockId block = no_block;
+  BlockId parent = no_block;      ///< the block before it in its prefix; no_block: it is the first
+  std::string_view salt;          ///< Salt::bytes() of its prefix
+  std::span<const Token> tokens;  ///< its own
+};
+/// A block is not matchable any more.
+struct BlockRemoved {
+  std::uint64_t number = 0;
+  BlockId block = no_block;
+};
+/// No block is matchable any more. Takes the place of a BlockRemoved for each.
+struct AllBlocksCleared {
+  std::uint64_t number = 0;
+};
+
+/// What a listener must offer. Calls are made in the middle of an operation: they must not call the cache.
+template <class L>
+concept EventListener = std::default_initializable<L> && requires(L listener, const BlockStored& stored,
+                                                                  const BlockRemoved& removed,
+                                                                  const AllBlocksCleared& cleared) {
+  { L::listens } -> std::convertible_to<bool>;
+  { listener(stored) } noexcept;
+  { listener(removed) } noexcept;
+  { listener(cleared) } noexcept;
+};
+
+struct NoEvents {
+  static constexpr bool listens = false;
+  void operator()(const auto&) noexcept {}
+};
+static_assert(EventListener<NoEvents>);
+
+/// Calls a function of yours.
+class EventCallback {
+ public:
+  using Event = std::variant<BlockStored, BlockRemoved, AllBlocksCleared>;
+  static constexpr bool listens = true;
+
+  /// It must not throw (std::terminate) and must not call the cache.
+  void call(std::function<void(const Event&)> function) { function_ = std::move(function); }
+
+  void operator()(const auto& event) noexcept {
+    if (function_) {
+      function_(Event(event));
+    }
+  }
+
+ private:
+  std::function<void(const Event&)> function_;
+};
+static_assert(EventListener<EventCallback>);
+
+/// Keeps the last events until they are polled. When it is full the oldest is overwritten: a gap in the numbers shows it.
+class EventRing {
+ public:
+  /// An event with its own copy of what the cache's own events only point to.
+  struct Record {
+    enum class Kind : std::uint8_t { stored, removed, cleared };
+    Kind kind = Kind::cleared;
+    std::uint64_t number = 0;
+    BlockId block = no_block;
+    BlockId parent = no_block;
+    std::string salt;
+    std::vector<Token> tokens;
+  };
+  static constexpr bool listens = true;
+  static constexpr std::size_t default_capacity = 4096;
+
+  EventRing() : ring_(default_capacity) {}
+
+  /// Keeps `events` events from now on; forgets those that wait. Throws std::invalid_argument if there are none.
+  void resize(std::size_t events) {
+    require(events > 0, "events", events, "at least 1");
+    ring_.assign(events, Record{});
+    begin_ = end_ = 0;
+  }
+
+  /// The oldest event that waits.
+  [[nodiscard]] std::optional<Record> poll() {
+    if (begin_ == end_) {
+      return std::nullopt;
+    }
+    return ring_[static_cast<std::size_t>(begin_++ % ring_.size())];
+  }
+  [[nodiscard]] std::size_t size() const noexcept { return static_cast<std::size_t>(end_ - begin_); }
+  /// Events that were overwritten before they were polled.
+  [[nodiscard]] std::uint64_t lost() const noexcept { return lost_; }
+
+  void operator()(const BlockStored& event) noexcept {
+    Record& record = next(Record::Kind::stored, event.number, event.block);
+    record.parent = event.parent;
+    // A record's memory is used again. Should there be none for a larger one, the event is lost, and the gap shows it.
+#if KVC_HAS_EXCEPTIONS
+    try {
+#endif
+      record.salt.assign(event.salt);
+      record.tokens.assign(event.tokens.begin(), event.tokens.end());
+#if KVC_HAS_EXCEPTIONS
+    } catch (...) {
+      --end_;
+      ++lost_;
+    }
+#endif
+  }
+  void operator()(const BlockRemoved& event) noexcept { next(Record::Kind::removed, event.number, event.block); }
+  void operator()(const AllBlocksCleared& event) noexcept { next(Record::Kind::cleared, event.number, no_block); }
+
+ private:
+  Record& next(Record::Kind kind, std::uint64_t number, BlockId block) noexcept {
+    if (size() == ring_.size()) {
+      ++begin_;
+      ++lost_;
+    }
+    Record& record = ring_[static_cast<std::size_t>(end_++ % ring_.size())];
+    record.kind = kind;
+    record.number = number;
+    record.block = block;
+    record.parent = no_block;
+    record.salt.clear();
+    record.tokens.clear();
+    return record;
+  }
+
+  std::vector<Record> ring_;
+  std::uint64_t begin_ = 0;
+  std::uint64_t end_ = 0;
+  std::uint64_t lost_ = 0;
+};
+static_assert(EventListener<EventRing>);
+
+}  // namespace kvc::inline v0

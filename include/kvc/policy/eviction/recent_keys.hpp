@@ -1,0 +1,118 @@
+// RecentKeys: the last so many keys that were added, each with a value. What an eviction policy remembers of blocks that
+// are not cached any more.
+//
+// Records are numbered in the order of adding and live in a ring: adding to a full ring forgets the oldest. A key that
+// is added again is found under its newest record. O(1) expected, and nothing is allocated after construction.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <vector>
+
+#include "kvc/core/types.hpp"
+
+namespace kvc::inline v0::detail {
+
+/// Keys are hashes: all their bits are taken to be random.
+template <class Value>
+class RecentKeys {
+ public:
+  using Number = std::uint64_t;
+  static constexpr Number none = ~Number{0};
+
+  /// Keeps at least `records` records.
+  explicit RecentKeys(std::size_t records) : ring_(std::bit_ceil(records)), buckets_(2 * ring_.size(), free_bucket) {}
+
+  [[nodiscard]] std::size_t capacity() const noexcept { return ring_.size(); }
+  /// Records begin() .. end()-1 are remembered.
+  [[nodiscard]] Number begin() const noexcept { return begin_; }
+  [[nodiscard]] Number end() const noexcept { return end_; }
+  [[nodiscard]] bool full() const noexcept { return end_ - begin_ == ring_.size(); }
+
+  [[nodiscard]] Value& value(Number number) noexcept { return ring_[slot(number)].value; }
+  [[nodiscard]] const Value& value(Number number) const noexcept { return ring_[slot(number)].value; }
+
+  /// The newest record of a key, or none.
+  [[nodiscard]] Number find(std::uint64_t key) const noexcept {
+    const std::size_t bucket = bucket_of(key);
+    return buckets_[bucket] == free_bucket ? none : number_at(buckets_[bucket]);
+  }
+
+  /// Forgets the oldest record, if there is any.
+  void pop() noexcept {
+    if (begin_ == end_) {
+      return;
+    }
+    const std::size_t oldest = slot(begin_);
+    const std::size_t bucket = bucket_of(ring_[oldest].key);
+    if (buckets_[bucket] == static_cast<std::uint32_t>(oldest)) {
+      empty(bucket);
+    }
+    ++begin_;
+  }
+
+  Number push(std::uint64_t key, const Value& value) noexcept {
+    if (full()) {
+      pop();
+    }
+    const std::size_t bucket = bucket_of(key);
+    buckets_[bucket] = static_cast<std::uint32_t>(slot(end_));
+    ring_[slot(end_)] = {key, value};
+    return end_++;
+  }
+
+  /// Forgets the record of a key: it is not found any more, and its number stays in use.
+  void forget(std::uint64_t key) noexcept {
+    const std::size_t bucket = bucket_of(key);
+    if (buckets_[bucket] != free_bucket) {
+      empty(bucket);
+    }
+  }
+
+ private:
+  struct Record {
+    std::uint64_t key = 0;
+    Value value{};
+  };
+  static constexpr std::uint32_t free_bucket = ~std::uint32_t{0};
+
+  [[nodiscard]] std::size_t slot(Number number) const noexcept {
+    return static_cast<std::size_t>(number) & (ring_.size() - 1);
+  }
+  [[nodiscard]] Number number_at(std::uint32_t slot_of_record) const noexcept {
+    return begin_ + ((slot_of_record - begin_) & (ring_.size() - 1));
+  }
+  [[nodiscard]] std::size_t home(std::uint64_t key) const noexcept {
+    return static_cast<std::size_t>(key) & (buckets_.size() - 1);
+  }
+  [[nodiscard]] std::size_t next(std::size_t bucket) const noexcept { return (bucket + 1) & (buckets_.size() - 1); }
+
+  /// The bucket that holds the key, or the free one where it belongs.
+  [[nodiscard]] std::size_t bucket_of(std::uint64_t key) const noexcept {
+    std::size_t i = home(key);
+    while (buckets_[i] != free_bucket && ring_[buckets_[i]].key != key) {
+      i = next(i);
+    }
+    return i;
+  }
+
+  /// Linear probing without tombstones (Knuth, TAOCP 3, 6.4, algorithm R).
+  void empty(std::size_t hole) noexcept {
+    const std::size_t mask = buckets_.size() - 1;
+    for (std::size_t i = next(hole); buckets_[i] != free_bucket; i = next(i)) {
+      const std::size_t wanted = home(ring_[buckets_[i]].key);
+      if (((i - wanted) & mask) >= ((i - hole) & mask)) {
+        buckets_[hole] = buckets_[i];
+        hole = i;
+      }
+    }
+    buckets_[hole] = free_bucket;
+  }
+
+  std::vector<Record> ring_;
+  std::vector<std::uint32_t> buckets_;  // slots of ring_, at most half full
+  Number begin_ = 0;
+  Number end_ = 0;
+};
+
+}  // namespace kvc::inline v0::detail

@@ -1,0 +1,353 @@
+// ReuseHazard: gives up the block that is least likely to be used again soon, judged by what became of prompts like the
+// one that let go of it. The default; docs/eviction.md says what it is made of and what each part gains.
+//
+// Nearly all reuse of a conversation is one event: the next prompt goes on from where this one ended. How likely that is
+// depends on how long ago it was, the same for all up to a factor, and on the kind of prompt, which is the factor
+// (proportional hazards: Cox, J. R. Stat. Soc. B 34, 1972). The kind is known when a sequence is closed: whether it went
+// on from an earlier prompt, and whether it added few, some or many blocks, compared with others. The last block is a
+// kind of its own: it often ends in what the next prompt replaces.
+//
+// Each kind has a list in the order of letting go. The victim is, of the oldest blocks of the lists, the one with the
+// lowest hazard (factor of the kind) * (hazard at its age). Both are learned, from prompts that are remembered longer
+// than their blocks, so that it is seen what an evicted block would have been good for. Before anything is learned, and
+// where kinds do not differ, this is leaf-first LRU.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
+#include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/eviction/recent_keys.hpp"
+
+namespace kvc::inline v0 {
+
+/// O(1) per block; about 40 bytes per block.
+class ReuseHazard {
+ public:
+  static constexpr std::string_view name = "hazard";
+
+  struct Visit {
+    Pos known = 0;             // blocks up to where an earlier prompt ended, or that were found cached
+    bool extends = false;      // goes on from an earlier prompt
+    std::uint8_t kind = 1;     // index of its list, once it is closed
+    BlockId tail = no_block;   // its last block, once it is closed
+  };
+
+  explicit ReuseHazard(Index blocks)
+      : lists_(blocks, kinds),
+        released_(static_cast<std::size_t>(blocks)),
+        keys_(static_cast<std::size_t>(blocks)),
+        prompts_(std::max(least_prompts, static_cast<std::size_t>(blocks) / blocks_per_prompt)) {
+    learn();
+  }
+
+  void open(Visit& visit, std::span<const BlockId> found, const Retention&, std::uint64_t now) noexcept {
+    visit.known = static_cast<Pos>(found.size());
+    // The prompt that this one goes on from ended here, or one block further, in what has been replaced.
+    for (std::size_t back = 1; back <= 2 && back <= found.size(); ++back) {
+      if (goes_on_from(visit, keys_[at(found[found.size() - back])], now) == Met::whole) {
+        break;
+      }
+    }
+  }
+
+  /// A block that had to be computed may still belong to a prompt that is remembered: its blocks were given up too early.
+  void store(Visit& visit, const StoredBlock& stored, std::uint64_t now) noexcept {
+    keys_[at(stored.block)] = stored.key;
+    if (goes_on_from(visit, stored.key, now) != Met::nothing) {
+      visit.known = std::max(visit.known, stored.depth + 1);
+    }
+  }
+
+  void close(Visit& visit, std::span<const BlockId> held, std::uint64_t now) noexcept {
+    if (held.empty()) {
+      return;
+    }
+    const auto added = static_cast<double>(std::max<Index>(0, static_cast<Index>(held.size()) - visit.known));
+    const double size = std::log2(1 + added);
+    const double relative = size - mean_size_;
+    visit.kind = static_cast<std::uint8_t>((visit.extends ? 3 : 0) + (relative < -1 ? 0 : relative <= 1 ? 1 : 2));
+    ++closed_;
+    mean_size_ += relative / static_cast<double>(std::min<std::uint64_t>(closed_, size_memory));
+
+    advance(now);
+    if (held.size() > 1) {
+      visit.tail = held.back();
+      remember(keys_[at(held[held.size() - 2])], visit.kind, std::max(1.0, added), now);
+      remember(keys_[at(held.back())], tail_kind, 1, now);
+    } else {
+      remember(keys_[at(held.back())], visit.kind, std::max(1.0, added), now);
+    }
+    if (closed_ % prompts_per_lesson == 0) {
+      learn();
+    }
+    if (closed_ % (memory * prompts_.capacity()) == 0) {
+      forget_half();
+    }
+  }
+
+  void insert(const Visit& visit, BlockId block, std::uint64_t now) noexcept {
+    released_[at(block)] = now;
+    lists_.push_newest(block == visit.tail ? tail_kind : visit.kind, block);
+    ++size_;
+  }
+  void erase(BlockId block) noexcept {
+    lists_.erase(block);
+    --size_;
+  }
+  void remove(BlockId) noexcept {}
+
+  [[nodiscard]] BlockId victim(std::uint64_t now) const noexcept {
+    KVC_ASSERT(size_ > 0);
+    BlockId victim = no_block;
+    double lowest = 0;
+    for (int kind = 0; kind < kinds; ++kind) {
+      const BlockId block = lists_.oldest(kind);
+      if (block == no_block) {
+        continue;
+      }
+      const double hazard = factors_[static_cast<std::size_t>(kind)] * hazard_at(now - released_[at(block)]);
+      if (victim == no_block || hazard < lowest ||
+          (hazard == lowest && released_[at(block)] < released_[at(victim)])) {
+        lowest = hazard;
+        victim = block;
+      }
+    }
+    return victim;
+  }
+  [[nodiscard]] Index size() const noexcept { return size_; }
+
+  /// What has been learned: the hazard of a kind's blocks beside that of all. 1 is as all others.
+  [[nodiscard]] double factor(int kind) const noexcept { return factors_[static_cast<std::size_t>(kind)]; }
+
+  static constexpr int kinds = 7;  ///< new or going on, by few, some or many added blocks; last blocks
+  static constexpr int tail_kind = 6;
+
+ private:
+  // None of these is fitted to a trace: docs/eviction.md shows how little they matter.
+  static constexpr std::size_t least_prompts = 256;
+  static constexpr std::size_t blocks_per_prompt = 4;     // of the pool, per prompt that is remembered
+  static constexpr std::uint64_t prompts_per_lesson = 16;
+  static constexpr std::uint64_t memory = 8;              // what was learned counts half after so many times all prompts
+  static constexpr std::uint64_t size_memory = 1000;      // prompts in the running mean of sizes
+  static constexpr double prior_prompts = 20;             // evidence that a kind is as all others
+  static constexpr double trust = 0.7;                    // exponent of a factor: hazards are only nearly proportional
+  static constexpr double largest_factor = 2;
+  static constexpr int smoothing = 3;                     // buckets to each side
+  static constexpr std::size_t ages = 96;                 // buckets of age, two to the octave
+
+  struct Prompt {
+    std::uint64_t closed = 0;
+    double weight = 0;  // blocks that it added
+    std::uint8_t kind = 0;
+    bool waiting = false;  // for a prompt that goes on from it
+  };
+  using Prompts = detail::RecentKeys<Prompt>;
+  using ByAge = std::array<double, ages>;
+  enum class Met { nothing, tail, whole };
+
+  [[nodiscard]] static std::size_t at(BlockId block) noexcept { return static_cast<std::size_t>(block); }
+
+  /// Bucket k holds the ages first_age(k) <= age < first_age(k + 1): 0, then two buckets to the octave.
+  [[nodiscard]] static constexpr std::uint64_t first_age(std::size_t bucket) noexcept {
+    if (bucket == 0) {
+      return 0;
+    }
+    const std::uint64_t octave = std::uint64_t{1} << ((bucket - 1) / 2);
+    return (bucket - 1) % 2 == 0 ? octave : octave + octave / 2;
+  }
+  [[nodiscard]] static constexpr std::size_t bucket_of(std::uint64_t age) noexcept {
+    if (age == 0) {
+      return 0;
+    }
+    const auto octave = static_cast<std::size_t>(std::bit_width(age)) - 1;
+    const bool upper_half = octave == 0 || (age >> (octave - 1) & 1) != 0;
+    return std::min(ages - 1, 1 + 2 * octave + (upper_half ? 1 : 0));
+  }
+
+  [[nodiscard]] double hazard_at(std::uint64_t age) const noexcept {
+    const std::size_t k = bucket_of(age);
+    const double from = hazard_[k];
+    const double to = hazard_[std::min(ages - 1, k + 1)];
+    const auto begin = static_cast<double>(first_age(k));
+    const auto end = static_cast<double>(first_age(k + 1));
+    return from + (to - from) * std::min(1.0, (static_cast<double>(age) - begin) / (end - begin));
+  }
+
+  /// Notes that a prompt which ended with this block, if there was one, is gone on from.
+  Met goes_on_from(Visit& visit, std::uint64_t key, std::uint64_t now) noexcept {
+    const typename Prompts::Number number = prompts_.find(key);
+    if (number == Prompts::none) {
+      return Met::nothing;
+    }
+    advance(now);
+    visit.extends = true;
+    stop_waiting(number, true);
+    return prompts_.value(number).kind == tail_kind ? Met::tail : Met::whole;
+  }
+
+  void remember(std::uint64_t key, std::uint8_t kind, double weight, std::uint64_t now) noexcept {
+    if (const auto earlier = prompts_.find(key); earlier != Prompts::none) {
+      stop_waiting(earlier, false);
+    }
+    if (prompts_.full()) {
+      stop_waiting(prompts_.begin(), false);
+    }
+    prompts_.push(key, {now, weight, kind, true});
+    for (Prompts::Number& passed : passed_) {
+      passed = std::max(passed, prompts_.begin());
+    }
+    waiting_[kind][0] += weight;
+    weight_sum_ += weight;
+    ++weight_count_;
+  }
+
+  void stop_waiting(typename Prompts::Number number, bool used) noexcept {
+    Prompt& prompt = prompts_.value(number);
+    if (!prompt.waiting) {
+      return;
+    }
+    prompt.waiting = false;
+    std::size_t k = 0;
+    while (k + 1 < ages && passed_[k] > number) {
+      ++k;
+    }
+    waiting_[prompt.kind][k] -= prompt.weight;
+    if (used) {
+      reuses_[prompt.kind][k] += prompt.weight;
+    }
+  }
+
+  /// Lets time pass for the prompts that wait: counts how long they did at each age. O(ages), and O(1) per prompt.
+  void advance(std::uint64_t now) noexcept {
+    if (now == now_) {
+      return;
+    }
+    const auto passed = static_cast<double>(now - now_);
+    now_ = now;
+    for (std::size_t kind = 0; kind < kinds; ++kind) {
+      for (std::size_t k = 0; k < ages; ++k) {
+        exposure_[kind][k] += waiting_[kind][k] * passed;
+      }
+    }
+    for (std::size_t k = 0; k + 1 < ages; ++k) {
+      if (passed_[k] == (k == 0 ? prompts_.end() : passed_[k - 1])) {
+        continue;  // nobody has this age
+      }
+      for (; passed_[k] < prompts_.end(); ++passed_[k]) {
+        const Prompt& prompt = prompts_.value(passed_[k]);
+        if (now - prompt.closed < first_age(k + 1)) {
+          break;
+        }
+        if (prompt.waiting) {
+          waiting_[prompt.kind][k] -= prompt.weight;
+          waiting_[prompt.kind][k + 1] += prompt.weight;
+        }
+      }
+    }
+  }
+
+  /// Estimates the hazard of all by age, and the factors of the kinds.
+  void learn() noexcept {
+    ByAge reuses{}, exposure{};
+    for (std::size_t kind = 0; kind < kinds; ++kind) {
+      for (std::size_t k = 0; k < ages; ++k) {
+        reuses[k] += reuses_[kind][k];
+        exposure[k] += exposure_[kind][k];
+      }
+    }
+    std::size_t oldest = 0;
+    for (std::size_t k = 0; k < ages; ++k) {
+      double used = 0, waited = 0;
+      for (int shift = -smoothing; shift <= smoothing; ++shift) {
+        const auto j = static_cast<std::ptrdiff_t>(k) + shift;
+        if (j >= 0 && j < static_cast<std::ptrdiff_t>(ages)) {
+          used += reuses[static_cast<std::size_t>(j)] / (1 + std::abs(shift));
+          waited += exposure[static_cast<std::size_t>(j)] / (1 + std::abs(shift));
+        }
+      }
+      hazard_[k] = (used + 1e-3) / (waited + 1);
+      oldest = exposure[k] > 0 ? k : oldest;
+    }
+    for (std::size_t k = oldest + 1; k < ages; ++k) {  // nobody has waited so long yet: falls as 1 / age
+      hazard_[k] = hazard_[oldest] * static_cast<double>(first_age(oldest) + 1) / static_cast<double>(first_age(k) + 1);
+    }
+
+    const double prior = prior_prompts * (weight_count_ > 0 ? weight_sum_ / weight_count_ : 1.0);
+    for (std::size_t kind = 0; kind < kinds; ++kind) {
+      double observed = prior, expected = prior;
+      for (std::size_t k = 0; k < ages; ++k) {
+        observed += reuses_[kind][k];
+        expected += exposure_[kind][k] * hazard_[k];
+      }
+      factors_[kind] = std::clamp(std::pow(observed / expected, trust), 1 / largest_factor, largest_factor);
+    }
+    make_non_increasing(exposure);
+  }
+
+  /// The closest non-increasing hazard (pool adjacent violators: Ayer et al., Ann. Math. Stat. 26, 1955). A hazard that
+  /// rose with age would make a list's oldest block the wrong one to look at.
+  void make_non_increasing(const ByAge& exposure) noexcept {
+    struct Pool {
+      double events, exposure;
+      std::size_t first;
+    };
+    std::array<Pool, ages> pools;
+    std::size_t count = 0;
+    for (std::size_t k = 0; k < ages; ++k) {
+      const double weight = std::max(exposure[k], 1e-9);
+      Pool pool{hazard_[k] * weight, weight, k};
+      while (count > 0 && pools[count - 1].events * pool.exposure < pool.events * pools[count - 1].exposure) {
+        --count;
+        pool = {pools[count].events + pool.events, pools[count].exposure + pool.exposure, pools[count].first};
+      }
+      pools[count++] = pool;
+    }
+    for (std::size_t p = 0; p < count; ++p) {
+      const std::size_t end = p + 1 < count ? pools[p + 1].first : ages;
+      std::fill(hazard_.begin() + static_cast<std::ptrdiff_t>(pools[p].first),
+                hazard_.begin() + static_cast<std::ptrdiff_t>(end), pools[p].events / pools[p].exposure);
+    }
+  }
+
+  void forget_half() noexcept {
+    for (std::size_t kind = 0; kind < kinds; ++kind) {
+      for (std::size_t k = 0; k < ages; ++k) {
+        reuses_[kind][k] /= 2;
+        exposure_[kind][k] /= 2;
+      }
+    }
+    weight_sum_ /= 2;
+    weight_count_ /= 2;
+  }
+
+  detail::BlockLists lists_;
+  std::vector<std::uint64_t> released_;  // when each block was let go of
+  std::vector<std::uint64_t> keys_;
+  Index size_ = 0;
+
+  Prompts prompts_;
+  std::uint64_t now_ = 0;
+  std::uint64_t closed_ = 0;
+  double mean_size_ = 0;  // of log2(1 + added blocks)
+  double weight_sum_ = 0;
+  double weight_count_ = 0;
+  std::array<typename Prompts::Number, ages> passed_{};  // prompts before this number are older than the bucket
+  std::array<ByAge, kinds> waiting_{};                   // weight of those that wait, by kind and age
+  std::array<ByAge, kinds> reuses_{};                    // weight of those that were gone on from
+  std::array<ByAge, kinds> exposure_{};                  // weight times time that was waited
+  ByAge hazard_{};
+  std::array<double, kinds> factors_{};
+};
+static_assert(EvictionPolicy<ReuseHazard>);
+
+}  // namespace kvc::inline v0
