@@ -1,0 +1,94 @@
+// CostAware: gives up the block that is cheapest to compute again, weighed with how often it was used and how long ago.
+// For long prompts, whose last blocks attend to all before them.
+//
+// Greedy-Dual-Size-Frequency: L. Cherkasova, "Improving WWW proxies performance with Greedy-Dual-Size-Frequency caching
+// policy", HP Laboratories, 1998, after P. Cao, S. Irani, "Cost-aware WWW proxy caching algorithms", 1997. The victim is
+// the block with the lowest
+//
+//   priority = clock + uses * cost,    cost = 1 + depth * slope,
+//
+// where the clock was the priority of the last victim when the block was let go of, so that what is not used again falls
+// behind. A block is used when it is stored and whenever a sequence is opened that finds it. Of blocks of equal priority
+// the one goes that was let go of first.
+//
+// A block cannot go before what is cached behind it, which costs more: it gets at least the priority of what is let go of
+// with it, or the priority of a prefix would be that of its first, cheapest block.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/eviction/block_heap.hpp"
+#include "kvc/policy/eviction/concept.hpp"
+
+namespace kvc::inline v0 {
+
+/// insert and erase are O(log blocks), all else is O(1). 40 bytes per block.
+class CostAware : public EvictionDefaults {
+ public:
+  static constexpr std::string_view name = "cost-aware";
+
+  /// For blocks of 16 tokens, and a model of 8 * 10^9 parameters in 32 layers of width 4096. A token costs two operations
+  /// per parameter, and four per layer, unit of width and token before it: 2 * 8e9 and, per block before it,
+  /// 4 * 32 * 4096 * 16, or one 1900th of that.
+  static constexpr double default_slope = 1.0 / 1900;
+
+  /// `slope`: what a block costs more for each block before it, in units of what the first block of a prefix costs. A
+  /// class that derives from this one can give PrefixShared another slope.
+  explicit CostAware(Index blocks, double slope = default_slope)
+      : slope_(slope), heap_(blocks), entries_(static_cast<std::size_t>(blocks)) {}
+
+  void open(const Visit&, std::span<const BlockId> found, const Retention&, std::uint64_t /*now*/) noexcept {
+    for (const BlockId block : found) {
+      ++entry(block).uses;
+    }
+  }
+  void store(const Visit&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
+    entry(stored.block) = {.uses = 1, .depth = stored.depth};
+  }
+
+  void insert(const Visit&, BlockId block, std::uint64_t now) noexcept {
+    const double own = clock_ + entry(block).uses * (1 + entry(block).depth * slope_);
+    let_go_ = now == now_ ? std::max(let_go_, own) : own;
+    now_ = now;
+    heap_.push(block, {let_go_, inserted_++});
+  }
+  void erase(BlockId block) noexcept { heap_.erase(block); }
+
+  [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
+    KVC_ASSERT(size() > 0);
+    clock_ = heap_.top_key().priority;
+    return heap_.top();
+  }
+  [[nodiscard]] Index size() const noexcept { return heap_.size(); }
+
+ private:
+  struct Key {
+    double priority;
+    std::uint64_t inserted;  // how many were before
+    friend bool operator<(const Key& a, const Key& b) noexcept {
+      return a.priority < b.priority || (a.priority == b.priority && a.inserted < b.inserted);
+    }
+  };
+  struct Entry {
+    std::uint32_t uses = 0;
+    Pos depth = 0;
+  };
+  [[nodiscard]] Entry& entry(BlockId block) noexcept { return entries_[static_cast<std::size_t>(block)]; }
+
+  double slope_;
+  double clock_ = 0;
+  double let_go_ = 0;  // the highest priority of what was let go of at now_
+  std::uint64_t now_ = 0;
+  std::uint64_t inserted_ = 0;
+  detail::BlockHeap<Key> heap_;
+  std::vector<Entry> entries_;
+};
+static_assert(EvictionPolicy<CostAware>);
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,166 @@
+// S3Fifo: three queues that nothing moves in when it is used. For many prompts that come once, and few that come often;
+// conversations, whose blocks come a few times each and then never again, are better kept by Lru.
+//
+// J. Yang, Y. Zhang, Z. Qiu, Y. Yue, R. Vinayak, "FIFO queues are all you need for cache eviction", SOSP 2023. A block
+// enters the small queue, a tenth of the pool. At its end it moves to the main queue if it was used twice by then, and
+// goes otherwise; its key is kept among the ghosts, as many as the main queue holds. A block whose key is there when it
+// is stored enters the main queue. At the end of that, a block that was used goes round again, at the cost of one use,
+// of which up to three count. A use is the opening of a sequence that finds the block.
+//
+// Held blocks stay in their queue. One that would have to go, were it not held, is taken out, and comes back at the
+// oldest end of its queue when it is let go of.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
+#include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/eviction/recent_keys.hpp"
+
+namespace kvc::inline v0 {
+
+/// O(1), `victim` amortised: each use costs it one step, and each block that is held. 48 to 72 bytes per block, by how
+/// far the ghosts are from a power of two.
+class S3Fifo : public EvictionDefaults {
+ public:
+  static constexpr std::string_view name = "s3-fifo";
+
+  explicit S3Fifo(Index blocks)
+      : small_share_(std::max<Index>(1, blocks / 10)),
+        queues_(blocks, 2),
+        entries_(static_cast<std::size_t>(blocks)),
+        ghost_share_(static_cast<std::size_t>(std::max<Index>(1, blocks - small_share_))),
+        ghosts_(ghost_share_) {}
+
+  void open(const Visit&, std::span<const BlockId> found, const Retention&, std::uint64_t /*now*/) noexcept {
+    for (const BlockId block : found) {
+      entry(block).uses = std::min<std::uint8_t>(most_uses - 1, entry(block).uses) + 1;
+    }
+  }
+
+  void store(const Visit&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
+    const bool is_ghost = ghosts_.find(stored.key) != Ghosts::none;
+    if (is_ghost) {
+      ghosts_.forget(stored.key);
+    }
+    const Queue queue = is_ghost ? main : small;
+    entry(stored.block) = {.key = stored.key, .queue = queue, .queued = true, .held = true};
+    queues_.push_newest(queue, stored.block);
+    ++cached_[queue];
+  }
+
+  void insert(const Visit&, BlockId block, std::uint64_t /*now*/) noexcept {
+    Entry& e = entry(block);
+    if (!e.queued) {
+      queues_.push_oldest(e.queue, block);
+    }
+    e.queued = true;
+    e.held = false;
+    ++unheld_[e.queue];
+  }
+  void erase(BlockId block) noexcept {
+    entry(block).held = true;
+    --unheld_[entry(block).queue];
+    if (block == victim_) {
+      victim_ = no_block;
+    }
+  }
+  void remove(BlockId block) noexcept {
+    const Entry& e = entry(block);
+    if (e.queued) {
+      queues_.erase(block);
+    }
+    --cached_[e.queue];
+    if (e.queue == small) {
+      if (ghosts_.end() - ghosts_.begin() >= ghost_share_) {
+        ghosts_.pop();
+      }
+      ghosts_.push(e.key, {});
+    }
+  }
+
+  [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
+    KVC_ASSERT(size() > 0);
+    while (victim_ == no_block) {
+      const bool from_small = unheld_[small] > 0 && (cached_[small] >= small_share_ || unheld_[main] == 0);
+      victim_ = from_small ? go_from_small() : go_from_main();
+    }
+    return victim_;
+  }
+  [[nodiscard]] Index size() const noexcept { return unheld_[small] + unheld_[main]; }
+
+ private:
+  static constexpr std::uint8_t most_uses = 3;
+  static constexpr std::uint8_t uses_to_stay = 2;  // in the small queue
+  enum Queue : std::uint8_t { small, main };
+
+  struct Entry {
+    std::uint64_t key = 0;
+    std::uint8_t uses = 0;  // since it was stored, or entered the main queue, less what it went round for
+    Queue queue = small;
+    bool queued = false;  // not taken out
+    bool held = false;
+  };
+  using Ghosts = detail::RecentKeys<std::monostate>;
+
+  [[nodiscard]] Entry& entry(BlockId block) noexcept { return entries_[static_cast<std::size_t>(block)]; }
+
+  /// Deals with the oldest block of a queue: the victim, or no_block if it stays.
+  [[nodiscard]] BlockId go_from_small() noexcept {
+    const BlockId block = queues_.oldest(small);
+    Entry& e = entry(block);
+    if (e.uses < uses_to_stay) {
+      return take_out_if_held(block);
+    }
+    queues_.erase(block);
+    queues_.push_newest(main, block);
+    e.uses = 0;
+    e.queue = main;
+    --cached_[small];
+    ++cached_[main];
+    if (!e.held) {
+      --unheld_[small];
+      ++unheld_[main];
+    }
+    return no_block;
+  }
+  [[nodiscard]] BlockId go_from_main() noexcept {
+    const BlockId block = queues_.oldest(main);
+    Entry& e = entry(block);
+    if (e.uses == 0) {
+      return take_out_if_held(block);
+    }
+    queues_.erase(block);
+    queues_.push_newest(main, block);
+    --e.uses;
+    return no_block;
+  }
+  [[nodiscard]] BlockId take_out_if_held(BlockId block) noexcept {
+    if (!entry(block).held) {
+      return block;
+    }
+    queues_.erase(block);
+    entry(block).queued = false;
+    return no_block;
+  }
+
+  Index small_share_;
+  detail::BlockLists queues_;
+  std::vector<Entry> entries_;
+  std::array<Index, 2> cached_{};  // blocks of each queue, taken out or not
+  std::array<Index, 2> unheld_{};
+  BlockId victim_ = no_block;  // stays so until it is gone: what goes in its place must not change the choice
+  std::size_t ghost_share_;
+  Ghosts ghosts_;
+};
+static_assert(EvictionPolicy<S3Fifo>);
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,132 @@
+// TinyLfu: keeps the blocks whose keys came often, also while they were not cached, and admits new ones only if they
+// beat these. For popular prompts among many that come once.
+//
+// W-TinyLFU: G. Einziger, R. Friedman, B. Manes, "TinyLFU: a highly efficient cache admission policy", ACM Transactions
+// on Storage 13(4), 2017. A new block enters a small window, an LRU list of a hundredth of the pool. The rest is an LRU
+// list in two segments: a block that is found while it is on probation becomes protected, and when more than four fifths
+// are, the oldest of these goes back on probation. While the window is too large, its oldest block and the oldest one on
+// probation compete: the one whose key was seen less often goes, at a tie the one from the window; if that wins, it is
+// put on probation. Frequencies are estimates of a FrequencySketch; a key is seen when its block is stored, and whenever
+// a sequence is opened that finds it.
+//
+// A cache has to take what is computed, so a block is turned away after it was cached, not before. Held blocks are in no
+// list. Until a victim is wanted for the first time there is room for all, and the window hands on what it cannot hold.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
+#include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/eviction/frequency_sketch.hpp"
+
+namespace kvc::inline v0 {
+
+/// O(1) amortised for everything: see FrequencySketch. 32 to 40 bytes per block.
+class TinyLfu : public EvictionDefaults {
+ public:
+  static constexpr std::string_view name = "tiny-lfu";
+
+  explicit TinyLfu(Index blocks)
+      : window_share_(std::max<Index>(1, blocks / 100)),
+        protected_share_((blocks - window_share_) * 4 / 5),
+        lists_(blocks, 3),
+        entries_(static_cast<std::size_t>(blocks)),
+        frequencies_(static_cast<std::size_t>(blocks)) {}
+
+  void open(const Visit&, std::span<const BlockId> found, const Retention&, std::uint64_t /*now*/) noexcept {
+    for (const BlockId block : found) {
+      frequencies_.add(entry(block).key);
+      entry(block).found = true;
+    }
+  }
+  void store(const Visit&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
+    frequencies_.add(stored.key);
+    entry(stored.block) = {.key = stored.key, .list = window, .found = false};
+  }
+
+  void insert(const Visit&, BlockId block, std::uint64_t /*now*/) noexcept {
+    Entry& e = entry(block);
+    push(e.list == probation && e.found ? guarded : e.list, block);
+    e.found = false;
+    if (sizes_[guarded] > protected_share_) {
+      move_oldest(guarded, probation);
+    }
+    if (!was_full_ && sizes_[window] > window_share_) {
+      move_oldest(window, probation);
+    }
+  }
+  void erase(BlockId block) noexcept {
+    lists_.erase(block);
+    --sizes_[entry(block).list];
+    if (block == victim_) {
+      victim_ = no_block;
+    }
+  }
+
+  [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
+    KVC_ASSERT(size() > 0);
+    was_full_ = true;
+    if (victim_ == no_block) {
+      victim_ = choose();
+    }
+    return victim_;
+  }
+  [[nodiscard]] Index size() const noexcept { return sizes_[window] + sizes_[probation] + sizes_[guarded]; }
+
+ private:
+  enum List : std::uint8_t { window, probation, guarded };  // the last one's name in the paper is a keyword
+
+  struct Entry {
+    std::uint64_t key = 0;
+    List list = window;
+    bool found = false;  // since it was last put in a list
+  };
+  [[nodiscard]] Entry& entry(BlockId block) noexcept { return entries_[static_cast<std::size_t>(block)]; }
+
+  void push(List list, BlockId block) noexcept {
+    lists_.push_newest(list, block);
+    entry(block).list = list;
+    ++sizes_[list];
+  }
+  void move_oldest(List from, List to) noexcept {
+    const BlockId block = lists_.oldest(from);
+    lists_.erase(block);
+    --sizes_[from];
+    push(to, block);
+  }
+
+  [[nodiscard]] BlockId choose() noexcept {
+    const BlockId oldest = lists_.oldest(sizes_[probation] > 0 ? probation : guarded);
+    const BlockId newcomer = lists_.oldest(window);
+    if (oldest == no_block) {
+      return newcomer;
+    }
+    if (sizes_[window] <= window_share_) {
+      return oldest;
+    }
+    if (frequencies_.estimate(entry(newcomer).key) <= frequencies_.estimate(entry(oldest).key)) {
+      return newcomer;
+    }
+    move_oldest(window, probation);
+    return oldest;
+  }
+
+  Index window_share_;
+  Index protected_share_;
+  detail::BlockLists lists_;
+  std::vector<Entry> entries_;
+  std::array<Index, 3> sizes_{};
+  BlockId victim_ = no_block;  // stays so until it is gone: what goes in its place must not change the choice
+  bool was_full_ = false;
+  detail::FrequencySketch frequencies_;
+};
+static_assert(EvictionPolicy<TinyLfu>);
+
+}  // namespace kvc::inline v0
