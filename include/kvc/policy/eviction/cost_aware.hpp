@@ -2,17 +2,17 @@
 // For long prompts, whose last blocks attend to all before them.
 //
 // Greedy-Dual-Size-Frequency: L. Cherkasova, "Improving WWW proxies performance with Greedy-Dual-Size-Frequency caching
-// policy", HP Laboratories, 1998, after P. Cao, S. Irani, "Cost-aware WWW proxy caching algorithms", 1997. The victim is
-// the block with the lowest
+// policy", HP Laboratories, 1998, after P. Cao, S. Irani, "Cost-aware WWW proxy caching algorithms", 1997. The victim
+// is the block with the lowest
 //
 //   priority = clock + uses * cost,    cost = 1 + depth * slope,
 //
-// where the clock was the priority of the last victim when the block was let go of, so that what is not used again falls
-// behind. A block is used when it is stored and whenever a sequence is opened that finds it. Of blocks of equal priority
-// the one goes that was let go of first.
+// where the clock was the priority of the last victim when the block was let go of, so that what is not used again
+// falls behind. A block is used when it is stored and whenever a sequence is opened that finds it. Of blocks of equal
+// priority the one goes that was let go of first.
 //
-// A block cannot go before what is cached behind it, which costs more: it gets at least the priority of what is let go of
-// with it, or the priority of a prefix would be that of its first, cheapest block.
+// A block cannot go before what is cached behind it, which costs more: it gets at least the priority of what is let go
+// of with it, or the priority of a prefix would be that of its first, cheapest block.
 #pragma once
 
 #include <algorithm>
@@ -28,13 +28,13 @@
 
 namespace kvc::inline v0 {
 
-/// insert and erase are O(log blocks), all else is O(1). 40 bytes per block.
+/// insert and erase are O(log blocks), all else is O(1). 36 bytes per block.
 class CostAware : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "cost-aware";
 
-  /// For blocks of 16 tokens, and a model of 8 * 10^9 parameters in 32 layers of width 4096. A token costs two operations
-  /// per parameter, and four per layer, unit of width and token before it: 2 * 8e9 and, per block before it,
+  /// For blocks of 16 tokens, and a model of 8 * 10^9 parameters in 32 layers of width 4096. A token costs two
+  /// operations per parameter, and four per layer, unit of width and token before it: 2 * 8e9 and, per block before it,
   /// 4 * 32 * 4096 * 16, or one 1900th of that.
   static constexpr double default_slope = 1.0 / 1900;
 

@@ -4,8 +4,8 @@
 // A block is used when it is stored and whenever a sequence is opened that finds it. Without aging, what was popular
 // once would stay for ever. Here a block ranks by its uses plus the rank that the last victim had when the block was
 // let go of ("dynamic aging": LFU-DA in M. Arlitt, L. Cherkasova, J. Dilley, R. Friedrich, T. Jin, "Evaluating content
-// management techniques for web proxy caches", 2000). Each time that all blocks of the lowest rank have gone, every other
-// block is one use closer to going.
+// management techniques for web proxy caches", 2000). Each time that all blocks of the lowest rank have gone, every
+// other block is one use closer to going.
 //
 // Uses count up to 63, so all ranks at a time are among 64 that follow each other, and each has a list.
 #pragma once

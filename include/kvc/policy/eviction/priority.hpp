@@ -1,6 +1,6 @@
-// Priority: gives up what the caller wants least. Each sequence says by `Retention` how much its blocks are to stay: the
-// lowest priority goes first, and within one what was let go of first. For system prompts that must stay, and requests
-// that are known not to come again.
+// Priority: gives up what the caller wants least. Each sequence says by `Retention` how much its blocks are to stay:
+// the lowest priority goes first, and within one what was let go of first. For system prompts that must stay, and
+// requests that are known not to come again.
 //
 // The last sequence that lets go of a block decides. When its duration has passed since, a block has the default
 // priority, whether it had a higher or a lower one, and is the last of those to go: the priorities of TensorRT-LLM's
@@ -22,7 +22,8 @@
 
 namespace kvc::inline v0 {
 
-/// O(1), and O(log blocks) once for each block with a duration: insert, erase, and `victim` amortised. 37 bytes per block.
+/// O(1), and O(log blocks) once for each block with a duration: insert, erase, and `victim` amortised. 37 bytes per
+/// block.
 class Priority : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "priority";

@@ -27,8 +27,8 @@
 
 namespace kvc::inline v0 {
 
-/// O(1), `victim` amortised: each use costs it one step, and each block that is held. 48 to 72 bytes per block, by how
-/// far the ghosts are from a power of two.
+/// O(1), `victim` amortised: each use costs it one step, and each block that is held. 45 to 68 bytes per block, by
+/// how far the number of ghosts is from a power of two.
 class S3Fifo : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "s3-fifo";

@@ -2,15 +2,17 @@
 // beat these. For popular prompts among many that come once.
 //
 // W-TinyLFU: G. Einziger, R. Friedman, B. Manes, "TinyLFU: a highly efficient cache admission policy", ACM Transactions
-// on Storage 13(4), 2017. A new block enters a small window, an LRU list of a hundredth of the pool. The rest is an LRU
-// list in two segments: a block that is found while it is on probation becomes protected, and when more than four fifths
-// are, the oldest of these goes back on probation. While the window is too large, its oldest block and the oldest one on
-// probation compete: the one whose key was seen less often goes, at a tie the one from the window; if that wins, it is
-// put on probation. Frequencies are estimates of a FrequencySketch; a key is seen when its block is stored, and whenever
-// a sequence is opened that finds it.
+// on Storage 13(4), 2017. A new block enters a small window, an LRU list of a hundredth of the pool. The rest, main, is
+// an LRU list in two segments: a block that is found while it is on probation becomes protected, and when more than
+// four fifths are, the oldest of these goes back on probation. While the window is too large, its oldest block and the
+// oldest one on probation compete: the one whose key was seen less often goes, at a tie the one from the window. If
+// that wins, it is put on probation, and takes nobody's place while main is smaller than it may be. Frequencies are
+// estimates of a FrequencySketch; a key is seen when its block is stored, and whenever a sequence is opened that finds
+// it.
 //
-// A cache has to take what is computed, so a block is turned away after it was cached, not before. Held blocks are in no
-// list. Until a victim is wanted for the first time there is room for all, and the window hands on what it cannot hold.
+// A cache has to take what is computed, so a block is turned away after it was cached, not before. Held blocks are in
+// no list. Until a victim is wanted for the first time there is room for all, and the window hands on what it cannot
+// hold.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +37,8 @@ class TinyLfu : public EvictionDefaults {
 
   explicit TinyLfu(Index blocks)
       : window_share_(std::max<Index>(1, blocks / 100)),
-        protected_share_((blocks - window_share_) * 4 / 5),
+        main_share_(blocks - window_share_),
+        protected_share_(main_share_ * 4 / 5),
         lists_(blocks, 3),
         entries_(static_cast<std::size_t>(blocks)),
         frequencies_(static_cast<std::size_t>(blocks)) {}
@@ -70,6 +73,8 @@ class TinyLfu : public EvictionDefaults {
     }
   }
 
+  void remove(BlockId block) noexcept { main_ -= entry(block).list == window ? 0 : 1; }
+
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size() > 0);
     was_full_ = true;
@@ -99,30 +104,37 @@ class TinyLfu : public EvictionDefaults {
     const BlockId block = lists_.oldest(from);
     lists_.erase(block);
     --sizes_[from];
+    main_ += from == window ? 1 : 0;
     push(to, block);
   }
 
   [[nodiscard]] BlockId choose() noexcept {
-    const BlockId oldest = lists_.oldest(sizes_[probation] > 0 ? probation : guarded);
-    const BlockId newcomer = lists_.oldest(window);
-    if (oldest == no_block) {
-      return newcomer;
+    for (;;) {
+      const BlockId oldest = lists_.oldest(sizes_[probation] > 0 ? probation : guarded);
+      const BlockId newcomer = lists_.oldest(window);
+      if (oldest == no_block) {
+        return newcomer;
+      }
+      if (sizes_[window] <= window_share_) {
+        return oldest;
+      }
+      if (frequencies_.estimate(entry(newcomer).key) <= frequencies_.estimate(entry(oldest).key)) {
+        return newcomer;
+      }
+      move_oldest(window, probation);
+      if (main_ > main_share_) {
+        return oldest;
+      }
     }
-    if (sizes_[window] <= window_share_) {
-      return oldest;
-    }
-    if (frequencies_.estimate(entry(newcomer).key) <= frequencies_.estimate(entry(oldest).key)) {
-      return newcomer;
-    }
-    move_oldest(window, probation);
-    return oldest;
   }
 
   Index window_share_;
+  Index main_share_;
   Index protected_share_;
   detail::BlockLists lists_;
   std::vector<Entry> entries_;
   std::array<Index, 3> sizes_{};
+  Index main_ = 0;             // its cached blocks, held or not
   BlockId victim_ = no_block;  // stays so until it is gone: what goes in its place must not change the choice
   bool was_full_ = false;
   detail::FrequencySketch frequencies_;
