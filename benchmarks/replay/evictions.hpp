@@ -8,13 +8,20 @@
 #include <type_traits>
 #include <utility>
 
+#include "kvc/policy/eviction/cost_aware.hpp"
+#include "kvc/policy/eviction/fifo.hpp"
+#include "kvc/policy/eviction/lfu.hpp"
 #include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/eviction/priority.hpp"
 #include "kvc/policy/eviction/reuse_hazard.hpp"
+#include "kvc/policy/eviction/s3_fifo.hpp"
+#include "kvc/policy/eviction/tiny_lfu.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 
 namespace replay {
 
-using Evictions = std::tuple<kvc::ReuseHazard, kvc::Lru>;
+using Evictions = std::tuple<kvc::ReuseHazard, kvc::Lru, kvc::Fifo, kvc::Lfu, kvc::S3Fifo, kvc::TinyLfu, kvc::CostAware,
+                             kvc::Priority>;
 
 /// What PrefixShared<> evicts with.
 template <class Policy>

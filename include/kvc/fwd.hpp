@@ -19,8 +19,14 @@ class HeadMajor;
 class TokenMajor;
 class Contiguous;
 class Paged;
+class CostAware;
+class Fifo;
+class Lfu;
 class Lru;
+class Priority;
 class ReuseHazard;
+class S3Fifo;
+class TinyLfu;
 class ChainHash;
 
 template <class T>
