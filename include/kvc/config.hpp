@@ -20,7 +20,9 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define KVC_ALWAYS_INLINE [[gnu::always_inline]] inline
 #define KVC_COLD [[gnu::cold, gnu::noinline]]
+#define KVC_OUT_OF_LINE [[gnu::noinline]]
 #else
 #define KVC_ALWAYS_INLINE inline
 #define KVC_COLD
+#define KVC_OUT_OF_LINE
 #endif

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope.hpp"
 #include "kvc/core/stats.hpp"
@@ -29,6 +30,7 @@ namespace kvc::inline v0::detail {
 ///   available()           blocks that `take` could give, one after the other
 ///   take()                a block with one holder, free or evicted; needs available() > 0
 ///   share(b), release(b)  one holder more, one less
+///   share_held(b)         as share, for a block that has a holder
 ///   writable(b)           whether the only holder of b may overwrite its slots
 ///   reclaimable(b)        whether it may after reclaim(b)
 ///   reclaim(b)            gives up what keeps the only holder of b from writing; takes no block, available() stays
@@ -40,6 +42,7 @@ concept BlockSource = requires(B blocks, const B c, BlockId block) {
   { c.available() } noexcept -> std::same_as<Index>;
   { blocks.take() } noexcept -> std::same_as<BlockId>;
   { blocks.share(block) } noexcept;
+  { blocks.share_held(block) } noexcept;
   { blocks.release(block) } noexcept;
   { c.writable(block) } noexcept -> std::same_as<bool>;
   { c.reclaimable(block) } noexcept -> std::same_as<bool>;
@@ -74,11 +77,28 @@ class BlockTables {
   /// O(count / block_tokens).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::size_t tokens) {
     Sequence& s = sequences_.at(seq);
+    const PosRange range = checked_range(s, seq, count, tokens);
+    return extend_in_place(s, range) ? Extension{range, {}} : extend_by_blocks(s, range);
+  }
+
+  /// The steps of try_extend, for a policy that does more between them. The positions that an extension would take.
+  [[nodiscard]] PosRange checked_range(const Sequence& s, SeqId seq, Pos count, std::size_t tokens) const {
     require_extension(s.lengths, seq, count, tokens);
-    const PosRange range{s.lengths.committed, s.lengths.committed + count};
+    return {s.lengths.committed, s.lengths.committed + count};
+  }
+  /// Nearly always a token or a few go to the last block: this needs no division. False if it does not do.
+  bool extend_in_place(Sequence& s, PosRange range) noexcept {
+    if (range.last > slots(s.table.size()) || (range.first < range.last && !blocks_.writable(s.table.back()))) {
+      return false;
+    }
+    s.lengths.reserved = range.last;
+    s.lengths.pending = true;
+    return true;
+  }
+  KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range) {
     const std::size_t blocks = blocks_for(range.last);
     const Index more = static_cast<Index>(blocks - s.table.size());
-    bool copies = count > 0 && tail_rows(range.first) > 0 && !blocks_.writable(s.table.back());
+    bool copies = tail_rows(range.first) > 0 && !blocks_.writable(s.table.back());
     // A tail that nobody else holds need not be copied to be written: where there is no room for the copy, it is not.
     const bool reclaims = copies && more + 1 > blocks_.available() && blocks_.reclaimable(s.table.back());
     copies = copies && !reclaims;
@@ -105,9 +125,12 @@ class BlockTables {
     return Extension{range, copy};
   }
 
+  /// Whether commit will let go of a block.
+  [[nodiscard]] static bool has_replaced(const Sequence& s) noexcept { return s.replaced != no_block; }
   void commit(Sequence& s) noexcept {
-    s.lengths = {s.lengths.reserved, s.lengths.reserved, false};
-    if (s.replaced != no_block) {
+    s.lengths.committed = s.lengths.reserved;
+    s.lengths.pending = false;
+    if (has_replaced(s)) [[unlikely]] {
       blocks_.release(s.replaced);
       s.replaced = no_block;
     }
@@ -137,11 +160,10 @@ class BlockTables {
     const std::size_t blocks = blocks_for(at);
     grow_capacity(s.table, blocks);
     undo.dismiss();
-    for (std::size_t i = 0; i < blocks; ++i) {
-      // Where the parent has copied its tail for a pending extension, the committed rows are in both; share what will
-      // stay.
-      s.table.push_back(p.table[i]);
-      blocks_.share(p.table[i]);
+    // Where the parent has copied its tail for a pending extension, the committed rows are in both; share what will stay.
+    s.table.assign(p.table.begin(), p.table.begin() + static_cast<std::ptrdiff_t>(blocks));
+    for (const BlockId block : s.table) {
+      blocks_.share_held(block);
     }
     s.lengths = {at, at, false};
     return seq;
@@ -172,6 +194,10 @@ class BlockTables {
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     const Sequence& s = sequences_.at(seq);
     require_range(range, s.lengths.reserved);
+    for_each_run(s, range, f);
+  }
+  template <class F>
+  void for_each_run(const Sequence& s, PosRange range, F&& f) const {
     for (Pos p = range.first; p < range.last;) {
       const Pos offset = p % block_tokens_;
       const Pos count = std::min(static_cast<Pos>(block_tokens_ - offset), static_cast<Pos>(range.last - p));
@@ -227,6 +253,9 @@ class BlockTables {
     });
     return holders;
   }
+
+  /// Slots of so many blocks.
+  [[nodiscard]] Index slots(std::size_t blocks) const noexcept { return static_cast<Index>(blocks) * block_tokens_; }
 
   template <class F>
   void for_each(F&& f) const {

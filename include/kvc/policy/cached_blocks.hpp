@@ -191,6 +191,7 @@ class CachedBlocks {
     }
     pool.share(block);
   }
+  void share_held(BlockId block) noexcept { pool.share(block); }
   void release(BlockId block) noexcept {
     if (pool.drop(block) > 0) {
       return;
@@ -218,16 +219,20 @@ class CachedBlocks {
     ++evictions_;
   }
 
-  /// Enters a block that a sequence holds and has written. `root` is that of its prefix.
-  void store(Visit& visit, int tenant, Parent root, BlockId block, Parent parent, std::uint64_t hash,
-             Pos depth) noexcept {
-    index.insert(block, parent, hash);
+  /// Enters a block that a sequence holds and has written; `root` is that of its prefix. If an equal one is cached
+  /// already, that is returned, else no_block.
+  BlockId store(Visit& visit, int tenant, Parent root, BlockId block, Parent parent, std::uint64_t hash,
+                Pos depth) noexcept {
+    if (const BlockId equal = index.insert(block, parent, hash); equal != no_block) {
+      return equal;
+    }
     quota.store(block, tenant);
     eviction.store(visit, StoredBlock{block, hash, depth}, now);
     if constexpr (Events::listens) {
       events(BlockStored{events_++, block, parent.is_root() ? no_block : static_cast<BlockId>(parent.index()),
                          index.salt(root), std::as_const(index).tokens(block)});
     }
+    return no_block;
   }
 
   /// Forgets what is cached. Blocks that somebody holds stay held. O(blocks).

@@ -105,6 +105,7 @@ class Paged {
     [[nodiscard]] Index available() const noexcept { return pool.free(); }
     [[nodiscard]] BlockId take() noexcept { return pool.take(); }
     void share(BlockId block) noexcept { pool.share(block); }
+    void share_held(BlockId block) noexcept { pool.share(block); }
     void release(BlockId block) noexcept {
       if (pool.drop(block) == 0) {
         pool.give_back(block);

@@ -15,6 +15,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "kvc/config.hpp"
@@ -197,8 +198,20 @@ class PrefixIndex {
     return best;
   }
 
-  /// Adds a full block under its tokens. No block with its key may be there. Expected O(1).
-  void insert(BlockId block, Parent parent, std::uint64_t hash) noexcept {
+  /// Asks for the memory that find and insert will look at, ahead of time.
+  void prefetch(std::uint64_t hash) const noexcept { prefetch(&buckets_[home(hash)]); }
+
+  /// Adds a full block under its tokens, unless one with its key is there: then that one is returned, else no_block.
+  /// Expected O(1).
+  BlockId insert(BlockId block, Parent parent, std::uint64_t hash) noexcept {
+    const std::span<const Token> own = std::as_const(*this).tokens(block);
+    std::size_t i = home(hash);
+    for (; buckets_[i].block != no_block; i = next(i)) {
+      if (buckets_[i].hash == hash && buckets_[i].parent == parent && same_tokens(buckets_[i].block, own)) {
+        return buckets_[i].block;
+      }
+    }
+    buckets_[i] = {hash, block, parent};
     Entry& entry = entries_[at(block)];
     KVC_ASSERT(!entry.cached);
     entry.hash = hash;
@@ -211,12 +224,8 @@ class PrefixIndex {
       entries_[at(first)].previous_sibling = block;
     }
     first = block;
-    std::size_t i = home(hash);
-    while (buckets_[i].block != no_block) {
-      i = next(i);
-    }
-    buckets_[i] = {hash, block, parent};
     ++size_;
+    return no_block;
   }
 
   /// Removes a block without children. Expected O(1).

@@ -19,6 +19,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope.hpp"
 #include "kvc/core/stats.hpp"
@@ -124,24 +125,13 @@ class PrefixShared {
 
   /// Blocks can be matched later only if their tokens, and all before them, were given. O(blocks taken + tokens).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
-    std::optional<Extension> extension = tables_.try_extend(seq, count, tokens.size());
-    if (extension) {
-      Sequence& s = tables_.at(seq);
-      if (const RowCopy& copy = extension->copy; copy.count > 0) {
-        std::ranges::copy(blocks_.index.tokens(copy.from).first(static_cast<std::size_t>(copy.count)),
-                          blocks_.index.tokens(copy.to).begin());
-      }
-      const bool all_known = s.note.known == extension->range.first && static_cast<Pos>(tokens.size()) == count;
-      s.note.known_when_committed = all_known ? extension->range.last : s.note.known;
-      if (all_known) {
-        tables_.for_each_run(seq, extension->range, [&](const SlotRun& run) {
-          const auto from = tokens.subspan(static_cast<std::size_t>(run.first - extension->range.first),
-                                           static_cast<std::size_t>(run.count));
-          std::ranges::copy(from, blocks_.index.tokens(run.block).begin() + run.offset);
-        });
-      }
+    Sequence& s = tables_.at(seq);
+    const PosRange range = tables_.checked_range(s, seq, count, tokens.size());
+    if (tables_.extend_in_place(s, range)) [[likely]] {
+      take_tokens(s, range, tokens);
+      return Extension{range, {}};
     }
-    return extension;
+    return extend_by_blocks(s, range, tokens);
   }
 
   /// Full blocks become matchable. A block that an equal one was cached for in the meantime is replaced by that one:
@@ -149,19 +139,23 @@ class PrefixShared {
   void commit(SeqId seq) {
     Sequence& s = tables_.at(seq);
     detail::require_pending(s.lengths, seq);
-    ++blocks_.now;
-    blocks_.letting_go = &s.note.visit;
-    tables_.commit(s);
-    s.note.known = s.note.known_when_committed;
-    cache_full_blocks(s);
+    if (std::min(s.lengths.reserved, s.note.unknown_from) >= tables_.slots(s.note.cached_blocks + 1) ||
+        tables_.has_replaced(s)) [[unlikely]] {
+      commit_blocks(s);
+    } else {
+      s.lengths.committed = s.lengths.reserved;
+      s.lengths.pending = false;
+    }
   }
   void rollback(SeqId seq) noexcept {
     if (!tables_.contains(seq)) {
       return;
     }
     ++blocks_.now;
-    blocks_.letting_go = &tables_.at(seq).note.visit;
+    Sequence& s = tables_.at(seq);
+    blocks_.letting_go = &s.note.visit;
     tables_.rollback(seq);
+    forget_unknown_from(s, s.lengths.committed);
   }
 
   /// Shares the blocks: takes none, so there is always room. O(blocks).
@@ -169,7 +163,7 @@ class PrefixShared {
     const SeqId seq = tables_.fork(parent, at);
     Sequence& s = tables_.at(seq);
     s.note = tables_.at(parent).note;
-    s.note.known = std::min(s.note.known, at);
+    s.note.unknown_from = s.note.unknown_from < at ? s.note.unknown_from : nowhere;
     s.note.cached_blocks = std::min(s.note.cached_blocks, full_blocks(at));
     s.note.visit = {};
     blocks_.index.share_root(s.note.root);
@@ -185,7 +179,7 @@ class PrefixShared {
     Sequence& s = tables_.at(seq);
     blocks_.letting_go = &s.note.visit;
     tables_.truncate(seq, length);
-    s.note.known = std::min(s.note.known, length);
+    forget_unknown_from(s, length);
     s.note.cached_blocks = std::min(s.note.cached_blocks, full_blocks(length));
   }
 
@@ -212,7 +206,6 @@ class PrefixShared {
     s.table.resize(s.note.cached_blocks);  // without one that matches partly
     const Pos tokens = static_cast<Pos>(s.note.cached_blocks) * config_.block_tokens;
     s.lengths = {tokens, tokens, false};
-    s.note.known = s.note.known_when_committed = tokens;
     if (tokens == 0) {
       let_go(seq);
       return std::nullopt;
@@ -235,13 +228,12 @@ class PrefixShared {
   void clear() noexcept {
     blocks_.clear();
     tables_.for_each([](Sequence& s) {
-      s.note.known = 0;
-      s.note.known_when_committed = 0;
+      s.note.unknown_from = s.lengths.reserved > 0 ? 0 : nowhere;
       s.note.cached_blocks = 0;
     });
   }
 
-  /// Logical time passes with each operation. A caller who wants the durations of `Retention` in a unit of its own sets
+  /// Logical time passes with each operation that takes, fills or lets go of blocks. A caller who wants the durations of `Retention` in a unit of its own sets
   /// it from a clock that is finer than operations are frequent, such as microseconds; it never goes back.
   void set_time(std::uint64_t now) noexcept { blocks_.now = std::max(blocks_.now, now); }
   [[nodiscard]] std::uint64_t time() const noexcept { return blocks_.now; }
@@ -290,7 +282,8 @@ class PrefixShared {
       if (s.note.tenant != detail::TenantQuota::none) {
         ++tenants[static_cast<std::size_t>(s.note.tenant)];
       }
-      if (s.note.known > s.lengths.committed || s.note.cached_blocks > full_blocks(s.note.known)) {
+      if ((s.note.unknown_from != nowhere && s.note.unknown_from >= std::max(1, s.lengths.reserved)) ||
+          s.note.cached_blocks > full_blocks(known(s))) {
         raise(InvariantError("kvc: a sequence knows more tokens than it has"));
       }
       for (std::size_t i = 0; i < s.note.cached_blocks; ++i) {
@@ -308,10 +301,10 @@ class PrefixShared {
   }
 
  private:
+  static constexpr Pos nowhere = max_pos;
   struct Note {
     Parent root = Parent::root(0);
-    Pos known = 0;                  // of the committed positions, how many from the first on have known tokens
-    Pos known_when_committed = 0;   // the same, once the pending extension is committed
+    Pos unknown_from = nowhere;     // first position whose token was not told: nothing from there on is matchable
     std::size_t cached_blocks = 0;  // leading blocks that are in the index
     int tenant = detail::TenantQuota::none;
     bool is_pin = false;
@@ -373,8 +366,6 @@ class PrefixShared {
     const Pos cached = match(root, tokens, [&](BlockId block) { s.table.push_back(block); });
     s.note.root = root;
     s.note.tenant = tenant;
-    s.note.known = cached;
-    s.note.known_when_committed = cached;
     s.note.cached_blocks = full_blocks(cached);
     s.lengths = {cached, cached, false};
     return {seq, cached};
@@ -393,20 +384,83 @@ class PrefixShared {
     blocks_.quota.release(note.tenant);
   }
 
+  KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range,
+                                                            std::span<const Token> tokens) {
+    std::optional<Extension> extension = tables_.extend_by_blocks(s, range);
+    if (extension) {
+      if (const RowCopy& copy = extension->copy; copy.count > 0) {
+        std::ranges::copy(blocks_.index.tokens(copy.from).first(static_cast<std::size_t>(copy.count)),
+                          blocks_.index.tokens(copy.to).begin());
+      }
+      take_tokens(s, range, tokens);
+    }
+    return extension;
+  }
+
+  /// Of the committed positions, how many from the first on have known tokens.
+  [[nodiscard]] static Pos known(const Sequence& s) noexcept {
+    return std::min(s.lengths.committed, s.note.unknown_from);
+  }
+  /// After positions from `length` on were given up.
+  static void forget_unknown_from(Sequence& s, Pos length) noexcept {
+    if (s.note.unknown_from >= length) {
+      s.note.unknown_from = nowhere;
+    }
+  }
+
+  /// Writes the tokens of reserved positions to where they will be looked up, if all before them are known too.
+  void take_tokens(Sequence& s, PosRange range, std::span<const Token> tokens) noexcept {
+    if (s.note.unknown_from <= range.first || range.empty()) {
+      return;
+    }
+    if (tokens.empty()) {
+      s.note.unknown_from = range.first;
+      return;
+    }
+    const Index tail = tables_.slots(s.table.size() - 1);  // position of the last block's first slot
+    if (tokens.size() == 1) [[likely]] {
+      blocks_.index.tokens(s.table.back())[static_cast<std::size_t>(range.first - tail)] = tokens.front();
+    } else {
+      copy_tokens(s, range, tokens);
+    }
+  }
+  KVC_OUT_OF_LINE void copy_tokens(const Sequence& s, PosRange range, std::span<const Token> tokens) noexcept {
+    tables_.for_each_run(s, range, [&](const SlotRun& run) {
+      const auto from =
+          tokens.subspan(static_cast<std::size_t>(run.first - range.first), static_cast<std::size_t>(run.count));
+      std::ranges::copy(from, blocks_.index.tokens(run.block).begin() + run.offset);
+    });
+  }
+
+  KVC_OUT_OF_LINE void commit_blocks(Sequence& s) noexcept {
+    ++blocks_.now;
+    blocks_.letting_go = &s.note.visit;
+    tables_.commit(s);
+    cache_full_blocks(s);
+  }
+
   void cache_full_blocks(Sequence& s) noexcept {
-    const std::size_t full = full_blocks(s.note.known);
+    const std::size_t full = full_blocks(known(s));
+    constexpr std::size_t ahead = 8;
+    std::uint64_t hashes[ahead];  // of the next blocks, so that their buckets are on the way when they are looked at
+    std::uint64_t hash = blocks_.index.parent_hash(
+        s.note.cached_blocks == 0 ? s.note.root : Parent(s.table[s.note.cached_blocks - 1]));
+    std::size_t hashed = s.note.cached_blocks;
     for (std::size_t& i = s.note.cached_blocks; i < full; ++i) {
+      for (; hashed < full && hashed < i + ahead; ++hashed) {
+        hash = blocks_.index.chain_hash(hash, std::as_const(blocks_.index).tokens(s.table[hashed]));
+        hashes[hashed % ahead] = hash;
+        blocks_.index.prefetch(hash);
+      }
       const Parent parent = i == 0 ? s.note.root : Parent(s.table[i - 1]);
       const BlockId own = s.table[i];
-      const std::span<const Token> tokens = std::as_const(blocks_.index).tokens(own);
-      const std::uint64_t hash = blocks_.index.chain_hash(parent, tokens);
-      if (const BlockId other = blocks_.index.find(parent, tokens, hash); other != no_block) {
-        blocks_.share(other);
-        s.table[i] = other;
+      const BlockId equal = blocks_.store(s.note.visit, s.note.tenant, s.note.root, own, parent, hashes[i % ahead],
+                                          static_cast<Pos>(i));
+      if (equal != no_block) {
+        blocks_.share(equal);
+        s.table[i] = equal;
         blocks_.release(own);
         ++merges_;
-      } else {
-        blocks_.store(s.note.visit, s.note.tenant, s.note.root, own, parent, hash, static_cast<Pos>(i));
       }
     }
   }

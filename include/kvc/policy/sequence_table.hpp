@@ -4,9 +4,12 @@
 // record is reset, not destroyed, when its sequence is closed: the memory of its block table serves the next one.
 #pragma once
 
+#include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
@@ -22,34 +25,38 @@ class SequenceTable {
       require(entries_.size() < max_slots, "open sequences", entries_.size(), "less than 2^32 - 1");
       free_.reserve(entries_.size() + 1);  // so that erase cannot fail
       entries_.emplace_back();
+      ++slots_;
       free_.push_back(static_cast<std::uint32_t>(entries_.size() - 1));
     }
     const std::uint32_t slot = free_.back();
     free_.pop_back();
     Entry& entry = entries_[slot];
-    entry.open = true;
+    ++entry.generation;
     return {slot, entry.generation};
   }
 
   void erase(SeqId seq) noexcept {
     Entry& entry = entries_[seq.slot];
     entry.record.reset();
-    entry.open = false;
     ++entry.generation;
     free_.push_back(seq.slot);
   }
 
   [[nodiscard]] bool contains(SeqId seq) const noexcept {
-    return seq.slot < entries_.size() && entries_[seq.slot].open && entries_[seq.slot].generation == seq.generation;
+    return seq.slot < slots_ && entries_[seq.slot].generation == seq.generation && is_open(seq.generation);
   }
 
   /// Throws std::invalid_argument if the sequence is not open.
   [[nodiscard]] Record& at(SeqId seq) {
-    require(contains(seq), "seq", seq, "an open sequence");
+    if (!contains(seq)) [[unlikely]] {
+      raise_not_open(seq);
+    }
     return entries_[seq.slot].record;
   }
   [[nodiscard]] const Record& at(SeqId seq) const {
-    require(contains(seq), "seq", seq, "an open sequence");
+    if (!contains(seq)) [[unlikely]] {
+      raise_not_open(seq);
+    }
     return entries_[seq.slot].record;
   }
 
@@ -58,7 +65,7 @@ class SequenceTable {
   template <class F>
   void for_each(F&& f) const {
     for (const Entry& entry : entries_) {
-      if (entry.open) {
+      if (is_open(entry.generation)) {
         f(entry.record);
       }
     }
@@ -66,7 +73,7 @@ class SequenceTable {
   template <class F>
   void for_each(F&& f) {
     for (Entry& entry : entries_) {
-      if (entry.open) {
+      if (is_open(entry.generation)) {
         f(entry.record);
       }
     }
@@ -74,12 +81,15 @@ class SequenceTable {
 
  private:
   static constexpr std::size_t max_slots = 0xffff'ffff;
-  struct Entry {
+  struct alignas(64) Entry {
     Record record{};
-    std::uint32_t generation = 0;
-    bool open = false;
+    std::uint32_t generation = 0;  // odd while it is open
   };
+  [[nodiscard]] static constexpr bool is_open(std::uint32_t generation) noexcept { return generation % 2 == 1; }
+  [[noreturn]] KVC_COLD static void raise_not_open(SeqId seq) { raise_invalid("seq", seq, "an open sequence"); }
+
   std::vector<Entry> entries_;
+  std::uint32_t slots_ = 0;  // entries_.size(), without the division that this takes
   std::vector<std::uint32_t> free_;
 };
 
@@ -90,20 +100,42 @@ struct Lengths {
   bool pending = false;  ///< between try_extend and commit or rollback
 };
 
+// Out of line, and with their argument by value: the checks of a decode step should cost a comparison each.
+[[noreturn]] KVC_COLD inline void raise_pending(SeqId seq) {
+  raise_invalid("seq", seq, "a sequence without an uncommitted extend");
+}
+[[noreturn]] KVC_COLD inline void raise_not_pending(SeqId seq) {
+  raise_invalid("seq", seq, "a sequence with an uncommitted extend");
+}
+
+[[noreturn]] KVC_COLD inline void raise_count(Pos count, Pos most) {
+  raise_invalid("count", count, text({"between 0 and ", std::to_string(most)}));
+}
+[[noreturn]] KVC_COLD inline void raise_tokens(std::size_t tokens) {
+  raise_invalid("number of tokens", tokens, "0 or the count of positions");
+}
+
 inline void require_settled(const Lengths& lengths, SeqId seq) {
-  require(!lengths.pending, "seq", seq, "a sequence without an uncommitted extend");
+  if (lengths.pending) [[unlikely]] {
+    raise_pending(seq);
+  }
 }
 
 inline void require_pending(const Lengths& lengths, SeqId seq) {
-  require(lengths.pending, "seq", seq, "a sequence with an uncommitted extend");
+  if (!lengths.pending) [[unlikely]] {
+    raise_not_pending(seq);
+  }
 }
 
 /// Checks the arguments of try_extend.
 inline void require_extension(const Lengths& lengths, SeqId seq, Pos count, std::size_t tokens) {
   require_settled(lengths, seq);
-  require_between(count, Pos{0}, static_cast<Pos>(max_pos - lengths.committed), "count");
-  require(tokens == 0 || tokens == static_cast<std::size_t>(count), "number of tokens", tokens,
-          "0 or the count of positions");
+  if (count < 0 || count > max_pos - lengths.committed) [[unlikely]] {
+    raise_count(count, max_pos - lengths.committed);
+  }
+  if (tokens != 0 && tokens != static_cast<std::size_t>(count)) [[unlikely]] {
+    raise_tokens(tokens);
+  }
 }
 
 inline void require_range(PosRange range, Pos length) {

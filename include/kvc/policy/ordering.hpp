@@ -1,0 +1,55 @@
+// Orders in which a scheduler can take up waiting requests.
+//
+// Both give indices into the caller's own list and keep the order of equals.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <functional>
+#include <numeric>
+#include <ranges>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+
+namespace kvc::inline v0 {
+
+/// Earliest first: arrival_of(request) is anything that can be compared. Fair, and blind to what is cached. O(n log n).
+template <std::ranges::random_access_range R, class Arrival>
+[[nodiscard]] std::vector<std::size_t> order_of_arrival(const R& requests, Arrival arrival_of) {
+  std::vector<std::size_t> order(static_cast<std::size_t>(std::ranges::size(requests)));
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::ranges::stable_sort(order, std::less<>{}, [&](std::size_t i) {
+    return std::invoke(arrival_of, requests[static_cast<std::ranges::range_difference_t<R>>(i)]);
+  });
+  return order;
+}
+
+/// Most cached tokens first: requests that share a prefix follow one another while it is there (Zheng et al., SGLang,
+/// NeurIPS 2024, section 3). Requests without a cached prefix wait as long as there are others, so mind how long. The
+/// policy's answers are of now: taking up one request may change what another finds. O(tokens of all prompts + n log n).
+template <class P, std::ranges::random_access_range R, class Prompt>
+  requires requires(const P policy, std::span<const Token> prompt, const OpenOptions& options) {
+    { policy.match_length(prompt, options) } -> std::same_as<Pos>;
+  }
+[[nodiscard]] std::vector<std::size_t> longest_prefix_first(const P& policy, const R& requests, Prompt prompt_of,
+                                                            const OpenOptions& options = {}) {
+  std::vector<std::pair<Pos, std::size_t>> matched;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(std::ranges::size(requests)); ++i) {
+    const std::span<const Token> prompt =
+        std::invoke(prompt_of, requests[static_cast<std::ranges::range_difference_t<R>>(i)]);
+    matched.emplace_back(policy.match_length(prompt, options), i);
+  }
+  std::ranges::stable_sort(matched, std::greater<>{}, [](const auto& m) { return m.first; });
+  std::vector<std::size_t> order;
+  order.reserve(matched.size());
+  for (const auto& [length, i] : matched) {
+    order.push_back(i);
+  }
+  return order;
+}
+
+}  // namespace kvc::inline v0
