@@ -1,0 +1,757 @@
+// The eviction policies: what each one gives up first, and what all of them owe to the cache.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <iterator>
+#include <numeric>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/policy/eviction/block_heap.hpp"
+#include "kvc/policy/eviction/cost_aware.hpp"
+#include "kvc/policy/eviction/fifo.hpp"
+#include "kvc/policy/eviction/frequency_sketch.hpp"
+#include "kvc/policy/eviction/lfu.hpp"
+#include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/eviction/priority.hpp"
+#include "kvc/policy/eviction/reuse_hazard.hpp"
+#include "kvc/policy/eviction/s3_fifo.hpp"
+#include "kvc/policy/eviction/tiny_lfu.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+#include "random_source.hpp"
+
+namespace {
+using namespace kvc;
+using Ids = std::vector<int>;
+
+constexpr std::uint64_t hash_of(std::uint64_t name) {
+  std::uint64_t v = (name + 1) * 0x9e3779b97f4a7c15U;
+  v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9U;
+  return v ^ v >> 27;
+}
+
+/// Calls a policy as a cache does whose prefixes are one block long each. Every operation is at a time of its own.
+template <class E>
+struct Drive {
+  E policy;
+  std::uint64_t now = 0;
+
+  template <class... Args>
+  explicit Drive(Index blocks, Args... args) : policy(blocks, args...) {}
+
+  using Visit = typename E::Visit;
+
+  Visit open(const Ids& found, const Retention& retention = {}) {
+    Visit visit{};
+    std::vector<BlockId> blocks;
+    for (const int block : found) {
+      blocks.push_back(BlockId{block});
+    }
+    policy.open(visit, blocks, retention, ++now);
+    return visit;
+  }
+  /// A sequence finds a block that nobody holds.
+  Visit hold(int block) {
+    const Visit visit = open({block});
+    policy.erase(BlockId{block});
+    return visit;
+  }
+  void let_go(Visit visit, int block) {
+    const BlockId id{block};
+    policy.close(visit, std::span(&id, 1), ++now);
+    policy.insert(visit, id, now);
+  }
+  void use(int block) { let_go(hold(block), block); }
+
+  /// A sequence computes a block, and is closed. A name stands for what is in the block.
+  void add(int block, int name, Pos depth = 0, const Retention& retention = {}) {
+    Visit visit = open({}, retention);
+    policy.store(visit, {BlockId{block}, hash_of(static_cast<std::uint64_t>(name)), depth}, ++now);
+    let_go(visit, block);
+  }
+  void add(const Ids& blocks) {
+    for (const int block : blocks) {
+      add(block, block);
+    }
+  }
+
+  int evict() {
+    const BlockId victim = policy.victim(now);
+    policy.erase(victim);
+    policy.remove(victim);
+    return static_cast<int>(victim);
+  }
+  Ids evict(int count) {
+    Ids order;
+    for (; count > 0; --count) {
+      order.push_back(evict());
+    }
+    return order;
+  }
+  Ids evict_all() { return evict(static_cast<int>(policy.size())); }
+};
+
+Ids range(int first, int last) {
+  Ids ids(static_cast<std::size_t>(last - first));
+  std::iota(ids.begin(), ids.end(), first);
+  return ids;
+}
+
+/// f.operator()<E>() for each policy.
+template <class F>
+void for_each_policy(F&& f) {
+  const auto run = [&]<class E>() {
+    INFO(E::name);
+    f.template operator()<E>();
+  };
+  run.template operator()<CostAware>();
+  run.template operator()<Fifo>();
+  run.template operator()<Lfu>();
+  run.template operator()<Lru>();
+  run.template operator()<Priority>();
+  run.template operator()<ReuseHazard>();
+  run.template operator()<S3Fifo>();
+  run.template operator()<TinyLfu>();
+}
+
+/// The prompt is computed, but for what is cached, and closed. How much was cached.
+template <class P>
+Pos serve(P& policy, const std::vector<Token>& prompt, const OpenOptions& options = {}) {
+  const Opened opened = *policy.try_open(prompt, options);
+  const auto rest = std::span(prompt).subspan(static_cast<std::size_t>(opened.cached));
+  REQUIRE(policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest));
+  policy.commit(opened.seq);
+  policy.close(opened.seq);
+  policy.verify();
+  return opened.cached;
+}
+
+/// How many blocks of the prompt are cached, in blocks of one token.
+template <class P>
+Pos cached(const P& policy, std::vector<Token> prompt) {
+  prompt.push_back(-1);  // a match leaves one token over
+  return policy.match_length(prompt);
+}
+}  // namespace
+
+TEST_CASE("Fifo: what was cached first goes first, used or not", "[eviction]") {
+  Drive<Fifo> drive(4);
+  drive.add({0, 1, 2, 3});
+  drive.use(0);
+  drive.use(2);
+  REQUIRE(drive.evict_all() == Ids{0, 1, 2, 3});
+}
+
+TEST_CASE("Fifo: a held block keeps its place, and is oldest if its turn came meanwhile", "[eviction]") {
+  Drive<Fifo> drive(5);
+  drive.add({0, 1, 2, 3, 4});
+  const auto first = drive.hold(0);
+  const auto third = drive.hold(2);
+  REQUIRE(drive.evict() == 1);  // 0 is passed over, 2 is not reached
+  drive.let_go(first, 0);
+  drive.let_go(third, 2);
+  REQUIRE(drive.evict_all() == Ids{0, 2, 3, 4});
+}
+
+TEST_CASE("Fifo: a prefix is as old as what was cached last behind it", "[eviction]") {
+  PrefixShared<Fifo> policy({.blocks = 6, .block_tokens = 1});
+  serve(policy, {1, 2});
+  serve(policy, {8, 9});
+  SECTION("which was before") {
+    serve(policy, {1, 2, 2});  // leaves one token over, and computes that
+    serve(policy, {5, 6});
+    REQUIRE(cached(policy, {8, 9}) == 2 - 1);
+    REQUIRE(cached(policy, {1, 2, 2}) == 3);
+  }
+  SECTION("or is not changed by finding it") {
+    serve(policy, {1, 2, 2});
+    serve(policy, {7});
+    REQUIRE(cached(policy, {8, 9}) == 2);
+    REQUIRE(policy.match_length(std::vector<Token>{8, 9, 0}) == 2);
+    const SeqId reader = policy.try_open(std::vector<Token>{8, 9, 0})->seq;  // finds, stores nothing
+    policy.close(reader);
+    serve(policy, {5});
+    REQUIRE(cached(policy, {8, 9}) == 1);
+  }
+}
+
+TEST_CASE("Lfu: the least used goes first, of equally used ones the one let go of first", "[eviction]") {
+  Drive<Lfu> drive(5);
+  drive.add({0, 1, 2, 3, 4});
+  drive.use(0);
+  drive.use(0);
+  drive.use(3);
+  drive.use(1);
+  REQUIRE(drive.evict_all() == Ids{2, 4, 3, 1, 0});
+}
+
+TEST_CASE("Lfu: what was popular once does not stay for ever", "[eviction]") {
+  Drive<Lfu> drive(2);
+  drive.add({0});
+  for (int i = 0; i < 3; ++i) {
+    drive.use(0);
+  }
+  for (int name = 1; name <= 3; ++name) {
+    drive.add(1, name);
+    REQUIRE(drive.evict() == 1);
+  }
+  drive.add(1, 4);
+  REQUIRE(drive.evict() == 0);
+}
+
+TEST_CASE("Lfu: uses beyond the largest count are not lost, nor run over", "[eviction]") {
+  Drive<Lfu> drive(3);
+  drive.add({0, 1, 2});
+  for (int i = 0; i < 1000; ++i) {
+    drive.use(0);
+    drive.use(1);
+  }
+  REQUIRE(drive.evict_all() == Ids{2, 0, 1});
+}
+
+TEST_CASE("S3Fifo: two uses in the small queue lead to the main queue", "[eviction]") {
+  Drive<S3Fifo> drive(10);
+  drive.add(range(0, 10));
+  drive.use(0);
+  drive.use(0);
+  drive.use(1);
+  REQUIRE(drive.evict_all() == Ids{1, 2, 3, 4, 5, 6, 7, 8, 9, 0});
+}
+
+TEST_CASE("S3Fifo: what comes back soon after it went enters the main queue", "[eviction]") {
+  Drive<S3Fifo> drive(10);
+  drive.add(range(0, 10));
+  REQUIRE(drive.evict() == 0);
+  drive.add(0, 0);  // a ghost
+  REQUIRE(drive.evict() == 1);
+  drive.add(1, 100);  // not one
+  REQUIRE(drive.evict_all() == Ids{2, 3, 4, 5, 6, 7, 8, 9, 1, 0});
+}
+
+TEST_CASE("S3Fifo: ghosts are forgotten, as many as the main queue may hold are kept", "[eviction]") {
+  Drive<S3Fifo> drive(10);
+  for (int name = 0; name < 10; ++name) {
+    drive.add(0, name);
+    drive.evict();
+  }
+  drive.add(0, 0);  // nine came after it
+  drive.add(1, 1);  // eight
+  REQUIRE(drive.evict_all() == Ids{0, 1});
+  drive.add(0, 200);
+  drive.add(1, 1);  // not a ghost any more: it went from the main queue
+  drive.add(2, 0);
+  REQUIRE(drive.evict_all() == Ids{0, 1, 2});
+}
+
+TEST_CASE("S3Fifo: used blocks of the main queue go round once for each use", "[eviction]") {
+  Drive<S3Fifo> drive(10);
+  drive.add(range(0, 3));
+  for (const int block : {0, 0, 1, 1, 2, 2}) {
+    drive.use(block);
+  }
+  drive.add({3});
+  REQUIRE(drive.evict() == 3);  // and the others are in the main queue
+  for (const int block : {0, 0, 0, 0, 1}) {
+    drive.use(block);
+  }
+  REQUIRE(drive.evict_all() == Ids{2, 1, 0});
+}
+
+TEST_CASE("S3Fifo: a held block whose turn has come goes first once it is let go of", "[eviction]") {
+  Drive<S3Fifo> drive(10);
+  drive.add(range(0, 10));
+  const auto visit = drive.hold(0);
+  REQUIRE(drive.evict() == 1);
+  drive.let_go(visit, 0);
+  REQUIRE(drive.evict_all() == Ids{0, 2, 3, 4, 5, 6, 7, 8, 9});
+}
+
+TEST_CASE("TinyLfu: a block must have come more often than the one whose place it takes", "[eviction]") {
+  Drive<TinyLfu> drive(100);  // a window of one block
+  drive.add(range(0, 100));
+  REQUIRE(drive.evict() == 0);  // nothing to compete with
+  drive.add(0, 1000);
+  REQUIRE(drive.evict() == 99);  // as often as block 1, which was there first
+  drive.add(99, 99);             // for the second time
+  REQUIRE(drive.evict() == 0);
+  drive.add(0, 1001);
+  REQUIRE(drive.evict() == 1);  // 99 has won, and 1001 is alone in the window
+  drive.add(1, 1002);
+  REQUIRE(drive.evict() == 0);
+  drive.add(0, 1003);
+  REQUIRE(drive.evict() == 1);
+}
+
+TEST_CASE("TinyLfu: what is found on probation is protected", "[eviction]") {
+  Drive<TinyLfu> drive(10);  // one in the window, seven protected
+  drive.add(range(0, 10));
+  for (const int block : range(0, 8)) {
+    drive.use(block);  // the eighth sends the first back
+  }
+  REQUIRE(drive.evict_all() == Ids{8, 0, 1, 2, 3, 4, 5, 6, 7, 9});
+}
+
+TEST_CASE("FrequencySketch: estimates are not too low, until they are halved", "[eviction]") {
+  kvc::detail::FrequencySketch sketch(64);
+  for (std::uint64_t name = 0; name < 32; ++name) {
+    for (std::uint64_t i = 0; i <= name % 8; ++i) {
+      sketch.add(hash_of(name));
+    }
+  }
+  int exact = 0;
+  for (std::uint64_t name = 0; name < 32; ++name) {
+    const int seen = static_cast<int>(name % 8) + 1;
+    REQUIRE(sketch.estimate(hash_of(name)) >= seen);
+    exact += sketch.estimate(hash_of(name)) == seen ? 1 : 0;
+  }
+  REQUIRE(exact >= 24);
+  for (int i = 144; i < 639; ++i) {
+    sketch.add(hash_of(7));
+  }
+  REQUIRE(sketch.estimate(hash_of(7)) == 15);
+  sketch.add(hash_of(7));  // the 640th
+  REQUIRE(sketch.estimate(hash_of(7)) == 7);
+  REQUIRE(sketch.estimate(hash_of(15)) >= 4);
+  REQUIRE(sketch.estimate(hash_of(15)) < 8);
+}
+
+TEST_CASE("CostAware: what costs less to compute goes first", "[eviction]") {
+  Drive<CostAware> drive(4, 0.5);
+  drive.add(0, 0, 9);
+  drive.add(1, 1, 0);
+  drive.add(2, 2, 4);
+  drive.add(3, 3, 0);
+  REQUIRE(drive.evict_all() == Ids{1, 3, 2, 0});
+}
+
+TEST_CASE("CostAware: uses count as much as cost, and both are outlived", "[eviction]") {
+  Drive<CostAware> drive(3, 1.0);
+  drive.add(0, 0, 2);  // priority 3
+  drive.add(1, 1, 0);
+  for (int i = 0; i < 3; ++i) {
+    drive.use(1);  // 4
+  }
+  drive.add(2, 2, 1);           // 2
+  REQUIRE(drive.evict() == 2);  // the clock is 2
+  drive.add(2, 3, 0);           // 3, later
+  REQUIRE(drive.evict_all() == Ids{0, 2, 1});
+}
+
+TEST_CASE("CostAware: of a prefix the end goes first, and does so as early as its cost says", "[eviction]") {
+  Drive<CostAware> drive(4, 1.0);
+  CostAware::Visit visit;
+  drive.add(3, 3, 1);  // priority 2
+  for (int block = 0; block < 3; ++block) {
+    drive.policy.store(visit, {BlockId{block}, hash_of(100), block}, ++drive.now);
+  }
+  ++drive.now;
+  for (const int block : {2, 1, 0}) {
+    drive.policy.insert(visit, BlockId{block}, drive.now);
+  }
+  REQUIRE(drive.evict_all() == Ids{3, 2, 1, 0});
+}
+
+TEST_CASE("Priority: the lowest goes first, within one what was let go of first", "[eviction]") {
+  Drive<Priority> drive(6);
+  drive.add(0, 0, 0, {.priority = 100});
+  drive.add(1, 1, 0, {.priority = 70});
+  drive.add(2, 2);
+  drive.add(3, 3, 0, {.priority = 0});
+  drive.add(4, 4, 0, {.priority = 70});
+  drive.add(5, 5, 0, {.priority = Retention::default_priority});
+  REQUIRE(drive.evict_all() == Ids{3, 2, 5, 1, 4, 0});
+}
+
+TEST_CASE("Priority: the last to let go of a block decides", "[eviction]") {
+  Drive<Priority> drive(2);
+  drive.add(0, 0, 0, {.priority = 100, .duration = 1});
+  drive.add(1, 1, 0, {.priority = 50});
+  drive.use(0);  // with the default
+  drive.now += 10;
+  REQUIRE(drive.evict_all() == Ids{0, 1});
+}
+
+TEST_CASE("Priority: after its duration a block has the default priority", "[eviction]") {
+  Drive<Priority> drive(5);
+  drive.add(0, 0, 0, {.priority = 90, .duration = 100});
+  drive.add(1, 1, 0, {.priority = 10, .duration = 100});
+  drive.add(2, 2, 0, {.priority = 20});
+  drive.add(3, 3, 0, {.priority = 40, .duration = Retention::forever - 1});
+  drive.add(4, 4);
+  SECTION("not before") {
+    REQUIRE(drive.evict_all() == Ids{1, 2, 4, 3, 0});
+  }
+  SECTION("a higher one and a lower one") {
+    drive.now += 100;
+    REQUIRE(drive.evict_all() == Ids{2, 4, 0, 1, 3});
+  }
+  SECTION("unless it is held meanwhile, and let go of anew") {
+    const auto visit = drive.open({0}, {.priority = 90, .duration = 100});
+    drive.policy.erase(BlockId{0});
+    drive.now += 100;
+    drive.let_go(visit, 0);
+    REQUIRE(drive.evict_all() == Ids{2, 4, 1, 3, 0});
+  }
+}
+
+TEST_CASE("Priority: through a cache, with its clock", "[eviction]") {
+  PrefixShared<Priority> policy({.blocks = 6, .block_tokens = 1});
+  serve(policy, {1, 2}, {.retention = {.priority = 80, .duration = 1000}});
+  serve(policy, {3, 4});
+  serve(policy, {5, 6}, {.retention = {.priority = 50}});
+  serve(policy, {7, 8});
+  REQUIRE(cached(policy, {1, 2}) == 2);
+  REQUIRE(cached(policy, {3, 4}) == 0);
+  policy.set_time(policy.time() + 1000);
+  serve(policy, {9, 10, 11, 12});
+  REQUIRE(cached(policy, {1, 2}) == 0);
+  REQUIRE(cached(policy, {5, 6}) == 2);
+}
+
+TEST_CASE("A claimed block is not a victim", "[eviction]") {
+  for_each_policy([]<class E>() {
+    Drive<E> drive(20);
+    drive.add(range(0, 20));
+    for (int claimed = 0; claimed < 19; ++claimed) {  // one after the other, each just before it would go
+      const auto victim = static_cast<int>(drive.policy.victim(drive.now));
+      drive.hold(victim);
+      REQUIRE(drive.policy.size() == 19 - claimed);
+      REQUIRE(static_cast<int>(drive.policy.victim(drive.now)) != victim);
+    }
+    drive.evict();
+    REQUIRE(drive.policy.size() == 0);
+  });
+}
+
+TEST_CASE("A block that is not cached any more is not a victim, even if it is held meanwhile", "[eviction]") {
+  for_each_policy([]<class E>() {
+    Drive<E> drive(4);
+    drive.add(range(0, 4));
+    drive.hold(1);
+    drive.policy.remove(BlockId{1});  // taken back to write to it, say
+    const auto visit = drive.hold(2);
+    const Ids two = drive.evict(2);
+    REQUIRE(two[0] + two[1] == 0 + 3);
+    REQUIRE(drive.policy.size() == 0);
+    drive.add(1, 100);
+    drive.let_go(visit, 2);
+    const Ids last = drive.evict(2);
+    REQUIRE(last[0] + last[1] == 1 + 2);
+    REQUIRE(drive.policy.size() == 0);
+  });
+}
+
+TEST_CASE("Eviction of the head of a chain takes its end first", "[eviction]") {
+  for_each_policy([]<class E>() {
+    PrefixShared<E> policy({.blocks = 8, .block_tokens = 1});
+    const std::vector<Token> chain{1, 2, 3, 4, 5, 6};
+    serve(policy, chain);
+    REQUIRE(cached(policy, chain) == 6);
+    const SeqId other = policy.try_open({})->seq;
+    REQUIRE(policy.try_extend(other, 2));
+    policy.commit(other);
+    for (Pos left = 5; left >= 0; --left) {
+      REQUIRE(policy.try_extend(other, 1));
+      policy.commit(other);
+      policy.verify();
+      REQUIRE(cached(policy, chain) == left);
+    }
+  });
+}
+
+TEST_CASE("When all is held there is no victim and the answer comes at once", "[eviction]") {
+  for_each_policy([]<class E>() {
+    PrefixShared<E> policy({.blocks = 16, .block_tokens = 1});
+    const std::vector<Token> prompt{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
+    const SeqId seq = policy.try_open(prompt)->seq;
+    REQUIRE(policy.try_extend(seq, 16, prompt));
+    policy.commit(seq);
+    const SeqId other = policy.try_open({})->seq;
+    REQUIRE_FALSE(policy.try_extend(other, 1));
+    REQUIRE(policy.stats().blocks_cached == 0);
+    REQUIRE(policy.stats().evictions == 0);
+    policy.close(seq);
+    REQUIRE(policy.try_extend(other, 1));
+    policy.verify();
+  });
+}
+
+TEST_CASE("A victim among many held blocks is found at once", "[eviction]") {
+  for_each_policy([]<class E>() {
+    constexpr int blocks = 200'000;
+    Drive<E> drive(blocks);
+    typename E::Visit holder{};
+    for (int block = 1; block < blocks; ++block) {
+      drive.policy.store(holder, {BlockId{block}, hash_of(static_cast<std::uint64_t>(block)), 0}, drive.now);
+    }
+    const auto start = std::chrono::steady_clock::now();
+    int right = 0;
+    for (int i = 0; i < blocks; ++i) {
+      drive.add(0, blocks + i);
+      right += drive.evict() == 0 ? 1 : 0;
+    }
+    REQUIRE(right == blocks);
+    REQUIRE(std::chrono::steady_clock::now() - start < std::chrono::seconds(20));  // a scan of all would take minutes
+  });
+}
+
+namespace {
+
+/// Sequences that hold cached blocks, in every order of calls that a cache may make.
+template <class E>
+class RandomCalls {
+ public:
+  RandomCalls(int blocks, std::uint64_t seed)
+      : policy_(blocks), random_(seed), cached_(static_cast<std::size_t>(blocks)), holders_(cached_.size()) {}
+
+  void step() {
+    now_ += random_.between<std::uint64_t>(0, 2);
+    switch (random_.between(0, 9)) {
+      case 0:
+      case 1:
+        open();
+        break;
+      case 2:
+      case 3:
+      case 4:
+        compute();
+        break;
+      case 5:
+        close();
+        break;
+      case 6:
+        truncate();
+        break;
+      case 7:
+        merge();
+        break;
+      case 8:
+        reclaim();
+        break;
+      default:
+        if (random_.one_in(100)) {
+          clear();
+        } else if (policy_.size() > 0) {
+          check_victim();
+        }
+    }
+    REQUIRE(policy_.size() == unheld());
+  }
+
+  /// All sequences end, and all blocks go.
+  void finish() {
+    while (!open_.empty()) {
+      close();
+    }
+    Index left = unheld();
+    REQUIRE(left == std::count(cached_.begin(), cached_.end(), true));
+    for (; left > 0; --left) {
+      REQUIRE(policy_.size() == left);
+      evict();
+    }
+    REQUIRE(policy_.size() == 0);
+  }
+
+ private:
+  struct Sequence {
+    typename E::Visit visit{};
+    std::vector<BlockId> held;
+  };
+
+  static std::size_t at(BlockId block) { return static_cast<std::size_t>(block); }
+  [[nodiscard]] bool is_unheld(BlockId block) const { return cached_[at(block)] && holders_[at(block)] == 0; }
+  [[nodiscard]] Index unheld() const {
+    Index count = 0;
+    for (std::size_t i = 0; i < cached_.size(); ++i) {
+      count += is_unheld(static_cast<BlockId>(i)) ? 1 : 0;
+    }
+    return count;
+  }
+  template <class F>
+  [[nodiscard]] std::vector<BlockId> blocks_that(F&& f) const {
+    std::vector<BlockId> blocks;
+    for (std::size_t i = 0; i < cached_.size(); ++i) {
+      if (f(static_cast<BlockId>(i))) {
+        blocks.push_back(static_cast<BlockId>(i));
+      }
+    }
+    return blocks;
+  }
+  template <class V>
+  auto& any_of(V& values) {
+    return values[random_.template between<std::size_t>(0, values.size() - 1)];
+  }
+
+  void hold(Sequence& s, BlockId block) {
+    if (holders_[at(block)]++ == 0) {
+      policy_.erase(block);
+    }
+    s.held.push_back(block);
+  }
+  void let_go_of_last(Sequence& s) {
+    const BlockId block = s.held.back();
+    s.held.pop_back();
+    if (--holders_[at(block)] == 0 && cached_[at(block)]) {
+      policy_.insert(s.visit, block, now_);
+    }
+  }
+
+  void open() {
+    if (open_.size() == 4) {
+      return;
+    }
+    std::vector<BlockId> found = blocks_that([&](BlockId block) { return cached_[at(block)] && random_.one_in(4); });
+    Sequence s;
+    const Retention retention{random_.between(0, 100), random_.template between<std::uint64_t>(0, 50)};
+    policy_.open(s.visit, found, random_.one_in(2) ? retention : Retention{}, now_);
+    for (const BlockId block : found) {
+      hold(s, block);
+    }
+    open_.push_back(s);
+  }
+  void compute() {
+    if (open_.empty()) {
+      return;
+    }
+    Sequence& s = any_of(open_);
+    std::vector<BlockId> free =
+        blocks_that([&](BlockId block) { return !cached_[at(block)] && holders_[at(block)] == 0; });
+    if (free.empty()) {
+      if (policy_.size() == 0) {
+        return;
+      }
+      free.push_back(evict());
+    }
+    const BlockId block = any_of(free);
+    cached_[at(block)] = true;
+    holders_[at(block)] = 1;
+    s.held.push_back(block);
+    const auto name = random_.template between<std::uint64_t>(0, 3 * cached_.size());  // so that many come again
+    policy_.store(s.visit, {block, hash_of(name), static_cast<Pos>(s.held.size())}, now_);
+  }
+  void close() {
+    if (open_.empty()) {
+      return;
+    }
+    const auto i = random_.template between<std::size_t>(0, open_.size() - 1);
+    std::vector<BlockId> held;
+    std::ranges::copy_if(open_[i].held, std::back_inserter(held), [&](BlockId block) { return cached_[at(block)]; });
+    policy_.close(open_[i].visit, held, ++now_);
+    while (!open_[i].held.empty()) {
+      let_go_of_last(open_[i]);
+    }
+    open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  void truncate() {
+    if (!open_.empty()) {
+      ++now_;
+      Sequence& s = any_of(open_);
+      for (auto count = s.held.size() / 2; count > 0; --count) {
+        let_go_of_last(s);
+      }
+    }
+  }
+  /// A sequence holds a block that it did not find when it was opened.
+  void merge() {
+    std::vector<BlockId> all = blocks_that([&](BlockId block) { return cached_[at(block)]; });
+    if (!open_.empty() && !all.empty()) {
+      Sequence& s = any_of(open_);
+      const BlockId block = any_of(all);
+      if (std::ranges::find(s.held, block) == s.held.end()) {
+        hold(s, block);
+      }
+    }
+  }
+  /// A held block is to be written again.
+  void reclaim() {
+    std::vector<BlockId> held =
+        blocks_that([&](BlockId block) { return cached_[at(block)] && holders_[at(block)] == 1; });
+    if (!held.empty()) {
+      const BlockId block = any_of(held);
+      cached_[at(block)] = false;
+      policy_.remove(block);
+    }
+  }
+  void clear() {
+    for (std::size_t i = 0; i < cached_.size(); ++i) {
+      const auto block = static_cast<BlockId>(i);
+      if (is_unheld(block)) {
+        policy_.erase(block);
+      }
+      if (cached_[i]) {
+        policy_.remove(block);
+      }
+      cached_[i] = false;
+    }
+  }
+  BlockId check_victim() {
+    const BlockId victim = policy_.victim(now_);
+    REQUIRE(at(victim) < cached_.size());
+    REQUIRE(is_unheld(victim));
+    REQUIRE(policy_.victim(now_) == victim);
+    return victim;
+  }
+  /// The victim, or another block as the end of its line.
+  BlockId evict() {
+    BlockId goes = check_victim();
+    if (random_.one_in(3)) {
+      std::vector<BlockId> all = blocks_that([&](BlockId block) { return is_unheld(block); });
+      goes = any_of(all);
+    }
+    policy_.erase(goes);
+    cached_[at(goes)] = false;
+    policy_.remove(goes);
+    return goes;
+  }
+
+  E policy_;
+  kvc_test::Random random_;
+  std::uint64_t now_ = 0;
+  std::vector<bool> cached_;
+  std::vector<int> holders_;
+  std::vector<Sequence> open_;
+};
+}  // namespace
+
+TEST_CASE("No block is lost or named twice, in any order of calls", "[eviction]") {
+  for_each_policy([]<class E>() {
+    for (const int blocks : {1, 2, 7, 40}) {
+      const std::uint64_t seed = kvc_test::seed_or(42);
+      INFO("seed " << seed << ", " << blocks << " blocks");
+      RandomCalls<E> calls(blocks, seed);
+      for (int i = 0; i < 5000; ++i) {
+        calls.step();
+      }
+      calls.finish();
+    }
+  });
+}
+
+TEST_CASE("BlockHeap: comes out in the order of keys, whatever is taken out between", "[eviction]") {
+  kvc_test::Random random(kvc_test::seed_or(7));
+  kvc::detail::BlockHeap<int> heap(50);
+  std::vector<int> key_of(50, -1);
+  for (int i = 0; i < 5000; ++i) {
+    const int block = random.between(0, 49);
+    int& key = key_of[static_cast<std::size_t>(block)];
+    REQUIRE(heap.contains(BlockId{block}) == (key >= 0));
+    if (key >= 0) {
+      heap.erase(BlockId{block});
+      key = -1;
+    } else {
+      key = random.between(0, 20);
+      heap.push(BlockId{block}, key);
+    }
+    int lowest = 100;
+    for (const int k : key_of) {
+      lowest = k >= 0 ? std::min(lowest, k) : lowest;
+    }
+    REQUIRE(heap.empty() == (lowest == 100));
+    if (!heap.empty()) {
+      REQUIRE(heap.top_key() == lowest);
+      REQUIRE(key_of[static_cast<std::size_t>(heap.top())] == lowest);
+    }
+  }
+}
