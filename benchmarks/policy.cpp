@@ -11,20 +11,23 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
+#include <shared_mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/eviction/reuse_hazard.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
+#include "kvc/policy/synchronized.hpp"
 #include "machine.hpp"
 
 #if __has_include(<xxhash.h>)
@@ -310,6 +313,74 @@ void fork(benchmark::State& state) {
   state.counters["close_us"] = 1e6 * turns.seconds(1);
 }
 
+/// Independent policies, each with a lock and a share of the pool of its own, chosen by the first block of a prompt. What a
+/// sharded front would be; Synchronized is measured beside it.
+template <class P>
+class Sharded {
+ public:
+  struct Seq {
+    std::size_t shard;
+    SeqId seq;
+  };
+  Sharded(const typename P::Config& config, std::size_t shards) {
+    typename P::Config part = config;
+    part.blocks = config.blocks / static_cast<Index>(shards);
+    for (std::size_t i = 0; i < shards; ++i) {
+      shards_.push_back(std::make_unique<Synchronized<P, std::mutex>>(part));
+    }
+  }
+  Synchronized<P, std::mutex>& of(std::span<const Token> prompt) {
+    return *shards_[hash_(0, prompt.first(block_tokens)) % shards_.size()];
+  }
+
+ private:
+  ChainHash hash_;
+  std::vector<std::unique_ptr<Synchronized<P, std::mutex>>> shards_;
+};
+
+/// Requests of several threads at once: how much of the prompt is cached (a router asks), open, compute what is missing,
+/// close. Nine of ten prompts of 2048 tokens are among 64 that come again.
+template <class Choose>
+void requests(benchmark::State& state, Choose choose) {
+  constexpr std::size_t tokens = 2048;
+  std::mt19937_64 random(static_cast<std::uint64_t>(state.thread_index()) + 1);
+  static const std::vector<std::vector<Token>> common = [] {
+    std::vector<std::vector<Token>> prompts;
+    for (std::uint64_t i = 0; i < 64; ++i) {
+      prompts.push_back(random_tokens(tokens, i));
+    }
+    return prompts;
+  }();
+  std::vector<Token> own = random_tokens(tokens, random());
+  for (auto _ : state) {
+    const bool is_new = random() % 10 == 0;
+    if (is_new) {
+      own[0] = static_cast<Token>(random());
+    }
+    const std::vector<Token>& prompt = is_new ? own : common[random() % common.size()];
+    auto& policy = choose(prompt);
+    benchmark::DoNotOptimize(policy.match_length(prompt));
+    const Opened opened = *policy.try_open(prompt);
+    const auto rest = std::span(prompt).subspan(static_cast<std::size_t>(opened.cached));
+    if (policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest)) {
+      policy.commit(opened.seq);
+    }
+    policy.close(opened.seq);
+  }
+  state.counters["requests_per_s"] =
+      benchmark::Counter(static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+}
+
+template <class Mutex>
+void requests_synchronized(benchmark::State& state) {
+  static Synchronized<PrefixShared<>, Mutex> policy({.blocks = 32'768, .block_tokens = block_tokens});
+  requests(state, [](const auto&) -> auto& { return policy; });
+}
+void requests_sharded(benchmark::State& state) {
+  static Sharded<PrefixShared<>> policies({.blocks = 32'768, .block_tokens = block_tokens}, 8);
+  requests(state, [](const auto& prompt) -> auto& { return policies.of(prompt); });
+}
+
 void register_all() {
   const auto add = [](const std::string& name, auto function, std::vector<std::int64_t> arguments) {
     benchmark::RegisterBenchmark(name.c_str(), function)->Args(arguments)->UseManualTime()->Unit(benchmark::kMicrosecond);
@@ -330,6 +401,15 @@ void register_all() {
   for (const Index blocks : {10'000, 100'000, 1'000'000}) {
     add("turnover/hazard/cached:" + std::to_string(blocks), commit_and_evict<ReuseHazard>, {blocks});
     add("turnover/lru/cached:" + std::to_string(blocks), commit_and_evict<Lru>, {blocks});
+  }
+  for (const int threads : {1, 2, 4}) {
+    using Function = void (*)(benchmark::State&);
+    const std::pair<const char*, Function> fronts[] = {{"requests/shared_mutex", requests_synchronized<std::shared_mutex>},
+                                                       {"requests/mutex", requests_synchronized<std::mutex>},
+                                                       {"requests/sharded:8", requests_sharded}};
+    for (const auto& [name, function] : fronts) {
+      benchmark::RegisterBenchmark(name, function)->Threads(threads)->UseRealTime()->Unit(benchmark::kMicrosecond);
+    }
   }
 }
 }  // namespace

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/prefix_shared.hpp"
 
 namespace kvc_test {
 
@@ -29,6 +30,11 @@ struct AnyPolicy {
                             const std::function<void(const kvc::SlotRun&)>& f) const = 0;
   virtual kvc::Stats stats() const = 0;
   virtual void verify() const = 0;
+  // Of policies that share prefixes.
+  virtual std::optional<kvc::PrefixPin> try_pin(std::span<const kvc::Token> prefix, const kvc::Salt& salt) = 0;
+  virtual void unpin(kvc::PinId pin) = 0;
+  virtual void clear() = 0;
+  virtual kvc::Pos match_length(std::span<const kvc::Token> prompt, const kvc::OpenOptions& options) const = 0;
 };
 
 template <kvc::Policy P>
@@ -58,8 +64,31 @@ class Wrapped final : public AnyPolicy {
   }
   kvc::Stats stats() const override { return policy_.stats(); }
   void verify() const override { policy_.verify(); }
+  std::optional<kvc::PrefixPin> try_pin(std::span<const kvc::Token> prefix, const kvc::Salt& salt) override {
+    if constexpr (pins) {
+      return policy_.try_pin(prefix, salt);
+    }
+    return std::nullopt;
+  }
+  void unpin(kvc::PinId pin) override {
+    if constexpr (pins) {
+      policy_.unpin(pin);
+    }
+  }
+  void clear() override {
+    if constexpr (pins) {
+      policy_.clear();
+    }
+  }
+  kvc::Pos match_length(std::span<const kvc::Token> prompt, const kvc::OpenOptions& options) const override {
+    if constexpr (pins) {
+      return policy_.match_length(prompt, options);
+    }
+    return 0;
+  }
 
  private:
+  static constexpr bool pins = requires(P& p, std::span<const kvc::Token> prefix) { p.try_pin(prefix); };
   P policy_;
 };
 

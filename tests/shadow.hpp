@@ -54,12 +54,17 @@ class Shadow {
   AnyPolicy& policy;
   std::map<int, std::pair<SeqId, Sequence>> open;  // by the order of opening
 
-  std::optional<int> open_sequence(const std::vector<Token>& prompt, const std::string& salt) {
+  static kvc::OpenOptions options(const std::string& salt) {
     kvc::OpenOptions options;
     if (!salt.empty()) {
       options.salt.add(kvc::SaltKind::tenant, salt);
+      options.retention = {.priority = 80, .duration = 20};
     }
-    const std::optional<kvc::Opened> opened = policy.try_open(prompt, options);
+    return options;
+  }
+
+  std::optional<int> open_sequence(const std::vector<Token>& prompt, const std::string& salt) {
+    const std::optional<kvc::Opened> opened = policy.try_open(prompt, options(salt));
     if (!opened) {
       return std::nullopt;
     }

@@ -40,6 +40,12 @@ struct PinId {
   friend constexpr bool operator==(PinId, PinId) = default;
 };
 
+/// A new pin, and how many tokens of its prefix it holds.
+struct PrefixPin {
+  PinId pin;
+  Pos tokens = 0;
+};
+
 /// `Eviction` chooses what is given up when room is needed. `Events` hears of blocks that become and cease to be
 /// matchable. `Hash` is a parameter for tests; see ChainHash.
 template <EvictionPolicy Eviction = ReuseHazard, class Hash = ChainHash, EventListener Events = NoEvents>
@@ -193,13 +199,9 @@ class PrefixShared {
     --sequences_;
   }
 
-  struct Pinned {
-    PinId pin;
-    Pos tokens = 0;  ///< of the prefix, held by the pin: full blocks
-  };
   /// Holds what is cached of a prefix, so that it is not evicted until `unpin`. Nothing if not one full block is cached.
   /// Counts neither as a sequence nor as a hit. A prefix may be pinned any number of times. O(prefix.size()).
-  std::optional<Pinned> try_pin(std::span<const Token> prefix, const Salt& salt = {}) {
+  std::optional<PrefixPin> try_pin(std::span<const Token> prefix, const Salt& salt = {}) {
     const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(config_.block_tokens);
     const SeqId seq = open_on(prefix, prefix.first(whole), salt).seq;
     Sequence& s = tables_.at(seq);
@@ -213,7 +215,7 @@ class PrefixShared {
     hold(s);
     s.note.is_pin = true;
     ++pins_;
-    return Pinned{PinId{seq}, tokens};
+    return PrefixPin{PinId{seq}, tokens};
   }
   /// Throws std::invalid_argument if the pin is not there, or not any more: a pin cannot be taken back twice.
   void unpin(PinId pin) {

@@ -1,0 +1,122 @@
+// Several threads at one policy.
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+#include "kvc/policy/synchronized.hpp"
+#include "random_source.hpp"
+
+namespace {
+using namespace kvc;
+using Tokens = std::vector<Token>;
+
+static_assert(Policy<Synchronized<PrefixShared<>>>);
+static_assert(Policy<Synchronized<PrefixShared<>, std::mutex>>);
+
+/// One thread's requests: look, open, extend, commit or give up, fork, close. Rows stand in one integer per slot, written
+/// by the sequence that reserved it and read by those that match it: a race on them is a race of the cache.
+template <class P>
+void serve(P& policy, std::vector<std::uint64_t>& rows, std::uint64_t seed, std::atomic<int>& wrong) {
+  kvc_test::Random random(seed);
+  const Pos block_tokens = policy.block_tokens();
+  const auto row = [&](const SlotRun& run, Pos i) -> std::uint64_t& {
+    return rows[static_cast<std::size_t>(to_index(run.block) * block_tokens + run.offset + i)];
+  };
+  for (int request = 0; request < 1500; ++request) {
+    Tokens prompt(random.between<std::size_t>(1, 40));
+    for (Token& token : prompt) {
+      token = random.one_in(12) ? 1 : 0;
+    }
+    // The value of a position is a function of all tokens up to it.
+    std::vector<std::uint64_t> values;
+    std::uint64_t value = 1;
+    for (const Token token : prompt) {
+      value = (value ^ static_cast<std::uint32_t>(token)) * 0x9e3779b97f4a7c15U + 1;
+      values.push_back(value);
+    }
+    (void)policy.match_length(prompt);
+    (void)policy.can_admit(prompt, 4);
+    const Opened opened = *policy.try_open(prompt);
+    const auto rest = std::span(std::as_const(prompt)).subspan(static_cast<std::size_t>(opened.cached));
+    const auto extension = policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest);
+    if (!extension) {
+      policy.close(opened.seq);
+      continue;
+    }
+    for (Pos i = 0; i < extension->copy.count; ++i) {
+      const auto at = [&](BlockId block, Pos slot) {
+        return static_cast<std::size_t>(to_index(block) * block_tokens + slot + i);
+      };
+      rows[at(extension->copy.to, extension->copy.to_slot)] = rows[at(extension->copy.from, extension->copy.from_slot)];
+    }
+    policy.for_each_run(opened.seq, extension->range, [&](const SlotRun& run) {
+      for (Pos i = 0; i < run.count; ++i) {
+        row(run, i) = values[static_cast<std::size_t>(run.first + i)];
+      }
+    });
+    if (random.one_in(8)) {
+      policy.rollback(opened.seq);
+    } else {
+      policy.commit(opened.seq);
+    }
+    policy.for_each_run(opened.seq, {0, policy.length(opened.seq)}, [&](const SlotRun& run) {
+      for (Pos i = 0; i < run.count; ++i) {
+        wrong += row(run, i) == values[static_cast<std::size_t>(run.first + i)] ? 0 : 1;
+      }
+    });
+    if (random.one_in(4)) {
+      policy.close(policy.try_fork(opened.seq, policy.length(opened.seq))->seq);
+    }
+    policy.close(opened.seq);
+  }
+}
+}  // namespace
+
+TEMPLATE_TEST_CASE("Threads open, match, extend and close at one policy", "[prefix][threads]",
+                   Synchronized<PrefixShared<>>, (Synchronized<PrefixShared<>, std::mutex>)) {
+  TestType policy({.blocks = 64, .block_tokens = 4});
+  std::vector<std::uint64_t> rows(static_cast<std::size_t>(policy.blocks() * policy.block_tokens()));
+  std::atomic<int> wrong = 0;
+  std::atomic<bool> done = false;
+  std::vector<std::thread> threads;
+  for (std::uint64_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] { serve(policy, rows, t + 1, wrong); });
+  }
+  std::thread observer([&] {
+    while (!done) {
+      policy.verify();
+      (void)policy.stats();
+      std::this_thread::yield();
+    }
+  });
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  done = true;
+  observer.join();
+  policy.verify();
+  REQUIRE(wrong == 0);
+  const Stats stats = policy.stats();
+  REQUIRE(stats.sequences == 0);
+  REQUIRE(stats.blocks_referenced == 0);
+  REQUIRE(stats.evictions > 0);
+  REQUIRE(stats.hit_tokens > 0);
+}
+
+TEST_CASE("Several operations of one thread can be kept together", "[prefix][threads]") {
+  Synchronized<PrefixShared<>> policy({.blocks = 8, .block_tokens = 4});
+  const Tokens prompt(9, 7);
+  const Pos cached = policy.exclusively([&](PrefixShared<>& p) {
+    const Opened opened = *p.try_open(prompt);
+    (void)p.try_extend(opened.seq, 9, prompt);
+    p.commit(opened.seq);
+    p.close(opened.seq);
+    return p.match_length(prompt);
+  });
+  REQUIRE(cached == 8);
+  REQUIRE(policy.looking([](const PrefixShared<>& p) { return p.stats().blocks_cached; }) == 2);
+}
