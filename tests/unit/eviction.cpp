@@ -238,6 +238,16 @@ TEST_CASE("S3Fifo: ghosts are forgotten, as many as the main queue may hold are 
   REQUIRE(drive.evict_all() == Ids{0, 1, 2});
 }
 
+TEST_CASE("S3Fifo: a ghost that came back is none any more, and does not become one from the main queue", "[eviction]") {
+  Drive<S3Fifo> drive(10);
+  drive.add({0});
+  drive.evict();
+  drive.add({0});  // in the main queue
+  drive.evict();
+  drive.add({0, 1});
+  REQUIRE(drive.evict_all() == Ids{0, 1});
+}
+
 TEST_CASE("S3Fifo: used blocks of the main queue go round once for each use", "[eviction]") {
   Drive<S3Fifo> drive(10);
   drive.add(range(0, 3));
