@@ -238,7 +238,7 @@ TEST_CASE("S3Fifo: ghosts are forgotten, as many as the main queue may hold are 
   REQUIRE(drive.evict_all() == Ids{0, 1, 2});
 }
 
-TEST_CASE("S3Fifo: a ghost that came back is none any more, and does not become one from the main queue", "[eviction]") {
+TEST_CASE("S3Fifo: a ghost comes back once, and no block of the main queue becomes one", "[eviction]") {
   Drive<S3Fifo> drive(10);
   drive.add({0});
   drive.evict();
