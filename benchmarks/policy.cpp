@@ -404,7 +404,8 @@ void register_all() {
   }
   for (const int threads : {1, 2, 4}) {
     using Function = void (*)(benchmark::State&);
-    const std::pair<const char*, Function> fronts[] = {{"requests/shared_mutex", requests_synchronized<std::shared_mutex>},
+    const std::pair<const char*, Function> fronts[] = {{"requests/adaptive", requests_synchronized<AdaptiveMutex>},
+                                                       {"requests/shared_mutex", requests_synchronized<std::shared_mutex>},
                                                        {"requests/mutex", requests_synchronized<std::mutex>},
                                                        {"requests/sharded:8", requests_sharded}};
     for (const auto& [name, function] : fronts) {

@@ -1,4 +1,5 @@
-// The eviction policies of the library that a trace is replayed through. This list is the one place to add one.
+// The eviction policies of the library that a trace is replayed through: these lists are the one place to add one. And
+// the default without some of its parts, which shows what each is worth.
 #pragma once
 
 #include <array>
@@ -23,6 +24,55 @@ namespace replay {
 using Evictions = std::tuple<kvc::ReuseHazard, kvc::Lru, kvc::Fifo, kvc::Lfu, kvc::S3Fifo, kvc::TinyLfu, kvc::CostAware,
                              kvc::Priority>;
 
+struct WithoutMemory : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-without-memory";
+  explicit WithoutMemory(kvc::Index blocks) : ReuseHazard(blocks, {.remembers_evicted = false}) {}
+};
+struct WithoutSizes : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-without-sizes";
+  explicit WithoutSizes(kvc::Index blocks) : ReuseHazard(blocks, {.sizes = false}) {}
+};
+struct WithoutGoingOn : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-without-going-on";
+  explicit WithoutGoingOn(kvc::Index blocks) : ReuseHazard(blocks, {.going_on = false}) {}
+};
+struct WithoutTails : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-without-tails";
+  explicit WithoutTails(kvc::Index blocks) : ReuseHazard(blocks, {.tails = false}) {}
+};
+struct TailsOnly : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-tails-only";
+  explicit TailsOnly(kvc::Index blocks) : ReuseHazard(blocks, {.sizes = false, .going_on = false}) {}
+};
+struct FullTrust : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-full-trust";
+  explicit FullTrust(kvc::Index blocks) : ReuseHazard(blocks, {.trust = 1, .largest_factor = 100}) {}
+};
+struct HalfTrust : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-half-trust";
+  explicit HalfTrust(kvc::Index blocks) : ReuseHazard(blocks, {.trust = 0.35}) {}
+};
+struct WeakPrior : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-prior-5";
+  explicit WeakPrior(kvc::Index blocks) : ReuseHazard(blocks, {.prior_prompts = 5}) {}
+};
+struct StrongPrior : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-prior-80";
+  explicit StrongPrior(kvc::Index blocks) : ReuseHazard(blocks, {.prior_prompts = 80}) {}
+};
+struct LessSmoothing : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-smoothing-1";
+  explicit LessSmoothing(kvc::Index blocks) : ReuseHazard(blocks, {.smoothing = 1}) {}
+};
+struct MoreSmoothing : kvc::ReuseHazard {
+  static constexpr std::string_view name = "hazard-smoothing-6";
+  explicit MoreSmoothing(kvc::Index blocks) : ReuseHazard(blocks, {.smoothing = 6}) {}
+};
+using Variants = std::tuple<WithoutMemory, WithoutSizes, WithoutGoingOn, WithoutTails, TailsOnly, FullTrust, HalfTrust,
+                            WeakPrior, StrongPrior, LessSmoothing, MoreSmoothing>;
+
+using Replayed = decltype(std::tuple_cat(std::declval<Evictions>(), std::declval<Variants>()));
+
 /// What PrefixShared<> evicts with.
 template <class Policy>
 struct EvictionOf;
@@ -39,9 +89,11 @@ inline constexpr std::string_view eviction_name = Eviction::name == "fifo" ? std
                                                                            : std::string_view(Eviction::name);
 
 inline constexpr auto eviction_names = []<std::size_t... i>(std::index_sequence<i...>) {
-  return std::array{eviction_name<std::tuple_element_t<i, Evictions>>...};
+  return std::array{eviction_name<std::tuple_element_t<i, Replayed>>...};
 }
-(std::make_index_sequence<std::tuple_size_v<Evictions>>{});
+(std::make_index_sequence<std::tuple_size_v<Replayed>>{});
+/// The first of them are policies of the library, the others variants of its default.
+inline constexpr std::size_t policies = std::tuple_size_v<Evictions>;
 
 static_assert(
     []<class... E>(std::tuple<E...>*) {

@@ -12,6 +12,7 @@
 #include "options.hpp"
 #include "output_file.hpp"
 #include "plot.hpp"
+#include "rearrange.hpp"
 #include "report.hpp"
 #include "run.hpp"
 #include "trace.hpp"
@@ -31,7 +32,14 @@ void run(const Options& options) {
     svg.emplace("--plot", options.plot);
   }
 
-  const kvc_bench::Trace trace = kvc_bench::read_trace(options.trace, options.read);
+  kvc_bench::Trace trace = kvc_bench::read_trace(options.trace, options.read);
+  if (options.shuffle) {
+    shuffle(trace, *options.shuffle);
+  }
+  keep_part(trace, options.part.number, options.part.of);
+  if (trace.requests.empty()) {
+    throw std::runtime_error("--part leaves no request of the trace");
+  }
   const Replay replay = replay_all(trace, options.capacities, options.evictions);
   print(std::cout, trace, replay);
   if (!std::cout.flush()) {

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <cstdint>
 #include <functional>
 #include <iostream>
 
@@ -48,10 +49,23 @@ std::vector<Index> parse_capacities(const CLI::results_t& texts) {
   return capacities;
 }
 
+Part parse_part(const std::string& text) {
+  const char* end = text.data() + text.size();
+  Part part;
+  const auto [slash, error] = std::from_chars(text.data(), end, part.number);
+  if (error == std::errc{} && slash != end && *slash == '/') {
+    const auto [stop, error_of] = std::from_chars(slash + 1, end, part.of);
+    if (error_of == std::errc{} && stop == end && 1 <= part.number && part.number <= part.of) {
+      return part;
+    }
+  }
+  reject("--part", text, "K/N with 1 <= K <= N");
+}
+
 std::string all_names() {
   std::string all;
-  for (const std::string_view name : eviction_names) {
-    all.append(name).append(", ");
+  for (std::size_t i = 0; i < policies; ++i) {
+    all.append(eviction_names[i]).append(", ");
   }
   return all;
 }
@@ -61,13 +75,15 @@ std::vector<std::string> parse_evictions(const CLI::results_t& texts) {
   std::vector<std::string_view> wanted = {kvc::Lru::name};
   for (const std::string& part : split(texts)) {
     if (part == "all") {
-      wanted.insert(wanted.end(), eviction_names.begin(), eviction_names.end());
+      wanted.insert(wanted.end(), eviction_names.begin(), eviction_names.begin() + policies);
+    } else if (part == "variants") {
+      wanted.insert(wanted.end(), eviction_names.begin() + policies, eviction_names.end());
     } else if (part == "default") {
       wanted.push_back(eviction_name<DefaultEviction>);
     } else if (const auto name = std::ranges::find(eviction_names, part); name != eviction_names.end()) {
       wanted.push_back(*name);
     } else if (std::ranges::find(bound_names, part) == bound_names.end()) {
-      reject("--eviction", part, "one of " + all_names() + "default, all");
+      reject("--eviction", part, "one of " + all_names() + "default, all, variants");
     }
   }
   std::vector<std::string> names;
@@ -122,12 +138,23 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                    return true;
                  }),
                  "Policies to replay: " + all_names() + "default (" + std::string(eviction_name<DefaultEviction>) +
-                     ") or all [all]")
+                     "), all, or variants: the default\nwithout some of its parts [all]")
       ->type_name("NAME[,NAME...]")
       ->take_all()
       ->allow_extra_args(false);
   app.add_option("--json", options.json, "Write all figures to this file")->type_name("FILE");
   app.add_option("--plot", options.plot, "Draw the hit rates over the capacities")->type_name("FILE.svg");
+  app.add_option("--part", CLI::callback_t([&](const CLI::results_t& texts) {
+                   options.part = parse_part(texts.front());
+                   return true;
+                 }),
+                 "Only the K-th of N equal parts of the trace")
+      ->type_name("K/N");
+  app.add_option("--shuffle", options.shuffle,
+                 "Conversations keep their own times and swap their starts at random; requests that have\n"
+                 "their second block in common are a conversation")
+      ->type_name("SEED")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--skip-bad", options.read.skip_bad,
                "Count malformed lines and go on, instead of stopping at the first");
 

@@ -1,6 +1,9 @@
 // What the command line says.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,11 +15,18 @@ namespace replay {
 using kvc::Index;
 using kvc::Pos;
 
+struct Part {
+  std::size_t number = 1;
+  std::size_t of = 1;
+};
+
 struct Options {
   std::string trace;
   kvc_bench::ReadOptions read;
   std::vector<Index> capacities;       // ascending, each once
   std::vector<std::string> evictions;  // names of library policies, in the order of their list, each once
+  Part part;                           // of the trace
+  std::optional<std::uint64_t> shuffle;
   std::string json;                    // empty: none
   std::string plot;                    // empty: none
 };

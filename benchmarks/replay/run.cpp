@@ -23,11 +23,16 @@ double seconds_of(F&& f) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+/// The same keys in every run, so that policies which choose by them (tiny-lfu) give the same counts again.
+struct RepeatableHash : kvc::ChainHash {
+  RepeatableHash() : ChainHash(1) {}
+};
+
 /// A block id stands for a whole prefix, so for the library it is a token, and a block holds one. The policy does what it
 /// does for real tokens, but for hashing and comparing all that a block has.
 template <class Eviction>
 Result replay(const Trace& trace, Index capacity, Progress& progress) {
-  kvc::PrefixShared<Eviction> policy({.blocks = capacity, .block_tokens = 1});
+  kvc::PrefixShared<Eviction, RepeatableHash> policy({.blocks = capacity, .block_tokens = 1});
   Result result;
   std::vector<kvc::Token> prompt;
   const auto replay_one = [&](const Request& request) {
@@ -65,7 +70,7 @@ Result replay(const Trace& trace, Index capacity, Progress& progress) {
 using ReplayFunction = Result (*)(const Trace&, Index, Progress&);
 constexpr auto replay_functions = []<class... E>(std::tuple<E...>*) {
   return std::array<ReplayFunction, sizeof...(E)>{&replay<E>...};
-}(static_cast<Evictions*>(nullptr));
+}(static_cast<Replayed*>(nullptr));
 
 template <class F>
 Result reference(std::string_view name, Index capacity, F&& count) {

@@ -1,7 +1,6 @@
 // Several threads at one policy.
 #include <atomic>
-#include <map>
-#include <mutex>
+#include <shared_mutex>
 #include <thread>
 #include <vector>
 
@@ -15,7 +14,7 @@ using namespace kvc;
 using Tokens = std::vector<Token>;
 
 static_assert(Policy<Synchronized<PrefixShared<>>>);
-static_assert(Policy<Synchronized<PrefixShared<>, std::mutex>>);
+static_assert(Policy<Synchronized<PrefixShared<>, std::shared_mutex>>);
 
 /// One thread's requests: look, open, extend, commit or give up, fork, close. Rows stand in one integer per slot, written
 /// by the sequence that reserved it and read by those that match it: a race on them is a race of the cache.
@@ -77,7 +76,7 @@ void serve(P& policy, std::vector<std::uint64_t>& rows, std::uint64_t seed, std:
 }  // namespace
 
 TEMPLATE_TEST_CASE("Threads open, match, extend and close at one policy", "[prefix][threads]",
-                   Synchronized<PrefixShared<>>, (Synchronized<PrefixShared<>, std::mutex>)) {
+                   Synchronized<PrefixShared<>>, (Synchronized<PrefixShared<>, std::shared_mutex>)) {
   TestType policy({.blocks = 64, .block_tokens = 4});
   std::vector<std::uint64_t> rows(static_cast<std::size_t>(policy.blocks() * policy.block_tokens()));
   std::atomic<int> wrong = 0;

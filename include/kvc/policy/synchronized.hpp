@@ -1,17 +1,19 @@
 // Synchronized<P>: a policy that several threads may use at once.
 //
-// One lock: operations that only look (match_length, admission, length, stats, ...) go on beside each other, those that
-// change something wait for all others. A policy of its own, so it also serves a cache: threads may then open, extend,
-// commit and close sequences of their own at once. Each sequence still belongs to one thread at a time.
+// One lock around the whole policy. A policy of its own, so it also serves a cache: threads may then open, extend, commit
+// and close sequences of their own at once. Each sequence still belongs to one thread at a time.
 //
-// docs/prefix-sharing.md has what this costs, beside a plain mutex and beside shards with a lock each.
+// Why one lock and not shards with a lock each: requests that share a prefix belong in one shard, and with one system
+// prompt for all that is all of them, in a fraction of the pool. docs/prefix-sharing.md has what each costs.
 #pragma once
 
+#include <atomic>
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -21,7 +23,48 @@
 
 namespace kvc::inline v0 {
 
-template <Policy P, class Mutex = std::shared_mutex>
+/// A mutex for operations of a microsecond: waits on its feet for some, and only then sleeps. Lockable.
+class AdaptiveMutex {
+ public:
+  [[nodiscard]] bool try_lock() noexcept {
+    return state_.load(std::memory_order_relaxed) == free && state_.exchange(held, std::memory_order_acquire) == free;
+  }
+  void lock() noexcept {
+    for (int i = 0; i < spins; ++i) {
+      if (try_lock()) {
+        return;
+      }
+      pause();
+    }
+    while (state_.exchange(awaited, std::memory_order_acquire) != free) {
+      state_.wait(awaited, std::memory_order_relaxed);
+    }
+  }
+  void unlock() noexcept {
+    if (state_.exchange(free, std::memory_order_release) == awaited) {
+      state_.notify_one();
+    }
+  }
+
+ private:
+  static constexpr int free = 0;
+  static constexpr int held = 1;
+  static constexpr int awaited = 2;  // held, and somebody sleeps
+  static constexpr int spins = 2000;
+
+  static void pause() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  std::atomic<int> state_ = free;
+};
+
+/// `Mutex` is any Lockable; with a SharedLockable, operations that only look go on beside each other.
+template <Policy P, class Mutex = AdaptiveMutex>
 class Synchronized {
  public:
   using Config = typename P::Config;
@@ -36,7 +79,7 @@ class Synchronized {
     const std::unique_lock lock(mutex_);
     return std::forward<F>(f)(policy_);
   }
-  /// f(const policy) beside others that only look.
+  /// f(const policy), if the mutex is a shared one beside others that only look.
   template <class F>
   decltype(auto) looking(F&& f) const {
     const Looking lock(mutex_);
@@ -115,8 +158,9 @@ class Synchronized {
   }
 
  private:
-  using Looking = std::conditional_t<requires(Mutex& m) { m.lock_shared(); }, std::shared_lock<Mutex>,
-                                     std::unique_lock<Mutex>>;
+  template <class M>
+  static constexpr bool is_shared = requires(M& m) { m.lock_shared(); };
+  using Looking = std::conditional_t<is_shared<Mutex>, std::shared_lock<Mutex>, std::unique_lock<Mutex>>;
   mutable Mutex mutex_;
   P policy_;
 };

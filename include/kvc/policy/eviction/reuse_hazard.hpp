@@ -42,8 +42,23 @@ class ReuseHazard {
     BlockId tail = no_block;   // its last block, once it is closed
   };
 
-  explicit ReuseHazard(Index blocks)
-      : lists_(blocks, kinds),
+  /// What it is made of, to be taken apart in experiments. The numbers are not fitted to a trace: docs/eviction.md shows
+  /// how little they matter.
+  struct Parts {
+    bool remembers_evicted = true;  ///< prompts are recognised when their blocks are computed again
+    bool sizes = true;              ///< few, some and many added blocks are kinds
+    bool going_on = true;           ///< prompts that go on from another are kinds
+    bool tails = true;              ///< last blocks are a kind
+    double trust = 0.7;             ///< exponent of a factor, 0 to 1: hazards are only nearly proportional
+    double largest_factor = 2;      ///< and its inverse the smallest
+    double prior_prompts = 20;      ///< evidence that a kind is as all others
+    int smoothing = 3;              ///< of the hazard over ages: half octaves to each side
+  };
+
+  explicit ReuseHazard(Index blocks) : ReuseHazard(blocks, Parts{}) {}
+  ReuseHazard(Index blocks, const Parts& parts)
+      : parts_(parts),
+        lists_(blocks, kinds),
         released_(static_cast<std::size_t>(blocks)),
         keys_(static_cast<std::size_t>(blocks)),
         prompts_(std::max(least_prompts, static_cast<std::size_t>(blocks) / blocks_per_prompt)) {
@@ -63,7 +78,7 @@ class ReuseHazard {
   /// A block that had to be computed may still belong to a prompt that is remembered: its blocks were given up too early.
   void store(Visit& visit, const StoredBlock& stored, std::uint64_t now) noexcept {
     keys_[at(stored.block)] = stored.key;
-    if (goes_on_from(visit, stored.key, now) != Met::nothing) {
+    if (parts_.remembers_evicted && goes_on_from(visit, stored.key, now) != Met::nothing) {
       visit.known = std::max(visit.known, stored.depth + 1);
     }
   }
@@ -75,16 +90,17 @@ class ReuseHazard {
     const auto added = static_cast<double>(std::max<Index>(0, static_cast<Index>(held.size()) - visit.known));
     const double size = std::log2(1 + added);
     const double relative = size - mean_size_;
-    visit.kind = static_cast<std::uint8_t>((visit.extends ? 3 : 0) + (relative < -1 ? 0 : relative <= 1 ? 1 : 2));
+    visit.kind = static_cast<std::uint8_t>((parts_.going_on && visit.extends ? 3 : 0) +
+                                           (!parts_.sizes ? 1 : relative < -1 ? 0 : relative <= 1 ? 1 : 2));
     ++closed_;
     mean_size_ += relative / static_cast<double>(std::min<std::uint64_t>(closed_, size_memory));
 
     advance(now);
-    if (held.size() > 1) {
+    if (parts_.tails && held.size() > 1) {
       visit.tail = held.back();
       remember(keys_[at(held[held.size() - 2])], visit.kind, std::max(1.0, added), now);
       remember(keys_[at(held.back())], tail_kind, 1, now);
-    } else {
+    } else {  // one block is no tail of others
       remember(keys_[at(held.back())], visit.kind, std::max(1.0, added), now);
     }
     if (closed_ % prompts_per_lesson == 0) {
@@ -133,16 +149,11 @@ class ReuseHazard {
   static constexpr int tail_kind = 6;
 
  private:
-  // None of these is fitted to a trace: docs/eviction.md shows how little they matter.
   static constexpr std::size_t least_prompts = 256;
   static constexpr std::size_t blocks_per_prompt = 4;     // of the pool, per prompt that is remembered
   static constexpr std::uint64_t prompts_per_lesson = 16;
   static constexpr std::uint64_t memory = 8;              // what was learned counts half after so many times all prompts
   static constexpr std::uint64_t size_memory = 1000;      // prompts in the running mean of sizes
-  static constexpr double prior_prompts = 20;             // evidence that a kind is as all others
-  static constexpr double trust = 0.7;                    // exponent of a factor: hazards are only nearly proportional
-  static constexpr double largest_factor = 2;
-  static constexpr int smoothing = 3;                     // buckets to each side
   static constexpr std::size_t ages = 96;                 // buckets of age, two to the octave
 
   struct Prompt {
@@ -268,7 +279,7 @@ class ReuseHazard {
     std::size_t oldest = 0;
     for (std::size_t k = 0; k < ages; ++k) {
       double used = 0, waited = 0;
-      for (int shift = -smoothing; shift <= smoothing; ++shift) {
+      for (int shift = -parts_.smoothing; shift <= parts_.smoothing; ++shift) {
         const auto j = static_cast<std::ptrdiff_t>(k) + shift;
         if (j >= 0 && j < static_cast<std::ptrdiff_t>(ages)) {
           used += reuses[static_cast<std::size_t>(j)] / (1 + std::abs(shift));
@@ -282,14 +293,15 @@ class ReuseHazard {
       hazard_[k] = hazard_[oldest] * static_cast<double>(first_age(oldest) + 1) / static_cast<double>(first_age(k) + 1);
     }
 
-    const double prior = prior_prompts * (weight_count_ > 0 ? weight_sum_ / weight_count_ : 1.0);
+    const double prior = parts_.prior_prompts * (weight_count_ > 0 ? weight_sum_ / weight_count_ : 1.0);
     for (std::size_t kind = 0; kind < kinds; ++kind) {
       double observed = prior, expected = prior;
       for (std::size_t k = 0; k < ages; ++k) {
         observed += reuses_[kind][k];
         expected += exposure_[kind][k] * hazard_[k];
       }
-      factors_[kind] = std::clamp(std::pow(observed / expected, trust), 1 / largest_factor, largest_factor);
+      factors_[kind] = std::clamp(std::pow(observed / expected, parts_.trust), 1 / parts_.largest_factor,
+                                  parts_.largest_factor);
     }
     make_non_increasing(exposure);
   }
@@ -330,6 +342,7 @@ class ReuseHazard {
     weight_count_ /= 2;
   }
 
+  Parts parts_;
   detail::BlockLists lists_;
   std::vector<std::uint64_t> released_;  // when each block was let go of
   std::vector<std::uint64_t> keys_;
