@@ -32,17 +32,9 @@ struct WithoutSizes : kvc::ReuseHazard {
   static constexpr std::string_view name = "hazard-without-sizes";
   explicit WithoutSizes(kvc::Index blocks) : ReuseHazard(blocks, {.sizes = false}) {}
 };
-struct WithoutGoingOn : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-without-going-on";
-  explicit WithoutGoingOn(kvc::Index blocks) : ReuseHazard(blocks, {.going_on = false}) {}
-};
 struct WithoutTails : kvc::ReuseHazard {
   static constexpr std::string_view name = "hazard-without-tails";
   explicit WithoutTails(kvc::Index blocks) : ReuseHazard(blocks, {.tails = false}) {}
-};
-struct TailsOnly : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-tails-only";
-  explicit TailsOnly(kvc::Index blocks) : ReuseHazard(blocks, {.sizes = false, .going_on = false}) {}
 };
 struct FullTrust : kvc::ReuseHazard {
   static constexpr std::string_view name = "hazard-full-trust";
@@ -68,7 +60,7 @@ struct MoreSmoothing : kvc::ReuseHazard {
   static constexpr std::string_view name = "hazard-smoothing-6";
   explicit MoreSmoothing(kvc::Index blocks) : ReuseHazard(blocks, {.smoothing = 6}) {}
 };
-using Variants = std::tuple<WithoutMemory, WithoutSizes, WithoutGoingOn, WithoutTails, TailsOnly, FullTrust, HalfTrust,
+using Variants = std::tuple<WithoutMemory, WithoutSizes, WithoutTails, FullTrust, HalfTrust,
                             WeakPrior, StrongPrior, LessSmoothing, MoreSmoothing>;
 
 using Replayed = decltype(std::tuple_cat(std::declval<Evictions>(), std::declval<Variants>()));

@@ -145,8 +145,7 @@ class PrefixShared {
   void commit(SeqId seq) {
     Sequence& s = tables_.at(seq);
     detail::require_pending(s.lengths, seq);
-    if (std::min(s.lengths.reserved, s.note.unknown_from) >= tables_.slots(s.note.cached_blocks + 1) ||
-        tables_.has_replaced(s)) [[unlikely]] {
+    if (s.lengths.reserved >= s.note.fills_at || tables_.has_replaced(s)) [[unlikely]] {
       commit_blocks(s);
     } else {
       s.lengths.committed = s.lengths.reserved;
@@ -171,6 +170,7 @@ class PrefixShared {
     s.note = tables_.at(parent).note;
     s.note.unknown_from = s.note.unknown_from < at ? s.note.unknown_from : nowhere;
     s.note.cached_blocks = std::min(s.note.cached_blocks, full_blocks(at));
+    set_fills_at(s);
     s.note.visit = {};
     blocks_.index.share_root(s.note.root);
     blocks_.quota.share(s.note.tenant);
@@ -185,8 +185,8 @@ class PrefixShared {
     Sequence& s = tables_.at(seq);
     blocks_.letting_go = &s.note.visit;
     tables_.truncate(seq, length);
-    forget_unknown_from(s, length);
     s.note.cached_blocks = std::min(s.note.cached_blocks, full_blocks(length));
+    forget_unknown_from(s, length);
   }
 
   /// Its cached blocks stay, for later prompts.
@@ -229,9 +229,10 @@ class PrefixShared {
   /// more; pins hold on to blocks that nobody will find, until `unpin`. O(blocks + sequences).
   void clear() noexcept {
     blocks_.clear();
-    tables_.for_each([](Sequence& s) {
+    tables_.for_each([&](Sequence& s) {
       s.note.unknown_from = s.lengths.reserved > 0 ? 0 : nowhere;
       s.note.cached_blocks = 0;
+      set_fills_at(s);
     });
   }
 
@@ -285,7 +286,7 @@ class PrefixShared {
         ++tenants[static_cast<std::size_t>(s.note.tenant)];
       }
       if ((s.note.unknown_from != nowhere && s.note.unknown_from >= std::max(1, s.lengths.reserved)) ||
-          s.note.cached_blocks > full_blocks(known(s))) {
+          s.note.cached_blocks > full_blocks(known(s)) || s.note.fills_at != fills_at(s)) {
         raise(InvariantError("kvc: a sequence knows more tokens than it has"));
       }
       for (std::size_t i = 0; i < s.note.cached_blocks; ++i) {
@@ -308,6 +309,7 @@ class PrefixShared {
     Parent root = Parent::root(0);
     Pos unknown_from = nowhere;     // first position whose token was not told: nothing from there on is matchable
     std::size_t cached_blocks = 0;  // leading blocks that are in the index
+    Pos fills_at = nowhere;         // length at which the next block is full and can be cached
     int tenant = detail::TenantQuota::none;
     bool is_pin = false;
     Retention retention{};
@@ -369,6 +371,7 @@ class PrefixShared {
     s.note.root = root;
     s.note.tenant = tenant;
     s.note.cached_blocks = full_blocks(cached);
+    set_fills_at(s);
     s.lengths = {cached, cached, false};
     return {seq, cached};
   }
@@ -404,11 +407,19 @@ class PrefixShared {
     return std::min(s.lengths.committed, s.note.unknown_from);
   }
   /// After positions from `length` on were given up.
-  static void forget_unknown_from(Sequence& s, Pos length) noexcept {
+  void forget_unknown_from(Sequence& s, Pos length) const noexcept {
     if (s.note.unknown_from >= length) {
       s.note.unknown_from = nowhere;
     }
+    set_fills_at(s);
   }
+  [[nodiscard]] Pos fills_at(const Sequence& s) const noexcept {
+    // Up to the first unknown position everything that is full is cached already.
+    return s.note.unknown_from == nowhere
+               ? static_cast<Pos>(std::min<Index>(nowhere, tables_.slots(s.note.cached_blocks + 1)))
+               : nowhere;
+  }
+  void set_fills_at(Sequence& s) const noexcept { s.note.fills_at = fills_at(s); }
 
   /// Writes the tokens of reserved positions to where they will be looked up, if all before them are known too.
   void take_tokens(Sequence& s, PosRange range, std::span<const Token> tokens) noexcept {
@@ -417,6 +428,7 @@ class PrefixShared {
     }
     if (tokens.empty()) {
       s.note.unknown_from = range.first;
+      set_fills_at(s);
       return;
     }
     const Index tail = tables_.slots(s.table.size() - 1);  // position of the last block's first slot
@@ -465,6 +477,7 @@ class PrefixShared {
         ++merges_;
       }
     }
+    set_fills_at(s);
   }
 
   Config config_;

@@ -3,9 +3,10 @@
 //
 // Nearly all reuse of a conversation is one event: the next prompt goes on from where this one ended. How likely that is
 // depends on how long ago it was, the same for all up to a factor, and on the kind of prompt, which is the factor
-// (proportional hazards: Cox, J. R. Stat. Soc. B 34, 1972). The kind is known when a sequence is closed: whether it went
-// on from an earlier prompt, and whether it added few, some or many blocks, compared with others. The last block is a
-// kind of its own: it often ends in what the next prompt replaces.
+// (proportional hazards: Cox, J. R. Stat. Soc. B 34, 1972). The kind is known when a sequence is closed: whether it added
+// few, some or many blocks to what was known before, compared with others. A long new text is mostly a task that is done
+// with its answer; a short addition is mostly a turn of a conversation. The last block is a kind of its own: it often ends
+// in what the next prompt replaces.
 //
 // Each kind has a list in the order of letting go. The victim is, of the oldest blocks of the lists, the one with the
 // lowest hazard (factor of the kind) * (hazard at its age). Both are learned, from prompts that are remembered longer
@@ -36,19 +37,17 @@ class ReuseHazard {
   static constexpr std::string_view name = "hazard";
 
   struct Visit {
-    Pos known = 0;             // blocks up to where an earlier prompt ended, or that were found cached
-    bool extends = false;      // goes on from an earlier prompt
-    std::uint8_t kind = 1;     // index of its list, once it is closed
-    BlockId tail = no_block;   // its last block, once it is closed
+    Pos known = 0;            // blocks up to where an earlier prompt ended, or that were found cached
+    std::uint8_t kind = 1;    // index of its list, once it is closed
+    BlockId tail = no_block;  // its last block, once it is closed
   };
 
   /// What it is made of, to be taken apart in experiments. The numbers are not fitted to a trace: docs/eviction.md shows
   /// how little they matter.
   struct Parts {
     bool remembers_evicted = true;  ///< prompts are recognised when their blocks are computed again
-    bool sizes = true;              ///< few, some and many added blocks are kinds
-    bool going_on = true;           ///< prompts that go on from another are kinds
-    bool tails = true;              ///< last blocks are a kind
+    bool sizes = true;              ///< prompts are of one kind otherwise
+    bool tails = true;              ///< last blocks are of the kind of their prompt otherwise
     double trust = 0.7;             ///< exponent of a factor, 0 to 1: hazards are only nearly proportional
     double largest_factor = 2;      ///< and its inverse the smallest
     double prior_prompts = 20;      ///< evidence that a kind is as all others
@@ -69,7 +68,7 @@ class ReuseHazard {
     visit.known = static_cast<Pos>(found.size());
     // The prompt that this one goes on from ended here, or one block further, in what has been replaced.
     for (std::size_t back = 1; back <= 2 && back <= found.size(); ++back) {
-      if (goes_on_from(visit, keys_[at(found[found.size() - back])], now) == Met::whole) {
+      if (goes_on_from(keys_[at(found[found.size() - back])], now) == Met::whole) {
         break;
       }
     }
@@ -78,7 +77,7 @@ class ReuseHazard {
   /// A block that had to be computed may still belong to a prompt that is remembered: its blocks were given up too early.
   void store(Visit& visit, const StoredBlock& stored, std::uint64_t now) noexcept {
     keys_[at(stored.block)] = stored.key;
-    if (parts_.remembers_evicted && goes_on_from(visit, stored.key, now) != Met::nothing) {
+    if (parts_.remembers_evicted && goes_on_from(stored.key, now) != Met::nothing) {
       visit.known = std::max(visit.known, stored.depth + 1);
     }
   }
@@ -90,8 +89,7 @@ class ReuseHazard {
     const auto added = static_cast<double>(std::max<Index>(0, static_cast<Index>(held.size()) - visit.known));
     const double size = std::log2(1 + added);
     const double relative = size - mean_size_;
-    visit.kind = static_cast<std::uint8_t>((parts_.going_on && visit.extends ? 3 : 0) +
-                                           (!parts_.sizes ? 1 : relative < -1 ? 0 : relative <= 1 ? 1 : 2));
+    visit.kind = !parts_.sizes ? 1 : relative < -1 ? 0 : relative <= 1 ? 1 : 2;
     ++closed_;
     mean_size_ += relative / static_cast<double>(std::min<std::uint64_t>(closed_, size_memory));
 
@@ -145,8 +143,8 @@ class ReuseHazard {
   /// What has been learned: the hazard of a kind's blocks beside that of all. 1 is as all others.
   [[nodiscard]] double factor(int kind) const noexcept { return factors_[static_cast<std::size_t>(kind)]; }
 
-  static constexpr int kinds = 7;  ///< new or going on, by few, some or many added blocks; last blocks
-  static constexpr int tail_kind = 6;
+  static constexpr int kinds = 4;  ///< prompts that added few, some or many blocks; last blocks
+  static constexpr int tail_kind = 3;
 
  private:
   static constexpr std::size_t least_prompts = 256;
@@ -195,13 +193,12 @@ class ReuseHazard {
   }
 
   /// Notes that a prompt which ended with this block, if there was one, is gone on from.
-  Met goes_on_from(Visit& visit, std::uint64_t key, std::uint64_t now) noexcept {
+  Met goes_on_from(std::uint64_t key, std::uint64_t now) noexcept {
     const typename Prompts::Number number = prompts_.find(key);
     if (number == Prompts::none) {
       return Met::nothing;
     }
     advance(now);
-    visit.extends = true;
     stop_waiting(number, true);
     return prompts_.value(number).kind == tail_kind ? Met::tail : Met::whole;
   }
