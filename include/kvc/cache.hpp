@@ -17,6 +17,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -267,6 +268,55 @@ class KvCache {
         }
       });
     }
+  }
+
+  // What a policy that shares prefixes offers beside the contract; see policy/prefix_shared.hpp.
+
+  /// How many of the prompt's tokens `try_open` would find in place.
+  [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const
+    requires requires(const P& p) { p.match_length(prompt, options); }
+  {
+    return policy_.match_length(prompt, options);
+  }
+  /// Whether there is room for a prompt and `reserve` more tokens.
+  [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const
+    requires requires(const P& p) { p.admission(prompt, reserve, options); }
+  {
+    return policy_.admission(prompt, reserve, options);
+  }
+  [[nodiscard]] bool can_admit(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const
+    requires requires(const P& p) { p.admission(prompt, reserve, options); }
+  {
+    return policy_.admission(prompt, reserve, options) == Admission::now;
+  }
+  /// Keeps what is cached of a prefix from being evicted until `unpin`; empty if not one full block is.
+  [[nodiscard]] auto try_pin(std::span<const Token> prefix, const Salt& salt = {})
+    requires requires(P& p) { p.try_pin(prefix, salt); }
+  {
+    return policy_.try_pin(prefix, salt);
+  }
+  template <class Pin>
+    requires requires(P& p, Pin pin) { p.unpin(pin); }
+  void unpin(Pin pin) {
+    policy_.unpin(pin);
+  }
+  /// Forgets all that is cached; open sequences keep their rows.
+  void clear() noexcept
+    requires requires(P& p) { p.clear(); }
+  {
+    policy_.clear();
+  }
+  /// Logical time, for the durations of retention.
+  void set_time(std::uint64_t now) noexcept
+    requires requires(P& p) { p.set_time(now); }
+  {
+    policy_.set_time(now);
+  }
+  /// The listener of the policy's events.
+  [[nodiscard]] auto& events() noexcept
+    requires requires(P& p) { p.events(); }
+  {
+    return policy_.events();
   }
 
   [[nodiscard]] Stats stats() const { return policy_.stats(); }

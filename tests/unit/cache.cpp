@@ -10,6 +10,7 @@
 #include "kvc/core/half.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
+#include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 
 namespace {
@@ -313,4 +314,29 @@ TEST_CASE("Distinct sequences may be written, and all read, at the same time", "
     cache.commit(std::move(step));
   }
   cache.verify();
+}
+
+namespace {
+template <class C>
+constexpr bool can_clear = requires(C& cache) { cache.clear(); };
+}
+
+TEST_CASE("A cache passes on what a prefix-sharing policy offers", "[cache][prefix]") {
+  using Cache = KvCache<float, PrefixShared<Lru, ChainHash, EventRing>>;
+  Cache cache({.layers = 1, .kv_heads = 1, .key_dim = 4}, {.blocks = 4, .block_tokens = 2});
+  const std::vector<Token> prompt = {1, 2, 3, 4, 5};
+  const Opened opened = cache.open(prompt);
+  cache.commit(cache.extend(opened.seq, prompt));
+  cache.close(opened.seq);
+  REQUIRE(cache.match_length(prompt) == 4);
+  REQUIRE(cache.can_admit(prompt, 3));
+  REQUIRE(cache.admission(prompt, 4) == Admission::never);
+  const auto pinned = cache.try_pin(prompt);
+  REQUIRE(pinned->tokens == 4);
+  REQUIRE_FALSE(cache.try_extend(cache.open(), 6));  // two of four blocks are pinned
+  cache.unpin(pinned->pin);
+  REQUIRE(cache.events().poll()->tokens == std::vector<Token>{1, 2});
+  cache.clear();
+  REQUIRE(cache.match_length(prompt) == 0);
+  static_assert(can_clear<Cache> && !can_clear<KvCache<float, Paged>>);
 }

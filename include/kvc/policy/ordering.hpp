@@ -23,7 +23,7 @@ template <std::ranges::random_access_range R, class Arrival>
   std::vector<std::size_t> order(static_cast<std::size_t>(std::ranges::size(requests)));
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::ranges::stable_sort(order, std::less<>{}, [&](std::size_t i) {
-    return std::invoke(arrival_of, requests[static_cast<std::ranges::range_difference_t<R>>(i)]);
+    return std::invoke(arrival_of, std::ranges::begin(requests)[static_cast<std::ranges::range_difference_t<R>>(i)]);
   });
   return order;
 }
@@ -40,7 +40,7 @@ template <class P, std::ranges::random_access_range R, class Prompt>
   std::vector<std::pair<Pos, std::size_t>> matched;
   for (std::size_t i = 0; i < static_cast<std::size_t>(std::ranges::size(requests)); ++i) {
     const std::span<const Token> prompt =
-        std::invoke(prompt_of, requests[static_cast<std::ranges::range_difference_t<R>>(i)]);
+        std::invoke(prompt_of, std::ranges::begin(requests)[static_cast<std::ranges::range_difference_t<R>>(i)]);
     matched.emplace_back(policy.match_length(prompt, options), i);
   }
   std::ranges::stable_sort(matched, std::greater<>{}, [](const auto& m) { return m.first; });
