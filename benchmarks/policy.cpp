@@ -385,7 +385,7 @@ void register_all() {
   const auto add = [](const std::string& name, auto function, std::vector<std::int64_t> arguments) {
     benchmark::RegisterBenchmark(name.c_str(), function)->Args(arguments)->UseManualTime()->Unit(benchmark::kMicrosecond);
   };
-  for (const Index blocks : {10'000, 262'144, 1'000'000}) {
+  for (const Index blocks : {10'000, 262'144, 1'000'000, 10'000'000}) {
     add("match/cached:" + std::to_string(blocks) + "/prompt:131072", match<false>, {blocks, 131'072});
   }
   for (const Pos tokens : {1'024, 16'384}) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/space.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc::inline v0 {
@@ -75,7 +76,7 @@ class BlockPool {
  private:
   [[nodiscard]] static constexpr std::size_t at(BlockId block) noexcept { return static_cast<std::size_t>(block); }
 
-  std::vector<std::int32_t> holders_;
+  detail::LargeVector<std::int32_t> holders_;
   std::vector<BlockId> free_;  // a stack; never grows beyond its first capacity
 };
 

@@ -20,6 +20,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/space.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/salt.hpp"
 
@@ -395,9 +396,9 @@ class PrefixIndex {
 
   Hash hash_;
   std::size_t block_tokens_;
-  std::vector<Entry> entries_;
-  std::vector<Token> tokens_;     // [blocks, block_tokens]
-  std::vector<Bucket> buckets_;   // open addressing, at most half full
+  detail::LargeVector<Entry> entries_;
+  detail::LargeVector<Token> tokens_;     // [blocks, block_tokens]
+  detail::LargeVector<Bucket> buckets_;   // open addressing, at most half full
   std::vector<Root> roots_;
   std::vector<std::int32_t> free_roots_;
   std::unordered_map<std::string, std::int32_t> root_of_;

@@ -5,9 +5,9 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "kvc/config.hpp"
+#include "kvc/core/space.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc::inline v0::detail {
@@ -65,7 +65,7 @@ class BlockLists {
     links_[next].older = block;
   }
 
-  std::vector<Link> links_;  // [blocks + lists]
+  LargeVector<Link> links_;  // [blocks + lists]
   std::uint32_t blocks_;
 };
 

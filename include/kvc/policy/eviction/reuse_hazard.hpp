@@ -21,9 +21,9 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <vector>
 
 #include "kvc/config.hpp"
+#include "kvc/core/space.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
@@ -341,8 +341,8 @@ class ReuseHazard {
 
   Parts parts_;
   detail::BlockLists lists_;
-  std::vector<std::uint64_t> released_;  // when each block was let go of
-  std::vector<std::uint64_t> keys_;
+  detail::LargeVector<std::uint64_t> released_;  // when each block was let go of
+  detail::LargeVector<std::uint64_t> keys_;
   Index size_ = 0;
 
   Prompts prompts_;
