@@ -30,6 +30,9 @@
 #include "kvc/policy/synchronized.hpp"
 #include "machine.hpp"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #if __has_include(<xxhash.h>)
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -76,6 +79,16 @@ class Turns {
  private:
   std::vector<std::vector<double>> times_;
 };
+
+/// What the program has allocated, where the C library tells; else 0.
+double allocated_bytes() {
+#ifdef __GLIBC__
+  const struct mallinfo2 info = mallinfo2();
+  return static_cast<double>(info.uordblks) + static_cast<double>(info.hblkhd);
+#else
+  return 0;
+#endif
+}
 
 /// Makes a prompt's blocks cached.
 template <class P>
@@ -231,7 +244,7 @@ void append(benchmark::State& state) {
         policy.clear();  // so that none has to be evicted: that is measured below
       }
       length = 0;
-      tokens = random_tokens(sequences, tokens.front());
+      tokens = random_tokens(sequences, static_cast<std::uint64_t>(tokens.front()));
     }
     const std::size_t kind = length % block_tokens == 0 ? 1 : length % block_tokens == block_tokens - 1 ? 2 : 0;
     state.SetIterationTime(turns.time(kind, [&] {
@@ -253,7 +266,9 @@ template <class E>
 void commit_and_evict(benchmark::State& state) {
   const Index blocks = state.range(0);
   const Pos tokens = 4096;
+  const double before = allocated_bytes();
   PrefixShared<E> policy({.blocks = blocks, .block_tokens = block_tokens});
+  const double bytes = allocated_bytes() - before;
   const std::size_t prompts = static_cast<std::size_t>(2 * blocks * block_tokens / tokens);
   std::vector<Token> prompt = random_tokens(static_cast<std::size_t>(tokens), 1);
   for (std::size_t i = 0; i < prompts; ++i) {
@@ -272,6 +287,7 @@ void commit_and_evict(benchmark::State& state) {
     state.SetIterationTime(seconds);
   }
   const double per_block = 1e9 / (tokens / block_tokens);
+  state.counters["bytes_per_block"] = bytes / static_cast<double>(blocks);
   state.counters["open_ns"] = 1e9 * turns.seconds(0);
   state.counters["evict_ns_per_block"] = per_block * turns.seconds(1);
   state.counters["commit_ns_per_block"] = per_block * turns.seconds(2);

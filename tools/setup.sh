@@ -16,6 +16,7 @@ KVC_TEST_PACKAGES=(
   "catch2=the test framework"
   "pkg-config=the test of a pkg-config user"
   "libbenchmark-dev=the benchmarks"
+  "libxxhash-dev=a bound in the policy benchmark, optional"
   "zlib1g-dev=reads compressed traces, for the benchmark replay"
   "gnuplot-nox=draws the plots of the benchmark replay"
   "libtbb-dev=the oneTBB executor, optional"
