@@ -24,6 +24,8 @@
 #include "kvc/policy/eviction/reuse_hazard.hpp"
 #include "kvc/policy/eviction/s3_fifo.hpp"
 #include "kvc/policy/eviction/tiny_lfu.hpp"
+#include "kvc/policy/ordering.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
+#include "kvc/policy/synchronized.hpp"
 #include "kvc/version.hpp"
