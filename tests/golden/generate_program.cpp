@@ -1,5 +1,4 @@
 // The program examples/generate, run as a user runs it.
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -11,30 +10,12 @@
 
 #include "catch.hpp"
 #include "kvc/core/types.hpp"
+#include "run_program.hpp"
 #include "test_data.hpp"
 
 namespace {
 
-struct Run {
-  int status;
-  std::string output;
-};
-
-/// Runs `generate arguments`; stdout, or both streams with "2>&1" among the arguments.
-Run generate(const std::string& arguments) {
-  if (!std::filesystem::exists(KVC_GENERATE)) {
-    KVC_SKIP("examples/generate was not built at " << KVC_GENERATE);
-  }
-  std::FILE* pipe = popen((std::string(KVC_GENERATE " ") + arguments).c_str(), "r");
-  REQUIRE(pipe != nullptr);
-  Run run{0, {}};
-  char buffer[4096];
-  for (std::size_t n = 0; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) {
-    run.output.append(buffer, n);
-  }
-  run.status = WEXITSTATUS(pclose(pipe));
-  return run;
-}
+kvc_test::Run generate(const std::string& arguments) { return kvc_test::run_program(KVC_GENERATE, arguments); }
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr const char* block_sizes[] = {
@@ -63,34 +44,34 @@ TEST_CASE("generate prints the golden text with every policy, block size, chunk 
         const std::string arguments =
             common + "--policy " + policy + " --block-tokens " + blocks + " " + work + " 2>/dev/null --steps ";
         CAPTURE(arguments);
-        const Run whole = generate(arguments + "256");
+        const kvc_test::Run whole = generate(arguments + "256");
         REQUIRE(whole.status == 0);
         REQUIRE(whole.output == golden);
       }
     }
   }
-  const Run part = generate(common + "--steps 200 2>/dev/null");
+  const kvc_test::Run part = generate(common + "--steps 200 2>/dev/null");
   REQUIRE(part.status == 0);
   REQUIRE(part.output == golden.substr(0, 464));
 }
 
 TEST_CASE("generate names what is wrong with an option or a file", "[generate]") {
   REQUIRE(generate("--help").status == 0);
-  const Run bad_policy = generate("--policy lifo 2>&1");
+  const kvc_test::Run bad_policy = generate("--policy lifo 2>&1");
   REQUIRE(bad_policy.status == 2);
   REQUIRE_THAT(bad_policy.output, kvc_test::contains("--policy") && kvc_test::contains("lifo"));
-  const Run bad_number = generate("--block-tokens 0 2>&1");
+  const kvc_test::Run bad_number = generate("--block-tokens 0 2>&1");
   REQUIRE(bad_number.status == 2);
   REQUIRE_THAT(bad_number.output, kvc_test::contains("--block-tokens"));
-  const Run missing = generate("--model /nowhere.bin --tokenizer /nowhere.tok 2>&1");
+  const kvc_test::Run missing = generate("--model /nowhere.bin --tokenizer /nowhere.tok 2>&1");
   REQUIRE(missing.status != 0);
   REQUIRE_THAT(missing.output, kvc_test::contains("/nowhere."));
   const std::string model = KVC_SOURCE_DIR "/examples/model/shakespeare.bin";
   const std::string tokenizer = KVC_SOURCE_DIR "/examples/model/shakespeare.tok";
-  const Run foreign = generate("--model " + tokenizer + " --tokenizer " + tokenizer + " 2>&1");
+  const kvc_test::Run foreign = generate("--model " + tokenizer + " --tokenizer " + tokenizer + " 2>&1");
   REQUIRE(foreign.status == 1);
   REQUIRE_THAT(foreign.output, kvc_test::contains("shakespeare.tok") && kvc_test::contains("expected"));
-  const Run swapped = generate("--model " + model + " --tokenizer " + model + " 2>&1");
+  const kvc_test::Run swapped = generate("--model " + model + " --tokenizer " + model + " 2>&1");
   REQUIRE(swapped.status == 1);
   REQUIRE_THAT(swapped.output, kvc_test::contains("shakespeare.bin") && kvc_test::contains("expected"));
 }
@@ -98,7 +79,7 @@ TEST_CASE("generate names what is wrong with an option or a file", "[generate]")
 TEST_CASE("generate shows that only prefix-shared skips the prefill of what two prompts share", "[generate]") {
   const std::string json =
       std::filesystem::temp_directory_path() / ("kvc_generate_" + std::to_string(::getpid()) + ".json");
-  const Run run = generate("--steps 170 --quiet --json " + json + " 2>&1");
+  const kvc_test::Run run = generate("--steps 170 --quiet --json " + json + " 2>&1");
   REQUIRE(run.status == 0);
   REQUIRE_THAT(run.output, kvc_test::contains("The night is long"));
   const auto report = nlohmann::json::parse(file_text(json));

@@ -1,6 +1,5 @@
 // The program benchmarks/replay, run as a user runs it: its counts on real traces are those of an independent
 // simulation.
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -15,31 +14,15 @@
 
 #include "catch.hpp"
 #include "kvc/core/types.hpp"
+#include "run_program.hpp"
 #include "test_data.hpp"
 
 namespace {
 
 using kvc::Index;
 
-struct Run {
-  int status;
-  std::string output;
-};
-
-/// Runs `replay arguments`; stdout, or both streams with "2>&1" among the arguments.
-Run replay(const std::string& arguments, const std::string& environment = "") {
-  if (!std::filesystem::exists(KVC_REPLAY)) {
-    KVC_SKIP("benchmarks/replay was not built at " << KVC_REPLAY);
-  }
-  std::FILE* pipe = popen((environment + " " KVC_REPLAY " " + arguments).c_str(), "r");
-  REQUIRE(pipe != nullptr);
-  Run run{0, {}};
-  char buffer[4096];
-  for (std::size_t n = 0; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) {
-    run.output.append(buffer, n);
-  }
-  run.status = WEXITSTATUS(pclose(pipe));
-  return run;
+kvc_test::Run replay(const std::string& arguments, const std::string& environment = "") {
+  return kvc_test::run_program(KVC_REPLAY, arguments, environment);
 }
 
 /// A folder that goes away with the object.
@@ -81,7 +64,7 @@ void check_counts(const std::string& trace, Index blocks, Index unique, const st
   for (const Figures& f : figures) {
     capacities += (capacities.empty() ? "" : ",") + std::to_string(f.capacity);
   }
-  const Run run = replay("--trace '" + path + "' --capacity " + capacities + " --eviction lru --json '" +
+  const kvc_test::Run run = replay("--trace '" + path + "' --capacity " + capacities + " --eviction lru --json '" +
                          folder.file("r.json") + "' 2>&1");
   CAPTURE(run.output);
   REQUIRE(run.status == 0);
@@ -130,6 +113,63 @@ TEST_CASE("replay counts on the mooncake trace what an independent simulation co
                 {50'000, 102'290, 98'096, 105'710}});
 }
 
+namespace {
+/// Hits of the default beside lru's, by capacity, in thousandths of lru's, and of the gap to belady.
+struct Beside {
+  double of_lru, of_gap;
+};
+std::map<Index, Beside> default_beside_lru(const std::string& trace, const std::string& capacities,
+                                           const std::string& options) {
+  const std::string path = kvc_test::data_file(trace);
+  const TempFolder folder;
+  const kvc_test::Run run = replay("--trace '" + path + "' --capacity " + capacities + " --eviction default --json '" +
+                                   folder.file("r.json") + "' " + options + " 2>&1");
+  CAPTURE(run.output);
+  REQUIRE(run.status == 0);
+  const auto report = nlohmann::json::parse(folder.read("r.json"));
+  std::map<Index, Beside> beside;
+  for (const auto& result : report.at("results")) {
+    if (result.at("eviction") == report.at("default")) {
+      beside[result.at("capacity")] = {result.at("hit_blocks").get<double>(), result.at("gap_recovered").get<double>()};
+    }
+  }
+  for (const auto& result : report.at("results")) {
+    if (result.at("eviction") == "lru") {
+      beside.at(result.at("capacity")).of_lru *= 1000 / result.at("hit_blocks").get<double>();
+    }
+  }
+  return beside;
+}
+}  // namespace
+
+TEST_CASE("The default eviction finds more than lru on the mooncake trace, and no less on the weka trace",
+          "[golden][replay]") {
+  auto mooncake = default_beside_lru("mooncake/conversation_trace.jsonl", "1000,5000,10000,20000,30000,50000", "");
+  REQUIRE(mooncake.size() == 6);
+  for (const auto& [capacity, beside] : mooncake) {
+    CAPTURE(capacity);
+    REQUIRE(beside.of_lru >= 999);
+  }
+  REQUIRE(mooncake.at(10'000).of_gap >= 0.08);
+  REQUIRE(mooncake.at(20'000).of_gap >= 0.15);
+  for (const auto& [capacity, beside] :
+       default_beside_lru("weka/weka_merged_test.rle.jsonl", "5000,10000,20000,30000,50000", "")) {
+    CAPTURE(capacity);
+    REQUIRE(beside.of_lru >= 999);
+  }
+}
+
+TEST_CASE("What the default gains holds up on shuffled and split traces", "[golden][replay]") {
+  for (const char* options : {"--shuffle 1", "--shuffle 2", "--part 1/2", "--part 2/2"}) {
+    CAPTURE(options);
+    for (const auto& [capacity, beside] :
+         default_beside_lru("mooncake/conversation_trace.jsonl", "1000,5000,10000,20000", options)) {
+      CAPTURE(capacity);
+      REQUIRE(beside.of_gap >= 0.05);
+    }
+  }
+}
+
 TEST_CASE("replay counts on the weka trace what an independent simulation counts", "[golden][replay]") {
   check_counts("weka/weka_merged_test.rle.jsonl", 1'471'333, 62'740,
                {{10'000, 1'361'223, 1'324'560, 1'393'088},
@@ -139,7 +179,7 @@ TEST_CASE("replay counts on the weka trace what an independent simulation counts
 
 TEST_CASE("replay finds nothing to share in the azure traces", "[golden][replay]") {
   const std::string path = kvc_test::data_file("azure/AzureLLMInferenceTrace_code.csv");
-  const Run run = replay("--trace '" + path + "' --capacity 1000 --json /dev/stdout");
+  const kvc_test::Run run = replay("--trace '" + path + "' --capacity 1000 --json /dev/stdout");
   REQUIRE(run.status == 0);
   REQUIRE_THAT(run.output, kvc_test::contains("nothing can be found"));
   const auto report = nlohmann::json::parse(run.output.substr(run.output.find("\n{")));
@@ -155,7 +195,7 @@ TEST_CASE("replay counts hits by blocks and by tokens, and caches the beginning 
   const TempFolder folder;
   const std::string trace = folder.write("t.jsonl", line_a + "\n" + line_a + "\n" + line_b + "\n");
   const auto lru_at = [&](const char* capacity) {
-    const Run run =
+    const kvc_test::Run run =
         replay("--trace " + trace + " --eviction default --capacity " + capacity + " --json " + folder.file("r.json"));
     REQUIRE(run.status == 0);
     const auto report = nlohmann::json::parse(folder.read("r.json"));
@@ -208,7 +248,7 @@ TEST_CASE("replay names what is wrong with an option or a file, and leaves no ha
   };
   for (const Case& c : cases) {
     CAPTURE(c.arguments);
-    const Run run = replay(c.arguments + " 2>&1");
+    const kvc_test::Run run = replay(c.arguments + " 2>&1");
     REQUIRE(run.status == c.status);
     for (const std::string& word : c.words) {
       REQUIRE_THAT(run.output, kvc_test::contains(word));
@@ -216,7 +256,7 @@ TEST_CASE("replay names what is wrong with an option or a file, and leaves no ha
   }
   REQUIRE(folder.files() == 1);  // the trace
 
-  const Run skipping = replay(good + "2>&1");
+  const kvc_test::Run skipping = replay(good + "2>&1");
   REQUIRE(skipping.status == 0);
   REQUIRE_THAT(skipping.output, kvc_test::contains("1 bad line was skipped") && kvc_test::contains("is missing"));
 }
@@ -226,14 +266,14 @@ TEST_CASE("replay draws its plot with gnuplot, or says that it is not there", "[
   const std::string trace = folder.write("it's.jsonl", line_a + "\n" + line_b + "\n");
   const std::string arguments =
       "--trace \"" + trace + "\" --capacity 2,30,500 --plot \"" + folder.file("it's.svg") + "\" 2>&1";
-  const Run absent = replay(arguments, "PATH=/nowhere");
+  const kvc_test::Run absent = replay(arguments, "PATH=/nowhere");
   REQUIRE(absent.status == 1);
   REQUIRE_THAT(absent.output, kvc_test::contains("--plot") && kvc_test::contains("gnuplot-nox"));
   REQUIRE(folder.files() == 1);
   if (std::system("command -v gnuplot >/dev/null") != 0) {
     KVC_SKIP("gnuplot is not installed (Debian: gnuplot-nox)");
   }
-  const Run run = replay(arguments);
+  const kvc_test::Run run = replay(arguments);
   CAPTURE(run.output);
   REQUIRE(run.status == 0);
   const std::string svg = folder.read("it's.svg");

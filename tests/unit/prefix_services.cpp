@@ -11,34 +11,12 @@
 #include "kvc/policy/prefix_shared.hpp"
 #include "policies.hpp"
 #include "random_source.hpp"
+#include "serve.hpp"
 
 namespace {
 using namespace kvc;
-using Tokens = std::vector<Token>;
+using namespace kvc_test;
 
-Tokens counting(Token first, int count) {
-  Tokens tokens(static_cast<std::size_t>(count));
-  for (Token& token : tokens) {
-    token = first++;
-  }
-  return tokens;
-}
-
-template <class P>
-Opened serve(P& policy, const Tokens& prompt, const OpenOptions& options = {}) {
-  const Opened opened = *policy.try_open(prompt, options);
-  const auto rest = std::span(prompt).subspan(static_cast<std::size_t>(opened.cached));
-  REQUIRE(policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest));
-  policy.commit(opened.seq);
-  return opened;
-}
-template <class P>
-Pos serve_and_close(P& policy, const Tokens& prompt, const OpenOptions& options = {}) {
-  const Opened opened = serve(policy, prompt, options);
-  policy.close(opened.seq);
-  policy.verify();
-  return opened.cached;
-}
 OpenOptions tenant(const std::string& name) { return {.salt = Salt(SaltKind::tenant, name)}; }
 
 using Plain = PrefixShared<Lru, kvc_test::SeededHash>;
