@@ -35,3 +35,28 @@ TEMPLATE_TEST_CASE("Under any eviction policy a cache does what the model does",
   Shadow shadow(make_policy<TestType>(128, 12, 60));
   run(random, shadow, operations_or(50'000));
 }
+
+TEMPLATE_TEST_CASE("In the steady state a prefix cache allocates nothing", "[policy][eviction]", kvc::ReuseHazard,
+                   kvc::Lru, kvc::Fifo, kvc::Lfu, kvc::S3Fifo, kvc::TinyLfu, kvc::CostAware, kvc::Priority) {
+  kvc::PrefixShared<TestType, SeededHash> policy({.blocks = 64, .block_tokens = 4, .tenant_quota = 40});
+  Random random(1);
+  std::vector<Token> prompt(40);
+  bool failed = false;
+  for (int request = 0; request < 2000; ++request) {
+    for (Token& token : prompt) {
+      token = random.one_in(10) ? random.between<Token>(0, 3) : 0;
+    }
+    const FailAllocation armed(request < 200 ? 1'000'000 : 0);  // the first ones make tables grow to their size
+    const kvc::Opened opened = *policy.try_open(prompt);
+    const kvc::SeqId fork = policy.try_fork(opened.seq, policy.length(opened.seq))->seq;
+    policy.close(fork);
+    const auto rest = std::span<const Token>(prompt).subspan(static_cast<std::size_t>(opened.cached));
+    (void)policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest);
+    policy.commit(opened.seq);
+    policy.close(opened.seq);
+    failed = failed || armed.failed();
+  }
+  REQUIRE_FALSE(failed);
+  REQUIRE(policy.stats().evictions > 1000);
+  policy.verify();
+}
