@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -11,12 +10,6 @@
 #include "shadow.hpp"
 
 namespace kvc_test {
-
-/// `usual`, or what the environment asks for: the nightly preset wants more.
-inline int operations_or(int usual) {
-  const char* text = std::getenv("KVC_TEST_OPERATIONS");
-  return text == nullptr || *text == '\0' ? usual : std::stoi(text);
-}
 
 /// Few distinct tokens, so that prompts often share prefixes.
 inline std::vector<Token> random_tokens(Random& random, int most) {

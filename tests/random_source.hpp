@@ -1,5 +1,5 @@
 // Seeded randomness for tests: the seed is fixed unless KVC_TEST_SEED says otherwise ("random" draws one), and every
-// failure prints it.
+// failure prints it. And how many random operations a test makes: KVC_TEST_OPERATIONS.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,12 @@ inline std::uint64_t seed_or(std::uint64_t fixed) {
     return fixed == any_seed ? std::random_device{}() : fixed;
   }
   return std::string(text) == "random" ? std::random_device{}() : std::strtoull(text, nullptr, 10);
+}
+
+/// `usual`, or what the environment asks for: the nightly preset wants more.
+inline int operations_or(int usual) {
+  const char* text = std::getenv("KVC_TEST_OPERATIONS");
+  return text == nullptr || *text == '\0' ? usual : std::stoi(text);
 }
 
 class Random {

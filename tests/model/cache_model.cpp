@@ -148,10 +148,11 @@ TEMPLATE_TEST_CASE("KvCache does what the model does", "[cache][model]", kvc_tes
   kvc_test::Random random(seed);
   using Policy = typename TestType::Policy;
   const auto config = TestType::config(96, 8, 40);
-  run<float, Policy, HeadMajor>(config, random, 50'000);
-  run<float, Policy, TokenMajor>(config, random, 20'000);
-  run<Eigen::half, Policy, HeadMajor>(config, random, 20'000);
-  run<Eigen::bfloat16, Policy, TokenMajor>(config, random, 10'000);
+  const int operations = kvc_test::operations_or(50'000);
+  run<float, Policy, HeadMajor>(config, random, operations);
+  run<float, Policy, TokenMajor>(config, random, operations * 2 / 5);
+  run<Eigen::half, Policy, HeadMajor>(config, random, operations * 2 / 5);
+  run<Eigen::bfloat16, Policy, TokenMajor>(config, random, operations / 5);
 }
 
 TEMPLATE_TEST_CASE("An operation whose n-th allocation fails changes nothing, for every n", "[cache][failure]",

@@ -56,7 +56,7 @@ TEST_CASE("A prompt is admitted if it fits beside the watermark", "[prefix][sche
   // Cached blocks are room for others, but not for a prompt that shares them.
   REQUIRE(policy.can_admit(counting(100, 24)));
   REQUIRE(policy.can_admit(counting(0, 24)));
-  REQUIRE_THROWS_WITH(policy.admission(counting(0, 4), -1), Catch::Matchers::Contains("reserve is -1"));
+  REQUIRE_THROWS_WITH(policy.admission(counting(0, 4), -1), contains("reserve is -1"));
 }
 
 TEST_CASE("What is admitted fits", "[prefix][scheduling][model]") {
@@ -144,7 +144,7 @@ TEST_CASE("Unbalanced pins: each is taken back once, and a prefix stays until th
   const PinId a = policy.try_pin(counting(0, 8))->pin;
   const PinId b = policy.try_pin(counting(0, 8))->pin;
   policy.unpin(a);
-  REQUIRE_THROWS_WITH(policy.unpin(a), Catch::Matchers::Contains("a pin that is there"));
+  REQUIRE_THROWS_WITH(policy.unpin(a), contains("a pin that is there"));
   REQUIRE_THROWS_AS(policy.unpin(PinId{}), std::invalid_argument);
   serve_and_close(policy, counting(100, 8));
   REQUIRE(policy.match_length(counting(0, 8)) == 7);
@@ -318,7 +318,7 @@ TEST_CASE("A ring that is full loses the oldest events, and shows it by a gap", 
   const auto event = policy.events().poll();
   REQUIRE(event->number == 2);
   REQUIRE(event->tokens == Tokens{2});
-  REQUIRE_THROWS_WITH(policy.events().resize(0), Catch::Matchers::Contains("events is 0"));
+  REQUIRE_THROWS_WITH(policy.events().resize(0), contains("events is 0"));
 }
 
 TEST_CASE("A callback hears what happens, in order", "[prefix][events]") {
