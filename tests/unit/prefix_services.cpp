@@ -59,6 +59,20 @@ TEST_CASE("A prompt is admitted if it fits beside the watermark", "[prefix][sche
   REQUIRE_THROWS_WITH(policy.admission(counting(0, 4), -1), contains("reserve is -1"));
 }
 
+TEST_CASE("A prompt that fills the pool is admitted when nothing else is held, whatever is cached",
+          "[prefix][scheduling]") {
+  Plain policy({.blocks = 4, .block_tokens = 4});
+  REQUIRE(policy.can_admit(counting(0, 16)));
+  serve_and_close(policy, counting(0, 16));
+  REQUIRE(policy.can_admit(counting(0, 16)));  // the last block matches partly, and there is no room for a copy
+  serve_and_close(policy, counting(0, 16));
+  const Opened open = serve(policy, counting(0, 12));
+  REQUIRE(policy.admission(counting(0, 16)) == Admission::now);
+  REQUIRE(policy.admission(counting(0, 11), 5) == Admission::later);  // its third block must be copied
+  REQUIRE(policy.admission(counting(50, 8)) == Admission::later);
+  policy.close(open.seq);
+}
+
 TEST_CASE("What is admitted fits", "[prefix][scheduling][model]") {
   const std::uint64_t seed = GENERATE(std::uint64_t{1}, kvc_test::any_seed);
   const std::uint64_t used = kvc_test::seed_or(seed);

@@ -96,13 +96,15 @@ class PrefixShared {
     }
     Index found = 0;
     Index unheld = 0;  // of what is found: not evictable any more once this sequence holds it
+    bool last_is_held = false;
     if (const std::optional<Parent> root = blocks_.index.find_root(options.salt)) {
       const Pos cached = match(*root, all_but_one(prompt), [&](BlockId block) {
         ++found;
-        unheld += blocks_.pool.holders(block) == 0 ? 1 : 0;
+        last_is_held = blocks_.pool.holders(block) > 0;
+        unheld += last_is_held ? 0 : 1;
       });
-      if (cached % config_.block_tokens != 0) {
-        --found;  // the block that matches partly is copied
+      if (cached % config_.block_tokens != 0 && last_is_held) {
+        --found;  // the block that matches partly is copied; one that nobody else holds need not be
       }
     }
     return wanted - found + config_.watermark <= blocks_.available() - unheld ? Admission::now : Admission::later;
@@ -236,8 +238,9 @@ class PrefixShared {
     });
   }
 
-  /// Logical time passes with each operation that takes, fills or lets go of blocks. A caller who wants the durations of `Retention` in a unit of its own sets
-  /// it from a clock that is finer than operations are frequent, such as microseconds; it never goes back.
+  /// Logical time passes with each operation that takes, fills or lets go of blocks. A caller who wants the durations of
+  /// `Retention` in a unit of its own sets it from a clock that is finer than operations are frequent, such as
+  /// microseconds; it never goes back.
   void set_time(std::uint64_t now) noexcept { blocks_.now = std::max(blocks_.now, now); }
   [[nodiscard]] std::uint64_t time() const noexcept { return blocks_.now; }
 
