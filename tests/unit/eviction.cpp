@@ -773,10 +773,11 @@ namespace {
 /// Hits of a workload of two kinds: conversations whose turns add two blocks and come back after `gap` other requests,
 /// and documents of 24 blocks that nobody asks for again.
 template <class E>
-Index hits_of_turns_and_documents(Index capacity, int gap) {
+Index hits_of_turns_and_documents(Index capacity, int gap, int put_off = 0) {
   PrefixShared<E> policy({.blocks = capacity, .block_tokens = 1});
   std::vector<std::vector<Token>> conversations(static_cast<std::size_t>(gap));
   Token fresh = 0;
+  Index hits = 0;
   for (int i = 0; i < 60 * gap; ++i) {
     std::vector<Token>& turn = conversations[static_cast<std::size_t>(i % gap)];
     if (turn.size() > 16) {
@@ -790,7 +791,12 @@ Index hits_of_turns_and_documents(Index capacity, int gap) {
     }
     for (std::vector<Token> prompt : {turn, document}) {
       prompt.push_back(-1);
+      for (int k = 0; k < put_off; ++k) {
+        policy.close(policy.try_open(prompt)->seq);
+      }
+      const Index before = policy.stats().hit_tokens;
       const Opened opened = *policy.try_open(prompt);
+      hits += policy.stats().hit_tokens - before;
       const auto rest = std::span(std::as_const(prompt)).subspan(static_cast<std::size_t>(opened.cached));
       REQUIRE(policy.try_extend(opened.seq, static_cast<Pos>(rest.size()) - 1, rest.first(rest.size() - 1)));
       policy.commit(opened.seq);
@@ -798,7 +804,7 @@ Index hits_of_turns_and_documents(Index capacity, int gap) {
     }
   }
   policy.verify();
-  return policy.stats().hit_tokens;
+  return hits;
 }
 }  // namespace
 
@@ -810,6 +816,8 @@ TEST_CASE("The hazard learns which prompts are gone on from, where lru keeps not
   CAPTURE(lru, hazard);
   REQUIRE(lru == 0);
   REQUIRE(hazard > 5000);  // of 9,600 that there are
+  // Requests that are opened and put off have taught it nothing wrong.
+  REQUIRE(hits_of_turns_and_documents<ReuseHazard>(400, 20, 10) > hazard * 9 / 10);
 }
 
 TEST_CASE("Before it has learned anything the hazard is lru", "[eviction][hazard]") {

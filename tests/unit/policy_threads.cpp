@@ -1,5 +1,6 @@
 // Several threads at one policy.
 #include <atomic>
+#include <mutex>
 #include <shared_mutex>
 #include <thread>
 #include <vector>
@@ -104,6 +105,26 @@ TEMPLATE_TEST_CASE("Threads open, match, extend and close at one policy", "[pref
   REQUIRE(stats.blocks_referenced == 0);
   REQUIRE(stats.evictions > 0);
   REQUIRE(stats.hit_tokens > 0);
+}
+
+TEST_CASE("A mutex that fails to be taken does not forget those who sleep", "[threads]") {
+  AdaptiveMutex mutex;
+  for (int round = 0; round < 200; ++round) {
+    mutex.lock();
+    std::vector<std::thread> waiting;
+    for (int i = 0; i < 3; ++i) {
+      waiting.emplace_back([&] { const std::unique_lock lock(mutex); });
+    }
+    for (int i = 0; i < 100; ++i) {
+      REQUIRE_FALSE(mutex.try_lock());
+    }
+    mutex.unlock();
+    for (std::thread& thread : waiting) {
+      thread.join();
+    }
+    REQUIRE(mutex.try_lock());
+    mutex.unlock();
+  }
 }
 
 TEST_CASE("Several operations of one thread can be kept together", "[prefix][threads]") {

@@ -21,7 +21,7 @@ struct Stats {
   Index sequences = 0;          ///< open
   Index pins = 0;               ///< prefixes that are pinned; their blocks count as referenced
 
-  Index tokens_stored = 0;    ///< slots that hold a committed row of an open sequence, a shared slot once
+  Index tokens_stored = 0;    ///< slots that hold a committed row of an open sequence or a pin, a shared slot once
   Index tokens_reserved = 0;  ///< slots of referenced blocks
 
   Index prompt_tokens = 0;  ///< counter: tokens of all prompts given to open, each time that a request comes again too

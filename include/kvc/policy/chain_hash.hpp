@@ -4,7 +4,7 @@
 // multiplication, so that a processor works on the next blocks of a prompt while it waits for this one. Tokens are
 // multiplied in pairs with secret keys added (NH: Black, Halevi, Krawczyk, Krovetz and Rogaway, "UMAC", CRYPTO 1999),
 // which vector units do for a whole block at once. The keys, new in each process, keep outsiders from aiming for long
-// probe sequences: without them two different blocks collide with probability 2^-32 at most.
+// probe sequences.
 #pragma once
 
 #include <algorithm>

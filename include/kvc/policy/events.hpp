@@ -1,7 +1,8 @@
 // Events: what a prefix cache tells others about its index, so that a router can keep a copy of it.
 //
 // A listener is a type parameter of PrefixShared. With NoEvents, the default, nothing is computed or stored for it.
-// Events are numbered from 0 without gaps: a receiver that misses one knows it, and asks for a fresh start. A block id
+// Events are numbered from 0 without gaps: a receiver that misses one knows it, and begins again with what
+// PrefixShared::for_each_cached tells. A block id
 // names the cached block from its BlockStored to its BlockRemoved; a parent is always stored before, and removed after,
 // its children.
 #pragma once
@@ -96,10 +97,12 @@ class EventRing {
 
   EventRing() : ring_(default_capacity) {}
 
-  /// Keeps `events` events from now on; forgets those that wait. Throws std::invalid_argument if there are none.
+  /// Keeps `events` events from now on; those that wait are lost. One commit stores as many events as it fills blocks.
+  /// Throws std::invalid_argument if there are none.
   void resize(std::size_t events) {
     require(events > 0, "events", events, "at least 1");
     ring_.assign(events, Record{});
+    lost_ += size();
     begin_ = end_ = 0;
   }
 
@@ -108,7 +111,9 @@ class EventRing {
     if (begin_ == end_) {
       return std::nullopt;
     }
-    return ring_[static_cast<std::size_t>(begin_++ % ring_.size())];
+    std::optional<Record> oldest(ring_[static_cast<std::size_t>(begin_ % ring_.size())]);  // may fail: then it waits on
+    ++begin_;
+    return oldest;
   }
   [[nodiscard]] std::size_t size() const noexcept { return static_cast<std::size_t>(end_ - begin_); }
   /// Events that were overwritten before they were polled.

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <ranges>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,12 @@
 #include "kvc/policy/concept.hpp"
 
 namespace kvc::inline v0 {
+
+namespace detail {
+struct NoOptions {
+  OpenOptions operator()(const auto&) const { return {}; }
+};
+}  // namespace detail
 
 /// Earliest first: arrival_of(request) is anything that can be compared. Fair, and blind to what is cached. O(n log n).
 template <std::ranges::random_access_range R, class Arrival>
@@ -31,17 +38,19 @@ template <std::ranges::random_access_range R, class Arrival>
 /// Most cached tokens first: requests that share a prefix follow one another while it is there (Zheng et al., SGLang,
 /// NeurIPS 2024, section 3). Requests without a cached prefix wait as long as there are others, so mind how long. The
 /// policy's answers are of now: taking up one request may change what another finds. O(tokens of all prompts + n log n).
-template <class P, std::ranges::random_access_range R, class Prompt>
+///   prompt_of(request)   something that stays while the request does: a span, or a reference to a vector of tokens
+///   options_of(request)  the OpenOptions that it would be opened with
+template <class P, std::ranges::random_access_range R, class PromptOf, class OptionsOf = detail::NoOptions>
   requires requires(const P policy, std::span<const Token> prompt, const OpenOptions& options) {
     { policy.match_length(prompt, options) } -> std::same_as<Pos>;
-  }
-[[nodiscard]] std::vector<std::size_t> longest_prefix_first(const P& policy, const R& requests, Prompt prompt_of,
-                                                            const OpenOptions& options = {}) {
+  } && std::ranges::borrowed_range<std::invoke_result_t<PromptOf&, std::ranges::range_reference_t<const R>>>
+[[nodiscard]] std::vector<std::size_t> longest_prefix_first(const P& policy, const R& requests, PromptOf prompt_of,
+                                                            OptionsOf options_of = {}) {
   std::vector<std::pair<Pos, std::size_t>> matched;
   for (std::size_t i = 0; i < static_cast<std::size_t>(std::ranges::size(requests)); ++i) {
-    const std::span<const Token> prompt =
-        std::invoke(prompt_of, std::ranges::begin(requests)[static_cast<std::ranges::range_difference_t<R>>(i)]);
-    matched.emplace_back(policy.match_length(prompt, options), i);
+    const auto& request = std::ranges::begin(requests)[static_cast<std::ranges::range_difference_t<R>>(i)];
+    const std::span<const Token> prompt = std::invoke(prompt_of, request);
+    matched.emplace_back(policy.match_length(prompt, std::invoke(options_of, request)), i);
   }
   std::ranges::stable_sort(matched, std::greater<>{}, [](const auto& m) { return m.first; });
   std::vector<std::size_t> order;

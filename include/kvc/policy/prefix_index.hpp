@@ -246,6 +246,29 @@ class PrefixIndex {
     }
   }
 
+  /// f(root, parent, block) for every cached block, parents before their children. O(blocks + roots).
+  template <class F>
+  void for_each(F&& f) const {
+    for (std::size_t r = 0; r < roots_.size(); ++r) {
+      const auto root = Parent::root(static_cast<std::int32_t>(r));
+      BlockId block = roots_[r].first_child;
+      while (block != no_block) {
+        f(root, entries_[at(block)].parent, block);
+        BlockId next_block = entries_[at(block)].first_child;
+        while (next_block == no_block) {  // the next sibling of it, or of the closest ancestor that has one
+          next_block = entries_[at(block)].next_sibling;
+          if (entries_[at(block)].parent.is_root()) {
+            break;
+          }
+          if (next_block == no_block) {
+            block = static_cast<BlockId>(entries_[at(block)].parent.index());
+          }
+        }
+        block = next_block;
+      }
+    }
+  }
+
   /// Removes all blocks. O(blocks + buckets).
   void clear() noexcept {
     for (Entry& entry : entries_) {

@@ -35,9 +35,16 @@
 namespace kvc::inline v0 {
 
 /// Handle of a pin. Like that of a sequence, it is recognised when it is out of date.
-struct PinId {
-  SeqId holder;
+class PinId {
+ public:
+  PinId() = default;
   friend constexpr bool operator==(PinId, PinId) = default;
+
+ private:
+  template <EvictionPolicy, class, EventListener>
+  friend class PrefixShared;
+  explicit PinId(SeqId holder) : holder_(holder) {}
+  SeqId holder_;  // not for its owner: a pin is no sequence
 };
 
 /// A new pin, and how many tokens of its prefix it holds.
@@ -58,7 +65,8 @@ class PrefixShared {
     Index blocks = 0;        ///< blocks in the pool, less than 2^31
     Pos block_tokens = 16;   ///< slots in a block: the grain of sharing
     Index watermark = 0;     ///< blocks that `admission` leaves for the sequences that are open; less than `blocks`
-    Index tenant_quota = 0;  ///< cached blocks that a tenant keeps at most while nobody holds them; 0: no limit
+    /// Cached blocks that a tenant keeps at most while nobody holds them; 0: no limit. All that name no tenant are one.
+    Index tenant_quota = 0;
   };
 
   static constexpr std::string_view name = "prefix-shared";
@@ -174,6 +182,7 @@ class PrefixShared {
     s.note.cached_blocks = std::min(s.note.cached_blocks, full_blocks(at));
     set_fills_at(s);
     s.note.visit = {};
+    s.note.found = at;
     blocks_.index.share_root(s.note.root);
     blocks_.quota.share(s.note.tenant);
     blocks_.eviction.open(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), s.note.retention,
@@ -196,7 +205,10 @@ class PrefixShared {
     Sequence& s = tables_.at(seq);
     require(!s.note.is_pin, "seq", seq, "an open sequence");
     ++blocks_.now;
-    blocks_.eviction.close(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), blocks_.now);
+    // A request that was opened and then put off has not been one.
+    if (s.lengths.committed > s.note.found) {
+      blocks_.eviction.close(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), blocks_.now);
+    }
     let_go(seq);
     --sequences_;
   }
@@ -217,13 +229,14 @@ class PrefixShared {
     hold(s);
     s.note.is_pin = true;
     ++pins_;
-    return PrefixPin{PinId{seq}, tokens};
+    return PrefixPin{PinId(seq), tokens};
   }
   /// Throws std::invalid_argument if the pin is not there, or not any more: a pin cannot be taken back twice.
   void unpin(PinId pin) {
-    require(tables_.contains(pin.holder) && tables_.at(pin.holder).note.is_pin, "pin", pin.holder, "a pin that is there");
+    require(tables_.contains(pin.holder_) && tables_.at(pin.holder_).note.is_pin, "pin", pin.holder_,
+            "a pin that is there");
     ++blocks_.now;
-    let_go(pin.holder);
+    let_go(pin.holder_);
     --pins_;
   }
 
@@ -238,10 +251,22 @@ class PrefixShared {
     });
   }
 
-  /// Logical time passes with each operation that takes, fills or lets go of blocks. A caller who wants the durations of
+  /// f(BlockStored) for every cached block, parents before their children, with the number that the next event will have:
+  /// where a listener begins, or begins again after it has lost events. O(cached blocks).
+  template <class F>
+  void for_each_cached(F&& f) const {
+    blocks_.index.for_each([&](Parent root, Parent parent, BlockId block) {
+      f(BlockStored{blocks_.next_event(), block, parent.is_root() ? no_block : static_cast<BlockId>(parent.index()),
+                    blocks_.index.salt(root), blocks_.index.tokens(block)});
+    });
+  }
+
+  /// Logical time counts operations, but those that change nothing but a last block. A caller who wants the durations of
   /// `Retention` in a unit of its own sets it from a clock that is finer than operations are frequent, such as
-  /// microseconds; it never goes back.
-  void set_time(std::uint64_t now) noexcept { blocks_.now = std::max(blocks_.now, now); }
+  /// microseconds. It never goes back, and ends at 2^63.
+  void set_time(std::uint64_t now) noexcept {
+    blocks_.now = std::max(blocks_.now, std::min(now, std::uint64_t{1} << 63));
+  }
   [[nodiscard]] std::uint64_t time() const noexcept { return blocks_.now; }
 
   [[nodiscard]] bool contains(SeqId seq) const noexcept {
@@ -249,7 +274,8 @@ class PrefixShared {
   }
   [[nodiscard]] Pos length(SeqId seq) const { return tables_.at(seq).lengths.committed; }
   [[nodiscard]] Pos reserved(SeqId seq) const { return tables_.at(seq).lengths.reserved; }
-  /// The blocks of the reserved positions. Valid until the sequence is extended, committed, truncated or closed.
+  /// The blocks of the reserved positions. Valid until the sequence is extended, committed, rolled back, truncated or
+  /// closed.
   [[nodiscard]] std::span<const BlockId> block_table(SeqId seq) const { return tables_.at(seq).table; }
 
   template <class F>
@@ -312,6 +338,7 @@ class PrefixShared {
     Parent root = Parent::root(0);
     Pos unknown_from = nowhere;     // first position whose token was not told: nothing from there on is matchable
     std::size_t cached_blocks = 0;  // leading blocks that are in the index
+    Pos found = 0;                  // tokens that were in place when it was opened
     Pos fills_at = nowhere;         // length at which the next block is full and can be cached
     int tenant = detail::TenantQuota::none;
     bool is_pin = false;
@@ -373,6 +400,7 @@ class PrefixShared {
     const Pos cached = match(root, tokens, [&](BlockId block) { s.table.push_back(block); });
     s.note.root = root;
     s.note.tenant = tenant;
+    s.note.found = cached;
     s.note.cached_blocks = full_blocks(cached);
     set_fills_at(s);
     s.lengths = {cached, cached, false};

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
@@ -27,7 +28,10 @@ namespace kvc::inline v0 {
 class AdaptiveMutex {
  public:
   [[nodiscard]] bool try_lock() noexcept {
-    return state_.load(std::memory_order_relaxed) == free && state_.exchange(held, std::memory_order_acquire) == free;
+    // Not an exchange: it would overwrite `awaited` when it fails, and nobody would wake those who sleep.
+    int expected = free;
+    return state_.load(std::memory_order_relaxed) == free &&
+           state_.compare_exchange_strong(expected, held, std::memory_order_acquire, std::memory_order_relaxed);
   }
   void lock() noexcept {
     for (int i = 0; i < spins; ++i) {
@@ -120,10 +124,15 @@ class Synchronized {
   [[nodiscard]] Pos reserved(SeqId seq) const {
     return looking([&](const P& p) { return p.reserved(seq); });
   }
-  /// f is called with the lock held: it must not call this policy.
+  /// f is called after the lock was let go of: what it does with the rows does not keep others waiting. The runs stay
+  /// good, since the sequence is this thread's.
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
-    looking([&](const P& p) { p.for_each_run(seq, range, f); });
+    std::vector<SlotRun> runs;
+    looking([&](const P& p) { p.for_each_run(seq, range, [&](const SlotRun& run) { runs.push_back(run); }); });
+    for (const SlotRun& run : runs) {
+      f(run);
+    }
   }
   /// A copy: a span would be out of date when the lock is let go.
   [[nodiscard]] std::vector<BlockId> block_table(SeqId seq) const
@@ -139,6 +148,27 @@ class Synchronized {
   }
   void verify() const {
     looking([](const P& p) { p.verify(); });
+  }
+
+  [[nodiscard]] auto try_pin(std::span<const Token> prefix, const Salt& salt = {})
+    requires requires(P& p) { p.try_pin(prefix, salt); }
+  {
+    return exclusively([&](P& p) { return p.try_pin(prefix, salt); });
+  }
+  template <class Pin>
+    requires requires(P& p, Pin pin) { p.unpin(pin); }
+  void unpin(Pin pin) {
+    exclusively([&](P& p) { p.unpin(pin); });
+  }
+  void clear() noexcept
+    requires requires(P& p) { p.clear(); }
+  {
+    exclusively([](P& p) { p.clear(); });
+  }
+  void set_time(std::uint64_t now) noexcept
+    requires requires(P& p) { p.set_time(now); }
+  {
+    exclusively([&](P& p) { p.set_time(now); });
   }
 
   [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const

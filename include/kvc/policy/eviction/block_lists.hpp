@@ -14,16 +14,22 @@ namespace kvc::inline v0::detail {
 
 class BlockLists {
  public:
-  explicit BlockLists(Index blocks, int lists = 1)
-      : links_(static_cast<std::size_t>(blocks)), blocks_(static_cast<std::uint32_t>(blocks)) {
-    links_.reserve(links_.size() + static_cast<std::size_t>(lists));
+  explicit BlockLists(Index blocks, int lists = 1) : blocks_(static_cast<std::uint32_t>(blocks)) {
+    reserve(lists);
+    links_.resize(blocks_);
     for (int i = 0; i < lists; ++i) {
       add_list();
     }
   }
 
-  /// So that add_list does not allocate until there are so many.
-  void reserve(int lists) { links_.reserve(blocks_ + static_cast<std::size_t>(lists)); }
+  /// So that add_list does not allocate until there are so many. O(blocks) when it has to make room, which it then makes
+  /// for twice as many.
+  void reserve(int lists) {
+    const std::size_t links = blocks_ + static_cast<std::size_t>(lists);
+    if (links > links_.capacity()) {
+      links_.reserve(links_.empty() ? links : links + static_cast<std::size_t>(lists));
+    }
+  }
   /// One more list; lists are numbered from 0.
   void add_list() {
     const auto end = static_cast<std::uint32_t>(links_.size());

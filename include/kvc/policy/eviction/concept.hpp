@@ -15,6 +15,9 @@
 //   e.victim(now)                         the block to give up next. Needs size() > 0
 //   e.size()                              blocks that may be given up
 //
+// Not every sequence is closed: one that added nothing, because it was put off, just lets go; so does truncate. And pins
+// let go with a Visit that was never opened. A block may be erased without having been found, when a match ends within it.
+//
 // `now` is logical: it never decreases. Blocks let go of together are told last block first, with the same `now`. A
 // block is let go of no later than its ancestors. A victim may have cached descendants: the end of their line goes in
 // its place, and the policy is told by erase and remove. So descendants always go before ancestors, whatever a policy

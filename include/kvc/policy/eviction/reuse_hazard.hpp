@@ -148,9 +148,9 @@ class ReuseHazard {
 
  private:
   static constexpr std::size_t least_prompts = 256;
-  static constexpr std::size_t blocks_per_prompt = 4;     // of the pool, per prompt that is remembered
+  static constexpr std::size_t blocks_per_prompt = 4;     // of the pool, per record; a prompt mostly has two
   static constexpr std::uint64_t prompts_per_lesson = 16;
-  static constexpr std::uint64_t memory = 8;              // what was learned counts half after so many times all prompts
+  static constexpr std::uint64_t memory = 8;              // what was learned counts half after so many times all records
   static constexpr std::uint64_t size_memory = 1000;      // prompts in the running mean of sizes
   static constexpr std::size_t ages = 96;                 // buckets of age, two to the octave
 
