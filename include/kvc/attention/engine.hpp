@@ -1,8 +1,9 @@
 // The engine below prefill and decode: cuts a call into work items, brings the rows of the cache to RowTile, merges.
 //
-// An item is (sequence, kv head, some rows of q, some keys). If the rows of a sequence fit one RowTile, as in decode,
-// the keys are divided into splits so that one long sequence keeps many threads busy; the states of the splits are
-// merged in a second step. Otherwise each item takes all keys of its rows. Both run the same operations on each row.
+// A prefill item is (sequence, kv head, some rows of q, all their keys). Where the rows of a sequence fit one RowTile, as in
+// decode, the keys are divided as well, so that one long sequence keeps many threads busy: an item is (sequences that share
+// these keys, some kv heads, one split of the keys). The states of the splits are merged in a second step. Both run the same
+// operations on each row.
 #pragma once
 
 #include <algorithm>
@@ -10,70 +11,14 @@
 #include <vector>
 
 #include "kvc/attention/executor.hpp"
+#include "kvc/attention/kv_tile.hpp"
 #include "kvc/attention/options.hpp"
 #include "kvc/attention/row_tile.hpp"
+#include "kvc/attention/sharing.hpp"
 #include "kvc/core/view.hpp"
 
 namespace kvc::inline v0 {
 namespace detail {
-
-/// The keys and values of one tile as rows of floats: in place where they are that already, else decoded once, for all
-/// rows that read them.
-template <class T>
-class KvTile {
- public:
-  [[nodiscard]] static constexpr Index scratch_floats(const AttentionDims& dims) noexcept {
-    return (in_place(dims.key_dim) ? 0 : tile_keys * padded(dims.key_dim)) +
-           (in_place(dims.value_dim) ? 0 : tile_keys * padded(dims.value_dim));
-  }
-
-  KvTile(const AttentionDims& dims, Scratch& scratch)
-      : key_dim_(dims.key_dim),
-        value_dim_(dims.value_dim),
-        k_decoded_(in_place(key_dim_) ? nullptr : scratch.take(tile_keys * padded(key_dim_))),
-        v_decoded_(in_place(value_dim_) ? nullptr : scratch.take(tile_keys * padded(value_dim_))) {}
-
-  /// Positions [first, last) of the tile at `base`.
-  template <class View>
-  void load(const View& kv, Index head, Index base, Index first, Index last) {
-    Index at = first - base;
-    kv.for_each_run(head, PosRange{static_cast<Pos>(first), static_cast<Pos>(last)}, [&](const KvRun<T>& run) {
-      KVC_ASSERT(run.first == base + at && run.first + run.rows <= last);
-      for (Index r = 0; r < run.rows; ++r, ++at) {
-        k_[at] = row(run.k + r * run.k_stride, key_dim_, k_decoded_, at);
-        v_[at] = row(run.v + r * run.v_stride, value_dim_, v_decoded_, at);
-      }
-    });
-    KVC_ASSERT(at == last - base);
-  }
-
-  [[nodiscard]] const float* const* k() const noexcept { return k_; }
-  [[nodiscard]] const float* const* v() const noexcept { return v_; }
-
- private:
-  /// RowTile reads whole vectors; past a row of 16 n floats there is nothing to read.
-  [[nodiscard]] static constexpr bool in_place(Index dim) noexcept {
-    return std::is_same_v<T, float> && dim % simd::lanes == 0;
-  }
-
-  static const float* row(const StorageOf<T>* from, Index dim, float* decoded, Index at) noexcept {
-    if constexpr (std::is_same_v<T, float>) {
-      if (decoded == nullptr) {
-        return from;
-      }
-    }
-    float* to = decoded + at * padded(dim);  // the scratch was zeroed, so the padding is there
-    Element<T>::decode(from, dim, to);
-    return to;
-  }
-
-  Index key_dim_;
-  Index value_dim_;
-  float* k_decoded_;
-  float* v_decoded_;
-  const float* k_[tile_keys];
-  const float* v_[tile_keys];
-};
 
 /// One call: `sequences` views, each with `rows` rows of q one after the other.
 ///
@@ -101,7 +46,7 @@ class AttentionCall {
 
   template <class Ex>
   void run(Ex& executor) {
-    if (tiles_ == 1 && most_splits() > 1) {
+    if (tiles_ == 1) {
       run_split(executor);
     } else {
       executor.parallel_for(sequences_ * dims_.kv_heads * tiles_, [this](Index i) {
@@ -112,98 +57,274 @@ class AttentionCall {
   }
 
  private:
-  /// Keys that any row of the tile may see.
-  [[nodiscard]] KeyRange keys(Index b, Index tile) const {
-    const Pos length = view_(b).length();
-    const Index first = first_position_(b) + tile * queries_;
-    const Index last = std::min(first + queries_, first_position_(b) + rows_) - 1;
-    const KeyRange early = visible_keys(first, length, options_), late = visible_keys(last, length, options_);
-    return {early.first, std::max(early.first, late.last)};
+  using Query = RowTile::Query;
+
+  /// Row i of sequence b.
+  [[nodiscard]] Query query(Index b, Index i) const {
+    return {b * rows_ + i, visible_keys(first_position_(b) + i, view_(b).length(), options_)};
   }
-  [[nodiscard]] static Index splits(KeyRange keys) noexcept {
-    return keys.first >= keys.last ? 0 : ceil_div(keys.last, split_keys) - keys.first / split_keys;
-  }
-  [[nodiscard]] Index most_splits() const {
-    Index most = 0;
-    for (Index b = 0; b < sequences_; ++b) {
-      most = std::max(most, splits(keys(b, 0)));
+  /// Keys that any row of [first, last) of sequence b may see. (Both ends of what a row sees grow with its position.)
+  [[nodiscard]] KeyRange keys(Index b, Index first, Index last) const {
+    if (first >= last) {
+      return {0, 0};
     }
-    return most;
-  }
-  [[nodiscard]] RowTile row_tile(Index b, Index head, Index tile, Scratch& scratch) const {
-    const Index first = tile * queries_;
-    return RowTile(dims_, options_, view_(b).length(), head, b * rows_ + first, std::min(queries_, rows_ - first),
-                   first_position_(b) + first, q_, scratch);
+    const KeyRange early = query(b, first).keys, late = query(b, last - 1).keys;
+    return early.first < late.last ? KeyRange{early.first, late.last} : KeyRange{0, 0};
   }
 
-  /// Carries `states`, which start as the identity, over the keys of one split.
-  void run_keys(const View& kv, Index head, Index split, KeyRange keys, KvTile<T>& tile, RowTile& rows,
-                const RowStates& states) const {
-    const Index first = std::max(keys.first, split * split_keys), last = std::min(keys.last, (split + 1) * split_keys);
-    states.reset(rows.rows(), value_pad_);
-    for (Index base = first - first % tile_keys; base < last; base += tile_keys) {
-      const Index lo = std::max(first, base), hi = std::min(last, base + tile_keys);
-      tile.load(kv, head, base, lo, hi);
-      rows.attend(base, lo - base, hi - base, tile.k(), tile.v(), states);
-    }
-  }
+  // --- prefill -------------------------------------------------------------------------------------------------------
 
-  /// All keys for some rows.
+  /// All keys for the rows of one tile.
   void run_rows(Index b, Index head, Index tile) const {
-    const Index count = queries_ * dims_.group;
-    Scratch scratch(RowTile::scratch_floats(count, padded(dims_.key_dim)) + KvTile<T>::scratch_floats(dims_) +
+    const Index first_row = tile * queries_, queries = std::min(queries_, rows_ - first_row);
+    const Index count = queries * dims_.group;
+    Scratch scratch(RowTile::scratch_floats(dims_, 1, queries) + KvTile<T>::scratch_floats(dims_.key_dim, dims_.value_dim) +
                     2 * RowStates::size(count, value_pad_));
-    RowTile rows = row_tile(b, head, tile, scratch);
-    KvTile<T> kv(dims_, scratch);
+    RowTile rows(dims_, options_, head, 1, queries, [&](Index i) { return query(b, first_row + i); }, q_, scratch);
+    KvTile<T> kv(dims_.key_dim, dims_.value_dim, scratch);
     const RowStates total = RowStates::at(scratch.take(RowStates::size(count, value_pad_)), count, value_pad_);
     const RowStates part = RowStates::at(scratch.take(RowStates::size(count, value_pad_)), count, value_pad_);
-    const KeyRange range = keys(b, tile);
-    const Index first = range.first / split_keys;
-    total.reset(rows.rows(), value_pad_);
-    for (Index split = first; split < first + splits(range); ++split) {
-      run_keys(view_(b), head, split, range, kv, rows, part);
-      total.merge(part, rows.rows(), value_pad_);
+    const KeyRange range = keys(b, first_row, first_row + queries);
+    TileRows<T> located;
+    total.reset(count, value_pad_);
+    for (Index split = range.first / split_keys; split * split_keys < range.last; ++split) {
+      part.reset(count, value_pad_);
+      const Index end = std::min(range.last, (split + 1) * split_keys);
+      Index at = std::max(range.first, split * split_keys);
+      for (Index base = at - at % tile_keys; base < end; base += tile_keys) {
+        located.locate(view_(b), head, base, std::max(at, base) - base, std::min(end, base + tile_keys) - base);
+        Prefetch none;
+        kv.set(located);
+        rows.attend(0, 0, queries, base, kv, part, none);
+      }
+      total.merge(part, count, value_pad_);
     }
-    rows.write(total, out_);
+    rows.write(0, total, out_);
   }
 
-  /// One split for all rows, for every split; then the merges. There is one row tile per sequence.
+  // --- decode --------------------------------------------------------------------------------------------------------
+
+  /// Sequences [first, last) of the shared order, which have the first tile of this split in common, or are one.
+  struct Piece {
+    Index split;
+    Index first;
+    Index last;
+  };
+
+  /// How the states of a call lie: those of all splits of sequence b one after the other.
+  struct Slots {
+    std::vector<Index> before;  // [B + 1] splits of the sequences before b
+    std::vector<Index> first;   // [B] number of the first split of sequence b
+
+    [[nodiscard]] Index count(Index b) const {
+      return before[static_cast<std::size_t>(b) + 1] - before[static_cast<std::size_t>(b)];
+    }
+    [[nodiscard]] bool has(Index b, Index split) const {
+      return split >= first[static_cast<std::size_t>(b)] && split < first[static_cast<std::size_t>(b)] + count(b);
+    }
+    [[nodiscard]] Index at(Index b, Index split) const {
+      return before[static_cast<std::size_t>(b)] + split - first[static_cast<std::size_t>(b)];
+    }
+  };
+
+  [[nodiscard]] Slots slots() const {
+    Slots slots{std::vector<Index>(static_cast<std::size_t>(sequences_) + 1), std::vector<Index>(static_cast<std::size_t>(sequences_))};
+    for (Index b = 0; b < sequences_; ++b) {
+      const auto i = static_cast<std::size_t>(b);
+      const KeyRange range = keys(b, 0, rows_);
+      slots.first[i] = range.first / split_keys;
+      slots.before[i + 1] = slots.before[i] + ceil_div(range.last, split_keys) - slots.first[i];
+    }
+    return slots;
+  }
+
+  /// Cuts all splits of all sequences into pieces of at most `most` sequences.
+  [[nodiscard]] std::vector<Piece> pieces(const Slots& slots, const SharedOrder& order, Index most) const {
+    Index splits = 0;
+    for (Index b = 0; b < sequences_; ++b) {
+      splits = std::max(splits, slots.first[static_cast<std::size_t>(b)] + slots.count(b));
+    }
+    std::vector<Piece> pieces;
+    for (Index split = 0; split < splits; ++split) {
+      const Index tile = split * (split_keys / tile_keys);
+      bool open = false;  // whether the sequence before belongs to the last piece
+      for (Index i = 0; i < sequences_; ++i) {
+        const bool has = slots.has(order.sequence[static_cast<std::size_t>(i)], split);
+        if (has && open && order.shared[static_cast<std::size_t>(i)] > tile && i - pieces.back().first < most) {
+          pieces.back().last = i + 1;
+        } else if (has) {
+          pieces.push_back({split, i, i + 1});
+        }
+        open = has;
+      }
+    }
+    return pieces;
+  }
+
+  /// One step of an item: some of its sequences, which share a tile, and one kv head.
+  struct Step {
+    Index tile;
+    Index first;  // sequences, relative to those of the item
+    Index last;
+    Index head;
+    KeyRange keys;  // within the tile
+  };
+
+  /// Goes through the steps of an item: tiles outside, then the sequences that share each, then the heads, in which order a
+  /// block of the cache lies in memory.
+  class Steps {
+   public:
+    Steps(const AttentionCall& call, const SharedOrder& order, const Piece& piece, Index heads)
+        : call_(call), order_(order), piece_(piece), heads_(heads), step_{piece.split * (split_keys / tile_keys), 0, 0, heads, {0, 0}} {}
+
+    /// False at the end.
+    bool next(Step& step) {
+      if (++step_.head >= heads_) {
+        do {
+          if (!next_group()) {
+            return false;
+          }
+        } while (step_.keys.first >= step_.keys.last);
+        step_.head = 0;
+      }
+      step = step_;
+      return true;
+    }
+
+   private:
+    bool next_group() {
+      const Index count = piece_.last - piece_.first;
+      if (step_.last == count) {
+        step_.last = 0;
+        if (++step_.tile == (piece_.split + 1) * (split_keys / tile_keys)) {
+          return false;
+        }
+      }
+      const Index base = step_.tile * tile_keys;
+      step_.first = step_.last;
+      step_.keys = {tile_keys, 0};
+      do {
+        const KeyRange range = call_.keys(order_.sequence[static_cast<std::size_t>(piece_.first + step_.last)], 0, call_.rows_);
+        step_.keys.first = std::min(step_.keys.first, std::max(range.first - base, Index{0}));
+        step_.keys.last = std::max(step_.keys.last, std::min(range.last - base, tile_keys));
+        ++step_.last;
+      } while (step_.last < count && order_.shared[static_cast<std::size_t>(piece_.first + step_.last)] > step_.tile);
+      return true;
+    }
+
+    const AttentionCall& call_;
+    const SharedOrder& order_;
+    Piece piece_;
+    Index heads_;
+    Step step_;
+  };
+
+  /// One split of the keys for every row that reads them, then the merges.
   template <class Ex>
   void run_split(Ex& executor) const {
-    const Index count = rows_ * dims_.group;
-    const Index state_floats = RowStates::size(count, value_pad_);
-    std::vector<Index> offsets(static_cast<std::size_t>(sequences_) + 1);  // splits before sequence b
-    for (Index b = 0; b < sequences_; ++b) {
-      offsets[static_cast<std::size_t>(b) + 1] = offsets[static_cast<std::size_t>(b)] + splits(keys(b, 0));
-    }
-    const auto offset = [&](Index b) { return offsets[static_cast<std::size_t>(b)]; };
-    const Index items = offset(sequences_) * dims_.kv_heads;
-    std::unique_ptr<float[]> buffer(new float[static_cast<std::size_t>(items * state_floats)]);
-    // The states of (b, head) lie one after the other.
-    const auto states = [&](Index b, Index head, Index split) {
-      const Index at = offset(b) * dims_.kv_heads + head * (offset(b + 1) - offset(b)) + split;
-      return RowStates::at(buffer.get() + at * state_floats, count, value_pad_);
-    };
+    constexpr Index most_rows = 512;  // of an item: their queries and states stay in the second-level cache
+    const Index count = rows_ * dims_.group, query_heads = dims_.query_heads;
+    const Slots slots = this->slots();
+    const SharedOrder order = shared_order(sequences_, view_);
+    const std::vector<Piece> pieces = this->pieces(slots, order, std::max(Index{1}, most_rows / count));
 
-    executor.parallel_for(items, [&](Index i) {
-      const Index b = std::upper_bound(offsets.begin(), offsets.end(), i / dims_.kv_heads) - offsets.begin() - 1;
-      const Index split = i / dims_.kv_heads - offset(b), head = i % dims_.kv_heads;
-      Scratch scratch(RowTile::scratch_floats(count, padded(dims_.key_dim)) + KvTile<T>::scratch_floats(dims_));
-      RowTile rows = row_tile(b, head, 0, scratch);
-      KvTile<T> kv(dims_, scratch);
-      const KeyRange range = keys(b, 0);
-      run_keys(view_(b), head, range.first / split_keys + split, range, kv, rows, states(b, head, split));
+    // As many heads to an item as leaves every thread some items: neighbouring heads are neighbours in memory.
+    const auto piece_count = static_cast<Index>(pieces.size());
+    const Index threads = concurrency(executor);
+    Index heads = dims_.kv_heads;
+    if (threads > 1) {
+      heads = std::clamp(piece_count * dims_.kv_heads / (4 * threads), Index{1}, dims_.kv_heads);
+    }
+    heads = std::clamp(most_rows / count, Index{1}, heads);
+    const Index head_groups = ceil_div(dims_.kv_heads, heads);
+
+    Scratch scratch(slots.before.back() * rows_ * query_heads * (value_pad_ + 2) + 48);
+    StateTable table(scratch, slots.before.back() * rows_ * query_heads, value_pad_);
+
+    executor.parallel_for(piece_count * head_groups, [&](Index i) {
+      const Index first_head = i % head_groups * heads;
+      run_piece(pieces[static_cast<std::size_t>(i / head_groups)], slots, order, first_head,
+                std::min(heads, dims_.kv_heads - first_head), table);
     });
-    executor.parallel_for(sequences_ * dims_.kv_heads, [&](Index i) {
-      const Index b = i / dims_.kv_heads, head = i % dims_.kv_heads;
-      Scratch scratch(RowTile::scratch_floats(count, padded(dims_.key_dim)) + state_floats);
-      const RowStates total = RowStates::at(scratch.take(state_floats), count, value_pad_);
-      total.reset(count, value_pad_);
-      for (Index split = 0; split < offset(b + 1) - offset(b); ++split) {
-        total.merge(states(b, head, split), count, value_pad_);
+    executor.parallel_for(sequences_, [&](Index b) {
+      Scratch merging(padded(value_pad_));
+      AttentionState total{{merging.take(value_pad_), static_cast<std::size_t>(value_pad_)}};
+      for (Index row = 0; row < rows_; ++row) {
+        for (Index head = 0; head < query_heads; ++head) {
+          reset(total);
+          for (Index split = 0; split < slots.count(b); ++split) {
+            merge(total, table.state(((slots.before[static_cast<std::size_t>(b)] + split) * rows_ + row) * query_heads + head));
+          }
+          const AttentionState used{total.o.first(static_cast<std::size_t>(dims_.value_dim)), total.m, total.l};
+          finalize(used, out_.row(b * rows_ + row) + head * dims_.value_dim);
+        }
       }
-      row_tile(b, head, 0, scratch).write(total, out_);
     });
+  }
+
+  /// The states of a call, by split of each sequence, row and query head.
+  class StateTable {
+   public:
+    StateTable(Scratch& scratch, Index count, Index value_pad)
+        : value_pad_(value_pad), o_(scratch.take(count * value_pad)), m_(scratch.take(padded(count))), l_(scratch.take(padded(count))) {}
+    [[nodiscard]] AttentionState state(Index i) const noexcept {
+      return {{o_ + i * value_pad_, static_cast<std::size_t>(value_pad_)}, m_[i], l_[i]};
+    }
+    void set(Index i, const AttentionState& state) const noexcept {
+      std::copy(state.o.begin(), state.o.end(), o_ + i * value_pad_);
+      m_[i] = state.m;
+      l_[i] = state.l;
+    }
+
+   private:
+    Index value_pad_;
+    float* o_;
+    float* m_;
+    float* l_;
+  };
+
+  void run_piece(const Piece& piece, const Slots& slots, const SharedOrder& order, Index first_head, Index heads,
+                 const StateTable& table) const {
+    const Index queries = (piece.last - piece.first) * rows_, count = queries * dims_.group;
+    const auto sequence = [&](Index i) { return order.sequence[static_cast<std::size_t>(piece.first + i)]; };
+    Scratch scratch(RowTile::scratch_floats(dims_, heads, queries) + KvTile<T>::scratch_floats(dims_.key_dim, dims_.value_dim) +
+                    RowStates::size(heads * count, value_pad_));
+    RowTile rows(dims_, options_, first_head, heads, queries, [&](Index i) { return query(sequence(i / rows_), i % rows_); }, q_,
+                 scratch);
+    KvTile<T> kv(dims_.key_dim, dims_.value_dim, scratch);
+    const RowStates states = RowStates::at(scratch.take(RowStates::size(heads * count, value_pad_)), heads * count, value_pad_);
+    states.reset(heads * count, value_pad_);
+
+    // While one tile is computed, the next is on its way from memory.
+    const auto locate = [&](const Step& step, TileRows<T>& to) {
+      to.locate(view_(sequence(step.first)), first_head + step.head, step.tile * tile_keys, step.keys.first, step.keys.last);
+    };
+    Steps steps(*this, order, piece, heads);
+    TileRows<T> located[2];
+    Step now, next;
+    bool more = steps.next(now);
+    if (more) {
+      locate(now, located[0]);
+    }
+    for (int current = 0; more; current = 1 - current, now = next) {
+      more = steps.next(next);
+      Prefetch ahead;
+      if (more) {
+        locate(next, located[1 - current]);
+        ahead = located[1 - current].prefetch();
+      }
+      kv.set(located[current]);
+      rows.attend(now.head, now.first * rows_, now.last * rows_, now.tile * tile_keys, kv, states, ahead);
+    }
+
+    for (Index head = 0; head < heads; ++head) {
+      for (Index r = 0; r < count; ++r) {
+        const Index i = r / dims_.group;
+        const Index slot = (slots.at(sequence(i / rows_), piece.split) * rows_ + i % rows_) * dims_.query_heads +
+                           (first_head + head) * dims_.group + r % dims_.group;
+        table.set(slot, states.state(head * count + r, value_pad_));
+      }
+    }
   }
 
   const AttentionDims& dims_;

@@ -19,11 +19,13 @@ namespace kvc::inline v0 {
 struct OpenMp {
   int threads = 0;
 
+  [[nodiscard]] Index concurrency() const noexcept { return threads > 0 ? threads : omp_get_max_threads(); }
+
   /// An exception of an item is thrown again here once all threads are done; if there are several, one of them.
   template <class F>
   void parallel_for(Index n, F&& f) const {
     require(threads >= 0, "threads", threads, "at least 0");
-    const Index team = std::min<Index>(n, threads == 0 ? omp_get_max_threads() : threads);
+    const Index team = std::min(n, concurrency());
     if (team <= 1) {
       Sequential{}.parallel_for(n, f);
       return;

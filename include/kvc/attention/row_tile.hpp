@@ -1,11 +1,12 @@
-// RowTile: the arithmetic of attention, for a handful of query rows against one tile of keys and values at a time.
+// RowTile: the arithmetic of attention, for some query rows against one tile of keys and values at a time.
 //
 // This is the one place where prefill and decode compute, and what makes their results the same bits. For each row the
 // order of operations is fixed by the absolute positions of the keys alone:
 //
-//   tile    64 positions from a multiple of 64: scores by simd::dot, their largest, exponentials and their sum (simd::sum of
-//           four vectors added in pairs), then o += p[j] * v[j] by madd in ascending j
-//   split   1024 positions from a multiple of 1024: tiles in ascending order into one state that starts as the identity
+//   tile    64 positions from a multiple of 64: scores as one chain of madd over the dims, their largest, exponentials and
+//           their sum (simd::sum of four vectors added in pairs), then p[j] * v[j] added up by madd in ascending j from 0,
+//           and o = madd(o, shrink, sum)
+//   split   512 positions from a multiple of 512: tiles in ascending order into one state that starts as the identity
 //   row     the states of its splits merged in ascending order from the left
 //
 // Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums
@@ -16,46 +17,19 @@
 #include <bit>
 #include <cstdint>
 #include <limits>
-#include <memory>
-#include <new>
 #include <type_traits>
-#include <utility>
 
+#include "kvc/attention/kernels.hpp"
 #include "kvc/attention/options.hpp"
+#include "kvc/attention/scratch.hpp"
 #include "kvc/attention/state.hpp"
-#include "kvc/simd/dot.hpp"
 #include "kvc/simd/exp.hpp"
 
 namespace kvc::inline v0 {
 namespace detail {
 
-inline constexpr Index tile_keys = 64;  // one bit each in a word
-inline constexpr Index split_keys = 1024;
-inline constexpr Index tile_rows = 64;  // rows of q x heads of the group that one item works on, if the group is not larger
-
-/// Rows are kept with a multiple of 16 numbers, filled up with zeros.
-[[nodiscard]] constexpr Index padded(Index dim) noexcept { return ceil_div(dim, Index{simd::lanes}) * simd::lanes; }
-
-/// One aligned allocation, handed out piece by piece.
-class Scratch {
- public:
-  static constexpr std::size_t alignment = 64;
-
-  /// Room for `floats` floats, all zero, in pieces that are multiples of 16.
-  explicit Scratch(Index floats)
-      : data_(static_cast<float*>(::operator new(static_cast<std::size_t>(floats) * sizeof(float), std::align_val_t{alignment}))),
-        next_(data_.get()) {
-    std::fill_n(next_, floats, 0.0F);
-  }
-  [[nodiscard]] float* take(Index floats) noexcept { return std::exchange(next_, next_ + floats); }
-
- private:
-  struct Free {
-    void operator()(float* p) const noexcept { ::operator delete(p, std::align_val_t{alignment}); }
-  };
-  std::unique_ptr<float, Free> data_;
-  float* next_;
-};
+inline constexpr Index split_keys = 512;
+inline constexpr Index tile_rows = 256;  // rows of q x heads of the group that one item of a prefill works on
 
 /// The states of a number of rows, in memory of the caller's.
 struct RowStates {
@@ -93,7 +67,12 @@ struct RowStates {
 inline float soften(float* s, std::uint64_t& visible, float& m, float& l) noexcept {
   using simd::F32x16;
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  for (std::uint64_t hidden = ~visible; hidden != 0; hidden &= hidden - 1) {
+  if (const int before = std::countr_zero(visible), after = std::countl_zero(visible); before + after > 0) {
+    std::fill_n(s, before, -infinity);  // causality and window hide the ends
+    std::fill_n(s + tile_keys - after, after, -infinity);
+  }
+  const std::uint64_t ends = ((visible - 1) & ~visible) | ~(~std::uint64_t{0} >> std::countl_zero(visible));
+  for (std::uint64_t hidden = ~visible & ~ends; hidden != 0; hidden &= hidden - 1) {
     s[std::countr_zero(hidden)] = -infinity;
   }
   F32x16 x[4] = {simd::load(s), simd::load(s + 16), simd::load(s + 32), simd::load(s + 48)};
@@ -114,114 +93,138 @@ inline float soften(float* s, std::uint64_t& visible, float& m, float& l) noexce
   return shrink;
 }
 
-/// o[i][d] += p[i][j] * v[j][d]  for i < R rows, first <= j < last in this order, d < value_pad.
-template <int R>
-KVC_ALWAYS_INLINE void add_values(const float* p, const float* const* v, Index first, Index last, float* o, Index value_pad) {
-  // C vectors of each row at a time: as many running sums as the target has registers for.
-  constexpr int C = R == 1 ? 8 / simd::parts : 4;
-  const auto columns = [&](Index d, auto count) __attribute__((always_inline)) {
-    constexpr int c = decltype(count)::value;
-    simd::F32x16 sum[R][c];
-    simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-      simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) {
-        sum[i][k] = simd::load(o + i * value_pad + d + k * simd::lanes);
-      });
-    });
-    for (Index j = first; j < last; ++j) {
-      simd::F32x16 x[c];
-      simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) { x[k] = simd::load(v[j] + d + k * simd::lanes); });
-      simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-        const simd::F32x16 weight = simd::broadcast(p[i * tile_keys + j]);
-        simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) { sum[i][k] = simd::madd(weight, x[k], sum[i][k]); });
-      });
-    }
-    simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-      simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) {
-        simd::store(o + i * value_pad + d + k * simd::lanes, sum[i][k]);
-      });
-    });
-  };
-  const Index whole = value_pad - value_pad % (C * simd::lanes);
-  for (Index d = 0; d < whole; d += C * simd::lanes) {
-    columns(d, std::integral_constant<int, C>{});
-  }
-  for (Index d = whole; d < value_pad; d += simd::lanes) {
-    columns(d, std::integral_constant<int, 1>{});
-  }
-}
-
-/// The rows of one work item: `queries` consecutive rows of q, each with the query heads of one GQA group. They are
-/// numbered query by query, so that neighbours see nearly the same keys.
+/// Query rows of a work item. There are `heads` kv heads, `queries` rows of q, which may belong to several sequences, and for
+/// each of both the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly the same
+/// keys.
 class RowTile {
  public:
-  [[nodiscard]] static constexpr Index scratch_floats(Index rows, Index key_pad) noexcept {
-    return rows * (key_pad + tile_keys) + 2 * padded(rows) + padded(rows);
+  /// A row of q: its number, the keys that it may see by causality and window.
+  struct Query {
+    Index row;
+    KeyRange keys;
+  };
+
+  [[nodiscard]] static constexpr Index scratch_floats(const AttentionDims& dims, Index heads, Index queries) noexcept {
+    const Index rows = queries * dims.group;
+    return heads * rows * padded(dims.key_dim) + rows * tile_keys + Scratch::floats_for<Query>(queries) +
+           Scratch::floats_for<std::uint64_t>(rows) + padded(rows) + kernel_rows * padded(dims.value_dim);
   }
 
-  RowTile(const AttentionDims& dims, const AttentionOptions& options, Pos length, Index kv_head, Index first_row, Index queries,
-          Index first_position, MatrixRef<const float> q, Scratch& scratch)
+  /// query(i) -> Query for i < queries.
+  template <class F>
+  RowTile(const AttentionDims& dims, const AttentionOptions& options, Index first_head, Index heads, Index queries, F query,
+          MatrixRef<const float> q, Scratch& scratch)
       : dims_(dims),
         options_(options),
-        length_(length),
-        first_head_(kv_head * dims.group),
-        first_row_(first_row),
-        first_position_(first_position),
-        rows_(queries * dims.group),
+        first_head_(first_head),
+        queries_(queries),
         key_pad_(padded(dims.key_dim)),
         value_pad_(padded(dims.value_dim)),
-        q_(scratch.take(rows_ * key_pad_)),
-        p_(scratch.take(rows_ * tile_keys)),
-        visible_(::new(scratch.take(2 * padded(rows_))) std::uint64_t[static_cast<std::size_t>(rows_)]),
-        shrink_(scratch.take(padded(rows_))) {
-    for (Index r = 0; r < rows_; ++r) {
-      const float* from = q.row(query_row(r)) + query_head(r) * dims.key_dim;
-      std::transform(from, from + dims.key_dim, q_ + r * key_pad_, [&](float x) { return x * dims.scale; });
+        q_(scratch.take(heads * queries * dims.group * key_pad_)),
+        p_(scratch.take(queries * dims.group * tile_keys)),
+        sums_(scratch.take(kernel_rows * value_pad_)),
+        query_(scratch.take_as<Query>(queries)),
+        visible_(scratch.take_as<std::uint64_t>(queries * dims.group)),
+        shrink_(scratch.take(padded(queries * dims.group))) {
+    for (Index i = 0; i < queries; ++i) {
+      query_[i] = query(i);
+    }
+    for (Index head = 0; head < heads; ++head) {
+      for (Index r = 0; r < queries * dims.group; ++r) {
+        const float* from = q.row(query_[r / dims.group].row) + query_head(head, r) * dims.key_dim;
+        std::transform(from, from + dims.key_dim, q_ + (head * queries * dims.group + r) * key_pad_,
+                       [&](float x) { return x * dims.scale; });
+      }
     }
   }
 
-  [[nodiscard]] Index rows() const noexcept { return rows_; }
+  [[nodiscard]] Index rows() const noexcept { return queries_ * dims_.group; }  ///< of one kv head
+  [[nodiscard]] const Query& query(Index i) const noexcept { return query_[i]; }
 
-  /// Carries `states` over the keys [lo, hi) of the tile at position `base`.
+  /// Carries `states` of queries [first, last) over the tile of keys at position `base`, of kv head first_head + head.
   ///
-  ///   k, v   [64] rows of padded(key_dim), padded(value_dim) floats; only those of [lo, hi) are read
-  [[gnu::noinline]] void attend(Index base, Index lo, Index hi, const float* const* k, const float* const* v,
-                                const RowStates& states) noexcept {
-    simd::dot_rows(
-        rows_, [&](Index r) { return q_ + r * key_pad_; }, hi - lo, [&](Index j) { return k[lo + j]; }, key_pad_, p_ + lo,
-        tile_keys);
-    for (Index r = 0; r < rows_; ++r) {
-      float* s = p_ + r * tile_keys;
-      visible_[r] = mask_row(r, base, s);
-      shrink_[r] = visible_[r] == 0 ? 1.0F : soften(s, visible_[r], states.m[r], states.l[r]);
+  ///   tile     a KvTile that holds every key of the tile that one of these queries may see
+  ///   states   of all queries and heads, numbered as the rows
+  template <class Tile>
+  void attend(Index head, Index first, Index last, Index base, Tile& tile, const RowStates& states, Prefetch& ahead) noexcept {
+    const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
+    const bool once = end - begin <= kernel_rows;  // keys and values go past one block of rows: they need not be kept
+    const Index step = once ? 2 : tile_groups;
+    for (Index g = tile.first_group(); g < tile.last_group(); g += step) {
+      const Index next = std::min(g + step, tile.last_group());
+      const float* const keys = tile.load_keys(g, next, 0, ahead);
+      scores(offset, begin, end, base, g, next, keys, tile.group_size(), ahead);
     }
-    constexpr int R = simd::parts == 1 ? 4 : 1;
-    for (Index r = 0; r < rows_; r += R) {
-      accumulate<R>(r, std::min<Index>(R, rows_ - r), v, states.o + r * value_pad_);
+    for (Index r = begin; r < end; ++r) {
+      float* const s = p_ + r * tile_keys;
+      visible_[r] = mask_row(head, r, base, tile.key_scales(), s);
+      shrink_[r] = visible_[r] == 0 ? 1.0F : soften(s, visible_[r], states.m[offset + r], states.l[offset + r]);
     }
+    tile.with_values(once, [&](const auto& v) __attribute__((always_inline)) {
+      if (tile.value_scales() != nullptr) {
+        for (Index r = begin; r < end; ++r) {
+          multiply(p_ + r * tile_keys, tile.value_scales());
+        }
+      }
+      values(begin, end, v, states.o + offset * value_pad_, ahead);
+    });
   }
 
   /// The finished rows go to their places.  out [n, query_heads * value_dim]
-  void write(const RowStates& states, MatrixRef<float> out) const noexcept {
-    for (Index r = 0; r < rows_; ++r) {
-      AttentionState state = states.state(r, value_pad_);
+  void write(Index head, const RowStates& states, MatrixRef<float> out) const noexcept {
+    for (Index r = 0; r < rows(); ++r) {
+      AttentionState state = states.state(head * rows() + r, value_pad_);
       state.o = state.o.first(static_cast<std::size_t>(dims_.value_dim));
-      finalize(state, out.row(query_row(r)) + query_head(r) * dims_.value_dim);
+      finalize(state, out.row(query_[r / dims_.group].row) + query_head(head, r) * dims_.value_dim);
     }
   }
 
  private:
-  [[nodiscard]] Index query_row(Index r) const noexcept { return first_row_ + r / dims_.group; }
-  [[nodiscard]] Index query_head(Index r) const noexcept { return first_head_ + r % dims_.group; }
+  [[nodiscard]] Index query_head(Index head, Index r) const noexcept {
+    return (first_head_ + head) * dims_.group + r % dims_.group;
+  }
+  /// The keys of the tile that the query of row r may see by causality and window, relative to the tile.
+  [[nodiscard]] KeyRange seen(Index r, Index base) const noexcept {
+    const KeyRange keys = query_[r / dims_.group].keys;
+    return {std::clamp(keys.first - base, Index{0}, tile_keys), std::clamp(keys.last - base, Index{0}, tile_keys)};
+  }
 
-  /// Soft cap and mask of row r; which keys of the tile it sees, as bits.
-  std::uint64_t mask_row(Index r, Index base, float* s) const noexcept {
-    const KeyRange seen = visible_keys(first_position_ + r / dims_.group, length_, options_);
-    const Index first = std::clamp(seen.first - base, Index{0}, tile_keys);
-    const Index last = std::clamp(seen.last - base, Index{0}, tile_keys);
+  static void multiply(float* s, const float* by) noexcept {
+    for (Index j = 0; j < tile_keys; j += simd::lanes) {
+      simd::store(s + j, simd::load(s + j) * simd::load(by + j));
+    }
+  }
+
+  /// p = the scores of rows [begin, end) in those of groups [first, last) of 16 keys that a row of the block sees.
+  KVC_OUT_OF_LINE void scores(Index offset, Index begin, Index end, Index base, Index first, Index last, const float* keys,
+                              Index group_size, Prefetch& ahead) const noexcept {
+    for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+      constexpr int R = decltype(count)::value;
+      KeyRange range = {tile_keys, 0};
+      for (Index i = r; i < r + R; ++i) {
+        const KeyRange keys_of_row = seen(i, base);
+        if (keys_of_row.first < keys_of_row.last) {
+          range = {std::min(range.first, keys_of_row.first), std::max(range.last, keys_of_row.last)};
+        }
+      }
+      const Index from = std::max(first, range.first / simd::lanes), to = std::min(last, ceil_div(range.last, Index{simd::lanes}));
+      if (from < to) {
+        score_rows<R>(q_ + (offset + r) * key_pad_, key_pad_, keys + (from - first) * group_size, group_size, to - from,
+                      dims_.key_dim, p_ + r * tile_keys + from * simd::lanes, ahead);
+      }
+    });
+  }
+
+  /// Scale, soft cap and mask of row r; which keys of the tile it sees, as bits.
+  std::uint64_t mask_row(Index head, Index r, Index base, const float* key_scales, float* s) const noexcept {
+    const auto [first, last] = seen(r, base);
     if (first >= last) {
       return 0;
     }
     std::uint64_t visible = (~std::uint64_t{0} >> (tile_keys - (last - first))) << first;
+    if (key_scales != nullptr) {
+      multiply(s, key_scales);
+    }
     if (options_.softcap > 0) {
       const simd::F32x16 cap = simd::broadcast(options_.softcap);
       for (Index j = 0; j < tile_keys; j += simd::lanes) {
@@ -230,7 +233,7 @@ class RowTile {
     }
     if (!options_.mask.is_none()) {
       for (Index j = first; j < last; ++j) {
-        const float bias = options_.mask.bias(query_head(r), query_row(r), base + j);
+        const float bias = options_.mask.bias(query_head(head, r), query_[r / dims_.group].row, base + j);
         s[j] += bias;
         if (bias == -std::numeric_limits<float>::infinity()) {
           visible &= ~(std::uint64_t{1} << j);
@@ -240,52 +243,67 @@ class RowTile {
     return visible;
   }
 
-  /// o += p v for `count` <= R rows from r on. Keys are taken in stretches that the same rows see.
-  template <int R>
-  void accumulate(Index r, Index count, const float* const* v, float* o) const noexcept {
-    std::uint64_t any = 0;
-    std::uint64_t all = ~std::uint64_t{0};
-    std::uint64_t changes = 0;  // bit j: some row sees one of j - 1 and j, and not the other
-    for (Index i = 0; i < count; ++i) {
-      const std::uint64_t seen = visible_[r + i];
-      any |= seen;
-      all &= seen;
-      changes |= seen ^ (seen << 1);
-      if (shrink_[r + i] != 1.0F) {
-        const simd::F32x16 shrink = simd::broadcast(shrink_[r + i]);
-        for (Index d = 0; d < value_pad_; d += simd::lanes) {
-          simd::store(o + i * value_pad_ + d, simd::load(o + i * value_pad_ + d) * shrink);
-        }
+  /// o = o * shrink + p v  for rows [begin, end).
+  template <class Values>
+  KVC_OUT_OF_LINE void values(Index begin, Index end, const Values& v, float* o, Prefetch& ahead) const noexcept {
+    for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+      constexpr int R = decltype(count)::value;
+      const int first = std::countr_zero(visible_[r]);
+      int least = tile_keys, most = 0;  // where their stretches of keys end
+      bool simple = true;               // each sees one stretch of keys, and all begin together
+      for (Index i = r; i < r + R; ++i) {
+        const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
+        simple = simple && visible_[i] != 0 && std::countr_zero(visible_[i]) == first &&
+                 std::popcount(visible_[i]) == end_of_row - first;
+        least = std::min(least, end_of_row);
+        most = std::max(most, end_of_row);
       }
-    }
-    while (any != 0) {
-      const int first = std::countr_zero(any);
-      const std::uint64_t later = ~std::uint64_t{1} << first;
-      const int last = std::countr_zero(changes & later);  // 64 if nothing changes any more
-      if (count == R && (all >> first & 1) != 0) {
-        add_values<R>(p_ + r * tile_keys, v, first, last, o, value_pad_);
+      if (simple && least == most) {
+        add_values<R>(p_ + r * tile_keys, v, first, least, nullptr, o + r * value_pad_, shrink_ + r, value_pad_, ahead);
+      } else if (simple) {  // the diagonal: common keys, then the rest of each
+        add_values<R>(p_ + r * tile_keys, v, first, least, nullptr, sums_, nullptr, value_pad_, ahead);
+        for (Index i = r; i < r + R; ++i) {
+          finish_one(i, v, least, tile_keys - std::countl_zero(visible_[i]), sums_ + (i - r) * value_pad_, o + i * value_pad_);
+        }
       } else {
-        for (Index i = 0; i < count; ++i) {
-          if ((visible_[r + i] >> first & 1) != 0) {
-            add_values<1>(p_ + (r + i) * tile_keys, v, first, last, o + i * value_pad_, value_pad_);
-          }
+        for (Index i = r; i < r + R; ++i) {
+          values_of_one(i, v, o + i * value_pad_);
         }
       }
-      any &= last == tile_keys ? 0 : ~std::uint64_t{0} << last;
+    });
+  }
+
+  template <class Values>
+  KVC_OUT_OF_LINE void finish_one(Index r, const Values& v, Index first, Index last, const float* start, float* o) const noexcept {
+    Prefetch none;
+    add_values<1>(p_ + r * tile_keys, v, first, last, start, o, shrink_ + r, value_pad_, none);
+  }
+
+  /// The same for one row, whatever it sees.
+  template <class Values>
+  KVC_OUT_OF_LINE void values_of_one(Index r, const Values& v, float* o) const noexcept {
+    Prefetch none;
+    const float* start = nullptr;
+    for (std::uint64_t left = visible_[r]; left != 0;) {
+      const int first = std::countr_zero(left);
+      const int last = std::countr_one(left >> first) + first;  // of this stretch of keys
+      left &= last == tile_keys ? 0 : ~std::uint64_t{0} << last;
+      add_values<1>(p_ + r * tile_keys, v, first, last, start, left == 0 ? o : sums_, left == 0 ? shrink_ + r : nullptr,
+                    value_pad_, none);
+      start = sums_;
     }
   }
 
   const AttentionDims& dims_;
   const AttentionOptions& options_;
-  Pos length_;
   Index first_head_;
-  Index first_row_;
-  Index first_position_;
-  Index rows_;
+  Index queries_;
   Index key_pad_;
   Index value_pad_;
-  float* q_;                // [rows, key_pad] scaled
+  float* q_;                // [heads, rows, key_pad] scaled
   float* p_;                // [rows, 64] scores, then weights
+  float* sums_;             // [kernel_rows, value_pad]
+  Query* query_;            // [queries]
   std::uint64_t* visible_;  // [rows]
   float* shrink_;           // [rows]
 };

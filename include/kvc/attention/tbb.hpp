@@ -20,6 +20,8 @@ class Tbb {
  public:
   explicit Tbb(int threads = 0) : arena_(slots(threads)) {}
 
+  [[nodiscard]] Index concurrency() const noexcept { return arena_.max_concurrency(); }
+
   /// An exception of an item cancels the items that have not started, and is thrown again here.
   template <class F>
   void parallel_for(Index n, F&& f) {

@@ -50,6 +50,7 @@ inline constexpr int parts = lanes / part_lanes;
 /// What one register holds, and its bits, in which sums may wrap around.
 using Part [[gnu::vector_size(part_lanes * 4)]] = float;
 using PartBits [[gnu::vector_size(part_lanes * 4)]] = std::uint32_t;
+using PartInts [[gnu::vector_size(part_lanes * 4)]] = std::int32_t;
 
 /// The same type, for loads and stores at any address and of any object.
 using LoosePart [[gnu::vector_size(part_lanes * 4), gnu::aligned(4), gnu::may_alias]] = float;
@@ -60,6 +61,11 @@ using WideF32x16 [[gnu::vector_size(64)]] = float;
 
 struct F32x16 {
   Part part[parts];
+};
+
+/// The bits of sixteen floats, or sixteen words of four bytes.
+struct U32x16 {
+  PartBits part[parts];
 };
 
 // --- one register ----------------------------------------------------------------------------------------------------
@@ -166,6 +172,47 @@ KVC_ALWAYS_INLINE F32x16 madd(const F32x16& a, const F32x16& b, const F32x16& c)
 }
 KVC_ALWAYS_INLINE F32x16 max(const F32x16& a, const F32x16& b) noexcept {
   return detail::map([](Part x, Part y) __attribute__((always_inline)) { return larger(x, y); }, a, b);
+}
+
+// --- words ---------------------------------------------------------------------------------------------------------
+
+namespace detail {
+/// f of the parts of words and numbers, as words or as numbers.
+template <class Result, class F, class... V>
+KVC_ALWAYS_INLINE Result map_to(F f, const V&... v) noexcept {
+  Result result;
+  unroll<parts>([&](auto i) __attribute__((always_inline)) { result.part[i] = f(v.part[i]...); });
+  return result;
+}
+}  // namespace detail
+
+/// The same bits as numbers.
+KVC_ALWAYS_INLINE F32x16 as_floats(const U32x16& x) noexcept {
+  return detail::map_to<F32x16>([](PartBits p) __attribute__((always_inline)) { return reinterpret_cast<Part>(p); }, x);
+}
+KVC_ALWAYS_INLINE U32x16 as_words(const F32x16& x) noexcept {
+  return detail::map_to<U32x16>([](Part p) __attribute__((always_inline)) { return reinterpret_cast<PartBits>(p); }, x);
+}
+/// The nearest floats of the words as signed integers.
+KVC_ALWAYS_INLINE F32x16 to_floats(const U32x16& x) noexcept {
+  return detail::map_to<F32x16>([](PartBits p) __attribute__((always_inline)) {
+    return __builtin_convertvector(reinterpret_cast<PartInts>(p), Part);
+  }, x);
+}
+KVC_ALWAYS_INLINE U32x16 operator&(const U32x16& x, std::uint32_t mask) noexcept {
+  return detail::map_to<U32x16>([mask](PartBits p) __attribute__((always_inline)) { return p & mask; }, x);
+}
+KVC_ALWAYS_INLINE U32x16 operator<<(const U32x16& x, int by) noexcept {
+  return detail::map_to<U32x16>([by](PartBits p) __attribute__((always_inline)) { return p << by; }, x);
+}
+KVC_ALWAYS_INLINE U32x16 operator>>(const U32x16& x, int by) noexcept {
+  return detail::map_to<U32x16>([by](PartBits p) __attribute__((always_inline)) { return p >> by; }, x);
+}
+/// Shifted right with copies of the sign bit.
+KVC_ALWAYS_INLINE U32x16 shift_signed(const U32x16& x, int by) noexcept {
+  return detail::map_to<U32x16>([by](PartBits p) __attribute__((always_inline)) {
+    return reinterpret_cast<PartBits>(reinterpret_cast<PartInts>(p) >> by);
+  }, x);
 }
 
 // --- across lanes ----------------------------------------------------------------------------------------------------

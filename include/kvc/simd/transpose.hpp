@@ -1,0 +1,88 @@
+// Columns of sixteen rows: how rows of the cache, each contiguous in memory, become vectors across positions.
+#pragma once
+
+#include <cstddef>
+
+#include "kvc/simd/vec.hpp"
+
+namespace kvc::inline v0 {
+namespace simd {
+
+namespace detail {
+
+/// Words [0, 4) at the 16 pointers: column c of the result has word c of row l in lane l.
+///
+/// Lane by lane of 128 bits this is the transpose of a 4 x 4 matrix. Rows l, l + 4, l + 8 and l + 12 share a vector, so that
+/// only that step needs shuffles, and joining the rows is done by loads.
+KVC_ALWAYS_INLINE void transpose_four(const std::byte* const* rows, std::ptrdiff_t offset, F32x16 (&column)[4]) noexcept {
+  using Loose [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = float;
+  const auto quarter = [&](int row) __attribute__((always_inline)) -> F32x4 {
+    return *reinterpret_cast<const Loose*>(rows[row] + offset);
+  };
+#if defined(__AVX512F__)
+  constexpr __mmask16 all = 0xffff;  // the masked form, because g++ 12 warns about the undefined operand of the other
+  WideF32x16 a[4];
+  unroll<4>([&](auto i) __attribute__((always_inline)) {
+    a[i] = _mm512_maskz_insertf32x4(all, _mm512_zextps128_ps512(quarter(i)), quarter(i + 4), 1);
+    a[i] = _mm512_maskz_insertf32x4(all, a[i], quarter(i + 8), 2);
+    a[i] = _mm512_maskz_insertf32x4(all, a[i], quarter(i + 12), 3);
+  });
+  // In each quarter, of two vectors: words 0 and 1 interleaved, words 2 and 3 interleaved, first pairs, second pairs.
+  const auto low = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
+    return __builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+  };
+  const auto high = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
+    return __builtin_shufflevector(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  };
+  const auto first = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
+    return __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+  };
+  const auto second = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
+    return __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  };
+  column[0].part[0] = first(low(a[0], a[1]), low(a[2], a[3]));
+  column[1].part[0] = second(low(a[0], a[1]), low(a[2], a[3]));
+  column[2].part[0] = first(high(a[0], a[1]), high(a[2], a[3]));
+  column[3].part[0] = second(high(a[0], a[1]), high(a[2], a[3]));
+#else
+  unroll<4>([&](auto lane) __attribute__((always_inline)) {
+    constexpr int first = 4 * decltype(lane)::value;
+    const F32x4 a = quarter(first), b = quarter(first + 1), c = quarter(first + 2), d = quarter(first + 3);
+    const F32x4 low_ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), high_ab = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const F32x4 low_cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), high_cd = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    const F32x4 x[4] = {__builtin_shufflevector(low_ab, low_cd, 0, 1, 4, 5), __builtin_shufflevector(low_ab, low_cd, 2, 3, 6, 7),
+                        __builtin_shufflevector(high_ab, high_cd, 0, 1, 4, 5),
+                        __builtin_shufflevector(high_ab, high_cd, 2, 3, 6, 7)};
+    unroll<4>([&](auto i) __attribute__((always_inline)) {
+      std::memcpy(reinterpret_cast<std::byte*>(&column[i]) + lane * sizeof(F32x4), &x[i], sizeof(F32x4));
+    });
+  });
+#endif
+}
+
+}  // namespace detail
+
+/// f(c, v) for each column c in [first, last), in ascending order: v is a U32x16 with word c of row l in lane l.
+///
+///   rows   16 pointers to rows of at least `last` words of four bytes, at any address
+///
+/// Reads nothing past column `last`. O(16 * (last - first)).
+template <class F>
+KVC_ALWAYS_INLINE void for_each_column(const std::byte* const* rows, Index first, Index last, F f) noexcept {
+  Index c = first;
+  for (; last - c >= 4; c += 4) {
+    F32x16 column[4];
+    detail::transpose_four(rows, c * 4, column);
+    detail::unroll<4>([&](auto i) __attribute__((always_inline)) { f(c + i, as_words(column[i])); });
+  }
+  for (; c < last; ++c) {
+    alignas(64) float column[lanes];
+    for (int l = 0; l < lanes; ++l) {
+      std::memcpy(&column[l], rows[l] + c * 4, sizeof(float));
+    }
+    f(c, as_words(load(column)));
+  }
+}
+
+}  // namespace simd
+}  // namespace kvc::inline v0
