@@ -28,6 +28,9 @@ class ReuseHazard;
 class S3Fifo;
 class TinyLfu;
 class ChainHash;
+struct Int8;
+struct Fp8E4M3;
+struct Int4;
 
 template <class T>
 struct Element;

@@ -10,6 +10,7 @@
 #include "kvc/batch.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/core/half.hpp"
+#include "kvc/core/quantized.hpp"
 #include "kvc/core/view.hpp"
 #include "kvc/model/checkpoint.hpp"
 #include "kvc/model/decoder.hpp"

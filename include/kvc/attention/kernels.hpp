@@ -55,6 +55,7 @@ template <int R, int C>
 KVC_ALWAYS_INLINE void score_block(const float* q, Index q_stride, const float* keys, Index group, Index dim, float* s, Prefetch& ahead) {
   using simd::F32x16;
   F32x16 sum[R][C] = {};
+  Prefetch lines = ahead;  // in registers
   for (Index d = 0; d < dim; ++d) {
     F32x16 k[C];
     simd::detail::unroll<C>([&](auto c) __attribute__((always_inline)) { k[c] = simd::load(keys + c * group + d * simd::lanes); });
@@ -62,8 +63,9 @@ KVC_ALWAYS_INLINE void score_block(const float* q, Index q_stride, const float* 
       const F32x16 x = simd::broadcast(q[i * q_stride + d]);
       simd::detail::unroll<C>([&](auto c) __attribute__((always_inline)) { sum[i][c] = simd::madd(x, k[c], sum[i][c]); });
     });
-    ahead.step();
+    lines.step();
   }
+  ahead = lines;
   simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
     simd::detail::unroll<C>([&](auto c) __attribute__((always_inline)) { simd::store(s + i * tile_keys + c * simd::lanes, sum[i][c]); });
   });
@@ -110,6 +112,7 @@ KVC_ALWAYS_INLINE void add_values(const float* p, const Values& v, Index first, 
         simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) { sum[i][k] = simd::load(start + i * columns + d + k * simd::lanes); });
       });
     }
+    Prefetch lines = ahead;  // in registers
     for (Index j = first; j < last; ++j) {
       F32x16 x[c];
       v.template load<c>(j, d, x);
@@ -117,8 +120,9 @@ KVC_ALWAYS_INLINE void add_values(const float* p, const Values& v, Index first, 
         const F32x16 weight = simd::broadcast(p[i * tile_keys + j]);
         simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) { sum[i][k] = simd::madd(weight, x[k], sum[i][k]); });
       });
-      ahead.step<c / 2 + 1>();
+      lines.step<c / 2 + 1>();
     }
+    ahead = lines;
     simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
       simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) {
         float* const at = to + i * columns + d + k * simd::lanes;

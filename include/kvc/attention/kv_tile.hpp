@@ -214,13 +214,14 @@ class KvTile {
   [[nodiscard]] static constexpr Index group_floats(Index dim) noexcept { return ceil_div(dim, Index{32}) * 32 * simd::lanes; }
 
   /// Sixteen rows.
-  void load_group(Index g, float* to, Prefetch& ahead) noexcept {
+  void load_group(Index g, float* to, Prefetch& prefetch) noexcept {
+    Prefetch ahead = prefetch;  // in registers
+    load_group_with(g, to, ahead);
+    prefetch = ahead;
+  }
+  KVC_ALWAYS_INLINE void load_group_with(Index g, float* to, Prefetch& ahead) noexcept {
     using simd::F32x16, simd::U32x16;
-    const StorageOf<T>* const* const from = rows_->k + g * simd::lanes;
-    const std::byte* rows[simd::lanes];
-    for (int l = 0; l < simd::lanes; ++l) {
-      rows[l] = reinterpret_cast<const std::byte*>(from[l]);
-    }
+    const StorageOf<T>* const* const rows = rows_->k + g * simd::lanes;
     const auto put = [to](Index d, const F32x16& x) __attribute__((always_inline)) { simd::store(to + d * simd::lanes, x); };
 
     if constexpr (std::is_same_v<T, float>) {
@@ -271,12 +272,13 @@ class KvTile {
       return;
     }
     const Index stride = padded(key_dim_);
+    const float* decoded[simd::lanes];
     for (int l = 0; l < simd::lanes; ++l) {
-      decode_row<T>(from[l], key_dim_, decoded_keys_ + l * stride);
-      rows[l] = reinterpret_cast<const std::byte*>(decoded_keys_ + l * stride);
+      decoded[l] = decoded_keys_ + l * stride;
+      decode_row<T>(rows[l], key_dim_, decoded_keys_ + l * stride);
       ahead.step<2>();
     }
-    simd::for_each_column(rows, 0, key_dim_, [&](Index d, const U32x16& x) __attribute__((always_inline)) {
+    simd::for_each_column(decoded, 0, key_dim_, [&](Index d, const U32x16& x) __attribute__((always_inline)) {
       put(d, as_floats(x));
       ahead.step();
     });

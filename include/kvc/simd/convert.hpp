@@ -43,6 +43,9 @@ KVC_ALWAYS_INLINE F32x16 load_f16(const void* p) noexcept {
 
 /// Sixteen unsigned words of 16 bits at any address.
 KVC_ALWAYS_INLINE U32x16 load_u16(const void* p) noexcept {
+#if defined(__AVX512F__)
+  return {{reinterpret_cast<PartBits>(_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(p))))}};
+#else
   using Narrow [[gnu::vector_size(part_lanes * 2)]] = std::uint16_t;
   U32x16 v;
   detail::unroll<parts>([&](auto i) __attribute__((always_inline)) {
@@ -51,10 +54,14 @@ KVC_ALWAYS_INLINE U32x16 load_u16(const void* p) noexcept {
     v.part[i] = __builtin_convertvector(narrow, PartBits);
   });
   return v;
+#endif
 }
 
 /// Sixteen bytes at any address, as unsigned or as signed numbers.
 KVC_ALWAYS_INLINE U32x16 load_u8(const void* p) noexcept {
+#if defined(__AVX512F__)
+  return {{reinterpret_cast<PartBits>(_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(p))))}};
+#else
   using Narrow [[gnu::vector_size(part_lanes)]] = std::uint8_t;
   U32x16 v;
   detail::unroll<parts>([&](auto i) __attribute__((always_inline)) {
@@ -63,8 +70,12 @@ KVC_ALWAYS_INLINE U32x16 load_u8(const void* p) noexcept {
     v.part[i] = __builtin_convertvector(narrow, PartBits);
   });
   return v;
+#endif
 }
 KVC_ALWAYS_INLINE U32x16 load_i8(const void* p) noexcept {
+#if defined(__AVX512F__)
+  return {{reinterpret_cast<PartBits>(_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(p))))}};
+#else
   using Narrow [[gnu::vector_size(part_lanes)]] = std::int8_t;
   U32x16 v;
   detail::unroll<parts>([&](auto i) __attribute__((always_inline)) {
@@ -73,6 +84,7 @@ KVC_ALWAYS_INLINE U32x16 load_i8(const void* p) noexcept {
     v.part[i] = reinterpret_cast<PartBits>(__builtin_convertvector(narrow, PartInts));
   });
   return v;
+#endif
 }
 
 /// Sixteen bfloat16 numbers at any address as floats.

@@ -14,10 +14,12 @@ namespace detail {
 ///
 /// Lane by lane of 128 bits this is the transpose of a 4 x 4 matrix. Rows l, l + 4, l + 8 and l + 12 share a vector, so that
 /// only that step needs shuffles, and joining the rows is done by loads.
-KVC_ALWAYS_INLINE void transpose_four(const std::byte* const* rows, std::ptrdiff_t offset, F32x16 (&column)[4]) noexcept {
+template <class Row>
+KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t offset, F32x16 (&column)[4]) noexcept {
+  asm("" : "+r"(rows));  // sixteen pointers are better read again than kept in registers, which they do not fit
   using Loose [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = float;
   const auto quarter = [&](int row) __attribute__((always_inline)) -> F32x4 {
-    return *reinterpret_cast<const Loose*>(rows[row] + offset);
+    return *reinterpret_cast<const Loose*>(reinterpret_cast<const std::byte*>(rows[row]) + offset);
   };
 #if defined(__AVX512F__)
   constexpr __mmask16 all = 0xffff;  // the masked form, because g++ 12 warns about the undefined operand of the other
@@ -67,8 +69,8 @@ KVC_ALWAYS_INLINE void transpose_four(const std::byte* const* rows, std::ptrdiff
 ///   rows   16 pointers to rows of at least `last` words of four bytes, at any address
 ///
 /// Reads nothing past column `last`. O(16 * (last - first)).
-template <class F>
-KVC_ALWAYS_INLINE void for_each_column(const std::byte* const* rows, Index first, Index last, F f) noexcept {
+template <class Row, class F>
+KVC_ALWAYS_INLINE void for_each_column(const Row* const* rows, Index first, Index last, F f) noexcept {
   Index c = first;
   for (; last - c >= 4; c += 4) {
     F32x16 column[4];
@@ -78,7 +80,7 @@ KVC_ALWAYS_INLINE void for_each_column(const std::byte* const* rows, Index first
   for (; c < last; ++c) {
     alignas(64) float column[lanes];
     for (int l = 0; l < lanes; ++l) {
-      std::memcpy(&column[l], rows[l] + c * 4, sizeof(float));
+      std::memcpy(&column[l], reinterpret_cast<const std::byte*>(rows[l]) + c * 4, sizeof(float));
     }
     f(c, as_words(load(column)));
   }
