@@ -311,7 +311,7 @@ class AttentionCall {
       Prefetch ahead;
       if (more) {
         locate(next, located[1 - current]);
-        ahead = located[1 - current].prefetch();
+        ahead = located[1 - current].prefetch(KvTile<T>::time(dims_.key_dim, dims_.value_dim, (now.last - now.first) * rows_ * dims_.group));
       }
       kv.set(located[current]);
       rows.attend(now.head, now.first * rows_, now.last * rows_, now.tile * tile_keys, kv, states, ahead);

@@ -25,6 +25,11 @@ inline constexpr int kernel_sums = 2;
 #endif
 inline constexpr int kernel_rows = std::min(kernel_sums, 6);
 
+/// How long a step takes, in units of one madd of the scores: of one madd of the values, in halves, which waits for its operand,
+/// and of one word of 16 keys to be loaded.
+inline constexpr std::uint32_t value_time = 3;
+inline constexpr std::uint32_t key_time = 14;
+
 /// f(first row, integral constant R) for blocks of R rows that cover [first, last).
 template <class F>
 KVC_ALWAYS_INLINE void for_row_blocks(Index first, Index last, F f) {
@@ -63,7 +68,7 @@ KVC_ALWAYS_INLINE void score_block(const float* q, Index q_stride, const float* 
       const F32x16 x = simd::broadcast(q[i * q_stride + d]);
       simd::detail::unroll<C>([&](auto c) __attribute__((always_inline)) { sum[i][c] = simd::madd(x, k[c], sum[i][c]); });
     });
-    lines.step();
+    lines.step(R * C);
   }
   ahead = lines;
   simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
@@ -120,7 +125,7 @@ KVC_ALWAYS_INLINE void add_values(const float* p, const Values& v, Index first, 
         const F32x16 weight = simd::broadcast(p[i * tile_keys + j]);
         simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) { sum[i][k] = simd::madd(weight, x[k], sum[i][k]); });
       });
-      lines.step<c / 2 + 1>();
+      lines.step(R * c * value_time / 2);
     }
     ahead = lines;
     simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {

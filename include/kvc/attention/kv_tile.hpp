@@ -66,7 +66,8 @@ struct TileRows {
     std::fill(k + hi, k + ceil_div(hi, Index{simd::lanes}) * simd::lanes, k[lo]);
   }
 
-  [[nodiscard]] Prefetch prefetch() const noexcept { return {stretches, stretches + stretch_count}; }
+  /// `time`: that of the steps before the rows are read
+  [[nodiscard]] Prefetch prefetch(Index time) const noexcept { return {stretches, stretches + stretch_count, time}; }
 
  private:
   void add_stretches(const StorageOf<T>* rows, Index count, Index stride, Index row) noexcept {
@@ -95,6 +96,9 @@ struct StoredValues {
   template <int n>
   KVC_ALWAYS_INLINE void load(Index j, Index d, simd::F32x16 (&x)[n]) const noexcept {
     const StorageOf<T>* const row = rows[j];
+#ifdef VPF
+    for (int b = 0; b < int(n * 16 * sizeof(StorageOf<T>)); b += 64) __builtin_prefetch(reinterpret_cast<const std::byte*>(rows[std::min<Index>(j + 8, 63)] + d) + b, 0, 3);
+#endif
     simd::detail::unroll<n>([&](auto k) __attribute__((always_inline)) {
       const Index at = d + k * simd::lanes;
       if constexpr (std::is_same_v<T, float>) {
@@ -166,6 +170,13 @@ class KvTile {
         key_scales_(scratch.take(tile_keys)),
         value_scales_(scratch.take(tile_keys)) {}
 
+  /// The steps of a tile whose keys and values go past one block of `rows` rows.
+  [[nodiscard]] static constexpr Index time(Index key_dim, Index value_dim, Index rows) noexcept {
+    const Index words = Element<T>::row_size(key_dim) * Index{sizeof(StorageOf<T>)} / 4;
+    const Index key_step = key_time * (std::is_same_v<T, Int8> || std::is_same_v<T, Int4> ? 2 : 1);
+    return tile_groups * words * key_step + tile_groups * key_dim * rows + tile_keys * padded(value_dim) / simd::lanes * rows * value_time / 2;
+  }
+
   /// The tile that is read from now on. The rows must outlive that.
   void set(const TileRows<T>& rows) noexcept { rows_ = &rows; }
   [[nodiscard]] Index first_group() const noexcept { return rows_->first / simd::lanes; }
@@ -227,7 +238,7 @@ class KvTile {
     if constexpr (std::is_same_v<T, float>) {
       simd::for_each_column(rows, 0, key_dim_, [&](Index d, const U32x16& x) __attribute__((always_inline)) {
         put(d, as_floats(x));
-        ahead.step();
+        ahead.step(key_time);
       });
       return;
     } else if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
@@ -235,7 +246,7 @@ class KvTile {
         simd::for_each_column(rows, 0, key_dim_ / 2, [&](Index c, const U32x16& x) __attribute__((always_inline)) {
           put(2 * c, as_floats(x << 16));
           put(2 * c + 1, as_floats(x & 0xffff0000U));
-          ahead.step();
+          ahead.step(key_time);
         });
         return;
       }
@@ -246,7 +257,7 @@ class KvTile {
         put(4 * c + 1, to_floats(shift_signed(x << 16, 24)));
         put(4 * c + 2, to_floats(shift_signed(x << 8, 24)));
         put(4 * c + 3, to_floats(shift_signed(x, 24)));
-        ahead.step<2>();
+        ahead.step(2 * key_time);
       });
       simd::for_each_column(rows, words, words + 1, [&](Index, const U32x16& x) __attribute__((always_inline)) {
         simd::store(key_scales_ + g * simd::lanes, as_floats(x));
@@ -267,7 +278,7 @@ class KvTile {
           put(d + b, simd::madd(to_floats((x >> (8 * b)) & 15U), scale, least));
           put(d + 16 + b, simd::madd(to_floats((x >> (8 * b + 4)) & 15U), scale, least));
         });
-        ahead.step<2>();
+        ahead.step(2 * key_time);
       });
       return;
     }
@@ -276,11 +287,11 @@ class KvTile {
     for (int l = 0; l < simd::lanes; ++l) {
       decoded[l] = decoded_keys_ + l * stride;
       decode_row<T>(rows[l], key_dim_, decoded_keys_ + l * stride);
-      ahead.step<2>();
+      ahead.step(2 * key_time);
     }
     simd::for_each_column(decoded, 0, key_dim_, [&](Index d, const U32x16& x) __attribute__((always_inline)) {
       put(d, as_floats(x));
-      ahead.step();
+      ahead.step(key_time);
     });
   }
 

@@ -1,7 +1,9 @@
 // Prefetch: memory that will be read soon is asked for while something else is computed.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
@@ -15,19 +17,27 @@ struct Stretch {
   const std::byte* end;
 };
 
-/// Walks over a list of stretches, a few cache lines with each step. The kernels take a step with each turn of their inner
-/// loops, so that requests keep the memory busy from the first to the last moment of a tile.
+/// Walks over a list of stretches line by line. The kernels take a step with each turn of their inner loops and say about how
+/// long the turn takes, so that requests are spread evenly over the time of a tile: memory then is busy from its first to its
+/// last moment, and never has more requests waiting than the processor can keep track of.
 class Prefetch {
  public:
   Prefetch() = default;
-  /// The list must outlive this.
-  Prefetch(const Stretch* first, const Stretch* last) noexcept : next_(first), last_(last) {}
+  /// The list must outlive this. `time` is what the steps to come will add up to.
+  Prefetch(const Stretch* first, const Stretch* last, Index time) noexcept : next_(first), last_(last) {
+    Index lines = 0;
+    for (const Stretch* s = first; s != last; ++s) {
+      lines += (s->end - s->begin) / line + 1;
+    }
+    rate_ = static_cast<std::uint32_t>(lines * one / std::max(time, Index{1})) + 1;
+  }
 
-  template <int lines = 1>
-  KVC_ALWAYS_INLINE void step() noexcept {
-    for (int i = 0; i < lines; ++i) {
+  KVC_ALWAYS_INLINE void step(std::uint32_t time) noexcept {
+    for (credit_ += time * rate_; credit_ >= one; credit_ -= one) {
       if (at_ >= end_) [[unlikely]] {
         if (next_ == last_) {
+          rate_ = 0;
+          credit_ = 0;
           return;
         }
         at_ = next_->begin;
@@ -41,10 +51,13 @@ class Prefetch {
 
  private:
   static constexpr std::ptrdiff_t line = 64;
+  static constexpr std::uint32_t one = 1U << 16;
   const std::byte* at_ = nullptr;
   const std::byte* end_ = nullptr;
   const Stretch* next_ = nullptr;
   const Stretch* last_ = nullptr;
+  std::uint32_t rate_ = 0;  // lines in a unit of time, times 2^16
+  std::uint32_t credit_ = 0;
 };
 
 }  // namespace detail
