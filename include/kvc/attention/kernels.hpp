@@ -53,6 +53,22 @@ KVC_ALWAYS_INLINE void for_row_blocks(Index first, Index last, F f) {
   }
 }
 
+/// f(integral constant R) if `rows` rows are one block of for_row_blocks, otherwise g().
+template <class F, class G>
+KVC_ALWAYS_INLINE void for_one_block(Index rows, F f, G g) {
+  if (rows == kernel_rows) {
+    f(std::integral_constant<int, kernel_rows>{});
+  } else if (rows == 1) {
+    f(std::integral_constant<int, 1>{});
+  } else if (kernel_rows > 4 && rows == 4) {
+    f(std::integral_constant<int, 4>{});
+  } else if (kernel_rows > 2 && rows == 2) {
+    f(std::integral_constant<int, 2>{});
+  } else {
+    g();
+  }
+}
+
 /// s[i * 64 + 16 c + j] = sum over d of q[i * q_stride + d] * keys[c * group + 16 d + j], ascending d, for i < R, c < C, j < 16.
 ///
 ///   keys   number d of 16 keys together, `group` floats from one group of 16 keys to the next
@@ -120,6 +136,7 @@ KVC_ALWAYS_INLINE void add_values(const float* p, const Values& v, Index first, 
     Prefetch lines = ahead;  // in registers
     for (Index j = first; j < last; ++j) {
       F32x16 x[c];
+      v.template approach<c>(std::min(j + 8, last - 1), d);
       v.template load<c>(j, d, x);
       simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
         const F32x16 weight = simd::broadcast(p[i * tile_keys + j]);

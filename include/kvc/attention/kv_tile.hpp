@@ -93,12 +93,19 @@ struct StoredValues {
 
   StoredValues(const StorageOf<T>* const* v, Index dim) noexcept : rows(v), ranges(ceil_div(dim, Index{32}) * 16) {}
 
+  /// Brings what `load<n>` will read of value j nearer.
+  template <int n>
+  KVC_ALWAYS_INLINE void approach(Index j, Index d) const noexcept {
+    const auto* const from = reinterpret_cast<const std::byte*>(rows[j]) + d * Index{sizeof(StorageOf<T>)} / (std::is_same_v<T, Int4> ? 2 : 1);
+    for (Index b = 0; b < n * simd::lanes * Index{sizeof(StorageOf<T>)}; b += 64) {
+      __builtin_prefetch(from + b, 0, 3);
+    }
+  }
+
+
   template <int n>
   KVC_ALWAYS_INLINE void load(Index j, Index d, simd::F32x16 (&x)[n]) const noexcept {
     const StorageOf<T>* const row = rows[j];
-#ifdef VPF
-    for (int b = 0; b < int(n * 16 * sizeof(StorageOf<T>)); b += 64) __builtin_prefetch(reinterpret_cast<const std::byte*>(rows[std::min<Index>(j + 8, 63)] + d) + b, 0, 3);
-#endif
     simd::detail::unroll<n>([&](auto k) __attribute__((always_inline)) {
       const Index at = d + k * simd::lanes;
       if constexpr (std::is_same_v<T, float>) {
@@ -123,6 +130,8 @@ struct StoredValues {
 /// Values as rows of floats.
 struct DecodedValues {
   const float* const* rows;
+  template <int n>
+  KVC_ALWAYS_INLINE void approach(Index, Index) const noexcept {}
   template <int n>
   KVC_ALWAYS_INLINE void load(Index j, Index d, simd::F32x16 (&x)[n]) const noexcept {
     simd::detail::unroll<n>([&](auto k) __attribute__((always_inline)) { x[k] = simd::load(rows[j] + d + k * simd::lanes); });
@@ -192,6 +201,21 @@ class KvTile {
     return keys_ + place * group_size();
   }
   [[nodiscard]] Index group_size() const noexcept { return group_floats(key_dim_); }
+
+  /// Scores of R rows against the 16 keys of group g: what score_rows gives, bit for bit, with keys that are not kept.
+  template <int R>
+  KVC_OUT_OF_LINE void score_group(Index g, const float* q, Index q_stride, float* s, Prefetch& ahead) noexcept {
+    simd::F32x16 sum[R] = {};
+    visit_keys(g, ahead, [&](Index d, const simd::F32x16& x) __attribute__((always_inline)) {
+      simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+        sum[i] = simd::madd(simd::broadcast(q[i * q_stride + d]), x, sum[i]);
+      });
+    });
+    simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+      simd::store(s + i * tile_keys + g * simd::lanes, sum[i]);
+    });
+  }
+
   /// What scores have to be multiplied with: [64], or null.
   [[nodiscard]] const float* key_scales() const noexcept { return std::is_same_v<T, Int8> ? key_scales_ : nullptr; }
 
@@ -225,74 +249,91 @@ class KvTile {
   [[nodiscard]] static constexpr Index group_floats(Index dim) noexcept { return ceil_div(dim, Index{32}) * 32 * simd::lanes; }
 
   /// Sixteen rows.
-  void load_group(Index g, float* to, Prefetch& prefetch) noexcept {
-    Prefetch ahead = prefetch;  // in registers
-    load_group_with(g, to, ahead);
-    prefetch = ahead;
+  KVC_OUT_OF_LINE void load_group(Index g, float* to, Prefetch& ahead) noexcept {
+    visit_keys(g, ahead, [to](Index d, const simd::F32x16& x) __attribute__((always_inline)) { simd::store(to + d * simd::lanes, x); });
   }
-  KVC_ALWAYS_INLINE void load_group_with(Index g, float* to, Prefetch& ahead) noexcept {
-    using simd::F32x16, simd::U32x16;
-    const StorageOf<T>* const* const rows = rows_->k + g * simd::lanes;
-    const auto put = [to](Index d, const F32x16& x) __attribute__((always_inline)) { simd::store(to + d * simd::lanes, x); };
 
+  /// f(d, x) for numbers d of the keys of a group, in ascending order. More than key_dim for some types, up to the next 32.
+  template <class F>
+  KVC_ALWAYS_INLINE void visit_keys(Index g, Prefetch& prefetch, F f) noexcept {
+    using simd::F32x16, simd::U32x16;
+    Prefetch ahead = prefetch;  // in registers
+    const StorageOf<T>* const* const rows = rows_->k + g * simd::lanes;
+    approach(g + 1);
     if constexpr (std::is_same_v<T, float>) {
       simd::for_each_column(rows, 0, key_dim_, [&](Index d, const U32x16& x) __attribute__((always_inline)) {
-        put(d, as_floats(x));
+        f(d, as_floats(x));
         ahead.step(key_time);
       });
-      return;
     } else if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
       if (key_dim_ % 2 == 0) {
         simd::for_each_column(rows, 0, key_dim_ / 2, [&](Index c, const U32x16& x) __attribute__((always_inline)) {
-          put(2 * c, as_floats(x << 16));
-          put(2 * c + 1, as_floats(x & 0xffff0000U));
+          f(2 * c, as_floats(x << 16));
+          f(2 * c + 1, as_floats(x & 0xffff0000U));
           ahead.step(key_time);
         });
-        return;
+      } else {
+        visit_decoded(rows, ahead, f);
       }
     } else if constexpr (std::is_same_v<T, Int8>) {
       const Index words = ceil_div(key_dim_, Index{4});
-      simd::for_each_column(rows, 0, words, [&](Index c, const U32x16& x) __attribute__((always_inline)) {
-        put(4 * c, to_floats(shift_signed(x << 24, 24)));
-        put(4 * c + 1, to_floats(shift_signed(x << 16, 24)));
-        put(4 * c + 2, to_floats(shift_signed(x << 8, 24)));
-        put(4 * c + 3, to_floats(shift_signed(x, 24)));
-        ahead.step(2 * key_time);
-      });
       simd::for_each_column(rows, words, words + 1, [&](Index, const U32x16& x) __attribute__((always_inline)) {
         simd::store(key_scales_ + g * simd::lanes, as_floats(x));
       });
-      return;
+      simd::for_each_column(rows, 0, words, [&](Index c, const U32x16& x) __attribute__((always_inline)) {
+        f(4 * c, to_floats(shift_signed(x << 24, 24)));
+        f(4 * c + 1, to_floats(shift_signed(x << 16, 24)));
+        f(4 * c + 2, to_floats(shift_signed(x << 8, 24)));
+        f(4 * c + 3, to_floats(shift_signed(x, 24)));
+        ahead.step(2 * key_time);
+      });
     } else if constexpr (std::is_same_v<T, Int4>) {
-      const Index groups = ceil_div(key_dim_, Index{32});
+      const Index groups = Element<Int4>::groups(key_dim_);
       simd::for_each_column(rows, 4 * groups, 5 * groups, [&](Index c, const U32x16& x) __attribute__((always_inline)) {
         const Index i = c - 4 * groups;
         simd::store(decoded_keys_ + i * 2 * simd::lanes, as_floats(x << 16));
         simd::store(decoded_keys_ + (i * 2 + 1) * simd::lanes, as_floats(x & 0xffff0000U));
       });
-      simd::for_each_column(rows, 0, 4 * groups, [&](Index c, const U32x16& x) __attribute__((always_inline)) {
+      simd::for_each_four_columns(rows, 0, 4 * groups, [&](Index c, const F32x16 (&x)[4]) __attribute__((always_inline)) {
         const F32x16 scale = simd::load(decoded_keys_ + c / 4 * 2 * simd::lanes);
         const F32x16 least = simd::load(decoded_keys_ + (c / 4 * 2 + 1) * simd::lanes);
-        const Index d = c / 4 * 32 + c % 4 * 4;
-        simd::detail::unroll<4>([&](auto b) __attribute__((always_inline)) {
-          put(d + b, simd::madd(to_floats((x >> (8 * b)) & 15U), scale, least));
-          put(d + 16 + b, simd::madd(to_floats((x >> (8 * b + 4)) & 15U), scale, least));
+        simd::detail::unroll<32>([&](auto i) __attribute__((always_inline)) {
+          constexpr int word = i % 16 / 4, shift = 8 * (i % 4) + i / 16 * 4;
+          f(c * 8 + i, simd::madd(to_floats((as_words(x[word]) >> shift) & 15U), scale, least));
         });
-        ahead.step(2 * key_time);
+        ahead.step(8 * key_time);
       });
-      return;
+    } else {
+      visit_decoded(rows, ahead, f);
     }
+    prefetch = ahead;
+  }
+
+  template <class F>
+  KVC_ALWAYS_INLINE void visit_decoded(const StorageOf<T>* const* rows, Prefetch& ahead, F f) noexcept {
     const Index stride = padded(key_dim_);
     const float* decoded[simd::lanes];
     for (int l = 0; l < simd::lanes; ++l) {
       decoded[l] = decoded_keys_ + l * stride;
       decode_row<T>(rows[l], key_dim_, decoded_keys_ + l * stride);
-      ahead.step(2 * key_time);
+      ahead.step(4 * key_time);
     }
-    simd::for_each_column(decoded, 0, key_dim_, [&](Index d, const U32x16& x) __attribute__((always_inline)) {
-      put(d, as_floats(x));
+    simd::for_each_column(decoded, 0, key_dim_, [&](Index d, const simd::U32x16& x) __attribute__((always_inline)) {
+      f(d, as_floats(x));
       ahead.step(key_time);
     });
+  }
+
+  /// Brings the rows of a group that will be read next from the second-level cache to the first.
+  KVC_ALWAYS_INLINE void approach(Index g) const noexcept {
+    if (g < last_group()) {
+      const Index bytes = Element<T>::row_size(key_dim_) * Index{sizeof(StorageOf<T>)};
+      for (int l = 0; l < simd::lanes; ++l) {
+        for (Index b = 0; b < bytes; b += 64) {
+          __builtin_prefetch(reinterpret_cast<const std::byte*>(rows_->k[g * simd::lanes + l]) + b, 0, 3);
+        }
+      }
+    }
   }
 
   Index key_dim_;

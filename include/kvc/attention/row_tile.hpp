@@ -29,6 +29,7 @@ namespace kvc::inline v0 {
 namespace detail {
 
 inline constexpr Index split_keys = 512;
+inline constexpr Index few_rows = 16;   // up to which keys and values are better read again than kept
 inline constexpr Index tile_rows = 256;  // rows of q x heads of the group that one item of a prefill works on
 
 /// The states of a number of rows, in memory of the caller's.
@@ -148,19 +149,26 @@ class RowTile {
   template <class Tile>
   void attend(Index head, Index first, Index last, Index base, Tile& tile, const RowStates& states, Prefetch& ahead) noexcept {
     const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
-    const bool once = end - begin <= kernel_rows;  // keys and values go past one block of rows: they need not be kept
-    const Index step = once ? 2 : tile_groups;
-    for (Index g = tile.first_group(); g < tile.last_group(); g += step) {
-      const Index next = std::min(g + step, tile.last_group());
-      const float* const keys = tile.load_keys(g, next, 0, ahead);
-      scores(offset, begin, end, base, g, next, keys, tile.group_size(), ahead);
-    }
+    const bool few = end - begin <= few_rows;
+    for_one_block(end - begin, [&](auto rows) __attribute__((always_inline)) {
+      // Keys go past one block of rows and need not be kept.
+      for (Index g = tile.first_group(); g < tile.last_group(); ++g) {
+        tile.template score_group<decltype(rows)::value>(g, q_ + (offset + begin) * key_pad_, key_pad_, p_ + begin * tile_keys, ahead);
+      }
+    }, [&] {
+      const Index step = few ? 2 : tile_groups;
+      for (Index g = tile.first_group(); g < tile.last_group(); g += step) {
+        const Index next = std::min(g + step, tile.last_group());
+        const float* const keys = tile.load_keys(g, next, 0, ahead);
+        scores(offset, begin, end, base, g, next, keys, tile.group_size(), ahead);
+      }
+    });
     for (Index r = begin; r < end; ++r) {
       float* const s = p_ + r * tile_keys;
       visible_[r] = mask_row(head, r, base, tile.key_scales(), s);
       shrink_[r] = visible_[r] == 0 ? 1.0F : soften(s, visible_[r], states.m[offset + r], states.l[offset + r]);
     }
-    tile.with_values(once, [&](const auto& v) __attribute__((always_inline)) {
+    tile.with_values(few, [&](const auto& v) __attribute__((always_inline)) {
       if (tile.value_scales() != nullptr) {
         for (Index r = begin; r < end; ++r) {
           multiply(p_ + r * tile_keys, tile.value_scales());

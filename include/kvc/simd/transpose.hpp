@@ -64,6 +64,16 @@ KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t off
 
 }  // namespace detail
 
+/// f(c, v) for every fourth column c in [first, last): v holds columns c to c + 3, as below. last - first is a multiple of 4.
+template <class Row, class F>
+KVC_ALWAYS_INLINE void for_each_four_columns(const Row* const* rows, Index first, Index last, F f) noexcept {
+  for (Index c = first; c < last; c += 4) {
+    F32x16 column[4];
+    detail::transpose_four(rows, c * 4, column);
+    f(c, column);
+  }
+}
+
 /// f(c, v) for each column c in [first, last), in ascending order: v is a U32x16 with word c of row l in lane l.
 ///
 ///   rows   16 pointers to rows of at least `last` words of four bytes, at any address
@@ -71,13 +81,11 @@ KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t off
 /// Reads nothing past column `last`. O(16 * (last - first)).
 template <class Row, class F>
 KVC_ALWAYS_INLINE void for_each_column(const Row* const* rows, Index first, Index last, F f) noexcept {
-  Index c = first;
-  for (; last - c >= 4; c += 4) {
-    F32x16 column[4];
-    detail::transpose_four(rows, c * 4, column);
+  const Index whole = last - (last - first) % 4;
+  for_each_four_columns(rows, first, whole, [&](Index c, const F32x16 (&column)[4]) __attribute__((always_inline)) {
     detail::unroll<4>([&](auto i) __attribute__((always_inline)) { f(c + i, as_words(column[i])); });
-  }
-  for (; c < last; ++c) {
+  });
+  for (Index c = whole; c < last; ++c) {
     alignas(64) float column[lanes];
     for (int l = 0; l < lanes; ++l) {
       std::memcpy(&column[l], reinterpret_cast<const std::byte*>(rows[l]) + c * 4, sizeof(float));
