@@ -1,41 +1,19 @@
-// A base line for every operation of a cache: append, open with a prefix, fork, decode and prefill, per policy.
-//
-// Attention stands beside the machine's own limits, measured at the start of the same run: `roofline` is the share of
-// max(bytes / read bandwidth, operations / fp32 peak) that the kernel reaches, on one thread.
+// What the bookkeeping of a cache costs: append, open with a prefix, fork, per policy. Attention is in attention/.
 #include <benchmark/benchmark.h>
 
-#include <Eigen/Core>
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
 #include <numeric>
 #include <string>
 #include <vector>
 
-#include "kvc/attention/decode.hpp"
-#include "kvc/attention/prefill.hpp"
 #include "kvc/cache.hpp"
-#include "kvc/core/half.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
-#include "machine.hpp"
 
 namespace {
 using namespace kvc;
-using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-constexpr Index query_heads = 32;
 constexpr Shape shape{.layers = 1, .kv_heads = 8, .key_dim = 128};
-
-struct Limits {
-  double bandwidth = kvc_bench::read_bandwidth(std::size_t{1} << 30);
-  double peak = kvc_bench::fp32_peak();
-};
-const Limits& limits() {
-  static const Limits measured;
-  return measured;
-}
 
 template <class P>
 typename P::Config config_for(Pos tokens) {
@@ -99,61 +77,6 @@ void fork(benchmark::State& state) {
   }
 }
 
-/// A cache of one sequence of n random rows.
-template <class T, class P>
-struct Filled {
-  KvCache<T, P> cache;
-  SeqId seq;
-  explicit Filled(Pos n) : cache(shape, config_for<P>(n)), seq(cache.open()) {
-    const Pos piece = 1024;
-    const Matrix k = Matrix::Random(piece, shape.kv_heads * shape.key_dim);
-    for (Pos done = 0; done < n; done += piece) {
-      auto step = cache.extend(seq, std::min(piece, static_cast<Pos>(n - done)));
-      cache.write(0, step, k.topRows(step.size()), k.topRows(step.size()));
-      cache.commit(std::move(step));
-    }
-  }
-};
-
-/// Runs `kernel` for as long as Google Benchmark wants; `bytes` and `operations` are those of one run.
-template <class F>
-void measure(benchmark::State& state, double bytes, double operations, F&& kernel) {
-  const auto start = std::chrono::steady_clock::now();
-  for (auto _ : state) {
-    kernel();
-    benchmark::ClobberMemory();
-  }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() /
-                         static_cast<double>(state.iterations());
-  state.counters["KV_GB/s"] = bytes / seconds / 1e9;
-  state.counters["GFLOP/s"] = operations / seconds / 1e9;
-  state.counters["roofline"] = std::max(bytes / limits().bandwidth, operations / limits().peak) / seconds;
-}
-
-template <class T, class P>
-void decode_one(benchmark::State& state) {
-  const auto n = static_cast<Pos>(state.range(0));
-  const Filled<T, P> filled(n);
-  const Matrix q = Matrix::Random(1, query_heads * shape.key_dim);
-  Matrix out(1, query_heads * shape.key_dim);
-  measure(state, static_cast<double>(n) * static_cast<double>(filled.cache.bytes_per_token()),
-          4.0 * static_cast<double>(n) * query_heads * static_cast<double>(shape.key_dim),
-          [&] { kvc::decode(filled.cache.view(0, filled.seq), q, out); });
-}
-
-template <class T, class P>
-void prefill_all(benchmark::State& state) {
-  const auto n = static_cast<Pos>(state.range(0));
-  const Filled<T, P> filled(n);
-  const Matrix q = Matrix::Random(n, query_heads * shape.key_dim);
-  Matrix out(n, query_heads * shape.key_dim);
-  const double pairs = 0.5 * static_cast<double>(n) * (static_cast<double>(n) + 1);  // unmasked
-  measure(state, static_cast<double>(n) * static_cast<double>(filled.cache.bytes_per_token()),
-          4.0 * pairs * query_heads * static_cast<double>(shape.key_dim), [&] {
-            kvc::prefill(filled.cache.view(0, filled.seq), PosRange{0, n}, q, out);
-          });
-}
-
 template <class P>
 void add_policy() {
   const std::string policy(P::name);
@@ -164,24 +87,6 @@ void add_policy() {
       ->Arg(1024)
       ->Arg(16384);
   benchmark::RegisterBenchmark(name("fork").c_str(), fork<P>)->ArgName("tokens")->Arg(1024)->Arg(16384);
-  benchmark::RegisterBenchmark(("decode/f32/" + policy).c_str(), decode_one<float, P>)
-      ->ArgName("kv")
-      ->Arg(4096)
-      ->Arg(65536)
-      ->Unit(benchmark::kMillisecond);
-  benchmark::RegisterBenchmark(("decode/f16/" + policy).c_str(), decode_one<Eigen::half, P>)
-      ->ArgName("kv")
-      ->Arg(65536)
-      ->Unit(benchmark::kMillisecond);
-  benchmark::RegisterBenchmark(("decode/bf16/" + policy).c_str(), decode_one<Eigen::bfloat16, P>)
-      ->ArgName("kv")
-      ->Arg(65536)
-      ->Unit(benchmark::kMillisecond);
-  benchmark::RegisterBenchmark(("prefill/f32/" + policy).c_str(), prefill_all<float, P>)
-      ->ArgName("q")
-      ->Arg(512)
-      ->Arg(2048)
-      ->Unit(benchmark::kMillisecond);
 }
 }  // namespace
 
@@ -193,8 +98,6 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
     return 2;
   }
-  std::fprintf(stderr, "limits of one thread: read %.1f GB/s, fp32 %.0f GFLOP/s\n", limits().bandwidth / 1e9,
-               limits().peak / 1e9);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

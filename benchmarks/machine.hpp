@@ -1,18 +1,42 @@
 // What this machine can do, measured now: the limits that benchmarks compare themselves with.
 //
-// Machines are shared and their speed varies, so a limit is only good for the run that measured it.
+//   read       bytes per second from memory: a buffer far larger than the caches, in large pages, read in the fastest of
+//              several ways (number of streams, distance and level of the software prefetch). A limit that was measured
+//              too low would flatter whatever is compared with it.
+//   fp32       operations per second of fused multiply-adds on registers; a multiply-add is two
+//   bf16       the same for vdpbf16ps (AVX-512 BF16); where there is none, fp32
+//   int8       the same for vpdpbusd (AVX-512 VNNI, AVX-VNNI); where there is none, fp32
+//
+// With several threads, these start together, and the limit is what all have done over the time from the first start to
+// the last end. Machines are shared and their speed varies, so a limit is only good for the minute that measured it.
 #pragma once
 
 #include <algorithm>
+#include <barrier>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <string>
+#include <thread>
+#include <utility>
 #include <vector>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #include "kvc/core/space.hpp"
 #include "kvc/simd/vec.hpp"
 
 namespace kvc_bench {
+
+using Clock = std::chrono::steady_clock;
+inline double seconds_between(Clock::time_point a, Clock::time_point b) {
+  return std::chrono::duration<double>(b - a).count();
+}
 
 /// Keeps a value from being optimised away.
 template <class V>
@@ -20,57 +44,308 @@ inline void keep(const V& value) {
   asm volatile("" : : "m"(value) : "memory");
 }
 
-/// The shortest of `repeats` runs of f, in seconds: what the machine can do when nobody disturbs it.
+/// Makes a value one that the compiler knows nothing of: neither that it is constant nor that it equals another.
+template <class V>
+inline V opaque(V value) {
+  asm volatile("" : "+m"(value));
+  return value;
+}
+
+/// Runs f(0), ... f(threads - 1) on as many threads, which start together. Seconds from the first start to the last end.
 template <class F>
-double best_seconds(int repeats, F&& f) {
-  double best = 1e30;
-  for (int i = 0; i < repeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    f();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+double together(int threads, F&& f) {
+  std::vector<std::pair<Clock::time_point, Clock::time_point>> times(static_cast<std::size_t>(threads));
+  std::barrier<> start(threads);
+  const auto part = [&](int i) {
+    auto& [from, to] = times[static_cast<std::size_t>(i)];
+    start.arrive_and_wait();
+    from = Clock::now();
+    f(i);
+    to = Clock::now();
+  };
+  {
+    std::vector<std::jthread> others;
+    for (int i = 1; i < threads; ++i) {
+      others.emplace_back(part, i);
+    }
+    part(0);
   }
-  return best;
+  Clock::time_point first = times.front().first, last = times.front().second;
+  for (const auto& [from, to] : times) {
+    first = std::min(first, from);
+    last = std::max(last, to);
+  }
+  return seconds_between(first, last);
 }
 
-/// Bytes per second that one thread reads from memory, over a buffer of `bytes`.
-inline double read_bandwidth(std::size_t bytes) {
-  kvc::Buffer<kvc::HostSpace> buffer(kvc::HostSpace{}, bytes);
-  const auto floats = static_cast<std::ptrdiff_t>(bytes / sizeof(float));
-  auto* data = reinterpret_cast<float*>(buffer.data());
-  std::fill_n(data, floats, 1.0F);
-  const double seconds = best_seconds(5, [&] {
-    kvc::simd::F32x16 a = kvc::simd::zero(), b = a, c = a, d = a;
-    for (std::ptrdiff_t i = 0; i + 64 <= floats; i += 64) {
-      a = a + kvc::simd::load(data + i);
-      b = b + kvc::simd::load(data + i + 16);
-      c = c + kvc::simd::load(data + i + 32);
-      d = d + kvc::simd::load(data + i + 48);
+/// Bytes of the last-level cache as the system gives them, or of a guess.
+inline std::size_t last_level_cache() {
+  std::size_t largest = 0;
+  for (int index = 0; index < 8; ++index) {
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
+    std::size_t size = 0;
+    char unit = ' ';
+    if (file >> size) {
+      file >> unit;
+      largest = std::max(largest, size << (unit == 'K' ? 10 : unit == 'M' ? 20 : 0));
     }
-    keep(kvc::simd::sum((a + b) + (c + d)));
-  });
-  return static_cast<double>(bytes) / seconds;
+  }
+  return largest > 0 ? largest : std::size_t{64} << 20;
 }
 
-/// Multiplications and additions per second of one thread's fused (or paired) multiply-adds on floats in registers.
-inline double fp32_peak() {
-  constexpr int chains = 10;  // enough to cover the latency of one with the throughput of the others
-  constexpr std::int64_t steps = 2'000'000;
-  const double seconds = best_seconds(5, [&] {
-    kvc::simd::F32x16 x[chains];
-    kvc::simd::detail::unroll<chains>([&](auto i)
-                                          __attribute__((always_inline)) { x[i] = kvc::simd::broadcast(1.0F); });
-    kvc::simd::F32x16 factor = kvc::simd::broadcast(0.999F), term = kvc::simd::broadcast(0.001F);
-    keep(factor);
+/// Bytes that are read in turn by whatever is to come from memory, the limit and what is compared with it alike: at least
+/// twice the last-level cache, and at least 1 GiB.
+inline std::size_t working_set() { return std::max(2 * last_level_cache(), std::size_t{1} << 30); }
+
+// --- read ------------------------------------------------------------------------------------------------------------
+
+/// How to read memory.
+struct ReadWay {
+  int streams;  // 1, 2, 4 or 8 places that are read in turn
+  int level;    // cache that the software prefetch brings lines to: 0 none, 1, 2
+  int ahead;    // bytes from what is read to what is prefetched
+};
+
+namespace detail {
+template <int streams, int level>
+inline void read_streams(const float* data, std::ptrdiff_t floats, std::ptrdiff_t ahead) {
+  constexpr std::ptrdiff_t step = 64, line = 16;
+  namespace simd = kvc::simd;
+  const std::ptrdiff_t each = floats / streams / step * step;
+  simd::F32x16 a = simd::zero(), b = a, c = a, d = a;
+  for (std::ptrdiff_t i = 0; i < each; i += step) {
+    for (int s = 0; s < streams; ++s) {
+      const float* const p = data + s * each + i;
+      if constexpr (level > 0) {
+        for (std::ptrdiff_t l = 0; l < step; l += line) {
+          __builtin_prefetch(reinterpret_cast<const char*>(p + l) + ahead, 0, level == 1 ? 3 : 2);
+        }
+      }
+      a = a + simd::load(p);
+      b = b + simd::load(p + 16);
+      c = c + simd::load(p + 32);
+      d = d + simd::load(p + 48);
+    }
+  }
+  keep(simd::sum((a + b) + (c + d)));
+}
+
+template <int streams>
+inline void read_level(const float* data, std::ptrdiff_t floats, ReadWay way) {
+  if (way.level == 0) {
+    read_streams<streams, 0>(data, floats, 0);
+  } else if (way.level == 1) {
+    read_streams<streams, 1>(data, floats, way.ahead);
+  } else {
+    read_streams<streams, 2>(data, floats, way.ahead);
+  }
+}
+}  // namespace detail
+
+/// Reads a large buffer again and again.
+class MemoryReader {
+ public:
+  explicit MemoryReader(std::size_t bytes) : buffer_(kvc::HostSpace{}, bytes) {
+    std::fill_n(reinterpret_cast<float*>(buffer_.data()), bytes / sizeof(float), 1.0F);
+  }
+
+  /// Bytes per second of reading the next 1/`share` of the buffer; each thread reads one piece of it.
+  double read(int threads, ReadWay way, std::size_t share = 1) {
+    const std::size_t bytes = buffer_.size() / share;
+    if (at_ + bytes > buffer_.size()) {
+      at_ = 0;
+    }
+    const auto each = static_cast<std::ptrdiff_t>(bytes / sizeof(float)) / threads / 1024 * 1024;
+    const auto* const data = reinterpret_cast<const float*>(buffer_.data() + at_);
+    at_ += bytes;
+    const double seconds = together(threads, [&](int i) {
+      const float* const part = data + i * each;
+      switch (way.streams) {
+        case 1:
+          return detail::read_level<1>(part, each, way);
+        case 2:
+          return detail::read_level<2>(part, each, way);
+        case 4:
+          return detail::read_level<4>(part, each, way);
+        default:
+          return detail::read_level<8>(part, each, way);
+      }
+    });
+    return static_cast<double>(each) * threads * sizeof(float) / seconds;
+  }
+
+  /// The fastest way on this machine, found by trying.
+  ReadWay fastest_way(int threads) {
+    std::vector<std::pair<ReadWay, double>> ways;
+    for (const int streams : {1, 2, 4, 8}) {
+      ways.push_back({{streams, 0, 0}, 0.0});
+      for (const int ahead : {512, 1024, 2048, 4096, 8192}) {
+        ways.push_back({{streams, 1, ahead}, 0.0});
+        ways.push_back({{streams, 2, ahead}, 0.0});
+      }
+    }
+    const auto try_first = [&](std::size_t count, int rounds, std::size_t share) {
+      for (int round = 0; round < rounds; ++round) {
+        for (std::size_t i = 0; i < count; ++i) {
+          ways[i].second = std::max(ways[i].second, read(threads, ways[i].first, share));
+        }
+      }
+      std::ranges::sort(ways, [](const auto& x, const auto& y) { return x.second > y.second; });
+    };
+    try_first(ways.size(), 1, 8);
+    try_first(6, 2, 4);
+    return ways.front().first;
+  }
+
+ private:
+  kvc::Buffer<kvc::HostSpace> buffer_;
+  std::size_t at_ = 0;
+};
+
+// --- arithmetic ------------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512BF16__)
+inline constexpr const char* bf16_unit = "vdpbf16ps";
+#else
+inline constexpr const char* bf16_unit = "none: fp32";
+#endif
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+inline constexpr const char* int8_unit = "vpdpbusd";
+#else
+inline constexpr const char* int8_unit = "none: fp32";
+#endif
+
+namespace detail {
+/// Operations per second of `step` on independent accumulators, as many as the registers hold: enough to cover the latency
+/// of one with the throughput of the others. `operations` are those of one step.
+template <class V, class F>
+double arithmetic_peak(int threads, double operations, F step) {
+  constexpr int chains = kvc::simd::part_lanes == 16 ? 20 : 12;
+  constexpr std::int64_t steps = 400'000;
+  const double seconds = together(threads, [&](int) {
+    const F own = step;
+    V x[chains];
+    kvc::simd::detail::unroll<chains>([&](auto i) __attribute__((always_inline)) { x[i] = opaque(V{}); });
     for (std::int64_t s = 0; s < steps; ++s) {
-      kvc::simd::detail::unroll<chains>([&](auto i) __attribute__((always_inline)) {
-        x[i] = kvc::simd::madd(x[i], factor, term);
-      });
+      kvc::simd::detail::unroll<chains>([&](auto i) __attribute__((always_inline)) { x[i] = own(x[i]); });
     }
-    for (const auto& v : x) {
-      keep(v);
-    }
+    kvc::simd::detail::unroll<chains>([&](auto i) __attribute__((always_inline)) {
+      const V last = x[i];  // a copy: an array whose address is taken would lie in memory during the loop
+      keep(last);
+    });
   });
-  return static_cast<double>(steps) * chains * kvc::simd::lanes * 2 / seconds;
+  return static_cast<double>(steps) * chains * operations * threads / seconds;
+}
+}  // namespace detail
+
+inline double fp32_peak(int threads) {
+  using kvc::simd::Part;
+  const Part factor = opaque(Part{} + 0.999F), term = opaque(Part{} + 0.001F);
+  return detail::arithmetic_peak<Part>(
+      threads, 2.0 * kvc::simd::part_lanes, [=](Part x) __attribute__((always_inline)) {
+        return kvc::simd::madd(x, factor, term);
+      });
+}
+
+// The dot products are spelt in assembly: from their intrinsics g++ 12 makes two moves and a store for each.
+
+inline double bf16_peak([[maybe_unused]] int threads) {
+#if defined(__AVX512BF16__)
+  const __m512i one = opaque(_mm512_set1_epi16(0x3f80));
+  return detail::arithmetic_peak<__m512>(
+      threads, 64.0, [=](__m512 x) __attribute__((always_inline)) {
+        asm("vdpbf16ps %1, %1, %0" : "+v"(x) : "v"(one));
+        return x;
+      });
+#else
+  return 0.0;
+#endif
+}
+
+inline double int8_peak([[maybe_unused]] int threads) {
+#if defined(__AVX512VNNI__)
+  const __m512i one = opaque(_mm512_set1_epi8(1));
+  return detail::arithmetic_peak<__m512i>(
+      threads, 128.0, [=](__m512i x) __attribute__((always_inline)) {
+        asm("vpdpbusd %1, %1, %0" : "+v"(x) : "v"(one));
+        return x;
+      });
+#elif defined(__AVXVNNI__)
+  const __m256i one = opaque(_mm256_set1_epi8(1));
+  return detail::arithmetic_peak<__m256i>(
+      threads, 64.0, [=](__m256i x) __attribute__((always_inline)) {
+        asm("%{vex%} vpdpbusd %1, %1, %0" : "+x"(x) : "x"(one));
+        return x;
+      });
+#else
+  return 0.0;
+#endif
+}
+
+// --- together --------------------------------------------------------------------------------------------------------
+
+/// Per second: bytes, and operations of each unit.
+struct Limits {
+  double read = 0, fp32 = 0, bf16 = 0, int8 = 0;
+};
+inline constexpr double Limits::*all_limits[] = {&Limits::read, &Limits::fp32, &Limits::bf16, &Limits::int8};
+
+/// The limits of this machine, by number of threads; measured again as often as asked.
+class Machine {
+ public:
+  /// The limits now. A measurement takes 0.2 s or so; one younger than `age` seconds is taken as it is.
+  const Limits& now(int threads, double age = 0) {
+    State& s = state(threads);
+    if (seconds_between(s.when, Clock::now()) >= age) {
+      measure(threads, s, 2);
+    }
+    return s.now;
+  }
+  /// The largest and the smallest that were measured so far.
+  const Limits& best(int threads) { return state(threads).best; }
+  const Limits& worst(int threads) { return state(threads).worst; }
+  ReadWay way(int threads) { return state(threads).way; }
+
+ private:
+  struct State {
+    ReadWay way{};
+    Limits now, best, worst;
+    Clock::time_point when;
+  };
+
+  State& state(int threads) {
+    const auto [at, added] = states_.try_emplace(threads);
+    if (added) {
+      at->second.way = reader_.fastest_way(threads);
+      measure(threads, at->second, 4);
+    }
+    return at->second;
+  }
+
+  void measure(int threads, State& s, int repeats) {
+    s.now = {};
+    for (int i = 0; i < repeats; ++i) {
+      const double fp32 = fp32_peak(threads), bf16 = bf16_peak(threads), int8 = int8_peak(threads);
+      const Limits once{reader_.read(threads, s.way), fp32, bf16 > 0 ? bf16 : fp32, int8 > 0 ? int8 : fp32};
+      for (const auto limit : all_limits) {
+        s.now.*limit = std::max(s.now.*limit, once.*limit);
+      }
+    }
+    for (const auto limit : all_limits) {
+      s.best.*limit = std::max(s.best.*limit, s.now.*limit);
+      s.worst.*limit = s.worst.*limit > 0 ? std::min(s.worst.*limit, s.now.*limit) : s.now.*limit;
+    }
+    s.when = Clock::now();
+  }
+
+  MemoryReader reader_{working_set()};
+  std::map<int, State> states_;
+};
+
+/// The machine this program runs on.
+inline Machine& machine() {
+  static Machine measured;
+  return measured;
 }
 
 }  // namespace kvc_bench

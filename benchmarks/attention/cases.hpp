@@ -1,0 +1,137 @@
+// The cases of kvc for one element type.
+#pragma once
+
+#include <span>
+#include <string>
+#include <type_traits>
+
+#include "filled.hpp"
+#include "kvc/attention/decode.hpp"
+#include "kvc/attention/executor.hpp"
+#include "kvc/attention/prefill.hpp"
+#include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+#include "measure.hpp"
+#if defined(_OPENMP)
+#include "kvc/attention/openmp.hpp"
+#endif
+
+namespace kvc_bench {
+
+#if defined(_OPENMP)
+/// With one thread this is kvc::Sequential, in half of the time to compile.
+inline kvc::OpenMp executor(int threads) { return {threads}; }
+#else
+inline kvc::Sequential executor(int) { return {}; }
+#endif
+
+template <class T, class P>
+class AttentionCases {
+ public:
+  /// Blocks of `block_tokens`; 0 for a policy without blocks.
+  explicit AttentionCases(Pos block_tokens)
+      : block_tokens_(block_tokens),
+        policy_(std::string(P::name) + (block_tokens > 0 ? std::to_string(block_tokens) : "")) {}
+
+  void add_decode(const Heads& heads, Pos length) const {
+    add_batch("decode/" + element + "/" + policy_ + dims(heads) + "/kv:" + std::to_string(length), heads, {length});
+  }
+
+  void add_decode_shared(const Heads& heads, const Batch& batch, Pos prompt) const {
+    const std::string sharing = batch.shared > 0 ? policy_ : "unshared";
+    add_batch("decode_shared/" + element + "/" + sharing + "/heads:" + std::to_string(heads.kv) +
+                  "/seqs:" + std::to_string(batch.sequences) + "/shared:" + std::to_string(prompt) +
+                  "/kv:" + std::to_string(batch.length),
+              heads, batch);
+  }
+
+  void add_prefill(const Heads& heads, Pos length) const {
+    const std::string n = std::to_string(length);
+    const std::string name = "prefill/" + element + "/" + policy_ + dims(heads) + "/q:" + n + "/kv:" + n;
+    for (const int threads : thread_counts()) {
+      add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
+        const auto filled = kept<Filled<T, P>>(name, heads, Batch{length}, block_tokens, std::size_t{0});
+        const std::vector<float> q = random_numbers(length * heads.query * heads.key_dim, 4);
+        std::vector<float> out(static_cast<std::size_t>(length * heads.query * heads.value_dim));
+        const double n_pairs = 0.5 * static_cast<double>(length) * (static_cast<double>(length) + 1);  // unmasked
+        const Work work{static_cast<double>(length) * filled->position_bytes(), heads.operations(n_pairs),
+                        unit_of(element)};
+        const auto view = filled->views(0).front();
+        measure(state, threads, work, [&](std::size_t) {
+          kvc::prefill(view, kvc::PosRange{0, length}, {q.data(), length, heads.query * heads.key_dim},
+                       {out.data(), length, heads.query * heads.value_dim}, {}, executor(threads));
+        });
+      });
+    }
+  }
+
+ private:
+  static std::string dims(const Heads& heads) {
+    if (heads.key_dim == 128 && heads.value_dim == 128) {
+      return "";
+    }
+    return "/dim:" + std::to_string(heads.key_dim) +
+           (heads.key_dim == heads.value_dim ? "" : "-" + std::to_string(heads.value_dim));
+  }
+
+  void add_batch(const std::string& name, const Heads& heads, const Batch& batch) const {
+    for (const int threads : thread_counts()) {
+      add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
+        const auto filled = kept<Filled<T, P>>(name, heads, batch, block_tokens, working_set());
+        const std::vector<float> q = random_numbers(batch.sequences * heads.query * heads.key_dim, 4);
+        std::vector<float> out(static_cast<std::size_t>(batch.sequences * heads.query * heads.value_dim));
+        const double pairs = static_cast<double>(batch.sequences) * batch.length;
+        const Work work{static_cast<double>(batch.distinct()) * filled->position_bytes(), heads.operations(pairs),
+                        unit_of(element)};
+        std::vector<std::vector<typename Filled<T, P>::View>> layers;
+        for (Index layer = 0; layer < filled->layers(); ++layer) {
+          layers.push_back(filled->views(static_cast<std::size_t>(layer)));
+        }
+        measure(state, threads, work, [&](std::size_t i) {
+          const std::span<const typename Filled<T, P>::View> views = layers[i % layers.size()];
+          kvc::decode(views, {q.data(), batch.sequences, heads.query * heads.key_dim},
+                      {out.data(), batch.sequences, heads.query * heads.value_dim}, {}, executor(threads));
+        });
+      });
+    }
+  }
+
+  inline static const std::string element{kvc::Element<T>::name};
+  Pos block_tokens_;
+  std::string policy_;
+};
+
+/// All cases of T.
+template <class T>
+void add_cases() {
+  const AttentionCases<T, kvc::Contiguous> contiguous(0);
+  const AttentionCases<T, kvc::Paged> paged16(16), paged64(64);
+  const AttentionCases<T, kvc::PrefixShared<>> shared16(16), shared64(64);
+  const auto each_policy = [&](auto&& f) { f(contiguous), f(paged16), f(paged64), f(shared16), f(shared64); };
+
+  const Heads heads;
+  each_policy([&](const auto& policy) {
+    for (const Pos length : {4096, 16384, 65536}) {
+      policy.add_decode(heads, length);
+    }
+  });
+  for (const Index dim : {64, 80, 96, 192, 256}) {
+    contiguous.add_decode({.key_dim = dim, .value_dim = dim}, 16384);
+  }
+  contiguous.add_decode({.key_dim = 192, .value_dim = 128}, 16384);
+
+  for (const Index kv_heads : {8, 32}) {
+    const Heads of{.kv = kv_heads};
+    shared16.add_decode_shared(of, {4224, 32, 4096}, 4096);
+    shared16.add_decode_shared(of, {4224, 32, 0}, 4096);
+  }
+
+  each_policy([&](const auto& policy) { policy.add_prefill(heads, 2048); });
+  for (const Index dim : {64, 80, 96, 192, 256}) {
+    contiguous.add_prefill({.key_dim = dim, .value_dim = dim}, 2048);
+  }
+  contiguous.add_prefill({.key_dim = 192, .value_dim = 128}, 2048);
+}
+
+}  // namespace kvc_bench
