@@ -221,7 +221,7 @@ namespace detail {
 template <class V, class F>
 double arithmetic_peak(int threads, double operations, F step) {
   constexpr int chains = kvc::simd::part_lanes == 16 ? 20 : 12;
-  constexpr std::int64_t steps = 400'000;
+  constexpr std::int64_t steps = 1'500'000;
   const double seconds = together(threads, [&](int) {
     const F own = step;
     V x[chains];
@@ -293,49 +293,58 @@ inline constexpr double Limits::*all_limits[] = {&Limits::read, &Limits::fp32, &
 /// The limits of this machine, by number of threads; measured again as often as asked.
 class Machine {
  public:
-  /// The limits now. A measurement takes 0.2 s or so; one younger than `age` seconds is taken as it is.
-  const Limits& now(int threads, double age = 0) {
+  /// Measures all limits once, in less than 0.1 s.
+  void measure(int threads) { measure(threads, state(threads)); }
+  /// Measures them unless that was done less than `age` seconds ago.
+  void keep_up(int threads, double age) {
     State& s = state(threads);
-    if (seconds_between(s.when, Clock::now()) >= age) {
-      measure(threads, s, 2);
+    if (seconds_between(s.history.back().first, Clock::now()) >= age) {
+      measure(threads, s);
     }
-    return s.now;
   }
-  /// The largest and the smallest that were measured so far.
-  const Limits& best(int threads) { return state(threads).best; }
-  const Limits& worst(int threads) { return state(threads).worst; }
+
+  /// The largest of those measured since then, or ever.
+  Limits best(int threads, Clock::time_point since = {}) {
+    return reduce(threads, since, [](double a, double b) { return std::max(a, b); });
+  }
+  Limits worst(int threads) {
+    return reduce(threads, {}, [](double a, double b) { return std::min(a, b); });
+  }
   ReadWay way(int threads) { return state(threads).way; }
 
  private:
   struct State {
     ReadWay way{};
-    Limits now, best, worst;
-    Clock::time_point when;
+    std::vector<std::pair<Clock::time_point, Limits>> history;
   };
 
   State& state(int threads) {
     const auto [at, added] = states_.try_emplace(threads);
     if (added) {
       at->second.way = reader_.fastest_way(threads);
-      measure(threads, at->second, 4);
+      for (int i = 0; i < 6; ++i) {
+        measure(threads, at->second);
+      }
     }
     return at->second;
   }
 
-  void measure(int threads, State& s, int repeats) {
-    s.now = {};
-    for (int i = 0; i < repeats; ++i) {
-      const double fp32 = fp32_peak(threads), bf16 = bf16_peak(threads), int8 = int8_peak(threads);
-      const Limits once{reader_.read(threads, s.way), fp32, bf16 > 0 ? bf16 : fp32, int8 > 0 ? int8 : fp32};
+  void measure(int threads, State& s) {
+    const double fp32 = fp32_peak(threads), bf16 = bf16_peak(threads), int8 = int8_peak(threads);
+    const Limits limits{reader_.read(threads, s.way, 2), fp32, bf16 > 0 ? bf16 : fp32, int8 > 0 ? int8 : fp32};
+    s.history.emplace_back(Clock::now(), limits);
+  }
+
+  template <class F>
+  Limits reduce(int threads, Clock::time_point since, F choose) {
+    const State& s = state(threads);
+    Limits chosen = s.history.back().second;
+    for (const auto& [when, limits] : s.history) {
       for (const auto limit : all_limits) {
-        s.now.*limit = std::max(s.now.*limit, once.*limit);
+        chosen.*limit = when >= since ? choose(chosen.*limit, limits.*limit) : chosen.*limit;
       }
     }
-    for (const auto limit : all_limits) {
-      s.best.*limit = std::max(s.best.*limit, s.now.*limit);
-      s.worst.*limit = s.worst.*limit > 0 ? std::min(s.worst.*limit, s.now.*limit) : s.now.*limit;
-    }
-    s.when = Clock::now();
+    return chosen;
   }
 
   MemoryReader reader_{working_set()};

@@ -25,11 +25,12 @@
 //   of_best   limit over time, with the best limits that this run has seen so far
 //   roofline  limit over time, with the limits measured around the case
 //
-// On a shared machine memory and clock change by a third within minutes. Limits from the start of the run would make a case
-// look good or bad by luck. So they are measured again right before and after each case, on as many threads, and the better of
-// the two counts; if both were disturbed and the case was not, its roofline is too high, which shows as far above of_best.
-// Believe a roofline that the two agree on. What the limits were at the start is in the context of the output; how far they
-// varied is printed at the end.
+// On a shared machine memory and clock change by a third within minutes, and two virtual processors may find themselves on one
+// core. Limits from the start of the run would make a case look good or bad by luck. So they are measured by turns with the
+// calls, on as many threads, every 0.15 s, and the best of the half second before, of the case, and of the moment after
+// it counts, against the median call: what is left of the noise is more likely to make a case look bad. of_best is harder
+// still. Where the two are far apart, the machine was busy: run the case again. What the limits were at the start is in the
+// context of the output; how far they varied is printed at the end.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -50,7 +51,7 @@ std::string text(double number) {
 void print_limits() {
   std::fprintf(stderr, "limits of this machine, now (bf16: %s, int8: %s)\n", bf16_unit, int8_unit);
   for (const int threads : thread_counts()) {
-    const Limits now = machine().now(threads, 10.0);
+    const Limits now = machine().best(threads);
     const ReadWay way = machine().way(threads);
     const std::string suffix = "/threads:" + std::to_string(threads);
     std::fprintf(stderr,

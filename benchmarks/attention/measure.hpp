@@ -74,23 +74,27 @@ std::shared_ptr<Object> kept(const std::string& key, Args&&... args) {
   return std::static_pointer_cast<Object>(detail::kept_object);
 }
 
-/// Times call(i), i = 0, 1, ... for as long as Google Benchmark wants.
+/// Times call(i), i = 0, 1, ... for as long as Google Benchmark wants, and the limits by turns with it.
 template <class F>
 void measure(benchmark::State& state, int threads, const Work& work, F&& call) {
-  call(std::size_t{0});
-  const Limits before = machine().now(threads, 0.3);
-  std::vector<double> seconds;
+  const auto around = Clock::now() - std::chrono::milliseconds(500);
+  machine().measure(threads);
   std::size_t i = 0;
+  call(i);
+  std::vector<double> seconds;
   for (auto _ : state) {
     const auto start = Clock::now();
     call(++i);
     benchmark::ClobberMemory();
     seconds.push_back(seconds_between(start, Clock::now()));
+    state.PauseTiming();
+    machine().keep_up(threads, 0.15);
+    state.ResumeTiming();
   }
-  const Limits after = machine().now(threads, 0.3);
+  machine().measure(threads);
   const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
   std::ranges::nth_element(seconds, middle);
-  const double limit = std::min(work.seconds(before), work.seconds(after));
+  const double limit = work.seconds(machine().best(threads, around));
   state.counters["GFLOP/s"] = work.operations / *middle / 1e9;
   state.counters["KV_GB/s"] = work.bytes / *middle / 1e9;
   state.counters["limit_ms"] = limit * 1e3;
