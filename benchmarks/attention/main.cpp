@@ -22,15 +22,15 @@
 //   GFLOP/s   2 * (key dim + value dim) operations for each pair of a query head's row and a key that it may see
 //   limit_ms  the larger of bytes / read and operations / peak: no kernel is faster. The peak is that of the unit which the
 //             processor has for the element: bf16 for bf16 and fp8, int8 for int8 and int4, else fp32.
-//   of_best   limit over time, with the best limits that this run has seen so far
-//   roofline  limit over time, with the limits measured around the case
+//   of_now    limit over time, with the limits measured around the case
+//   roofline  limit over time, with the best limits that this run has seen so far
 //
 // On a shared machine memory and clock change by a third within minutes, and two virtual processors may find themselves on one
-// core. Limits from the start of the run would make a case look good or bad by luck. So they are measured by turns with the
-// calls, on as many threads, every 0.15 s, and the best of the half second before, of the case, and of the moment after
-// it counts, against the median call: what is left of the noise is more likely to make a case look bad. of_best is harder
-// still. Where the two are far apart, the machine was busy: run the case again. What the limits were at the start is in the
-// context of the output; how far they varied is printed at the end.
+// core. So the limits are measured again by turns with the calls of every case, on as many threads. Only the best ever seen
+// counts for the roofline, against the median call: noise can make a case look bad, not good. of_now is what the case had of
+// the machine in its own half second; a disturbance that met the limits and not the case takes it above 1. Where it is far
+// above the roofline, the machine was busy: run the case again, and believe the higher roofline. What the limits were at the
+// start is in the context of the output; how far they varied is printed at the end.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
