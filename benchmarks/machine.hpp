@@ -1,8 +1,8 @@
 // What this machine can do, measured now: the limits that benchmarks compare themselves with.
 //
-//   read       bytes per second from memory: a buffer far larger than the caches, in large pages, read in the fastest of
-//              several ways (number of streams, distance and level of the software prefetch). A limit that was measured
-//              too low would flatter whatever is compared with it.
+//   read       bytes per second from memory: a buffer far larger than the caches, in large pages, read in the fastest
+//              of several ways (number of streams, distance and level of the software prefetch). A limit that was
+//              measured too low would flatter whatever is compared with it.
 //   fp32       operations per second of fused multiply-adds on registers; a multiply-add is two
 //   bf16       the same for vdpbf16ps (AVX-512 BF16); where there is none, fp32
 //   int8       the same for vpdpbusd (AVX-512 VNNI, AVX-VNNI); where there is none, fp32
@@ -51,7 +51,8 @@ inline V opaque(V value) {
   return value;
 }
 
-/// Runs f(0), ... f(threads - 1) on as many threads, which start together. Seconds from the first start to the last end.
+/// Runs f(0), ... f(threads - 1) on as many threads, which start together. Seconds from the first start to the last
+/// end.
 template <class F>
 double together(int threads, F&& f) {
   std::vector<std::pair<Clock::time_point, Clock::time_point>> times(static_cast<std::size_t>(threads));
@@ -93,8 +94,8 @@ inline std::size_t last_level_cache() {
   return largest > 0 ? largest : std::size_t{64} << 20;
 }
 
-/// Bytes that are read in turn by whatever is to come from memory, the limit and what is compared with it alike: at least
-/// twice the last-level cache, and at least 1 GiB.
+/// Bytes that are read in turn by whatever is to come from memory, the limit and what is compared with it alike: at
+/// least twice the last-level cache, and at least 1 GiB.
 inline std::size_t working_set() { return std::max(2 * last_level_cache(), std::size_t{1} << 30); }
 
 // --- read ------------------------------------------------------------------------------------------------------------
@@ -216,8 +217,8 @@ inline constexpr const char* int8_unit = "none: fp32";
 #endif
 
 namespace detail {
-/// Operations per second of `step` on independent accumulators, as many as the registers hold: enough to cover the latency
-/// of one with the throughput of the others. `operations` are those of one step.
+/// Operations per second of `step` on independent accumulators, as many as the registers hold: enough to cover the
+/// latency of one with the throughput of the others. `operations` are those of one step.
 template <class V, class F>
 double arithmetic_peak(int threads, double operations, F step) {
   constexpr int chains = kvc::simd::part_lanes == 16 ? 20 : 12;

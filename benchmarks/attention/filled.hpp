@@ -91,8 +91,8 @@ class Filled {
     }
   }
 
-  /// Writes the pool as it lies, which is much faster than to encode each row: the layers of a block one after the other, of
-  /// each the rows of its keys, then those of its values.
+  /// Writes the pool as it lies, which is much faster than to encode each row: the layers of a block one after the
+  /// other, of each the rows of its keys, then those of its values.
   void fill(const Heads& heads) {
     constexpr Index rows = 1024;
     using Element = kvc::Element<T>;

@@ -3,34 +3,36 @@
 //   decode/<element>/<policy>/kv:<n>/threads:<t>           one new token of one sequence of n positions
 //   prefill/<element>/<policy>/q:<n>/kv:<n>/threads:<t>    n new tokens, causal
 //   decode_shared/<element>/<policy>/heads:<kv heads>/seqs:<n>/shared:<n>/kv:<n>/threads:<t>
-//                                                          one new token of each sequence of a batch which share a prefix;
-//                                                          "unshared" instead of a policy: the same without sharing
+//                                                          one new token of each sequence of a batch; they share a
+//                                                          prefix ("unshared" instead of a policy: they do not)
 //   peer_eigen/decode/..., peer_ggml/decode/...            the same work by others, as far as they are installed
 //
-// 32 query heads, 8 kv heads, dimension 128 unless the name says dim:<key>[-<value>]. The number behind a policy is the tokens
-// of a block; blocks lie in random order. A cache has so many layers that the calls, each on the next layer, read twice the
-// last-level cache and 1 GiB at least before one comes again: keys and values come from memory. (In prefill they need not.)
+// 32 query heads, 8 kv heads, dimension 128 unless the name says dim:<key>[-<value>]. The number behind a policy is the
+// tokens of a block; blocks lie in random order. A cache has so many layers that the calls, each on the next layer,
+// read twice the last-level cache and 1 GiB at least before one comes again: keys and values come from memory. (In
+// prefill they need not.)
 //
-//   build/release/benchmarks/attention                                                   everything: half an hour
-//   build/release/benchmarks/attention --benchmark_filter='^decode/f32/contiguous/kv'    some cases, by regular expression
-//   build/release/benchmarks/attention --benchmark_list_tests                            their names
-//   build/release/benchmarks/attention --benchmark_out=FILE.json                         for benchmarks/peers/plot.py
+//   build/release/benchmarks/attention                                               everything: half an hour
+//   build/release/benchmarks/attention --benchmark_filter='^decode/f32/contiguous'   some cases, by regular expression
+//   build/release/benchmarks/attention --benchmark_list_tests                        their names
+//   build/release/benchmarks/attention --benchmark_out=FILE.json                     for benchmarks/peers/plot.py
 //
 // What the columns say, of the median call:
 //
 //   KV_GB/s   bytes of keys and values that must be read, over the time. What sequences share counts once.
 //   GFLOP/s   2 * (key dim + value dim) operations for each pair of a query head's row and a key that it may see
-//   limit_ms  the larger of bytes / read and operations / peak: no kernel is faster. The peak is that of the unit which the
-//             processor has for the element: bf16 for bf16 and fp8, int8 for int8 and int4, else fp32.
+//   limit_ms  the larger of bytes / read and operations / peak: no kernel is faster. The peak is that of the unit which
+//             the processor has for the element: bf16 for bf16 and fp8, int8 for int8 and int4, else fp32.
 //   of_now    limit over time, with the limits measured around the case
 //   roofline  limit over time, with the best limits that this run has seen so far
 //
-// On a shared machine memory and clock change by a third within minutes, and two virtual processors may find themselves on one
-// core. So the limits are measured again by turns with the calls of every case, on as many threads. Only the best ever seen
-// counts for the roofline, against the median call: noise can make a case look bad, not good. of_now is what the case had of
-// the machine in its own half second; a disturbance that met the limits and not the case takes it above 1. Where it is far
-// above the roofline, the machine was busy: run the case again, and believe the higher roofline. What the limits were at the
-// start is in the context of the output; how far they varied is printed at the end.
+// On a shared machine memory and clock change by a third within minutes, and two virtual processors may find themselves
+// on one core. So the limits are measured again by turns with the calls of every case, on as many threads. Only the
+// best ever seen counts for the roofline, against the median call: noise can make a case look bad, not good. of_now is
+// what the case had of the machine in its own half second; a disturbance that met the limits and not the case takes it
+// above 1. Where it is far above the roofline, the machine was busy: run the case again, and believe the higher
+// roofline. What the limits were at the start is in the context of the output; how far they varied is printed at the
+// end.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

@@ -62,8 +62,8 @@ inline std::string kept_key;
 inline std::shared_ptr<void> kept_object;
 }  // namespace detail
 
-/// The object of that key. Only the last one is kept: cases that follow one another share it, and two never take memory at
-/// the same time.
+/// The object of that key. Only the last one is kept: cases that follow one another share it, and two never take memory
+/// at the same time.
 template <class Object, class... Args>
 std::shared_ptr<Object> kept(const std::string& key, Args&&... args) {
   if (key != detail::kept_key || detail::kept_object == nullptr) {

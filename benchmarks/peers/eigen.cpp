@@ -1,7 +1,7 @@
 // Decode as one writes it with Eigen in an afternoon: keys and values of a head as one matrix [positions, dim].
 //
 //   peer_eigen/decode/f32/per-head/...    scores = K q, softmax, V^T p for each query head: what the formula says
-//   peer_eigen/decode/f32/per-group/...   the same with the query heads of a kv head as one matrix: K and V are read once
+//   peer_eigen/decode/f32/per-group/...   the same with the query heads of a group as one matrix: K and V are read once
 #include <Eigen/Core>
 
 #include <cmath>

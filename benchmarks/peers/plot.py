@@ -42,7 +42,8 @@ def arguments():
     parser.add_argument("files", nargs="+", metavar="FILE.json", help="output of --benchmark_out, or of sdpa.py --out")
     parser.add_argument("--out", required=True, metavar="FILE.svg", help="the picture")
     parser.add_argument("--threads", type=int, help="of the cases (default: the most that there are)")
-    parser.add_argument("--kv", help="positions in decode, separated by commas, or 'all' (default: the most that there are)")
+    parser.add_argument("--kv",
+                        help="positions in decode, separated by commas, or 'all' (default: the most that there are)")
     parser.add_argument("--policies", default="contiguous,paged16,prefix-shared16",
                         help="of kvc, separated by commas, or 'all' (default: %(default)s)")
     parser.add_argument("--dims", action="store_true", help="also the cases of other dimensions than 128")
@@ -76,7 +77,9 @@ def parse(name):
 
 
 def select(options, benchmarks):
-    """{operation: {group: {series: [roofline]}}}; a group is (element, label below it), and the arguments of each operation."""
+    """{operation: {group: {series: [roofline]}}}; a group is (element, label below it).
+
+    Also the arguments of each operation, and the number of threads."""
     cases = []
     for row in benchmarks:
         name = row.get("run_name", row.get("name", ""))
@@ -85,7 +88,8 @@ def select(options, benchmarks):
         if case and wanted and re.search(options.filter, name) and (options.dims or "dim" not in case[3]):
             cases.append((*case, row["roofline"]))
     if not cases:
-        fail("no case of the files has a counter 'roofline'" + (f" and matches '{options.filter}'" if options.filter else ""))
+        matches = f" and matches '{options.filter}'" if options.filter else ""
+        fail(f"no case of the files has a counter 'roofline'{matches}")
 
     threads = str(options.threads or max(int(values["threads"]) for *_, values, _ in cases))
     lengths = [int(values["kv"]) for operation, *_, values, _ in cases if operation == "decode"]
@@ -156,9 +160,11 @@ def script(out, panels, facts, threads, context):
     ]
     for tag, (series, x, y) in enumerate(places, 10):
         lines += [f"set object {tag} rectangle from screen {x / width},{1 - (y + 6) / height} "
-                  f"to screen {(x + 12) / width},{1 - (y - 6) / height} fillcolor '{SERIES[series]}' fillstyle solid noborder",
+                  f"to screen {(x + 12) / width},{1 - (y - 6) / height} "
+                  f"fillcolor '{SERIES[series]}' fillstyle solid noborder",
                   f"set label {tag} {quoted(series)} at screen {(x + 18) / width},{1 - y / height}"]
-    lines += ["set style fill solid noborder", "set grid ytics linecolor '#dddddd' linetype 1", "set border 3 linecolor '#888888'",
+    lines += ["set style fill solid noborder", "set grid ytics linecolor '#dddddd' linetype 1",
+              "set border 3 linecolor '#888888'",
               "set ytics 0,0.2,1 nomirror textcolor '#333333'", "set format y '%.1f'", "set tics scale 0", "unset key",
               f"set lmargin at screen {60 / width}", f"set rmargin at screen {1 - 20 / width}"]
     for row, operation in enumerate(operations):

@@ -1,5 +1,5 @@
-// What the peers read: keys and values of many layers, in memory of the kind that kvc::HostSpace gives. It is the best case
-// for them: the rows of a tensor without gaps, large pages.
+// What the peers read: keys and values of many layers, in memory of the kind that kvc::HostSpace gives. It is the best
+// case for them: the rows of a tensor without gaps, large pages.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 
 namespace kvc_bench {
 
-/// Layers of keys and of values, each `layer_bytes`; as many layers as exceed working_set() bytes. Each is filled with `rows`
-/// again and again.
+/// Layers of keys and of values, each `layer_bytes`; as many layers as exceed working_set() bytes. Each is filled with
+/// `rows` again and again.
 class PeerRows {
  public:
   PeerRows(std::size_t layer_bytes, const std::vector<std::byte>& rows)

@@ -6,9 +6,9 @@ Prints a table, and with --out writes JSON in the form of Google Benchmark, for 
   peer_sdpa/decode/<element>/contiguous/kv:<n>/threads:<t>
   peer_sdpa/prefill/<element>/contiguous/q:<n>/kv:<n>/threads:<t>
 
-Keys and values are [kv_heads, n, dim], the best layout for it, in large pages, and the calls of decode go through as many
-layers as come to 1 GiB, or twice the last-level cache. Grouped queries go in as they are (enable_gqa), or, where PyTorch is older than
-2.5, with the keys and values of a group expanded, not copied. Times are medians.
+Keys and values are [kv_heads, n, dim], the best layout for it, in large pages, and the calls of decode go through as
+many layers as come to 1 GiB, or twice the last-level cache. Grouped queries go in as they are (enable_gqa), or, where
+PyTorch is older than 2.5, with keys and values expanded to all query heads. Times are medians.
 
 PyTorch cannot measure the limits of the machine as benchmarks/attention does. Give it their output of the same hour,
 --limits FILE.json, and each case also has its roofline.
@@ -28,9 +28,11 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--elements", default="f32,bf16,f16", help="which, separated by commas (default: %(default)s)")
     parser.add_argument("--kv", default="4096,65536", help="positions in decode (default: %(default)s)")
-    parser.add_argument("--prefill", default="2048", help="tokens of a causal prefill; empty for none (default: %(default)s)")
+    parser.add_argument("--prefill", default="2048",
+                        help="tokens of a causal prefill; empty for none (default: %(default)s)")
     parser.add_argument("--threads", default="1,2", help="thread counts (default: %(default)s)")
-    parser.add_argument("--min-time", type=float, default=0.5, metavar="S", help="seconds per case (default: %(default)s)")
+    parser.add_argument("--min-time", type=float, default=0.5, metavar="S",
+                        help="seconds per case (default: %(default)s)")
     parser.add_argument("--limits", metavar="FILE", help="JSON of benchmarks/attention, whose context has the limits")
     parser.add_argument("--out", metavar="FILE", help="write JSON there")
     return parser.parse_args()
@@ -105,7 +107,8 @@ class Bench:
             limit = max(size / read, operations / peak)
             row |= {"limit_ms": limit * 1e3, "roofline": limit / seconds}
         self.rows.append(row)
-        print(f"{row['name']:58} {row['real_time']:10.3f} ms {row['GFLOP/s']:8.1f} GFLOP/s {row['KV_GB/s']:7.2f} KV_GB/s"
+        print(f"{row['name']:58} {row['real_time']:10.3f} ms "
+              f"{row['GFLOP/s']:8.1f} GFLOP/s {row['KV_GB/s']:7.2f} KV_GB/s"
               + (f"  roofline={row['roofline']:.3f}" if "roofline" in row else ""), flush=True)
 
     def decode(self, element, dtype, n):
@@ -133,7 +136,8 @@ def main():
         import torch
     except ImportError:
         sys.exit("sdpa.py: this Python has no PyTorch. To get the one for the CPU:\n"
-                 "  python3 -m venv venv && venv/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu\n"
+                 "  python3 -m venv venv\n"
+                 "  venv/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu\n"
                  "  venv/bin/python benchmarks/peers/sdpa.py")
     dtypes = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
     elements = [word for word in options.elements.split(",") if word]
