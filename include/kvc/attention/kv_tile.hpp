@@ -86,7 +86,8 @@ struct TileRows {
 template <class T>
 struct StoredValues {
   static constexpr bool in_place = std::is_same_v<T, float> || std::is_same_v<T, Eigen::half> ||
-                                   std::is_same_v<T, Eigen::bfloat16> || std::is_same_v<T, Int8> || std::is_same_v<T, Int4>;
+                                   std::is_same_v<T, Eigen::bfloat16> || std::is_same_v<T, Int8> || std::is_same_v<T, Int4> ||
+                                   std::is_same_v<T, Fp8E4M3>;
 
   const StorageOf<T>* const* rows;
   Index ranges;  // of Int4: bytes before scale and minimum
@@ -106,6 +107,16 @@ struct StoredValues {
   template <int n>
   KVC_ALWAYS_INLINE void load(Index j, Index d, simd::F32x16 (&x)[n]) const noexcept {
     const StorageOf<T>* const row = rows[j];
+#if defined(__AVX512VBMI__)
+    if constexpr (std::is_same_v<T, Fp8E4M3> && n % 4 == 0) {
+      simd::detail::unroll<n / 4>([&](auto k) __attribute__((always_inline)) {
+        simd::F32x16 quarter[4];
+        simd::load_e4m3(row + d + k * 64, quarter);
+        simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) { x[k * 4 + i] = quarter[i]; });
+      });
+      return;
+    }
+#endif
     simd::detail::unroll<n>([&](auto k) __attribute__((always_inline)) {
       const Index at = d + k * simd::lanes;
       if constexpr (std::is_same_v<T, float>) {
@@ -114,6 +125,8 @@ struct StoredValues {
         x[k] = simd::load_f16(row + at);
       } else if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
         x[k] = simd::load_bf16(row + at);
+      } else if constexpr (std::is_same_v<T, Fp8E4M3>) {
+        x[k] = simd::load_e4m3(row + at);
       } else if constexpr (std::is_same_v<T, Int8>) {
         x[k] = to_floats(simd::load_i8(row + at));
       } else if constexpr (std::is_same_v<T, Int4>) {
@@ -267,11 +280,7 @@ class KvTile {
       });
     } else if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
       if (key_dim_ % 2 == 0) {
-        simd::for_each_column(rows, 0, key_dim_ / 2, [&](Index c, const U32x16& x) __attribute__((always_inline)) {
-          f(2 * c, as_floats(x << 16));
-          f(2 * c + 1, as_floats(x & 0xffff0000U));
-          ahead.step(key_time);
-        });
+        visit_halves(rows, ahead, f);
       } else {
         visit_decoded(rows, ahead, f);
       }
@@ -304,9 +313,37 @@ class KvTile {
         ahead.step(8 * key_time);
       });
     } else {
+#if defined(__AVX512VBMI__)
+      if constexpr (std::is_same_v<T, Fp8E4M3>) {
+        if (key_dim_ % 64 == 0) {  // by way of bfloat16, which is exact
+          auto* const decoded = reinterpret_cast<std::uint16_t*>(decoded_keys_);
+          const std::uint16_t* halves[simd::lanes];
+          for (int l = 0; l < simd::lanes; ++l) {
+            halves[l] = decoded + l * key_dim_;
+            for (Index d = 0; d < key_dim_; d += 64) {
+              simd::convert_e4m3(rows[l] + d, decoded + l * key_dim_ + d);
+            }
+            ahead.step(4 * key_time);
+          }
+          visit_halves(halves, ahead, f);
+          prefetch = ahead;
+          return;
+        }
+      }
+#endif
       visit_decoded(rows, ahead, f);
     }
     prefetch = ahead;
+  }
+
+  /// Rows of bfloat16, an even number each.
+  template <class Half, class F>
+  KVC_ALWAYS_INLINE void visit_halves(const Half* const* rows, Prefetch& ahead, F f) noexcept {
+    simd::for_each_column(rows, 0, key_dim_ / 2, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
+      f(2 * c, as_floats(x << 16));
+      f(2 * c + 1, as_floats(x & 0xffff0000U));
+      ahead.step(key_time);
+    });
   }
 
   template <class F>

@@ -90,5 +90,82 @@ KVC_ALWAYS_INLINE U32x16 load_i8(const void* p) noexcept {
 /// Sixteen bfloat16 numbers at any address as floats.
 KVC_ALWAYS_INLINE F32x16 load_bf16(const void* p) noexcept { return as_floats(load_u16(p) << 16); }
 
+/// Sixteen numbers of OCP E4M3 (one byte each: sign, 4 bits of exponent, 3 of mantissa) at any address as floats; NaN stays NaN.
+KVC_ALWAYS_INLINE F32x16 load_e4m3(const void* p) noexcept {
+  return detail::map_to<F32x16>([](PartBits x) __attribute__((always_inline)) {
+    const PartBits magnitude = x & 0x7fU;
+    // With the exponent moved to that of a float, subnormal codes come out as 2^-7 + half their value.
+    const Part moved = reinterpret_cast<Part>((magnitude << 20) + (120U << 23));
+    const Part value = magnitude < 8U ? (moved - 0x1p-7F) + (moved - 0x1p-7F) : moved;
+    const PartBits nan = PartBits{} + 0x7fc00000U;
+    const PartBits bits = magnitude == 0x7fU ? nan : reinterpret_cast<PartBits>(value);
+    return reinterpret_cast<Part>(bits | ((x & 0x80U) << 24));
+  }, load_u8(p));
+}
+
+#if defined(__AVX512VBMI__)
+namespace detail {
+/// The two bytes of the bfloat16 that each code of E4M3 without its sign stands for.
+struct E4M3Bytes {
+  alignas(64) std::uint8_t low[128];
+  alignas(64) std::uint8_t high[128];
+};
+[[nodiscard]] constexpr E4M3Bytes e4m3_bytes() noexcept {
+  E4M3Bytes bytes{};
+  for (unsigned code = 0; code < 128; ++code) {
+    unsigned exponent = code >> 3, mantissa = code & 7U;
+    unsigned bits = (exponent + 120U) << 7 | mantissa << 4;
+    if (code == 127) {
+      bits = 0x7fc0;
+    } else if (code == 0) {
+      bits = 0;
+    } else if (exponent == 0) {  // normal as a bfloat16
+      exponent = 121;
+      for (; mantissa < 8; mantissa <<= 1) {
+        --exponent;
+      }
+      bits = exponent << 7 | (mantissa & 7U) << 4;
+    }
+    bytes.low[code] = static_cast<std::uint8_t>(bits & 0xffU);
+    bytes.high[code] = static_cast<std::uint8_t>(bits >> 8);
+  }
+  return bytes;
+}
+inline constexpr E4M3Bytes e4m3_table = e4m3_bytes();
+
+/// 64 codes, looked up: the low and the high bytes of their bfloat16.
+KVC_ALWAYS_INLINE void look_up_e4m3(__m512i codes, __m512i& low, __m512i& high) noexcept {
+  const auto half = [](const std::uint8_t* bytes) __attribute__((always_inline)) { return _mm512_load_si512(bytes); };
+  low = _mm512_permutex2var_epi8(half(e4m3_table.low), codes, half(e4m3_table.low + 64));
+  high = _mm512_permutex2var_epi8(half(e4m3_table.high), codes, half(e4m3_table.high + 64));
+  high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0xf8);  // high | (codes & sign)
+}
+}  // namespace detail
+
+/// 64 numbers of OCP E4M3 as floats.
+KVC_ALWAYS_INLINE void load_e4m3(const void* p, F32x16 (&x)[4]) noexcept {
+  // Bytes in the order in which the unpacking below puts them right: quarter l of vector q gets numbers 16 q + 4 l ...
+  const __m512i order = _mm512_set_epi32(0x3f3e3d3c, 0x2f2e2d2c, 0x1f1e1d1c, 0x0f0e0d0c, 0x3b3a3938, 0x2b2a2928, 0x1b1a1918,
+                                         0x0b0a0908, 0x37363534, 0x27262524, 0x17161514, 0x07060504, 0x33323130, 0x23222120,
+                                         0x13121110, 0x03020100);
+  __m512i low, high;
+  detail::look_up_e4m3(_mm512_maskz_permutexvar_epi8(~__mmask64{0}, order, _mm512_loadu_si512(p)), low, high);
+  const __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high), none = _mm512_setzero_si512();
+  x[0].part[0] = reinterpret_cast<Part>(_mm512_unpacklo_epi16(none, first));
+  x[1].part[0] = reinterpret_cast<Part>(_mm512_unpackhi_epi16(none, first));
+  x[2].part[0] = reinterpret_cast<Part>(_mm512_unpacklo_epi16(none, second));
+  x[3].part[0] = reinterpret_cast<Part>(_mm512_unpackhi_epi16(none, second));
+}
+
+/// 64 numbers of OCP E4M3, stored as bfloat16.
+KVC_ALWAYS_INLINE void convert_e4m3(const void* p, std::uint16_t* to) noexcept {
+  const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+  __m512i low, high;
+  detail::look_up_e4m3(_mm512_maskz_permutexvar_epi64(0xff, order, _mm512_loadu_si512(p)), low, high);
+  _mm512_storeu_si512(to, _mm512_unpacklo_epi8(low, high));
+  _mm512_storeu_si512(to + 32, _mm512_unpackhi_epi8(low, high));
+}
+#endif
+
 }  // namespace simd
 }  // namespace kvc::inline v0
