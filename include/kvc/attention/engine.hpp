@@ -28,6 +28,8 @@ template <class ViewOf, class PositionOf>
 class AttentionCall {
   using View = std::remove_cvref_t<std::invoke_result_t<ViewOf, Index>>;
   using T = typename View::Element;
+  using Tile = KvTile<T>;
+  using Rows = RowTile<Tile>;
 
  public:
   AttentionCall(const AttentionDims& dims, const AttentionOptions& options, Index sequences, Index rows, ViewOf view,
@@ -37,7 +39,7 @@ class AttentionCall {
         rows_(rows),
         queries_(std::clamp(tile_rows / dims.group, Index{1}, std::max(rows, Index{1}))),
         tiles_(ceil_div(rows, queries_)),
-        value_pad_(padded(dims.value_dim)),
+        value_pad_(Tile::state_floats(dims.value_dim)),
         view_(view),
         first_position_(first_position),
         q_(q),
@@ -57,7 +59,7 @@ class AttentionCall {
   }
 
  private:
-  using Query = RowTile::Query;
+  using Query = typename Rows::Query;
 
   /// Row i of sequence b.
   [[nodiscard]] Query query(Index b, Index i) const {
@@ -72,16 +74,23 @@ class AttentionCall {
     return early.first < late.last ? KeyRange{early.first, late.last} : KeyRange{0, 0};
   }
 
+  /// The finished state of a row goes to its place.  out [value_dim]
+  void write(const AttentionState& state, float* out) const noexcept {
+    for (Index d = 0; d < dims_.value_dim; ++d) {
+      out[d] = state.l == 0 ? 0.0F : state.o[static_cast<std::size_t>(Tile::place(d))] / state.l;
+    }
+  }
+
   // --- prefill -------------------------------------------------------------------------------------------------------
 
   /// All keys for the rows of one tile.
   void run_rows(Index b, Index head, Index tile) const {
     const Index first_row = tile * queries_, queries = std::min(queries_, rows_ - first_row);
     const Index count = queries * dims_.group;
-    Scratch scratch(RowTile::scratch_floats(dims_, 1, queries) + KvTile<T>::scratch_floats(dims_.key_dim, dims_.value_dim) +
+    Scratch scratch(Rows::scratch_floats(dims_, 1, queries) + Tile::scratch_floats(dims_.key_dim, dims_.value_dim) +
                     2 * RowStates::size(count, value_pad_));
-    RowTile rows(dims_, options_, head, 1, queries, [&](Index i) { return query(b, first_row + i); }, q_, scratch);
-    KvTile<T> kv(dims_.key_dim, dims_.value_dim, scratch);
+    Rows rows(dims_, options_, head, 1, queries, [&](Index i) { return query(b, first_row + i); }, q_, scratch);
+    Tile kv(dims_.key_dim, dims_.value_dim, scratch);
     const RowStates total = RowStates::at(scratch.take(RowStates::size(count, value_pad_)), count, value_pad_);
     const RowStates part = RowStates::at(scratch.take(RowStates::size(count, value_pad_)), count, value_pad_);
     const KeyRange range = keys(b, first_row, first_row + queries);
@@ -93,13 +102,14 @@ class AttentionCall {
       Index at = std::max(range.first, split * split_keys);
       for (Index base = at - at % tile_keys; base < end; base += tile_keys) {
         located.locate(view_(b), head, base, std::max(at, base) - base, std::min(end, base + tile_keys) - base);
-        Prefetch none;
-        kv.set(located);
-        rows.attend(0, 0, queries, base, kv, part, none);
+        rows.attend(0, 0, queries, base, kv, located, nullptr, part);
       }
       total.merge(part, count, value_pad_);
     }
-    rows.write(0, total, out_);
+    for (Index r = 0; r < count; ++r) {
+      write(total.state(r, value_pad_), out_.row(b * rows_ + first_row + r / dims_.group) +
+                                            (head * dims_.group + r % dims_.group) * dims_.value_dim);
+    }
   }
 
   // --- decode --------------------------------------------------------------------------------------------------------
@@ -255,8 +265,7 @@ class AttentionCall {
           for (Index split = 0; split < slots.count(b); ++split) {
             merge(total, table.state(((slots.before[static_cast<std::size_t>(b)] + split) * rows_ + row) * query_heads + head));
           }
-          const AttentionState used{total.o.first(static_cast<std::size_t>(dims_.value_dim)), total.m, total.l};
-          finalize(used, out_.row(b * rows_ + row) + head * dims_.value_dim);
+          write(total, out_.row(b * rows_ + row) + head * dims_.value_dim);
         }
       }
     });
@@ -287,11 +296,11 @@ class AttentionCall {
                  const StateTable& table) const {
     const Index queries = (piece.last - piece.first) * rows_, count = queries * dims_.group;
     const auto sequence = [&](Index i) { return order.sequence[static_cast<std::size_t>(piece.first + i)]; };
-    Scratch scratch(RowTile::scratch_floats(dims_, heads, queries) + KvTile<T>::scratch_floats(dims_.key_dim, dims_.value_dim) +
+    Scratch scratch(Rows::scratch_floats(dims_, heads, queries) + Tile::scratch_floats(dims_.key_dim, dims_.value_dim) +
                     RowStates::size(heads * count, value_pad_));
-    RowTile rows(dims_, options_, first_head, heads, queries, [&](Index i) { return query(sequence(i / rows_), i % rows_); }, q_,
-                 scratch);
-    KvTile<T> kv(dims_.key_dim, dims_.value_dim, scratch);
+    Rows rows(dims_, options_, first_head, heads, queries, [&](Index i) { return query(sequence(i / rows_), i % rows_); }, q_,
+              scratch);
+    Tile kv(dims_.key_dim, dims_.value_dim, scratch);
     const RowStates states = RowStates::at(scratch.take(RowStates::size(heads * count, value_pad_)), heads * count, value_pad_);
     states.reset(heads * count, value_pad_);
 
@@ -308,13 +317,11 @@ class AttentionCall {
     }
     for (int current = 0; more; current = 1 - current, now = next) {
       more = steps.next(next);
-      Prefetch ahead;
       if (more) {
         locate(next, located[1 - current]);
-        ahead = located[1 - current].prefetch(KvTile<T>::time(dims_.key_dim, dims_.value_dim, (now.last - now.first) * rows_ * dims_.group));
       }
-      kv.set(located[current]);
-      rows.attend(now.head, now.first * rows_, now.last * rows_, now.tile * tile_keys, kv, states, ahead);
+      rows.attend(now.head, now.first * rows_, now.last * rows_, now.tile * tile_keys, kv, located[current],
+                  more ? &located[1 - current] : nullptr, states);
     }
 
     for (Index head = 0; head < heads; ++head) {

@@ -1,19 +1,31 @@
-// The two loops in which attention spends its time: scores of a few rows against a tile of keys, and the sum of its values.
+// The two loops in which attention spends its time: scores of a few rows against the keys of a tile, and the sum of its values.
 //
-// Both hold a block of running sums in registers, several query rows by several vectors. Each sum is one chain of madd in a
-// fixed order, so its bits do not depend on the shape of the block that it happens to be computed in.
+// Both hold a block of running sums in registers: several query rows by several keys, or by several vectors of values. Each
+// sum is one chain in a fixed order, so its bits do not depend on the block that it happens to be computed in. What a step
+// of the chain is says a Math:
+//
+//   expression                   meaning
+//   Number, Sum                  vectors of 16 lanes: what is multiplied, what is added up
+//   planes                       words that stand for one weight: 1, or 2 for its upper and lower part
+//   Math::madd(w, x, sum)        sum + w * x, lane by lane
+//   Math::load(p)                16 lanes of a query row at p
+//   Math::weight(p)              the weight at p, in the form in which it is multiplied
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <utility>
 
-#include "kvc/attention/prefetch.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/simd/narrow.hpp"
 #include "kvc/simd/vec.hpp"
 
 namespace kvc::inline v0 {
 namespace detail {
 
 inline constexpr Index tile_keys = 64;  // positions of a tile; one bit each in a word
+inline constexpr Index tile_groups = tile_keys / simd::lanes;
 
 /// Sums of 16 floats that the registers of the target hold beside the operands of a step.
 #if defined(__AVX512F__)
@@ -23,12 +35,19 @@ inline constexpr int kernel_sums = 6;
 #else
 inline constexpr int kernel_sums = 2;
 #endif
-inline constexpr int kernel_rows = std::min(kernel_sums, 6);
+inline constexpr int kernel_rows = kernel_sums >= 24 ? 6 : kernel_sums >= 6 ? 2 : 1;
 
-/// How long a step takes, in units of one madd of the scores: of one madd of the values, in halves, which waits for its operand,
-/// and of one word of 16 keys to be loaded.
-inline constexpr std::uint32_t value_time = 3;
-inline constexpr std::uint32_t key_time = 14;
+/// Rows up to which keys and values are better read again than kept.
+inline constexpr Index few_rows = 16;
+
+struct FloatMath {
+  using Number = simd::F32x16;
+  using Sum = simd::F32x16;
+  static constexpr int planes = 1;
+  KVC_ALWAYS_INLINE static Number load(const float* p) noexcept { return simd::load(p); }
+  KVC_ALWAYS_INLINE static Number weight(const float* p) noexcept { return simd::broadcast(*p); }
+  KVC_ALWAYS_INLINE static Sum madd(const Number& w, const Number& x, const Sum& sum) noexcept { return simd::madd(w, x, sum); }
+};
 
 /// f(first row, integral constant R) for blocks of R rows that cover [first, last).
 template <class F>
@@ -53,117 +72,82 @@ KVC_ALWAYS_INLINE void for_row_blocks(Index first, Index last, F f) {
   }
 }
 
-/// f(integral constant R) if `rows` rows are one block of for_row_blocks, otherwise g().
-template <class F, class G>
-KVC_ALWAYS_INLINE void for_one_block(Index rows, F f, G g) {
-  if (rows == kernel_rows) {
-    f(std::integral_constant<int, kernel_rows>{});
-  } else if (rows == 1) {
-    f(std::integral_constant<int, 1>{});
-  } else if (kernel_rows > 4 && rows == 4) {
-    f(std::integral_constant<int, 4>{});
-  } else if (kernel_rows > 2 && rows == 2) {
-    f(std::integral_constant<int, 2>{});
-  } else {
-    g();
+/// Keys of a block beside R query rows: R * block_keys is a multiple of 4.
+template <int R>
+inline constexpr int block_keys = 4 * R <= std::max(kernel_sums, 4) ? 4 : 2;
+
+/// Products of R query rows and K keys from j on, lane by lane.
+///
+///   q      [R, q_stride] query rows
+///   keys   keys.load(j, c, x): vectors c, c + 1 ... of key j, `Keys::step` of them, with zeros past the end of the row
+template <class Math, int R, int K, class Keys>
+KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index vectors,
+                                typename Math::Sum (&sum)[R][K]) noexcept {
+  for (Index c = 0; c < vectors; c += Keys::step) {
+    typename Math::Number x[K][Keys::step];
+    simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { keys.load(j + k, c, x[k]); });
+    simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
+      simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { simd::pin(x[k][v]); });
+      simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+        typename Math::Number w = Math::load(q + i * q_stride + (c + v) * simd::lanes);
+        simd::pin(w);
+        simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { sum[i][k] = Math::madd(w, x[k][v], sum[i][k]); });
+      });
+    });
   }
 }
 
-/// s[i * 64 + 16 c + j] = sum over d of q[i * q_stride + d] * keys[c * group + 16 d + j], ascending d, for i < R, c < C, j < 16.
-///
-///   keys   number d of 16 keys together, `group` floats from one group of 16 keys to the next
-template <int R, int C>
-KVC_ALWAYS_INLINE void score_block(const float* q, Index q_stride, const float* keys, Index group, Index dim, float* s, Prefetch& ahead) {
-  using simd::F32x16;
-  F32x16 sum[R][C] = {};
-  Prefetch lines = ahead;  // in registers
-  for (Index d = 0; d < dim; ++d) {
-    F32x16 k[C];
-    simd::detail::unroll<C>([&](auto c) __attribute__((always_inline)) { k[c] = simd::load(keys + c * group + d * simd::lanes); });
-    simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-      const F32x16 x = simd::broadcast(q[i * q_stride + d]);
-      simd::detail::unroll<C>([&](auto c) __attribute__((always_inline)) { sum[i][c] = simd::madd(x, k[c], sum[i][c]); });
+/// s[r * 64 + k] = simd::sum(x[r][k])
+template <int R, int K>
+KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noexcept {
+  static_assert(R * K % 4 == 0);
+  constexpr int sixteens = K == 4 ? R / 4 : 0;
+  simd::detail::unroll<sixteens>([&](auto n) __attribute__((always_inline)) {
+    simd::F32x16 of_keys[4][4];
+    simd::detail::unroll<16>([&](auto i) __attribute__((always_inline)) { of_keys[i / 4][i % 4] = x[4 * n + i % 4][i / 4]; });
+    const simd::F32x16 sums = simd::sum_sixteen(of_keys);
+    simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+      simd::store_four(s + (4 * n + i) * tile_keys, simd::quarter<i>(sums));
     });
-    lines.step(R * C);
-  }
-  ahead = lines;
-  simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-    simd::detail::unroll<C>([&](auto c) __attribute__((always_inline)) { simd::store(s + i * tile_keys + c * simd::lanes, sum[i][c]); });
+  });
+  simd::detail::unroll<R * K / 4 - 4 * sixteens>([&](auto n) __attribute__((always_inline)) {
+    constexpr int r = 4 * sixteens + n * 4 / K;
+    if constexpr (K == 4) {
+      simd::store_four(s + r * tile_keys, simd::sum_each(x[r][0], x[r][1], x[r][2], x[r][3]));
+    } else {
+      const simd::F32x4 sums = simd::sum_each(x[r][0], x[r][1], x[r + 1][0], x[r + 1][1]);
+      simd::store_two(s + r * tile_keys, __builtin_shufflevector(sums, sums, 0, 1));
+      simd::store_two(s + (r + 1) * tile_keys, __builtin_shufflevector(sums, sums, 2, 3));
+    }
   });
 }
 
-/// Scores of R rows against `groups` groups of 16 keys each; as above.
-template <int R>
-KVC_ALWAYS_INLINE void score_rows(const float* q, Index q_stride, const float* keys, Index group, Index groups, Index dim, float* s,
-                                  Prefetch& ahead) {
-  constexpr int C = std::clamp(kernel_sums / R, 1, 4);
-  const auto blocks = [&](auto count) __attribute__((always_inline)) {
-    constexpr int c = decltype(count)::value;
-    for (; groups >= c; groups -= c, keys += c * group, s += c * simd::lanes) {
-      score_block<R, c>(q, q_stride, keys, group, dim, s, ahead);
-    }
-  };
-  blocks(std::integral_constant<int, C>{});
-  if constexpr (C > 2) {
-    blocks(std::integral_constant<int, 2>{});
-  }
-  if constexpr (C > 1) {
-    blocks(std::integral_constant<int, 1>{});
-  }
-}
-
-/// Sums of weighted values, R rows by `columns` numbers.
+/// One step of a sum of weighted values: R rows by C vectors.
 ///
-///   sum[i][d] = start[i][d] + sum over j of p[i * 64 + j] * v[j][d],  ascending j in [first, last)
-///
-/// `start` null means 0. The sums go to `to`; with `shrink`, as  to[i][d] = to[i][d] * shrink[i] + sum[i][d].
-///   v         v.template load<n>(j, d, x): x[k] = numbers d + 16 k .. of value j, for k < n; d is a multiple of 16, and of
-///             16 n for n <= 4
-///   start, to [R, columns], columns a multiple of 16
-template <int R, class Values>
-KVC_ALWAYS_INLINE void add_values(const float* p, const Values& v, Index first, Index last, const float* start, float* to,
-                                  const float* shrink, Index columns, Prefetch& ahead) {
-  using simd::F32x16;
-  constexpr int C = std::clamp(kernel_sums / R, 1, R == 1 ? 8 : 4);
-  const auto block = [&](Index d, auto count) __attribute__((always_inline)) {
-    constexpr int c = decltype(count)::value;
-    F32x16 sum[R][c] = {};
-    if (start != nullptr) {
-      simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-        simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) { sum[i][k] = simd::load(start + i * columns + d + k * simd::lanes); });
-      });
-    }
-    Prefetch lines = ahead;  // in registers
-    for (Index j = first; j < last; ++j) {
-      F32x16 x[c];
-      v.template approach<c>(std::min(j + 8, last - 1), d);
-      v.template load<c>(j, d, x);
-      simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-        const F32x16 weight = simd::broadcast(p[i * tile_keys + j]);
-        simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) { sum[i][k] = simd::madd(weight, x[k], sum[i][k]); });
-      });
-      lines.step(R * c * value_time / 2);
-    }
-    ahead = lines;
-    simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-      simd::detail::unroll<c>([&](auto k) __attribute__((always_inline)) {
-        float* const at = to + i * columns + d + k * simd::lanes;
-        if (shrink != nullptr) {
-          sum[i][k] = simd::madd(simd::load(at), simd::broadcast(shrink[i]), sum[i][k]);
-        }
-        simd::store(at, sum[i][k]);
+///   w   weights of R rows, `stride` from one to the next, their planes `plane` apart
+template <class Math, int R, int C>
+KVC_ALWAYS_INLINE void add_weighted(const float* w, Index stride, Index plane, const typename Math::Number (&x)[C],
+                                    typename Math::Sum (&sum)[R * Math::planes][C]) noexcept {
+  simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+    simd::detail::unroll<Math::planes>([&](auto p) __attribute__((always_inline)) {
+      const typename Math::Number weight = Math::weight(w + i * stride + p * plane);
+      simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
+        auto& to = sum[i * Math::planes + p][k];
+        to = Math::madd(weight, x[k], to);
       });
     });
-  };
-  Index d = 0;
-  for (; columns - d >= C * simd::lanes; d += C * simd::lanes) {
-    block(d, std::integral_constant<int, C>{});
-  }
-  if constexpr (C > 1) {
-    for (; d < columns; d += simd::lanes) {
-      block(d, std::integral_constant<int, 1>{});
-    }
-  }
+  });
+}
+
+/// to[i][0, 16 C) = to[i] * shrink[i] + sum[i], or = sum[i] where shrink is null.
+template <int R, int C>
+KVC_ALWAYS_INLINE void store_sums(const simd::F32x16 (&sum)[R][C], float* to, Index stride, const float* shrink) noexcept {
+  simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+    simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
+      float* const at = to + i * stride + k * simd::lanes;
+      simd::store(at, shrink == nullptr ? sum[i][k] : simd::madd(simd::load(at), simd::broadcast(shrink[i]), sum[i][k]));
+    });
+  });
 }
 
 }  // namespace detail

@@ -3,14 +3,14 @@
 // This is the one place where prefill and decode compute, and what makes their results the same bits. For each row the
 // order of operations is fixed by the absolute positions of the keys alone:
 //
-//   tile    64 positions from a multiple of 64: scores as one chain of madd over the dims, their largest, exponentials and
-//           their sum (simd::sum of four vectors added in pairs), then p[j] * v[j] added up by madd in ascending j from 0,
-//           and o = madd(o, shrink, sum)
+//   tile    64 positions from a multiple of 64: scores, each a chain over the dims; their largest, exponentials and their
+//           sum (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending positions from 0,
+//           or exact; and o = madd(o, shrink, sum). How a chain goes for an element type says its tile: attention/kv_tile.hpp
 //   split   512 positions from a multiple of 512: tiles in ascending order into one state that starts as the identity
 //   row     the states of its splits merged in ascending order from the left
 //
-// Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums
-// rather than multiplied by 0, so it cannot be noticed, NaN or uninitialised as it may be.
+// Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums, or both
+// it and its weight are 0, so that it cannot be noticed, NaN or uninitialised as it may be.
 #pragma once
 
 #include <algorithm>
@@ -22,19 +22,18 @@
 #include "kvc/attention/kernels.hpp"
 #include "kvc/attention/options.hpp"
 #include "kvc/attention/scratch.hpp"
+#include "kvc/attention/soften.hpp"
 #include "kvc/attention/state.hpp"
-#include "kvc/simd/exp.hpp"
 
 namespace kvc::inline v0 {
 namespace detail {
 
 inline constexpr Index split_keys = 512;
-inline constexpr Index few_rows = 16;   // up to which keys and values are better read again than kept
 inline constexpr Index tile_rows = 256;  // rows of q x heads of the group that one item of a prefill works on
 
 /// The states of a number of rows, in memory of the caller's.
 struct RowStates {
-  float* o;  // [rows, padded(value_dim)]
+  float* o;  // [rows, value_pad], numbers where the tile places them
   float* m;  // [rows]
   float* l;  // [rows]
 
@@ -63,40 +62,10 @@ struct RowStates {
   }
 };
 
-/// Scores  s  [64] of one row become weights exp(s - m); m and l are carried on. Only bits of `visible` count; at least one is set.
-/// Returns what earlier sums over exponentials must be multiplied with; 0 visible weights leave everything as it was.
-inline float soften(float* s, std::uint64_t& visible, float& m, float& l) noexcept {
-  using simd::F32x16;
-  constexpr float infinity = std::numeric_limits<float>::infinity();
-  if (const int before = std::countr_zero(visible), after = std::countl_zero(visible); before + after > 0) {
-    std::fill_n(s, before, -infinity);  // causality and window hide the ends
-    std::fill_n(s + tile_keys - after, after, -infinity);
-  }
-  const std::uint64_t ends = ((visible - 1) & ~visible) | ~(~std::uint64_t{0} >> std::countl_zero(visible));
-  for (std::uint64_t hidden = ~visible & ~ends; hidden != 0; hidden &= hidden - 1) {
-    s[std::countr_zero(hidden)] = -infinity;
-  }
-  F32x16 x[4] = {simd::load(s), simd::load(s + 16), simd::load(s + 32), simd::load(s + 48)};
-  const float tile_m = simd::max(simd::max(simd::max(x[0], x[1]), simd::max(x[2], x[3])));
-  const float new_m = (m > tile_m || m != m) ? m : tile_m;
-  if (new_m == -infinity) {
-    visible = 0;
-    return 1;
-  }
-  const F32x16 offset = simd::broadcast(new_m);
-  for (int i = 0; i < 4; ++i) {
-    x[i] = simd::exp(x[i] - offset);
-    simd::store(s + i * simd::lanes, x[i]);
-  }
-  const float shrink = new_m == m ? 1.0F : simd::exp(m - new_m);
-  m = new_m;
-  l = simd::madd(l, shrink, simd::sum((x[0] + x[1]) + (x[2] + x[3])));
-  return shrink;
-}
-
 /// Query rows of a work item. There are `heads` kv heads, `queries` rows of q, which may belong to several sequences, and for
 /// each of both the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly the same
 /// keys.
+template <class Tile>
 class RowTile {
  public:
   /// A row of q: its number, the keys that it may see by causality and window.
@@ -107,8 +76,9 @@ class RowTile {
 
   [[nodiscard]] static constexpr Index scratch_floats(const AttentionDims& dims, Index heads, Index queries) noexcept {
     const Index rows = queries * dims.group;
-    return heads * rows * padded(dims.key_dim) + rows * tile_keys + Scratch::floats_for<Query>(queries) +
-           Scratch::floats_for<std::uint64_t>(rows) + padded(rows) + kernel_rows * padded(dims.value_dim);
+    return heads * rows * Tile::query_floats(dims.key_dim) + rows * (tile_keys + Tile::weight_floats(dims.value_dim)) +
+           Scratch::floats_for<Query>(queries) + Scratch::floats_for<std::uint64_t>(rows) + padded(rows) +
+           kernel_rows * Tile::state_floats(dims.value_dim) + padded(dims.key_dim);
   }
 
   /// query(i) -> Query for i < queries.
@@ -119,72 +89,64 @@ class RowTile {
         options_(options),
         first_head_(first_head),
         queries_(queries),
-        key_pad_(padded(dims.key_dim)),
-        value_pad_(padded(dims.value_dim)),
-        q_(scratch.take(heads * queries * dims.group * key_pad_)),
+        query_size_(Tile::query_floats(dims.key_dim)),
+        weight_size_(Tile::weight_floats(dims.value_dim)),
+        value_pad_(Tile::state_floats(dims.value_dim)),
+        q_(scratch.take(heads * queries * dims.group * query_size_)),
         p_(scratch.take(queries * dims.group * tile_keys)),
+        w_(scratch.take(queries * dims.group * weight_size_)),
         sums_(scratch.take(kernel_rows * value_pad_)),
-        query_(scratch.take_as<Query>(queries)),
-        visible_(scratch.take_as<std::uint64_t>(queries * dims.group)),
+        query_(scratch.template take_as<Query>(queries)),
+        visible_(scratch.template take_as<std::uint64_t>(queries * dims.group)),
         shrink_(scratch.take(padded(queries * dims.group))) {
+    if (weight_size_ == 0) {
+      w_ = p_;
+      weight_size_ = tile_keys;
+    }
     for (Index i = 0; i < queries; ++i) {
       query_[i] = query(i);
     }
+    float* const scaled = scratch.take(padded(dims.key_dim));
     for (Index head = 0; head < heads; ++head) {
       for (Index r = 0; r < queries * dims.group; ++r) {
         const float* from = q.row(query_[r / dims.group].row) + query_head(head, r) * dims.key_dim;
-        std::transform(from, from + dims.key_dim, q_ + (head * queries * dims.group + r) * key_pad_,
-                       [&](float x) { return x * dims.scale; });
+        std::transform(from, from + dims.key_dim, scaled, [&](float x) { return x * dims.scale; });
+        Tile::prepare_query(scaled, dims.key_dim, q_ + (head * queries * dims.group + r) * query_size_);
       }
     }
   }
 
   [[nodiscard]] Index rows() const noexcept { return queries_ * dims_.group; }  ///< of one kv head
-  [[nodiscard]] const Query& query(Index i) const noexcept { return query_[i]; }
 
   /// Carries `states` of queries [first, last) over the tile of keys at position `base`, of kv head first_head + head.
   ///
-  ///   tile     a KvTile that holds every key of the tile that one of these queries may see
+  ///   keys     every key of the tile that one of these queries may see
+  ///   next     what will be read after this, or null
   ///   states   of all queries and heads, numbered as the rows
-  template <class Tile>
-  void attend(Index head, Index first, Index last, Index base, Tile& tile, const RowStates& states, Prefetch& ahead) noexcept {
+  void attend(Index head, Index first, Index last, Index base, Tile& tile, const TileRows<typename Tile::Element>& keys,
+              const TileRows<typename Tile::Element>* next, const RowStates& states) noexcept {
     const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
-    const bool few = end - begin <= few_rows;
-    for_one_block(end - begin, [&](auto rows) __attribute__((always_inline)) {
-      // Keys go past one block of rows and need not be kept.
-      for (Index g = tile.first_group(); g < tile.last_group(); ++g) {
-        tile.template score_group<decltype(rows)::value>(g, q_ + (offset + begin) * key_pad_, key_pad_, p_ + begin * tile_keys, ahead);
-      }
-    }, [&] {
-      const Index step = few ? 2 : tile_groups;
-      for (Index g = tile.first_group(); g < tile.last_group(); g += step) {
-        const Index next = std::min(g + step, tile.last_group());
-        const float* const keys = tile.load_keys(g, next, 0, ahead);
-        scores(offset, begin, end, base, g, next, keys, tile.group_size(), ahead);
-      }
-    });
+    tile.set(keys, next, end - begin);
+    tile.load_keys();
+    // Keys of a stretch stay in the first-level cache for all rows.
+    const Index step = end - begin <= kernel_rows ? tile_keys : Tile::key_stretch;
+    for (Index at = keys.first / step * step; at < keys.last; at += step) {
+      scores(offset, begin, end, base, std::max(at, keys.first), std::min(at + step, keys.last), tile);
+    }
     for (Index r = begin; r < end; ++r) {
-      float* const s = p_ + r * tile_keys;
-      visible_[r] = mask_row(head, r, base, tile.key_scales(), s);
-      shrink_[r] = visible_[r] == 0 ? 1.0F : soften(s, visible_[r], states.m[offset + r], states.l[offset + r]);
+      visible_[r] = mask_row(head, r, base, p_ + r * tile_keys);
     }
-    tile.with_values(few, [&](const auto& v) __attribute__((always_inline)) {
-      if (tile.value_scales() != nullptr) {
-        for (Index r = begin; r < end; ++r) {
-          multiply(p_ + r * tile_keys, tile.value_scales());
-        }
+    for (Index r = begin; r < end; r += simd::lanes) {
+      soften(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r, states.l + offset + r,
+             shrink_ + r);
+    }
+    tile.load_values();
+    for (Index r = begin; r < end; ++r) {
+      if (visible_[r] != 0) {
+        tile.weigh(p_ + r * tile_keys, visible_[r], w_ + r * weight_size_);
       }
-      values(begin, end, v, states.o + offset * value_pad_, ahead);
-    });
-  }
-
-  /// The finished rows go to their places.  out [n, query_heads * value_dim]
-  void write(Index head, const RowStates& states, MatrixRef<float> out) const noexcept {
-    for (Index r = 0; r < rows(); ++r) {
-      AttentionState state = states.state(head * rows() + r, value_pad_);
-      state.o = state.o.first(static_cast<std::size_t>(dims_.value_dim));
-      finalize(state, out.row(query_[r / dims_.group].row) + query_head(head, r) * dims_.value_dim);
     }
+    values(begin, end, tile, states.o + offset * value_pad_);
   }
 
  private:
@@ -197,15 +159,8 @@ class RowTile {
     return {std::clamp(keys.first - base, Index{0}, tile_keys), std::clamp(keys.last - base, Index{0}, tile_keys)};
   }
 
-  static void multiply(float* s, const float* by) noexcept {
-    for (Index j = 0; j < tile_keys; j += simd::lanes) {
-      simd::store(s + j, simd::load(s + j) * simd::load(by + j));
-    }
-  }
-
-  /// p = the scores of rows [begin, end) in those of groups [first, last) of 16 keys that a row of the block sees.
-  KVC_OUT_OF_LINE void scores(Index offset, Index begin, Index end, Index base, Index first, Index last, const float* keys,
-                              Index group_size, Prefetch& ahead) const noexcept {
+  /// p = the scores of rows [begin, end) for those of the keys [first, last) that a row of the block sees.
+  void scores(Index offset, Index begin, Index end, Index base, Index first, Index last, Tile& tile) const noexcept {
     for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
       constexpr int R = decltype(count)::value;
       KeyRange range = {tile_keys, 0};
@@ -215,24 +170,20 @@ class RowTile {
           range = {std::min(range.first, keys_of_row.first), std::max(range.last, keys_of_row.last)};
         }
       }
-      const Index from = std::max(first, range.first / simd::lanes), to = std::min(last, ceil_div(range.last, Index{simd::lanes}));
+      const Index from = std::max(first, range.first), to = std::min(last, range.last);
       if (from < to) {
-        score_rows<R>(q_ + (offset + r) * key_pad_, key_pad_, keys + (from - first) * group_size, group_size, to - from,
-                      dims_.key_dim, p_ + r * tile_keys + from * simd::lanes, ahead);
+        tile.template scores<R>(from, to, q_ + (offset + r) * query_size_, query_size_, p_ + r * tile_keys);
       }
     });
   }
 
   /// Scale, soft cap and mask of row r; which keys of the tile it sees, as bits.
-  std::uint64_t mask_row(Index head, Index r, Index base, const float* key_scales, float* s) const noexcept {
+  std::uint64_t mask_row(Index head, Index r, Index base, float* s) const noexcept {
     const auto [first, last] = seen(r, base);
     if (first >= last) {
       return 0;
     }
     std::uint64_t visible = (~std::uint64_t{0} >> (tile_keys - (last - first))) << first;
-    if (key_scales != nullptr) {
-      multiply(s, key_scales);
-    }
     if (options_.softcap > 0) {
       const simd::F32x16 cap = simd::broadcast(options_.softcap);
       for (Index j = 0; j < tile_keys; j += simd::lanes) {
@@ -252,52 +203,61 @@ class RowTile {
   }
 
   /// o = o * shrink + p v  for rows [begin, end).
-  template <class Values>
-  KVC_OUT_OF_LINE void values(Index begin, Index end, const Values& v, float* o, Prefetch& ahead) const noexcept {
+  KVC_OUT_OF_LINE void values(Index begin, Index end, Tile& tile, float* o) const noexcept {
     for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
       constexpr int R = decltype(count)::value;
+      const float* const w = w_ + r * weight_size_;
       const int first = std::countr_zero(visible_[r]);
       int least = tile_keys, most = 0;  // where their stretches of keys end
-      bool simple = true;               // each sees one stretch of keys, and all begin together
+      int begin_of_any = tile_keys;
+      bool simple = true;  // each sees one stretch of keys, and all begin together
+      bool all = true;     // each sees any
       for (Index i = r; i < r + R; ++i) {
         const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
         simple = simple && visible_[i] != 0 && std::countr_zero(visible_[i]) == first &&
                  std::popcount(visible_[i]) == end_of_row - first;
+        all = all && visible_[i] != 0;
+        begin_of_any = std::min(begin_of_any, std::countr_zero(visible_[i]));
         least = std::min(least, end_of_row);
         most = std::max(most, end_of_row);
       }
-      if (simple && least == most) {
-        add_values<R>(p_ + r * tile_keys, v, first, least, nullptr, o + r * value_pad_, shrink_ + r, value_pad_, ahead);
-      } else if (simple) {  // the diagonal: common keys, then the rest of each
-        add_values<R>(p_ + r * tile_keys, v, first, least, nullptr, sums_, nullptr, value_pad_, ahead);
+      if constexpr (Tile::exact_sums) {
+        if (all) {
+          tile.template add_values<R>(w, begin_of_any, most, o + r * value_pad_, shrink_ + r);
+          return;
+        }
         for (Index i = r; i < r + R; ++i) {
-          finish_one(i, v, least, tile_keys - std::countl_zero(visible_[i]), sums_ + (i - r) * value_pad_, o + i * value_pad_);
+          if (visible_[i] != 0) {
+            tile.template add_values<1>(w_ + i * weight_size_, std::countr_zero(visible_[i]),
+                                        tile_keys - std::countl_zero(visible_[i]), o + i * value_pad_, shrink_ + i);
+          }
+        }
+      } else if (simple && least == most) {
+        tile.template add_values<R>(w, first, least, nullptr, o + r * value_pad_, shrink_ + r);
+      } else if (const int common = least / 2 * 2; simple && common > first) {  // the diagonal: common keys, then the rest of each
+        tile.template add_values<R>(w, first, common, nullptr, sums_, nullptr);
+        for (Index i = r; i < r + R; ++i) {
+          const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
+          tile.template add_values<1>(w_ + i * weight_size_, common, end_of_row, sums_ + (i - r) * value_pad_,
+                                      o + i * value_pad_, shrink_ + i);
         }
       } else {
         for (Index i = r; i < r + R; ++i) {
-          values_of_one(i, v, o + i * value_pad_);
+          values_of_one(i, tile, o + i * value_pad_);
         }
       }
     });
   }
 
-  template <class Values>
-  KVC_OUT_OF_LINE void finish_one(Index r, const Values& v, Index first, Index last, const float* start, float* o) const noexcept {
-    Prefetch none;
-    add_values<1>(p_ + r * tile_keys, v, first, last, start, o, shrink_ + r, value_pad_, none);
-  }
-
   /// The same for one row, whatever it sees.
-  template <class Values>
-  KVC_OUT_OF_LINE void values_of_one(Index r, const Values& v, float* o) const noexcept {
-    Prefetch none;
+  KVC_OUT_OF_LINE void values_of_one(Index r, Tile& tile, float* o) const noexcept {
     const float* start = nullptr;
     for (std::uint64_t left = visible_[r]; left != 0;) {
       const int first = std::countr_zero(left);
       const int last = std::countr_one(left >> first) + first;  // of this stretch of keys
       left &= last == tile_keys ? 0 : ~std::uint64_t{0} << last;
-      add_values<1>(p_ + r * tile_keys, v, first, last, start, left == 0 ? o : sums_, left == 0 ? shrink_ + r : nullptr,
-                    value_pad_, none);
+      tile.template add_values<1>(w_ + r * weight_size_, first, last, start, left == 0 ? o : sums_,
+                                  left == 0 ? shrink_ + r : nullptr);
       start = sums_;
     }
   }
@@ -306,10 +266,12 @@ class RowTile {
   const AttentionOptions& options_;
   Index first_head_;
   Index queries_;
-  Index key_pad_;
+  Index query_size_;
+  Index weight_size_;
   Index value_pad_;
-  float* q_;                // [heads, rows, key_pad] scaled
+  float* q_;                // [heads, rows, query_size] scaled, as the tile wants them
   float* p_;                // [rows, 64] scores, then weights
+  float* w_;                // [rows, weight_size] weights as the tile wants them
   float* sums_;             // [kernel_rows, value_pad]
   Query* query_;            // [queries]
   std::uint64_t* visible_;  // [rows]

@@ -41,6 +41,28 @@ KVC_ALWAYS_INLINE F32x16 load_f16(const void* p) noexcept {
 #endif
 }
 
+/// The two IEEE binary16 numbers of each word: those of the lower halves, then those of the upper.
+KVC_ALWAYS_INLINE void f16_pairs(const U32x16& x, F32x16 (&pair)[2]) noexcept {
+#if defined(__AVX512F__)
+  const __m512i words = reinterpret_cast<__m512i>(x.part[0]);
+  const auto floats = [](__m512i w) __attribute__((always_inline)) {
+    return _mm512_maskz_cvtph_ps(0xffff, _mm512_maskz_cvtepi32_epi16(0xffff, w));
+  };
+  pair[0].part[0] = floats(words);
+  pair[1].part[0] = floats(_mm512_maskz_srli_epi32(0xffff, words, 16));
+#else
+  std::uint32_t words[lanes];
+  std::memcpy(words, &x, sizeof words);
+  std::uint16_t low[lanes], high[lanes];
+  for (int l = 0; l < lanes; ++l) {
+    low[l] = static_cast<std::uint16_t>(words[l] & 0xffffU);
+    high[l] = static_cast<std::uint16_t>(words[l] >> 16);
+  }
+  pair[0] = load_f16(low);
+  pair[1] = load_f16(high);
+#endif
+}
+
 /// Sixteen unsigned words of 16 bits at any address.
 KVC_ALWAYS_INLINE U32x16 load_u16(const void* p) noexcept {
 #if defined(__AVX512F__)
@@ -133,7 +155,8 @@ struct E4M3Bytes {
 }
 inline constexpr E4M3Bytes e4m3_table = e4m3_bytes();
 
-/// 64 codes, looked up: the low and the high bytes of their bfloat16.
+
+/// 64 codes, looked up: the low and the high bytes of their bfloat16, which is exact.
 KVC_ALWAYS_INLINE void look_up_e4m3(__m512i codes, __m512i& low, __m512i& high) noexcept {
   const auto half = [](const std::uint8_t* bytes) __attribute__((always_inline)) { return _mm512_load_si512(bytes); };
   low = _mm512_permutex2var_epi8(half(e4m3_table.low), codes, half(e4m3_table.low + 64));
@@ -141,30 +164,6 @@ KVC_ALWAYS_INLINE void look_up_e4m3(__m512i codes, __m512i& low, __m512i& high) 
   high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0xf8);  // high | (codes & sign)
 }
 }  // namespace detail
-
-/// 64 numbers of OCP E4M3 as floats.
-KVC_ALWAYS_INLINE void load_e4m3(const void* p, F32x16 (&x)[4]) noexcept {
-  // Bytes in the order in which the unpacking below puts them right: quarter l of vector q gets numbers 16 q + 4 l ...
-  const __m512i order = _mm512_set_epi32(0x3f3e3d3c, 0x2f2e2d2c, 0x1f1e1d1c, 0x0f0e0d0c, 0x3b3a3938, 0x2b2a2928, 0x1b1a1918,
-                                         0x0b0a0908, 0x37363534, 0x27262524, 0x17161514, 0x07060504, 0x33323130, 0x23222120,
-                                         0x13121110, 0x03020100);
-  __m512i low, high;
-  detail::look_up_e4m3(_mm512_maskz_permutexvar_epi8(~__mmask64{0}, order, _mm512_loadu_si512(p)), low, high);
-  const __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high), none = _mm512_setzero_si512();
-  x[0].part[0] = reinterpret_cast<Part>(_mm512_unpacklo_epi16(none, first));
-  x[1].part[0] = reinterpret_cast<Part>(_mm512_unpackhi_epi16(none, first));
-  x[2].part[0] = reinterpret_cast<Part>(_mm512_unpacklo_epi16(none, second));
-  x[3].part[0] = reinterpret_cast<Part>(_mm512_unpackhi_epi16(none, second));
-}
-
-/// 64 numbers of OCP E4M3, stored as bfloat16.
-KVC_ALWAYS_INLINE void convert_e4m3(const void* p, std::uint16_t* to) noexcept {
-  const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
-  __m512i low, high;
-  detail::look_up_e4m3(_mm512_maskz_permutexvar_epi64(0xff, order, _mm512_loadu_si512(p)), low, high);
-  _mm512_storeu_si512(to, _mm512_unpacklo_epi8(low, high));
-  _mm512_storeu_si512(to + 32, _mm512_unpackhi_epi8(low, high));
-}
 #endif
 
 }  // namespace simd

@@ -10,25 +10,12 @@ namespace simd {
 
 namespace detail {
 
-/// Words [0, 4) at the 16 pointers: column c of the result has word c of row l in lane l.
+/// Words [0, 4) at byte `offset` of 16 rows: column c of the result has word c of row l in lane l. `at(l)` is where row l is.
 ///
 /// Lane by lane of 128 bits this is the transpose of a 4 x 4 matrix. Rows l, l + 4, l + 8 and l + 12 share a vector, so that
 /// only that step needs shuffles, and joining the rows is done by loads.
-template <class Row>
-KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t offset, F32x16 (&column)[4]) noexcept {
-  asm("" : "+r"(rows));  // sixteen pointers are better read again than kept in registers, which they do not fit
-  using Loose [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = float;
-  const auto quarter = [&](int row) __attribute__((always_inline)) -> F32x4 {
-    return *reinterpret_cast<const Loose*>(reinterpret_cast<const std::byte*>(rows[row]) + offset);
-  };
 #if defined(__AVX512F__)
-  constexpr __mmask16 all = 0xffff;  // the masked form, because g++ 12 warns about the undefined operand of the other
-  WideF32x16 a[4];
-  unroll<4>([&](auto i) __attribute__((always_inline)) {
-    a[i] = _mm512_maskz_insertf32x4(all, _mm512_zextps128_ps512(quarter(i)), quarter(i + 4), 1);
-    a[i] = _mm512_maskz_insertf32x4(all, a[i], quarter(i + 8), 2);
-    a[i] = _mm512_maskz_insertf32x4(all, a[i], quarter(i + 12), 3);
-  });
+KVC_ALWAYS_INLINE void transpose_quarters(const WideF32x16 (&a)[4], F32x16* column) noexcept {
   // In each quarter, of two vectors: words 0 and 1 interleaved, words 2 and 3 interleaved, first pairs, second pairs.
   const auto low = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
     return __builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
@@ -46,6 +33,26 @@ KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t off
   column[1].part[0] = second(low(a[0], a[1]), low(a[2], a[3]));
   column[2].part[0] = first(high(a[0], a[1]), high(a[2], a[3]));
   column[3].part[0] = second(high(a[0], a[1]), high(a[2], a[3]));
+}
+#endif
+
+/// Columns of four words from byte `offset` on.
+template <class Row>
+KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t offset, F32x16 (&column)[4]) noexcept {
+  using Loose [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = float;
+  const auto quarter = [rows, offset](int row) __attribute__((always_inline)) -> F32x4 {
+    return *reinterpret_cast<const Loose*>(reinterpret_cast<const std::byte*>(rows[row]) + offset);
+  };
+#if defined(__AVX512F__)
+  WideF32x16 a[4];
+  unroll<4>([&](auto i) __attribute__((always_inline)) {
+    // A load that repeats its quarter, under a mask, needs no shuffle.
+    a[i] = _mm512_zextps128_ps512(quarter(i));
+    a[i] = _mm512_mask_broadcast_f32x4(a[i], 0x00f0, quarter(i + 4));
+    a[i] = _mm512_mask_broadcast_f32x4(a[i], 0x0f00, quarter(i + 8));
+    a[i] = _mm512_mask_broadcast_f32x4(a[i], 0xf000, quarter(i + 12));
+  });
+  transpose_quarters(a, column);
 #else
   unroll<4>([&](auto lane) __attribute__((always_inline)) {
     constexpr int first = 4 * decltype(lane)::value;

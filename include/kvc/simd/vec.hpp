@@ -129,6 +129,14 @@ KVC_ALWAYS_INLINE F32x16 broadcast(float x) noexcept {
 }
 KVC_ALWAYS_INLINE F32x16 zero() noexcept { return F32x16{}; }
 
+/// Keeps x in a register where its every use would otherwise be a load: there are fewer of these than of multiplications.
+template <class V>
+KVC_ALWAYS_INLINE void pin([[maybe_unused]] V& x) noexcept {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x.part[0]));
+#endif
+}
+
 /// p[0..16), at any address.
 KVC_ALWAYS_INLINE F32x16 load(const float* p) noexcept {
   F32x16 v;
@@ -153,6 +161,39 @@ KVC_ALWAYS_INLINE void store(float* p, const F32x16& v) noexcept {
   detail::unroll<parts>([&](auto i) __attribute__((always_inline)) {
     *reinterpret_cast<LoosePart*>(p + i * part_lanes) = v.part[i];
   });
+}
+
+using F32x2 [[gnu::vector_size(8)]] = float;
+KVC_ALWAYS_INLINE void store_two(float* p, const F32x2& v) noexcept { std::memcpy(p, &v, sizeof v); }
+KVC_ALWAYS_INLINE void store_four(float* p, const F32x4& v) noexcept { std::memcpy(p, &v, sizeof v); }
+
+/// Lanes [4 i, 4 i + 4).
+template <int i>
+KVC_ALWAYS_INLINE F32x4 quarter(const F32x16& x) noexcept {
+#if defined(__AVX512F__)
+  return _mm512_maskz_extractf32x4_ps(0xf, x.part[0], i);
+#else
+  F32x4 four;
+  std::memcpy(&four, reinterpret_cast<const std::byte*>(&x) + i * sizeof four, sizeof four);
+  return four;
+#endif
+}
+
+/// x where bit l of `bits` is set for lane l, elsewhere `other`.
+KVC_ALWAYS_INLINE F32x16 keep(std::uint32_t bits, const F32x16& x, float other) noexcept {
+#if defined(__AVX512F__)
+  return {{_mm512_mask_blend_ps(static_cast<__mmask16>(bits), other - Part{}, x.part[0])}};
+#else
+  F32x16 result;
+  detail::unroll<parts>([&](auto i) __attribute__((always_inline)) {
+    PartBits of_lane;
+    for (int l = 0; l < part_lanes; ++l) {
+      of_lane[l] = 1U << (i * part_lanes + l);
+    }
+    result.part[i] = (bits & of_lane) != 0U ? x.part[i] : other - Part{};
+  });
+  return result;
+#endif
 }
 
 KVC_ALWAYS_INLINE F32x16 operator+(const F32x16& a, const F32x16& b) noexcept {
@@ -257,13 +298,54 @@ KVC_ALWAYS_INLINE float sum(const F32x16& x) noexcept {
   return (f[0] + f[2]) + (f[1] + f[3]);
 }
 
+namespace detail {
+/// Of each of four vectors, op over the lanes as in fold and then x[l] with x[l + 2], x[0] with x[1].
+template <class Op>
+KVC_ALWAYS_INLINE F32x4 fold_each(Op op, const F32x16& a, const F32x16& b, const F32x16& c, const F32x16& d) noexcept {
+  const F32x4 fa = fold(op, a.part), fb = fold(op, b.part), fc = fold(op, c.part), fd = fold(op, d.part);
+  const F32x4 ab = op(__builtin_shufflevector(fa, fb, 0, 1, 4, 5), __builtin_shufflevector(fa, fb, 2, 3, 6, 7));
+  const F32x4 cd = op(__builtin_shufflevector(fc, fd, 0, 1, 4, 5), __builtin_shufflevector(fc, fd, 2, 3, 6, 7));
+  return op(__builtin_shufflevector(ab, cd, 0, 2, 4, 6), __builtin_shufflevector(ab, cd, 1, 3, 5, 7));
+}
+}  // namespace detail
+
 /// The sums of four vectors; each has the same bits as sum() of that vector.
 KVC_ALWAYS_INLINE F32x4 sum_each(const F32x16& a, const F32x16& b, const F32x16& c, const F32x16& d) noexcept {
-  const F32x4 fa = detail::fold(detail::Add{}, a.part), fb = detail::fold(detail::Add{}, b.part);
-  const F32x4 fc = detail::fold(detail::Add{}, c.part), fd = detail::fold(detail::Add{}, d.part);
-  const F32x4 ab = __builtin_shufflevector(fa, fb, 0, 1, 4, 5) + __builtin_shufflevector(fa, fb, 2, 3, 6, 7);
-  const F32x4 cd = __builtin_shufflevector(fc, fd, 0, 1, 4, 5) + __builtin_shufflevector(fc, fd, 2, 3, 6, 7);
-  return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
+  return detail::fold_each(detail::Add{}, a, b, c, d);
+}
+
+/// Lane 4 i + n: the sum of x[n][i], with the same bits as sum() of that vector.
+KVC_ALWAYS_INLINE F32x16 sum_sixteen(const F32x16 (&x)[4][4]) noexcept {
+#if defined(__AVX512F__)
+  const auto add_halves = [](const WideF32x16& a, const WideF32x16& b) __attribute__((always_inline)) -> WideF32x16 {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  };
+  WideF32x16 four[4];  // [n]: in quarter i, what is left of x[n][i]
+  detail::unroll<4>([&](auto n) __attribute__((always_inline)) {
+    const WideF32x16 a = add_halves(x[n][0].part[0], x[n][1].part[0]), b = add_halves(x[n][2].part[0], x[n][3].part[0]);
+    four[n] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+              __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  });
+  const auto add_pairs = [](const WideF32x16& a, const WideF32x16& b) __attribute__((always_inline)) -> WideF32x16 {
+    return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  };
+  const WideF32x16 first = add_pairs(four[0], four[1]), second = add_pairs(four[2], four[3]);
+  return {{__builtin_shufflevector(first, second, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+           __builtin_shufflevector(first, second, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)}};
+#else
+  F32x16 result;
+  detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+    const F32x4 four = sum_each(x[0][i], x[1][i], x[2][i], x[3][i]);
+    std::memcpy(reinterpret_cast<std::byte*>(&result) + i * sizeof four, &four, sizeof four);
+  });
+  return result;
+#endif
+}
+/// The largest lanes of four vectors; NaN where one is.
+KVC_ALWAYS_INLINE F32x4 max_each(const F32x16& a, const F32x16& b, const F32x16& c, const F32x16& d) noexcept {
+  return detail::fold_each(detail::Larger{}, a, b, c, d);
 }
 
 /// The largest lane; NaN if any is.

@@ -1,0 +1,143 @@
+// TileRows: where the 64 positions of a tile lie, found once for all that is done with them.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/attention/kernels.hpp"
+#include "kvc/core/element.hpp"
+#include "kvc/core/view.hpp"
+
+namespace kvc::inline v0 {
+namespace detail {
+
+/// A piece of memory.
+struct Stretch {
+  const std::byte* begin;
+  const std::byte* end;
+};
+
+/// Pointers to the rows of one head.
+template <class T>
+struct TileRows {
+  const StorageOf<T>* k[tile_keys];
+  const StorageOf<T>* v[tile_keys];
+  Index first = 0;  // of the rows that are there, within the tile
+  Index last = 0;
+  Stretch stretches[2 * tile_keys];  // the memory that they take, first that of the keys
+  Index stretch_count = 0;
+  Index lines = 0;  // of 64 bytes
+
+  [[nodiscard]] Index first_group() const noexcept { return first / simd::lanes; }
+  [[nodiscard]] Index last_group() const noexcept { return ceil_div(last, Index{simd::lanes}); }
+
+  /// Positions [base + lo, base + hi), at least one. The other pointers lead to some row of these, so that reading through
+  /// them is allowed.
+  template <class View>
+  void locate(const View& kv, Index head, Index base, Index lo, Index hi) {
+    first = lo;
+    last = hi;
+    stretch_count = 0;
+    lines = 0;
+    const Index k_row = Element<T>::row_size(kv.key_dim()), v_row = Element<T>::row_size(kv.value_dim());
+    Stretch of_values[tile_keys];
+    Index value_stretches = 0, at = lo;
+    kv.for_each_run(head, PosRange{static_cast<Pos>(base + lo), static_cast<Pos>(base + hi)}, [&](const KvRun<T>& run) {
+      KVC_ASSERT(run.first == base + at && at + run.rows <= hi);
+      const StorageOf<T>*key = run.k, *value = run.v;
+      for (Index r = 0; r < run.rows; ++r, key += run.k_stride, value += run.v_stride) {
+        k[at + r] = key;
+        v[at + r] = value;
+      }
+      add_stretches(run.k, run.rows, run.k_stride, k_row, stretches, stretch_count);
+      add_stretches(run.v, run.rows, run.v_stride, v_row, of_values, value_stretches);
+      at += run.rows;
+    });
+    std::copy_n(of_values, value_stretches, stretches + stretch_count);
+    stretch_count += value_stretches;
+    KVC_ASSERT(at == hi);
+    std::fill(k, k + lo, k[lo]);
+    std::fill(k + hi, k + tile_keys, k[lo]);
+    std::fill(v, v + lo, v[lo]);
+    std::fill(v + hi, v + tile_keys, v[lo]);
+  }
+
+ private:
+  void add_stretches(const StorageOf<T>* rows, Index count, Index stride, Index row, Stretch* to, Index& to_count) noexcept {
+    if (stride == row) {
+      row *= count;
+      count = 1;
+    }
+    lines += count * (row * Index{sizeof(StorageOf<T>)} / 64 + 1);
+    for (Index i = 0; i < count; ++i, rows += stride) {
+      to[to_count++] = {reinterpret_cast<const std::byte*>(rows), reinterpret_cast<const std::byte*>(rows + row)};
+    }
+  }
+};
+
+/// Asks for the rows of the next tile to be brought to the second-level cache while this one is computed.
+///
+/// Every part of the work on a tile asks for as much as it takes of the time, so that memory is busy from the first to the
+/// last moment of a tile. It would take no more than a few dozen requests at once.
+class Ahead {
+ public:
+  Ahead() = default;
+
+  /// `next` null: there is nothing to ask for. About how long the parts of the work take, in any unit:
+  ///
+  ///   key     one row of a key
+  ///   row     the weights of one of `count` query rows
+  ///   value   one row of a value, of `vectors` vectors
+  template <class T>
+  Ahead(const TileRows<T>* next, Index key, Index row, Index count, Index value, Index vectors) noexcept {
+    if (next == nullptr) {
+      return;
+    }
+    next_ = next->stretches;
+    last_ = next->stretches + next->stretch_count;
+    const Index share = ceil_div(next->lines * one, tile_keys * key + row * count + tile_keys * value);  // in a unit of time
+    keys_ = static_cast<std::uint32_t>(share * key);
+    row_ = static_cast<std::uint32_t>(share * row);
+    values_ = static_cast<std::uint32_t>(share * value / vectors);
+  }
+
+  /// After `count` rows of keys, after the weights of a row, after `count` vectors of values.
+  KVC_ALWAYS_INLINE void ask_with_keys(int count) noexcept { ask(static_cast<std::uint32_t>(count) * keys_); }
+  KVC_ALWAYS_INLINE void ask_with_row() noexcept { ask(row_); }
+  KVC_ALWAYS_INLINE void ask_with_values(int count) noexcept { ask(static_cast<std::uint32_t>(count) * values_); }
+
+ private:
+  static constexpr Index line = 64, one = 1 << 16;
+
+  KVC_ALWAYS_INLINE void ask(std::uint32_t amount) noexcept {
+    if (amount == 0) {
+      return;
+    }
+    credit_ += amount;
+    for (auto lines = static_cast<Index>(credit_ / one); lines > 0; --lines) {
+      if (at_ >= end_) [[unlikely]] {
+        if (next_ == last_) {
+          keys_ = row_ = values_ = 0;
+          return;
+        }
+        at_ = reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(next_->begin) / line * line);
+        end_ = next_->end;
+        ++next_;
+      }
+      __builtin_prefetch(at_, 0, 2);
+      at_ += line;
+    }
+    credit_ %= one;
+  }
+
+  const std::byte* at_ = nullptr;
+  const std::byte* end_ = nullptr;
+  const Stretch* next_ = nullptr;
+  const Stretch* last_ = nullptr;
+  std::uint32_t credit_ = 0;
+  std::uint32_t keys_ = 0, row_ = 0, values_ = 0;  // lines, times `one`
+};
+
+}  // namespace detail
+}  // namespace kvc::inline v0

@@ -1,0 +1,111 @@
+// Dot products of narrow numbers: what processors have for bfloat16 and for bytes, lane by lane of four bytes.
+//
+//   dot_bf16    sum + a[0] * b[0] + a[1] * b[1]             two bfloat16 numbers a lane, the sum a float
+//   dot_bytes   sum + a[0] * b[0] + ... + a[3] * b[3]       four unsigned by four signed bytes a lane, the sum an int32
+//
+// dot_bf16 exists where `has_bf16_dot` is true, dot_bytes where `has_byte_dot` is: there is no slow form of them, because
+// attention then has another way that is faster. dot_bytes is exact, so that sums of it do not depend on their order;
+// dot_bf16 rounds as the processor does (to nearest even after each of the two additions, subnormal numbers taken for 0).
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "kvc/simd/vec.hpp"
+
+namespace kvc::inline v0 {
+namespace simd {
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VBMI__) && defined(__AVX512BF16__)
+#define KVC_SIMD_BF16_DOT 1
+#else
+#define KVC_SIMD_BF16_DOT 0
+#endif
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#define KVC_SIMD_BYTE_DOT 1
+#else
+#define KVC_SIMD_BYTE_DOT 0
+#endif
+inline constexpr bool has_bf16_dot = KVC_SIMD_BF16_DOT != 0;
+inline constexpr bool has_byte_dot = KVC_SIMD_BYTE_DOT != 0;
+
+#if KVC_SIMD_BF16_DOT || KVC_SIMD_BYTE_DOT
+
+/// The word at p, in every lane. (Words travel in arrays of float, as the rest of the working memory.)
+KVC_ALWAYS_INLINE U32x16 broadcast_word(const float* p) noexcept {
+  std::int32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return {{reinterpret_cast<PartBits>(_mm512_set1_epi32(word))}};
+}
+KVC_ALWAYS_INLINE U32x16 load_words(const float* p) noexcept { return as_words(load(p)); }
+KVC_ALWAYS_INLINE void store_words(float* p, const U32x16& x) noexcept { store(p, as_floats(x)); }
+
+KVC_ALWAYS_INLINE __m512i raw(const U32x16& x) noexcept { return reinterpret_cast<__m512i>(x.part[0]); }
+KVC_ALWAYS_INLINE U32x16 words(__m512i x) noexcept { return {{reinterpret_cast<PartBits>(x)}}; }
+
+/// Bytes [0, count) at p, at most 64, then zeros; count >= 0. Reads nothing past the end.
+KVC_ALWAYS_INLINE U32x16 load_bytes(const void* p, Index count) noexcept {
+  if (count >= 64) [[likely]] {
+    return words(_mm512_loadu_si512(p));
+  }
+  return words(_mm512_maskz_loadu_epi8((__mmask64{1} << count) - 1, p));
+}
+
+/// Of each quarter of 16 bytes: the lower or upper halves, interleaved byte by byte or by two bytes.
+KVC_ALWAYS_INLINE U32x16 interleave_low8(const U32x16& a, const U32x16& b) noexcept {
+  return words(_mm512_unpacklo_epi8(raw(a), raw(b)));
+}
+KVC_ALWAYS_INLINE U32x16 interleave_high8(const U32x16& a, const U32x16& b) noexcept {
+  return words(_mm512_unpackhi_epi8(raw(a), raw(b)));
+}
+KVC_ALWAYS_INLINE U32x16 interleave_low16(const U32x16& a, const U32x16& b) noexcept {
+  return words(_mm512_unpacklo_epi16(raw(a), raw(b)));
+}
+KVC_ALWAYS_INLINE U32x16 interleave_high16(const U32x16& a, const U32x16& b) noexcept {
+  return words(_mm512_unpackhi_epi16(raw(a), raw(b)));
+}
+#endif
+
+#if KVC_SIMD_BF16_DOT
+KVC_ALWAYS_INLINE F32x16 dot_bf16(const F32x16& sum, const U32x16& a, const U32x16& b) noexcept {
+  return {{_mm512_dpbf16_ps(sum.part[0], reinterpret_cast<__m512bh>(raw(a)), reinterpret_cast<__m512bh>(raw(b)))}};
+}
+
+/// Sixteen floats as bfloat16, rounded to nearest, ties to even, in the lower halves of the lanes. NaN stays NaN.
+KVC_ALWAYS_INLINE U32x16 to_bf16(const F32x16& x) noexcept {
+  return words(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.part[0]))));
+}
+#endif
+
+#if KVC_SIMD_BYTE_DOT
+KVC_ALWAYS_INLINE U32x16 operator+(const U32x16& a, const U32x16& b) noexcept {
+  return words(_mm512_add_epi32(raw(a), raw(b)));
+}
+KVC_ALWAYS_INLINE U32x16 dot_bytes(const U32x16& sum, const U32x16& of_unsigned, const U32x16& of_signed) noexcept {
+  return words(_mm512_dpbusd_epi32(raw(sum), raw(of_unsigned), raw(of_signed)));
+}
+/// The nearest integers, ties to even. |x| < 2^31
+KVC_ALWAYS_INLINE U32x16 to_integers(const F32x16& x) noexcept { return words(_mm512_cvtps_epi32(x.part[0])); }
+/// p[0..16) = the low bytes of the lanes.
+KVC_ALWAYS_INLINE void store_low_bytes(void* p, const U32x16& x) noexcept {
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(raw(x)));
+}
+/// The low bytes of four vectors, four lanes at a time: those of lanes 0 to 3 of a, of b, of c, of d, then of lanes 4 to 7 ...
+KVC_ALWAYS_INLINE U32x16 join_low_bytes(const U32x16& a, const U32x16& b, const U32x16& c, const U32x16& d) noexcept {
+  const auto narrow = [](const U32x16& x) __attribute__((always_inline)) { return _mm512_cvtepi32_epi8(raw(x)); };
+  const __m256i ab = _mm256_inserti128_si256(_mm256_castsi128_si256(narrow(a)), narrow(b), 1);
+  const __m256i cd = _mm256_inserti128_si256(_mm256_castsi128_si256(narrow(c)), narrow(d), 1);
+  const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  return words(_mm512_maskz_permutexvar_epi32(0xffff, order, _mm512_maskz_inserti64x4(0xff, _mm512_zextsi256_si512(ab), cd, 1)));
+}
+
+/// Word l / 4 of the four words at p, in lane l.
+KVC_ALWAYS_INLINE U32x16 spread_four(const void* p) noexcept {
+  const __m512i order = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+  return words(_mm512_maskz_permutexvar_epi32(0xffff, order, _mm512_zextsi128_si512(_mm_loadu_si128(static_cast<const __m128i*>(p)))));
+}
+#endif
+
+}  // namespace simd
+}  // namespace kvc::inline v0
