@@ -84,9 +84,8 @@ class Bf16Tile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    const Index values = state_floats(value_dim_) / simd::lanes;
-    ahead_ = Ahead(next, query_floats(key_dim_) / simd::lanes * count + (is_fp8 ? 18 : 8), 110, count,
-                   values * count / 2 + (is_fp8 ? 14 : 5), values / 2);
+    const Index keys = query_floats(key_dim_) / simd::lanes, values = state_floats(value_dim_) / simd::lanes;
+    ahead_ = Ahead(next, keys * count + (is_fp8 ? 18 : 8), keys, 110, count, values * count / 2 + (is_fp8 ? 14 : 5), values / 2);
   }
 
   /// Codes are looked up once for all rows, unless these are few.
@@ -189,9 +188,8 @@ class Bf16Tile {
     constexpr int K = block_keys<R>;
     const Index vectors = query_floats(key_dim_) / simd::lanes;
     for (Index j = first / K * K; j < last; j += K) {
-      ahead_.ask_with_keys(K);
       simd::F32x16 sum[R][K] = {};
-      add_keys<Bf16Math, R>(q, q_stride, keys, j, vectors, sum);
+      add_keys<Bf16Math, R>(q, q_stride, keys, j, vectors, sum, ahead_);
       store_scores<R, K>(sum, s + j);
     }
   }
@@ -249,9 +247,7 @@ class Bf16Tile {
     const auto* const zeros = reinterpret_cast<const Storage*>(zeros_);
     const Index end = ceil_div(last, Index{2});
     for (Index u = first / 2; u < end; ++u) {
-      if (u % 2 == 0) {
-        ahead_.ask_with_values(2 * C);
-      }
+      ahead_.ask_with_values(C);
       simd::U32x16 x[C];
       const bool has_low = 2 * u >= first, has_high = 2 * u + 1 < last;
       if (from_rows || !has_low || !has_high) {

@@ -133,16 +133,19 @@ class ByteTile {
     rows_ = &rows;
     once_ = count <= few_rows;
     const Index values = state_floats(value_dim_) / simd::lanes;
-    ahead_ = Ahead(next, columns(key_dim_) * count / 8 + 12, 170, count, values * count / 2 + 5, values / 4);
+    ahead_ = Ahead(next, columns(key_dim_) * count / 8 + 12, 1, 170, count, values * count / 2 + 5, values / 4);
   }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = columns(key_dim_);
+    const int share = static_cast<int>(std::max(64 / count, Index{1}));  // of eight columns; the other half is for scores
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
-      ahead_.ask_with_keys(simd::lanes);
-      simd::for_each_column(rows, 0, count, [to](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
+      simd::for_each_column(rows, 0, count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
+        if (c % 8 == 0) {
+          ahead_.ask_with_keys(share);
+        }
         simd::store_words(to + c * simd::lanes, simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
       });
       for (int l = 0; l < simd::lanes; ++l) {
@@ -223,14 +226,18 @@ class ByteTile {
   [[nodiscard]] static constexpr Index group_floats(Index dim) noexcept { return columns(dim) * simd::lanes; }
 
   template <int R, int C>
-  KVC_ALWAYS_INLINE void score_groups(Index g, const float* q, Index q_stride, float* s) const noexcept {
+  KVC_ALWAYS_INLINE void score_groups(Index g, const float* q, Index q_stride, float* s) noexcept {
     const Index count = columns(key_dim_), group = group_floats(key_dim_);
+    const int share = static_cast<int>(std::max(64 / count, Index{1})) * C;
     const float* const rest = q + 2 * count;
     simd::U32x16 sum[2 * R][C];
     simd::detail::unroll<2 * R * C>([&](auto n) __attribute__((always_inline)) {
       sum[n / C][n % C] = simd::broadcast_word(rest + n / C / 2 * q_stride + n / C % 2);
     });
     for (Index c = 0; c < count; ++c) {
+      if (c % 8 == 0) {
+        ahead_.ask_with_keys(share);
+      }
       add_byte_column<R, 2>(q + c, q_stride, count, keys_ + g * group + c * simd::lanes, group, sum);
     }
     simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
@@ -258,7 +265,7 @@ class ByteTile {
     for (Index u = first / 4; u < end; ++u) {
       simd::U32x16 x[2];
       if constexpr (from_rows) {
-        ahead_.ask_with_values(1);
+        ahead_.ask_with_values(2);
         simd::U32x16 row[4];
         load_four(u, d, row);
         interleave_four<half>(row, x);

@@ -83,9 +83,7 @@ KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index f
     }
     for (Index j = first; j < last; ++j) {
       F32x16 x[C];
-      if (j % 4 == 0) {
-        ahead.ask_with_values(4 * C);
-      }
+      ahead.ask_with_values(C);
       simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { x[k] = v.load(j, d / simd::lanes + k); });
       add_weighted<FloatMath, R>(p + j, tile_keys, 0, x, sum);
     }
@@ -129,8 +127,8 @@ class FloatTile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    const Index values = padded(value_dim_) / simd::lanes;
-    ahead_ = Ahead(next, padded(key_dim_) / simd::lanes * count + 10, 110, count, values * count + 4, values);
+    const Index keys = padded(key_dim_) / simd::lanes, values = padded(value_dim_) / simd::lanes;
+    ahead_ = Ahead(next, keys * count + 10, keys, 110, count, values * count + 4, values);
   }
 
   void load_keys() noexcept {
@@ -186,9 +184,8 @@ class FloatTile {
     constexpr int K = block_keys<R>;
     const Index vectors = padded(key_dim_) / simd::lanes;
     for (Index j = first / K * K; j < last; j += K) {
-      ahead_.ask_with_keys(K);
       simd::F32x16 sum[R][K] = {};
-      add_keys<FloatMath, R>(q, q_stride, keys, j, vectors, sum);
+      add_keys<FloatMath, R>(q, q_stride, keys, j, vectors, sum, ahead_);
       store_scores<R, K>(sum, s + j);
     }
   }

@@ -79,11 +79,13 @@ inline constexpr int block_keys = 4 * R <= std::max(kernel_sums, 4) ? 4 : 2;
 /// Products of R query rows and K keys from j on, lane by lane.
 ///
 ///   q      [R, q_stride] query rows
+///   ahead  asked for some of what comes next with each step
 ///   keys   keys.load(j, c, x): vectors c, c + 1 ... of key j, `Keys::step` of them, with zeros past the end of the row
-template <class Math, int R, int K, class Keys>
+template <class Math, int R, int K, class Keys, class Ahead>
 KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index vectors,
-                                typename Math::Sum (&sum)[R][K]) noexcept {
+                                typename Math::Sum (&sum)[R][K], Ahead& ahead) noexcept {
   for (Index c = 0; c < vectors; c += Keys::step) {
+    ahead.ask_with_keys(K * Keys::step);
     typename Math::Number x[K][Keys::step];
     simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { keys.load(j + k, c, x[k]); });
     simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {

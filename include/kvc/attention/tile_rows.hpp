@@ -86,23 +86,23 @@ class Ahead {
 
   /// `next` null: there is nothing to ask for. About how long the parts of the work take, in any unit:
   ///
-  ///   key     one row of a key
+  ///   key     one row of a key, of `key_parts` parts
   ///   row     the weights of one of `count` query rows
-  ///   value   one row of a value, of `vectors` vectors
+  ///   value   one row of a value, of `value_parts` parts
   template <class T>
-  Ahead(const TileRows<T>* next, Index key, Index row, Index count, Index value, Index vectors) noexcept {
+  Ahead(const TileRows<T>* next, Index key, Index key_parts, Index row, Index count, Index value, Index value_parts) noexcept {
     if (next == nullptr) {
       return;
     }
     next_ = next->stretches;
     last_ = next->stretches + next->stretch_count;
     const Index share = ceil_div(next->lines * one, tile_keys * key + row * count + tile_keys * value);  // in a unit of time
-    keys_ = static_cast<std::uint32_t>(share * key);
+    keys_ = static_cast<std::uint32_t>(share * key / key_parts);
     row_ = static_cast<std::uint32_t>(share * row);
-    values_ = static_cast<std::uint32_t>(share * value / vectors);
+    values_ = static_cast<std::uint32_t>(share * value / value_parts);
   }
 
-  /// After `count` rows of keys, after the weights of a row, after `count` vectors of values.
+  /// With `count` parts of keys, the weights of a row, `count` parts of values.
   KVC_ALWAYS_INLINE void ask_with_keys(int count) noexcept { ask(static_cast<std::uint32_t>(count) * keys_); }
   KVC_ALWAYS_INLINE void ask_with_row() noexcept { ask(row_); }
   KVC_ALWAYS_INLINE void ask_with_values(int count) noexcept { ask(static_cast<std::uint32_t>(count) * values_); }
