@@ -3,7 +3,7 @@
 // For element types whose numbers are bfloat16 numbers, which Fp8E4M3's are too. Queries and weights are rounded to
 // bfloat16; all sums are floats. Pairs go through one instruction:
 //
-//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two numbers each; a score is simd::sum
+//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two numbers each; a score is the fold of them
 //   values   words of the same number of positions 2 u and 2 u + 1, a sum is a chain over u, ascending
 //
 // A position of a pair that a row must not see is read as zeros, so that it cannot be noticed.
@@ -46,7 +46,8 @@ class Bf16Tile {
  public:
   using Element = T;
   static constexpr bool exact_sums = false;
-  static constexpr Index key_stretch = 16;
+  static constexpr Index key_stretch = 64;
+  static constexpr int most_rows = packed_rows;
 
   /// Words of two numbers, in whole chunks.
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return ceil_div(key_dim, chunk_numbers) * chunk_numbers / 2; }
@@ -61,21 +62,24 @@ class Bf16Tile {
     return chunk * chunk_numbers + in_quarter / 4 * simd::lanes + i / quarter * 4 + in_quarter % 4;
   }
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
-    return (is_fp8 ? tile_keys * query_floats(key_dim) : 0) + tile_keys / 2 * state_floats(value_dim) + state_floats(value_dim);
+    return tile_keys * query_floats(key_dim) + tile_keys / 2 * state_floats(value_dim) + state_floats(value_dim);
   }
   static void prepare_query(const float* q, Index key_dim, float* to) noexcept {
-    std::memset(to, 0, static_cast<std::size_t>(query_floats(key_dim)) * sizeof(float));
-    auto* const halves = reinterpret_cast<std::byte*>(to);
-    for (Index d = 0; d < key_dim; ++d) {
-      const Eigen::bfloat16 half(q[d]);
-      std::memcpy(halves + 2 * query_place(d), &half, sizeof half);
+    // Of 16 neighbours, those of each half stay together.
+    for (Index d = 0; d < 2 * query_floats(key_dim); d += simd::lanes) {
+      const simd::F32x16 x = simd::load_partial(q + d, std::clamp(key_dim - d, Index{0}, Index{simd::lanes}));
+      std::uint16_t halves[simd::lanes];
+      simd::store_bf16(halves, x);
+      for (Index half = 0; half < 2; ++half) {
+        std::memcpy(reinterpret_cast<std::byte*>(to) + 2 * query_place(d + 8 * half), halves + 8 * half, 16);
+      }
     }
   }
 
   Bf16Tile(Index key_dim, Index value_dim, Scratch& scratch)
       : key_dim_(key_dim),
         value_dim_(value_dim),
-        keys_(scratch.take(is_fp8 ? tile_keys * query_floats(key_dim) : 0)),
+        keys_(scratch.take(tile_keys * query_floats(key_dim))),
         values_(scratch.take(tile_keys / 2 * state_floats(value_dim))),
         zeros_(scratch.take(state_floats(value_dim))) {
     std::fill_n(zeros_, state_floats(value_dim), 0.0F);
@@ -88,28 +92,26 @@ class Bf16Tile {
     ahead_ = Ahead(next, keys * count + (is_fp8 ? 18 : 8), keys, 110, count, values * count / 2 + (is_fp8 ? 14 : 5), values / 2);
   }
 
-  /// Codes are looked up once for all rows, unless these are few.
-  void load_keys() noexcept {
-    if (is_fp8 && !once_) {
-      const StoredKeys stored{rows_->k, key_dim_};
-      const Index vectors = query_floats(key_dim_) / simd::lanes;
-      for (Index j = rows_->first; j < rows_->last; ++j) {
-        for (Index c = 0; c < vectors; c += StoredKeys::step) {
-          simd::U32x16 x[StoredKeys::step];
-          stored.load(j, c, x);
-          simd::detail::unroll<StoredKeys::step>([&](auto i) __attribute__((always_inline)) {
-            simd::store_words(keys_ + (j * vectors + c + i) * simd::lanes, x[i]);
-          });
-        }
-      }
+  KVC_OUT_OF_LINE void load_keys() noexcept {
+    if (!once_) {
+      pack_keys(StoredKeys{rows_->k, key_dim_}, rows_->first / simd::lanes, ceil_div(rows_->last, Index{simd::lanes}),
+                query_floats(key_dim_) / simd::lanes, keys_, ahead_);
     }
   }
   template <int R>
+  KVC_OUT_OF_LINE void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
+    score_packed<Bf16Math, R>(q, q_stride, keys_, first / simd::lanes, ceil_div(last, Index{simd::lanes}),
+                              query_floats(key_dim_) / simd::lanes, s);
+  }
+  template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    if (!is_fp8 || once_) {
-      score_all<R>(StoredKeys{rows_->k, key_dim_}, first, last, q, q_stride, s);
-    } else {
-      score_all<R>(LoadedKeys{keys_, query_floats(key_dim_)}, first, last, q, q_stride, s);
+    constexpr int K = block_keys<R>;
+    const StoredKeys keys{rows_->k, key_dim_};
+    const Index vectors = query_floats(key_dim_) / simd::lanes;
+    for (Index j = first / K * K; j < last; j += K) {
+      simd::F32x16 sum[R][K] = {};
+      add_keys<Bf16Math, R>(q, q_stride, keys, j, vectors, sum, ahead_);
+      store_scores<R, K>(sum, s + j);
     }
   }
 
@@ -161,6 +163,7 @@ class Bf16Tile {
     const Storage* const* rows;
     Index dim;
     static constexpr int step = is_fp8 ? 2 : 1;
+    using Number = simd::U32x16;
     KVC_ALWAYS_INLINE void load(Index j, Index c, simd::U32x16 (&x)[step]) const noexcept {
       const Index from = c / step * chunk_numbers;
       const simd::U32x16 stored = simd::load_bytes(rows[j] + from, (dim - from) * Index{sizeof(Storage)});
@@ -174,26 +177,6 @@ class Bf16Tile {
       }
     }
   };
-  struct LoadedKeys {
-    const float* first;
-    Index stride;
-    static constexpr int step = 1;
-    KVC_ALWAYS_INLINE void load(Index j, Index c, simd::U32x16 (&x)[1]) const noexcept {
-      x[0] = simd::load_words(first + j * stride + c * simd::lanes);
-    }
-  };
-
-  template <int R, class Keys>
-  KVC_ALWAYS_INLINE void score_all(const Keys& keys, Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    constexpr int K = block_keys<R>;
-    const Index vectors = query_floats(key_dim_) / simd::lanes;
-    for (Index j = first / K * K; j < last; j += K) {
-      simd::F32x16 sum[R][K] = {};
-      add_keys<Bf16Math, R>(q, q_stride, keys, j, vectors, sum, ahead_);
-      store_scores<R, K>(sum, s + j);
-    }
-  }
-
   /// Numbers [d, d + chunk_numbers) of two rows as pairs.
   KVC_ALWAYS_INLINE void load_pairs(const Storage* const (&rows)[2], Index d, simd::U32x16 (&x)[chunk_vectors]) const noexcept {
     const Index bytes = (value_dim_ - d) * Index{sizeof(Storage)};
@@ -272,7 +255,7 @@ class Bf16Tile {
   const TileRows<T>* rows_ = nullptr;
   bool once_ = false;
   Ahead ahead_;
-  float* keys_;    // [64][query_floats] words, of Fp8E4M3
+  float* keys_;    // [groups][query_floats][16] words, for many rows
   float* values_;  // [32][state_floats] words
   float* zeros_;   // a row of zeros
 };

@@ -83,6 +83,7 @@ class ByteTile {
   using Element = Int8;
   static constexpr bool exact_sums = true;
   static constexpr Index key_stretch = tile_keys;
+  static constexpr int most_rows = kernel_rows;
 
   [[nodiscard]] static constexpr Index columns(Index key_dim) noexcept { return ceil_div(key_dim, Index{4}); }
   /// Two planes, then what their sums begin with, then the scale.
@@ -154,6 +155,10 @@ class ByteTile {
     }
   }
 
+  template <int R>
+  void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
+    scores<R>(first, last, q, q_stride, s);
+  }
   template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
     const Index end = ceil_div(last, Index{simd::lanes});

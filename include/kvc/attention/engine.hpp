@@ -76,9 +76,16 @@ class AttentionCall {
 
   /// The finished state of a row goes to its place.  out [value_dim]
   void write(const AttentionState& state, float* out) const noexcept {
-    for (Index d = 0; d < dims_.value_dim; ++d) {
-      out[d] = state.l == 0 ? 0.0F : state.o[static_cast<std::size_t>(Tile::place(d))] / state.l;
+    const simd::F32x16 sum = simd::broadcast(state.l == 0 ? 1.0F : state.l);
+    float* const o = state.o.data();
+    for (Index d = 0; d < value_pad_; d += simd::lanes) {
+      simd::store(o + d, simd::load(o + d) / sum);
     }
+    Index d = 0;
+    for (; dims_.value_dim - d >= 4; d += 4) {
+      std::copy_n(o + Tile::place(d), 4, out + d);
+    }
+    std::copy_n(o + Tile::place(d), dims_.value_dim - d, out + d);
   }
 
   // --- prefill -------------------------------------------------------------------------------------------------------
@@ -96,15 +103,21 @@ class AttentionCall {
     const KeyRange range = keys(b, first_row, first_row + queries);
     TileRows<T> located;
     total.reset(count, value_pad_);
-    for (Index split = range.first / split_keys; split * split_keys < range.last; ++split) {
-      part.reset(count, value_pad_);
+    const Index first_split = range.first / split_keys;
+    for (Index split = first_split; split * split_keys < range.last; ++split) {
+      const RowStates& into = split == first_split ? total : part;  // merging into the identity changes no bit
+      if (split != first_split) {
+        part.reset(count, value_pad_);
+      }
       const Index end = std::min(range.last, (split + 1) * split_keys);
       Index at = std::max(range.first, split * split_keys);
       for (Index base = at - at % tile_keys; base < end; base += tile_keys) {
         located.locate(view_(b), head, base, std::max(at, base) - base, std::min(end, base + tile_keys) - base);
-        rows.attend(0, 0, queries, base, kv, located, nullptr, part);
+        rows.attend(0, 0, queries, base, kv, located, nullptr, into);
       }
-      total.merge(part, count, value_pad_);
+      if (split != first_split) {
+        total.merge(part, count, value_pad_);
+      }
     }
     for (Index r = 0; r < count; ++r) {
       write(total.state(r, value_pad_), out_.row(b * rows_ + first_row + r / dims_.group) +
@@ -257,7 +270,7 @@ class AttentionCall {
                 std::min(heads, dims_.kv_heads - first_head), table);
     });
     executor.parallel_for(sequences_, [&](Index b) {
-      Scratch merging(padded(value_pad_));
+      Scratch merging(value_pad_);
       AttentionState total{{merging.take(value_pad_), static_cast<std::size_t>(value_pad_)}};
       for (Index row = 0; row < rows_; ++row) {
         for (Index head = 0; head < query_heads; ++head) {

@@ -1,6 +1,6 @@
 // FloatTile: 64 positions of one head in float arithmetic, for every element type and every target.
 //
-//   keys     lane l of a sum is a chain of multiply-adds over numbers l, l + 16, l + 32 ... of a row; a score is simd::sum
+//   keys     lane l of a sum is a chain of multiply-adds over numbers l, l + 16, l + 32 ... of a row; a score is the fold of them
 //   values   added up by multiply-adds in ascending order of position
 //
 // Every element type is read as exactly the numbers that kvc::Element<T>::decode gives.
@@ -39,6 +39,7 @@ struct PlainRows {
     }
   }
   static constexpr int step = 1;
+  using Number = simd::F32x16;
   KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept { return load_at(rows[j] + c * simd::lanes); }
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept {
     if ((c + 1) * simd::lanes <= dim) [[likely]] {
@@ -56,6 +57,7 @@ struct DecodedRows {
   Index stride;
   KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept { return simd::load(first + j * stride + c * simd::lanes); }
   static constexpr int step = 1;
+  using Number = simd::F32x16;
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
 
@@ -105,13 +107,14 @@ class FloatTile {
  public:
   using Element = T;
   static constexpr bool exact_sums = false;
-  static constexpr Index key_stretch = 16;
+  static constexpr Index key_stretch = 32;
+  static constexpr int most_rows = packed_rows;
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return padded(key_dim); }
   [[nodiscard]] static constexpr Index weight_floats(Index) noexcept { return 0; }
   [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept { return padded(value_dim); }
   [[nodiscard]] static constexpr Index place(Index d) noexcept { return d; }
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
-    return tile_keys * (padded(key_dim) + padded(value_dim));
+    return tile_keys * (2 * padded(key_dim) + padded(value_dim));
   }
   static void prepare_query(const float* q, Index key_dim, float* to) noexcept {
     std::copy_n(q, key_dim, to);
@@ -122,6 +125,7 @@ class FloatTile {
       : key_dim_(key_dim),
         value_dim_(value_dim),
         decoded_keys_(scratch.take(tile_keys * padded(key_dim))),
+        packed_keys_(scratch.take(tile_keys * padded(key_dim))),
         decoded_values_(scratch.take(tile_keys * padded(value_dim))) {}
 
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
@@ -131,20 +135,31 @@ class FloatTile {
     ahead_ = Ahead(next, keys * count + 10, keys, 110, count, values * count + 4, values);
   }
 
-  void load_keys() noexcept {
-    if (!reads_in_place()) {
+  KVC_OUT_OF_LINE void load_keys() noexcept {
+    if constexpr (!is_plain<T>) {
       decode(rows_->k, key_dim_, decoded_keys_);
     }
+    if (!once_) {
+      const Index first = rows_->first / simd::lanes, last = ceil_div(rows_->last, Index{simd::lanes});
+      if constexpr (is_plain<T>) {
+        pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_keys_, ahead_);
+      } else {
+        pack_keys(DecodedRows{decoded_keys_, padded(key_dim_)}, first, last, padded(key_dim_) / simd::lanes, packed_keys_, ahead_);
+      }
+    }
+  }
+  template <int R>
+  KVC_OUT_OF_LINE void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
+    score_packed<FloatMath, R>(q, q_stride, packed_keys_, first / simd::lanes, ceil_div(last, Index{simd::lanes}),
+                               padded(key_dim_) / simd::lanes, s);
   }
   template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
     if constexpr (is_plain<T>) {
-      if (reads_in_place()) {
-        score_all<R>(PlainRows<T>{rows_->k, key_dim_}, first, last, q, q_stride, s);
-        return;
-      }
+      score_all<R>(PlainRows<T>{rows_->k, key_dim_}, first, last, q, q_stride, s);
+    } else {
+      score_all<R>(DecodedRows{decoded_keys_, padded(key_dim_)}, first, last, q, q_stride, s);
     }
-    score_all<R>(DecodedRows{decoded_keys_, padded(key_dim_)}, first, last, q, q_stride, s);
   }
 
   void load_values() noexcept {
@@ -169,11 +184,13 @@ class FloatTile {
 
  private:
   /// Conversions pay off for many rows.
-  [[nodiscard]] bool reads_in_place() const noexcept { return std::is_same_v<T, float> || (is_plain<T> && once_); }
-  [[nodiscard]] bool values_in_place() const noexcept { return reads_in_place() && value_dim_ % simd::lanes == 0; }
+  [[nodiscard]] bool values_in_place() const noexcept {
+    return (std::is_same_v<T, float> || (is_plain<T> && once_)) && value_dim_ % simd::lanes == 0;
+  }
 
   void decode(const StorageOf<T>* const* rows, Index dim, float* to) const noexcept {
-    for (Index j = rows_->first; j < rows_->last; ++j) {
+    // In whole groups of 16: the other pointers lead to some row.
+    for (Index j = rows_->first / simd::lanes * simd::lanes; j < ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes; ++j) {
       kvc::Element<T>::decode(rows[j], dim, to + j * padded(dim));
       std::fill(to + j * padded(dim) + dim, to + (j + 1) * padded(dim), 0.0F);
     }
@@ -196,6 +213,7 @@ class FloatTile {
   bool once_ = false;
   Ahead ahead_;
   float* decoded_keys_;    // [64, padded(key_dim)]
+  float* packed_keys_;     // [groups][padded(key_dim)][16], for many rows
   float* decoded_values_;  // [64, padded(value_dim)]
 };
 

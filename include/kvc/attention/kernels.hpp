@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "kvc/core/types.hpp"
+#include "kvc/simd/fold.hpp"
 #include "kvc/simd/narrow.hpp"
 #include "kvc/simd/vec.hpp"
 
@@ -49,27 +50,40 @@ struct FloatMath {
   KVC_ALWAYS_INLINE static Sum madd(const Number& w, const Number& x, const Sum& sum) noexcept { return simd::madd(w, x, sum); }
 };
 
-/// f(first row, integral constant R) for blocks of R rows that cover [first, last).
-template <class F>
+/// f(first row, integral constant R) for blocks of R <= `most` rows that cover [first, last).
+template <int most = kernel_rows, class F>
 KVC_ALWAYS_INLINE void for_row_blocks(Index first, Index last, F f) {
-  for (; last - first >= kernel_rows; first += kernel_rows) {
-    f(first, std::integral_constant<int, kernel_rows>{});
+  for (; last - first >= most; first += most) {
+    f(first, std::integral_constant<int, most>{});
   }
-  if constexpr (kernel_rows > 4) {
+  if constexpr (most > 4) {
     if (last - first >= 4) {
       f(first, std::integral_constant<int, 4>{});
       first += 4;
     }
   }
-  if constexpr (kernel_rows > 2) {
+  if constexpr (most > 2) {
     if (last - first >= 2) {
       f(first, std::integral_constant<int, 2>{});
       first += 2;
     }
   }
-  if (first < last) {
-    f(first, std::integral_constant<int, 1>{});
+  if constexpr (most > 1) {
+    if (first < last) {
+      f(first, std::integral_constant<int, 1>{});
+    }
   }
+}
+
+/// to[i][0, 16 C) = to[i] * shrink[i] + sum[i], or = sum[i] where shrink is null.
+template <int R, int C>
+KVC_ALWAYS_INLINE void store_sums(const simd::F32x16 (&sum)[R][C], float* to, Index stride, const float* shrink) noexcept {
+  simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+    simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
+      float* const at = to + i * stride + k * simd::lanes;
+      simd::store(at, shrink == nullptr ? sum[i][k] : simd::madd(simd::load(at), simd::broadcast(shrink[i]), sum[i][k]));
+    });
+  });
 }
 
 /// Keys of a block beside R query rows: R * block_keys is a multiple of 4.
@@ -99,29 +113,112 @@ KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys
   }
 }
 
-/// s[r * 64 + k] = simd::sum(x[r][k])
+/// s[r * 64 + k] = fold of x[r][k]
 template <int R, int K>
 KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noexcept {
-  static_assert(R * K % 4 == 0);
-  constexpr int sixteens = K == 4 ? R / 4 : 0;
-  simd::detail::unroll<sixteens>([&](auto n) __attribute__((always_inline)) {
-    simd::F32x16 of_keys[4][4];
-    simd::detail::unroll<16>([&](auto i) __attribute__((always_inline)) { of_keys[i / 4][i % 4] = x[4 * n + i % 4][i / 4]; });
-    const simd::F32x16 sums = simd::sum_sixteen(of_keys);
-    simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
-      simd::store_four(s + (4 * n + i) * tile_keys, simd::quarter<i>(sums));
+  static_assert(K == 4 || (K == 2 && R == 2));
+  if constexpr (K == 4) {
+    const auto rows = [&](auto first, auto count) __attribute__((always_inline)) {
+      simd::F32x16 some[count][4];
+      simd::detail::unroll<4 * count>([&](auto i) __attribute__((always_inline)) { some[i / 4][i % 4] = x[first + i / 4][i % 4]; });
+      const simd::F32x16 sums = simd::fold_rows<count>(some);
+      simd::detail::unroll<count>([&](auto i) __attribute__((always_inline)) {
+        simd::store_four(s + (first + i) * tile_keys, simd::quarter<i>(sums));
+      });
+    };
+    simd::detail::unroll<R / 4>([&](auto n) __attribute__((always_inline)) {
+      rows(std::integral_constant<int, 4 * n>{}, std::integral_constant<int, 4>{});
     });
-  });
-  simd::detail::unroll<R * K / 4 - 4 * sixteens>([&](auto n) __attribute__((always_inline)) {
-    constexpr int r = 4 * sixteens + n * 4 / K;
-    if constexpr (K == 4) {
-      simd::store_four(s + r * tile_keys, simd::sum_each(x[r][0], x[r][1], x[r][2], x[r][3]));
-    } else {
-      const simd::F32x4 sums = simd::sum_each(x[r][0], x[r][1], x[r + 1][0], x[r + 1][1]);
-      simd::store_two(s + r * tile_keys, __builtin_shufflevector(sums, sums, 0, 1));
-      simd::store_two(s + (r + 1) * tile_keys, __builtin_shufflevector(sums, sums, 2, 3));
+    if constexpr (R % 4 != 0) {
+      static_assert(R % 4 != 3);
+      rows(std::integral_constant<int, R / 4 * 4>{}, std::integral_constant<int, R % 4>{});
     }
-  });
+  } else {
+    const simd::F32x16 all[1][4] = {{x[0][0], x[0][1], x[1][0], x[1][1]}};
+    const simd::F32x4 sums = simd::quarter<0>(simd::fold_rows<1>(all));
+    simd::store_two(s, __builtin_shufflevector(sums, sums, 0, 1));
+    simd::store_two(s + tile_keys, __builtin_shufflevector(sums, sums, 2, 3));
+  }
+}
+
+/// Rows of a block in score_packed: each pair of a row and 16 keys takes three sums.
+inline constexpr int packed_rows = kernel_sums >= 24 ? 4 : kernel_sums >= 6 ? 2 : 1;
+
+/// to = groups [first, last) of 16 keys, across positions: word w of the keys of group g begins at to[(16 * vectors * g + w) * 16].
+template <class Keys, class Ahead>
+KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Index vectors, float* to, Ahead& ahead) noexcept {
+  for (Index g = first; g < last; ++g) {
+    for (Index c = 0; c < vectors; c += Keys::step) {
+      ahead.ask_with_keys(simd::lanes * Keys::step);
+      simd::F32x16 row[Keys::step][simd::lanes];
+      simd::detail::unroll<simd::lanes>([&](auto l) __attribute__((always_inline)) {
+        typename Keys::Number x[Keys::step];
+        keys.load(g * simd::lanes + l, c, x);
+        simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
+          row[v][l] = std::bit_cast<simd::F32x16>(x[v]);
+        });
+      });
+      simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
+        simd::store_columns(row[v], to + (vectors * g + c + v) * simd::lanes * simd::lanes);
+      });
+    }
+  }
+}
+
+/// What add_keys and store_scores give, bit for bit, from packed keys of groups [first, last).
+template <class Math, int R>
+KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float* keys, Index first, Index last, Index vectors,
+                                    float* s) noexcept {
+  using Number = typename Math::Number;
+  using simd::F32x16;
+  constexpr int most = std::clamp(kernel_sums / (3 * R), 1, 4);
+  const Index group = vectors * simd::lanes * simd::lanes;
+  const auto block = [&](auto count) __attribute__((always_inline)) {
+    constexpr int C = decltype(count)::value;
+    const float* const from = keys + first * group;
+    F32x16 total[R][C], part[R][C];
+    // Each lane of add_keys is a chain of its own; they are added up in the order of fold.
+    simd::detail::unroll<4>([&](auto t) __attribute__((always_inline)) {
+      simd::detail::unroll<4>([&](auto u) __attribute__((always_inline)) {
+        F32x16 chain[R][C] = {};
+        constexpr int lane = t + 4 * u;
+        for (Index c = 0; c < vectors; ++c) {
+          Number x[C];
+          simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
+            x[k] = std::bit_cast<Number>(simd::load(from + k * group + (c * simd::lanes + lane) * simd::lanes));
+            simd::pin(x[k]);
+          });
+          simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+            Number w = Math::weight(q + i * q_stride + c * simd::lanes + lane);
+            simd::pin(w);
+            simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { chain[i][k] = Math::madd(w, x[k], chain[i][k]); });
+          });
+        }
+        simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
+          constexpr int i = n / C, k = n % C;
+          part[i][k] = u == 0 ? chain[i][k] : part[i][k] + chain[i][k];
+        });
+      });
+      simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
+        constexpr int i = n / C, k = n % C;
+        total[i][k] = t == 0 ? part[i][k] : total[i][k] + part[i][k];
+      });
+    });
+    store_sums<R, C>(total, s + first * simd::lanes, tile_keys, nullptr);
+  };
+  for (; last - first >= most; first += most) {
+    block(std::integral_constant<int, most>{});
+  }
+  if constexpr (most > 2) {
+    for (; last - first >= 2; first += 2) {
+      block(std::integral_constant<int, 2>{});
+    }
+  }
+  if constexpr (most > 1) {
+    for (; first < last; ++first) {
+      block(std::integral_constant<int, 1>{});
+    }
+  }
 }
 
 /// One step of a sum of weighted values: R rows by C vectors.
@@ -137,17 +234,6 @@ KVC_ALWAYS_INLINE void add_weighted(const float* w, Index stride, Index plane, c
         auto& to = sum[i * Math::planes + p][k];
         to = Math::madd(weight, x[k], to);
       });
-    });
-  });
-}
-
-/// to[i][0, 16 C) = to[i] * shrink[i] + sum[i], or = sum[i] where shrink is null.
-template <int R, int C>
-KVC_ALWAYS_INLINE void store_sums(const simd::F32x16 (&sum)[R][C], float* to, Index stride, const float* shrink) noexcept {
-  simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-    simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
-      float* const at = to + i * stride + k * simd::lanes;
-      simd::store(at, shrink == nullptr ? sum[i][k] : simd::madd(simd::load(at), simd::broadcast(shrink[i]), sum[i][k]));
     });
   });
 }

@@ -6,11 +6,13 @@
 //   key_stretch                              keys that `scores` is best asked for at once, if there are many rows
 //   query_floats(key_dim)                    room for a query row in the form that prepare_query(q, key_dim, to) gives it
 //   weight_floats(value_dim)                 room for the weights of a row, as weigh gives them; 0: used as they are
-//   state_floats(value_dim), place(d)        room for an output in a state, and where in it number d is
+//   state_floats(value_dim), place(d)        room for an output in a state, and where in it number d is; four from a multiple
+//                                            of 4 are together
 //   scratch_floats(key_dim, value_dim)       working memory that the constructor takes
 //   set(rows, next, count)                   what is read from now on by `count` query rows, and what comes next, or null
 //   load_keys()                              whatever is done once for all rows, before
 //   scores<R>(first, last, q, q_stride, s)   scores of R rows for keys [first, last), and maybe for some neighbours
+//   scores_of_many<R>(...)                   the same, bit for bit, where there are many rows; R is at most `most_rows`
 //   load_values()                            whatever is done once for all rows, before
 //   weigh(p, visible, w)                     weights in the form that the values need
 //   add_values<R>(w, first, last, ...)       to = to * shrink + weighted values, R rows

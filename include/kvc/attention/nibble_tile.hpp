@@ -45,6 +45,7 @@ class NibbleTile {
   using Element = Int4;
   static constexpr bool exact_sums = true;
   static constexpr Index key_stretch = tile_keys;
+  static constexpr int most_rows = kernel_rows;
 
   [[nodiscard]] static constexpr Index groups(Index dim) noexcept { return kvc::Element<Int4>::groups(dim); }
   [[nodiscard]] static constexpr Index chunks(Index dim) noexcept { return ceil_div(dim, chunk_numbers); }
@@ -70,11 +71,16 @@ class NibbleTile {
     }
     const float scale = std::max(largest / 127, std::numeric_limits<float>::min());
     std::memset(to, 0, static_cast<std::size_t>(query_floats(key_dim)) * sizeof(float));
-    for (Index d = 0; d < key_dim && finite; ++d) {
+    for (Index d = 0; d < key_dim && finite; d += 32) {
       float* const group = to + d / 32 * 9;
-      const float x = q[d] / scale;
-      reinterpret_cast<std::int8_t*>(group)[d % 32] = static_cast<std::int8_t>(static_cast<std::int32_t>(x + round_shift - round_shift));
-      group[8] += x;
+      auto* const codes = reinterpret_cast<std::int8_t*>(group);
+      float sum = 0;
+      for (Index i = 0; i < std::min(Index{32}, key_dim - d); ++i) {
+        const float x = q[d + i] / scale;
+        codes[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(x + round_shift - round_shift));
+        sum += x;
+      }
+      group[8] = sum;
     }
     to[9 * groups(key_dim)] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
   }
@@ -115,6 +121,10 @@ class NibbleTile {
     }
   }
 
+  template <int R>
+  void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
+    scores<R>(first, last, q, q_stride, s);
+  }
   template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
     const Index end = ceil_div(last, Index{simd::lanes});

@@ -128,10 +128,21 @@ class RowTile {
     const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
     tile.set(keys, next, end - begin);
     tile.load_keys();
-    // Keys of a stretch stay in the first-level cache for all rows.
-    const Index step = end - begin <= kernel_rows ? tile_keys : Tile::key_stretch;
-    for (Index at = keys.first / step * step; at < keys.last; at += step) {
-      scores(offset, begin, end, base, std::max(at, keys.first), std::min(at + step, keys.last), tile);
+    if (end - begin <= few_rows) {
+      scores<kernel_rows>(begin, end, base, keys.first, keys.last,
+                          [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+                            tile.template scores<count>(from, to, q_ + (offset + r) * query_size_, query_size_,
+                                                        p_ + r * tile_keys);
+                          });
+    } else {
+      // Keys of a stretch stay in the first-level cache for all rows.
+      for (Index at = keys.first / Tile::key_stretch * Tile::key_stretch; at < keys.last; at += Tile::key_stretch) {
+        scores<Tile::most_rows>(begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last),
+                                [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+                                  tile.template scores_of_many<count>(from, to, q_ + (offset + r) * query_size_,
+                                                                      query_size_, p_ + r * tile_keys);
+                                });
+      }
     }
     for (Index r = begin; r < end; ++r) {
       visible_[r] = mask_row(head, r, base, p_ + r * tile_keys);
@@ -159,12 +170,13 @@ class RowTile {
     return {std::clamp(keys.first - base, Index{0}, tile_keys), std::clamp(keys.last - base, Index{0}, tile_keys)};
   }
 
-  /// p = the scores of rows [begin, end) for those of the keys [first, last) that a row of the block sees.
-  void scores(Index offset, Index begin, Index end, Index base, Index first, Index last, Tile& tile) const noexcept {
-    for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
-      constexpr int R = decltype(count)::value;
+  /// f(integral constant R, r, from, to) for blocks of R <= most rows from r on that cover [begin, end), and those of the keys
+  /// [first, last) that a row of the block sees.
+  template <int most, class F>
+  KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, F f) const noexcept {
+    for_row_blocks<most>(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
       KeyRange range = {tile_keys, 0};
-      for (Index i = r; i < r + R; ++i) {
+      for (Index i = r; i < r + count; ++i) {
         const KeyRange keys_of_row = seen(i, base);
         if (keys_of_row.first < keys_of_row.last) {
           range = {std::min(range.first, keys_of_row.first), std::max(range.last, keys_of_row.last)};
@@ -172,7 +184,7 @@ class RowTile {
       }
       const Index from = std::max(first, range.first), to = std::min(last, range.last);
       if (from < to) {
-        tile.template scores<R>(from, to, q_ + (offset + r) * query_size_, query_size_, p_ + r * tile_keys);
+        f(count, r, from, to);
       }
     });
   }

@@ -72,9 +72,9 @@ KVC_ALWAYS_INLINE F32x16 dot_bf16(const F32x16& sum, const U32x16& a, const U32x
   return {{_mm512_dpbf16_ps(sum.part[0], reinterpret_cast<__m512bh>(raw(a)), reinterpret_cast<__m512bh>(raw(b)))}};
 }
 
-/// Sixteen floats as bfloat16, rounded to nearest, ties to even, in the lower halves of the lanes. NaN stays NaN.
-KVC_ALWAYS_INLINE U32x16 to_bf16(const F32x16& x) noexcept {
-  return words(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.part[0]))));
+/// to[0..16) = the lanes as bfloat16, rounded to nearest, ties to even. NaN stays NaN.
+KVC_ALWAYS_INLINE void store_bf16(std::uint16_t* to, const F32x16& x) noexcept {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.part[0])));
 }
 #endif
 

@@ -3,40 +3,17 @@
 
 #include <cstddef>
 
-#include "kvc/simd/vec.hpp"
+#include "kvc/simd/fold.hpp"
 
 namespace kvc::inline v0 {
 namespace simd {
 
 namespace detail {
 
-/// Words [0, 4) at byte `offset` of 16 rows: column c of the result has word c of row l in lane l. `at(l)` is where row l is.
+/// Words [0, 4) at byte `offset` of 16 rows: column c of the result has word c of row l in lane l.
 ///
 /// Lane by lane of 128 bits this is the transpose of a 4 x 4 matrix. Rows l, l + 4, l + 8 and l + 12 share a vector, so that
 /// only that step needs shuffles, and joining the rows is done by loads.
-#if defined(__AVX512F__)
-KVC_ALWAYS_INLINE void transpose_quarters(const WideF32x16 (&a)[4], F32x16* column) noexcept {
-  // In each quarter, of two vectors: words 0 and 1 interleaved, words 2 and 3 interleaved, first pairs, second pairs.
-  const auto low = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
-    return __builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
-  };
-  const auto high = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
-    return __builtin_shufflevector(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-  };
-  const auto first = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
-    return __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-  };
-  const auto second = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
-    return __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  };
-  column[0].part[0] = first(low(a[0], a[1]), low(a[2], a[3]));
-  column[1].part[0] = second(low(a[0], a[1]), low(a[2], a[3]));
-  column[2].part[0] = first(high(a[0], a[1]), high(a[2], a[3]));
-  column[3].part[0] = second(high(a[0], a[1]), high(a[2], a[3]));
-}
-#endif
-
-/// Columns of four words from byte `offset` on.
 template <class Row>
 KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t offset, F32x16 (&column)[4]) noexcept {
   using Loose [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = float;
@@ -52,7 +29,9 @@ KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t off
     a[i] = _mm512_mask_broadcast_f32x4(a[i], 0x0f00, quarter(i + 8));
     a[i] = _mm512_mask_broadcast_f32x4(a[i], 0xf000, quarter(i + 12));
   });
-  transpose_quarters(a, column);
+  WideF32x16 columns[4];
+  transpose_in_quarters(a, columns);
+  unroll<4>([&](auto i) __attribute__((always_inline)) { column[i].part[0] = columns[i]; });
 #else
   unroll<4>([&](auto lane) __attribute__((always_inline)) {
     constexpr int first = 4 * decltype(lane)::value;

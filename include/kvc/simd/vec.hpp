@@ -314,35 +314,6 @@ KVC_ALWAYS_INLINE F32x4 sum_each(const F32x16& a, const F32x16& b, const F32x16&
   return detail::fold_each(detail::Add{}, a, b, c, d);
 }
 
-/// Lane 4 i + n: the sum of x[n][i], with the same bits as sum() of that vector.
-KVC_ALWAYS_INLINE F32x16 sum_sixteen(const F32x16 (&x)[4][4]) noexcept {
-#if defined(__AVX512F__)
-  const auto add_halves = [](const WideF32x16& a, const WideF32x16& b) __attribute__((always_inline)) -> WideF32x16 {
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  };
-  WideF32x16 four[4];  // [n]: in quarter i, what is left of x[n][i]
-  detail::unroll<4>([&](auto n) __attribute__((always_inline)) {
-    const WideF32x16 a = add_halves(x[n][0].part[0], x[n][1].part[0]), b = add_halves(x[n][2].part[0], x[n][3].part[0]);
-    four[n] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-              __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  });
-  const auto add_pairs = [](const WideF32x16& a, const WideF32x16& b) __attribute__((always_inline)) -> WideF32x16 {
-    return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-           __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  };
-  const WideF32x16 first = add_pairs(four[0], four[1]), second = add_pairs(four[2], four[3]);
-  return {{__builtin_shufflevector(first, second, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
-           __builtin_shufflevector(first, second, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)}};
-#else
-  F32x16 result;
-  detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
-    const F32x4 four = sum_each(x[0][i], x[1][i], x[2][i], x[3][i]);
-    std::memcpy(reinterpret_cast<std::byte*>(&result) + i * sizeof four, &four, sizeof four);
-  });
-  return result;
-#endif
-}
 /// The largest lanes of four vectors; NaN where one is.
 KVC_ALWAYS_INLINE F32x4 max_each(const F32x16& a, const F32x16& b, const F32x16& c, const F32x16& d) noexcept {
   return detail::fold_each(detail::Larger{}, a, b, c, d);
