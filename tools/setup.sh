@@ -26,6 +26,7 @@ KVC_TEST_PACKAGES=(
 KVC_CLANG_PACKAGES=(
   "clang=the second compiler"
   "libomp-dev=OpenMP for clang, optional"
+  "llvm=names functions in what a sanitizer of clang reports"
 )
 
 # ensure_packages NAME=WHY...: installs those that are missing. Elsewhere than on Debian it names
