@@ -3,10 +3,9 @@
 #include <stdexcept>
 #include <vector>
 
+#include "attend.hpp"
 #include "catch.hpp"
-#include "kvc/attention/decode.hpp"
 #include "kvc/attention/executor.hpp"
-#include "kvc/attention/prefill.hpp"
 #ifdef KVC_HAVE_OPENMP
 #include "kvc/attention/openmp.hpp"
 #endif
@@ -15,6 +14,7 @@
 #endif
 
 using namespace kvc;
+using kvc_test::Attend;
 
 namespace {
 
@@ -27,7 +27,8 @@ void keeps_the_contract(Ex&& executor) {
       CHECK(count == 1);
     }
   }
-  CHECK_THROWS_WITH(executor.parallel_for(10, [](Index i) { i == 7 ? throw std::runtime_error("seven") : void(); }), "seven");
+  CHECK_THROWS_WITH(executor.parallel_for(10, [](Index i) { i == 7 ? throw std::runtime_error("seven") : void(); }),
+                    "seven");
 
   // Attention through it gives what it gives without.
   const Index length = 2500, dim = 16;
@@ -39,10 +40,10 @@ void keeps_the_contract(Ex&& executor) {
   const DenseView<float> kv(k, k, 1);
   std::vector<float> expected(static_cast<std::size_t>(length * dim)), out(expected.size());
   const MatrixRef<float> expected_ref(expected.data(), length, dim), out_ref(out.data(), length, dim);
-  prefill(kv, {0, static_cast<Pos>(length)}, k, expected_ref);
-  prefill(kv, {0, static_cast<Pos>(length)}, k, out_ref, {}, executor);
+  Attend<float>::prefill(kv, {0, static_cast<Pos>(length)}, k, expected_ref);
+  Attend<float>::prefill(kv, {0, static_cast<Pos>(length)}, k, out_ref, {}, executor);
   CHECK(out == expected);
-  decode(kv, k.middle_rows(length - 1, 1), out_ref.middle_rows(0, 1), {}, executor);
+  Attend<float>::decode(kv, k.middle_rows(length - 1, 1), out_ref.middle_rows(0, 1), {}, executor);
   CHECK(std::equal(out.begin(), out.begin() + dim, expected.end() - dim));
 }
 
