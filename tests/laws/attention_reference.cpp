@@ -32,6 +32,10 @@ TEMPLATE_TEST_CASE("Prefill agrees with the reference", "[attention]", KVC_ALL_E
   double worst = 0;
   for (int i = 0; i < cases_or(90); ++i) {
     CaseShape shape = random_shape(random, i % 30 == 0 ? 2500 : 200);
+    if (shape.length > 300) {  // the reference is slow
+      shape.kv_heads = shape.mask_heads = 1;
+      shape.group = std::min(shape.group, Index{2});
+    }
     const Case<TestType> c(shape, random);
     CAPTURE(seed, i, shape);
     Matrix<float> out = c.out(), expected = c.out();
