@@ -1,5 +1,7 @@
 // Every executor calls each item exactly once and hands an exception on.
+#include <algorithm>
 #include <atomic>
+#include <span>
 #include <stdexcept>
 #include <vector>
 
@@ -70,4 +72,52 @@ TEST_CASE("The oneTBB executor", "[attention][threads]") {
 #else
   KVC_SKIP("compiled without oneTBB");
 #endif
+}
+
+namespace {
+
+/// Says that it has `threads`, and remembers the largest number of items that a call was cut into.
+struct Counting {
+  Index threads;
+  Index* most;
+  [[nodiscard]] Index concurrency() const { return threads; }
+  template <class F>
+  void parallel_for(Index n, F&& f) const {
+    *most = std::max(*most, n);
+    Sequential{}.parallel_for(n, f);
+  }
+};
+
+/// Into how many items the decode of sequences of these lengths is cut.
+Index items(const std::vector<Pos>& lengths, Index kv_heads, Index threads) {
+  constexpr Index dim = 16, group = 4;
+  std::vector<std::vector<float>> rows;  // apart, so that no sequence shares memory with another
+  std::vector<kvc_test::AnyView<float>> views;
+  for (const Pos length : lengths) {
+    rows.emplace_back(static_cast<std::size_t>(length * kv_heads * dim), 0.5F);
+    const MatrixRef<const float> k(rows.back().data(), length, kv_heads * dim);
+    views.emplace_back(DenseView<float>(k, k, kv_heads));
+  }
+  const auto count = std::ssize(lengths);
+  std::vector<float> q(static_cast<std::size_t>(count * kv_heads * group * dim), 0.25F), out(q.size());
+  Index most = 0;
+  Attend<float>::decode(std::span<const kvc_test::AnyView<float>>(views),
+                        MatrixRef<const float>(q.data(), count, kv_heads * group * dim),
+                        MatrixRef<float>(out.data(), count, kv_heads * group * dim), {}, Counting{threads, &most});
+  return most;
+}
+
+}  // namespace
+
+TEST_CASE("Decode is cut into at least two items for each thread", "[attention]") {
+  for (const Index threads : {1, 2, 3, 8, 16}) {
+    CAPTURE(threads);
+    CHECK(items({32768}, 1, threads) >= 2 * threads);  // one long sequence
+    CHECK(items({8192}, 8, threads) >= 2 * threads);
+    CHECK(items(std::vector<Pos>(64, 70), 1, threads) >= 2 * threads);  // many short ones
+    CHECK(items(std::vector<Pos>(16, 70), 8, threads) >= 2 * threads);
+    std::vector<Pos> mixed(20, 50);
+    mixed[7] = 20000;
+    CHECK(items(mixed, 2, threads) >= 2 * threads);
+  }
 }
