@@ -1,7 +1,9 @@
 // Seeded randomness for tests: the seed is fixed unless KVC_TEST_SEED says otherwise ("random" draws one), and every
-// failure prints it. And how many random operations a test makes: KVC_TEST_OPERATIONS.
+// failure prints it. How many random operations a test makes: KVC_TEST_OPERATIONS. How many percent of its usual random
+// cases it tries: KVC_TEST_CASES.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <random>
@@ -25,6 +27,12 @@ inline std::uint64_t seed_or(std::uint64_t fixed) {
 inline int operations_or(int usual) {
   const char* text = std::getenv("KVC_TEST_OPERATIONS");
   return text == nullptr || *text == '\0' ? usual : std::stoi(text);
+}
+
+/// `usual`, or the share of it that the environment asks for, at least one: builds that are slow want fewer.
+inline int cases_or(int usual) {
+  const char* text = std::getenv("KVC_TEST_CASES");
+  return text == nullptr || *text == '\0' ? usual : std::max(1, usual * std::stoi(text) / 100);
 }
 
 class Random {

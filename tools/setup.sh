@@ -20,12 +20,15 @@ KVC_TEST_PACKAGES=(
   "zlib1g-dev=reads compressed traces, for the benchmark replay"
   "gnuplot-nox=draws the plots of the benchmark replay"
   "libtbb-dev=the oneTBB executor, optional"
+  "g++-aarch64-linux-gnu=compiles the vector code for NEON, optional"
+  "qemu-user=runs what was compiled for another processor, optional"
   "libprotobuf-dev=reads the ONNX test vectors, optional"
   "protobuf-compiler=reads the ONNX test vectors, optional"
 )
 KVC_CLANG_PACKAGES=(
   "clang=the second compiler"
   "libomp-dev=OpenMP for clang, optional"
+  "llvm=names functions in what a sanitizer of clang reports"
 )
 
 # ensure_packages NAME=WHY...: installs those that are missing. Elsewhere than on Debian it names

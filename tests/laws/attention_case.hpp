@@ -11,9 +11,11 @@
 #include <thread>
 #include <vector>
 
+#include "attend.hpp"
+#include "catch.hpp"
+#include "element_types.hpp"
 #include "kvc/attention/executor.hpp"
 #include "kvc/attention/options.hpp"
-#include "kvc/core/half.hpp"
 #include "kvc/core/view.hpp"
 #include "random_source.hpp"
 
@@ -71,15 +73,15 @@ struct CaseShape {
 };
 
 inline std::ostream& operator<<(std::ostream& out, const CaseShape& s) {
-  return out << s.kv_heads << " kv heads x " << s.group << ", dims " << s.key_dim << "/" << s.value_dim << ", length " << s.length
-             << ", queries [" << s.queries.first << ", " << s.queries.last << "), causal " << s.causal << ", window " << s.window
-             << ", softcap " << s.softcap << ", mask " << static_cast<int>(s.mask) << " [" << s.mask_heads << ", " << s.mask_rows
-             << ", " << s.mask_cols << "]";
+  return out << s.kv_heads << " kv heads x " << s.group << ", dims " << s.key_dim << "/" << s.value_dim << ", length "
+             << s.length << ", queries [" << s.queries.first << ", " << s.queries.last << "), causal " << s.causal
+             << ", window " << s.window << ", softcap " << s.softcap << ", mask " << static_cast<int>(s.mask) << " ["
+             << s.mask_heads << ", " << s.mask_rows << ", " << s.mask_cols << "]";
 }
 
 inline CaseShape random_shape(Random& random, Pos longest) {
-  constexpr Index dims[] = {1, 8, 16, 20, 64, 80, 128};
-  const auto dim = [&] { return dims[random.between(0, 6)]; };
+  constexpr Index dims[] = {1, 8, 16, 20, 33, 64, 80, 96, 100, 128, 192, 256};
+  const auto dim = [&] { return dims[random.between(0, 11)]; };
   CaseShape s;
   s.kv_heads = random.between(1, 3);
   s.group = random.one_in(3) ? 1 : random.between(1, 9);
@@ -106,15 +108,18 @@ template <class T>
 struct Case {
   using Storage = kvc::StorageOf<T>;
   CaseShape shape;
-  Matrix<Storage> k, v;
+  Matrix<float> k_numbers, v_numbers;  // before they are stored
+  Matrix<Storage> k, v;                // [length, kv_heads * row_size(dim)]
   Matrix<float> q;
   Matrix<bool> bools;
   Matrix<float> floats;
 
   Case(const CaseShape& s, Random& random)
       : shape(s),
-        k(s.length, s.kv_heads * s.key_dim),
-        v(s.length, s.kv_heads * s.value_dim),
+        k_numbers(s.length, s.kv_heads * s.key_dim),
+        v_numbers(s.length, s.kv_heads * s.value_dim),
+        k(s.length, s.kv_heads * kvc::Element<T>::row_size(s.key_dim)),
+        v(s.length, s.kv_heads * kvc::Element<T>::row_size(s.value_dim)),
         q(s.queries.size(), s.query_heads() * s.key_dim),
         bools(s.mask_heads * s.mask_rows, s.mask_cols),
         floats(s.mask_heads * s.mask_rows, s.mask_cols) {
@@ -125,21 +130,36 @@ struct Case {
         }
       }
     };
-    fill(k, [&] { return Storage(random.uniform(-2, 2)); });
-    fill(v, [&] { return Storage(random.uniform(-2, 2)); });
+    fill(k_numbers, [&] { return random.uniform(-2, 2); });
+    fill(v_numbers, [&] { return random.uniform(-2, 2); });
     fill(q, [&] { return random.uniform(-2, 2); });
     fill(bools, [&] { return !random.one_in(3); });
     fill(floats, [&] { return random.one_in(3) ? -std::numeric_limits<float>::infinity() : random.uniform(-3, 3); });
+    for (Index i = 0; i < s.length; ++i) {
+      for (Index h = 0; h < s.kv_heads; ++h) {
+        kvc::Element<T>::encode(k_numbers.row(i) + h * s.key_dim, s.key_dim, key(i, h));
+        kvc::Element<T>::encode(v_numbers.row(i) + h * s.value_dim, s.value_dim, value(i, h));
+      }
+    }
+  }
+
+  /// The stored row of one position and kv head.
+  Storage* key(Index position, Index head) { return k.row(position) + head * kvc::Element<T>::row_size(shape.key_dim); }
+  Storage* value(Index position, Index head) {
+    return v.row(position) + head * kvc::Element<T>::row_size(shape.value_dim);
   }
 
   kvc::DenseView<T> view() const { return view(shape.length); }
   kvc::DenseView<T> view(Pos length) const {
-    return {k.cref().middle_rows(0, length), v.cref().middle_rows(0, length), shape.kv_heads, shape.key_dim, shape.value_dim};
+    return {k.cref().middle_rows(0, length), v.cref().middle_rows(0, length), shape.kv_heads, shape.key_dim,
+            shape.value_dim};
   }
   /// One kv head alone.
   kvc::DenseView<T> head_view(Index head) const {
-    return {MatrixRef<const Storage>(k.row(0) + head * shape.key_dim, k.rows(), shape.key_dim, k.cols()),
-            MatrixRef<const Storage>(v.row(0) + head * shape.value_dim, v.rows(), shape.value_dim, v.cols()), 1, shape.key_dim,
+    const Index key_row = kvc::Element<T>::row_size(shape.key_dim),
+                value_row = kvc::Element<T>::row_size(shape.value_dim);
+    return {MatrixRef<const Storage>(k.row(0) + head * key_row, k.rows(), key_row, k.cols()),
+            MatrixRef<const Storage>(v.row(0) + head * value_row, v.rows(), value_row, v.cols()), 1, shape.key_dim,
             shape.value_dim};
   }
 
@@ -174,12 +194,55 @@ struct Case {
       return false;
     }
     const Index row = (shape.mask_heads == 1 ? 0 : h) * shape.mask_rows + (shape.mask_rows == 1 ? 0 : i);
-    return shape.mask == CaseShape::Mask::boolean ? bools(row, j) : floats(row, j) != -std::numeric_limits<float>::infinity();
+    return shape.mask == CaseShape::Mask::boolean ? bools(row, j)
+                                                  : floats(row, j) != -std::numeric_limits<float>::infinity();
   }
 };
 
+/// What every other way of computing it has to give.
+template <class T>
+Matrix<float> whole(const Case<T>& c) {
+  Matrix<float> out = c.out();
+  Attend<T>::prefill(c.view(), c.shape.queries, c.q.cref(), out.ref(), c.options());
+  return out;
+}
+
+inline bool same(const Matrix<float>& a, const Matrix<float>& b) {
+  return a.rows() == b.rows() && same_row(a.row(0), b.row(0), a.rows() * a.cols());
+}
+
+/// Shapes whose rows are the newest positions, as in a cache that is being filled.
+inline CaseShape appending(CaseShape s) {
+  s.length = std::max(s.length, s.queries.size());
+  s.queries = {s.length - s.queries.size(), s.length};
+  if (s.mask != CaseShape::Mask::none) {
+    s.mask_cols = s.length;
+  }
+  return s;
+}
+
+/// f(a case, a description) over random shapes, short ones and a few of several splits.
+template <class T, class F>
+void over_cases(std::uint64_t fixed_seed, F f) {
+  const std::uint64_t seed = seed_or(fixed_seed);
+  Random random(seed);
+  for (int i = 0; i < cases_or(40); ++i) {
+    CaseShape shape = random_shape(random, 300);
+    if (i % 10 == 0) {  // splits
+      shape.length = random.between(Pos{1500}, Pos{3300});
+      shape.kv_heads = 1;
+      shape.mask_heads = 1;
+      shape.window = shape.window * 6;
+      shape = appending(shape);
+    }
+    const Case<T> c(shape, random);
+    CAPTURE(seed, i, shape);
+    f(c, random);
+  }
+}
+
 /// The rows of a dense view, moved to random places at odd addresses, each head cut into runs in another way, with NaN
-/// between.
+/// between. Copies show the same rows.
 template <class T>
 class CutView {
  public:
@@ -187,50 +250,52 @@ class CutView {
   using Storage = kvc::StorageOf<T>;
 
   CutView(const kvc::DenseView<T>& dense, Random& random, Pos longest_run)
-      : heads_(static_cast<std::size_t>(dense.kv_heads())),
-        key_dim_(dense.key_dim()),
-        value_dim_(dense.value_dim()),
-        length_(dense.length()) {
+      : key_dim_(dense.key_dim()), value_dim_(dense.value_dim()), length_(dense.length()) {
+    const Index key_row = kvc::Element<T>::row_size(key_dim_), value_row = kvc::Element<T>::row_size(value_dim_);
+    auto heads = std::make_shared<std::vector<Head>>(static_cast<std::size_t>(dense.kv_heads()));
     for (Index h = 0; h < dense.kv_heads(); ++h) {
-      Head& head = heads_[static_cast<std::size_t>(h)];
-      for (Pos at = 0; at < length_;) {
+      Head& head = (*heads)[static_cast<std::size_t>(h)];
+      Index end = 0;
+      for (Pos at = 0; at < length_; at += head.chunks.back().rows) {
         Chunk chunk;
         chunk.first = at;
         chunk.rows = std::min(random.between(Pos{1}, longest_run), length_ - at);
-        chunk.k_stride = key_dim_ + random.between(Index{0}, Index{5});
-        chunk.v_stride = value_dim_ + random.between(Index{0}, Index{5});
-        chunk.k = static_cast<Index>(head.pool.size()) + random.between(Index{0}, Index{17});
+        chunk.k_stride = key_row + random.between(Index{0}, Index{5});
+        chunk.v_stride = value_row + random.between(Index{0}, Index{5});
+        chunk.k = end + random.between(Index{0}, Index{17});
         chunk.v = chunk.k + chunk.rows * chunk.k_stride + random.between(Index{0}, Index{17});
-        // Nothing follows the last number of the last row: reading past it is seen by the address sanitizer.
-        head.pool.resize(static_cast<std::size_t>(chunk.v + (chunk.rows - 1) * chunk.v_stride + value_dim_),
-                         Storage(std::numeric_limits<float>::quiet_NaN()));
-        dense.for_each_run(h, {at, at + chunk.rows}, [&](const kvc::KvRun<T>& run) {
+        end = chunk.v + (chunk.rows - 1) * chunk.v_stride + value_row;
+        head.chunks.push_back(chunk);
+      }
+      // Nothing follows the last number of the last row: reading past it is seen by the address sanitizer.
+      head.pool = Matrix<Storage>(1, end);
+      fill_with_ones<T>(head.pool.row(0), end);
+      for (const Chunk& chunk : head.chunks) {
+        dense.for_each_run(h, {chunk.first, chunk.first + chunk.rows}, [&](const kvc::KvRun<T>& run) {
           for (Index r = 0; r < run.rows; ++r) {
-            std::copy_n(run.k + r * run.k_stride, key_dim_, &head.pool[static_cast<std::size_t>(chunk.k + r * chunk.k_stride)]);
-            std::copy_n(run.v + r * run.v_stride, value_dim_, &head.pool[static_cast<std::size_t>(chunk.v + r * chunk.v_stride)]);
+            std::copy_n(run.k + r * run.k_stride, key_row, head.pool.row(0) + chunk.k + r * chunk.k_stride);
+            std::copy_n(run.v + r * run.v_stride, value_row, head.pool.row(0) + chunk.v + r * chunk.v_stride);
           }
         });
-        head.chunks.push_back(chunk);
-        at += chunk.rows;
       }
-      head.pool.shrink_to_fit();
     }
+    heads_ = std::move(heads);
   }
 
-  Index kv_heads() const { return static_cast<Index>(heads_.size()); }
+  Index kv_heads() const { return static_cast<Index>(heads_->size()); }
   Index key_dim() const { return key_dim_; }
   Index value_dim() const { return value_dim_; }
   Pos length() const { return length_; }
 
   template <class F>
   void for_each_run(Index h, PosRange range, F&& f) const {
-    const Head& head = heads_[static_cast<std::size_t>(h)];
+    const Head& head = (*heads_)[static_cast<std::size_t>(h)];
     for (const Chunk& chunk : head.chunks) {
       const Pos first = std::max(range.first, chunk.first), last = std::min(range.last, chunk.first + chunk.rows);
       if (first < last) {
-        f(kvc::KvRun<T>{head.pool.data() + chunk.k + (first - chunk.first) * chunk.k_stride,
-                        head.pool.data() + chunk.v + (first - chunk.first) * chunk.v_stride, last - first, chunk.k_stride,
-                        chunk.v_stride, first});
+        f(kvc::KvRun<T>{head.pool.row(0) + chunk.k + (first - chunk.first) * chunk.k_stride,
+                        head.pool.row(0) + chunk.v + (first - chunk.first) * chunk.v_stride, last - first,
+                        chunk.k_stride, chunk.v_stride, first});
       }
     }
   }
@@ -241,10 +306,10 @@ class CutView {
     Index k, v, k_stride, v_stride;
   };
   struct Head {
-    std::vector<Storage> pool;
+    Matrix<Storage> pool{0, 0};
     std::vector<Chunk> chunks;
   };
-  std::vector<Head> heads_;
+  std::shared_ptr<const std::vector<Head>> heads_;
   Index key_dim_, value_dim_;
   Pos length_;
 };

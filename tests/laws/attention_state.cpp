@@ -122,7 +122,8 @@ TEST_CASE("Any division of the keys gives the same output", "[attention]") {
     }
     for (const OwnedState& state : {in_order, divided}) {
       OwnedState copy = state;
-      CHECK(static_cast<double>(kvc::AttentionState{copy.o, copy.m, copy.l}.log_sum_exp()) == Approx(std::log(l)).epsilon(1e-6));
+      CHECK(static_cast<double>(kvc::AttentionState{copy.o, copy.m, copy.l}.log_sum_exp()) ==
+            Approx(std::log(l)).epsilon(1e-6));
       for (std::size_t d = 0; d < dim; ++d) {
         CHECK(std::abs(static_cast<double>(output(state)[d]) - o[d] / l) < 2e-6);
       }

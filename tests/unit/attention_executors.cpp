@@ -1,12 +1,13 @@
 // Every executor calls each item exactly once and hands an exception on.
+#include <algorithm>
 #include <atomic>
+#include <span>
 #include <stdexcept>
 #include <vector>
 
+#include "attend.hpp"
 #include "catch.hpp"
-#include "kvc/attention/decode.hpp"
 #include "kvc/attention/executor.hpp"
-#include "kvc/attention/prefill.hpp"
 #ifdef KVC_HAVE_OPENMP
 #include "kvc/attention/openmp.hpp"
 #endif
@@ -15,6 +16,7 @@
 #endif
 
 using namespace kvc;
+using kvc_test::Attend;
 
 namespace {
 
@@ -27,7 +29,8 @@ void keeps_the_contract(Ex&& executor) {
       CHECK(count == 1);
     }
   }
-  CHECK_THROWS_WITH(executor.parallel_for(10, [](Index i) { i == 7 ? throw std::runtime_error("seven") : void(); }), "seven");
+  CHECK_THROWS_WITH(executor.parallel_for(10, [](Index i) { i == 7 ? throw std::runtime_error("seven") : void(); }),
+                    "seven");
 
   // Attention through it gives what it gives without.
   const Index length = 2500, dim = 16;
@@ -39,10 +42,10 @@ void keeps_the_contract(Ex&& executor) {
   const DenseView<float> kv(k, k, 1);
   std::vector<float> expected(static_cast<std::size_t>(length * dim)), out(expected.size());
   const MatrixRef<float> expected_ref(expected.data(), length, dim), out_ref(out.data(), length, dim);
-  prefill(kv, {0, static_cast<Pos>(length)}, k, expected_ref);
-  prefill(kv, {0, static_cast<Pos>(length)}, k, out_ref, {}, executor);
+  Attend<float>::prefill(kv, {0, static_cast<Pos>(length)}, k, expected_ref);
+  Attend<float>::prefill(kv, {0, static_cast<Pos>(length)}, k, out_ref, {}, executor);
   CHECK(out == expected);
-  decode(kv, k.middle_rows(length - 1, 1), out_ref.middle_rows(0, 1), {}, executor);
+  Attend<float>::decode(kv, k.middle_rows(length - 1, 1), out_ref.middle_rows(0, 1), {}, executor);
   CHECK(std::equal(out.begin(), out.begin() + dim, expected.end() - dim));
 }
 
@@ -69,4 +72,52 @@ TEST_CASE("The oneTBB executor", "[attention][threads]") {
 #else
   KVC_SKIP("compiled without oneTBB");
 #endif
+}
+
+namespace {
+
+/// Says that it has `threads`, and remembers the largest number of items that a call was cut into.
+struct Counting {
+  Index threads;
+  Index* most;
+  [[nodiscard]] Index concurrency() const { return threads; }
+  template <class F>
+  void parallel_for(Index n, F&& f) const {
+    *most = std::max(*most, n);
+    Sequential{}.parallel_for(n, f);
+  }
+};
+
+/// Into how many items the decode of sequences of these lengths is cut.
+Index items(const std::vector<Pos>& lengths, Index kv_heads, Index threads) {
+  constexpr Index dim = 16, group = 4;
+  std::vector<std::vector<float>> rows;  // apart, so that no sequence shares memory with another
+  std::vector<kvc_test::AnyView<float>> views;
+  for (const Pos length : lengths) {
+    rows.emplace_back(static_cast<std::size_t>(length * kv_heads * dim), 0.5F);
+    const MatrixRef<const float> k(rows.back().data(), length, kv_heads * dim);
+    views.emplace_back(DenseView<float>(k, k, kv_heads));
+  }
+  const auto count = std::ssize(lengths);
+  std::vector<float> q(static_cast<std::size_t>(count * kv_heads * group * dim), 0.25F), out(q.size());
+  Index most = 0;
+  Attend<float>::decode(std::span<const kvc_test::AnyView<float>>(views),
+                        MatrixRef<const float>(q.data(), count, kv_heads * group * dim),
+                        MatrixRef<float>(out.data(), count, kv_heads * group * dim), {}, Counting{threads, &most});
+  return most;
+}
+
+}  // namespace
+
+TEST_CASE("Decode is cut into at least two items for each thread", "[attention]") {
+  for (const Index threads : {1, 2, 3, 8, 16}) {
+    CAPTURE(threads);
+    CHECK(items({32768}, 1, threads) >= 2 * threads);  // one long sequence
+    CHECK(items({8192}, 8, threads) >= 2 * threads);
+    CHECK(items(std::vector<Pos>(64, 70), 1, threads) >= 2 * threads);  // many short ones
+    CHECK(items(std::vector<Pos>(16, 70), 8, threads) >= 2 * threads);
+    std::vector<Pos> mixed(20, 50);
+    mixed[7] = 20000;
+    CHECK(items(mixed, 2, threads) >= 2 * threads);
+  }
 }

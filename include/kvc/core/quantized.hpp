@@ -88,8 +88,11 @@ struct Element<Int8> {
       largest = std::max(largest, std::bit_cast<std::uint32_t>(from[d]) & 0x7fffffffU);
     }
     const bool finite = largest < 0x7f800000U;
-    // With a scale that is not a normal number its reciprocal would be infinite, or lack precision.
-    const float scale = finite ? std::max(std::bit_cast<float>(largest) / 127.0F, std::numeric_limits<float>::min())
+    // With a scale that is not a normal number its reciprocal would be infinite, or lack precision. The largest of all
+    // would be rounded up to one of which 127 times is infinite.
+    constexpr float least = std::numeric_limits<float>::min(), largest_of_all = std::numeric_limits<float>::max() / 127.0F;
+    constexpr float most = std::bit_cast<float>(std::bit_cast<std::uint32_t>(largest_of_all) - 1U);
+    const float scale = finite ? std::clamp(std::bit_cast<float>(largest) / 127.0F, least, most)
                                : std::numeric_limits<float>::quiet_NaN();
     for (Index d = 0; d < dim; ++d) {
       const float code = finite ? from[d] / scale : 0.0F;

@@ -1,0 +1,23 @@
+// The definitions behind attend.hpp.
+#pragma once
+
+#include "attend.hpp"
+#include "element_types.hpp"
+#include "kvc/attention/decode.hpp"
+#include "kvc/attention/prefill.hpp"
+
+namespace kvc_test {
+
+template <class T>
+void Attend<T>::prefill(const AnyView<T>& kv, kvc::PosRange queries, kvc::MatrixRef<const float> q,
+                        kvc::MatrixRef<float> out, const kvc::AttentionOptions& options, const AnyExecutor& executor) {
+  kvc::prefill(kv, queries, q, out, options, executor);
+}
+
+template <class T>
+void Attend<T>::decode(std::span<const AnyView<T>> views, kvc::MatrixRef<const float> q, kvc::MatrixRef<float> out,
+                       const kvc::AttentionOptions& options, const AnyExecutor& executor) {
+  kvc::decode(views, q, out, options, executor);
+}
+
+}  // namespace kvc_test

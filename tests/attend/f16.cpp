@@ -1,0 +1,3 @@
+#include "attend_impl.hpp"
+
+template struct kvc_test::Attend<Eigen::half>;

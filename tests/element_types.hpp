@@ -1,0 +1,44 @@
+// The element types that every general test of attention runs over, and how far from exact arithmetic each may be.
+#pragma once
+
+#include <Eigen/Core>
+#include <concepts>
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+#include "kvc/core/element.hpp"
+#include "kvc/core/half.hpp"
+#include "kvc/core/quantized.hpp"
+
+namespace kvc_test {
+
+/// Largest difference between attention and the reference over the same stored rows, relative to the largest value.
+/// Storing is no part of it: where a processor multiplies numbers of 16 or 8 bits, queries and weights are rounded to
+/// such numbers too.
+template <class T>
+inline constexpr double attention_error = 2e-6;
+template <>
+inline constexpr double attention_error<Eigen::bfloat16> = 1e-2;
+template <>
+inline constexpr double attention_error<kvc::Int8> = 1e-3;
+template <>
+inline constexpr double attention_error<kvc::Fp8E4M3> = 1e-2;
+template <>
+inline constexpr double attention_error<kvc::Int4> = 3e-2;
+
+/// Storage objects whose bytes are all ones: whatever a row of them is read as, it is NaN throughout.
+template <class T>
+void fill_with_ones(kvc::StorageOf<T>* to, kvc::Index count) {
+  std::memset(static_cast<void*>(to), 0xff, static_cast<std::size_t>(count) * sizeof(kvc::StorageOf<T>));
+}
+
+/// A row of `dim` numbers that are all `number`.
+template <class T>
+void fill_row(kvc::StorageOf<T>* row, kvc::Index dim, float number) {
+  kvc::Element<T>::encode(std::vector<float>(static_cast<std::size_t>(dim), number).data(), dim, row);
+}
+
+}  // namespace kvc_test
+
+#define KVC_ALL_ELEMENTS float, Eigen::half, Eigen::bfloat16, kvc::Int8, kvc::Fp8E4M3, kvc::Int4

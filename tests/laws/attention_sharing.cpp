@@ -1,0 +1,128 @@
+// Law: in a batch whose sequences share prefixes, each row has the bits that its sequence gives alone, unshared.
+#include <optional>
+
+#include "attention_case.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+
+using namespace kvc_test;
+
+namespace {
+
+/// The rows of a token: the same wherever the token stands, so that sequences that share tokens may share rows.
+template <class T>
+void append(kvc::KvCache<T, kvc::PrefixShared<>>& cache, kvc::SeqId seq, const std::vector<kvc::Token>& tokens) {
+  const kvc::Shape& shape = cache.shape();
+  auto step = cache.extend(seq, std::span<const kvc::Token>(tokens));
+  Matrix<float> k(step.size(), shape.kv_heads * shape.key_dim), v(step.size(), shape.kv_heads * shape.value_dim);
+  for (Index i = 0; i < k.rows(); ++i) {
+    Random random(static_cast<std::uint64_t>(tokens[static_cast<std::size_t>(i)]));
+    std::generate_n(k.row(i), k.cols(), [&] { return random.uniform(-2, 2); });
+    std::generate_n(v.row(i), v.cols(), [&] { return random.uniform(-2, 2); });
+  }
+  cache.write(0, step, k.cref(), v.cref());
+  cache.commit(std::move(step));
+}
+
+std::vector<kvc::Token> random_tokens(Random& random, Pos count) {
+  std::vector<kvc::Token> tokens(static_cast<std::size_t>(count));
+  for (kvc::Token& token : tokens) {
+    token = random.between(1, 50);
+  }
+  return tokens;
+}
+
+/// What a sequence shows, in one piece.
+template <class T>
+Case<T> copy_of(const kvc::KvCache<T, kvc::PrefixShared<>>& cache, kvc::SeqId seq, CaseShape shape, Random& random) {
+  shape.length = cache.length(seq);
+  shape.queries = {shape.length - 1, shape.length};
+  Case<T> c(shape, random);
+  for (Index h = 0; h < shape.kv_heads; ++h) {
+    cache.view(0, seq).for_each_run(h, {0, shape.length}, [&](const kvc::KvRun<T>& run) {
+      for (Index r = 0; r < run.rows; ++r) {
+        std::copy_n(run.k + r * run.k_stride, kvc::Element<T>::row_size(shape.key_dim), c.key(run.first + r, h));
+        std::copy_n(run.v + r * run.v_stride, kvc::Element<T>::row_size(shape.value_dim), c.value(run.first + r, h));
+      }
+    });
+  }
+  return c;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("A batch that shares prefixes has the bits of each sequence alone", "[attention]",
+                   KVC_ALL_ELEMENTS) {
+  const std::uint64_t seed = seed_or(401);
+  Random random(seed);
+  for (int i = 0; i < cases_or(12); ++i) {
+    CaseShape shape = random_shape(random, 100);
+    shape.mask = CaseShape::Mask::none;
+    shape.causal = true;
+    const Pos block_tokens = random.one_in(2) ? 16 : random.between(Pos{1}, Pos{70});
+    const Pos prefix = random.one_in(4) ? random.between(Pos{1000}, Pos{1300}) : random.between(Pos{1}, Pos{400});
+    CAPTURE(seed, i, shape, block_tokens, prefix);
+
+    kvc::KvCache<TestType, kvc::PrefixShared<>> cache(
+        {.layers = 1, .kv_heads = shape.kv_heads, .key_dim = shape.key_dim, .value_dim = shape.value_dim},
+        {.blocks = 8000 / block_tokens + 40, .block_tokens = block_tokens});
+    std::vector<kvc::SeqId> sequences{cache.open()};
+    std::vector<std::vector<kvc::Token>> tokens{random_tokens(random, prefix)};
+    append(cache, sequences[0], tokens[0]);
+    for (int n = random.between(1, 10); n > 0; --n) {  // each a branch of the root or of a branch
+      const auto parent = static_cast<std::size_t>(random.between(0, static_cast<int>(sequences.size()) - 1));
+      const Pos at = random.between(Pos{0}, cache.length(sequences[parent]));
+      std::vector<kvc::Token> prompt(tokens[parent].begin(), tokens[parent].begin() + at);
+      const std::vector<kvc::Token> own = random_tokens(random, random.between(Pos{1}, Pos{200}));
+      prompt.insert(prompt.end(), own.begin(), own.end());
+      Pos cached = at;
+      if (random.one_in(2)) {
+        sequences.push_back(cache.fork(sequences[parent], at));
+      } else {
+        const kvc::Opened opened = cache.open(prompt);
+        sequences.push_back(opened.seq);
+        cached = opened.cached;
+      }
+      append(cache, sequences.back(), {prompt.begin() + cached, prompt.end()});
+      tokens.push_back(std::move(prompt));
+    }
+    if (random.one_in(2)) {  // with a prefix that it does not share
+      sequences.push_back(cache.open());
+      tokens.push_back(random_tokens(random, 130));
+      tokens.back().front() = 99;
+      append(cache, sequences.back(), tokens.back());
+    }
+
+    std::vector<AnyView<TestType>> views;
+    Matrix<float> q(std::ssize(sequences), shape.query_heads() * shape.key_dim);
+    Matrix<float> batch(q.rows(), shape.query_heads() * shape.value_dim), on_threads(q.rows(), batch.cols());
+    for (Index b = 0; b < q.rows(); ++b) {
+      views.emplace_back(cache.view(0, sequences[static_cast<std::size_t>(b)]));
+      std::generate_n(q.row(b), q.cols(), [&] { return random.uniform(-2, 2); });
+    }
+    const kvc::AttentionOptions options{.window = shape.window, .softcap = shape.softcap};
+    const std::span<const AnyView<TestType>> all(views);
+    Attend<TestType>::decode(all, q.cref(), batch.ref(), options);
+    struct Backwards {
+      static Index concurrency() { return 3; }
+      void parallel_for(Index n, const std::function<void(Index)>& f) const {
+        while (n > 0) {
+          f(--n);
+        }
+      }
+    };
+    Attend<TestType>::decode(all, q.cref(), on_threads.ref(), options, Backwards{});
+    CHECK(same(on_threads, batch));
+
+    for (Index b = 0; b < q.rows(); ++b) {
+      CAPTURE(b, views[static_cast<std::size_t>(b)].length());
+      Matrix<float> alone(1, batch.cols());
+      Attend<TestType>::decode(views[static_cast<std::size_t>(b)], q.cref().middle_rows(b, 1), alone.ref(), options);
+      CHECK(same_row(alone.row(0), batch.row(b), batch.cols()));
+      const Case<TestType> copy = copy_of(cache, sequences[static_cast<std::size_t>(b)], shape, random);
+      Attend<TestType>::decode(copy.view(), q.cref().middle_rows(b, 1), alone.ref(), options);
+      CHECK(same_row(alone.row(0), batch.row(b), batch.cols()));
+    }
+  }
+}
