@@ -308,6 +308,25 @@ class Machine {
   Limits best(int threads, Clock::time_point since = {}) {
     return reduce(threads, since, [](double a, double b) { return std::max(a, b); });
   }
+  /// The median of those measured since then.
+  Limits median(int threads, Clock::time_point since) {
+    const State& s = state(threads);
+    Limits chosen = s.history.back().second;
+    for (const auto limit : all_limits) {
+      std::vector<double> measured;
+      for (const auto& [when, limits] : s.history) {
+        if (when >= since) {
+          measured.push_back(limits.*limit);
+        }
+      }
+      if (!measured.empty()) {
+        const auto middle = measured.begin() + static_cast<std::ptrdiff_t>(measured.size() / 2);
+        std::ranges::nth_element(measured, middle);
+        chosen.*limit = *middle;
+      }
+    }
+    return chosen;
+  }
   Limits worst(int threads) {
     return reduce(threads, {}, [](double a, double b) { return std::min(a, b); });
   }

@@ -23,16 +23,14 @@
 //   GFLOP/s   2 * (key dim + value dim) operations for each pair of a query head's row and a key that it may see
 //   limit_ms  the larger of bytes / read and operations / peak: no kernel is faster. The peak is that of the unit which
 //             the processor has for the element: bf16 for bf16 and fp8, int8 for int8 and int4, else fp32.
-//   of_now    limit over time, with the limits measured around the case
-//   roofline  limit over time, with the best limits that this run has seen so far
+//   of_best   limit over time, with the best limits that this run has seen so far
+//   roofline  limit over time, with the limits measured by turns with the calls of the case: the median of both
 //
-// On a shared machine memory and clock change by a third within minutes, and two virtual processors may find themselves
-// on one core. So the limits are measured again by turns with the calls of every case, on as many threads. Only the
-// best ever seen counts for the roofline, against the median call: noise can make a case look bad, not good. of_now is
-// what the case had of the machine in its own half second; a disturbance that met the limits and not the case takes it
-// above 1. Where it is far above the roofline, the machine was busy: run the case again, and believe the higher
-// roofline. What the limits were at the start is in the context of the output; how far they varied is printed at the
-// end.
+// On a shared machine memory and clock change by a factor of two within minutes, and two virtual processors may find
+// themselves on one core. So the limits are measured again and again between the calls of every case, on as many
+// threads, and medians are compared. Where of_best is far below the roofline the machine was busy, for the case and the
+// limits alike. What the limits were at the start is in the context of the output; how far they varied is printed at
+// the end.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

@@ -88,17 +88,17 @@ void measure(benchmark::State& state, int threads, const Work& work, F&& call) {
     benchmark::ClobberMemory();
     seconds.push_back(seconds_between(start, Clock::now()));
     state.PauseTiming();
-    machine().keep_up(threads, 0.15);
+    machine().keep_up(threads, 0.06);
     state.ResumeTiming();
   }
   machine().measure(threads);
   const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
   std::ranges::nth_element(seconds, middle);
-  const double limit = work.seconds(machine().best(threads));
+  const double limit = work.seconds(machine().median(threads, around));
   state.counters["GFLOP/s"] = work.operations / *middle / 1e9;
   state.counters["KV_GB/s"] = work.bytes / *middle / 1e9;
   state.counters["limit_ms"] = limit * 1e3;
-  state.counters["of_now"] = work.seconds(machine().best(threads, around)) / *middle;
+  state.counters["of_best"] = work.seconds(machine().best(threads)) / *middle;
   state.counters["roofline"] = limit / *middle;
 }
 

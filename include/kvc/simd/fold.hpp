@@ -77,9 +77,9 @@ KVC_ALWAYS_INLINE F32x16 fold_rows(const F32x16 (&x)[rows][4]) noexcept {
     detail::transpose_of_quarters(in, quarters);
     of_key[n] = ((quarters[0] + quarters[1]) + quarters[2]) + quarters[3];
   });
-  WideF32x16 parts[4];
-  detail::transpose_in_quarters(of_key, parts);
-  return {{((parts[0] + parts[1]) + parts[2]) + parts[3]}};
+  WideF32x16 of_row[4];
+  detail::transpose_in_quarters(of_key, of_row);
+  return {{((of_row[0] + of_row[1]) + of_row[2]) + of_row[3]}};
 #else
   F32x16 result{};
   detail::unroll<rows>([&](auto i) __attribute__((always_inline)) {
