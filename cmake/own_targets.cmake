@@ -19,6 +19,11 @@ if(KVC_TBB)
   message(STATUS "oneTBB: ${TBB_FOUND}")
 endif()
 
+# kvc/io needs the header of xxHash, and nothing to link.
+find_path(KVC_XXHASH_INCLUDE_DIR xxhash.h)
+mark_as_advanced(KVC_XXHASH_INCLUDE_DIR)
+message(STATUS "xxHash, for kvc/io: ${KVC_XXHASH_INCLUDE_DIR}")
+
 add_library(kvc_own INTERFACE)
 target_link_libraries(kvc_own INTERFACE kvc::kvc Threads::Threads)
 target_compile_definitions(kvc_own INTERFACE "KVC_SOURCE_DIR=\"${PROJECT_SOURCE_DIR}\"")
@@ -43,6 +48,9 @@ if(KVC_SANITIZE)
     # The instrumentation makes g++ see uninitialised values in the standard library.
     $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   target_link_options(kvc_own INTERFACE -fsanitize=${kvc_sanitize})
+endif()
+if(KVC_XXHASH_INCLUDE_DIR)
+  target_include_directories(kvc_own SYSTEM INTERFACE "${KVC_XXHASH_INCLUDE_DIR}")
 endif()
 if(KVC_OPENMP AND OpenMP_CXX_FOUND)
   target_link_libraries(kvc_own INTERFACE OpenMP::OpenMP_CXX)
