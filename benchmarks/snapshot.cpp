@@ -1,9 +1,9 @@
 // Saving and loading a cache: bandwidth beside that of memcpy of the same bytes, in the same run.
 //
 //   memory    to and from a buffer that is there: beside memcpy between two buffers that are there
-//   file      to and from a file in a memory file system (/dev/shm, or the folder that KVC_SNAPSHOT_FOLDER names): beside
-//             memcpy to and from a mapped file there, which is new each time as a snapshot is. What the system takes to
-//             find pages for a file or to map them is in both.
+//   file      to and from a file in a memory file system (/dev/shm, or the folder that KVC_SNAPSHOT_FOLDER names):
+//             beside memcpy to and from a mapped file there, which is new each time as a snapshot is. What the system
+//             takes to find pages for a file, or to map them, is in both.
 //
 // Counters: `of_memcpy` is the bandwidth beside its memcpy, `of_warm_memcpy` beside memcpy between two buffers that are
 // there, both as ratios of medians of times that are measured by turns; `bytes_per_second` is of rows.
@@ -100,7 +100,7 @@ std::string folder() {
 
 /// The rows, as one mapped file that was not there before.
 void copy_to_new_file(const std::string& path, const std::byte* from, std::size_t bytes) {
-  const detail::FileHandle file(::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  const io_detail::FileHandle file(::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   void* to = ::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0
                  ? MAP_FAILED
                  : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file.get(), 0);
@@ -111,7 +111,7 @@ void copy_to_new_file(const std::string& path, const std::byte* from, std::size_
   (void)::munmap(to, bytes);
 }
 void copy_from_file(const std::string& path, std::byte* to, std::size_t bytes) {
-  const detail::FileHandle file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const io_detail::FileHandle file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   void* from = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, file.get(), 0);
   if (from == MAP_FAILED) {
     std::abort();

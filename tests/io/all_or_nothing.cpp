@@ -1,4 +1,5 @@
-// A load that finds no room, no memory or no right bytes changes nothing; and layers that are sent while they are computed.
+// A load that finds no room, no memory or no right bytes changes nothing; and layers that are sent while they are
+// computed.
 #include <optional>
 #include <string>
 #include <vector>
@@ -47,7 +48,8 @@ class Trickle final : public ByteSource {
 };
 }  // namespace
 
-TEMPLATE_TEST_CASE("Without room for all of it nothing is loaded", "[io][failure]", Reserve, GrowBest, Paged4, Prefix4) {
+TEMPLATE_TEST_CASE("Without room for all of it nothing is loaded", "[io][failure]", Reserve, GrowBest, Paged4,
+                   Prefix4) {
   const Bytes bytes = eight_blocks();
   int refused = 0;
   for (Pos tokens = 4; tokens <= 140; tokens += 4) {
@@ -102,10 +104,11 @@ TEST_CASE("A load evicts what it needs, but neither for what is not right nor fo
   cache->verify();
 }
 
-TEMPLATE_TEST_CASE("A load whose n-th allocation fails changes nothing, for every n", "[io][failure]", GrowFirst, Paged4,
-                   Prefix4) {
+TEMPLATE_TEST_CASE("A load whose n-th allocation fails changes nothing, for every n", "[io][failure]", GrowFirst,
+                   Paged4, Prefix4) {
   const auto from = make_cache<float, Prefix4, HeadMajor>();
-  const SeqId seq = from->serve(counting(1, 19), Salt(SaltKind::tenant, "a tenant with a name too long to be stored in place"));
+  const SeqId seq =
+      from->serve(counting(1, 19), Salt(SaltKind::tenant, "a tenant with a name too long to be stored in place"));
   (void)from->try_fork(seq, 10);
   from->close(from->serve(counting(300, 9)));
   const Bytes bytes = from->saved(from->sequences());

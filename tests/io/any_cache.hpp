@@ -64,7 +64,8 @@ struct AnyCache {
   virtual Bytes rows_of(const Values& values) const = 0;
   virtual void save(std::span<const kvc::SavedSequence> sequences, kvc::ByteSink& sink,
                     const kvc::SaveOptions& options = {}) const = 0;
-  virtual std::optional<kvc::LoadedSnapshot> try_load(kvc::ByteSource& source, const kvc::LoadOptions& options = {}) = 0;
+  virtual std::optional<kvc::LoadedSnapshot> try_load(kvc::ByteSource& source,
+                                                      const kvc::LoadOptions& options = {}) = 0;
 
   // In short.
   Bytes saved(const std::vector<SeqId>& sequences, const kvc::SaveOptions& options = {}) const {
@@ -84,7 +85,8 @@ struct AnyCache {
   SeqId serve(const Tokens& prompt, const kvc::Salt& salt = {}, Value before = 0) {
     const kvc::Opened opened = try_open(prompt, salt).value();
     const Values values = values_of(prompt, before);
-    REQUIRE(append(opened.seq, {prompt.begin() + opened.cached, prompt.end()}, {values.begin() + opened.cached, values.end()}));
+    REQUIRE(append(opened.seq, {prompt.begin() + opened.cached, prompt.end()},
+                   {values.begin() + opened.cached, values.end()}));
     return opened.seq;
   }
 };
@@ -96,10 +98,11 @@ class CacheOf final : public AnyCache {
   explicit CacheOf(const typename P::Config& config, const kvc::Shape& shape = snapshot_shape) : cache(shape, config) {}
 
   std::string name() const override {
-    return std::string(P::name) + " of " + std::to_string(block_tokens()) + ", " + std::string(L::name) + ", " + element();
+    return std::string(P::name) + " of " + std::to_string(block_tokens()) + ", " + std::string(L::name) + ", " +
+           element();
   }
   std::string element() const override { return std::string(kvc::Element<T>::name); }
-  bool caches_prefixes() const override { return kvc::detail::KeepsPrefixes<P>; }
+  bool caches_prefixes() const override { return kvc::io_detail::KeepsPrefixes<P>; }
   kvc::Pos block_tokens() const override { return cache.policy().block_tokens(); }
   std::optional<kvc::Opened> try_open(const Tokens& prompt, const kvc::Salt& salt) override {
     kvc::OpenOptions options;
@@ -123,7 +126,7 @@ class CacheOf final : public AnyCache {
   bool contains(SeqId seq) const override { return cache.contains(seq); }
   Pos length(SeqId seq) const override { return cache.length(seq); }
   Pos match_length(const Tokens& prompt, const kvc::Salt& salt) const override {
-    if constexpr (kvc::detail::KeepsPrefixes<P>) {
+    if constexpr (kvc::io_detail::KeepsPrefixes<P>) {
       kvc::OpenOptions options;
       options.salt = salt;
       return cache.match_length(prompt, options);

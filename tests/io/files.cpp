@@ -100,7 +100,8 @@ TEST_CASE("What the system refuses is reported with the name of the file", "[io]
   const Folder folder;
   const auto nothing = [](ByteSink&) {};
   REQUIRE_THROWS_AS(replace_file(folder / "no/such/folder", nothing), std::system_error);
-  REQUIRE_THROWS_WITH(replace_file(folder / "no/such/folder", nothing), contains("cannot create") && contains("no/such/folder.saving"));
+  REQUIRE_THROWS_WITH(replace_file(folder / "no/such/folder", nothing),
+                      contains("cannot create") && contains("no/such/folder.saving"));
   fs::create_directory(folder / "is_a_folder");
   REQUIRE_THROWS_WITH(replace_file(folder / "is_a_folder", nothing), contains("cannot rename to its place"));
   REQUIRE(folder.files() == std::vector<std::string>{"is_a_folder"});
@@ -109,13 +110,14 @@ TEST_CASE("What the system refuses is reported with the name of the file", "[io]
     REQUIRE_THROWS_WITH(put(full, "x"), contains("cannot write /dev/full"));
   }
   // Somebody else is at it.
-  const detail::FileHandle other = detail::open_alone((folder / "b.saving").string());
+  const io_detail::FileHandle other = io_detail::open_alone((folder / "b.saving").string());
   REQUIRE_THROWS_WITH(replace_file(folder / "b", nothing), contains("another saves to the same place"));
   REQUIRE(folder.files() == std::vector<std::string>{"b.saving", "is_a_folder"});
 
   KvCache<float, Paged> cache(shape, {.blocks = 2});
   REQUIRE_THROWS_AS(load_snapshot(cache, folder / "nothing"), FormatError);
-  REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "nothing"), contains("nothing: at byte 0: expected a file that can be read"));
+  REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "nothing"),
+                      contains("nothing: at byte 0: expected a file that can be read"));
   REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "is_a_folder"), contains("a file that can be read"));
   std::ofstream(folder / "text") << "no snapshot, but long enough to be one";
   REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "text"), contains("text: at byte 0: expected a kvc snapshot"));
@@ -158,7 +160,8 @@ TEST_CASE("A snapshot in a file is that in memory", "[io][file]") {
   save_snapshot(from.cache, folder / "s.kvc");
   MemorySink sink;
   save_snapshot(from.cache, sink);
-  REQUIRE(content(folder / "s.kvc") == std::string(reinterpret_cast<const char*>(sink.bytes().data()), sink.bytes().size()));
+  REQUIRE(content(folder / "s.kvc") ==
+          std::string(reinterpret_cast<const char*>(sink.bytes().data()), sink.bytes().size()));
   FileSource source(folder / "s.kvc");
   const SnapshotContents contents = read_snapshot_contents(source);
   REQUIRE(contents.element == "f32");

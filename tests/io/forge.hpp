@@ -1,5 +1,5 @@
-// Forge: takes a snapshot apart and puts it together again with right checksums, so that what is wrong in it is wrong in
-// its contents only.
+// Forge: takes a snapshot apart and puts it together again with right checksums, so that what is wrong in it is wrong
+// in its contents only.
 #pragma once
 
 #include <algorithm>
@@ -75,7 +75,7 @@ struct Forge {
 
   /// `fix_sizes`: a header announces what follows it; otherwise what it says.
   [[nodiscard]] std::vector<std::byte> bytes(bool fix_sizes = true) const {
-    using kvc::detail::Checksum;
+    using kvc::io_detail::Checksum;
     std::vector<std::byte> out;
     const auto put = [&](const auto& value) {
       const auto bytes = std::as_bytes(std::span(&value, 1));

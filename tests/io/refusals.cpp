@@ -1,5 +1,5 @@
-// What is not right is refused with its place, and changes nothing: cut short, bit-flipped, of another shape or version,
-// or made to mislead.
+// What is not right is refused with its place, and changes nothing: cut short, bit-flipped, of another shape or
+// version, or made to mislead.
 #include <functional>
 #include <string>
 #include <vector>
@@ -186,8 +186,8 @@ TEST_CASE("Sections that are missing, come twice or in another order are refused
 TEST_CASE("Lengths that cannot be are not believed", "[io][format]") {
   const Forge good(small_snapshot());
   for (std::size_t i = 0; i < good.sections.size(); ++i) {
-    for (const std::uint64_t size : {std::uint64_t{1} << 40, std::uint64_t{1} << 62, std::uint64_t{1} << 63, ~std::uint64_t{0},
-                                     ~std::uint64_t{0} - 7, std::uint64_t{1} << 32}) {
+    for (const std::uint64_t size : {std::uint64_t{1} << 40, std::uint64_t{1} << 62, std::uint64_t{1} << 63,
+                                     ~std::uint64_t{0}, ~std::uint64_t{0} - 7, std::uint64_t{1} << 32}) {
       CAPTURE(i, size);
       Forge forged = good;
       forged.sections[i].header.size = size;
@@ -235,26 +235,29 @@ TEST_CASE("A description of another cache, or of none that can be, is refused by
     return refuse(forged);
   };
   using U = std::uint64_t;
-  REQUIRE_THAT(change(offsetof(Description, layers), U{3}), contains("at byte 56: expected layers 2, as the cache has, found 3"));
+  REQUIRE_THAT(change(offsetof(Description, layers), U{3}),
+               contains("at byte 56: expected layers 2, as the cache has, found 3"));
   REQUIRE_THAT(change(offsetof(Description, kv_heads), U{2}), contains("kv_heads 1"));
   REQUIRE_THAT(change(offsetof(Description, key_dim), U{1}), contains("key_dim 2"));
   REQUIRE_THAT(change(offsetof(Description, value_dim), U{2}), contains("value_dim 1"));
   REQUIRE_THAT(change(offsetof(Description, key_row_bytes), U{4}), contains("bytes of a key 8"));
   REQUIRE_THAT(change(offsetof(Description, value_row_bytes), U{8}), contains("bytes of a value 4"));
   for (const U absurd : {U{0}, U{1} << 28, U{1} << 63, ~U{0}}) {
-    for (const std::size_t field : {offsetof(Description, layers), offsetof(Description, kv_heads), offsetof(Description, key_dim),
-                                    offsetof(Description, value_dim), offsetof(Description, key_row_bytes),
-                                    offsetof(Description, value_row_bytes)}) {
+    for (const std::size_t field : {offsetof(Description, layers), offsetof(Description, kv_heads),
+                                    offsetof(Description, key_dim), offsetof(Description, value_dim),
+                                    offsetof(Description, key_row_bytes), offsetof(Description, value_row_bytes)}) {
       CAPTURE(field, absurd);
       REQUIRE_THAT(change(field, absurd), contains("between 1 and"));
     }
   }
   REQUIRE_THAT(change(offsetof(Description, block_tokens), std::uint32_t{0}), contains("block_tokens between 1"));
   REQUIRE_THAT(change(offsetof(Description, block_tokens), ~std::uint32_t{0}), contains("block_tokens between 1"));
-  REQUIRE_THAT(change(offsetof(Description, block_tokens), std::uint32_t{3}), contains("rows between 1 and block_tokens"));
+  REQUIRE_THAT(change(offsetof(Description, block_tokens), std::uint32_t{3}),
+               contains("rows between 1 and block_tokens"));
   REQUIRE_THAT(change(offsetof(Description, zero), 1), contains("zeros"));
   REQUIRE_THAT(change(offsetof(Description, element), 'g'), contains("expected elements f32, found g32"));
-  REQUIRE_THAT(change(offsetof(Description, layout), 'H'), contains("layout head-major or token-major, found Head-major"));
+  REQUIRE_THAT(change(offsetof(Description, layout), 'H'),
+               contains("layout head-major or token-major, found Head-major"));
   REQUIRE_THAT(change(offsetof(Description, policy), '\0'), contains("a name of 1 to 23 characters"));
   REQUIRE_THAT(change(offsetof(Description, policy), '\n'), contains("a name of 1 to 23 characters"));
   REQUIRE_THAT(change(offsetof(Description, element) + 22, 'x'), contains("a name of 1 to 23 characters"));
@@ -279,7 +282,7 @@ TEST_CASE("Blocks and sequences that contradict each other are refused by the re
     }
   }
   REQUIRE(leaf > 0);
-  const auto change = [&](const char (&section)[5], std::int32_t record, std::size_t field, std::int32_t value) {
+  const auto change = [&](const char(&section)[5], std::int32_t record, std::size_t field, std::int32_t value) {
     Forge forged = good;
     forged.at(section).set(static_cast<std::size_t>(record) * 16 + field, value);
     CAPTURE(section, record, field, value);
@@ -310,7 +313,8 @@ TEST_CASE("Blocks and sequences that contradict each other are refused by the re
       REQUIRE_THAT(change("seqs", s, offsetof(Sequence, last), last), contains("a last block or a salt that is there"));
     }
     for (const std::int32_t length : {0, -1, 100, most, least}) {
-      REQUIRE_THAT(change("seqs", s, offsetof(Sequence, length), length), contains("a length that ends in its last block"));
+      REQUIRE_THAT(change("seqs", s, offsetof(Sequence, length), length),
+                   contains("a length that ends in its last block"));
     }
     for (const std::int32_t told : {-1, 100, most, least}) {
       REQUIRE_THAT(change("seqs", s, offsetof(Sequence, told), told), contains("at most as many known tokens"));
@@ -344,7 +348,8 @@ TEST_CASE("A salt that is none is refused", "[io][format]") {
   Forge copy = good;
   const std::size_t at = copy.at("salt").get<std::uint64_t>(0) == 0 ? 8 : 0;
   REQUIRE(copy.at("salt").get<std::uint64_t>(at) == 10);
-  for (const std::uint64_t size : {std::uint64_t{11}, std::uint64_t{1} << 32, ~std::uint64_t{0}, ~std::uint64_t{0} - 7}) {
+  for (const std::uint64_t size :
+       {std::uint64_t{11}, std::uint64_t{1} << 32, ~std::uint64_t{0}, ~std::uint64_t{0} - 7}) {
     refuse([&] {
       Forge forged = good;
       forged.at("salt").set(at, size);

@@ -32,7 +32,7 @@ struct Scene {
     fork(cache, 0, 19, {});               // shares all
     fork(cache, 0, 13, {});               // ends within what it shares
     fork(cache, 0, 8, counting(50, 9));
-    fork(cache, 4, 12, {1});              // of a fork
+    fork(cache, 4, 12, {1});  // of a fork
     add(cache.serve(prompt, tenant, tenant_value), values_of(prompt, tenant_value));
     add(cache.try_open({}, tenant)->seq, {});
     const SeqId silent = cache.try_open({}, {})->seq;
@@ -150,7 +150,8 @@ TEST_CASE("A snapshot loads into any policy, block size and layout", "[io]") {
         const Pos block = to->block_tokens();
         REQUIRE(to->match_length(counting(1, 20), {}) >= 19 / block * block);
         REQUIRE(to->match_length(counting(1, 20), tenant) >= 19 / block * block);
-        const Pos cached = 23 / from->block_tokens() * from->block_tokens();  // of a closed sequence only full blocks stay
+        const Pos cached =
+            23 / from->block_tokens() * from->block_tokens();  // of a closed sequence only full blocks stay
         REQUIRE(to->match_length(counting(200, 30), {}) >= cached / block * block);
         REQUIRE(to->match_length(counting(9, 6), {}) == 0);  // nobody said what these rows are
       }
@@ -183,8 +184,10 @@ TEST_CASE("Elements of 16 and 32 bits are converted when asked, and only then", 
   const Bytes codes = quantised->saved({quantised->serve({1, 2})});
   const Bytes numbers = plain->saved({plain->serve({1, 2})});
   for (const bool convert : {false, true}) {
-    REQUIRE_THROWS_WITH(plain->loaded(codes, {.convert_elements = convert}), contains("expected elements f32, found int8"));
-    REQUIRE_THROWS_WITH(quantised->loaded(numbers, {.convert_elements = convert}), contains("expected elements int8, found f32"));
+    REQUIRE_THROWS_WITH(plain->loaded(codes, {.convert_elements = convert}),
+                        contains("expected elements f32, found int8"));
+    REQUIRE_THROWS_WITH(quantised->loaded(numbers, {.convert_elements = convert}),
+                        contains("expected elements int8, found f32"));
   }
 }
 
@@ -219,7 +222,9 @@ TEST_CASE("Tokens and salt of a policy that keeps none are saved if they are giv
   const auto to = make_cache<float, Prefix4, HeadMajor>();
   const auto loaded = to->loaded(sink.bytes());
   REQUIRE(loaded->contents.tokens_of(0) == prompt);
-  REQUIRE(loaded->contents.salts[static_cast<std::size_t>(loaded->contents.salt_of(loaded->contents.sequences[0].last))] == tenant);
+  REQUIRE(
+      loaded->contents.salts[static_cast<std::size_t>(loaded->contents.salt_of(loaded->contents.sequences[0].last))] ==
+      tenant);
   REQUIRE(to->match_length(counting(1, 19), tenant) == 16);
   REQUIRE(to->match_length(counting(1, 19), {}) == 0);
   to->close(loaded->sequences[0]);

@@ -24,15 +24,24 @@ template <class T>
 std::unique_ptr<AnyCache> random_cache(Random& random) {
   const Pos tokens = random.between<Pos>(60, 400);
   switch (random.between(0, 8)) {
-    case 0: return make_cache<T, Reserve, HeadMajor>(3 * tokens);
-    case 1: return make_cache<T, GrowBest, TokenMajor>(tokens);
-    case 2: return make_cache<T, Paged1, HeadMajor>(tokens);
-    case 3: return make_cache<T, Paged4, TokenMajor>(tokens);
-    case 4: return make_cache<T, Paged7, HeadMajor>(tokens);
-    case 5: return make_cache<T, Prefix1, HeadMajor>(tokens);
-    case 6: return make_cache<T, Prefix4, HeadMajor>(tokens);
-    case 7: return make_cache<T, Prefix7, TokenMajor>(tokens);
-    default: return make_cache<T, PrefixMru, TokenMajor>(tokens);
+    case 0:
+      return make_cache<T, Reserve, HeadMajor>(3 * tokens);
+    case 1:
+      return make_cache<T, GrowBest, TokenMajor>(tokens);
+    case 2:
+      return make_cache<T, Paged1, HeadMajor>(tokens);
+    case 3:
+      return make_cache<T, Paged4, TokenMajor>(tokens);
+    case 4:
+      return make_cache<T, Paged7, HeadMajor>(tokens);
+    case 5:
+      return make_cache<T, Prefix1, HeadMajor>(tokens);
+    case 6:
+      return make_cache<T, Prefix4, HeadMajor>(tokens);
+    case 7:
+      return make_cache<T, Prefix7, TokenMajor>(tokens);
+    default:
+      return make_cache<T, PrefixMru, TokenMajor>(tokens);
   }
 }
 
@@ -137,7 +146,8 @@ void run(Random& random, int rounds) {
       ++loads;
       const Stats from = cache->stats();
       const Stats to = next->stats();
-      if (from.block_tokens > 1 && from.block_tokens == to.block_tokens && cache->caches_prefixes() == next->caches_prefixes()) {
+      if (from.block_tokens > 1 && from.block_tokens == to.block_tokens &&
+          cache->caches_prefixes() == next->caches_prefixes()) {
         REQUIRE(to.blocks_referenced == from.blocks_referenced);
         REQUIRE((!options.cached_prefixes || to.blocks_cached == from.blocks_cached));
         REQUIRE(to.tokens_stored == from.tokens_stored);

@@ -90,7 +90,8 @@ TEST_CASE("Tokens that contradict those of a shared block are refused", "[prefix
   const SeqId parent = silent(policy, 8);
   const SeqId child = policy.try_fork(parent, 7)->seq;
   policy.tell(parent, counting(0, 8));
-  REQUIRE_THROWS_WITH(policy.tell(child, counting(1, 7)), contains("tokens is 0, must be those that a shared block is cached with"));
+  REQUIRE_THROWS_WITH(policy.tell(child, counting(1, 7)),
+                      contains("tokens is 0, must be those that a shared block is cached with"));
   policy.verify();
   REQUIRE(policy.known_tokens(child).empty());
   policy.tell(child, counting(0, 7));
@@ -122,7 +123,7 @@ TEST_CASE("A salt comes back from its encoding, and nothing else does", "[salt]"
     const bool ends_a_part = size == 10 || size == 10 + 309;
     REQUIRE(part.has_value() == ends_a_part);
   }
-  for (const unsigned char byte : {0xff, 0x80, 0x02}) {
+  for (const int byte : {0xff, 0x80, 0x02}) {
     std::string bad = good;
     bad[8] = static_cast<char>(byte);  // the highest byte of a length
     REQUIRE_FALSE(Salt::from_bytes(bad));

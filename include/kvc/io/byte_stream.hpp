@@ -1,5 +1,5 @@
-// ByteSink and ByteSource: where a snapshot goes to and comes from. A file (io/file.hpp), memory (here), or a connection
-// of your own.
+// ByteSink and ByteSource: where a snapshot goes to and comes from. A file (io/file.hpp), memory (here), or a
+// connection of your own.
 //
 // Bytes are handed over as lists of pieces, which lie where they are used: a sink gathers from the blocks of a pool, a
 // source scatters into them. A call moves a quarter of a megabyte or so, which is why these may be virtual.
@@ -35,10 +35,11 @@ class ByteSink {
 class ByteSource {
  public:
   virtual ~ByteSource() = default;
-  /// Fills the pieces one after the other, and waits for bytes if it must. Returns how many came: less than all only where
-  /// the bytes end.
+  /// Fills the pieces one after the other, and waits for bytes if it must. Returns how many came: less than all only
+  /// where the bytes end.
   virtual std::size_t read(std::span<const std::span<std::byte>> pieces) = 0;
-  /// Bytes that are still to come, where that is known: then lengths that cannot be are refused before they are believed.
+  /// Bytes that are still to come, where that is known: then lengths that cannot be are refused before they are
+  /// believed.
   [[nodiscard]] virtual std::optional<std::uint64_t> left() const { return std::nullopt; }
   /// Whether it can go back.
   [[nodiscard]] virtual bool can_rewind() const { return false; }

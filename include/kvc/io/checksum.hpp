@@ -21,7 +21,7 @@
 #include <cstdint>
 #include <span>
 
-namespace kvc::inline v0::detail {
+namespace kvc::inline v0::io_detail {
 
 /// XXH3_64bits, seed 0, of bytes that come piece by piece.
 class Checksum {
@@ -39,4 +39,4 @@ class Checksum {
   XXH3_state_t state_;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace kvc::inline v0::io_detail

@@ -30,7 +30,7 @@ struct SavedSequence {
   Salt salt{};  ///< only for policies that do not know it by themselves
 };
 
-namespace detail {
+namespace io_detail {
 
 /// A policy that knows tokens and salts, and can be told tokens.
 template <class P>
@@ -41,7 +41,9 @@ concept KnowsTokens = requires(const P& p, P& writable, SeqId seq, std::span<con
 };
 /// A policy that keeps blocks which nobody holds.
 template <class P>
-concept KeepsPrefixes = KnowsTokens<P> && requires(const P& p) { p.for_each_cached([](const BlockStored&) {}); };
+concept KeepsPrefixes = KnowsTokens<P> && requires(const P& p) {
+  p.for_each_cached([](const BlockStored&) {});
+};
 
 /// Blocks are told apart by where they lie and what is before them. A block that two sequences hold behind different
 /// blocks, which no policy of kvc does, is stored for each.
@@ -86,8 +88,7 @@ class Collector {
         rows = std::max(rows, end.run.count);  // nothing is behind it if this changes anything
         add_tokens(last, tokens_of(end.run, end.tokens));
       }
-      c_.sequences.push_back(
-          {last, end.run.first + end.run.count, static_cast<Pos>(end.tokens.size()), 0});
+      c_.sequences.push_back({last, end.run.first + end.run.count, static_cast<Pos>(end.tokens.size()), 0});
     }
   }
 
@@ -139,7 +140,8 @@ class Collector {
     return known == numbers_.end() ? -1 : known->second;
   }
   std::int32_t insert(std::int32_t parent, const SlotRun& run) {
-    require(c_.blocks.size() < static_cast<std::size_t>(max_pos), "blocks to save", c_.blocks.size(), "less than 2^31 - 1");
+    require(c_.blocks.size() < static_cast<std::size_t>(max_pos), "blocks to save", c_.blocks.size(),
+            "less than 2^31 - 1");
     const auto number = static_cast<std::int32_t>(c_.blocks.size());
     c_.blocks.push_back({parent, run.count, 0, 0});
     slots_.push_back({run.block, run.offset, run.count});
@@ -176,5 +178,5 @@ class Collector {
   std::vector<End> ends_;
 };
 
-}  // namespace detail
+}  // namespace io_detail
 }  // namespace kvc::inline v0

@@ -1,17 +1,19 @@
 // SnapshotContents: what is in a snapshot besides the rows. Integers and tokens only.
 //
-// Rows are stored by blocks, each once, whoever holds it. A block names the one before it in its sequences, so the blocks
-// are a forest whose roots are salts, and a sequence is its last block and a length. A parent has a smaller number than
-// its children: neither a cycle nor a block that is not there can be written down.
+// Rows are stored by blocks, each once, whoever holds it. A block names the one before it in its sequences, so the
+// blocks are a forest whose roots are salts, and a sequence is its last block and a length. A parent has a smaller
+// number than its children: neither a cycle nor a block that is not there can be written down.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
@@ -86,7 +88,7 @@ struct SnapshotContents {
   }
 };
 
-namespace detail {
+namespace io_detail {
 
 [[nodiscard]] inline format::Name to_name(std::string_view text, std::string_view argument) {
   format::Name name{};
@@ -147,8 +149,9 @@ class ContentsReader {
     expect(section::tokens);
     c_.tokens = in_.records<Token>("tokens");
     if (c_.tokens.size() != c_.first_token.back()) {
-      in_.fail_at(in_.size_offset(), text({std::to_string(c_.first_token.back()), " tokens, as the blocks say, found ",
-                                           std::to_string(c_.tokens.size())}));
+      in_.fail_at(in_.size_offset(),
+                  detail::text({std::to_string(c_.first_token.back()), " tokens, as the blocks say, found ",
+                                std::to_string(c_.tokens.size())}));
     }
     read_sequences();
     return std::move(c_);
@@ -158,7 +161,7 @@ class ContentsReader {
   const format::SectionHeader& expect(SectionName name) {
     const format::SectionHeader& header = in_.next();
     if (header.name != name) {
-      in_.fail_at(in_.section_offset(), text({"section ", to_text(name), ", found ", to_text(header.name)}));
+      in_.fail_at(in_.section_offset(), detail::text({"section ", to_text(name), ", found ", to_text(header.name)}));
     }
     if (header.index != 0) {
       in_.fail_at(in_.section_offset() + offsetof(format::SectionHeader, index), "index 0");
@@ -168,7 +171,8 @@ class ContentsReader {
 
   void read_description() {
     if (expect(section::description).size != sizeof(format::DescriptionRecord)) {
-      in_.fail_at(in_.size_offset(), text({"a description of ", std::to_string(sizeof(format::DescriptionRecord)), " bytes"}));
+      in_.fail_at(in_.size_offset(),
+                  detail::text({"a description of ", std::to_string(sizeof(format::DescriptionRecord)), " bytes"}));
     }
     if (in_.section_offset() != sizeof(format::FileHeader)) {
       in_.fail_at(sizeof(format::FileHeader), "section desc first");
@@ -177,7 +181,8 @@ class ContentsReader {
     const format::DescriptionRecord r = in_.records<format::DescriptionRecord>("a description").front();
     const auto count = [&](std::uint64_t value, std::uint64_t most, std::size_t at, const char* what) {
       if (value == 0 || value > most) {
-        in_.fail_at(base + at, text({what, " between 1 and ", std::to_string(most), ", found ", std::to_string(value)}));
+        in_.fail_at(base + at,
+                    detail::text({what, " between 1 and ", std::to_string(most), ", found ", std::to_string(value)}));
       }
       return static_cast<Index>(value);
     };
@@ -187,7 +192,8 @@ class ContentsReader {
     c_.shape.key_dim = count(r.key_dim, format::most_extent, offsetof(R, key_dim), "key_dim");
     c_.shape.value_dim = count(r.value_dim, format::most_extent, offsetof(R, value_dim), "value_dim");
     c_.key_row_bytes = count(r.key_row_bytes, format::most_row_bytes, offsetof(R, key_row_bytes), "bytes of a key");
-    c_.value_row_bytes = count(r.value_row_bytes, format::most_row_bytes, offsetof(R, value_row_bytes), "bytes of a value");
+    c_.value_row_bytes =
+        count(r.value_row_bytes, format::most_row_bytes, offsetof(R, value_row_bytes), "bytes of a value");
     c_.block_tokens = static_cast<Pos>(count(r.block_tokens, max_pos, offsetof(R, block_tokens), "block_tokens"));
     if (r.zero != 0) {
       in_.fail_at(base + offsetof(R, zero), "zeros");
@@ -199,7 +205,8 @@ class ContentsReader {
   [[nodiscard]] std::string name(const format::Name& raw, std::uint64_t at) const {
     const auto end = std::find(raw.begin(), raw.end(), '\0');
     const bool printable = std::all_of(raw.begin(), end, [](char c) { return ' ' < c && c <= '~'; });
-    if (end == raw.begin() || end == raw.end() || !printable || std::any_of(end, raw.end(), [](char c) { return c != 0; })) {
+    if (end == raw.begin() || end == raw.end() || !printable ||
+        std::any_of(end, raw.end(), [](char c) { return c != 0; })) {
       in_.fail_at(at, "a name of 1 to 23 characters, filled up with zeros");
     }
     return {raw.begin(), end};
@@ -216,7 +223,8 @@ class ContentsReader {
         std::memcpy(&size, bytes.data() + at, sizeof size);
       }
       if (left < sizeof size || size > left - sizeof size) {
-        in_.fail_at(base + at, text({"a salt within its section, of which ", std::to_string(left), " bytes are left"}));
+        in_.fail_at(base + at,
+                    detail::text({"a salt within its section, of which ", std::to_string(left), " bytes are left"}));
       }
       const std::string_view encoded(reinterpret_cast<const char*>(bytes.data() + at + sizeof size),
                                      static_cast<std::size_t>(size));
@@ -241,8 +249,8 @@ class ContentsReader {
       const format::BlockRecord& b = c_.blocks[i];
       const auto check = [&](bool ok, std::size_t field, const std::string& expected, std::int64_t found) {
         if (!ok) [[unlikely]] {
-          in_.fail_at(base + i * sizeof b + field,
-                      text({"block ", std::to_string(i), " with ", expected, ", found ", std::to_string(found)}));
+          in_.fail_at(base + i * sizeof b + field, detail::text({"block ", std::to_string(i), " with ", expected,
+                                                                 ", found ", std::to_string(found)}));
         }
       };
       check(b.parent < static_cast<std::int64_t>(i) && (b.parent >= 0 || is_salt(b.parent)),
@@ -274,8 +282,8 @@ class ContentsReader {
       const format::SequenceRecord& s = c_.sequences[i];
       const auto check = [&](bool ok, std::size_t field, const char* expected, std::int64_t found) {
         if (!ok) [[unlikely]] {
-          in_.fail_at(base + i * sizeof s + field,
-                      text({"sequence ", std::to_string(i), " with ", expected, ", found ", std::to_string(found)}));
+          in_.fail_at(base + i * sizeof s + field, detail::text({"sequence ", std::to_string(i), " with ", expected,
+                                                                 ", found ", std::to_string(found)}));
         }
       };
       const bool is_empty = s.last < 0;
@@ -290,8 +298,8 @@ class ContentsReader {
       check(s.zero == 0, offsetof(format::SequenceRecord, zero), "zeros", s.zero);
     }
   }
-  /// Leading positions with known tokens of what ends with a block. Those of a block begin where its parent's end, or there
-  /// are none. The walk is over blocks with none.
+  /// Leading positions with known tokens of what ends with a block. Those of a block begin where its parent's end, or
+  /// there are none. The walk is over blocks with none.
   [[nodiscard]] Pos known(std::int32_t last) {
     if (known_.empty()) {
       known_.resize(c_.blocks.size());
@@ -308,12 +316,12 @@ class ContentsReader {
   std::vector<Pos> known_;
 };
 
-}  // namespace detail
+}  // namespace io_detail
 
 /// What is in a snapshot, without its rows; reads no further than it must. Throws FormatError.
 [[nodiscard]] inline SnapshotContents read_snapshot_contents(ByteSource& source) {
-  detail::SectionReader in(source);
-  return detail::ContentsReader(in).read();
+  io_detail::SectionReader in(source);
+  return io_detail::ContentsReader(in).read();
 }
 
 }  // namespace kvc::inline v0

@@ -1,7 +1,8 @@
 // Files as sinks and sources, and a file that is replaced whole or not at all. POSIX.
 //
-// Rows go from a pool to the file and back with one copy, that of the system: pieces are gathered and scattered by writev
-// and readv. A mapped file would not be faster, and a file that is cut short while it is mapped kills its reader.
+// Rows go from a pool to the file and back with one copy, that of the system: pieces are gathered and scattered by
+// writev and readv. A mapped file would not be faster, and a file that is cut short while it is mapped kills its
+// reader.
 #pragma once
 
 #include <fcntl.h>
@@ -29,11 +30,11 @@
 
 namespace kvc::inline v0 {
 
-namespace detail {
+namespace io_detail {
 
 /// Throws std::system_error: what could not be done to which file, and the system's reason.
 [[noreturn]] KVC_COLD inline void raise_system(int error, const char* what, const std::string& path) {
-  raise(std::system_error(error, std::generic_category(), text({"kvc: cannot ", what, " ", path})));
+  raise(std::system_error(error, std::generic_category(), detail::text({"kvc: cannot ", what, " ", path})));
 }
 
 /// An open file.
@@ -103,7 +104,7 @@ template <class Piece, class F>
   return done;
 }
 
-}  // namespace detail
+}  // namespace io_detail
 
 /// Writes to an open file, from where it stands. Does not own it. Throws std::system_error.
 class FileSink final : public ByteSink {
@@ -115,9 +116,9 @@ class FileSink final : public ByteSink {
       wanted += piece.size();
     }
     const std::int64_t done =
-        detail::transfer(pieces, [this](const iovec* list, int count) { return ::writev(fd_, list, count); });
+        io_detail::transfer(pieces, [this](const iovec* list, int count) { return ::writev(fd_, list, count); });
     if (done != static_cast<std::int64_t>(wanted)) {
-      detail::raise_system(done < 0 ? errno : ENOSPC, "write", path_);
+      io_detail::raise_system(done < 0 ? errno : ENOSPC, "write", path_);
     }
   }
 
@@ -131,7 +132,8 @@ class FileSource final : public ByteSource {
  public:
   /// Throws FormatError if there is no such file or it cannot be read.
   explicit FileSource(const std::filesystem::path& path) : ByteSource(path.string()) {
-    file_ = detail::FileHandle(detail::without_interrupts([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
+    file_ = io_detail::FileHandle(
+        io_detail::without_interrupts([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
     struct stat status {};
     if (!file_ || ::fstat(file_.get(), &status) != 0) {
       fail(errno);
@@ -150,7 +152,8 @@ class FileSource final : public ByteSource {
     for (const auto piece : pieces) {
       wanted += piece.size();
     }
-    const std::int64_t done = wanted / pieces.size() < small && pieces.size() > 1 ? read_small(pieces, wanted) : read_direct(pieces);
+    const bool scattered = pieces.size() > 1 && wanted / pieces.size() < small;
+    const std::int64_t done = scattered ? read_small(pieces, wanted) : read_direct(pieces);
     if (done < 0) {
       fail(errno);
     }
@@ -178,7 +181,8 @@ class FileSource final : public ByteSource {
                       detail::text({"a file that can be read (", std::generic_category().message(error), ")"})));
   }
   std::int64_t read_direct(std::span<const std::span<std::byte>> pieces) const {
-    return detail::transfer(pieces, [this](const iovec* list, int count) { return ::readv(file_.get(), list, count); });
+    return io_detail::transfer(pieces,
+                               [this](const iovec* list, int count) { return ::readv(file_.get(), list, count); });
   }
   std::int64_t read_small(std::span<const std::span<std::byte>> pieces, std::size_t wanted) {
     buffer_.resize(std::max(buffer_.size(), wanted));
@@ -195,13 +199,13 @@ class FileSource final : public ByteSource {
     return done;
   }
 
-  detail::FileHandle file_;
+  io_detail::FileHandle file_;
   std::optional<std::uint64_t> size_;
   std::uint64_t at_ = 0;
   std::vector<std::byte> buffer_;
 };
 
-namespace detail {
+namespace io_detail {
 
 inline void sync(int fd, const std::string& path) {
   if (without_interrupts([&] { return ::fsync(fd); }) != 0) {
@@ -212,8 +216,8 @@ inline void sync(int fd, const std::string& path) {
 /// Opens the file that is being written, for this process alone. It may be there from one that was killed.
 [[nodiscard]] inline FileHandle open_alone(const std::string& path) {
   for (;;) {
-    FileHandle file(without_interrupts(
-        [&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666); }));
+    FileHandle file(
+        without_interrupts([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666); }));
     if (!file) {
       raise_system(errno, "create", path);
     }
@@ -230,40 +234,40 @@ inline void sync(int fd, const std::string& path) {
   }
 }
 
-}  // namespace detail
+}  // namespace io_detail
 
-/// Makes or replaces a file: `write(ByteSink&)` says what is in it. Whenever the process or the machine stops, the file is
-/// the old one or the new one, whole. What is written goes to PATH.saving first, in the same folder, and is there no more
-/// when this returns or throws; where a killed process left one, the next save uses it. A file that is replaced passes its
-/// permissions on.
+/// Makes or replaces a file: `write(ByteSink&)` says what is in it. Whenever the process or the machine stops, the file
+/// is the old one or the new one, whole. What is written goes to PATH.saving first, in the same folder, and is there no
+/// more when this returns or throws; where a killed process left one, the next save uses it. A file that is replaced
+/// passes its permissions on; a link is replaced, and not what it leads to.
 /// Throws std::system_error, and what `write` throws: the old file is there then, unless only the folder could not be
 /// synced.
 template <class F>
 void replace_file(const std::filesystem::path& path, F&& write) {
   const std::string name = path.string();
   const std::string saving = name + ".saving";
-  const detail::FileHandle file = detail::open_alone(saving);
+  const io_detail::FileHandle file = io_detail::open_alone(saving);
   detail::OnExit remove([&] { (void)::unlink(saving.c_str()); });
   if (::ftruncate(file.get(), 0) != 0) {
-    detail::raise_system(errno, "truncate", saving);
+    io_detail::raise_system(errno, "truncate", saving);
   }
-  if (struct stat old {}; ::stat(name.c_str(), &old) == 0 && ::fchmod(file.get(), old.st_mode & 0777) != 0) {
-    detail::raise_system(errno, "set the permissions of", saving);
+  if (struct stat old{}; ::stat(name.c_str(), &old) == 0 && ::fchmod(file.get(), old.st_mode & 0777) != 0) {
+    io_detail::raise_system(errno, "set the permissions of", saving);
   }
   FileSink sink(file.get(), saving);
   write(static_cast<ByteSink&>(sink));
-  detail::sync(file.get(), saving);
+  io_detail::sync(file.get(), saving);
   if (::rename(saving.c_str(), name.c_str()) != 0) {
-    detail::raise_system(errno, "rename to its place", saving);
+    io_detail::raise_system(errno, "rename to its place", saving);
   }
   remove.dismiss();
   const std::string folder = path.has_parent_path() ? path.parent_path().string() : ".";
-  const detail::FileHandle directory(
-      detail::without_interrupts([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  const io_detail::FileHandle directory(
+      io_detail::without_interrupts([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!directory) {
-    detail::raise_system(errno, "open", folder);
+    io_detail::raise_system(errno, "open", folder);
   }
-  detail::sync(directory.get(), folder);
+  io_detail::sync(directory.get(), folder);
 }
 
 }  // namespace kvc::inline v0

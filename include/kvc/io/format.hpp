@@ -1,6 +1,6 @@
 // The wire format of keys and values, as structs: what docs/format.md says byte by byte. Standard library only.
 //
-//   file header, then sections: desc, salt, blks, tokn, seqs, one layr per layer in any order, end; unknown ones between
+//   file header, then sections: desc, salt, blks, tokn, seqs, one layr per layer in any order, end
 //   section:  SectionHeader | payload | XXH3 of the payload (8 bytes)
 //
 // All integers are little-endian, and rows are stored as they lie in a pool of a little-endian machine.

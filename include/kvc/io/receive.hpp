@@ -1,7 +1,7 @@
 // Receiving the rows of one layer: from the order of the snapshot to where they belong in a pool.
 //
-// Rows that are stored as the cache stores them are read straight to their places, whatever the block sizes and layouts.
-// Rows of another element type pass through a buffer of one batch.
+// Rows that are stored as the cache stores them are read straight to their places, whatever the block sizes and
+// layouts. Rows of another element type pass through a buffer of one batch.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@
 #include "kvc/io/sections.hpp"
 #include "kvc/io/stretches.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc::inline v0::io_detail {
 
 /// How the rows of element types that may be converted are read as float.
 using RowDecoder = void (*)(const std::byte* from, Index dim, float* to);
@@ -53,8 +53,8 @@ class RowReceiver {
   void receive(SectionReader& in, Index layer, std::span<const Target> targets) {
     for (std::size_t b = 0; b < c_->blocks.size(); ++b) {
       const auto is_own = [&](const Target& t) { return t.source == static_cast<std::int32_t>(b); };
-      const auto mine = targets.first(static_cast<std::size_t>(
-          std::find_if_not(targets.begin(), targets.end(), is_own) - targets.begin()));
+      const auto mine = targets.first(
+          static_cast<std::size_t>(std::find_if_not(targets.begin(), targets.end(), is_own) - targets.begin()));
       targets = targets.subspan(mine.size());
       const auto first_copy = std::find_if(mine.begin(), mine.end(), [](const Target& t) { return !t.first; });
       const auto firsts = mine.first(static_cast<std::size_t>(first_copy - mine.begin()));
@@ -173,4 +173,4 @@ class RowReceiver {
   std::vector<float> numbers_;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace kvc::inline v0::io_detail

@@ -2,8 +2,8 @@
 //
 // Everything is done with what every cache offers: open, fork, extend and commit. The longest sequence is opened, the
 // others are forked from one that shares most with them, so blocks that were shared are shared again; where a policy
-// copies (a tail, or all rows of a contiguous sequence) the rows go to each place. Tokens are told last, when all rows are
-// right: until then nothing can be matched, and nobody has seen a handle, so all of it can be taken back.
+// copies (a tail, or all rows of a contiguous sequence) the rows go to each place. Tokens are told last, when all rows
+// are right: until then nothing can be matched, and nobody has seen a handle, so all of it can be taken back.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@
 #include "kvc/io/stretches.hpp"
 #include "kvc/policy/concept.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc::inline v0::io_detail {
 
 /// Where rows of a stored block go.
 struct Target {
@@ -94,8 +94,8 @@ class Restorer {
   /// Ordered by stored block, and within one: first ones before copies, and these by row.
   [[nodiscard]] std::span<const Target> targets() const noexcept { return targets_; }
 
-  /// When all rows are there: tells tokens, and lets go of what is only cached. The sequences, in the order in which they
-  /// were saved. Throws std::bad_alloc; nothing has changed then.
+  /// When all rows are there: tells tokens, and lets go of what is only cached. The sequences, in the order in which
+  /// they were saved. Throws std::bad_alloc; nothing has changed then.
   [[nodiscard]] std::vector<SeqId> commit() {
     std::vector<SeqId> sequences(c_->sequences.size());
     std::vector<Token> tokens;
@@ -193,7 +193,8 @@ class Restorer {
       }
       line.seq = opened->seq;
     } else {
-      const std::optional<SeqId> forked = cache_->try_fork(lines_[static_cast<std::size_t>(line.from)].seq, line.shared);
+      const std::optional<SeqId> forked =
+          cache_->try_fork(lines_[static_cast<std::size_t>(line.from)].seq, line.shared);
       if (!forked) {
         return false;
       }
@@ -256,4 +257,4 @@ class Restorer {
   std::vector<Target> targets_;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace kvc::inline v0::io_detail

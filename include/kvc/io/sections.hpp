@@ -1,5 +1,7 @@
-// Sections: what frames and protects the parts of a snapshot. The writer checksums bytes on their way out, while they are
-// in the processor's cache; the reader believes nothing that it has not checked.
+// Sections: what frames and protects the parts of a snapshot. The writer checksums bytes on their way out, while they
+// are in the processor's cache; the reader believes nothing that it has not checked.
+//
+// What is internal to io is in io_detail and not in detail, where another ByteSource serves the loaders of model/.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +20,7 @@
 #include "kvc/io/checksum.hpp"
 #include "kvc/io/format.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc::inline v0::io_detail {
 
 template <format::Plain Record>
 [[nodiscard]] std::span<const std::byte> bytes_of(const Record& record) noexcept {
@@ -145,8 +147,9 @@ class SectionReader {
     }
     // The version first: another one may have another header.
     if (header.major != format::major_version) {
-      fail_at(offsetof(format::FileHeader, major), text({"version ", std::to_string(format::major_version),
-                                                         " of the format, found ", std::to_string(header.major)}));
+      fail_at(offsetof(format::FileHeader, major),
+              detail::text({"version ", std::to_string(format::major_version), " of the format, found ",
+                            std::to_string(header.major)}));
     }
     require_checksum(header.checksum, bytes_of(header).first(offsetof(format::FileHeader, checksum)),
                      offsetof(format::FileHeader, checksum), "the file header");
@@ -171,24 +174,27 @@ class SectionReader {
       payload_.reset();
       if (is_known(header_.name)) {
         if (header_.flags != format::SectionHeader::required) {
-          fail_at(at_ + offsetof(format::SectionHeader, flags), text({"section ", to_text(header_.name), " as required"}));
+          fail_at(at_ + offsetof(format::SectionHeader, flags),
+                  detail::text({"section ", to_text(header_.name), " as required"}));
         }
         return header_;
       }
       if (header_.flags == format::SectionHeader::required) {
-        fail_at(at_, text({"a section that this version knows, or an optional one, found \"", to_text(header_.name), "\""}));
+        fail_at(at_, detail::text({"a section that this version knows, or an optional one, found \"",
+                                   to_text(header_.name), "\""}));
       }
       skip();
       finish();
     }
   }
 
-  /// The payload of a section of no great size, as records. Memory is taken as the bytes come, not as they are announced.
+  /// The payload of a section of no great size, as records. Memory is taken as the bytes come, not as they are
+  /// announced.
   template <format::Plain Record>
   [[nodiscard]] std::vector<Record> records(const char* what) {
     if (header_.size % sizeof(Record) != 0) {
-      fail_at(size_offset(), text({what, " of a multiple of ", std::to_string(sizeof(Record)), " bytes, found ",
-                                   std::to_string(header_.size)}));
+      fail_at(size_offset(), detail::text({what, " of a multiple of ", std::to_string(sizeof(Record)), " bytes, found ",
+                                           std::to_string(header_.size)}));
     }
     std::vector<Record> all;
     while (left_ > 0) {
@@ -232,7 +238,8 @@ class SectionReader {
     std::uint64_t sum = 0;
     take(writable_bytes_of(sum), "the checksum of a section");
     if (sum != payload_.value()) {
-      fail_at(at, text({"section ", to_text(header_.name), " from byte ", std::to_string(at_), " with its checksum"}));
+      fail_at(at, detail::text(
+                      {"section ", to_text(header_.name), " from byte ", std::to_string(at_), " with its checksum"}));
     }
     all_.add(bytes_of(header_.checksum));
     all_.add(bytes_of(sum));
@@ -248,11 +255,11 @@ class SectionReader {
       fail_at(size_offset(), "an end of 16 bytes");
     }
     if (record[0].sections != sections || record[0].checksum != sum) {
-      fail_at(at, text({"the end of these ", std::to_string(sections), " sections, found that of ",
-                        std::to_string(record[0].sections), " others"}));
+      fail_at(at, detail::text({"the end of these ", std::to_string(sections), " sections, found that of ",
+                                std::to_string(record[0].sections), " others"}));
     }
     if (source_->left().value_or(0) != 0) {
-      fail_at(offset_, text({"the end, found ", std::to_string(*source_->left()), " bytes more"}));
+      fail_at(offset_, detail::text({"the end, found ", std::to_string(*source_->left()), " bytes more"}));
     }
   }
 
@@ -291,20 +298,20 @@ class SectionReader {
     const std::uint64_t room = source_->left().value_or(most);
     if (header_.size > most - std::min(most, offset_) || room < sizeof(std::uint64_t) ||
         header_.size > room - sizeof(std::uint64_t)) {
-      fail_at(size_offset(), text({"a section of at most ", std::to_string(room < 8 ? 0 : room - 8),
-                                   " bytes, which are left, found ", std::to_string(header_.size)}));
+      fail_at(size_offset(), detail::text({"a section of at most ", std::to_string(room < 8 ? 0 : room - 8),
+                                           " bytes, which are left, found ", std::to_string(header_.size)}));
     }
   }
   void require_checksum(std::uint64_t sum, std::span<const std::byte> bytes, std::uint64_t at, const char* what) const {
     if (sum != Checksum::of(bytes)) {
-      fail_at(at, text({what, " with its checksum"}));
+      fail_at(at, detail::text({what, " with its checksum"}));
     }
   }
   void take(Piece piece, const char* what) {
     const std::size_t count = source_->read(std::span<const Piece>(&piece, 1));
     offset_ += count;
     if (count < piece.size()) {
-      fail_at(offset_, text({what, ", ", std::to_string(piece.size()), " bytes, and they end"}));
+      fail_at(offset_, detail::text({what, ", ", std::to_string(piece.size()), " bytes, and they end"}));
     }
   }
   void receive(std::span<const Piece> pieces) {
@@ -315,8 +322,8 @@ class SectionReader {
     const std::size_t count = source_->read(pieces);
     offset_ += count;
     if (count < total) {
-      fail_at(offset_, text({"section ", to_text(header_.name), " of ", std::to_string(header_.size),
-                             " bytes, and they end"}));
+      fail_at(offset_, detail::text({"section ", to_text(header_.name), " of ", std::to_string(header_.size),
+                                     " bytes, and they end"}));
     }
     for (const Piece piece : pieces) {
       payload_.add(piece);
@@ -335,4 +342,4 @@ class SectionReader {
   std::uint64_t left_ = 0;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace kvc::inline v0::io_detail

@@ -2,16 +2,18 @@
 //
 //   save_snapshot(cache, "sessions.kvc");                          all open sequences, and what is cached
 //   save_snapshot(cache, std::span(&seq, 1), "one.kvc");           one sequence, or several
-//   LoadedSnapshot loaded = load_snapshot(other, "sessions.kvc");  loaded.sequences, in the order in which they were saved
+//   LoadedSnapshot loaded = load_snapshot(other, "sessions.kvc");  loaded.sequences, in the order of saving
 //
 // A block that several sequences share is stored once, and shared again after loading, if the policy shares. The other
 // cache may have another policy, block size and layout; the same shape and, unless LoadOptions says otherwise, the same
-// element type. Rows come back bit for bit. What was cached for later prompts is found again; the order of eviction begins
-// anew, and pins are not saved: their blocks are, as cached ones.
+// element type. Rows come back bit for bit. What was cached for later prompts is found again; the order of eviction
+// begins anew, and pins are not saved: their blocks are, as cached ones.
 //
 // A file is replaced at once or not at all, whenever the process is killed. Bytes that are not right give a FormatError
 // that names source, offset and expectation; a load that fails changes nothing, and takes no more memory than the bytes
 // that are there justify. The format is in docs/format.md.
+//
+// Threads: saving reads the cache, as its const members do; loading is a writer's work.
 //
 // Needs xxhash.h: see io/checksum.hpp.
 #pragma once
@@ -20,6 +22,7 @@
 #include <filesystem>
 #include <optional>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -62,14 +65,15 @@ void save_snapshot(const Cache& cache, std::span<const SeqId> sequences, To&& to
 }
 /// The whole cache: all open sequences, in the order of Cache::sequences(), and what is cached.
 template <class Cache, class To>
-  requires(std::derived_from<std::remove_cvref_t<To>, ByteSink> || std::convertible_to<To, std::filesystem::path>)
-void save_snapshot(const Cache& cache, To&& to, const SaveOptions& options = {}) {
+requires(std::derived_from<std::remove_cvref_t<To>, ByteSink> ||
+         std::convertible_to<To, std::filesystem::path>) void save_snapshot(const Cache& cache, To&& to,
+                                                                            const SaveOptions& options = {}) {
   save_snapshot(cache, std::span<const SeqId>(cache.sequences()), std::forward<To>(to), options);
 }
 
 /// Adds to the cache what is in a snapshot. Empty if there is no room for all of it: nothing has changed then.
-/// Throws FormatError if the bytes are not right; nothing has changed then either, unless room had to be made by evicting
-/// and the source cannot be read twice. O(bytes).
+/// Throws FormatError if the bytes are not right; nothing has changed then either, unless room had to be made by
+/// evicting and the source cannot be read twice. O(bytes).
 template <class Cache>
 [[nodiscard]] std::optional<LoadedSnapshot> try_load_snapshot(Cache& cache, ByteSource& source,
                                                               const LoadOptions& options = {}) {

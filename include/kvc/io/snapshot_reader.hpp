@@ -6,8 +6,9 @@
 //     const LoadedSnapshot loaded = reader.commit();
 //   }
 //
-// Until `commit` nothing of it can be seen: no handle has been given out, and no later prompt finds a row. A reader that
-// is destroyed earlier, because of an exception, say, has changed nothing that can be seen after.
+// Until `commit` nothing of it can be seen: no handle has been given out, and no later prompt finds a row. A reader
+// that is destroyed earlier, because of an exception, say, takes back what it has reserved: only a counter may have
+// moved on.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +30,9 @@
 namespace kvc::inline v0 {
 
 struct LoadOptions {
-  bool cached_prefixes = true;    ///< also what was only cached, if the policy of the cache does that
-  bool convert_elements = false;  ///< between f32, f16 and bf16: rounds to nearest; otherwise another element is refused
+  bool cached_prefixes = true;  ///< also what was only cached, if the policy of the cache does that
+  bool convert_elements =
+      false;  ///< between f32, f16 and bf16: rounds to nearest; otherwise another element is refused
 };
 
 /// What came out of a snapshot.
@@ -47,7 +49,7 @@ class SnapshotReader {
   SnapshotReader(Cache& cache, ByteSource& source, const LoadOptions& options = {})
       : cache_(&cache),
         in_(source),
-        contents_(detail::ContentsReader(in_).read()),
+        contents_(io_detail::ContentsReader(in_).read()),
         restorer_(cache, contents_, options.cached_prefixes),
         receiver_(cache, contents_, order(), decoder(options)) {
     require_fit();
@@ -60,13 +62,14 @@ class SnapshotReader {
   /// Positions that room is needed for.
   [[nodiscard]] Index tokens() const noexcept { return restorer_.tokens(); }
 
-  /// Takes room for everything. False if there is none: nothing has changed then. Where room has to be made by evicting,
-  /// all rows are read and checked first, if the source can go back.
+  /// Takes room for everything. False if there is none: nothing has changed then. Where room has to be made by
+  /// evicting, all rows are read and checked first, if the source can go back.
   /// Throws FormatError if they are not right.
   [[nodiscard]] bool try_reserve() {
+    require(!reserved_, "try_reserve", "called again", "called once");
     const Stats now = cache_->stats();
     if (now.blocks_cached > 0 && restorer_.blocks() > now.blocks_free && in_.can_go_back()) {
-      const detail::SectionReader::Mark rows = in_.mark();
+      const io_detail::SectionReader::Mark rows = in_.mark();
       while (begin_layer()) {
         in_.skip();
         in_.finish();
@@ -78,8 +81,8 @@ class SnapshotReader {
     return reserved_;
   }
 
-  /// Reads the next section: the number of the layer whose rows are now in place, or nothing at the end, when all layers
-  /// have come. Needs try_reserve. Throws FormatError.
+  /// Reads the next section: the number of the layer whose rows are now in place, or nothing at the end, when all
+  /// layers have come. Needs try_reserve. Throws FormatError.
   std::optional<Index> next_layer() {
     require(reserved_ && !ended_, "next_layer", "called before try_reserve or after the end", "called in between");
     const std::optional<Index> layer = begin_layer();
@@ -92,7 +95,8 @@ class SnapshotReader {
     return layer;
   }
 
-  /// Makes it all part of the cache. Needs next_layer to have come to the end. Throws std::bad_alloc; then nothing has changed.
+  /// Makes it all part of the cache. Needs next_layer to have come to the end. Throws std::bad_alloc; then nothing has
+  /// changed.
   [[nodiscard]] LoadedSnapshot commit() {
     require(ended_, "commit", "called before the end was read", "called after it");
     ended_ = reserved_ = false;
@@ -111,24 +115,25 @@ class SnapshotReader {
                 detail::text({expected, ", found ", found}));
   }
 
-  [[nodiscard]] detail::RowOrder order() const {
-    for (const detail::RowOrder order : {detail::RowOrder::head_major, detail::RowOrder::token_major}) {
-      if (contents_.layout == detail::to_text(order)) {
+  [[nodiscard]] io_detail::RowOrder order() const {
+    for (const io_detail::RowOrder order : {io_detail::RowOrder::head_major, io_detail::RowOrder::token_major}) {
+      if (contents_.layout == io_detail::to_text(order)) {
         return order;
       }
     }
     refuse(offsetof(Description, layout), "layout head-major or token-major", contents_.layout);
   }
-  [[nodiscard]] detail::RowDecoder decoder(const LoadOptions& options) const {
+  [[nodiscard]] io_detail::RowDecoder decoder(const LoadOptions& options) const {
     const std::string own(Element<T>::name);
     if (contents_.element == own) {
       return nullptr;
     }
-    const detail::RowDecoder decode = detail::row_decoder(contents_.element);
-    const bool convertible = decode != nullptr && detail::row_decoder(own) != nullptr;
+    const io_detail::RowDecoder decode = io_detail::row_decoder(contents_.element);
+    const bool convertible = decode != nullptr && io_detail::row_decoder(own) != nullptr;
     if (!convertible || !options.convert_elements) {
       refuse(offsetof(Description, element),
-             detail::text({"elements ", own, convertible ? ", or LoadOptions::convert_elements" : ""}), contents_.element);
+             detail::text({"elements ", own, convertible ? ", or LoadOptions::convert_elements" : ""}),
+             contents_.element);
     }
     return decode;
   }
@@ -146,13 +151,15 @@ class SnapshotReader {
     same(own.value_dim, s.value_dim, offsetof(Description, value_dim), "value_dim");
     same(row_bytes(s.key_dim), contents_.key_row_bytes, offsetof(Description, key_row_bytes), "bytes of a key");
     same(row_bytes(s.value_dim), contents_.value_row_bytes, offsetof(Description, value_row_bytes), "bytes of a value");
-    // A block table costs memory that a few bytes of a sequence may ask for: not more than the rows, of which there must
-    // be so many bytes.
+    // A block table costs memory that a few bytes of a sequence may ask for: not more than the rows, of which there
+    // must be so many bytes.
     const std::uint64_t table_bytes = format::bounded_product(restorer_.table_entries(), sizeof(BlockId));
-    if (table_bytes > (std::uint64_t{1} << 20) + format::bounded_product(contents_.layer_bytes(), static_cast<std::uint64_t>(s.layers))) {
+    if (table_bytes > (std::uint64_t{1} << 20) +
+                          format::bounded_product(contents_.layer_bytes(), static_cast<std::uint64_t>(s.layers))) {
       in_.fail_at(sizeof(format::FileHeader),
                   detail::text({"sequences whose block tables are smaller than the rows, found ",
-                                std::to_string(contents_.sequences.size()), " that need ", std::to_string(table_bytes), " bytes"}));
+                                std::to_string(contents_.sequences.size()), " that need ", std::to_string(table_bytes),
+                                " bytes"}));
     }
   }
   [[nodiscard]] Index row_bytes(Index dim) const {
@@ -186,18 +193,19 @@ class SnapshotReader {
                                 std::to_string(header.index)}));
     }
     if (header.size != contents_.layer_bytes()) {
-      in_.fail_at(in_.size_offset(), detail::text({std::to_string(contents_.layer_bytes()), " bytes, the rows of a layer, found ",
-                                                   std::to_string(header.size)}));
+      in_.fail_at(in_.size_offset(),
+                  detail::text({std::to_string(contents_.layer_bytes()), " bytes, the rows of a layer, found ",
+                                std::to_string(header.size)}));
     }
     written_[static_cast<std::size_t>(header.index)] = true;
     return static_cast<Index>(header.index);
   }
 
   Cache* cache_;
-  detail::SectionReader in_;
+  io_detail::SectionReader in_;
   SnapshotContents contents_;
-  detail::Restorer<Cache> restorer_;
-  detail::RowReceiver<Cache> receiver_;
+  io_detail::Restorer<Cache> restorer_;
+  io_detail::RowReceiver<Cache> receiver_;
   std::vector<bool> written_;
   bool reserved_ = false;
   bool ended_ = false;

@@ -8,10 +8,10 @@
 // go with the others, as soon as they are written. Rows are gathered from where they lie and not copied first.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -46,7 +46,7 @@ class SnapshotWriter {
                  const SaveOptions& options = {})
       : cache_(&cache), contents_(describe()), slots_(collect(sequences, options)), out_(sink) {
     written_.resize(static_cast<std::size_t>(cache.shape().layers), false);
-    detail::write_contents(out_, contents_);
+    io_detail::write_contents(out_, contents_);
   }
 
   [[nodiscard]] const SnapshotContents& contents() const noexcept { return contents_; }
@@ -57,11 +57,11 @@ class SnapshotWriter {
     require(!written_[static_cast<std::size_t>(layer)], "layer", layer, "one that was not written yet");
     out_.begin(section::layer, contents_.layer_bytes(), static_cast<std::uint64_t>(layer));
     const auto* const pool = cache_->data();
-    for (const detail::Slots& slots : slots_) {
-      detail::for_each_stretch(cache_->layout(), layer, detail::row_order<Layout>(), std::span(&slots, 1),
-                               [&](Index at, Index count) {
-                                 out_.add(std::as_bytes(std::span(pool + at, static_cast<std::size_t>(count))));
-                               });
+    for (const io_detail::Slots& slots : slots_) {
+      io_detail::for_each_stretch(cache_->layout(), layer, io_detail::row_order<Layout>(), std::span(&slots, 1),
+                                  [&](Index at, Index count) {
+                                    out_.add(std::as_bytes(std::span(pool + at, static_cast<std::size_t>(count))));
+                                  });
     }
     out_.finish();
     written_[static_cast<std::size_t>(layer)] = true;
@@ -88,15 +88,16 @@ class SnapshotWriter {
     contents.value_row_bytes = row_bytes(contents.shape.value_dim);
     contents.block_tokens = cache_->policy().block_tokens();
     contents.element = Element<T>::name;
-    contents.layout = detail::to_text(detail::row_order<Layout>());
+    contents.layout = io_detail::to_text(io_detail::row_order<Layout>());
     contents.policy = Policy::name;
     return contents;
   }
 
-  [[nodiscard]] std::vector<detail::Slots> collect(std::span<const SavedSequence> sequences, const SaveOptions& options) {
-    detail::Collector collector(contents_);
+  [[nodiscard]] std::vector<io_detail::Slots> collect(std::span<const SavedSequence> sequences,
+                                                      const SaveOptions& options) {
+    io_detail::Collector collector(contents_);
     const Policy& policy = cache_->policy();
-    if constexpr (detail::KeepsPrefixes<Policy>) {
+    if constexpr (io_detail::KeepsPrefixes<Policy>) {
       if (options.cached_prefixes) {
         policy.for_each_cached([&](const BlockStored& stored) { collector.add_cached(stored); });
       }
@@ -110,7 +111,7 @@ class SnapshotWriter {
       policy.for_each_run(saved.seq, {0, length}, [&](const SlotRun& run) { runs.push_back(run); });
       std::vector<Token> tokens(saved.tokens.begin(), saved.tokens.end());
       Salt salt = saved.salt;
-      if constexpr (detail::KnowsTokens<Policy>) {
+      if constexpr (io_detail::KnowsTokens<Policy>) {
         tokens = policy.known_tokens(saved.seq);
         tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(length)));
         salt = Salt::from_bytes(policy.salt_bytes(saved.seq)).value();
@@ -123,8 +124,8 @@ class SnapshotWriter {
 
   const Cache* cache_;
   SnapshotContents contents_;
-  std::vector<detail::Slots> slots_;
-  detail::SectionWriter out_;
+  std::vector<io_detail::Slots> slots_;
+  io_detail::SectionWriter out_;
   std::vector<bool> written_;
 };
 

@@ -1,6 +1,7 @@
 // Stretches: where the rows of a stored block lie in a pool, in the order in which they lie in a snapshot.
 //
-// Within a layer, a block of n rows is stored as its keys, then its values, in one of the two orders of core/layout.hpp:
+// Within a layer, a block of n rows is stored as its keys, then its values, in one of the two orders of
+// core/layout.hpp:
 //
 //   head-major    K [kv_heads, n, key_row]   V [kv_heads, n, value_row]
 //   token-major   K [n, kv_heads, key_row]   V [n, kv_heads, value_row]
@@ -14,7 +15,7 @@
 #include "kvc/core/layout.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc::inline v0::io_detail {
 
 enum class RowOrder { head_major, token_major };
 
@@ -97,4 +98,4 @@ void for_each_stretch(const L& layout, Index layer, RowOrder order, std::span<co
   }
 }
 
-}  // namespace kvc::inline v0::detail
+}  // namespace kvc::inline v0::io_detail

@@ -174,13 +174,13 @@ class PrefixShared {
     forget_unknown_from(s, s.lengths.committed);
   }
 
-  /// Tells the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended without
-  /// them, since they could be matched only when the rows were right. Now they can be, as if they had been told at once:
-  /// full blocks become matchable, and a block that an equal one is cached for is replaced by that one. The tokens must be
+  /// Tells the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended
+  /// without them, since its rows were not to be matched before they were right. Full blocks become matchable, and a
+  /// block that an equal one is cached for is replaced by that one, as if the tokens had been told at once. They must be
   /// those that the rows were computed from; for blocks that are shared with others, the ones that those were told.
   /// Allocates nothing. Expected O(tokens).
-  /// Throws std::invalid_argument if tokens are known already, there are more tokens than positions, or a shared block is
-  /// cached with others.
+  /// Throws std::invalid_argument if tokens are known already, there are more tokens than positions, or a shared block
+  /// is cached with others.
   void tell(SeqId seq, std::span<const Token> tokens) {
     Sequence& s = tables_.at(seq);
     detail::require_settled(s.lengths, seq);
