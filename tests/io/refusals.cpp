@@ -124,9 +124,9 @@ TEST_CASE("Another version is refused by its number; later minor ones are read",
 }
 
 TEST_CASE("Unknown sections are skipped if they are optional, and refused if they are required", "[io][format]") {
-  for (const std::size_t place : {1, 3, 5, 6, 7}) {
+  for (const std::ptrdiff_t place : {1, 3, 5, 6, 7}) {
     Forge forged(small_snapshot());
-    const auto at = forged.sections.begin() + static_cast<std::ptrdiff_t>(place);
+    const auto at = forged.sections.begin() + place;
     forged.sections.insert(at, ForgedSection("note", 0, Bytes(300'000, std::byte{7})));
     Victim victim;
     REQUIRE(victim.cache.loaded(forged.bytes()));
