@@ -19,6 +19,11 @@ if(KVC_TBB)
   message(STATUS "oneTBB: ${TBB_FOUND}")
 endif()
 
+# kvc/io needs the header of xxHash, and nothing to link.
+find_path(KVC_XXHASH_INCLUDE_DIR xxhash.h)
+mark_as_advanced(KVC_XXHASH_INCLUDE_DIR)
+message(STATUS "xxHash, for kvc/io: ${KVC_XXHASH_INCLUDE_DIR}")
+
 add_library(kvc_own INTERFACE)
 target_link_libraries(kvc_own INTERFACE kvc::kvc Threads::Threads)
 target_compile_definitions(kvc_own INTERFACE "KVC_SOURCE_DIR=\"${PROJECT_SOURCE_DIR}\"")
@@ -48,6 +53,9 @@ if(KVC_SANITIZE)
     # compile, and AddressSanitizer sees what comes of a wrong one.
     target_compile_options(kvc_own INTERFACE -fno-sanitize=null,object-size,pointer-overflow)
   endif()
+endif()
+if(KVC_XXHASH_INCLUDE_DIR)
+  target_include_directories(kvc_own SYSTEM INTERFACE "${KVC_XXHASH_INCLUDE_DIR}")
 endif()
 if(KVC_OPENMP AND OpenMP_CXX_FOUND)
   target_link_libraries(kvc_own INTERFACE OpenMP::OpenMP_CXX)

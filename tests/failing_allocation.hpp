@@ -3,6 +3,8 @@
 // The program must link failing_allocation.cpp, which replaces the global operator new.
 #pragma once
 
+#include <cstddef>
+
 namespace kvc_test {
 
 /// While one lives, allocation number `n` (0: the next) of this thread throws std::bad_alloc, once.
@@ -15,5 +17,8 @@ class FailAllocation {
   /// Whether it has come to that.
   [[nodiscard]] bool failed() const;
 };
+
+/// Bytes that this thread has allocated since it began, whatever became of them.
+[[nodiscard]] std::size_t allocated_bytes();
 
 }  // namespace kvc_test

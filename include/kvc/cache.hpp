@@ -22,6 +22,7 @@
 #include <span>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "kvc/core/element.hpp"
 #include "kvc/core/error.hpp"
@@ -242,6 +243,15 @@ class KvCache {
   /// Committed positions.
   [[nodiscard]] Pos length(SeqId seq) const { return policy_.length(seq); }
 
+  /// All open sequences, if the policy can name them.
+  [[nodiscard]] std::vector<SeqId> sequences() const
+    requires requires(const P& p) { p.for_each_sequence([](SeqId) {}); }
+  {
+    std::vector<SeqId> all;
+    policy_.for_each_sequence([&](SeqId seq) { all.push_back(seq); });
+    return all;
+  }
+
   /// What attention reads of one sequence in one layer.
   [[nodiscard]] View view(Index layer, SeqId seq) const
     requires S::host_accessible
@@ -299,6 +309,12 @@ class KvCache {
     requires requires(P& p, Pin pin) { p.unpin(pin); }
   void unpin(Pin pin) {
     policy_.unpin(pin);
+  }
+  /// Tells the tokens of rows that were committed without them: from now on they can be matched.
+  void tell(SeqId seq, std::span<const Token> tokens)
+    requires requires(P& p) { p.tell(seq, tokens); }
+  {
+    policy_.tell(seq, tokens);
   }
   /// Forgets all that is cached; open sequences keep their rows.
   void clear() noexcept

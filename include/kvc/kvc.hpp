@@ -1,5 +1,5 @@
 // kvc: the KV cache of transformer inference. Includes everything but the adapters that need a library of their own
-// (attention/openmp.hpp, attention/tbb.hpp).
+// (attention/openmp.hpp, attention/tbb.hpp, io/...).
 #pragma once
 
 #include "kvc/attention/decode.hpp"

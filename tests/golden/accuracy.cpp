@@ -1,4 +1,7 @@
-// How far attention over stored keys and values is from exact attention over what was stored, for each element type.
+// How far attention over a cache is from the double reference, for each element type: over the same stored rows, and, on
+// random numbers, over the rows as they were before they were stored. On a trained model's rows the second is printed and
+// not checked: it is an error of storing alone, which no arithmetic can undo. (Queries and keys of that model reach 30 at
+// dimension 8, so that rounding the keys to binary16 moves a score by up to 0.01.)
 #include <cmath>
 #include <random>
 
@@ -15,7 +18,7 @@ using kvc::Pos;
 
 namespace {
 
-/// The bound on |out - exact| / |exact|.
+/// The bound on |out - reference| / |reference|.
 template <class T>
 constexpr double most = 0;
 template <>
@@ -45,9 +48,9 @@ struct Problem {
   [[nodiscard]] kvc::PosRange queries() const { return {length() - static_cast<Pos>(q.rows()), length()}; }
 };
 
-/// Relative errors: of attention as it is called, and of exact attention over the rows as they are stored.
+/// Relative errors against the reference over the stored rows, and of prefill against that over the original ones.
 struct Errors {
-  double prefill, decode, storing;
+  double prefill, decode, original;
 };
 
 double relative(const Matrix& out, const Matrix& exact) {
@@ -67,22 +70,22 @@ Errors errors(const Problem& p) {
 
   Matrix out(rows, p.q.cols());
   kvc_test::Attend<T>::prefill(cache.view(0, seq), p.queries(), p.q, out);
-  const double prefill = relative(out, p.exact);
   Matrix of_stored(rows, p.q.cols());
   kvc::reference(cache.view(0, seq), p.queries(), p.q, of_stored);
+  const double prefill = relative(out, of_stored), original = relative(out, p.exact);
 
   std::vector<kvc_test::AnyView<T>> views;  // what the sequence was when each query was its newest
   for (Index i = 0; i < rows; ++i) {
     views.emplace_back(cache.view(0, cache.fork(seq, p.queries().first + i + 1)));
   }
   kvc_test::Attend<T>::decode(std::span<const kvc_test::AnyView<T>>(views), p.q, out);
-  return {prefill, relative(out, p.exact), relative(of_stored, p.exact)};
+  return {prefill, relative(out, of_stored), original};
 }
 
 template <class T>
 void report(const char* data, const Errors& errors) {
   std::cout << "error of " << kvc::Element<T>::name << " on " << data << ": prefill " << errors.prefill << ", decode "
-            << errors.decode << ", of storing alone " << errors.storing << " (at most " << most<T> << ")" << std::endl;
+            << errors.decode << " (at most " << most<T> << "); against the original rows " << errors.original << std::endl;
   CHECK(errors.prefill <= most<T>);
   CHECK(errors.decode <= most<T>);
 }
@@ -100,7 +103,7 @@ TEMPLATE_TEST_CASE("attention over a trained model's keys and values stays close
   for (Index layer = 0; layer < c.layers; ++layer) {
     const auto part = [&](const Matrix& m) -> Matrix { return m.middleRows(layer * 256, 256); };
     const Errors e = errors<TestType>(Problem(c.kv_heads, part(q), part(k), part(v)));
-    worst = {std::max(worst.prefill, e.prefill), std::max(worst.decode, e.decode), std::max(worst.storing, e.storing)};
+    worst = {std::max(worst.prefill, e.prefill), std::max(worst.decode, e.decode), std::max(worst.original, e.original)};
   }
   report<TestType>("stories260K, the worst layer", worst);
 }
@@ -116,5 +119,9 @@ TEMPLATE_TEST_CASE("attention over random keys and values stays close to exact",
     Matrix q = matrix(32, 8 * 128), k = matrix(2048, 2 * 128), v = matrix(2048, 2 * 128);
     return Problem(2, std::move(q), std::move(k), std::move(v));
   }();
-  report<TestType>("random normal numbers", errors<TestType>(problem));
+  const Errors e = errors<TestType>(problem);
+  report<TestType>("random normal numbers", e);
+  // Codes of four bits with the smallest and the largest of 32 normal numbers at their ends are 0.08 of a standard
+  // deviation off, keys and values alike: 0.11 together.
+  CHECK(e.original <= (std::is_same_v<TestType, kvc::Int4> ? 0.12 : most<TestType>));
 }

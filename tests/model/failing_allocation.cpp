@@ -5,6 +5,7 @@
 
 namespace {
 thread_local int allocations_left = -1;  // negative: none will fail
+thread_local std::size_t bytes_so_far = 0;
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
   if (allocations_left == 0) {
@@ -15,6 +16,7 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
     --allocations_left;
   }
   bytes = bytes == 0 ? 1 : bytes;
+  bytes_so_far += bytes;
   void* p = alignment <= __STDCPP_DEFAULT_NEW_ALIGNMENT__
                 ? std::malloc(bytes)
                 : std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
@@ -29,6 +31,7 @@ namespace kvc_test {
 FailAllocation::FailAllocation(int n) { allocations_left = n; }
 FailAllocation::~FailAllocation() { allocations_left = -1; }
 bool FailAllocation::failed() const { return allocations_left == -1; }
+std::size_t allocated_bytes() { return bytes_so_far; }
 }  // namespace kvc_test
 
 void* operator new(std::size_t bytes) { return allocate(bytes, 1); }

@@ -262,6 +262,10 @@ class BlockTables {
     sequences_.for_each(f);
   }
   template <class F>
+  void for_each_handle(F&& f) const {
+    sequences_.for_each_handle(f);
+  }
+  template <class F>
   void for_each(F&& f) {
     sequences_.for_each(f);
   }

@@ -147,6 +147,12 @@ class Contiguous {
     }
   }
 
+  /// f(SeqId) for every open sequence. O(sequences that were ever open at once).
+  template <class F>
+  void for_each_sequence(F&& f) const {
+    sequences_.for_each_handle([&](SeqId seq, const auto&) { f(seq); });
+  }
+
   /// O(sequences + holes).
   [[nodiscard]] Stats stats() const {
     Stats stats;

@@ -77,6 +77,12 @@ class Paged {
     tables_.for_each_run(seq, range, f);
   }
 
+  /// f(SeqId) for every open sequence. O(sequences that were ever open at once).
+  template <class F>
+  void for_each_sequence(F&& f) const {
+    tables_.for_each_handle([&](SeqId seq, const auto&) { f(seq); });
+  }
+
   /// O(blocks + table entries).
   [[nodiscard]] Stats stats() const {
     Stats stats;

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -173,6 +174,55 @@ class PrefixShared {
     forget_unknown_from(s, s.lengths.committed);
   }
 
+  /// Tells the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended
+  /// without them, since its rows were not to be matched before they were right. Full blocks become matchable, and a
+  /// block that an equal one is cached for is replaced by that one, as if the tokens had been told at once. They must be
+  /// those that the rows were computed from; for blocks that are shared with others, the ones that those were told.
+  /// Allocates nothing. Expected O(tokens).
+  /// Throws std::invalid_argument if tokens are known already, there are more tokens than positions, or a shared block
+  /// is cached with others.
+  void tell(SeqId seq, std::span<const Token> tokens) {
+    Sequence& s = tables_.at(seq);
+    detail::require_settled(s.lengths, seq);
+    require(tokens.size() <= static_cast<std::size_t>(s.lengths.committed), "tokens.size()", tokens.size(),
+            "at most the length of the sequence");
+    require(known(s) == 0, "seq", seq, "a sequence that knows none of its tokens");
+    if (tokens.empty()) {
+      return;
+    }
+    const auto told = static_cast<Pos>(tokens.size());
+    const auto of = [&](const SlotRun& run) {
+      return tokens.subspan(static_cast<std::size_t>(run.first), static_cast<std::size_t>(run.count));
+    };
+    tables_.for_each_run(s, {0, told}, [&](const SlotRun& run) {
+      require(!blocks_.index.contains(run.block) || std::ranges::equal(of(run), cached_tokens(run)), "tokens",
+              run.first, "those that a shared block is cached with");
+    });
+    tables_.for_each_run(s, {0, told}, [&](const SlotRun& run) {
+      if (!blocks_.index.contains(run.block)) {
+        std::ranges::copy(of(run), blocks_.index.tokens(run.block).begin() + run.offset);
+      }
+    });
+    s.note.unknown_from = told == s.lengths.committed ? nowhere : told;
+    ++blocks_.now;
+    blocks_.letting_go = &s.note.visit;
+    cache_full_blocks(s);
+  }
+  /// The tokens of the first positions, as far as they are known: at most reserved(seq) of them. O(tokens).
+  [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const {
+    const Sequence& s = tables_.at(seq);
+    std::vector<Token> tokens;
+    const Pos count = std::min(s.lengths.reserved, s.note.unknown_from);
+    tokens.reserve(static_cast<std::size_t>(count));
+    tables_.for_each_run(s, {0, count}, [&](const SlotRun& run) {
+      const std::span<const Token> own = cached_tokens(run);
+      tokens.insert(tokens.end(), own.begin(), own.end());
+    });
+    return tokens;
+  }
+  /// Salt::bytes() of what the sequence was opened with. Valid until it is closed.
+  [[nodiscard]] const std::string& salt_bytes(SeqId seq) const { return blocks_.index.salt(tables_.at(seq).note.root); }
+
   /// Shares the blocks: takes none, so there is always room. O(blocks).
   std::optional<Forked> try_fork(SeqId parent, Pos at) {
     const SeqId seq = tables_.fork(parent, at);
@@ -281,6 +331,16 @@ class PrefixShared {
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     tables_.for_each_run(seq, range, f);
+  }
+
+  /// f(SeqId) for every open sequence. O(sequences and pins that were ever there at once).
+  template <class F>
+  void for_each_sequence(F&& f) const {
+    tables_.for_each_handle([&](SeqId seq, const Sequence& s) {
+      if (!s.note.is_pin) {
+        f(seq);
+      }
+    });
   }
 
   /// O(blocks + table entries).
@@ -477,6 +537,11 @@ class PrefixShared {
     });
   }
 
+  [[nodiscard]] std::span<const Token> cached_tokens(const SlotRun& run) const noexcept {
+    return blocks_.index.tokens(run.block).subspan(static_cast<std::size_t>(run.offset),
+                                                   static_cast<std::size_t>(run.count));
+  }
+
   KVC_OUT_OF_LINE void commit_blocks(Sequence& s) noexcept {
     ++blocks_.now;
     blocks_.letting_go = &s.note.visit;
@@ -499,6 +564,9 @@ class PrefixShared {
       }
       const Parent parent = i == 0 ? s.note.root : Parent(s.table[i - 1]);
       const BlockId own = s.table[i];
+      if (blocks_.index.is_child(own, parent)) [[unlikely]] {
+        continue;  // shared with a sequence that was told its tokens before this one
+      }
       const BlockId equal = blocks_.store(s.note.visit, s.note.tenant, s.note.root, own, parent, hashes[i % ahead],
                                           static_cast<Pos>(i));
       if (equal != no_block) {

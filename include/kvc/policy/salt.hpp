@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -31,15 +32,28 @@ class Salt {
     return *this;
   }
 
+  /// The salt with this encoding, or nothing if no salt has it. For bytes from outside.
+  [[nodiscard]] static std::optional<Salt> from_bytes(std::string_view encoded) {
+    for (std::string_view rest = encoded; !rest.empty();) {
+      if (rest.size() < head) {
+        return std::nullopt;
+      }
+      const std::uint64_t size = part_size(rest);
+      if (size > rest.size() - head) {
+        return std::nullopt;
+      }
+      rest.remove_prefix(head + static_cast<std::size_t>(size));
+    }
+    Salt salt;
+    salt.bytes_ = encoded;
+    return salt;
+  }
+
   /// The parts that name a tenant, encoded alike: equal for salts of one tenant, whatever else they hold.
   [[nodiscard]] std::string tenant() const {
     std::string parts;
     for (std::size_t begin = 0; begin < bytes_.size();) {
-      std::uint64_t size = 0;
-      for (std::size_t i = 8; i > 0; --i) {
-        size = size << 8 | static_cast<unsigned char>(bytes_[begin + i]);
-      }
-      const std::size_t end = begin + 9 + static_cast<std::size_t>(size);
+      const std::size_t end = begin + head + static_cast<std::size_t>(part_size(std::string_view(bytes_).substr(begin)));
       if (bytes_[begin] == static_cast<char>(SaltKind::tenant)) {
         parts.append(bytes_, begin, end - begin);
       }
@@ -54,6 +68,15 @@ class Salt {
   friend bool operator==(const Salt&, const Salt&) = default;
 
  private:
+  static constexpr std::size_t head = 9;  // of a part: its kind, and the length of what follows
+  [[nodiscard]] static std::uint64_t part_size(std::string_view part) noexcept {
+    std::uint64_t size = 0;
+    for (std::size_t i = head - 1; i > 0; --i) {
+      size = size << 8 | static_cast<unsigned char>(part[i]);
+    }
+    return size;
+  }
+
   std::string bytes_;
 };
 

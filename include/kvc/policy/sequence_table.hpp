@@ -70,6 +70,15 @@ class SequenceTable {
       }
     }
   }
+  /// f(SeqId, record).
+  template <class F>
+  void for_each_handle(F&& f) const {
+    for (std::uint32_t slot = 0; slot < slots_; ++slot) {
+      if (is_open(entries_[slot].generation)) {
+        f(SeqId{slot, entries_[slot].generation}, entries_[slot].record);
+      }
+    }
+  }
   template <class F>
   void for_each(F&& f) {
     for (Entry& entry : entries_) {

@@ -13,6 +13,7 @@
 #include <optional>
 #include <shared_mutex>
 #include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -169,6 +170,32 @@ class Synchronized {
     requires requires(P& p) { p.set_time(now); }
   {
     exclusively([&](P& p) { p.set_time(now); });
+  }
+
+  template <class F>
+    requires requires(const P& p, F& f) { p.for_each_sequence(f); }
+  void for_each_sequence(F&& f) const {
+    looking([&](const P& p) { p.for_each_sequence(f); });
+  }
+  template <class F>
+    requires requires(const P& p, F& f) { p.for_each_cached(f); }
+  void for_each_cached(F&& f) const {
+    looking([&](const P& p) { p.for_each_cached(f); });
+  }
+  void tell(SeqId seq, std::span<const Token> tokens)
+    requires requires(P& p) { p.tell(seq, tokens); }
+  {
+    exclusively([&](P& p) { p.tell(seq, tokens); });
+  }
+  [[nodiscard]] auto known_tokens(SeqId seq) const
+    requires requires(const P& p) { p.known_tokens(seq); }
+  {
+    return looking([&](const P& p) { return p.known_tokens(seq); });
+  }
+  [[nodiscard]] std::string salt_bytes(SeqId seq) const
+    requires requires(const P& p) { p.salt_bytes(seq); }
+  {
+    return looking([&](const P& p) { return std::string(p.salt_bytes(seq)); });
   }
 
   [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const

@@ -1,0 +1,68 @@
+// Sessions over a restart: a cache is saved, the "process" ends, another cache loads the file and goes on: with the
+// open session where it was, and with a new request that finds the system prompt in place.
+#include <Eigen/Core>
+#include <cstdio>
+#include <filesystem>
+#include <numeric>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvc/cache.hpp"
+#include "kvc/core/half.hpp"
+#include "kvc/io/snapshot.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+
+namespace {
+using Cache = kvc::KvCache<Eigen::bfloat16, kvc::PrefixShared<>>;
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+constexpr kvc::Shape shape{.layers = 4, .kv_heads = 2, .key_dim = 64};
+
+/// Computes what is not in place. A model would run here; these rows are made up.
+kvc::SeqId serve(Cache& cache, const std::vector<kvc::Token>& prompt) {
+  const kvc::Opened opened = cache.open(prompt);
+  auto step = cache.extend(opened.seq, std::span(prompt).subspan(static_cast<std::size_t>(opened.cached)));
+  for (kvc::Index layer = 0; layer < shape.layers; ++layer) {
+    const Matrix rows = Matrix::Constant(step.size(), shape.kv_heads * shape.key_dim, static_cast<float>(layer));
+    cache.write(layer, step, rows, rows);
+  }
+  std::printf("  a prompt of %zu tokens: %d in place, %d computed\n", prompt.size(), opened.cached, step.size());
+  cache.commit(std::move(step));
+  return opened.seq;
+}
+
+std::vector<kvc::Token> system_prompt_and(std::vector<kvc::Token> question) {
+  std::vector<kvc::Token> tokens(96);
+  std::iota(tokens.begin(), tokens.end(), 1);
+  tokens.insert(tokens.end(), question.begin(), question.end());
+  return tokens;
+}
+}  // namespace
+
+int main() {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("kvc_example_" + std::to_string(std::random_device{}()) + ".kvc");
+  const std::vector<kvc::Token> session = system_prompt_and({500, 501, 502});
+  {
+    std::printf("before:\n");
+    Cache cache(shape, {.blocks = 64, .block_tokens = 16});
+    serve(cache, session);                                     // stays open
+    cache.close(serve(cache, system_prompt_and({600, 601})));  // is done; its full blocks stay cached
+    kvc::save_snapshot(cache, file);                           // all open sequences, and what is cached
+    std::printf("  saved: %ld bytes\n", static_cast<long>(std::filesystem::file_size(file)));
+  }
+
+  std::printf("after the restart:\n");
+  Cache cache(shape, {.blocks = 128, .block_tokens = 16});
+  const kvc::LoadedSnapshot loaded = kvc::load_snapshot(cache, file);
+  std::filesystem::remove(file);
+  const kvc::SeqId seq = loaded.sequences.at(0);
+  const bool same = loaded.contents.tokens_of(0) == session;
+  std::printf("  the session goes on at position %d, its tokens %s\n", cache.length(seq),
+              same ? "are known" : "are lost");
+  cache.commit(cache.extend(seq, std::vector<kvc::Token>{503}));
+  serve(cache, system_prompt_and({700, 701, 702, 703}));
+  const bool hit = cache.stats().hit_tokens == 96;
+  return same && hit ? 0 : 1;
+}

@@ -1,0 +1,215 @@
+// Files: replaced whole or not at all, whatever happens to the process that writes.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <random>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "any_cache.hpp"
+#include "random_source.hpp"
+
+namespace {
+using namespace kvc;
+using namespace kvc_test;
+namespace fs = std::filesystem;
+
+/// A folder that goes with the test, in memory where there is a file system for that.
+class Folder {
+ public:
+  Folder() {
+    const fs::path root = fs::is_directory("/dev/shm") ? fs::path("/dev/shm") : fs::temp_directory_path();
+    path_ = root / ("kvc_io_" + std::to_string(std::random_device{}()) + std::to_string(::getpid()));
+    fs::create_directory(path_);
+  }
+  ~Folder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  [[nodiscard]] fs::path operator/(const char* name) const { return path_ / name; }
+  [[nodiscard]] std::vector<std::string> files() const {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(path_)) {
+      names.push_back(entry.path().filename().string());
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+ private:
+  fs::path path_;
+};
+std::string content(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+void put(ByteSink& sink, std::string_view text) {
+  const std::span<const std::byte> piece = std::as_bytes(std::span(text));
+  sink.write(std::span(&piece, 1));
+}
+constexpr Shape shape{.layers = 2, .kv_heads = 2, .key_dim = 16};
+using Cache = CacheOf<float, PrefixShared<Lru, SeededHash>, HeadMajor>;
+Tokens prompt_of(Token first, int count) {
+  Tokens tokens(static_cast<std::size_t>(count));
+  for (Token& token : tokens) {
+    token = first++;
+  }
+  return tokens;
+}
+}  // namespace
+
+TEST_CASE("A file is replaced at once, and nothing is left beside it", "[io][file]") {
+  const Folder folder;
+  const fs::path path = folder / "a";
+  replace_file(path, [](ByteSink& sink) { put(sink, "old"), put(sink, ""), put(sink, " one"); });
+  REQUIRE(content(path) == "old one");
+  fs::permissions(path, fs::perms::owner_read | fs::perms::owner_write);
+  replace_file(path, [&](ByteSink& sink) {
+    put(sink, "new");
+    REQUIRE(content(path) == "old one");
+    REQUIRE(folder.files() == std::vector<std::string>{"a", "a.saving"});
+  });
+  REQUIRE(content(path) == "new");
+  REQUIRE(fs::status(path).permissions() == (fs::perms::owner_read | fs::perms::owner_write));
+  REQUIRE_THROWS_WITH(replace_file(path,
+                                   [](ByteSink& sink) {
+                                     put(sink, "half");
+                                     throw std::runtime_error("no more");
+                                   }),
+                      "no more");
+  REQUIRE(content(path) == "new");
+  REQUIRE(folder.files() == std::vector<std::string>{"a"});
+  // What a killed process has left is used.
+  std::ofstream(folder / "a.saving") << "a longer text that nobody has finished writing";
+  replace_file(path, [](ByteSink& sink) { put(sink, "short"); });
+  REQUIRE(content(path) == "short");
+  REQUIRE(folder.files() == std::vector<std::string>{"a"});
+}
+
+TEST_CASE("What the system refuses is reported with the name of the file", "[io][file]") {
+  const Folder folder;
+  const auto nothing = [](ByteSink&) {};
+  REQUIRE_THROWS_AS(replace_file(folder / "no/such/folder", nothing), std::system_error);
+  REQUIRE_THROWS_WITH(replace_file(folder / "no/such/folder", nothing),
+                      contains("cannot create") && contains("no/such/folder.saving"));
+  fs::create_directory(folder / "is_a_folder");
+  REQUIRE_THROWS_WITH(replace_file(folder / "is_a_folder", nothing), contains("cannot rename to its place"));
+  REQUIRE(folder.files() == std::vector<std::string>{"is_a_folder"});
+  if (fs::exists("/dev/full")) {
+    FileSink full(::open("/dev/full", O_WRONLY), "/dev/full");
+    REQUIRE_THROWS_WITH(put(full, "x"), contains("cannot write /dev/full"));
+  }
+  // Somebody else is at it.
+  const io_detail::FileHandle other = io_detail::open_alone((folder / "b.saving").string());
+  REQUIRE_THROWS_WITH(replace_file(folder / "b", nothing), contains("another saves to the same place"));
+  REQUIRE(folder.files() == std::vector<std::string>{"b.saving", "is_a_folder"});
+
+  KvCache<float, Paged> cache(shape, {.blocks = 2});
+  REQUIRE_THROWS_AS(load_snapshot(cache, folder / "nothing"), FormatError);
+  REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "nothing"),
+                      contains("nothing: at byte 0: expected a file that can be read"));
+  REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "is_a_folder"), contains("a file that can be read"));
+  std::ofstream(folder / "text") << "no snapshot, but long enough to be one";
+  REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "text"), contains("text: at byte 0: expected a kvc snapshot"));
+}
+
+TEST_CASE("Pieces of all sizes are written and read in order", "[io][file]") {
+  const Folder folder;
+  Random random(seed_or(11));
+  std::vector<std::byte> bytes(3'000'000);
+  for (std::byte& b : bytes) {
+    b = static_cast<std::byte>(random.between(0, 255));
+  }
+  const auto cut = [&](auto whole, std::size_t most) {
+    std::vector<decltype(whole)> pieces;
+    while (!whole.empty()) {
+      pieces.push_back(whole.first(std::min(whole.size(), random.between<std::size_t>(0, most))));
+      whole = whole.subspan(pieces.back().size());
+    }
+    return pieces;
+  };
+  for (const std::size_t most : {std::size_t{300}, std::size_t{9000}, std::size_t{4} << 20}) {
+    replace_file(folder / "pieces", [&](ByteSink& sink) { sink.write(cut(std::span<const std::byte>(bytes), most)); });
+    FileSource source(folder / "pieces");
+    REQUIRE(source.left() == bytes.size());
+    std::vector<std::byte> back(bytes.size() + 10);
+    REQUIRE(source.read(cut(std::span(back), most)) == bytes.size());
+    REQUIRE(std::equal(bytes.begin(), bytes.end(), back.begin()));
+    source.rewind(5);
+    const std::span<std::byte> last = std::span(back).first(10);
+    REQUIRE(source.read(std::span(&last, 1)) == 5);
+    REQUIRE(std::equal(bytes.end() - 5, bytes.end(), back.begin()));
+  }
+}
+
+TEST_CASE("A snapshot in a file is that in memory", "[io][file]") {
+  const Folder folder;
+  Cache from({.blocks = 64, .block_tokens = 4}, shape);
+  from.serve(prompt_of(1, 50));
+  from.serve(prompt_of(30, 20));
+  save_snapshot(from.cache, folder / "s.kvc");
+  MemorySink sink;
+  save_snapshot(from.cache, sink);
+  REQUIRE(content(folder / "s.kvc") ==
+          std::string(reinterpret_cast<const char*>(sink.bytes().data()), sink.bytes().size()));
+  FileSource source(folder / "s.kvc");
+  const SnapshotContents contents = read_snapshot_contents(source);
+  REQUIRE(contents.element == "f32");
+  REQUIRE(contents.policy == "prefix-shared");
+  REQUIRE(contents.shape == from.cache.shape());
+  REQUIRE(contents.sequences.size() == 2);
+  CacheOf<float, Paged, TokenMajor> to({.blocks = 64, .block_tokens = 8}, shape);
+  const LoadedSnapshot loaded = load_snapshot(to.cache, folder / "s.kvc");
+  REQUIRE(to.rows(loaded.sequences[0]) == from.rows(from.sequences()[0]));
+  REQUIRE(to.rows(loaded.sequences[1]) == from.rows(from.sequences()[1]));
+}
+
+TEST_CASE("A process that is killed while it saves leaves the old snapshot or the new one, 200 times", "[io][file]") {
+  const Folder folder;
+  const fs::path path = folder / "s.kvc";
+  Cache a({.blocks = 64, .block_tokens = 16}, shape);
+  Cache b({.blocks = 64, .block_tokens = 16}, shape);
+  const SeqId in_a = a.serve(prompt_of(1, 700));
+  const SeqId in_b = b.serve(prompt_of(5000, 900));
+  save_snapshot(a.cache, path);
+  Random random(seed_or(3));
+  int of_b = 0;
+  int interrupted = 0;
+  for (int kill = 0; kill < 200; ++kill) {
+    CAPTURE(kill);
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      for (;;) {
+        save_snapshot(b.cache, path);
+        save_snapshot(a.cache, path);
+      }
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random.between(0, 6000)));
+    REQUIRE(::kill(child, SIGKILL) == 0);
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    REQUIRE(WIFSIGNALED(status));
+    REQUIRE(WTERMSIG(status) == SIGKILL);
+    interrupted += fs::exists(folder / "s.kvc.saving") ? 1 : 0;
+    CacheOf<float, Paged, HeadMajor> to({.blocks = 64, .block_tokens = 16}, shape);
+    const LoadedSnapshot loaded = load_snapshot(to.cache, path);
+    const bool is_b = to.length(loaded.sequences[0]) == 900;
+    REQUIRE(to.rows(loaded.sequences[0]) == (is_b ? b.rows(in_b) : a.rows(in_a)));
+    of_b += is_b ? 1 : 0;
+  }
+  CAPTURE(of_b, interrupted);
+  REQUIRE(interrupted > 0);  // else nothing was tested
+  save_snapshot(a.cache, path);
+  REQUIRE(folder.files() == std::vector<std::string>{"s.kvc"});
+}
