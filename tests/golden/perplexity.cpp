@@ -43,7 +43,11 @@ struct Shakespeare {
       for (Index i = 0; i + 1 < length; ++i) {
         const Eigen::ArrayXd row = logits.row(i).cast<double>().transpose().array();
         const double m = row.maxCoeff();
-        loss += m + std::log((row - m).exp().sum()) - row[text[static_cast<std::size_t>(i) + 1]];
+        double sum = 0;
+        for (const double x : row) {
+          sum += std::exp(x - m);
+        }
+        loss += m + std::log(sum) - row[text[static_cast<std::size_t>(i) + 1]];
         ++count;
       }
     }

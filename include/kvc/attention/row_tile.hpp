@@ -23,6 +23,7 @@
 #include "kvc/attention/options.hpp"
 #include "kvc/attention/scratch.hpp"
 #include "kvc/attention/soften.hpp"
+#include "kvc/attention/tile_rows.hpp"
 #include "kvc/attention/state.hpp"
 
 namespace kvc::inline v0 {

@@ -1,0 +1,166 @@
+// The parts of decode attention, each alone on one tile that lies in the first-level cache: where its time goes.
+//
+//   kernels/<element>/<part>    4 query rows (a GQA group) against 64 positions, dimension 128
+//
+//   scores    load_keys and the products of queries and keys
+//   soften    maximum, exponentials, sum
+//   weights   weights in the form that the values need
+//   values    the weighted sum of the values
+//
+// The column per_position is nanoseconds per position, `ideal` the multiply-adds alone at the peak of the unit that does
+// them, measured in the same run. What a processor must spend besides is loads, folds of sums, and conversions.
+//
+//   build/release/benchmarks/kernels
+#include <benchmark/benchmark.h>
+
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kvc/attention/kv_tile.hpp"
+#include "kvc/attention/soften.hpp"
+#include "machine.hpp"
+
+namespace {
+using namespace kvc;
+using detail::tile_keys;
+
+constexpr Index dim = 128;
+constexpr int rows = 4;
+
+/// Rows of a tile, and everything that the parts of the work on it leave behind.
+template <class T>
+class OneTile {
+  using Tile = detail::KvTile<T>;
+
+ public:
+  OneTile() : tile_(dim, dim, scratch_) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    const Index size = Element<T>::row_size(dim);
+    std::vector<float> numbers(static_cast<std::size_t>(dim));
+    const auto next = [&] {
+      for (float& x : numbers) {
+        x = normal(random);
+      }
+      return numbers.data();
+    };
+    for (Index j = 0; j < tile_keys; ++j) {
+      Element<T>::encode(next(), dim, &keys_[static_cast<std::size_t>(j * size)]);
+      Element<T>::encode(next(), dim, &values_[static_cast<std::size_t>(j * size)]);
+      located_.k[j] = &keys_[static_cast<std::size_t>(j * size)];
+      located_.v[j] = &values_[static_cast<std::size_t>(j * size)];
+    }
+    located_.first = 0;
+    located_.last = tile_keys;
+    for (Index r = 0; r < rows; ++r) {
+      Tile::prepare_query(next(), dim, q_ + r * query_size);
+    }
+    tile_.set(located_, nullptr, rows);
+    scores();
+    unsoftened_.assign(p_, p_ + rows * tile_keys);
+    soften();
+    weights();
+  }
+
+  void scores() {
+    tile_.load_keys();
+    if constexpr (rows <= detail::kernel_rows) {
+      tile_.template scores<rows>(0, tile_keys, q_, query_size, p_);
+    } else {
+      for (Index r = 0; r < rows; ++r) {
+        tile_.template scores<1>(0, tile_keys, q_ + r * query_size, query_size, p_ + r * tile_keys);
+      }
+    }
+  }
+  void soften() {
+    std::copy(unsoftened_.begin(), unsoftened_.end(), p_);
+    std::fill_n(visible_, rows, ~std::uint64_t{0});
+    std::fill_n(m_, rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(l_, rows, 0.0F);
+    detail::soften(p_, visible_, rows, m_, l_, shrink_);
+  }
+  void weights() {
+    tile_.load_values();
+    for (Index r = 0; r < rows; ++r) {
+      tile_.weigh(p_ + r * tile_keys, ~std::uint64_t{0}, w_ + r * weight_size);
+    }
+  }
+  void values() { add<rows <= detail::kernel_rows ? rows : 1>(); }
+
+ private:
+  template <int R>
+  void add() {
+    for (Index r = 0; r < rows; r += R) {
+      const float* const w = (Tile::weight_floats(dim) == 0 ? p_ : w_) + r * weight_size;
+      if constexpr (Tile::exact_sums) {
+        tile_.template add_values<R>(w, 0, tile_keys, o_ + r * state_size, shrink_ + r);
+      } else {
+        tile_.template add_values<R>(w, 0, tile_keys, nullptr, o_ + r * state_size, shrink_ + r);
+      }
+    }
+  }
+
+  static constexpr Index query_size = Tile::query_floats(dim), state_size = Tile::state_floats(dim);
+  static constexpr Index weight_size = Tile::weight_floats(dim) == 0 ? tile_keys : Tile::weight_floats(dim);
+  std::vector<StorageOf<T>> keys_ = std::vector<StorageOf<T>>(static_cast<std::size_t>(tile_keys * Element<T>::row_size(dim)));
+  std::vector<StorageOf<T>> values_ = keys_;
+  detail::TileRows<T> located_;
+  detail::Scratch scratch_{Tile::scratch_floats(dim, dim) + rows * (query_size + tile_keys + weight_size + state_size)};
+  Tile tile_;
+  float* q_ = scratch_.take(rows * query_size);
+  float* p_ = scratch_.take(rows * tile_keys);
+  float* w_ = scratch_.take(rows * weight_size);
+  float* o_ = zeros(scratch_.take(rows * state_size));
+  std::vector<float> unsoftened_;
+  std::uint64_t visible_[rows] = {};
+  float m_[rows] = {}, l_[rows] = {}, shrink_[rows] = {};
+
+  static float* zeros(float* p) {
+    std::fill_n(p, rows * state_size, 0.0F);
+    return p;
+  }
+};
+
+template <class T>
+void add_parts(double kvc_bench::Limits::*unit) {
+  const auto add = [&](const char* part, auto run, double operations) {
+    const std::string name = "kernels/" + std::string(Element<T>::name) + "/" + part;
+    benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+      OneTile<T> tile;
+      for (auto _ : state) {
+        run(tile);
+        benchmark::ClobberMemory();
+      }
+      const auto limits = kvc_bench::machine().median(1, kvc_bench::Clock::now() - std::chrono::hours(1));
+      state.counters["per_position"] = benchmark::Counter(
+          tile_keys / 1e9, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+      state.counters["ideal"] = operations / (limits.*unit) * 1e9;
+    });
+  };
+  add("scores", [](OneTile<T>& t) { t.scores(); }, 2.0 * rows * dim);
+  add("soften", [](OneTile<T>& t) { t.soften(); }, 0.0);
+  add("weights", [](OneTile<T>& t) { t.weights(); }, 0.0);
+  add("values", [](OneTile<T>& t) { t.values(); }, 2.0 * rows * dim);
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
+    return 2;
+  }
+  using kvc_bench::Limits;
+  kvc_bench::machine().measure(1);
+  add_parts<float>(&Limits::fp32);
+  add_parts<Eigen::half>(&Limits::fp32);
+  add_parts<Eigen::bfloat16>(&Limits::bf16);
+  add_parts<Fp8E4M3>(&Limits::bf16);
+  add_parts<Int8>(&Limits::int8);
+  add_parts<Int4>(&Limits::int8);
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
