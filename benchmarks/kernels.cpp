@@ -7,7 +7,8 @@
 //   weights   weights in the form that the values need
 //   values    the weighted sum of the values
 //
-// The column per_position is nanoseconds per position, `ideal` the multiply-adds alone at the peak of the unit that does
+// The column per_position is nanoseconds per position, `ideal` the multiply-adds alone at the peak of the unit that
+// does
 // them, measured in the same run. What a processor must spend besides is loads, folds of sums, and conversions.
 //
 //   build/release/benchmarks/kernels
@@ -105,7 +106,8 @@ class OneTile {
 
   static constexpr Index query_size = Tile::query_floats(dim), state_size = Tile::state_floats(dim);
   static constexpr Index weight_size = Tile::weight_floats(dim) == 0 ? tile_keys : Tile::weight_floats(dim);
-  std::vector<StorageOf<T>> keys_ = std::vector<StorageOf<T>>(static_cast<std::size_t>(tile_keys * Element<T>::row_size(dim)));
+  std::vector<StorageOf<T>> keys_ =
+      std::vector<StorageOf<T>>(static_cast<std::size_t>(tile_keys * Element<T>::row_size(dim)));
   std::vector<StorageOf<T>> values_ = keys_;
   detail::TileRows<T> located_;
   detail::Scratch scratch_{Tile::scratch_floats(dim, dim) + rows * (query_size + tile_keys + weight_size + state_size)};
@@ -140,10 +142,14 @@ void add_parts(double kvc_bench::Limits::*unit) {
       state.counters["ideal"] = operations / (limits.*unit) * 1e9;
     });
   };
-  add("scores", [](OneTile<T>& t) { t.scores(); }, 2.0 * rows * dim);
-  add("soften", [](OneTile<T>& t) { t.soften(); }, 0.0);
-  add("weights", [](OneTile<T>& t) { t.weights(); }, 0.0);
-  add("values", [](OneTile<T>& t) { t.values(); }, 2.0 * rows * dim);
+  add(
+      "scores", [](OneTile<T>& t) { t.scores(); }, 2.0 * rows * dim);
+  add(
+      "soften", [](OneTile<T>& t) { t.soften(); }, 0.0);
+  add(
+      "weights", [](OneTile<T>& t) { t.weights(); }, 0.0);
+  add(
+      "values", [](OneTile<T>& t) { t.values(); }, 2.0 * rows * dim);
 }
 }  // namespace
 

@@ -1,9 +1,11 @@
-// Bf16Tile: 64 positions of one head where the processor multiplies bfloat16 (simd::has_bf16_dot): twice the rate of floats.
+// Bf16Tile: 64 positions of one head where the processor multiplies bfloat16 (simd::has_bf16_dot): twice the rate of
+// floats.
 //
 // For element types whose numbers are bfloat16 numbers, which Fp8E4M3's are too. Queries and weights are rounded to
 // bfloat16; all sums are floats. Pairs go through one instruction:
 //
-//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two numbers each; a score is the fold of them
+//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two numbers each; a score is the fold of
+//   them
 //   values   words of the same number of positions 2 u and 2 u + 1, a sum is a chain over u, ascending
 //
 // A position of a pair that a row must not see is read as zeros, so that it cannot be noticed.
@@ -50,7 +52,9 @@ class Bf16Tile {
   static constexpr int most_rows = packed_rows;
 
   /// Words of two numbers, in whole chunks.
-  [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return ceil_div(key_dim, chunk_numbers) * chunk_numbers / 2; }
+  [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept {
+    return ceil_div(key_dim, chunk_numbers) * chunk_numbers / 2;
+  }
   [[nodiscard]] static constexpr Index weight_floats(Index) noexcept { return tile_keys / 2; }
   [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept {
     return ceil_div(value_dim, chunk_numbers) * chunk_numbers;
@@ -89,7 +93,8 @@ class Bf16Tile {
     rows_ = &rows;
     once_ = count <= few_rows;
     const Index keys = query_floats(key_dim_) / simd::lanes, values = state_floats(value_dim_) / simd::lanes;
-    ahead_ = Ahead(next, keys * count + (is_fp8 ? 18 : 8), keys, 110, count, values * count / 2 + (is_fp8 ? 14 : 5), values / 2);
+    ahead_ = Ahead(next, keys * count + (is_fp8 ? 18 : 8), keys, 110, count, values * count / 2 + (is_fp8 ? 14 : 5),
+                   values / 2);
   }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
@@ -158,7 +163,8 @@ class Bf16Tile {
     return is_fp8 ? d / 64 * 64 + in_quarter / 8 * 32 + d % 64 / 16 * 8 + in_quarter % 8 : d;
   }
 
-  /// Keys as they are stored. Of Fp8E4M3, vectors 2 i and 2 i + 1 are the lower and the upper halves of the quarters of 64 codes.
+  /// Keys as they are stored. Of Fp8E4M3, vectors 2 i and 2 i + 1 are the lower and the upper halves of the quarters
+  /// of 64 codes.
   struct StoredKeys {
     const Storage* const* rows;
     Index dim;
@@ -178,7 +184,8 @@ class Bf16Tile {
     }
   };
   /// Numbers [d, d + chunk_numbers) of two rows as pairs.
-  KVC_ALWAYS_INLINE void load_pairs(const Storage* const (&rows)[2], Index d, simd::U32x16 (&x)[chunk_vectors]) const noexcept {
+  KVC_ALWAYS_INLINE void load_pairs(const Storage* const (&rows)[2], Index d,
+                                    simd::U32x16 (&x)[chunk_vectors]) const noexcept {
     const Index bytes = (value_dim_ - d) * Index{sizeof(Storage)};
     const auto load = [&](const Storage* row) __attribute__((always_inline)) {
       return simd::load_bytes(row + d, bytes);
@@ -189,8 +196,10 @@ class Bf16Tile {
       simd::detail::look_up_e4m3(simd::raw(a), low[0], high[0]);
       simd::detail::look_up_e4m3(simd::raw(b), low[1], high[1]);
       using simd::words;
-      const simd::U32x16 a0 = interleave_low8(words(low[0]), words(high[0])), a1 = interleave_high8(words(low[0]), words(high[0]));
-      const simd::U32x16 b0 = interleave_low8(words(low[1]), words(high[1])), b1 = interleave_high8(words(low[1]), words(high[1]));
+      const simd::U32x16 a0 = interleave_low8(words(low[0]), words(high[0])),
+                         a1 = interleave_high8(words(low[0]), words(high[0]));
+      const simd::U32x16 b0 = interleave_low8(words(low[1]), words(high[1])),
+                         b1 = interleave_high8(words(low[1]), words(high[1]));
       x[0] = interleave_low16(a0, b0);
       x[1] = interleave_high16(a0, b0);
       x[2] = interleave_low16(a1, b1);
@@ -238,7 +247,9 @@ class Bf16Tile {
         simd::detail::unroll<C / chunk_vectors>([&](auto k) __attribute__((always_inline)) {
           simd::U32x16 part[chunk_vectors];
           load_pairs(pair, d + k * chunk_numbers, part);
-          simd::detail::unroll<chunk_vectors>([&](auto i) __attribute__((always_inline)) { x[k * chunk_vectors + i] = part[i]; });
+          simd::detail::unroll<chunk_vectors>([&](auto i) __attribute__((always_inline)) {
+            x[k * chunk_vectors + i] = part[i];
+          });
         });
       } else {
         simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {

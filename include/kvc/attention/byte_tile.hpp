@@ -1,11 +1,14 @@
 // ByteTile: 64 positions of one head of Int8 where the processor multiplies bytes (simd::has_byte_dot).
 //
-// Queries and weights become integers of 15 and 16 bits, each an upper and a lower byte, the two planes of a row. Keys are
-// brought across positions: word c of 16 keys together, so that no sum goes across a vector. All sums of a tile are exact
+// Queries and weights become integers of 15 and 16 bits, each an upper and a lower byte, the two planes of a row. Keys
+// are
+// brought across positions: word c of 16 keys together, so that no sum goes across a vector. All sums of a tile are
+// exact
 // integers, so their order does not matter:
 //
 //   score    (128 * sum of upper * code + sum of lower * code) * scale of the query * scale of the key
-//   value    (256 * sum of upper * code + sum of lower * code) * scale of the weights, where the weights hold the scales
+//   value    (256 * sum of upper * code + sum of lower * code) * scale of the weights, where the weights hold the
+//   scales
 //            of the values
 //
 // Error against exact arithmetic on the stored numbers: about 2^-15 of the largest number of a query, and 2^-17 of the
@@ -29,7 +32,8 @@
 namespace kvc::inline v0 {
 namespace detail {
 
-/// Column c, a word of four unsigned bytes of each of 16 keys, in C groups of keys, goes into the sums of R rows of `planes`
+/// Column c, a word of four unsigned bytes of each of 16 keys, in C groups of keys, goes into the sums of R rows of
+/// `planes`
 /// planes.
 ///
 ///   q     words of four signed bytes; rows lie `stride` apart, their planes `plane`
@@ -45,7 +49,8 @@ KVC_ALWAYS_INLINE void add_byte_column(const float* q, Index stride, Index plane
   simd::detail::unroll<R * planes>([&](auto i) __attribute__((always_inline)) {
     simd::U32x16 w = simd::broadcast_word(q + i / planes * stride + i % planes * plane);
     simd::pin(w);
-    simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { sum[i][k] = simd::dot_bytes(sum[i][k], x[k], w); });
+    simd::detail::unroll<C>([&](auto k)
+                                __attribute__((always_inline)) { sum[i][k] = simd::dot_bytes(sum[i][k], x[k], w); });
   });
 }
 
@@ -90,7 +95,9 @@ class ByteTile {
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return padded(2 * columns(key_dim) + 3); }
   /// Two planes, then the scale.
   [[nodiscard]] static constexpr Index weight_floats(Index) noexcept { return padded(2 * quads + 1); }
-  [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept { return ceil_div(value_dim, Index{64}) * 64; }
+  [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept {
+    return ceil_div(value_dim, Index{64}) * 64;
+  }
   [[nodiscard]] static constexpr Index place(Index d) noexcept {
     return d / 64 * 64 + d % 16 / 4 * simd::lanes + d % 64 / 16 * 4 + d % 4;
   }
@@ -139,16 +146,19 @@ class ByteTile {
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = columns(key_dim_);
-    const int share = static_cast<int>(std::max(64 / count, Index{1}));  // of eight columns; the other half is for scores
+    const int share =
+        static_cast<int>(std::max(64 / count, Index{1}));  // of eight columns; the other half is for scores
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
-      simd::for_each_column(rows, 0, count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-        if (c % 8 == 0) {
-          ahead_.ask_with_keys(share);
-        }
-        simd::store_words(to + c * simd::lanes, simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
-      });
+      simd::for_each_column(
+          rows, 0, count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
+            if (c % 8 == 0) {
+              ahead_.ask_with_keys(share);
+            }
+            simd::store_words(to + c * simd::lanes,
+                              simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
+          });
       for (int l = 0; l < simd::lanes; ++l) {
         std::memcpy(key_scales_ + g * simd::lanes + l, rows[l] + 4 * count, sizeof(float));
       }
@@ -247,7 +257,8 @@ class ByteTile {
     }
     simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
       constexpr int i = n / C, k = n % C;
-      const simd::F32x16 x = simd::madd(to_floats(sum[2 * i][k]), simd::broadcast(128.0F), to_floats(sum[2 * i + 1][k]));
+      const simd::F32x16 x =
+          simd::madd(to_floats(sum[2 * i][k]), simd::broadcast(128.0F), to_floats(sum[2 * i + 1][k]));
       simd::store(s + i * tile_keys + (g + k) * simd::lanes,
                   x * simd::broadcast(rest[i * q_stride + 2]) * simd::load(key_scales_ + (g + k) * simd::lanes));
     });
@@ -263,7 +274,8 @@ class ByteTile {
   }
 
   template <int R, int half, bool from_rows>
-  KVC_ALWAYS_INLINE void add_half(const float* w, Index first, Index last, Index d, float* to, const float* shrink) noexcept {
+  KVC_ALWAYS_INLINE void add_half(const float* w, Index first, Index last, Index d, float* to,
+                                  const float* shrink) noexcept {
     const Index pad = state_floats(value_dim_), stride = weight_floats(value_dim_);
     simd::U32x16 sum[2 * R][2] = {};
     const Index end = ceil_div(last, Index{4});

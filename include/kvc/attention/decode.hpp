@@ -16,12 +16,15 @@ namespace kvc::inline v0 {
 ///   out    [B, query_heads * value_dim]  overwritten; must not overlap q or the caches
 ///
 /// A mask's row b belongs to views[b]. Each row has the bits that prefill and any other batch give it. Long sequences
-/// are split over threads, 1024 positions an item. Errors and cost as for prefill, with one allocation more per call
-/// for the states of the splits.
+/// are split over threads, 512 positions an item, and positions that several sequences share (the same blocks, found
+/// from
+/// the views) are read once for all of them. Errors and cost as for prefill, with a few allocations more per call for
+/// the
+/// order and the states of the splits; rows of what is shared count once in what is read.
 template <KvView View, class Ex = Sequential>
-  requires Executor<Ex>
-void decode(std::span<const View> views, MatrixRef<const float> q, MatrixRef<float> out, const AttentionOptions& options = {},
-            Ex&& executor = {}) {
+requires Executor<Ex>
+void decode(std::span<const View> views, MatrixRef<const float> q, MatrixRef<float> out,
+            const AttentionOptions& options = {}, Ex&& executor = {}) {
   if (static_cast<Index>(views.size()) != q.rows()) {
     raise_invalid("q rows", q.rows(), "the number of views, " + std::to_string(views.size()));
   }
@@ -42,7 +45,7 @@ void decode(std::span<const View> views, MatrixRef<const float> q, MatrixRef<flo
 
 /// The same for one sequence.  q [1, query_heads * key_dim],  out [1, query_heads * value_dim]
 template <KvView View, class Ex = Sequential>
-  requires Executor<Ex>
+requires Executor<Ex>
 void decode(const View& kv, MatrixRef<const float> q, MatrixRef<float> out, const AttentionOptions& options = {},
             Ex&& executor = {}) {
   decode(std::span<const View>(&kv, 1), q, out, options, executor);

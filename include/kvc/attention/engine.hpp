@@ -1,8 +1,11 @@
 // The engine below prefill and decode: cuts a call into work items, brings the rows of the cache to RowTile, merges.
 //
-// A prefill item is (sequence, kv head, some rows of q, all their keys). Where the rows of a sequence fit one RowTile, as in
-// decode, the keys are divided as well, so that one long sequence keeps many threads busy: an item is (sequences that share
-// these keys, some kv heads, one split of the keys). The states of the splits are merged in a second step. Both run the same
+// A prefill item is (sequence, kv head, some rows of q, all their keys). Where the rows of a sequence fit one RowTile,
+// as in
+// decode, the keys are divided as well, so that one long sequence keeps many threads busy: an item is (sequences that
+// share
+// these keys, some kv heads, one split of the keys). The states of the splits are merged in a second step. Both run
+// the same
 // operations on each row.
 #pragma once
 
@@ -96,7 +99,8 @@ class AttentionCall {
     const Index count = queries * dims_.group;
     Scratch scratch(Rows::scratch_floats(dims_, 1, queries) + Tile::scratch_floats(dims_.key_dim, dims_.value_dim) +
                     2 * RowStates::size(count, value_pad_));
-    Rows rows(dims_, options_, head, 1, queries, [&](Index i) { return query(b, first_row + i); }, q_, scratch);
+    Rows rows(
+        dims_, options_, head, 1, queries, [&](Index i) { return query(b, first_row + i); }, q_, scratch);
     Tile kv(dims_.key_dim, dims_.value_dim, scratch);
     const RowStates total = RowStates::at(scratch.take(RowStates::size(count, value_pad_)), count, value_pad_);
     const RowStates part = RowStates::at(scratch.take(RowStates::size(count, value_pad_)), count, value_pad_);
@@ -151,7 +155,8 @@ class AttentionCall {
   };
 
   [[nodiscard]] Slots slots() const {
-    Slots slots{std::vector<Index>(static_cast<std::size_t>(sequences_) + 1), std::vector<Index>(static_cast<std::size_t>(sequences_))};
+    Slots slots{std::vector<Index>(static_cast<std::size_t>(sequences_) + 1),
+                std::vector<Index>(static_cast<std::size_t>(sequences_))};
     for (Index b = 0; b < sequences_; ++b) {
       const auto i = static_cast<std::size_t>(b);
       const KeyRange range = keys(b, 0, rows_);
@@ -193,12 +198,17 @@ class AttentionCall {
     KeyRange keys;  // within the tile
   };
 
-  /// Goes through the steps of an item: tiles outside, then the sequences that share each, then the heads, in which order a
+  /// Goes through the steps of an item: tiles outside, then the sequences that share each, then the heads, in which
+  /// order a
   /// block of the cache lies in memory.
   class Steps {
    public:
     Steps(const AttentionCall& call, const SharedOrder& order, const Piece& piece, Index heads)
-        : call_(call), order_(order), piece_(piece), heads_(heads), step_{piece.split * (split_keys / tile_keys), 0, 0, heads, {0, 0}} {}
+        : call_(call),
+          order_(order),
+          piece_(piece),
+          heads_(heads),
+          step_{piece.split * (split_keys / tile_keys), 0, 0, heads, {0, 0}} {}
 
     /// False at the end.
     bool next(Step& step) {
@@ -227,7 +237,8 @@ class AttentionCall {
       step_.first = step_.last;
       step_.keys = {tile_keys, 0};
       do {
-        const KeyRange range = call_.keys(order_.sequence[static_cast<std::size_t>(piece_.first + step_.last)], 0, call_.rows_);
+        const KeyRange range =
+            call_.keys(order_.sequence[static_cast<std::size_t>(piece_.first + step_.last)], 0, call_.rows_);
         step_.keys.first = std::min(step_.keys.first, std::max(range.first - base, Index{0}));
         step_.keys.last = std::max(step_.keys.last, std::min(range.last - base, tile_keys));
         ++step_.last;
@@ -276,7 +287,8 @@ class AttentionCall {
         for (Index head = 0; head < query_heads; ++head) {
           reset(total);
           for (Index split = 0; split < slots.count(b); ++split) {
-            merge(total, table.state(((slots.before[static_cast<std::size_t>(b)] + split) * rows_ + row) * query_heads + head));
+            merge(total, table.state(((slots.before[static_cast<std::size_t>(b)] + split) * rows_ + row) * query_heads +
+                                     head));
           }
           write(total, out_.row(b * rows_ + row) + head * dims_.value_dim);
         }
@@ -288,7 +300,10 @@ class AttentionCall {
   class StateTable {
    public:
     StateTable(Scratch& scratch, Index count, Index value_pad)
-        : value_pad_(value_pad), o_(scratch.take(count * value_pad)), m_(scratch.take(padded(count))), l_(scratch.take(padded(count))) {}
+        : value_pad_(value_pad),
+          o_(scratch.take(count * value_pad)),
+          m_(scratch.take(padded(count))),
+          l_(scratch.take(padded(count))) {}
     [[nodiscard]] AttentionState state(Index i) const noexcept {
       return {{o_ + i * value_pad_, static_cast<std::size_t>(value_pad_)}, m_[i], l_[i]};
     }
@@ -311,15 +326,18 @@ class AttentionCall {
     const auto sequence = [&](Index i) { return order.sequence[static_cast<std::size_t>(piece.first + i)]; };
     Scratch scratch(Rows::scratch_floats(dims_, heads, queries) + Tile::scratch_floats(dims_.key_dim, dims_.value_dim) +
                     RowStates::size(heads * count, value_pad_));
-    Rows rows(dims_, options_, first_head, heads, queries, [&](Index i) { return query(sequence(i / rows_), i % rows_); }, q_,
-              scratch);
+    Rows rows(
+        dims_, options_, first_head, heads, queries, [&](Index i) { return query(sequence(i / rows_), i % rows_); }, q_,
+        scratch);
     Tile kv(dims_.key_dim, dims_.value_dim, scratch);
-    const RowStates states = RowStates::at(scratch.take(RowStates::size(heads * count, value_pad_)), heads * count, value_pad_);
+    const RowStates states =
+        RowStates::at(scratch.take(RowStates::size(heads * count, value_pad_)), heads * count, value_pad_);
     states.reset(heads * count, value_pad_);
 
     // While one tile is computed, the next is on its way from memory.
     const auto locate = [&](const Step& step, TileRows<T>& to) {
-      to.locate(view_(sequence(step.first)), first_head + step.head, step.tile * tile_keys, step.keys.first, step.keys.last);
+      to.locate(view_(sequence(step.first)), first_head + step.head, step.tile * tile_keys, step.keys.first,
+                step.keys.last);
     };
     Steps steps(*this, order, piece, heads);
     TileRows<T> located[2];

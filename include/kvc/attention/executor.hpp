@@ -18,14 +18,18 @@ struct IgnoreItem {
 }  // namespace detail
 
 ///   expression                   meaning
-///   executor.parallel_for(n, f)  calls f(i) exactly once for each i in [0, n), in any order, on any threads, and returns when all
+///   executor.parallel_for(n, f)  calls f(i) exactly once for each i in [0, n), in any order, on any threads, and
+///   returns when all
 ///                                calls have returned. What the calls wrote is then visible to the caller.
 ///
-///   executor.concurrency()       optional: about how many calls of f run at the same time, at least 1; how finely work is cut
+///   executor.concurrency()       optional: about how many calls of f run at the same time, at least 1; how finely
+///   work is cut
 ///
 /// The items of a call differ in cost: hand them out one by one rather than in equal shares.
 template <class E>
-concept Executor = requires(std::remove_reference_t<E>& executor, Index n, detail::IgnoreItem f) { executor.parallel_for(n, f); };
+concept Executor = requires(std::remove_reference_t<E>& executor, Index n, detail::IgnoreItem f) {
+  executor.parallel_for(n, f);
+};
 
 /// One after the other, on the calling thread.
 struct Sequential {
@@ -43,7 +47,9 @@ namespace detail {
 /// How many items run at the same time; an executor that does not say is taken for a large one.
 template <class E>
 [[nodiscard]] Index concurrency(E& executor) {
-  if constexpr (requires { { executor.concurrency() } -> std::convertible_to<Index>; }) {
+  if constexpr (requires {
+                  { executor.concurrency() } -> std::convertible_to<Index>;
+                }) {
     return executor.concurrency();
   } else {
     return 16;

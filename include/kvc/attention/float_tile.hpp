@@ -1,6 +1,7 @@
 // FloatTile: 64 positions of one head in float arithmetic, for every element type and every target.
 //
-//   keys     lane l of a sum is a chain of multiply-adds over numbers l, l + 16, l + 32 ... of a row; a score is the fold of them
+//   keys     lane l of a sum is a chain of multiply-adds over numbers l, l + 16, l + 32 ... of a row; a score is the
+//   fold of them
 //   values   added up by multiply-adds in ascending order of position
 //
 // Every element type is read as exactly the numbers that kvc::Element<T>::decode gives.
@@ -21,7 +22,8 @@ namespace detail {
 
 /// Whether rows of T are read as floats where they lie.
 template <class T>
-inline constexpr bool is_plain = std::is_same_v<T, float> || std::is_same_v<T, Eigen::half> || std::is_same_v<T, Eigen::bfloat16>;
+inline constexpr bool is_plain =
+    std::is_same_v<T, float> || std::is_same_v<T, Eigen::half> || std::is_same_v<T, Eigen::bfloat16>;
 
 /// Stored numbers [16 c, 16 c + 16) of rows of a tile, as floats.
 template <class T>
@@ -46,7 +48,8 @@ struct PlainRows {
       x[0] = load(j, c);
     } else {
       T last[simd::lanes] = {};
-      std::memcpy(static_cast<void*>(last), rows[j] + c * simd::lanes, static_cast<std::size_t>(dim % simd::lanes) * sizeof(T));
+      std::memcpy(static_cast<void*>(last), rows[j] + c * simd::lanes,
+                  static_cast<std::size_t>(dim % simd::lanes) * sizeof(T));
       x[0] = load_at(last);
     }
   }
@@ -55,7 +58,9 @@ struct PlainRows {
 struct DecodedRows {
   const float* first;
   Index stride;
-  KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept { return simd::load(first + j * stride + c * simd::lanes); }
+  KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept {
+    return simd::load(first + j * stride + c * simd::lanes);
+  }
   static constexpr int step = 1;
   using Number = simd::F32x16;
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
@@ -69,8 +74,8 @@ struct DecodedRows {
 ///   v         v.load(j, c): numbers 16 c .. of value j
 ///   start, to [R, columns], columns a multiple of 16
 template <int R, class Values>
-KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index first, Index last, const float* start, float* to,
-                                        const float* shrink, Index columns, Ahead& ahead) noexcept {
+KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index first, Index last, const float* start,
+                                        float* to, const float* shrink, Index columns, Ahead& ahead) noexcept {
   using simd::F32x16;
   constexpr int most = std::clamp(kernel_sums / R, 1, R == 1 ? 8 : 4);
   const auto block = [&](Index d, auto count) __attribute__((always_inline)) {
@@ -144,7 +149,8 @@ class FloatTile {
       if constexpr (is_plain<T>) {
         pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_keys_, ahead_);
       } else {
-        pack_keys(DecodedRows{decoded_keys_, padded(key_dim_)}, first, last, padded(key_dim_) / simd::lanes, packed_keys_, ahead_);
+        pack_keys(DecodedRows{decoded_keys_, padded(key_dim_)}, first, last, padded(key_dim_) / simd::lanes,
+                  packed_keys_, ahead_);
       }
     }
   }
@@ -178,8 +184,8 @@ class FloatTile {
         return;
       }
     }
-    add_float_values<R>(p, DecodedRows{decoded_values_, padded(value_dim_)}, first, last, start, to, shrink, padded(value_dim_),
-                        ahead_);
+    add_float_values<R>(p, DecodedRows{decoded_values_, padded(value_dim_)}, first, last, start, to, shrink,
+                        padded(value_dim_), ahead_);
   }
 
  private:
@@ -190,14 +196,16 @@ class FloatTile {
 
   void decode(const StorageOf<T>* const* rows, Index dim, float* to) const noexcept {
     // In whole groups of 16: the other pointers lead to some row.
-    for (Index j = rows_->first / simd::lanes * simd::lanes; j < ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes; ++j) {
+    for (Index j = rows_->first / simd::lanes * simd::lanes;
+         j < ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes; ++j) {
       kvc::Element<T>::decode(rows[j], dim, to + j * padded(dim));
       std::fill(to + j * padded(dim) + dim, to + (j + 1) * padded(dim), 0.0F);
     }
   }
 
   template <int R, class Keys>
-  KVC_ALWAYS_INLINE void score_all(const Keys& keys, Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
+  KVC_ALWAYS_INLINE void score_all(const Keys& keys, Index first, Index last, const float* q, Index q_stride,
+                                   float* s) noexcept {
     constexpr int K = block_keys<R>;
     const Index vectors = padded(key_dim_) / simd::lanes;
     for (Index j = first / K * K; j < last; j += K) {

@@ -1,7 +1,10 @@
-// The two loops in which attention spends its time: scores of a few rows against the keys of a tile, and the sum of its values.
+// The two loops in which attention spends its time: scores of a few rows against the keys of a tile, and the sum of
+// its values.
 //
-// Both hold a block of running sums in registers: several query rows by several keys, or by several vectors of values. Each
-// sum is one chain in a fixed order, so its bits do not depend on the block that it happens to be computed in. What a step
+// Both hold a block of running sums in registers: several query rows by several keys, or by several vectors of values.
+// Each
+// sum is one chain in a fixed order, so its bits do not depend on the block that it happens to be computed in. What a
+// step
 // of the chain is says a Math:
 //
 //   expression                   meaning
@@ -47,7 +50,9 @@ struct FloatMath {
   static constexpr int planes = 1;
   KVC_ALWAYS_INLINE static Number load(const float* p) noexcept { return simd::load(p); }
   KVC_ALWAYS_INLINE static Number weight(const float* p) noexcept { return simd::broadcast(*p); }
-  KVC_ALWAYS_INLINE static Sum madd(const Number& w, const Number& x, const Sum& sum) noexcept { return simd::madd(w, x, sum); }
+  KVC_ALWAYS_INLINE static Sum madd(const Number& w, const Number& x, const Sum& sum) noexcept {
+    return simd::madd(w, x, sum);
+  }
 };
 
 /// f(first row, integral constant R) for blocks of R <= `most` rows that cover [first, last).
@@ -77,11 +82,13 @@ KVC_ALWAYS_INLINE void for_row_blocks(Index first, Index last, F f) {
 
 /// to[i][0, 16 C) = to[i] * shrink[i] + sum[i], or = sum[i] where shrink is null.
 template <int R, int C>
-KVC_ALWAYS_INLINE void store_sums(const simd::F32x16 (&sum)[R][C], float* to, Index stride, const float* shrink) noexcept {
+KVC_ALWAYS_INLINE void store_sums(const simd::F32x16 (&sum)[R][C], float* to, Index stride,
+                                  const float* shrink) noexcept {
   simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
     simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
       float* const at = to + i * stride + k * simd::lanes;
-      simd::store(at, shrink == nullptr ? sum[i][k] : simd::madd(simd::load(at), simd::broadcast(shrink[i]), sum[i][k]));
+      simd::store(at,
+                  shrink == nullptr ? sum[i][k] : simd::madd(simd::load(at), simd::broadcast(shrink[i]), sum[i][k]));
     });
   });
 }
@@ -107,7 +114,8 @@ KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys
       simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
         typename Math::Number w = Math::load(q + i * q_stride + (c + v) * simd::lanes);
         simd::pin(w);
-        simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { sum[i][k] = Math::madd(w, x[k][v], sum[i][k]); });
+        simd::detail::unroll<K>([&](auto k)
+                                    __attribute__((always_inline)) { sum[i][k] = Math::madd(w, x[k][v], sum[i][k]); });
       });
     });
   }
@@ -120,7 +128,9 @@ KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noe
   if constexpr (K == 4) {
     const auto rows = [&](auto first, auto count) __attribute__((always_inline)) {
       simd::F32x16 some[count][4];
-      simd::detail::unroll<4 * count>([&](auto i) __attribute__((always_inline)) { some[i / 4][i % 4] = x[first + i / 4][i % 4]; });
+      simd::detail::unroll<4 * count>([&](auto i) __attribute__((always_inline)) {
+        some[i / 4][i % 4] = x[first + i / 4][i % 4];
+      });
       const simd::F32x16 sums = simd::fold_rows<count>(some);
       simd::detail::unroll<count>([&](auto i) __attribute__((always_inline)) {
         simd::store_four(s + (first + i) * tile_keys, simd::quarter<i>(sums));
@@ -144,9 +154,11 @@ KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noe
 /// Rows of a block in score_packed: each pair of a row and 16 keys takes three sums.
 inline constexpr int packed_rows = kernel_sums >= 24 ? 4 : kernel_sums >= 6 ? 2 : 1;
 
-/// to = groups [first, last) of 16 keys, across positions: word w of the keys of group g begins at to[(16 * vectors * g + w) * 16].
+/// to = groups [first, last) of 16 keys, across positions: word w of the keys of group g begins at to[(16 * vectors *
+/// g + w) * 16].
 template <class Keys, class Ahead>
-KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Index vectors, float* to, Ahead& ahead) noexcept {
+KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Index vectors, float* to,
+                                 Ahead& ahead) noexcept {
   for (Index g = first; g < last; ++g) {
     for (Index c = 0; c < vectors; c += Keys::step) {
       ahead.ask_with_keys(simd::lanes * Keys::step);
@@ -167,8 +179,8 @@ KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Inde
 
 /// What add_keys and store_scores give, bit for bit, from packed keys of groups [first, last).
 template <class Math, int R>
-KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float* keys, Index first, Index last, Index vectors,
-                                    float* s) noexcept {
+KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float* keys, Index first, Index last,
+                                    Index vectors, float* s) noexcept {
   using Number = typename Math::Number;
   using simd::F32x16;
   constexpr int most = std::clamp(kernel_sums / (3 * R), 1, 4);
@@ -191,7 +203,9 @@ KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float*
           simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
             Number w = Math::weight(q + i * q_stride + c * simd::lanes + lane);
             simd::pin(w);
-            simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { chain[i][k] = Math::madd(w, x[k], chain[i][k]); });
+            simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
+              chain[i][k] = Math::madd(w, x[k], chain[i][k]);
+            });
           });
         }
         simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {

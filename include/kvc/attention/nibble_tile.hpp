@@ -2,7 +2,8 @@
 //
 // Queries and weights become integers of 8 bits. Sums within a group of 32 numbers, and within a tile, are exact:
 //
-//   score    sum over groups g of   scale of the key's g * sum of query code * code  +  minimum of g * sum of the query's g
+//   score    sum over groups g of   scale of the key's g * sum of query code * code  +  minimum of g * sum of the
+//   query's g
 //            times the scale of the query; groups ascending, the two terms of each in this order
 //   value    for each number of group g:   largest / 255 * sum of weight code * code  +  sum of p * minimum of g
 //            where weights are p times the scales of g, and `largest` is the largest of a tile's
@@ -49,11 +50,16 @@ class NibbleTile {
 
   [[nodiscard]] static constexpr Index groups(Index dim) noexcept { return kvc::Element<Int4>::groups(dim); }
   [[nodiscard]] static constexpr Index chunks(Index dim) noexcept { return ceil_div(dim, chunk_numbers); }
-  /// For each group: four words of its first 16 numbers, four of the others, and its sum over the scale; then the scale.
+  /// For each group: four words of its first 16 numbers, four of the others, and its sum over the scale; then the
+  /// scale.
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return padded(9 * groups(key_dim) + 1); }
   /// For each chunk: weights [quads][4], scales [4], minima [4].
-  [[nodiscard]] static constexpr Index weight_floats(Index value_dim) noexcept { return padded(chunks(value_dim) * chunk_weights); }
-  [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept { return chunks(value_dim) * chunk_numbers; }
+  [[nodiscard]] static constexpr Index weight_floats(Index value_dim) noexcept {
+    return padded(chunks(value_dim) * chunk_weights);
+  }
+  [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept {
+    return chunks(value_dim) * chunk_numbers;
+  }
   [[nodiscard]] static constexpr Index place(Index d) noexcept {
     const Index in_group = d % 32;
     return d / chunk_numbers * chunk_numbers + in_group / 4 * simd::lanes + d % chunk_numbers / 32 * 4 + d % 4;
@@ -105,19 +111,21 @@ class NibbleTile {
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
-      simd::for_each_four_columns(rows, 0, 4 * count, [&](Index c, const simd::F32x16 (&x)[4]) __attribute__((always_inline)) {
-        ahead_.ask_with_keys(share);
-        simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
-          float* const at = to + (c / 4 * 10 + i) * simd::lanes;
-          simd::store_words(at, as_words(x[i]) & 0x0f0f0f0fU);
-          simd::store_words(at + 4 * simd::lanes, (as_words(x[i]) >> 4) & 0x0f0f0f0fU);
-        });
-      });
-      simd::for_each_column(rows, 4 * count, 5 * count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-        float* const at = to + ((c - 4 * count) * 10 + 8) * simd::lanes;
-        simd::store(at, as_floats(x << 16));
-        simd::store(at + simd::lanes, as_floats(x & 0xffff0000U));
-      });
+      simd::for_each_four_columns(
+          rows, 0, 4 * count, [&](Index c, const simd::F32x16(&x)[4]) __attribute__((always_inline)) {
+            ahead_.ask_with_keys(share);
+            simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+              float* const at = to + (c / 4 * 10 + i) * simd::lanes;
+              simd::store_words(at, as_words(x[i]) & 0x0f0f0f0fU);
+              simd::store_words(at + 4 * simd::lanes, (as_words(x[i]) >> 4) & 0x0f0f0f0fU);
+            });
+          });
+      simd::for_each_column(
+          rows, 4 * count, 5 * count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
+            float* const at = to + ((c - 4 * count) * 10 + 8) * simd::lanes;
+            simd::store(at, as_floats(x << 16));
+            simd::store(at + simd::lanes, as_floats(x & 0xffff0000U));
+          });
     }
   }
 
@@ -140,12 +148,13 @@ class NibbleTile {
   void load_values() noexcept {
     const Index count = groups(value_dim_);
     for (Index g = 0; g < tile_groups; ++g) {
-      simd::for_each_column(rows_->v + g * simd::lanes, 4 * count, 5 * count,
-                            [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-                              float* const to = ranges_ + (c - 4 * count) * 2 * tile_keys + g * simd::lanes;
-                              simd::store(to, as_floats(x << 16));
-                              simd::store(to + tile_keys, as_floats(x & 0xffff0000U));
-                            });
+      simd::for_each_column(
+          rows_->v + g * simd::lanes, 4 * count,
+          5 * count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
+            float* const to = ranges_ + (c - 4 * count) * 2 * tile_keys + g * simd::lanes;
+            simd::store(to, as_floats(x << 16));
+            simd::store(to + tile_keys, as_floats(x & 0xffff0000U));
+          });
     }
     if (!once_) {
       for (Index u = rows_->first / 4; u < ceil_div(rows_->last, Index{4}); ++u) {
@@ -193,7 +202,8 @@ class NibbleTile {
         });
       });
       simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-        simd::store_words(w + g * simd::lanes, simd::join_low_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
+        simd::store_words(w + g * simd::lanes,
+                          simd::join_low_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
       });
     }
   }
@@ -235,16 +245,19 @@ class NibbleTile {
         constexpr int r = n / C, k = n % C;
         const float* const range = keys + k * size + 8 * simd::lanes;
         total[r][k] = simd::madd(to_floats(sum[r][k]), simd::load(range), total[r][k]);
-        total[r][k] = simd::madd(simd::load(range + simd::lanes), simd::broadcast(query[r * q_stride + 8]), total[r][k]);
+        total[r][k] =
+            simd::madd(simd::load(range + simd::lanes), simd::broadcast(query[r * q_stride + 8]), total[r][k]);
       });
     }
     simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
       constexpr int r = n / C, k = n % C;
-      simd::store(s + r * tile_keys + (g + k) * simd::lanes, total[r][k] * simd::broadcast(q[r * q_stride + 9 * count]));
+      simd::store(s + r * tile_keys + (g + k) * simd::lanes,
+                  total[r][k] * simd::broadcast(q[r * q_stride + 9 * count]));
     });
   }
 
-  /// Codes of four groups of the values of positions [4 u, 4 u + 4): vector k has numbers 4 k + [0, 4) of each group in its
+  /// Codes of four groups of the values of positions [4 u, 4 u + 4): vector k has numbers 4 k + [0, 4) of each group
+  /// in its
   /// lower halves of bytes, and 16 + 4 k + [0, 4) in its upper.
   KVC_ALWAYS_INLINE void load_four(Index u, Index d, simd::U32x16 (&x)[4]) const noexcept {
     const Index bytes = 16 * groups(value_dim_) - d / 2;
@@ -263,7 +276,8 @@ class NibbleTile {
   }
 
   template <int R, int half, bool from_rows>
-  KVC_ALWAYS_INLINE void add_half(const float* w, Index first, Index last, Index d, float* to, const float* shrink) noexcept {
+  KVC_ALWAYS_INLINE void add_half(const float* w, Index first, Index last, Index d, float* to,
+                                  const float* shrink) noexcept {
     const Index pad = state_floats(value_dim_), stride = weight_floats(value_dim_);
     simd::U32x16 sum[R][4] = {};
     const Index end = ceil_div(last, Index{4});

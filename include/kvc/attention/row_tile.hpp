@@ -3,13 +3,17 @@
 // This is the one place where prefill and decode compute, and what makes their results the same bits. For each row the
 // order of operations is fixed by the absolute positions of the keys alone:
 //
-//   tile    64 positions from a multiple of 64: scores, each a chain over the dims; their largest, exponentials and their
-//           sum (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending positions from 0,
-//           or exact; and o = madd(o, shrink, sum). How a chain goes for an element type says its tile: attention/kv_tile.hpp
+//   tile    64 positions from a multiple of 64: scores, each a chain over the dims; their largest, exponentials and
+//   their
+//           sum (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending positions
+//           from 0,
+//           or exact; and o = madd(o, shrink, sum). How a chain goes for an element type says its tile:
+//           attention/kv_tile.hpp
 //   split   512 positions from a multiple of 512: tiles in ascending order into one state that starts as the identity
 //   row     the states of its splits merged in ascending order from the left
 //
-// Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums, or both
+// Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums, or
+// both
 // it and its weight are 0, so that it cannot be noticed, NaN or uninitialised as it may be.
 #pragma once
 
@@ -23,8 +27,8 @@
 #include "kvc/attention/options.hpp"
 #include "kvc/attention/scratch.hpp"
 #include "kvc/attention/soften.hpp"
-#include "kvc/attention/tile_rows.hpp"
 #include "kvc/attention/state.hpp"
+#include "kvc/attention/tile_rows.hpp"
 
 namespace kvc::inline v0 {
 namespace detail {
@@ -63,8 +67,10 @@ struct RowStates {
   }
 };
 
-/// Query rows of a work item. There are `heads` kv heads, `queries` rows of q, which may belong to several sequences, and for
-/// each of both the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly the same
+/// Query rows of a work item. There are `heads` kv heads, `queries` rows of q, which may belong to several sequences,
+/// and for
+/// each of both the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly the
+/// same
 /// keys.
 template <class Tile>
 class RowTile {
@@ -84,8 +90,8 @@ class RowTile {
 
   /// query(i) -> Query for i < queries.
   template <class F>
-  RowTile(const AttentionDims& dims, const AttentionOptions& options, Index first_head, Index heads, Index queries, F query,
-          MatrixRef<const float> q, Scratch& scratch)
+  RowTile(const AttentionDims& dims, const AttentionOptions& options, Index first_head, Index heads, Index queries,
+          F query, MatrixRef<const float> q, Scratch& scratch)
       : dims_(dims),
         options_(options),
         first_head_(first_head),
@@ -130,27 +136,28 @@ class RowTile {
     tile.set(keys, next, end - begin);
     tile.load_keys();
     if (end - begin <= few_rows) {
-      scores<kernel_rows>(begin, end, base, keys.first, keys.last,
-                          [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
-                            tile.template scores<count>(from, to, q_ + (offset + r) * query_size_, query_size_,
-                                                        p_ + r * tile_keys);
-                          });
+      scores<kernel_rows>(
+          begin, end, base, keys.first,
+          keys.last, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+            tile.template scores<count>(from, to, q_ + (offset + r) * query_size_, query_size_, p_ + r * tile_keys);
+          });
     } else {
       // Keys of a stretch stay in the first-level cache for all rows.
       for (Index at = keys.first / Tile::key_stretch * Tile::key_stretch; at < keys.last; at += Tile::key_stretch) {
-        scores<Tile::most_rows>(begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last),
-                                [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
-                                  tile.template scores_of_many<count>(from, to, q_ + (offset + r) * query_size_,
-                                                                      query_size_, p_ + r * tile_keys);
-                                });
+        scores<Tile::most_rows>(
+            begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last),
+            [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+              tile.template scores_of_many<count>(from, to, q_ + (offset + r) * query_size_, query_size_,
+                                                  p_ + r * tile_keys);
+            });
       }
     }
     for (Index r = begin; r < end; ++r) {
       visible_[r] = mask_row(head, r, base, p_ + r * tile_keys);
     }
     for (Index r = begin; r < end; r += simd::lanes) {
-      soften(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r, states.l + offset + r,
-             shrink_ + r);
+      soften(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r,
+             states.l + offset + r, shrink_ + r);
     }
     tile.load_values();
     for (Index r = begin; r < end; ++r) {
@@ -171,23 +178,25 @@ class RowTile {
     return {std::clamp(keys.first - base, Index{0}, tile_keys), std::clamp(keys.last - base, Index{0}, tile_keys)};
   }
 
-  /// f(integral constant R, r, from, to) for blocks of R <= most rows from r on that cover [begin, end), and those of the keys
+  /// f(integral constant R, r, from, to) for blocks of R <= most rows from r on that cover [begin, end), and those of
+  /// the keys
   /// [first, last) that a row of the block sees.
   template <int most, class F>
   KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, F f) const noexcept {
-    for_row_blocks<most>(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
-      KeyRange range = {tile_keys, 0};
-      for (Index i = r; i < r + count; ++i) {
-        const KeyRange keys_of_row = seen(i, base);
-        if (keys_of_row.first < keys_of_row.last) {
-          range = {std::min(range.first, keys_of_row.first), std::max(range.last, keys_of_row.last)};
-        }
-      }
-      const Index from = std::max(first, range.first), to = std::min(last, range.last);
-      if (from < to) {
-        f(count, r, from, to);
-      }
-    });
+    for_row_blocks<most>(
+        begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+          KeyRange range = {tile_keys, 0};
+          for (Index i = r; i < r + count; ++i) {
+            const KeyRange keys_of_row = seen(i, base);
+            if (keys_of_row.first < keys_of_row.last) {
+              range = {std::min(range.first, keys_of_row.first), std::max(range.last, keys_of_row.last)};
+            }
+          }
+          const Index from = std::max(first, range.first), to = std::min(last, range.last);
+          if (from < to) {
+            f(count, r, from, to);
+          }
+        });
   }
 
   /// Scale, soft cap and mask of row r; which keys of the tile it sees, as bits.
@@ -217,49 +226,51 @@ class RowTile {
 
   /// o = o * shrink + p v  for rows [begin, end).
   KVC_OUT_OF_LINE void values(Index begin, Index end, Tile& tile, float* o) const noexcept {
-    for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
-      constexpr int R = decltype(count)::value;
-      const float* const w = w_ + r * weight_size_;
-      const int first = std::countr_zero(visible_[r]);
-      int least = tile_keys, most = 0;  // where their stretches of keys end
-      int begin_of_any = tile_keys;
-      bool simple = true;  // each sees one stretch of keys, and all begin together
-      bool all = true;     // each sees any
-      for (Index i = r; i < r + R; ++i) {
-        const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
-        simple = simple && visible_[i] != 0 && std::countr_zero(visible_[i]) == first &&
-                 std::popcount(visible_[i]) == end_of_row - first;
-        all = all && visible_[i] != 0;
-        begin_of_any = std::min(begin_of_any, std::countr_zero(visible_[i]));
-        least = std::min(least, end_of_row);
-        most = std::max(most, end_of_row);
-      }
-      if constexpr (Tile::exact_sums) {
-        if (all) {
-          tile.template add_values<R>(w, begin_of_any, most, o + r * value_pad_, shrink_ + r);
-          return;
-        }
-        for (Index i = r; i < r + R; ++i) {
-          if (visible_[i] != 0) {
-            tile.template add_values<1>(w_ + i * weight_size_, std::countr_zero(visible_[i]),
-                                        tile_keys - std::countl_zero(visible_[i]), o + i * value_pad_, shrink_ + i);
+    for_row_blocks(
+        begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+          constexpr int R = decltype(count)::value;
+          const float* const w = w_ + r * weight_size_;
+          const int first = std::countr_zero(visible_[r]);
+          int least = tile_keys, most = 0;  // where their stretches of keys end
+          int begin_of_any = tile_keys;
+          bool simple = true;  // each sees one stretch of keys, and all begin together
+          bool all = true;     // each sees any
+          for (Index i = r; i < r + R; ++i) {
+            const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
+            simple = simple && visible_[i] != 0 && std::countr_zero(visible_[i]) == first &&
+                     std::popcount(visible_[i]) == end_of_row - first;
+            all = all && visible_[i] != 0;
+            begin_of_any = std::min(begin_of_any, std::countr_zero(visible_[i]));
+            least = std::min(least, end_of_row);
+            most = std::max(most, end_of_row);
           }
-        }
-      } else if (simple && least == most) {
-        tile.template add_values<R>(w, first, least, nullptr, o + r * value_pad_, shrink_ + r);
-      } else if (const int common = least / 2 * 2; simple && common > first) {  // the diagonal: common keys, then the rest of each
-        tile.template add_values<R>(w, first, common, nullptr, sums_, nullptr);
-        for (Index i = r; i < r + R; ++i) {
-          const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
-          tile.template add_values<1>(w_ + i * weight_size_, common, end_of_row, sums_ + (i - r) * value_pad_,
-                                      o + i * value_pad_, shrink_ + i);
-        }
-      } else {
-        for (Index i = r; i < r + R; ++i) {
-          values_of_one(i, tile, o + i * value_pad_);
-        }
-      }
-    });
+          if constexpr (Tile::exact_sums) {
+            if (all) {
+              tile.template add_values<R>(w, begin_of_any, most, o + r * value_pad_, shrink_ + r);
+              return;
+            }
+            for (Index i = r; i < r + R; ++i) {
+              if (visible_[i] != 0) {
+                tile.template add_values<1>(w_ + i * weight_size_, std::countr_zero(visible_[i]),
+                                            tile_keys - std::countl_zero(visible_[i]), o + i * value_pad_, shrink_ + i);
+              }
+            }
+          } else if (simple && least == most) {
+            tile.template add_values<R>(w, first, least, nullptr, o + r * value_pad_, shrink_ + r);
+          } else if (const int common = least / 2 * 2;
+                     simple && common > first) {  // the diagonal: common keys, then the rest of each
+            tile.template add_values<R>(w, first, common, nullptr, sums_, nullptr);
+            for (Index i = r; i < r + R; ++i) {
+              const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
+              tile.template add_values<1>(w_ + i * weight_size_, common, end_of_row, sums_ + (i - r) * value_pad_,
+                                          o + i * value_pad_, shrink_ + i);
+            }
+          } else {
+            for (Index i = r; i < r + R; ++i) {
+              values_of_one(i, tile, o + i * value_pad_);
+            }
+          }
+        });
   }
 
   /// The same for one row, whatever it sees.

@@ -12,14 +12,16 @@
 namespace kvc::inline v0 {
 namespace detail {
 
-/// A batch in an order in which sequences that share a prefix are neighbours, whatever the tree of sharing: the order of a
+/// A batch in an order in which sequences that share a prefix are neighbours, whatever the tree of sharing: the order
+/// of a
 /// walk over that tree.
 struct SharedOrder {
   std::vector<Index> sequence;  // [B] a permutation
   std::vector<Index> shared;    // [B] tiles of 64 positions that this one has in common with the one before; [0] is 0
 };
 
-/// Two sequences share a position if its key and its value are at the same address for both. One kv head stands for all.
+/// Two sequences share a position if its key and its value are at the same address for both. One kv head stands for
+/// all.
 ///
 ///   view(b) -> const View&   b < count
 ///
@@ -33,7 +35,8 @@ template <class ViewOf>
   };
   const auto visit = [&](Sequence& s, Pos most) {
     s.runs.clear();
-    view(s.number).for_each_run(0, {0, std::min(most, view(s.number).length())}, [&](const KvRun<T>& run) { s.runs.push_back(run); });
+    view(s.number).for_each_run(0, {0, std::min(most, view(s.number).length())},
+                                [&](const KvRun<T>& run) { s.runs.push_back(run); });
   };
   // Addresses first, so that neighbours are those with most in common.
   const auto before = [](const Sequence& a, const Sequence& b) {
@@ -60,7 +63,8 @@ template <class ViewOf>
     return positions / tile_keys;
   };
 
-  SharedOrder order{std::vector<Index>(static_cast<std::size_t>(count)), std::vector<Index>(static_cast<std::size_t>(count))};
+  SharedOrder order{std::vector<Index>(static_cast<std::size_t>(count)),
+                    std::vector<Index>(static_cast<std::size_t>(count))};
   if (count == 1) {
     return order;
   }

@@ -19,7 +19,8 @@ namespace detail {
 ///   m, l     [count] largest score and sum of weights so far
 ///   shrink   [count] what sums over earlier weights must be multiplied with
 ///
-/// Of each row: the largest lane of max(max(x0, x1), max(x2, x3)), and l = madd(l, shrink, simd::sum((x0 + x1) + (x2 + x3))).
+/// Of each row: the largest lane of max(max(x0, x1), max(x2, x3)), and l = madd(l, shrink, simd::sum((x0 + x1) + (x2 +
+/// x3))).
 inline void soften(float* s, std::uint64_t* visible, Index count, float* m, float* l, float* shrink) noexcept {
   using simd::F32x16;
   constexpr float infinity = std::numeric_limits<float>::infinity();
@@ -32,7 +33,8 @@ inline void soften(float* s, std::uint64_t* visible, Index count, float* m, floa
       F32x16 x[tile_groups];
       const Index r = std::min(first + i, count - 1);
       simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-        x[g] = simd::keep(static_cast<std::uint32_t>(visible[r] >> (g * simd::lanes)) & 0xffffU, simd::load(at(r, g)), -infinity);
+        x[g] = simd::keep(static_cast<std::uint32_t>(visible[r] >> (g * simd::lanes)) & 0xffffU, simd::load(at(r, g)),
+                          -infinity);
         simd::store(at(r, g), x[g]);
       });
       top[i] = simd::max(simd::max(x[0], x[1]), simd::max(x[2], x[3]));

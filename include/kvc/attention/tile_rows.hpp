@@ -32,7 +32,8 @@ struct TileRows {
   [[nodiscard]] Index first_group() const noexcept { return first / simd::lanes; }
   [[nodiscard]] Index last_group() const noexcept { return ceil_div(last, Index{simd::lanes}); }
 
-  /// Positions [base + lo, base + hi), at least one. The other pointers lead to some row of these, so that reading through
+  /// Positions [base + lo, base + hi), at least one. The other pointers lead to some row of these, so that reading
+  /// through
   /// them is allowed.
   template <class View>
   void locate(const View& kv, Index head, Index base, Index lo, Index hi) {
@@ -64,7 +65,8 @@ struct TileRows {
   }
 
  private:
-  void add_stretches(const StorageOf<T>* rows, Index count, Index stride, Index row, Stretch* to, Index& to_count) noexcept {
+  void add_stretches(const StorageOf<T>* rows, Index count, Index stride, Index row, Stretch* to,
+                     Index& to_count) noexcept {
     if (stride == row) {
       row *= count;
       count = 1;
@@ -78,7 +80,8 @@ struct TileRows {
 
 /// Asks for the rows of the next tile to be brought to the second-level cache while this one is computed.
 ///
-/// Every part of the work on a tile asks for as much as it takes of the time, so that memory is busy from the first to the
+/// Every part of the work on a tile asks for as much as it takes of the time, so that memory is busy from the first to
+/// the
 /// last moment of a tile. It would take no more than a few dozen requests at once.
 class Ahead {
  public:
@@ -90,13 +93,15 @@ class Ahead {
   ///   row     the weights of one of `count` query rows
   ///   value   one row of a value, of `value_parts` parts
   template <class T>
-  Ahead(const TileRows<T>* next, Index key, Index key_parts, Index row, Index count, Index value, Index value_parts) noexcept {
+  Ahead(const TileRows<T>* next, Index key, Index key_parts, Index row, Index count, Index value,
+        Index value_parts) noexcept {
     if (next == nullptr) {
       return;
     }
     next_ = next->stretches;
     last_ = next->stretches + next->stretch_count;
-    const Index share = ceil_div(next->lines * one, tile_keys * key + row * count + tile_keys * value);  // in a unit of time
+    const Index share =
+        ceil_div(next->lines * one, tile_keys * key + row * count + tile_keys * value);  // in a unit of time
     keys_ = static_cast<std::uint32_t>(share * key / key_parts);
     row_ = static_cast<std::uint32_t>(share * row);
     values_ = static_cast<std::uint32_t>(share * value / value_parts);

@@ -41,32 +41,11 @@ KVC_ALWAYS_INLINE F32x16 load_f16(const void* p) noexcept {
 #endif
 }
 
-/// The two IEEE binary16 numbers of each word: those of the lower halves, then those of the upper.
-KVC_ALWAYS_INLINE void f16_pairs(const U32x16& x, F32x16 (&pair)[2]) noexcept {
-#if defined(__AVX512F__)
-  const __m512i words = reinterpret_cast<__m512i>(x.part[0]);
-  const auto floats = [](__m512i w) __attribute__((always_inline)) {
-    return _mm512_maskz_cvtph_ps(0xffff, _mm512_maskz_cvtepi32_epi16(0xffff, w));
-  };
-  pair[0].part[0] = floats(words);
-  pair[1].part[0] = floats(_mm512_maskz_srli_epi32(0xffff, words, 16));
-#else
-  std::uint32_t words[lanes];
-  std::memcpy(words, &x, sizeof words);
-  std::uint16_t low[lanes], high[lanes];
-  for (int l = 0; l < lanes; ++l) {
-    low[l] = static_cast<std::uint16_t>(words[l] & 0xffffU);
-    high[l] = static_cast<std::uint16_t>(words[l] >> 16);
-  }
-  pair[0] = load_f16(low);
-  pair[1] = load_f16(high);
-#endif
-}
-
 /// Sixteen unsigned words of 16 bits at any address.
 KVC_ALWAYS_INLINE U32x16 load_u16(const void* p) noexcept {
 #if defined(__AVX512F__)
-  return {{reinterpret_cast<PartBits>(_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(p))))}};
+  return {{reinterpret_cast<PartBits>(
+      _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(p))))}};
 #else
   using Narrow [[gnu::vector_size(part_lanes * 2)]] = std::uint16_t;
   U32x16 v;
@@ -79,51 +58,8 @@ KVC_ALWAYS_INLINE U32x16 load_u16(const void* p) noexcept {
 #endif
 }
 
-/// Sixteen bytes at any address, as unsigned or as signed numbers.
-KVC_ALWAYS_INLINE U32x16 load_u8(const void* p) noexcept {
-#if defined(__AVX512F__)
-  return {{reinterpret_cast<PartBits>(_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(p))))}};
-#else
-  using Narrow [[gnu::vector_size(part_lanes)]] = std::uint8_t;
-  U32x16 v;
-  detail::unroll<parts>([&](auto i) __attribute__((always_inline)) {
-    Narrow narrow;
-    std::memcpy(&narrow, static_cast<const std::byte*>(p) + i * sizeof narrow, sizeof narrow);
-    v.part[i] = __builtin_convertvector(narrow, PartBits);
-  });
-  return v;
-#endif
-}
-KVC_ALWAYS_INLINE U32x16 load_i8(const void* p) noexcept {
-#if defined(__AVX512F__)
-  return {{reinterpret_cast<PartBits>(_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(p))))}};
-#else
-  using Narrow [[gnu::vector_size(part_lanes)]] = std::int8_t;
-  U32x16 v;
-  detail::unroll<parts>([&](auto i) __attribute__((always_inline)) {
-    Narrow narrow;
-    std::memcpy(&narrow, static_cast<const std::byte*>(p) + i * sizeof narrow, sizeof narrow);
-    v.part[i] = reinterpret_cast<PartBits>(__builtin_convertvector(narrow, PartInts));
-  });
-  return v;
-#endif
-}
-
 /// Sixteen bfloat16 numbers at any address as floats.
 KVC_ALWAYS_INLINE F32x16 load_bf16(const void* p) noexcept { return as_floats(load_u16(p) << 16); }
-
-/// Sixteen numbers of OCP E4M3 (one byte each: sign, 4 bits of exponent, 3 of mantissa) at any address as floats; NaN stays NaN.
-KVC_ALWAYS_INLINE F32x16 load_e4m3(const void* p) noexcept {
-  return detail::map_to<F32x16>([](PartBits x) __attribute__((always_inline)) {
-    const PartBits magnitude = x & 0x7fU;
-    // With the exponent moved to that of a float, subnormal codes come out as 2^-7 + half their value.
-    const Part moved = reinterpret_cast<Part>((magnitude << 20) + (120U << 23));
-    const Part value = magnitude < 8U ? (moved - 0x1p-7F) + (moved - 0x1p-7F) : moved;
-    const PartBits nan = PartBits{} + 0x7fc00000U;
-    const PartBits bits = magnitude == 0x7fU ? nan : reinterpret_cast<PartBits>(value);
-    return reinterpret_cast<Part>(bits | ((x & 0x80U) << 24));
-  }, load_u8(p));
-}
 
 #if defined(__AVX512VBMI__)
 namespace detail {
@@ -154,7 +90,6 @@ struct E4M3Bytes {
   return bytes;
 }
 inline constexpr E4M3Bytes e4m3_table = e4m3_bytes();
-
 
 /// 64 codes, looked up: the low and the high bytes of their bfloat16, which is exact.
 KVC_ALWAYS_INLINE void look_up_e4m3(__m512i codes, __m512i& low, __m512i& high) noexcept {

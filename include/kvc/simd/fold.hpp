@@ -31,7 +31,8 @@ KVC_ALWAYS_INLINE void transpose_of_quarters(const WideF32x16 (&row)[4], WideF32
   const auto odd = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
     return __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
   };
-  const WideF32x16 a = lower(row[0], row[1]), b = lower(row[2], row[3]), c = upper(row[0], row[1]), d = upper(row[2], row[3]);
+  const WideF32x16 a = lower(row[0], row[1]), b = lower(row[2], row[3]), c = upper(row[0], row[1]),
+                   d = upper(row[2], row[3]);
   column[0] = even(a, b);
   column[1] = odd(a, b);
   column[2] = even(c, d);
@@ -52,7 +53,8 @@ KVC_ALWAYS_INLINE void transpose_in_quarters(const WideF32x16 (&a)[4], WideF32x1
   const auto second = [](const WideF32x16& x, const WideF32x16& y) __attribute__((always_inline)) {
     return __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
   };
-  const WideF32x16 low_ab = low(a[0], a[1]), low_cd = low(a[2], a[3]), high_ab = high(a[0], a[1]), high_cd = high(a[2], a[3]);
+  const WideF32x16 low_ab = low(a[0], a[1]), low_cd = low(a[2], a[3]), high_ab = high(a[0], a[1]),
+                   high_cd = high(a[2], a[3]);
   column[0] = first(low_ab, low_cd);
   column[1] = second(low_ab, low_cd);
   column[2] = first(high_ab, high_cd);
@@ -87,9 +89,10 @@ KVC_ALWAYS_INLINE F32x16 fold_rows(const F32x16 (&x)[rows][4]) noexcept {
                 d = detail::fold_parts(x[i][3]);
     const F32x4 low_ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), high_ab = __builtin_shufflevector(a, b, 2, 6, 3, 7);
     const F32x4 low_cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), high_cd = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    const F32x4 four = ((__builtin_shufflevector(low_ab, low_cd, 0, 1, 4, 5) + __builtin_shufflevector(low_ab, low_cd, 2, 3, 6, 7)) +
-                        __builtin_shufflevector(high_ab, high_cd, 0, 1, 4, 5)) +
-                       __builtin_shufflevector(high_ab, high_cd, 2, 3, 6, 7);
+    const F32x4 four =
+        ((__builtin_shufflevector(low_ab, low_cd, 0, 1, 4, 5) + __builtin_shufflevector(low_ab, low_cd, 2, 3, 6, 7)) +
+         __builtin_shufflevector(high_ab, high_cd, 0, 1, 4, 5)) +
+        __builtin_shufflevector(high_ab, high_cd, 2, 3, 6, 7);
     std::memcpy(reinterpret_cast<std::byte*>(&result) + i * sizeof four, &four, sizeof four);
   });
   return result;
@@ -101,7 +104,8 @@ KVC_ALWAYS_INLINE void store_columns(const F32x16 (&row)[lanes], float* to) noex
 #if defined(__AVX512F__)
   WideF32x16 of_rows[4][4];  // [n][g]: in quarter j, word 4 j + n of rows 4 g to 4 g + 3
   detail::unroll<4>([&](auto g) __attribute__((always_inline)) {
-    const WideF32x16 in[4] = {row[4 * g].part[0], row[4 * g + 1].part[0], row[4 * g + 2].part[0], row[4 * g + 3].part[0]};
+    const WideF32x16 in[4] = {row[4 * g].part[0], row[4 * g + 1].part[0], row[4 * g + 2].part[0],
+                              row[4 * g + 3].part[0]};
     WideF32x16 out[4];
     detail::transpose_in_quarters(in, out);
     detail::unroll<4>([&](auto n) __attribute__((always_inline)) { of_rows[n][g] = out[n]; });
@@ -109,7 +113,8 @@ KVC_ALWAYS_INLINE void store_columns(const F32x16 (&row)[lanes], float* to) noex
   detail::unroll<4>([&](auto n) __attribute__((always_inline)) {
     WideF32x16 column[4];
     detail::transpose_of_quarters(of_rows[n], column);
-    detail::unroll<4>([&](auto j) __attribute__((always_inline)) { store(to + (4 * j + n) * lanes, F32x16{{column[j]}}); });
+    detail::unroll<4>([&](auto j)
+                          __attribute__((always_inline)) { store(to + (4 * j + n) * lanes, F32x16{{column[j]}}); });
   });
 #else
   float rows[lanes][lanes];

@@ -3,9 +3,11 @@
 //   dot_bf16    sum + a[0] * b[0] + a[1] * b[1]             two bfloat16 numbers a lane, the sum a float
 //   dot_bytes   sum + a[0] * b[0] + ... + a[3] * b[3]       four unsigned by four signed bytes a lane, the sum an int32
 //
-// dot_bf16 exists where `has_bf16_dot` is true, dot_bytes where `has_byte_dot` is: there is no slow form of them, because
+// dot_bf16 exists where `has_bf16_dot` is true, dot_bytes where `has_byte_dot` is: there is no slow form of them,
+// because
 // attention then has another way that is faster. dot_bytes is exact, so that sums of it do not depend on their order;
-// dot_bf16 rounds as the processor does (to nearest even after each of the two additions, subnormal numbers taken for 0).
+// dot_bf16 rounds as the processor does (to nearest even after each of the two additions, subnormal numbers taken for
+// 0).
 #pragma once
 
 #include <bit>
@@ -86,14 +88,19 @@ KVC_ALWAYS_INLINE U32x16 dot_bytes(const U32x16& sum, const U32x16& of_unsigned,
   return words(_mm512_dpbusd_epi32(raw(sum), raw(of_unsigned), raw(of_signed)));
 }
 /// The nearest integers, ties to even. |x| < 2^31
-KVC_ALWAYS_INLINE U32x16 to_integers(const F32x16& x) noexcept { return words(_mm512_maskz_cvtps_epi32(0xffff, x.part[0])); }
+KVC_ALWAYS_INLINE U32x16 to_integers(const F32x16& x) noexcept {
+  return words(_mm512_maskz_cvtps_epi32(0xffff, x.part[0]));
+}
 /// p[0..16) = the low bytes of the lanes.
 KVC_ALWAYS_INLINE void store_low_bytes(void* p, const U32x16& x) noexcept {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(0xffff, raw(x)));
 }
-/// The low bytes of four vectors, four lanes at a time: those of lanes 0 to 3 of a, of b, of c, of d, then of lanes 4 to 7 ...
+/// The low bytes of four vectors, four lanes at a time: those of lanes 0 to 3 of a, of b, of c, of d, then of lanes 4
+/// to 7 ...
 KVC_ALWAYS_INLINE U32x16 join_low_bytes(const U32x16& a, const U32x16& b, const U32x16& c, const U32x16& d) noexcept {
-  const auto narrow = [](const U32x16& x) __attribute__((always_inline)) { return _mm512_maskz_cvtepi32_epi8(0xffff, raw(x)); };
+  const auto narrow = [](const U32x16& x) __attribute__((always_inline)) {
+    return _mm512_maskz_cvtepi32_epi8(0xffff, raw(x));
+  };
   const __m256i ab = _mm256_inserti128_si256(_mm256_zextsi128_si256(narrow(a)), narrow(b), 1);
   const __m256i cd = _mm256_inserti128_si256(_mm256_zextsi128_si256(narrow(c)), narrow(d), 1);
   const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
@@ -104,7 +111,8 @@ KVC_ALWAYS_INLINE U32x16 join_low_bytes(const U32x16& a, const U32x16& b, const 
 /// Word l / 4 of the four words at p, in lane l.
 KVC_ALWAYS_INLINE U32x16 spread_four(const void* p) noexcept {
   const __m512i order = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-  return words(_mm512_maskz_permutexvar_epi32(0xffff, order, _mm512_zextsi128_si512(_mm_loadu_si128(static_cast<const __m128i*>(p)))));
+  return words(_mm512_maskz_permutexvar_epi32(0xffff, order,
+                                              _mm512_zextsi128_si512(_mm_loadu_si128(static_cast<const __m128i*>(p)))));
 }
 #endif
 

@@ -12,12 +12,13 @@ namespace detail {
 
 /// Words [0, 4) at byte `offset` of 16 rows: column c of the result has word c of row l in lane l.
 ///
-/// Lane by lane of 128 bits this is the transpose of a 4 x 4 matrix. Rows l, l + 4, l + 8 and l + 12 share a vector, so that
+/// Lane by lane of 128 bits this is the transpose of a 4 x 4 matrix. Rows l, l + 4, l + 8 and l + 12 share a vector,
+/// so that
 /// only that step needs shuffles, and joining the rows is done by loads.
 template <class Row>
 KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t offset, F32x16 (&column)[4]) noexcept {
   using Loose [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = float;
-  const auto quarter = [rows, offset](int row) __attribute__((always_inline)) -> F32x4 {
+  const auto quarter = [ rows, offset ](int row) __attribute__((always_inline))->F32x4 {
     return *reinterpret_cast<const Loose*>(reinterpret_cast<const std::byte*>(rows[row]) + offset);
   };
 #if defined(__AVX512F__)
@@ -38,9 +39,9 @@ KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t off
     const F32x4 a = quarter(first), b = quarter(first + 1), c = quarter(first + 2), d = quarter(first + 3);
     const F32x4 low_ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), high_ab = __builtin_shufflevector(a, b, 2, 6, 3, 7);
     const F32x4 low_cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), high_cd = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    const F32x4 x[4] = {__builtin_shufflevector(low_ab, low_cd, 0, 1, 4, 5), __builtin_shufflevector(low_ab, low_cd, 2, 3, 6, 7),
-                        __builtin_shufflevector(high_ab, high_cd, 0, 1, 4, 5),
-                        __builtin_shufflevector(high_ab, high_cd, 2, 3, 6, 7)};
+    const F32x4 x[4] = {
+        __builtin_shufflevector(low_ab, low_cd, 0, 1, 4, 5), __builtin_shufflevector(low_ab, low_cd, 2, 3, 6, 7),
+        __builtin_shufflevector(high_ab, high_cd, 0, 1, 4, 5), __builtin_shufflevector(high_ab, high_cd, 2, 3, 6, 7)};
     unroll<4>([&](auto i) __attribute__((always_inline)) {
       std::memcpy(reinterpret_cast<std::byte*>(&column[i]) + lane * sizeof(F32x4), &x[i], sizeof(F32x4));
     });
@@ -50,7 +51,8 @@ KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t off
 
 }  // namespace detail
 
-/// f(c, v) for every fourth column c in [first, last): v holds columns c to c + 3, as below. last - first is a multiple of 4.
+/// f(c, v) for every fourth column c in [first, last): v holds columns c to c + 3, as below. last - first is a
+/// multiple of 4.
 template <class Row, class F>
 KVC_ALWAYS_INLINE void for_each_four_columns(const Row* const* rows, Index first, Index last, F f) noexcept {
   for (Index c = first; c < last; c += 4) {
@@ -68,9 +70,10 @@ KVC_ALWAYS_INLINE void for_each_four_columns(const Row* const* rows, Index first
 template <class Row, class F>
 KVC_ALWAYS_INLINE void for_each_column(const Row* const* rows, Index first, Index last, F f) noexcept {
   const Index whole = last - (last - first) % 4;
-  for_each_four_columns(rows, first, whole, [&](Index c, const F32x16 (&column)[4]) __attribute__((always_inline)) {
-    detail::unroll<4>([&](auto i) __attribute__((always_inline)) { f(c + i, as_words(column[i])); });
-  });
+  for_each_four_columns(
+      rows, first, whole, [&](Index c, const F32x16(&column)[4]) __attribute__((always_inline)) {
+        detail::unroll<4>([&](auto i) __attribute__((always_inline)) { f(c + i, as_words(column[i])); });
+      });
   for (Index c = whole; c < last; ++c) {
     alignas(64) float column[lanes];
     for (int l = 0; l < lanes; ++l) {

@@ -249,13 +249,6 @@ KVC_ALWAYS_INLINE U32x16 operator<<(const U32x16& x, int by) noexcept {
 KVC_ALWAYS_INLINE U32x16 operator>>(const U32x16& x, int by) noexcept {
   return detail::map_to<U32x16>([by](PartBits p) __attribute__((always_inline)) { return p >> by; }, x);
 }
-/// Shifted right with copies of the sign bit.
-KVC_ALWAYS_INLINE U32x16 shift_signed(const U32x16& x, int by) noexcept {
-  return detail::map_to<U32x16>([by](PartBits p) __attribute__((always_inline)) {
-    return reinterpret_cast<PartBits>(reinterpret_cast<PartInts>(p) >> by);
-  }, x);
-}
-
 // --- across lanes ----------------------------------------------------------------------------------------------------
 
 namespace detail {
