@@ -1,4 +1,5 @@
 // What the element type of a cache costs a language model: its perplexity on text that it was not trained on.
+#include <algorithm>
 #include <cmath>
 
 #include "element_types.hpp"
@@ -41,13 +42,13 @@ struct Shakespeare {
       kvc::KvCache<T, kvc::Paged> cache(model.config.cache_shape(), kvc_test::pool_for<kvc::Paged>(length, 16));
       const Matrix logits = kvc_test::teach(model, cache, cache.open(), text, 128);
       for (Index i = 0; i + 1 < length; ++i) {
-        const Eigen::ArrayXd row = logits.row(i).cast<double>().transpose().array();
-        const double m = row.maxCoeff();
+        const std::vector<double> row(logits.row(i).begin(), logits.row(i).end());
+        const double m = *std::ranges::max_element(row);
         double sum = 0;
         for (const double x : row) {
           sum += std::exp(x - m);
         }
-        loss += m + std::log(sum) - row[text[static_cast<std::size_t>(i) + 1]];
+        loss += m + std::log(sum) - row[static_cast<std::size_t>(text[static_cast<std::size_t>(i) + 1])];
         ++count;
       }
     }

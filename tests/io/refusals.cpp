@@ -110,7 +110,7 @@ TEST_CASE("Bytes after the end are refused, and those of other files", "[io][for
                contains("a kvc snapshot, which begins with"));
 }
 
-TEST_CASE("Another version is refused by its number; later minor ones are read", "[io][format]") {
+TEST_CASE("Another version is refused by its number, and later minor ones are read", "[io][format]") {
   Forge forged(small_snapshot());
   forged.header.major = 2;
   REQUIRE_THAT(refuse(forged), contains("at byte 8: expected version 1 of the format, found 2"));
