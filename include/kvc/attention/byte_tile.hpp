@@ -141,20 +141,19 @@ class ByteTile {
     rows_ = &rows;
     once_ = count <= few_rows;
     const Index values = state_floats(value_dim_) / simd::lanes;
-    ahead_ = Ahead(next, columns(key_dim_) * count / 8 + 12, 1, 170, count, values * count / 2 + 5, values / 4);
+    ahead_ = Ahead(next, columns(key_dim_) * count / 8 + 12, ceil_div(columns(key_dim_), Index{8}), 170, count,
+                   values * count / 2 + 5, values / 4);
   }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = columns(key_dim_);
-    const int share =
-        static_cast<int>(std::max(64 / count, Index{1}));  // of eight columns; the other half is for scores
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
       simd::for_each_column(
           rows, 0, count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
             if (c % 8 == 0) {
-              ahead_.ask_with_keys(share);
+              ahead_.ask_with_keys(8);  // the other half is for scores
             }
             simd::store_words(to + c * simd::lanes,
                               simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
@@ -243,7 +242,6 @@ class ByteTile {
   template <int R, int C>
   KVC_ALWAYS_INLINE void score_groups(Index g, const float* q, Index q_stride, float* s) noexcept {
     const Index count = columns(key_dim_), group = group_floats(key_dim_);
-    const int share = static_cast<int>(std::max(64 / count, Index{1})) * C;
     const float* const rest = q + 2 * count;
     simd::U32x16 sum[2 * R][C];
     simd::detail::unroll<2 * R * C>([&](auto n) __attribute__((always_inline)) {
@@ -251,7 +249,7 @@ class ByteTile {
     });
     for (Index c = 0; c < count; ++c) {
       if (c % 8 == 0) {
-        ahead_.ask_with_keys(share);
+        ahead_.ask_with_keys(8 * C);
       }
       add_byte_column<R, 2>(q + c, q_stride, count, keys_ + g * group + c * simd::lanes, group, sum);
     }

@@ -102,18 +102,18 @@ class NibbleTile {
     rows_ = &rows;
     once_ = count <= few_rows;
     const Index values = state_floats(value_dim_) / simd::lanes;
-    ahead_ = Ahead(next, 2 * groups(key_dim_) * count / 2 + 8, 1, 250, count, values * count / 4 + 5, values / 8);
+    ahead_ =
+        Ahead(next, groups(key_dim_) * count + 8, groups(key_dim_), 250, count, values * count / 4 + 5, values / 8);
   }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = groups(key_dim_);
-    const int share = static_cast<int>(std::max(8 / count, Index{1}));  // of a group; the other half is for scores
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
       simd::for_each_four_columns(
           rows, 0, 4 * count, [&](Index c, const simd::F32x16(&x)[4]) __attribute__((always_inline)) {
-            ahead_.ask_with_keys(share);
+            ahead_.ask_with_keys(8);  // the other half is for scores
             simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
               float* const at = to + (c / 4 * 10 + i) * simd::lanes;
               simd::store_words(at, as_words(x[i]) & 0x0f0f0f0fU);
@@ -231,12 +231,11 @@ class NibbleTile {
   template <int R, int C>
   KVC_ALWAYS_INLINE void score_groups(Index g, const float* q, Index q_stride, float* s) noexcept {
     const Index size = group_floats(key_dim_), count = groups(key_dim_);
-    const int share = static_cast<int>(std::max(8 / count, Index{1})) * C;
     simd::F32x16 total[R][C] = {};
     const float* keys = keys_ + g * size;
     const float* query = q;
     for (Index i = 0; i < count; ++i, keys += 10 * simd::lanes, query += 9) {
-      ahead_.ask_with_keys(share);
+      ahead_.ask_with_keys(8 * C);
       simd::U32x16 sum[R][C] = {};
       simd::detail::unroll<8>([&](auto c) __attribute__((always_inline)) {
         add_byte_column<R, 1>(query + c, q_stride, 0, keys + c * simd::lanes, size, sum);
