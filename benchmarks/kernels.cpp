@@ -132,13 +132,14 @@ void add_parts(double kvc_bench::Limits::*unit) {
     const std::string name = "kernels/" + std::string(Element<T>::name) + "/" + part;
     benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
       OneTile<T> tile;
+      const auto start = kvc_bench::Clock::now();
       for (auto _ : state) {
         run(tile);
         benchmark::ClobberMemory();
       }
+      const double seconds = kvc_bench::seconds_between(start, kvc_bench::Clock::now());
       const auto limits = kvc_bench::machine().median(1, kvc_bench::Clock::now() - std::chrono::hours(1));
-      state.counters["per_position"] = benchmark::Counter(
-          tile_keys / 1e9, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+      state.counters["per_position"] = seconds / static_cast<double>(state.iterations()) / tile_keys * 1e9;
       state.counters["ideal"] = operations / (limits.*unit) * 1e9;
     });
   };
