@@ -155,7 +155,7 @@ def script(out, panels, facts, threads, context):
         "set multiplot",
         f"set label 1 {quoted(f'Attention on {threads} thread{plural}: share of the limit of the machine')} "
         f"at screen {70 / width},{1 - 22 / height} font ',17'",
-        f"set label 2 {quoted('the limits: ' + limits(context, threads))} "
+        f"set label 2 {quoted('the limits at the start: ' + limits(context, threads))} "
         f"at screen {70 / width},{1 - 44 / height} font ',12' textcolor '#555555'",
     ]
     for tag, (series, x, y) in enumerate(places, 10):
