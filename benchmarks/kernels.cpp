@@ -8,8 +8,7 @@
 //   values    the weighted sum of the values
 //
 // The column per_position is nanoseconds per position, `ideal` the multiply-adds alone at the peak of the unit that
-// does
-// them, measured in the same run. What a processor must spend besides is loads, folds of sums, and conversions.
+// does them, measured in the same run. What a processor must spend besides is loads, folds of sums, and conversions.
 //
 //   build/release/benchmarks/kernels
 #include <benchmark/benchmark.h>

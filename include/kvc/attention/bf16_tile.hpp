@@ -1,11 +1,10 @@
-// Bf16Tile: 64 positions of one head where the processor multiplies bfloat16 (simd::has_bf16_dot): twice the rate of
-// floats.
+// Bf16Tile: 64 positions of one head where the processor multiplies bfloat16 (simd::has_bf16_dot), at twice the rate
+// of floats.
 //
 // For element types whose numbers are bfloat16 numbers, which Fp8E4M3's are too. Queries and weights are rounded to
 // bfloat16; all sums are floats. Pairs go through one instruction:
 //
-//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two numbers each; a score is the fold of
-//   them
+//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two numbers each; a score is their fold
 //   values   words of the same number of positions 2 u and 2 u + 1, a sum is a chain over u, ascending
 //
 // A position of a pair that a row must not see is read as zeros, so that it cannot be noticed.

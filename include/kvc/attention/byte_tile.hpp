@@ -1,15 +1,12 @@
 // ByteTile: 64 positions of one head of Int8 where the processor multiplies bytes (simd::has_byte_dot).
 //
 // Queries and weights become integers of 15 and 16 bits, each an upper and a lower byte, the two planes of a row. Keys
-// are
-// brought across positions: word c of 16 keys together, so that no sum goes across a vector. All sums of a tile are
-// exact
-// integers, so their order does not matter:
+// are brought across positions: word c of 16 keys together, so that no sum goes across a vector. All sums of a tile are
+// exact integers, so their order does not matter:
 //
 //   score    (128 * sum of upper * code + sum of lower * code) * scale of the query * scale of the key
-//   value    (256 * sum of upper * code + sum of lower * code) * scale of the weights, where the weights hold the
-//   scales
-//            of the values
+//   value    (256 * sum of upper * code + sum of lower * code) * scale of the weights, where the
+//            weights hold the scales of the values
 //
 // Error against exact arithmetic on the stored numbers: about 2^-15 of the largest number of a query, and 2^-17 of the
 // largest weight of a tile.
@@ -33,8 +30,7 @@ namespace kvc::inline v0 {
 namespace detail {
 
 /// Column c, a word of four unsigned bytes of each of 16 keys, in C groups of keys, goes into the sums of R rows of
-/// `planes`
-/// planes.
+/// `planes` planes.
 ///
 ///   q     words of four signed bytes; rows lie `stride` apart, their planes `plane`
 ///   keys  column c of the first group; those of the next begin `group` floats on

@@ -1,12 +1,9 @@
 // The engine below prefill and decode: cuts a call into work items, brings the rows of the cache to RowTile, merges.
 //
 // A prefill item is (sequence, kv head, some rows of q, all their keys). Where the rows of a sequence fit one RowTile,
-// as in
-// decode, the keys are divided as well, so that one long sequence keeps many threads busy: an item is (sequences that
-// share
-// these keys, some kv heads, one split of the keys). The states of the splits are merged in a second step. Both run
-// the same
-// operations on each row.
+// as in decode, the keys are divided as well, so that one long sequence keeps many threads busy: an item is (sequences
+// that share these keys, some kv heads, one split of the keys). The states of the splits are merged in a second step.
+// Both run the same operations on each row.
 #pragma once
 
 #include <algorithm>
@@ -199,8 +196,7 @@ class AttentionCall {
   };
 
   /// Goes through the steps of an item: tiles outside, then the sequences that share each, then the heads, in which
-  /// order a
-  /// block of the cache lies in memory.
+  /// order a block of the cache lies in memory.
   class Steps {
    public:
     Steps(const AttentionCall& call, const SharedOrder& order, const Piece& piece, Index heads)

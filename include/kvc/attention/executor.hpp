@@ -1,7 +1,7 @@
 // Executors: who runs the work items of a call. An engine brings its own threads by satisfying one concept.
 //
-// Adapters for OpenMP and oneTBB are in attention/openmp.hpp and attention/tbb.hpp. Results never depend on the
-// executor.
+// Adapters for OpenMP and oneTBB are in attention/openmp.hpp and attention/tbb.hpp. Results never depend on
+// the executor.
 #pragma once
 
 #include <concepts>
@@ -18,12 +18,11 @@ struct IgnoreItem {
 }  // namespace detail
 
 ///   expression                   meaning
-///   executor.parallel_for(n, f)  calls f(i) exactly once for each i in [0, n), in any order, on any threads, and
-///   returns when all
-///                                calls have returned. What the calls wrote is then visible to the caller.
+///   executor.parallel_for(n, f)  calls f(i) exactly once for each i in [0, n), in any order, on any threads, and returns
+///                                when all calls have returned. What they wrote is then visible to the caller.
 ///
-///   executor.concurrency()       optional: about how many calls of f run at the same time, at least 1; how finely
-///   work is cut
+///   executor.concurrency()       optional: about how many calls of f run at the same time, at least 1; how finely work
+///                                is cut
 ///
 /// The items of a call differ in cost: hand them out one by one rather than in equal shares.
 template <class E>

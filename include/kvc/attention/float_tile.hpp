@@ -1,7 +1,7 @@
 // FloatTile: 64 positions of one head in float arithmetic, for every element type and every target.
 //
-//   keys     lane l of a sum is a chain of multiply-adds over numbers l, l + 16, l + 32 ... of a row; a score is the
-//   fold of them
+//   keys     lane l of a sum is a chain of multiply-adds over numbers l, l + 16, l + 32 ... of a row; a score is
+//            their fold
 //   values   added up by multiply-adds in ascending order of position
 //
 // Every element type is read as exactly the numbers that kvc::Element<T>::decode gives.

@@ -2,10 +2,8 @@
 // its values.
 //
 // Both hold a block of running sums in registers: several query rows by several keys, or by several vectors of values.
-// Each
-// sum is one chain in a fixed order, so its bits do not depend on the block that it happens to be computed in. What a
-// step
-// of the chain is says a Math:
+// Each sum is one chain in a fixed order, so its bits do not depend on the block that it happens to be computed in.
+// What a step of the chain is says a Math:
 //
 //   expression                   meaning
 //   Number, Sum                  vectors of 16 lanes: what is multiplied, what is added up

@@ -1,20 +1,15 @@
 // KvTile<T>: 64 positions of one head, brought from the rows of a cache into the form that the kernels read. Which one
-// serves
-// an element type is decided by what the target can multiply.
+// serves an element type is decided by what the target can multiply.
 //
 //   expression                               meaning
-//   exact_sums                               whether sums over the values of a tile are exact, so that their order is
-//   free
+//   exact_sums                               whether the sums of a tile's values are exact: in any order
 //   key_stretch                              keys that `scores` is best asked for at once, if there are many rows
-//   query_floats(key_dim)                    room for a query row in the form that prepare_query(q, key_dim, to) gives
-//   it
+//   query_floats(key_dim)                    room for a query row as prepare_query(q, key_dim, to) gives it
 //   weight_floats(value_dim)                 room for the weights of a row, as weigh gives them; 0: used as they are
-//   state_floats(value_dim), place(d)        room for an output in a state, and where in it number d is; four from a
-//   multiple
-//                                            of 4 are together
+//   state_floats(value_dim), place(d)        room for an output in a state, and where in it number d is;
+//                                            four from a multiple of 4 are together
 //   scratch_floats(key_dim, value_dim)       working memory that the constructor takes
-//   set(rows, next, count)                   what is read from now on by `count` query rows, and what comes next, or
-//   null
+//   set(rows, next, count)                   what `count` query rows read from now on, and what comes next
 //   load_keys()                              whatever is done once for all rows, before
 //   scores<R>(first, last, q, q_stride, s)   scores of R rows for keys [first, last), and maybe for some neighbours
 //   scores_of_many<R>(...)                   the same, bit for bit, where there are many rows; R is at most `most_rows`

@@ -3,8 +3,7 @@
 // Queries and weights become integers of 8 bits. Sums within a group of 32 numbers, and within a tile, are exact:
 //
 //   score    sum over groups g of   scale of the key's g * sum of query code * code  +  minimum of g * sum of the
-//   query's g
-//            times the scale of the query; groups ascending, the two terms of each in this order
+//            query's g,   times the scale of the query; groups ascending, the two terms of each in this order
 //   value    for each number of group g:   largest / 255 * sum of weight code * code  +  sum of p * minimum of g
 //            where weights are p times the scales of g, and `largest` is the largest of a tile's
 //
@@ -256,8 +255,7 @@ class NibbleTile {
   }
 
   /// Codes of four groups of the values of positions [4 u, 4 u + 4): vector k has numbers 4 k + [0, 4) of each group
-  /// in its
-  /// lower halves of bytes, and 16 + 4 k + [0, 4) in its upper.
+  /// in its lower halves of bytes, and 16 + 4 k + [0, 4) in its upper.
   KVC_ALWAYS_INLINE void load_four(Index u, Index d, simd::U32x16 (&x)[4]) const noexcept {
     const Index bytes = 16 * groups(value_dim_) - d / 2;
     simd::U32x16 row[4];

@@ -19,8 +19,7 @@ namespace kvc::inline v0 {
 /// however the view is cut into runs, and on any executor. Sums are floats. Products are those of floats, with an error
 /// against exact arithmetic on the stored rows of about 1e-6 of the largest value, but where the processor multiplies
 /// narrower numbers: then queries and weights are rounded to bfloat16 for bfloat16 and Fp8E4M3 (error about 3e-3), to
-/// 15
-/// and 16 bits for Int8 (1e-4), to 8 bits for Int4 (1e-2). Bits are those of the target that was compiled for.
+/// 15 and 16 bits for Int8 (1e-4), to 8 bits for Int4 (1e-2). Bits are those of the target that was compiled for.
 ///
 /// Throws std::invalid_argument if extents or options do not fit, std::bad_alloc. One allocation per work item.
 /// O(query_heads * pairs * (key_dim + value_dim)) for `pairs` of a row and a key it may see by causality and window;

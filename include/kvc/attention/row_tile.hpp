@@ -4,17 +4,14 @@
 // order of operations is fixed by the absolute positions of the keys alone:
 //
 //   tile    64 positions from a multiple of 64: scores, each a chain over the dims; their largest, exponentials and
-//   their
-//           sum (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending positions
-//           from 0,
-//           or exact; and o = madd(o, shrink, sum). How a chain goes for an element type says its tile:
-//           attention/kv_tile.hpp
+//           their sum (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending
+//           positions from 0, or exact; and o = madd(o, shrink, sum). How a chain goes for an element type says its
+//           tile: attention/kv_tile.hpp
 //   split   512 positions from a multiple of 512: tiles in ascending order into one state that starts as the identity
 //   row     the states of its splits merged in ascending order from the left
 //
 // Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums, or
-// both
-// it and its weight are 0, so that it cannot be noticed, NaN or uninitialised as it may be.
+// both it and its weight are 0, so that it cannot be noticed, NaN or uninitialised as it may be.
 #pragma once
 
 #include <algorithm>
@@ -68,10 +65,8 @@ struct RowStates {
 };
 
 /// Query rows of a work item. There are `heads` kv heads, `queries` rows of q, which may belong to several sequences,
-/// and for
-/// each of both the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly the
-/// same
-/// keys.
+/// and for each of both the query heads of one GQA group; they are numbered in this order, so that neighbours see
+/// nearly the same keys.
 template <class Tile>
 class RowTile {
  public:
@@ -179,8 +174,7 @@ class RowTile {
   }
 
   /// f(integral constant R, r, from, to) for blocks of R <= most rows from r on that cover [begin, end), and those of
-  /// the keys
-  /// [first, last) that a row of the block sees.
+  /// the keys [first, last) that a row of the block sees.
   template <int most, class F>
   KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, F f) const noexcept {
     for_row_blocks<most>(

@@ -13,8 +13,7 @@ namespace kvc::inline v0 {
 namespace detail {
 
 /// A batch in an order in which sequences that share a prefix are neighbours, whatever the tree of sharing: the order
-/// of a
-/// walk over that tree.
+/// of a walk over that tree.
 struct SharedOrder {
   std::vector<Index> sequence;  // [B] a permutation
   std::vector<Index> shared;    // [B] tiles of 64 positions that this one has in common with the one before; [0] is 0

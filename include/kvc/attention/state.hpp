@@ -13,9 +13,8 @@
 // in one fixed order, ascending positions, from the left.
 //
 // Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the running maximum; Dao et
-// al.,
-// "FlashAttention" (2022), for carrying o along; its log-sum-exp form, m + log l, is the weight under which a state
-// counts in a merge, as used for split keys (Flash-Decoding, 2023) and shared prefixes (FlashInfer, 2024).
+// al., "FlashAttention" (2022), for carrying o along; its log-sum-exp form, m + log l, is the weight under which a
+// state counts in a merge, as used for split keys (Flash-Decoding, 2023) and shared prefixes (FlashInfer, 2024).
 #pragma once
 
 #include <algorithm>

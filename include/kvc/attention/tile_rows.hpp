@@ -33,8 +33,7 @@ struct TileRows {
   [[nodiscard]] Index last_group() const noexcept { return ceil_div(last, Index{simd::lanes}); }
 
   /// Positions [base + lo, base + hi), at least one. The other pointers lead to some row of these, so that reading
-  /// through
-  /// them is allowed.
+  /// through them is allowed.
   template <class View>
   void locate(const View& kv, Index head, Index base, Index lo, Index hi) {
     first = lo;
@@ -81,8 +80,7 @@ struct TileRows {
 /// Asks for the rows of the next tile to be brought to the second-level cache while this one is computed.
 ///
 /// Every part of the work on a tile asks for as much as it takes of the time, so that memory is busy from the first to
-/// the
-/// last moment of a tile. It would take no more than a few dozen requests at once.
+/// the last moment of a tile. It would take no more than a few dozen requests at once.
 class Ahead {
  public:
   Ahead() = default;
