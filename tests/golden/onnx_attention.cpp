@@ -10,8 +10,7 @@ TEST_CASE("ONNX Attention", "[attention][onnx]") { KVC_SKIP("compiled without pr
 
 #include <optional>
 
-#include "kvc/attention/decode.hpp"
-#include "kvc/attention/prefill.hpp"
+#include "attend.hpp"
 #include "kvc/attention/scores.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/core/half.hpp"
@@ -180,10 +179,10 @@ void run(const OnnxCase& c, const typename Policy::Config& config) {
       }
     }
 
-    kvc::prefill(cache.view(0, seq), queries, q.sequence(b), y.sequence(b), options);
+    Attend<T>::prefill(cache.view(0, seq), queries, q.sequence(b), y.sequence(b), options);
     if (q.tokens == 1 && first == length - 1) {
       std::vector<float> decoded(static_cast<std::size_t>(q.heads * v.dim));
-      kvc::decode(cache.view(0, seq), q.sequence(b), MatrixRef<float>(decoded.data(), 1, q.heads * v.dim), options);
+      Attend<T>::decode(cache.view(0, seq), q.sequence(b), MatrixRef<float>(decoded.data(), 1, q.heads * v.dim), options);
       CHECK(std::equal(decoded.begin(), decoded.end(), y.sequence(b).data()));
     }
   }
