@@ -293,11 +293,13 @@ class BlockTables {
     }
   }
 
-  Blocks& blocks_;
-  Pos block_tokens_;
   SequenceTable<Sequence> sequences_;
   Index copies_ = 0;
   Index copied_tokens_ = 0;
+
+ protected:
+  Blocks& blocks_;
+  Pos block_tokens_;
 };
 
 }  // namespace kvc::inline v0::detail

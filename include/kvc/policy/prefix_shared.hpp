@@ -22,16 +22,14 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
-#include "kvc/core/scope.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/block_pool.hpp"
-#include "kvc/policy/block_tables.hpp"
 #include "kvc/policy/cached_blocks.hpp"
 #include "kvc/policy/chain_hash.hpp"
 #include "kvc/policy/concept.hpp"
-#include "kvc/policy/eviction/reuse_hazard.hpp"
 #include "kvc/policy/events.hpp"
+#include "kvc/policy/eviction/reuse_hazard.hpp"
+#include "kvc/policy/token_tables.hpp"
 
 namespace kvc::inline v0 {
 
@@ -59,13 +57,15 @@ struct PrefixPin {
 template <EvictionPolicy Eviction = ReuseHazard, class Hash = ChainHash, EventListener Events = NoEvents>
 class PrefixShared {
   using Blocks = detail::CachedBlocks<Eviction, Hash, Events>;
-  using Parent = typename Blocks::Parent;
+  using Tables = detail::TokenTables<Blocks>;
+  using Parent = typename Tables::Parent;
+  using Sequence = typename Tables::Sequence;
 
  public:
   struct Config {
-    Index blocks = 0;        ///< blocks in the pool, less than 2^31
-    Pos block_tokens = 16;   ///< slots in a block: the grain of sharing
-    Index watermark = 0;     ///< blocks that `admission` leaves for the sequences that are open; less than `blocks`
+    Index blocks = 0;       ///< blocks in the pool, less than 2^31
+    Pos block_tokens = 16;  ///< slots in a block: the grain of sharing
+    Index watermark = 0;    ///< blocks that `admission` leaves for the sequences that are open; less than `blocks`
     /// Cached blocks that a tenant keeps at most while nobody holds them; 0: no limit. All that name no tenant are one.
     Index tenant_quota = 0;
   };
@@ -90,7 +90,7 @@ class PrefixShared {
   [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const {
     (void)checked_count(prompt.size(), "prompt.size()");
     const std::optional<Parent> root = blocks_.index.find_root(options.salt);
-    return root ? match(*root, all_but_one(prompt), [](BlockId) {}) : 0;
+    return root ? tables_.match(*root, all_but_one(prompt), [](BlockId) {}) : 0;
   }
 
   /// Whether there is room for a prompt and `reserve` more tokens, beside config().watermark blocks. Takes and changes
@@ -107,7 +107,7 @@ class PrefixShared {
     Index unheld = 0;  // of what is found: not evictable any more once this sequence holds it
     bool last_is_held = false;
     if (const std::optional<Parent> root = blocks_.index.find_root(options.salt)) {
-      const Pos cached = match(*root, all_but_one(prompt), [&](BlockId block) {
+      const Pos cached = tables_.match(*root, all_but_one(prompt), [&](BlockId block) {
         ++found;
         last_is_held = blocks_.pool.holders(block) > 0;
         unheld += last_is_held ? 0 : 1;
@@ -126,12 +126,12 @@ class PrefixShared {
   /// Extend it by the rest of the prompt. Takes no block, so there is always room. O(prompt.size()).
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
     require_between(options.retention.priority, 0, 100, "options.retention.priority");
-    const auto [seq, cached] = open_on(prompt, all_but_one(prompt), options.salt);
+    const auto [seq, cached] = tables_.open_on(prompt, all_but_one(prompt), options.salt);
     Sequence& s = tables_.at(seq);
     s.note.retention = options.retention;
-    blocks_.eviction.open(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks),
-                          s.note.retention, blocks_.now);
-    hold(s);
+    blocks_.eviction.open(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), s.note.retention,
+                          blocks_.now);
+    tables_.hold(s);
     ++sequences_;
     prompt_tokens_ += static_cast<Index>(prompt.size());
     hit_tokens_ += cached;
@@ -145,10 +145,10 @@ class PrefixShared {
     Sequence& s = tables_.at(seq);
     const PosRange range = tables_.checked_range(s, seq, count, tokens.size());
     if (tables_.extend_in_place(s, range)) [[likely]] {
-      take_tokens(s, range, tokens);
+      tables_.take_tokens(s, range, tokens);
       return Extension{range, {}};
     }
-    return extend_by_blocks(s, range, tokens);
+    return tables_.extend_by_blocks(s, range, tokens);
   }
 
   /// Full blocks become matchable. A block that an equal one was cached for in the meantime is replaced by that one:
@@ -157,7 +157,7 @@ class PrefixShared {
     Sequence& s = tables_.at(seq);
     detail::require_pending(s.lengths, seq);
     if (s.lengths.reserved >= s.note.fills_at || tables_.has_replaced(s)) [[unlikely]] {
-      commit_blocks(s);
+      tables_.commit_blocks(s);
     } else {
       s.lengths.committed = s.lengths.reserved;
       s.lengths.pending = false;
@@ -171,7 +171,7 @@ class PrefixShared {
     Sequence& s = tables_.at(seq);
     blocks_.letting_go = &s.note.visit;
     tables_.rollback(seq);
-    forget_unknown_from(s, s.lengths.committed);
+    tables_.forget_unknown_from(s, s.lengths.committed);
   }
 
   /// Tells the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended
@@ -181,45 +181,9 @@ class PrefixShared {
   /// Allocates nothing. Expected O(tokens).
   /// Throws std::invalid_argument if tokens are known already, there are more tokens than positions, or a shared block
   /// is cached with others.
-  void tell(SeqId seq, std::span<const Token> tokens) {
-    Sequence& s = tables_.at(seq);
-    detail::require_settled(s.lengths, seq);
-    require(tokens.size() <= static_cast<std::size_t>(s.lengths.committed), "tokens.size()", tokens.size(),
-            "at most the length of the sequence");
-    require(known(s) == 0, "seq", seq, "a sequence that knows none of its tokens");
-    if (tokens.empty()) {
-      return;
-    }
-    const auto told = static_cast<Pos>(tokens.size());
-    const auto of = [&](const SlotRun& run) {
-      return tokens.subspan(static_cast<std::size_t>(run.first), static_cast<std::size_t>(run.count));
-    };
-    tables_.for_each_run(s, {0, told}, [&](const SlotRun& run) {
-      require(!blocks_.index.contains(run.block) || std::ranges::equal(of(run), cached_tokens(run)), "tokens",
-              run.first, "those that a shared block is cached with");
-    });
-    tables_.for_each_run(s, {0, told}, [&](const SlotRun& run) {
-      if (!blocks_.index.contains(run.block)) {
-        std::ranges::copy(of(run), blocks_.index.tokens(run.block).begin() + run.offset);
-      }
-    });
-    s.note.unknown_from = told == s.lengths.committed ? nowhere : told;
-    ++blocks_.now;
-    blocks_.letting_go = &s.note.visit;
-    cache_full_blocks(s);
-  }
+  void tell(SeqId seq, std::span<const Token> tokens) { tables_.tell(seq, tokens); }
   /// The tokens of the first positions, as far as they are known: at most reserved(seq) of them. O(tokens).
-  [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const {
-    const Sequence& s = tables_.at(seq);
-    std::vector<Token> tokens;
-    const Pos count = std::min(s.lengths.reserved, s.note.unknown_from);
-    tokens.reserve(static_cast<std::size_t>(count));
-    tables_.for_each_run(s, {0, count}, [&](const SlotRun& run) {
-      const std::span<const Token> own = cached_tokens(run);
-      tokens.insert(tokens.end(), own.begin(), own.end());
-    });
-    return tokens;
-  }
+  [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const { return tables_.known_tokens(tables_.at(seq)); }
   /// Salt::bytes() of what the sequence was opened with. Valid until it is closed.
   [[nodiscard]] const std::string& salt_bytes(SeqId seq) const { return blocks_.index.salt(tables_.at(seq).note.root); }
 
@@ -228,9 +192,9 @@ class PrefixShared {
     const SeqId seq = tables_.fork(parent, at);
     Sequence& s = tables_.at(seq);
     s.note = tables_.at(parent).note;
-    s.note.unknown_from = s.note.unknown_from < at ? s.note.unknown_from : nowhere;
-    s.note.cached_blocks = std::min(s.note.cached_blocks, full_blocks(at));
-    set_fills_at(s);
+    s.note.unknown_from = s.note.unknown_from < at ? s.note.unknown_from : Tables::nowhere;
+    s.note.cached_blocks = std::min(s.note.cached_blocks, tables_.full_blocks(at));
+    tables_.set_fills_at(s);
     s.note.visit = {};
     s.note.found = at;
     blocks_.index.share_root(s.note.root);
@@ -246,8 +210,8 @@ class PrefixShared {
     Sequence& s = tables_.at(seq);
     blocks_.letting_go = &s.note.visit;
     tables_.truncate(seq, length);
-    s.note.cached_blocks = std::min(s.note.cached_blocks, full_blocks(length));
-    forget_unknown_from(s, length);
+    s.note.cached_blocks = std::min(s.note.cached_blocks, tables_.full_blocks(length));
+    tables_.forget_unknown_from(s, length);
   }
 
   /// Its cached blocks stay, for later prompts.
@@ -259,7 +223,7 @@ class PrefixShared {
     if (s.lengths.committed > s.note.found) {
       blocks_.eviction.close(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), blocks_.now);
     }
-    let_go(seq);
+    tables_.let_go(seq);
     --sequences_;
   }
 
@@ -267,16 +231,16 @@ class PrefixShared {
   /// Counts neither as a sequence nor as a hit. A prefix may be pinned any number of times. O(prefix.size()).
   std::optional<PrefixPin> try_pin(std::span<const Token> prefix, const Salt& salt = {}) {
     const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(config_.block_tokens);
-    const SeqId seq = open_on(prefix, prefix.first(whole), salt).seq;
+    const SeqId seq = tables_.open_on(prefix, prefix.first(whole), salt).seq;
     Sequence& s = tables_.at(seq);
     s.table.resize(s.note.cached_blocks);  // without one that matches partly
     const Pos tokens = static_cast<Pos>(s.note.cached_blocks) * config_.block_tokens;
     s.lengths = {tokens, tokens, false};
     if (tokens == 0) {
-      let_go(seq);
+      tables_.let_go(seq);
       return std::nullopt;
     }
-    hold(s);
+    tables_.hold(s);
     s.note.is_pin = true;
     ++pins_;
     return PrefixPin{PinId(seq), tokens};
@@ -286,7 +250,7 @@ class PrefixShared {
     require(tables_.contains(pin.holder_) && tables_.at(pin.holder_).note.is_pin, "pin", pin.holder_,
             "a pin that is there");
     ++blocks_.now;
-    let_go(pin.holder_);
+    tables_.let_go(pin.holder_);
     --pins_;
   }
 
@@ -295,9 +259,9 @@ class PrefixShared {
   void clear() noexcept {
     blocks_.clear();
     tables_.for_each([&](Sequence& s) {
-      s.note.unknown_from = s.lengths.reserved > 0 ? 0 : nowhere;
+      s.note.unknown_from = s.lengths.reserved > 0 ? 0 : Tables::nowhere;
       s.note.cached_blocks = 0;
-      set_fills_at(s);
+      tables_.set_fills_at(s);
     });
   }
 
@@ -354,7 +318,7 @@ class PrefixShared {
     stats.hit_tokens = hit_tokens_;
     stats.hits = hits_;
     stats.misses = misses_;
-    stats.merges = merges_;
+    stats.merges = tables_.merges();
     stats.evictions = blocks_.evictions();
     stats.sequences = sequences_;
     stats.pins = pins_;
@@ -374,8 +338,8 @@ class PrefixShared {
       if (s.note.tenant != detail::TenantQuota::none) {
         ++tenants[static_cast<std::size_t>(s.note.tenant)];
       }
-      if ((s.note.unknown_from != nowhere && s.note.unknown_from >= std::max(1, s.lengths.reserved)) ||
-          s.note.cached_blocks > full_blocks(known(s)) || s.note.fills_at != fills_at(s)) {
+      if ((s.note.unknown_from != Tables::nowhere && s.note.unknown_from >= std::max(1, s.lengths.reserved)) ||
+          s.note.cached_blocks > tables_.full_blocks(tables_.known(s)) || s.note.fills_at != tables_.fills_at(s)) {
         raise(InvariantError("kvc: a sequence knows more tokens than it has"));
       }
       for (std::size_t i = 0; i < s.note.cached_blocks; ++i) {
@@ -393,21 +357,6 @@ class PrefixShared {
   }
 
  private:
-  static constexpr Pos nowhere = max_pos;
-  struct Note {
-    Parent root = Parent::root(0);
-    Pos unknown_from = nowhere;     // first position whose token was not told: nothing from there on is matchable
-    std::size_t cached_blocks = 0;  // leading blocks that are in the index
-    Pos found = 0;                  // tokens that were in place when it was opened
-    Pos fills_at = nowhere;         // length at which the next block is full and can be cached
-    int tenant = detail::TenantQuota::none;
-    bool is_pin = false;
-    Retention retention{};
-    [[no_unique_address]] typename Eviction::Visit visit{};
-  };
-  using Tables = detail::BlockTables<Blocks, Note>;
-  using Sequence = typename Tables::Sequence;
-
   static const Config& validated(const Config& config) {
     require_between(config.blocks, Index{1}, Index{max_pos}, "config.blocks");
     require_between(config.block_tokens, Pos{1}, max_pos, "config.block_tokens");
@@ -416,167 +365,8 @@ class PrefixShared {
     return config;
   }
 
-  [[nodiscard]] std::size_t full_blocks(Pos length) const noexcept {
-    return static_cast<std::size_t>(length / config_.block_tokens);
-  }
-
   [[nodiscard]] static std::span<const Token> all_but_one(std::span<const Token> prompt) noexcept {
     return prompt.first(prompt.empty() ? 0 : prompt.size() - 1);
-  }
-
-  /// f(block) for the cached blocks that `tokens` begin with, the last one perhaps partly; how many tokens they hold.
-  template <class F>
-  [[nodiscard]] Pos match(Parent root, std::span<const Token> tokens, F&& f) const noexcept {
-    const auto block_tokens = static_cast<std::size_t>(config_.block_tokens);
-    std::size_t matched = 0;
-    const Parent last = blocks_.index.find_prefix(root, tokens, [&](BlockId block) {
-      f(block);
-      matched += block_tokens;
-    });
-    const auto rest = tokens.subspan(matched, std::min(block_tokens, tokens.size() - matched));
-    if (const auto partial = blocks_.index.find_longest(last, rest); partial.count > 0) {
-      f(partial.block);
-      matched += static_cast<std::size_t>(partial.count);
-    }
-    return static_cast<Pos>(matched);
-  }
-
-  /// A new sequence with a table of what is cached of `tokens`, which begin the prompt. Does not hold it yet.
-  Opened open_on(std::span<const Token> prompt, std::span<const Token> tokens, const Salt& salt) {
-    const Pos size = checked_count(prompt.size(), "prompt.size()");
-    const SeqId seq = tables_.insert();
-    detail::OnExit undo([&] { tables_.erase_empty(seq); });
-    const int tenant = blocks_.quota.limited() ? blocks_.quota.acquire(salt.tenant()) : detail::TenantQuota::none;
-    detail::OnExit undo_tenant([&] { blocks_.quota.release(tenant); });
-    const Parent root = blocks_.index.acquire_root(salt);
-    detail::OnExit undo_root([&] { blocks_.index.release_root(root); });
-    Sequence& s = tables_.at(seq);
-    s.table.reserve(tables_.blocks_for(size));
-    undo_root.dismiss();
-    undo_tenant.dismiss();
-    undo.dismiss();
-
-    ++blocks_.now;
-    const Pos cached = match(root, tokens, [&](BlockId block) { s.table.push_back(block); });
-    s.note.root = root;
-    s.note.tenant = tenant;
-    s.note.found = cached;
-    s.note.cached_blocks = full_blocks(cached);
-    set_fills_at(s);
-    s.lengths = {cached, cached, false};
-    return {seq, cached};
-  }
-  void hold(const Sequence& s) noexcept {
-    for (const BlockId block : s.table) {
-      blocks_.share(block);
-    }
-  }
-  /// Erases a sequence, or a pin.
-  void let_go(SeqId seq) {
-    const Note note = tables_.at(seq).note;
-    blocks_.letting_go = &note.visit;
-    tables_.close(seq);
-    blocks_.index.release_root(note.root);
-    blocks_.quota.release(note.tenant);
-  }
-
-  KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range,
-                                                            std::span<const Token> tokens) {
-    std::optional<Extension> extension = tables_.extend_by_blocks(s, range);
-    if (extension) {
-      if (const RowCopy& copy = extension->copy; copy.count > 0) {
-        std::ranges::copy(blocks_.index.tokens(copy.from).first(static_cast<std::size_t>(copy.count)),
-                          blocks_.index.tokens(copy.to).begin());
-      }
-      take_tokens(s, range, tokens);
-    }
-    return extension;
-  }
-
-  /// Of the committed positions, how many from the first on have known tokens.
-  [[nodiscard]] static Pos known(const Sequence& s) noexcept {
-    return std::min(s.lengths.committed, s.note.unknown_from);
-  }
-  /// After positions from `length` on were given up.
-  void forget_unknown_from(Sequence& s, Pos length) const noexcept {
-    if (s.note.unknown_from >= length) {
-      s.note.unknown_from = nowhere;
-    }
-    set_fills_at(s);
-  }
-  [[nodiscard]] Pos fills_at(const Sequence& s) const noexcept {
-    // Up to the first unknown position everything that is full is cached already.
-    return s.note.unknown_from == nowhere
-               ? static_cast<Pos>(std::min<Index>(nowhere, tables_.slots(s.note.cached_blocks + 1)))
-               : nowhere;
-  }
-  void set_fills_at(Sequence& s) const noexcept { s.note.fills_at = fills_at(s); }
-
-  /// Writes the tokens of reserved positions to where they will be looked up, if all before them are known too.
-  void take_tokens(Sequence& s, PosRange range, std::span<const Token> tokens) noexcept {
-    if (s.note.unknown_from <= range.first || range.empty()) {
-      return;
-    }
-    if (tokens.empty()) {
-      s.note.unknown_from = range.first;
-      set_fills_at(s);
-      return;
-    }
-    const Index tail = tables_.slots(s.table.size() - 1);  // position of the last block's first slot
-    if (tokens.size() == 1) [[likely]] {
-      blocks_.index.tokens(s.table.back())[static_cast<std::size_t>(range.first - tail)] = tokens.front();
-    } else {
-      copy_tokens(s, range, tokens);
-    }
-  }
-  KVC_OUT_OF_LINE void copy_tokens(const Sequence& s, PosRange range, std::span<const Token> tokens) noexcept {
-    tables_.for_each_run(s, range, [&](const SlotRun& run) {
-      const auto from =
-          tokens.subspan(static_cast<std::size_t>(run.first - range.first), static_cast<std::size_t>(run.count));
-      std::ranges::copy(from, blocks_.index.tokens(run.block).begin() + run.offset);
-    });
-  }
-
-  [[nodiscard]] std::span<const Token> cached_tokens(const SlotRun& run) const noexcept {
-    return blocks_.index.tokens(run.block).subspan(static_cast<std::size_t>(run.offset),
-                                                   static_cast<std::size_t>(run.count));
-  }
-
-  KVC_OUT_OF_LINE void commit_blocks(Sequence& s) noexcept {
-    ++blocks_.now;
-    blocks_.letting_go = &s.note.visit;
-    tables_.commit(s);
-    cache_full_blocks(s);
-  }
-
-  void cache_full_blocks(Sequence& s) noexcept {
-    const std::size_t full = full_blocks(known(s));
-    constexpr std::size_t ahead = 8;
-    std::uint64_t hashes[ahead];  // of the next blocks, so that their buckets are on the way when they are looked at
-    std::uint64_t hash = blocks_.index.parent_hash(
-        s.note.cached_blocks == 0 ? s.note.root : Parent(s.table[s.note.cached_blocks - 1]));
-    std::size_t hashed = s.note.cached_blocks;
-    for (std::size_t& i = s.note.cached_blocks; i < full; ++i) {
-      for (; hashed < full && hashed < i + ahead; ++hashed) {
-        hash = blocks_.index.chain_hash(hash, std::as_const(blocks_.index).tokens(s.table[hashed]));
-        hashes[hashed % ahead] = hash;
-        blocks_.index.prefetch(hash);
-      }
-      const Parent parent = i == 0 ? s.note.root : Parent(s.table[i - 1]);
-      const BlockId own = s.table[i];
-      if (blocks_.index.is_child(own, parent)) [[unlikely]] {
-        continue;  // shared with a sequence that was told its tokens before this one
-      }
-      const BlockId equal = blocks_.store(s.note.visit, s.note.tenant, s.note.root, own, parent, hashes[i % ahead],
-                                          static_cast<Pos>(i));
-      if (equal != no_block) {
-        blocks_.share(equal);
-        s.table[i] = equal;
-        blocks_.release(own);
-        ++merges_;
-      }
-    }
-    set_fills_at(s);
   }
 
   Config config_;
@@ -588,7 +378,6 @@ class PrefixShared {
   Index hit_tokens_ = 0;
   Index hits_ = 0;
   Index misses_ = 0;
-  Index merges_ = 0;
 };
 static_assert(BlockTablePolicy<PrefixShared<>>);
 
