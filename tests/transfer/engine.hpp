@@ -1,5 +1,5 @@
-// AnyEngine: a cache of any kind with an endpoint, a sender and a receiver, behind one interface; and Wire, which speaks the
-// protocol by hand.
+// AnyEngine: a cache of any kind with an endpoint, a sender and a receiver, behind one interface; and Wire, which
+// speaks the protocol by hand.
 #pragma once
 
 #include <chrono>
@@ -110,7 +110,7 @@ inline constexpr kvc::SenderOptions small_messages{.timeout = std::chrono::hours
 /// Until nobody has anything to do.
 template <class... E>
 void run(E&... engines) {
-  while ((engines.poll() | ...)) {
+  while ((static_cast<int>(engines.poll()) + ...) > 0) {
   }
 }
 
@@ -129,7 +129,8 @@ inline kvc::Received expect_received(AnyEngine& engine, TransferOutcome outcome)
   return std::move(*received);
 }
 
-/// A peer that says nothing more: its endpoint is gone to all others, before its sender and receiver could say good-bye.
+/// A peer that says nothing more: its endpoint is gone to all others, before its sender and receiver could say
+/// good-bye.
 inline void die(std::unique_ptr<AnyEngine>& engine) {
   for (Peer peer = 0; peer < engine->endpoint().peers(); ++peer) {
     engine->endpoint().drop(peer);

@@ -1,8 +1,8 @@
-// The protocol by which sequences travel from one cache to another, over any Transport: the messages, and what each side
-// may do when. Standard library only.
+// The protocol by which sequences travel from one cache to another, over any Transport: the messages, and what each
+// side may do when. Standard library only.
 //
-// A transfer moves one sequence from a sender (transfer/sender.hpp) to a receiver (transfer/receiver.hpp). Any number of
-// them share a connection: every message names its transfer. Messages to the receiver travel on `transfer_channel`,
+// A transfer moves one sequence from a sender (transfer/sender.hpp) to a receiver (transfer/receiver.hpp). Any number
+// of them share a connection: every message names its transfer. Messages to the receiver travel on `transfer_channel`,
 // those to the sender on `reply_channel`; each is a head of at most 512 bytes, and OFFER and ROWS have a body.
 //
 //   message     head, after MessageHead      body                      says
@@ -17,26 +17,25 @@
 //
 // The sender, of one transfer:
 //
-//   offered ---ACCEPT---> sending ---all rows sent, END---> ending ---DONE---> complete
-//      |                     |                                 |
-//      +-------REFUSE--------+--ABORT, cancel, time, loss------+-----> failed: what is under way is called back, and CANCEL is
-//                                                                      sent if the receiver does not know yet
+//   offered ---ACCEPT---> sending ---all rows are sent: END---> ending ---DONE---> complete
+//      |                     |                                    |
+//      +-------REFUSE--------+--ABORT, cancel, deadline, loss-----+---> failed: what is under way is called back, and
+//                                                                       CANCEL sent if the receiver does not know yet
 //
 // The receiver, of one transfer:
 //
-//   OFFER ---> opening ---tokens are here, room is reserved: ACCEPT---> receiving ---END, rows are in place: DONE---> complete
-//                 |                                                         |
-//                 +--wrong, no room: REFUSE                                 +--CANCEL, wrong, cancel, time, loss---> failed: all that
-//                                                                              it held is free again, ABORT is sent if the
-//                                                                              sender does not know yet
+//   OFFER ---> opening ---room is reserved: ACCEPT---> receiving ---END, rows are in place: DONE---> complete
+//                 |                                        |
+//                 +--wrong, no room: REFUSE                +--CANCEL, wrong, cancel, silence, loss---> failed: all that
+//                                                             it held is free, ABORT sent unless the sender knows
 //
-// Before END nothing of a sequence can be seen in the receiving cache, and no prefix of it matched. Messages that name a
-// transfer which is over are passed by: they were under way when it ended. Rows of a layer come in ascending order
+// Before END nothing of a sequence can be seen in the receiving cache, and no prefix of it matched. Messages that name
+// a transfer which is over are passed by: they were under way when it ended. Rows of a layer come in ascending order
 // without a gap; layers in any order, and interleaved.
 //
-// A body of rows is made of stored blocks, as io/stretches.hpp orders them: positions [k * block_tokens, (k + 1) * block_tokens)
-// of the *sender's* block size, as far as they are within [first, last), keys before values. So full blocks leave the pool
-// in one piece, and arrive in one piece where the other pool is made alike.
+// A body of rows is made of stored blocks, as io/stretches.hpp orders them: positions [k * block_tokens, (k + 1) *
+// block_tokens) of the *sender's* block size, as far as they are within [first, last), keys before values. So full
+// blocks leave the pool in one piece, and arrive in one piece where the other pool is made alike.
 //
 // All integers are little-endian; rows are as they lie in the pool. There is no checksum: a transport delivers what was
 // sent. Every number that a peer says is checked before it is used.

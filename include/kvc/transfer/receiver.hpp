@@ -13,11 +13,12 @@
 // the blocks of the pool. The sequence is committed when all have come: before that no prefix of it is matched, and
 // whatever goes wrong, all that it held is freed.
 //
-// A peer may say anything: what is not as the protocol has it (transfer/protocol.hpp) ends that transfer, or is passed by,
-// and no more memory is taken than a sequence of the pool's size justifies.
+// A peer may say anything: what is not as the protocol has it (transfer/protocol.hpp) ends that transfer, or is passed
+// by, and no more memory is taken than a sequence of the pool's size justifies.
 //
-// Where a receive can neither end nor be cancelled (a transport between processes, a peer that has stopped in the middle of
-// a message), the failure is reported at once, and the blocks are kept until the transport settles it or loses the peer.
+// Where a receive can neither end nor be cancelled (a transport between processes, a peer that has stopped in the
+// middle of a message), the failure is reported at once, and the blocks are kept until the transport settles it or
+// loses the peer.
 //
 // Threads: one at a time, with the rights of a writer to the cache while in `poll`, `cancel` and the destructor; with
 // Synchronized<Policy> others may use the cache meanwhile.
@@ -99,8 +100,8 @@ class SequenceReceiver {
     }
   }
 
-  /// Takes what has come; room is reserved and sequences are committed here. True if anything has happened. Bodies of up
-  /// to `most_bytes` and one message more are received: to go on with something else in between.
+  /// Takes what has come; room is reserved and sequences are committed here. True if anything has happened. Bodies of
+  /// up to `most_bytes` and one message more are received: to go on with something else in between.
   bool poll(TimePoint now = std::chrono::steady_clock::now(), std::uint64_t most_bytes = ~std::uint64_t{0}) {
     bool any = outbox_.send(*transport_);
     for (auto& [key, t] : transfers_) {

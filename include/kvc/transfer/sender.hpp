@@ -4,18 +4,18 @@
 //   const TransferId id = sender.offer({.to = 1, .seq = seq, .tokens = prompt});   // before, during or after prefill
 //   for (Index layer = 0; layer < layers; ++layer) {
 //     ... cache.write(layer, step, k, v);
-//     sender.ready(id, layer, step.range().last);                                  // goes while the next one is computed
+//     sender.ready(id, layer, step.range().last);   // goes while the next layer is computed
 //   }
-//   sender.finish(id);                                                             // all rows are written
+//   sender.finish(id);                              // all rows are written
 //   wait_for(transport, deadline, [&] { sender.poll(); return sender.transfers() == 0; });
 //   while (auto sent = sender.next()) { ... cache.commit(...); cache.close(sent->seq); }
 //
 // Nothing here waits: what cannot be sent now is sent by a later `poll`. Rows go from the blocks of the pool, without a
-// copy in between. Which is why, while `in_flight(id)` is not 0, the sequence must keep its rows where they are: it may not
-// be truncated or closed, nor extended or committed unless its policy leaves rows in place then (Paged does. PrefixShared
-// may replace a block at commit by an equal one; Contiguous may move when it grows). The transfer's `Sent` says that it is
-// over. With a peer that has timed out, a transport that cannot call messages back may still read the pool afterwards, for
-// a receiver that will not use it; so pool and transport must live on, the sequence need not.
+// copy in between. Which is why, while `in_flight(id)` is not 0, the sequence must keep its rows where they are: it may
+// not be truncated or closed, nor extended or committed unless its policy leaves rows in place then (Paged does.
+// PrefixShared may replace a block at commit by an equal one; Contiguous may move when it grows). The transfer's `Sent`
+// says that it is over. With a peer that has timed out, a transport that cannot call messages back may still read the
+// pool afterwards, for a receiver that will not use it; so pool and transport must live on, the sequence need not.
 //
 // The protocol, and what happens at a failure, is in transfer/protocol.hpp.
 //
@@ -108,8 +108,8 @@ class SequenceSender {
   }
 
   /// Begins a transfer. Positions that are committed count as ready. O(tokens).
-  /// Throws std::invalid_argument if there is no such sequence or peer, it is shorter than 1, or tokens are neither none
-  /// nor one for each position.
+  /// Throws std::invalid_argument if there is no such sequence or peer, it is shorter than 1, or tokens are neither
+  /// none nor one for each position.
   TransferId offer(const Offer& offer) {
     require_between(offer.to, Peer{0}, transport_->peers() - 1, "offer.to");
     require(cache_->contains(offer.seq), "offer.seq", offer.seq, "an open sequence");

@@ -4,11 +4,11 @@
 //   InProcess::Endpoint prefill(hub, 0);   // in one thread
 //   InProcess::Endpoint decode(hub, 1);    // in another
 //
-// A body is copied once, by the thread that accepts it, from where the sender has it to where the receiver wants it; the
-// lock is not held meanwhile. Nothing is checksummed: these bytes do not leave memory.
+// A body is copied once, by the thread that accepts it, from where the sender has it to where the receiver wants it;
+// the lock is not held meanwhile. Nothing is checksummed: these bytes do not leave memory.
 //
-// An endpoint that is destroyed is lost to its peers: what it has sent with a body is withdrawn, what was sent to it fails.
-// Both wait for a copy that is going on. All endpoints go before the hub.
+// An endpoint that is destroyed is lost to its peers: what it has sent with a body is withdrawn, what was sent to it
+// fails. Both wait for a copy that is going on. All endpoints go before the hub.
 #pragma once
 
 #include <algorithm>
