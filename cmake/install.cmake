@@ -21,6 +21,7 @@ write_basic_package_version_file("${PROJECT_BINARY_DIR}/cmake/kvcConfigVersion.c
 install(FILES
   "${PROJECT_BINARY_DIR}/cmake/kvcConfig.cmake"
   "${PROJECT_BINARY_DIR}/cmake/kvcConfigVersion.cmake"
+  "${CMAKE_CURRENT_LIST_DIR}/kvcMpi.cmake"
   DESTINATION "${kvc_cmake_dir}")
 
 # kvc.pc finds its prefix from its own place, so that an install tree can be moved.

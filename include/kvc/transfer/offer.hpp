@@ -1,0 +1,98 @@
+// What an OFFER says, and whether a cache can receive it: the checks that need no more than its head.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "kvc/core/layout.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/io/format.hpp"
+#include "kvc/io/stretches.hpp"
+#include "kvc/transfer/protocol.hpp"
+
+namespace kvc::inline v0::transfer_detail {
+
+/// A sequence that has been offered.
+struct Offered {
+  std::uint64_t request = 0;
+  Pos length = 0;
+  Pos tokens = 0;
+  io_detail::RowOrder order{};
+  Pos block_tokens = 1;  // of the sender
+};
+
+/// Whether rows that are described thus are those of a cache with the description `own`.
+[[nodiscard]] inline std::optional<Refusal> compare(const format::DescriptionRecord& own,
+                                                    const format::DescriptionRecord& found) {
+  using D = format::DescriptionRecord;
+  const auto different = [](std::size_t field, std::string_view what, const std::string& expected,
+                            const std::string& actual) {
+    return Refusal{TransferOutcome::incompatible, detail::text({"expected ", what, " ", expected, ", found ", actual}),
+                   sizeof(MessageHead) + field};
+  };
+  if (found.element != own.element) {
+    return different(offsetof(D, element), "elements", to_text(own.element), to_text(found.element));
+  }
+  struct Count {
+    std::size_t field;
+    std::string_view what;
+    std::uint64_t expected;
+    std::uint64_t actual;
+  };
+  for (const Count& c :
+       {Count{offsetof(D, layers), "layers", own.layers, found.layers},
+        Count{offsetof(D, kv_heads), "kv_heads", own.kv_heads, found.kv_heads},
+        Count{offsetof(D, key_dim), "key_dim", own.key_dim, found.key_dim},
+        Count{offsetof(D, value_dim), "value_dim", own.value_dim, found.value_dim},
+        Count{offsetof(D, key_row_bytes), "bytes of a key", own.key_row_bytes, found.key_row_bytes},
+        Count{offsetof(D, value_row_bytes), "bytes of a value", own.value_row_bytes, found.value_row_bytes}}) {
+    if (c.expected != c.actual) {
+      return different(c.field, c.what, std::to_string(c.expected), std::to_string(c.actual));
+    }
+  }
+  const std::string layout = to_text(found.layout);
+  if (layout != HeadMajor::name && layout != TokenMajor::name) {
+    return different(offsetof(D, layout), "layout", "head-major or token-major", layout);
+  }
+  if (found.block_tokens < 1 || found.block_tokens > static_cast<std::uint32_t>(max_pos)) {
+    return different(offsetof(D, block_tokens), "block_tokens", "between 1 and 2^31 - 1",
+                     std::to_string(found.block_tokens));
+  }
+  return std::nullopt;
+}
+
+/// Reads an OFFER, of which MessageHead has been taken, to `offered`.
+[[nodiscard]] inline std::optional<Refusal> read_offer(const MessageHead& head, HeadReader& in,
+                                                       std::uint64_t body_bytes, const format::DescriptionRecord& own,
+                                                       Offered& offered) {
+  if (head.major != major_version) {
+    return Refusal{
+        TransferOutcome::incompatible,
+        detail::text({"expected version ", std::to_string(major_version), ", found ", std::to_string(head.major)}),
+        offsetof(MessageHead, major)};
+  }
+  const std::optional<OfferRecord> record = in.take<OfferRecord>();
+  if (!record) {
+    return Refusal{TransferOutcome::broken, "the offer is too short"};
+  }
+  if (std::optional<Refusal> refusal = compare(own, record->description)) {
+    return refusal;
+  }
+  if (record->length < 1 || (record->tokens != 0 && record->tokens != record->length) ||
+      record->salt_bytes > most_salt_bytes ||
+      body_bytes != sizeof(Token) * static_cast<std::uint64_t>(record->tokens) + record->salt_bytes) {
+    return Refusal{TransferOutcome::broken, "length, tokens, salt and body of the offer contradict each other"};
+  }
+  offered.request = record->request;
+  offered.length = record->length;
+  offered.tokens = record->tokens;
+  offered.order = to_text(record->description.layout) == TokenMajor::name ? io_detail::RowOrder::token_major
+                                                                          : io_detail::RowOrder::head_major;
+  offered.block_tokens = static_cast<Pos>(record->description.block_tokens);
+  return std::nullopt;
+}
+
+}  // namespace kvc::inline v0::transfer_detail

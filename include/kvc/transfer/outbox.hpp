@@ -1,0 +1,52 @@
+// Outbox: short messages that must be sent, if not now then as soon as the window is open.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include "kvc/transfer/protocol.hpp"
+#include "kvc/transport/concept.hpp"
+
+namespace kvc::inline v0::transfer_detail {
+
+template <Transport T>
+class Outbox {
+ public:
+  /// Sends a message, or keeps it; the order of those to one peer is kept.
+  void add(T& transport, Peer to, Channel channel, const HeadWriter& head) {
+    if (has(to) || !transport.try_send(to, channel, head.bytes(), {})) {
+      waiting_.push_back({to, channel, {head.bytes().begin(), head.bytes().end()}});
+    }
+  }
+  /// Sends what can be sent. True if that was anything.
+  bool send(T& transport) {
+    std::vector<Peer> full;
+    const std::size_t before = waiting_.size();
+    std::erase_if(waiting_, [&](const Message& m) {
+      const bool is_full = std::find(full.begin(), full.end(), m.to) != full.end();
+      if (is_full || !transport.try_send(m.to, m.channel, m.head, {})) {  // to a lost peer it goes, and fails
+        full.push_back(m.to);
+        return false;
+      }
+      return true;
+    });
+    return waiting_.size() != before;
+  }
+  /// Whether something for this peer is waiting.
+  [[nodiscard]] bool has(Peer peer) const noexcept {
+    return std::any_of(waiting_.begin(), waiting_.end(), [&](const Message& m) { return m.to == peer; });
+  }
+
+ private:
+  struct Message {
+    Peer to;
+    Channel channel;
+    std::vector<std::byte> head;
+  };
+  std::deque<Message> waiting_;
+};
+
+}  // namespace kvc::inline v0::transfer_detail

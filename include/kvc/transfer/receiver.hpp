@@ -1,0 +1,449 @@
+// SequenceReceiver: takes sequences from other peers into a cache.
+//
+//   SequenceReceiver receiver(cache, transport);
+//   for (;;) {
+//     receiver.poll();                                  // between two steps of decoding, say
+//     while (auto got = receiver.next()) {
+//       if (got->outcome == TransferOutcome::complete) start_decoding(got->seq, got->request, got->note);
+//     }
+//   }
+//
+// Room for the whole sequence is reserved before any row is asked for; where there is none the sender is refused, and
+// nothing has changed. Positions whose tokens this cache has already are not asked for. Rows are received straight into
+// the blocks of the pool. The sequence is committed when all have come: before that no prefix of it is matched, and
+// whatever goes wrong, all that it held is freed.
+//
+// A peer may say anything: what is not as the protocol has it (transfer/protocol.hpp) ends that transfer, or is passed
+// by, and no more memory is taken than a sequence of the pool's size justifies.
+//
+// Where a receive can neither end nor be cancelled (a transport between processes, a peer that has stopped in the
+// middle of a message), the failure is reported at once, and the blocks are kept until the transport settles it or
+// loses the peer.
+//
+// Threads: one at a time, with the rights of a writer to the cache while in `poll`, `cancel` and the destructor; with
+// Synchronized<Policy> others may use the cache meanwhile.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <list>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/scope.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/salt.hpp"
+#include "kvc/transfer/offer.hpp"
+#include "kvc/transfer/outbox.hpp"
+#include "kvc/transfer/protocol.hpp"
+#include "kvc/transfer/rows.hpp"
+#include "kvc/transport/concept.hpp"
+
+namespace kvc::inline v0 {
+
+struct ReceiverOptions {
+  std::chrono::nanoseconds timeout = std::chrono::seconds(60);  ///< between two messages of a transfer
+  std::size_t transfers = 64;                                   ///< at once; more are refused as `busy`
+  /// Tokens that there should be room for beside each sequence, where the policy has `admission`.
+  Pos reserve_tokens = 0;
+  Retention retention{};  ///< of the sequences, for policies that look at it
+};
+
+/// A transfer that is over.
+struct Received {
+  Peer from;
+  TransferId id;          ///< the sender's
+  std::uint64_t request;  ///< the number that came with the offer
+  TransferOutcome outcome;
+  SeqId seq;                    ///< if complete: committed, and yours to close; otherwise no sequence
+  Pos length;                   ///< positions
+  Pos cached;                   ///< of these, how many were here already
+  std::uint64_t bytes;          ///< of rows that came
+  std::vector<std::byte> note;  ///< that came with the end
+  std::string reason;           ///< of a failure, in words
+};
+
+/// The cache and the transport must outlive it.
+template <class Cache, Transport T>
+class SequenceReceiver {
+ public:
+  SequenceReceiver(Cache& cache, T& transport, const ReceiverOptions& options = {})
+      : cache_(&cache), transport_(&transport), options_(options), own_(transfer_detail::describe(cache)) {
+    require_between(options.retention.priority, 0, 100, "options.retention.priority");
+    require(options.reserve_tokens >= 0, "options.reserve_tokens", options.reserve_tokens, "at least 0");
+    require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
+  }
+  SequenceReceiver(const SequenceReceiver&) = delete;
+  SequenceReceiver& operator=(const SequenceReceiver&) = delete;
+  /// Cancels what is not over. Drops peers whose messages can neither end nor be cancelled.
+  ~SequenceReceiver() {
+    while (!transfers_.empty()) {
+      fail(transfers_.begin(), {TransferOutcome::cancelled, "the receiver has gone"});
+    }
+    for (auto& [from, held] : settling_) {
+      if (!is_settled(held)) {
+        transport_->drop(from);
+      }
+      free(held);
+    }
+  }
+
+  /// Takes what has come; room is reserved and sequences are committed here. True if anything has happened. Bodies of
+  /// up to `most_bytes` and one message more are received: to go on with something else in between.
+  bool poll(TimePoint now = std::chrono::steady_clock::now(), std::uint64_t most_bytes = ~std::uint64_t{0}) {
+    bool any = outbox_.send(*transport_);
+    for (auto& [key, t] : transfers_) {
+      t.lost = transport_->is_lost(key.from);  // before its last messages are taken
+    }
+    for (std::uint64_t bytes = 0; bytes < most_bytes;) {
+      std::optional<Arrival> arrival = transport_->poll(transfer_channel);
+      if (!arrival) {
+        break;
+      }
+      bytes += arrival->body_bytes();
+      take(std::move(*arrival), now);
+      any = true;
+    }
+    for (auto at = transfers_.begin(); at != transfers_.end();) {
+      const auto next = std::next(at);
+      any = look_after(at, now) || any;
+      at = next;
+    }
+    settling_.remove_if([&](Settling& s) {
+      if (!is_settled(s.held)) {
+        return false;
+      }
+      free(s.held);
+      return any = true;
+    });
+    return any;
+  }
+  /// When `poll` will give something up, if nothing is heard until then.
+  [[nodiscard]] TimePoint next_timeout() const {
+    TimePoint next = no_deadline;
+    for (const auto& [key, t] : transfers_) {
+      next = std::min(next, timeout_of(t));
+    }
+    return next;
+  }
+
+  /// Gives up the transfers of a peer's request. Those that are over are passed by.
+  void cancel(Peer from, std::uint64_t request) {
+    for (auto at = transfers_.begin(); at != transfers_.end();) {
+      const auto next = std::next(at);
+      if (at->first.from == from && at->second.offered.request == request) {
+        fail(at, {TransferOutcome::cancelled, "by the receiver"});
+      }
+      at = next;
+    }
+  }
+
+  /// A transfer that is over, in the order in which they ended. Of those that were refused nothing is said here.
+  [[nodiscard]] std::optional<Received> next() {
+    if (received_.empty()) {
+      return std::nullopt;
+    }
+    Received received = std::move(received_.front());
+    received_.pop_front();
+    return received;
+  }
+  /// Transfers that are not over.
+  [[nodiscard]] std::size_t transfers() const noexcept { return transfers_.size(); }
+  /// Transfers that are over, and whose blocks are kept until the transport settles what it had begun to receive.
+  [[nodiscard]] std::size_t settling() const noexcept { return settling_.size(); }
+
+ private:
+  using Ticket = typename T::Ticket;
+  using Arrival = typename T::Arrival;
+  using Append = typename Cache::Append;
+  using Kind = transfer_detail::MessageKind;
+  using HeadWriter = transfer_detail::HeadWriter;
+  using Refusal = transfer_detail::Refusal;
+  using Head = transfer_detail::MessageHead;
+
+  /// What a transfer has of the cache, and of the transport.
+  struct Held {
+    std::vector<std::byte> offer;  // tokens and salt
+    SeqId seq{};
+    std::optional<Append> step;
+    std::deque<Ticket> tickets;
+  };
+  struct Key {
+    Peer from;
+    TransferId id;
+    friend auto operator<=>(const Key&, const Key&) = default;
+  };
+  enum class State { opening, receiving, ending };
+  struct Transfer {
+    State state = State::opening;
+    Held held;
+    transfer_detail::Offered offered;
+    std::vector<Pos> layers;  // position that the next rows of each begin at
+    Pos cached = 0;
+    std::uint64_t bytes = 0;
+    std::vector<std::byte> note;
+    bool lost = false;
+    TimePoint heard{};
+  };
+  using Transfers = std::map<Key, Transfer>;
+  struct Settling {
+    Peer from;
+    Held held;
+  };
+
+  [[nodiscard]] TimePoint timeout_of(const Transfer& t) const noexcept {
+    return options_.timeout > no_deadline - t.heard ? no_deadline : t.heard + options_.timeout;
+  }
+
+  void take(Arrival&& arrival, TimePoint now) {
+    transfer_detail::HeadReader in(arrival.head());
+    const std::optional<Head> head = in.take<Head>();
+    if (!head || head->magic != transfer_detail::magic) {
+      return;  // nobody to answer
+    }
+    const Key key{arrival.peer(), head->transfer};
+    const auto at = transfers_.find(key);
+    if (head->kind == Kind::offer) {
+      if (at != transfers_.end()) {
+        fail(at, {TransferOutcome::broken, "it was offered twice"});
+      } else if (std::optional<Refusal> refusal = begin(key, *head, in, std::move(arrival), now)) {
+        refuse(key, *refusal);
+      }
+      return;
+    }
+    if (at == transfers_.end()) {
+      return;  // it is over, and the sender does not know yet
+    }
+    Transfer& t = at->second;
+    t.heard = now;
+    if (head->kind == Kind::rows && t.state == State::receiving) {
+      receive_rows(at, in, std::move(arrival));
+    } else if (head->kind == Kind::end && t.state == State::receiving) {
+      t.note.assign(in.rest().begin(), in.rest().end());
+      const auto behind = std::find_if(t.layers.begin(), t.layers.end(), [&](Pos p) { return p != t.offered.length; });
+      if (behind != t.layers.end()) {
+        fail(at, {TransferOutcome::broken,
+                  detail::text({"it ended without all rows of layer ", std::to_string(behind - t.layers.begin())})});
+        return;
+      }
+      t.state = State::ending;
+    } else if (head->kind == Kind::cancel) {
+      fail(at, {TransferOutcome::cancelled, "by the sender"}, false);
+    } else {
+      fail(at, {TransferOutcome::broken, "the sender's message is out of turn"});
+    }
+  }
+
+  /// An OFFER: checks it, and asks for its body. A refusal if it cannot be.
+  std::optional<Refusal> begin(const Key& key, const Head& head, transfer_detail::HeadReader& in, Arrival&& arrival,
+                               TimePoint now) {
+    Transfer t;
+    if (std::optional<Refusal> refusal = read_offer(head, in, arrival.body_bytes(), own_, t.offered)) {
+      return refusal;
+    }
+    if (!can_ever_hold(t.offered.length)) {
+      return Refusal{TransferOutcome::never_fits,
+                     detail::text({std::to_string(t.offered.length), " positions are more than this pool allows"})};
+    }
+    if (transfers_.size() >= options_.transfers) {
+      return Refusal{TransferOutcome::busy,
+                     detail::text({std::to_string(transfers_.size()), " transfers are under way"})};
+    }
+    t.heard = now;
+    t.held.offer.resize(static_cast<std::size_t>(arrival.body_bytes()));
+    const auto at = transfers_.emplace(key, std::move(t)).first;
+    Held& held = at->second.held;
+    const std::span<std::byte> piece(held.offer);
+    held.tickets.push_back(transport_->accept(std::move(arrival), std::span(&piece, piece.empty() ? 0 : 1)));
+    return std::nullopt;
+  }
+  [[nodiscard]] bool can_ever_hold(Pos length) const {
+    const auto& policy = cache_->policy();
+    if constexpr (requires { policy.config().max_tokens; }) {
+      if (length > policy.config().max_tokens) {
+        return false;
+      }
+    }
+    return length <= policy.blocks() * policy.block_tokens();
+  }
+
+  /// The tokens are here: takes room for the sequence. A refusal if there is none.
+  std::optional<Refusal> open(Transfer& t) {
+    const std::span<const std::byte> body(t.held.offer);
+    std::vector<Token> tokens(static_cast<std::size_t>(t.offered.tokens));
+    const auto token_bytes = body.first(tokens.size() * sizeof(Token));
+    if (!tokens.empty()) {
+      std::memcpy(tokens.data(), token_bytes.data(), token_bytes.size());
+    }
+    const auto salt_bytes = body.subspan(token_bytes.size());
+    const std::optional<Salt> salt =
+        Salt::from_bytes({reinterpret_cast<const char*>(salt_bytes.data()), salt_bytes.size()});
+    if (!salt) {
+      return Refusal{TransferOutcome::broken, "the salt of the offer is none"};
+    }
+    OpenOptions options;
+    options.salt = *salt;
+    options.retention = options_.retention;
+    if constexpr (requires { cache_->admission(tokens, Pos{0}, options); }) {
+      // Not by trying: that would evict before it fails. Of unknown tokens only the number matters.
+      const Pos reserve = std::min<Pos>(options_.reserve_tokens, max_pos - t.offered.length);
+      const Admission admission = tokens.empty() ? cache_->admission({}, t.offered.length + reserve, options)
+                                                 : cache_->admission(tokens, reserve, options);
+      if (admission != Admission::now) {
+        return no_room(t, admission == Admission::never ? TransferOutcome::never_fits : TransferOutcome::no_room);
+      }
+    }
+    const std::optional<Opened> opened = cache_->try_open(tokens, options);
+    if (!opened) {
+      return no_room(t, TransferOutcome::no_room);
+    }
+    detail::OnExit undo([&] { cache_->close(opened->seq); });
+    const auto rest = std::span(std::as_const(tokens)).subspan(static_cast<std::size_t>(opened->cached));
+    t.held.step =
+        tokens.empty() ? cache_->try_extend(opened->seq, t.offered.length) : cache_->try_extend(opened->seq, rest);
+    if (!t.held.step) {
+      return no_room(t, TransferOutcome::no_room);
+    }
+    undo.dismiss();
+    t.held.seq = opened->seq;
+    t.cached = opened->cached;
+    t.layers.assign(static_cast<std::size_t>(cache_->shape().layers), t.cached);
+    t.held.offer = {};
+    return std::nullopt;
+  }
+  [[nodiscard]] static Refusal no_room(const Transfer& t, TransferOutcome outcome) {
+    return {outcome, detail::text({"for ", std::to_string(t.offered.length), " positions"})};
+  }
+
+  void receive_rows(typename Transfers::iterator at, transfer_detail::HeadReader& in, Arrival&& arrival) {
+    Transfer& t = at->second;
+    const auto record = in.take<transfer_detail::RowsRecord>();
+    if (!record || record->layer < 0 || static_cast<std::size_t>(record->layer) >= t.layers.size()) {
+      fail(at, {TransferOutcome::broken, "rows of a layer that is not there"});
+      return;
+    }
+    Pos& next = t.layers[static_cast<std::size_t>(record->layer)];
+    if (record->first != next || record->last <= record->first || record->last > t.offered.length) {
+      fail(at, {TransferOutcome::broken,
+                detail::text({"rows of layer ", std::to_string(record->layer), " that are not the next: expected ",
+                              std::to_string(next), ", found ", std::to_string(record->first), " to ",
+                              std::to_string(record->last)})});
+      return;
+    }
+    const PosRange range{record->first, record->last};
+    if (arrival.body_bytes() != static_cast<std::uint64_t>(range.size()) * transfer_detail::token_bytes(own_)) {
+      fail(at, {TransferOutcome::broken, "a body of rows of another size than they have"});
+      return;
+    }
+    pieces_.clear();
+    finder_.add(*cache_, cache_->data(), t.held.seq, record->layer, range, t.offered.order, t.offered.block_tokens,
+                pieces_);
+    t.bytes += arrival.body_bytes();
+    t.held.tickets.push_back(transport_->accept(std::move(arrival), pieces_.pieces()));
+    next = range.last;
+  }
+
+  /// What has been received, what follows from it, and whether it takes too long.
+  bool look_after(typename Transfers::iterator at, TimePoint now) {
+    Transfer& t = at->second;
+    bool failed = false;
+    const std::size_t before = t.held.tickets.size();
+    std::erase_if(t.held.tickets, [&](const Ticket& ticket) {
+      const TicketState state = transport_->state(ticket);
+      failed = failed || state == TicketState::failed;
+      return state != TicketState::pending;
+    });
+    const bool any = t.held.tickets.size() != before;
+    if (any) {
+      t.heard = now;
+    }
+    if (failed && !transport_->is_lost(at->first.from)) {
+      fail(at, {TransferOutcome::cancelled, "by the sender"}, false);
+      return true;
+    }
+    if (t.state == State::opening && !failed && t.held.tickets.empty()) {
+      if (const std::optional<Refusal> refusal = open(t)) {
+        refuse(at->first, *refusal);
+        transfers_.erase(at);
+        return true;
+      }
+      t.state = State::receiving;
+      outbox_.add(*transport_, at->first.from, reply_channel,
+                  HeadWriter(Kind::accept, at->first.id).add(transfer_detail::AcceptRecord{t.cached, 0}));
+    }
+    if (t.state == State::ending && !failed && t.held.tickets.empty()) {
+      cache_->commit(std::move(*t.held.step));
+      outbox_.add(*transport_, at->first.from, reply_channel, HeadWriter(Kind::done, at->first.id));
+      report(at, TransferOutcome::complete, {});
+      return true;
+    }
+    if (failed || t.lost) {
+      fail(at, {TransferOutcome::peer_lost, "the sender has closed or died"}, false);
+      return true;
+    }
+    if (now >= timeout_of(t)) {
+      fail(at, {TransferOutcome::timed_out, "nothing was heard from the sender"});
+      return true;
+    }
+    return any;
+  }
+
+  void refuse(const Key& key, const Refusal& refusal) {
+    outbox_.add(*transport_, key.from, reply_channel, refusal_head(Kind::refuse, key.id, refusal));
+  }
+  void fail(typename Transfers::iterator at, const Refusal& refusal, bool tell = true) {
+    Held held = std::move(at->second.held);
+    if (tell) {
+      outbox_.add(*transport_, at->first.from, reply_channel, refusal_head(Kind::abort, at->first.id, refusal));
+    }
+    std::erase_if(held.tickets, [&](Ticket& ticket) { return transport_->cancel(ticket); });
+    if (held.tickets.empty()) {
+      free(held);
+    } else {
+      settling_.push_back({at->first.from, std::move(held)});
+    }
+    report(at, refusal.outcome, refusal.reason);
+  }
+  void report(typename Transfers::iterator at, TransferOutcome outcome, std::string reason) {
+    Transfer& t = at->second;
+    const SeqId seq = outcome == TransferOutcome::complete ? t.held.seq : SeqId{};
+    received_.push_back({at->first.from, at->first.id, t.offered.request, outcome, seq, t.offered.length, t.cached,
+                         t.bytes, std::move(t.note), std::move(reason)});
+    transfers_.erase(at);
+  }
+  [[nodiscard]] bool is_settled(const Held& held) const {
+    return std::none_of(held.tickets.begin(), held.tickets.end(),
+                        [&](const Ticket& ticket) { return transport_->state(ticket) == TicketState::pending; });
+  }
+  void free(Held& held) {
+    if (held.step) {
+      held.step.reset();
+      cache_->close(held.seq);
+    }
+  }
+
+  Cache* cache_;
+  T* transport_;
+  ReceiverOptions options_;
+  format::DescriptionRecord own_;
+  Transfers transfers_;
+  std::list<Settling> settling_;
+  std::deque<Received> received_;
+  transfer_detail::Outbox<T> outbox_;
+  transfer_detail::PieceList<std::byte> pieces_;
+  transfer_detail::RowPieces finder_;
+};
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,71 @@
+// Rows of a sequence in a pool, as the pieces of a body of ROWS: the same order on both sides, whatever the block sizes
+// and layouts.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "kvc/core/types.hpp"
+#include "kvc/io/stretches.hpp"
+
+namespace kvc::inline v0::transfer_detail {
+
+/// Collects pieces; neighbours in memory become one. Byte is std::byte or const std::byte.
+template <class Byte>
+class PieceList {
+ public:
+  void clear() noexcept { pieces_.clear(); }
+  void add(std::span<Byte> piece) {
+    if (!pieces_.empty() && pieces_.back().data() + pieces_.back().size() == piece.data()) {
+      pieces_.back() = std::span<Byte>(pieces_.back().data(), pieces_.back().size() + piece.size());
+    } else {
+      pieces_.push_back(piece);
+    }
+  }
+  [[nodiscard]] std::span<const std::span<Byte>> pieces() const noexcept { return pieces_; }
+
+ private:
+  std::vector<std::span<Byte>> pieces_;
+};
+
+/// Where rows lie: finds the pieces of positions of one layer of one sequence, in stored blocks of `block_tokens`.
+class RowPieces {
+ public:
+  /// Adds them to `to`. `pool` is cache.data(); Byte is const if it is. O(pieces).
+  template <class Cache, class Storage, class Byte>
+  void add(const Cache& cache, Storage* pool, SeqId seq, Index layer, PosRange range, io_detail::RowOrder order,
+           Pos block_tokens, PieceList<Byte>& to) {
+    runs_.clear();
+    cache.policy().for_each_run(seq, range, [&](const SlotRun& run) { runs_.push_back(run); });
+    auto run = runs_.begin();
+    for (Index first = range.first; first < range.last;) {
+      const Index last = std::min<Index>(range.last, (first / block_tokens + 1) * block_tokens);
+      slots_.clear();
+      for (; run != runs_.end() && run->first < last; ++run) {
+        const Pos begin = std::max(run->first, static_cast<Pos>(first));
+        const Pos end = static_cast<Pos>(std::min<Index>(last, Index{run->first} + run->count));
+        slots_.push_back({run->block, run->offset + (begin - run->first), end - begin});
+        if (end < run->first + run->count) {
+          break;  // the rest is of the next stored block
+        }
+      }
+      io_detail::for_each_stretch(cache.layout(), layer, order, slots_, [&](Index at, Index count) {
+        const std::span<Storage> objects(pool + at, static_cast<std::size_t>(count));
+        if constexpr (std::is_const_v<Byte>) {
+          to.add(std::as_bytes(objects));
+        } else {
+          to.add(std::as_writable_bytes(objects));
+        }
+      });
+      first = last;
+    }
+  }
+
+ private:
+  std::vector<SlotRun> runs_;
+  std::vector<io_detail::Slots> slots_;
+};
+
+}  // namespace kvc::inline v0::transfer_detail

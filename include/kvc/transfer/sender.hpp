@@ -1,0 +1,439 @@
+// SequenceSender: gives sequences of a cache to caches of other peers, layer by layer, while they are computed.
+//
+//   SequenceSender sender(cache, transport);
+//   const TransferId id = sender.offer({.to = 1, .seq = seq, .tokens = prompt});   // before, during or after prefill
+//   for (Index layer = 0; layer < layers; ++layer) {
+//     ... cache.write(layer, step, k, v);
+//     sender.ready(id, layer, step.range().last);   // goes while the next layer is computed
+//   }
+//   sender.finish(id);                              // all rows are written
+//   wait_for(transport, deadline, [&] { sender.poll(); return sender.transfers() == 0; });
+//   while (auto sent = sender.next()) { ... cache.commit(...); cache.close(sent->seq); }
+//
+// Nothing here waits: what cannot be sent now is sent by a later `poll`. Rows go from the blocks of the pool, without a
+// copy in between. Which is why, while `in_flight(id)` is not 0, the sequence must keep its rows where they are: it may
+// not be truncated or closed, nor extended or committed unless its policy leaves rows in place then (Paged does.
+// PrefixShared may replace a block at commit by an equal one; Contiguous may move when it grows). The transfer's `Sent`
+// says that it is over. With a peer that has timed out, a transport that cannot call messages back may still read the
+// pool afterwards, for a receiver that will not use it; so pool and transport must live on, the sequence need not.
+//
+// The protocol, and what happens at a failure, is in transfer/protocol.hpp.
+//
+// Threads: one at a time; it reads the cache as its const members do, and uses the transport.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/salt.hpp"
+#include "kvc/transfer/outbox.hpp"
+#include "kvc/transfer/protocol.hpp"
+#include "kvc/transfer/rows.hpp"
+#include "kvc/transport/concept.hpp"
+
+namespace kvc::inline v0 {
+
+/// A sequence to send.
+struct Offer {
+  Peer to = 0;
+  SeqId seq{};
+  /// Of all its positions; the receiver need not be sent what it already has of them. Empty: they are not known.
+  std::span<const Token> tokens{};
+  Salt salt{};
+  Pos length = 0;             ///< positions to send in the end; 0: those that are reserved now
+  std::uint64_t request = 0;  ///< a number of yours, that the receiver is told
+  TimePoint deadline = no_deadline;
+};
+
+struct SenderOptions {
+  std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of waiting for the peer, with nothing heard
+  Index message_bytes = Index{2} << 20;  ///< rows are cut to messages of about this size, at least a token
+};
+
+/// A transfer that is over.
+struct Sent {
+  TransferId id;
+  Peer to;
+  SeqId seq;
+  std::uint64_t request;
+  TransferOutcome outcome;
+  Pos cached;           ///< positions that the receiver had already
+  std::uint64_t bytes;  ///< of rows that were sent
+  std::string reason;   ///< of a failure, in words
+};
+
+/// Throws TransferError (or FormatError where the two caches do not fit) unless a transfer was completed.
+inline void require_complete(const Sent& sent) {
+  if (sent.outcome == TransferOutcome::incompatible) {
+    raise(FormatError(detail::text({"transfer to peer ", std::to_string(sent.to)}), 0, sent.reason));
+  }
+  if (sent.outcome != TransferOutcome::complete) {
+    raise(TransferError(sent.outcome, sent.reason));
+  }
+}
+
+/// The cache and the transport must outlive it.
+template <class Cache, Transport T>
+class SequenceSender {
+ public:
+  SequenceSender(const Cache& cache, T& transport, const SenderOptions& options = {})
+      : cache_(&cache), transport_(&transport), options_(options), description_(transfer_detail::describe(cache)) {
+    require(options.message_bytes >= 1, "options.message_bytes", options.message_bytes, "at least 1");
+    require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
+  }
+  SequenceSender(const SequenceSender&) = delete;
+  SequenceSender& operator=(const SequenceSender&) = delete;
+  /// Cancels what is not over. Drops peers that still read something that dies with it.
+  ~SequenceSender() {
+    while (!transfers_.empty()) {
+      fail(transfers_.begin(), TransferOutcome::cancelled, "the sender has gone");
+    }
+    for (const Abandoned& a : abandoned_) {
+      if (transport_->state(a.ticket) == TicketState::pending) {
+        transport_->drop(a.to);
+      }
+    }
+  }
+
+  /// Begins a transfer. Positions that are committed count as ready. O(tokens).
+  /// Throws std::invalid_argument if there is no such sequence or peer, it is shorter than 1, or tokens are neither
+  /// none nor one for each position.
+  TransferId offer(const Offer& offer) {
+    require_between(offer.to, Peer{0}, transport_->peers() - 1, "offer.to");
+    require(cache_->contains(offer.seq), "offer.seq", offer.seq, "an open sequence");
+    const Pos length = offer.length == 0 ? cache_->policy().reserved(offer.seq) : offer.length;
+    require(length >= 1, "offer.length", length, "at least 1");
+    require(offer.tokens.empty() || offer.tokens.size() == static_cast<std::size_t>(length), "offer.tokens.size()",
+            offer.tokens.size(), "0, or the length");
+    require(offer.salt.bytes().size() <= transfer_detail::most_salt_bytes, "offer.salt", offer.salt.bytes().size(),
+            "at most 65536 bytes");
+    Transfer t;
+    t.offer = offer;
+    t.offer.length = length;
+    const auto tokens = std::as_bytes(offer.tokens);
+    const auto salt = std::as_bytes(std::span(offer.salt.bytes()));
+    t.body->assign(tokens.begin(), tokens.end());
+    t.body->insert(t.body->end(), salt.begin(), salt.end());
+    t.tokens = static_cast<std::int32_t>(offer.tokens.size());
+    t.offer.tokens = {};
+    t.layers.assign(static_cast<std::size_t>(cache_->shape().layers),
+                    Layer{std::min(length, cache_->length(offer.seq)), 0});
+    t.heard = std::chrono::steady_clock::now();
+    const TransferId id = ++last_id_;
+    advance(id, transfers_.emplace(id, std::move(t)).first->second);
+    return id;
+  }
+
+  /// The rows of `layer` at positions before `last` are written, and may be sent. A transfer that is over is passed by.
+  /// Throws std::invalid_argument if there is no such layer, or the sequence has not so many positions.
+  void ready(TransferId id, Index layer, Pos last) {
+    require_between(layer, Index{0}, cache_->shape().layers - 1, "layer");
+    const auto at = transfers_.find(id);
+    if (at == transfers_.end()) {
+      return;
+    }
+    Transfer& t = at->second;
+    require_between(last, Pos{0}, std::min(t.offer.length, cache_->policy().reserved(t.offer.seq)), "last");
+    Layer& own = t.layers[static_cast<std::size_t>(layer)];
+    own.ready = std::max(own.ready, last);
+    send_all();
+  }
+
+  /// All rows are written. `note`, which goes with the end, is yours: the first new token, say; at most 488 bytes.
+  void finish(TransferId id, std::span<const std::byte> note = {}) {
+    require(note.size() <= transfer_detail::most_note_bytes, "note.size()", note.size(), "at most 488");
+    const auto at = transfers_.find(id);
+    if (at == transfers_.end()) {
+      return;
+    }
+    Transfer& t = at->second;
+    require(cache_->policy().reserved(t.offer.seq) >= t.offer.length, "finish", cache_->policy().reserved(t.offer.seq),
+            "called when the sequence has all positions that were offered");
+    for (Layer& layer : t.layers) {
+      layer.ready = t.offer.length;
+    }
+    t.note.assign(note.begin(), note.end());
+    t.finished = true;
+    send_all();
+  }
+
+  /// Gives a transfer up. One that is over is passed by.
+  void cancel(TransferId id) {
+    if (const auto at = transfers_.find(id); at != transfers_.end()) {
+      fail(at, TransferOutcome::cancelled, "by the sender");
+    }
+  }
+
+  /// Takes replies, and sends what can be sent now. True if anything has happened.
+  bool poll(TimePoint now = std::chrono::steady_clock::now()) {
+    bool any = false;
+    for (auto& [id, t] : transfers_) {
+      t.lost = transport_->is_lost(t.offer.to);  // before its last replies are taken
+    }
+    while (auto reply = transport_->poll(reply_channel)) {
+      take(*reply, now);
+      any = true;
+    }
+    for (auto at = transfers_.begin(); at != transfers_.end();) {
+      const auto next = std::next(at);
+      any = look_after(at, now) || any;
+      at = next;
+    }
+    std::erase_if(abandoned_, [&](const Abandoned& a) { return transport_->state(a.ticket) != TicketState::pending; });
+    return send_all() || any;
+  }
+  /// When `poll` will give something up, if nothing is heard until then.
+  [[nodiscard]] TimePoint next_timeout() const {
+    TimePoint next = no_deadline;
+    for (const auto& [id, t] : transfers_) {
+      next = std::min({next, t.offer.deadline, is_waiting(t) ? later(t.heard, options_.timeout) : no_deadline});
+    }
+    return next;
+  }
+
+  /// A transfer that is over, in the order in which they ended.
+  [[nodiscard]] std::optional<Sent> next() {
+    if (sent_.empty()) {
+      return std::nullopt;
+    }
+    Sent sent = std::move(sent_.front());
+    sent_.pop_front();
+    return sent;
+  }
+  /// Transfers that are not over.
+  [[nodiscard]] std::size_t transfers() const noexcept { return transfers_.size(); }
+  /// Messages of a transfer that are being read from the pool. 0 of one that is over.
+  [[nodiscard]] std::size_t in_flight(TransferId id) const {
+    const auto at = transfers_.find(id);
+    return at == transfers_.end()
+               ? 0
+               : static_cast<std::size_t>(std::count_if(
+                     at->second.tickets.begin(), at->second.tickets.end(),
+                     [&](const Ticket& ticket) { return transport_->state(ticket) == TicketState::pending; }));
+  }
+
+ private:
+  using Ticket = typename T::Ticket;
+  using Kind = transfer_detail::MessageKind;
+  using HeadWriter = transfer_detail::HeadWriter;
+
+  enum class State { unsent, offered, sending, ending };
+  struct Layer {
+    Pos ready;
+    Pos sent;
+  };
+  struct Transfer {
+    Offer offer;
+    std::int32_t tokens = 0;
+    std::shared_ptr<std::vector<std::byte>> body = std::make_shared<std::vector<std::byte>>();  // of OFFER
+    std::vector<Layer> layers;
+    std::vector<std::byte> note;
+    std::deque<Ticket> tickets;
+    State state = State::unsent;
+    bool finished = false;
+    bool lost = false;
+    Pos cached = 0;
+    std::uint64_t bytes = 0;
+    TimePoint heard{};
+  };
+  /// A message that could not be called back, and what it may be reading besides the pool.
+  struct Abandoned {
+    Peer to;
+    Ticket ticket;
+    std::shared_ptr<std::vector<std::byte>> body;
+  };
+  using Transfers = std::map<TransferId, Transfer>;
+
+  static TimePoint later(TimePoint time, std::chrono::nanoseconds by) noexcept {
+    return by > no_deadline - time ? no_deadline : time + by;
+  }
+
+  /// A layer whose rows can be sent.
+  [[nodiscard]] static std::optional<std::size_t> next_layer(const Transfer& t) noexcept {
+    for (std::size_t i = 0; i < t.layers.size(); ++i) {
+      if (t.layers[i].sent < t.layers[i].ready) {
+        return i;
+      }
+    }
+    return std::nullopt;
+  }
+  [[nodiscard]] static bool is_waiting(const Transfer& t) noexcept {
+    return t.state != State::sending || !t.tickets.empty() || t.finished || next_layer(t);
+  }
+
+  bool send_all() {
+    bool any = outbox_.send(*transport_);
+    for (bool sent = true; sent;) {  // in turn: a large one does not keep others waiting
+      sent = false;
+      for (auto& [id, t] : transfers_) {
+        sent = advance(id, t) || sent;
+      }
+      any = any || sent;
+    }
+    return any;
+  }
+
+  /// Sends the next message of a transfer. False if there is none, or no room for it.
+  bool advance(TransferId id, Transfer& t) {
+    if (t.state == State::unsent) {
+      transfer_detail::OfferRecord record{description_,
+                                          t.offer.request,
+                                          t.offer.length,
+                                          t.tokens,
+                                          static_cast<std::uint32_t>(t.offer.salt.bytes().size()),
+                                          0};
+      const std::span<const std::byte> body(*t.body);
+      if (!send(t, HeadWriter(Kind::offer, id).add(record), std::span(&body, body.empty() ? 0 : 1))) {
+        return false;
+      }
+      t.state = State::offered;
+      return true;
+    }
+    if (t.state != State::sending) {
+      return false;
+    }
+    if (const std::optional<std::size_t> layer = next_layer(t)) {
+      return send_rows(id, t, *layer);
+    }
+    if (t.finished && send(t, HeadWriter(Kind::end, id).add(t.note), {})) {
+      t.state = State::ending;
+      return true;
+    }
+    return false;
+  }
+  bool send_rows(TransferId id, Transfer& t, std::size_t layer) {
+    const std::uint64_t token_bytes = transfer_detail::token_bytes(description_);
+    const Index most = std::max<Index>(1, options_.message_bytes / static_cast<Index>(token_bytes));
+    const Pos block_tokens = cache_->policy().block_tokens();
+    Layer& rows = t.layers[layer];
+    Index last = std::min<Index>(rows.ready, rows.sent + most);
+    if (last < rows.ready && last - last % block_tokens > rows.sent) {
+      last -= last % block_tokens;  // blocks stay whole
+    }
+    const PosRange range{rows.sent, static_cast<Pos>(last)};
+    pieces_.clear();
+    finder_.add(*cache_, cache_->data(), t.offer.seq, static_cast<Index>(layer), range,
+                io_detail::row_order<typename Cache::LayoutType>(), block_tokens, pieces_);
+    const transfer_detail::RowsRecord record{static_cast<std::int32_t>(layer), range.first, range.last, 0};
+    if (!send(t, HeadWriter(Kind::rows, id).add(record), pieces_.pieces())) {
+      return false;
+    }
+    rows.sent = range.last;
+    t.bytes += static_cast<std::uint64_t>(range.size()) * token_bytes;
+    return true;
+  }
+  bool send(Transfer& t, const HeadWriter& head, SendPieces body) {
+    if (outbox_.has(t.offer.to)) {
+      return false;  // a CANCEL before it is still waiting
+    }
+    std::optional<Ticket> ticket = transport_->try_send(t.offer.to, transfer_channel, head.bytes(), body);
+    if (ticket) {
+      t.tickets.push_back(std::move(*ticket));
+    }
+    return ticket.has_value();
+  }
+
+  /// A reply. One that makes no sense is passed by, or ends its transfer.
+  void take(const typename T::Arrival& reply, TimePoint now) {
+    transfer_detail::HeadReader in(reply.head());
+    const auto head = in.take<transfer_detail::MessageHead>();
+    if (!head || head->magic != transfer_detail::magic) {
+      return;
+    }
+    const auto at = transfers_.find(head->transfer);
+    if (at == transfers_.end() || at->second.offer.to != reply.peer()) {
+      return;
+    }
+    Transfer& t = at->second;
+    t.heard = now;
+    if (head->kind == Kind::accept && t.state == State::offered) {
+      const auto record = in.take<transfer_detail::AcceptRecord>();
+      if (record && 0 <= record->first && record->first < std::max(1, t.tokens)) {
+        t.cached = record->first;
+        for (Layer& layer : t.layers) {
+          layer.sent = record->first;
+        }
+        t.state = State::sending;
+        return;
+      }
+    } else if (head->kind == Kind::refuse || head->kind == Kind::abort) {
+      const transfer_detail::Refusal refusal = transfer_detail::read_refusal(in);
+      fail(at, refusal.outcome, refusal.reason, false);
+      return;
+    } else if (head->kind == Kind::done && t.state == State::ending) {
+      end(at, TransferOutcome::complete, {});
+      return;
+    }
+    fail(at, TransferOutcome::broken, "the receiver's reply is out of turn");
+  }
+
+  /// What has been sent, and whether it takes too long.
+  bool look_after(typename Transfers::iterator at, TimePoint now) {
+    Transfer& t = at->second;
+    const std::size_t before = t.tickets.size();
+    std::erase_if(t.tickets, [&](const Ticket& ticket) {
+      const TicketState state = transport_->state(ticket);
+      t.lost = t.lost || state == TicketState::failed;
+      return state != TicketState::pending;
+    });
+    const bool any = t.tickets.size() != before;
+    if (t.lost) {
+      fail(at, TransferOutcome::peer_lost, "the receiver has closed or died", false);
+      return true;
+    }
+    if (any || !is_waiting(t)) {
+      t.heard = now;
+    }
+    if (now >= t.offer.deadline || now >= later(t.heard, options_.timeout)) {
+      fail(at, TransferOutcome::timed_out,
+           now >= t.offer.deadline ? "its deadline has passed" : "nothing was heard from the receiver");
+      return true;
+    }
+    return any;
+  }
+
+  void fail(typename Transfers::iterator at, TransferOutcome outcome, std::string reason, bool tell = true) {
+    Transfer& t = at->second;
+    for (Ticket& ticket : t.tickets) {
+      if (!transport_->cancel(ticket)) {
+        abandoned_.push_back({t.offer.to, std::move(ticket), t.body});
+      }
+    }
+    if (tell && t.state != State::unsent) {
+      outbox_.add(*transport_, t.offer.to, transfer_channel, HeadWriter(Kind::cancel, at->first));
+    }
+    end(at, outcome, std::move(reason));
+  }
+  void end(typename Transfers::iterator at, TransferOutcome outcome, std::string reason) {
+    const Transfer& t = at->second;
+    sent_.push_back(
+        {at->first, t.offer.to, t.offer.seq, t.offer.request, outcome, t.cached, t.bytes, std::move(reason)});
+    transfers_.erase(at);
+  }
+
+  const Cache* cache_;
+  T* transport_;
+  SenderOptions options_;
+  format::DescriptionRecord description_;
+  Transfers transfers_;
+  std::vector<Abandoned> abandoned_;
+  std::deque<Sent> sent_;
+  transfer_detail::Outbox<T> outbox_;
+  TransferId last_id_ = 0;
+  transfer_detail::PieceList<const std::byte> pieces_;
+  transfer_detail::RowPieces finder_;
+};
+
+}  // namespace kvc::inline v0

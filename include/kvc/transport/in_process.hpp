@@ -1,0 +1,363 @@
+// InProcess: a transport between the threads of one process.
+//
+//   InProcess hub({.peers = 3});
+//   InProcess::Endpoint prefill(hub, 0);   // in one thread
+//   InProcess::Endpoint decode(hub, 1);    // in another
+//
+// A body is copied once, by the thread that accepts it, from where the sender has it to where the receiver wants it;
+// the lock is not held meanwhile. Nothing is checksummed: these bytes do not leave memory.
+//
+// An endpoint that is destroyed is lost to its peers: what it has sent with a body is withdrawn, what was sent to it
+// fails. Both wait for a copy that is going on. All endpoints go before the hub.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <concepts>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/transport/concept.hpp"
+
+namespace kvc::inline v0 {
+
+namespace detail {
+
+/// Bytes of all pieces.
+template <class Pieces>
+[[nodiscard]] std::uint64_t total_bytes(Pieces pieces) noexcept {
+  std::uint64_t sum = 0;
+  for (const auto& piece : pieces) {
+    sum += piece.size();
+  }
+  return sum;
+}
+
+/// Copies the bytes of `from` to those of `to`, which are as many, cut in whatever way.
+inline void copy_pieces(SendPieces from, ReceivePieces to) noexcept {
+  std::size_t taken = 0;  // of the first piece of `from`
+  for (std::span<std::byte> piece : to) {
+    while (!piece.empty()) {
+      const std::size_t count = std::min(piece.size(), from.front().size() - taken);
+      if (count > 0) {
+        std::memcpy(piece.data(), from.front().data() + taken, count);
+      }
+      piece = piece.subspan(count);
+      taken += count;
+      if (taken == from.front().size()) {
+        from = from.subspan(1);
+        taken = 0;
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+class InProcess {
+  struct Message {
+    Peer from;
+    Peer to;
+    Channel channel;
+    std::vector<std::byte> head;
+    std::vector<std::span<const std::byte>> body;
+    std::uint64_t bytes;
+    std::atomic<TicketState> state = TicketState::pending;
+    // Guarded by the lock of the hub:
+    bool withdrawn = false;
+    bool copying = false;
+    bool counted = true;  // in the window
+  };
+  using MessagePtr = std::shared_ptr<Message>;
+
+ public:
+  struct Config {
+    Peer peers = 2;
+    Channel channels = 4;
+    Index window_messages = 64;             ///< of one peer to another on one channel: sent and not taken yet
+    Index window_bytes = Index{256} << 20;  ///< the same, of the bodies
+  };
+
+  /// Throws std::invalid_argument if a count is not positive.
+  explicit InProcess(const Config& config) : config_(validated(config)), mailboxes_(count(config.peers)) {
+    for (Mailbox& box : mailboxes_) {
+      box.streams.resize(count(config.peers) * count(config.channels));
+      box.broken.resize(count(config.peers), false);
+    }
+  }
+  InProcess(const InProcess&) = delete;
+  InProcess& operator=(const InProcess&) = delete;
+
+  class Endpoint {
+   public:
+    /// Something that was sent, or a body that was accepted. A default one is done.
+    class Ticket {
+     public:
+      Ticket() = default;
+
+     private:
+      friend class Endpoint;
+      explicit Ticket(MessagePtr message) : message_(std::move(message)) {}
+      explicit Ticket(TicketState settled) : settled_(settled) {}
+      MessagePtr message_;
+      TicketState settled_ = TicketState::done;
+    };
+
+    class Arrival {
+     public:
+      Arrival(Arrival&&) = default;
+      Arrival& operator=(Arrival&& other) noexcept {
+        let_go();
+        hub_ = other.hub_;
+        message_ = std::move(other.message_);
+        return *this;
+      }
+      ~Arrival() { let_go(); }
+      [[nodiscard]] Peer peer() const noexcept { return message_->from; }
+      [[nodiscard]] std::span<const std::byte> head() const noexcept { return message_->head; }
+      [[nodiscard]] std::uint64_t body_bytes() const noexcept { return message_->bytes; }
+
+     private:
+      friend class Endpoint;
+      Arrival(InProcess& hub, MessagePtr message) : hub_(&hub), message_(std::move(message)) {}
+      void let_go() noexcept {
+        if (message_ != nullptr) {
+          const std::lock_guard lock(hub_->mutex_);
+          hub_->take(*std::exchange(message_, nullptr), TicketState::done);
+        }
+      }
+      InProcess* hub_;
+      MessagePtr message_;
+    };
+
+    /// Throws std::invalid_argument if there is no such peer, or it has had an endpoint.
+    Endpoint(InProcess& hub, Peer self) : hub_(&hub), self_(self) {
+      require_between(self, Peer{0}, hub.config_.peers - 1, "self");
+      const std::lock_guard lock(hub.mutex_);
+      require(!std::exchange(hub.box(self).connected, true), "self", self, "a peer that has not had an endpoint");
+    }
+    Endpoint(const Endpoint&) = delete;
+    Endpoint& operator=(const Endpoint&) = delete;
+    ~Endpoint() {
+      for (Peer peer = 0; peer < peers(); ++peer) {
+        drop(peer);
+      }
+    }
+
+    [[nodiscard]] Peer self() const noexcept { return self_; }
+    [[nodiscard]] Peer peers() const noexcept { return hub_->config_.peers; }
+    [[nodiscard]] Channel channels() const noexcept { return hub_->config_.channels; }
+
+    std::optional<Ticket> try_send(Peer to, Channel channel, std::span<const std::byte> head, SendPieces body = {}) {
+      require_peer(to);
+      require_channel(channel);
+      require(head.size() <= max_message_head, "head.size()", head.size(), "at most max_message_head");
+      const std::uint64_t bytes = detail::total_bytes(body);
+      const auto message = std::make_shared<Message>();
+      message->from = self_;
+      message->to = to;
+      message->channel = channel;
+      message->head.assign(head.begin(), head.end());
+      message->body.assign(body.begin(), body.end());
+      message->bytes = bytes;
+      const std::lock_guard lock(hub_->mutex_);
+      if (hub_->is_broken(self_, to)) {
+        return Ticket(TicketState::failed);
+      }
+      Stream& stream = hub_->stream(self_, to, channel);
+      const bool fits = stream.messages < hub_->config_.window_messages &&
+                        stream.bytes + bytes <= static_cast<std::uint64_t>(hub_->config_.window_bytes);
+      if (!fits && stream.messages > 0) {
+        return std::nullopt;
+      }
+      if (bytes == 0) {
+        message->state = TicketState::done;
+      }
+      stream.queue.push_back(message);
+      ++stream.messages;
+      stream.bytes += bytes;
+      hub_->tell(to);
+      return Ticket(message);
+    }
+
+    std::optional<Arrival> poll(Channel channel) {
+      require_channel(channel);
+      const std::lock_guard lock(hub_->mutex_);
+      for (Peer i = 0; i < peers(); ++i) {
+        const Peer from = next_;
+        next_ = next_ + 1 == peers() ? 0 : next_ + 1;
+        Stream& stream = hub_->stream(from, self_, channel);
+        if (!stream.queue.empty()) {
+          const MessagePtr message = std::move(stream.queue.front());
+          stream.queue.pop_front();
+          if (message->bytes == 0) {
+            hub_->take(*message, TicketState::done);
+          } else {
+            stream.taken.push_back(message);
+          }
+          return Arrival(*hub_, message);
+        }
+      }
+      return std::nullopt;
+    }
+
+    Ticket accept(Arrival&& arrival, ReceivePieces pieces) {
+      require(detail::total_bytes(pieces) == arrival.body_bytes(), "pieces", detail::total_bytes(pieces),
+              "as many bytes as the body has");
+      const MessagePtr message = std::exchange(arrival.message_, nullptr);
+      std::unique_lock lock(hub_->mutex_);
+      if (message->withdrawn) {
+        return Ticket(TicketState::failed);
+      }
+      message->copying = true;
+      lock.unlock();
+      detail::copy_pieces(message->body, pieces);
+      lock.lock();
+      message->copying = false;
+      hub_->take(*message, TicketState::done);
+      hub_->copied_.notify_all();
+      return {};
+    }
+
+    [[nodiscard]] TicketState state(const Ticket& ticket) const noexcept {
+      return ticket.message_ == nullptr ? ticket.settled_ : ticket.message_->state.load();
+    }
+
+    /// Always true. Waits for the peer if it is copying.
+    bool cancel(Ticket& ticket) {
+      if (ticket.message_ != nullptr) {
+        std::unique_lock lock(hub_->mutex_);
+        hub_->withdraw(lock, ticket.message_);
+      }
+      return true;
+    }
+
+    bool wait(TimePoint until) {
+      std::unique_lock lock(hub_->mutex_);
+      Mailbox& own = hub_->box(self_);
+      const auto is_new = [&] { return own.events != seen_; };
+      if (until == no_deadline) {
+        own.told.wait(lock, is_new);
+      } else {
+        own.told.wait_until(lock, until, is_new);
+      }
+      return std::exchange(seen_, own.events) != own.events;
+    }
+
+    [[nodiscard]] bool is_lost(Peer peer) const {
+      require_peer(peer);
+      const std::lock_guard lock(hub_->mutex_);
+      return hub_->is_broken(self_, peer);
+    }
+
+    /// The peer loses this one too.
+    void drop(Peer peer) {
+      require_peer(peer);
+      std::unique_lock lock(hub_->mutex_);
+      hub_->box(self_).broken[count(peer)] = true;
+      for (Channel channel = 0; channel < channels(); ++channel) {
+        for (const auto& [from, to] : {std::pair(self_, peer), std::pair(peer, self_)}) {
+          Stream& stream = hub_->stream(from, to, channel);
+          std::vector<MessagePtr> bodies = stream.taken;
+          std::copy_if(stream.queue.begin(), stream.queue.end(), std::back_inserter(bodies),
+                       [](const MessagePtr& message) { return message->bytes > 0; });
+          for (const MessagePtr& message : bodies) {
+            hub_->withdraw(lock, message);
+          }
+        }
+      }
+      hub_->tell(peer);
+      hub_->tell(self_);
+    }
+
+   private:
+    void require_peer(Peer peer) const { require_between(peer, Peer{0}, peers() - 1, "peer"); }
+    void require_channel(Channel channel) const { require_between(channel, Channel{0}, channels() - 1, "channel"); }
+
+    InProcess* hub_;
+    Peer self_;
+    Peer next_ = 0;           // whose turn it is
+    std::uint64_t seen_ = 0;  // events, at the last wait
+  };
+
+ private:
+  /// What one peer has sent another on one channel.
+  struct Stream {
+    std::deque<MessagePtr> queue;   // not polled yet
+    std::vector<MessagePtr> taken;  // polled, but the body not received
+    Index messages = 0;             // in the window
+    std::uint64_t bytes = 0;
+  };
+  struct Mailbox {
+    std::vector<Stream> streams;  // by sender and channel
+    std::vector<bool> broken;     // by peer: this one has dropped it
+    bool connected = false;
+    std::uint64_t events = 0;  // what its owner may want to look at
+    std::condition_variable told;
+  };
+
+  static const Config& validated(const Config& config) {
+    require(config.peers >= 1, "config.peers", config.peers, "at least 1");
+    require(config.channels >= 1, "config.channels", config.channels, "at least 1");
+    require(config.window_messages >= 1, "config.window_messages", config.window_messages, "at least 1");
+    require(config.window_bytes >= 1, "config.window_bytes", config.window_bytes, "at least 1");
+    return config;
+  }
+  template <std::signed_integral I>
+  [[nodiscard]] static std::size_t count(I i) noexcept {
+    return static_cast<std::size_t>(i);
+  }
+
+  // All of these with the lock held.
+  [[nodiscard]] Mailbox& box(Peer peer) noexcept { return mailboxes_[count(peer)]; }
+  [[nodiscard]] Stream& stream(Peer from, Peer to, Channel channel) noexcept {
+    return box(to).streams[count(from) * count(config_.channels) + count(channel)];
+  }
+  [[nodiscard]] bool is_broken(Peer a, Peer b) noexcept { return box(a).broken[count(b)] || box(b).broken[count(a)]; }
+  void tell(Peer peer) noexcept {
+    ++box(peer).events;
+    box(peer).told.notify_all();
+  }
+  /// Settles a message, if it is not yet, and takes it out of the window.
+  void take(Message& message, TicketState settled) noexcept {
+    if (std::exchange(message.counted, false)) {
+      Stream& s = stream(message.from, message.to, message.channel);
+      --s.messages;
+      s.bytes -= message.bytes;
+      std::erase_if(s.taken, [&](const MessagePtr& m) { return m.get() == &message; });
+      if (message.state == TicketState::pending) {
+        message.state = settled;
+      }
+      tell(message.from);
+    }
+  }
+  void withdraw(std::unique_lock<std::mutex>& lock, MessagePtr message) {
+    copied_.wait(lock, [&] { return !message->copying; });
+    if (message->state == TicketState::pending) {
+      message->withdrawn = true;
+      std::erase(stream(message->from, message->to, message->channel).queue, message);
+      take(*message, TicketState::failed);
+      tell(message->to);
+    }
+  }
+
+  Config config_;
+  std::vector<Mailbox> mailboxes_;  // by peer
+  std::mutex mutex_;
+  std::condition_variable copied_;
+};
+static_assert(Transport<InProcess::Endpoint>);
+
+}  // namespace kvc::inline v0

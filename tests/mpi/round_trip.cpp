@@ -1,0 +1,113 @@
+// Rank 0 computes sequences and sends them to all others, layer by layer, over MPI; they must have the same rows.
+#include <chrono>
+#include <iostream>
+#include <vector>
+
+#include "kvc/kvc.hpp"
+#include "kvc/transfer/receiver.hpp"
+#include "kvc/transfer/sender.hpp"
+#include "kvc/transport/mpi.hpp"
+
+namespace {
+using namespace kvc;
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+constexpr Shape shape{.layers = 4, .kv_heads = 2, .key_dim = 64};
+constexpr Index columns = 2 * 64;
+constexpr int requests = 12;
+constexpr std::chrono::seconds patience(60);
+
+Pos length_of(std::uint64_t request) { return static_cast<Pos>(1 + 97 * request); }
+Matrix rows(std::uint64_t request, Index layer, bool keys) {
+  Matrix m(length_of(request), columns);
+  for (Index i = 0; i < m.size(); ++i) {
+    m.data()[i] = static_cast<float>(i) + 1000.0F * static_cast<float>(request) + (keys ? 0.25F : 0.5F) +
+                  10000.0F * static_cast<float>(layer);
+  }
+  return m;
+}
+
+bool send(MpiTransport& transport) {
+  KvCache<float, Paged> cache(shape, {.blocks = 600, .block_tokens = 16});
+  SequenceSender sender(cache, transport, {.message_bytes = 50000});
+  for (std::uint64_t r = 0; r < requests; ++r) {
+    const SeqId seq = cache.open();
+    auto step = cache.extend(seq, length_of(r));
+    Offer offer;
+    offer.to = static_cast<Peer>(1 + r % static_cast<std::uint64_t>(transport.peers() - 1));
+    offer.seq = seq;
+    offer.request = r;
+    const TransferId id = sender.offer(offer);
+    for (Index layer = 0; layer < shape.layers; ++layer) {
+      cache.write(layer, step, rows(r, layer, true), rows(r, layer, false));
+      sender.ready(id, layer, length_of(r));
+      sender.poll();
+    }
+    cache.commit(std::move(step));  // Paged leaves rows in place
+    sender.finish(id);
+  }
+  int complete = 0;
+  (void)wait_for(transport, std::chrono::steady_clock::now() + patience, [&] {
+    sender.poll();
+    while (const auto sent = sender.next()) {
+      complete += sent->outcome == TransferOutcome::complete ? 1 : 0;
+      if (sent->outcome != TransferOutcome::complete) {
+        std::cerr << "request " << sent->request << ": " << to_text(sent->outcome) << ", " << sent->reason << "\n";
+      }
+      cache.close(sent->seq);
+    }
+    return sender.transfers() == 0;
+  });
+  cache.verify();
+  return complete == requests && cache.stats().blocks_referenced == 0;
+}
+
+template <class Cache>
+bool receive(MpiTransport& transport, Cache& cache) {
+  SequenceReceiver receiver(cache, transport);
+  int right = 0;
+  int expected = 0;
+  for (int r = 0; r < requests; ++r) {
+    expected += 1 + r % (transport.peers() - 1) == transport.self() ? 1 : 0;
+  }
+  (void)wait_for(transport, std::chrono::steady_clock::now() + patience, [&] {
+    receiver.poll();
+    while (const auto got = receiver.next()) {
+      bool same = got->outcome == TransferOutcome::complete && got->length == length_of(got->request);
+      for (Index layer = 0; same && layer < shape.layers; ++layer) {
+        Matrix k(got->length, columns);
+        Matrix v(got->length, columns);
+        cache.gather(layer, got->seq, {0, got->length}, k, v);
+        same = k == rows(got->request, layer, true) && v == rows(got->request, layer, false);
+      }
+      right += same ? 1 : 0;
+      if (got->outcome == TransferOutcome::complete) {
+        cache.close(got->seq);
+      }
+    }
+    return right == expected || transport.is_lost(0);
+  });
+  cache.verify();
+  return right == expected && cache.stats().blocks_referenced == 0;
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  MPI_Init(&argc, &argv);
+  bool ok = false;
+  {
+    MpiTransport transport(MPI_COMM_WORLD, {.channels = 2, .window_messages = 8});
+    if (transport.self() == 0) {
+      ok = send(transport);
+    } else if (transport.self() == 1) {
+      KvCache<float, Paged> cache(shape, {.blocks = 600, .block_tokens = 16});
+      ok = receive(transport, cache);
+    } else {
+      KvCache<float, PrefixShared<>, TokenMajor> cache(shape, {.blocks = 1000, .block_tokens = 7});
+      ok = receive(transport, cache);
+    }
+  }
+  std::cout << (ok ? "ok\n" : "wrong\n");
+  MPI_Finalize();
+  return ok ? 0 : 1;
+}

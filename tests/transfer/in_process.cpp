@@ -1,0 +1,188 @@
+// The contract of a transport, for the one between threads.
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/transport/in_process.hpp"
+
+namespace {
+using namespace kvc;
+using kvc_test::contains;
+using Endpoint = InProcess::Endpoint;
+
+std::span<const std::byte> bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
+std::string text(std::span<const std::byte> b) { return {reinterpret_cast<const char*>(b.data()), b.size()}; }
+std::string head_of(std::optional<Endpoint::Arrival> arrival) { return arrival ? text(arrival->head()) : "nothing"; }
+
+/// Sends a text as the body, cut after each `cut` bytes.
+struct Body {
+  std::string bytes;
+  std::vector<std::span<const std::byte>> pieces;
+  explicit Body(std::string what, std::size_t cut = 3) : bytes(std::move(what)) {
+    for (std::size_t at = 0; at < bytes.size(); at += cut) {
+      pieces.push_back(::bytes(bytes).subspan(at, std::min(cut, bytes.size() - at)));
+    }
+  }
+};
+std::vector<std::span<std::byte>> places(std::string& to, std::size_t cut) {
+  std::vector<std::span<std::byte>> all;
+  for (std::size_t at = 0; at < to.size(); at += cut) {
+    all.push_back(std::as_writable_bytes(std::span(to)).subspan(at, std::min(cut, to.size() - at)));
+  }
+  return all;
+}
+}  // namespace
+
+TEST_CASE("Messages arrive in order, by channel, and from all peers in turn", "[transfer]") {
+  InProcess hub({.peers = 3, .channels = 2});
+  Endpoint a(hub, 0);
+  Endpoint b(hub, 1);
+  Endpoint c(hub, 2);
+  for (const char* head : {"a1", "a2", "a3"}) {
+    REQUIRE(a.try_send(2, 0, bytes(head)));
+  }
+  REQUIRE(b.try_send(2, 0, bytes("b1")));
+  REQUIRE(a.try_send(2, 1, bytes("other")));
+  REQUIRE(c.try_send(2, 1, bytes("self")));
+  std::string order;
+  while (auto arrival = c.poll(0)) {
+    order += text(arrival->head());
+  }
+  REQUIRE(order == "a1b1a2a3");
+  const std::string one = head_of(c.poll(1));
+  const std::string two = head_of(c.poll(1));
+  REQUIRE(((one == "other" && two == "self") || (one == "self" && two == "other")));
+  REQUIRE(head_of(c.poll(1)) == "nothing");
+  REQUIRE(head_of(a.poll(0)) == "nothing");
+}
+
+TEST_CASE("A body goes from where it is to where it belongs, cut in whatever way", "[transfer]") {
+  InProcess hub({});
+  Endpoint a(hub, 0);
+  Endpoint b(hub, 1);
+  for (const std::size_t cut : {1U, 2U, 3U, 5U, 100U}) {
+    const Body body("the quick brown fox");
+    auto sent = a.try_send(1, 0, bytes("fox"), body.pieces);
+    REQUIRE(sent);
+    REQUIRE(a.state(*sent) == TicketState::pending);
+    auto arrival = b.poll(0);
+    REQUIRE(arrival);
+    REQUIRE(arrival->peer() == 0);
+    REQUIRE(arrival->body_bytes() == 19);
+    std::string to(19, '.');
+    std::string wrong(18, '.');
+    REQUIRE_THROWS_WITH(b.accept(std::move(*arrival), places(wrong, cut)), contains("pieces is 18"));
+    REQUIRE(a.state(*sent) == TicketState::pending);
+    REQUIRE(b.state(b.accept(std::move(*arrival), places(to, cut))) == TicketState::done);
+    REQUIRE(a.state(*sent) == TicketState::done);
+    REQUIRE(to == "the quick brown fox");
+  }
+}
+
+TEST_CASE("A window bounds what is under way on a channel", "[transfer]") {
+  InProcess hub({.peers = 2, .channels = 2, .window_messages = 3, .window_bytes = 10});
+  Endpoint a(hub, 0);
+  Endpoint b(hub, 1);
+  const Body large(std::string(11, 'x'));
+  const Body small("12345");
+  REQUIRE(a.try_send(1, 0, bytes("larger than the window"), large.pieces));
+  REQUIRE(!a.try_send(1, 0, bytes("one byte"), Body("1").pieces));
+  REQUIRE(a.try_send(1, 1, bytes("of another channel")));
+  REQUIRE(b.try_send(0, 0, bytes("of another peer")));
+  {
+    auto arrival = b.poll(0);
+    REQUIRE(!a.try_send(1, 0, bytes("not before the body is taken"), small.pieces));
+  }  // let go
+  REQUIRE(a.try_send(1, 0, bytes("1"), small.pieces));
+  REQUIRE(a.try_send(1, 0, bytes("2"), small.pieces));
+  REQUIRE(!a.try_send(1, 0, bytes("3"), small.pieces));
+  REQUIRE(a.try_send(1, 0, bytes("3")));
+  REQUIRE(!a.try_send(1, 0, bytes("4")));
+  REQUIRE(head_of(b.poll(0)) == "1");
+  REQUIRE(a.try_send(1, 0, bytes("4")));
+}
+
+TEST_CASE("What is not taken can be called back", "[transfer]") {
+  InProcess hub({});
+  Endpoint a(hub, 0);
+  Endpoint b(hub, 1);
+  const Body body("rows");
+  auto first = a.try_send(1, 0, bytes("1"), body.pieces);
+  auto second = a.try_send(1, 0, bytes("2"), body.pieces);
+  auto third = a.try_send(1, 0, bytes("3"), body.pieces);
+  auto arrival = b.poll(0);
+  REQUIRE(a.cancel(*first));   // while b looks at it
+  REQUIRE(a.cancel(*second));  // before
+  REQUIRE(a.state(*first) == TicketState::failed);
+  REQUIRE(a.state(*second) == TicketState::failed);
+  std::string to(4, '.');
+  REQUIRE(b.state(b.accept(std::move(*arrival), places(to, 4))) == TicketState::failed);
+  REQUIRE(to == "....");
+  arrival = b.poll(0);
+  REQUIRE(text(arrival->head()) == "3");
+  REQUIRE(b.state(b.accept(std::move(*arrival), places(to, 4))) == TicketState::done);
+  REQUIRE(a.cancel(*third));
+  REQUIRE(a.state(*third) == TicketState::done);
+  REQUIRE(head_of(b.poll(0)) == "nothing");
+}
+
+TEST_CASE("A peer that has gone is lost, and its last words are heard", "[transfer]") {
+  InProcess hub({.peers = 3});
+  Endpoint a(hub, 0);
+  std::optional<Endpoint> b(std::in_place, hub, 1);
+  Endpoint c(hub, 2);
+  const Body body("rows");
+  auto to_b = a.try_send(1, 0, bytes("1"), body.pieces);
+  auto looked_at = b->poll(0);
+  auto to_b_too = a.try_send(1, 0, bytes("2"), body.pieces);
+  REQUIRE(b->try_send(0, 0, bytes("bye")));
+  REQUIRE(b->try_send(0, 0, bytes("with a body"), body.pieces));
+  REQUIRE(!a.is_lost(1));
+  while (a.wait(TimePoint::min())) {
+  }
+  looked_at.reset();
+  b.reset();
+  REQUIRE(a.wait(no_deadline));
+  REQUIRE(a.is_lost(1));
+  REQUIRE(!a.is_lost(2));
+  REQUIRE(a.state(*to_b) == TicketState::done);  // it was let go
+  REQUIRE(a.state(*to_b_too) == TicketState::failed);
+  REQUIRE(head_of(a.poll(0)) == "bye");
+  REQUIRE(head_of(a.poll(0)) == "nothing");
+  auto ticket = a.try_send(1, 0, bytes("3"), body.pieces);
+  REQUIRE(a.state(*ticket) == TicketState::failed);
+  REQUIRE(c.try_send(0, 0, bytes("hello")));
+  REQUIRE(head_of(a.poll(0)) == "hello");
+  REQUIRE_THROWS_WITH(Endpoint(hub, 1), contains("self is 1"));
+}
+
+TEST_CASE("Waiting ends when there is news, once", "[transfer]") {
+  InProcess hub({});
+  Endpoint a(hub, 0);
+  Endpoint b(hub, 1);
+  REQUIRE(!b.wait(TimePoint::min()));
+  REQUIRE(a.try_send(1, 0, bytes("news")));
+  REQUIRE(b.wait(no_deadline));
+  REQUIRE(!b.wait(TimePoint::min()));
+  REQUIRE(head_of(b.poll(0)) == "news");
+  REQUIRE(a.wait(no_deadline));  // it was taken
+  REQUIRE(!wait_for(a, TimePoint::min(), [] { return false; }));
+  REQUIRE(wait_for(a, no_deadline, [] { return true; }));
+}
+
+TEST_CASE("Numbers that are out of range are named", "[transfer]") {
+  InProcess hub({});
+  Endpoint a(hub, 0);
+  REQUIRE_THROWS_WITH(InProcess({.peers = 0}), contains("config.peers is 0"));
+  REQUIRE_THROWS_WITH(InProcess({.channels = 0}), contains("config.channels is 0"));
+  REQUIRE_THROWS_WITH(InProcess({.window_messages = 0}), contains("config.window_messages is 0"));
+  REQUIRE_THROWS_WITH(InProcess({.window_bytes = 0}), contains("config.window_bytes is 0"));
+  REQUIRE_THROWS_WITH(Endpoint(hub, 2), contains("self is 2"));
+  REQUIRE_THROWS_WITH(a.try_send(-1, 0, bytes("")), contains("peer is -1"));
+  REQUIRE_THROWS_WITH(a.try_send(1, 4, bytes("")), contains("channel is 4"));
+  REQUIRE_THROWS_WITH(a.try_send(1, 0, bytes(std::string(513, 'x'))), contains("head.size() is 513"));
+  REQUIRE_THROWS_WITH(a.poll(-1), contains("channel is -1"));
+  REQUIRE_THROWS_WITH(a.is_lost(2), contains("peer is 2"));
+}

@@ -1,0 +1,161 @@
+// Engines in threads of their own, which send, receive, cancel and go.
+#include <atomic>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "random_source.hpp"
+#include "transfer/engine.hpp"
+
+namespace {
+using namespace kvc;
+using namespace kvc_test;
+
+constexpr int requests = 40;
+
+/// One prompt of a request: some begin alike.
+Tokens prompt_of(std::uint64_t request) {
+  Random random(request);
+  Tokens tokens = counting(random.between(1, 3) * 1000, random.between(0, 12));
+  const Tokens own = counting(static_cast<Token>(request * 100 + 10000), random.between(1, 30));
+  tokens.insert(tokens.end(), own.begin(), own.end());
+  return tokens;
+}
+
+/// As AnyCache::serve, without an assertion: those of Catch2 are not for threads.
+SeqId compute(AnyCache& cache, const Tokens& prompt) {
+  const Opened opened = cache.try_open(prompt, {}).value();
+  const Values values = values_of(prompt);
+  if (!cache.append(opened.seq, {prompt.begin() + opened.cached, prompt.end()},
+                    {values.begin() + opened.cached, values.end()})) {
+    throw std::runtime_error("the pool is too small for this test");
+  }
+  return opened.seq;
+}
+
+/// Sends all requests to the peers `to` in turn, those that are refused again.
+void prefill(AnyEngine& engine, std::uint64_t first_request, const std::vector<Peer>& to, std::atomic<int>& cancelled) {
+  Random random(first_request + 1);
+  std::map<std::uint64_t, SeqId> open;
+  std::uint64_t begun = 0;
+  int over = 0;
+  const auto begin = [&](std::uint64_t request) {
+    const Tokens prompt = prompt_of(request);
+    const TransferId id = engine.send(to[request % to.size()], open.at(request), prompt, {}, request);
+    if (random.one_in(10)) {
+      engine.cancel_sending(id);
+    }
+  };
+  while (over < requests) {
+    while (begun < requests && open.size() < 4) {
+      const std::uint64_t request = first_request + begun++;
+      open[request] = compute(engine.cache(), prompt_of(request));
+      begin(request);
+    }
+    const bool any = engine.poll();
+    while (const auto sent = engine.next_sent()) {
+      if (sent->outcome == TransferOutcome::no_room || sent->outcome == TransferOutcome::busy) {
+        begin(sent->request);
+        continue;
+      }
+      cancelled += sent->outcome == TransferOutcome::cancelled ? 1 : 0;
+      engine.cache().close(open.at(sent->request));
+      open.erase(sent->request);
+      ++over;
+    }
+    if (!any) {
+      (void)engine.endpoint().wait(now() + std::chrono::milliseconds(5));
+    }
+  }
+}
+
+/// Takes sequences until it is told that there are no more; some it cancels. How many were right.
+int decode(AnyEngine& engine, const std::atomic<bool>& all_sent, std::uint64_t seed) {
+  Random random(seed);
+  int right = 0;
+  std::vector<SeqId> held;
+  for (;;) {
+    const bool last = all_sent;
+    const bool any = engine.poll();
+    while (const auto got = engine.next_received()) {
+      if (got->outcome == TransferOutcome::complete) {
+        right += engine.cache().rows(got->seq) == engine.cache().rows_of(values_of(prompt_of(got->request))) ? 1 : 0;
+        held.push_back(got->seq);
+      }
+    }
+    if (held.size() > 3 || (!any && !held.empty())) {
+      engine.cache().close(held.front());
+      held.erase(held.begin());
+    }
+    if (random.one_in(50)) {
+      engine.cancel_receiving(static_cast<Peer>(random.between(0, 1)), random.between<std::uint64_t>(0, 2 * requests));
+    }
+    if (last && !any && held.empty()) {
+      return right;
+    }
+    if (!any) {
+      (void)engine.endpoint().wait(now() + std::chrono::milliseconds(5));
+    }
+  }
+}
+}  // namespace
+
+TEST_CASE("Two engines prefill for two that decode, each in its thread", "[transfer][threads]") {
+  InProcess hub({.peers = 4, .channels = 2, .window_messages = 6, .window_bytes = 2000});
+  std::vector<std::unique_ptr<AnyEngine>> engines;
+  engines.push_back(make_engine<float, Prefix4>(hub, 0, 300, small_messages));
+  engines.push_back(make_engine<float, Paged7, TokenMajor>(hub, 1, 300, small_messages));
+  engines.push_back(make_engine<float, Prefix7>(hub, 2, 150, small_messages));
+  engines.push_back(make_engine<float, Paged4>(hub, 3, 150, small_messages));
+  std::atomic<bool> all_sent = false;
+  std::atomic<int> cancelled = 0;
+  std::atomic<int> right = 0;
+  std::vector<std::thread> decoding;
+  for (const std::size_t i : {2U, 3U}) {
+    decoding.emplace_back([&, i] { right += decode(*engines[i], all_sent, i); });
+  }
+  std::thread other([&] { prefill(*engines[1], requests, {2, 3}, cancelled); });
+  prefill(*engines[0], 0, {2, 3}, cancelled);
+  other.join();
+  all_sent = true;
+  for (std::thread& thread : decoding) {
+    thread.join();
+  }
+  // A cancelled request may have been complete at the receiver already.
+  REQUIRE(right >= 2 * requests - cancelled);
+  REQUIRE(right <= 2 * requests);
+  REQUIRE(right > requests);
+  for (const auto& engine : engines) {
+    require_free(*engine);
+  }
+}
+
+TEST_CASE("A receiver that goes while it is sent to is lost, and the sender's rows are its own again",
+          "[transfer][threads]") {
+  for (int round = 0; round < 20; ++round) {
+    InProcess hub({.peers = 2, .channels = 2, .window_messages = 4, .window_bytes = 2000});
+    const auto a = make_engine<float, Paged4>(hub, 0, 300, small_messages);
+    std::thread receiver([&] {
+      auto b = make_engine<float, Prefix4>(hub, 1, 300, small_messages);
+      for (int polls = 0; polls < 3 * round; ++polls) {
+        (void)b->poll();
+        (void)b->endpoint().wait(now() + std::chrono::milliseconds(1));
+      }
+      die(b);
+    });
+    const Tokens prompt = counting(1, 60);
+    const SeqId seq = a->cache().serve(prompt);
+    (void)a->send(1, seq, prompt);
+    (void)wait_for(a->endpoint(), no_deadline, [&] {
+      (void)a->poll();
+      return a->transfers() == 0;
+    });
+    receiver.join();
+    const Sent sent = a->next_sent().value();
+    REQUIRE((sent.outcome == TransferOutcome::peer_lost || sent.outcome == TransferOutcome::complete));
+    a->cache().close(seq);
+    require_free(*a);
+  }
+}
