@@ -1,0 +1,71 @@
+// Many GridCopys in one launch: the copy-on-write copies of a step.
+//
+// A warp takes one piece after the other, so that the two divisions that find a piece are paid once for its bytes, and its
+// lanes copy units of 16 bytes (4 or 1, where something is not aligned), four at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/core/space.hpp"
+#include "kvc/cuda/device.cuh"
+#include "kvc/cuda/divisor.hpp"
+
+namespace kvc::inline v0::cuda {
+
+/// One GridCopy with what the kernel needs worked out.
+struct GridCopyJob {
+  std::byte* to;
+  const std::byte* from;
+  Index strides[3];
+  std::uint32_t pieces;
+  std::uint32_t units;  ///< in a piece
+  Divisor inner;        ///< extents[2]
+  Divisor middle;       ///< extents[1]
+
+  /// How far behind `from` and `to` a piece lies.
+  [[nodiscard]] KVC_HOST_DEVICE constexpr Index offset(std::uint32_t piece) const noexcept {
+    const std::uint32_t outer = inner.quotient(piece), k = piece - outer * static_cast<std::uint32_t>(inner.value());
+    const std::uint32_t i = middle.quotient(outer), j = outer - i * static_cast<std::uint32_t>(middle.value());
+    return i * strides[0] + j * strides[1] + k * strides[2];
+  }
+};
+
+/// What one launch takes along as its argument: no upload, so that a capture may hold it.
+inline constexpr int copy_jobs_most = 32;
+struct GridCopyJobs {
+  GridCopyJob jobs[copy_jobs_most];
+};
+static_assert(sizeof(GridCopyJobs) <= 4096, "what a kernel may take as arguments on every device");
+
+inline constexpr int copy_threads = 256;
+
+/// gridDim.y jobs; the warps of all blockIdx.x share the pieces of job blockIdx.y.
+template <class Unit>
+__global__ void __launch_bounds__(copy_threads) copy_kernel(const __grid_constant__ GridCopyJobs all) {
+  const GridCopyJob& job = all.jobs[blockIdx.y];
+  constexpr std::uint32_t warps = copy_threads / 32;
+  const std::uint32_t lane = threadIdx.x % 32;
+  for (std::uint32_t piece = blockIdx.x * warps + threadIdx.x / 32; piece < job.pieces; piece += gridDim.x * warps) {
+    const Index offset = job.offset(piece);
+    const Unit* const from = reinterpret_cast<const Unit*>(job.from + offset);
+    Unit* const to = reinterpret_cast<Unit*>(job.to + offset);
+    for (std::uint32_t first = lane; first < job.units; first += 128) {
+      Unit held[4];
+#pragma unroll
+      for (std::uint32_t i = 0; i < 4; ++i) {
+        if (first + 32 * i < job.units) {
+          held[i] = device::load_once<Unit>(from + first + 32 * i);
+        }
+      }
+#pragma unroll
+      for (std::uint32_t i = 0; i < 4; ++i) {
+        if (first + 32 * i < job.units) {
+          to[first + 32 * i] = held[i];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace kvc::inline v0::cuda
