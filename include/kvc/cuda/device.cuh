@@ -88,6 +88,52 @@ template <Format F>
   return __byte_perm(a, b, 0x7632);
 }
 
+/// The products of two pairs of f16.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t multiply_f16(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDACC__)
+  const __half2 product = __hmul2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const std::uint32_t*>(&product);
+#else
+  return pack<Format::f16>(low_of<Format::f16>(a) * low_of<Format::f16>(b),
+                           high_of<Format::f16>(a) * high_of<Format::f16>(b));
+#endif
+}
+/// The differences.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t subtract_f16(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDACC__)
+  const __half2 difference = __hsub2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const std::uint32_t*>(&difference);
+#else
+  return pack<Format::f16>(low_of<Format::f16>(a) - low_of<Format::f16>(b),
+                           high_of<Format::f16>(a) - high_of<Format::f16>(b));
+#endif
+}
+
+// --- numbers of one byte: four of them become two pairs ------------------------------------------------------------------------
+
+/// Four Fp8E4M3 as f16, exactly; NaN stays NaN. The exponent moves by 2^8; 0x7f would become 480, and is made NaN.
+__device__ __forceinline__ void widen_fp8(std::uint32_t codes, std::uint32_t (&pairs)[2]) {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.rn.f16x2.e4m3x2 %0, low; cvt.rn.f16x2.e4m3x2 %1, high; }"
+      : "=r"(pairs[0]), "=r"(pairs[1])
+      : "r"(codes));
+#else
+  for (int i = 0; i < 2; ++i) {
+    const std::uint32_t spread =
+        __byte_perm(codes, 0, i == 0 ? 0x1404 : 0x3424);  // a code in the upper byte of each half
+    const std::uint32_t magnitude = (spread & 0x7f007f00U) >> 1;
+    const std::uint32_t nan = ((magnitude + 0x00800080U) & 0x40004000U) >> 14;
+    pairs[i] = (multiply_f16(magnitude, 0x5c005c00U) | nan * 0x7e00U) | (spread & 0x80008000U);  // times 256
+  }
+#endif
+}
+/// Four signed bytes as f16, exactly: with the sign bit turned a byte is the last bits of 1024 + 128 + code.
+__device__ __forceinline__ void widen_int8(std::uint32_t codes, std::uint32_t (&pairs)[2]) {
+  const std::uint32_t biased = codes ^ 0x80808080U;
+  pairs[0] = subtract_f16(__byte_perm(biased, 0x64646464U, 0x4140), 0x64806480U);
+  pairs[1] = subtract_f16(__byte_perm(biased, 0x64646464U, 0x4342), 0x64806480U);
+}
+
 // --- memory ----------------------------------------------------------------------------------------------------------------
 
 /// Reads what is read once: it need not stay in the caches.
