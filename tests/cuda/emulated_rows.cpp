@@ -72,7 +72,8 @@ std::vector<std::byte> as_input(const std::vector<float>& x) {
 
 /// kvc::rope with fused multiply-adds, whether or not this test is compiled for a processor that has them.
 template <class Pairing>
-void turn(const kvc::RopeTable& table, const std::vector<Pos>& positions, std::vector<float>& x, Index width, Index dim) {
+void turn(const kvc::RopeTable& table, const std::vector<Pos>& positions, std::vector<float>& x, Index width,
+          Index dim) {
   const std::vector<float> before = x;
   const Index half = table.rotary_dim() / 2;
   for (std::size_t row = 0; row < positions.size(); ++row) {
