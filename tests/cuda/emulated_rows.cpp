@@ -205,7 +205,7 @@ struct QueuedSpace {
     const auto& all = copies.waiting();
     for (std::size_t first = 0; first < all.size(); first += cuda::copy_jobs_most) {
       const std::size_t count = std::min<std::size_t>(cuda::copy_jobs_most, all.size() - first);
-      cuda::GridCopyJobs jobs{};
+      cuda::GridCopyJobs<cuda::copy_jobs_most> jobs{};
       const Index unit = cuda::detail::unit_of(all.data() + first, all.data() + first + count);
       for (std::size_t i = 0; i < count; ++i) {
         jobs.jobs[i] = cuda::detail::job_of(all[first + i], unit);

@@ -32,18 +32,21 @@ struct GridCopyJob {
   }
 };
 
-/// What one launch takes along as its argument: no upload, so that a capture may hold it.
-inline constexpr int copy_jobs_most = 32;
+/// What one launch takes along as its argument: no upload, so that a capture may hold it. Up to `Most` jobs; every launch pays
+/// for all of them, so there is a small form.
+template <int Most>
 struct GridCopyJobs {
-  GridCopyJob jobs[copy_jobs_most];
+  GridCopyJob jobs[Most];
 };
-static_assert(sizeof(GridCopyJobs) <= 4096, "what a kernel may take as arguments on every device");
+inline constexpr int copy_jobs_few = 16;
+inline constexpr int copy_jobs_most = 384;
+static_assert(sizeof(GridCopyJobs<copy_jobs_most>) <= 32764, "what a kernel may take as arguments, from CUDA 12.1 on");
 
 inline constexpr int copy_threads = 256;
 
 /// gridDim.y jobs; the warps of all blockIdx.x share the pieces of job blockIdx.y.
-template <class Unit>
-__global__ void __launch_bounds__(copy_threads) copy_kernel(const __grid_constant__ GridCopyJobs all) {
+template <class Unit, int Most>
+__global__ void __launch_bounds__(copy_threads) copy_kernel(const __grid_constant__ GridCopyJobs<Most> all) {
   const GridCopyJob& job = all.jobs[blockIdx.y];
   constexpr std::uint32_t warps = copy_threads / 32;
   const std::uint32_t lane = threadIdx.x % 32;

@@ -54,25 +54,27 @@ class DeviceSpace {
     }
     copies_.push(copy);
   }
-  /// Launches the copies in waiting: one launch for each 32 of them.
+  /// Launches the copies in waiting: one launch for each 384 of them, two of which are the keys and values of one sequence.
   void flush() {
-    if (copies_.empty()) {
-      return;
-    }
     const std::vector<GridCopy>& all = copies_.waiting();
     for (std::size_t first = 0; first < all.size(); first += copy_jobs_most) {
       const std::size_t count = std::min<std::size_t>(copy_jobs_most, all.size() - first);
-      launch(all.data() + first, static_cast<int>(count));
+      if (count <= copy_jobs_few) {
+        launch<copy_jobs_few>(all.data() + first, count);
+      } else {
+        launch<copy_jobs_most>(all.data() + first, count);
+      }
     }
     copies_.clear();
   }
 
  private:
-  void launch(const GridCopy* copies, int count) const {
+  template <int Most>
+  void launch(const GridCopy* copies, std::size_t count) const {
     const Index unit = detail::unit_of(copies, copies + count);
-    GridCopyJobs jobs{};
+    GridCopyJobs<Most> jobs{};
     std::uint32_t most = 0;
-    for (int i = 0; i < count; ++i) {
+    for (std::size_t i = 0; i < count; ++i) {
       jobs.jobs[i] = detail::job_of(copies[i], unit);
       most = std::max(most, jobs.jobs[i].pieces);
     }
