@@ -376,3 +376,35 @@ TEST_CASE("emulated copies: what a policy asks for, in few launches, as if at on
     check_copies<float, kvc::HeadMajor, Prefix4>(seed);
   }
 }
+
+TEST_CASE("bytes widen to 16 bits and narrow as on the CPU", "[cuda]") {
+  const auto same = [](float a, float b) {
+    return std::isnan(a) ? std::isnan(b) : std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b);
+  };
+  for (std::uint32_t code = 0; code < 256; ++code) {
+    const std::uint32_t codes = code | (255 - code) << 8 | (code ^ 0x55U) << 16 | (code ^ 0xaaU) << 24;
+    std::uint32_t fp8[2], int8[2];
+    cuda::device::widen_fp8(codes, fp8);
+    cuda::device::widen_int8(codes, int8);
+    for (unsigned i = 0; i < 4; ++i) {
+      const auto byte = static_cast<std::uint8_t>(codes >> (8 * i));
+      const std::uint32_t half = i % 2 == 0 ? fp8[i / 2] & 0xffffU : fp8[i / 2] >> 16;
+      const std::uint32_t integer = i % 2 == 0 ? int8[i / 2] & 0xffffU : int8[i / 2] >> 16;
+      float expected = 0;
+      kvc::Element<kvc::Fp8E4M3>::decode(&byte, 1, &expected);
+      REQUIRE(same(expected, kvc_emulation::from_f16(half)));
+      REQUIRE(kvc_emulation::from_f16(integer) == static_cast<float>(static_cast<std::int8_t>(byte)));
+    }
+  }
+  int wrong = 0;
+  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 4099) {  // a prime: all kinds of endings
+    const auto x = std::bit_cast<float>(static_cast<std::uint32_t>(bits));
+    std::uint8_t expected = 0;
+    kvc::Element<kvc::Fp8E4M3>::encode(&x, 1, &expected);
+    wrong += cuda::device::narrow_fp8(x) != expected ? 1 : 0;
+    const std::uint32_t half = kvc_emulation::to_16_bits(false, x), bf16 = kvc_emulation::to_16_bits(true, x);
+    wrong += !same(static_cast<float>(Eigen::half(x)), kvc_emulation::from_16_bits(false, half)) ? 1 : 0;
+    wrong += !same(static_cast<float>(Eigen::bfloat16(x)), kvc_emulation::from_16_bits(true, bf16)) ? 1 : 0;
+  }
+  REQUIRE(wrong == 0);
+}
