@@ -114,7 +114,7 @@ class DecodeWork {
       // A sequence has at most one split more than it has whole ones, and each split one item for every tile of heads.
       parts = limits.positions / split_positions + 2 * limits.sequences;
       const RowTiles tiles = detail::row_tiles(limits.format, limits.query_heads / limits.kv_heads, limits.dim);
-      const Index items = parts * ceil_div(limits.query_heads / limits.kv_heads, Index{tiles.narrow});
+      items = parts * ceil_div(limits.query_heads / limits.kv_heads, Index{tiles.narrow});
       Sections sections;
       counts = sections.add<std::int32_t>(2);
       part_begin = sections.add<std::int32_t>(limits.sequences + 1);
@@ -123,7 +123,7 @@ class DecodeWork {
       members = sections.add<DecodeMember>(parts);
       bytes = sections.bytes();
     }
-    Index parts;
+    Index parts, items;
     std::size_t counts, part_begin, narrow, wide, members, bytes;
   };
   static const DecodeLimits& checked(const DecodeLimits& limits) {

@@ -202,7 +202,7 @@ struct WarpState {
 ///
 ///   s       [T][4] of query tile n: positions g (s[0], s[1]) and g + 8, query rows 2t and 2t + 1
 template <Format F, int D, int N, int T>
-__device__ __forceinline__ void soften(float (&s)[T][4], int n, const KeyRows<F, D, T>& keys, TileRange range,
+__device__ __forceinline__ void soften(float (&s)[T][4], int n, const KeyRows<F, D, T, N == 1>& keys, TileRange range,
                                        const float* scales, float softcap, WarpState<D, N>& state) {
   const int lane = static_cast<int>(threadIdx.x % 32U);
   float shrink[2];
@@ -258,7 +258,7 @@ __device__ __forceinline__ void soften(float (&s)[T][4], int n, const KeyRows<F,
 
 /// S^T = K Q^T for one step.
 template <Format F, Format Q, int D, int N, int T>
-__device__ __forceinline__ void multiply_keys(const KeyRows<F, D, T>& keys, const DecodeShared<D, N>& shared,
+__device__ __forceinline__ void multiply_keys(const KeyRows<F, D, T, N == 1>& keys, const DecodeShared<D, N>& shared,
                                               float (&s)[N][T][4]) {
   constexpr Format C = key_format<F, Q>;
   const int lane = static_cast<int>(threadIdx.x % 32U), g = lane / 4, t = lane % 4;
@@ -296,7 +296,7 @@ __device__ __forceinline__ void multiply_keys(const KeyRows<F, D, T>& keys, cons
 
 /// O^T += V^T P^T for one step; s holds the weights.
 template <Format F, Format Q, int D, int N, int T>
-__device__ __forceinline__ void multiply_values(const ValueRows<F, D, T>& values, const float (&s)[N][T][4],
+__device__ __forceinline__ void multiply_values(const ValueRows<F, D, T, N == 1>& values, const float (&s)[N][T][4],
                                                 WarpState<D, N>& state) {
   constexpr Format C = value_format<F, Q>;
 #pragma unroll
@@ -315,7 +315,7 @@ __device__ __forceinline__ void multiply_values(const ValueRows<F, D, T>& values
       }
     }
 #pragma unroll
-    for (int c = 0; c < ValueRows<F, D, T>::groups; ++c) {
+    for (int c = 0; c < WarpState<D, N>::groups; ++c) {
       std::uint32_t v[4][4];  // [position of the lane][pair of its chunk]
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -448,8 +448,8 @@ __global__ void __launch_bounds__(detail::decode_threads)
 
     detail::WarpState<D, N> state;
     state.reset();
-    detail::KeyRows<F, D, T> keys;
-    detail::ValueRows<F, D, T> values;
+    detail::KeyRows<F, D, T, N == 1> keys;  // of more rows than eight, others may share them: they stay in the cache
+    detail::ValueRows<F, D, T, N == 1> values;
     if (at < end) {
       keys.load(k, shared.k_offset, {base + at * step, first, last}, a.kv.key_dim);
     }

@@ -38,17 +38,19 @@ struct Chunk {
       words[i] = 0;
     }
   }
+  /// Once: no other block wants this row.
+  template <bool Once>
   __device__ __forceinline__ void load(const std::byte* row, int chunk) {
     const std::byte* const p = row + chunk * (8 * code_bytes(F));
     if constexpr (F == Format::int8) {
       words[0] = device::load_shared<std::uint32_t>(p);
       words[1] = device::load_shared<std::uint32_t>(p + 4);
     } else if constexpr (code_bytes(F) == 1) {
-      const uint2 both = device::load_once<uint2>(p);
+      const uint2 both = Once ? device::load_once<uint2>(p) : device::load_shared<uint2>(p);
       words[0] = both.x;
       words[1] = both.y;
     } else {
-      const uint4 all = device::load_once<uint4>(p);
+      const uint4 all = Once ? device::load_once<uint4>(p) : device::load_shared<uint4>(p);
       words[0] = all.x;
       words[1] = all.y;
       words[2] = all.z;
@@ -103,8 +105,8 @@ struct TileRange {
   }
 };
 
-/// The keys of 16 T positions.  D: numbers of a row, rounded up to what is compiled.
-template <Format F, int D, int T>
+/// The keys of 16 T positions.  D: numbers of a row, rounded up to what is compiled.  Once: no other block wants them.
+template <Format F, int D, int T, bool Once>
 struct KeyRows {
   Chunk<F> chunks[T][2][D / 32];
   float scales[T][2];  // int8
@@ -133,7 +135,7 @@ struct KeyRows {
         for (int j = 0; j < D / 32; ++j) {
           const int chunk = lane % 4 + 4 * j;
           if (All || (visible && 8 * chunk < dim)) {
-            chunks[tile][i][j].load(row, chunk);
+            chunks[tile][i][j].template load<Once>(row, chunk);
           } else {
             chunks[tile][i][j].zero();
           }
@@ -147,7 +149,7 @@ struct KeyRows {
 };
 
 /// The values of 16 T positions.
-template <Format F, int D, int T>
+template <Format F, int D, int T, bool Once>
 struct ValueRows {
   static constexpr int groups = (D + 63) / 64;
   Chunk<F> chunks[T][4][groups];
@@ -176,7 +178,7 @@ struct ValueRows {
         for (int c = 0; c < groups; ++c) {
           const int chunk = lane / 4 + 8 * c;
           if (All || (visible && 8 * chunk < dim)) {
-            chunks[tile][i][c].load(row, chunk);
+            chunks[tile][i][c].template load<Once>(row, chunk);
           } else {
             chunks[tile][i][c].zero();
           }
