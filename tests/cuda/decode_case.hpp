@@ -64,8 +64,8 @@ struct DecodeSpec {
   std::uint64_t seed = 1;
 };
 
-/// Sequences in a host cache, queries, and the expected output. Rows that no sequence has are NaN, and so are those of the
-/// cache's other layers.
+/// Sequences in a host cache, queries, and the expected output. Rows that no sequence has are NaN, and so are those of
+/// the cache's other layers.
 template <class T, class P, class L, Format Q>
 class DecodeCase {
  public:
@@ -140,7 +140,8 @@ class DecodeCase {
       k[i] = normal_(random_);
       v[i] = normal_(random_);
     }
-    // Only the layer that is read: the others stay NaN. So a write for each is not possible, and rows go through `data()`.
+    // Only the layer that is read: the others stay NaN. So a write for each is not possible, and rows go through
+    // `data()`.
     cache.policy().for_each_run(seq, step.range(), [&](const kvc::SlotRun& run) {
       for (Index head = 0; head < spec.kv_heads; ++head) {
         for (Pos r = 0; r < run.count; ++r) {

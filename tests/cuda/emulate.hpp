@@ -1,9 +1,10 @@
 // Runs kernels of kvc/cuda on the CPU, where there is neither a GPU nor nvcc: include this before any .cuh.
 //
-// Every thread of a block is a fiber; a barrier, a shuffle or a product of tiles lets the next one run until all that take
-// part have arrived. Blocks run one after the other. What it can show: wrong indices, sums, masks, missing cases, barriers in
-// divergent code (it reports a deadlock), reads beyond an array (under AddressSanitizer). What it cannot show: races between
-// threads without a barrier between them, as fibers take turns only at those points; use compute-sanitizer for them.
+// Every thread of a block is a fiber; a barrier, a shuffle or a product of tiles lets the next one run until all that
+// take part have arrived. Blocks run one after the other. What it can show: wrong indices, sums, masks, missing cases,
+// barriers in divergent code (it reports a deadlock), reads beyond an array (under AddressSanitizer). What it cannot
+// show: races between threads without a barrier between them, as fibers take turns only at those points; use
+// compute-sanitizer for them.
 //
 // A kernel's __shared__ arrays are static here, and hold what the last block left, as they may on a GPU.
 #pragma once
@@ -227,8 +228,8 @@ class Block {
 #endif
 };
 
-/// kernel<<<grid, threads>>>:  body is called once for each thread. The order of blocks is from the last to the first, so that
-/// no kernel can come to rely on the usual one.
+/// kernel<<<grid, threads>>>:  body is called once for each thread. The order of blocks is from the last to the first,
+/// so that no kernel can come to rely on the usual one.
 inline void launch(dim3 grid, unsigned threads, const std::function<void()>& body) {
   for (unsigned z = grid.z; z-- > 0;) {
     for (unsigned y = grid.y; y-- > 0;) {
@@ -260,7 +261,7 @@ struct Three {
   Of<&dim3::z, of> z;
 };
 
-// --- 16-bit numbers, and products of tiles ---------------------------------------------------------------------------------
+// --- 16-bit numbers, and products of tiles
 
 inline float from_f16(std::uint32_t bits) {
   const std::uint32_t sign = (bits & 0x8000U) << 16, exponent = bits >> 10 & 31U, mantissa = bits & 0x3ffU;

@@ -9,6 +9,7 @@
 #include "kvc/core/half.hpp"
 #include "kvc/core/quantized.hpp"
 #include "kvc/cuda/decode_kernel.cuh"
+#include "kvc/cuda/merge_kernel.cuh"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 

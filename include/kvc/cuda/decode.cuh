@@ -5,10 +5,10 @@
 //   work.upload(tables, window, stream);                                                           each step
 //   cuda::decode(cuda::view(cache, layer), batch, work, q, out, options, stream);                  each layer
 //
-// Every row has the same bits in every batch, whatever policy, layout and block size the rows lie in, and whether their prefix
-// is shared. They are not those of the CPU: sums go in another order, and weights are rounded to 16 bits.
-// `decode` allocates nothing and does not synchronise, and may be captured in a graph: which work there is, it reads on the
-// device. Two calls that use one DecodeWork must not run at the same time.
+// Every row has the same bits in every batch, whatever policy, layout and block size the rows lie in, and whether
+// their prefix is shared. They are not those of the CPU: sums go in another order, and weights are rounded to 16 bits.
+// `decode` allocates nothing and does not synchronise, and may be captured in a graph: which work there is, it reads
+// on the device. Two calls that use one DecodeWork must not run at the same time.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +23,7 @@
 #include "kvc/cuda/decode_kernel.cuh"
 #include "kvc/cuda/decode_plan.hpp"
 #include "kvc/cuda/element.cuh"
+#include "kvc/cuda/merge_kernel.cuh"
 #include "kvc/cuda/options.hpp"
 #include "kvc/cuda/upload.cuh"
 
@@ -39,8 +40,8 @@ struct DecodeLimits {
 };
 
 namespace detail {
-/// Query rows that the kernels take at once. What registers hold: beside a cache of 16-bit numbers at most 32, of bytes, which
-/// need more to be made 16-bit numbers, 16; and 8 beyond dim 128.
+/// Query rows that the kernels take at once. What registers hold: beside a cache of 16-bit numbers at most 32, of
+/// bytes, which need more to be made 16-bit numbers, 16; and 8 beyond dim 128.
 [[nodiscard]] constexpr RowTiles row_tiles(Format format, Index group, Index dim) noexcept {
   const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
   return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
@@ -60,8 +61,8 @@ template <class Kernel>
 /// The plan of a decode in device memory, and room for the states of splits.
 class DecodeWork {
  public:
-  /// Throws std::invalid_argument if a limit is not positive, dim is not a multiple of 8 up to 256, or query_heads not one of
-  /// kv_heads; OutOfMemory; Error.
+  /// Throws std::invalid_argument if a limit is not positive, dim is not a multiple of 8 up to 256, or query_heads not
+  /// one of kv_heads; OutOfMemory; Error.
   explicit DecodeWork(const DecodeLimits& limits)
       : limits_(checked(limits)),
         at_(limits_),
@@ -85,7 +86,8 @@ class DecodeWork {
   [[nodiscard]] float* part_sums() const noexcept { return reinterpret_cast<float*>(part_sums_.data()); }
 
   /// Plans the decode of one row of each sequence and uploads the plan. O(pages, and items, of the batch).
-  /// Throws std::invalid_argument if the batch is larger than the limits, the window negative, or the stream being captured.
+  /// Throws std::invalid_argument if the batch is larger than the limits, the window negative, or the stream being
+  /// captured.
   void upload(const BatchTables& tables, Pos window, cudaStream_t stream, bool share_prefixes = true) {
     require(window >= 0, "window", window, "at least 0 (0: no window)");
     require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
@@ -186,14 +188,15 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 
 }  // namespace detail
 
-/// out[b] = attention of query row b, at the last position of sequence b, over the positions that the options let it see.
+/// out[b] = attention of query row b, at the last position of sequence b, over the positions that the options let it
+/// see.
 ///
 ///   kv     one layer of a cache, of f16 or bf16 (then Number is the same), Fp8E4M3 or Int8
 ///   batch  the tables of the sequences     work  the plan of the same tables
-///   q      [batch, query_heads * dim]      out   [batch, query_heads * dim]; both in device memory, at multiples of 16 bytes
+///   q      [batch, query_heads * dim]      out   [batch, query_heads * dim]; in device memory, 16-byte aligned
 ///
-/// A sequence without positions gives 0. Each key and value is read once for up to 32 query heads of its GQA group (16 of a cache of
-/// bytes, 8 beyond dim 128), and once for as many rows of sequences that share it.
+/// A sequence without positions gives 0. Each key and value is read once for up to 32 query heads of its GQA group (16
+/// of a cache of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it.
 /// Throws std::invalid_argument if extents, options or alignment do not fit, Error if a launch fails.
 template <class Number, Format F>
 void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Number* q, Number* out,

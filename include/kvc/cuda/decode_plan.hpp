@@ -1,11 +1,11 @@
-// The plan of a decode: which pieces of work there are, and which of them serve several sequences. Made on the host from the
-// block tables, once per step and window; it serves all layers.
+// The plan of a decode: which pieces of work there are, and which of them serve several sequences. Made on the host
+// from the block tables, once per step and window; it serves all layers.
 //
-// A sequence is cut into splits of 512 positions at multiples of 512, whatever else is in the batch, so that its result has
-// the same bits in every batch. An item is one split, for one sequence or for all those that have the same pages there: the
-// rows of a shared prefix are read once for as many query rows as fit an item. (Shared prefixes: Hydragen, 2024; FlashInfer's
-// cascade, 2024. Fixed splits: Flash-Decoding, 2023.) Only whole splits are shared, and only among sequences that may see
-// all of the split.
+// A sequence is cut into splits of 512 positions at multiples of 512, whatever else is in the batch, so that its
+// result has the same bits in every batch. An item is one split, for one sequence or for all those that have the same
+// pages there: the rows of a shared prefix are read once for as many query rows as fit an item. (Shared prefixes:
+// Hydragen, 2024; FlashInfer's cascade, 2024. Fixed splits: Flash-Decoding, 2023.) Only whole splits are shared, and
+// only among sequences that may see all of the split.
 #pragma once
 
 #include <algorithm>
