@@ -167,8 +167,7 @@ template <class Word>
 }
 
 // --- the warp together
-// A lane is  4 g
-// + t,  0 <= g < 8, 0 <= t < 4.
+// A lane is  4 g + t,  0 <= g < 8, 0 <= t < 4.
 
 /// c += a b  of 16-bit numbers with sums in float, over the warp: mma.m16n8k16.
 ///
