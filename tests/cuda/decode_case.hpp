@@ -17,6 +17,7 @@
 #include "kvc/cuda/options.hpp"
 #include "kvc/cuda/tables.hpp"
 #include "kvc/cuda/view.cuh"
+#include "kvc/policy/paged.hpp"
 
 namespace kvc_test {
 
@@ -48,6 +49,13 @@ inline std::uint16_t to_half(Format format, float x) {
   return static_cast<std::uint16_t>((word >> 16 & 0x8000U) |
                                     (units + (static_cast<std::uint32_t>(exponent + 14) << 10)));
 }
+
+/// A policy that promises nothing about its runs, and has more than one: Paged without its tables.
+struct Untabled : kvc::Paged {
+  using Paged::Paged;
+  std::span<const kvc::BlockId> block_table(kvc::SeqId) const = delete;
+};
+static_assert(kvc::Policy<Untabled> && !kvc::BlockTablePolicy<Untabled>);
 
 /// What a case is made of.
 struct DecodeSpec {

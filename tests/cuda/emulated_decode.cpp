@@ -99,6 +99,12 @@ TEST_CASE("emulated decode: fp8 of a contiguous cache, queries in bf16 of any si
   }
 }
 
+TEST_CASE("emulated decode: a policy without block tables", "[cuda]") {
+  check<64, 1, 2, Eigen::half, Format::f16, Untabled, Head>(
+      {.kv_heads = 1, .lengths = {3, 600}, .prefix = 520, .sharers = {1, 9}}, {.blocks = 400, .block_tokens = 5},
+      3e-3F);
+}
+
 TEST_CASE("emulated decode: fp8 with queries in f16, dim 128", "[cuda]") {
   check<128, 1, 1, kvc::Fp8E4M3, Format::f16, kvc::Paged, Head>(
       {.kv_heads = 1, .group = 2, .dim = 128, .lengths = {33, 700}}, {.blocks = 60, .block_tokens = 16}, 3e-3F);

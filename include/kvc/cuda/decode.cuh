@@ -113,10 +113,11 @@ class DecodeWork {
  private:
   struct Places {
     explicit Places(const DecodeLimits& limits) {
-      // A sequence has at most one split more than it has whole ones, and each split one item for every tile of heads.
-      parts = limits.positions / split_positions + 2 * limits.sequences;
-      const RowTiles tiles = detail::row_tiles(limits.format, limits.query_heads / limits.kv_heads, limits.dim);
-      items = parts * ceil_div(limits.query_heads / limits.kv_heads, Index{tiles.narrow});
+      const Index group = limits.query_heads / limits.kv_heads;
+      const DecodeCapacity most = decode_capacity(limits.sequences, limits.positions, group,
+                                                  detail::row_tiles(limits.format, group, limits.dim));
+      parts = most.parts;
+      items = most.items;
       Sections sections;
       counts = sections.add<std::int32_t>(2);
       part_begin = sections.add<std::int32_t>(limits.sequences + 1);

@@ -52,6 +52,18 @@ struct DecodePlan {
   std::vector<std::int32_t> part_begin;  ///< [size + 1]; parts before sequence b
 };
 
+/// The most parts, and items of one list, that a plan has for so many sequences and positions of all of them together.
+struct DecodeCapacity {
+  Index parts;  ///< and members
+  Index items;
+};
+/// A sequence has at most one split more than it fills, and a split one item for each tile of its query heads.
+[[nodiscard]] constexpr DecodeCapacity decode_capacity(Index sequences, Index positions, Index group,
+                                                       RowTiles tiles) noexcept {
+  const Index parts = positions / split_positions + 2 * sequences;
+  return {parts, parts * ceil_div(group, Index{tiles.narrow})};
+}
+
 namespace detail {
 
 /// Whole splits in which two sequences have the same pages from their beginning on. O(pages of the shorter).
