@@ -9,6 +9,9 @@ set(kvc_pkgconfig_dir "${CMAKE_INSTALL_DATADIR}/pkgconfig")
 
 target_include_directories(kvc INTERFACE "$<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>")
 install(TARGETS kvc EXPORT kvcTargets)
+if(TARGET kvc_with_cuda)
+  install(TARGETS kvc_with_cuda EXPORT kvcTargets)
+endif()
 install(EXPORT kvcTargets NAMESPACE kvc:: DESTINATION "${kvc_cmake_dir}")
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 

@@ -143,6 +143,8 @@ class KvCache {
   /// The pool, layout().size() Storage objects: for kernels of your own.
   [[nodiscard]] const Storage* data() const noexcept { return reinterpret_cast<const Storage*>(pool_.data()); }
   [[nodiscard]] Storage* data() noexcept { return reinterpret_cast<Storage*>(pool_.data()); }
+  /// The space that the pool lies in.
+  [[nodiscard]] S& space() noexcept { return pool_.space(); }
   /// Bytes of keys and values that one token takes, in all layers.
   [[nodiscard]] Index bytes_per_token() const noexcept {
     return layout_.block_size() / policy_.block_tokens() * static_cast<Index>(sizeof(Storage));
@@ -259,6 +261,29 @@ class KvCache {
     require_layer(layer);
     require(contains(seq), "seq", seq, "an open sequence");
     return View(policy_, layout_, shape_, data(), layer, seq);
+  }
+
+  /// The CPU cannot read what lies elsewhere: `view`, `write` and `gather` of such a cache say where its own are.
+  template <class Where = S>
+    requires(!Where::host_accessible)
+  [[nodiscard]] View view(Index, SeqId) const {
+    static_assert(Where::host_accessible,
+                  "kvc: the CPU cannot read this cache's memory. For a cache in device memory, include kvc/cuda/view.cuh "
+                  "and call kvc::cuda::view(cache, layer), or bring rows to the host with kvc/cuda/rows.cuh.");
+  }
+  template <class Where = S, class... Args>
+    requires(!Where::host_accessible)
+  void write(Index, const Append&, const Args&...) {
+    static_assert(Where::host_accessible,
+                  "kvc: the CPU cannot write to this cache's memory. For a cache in device memory, include "
+                  "kvc/cuda/append.cuh and call kvc::cuda::write.");
+  }
+  template <class Where = S, class... Args>
+    requires(!Where::host_accessible)
+  void gather(Index, SeqId, PosRange, const Args&...) const {
+    static_assert(Where::host_accessible,
+                  "kvc: the CPU cannot read this cache's memory. For a cache in device memory, include "
+                  "kvc/cuda/rows.cuh and call kvc::cuda::gather.");
   }
 
   /// Reads rows back as float, in the shapes of `write`: k [range.size(), kv_heads * key_dim], v likewise.
@@ -395,14 +420,36 @@ class KvCache {
       return;
     }
     const PoolExtents& extents = layout_.extents();
-    for (Index layer = 0; layer < shape_.layers; ++layer) {
-      for (Index head = 0; head < shape_.kv_heads; ++head) {
-        copy_strided(layout_.k(copy.to, layer, head, copy.to_slot), layout_.k(copy.from, layer, head, copy.from_slot),
-                     copy.count, layout_.k_stride(), extents.key_row);
-        copy_strided(layout_.v(copy.to, layer, head, copy.to_slot), layout_.v(copy.from, layer, head, copy.from_slot),
-                     copy.count, layout_.v_stride(), extents.value_row);
+    if constexpr (requires(S& space, GridCopy grid) { space.copy(grid); }) {
+      copy_grid(copy, extents.key_row, layout_.k_stride(), [&](BlockId block, Index layer, Index head, Pos slot) {
+        return layout_.k(block, layer, head, slot);
+      });
+      copy_grid(copy, extents.value_row, layout_.v_stride(), [&](BlockId block, Index layer, Index head, Pos slot) {
+        return layout_.v(block, layer, head, slot);
+      });
+    } else {
+      for (Index layer = 0; layer < shape_.layers; ++layer) {
+        for (Index head = 0; head < shape_.kv_heads; ++head) {
+          copy_strided(layout_.k(copy.to, layer, head, copy.to_slot), layout_.k(copy.from, layer, head, copy.from_slot),
+                       copy.count, layout_.k_stride(), extents.key_row);
+          copy_strided(layout_.v(copy.to, layer, head, copy.to_slot), layout_.v(copy.from, layer, head, copy.from_slot),
+                       copy.count, layout_.v_stride(), extents.value_row);
+        }
       }
     }
+  }
+
+  /// The rows of all layers and heads in one piece of work. offset(block, layer, head, slot), in Storage objects.
+  template <class Offset>
+  void copy_grid(const RowCopy& copy, Index row_size, Index stride, Offset offset) {
+    constexpr auto unit = static_cast<Index>(sizeof(Storage));
+    const Index to = offset(copy.to, 0, 0, copy.to_slot), from = offset(copy.from, 0, 0, copy.from_slot);
+    const Index layer = offset(copy.to, 1, 0, copy.to_slot) - to, head = offset(copy.to, 0, 1, copy.to_slot) - to;
+    pool_.space().copy(folded({pool_.data() + to * unit,
+                               pool_.data() + from * unit,
+                               row_size * unit,
+                               {shape_.layers, shape_.kv_heads, Index{copy.count}},
+                               {layer * unit, head * unit, stride * unit}}));
   }
 
   void copy_strided(Index to, Index from, Index rows, Index stride, Index row_size) {

@@ -17,6 +17,13 @@
 #endif
 #endif
 
+// What the host and the kernels of kvc/cuda share.
+#if defined(__CUDACC__)
+#define KVC_HOST_DEVICE __host__ __device__
+#else
+#define KVC_HOST_DEVICE
+#endif
+
 #if defined(__GNUC__) || defined(__clang__)
 #define KVC_ALWAYS_INLINE [[gnu::always_inline]] inline
 #define KVC_COLD [[gnu::cold, gnu::noinline]]

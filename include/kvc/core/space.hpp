@@ -17,6 +17,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
 
 namespace kvc::inline v0 {
 
@@ -27,6 +28,9 @@ namespace kvc::inline v0 {
 ///   allocate(bytes)            uninitialised memory, at least 64-byte aligned; throws std::bad_alloc
 ///   deallocate(p, bytes)       gives back exactly what was allocated
 ///   copy(to, from, bytes)      like memcpy: no overlap
+///
+/// A space may also offer  copy(GridCopy)  for many pieces at once: a cache then asks for the rows of all layers and heads
+/// in two calls.
 template <class S>
 concept Space = std::movable<S> && requires(S space, std::byte* to, const std::byte* from, std::size_t bytes) {
   { S::host_accessible } -> std::convertible_to<bool>;
@@ -34,6 +38,29 @@ concept Space = std::movable<S> && requires(S space, std::byte* to, const std::b
   space.deallocate(to, bytes);
   space.copy(to, from, bytes);
 };
+
+/// Pieces of `bytes` bytes at even distances in three directions: piece (i, j, k) < extents lies
+/// i * strides[0] + j * strides[1] + k * strides[2] bytes behind `from`, and goes as far behind `to`. No overlap.
+struct GridCopy {
+  std::byte* to;
+  const std::byte* from;
+  Index bytes;
+  Index extents[3];
+  Index strides[3];
+};
+
+/// The same copy with adjacent pieces made one. O(1).
+[[nodiscard]] constexpr GridCopy folded(GridCopy copy) noexcept {
+  if (copy.strides[1] < copy.strides[2]) {
+    std::swap(copy.strides[1], copy.strides[2]);
+    std::swap(copy.extents[1], copy.extents[2]);
+  }
+  for (int i = 2; i >= 0 && (copy.strides[i] == copy.bytes || copy.extents[i] == 1); --i) {
+    copy.bytes *= copy.extents[i];
+    copy.extents[i] = 1;
+  }
+  return copy;
+}
 
 /// Ordinary memory. Large pools ask the system for large pages, which saves a tenth to a third of the time of reading
 /// them; where the system gives none, small ones serve.

@@ -1,0 +1,81 @@
+// Errors of CUDA: every call that kvc makes is checked, and what is thrown says which call failed and why.
+#pragma once
+
+#if !__has_include(<cuda_runtime_api.h>)
+#error "kvc/cuda needs the CUDA toolkit: compile with nvcc, or add the toolkit's include folder"
+#endif
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+#include <new>
+#include <stdexcept>
+
+#include "kvc/core/error.hpp"
+
+namespace kvc::inline v0::cuda {
+
+/// A call of CUDA's runtime failed.
+class Error : public std::runtime_error {
+ public:
+  Error(const char* call, cudaError_t code)
+      : std::runtime_error(
+            kvc::detail::text({"kvc: ", call, " failed: ", cudaGetErrorName(code), ", ", cudaGetErrorString(code)})),
+        code_(code) {}
+  [[nodiscard]] cudaError_t code() const noexcept { return code_; }
+
+ private:
+  cudaError_t code_;
+};
+
+/// The device has not so much memory.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  OutOfMemory(const char* call, std::size_t bytes) noexcept {
+    std::snprintf(message_, sizeof message_, "kvc: %s failed: no %zu bytes of memory", call, bytes);
+  }
+  [[nodiscard]] const char* what() const noexcept override { return message_; }
+
+ private:
+  char message_[128];
+};
+
+namespace detail {
+inline void check(cudaError_t status, const char* call) {
+  if (status != cudaSuccess) [[unlikely]] {
+    (void)cudaGetLastError();  // so that the next check reports the next error
+    raise(Error(call, status));
+  }
+}
+inline void check_allocation(cudaError_t status, const char* call, std::size_t bytes) {
+  if (status == cudaErrorMemoryAllocation) [[unlikely]] {
+    (void)cudaGetLastError();
+    raise(OutOfMemory(call, bytes));
+  }
+  check(status, call);
+}
+/// After  kernel<<<...>>>(...): what a launch has to say at once. What happens later is reported by a later call.
+inline void check_launch(const char* kernel) {
+  const cudaError_t status = cudaGetLastError();
+  if (status != cudaSuccess) [[unlikely]] {
+    raise(Error(kvc::detail::text({"the launch of ", kernel}).c_str(), status));
+  }
+}
+/// Where nothing may be thrown. That the driver is already shut down is no error of ours.
+inline void report(cudaError_t status, const char* call) noexcept {
+  if (status != cudaSuccess && status != cudaErrorCudartUnloading) {
+    std::fprintf(stderr, "kvc: %s failed: %s\n", call, cudaGetErrorString(status));
+  }
+}
+/// Throws std::invalid_argument if the stream is being captured into a graph.
+inline void require_no_capture(cudaStream_t stream, const char* operation) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
+  require(status == cudaStreamCaptureStatusNone, kvc::detail::text({"the stream of ", operation}), "being captured",
+          "outside of a capture: call it before the graph is captured or launched");
+}
+}  // namespace detail
+
+}  // namespace kvc::inline v0::cuda
+
+/// Evaluates a call of CUDA's runtime; throws kvc::cuda::Error unless it succeeds.
+#define KVC_CUDA(call) ::kvc::cuda::detail::check((call), #call)

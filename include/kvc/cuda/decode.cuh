@@ -1,0 +1,241 @@
+// Attention of the newest position of each sequence of a batch over its keys and values, on a GPU.
+//
+//   cuda::DecodeWork work({.sequences = 256, .positions = 1 << 20, .query_heads = 32, .kv_heads = 8, .dim = 128,
+//                          .format = cuda::format_of<T>});                                         once
+//   work.upload(tables, window, stream);                                                           each step
+//   cuda::decode(cuda::view(cache, layer), batch, work, q, out, options, stream);                  each layer
+//
+// Every row has the same bits in every batch, whatever policy, layout and block size the rows lie in, and whether
+// their prefix is shared. They are not those of the CPU: sums go in another order, and weights are rounded to 16 bits.
+// `decode` allocates nothing and does not synchronise, and may be captured in a graph: which work there is, it reads
+// on the device. Two calls that use one DecodeWork must not run at the same time.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+#include "kvc/core/error.hpp"
+#include "kvc/cuda/batch.cuh"
+#include "kvc/cuda/check.cuh"
+#include "kvc/cuda/decode_kernel.cuh"
+#include "kvc/cuda/decode_plan.hpp"
+#include "kvc/cuda/element.cuh"
+#include "kvc/cuda/merge_kernel.cuh"
+#include "kvc/cuda/options.hpp"
+#include "kvc/cuda/upload.cuh"
+
+namespace kvc::inline v0::cuda {
+
+/// The largest decode there will be, and the heads of the model.
+struct DecodeLimits {
+  Index sequences = 0;
+  Index positions = 0;  ///< of all sequences together, each counted by itself
+  Index query_heads = 0;
+  Index kv_heads = 0;
+  Index dim = 0;                 ///< key_dim and value_dim
+  Format format = Format::none;  ///< of the cache: format_of<T>
+};
+
+namespace detail {
+/// Query rows that the kernels take at once. What registers hold: beside a cache of 16-bit numbers at most 32, of
+/// bytes, which need more to be made 16-bit numbers, 16; and 8 beyond dim 128.
+[[nodiscard]] constexpr RowTiles row_tiles(Format format, Index group, Index dim) noexcept {
+  const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
+  return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
+}
+
+/// The blocks of a kernel that the device holds at once.
+template <class Kernel>
+[[nodiscard]] unsigned resident_blocks(Kernel kernel, int threads) {
+  int device = 0, processors = 0, blocks = 0;
+  KVC_CUDA(cudaGetDevice(&device));
+  KVC_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  KVC_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
+  return static_cast<unsigned>(std::max(blocks, 1) * processors);
+}
+}  // namespace detail
+
+/// The plan of a decode in device memory, and room for the states of splits.
+class DecodeWork {
+ public:
+  /// Throws std::invalid_argument if a limit is not positive, dim is not a multiple of 8 up to 256, or query_heads not
+  /// one of kv_heads; OutOfMemory; Error.
+  explicit DecodeWork(const DecodeLimits& limits)
+      : limits_(checked(limits)),
+        at_(limits_),
+        upload_(at_.bytes),
+        parts_(static_cast<std::size_t>(at_.parts * limits_.query_heads * limits_.dim) * sizeof(float)),
+        part_sums_(static_cast<std::size_t>(at_.parts * limits_.query_heads * 2) * sizeof(float)) {}
+
+  [[nodiscard]] const DecodeLimits& limits() const noexcept { return limits_; }
+  [[nodiscard]] std::int32_t group() const noexcept {
+    return static_cast<std::int32_t>(limits_.query_heads / limits_.kv_heads);
+  }
+  [[nodiscard]] RowTiles tiles() const noexcept { return detail::row_tiles(limits_.format, group(), limits_.dim); }
+  [[nodiscard]] Pos window() const noexcept { return window_; }
+  [[nodiscard]] DecodePlanView view() const noexcept {
+    const std::byte* const p = upload_.device();
+    return {reinterpret_cast<const std::int32_t*>(p + at_.counts), reinterpret_cast<const DecodeItem*>(p + at_.narrow),
+            reinterpret_cast<const DecodeItem*>(p + at_.wide), reinterpret_cast<const DecodeMember*>(p + at_.members),
+            reinterpret_cast<const std::int32_t*>(p + at_.part_begin)};
+  }
+  [[nodiscard]] float* parts() const noexcept { return reinterpret_cast<float*>(parts_.data()); }
+  [[nodiscard]] float* part_sums() const noexcept { return reinterpret_cast<float*>(part_sums_.data()); }
+
+  /// Plans the decode of one row of each sequence and uploads the plan. O(pages, and items, of the batch).
+  /// Throws std::invalid_argument if the batch is larger than the limits, the window negative, or the stream being
+  /// captured.
+  void upload(const BatchTables& tables, Pos window, cudaStream_t stream, bool share_prefixes = true) {
+    require(window >= 0, "window", window, "at least 0 (0: no window)");
+    require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
+            "within the limit of the DecodeWork");
+    Index positions = 0;
+    for (const std::int32_t length : tables.seq_lens) {
+      positions += length;
+    }
+    require(positions <= limits_.positions, "positions of the batch", positions, "within the limit of the DecodeWork");
+    const DecodePlan plan = make_decode_plan(tables, group(), window, tiles(), share_prefixes);
+    const std::int32_t counts[2] = {static_cast<std::int32_t>(plan.narrow.size()),
+                                    static_cast<std::int32_t>(plan.wide.size())};
+    std::byte* const p = upload_.begin(stream);
+    detail::put(p, at_.counts, std::span<const std::int32_t>(counts));
+    upload_.send(0, detail::put(p, at_.part_begin, std::span<const std::int32_t>(plan.part_begin)), stream);
+    upload_.send(at_.narrow, detail::put(p, at_.narrow, std::span<const DecodeItem>(plan.narrow)), stream);
+    upload_.send(at_.wide, detail::put(p, at_.wide, std::span<const DecodeItem>(plan.wide)), stream);
+    upload_.send(at_.members, detail::put(p, at_.members, std::span<const DecodeMember>(plan.members)), stream);
+    upload_.end(stream);
+    window_ = window;
+  }
+
+ private:
+  struct Places {
+    explicit Places(const DecodeLimits& limits) {
+      const Index group = limits.query_heads / limits.kv_heads;
+      const DecodeCapacity most = decode_capacity(limits.sequences, limits.positions, group,
+                                                  detail::row_tiles(limits.format, group, limits.dim));
+      parts = most.parts;
+      items = most.items;
+      Sections sections;
+      counts = sections.add<std::int32_t>(2);
+      part_begin = sections.add<std::int32_t>(limits.sequences + 1);
+      narrow = sections.add<DecodeItem>(items);
+      wide = sections.add<DecodeItem>(items);
+      members = sections.add<DecodeMember>(parts);
+      bytes = sections.bytes();
+    }
+    Index parts, items;
+    std::size_t counts, part_begin, narrow, wide, members, bytes;
+  };
+  static const DecodeLimits& checked(const DecodeLimits& limits) {
+    require_between(limits.sequences, Index{1}, Index{max_pos}, "limits.sequences");
+    require_between(limits.positions, Index{1}, Index{1} << 38, "limits.positions");
+    require_between(limits.kv_heads, Index{1}, Index{1} << 16, "limits.kv_heads");
+    require_between(limits.query_heads, Index{1}, Index{65535}, "limits.query_heads");
+    require(limits.query_heads % limits.kv_heads == 0, "limits.query_heads", limits.query_heads,
+            "a multiple of kv_heads");
+    require(limits.dim >= 8 && limits.dim <= 256 && limits.dim % 8 == 0, "limits.dim", limits.dim,
+            "a multiple of 8 up to 256");
+    require(limits.format != Format::none && limits.format != Format::f32, "limits.format",
+            static_cast<int>(limits.format), "f16, bf16, fp8_e4m3 or int8: format_of<T> of the cache");
+    return limits;
+  }
+
+  DecodeLimits limits_;
+  Places at_;
+  Upload upload_;
+  DeviceBuffer parts_;
+  DeviceBuffer part_sums_;
+  Pos window_ = 0;
+};
+
+namespace detail {
+
+template <Format F, Format Q, int D, int N>
+void launch_decode(const DecodeArguments<F>& a, bool wide, cudaStream_t stream) {
+  decode_kernel<F, Q, D, N>
+      <<<resident_blocks(decode_kernel<F, Q, D, N>, decode_threads), decode_threads, 0, stream>>>(a, wide);
+  check_launch("decode_kernel");
+}
+
+template <Format F, Format Q, int D>
+void launch_decode_rows(const DecodeArguments<F>& a, int rows, bool wide, cudaStream_t stream) {
+  if constexpr (D <= 128 && code_bytes(F) == 1) {
+    rows == 8 ? launch_decode<F, Q, D, 1>(a, wide, stream) : launch_decode<F, Q, D, 2>(a, wide, stream);
+  } else if constexpr (D <= 128) {
+    rows == 8    ? launch_decode<F, Q, D, 1>(a, wide, stream)
+    : rows == 16 ? launch_decode<F, Q, D, 2>(a, wide, stream)
+                 : launch_decode<F, Q, D, 4>(a, wide, stream);
+  } else {
+    launch_decode<F, Q, D, 1>(a, wide, stream);
+  }
+}
+
+template <Format F, Format Q>
+void launch_decode_dim(const DecodeArguments<F>& a, int rows, bool wide, cudaStream_t stream) {
+  const int dim = a.kv.key_dim;
+  dim <= 64    ? launch_decode_rows<F, Q, 64>(a, rows, wide, stream)
+  : dim <= 128 ? launch_decode_rows<F, Q, 128>(a, rows, wide, stream)
+  : dim <= 192 ? launch_decode_rows<F, Q, 192>(a, rows, wide, stream)
+               : launch_decode_rows<F, Q, 256>(a, rows, wide, stream);
+}
+
+inline void require_aligned(const void* p, std::uintptr_t bytes, const char* name) {
+  require(reinterpret_cast<std::uintptr_t>(p) % bytes == 0, name, reinterpret_cast<std::uintptr_t>(p),
+          "an address that is a multiple of 16");
+}
+
+}  // namespace detail
+
+/// out[b] = attention of query row b, at the last position of sequence b, over the positions that the options let it
+/// see.
+///
+///   kv     one layer of a cache, of f16 or bf16 (then Number is the same), Fp8E4M3 or Int8
+///   batch  the tables of the sequences     work  the plan of the same tables
+///   q      [batch, query_heads * dim]      out   [batch, query_heads * dim]; in device memory, 16-byte aligned
+///
+/// A sequence without positions gives 0. Each key and value is read once for up to 32 query heads of its GQA group (16
+/// of a cache of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it.
+/// Throws std::invalid_argument if extents, options or alignment do not fit, Error if a launch fails.
+template <class Number, Format F>
+void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Number* q, Number* out,
+            const AttentionOptions& options, cudaStream_t stream) {
+  constexpr Format Q = format_of<Number>;
+  static_assert(Q == Format::f16 || Q == Format::bf16, "queries are __half or __nv_bfloat16");
+  static_assert(F == Q || code_bytes(F) == 1,
+                "a cache of 16-bit numbers takes queries of the same, and one of float none");
+  const DecodeLimits& limits = work.limits();
+  const float scale = checked_scale(options, kv.key_dim);
+  require(F == limits.format, "format", static_cast<int>(F), "that of the DecodeWork");
+  require(kv.kv_heads == limits.kv_heads, "kv_heads", kv.kv_heads, "that of the DecodeWork");
+  require(kv.key_dim == limits.dim, "key_dim", kv.key_dim, "the dim of the DecodeWork");
+  require(kv.value_dim == limits.dim, "value_dim", kv.value_dim, "the dim of the DecodeWork");
+  require(options.window == work.window(), "window", options.window, "that which was planned for");
+  detail::require_aligned(q, 16, "q");
+  detail::require_aligned(out, 16, "out");
+
+  const DecodeArguments<F> a{kv,
+                             batch.view(),
+                             work.view(),
+                             reinterpret_cast<const std::byte*>(q),
+                             reinterpret_cast<std::byte*>(out),
+                             work.parts(),
+                             work.part_sums(),
+                             static_cast<std::int32_t>(limits.query_heads),
+                             work.group(),
+                             scale,
+                             options.softcap};
+  const RowTiles tiles = work.tiles();
+  detail::launch_decode_dim<F, Q>(a, tiles.narrow, false, stream);
+  if (tiles.wide > tiles.narrow) {
+    detail::launch_decode_dim<F, Q>(a, tiles.wide, true, stream);
+  }
+  const dim3 grid(static_cast<unsigned>(std::min(batch.limits().sequences, limits.sequences)),
+                  static_cast<unsigned>(limits.query_heads));
+  merge_kernel<F, Q><<<grid, detail::decode_threads, 0, stream>>>(a);
+  detail::check_launch("merge_kernel");
+}
+
+}  // namespace kvc::inline v0::cuda

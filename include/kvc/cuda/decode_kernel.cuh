@@ -1,0 +1,273 @@
+// decode_kernel: attention of one row per sequence, in pieces. merge_kernel.cuh makes the pieces one.
+//
+// A block of four warps takes an item, one split of 512 positions of one kv head, for all query heads of its GQA group
+// and all sequences that the item serves. Step s of warp w are the 16 T positions from 16 T (4 s + w): each warp
+// carries a running maximum, sum and output over its steps, and the four states are merged at the end. The scores are
+// computed transposed, S^T = K Q^T and O^T += V^T P^T, so that the rows of the tiles are positions and numbers of a
+// head, of which there are many, and their eight columns query rows, of which there are few: a GQA group of up to
+// eight heads wastes no register.
+//
+// While keys are multiplied the values of the same step are on their way, and while values are multiplied the keys of
+// the next: each warp has 4 KiB and more in flight at any time, without shared memory or barriers.
+//
+// The order of operations on a query row follows from the positions alone, and no operation of a row depends on the
+// rows beside it. So a row has the same bits in every batch, shared or not.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/cuda/decode_plan.hpp"
+#include "kvc/cuda/decode_tile.cuh"
+#include "kvc/cuda/device.cuh"
+#include "kvc/cuda/view.cuh"
+
+namespace kvc::inline v0::cuda {
+
+/// A DecodePlan in device memory.
+struct DecodePlanView {
+  const std::int32_t* items;  ///< [2]; how many there are in `narrow` and in `wide`
+  const DecodeItem* narrow;
+  const DecodeItem* wide;
+  const DecodeMember* members;
+  const std::int32_t* part_begin;  ///< [batch + 1]
+};
+
+/// Arguments of both kernels. Numbers of the outputs are of the format of the queries.
+template <Format F>
+struct DecodeArguments {
+  LayerView<F> kv;
+  BatchView batch;
+  DecodePlanView plan;
+  const std::byte* q;  ///< [batch, query_heads * key_dim]
+  std::byte* out;      ///< [batch, query_heads * value_dim]
+  float* parts;        ///< [parts, query_heads, value_dim]; outputs of parts, not divided by their sums
+  float* part_sums;    ///< [parts, query_heads, 2]; largest score times log2(e), and sum of exponentials relative to it
+  std::int32_t query_heads;
+  std::int32_t group;  ///< query heads per kv head
+  float scale;
+  float softcap;
+};
+
+namespace detail {
+
+/// Where an item's rows are: fills the offsets of its positions. What is beyond them is filled with the nearest, so
+/// that the loads of a thread need no branch and do not wait for each other.
+template <Format F, class Shared>
+__device__ __forceinline__ void find_rows(const DecodeArguments<F>& a, const BatchHeader& header,
+                                          const DecodeItem& item, Shared& shared) {
+  const int split = item.first / split_positions * split_positions;
+  const std::int32_t pages = a.batch.kv_indptr[item.sequence];
+  Place places[split_positions / decode_threads];
+#pragma unroll
+  for (int i = 0; i < split_positions / decode_threads; ++i) {
+    const Pos position = split + i * decode_threads + static_cast<int>(threadIdx.x);
+    const Pos inside = position < item.first ? item.first : position < item.last ? position : item.last - 1;
+    places[i] = a.batch.place(header, pages, inside);
+  }
+#pragma unroll
+  for (int i = 0; i < split_positions / decode_threads; ++i) {
+    const int at = i * decode_threads + static_cast<int>(threadIdx.x);
+    shared.k_offset[at] = a.kv.k.offset(places[i].block, 0, places[i].slot);
+    shared.v_offset[at] = a.kv.v.offset(places[i].block, 0, places[i].slot);
+  }
+}
+
+/// A row of an item: which sequence and query head it is of.
+struct RowOfItem {
+  DecodeMember member;
+  std::int32_t head;
+};
+template <Format F>
+__device__ __forceinline__ RowOfItem row_of(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head, int row) {
+  const int member = row / item.heads;
+  return {a.plan.members[item.first_member + member],
+          kv_head * a.group + item.first_head + (row - member * item.heads)};
+}
+
+/// Reads the query rows of an item, in the format that keys are multiplied in, and their scales. A warp takes a row at
+/// a time and a lane a chunk of it.
+template <Format F, Format Q, int D, int N>
+__device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head,
+                                             DecodeShared<D, N>& shared) {
+  constexpr Format C = key_format<F, Q>;
+  const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
+  const int rows = item.members * item.heads, dim = a.kv.key_dim;
+#pragma unroll
+  for (int i = 0; i < 8 * N / decode_warps; ++i) {
+    const int row = i * decode_warps + warp;
+    uint4 chunk{0, 0, 0, 0};
+    if (row < rows && 8 * lane < dim) {
+      const RowOfItem of = row_of(a, item, kv_head, row);
+      const Index at = (Index{of.member.sequence} * a.query_heads + of.head) * dim + 8 * lane;
+      chunk = device::load_shared<uint4>(a.q + 2 * at);
+    }
+    float scale = a.softcap > 0 ? a.scale : device::multiply(a.scale, log2_e);
+    if constexpr (Q != C) {
+      // A row whose largest magnitude is 2^e and more becomes one of 1 and more; what f16 then has not is nothing
+      // beside it.
+      std::uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+      std::uint32_t largest = 0;
+      for (int j = 0; j < 4; ++j) {
+        const std::uint32_t low = words[j] << 16 & 0x7fffffffU, high = words[j] & 0x7fff0000U;
+        largest = low > largest ? low : largest;
+        largest = high > largest ? high : largest;
+      }
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const std::uint32_t other = __shfl_xor_sync(device::all_lanes, largest, distance);
+        largest = other > largest ? other : largest;
+      }
+      const std::uint32_t exponent = largest >> 23 > 253U ? 253U : largest >> 23 < 1U ? 1U : largest >> 23;
+      const float shrink = device::from_bits((254U - exponent) << 23);
+      for (int j = 0; j < 4; ++j) {
+        words[j] = device::pack<C>(device::multiply(device::low_of<Q>(words[j]), shrink),
+                                   device::multiply(device::high_of<Q>(words[j]), shrink));
+      }
+      chunk = {words[0], words[1], words[2], words[3]};
+      scale = device::multiply(scale, device::from_bits(exponent << 23));
+    }
+    if (lane < D / 8) {
+      shared.q[row * DecodeShared<D, N>::q_stride + lane] = chunk;
+    }
+    if (lane == 0) {
+      shared.scale[row] = scale;
+    }
+  }
+}
+
+/// The states of the four warps become one for each row, and go to the output or to the parts.
+template <Format F, Format Q, int D, int N>
+__device__ __forceinline__ void finish(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head,
+                                       const WarpState<D, N>& state, DecodeShared<D, N>& shared) {
+  constexpr int stride = DecodeShared<D, N>::o_stride;
+  const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
+  const int g = lane / 4, t = lane % 4, dim = a.kv.value_dim, rows = item.members * item.heads;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    if (8 * n >= rows) {  // the same for all threads
+      break;
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int row = warp * 8 + 2 * t + e;
+#pragma unroll
+      for (int c = 0; c < WarpState<D, N>::groups; ++c) {
+        float* const o = shared.o + row * stride + 64 * c + 8 * g;
+        if (64 * c + 8 * g < D) {
+          *reinterpret_cast<float4*>(o) = {state.o[n][c][0][e], state.o[n][c][1][e], state.o[n][c][2][e],
+                                           state.o[n][c][3][e]};
+          *reinterpret_cast<float4*>(o + 4) = {state.o[n][c][0][2 + e], state.o[n][c][1][2 + e],
+                                               state.o[n][c][2][2 + e], state.o[n][c][3][2 + e]};
+        }
+      }
+      const float l = device::sum_of_column(state.l[n][e]);
+      if (g == 0) {
+        shared.m[row] = state.m[n][e];
+        shared.l[row] = l;
+      }
+    }
+    __syncthreads();
+    const int row = static_cast<int>(threadIdx.x) / 16;  // sixteen threads to a row
+    if (8 * n + row < rows) {
+      const RowOfItem of = row_of(a, item, kv_head, 8 * n + row);
+      float m = minus_infinity, l = 0.0F, weights[decode_warps];
+      for (int w = 0; w < decode_warps; ++w) {
+        m = device::maximum(m, shared.m[8 * w + row]);
+      }
+      const float reference = reference_of(m);
+#pragma unroll
+      for (int w = 0; w < decode_warps; ++w) {
+        weights[w] = device::power_of_two(device::add(shared.m[8 * w + row], -reference));
+        l = device::multiply_add(shared.l[8 * w + row], weights[w], l);
+      }
+      const Index out_row = Index{of.member.sequence} * a.query_heads + of.head;
+      const Index part_row = Index{of.member.part} * a.query_heads + of.head;
+      for (int d = static_cast<int>(threadIdx.x) % 16 * 4; d < dim; d += 64) {
+        float o[4] = {0.0F, 0.0F, 0.0F, 0.0F};
+#pragma unroll
+        for (int w = 0; w < decode_warps; ++w) {
+          const float4 from = *reinterpret_cast<const float4*>(shared.o + (8 * w + row) * stride + d);
+          o[0] = device::multiply_add(from.x, weights[w], o[0]);
+          o[1] = device::multiply_add(from.y, weights[w], o[1]);
+          o[2] = device::multiply_add(from.z, weights[w], o[2]);
+          o[3] = device::multiply_add(from.w, weights[w], o[3]);
+        }
+        if (of.member.part >= 0) {
+          *reinterpret_cast<float4*>(a.parts + part_row * dim + d) = {o[0], o[1], o[2], o[3]};
+        } else {
+          const auto value = [l](float x) { return l == 0.0F ? 0.0F : device::divide(x, l); };
+          *reinterpret_cast<uint2*>(a.out + 2 * (out_row * dim + d)) = {device::pack<Q>(value(o[0]), value(o[1])),
+                                                                        device::pack<Q>(value(o[2]), value(o[3]))};
+        }
+      }
+      if (of.member.part >= 0 && threadIdx.x % 16U == 0) {
+        *reinterpret_cast<float2*>(a.part_sums + 2 * part_row) = {m, l};
+      }
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace detail
+
+/// Items of one kind, for 8 N query rows each. Any number of blocks: they share the items and kv heads.
+///
+///   F  format of the cache    Q  of queries and output: f16 or bf16
+///   D  64, 128, 192 or 256: key_dim and value_dim rounded up, both multiples of 8
+template <Format F, Format Q, int D, int N>
+__global__ void __launch_bounds__(detail::decode_threads)
+    decode_kernel(const __grid_constant__ DecodeArguments<F> a, bool wide) {
+  static_assert(Q == Format::f16 || Q == Format::bf16);
+  static_assert(F == Q || code_bytes(F) == 1);
+  constexpr int T = detail::tiles_per_step(F, D);
+  constexpr int step = 16 * T * detail::decode_warps;
+  static_assert(split_positions % step == 0);
+  __shared__ detail::DecodeShared<D, N> shared;
+  const int warp = static_cast<int>(threadIdx.x / 32U);
+  const BatchHeader header = *a.batch.header;
+  const int kv_heads = a.kv.kv_heads, works = a.plan.items[wide ? 1 : 0] * kv_heads;
+
+  for (int work = static_cast<int>(blockIdx.x); work < works; work += static_cast<int>(gridDim.x)) {
+    const int kv_head = work % kv_heads;
+    const DecodeItem item = (wide ? a.plan.wide : a.plan.narrow)[work / kv_heads];
+    __syncthreads();  // the one before is done with the shared memory
+    detail::find_rows(a, header, item, shared);
+    detail::load_queries<F, Q, D, N>(a, item, kv_head, shared);
+    __syncthreads();
+
+    const int split = item.first / split_positions * split_positions;
+    const int first = item.first - split, last = item.last - split;  // within the split
+    const std::byte* const k = a.kv.pool + kv_head * a.kv.k.head;
+    const std::byte* const v = a.kv.pool + kv_head * a.kv.v.head;
+    const int base = 16 * T * warp;
+    // The steps of this warp that have a visible position.
+    int at = first > base + 16 * T - 1 ? (first - base - 16 * T) / step + 1 : 0;
+    const int end = last > base ? (last - base - 1) / step + 1 : 0;
+
+    detail::WarpState<D, N> state;
+    state.reset();
+    detail::KeyRows<F, D, T, N == 1> keys;  // of more rows than eight, others may share them: they stay in the cache
+    detail::ValueRows<F, D, T, N == 1> values;
+    if (at < end) {
+      keys.load(k, shared.k_offset, {base + at * step, first, last}, a.kv.key_dim);
+    }
+#pragma unroll 1
+    for (; at < end; ++at) {
+      const detail::TileRange range{base + at * step, first, last};
+      values.load(v, shared.v_offset, range, a.kv.value_dim);
+      float s[N][T][4];
+      detail::multiply_keys<F, Q, D, N, T>(keys, shared, s);
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        detail::soften<F, D, N, T>(s[n], n, keys, range, shared.scale, a.softcap, state);
+      }
+      if (at + 1 < end) {
+        keys.load(k, shared.k_offset, {base + (at + 1) * step, first, last}, a.kv.key_dim);
+      }
+      detail::multiply_values<F, Q, D, N, T>(values, s, state);
+    }
+    detail::finish<F, Q, D, N>(a, item, kv_head, state, shared);
+  }
+}
+
+}  // namespace kvc::inline v0::cuda

@@ -1,0 +1,202 @@
+// DecodeRows: 16 T keys, or values, of one kv head in the registers of a warp, straight from device memory in the
+// order in which multiply_tiles takes its first operand. No shared memory, no barrier, and each byte is read by one
+// thread.
+//
+// A row is cut into chunks of 8 numbers. That works because a product of tiles does not care in which order the
+// numbers that it sums over come, as long as both operands agree, nor which of its rows is which. With lane = 4 g + t:
+//
+//   keys    tile row r is position r. Lane holds chunks t, t + 4, ... of positions g and g + 8. Product 2 j + h sums
+//           over numbers 4 h .. 4 h + 3 of chunks 4 j + t of all four t.
+//   values  the operand is transposed: its rows are numbers, its columns positions. Lane holds chunks g, g + 8, ... of
+//           positions 2t, 2t + 1, 2t + 8, 2t + 9. In product i of chunks 8 c .. 8 c + 7, row g is number i of chunk
+//           8 c + g, and row g + 8 its number i + 4.
+//
+// Beyond the rows, and beyond the numbers of a row, zeros are held: what is not visible must not be noticed, NaN as it
+// may be.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/core/types.hpp"
+#include "kvc/cuda/device.cuh"
+#include "kvc/cuda/format.hpp"
+
+namespace kvc::inline v0::cuda::detail {
+
+/// Words of memory that hold 8 numbers.
+template <Format F>
+inline constexpr int chunk_words = code_bytes(F) * 2;
+
+/// 8 numbers as they lie in memory. A row begins at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose
+/// scale is between rows): whose rows straddle sectors, so that neighbours want the same ones.
+template <Format F>
+struct Chunk {
+  std::uint32_t words[chunk_words<F>];
+
+  __device__ __forceinline__ void zero() {
+#pragma unroll
+    for (int i = 0; i < chunk_words<F>; ++i) {
+      words[i] = 0;
+    }
+  }
+  /// Once: no other block wants this row.
+  template <bool Once>
+  __device__ __forceinline__ void load(const std::byte* row, int chunk) {
+    const std::byte* const p = row + chunk * (8 * code_bytes(F));
+    if constexpr (F == Format::int8) {
+      words[0] = device::load_shared<std::uint32_t>(p);
+      words[1] = device::load_shared<std::uint32_t>(p + 4);
+    } else if constexpr (code_bytes(F) == 1) {
+      const uint2 both = Once ? device::load_once<uint2>(p) : device::load_shared<uint2>(p);
+      words[0] = both.x;
+      words[1] = both.y;
+    } else {
+      const uint4 all = Once ? device::load_once<uint4>(p) : device::load_shared<uint4>(p);
+      words[0] = all.x;
+      words[1] = all.y;
+      words[2] = all.z;
+      words[3] = all.w;
+    }
+  }
+  /// As four pairs of the format C in which they are multiplied. Exact.
+  template <Format C>
+  __device__ __forceinline__ void widen(std::uint32_t (&pairs)[4]) const {
+    if constexpr (code_bytes(F) == 2) {
+      static_assert(C == F);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        pairs[i] = words[i];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        std::uint32_t two[2];
+        if constexpr (F == Format::fp8_e4m3) {
+          device::widen_fp8(words[i], two);
+        } else {
+          device::widen_int8(words[i], two);
+        }
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          pairs[2 * i + j] = C == Format::f16 ? two[j]
+                                              : device::pack<C>(device::low_of<Format::f16>(two[j]),
+                                                                device::high_of<Format::f16>(two[j]));
+        }
+      }
+    }
+  }
+};
+
+/// Which positions a lane holds of a tile: keys of two, values of four.
+[[nodiscard]] KVC_HOST_DEVICE constexpr int key_position(int lane, int i) noexcept { return lane / 4 + 8 * i; }
+[[nodiscard]] KVC_HOST_DEVICE constexpr int value_position(int lane, int i) noexcept {
+  return 2 * (lane % 4) + i % 2 + 8 * (i / 2);
+}
+
+/// Positions of a split of which rows are held: [first, last) are visible, `base` is position 0 of the tile.
+struct TileRange {
+  int base;
+  int first;
+  int last;
+  [[nodiscard]] KVC_HOST_DEVICE constexpr bool has(int position) const noexcept {
+    return first <= base + position && base + position < last;
+  }
+  [[nodiscard]] KVC_HOST_DEVICE constexpr bool has_all(int positions) const noexcept {
+    return first <= base && base + positions <= last;
+  }
+};
+
+/// The keys of 16 T positions.  D: numbers of a row, rounded up to what is compiled.  Once: no other block wants them.
+template <Format F, int D, int T, bool Once>
+struct KeyRows {
+  Chunk<F> chunks[T][2][D / 32];
+  float scales[T][2];  // int8
+
+  /// offsets[position of the split]: where its row is behind `base`.  dim: numbers of a row, a multiple of 8.
+  __device__ __forceinline__ void load(const std::byte* base, const Index* offsets, TileRange range, int dim) {
+    if (range.has_all(16 * T) && dim == D) {  // nearly always, and without a branch for each load
+      load_some<true>(base, offsets, range, dim);
+    } else {
+      load_some<false>(base, offsets, range, dim);
+    }
+  }
+
+ private:
+  template <bool All>
+  __device__ __forceinline__ void load_some(const std::byte* base, const Index* offsets, TileRange range, int dim) {
+    const int lane = static_cast<int>(threadIdx.x % 32U);
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int position = 16 * tile + key_position(lane, i);
+        const bool visible = All || range.has(position);
+        const std::byte* const row = base + offsets[range.base + position];
+#pragma unroll
+        for (int j = 0; j < D / 32; ++j) {
+          const int chunk = lane % 4 + 4 * j;
+          if (All || (visible && 8 * chunk < dim)) {
+            chunks[tile][i][j].template load<Once>(row, chunk);
+          } else {
+            chunks[tile][i][j].zero();
+          }
+        }
+        if constexpr (F == Format::int8) {
+          scales[tile][i] = visible ? device::load_shared<float>(row + scale_offset(dim)) : 0.0F;
+        }
+      }
+    }
+  }
+};
+
+/// The values of 16 T positions.
+template <Format F, int D, int T, bool Once>
+struct ValueRows {
+  static constexpr int groups = (D + 63) / 64;
+  Chunk<F> chunks[T][4][groups];
+  float scales[T][2];  // int8: of the positions whose weights the lane holds, which are those of its keys
+
+  __device__ __forceinline__ void load(const std::byte* base, const Index* offsets, TileRange range, int dim) {
+    if (range.has_all(16 * T) && dim == D) {
+      load_some<true>(base, offsets, range, dim);
+    } else {
+      load_some<false>(base, offsets, range, dim);
+    }
+  }
+
+ private:
+  template <bool All>
+  __device__ __forceinline__ void load_some(const std::byte* base, const Index* offsets, TileRange range, int dim) {
+    const int lane = static_cast<int>(threadIdx.x % 32U);
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int position = 16 * tile + value_position(lane, i);
+        const bool visible = All || range.has(position);
+        const std::byte* const row = base + offsets[range.base + position];
+#pragma unroll
+        for (int c = 0; c < groups; ++c) {
+          const int chunk = lane / 4 + 8 * c;
+          if (All || (visible && 8 * chunk < dim)) {
+            chunks[tile][i][c].template load<Once>(row, chunk);
+          } else {
+            chunks[tile][i][c].zero();
+          }
+        }
+      }
+      if constexpr (F == Format::int8) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int position = 16 * tile + key_position(lane, i);
+          scales[tile][i] = range.has(position)
+                                ? device::load_shared<float>(base + offsets[range.base + position] + scale_offset(dim))
+                                : 0.0F;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace kvc::inline v0::cuda::detail

@@ -1,0 +1,228 @@
+// The thin layer between the kernels and the machine: every instruction that C++ cannot name is here, and nowhere else.
+//
+// Compiled by nvcc it is intrinsics and a few lines of PTX. Compiled by a host compiler, with tests/cuda/emulate.hpp
+// included first, the same names run on the CPU, so that the kernels run in tests where there is no GPU. A kernel uses
+// what CUDA C++ calls __global__, __shared__, threadIdx, blockIdx, __syncthreads, __syncwarp, __shfl_xor_sync,
+// __shfl_sync and __any_sync, and for the rest the functions below.
+//
+// Arithmetic whose bits must not depend on which kernel does it is spelled multiply, add, multiply_add: the compiler
+// may not contract those.
+#pragma once
+
+#include <cstdint>
+
+#include "kvc/config.hpp"
+#include "kvc/cuda/format.hpp"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#elif !defined(KVC_CUDA_EMULATION)
+#error "kernels of kvc/cuda are compiled by nvcc"
+#endif
+
+namespace kvc::inline v0::cuda::device {
+
+inline constexpr unsigned all_lanes = 0xffffffffU;
+
+// --- scalar arithmetic
+
+[[nodiscard]] __device__ __forceinline__ float from_bits(std::uint32_t bits) { return __uint_as_float(bits); }
+[[nodiscard]] __device__ __forceinline__ std::uint32_t to_bits(float x) { return __float_as_uint(x); }
+[[nodiscard]] __device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
+[[nodiscard]] __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
+[[nodiscard]] __device__ __forceinline__ float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+[[nodiscard]] __device__ __forceinline__ float divide(float a, float b) { return __fdiv_rn(a, b); }
+/// The larger; NaN if either is NaN, as IEEE's maximum has it and fmaxf has not.
+[[nodiscard]] __device__ __forceinline__ float maximum(float a, float b) { return a > b || a != a ? a : b; }
+/// 2^x: exp2f, 2 units in the last place; 0 for -infinity.
+[[nodiscard]] __device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
+
+// --- pairs of 16-bit numbers in a word, the first in the low half
+
+/// Two floats rounded to nearest, ties to even.
+template <Format F>
+[[nodiscard]] __device__ __forceinline__ std::uint32_t pack(float low, float high) {
+  static_assert(F == Format::f16 || F == Format::bf16);
+#if defined(__CUDACC__)
+  if constexpr (F == Format::f16) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  }
+#else
+  return kvc_emulation::to_16_bits(F == Format::bf16, low) | kvc_emulation::to_16_bits(F == Format::bf16, high) << 16;
+#endif
+}
+
+/// The first and the second number of a pair.
+template <Format F>
+[[nodiscard]] __device__ __forceinline__ float low_of(std::uint32_t pair) {
+  static_assert(F == Format::f16 || F == Format::bf16);
+  if constexpr (F == Format::bf16) {
+    return from_bits(pair << 16);
+  } else {
+#if defined(__CUDACC__)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair & 0xffffU)));
+#else
+    return kvc_emulation::from_f16(pair & 0xffffU);
+#endif
+  }
+}
+template <Format F>
+[[nodiscard]] __device__ __forceinline__ float high_of(std::uint32_t pair) {
+  if constexpr (F == Format::bf16) {
+    return from_bits(pair & 0xffff0000U);
+  } else {
+    return low_of<F>(pair >> 16);
+  }
+}
+/// Pairs (low a, low b) and (high a, high b).
+[[nodiscard]] __device__ __forceinline__ std::uint32_t low_halves(std::uint32_t a, std::uint32_t b) {
+  return __byte_perm(a, b, 0x5410);
+}
+[[nodiscard]] __device__ __forceinline__ std::uint32_t high_halves(std::uint32_t a, std::uint32_t b) {
+  return __byte_perm(a, b, 0x7632);
+}
+
+/// The products of two pairs of f16.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t multiply_f16(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDACC__)
+  const __half2 product = __hmul2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const std::uint32_t*>(&product);
+#else
+  return pack<Format::f16>(low_of<Format::f16>(a) * low_of<Format::f16>(b),
+                           high_of<Format::f16>(a) * high_of<Format::f16>(b));
+#endif
+}
+/// The differences.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t subtract_f16(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDACC__)
+  const __half2 difference = __hsub2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const std::uint32_t*>(&difference);
+#else
+  return pack<Format::f16>(low_of<Format::f16>(a) - low_of<Format::f16>(b),
+                           high_of<Format::f16>(a) - high_of<Format::f16>(b));
+#endif
+}
+
+// --- numbers of one byte: four of them become two pairs
+
+/// Four Fp8E4M3 as f16, exactly; NaN stays NaN. The exponent moves by 2^8; 0x7f would become 480, and is made NaN.
+__device__ __forceinline__ void widen_fp8(std::uint32_t codes, std::uint32_t (&pairs)[2]) {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.rn.f16x2.e4m3x2 %0, low; cvt.rn.f16x2.e4m3x2 %1, high; }"
+      : "=r"(pairs[0]), "=r"(pairs[1])
+      : "r"(codes));
+#else
+  for (int i = 0; i < 2; ++i) {
+    const std::uint32_t spread =
+        __byte_perm(codes, 0, i == 0 ? 0x1404 : 0x3424);  // a code in the upper byte of each half
+    const std::uint32_t magnitude = (spread & 0x7f007f00U) >> 1;
+    const std::uint32_t nan = ((magnitude + 0x00800080U) & 0x40004000U) >> 14;
+    pairs[i] = (multiply_f16(magnitude, 0x5c005c00U) | nan * 0x7e00U) | (spread & 0x80008000U);  // times 256
+  }
+#endif
+}
+/// Four signed bytes as f16, exactly: with the sign bit turned a byte is the last bits of 1024 + 128 + code.
+__device__ __forceinline__ void widen_int8(std::uint32_t codes, std::uint32_t (&pairs)[2]) {
+  const std::uint32_t biased = codes ^ 0x80808080U;
+  pairs[0] = subtract_f16(__byte_perm(biased, 0x64646464U, 0x4140), 0x64806480U);
+  pairs[1] = subtract_f16(__byte_perm(biased, 0x64646464U, 0x4342), 0x64806480U);
+}
+
+/// The nearest Fp8E4M3, as Element<Fp8E4M3>::encode gives it.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t narrow_fp8(float x) {
+  const std::uint32_t bits = to_bits(x), sign = bits >> 24 & 0x80U, magnitude = bits & 0x7fffffffU;
+  const std::uint32_t normal = (magnitude + 0x7ffffU + (magnitude >> 20 & 1U) - (120U << 23)) >> 20;
+  const std::uint32_t subnormal = to_bits(add(from_bits(magnitude), 16384.0F)) - 0x46800000U;  // the bits of 16384
+  std::uint32_t code = magnitude < (121U << 23) ? subnormal : normal;
+  code = magnitude >= 0x43e00000U ? 0x7eU : code;  // 448
+  code = magnitude > 0x7f800000U ? 0x7fU : code;
+  return code | sign;
+}
+
+// --- memory
+
+/// Reads what is read once: it need not stay in the caches.
+template <class Word>
+[[nodiscard]] __device__ __forceinline__ Word load_once(const void* p) {
+#if defined(__CUDACC__)
+  return __ldcs(static_cast<const Word*>(p));
+#else
+  return *static_cast<const Word*>(p);
+#endif
+}
+/// Reads what no one writes while the kernel runs, and neighbours read as well.
+template <class Word>
+[[nodiscard]] __device__ __forceinline__ Word load_shared(const void* p) {
+#if defined(__CUDACC__)
+  return __ldg(static_cast<const Word*>(p));
+#else
+  return *static_cast<const Word*>(p);
+#endif
+}
+
+// --- the warp together
+// A lane is  4 g + t,  0 <= g < 8, 0 <= t < 4.
+
+/// c += a b  of 16-bit numbers with sums in float, over the warp: mma.m16n8k16.
+///
+///   a  [16 x 16]  a[0] row g, columns 2t, 2t + 1;  a[1] row g + 8;  a[2], a[3] the same rows, columns 2t + 8, 2t + 9
+///   b  [16 x 8]   b[0] rows 2t, 2t + 1 of column g;  b[1] rows 2t + 8, 2t + 9
+///   c  [16 x 8]   c[0], c[1] row g, columns 2t, 2t + 1;  c[2], c[3] row g + 8
+///
+/// An entry of c depends on its row of a and its column of b alone.
+template <Format F>
+__device__ __forceinline__ void multiply_tiles(float (&c)[4], const std::uint32_t (&a)[4],
+                                               const std::uint32_t (&b)[2]) {
+  static_assert(F == Format::f16 || F == Format::bf16);
+#if defined(__CUDACC__)
+  if constexpr (F == Format::bf16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#else
+  kvc_emulation::multiply_tiles(F == Format::bf16, c, a, b);
+#endif
+}
+
+/// Transposes an 8 x 8 matrix of 16-bit numbers over the warp: a lane brings row g, columns 2t and 2t + 1, and gets
+/// column g, rows 2t and 2t + 1.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t transpose(std::uint32_t pair) {
+#if defined(__CUDACC__)
+  std::uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+  return out;
+#else
+  return kvc_emulation::transpose(pair);
+#endif
+}
+
+/// The largest of the eight lanes of equal t, and their sum in the order of a tree.
+[[nodiscard]] __device__ __forceinline__ float largest_of_column(float x) {
+  for (int distance = 4; distance < 32; distance *= 2) {
+    x = maximum(x, __shfl_xor_sync(all_lanes, x, distance));
+  }
+  return x;
+}
+[[nodiscard]] __device__ __forceinline__ float sum_of_column(float x) {
+  for (int distance = 4; distance < 32; distance *= 2) {
+    x = add(x, __shfl_xor_sync(all_lanes, x, distance));
+  }
+  return x;
+}
+
+}  // namespace kvc::inline v0::cuda::device

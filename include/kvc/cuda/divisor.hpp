@@ -1,0 +1,39 @@
+// Divisor: division by a number that is known only at run time, as one multiplication.
+//
+// With l = ceil(log2 d) and m = floor(2^(31 + l) / d) + 1, floor(n / d) = floor(n * m / 2^(31 + l)) for all n < 2^31:
+// m is above 2^(31 + l) / d by at most 1, which adds at most n / 2^(31 + l) < 2^-l <= 1 / d to n / d. (Granlund and
+// Montgomery, "Division by Invariant Integers using Multiplication", 1994.) A quotient on a GPU costs tens of
+// instructions otherwise.
+#pragma once
+
+#include <cstdint>
+
+#include "kvc/config.hpp"
+#include "kvc/core/types.hpp"
+
+namespace kvc::inline v0::cuda {
+
+class Divisor {
+ public:
+  /// Of 1.
+  constexpr Divisor() = default;
+  /// 1 <= divisor <= max_pos.
+  constexpr explicit Divisor(std::int32_t divisor) noexcept : value_(divisor), shift_(31) {
+    while ((std::uint64_t{1} << (shift_ - 31)) < static_cast<std::uint64_t>(divisor)) {
+      ++shift_;
+    }
+    factor_ = (std::uint64_t{1} << shift_) / static_cast<std::uint64_t>(divisor) + 1;
+  }
+  [[nodiscard]] KVC_HOST_DEVICE constexpr std::int32_t value() const noexcept { return value_; }
+  /// n / value(), for n < 2^31.
+  [[nodiscard]] KVC_HOST_DEVICE constexpr std::uint32_t quotient(std::uint32_t n) const noexcept {
+    return static_cast<std::uint32_t>(n * factor_ >> shift_);
+  }
+
+ private:
+  std::int32_t value_ = 1;
+  std::uint32_t shift_ = 31;
+  std::uint64_t factor_ = (std::uint64_t{1} << 31) + 1;
+};
+
+}  // namespace kvc::inline v0::cuda

@@ -1,0 +1,50 @@
+// CUDA's own 16-bit numbers as element types: KvCache<__nv_bfloat16, Policy, Layout, cuda::DeviceSpace> needs no
+// Eigen. Rows have the bytes that those of Eigen::half and Eigen::bfloat16 have.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <string_view>
+
+#include "kvc/core/element.hpp"
+
+namespace kvc::inline v0 {
+
+template <>
+struct Element<__half> {
+  using Storage = __half;
+  static constexpr std::string_view name = "f16";
+  [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
+  static void encode(const float* from, Index dim, Storage* to) noexcept {
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = __float2half_rn(from[d]);
+    }
+  }
+  static void decode(const Storage* from, Index dim, float* to) noexcept {
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = __half2float(from[d]);
+    }
+  }
+};
+static_assert(ElementType<__half>);
+
+template <>
+struct Element<__nv_bfloat16> {
+  using Storage = __nv_bfloat16;
+  static constexpr std::string_view name = "bf16";
+  [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
+  static void encode(const float* from, Index dim, Storage* to) noexcept {
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = __float2bfloat16_rn(from[d]);
+    }
+  }
+  static void decode(const Storage* from, Index dim, float* to) noexcept {
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = __bfloat162float(from[d]);
+    }
+  }
+};
+static_assert(ElementType<__nv_bfloat16>);
+
+}  // namespace kvc::inline v0

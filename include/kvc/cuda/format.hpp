@@ -1,0 +1,51 @@
+// Format: how the rows of an element type lie in memory, as a value that kernels are templates of.
+//
+// A kernel must not know Eigen, and a cache of Eigen::bfloat16 holds the same bytes as one of __nv_bfloat16. So
+// kernels know formats, and a format is found from what Element<T> says of itself: its name and the size of its
+// storage.
+#pragma once
+
+#include <cstdint>
+
+#include "kvc/config.hpp"
+#include "kvc/core/element.hpp"
+#include "kvc/core/quantized.hpp"
+#include "kvc/core/types.hpp"
+
+namespace kvc::inline v0::cuda {
+
+enum class Format : std::uint8_t {
+  none,      ///< not one that kernels know
+  f32,       ///< float
+  f16,       ///< IEEE binary16
+  bf16,      ///< the upper half of a float
+  fp8_e4m3,  ///< Fp8E4M3
+  int8,      ///< Int8: codes, then at the next multiple of four bytes their scale (float)
+};
+
+/// The format of the rows of Element<T>.
+template <ElementType T>
+inline constexpr Format format_of = Element<T>::name == "f32" && sizeof(StorageOf<T>) == 4    ? Format::f32
+                                    : Element<T>::name == "f16" && sizeof(StorageOf<T>) == 2  ? Format::f16
+                                    : Element<T>::name == "bf16" && sizeof(StorageOf<T>) == 2 ? Format::bf16
+                                    : std::same_as<T, Fp8E4M3>                                ? Format::fp8_e4m3
+                                    : std::same_as<T, Int8>                                   ? Format::int8
+                                                                                              : Format::none;
+
+/// Bytes of one number, without a scale.
+[[nodiscard]] KVC_HOST_DEVICE constexpr int code_bytes(Format format) noexcept {
+  return format == Format::f32 ? 4 : format == Format::f16 || format == Format::bf16 ? 2 : 1;
+}
+
+/// Where in a row its scale is, in bytes. Int8 only.
+[[nodiscard]] KVC_HOST_DEVICE constexpr int scale_offset(int dim) noexcept { return (dim + 3) / 4 * 4; }
+
+/// Bytes of a row of dim numbers.
+[[nodiscard]] KVC_HOST_DEVICE constexpr int row_bytes(Format format, int dim) noexcept {
+  return format == Format::int8 ? scale_offset(dim) + 4 : dim * code_bytes(format);
+}
+static_assert(row_bytes(format_of<Int8>, 13) == Element<Int8>::row_size(13));
+static_assert(row_bytes(format_of<Fp8E4M3>, 13) == Element<Fp8E4M3>::row_size(13));
+static_assert(row_bytes(format_of<float>, 13) == 4 * Element<float>::row_size(13));
+
+}  // namespace kvc::inline v0::cuda

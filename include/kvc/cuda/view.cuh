@@ -1,0 +1,128 @@
+// What kernels read: one layer of a cache (LayerView), and the block tables of a batch (BatchView).
+//
+// Both are plain values that go to a kernel as arguments and hold addresses in device memory. A LayerView is valid as
+// long as its cache lives: the pool never moves. A BatchView is valid as long as its cuda::Batch lives; what its
+// arrays hold changes with every upload, in the order of the stream. Both may therefore be captured in a CUDA graph.
+//
+// Row (block, head, slot) of a layer begins at   pool + base + block * block_stride + head * head_stride + slot *
+// slot_stride.
+//
+// Needs no CUDA header: the arithmetic is the same on the host, and is tested there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/cache.hpp"
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/cuda/divisor.hpp"
+#include "kvc/cuda/format.hpp"
+
+namespace kvc::inline v0::cuda {
+
+/// Where the keys, or the values, of one layer lie. In bytes; 64 bits throughout.
+struct RowStrides {
+  Index base;   ///< of block 0, head 0, slot 0, from the beginning of the pool
+  Index block;  ///< from block to block
+  Index head;   ///< from kv head to kv head
+  Index slot;   ///< from slot to slot of one head
+
+  [[nodiscard]] KVC_HOST_DEVICE constexpr Index offset(Index of_block, Index of_head, Index of_slot) const noexcept {
+    return base + of_block * block + of_head * head + of_slot * slot;
+  }
+};
+
+/// One layer of a cache whose rows have the format F.
+template <Format F>
+struct LayerView {
+  static constexpr Format format = F;
+
+  std::byte* pool;  ///< in device memory
+  RowStrides k;
+  RowStrides v;
+  std::int32_t kv_heads;
+  std::int32_t key_dim;
+  std::int32_t value_dim;
+
+  [[nodiscard]] KVC_HOST_DEVICE std::byte* k_row(Index block, Index head, Index slot) const noexcept {
+    return pool + k.offset(block, head, slot);
+  }
+  [[nodiscard]] KVC_HOST_DEVICE std::byte* v_row(Index block, Index head, Index slot) const noexcept {
+    return pool + v.offset(block, head, slot);
+  }
+};
+
+/// Where a row lies in the pool, whatever the layer.
+struct Place {
+  std::int32_t block;
+  std::int32_t slot;
+};
+
+/// What changes from step to step beside the arrays.
+struct BatchHeader {
+  std::int32_t size = 0;     ///< sequences
+  std::int32_t queries = 0;  ///< rows of queries of all sequences: q_indptr[size]
+  Divisor page_tokens{};     ///< positions that one entry of kv_indices stands for
+  bool has_page_slots = false;
+};
+
+/// The block tables of a batch, in device memory: BatchIndex in the form that fits every policy. A page is page_tokens
+/// consecutive positions of a sequence in consecutive slots: the block of a paged policy; all positions of a contiguous
+/// sequence; where a policy promises neither, a single position.
+struct BatchView {
+  const BatchHeader* header;
+  const std::int32_t* q_indptr;    ///< [size + 1]; rows of queries before sequence b
+  const std::int32_t* kv_indptr;   ///< [size + 1]; pages before sequence b
+  const std::int32_t* kv_indices;  ///< [kv_indptr[size]]; block of each page
+  const std::int32_t*
+      page_slots;  ///< [kv_indptr[size]]; slot in its block with which a page begins; only if has_page_slots
+  const std::int32_t* seq_lens;  ///< [size]; positions, with those of the queries
+
+  /// The place of position p < seq_lens[b] of sequence b.
+  [[nodiscard]] KVC_HOST_DEVICE Place place(std::int32_t b, Pos p) const noexcept {
+    return place(*header, kv_indptr[b], p);
+  }
+  /// The same with what is equal for all positions read before: one load, two with page_slots.
+  ///   of     *header    pages  kv_indptr[b]
+  [[nodiscard]] KVC_HOST_DEVICE Place place(const BatchHeader& of, std::int32_t pages, Pos p) const noexcept {
+    const auto page = static_cast<std::int32_t>(of.page_tokens.quotient(static_cast<std::uint32_t>(p)));
+    const Index entry = Index{pages} + page;
+    const std::int32_t first = of.has_page_slots ? page_slots[entry] : 0;
+    return {kv_indices[entry], first + p - page * of.page_tokens.value()};
+  }
+};
+
+/// The layer of a pool that a layout describes. Layouts must be sums of multiples, as HeadMajor and TokenMajor are.
+template <ElementType T, Layout L>
+[[nodiscard]] LayerView<format_of<T>> layer_view(std::byte* pool, const L& layout, const Shape& shape, Index layer) {
+  static_assert(format_of<T> != Format::none, "kvc/cuda has no kernels for this element type");
+  constexpr auto unit = static_cast<Index>(sizeof(StorageOf<T>));
+  const auto strides = [&](auto offset) {
+    const Index base = offset(0, layer, 0, 0);
+    return RowStrides{base * unit, (offset(1, layer, 0, 0) - base) * unit, (offset(0, layer, 1, 0) - base) * unit,
+                      (offset(0, layer, 0, 1) - base) * unit};
+  };
+  return {pool,
+          strides([&](int block, Index l, Index head, Pos slot) { return layout.k(BlockId{block}, l, head, slot); }),
+          strides([&](int block, Index l, Index head, Pos slot) { return layout.v(BlockId{block}, l, head, slot); }),
+          static_cast<std::int32_t>(shape.kv_heads),
+          static_cast<std::int32_t>(shape.key_dim),
+          static_cast<std::int32_t>(shape.value_dim)};
+}
+
+/// One layer of a cache in device memory. Copies that the cache has asked for and that were not launched yet are
+/// launched: see DeviceSpace. Throws std::invalid_argument if there is no such layer.
+template <ElementType T, Policy P, Layout L, Space S>
+[[nodiscard]] LayerView<format_of<T>> view(KvCache<T, P, L, S>& cache, Index layer) {
+  static_assert(
+      requires(S & space) { space.flush(); },
+      "kvc::cuda::view is for caches in device memory: KvCache<T, Policy, Layout, kvc::cuda::DeviceSpace>, from "
+      "kvc/cuda/space.cuh. For a cache in host memory call cache.view(layer, seq).");
+  require_between(layer, Index{0}, cache.shape().layers - 1, "layer");
+  cache.space().flush();
+  return layer_view<T>(reinterpret_cast<std::byte*>(cache.data()), cache.layout(), cache.shape(), layer);
+}
+
+}  // namespace kvc::inline v0::cuda

@@ -1,0 +1,2 @@
+// Beside one translation unit for each .cuh: they link together.
+int main() { return 0; }

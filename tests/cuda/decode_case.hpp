@@ -1,0 +1,181 @@
+// A random batch for decode, on the host, and what it must give: for the emulated kernels and for those on a device.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvc/attention/reference.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/cuda/decode_plan.hpp"
+#include "kvc/cuda/options.hpp"
+#include "kvc/cuda/tables.hpp"
+#include "kvc/cuda/view.cuh"
+#include "kvc/policy/paged.hpp"
+
+namespace kvc_test {
+
+using kvc::Index;
+using kvc::Pos;
+using kvc::cuda::Format;
+
+/// f16 and bf16 on the host, without a library.
+inline float half_to_float(Format format, std::uint32_t bits) {
+  if (format == Format::bf16) {
+    return std::bit_cast<float>(bits << 16);
+  }
+  const std::uint32_t sign = (bits & 0x8000U) << 16, exponent = bits >> 10 & 31U, mantissa = bits & 0x3ffU;
+  const float magnitude = exponent == 31 ? (mantissa == 0 ? std::numeric_limits<float>::infinity() : std::nanf(""))
+                          : exponent == 0
+                              ? std::ldexp(static_cast<float>(mantissa), -24)
+                              : std::ldexp(static_cast<float>(mantissa | 0x400U), static_cast<int>(exponent) - 25);
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
+}
+/// A number of about `bits` that both formats have: few enough digits.
+inline std::uint16_t to_half(Format format, float x) {
+  const auto word = std::bit_cast<std::uint32_t>(x);
+  if (format == Format::bf16) {
+    return static_cast<std::uint16_t>((word + 0x7fffU + (word >> 16 & 1U)) >> 16);
+  }
+  const double magnitude = std::fabs(static_cast<double>(x));
+  const int exponent = magnitude < std::ldexp(1.0, -14) ? -14 : std::ilogb(magnitude);
+  const auto units = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+  return static_cast<std::uint16_t>((word >> 16 & 0x8000U) |
+                                    (units + (static_cast<std::uint32_t>(exponent + 14) << 10)));
+}
+
+/// A policy that promises nothing about its runs, and has more than one: Paged without its tables.
+struct Untabled : kvc::Paged {
+  using Paged::Paged;
+  std::span<const kvc::BlockId> block_table(kvc::SeqId) const = delete;
+};
+static_assert(kvc::Policy<Untabled> && !kvc::BlockTablePolicy<Untabled>);
+
+/// What a case is made of.
+struct DecodeSpec {
+  Index layers = 2;
+  Index kv_heads = 2;
+  Index group = 4;
+  Index dim = 64;
+  std::vector<Pos> lengths = {};  ///< of sequences on their own
+  Pos prefix = 0;                 ///< > 0: positions that the `sharers` have in common
+  std::vector<Pos> sharers = {};  ///< positions of each of them beyond the prefix
+  Pos window = 0;
+  float softcap = 0;
+  float query_scale = 1;
+  std::uint64_t seed = 1;
+};
+
+/// Sequences in a host cache, queries, and the expected output. Rows that no sequence has are NaN, and so are those of
+/// the cache's other layers.
+template <class T, class P, class L, Format Q>
+class DecodeCase {
+ public:
+  using Cache = kvc::KvCache<T, P, L>;
+
+  DecodeCase(const DecodeSpec& what, const typename P::Config& config)
+      : spec(what),
+        cache({.layers = what.layers, .kv_heads = what.kv_heads, .key_dim = what.dim}, config),
+        random_(what.seed) {
+    std::memset(static_cast<void*>(cache.data()), 0xff,
+                static_cast<std::size_t>(cache.layout().size()) * sizeof(kvc::StorageOf<T>));
+    for (const Pos length : spec.lengths) {
+      const kvc::SeqId seq = cache.open();
+      append(seq, length);
+      sequences.push_back(seq);
+    }
+    if (!spec.sharers.empty()) {
+      const kvc::SeqId root = cache.open();
+      append(root, spec.prefix);
+      for (const Pos more : spec.sharers) {
+        const kvc::SeqId seq = cache.fork(root);
+        append(seq, more);
+        sequences.push_back(seq);
+      }
+      cache.close(root);
+    }
+    std::shuffle(sequences.begin(), sequences.end(), random_);
+    tables = kvc::cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences),
+                                    std::span<const Pos>(std::vector<Pos>(sequences.size(), 1)));
+    q.resize(static_cast<std::size_t>(rows() * query_heads() * spec.dim));
+    for (std::uint16_t& x : q) {
+      x = to_half(Q, spec.query_scale * normal_(random_));
+    }
+  }
+
+  [[nodiscard]] Index rows() const { return static_cast<Index>(sequences.size()); }
+  [[nodiscard]] Index query_heads() const { return spec.kv_heads * spec.group; }
+  [[nodiscard]] Index layer() const { return spec.layers - 1; }
+  [[nodiscard]] kvc::cuda::AttentionOptions options() const { return {.window = spec.window, .softcap = spec.softcap}; }
+
+  /// In double, from the definition.
+  [[nodiscard]] std::vector<float> expected() const {
+    std::vector<float> out(static_cast<std::size_t>(rows() * query_heads() * spec.dim));
+    const Index width = query_heads() * spec.dim;
+    for (Index b = 0; b < rows(); ++b) {
+      std::vector<float> row(static_cast<std::size_t>(width));
+      for (Index i = 0; i < width; ++i) {
+        row[static_cast<std::size_t>(i)] = half_to_float(Q, q[static_cast<std::size_t>(b * width + i)]);
+      }
+      const Pos length = cache.length(sequences[static_cast<std::size_t>(b)]);
+      const Pos at = length > 0 ? length - 1 : 0;
+      kvc::reference(cache.view(layer(), sequences[static_cast<std::size_t>(b)]), {at, at + 1},
+                     kvc::MatrixRef<const float>(row.data(), 1, width),
+                     kvc::MatrixRef<float>(out.data() + b * width, 1, width),
+                     {.window = spec.window, .softcap = spec.softcap});
+    }
+    return out;
+  }
+
+  DecodeSpec spec;
+  Cache cache;
+  std::vector<kvc::SeqId> sequences;
+  kvc::cuda::BatchTables tables;
+  std::vector<std::uint16_t> q;  ///< [rows, query_heads * dim]
+
+ private:
+  void append(kvc::SeqId seq, Pos count) {
+    auto step = cache.extend(seq, count);
+    const Index width = spec.kv_heads * spec.dim;
+    std::vector<float> k(static_cast<std::size_t>(count * width)), v(k.size());
+    for (std::size_t i = 0; i < k.size(); ++i) {
+      k[i] = normal_(random_);
+      v[i] = normal_(random_);
+    }
+    // Only the layer that is read: the others stay NaN. So a write for each is not possible, and rows go through
+    // `data()`.
+    cache.policy().for_each_run(seq, step.range(), [&](const kvc::SlotRun& run) {
+      for (Index head = 0; head < spec.kv_heads; ++head) {
+        for (Pos r = 0; r < run.count; ++r) {
+          const Index at = (run.first - step.range().first + r) * width + head * spec.dim;
+          kvc::Element<T>::encode(k.data() + at, spec.dim,
+                                  cache.data() + cache.layout().k(run.block, layer(), head, run.offset + r));
+          kvc::Element<T>::encode(v.data() + at, spec.dim,
+                                  cache.data() + cache.layout().v(run.block, layer(), head, run.offset + r));
+        }
+      }
+    });
+    cache.commit(std::move(step));
+  }
+
+  std::mt19937_64 random_;
+  std::normal_distribution<float> normal_;
+};
+
+/// The largest difference, and 1e9 where a number is missing or not finite.
+inline float largest_difference(Format format, std::span<const std::uint16_t> out, std::span<const float> expected) {
+  float largest = 0;
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const float difference = std::fabs(half_to_float(format, out[i]) - expected[i]);
+    largest = difference <= 1e9F ? std::max(largest, difference) : 1e9F;
+  }
+  return largest;
+}
+
+}  // namespace kvc_test

@@ -1,0 +1,365 @@
+// Runs kernels of kvc/cuda on the CPU, where there is neither a GPU nor nvcc: include this before any .cuh.
+//
+// Every thread of a block is a fiber; a barrier, a shuffle or a product of tiles lets the next one run until all that
+// take part have arrived. Blocks run one after the other. What it can show: wrong indices, sums, masks, missing cases,
+// barriers in divergent code (it reports a deadlock), reads beyond an array (under AddressSanitizer). What it cannot
+// show: races between threads without a barrier between them, as fibers take turns only at those points; use
+// compute-sanitizer for them.
+//
+// A kernel's __shared__ arrays are static here, and hold what the last block left, as they may on a GPU.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define KVC_EMULATION_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define KVC_EMULATION_ASAN 1
+#endif
+#endif
+#if defined(KVC_EMULATION_ASAN)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define KVC_CUDA_EMULATION 1
+#define __global__
+#define __device__
+#define __shared__ static
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct alignas(16) uint4 {
+  std::uint32_t x, y, z, w;
+};
+struct alignas(8) uint2 {
+  std::uint32_t x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+namespace kvc_emulation {
+
+/// One block at a time.
+class Block {
+ public:
+  static constexpr std::size_t stack_bytes = std::size_t{256} << 10;
+
+  Block(dim3 grid, dim3 at, unsigned threads) : grid_(grid), at_(at), fibers_(threads) {
+    for (unsigned i = 0; i < threads; ++i) {
+      fibers_[i].thread = i;
+      if (stacks().size() <= i) {
+        stacks().push_back(std::make_unique<std::byte[]>(stack_bytes));
+      }
+    }
+  }
+
+  void run(const std::function<void()>& body) {
+    body_ = &body;
+    current() = this;
+    for (Fiber& fiber : fibers_) {
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = stacks()[fiber.thread].get();
+      fiber.context.uc_stack.ss_size = stack_bytes;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, &Block::enter, 0);
+    }
+    for (std::size_t done = 0; done < fibers_.size();) {
+      bool moved = false;
+      done = 0;
+      for (Fiber& fiber : fibers_) {
+        if (!fiber.done && ready(fiber)) {
+          moved = true;
+          resume(fiber);
+        }
+        done += fiber.done ? 1 : 0;
+      }
+      if (error_) {
+        std::rethrow_exception(error_);  // the other fibers are left where they are
+      }
+      if (!moved && done < fibers_.size()) {
+        throw std::logic_error("a barrier or warp operation that not all threads reach");
+      }
+    }
+    current() = nullptr;
+  }
+
+  static Block*& current() {
+    static Block* block = nullptr;
+    return block;
+  }
+  [[nodiscard]] unsigned thread() const { return running_->thread; }
+  [[nodiscard]] unsigned threads() const { return static_cast<unsigned>(fibers_.size()); }
+  [[nodiscard]] dim3 grid() const { return grid_; }
+  [[nodiscard]] dim3 at() const { return at_; }
+
+  void sync_block() {
+    ++running_->block_round;
+    wait();
+  }
+  /// What each lane of the warp brought to this operation. `operation` must be the same for all of them.
+  template <class T>
+  std::array<T, 32> exchange(const T& mine, int operation) {
+    static_assert(sizeof(T) <= 64 && std::is_trivially_copyable_v<T>);
+    Slot& slot = running_->slots[running_->warp_round % 2];  // a lane is at most one operation ahead of another
+    std::memcpy(slot.bytes, &mine, sizeof(T));
+    slot.operation = operation;
+    const unsigned round = running_->warp_round++;
+    wait();
+    std::array<T, 32> all{};
+    const unsigned first = running_->thread / 32 * 32;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      const Slot& other = fibers_[first + lane].slots[round % 2];
+      if (other.operation != operation) {
+        throw std::logic_error("the lanes of a warp are at different operations");
+      }
+      std::memcpy(&all[lane], other.bytes, sizeof(T));
+    }
+    return all;
+  }
+
+ private:
+  struct Slot {
+    std::byte bytes[64];
+    int operation;
+  };
+  struct Fiber {
+    ucontext_t context;
+    Slot slots[2];
+    unsigned thread = 0;
+    unsigned block_round = 0;  // barriers reached
+    unsigned warp_round = 0;   // warp operations reached
+    bool done = false;
+    void* fake_stack = nullptr;
+  };
+
+  /// Whether all that take part have arrived where the fiber waits.
+  [[nodiscard]] bool ready(const Fiber& fiber) const {
+    const unsigned first = fiber.thread / 32 * 32, last = std::min(first + 32, threads());
+    for (unsigned i = first; i < last; ++i) {
+      if (fibers_[i].warp_round < fiber.warp_round) {
+        return false;
+      }
+    }
+    return fiber.block_round == least_block_round();
+  }
+  [[nodiscard]] unsigned least_block_round() const {
+    unsigned least = ~0U;
+    for (const Fiber& fiber : fibers_) {
+      least = fiber.done ? least : std::min(least, fiber.block_round);
+    }
+    return least;
+  }
+
+  static std::vector<std::unique_ptr<std::byte[]>>& stacks() {
+    static std::vector<std::unique_ptr<std::byte[]>> all;
+    return all;
+  }
+
+  void resume(Fiber& fiber) {
+    running_ = &fiber;
+#if defined(KVC_EMULATION_ASAN)
+    __sanitizer_start_switch_fiber(&scheduler_fake_, stacks()[fiber.thread].get(), stack_bytes);
+#endif
+    swapcontext(&scheduler_, &fiber.context);
+#if defined(KVC_EMULATION_ASAN)
+    __sanitizer_finish_switch_fiber(scheduler_fake_, nullptr, nullptr);
+#endif
+  }
+  void wait() {
+    Fiber& me = *running_;
+#if defined(KVC_EMULATION_ASAN)
+    __sanitizer_start_switch_fiber(&me.fake_stack, scheduler_stack_, scheduler_bytes_);
+#endif
+    swapcontext(&me.context, &scheduler_);
+#if defined(KVC_EMULATION_ASAN)
+    __sanitizer_finish_switch_fiber(me.fake_stack, &scheduler_stack_, &scheduler_bytes_);
+#endif
+  }
+  static void enter() {
+    Block& block = *current();
+#if defined(KVC_EMULATION_ASAN)
+    __sanitizer_finish_switch_fiber(nullptr, &block.scheduler_stack_, &block.scheduler_bytes_);
+#endif
+    try {
+      (*block.body_)();
+    } catch (...) {
+      block.error_ = std::current_exception();
+    }
+    block.running_->done = true;
+    block.running_->warp_round = ~0U;  // nobody waits for it
+#if defined(KVC_EMULATION_ASAN)
+    __sanitizer_start_switch_fiber(nullptr, block.scheduler_stack_, block.scheduler_bytes_);
+#endif
+    swapcontext(&block.running_->context, &block.scheduler_);
+  }
+
+  dim3 grid_, at_;
+  std::vector<Fiber> fibers_;
+  ucontext_t scheduler_{};
+  Fiber* running_ = nullptr;
+  const std::function<void()>* body_ = nullptr;
+  std::exception_ptr error_;
+#if defined(KVC_EMULATION_ASAN)
+  void* scheduler_fake_ = nullptr;
+  const void* scheduler_stack_ = nullptr;
+  std::size_t scheduler_bytes_ = 0;
+#endif
+};
+
+/// kernel<<<grid, threads>>>:  body is called once for each thread. The order of blocks is from the last to the first,
+/// so that no kernel can come to rely on the usual one.
+inline void launch(dim3 grid, unsigned threads, const std::function<void()>& body) {
+  for (unsigned z = grid.z; z-- > 0;) {
+    for (unsigned y = grid.y; y-- > 0;) {
+      for (unsigned x = grid.x; x-- > 0;) {
+        Block(grid, {x, y, z}, threads).run(body);
+      }
+    }
+  }
+}
+
+struct ThreadIndex {
+  struct X {
+    operator unsigned() const { return Block::current()->thread(); }  // NOLINT: as threadIdx.x converts
+  } x;
+};
+struct BlockSize {
+  struct X {
+    operator unsigned() const { return Block::current()->threads(); }  // NOLINT
+  } x;
+};
+template <unsigned dim3::*member, dim3 (Block::*of)() const>
+struct Of {
+  operator unsigned() const { return (Block::current()->*of)().*member; }  // NOLINT
+};
+template <dim3 (Block::*of)() const>
+struct Three {
+  Of<&dim3::x, of> x;
+  Of<&dim3::y, of> y;
+  Of<&dim3::z, of> z;
+};
+
+// --- 16-bit numbers, and products of tiles
+
+inline float from_f16(std::uint32_t bits) {
+  const std::uint32_t sign = (bits & 0x8000U) << 16, exponent = bits >> 10 & 31U, mantissa = bits & 0x3ffU;
+  if (exponent == 31) {
+    return std::bit_cast<float>(sign | 0x7f800000U | mantissa << 13);
+  }
+  const float magnitude = exponent == 0
+                              ? std::ldexp(static_cast<float>(mantissa), -24)
+                              : std::ldexp(static_cast<float>(mantissa | 0x400U), static_cast<int>(exponent) - 25);
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
+}
+inline std::uint32_t to_16_bits(bool bf16, float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  if (std::isnan(x)) {
+    return bf16 ? 0x7fffU : 0x7fffU;
+  }
+  if (bf16) {
+    return (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
+  }
+  const std::uint32_t sign = bits >> 16 & 0x8000U;
+  const double magnitude = std::fabs(static_cast<double>(x));
+  if (magnitude >= 65520.0) {
+    return sign | 0x7c00U;
+  }
+  const int exponent = magnitude < std::ldexp(1.0, -14) ? -14 : std::ilogb(magnitude);
+  const auto units = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+  return sign | (units + (static_cast<std::uint32_t>(exponent + 14) << 10));
+}
+inline float from_16_bits(bool bf16, std::uint32_t bits) {
+  return bf16 ? std::bit_cast<float>(bits << 16) : from_f16(bits & 0xffffU);
+}
+
+enum Operation { shuffling, voting, multiplying, transposing, synchronising };
+
+inline void multiply_tiles(bool bf16, float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  struct Operands {
+    std::uint32_t a[4], b[2];
+  };
+  const auto all = Block::current()->exchange(Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, multiplying);
+  const unsigned lane = Block::current()->thread() % 32, g = lane / 4, t = lane % 4;
+  const auto half = [bf16](std::uint32_t pair, unsigned i) {
+    return from_16_bits(bf16, i == 0 ? pair & 0xffffU : pair >> 16);
+  };
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned high_row = i / 2, column = 2 * t + i % 2;  // c[i] is row g + 8 high_row
+    float sum = c[i];
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned other = k % 8 / 2, high = k / 8;  // which lane of the row, of the column, holds k
+      sum = std::fma(half(all[4 * g + other].a[high_row + 2 * high], k % 2),
+                     half(all[4 * column + other].b[high], k % 2), sum);
+    }
+    c[i] = sum;
+  }
+}
+inline std::uint32_t transpose(std::uint32_t pair) {
+  const auto all = Block::current()->exchange(pair, transposing);
+  const unsigned lane = Block::current()->thread() % 32, g = lane / 4, t = lane % 4;
+  const auto at = [&](unsigned row, unsigned column) {
+    const std::uint32_t word = all[4 * row + column / 2];
+    return column % 2 == 0 ? word & 0xffffU : word >> 16;
+  };
+  return at(2 * t, g) | at(2 * t + 1, g) << 16;
+}
+
+}  // namespace kvc_emulation
+
+inline constexpr kvc_emulation::ThreadIndex threadIdx{};
+inline constexpr kvc_emulation::BlockSize blockDim{};
+inline constexpr kvc_emulation::Three<&kvc_emulation::Block::at> blockIdx{};
+inline constexpr kvc_emulation::Three<&kvc_emulation::Block::grid> gridDim{};
+
+inline void __syncthreads() { kvc_emulation::Block::current()->sync_block(); }
+inline void __syncwarp() { (void)kvc_emulation::Block::current()->exchange(0, kvc_emulation::synchronising); }
+template <class T>
+T __shfl_sync(unsigned, T x, int lane) {
+  return kvc_emulation::Block::current()->exchange(x, kvc_emulation::shuffling)[static_cast<std::size_t>(lane) % 32];
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T x, int mask) {
+  const unsigned lane = kvc_emulation::Block::current()->thread() % 32;
+  return kvc_emulation::Block::current()->exchange(x, kvc_emulation::shuffling)[lane ^ static_cast<unsigned>(mask)];
+}
+inline int __any_sync(unsigned, int predicate) {
+  const auto all = kvc_emulation::Block::current()->exchange(predicate, kvc_emulation::voting);
+  return std::any_of(all.begin(), all.end(), [](int p) { return p != 0; }) ? 1 : 0;
+}
+inline std::uint32_t __byte_perm(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+  const std::uint64_t bytes = a | static_cast<std::uint64_t>(b) << 32;
+  std::uint32_t out = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    out |= static_cast<std::uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7U)) & 0xffU) << (8 * i);
+  }
+  return out;
+}
+inline float __uint_as_float(std::uint32_t x) { return std::bit_cast<float>(x); }
+inline std::uint32_t __float_as_uint(float x) { return std::bit_cast<std::uint32_t>(x); }
+// Compile with -ffp-contract=off, which makes these what they are on a GPU.
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }

@@ -1,0 +1,156 @@
+// The decode kernels, run thread by thread on the CPU, against the definition of attention.
+#include "emulate.hpp"
+// (first: it stands for CUDA)
+
+#include <algorithm>
+
+#include "catch.hpp"
+#include "decode_case.hpp"
+#include "kvc/core/half.hpp"
+#include "kvc/core/quantized.hpp"
+#include "kvc/cuda/decode_kernel.cuh"
+#include "kvc/cuda/merge_kernel.cuh"
+#include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/paged.hpp"
+
+namespace {
+
+using namespace kvc_test;
+namespace cuda = kvc::cuda;
+
+constexpr std::uint16_t poison = 0xffff;  // NaN in both formats
+
+/// Runs the kernels as cuda::decode does, for the sequences of `tables`.
+template <int D, int N, int Wide, class T, class P, class L, Format Q>
+std::vector<std::uint16_t> run(DecodeCase<T, P, L, Q>& c, const cuda::BatchTables& tables,
+                               const std::vector<std::uint16_t>& q, bool share) {
+  constexpr Format F = cuda::format_of<T>;
+  const cuda::DecodePlan plan =
+      cuda::make_decode_plan(tables, static_cast<std::int32_t>(c.spec.group), c.spec.window, {8 * N, 8 * Wide}, share);
+  const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.page_tokens),
+                                 !tables.page_slots.empty()};
+  const std::int32_t items[2] = {static_cast<std::int32_t>(plan.narrow.size()),
+                                 static_cast<std::int32_t>(plan.wide.size())};
+  const std::size_t states = static_cast<std::size_t>(plan.part_begin.back() * c.query_heads());
+  std::vector<float> parts(states * static_cast<std::size_t>(c.spec.dim), std::nanf("")),
+      sums(states * 2, std::nanf(""));
+  std::vector<std::uint16_t> out(q.size(), poison);
+  const cuda::DecodeArguments<F> a{
+      cuda::layer_view<T>(reinterpret_cast<std::byte*>(c.cache.data()), c.cache.layout(), c.cache.shape(), c.layer()),
+      {&header, tables.q_indptr.data(), tables.kv_indptr.data(), tables.kv_indices.data(), tables.page_slots.data(),
+       tables.seq_lens.data()},
+      {items, plan.narrow.data(), plan.wide.data(), plan.members.data(), plan.part_begin.data()},
+      reinterpret_cast<const std::byte*>(q.data()),
+      reinterpret_cast<std::byte*>(out.data()),
+      parts.data(),
+      sums.data(),
+      static_cast<std::int32_t>(c.query_heads()),
+      static_cast<std::int32_t>(c.spec.group),
+      cuda::checked_scale(c.options(), c.spec.dim),
+      c.spec.softcap};
+  kvc_emulation::launch({3}, 128, [&] { cuda::decode_kernel<F, Q, D, N>(a, false); });
+  kvc_emulation::launch({2}, 128, [&] { cuda::decode_kernel<F, Q, D, Wide>(a, true); });
+  kvc_emulation::launch({static_cast<unsigned>(tables.size() + 1), static_cast<unsigned>(c.query_heads())}, 128,
+                        [&] { cuda::merge_kernel<F, Q>(a); });
+  return out;
+}
+
+/// One case: right, and every sequence has the bits that it has alone.
+template <int D, int N, int Wide, class T, Format Q, class P, class L>
+void check(const DecodeSpec& spec, const typename P::Config& config, float tolerance) {
+  DecodeCase<T, P, L, Q> c(spec, config);
+  const std::vector<std::uint16_t> out = run<D, N, Wide>(c, c.tables, c.q, true);
+  const float difference = largest_difference(Q, out, c.expected());
+  CAPTURE(spec.dim, spec.group, spec.window, difference);
+  REQUIRE(difference < tolerance);
+  const auto width = static_cast<std::size_t>(c.query_heads() * spec.dim);
+  for (std::size_t b = 0; b < c.sequences.size(); ++b) {
+    CAPTURE(b);
+    const std::vector<Pos> one(1, 1);
+    const cuda::BatchTables alone =
+        cuda::make_tables(c.cache.policy(), std::span(c.sequences).subspan(b, 1), std::span<const Pos>(one));
+    const std::vector<std::uint16_t> q(c.q.begin() + static_cast<std::ptrdiff_t>(b * width),
+                                       c.q.begin() + static_cast<std::ptrdiff_t>((b + 1) * width));
+    const std::vector<std::uint16_t> same = run<D, N, Wide>(c, alone, q, false);
+    REQUIRE(std::equal(same.begin(), same.end(), out.begin() + static_cast<std::ptrdiff_t>(b * width)));
+  }
+}
+
+using Head = kvc::HeadMajor;
+using Token = kvc::TokenMajor;
+
+}  // namespace
+
+TEST_CASE("emulated decode: bf16 over blocks, with empty and one-token sequences", "[cuda]") {
+  check<64, 1, 4, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>(
+      {.group = 4, .lengths = {0, 1, 15, 16, 65, 300, 512, 513}}, {.blocks = 200, .block_tokens = 16}, 2e-2F);
+}
+
+TEST_CASE("emulated decode: f16 over blocks of seven, token-major, dim 96 of 128, group of one", "[cuda]") {
+  check<128, 1, 4, Eigen::half, Format::f16, kvc::Paged, Token>({.group = 1, .dim = 96, .lengths = {0, 1, 200, 530}},
+                                                                {.blocks = 200, .block_tokens = 7}, 3e-3F);
+}
+
+TEST_CASE("emulated decode: fp8 of a contiguous cache, queries in bf16 of any size", "[cuda]") {
+  for (const float scale : {1.0F, 1e-6F, 1e6F}) {
+    check<64, 1, 2, kvc::Fp8E4M3, Format::bf16, kvc::Contiguous, Head>(
+        {.kv_heads = 1, .group = 8, .lengths = {70, 1, 600}, .query_scale = scale}, {.sequences = 3, .max_tokens = 700},
+        3e-2F);
+  }
+}
+
+TEST_CASE("emulated decode: a policy without block tables", "[cuda]") {
+  check<64, 1, 2, Eigen::half, Format::f16, Untabled, Head>(
+      {.kv_heads = 1, .lengths = {3, 600}, .prefix = 520, .sharers = {1, 9}}, {.blocks = 400, .block_tokens = 5},
+      3e-3F);
+}
+
+TEST_CASE("emulated decode: fp8 with queries in f16, dim 128", "[cuda]") {
+  check<128, 1, 1, kvc::Fp8E4M3, Format::f16, kvc::Paged, Head>(
+      {.kv_heads = 1, .group = 2, .dim = 128, .lengths = {33, 700}}, {.blocks = 60, .block_tokens = 16}, 3e-3F);
+}
+
+TEST_CASE("emulated decode: int8, whose rows are not aligned, dim 104 of 128", "[cuda]") {
+  check<128, 1, 2, kvc::Int8, Format::bf16, kvc::Paged, Head>({.group = 4, .dim = 104, .lengths = {1, 31, 520}},
+                                                              {.blocks = 60, .block_tokens = 16}, 2e-2F);
+  check<64, 1, 2, kvc::Int8, Format::f16, kvc::Paged, Token>({.kv_heads = 3, .group = 3, .lengths = {64, 7}},
+                                                             {.blocks = 60, .block_tokens = 3}, 1e-2F);
+}
+
+TEST_CASE("emulated decode: dims 192 and 256", "[cuda]") {
+  check<192, 1, 1, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>(
+      {.kv_heads = 1, .group = 5, .dim = 192, .lengths = {40, 1}}, {.blocks = 60, .block_tokens = 16}, 2e-2F);
+  check<256, 1, 1, Eigen::half, Format::f16, kvc::Paged, Head>({.kv_heads = 1, .group = 8, .dim = 256, .lengths = {90}},
+                                                               {.blocks = 60, .block_tokens = 16}, 3e-3F);
+}
+
+TEST_CASE("emulated decode: groups of more heads than a tile has columns", "[cuda]") {
+  check<64, 2, 4, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>({.kv_heads = 1, .group = 12, .lengths = {100, 1}},
+                                                                   {.blocks = 60, .block_tokens = 16}, 2e-2F);
+  check<64, 4, 4, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>({.kv_heads = 1, .group = 71, .lengths = {100, 520}},
+                                                                   {.blocks = 60, .block_tokens = 16}, 2e-2F);
+}
+
+TEST_CASE("emulated decode: windows and softcap", "[cuda]") {
+  for (const Pos window : {1, 100, 512, 700}) {
+    check<64, 1, 2, Eigen::half, Format::f16, kvc::Paged, Head>({.kv_heads = 1,
+                                                                 .group = 4,
+                                                                 .lengths = {1, 90, 650, 1300},
+                                                                 .window = window,
+                                                                 .softcap = window == 100 ? 2.0F : 0.0F},
+                                                                {.blocks = 200, .block_tokens = 16}, 3e-3F);
+  }
+}
+
+TEST_CASE("emulated decode: shared prefixes are read once, with the same bits", "[cuda]") {
+  const DecodeSpec spec{.kv_heads = 1,
+                        .group = 4,
+                        .lengths = {600, 3},
+                        .prefix = 1030,
+                        .sharers = {0, 1, 40, 600, 5, 9, 2, 3, 17, 1, 1, 1}};
+  check<64, 1, 4, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>(spec, {.blocks = 500, .block_tokens = 16}, 2e-2F);
+  DecodeSpec windowed = spec;
+  windowed.window = 1100;
+  check<64, 1, 4, Eigen::half, Format::f16, kvc::Paged, Head>(windowed, {.blocks = 500, .block_tokens = 16}, 3e-3F);
+  check<64, 1, 1, kvc::Int8, Format::bf16, kvc::Paged, Head>(spec, {.blocks = 500, .block_tokens = 16}, 2e-2F);
+}
