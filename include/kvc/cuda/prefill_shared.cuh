@@ -1,0 +1,110 @@
+// Tiles of rows in shared memory: how they are filled from a paged pool, and how operands of multiply_tiles are read from them.
+//
+// A tile is rows of D numbers of 16 bits, without padding. A row is cut in chunks of 8 numbers (16 bytes), and chunk c of row r
+// lies where chunk c ^ (r % 8) would: so eight lanes that read the same chunk of eight consecutive rows, as load_matrices does,
+// meet all 32 banks once, and so do eight lanes that write eight chunks of one row.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/core/types.hpp"
+#include "kvc/cuda/divisor.hpp"
+#include "kvc/cuda/prefill_ptx.cuh"
+#include "kvc/cuda/prefill_tile.cuh"
+
+namespace kvc::inline v0::cuda::detail {
+
+using device::SharedAddress;
+
+/// Where a chunk of a row of a tile begins, in bytes.  D: a multiple of 64.
+template <int D>
+[[nodiscard]] KVC_HOST_DEVICE constexpr int chunk_offset(int row, int chunk) noexcept {
+  static_assert(D % 64 == 0);
+  return (row * (D / 8) + (chunk ^ (row % 8))) * 16;
+}
+
+/// Operands of a tile for the lanes of a warp. What differs between lanes is computed once; a tile of 16 rows and 16 columns
+/// is then a constant distance away, but for the exclusive or.
+template <int D>
+class Fragments {
+ public:
+  /// Lane l brings a row of matrix l / 8. Of the four matrices of 16 x 16 numbers, the second is that of the lower rows where
+  /// `rows_first`, else that of the upper rows and the right columns.
+  __device__ __forceinline__ Fragments(SharedAddress tile, bool rows_first) {
+    const auto lane = static_cast<unsigned>(threadIdx.x % 32U);
+    const unsigned second = lane / 8 % 2, third = lane / 16;
+    const unsigned lower = rows_first ? second : third, right = rows_first ? third : second;
+    row_ = tile + (lane % 8 + 8 * lower) * (D * 2);
+    chunk_ = (right ^ lane % 8) * 16;
+  }
+  /// The address for rows 16 i .. and columns 16 j ..
+  [[nodiscard]] __device__ __forceinline__ SharedAddress at(int i, int j) const {
+    const auto chunk = static_cast<unsigned>(2 * j);
+    return row_ + static_cast<unsigned>(i) * (16 * D * 2) + (chunk_ ^ (chunk & 7U) * 16) + (chunk & ~7U) * 16;
+  }
+
+ private:
+  SharedAddress row_;
+  unsigned chunk_;
+};
+
+/// The block tables of one sequence. For shared memory, where registers are dear, and so without a constructor.
+struct SequencePages {
+  const Divisor* page_tokens;
+  const std::int32_t* blocks;
+  const std::int32_t* slots;  ///< null where every page begins with slot 0
+
+  [[nodiscard]] __device__ __forceinline__ Place place(Pos p) const {
+    const auto page = static_cast<std::int32_t>(page_tokens->quotient(static_cast<std::uint32_t>(p)));
+    const std::int32_t first = slots == nullptr ? 0 : slots[page];
+    return {blocks[page], first + p - page * page_tokens->value()};
+  }
+};
+
+/// Where the rows of a tile of keys, and of its values, are behind row (0, 0, 0) of the layer; negative where there is none.
+struct RowOffsets {
+  Index k[prefill_keys];
+  Index v[prefill_keys];
+};
+
+/// The place of one row of a tile, looked up early and stored late, so that nobody waits for the tables.
+class RowLookup {
+ public:
+  /// Row threadIdx.x of a tile that begins at position `base`, of a sequence of `length` positions.
+  __device__ __forceinline__ void begin(const SequencePages& pages, Index base, Pos length) {
+    const Index position = base + static_cast<Index>(threadIdx.x);
+    there_ = threadIdx.x < static_cast<unsigned>(prefill_keys) && position < length;
+    place_ = there_ ? pages.place(static_cast<Pos>(position)) : Place{0, 0};
+  }
+  template <Format F>
+  __device__ __forceinline__ void end(const LayerView<F>& kv, RowOffsets& to) const {
+    if (threadIdx.x < static_cast<unsigned>(prefill_keys)) {
+      to.k[threadIdx.x] = there_ ? Index{place_.block} * kv.k.block + Index{place_.slot} * kv.k.slot : -1;
+      to.v[threadIdx.x] = there_ ? Index{place_.block} * kv.v.block + Index{place_.slot} * kv.v.slot : -1;
+    }
+  }
+
+ private:
+  Place place_;
+  bool there_;
+};
+
+/// Begins to copy a tile of rows, where `offset_of(row)` says, by all threads of the block. Zeros stand for rows that are not
+/// there, and for numbers from `dim` on.
+template <int D, int Rows, int Threads, class OffsetOf>
+__device__ __forceinline__ void copy_tile(SharedAddress tile, const std::byte* base, int dim, OffsetOf offset_of) {
+  constexpr int chunks = D / 8;
+  static_assert(Rows * chunks % Threads == 0);
+#pragma unroll
+  for (int i = 0; i < Rows * chunks / Threads; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * Threads;
+    const int row = at / chunks, chunk = at % chunks;
+    const Index offset = offset_of(row);
+    const bool there = offset >= 0 && 8 * chunk < dim;
+    device::copy_async(tile + static_cast<unsigned>(chunk_offset<D>(row, chunk)),
+                       there ? base + offset + 16 * chunk : base, there);
+  }
+}
+
+}  // namespace kvc::inline v0::cuda::detail
