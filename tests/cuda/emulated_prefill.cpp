@@ -217,8 +217,11 @@ TEST_CASE("emulated plain prefill: all formats, any extents", "[cuda]") {
 
 TEST_CASE("emulated prefill: a ragged batch with cached prefixes", "[cuda]") {
   for (const bool late : {true, false}) {
-    kvc_emulation::copies_are_late = late;
-    check<64, Eigen::bfloat16, Format::bf16>(ragged, {.blocks = 40, .block_tokens = 16}, 2e-2F);
+    for (const bool last_warp_first : {true, false}) {
+      kvc_emulation::copies_are_late = late;
+      kvc_emulation::Block::last_warp_first = last_warp_first;
+      check<64, Eigen::bfloat16, Format::bf16>(ragged, {.blocks = 40, .block_tokens = 16}, 2e-2F);
+    }
   }
   kvc_emulation::copies_are_late = true;
 }
