@@ -30,9 +30,10 @@ inline float half_to_float(Format format, std::uint32_t bits) {
     return std::bit_cast<float>(bits << 16);
   }
   const std::uint32_t sign = (bits & 0x8000U) << 16, exponent = bits >> 10 & 31U, mantissa = bits & 0x3ffU;
-  const float magnitude = exponent == 31  ? (mantissa == 0 ? std::numeric_limits<float>::infinity() : std::nanf(""))
-                          : exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
-                                          : std::ldexp(static_cast<float>(mantissa | 0x400U), static_cast<int>(exponent) - 25);
+  const float magnitude = exponent == 31 ? (mantissa == 0 ? std::numeric_limits<float>::infinity() : std::nanf(""))
+                          : exponent == 0
+                              ? std::ldexp(static_cast<float>(mantissa), -24)
+                              : std::ldexp(static_cast<float>(mantissa | 0x400U), static_cast<int>(exponent) - 25);
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
 }
 /// A number of about `bits` that both formats have: few enough digits.
@@ -44,7 +45,8 @@ inline std::uint16_t to_half(Format format, float x) {
   const double magnitude = std::fabs(static_cast<double>(x));
   const int exponent = magnitude < std::ldexp(1.0, -14) ? -14 : std::ilogb(magnitude);
   const auto units = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
-  return static_cast<std::uint16_t>((word >> 16 & 0x8000U) | (units + (static_cast<std::uint32_t>(exponent + 14) << 10)));
+  return static_cast<std::uint16_t>((word >> 16 & 0x8000U) |
+                                    (units + (static_cast<std::uint32_t>(exponent + 14) << 10)));
 }
 
 /// What a case is made of.
@@ -70,8 +72,11 @@ class DecodeCase {
   using Cache = kvc::KvCache<T, P, L>;
 
   DecodeCase(const DecodeSpec& what, const typename P::Config& config)
-      : spec(what), cache({.layers = what.layers, .kv_heads = what.kv_heads, .key_dim = what.dim}, config), random_(what.seed) {
-    std::memset(static_cast<void*>(cache.data()), 0xff, static_cast<std::size_t>(cache.layout().size()) * sizeof(kvc::StorageOf<T>));
+      : spec(what),
+        cache({.layers = what.layers, .kv_heads = what.kv_heads, .key_dim = what.dim}, config),
+        random_(what.seed) {
+    std::memset(static_cast<void*>(cache.data()), 0xff,
+                static_cast<std::size_t>(cache.layout().size()) * sizeof(kvc::StorageOf<T>));
     for (const Pos length : spec.lengths) {
       const kvc::SeqId seq = cache.open();
       append(seq, length);

@@ -275,8 +275,9 @@ inline float from_f16(std::uint32_t bits) {
   if (exponent == 31) {
     return std::bit_cast<float>(sign | 0x7f800000U | mantissa << 13);
   }
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
-                                        : std::ldexp(static_cast<float>(mantissa | 0x400U), static_cast<int>(exponent) - 25);
+  const float magnitude = exponent == 0
+                              ? std::ldexp(static_cast<float>(mantissa), -24)
+                              : std::ldexp(static_cast<float>(mantissa | 0x400U), static_cast<int>(exponent) - 25);
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
 }
 inline std::uint32_t to_16_bits(bool bf16, float x) {
@@ -308,7 +309,9 @@ inline void multiply_tiles(bool bf16, float (&c)[4], const std::uint32_t (&a)[4]
   };
   const auto all = Block::current()->exchange(Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, multiplying);
   const unsigned lane = Block::current()->thread() % 32, g = lane / 4, t = lane % 4;
-  const auto half = [bf16](std::uint32_t pair, unsigned i) { return from_16_bits(bf16, i == 0 ? pair & 0xffffU : pair >> 16); };
+  const auto half = [bf16](std::uint32_t pair, unsigned i) {
+    return from_16_bits(bf16, i == 0 ? pair & 0xffffU : pair >> 16);
+  };
   for (unsigned i = 0; i < 4; ++i) {
     const unsigned high_row = i / 2, column = 2 * t + i % 2;  // c[i] is row g + 8 high_row
     float sum = c[i];

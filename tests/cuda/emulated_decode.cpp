@@ -28,9 +28,11 @@ std::vector<std::uint16_t> run(DecodeCase<T, P, L, Q>& c, const cuda::BatchTable
       cuda::make_decode_plan(tables, static_cast<std::int32_t>(c.spec.group), c.spec.window, {8 * N, 8 * Wide}, share);
   const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.page_tokens),
                                  !tables.page_slots.empty()};
-  const std::int32_t items[2] = {static_cast<std::int32_t>(plan.narrow.size()), static_cast<std::int32_t>(plan.wide.size())};
+  const std::int32_t items[2] = {static_cast<std::int32_t>(plan.narrow.size()),
+                                 static_cast<std::int32_t>(plan.wide.size())};
   const std::size_t states = static_cast<std::size_t>(plan.part_begin.back() * c.query_heads());
-  std::vector<float> parts(states * static_cast<std::size_t>(c.spec.dim), std::nanf("")), sums(states * 2, std::nanf(""));
+  std::vector<float> parts(states * static_cast<std::size_t>(c.spec.dim), std::nanf("")),
+      sums(states * 2, std::nanf(""));
   std::vector<std::uint16_t> out(q.size(), poison);
   const cuda::DecodeArguments<F> a{
       cuda::layer_view<T>(reinterpret_cast<std::byte*>(c.cache.data()), c.cache.layout(), c.cache.shape(), c.layer()),
@@ -79,8 +81,8 @@ using Token = kvc::TokenMajor;
 }  // namespace
 
 TEST_CASE("emulated decode: bf16 over blocks, with empty and one-token sequences", "[cuda]") {
-  check<64, 1, 4, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>({.group = 4, .lengths = {0, 1, 15, 16, 65, 300, 512, 513}},
-                                                                   {.blocks = 200, .block_tokens = 16}, 2e-2F);
+  check<64, 1, 4, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>(
+      {.group = 4, .lengths = {0, 1, 15, 16, 65, 300, 512, 513}}, {.blocks = 200, .block_tokens = 16}, 2e-2F);
 }
 
 TEST_CASE("emulated decode: f16 over blocks of seven, token-major, dim 96 of 128, group of one", "[cuda]") {
@@ -91,13 +93,14 @@ TEST_CASE("emulated decode: f16 over blocks of seven, token-major, dim 96 of 128
 TEST_CASE("emulated decode: fp8 of a contiguous cache, queries in bf16 of any size", "[cuda]") {
   for (const float scale : {1.0F, 1e-6F, 1e6F}) {
     check<64, 1, 2, kvc::Fp8E4M3, Format::bf16, kvc::Contiguous, Head>(
-        {.kv_heads = 1, .group = 8, .lengths = {70, 1, 600}, .query_scale = scale}, {.sequences = 3, .max_tokens = 700}, 3e-2F);
+        {.kv_heads = 1, .group = 8, .lengths = {70, 1, 600}, .query_scale = scale}, {.sequences = 3, .max_tokens = 700},
+        3e-2F);
   }
 }
 
 TEST_CASE("emulated decode: fp8 with queries in f16, dim 128", "[cuda]") {
-  check<128, 1, 1, kvc::Fp8E4M3, Format::f16, kvc::Paged, Head>({.kv_heads = 1, .group = 2, .dim = 128, .lengths = {33, 700}},
-                                                                {.blocks = 60, .block_tokens = 16}, 3e-3F);
+  check<128, 1, 1, kvc::Fp8E4M3, Format::f16, kvc::Paged, Head>(
+      {.kv_heads = 1, .group = 2, .dim = 128, .lengths = {33, 700}}, {.blocks = 60, .block_tokens = 16}, 3e-3F);
 }
 
 TEST_CASE("emulated decode: int8, whose rows are not aligned, dim 104 of 128", "[cuda]") {
@@ -108,8 +111,8 @@ TEST_CASE("emulated decode: int8, whose rows are not aligned, dim 104 of 128", "
 }
 
 TEST_CASE("emulated decode: dims 192 and 256", "[cuda]") {
-  check<192, 1, 1, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>({.kv_heads = 1, .group = 5, .dim = 192, .lengths = {40, 1}},
-                                                                    {.blocks = 60, .block_tokens = 16}, 2e-2F);
+  check<192, 1, 1, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>(
+      {.kv_heads = 1, .group = 5, .dim = 192, .lengths = {40, 1}}, {.blocks = 60, .block_tokens = 16}, 2e-2F);
   check<256, 1, 1, Eigen::half, Format::f16, kvc::Paged, Head>({.kv_heads = 1, .group = 8, .dim = 256, .lengths = {90}},
                                                                {.blocks = 60, .block_tokens = 16}, 3e-3F);
 }
@@ -123,15 +126,21 @@ TEST_CASE("emulated decode: groups of more heads than a tile has columns", "[cud
 
 TEST_CASE("emulated decode: windows and softcap", "[cuda]") {
   for (const Pos window : {1, 100, 512, 700}) {
-    check<64, 1, 2, Eigen::half, Format::f16, kvc::Paged, Head>(
-        {.kv_heads = 1, .group = 4, .lengths = {1, 90, 650, 1300}, .window = window, .softcap = window == 100 ? 2.0F : 0.0F},
-        {.blocks = 200, .block_tokens = 16}, 3e-3F);
+    check<64, 1, 2, Eigen::half, Format::f16, kvc::Paged, Head>({.kv_heads = 1,
+                                                                 .group = 4,
+                                                                 .lengths = {1, 90, 650, 1300},
+                                                                 .window = window,
+                                                                 .softcap = window == 100 ? 2.0F : 0.0F},
+                                                                {.blocks = 200, .block_tokens = 16}, 3e-3F);
   }
 }
 
 TEST_CASE("emulated decode: shared prefixes are read once, with the same bits", "[cuda]") {
-  const DecodeSpec spec{
-      .kv_heads = 1, .group = 4, .lengths = {600, 3}, .prefix = 1030, .sharers = {0, 1, 40, 600, 5, 9, 2, 3, 17, 1, 1, 1}};
+  const DecodeSpec spec{.kv_heads = 1,
+                        .group = 4,
+                        .lengths = {600, 3},
+                        .prefix = 1030,
+                        .sharers = {0, 1, 40, 600, 5, 9, 2, 3, 17, 1, 1, 1}};
   check<64, 1, 4, Eigen::bfloat16, Format::bf16, kvc::Paged, Head>(spec, {.blocks = 500, .block_tokens = 16}, 2e-2F);
   DecodeSpec windowed = spec;
   windowed.window = 1100;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kvc/core/error.hpp"
 #include "kvc/core/space.hpp"
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/divisor.hpp"
@@ -31,18 +32,21 @@ struct GridCopyJob {
   }
 };
 
-/// What one launch takes along as its argument: no upload, so that a capture may hold it.
-inline constexpr int copy_jobs_most = 32;
+/// What one launch takes along as its argument: no upload, so that a capture may hold it. Up to `Most` jobs; every launch pays
+/// for all of them, so there is a small form.
+template <int Most>
 struct GridCopyJobs {
-  GridCopyJob jobs[copy_jobs_most];
+  GridCopyJob jobs[Most];
 };
-static_assert(sizeof(GridCopyJobs) <= 4096, "what a kernel may take as arguments on every device");
+inline constexpr int copy_jobs_few = 16;
+inline constexpr int copy_jobs_most = 384;
+static_assert(sizeof(GridCopyJobs<copy_jobs_most>) <= 32764, "what a kernel may take as arguments, from CUDA 12.1 on");
 
 inline constexpr int copy_threads = 256;
 
 /// gridDim.y jobs; the warps of all blockIdx.x share the pieces of job blockIdx.y.
-template <class Unit>
-__global__ void __launch_bounds__(copy_threads) copy_kernel(const __grid_constant__ GridCopyJobs all) {
+template <class Unit, int Most>
+__global__ void __launch_bounds__(copy_threads) copy_kernel(const __grid_constant__ GridCopyJobs<Most> all) {
   const GridCopyJob& job = all.jobs[blockIdx.y];
   constexpr std::uint32_t warps = copy_threads / 32;
   const std::uint32_t lane = threadIdx.x % 32;
@@ -67,5 +71,35 @@ __global__ void __launch_bounds__(copy_threads) copy_kernel(const __grid_constan
     }
   }
 }
+
+namespace detail {
+
+/// Bytes of the units in which all of `copies` can go: 16, 4 or 1.
+[[nodiscard]] inline Index unit_of(const GridCopy* first, const GridCopy* last) noexcept {
+  std::uintptr_t bits = 0;
+  for (; first != last; ++first) {
+    bits |= reinterpret_cast<std::uintptr_t>(first->to) | reinterpret_cast<std::uintptr_t>(first->from) |
+            static_cast<std::uintptr_t>(first->bytes);
+    for (const Index stride : first->strides) {
+      bits |= static_cast<std::uintptr_t>(stride);
+    }
+  }
+  return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 1;
+}
+
+/// A job of the kernel. The pieces of one copy, and the units of one piece, must be fewer than 2^31.
+[[nodiscard]] inline GridCopyJob job_of(const GridCopy& copy, Index unit) {
+  const Index pieces = copy.extents[0] * copy.extents[1] * copy.extents[2];
+  require_between(pieces, Index{1}, Index{max_pos}, "pieces of a copy");
+  require_between(copy.bytes / unit, Index{1}, Index{max_pos}, "bytes of a piece of a copy");
+  return {copy.to,
+          copy.from,
+          {copy.strides[0], copy.strides[1], copy.strides[2]},
+          static_cast<std::uint32_t>(pieces),
+          static_cast<std::uint32_t>(copy.bytes / unit),
+          Divisor(static_cast<std::int32_t>(copy.extents[2])),
+          Divisor(static_cast<std::int32_t>(copy.extents[1]))};
+}
+}  // namespace detail
 
 }  // namespace kvc::inline v0::cuda

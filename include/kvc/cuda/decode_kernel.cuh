@@ -91,17 +91,25 @@ struct alignas(16) DecodeShared {
 /// The weights of a state in a merge: 2^(m - reference), 0 for the identity.
 __device__ __forceinline__ float reference_of(float m) { return m == minus_infinity ? 0.0F : m; }
 
-/// Where an item's rows are: fills the offsets of its positions.
+/// Where an item's rows are: fills the offsets of its positions. What is beyond them is filled with the nearest, so that the
+/// loads of a thread need no branch and do not wait for each other.
 template <Format F, class Shared>
-__device__ __forceinline__ void find_rows(const DecodeArguments<F>& a, const DecodeItem& item, Shared& shared) {
+__device__ __forceinline__ void find_rows(const DecodeArguments<F>& a, const BatchHeader& header,
+                                          const DecodeItem& item, Shared& shared) {
   const int split = item.first / split_positions * split_positions;
-  for (int i = static_cast<int>(threadIdx.x); i < split_positions; i += decode_threads) {
-    const Pos position = split + i;
-    if (item.first <= position && position < item.last) {
-      const Place place = a.batch.place(item.sequence, position);
-      shared.k_offset[i] = a.kv.k.offset(place.block, 0, place.slot);
-      shared.v_offset[i] = a.kv.v.offset(place.block, 0, place.slot);
-    }
+  const std::int32_t pages = a.batch.kv_indptr[item.sequence];
+  Place places[split_positions / decode_threads];
+#pragma unroll
+  for (int i = 0; i < split_positions / decode_threads; ++i) {
+    const Pos position = split + i * decode_threads + static_cast<int>(threadIdx.x);
+    const Pos inside = position < item.first ? item.first : position < item.last ? position : item.last - 1;
+    places[i] = a.batch.place(header, pages, inside);
+  }
+#pragma unroll
+  for (int i = 0; i < split_positions / decode_threads; ++i) {
+    const int at = i * decode_threads + static_cast<int>(threadIdx.x);
+    shared.k_offset[at] = a.kv.k.offset(places[i].block, 0, places[i].slot);
+    shared.v_offset[at] = a.kv.v.offset(places[i].block, 0, places[i].slot);
   }
 }
 
@@ -125,7 +133,9 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
   constexpr Format C = key_format<F, Q>;
   const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
   const int rows = item.members * item.heads, dim = a.kv.key_dim;
-  for (int row = warp; row < 8 * N; row += decode_warps) {
+#pragma unroll
+  for (int i = 0; i < 8 * N / decode_warps; ++i) {
+    const int row = i * decode_warps + warp;
     uint4 chunk{0, 0, 0, 0};
     if (row < rows && 8 * lane < dim) {
       const RowOfItem of = row_of(a, item, kv_head, row);
@@ -137,8 +147,8 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
       // A row whose largest magnitude is 2^e and more becomes one of 1 and more; what f16 then has not is nothing beside it.
       std::uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
       std::uint32_t largest = 0;
-      for (int i = 0; i < 4; ++i) {
-        const std::uint32_t low = words[i] << 16 & 0x7fffffffU, high = words[i] & 0x7fff0000U;
+      for (int j = 0; j < 4; ++j) {
+        const std::uint32_t low = words[j] << 16 & 0x7fffffffU, high = words[j] & 0x7fff0000U;
         largest = low > largest ? low : largest;
         largest = high > largest ? high : largest;
       }
@@ -148,9 +158,9 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
       }
       const std::uint32_t exponent = largest >> 23 > 253U ? 253U : largest >> 23 < 1U ? 1U : largest >> 23;
       const float shrink = device::from_bits((254U - exponent) << 23);
-      for (int i = 0; i < 4; ++i) {
-        words[i] = device::pack<C>(device::multiply(device::low_of<Q>(words[i]), shrink),
-                                   device::multiply(device::high_of<Q>(words[i]), shrink));
+      for (int j = 0; j < 4; ++j) {
+        words[j] = device::pack<C>(device::multiply(device::low_of<Q>(words[j]), shrink),
+                                   device::multiply(device::high_of<Q>(words[j]), shrink));
       }
       chunk = {words[0], words[1], words[2], words[3]};
       scale = device::multiply(scale, device::from_bits(exponent << 23));
@@ -416,13 +426,14 @@ __global__ void __launch_bounds__(detail::decode_threads)
   static_assert(split_positions % step == 0);
   __shared__ detail::DecodeShared<D, N> shared;
   const int warp = static_cast<int>(threadIdx.x / 32U);
+  const BatchHeader header = *a.batch.header;
   const int kv_heads = a.kv.kv_heads, works = a.plan.items[wide ? 1 : 0] * kv_heads;
 
   for (int work = static_cast<int>(blockIdx.x); work < works; work += static_cast<int>(gridDim.x)) {
     const int kv_head = work % kv_heads;
     const DecodeItem item = (wide ? a.plan.wide : a.plan.narrow)[work / kv_heads];
     __syncthreads();  // the one before is done with the shared memory
-    detail::find_rows(a, item, shared);
+    detail::find_rows(a, header, item, shared);
     detail::load_queries<F, Q, D, N>(a, item, kv_head, shared);
     __syncthreads();
 

@@ -98,6 +98,9 @@ struct TileRange {
   [[nodiscard]] KVC_HOST_DEVICE constexpr bool has(int position) const noexcept {
     return first <= base + position && base + position < last;
   }
+  [[nodiscard]] KVC_HOST_DEVICE constexpr bool has_all(int positions) const noexcept {
+    return first <= base && base + positions <= last;
+  }
 };
 
 /// The keys of 16 T positions.  D: numbers of a row, rounded up to what is compiled.
@@ -108,18 +111,28 @@ struct KeyRows {
 
   /// offsets[position of the split]: where its row is behind `base`.  dim: numbers of a row, a multiple of 8.
   __device__ __forceinline__ void load(const std::byte* base, const Index* offsets, TileRange range, int dim) {
+    if (range.has_all(16 * T) && dim == D) {  // nearly always, and without a branch for each load
+      load_some<true>(base, offsets, range, dim);
+    } else {
+      load_some<false>(base, offsets, range, dim);
+    }
+  }
+
+ private:
+  template <bool All>
+  __device__ __forceinline__ void load_some(const std::byte* base, const Index* offsets, TileRange range, int dim) {
     const int lane = static_cast<int>(threadIdx.x % 32U);
 #pragma unroll
     for (int tile = 0; tile < T; ++tile) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int position = 16 * tile + key_position(lane, i);
-        const bool visible = range.has(position);
-        const std::byte* const row = base + (visible ? offsets[range.base + position] : 0);
+        const bool visible = All || range.has(position);
+        const std::byte* const row = base + offsets[range.base + position];
 #pragma unroll
         for (int j = 0; j < D / 32; ++j) {
           const int chunk = lane % 4 + 4 * j;
-          if (visible && 8 * chunk < dim) {
+          if (All || (visible && 8 * chunk < dim)) {
             chunks[tile][i][j].load(row, chunk);
           } else {
             chunks[tile][i][j].zero();
@@ -141,18 +154,28 @@ struct ValueRows {
   float scales[T][2];  // int8: of the positions whose weights the lane holds, which are those of its keys
 
   __device__ __forceinline__ void load(const std::byte* base, const Index* offsets, TileRange range, int dim) {
+    if (range.has_all(16 * T) && dim == D) {
+      load_some<true>(base, offsets, range, dim);
+    } else {
+      load_some<false>(base, offsets, range, dim);
+    }
+  }
+
+ private:
+  template <bool All>
+  __device__ __forceinline__ void load_some(const std::byte* base, const Index* offsets, TileRange range, int dim) {
     const int lane = static_cast<int>(threadIdx.x % 32U);
 #pragma unroll
     for (int tile = 0; tile < T; ++tile) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int position = 16 * tile + value_position(lane, i);
-        const bool visible = range.has(position);
-        const std::byte* const row = base + (visible ? offsets[range.base + position] : 0);
+        const bool visible = All || range.has(position);
+        const std::byte* const row = base + offsets[range.base + position];
 #pragma unroll
         for (int c = 0; c < groups; ++c) {
           const int chunk = lane / 4 + 8 * c;
-          if (visible && 8 * chunk < dim) {
+          if (All || (visible && 8 * chunk < dim)) {
             chunks[tile][i][c].load(row, chunk);
           } else {
             chunks[tile][i][c].zero();

@@ -134,6 +134,17 @@ __device__ __forceinline__ void widen_int8(std::uint32_t codes, std::uint32_t (&
   pairs[1] = subtract_f16(__byte_perm(biased, 0x64646464U, 0x4342), 0x64806480U);
 }
 
+/// The nearest Fp8E4M3, as Element<Fp8E4M3>::encode gives it.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t narrow_fp8(float x) {
+  const std::uint32_t bits = to_bits(x), sign = bits >> 24 & 0x80U, magnitude = bits & 0x7fffffffU;
+  const std::uint32_t normal = (magnitude + 0x7ffffU + (magnitude >> 20 & 1U) - (120U << 23)) >> 20;
+  const std::uint32_t subnormal = to_bits(add(from_bits(magnitude), 16384.0F)) - 0x46800000U;  // the bits of 16384
+  std::uint32_t code = magnitude < (121U << 23) ? subnormal : normal;
+  code = magnitude >= 0x43e00000U ? 0x7eU : code;  // 448
+  code = magnitude > 0x7f800000U ? 0x7fU : code;
+  return code | sign;
+}
+
 // --- memory ----------------------------------------------------------------------------------------------------------------
 
 /// Reads what is read once: it need not stay in the caches.

@@ -22,36 +22,6 @@
 #include "kvc/cuda/copy_queue.hpp"
 
 namespace kvc::inline v0::cuda {
-namespace detail {
-
-/// Bytes of the units in which all of `copies` can go: 16, 4 or 1.
-[[nodiscard]] inline Index unit_of(const GridCopy* first, const GridCopy* last) noexcept {
-  std::uintptr_t bits = 0;
-  for (; first != last; ++first) {
-    bits |= reinterpret_cast<std::uintptr_t>(first->to) | reinterpret_cast<std::uintptr_t>(first->from) |
-            static_cast<std::uintptr_t>(first->bytes);
-    for (const Index stride : first->strides) {
-      bits |= static_cast<std::uintptr_t>(stride);
-    }
-  }
-  return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 1;
-}
-
-/// A job of the kernel. The pieces of one copy, and the units of one piece, must be fewer than 2^31.
-[[nodiscard]] inline GridCopyJob job_of(const GridCopy& copy, Index unit) {
-  const Index pieces = copy.extents[0] * copy.extents[1] * copy.extents[2];
-  require_between(pieces, Index{1}, Index{max_pos}, "pieces of a copy");
-  require_between(copy.bytes / unit, Index{1}, Index{max_pos}, "bytes of a piece of a copy");
-  return {copy.to,
-          copy.from,
-          {copy.strides[0], copy.strides[1], copy.strides[2]},
-          static_cast<std::uint32_t>(pieces),
-          static_cast<std::uint32_t>(copy.bytes / unit),
-          Divisor(static_cast<std::int32_t>(copy.extents[2])),
-          Divisor(static_cast<std::int32_t>(copy.extents[1]))};
-}
-}  // namespace detail
-
 class DeviceSpace {
  public:
   static constexpr bool host_accessible = false;
@@ -84,25 +54,27 @@ class DeviceSpace {
     }
     copies_.push(copy);
   }
-  /// Launches the copies in waiting: one launch for each 32 of them.
+  /// Launches the copies in waiting: one launch for each 384 of them, two of which are the keys and values of one sequence.
   void flush() {
-    if (copies_.empty()) {
-      return;
-    }
     const std::vector<GridCopy>& all = copies_.waiting();
     for (std::size_t first = 0; first < all.size(); first += copy_jobs_most) {
       const std::size_t count = std::min<std::size_t>(copy_jobs_most, all.size() - first);
-      launch(all.data() + first, static_cast<int>(count));
+      if (count <= copy_jobs_few) {
+        launch<copy_jobs_few>(all.data() + first, count);
+      } else {
+        launch<copy_jobs_most>(all.data() + first, count);
+      }
     }
     copies_.clear();
   }
 
  private:
-  void launch(const GridCopy* copies, int count) const {
+  template <int Most>
+  void launch(const GridCopy* copies, std::size_t count) const {
     const Index unit = detail::unit_of(copies, copies + count);
-    GridCopyJobs jobs{};
+    GridCopyJobs<Most> jobs{};
     std::uint32_t most = 0;
-    for (int i = 0; i < count; ++i) {
+    for (std::size_t i = 0; i < count; ++i) {
       jobs.jobs[i] = detail::job_of(copies[i], unit);
       most = std::max(most, jobs.jobs[i].pieces);
     }

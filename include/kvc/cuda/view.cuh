@@ -79,12 +79,17 @@ struct BatchView {
       page_slots;  ///< [kv_indptr[size]]; slot in its block with which a page begins; only if has_page_slots
   const std::int32_t* seq_lens;  ///< [size]; positions, with those of the queries
 
-  /// The place of position p < seq_lens[b] of sequence b. Two loads that depend on one another, three with page_slots.
+  /// The place of position p < seq_lens[b] of sequence b.
   [[nodiscard]] KVC_HOST_DEVICE Place place(std::int32_t b, Pos p) const noexcept {
-    const auto page = static_cast<std::int32_t>(header->page_tokens.quotient(static_cast<std::uint32_t>(p)));
-    const Index entry = Index{kv_indptr[b]} + page;
-    const std::int32_t first = header->has_page_slots ? page_slots[entry] : 0;
-    return {kv_indices[entry], first + p - page * header->page_tokens.value()};
+    return place(*header, kv_indptr[b], p);
+  }
+  /// The same with what is equal for all positions read before: one load, two with page_slots.
+  ///   of     *header    pages  kv_indptr[b]
+  [[nodiscard]] KVC_HOST_DEVICE Place place(const BatchHeader& of, std::int32_t pages, Pos p) const noexcept {
+    const auto page = static_cast<std::int32_t>(of.page_tokens.quotient(static_cast<std::uint32_t>(p)));
+    const Index entry = Index{pages} + page;
+    const std::int32_t first = of.has_page_slots ? page_slots[entry] : 0;
+    return {kv_indices[entry], first + p - page * of.page_tokens.value()};
   }
 };
 

@@ -1,0 +1,113 @@
+// Decode over caches in device memory: bytes of keys and values read per second.
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bench.hpp"
+#include "kvc/core/quantized.hpp"
+#include "kvc/cuda/decode.cuh"
+#include "kvc/cuda/space.cuh"
+#include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/paged.hpp"
+
+namespace {
+
+using namespace kvc_bench;
+namespace cuda = kvc::cuda;
+using kvc::Pos;
+using Number = __nv_bfloat16;
+
+struct Setup {
+  const char* name;
+  Index batch;
+  Pos positions;
+  Pos prefix = 0;  ///< of the positions: shared by all
+  bool share = true;
+  Index layers = 2;  ///< input sets
+};
+constexpr Index query_heads = 32, kv_heads = 8, dim = 128;
+
+/// Sequences that grew side by side, so that the blocks of each lie anywhere.
+template <class Cache>
+std::vector<kvc::SeqId> grow(Cache& cache, const Setup& setup) {
+  std::vector<kvc::SeqId> sequences;
+  kvc::SeqId root = cache.open();
+  if (setup.prefix > 0) {
+    cache.commit(cache.extend(root, setup.prefix));
+  }
+  for (Index i = 0; i < setup.batch; ++i) {
+    sequences.push_back(setup.prefix > 0 ? cache.fork(root) : i == 0 ? root : cache.open());
+  }
+  std::mt19937 random(1);
+  std::vector<std::size_t> turns;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    turns.insert(turns.end(), static_cast<std::size_t>((setup.positions - setup.prefix + 15) / 16), i);
+  }
+  std::shuffle(turns.begin(), turns.end(), random);
+  for (const std::size_t i : turns) {
+    const Pos left = setup.positions - cache.length(sequences[i]);
+    cache.commit(cache.extend(sequences[i], std::min<Pos>(left, 16)));
+  }
+  return sequences;
+}
+
+template <class T, class P>
+void run(const Setup& setup, const typename P::Config& config) {
+  constexpr Format F = cuda::format_of<T>;
+  cudaStream_t stream = nullptr;
+  KVC_CUDA(cudaStreamCreate(&stream));
+  {
+    kvc::KvCache<T, P, kvc::HeadMajor, cuda::DeviceSpace> cache(
+        {.layers = setup.layers, .kv_heads = kv_heads, .key_dim = dim}, config, cuda::DeviceSpace(stream));
+    const Index pool_bytes = cache.layout().size() * static_cast<Index>(sizeof(kvc::StorageOf<T>));
+    fill<F>(cache.data(), pool_bytes, cuda::row_bytes(F, dim), stream);
+    const std::vector<kvc::SeqId> sequences = grow(cache, setup);
+    const std::vector<Pos> queries(sequences.size(), 1);
+    const cuda::BatchTables tables =
+        cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
+    cuda::Batch batch(
+        {.sequences = setup.batch, .pages = static_cast<Index>(tables.kv_indices.size()), .queries = setup.batch});
+    cuda::DecodeWork work({.sequences = setup.batch,
+                           .positions = setup.batch * setup.positions,
+                           .query_heads = query_heads,
+                           .kv_heads = kv_heads,
+                           .dim = dim});
+    batch.upload(tables, stream);
+    work.upload(tables, 0, stream, setup.share);
+    const std::size_t row = static_cast<std::size_t>(setup.batch * query_heads * dim) * 2;
+    const cuda::DeviceBuffer q(row), out(row);
+    fill<Format::bf16>(q.data(), static_cast<Index>(row), 256, stream);
+    const double bytes = 2.0 * static_cast<double>(setup.batch * setup.positions * kv_heads) * cuda::row_bytes(F, dim);
+    report(setup.name, "bytes", bytes, times(stream, 30, [&](int i) {
+             cuda::decode(cuda::view(cache, i % setup.layers), batch, work, reinterpret_cast<const Number*>(q.data()),
+                          reinterpret_cast<Number*>(out.data()), {}, stream);
+           }));
+  }
+  KVC_CUDA(cudaStreamDestroy(stream));
+}
+
+template <class T>
+void paged(const Setup& setup) {
+  const Index blocks = setup.batch * ((setup.positions + 15) / 16 + 1) + setup.prefix / 16 + 2;
+  run<T, kvc::Paged>(setup, {.blocks = blocks, .block_tokens = 16});
+}
+template <class T>
+void contiguous(const Setup& setup) {
+  run<T, kvc::Contiguous>(setup, {.sequences = setup.batch, .max_tokens = setup.positions});
+}
+
+}  // namespace
+
+int main() {
+  paged<Number>({"decode bf16, 64 x 8192, paged 16", 64, 8192});
+  contiguous<Number>({"decode bf16, 64 x 8192, contiguous", 64, 8192});
+  paged<kvc::Fp8E4M3>({"decode fp8, 64 x 8192, paged 16", 64, 8192});
+  paged<kvc::Int8>({"decode int8, 64 x 8192, paged 16", 64, 8192});
+  paged<Number>({"decode bf16, 1 x 131072, paged 16", 1, 131072});
+  paged<Number>({"decode bf16, 1 x 8192, paged 16", 1, 8192, 0, true, 16});
+  paged<Number>({"decode bf16, 256 x 1024, paged 16", 256, 1024});
+  paged<Number>({"decode bf16, 64 share 8192, read once", 64, 8208, 8192, true, 8});
+  paged<Number>({"decode bf16, 64 share 8192, each by itself", 64, 8208, 8192, false, 8});
+  return 0;
+}

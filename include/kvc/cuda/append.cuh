@@ -1,0 +1,80 @@
+// write: stores the keys and values of new tokens in a layer of a cache in device memory, all sequences of a batch in one
+// launch, optionally with RoPE on the keys, and on the queries of the same tokens.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/matrix.hpp"
+#include "kvc/cuda/append_kernel.cuh"
+#include "kvc/cuda/batch.cuh"
+#include "kvc/cuda/check.cuh"
+#include "kvc/cuda/element.cuh"
+
+namespace kvc::inline v0::cuda {
+namespace detail {
+
+template <class Number>
+void require_rows(const MatrixRef<Number>& m, Index cols, Index most_rows, const char* name) {
+  require(m.cols() == cols, kvc::detail::text({name, " columns"}), m.cols(),
+          "heads times dim: " + std::to_string(cols));
+  require(m.rows() <= most_rows, kvc::detail::text({name, " rows"}), m.rows(), "within the limit of the Batch");
+  require(m.stride() % 8 == 0, kvc::detail::text({name, " stride"}), m.stride(), "a multiple of 8");
+  require(reinterpret_cast<std::uintptr_t>(m.data()) % 16 == 0, name, reinterpret_cast<std::uintptr_t>(m.data()),
+          "an address that is a multiple of 16");
+}
+
+template <class Number, Format F>
+void launch_append(const AppendArguments<F>& a, cudaStream_t stream) {
+  constexpr Format I = format_of<Number>;
+  if (a.kv.key_dim <= 128 && a.kv.value_dim <= 128) {
+    append_kernel<I, F, true><<<rows_blocks, rows_threads, 0, stream>>>(a);
+  } else {
+    append_kernel<I, F, false><<<rows_blocks, rows_threads, 0, stream>>>(a);
+  }
+  check_launch("append_kernel");
+}
+
+}  // namespace detail
+
+/// Stores rows at the positions of the batch's queries.
+///
+///   k  [queries, kv_heads * key_dim]    v  [queries, kv_heads * value_dim]
+///   q  [queries, query_heads * key_dim], turned in place; or empty
+///   rope  how keys and queries turn before they are stored; positions beyond its tables are the caller's mistake
+///
+/// Number is float, __half or __nv_bfloat16. All matrices are in device memory at multiples of 16 bytes, with strides that are
+/// multiples of 8. Rows beyond those of the batch are not touched. May be captured in a graph.
+/// Throws std::invalid_argument if something of this does not fit, or a dim is not a multiple of 8 up to 256; Error.
+template <class Number, Format F>
+void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Number> k, MatrixRef<const Number> v,
+           cudaStream_t stream, const RopeView& rope = {}, MatrixRef<Number> q = {}) {
+  static_assert(format_of<Number> == Format::f32 || code_bytes(format_of<Number>) == 2,
+                "keys and values come as float, __half or __nv_bfloat16");
+  require(kv.key_dim % 8 == 0 && kv.key_dim <= 256, "key_dim", kv.key_dim, "a multiple of 8 up to 256");
+  require(kv.value_dim % 8 == 0 && kv.value_dim <= 256, "value_dim", kv.value_dim, "a multiple of 8 up to 256");
+  const Index most = batch.limits().queries;
+  detail::require_rows(k, Index{kv.kv_heads} * kv.key_dim, most, "k");
+  detail::require_rows(v, Index{kv.kv_heads} * kv.value_dim, most, "v");
+  Index query_heads = 0;
+  if (q.cols() != 0) {
+    require(q.cols() % kv.key_dim == 0, "q columns", q.cols(), "a multiple of key_dim");
+    query_heads = q.cols() / kv.key_dim;
+    detail::require_rows(q, q.cols(), most, "q");
+  }
+  if (rope.pairing != RopePairing::none) {
+    require(rope.rotary_dim > 0 && rope.rotary_dim % 16 == 0 && rope.rotary_dim <= kv.key_dim, "rope.rotary_dim",
+            rope.rotary_dim, "a multiple of 16, at most key_dim");
+    require(rope.cos != nullptr && rope.sin != nullptr, "rope", "without tables", "with tables in device memory");
+  } else {
+    query_heads = 0;  // nothing turns
+  }
+  detail::launch_append<Number>(
+      AppendArguments<F>{kv, batch.view(), reinterpret_cast<const std::byte*>(k.data()),
+                         reinterpret_cast<const std::byte*>(v.data()), reinterpret_cast<std::byte*>(q.data()),
+                         k.stride(), v.stride(), q.stride(), static_cast<std::int32_t>(query_heads), rope},
+      stream);
+}
+
+}  // namespace kvc::inline v0::cuda

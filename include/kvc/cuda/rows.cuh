@@ -1,0 +1,52 @@
+// gather and scatter: rows of a layer as they are stored, to and from arrays: to move a sequence to the host and back.
+//
+// The arrays may be device memory or a PinnedBuffer, which kernels write to and read from directly. Which rows: those of the
+// queries of a batch. For whole sequences give make_tables their lengths as queries.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/core/error.hpp"
+#include "kvc/cuda/batch.cuh"
+#include "kvc/cuda/check.cuh"
+#include "kvc/cuda/rows_kernel.cuh"
+
+namespace kvc::inline v0::cuda {
+namespace detail {
+
+template <Format F>
+void launch_rows(const RowsArguments<F>& a, cudaStream_t stream) {
+  const auto multiple = [&](std::uintptr_t of) {
+    const auto bits = static_cast<std::uintptr_t>(row_bytes(F, a.kv.key_dim) | row_bytes(F, a.kv.value_dim)) |
+                      reinterpret_cast<std::uintptr_t>(a.kv.pool) | reinterpret_cast<std::uintptr_t>(a.k) |
+                      reinterpret_cast<std::uintptr_t>(a.v);
+    return bits % of == 0;  // strides and bases are sums of rows
+  };
+  if (multiple(16)) {
+    rows_kernel<F, uint4><<<rows_blocks, rows_threads, 0, stream>>>(a);
+  } else if (multiple(4)) {
+    rows_kernel<F, std::uint32_t><<<rows_blocks, rows_threads, 0, stream>>>(a);
+  } else {
+    rows_kernel<F, unsigned char><<<rows_blocks, rows_threads, 0, stream>>>(a);
+  }
+  check_launch("rows_kernel");
+}
+
+}  // namespace detail
+
+/// k [queries, kv_heads, row_bytes(F, key_dim)], v likewise: overwritten with the rows of the queries of the batch.
+template <Format F>
+void gather(const LayerView<F>& kv, const Batch& batch, std::byte* k, std::byte* v, cudaStream_t stream) {
+  detail::launch_rows(RowsArguments<F>{kv, batch.view(), k, v, true}, stream);
+}
+
+/// The rows of the queries of the batch become those of the arrays.
+template <Format F>
+void scatter(const LayerView<F>& kv, const Batch& batch, const std::byte* k, const std::byte* v, cudaStream_t stream) {
+  detail::launch_rows(
+      RowsArguments<F>{kv, batch.view(), const_cast<std::byte*>(k), const_cast<std::byte*>(v), false},  // only read
+      stream);
+}
+
+}  // namespace kvc::inline v0::cuda

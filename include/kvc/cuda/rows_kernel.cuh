@@ -1,0 +1,74 @@
+// The kernel that copies rows between a layer and arrays as they are stored: gather and scatter.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/core/types.hpp"
+#include "kvc/cuda/device.cuh"
+#include "kvc/cuda/view.cuh"
+
+namespace kvc::inline v0::cuda {
+namespace detail {
+
+/// Which sequence a row of queries belongs to, and its position there. O(log sequences).
+struct RowOfBatch {
+  std::int32_t sequence;
+  Pos position;
+};
+[[nodiscard]] KVC_HOST_DEVICE inline RowOfBatch row_of_batch(const BatchView& batch, std::int32_t row) {
+  std::int32_t low = 0, high = batch.header->size;  // q_indptr[low] <= row < q_indptr[high]
+  while (high - low > 1) {
+    const std::int32_t middle = low + (high - low) / 2;
+    if (batch.q_indptr[middle] <= row) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return {low, batch.seq_lens[low] - (batch.q_indptr[low + 1] - row)};
+}
+
+inline constexpr int rows_threads = 256;
+/// Blocks of kernels that take rows one after the other: enough for any device to be full.
+inline constexpr unsigned rows_blocks = 2048;
+
+}  // namespace detail
+
+/// The rows of the queries of a batch, in the pool and in arrays k [queries, kv_heads, row_bytes], v likewise.
+template <Format F>
+struct RowsArguments {
+  LayerView<F> kv;
+  BatchView batch;
+  std::byte* k;
+  std::byte* v;
+  bool gather;  ///< from the pool to the arrays; otherwise the other way
+};
+
+/// A warp takes the key and the value of one row and head. Unit: uint4 where rows are multiples of 16 bytes, std::uint32_t where
+/// they are of 4.
+template <Format F, class Unit>
+__global__ void __launch_bounds__(detail::rows_threads) rows_kernel(const __grid_constant__ RowsArguments<F> a) {
+  const int lane = static_cast<int>(threadIdx.x % 32U), heads = a.kv.kv_heads;
+  const int k_bytes = row_bytes(F, a.kv.key_dim), v_bytes = row_bytes(F, a.kv.value_dim);
+  const Index warps = Index{gridDim.x} * (detail::rows_threads / 32);
+  const Index works = Index{a.batch.header->queries} * heads;
+  for (Index work = Index{blockIdx.x} * (detail::rows_threads / 32) + static_cast<Index>(threadIdx.x / 32U);
+       work < works; work += warps) {
+    const auto row = static_cast<std::int32_t>(work / heads);
+    const auto head = static_cast<int>(work % heads);
+    const detail::RowOfBatch of = detail::row_of_batch(a.batch, row);
+    const Place place = a.batch.place(of.sequence, of.position);
+    const auto copy = [&](std::byte* in_pool, std::byte* in_array, int bytes) {
+      const std::byte* const from = a.gather ? in_pool : in_array;
+      std::byte* const to = a.gather ? in_array : in_pool;
+      for (int i = lane * static_cast<int>(sizeof(Unit)); i < bytes; i += 32 * static_cast<int>(sizeof(Unit))) {
+        *reinterpret_cast<Unit*>(to + i) = device::load_once<Unit>(from + i);
+      }
+    };
+    copy(a.kv.k_row(place.block, head, place.slot), a.k + work * k_bytes, k_bytes);
+    copy(a.kv.v_row(place.block, head, place.slot), a.v + work * v_bytes, v_bytes);
+  }
+}
+
+}  // namespace kvc::inline v0::cuda

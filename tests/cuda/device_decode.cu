@@ -1,0 +1,259 @@
+// The decode kernels on a device, against the definition of attention, over policies, layouts and formats.
+#include <algorithm>
+
+#include "decode_case.hpp"
+#include "device_memory.hpp"
+#include "device_test.hpp"
+#include "kvc/core/quantized.hpp"
+#include "kvc/cuda/decode.cuh"
+#include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+
+namespace {
+
+using namespace kvc_test;
+namespace cuda = kvc::cuda;
+
+/// The pool of a case on the device, at some distance into a larger one.
+template <class Case>
+struct OnDevice {
+  using Storage = typename Case::Cache::Storage;
+  explicit OnDevice(Case& of, std::size_t distance = 0)
+      : c(of),
+        bytes(static_cast<std::size_t>(of.cache.layout().size()) * sizeof(Storage)),
+        pool(distance + bytes),
+        at(distance),
+        batch({.sequences = of.rows() + 3, .pages = 100000, .queries = of.rows() + 3}),
+        work({.sequences = of.rows() + 3,
+              .positions = 100000,
+              .query_heads = of.query_heads(),
+              .kv_heads = of.spec.kv_heads,
+              .dim = of.spec.dim}) {
+    KVC_CUDA(cudaMemset(pool.data(), 0xff, pool.size()));
+    KVC_CUDA(cudaMemcpy(pool.data() + at, of.cache.data(), bytes, cudaMemcpyHostToDevice));
+  }
+  [[nodiscard]] auto view() const {
+    return cuda::layer_view<typename Case::Cache::Element>(pool.data() + at, c.cache.layout(), c.cache.shape(),
+                                                           c.layer());
+  }
+  Case& c;
+  std::size_t bytes;
+  cuda::DeviceBuffer pool;
+  std::size_t at;
+  cuda::Batch batch;
+  cuda::DecodeWork work;
+};
+
+template <class Number, class Case>
+std::vector<std::uint16_t> run(OnDevice<Case>& device, const cuda::BatchTables& tables,
+                               const std::vector<std::uint16_t>& q, bool share) {
+  Stream stream;
+  const DeviceArray<std::uint16_t> in(q), out(q.size());
+  device.batch.upload(tables, stream);
+  device.work.upload(tables, device.c.spec.window, stream, share);
+  cuda::decode(device.view(), device.batch, device.work, reinterpret_cast<const Number*>(in.data()),
+               reinterpret_cast<Number*>(out.data()), device.c.options(), stream);
+  stream.wait();
+  return out.host();
+}
+
+/// Right; the same bits twice; and every sequence has the bits that it has alone.
+template <class T, class Number, class P, class L = kvc::HeadMajor>
+void check(const DecodeSpec& spec, const typename P::Config& config, float tolerance) {
+  constexpr Format Q = cuda::format_of<Number>;
+  using Case = DecodeCase<T, P, L, Q>;
+  Case c(spec, config);
+  OnDevice<Case> device(c);
+  const std::vector<std::uint16_t> out = run<Number>(device, c.tables, c.q, true);
+  const float difference = largest_difference(Q, out, c.expected());
+  CHECK(difference < tolerance) << "dim" << spec.dim << "group" << spec.group << "window" << spec.window << "difference"
+                                << difference;
+  CHECK(run<Number>(device, c.tables, c.q, true) == out) << "not the same bits twice";
+  CHECK(run<Number>(device, c.tables, c.q, false) == out) << "other bits without sharing";
+  const auto width = static_cast<std::size_t>(c.query_heads() * spec.dim);
+  for (std::size_t b = 0; b < c.sequences.size(); ++b) {
+    const std::vector<Pos> one(1, 1);
+    const cuda::BatchTables alone = cuda::make_tables(
+        c.cache.policy(), std::span<const kvc::SeqId>(c.sequences).subspan(b, 1), std::span<const Pos>(one));
+    const auto begin = static_cast<std::ptrdiff_t>(b * width), end = static_cast<std::ptrdiff_t>((b + 1) * width);
+    const std::vector<std::uint16_t> same =
+        run<Number>(device, alone, std::vector<std::uint16_t>(c.q.begin() + begin, c.q.begin() + end), false);
+    CHECK(std::equal(same.begin(), same.end(), out.begin() + begin)) << "sequence" << b << "has other bits alone";
+  }
+}
+
+template <class T, class Number>
+void check_random(std::uint64_t seed, float tolerance) {
+  std::mt19937_64 random(seed);
+  const auto between = [&](Index low, Index high) {
+    return low + static_cast<Index>(random() % static_cast<std::uint64_t>(high - low + 1));
+  };
+  for (int round = 0; round < 12; ++round) {
+    DecodeSpec spec{.kv_heads = between(1, 4), .seed = random()};
+    constexpr Index dims[] = {64, 128, 80, 96, 192, 256};
+    spec.dim = dims[between(0, 5)];
+    spec.group = between(1, round % 4 == 0 ? 40 : 8);
+    const auto sequences = between(1, 9);
+    for (Index i = 0; i < sequences; ++i) {
+      spec.lengths.push_back(static_cast<Pos>(between(0, 3) == 0 ? between(0, 20) : between(1, 2200)));
+    }
+    spec.window = between(0, 2) == 0 ? static_cast<Pos>(between(1, 1500)) : 0;
+    spec.softcap = between(0, 2) == 0 ? 5.0F : 0.0F;
+    const Pos block_tokens = static_cast<Pos>(between(0, 1) == 0 ? 16 : between(1, 70));
+    const Index blocks = 30000 / block_tokens + 200;
+    if (round % 3 == 0) {
+      check<T, Number, kvc::Contiguous>(spec, {.sequences = 10, .max_tokens = 2300}, tolerance);
+    } else if (round % 3 == 1) {
+      check<T, Number, kvc::Paged, kvc::TokenMajor>(spec, {.blocks = blocks, .block_tokens = block_tokens}, tolerance);
+    } else {
+      spec.prefix = static_cast<Pos>(between(500, 1200));
+      for (Index i = between(1, 12); i > 0; --i) {
+        spec.sharers.push_back(static_cast<Pos>(between(0, 600)));
+      }
+      check<T, Number, kvc::PrefixShared<>>(spec, {.blocks = blocks, .block_tokens = block_tokens}, tolerance);
+    }
+  }
+}
+
+}  // namespace
+
+TEST(decode_bf16) { check_random<__nv_bfloat16, __nv_bfloat16>(1, 3e-2F); }
+TEST(decode_f16) { check_random<__half, __half>(2, 5e-3F); }
+TEST(decode_fp8_bf16) { check_random<kvc::Fp8E4M3, __nv_bfloat16>(3, 3e-2F); }
+TEST(decode_fp8_f16) { check_random<kvc::Fp8E4M3, __half>(4, 5e-3F); }
+TEST(decode_int8_bf16) { check_random<kvc::Int8, __nv_bfloat16>(5, 3e-2F); }
+TEST(decode_int8_f16) { check_random<kvc::Int8, __half>(6, 3e-2F); }
+
+TEST(decode_empty_and_one_token_sequences) {
+  check<__nv_bfloat16, __nv_bfloat16, kvc::Paged>({.dim = 128, .lengths = {0, 1, 0, 2, 511, 512, 513, 1024}},
+                                                  {.blocks = 300, .block_tokens = 16}, 3e-2F);
+  check<__nv_bfloat16, __nv_bfloat16, kvc::Paged>({.dim = 128, .lengths = {0}}, {.blocks = 3, .block_tokens = 16},
+                                                  3e-2F);
+}
+
+TEST(decode_a_long_sequence) {
+  check<__half, __half, kvc::Paged>({.kv_heads = 1, .dim = 128, .lengths = {40000}},
+                                    {.blocks = 2600, .block_tokens = 16}, 5e-3F);
+}
+
+/// The rows lie beyond 2^31 elements, and beyond 2^32 bytes, of the pool.
+TEST(decode_beyond_2_to_31_elements) {
+  std::size_t free_bytes = 0, total = 0;
+  KVC_CUDA(cudaMemGetInfo(&free_bytes, &total));
+  constexpr Index layers = 2, kv_heads = 8, dim = 128, block_tokens = 16;
+  constexpr Index block_elements = layers * kv_heads * dim * block_tokens * 2,
+                  blocks = (Index{1} << 31) / block_elements + 64;
+  constexpr std::size_t bytes = static_cast<std::size_t>(blocks * block_elements) * 2;
+  if (free_bytes < bytes + (std::size_t{1} << 30)) {
+    std::printf("  skipped: needs %zu bytes of device memory\n", bytes);
+    return;
+  }
+  using Case = DecodeCase<__nv_bfloat16, kvc::Paged, kvc::HeadMajor, Format::bf16>;
+  Case c({.layers = layers, .kv_heads = kv_heads, .dim = dim, .lengths = {300, 40, 600}},
+         {.blocks = 64, .block_tokens = static_cast<Pos>(block_tokens)});
+  // The same blocks, but the last ones of a large pool: the tables are moved, and the rows with them.
+  const kvc::HeadMajor layout(kvc::PoolExtents{blocks, block_tokens, layers, kv_heads, dim, dim});
+  cuda::DeviceBuffer pool(bytes);
+  KVC_CUDA(cudaMemset(pool.data(), 0xff, bytes));
+  const Index moved = blocks - 64;
+  const auto small = static_cast<std::size_t>(c.cache.layout().size()) * 2;
+  KVC_CUDA(cudaMemcpy(pool.data() + moved * block_elements * 2, c.cache.data(), small, cudaMemcpyHostToDevice));
+  cuda::BatchTables tables = c.tables;
+  for (std::int32_t& block : tables.kv_indices) {
+    block += static_cast<std::int32_t>(moved);
+  }
+  cuda::Batch batch({.sequences = 3, .pages = 200, .queries = 3});
+  cuda::DecodeWork work(
+      {.sequences = 3, .positions = 2000, .query_heads = c.query_heads(), .kv_heads = kv_heads, .dim = dim});
+  Stream stream;
+  const DeviceArray<std::uint16_t> in(c.q), out(c.q.size());
+  batch.upload(tables, stream);
+  work.upload(tables, 0, stream);
+  cuda::decode(cuda::layer_view<__nv_bfloat16>(pool.data(), layout, c.cache.shape(), c.layer()), batch, work,
+               reinterpret_cast<const __nv_bfloat16*>(in.data()), reinterpret_cast<__nv_bfloat16*>(out.data()), {},
+               stream);
+  stream.wait();
+  const float difference = largest_difference(Format::bf16, out.host(), c.expected());
+  CHECK(difference < 3e-2F) << difference;
+}
+
+/// A graph that was captured with one batch runs with others, of other sizes, and in the middle of uploads.
+TEST(decode_in_a_graph) {
+  using Case = DecodeCase<__half, kvc::Paged, kvc::HeadMajor, Format::f16>;
+  Case c({.dim = 128, .lengths = {700, 3, 0, 520, 1300}}, {.blocks = 300, .block_tokens = 16});
+  OnDevice<Case> device(c);
+  const std::vector<float> expected = c.expected();
+  const DeviceArray<std::uint16_t> in(c.q), out(c.q.size());
+  Stream stream;
+  cuda::BatchTables none;
+  none.page_tokens = 16;
+  device.batch.upload(none, stream);
+  device.work.upload(none, 0, stream);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t runnable = nullptr;
+  KVC_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  cuda::decode(device.view(), device.batch, device.work, reinterpret_cast<const __half*>(in.data()),
+               reinterpret_cast<__half*>(out.data()), {}, stream);
+  bool refused = false;
+  try {
+    device.batch.upload(c.tables, stream);
+  } catch (const std::invalid_argument&) {
+    refused = true;
+  }
+  CHECK(refused) << "an upload during a capture";
+  KVC_CUDA(cudaStreamEndCapture(stream, &graph));
+  KVC_CUDA(cudaGraphInstantiate(&runnable, graph, 0));
+  const auto width = static_cast<std::size_t>(c.query_heads() * c.spec.dim);
+  for (int round = 0; round < 5; ++round) {
+    for (std::size_t count = 1; count <= c.sequences.size(); ++count) {  // uploads run ahead of the device
+      const std::vector<Pos> ones(count, 1);
+      const cuda::BatchTables tables = cuda::make_tables(
+          c.cache.policy(), std::span<const kvc::SeqId>(c.sequences).first(count), std::span<const Pos>(ones));
+      device.batch.upload(tables, stream);
+      device.work.upload(tables, 0, stream);
+      KVC_CUDA(cudaMemsetAsync(out.data(), 0xff, out.size() * 2, stream));
+      KVC_CUDA(cudaGraphLaunch(runnable, stream));
+      if (count % 2 == 1) {
+        const std::vector<std::uint16_t> result = out.host();
+        const float difference = largest_difference(Format::f16, std::span(result).first(count * width),
+                                                    std::span(expected).first(count * width));
+        CHECK(difference < 5e-3F) << difference;
+        CHECK(std::all_of(result.begin() + static_cast<std::ptrdiff_t>(count * width), result.end(),
+                          [](std::uint16_t x) { return x == 0xffff; }))
+            << "rows beyond the batch were written";
+      }
+    }
+  }
+  KVC_CUDA(cudaGraphExecDestroy(runnable));
+  KVC_CUDA(cudaGraphDestroy(graph));
+}
+
+TEST(decode_refuses_what_does_not_fit) {
+  using Case = DecodeCase<__half, kvc::Paged, kvc::HeadMajor, Format::f16>;
+  Case c({.dim = 64, .lengths = {7}}, {.blocks = 3, .block_tokens = 16});
+  OnDevice<Case> device(c);
+  Stream stream;
+  const DeviceArray<std::uint16_t> in(c.q), out(c.q.size());
+  device.batch.upload(c.tables, stream);
+  device.work.upload(c.tables, 0, stream);
+  const auto refused = [&](const cuda::AttentionOptions& options, std::size_t offset) {
+    try {
+      cuda::decode(device.view(), device.batch, device.work, reinterpret_cast<const __half*>(in.data() + offset),
+                   reinterpret_cast<__half*>(out.data()), options, stream);
+      return false;
+    } catch (const std::invalid_argument&) {
+      return true;
+    }
+  };
+  CHECK(refused({.window = 5}, 0)) << "a window that was not planned for";
+  CHECK(refused({.softcap = -1}, 0)) << "a negative softcap";
+  CHECK(refused({}, 1)) << "an address that is not aligned";
+  bool thrown = false;
+  try {
+    KVC_CUDA(cudaMemcpy(out.data(), nullptr, 16, cudaMemcpyDefault));
+  } catch (const cuda::Error& error) {
+    thrown = std::string(error.what()).find("cudaMemcpy") != std::string::npos;
+  }
+  CHECK(thrown) << "an error names its call";
+}

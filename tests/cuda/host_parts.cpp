@@ -1,0 +1,245 @@
+// What host and kernels share: divisors, formats, strides, tables, plans, and when copies may go side by side.
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <set>
+
+#include "catch.hpp"
+#include "kvc/core/half.hpp"
+#include "kvc/cuda/copy_queue.hpp"
+#include "kvc/cuda/decode_plan.hpp"
+#include "kvc/cuda/view.cuh"
+#include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+#include "random_source.hpp"
+
+namespace {
+
+using namespace kvc_test;
+namespace cuda = kvc::cuda;
+using kvc::Index;
+using kvc::Pos;
+
+/// One sequence per list of pages.
+cuda::BatchTables tables_of(Pos page_tokens, const std::vector<std::vector<std::int32_t>>& pages,
+                            const std::vector<Pos>& lengths) {
+  cuda::BatchTables tables;
+  tables.page_tokens = page_tokens;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    tables.kv_indices.insert(tables.kv_indices.end(), pages[i].begin(), pages[i].end());
+    tables.kv_indptr.push_back(static_cast<std::int32_t>(tables.kv_indices.size()));
+    tables.seq_lens.push_back(lengths[i]);
+    tables.q_indptr.push_back(static_cast<std::int32_t>(i) + 1);
+  }
+  return tables;
+}
+
+}  // namespace
+
+TEST_CASE("a divisor divides", "[cuda]") {
+  Random random(1);
+  const auto check = [](std::int32_t d, std::uint32_t n) {
+    if (cuda::Divisor(d).quotient(n) != n / static_cast<std::uint32_t>(d)) {
+      FAIL(n << " / " << d);
+    }
+  };
+  for (const std::int32_t d : {1, 2, 3, 5, 7, 16, 17, 641, 65535, 65536, 1 << 30, kvc::max_pos - 1, kvc::max_pos}) {
+    for (const std::int64_t near :
+         {std::int64_t{0}, std::int64_t{d}, std::int64_t{kvc::max_pos} / d * d, std::int64_t{kvc::max_pos}}) {
+      for (std::int64_t n = std::max<std::int64_t>(near - 2, 0); n <= std::min<std::int64_t>(near + 2, kvc::max_pos);
+           ++n) {
+        check(d, static_cast<std::uint32_t>(n));
+      }
+    }
+  }
+  for (int i = 0; i < 200000; ++i) {
+    const auto bits = random.between(0, 30);
+    const auto d = random.between(std::int32_t{1}, static_cast<std::int32_t>((std::int64_t{2} << bits) - 1));
+    const auto n = static_cast<std::uint32_t>(random.between(0, kvc::max_pos));
+    check(d, n);
+    check(d, n / static_cast<std::uint32_t>(d) * static_cast<std::uint32_t>(d));
+  }
+}
+
+TEST_CASE("formats of element types", "[cuda]") {
+  STATIC_REQUIRE(cuda::format_of<float> == cuda::Format::f32);
+  STATIC_REQUIRE(cuda::format_of<Eigen::half> == cuda::Format::f16);
+  STATIC_REQUIRE(cuda::format_of<Eigen::bfloat16> == cuda::Format::bf16);
+  STATIC_REQUIRE(cuda::format_of<kvc::Fp8E4M3> == cuda::Format::fp8_e4m3);
+  STATIC_REQUIRE(cuda::format_of<kvc::Int8> == cuda::Format::int8);
+  STATIC_REQUIRE(cuda::format_of<kvc::Int4> == cuda::Format::none);
+}
+
+TEMPLATE_TEST_CASE("a layer view finds the rows of a layout, beyond 2^31 elements too", "[cuda]", kvc::HeadMajor,
+                   kvc::TokenMajor) {
+  const kvc::Shape shape = kvc::validated({.layers = 40, .kv_heads = 8, .key_dim = 128, .value_dim = 64});
+  const auto check = [&]<class T>(std::type_identity<T>) {
+    const Index key = kvc::Element<T>::row_size(128), value = kvc::Element<T>::row_size(64);
+    const TestType layout(kvc::PoolExtents{3000000, 16, 40, 8, key, value});
+    std::byte base{};
+    for (const Index layer : {0, 7, 39}) {
+      const auto view = cuda::layer_view<T>(&base, layout, shape, layer);
+      for (const int block : {0, 1, 2999999}) {
+        for (const Index head : {0, 7}) {
+          for (const Pos slot : {0, 15}) {
+            constexpr auto unit = static_cast<Index>(sizeof(kvc::StorageOf<T>));
+            REQUIRE(view.k.offset(block, head, slot) == unit * layout.k(kvc::BlockId{block}, layer, head, slot));
+            REQUIRE(view.v.offset(block, head, slot) == unit * layout.v(kvc::BlockId{block}, layer, head, slot));
+          }
+        }
+      }
+    }
+  };
+  check(std::type_identity<kvc::Int8>{});
+  check(std::type_identity<Eigen::half>{});
+}
+
+TEST_CASE("tables give the place of every position, whatever the policy", "[cuda]") {
+  const auto check = [](auto& policy) {
+    std::vector<kvc::SeqId> sequences;
+    for (const Pos length : {0, 1, 16, 33}) {
+      const kvc::SeqId seq = policy.try_open()->seq;
+      policy.try_extend(seq, length);
+      policy.commit(seq);
+      sequences.push_back(seq);
+    }
+    const std::vector<Pos> queries(sequences.size(), 1);
+    const cuda::BatchTables tables =
+        cuda::make_tables(policy, std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
+    const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.page_tokens),
+                                   !tables.page_slots.empty()};
+    const cuda::BatchView view{&header,
+                               tables.q_indptr.data(),
+                               tables.kv_indptr.data(),
+                               tables.kv_indices.data(),
+                               tables.page_slots.data(),
+                               tables.seq_lens.data()};
+    for (std::int32_t b = 0; b < tables.size(); ++b) {
+      const auto at = static_cast<std::size_t>(b);
+      REQUIRE(tables.seq_lens[at] == policy.length(sequences[at]));
+      policy.for_each_run(sequences[at], {0, policy.length(sequences[at])}, [&](const kvc::SlotRun& run) {
+        for (Pos i = 0; i < run.count; ++i) {
+          const cuda::Place place = view.place(b, run.first + i);
+          REQUIRE(place.block == static_cast<std::int32_t>(run.block));
+          REQUIRE(place.slot == run.offset + i);
+        }
+      });
+    }
+    return tables.page_tokens;
+  };
+  kvc::Paged paged({.blocks = 20, .block_tokens = 7});
+  REQUIRE(check(paged) == 7);
+  kvc::PrefixShared<> shared({.blocks = 20, .block_tokens = 4});
+  REQUIRE(check(shared) == 4);
+  kvc::Contiguous contiguous({.sequences = 4, .max_tokens = 40});
+  REQUIRE(check(contiguous) == kvc::max_pos);
+}
+
+TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]") {
+  Random random(5);
+  for (int round = 0; round < 200; ++round) {
+    const Pos page_tokens = random.between(1, 40), window = random.one_in(3) ? random.between(1, 2000) : 0;
+    const std::int32_t group = random.between(1, 40);
+    const std::int32_t narrow = 8 << random.between(0, 2), wide = std::max(narrow, 8 << random.between(0, 2));
+    std::vector<std::vector<std::int32_t>> pages;
+    std::vector<Pos> lengths;
+    std::int32_t next = 0;
+    const int sequences = random.between(0, 12);
+    for (int i = 0; i < sequences; ++i) {
+      const Pos length = random.one_in(6) ? 0 : random.between(1, 2500);
+      std::vector<std::int32_t> own;
+      const auto count = static_cast<std::size_t>(kvc::ceil_div(length, page_tokens));
+      if (!pages.empty() && !random.one_in(4)) {  // begins as another does
+        own = pages[static_cast<std::size_t>(random.between<Index>(0, std::ssize(pages) - 1))];
+        own.resize(std::min({own.size(), count, static_cast<std::size_t>(random.between(0, 2500))}));
+      }
+      while (own.size() < count) {
+        own.push_back(next++);
+      }
+      pages.push_back(own);
+      lengths.push_back(length);
+    }
+    const cuda::BatchTables tables = tables_of(page_tokens, pages, lengths);
+    const cuda::DecodePlan plan = cuda::make_decode_plan(tables, group, window, {narrow, wide}, !random.one_in(4));
+    std::map<std::array<std::int32_t, 3>, int> covered;  // sequence, split, head of the group
+    std::map<std::array<std::int32_t, 2>, std::pair<Pos, Pos>> ranges;
+    std::set<std::int32_t> parts;
+    const auto visit = [&](const cuda::DecodeItem& item, std::int32_t rows) {
+      REQUIRE(item.members * item.heads <= rows);
+      REQUIRE(item.first < item.last);
+      const Pos split = item.first / cuda::split_positions;
+      REQUIRE((item.last - 1) / cuda::split_positions == split);
+      for (std::int32_t m = 0; m < item.members; ++m) {
+        const cuda::DecodeMember member = plan.members[static_cast<std::size_t>(item.first_member + m)];
+        const auto b = static_cast<std::size_t>(member.sequence);
+        for (std::int32_t head = 0; head < item.heads; ++head) {
+          ++covered[{member.sequence, split, item.first_head + head}];
+        }
+        ranges[{member.sequence, split}] = {item.first, item.last};
+        const Pos first_split = (window > 0 ? std::max(lengths[b] - window, 0) : 0) / cuda::split_positions;
+        const std::int32_t count = plan.part_begin[b + 1] - plan.part_begin[b];
+        REQUIRE(member.part == (count == 1 ? -1 : plan.part_begin[b] + split - first_split));
+        for (Pos page = item.first / page_tokens; page <= (item.last - 1) / page_tokens; ++page) {
+          REQUIRE(pages[b][static_cast<std::size_t>(page)] ==
+                  pages[static_cast<std::size_t>(item.sequence)][static_cast<std::size_t>(page)]);
+        }
+      }
+    };
+    for (const cuda::DecodeItem& item : plan.narrow) {
+      visit(item, narrow);
+    }
+    for (const cuda::DecodeItem& item : plan.wide) {
+      visit(item, wide);
+    }
+    std::size_t expected = 0;
+    for (int b = 0; b < sequences; ++b) {
+      const Pos length = lengths[static_cast<std::size_t>(b)];
+      Pos at = window > 0 ? std::max(length - window, 0) : 0;
+      while (at < length) {
+        const Pos split = at / cuda::split_positions, end = std::min(length, (split + 1) * cuda::split_positions);
+        REQUIRE(ranges[{b, split}] == std::pair(at, end));
+        for (std::int32_t head = 0; head < group; ++head) {
+          REQUIRE(covered[{b, split, head}] == 1);
+          ++expected;
+        }
+        at = end;
+      }
+    }
+    REQUIRE(covered.size() == expected);
+  }
+}
+
+TEST_CASE("a plan reads a shared prefix once for as many rows as fit", "[cuda]") {
+  std::vector<std::vector<std::int32_t>> pages(16);
+  for (int i = 0; i < 16; ++i) {
+    for (int page = 0; page < 64; ++page) {
+      pages[static_cast<std::size_t>(i)].push_back(page);
+    }
+    pages[static_cast<std::size_t>(i)].push_back(100 + i);
+  }
+  const cuda::BatchTables tables = tables_of(16, pages, std::vector<Pos>(16, 1030));
+  const cuda::DecodePlan plan = cuda::make_decode_plan(tables, 4, 0, {8, 32});
+  REQUIRE(plan.wide.size() == 4);     // two splits, eight sequences of four heads at a time
+  REQUIRE(plan.narrow.size() == 16);  // the end of each
+  const cuda::DecodePlan alone = cuda::make_decode_plan(tables, 4, 0, {8, 32}, false);
+  REQUIRE(alone.wide.empty());
+  REQUIRE(alone.narrow.size() == 48);
+}
+
+TEST_CASE("copies wait together unless one needs the other", "[cuda]") {
+  std::vector<std::byte> pool(4096);
+  const auto copy = [&](int to, int from, Index bytes, Index layers, Index stride) {
+    return kvc::GridCopy{pool.data() + to, pool.data() + from, bytes, {layers, 1, 1}, {stride, bytes, bytes}};
+  };
+  cuda::detail::CopyQueue queue;
+  queue.push(copy(0, 1024, 64, 4, 128));                         // [0, 448) by [1024, 1472), half of each 128
+  REQUIRE_FALSE(queue.conflicts(copy(64, 1088, 64, 4, 128)));    // the other halves
+  REQUIRE_FALSE(queue.conflicts(copy(2048, 1024, 64, 4, 128)));  // reads what the first reads
+  REQUIRE(queue.conflicts(copy(2048, 0, 64, 4, 128)));           // reads what it writes
+  REQUIRE(queue.conflicts(copy(1024, 2048, 64, 4, 128)));        // writes what it reads
+  REQUIRE(queue.conflicts(copy(32, 2048, 16, 4, 128)));          // writes what it writes
+  REQUIRE_FALSE(queue.conflicts(copy(2048, 64, 64, 4, 128)));
+  REQUIRE(queue.conflicts(copy(2048, 64, 64, 4, 120)));  // another period: by what is spanned
+  REQUIRE_FALSE(queue.conflicts(copy(2048, 448, 64, 1, 128)));
+}
