@@ -62,7 +62,8 @@ template <Format F>
 template <Format F, int D>
 void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, cudaStream_t stream) {
   using Shape = PrefillShape<D>;
-  KVC_CUDA(cudaFuncSetAttribute(prefill_kernel<F, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
+  KVC_CUDA(
+      cudaFuncSetAttribute(prefill_kernel<F, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
   const Index slots = prefill_slots(a.tiles, bounds.sequences, bounds.queries);
   require(slots <= max_pos, "tiles of queries", slots, "at most 2^31 - 1: fewer rows or sequences");
   const dim3 grid(static_cast<unsigned>(slots), static_cast<unsigned>(a.kv.kv_heads * a.tiles.head_tiles));

@@ -70,7 +70,6 @@ struct RowState {
   float o[T][D / 8][4];
   float m[T][2];  ///< largest score, before `exponent` is applied
   float l[T][2];  ///< sum of weights, of the thread's columns alone until the end
-  Pos position[T][2];
 };
 
 /// Whether either number of a pair is infinite or NaN.
@@ -120,7 +119,8 @@ __device__ __forceinline__ void multiply_keys(const Fragments<D>& q, const Fragm
   }
 }
 
-/// Scores become weights, and the state follows the new maximum.  Masked: `base` is the position of the tile's first key.
+/// Scores become weights, and the state follows the new maximum.  Masked: some rows do not see some of the keys, of which the
+/// first is at position `base`; visible(i, half) are those that the thread's rows of tile i see.
 template <bool Masked, int D, class Visible>
 __device__ __forceinline__ void soften(float (&s)[RowState<D>::T][prefill_keys / 8][4], RowState<D>& state,
                                        const ScoreScale& scale, Pos base, Visible visible) {
@@ -132,7 +132,7 @@ __device__ __forceinline__ void soften(float (&s)[RowState<D>::T][prefill_keys /
     for (int half = 0; half < 2; ++half) {
       float largest = state.m[tile][half];
       if constexpr (Masked) {
-        const VisibleKeys keys = visible(state.position[tile][half]);
+        const VisibleKeys keys = visible(tile, half);
 #pragma unroll
         for (int n = 0; n < prefill_keys / 8; ++n) {
 #pragma unroll
@@ -235,7 +235,7 @@ __device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D>
         for (int tile = 0; tile < RowState<D>::T; ++tile) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            if (visible(state.position[tile][half]).has(base + key)) {
+            if (visible(tile, half).has(base + key)) {
               state.o[tile][n][2 * half] += has_special<F>(pair & 0xffffU) ? device::low_of<F>(pair) : 0.0F;
               state.o[tile][n][2 * half + 1] += has_special<F>(pair & 0xffff0000U) ? device::high_of<F>(pair) : 0.0F;
             }
@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
   constexpr int T = Shape::tiles;
   __shared__ detail::QueryTile shared_tile;
   __shared__ detail::SequencePages pages;
-  __shared__ detail::RowOffsets offsets[2];
+  __shared__ detail::RowAddresses rows[2];
   const int warp = static_cast<int>(threadIdx.x / 32U), lane = static_cast<int>(threadIdx.x % 32U);
   const auto kv_head = static_cast<std::int32_t>(blockIdx.y) / a.tiles.head_tiles;
   const std::int32_t first_head =
@@ -316,8 +316,9 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
   __syncthreads();
   for (auto b = static_cast<std::int32_t>(threadIdx.x); b < a.batch.header->size; b += Shape::threads) {
     const std::int32_t row = a.batch.q_indptr[b], end = a.batch.q_indptr[b + 1];
-    const auto slots_before = [&](std::int32_t rows, std::int32_t sequences) {
-      return a.tiles.positions.quotient(static_cast<std::uint32_t>(rows)) + 2U * static_cast<std::uint32_t>(sequences);
+    const auto slots_before = [&](std::int32_t queries, std::int32_t sequences) {
+      return a.tiles.positions.quotient(static_cast<std::uint32_t>(queries)) +
+             2U * static_cast<std::uint32_t>(sequences);
     };
     const std::uint32_t first = slots_before(row, b), slot = blockIdx.x;
     detail::QueryTile tile;
@@ -334,7 +335,7 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     }
   }
   __syncthreads();
-  const detail::QueryTile tile = shared_tile;
+  const detail::QueryTile& tile = shared_tile;  // where it takes no registers
   if (tile.last == 0) {
     return;
   }
@@ -344,19 +345,22 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
   const device::SharedAddress q_tile = device::shared_address(shared);
   const device::SharedAddress k_tile = q_tile + prefill_rows * Shape::row_bytes;
   const device::SharedAddress v_tile = k_tile + prefill_keys * Shape::row_bytes;
-  const std::byte* const k_base = a.kv.k_row(0, kv_head, 0);
-  const std::byte* const v_base = a.kv.v_row(0, kv_head, 0);
-  const auto copy_keys = [&](const detail::RowOffsets& of) {
-    detail::copy_tile<D, prefill_keys, Shape::threads>(k_tile, k_base, a.kv.key_dim, [&](int r) { return of.k[r]; });
+  const auto copy_keys = [&](const detail::RowAddresses& of) {
+    detail::copy_tile<D, prefill_keys, Shape::threads>(k_tile, a.kv.key_dim, a.kv.pool, [&](int r) { return of.k[r]; });
     device::commit_copies();
   };
-  const auto copy_values = [&](const detail::RowOffsets& of) {
-    detail::copy_tile<D, prefill_keys, Shape::threads>(v_tile, v_base, a.kv.value_dim, [&](int r) { return of.v[r]; });
+  const auto copy_values = [&](const detail::RowAddresses& of) {
+    detail::copy_tile<D, prefill_keys, Shape::threads>(v_tile, a.kv.value_dim, a.kv.pool,
+                                                       [&](int r) { return of.v[r]; });
     device::commit_copies();
   };
 
   // Tiles of keys that any row sees. What a row sees begins and ends no earlier than what the row before sees.
   const auto visible = [&](Pos p) { return detail::visible_keys(p, tile.length, a.causal, a.window); };
+  const auto visible_to = [&](int i, int half) {
+    const int row = 16 * (T * warp + i) + 8 * half + lane / 4;
+    return visible(detail::row_of_tile(a.tiles, tile, 0, row).position);
+  };
   const std::int32_t first = visible(tile.first).first / prefill_keys;
   const std::int32_t last = (visible(tile.last - 1).last - 1) / prefill_keys + 1;
   // Whether a row of the tile, there or not, misses a key of tile j because of where it is.
@@ -365,20 +369,21 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     return (a.causal && key + prefill_keys - 1 > tile.begin) || (a.window > 0 && past - 1 - key >= a.window);
   };
 
-  detail::copy_tile<D, prefill_rows, Shape::threads>(q_tile, a.q, a.kv.key_dim, [&](int r) {
+  detail::copy_tile<D, prefill_rows, Shape::threads>(q_tile, a.kv.key_dim, a.q, [&](int r) -> const std::byte* {
     const detail::TileRow of = detail::row_of_tile(a.tiles, tile, first_head, r);
-    const bool there = tile.first <= of.position && of.position < tile.last && of.head < a.group &&
-                       r < a.tiles.positions.value() * a.tiles.heads.value();
+    if (of.position < tile.first || of.position >= tile.last || of.head >= a.group) {
+      return nullptr;
+    }
     const Index row = Index{tile.row + (of.position - tile.start)} * a.query_heads + kv_head * a.group + of.head;
-    return there ? 2 * row * a.kv.key_dim : Index{-1};
+    return a.q + 2 * row * a.kv.key_dim;
   });
   detail::RowLookup lookup;
   lookup.begin(pages, Index{first} * prefill_keys, tile.length);
-  lookup.end(a.kv, offsets[0]);
+  lookup.end(a.kv, kv_head, rows[0]);
   lookup.begin(pages, (Index{first} + 1) * prefill_keys, tile.length);
-  lookup.end(a.kv, offsets[1]);
+  lookup.end(a.kv, kv_head, rows[1]);
   __syncthreads();
-  copy_keys(offsets[0]);
+  copy_keys(rows[0]);
 
   detail::RowState<D> state;
 #pragma unroll
@@ -391,8 +396,6 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     for (int half = 0; half < 2; ++half) {
       state.m[i][half] = device::minus_infinity;
       state.l[i][half] = 0.0F;
-      state.position[i][half] =
-          detail::row_of_tile(a.tiles, tile, 0, 16 * (T * warp + i) + 8 * half + lane / 4).position;
     }
   }
   const detail::ScoreScale scale(a.scale, a.softcap);
@@ -405,7 +408,7 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     const int buffer = (j - first) % 2;
     device::wait_copies<0>();
     __syncthreads();  // keys j are there, and all are done with values j - 1
-    copy_values(offsets[buffer]);
+    copy_values(rows[buffer]);
     lookup.begin(pages, (Index{j} + 2) * prefill_keys, tile.length);
 
     float s[T][prefill_keys / 8][4];
@@ -413,9 +416,9 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     device::wait_copies<0>();
     __syncthreads();  // values j are there, and all are done with keys j
     if (j + 1 < last) {
-      copy_keys(offsets[1 - buffer]);
+      copy_keys(rows[1 - buffer]);
     }
-    lookup.end(a.kv, offsets[buffer]);
+    lookup.end(a.kv, kv_head, rows[buffer]);
 
     if (a.softcap > 0) {
 #pragma unroll
@@ -431,13 +434,13 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     }
     const Pos base = j * prefill_keys;
     if (is_edge(j) || Index{base} + prefill_keys > tile.length) {
-      detail::soften<true>(s, state, scale, base, visible);
+      detail::soften<true>(s, state, scale, base, visible_to);
       const bool special = detail::multiply_values<F, true>(v, s, state);
       if (__any_sync(device::all_lanes, special)) {
-        detail::add_special<F>(v_shared, state, base, visible);
+        detail::add_special<F>(v_shared, state, base, visible_to);
       }
     } else {
-      detail::soften<false>(s, state, scale, base, visible);
+      detail::soften<false>(s, state, scale, base, visible_to);
       detail::multiply_values<F, false>(v, s, state);
     }
   }

@@ -62,10 +62,10 @@ struct SequencePages {
   }
 };
 
-/// Where the rows of a tile of keys, and of its values, are behind row (0, 0, 0) of the layer; negative where there is none.
-struct RowOffsets {
-  Index k[prefill_keys];
-  Index v[prefill_keys];
+/// Where the rows of a tile of keys, and of its values, lie in device memory; null where there is none.
+struct RowAddresses {
+  const std::byte* k[prefill_keys];
+  const std::byte* v[prefill_keys];
 };
 
 /// The place of one row of a tile, looked up early and stored late, so that nobody waits for the tables.
@@ -78,10 +78,10 @@ class RowLookup {
     place_ = there_ ? pages.place(static_cast<Pos>(position)) : Place{0, 0};
   }
   template <Format F>
-  __device__ __forceinline__ void end(const LayerView<F>& kv, RowOffsets& to) const {
+  __device__ __forceinline__ void end(const LayerView<F>& kv, std::int32_t kv_head, RowAddresses& to) const {
     if (threadIdx.x < static_cast<unsigned>(prefill_keys)) {
-      to.k[threadIdx.x] = there_ ? Index{place_.block} * kv.k.block + Index{place_.slot} * kv.k.slot : -1;
-      to.v[threadIdx.x] = there_ ? Index{place_.block} * kv.v.block + Index{place_.slot} * kv.v.slot : -1;
+      to.k[threadIdx.x] = there_ ? kv.k_row(place_.block, kv_head, place_.slot) : nullptr;
+      to.v[threadIdx.x] = there_ ? kv.v_row(place_.block, kv_head, place_.slot) : nullptr;
     }
   }
 
@@ -90,20 +90,20 @@ class RowLookup {
   bool there_;
 };
 
-/// Begins to copy a tile of rows, where `offset_of(row)` says, by all threads of the block. Zeros stand for rows that are not
-/// there, and for numbers from `dim` on.
-template <int D, int Rows, int Threads, class OffsetOf>
-__device__ __forceinline__ void copy_tile(SharedAddress tile, const std::byte* base, int dim, OffsetOf offset_of) {
+/// Begins to copy a tile of rows, by all threads of the block: row r from address_of(r). Zeros stand for rows that are not
+/// there, and for numbers from `dim` on; `valid` is any address in device memory, at a multiple of 16.
+template <int D, int Rows, int Threads, class AddressOf>
+__device__ __forceinline__ void copy_tile(SharedAddress tile, int dim, const std::byte* valid, AddressOf address_of) {
   constexpr int chunks = D / 8;
   static_assert(Rows * chunks % Threads == 0);
-#pragma unroll
+#pragma unroll 4  // more addresses at once would take registers that scores and outputs need
   for (int i = 0; i < Rows * chunks / Threads; ++i) {
     const int at = static_cast<int>(threadIdx.x) + i * Threads;
     const int row = at / chunks, chunk = at % chunks;
-    const Index offset = offset_of(row);
-    const bool there = offset >= 0 && 8 * chunk < dim;
-    device::copy_async(tile + static_cast<unsigned>(chunk_offset<D>(row, chunk)),
-                       there ? base + offset + 16 * chunk : base, there);
+    const std::byte* const from = address_of(row);
+    const bool there = from != nullptr && 8 * chunk < dim;
+    device::copy_async(tile + static_cast<unsigned>(chunk_offset<D>(row, chunk)), there ? from + 16 * chunk : valid,
+                       there);
   }
 }
 
