@@ -22,7 +22,7 @@ namespace cuda = kvc::cuda;
 using kvc::Pos;
 
 /// Runs a kernel as cuda::prefill does. D: numbers of a head of the fast kernel, 0 for the plain one.
-template <int D, class T, class P, class L, Format Q>
+template <int D, bool Warpgroups = false, class T, class P, class L, Format Q>
 std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& tables,
                            const std::vector<std::byte>& q) {
   constexpr Format F = cuda::format_of<T>;
@@ -49,19 +49,19 @@ std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& 
     kvc_emulation::launch({static_cast<unsigned>(tables.queries() + 2), grid_y}, cuda::detail::plain_threads,
                           [&] { cuda::plain_prefill_kernel<F, Q>(a); });
   } else {
-    static_assert(cuda::detail::PrefillShape<D>::shared_bytes <= 163 << 10, "Ampere has no more");
+    static_assert(cuda::detail::PrefillShape<D, Warpgroups>::shared_bytes <= 163 << 10, "Ampere has no more");
     const auto slots = static_cast<unsigned>(cuda::prefill_slots(tiles, tables.size() + 1, tables.queries() + 3));
     kvc_emulation::launch({slots, static_cast<unsigned>(c.spec.kv_heads * tiles.head_tiles)},
-                          cuda::detail::PrefillShape<D>::threads, [&] { cuda::prefill_kernel<F, D>(a); });
+                          cuda::detail::PrefillShape<D, Warpgroups>::threads, [&] { cuda::prefill_kernel<F, D, Warpgroups>(a); });
   }
   return out;
 }
 
 /// A case is right.
-template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged>
+template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged, bool Warpgroups = false>
 void check(const PrefillSpec& spec, const typename P::Config& config, float tolerance) {
   PrefillCase<T, P, L, Q> c(spec, config);
-  const std::vector<std::byte> out = run<D>(c, c.tables, c.q);
+  const std::vector<std::byte> out = run<D, Warpgroups>(c, c.tables, c.q);
   const float difference = c.difference(out, c.expected());
   CAPTURE(D, spec.key_dim, spec.group, spec.options.window, difference);
   REQUIRE(difference < tolerance);
@@ -107,27 +107,27 @@ TEST_CASE("tiles of queries cover every row once, and fit their slots", "[cuda]"
 
 TEST_CASE("chunks that a warp reads or writes together lie in different banks", "[cuda]") {
   const auto check_dim = [](auto dim) {
-    constexpr int D = decltype(dim)::value, chunks = D / 8;
+    constexpr int Rows = 16, chunks = decltype(dim)::value / 8;
     for (int chunk = 0; chunk < chunks; ++chunk) {  // eight rows, one chunk
       std::set<int> banks;
       for (int row = 0; row < 8; ++row) {
-        banks.insert(cuda::detail::chunk_offset<D>(row, chunk) / 16 % 8);
+        banks.insert(cuda::detail::chunk_offset<Rows>(row, chunk) / 16 % 8);
       }
       REQUIRE(banks.size() == 8);
     }
     std::set<int> places;  // eight chunks of one row, and no two at the same place
-    for (int row = 0; row < 16; ++row) {
+    for (int row = 0; row < Rows; ++row) {
       for (int first = 0; first < chunks; first += 8) {
         std::set<int> banks;
         for (int chunk = first; chunk < first + 8; ++chunk) {
-          banks.insert(cuda::detail::chunk_offset<D>(row, chunk) / 16 % 8);
-          places.insert(cuda::detail::chunk_offset<D>(row, chunk));
+          banks.insert(cuda::detail::chunk_offset<Rows>(row, chunk) / 16 % 8);
+          places.insert(cuda::detail::chunk_offset<Rows>(row, chunk));
         }
         REQUIRE(banks.size() == 8);
       }
     }
-    REQUIRE(places.size() == 16 * chunks);
-    REQUIRE(*places.rbegin() == (16 * chunks - 1) * 16);
+    REQUIRE(places.size() == Rows * chunks);
+    REQUIRE(*places.rbegin() == (Rows * chunks - 1) * 16);
   };
   check_dim(std::integral_constant<int, 64>{});
   check_dim(std::integral_constant<int, 128>{});
@@ -137,68 +137,90 @@ TEST_CASE("chunks that a warp reads or writes together lie in different banks", 
 
 // Small whole numbers, so that every sum is exact, and each is told from each other.
 TEST_CASE("emulated products of tiles in shared memory are those of matrices", "[cuda]") {
-  constexpr int D = 64, keys = cuda::prefill_keys, rows = 32;
+  constexpr int D = 128, keys = cuda::prefill_keys, rows = 32;
   const auto q_at = [](int row, int d) { return (row * 7 + d * 3) % 11 - 5; };
   const auto k_at = [](int key, int d) { return (key * 5 + d * 13) % 9 - 4; };
   const auto v_at = [](int key, int d) { return (key * 3 + d * 7) % 13 - 6; };
-  const auto fill = [](std::byte* tile, int n, auto at) {
-    for (int row = 0; row < n; ++row) {
+  const auto fill = [](std::byte* tile, auto tile_rows, auto at) {
+    for (int row = 0; row < tile_rows; ++row) {
       for (int d = 0; d < D; ++d) {
         const std::uint16_t bits = to_half(Format::f16, static_cast<float>(at(row, d)));
-        std::memcpy(tile + cuda::detail::chunk_offset<D>(row, d / 8) + d % 8 * 2, &bits, 2);
+        std::memcpy(tile + cuda::detail::chunk_offset<decltype(tile_rows)::value>(row, d / 8) + d % 8 * 2, &bits, 2);
       }
     }
   };
   std::byte* const shared = kvc_emulation::dynamic_shared();
-  std::byte* const k_tile = shared + rows * D * 2;
+  std::byte* const k_tile = shared + cuda::prefill_rows * D * 2;
   std::byte* const v_tile = k_tile + keys * D * 2;
-  fill(shared, rows, q_at);
-  fill(k_tile, keys, k_at);
-  fill(v_tile, keys, v_at);
+  fill(shared, std::integral_constant<int, cuda::prefill_rows>{}, q_at);
+  fill(k_tile, std::integral_constant<int, keys>{}, k_at);
+  fill(v_tile, std::integral_constant<int, keys>{}, v_at);
 
-  std::vector<float> s(rows * keys), o(rows * D);
-  kvc_emulation::launch({}, 32, [&] {
-    using namespace cuda::detail;
-    using kvc::cuda::device::shared_address;
-    const Fragments<D> q(shared_address(shared), true), k(shared_address(k_tile), false),
-        v(shared_address(v_tile), true);
-    float scores[2][keys / 8][4];
-    multiply_keys<Format::f16>(q, k, scores);
-    const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
-    RowState<D> state{};
-    for (int tile = 0; tile < 2; ++tile) {
-      for (int n = 0; n < keys / 8; ++n) {
-        for (int i = 0; i < 4; ++i) {
-          float& x = scores[tile][n][i];
-          s[static_cast<std::size_t>((16 * tile + g + 8 * (i / 2)) * keys + 8 * n + 2 * t + i % 2)] = x;
-          x = std::fmod(x, 7.0F);  // f16 has it
-        }
-      }
-    }
-    REQUIRE_FALSE((multiply_values<Format::f16, true>(v, scores, state)));
-    for (int tile = 0; tile < 2; ++tile) {
-      for (int n = 0; n < D / 8; ++n) {
-        for (int i = 0; i < 4; ++i) {
-          o[static_cast<std::size_t>((16 * tile + g + 8 * (i / 2)) * D + 8 * n + 2 * t + i % 2)] = state.o[tile][n][i];
-        }
-      }
-    }
-  });
-  for (int row = 0; row < rows; ++row) {
-    for (int key = 0; key < keys; ++key) {
-      int sum = 0;
-      for (int d = 0; d < D; ++d) {
-        sum += q_at(row, d) * k_at(key, d);
-      }
-      REQUIRE(s[static_cast<std::size_t>(row * keys + key)] == static_cast<float>(sum));
-    }
-    for (int d = 0; d < D; ++d) {
-      int sum = 0;
+  std::vector<float> s(cuda::prefill_rows * keys), o(cuda::prefill_rows * D);
+  const auto require_products = [&](int of_rows) {
+    for (int row = 0; row < of_rows; ++row) {
       for (int key = 0; key < keys; ++key) {
-        sum += static_cast<int>(s[static_cast<std::size_t>(row * keys + key)]) % 7 * v_at(key, d);
+        int sum = 0;
+        for (int d = 0; d < D; ++d) {
+          sum += q_at(row, d) * k_at(key, d);
+        }
+        REQUIRE(s[static_cast<std::size_t>(row * keys + key)] == static_cast<float>(sum));
       }
-      REQUIRE(o[static_cast<std::size_t>(row * D + d)] == static_cast<float>(sum));
+      for (int d = 0; d < D; ++d) {
+        int sum = 0;
+        for (int key = 0; key < keys; ++key) {
+          sum += static_cast<int>(s[static_cast<std::size_t>(row * keys + key)]) % 7 * v_at(key, d);
+        }
+        REQUIRE(o[static_cast<std::size_t>(row * D + d)] == static_cast<float>(sum));
+      }
     }
+  };
+  using namespace cuda::detail;
+  using kvc::cuda::device::shared_address;
+  // What a lane has of scores, and of the output, of 16 rows from `row` on.
+  const auto take_scores = [&](int row, float (&scores)[keys / 8][4]) {
+    const int lane = static_cast<int>(threadIdx.x % 32U), g = lane / 4, t = lane % 4;
+    for (int n = 0; n < keys / 8; ++n) {
+      for (int i = 0; i < 4; ++i) {
+        s[static_cast<std::size_t>((row + g + 8 * (i / 2)) * keys + 8 * n + 2 * t + i % 2)] = scores[n][i];
+        scores[n][i] = std::fmod(scores[n][i], 7.0F);  // f16 has it
+      }
+    }
+  };
+  const auto take_output = [&](int row, const float (&output)[D / 8][4]) {
+    const int lane = static_cast<int>(threadIdx.x % 32U), g = lane / 4, t = lane % 4;
+    for (int n = 0; n < D / 8; ++n) {
+      for (int i = 0; i < 4; ++i) {
+        o[static_cast<std::size_t>((row + g + 8 * (i / 2)) * D + 8 * n + 2 * t + i % 2)] = output[n][i];
+      }
+    }
+  };
+  SECTION("of a warp") {
+    kvc_emulation::launch({}, 32, [&] {
+      const Fragments<cuda::prefill_rows> q(shared_address(shared), true);
+      const Fragments<keys> k(shared_address(k_tile), false), v(shared_address(v_tile), true);
+      float scores[2][keys / 8][4];
+      multiply_keys<Format::f16, D>(q, k, scores);
+      RowState<D, 2> state{};
+      take_scores(0, scores[0]);
+      take_scores(16, scores[1]);
+      REQUIRE_FALSE((multiply_values<Format::f16, true>(v, scores, state)));
+      take_output(0, state.o[0]);
+      take_output(16, state.o[1]);
+    });
+    require_products(rows);
+  }
+  SECTION("of two warpgroups") {
+    kvc_emulation::launch({}, 256, [&] {
+      const int warp = static_cast<int>(threadIdx.x / 32U);
+      float scores[keys / 8][4], output[D / 8][4] = {};
+      multiply_keys_by_warpgroup<Format::f16, D>(
+          shared_address(shared) + static_cast<unsigned>(warp / 4 * 64 * panel_row), shared_address(k_tile), scores);
+      take_scores(16 * warp, scores);
+      multiply_values_by_warpgroup<Format::f16, D>(shared_address(v_tile), scores, output);
+      take_output(16 * warp, output);
+    });
+    require_products(cuda::prefill_rows);
   }
 }
 
@@ -244,6 +266,17 @@ TEST_CASE("emulated prefill: heads of other than 64 numbers, and values of other
   spec.key_dim = 256;
   spec.value_dim = 208;
   check<256, Eigen::half, Format::f16>(spec, {.blocks = 12, .block_tokens = 16}, 3e-3F);
+}
+
+TEST_CASE("emulated prefill: by warpgroups", "[cuda]") {
+  const auto config = kvc::Paged::Config{.blocks = 40, .block_tokens = 16};
+  check<64, Eigen::bfloat16, Format::bf16, kvc::HeadMajor, kvc::Paged, true>(ragged, config, 2e-2F);
+  PrefillSpec spec{.kv_heads = 1, .group = 5, .key_dim = 128, .value_dim = 120, .sequences = {{150, 40}}};
+  check<128, Eigen::half, Format::f16, kvc::HeadMajor, kvc::Paged, true>(spec, config, 3e-3F);
+  spec.key_dim = 192;
+  spec.value_dim = 256;
+  spec.options = {.window = 40, .softcap = 2};
+  check<256, Eigen::half, Format::f16, kvc::HeadMajor, kvc::Paged, true>(spec, config, 3e-3F);
 }
 
 TEST_CASE("emulated prefill: groups of one, of many heads, and of more than a tile takes", "[cuda]") {

@@ -27,21 +27,23 @@
 #include "kvc/cuda/prefill_ptx.cuh"
 #include "kvc/cuda/prefill_shared.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
+#include "kvc/cuda/prefill_wgmma.cuh"
 
 namespace kvc::inline v0::cuda {
 
 namespace detail {
 
-/// How the work on a tile of queries is shared out, by the numbers of a head.
-template <int D>
+/// How the work on a tile of queries is shared out, by the numbers of a head. Warpgroups: products are those of four warps
+/// together, of 16 rows each (prefill_wgmma.cuh).
+template <int D, bool Warpgroups>
 struct PrefillShape {
-  static constexpr int tiles = D <= 128 ? 2 : 1;  ///< of 16 rows, for each warp
+  static constexpr int tiles = D <= 128 && !Warpgroups ? 2 : 1;  ///< of 16 rows, for each warp
   static constexpr int warps = prefill_rows / (16 * tiles);
   static constexpr int threads = 32 * warps;
   static constexpr int blocks = D <= 128 ? 2 : 1;  ///< on a multiprocessor: what registers hold
   static constexpr int row_bytes = 2 * D;
-  /// The tiles of queries, keys and values.
-  static constexpr int shared_bytes = (prefill_rows + 2 * prefill_keys) * row_bytes;
+  /// The tiles of queries, keys and values, and for warpgroups what it takes to begin at a multiple of 1024.
+  static constexpr int shared_bytes = (prefill_rows + 2 * prefill_keys) * row_bytes + (Warpgroups ? 1024 - 128 : 0);
 };
 
 /// Scores become exponents of two by this factor, and those with a softcap are hyperbolic tangents before.
@@ -64,9 +66,8 @@ struct ScoreScale {
 
 /// What each thread has of the rows of its warp. With lane = 4 g + t, that is rows g and g + 8 of each tile of 16 rows, and of
 /// them columns 2t and 2t + 1 of each tile of 8 columns.
-template <int D>
+template <int D, int T>
 struct RowState {
-  static constexpr int T = PrefillShape<D>::tiles;
   float o[T][D / 8][4];
   float m[T][2];  ///< largest score, before `exponent` is applied
   float l[T][2];  ///< sum of weights, of the thread's columns alone until the end
@@ -87,10 +88,9 @@ template <Format F>
 }
 
 /// S = Q K^T, of the warp's rows and a tile of keys.
-template <Format F, int D>
-__device__ __forceinline__ void multiply_keys(const Fragments<D>& q, const Fragments<D>& k,
-                                              float (&s)[RowState<D>::T][prefill_keys / 8][4]) {
-  constexpr int T = RowState<D>::T;
+template <Format F, int D, int T>
+__device__ __forceinline__ void multiply_keys(const Fragments<prefill_rows>& q, const Fragments<prefill_keys>& k,
+                                              float (&s)[T][prefill_keys / 8][4]) {
 #pragma unroll
   for (int tile = 0; tile < T; ++tile) {
 #pragma unroll
@@ -121,12 +121,12 @@ __device__ __forceinline__ void multiply_keys(const Fragments<D>& q, const Fragm
 
 /// Scores become weights, and the state follows the new maximum.  Masked: some rows do not see some of the keys, of which the
 /// first is at position `base`; visible(i, half) are those that the thread's rows of tile i see.
-template <bool Masked, int D, class Visible>
-__device__ __forceinline__ void soften(float (&s)[RowState<D>::T][prefill_keys / 8][4], RowState<D>& state,
+template <bool Masked, int D, int T, class Visible>
+__device__ __forceinline__ void soften(float (&s)[T][prefill_keys / 8][4], RowState<D, T>& state,
                                        const ScoreScale& scale, Pos base, Visible visible) {
   const int t = static_cast<int>(threadIdx.x % 4U);
 #pragma unroll
-  for (int tile = 0; tile < RowState<D>::T; ++tile) {
+  for (int tile = 0; tile < T; ++tile) {
     float shrink[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -183,11 +183,10 @@ __device__ __forceinline__ void soften(float (&s)[RowState<D>::T][prefill_keys /
 
 /// O += P V; s holds the weights.  Careful: some rows do not see some of the keys, whose weights there are 0, and 0 times a
 /// value that is not finite is NaN. So such values are left out here; true says that there are any.
-template <Format F, bool Careful, int D>
-__device__ __forceinline__ bool multiply_values(const Fragments<D>& v,
-                                                const float (&s)[RowState<D>::T][prefill_keys / 8][4],
-                                                RowState<D>& state) {
-  constexpr int T = RowState<D>::T;
+template <Format F, bool Careful, int D, int T>
+__device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v,
+                                                const float (&s)[T][prefill_keys / 8][4],
+                                                RowState<D, T>& state) {
   bool special = false;
 #pragma unroll
   for (int i = 0; i < prefill_keys / 16; ++i) {
@@ -223,16 +222,16 @@ __device__ __forceinline__ bool multiply_values(const Fragments<D>& v,
 }
 
 /// Adds the values that multiply_values left out to the rows that see them: whatever their weight, infinity or NaN is left.
-template <Format F, int D, class Visible>
-__device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D>& state, Pos base, Visible visible) {
+template <Format F, int D, int T, class Visible>
+__device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D, T>& state, Pos base, Visible visible) {
   const int t = static_cast<int>(threadIdx.x % 4U);
   for (int key = 0; key < prefill_keys; ++key) {
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(v_tile + chunk_offset<D>(key, n) + 4 * t);
+      const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(v_tile + chunk_offset<prefill_keys>(key, n) + 4 * t);
       if (has_special<F>(pair)) {
 #pragma unroll
-        for (int tile = 0; tile < RowState<D>::T; ++tile) {
+        for (int tile = 0; tile < T; ++tile) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             if (visible(tile, half).has(base + key)) {
@@ -247,10 +246,10 @@ __device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D>
 }
 
 /// Divides the rows of a warp by their sums and writes them, through the part of the tile of queries that was theirs.
-template <Format F, int D>
+template <Format F, int D, int T>
 __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const QueryTile& tile, std::int32_t kv_head,
-                                           std::int32_t first_head, const RowState<D>& state, std::byte* q_tile) {
-  constexpr int T = RowState<D>::T, chunks = D / 8;
+                                           std::int32_t first_head, const RowState<D, T>& state, std::byte* q_tile) {
+  constexpr int chunks = D / 8;
   const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
   const int first_row = 16 * T * warp;
   __syncwarp();  // no lane reads queries any more
@@ -268,7 +267,7 @@ __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const Q
         // Adding 0 makes a -0 that came of tiny numbers one with 0, as a further tile would have made it.
         const float low = device::add(device::multiply(state.o[i][n][2 * half], factor), 0.0F);
         const float high = device::add(device::multiply(state.o[i][n][2 * half + 1], factor), 0.0F);
-        *reinterpret_cast<std::uint32_t*>(q_tile + chunk_offset<D>(row, n) + 4 * (lane % 4)) =
+        *reinterpret_cast<std::uint32_t*>(q_tile + chunk_offset<prefill_rows>(row, n) + 4 * (lane % 4)) =
             device::pack<F>(low, high);
       }
     }
@@ -282,24 +281,24 @@ __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const Q
     if (tile.first <= of.position && of.position < tile.last && of.head < a.group && 8 * chunk < dim) {
       const Index out_row = Index{tile.row + (of.position - tile.start)} * a.query_heads + kv_head * a.group + of.head;
       *reinterpret_cast<uint4*>(a.out + 2 * (out_row * dim + 8 * chunk)) =
-          *reinterpret_cast<const uint4*>(q_tile + chunk_offset<D>(row, chunk));
+          *reinterpret_cast<const uint4*>(q_tile + chunk_offset<prefill_rows>(row, chunk));
     }
   }
 }
 
 }  // namespace detail
 
-/// gridDim.x >= prefill_slots, gridDim.y == kv_heads * head_tiles; the threads and shared memory of PrefillShape<D>.
+/// gridDim.x >= prefill_slots, gridDim.y == kv_heads * head_tiles; the threads and shared memory of PrefillShape.
 ///
 ///   F  format of the cache, the queries and the output: f16 or bf16
 ///   D  64, 128, 192 or 256: key_dim and value_dim rounded up, both multiples of 8
 ///
 /// The scale must be positive: the largest score is looked for before it is applied.
-template <Format F, int D>
-__global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::PrefillShape<D>::blocks)
+template <Format F, int D, bool Warpgroups = false>
+__global__ void __launch_bounds__(detail::PrefillShape<D, Warpgroups>::threads, detail::PrefillShape<D, Warpgroups>::blocks)
     prefill_kernel(const __grid_constant__ PrefillArguments<F> a) {
   static_assert(F == Format::f16 || F == Format::bf16);
-  using Shape = detail::PrefillShape<D>;
+  using Shape = detail::PrefillShape<D, Warpgroups>;
   constexpr int T = Shape::tiles;
   __shared__ detail::QueryTile shared_tile;
   __shared__ detail::SequencePages pages;
@@ -340,7 +339,8 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     return;
   }
 
-  std::byte* const shared = device::dynamic_shared();
+  std::byte* const shared = device::dynamic_shared() +
+                            (Warpgroups ? -device::shared_address(device::dynamic_shared()) % 1024 : 0);
   std::byte* const v_shared = shared + (prefill_rows + prefill_keys) * Shape::row_bytes;
   const device::SharedAddress q_tile = device::shared_address(shared);
   const device::SharedAddress k_tile = q_tile + prefill_rows * Shape::row_bytes;
@@ -353,6 +353,13 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     detail::copy_tile<D, prefill_keys, Shape::threads>(v_tile, a.kv.value_dim, a.kv.pool,
                                                        [&](int r) { return of.v[r]; });
     device::commit_copies();
+  };
+
+  const auto wait_copies = [] {
+    device::wait_copies<0>();
+    if constexpr (Warpgroups) {
+      device::publish_copies();
+    }
   };
 
   // Tiles of keys that any row sees. What a row sees begins and ends no earlier than what the row before sees.
@@ -385,7 +392,7 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
   __syncthreads();
   copy_keys(rows[0]);
 
-  detail::RowState<D> state;
+  detail::RowState<D, T> state;
 #pragma unroll
   for (int i = 0; i < T; ++i) {
 #pragma unroll
@@ -399,21 +406,24 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     }
   }
   const detail::ScoreScale scale(a.scale, a.softcap);
-  const detail::Fragments<D> q(q_tile + static_cast<unsigned>(16 * T * warp * Shape::row_bytes), true);
-  const detail::Fragments<D> k(k_tile, false);
-  const detail::Fragments<D> v(v_tile, true);
+  const detail::Fragments<prefill_rows> q(q_tile + static_cast<unsigned>(16 * T * warp * detail::panel_row), true);
+  const detail::Fragments<prefill_keys> k(k_tile, false), v(v_tile, true);
 
 #pragma unroll 1
   for (std::int32_t j = first; j < last; ++j) {
     const int buffer = (j - first) % 2;
-    device::wait_copies<0>();
+    wait_copies();
     __syncthreads();  // keys j are there, and all are done with values j - 1
     copy_values(rows[buffer]);
     lookup.begin(pages, (Index{j} + 2) * prefill_keys, tile.length);
 
     float s[T][prefill_keys / 8][4];
-    detail::multiply_keys<F>(q, k, s);
-    device::wait_copies<0>();
+    if constexpr (Warpgroups) {
+      detail::multiply_keys_by_warpgroup<F, D>(q_tile + static_cast<unsigned>(warp / 4 * 64 * detail::panel_row), k_tile, s[0]);
+    } else {
+      detail::multiply_keys<F, D>(q, k, s);
+    }
+    wait_copies();
     __syncthreads();  // values j are there, and all are done with keys j
     if (j + 1 < last) {
       copy_keys(rows[1 - buffer]);
@@ -441,7 +451,11 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
       }
     } else {
       detail::soften<false>(s, state, scale, base, visible_to);
-      detail::multiply_values<F, false>(v, s, state);
+      if constexpr (Warpgroups) {
+        detail::multiply_values_by_warpgroup<F, D>(v_tile, s[0], state.o[0]);
+      } else {
+        detail::multiply_values<F, false>(v, s, state);
+      }
     }
   }
   detail::store_rows<F>(a, tile, kv_head, first_head, state, shared);

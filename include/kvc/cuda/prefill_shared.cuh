@@ -1,8 +1,9 @@
 // Tiles of rows in shared memory: how they are filled from a paged pool, and how operands of multiply_tiles are read from them.
 //
-// A tile is rows of D numbers of 16 bits, without padding. A row is cut in chunks of 8 numbers (16 bytes), and chunk c of row r
-// lies where chunk c ^ (r % 8) would: so eight lanes that read the same chunk of eight consecutive rows, as load_matrices does,
-// meet all 32 banks once, and so do eight lanes that write eight chunks of one row.
+// A tile is rows of D numbers of 16 bits, without padding, in panels of 64 numbers: all rows of a panel lie one after the other,
+// 128 bytes each. A row of a panel is cut in 8 chunks of 8 numbers (16 bytes), and chunk c of row r lies where chunk c ^ (r % 8)
+// would: so eight lanes that read the same chunk of eight consecutive rows, as load_matrices does, meet all 32 banks once, and
+// so do eight lanes that write eight chunks of one row. It is also what Hopper calls a swizzle of 128 bytes.
 #pragma once
 
 #include <cstddef>
@@ -17,16 +18,18 @@ namespace kvc::inline v0::cuda::detail {
 
 using device::SharedAddress;
 
-/// Where a chunk of a row of a tile begins, in bytes.  D: a multiple of 64.
-template <int D>
+/// Bytes of a row of a panel.
+inline constexpr int panel_row = 128;
+
+/// Where a chunk of a row of a tile of `Rows` rows begins, in bytes.
+template <int Rows>
 [[nodiscard]] KVC_HOST_DEVICE constexpr int chunk_offset(int row, int chunk) noexcept {
-  static_assert(D % 64 == 0);
-  return (row * (D / 8) + (chunk ^ (row % 8))) * 16;
+  return (chunk / 8 * Rows + row) * panel_row + (chunk % 8 ^ row % 8) * 16;
 }
 
-/// Operands of a tile for the lanes of a warp. What differs between lanes is computed once; a tile of 16 rows and 16 columns
-/// is then a constant distance away, but for the exclusive or.
-template <int D>
+/// Operands from a tile of `Rows` rows for the lanes of a warp. What differs between lanes is computed once; a tile of 16 rows
+/// and 16 columns is then a constant distance away, but for the exclusive or.
+template <int Rows>
 class Fragments {
  public:
   /// Lane l brings a row of matrix l / 8. Of the four matrices of 16 x 16 numbers, the second is that of the lower rows where
@@ -35,13 +38,13 @@ class Fragments {
     const auto lane = static_cast<unsigned>(threadIdx.x % 32U);
     const unsigned second = lane / 8 % 2, third = lane / 16;
     const unsigned lower = rows_first ? second : third, right = rows_first ? third : second;
-    row_ = tile + (lane % 8 + 8 * lower) * (D * 2);
+    row_ = tile + (lane % 8 + 8 * lower) * panel_row;
     chunk_ = (right ^ lane % 8) * 16;
   }
   /// The address for rows 16 i .. and columns 16 j ..
   [[nodiscard]] __device__ __forceinline__ SharedAddress at(int i, int j) const {
-    const auto chunk = static_cast<unsigned>(2 * j);
-    return row_ + static_cast<unsigned>(i) * (16 * D * 2) + (chunk_ ^ (chunk & 7U) * 16) + (chunk & ~7U) * 16;
+    const auto chunk = static_cast<unsigned>(2 * j), row = static_cast<unsigned>(16 * i);
+    return row_ + (chunk / 8 * Rows + row) * panel_row + (chunk_ ^ chunk % 8 * 16);
   }
 
  private:
@@ -95,14 +98,14 @@ class RowLookup {
 template <int D, int Rows, int Threads, class AddressOf>
 __device__ __forceinline__ void copy_tile(SharedAddress tile, int dim, const std::byte* valid, AddressOf address_of) {
   constexpr int chunks = D / 8;
-  static_assert(Rows * chunks % Threads == 0);
+  static_assert(D % 64 == 0 && Rows * chunks % Threads == 0);
 #pragma unroll 4  // more addresses at once would take registers that scores and outputs need
   for (int i = 0; i < Rows * chunks / Threads; ++i) {
     const int at = static_cast<int>(threadIdx.x) + i * Threads;
     const int row = at / chunks, chunk = at % chunks;
     const std::byte* const from = address_of(row);
     const bool there = from != nullptr && 8 * chunk < dim;
-    device::copy_async(tile + static_cast<unsigned>(chunk_offset<D>(row, chunk)), there ? from + 16 * chunk : valid,
+    device::copy_async(tile + static_cast<unsigned>(chunk_offset<Rows>(row, chunk)), there ? from + 16 * chunk : valid,
                        there);
   }
 }
