@@ -52,7 +52,8 @@ std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& 
     static_assert(cuda::detail::PrefillShape<D, Warpgroups>::shared_bytes <= 163 << 10, "Ampere has no more");
     const auto slots = static_cast<unsigned>(cuda::prefill_slots(tiles, tables.size() + 1, tables.queries() + 3));
     kvc_emulation::launch({slots, static_cast<unsigned>(c.spec.kv_heads * tiles.head_tiles)},
-                          cuda::detail::PrefillShape<D, Warpgroups>::threads, [&] { cuda::prefill_kernel<F, D, Warpgroups>(a); });
+                          cuda::detail::PrefillShape<D, Warpgroups>::threads,
+                          [&] { cuda::prefill_kernel<F, D, Warpgroups>(a); });
   }
   return out;
 }
@@ -178,7 +179,7 @@ TEST_CASE("emulated products of tiles in shared memory are those of matrices", "
   using namespace cuda::detail;
   using kvc::cuda::device::shared_address;
   // What a lane has of scores, and of the output, of 16 rows from `row` on.
-  const auto take_scores = [&](int row, float (&scores)[keys / 8][4]) {
+  const auto take_scores = [&](int row, float(&scores)[keys / 8][4]) {
     const int lane = static_cast<int>(threadIdx.x % 32U), g = lane / 4, t = lane % 4;
     for (int n = 0; n < keys / 8; ++n) {
       for (int i = 0; i < 4; ++i) {
@@ -187,7 +188,7 @@ TEST_CASE("emulated products of tiles in shared memory are those of matrices", "
       }
     }
   };
-  const auto take_output = [&](int row, const float (&output)[D / 8][4]) {
+  const auto take_output = [&](int row, const float(&output)[D / 8][4]) {
     const int lane = static_cast<int>(threadIdx.x % 32U), g = lane / 4, t = lane % 4;
     for (int n = 0; n < D / 8; ++n) {
       for (int i = 0; i < 4; ++i) {

@@ -10,6 +10,10 @@
 // size its keys lie in. They are not those of the CPU, nor those of cuda::decode: sums go in another order, and on tensor cores
 // weights are rounded to 16 bits.
 //
+// On Hopper, products of warpgroups (prefill_wgmma.cuh) could take the place of those of warps. They have never run on a GPU and
+// are off; define KVC_CUDA_WGMMA, in every file that includes this, to have them where they are compiled for sm_90a and the
+// device is one.
+//
 // Nothing is allocated and nothing is waited for. A call may be captured in a graph: how many sequences and rows there are, it
 // reads on the device.
 #pragma once
@@ -67,7 +71,7 @@ void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, c
   const Index slots = prefill_slots(a.tiles, bounds.sequences, bounds.queries);
   require(slots <= max_pos, "tiles of queries", slots, "at most 2^31 - 1: fewer rows or sequences");
   const dim3 grid(static_cast<unsigned>(slots), static_cast<unsigned>(a.kv.kv_heads * a.tiles.head_tiles));
-  prefill_kernel<F, D><<<grid, Shape::threads, Shape::shared_bytes, stream>>>(a);
+  kernel<<<grid, Shape::threads, Shape::shared_bytes, stream>>>(a);
   check_launch("prefill_kernel");
 }
 
@@ -165,7 +169,7 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
         case 192:
           return detail::launch_prefill<F, 192>(a, most, stream);
         case 256:
-          if (detail::has_shared_memory(detail::PrefillShape<256>::shared_bytes)) {
+          if (detail::has_shared_memory(detail::PrefillShape<256, false>::shared_bytes)) {
             return detail::launch_prefill<F, 256>(a, most, stream);
           }
           break;

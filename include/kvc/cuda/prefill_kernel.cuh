@@ -185,8 +185,7 @@ __device__ __forceinline__ void soften(float (&s)[T][prefill_keys / 8][4], RowSt
 /// value that is not finite is NaN. So such values are left out here; true says that there are any.
 template <Format F, bool Careful, int D, int T>
 __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v,
-                                                const float (&s)[T][prefill_keys / 8][4],
-                                                RowState<D, T>& state) {
+                                                const float (&s)[T][prefill_keys / 8][4], RowState<D, T>& state) {
   bool special = false;
 #pragma unroll
   for (int i = 0; i < prefill_keys / 16; ++i) {
@@ -228,7 +227,8 @@ __device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D,
   for (int key = 0; key < prefill_keys; ++key) {
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(v_tile + chunk_offset<prefill_keys>(key, n) + 4 * t);
+      const std::uint32_t pair =
+          *reinterpret_cast<const std::uint32_t*>(v_tile + chunk_offset<prefill_keys>(key, n) + 4 * t);
       if (has_special<F>(pair)) {
 #pragma unroll
         for (int tile = 0; tile < T; ++tile) {
@@ -295,7 +295,8 @@ __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const Q
 ///
 /// The scale must be positive: the largest score is looked for before it is applied.
 template <Format F, int D, bool Warpgroups = false>
-__global__ void __launch_bounds__(detail::PrefillShape<D, Warpgroups>::threads, detail::PrefillShape<D, Warpgroups>::blocks)
+__global__ void __launch_bounds__(detail::PrefillShape<D, Warpgroups>::threads,
+                                  detail::PrefillShape<D, Warpgroups>::blocks)
     prefill_kernel(const __grid_constant__ PrefillArguments<F> a) {
   static_assert(F == Format::f16 || F == Format::bf16);
   using Shape = detail::PrefillShape<D, Warpgroups>;
@@ -339,8 +340,8 @@ __global__ void __launch_bounds__(detail::PrefillShape<D, Warpgroups>::threads, 
     return;
   }
 
-  std::byte* const shared = device::dynamic_shared() +
-                            (Warpgroups ? -device::shared_address(device::dynamic_shared()) % 1024 : 0);
+  std::byte* const shared =
+      device::dynamic_shared() + (Warpgroups ? -device::shared_address(device::dynamic_shared()) % 1024 : 0);
   std::byte* const v_shared = shared + (prefill_rows + prefill_keys) * Shape::row_bytes;
   const device::SharedAddress q_tile = device::shared_address(shared);
   const device::SharedAddress k_tile = q_tile + prefill_rows * Shape::row_bytes;
@@ -419,7 +420,8 @@ __global__ void __launch_bounds__(detail::PrefillShape<D, Warpgroups>::threads, 
 
     float s[T][prefill_keys / 8][4];
     if constexpr (Warpgroups) {
-      detail::multiply_keys_by_warpgroup<F, D>(q_tile + static_cast<unsigned>(warp / 4 * 64 * detail::panel_row), k_tile, s[0]);
+      detail::multiply_keys_by_warpgroup<F, D>(q_tile + static_cast<unsigned>(warp / 4 * 64 * detail::panel_row),
+                                               k_tile, s[0]);
     } else {
       detail::multiply_keys<F, D>(q, k, s);
     }
