@@ -20,8 +20,8 @@ namespace kvc_bench {
 using kvc::Index;
 using kvc::cuda::Format;
 
-/// Runs of `repeats` calls of f(i), each between two events, after some to warm up. i counts up, so that f can take another set of
-/// inputs each time. The times in milliseconds, sorted.
+/// Runs of `repeats` calls of f(i), each between two events, after some to warm up. i counts up, so that f can take
+/// another set of inputs each time. The times in milliseconds, sorted.
 template <class F>
 std::vector<float> times(cudaStream_t stream, int repeats, F f) {
   for (int i = 0; i < 5; ++i) {

@@ -72,7 +72,8 @@ void run(const Setup& setup, const typename P::Config& config) {
                            .positions = setup.batch * setup.positions,
                            .query_heads = query_heads,
                            .kv_heads = kv_heads,
-                           .dim = dim});
+                           .dim = dim,
+                           .format = F});
     batch.upload(tables, stream);
     work.upload(tables, 0, stream, setup.share);
     const std::size_t row = static_cast<std::size_t>(setup.batch * query_heads * dim) * 2;

@@ -27,7 +27,8 @@ def report(name, kind, amount, call, sets, repeats=20):
         events[i + 1].record()
     torch.cuda.synchronize()
     times = sorted(a.elapsed_time(b) for a, b in zip(events, events[1:]))
-    print(f"result\t{name}\t{kind}\t{amount:.0f}\t{times[len(times) // 2]:.6f}\t{times[0]:.6f}\t{times[-1]:.6f}", flush=True)
+    middle = times[len(times) // 2]
+    print(f"result\t{name}\t{kind}\t{amount:.0f}\t{middle:.6f}\t{times[0]:.6f}\t{times[-1]:.6f}", flush=True)
 
 
 def random(*shape):
@@ -35,14 +36,14 @@ def random(*shape):
 
 
 def decode_sdpa(batch, positions):
-    sets = [(random(batch, 32, 1, 128), random(batch, 8, positions, 128), random(batch, 8, positions, 128)) for _ in range(2)]
+    sets = [(random(batch, 32, 1, 128), *(random(batch, 8, positions, 128) for _ in "kv")) for _ in range(2)]
     report(
         f"torch sdpa decode bf16, {batch} x {positions}", "bytes", 2 * 2 * batch * positions * 8 * 128,
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), sets)
 
 
 def prefill_sdpa(positions):
-    sets = [(random(1, 32, positions, 128), random(1, 8, positions, 128), random(1, 8, positions, 128)) for _ in range(2)]
+    sets = [(random(1, 32, positions, 128), *(random(1, 8, positions, 128) for _ in "kv")) for _ in range(2)]
     report(
         f"torch sdpa prefill bf16, {positions} causal", "flops", 2 * 2 * 32 * 128 * positions * (positions + 1) / 2,
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), sets)
@@ -69,5 +70,5 @@ for case, arguments in [(decode_sdpa, (64, 8192)), (decode_sdpa, (1, 131072)), (
     try:
         case(*arguments)
     except Exception as error:  # of a peer: say so and go on
-        print(f"note\t{case.__name__}{arguments}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        print(f"note\t{case.__name__}{arguments}: {type(error).__name__}: {str(error)[:200]!r}")
     torch.cuda.empty_cache()

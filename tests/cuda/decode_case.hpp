@@ -17,6 +17,7 @@
 #include "kvc/cuda/options.hpp"
 #include "kvc/cuda/tables.hpp"
 #include "kvc/cuda/view.cuh"
+#include "kvc/policy/paged.hpp"
 
 namespace kvc_test {
 
@@ -49,6 +50,13 @@ inline std::uint16_t to_half(Format format, float x) {
                                     (units + (static_cast<std::uint32_t>(exponent + 14) << 10)));
 }
 
+/// A policy that promises nothing about its runs, and has more than one: Paged without its tables.
+struct Untabled : kvc::Paged {
+  using Paged::Paged;
+  std::span<const kvc::BlockId> block_table(kvc::SeqId) const = delete;
+};
+static_assert(kvc::Policy<Untabled> && !kvc::BlockTablePolicy<Untabled>);
+
 /// What a case is made of.
 struct DecodeSpec {
   Index layers = 2;
@@ -64,8 +72,8 @@ struct DecodeSpec {
   std::uint64_t seed = 1;
 };
 
-/// Sequences in a host cache, queries, and the expected output. Rows that no sequence has are NaN, and so are those of the
-/// cache's other layers.
+/// Sequences in a host cache, queries, and the expected output. Rows that no sequence has are NaN, and so are those of
+/// the cache's other layers.
 template <class T, class P, class L, Format Q>
 class DecodeCase {
  public:
@@ -140,7 +148,8 @@ class DecodeCase {
       k[i] = normal_(random_);
       v[i] = normal_(random_);
     }
-    // Only the layer that is read: the others stay NaN. So a write for each is not possible, and rows go through `data()`.
+    // Only the layer that is read: the others stay NaN. So a write for each is not possible, and rows go through
+    // `data()`.
     cache.policy().for_each_run(seq, step.range(), [&](const kvc::SlotRun& run) {
       for (Index head = 0; head < spec.kv_heads; ++head) {
         for (Pos r = 0; r < run.count; ++r) {

@@ -29,7 +29,8 @@ struct OnDevice {
               .positions = 100000,
               .query_heads = of.query_heads(),
               .kv_heads = of.spec.kv_heads,
-              .dim = of.spec.dim}) {
+              .dim = of.spec.dim,
+              .format = cuda::format_of<typename Case::Cache::Element>}) {
     KVC_CUDA(cudaMemset(pool.data(), 0xff, pool.size()));
     KVC_CUDA(cudaMemcpy(pool.data() + at, of.cache.data(), bytes, cudaMemcpyHostToDevice));
   }
@@ -164,8 +165,12 @@ TEST(decode_beyond_2_to_31_elements) {
     block += static_cast<std::int32_t>(moved);
   }
   cuda::Batch batch({.sequences = 3, .pages = 200, .queries = 3});
-  cuda::DecodeWork work(
-      {.sequences = 3, .positions = 2000, .query_heads = c.query_heads(), .kv_heads = kv_heads, .dim = dim});
+  cuda::DecodeWork work({.sequences = 3,
+                         .positions = 2000,
+                         .query_heads = c.query_heads(),
+                         .kv_heads = kv_heads,
+                         .dim = dim,
+                         .format = Format::bf16});
   Stream stream;
   const DeviceArray<std::uint16_t> in(c.q), out(c.q.size());
   batch.upload(tables, stream);

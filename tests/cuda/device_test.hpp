@@ -2,8 +2,8 @@
 //
 //   TEST(name) { CHECK(condition) << "what" << value; }
 //
-// A program of these runs all of them, or those whose names contain its argument, and exits with 0, with 1 if one failed, and
-// with 4 if there is no GPU. An exception fails its test.
+// A program of these runs all of them, or those whose names contain its argument, and exits with 0, with 1 if one
+// failed, and with 4 if there is no GPU. An exception fails its test.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -235,8 +235,8 @@ class Block {
 #endif
 };
 
-/// kernel<<<grid, threads>>>:  body is called once for each thread. The order of blocks is from the last to the first, so that
-/// no kernel can come to rely on the usual one.
+/// kernel<<<grid, threads>>>:  body is called once for each thread. The order of blocks is from the last to the first,
+/// so that no kernel can come to rely on the usual one.
 inline void launch(dim3 grid, unsigned threads, const std::function<void()>& body) {
   for (unsigned z = grid.z; z-- > 0;) {
     for (unsigned y = grid.y; y-- > 0;) {
@@ -268,7 +268,7 @@ struct Three {
   Of<&dim3::z, of> z;
 };
 
-// --- 16-bit numbers, and products of tiles ---------------------------------------------------------------------------------
+// --- 16-bit numbers, and products of tiles
 
 inline float from_f16(std::uint32_t bits) {
   const std::uint32_t sign = (bits & 0x8000U) << 16, exponent = bits >> 10 & 31U, mantissa = bits & 0x3ffU;

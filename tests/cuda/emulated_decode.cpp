@@ -9,6 +9,7 @@
 #include "kvc/core/half.hpp"
 #include "kvc/core/quantized.hpp"
 #include "kvc/cuda/decode_kernel.cuh"
+#include "kvc/cuda/merge_kernel.cuh"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 
@@ -96,6 +97,12 @@ TEST_CASE("emulated decode: fp8 of a contiguous cache, queries in bf16 of any si
         {.kv_heads = 1, .group = 8, .lengths = {70, 1, 600}, .query_scale = scale}, {.sequences = 3, .max_tokens = 700},
         3e-2F);
   }
+}
+
+TEST_CASE("emulated decode: a policy without block tables", "[cuda]") {
+  check<64, 1, 2, Eigen::half, Format::f16, Untabled, Head>(
+      {.kv_heads = 1, .lengths = {3, 600}, .prefix = 520, .sharers = {1, 9}}, {.blocks = 400, .block_tokens = 5},
+      3e-3F);
 }
 
 TEST_CASE("emulated decode: fp8 with queries in f16, dim 128", "[cuda]") {

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "catch.hpp"
+#include "decode_case.hpp"
 #include "kvc/core/half.hpp"
 #include "kvc/cuda/copy_queue.hpp"
 #include "kvc/cuda/decode_plan.hpp"
@@ -134,6 +135,8 @@ TEST_CASE("tables give the place of every position, whatever the policy", "[cuda
   REQUIRE(check(shared) == 4);
   kvc::Contiguous contiguous({.sequences = 4, .max_tokens = 40});
   REQUIRE(check(contiguous) == kvc::max_pos);
+  Untabled untabled({.blocks = 20, .block_tokens = 7});
+  REQUIRE(check(untabled) == 1);
 }
 
 TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]") {
@@ -192,6 +195,12 @@ TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]
     for (const cuda::DecodeItem& item : plan.wide) {
       visit(item, wide);
     }
+    const Index positions = std::accumulate(lengths.begin(), lengths.end(), Index{0});
+    const cuda::DecodeCapacity most = cuda::decode_capacity(sequences, positions, group, {narrow, wide});
+    REQUIRE(plan.part_begin.back() <= most.parts);
+    REQUIRE(std::ssize(plan.members) <= most.parts);
+    REQUIRE(std::ssize(plan.narrow) <= most.items);
+    REQUIRE(std::ssize(plan.wide) <= most.items);
     std::size_t expected = 0;
     for (int b = 0; b < sequences; ++b) {
       const Pos length = lengths[static_cast<std::size_t>(b)];

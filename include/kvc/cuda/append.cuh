@@ -1,5 +1,5 @@
-// write: stores the keys and values of new tokens in a layer of a cache in device memory, all sequences of a batch in one
-// launch, optionally with RoPE on the keys, and on the queries of the same tokens.
+// write: stores the keys and values of new tokens in a layer of a cache in device memory, all sequences of a batch in
+// one launch, optionally with RoPE on the keys, and on the queries of the same tokens.
 #pragma once
 
 #include <cstddef>
@@ -44,8 +44,8 @@ void launch_append(const AppendArguments<F>& a, cudaStream_t stream) {
 ///   q  [queries, query_heads * key_dim], turned in place; or empty
 ///   rope  how keys and queries turn before they are stored; positions beyond its tables are the caller's mistake
 ///
-/// Number is float, __half or __nv_bfloat16. All matrices are in device memory at multiples of 16 bytes, with strides that are
-/// multiples of 8. Rows beyond those of the batch are not touched. May be captured in a graph.
+/// Number is float, __half or __nv_bfloat16. All matrices are in device memory at multiples of 16 bytes, with strides
+/// that are multiples of 8. Rows beyond those of the batch are not touched. May be captured in a graph.
 /// Throws std::invalid_argument if something of this does not fit, or a dim is not a multiple of 8 up to 256; Error.
 template <class Number, Format F>
 void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Number> k, MatrixRef<const Number> v,

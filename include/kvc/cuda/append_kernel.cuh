@@ -1,9 +1,9 @@
-// The kernel that stores new keys and values: `write` of a cache in device memory, with RoPE on keys and queries on the way if
-// wanted. Rows get the bits that `write` and `rope` give them on a CPU with fused multiply-adds; a NaN stays one, with bits of
-// its own.
+// The kernel that stores new keys and values: `write` of a cache in device memory, with RoPE on keys and queries on
+// the way if wanted. Rows get the bits that `write` and `rope` give them on a CPU with fused multiply-adds; a NaN
+// stays one, with bits of its own.
 //
-// A warp takes one head of one token. A lane takes 8 numbers; half of the warp takes the key and the other half the value where
-// both have at most 128 numbers, otherwise they come one after the other.
+// A warp takes one head of one token. A lane takes 8 numbers; half of the warp takes the key and the other half the
+// value where both have at most 128 numbers, otherwise they come one after the other.
 #pragma once
 
 #include <cstddef>
@@ -103,7 +103,8 @@ __device__ __forceinline__ void turn(const RopeView& rope, Pos position, const s
   }
 }
 
-/// The scale of a row of Int8 of which the lanes of a group, `lanes` of them, hold eight numbers each. NaN if one is not finite.
+/// The scale of a row of Int8 of which the lanes of a group, `lanes` of them, hold eight numbers each. NaN if one is
+/// not finite.
 [[nodiscard]] __device__ __forceinline__ float int8_scale(const float (&x)[8], int lanes) {
   std::uint32_t largest = 0;
 #pragma unroll

@@ -1,12 +1,12 @@
 // Batch: the block tables of a batch in device memory.
 //
-//   cuda::Batch batch({.sequences = 256, .pages = 65536, .queries = 8192});      once
-//   batch.upload(cache, steps, stream);                                          each step, after the last extend
-//   cuda::write(cuda::view(cache, layer), batch, ...);                           each layer; these may be a captured graph
+//   cuda::Batch batch({.sequences = 256, .pages = 65536, .queries = 8192});   once
+//   batch.upload(cache, steps, stream);                                       each step, after the last extend
+//   cuda::write(cuda::view(cache, layer), batch, ...);                        each layer; may be a captured graph
 //
-// Addresses do not change, sizes are read on the device: a graph that was captured with one batch runs with the next. An
-// upload is ordered by the stream. It is not part of a capture; it allocates nothing and does not wait for the device unless it
-// is two uploads behind.
+// Addresses do not change, sizes are read on the device: a graph that was captured with one batch runs with the next.
+// An upload is ordered by the stream. It is not part of a capture; it allocates nothing and does not wait for the
+// device unless it is two uploads behind.
 #pragma once
 
 #include <cstddef>
@@ -67,8 +67,8 @@ class Batch {
     upload_.send(at_.page_slots, put(at_.page_slots, tables.page_slots), stream);
     upload_.end(stream);
   }
-  /// The tables of the sequences of `appends`, each with the rows that its append reserves; launches the copies that their
-  /// extension has asked for. Returns the tables, for a DecodeWork. As above.
+  /// The tables of the sequences of `appends`, each with the rows that its append reserves; launches the copies that
+  /// their extension has asked for. Returns the tables, for a DecodeWork. As above.
   template <class Cache, class Appends>
   BatchTables upload(Cache& cache, const Appends& appends, cudaStream_t stream) {
     BatchTables tables = make_tables(cache, appends);

@@ -1,7 +1,7 @@
 // Many GridCopys in one launch: the copy-on-write copies of a step.
 //
-// A warp takes one piece after the other, so that the two divisions that find a piece are paid once for its bytes, and its
-// lanes copy units of 16 bytes (4 or 1, where something is not aligned), four at a time.
+// A warp takes one piece after the other, so that the two divisions that find a piece are paid once for its bytes, and
+// its lanes copy units of 16 bytes (4 or 1, where something is not aligned), four at a time.
 #pragma once
 
 #include <cstddef>
@@ -32,8 +32,8 @@ struct GridCopyJob {
   }
 };
 
-/// What one launch takes along as its argument: no upload, so that a capture may hold it. Up to `Most` jobs; every launch pays
-/// for all of them, so there is a small form.
+/// What one launch takes along as its argument: no upload, so that a capture may hold it. Up to `Most` jobs; every
+/// launch pays for all of them, so there is a small form.
 template <int Most>
 struct GridCopyJobs {
   GridCopyJob jobs[Most];

@@ -19,8 +19,9 @@ class CopyQueue {
   void clear() noexcept { waiting_.clear(); }
   void push(const GridCopy& copy) { waiting_.push_back(copy); }
 
-  /// Whether `copy` touches what one in waiting writes, or writes what it reads. By the stretches of memory that a layer of
-  /// each spans, so copies of distinct blocks never conflict, and those of keys and values never do. O(copies in waiting).
+  /// Whether `copy` touches what one in waiting writes, or writes what it reads. By the stretches of memory that a
+  /// layer of each spans, so copies of distinct blocks never conflict, and those of keys and values never do. O(copies
+  /// in waiting).
   [[nodiscard]] bool conflicts(const GridCopy& copy) const noexcept {
     return std::any_of(waiting_.begin(), waiting_.end(), [&](const GridCopy& other) {
       return touch(copy.to, copy, other.to, other) || touch(copy.to, copy, other.from, other) ||

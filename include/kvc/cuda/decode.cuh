@@ -1,13 +1,14 @@
 // Attention of the newest position of each sequence of a batch over its keys and values, on a GPU.
 //
-//   cuda::DecodeWork work({.sequences = 256, .positions = 1 << 20, .query_heads = 32, .kv_heads = 8, .dim = 128});   once
+//   cuda::DecodeWork work({.sequences = 256, .positions = 1 << 20, .query_heads = 32, .kv_heads = 8, .dim = 128,
+//                          .format = cuda::format_of<T>});                                         once
 //   work.upload(tables, window, stream);                                                           each step
 //   cuda::decode(cuda::view(cache, layer), batch, work, q, out, options, stream);                  each layer
 //
-// Every row has the same bits in every batch, whatever policy, layout and block size the rows lie in, and whether their prefix
-// is shared. They are not those of the CPU: sums go in another order, and weights are rounded to 16 bits.
-// `decode` allocates nothing and does not synchronise, and may be captured in a graph: which work there is, it reads on the
-// device. Two calls that use one DecodeWork must not run at the same time.
+// Every row has the same bits in every batch, whatever policy, layout and block size the rows lie in, and whether
+// their prefix is shared. They are not those of the CPU: sums go in another order, and weights are rounded to 16 bits.
+// `decode` allocates nothing and does not synchronise, and may be captured in a graph: which work there is, it reads
+// on the device. Two calls that use one DecodeWork must not run at the same time.
 #pragma once
 
 #include <algorithm>
@@ -22,6 +23,7 @@
 #include "kvc/cuda/decode_kernel.cuh"
 #include "kvc/cuda/decode_plan.hpp"
 #include "kvc/cuda/element.cuh"
+#include "kvc/cuda/merge_kernel.cuh"
 #include "kvc/cuda/options.hpp"
 #include "kvc/cuda/upload.cuh"
 
@@ -33,16 +35,16 @@ struct DecodeLimits {
   Index positions = 0;  ///< of all sequences together, each counted by itself
   Index query_heads = 0;
   Index kv_heads = 0;
-  Index dim = 0;  ///< key_dim and value_dim
+  Index dim = 0;                 ///< key_dim and value_dim
+  Format format = Format::none;  ///< of the cache: format_of<T>
 };
 
 namespace detail {
-/// Query rows that the kernels take at once. What registers hold, at most 32 up to dim 128 and 8 beyond.
-[[nodiscard]] constexpr RowTiles row_tiles(Index group, Index dim) noexcept {
-  if (dim > 128) {
-    return {8, 8};
-  }
-  return {group <= 8 ? 8 : group <= 16 ? 16 : 32, 32};
+/// Query rows that the kernels take at once. What registers hold: beside a cache of 16-bit numbers at most 32, of
+/// bytes, which need more to be made 16-bit numbers, 16; and 8 beyond dim 128.
+[[nodiscard]] constexpr RowTiles row_tiles(Format format, Index group, Index dim) noexcept {
+  const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
+  return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
 }
 
 /// The blocks of a kernel that the device holds at once.
@@ -59,8 +61,8 @@ template <class Kernel>
 /// The plan of a decode in device memory, and room for the states of splits.
 class DecodeWork {
  public:
-  /// Throws std::invalid_argument if a limit is not positive, dim is not a multiple of 8 up to 256, or query_heads not one of
-  /// kv_heads; OutOfMemory; Error.
+  /// Throws std::invalid_argument if a limit is not positive, dim is not a multiple of 8 up to 256, or query_heads not
+  /// one of kv_heads; OutOfMemory; Error.
   explicit DecodeWork(const DecodeLimits& limits)
       : limits_(checked(limits)),
         at_(limits_),
@@ -72,7 +74,7 @@ class DecodeWork {
   [[nodiscard]] std::int32_t group() const noexcept {
     return static_cast<std::int32_t>(limits_.query_heads / limits_.kv_heads);
   }
-  [[nodiscard]] RowTiles tiles() const noexcept { return detail::row_tiles(group(), limits_.dim); }
+  [[nodiscard]] RowTiles tiles() const noexcept { return detail::row_tiles(limits_.format, group(), limits_.dim); }
   [[nodiscard]] Pos window() const noexcept { return window_; }
   [[nodiscard]] DecodePlanView view() const noexcept {
     const std::byte* const p = upload_.device();
@@ -84,7 +86,8 @@ class DecodeWork {
   [[nodiscard]] float* part_sums() const noexcept { return reinterpret_cast<float*>(part_sums_.data()); }
 
   /// Plans the decode of one row of each sequence and uploads the plan. O(pages, and items, of the batch).
-  /// Throws std::invalid_argument if the batch is larger than the limits, the window negative, or the stream being captured.
+  /// Throws std::invalid_argument if the batch is larger than the limits, the window negative, or the stream being
+  /// captured.
   void upload(const BatchTables& tables, Pos window, cudaStream_t stream, bool share_prefixes = true) {
     require(window >= 0, "window", window, "at least 0 (0: no window)");
     require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
@@ -110,10 +113,11 @@ class DecodeWork {
  private:
   struct Places {
     explicit Places(const DecodeLimits& limits) {
-      // A sequence has at most one split more than it has whole ones, and each split one item for every tile of heads.
-      parts = limits.positions / split_positions + 2 * limits.sequences;
-      const RowTiles tiles = detail::row_tiles(limits.query_heads / limits.kv_heads, limits.dim);
-      const Index items = parts * ceil_div(limits.query_heads / limits.kv_heads, Index{tiles.narrow});
+      const Index group = limits.query_heads / limits.kv_heads;
+      const DecodeCapacity most = decode_capacity(limits.sequences, limits.positions, group,
+                                                  detail::row_tiles(limits.format, group, limits.dim));
+      parts = most.parts;
+      items = most.items;
       Sections sections;
       counts = sections.add<std::int32_t>(2);
       part_begin = sections.add<std::int32_t>(limits.sequences + 1);
@@ -122,7 +126,7 @@ class DecodeWork {
       members = sections.add<DecodeMember>(parts);
       bytes = sections.bytes();
     }
-    Index parts;
+    Index parts, items;
     std::size_t counts, part_begin, narrow, wide, members, bytes;
   };
   static const DecodeLimits& checked(const DecodeLimits& limits) {
@@ -134,6 +138,8 @@ class DecodeWork {
             "a multiple of kv_heads");
     require(limits.dim >= 8 && limits.dim <= 256 && limits.dim % 8 == 0, "limits.dim", limits.dim,
             "a multiple of 8 up to 256");
+    require(limits.format != Format::none && limits.format != Format::f32, "limits.format",
+            static_cast<int>(limits.format), "f16, bf16, fp8_e4m3 or int8: format_of<T> of the cache");
     return limits;
   }
 
@@ -156,7 +162,9 @@ void launch_decode(const DecodeArguments<F>& a, bool wide, cudaStream_t stream) 
 
 template <Format F, Format Q, int D>
 void launch_decode_rows(const DecodeArguments<F>& a, int rows, bool wide, cudaStream_t stream) {
-  if constexpr (D <= 128) {
+  if constexpr (D <= 128 && code_bytes(F) == 1) {
+    rows == 8 ? launch_decode<F, Q, D, 1>(a, wide, stream) : launch_decode<F, Q, D, 2>(a, wide, stream);
+  } else if constexpr (D <= 128) {
     rows == 8    ? launch_decode<F, Q, D, 1>(a, wide, stream)
     : rows == 16 ? launch_decode<F, Q, D, 2>(a, wide, stream)
                  : launch_decode<F, Q, D, 4>(a, wide, stream);
@@ -181,14 +189,15 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 
 }  // namespace detail
 
-/// out[b] = attention of query row b, at the last position of sequence b, over the positions that the options let it see.
+/// out[b] = attention of query row b, at the last position of sequence b, over the positions that the options let it
+/// see.
 ///
 ///   kv     one layer of a cache, of f16 or bf16 (then Number is the same), Fp8E4M3 or Int8
 ///   batch  the tables of the sequences     work  the plan of the same tables
-///   q      [batch, query_heads * dim]      out   [batch, query_heads * dim]; both in device memory, at multiples of 16 bytes
+///   q      [batch, query_heads * dim]      out   [batch, query_heads * dim]; in device memory, 16-byte aligned
 ///
-/// A sequence without positions gives 0. Each key and value is read once for up to 32 query heads of its GQA group (8 beyond dim
-/// 128), and once for as many rows of sequences that share it.
+/// A sequence without positions gives 0. Each key and value is read once for up to 32 query heads of its GQA group (16
+/// of a cache of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it.
 /// Throws std::invalid_argument if extents, options or alignment do not fit, Error if a launch fails.
 template <class Number, Format F>
 void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Number* q, Number* out,
@@ -199,6 +208,7 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
                 "a cache of 16-bit numbers takes queries of the same, and one of float none");
   const DecodeLimits& limits = work.limits();
   const float scale = checked_scale(options, kv.key_dim);
+  require(F == limits.format, "format", static_cast<int>(F), "that of the DecodeWork");
   require(kv.kv_heads == limits.kv_heads, "kv_heads", kv.kv_heads, "that of the DecodeWork");
   require(kv.key_dim == limits.dim, "key_dim", kv.key_dim, "the dim of the DecodeWork");
   require(kv.value_dim == limits.dim, "value_dim", kv.value_dim, "the dim of the DecodeWork");

@@ -1,11 +1,11 @@
-// The plan of a decode: which pieces of work there are, and which of them serve several sequences. Made on the host from the
-// block tables, once per step and window; it serves all layers.
+// The plan of a decode: which pieces of work there are, and which of them serve several sequences. Made on the host
+// from the block tables, once per step and window; it serves all layers.
 //
-// A sequence is cut into splits of 512 positions at multiples of 512, whatever else is in the batch, so that its result has
-// the same bits in every batch. An item is one split, for one sequence or for all those that have the same pages there: the
-// rows of a shared prefix are read once for as many query rows as fit an item. (Shared prefixes: Hydragen, 2024; FlashInfer's
-// cascade, 2024. Fixed splits: Flash-Decoding, 2023.) Only whole splits are shared, and only among sequences that may see
-// all of the split.
+// A sequence is cut into splits of 512 positions at multiples of 512, whatever else is in the batch, so that its
+// result has the same bits in every batch. An item is one split, for one sequence or for all those that have the same
+// pages there: the rows of a shared prefix are read once for as many query rows as fit an item. (Shared prefixes:
+// Hydragen, 2024; FlashInfer's cascade, 2024. Fixed splits: Flash-Decoding, 2023.) Only whole splits are shared, and
+// only among sequences that may see all of the split.
 #pragma once
 
 #include <algorithm>
@@ -51,6 +51,18 @@ struct DecodePlan {
   std::vector<DecodeMember> members;
   std::vector<std::int32_t> part_begin;  ///< [size + 1]; parts before sequence b
 };
+
+/// The most parts, and items of one list, that a plan has for so many sequences and positions of all of them together.
+struct DecodeCapacity {
+  Index parts;  ///< and members
+  Index items;
+};
+/// A sequence has at most one split more than it fills, and a split one item for each tile of its query heads.
+[[nodiscard]] constexpr DecodeCapacity decode_capacity(Index sequences, Index positions, Index group,
+                                                       RowTiles tiles) noexcept {
+  const Index parts = positions / split_positions + 2 * sequences;
+  return {parts, parts * ceil_div(group, Index{tiles.narrow})};
+}
 
 namespace detail {
 

@@ -1,16 +1,18 @@
-// DecodeRows: 16 T keys, or values, of one kv head in the registers of a warp, straight from device memory in the order in
-// which multiply_tiles takes its first operand. No shared memory, no barrier, and each byte is read by one thread.
+// DecodeRows: 16 T keys, or values, of one kv head in the registers of a warp, straight from device memory in the
+// order in which multiply_tiles takes its first operand. No shared memory, no barrier, and each byte is read by one
+// thread.
 //
-// A row is cut into chunks of 8 numbers. That works because a product of tiles does not care in which order the numbers that
-// it sums over come, as long as both operands agree, nor which of its rows is which. With lane = 4 g + t:
+// A row is cut into chunks of 8 numbers. That works because a product of tiles does not care in which order the
+// numbers that it sums over come, as long as both operands agree, nor which of its rows is which. With lane = 4 g + t:
 //
-//   keys    tile row r is position r. Lane holds chunks t, t + 4, ... of positions g and g + 8. Product s = 2 j + h of chunk
-//           t + 4 j sums over numbers 4 h .. 4 h + 3 of the chunks of all four t.
-//   values  the operand is transposed: its rows are numbers, its columns positions. Lane holds chunks g, g + 8, ... of positions
-//           2t, 2t + 1, 2t + 8, 2t + 9. Row g of product i of chunks 8 c .. 8 c + 7 is number i of chunk 8 c + g, row g + 8
-//           number i + 4.
+//   keys    tile row r is position r. Lane holds chunks t, t + 4, ... of positions g and g + 8. Product 2 j + h sums
+//           over numbers 4 h .. 4 h + 3 of chunks 4 j + t of all four t.
+//   values  the operand is transposed: its rows are numbers, its columns positions. Lane holds chunks g, g + 8, ... of
+//           positions 2t, 2t + 1, 2t + 8, 2t + 9. In product i of chunks 8 c .. 8 c + 7, row g is number i of chunk
+//           8 c + g, and row g + 8 its number i + 4.
 //
-// Beyond the rows, and beyond the numbers of a row, zeros are held: what is not visible must not be noticed, NaN as it may be.
+// Beyond the rows, and beyond the numbers of a row, zeros are held: what is not visible must not be noticed, NaN as it
+// may be.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +28,8 @@ namespace kvc::inline v0::cuda::detail {
 template <Format F>
 inline constexpr int chunk_words = code_bytes(F) * 2;
 
-/// 8 numbers as they lie in memory. A row begins at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose scale is
-/// between rows): whose rows straddle sectors, so that neighbours want the same ones.
+/// 8 numbers as they lie in memory. A row begins at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose
+/// scale is between rows): whose rows straddle sectors, so that neighbours want the same ones.
 template <Format F>
 struct Chunk {
   std::uint32_t words[chunk_words<F>];
@@ -38,17 +40,19 @@ struct Chunk {
       words[i] = 0;
     }
   }
+  /// Once: no other block wants this row.
+  template <bool Once>
   __device__ __forceinline__ void load(const std::byte* row, int chunk) {
     const std::byte* const p = row + chunk * (8 * code_bytes(F));
     if constexpr (F == Format::int8) {
       words[0] = device::load_shared<std::uint32_t>(p);
       words[1] = device::load_shared<std::uint32_t>(p + 4);
     } else if constexpr (code_bytes(F) == 1) {
-      const uint2 both = device::load_once<uint2>(p);
+      const uint2 both = Once ? device::load_once<uint2>(p) : device::load_shared<uint2>(p);
       words[0] = both.x;
       words[1] = both.y;
     } else {
-      const uint4 all = device::load_once<uint4>(p);
+      const uint4 all = Once ? device::load_once<uint4>(p) : device::load_shared<uint4>(p);
       words[0] = all.x;
       words[1] = all.y;
       words[2] = all.z;
@@ -103,8 +107,8 @@ struct TileRange {
   }
 };
 
-/// The keys of 16 T positions.  D: numbers of a row, rounded up to what is compiled.
-template <Format F, int D, int T>
+/// The keys of 16 T positions.  D: numbers of a row, rounded up to what is compiled.  Once: no other block wants them.
+template <Format F, int D, int T, bool Once>
 struct KeyRows {
   Chunk<F> chunks[T][2][D / 32];
   float scales[T][2];  // int8
@@ -133,7 +137,7 @@ struct KeyRows {
         for (int j = 0; j < D / 32; ++j) {
           const int chunk = lane % 4 + 4 * j;
           if (All || (visible && 8 * chunk < dim)) {
-            chunks[tile][i][j].load(row, chunk);
+            chunks[tile][i][j].template load<Once>(row, chunk);
           } else {
             chunks[tile][i][j].zero();
           }
@@ -147,7 +151,7 @@ struct KeyRows {
 };
 
 /// The values of 16 T positions.
-template <Format F, int D, int T>
+template <Format F, int D, int T, bool Once>
 struct ValueRows {
   static constexpr int groups = (D + 63) / 64;
   Chunk<F> chunks[T][4][groups];
@@ -176,7 +180,7 @@ struct ValueRows {
         for (int c = 0; c < groups; ++c) {
           const int chunk = lane / 4 + 8 * c;
           if (All || (visible && 8 * chunk < dim)) {
-            chunks[tile][i][c].load(row, chunk);
+            chunks[tile][i][c].template load<Once>(row, chunk);
           } else {
             chunks[tile][i][c].zero();
           }

@@ -1,12 +1,12 @@
 // The thin layer between the kernels and the machine: every instruction that C++ cannot name is here, and nowhere else.
 //
-// Compiled by nvcc it is intrinsics and a few lines of PTX. Compiled by a host compiler, with tests/cuda/emulate.hpp included
-// first, the same names run on the CPU, so that the kernels run in tests where there is no GPU. A kernel uses what CUDA C++
-// calls __global__, __shared__, threadIdx, blockIdx, __syncthreads, __syncwarp, __shfl_xor_sync, __shfl_sync and __any_sync,
-// and for the rest the functions below.
+// Compiled by nvcc it is intrinsics and a few lines of PTX. Compiled by a host compiler, with tests/cuda/emulate.hpp
+// included first, the same names run on the CPU, so that the kernels run in tests where there is no GPU. A kernel uses
+// what CUDA C++ calls __global__, __shared__, threadIdx, blockIdx, __syncthreads, __syncwarp, __shfl_xor_sync,
+// __shfl_sync and __any_sync, and for the rest the functions below.
 //
-// Arithmetic whose bits must not depend on which kernel does it is spelled multiply, add, multiply_add: the compiler may not
-// contract those.
+// Arithmetic whose bits must not depend on which kernel does it is spelled multiply, add, multiply_add: the compiler
+// may not contract those.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ namespace kvc::inline v0::cuda::device {
 
 inline constexpr unsigned all_lanes = 0xffffffffU;
 
-// --- scalar arithmetic -----------------------------------------------------------------------------------------------
+// --- scalar arithmetic
 
 [[nodiscard]] __device__ __forceinline__ float from_bits(std::uint32_t bits) { return __uint_as_float(bits); }
 [[nodiscard]] __device__ __forceinline__ std::uint32_t to_bits(float x) { return __float_as_uint(x); }
@@ -39,7 +39,7 @@ inline constexpr unsigned all_lanes = 0xffffffffU;
 /// 2^x: exp2f, 2 units in the last place; 0 for -infinity.
 [[nodiscard]] __device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
 
-// --- pairs of 16-bit numbers in a word, the first in the low half ----------------------------------------------------------
+// --- pairs of 16-bit numbers in a word, the first in the low half
 
 /// Two floats rounded to nearest, ties to even.
 template <Format F>
@@ -109,7 +109,7 @@ template <Format F>
 #endif
 }
 
-// --- numbers of one byte: four of them become two pairs ------------------------------------------------------------------------
+// --- numbers of one byte: four of them become two pairs
 
 /// Four Fp8E4M3 as f16, exactly; NaN stays NaN. The exponent moves by 2^8; 0x7f would become 480, and is made NaN.
 __device__ __forceinline__ void widen_fp8(std::uint32_t codes, std::uint32_t (&pairs)[2]) {
@@ -145,7 +145,7 @@ __device__ __forceinline__ void widen_int8(std::uint32_t codes, std::uint32_t (&
   return code | sign;
 }
 
-// --- memory ----------------------------------------------------------------------------------------------------------------
+// --- memory
 
 /// Reads what is read once: it need not stay in the caches.
 template <class Word>
@@ -166,7 +166,7 @@ template <class Word>
 #endif
 }
 
-// --- the warp together -----------------------------------------------------------------------------------------------------
+// --- the warp together
 // A lane is  4 g + t,  0 <= g < 8, 0 <= t < 4.
 
 /// c += a b  of 16-bit numbers with sums in float, over the warp: mma.m16n8k16.
@@ -199,8 +199,8 @@ __device__ __forceinline__ void multiply_tiles(float (&c)[4], const std::uint32_
 #endif
 }
 
-/// Transposes an 8 x 8 matrix of 16-bit numbers over the warp: a lane brings row g, columns 2t and 2t + 1, and gets column
-/// g, rows 2t and 2t + 1.
+/// Transposes an 8 x 8 matrix of 16-bit numbers over the warp: a lane brings row g, columns 2t and 2t + 1, and gets
+/// column g, rows 2t and 2t + 1.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t transpose(std::uint32_t pair) {
 #if defined(__CUDACC__)
   std::uint32_t out;

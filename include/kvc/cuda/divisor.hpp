@@ -1,8 +1,9 @@
 // Divisor: division by a number that is known only at run time, as one multiplication.
 //
-// With l = ceil(log2 d) and m = floor(2^(31 + l) / d) + 1, floor(n / d) = floor(n * m / 2^(31 + l)) for all n < 2^31: m is
-// above 2^(31 + l) / d by at most 1, which adds at most n / 2^(31 + l) < 2^-l <= 1 / d to n / d. (Granlund and Montgomery,
-// "Division by Invariant Integers using Multiplication", 1994.) A quotient on a GPU costs tens of instructions otherwise.
+// With l = ceil(log2 d) and m = floor(2^(31 + l) / d) + 1, floor(n / d) = floor(n * m / 2^(31 + l)) for all n < 2^31:
+// m is above 2^(31 + l) / d by at most 1, which adds at most n / 2^(31 + l) < 2^-l <= 1 / d to n / d. (Granlund and
+// Montgomery, "Division by Invariant Integers using Multiplication", 1994.) A quotient on a GPU costs tens of
+// instructions otherwise.
 #pragma once
 
 #include <cstdint>

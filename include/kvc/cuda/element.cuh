@@ -1,5 +1,5 @@
-// CUDA's own 16-bit numbers as element types: KvCache<__nv_bfloat16, Policy, Layout, cuda::DeviceSpace> needs no Eigen. Rows
-// have the bytes that those of Eigen::half and Eigen::bfloat16 have.
+// CUDA's own 16-bit numbers as element types: KvCache<__nv_bfloat16, Policy, Layout, cuda::DeviceSpace> needs no
+// Eigen. Rows have the bytes that those of Eigen::half and Eigen::bfloat16 have.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,7 +1,8 @@
 // Format: how the rows of an element type lie in memory, as a value that kernels are templates of.
 //
-// A kernel must not know Eigen, and a cache of Eigen::bfloat16 holds the same bytes as one of __nv_bfloat16. So kernels know
-// formats, and a format is found from what Element<T> says of itself: its name and the size of its storage.
+// A kernel must not know Eigen, and a cache of Eigen::bfloat16 holds the same bytes as one of __nv_bfloat16. So
+// kernels know formats, and a format is found from what Element<T> says of itself: its name and the size of its
+// storage.
 #pragma once
 
 #include <cstdint>

@@ -63,11 +63,30 @@ template <Format F>
   return bytes + (3 << 10) <= most;
 }
 
-template <Format F, int D>
+#if defined(KVC_CUDA_WGMMA)
+inline constexpr bool prefill_by_warpgroups = true;
+#else
+inline constexpr bool prefill_by_warpgroups = false;
+#endif
+
+/// Whether the code of a kernel that the device runs was made for sm_90a, rather than translated from that for an earlier one.
+template <class Kernel>
+[[nodiscard]] bool is_for_hopper(Kernel kernel) {
+  cudaFuncAttributes attributes{};
+  KVC_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+  return attributes.ptxVersion == 90 && attributes.binaryVersion == 90;
+}
+
+template <Format F, int D, bool Warpgroups = false>
 void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, cudaStream_t stream) {
-  using Shape = PrefillShape<D>;
-  KVC_CUDA(
-      cudaFuncSetAttribute(prefill_kernel<F, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
+  if constexpr (prefill_by_warpgroups && !Warpgroups) {
+    if (is_for_hopper(prefill_kernel<F, D, true>)) {
+      return launch_prefill<F, D, true>(a, bounds, stream);
+    }
+  }
+  using Shape = PrefillShape<D, Warpgroups>;
+  constexpr auto kernel = prefill_kernel<F, D, Warpgroups>;
+  KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
   const Index slots = prefill_slots(a.tiles, bounds.sequences, bounds.queries);
   require(slots <= max_pos, "tiles of queries", slots, "at most 2^31 - 1: fewer rows or sequences");
   const dim3 grid(static_cast<unsigned>(slots), static_cast<unsigned>(a.kv.kv_heads * a.tiles.head_tiles));

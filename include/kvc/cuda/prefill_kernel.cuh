@@ -355,7 +355,6 @@ __global__ void __launch_bounds__(detail::PrefillShape<D, Warpgroups>::threads,
                                                        [&](int r) { return of.v[r]; });
     device::commit_copies();
   };
-
   const auto wait_copies = [] {
     device::wait_copies<0>();
     if constexpr (Warpgroups) {

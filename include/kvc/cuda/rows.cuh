@@ -1,7 +1,7 @@
 // gather and scatter: rows of a layer as they are stored, to and from arrays: to move a sequence to the host and back.
 //
-// The arrays may be device memory or a PinnedBuffer, which kernels write to and read from directly. Which rows: those of the
-// queries of a batch. For whole sequences give make_tables their lengths as queries.
+// The arrays may be device memory or a PinnedBuffer, which kernels write to and read from directly. Which rows: those
+// of the queries of a batch. For whole sequences give make_tables their lengths as queries.
 #pragma once
 
 #include <cstddef>

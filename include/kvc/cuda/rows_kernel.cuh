@@ -45,8 +45,8 @@ struct RowsArguments {
   bool gather;  ///< from the pool to the arrays; otherwise the other way
 };
 
-/// A warp takes the key and the value of one row and head. Unit: uint4 where rows are multiples of 16 bytes, std::uint32_t where
-/// they are of 4.
+/// A warp takes the key and the value of one row and head. Unit: uint4 where rows are multiples of 16 bytes,
+/// std::uint32_t where they are of 4.
 template <Format F, class Unit>
 __global__ void __launch_bounds__(detail::rows_threads) rows_kernel(const __grid_constant__ RowsArguments<F> a) {
   const int lane = static_cast<int>(threadIdx.x % 32U), heads = a.kv.kv_heads;

@@ -1,11 +1,12 @@
-// DeviceSpace: pools in the memory of a GPU. KvCache<T, Policy, Layout, cuda::DeviceSpace> is a cache there, with any policy.
+// DeviceSpace: pools in the memory of a GPU. KvCache<T, Policy, Layout, cuda::DeviceSpace> is a cache there, with any
+// policy.
 //
 // Everything happens in the order of one stream. Memory is allocated once, when the cache is constructed, and keeps its
 // address: nothing is allocated in a step.
 //
-// Copies that a policy asks for (copy-on-write, moves) are collected and launched together, before the next thing that needs
-// them: `cuda::view` and `cuda::Batch::upload` call `flush()`. Who passes `cache.data()` to kernels of their own calls
-// `cache.space().flush()` first. A copy that touches what one in waiting writes or reads is launched after it.
+// Copies that a policy asks for (copy-on-write, moves) are collected and launched together, before the next thing that
+// needs them: `cuda::view` and `cuda::Batch::upload` call `flush()`. Who passes `cache.data()` to kernels of their own
+// calls `cache.space().flush()` first. A copy that touches what one in waiting writes or reads is launched after it.
 //
 // Errors: cuda::OutOfMemory (a std::bad_alloc) if there is not so much memory, cuda::Error if a call of CUDA fails.
 #pragma once
@@ -54,7 +55,8 @@ class DeviceSpace {
     }
     copies_.push(copy);
   }
-  /// Launches the copies in waiting: one launch for each 384 of them, two of which are the keys and values of one sequence.
+  /// Launches the copies in waiting: one launch for each 384 of them, two of which are the keys and values of one
+  /// sequence.
   void flush() {
     const std::vector<GridCopy>& all = copies_.waiting();
     for (std::size_t first = 0; first < all.size(); first += copy_jobs_most) {

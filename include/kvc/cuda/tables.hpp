@@ -42,8 +42,8 @@ struct BatchTables {
   return {std::max(index.block_tokens, Pos{1}), index.q_indptr, index.kv_indptr, index.kv_indices, {}, index.seq_lens};
 }
 
-/// The tables of `sequences`, each with `queries[i]` rows of queries. Blocks are pages where the policy has block tables; a
-/// sequence is one page where all sequences are one run; anywhere else a position is. O(pages of the batch).
+/// The tables of `sequences`, each with `queries[i]` rows of queries. Blocks are pages where the policy has block
+/// tables; a sequence is one page where all sequences are one run; anywhere else a position is. O(pages of the batch).
 /// Throws std::invalid_argument if a handle is stale, the sizes differ, or a total exceeds 32 bits.
 template <Policy P>
 [[nodiscard]] BatchTables make_tables(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {

@@ -1,9 +1,9 @@
 // Upload: host data to device memory at a fixed address, step after step, without waiting for the device.
 //
-// What the host writes goes through one of two pinned buffers in turn. A buffer is written again only when the copy that
-// read it has ended: the host waits if it is more than one upload ahead of the device. On the device the copy is ordered by
-// the stream, so kernels launched before it still read what was there before, and those launched after it read the new.
-// Memory is allocated at construction and never later.
+// What the host writes goes through one of two pinned buffers in turn. A buffer is written again only when the copy
+// that read it has ended: the host waits if it is more than one upload ahead of the device. On the device the copy is
+// ordered by the stream, so kernels launched before it still read what was there before, and those launched after it
+// read the new. Memory is allocated at construction and never later.
 //
 // Also PinnedBuffer, host memory that the device reads and writes at its own address.
 #pragma once
@@ -67,8 +67,8 @@ class Upload {
   /// Where it arrives. The same for the life of the object.
   [[nodiscard]] std::byte* device() const noexcept { return device_.data(); }
 
-  /// The buffer to fill, of the size given at construction: what it holds is of some earlier upload. Waits until the device
-  /// has read that. Must not be called while `stream` is being captured.
+  /// The buffer to fill, of the size given at construction: what it holds is of some earlier upload. Waits until the
+  /// device has read that. Must not be called while `stream` is being captured.
   [[nodiscard]] std::byte* begin(cudaStream_t stream) {
     detail::require_no_capture(stream, "an upload");
     Staging& next = staging_[turn_];

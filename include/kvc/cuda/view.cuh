@@ -1,10 +1,11 @@
 // What kernels read: one layer of a cache (LayerView), and the block tables of a batch (BatchView).
 //
-// Both are plain values that go to a kernel as arguments and hold addresses in device memory. A LayerView is valid as long
-// as its cache lives: the pool never moves. A BatchView is valid as long as its cuda::Batch lives; what its arrays hold
-// changes with every upload, in the order of the stream. Both may therefore be captured in a CUDA graph.
+// Both are plain values that go to a kernel as arguments and hold addresses in device memory. A LayerView is valid as
+// long as its cache lives: the pool never moves. A BatchView is valid as long as its cuda::Batch lives; what its
+// arrays hold changes with every upload, in the order of the stream. Both may therefore be captured in a CUDA graph.
 //
-// Row (block, head, slot) of a layer begins at   pool + base + block * block_stride + head * head_stride + slot * slot_stride.
+// Row (block, head, slot) of a layer begins at   pool + base + block * block_stride + head * head_stride + slot *
+// slot_stride.
 //
 // Needs no CUDA header: the arithmetic is the same on the host, and is tested there.
 #pragma once
@@ -111,8 +112,8 @@ template <ElementType T, Layout L>
           static_cast<std::int32_t>(shape.value_dim)};
 }
 
-/// One layer of a cache in device memory. Copies that the cache has asked for and that were not launched yet are launched:
-/// see DeviceSpace. Throws std::invalid_argument if there is no such layer.
+/// One layer of a cache in device memory. Copies that the cache has asked for and that were not launched yet are
+/// launched: see DeviceSpace. Throws std::invalid_argument if there is no such layer.
 template <ElementType T, Policy P, Layout L, Space S>
 [[nodiscard]] LayerView<format_of<T>> view(KvCache<T, P, L, S>& cache, Index layer) {
   static_assert(

@@ -190,7 +190,8 @@ KVC_ALWAYS_INLINE F32x16 keep(std::uint32_t bits, const F32x16& x, float other) 
     for (int l = 0; l < part_lanes; ++l) {
       of_lane[l] = 1U << (i * part_lanes + l);
     }
-    result.part[i] = (bits & of_lane) != 0U ? x.part[i] : other - Part{};
+    const Part kept = x.part[i], instead = other - Part{};  // named: nvcc cannot tell the type of the choice otherwise
+    result.part[i] = (bits & of_lane) != 0U ? kept : instead;
   });
   return result;
 #endif

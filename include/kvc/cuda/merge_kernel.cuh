@@ -1,0 +1,94 @@
+// merge_kernel: the states that decode_kernel leaves for the splits of a sequence become its output.
+//
+// With m = max m[i] over the parts i:  output = sum 2^(m[i] - m) o[i] / sum 2^(m[i] - m) l[i], see
+// attention/state.hpp. Every fourth part goes to a warp, in ascending order, and then the four warps are added: so the
+// order follows from the number of parts of the sequence alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/cuda/decode_kernel.cuh"
+#include "kvc/cuda/device.cuh"
+
+namespace kvc::inline v0::cuda {
+
+/// Sequences of several parts, and of none: one block for each sequence and query head, a thread for every four
+/// numbers of every fourth part. gridDim.x >= batch, gridDim.y == query_heads.
+template <Format F, Format Q>
+__global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __grid_constant__ DecodeArguments<F> a) {
+  constexpr int warps = detail::decode_warps, most_dim = 256;
+  __shared__ float largest[warps];
+  __shared__ float sums[warps];
+  alignas(16) __shared__ float outputs[warps * most_dim];
+  const int sequence = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), dim = a.kv.value_dim;
+  const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
+  if (sequence >= a.batch.header->size) {
+    return;
+  }
+  const std::int32_t begin = a.plan.part_begin[sequence], end = a.plan.part_begin[sequence + 1];
+  if (end - begin == 1) {
+    return;  // it went to the output at once
+  }
+  const auto row = [&](std::int32_t part) { return Index{part} * a.query_heads + head; };
+
+  float m = detail::minus_infinity;
+  for (std::int32_t part = begin + static_cast<std::int32_t>(threadIdx.x); part < end; part += detail::decode_threads) {
+    m = device::maximum(m, a.part_sums[2 * row(part)]);
+  }
+  for (int distance = 1; distance < 32; distance *= 2) {
+    m = device::maximum(m, __shfl_xor_sync(device::all_lanes, m, distance));
+  }
+  if (lane == 0) {
+    largest[warp] = m;
+  }
+  __syncthreads();
+  for (int w = 0; w < warps; ++w) {
+    m = device::maximum(m, largest[w]);
+  }
+  const float reference = detail::reference_of(m);
+
+  float l = 0.0F;
+  float o[2][4] = {};
+#pragma unroll 4
+  for (std::int32_t part = begin + warp; part < end; part += warps) {
+    const float2 of = *reinterpret_cast<const float2*>(a.part_sums + 2 * row(part));
+    const float weight = device::power_of_two(device::add(of.x, -reference));
+    l = device::multiply_add(of.y, weight, l);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (128 * i + 4 * lane < dim) {
+        const float4 from = *reinterpret_cast<const float4*>(a.parts + row(part) * dim + 128 * i + 4 * lane);
+        o[i][0] = device::multiply_add(from.x, weight, o[i][0]);
+        o[i][1] = device::multiply_add(from.y, weight, o[i][1]);
+        o[i][2] = device::multiply_add(from.z, weight, o[i][2]);
+        o[i][3] = device::multiply_add(from.w, weight, o[i][3]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    *reinterpret_cast<float4*>(outputs + warp * most_dim + 128 * i + 4 * lane) = {o[i][0], o[i][1], o[i][2], o[i][3]};
+  }
+  if (lane == 0) {
+    sums[warp] = l;
+  }
+  __syncthreads();
+  l = 0.0F;
+  for (int w = 0; w < warps; ++w) {
+    l = device::add(l, sums[w]);
+  }
+  for (int d = 2 * static_cast<int>(threadIdx.x); d < dim; d += 2 * detail::decode_threads) {
+    float low = 0.0F, high = 0.0F;
+    for (int w = 0; w < warps; ++w) {
+      low = device::add(low, outputs[w * most_dim + d]);
+      high = device::add(high, outputs[w * most_dim + d + 1]);
+    }
+    low = l == 0.0F ? 0.0F : device::divide(low, l);
+    high = l == 0.0F ? 0.0F : device::divide(high, l);
+    const Index at = (Index{sequence} * a.query_heads + head) * dim + d;
+    *reinterpret_cast<std::uint32_t*>(a.out + 2 * at) = device::pack<Q>(low, high);
+  }
+}
+
+}  // namespace kvc::inline v0::cuda
