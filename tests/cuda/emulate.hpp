@@ -1,9 +1,9 @@
 // Runs kernels of kvc/cuda on the CPU, where there is neither a GPU nor nvcc: include this before any .cuh.
 //
-// Every thread of a block is a fiber; a barrier, a shuffle or a product of tiles lets the next one run until all that
-// take part have arrived. Blocks run one after the other. What it can show: wrong indices, sums, masks, missing cases,
-// barriers in divergent code (it reports a deadlock), reads beyond an array (under AddressSanitizer). What it cannot
-// show: races between threads without a barrier between them, as fibers take turns only at those points; use
+// Every thread of a block is a fiber; a shuffle or a product of tiles lets the next one of the warp run until all that take
+// part have arrived. Blocks run one after the other, and between barriers so do the warps of a block, either end first. What it
+// can show: wrong indices, sums, masks, missing cases, barriers in divergent code (it reports a deadlock), many a barrier that
+// is missing between warps, reads beyond an array (under AddressSanitizer). What it cannot show: every race; use
 // compute-sanitizer for them.
 //
 // A kernel's __shared__ arrays are static here, and hold what the last block left, as they may on a GPU.
@@ -65,6 +65,7 @@ namespace kvc_emulation {
 class Block {
  public:
   static constexpr std::size_t stack_bytes = std::size_t{256} << 10;
+  static inline bool last_warp_first = false;  ///< of those that may run
 
   Block(dim3 grid, dim3 at, unsigned threads) : grid_(grid), at_(at), fibers_(threads) {
     for (unsigned i = 0; i < threads; ++i) {
@@ -86,15 +87,21 @@ class Block {
       makecontext(&fiber.context, &Block::enter, 0);
     }
     for (std::size_t done = 0; done < fibers_.size();) {
+      // A warp runs as far as it can before the next one does, so that a barrier that is missing between them shows.
       bool moved = false;
-      done = 0;
-      for (Fiber& fiber : fibers_) {
-        if (!fiber.done && ready(fiber)) {
-          moved = true;
-          resume(fiber);
+      for (std::size_t i = 0; i < fibers_.size(); i += 32) {
+        const std::size_t first = last_warp_first ? (fibers_.size() - 1 - i) / 32 * 32 : i;
+        for (bool more = true; more;) {
+          more = false;
+          for (std::size_t f = first; f < std::min(first + 32, fibers_.size()); ++f) {
+            if (!fibers_[f].done && ready(fibers_[f])) {
+              more = moved = true;
+              resume(fibers_[f]);
+            }
+          }
         }
-        done += fiber.done ? 1 : 0;
       }
+      done = static_cast<std::size_t>(std::count_if(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.done; }));
       if (error_) {
         std::rethrow_exception(error_);  // the other fibers are left where they are
       }

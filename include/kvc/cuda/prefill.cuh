@@ -1,0 +1,203 @@
+// Attention of many query rows of each sequence of a batch over its keys and values, on a GPU: prompts, chunks of prompts
+// after a cached prefix, and the rows of speculative decoding, side by side.
+//
+//   auto layer = cuda::view(cache, l);
+//   cuda::write(layer, batch, k, v, stream);
+//   cuda::prefill(layer, batch, query_heads, q, out, options, stream);
+//
+// Caches of f16 and bf16 go through tensor cores (prefill_kernel.cuh), all others through a plain kernel (prefill_plain.cuh)
+// that is many times slower. In both, a row has the same bits in every batch and chunk, whatever policy, layout and block
+// size its keys lie in. They are not those of the CPU, nor those of cuda::decode: sums go in another order, and on tensor cores
+// weights are rounded to 16 bits.
+//
+// On Hopper, products of warpgroups (prefill_wgmma.cuh) could take the place of those of warps. They have never run on a GPU and
+// are off; define KVC_CUDA_WGMMA, in every file that includes this, to have them where they are compiled for sm_90a and the
+// device is one.
+//
+// Nothing is allocated and nothing is waited for. A call may be captured in a graph: how many sequences and rows there are, it
+// reads on the device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/cuda/batch.cuh"
+#include "kvc/cuda/check.cuh"
+#include "kvc/cuda/element.cuh"
+#include "kvc/cuda/options.hpp"
+#include "kvc/cuda/prefill_kernel.cuh"
+#include "kvc/cuda/prefill_plain.cuh"
+
+namespace kvc::inline v0::cuda {
+
+/// What the batch of a call has at most, where that is less than the limits of the Batch: fewer blocks of threads are launched
+/// that find no work. Rows of a batch beyond it would be left as they are.
+struct PrefillBounds {
+  Index sequences;
+  Index queries;
+};
+
+namespace detail {
+
+/// Numbers of a head that the fast kernel is compiled for, from the numbers that there are.
+[[nodiscard]] constexpr int prefill_dim(int dim) noexcept { return (dim + 63) / 64 * 64; }
+
+/// Whether rows can be copied by 16 bytes.
+template <Format F>
+[[nodiscard]] bool has_whole_chunks(const LayerView<F>& kv) noexcept {
+  const auto whole = [](const RowStrides& s) {
+    return s.base % 16 == 0 && s.block % 16 == 0 && s.head % 16 == 0 && s.slot % 16 == 0;
+  };
+  return kv.key_dim % 8 == 0 && kv.value_dim % 8 == 0 && whole(kv.k) && whole(kv.v) &&
+         reinterpret_cast<std::uintptr_t>(kv.pool) % 16 == 0;
+}
+
+/// Whether the device has shared memory for a block that asks for so much; what the kernel declares comes on top of it.
+[[nodiscard]] inline bool has_shared_memory(int bytes) {
+  int device = 0, most = 0;
+  KVC_CUDA(cudaGetDevice(&device));
+  KVC_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes + (3 << 10) <= most;
+}
+
+#if defined(KVC_CUDA_WGMMA)
+inline constexpr bool prefill_by_warpgroups = true;
+#else
+inline constexpr bool prefill_by_warpgroups = false;
+#endif
+
+/// Whether the code of a kernel that the device runs was made for sm_90a, rather than translated from that for an earlier one.
+template <class Kernel>
+[[nodiscard]] bool is_for_hopper(Kernel kernel) {
+  cudaFuncAttributes attributes{};
+  KVC_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+  return attributes.ptxVersion == 90 && attributes.binaryVersion == 90;
+}
+
+template <Format F, int D, bool Warpgroups = false>
+void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, cudaStream_t stream) {
+  if constexpr (prefill_by_warpgroups && !Warpgroups) {
+    if (is_for_hopper(prefill_kernel<F, D, true>)) {
+      return launch_prefill<F, D, true>(a, bounds, stream);
+    }
+  }
+  using Shape = PrefillShape<D, Warpgroups>;
+  constexpr auto kernel = prefill_kernel<F, D, Warpgroups>;
+  KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
+  const Index slots = prefill_slots(a.tiles, bounds.sequences, bounds.queries);
+  require(slots <= max_pos, "tiles of queries", slots, "at most 2^31 - 1: fewer rows or sequences");
+  const dim3 grid(static_cast<unsigned>(slots), static_cast<unsigned>(a.kv.kv_heads * a.tiles.head_tiles));
+  kernel<<<grid, Shape::threads, Shape::shared_bytes, stream>>>(a);
+  check_launch("prefill_kernel");
+}
+
+template <Format F, Format Q>
+void launch_plain_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(bounds.queries),
+                  static_cast<unsigned>((a.query_heads + plain_warps - 1) / plain_warps));
+  const auto bytes = static_cast<std::size_t>(plain_shared_bytes(a.kv.key_dim, a.kv.value_dim));
+  plain_prefill_kernel<F, Q><<<grid, plain_threads, bytes, stream>>>(a);
+  check_launch("plain_prefill_kernel");
+}
+
+/// The arguments of a call, checked.
+template <Format F>
+[[nodiscard]] PrefillArguments<F> prefill_arguments(const LayerView<F>& kv, const Batch& batch, Index query_heads,
+                                                    const void* q, void* out, const AttentionOptions& options) {
+  const float scale = checked_scale(options, kv.key_dim);
+  require(query_heads >= 1 && query_heads <= 65535 && query_heads % kv.kv_heads == 0, "query_heads", query_heads,
+          "a positive multiple of kv_heads, up to 65535");
+  require(kv.key_dim >= 1 && kv.value_dim >= 1 && plain_shared_bytes(kv.key_dim, kv.value_dim) <= 48 << 10,
+          "key_dim + value_dim", Index{kv.key_dim} + kv.value_dim, "at most 3072, and each at least 1");
+  for (const void* p : {q, static_cast<const void*>(out)}) {
+    const auto address = reinterpret_cast<std::uintptr_t>(p);
+    require(address % 16 == 0, p == q ? "q" : "out", address, "an address that is a multiple of 16");
+  }
+  const auto group = static_cast<std::int32_t>(query_heads / kv.kv_heads);
+  return {kv,
+          batch.view(),
+          make_prefill_tiles(group),
+          static_cast<const std::byte*>(q),
+          static_cast<std::byte*>(out),
+          static_cast<std::int32_t>(query_heads),
+          group,
+          scale,
+          options.softcap,
+          options.window,
+          options.causal};
+}
+[[nodiscard]] inline PrefillBounds checked_bounds(const Batch& batch, const std::optional<PrefillBounds>& bounds) {
+  const BatchLimits& limits = batch.limits();
+  if (!bounds) {
+    return {limits.sequences, limits.queries};
+  }
+  require_between(bounds->sequences, Index{0}, limits.sequences, "bounds.sequences");
+  require_between(bounds->queries, Index{0}, limits.queries, "bounds.queries");
+  return *bounds;
+}
+
+}  // namespace detail
+
+/// As prefill, always by the plain kernel. What the fast one is tested against.
+template <class Number, Format F>
+void plain_prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, const Number* q, Number* out,
+                   const AttentionOptions& options, cudaStream_t stream, std::optional<PrefillBounds> bounds = {}) {
+  const PrefillBounds most = detail::checked_bounds(batch, bounds);
+  const PrefillArguments<F> a = detail::prefill_arguments(kv, batch, query_heads, q, out, options);
+  if (most.queries > 0) {
+    detail::launch_plain_prefill<F, format_of<Number>>(a, most, stream);
+  }
+}
+
+/// out[i] = attention of query row i over the keys that it may see; 0 if it sees none. The rows of a sequence are those of its
+/// last positions, in order: of the batch's sequence b rows q_indptr[b] .. q_indptr[b + 1] - 1.
+///
+///   kv     one layer of a cache, with the keys and values of all positions of the batch, those of the rows included
+///   q      [queries, query_heads * key_dim]; row-major, in device memory, at a multiple of 16 bytes
+///   out    [queries, query_heads * value_dim]; the same; must not overlap q
+///   Number float, __half or __nv_bfloat16
+///
+/// Query head h reads kv head h / (query_heads / kv_heads). A key that a row may not see has no influence on it, not even if it
+/// is NaN. O(sum over rows of keys that they see * query_heads * (key_dim + value_dim)); tiles that no row of a tile sees are not
+/// read. The fast kernel takes a cache of the format of Number, f16 or bf16, dims that are multiples of 8 up to 256 (computed
+/// as 64, 128, 192 or 256), and a positive scale; beyond dim 192 a device with 131 KiB of shared memory for a block.
+///
+/// Throws std::invalid_argument if extents, options, bounds or alignment do not fit, Error if a launch fails.
+template <class Number, Format F>
+void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, const Number* q, Number* out,
+             const AttentionOptions& options, cudaStream_t stream, std::optional<PrefillBounds> bounds = {}) {
+  constexpr Format Q = format_of<Number>;
+  static_assert(Q == Format::f32 || Q == Format::f16 || Q == Format::bf16,
+                "queries are float, __half or __nv_bfloat16");
+  const PrefillBounds most = detail::checked_bounds(batch, bounds);
+  const PrefillArguments<F> a = detail::prefill_arguments(kv, batch, query_heads, q, out, options);
+  if (most.queries == 0) {
+    return;
+  }
+  if constexpr (F == Q && code_bytes(F) == 2) {
+    const int dim = detail::prefill_dim(kv.key_dim > kv.value_dim ? kv.key_dim : kv.value_dim);
+    if (detail::has_whole_chunks(kv) && a.scale > 0) {
+      switch (dim) {
+        case 64:
+          return detail::launch_prefill<F, 64>(a, most, stream);
+        case 128:
+          return detail::launch_prefill<F, 128>(a, most, stream);
+        case 192:
+          return detail::launch_prefill<F, 192>(a, most, stream);
+        case 256:
+          if (detail::has_shared_memory(detail::PrefillShape<256, false>::shared_bytes)) {
+            return detail::launch_prefill<F, 256>(a, most, stream);
+          }
+          break;
+        default:
+          break;
+      }
+    }
+  }
+  detail::launch_plain_prefill<F, Q>(a, most, stream);
+}
+
+}  // namespace kvc::inline v0::cuda

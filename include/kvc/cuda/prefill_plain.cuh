@@ -1,0 +1,154 @@
+// Prefill written plainly: what the fast kernel is tested against on a device, and what runs where it does not apply, which is
+// for caches of float, Fp8E4M3 and Int8, and for extents that are not multiples of 8.
+//
+// A warp takes one row of queries of one head. Of each 32 keys a lane scores one; then the lanes share out the numbers of the
+// output. Any extents, all formats; sums in float.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/core/types.hpp"
+#include "kvc/cuda/device.cuh"
+#include "kvc/cuda/format.hpp"
+#include "kvc/cuda/prefill_ptx.cuh"
+#include "kvc/cuda/prefill_tile.cuh"
+
+namespace kvc::inline v0::cuda {
+
+namespace detail {
+
+inline constexpr int plain_warps = 4;
+inline constexpr int plain_threads = 32 * plain_warps;
+
+/// Shared memory of a block: for each warp its query row and its output.
+[[nodiscard]] constexpr Index plain_shared_bytes(Index key_dim, Index value_dim) noexcept {
+  return plain_warps * (key_dim + value_dim) * static_cast<Index>(sizeof(float));
+}
+
+/// Number d of a row, without its scale.
+template <Format F>
+[[nodiscard]] __device__ __forceinline__ float number_of(const std::byte* row, Index d) {
+  if constexpr (F == Format::f32) {
+    return device::load_shared<float>(row + 4 * d);
+  } else if constexpr (code_bytes(F) == 2) {
+    return device::low_of<F>(device::load_shared<std::uint16_t>(row + 2 * d));
+  } else {
+    const std::uint32_t code = device::load_shared<std::uint8_t>(row + d);
+    std::uint32_t pairs[2];
+    if constexpr (F == Format::fp8_e4m3) {
+      device::widen_fp8(code, pairs);
+    } else {
+      device::widen_int8(code, pairs);
+    }
+    return device::low_of<Format::f16>(pairs[0]);
+  }
+}
+/// What all numbers of a row are to be multiplied with.
+template <Format F>
+[[nodiscard]] __device__ __forceinline__ float scale_of(const std::byte* row, int dim) {
+  return F == Format::int8 ? device::load_shared<float>(row + scale_offset(dim)) : 1.0F;
+}
+template <Format F>
+__device__ __forceinline__ void store_number(std::byte* row, Index d, float x) {
+  if constexpr (F == Format::f32) {
+    reinterpret_cast<float*>(row)[d] = x;
+  } else {
+    reinterpret_cast<std::uint16_t*>(row)[d] = static_cast<std::uint16_t>(device::pack<F>(x, 0.0F) & 0xffffU);
+  }
+}
+
+[[nodiscard]] __device__ __forceinline__ float largest_of_warp(float x) {
+  for (int distance = 16; distance > 0; distance /= 2) {
+    x = device::maximum(x, __shfl_xor_sync(device::all_lanes, x, distance));
+  }
+  return x;
+}
+[[nodiscard]] __device__ __forceinline__ float sum_of_warp(float x) {
+  for (int distance = 16; distance > 0; distance /= 2) {
+    x = device::add(x, __shfl_xor_sync(device::all_lanes, x, distance));
+  }
+  return x;
+}
+
+}  // namespace detail
+
+/// gridDim.x >= rows of queries, gridDim.y * 4 >= query_heads; plain_threads and plain_shared_bytes.
+///
+///   F  format of the cache    Q  of queries and output: f32, f16 or bf16
+template <Format F, Format Q>
+__global__ void __launch_bounds__(detail::plain_threads)
+    plain_prefill_kernel(const __grid_constant__ PrefillArguments<F> a) {
+  __shared__ std::int32_t sequence;
+  const auto row = static_cast<std::int32_t>(blockIdx.x);
+  const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
+  const int key_dim = a.kv.key_dim, value_dim = a.kv.value_dim;
+  if (row >= a.batch.header->queries) {
+    return;
+  }
+  for (auto b = static_cast<std::int32_t>(threadIdx.x); b < a.batch.header->size; b += detail::plain_threads) {
+    if (a.batch.q_indptr[b] <= row && row < a.batch.q_indptr[b + 1]) {
+      sequence = b;  // of one thread
+    }
+  }
+  __syncthreads();
+  const int head = static_cast<int>(blockIdx.y) * detail::plain_warps + warp;
+  if (head >= a.query_heads) {
+    return;
+  }
+  const int kv_head = head / a.group;
+  const Pos length = a.batch.seq_lens[sequence];
+  const Pos position = length - (a.batch.q_indptr[sequence + 1] - row);
+  const auto [first, last] = detail::visible_keys(position, length, a.causal, a.window);
+
+  float* const q = reinterpret_cast<float*>(device::dynamic_shared()) + warp * (key_dim + value_dim);
+  float* const o = q + key_dim;
+  for (int d = lane; d < key_dim; d += 32) {
+    q[d] = detail::number_of<Q>(a.q, (Index{row} * a.query_heads + head) * key_dim + d);
+  }
+  for (int d = lane; d < value_dim; d += 32) {
+    o[d] = 0.0F;
+  }
+  __syncwarp();
+
+  float m = device::minus_infinity;  // largest score so far
+  float l = 0.0F;                    // sum of exp(s - m)
+  for (Pos base = first; base < last; base += 32) {
+    const bool visible = lane < last - base;
+    float s = device::minus_infinity;
+    Index v_offset = 0;
+    if (visible) {
+      const Place place = a.batch.place(sequence, base + lane);
+      const std::byte* const k = a.kv.k_row(place.block, kv_head, place.slot);
+      v_offset = a.kv.v.offset(place.block, kv_head, place.slot);
+      s = 0.0F;
+      for (int d = 0; d < key_dim; ++d) {
+        s += q[d] * detail::number_of<F>(k, d);
+      }
+      s *= a.scale * detail::scale_of<F>(k, key_dim);
+      s = a.softcap > 0 ? a.softcap * tanhf(s / a.softcap) : s;
+    }
+    const float largest = device::maximum(m, detail::largest_of_warp(s));
+    const float reference = largest == device::minus_infinity ? 0.0F : largest;
+    const float shrink = expf(m - reference);
+    const float weight = expf(s - reference);
+    m = largest;
+    l = l * shrink + detail::sum_of_warp(weight);
+    for (int d = lane; d < value_dim; d += 32) {
+      o[d] *= shrink;
+    }
+    for (int i = 0; i < 32 && i < last - base; ++i) {
+      const std::byte* const v = a.kv.pool + __shfl_sync(device::all_lanes, v_offset, i);
+      const float w = __shfl_sync(device::all_lanes, weight, i) * detail::scale_of<F>(v, value_dim);
+      for (int d = lane; d < value_dim; d += 32) {
+        o[d] += w * detail::number_of<F>(v, d);
+      }
+    }
+  }
+  for (int d = lane; d < value_dim; d += 32) {
+    detail::store_number<Q>(a.out, (Index{row} * a.query_heads + head) * value_dim + d, l == 0.0F ? 0.0F : o[d] / l);
+  }
+}
+
+}  // namespace kvc::inline v0::cuda

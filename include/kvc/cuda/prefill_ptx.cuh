@@ -1,0 +1,123 @@
+// What prefill needs of the machine beyond device.cuh: shared memory by address, asynchronous copies to it, and loads of 8 x 8
+// matrices from it. Under emulation (tests/cuda/emulate_tiles.hpp) the same names run on the CPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "kvc/cuda/device.cuh"
+
+namespace kvc::inline v0::cuda::device {
+
+inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+// --- shared memory ---------------------------------------------------------------------------------------------------------
+
+/// The shared memory that a launch asks for beyond what the kernel declares, at a multiple of 128 bytes.
+[[nodiscard]] __device__ __forceinline__ std::byte* dynamic_shared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(128) std::byte kvc_dynamic_shared[];
+  return kvc_dynamic_shared;
+#else
+  return kvc_emulation::dynamic_shared();
+#endif
+}
+
+/// An address in shared memory, in bytes.
+#if defined(__CUDACC__)
+using SharedAddress = std::uint32_t;
+#else
+using SharedAddress = std::uintptr_t;
+#endif
+[[nodiscard]] __device__ __forceinline__ SharedAddress shared_address(const void* p) {
+#if defined(__CUDACC__)
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(p));
+#else
+  return reinterpret_cast<SharedAddress>(p);
+#endif
+}
+
+// --- asynchronous copies from device memory to shared memory ---------------------------------------------------------------
+
+/// Begins to copy 16 bytes; or to write zeros, reading nothing, if they are not `there`. Both addresses are multiples of 16, and
+/// `from` is a valid one in either case. Of the cache in front of device memory only the second level is used.
+__device__ __forceinline__ void copy_async(SharedAddress to, const std::byte* from, bool there) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+               :
+               : "r"(to), "l"(__cvta_generic_to_global(from)), "r"(there ? 16 : 0)
+               : "memory");
+#else
+  kvc_emulation::copy_async(to, from, there);
+#endif
+}
+/// Closes a group: the copies of this thread since the last one.
+__device__ __forceinline__ void commit_copies() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  kvc_emulation::commit_copies();
+#endif
+}
+/// Waits until no more than the last `Pending` groups of this thread are under way. Other threads see what it has copied after
+/// a barrier.
+template <int Pending>
+__device__ __forceinline__ void wait_copies() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+#else
+  kvc_emulation::wait_copies(Pending);
+#endif
+}
+
+// --- 8 x 8 matrices of 16-bit numbers, to the whole warp -------------------------------------------------------------------
+
+/// Four matrices: lane 8 i + r brings the address of row r of matrix i, 16 bytes at a multiple of 16. Lane 4 g + t gets row g,
+/// columns 2t and 2t + 1, of matrix i in out[i]. (ldmatrix.x4)
+__device__ __forceinline__ void load_matrices(SharedAddress row, std::uint32_t (&out)[4]) {
+#if defined(__CUDACC__)
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row)
+               : "memory");
+#else
+  kvc_emulation::load_matrices(row, out, false);
+#endif
+}
+/// The same of the transposed matrices: lane 4 g + t gets column g, rows 2t and 2t + 1. (ldmatrix.x4.trans)
+__device__ __forceinline__ void load_transposed(SharedAddress row, std::uint32_t (&out)[4]) {
+#if defined(__CUDACC__)
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row)
+               : "memory");
+#else
+  kvc_emulation::load_matrices(row, out, true);
+#endif
+}
+
+// --- scalar functions of one instruction -------------------------------------------------------------------------------------
+
+/// 2^x within 2 units in the last place; what would be subnormal is 0. 1 for 0, 0 for -infinity.
+[[nodiscard]] __device__ __forceinline__ float fast_power_of_two(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+/// 1 / x within 1 unit in the last place; 0 for infinity.
+[[nodiscard]] __device__ __forceinline__ float fast_reciprocal(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0F / x;
+#endif
+}
+
+}  // namespace kvc::inline v0::cuda::device

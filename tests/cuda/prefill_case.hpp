@@ -1,0 +1,186 @@
+// A random batch for prefill, on the host, and what it must give: for the emulated kernels and for those on a device.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "decode_case.hpp"  // half_to_float, to_half
+#include "kvc/attention/reference.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/cuda/options.hpp"
+#include "kvc/cuda/tables.hpp"
+
+namespace kvc_test {
+
+/// A sequence: positions, and how many of them, at the end, have query rows.
+struct PrefillSequence {
+  Pos length;
+  Pos queries;
+};
+
+struct PrefillSpec {
+  Index kv_heads = 2;
+  Index group = 4;
+  Index key_dim = 64;
+  Index value_dim = 64;
+  std::vector<PrefillSequence> sequences = {};
+  kvc::cuda::AttentionOptions options = {};
+  std::uint64_t seed = 1;
+};
+
+/// Numbers of f32, f16 or bf16 in an array, as floats.
+inline float number_at(Format format, const std::vector<std::byte>& bytes, Index i) {
+  if (format == Format::f32) {
+    float x;
+    std::memcpy(&x, bytes.data() + 4 * i, 4);
+    return x;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, bytes.data() + 2 * i, 2);
+  return half_to_float(format, bits);
+}
+inline void put_number(Format format, std::vector<std::byte>& bytes, Index i, float x) {
+  if (format == Format::f32) {
+    std::memcpy(bytes.data() + 4 * i, &x, 4);
+  } else {
+    const std::uint16_t bits = to_half(format, x);
+    std::memcpy(bytes.data() + 2 * i, &bits, 2);
+  }
+}
+
+/// Sequences in a host cache of two layers, of which the second is read: the first, and rows that no sequence has, are NaN.
+template <class T, class P, class L, Format Q>
+class PrefillCase {
+ public:
+  using Cache = kvc::KvCache<T, P, L>;
+
+  PrefillCase(PrefillSpec what, const typename P::Config& config)
+      : spec(std::move(what)),
+        cache({.layers = 2, .kv_heads = spec.kv_heads, .key_dim = spec.key_dim, .value_dim = spec.value_dim}, config),
+        random_(spec.seed) {
+    std::memset(static_cast<void*>(cache.data()), 0xff,
+                static_cast<std::size_t>(cache.layout().size()) * sizeof(kvc::StorageOf<T>));
+    std::vector<Pos> lengths(spec.sequences.size(), 0);
+    for (std::size_t b = 0; b < lengths.size(); ++b) {
+      sequences.push_back(cache.open());
+      queries.push_back(spec.sequences[b].queries);
+    }
+    for (bool more = true; more;) {  // by turns, so that the blocks of a sequence are scattered
+      more = false;
+      for (std::size_t b = 0; b < lengths.size(); ++b) {
+        const Pos count = std::min<Pos>(spec.sequences[b].length - lengths[b], 29);
+        append(sequences[b], count);
+        lengths[b] += count;
+        more = more || lengths[b] < spec.sequences[b].length;
+      }
+    }
+    tables = tables_of(sequences, queries);
+    q.resize(static_cast<std::size_t>(tables.queries() * query_heads() * spec.key_dim * kvc::cuda::code_bytes(Q)));
+    for (Index i = 0; i < tables.queries() * query_heads() * spec.key_dim; ++i) {
+      put_number(Q, q, i, normal_(random_));
+    }
+  }
+
+  [[nodiscard]] Index query_heads() const { return spec.kv_heads * spec.group; }
+  [[nodiscard]] Index layer() const { return 1; }
+  [[nodiscard]] kvc::cuda::BatchTables tables_of(const std::vector<kvc::SeqId>& of,
+                                                 const std::vector<Pos>& rows) const {
+    return kvc::cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(of), std::span<const Pos>(rows));
+  }
+  /// Bytes of rows [first, first + count) of q, and of an output.
+  [[nodiscard]] std::vector<std::byte> q_rows(Index first, Index count) const {
+    const Index row = query_heads() * spec.key_dim * kvc::cuda::code_bytes(Q);
+    return {q.begin() + first * row, q.begin() + (first + count) * row};
+  }
+  [[nodiscard]] std::size_t out_bytes(Index rows) const {
+    return static_cast<std::size_t>(rows * query_heads() * spec.value_dim * kvc::cuda::code_bytes(Q));
+  }
+
+  /// Pointers to key and value (head, position) of a sequence.
+  [[nodiscard]] kvc::StorageOf<T>* value_row(std::size_t b, Index head, Pos position) {
+    kvc::StorageOf<T>* at = nullptr;
+    cache.policy().for_each_run(sequences[b], {position, position + 1}, [&](const kvc::SlotRun& run) {
+      at = cache.data() + cache.layout().v(run.block, layer(), head, run.offset);
+    });
+    return at;
+  }
+
+  /// In double, from the definition.
+  [[nodiscard]] std::vector<float> expected() const {
+    const Index width = query_heads() * spec.key_dim, out_width = query_heads() * spec.value_dim;
+    std::vector<float> out(static_cast<std::size_t>(tables.queries() * out_width));
+    for (std::size_t b = 0; b < sequences.size(); ++b) {
+      const Index first = tables.q_indptr[b], n = queries[b];
+      if (n == 0) {
+        continue;
+      }
+      std::vector<float> rows(static_cast<std::size_t>(n * width));
+      for (Index i = 0; i < n * width; ++i) {
+        rows[static_cast<std::size_t>(i)] = number_at(Q, q, first * width + i);
+      }
+      const Pos length = spec.sequences[b].length;
+      kvc::reference(cache.view(layer(), sequences[b]), {length - queries[b], length},
+                     kvc::MatrixRef<const float>(rows.data(), n, width),
+                     kvc::MatrixRef<float>(out.data() + first * out_width, n, out_width),
+                     {.scale = spec.options.scale,
+                      .causal = spec.options.causal,
+                      .window = spec.options.window,
+                      .softcap = spec.options.softcap});
+    }
+    return out;
+  }
+
+  /// The largest difference; 1e9 where only one of both is a number. Infinities must be the same.
+  [[nodiscard]] static float difference(const std::vector<std::byte>& out, const std::vector<float>& expected) {
+    float largest = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const float x = number_at(Q, out, static_cast<Index>(i)), y = expected[i];
+      if (!(x == y || (std::isnan(x) && std::isnan(y)))) {
+        const float apart = std::fabs(x - y);
+        largest = apart <= 1e9F ? std::max(largest, apart) : 1e9F;
+      }
+    }
+    return largest;
+  }
+
+  PrefillSpec spec;
+  Cache cache;
+  std::vector<kvc::SeqId> sequences;
+  std::vector<Pos> queries;
+  kvc::cuda::BatchTables tables;
+  std::vector<std::byte> q;  ///< [queries, query_heads * key_dim]
+
+ private:
+  void append(kvc::SeqId seq, Pos count) {
+    auto step = cache.extend(seq, count);
+    std::vector<float> row(static_cast<std::size_t>(std::max(spec.key_dim, spec.value_dim)));
+    const auto encode = [&](Index dim, kvc::StorageOf<T>* to) {
+      for (float& x : row) {
+        x = normal_(random_);
+      }
+      kvc::Element<T>::encode(row.data(), dim, to);
+    };
+    // Only the layer that is read: Append would ask for the others as well.
+    cache.policy().for_each_run(seq, step.range(), [&](const kvc::SlotRun& run) {
+      for (Pos r = 0; r < run.count; ++r) {  // positions outside, so that numbers do not depend on the runs
+        for (Index head = 0; head < spec.kv_heads; ++head) {
+          encode(spec.key_dim, cache.data() + cache.layout().k(run.block, layer(), head, run.offset + r));
+          encode(spec.value_dim, cache.data() + cache.layout().v(run.block, layer(), head, run.offset + r));
+        }
+      }
+    });
+    cache.commit(std::move(step));
+  }
+
+  std::mt19937_64 random_;
+  std::normal_distribution<float> normal_;
+};
+
+}  // namespace kvc_test
