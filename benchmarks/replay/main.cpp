@@ -22,8 +22,8 @@ namespace {
 
 void run(const Options& options) {
   // What can be said before the work is said before it.
-  std::optional<OutputFile> json;
-  std::optional<OutputFile> svg;
+  std::optional<kvc_bench::OutputFile> json;
+  std::optional<kvc_bench::OutputFile> svg;
   if (!options.json.empty()) {
     json.emplace("--json", options.json);
   }

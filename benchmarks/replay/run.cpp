@@ -31,7 +31,7 @@ struct RepeatableHash : kvc::ChainHash {
 /// A block id stands for a whole prefix, so for the library it is a token, and a block holds one. The policy does what it
 /// does for real tokens, but for hashing and comparing all that a block has.
 template <class Eviction>
-Result replay(const Trace& trace, Index capacity, Progress& progress) {
+Result replay(const Trace& trace, Index capacity, kvc_bench::Progress& progress) {
   kvc::PrefixShared<Eviction, RepeatableHash> policy({.blocks = capacity, .block_tokens = 1});
   Result result;
   std::vector<kvc::Token> prompt;
@@ -67,7 +67,7 @@ Result replay(const Trace& trace, Index capacity, Progress& progress) {
   return result;
 }
 
-using ReplayFunction = Result (*)(const Trace&, Index, Progress&);
+using ReplayFunction = Result (*)(const Trace&, Index, kvc_bench::Progress&);
 constexpr auto replay_functions = []<class... E>(std::tuple<E...>*) {
   return std::array<ReplayFunction, sizeof...(E)>{&replay<E>...};
 }(static_cast<Replayed*>(nullptr));
@@ -99,7 +99,7 @@ void compare(std::span<Result> results) {
 }  // namespace
 
 Replay replay_all(const Trace& trace, const std::vector<Index>& capacities, const std::vector<std::string>& evictions) {
-  Progress progress(capacities.size() * (evictions.size() + bound_names.size()));
+  kvc_bench::Progress progress(capacities.size() * (evictions.size() + bound_names.size()));
   const Accesses accesses = accesses_of(trace);
   Replay all;
   all.blocks = static_cast<Index>(accesses.size());

@@ -118,3 +118,17 @@ TEST_CASE("A bad configuration is refused with its name and value", "[contiguous
   Contiguous policy({.sequences = 1, .max_tokens = 4});
   REQUIRE_THROWS_WITH(policy.try_open({}, {.max_tokens = 5}), kvc_test::contains("options.max_tokens is 5"));
 }
+
+TEST_CASE("A policy tells what is free and what a sequence has, in constant time", "[contiguous]") {
+  Contiguous reserve({.sequences = 4, .max_tokens = 40, .pool_tokens = 100});
+  (void)reserve.try_open();
+  const SeqId seq = reserve.try_open()->seq;
+  REQUIRE(reserve.available() == 20);
+  REQUIRE(reserve.try_extend(seq, 3));
+  REQUIRE(reserve.allocation(seq) == SlotRun{BlockId{0}, 40, 40, 0});
+  Contiguous grow(
+      {.sequences = 4, .max_tokens = 64, .pool_tokens = 64, .mode = Contiguous::Mode::grow, .growth_tokens = 8});
+  REQUIRE(grow.allocation(grown(grow, 9)) == SlotRun{BlockId{0}, 0, 16, 0});
+  REQUIRE(grow.available() == 48);
+  REQUIRE(grow.available() == grow.stats().blocks_free);
+}

@@ -133,6 +133,14 @@ class Contiguous {
     sequences_.erase(seq);
   }
 
+  /// Slots that are free, in holes of whatever size. O(1).
+  [[nodiscard]] Index available() const noexcept { return holes_.free(); }
+  /// All slots that a sequence has, those included that it has not come to use. O(1).
+  [[nodiscard]] SlotRun allocation(SeqId seq) const {
+    const Sequence& s = sequences_.at(seq);
+    return {BlockId{0}, s.start, s.capacity, 0};
+  }
+
   [[nodiscard]] bool contains(SeqId seq) const noexcept { return sequences_.contains(seq); }
   [[nodiscard]] Pos length(SeqId seq) const { return sequences_.at(seq).lengths.committed; }
   [[nodiscard]] Pos reserved(SeqId seq) const { return sequences_.at(seq).lengths.reserved; }

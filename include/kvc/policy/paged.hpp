@@ -66,6 +66,9 @@ class Paged {
   void truncate(SeqId seq, Pos length) { tables_.truncate(seq, length); }
   void close(SeqId seq) { tables_.close(seq); }
 
+  /// Blocks that are free. O(1).
+  [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
+
   [[nodiscard]] bool contains(SeqId seq) const noexcept { return tables_.contains(seq); }
   [[nodiscard]] Pos length(SeqId seq) const { return tables_.at(seq).lengths.committed; }
   [[nodiscard]] Pos reserved(SeqId seq) const { return tables_.at(seq).lengths.reserved; }

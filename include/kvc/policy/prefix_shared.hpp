@@ -283,6 +283,9 @@ class PrefixShared {
   }
   [[nodiscard]] std::uint64_t time() const noexcept { return blocks_.now; }
 
+  /// Blocks that are free or can be evicted. O(1).
+  [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
+
   [[nodiscard]] bool contains(SeqId seq) const noexcept {
     return tables_.contains(seq) && !tables_.at(seq).note.is_pin;
   }

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <utility>
 
-namespace replay {
+namespace kvc_bench {
 
 /// Writes beside the file, and takes its place when all is written. What is no regular file, such as /dev/stdout, is
 /// written to directly.
@@ -64,4 +64,4 @@ class OutputFile {
   bool direct_ = false;
 };
 
-}  // namespace replay
+}  // namespace kvc_bench

@@ -9,19 +9,16 @@
 #include <iostream>
 #include <string>
 #include <string_view>
+#include <utility>
 
-namespace replay {
+namespace kvc_bench {
 
 /// On stderr. Goes away with the object.
 class Progress {
  public:
   /// `steps` calls of `step` will follow.
   explicit Progress(std::size_t steps) : steps_(steps), on_(isatty(STDERR_FILENO) == 1) {}
-  ~Progress() {
-    if (shown_) {
-      std::cerr << "\r\033[K" << std::flush;
-    }
-  }
+  ~Progress() { clear(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
@@ -29,6 +26,13 @@ class Progress {
     what_ = what;
     ++begun_;
     show(0);
+  }
+
+  /// Takes the bar away, before something else is written.
+  void clear() {
+    if (std::exchange(shown_, false)) {
+      std::cerr << "\r\033[K" << std::flush;
+    }
   }
 
   /// The share of this step that is done.
@@ -55,4 +59,4 @@ class Progress {
   Clock::time_point next_ = Clock::now() + std::chrono::milliseconds(300);
 };
 
-}  // namespace replay
+}  // namespace kvc_bench

@@ -1,0 +1,108 @@
+// How long a step takes, by the roofline: max(operations / peak, bytes / bandwidth) + overhead.
+//
+// Operations, a multiply-add counted as two: every token passes all matrices of the layers; every token that a next token
+// is wanted for passes the classifier; a query at position p meets p + 1 keys and values in every query head. Bytes: the
+// weights once per step, the keys and values of every sequence in the step once, what is written, and what a policy moves
+// (read and written). Activations, norms and softmax are left out: at these sizes they are a few per cent.
+//
+// Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of a
+// few by bytes. What lies between is the whole point of batching, and of chunks.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "step.hpp"
+
+namespace serving {
+
+/// A decoder of the Llama family.
+struct ModelShape {
+  std::string name;
+  Index layers = 0;
+  Index hidden = 0;
+  Index heads = 0;
+  Index kv_heads = 0;
+  Index head_dim = 0;
+  Index ffn = 0;  ///< width of the gated MLP: three matrices of hidden x ffn
+  Index vocabulary = 0;
+  bool tied_embeddings = false;  ///< the classifier is the embedding
+  double weight_bytes = 2;       ///< per parameter
+  double kv_bytes = 2;           ///< per number of a key or value
+  std::string source;
+
+  /// Parameters that every token is multiplied with.
+  [[nodiscard]] double layer_parameters() const noexcept {
+    const auto attention = static_cast<double>(hidden * head_dim * (2 * heads + 2 * kv_heads));
+    const auto mlp = static_cast<double>(3 * hidden * ffn);
+    return static_cast<double>(layers) * (attention + mlp);
+  }
+  [[nodiscard]] double classifier_parameters() const noexcept { return static_cast<double>(hidden * vocabulary); }
+  /// Without norms and biases: a ten-thousandth.
+  [[nodiscard]] double parameters() const noexcept {
+    return layer_parameters() + classifier_parameters() * (tied_embeddings ? 1 : 2);
+  }
+  [[nodiscard]] double weights() const noexcept { return parameters() * weight_bytes; }
+  [[nodiscard]] double kv_bytes_per_token() const noexcept {
+    return static_cast<double>(2 * layers * kv_heads * head_dim) * kv_bytes;
+  }
+};
+
+struct Hardware {
+  std::string name;
+  double peak = 0;          ///< operations per second, dense, of one device
+  double bandwidth = 0;     ///< bytes per second, of one device
+  double memory = 0;        ///< bytes, of one device
+  Index devices = 1;        ///< that share the work evenly, without loss
+  double overhead = 0.002;  ///< seconds per step beside the arithmetic: launches, scheduling, sampling
+  std::string source;
+};
+
+/// The built-in ones, with where their figures are from.
+[[nodiscard]] const std::vector<ModelShape>& known_models();
+[[nodiscard]] const std::vector<Hardware>& known_hardware();
+
+/// What a step asks of the machine.
+struct StepCost {
+  Index tokens = 0;   ///< computed
+  Index wanted = 0;   ///< next tokens
+  Index pairs = 0;    ///< of a query and a key, in one head
+  Index context = 0;  ///< positions that are read, of all sequences
+  Index copied = 0;   ///< rows moved within the pool
+};
+
+class CostModel {
+ public:
+  /// Throws std::invalid_argument for a shape or a machine that has nothing.
+  CostModel(ModelShape model, Hardware hardware);
+
+  [[nodiscard]] const ModelShape& model() const noexcept { return model_; }
+  [[nodiscard]] const Hardware& hardware() const noexcept { return hardware_; }
+
+  [[nodiscard]] double operations(const StepCost& cost) const noexcept;
+  [[nodiscard]] double bytes(const StepCost& cost) const noexcept;
+  [[nodiscard]] Time time(const StepCost& cost) const noexcept;
+  /// Tokens of keys and values that have room beside the weights in `usable` of the memory; 0: none.
+  [[nodiscard]] Index pool_tokens(double usable = 0.9) const noexcept;
+
+ private:
+  ModelShape model_;
+  Hardware hardware_;
+};
+
+template <class Cache>
+[[nodiscard]] StepCost cost_of(const Step<Cache>& step) {
+  StepCost cost;
+  cost.tokens = step.prefill_tokens + step.decode_tokens;
+  cost.wanted = std::ssize(step.sampled);
+  for (const Work<Cache>& work : step.work) {
+    const kvc::PosRange range = work.append.range();
+    const Index n = range.size();
+    cost.pairs += n * range.first + n * (n + 1) / 2;
+    cost.context += range.last;
+  }
+  return cost;
+}
+
+}  // namespace serving

@@ -1,0 +1,144 @@
+// What a run is judged by, in the field's definitions.
+//
+//   TTFT        from the arrival of a request to its first token: queueing and prefill
+//   TPOT        of an answer of n >= 2 tokens: (last token - first token) / (n - 1)
+//   ITL         between two tokens of an answer, each gap by itself: a stall is seen here that TPOT averages away
+//   end to end  from the arrival of a request to the last token of its last answer
+//   throughput  of the time from the first arrival to the last end of a request: tokens of answers, requests
+//   goodput     completed requests whose TTFT and TPOT (the largest of its answers') are within the SLO, per second of
+//               the same time
+//
+// TTFT, TPOT and end to end are those of completed requests; ITL is of all tokens that were given out.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "histogram.hpp"
+#include "request.hpp"
+
+namespace serving {
+
+/// Service level objective: what a client still takes for good.
+struct Slo {
+  Time ttft = 2 * second;
+  Time tpot = 100 * millisecond;
+};
+
+/// How a request ended. Every request ends exactly once.
+enum class End {
+  completed,
+  aborted,       ///< its client went away
+  refused,       ///< it has no room even when nothing else runs
+  out_of_memory  ///< it was begun, and then had no room to go on even when nothing else ran
+};
+inline constexpr std::size_t ends = 4;
+
+/// One request, as it ended.
+struct Ended {
+  Index id = 0;
+  std::size_t traffic_class = 0;
+  End how = End::completed;
+  Time arrival = 0;
+  Time end = 0;
+  std::optional<Time> first_token{};
+  Time tpot = 0;  ///< the largest of its answers'; 0 where none has two tokens
+};
+
+/// The latencies of one class of traffic, or of all.
+struct Latencies {
+  Histogram ttft, tpot, end_to_end;
+  Index requests = 0;
+  Index good = 0;  ///< completed within the SLO
+};
+
+class Metrics {
+ public:
+  Metrics(const Slo& slo, std::size_t classes) : slo_(slo), by_class_(classes) {}
+
+  void arrived(Time now) {
+    first_ = arrived_++ == 0 ? now : std::min(first_, now);
+    last_ = std::max(last_, now);
+  }
+  /// A token came so long after the one before it.
+  void token_gap(Time gap) { itl_.add(gap); }
+  /// An answer of `tokens` tokens is complete; its TPOT, if it has one.
+  std::optional<Time> answered(std::size_t traffic_class, Time first, Time last, Pos tokens) {
+    if (tokens < 2) {
+      return std::nullopt;
+    }
+    const Time tpot = (last - first) / (tokens - 1);
+    all_.tpot.add(tpot);
+    by_class_.at(traffic_class).tpot.add(tpot);
+    return tpot;
+  }
+  void ended(const Ended& request) {
+    ++ends_[static_cast<std::size_t>(request.how)];
+    last_ = std::max(last_, request.end);
+    for (Latencies* latencies : {&all_, &by_class_.at(request.traffic_class)}) {
+      ++latencies->requests;
+      if (request.how == End::completed && request.first_token) {
+        const Time ttft = *request.first_token - request.arrival;
+        latencies->ttft.add(ttft);
+        latencies->end_to_end.add(request.end - request.arrival);
+        latencies->good += ttft <= slo_.ttft && request.tpot <= slo_.tpot ? 1 : 0;
+      }
+    }
+  }
+  void generated(Index tokens) { generated_ += tokens; }
+
+  [[nodiscard]] const Slo& slo() const noexcept { return slo_; }
+  [[nodiscard]] const Latencies& all() const noexcept { return all_; }
+  [[nodiscard]] const Latencies& of(std::size_t traffic_class) const { return by_class_.at(traffic_class); }
+  [[nodiscard]] const Histogram& itl() const noexcept { return itl_; }
+  [[nodiscard]] Index count(End how) const noexcept { return ends_[static_cast<std::size_t>(how)]; }
+  [[nodiscard]] Index arrivals() const noexcept { return arrived_; }
+  [[nodiscard]] Index generated_tokens() const noexcept { return generated_; }
+  /// Seconds from the first arrival to the last end.
+  [[nodiscard]] double seconds() const noexcept { return static_cast<double>(last_ - first_) / second; }
+  [[nodiscard]] double per_second(Index count) const noexcept {
+    return last_ == first_ ? 0 : static_cast<double>(count) / seconds();
+  }
+
+ private:
+  Slo slo_;
+  Latencies all_;
+  std::vector<Latencies> by_class_;
+  Histogram itl_;
+  Index ends_[ends] = {};
+  Index arrived_ = 0;
+  Index generated_ = 0;
+  Time first_ = 0;
+  Time last_ = 0;
+};
+
+/// What a scheduler counts.
+struct Counters {
+  Index steps = 0;
+  Index steps_with_prefill = 0;
+  Index prompt_tokens = 0;         ///< of the prompts that were admitted, each once
+  Index prompt_tokens_found = 0;   ///< those of them that were in place: prefill tokens saved
+  Index again_tokens = 0;          ///< of sequences admitted again after a preemption, prompt and answer
+  Index again_tokens_found = 0;    ///< those of them that were still in place
+  Index prefill_tokens = 0;        ///< computed: rest of prompts, first time and again
+  Index decode_tokens = 0;         ///< computed one by one
+  Index forked_tokens = 0;         ///< positions that a fork began with
+  Index released_tokens = 0;       ///< positions of sequences when they were closed: found + prefill + decode + forked
+  Index lost_tokens = 0;           ///< those of them that a preemption took
+  Index admissions = 0;            ///< each time that a sequence was taken on
+  Index failed_admissions = 0;     ///< attempts that found no room; one is made whenever room was given back
+  Index failed_admissions_25 = 0;  ///< those of them with at least a quarter of the pool free
+  Index delayed = 0;               ///< sequences that had to wait for room at least once
+  Index delayed_25 = 0;            ///< the same, with at least a quarter of the pool free
+  Index out_of_room = 0;           ///< times that a running sequence had no room for its next tokens
+  Index out_of_room_25 = 0;        ///< those of them with at least a quarter of the pool free
+  Index preemptions = 0;
+  Index forks = 0;
+  Index failed_forks = 0;  ///< the prompt was computed again instead
+  Index pins = 0;
+  Time blocked = 0;                 ///< nothing was admitted for lack of room
+  Time blocked_25 = 0;              ///< the same, with at least a quarter of the pool free
+  double most_free_at_failure = 0;  ///< share of the pool that was free when an admission or an extension failed
+};
+
+}  // namespace serving

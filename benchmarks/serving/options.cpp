@@ -1,0 +1,236 @@
+#include "options.hpp"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <iostream>
+
+namespace serving {
+namespace {
+
+/// CLI11 puts the name of the option in front.
+[[noreturn]] void reject(const char* option, const std::string& value, const std::string& allowed) {
+  throw CLI::ValidationError(option, "\"" + value + "\" is not allowed, it must be " + allowed);
+}
+
+/// The parts of "a,b,c", also where the option was given again.
+std::vector<std::string> split(const CLI::results_t& texts) {
+  std::vector<std::string> parts;
+  for (const std::string& text : texts) {
+    for (std::size_t begin = 0; begin <= text.size();) {
+      const std::size_t end = std::min(text.find(',', begin), text.size());
+      parts.push_back(text.substr(begin, end - begin));
+      begin = end + 1;
+    }
+  }
+  return parts;
+}
+
+std::vector<PolicyKind> parse_policies(const CLI::results_t& texts) {
+  std::vector<PolicyKind> policies;
+  const auto add = [&](PolicyKind policy) {
+    if (std::ranges::find(policies, policy) == policies.end()) {
+      policies.push_back(policy);
+    }
+  };
+  for (const std::string& part : split(texts)) {
+    const auto* found = std::ranges::find(all_policies, std::string_view(part), [](PolicyKind p) { return name(p); });
+    if (part == "all") {
+      std::ranges::for_each(all_policies, add);
+    } else if (found != std::end(all_policies)) {
+      add(*found);
+    } else {
+      reject("--policy", part, "one of contiguous-reserve, contiguous-grow, paged, prefix-shared, all");
+    }
+  }
+  return policies;
+}
+
+std::vector<double> parse_loads(const CLI::results_t& texts) {
+  std::vector<double> loads;
+  for (const std::string& part : split(texts)) {
+    double load = 0;
+    const char* end = part.data() + part.size();
+    const auto [stop, error] = std::from_chars(part.data(), end, load);
+    if (error != std::errc{} || stop != end || !(load >= 0.001 && load <= 1000)) {
+      reject("--load", part, "a number from 0.001 to 1000");
+    }
+    loads.push_back(load);
+  }
+  return loads;
+}
+
+template <class T>
+T one_of(const char* option, const std::string& text, const std::vector<std::pair<std::string, T>>& allowed) {
+  std::string all;
+  for (const auto& [key, value] : allowed) {
+    if (key == text) {
+      return value;
+    }
+    all.append(all.empty() ? "one of " : ", ").append(key);
+  }
+  reject(option, text, all);
+}
+
+void list_all(std::ostream& out) {
+  out << "scenarios\n";
+  for (const std::string& scenario : scenario_names()) {
+    out << "  " << scenario << '\n';
+  }
+  out << "models\n";
+  for (const ModelShape& model : known_models()) {
+    out << "  " << model.name << ": " << model.source << '\n';
+  }
+  out << "hardware\n";
+  for (const Hardware& hardware : known_hardware()) {
+    out << "  " << hardware.name << ": " << hardware.source << '\n';
+  }
+}
+
+}  // namespace
+
+bool parse(int argc, char** argv, Options& options, int& exit_code) {
+  CLI::App app(
+      "Serves made-up or recorded traffic with continuous batching over each cache policy, in simulated time, and "
+      "tells\n"
+      "what clients and the memory see: TTFT, TPOT, throughput; what was not admitted though memory was free, what "
+      "ran\n"
+      "out of room, what was preempted, and what of the prompts was found.",
+      "serve-bench");
+  app.footer(
+      "Examples:\n"
+      "  serve-bench --scenario knowledge-assistant\n"
+      "  serve-bench --scenario streaming-agents --policy paged,prefix-shared --load 0.5,1,2 --json results.json\n"
+      "  serve-bench --scenario mine.json --chunked on\n"
+      "  serve-bench --trace conversation_trace.jsonl --model llama-3-70b --hardware h100-sxm --devices 4\n\n"
+      "A scenario says what machine, model and traffic there are; docs/serving.md describes its fields, those of a "
+      "trace\n"
+      "of your own, and those of the JSON that is written. Policies and allocators are the library's, and make every\n"
+      "decision that they would make over real memory; only time is computed, by max(operations / peak, bytes /\n"
+      "bandwidth) + overhead for each step. The same arguments give the same results, bit for bit.\n\n"
+      "Exit code: 0 all is well; 1 a file that cannot be read or written, or a livelock; 2 a bad option.");
+
+  std::string format = "auto";
+  std::string chunked = "both";
+  std::string order;
+  bool list = false;
+  app.add_option("--scenario", options.scenario, "A scenario that came with this program, or a file")
+      ->type_name("NAME|FILE");
+  app.add_option("--trace", options.trace, "Requests of a file instead; may be gzip-compressed")->type_name("FILE");
+  app.add_option("--format", format, "Of the trace: auto, mooncake, weka, azure or own; auto looks at the first line")
+      ->type_name("NAME")
+      ->capture_default_str();
+  options.policies = parse_policies({"all"});
+  app.add_option("--policy", CLI::callback_t([&](const CLI::results_t& texts) {
+                   options.policies = parse_policies(texts);
+                   return true;
+                 }),
+                 "contiguous-reserve, contiguous-grow, paged, prefix-shared, or all [all]")
+      ->type_name("NAME[,NAME...]")
+      ->take_all()
+      ->allow_extra_args(false);
+  app.add_option("--chunked", chunked, "Prompts in chunks: on, off (whole prompts), or both")
+      ->type_name("WHICH")
+      ->capture_default_str();
+  app.add_option("--chunk", options.chunk_tokens, "Tokens of a chunk [the scenario's]")
+      ->type_name("TOKENS")
+      ->check(CLI::Range(1, 1 << 24));
+  app.add_option("--order", order, "What a step does first: decode-first or prefill-first [the scenario's]")
+      ->type_name("NAME");
+  options.loads = {1};
+  app.add_option("--load", CLI::callback_t([&](const CLI::results_t& texts) {
+                   options.loads = parse_loads(texts);
+                   return true;
+                 }),
+                 "How many times as often requests come; several: a run for each [1]")
+      ->type_name("X[,X...]")
+      ->take_all()
+      ->allow_extra_args(false);
+  app.add_option("--requests", options.requests, "Requests to serve [the scenario's, or those of the trace]")
+      ->type_name("N")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000'000'000}));
+  app.add_option("--seed", options.seed, "Of made-up traffic [the scenario's]")
+      ->type_name("S")
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 53));
+  app.add_option("--model", options.model, "See --list [the scenario's; llama-3-8b for a trace]")->type_name("NAME");
+  app.add_option("--hardware", options.hardware, "See --list [the scenario's; a100-80g for a trace]")
+      ->type_name("NAME");
+  app.add_option("--devices", options.devices, "How many of them share the work")
+      ->type_name("N")
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--pool", options.pool_tokens, "Tokens that the cache has room for [what the weights leave]")
+      ->type_name("TOKENS")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{2'000'000'000}));
+  app.add_option(
+         "--max-output", options.max_output,
+         "What the clients of a trace allow at most, where it does not say: what contiguous-reserve reserves [2048]")
+      ->type_name("TOKENS")
+      ->check(CLI::Range(1, 1 << 24));
+  bool no_pins = false;
+  app.add_flag("--no-pins", no_pins, "Pin no prefix, whatever the scenario says: they are kept while there is room");
+  app.add_option("--json", options.json, "Write all results to this file")->type_name("FILE");
+  app.add_flag("--list", list, "Name the scenarios, models and hardware that there are");
+
+  try {
+    app.parse(argc, argv);
+    if (list) {
+      list_all(std::cout);
+      exit_code = 0;
+      return false;
+    }
+    if (options.scenario.empty() == options.trace.empty()) {
+      throw CLI::ValidationError("one of --scenario and --trace must be given");
+    }
+    options.format = one_of<TrafficFormat>("--format", format,
+                                           {{"auto", TrafficFormat::detect},
+                                            {"mooncake", TrafficFormat::mooncake},
+                                            {"weka", TrafficFormat::weka},
+                                            {"azure", TrafficFormat::azure},
+                                            {"own", TrafficFormat::own}});
+    options.chunked =
+        one_of<std::vector<bool>>("--chunked", chunked, {{"on", {true}}, {"off", {false}}, {"both", {false, true}}});
+    options.pins = !no_pins;
+    if (!order.empty()) {
+      options.order = one_of<Order>("--order", order,
+                                    {{"decode-first", Order::decode_first}, {"prefill-first", Order::prefill_first}});
+    }
+    return true;
+  } catch (const CLI::ParseError& error) {
+    exit_code = app.exit(error, std::cout, std::cerr) == 0 ? 0 : 2;
+    return false;
+  }
+}
+
+Scenario scenario_of(const Options& options) {
+  Scenario scenario;
+  if (!options.scenario.empty()) {
+    scenario = read_scenario(options.scenario);
+  } else {
+    scenario.name = options.trace;
+    scenario.story = "A trace.";
+    scenario.trace = options.trace;
+    scenario.trace_options.format = options.format;
+    scenario.trace_options.max_output = options.max_output.value_or(scenario.trace_options.max_output);
+    scenario.model = find_model("llama-3-8b");
+    scenario.hardware = find_hardware("a100-80g");
+    scenario.scheduler.chunk_tokens = usual_chunk;
+  }
+  if (!options.model.empty()) {
+    scenario.model = find_model(options.model);
+  }
+  if (!options.hardware.empty()) {
+    scenario.hardware = find_hardware(options.hardware);
+  }
+  scenario.hardware.devices = options.devices.value_or(scenario.hardware.devices);
+  scenario.pool_tokens = options.pool_tokens.value_or(scenario.pool_tokens);
+  scenario.scheduler.chunk_tokens = options.chunk_tokens.value_or(scenario.scheduler.chunk_tokens);
+  scenario.scheduler.order = options.order.value_or(scenario.scheduler.order);
+  scenario.requests = options.requests.value_or(scenario.requests);
+  scenario.seed = options.seed.value_or(scenario.seed);
+  for (TrafficClass& c : scenario.traffic) {
+    c.pinned = c.pinned && options.pins;
+  }
+  return scenario;
+}
+
+}  // namespace serving

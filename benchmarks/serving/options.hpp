@@ -1,0 +1,40 @@
+// What the command line says.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "run.hpp"
+#include "scenario.hpp"
+
+namespace serving {
+
+struct Options {
+  std::string scenario;  // or
+  std::string trace;
+  TrafficFormat format = TrafficFormat::detect;
+  std::vector<PolicyKind> policies;
+  std::vector<bool> chunked;
+  std::vector<double> loads;
+  std::string model, hardware;  // empty: the scenario's
+  std::optional<Index> devices;
+  std::optional<Index> pool_tokens;
+  std::optional<Pos> chunk_tokens;
+  std::optional<Pos> max_output;
+  std::optional<Order> order;
+  std::optional<Index> requests;
+  std::optional<std::uint64_t> seed;
+  bool pins = true;
+  std::string json;
+};
+
+/// Fills `options`, and returns whether to go on. Where there is nothing to run (--help, --list, an error), has said so
+/// and set the exit code: 0, or 2.
+bool parse(int argc, char** argv, Options& options, int& exit_code);
+
+/// The scenario that the options ask for, with what they change in it. Throws std::runtime_error.
+[[nodiscard]] Scenario scenario_of(const Options& options);
+
+}  // namespace serving

@@ -1,0 +1,282 @@
+#include "report.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <ostream>
+
+namespace serving {
+namespace {
+
+using OrderedJson = nlohmann::ordered_json;
+
+double ms(double time) { return time / millisecond; }
+double ms(Time time) { return ms(static_cast<double>(time)); }
+double seconds(Time time) { return static_cast<double>(time) / second; }
+double share(Index part, Index all) { return all == 0 ? 0 : static_cast<double>(part) / static_cast<double>(all); }
+
+std::string fixed(double value, int digits, const char* unit = "") {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f%s", digits, value, unit);
+  return text;
+}
+std::string grouped(Index value) {
+  std::string text = std::to_string(value);
+  for (std::size_t at = text.size(); at > 3;) {
+    text.insert(at -= 3, 1, ',');
+  }
+  return text;
+}
+/// A duration, at a length that suits a table.
+std::string shown(Time time) {
+  const double value = ms(time);
+  return value < 10 ? fixed(value, 2) : value < 100 ? fixed(value, 1) : fixed(value, 0);
+}
+/// A count, and how much of it happened with a quarter of the pool free.
+std::string with_quarter(Index count, Index quarter) {
+  return count == 0 ? "0" : grouped(count) + " (" + grouped(quarter) + ")";
+}
+
+using Row = std::vector<std::string>;
+/// The first two columns are words, the others numbers.
+void print_table(std::ostream& out, const std::vector<Row>& rows) {
+  std::vector<std::size_t> widths(rows.front().size());
+  for (const Row& row : rows) {
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      widths[i] = std::max(widths[i], row[i].size());
+    }
+  }
+  for (const Row& row : rows) {
+    std::string line;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const std::string space(widths[i] - row[i].size(), ' ');
+      line += "  " + (i < 2 ? row[i] + space : space + row[i]);
+    }
+    out << line.substr(0, line.find_last_not_of(' ') + 1) << '\n';
+  }
+}
+
+std::string chunk_text(const RunResult& run) { return run.chunk_tokens == 0 ? "whole" : grouped(run.chunk_tokens); }
+
+void wrap(std::ostream& out, const std::string& text, std::size_t width) {
+  for (std::size_t begin = 0; begin < text.size();) {
+    std::size_t end = std::min(text.size(), begin + width);
+    if (end < text.size()) {
+      const std::size_t space = text.rfind(' ', end);
+      end = space == std::string::npos || space <= begin ? end : space;
+    }
+    out << "  " << text.substr(begin, end - begin) << '\n';
+    begin = text.find_first_not_of(' ', end);
+    begin = begin == std::string::npos ? text.size() : begin;
+  }
+}
+
+OrderedJson percentiles(const Histogram& histogram) {
+  return {{"count", histogram.count()},          {"mean", ms(histogram.mean())},
+          {"p50", ms(histogram.percentile(50))}, {"p95", ms(histogram.percentile(95))},
+          {"p99", ms(histogram.percentile(99))}, {"max", ms(histogram.max())}};
+}
+
+OrderedJson latencies(const Latencies& of) {
+  return {{"requests", of.requests},
+          {"good", of.good},
+          {"ttft_ms", percentiles(of.ttft)},
+          {"tpot_ms", percentiles(of.tpot)},
+          {"e2e_ms", percentiles(of.end_to_end)}};
+}
+
+OrderedJson counters_json(const Counters& c) {
+  return {{"steps", c.steps},
+          {"steps_with_prefill", c.steps_with_prefill},
+          {"prompt_tokens", c.prompt_tokens},
+          {"prompt_tokens_found", c.prompt_tokens_found},
+          {"again_tokens", c.again_tokens},
+          {"again_tokens_found", c.again_tokens_found},
+          {"prefill_tokens", c.prefill_tokens},
+          {"decode_tokens", c.decode_tokens},
+          {"forked_tokens", c.forked_tokens},
+          {"released_tokens", c.released_tokens},
+          {"lost_tokens", c.lost_tokens},
+          {"admissions", c.admissions},
+          {"failed_admissions", c.failed_admissions},
+          {"failed_admissions_25", c.failed_admissions_25},
+          {"delayed", c.delayed},
+          {"delayed_25", c.delayed_25},
+          {"out_of_room", c.out_of_room},
+          {"out_of_room_25", c.out_of_room_25},
+          {"preemptions", c.preemptions},
+          {"forks", c.forks},
+          {"failed_forks", c.failed_forks},
+          {"pins", c.pins},
+          {"blocked_s", seconds(c.blocked)},
+          {"blocked_25_s", seconds(c.blocked_25)},
+          {"most_free_at_failure", c.most_free_at_failure}};
+}
+
+/// Column by column: a plot wants them so, and it is a third of the size.
+OrderedJson timeline_json(const std::vector<Sample>& samples) {
+  const auto column = [&](auto member) {
+    OrderedJson values = OrderedJson::array();
+    for (const Sample& sample : samples) {
+      values.push_back(sample.*member);
+    }
+    return values;
+  };
+  OrderedJson times = OrderedJson::array();
+  for (const Sample& sample : samples) {
+    times.push_back(seconds(sample.time));
+  }
+  return {{"time_s", std::move(times)},          {"used", column(&Sample::used)},
+          {"wasted", column(&Sample::wasted)},   {"cached", column(&Sample::cached)},
+          {"free", column(&Sample::free)},       {"largest_free_run", column(&Sample::largest_free_run)},
+          {"waiting", column(&Sample::waiting)}, {"running", column(&Sample::running)}};
+}
+
+OrderedJson map_json(const std::vector<MapRow>& rows) {
+  OrderedJson times = OrderedJson::array();
+  OrderedJson owners = OrderedJson::array();
+  for (const MapRow& row : rows) {
+    times.push_back(seconds(row.time));
+    owners.push_back(row.owners);
+  }
+  return {{"codes",
+           {{"free", Index{owner_free}},
+            {"cached", Index{owner_cached}},
+            {"shared", Index{owner_shared}},
+            {"reserved", Index{owner_reserved}}}},
+          {"time_s", std::move(times)},
+          {"owners", std::move(owners)}};
+}
+
+OrderedJson run_json(const RunResult& run) {
+  const Metrics& m = run.metrics;
+  OrderedJson classes = OrderedJson::array();
+  for (std::size_t i = 0; i < run.classes.size(); ++i) {
+    OrderedJson one = {{"name", run.classes[i]}};
+    one.update(latencies(m.of(i)));
+    classes.push_back(std::move(one));
+  }
+  return {{"policy", name(run.policy)},
+          {"mode", run.mode},
+          {"chunk_tokens", run.chunk_tokens},
+          {"order", run.order == Order::decode_first ? "decode-first" : "prefill-first"},
+          {"load", run.load},
+          {"pool_tokens", run.pool_tokens},
+          {"watermark_tokens", run.watermark_tokens},
+          {"requests",
+           {{"arrived", m.arrivals()},
+            {"completed", m.count(End::completed)},
+            {"aborted", m.count(End::aborted)},
+            {"refused", m.count(End::refused)},
+            {"out_of_memory", m.count(End::out_of_memory)}}},
+          {"seconds", m.seconds()},
+          {"latency", latencies(m.all())},
+          {"itl_ms", percentiles(m.itl())},
+          {"classes", std::move(classes)},
+          {"throughput",
+           {{"output_tokens", m.generated_tokens()},
+            {"output_tokens_per_s", m.per_second(m.generated_tokens())},
+            {"requests_per_s", m.per_second(m.count(End::completed))},
+            {"goodput_per_s", m.per_second(m.all().good)}}},
+          {"counters", counters_json(run.counters)},
+          {"evictions", run.stats.evictions},
+          {"copied_tokens", run.stats.copied_tokens},
+          {"timeline", timeline_json(run.timeline.samples())},
+          {"map", map_json(run.timeline.maps())},
+          {"wall_s", run.wall_seconds}};
+}
+
+}  // namespace
+
+void print(std::ostream& out, const Report& report) {
+  const Scenario& s = report.scenario;
+  out << s.name << ", seed " << s.seed << '\n';
+  wrap(out, s.story, 116);
+  out << '\n'
+      << s.model.name << " on " << (s.hardware.devices > 1 ? std::to_string(s.hardware.devices) + " x " : "")
+      << s.hardware.name << ", simulated; pool of " << grouped(s.pool()) << " tokens, "
+      << fixed(static_cast<double>(s.pool()) * s.model.kv_bytes_per_token() / 1e9, 1) << " GB; SLO: TTFT "
+      << fixed(ms(s.slo.ttft), 0) << " ms, TPOT " << fixed(ms(s.slo.tpot), 0) << " ms\n";
+  std::vector<Row> latency = {{"policy", "prefill", "load", "completed", "TTFT p50", "p95", "p99", "TPOT p50", "p95",
+                               "p99", "ITL p99", "tokens/s", "goodput/s"}};
+  std::vector<Row> memory = {{"policy", "prefill", "load", "not admitted", "delayed", "blocked", "of it at 25 %",
+                              "out of room", "preempted", "most free", "prompt found", "refused", "aborted"}};
+  for (const RunResult& run : report.runs) {
+    const Metrics& m = run.metrics;
+    const Counters& c = run.counters;
+    const Row head = {std::string(name(run.policy)), chunk_text(run), fixed(run.load, 2)};
+    latency.push_back(head);
+    for (const std::string& cell :
+         {grouped(m.count(End::completed)), shown(m.all().ttft.percentile(50)), shown(m.all().ttft.percentile(95)),
+          shown(m.all().ttft.percentile(99)), shown(m.all().tpot.percentile(50)), shown(m.all().tpot.percentile(95)),
+          shown(m.all().tpot.percentile(99)), shown(m.itl().percentile(99)),
+          fixed(m.per_second(m.generated_tokens()), 0), fixed(m.per_second(m.all().good), 2)}) {
+      latency.back().push_back(cell);
+    }
+    memory.push_back(head);
+    for (const std::string& cell :
+         {with_quarter(c.failed_admissions, c.failed_admissions_25), with_quarter(c.delayed, c.delayed_25),
+          fixed(seconds(c.blocked), 0, " s"), fixed(seconds(c.blocked_25), 0, " s"),
+          with_quarter(c.out_of_room, c.out_of_room_25), grouped(c.preemptions),
+          fixed(100 * c.most_free_at_failure, 0, " %"),
+          fixed(100 * share(c.prompt_tokens_found, c.prompt_tokens), 1, " %"),
+          grouped(m.count(End::refused) + m.count(End::out_of_memory)), grouped(m.count(End::aborted))}) {
+      memory.back().push_back(cell);
+    }
+  }
+  out << "\nlatency, in ms\n";
+  print_table(out, latency);
+  out << "\nmemory; in parentheses: with at least 25 % of the pool free\n";
+  print_table(out, memory);
+  if (!report.runs.empty() && report.runs.front().classes.size() > 1) {
+    std::vector<Row> rows = {{"policy", "prefill", "load"}};
+    for (const std::string& one : report.runs.front().classes) {
+      rows.front().push_back(one + ": p50");
+      rows.front().push_back("p99");
+    }
+    for (const RunResult& run : report.runs) {
+      rows.push_back({std::string(name(run.policy)), chunk_text(run), fixed(run.load, 2)});
+      for (std::size_t i = 0; i < run.classes.size(); ++i) {
+        rows.back().push_back(shown(run.metrics.of(i).ttft.percentile(50)));
+        rows.back().push_back(shown(run.metrics.of(i).ttft.percentile(99)));
+      }
+    }
+    out << "\nTTFT by class, in ms\n";
+    print_table(out, rows);
+  }
+}
+
+std::string to_json(const Report& report) {
+  const Scenario& s = report.scenario;
+  OrderedJson runs = OrderedJson::array();
+  for (const RunResult& run : report.runs) {
+    runs.push_back(run_json(run));
+  }
+  const OrderedJson document = {{"program", "serve-bench"},
+                                {"schema", report_schema},
+                                {"scenario",
+                                 {{"name", s.name},
+                                  {"story", s.story},
+                                  {"trace", s.trace.empty() ? OrderedJson(nullptr) : OrderedJson(s.trace)},
+                                  {"seed", s.seed}}},
+                                {"model",
+                                 {{"name", s.model.name},
+                                  {"parameters", s.model.parameters()},
+                                  {"weight_bytes", s.model.weights()},
+                                  {"kv_bytes_per_token", s.model.kv_bytes_per_token()},
+                                  {"source", s.model.source}}},
+                                {"hardware",
+                                 {{"name", s.hardware.name},
+                                  {"devices", s.hardware.devices},
+                                  {"peak", s.hardware.peak},
+                                  {"bandwidth", s.hardware.bandwidth},
+                                  {"memory", s.hardware.memory},
+                                  {"overhead_ms", s.hardware.overhead * 1000},
+                                  {"source", s.hardware.source}}},
+                                {"pool", {{"tokens", s.pool()}, {"block_tokens", s.block_tokens}}},
+                                {"slo", {{"ttft_ms", ms(s.slo.ttft)}, {"tpot_ms", ms(s.slo.tpot)}}},
+                                {"runs", std::move(runs)}};
+  return document.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
+}
+
+}  // namespace serving

@@ -1,0 +1,46 @@
+// One scenario under one policy.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "metrics.hpp"
+#include "scenario.hpp"
+#include "timeline.hpp"
+
+namespace serving {
+
+enum class PolicyKind { contiguous_reserve, contiguous_grow, paged, prefix_shared };
+inline constexpr PolicyKind all_policies[] = {PolicyKind::contiguous_reserve, PolicyKind::contiguous_grow,
+                                              PolicyKind::paged, PolicyKind::prefix_shared};
+[[nodiscard]] std::string_view name(PolicyKind policy);
+
+struct RunResult {
+  PolicyKind policy = PolicyKind::paged;
+  std::string mode = "simulated";
+  Pos chunk_tokens = 0;  ///< 0: prompts were computed whole
+  Order order = Order::decode_first;
+  double load = 1;
+  Index pool_tokens = 0;
+  Pos watermark_tokens = 0;
+  std::vector<std::string> classes;
+  Metrics metrics{Slo{}, 0};
+  Counters counters;
+  kvc::Stats stats;  ///< at the end, pins and all requests gone
+  Timeline timeline;
+  double wall_seconds = 0;  ///< the one figure that differs from run to run
+
+  RunResult() : timeline(0, 0, 0) {}
+};
+
+/// Called now and then with the number of requests that have ended.
+using OnProgress = std::function<void(Index ended)>;
+
+/// Simulates the scenario; `chunked` or with prompts computed whole. Ends with every invariant of the policy checked and
+/// every slot free or cached. Throws what reading the traffic throws, Livelock, kvc::InvariantError.
+[[nodiscard]] RunResult simulate(const Scenario& scenario, PolicyKind policy, bool chunked, double load = 1,
+                                 const OnProgress& on_progress = {});
+
+}  // namespace serving

@@ -1,0 +1,503 @@
+// Scheduler: iteration-level continuous batching (Orca, Yu et al., OSDI 2022) over any cache.
+//
+// It composes one step after another: one token of every sequence that decodes, and prompts, whole or in chunks, up to a
+// budget of tokens. It reads no clock: the caller says what time it is, and an Executor decides how long a step takes.
+//
+//   admission    first come, first served. A sequence is taken on when its whole prompt has room (or only its first chunk,
+//                if that is asked for) and the watermark stays free; while nothing runs, the watermark is not asked for.
+//                What has no room even then is refused.
+//   preemption   by recomputation. A sequence that has no room for its next tokens takes that of the youngest, which may be
+//                itself. Age is the order of arrival, and a preempted sequence keeps its own. So the oldest is never
+//                preempted for another, gets what it needs, and ends: there is no livelock. The other order is there to
+//                show what it does.
+//   fork         a request for several answers computes its prompt once; then each answer goes its own way. Where a fork
+//                finds no room, the prompt of that answer is computed again later.
+//   abort        `expire` ends the requests whose clients went away, whether they wait or run.
+//
+// Whatever happens, every request ends exactly once, and every sequence that was opened is closed.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "jobs.hpp"
+#include "kvc/core/error.hpp"
+#include "metrics.hpp"
+#include "pins.hpp"
+#include "scheduler_config.hpp"
+#include "step.hpp"
+
+namespace serving {
+
+template <ServingCache Cache>
+class Scheduler {
+ public:
+  /// Throws std::invalid_argument for a bad configuration. Cache and metrics must outlive it.
+  Scheduler(Cache& cache, const SchedulerConfig& config, Metrics& metrics)
+      : cache_(cache), config_(validated(config)), metrics_(metrics), pool_(pool_tokens(cache.policy())) {}
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  /// A request arrives; ids ascend. One that is longer than the whole pool is refused at once.
+  /// Throws std::invalid_argument for a request that contradicts itself.
+  void submit(Request request) {
+    const Pos prompt = request.prompt_tokens();
+    kvc::require(prompt >= 1, "prompt", prompt, "at least one token");
+    kvc::require(request.samples >= 1, "samples", request.samples, "at least 1");
+    kvc::require(request.output_tokens >= 1 && request.output_tokens <= request.max_output_tokens, "output_tokens",
+                 request.output_tokens, "between 1 and max_output_tokens");
+    metrics_.arrived(request.arrival);
+    if (Index{prompt} + request.max_output_tokens > pool_) {
+      metrics_.ended({request.id, request.traffic_class, End::refused, request.arrival, request.arrival, {}, 0});
+    } else {
+      jobs_.add(std::move(request));
+    }
+  }
+
+  /// Ends the requests whose clients have gone away by `now`. Not while a step is under way.
+  void expire(Time now) {
+    while (const auto expired = jobs_.next_expired(now)) {
+      end_request(expired->first, expired->second, End::aborted);
+    }
+  }
+
+  /// The next step. False: nothing waits and nothing runs. The step before it must be complete.
+  /// Throws Livelock: under the default configuration it never does.
+  bool compose(Time now, Step<Cache>& step) {
+    step.clear();
+    step_begin_ = now;
+    blocked_ = blocked_25_ = false;
+    do {  // again, if all were preempted and nothing is left in the step
+      give_back_deferred();
+      before_step_ = jobs_.running();
+      preempted_ = false;
+      if (std::exchange(needy_, false)) {
+        decode(now, step);  // what came back is for those that it was taken for
+        continue_prefills(now, step);
+      } else if (config_.order == Order::decode_first) {
+        decode(now, step);
+        continue_prefills(now, step);
+        admit(now, step);
+      } else {
+        continue_prefills(now, step);
+        admit(now, step);
+        if (step.work.empty()) {
+          decode(now, step);
+        }
+      }
+    } while (step.work.empty() && !(jobs_.waiting().empty() && jobs_.running().empty()));
+    std::size_t wanted = 0;
+    for (Work<Cache>& work : step.work) {
+      work.first_wanted = wanted;
+      wanted += work.wanted;
+    }
+    step.sampled.resize(wanted);
+    return !step.work.empty();
+  }
+
+  /// The rows of the step are there, and its next tokens.
+  void complete(Time now, Step<Cache>& step) {
+    ++counters_.steps;
+    counters_.steps_with_prefill += step.prefill_tokens > 0 ? 1 : 0;
+    counters_.prefill_tokens += step.prefill_tokens;
+    counters_.decode_tokens += step.decode_tokens;
+    counters_.blocked += blocked_ ? now - step_begin_ : 0;
+    counters_.blocked_25 += blocked_25_ ? now - step_begin_ : 0;
+    for (Work<Cache>& work : step.work) {
+      Job& job = jobs_[work.job];
+      job.computed = work.append.range().last;
+      job.in_step = false;
+      cache_.commit(std::move(work.append));
+      if (work.wanted > 0) {
+        const auto next = std::span<const Token>(step.sampled).subspan(work.first_wanted, work.wanted);
+        if (job.answered == 0 && job.sample == 0) {
+          prompt_done(job, next, now);
+        }
+        give_out(work.job, next.front(), now);
+      }
+    }
+    step.clear();
+    give_back_deferred();
+  }
+
+  /// Gives up all pins, at the end: then nothing is held any more.
+  void unpin_all() { pins_.unpin_all(cache_); }
+
+  [[nodiscard]] Index waiting() const noexcept { return std::ssize(jobs_.waiting()); }
+  [[nodiscard]] Index running() const noexcept { return std::ssize(jobs_.running()); }
+  [[nodiscard]] const Counters& counters() const noexcept { return counters_; }
+  /// f(id of the request, SeqId) for every sequence that runs, oldest first.
+  template <class F>
+  void for_each_running(F&& f) const {
+    for (const std::size_t job : jobs_.running()) {
+      f(jobs_.request(jobs_[job]).id, jobs_[job].seq);
+    }
+  }
+
+ private:
+  static constexpr std::size_t nobody = std::numeric_limits<std::size_t>::max();
+  static constexpr bool in_blocks = kvc::BlockTablePolicy<typename Cache::PolicyType>;
+
+  // --- what runs goes on
+
+  void decode(Time now, Step<Cache>& step) {
+    for (const std::size_t index : before_step_) {
+      if (const Job& job = jobs_[index]; job.running && job.decodes()) {
+        extend(index, 1, now, step);
+      }
+    }
+  }
+
+  /// Prompts of which a part was computed in earlier steps.
+  void continue_prefills(Time now, Step<Cache>& step) {
+    for (const std::size_t index : before_step_) {
+      if (const Job& job = jobs_[index]; job.running && !job.in_step && !job.decodes()) {
+        if (const Pos count = chunk(job.known() - job.computed, step); count > 0) {
+          extend(index, count, now, step);
+        }
+      }
+    }
+  }
+
+  [[nodiscard]] Index budget_left(const Step<Cache>& step) const {
+    return config_.step_tokens - step.prefill_tokens - step.decode_tokens;
+  }
+  /// How many of `rest` tokens of a prompt to compute in this step; 0: none.
+  [[nodiscard]] Pos chunk(Pos rest, const Step<Cache>& step) const {
+    const Index left = budget_left(step);
+    if (config_.chunk_tokens == 0) {
+      return rest <= left || step.prefill_tokens == 0 ? rest : 0;
+    }
+    return static_cast<Pos>(std::clamp<Index>(left, 0, std::min(rest, config_.chunk_tokens)));
+  }
+
+  /// Puts the next `count` tokens of a running sequence into the step, if need be at the cost of others.
+  void extend(std::size_t index, Pos count, Time now, Step<Cache>& step) {
+    Job& job = jobs_[index];
+    bool counted = false;
+    while (true) {
+      if (auto append = cache_.try_extend(job.seq, next_tokens(job, count))) {
+        add_work(index, std::move(*append), step);
+        return;
+      }
+      if (!std::exchange(counted, true)) {
+        ++counters_.out_of_room;
+        counters_.out_of_room_25 += quarter_free(0) ? 1 : 0;
+      }
+      if (config_.counts_deferred && deferred_tokens_ >= count) {
+        needy_ = true;  // its room is on the way
+        return;
+      }
+      const std::size_t victim = choose_victim(index);
+      if (victim == index && running() == 1 && deferred_.empty() &&
+          std::exchange(job.stuck_at, job.tokens.size()) == job.tokens.size()) {
+        end_request(job.active, now, End::out_of_memory);  // it was alone before, and has not come further since
+        return;
+      }
+      preempt(victim, step);
+      if (victim == index) {
+        return;
+      }
+    }
+  }
+
+  [[nodiscard]] std::size_t choose_victim(std::size_t needy) const {
+    const auto& running = jobs_.running();
+    if (config_.victim == Victim::youngest || running.size() == 1) {
+      return running.back();
+    }
+    return running.front() == needy ? running[1] : running.front();
+  }
+
+  void preempt(std::size_t index, Step<Cache>& step) {
+    const Job& job = jobs_[index];
+    ++counters_.preemptions;
+    preempted_ = true;
+    if (++preemptions_since_token_ > 1000 + 10 * config_.max_sequences) {
+      throw Livelock(preemptions_since_token_);
+    }
+    if (job.in_step) {
+      const auto work = std::ranges::find(step.work, index, &Work<Cache>::job);
+      (work->prefill ? step.prefill_tokens : step.decode_tokens) -= std::ssize(work->tokens);
+      step.work.erase(work);
+    }
+    const Index tokens = cache_.length(job.seq);
+    counters_.lost_tokens += tokens;
+    if (config_.deferred_free) {
+      deferred_.push_back(job.seq);
+      deferred_tokens_ += tokens;
+    } else {
+      close(job.seq);
+    }
+    jobs_.stop(index);
+    jobs_.wait(index);
+  }
+
+  void close(kvc::SeqId seq) {
+    counters_.released_tokens += cache_.length(seq);
+    cache_.close(seq);
+    room_was_given_back_ = true;
+  }
+  void give_back_deferred() {
+    for (const kvc::SeqId seq : deferred_) {
+      close(seq);
+    }
+    deferred_.clear();
+    deferred_tokens_ = 0;
+  }
+
+  [[nodiscard]] static std::span<const Token> next_tokens(const Job& job, Pos count) {
+    return std::span(job.tokens).subspan(static_cast<std::size_t>(job.computed), static_cast<std::size_t>(count));
+  }
+
+  void add_work(std::size_t index, typename Cache::Append append, Step<Cache>& step) {
+    Job& job = jobs_[index];
+    const kvc::PosRange range = append.range();
+    const Request& r = jobs_.request(job);
+    const bool last = range.last == job.known();
+    const bool prefill = !job.decodes();
+    const int answers = job.answered == 0 && job.sample == 0 ? r.samples : 1;
+    (prefill ? step.prefill_tokens : step.decode_tokens) += range.size();
+    job.in_step = true;
+    step.work.push_back({r.id, job.sample, job.seq, std::move(append), next_tokens(job, range.size()), prefill,
+                         job.answered, last ? static_cast<std::size_t>(answers) : 0, 0, index});
+  }
+
+  // --- admission
+
+  /// Not in a step that preempted: what was taken from one is not for another that comes along.
+  void admit(Time now, Step<Cache>& step) {
+    while (!preempted_ && !jobs_.waiting().empty() && running() < config_.max_sequences && budget_left(step) > 0) {
+      const std::size_t index = jobs_.waiting().front();
+      const bool alone = jobs_.running().empty() && step.work.empty() && deferred_.empty();
+      if (blocked_head_ == index && !room_was_given_back_ && !alone) {
+        note_blocked(jobs_[index]);  // nothing has changed since it was looked at
+        return;
+      }
+      const Admitted admitted = try_admit(index, alone ? 0 : config_.watermark_tokens + promised(), step);
+      if (admitted == Admitted::next_step) {
+        return;
+      }
+      blocked_head_ = nobody;
+      if (admitted == Admitted::no && alone) {
+        end_request(jobs_[index].active, now, jobs_[index].answered > 0 ? End::out_of_memory : End::refused);
+      } else if (admitted == Admitted::no) {
+        ++counters_.failed_admissions;
+        counters_.failed_admissions_25 += quarter_free(promised()) ? 1 : 0;
+        blocked_head_ = index;
+        room_was_given_back_ = false;
+        note_blocked(jobs_[index]);
+        return;
+      }
+    }
+  }
+
+  /// What the prompts that are under way will still take: a prompt that is computed in chunks was taken on as a whole.
+  [[nodiscard]] Pos promised() const {
+    if (config_.chunk_tokens == 0 || config_.admit == Admit::first_chunk) {
+      return 0;
+    }
+    Index sum = 0;
+    for (const std::size_t index : jobs_.running()) {
+      const Job& job = jobs_[index];
+      if constexpr (in_blocks) {
+        sum += job.known() - cache_.policy().reserved(job.seq);
+      } else {
+        sum += std::max(0, job.known() - cache_.policy().allocation(job.seq).count);
+      }
+    }
+    return static_cast<Pos>(std::min<Index>(sum, kvc::max_pos / 4));
+  }
+
+  enum class Admitted { yes, no, next_step };
+
+  /// `spare` slots must stay free.
+  Admitted try_admit(std::size_t index, Pos spare, Step<Cache>& step) {
+    Job& job = jobs_[index];
+    const Request& r = jobs_.request(job);
+    if (job.tokens.empty()) {
+      job.tokens = prompt_of(r, config_.vocabulary, r.output_tokens);
+    }
+    const std::span<const Token> tokens = job.tokens;
+    const bool whole = config_.admit == Admit::whole_prompt || config_.chunk_tokens == 0;
+    const std::size_t first =
+        whole ? tokens.size() : std::min(tokens.size(), static_cast<std::size_t>(config_.chunk_tokens));
+    kvc::OpenOptions options;
+    options.max_tokens = r.prompt_tokens() + r.max_output_tokens;
+    options.salt = salt_of(r);
+    if (!may_have_room(cache_, tokens.first(first), std::min(spare, kvc::max_pos - job.known()), options)) {
+      return Admitted::no;
+    }
+    const auto opened = cache_.try_open(tokens, options);
+    if (!opened) {
+      return Admitted::no;
+    }
+    job.seq = opened->seq;
+    job.computed = opened->cached;
+    const Pos rest = job.known() - job.computed;
+    const Pos count = chunk(rest, step);
+    if (count == 0) {
+      return put_off(job, Admitted::next_step);
+    }
+    if (!in_blocks && whole && count < rest && !cache_.try_extend(job.seq, next_tokens(job, rest))) {
+      return put_off(job, Admitted::no);  // not in one piece: only trying could tell
+    }
+    auto append = cache_.try_extend(job.seq, next_tokens(job, count));
+    if (!append) {
+      return put_off(job, Admitted::no);
+    }
+    count_admission(job);
+    jobs_.leave_waiting(index);
+    jobs_.run(index);
+    add_work(index, std::move(*append), step);
+    return Admitted::yes;
+  }
+
+  Admitted put_off(Job& job, Admitted why) {
+    cache_.close(std::exchange(job.seq, {}));
+    job.computed = 0;
+    return why;
+  }
+
+  void count_admission(Job& job) {
+    ++counters_.admissions;
+    const bool again = std::exchange(job.admitted, true) || job.answered > 0;
+    (again ? counters_.again_tokens : counters_.prompt_tokens) += job.known();
+    (again ? counters_.again_tokens_found : counters_.prompt_tokens_found) += job.computed;
+  }
+  void note_blocked(Job& job) {
+    blocked_ = true;
+    blocked_25_ = quarter_free(promised());
+    counters_.delayed += std::exchange(job.delayed, true) ? 0 : 1;
+    if (blocked_25_) {
+      counters_.delayed_25 += std::exchange(job.delayed_25, true) ? 0 : 1;
+    }
+  }
+  /// At a failure: whether at least a quarter of the pool is free, beside what is promised.
+  [[nodiscard]] bool quarter_free(Index taken) {
+    const Index free = available_tokens(cache_.policy()) - taken;
+    counters_.most_free_at_failure =
+        std::max(counters_.most_free_at_failure, static_cast<double>(free) / static_cast<double>(pool_));
+    return 4 * free >= pool_;
+  }
+
+  // --- what a step has given
+
+  /// The prompt of a request is computed: its answers go their own ways.
+  void prompt_done(const Job& job, std::span<const Token> next, Time now) {
+    Active& active = jobs_.active_of(job);
+    active.first_token = now;
+    counters_.pins += pins_.pin(cache_, active.request, job.tokens) ? 1 : 0;
+    std::vector<std::size_t> children;
+    for (std::size_t sample = 1; sample < next.size(); ++sample) {
+      children.push_back(jobs_.new_job(job.active, static_cast<int>(sample)));
+    }
+    for (const std::size_t child : children) {
+      start_child(child, job, active.request);
+      give_out(child, next[static_cast<std::size_t>(jobs_[child].sample)], now);
+    }
+  }
+
+  void start_child(std::size_t index, const Job& parent, const Request& r) {
+    Job& child = jobs_[index];
+    child.tokens.reserve(parent.tokens.size() + static_cast<std::size_t>(r.output_tokens));
+    child.tokens = parent.tokens;
+    std::optional<kvc::SeqId> seq;
+    if (running() < config_.max_sequences) {
+      seq = cache_.try_fork(parent.seq, parent.computed);
+    }
+    if (!seq) {
+      ++counters_.failed_forks;
+      jobs_.wait(index);
+      return;
+    }
+    ++counters_.forks;
+    counters_.forked_tokens += parent.computed;
+    child.seq = *seq;
+    child.computed = parent.computed;
+    child.admitted = true;
+    jobs_.run(index);
+  }
+
+  void give_out(std::size_t index, Token token, Time now) {
+    Job& job = jobs_[index];
+    preemptions_since_token_ = 0;
+    if (job.answered == 0) {
+      job.first_token = now;
+    } else {
+      metrics_.token_gap(now - job.last_token);
+    }
+    job.last_token = now;
+    job.tokens.push_back(token);
+    metrics_.generated(1);
+    if (++job.answered == jobs_.request(job).output_tokens) {
+      answer_done(index, now);
+    }
+  }
+
+  // --- ends
+
+  void answer_done(std::size_t index, Time now) {
+    const Job& job = jobs_[index];
+    Active& active = jobs_.active_of(job);
+    const auto tpot = metrics_.answered(active.request.traffic_class, job.first_token, job.last_token, job.answered);
+    active.tpot = std::max(active.tpot, tpot.value_or(0));
+    const std::size_t active_index = job.active;
+    if (drop(index)) {
+      report(active_index, now, End::completed);
+    }
+  }
+
+  /// All its answers end where they are.
+  void end_request(std::size_t active, Time now, End how) {
+    const std::vector<std::size_t> all = jobs_.active(active).jobs;
+    for (const std::size_t job : all) {
+      drop(job);
+    }
+    report(active, now, how);
+  }
+
+  /// Whether it was the last of its request.
+  bool drop(std::size_t index) {
+    if (jobs_[index].running) {
+      close(jobs_[index].seq);
+      jobs_.stop(index);
+    } else {
+      jobs_.leave_waiting(index);
+    }
+    blocked_head_ = blocked_head_ == index ? nobody : blocked_head_;
+    return jobs_.erase(index);
+  }
+
+  void report(std::size_t active_index, Time now, End how) {
+    const Active& active = jobs_.active(active_index);
+    const Request& r = active.request;
+    metrics_.ended({r.id, r.traffic_class, how, r.arrival, now, active.first_token, active.tpot});
+    jobs_.erase_active(active_index);
+  }
+
+  Cache& cache_;
+  SchedulerConfig config_;
+  Metrics& metrics_;
+  Index pool_;
+  Counters counters_;
+  Jobs jobs_;
+  Pins<Cache> pins_;
+  std::vector<std::size_t> before_step_;  // what ran when the step was begun
+  std::vector<kvc::SeqId> deferred_;      // preempted, and not closed yet
+  Index deferred_tokens_ = 0;
+  bool needy_ = false;                 // something waits for what is deferred
+  bool preempted_ = false;             // something, in this step
+  std::size_t blocked_head_ = nobody;  // a job that found no room
+  bool room_was_given_back_ = true;    // since then
+  bool blocked_ = false;               // in this step
+  bool blocked_25_ = false;
+  Time step_begin_ = 0;
+  Index preemptions_since_token_ = 0;
+};
+
+}  // namespace serving

@@ -1,0 +1,143 @@
+// What the pool looked like over time, in memory that does not grow with the run.
+//
+// A sample is taken when its time has come, at the end of the step that was under way then. When there are `most` samples,
+// every second one is dropped and the interval doubles; so between half and all of `most` samples cover a run of any length.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "scheduler.hpp"
+
+namespace serving {
+
+/// All in slots (tokens of room); used + wasted + cached + free == pool.
+struct Sample {
+  Time time = 0;
+  Index used = 0;              ///< hold a row of a sequence that runs, or of a pinned prefix; shared ones once
+  Index wasted = 0;            ///< reserved, and hold nothing
+  Index cached = 0;            ///< kept for later prompts, evictable
+  Index free = 0;              ///< hold nothing
+  Index largest_free_run = 0;  ///< what one sequence could get at once
+  Index waiting = 0;           ///< sequences
+  Index running = 0;
+};
+
+/// Who owns a cell of the map of the pool: an id of a request, or one of these.
+enum Owner : Index {
+  owner_free = -1,     ///< nobody
+  owner_cached = -2,   ///< no sequence: kept for later prompts, or pinned
+  owner_shared = -3,   ///< several sequences
+  owner_reserved = -4  ///< a sequence that has not come to use it
+};
+
+struct MapRow {
+  Time time = 0;
+  std::vector<Index> owners;  ///< by cell, in the order of the pool
+};
+
+class Timeline {
+ public:
+  /// `map_cells` 0: no map. The pool is cut into so many cells, or one per block if it has fewer.
+  explicit Timeline(std::size_t most_samples = 512, std::size_t most_maps = 128, std::size_t map_cells = 192)
+      : samples_(most_samples), maps_(most_maps), map_cells_(map_cells) {}
+
+  template <class Cache>
+  void observe(Time now, const Cache& cache, const Scheduler<Cache>& scheduler) {
+    if (samples_.due(now)) {
+      samples_.add(now, sample(now, cache, scheduler));
+    }
+    if (map_cells_ > 0 && maps_.due(now)) {
+      maps_.add(now, {now, owners(cache, scheduler)});
+    }
+  }
+
+  [[nodiscard]] const std::vector<Sample>& samples() const noexcept { return samples_.entries; }
+  [[nodiscard]] const std::vector<MapRow>& maps() const noexcept { return maps_.entries; }
+
+ private:
+  template <class T>
+  struct Thinned {
+    explicit Thinned(std::size_t most_) : most(std::max<std::size_t>(most_, 2)) {}
+    [[nodiscard]] bool due(Time now) const noexcept { return now >= next; }
+    void add(Time now, T entry) {
+      entries.push_back(std::move(entry));
+      next = (now / interval + 1) * interval;
+      if (entries.size() >= most) {
+        std::size_t kept = 0;
+        for (std::size_t i = 0; i < entries.size(); i += 2) {
+          if (kept != i) {
+            entries[kept] = std::move(entries[i]);
+          }
+          ++kept;
+        }
+        entries.resize(kept);
+        interval *= 2;
+      }
+    }
+    std::size_t most;
+    std::vector<T> entries;
+    Time interval = millisecond;
+    Time next = 0;
+  };
+
+  template <class Cache>
+  static Sample sample(Time now, const Cache& cache, const Scheduler<Cache>& scheduler) {
+    const kvc::Stats stats = cache.stats();
+    const Index block = stats.block_tokens;
+    return {now,
+            stats.tokens_stored,
+            stats.tokens_reserved - stats.tokens_stored,
+            stats.blocks_cached * block,
+            stats.blocks_free * block,
+            stats.largest_free_run * block,
+            scheduler.waiting(),
+            scheduler.running()};
+  }
+
+  /// Of each cell the owner of the slot or block in its middle.
+  template <class Cache>
+  std::vector<Index> owners(const Cache& cache, const Scheduler<Cache>& scheduler) const {
+    const auto& policy = cache.policy();
+    constexpr bool in_blocks = kvc::BlockTablePolicy<typename Cache::PolicyType>;
+    const Index units = in_blocks ? policy.blocks() : pool_tokens(policy);
+    const auto cells = std::min<Index>(units, static_cast<Index>(map_cells_));
+    const auto middle = [&](Index cell) { return (2 * cell + 1) * units / (2 * cells); };
+    std::vector<Index> owners(static_cast<std::size_t>(cells), owner_free);
+    if constexpr (in_blocks) {
+      std::vector<Index> of_block(static_cast<std::size_t>(units), owner_free);
+      if constexpr (requires { policy.for_each_cached([](const auto&) {}); }) {
+        policy.for_each_cached(
+            [&](const auto& stored) { of_block[static_cast<std::size_t>(stored.block)] = owner_cached; });
+      }
+      scheduler.for_each_running([&](Index request, kvc::SeqId seq) {
+        for (const kvc::BlockId block : policy.block_table(seq)) {
+          Index& owner = of_block[static_cast<std::size_t>(block)];
+          owner = owner >= 0 && owner != request ? Index{owner_shared} : owner == owner_shared ? owner : request;
+        }
+      });
+      for (Index cell = 0; cell < cells; ++cell) {
+        owners[static_cast<std::size_t>(cell)] = of_block[static_cast<std::size_t>(middle(cell))];
+      }
+    } else {
+      scheduler.for_each_running([&](Index request, kvc::SeqId seq) {
+        const kvc::SlotRun all = policy.allocation(seq);
+        const Pos reserved = policy.reserved(seq);
+        for (Index cell = all.offset * cells / units; cell < cells && middle(cell) < all.offset + all.count; ++cell) {
+          if (middle(cell) >= all.offset) {
+            owners[static_cast<std::size_t>(cell)] =
+                middle(cell) < all.offset + reserved ? request : Index{owner_reserved};
+          }
+        }
+      });
+    }
+    return owners;
+  }
+
+  Thinned<Sample> samples_;
+  Thinned<MapRow> maps_;
+  std::size_t map_cells_;
+};
+
+}  // namespace serving
