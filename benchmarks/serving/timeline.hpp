@@ -22,6 +22,9 @@ struct Sample {
   Index largest_free_run = 0;  ///< what one sequence could get at once
   Index waiting = 0;           ///< sequences
   Index running = 0;
+  // Since the beginning, so that what happened between two samples is in their difference:
+  Time blocked_25 = 0;       ///< as in Counters
+  Index out_of_room_25 = 0;  ///< as in Counters
 };
 
 /// Who owns a cell of the map of the pool: an id of a request, or one of these.
@@ -93,7 +96,9 @@ class Timeline {
             stats.blocks_free * block,
             stats.largest_free_run * block,
             scheduler.waiting(),
-            scheduler.running()};
+            scheduler.running(),
+            scheduler.counters().blocked_25,
+            scheduler.counters().out_of_room_25};
   }
 
   /// Of each cell the owner of the slot or block in its middle.
