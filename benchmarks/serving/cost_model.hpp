@@ -1,12 +1,12 @@
 // How long a step takes, by the roofline: max(operations / peak, bytes / bandwidth) + overhead.
 //
-// Operations, a multiply-add counted as two: every token passes all matrices of the layers; every token that a next token
-// is wanted for passes the classifier; a query at position p meets p + 1 keys and values in every query head. Bytes: the
-// weights once per step, the keys and values of every sequence in the step once, what is written, and what a policy moves
-// (read and written). Activations, norms and softmax are left out: at these sizes they are a few per cent.
+// Operations, a multiply-add counted as two: every token passes all matrices of the layers; every token that a next
+// token is wanted for passes the classifier; a query at position p meets p + 1 keys and values in every query head.
+// Bytes: the weights once per step, the keys and values of every sequence in the step once, what is written, and what a
+// policy moves (read and written). Activations, norms and softmax are left out: at these sizes they are a few per cent.
 //
-// Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of a
-// few by bytes. What lies between is the whole point of batching, and of chunks.
+// Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of
+// a few by bytes. What lies between is the whole point of batching, and of chunks.
 #pragma once
 
 #include <string>

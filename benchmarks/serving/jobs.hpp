@@ -1,7 +1,8 @@
 // The requests that a scheduler has in hand, and the jobs that they consist of: one per answer.
 //
 // A job waits or runs, in one of two lists that are in the order of age: arrival of the request, then number of the
-// answer. A job that is preempted keeps its age. Indices of requests and jobs are used again after they ended; ids are not.
+// answer. A job that is preempted keeps its age. Indices of requests and jobs are used again after they ended; ids are
+// not.
 #pragma once
 
 #include <algorithm>

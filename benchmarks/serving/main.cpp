@@ -3,7 +3,8 @@
 //   serve-bench --scenario knowledge-assistant
 //   serve-bench --trace conversation_trace.jsonl --policy paged,prefix-shared --json results.json
 //
-// The library's policies under a scheduler with continuous batching, in simulated time. serve-bench --help says the rest.
+// The library's policies under a scheduler with continuous batching, in simulated time. serve-bench --help says the
+// rest.
 #include <iostream>
 #include <new>
 #include <optional>

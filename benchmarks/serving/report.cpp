@@ -1,6 +1,7 @@
 #include "report.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <ostream>
@@ -30,7 +31,7 @@ std::string grouped(Index value) {
 /// A duration, at a length that suits a table.
 std::string shown(Time time) {
   const double value = ms(time);
-  return value < 10 ? fixed(value, 2) : value < 100 ? fixed(value, 1) : fixed(value, 0);
+  return value < 10 ? fixed(value, 2) : value < 100 ? fixed(value, 1) : grouped(std::llround(value));
 }
 /// A count, and how much of it happened with a quarter of the pool free.
 std::string with_quarter(Index count, Index quarter) {

@@ -1,5 +1,5 @@
-// A request, in the language in which all traffic is described: when it comes, what its prompt consists of, how long its
-// answer will be, how many answers it wants, and whether its client loses patience.
+// A request, in the language in which all traffic is described: when it comes, what its prompt consists of, how long
+// its answer will be, how many answers it wants, and whether its client loses patience.
 //
 // A prompt is described by segments and becomes tokens only when a scheduler looks at it, so that a queue of a million
 // requests holds no million prompts. Equal segments are equal tokens: that is how prefixes are shared.

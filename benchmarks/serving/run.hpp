@@ -38,8 +38,8 @@ struct RunResult {
 /// Called now and then with the number of requests that have ended.
 using OnProgress = std::function<void(Index ended)>;
 
-/// Simulates the scenario; `chunked` or with prompts computed whole. Ends with every invariant of the policy checked and
-/// every slot free or cached. Throws what reading the traffic throws, Livelock, kvc::InvariantError.
+/// Simulates the scenario; `chunked` or with prompts computed whole. Ends with every invariant of the policy checked
+/// and every slot free or cached. Throws what reading the traffic throws, Livelock, kvc::InvariantError.
 [[nodiscard]] RunResult simulate(const Scenario& scenario, PolicyKind policy, bool chunked, double load = 1,
                                  const OnProgress& on_progress = {});
 

@@ -1,5 +1,5 @@
-// A scenario: a machine, a model, how the server is set up, and the traffic that it meets. Read from JSON; docs/serving.md
-// describes every field. scenarios/*.json are the incidents that people report.
+// A scenario: a machine, a model, how the server is set up, and the traffic that it meets. Read from JSON;
+// docs/serving.md describes every field. scenarios/*.json are the incidents that people report.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,8 @@ inline constexpr Pos usual_chunk = 512;
 /// Throws FieldError, which names the field, its value and what is allowed.
 [[nodiscard]] Scenario parse_scenario(std::string_view json, std::string name);
 
-/// A file, or the name of one of the scenarios that came with the program. Throws std::runtime_error that names the file.
+/// A file, or the name of one of the scenarios that came with the program. Throws std::runtime_error that names the
+/// file.
 [[nodiscard]] Scenario read_scenario(const std::string& name_or_file);
 /// Names of those that came with the program, in order.
 [[nodiscard]] std::vector<std::string> scenario_names();

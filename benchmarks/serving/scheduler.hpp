@@ -1,20 +1,23 @@
 // Scheduler: iteration-level continuous batching (Orca, Yu et al., OSDI 2022) over any cache.
 //
-// It composes one step after another: one token of every sequence that decodes, and prompts, whole or in chunks, up to a
-// budget of tokens. It reads no clock: the caller says what time it is, and an Executor decides how long a step takes.
+// It composes one step after another: one token of every sequence that decodes, and prompts, whole or in chunks, up to
+// a budget of tokens. It reads no clock: the caller says what time it is, and an Executor decides how long a step
+// takes.
 //
-//   admission    first come, first served. A sequence is taken on when its whole prompt has room (or only its first chunk,
-//                if that is asked for) and the watermark stays free; while nothing runs, the watermark is not asked for.
-//                What has no room even then is refused.
-//   preemption   by recomputation. A sequence that has no room for its next tokens takes that of the youngest, which may be
-//                itself. Age is the order of arrival, and a preempted sequence keeps its own. So the oldest is never
-//                preempted for another, gets what it needs, and ends: there is no livelock. The other order is there to
-//                show what it does.
-//   fork         a request for several answers computes its prompt once; then each answer goes its own way. Where a fork
-//                finds no room, the prompt of that answer is computed again later.
+//   admission    first come, first served. A sequence is taken on when its whole prompt has room (or only its first
+//                chunk, if that is asked for) and the watermark stays free; while nothing runs, the watermark is not
+//                asked for. What has no room even then is refused.
+//   preemption   by recomputation. A sequence that has no room for its next tokens takes that of the youngest, which
+//                may be itself. Age is the order of arrival, and a preempted sequence keeps its own. So the oldest is
+//                never preempted for another, gets what it needs, and ends: there is no livelock. The other order is
+//                there to show what it does. A step that preempts takes nobody on: else what is taken from one
+//                goes to the next in the queue, and those that run starve.
+//   fork         a request for several answers computes its prompt once; then each answer goes its own way. Where a
+//                fork finds no room, the prompt of that answer is computed again later.
 //   abort        `expire` ends the requests whose clients went away, whether they wait or run.
 //
-// Whatever happens, every request ends exactly once, and every sequence that was opened is closed.
+// Whatever happens, every request ends exactly once, and every sequence that was opened is closed. What is done with a
+// sequence once it is decided is in Sequences.
 #pragma once
 
 #include <algorithm>
@@ -24,12 +27,9 @@
 #include <utility>
 #include <vector>
 
-#include "jobs.hpp"
 #include "kvc/core/error.hpp"
-#include "metrics.hpp"
-#include "pins.hpp"
 #include "scheduler_config.hpp"
-#include "step.hpp"
+#include "sequences.hpp"
 
 namespace serving {
 
@@ -38,7 +38,7 @@ class Scheduler {
  public:
   /// Throws std::invalid_argument for a bad configuration. Cache and metrics must outlive it.
   Scheduler(Cache& cache, const SchedulerConfig& config, Metrics& metrics)
-      : cache_(cache), config_(validated(config)), metrics_(metrics), pool_(pool_tokens(cache.policy())) {}
+      : cache_(cache), config_(validated(config)), sequences_(cache, metrics, config.max_sequences) {}
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
@@ -50,18 +50,13 @@ class Scheduler {
     kvc::require(request.samples >= 1, "samples", request.samples, "at least 1");
     kvc::require(request.output_tokens >= 1 && request.output_tokens <= request.max_output_tokens, "output_tokens",
                  request.output_tokens, "between 1 and max_output_tokens");
-    metrics_.arrived(request.arrival);
-    if (Index{prompt} + request.max_output_tokens > pool_) {
-      metrics_.ended({request.id, request.traffic_class, End::refused, request.arrival, request.arrival, {}, 0});
-    } else {
-      jobs_.add(std::move(request));
-    }
+    sequences_.add(std::move(request));
   }
 
   /// Ends the requests whose clients have gone away by `now`. Not while a step is under way.
   void expire(Time now) {
     while (const auto expired = jobs_.next_expired(now)) {
-      end_request(expired->first, expired->second, End::aborted);
+      sequences_.end_request(expired->first, expired->second, End::aborted);
     }
   }
 
@@ -72,7 +67,7 @@ class Scheduler {
     step_begin_ = now;
     blocked_ = blocked_25_ = false;
     do {  // again, if all were preempted and nothing is left in the step
-      give_back_deferred();
+      sequences_.give_back();
       before_step_ = jobs_.running();
       preempted_ = false;
       if (std::exchange(needy_, false)) {
@@ -101,12 +96,13 @@ class Scheduler {
 
   /// The rows of the step are there, and its next tokens.
   void complete(Time now, Step<Cache>& step) {
-    ++counters_.steps;
-    counters_.steps_with_prefill += step.prefill_tokens > 0 ? 1 : 0;
-    counters_.prefill_tokens += step.prefill_tokens;
-    counters_.decode_tokens += step.decode_tokens;
-    counters_.blocked += blocked_ ? now - step_begin_ : 0;
-    counters_.blocked_25 += blocked_25_ ? now - step_begin_ : 0;
+    Counters& counters = sequences_.counters();
+    ++counters.steps;
+    counters.steps_with_prefill += step.prefill_tokens > 0 ? 1 : 0;
+    counters.prefill_tokens += step.prefill_tokens;
+    counters.decode_tokens += step.decode_tokens;
+    counters.blocked += blocked_ ? now - step_begin_ : 0;
+    counters.blocked_25 += blocked_25_ ? now - step_begin_ : 0;
     for (Work<Cache>& work : step.work) {
       Job& job = jobs_[work.job];
       job.computed = work.append.range().last;
@@ -114,22 +110,20 @@ class Scheduler {
       cache_.commit(std::move(work.append));
       if (work.wanted > 0) {
         const auto next = std::span<const Token>(step.sampled).subspan(work.first_wanted, work.wanted);
-        if (job.answered == 0 && job.sample == 0) {
-          prompt_done(job, next, now);
-        }
-        give_out(work.job, next.front(), now);
+        preemptions_since_token_ = 0;
+        sequences_.give_out(work.job, next, now);
       }
     }
     step.clear();
-    give_back_deferred();
+    sequences_.give_back();
   }
 
   /// Gives up all pins, at the end: then nothing is held any more.
-  void unpin_all() { pins_.unpin_all(cache_); }
+  void unpin_all() { sequences_.unpin_all(); }
 
   [[nodiscard]] Index waiting() const noexcept { return std::ssize(jobs_.waiting()); }
-  [[nodiscard]] Index running() const noexcept { return std::ssize(jobs_.running()); }
-  [[nodiscard]] const Counters& counters() const noexcept { return counters_; }
+  [[nodiscard]] Index running() const noexcept { return sequences_.running(); }
+  [[nodiscard]] const Counters& counters() const noexcept { return sequences_.counters(); }
   /// f(id of the request, SeqId) for every sequence that runs, oldest first.
   template <class F>
   void for_each_running(F&& f) const {
@@ -139,7 +133,6 @@ class Scheduler {
   }
 
  private:
-  static constexpr std::size_t nobody = std::numeric_limits<std::size_t>::max();
   static constexpr bool in_blocks = kvc::BlockTablePolicy<typename Cache::PolicyType>;
 
   // --- what runs goes on
@@ -185,17 +178,18 @@ class Scheduler {
         return;
       }
       if (!std::exchange(counted, true)) {
-        ++counters_.out_of_room;
-        counters_.out_of_room_25 += quarter_free(0) ? 1 : 0;
+        ++sequences_.counters().out_of_room;
+        sequences_.counters().out_of_room_25 += sequences_.quarter_free(0) ? 1 : 0;
       }
-      if (config_.counts_deferred && deferred_tokens_ >= count) {
+      if (config_.counts_deferred && sequences_.aside_tokens() >= count) {
         needy_ = true;  // its room is on the way
         return;
       }
       const std::size_t victim = choose_victim(index);
-      if (victim == index && running() == 1 && deferred_.empty() &&
+      if (victim == index && running() == 1 && sequences_.nothing_aside() &&
           std::exchange(job.stuck_at, job.tokens.size()) == job.tokens.size()) {
-        end_request(job.active, now, End::out_of_memory);  // it was alone before, and has not come further since
+        sequences_.end_request(job.active, now,
+                               End::out_of_memory);  // it was alone before, and has not come further since
         return;
       }
       preempt(victim, step);
@@ -214,40 +208,16 @@ class Scheduler {
   }
 
   void preempt(std::size_t index, Step<Cache>& step) {
-    const Job& job = jobs_[index];
-    ++counters_.preemptions;
     preempted_ = true;
     if (++preemptions_since_token_ > 1000 + 10 * config_.max_sequences) {
       throw Livelock(preemptions_since_token_);
     }
-    if (job.in_step) {
+    if (jobs_[index].in_step) {
       const auto work = std::ranges::find(step.work, index, &Work<Cache>::job);
       (work->prefill ? step.prefill_tokens : step.decode_tokens) -= std::ssize(work->tokens);
       step.work.erase(work);
     }
-    const Index tokens = cache_.length(job.seq);
-    counters_.lost_tokens += tokens;
-    if (config_.deferred_free) {
-      deferred_.push_back(job.seq);
-      deferred_tokens_ += tokens;
-    } else {
-      close(job.seq);
-    }
-    jobs_.stop(index);
-    jobs_.wait(index);
-  }
-
-  void close(kvc::SeqId seq) {
-    counters_.released_tokens += cache_.length(seq);
-    cache_.close(seq);
-    room_was_given_back_ = true;
-  }
-  void give_back_deferred() {
-    for (const kvc::SeqId seq : deferred_) {
-      close(seq);
-    }
-    deferred_.clear();
-    deferred_tokens_ = 0;
+    sequences_.preempt(index, config_.deferred_free);
   }
 
   [[nodiscard]] static std::span<const Token> next_tokens(const Job& job, Pos count) {
@@ -273,8 +243,9 @@ class Scheduler {
   void admit(Time now, Step<Cache>& step) {
     while (!preempted_ && !jobs_.waiting().empty() && running() < config_.max_sequences && budget_left(step) > 0) {
       const std::size_t index = jobs_.waiting().front();
-      const bool alone = jobs_.running().empty() && step.work.empty() && deferred_.empty();
-      if (blocked_head_ == index && !room_was_given_back_ && !alone) {
+      const bool alone = jobs_.running().empty() && step.work.empty() && sequences_.nothing_aside();
+      const std::pair head(jobs_.request(jobs_[index]).id, jobs_[index].sample);
+      if (blocked_head_ == head && releases_then_ == sequences_.releases() && !alone) {
         note_blocked(jobs_[index]);  // nothing has changed since it was looked at
         return;
       }
@@ -282,14 +253,13 @@ class Scheduler {
       if (admitted == Admitted::next_step) {
         return;
       }
-      blocked_head_ = nobody;
       if (admitted == Admitted::no && alone) {
-        end_request(jobs_[index].active, now, jobs_[index].answered > 0 ? End::out_of_memory : End::refused);
+        sequences_.end_request(jobs_[index].active, now, jobs_[index].answered > 0 ? End::out_of_memory : End::refused);
       } else if (admitted == Admitted::no) {
-        ++counters_.failed_admissions;
-        counters_.failed_admissions_25 += quarter_free(promised()) ? 1 : 0;
-        blocked_head_ = index;
-        room_was_given_back_ = false;
+        ++sequences_.counters().failed_admissions;
+        sequences_.counters().failed_admissions_25 += sequences_.quarter_free(promised()) ? 1 : 0;
+        blocked_head_ = head;
+        releases_then_ = sequences_.releases();
         note_blocked(jobs_[index]);
         return;
       }
@@ -350,9 +320,7 @@ class Scheduler {
     if (!append) {
       return put_off(job, Admitted::no);
     }
-    count_admission(job);
-    jobs_.leave_waiting(index);
-    jobs_.run(index);
+    sequences_.start(index);
     add_work(index, std::move(*append), step);
     return Admitted::yes;
   }
@@ -363,139 +331,26 @@ class Scheduler {
     return why;
   }
 
-  void count_admission(Job& job) {
-    ++counters_.admissions;
-    const bool again = std::exchange(job.admitted, true) || job.answered > 0;
-    (again ? counters_.again_tokens : counters_.prompt_tokens) += job.known();
-    (again ? counters_.again_tokens_found : counters_.prompt_tokens_found) += job.computed;
-  }
   void note_blocked(Job& job) {
     blocked_ = true;
-    blocked_25_ = quarter_free(promised());
-    counters_.delayed += std::exchange(job.delayed, true) ? 0 : 1;
+    blocked_25_ = sequences_.quarter_free(promised());
+    sequences_.counters().delayed += std::exchange(job.delayed, true) ? 0 : 1;
     if (blocked_25_) {
-      counters_.delayed_25 += std::exchange(job.delayed_25, true) ? 0 : 1;
+      sequences_.counters().delayed_25 += std::exchange(job.delayed_25, true) ? 0 : 1;
     }
-  }
-  /// At a failure: whether at least a quarter of the pool is free, beside what is promised.
-  [[nodiscard]] bool quarter_free(Index taken) {
-    const Index free = available_tokens(cache_.policy()) - taken;
-    counters_.most_free_at_failure =
-        std::max(counters_.most_free_at_failure, static_cast<double>(free) / static_cast<double>(pool_));
-    return 4 * free >= pool_;
-  }
-
-  // --- what a step has given
-
-  /// The prompt of a request is computed: its answers go their own ways.
-  void prompt_done(const Job& job, std::span<const Token> next, Time now) {
-    Active& active = jobs_.active_of(job);
-    active.first_token = now;
-    counters_.pins += pins_.pin(cache_, active.request, job.tokens) ? 1 : 0;
-    std::vector<std::size_t> children;
-    for (std::size_t sample = 1; sample < next.size(); ++sample) {
-      children.push_back(jobs_.new_job(job.active, static_cast<int>(sample)));
-    }
-    for (const std::size_t child : children) {
-      start_child(child, job, active.request);
-      give_out(child, next[static_cast<std::size_t>(jobs_[child].sample)], now);
-    }
-  }
-
-  void start_child(std::size_t index, const Job& parent, const Request& r) {
-    Job& child = jobs_[index];
-    child.tokens.reserve(parent.tokens.size() + static_cast<std::size_t>(r.output_tokens));
-    child.tokens = parent.tokens;
-    std::optional<kvc::SeqId> seq;
-    if (running() < config_.max_sequences) {
-      seq = cache_.try_fork(parent.seq, parent.computed);
-    }
-    if (!seq) {
-      ++counters_.failed_forks;
-      jobs_.wait(index);
-      return;
-    }
-    ++counters_.forks;
-    counters_.forked_tokens += parent.computed;
-    child.seq = *seq;
-    child.computed = parent.computed;
-    child.admitted = true;
-    jobs_.run(index);
-  }
-
-  void give_out(std::size_t index, Token token, Time now) {
-    Job& job = jobs_[index];
-    preemptions_since_token_ = 0;
-    if (job.answered == 0) {
-      job.first_token = now;
-    } else {
-      metrics_.token_gap(now - job.last_token);
-    }
-    job.last_token = now;
-    job.tokens.push_back(token);
-    metrics_.generated(1);
-    if (++job.answered == jobs_.request(job).output_tokens) {
-      answer_done(index, now);
-    }
-  }
-
-  // --- ends
-
-  void answer_done(std::size_t index, Time now) {
-    const Job& job = jobs_[index];
-    Active& active = jobs_.active_of(job);
-    const auto tpot = metrics_.answered(active.request.traffic_class, job.first_token, job.last_token, job.answered);
-    active.tpot = std::max(active.tpot, tpot.value_or(0));
-    const std::size_t active_index = job.active;
-    if (drop(index)) {
-      report(active_index, now, End::completed);
-    }
-  }
-
-  /// All its answers end where they are.
-  void end_request(std::size_t active, Time now, End how) {
-    const std::vector<std::size_t> all = jobs_.active(active).jobs;
-    for (const std::size_t job : all) {
-      drop(job);
-    }
-    report(active, now, how);
-  }
-
-  /// Whether it was the last of its request.
-  bool drop(std::size_t index) {
-    if (jobs_[index].running) {
-      close(jobs_[index].seq);
-      jobs_.stop(index);
-    } else {
-      jobs_.leave_waiting(index);
-    }
-    blocked_head_ = blocked_head_ == index ? nobody : blocked_head_;
-    return jobs_.erase(index);
-  }
-
-  void report(std::size_t active_index, Time now, End how) {
-    const Active& active = jobs_.active(active_index);
-    const Request& r = active.request;
-    metrics_.ended({r.id, r.traffic_class, how, r.arrival, now, active.first_token, active.tpot});
-    jobs_.erase_active(active_index);
   }
 
   Cache& cache_;
   SchedulerConfig config_;
-  Metrics& metrics_;
-  Index pool_;
-  Counters counters_;
-  Jobs jobs_;
-  Pins<Cache> pins_;
+  Sequences<Cache> sequences_;
+  Jobs& jobs_ = sequences_.jobs();
   std::vector<std::size_t> before_step_;  // what ran when the step was begun
-  std::vector<kvc::SeqId> deferred_;      // preempted, and not closed yet
-  Index deferred_tokens_ = 0;
-  bool needy_ = false;                 // something waits for what is deferred
-  bool preempted_ = false;             // something, in this step
-  std::size_t blocked_head_ = nobody;  // a job that found no room
-  bool room_was_given_back_ = true;    // since then
-  bool blocked_ = false;               // in this step
+  bool needy_ = false;                    // something waits for what is set aside
+  bool preempted_ = false;                // something, in this step
+  bool blocked_ = false;                  // nothing more was admitted to this step, for lack of room
   bool blocked_25_ = false;
+  std::pair<Index, int> blocked_head_{-1, 0};  // request and answer that found no room
+  Index releases_then_ = 0;                    // when it did
   Time step_begin_ = 0;
   Index preemptions_since_token_ = 0;
 };

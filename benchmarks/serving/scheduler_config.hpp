@@ -31,8 +31,8 @@ struct SchedulerConfig {
   Order order = Order::decode_first;
   Admit admit = Admit::whole_prompt;
   Victim victim = Victim::youngest;
-  /// With asynchronous scheduling, the step under way may still read the blocks of a sequence that is preempted while the
-  /// next one is composed: they come back only after it.
+  /// With asynchronous scheduling, the step under way may still read the blocks of a sequence that is preempted while
+  /// the next one is composed: they come back only after it.
   bool deferred_free = false;
   /// Whether blocks that will come back are counted on, or more and more sequences preempted for the want of them.
   bool counts_deferred = true;

@@ -1,6 +1,7 @@
 // What passes between the scheduler and the two things it does not know: what a cache stores, and what time is.
 //
-//   concept ServingCache      a cache in the words of kvc::KvCache, which satisfies it. PolicyCache is one without bytes.
+//   concept ServingCache      a cache in the words of kvc::KvCache, which satisfies it. PolicyCache is one without
+//                             bytes.
 //   concept Executor          computes a step, or says how long it would take
 //
 //   expression                does
@@ -80,7 +81,8 @@ template <kvc::Policy P>
   return policy.blocks() * policy.block_tokens();
 }
 
-/// Slots that are free, or would be if what is only cached were evicted. For Contiguous, in holes of whatever size. O(1).
+/// Slots that are free, or would be if what is only cached were evicted. For Contiguous, in holes of whatever size.
+/// O(1).
 template <kvc::Policy P>
 [[nodiscard]] Index available_tokens(const P& policy) {
   if constexpr (kvc::BlockTablePolicy<P>) {
@@ -90,8 +92,8 @@ template <kvc::Policy P>
   }
 }
 
-/// Whether a new sequence of `tokens` may find room beside `spare` more slots. For a policy that needs room in one piece
-/// this is necessary and not enough: only trying tells.
+/// Whether a new sequence of `tokens` may find room beside `spare` more slots. For a policy that needs room in one
+/// piece this is necessary and not enough: only trying tells.
 template <ServingCache C>
 [[nodiscard]] bool may_have_room(const C& cache, std::span<const Token> tokens, Pos spare,
                                  const kvc::OpenOptions& options) {

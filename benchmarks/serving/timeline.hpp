@@ -1,7 +1,8 @@
 // What the pool looked like over time, in memory that does not grow with the run.
 //
-// A sample is taken when its time has come, at the end of the step that was under way then. When there are `most` samples,
-// every second one is dropped and the interval doubles; so between half and all of `most` samples cover a run of any length.
+// A sample is taken when its time has come, at the end of the step that was under way then. When there are `most`
+// samples, every second one is dropped and the interval doubles; so between half and all of `most` samples cover a run
+// of any length.
 #pragma once
 
 #include <algorithm>

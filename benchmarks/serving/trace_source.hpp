@@ -13,7 +13,8 @@
 //     abort_after       optional: milliseconds after which the client goes away
 //     tenant            optional: prefixes are shared within a tenant
 //
-// Times count from the first request on. An answer of no token counts as one of one token, which a prefill gives in any case.
+// Times count from the first request on. An answer of no token counts as one of one token, which a prefill gives in any
+// case.
 #pragma once
 
 #include <cstdint>

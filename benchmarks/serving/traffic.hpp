@@ -45,8 +45,8 @@ struct TrafficClass {
   Index tenants = 0;  ///< that share no prefixes with each other; 0: all are one
 };
 
-/// Requests of all classes in the order of arrival, the first `requests` of them. Equal arguments, equal requests. `load`
-/// multiplies how often requests come.
+/// Requests of all classes in the order of arrival, the first `requests` of them. Equal arguments, equal requests.
+/// `load` multiplies how often requests come.
 class TrafficSource final : public Source {
  public:
   TrafficSource(std::vector<TrafficClass> classes, Index requests, std::uint64_t seed, double load = 1);

@@ -1,4 +1,5 @@
-// The incidents of benchmarks/serving/scenarios: each has its symptoms under contiguous allocation, and loses them under the right policy.
+// The incidents of benchmarks/serving/scenarios: each has its symptoms under contiguous allocation, and loses them
+// under the right policy.
 #include <map>
 
 #include "catch.hpp"

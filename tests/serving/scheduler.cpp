@@ -8,8 +8,8 @@ using namespace kvc_test;
 
 namespace {
 
-/// Requests of all kinds: prefixes that are shared and pinned, several answers, impatient clients, some too long for any
-/// pool, tenants.
+/// Requests of all kinds: prefixes that are shared and pinned, several answers, impatient clients, some too long for
+/// any pool, tenants.
 std::vector<Request> any_requests(kvc_test::Random& random, int count) {
   std::vector<Request> requests;
   Time arrival = 0;

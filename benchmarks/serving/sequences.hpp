@@ -1,0 +1,209 @@
+// What happens to the sequences of a scheduler once it has decided: they are opened in the cache and closed again, give
+// out tokens, fork, and end. Counts what it does.
+//
+// A sequence that is closed with asynchronous scheduling is only set aside, since the step under way may still read it;
+// `give_back` closes it.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "jobs.hpp"
+#include "metrics.hpp"
+#include "pins.hpp"
+#include "step.hpp"
+
+namespace serving {
+
+template <ServingCache Cache>
+class Sequences {
+ public:
+  Sequences(Cache& cache, Metrics& metrics, Index most_running)
+      : cache_(cache), metrics_(metrics), most_running_(most_running), pool_(pool_tokens(cache.policy())) {}
+
+  [[nodiscard]] Jobs& jobs() noexcept { return jobs_; }
+  [[nodiscard]] const Jobs& jobs() const noexcept { return jobs_; }
+  [[nodiscard]] Counters& counters() noexcept { return counters_; }
+  [[nodiscard]] const Counters& counters() const noexcept { return counters_; }
+  [[nodiscard]] Index running() const noexcept { return std::ssize(jobs_.running()); }
+
+  /// A request arrives. One that is longer than the whole pool is refused at once.
+  void add(Request request) {
+    metrics_.arrived(request.arrival);
+    if (Index{request.prompt_tokens()} + request.max_output_tokens > pool_) {
+      metrics_.ended({request.id, request.traffic_class, End::refused, request.arrival, request.arrival, {}, 0});
+    } else {
+      jobs_.add(std::move(request));
+    }
+  }
+
+  /// A waiting job begins to run: it was opened, and its first positions are in place.
+  void start(std::size_t index) {
+    Job& job = jobs_[index];
+    ++counters_.admissions;
+    const bool again = std::exchange(job.admitted, true) || job.answered > 0;
+    (again ? counters_.again_tokens : counters_.prompt_tokens) += job.known();
+    (again ? counters_.again_tokens_found : counters_.prompt_tokens_found) += job.computed;
+    jobs_.leave_waiting(index);
+    jobs_.run(index);
+  }
+
+  /// A running job waits again, and has nothing in the cache any more; or once it is given back.
+  void preempt(std::size_t index, bool set_aside) {
+    const kvc::SeqId seq = jobs_[index].seq;
+    const Index tokens = cache_.length(seq);
+    ++counters_.preemptions;
+    counters_.lost_tokens += tokens;
+    if (set_aside) {
+      aside_.push_back(seq);
+      aside_tokens_ += tokens;
+    } else {
+      close(seq);
+    }
+    jobs_.stop(index);
+    jobs_.wait(index);
+  }
+  [[nodiscard]] Index aside_tokens() const noexcept { return aside_tokens_; }
+  void give_back() {
+    for (const kvc::SeqId seq : aside_) {
+      close(seq);
+    }
+    aside_.clear();
+    aside_tokens_ = 0;
+  }
+  [[nodiscard]] bool nothing_aside() const noexcept { return aside_.empty(); }
+  /// How often room was given back.
+  [[nodiscard]] Index releases() const noexcept { return releases_; }
+
+  /// The positions of a job's work are committed, and these are the tokens that follow: one, or of a prompt as many as
+  /// the request wants answers.
+  void give_out(std::size_t index, std::span<const Token> next, Time now) {
+    const Job& job = jobs_[index];
+    if (job.answered == 0 && job.sample == 0) {
+      prompt_done(job, next, now);
+    }
+    give_out(index, next.front(), now);
+  }
+
+  /// All answers of a request end where they are.
+  void end_request(std::size_t active, Time now, End how) {
+    const std::vector<std::size_t> all = jobs_.active(active).jobs;
+    for (const std::size_t job : all) {
+      drop(job);
+    }
+    report(active, now, how);
+  }
+
+  /// At a failure: whether at least a quarter of the pool is free, beside what is promised to others.
+  [[nodiscard]] bool quarter_free(Index promised) {
+    const Index free = available_tokens(cache_.policy()) - promised;
+    counters_.most_free_at_failure =
+        std::max(counters_.most_free_at_failure, static_cast<double>(free) / static_cast<double>(pool_));
+    return 4 * free >= pool_;
+  }
+
+  void unpin_all() { pins_.unpin_all(cache_); }
+
+ private:
+  void close(kvc::SeqId seq) {
+    counters_.released_tokens += cache_.length(seq);
+    cache_.close(seq);
+    ++releases_;
+  }
+
+  /// The answers to a prompt go their own ways.
+  void prompt_done(const Job& job, std::span<const Token> next, Time now) {
+    Active& active = jobs_.active_of(job);
+    active.first_token = now;
+    counters_.pins += pins_.pin(cache_, active.request, job.tokens) ? 1 : 0;
+    std::vector<std::size_t> children;
+    for (std::size_t sample = 1; sample < next.size(); ++sample) {
+      children.push_back(jobs_.new_job(job.active, static_cast<int>(sample)));
+    }
+    for (const std::size_t child : children) {
+      fork(job, child);
+      give_out(child, next[static_cast<std::size_t>(jobs_[child].sample)], now);
+    }
+  }
+
+  void fork(const Job& parent, std::size_t index) {
+    Job& child = jobs_[index];
+    child.tokens.reserve(parent.tokens.size() + static_cast<std::size_t>(jobs_.request(parent).output_tokens));
+    child.tokens = parent.tokens;
+    std::optional<kvc::SeqId> seq;
+    if (running() < most_running_) {
+      seq = cache_.try_fork(parent.seq, parent.computed);
+    }
+    if (!seq) {
+      ++counters_.failed_forks;
+      jobs_.wait(index);
+      return;
+    }
+    ++counters_.forks;
+    counters_.forked_tokens += parent.computed;
+    child.seq = *seq;
+    child.computed = parent.computed;
+    child.admitted = true;
+    jobs_.run(index);
+  }
+
+  void give_out(std::size_t index, Token token, Time now) {
+    Job& job = jobs_[index];
+    if (job.answered == 0) {
+      job.first_token = now;
+    } else {
+      metrics_.token_gap(now - job.last_token);
+    }
+    job.last_token = now;
+    job.tokens.push_back(token);
+    metrics_.generated(1);
+    if (++job.answered == jobs_.request(job).output_tokens) {
+      answer_done(index, now);
+    }
+  }
+
+  void answer_done(std::size_t index, Time now) {
+    const Job& job = jobs_[index];
+    const std::size_t active_index = job.active;
+    Active& active = jobs_.active_of(job);
+    const auto tpot = metrics_.answered(active.request.traffic_class, job.first_token, job.last_token, job.answered);
+    active.tpot = std::max(active.tpot, tpot.value_or(0));
+    if (drop(index)) {
+      report(active_index, now, End::completed);
+    }
+  }
+
+  /// Whether it was the last of its request.
+  bool drop(std::size_t index) {
+    if (jobs_[index].running) {
+      close(jobs_[index].seq);
+      jobs_.stop(index);
+    } else {
+      jobs_.leave_waiting(index);
+    }
+    return jobs_.erase(index);
+  }
+
+  void report(std::size_t active_index, Time now, End how) {
+    const Active& active = jobs_.active(active_index);
+    const Request& r = active.request;
+    metrics_.ended({r.id, r.traffic_class, how, r.arrival, now, active.first_token, active.tpot});
+    jobs_.erase_active(active_index);
+  }
+
+  Cache& cache_;
+  Metrics& metrics_;
+  Index most_running_;
+  Index pool_;
+  Counters counters_;
+  Jobs jobs_;
+  Pins<Cache> pins_;
+  std::vector<kvc::SeqId> aside_;  // preempted, and not closed yet
+  Index aside_tokens_ = 0;
+  Index releases_ = 0;
+};
+
+}  // namespace serving
