@@ -150,7 +150,7 @@ TEST_CASE("report-generator: growing allocations run out of room with a quarter 
   }
 }
 
-TEST_CASE("streaming-agents: the TTFT goes up and the TPOT stays; pinned prefixes are memory too", "[scenario]") {
+TEST_CASE("streaming-agents: the TTFT goes up and the TPOT stays, and pinned prefixes are memory too", "[scenario]") {
   const Scenario scenario = read_scenario("streaming-agents");
   const Runs runs = run_all(scenario);
   Scenario unpinned = scenario;

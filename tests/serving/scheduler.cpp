@@ -170,7 +170,8 @@ TEST_CASE("A request that cannot go on even alone ends as out of memory", "[serv
   REQUIRE(outcome.clock.given.at({1, 0}) == 5);  // to the end of its second block
 }
 
-TEST_CASE("Several answers share one prompt; where a fork finds no room, its prompt is computed again", "[serving]") {
+TEST_CASE("Several answers share one prompt, and where a fork finds no room, its prompt is computed again",
+          "[serving]") {
   Request request = make_request(0, 0, 40, 10);
   request.samples = 4;
   const Outcome paged = serve_small<kvc::Paged>({.blocks = 40, .block_tokens = 16}, {}, {request});
@@ -233,7 +234,8 @@ SchedulerConfig naive() {
 
 }  // namespace
 
-TEST_CASE("Sequences that preempt the oldest thrash for ever; preempting the youngest makes progress", "[serving]") {
+TEST_CASE("Sequences that preempt the oldest thrash for ever, and preempting the youngest makes progress",
+          "[serving]") {
   SchedulerConfig config = naive();
   config.victim = Victim::oldest;
   try {
