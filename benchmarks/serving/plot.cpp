@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <sstream>
+#include <utility>
 #include <vector>
 
 #include "gnuplot.hpp"
@@ -87,10 +88,11 @@ double minutes(const std::vector<const RunResult*>& runs) {
   return end == 0 ? 1 : end;
 }
 
-void write_memory(std::ostream& out, const RunResult& run, std::size_t number, bool left) {
+void write_memory(std::ostream& out, const RunResult& run, std::size_t number, bool leftmost) {
   write_marks(out, run);
   out << "set title " << quoted(std::string(name(run.policy))) << " offset 0,0.6\n"
-      << "set ylabel " << quoted(left ? "share of the pool (%)" : "") << "\nplot ";
+      << "set ylabel " << quoted(leftmost ? "share of the pool (%)" : "") << "\nset format y '"
+      << (leftmost ? "%.0f" : "") << "'\nplot ";
   for (std::size_t part = 0; part < parts.size(); ++part) {
     out << "$run" << number << " using 1:" << (part == 0 ? "(0)" : std::to_string(part + 1)) << ':' << part + 2
         << " with filledcurves notitle fillstyle solid noborder lc rgb '" << parts[part].colour << "', ";
@@ -99,11 +101,33 @@ void write_memory(std::ostream& out, const RunResult& run, std::size_t number, b
       << " with lines notitle lw 1 lc rgb '#000000'\nunset object\n";
 }
 
+/// Ticks of a logarithmic axis, at 1, 2 and 5 times the powers of ten, or at these alone.
+std::string ticks(double least, double most) {
+  const std::vector<int> factors = most / least > 200 ? std::vector{1} : std::vector{1, 2, 5};
+  std::string list;
+  for (double power = 1e-3; power <= most; power *= 10) {
+    for (const int factor : factors) {
+      const double tick = factor * power;
+      if (least <= tick && tick <= most) {
+        std::ostringstream text;
+        text << tick;
+        list.append(list.empty() ? "" : ", ").append(text.str());
+      }
+    }
+  }
+  return list;
+}
+
 void write_latency(std::ostream& out, const std::vector<const RunResult*>& runs) {
   constexpr std::array percents = {50.0, 95.0, 99.0};
   constexpr std::array colours = {"#56B4E9", "#0072B2", "#00324F"};
   const bool both = std::ranges::any_of(
       runs, [&](const RunResult* run) { return (run->chunk_tokens == 0) != (runs.front()->chunk_tokens == 0); });
+  Time slowest = 0;
+  for (const RunResult* run : runs) {
+    slowest = std::max(slowest, run->metrics.all().ttft.percentile(99));
+  }
+  const auto [unit, word] = slowest > 20 * second ? std::pair(second, "s") : std::pair(millisecond, "ms");
   double least = 1e300;
   double most = 0;
   out << "$latency << END\n";
@@ -111,7 +135,7 @@ void write_latency(std::ostream& out, const std::vector<const RunResult*>& runs)
     // The only quotes in a name would be ours.
     out << '"' << name(run->policy) << (both ? run->chunk_tokens == 0 ? "\\nwhole prompts" : "\\nchunks" : "") << '"';
     for (const double percent : percents) {
-      const double value = static_cast<double>(run->metrics.all().ttft.percentile(percent)) / millisecond;
+      const double value = static_cast<double>(run->metrics.all().ttft.percentile(percent)) / static_cast<double>(unit);
       least = value > 0 ? std::min(least, value) : least;
       most = std::max(most, value);
       out << ' ' << value;
@@ -122,9 +146,11 @@ void write_latency(std::ostream& out, const std::vector<const RunResult*>& runs)
   if (most == 0) {
     least = most = 1;
   }
-  out << "set title 'Time to first token' offset 0,-0.3\nset ylabel 'TTFT (ms)'\nset logscale y\n"
+  out << "set title 'Time to first token' offset 0,-0.3\nset ylabel 'TTFT (" << word
+      << ")' offset 1,0\nset logscale y\n"
       << "set yrange [" << least / 2 << ':' << most * 2 << "]\nset xrange [-0.6:" << runs.size() - 1 << ".6]\n"
-      << "unset xlabel\nset xtics scale 0 autofreq\nset ytics autofreq\nset format y '%.0f'\nset boxwidth 0.26\n"
+      << "unset xlabel\nset xtics scale 0 font 'sans-serif,11'\nset ytics (" << ticks(least / 2, most * 2)
+      << ")\nset format y '%g'\nset grid noxtics back\nset boxwidth 0.26\n"
       << "set style fill solid noborder\nset key outside right top reverse Left samplen 1.5\nset border 3\nplot ";
   for (std::size_t i = 0; i < percents.size(); ++i) {
     out << (i == 0 ? "" : ", ") << "$latency using ($0 + " << 0.27 * (static_cast<double>(i) - 1) << "):" << i + 2
@@ -136,9 +162,10 @@ void write_latency(std::ostream& out, const std::vector<const RunResult*>& runs)
 std::string script(const std::string& path, const Report& report) {
   const std::vector<const RunResult*> runs = runs_of(report);
   const std::vector<const RunResult*> policies = one_each(runs);
-  const double width = 1.0 / static_cast<double>(policies.size());
+  constexpr double left = 0.075;
+  const double width = (0.985 - left) / static_cast<double>(policies.size());
   std::ostringstream out;
-  out << "set terminal svg size 1080,640 font 'sans-serif,13' noenhanced background rgb 'white'\n"
+  out << "set terminal svg size 1080,680 font 'sans-serif,13' noenhanced background rgb 'white'\n"
       << "set output " << quoted(path) << "\n";
   for (std::size_t i = 0; i < policies.size(); ++i) {
     out << "$run" << i << " << END\n";
@@ -146,35 +173,34 @@ std::string script(const std::string& path, const Report& report) {
     out << "END\n";
   }
   out << "set multiplot\n"
-      << "set label 1 " << quoted(report.scenario.name) << " at screen 0.5, screen 0.97 center font 'sans-serif,17'\n"
-      << "set border 3\nset tics nomirror out\n"
-      << "set xrange [0:" << minutes(policies) << "]\nset yrange [0:100]\nset ytics 25\nset xlabel 'time (min)'\n"
-      << "set xtics autofreq\nset tmargin 0\nset bmargin 0\n";
+      << "set label 1 " << quoted(report.scenario.name) << " at screen 0.5, screen 0.965 center font 'sans-serif,17'\n"
+      << "set border 3\nset tics nomirror out\nset grid front lc rgb '#D0D0D0' lt 1 lw 0.5\n"
+      << "set xrange [0:" << minutes(policies) << "]\nset yrange [0:100]\nset xlabel 'time (min)' offset 0,0.6\n"
+      << "set ytics 25\nset tmargin at screen 0.86\nset bmargin at screen 0.60\n";
   for (std::size_t i = 0; i < policies.size(); ++i) {
-    const double at = static_cast<double>(i) * width;
-    out << "set lmargin at screen " << 0.06 + at * 0.94 << "\nset rmargin at screen "
-        << 0.06 + (at + width) * 0.94 - 0.025 << "\nset tmargin at screen 0.86\nset bmargin at screen 0.58\n";
+    const double at = left + static_cast<double>(i) * width;
+    out << "set lmargin at screen " << at << "\nset rmargin at screen " << at + width - 0.02 << "\n";
     write_memory(out, *policies[i], i, i == 0);
     out << "unset label 1\n";
   }
-  // A legend of its own, below: swatches and words.
-  out << "set lmargin at screen 0.06\nset rmargin at screen 0.9\nset tmargin at screen 0.40\nset bmargin at screen "
-         "0.09\n";
-  double x = 0.06;
+  // The legend, and the second plot.
+  out << "set lmargin at screen " << left << "\nset rmargin at screen 0.92\n"
+      << "set tmargin at screen 0.38\nset bmargin at screen 0.09\n";
+  double x = left;
   const auto legend = [&](const std::string& text, const std::string& colour, double y, double height) {
     out << "set object rectangle from screen " << x << ", screen " << y - height / 2 << " to screen " << x + 0.022
         << ", screen " << y + height / 2 << " fillstyle solid border lc rgb '#888888' fillcolor rgb '" << colour
         << "'\n"
         << "set label " << quoted(text) << " at screen " << x + 0.028 << ", screen " << y << " left\n";
-    x += 0.05 + 0.0072 * static_cast<double>(text.size());
+    x += 0.055 + 0.0066 * static_cast<double>(text.size());
   };
   for (const Part& part : parts) {
     legend(part.title, part.colour, 0.485, 0.018);
   }
   legend("largest free run", "#FFFFFF", 0.485, 0.018);
-  x = 0.06;
-  legend("nothing admitted, though 25 % is free", "#D55E00", 0.45, 0.01);
-  legend("a running sequence out of room, though 25 % is free", "#000000", 0.45, 0.01);
+  x = left;
+  legend("nothing admitted, though 25 % is free", "#D55E00", 0.45, 0.009);
+  legend("a running sequence out of room, though 25 % is free", "#000000", 0.45, 0.009);
   write_latency(out, runs);
   out << "unset multiplot\n";
   return out.str();

@@ -33,7 +33,7 @@ Chart.defaults.plugins.legend.display = false;
 // --- words and numbers ---------------------------------------------------------------------------------------------
 
 const grouped = (value) => Math.round(value).toLocaleString('en-US');
-const duration = (ms) => ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : grouped(ms);
+const duration = (ms) => ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms < 1e5 ? grouped(ms) : grouped(ms / 1000) + ' s';
 const percent = (part, all) => (all === 0 ? 0 : 100 * part / all).toFixed(1) + ' %';
 const prefill = (run) => run.chunk_tokens === 0 ? 'whole prompts' : `chunks of ${grouped(run.chunk_tokens)}`;
 const distinct = (values) => [...new Set(values)];
@@ -169,16 +169,17 @@ function axisOver(values, title) {
   if (positive.length === 0 || most / least < 20) {
     return {type: 'linear', beginAtZero: true, title: axisTitle(title), grid: {color: colours.grid}};
   }
-  const wide = most / least > 2000;
-  const step = (value) => Math.round(value / Math.pow(10, Math.floor(Math.log10(value) + 1e-9)));
-  const down = Math.pow(10, Math.floor(Math.log10(least * 0.9)));
-  const min = [5, 2, 1].map((factor) => factor * down).find((value) => value <= least * 0.9);
+  // At 1, 2 or 5 times a power of ten: the tick at or below, at or above a value.
+  const factors = most / least > 200 ? [1] : [1, 2, 5];
+  const power = (value) => Math.pow(10, Math.floor(Math.log10(value) + 1e-9));
+  const below = (value) => power(value) * Math.max(...factors.filter((factor) => factor <= value / power(value) + 1e-9));
+  const above = (value) => power(value) * [...factors, 10].find((factor) => factor >= value / power(value) - 1e-9);
   return {
-    type: 'logarithmic', min, max: most * 1.15, title: axisTitle(title + ', logarithmic'), grid: {color: colours.grid},
+    type: 'logarithmic', min: below(least * 0.9), max: above(most * 1.02), title: axisTitle(title + ', logarithmic'),
+    grid: {color: colours.grid},
     ticks: {
       autoSkip: false, maxRotation: 0,
-      callback: (value) => (wide ? [1] : [1, 2, 5]).includes(step(value)) && value >= min * 0.999 ?
-          value.toLocaleString('en-US') : null,
+      callback: (value) => factors.includes(Math.round(value / power(value) * 100) / 100) ? value.toLocaleString('en-US') : null,
     },
   };
 }
@@ -197,7 +198,7 @@ function bars(parent, name, title, shown, axis, list) {
       indexAxis: 'y',
       plugins: {
         legend: {display: true, position: 'top', align: 'end', labels: {boxWidth: 14}},
-        tooltip: {callbacks: {label: (item) => `${item.dataset.label}: ${duration(item.parsed.x)} ms`}},
+        tooltip: {callbacks: {label: (item) => `${item.dataset.label}: ${duration(item.parsed.x)}`}},
       },
       scales: {x: axisOver(all, axis), y: {grid: {display: false}, ticks: {autoSkip: false, font: {size: 12}}}},
     },
@@ -315,6 +316,7 @@ function timePlots() {
   clear(parent);
   const load = choice('load-choice', loads), how = choice('prefill-choice', prefills);
   const shown = runs.filter((run) => run.load === load && prefill(run) === how);
+  parent.classList.toggle('single', shown.length === 1);
   const end = Math.max(...shown.map((run) => Math.max(run.seconds, ...run.timeline.time_s)));
   const [unit, length] = end > 4 * 3600 ? ['h', 3600] : end > 600 ? ['min', 60] : ['s', 1];
   const most = Math.max(1, ...shown.flatMap((run) => [...run.timeline.running, ...run.timeline.waiting]));
@@ -361,7 +363,8 @@ function timePlots() {
         scales: {x: xAxis(false), y: {...yAxis('share of the pool (%)', 100, colours.grid), max: 100, stacked: true}},
       },
       plugins: [strips],
-    }, parts.map(([label, colour]) => ({label, colour, tolerance: 4})));
+    }, [...parts.map(([label, colour]) => ({label, colour, tolerance: 4})),
+      {label: 'line', colour: colours.runLine, tolerance: 100}]);
 
     const counts = [['running', colours.running, t.running], ['waiting', colours.waiting, t.waiting]];
     plot(card, `queue ${run.policy}`, '', 140, {
@@ -420,10 +423,10 @@ function legends() {
     ['used', colours.used], ['reserved, not used', colours.wasted], ['cached, can be evicted', colours.cached],
     ['free, not in the largest run', colours.scattered], ['largest free run', colours.run],
     ['nothing admitted, though 25 % is free', colours.blocked, 'solid'],
-    ['a running sequence out of room, though 25 % is free', colours.outOfRoom, 'solid'],
-    ['running sequences', colours.running, 'solid'], ['waiting sequences', colours.waiting, 'solid']]);
+    ['a running sequence out of room, though 25 % is free', colours.outOfRoom, 'solid']]);
+  legend('queue-legend', [['running', colours.running, 'solid'], ['waiting', colours.waiting, 'solid']]);
   legend('map-legend', [
-    ['the pool by owner: a sequence each (colours repeat)', colours.sequences],
+    ['one sequence each (colours come again)', colours.sequences],
     ['several sequences', colours.map.shared], ['cached or pinned', colours.map.cached],
     ['reserved by a sequence, not used', colours.map.reserved], ['free', colours.map.free]]);
 }

@@ -77,7 +77,8 @@ class Timeline {
           ++kept;
         }
         entries.resize(kept);
-        interval *= 2;
+        // At first steps may be longer than the interval: what is still to come must not lie closer than what is kept.
+        interval = std::max(2 * interval, (entries.back().time - entries.front().time) / static_cast<Time>(kept));
       }
     }
     std::size_t most;
