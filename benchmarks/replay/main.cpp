@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "gnuplot.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
 #include "plot.hpp"
@@ -28,7 +29,7 @@ void run(const Options& options) {
     json.emplace("--json", options.json);
   }
   if (!options.plot.empty()) {
-    require_gnuplot();
+    kvc_bench::require_gnuplot();
     svg.emplace("--plot", options.plot);
   }
 

@@ -8,10 +8,7 @@
 
 namespace replay {
 
-/// Throws std::runtime_error, with the name of its package, where gnuplot cannot be started.
-void require_gnuplot();
-
-/// Writes an SVG file.
+/// Writes an SVG file. Throws std::runtime_error where gnuplot fails.
 void plot(const std::string& path, const kvc_bench::Trace& trace, const Replay& replay);
 
 }  // namespace replay

@@ -10,8 +10,11 @@
 #include <optional>
 #include <stdexcept>
 
+#include "gnuplot.hpp"
+#include "html.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
+#include "plot.hpp"
 #include "progress.hpp"
 #include "report.hpp"
 
@@ -23,6 +26,17 @@ void run(const Options& options) {
   std::optional<kvc_bench::OutputFile> json;
   if (!options.json.empty()) {
     json.emplace("--json", options.json);
+  }
+  std::optional<kvc_bench::OutputFile> html;
+  std::optional<HtmlPage> page;
+  if (!options.html.empty()) {
+    page.emplace();
+    html.emplace("--html", options.html);
+  }
+  std::optional<kvc_bench::OutputFile> figure;
+  if (!options.plot.empty()) {
+    kvc_bench::require_gnuplot();
+    figure.emplace("--plot", options.plot);
   }
   Report report{scenario_of(options), {}};
   (void)report.scenario.pool();
@@ -47,6 +61,14 @@ void run(const Options& options) {
   if (json) {
     json->write(to_json(report));
     json->finish();
+  }
+  if (html) {
+    html->write(page->with(to_json(report)));
+    html->finish();
+  }
+  if (figure) {
+    plot(figure->working_path(), report);
+    figure->finish();
   }
 }
 

@@ -101,6 +101,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "Examples:\n"
       "  serve-bench --scenario knowledge-assistant\n"
       "  serve-bench --scenario streaming-agents --policy paged,prefix-shared --load 0.5,1,2 --json results.json\n"
+      "  serve-bench --scenario multi-tenant --html report.html\n"
       "  serve-bench --scenario mine.json --chunked on\n"
       "  serve-bench --trace conversation_trace.jsonl --model llama-3-70b --hardware h100-sxm --devices 4\n\n"
       "A scenario says what machine, model and traffic there are; docs/serving.md describes its fields, those of a "
@@ -169,6 +170,12 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   bool no_pins = false;
   app.add_flag("--no-pins", no_pins, "Pin no prefix, whatever the scenario says: they are kept while there is room");
   app.add_option("--json", options.json, "Write all results to this file")->type_name("FILE");
+  app.add_option("--html", options.html,
+                 "Write a page with plots of all results, which needs nothing else to be viewed")
+      ->type_name("FILE");
+  app.add_option("--plot", options.plot,
+                 "Draw memory over time and the TTFT of each policy, at the first load; an SVG file")
+      ->type_name("FILE");
   app.add_flag("--list", list, "Name the scenarios, models and hardware that there are");
 
   try {

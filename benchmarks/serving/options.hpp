@@ -28,6 +28,8 @@ struct Options {
   std::optional<std::uint64_t> seed;
   bool pins = true;
   std::string json;
+  std::string html;
+  std::string plot;
 };
 
 /// Fills `options`, and returns whether to go on. Where there is nothing to run (--help, --list, an error), has said so

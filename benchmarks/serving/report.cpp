@@ -124,13 +124,16 @@ OrderedJson timeline_json(const std::vector<Sample>& samples) {
     return values;
   };
   OrderedJson times = OrderedJson::array();
+  OrderedJson blocked = OrderedJson::array();
   for (const Sample& sample : samples) {
     times.push_back(seconds(sample.time));
+    blocked.push_back(seconds(sample.blocked_25));
   }
   return {{"time_s", std::move(times)},          {"used", column(&Sample::used)},
           {"wasted", column(&Sample::wasted)},   {"cached", column(&Sample::cached)},
           {"free", column(&Sample::free)},       {"largest_free_run", column(&Sample::largest_free_run)},
-          {"waiting", column(&Sample::waiting)}, {"running", column(&Sample::running)}};
+          {"waiting", column(&Sample::waiting)}, {"running", column(&Sample::running)},
+          {"blocked_25_s", std::move(blocked)},  {"out_of_room_25", column(&Sample::out_of_room_25)}};
 }
 
 OrderedJson map_json(const std::vector<MapRow>& rows) {

@@ -23,6 +23,9 @@ struct Sample {
   Index largest_free_run = 0;  ///< what one sequence could get at once
   Index waiting = 0;           ///< sequences
   Index running = 0;
+  // Since the beginning, so that what happened between two samples is in their difference:
+  Time blocked_25 = 0;       ///< as in Counters
+  Index out_of_room_25 = 0;  ///< as in Counters
 };
 
 /// Who owns a cell of the map of the pool: an id of a request, or one of these.
@@ -74,7 +77,8 @@ class Timeline {
           ++kept;
         }
         entries.resize(kept);
-        interval *= 2;
+        // At first steps may be longer than the interval: what is still to come must not lie closer than what is kept.
+        interval = std::max(2 * interval, (entries.back().time - entries.front().time) / static_cast<Time>(kept));
       }
     }
     std::size_t most;
@@ -94,7 +98,9 @@ class Timeline {
             stats.blocks_free * block,
             stats.largest_free_run * block,
             scheduler.waiting(),
-            scheduler.running()};
+            scheduler.running(),
+            scheduler.counters().blocked_25,
+            scheduler.counters().out_of_room_25};
   }
 
   /// Of each cell the owner of the slot or block in its middle.

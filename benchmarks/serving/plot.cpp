@@ -1,0 +1,213 @@
+#include "plot.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <sstream>
+#include <utility>
+#include <vector>
+
+#include "gnuplot.hpp"
+
+namespace serving {
+namespace {
+
+using kvc_bench::quoted;
+
+/// The runs to draw: those whose load is that of the first.
+std::vector<const RunResult*> runs_of(const Report& report) {
+  std::vector<const RunResult*> runs;
+  for (const RunResult& run : report.runs) {
+    if (run.load == report.runs.front().load) {
+      runs.push_back(&run);
+    }
+  }
+  return runs;
+}
+
+/// The first run of each policy.
+std::vector<const RunResult*> one_each(const std::vector<const RunResult*>& runs) {
+  std::vector<const RunResult*> firsts;
+  for (const RunResult* run : runs) {
+    if (std::ranges::none_of(firsts, [&](const RunResult* first) { return first->policy == run->policy; })) {
+      firsts.push_back(run);
+    }
+  }
+  return firsts;
+}
+
+/// A part of the pool; `top` of it and of what is below, in per cent of the pool.
+struct Part {
+  const char* title;
+  const char* colour;
+};
+/// As in the page, from the bottom up. What remains to the top is the largest free run.
+constexpr std::array parts = {Part{"used", "#0072B2"}, Part{"reserved, not used", "#E69F00"}, Part{"cached", "#56B4E9"},
+                              Part{"free, not in the largest run", "#E3B4CF"}};
+
+/// A line for each sample: time in minutes, and the top of each part.
+void write_samples(std::ostream& out, const RunResult& run) {
+  const auto pool = static_cast<double>(run.pool_tokens);
+  for (const Sample& s : run.timeline.samples()) {
+    out << static_cast<double>(s.time) / second / 60;
+    const Index elsewhere = s.free - std::min(s.free, s.largest_free_run);
+    Index top = 0;
+    for (const Index part : {s.used, s.wasted, s.cached, elsewhere}) {
+      top += part;
+      out << ' ' << std::round(1000 * static_cast<double>(top) / pool) / 10;
+    }
+    out << '\n';
+  }
+}
+
+/// The spans between samples in which nothing was admitted, or a sequence ran out of room, with a quarter of the pool
+/// free, as rectangles above the plot.
+void write_marks(std::ostream& out, const RunResult& run) {
+  const std::vector<Sample>& samples = run.timeline.samples();
+  const auto mark = [&](std::size_t i, double bottom, const char* colour) {
+    out << "set object rectangle from first " << static_cast<double>(samples[i - 1].time) / second / 60 << ", graph "
+        << bottom << " to first " << static_cast<double>(samples[i].time) / second / 60 << ", graph " << bottom + 0.04
+        << " noclip fillstyle solid noborder fillcolor rgb '" << colour << "'\n";
+  };
+  for (std::size_t i = 1; i < samples.size(); ++i) {
+    if (samples[i].blocked_25 > samples[i - 1].blocked_25) {
+      mark(i, 1.07, "#D55E00");
+    }
+    if (samples[i].out_of_room_25 > samples[i - 1].out_of_room_25) {
+      mark(i, 1.02, "#000000");
+    }
+  }
+}
+
+double minutes(const std::vector<const RunResult*>& runs) {
+  double end = 0;
+  for (const RunResult* run : runs) {
+    const std::vector<Sample>& samples = run->timeline.samples();
+    end = std::max(end, samples.empty() ? 0 : static_cast<double>(samples.back().time) / second / 60);
+  }
+  return end == 0 ? 1 : end;
+}
+
+void write_memory(std::ostream& out, const RunResult& run, std::size_t number, bool leftmost) {
+  write_marks(out, run);
+  out << "set title " << quoted(std::string(name(run.policy))) << " offset 0,0.6\n"
+      << "set ylabel " << quoted(leftmost ? "share of the pool (%)" : "") << "\nset format y '"
+      << (leftmost ? "%.0f" : "") << "'\nplot ";
+  for (std::size_t part = 0; part < parts.size(); ++part) {
+    out << "$run" << number << " using 1:" << (part == 0 ? "(0)" : std::to_string(part + 1)) << ':' << part + 2
+        << " with filledcurves notitle fillstyle solid noborder lc rgb '" << parts[part].colour << "', ";
+  }
+  out << "$run" << number << " using 1:" << parts.size() + 1
+      << " with lines notitle lw 1 lc rgb '#000000'\nunset object\n";
+}
+
+/// Ticks of a logarithmic axis, at 1, 2 and 5 times the powers of ten, or at these alone.
+std::string ticks(double least, double most) {
+  const std::vector<int> factors = most / least > 200 ? std::vector{1} : std::vector{1, 2, 5};
+  std::string list;
+  for (double power = 1e-3; power <= most; power *= 10) {
+    for (const int factor : factors) {
+      const double tick = factor * power;
+      if (least <= tick && tick <= most) {
+        std::ostringstream text;
+        text << tick;
+        list.append(list.empty() ? "" : ", ").append(text.str());
+      }
+    }
+  }
+  return list;
+}
+
+void write_latency(std::ostream& out, const std::vector<const RunResult*>& runs) {
+  constexpr std::array percents = {50.0, 95.0, 99.0};
+  constexpr std::array colours = {"#56B4E9", "#0072B2", "#00324F"};
+  const bool both = std::ranges::any_of(
+      runs, [&](const RunResult* run) { return (run->chunk_tokens == 0) != (runs.front()->chunk_tokens == 0); });
+  Time slowest = 0;
+  for (const RunResult* run : runs) {
+    slowest = std::max(slowest, run->metrics.all().ttft.percentile(99));
+  }
+  const auto [unit, word] = slowest > 20 * second ? std::pair(second, "s") : std::pair(millisecond, "ms");
+  double least = 1e300;
+  double most = 0;
+  out << "$latency << END\n";
+  for (const RunResult* run : runs) {
+    // The only quotes in a name would be ours.
+    out << '"' << name(run->policy) << (both ? run->chunk_tokens == 0 ? "\\nwhole prompts" : "\\nchunks" : "") << '"';
+    for (const double percent : percents) {
+      const double value = static_cast<double>(run->metrics.all().ttft.percentile(percent)) / static_cast<double>(unit);
+      least = value > 0 ? std::min(least, value) : least;
+      most = std::max(most, value);
+      out << ' ' << value;
+    }
+    out << '\n';
+  }
+  out << "END\n";
+  if (most == 0) {
+    least = most = 1;
+  }
+  out << "set title 'Time to first token' offset 0,-0.3\nset ylabel 'TTFT (" << word
+      << ")' offset 1,0\nset logscale y\n"
+      << "set yrange [" << least / 2 << ':' << most * 2 << "]\nset xrange [-0.6:" << runs.size() - 1 << ".6]\n"
+      << "unset xlabel\nset xtics scale 0 font 'sans-serif,11'\nset ytics (" << ticks(least / 2, most * 2)
+      << ")\nset format y '%g'\nset grid noxtics back\nset boxwidth 0.26\n"
+      << "set style fill solid noborder\nset key outside right top reverse Left samplen 1.5\nset border 3\nplot ";
+  for (std::size_t i = 0; i < percents.size(); ++i) {
+    out << (i == 0 ? "" : ", ") << "$latency using ($0 + " << 0.27 * (static_cast<double>(i) - 1) << "):" << i + 2
+        << (i == 0 ? ":xtic(1)" : "") << " with boxes title 'p" << percents[i] << "' lc rgb '" << colours[i] << "'";
+  }
+  out << '\n';
+}
+
+std::string script(const std::string& path, const Report& report) {
+  const std::vector<const RunResult*> runs = runs_of(report);
+  const std::vector<const RunResult*> policies = one_each(runs);
+  constexpr double left = 0.075;
+  const double width = (0.985 - left) / static_cast<double>(policies.size());
+  std::ostringstream out;
+  out << "set terminal svg size 1080,680 font 'sans-serif,13' noenhanced background rgb 'white'\n"
+      << "set output " << quoted(path) << "\n";
+  for (std::size_t i = 0; i < policies.size(); ++i) {
+    out << "$run" << i << " << END\n";
+    write_samples(out, *policies[i]);
+    out << "END\n";
+  }
+  out << "set multiplot\n"
+      << "set label 1 " << quoted(report.scenario.name) << " at screen 0.5, screen 0.965 center font 'sans-serif,17'\n"
+      << "set border 3\nset tics nomirror out\nset grid front lc rgb '#D0D0D0' lt 1 lw 0.5\n"
+      << "set xrange [0:" << minutes(policies) << "]\nset yrange [0:100]\nset xlabel 'time (min)' offset 0,0.6\n"
+      << "set ytics 25\nset tmargin at screen 0.86\nset bmargin at screen 0.60\n";
+  for (std::size_t i = 0; i < policies.size(); ++i) {
+    const double at = left + static_cast<double>(i) * width;
+    out << "set lmargin at screen " << at << "\nset rmargin at screen " << at + width - 0.02 << "\n";
+    write_memory(out, *policies[i], i, i == 0);
+    out << "unset label 1\n";
+  }
+  // The legend, and the second plot.
+  out << "set lmargin at screen " << left << "\nset rmargin at screen 0.92\n"
+      << "set tmargin at screen 0.38\nset bmargin at screen 0.09\n";
+  double x = left;
+  const auto legend = [&](const std::string& text, const std::string& colour, double y, double height) {
+    out << "set object rectangle from screen " << x << ", screen " << y - height / 2 << " to screen " << x + 0.022
+        << ", screen " << y + height / 2 << " fillstyle solid border lc rgb '#888888' fillcolor rgb '" << colour
+        << "'\n"
+        << "set label " << quoted(text) << " at screen " << x + 0.028 << ", screen " << y << " left\n";
+    x += 0.055 + 0.0066 * static_cast<double>(text.size());
+  };
+  for (const Part& part : parts) {
+    legend(part.title, part.colour, 0.485, 0.018);
+  }
+  legend("largest free run", "#FFFFFF", 0.485, 0.018);
+  x = left;
+  legend("nothing admitted, though 25 % is free", "#D55E00", 0.45, 0.009);
+  legend("a running sequence out of room, though 25 % is free", "#000000", 0.45, 0.009);
+  write_latency(out, runs);
+  out << "unset multiplot\n";
+  return out.str();
+}
+
+}  // namespace
+
+void plot(const std::string& path, const Report& report) { kvc_bench::run_gnuplot(script(path, report)); }
+
+}  // namespace serving
