@@ -54,7 +54,7 @@ struct alignas(16) DecodeShared {
   float l[decode_warps * 8];
 };
 
-/// The weights of a state in a merge: 2^(m - reference), 0 for the identity.
+/// What exponents are relative to: the largest score, or 0 where none is visible, so that 2^(-infinity - 0) is 0.
 __device__ __forceinline__ float reference_of(float m) { return m == minus_infinity ? 0.0F : m; }
 
 /// One warp's state of 8 N query rows: lane (g, t) has columns 2t and 2t + 1 of each tile of eight.
