@@ -1,4 +1,5 @@
-// The prefill kernels on a device, against the definition of attention and against each other, over policies, layouts, formats.
+// The prefill kernels on a device, against the definition of attention and against each other, over policies, layouts,
+// formats.
 #include <algorithm>
 #include <limits>
 #include <set>
@@ -56,7 +57,8 @@ std::vector<std::byte> run(PrefillOnDevice<Case>& device, const cuda::BatchTable
   return out.host();
 }
 
-/// Right, fast and plain; the same bits twice; and every sequence has the bits alone and in chunks that it has in the batch.
+/// Right, fast and plain; the same bits twice; and every sequence has the bits alone and in chunks that it has in the
+/// batch.
 template <class T, class Number, class P, class L = kvc::HeadMajor>
 void check(const PrefillSpec& spec, const typename P::Config& config, float tolerance) {
   constexpr Format Q = cuda::format_of<Number>;

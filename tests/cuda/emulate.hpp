@@ -1,10 +1,10 @@
 // Runs kernels of kvc/cuda on the CPU, where there is neither a GPU nor nvcc: include this before any .cuh.
 //
-// Every thread of a block is a fiber; a shuffle or a product of tiles lets the next one of the warp run until all that take
-// part have arrived. Blocks run one after the other, and between barriers so do the warps of a block, either end first. What it
-// can show: wrong indices, sums, masks, missing cases, barriers in divergent code (it reports a deadlock), many a barrier that
-// is missing between warps, reads beyond an array (under AddressSanitizer). What it cannot show: every race; use
-// compute-sanitizer for them.
+// Every thread of a block is a fiber; a shuffle or a product of tiles lets the next one of the warp run until all that
+// take part have arrived. Blocks run one after the other, and between barriers so do the warps of a block, either end
+// first. What it can show: wrong indices, sums, masks, missing cases, barriers in divergent code (it reports a
+// deadlock), many a barrier that is missing between warps, reads beyond an array (under AddressSanitizer). What it
+// cannot show: every race; use compute-sanitizer for them.
 //
 // A kernel's __shared__ arrays are static here, and hold what the last block left, as they may on a GPU.
 #pragma once
@@ -101,7 +101,10 @@ class Block {
           }
         }
       }
-      done = static_cast<std::size_t>(std::count_if(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.done; }));
+      done = 0;
+      for (const Fiber& fiber : fibers_) {
+        done += fiber.done ? 1 : 0;
+      }
       if (error_) {
         std::rethrow_exception(error_);  // the other fibers are left where they are
       }

@@ -1,9 +1,9 @@
-// What kernels that keep tiles in shared memory need beyond emulate.hpp: shared memory of a launch, asynchronous copies, and
-// loads of matrices. Include this before any .cuh.
+// What kernels that keep tiles in shared memory need beyond emulate.hpp: shared memory of a launch, asynchronous
+// copies, and loads of matrices. Include this before any .cuh.
 //
-// An asynchronous copy may arrive at any time between its beginning and the wait for it. Tests run with both extremes: one that
-// reads too early finds old bytes where copies are `late`, and one that is overwritten too early finds new ones where they
-// are not.
+// An asynchronous copy may arrive at any time between its beginning and the wait for it. Tests run with both extremes:
+// one that reads too early finds old bytes where copies are `late`, and one that is overwritten too early finds new
+// ones where they are not.
 #pragma once
 
 #include "emulate.hpp"
@@ -84,8 +84,8 @@ inline void load_matrices(std::uintptr_t row, std::uint32_t (&out)[4], bool tran
   }
 }
 
-/// Where number (row, column) of a described matrix is, by the PTX ISA: rows of 128 bytes, bits 7 to 9 of an address into its
-/// bits 4 to 6. Addresses are those within dynamic_shared.
+/// Where number (row, column) of a described matrix is, by the PTX ISA: rows of 128 bytes, bits 7 to 9 of an address
+/// into its bits 4 to 6. Addresses are those within dynamic_shared.
 inline std::uint32_t described(std::uint64_t matrix, unsigned row, unsigned column) {
   if (matrix >> 62 != 1) {
     throw std::logic_error("a swizzle that is not emulated");

@@ -55,7 +55,8 @@ inline void put_number(Format format, std::vector<std::byte>& bytes, Index i, fl
   }
 }
 
-/// Sequences in a host cache of two layers, of which the second is read: the first, and rows that no sequence has, are NaN.
+/// Sequences in a host cache of two layers, of which the second is read: the first, and rows that no sequence has, are
+/// NaN.
 template <class T, class P, class L, Format Q>
 class PrefillCase {
  public:

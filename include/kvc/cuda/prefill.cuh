@@ -1,21 +1,21 @@
-// Attention of many query rows of each sequence of a batch over its keys and values, on a GPU: prompts, chunks of prompts
-// after a cached prefix, and the rows of speculative decoding, side by side.
+// Attention of many query rows of each sequence of a batch over its keys and values, on a GPU: prompts, chunks of
+// prompts after a cached prefix, and the rows of speculative decoding, side by side.
 //
 //   auto layer = cuda::view(cache, l);
 //   cuda::write(layer, batch, k, v, stream);
 //   cuda::prefill(layer, batch, query_heads, q, out, options, stream);
 //
-// Caches of f16 and bf16 go through tensor cores (prefill_kernel.cuh), all others through a plain kernel (prefill_plain.cuh)
-// that is many times slower. In both, a row has the same bits in every batch and chunk, whatever policy, layout and block
-// size its keys lie in. They are not those of the CPU, nor those of cuda::decode: sums go in another order, and on tensor cores
-// weights are rounded to 16 bits.
+// Caches of f16 and bf16 go through tensor cores (prefill_kernel.cuh), all others through a plain kernel
+// (prefill_plain.cuh) that is many times slower. In both, a row has the same bits in every batch and chunk, whatever
+// policy, layout and block size its keys lie in. They are not those of the CPU, nor those of cuda::decode: sums go in
+// another order, and on tensor cores weights are rounded to 16 bits.
 //
-// On Hopper, products of warpgroups (prefill_wgmma.cuh) could take the place of those of warps. They have never run on a GPU and
-// are off; define KVC_CUDA_WGMMA, in every file that includes this, to have them where they are compiled for sm_90a and the
-// device is one.
+// On Hopper, products of warpgroups (prefill_wgmma.cuh) could take the place of those of warps. They have never run on
+// a GPU and are off; define KVC_CUDA_WGMMA, in every file that includes this, to have them where they are compiled for
+// sm_90a and the device is one.
 //
-// Nothing is allocated and nothing is waited for. A call may be captured in a graph: how many sequences and rows there are, it
-// reads on the device.
+// Nothing is allocated and nothing is waited for. A call may be captured in a graph: how many sequences and rows there
+// are, it reads on the device.
 #pragma once
 
 #include <cstddef>
@@ -33,8 +33,8 @@
 
 namespace kvc::inline v0::cuda {
 
-/// What the batch of a call has at most, where that is less than the limits of the Batch: fewer blocks of threads are launched
-/// that find no work. Rows of a batch beyond it would be left as they are.
+/// What the batch of a call has at most, where that is less than the limits of the Batch: fewer blocks of threads are
+/// launched that find no work. Rows of a batch beyond it would be left as they are.
 struct PrefillBounds {
   Index sequences;
   Index queries;
@@ -69,7 +69,8 @@ inline constexpr bool prefill_by_warpgroups = true;
 inline constexpr bool prefill_by_warpgroups = false;
 #endif
 
-/// Whether the code of a kernel that the device runs was made for sm_90a, rather than translated from that for an earlier one.
+/// Whether the code of a kernel that the device runs was made for sm_90a, rather than translated from that for an
+/// earlier one.
 template <class Kernel>
 [[nodiscard]] bool is_for_hopper(Kernel kernel) {
   cudaFuncAttributes attributes{};
@@ -152,18 +153,19 @@ void plain_prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads
   }
 }
 
-/// out[i] = attention of query row i over the keys that it may see; 0 if it sees none. The rows of a sequence are those of its
-/// last positions, in order: of the batch's sequence b rows q_indptr[b] .. q_indptr[b + 1] - 1.
+/// out[i] = attention of query row i over the keys that it may see; 0 if it sees none. The rows of a sequence are those
+/// of its last positions, in order: of the batch's sequence b rows q_indptr[b] .. q_indptr[b + 1] - 1.
 ///
 ///   kv     one layer of a cache, with the keys and values of all positions of the batch, those of the rows included
 ///   q      [queries, query_heads * key_dim]; row-major, in device memory, at a multiple of 16 bytes
 ///   out    [queries, query_heads * value_dim]; the same; must not overlap q
 ///   Number float, __half or __nv_bfloat16
 ///
-/// Query head h reads kv head h / (query_heads / kv_heads). A key that a row may not see has no influence on it, not even if it
-/// is NaN. O(sum over rows of keys that they see * query_heads * (key_dim + value_dim)); tiles that no row of a tile sees are not
-/// read. The fast kernel takes a cache of the format of Number, f16 or bf16, dims that are multiples of 8 up to 256 (computed
-/// as 64, 128, 192 or 256), and a positive scale; beyond dim 192 a device with 131 KiB of shared memory for a block.
+/// Query head h reads kv head h / (query_heads / kv_heads). A key that a row may not see has no influence on it, not
+/// even if it is NaN. O(sum over rows of keys that they see * query_heads * (key_dim + value_dim)); tiles that no row
+/// of a tile sees are not read. The fast kernel takes a cache of the format of Number, f16 or bf16, dims that are
+/// multiples of 8 up to 256 (computed as 64, 128, 192 or 256), and a positive scale; beyond dim 192 a device with 131
+/// KiB of shared memory for a block.
 ///
 /// Throws std::invalid_argument if extents, options, bounds or alignment do not fit, Error if a launch fails.
 template <class Number, Format F>

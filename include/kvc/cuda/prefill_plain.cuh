@@ -1,8 +1,8 @@
-// Prefill written plainly: what the fast kernel is tested against on a device, and what runs where it does not apply, which is
-// for caches of float, Fp8E4M3 and Int8, and for extents that are not multiples of 8.
+// Prefill written plainly: what the fast kernel is tested against on a device, and what runs where it does not apply,
+// which is for caches of float, Fp8E4M3 and Int8, and for extents that are not multiples of 8.
 //
-// A warp takes one row of queries of one head. Of each 32 keys a lane scores one; then the lanes share out the numbers of the
-// output. Any extents, all formats; sums in float.
+// A warp takes one row of queries of one head. Of each 32 keys a lane scores one; then the lanes share out the numbers
+// of the output. Any extents, all formats; sums in float.
 #pragma once
 
 #include <cmath>

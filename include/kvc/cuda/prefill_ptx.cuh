@@ -1,5 +1,5 @@
-// What prefill needs of the machine beyond device.cuh: shared memory by address, asynchronous copies to it, and loads of 8 x 8
-// matrices from it. Under emulation (tests/cuda/emulate_tiles.hpp) the same names run on the CPU.
+// What prefill needs of the machine beyond device.cuh: shared memory by address, asynchronous copies to it, and loads
+// of 8 x 8 matrices from it. Under emulation (tests/cuda/emulate_tiles.hpp) the same names run on the CPU.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace kvc::inline v0::cuda::device {
 
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-// --- shared memory ---------------------------------------------------------------------------------------------------------
+// --- shared memory -------------------------------------------------------------------------------------------------
 
 /// The shared memory that a launch asks for beyond what the kernel declares, at a multiple of 128 bytes.
 [[nodiscard]] __device__ __forceinline__ std::byte* dynamic_shared() {
@@ -38,10 +38,11 @@ using SharedAddress = std::uintptr_t;
 #endif
 }
 
-// --- asynchronous copies from device memory to shared memory ---------------------------------------------------------------
+// --- asynchronous copies from device memory to shared memory -------------------------------------------------------
 
-/// Begins to copy 16 bytes; or to write zeros, reading nothing, if they are not `there`. Both addresses are multiples of 16, and
-/// `from` is a valid one in either case. Of the cache in front of device memory only the second level is used.
+/// Begins to copy 16 bytes; or to write zeros, reading nothing, if they are not `there`. Both addresses are multiples
+/// of 16, and `from` is a valid one in either case. Of the cache in front of device memory only the second level is
+/// used.
 __device__ __forceinline__ void copy_async(SharedAddress to, const std::byte* from, bool there) {
 #if defined(__CUDACC__)
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
@@ -60,8 +61,8 @@ __device__ __forceinline__ void commit_copies() {
   kvc_emulation::commit_copies();
 #endif
 }
-/// Waits until no more than the last `Pending` groups of this thread are under way. Other threads see what it has copied after
-/// a barrier.
+/// Waits until no more than the last `Pending` groups of this thread are under way. Other threads see what it has
+/// copied after a barrier.
 template <int Pending>
 __device__ __forceinline__ void wait_copies() {
 #if defined(__CUDACC__)
@@ -71,10 +72,10 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
-// --- 8 x 8 matrices of 16-bit numbers, to the whole warp -------------------------------------------------------------------
+// --- 8 x 8 matrices of 16-bit numbers, to the whole warp -----------------------------------------------------------
 
-/// Four matrices: lane 8 i + r brings the address of row r of matrix i, 16 bytes at a multiple of 16. Lane 4 g + t gets row g,
-/// columns 2t and 2t + 1, of matrix i in out[i]. (ldmatrix.x4)
+/// Four matrices: lane 8 i + r brings the address of row r of matrix i, 16 bytes at a multiple of 16. Lane 4 g + t gets
+/// row g, columns 2t and 2t + 1, of matrix i in out[i]. (ldmatrix.x4)
 __device__ __forceinline__ void load_matrices(SharedAddress row, std::uint32_t (&out)[4]) {
 #if defined(__CUDACC__)
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -97,7 +98,7 @@ __device__ __forceinline__ void load_transposed(SharedAddress row, std::uint32_t
 #endif
 }
 
-// --- scalar functions of one instruction -------------------------------------------------------------------------------------
+// --- scalar functions of one instruction ---------------------------------------------------------------------------
 
 /// 2^x within 2 units in the last place; what would be subnormal is 0. 1 for 0, 0 for -infinity.
 [[nodiscard]] __device__ __forceinline__ float fast_power_of_two(float x) {

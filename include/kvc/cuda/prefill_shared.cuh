@@ -1,9 +1,11 @@
-// Tiles of rows in shared memory: how they are filled from a paged pool, and how operands of multiply_tiles are read from them.
+// Tiles of rows in shared memory: how they are filled from a paged pool, and how operands of multiply_tiles are read
+// from them.
 //
-// A tile is rows of D numbers of 16 bits, without padding, in panels of 64 numbers: all rows of a panel lie one after the other,
-// 128 bytes each. A row of a panel is cut in 8 chunks of 8 numbers (16 bytes), and chunk c of row r lies where chunk c ^ (r % 8)
-// would: so eight lanes that read the same chunk of eight consecutive rows, as load_matrices does, meet all 32 banks once, and
-// so do eight lanes that write eight chunks of one row. It is also what Hopper calls a swizzle of 128 bytes.
+// A tile is rows of D numbers of 16 bits, without padding, in panels of 64 numbers: all rows of a panel lie one after
+// the other, 128 bytes each. A row of a panel is cut in 8 chunks of 8 numbers (16 bytes), and chunk c of row r lies
+// where chunk c ^ (r % 8) would: so eight lanes that read the same chunk of eight consecutive rows, as load_matrices
+// does, meet all 32 banks once, and so do eight lanes that write eight chunks of one row. It is also what Hopper calls
+// a swizzle of 128 bytes.
 #pragma once
 
 #include <cstddef>
@@ -27,13 +29,13 @@ template <int Rows>
   return (chunk / 8 * Rows + row) * panel_row + (chunk % 8 ^ row % 8) * 16;
 }
 
-/// Operands from a tile of `Rows` rows for the lanes of a warp. What differs between lanes is computed once; a tile of 16 rows
-/// and 16 columns is then a constant distance away, but for the exclusive or.
+/// Operands from a tile of `Rows` rows for the lanes of a warp. What differs between lanes is computed once; a tile of
+/// 16 rows and 16 columns is then a constant distance away, but for the exclusive or.
 template <int Rows>
 class Fragments {
  public:
-  /// Lane l brings a row of matrix l / 8. Of the four matrices of 16 x 16 numbers, the second is that of the lower rows where
-  /// `rows_first`, else that of the upper rows and the right columns.
+  /// Lane l brings a row of matrix l / 8. Of the four matrices of 16 x 16 numbers, the second is that of the lower rows
+  /// where `rows_first`, else that of the upper rows and the right columns.
   __device__ __forceinline__ Fragments(SharedAddress tile, bool rows_first) {
     const auto lane = static_cast<unsigned>(threadIdx.x % 32U);
     const unsigned second = lane / 8 % 2, third = lane / 16;
@@ -93,8 +95,8 @@ class RowLookup {
   bool there_;
 };
 
-/// Begins to copy a tile of rows, by all threads of the block: row r from address_of(r). Zeros stand for rows that are not
-/// there, and for numbers from `dim` on; `valid` is any address in device memory, at a multiple of 16.
+/// Begins to copy a tile of rows, by all threads of the block: row r from address_of(r). Zeros stand for rows that are
+/// not there, and for numbers from `dim` on; `valid` is any address in device memory, at a multiple of 16.
 template <int D, int Rows, int Threads, class AddressOf>
 __device__ __forceinline__ void copy_tile(SharedAddress tile, int dim, const std::byte* valid, AddressOf address_of) {
   constexpr int chunks = D / 8;

@@ -1,16 +1,17 @@
 // What the prefill kernels take, and how the query rows of a batch are cut into tiles.
 //
-// A tile of queries is `positions` consecutive positions of one sequence, beginning at a multiple of that, times `heads` query
-// heads of one GQA group, packed with the head as the fastest index: the heads of a position lie side by side in memory, and
-// each key that a tile loads serves all of its rows. Tiles are fixed by absolute position, so that which rows share a tile
-// does not depend on how a prompt was chunked, nor on the batch.
+// A tile of queries is `positions` consecutive positions of one sequence, beginning at a multiple of that, times
+// `heads` query heads of one GQA group, packed with the head as the fastest index: the heads of a position lie side by
+// side in memory, and each key that a tile loads serves all of its rows. Tiles are fixed by absolute position, so that
+// which rows share a tile does not depend on how a prompt was chunked, nor on the batch.
 //
-// Sizes of a batch are known on the device only. So tiles are given out in slots that a block of threads finds by itself:
+// Sizes of a batch are known on the device only. So tiles are given out in slots that a block of threads finds by
+// itself:
 //
 //   slots before sequence b = q_indptr[b] / positions + 2 b
 //
-// Since n rows lie in at most floor((n - 1) / positions) + 2 tiles, the slots of a sequence are never too few, and at most two
-// more than it has tiles (three if it has none): their blocks exit at once.
+// Since n rows lie in at most floor((n - 1) / positions) + 2 tiles, the slots of a sequence are never too few, and at
+// most two more than it has tiles (three if it has none): their blocks exit at once.
 #pragma once
 
 #include <cstddef>

@@ -4,13 +4,14 @@
 // documents: "Asynchronous Warpgroup Level Matrix Instructions" in the PTX ISA. So cuda::prefill uses it only where
 // KVC_CUDA_WGMMA is defined; see prefill.cuh.
 //
-// What differs from multiply_tiles: operands are read from shared memory by the tensor cores themselves, through descriptors,
-// so that no register and no load instruction is spent on keys and queries. Tiles lie as prefill_shared.cuh has them, which is the
-// swizzle of 128 bytes that descriptors know. Rows are those of four warps, warp w of a warpgroup having rows 16 w .. 16 w + 15,
-// and what a lane has of them is what it has of 16 rows of multiply_tiles.
+// What differs from multiply_tiles: operands are read from shared memory by the tensor cores themselves, through
+// descriptors, so that no register and no load instruction is spent on keys and queries. Tiles lie as
+// prefill_shared.cuh has them, which is the swizzle of 128 bytes that descriptors know. Rows are those of four warps,
+// warp w of a warpgroup having rows 16 w .. 16 w + 15, and what a lane has of them is what it has of 16 rows of
+// multiply_tiles.
 //
-// Of a tile of keys that not all rows see, the values are multiplied by multiply_tiles: those that are not finite have to be left
-// out there.
+// Of a tile of keys that not all rows see, the values are multiplied by multiply_tiles: those that are not finite have
+// to be left out there.
 #pragma once
 
 #include <cstdint>
@@ -25,19 +26,21 @@ namespace kvc::inline v0::cuda {
 
 namespace device {
 
-/// Makes what this thread has copied to shared memory visible to tensor cores that read it by descriptor, once all threads have
-/// met at a barrier.
+/// Makes what this thread has copied to shared memory visible to tensor cores that read it by descriptor, once all
+/// threads have met at a barrier.
 __device__ __forceinline__ void publish_copies() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
-/// Describes a matrix in shared memory to a product: rows of 128 bytes, of which eight begin at a multiple of 1024, swizzled, and
-/// the next eight 1024 bytes further. `start` may lie within the first row, at a multiple of 32.
+/// Describes a matrix in shared memory to a product: rows of 128 bytes, of which eight begin at a multiple of 1024,
+/// swizzled, and the next eight 1024 bytes further. `start` may lie within the first row, at a multiple of 32.
 ///
-///   bits 0-13 address / 16;  16-29 distance between panels / 16, unused here;  32-45 distance between eights of rows / 16;
-///   62-63  1: swizzle of 128 bytes
+///   bits  0-13  address / 16
+///        16-29  distance between panels / 16, unused here
+///        32-45  distance between eights of rows / 16
+///        62-63  1: swizzle of 128 bytes
 [[nodiscard]] __device__ __forceinline__ std::uint64_t describe(SharedAddress start) {
 #if defined(__CUDACC__)
   const std::uint64_t address = start;

@@ -1,0 +1,222 @@
+// What a warp does with a tile of keys and its values, for the prefill kernel: scores, weights, and the state of its
+// rows.
+//
+// With lane = 4 g + t, a lane has of 16 rows and 8 columns what multiply_tiles gives it: columns 2t and 2t + 1 of rows
+// g and g + 8. The weights never leave registers: as the result of one product they lie as the operand of the next
+// wants them.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "kvc/core/types.hpp"
+#include "kvc/cuda/device.cuh"
+#include "kvc/cuda/format.hpp"
+#include "kvc/cuda/prefill_ptx.cuh"
+#include "kvc/cuda/prefill_shared.cuh"
+#include "kvc/cuda/prefill_tile.cuh"
+
+namespace kvc::inline v0::cuda::detail {
+
+/// Scores become exponents of two by this factor, and those with a softcap are hyperbolic tangents before.
+struct ScoreScale {
+  float exponent;  ///< scale * log2(e), or softcap * log2(e)
+  float tangent;   ///< 0 without a softcap; otherwise 2 * log2(e) * scale / softcap
+
+  __device__ __forceinline__ ScoreScale(float scale, float softcap) {
+    constexpr float log2_e = 1.4426950408889634F;
+    exponent = (softcap > 0 ? softcap : scale) * log2_e;
+    tangent = softcap > 0 ? 2 * log2_e * scale / softcap : 0.0F;
+  }
+  /// tanh(scale * s / softcap) = 1 - 2 / (1 + exp(2 scale * s / softcap))
+  [[nodiscard]] __device__ __forceinline__ float soften(float s) const {
+    return device::multiply_add(
+        -2.0F, device::fast_reciprocal(device::add(1.0F, device::fast_power_of_two(device::multiply(s, tangent)))),
+        1.0F);
+  }
+};
+
+/// What each thread has of the rows of its warp. With lane = 4 g + t, that is rows g and g + 8 of each tile of 16 rows,
+/// and of them columns 2t and 2t + 1 of each tile of 8 columns.
+template <int D, int T>
+struct RowState {
+  float o[T][D / 8][4];
+  float m[T][2];  ///< largest score, before `exponent` is applied
+  float l[T][2];  ///< sum of weights, of the thread's columns alone until the end
+};
+
+/// Whether either number of a pair is infinite or NaN.
+template <Format F>
+[[nodiscard]] __device__ __forceinline__ bool has_special(std::uint32_t pair) {
+  constexpr std::uint32_t exponent = F == Format::f16 ? 0x7c00U : 0x7f80U;
+  return (pair & exponent) == exponent || (pair & exponent << 16) == exponent << 16;
+}
+/// The pair with zeros in place of such numbers.
+template <Format F>
+[[nodiscard]] __device__ __forceinline__ std::uint32_t without_special(std::uint32_t pair) {
+  constexpr std::uint32_t exponent = F == Format::f16 ? 0x7c00U : 0x7f80U;
+  return ((pair & exponent) == exponent ? 0U : pair & 0xffffU) |
+         ((pair & exponent << 16) == exponent << 16 ? 0U : pair & 0xffff0000U);
+}
+
+/// S = Q K^T, of the warp's rows and a tile of keys.
+template <Format F, int D, int T>
+__device__ __forceinline__ void multiply_keys(const Fragments<prefill_rows>& q, const Fragments<prefill_keys>& k,
+                                              float (&s)[T][prefill_keys / 8][4]) {
+#pragma unroll
+  for (int tile = 0; tile < T; ++tile) {
+#pragma unroll
+    for (int n = 0; n < prefill_keys / 8; ++n) {
+      s[tile][n][0] = s[tile][n][1] = s[tile][n][2] = s[tile][n][3] = 0.0F;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < D / 16; ++j) {
+    std::uint32_t a[T][4];
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+      device::load_matrices(q.at(tile, j), a[tile]);
+    }
+#pragma unroll
+    for (int i = 0; i < prefill_keys / 16; ++i) {
+      std::uint32_t both[4];
+      device::load_matrices(k.at(i, j), both);
+      const std::uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
+#pragma unroll
+      for (int tile = 0; tile < T; ++tile) {
+        device::multiply_tiles<F>(s[tile][2 * i], a[tile], b[0]);
+        device::multiply_tiles<F>(s[tile][2 * i + 1], a[tile], b[1]);
+      }
+    }
+  }
+}
+
+/// Scores become weights, and the state follows the new maximum.  Masked: some rows do not see some of the keys, of
+/// which the first is at position `base`; visible(i, half) are those that the thread's rows of tile i see.
+template <bool Masked, int D, int T, class Visible>
+__device__ __forceinline__ void soften(float (&s)[T][prefill_keys / 8][4], RowState<D, T>& state,
+                                       const ScoreScale& scale, Pos base, Visible visible) {
+  const int t = static_cast<int>(threadIdx.x % 4U);
+#pragma unroll
+  for (int tile = 0; tile < T; ++tile) {
+    float shrink[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = state.m[tile][half];
+      if constexpr (Masked) {
+        const VisibleKeys keys = visible(tile, half);
+#pragma unroll
+        for (int n = 0; n < prefill_keys / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            float& x = s[tile][n][2 * half + e];
+            x = keys.has(base + 8 * n + 2 * t + e) ? x : device::minus_infinity;
+          }
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < prefill_keys / 8; ++n) {
+        // A NaN need not be a maximum: its weight is NaN whatever the maximum is.
+        largest = fmaxf(largest, fmaxf(s[tile][n][2 * half], s[tile][n][2 * half + 1]));
+      }
+      largest = fmaxf(largest, __shfl_xor_sync(device::all_lanes, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(device::all_lanes, largest, 2));
+      const float before = state.m[tile][half];
+      // Nothing to take away from a row that has seen no key yet; and one that had not keeps nothing of it.
+      const float less = largest == device::minus_infinity ? 0.0F : device::multiply(-largest, scale.exponent);
+      shrink[half] = before == largest
+                         ? 1.0F
+                         : device::fast_power_of_two(device::add(less, device::multiply(before, scale.exponent)));
+      state.m[tile][half] = largest;
+      float sum = 0.0F;
+#pragma unroll
+      for (int n = 0; n < prefill_keys / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = s[tile][n][2 * half + e];
+          x = device::fast_power_of_two(device::multiply_add(x, scale.exponent, less));
+          sum = device::add(sum, x);
+        }
+      }
+      state.l[tile][half] = device::multiply_add(state.l[tile][half], shrink[half], sum);
+    }
+    // Multiplying with one changes no bit, so that it may be left out for a warp in which nothing grew.
+    if (__any_sync(device::all_lanes, shrink[0] != 1.0F || shrink[1] != 1.0F)) {
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          state.o[tile][n][i] = device::multiply(state.o[tile][n][i], shrink[i / 2]);
+        }
+      }
+    }
+  }
+}
+
+/// O += P V; s holds the weights.  Careful: some rows do not see some of the keys, whose weights there are 0, and 0
+/// times a value that is not finite is NaN. So such values are left out here; true says that there are any.
+template <Format F, bool Careful, int D, int T>
+__device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v,
+                                                const float (&s)[T][prefill_keys / 8][4], RowState<D, T>& state) {
+  bool special = false;
+#pragma unroll
+  for (int i = 0; i < prefill_keys / 16; ++i) {
+    std::uint32_t a[T][4];
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        a[tile][2 * h] = device::pack<F>(s[tile][2 * i + h][0], s[tile][2 * i + h][1]);
+        a[tile][2 * h + 1] = device::pack<F>(s[tile][2 * i + h][2], s[tile][2 * i + h][3]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      std::uint32_t both[4];
+      device::load_transposed(v.at(i, j), both);
+      if constexpr (Careful) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          special = special || has_special<F>(both[w]);
+          both[w] = without_special<F>(both[w]);
+        }
+      }
+      const std::uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
+#pragma unroll
+      for (int tile = 0; tile < T; ++tile) {
+        device::multiply_tiles<F>(state.o[tile][2 * j], a[tile], b[0]);
+        device::multiply_tiles<F>(state.o[tile][2 * j + 1], a[tile], b[1]);
+      }
+    }
+  }
+  return special;
+}
+
+/// Adds the values that multiply_values left out to the rows that see them: whatever their weight, infinity or NaN is
+/// left.
+template <Format F, int D, int T, class Visible>
+__device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D, T>& state, Pos base, Visible visible) {
+  const int t = static_cast<int>(threadIdx.x % 4U);
+  for (int key = 0; key < prefill_keys; ++key) {
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+      const std::uint32_t pair =
+          *reinterpret_cast<const std::uint32_t*>(v_tile + chunk_offset<prefill_keys>(key, n) + 4 * t);
+      if (has_special<F>(pair)) {
+#pragma unroll
+        for (int tile = 0; tile < T; ++tile) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            if (visible(tile, half).has(base + key)) {
+              state.o[tile][n][2 * half] += has_special<F>(pair & 0xffffU) ? device::low_of<F>(pair) : 0.0F;
+              state.o[tile][n][2 * half + 1] += has_special<F>(pair & 0xffff0000U) ? device::high_of<F>(pair) : 0.0F;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace kvc::inline v0::cuda::detail
