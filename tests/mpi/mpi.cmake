@@ -16,9 +16,10 @@ if(NOT TARGET kvc::mpi OR NOT MPIEXEC_EXECUTABLE)
   return()
 endif()
 
-# With --enable-recovery a process that dies does not take the others with it.
+# With --enable-recovery a process that dies does not take the others with it; nor is it seen in the exit status.
+# Open MPI leaks at its end, and loads what leaks in ways that LeakSanitizer cannot name.
 set(mpirun ${CMAKE_COMMAND} -E env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-  "${MPIEXEC_EXECUTABLE}" --enable-recovery --oversubscribe ${MPIEXEC_NUMPROC_FLAG} 3)
+  ASAN_OPTIONS=detect_leaks=0 "${MPIEXEC_EXECUTABLE}" --oversubscribe ${MPIEXEC_NUMPROC_FLAG} 3)
 function(kvc_add_mpi_program name)
   add_executable(kvc_mpi_${name} mpi/${name}.cpp)
   target_link_libraries(kvc_mpi_${name} PRIVATE kvc_own kvc::mpi)
@@ -32,10 +33,9 @@ foreach(program IN ITEMS contract round_trip)
 endforeach()
 kvc_add_mpi_program(faults)
 foreach(fault IN LISTS faults)
-  add_test(NAME mpi/faults/${fault} COMMAND ${mpirun} "$<TARGET_FILE:kvc_mpi_faults>" ${fault})
-  # Whoever is killed makes the exit status of mpirun.
+  add_test(NAME mpi/faults/${fault} COMMAND ${mpirun} --enable-recovery "$<TARGET_FILE:kvc_mpi_faults>" ${fault})
   set_tests_properties(mpi/faults/${fault} PROPERTIES
-    PASS_REGULAR_EXPRESSION "all is well" FAIL_REGULAR_EXPRESSION "not so: |terminate called|wrong")
+    PASS_REGULAR_EXPRESSION "all is well" FAIL_REGULAR_EXPRESSION "not so: |terminate called|wrong|Sanitizer|runtime error")
 endforeach()
 # Each takes two processors for some seconds.
 set_tests_properties(${tests} PROPERTIES LABELS mpi TIMEOUT 120 PROCESSORS 2)
