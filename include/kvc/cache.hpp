@@ -109,6 +109,9 @@ class KvCache {
     [[nodiscard]] PosRange range() const noexcept { return range_; }  ///< the reserved positions
     [[nodiscard]] Pos size() const noexcept { return range_.size(); }
 
+    /// Lets go of the positions: they stay reserved, neither committed nor taken back, until the sequence is closed.
+    void release() noexcept { policy_ = nullptr; }
+
     /// Takes the positions back now. A sequence that was closed meanwhile has done so already.
     void rollback() noexcept {
       if (policy_ != nullptr) {

@@ -1,31 +1,8 @@
 // Rank 0 computes sequences and sends them to all others, layer by layer, over MPI; they must have the same rows.
-#include <chrono>
-#include <iostream>
-#include <vector>
-
-#include "kvc/kvc.hpp"
-#include "kvc/transfer/receiver.hpp"
-#include "kvc/transfer/sender.hpp"
-#include "kvc/transport/mpi.hpp"
+#include "mpi/engines.hpp"
 
 namespace {
-using namespace kvc;
-using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
-constexpr Shape shape{.layers = 4, .kv_heads = 2, .key_dim = 64};
-constexpr Index columns = 2 * 64;
-constexpr int requests = 12;
-constexpr std::chrono::seconds patience(60);
-
-Pos length_of(std::uint64_t request) { return static_cast<Pos>(1 + 97 * request); }
-Matrix rows(std::uint64_t request, Index layer, bool keys) {
-  Matrix m(length_of(request), columns);
-  for (Index i = 0; i < m.size(); ++i) {
-    m.data()[i] = static_cast<float>(i) + 1000.0F * static_cast<float>(request) + (keys ? 0.25F : 0.5F) +
-                  10000.0F * static_cast<float>(layer);
-  }
-  return m;
-}
+using namespace kvc_mpi_test;
 
 bool send(MpiTransport& transport) {
   KvCache<float, Paged> cache(shape, {.blocks = 600, .block_tokens = 16});
@@ -73,14 +50,7 @@ bool receive(MpiTransport& transport, Cache& cache) {
   (void)wait_for(transport, std::chrono::steady_clock::now() + patience, [&] {
     receiver.poll();
     while (const auto got = receiver.next()) {
-      bool same = got->outcome == TransferOutcome::complete && got->length == length_of(got->request);
-      for (Index layer = 0; same && layer < shape.layers; ++layer) {
-        Matrix k(got->length, columns);
-        Matrix v(got->length, columns);
-        cache.gather(layer, got->seq, {0, got->length}, k, v);
-        same = k == rows(got->request, layer, true) && v == rows(got->request, layer, false);
-      }
-      right += same ? 1 : 0;
+      right += has_rows(cache, *got) ? 1 : 0;
       if (got->outcome == TransferOutcome::complete) {
         cache.close(got->seq);
       }

@@ -187,6 +187,31 @@ TEST_CASE("A reply that makes no sense ends the transfer that it is about", "[tr
   require_free(*a.victim);
 }
 
+TEST_CASE("The end is said after all rows have left, and not before", "[transfer]") {
+  Attack a;
+  const Tokens prompt = counting(1, 10);
+  const SeqId seq = a.victim->cache().serve(prompt);
+  const TransferId id = a.victim->send(1, seq, prompt);
+  REQUIRE(a.wire.endpoint.poll(transfer_channel));
+  a.wire.say(HeadWriter(MessageKind::accept, id).add(AcceptRecord{0, 0}), 0, reply_channel);
+  std::vector<InProcess::Endpoint::Arrival> rows;  // seen and not taken yet
+  for (int poll = 0; poll < 3; ++poll) {
+    (void)a.victim->poll();
+    while (auto arrival = a.wire.endpoint.poll(transfer_channel)) {
+      HeadReader in(arrival->head());
+      REQUIRE(in.take<MessageHead>()->kind == MessageKind::rows);
+      rows.push_back(std::move(*arrival));
+    }
+  }
+  REQUIRE(rows.size() == 2);  // of each layer
+  rows.clear();
+  (void)a.victim->poll();
+  const auto end = a.wire.endpoint.poll(transfer_channel);
+  REQUIRE(end);
+  HeadReader in(end->head());
+  REQUIRE(in.take<MessageHead>()->kind == MessageKind::end);
+}
+
 TEST_CASE("Another peer cannot speak for a transfer that is not its own", "[transfer]") {
   InProcess hub({.peers = 3});
   const auto victim = make_engine<float, Prefix4>(hub, 0, 64);

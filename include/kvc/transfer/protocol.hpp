@@ -8,7 +8,7 @@
 //   message     head, after MessageHead      body                      says
 //   OFFER       OfferRecord                  tokens, then salt         what will come; asks for room
 //   ROWS        RowsRecord                   rows of one layer         positions [first, last) of a layer
-//   END         note                                                   all rows were sent
+//   END         note                                                   all rows have left
 //   CANCEL                                                             the sender gives up
 //   ACCEPT      AcceptRecord                                           there is room; rows from `first` on are wanted
 //   REFUSE      RefusalRecord, text                                    there is none, or this cannot be received here
@@ -17,7 +17,7 @@
 //
 // The sender, of one transfer:
 //
-//   offered ---ACCEPT---> sending ---all rows are sent: END---> ending ---DONE---> complete
+//   offered ---ACCEPT---> sending ---all rows have left: END---> ending ---DONE--> complete
 //      |                     |                                    |
 //      +-------REFUSE--------+--ABORT, cancel, deadline, loss-----+---> failed: what is under way is called back, and
 //                                                                       CANCEL sent if the receiver does not know yet

@@ -17,8 +17,8 @@
 // by, and no more memory is taken than a sequence of the pool's size justifies.
 //
 // Where a receive can neither end nor be cancelled (a transport between processes, a peer that has stopped in the
-// middle of a message), the failure is reported at once, and the blocks are kept until the transport settles it or
-// loses the peer.
+// middle of a message), the failure is reported at once, and the blocks are kept until the transport settles it, which
+// it does at the latest when it knows that the process of that peer has ended.
 //
 // Threads: one at a time, with the rights of a writer to the cache while in `poll`, `cancel` and the destructor; with
 // Synchronized<Policy> others may use the cache meanwhile.
@@ -87,16 +87,21 @@ class SequenceReceiver {
   }
   SequenceReceiver(const SequenceReceiver&) = delete;
   SequenceReceiver& operator=(const SequenceReceiver&) = delete;
-  /// Cancels what is not over. Drops peers whose messages can neither end nor be cancelled.
+  /// Cancels what is not over. What can neither end nor be cancelled it waits for, up to a second; then it drops the
+  /// peers, and leaves the blocks to sequences that nobody closes.
   ~SequenceReceiver() {
     while (!transfers_.empty()) {
       fail(transfers_.begin(), {TransferOutcome::cancelled, "the receiver has gone"});
     }
-    for (auto& [from, held] : settling_) {
-      if (!is_settled(held)) {
-        transport_->drop(from);
+    (void)wait_for(*transport_, std::chrono::steady_clock::now() + std::chrono::seconds(1), [&] {
+      (void)free_settled();
+      return settling_.empty();
+    });
+    for (Settling& s : settling_) {
+      transport_->drop(s.from);
+      if (s.held.step) {
+        s.held.step->release();
       }
-      free(held);
     }
   }
 
@@ -121,14 +126,7 @@ class SequenceReceiver {
       any = look_after(at, now) || any;
       at = next;
     }
-    settling_.remove_if([&](Settling& s) {
-      if (!is_settled(s.held)) {
-        return false;
-      }
-      free(s.held);
-      return any = true;
-    });
-    return any;
+    return free_settled() || any;
   }
   /// When `poll` will give something up, if nothing is heard until then.
   [[nodiscard]] TimePoint next_timeout() const {
@@ -426,6 +424,16 @@ class SequenceReceiver {
   [[nodiscard]] bool is_settled(const Held& held) const {
     return std::none_of(held.tickets.begin(), held.tickets.end(),
                         [&](const Ticket& ticket) { return transport_->state(ticket) == TicketState::pending; });
+  }
+  /// True if there were any.
+  bool free_settled() {
+    return settling_.remove_if([&](Settling& s) {
+      const bool settled = is_settled(s.held);
+      if (settled) {
+        free(s.held);
+      }
+      return settled;
+    }) > 0;
   }
   void free(Held& held) {
     if (held.step) {

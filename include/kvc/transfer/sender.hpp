@@ -15,7 +15,8 @@
 // not be truncated or closed, nor extended or committed unless its policy leaves rows in place then (Paged does.
 // PrefixShared may replace a block at commit by an equal one; Contiguous may move when it grows). The transfer's `Sent`
 // says that it is over. With a peer that has timed out, a transport that cannot call messages back may still read the
-// pool afterwards, for a receiver that will not use it; so pool and transport must live on, the sequence need not.
+// pool afterwards, for a receiver that will not use it, since END is sent after all rows have left; so pool and
+// transport must live on, the sequence need not.
 //
 // The protocol, and what happens at a failure, is in transfer/protocol.hpp.
 //
@@ -95,15 +96,17 @@ class SequenceSender {
   }
   SequenceSender(const SequenceSender&) = delete;
   SequenceSender& operator=(const SequenceSender&) = delete;
-  /// Cancels what is not over. Drops peers that still read something that dies with it.
+  /// Cancels what is not over. What cannot be called back it waits for, up to a second; then it drops the peers.
   ~SequenceSender() {
     while (!transfers_.empty()) {
       fail(transfers_.begin(), TransferOutcome::cancelled, "the sender has gone");
     }
+    (void)wait_for(*transport_, std::chrono::steady_clock::now() + std::chrono::seconds(1), [&] {
+      std::erase_if(abandoned_, [&](const Abandoned& a) { return is_settled(a.ticket); });
+      return abandoned_.empty();
+    });
     for (const Abandoned& a : abandoned_) {
-      if (transport_->state(a.ticket) == TicketState::pending) {
-        transport_->drop(a.to);
-      }
+      transport_->drop(a.to);
     }
   }
 
@@ -191,7 +194,7 @@ class SequenceSender {
       any = look_after(at, now) || any;
       at = next;
     }
-    std::erase_if(abandoned_, [&](const Abandoned& a) { return transport_->state(a.ticket) != TicketState::pending; });
+    std::erase_if(abandoned_, [&](const Abandoned& a) { return is_settled(a.ticket); });
     return send_all() || any;
   }
   /// When `poll` will give something up, if nothing is heard until then.
@@ -256,6 +259,9 @@ class SequenceSender {
   };
   using Transfers = std::map<TransferId, Transfer>;
 
+  [[nodiscard]] bool is_settled(const Ticket& ticket) const {
+    return transport_->state(ticket) != TicketState::pending;
+  }
   static TimePoint later(TimePoint time, std::chrono::nanoseconds by) noexcept {
     return by > no_deadline - time ? no_deadline : time + by;
   }
@@ -307,7 +313,9 @@ class SequenceSender {
     if (const std::optional<std::size_t> layer = next_layer(t)) {
       return send_rows(id, t, *layer);
     }
-    if (t.finished && send(t, HeadWriter(Kind::end, id).add(t.note), {})) {
+    // Not before all rows have left: should this side give up, its blocks are used again, and a receiver that has not
+    // taken them yet must not believe what it finds there.
+    if (t.finished && t.tickets.empty() && send(t, HeadWriter(Kind::end, id).add(t.note), {})) {
       t.state = State::ending;
       return true;
     }

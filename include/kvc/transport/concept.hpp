@@ -25,13 +25,14 @@
 //   t.wait(until)                     -> bool: true when there may be something new to see, false when it is `until`.
 //                                     What happened since the last wait ended counts as new. Makes progress
 //   t.is_lost(peer)                   whether that peer has closed, has died, or was dropped
-//   t.drop(peer)                      from now on counts it as lost: its tickets are settled, and no more is received
+//   t.drop(peer)                      from now on counts it as lost: no body is received from it, nothing sent to it
 //
 // Order: messages of one sender on one channel arrive in the order of sending; there is no order between channels.
 // Flow control: a window bounds what one peer has sent on a channel and the other has not taken; a single message may
 // be larger than it. Nobody who does not poll makes others keep more than that.
 // Loss: messages without a body that a peer sent before it closed may still come when is_lost says true; so look at
-// is_lost first, then poll until there is nothing, then act on it. Tickets of a lost peer settle, as done or as failed.
+// is_lost first, then poll until there is nothing, then act on it. Tickets of a lost peer settle, as done or as failed;
+// between processes not before the transport knows that nobody uses the memory any more, which may be never.
 // Errors: a number out of range, a head that is too long, pieces of another size than the body: std::invalid_argument.
 // A lost peer is no error: the ticket of what is sent to it fails.
 // Threads: an endpoint is used by one thread at a time; different endpoints by different threads.
@@ -87,6 +88,19 @@ concept Transport = std::default_initializable<typename T::Ticket> && std::movab
   { c.is_lost(peer) } -> std::same_as<bool>;
   t.drop(peer);
 };
+
+namespace detail {
+/// Bytes of all pieces.
+template <class Pieces>
+[[nodiscard]] std::uint64_t total_bytes(Pieces pieces) noexcept {
+  std::uint64_t sum = 0;
+  for (const auto& piece : pieces) {
+    sum += piece.size();
+  }
+  return sum;
+}
+
+}  // namespace detail
 
 /// Waits until `condition()`, which may poll, is true; false if it is not when it is `deadline`.
 template <class T, class F>

@@ -35,16 +35,6 @@ namespace kvc::inline v0 {
 
 namespace detail {
 
-/// Bytes of all pieces.
-template <class Pieces>
-[[nodiscard]] std::uint64_t total_bytes(Pieces pieces) noexcept {
-  std::uint64_t sum = 0;
-  for (const auto& piece : pieces) {
-    sum += piece.size();
-  }
-  return sum;
-}
-
 /// Copies the bytes of `from` to those of `to`, which are as many, cut in whatever way.
 inline void copy_pieces(SendPieces from, ReceivePieces to) noexcept {
   std::size_t taken = 0;  // of the first piece of `from`

@@ -3,39 +3,33 @@
 //   MPI_Init(&argc, &argv);
 //   MpiTransport transport(MPI_COMM_WORLD);       // peer numbers are ranks; collective over the communicator
 //
-// A message is its head, of at most 536 bytes, and its body in parts: each piece that is large enough is an MPI message
-// of its own, straight from the blocks of the pool; smaller ones go together, described by a derived datatype. The
-// receiver takes the parts as they are announced (matched probes), straight to where they belong, whatever the pieces
-// there. Many are under way at once. A window of messages per peer and channel is kept by acknowledgements, and bounds
-// what MPI may have to buffer.
+// A message is its head, and its body in parts (transport/mpi_operation.hpp), straight from the blocks of one pool to
+// those of another. The receiver takes parts as they are announced (matched probes). Many are under way at once. A
+// window of messages per peer and channel is kept by acknowledgements, and bounds what MPI may have to buffer.
 //
-// Progress is made in poll, accept, cancel and wait, in try_send when the window is full,, and nowhere else: no thread
+// Progress is made in poll, accept, cancel and wait, in try_send when the window is full, and nowhere else: no thread
 // is started, and MPI needs to be initialised with MPI_THREAD_FUNNELED at most, or with MPI_THREAD_MULTIPLE if others
 // use it too.
 //
 // Peers that die: MPI itself says nothing (and mpirun ends all, unless it is run with --enable-recovery). A peer on the
-// same machine, whose process is gone, is found to be lost; of another machine's only the deadlines of transfers tell.
-// Operations with a lost peer fail. What MPI had begun to receive from it is given up only when its process is known to
-// be gone, or when the peer is dropped.
+// same machine, whose process has ended, is found to be lost; of another machine's only the deadlines of transfers tell.
+//
+// What MPI has begun it may go on with: neither a message that was sent nor a part that was matched can be called back.
+// So a ticket of a peer that is lost or dropped stays pending, and its memory in use, until MPI is done with it or the
+// process of that peer is known to have ended. Of a peer on another machine that says nothing more this is never known.
+// Until then the memory (the pool) must stay; a program that cannot wait for it ends with MPI_Abort.
 //
 // Define OMPI_SKIP_MPICXX or link kvc::mpi, which does. Threads: one at a time.
 #pragma once
 
 #include <mpi.h>
-#include <signal.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
 #include <chrono>
-#include <climits>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <deque>
-#include <list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -46,35 +40,23 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/transport/concept.hpp"
+#include "kvc/transport/mpi_notes.hpp"
+#include "kvc/transport/mpi_operation.hpp"
+#include "kvc/transport/mpi_process.hpp"
 
 namespace kvc::inline v0 {
 
 class MpiTransport {
-  /// A body, or a message, that is under way.
-  struct Operation {
-    Peer peer = 0;
-    TicketState state = TicketState::pending;
-    std::vector<MPI_Request> requests;
-    std::vector<std::byte> head;  // what is being sent
-    std::uint64_t sends_bytes = 0;
-    // Of a body that is received: where to, and how much has been matched.
-    bool receives = false;
-    Channel channel = 0;
-    std::vector<std::span<std::byte>> pieces;
-    std::size_t piece = 0;
-    std::size_t offset = 0;  // in the piece
-    std::uint64_t unmatched = 0;
-    bool discards = false;
-    std::vector<std::vector<std::byte>> scrap;
-  };
+  using Operation = detail::MpiOperation;
   using OperationPtr = std::shared_ptr<Operation>;
+  using Note = detail::MpiNote;
 
  public:
   struct Config {
     Channel channels = 4;
     Index window_messages = 64;             ///< sent on a channel to a peer, and not taken there
     Index window_bytes = Index{256} << 20;  ///< bodies on their way to a peer
-    std::size_t part_bytes = 32 << 10;      ///< pieces of at least this size are messages of their own
+    std::size_t part_bytes = 128 << 10;     ///< pieces of at least this size are messages of their own
   };
 
   /// Collective. Throws std::invalid_argument if a count is not positive.
@@ -84,16 +66,18 @@ class MpiTransport {
     require(config.window_bytes >= 1, "config.window_bytes", config.window_bytes, "at least 1");
     require(config.part_bytes >= 1, "config.part_bytes", config.part_bytes, "at least 1");
     MPI_Comm_dup(comm, &comm_);
+    MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);  // what fails with a peer fails its operations
     int rank = 0;
     int size = 0;
     MPI_Comm_rank(comm_, &rank);
     MPI_Comm_size(comm_, &size);
     self_ = rank;
     peers_.resize(static_cast<std::size_t>(size));
-    for (Neighbour& peer : peers_) {
-      peer.streams.resize(static_cast<std::size_t>(config.channels));
+    std::vector<detail::PeerProcess> processes = detail::meet_processes(comm_);
+    for (std::size_t i = 0; i < peers_.size(); ++i) {
+      peers_[i].streams.resize(static_cast<std::size_t>(config.channels));
+      peers_[i].process = std::move(processes[i]);
     }
-    meet();
   }
   explicit MpiTransport(MPI_Comm comm) : MpiTransport(comm, Config()) {}
   MpiTransport(const MpiTransport&) = delete;
@@ -102,21 +86,24 @@ class MpiTransport {
   /// yet.
   ~MpiTransport() {
     const TimePoint until = std::chrono::steady_clock::now() + std::chrono::seconds(1);
-    while (!active_.empty() && std::chrono::steady_clock::now() < until) {
+    const auto is_of_the_living = [&](const OperationPtr& operation) { return !neighbour(operation->peer).lost; };
+    while (std::any_of(active_.begin(), active_.end(), is_of_the_living) && std::chrono::steady_clock::now() < until) {
       progress();
     }
     for (Peer peer = 0; peer < peers(); ++peer) {
       if (peer != self_ && !neighbour(peer).lost) {
-        send_note(peer, Note{closing, 0});
+        notes_.send(comm_, peer, {Note::closing, 0});
       }
     }
-    for (bool busy = true; busy && std::chrono::steady_clock::now() < until;) {
+    while (!notes_.empty() && std::chrono::steady_clock::now() < until) {
       progress();
-      busy = !notes_.empty();
     }
-    for (Peer peer = 0; peer < peers(); ++peer) {
-      drop(peer);
-    }
+    // MPI may use the memory of what is still under way until it is finalised: never destroyed.
+    static auto& left = *new Grave;
+    left.operations.insert(left.operations.end(), active_.begin(), active_.end());
+    left.operations.insert(left.operations.end(), grave_.operations.begin(), grave_.operations.end());
+    notes_.move_to(left.notes);
+    grave_.notes.move_to(left.notes);
     // The communicator is not freed: that waits for all others in some implementations, and they may be dead.
   }
 
@@ -134,7 +121,6 @@ class MpiTransport {
    public:
     Arrival(Arrival&&) = default;
     Arrival& operator=(Arrival&& other) noexcept {
-      std::swap(transport_, other.transport_);
       std::swap(operation_, other.operation_);
       std::swap(peer_, other.peer_);
       std::swap(body_bytes_, other.body_bytes_);
@@ -152,14 +138,8 @@ class MpiTransport {
 
    private:
     friend class MpiTransport;
-    Arrival(MpiTransport& transport, Peer peer, std::vector<std::byte> head, std::uint64_t body_bytes,
-            OperationPtr operation)
-        : transport_(&transport),
-          operation_(std::move(operation)),
-          peer_(peer),
-          body_bytes_(body_bytes),
-          head_(std::move(head)) {}
-    MpiTransport* transport_;
+    Arrival(Peer peer, std::vector<std::byte> head, std::uint64_t body_bytes, OperationPtr operation)
+        : operation_(std::move(operation)), peer_(peer), body_bytes_(body_bytes), head_(std::move(head)) {}
     OperationPtr operation_;  // none: it has no body, or was accepted
     Peer peer_;
     std::uint64_t body_bytes_;
@@ -174,10 +154,7 @@ class MpiTransport {
     require_peer(to);
     require_channel(channel);
     require(head.size() <= max_message_head, "head.size()", head.size(), "at most max_message_head");
-    std::uint64_t bytes = 0;
-    for (const std::span<const std::byte> piece : body) {
-      bytes += piece.size();
-    }
+    const std::uint64_t bytes = detail::total_bytes(body);
     Neighbour& peer = neighbour(to);
     Stream& stream = peer.streams[static_cast<std::size_t>(channel)];
     const auto is_full = [&] {
@@ -187,8 +164,7 @@ class MpiTransport {
     if (is_full()) {
       progress();
     }
-    const auto operation = std::make_shared<Operation>();
-    operation->peer = to;
+    const auto operation = std::make_shared<Operation>(to, channel);
     if (peer.lost) {
       operation->state = TicketState::failed;
       return Ticket(operation);
@@ -196,15 +172,11 @@ class MpiTransport {
     if (is_full()) {
       return std::nullopt;
     }
-    operation->head.resize(sizeof bytes + head.size());
-    std::memcpy(operation->head.data(), &bytes, sizeof bytes);
-    std::copy(head.begin(), head.end(), operation->head.begin() + sizeof bytes);
     operation->sends_bytes = bytes;
     peer.sending_bytes += bytes;
     ++stream.unacknowledged;
-    MPI_Isend(operation->head.data(), static_cast<int>(operation->head.size()), MPI_BYTE, to, head_tag(channel), comm_,
-              &operation->requests.emplace_back());
-    send_parts(*operation, to, channel, body);
+    operation->send_head(comm_, head_tag(channel), bytes, head);
+    operation->send_body(comm_, body_tag(channel), config_.part_bytes, body);
     active_.push_back(operation);
     return Ticket(operation);
   }
@@ -231,37 +203,28 @@ class MpiTransport {
       }
       std::memcpy(&bytes, wire.data(), sizeof bytes);
       wire.erase(wire.begin(), wire.begin() + sizeof bytes);
-      OperationPtr operation;
-      if (bytes > 0) {
-        operation = std::make_shared<Operation>();
-        operation->peer = from;
-        operation->channel = channel;
-        operation->receives = true;
-        operation->unmatched = bytes;
-        neighbour(from).streams[static_cast<std::size_t>(channel)].arriving.push_back(operation);
-        if (neighbour(from).dropped) {
-          operation->discards = true;
-          continue;
-        }
-      } else {
+      if (bytes == 0) {
         acknowledge(from, channel);
+        return Arrival(from, std::move(wire), bytes, nullptr);
       }
-      return Arrival(*this, from, std::move(wire), bytes, std::move(operation));
+      const OperationPtr operation = Operation::receive(from, channel, bytes);
+      operation->discards = neighbour(from).lost;
+      neighbour(from).streams[static_cast<std::size_t>(channel)].arriving.push_back(operation);
+      if (!operation->discards) {
+        return Arrival(from, std::move(wire), bytes, operation);
+      }
     }
   }
 
   Ticket accept(Arrival&& arrival, ReceivePieces pieces) {
-    std::uint64_t bytes = 0;
-    for (const std::span<std::byte> piece : pieces) {
-      bytes += piece.size();
-    }
-    require(bytes == arrival.body_bytes(), "pieces", bytes, "as many bytes as the body has");
+    require(detail::total_bytes(pieces) == arrival.body_bytes(), "pieces", detail::total_bytes(pieces),
+            "as many bytes as the body has");
     if (arrival.operation_ == nullptr) {
       return {};
     }
     const OperationPtr operation = std::exchange(arrival.operation_, nullptr);
     if (operation->state == TicketState::pending) {
-      operation->pieces.assign(pieces.begin(), pieces.end());
+      operation->receive_to(pieces);
       match(neighbour(operation->peer), operation->channel);
     }
     return Ticket(operation);
@@ -274,31 +237,18 @@ class MpiTransport {
     return ticket.operation_->state;
   }
 
-  /// Messages that were sent cannot be called back; a body can be refused between two of its parts.
+  /// Messages that were sent cannot be called back; of a body, no more parts are received.
   bool cancel(Ticket& ticket) {
     progress();
-    if (state(ticket) != TicketState::pending) {
-      return true;
-    }
-    Operation& operation = *ticket.operation_;
-    int all_done = 0;
-    MPI_Testall(static_cast<int>(operation.requests.size()), operation.requests.data(), &all_done, MPI_STATUSES_IGNORE);
-    if (!operation.receives || all_done == 0) {
-      return false;
-    }
-    auto& arriving = neighbour(operation.peer).streams[static_cast<std::size_t>(operation.channel)].arriving;
-    for (OperationPtr& entry : arriving) {
-      if (entry == ticket.operation_) {  // the rest of it comes to nobody
-        entry = std::make_shared<Operation>();
-        entry->peer = operation.peer;
-        entry->channel = operation.channel;
-        entry->receives = entry->discards = true;
-        entry->unmatched = operation.unmatched;
+    if (state(ticket) == TicketState::pending && ticket.operation_->receives) {
+      auto& arriving =
+          neighbour(ticket.operation_->peer).streams[static_cast<std::size_t>(ticket.operation_->channel)].arriving;
+      const auto at = std::find(arriving.begin(), arriving.end(), ticket.operation_);
+      if (at != arriving.end()) {
+        *at = ticket.operation_->cut();
       }
     }
-    std::erase(active_, ticket.operation_);
-    operation.state = TicketState::failed;
-    return true;
+    return state(ticket) != TicketState::pending;
   }
 
   bool wait(TimePoint until) {
@@ -325,7 +275,6 @@ class MpiTransport {
 
   void drop(Peer peer) {
     require_peer(peer);
-    neighbour(peer).dropped = true;
     lose(peer);
   }
 
@@ -338,23 +287,16 @@ class MpiTransport {
   struct Neighbour {
     std::vector<Stream> streams;  // by channel
     std::uint64_t sending_bytes = 0;
-    pid_t process = 0;  // 0: not of this machine
-    bool lost = false;
-    bool dropped = false;  // by this side: nothing is heard from it any more
+    detail::PeerProcess process;
+    bool lost = false;   // nothing is sent to it, no body is received
+    bool ended = false;  // MPI uses no memory for it any more
   };
-  /// What transports tell each other.
-  struct Note {
-    std::int32_t channel;
-    std::int32_t messages;  // that were taken
-  };
-  static constexpr std::int32_t closing = -1;  // instead of a channel
-  struct PendingNote {
-    Note note;
-    MPI_Request request;
-    Peer to;
+  /// What MPI may still look at, though nobody waits for it.
+  struct Grave {
+    std::vector<OperationPtr> operations;
+    detail::MpiNotes notes;
   };
 
-  static constexpr int note_tag = 0;
   [[nodiscard]] static int head_tag(Channel channel) noexcept { return 1 + 2 * channel; }
   [[nodiscard]] static int body_tag(Channel channel) noexcept { return 2 + 2 * channel; }
 
@@ -362,87 +304,11 @@ class MpiTransport {
   void require_channel(Channel channel) const { require_between(channel, Channel{0}, channels() - 1, "channel"); }
   [[nodiscard]] Neighbour& neighbour(Peer peer) noexcept { return peers_[static_cast<std::size_t>(peer)]; }
 
-  /// Learns which peers are processes that can be looked after.
-  void meet() {
-    struct Card {
-      std::array<char, 256> host;
-      std::uint64_t pid_namespace;
-      std::int64_t process;
-    };
-    Card own{};
-    gethostname(own.host.data(), own.host.size() - 1);
-    struct stat space {};
-    own.pid_namespace = stat("/proc/self/ns/pid", &space) == 0 ? static_cast<std::uint64_t>(space.st_ino) : 0;
-    own.process = getpid();
-    std::vector<Card> all(peers_.size());
-    MPI_Allgather(&own, sizeof own, MPI_BYTE, all.data(), sizeof own, MPI_BYTE, comm_);
-    for (std::size_t i = 0; i < all.size(); ++i) {
-      if (all[i].host == own.host && all[i].pid_namespace == own.pid_namespace && all[i].process != own.process) {
-        peers_[i].process = static_cast<pid_t>(all[i].process);
-      }
-    }
-  }
-
-  /// The datatype of pieces at absolute addresses, or of one piece.
-  template <class Pieces, class F>
-  static void with_type(const Pieces& pieces, F&& f) {
-    if (pieces.size() == 1) {
-      f(const_cast<std::byte*>(pieces.front().data()), static_cast<int>(pieces.front().size()), MPI_BYTE);
-      return;
-    }
-    std::vector<int> lengths;
-    std::vector<MPI_Aint> places;
-    for (const auto& piece : pieces) {
-      MPI_Aint place = 0;
-      MPI_Get_address(piece.data(), &place);
-      lengths.push_back(static_cast<int>(piece.size()));
-      places.push_back(place);
-    }
-    MPI_Datatype type = MPI_DATATYPE_NULL;
-    MPI_Type_create_hindexed(static_cast<int>(pieces.size()), lengths.data(), places.data(), MPI_BYTE, &type);
-    MPI_Type_commit(&type);
-    f(static_cast<void*>(MPI_BOTTOM), 1, type);
-    MPI_Type_free(&type);  // once nothing uses it any more
-  }
-
-  void send_parts(Operation& operation, Peer to, Channel channel, SendPieces body) {
-    constexpr std::size_t most = std::size_t{1} << 30;  // lengths are int
-    std::vector<std::span<const std::byte>> part;
-    std::size_t size = 0;
-    const auto send = [&] {
-      if (!part.empty()) {
-        with_type(part, [&](const void* from, int count, MPI_Datatype type) {
-          MPI_Isend(from, count, type, to, body_tag(channel), comm_, &operation.requests.emplace_back());
-        });
-        part.clear();
-        size = 0;
-      }
-    };
-    for (std::span<const std::byte> piece : body) {
-      while (!piece.empty()) {
-        const auto front = piece.first(std::min(piece.size(), most));
-        piece = piece.subspan(front.size());
-        if (front.size() >= config_.part_bytes || size >= 8 * config_.part_bytes) {
-          send();
-        }
-        part.push_back(front);
-        size += front.size();
-        if (front.size() >= config_.part_bytes) {
-          send();
-        }
-      }
-    }
-    send();
-  }
-
   /// Receives parts of bodies that have been announced, to where they belong.
   void match(Neighbour& peer, Channel channel) {
     Stream& stream = peer.streams[static_cast<std::size_t>(channel)];
-    while (!stream.arriving.empty()) {
+    while (!stream.arriving.empty() && stream.arriving.front()->has_place()) {
       const OperationPtr operation = stream.arriving.front();
-      if (operation->pieces.empty() && !operation->discards) {
-        return;  // nobody has said yet where it goes
-      }
       int flag = 0;
       MPI_Message message = MPI_MESSAGE_NULL;
       MPI_Status status;
@@ -452,31 +318,7 @@ class MpiTransport {
       }
       int size = 0;
       MPI_Get_count(&status, MPI_BYTE, &size);
-      auto bytes = static_cast<std::size_t>(size);
-      KVC_ASSERT(bytes <= operation->unmatched);
-      if (operation->discards) {
-        std::vector<std::byte>& scrap = operation->scrap.emplace_back(bytes);
-        MPI_Imrecv(scrap.data(), size, MPI_BYTE, &message, &operation->requests.emplace_back());
-      } else {
-        std::vector<std::span<std::byte>> part;
-        for (std::size_t left = bytes; left > 0;) {
-          const std::span<std::byte> rest = operation->pieces[operation->piece].subspan(operation->offset);
-          const std::span<std::byte> front = rest.first(std::min(rest.size(), left));
-          if (!front.empty()) {
-            part.push_back(front);
-          }
-          left -= front.size();
-          operation->offset += front.size();
-          if (front.size() == rest.size()) {
-            ++operation->piece;
-            operation->offset = 0;
-          }
-        }
-        with_type(part, [&](void* to, int count, MPI_Datatype type) {
-          MPI_Imrecv(to, count, type, &message, &operation->requests.emplace_back());
-        });
-      }
-      operation->unmatched -= bytes;
+      operation->receive_part(message, size);
       if (std::find(active_.begin(), active_.end(), operation) == active_.end()) {
         active_.push_back(operation);
       }
@@ -487,28 +329,15 @@ class MpiTransport {
   }
 
   void progress() {
-    for (;;) {  // notes
-      int flag = 0;
-      MPI_Message message = MPI_MESSAGE_NULL;
-      MPI_Status status;
-      MPI_Improbe(MPI_ANY_SOURCE, note_tag, comm_, &flag, &message, &status);
-      if (flag == 0) {
-        break;
-      }
-      Note note{};
-      MPI_Mrecv(&note, sizeof note, MPI_BYTE, &message, MPI_STATUS_IGNORE);
+    detail::MpiNotes::receive(comm_, [&](Peer from, const Note& note) {
       ++events_;
-      if (note.channel == closing) {
-        lose(status.MPI_SOURCE);
+      if (note.channel == Note::closing) {
+        lose(from);
       } else if (0 <= note.channel && note.channel < channels()) {
-        neighbour(status.MPI_SOURCE).streams[static_cast<std::size_t>(note.channel)].unacknowledged -= note.messages;
+        neighbour(from).streams[static_cast<std::size_t>(note.channel)].unacknowledged -= note.messages;
       }
-    }
-    notes_.remove_if([](PendingNote& note) {
-      int done = 0;
-      MPI_Test(&note.request, &done, MPI_STATUS_IGNORE);
-      return done != 0;
     });
+    notes_.test();
     for (Neighbour& peer : peers_) {
       for (Channel channel = 0; channel < channels(); ++channel) {
         match(peer, channel);
@@ -516,19 +345,15 @@ class MpiTransport {
     }
     std::vector<OperationPtr> settled;
     std::erase_if(active_, [&](const OperationPtr& operation) {
-      int done = 0;
-      MPI_Testall(static_cast<int>(operation->requests.size()), operation->requests.data(), &done, MPI_STATUSES_IGNORE);
-      if (done == 0 || operation->unmatched > 0) {
-        return false;
+      if (operation->test()) {
+        settled.push_back(operation);
       }
-      settled.push_back(operation);
-      return true;
+      return operation->state != TicketState::pending;
     });
     for (const OperationPtr& operation : settled) {
-      operation->state = TicketState::done;
       ++events_;
       neighbour(operation->peer).sending_bytes -= operation->sends_bytes;
-      if (operation->receives) {
+      if (operation->acknowledges) {
         acknowledge(operation->peer, operation->channel);
       }
     }
@@ -549,12 +374,8 @@ class MpiTransport {
   void acknowledge(Peer from, Channel channel) {
     Stream& stream = neighbour(from).streams[static_cast<std::size_t>(channel)];
     if (++stream.taken >= std::max<Index>(1, config_.window_messages / 2) && !neighbour(from).lost) {
-      send_note(from, Note{channel, static_cast<std::int32_t>(std::exchange(stream.taken, 0))});
+      notes_.send(comm_, from, {channel, static_cast<std::int32_t>(std::exchange(stream.taken, 0))});
     }
-  }
-  void send_note(Peer to, const Note& note) {
-    PendingNote& pending = notes_.emplace_back(PendingNote{note, MPI_REQUEST_NULL, to});
-    MPI_Isend(&pending.note, sizeof pending.note, MPI_BYTE, to, note_tag, comm_, &pending.request);
   }
 
   /// Processes of this machine that are gone.
@@ -565,57 +386,47 @@ class MpiTransport {
     }
     next_look_ = now + std::chrono::milliseconds(20);
     for (Peer peer = 0; peer < peers(); ++peer) {
-      if (!neighbour(peer).lost && neighbour(peer).process != 0 && kill(neighbour(peer).process, 0) != 0 &&
-          errno == ESRCH) {
+      if (!neighbour(peer).ended && neighbour(peer).process.has_ended()) {
         lose(peer);
+        bury(peer);
       }
     }
   }
 
-  /// Settles all that is under way with a peer.
+  /// Receives no more from a peer, and sends it nothing. What MPI has begun goes on.
   void lose(Peer lost) {
     Neighbour& peer = neighbour(lost);
-    if (std::exchange(peer.lost, true) && !peer.dropped) {
+    if (std::exchange(peer.lost, true)) {
       return;
     }
     ++events_;
-    const auto give_up = [](Operation& operation) {
-      int done = 0;
-      for (int turn = 0; turn < 100 && done == 0; ++turn) {  // what has come already
-        MPI_Testall(static_cast<int>(operation.requests.size()), operation.requests.data(), &done, MPI_STATUSES_IGNORE);
-      }
-      for (MPI_Request& request : operation.requests) {
-        if (request != MPI_REQUEST_NULL) {
-          MPI_Request_free(&request);
-        }
-      }
-      operation.state = done != 0 && operation.unmatched == 0 ? TicketState::done : TicketState::failed;
-    };
-    std::erase_if(active_, [&](const OperationPtr& operation) {
-      if (operation->peer != lost) {
-        return false;
-      }
-      give_up(*operation);
-      if (operation->receives ? !operation->scrap.empty() : true) {
-        graveyard_.push_back(operation);  // MPI may still look at its memory
-      }
-      return true;
-    });
     for (Stream& stream : peer.streams) {
-      for (const OperationPtr& operation : stream.arriving) {
-        if (operation->state == TicketState::pending) {
-          give_up(*operation);
-        }
+      for (OperationPtr& operation : stream.arriving) {
+        operation = operation->cut();
       }
+    }
+  }
+
+  /// Settles all that is under way with a process that has ended.
+  void bury(Peer dead) {
+    neighbour(dead).ended = true;
+    // What it had put into the queues of this process comes in a few rounds; it puts in no more.
+    for (int round = 0; round < 1000; ++round) {
+      int flag = 0;
+      MPI_Iprobe(dead, detail::MpiNotes::tag, comm_, &flag, MPI_STATUS_IGNORE);
+    }
+    for (const OperationPtr& operation : active_) {
+      if (operation->peer == dead && !operation->test()) {
+        operation->state = TicketState::failed;
+        grave_.operations.push_back(operation);  // MPI still knows it
+      }
+    }
+    std::erase_if(active_, [&](const OperationPtr& operation) { return operation->peer == dead; });
+    for (Stream& stream : neighbour(dead).streams) {
       stream.arriving.clear();
     }
-    peer.sending_bytes = 0;
-    notes_.remove_if([&](PendingNote& note) {
-      if (note.to == lost && note.request != MPI_REQUEST_NULL) {
-        MPI_Request_free(&note.request);
-      }
-      return false;  // its memory stays
-    });
+    notes_.bury(dead, grave_.notes);
+    ++events_;
   }
 
   Config config_;
@@ -623,8 +434,8 @@ class MpiTransport {
   Peer self_ = 0;
   std::vector<Neighbour> peers_;
   std::vector<OperationPtr> active_;
-  std::vector<OperationPtr> graveyard_;
-  std::list<PendingNote> notes_;
+  detail::MpiNotes notes_;
+  Grave grave_;  // of processes that have ended
   std::uint64_t events_ = 0;
   std::uint64_t seen_ = 0;
   TimePoint next_look_{};

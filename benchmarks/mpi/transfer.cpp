@@ -1,0 +1,134 @@
+// Sequences that go from one process to another over MPI, beside plain MPI messages of the same sizes, by turns in one
+// run of two processes:
+//
+//   mpirun -n 2 build/release/benchmarks/transfer_mpi [ROUNDS [KiB of a message [KiB of a part]]]
+//
+//   transfer     one sequence of 4096 tokens (512 MiB), from the offer until the sender knows that it is complete
+//   blocks       as many bytes in messages of 64 KiB, which is what a block has in a layer: MPI_Isend and MPI_Irecv, 256
+//                under way, from a buffer that is there to one that is there, and an answer at the end
+//   large        the same in messages of 2 MiB, 8 under way
+//
+// Printed are medians, and the bandwidth of the transfer as a part of each of the others'.
+#include <mpi.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "kvc/cache.hpp"
+#include "kvc/core/half.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/transfer/receiver.hpp"
+#include "kvc/transfer/sender.hpp"
+#include "kvc/transport/mpi.hpp"
+
+namespace {
+using namespace kvc;
+using Clock = std::chrono::steady_clock;
+using Cache = KvCache<Eigen::bfloat16, Paged>;
+constexpr Shape shape{.layers = 32, .kv_heads = 8, .key_dim = 128};
+constexpr Pos tokens = 4096;
+
+double median(std::vector<double> seconds) {
+  const auto middle = seconds.begin() + std::ssize(seconds) / 2;
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  return *middle;
+}
+
+template <class F>
+double time_of(F&& f) {
+  MPI_Barrier(MPI_COMM_WORLD);
+  const auto start = Clock::now();
+  f();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// `bytes` in messages of `size`, and an answer.
+void plain(int rank, std::vector<std::byte>& buffer, std::size_t size, std::size_t under_way) {
+  std::vector<MPI_Request> requests(under_way, MPI_REQUEST_NULL);
+  std::size_t slot = 0;
+  for (std::size_t at = 0; at < buffer.size(); at += size) {
+    MPI_Wait(&requests[slot], MPI_STATUS_IGNORE);
+    if (rank == 0) {
+      MPI_Isend(buffer.data() + at, static_cast<int>(size), MPI_BYTE, 1, 1, MPI_COMM_WORLD, &requests[slot]);
+    } else {
+      MPI_Irecv(buffer.data() + at, static_cast<int>(size), MPI_BYTE, 0, 1, MPI_COMM_WORLD, &requests[slot]);
+    }
+    slot = slot + 1 == under_way ? 0 : slot + 1;
+  }
+  MPI_Waitall(static_cast<int>(under_way), requests.data(), MPI_STATUSES_IGNORE);
+  char answer = 0;
+  if (rank == 0) {
+    MPI_Recv(&answer, 1, MPI_BYTE, 1, 2, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+  } else {
+    MPI_Send(&answer, 1, MPI_BYTE, 0, 2, MPI_COMM_WORLD);
+  }
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  MPI_Init(&argc, &argv);
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 9;
+  const Index message_bytes = argc > 2 ? std::atoll(argv[2]) << 10 : SenderOptions().message_bytes;
+  const std::size_t part_bytes =
+      argc > 3 ? static_cast<std::size_t>(std::atoll(argv[3])) << 10 : MpiTransport::Config().part_bytes;
+  std::vector<double> own;
+  std::vector<double> blocks;
+  std::vector<double> large;
+  {
+    Cache cache(shape, {.blocks = tokens / 16, .block_tokens = 16});
+    const auto bytes = static_cast<std::size_t>(cache.bytes_per_token() * tokens);
+    std::memset(static_cast<void*>(cache.data()), 1, bytes);
+    std::vector<std::byte> buffer(bytes, std::byte{1});
+    MpiTransport transport(MPI_COMM_WORLD, {.channels = 2, .part_bytes = part_bytes});
+    SequenceSender sender(cache, transport, {.message_bytes = message_bytes});
+    SequenceReceiver receiver(cache, transport);
+    SeqId seq{};
+    if (rank == 0) {
+      seq = cache.open();
+      cache.commit(cache.extend(seq, tokens));
+    }
+    for (int round = 0; round < rounds + 1; ++round) {
+      const double t = time_of([&] {
+        if (rank == 0) {
+          Offer offer;
+          offer.to = 1;
+          offer.seq = seq;
+          sender.finish(sender.offer(offer));
+          (void)wait_for(transport, no_deadline, [&] {
+            sender.poll();
+            return sender.transfers() == 0;
+          });
+          require_complete(sender.next().value());
+        } else {
+          std::optional<Received> got;
+          (void)wait_for(transport, no_deadline, [&] {
+            receiver.poll();
+            return (got = receiver.next()).has_value();
+          });
+          cache.close(got->seq);
+        }
+      });
+      const double b = time_of([&] { plain(rank, buffer, std::size_t{64} << 10, 256); });
+      const double l = time_of([&] { plain(rank, buffer, std::size_t{2} << 20, 8); });
+      if (round > 0) {  // the first one is to get warm
+        own.push_back(t);
+        blocks.push_back(b);
+        large.push_back(l);
+      }
+    }
+    if (rank == 0) {
+      const auto gb = static_cast<double>(bytes) / 1e9;
+      std::printf("transfer %.2f GB/s   blocks %.2f GB/s   large %.2f GB/s\n", gb / median(own), gb / median(blocks),
+                  gb / median(large));
+      std::printf("of blocks %.2f   of large %.2f\n", median(blocks) / median(own), median(large) / median(own));
+    }
+  }
+  MPI_Finalize();
+  return 0;
+}
