@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <sstream>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -176,7 +177,8 @@ std::string script(const std::string& path, const Report& report) {
   out << "set multiplot\n"
       << "set label 1 " << quoted(report.scenario.name) << " at screen 0.5, screen 0.965 center font 'sans-serif,17'\n"
       << "set border 3\nset tics nomirror out\nset grid front lc rgb '#D0D0D0' lt 1 lw 0.5\n"
-      << "set xrange [0:" << minutes(policies) << "]\nset yrange [0:100]\nset xlabel 'time (min)' offset 0,0.6\n"
+      << "set xrange [" << static_cast<double>(report.scenario.watch.from) / second / 60 << ':' << minutes(policies)
+      << "]\nset yrange [0:100]\nset xlabel 'time (min)' offset 0,0.6\n"
       << "set ytics 25\nset tmargin at screen 0.86\nset bmargin at screen 0.60\n";
   for (std::size_t i = 0; i < policies.size(); ++i) {
     const double at = left + static_cast<double>(i) * width;
@@ -209,6 +211,13 @@ std::string script(const std::string& path, const Report& report) {
 
 }  // namespace
 
-void plot(const std::string& path, const Report& report) { kvc_bench::run_gnuplot(script(path, report)); }
+void plot(const std::string& path, const Report& report) {
+  for (const RunResult& run : report.runs) {
+    if (run.timeline.samples().empty()) {
+      throw std::runtime_error("--plot: nothing to draw: the run was over before what --watch says");
+    }
+  }
+  kvc_bench::run_gnuplot(script(path, report));
+}
 
 }  // namespace serving

@@ -334,11 +334,13 @@ function timePlots() {
   const load = choice('load-choice', loads), how = choice('prefill-choice', prefills);
   const shown = runs.filter((run) => run.load === load && prefill(run) === how);
   parent.classList.toggle('single', shown.length === 1);
-  const end = Math.max(...shown.map((run) => Math.max(run.seconds, ...run.timeline.time_s)));
-  const [unit, length] = end > 4 * 3600 ? ['h', 3600] : end > 600 ? ['min', 60] : ['s', 1];
+  const {from_s: start, to_s: stop} = results.watched;
+  const over = Math.max(...shown.map((run) => Math.max(run.seconds, ...run.timeline.time_s)));
+  const end = stop === null ? over : Math.min(stop, over);
+  const [unit, length] = stop !== null ? ['s', 1] : end > 4 * 3600 ? ['h', 3600] : end > 600 ? ['min', 60] : ['s', 1];
   const most = Math.max(1, ...shown.flatMap((run) => [...run.timeline.running, ...run.timeline.waiting]));
   const xAxis = (title) => ({
-    type: 'linear', min: 0, max: end / length, title: title ? axisTitle(`time (${unit})`) : {display: false},
+    type: 'linear', min: start / length, max: end / length, title: title ? axisTitle(`time (${unit})`) : {display: false},
     grid: {color: colours.grid}, ticks: {maxRotation: 0, includeBounds: false},
   });
   const yAxis = (title, max, color) => ({
@@ -407,7 +409,7 @@ function timePlots() {
           events: [],
           plugins: {map: {
             times: run.map.time_s.map((time) => time / length), owners: run.map.owners, codes: run.map.codes,
-            end: run.seconds / length}},
+            end: Math.min(run.seconds, end) / length}},
           scales: {x: xAxis(true), y: {...yAxis('place in the pool (%)', 100, 'rgba(0, 0, 0, 0)'), max: 100}},
         },
         plugins: [map],
