@@ -46,6 +46,22 @@ std::vector<PolicyKind> parse_policies(const CLI::results_t& texts) {
   return policies;
 }
 
+/// "600,660", in seconds.
+Watch parse_watch(const std::string& text) {
+  const std::size_t comma = text.find(',');
+  const auto seconds = [&](std::size_t begin, std::size_t end) {
+    Index value = -1;
+    const auto [stop, error] = std::from_chars(text.data() + begin, text.data() + end, value);
+    return error == std::errc{} && stop == text.data() + end && value <= 10'000'000 ? value : Index{-1};
+  };
+  const Index from = comma == std::string::npos ? -1 : seconds(0, comma);
+  const Index to = comma == std::string::npos ? -1 : seconds(comma + 1, text.size());
+  if (from < 0 || to <= from) {
+    reject("--watch", text, "two whole numbers of seconds, the second the larger one");
+  }
+  return {from * second, to * second};
+}
+
 std::vector<double> parse_loads(const CLI::results_t& texts) {
   std::vector<double> loads;
   for (const std::string& part : split(texts)) {
@@ -167,6 +183,9 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
          "What the clients of a trace allow at most, where it does not say: what contiguous-reserve reserves [2048]")
       ->type_name("TOKENS")
       ->check(CLI::Range(1, 1 << 24));
+  std::string watch;
+  app.add_option("--watch", watch, "Seconds of the run whose memory is kept and drawn, for a closer look [all]")
+      ->type_name("FROM,TO");
   bool no_pins = false;
   app.add_flag("--no-pins", no_pins, "Pin no prefix, whatever the scenario says: they are kept while there is room");
   app.add_option("--json", options.json, "Write all results to this file")->type_name("FILE");
@@ -197,6 +216,9 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
     options.chunked =
         one_of<std::vector<bool>>("--chunked", chunked, {{"on", {true}}, {"off", {false}}, {"both", {false, true}}});
     options.pins = !no_pins;
+    if (!watch.empty()) {
+      options.watch = parse_watch(watch);
+    }
     if (!order.empty()) {
       options.order = one_of<Order>("--order", order,
                                     {{"decode-first", Order::decode_first}, {"prefill-first", Order::prefill_first}});
@@ -233,6 +255,7 @@ Scenario scenario_of(const Options& options) {
   scenario.scheduler.chunk_tokens = options.chunk_tokens.value_or(scenario.scheduler.chunk_tokens);
   scenario.scheduler.order = options.order.value_or(scenario.scheduler.order);
   scenario.requests = options.requests.value_or(scenario.requests);
+  scenario.watch = options.watch;
   scenario.seed = options.seed.value_or(scenario.seed);
   for (TrafficClass& c : scenario.traffic) {
     c.pinned = c.pinned && options.pins;

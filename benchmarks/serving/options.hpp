@@ -26,6 +26,7 @@ struct Options {
   std::optional<Order> order;
   std::optional<Index> requests;
   std::optional<std::uint64_t> seed;
+  Watch watch;
   bool pins = true;
   std::string json;
   std::string html;

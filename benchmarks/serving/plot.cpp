@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <sstream>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -36,7 +37,7 @@ std::vector<const RunResult*> one_each(const std::vector<const RunResult*>& runs
   return firsts;
 }
 
-/// A part of the pool; `top` of it and of what is below, in per cent of the pool.
+/// A part of the pool.
 struct Part {
   const char* title;
   const char* colour;
@@ -45,10 +46,12 @@ struct Part {
 constexpr std::array parts = {Part{"used", "#0072B2"}, Part{"reserved, not used", "#E69F00"}, Part{"cached", "#56B4E9"},
                               Part{"free, not in the largest run", "#E3B4CF"}};
 
-/// A line for each sample: time in minutes, and the top of each part.
+/// A line for each sample, or for so many that there is one for each pixel: time in minutes, and the top of each part.
 void write_samples(std::ostream& out, const RunResult& run) {
   const auto pool = static_cast<double>(run.pool_tokens);
-  for (const Sample& s : run.timeline.samples()) {
+  const std::vector<Sample>& samples = run.timeline.samples();
+  for (std::size_t i = 0; i < samples.size(); i += samples.size() / 257 + 1) {
+    const Sample& s = samples[i];
     out << static_cast<double>(s.time) / second / 60;
     const Index elsewhere = s.free - std::min(s.free, s.largest_free_run);
     Index top = 0;
@@ -60,21 +63,18 @@ void write_samples(std::ostream& out, const RunResult& run) {
   }
 }
 
-/// The spans between samples in which nothing was admitted, or a sequence ran out of room, with a quarter of the pool
-/// free, as rectangles above the plot.
-void write_marks(std::ostream& out, const RunResult& run) {
-  const std::vector<Sample>& samples = run.timeline.samples();
-  const auto mark = [&](std::size_t i, double bottom, const char* colour) {
-    out << "set object rectangle from first " << static_cast<double>(samples[i - 1].time) / second / 60 << ", graph "
-        << bottom << " to first " << static_cast<double>(samples[i].time) / second / 60 << ", graph " << bottom + 0.04
-        << " noclip fillstyle solid noborder fillcolor rgb '" << colour << "'\n";
-  };
+/// The time in which a total went up from sample to sample, as rectangles above the plot; neighbours as one.
+template <class Total>
+void write_marks(std::ostream& out, const std::vector<Sample>& samples, Total Sample::*total, double bottom,
+                 const char* colour) {
+  const auto at = [&](std::size_t i) { return static_cast<double>(samples[i].time) / second / 60; };
   for (std::size_t i = 1; i < samples.size(); ++i) {
-    if (samples[i].blocked_25 > samples[i - 1].blocked_25) {
-      mark(i, 1.07, "#D55E00");
+    const std::size_t first = i - 1;
+    for (; i < samples.size() && samples[i].*total > samples[i - 1].*total; ++i) {
     }
-    if (samples[i].out_of_room_25 > samples[i - 1].out_of_room_25) {
-      mark(i, 1.02, "#000000");
+    if (i - 1 > first) {
+      out << "set object rectangle from first " << at(first) << ", graph " << bottom << " to first " << at(i - 1)
+          << ", graph " << bottom + 0.04 << " noclip fillstyle solid noborder fillcolor rgb '" << colour << "'\n";
     }
   }
 }
@@ -89,13 +89,15 @@ double minutes(const std::vector<const RunResult*>& runs) {
 }
 
 void write_memory(std::ostream& out, const RunResult& run, std::size_t number, bool leftmost) {
-  write_marks(out, run);
+  // Nothing was admitted, and a sequence ran out of room, with a quarter of the pool free.
+  write_marks(out, run.timeline.samples(), &Sample::blocked_25, 1.07, "#D55E00");
+  write_marks(out, run.timeline.samples(), &Sample::out_of_room_25, 1.02, "#000000");
   out << "set title " << quoted(std::string(name(run.policy))) << " offset 0,0.6\n"
       << "set ylabel " << quoted(leftmost ? "share of the pool (%)" : "") << "\nset format y '"
       << (leftmost ? "%.0f" : "") << "'\nplot ";
-  for (std::size_t part = 0; part < parts.size(); ++part) {
-    out << "$run" << number << " using 1:" << (part == 0 ? "(0)" : std::to_string(part + 1)) << ':' << part + 2
-        << " with filledcurves notitle fillstyle solid noborder lc rgb '" << parts[part].colour << "', ";
+  for (std::size_t part = parts.size(); part-- > 0;) {  // each hides of the one before what is below its own top
+    out << "$run" << number << " using 1:" << part + 2
+        << " with filledcurves x1 notitle fillstyle solid noborder lc rgb '" << parts[part].colour << "', ";
   }
   out << "$run" << number << " using 1:" << parts.size() + 1
       << " with lines notitle lw 1 lc rgb '#000000'\nunset object\n";
@@ -175,7 +177,8 @@ std::string script(const std::string& path, const Report& report) {
   out << "set multiplot\n"
       << "set label 1 " << quoted(report.scenario.name) << " at screen 0.5, screen 0.965 center font 'sans-serif,17'\n"
       << "set border 3\nset tics nomirror out\nset grid front lc rgb '#D0D0D0' lt 1 lw 0.5\n"
-      << "set xrange [0:" << minutes(policies) << "]\nset yrange [0:100]\nset xlabel 'time (min)' offset 0,0.6\n"
+      << "set xrange [" << static_cast<double>(report.scenario.watch.from) / second / 60 << ':' << minutes(policies)
+      << "]\nset yrange [0:100]\nset xlabel 'time (min)' offset 0,0.6\n"
       << "set ytics 25\nset tmargin at screen 0.86\nset bmargin at screen 0.60\n";
   for (std::size_t i = 0; i < policies.size(); ++i) {
     const double at = left + static_cast<double>(i) * width;
@@ -208,6 +211,13 @@ std::string script(const std::string& path, const Report& report) {
 
 }  // namespace
 
-void plot(const std::string& path, const Report& report) { kvc_bench::run_gnuplot(script(path, report)); }
+void plot(const std::string& path, const Report& report) {
+  for (const RunResult& run : report.runs) {
+    if (run.timeline.samples().empty()) {
+      throw std::runtime_error("--plot: nothing to draw: the run was over before what --watch says");
+    }
+  }
+  kvc_bench::run_gnuplot(script(path, report));
+}
 
 }  // namespace serving

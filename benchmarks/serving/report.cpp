@@ -256,6 +256,7 @@ std::string to_json(const Report& report) {
   for (const RunResult& run : report.runs) {
     runs.push_back(run_json(run));
   }
+  const OrderedJson to = s.watch.to == Watch{}.to ? OrderedJson(nullptr) : OrderedJson(seconds(s.watch.to));
   const OrderedJson document = {{"program", "serve-bench"},
                                 {"schema", report_schema},
                                 {"scenario",
@@ -279,6 +280,7 @@ std::string to_json(const Report& report) {
                                   {"source", s.hardware.source}}},
                                 {"pool", {{"tokens", s.pool()}, {"block_tokens", s.block_tokens}}},
                                 {"slo", {{"ttft_ms", ms(s.slo.ttft)}, {"tpot_ms", ms(s.slo.tpot)}}},
+                                {"watched", {{"from_s", seconds(s.watch.from)}, {"to_s", to}}},
                                 {"runs", std::move(runs)}};
   return document.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }

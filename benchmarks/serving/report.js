@@ -162,12 +162,18 @@ function clear(parent) {
 
 const axisTitle = (text) => ({display: true, text, font: {size: 13}});
 
+const linearAxis = (title) =>
+  ({type: 'linear', beginAtZero: true, title: axisTitle(title), grid: {color: colours.grid}});
+
+// Milliseconds, or seconds where there are many: [milliseconds of one, its name].
+const unitOf = (values) => Math.max(0, ...values) > 20000 ? [1000, 's'] : [1, 'ms'];
+
 // Over values that are far apart, a logarithmic axis with ticks at 1, 2 and 5 times the powers of ten.
 function axisOver(values, title) {
   const positive = values.filter((value) => value > 0);
   const least = Math.min(...positive), most = Math.max(...positive);
   if (positive.length === 0 || most / least < 20) {
-    return {type: 'linear', beginAtZero: true, title: axisTitle(title), grid: {color: colours.grid}};
+    return linearAxis(title);
   }
   // At 1, 2 or 5 times a power of ten: the tick at or below, at or above a value.
   const factors = most / least > 200 ? [1] : [1, 2, 5];
@@ -184,23 +190,30 @@ function axisOver(values, title) {
   };
 }
 
-// Horizontal bars: a group for each run, a bar for each of bars: [label, colour, value of a run].
+// Horizontal bars: a group for each run, a bar for each of bars: [label, colour, milliseconds of a run or null].
 function bars(parent, name, title, shown, axis, list) {
   const all = list.flatMap(([, , value]) => shown.map(value)).filter((value) => value !== null);
+  const [one, unit] = unitOf(all);
+  const scaled = (value) => value === null ? null : value / one;
   plot(parent, name, title, 70 + shown.length * Math.max(30, 10 + 9 * list.length), {
     type: 'bar',
     data: {
       labels: shown.map((run) => prefills.length > 1 ? [run.policy, prefill(run)] : run.policy),
-      datasets: list.map(([label, colour, value]) =>
-        ({label, data: shown.map(value), backgroundColor: colour, categoryPercentage: 0.82, barPercentage: 1})),
+      datasets: list.map(([label, colour, value]) => ({
+        label, data: shown.map((run) => scaled(value(run))), backgroundColor: colour, categoryPercentage: 0.82,
+        barPercentage: 1,
+      })),
     },
     options: {
       indexAxis: 'y',
       plugins: {
         legend: {display: true, position: 'top', align: 'end', labels: {boxWidth: 14}},
-        tooltip: {callbacks: {label: (item) => `${item.dataset.label}: ${duration(item.parsed.x)}`}},
+        tooltip: {callbacks: {label: (item) => `${item.dataset.label}: ${duration(item.parsed.x)} ${unit}`}},
       },
-      scales: {x: axisOver(all, axis), y: {grid: {display: false}, ticks: {autoSkip: false, font: {size: 12}}}},
+      scales: {
+        x: axisOver(all.map(scaled), `${axis} (${unit})`),
+        y: {grid: {display: false}, ticks: {autoSkip: false, font: {size: 12}}},
+      },
     },
   }, list.map(([label, colour]) => ({label, colour, tolerance: 4})));
 }
@@ -212,14 +225,14 @@ function latencyPlots() {
   const shown = runs.filter((run) => run.load === load);
   const percentiles = (of) =>
     ['p50', 'p95', 'p99'].map((p, i) => [p, colours.percentiles[i], (run) => of(run).count ? of(run)[p] : null]);
-  bars(parent, 'TTFT', 'Time to first token (TTFT)', shown, 'TTFT (ms)', percentiles((run) => run.latency.ttft_ms));
-  bars(parent, 'TPOT', 'Time per output token of a request (TPOT)', shown, 'TPOT (ms)',
+  bars(parent, 'TTFT', 'Time to first token (TTFT)', shown, 'TTFT', percentiles((run) => run.latency.ttft_ms));
+  bars(parent, 'TPOT', 'Time per output token of a request (TPOT)', shown, 'TPOT',
        percentiles((run) => run.latency.tpot_ms));
-  bars(parent, 'ITL', 'Time between two tokens, over all tokens (ITL)', shown, 'ITL (ms)',
+  bars(parent, 'ITL', 'Time between two tokens, over all tokens (ITL)', shown, 'ITL',
        percentiles((run) => run.itl_ms));
   const classes = shown.length ? shown[0].classes.map((one) => one.name) : [];
   if (classes.length > 1) {
-    bars(parent, 'TTFT by class', 'TTFT by class of traffic, 99th percentile', shown, 'TTFT (ms)',
+    bars(parent, 'TTFT by class', 'TTFT by class of traffic, 99th percentile', shown, 'TTFT',
          classes.map((name, i) => [name, colours.classes[i % colours.classes.length],
            (run) => run.classes[i].ttft_ms.count ? run.classes[i].ttft_ms.p99 : null]));
   }
@@ -236,7 +249,7 @@ function loadPlots() {
   const dashed = (how) => prefills.indexOf(how) > 0;
   legend('load-legend', kinds.map(({policy, how}) =>
     [prefills.length > 1 ? `${policy}, ${how}` : policy, colourOf(policy), dashed(how) ? 'dashed' : 'solid']));
-  const lines = (name, title, axis, value) => {
+  const lines = (name, title, value, axisOf) => {
     const datasets = kinds.map(({policy, how}) => ({
       label: `${policy}, ${how}`, borderColor: colourOf(policy), backgroundColor: colourOf(policy), borderWidth: 2,
       borderDash: dashed(how) ? [6, 4] : [], pointStyle: ['circle', 'rect', 'triangle', 'rectRot'][policies.indexOf(policy) % 4],
@@ -248,15 +261,19 @@ function loadPlots() {
       options: {
         scales: {
           x: {type: 'linear', title: axisTitle('load (× the arrivals of the scenario)'), grid: {color: colours.grid}},
-          y: axisOver(datasets.flatMap((one) => one.data.map((point) => point.y)), axis),
+          y: axisOf(datasets.flatMap((one) => one.data.map((point) => point.y))),
         },
       },
     }, policies.map((policy) => ({label: policy, colour: colourOf(policy), tolerance: 60})));
   };
-  lines('throughput', 'Throughput', 'output tokens/s', (run) => run.throughput.output_tokens_per_s);
-  lines('goodput', 'Goodput: requests that kept the SLO', 'requests/s', (run) => run.throughput.goodput_per_s);
-  lines('TTFT against load', 'TTFT, 95th percentile', 'TTFT (ms)', (run) => run.latency.ttft_ms.p95);
-  lines('TPOT against load', 'TPOT, 95th percentile', 'TPOT (ms)', (run) => run.latency.tpot_ms.p95);
+  lines('throughput', 'Throughput', (run) => run.throughput.output_tokens_per_s, () => linearAxis('output tokens/s'));
+  lines('goodput', 'Goodput: requests that kept the SLO', (run) => run.throughput.goodput_per_s,
+        () => linearAxis('requests/s'));
+  for (const [what, of] of [['TTFT', (run) => run.latency.ttft_ms.p95], ['TPOT', (run) => run.latency.tpot_ms.p95]]) {
+    const [one, unit] = unitOf(runs.map(of));
+    lines(`${what} against load`, `${what}, 95th percentile`, (run) => of(run) / one,
+          (values) => axisOver(values, `${what} (${unit})`));
+  }
 }
 
 // --- over time -----------------------------------------------------------------------------------------------------
@@ -317,11 +334,13 @@ function timePlots() {
   const load = choice('load-choice', loads), how = choice('prefill-choice', prefills);
   const shown = runs.filter((run) => run.load === load && prefill(run) === how);
   parent.classList.toggle('single', shown.length === 1);
-  const end = Math.max(...shown.map((run) => Math.max(run.seconds, ...run.timeline.time_s)));
-  const [unit, length] = end > 4 * 3600 ? ['h', 3600] : end > 600 ? ['min', 60] : ['s', 1];
+  const {from_s: start, to_s: stop} = results.watched;
+  const over = Math.max(...shown.map((run) => Math.max(run.seconds, ...run.timeline.time_s)));
+  const end = stop === null ? over : Math.min(stop, over);
+  const [unit, length] = stop !== null ? ['s', 1] : end > 4 * 3600 ? ['h', 3600] : end > 600 ? ['min', 60] : ['s', 1];
   const most = Math.max(1, ...shown.flatMap((run) => [...run.timeline.running, ...run.timeline.waiting]));
   const xAxis = (title) => ({
-    type: 'linear', min: 0, max: end / length, title: title ? axisTitle(`time (${unit})`) : {display: false},
+    type: 'linear', min: start / length, max: end / length, title: title ? axisTitle(`time (${unit})`) : {display: false},
     grid: {color: colours.grid}, ticks: {maxRotation: 0, includeBounds: false},
   });
   const yAxis = (title, max, color) => ({
@@ -390,7 +409,7 @@ function timePlots() {
           events: [],
           plugins: {map: {
             times: run.map.time_s.map((time) => time / length), owners: run.map.owners, codes: run.map.codes,
-            end: run.seconds / length}},
+            end: Math.min(run.seconds, end) / length}},
           scales: {x: xAxis(true), y: {...yAxis('place in the pool (%)', 100, 'rgba(0, 0, 0, 0)'), max: 100}},
         },
         plugins: [map],

@@ -20,7 +20,7 @@ void simulate_over(const typename Policy::Config& config, const Scenario& scenar
   const std::unique_ptr<Source> source = scenario.source(result.load);
   result.classes = source->classes();
   result.metrics = Metrics(scenario.slo, result.classes.size());
-  result.timeline = Timeline();
+  result.timeline = Timeline(scenario.watch);
   const CostModel model(scenario.model, scenario.hardware);
   SimulatedExecutor executor(model);
   PolicyCache<Policy> cache(config);

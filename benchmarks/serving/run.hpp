@@ -32,7 +32,7 @@ struct RunResult {
   Timeline timeline;
   double wall_seconds = 0;  ///< the one figure that differs from run to run
 
-  RunResult() : timeline(0, 0, 0) {}
+  RunResult() : timeline({}, 0, 0, 0) {}
 };
 
 /// Called now and then with the number of requests that have ended.

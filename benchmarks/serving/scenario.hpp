@@ -11,6 +11,7 @@
 #include "cost_model.hpp"
 #include "metrics.hpp"
 #include "scheduler_config.hpp"
+#include "timeline.hpp"
 #include "trace_source.hpp"
 #include "traffic.hpp"
 
@@ -33,6 +34,7 @@ struct Scenario {
   TraceOptions trace_options;
   Index requests = 0;
   std::uint64_t seed = 1;
+  Watch watch;  ///< where timelines and maps of the pool are kept
 
   /// The pool that the scenario asks for, or that the weights leave, in whole blocks.
   /// Throws std::runtime_error if they leave none.

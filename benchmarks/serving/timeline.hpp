@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "scheduler.hpp"
@@ -41,14 +42,24 @@ struct MapRow {
   std::vector<Index> owners;  ///< by cell, in the order of the pool
 };
 
+/// The part of a run that is looked at: all of it, or a short one in detail.
+struct Watch {
+  Time from = 0;
+  Time to = std::numeric_limits<Time>::max();
+};
+
 class Timeline {
  public:
   /// `map_cells` 0: no map. The pool is cut into so many cells, or one per block if it has fewer.
-  explicit Timeline(std::size_t most_samples = 512, std::size_t most_maps = 128, std::size_t map_cells = 192)
-      : samples_(most_samples), maps_(most_maps), map_cells_(map_cells) {}
+  explicit Timeline(Watch watch = {}, std::size_t most_samples = 512, std::size_t most_maps = 128,
+                    std::size_t map_cells = 192)
+      : watch_(watch), samples_(most_samples), maps_(most_maps), map_cells_(map_cells) {}
 
   template <class Cache>
   void observe(Time now, const Cache& cache, const Scheduler<Cache>& scheduler) {
+    if (now < watch_.from || now > watch_.to) {
+      return;
+    }
     if (samples_.due(now)) {
       samples_.add(now, sample(now, cache, scheduler));
     }
@@ -142,6 +153,7 @@ class Timeline {
     return owners;
   }
 
+  Watch watch_;
   Thinned<Sample> samples_;
   Thinned<MapRow> maps_;
   std::size_t map_cells_;

@@ -163,6 +163,37 @@ TEST_CASE("The page of serve-bench shows in a browser what the results say", "[p
   REQUIRE(plots.size() == 3 + 1 + 4 + 4 * 3);
 }
 
+TEST_CASE("serve-bench keeps and draws the memory of the part of a run that is watched", "[page]") {
+  const TempFolder folder;
+  const std::string arguments = "--scenario report-generator --requests 300 --policy contiguous-grow --chunked off ";
+  const kvc_test::Run run =
+      serve_bench(arguments + "--watch 200,240 --json " + folder.file("r.json") + " --html " + folder.file("r.html"));
+  need_chart_library();
+  REQUIRE(run.status == 0);
+  const json results = json::parse(read(folder.file("r.json")));
+  REQUIRE(results.at("watched") == json{{"from_s", 200.0}, {"to_s", 240.0}});
+  for (const char* part : {"timeline", "map"}) {
+    const auto times = results.at("runs").at(0).at(part).at("time_s").get<std::vector<double>>();
+    REQUIRE(times.size() > 40);  // of the whole run, there are fewer in this part
+    REQUIRE(times.front() >= 200);
+    REQUIRE(times.front() < 201);
+    REQUIRE(times.back() <= 240);
+    REQUIRE(times.back() > 239);
+  }
+  const json& timeline = results.at("runs").at(0).at("timeline");
+  if (std::system("command -v chromium >/dev/null 2>&1") != 0) {
+    KVC_SKIP("no browser is installed (Debian: chromium)");
+  }
+  const json memory = drawn(folder, folder.file("r.html")).at("memory contiguous-grow");
+  REQUIRE(memory.at("pixels").at("used").get<double>() / memory.at("area").get<double>() ==
+          Approx(share(timeline, "used", results.at("pool").at("tokens"), 40)).margin(0.05));
+  for (const char* watch : {"1", "5,5", "a,3", "3,", "-1,4"}) {
+    const kvc_test::Run bad = serve_bench(arguments + "--watch=" + watch);
+    REQUIRE(bad.status == 2);
+    REQUIRE_THAT(bad.output, kvc_test::contains("--watch") && kvc_test::contains("whole numbers of seconds"));
+  }
+}
+
 TEST_CASE("A page names the package of the chart library where it is missing, before the work", "[page]") {
   try {
     const serving::HtmlPage page("/no/such/chart.min.js");
