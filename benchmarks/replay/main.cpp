@@ -11,6 +11,7 @@
 
 #include "options.hpp"
 #include "output_file.hpp"
+#include "../gnuplot.hpp"
 #include "plot.hpp"
 #include "rearrange.hpp"
 #include "report.hpp"
@@ -28,7 +29,7 @@ void run(const Options& options) {
     json.emplace("--json", options.json);
   }
   if (!options.plot.empty()) {
-    require_gnuplot();
+    kvc_bench::require_gnuplot("--plot");
     svg.emplace("--plot", options.plot);
   }
 

@@ -3,32 +3,20 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <csignal>
-#include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <sstream>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
+#include "../gnuplot.hpp"
 #include "report.hpp"
 
 namespace replay {
 namespace {
 
+using kvc_bench::quoted;
 using kvc_bench::Trace;
-
-/// In single quotes gnuplot reads everything as it is but the quote itself, and a line end ends the command: the names
-/// of files are other people's.
-std::string quoted(const std::string& text) {
-  std::string result = "'";
-  for (const char c : text) {
-    result += c == '\'' ? "''" : std::string(1, static_cast<unsigned char>(c) < ' ' ? ' ' : c);
-  }
-  return result + "'";
-}
 
 /// Ticks of a logarithmic axis at 1, 2 and 5 times the powers of ten, at these alone where there would be too many, and
 /// at the ends of the data where there would be too few.
@@ -144,25 +132,8 @@ std::string script(const std::string& path, const Trace& trace, const Replay& re
 
 }  // namespace
 
-void require_gnuplot() {
-  if (std::system("command -v gnuplot >/dev/null 2>&1") != 0) {
-    throw std::runtime_error("--plot: the program gnuplot was not found (Debian: gnuplot-nox)");
-  }
-}
-
 void plot(const std::string& path, const Trace& trace, const Replay& replay) {
-  // Should gnuplot end early, the write below fails, rather than end this program.
-  const auto before = std::signal(SIGPIPE, SIG_IGN);
-  std::FILE* pipe = popen("gnuplot", "w");
-  if (pipe == nullptr) {
-    throw std::runtime_error("--plot: gnuplot cannot be started");
-  }
-  const bool written = std::fputs(script(path, trace, replay).c_str(), pipe) >= 0;
-  const bool good = pclose(pipe) == 0 && written;
-  std::signal(SIGPIPE, before);
-  if (!good) {
-    throw std::runtime_error("--plot: gnuplot failed");
-  }
+  kvc_bench::run_gnuplot(script(path, trace, replay), "--plot");
 }
 
 }  // namespace replay

@@ -8,9 +8,6 @@
 
 namespace replay {
 
-/// Throws std::runtime_error, with the name of its package, where gnuplot cannot be started.
-void require_gnuplot();
-
 /// Writes an SVG file.
 void plot(const std::string& path, const kvc_bench::Trace& trace, const Replay& replay);
 
