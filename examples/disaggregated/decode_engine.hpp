@@ -47,7 +47,11 @@ class DecodeEngine {
       stopped_ = true;
     }
     post_.flush();
-    lost_ = transport_->is_lost(router_peer);
+    if (!lost_ && transport_->is_lost(router_peer)) {
+      lost_ = true;  // nobody waits for these any more
+      leave_if(running_, [](const Sequence&) { return true; });
+      leave_if(waiting_, [](const Sequence&) { return true; });
+    }
     return any;
   }
   [[nodiscard]] bool done() const { return lost_ || (stopped_ && post_.empty()); }

@@ -98,7 +98,7 @@ void draw_gantt(const std::string& path, const RunRecord& run, const std::string
   std::ostringstream out;
   out << "set terminal svg size 1200," << static_cast<int>(150 + 17 * y)
       << " font 'sans-serif,13' noenhanced background rgb 'white'\n"
-      << "set output " << quoted(path) << "\nset title " << quoted(title) << " font 'sans-serif,16' offset 0,1.4\n"
+      << "set output " << quoted(path) << "\nset title " << quoted(title) << " font 'sans-serif,16' offset 0,1\nset tmargin 5\n"
       << "set xlabel 'time since the start (ms)'\nset xrange [0:" << right << "]\nset yrange [" << y - gap + 0.3
       << ":-0.3]\nset ytics (" << tics.str() << ") scale 0\nset xtics nomirror out\nset grid xtics front lc rgb '#D0D0D0' lt 1\n"
       << "set border 1\nset key at graph 0.5, graph 1.02 center bottom horizontal samplen 3 width 3\n"
@@ -108,10 +108,12 @@ void draw_gantt(const std::string& path, const RunRecord& run, const std::string
   add_data(out, "decode", decodes);
   const std::string bars = " using 1:2:3:4:5:6:7 with boxxyerror notitle lc rgb variable fillstyle ";
   const std::string sample = "NaN with boxes lc rgb '#505050' fillstyle ";
-  out << "plot $prefill" << bars << "solid 0.9 noborder, $transfer" << bars << "pattern 4 border, $decode" << bars
-      << "solid 0.4 border, " << sample << "solid 0.9 noborder title 'prefill of a prompt', " << sample
+  // A pattern has one colour, so it lies over the bar's own.
+  out << "plot $prefill" << bars << "solid 0.9 noborder, $transfer" << bars << "solid 0.25 border, "
+      << "$transfer using 1:2:3:4:5:6 with boxxyerror notitle lc rgb '#808080' fillstyle pattern 4 noborder, $decode"
+      << bars << "solid 0.45 border, " << sample << "solid 0.9 noborder title 'prefill of a prompt', " << sample
       << "pattern 4 border title 'its rows on their way', " << sample
-      << "solid 0.4 border title 'decoding of the sequence'\n";
+      << "solid 0.45 border title 'decoding of the sequence'\n";
   kvc_bench::run_gnuplot(out.str(), "--gantt");
 }
 

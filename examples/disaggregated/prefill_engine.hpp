@@ -48,7 +48,14 @@ class PrefillEngine {
       stopped_ = true;
     }
     post_.flush();
-    lost_ = transport_->self() != router_peer && transport_->is_lost(router_peer);
+    if (!lost_ && transport_->is_lost(router_peer)) {
+      lost_ = true;  // nobody waits for these any more
+      for (Job& job : jobs_) {
+        job.over = true;
+        sender_.cancel(job.transfer);
+      }
+      settle();
+    }
     return any;
   }
   [[nodiscard]] bool done() const { return lost_ || (stopped_ && post_.empty()); }
@@ -192,6 +199,9 @@ class PrefillEngine {
     const Time begin = config_.clock.elapsed();
     offer(job);
     job.first = prefill(*model_, cache_, *job.step, rest, [&](Index layer) {
+      if (layer == 0) {
+        job.begin = config_.clock.elapsed();  // no rows could go before
+      }
       sender_.ready(job.transfer, layer, length);
       sender_.poll(config_.clock.now());
       config_.between_layers();
