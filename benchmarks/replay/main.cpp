@@ -9,9 +9,9 @@
 #include <optional>
 #include <stdexcept>
 
+#include "../gnuplot.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
-#include "../gnuplot.hpp"
 #include "plot.hpp"
 #include "rearrange.hpp"
 #include "report.hpp"

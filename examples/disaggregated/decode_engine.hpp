@@ -137,7 +137,10 @@ class DecodeEngine {
     }
     const Time begin = config_.clock.elapsed();
     const Time received = receiving_;
-    const std::vector<Token> next = decode(*model_, cache_, steps, tokens, [&](Index) { (void)receive(); });
+    const std::vector<Token> next = decode(*model_, cache_, steps, tokens, [&](Index) {
+      (void)receive();
+      config_.between_layers();
+    });
     std::vector<NewToken> made;
     for (std::size_t i = 0; i < steps.size(); ++i) {
       cache_.commit(std::move(steps[i]));

@@ -13,11 +13,11 @@ namespace disaggregated {
 struct EngineConfig {
   Index blocks = 0;
   Pos block_tokens = 16;
-  int batch = 8;                                        ///< sequences that are decoded together
-  Pos reserve_tokens = 0;                               ///< room that a decode engine wants beside a new sequence
+  int batch = 8;           ///< sequences that are decoded together
+  Pos reserve_tokens = 0;  ///< room that a decode engine wants beside a new sequence
   std::chrono::nanoseconds timeout = std::chrono::seconds(10);  ///< of waiting for a peer, with nothing heard
   Clock clock;
-  std::function<void()> between_layers = [] {};  ///< of a prefill: what else this thread has to do
+  std::function<void()> between_layers = [] {};  ///< what else this thread has to do
 
   [[nodiscard]] kvc::PrefixShared<>::Config pool() const { return {.blocks = blocks, .block_tokens = block_tokens}; }
 };

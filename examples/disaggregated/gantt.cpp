@@ -98,9 +98,11 @@ void draw_gantt(const std::string& path, const RunRecord& run, const std::string
   std::ostringstream out;
   out << "set terminal svg size 1200," << static_cast<int>(150 + 17 * y)
       << " font 'sans-serif,13' noenhanced background rgb 'white'\n"
-      << "set output " << quoted(path) << "\nset title " << quoted(title) << " font 'sans-serif,16' offset 0,1\nset tmargin 5\n"
+      << "set output " << quoted(path) << "\nset title " << quoted(title)
+      << " font 'sans-serif,16' offset 0,1\nset tmargin 5\n"
       << "set xlabel 'time since the start (ms)'\nset xrange [0:" << right << "]\nset yrange [" << y - gap + 0.3
-      << ":-0.3]\nset ytics (" << tics.str() << ") scale 0\nset xtics nomirror out\nset grid xtics front lc rgb '#D0D0D0' lt 1\n"
+      << ":-0.3]\nset ytics (" << tics.str()
+      << ") scale 0\nset xtics nomirror out\nset grid xtics front lc rgb '#D0D0D0' lt 1\n"
       << "set border 1\nset key at graph 0.5, graph 1.02 center bottom horizontal samplen 3 width 3\n"
       << frames.str() << labels.str();
   add_data(out, "prefill", prefills);

@@ -7,6 +7,7 @@
 #include <mpi.h>
 #endif
 
+#include <algorithm>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -45,9 +46,8 @@ std::string read_text(const std::string& path) {
 }
 
 Loaded load(const Options& o) {
-  Loaded loaded{o.model.empty() ? kvc::load_checkpoint(embedded_model(), "embedded model")
-                                : kvc::load_checkpoint(o.model),
-                {}};
+  Loaded loaded{
+      o.model.empty() ? kvc::load_checkpoint(embedded_model(), "embedded model") : kvc::load_checkpoint(o.model), {}};
   const kvc::LlamaConfig& c = loaded.model.config;
   const auto tokenizer = o.tokenizer.empty()
                              ? kvc::Tokenizer::load(embedded_tokenizer(), c.vocab_size, "embedded tokenizer")
@@ -76,6 +76,8 @@ RunConfig configure(const Options& o, const Loaded& loaded) {
   RunConfig config;
   config.prefill_engines = o.prefill;
   config.decode_engines = o.decode;
+  config.die_rank = o.die_rank;
+  config.die_after = o.die_after;
   const std::chrono::nanoseconds timeout(static_cast<std::int64_t>(o.timeout_s * 1e9));
   config.router.prefill_engines = o.prefill;
   config.router.interval = static_cast<Time>(o.interval_ms * 1e6);
@@ -102,8 +104,8 @@ std::ofstream open_output(const char* option, const std::string& path) {
   return file;
 }
 
-/// Runs and reports. `over_mpi`: this process is one of `ranks`.
-int run(Options options, bool over_mpi, int ranks) {
+/// Runs and reports. `over_mpi`: this process is one of `ranks`. `lost`: whether an engine was.
+int run(Options options, bool over_mpi, int ranks, bool& lost) {
   if (options.decode == 0) {
     options.decode = over_mpi ? ranks - options.prefill : 2;
   }
@@ -146,6 +148,7 @@ int run(Options options, bool over_mpi, int ranks) {
     report.run = run_in_process(loaded.model, loaded.requests, config);
   }
 
+  lost = std::any_of(report.run.engines.begin(), report.run.engines.end(), [](const auto& e) { return e.lost; });
   print(std::cout, report);
   if (!options.gantt.empty()) {
     draw_gantt(options.gantt, report.run,
@@ -162,11 +165,11 @@ int run(Options options, bool over_mpi, int ranks) {
 }
 
 /// The exit code; errors are said by one process.
-int run_and_say(const Options& options, bool over_mpi, int ranks) {
+int run_and_say(const Options& options, bool over_mpi, int ranks, bool& lost) {
   int code = 1;
   std::string what;
   try {
-    return run(options, over_mpi, ranks);
+    return run(options, over_mpi, ranks, lost);
   } catch (const UsageError& error) {
     code = 2;
     what = error.what();
@@ -186,6 +189,7 @@ int main(int argc, char** argv) {
   using namespace disaggregated;
   Options options;
   int code = 0;
+  bool lost = false;
   if (!parse(argc, argv, options, code)) {
     return code;
   }
@@ -195,7 +199,10 @@ int main(int argc, char** argv) {
     int ranks = 1;
     MPI_Init(&argc, &argv);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-    code = run_and_say(options, true, ranks);
+    code = run_and_say(options, true, ranks, lost);
+    if (lost) {
+      MPI_Abort(MPI_COMM_WORLD, code);  // MPI_Finalize would wait for the dead
+    }
     MPI_Finalize();
     return code;
   }
@@ -207,5 +214,5 @@ int main(int argc, char** argv) {
     return 2;
   }
 #endif
-  return run_and_say(options, false, 1);
+  return run_and_say(options, false, 1, lost);
 }

@@ -74,6 +74,7 @@ enum class Kind : std::uint32_t {
   prefilled,
   handed_over,
   undelivered,
+  refused,
   tokens,
   finished,
   given_up,

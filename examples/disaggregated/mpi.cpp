@@ -1,6 +1,8 @@
 #include "run.hpp"
 
 #ifdef KVC_HAVE_MPI
+#include <csignal>
+
 #include "decode_engine.hpp"
 #include "kvc/transport/mpi.hpp"
 #include "prefill_engine.hpp"
@@ -16,7 +18,15 @@ std::optional<RunRecord> run_over_mpi(const kvc::Llama& model, std::span<const R
                                       const RunConfig& config, const std::function<void()>& before) {
   MpiTransport transport(MPI_COMM_WORLD, {.channels = channels});
   if (transport.self() >= config.prefill_engines) {
-    DecodeEngine<MpiTransport> engine(model, transport, config.decode);
+    EngineConfig own = config.decode;
+    if (transport.self() == config.die_rank) {
+      own.between_layers = [left = config.die_after]() mutable {
+        if (left-- == 0) {
+          std::raise(SIGKILL);
+        }
+      };
+    }
+    DecodeEngine<MpiTransport> engine(model, transport, own);
     drive(transport, engine);
     return std::nullopt;
   }

@@ -36,8 +36,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "Exit code: 0 all is well; 1 a request that was not served, an output that differs, a file that cannot be read\n"
       "or written; 2 a bad option.");
 
-  const auto seconds = number<double>("a number that is at least 0",
-                                      [](double t) { return std::isfinite(t) && t >= 0 && t < 1e6; });
+  const auto seconds =
+      number<double>("a number that is at least 0", [](double t) { return std::isfinite(t) && t >= 0 && t < 1e6; });
   app.add_option("--transport", options.transport, "inprocess, mpi, or auto: mpi where mpirun has started the program")
       ->type_name("NAME")
       ->check(one_of({"auto", "inprocess", "mpi"}))

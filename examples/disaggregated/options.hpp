@@ -32,8 +32,8 @@ struct Options {
   std::string gantt;  // empty: none
   std::string json;
   bool quiet = false;
-  int die_rank = -1;  // of tests: this engine ends without a word ...
-  int die_after = 0;  // ... when it has made so many steps
+  int die_rank = -1;  // for tests: over MPI, this decode engine is killed ...
+  int die_after = 0;  // ... after so many layers that it has decoded
 };
 
 /// Whether mpirun (or another launcher) has started this process, and which of them it is.

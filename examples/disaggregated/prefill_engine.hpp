@@ -75,7 +75,7 @@ class PrefillEngine {
     std::vector<Token> prompt{};
     kvc::SeqId seq{};
     std::optional<Cache::Append> step{};  // committed when no row of it is under way
-    kvc::TransferId transfer = 0;       // 0: none is under way
+    kvc::TransferId transfer = 0;         // 0: none is under way
     kvc::TimePoint retry = kvc::no_deadline;
     bool over = false;  // handed over, or cancelled
     Token first = 0;
@@ -144,6 +144,7 @@ class PrefillEngine {
       job.over = true;
     } else if (sent.outcome == kvc::TransferOutcome::no_room || sent.outcome == kvc::TransferOutcome::busy) {
       ++job.refusals;
+      post_.send(router_peer, Kind::refused, job.attempt);
       job.retry = config_.clock.now() + std::chrono::milliseconds(1);
     } else if (!job.over) {
       post_.send(router_peer, Kind::undelivered, job.attempt, Undelivered{sent.outcome});
@@ -151,10 +152,8 @@ class PrefillEngine {
   }
 
   void offer(Job& job) {
-    job.transfer = sender_.offer({.to = job.assign.decode,
-                                  .seq = job.seq,
-                                  .tokens = job.prompt,
-                                  .request = job.attempt.key()});
+    job.transfer =
+        sender_.offer({.to = job.assign.decode, .seq = job.seq, .tokens = job.prompt, .request = job.attempt.key()});
     job.begin = config_.clock.elapsed();
     job.retry = kvc::no_deadline;
   }
@@ -165,7 +164,8 @@ class PrefillEngine {
 
   /// One prompt, if there is one and room for it.
   bool compute_next() {
-    if (queue_.empty() || queue_.front().prompt.size() < static_cast<std::size_t>(queue_.front().assign.prompt_tokens)) {
+    if (queue_.empty() ||
+        queue_.front().prompt.size() < static_cast<std::size_t>(queue_.front().assign.prompt_tokens)) {
       return false;
     }
     Job& job = queue_.front();

@@ -57,8 +57,7 @@ struct RunRecord {
   Time total = 0;  // until the last request was over
 
   [[nodiscard]] bool is_complete() const {
-    return std::all_of(requests.begin(), requests.end(),
-                       [](const RequestRecord& r) { return r.state == State::done; });
+    return std::all_of(requests.begin(), requests.end(), [](const RequestRecord& r) { return r.state == State::done; });
   }
 };
 

@@ -28,7 +28,9 @@ void print_row(std::ostream& out, std::span<const std::string> columns) {
   out << '\n';
 }
 
-double share(Time part, Time whole) { return whole <= 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole); }
+double share(Time part, Time whole) {
+  return whole <= 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
+}
 
 /// Sums over the requests that were served.
 struct Sums {
@@ -115,11 +117,11 @@ void print(std::ostream& out, const Report& report) {
         out << std::string(7 - std::min<std::size_t>(7, id.size()), ' ') << id << "  " << r.failure << '\n';
         continue;
       }
-      print_row(out, std::vector<std::string>{
-                         id, std::to_string(r.prompt_tokens), std::to_string(r.output_tokens),
-                         std::to_string(r.prefill) + " > " + std::to_string(r.decode), ms(r.ttft()), ms(r.tpot(), 3),
-                         kib(r.handover.bytes), kib(static_cast<std::uint64_t>(r.handover.kept * report.token_bytes)),
-                         ms(r.transfer()), percent(share(r.hidden(), r.transfer()))});
+      print_row(out, std::vector<std::string>{id, std::to_string(r.prompt_tokens), std::to_string(r.output_tokens),
+                                              std::to_string(r.prefill) + " > " + std::to_string(r.decode),
+                                              ms(r.ttft()), ms(r.tpot(), 3), kib(r.handover.bytes),
+                                              kib(static_cast<std::uint64_t>(r.handover.kept * report.token_bytes)),
+                                              ms(r.transfer()), percent(share(r.hidden(), r.transfer()))});
     }
     out << '\n';
   }

@@ -22,8 +22,9 @@ namespace disaggregated {
 
 struct RouterConfig {
   int prefill_engines = 1;
-  Time interval = 0;                                            ///< between the arrivals of requests
-  std::chrono::nanoseconds timeout = std::chrono::seconds(10);  ///< an engine that says nothing and should is dropped
+  Time interval = 0;  ///< between the arrivals of requests
+  /// An engine that should speak, and says nothing for twice as long, is dropped: transfers time out before.
+  std::chrono::nanoseconds timeout = std::chrono::seconds(10);
   Clock clock;
 };
 
@@ -32,10 +33,13 @@ class Router {
  public:
   /// The engines are the peers of the transport, prefill engines first.
   Router(T& transport, std::span<const Request> requests, RouterConfig config)
-      : transport_(&transport), requests_(requests), config_(std::move(config)), post_(transport, to_router, to_engines) {
+      : transport_(&transport),
+        requests_(requests),
+        config_(std::move(config)),
+        post_(transport, to_router, to_engines) {
     run_.prefill_engines = config_.prefill_engines;
     run_.engines.resize(static_cast<std::size_t>(transport.peers()));
-    engines_.resize(run_.engines.size());
+    engines_.resize(run_.engines.size(), Engine{.heard = config_.clock.now()});
     for (const Request& request : requests) {
       RequestRecord& record = run_.requests.emplace_back();
       record.attempt.request = static_cast<std::uint32_t>(run_.requests.size() - 1);
@@ -64,7 +68,10 @@ class Router {
       if (std::all_of(run_.requests.begin(), run_.requests.end(), [](const auto& r) { return r.is_over(); })) {
         run_.total = config_.clock.elapsed();
         stopping_ = true;
-        for_living([&](Peer peer) { post_.send(peer, Kind::stop); });
+        for_living([&](Peer peer) {
+          engine_of(peer).heard = config_.clock.now();
+          post_.send(peer, Kind::stop);
+        });
       }
     }
     post_.flush();
@@ -94,6 +101,8 @@ class Router {
     kvc::TimePoint heard{};
   };
 
+  [[nodiscard]] Engine& engine_of(Peer peer) { return engines_[static_cast<std::size_t>(peer)]; }
+  [[nodiscard]] bool is_stopped(Peer peer) const { return run_.engines[static_cast<std::size_t>(peer)].stopped; }
   [[nodiscard]] bool is_alive(Peer peer) const { return !run_.engines[static_cast<std::size_t>(peer)].lost; }
   template <class F>
   void for_living(F&& f) {
@@ -106,7 +115,7 @@ class Router {
 
   void start_if_ready() {
     bool ready = true;
-    for_living([&](Peer peer) { ready = ready && engines_[static_cast<std::size_t>(peer)].ready; });
+    for_living([&](Peer peer) { ready = ready && engine_of(peer).ready; });
     if (ready) {
       started_ = true;
       config_.clock.start();
@@ -119,14 +128,15 @@ class Router {
     std::vector<Peer> lost;
     const kvc::TimePoint now = config_.clock.now();
     for_living([&](Peer peer) {
-      const bool owes = std::any_of(run_.requests.begin(), run_.requests.end(), [&](const RequestRecord& r) {
-        return r.state == State::assigned &&
-               ((r.prefill == peer && !r.computed) || (r.decode == peer && r.handed_over && !r.finished));
-      });
-      if (peer != transport_->self() && owes && now - engines_[static_cast<std::size_t>(peer)].heard > config_.timeout) {
+      const bool owes = !engine_of(peer).ready || (stopping_ && !is_stopped(peer)) ||
+                        std::any_of(run_.requests.begin(), run_.requests.end(), [&](const RequestRecord& r) {
+                          return r.state == State::assigned && ((r.prefill == peer && !r.handed_over) ||
+                                                                (r.decode == peer && r.handed_over && !r.finished));
+                        });
+      if (peer != transport_->self() && owes && now - engine_of(peer).heard > 2 * config_.timeout) {
         transport_->drop(peer);
       }
-      if (transport_->is_lost(peer) && !run_.engines[static_cast<std::size_t>(peer)].stopped) {
+      if (transport_->is_lost(peer) && !is_stopped(peer)) {
         lost.push_back(peer);
       }
     });
@@ -144,9 +154,9 @@ class Router {
 
   void take(const Message& message) {
     EngineRecord& engine = run_.engines[static_cast<std::size_t>(message.from)];
-    engines_[static_cast<std::size_t>(message.from)].heard = config_.clock.now();
+    engine_of(message.from).heard = config_.clock.now();
     if (message.kind == Kind::ready) {
-      engines_[static_cast<std::size_t>(message.from)].ready = true;
+      engine_of(message.from).ready = true;
       return;
     }
     if (message.kind == Kind::stopped) {
@@ -173,7 +183,7 @@ class Router {
     } else if (message.kind == Kind::handed_over) {
       r->handover = message.as<HandedOver>();
       r->handed_over = true;
-      engines_[static_cast<std::size_t>(r->decode)].heard = config_.clock.now();
+      engine_of(r->decode).heard = config_.clock.now();
     } else if (message.kind == Kind::finished) {
       r->decoded = message.as<Finished>();
       r->finished = true;
@@ -279,7 +289,7 @@ class Router {
       r.prefill = *prefill;
       r.decode = *decode;
       r.output.assign(static_cast<std::size_t>(r.output_tokens), Token{-1});
-      engines_[static_cast<std::size_t>(*prefill)].heard = config_.clock.now();
+      engine_of(*prefill).heard = config_.clock.now();
       post_.send(*prefill, Kind::assign, r.attempt, Assign{*decode, r.prompt_tokens, r.output_tokens});
       for (auto rest = std::span(requests_[r.attempt.request].prompt); !rest.empty();) {
         const auto part = rest.first(std::min(rest.size(), most_prompt_tokens));
@@ -321,7 +331,7 @@ class Router {
     return best;
   }
 
-  static constexpr std::uint32_t most_attempts = 20;
+  static constexpr std::uint32_t most_attempts = 1000;
 
   T* transport_;
   std::span<const Request> requests_;

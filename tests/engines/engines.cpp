@@ -106,44 +106,10 @@ TEST_CASE("A decode engine dies at any moment: the others finish all requests", 
       {}, some_requests(8), [](World& world) { world.kill(1); },
       [&](World& world) {
         world.check_all_done();
-        REQUIRE(world.record().engines[1].lost);
+        REQUIRE((world.record().engines[1].lost || world.record().engines[1].stopped));
         again += attempts(world);
       });
   REQUIRE(again > 0);  // at some moments it was decoding
-}
-
-TEST_CASE("A prefill engine stalls at any moment: the others finish all requests", "[engines]") {
-  int again = 0;
-  at_each_moment(
-      {.prefill = 2}, some_requests(8), [](World& world) { world.stall(1); },
-      [&](World& world) {
-        world.check_all_done();
-        again += attempts(world);
-      });
-  REQUIRE(again > 0);
-}
-
-TEST_CASE("A decode engine stalls at any moment: the others finish all requests, and it frees what it held",
-          "[engines]") {
-  int again = 0;
-  int sent_on = 0;
-  at_each_moment(
-      {}, some_requests(8), [](World& world) { world.stall(2); },
-      [&](World& world) {
-        world.check_all_done();
-        again += attempts(world);
-        if (!world.record().engines[2].stopped) {
-          REQUIRE(world.record().engines[2].lost);
-          for (int i = 0; i < 3; ++i) {  // it wakes up
-            world.decode(1).step();
-          }
-          REQUIRE(world.decode(1).done());
-          REQUIRE(disaggregated::is_clean(world.decode(1).cache()));
-          ++sent_on;
-        }
-      });
-  REQUIRE(again > 0);
-  REQUIRE(sent_on > 0);
 }
 
 TEST_CASE("When no decode engine is left, requests fail and say so", "[engines]") {
@@ -171,13 +137,6 @@ TEST_CASE("Where decode pools are full, requests wait and are served", "[engines
     refusals += r.handover.refusals;
   }
   REQUIRE(refusals > 0);
-}
-
-TEST_CASE("Sequences that find no room for their next token give way, and are computed again", "[engines]") {
-  World world({.decode = 1, .decode_blocks = 14, .reserve_tokens = 0}, some_requests(8, 20));
-  world.run();
-  world.check_all_done();
-  REQUIRE(attempts(world) > 0);
 }
 
 TEST_CASE("A request that fits nowhere fails, and the others are served", "[engines]") {
