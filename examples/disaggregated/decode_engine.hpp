@@ -132,8 +132,8 @@ class DecodeEngine {
         members.push_back(&s);
       }
     }
-    if (steps.empty()) {
-      return !running_.empty() && make_room();
+    if (steps.empty()) {  // at once, before what arrives takes the room
+      return !running_.empty() && make_room() && (decode_step() || true);
     }
     const Time begin = config_.clock.elapsed();
     const Time received = receiving_;

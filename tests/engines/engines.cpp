@@ -139,6 +139,13 @@ TEST_CASE("Where decode pools are full, requests wait and are served", "[engines
   REQUIRE(refusals > 0);
 }
 
+TEST_CASE("Sequences that find no room for their next token give way, and are computed again", "[engines]") {
+  World world({.decode = 1, .decode_blocks = 17, .reserve_tokens = 0}, some_requests(8, 20));
+  world.run();
+  world.check_all_done();
+  REQUIRE(attempts(world) > 0);
+}
+
 TEST_CASE("A request that fits nowhere fails, and the others are served", "[engines]") {
   std::vector<Request> requests = some_requests(6);
   requests.push_back({random_tokens(70, tiny_config().vocab_size, 1), 5});
