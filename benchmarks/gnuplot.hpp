@@ -1,4 +1,4 @@
-// gnuplot, started as a program.
+// Draws with gnuplot, which is started as a program.
 #pragma once
 
 #include <csignal>
@@ -8,13 +8,6 @@
 #include <string>
 
 namespace kvc_bench {
-
-/// Throws std::runtime_error, with the name of its package, where gnuplot cannot be started.
-inline void require_gnuplot() {
-  if (std::system("command -v gnuplot >/dev/null 2>&1") != 0) {
-    throw std::runtime_error("--plot: the program gnuplot was not found (Debian: gnuplot-nox)");
-  }
-}
 
 /// In single quotes gnuplot reads everything as it is but the quote itself, and a line end ends the command: the names
 /// of files are other people's.
@@ -26,19 +19,27 @@ inline void require_gnuplot() {
   return result + "'";
 }
 
-/// Throws std::runtime_error where gnuplot does not take the script.
-inline void run_gnuplot(const std::string& script) {
+/// Throws std::runtime_error, with the name of its package, where gnuplot cannot be started. `option` is that which
+/// asked for it.
+inline void require_gnuplot(const std::string& option = "--plot") {
+  if (std::system("command -v gnuplot >/dev/null 2>&1") != 0) {
+    throw std::runtime_error(option + ": the program gnuplot was not found (Debian: gnuplot-nox)");
+  }
+}
+
+/// Throws std::runtime_error if gnuplot does not run the whole script.
+inline void run_gnuplot(const std::string& script, const std::string& option = "--plot") {
   // Should gnuplot end early, the write below fails, rather than end this program.
   const auto before = std::signal(SIGPIPE, SIG_IGN);
   std::FILE* pipe = popen("gnuplot", "w");
   if (pipe == nullptr) {
-    throw std::runtime_error("--plot: gnuplot cannot be started");
+    throw std::runtime_error(option + ": gnuplot cannot be started");
   }
   const bool written = std::fputs(script.c_str(), pipe) >= 0;
   const bool good = pclose(pipe) == 0 && written;
   std::signal(SIGPIPE, before);
   if (!good) {
-    throw std::runtime_error("--plot: gnuplot failed");
+    throw std::runtime_error(option + ": gnuplot failed");
   }
 }
 

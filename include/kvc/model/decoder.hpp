@@ -15,6 +15,9 @@
 // A row's result depends on its own tokens alone: the bits of logits are the same whatever the policy, the layout, the
 // block size, the chunks of the prefill, what else is in the batch, or the number of threads.
 //
+// Who sends the cache elsewhere while it is computed passes `on_layer`: it is told of each layer when its keys and values
+// are in place, before anything else is computed.
+//
 //   n  rows: tokens of all steps        dim, heads, kv_heads, vocab_size  as in LlamaConfig
 #pragma once
 
@@ -41,6 +44,11 @@ namespace kvc::inline v0 {
 enum class Logits {
   last,  ///< the last of each step: what decoding needs
   all,   ///< every one: teacher forcing, scoring
+};
+
+/// What `dec` and `dec_kv` tell of a layer whose rows have been written: nothing.
+struct NoLayerHook {
+  void operator()(Index /*layer*/) const noexcept {}
 };
 
 namespace detail {
@@ -117,9 +125,9 @@ struct NoTap {
   void operator()(Index /*layer*/, const Matrix& /*q*/, const Matrix& /*out*/) const noexcept {}
 };
 
-template <class Cache, Executor Ex, class Tap = NoTap>
+template <class Cache, Executor Ex, class Tap = NoTap, class OnLayer = NoLayerHook>
 Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache::Append> steps,
-               std::span<const Token> tokens, Wanted wanted, Ex& ex, Tap&& tap = {}) {
+               std::span<const Token> tokens, Wanted wanted, Ex& ex, Tap&& tap = {}, OnLayer&& on_layer = {}) {
   const LlamaConfig& c = model.config;
   BatchRows batch;
   for (const auto& step : steps) {
@@ -156,6 +164,7 @@ Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache:
         cache.write(l, steps[i], k.middleRows(first, steps[i].size()), v.middleRows(first, steps[i].size()));
       }
     }
+    on_layer(l);
 
     // From here on, the last layer only serves the logits.
     if (l == c.layers - 1 && wanted == Wanted::cache_only) {
@@ -200,10 +209,14 @@ Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache:
 /// Throws std::invalid_argument if the cache has not the model's shape, the number of tokens is not the step's, a token
 /// is not in the vocabulary, or a position is beyond config.seq_len; the step may be partly written then, and is still
 /// the caller's to roll back.
-template <class Cache, Executor Ex = Sequential>
+///
+/// on_layer(Index layer) is called in the order of the layers, each when its rows are written for all steps. It may use
+/// the cache, but for the sequences of these steps only read it.
+template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
 void dec_kv(const Llama& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
-            Ex&& ex = {}) {
-  (void)detail::forward(model, cache, std::span(&step, 1), tokens, detail::Wanted::cache_only, ex);
+            Ex&& ex = {}, OnLayer&& on_layer = {}) {
+  (void)detail::forward(model, cache, std::span(&step, 1), tokens, detail::Wanted::cache_only, ex, detail::NoTap{},
+                        on_layer);
 }
 
 /// Fills the positions of all steps as above, and returns logits.
@@ -211,18 +224,21 @@ void dec_kv(const Llama& model, Cache& cache, const typename Cache::Append& step
 ///   steps    of distinct sequences; those of one token are best kept together, they share an attention call
 ///   tokens   [n], those of the first step, then those of the second, …
 ///   returns  Logits::last  [steps.size(), vocab_size]      Logits::all  [n, vocab_size]
-template <class Cache, Executor Ex = Sequential>
+template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
 [[nodiscard]] Matrix dec(const Llama& model, Cache& cache, std::span<const typename Cache::Append> steps,
-                         std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {}) {
+                         std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {},
+                         OnLayer&& on_layer = {}) {
   return detail::forward(model, cache, steps, tokens,
-                         logits == Logits::all ? detail::Wanted::all_logits : detail::Wanted::last_logits, ex);
+                         logits == Logits::all ? detail::Wanted::all_logits : detail::Wanted::last_logits, ex,
+                         detail::NoTap{}, on_layer);
 }
 
 /// The same for one sequence.
-template <class Cache, Executor Ex = Sequential>
+template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
 [[nodiscard]] Matrix dec(const Llama& model, Cache& cache, const typename Cache::Append& step,
-                         std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {}) {
-  return dec(model, cache, std::span(&step, 1), tokens, logits, ex);
+                         std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {},
+                         OnLayer&& on_layer = {}) {
+  return dec(model, cache, std::span(&step, 1), tokens, logits, ex, on_layer);
 }
 
 }  // namespace kvc::inline v0

@@ -113,7 +113,7 @@ class SequenceSender {
   /// Begins a transfer. Positions that are committed count as ready. O(tokens).
   /// Throws std::invalid_argument if there is no such sequence or peer, it is shorter than 1, or tokens are neither
   /// none nor one for each position.
-  TransferId offer(const Offer& offer) {
+  TransferId offer(const Offer& offer, TimePoint now = std::chrono::steady_clock::now()) {
     require_between(offer.to, Peer{0}, transport_->peers() - 1, "offer.to");
     require(cache_->contains(offer.seq), "offer.seq", offer.seq, "an open sequence");
     const Pos length = offer.length == 0 ? cache_->policy().reserved(offer.seq) : offer.length;
@@ -133,7 +133,7 @@ class SequenceSender {
     t.offer.tokens = {};
     t.layers.assign(static_cast<std::size_t>(cache_->shape().layers),
                     Layer{std::min(length, cache_->length(offer.seq)), 0});
-    t.heard = std::chrono::steady_clock::now();
+    t.heard = now;
     const TransferId id = ++last_id_;
     advance(id, transfers_.emplace(id, std::move(t)).first->second);
     return id;

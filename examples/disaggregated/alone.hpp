@@ -1,0 +1,21 @@
+// The same work on one engine with one thread, phase after phase: all prompts, then all tokens.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "engine.hpp"
+#include "requests.hpp"
+
+namespace disaggregated {
+
+struct Alone {
+  std::vector<std::vector<Token>> outputs;  // by request
+  Time prefill = 0;
+  Time decode = 0;
+};
+
+/// `config.batch` sequences are decoded together; the pool has room for all.
+Alone run_alone(const kvc::Llama& model, std::span<const Request> requests, const EngineConfig& config);
+
+}  // namespace disaggregated

@@ -1,0 +1,14 @@
+// Draws what each engine did when, with gnuplot.
+#pragma once
+
+#include <string>
+
+#include "records.hpp"
+
+namespace disaggregated {
+
+/// Writes an SVG file: engines by time, requests by colour; prefill, transfer and decode differ in fill. `title` is text.
+/// Throws std::runtime_error if gnuplot fails.
+void draw_gantt(const std::string& path, const RunRecord& run, const std::string& title);
+
+}  // namespace disaggregated
