@@ -153,7 +153,8 @@ class PrefillEngine {
 
   void offer(Job& job) {
     job.transfer =
-        sender_.offer({.to = job.assign.decode, .seq = job.seq, .tokens = job.prompt, .request = job.attempt.key()});
+        sender_.offer({.to = job.assign.decode, .seq = job.seq, .tokens = job.prompt, .request = job.attempt.key()},
+                      config_.clock.now());
     job.begin = config_.clock.elapsed();
     job.retry = kvc::no_deadline;
   }

@@ -112,6 +112,40 @@ TEST_CASE("A decode engine dies at any moment: the others finish all requests", 
   REQUIRE(again > 0);  // at some moments it was decoding
 }
 
+TEST_CASE("A prefill engine stalls at any moment: the others finish all requests", "[engines]") {
+  int again = 0;
+  at_each_moment(
+      {.prefill = 2}, some_requests(8), [](World& world) { world.stall(1); },
+      [&](World& world) {
+        world.check_all_done();
+        again += attempts(world);
+      });
+  REQUIRE(again > 0);
+}
+
+TEST_CASE("A decode engine stalls at any moment: the others finish all requests, and it frees what it held",
+          "[engines]") {
+  int again = 0;
+  int sent_on = 0;
+  at_each_moment(
+      {}, some_requests(8), [](World& world) { world.stall(2); },
+      [&](World& world) {
+        world.check_all_done();
+        again += attempts(world);
+        if (!world.record().engines[2].stopped) {
+          REQUIRE(world.record().engines[2].lost);
+          for (int i = 0; i < 3; ++i) {  // it wakes up
+            world.decode(1).step();
+          }
+          REQUIRE(world.decode(1).done());
+          REQUIRE(disaggregated::is_clean(world.decode(1).cache()));
+          ++sent_on;
+        }
+      });
+  REQUIRE(again > 0);
+  REQUIRE(sent_on > 0);
+}
+
 TEST_CASE("When no decode engine is left, requests fail and say so", "[engines]") {
   at_each_moment(
       {}, some_requests(5),
