@@ -1,5 +1,5 @@
-// Draws the page of report.html from the JSON document in it, with Chart.js 3. With #drawn in its address, the page then
-// counts the pixels of each series of each plot, and leaves the counts in an element of that name: a test reads them.
+// Draws the page of report.html from the JSON document in it, with Chart.js 3. With #drawn in its address, the page
+// then counts the pixels of each series of each plot, and leaves the counts in an element of that name, for a test.
 'use strict';
 
 window.addEventListener('error', (event) => {
@@ -33,7 +33,8 @@ Chart.defaults.plugins.legend.display = false;
 // --- words and numbers ---------------------------------------------------------------------------------------------
 
 const grouped = (value) => Math.round(value).toLocaleString('en-US');
-const duration = (ms) => ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms < 1e5 ? grouped(ms) : grouped(ms / 1000) + ' s';
+const duration = (ms) =>
+  ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms < 1e5 ? grouped(ms) : grouped(ms / 1000) + ' s';
 const percent = (part, all) => (all === 0 ? 0 : 100 * part / all).toFixed(1) + ' %';
 const prefill = (run) => run.chunk_tokens === 0 ? 'whole prompts' : `chunks of ${grouped(run.chunk_tokens)}`;
 const distinct = (values) => [...new Set(values)];
@@ -178,14 +179,16 @@ function axisOver(values, title) {
   // At 1, 2 or 5 times a power of ten: the tick at or below, at or above a value.
   const factors = most / least > 200 ? [1] : [1, 2, 5];
   const power = (value) => Math.pow(10, Math.floor(Math.log10(value) + 1e-9));
-  const below = (value) => power(value) * Math.max(...factors.filter((factor) => factor <= value / power(value) + 1e-9));
+  const below = (value) =>
+    power(value) * Math.max(...factors.filter((factor) => factor <= value / power(value) + 1e-9));
   const above = (value) => power(value) * [...factors, 10].find((factor) => factor >= value / power(value) - 1e-9);
   return {
     type: 'logarithmic', min: below(least * 0.9), max: above(most * 1.02), title: axisTitle(title + ', logarithmic'),
     grid: {color: colours.grid},
     ticks: {
       autoSkip: false, maxRotation: 0,
-      callback: (value) => factors.includes(Math.round(value / power(value) * 100) / 100) ? value.toLocaleString('en-US') : null,
+      callback: (value) =>
+        factors.includes(Math.round(value / power(value) * 100) / 100) ? value.toLocaleString('en-US') : null,
     },
   };
 }
@@ -252,7 +255,8 @@ function loadPlots() {
   const lines = (name, title, value, axisOf) => {
     const datasets = kinds.map(({policy, how}) => ({
       label: `${policy}, ${how}`, borderColor: colourOf(policy), backgroundColor: colourOf(policy), borderWidth: 2,
-      borderDash: dashed(how) ? [6, 4] : [], pointStyle: ['circle', 'rect', 'triangle', 'rectRot'][policies.indexOf(policy) % 4],
+      borderDash: dashed(how) ? [6, 4] : [],
+      pointStyle: ['circle', 'rect', 'triangle', 'rectRot'][policies.indexOf(policy) % 4],
       pointRadius: 4, data: runs.filter((run) => run.policy === policy && prefill(run) === how)
         .map((run) => ({x: run.load, y: value(run)})).sort((a, b) => a.x - b.x),
     }));
@@ -294,7 +298,8 @@ const strips = {
   id: 'strips',
   afterDraw(chart, args, options) {
     const {ctx, chartArea, scales} = chart;
-    [[options.blocked, colours.blocked, 15], [options.outOfRoom, colours.outOfRoom, 7]].forEach(([spans, colour, up]) => {
+    const rows = [[options.blocked, colours.blocked, 15], [options.outOfRoom, colours.outOfRoom, 7]];
+    rows.forEach(([spans, colour, up]) => {
       ctx.fillStyle = colour;
       for (const [from, to] of spans) {
         const left = scales.x.getPixelForValue(from), right = scales.x.getPixelForValue(to);
@@ -340,7 +345,8 @@ function timePlots() {
   const [unit, length] = stop !== null ? ['s', 1] : end > 4 * 3600 ? ['h', 3600] : end > 600 ? ['min', 60] : ['s', 1];
   const most = Math.max(1, ...shown.flatMap((run) => [...run.timeline.running, ...run.timeline.waiting]));
   const xAxis = (title) => ({
-    type: 'linear', min: start / length, max: end / length, title: title ? axisTitle(`time (${unit})`) : {display: false},
+    type: 'linear', min: start / length, max: end / length,
+    title: title ? axisTitle(`time (${unit})`) : {display: false},
     grid: {color: colours.grid}, ticks: {maxRotation: 0, includeBounds: false},
   });
   const yAxis = (title, max, color) => ({
@@ -358,7 +364,8 @@ function timePlots() {
     const largest = t.free.map((free, i) => Math.min(free, t.largest_free_run[i]));
     const parts = [
       ['used', colours.used, t.used], ['reserved, not used', colours.wasted, t.wasted],
-      ['cached', colours.cached, t.cached], ['free, elsewhere', colours.scattered, t.free.map((free, i) => free - largest[i])],
+      ['cached', colours.cached, t.cached],
+      ['free, elsewhere', colours.scattered, t.free.map((free, i) => free - largest[i])],
       ['largest free run', colours.run, largest]];
     const scaled = (spans) => spans.map(([from, to]) => [from / length, to / length]);
     plot(card, `memory ${run.policy}`, '', 250, {
@@ -374,7 +381,9 @@ function timePlots() {
         layout: {padding: {top: 18}},
         interaction: {mode: 'index', intersect: false},
         plugins: {
-          strips: {blocked: scaled(rises(t.time_s, t.blocked_25_s)), outOfRoom: scaled(rises(t.time_s, t.out_of_room_25))},
+          strips: {
+            blocked: scaled(rises(t.time_s, t.blocked_25_s)), outOfRoom: scaled(rises(t.time_s, t.out_of_room_25)),
+          },
           tooltip: {callbacks: {
             title: (items) => `${items[0].parsed.x.toFixed(2)} ${unit}`,
             label: (item) => `${item.dataset.label}: ${grouped(parts[item.datasetIndex][2][item.dataIndex])} tokens`}},
@@ -397,7 +406,9 @@ function timePlots() {
       options: {
         interaction: {mode: 'index', intersect: false},
         plugins: {tooltip: {callbacks: {title: (items) => `${items[0].parsed.x.toFixed(2)} ${unit}`}}},
-        scales: {x: xAxis(false), y: {...yAxis('sequences', most, colours.grid), ticks: {maxTicksLimit: 5, precision: 0}}},
+        scales: {
+          x: xAxis(false), y: {...yAxis('sequences', most, colours.grid), ticks: {maxTicksLimit: 5, precision: 0}},
+        },
       },
     }, counts.map(([label, colour]) => ({label, colour, tolerance: 60})));
 
@@ -498,7 +509,10 @@ function drawn() {
 head();
 tables();
 loadPlots();
-choices('load-choice', 'Load, here and below', loads, Math.max(0, loads.indexOf(1)), () => { latencyPlots(); timePlots(); });
+choices('load-choice', 'Load, here and below', loads, Math.max(0, loads.indexOf(1)), () => {
+  latencyPlots();
+  timePlots();
+});
 choices('prefill-choice', 'Prefill', prefills, 0, timePlots);
 legends();
 latencyPlots();
