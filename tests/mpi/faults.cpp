@@ -291,7 +291,7 @@ void full_pool(World& world) {
 /// Rank 0 cancels a request of which rank 1 has all rows and not the end; rank 2 one of which it has some rows.
 void cancelled(World& world) {
   constexpr std::uint64_t to_one = 4;
-  constexpr std::uint64_t to_two = 5;
+  constexpr std::uint64_t to_two = 1;  // the first: it is larger than what has come in the middle
   if (world.self() == 0) {
     PrefillEngine engine(world);
     for (std::uint64_t r = 0; r < requests; ++r) {

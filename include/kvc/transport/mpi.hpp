@@ -56,7 +56,7 @@ class MpiTransport {
     Channel channels = 4;
     Index window_messages = 64;             ///< sent on a channel to a peer, and not taken there
     Index window_bytes = Index{256} << 20;  ///< bodies on their way to a peer
-    std::size_t part_bytes = 128 << 10;     ///< pieces of at least this size are messages of their own
+    std::size_t part_bytes = 32 << 10;      ///< pieces of at least this size are messages of their own
   };
 
   /// Collective. Throws std::invalid_argument if a count is not positive.
