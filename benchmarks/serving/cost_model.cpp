@@ -8,12 +8,13 @@
 namespace serving {
 
 const std::vector<ModelShape>& known_models() {
-  // Shapes: config.json of the models as their makers published them, at bf16.
+  // Shapes: config.json of the models as their makers published them, at bf16; the small one is fp32.
   static const std::vector<ModelShape> models = {
       {"llama-3-8b", 32, 4096, 32, 8, 128, 14336, 128256, false, 2, 2, "config.json of meta-llama/Meta-Llama-3-8B"},
       {"llama-3-70b", 80, 8192, 64, 8, 128, 28672, 128256, false, 2, 2, "config.json of meta-llama/Meta-Llama-3-70B"},
       {"qwen2.5-7b", 28, 3584, 28, 4, 128, 18944, 152064, false, 2, 2, "config.json of Qwen/Qwen2.5-7B"},
       {"mistral-7b", 32, 4096, 32, 8, 128, 14336, 32000, false, 2, 2, "config.json of mistralai/Mistral-7B-v0.1"},
+      {"shakespeare-0.7m", 4, 128, 8, 4, 16, 304, 512, true, 4, 4, "examples/model/README.md of this project"},
       {"llama-2-13b", 40, 5120, 40, 40, 128, 13824, 32000, false, 2, 2, "config.json of meta-llama/Llama-2-13b-hf"},
   };
   return models;
@@ -40,15 +41,18 @@ CostModel::CostModel(ModelShape model, Hardware hardware) : model_(std::move(mod
                "model", model_.name, "a shape whose every extent is at least 1");
   kvc::require(model_.weight_bytes > 0 && model_.kv_bytes > 0, "model", model_.name,
                "one whose numbers have more than 0 bytes");
-  kvc::require(hardware_.peak > 0 && hardware_.bandwidth > 0 && hardware_.devices > 0 && hardware_.overhead >= 0,
+  kvc::require(hardware_.peak > 0 && hardware_.bandwidth > 0 && hardware_.devices > 0 && hardware_.overhead >= 0 &&
+                   hardware_.attention_peak >= 0 && hardware_.per_sequence >= 0,
                "hardware", hardware_.name, "one with peak, bandwidth and devices above 0, and no negative overhead");
 }
 
-double CostModel::operations(const StepCost& cost) const noexcept {
-  const double attention =
-      4 * static_cast<double>(model_.layers * model_.heads * model_.head_dim) * static_cast<double>(cost.pairs);
+double CostModel::matrix_operations(const StepCost& cost) const noexcept {
   return 2 * model_.layer_parameters() * static_cast<double>(cost.tokens) +
-         2 * model_.classifier_parameters() * static_cast<double>(cost.wanted) + attention;
+         2 * model_.classifier_parameters() * static_cast<double>(cost.wanted);
+}
+
+double CostModel::attention_operations(const StepCost& cost) const noexcept {
+  return 4 * static_cast<double>(model_.layers * model_.heads * model_.head_dim) * static_cast<double>(cost.pairs);
 }
 
 double CostModel::bytes(const StepCost& cost) const noexcept {
@@ -59,9 +63,13 @@ double CostModel::bytes(const StepCost& cost) const noexcept {
 
 Time CostModel::time(const StepCost& cost) const noexcept {
   const auto devices = static_cast<double>(hardware_.devices);
-  const double compute = operations(cost) / (hardware_.peak * devices);
+  const double compute = hardware_.attention_peak > 0
+                             ? matrix_operations(cost) / (hardware_.peak * devices) +
+                                   attention_operations(cost) / (hardware_.attention_peak * devices)
+                             : operations(cost) / (hardware_.peak * devices);
   const double traffic = bytes(cost) / (hardware_.bandwidth * devices);
-  return std::max<Time>(1, std::llround((std::max(compute, traffic) + hardware_.overhead) * 1e9));
+  const double overhead = hardware_.overhead + hardware_.per_sequence * static_cast<double>(cost.sequences);
+  return std::max<Time>(1, std::llround((std::max(compute, traffic) + overhead) * 1e9));
 }
 
 Index CostModel::pool_tokens(double usable) const noexcept {

@@ -57,6 +57,9 @@ struct Hardware {
   Index devices = 1;        ///< that share the work evenly, without loss
   double overhead = 0.002;  ///< seconds per step beside the arithmetic: launches, scheduling, sampling
   std::string source;
+  // What a fit to measured steps tells apart.
+  double attention_peak = 0;  ///< operations per second of attention, where they are not those of matrices; 0: `peak`
+  double per_sequence = 0;    ///< seconds for each sequence in a step
 };
 
 /// The built-in ones, with where their figures are from.
@@ -70,6 +73,7 @@ struct StepCost {
   Index pairs = 0;    ///< of a query and a key, in one head
   Index context = 0;  ///< positions that are read, of all sequences
   Index copied = 0;   ///< rows moved within the pool
+  Index sequences = 0;
 };
 
 class CostModel {
@@ -80,7 +84,12 @@ class CostModel {
   [[nodiscard]] const ModelShape& model() const noexcept { return model_; }
   [[nodiscard]] const Hardware& hardware() const noexcept { return hardware_; }
 
-  [[nodiscard]] double operations(const StepCost& cost) const noexcept;
+  /// Of matrices and of attention.
+  [[nodiscard]] double matrix_operations(const StepCost& cost) const noexcept;
+  [[nodiscard]] double attention_operations(const StepCost& cost) const noexcept;
+  [[nodiscard]] double operations(const StepCost& cost) const noexcept {
+    return matrix_operations(cost) + attention_operations(cost);
+  }
   [[nodiscard]] double bytes(const StepCost& cost) const noexcept;
   [[nodiscard]] Time time(const StepCost& cost) const noexcept;
   /// Tokens of keys and values that have room beside the weights in `usable` of the memory; 0: none.
@@ -96,6 +105,7 @@ template <class Cache>
   StepCost cost;
   cost.tokens = step.prefill_tokens + step.decode_tokens;
   cost.wanted = std::ssize(step.sampled);
+  cost.sequences = std::ssize(step.work);
   for (const Work<Cache>& work : step.work) {
     const kvc::PosRange range = work.append.range();
     const Index n = range.size();

@@ -2,26 +2,131 @@
 //
 //   serve-bench --scenario knowledge-assistant
 //   serve-bench --trace conversation_trace.jsonl --policy paged,prefix-shared --json results.json
+//   serve-bench --mode real --scenario small-model-chat --calibrate
 //
-// The library's policies under a scheduler with continuous batching, in simulated time. serve-bench --help says the
+// The library's policies under a scheduler with continuous batching, in simulated or real time. serve-bench --help says the
 // rest.
+#include <algorithm>
+#include <filesystem>
 #include <iostream>
 #include <new>
 #include <optional>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
+#include "cost_curve.hpp"
 #include "gnuplot.hpp"
 #include "html.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
 #include "plot.hpp"
 #include "progress.hpp"
+#include "real.hpp"
 #include "report.hpp"
+#include "step_timing.hpp"
 
 namespace serving {
 namespace {
 
+/// f(load, policy, chunked) for each run that is asked for.
+template <class F>
+void for_each_run(const Options& options, F&& f) {
+  for (const double load : options.loads) {
+    for (const PolicyKind policy : options.policies) {
+      for (const bool chunked : options.chunked) {
+        f(load, policy, chunked);
+      }
+    }
+  }
+}
+
+std::size_t runs_of(const Options& options) {
+  return options.policies.size() * options.chunked.size() * options.loads.size();
+}
+
+OnProgress shown_by(kvc_bench::Progress& progress, const Scenario& scenario) {
+  const auto all = static_cast<double>(scenario.requests);
+  return [&progress, all](Index ended) { progress.show(all == 0 ? 0 : static_cast<double>(ended) / all); };
+}
+
+void simulate_all(const Options& options, Report& report) {
+  (void)report.scenario.pool();
+  kvc_bench::Progress progress(runs_of(options));
+  for_each_run(options, [&](double load, PolicyKind policy, bool chunked) {
+    progress.step(std::string(name(policy)) + (chunked ? ", chunked" : ""));
+    report.runs.push_back(simulate(report.scenario, policy, chunked, load, shown_by(progress, report.scenario)));
+  });
+}
+
+std::string model_name(const Options& options) {
+  return options.model.empty() ? "shakespeare-0.7m" : std::filesystem::path(options.model).filename().string();
+}
+
+/// Really serves all. To calibrate, steps are timed and all is served in turn, several times: what happens on the
+/// machine meanwhile happens to both. The runs of the report are those of the median TTFT, and the simulations.
+void serve_and_measure(const Options& options, Report& report) {
+  const kvc::Llama model = load_model(options.model);
+  const RealMachine machine{&model, Threads(options.threads), options.clock};
+  report.scenario = fit_to(report.scenario, model, model_name(options));
+  report.scenario.hardware.name = std::to_string(options.threads) + (options.threads == 1 ? " thread" : " threads") +
+                                  " of this machine" +
+                                  (options.clock == ClockKind::cpu ? ", in its processor time" : "");
+  const int rounds = options.calibrate ? options.rounds : 1;
+  kvc_bench::Progress progress(static_cast<std::size_t>(rounds) * (runs_of(options) + 1));
+  std::vector<std::vector<StepTiming>> timings;
+  std::vector<std::vector<RunResult>> real(runs_of(options));
+  for (int round = 0; round < rounds; ++round) {
+    if (options.calibrate) {
+      progress.step("steps");
+      timings.push_back(time_steps(machine, 1));
+    }
+    std::size_t at = 0;
+    for_each_run(options, [&](double load, PolicyKind policy, bool chunked) {
+      progress.step(std::string(name(policy)) + (chunked ? ", chunked" : ""));
+      real[at++].push_back(
+          serve_real(report.scenario, policy, chunked, load, machine, shown_by(progress, report.scenario)));
+    });
+  }
+  if (options.calibrate) {
+    report.fit = fit_hardware(report.scenario.model, median_of(timings));
+    const std::string machine_name = report.scenario.hardware.name;
+    report.scenario.hardware = report.fit->hardware;
+    report.scenario.hardware.name = machine_name;
+  }
+  std::size_t at = 0;
+  for_each_run(options, [&](double load, PolicyKind policy, bool chunked) {
+    std::vector<RunResult>& runs = real[at++];
+    std::optional<RunResult> simulated;
+    if (options.calibrate) {
+      simulated = simulate(report.scenario, policy, chunked, load);
+      report.comparisons.push_back(compare(*simulated, runs));
+    }
+    const auto middle = runs.begin() + static_cast<std::ptrdiff_t>(runs.size() / 2);
+    std::ranges::nth_element(runs, middle, {}, [](const RunResult& run) { return run.metrics.all().ttft.mean(); });
+    report.runs.push_back(std::move(*middle));
+    if (simulated) {
+      report.runs.push_back(std::move(*simulated));
+    }
+  });
+}
+
+void draw_cost_curve(const Options& options) {
+  kvc_bench::require_gnuplot();
+  kvc_bench::OutputFile file("--cost-curve", options.cost_curve);
+  const kvc::Llama model = load_model(options.model);
+  const RealMachine machine{&model, Threads(options.threads), options.clock};
+  const ModelShape shape = shape_of(model, model_name(options));
+  const Fit fit = fit_hardware(shape, time_steps(machine, options.rounds));
+  draw_cost_curve(file.working_path(), std::cout, shape, fit, time_curve(machine, options.rounds));
+  file.finish();
+}
+
 void run(const Options& options) {
+  if (!options.cost_curve.empty()) {
+    draw_cost_curve(options);
+    return;
+  }
   // What can be said before the work is said before it.
   std::optional<kvc_bench::OutputFile> json;
   if (!options.json.empty()) {
@@ -39,21 +144,11 @@ void run(const Options& options) {
     figure.emplace("--plot", options.plot);
   }
   Report report{scenario_of(options), {}};
-  (void)report.scenario.pool();
-
-  kvc_bench::Progress progress(options.policies.size() * options.chunked.size() * options.loads.size());
-  for (const double load : options.loads) {
-    for (const PolicyKind policy : options.policies) {
-      for (const bool chunked : options.chunked) {
-        progress.step(std::string(name(policy)) + (chunked ? ", chunked" : ""));
-        const auto all = static_cast<double>(report.scenario.requests);
-        report.runs.push_back(simulate(report.scenario, policy, chunked, load, [&](Index ended) {
-          progress.show(all == 0 ? 0 : static_cast<double>(ended) / all);
-        }));
-      }
-    }
+  if (options.real) {
+    serve_and_measure(options, report);
+  } else {
+    simulate_all(options, report);
   }
-  progress.clear();
   print(std::cout, report);
   if (!std::cout.flush()) {
     throw std::runtime_error("cannot write to standard output");

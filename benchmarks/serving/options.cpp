@@ -107,8 +107,8 @@ void list_all(std::ostream& out) {
 
 bool parse(int argc, char** argv, Options& options, int& exit_code) {
   CLI::App app(
-      "Serves made-up or recorded traffic with continuous batching over each cache policy, in simulated time, and "
-      "tells\n"
+      "Serves made-up or recorded traffic with continuous batching over each cache policy, in simulated or real time, "
+      "and tells\n"
       "what clients and the memory see: TTFT, TPOT, throughput; what was not admitted though memory was free, what "
       "ran\n"
       "out of room, what was preempted, and what of the prompts was found.",
@@ -119,6 +119,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "  serve-bench --scenario streaming-agents --policy paged,prefix-shared --load 0.5,1,2 --json results.json\n"
       "  serve-bench --scenario multi-tenant --html report.html\n"
       "  serve-bench --scenario mine.json --chunked on\n"
+      "  serve-bench --mode real --scenario small-model-chat --calibrate\n"
       "  serve-bench --trace conversation_trace.jsonl --model llama-3-70b --hardware h100-sxm --devices 4\n\n"
       "A scenario says what machine, model and traffic there are; docs/serving.md describes its fields, those of a "
       "trace\n"
@@ -169,7 +170,34 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   app.add_option("--seed", options.seed, "Of made-up traffic [the scenario's]")
       ->type_name("S")
       ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 53));
-  app.add_option("--model", options.model, "See --list [the scenario's; llama-3-8b for a trace]")->type_name("NAME");
+  std::string mode = "sim";
+  app.add_option("--mode", mode,
+                 "sim: time is computed; real: a decoder computes over real keys and values, and takes what it takes")
+      ->type_name("sim|real")
+      ->capture_default_str();
+  app.add_option("--model", options.model,
+                 "See --list [the scenario's; llama-3-8b for a trace]. With --mode real a llama2.c checkpoint [the "
+                 "small model of the project]")
+      ->type_name("NAME|FILE");
+  app.add_flag("--calibrate", options.calibrate,
+               "With --mode real: also measure single steps, fit the cost model to them, simulate the same requests "
+               "with it, and compare");
+  app.add_option("--rounds", options.rounds, "Of measuring, in turn; what is told of real runs is the median one")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "Of the decoder")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  std::string clock = "wall";
+  app.add_option("--clock", clock,
+                 "Of real time: wall, or cpu: that of this process alone, for one thread on a machine that others use")
+      ->type_name("wall|cpu")
+      ->capture_default_str();
+  app.add_option("--cost-curve", options.cost_curve,
+                 "Measure and draw what prefill, decode and chunks cost on this machine, an SVG file; no scenario")
+      ->type_name("FILE");
   app.add_option("--hardware", options.hardware, "See --list [the scenario's; a100-80g for a trace]")
       ->type_name("NAME");
   app.add_option("--devices", options.devices, "How many of them share the work")
@@ -203,6 +231,17 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       list_all(std::cout);
       exit_code = 0;
       return false;
+    }
+    options.real = one_of<bool>("--mode", mode, {{"sim", false}, {"real", true}});
+    options.clock = one_of<ClockKind>("--clock", clock, {{"wall", ClockKind::wall}, {"cpu", ClockKind::cpu}});
+    if (options.clock == ClockKind::cpu && options.threads > 1) {
+      throw CLI::ValidationError("--clock", "cpu is for one thread: it would count the time of all");
+    }
+    if (options.calibrate && !options.real) {
+      throw CLI::ValidationError("--calibrate", "needs --mode real");
+    }
+    if (!options.cost_curve.empty()) {
+      return true;
     }
     if (options.scenario.empty() == options.trace.empty()) {
       throw CLI::ValidationError("one of --scenario and --trace must be given");
@@ -244,7 +283,7 @@ Scenario scenario_of(const Options& options) {
     scenario.hardware = find_hardware("a100-80g");
     scenario.scheduler.chunk_tokens = usual_chunk;
   }
-  if (!options.model.empty()) {
+  if (!options.model.empty() && !options.real) {
     scenario.model = find_model(options.model);
   }
   if (!options.hardware.empty()) {

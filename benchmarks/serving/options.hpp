@@ -6,12 +6,19 @@
 #include <string>
 #include <vector>
 
+#include "model_executor.hpp"
 #include "run.hpp"
 #include "scenario.hpp"
 
 namespace serving {
 
 struct Options {
+  bool real = false;  // a decoder computes, rather than a cost model say how long it would take
+  bool calibrate = false;
+  int threads = 1;
+  ClockKind clock = ClockKind::wall;
+  int rounds = 5;
+  std::string cost_curve;
   std::string scenario;  // or
   std::string trace;
   TrafficFormat format = TrafficFormat::detect;

@@ -187,7 +187,85 @@ OrderedJson run_json(const RunResult& run) {
           {"copied_tokens", run.stats.copied_tokens},
           {"timeline", timeline_json(run.timeline.samples())},
           {"map", map_json(run.timeline.maps())},
-          {"wall_s", run.wall_seconds}};
+          {"wall_s", run.wall_seconds},
+          {"processor_s", run.mode == "real" ? OrderedJson(run.processor_seconds) : OrderedJson(nullptr)},
+          {"answers_hash", run.mode == "real" ? OrderedJson(run.answers_hash) : OrderedJson(nullptr)}};
+}
+
+OrderedJson calibration_json(const Report& report) {
+  if (!report.fit) {
+    return nullptr;
+  }
+  const Hardware& h = report.fit->hardware;
+  OrderedJson comparisons = OrderedJson::array();
+  for (const Comparison& c : report.comparisons) {
+    OrderedJson one = {{"policy", name(c.policy)}, {"chunk_tokens", c.chunk_tokens}, {"load", c.load}};
+    for (const Comparison::Pair& pair : c.pairs) {
+      one[pair.what] = {{"predicted", pair.predicted},
+                        {"measured", pair.measured},
+                        {"measured_least", pair.least},
+                        {"measured_most", pair.most},
+                        {"ratio", pair.ratio()}};
+    }
+    comparisons.push_back(std::move(one));
+  }
+  return {{"timings", report.fit->timings},
+          {"median_error", report.fit->median_error},
+          {"largest_error", report.fit->largest_error},
+          {"peak", h.peak},
+          {"attention_peak", h.attention_peak},
+          {"bandwidth", h.bandwidth},
+          {"overhead_us", h.overhead * 1e6},
+          {"per_sequence_us", h.per_sequence * 1e6},
+          {"comparisons", std::move(comparisons)}};
+}
+
+/// How real runs were measured, and what came of the calibration.
+void print_real(std::ostream& out, const Report& report) {
+  double wall = 0, processor = 0;
+  std::optional<std::uint64_t> hash;
+  bool same = true, comparable = true;
+  for (const RunResult& run : report.runs) {
+    if (run.mode == "real") {
+      wall += run.wall_seconds;
+      processor += run.processor_seconds;
+      same = same && run.answers_hash == hash.value_or(run.answers_hash);
+      hash = run.answers_hash;
+      comparable = comparable && run.metrics.count(End::completed) == report.runs.front().metrics.arrivals();
+    }
+  }
+  if (wall > 0) {
+    out << "\nreal runs: " << fixed(wall, 1, " s") << ", of the processor " << fixed(processor, 1, " s")
+        << (!comparable ? ""
+            : same      ? "; the same answers in all"
+                        : "; ANSWERS DIFFER")
+        << '\n';
+  }
+  if (!report.fit) {
+    return;
+  }
+  const Hardware& h = report.fit->hardware;
+  out << "\ncost model of this machine, fitted to " << report.fit->timings << " kinds of steps: median error "
+      << fixed(100 * report.fit->median_error, 1, " %") << ", largest "
+      << fixed(100 * report.fit->largest_error, 1, " %") << "\n  matrices " << fixed(h.peak / 1e9, 1, " G/s")
+      << ", attention " << fixed(h.attention_peak / 1e9, 1, " G/s") << ", bytes "
+      << (h.bandwidth < no_limit ? fixed(h.bandwidth / 1e9, 1, " GB/s") : "no limit seen") << ", "
+      << fixed(h.overhead * 1e6, 1, " us") << " a step, " << fixed(h.per_sequence * 1e6, 1, " us")
+      << " a sequence in it\n\npredicted and measured (the median of the real runs), and their ratio\n";
+  std::vector<Row> rows = {{"policy", "prefill", "load"}};
+  for (const Comparison::Pair& pair : report.comparisons.front().pairs) {
+    rows.front().insert(rows.front().end(), {std::string(pair.what) + ": predicted", "measured", "ratio"});
+  }
+  for (const Comparison& c : report.comparisons) {
+    rows.push_back(
+        {std::string(name(c.policy)), c.chunk_tokens == 0 ? "whole" : grouped(c.chunk_tokens), fixed(c.load, 2)});
+    for (const Comparison::Pair& pair : c.pairs) {
+      for (const double value : {pair.predicted, pair.measured, pair.ratio()}) {
+        rows.back().push_back(fixed(value, value < 100 ? 2 : 0));
+      }
+    }
+  }
+  print_table(out, rows);
 }
 
 }  // namespace
@@ -198,7 +276,8 @@ void print(std::ostream& out, const Report& report) {
   wrap(out, s.story, 116);
   out << '\n'
       << s.model.name << " on " << (s.hardware.devices > 1 ? std::to_string(s.hardware.devices) + " x " : "")
-      << s.hardware.name << ", simulated; pool of " << grouped(s.pool()) << " tokens, "
+      << s.hardware.name << (report.runs.empty() ? "" : ", " + report.runs.front().mode) << "; pool of "
+      << grouped(s.pool()) << " tokens, "
       << fixed(static_cast<double>(s.pool()) * s.model.kv_bytes_per_token() / 1e9, 1) << " GB; SLO: TTFT "
       << fixed(ms(s.slo.ttft), 0) << " ms, TPOT " << fixed(ms(s.slo.tpot), 0) << " ms\n";
   std::vector<Row> latency = {{"policy", "prefill", "load", "completed", "TTFT p50", "p95", "p99", "TPOT p50", "p95",
@@ -248,6 +327,25 @@ void print(std::ostream& out, const Report& report) {
     out << "\nTTFT by class, in ms\n";
     print_table(out, rows);
   }
+  print_real(out, report);
+}
+
+Comparison compare(const RunResult& simulated, const std::vector<RunResult>& real) {
+  Comparison comparison{simulated.policy, simulated.chunk_tokens, simulated.load, {}};
+  const auto add = [&](const char* what, auto&& value) {
+    std::vector<double> measured;
+    for (const RunResult& run : real) {
+      measured.push_back(value(run.metrics));
+    }
+    std::ranges::sort(measured);
+    comparison.pairs.push_back(
+        {what, value(simulated.metrics), measured[measured.size() / 2], measured.front(), measured.back()});
+  };
+  add("ttft_mean_ms", [](const Metrics& m) { return ms(m.all().ttft.mean()); });
+  add("ttft_p50_ms", [](const Metrics& m) { return ms(m.all().ttft.percentile(50)); });
+  add("tpot_p50_ms", [](const Metrics& m) { return ms(m.all().tpot.percentile(50)); });
+  add("tokens_per_s", [](const Metrics& m) { return m.per_second(m.generated_tokens()); });
+  return comparison;
 }
 
 std::string to_json(const Report& report) {
@@ -281,7 +379,8 @@ std::string to_json(const Report& report) {
                                 {"pool", {{"tokens", s.pool()}, {"block_tokens", s.block_tokens}}},
                                 {"slo", {{"ttft_ms", ms(s.slo.ttft)}, {"tpot_ms", ms(s.slo.tpot)}}},
                                 {"watched", {{"from_s", seconds(s.watch.from)}, {"to_s", to}}},
-                                {"runs", std::move(runs)}};
+                                {"runs", std::move(runs)},
+                                {"calibration", calibration_json(report)}};
   return document.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 

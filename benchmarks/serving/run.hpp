@@ -1,6 +1,7 @@
 // One scenario under one policy.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -19,8 +20,8 @@ inline constexpr PolicyKind all_policies[] = {PolicyKind::contiguous_reserve, Po
 
 struct RunResult {
   PolicyKind policy = PolicyKind::paged;
-  std::string mode = "simulated";
-  Pos chunk_tokens = 0;  ///< 0: prompts were computed whole
+  std::string mode = "simulated";  ///< or "real"
+  Pos chunk_tokens = 0;            ///< 0: prompts were computed whole
   Order order = Order::decode_first;
   double load = 1;
   Index pool_tokens = 0;
@@ -30,7 +31,10 @@ struct RunResult {
   Counters counters;
   kvc::Stats stats;  ///< at the end, pins and all requests gone
   Timeline timeline;
-  double wall_seconds = 0;  ///< the one figure that differs from run to run
+  double wall_seconds = 0;  ///< of a simulation, the one figure that differs from run to run
+  // Of a real run.
+  double processor_seconds = 0;    ///< of this process: less than threads x wall_seconds where others had the processor
+  std::uint64_t answers_hash = 0;  ///< of all tokens given out, in whatever order; equal answers, equal numbers
 
   RunResult() : timeline({}, 0, 0, 0) {}
 };

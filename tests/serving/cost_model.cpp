@@ -6,8 +6,9 @@
 using namespace serving;
 
 TEST_CASE("The shapes of the models have the parameters that their makers name", "[serving]") {
-  const std::vector<std::pair<std::string, double>> billions = {
-      {"llama-3-8b", 8.03}, {"llama-3-70b", 70.55}, {"qwen2.5-7b", 7.62}, {"mistral-7b", 7.24}, {"llama-2-13b", 13.02}};
+  const std::vector<std::pair<std::string, double>> billions = {{"llama-3-8b", 8.03},   {"llama-3-70b", 70.55},
+                                                                {"qwen2.5-7b", 7.62},   {"mistral-7b", 7.24},
+                                                                {"llama-2-13b", 13.02}, {"shakespeare-0.7m", 0.00073}};
   REQUIRE(billions.size() == known_models().size());
   for (const auto& [name, expected] : billions) {
     CAPTURE(name);

@@ -1,0 +1,40 @@
+// A real run over one policy. Included by one file for each policy: the decoder takes a compiler long.
+#pragma once
+
+#include <chrono>
+#include <stdexcept>
+#include <string>
+
+#include "kvc/cache.hpp"
+#include "real.hpp"
+#include "run_over.hpp"
+
+namespace serving {
+
+/// Of one token that was given out. Added up, they are the hash of all answers.
+[[nodiscard]] constexpr std::uint64_t answer_hash(Index request, int sample, Pos place, Token token) noexcept {
+  std::uint64_t hash = scramble(static_cast<std::uint64_t>(request) + 1);
+  hash = scramble(hash + (static_cast<std::uint64_t>(sample) << 32) + static_cast<std::uint64_t>(place));
+  return scramble(hash + static_cast<std::uint64_t>(token));
+}
+
+template <class Policy>
+void real_over(const Scenario& scenario, const SchedulerConfig& scheduling, const RealMachine& machine,
+               const OnProgress& on_progress, const OnAnswer& on_answer, RunResult& result) {
+  kvc::KvCache<float, Policy> cache(machine.model->config.cache_shape(),
+                                    pool_config<Policy>(scenario, result.policy, scheduling));
+  const auto begin = std::chrono::steady_clock::now();
+  const Time processor = read_clock(ClockKind::cpu);
+  ModelExecutor executor(*machine.model, machine.threads, machine.clock,
+                         [&](Index request, int sample, Pos place, Token token) {
+                           result.answers_hash += answer_hash(request, sample, place, token);
+                           if (on_answer) {
+                             on_answer(request, sample, place, token);
+                           }
+                         });
+  serve_over(cache, executor, scenario, scheduling, on_progress, result);
+  result.processor_seconds = static_cast<double>(read_clock(ClockKind::cpu) - processor) / second;
+  result.wall_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace serving
