@@ -1,6 +1,6 @@
 // DecodeEngine: takes sequences whose prompts others have computed, and decodes them together, a token of each at a
-// time. A sequence joins as soon as all of it has come and there is a place in the batch, and leaves when it has all its
-// tokens. Rows of other sequences are received between the layers of a step.
+// time. A sequence joins as soon as all of it has come and there is a place in the batch, and leaves when it has all
+// its tokens. Rows of other sequences are received between the layers of a step.
 //
 // A sequence that finds no room for its next token waits for others to go. If all wait, the newest gives its room up,
 // and its prompt is computed again.

@@ -1,12 +1,12 @@
 // PrefillEngine: computes prompts one after another, and gives each sequence to a decode engine, layer by layer while
 // the next layer is computed, and the last ones while the next prompt is.
 //
-//   queued --room in the pool--> computed, offered --complete--> handed over: its blocks stay cached, for what begins alike
+//   queued --room in the pool--> computed, offered --complete--> handed over: its blocks stay cached
 //                                    |       ^
 //                    no room there --+       +-- again after a moment; or to another engine, when the router says so
 //
-// A sequence is held until somebody has it. Where decode engines are full, this pool fills up too, and then prompts wait:
-// that is the back-pressure.
+// A sequence is held until somebody has it. Where decode engines are full, this pool fills up too, and then prompts
+// wait: that is the back-pressure.
 #pragma once
 
 #include <deque>

@@ -1,5 +1,5 @@
-// World: a router and engines that one thread moves on in turns, in a time of its own, so that each run is the same, and
-// a fault can come at each moment.
+// World: a router and engines that one thread moves on in turns, in a time of its own, so that each run is the same,
+// and a fault can come at each moment.
 #pragma once
 
 #include <functional>
