@@ -33,8 +33,7 @@ struct Kind {
 class Bench {
  public:
   explicit Bench(const RealMachine& machine)
-      : machine_(machine),
-        positions_(static_cast<Pos>(machine.model->config.seq_len)),
+      : positions_(static_cast<Pos>(machine.model->config.seq_len)),
         cache_(machine.model->config.cache_shape(),
                {.blocks = (most_sequences + 1) * kvc::ceil_div<Index>(positions_, 16), .block_tokens = 16}),
         executor_(*machine.model, machine.threads, machine.clock) {
@@ -107,7 +106,6 @@ class Bench {
     (count > 1 ? step.prefill_tokens : step.decode_tokens) += count;
   }
 
-  const RealMachine& machine_;
   Pos positions_;
   TimedCache cache_;
   ModelExecutor executor_;
