@@ -21,14 +21,14 @@ namespace kvc_bench {
 
 /// Throws std::runtime_error, with the name of its package, where gnuplot cannot be started. `option` is that which
 /// asked for it.
-inline void require_gnuplot(const std::string& option = "--plot") {
+inline void require_gnuplot(const std::string& option) {
   if (std::system("command -v gnuplot >/dev/null 2>&1") != 0) {
     throw std::runtime_error(option + ": the program gnuplot was not found (Debian: gnuplot-nox)");
   }
 }
 
 /// Throws std::runtime_error if gnuplot does not run the whole script.
-inline void run_gnuplot(const std::string& script, const std::string& option = "--plot") {
+inline void run_gnuplot(const std::string& script, const std::string& option) {
   // Should gnuplot end early, the write below fails, rather than end this program.
   const auto before = std::signal(SIGPIPE, SIG_IGN);
   std::FILE* pipe = popen("gnuplot", "w");

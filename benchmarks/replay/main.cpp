@@ -29,7 +29,7 @@ void run(const Options& options) {
     json.emplace("--json", options.json);
   }
   if (!options.plot.empty()) {
-    kvc_bench::require_gnuplot();
+    kvc_bench::require_gnuplot("--plot");
     svg.emplace("--plot", options.plot);
   }
 

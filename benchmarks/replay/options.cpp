@@ -7,6 +7,7 @@
 #include <functional>
 #include <iostream>
 
+#include "arguments.hpp"
 #include "bounds.hpp"
 #include "evictions.hpp"
 
@@ -15,23 +16,8 @@ namespace {
 
 constexpr Index max_capacity = 100'000'000;
 
-/// CLI11 puts the name of the option in front.
-[[noreturn]] void reject(const char* option, const std::string& value, const std::string& allowed) {
-  throw CLI::ValidationError(option, "\"" + value + "\" is not allowed, it must be " + allowed);
-}
-
-/// The parts of "a,b,c", also where the option was given again.
-std::vector<std::string> split(const CLI::results_t& texts) {
-  std::vector<std::string> parts;
-  for (const std::string& text : texts) {
-    for (std::size_t begin = 0; begin <= text.size();) {
-      const std::size_t end = std::min(text.find(',', begin), text.size());
-      parts.push_back(text.substr(begin, end - begin));
-      begin = end + 1;
-    }
-  }
-  return parts;
-}
+using kvc_bench::reject;
+using kvc_bench::split;
 
 std::vector<Index> parse_capacities(const CLI::results_t& texts) {
   std::vector<Index> capacities;

@@ -133,7 +133,7 @@ std::string script(const std::string& path, const Trace& trace, const Replay& re
 }  // namespace
 
 void plot(const std::string& path, const Trace& trace, const Replay& replay) {
-  kvc_bench::run_gnuplot(script(path, trace, replay));
+  kvc_bench::run_gnuplot(script(path, trace, replay), "--plot");
 }
 
 }  // namespace replay

@@ -131,7 +131,7 @@ void draw_cost_curve(const std::string& path, std::ostream& table, const ModelSh
          << "\nset xlabel 'tokens of a chunk'\nset ylabel 'milliseconds'\n";
   plot(script, {whole, longest});
   script << "unset multiplot\n";
-  kvc_bench::run_gnuplot(script.str());
+  kvc_bench::run_gnuplot(script.str(), "--cost-curve");
 }
 
 }  // namespace serving

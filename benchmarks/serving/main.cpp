@@ -112,7 +112,7 @@ void serve_and_measure(const Options& options, Report& report) {
 }
 
 void draw_cost_curve(const Options& options) {
-  kvc_bench::require_gnuplot();
+  kvc_bench::require_gnuplot("--cost-curve");
   kvc_bench::OutputFile file("--cost-curve", options.cost_curve);
   const kvc::Llama model = load_model(options.model);
   const RealMachine machine{&model, Threads(options.threads), options.clock};
@@ -140,7 +140,7 @@ void run(const Options& options) {
   }
   std::optional<kvc_bench::OutputFile> figure;
   if (!options.plot.empty()) {
-    kvc_bench::require_gnuplot();
+    kvc_bench::require_gnuplot("--plot");
     figure.emplace("--plot", options.plot);
   }
   Report report{scenario_of(options), {}};
@@ -164,6 +164,9 @@ void run(const Options& options) {
   if (figure) {
     plot(figure->working_path(), report);
     figure->finish();
+  }
+  if (answers_agree(report) == false) {
+    throw std::runtime_error("the answers to the same requests differ from policy to policy");
   }
 }
 

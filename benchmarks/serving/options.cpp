@@ -5,26 +5,13 @@
 #include <charconv>
 #include <iostream>
 
+#include "arguments.hpp"
+
 namespace serving {
 namespace {
 
-/// CLI11 puts the name of the option in front.
-[[noreturn]] void reject(const char* option, const std::string& value, const std::string& allowed) {
-  throw CLI::ValidationError(option, "\"" + value + "\" is not allowed, it must be " + allowed);
-}
-
-/// The parts of "a,b,c", also where the option was given again.
-std::vector<std::string> split(const CLI::results_t& texts) {
-  std::vector<std::string> parts;
-  for (const std::string& text : texts) {
-    for (std::size_t begin = 0; begin <= text.size();) {
-      const std::size_t end = std::min(text.find(',', begin), text.size());
-      parts.push_back(text.substr(begin, end - begin));
-      begin = end + 1;
-    }
-  }
-  return parts;
-}
+using kvc_bench::reject;
+using kvc_bench::split;
 
 std::vector<PolicyKind> parse_policies(const CLI::results_t& texts) {
   std::vector<PolicyKind> policies;
@@ -126,7 +113,9 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "of your own, and those of the JSON that is written. Policies and allocators are the library's, and make every\n"
       "decision that they would make over real memory; only time is computed, by max(operations / peak, bytes /\n"
       "bandwidth) + overhead for each step. The same arguments give the same results, bit for bit.\n\n"
-      "Exit code: 0 all is well; 1 a file that cannot be read or written, or a livelock; 2 a bad option.");
+      "Exit code: 0 all is well; 1 a file that cannot be read or written, a livelock, or answers of a real run that "
+      "differ\n"
+      "from policy to policy; 2 a bad option.");
 
   std::string format = "auto";
   std::string chunked = "both";

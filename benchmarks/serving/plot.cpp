@@ -217,7 +217,7 @@ void plot(const std::string& path, const Report& report) {
       throw std::runtime_error("--plot: nothing to draw: the run was over before what --watch says");
     }
   }
-  kvc_bench::run_gnuplot(script(path, report));
+  kvc_bench::run_gnuplot(script(path, report), "--plot");
 }
 
 }  // namespace serving

@@ -38,6 +38,12 @@ std::string with_quarter(Index count, Index quarter) {
   return count == 0 ? "0" : grouped(count) + " (" + grouped(quarter) + ")";
 }
 
+/// The policy of a run, and whether its time is real where a report has both.
+std::string label(const Report& report, const RunResult& run) {
+  const bool mixed = std::ranges::any_of(report.runs, [&](const RunResult& other) { return other.mode != run.mode; });
+  return std::string(name(run.policy)) + (mixed ? ", " + run.mode : "");
+}
+
 using Row = std::vector<std::string>;
 /// The first two columns are words, the others numbers.
 void print_table(std::ostream& out, const std::vector<Row>& rows) {
@@ -223,23 +229,15 @@ OrderedJson calibration_json(const Report& report) {
 /// How real runs were measured, and what came of the calibration.
 void print_real(std::ostream& out, const Report& report) {
   double wall = 0, processor = 0;
-  std::optional<std::uint64_t> hash;
-  bool same = true, comparable = true;
   for (const RunResult& run : report.runs) {
     if (run.mode == "real") {
       wall += run.wall_seconds;
       processor += run.processor_seconds;
-      same = same && run.answers_hash == hash.value_or(run.answers_hash);
-      hash = run.answers_hash;
-      comparable = comparable && run.metrics.count(End::completed) == report.runs.front().metrics.arrivals();
     }
   }
   if (wall > 0) {
     out << "\nreal runs: " << fixed(wall, 1, " s") << ", of the processor " << fixed(processor, 1, " s")
-        << (!comparable ? ""
-            : same      ? "; the same answers in all"
-                        : "; ANSWERS DIFFER")
-        << '\n';
+        << (answers_agree(report) == true ? "; the same answers in all" : "") << '\n';
   }
   if (!report.fit) {
     return;
@@ -270,6 +268,21 @@ void print_real(std::ostream& out, const Report& report) {
 
 }  // namespace
 
+std::optional<bool> answers_agree(const Report& report) {
+  std::optional<std::uint64_t> hash;
+  bool agree = true;
+  for (const RunResult& run : report.runs) {
+    if (run.mode == "real") {
+      if (run.metrics.count(End::completed) != report.runs.front().metrics.arrivals()) {
+        return std::nullopt;
+      }
+      agree = agree && run.answers_hash == hash.value_or(run.answers_hash);
+      hash = run.answers_hash;
+    }
+  }
+  return hash ? std::optional<bool>(agree) : std::nullopt;
+}
+
 void print(std::ostream& out, const Report& report) {
   const Scenario& s = report.scenario;
   out << s.name << ", seed " << s.seed << '\n';
@@ -287,7 +300,7 @@ void print(std::ostream& out, const Report& report) {
   for (const RunResult& run : report.runs) {
     const Metrics& m = run.metrics;
     const Counters& c = run.counters;
-    const Row head = {std::string(name(run.policy)), chunk_text(run), fixed(run.load, 2)};
+    const Row head = {label(report, run), chunk_text(run), fixed(run.load, 2)};
     latency.push_back(head);
     for (const std::string& cell :
          {grouped(m.count(End::completed)), shown(m.all().ttft.percentile(50)), shown(m.all().ttft.percentile(95)),
@@ -318,7 +331,7 @@ void print(std::ostream& out, const Report& report) {
       rows.front().push_back("p99");
     }
     for (const RunResult& run : report.runs) {
-      rows.push_back({std::string(name(run.policy)), chunk_text(run), fixed(run.load, 2)});
+      rows.push_back({label(report, run), chunk_text(run), fixed(run.load, 2)});
       for (std::size_t i = 0; i < run.classes.size(); ++i) {
         rows.back().push_back(shown(run.metrics.of(i).ttft.percentile(50)));
         rows.back().push_back(shown(run.metrics.of(i).ttft.percentile(99)));

@@ -39,6 +39,9 @@ struct Report {
 /// The version of the JSON document. It changes when a field goes or comes to mean something else.
 inline constexpr int report_schema = 1;
 
+/// Whether all real runs gave the same answers; empty if there are none, or not all of their requests were completed.
+[[nodiscard]] std::optional<bool> answers_agree(const Report& report);
+
 void print(std::ostream& out, const Report& report);
 [[nodiscard]] std::string to_json(const Report& report);
 

@@ -40,6 +40,9 @@ const prefill = (run) => run.chunk_tokens === 0 ? 'whole prompts' : `chunks of $
 const distinct = (values) => [...new Set(values)];
 
 const runs = results.runs;
+if (distinct(runs.map((run) => run.mode)).length > 1) {
+  runs.forEach((run) => run.policy += `, ${run.mode}`);  // from here on runs of one policy differ in name
+}
 const policies = distinct(runs.map((run) => run.policy));
 const prefills = distinct(runs.map(prefill));
 const loads = distinct(runs.map((run) => run.load));
@@ -506,8 +509,43 @@ function drawn() {
   });
 }
 
+/// What a cost model that was fitted to measured steps says of requests that were then served.
+function calibration() {
+  const fit = results.calibration;
+  if (!fit) {
+    byId('calibration').remove();
+    return;
+  }
+  byId('fit').textContent = `Fitted to ${fit.timings} kinds of steps: median error ${percent(fit.median_error, 1)}, ` +
+      `largest ${percent(fit.largest_error, 1)}.`;
+  const made = element('table', byId('calibration-table'));
+  const header = element('tr', element('thead', made));
+  const body = element('tbody', made);
+  const kinds = Object.keys(fit.comparisons[0]).filter((key) => fit.comparisons[0][key]?.ratio !== undefined);
+  for (const title of ['policy', 'prefill', 'load']) {
+    element('th', header, {textContent: title, className: title === 'load' ? '' : 'word'});
+  }
+  for (const kind of kinds) {
+    for (const title of [`${kind} predicted`, 'measured', 'ratio']) {
+      element('th', header, {textContent: title});
+    }
+  }
+  for (const one of fit.comparisons) {
+    const row = element('tr', body);
+    element('td', row, {textContent: one.policy, className: 'word'});
+    element('td', row, {textContent: prefill(one), className: 'word'});
+    element('td', row, {textContent: one.load.toString()});
+    for (const kind of kinds) {
+      for (const value of [one[kind].predicted, one[kind].measured, one[kind].ratio]) {
+        element('td', row, {textContent: value < 100 ? value.toFixed(2) : grouped(value)});
+      }
+    }
+  }
+}
+
 head();
 tables();
+calibration();
 loadPlots();
 choices('load-choice', 'Load, here and below', loads, Math.max(0, loads.indexOf(1)), () => {
   latencyPlots();

@@ -57,8 +57,9 @@ Loaded load(const Options& o) {
     return loaded;
   }
   if (Index{o.prompt_tokens.second} + o.output_tokens.second > c.seq_len) {
-    throw UsageError("--prompt-tokens and --output-tokens: together at most " + std::to_string(c.seq_len) +
-                     ", the positions of the model");
+    throw UsageError("--prompt-tokens and --output-tokens: " + std::to_string(o.prompt_tokens.second) + " and " +
+                     std::to_string(o.output_tokens.second) + " are more than the " + std::to_string(c.seq_len) +
+                     " positions of the model");
   }
   const std::string text = o.text.empty() ? std::string(own_text()) : read_text(o.text);
   loaded.requests = cut_requests(text, tokenizer,

@@ -119,7 +119,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
     for (const auto& [name, range] :
          {std::pair("--prompt-tokens", options.prompt_tokens), std::pair("--output-tokens", options.output_tokens)}) {
       if (range.first > range.second) {
-        throw CLI::ValidationError(name, "the least is more than the most");
+        throw CLI::ValidationError(name, "\"" + std::to_string(range.first) + " " + std::to_string(range.second) +
+                                             "\" is not allowed, the least must be at most the most");
       }
     }
     return true;

@@ -71,11 +71,11 @@ template <BlockTablePolicy P>
   return batch;
 }
 
-/// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
+namespace detail {
+/// f(sequences, queries) of a range of Append, each with the rows that it reserves.
 /// Throws std::invalid_argument if one of them is not of this cache or no longer under way.
-template <class Cache, std::ranges::input_range Appends>
-  requires BlockTablePolicy<typename Cache::PolicyType>
-[[nodiscard]] BatchIndex make_batch(const Cache& cache, const Appends& appends) {
+template <class Cache, std::ranges::input_range Appends, class F>
+[[nodiscard]] auto with_rows_of(const Cache& cache, const Appends& appends, F f) {
   std::vector<SeqId> sequences;
   std::vector<Pos> queries;
   for (const auto& append : appends) {
@@ -83,7 +83,18 @@ template <class Cache, std::ranges::input_range Appends>
     sequences.push_back(append.seq());
     queries.push_back(append.size());
   }
-  return make_batch(cache.policy(), sequences, queries);
+  return f(std::span<const SeqId>(sequences), std::span<const Pos>(queries));
+}
+}  // namespace detail
+
+/// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
+/// Throws std::invalid_argument if one of them is not of this cache or no longer under way.
+template <class Cache, std::ranges::input_range Appends>
+  requires BlockTablePolicy<typename Cache::PolicyType>
+[[nodiscard]] BatchIndex make_batch(const Cache& cache, const Appends& appends) {
+  return detail::with_rows_of(cache, appends, [&](auto sequences, auto queries) {
+    return make_batch(cache.policy(), sequences, queries);
+  });
 }
 
 }  // namespace kvc::inline v0

@@ -423,48 +423,25 @@ class KvCache {
       return;
     }
     const PoolExtents& extents = layout_.extents();
-    if constexpr (requires(S& space, GridCopy grid) { space.copy(grid); }) {
-      copy_grid(copy, extents.key_row, layout_.k_stride(), [&](BlockId block, Index layer, Index head, Pos slot) {
-        return layout_.k(block, layer, head, slot);
-      });
-      copy_grid(copy, extents.value_row, layout_.v_stride(), [&](BlockId block, Index layer, Index head, Pos slot) {
-        return layout_.v(block, layer, head, slot);
-      });
-    } else {
-      for (Index layer = 0; layer < shape_.layers; ++layer) {
-        for (Index head = 0; head < shape_.kv_heads; ++head) {
-          copy_strided(layout_.k(copy.to, layer, head, copy.to_slot), layout_.k(copy.from, layer, head, copy.from_slot),
-                       copy.count, layout_.k_stride(), extents.key_row);
-          copy_strided(layout_.v(copy.to, layer, head, copy.to_slot), layout_.v(copy.from, layer, head, copy.from_slot),
-                       copy.count, layout_.v_stride(), extents.value_row);
-        }
-      }
-    }
+    copy_grid(copy, extents.key_row, layout_.k_stride(), [&](BlockId block, Index layer, Index head, Pos slot) {
+      return layout_.k(block, layer, head, slot);
+    });
+    copy_grid(copy, extents.value_row, layout_.v_stride(), [&](BlockId block, Index layer, Index head, Pos slot) {
+      return layout_.v(block, layer, head, slot);
+    });
   }
 
-  /// The rows of all layers and heads in one piece of work. offset(block, layer, head, slot), in Storage objects.
+  /// The keys, or the values.  offset(block, layer, head, slot), in Storage objects
   template <class Offset>
   void copy_grid(const RowCopy& copy, Index row_size, Index stride, Offset offset) {
     constexpr auto unit = static_cast<Index>(sizeof(Storage));
     const Index to = offset(copy.to, 0, 0, copy.to_slot), from = offset(copy.from, 0, 0, copy.from_slot);
     const Index layer = offset(copy.to, 1, 0, copy.to_slot) - to, head = offset(copy.to, 0, 1, copy.to_slot) - to;
-    pool_.space().copy(folded({pool_.data() + to * unit,
-                               pool_.data() + from * unit,
-                               row_size * unit,
-                               {shape_.layers, shape_.kv_heads, Index{copy.count}},
-                               {layer * unit, head * unit, stride * unit}}));
-  }
-
-  void copy_strided(Index to, Index from, Index rows, Index stride, Index row_size) {
-    if (stride == row_size) {  // the rows of a head follow one another
-      row_size *= rows;
-      rows = 1;
-    }
-    for (Index i = 0; i < rows; ++i) {
-      pool_.space().copy(reinterpret_cast<std::byte*>(data() + to + i * stride),
-                         reinterpret_cast<const std::byte*>(data() + from + i * stride),
-                         static_cast<std::size_t>(row_size) * sizeof(Storage));
-    }
+    copy_pieces(pool_.space(), folded({pool_.data() + to * unit,
+                                       pool_.data() + from * unit,
+                                       row_size * unit,
+                                       {shape_.layers, shape_.kv_heads, Index{copy.count}},
+                                       {layer * unit, head * unit, stride * unit}}));
   }
 
   void require_layer(Index layer) const { require_between(layer, Index{0}, shape_.layers - 1, "layer"); }

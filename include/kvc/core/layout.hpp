@@ -29,7 +29,8 @@ struct PoolExtents {
   Index value_row = 0;
 };
 
-/// Maps a place to its offset. Offsets are 64-bit throughout.
+/// Maps a place to its offset. Offsets are 64-bit throughout. Within a block layers, heads and slots are each evenly
+/// spaced; k and v may be asked for one layer or head past the last, to find the distance.
 template <class L>
 concept Layout = std::constructible_from<L, const PoolExtents&> && requires(const L layout, BlockId block, Index i, Pos slot) {
   { L::name } -> std::convertible_to<std::string_view>;

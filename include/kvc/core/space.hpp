@@ -29,8 +29,7 @@ namespace kvc::inline v0 {
 ///   deallocate(p, bytes)       gives back exactly what was allocated
 ///   copy(to, from, bytes)      like memcpy: no overlap
 ///
-/// A space may also offer  copy(GridCopy)  for many pieces at once: a cache then asks for the rows of all layers and heads
-/// in two calls.
+/// A space may also offer  copy(GridCopy)  for many pieces at once, as a device needs it: see copy_pieces.
 template <class S>
 concept Space = std::movable<S> && requires(S space, std::byte* to, const std::byte* from, std::size_t bytes) {
   { S::host_accessible } -> std::convertible_to<bool>;
@@ -62,11 +61,28 @@ struct GridCopy {
   return copy;
 }
 
+/// All pieces, in one call where the space takes them so.
+template <Space S>
+void copy_pieces(S& space, const GridCopy& grid) {
+  if constexpr (requires { space.copy(grid); }) {
+    space.copy(grid);
+  } else {
+    for (Index i = 0; i < grid.extents[0]; ++i) {
+      for (Index j = 0; j < grid.extents[1]; ++j) {
+        for (Index k = 0; k < grid.extents[2]; ++k) {
+          const Index at = i * grid.strides[0] + j * grid.strides[1] + k * grid.strides[2];
+          space.copy(grid.to + at, grid.from + at, static_cast<std::size_t>(grid.bytes));
+        }
+      }
+    }
+  }
+}
+
 /// Ordinary memory. Large pools ask the system for large pages, which saves a tenth to a third of the time of reading
 /// them; where the system gives none, small ones serve.
 struct HostSpace {
   static constexpr bool host_accessible = true;
-  static constexpr std::size_t alignment = 64;               ///< of every pool: a cache line
+  static constexpr std::size_t alignment = 64;                     ///< of every pool: a cache line
   static constexpr std::size_t large_page = std::size_t{1} << 21;  ///< of pools at least this large
 
   /// Throws std::bad_alloc.

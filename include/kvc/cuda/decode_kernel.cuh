@@ -170,7 +170,7 @@ __device__ __forceinline__ void finish(const DecodeArguments<F>& a, const Decode
     const int row = static_cast<int>(threadIdx.x) / 16;  // sixteen threads to a row
     if (8 * n + row < rows) {
       const RowOfItem of = row_of(a, item, kv_head, 8 * n + row);
-      float m = minus_infinity, l = 0.0F, weights[decode_warps];
+      float m = device::minus_infinity, l = 0.0F, weights[decode_warps];
       for (int w = 0; w < decode_warps; ++w) {
         m = device::maximum(m, shared.m[8 * w + row]);
       }

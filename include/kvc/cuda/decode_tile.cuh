@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/decode_plan.hpp"
@@ -21,7 +20,6 @@ namespace kvc::inline v0::cuda::detail {
 inline constexpr int decode_warps = 4;
 inline constexpr int decode_threads = 32 * decode_warps;
 inline constexpr float log2_e = 1.4426950408889634F;
-inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 /// Tiles of 16 positions in a step, so that keys take about 32 registers.
 [[nodiscard]] KVC_HOST_DEVICE constexpr int tiles_per_step(Format format, int dim) noexcept {
@@ -55,7 +53,7 @@ struct alignas(16) DecodeShared {
 };
 
 /// What exponents are relative to: the largest score, or 0 where none is visible, so that 2^(-infinity - 0) is 0.
-__device__ __forceinline__ float reference_of(float m) { return m == minus_infinity ? 0.0F : m; }
+__device__ __forceinline__ float reference_of(float m) { return m == device::minus_infinity ? 0.0F : m; }
 
 /// One warp's state of 8 N query rows: lane (g, t) has columns 2t and 2t + 1 of each tile of eight.
 template <int D, int N>
@@ -75,7 +73,7 @@ struct WarpState {
           o[n][c][i][0] = o[n][c][i][1] = o[n][c][i][2] = o[n][c][i][3] = 0.0F;
         }
       }
-      m[n][0] = m[n][1] = minus_infinity;
+      m[n][0] = m[n][1] = device::minus_infinity;
       l[n][0] = l[n][1] = 0.0F;
     }
   }
@@ -104,7 +102,7 @@ __device__ __forceinline__ void soften(float (&s)[T][4], int n, const KeyRows<F,
         if (softcap > 0) {
           x = device::multiply(device::multiply(softcap, tanhf(device::divide(x, softcap))), log2_e);
         }
-        x = range.has(16 * tile + key_position(lane, i)) ? x : minus_infinity;
+        x = range.has(16 * tile + key_position(lane, i)) ? x : device::minus_infinity;
         s[tile][2 * i + e] = x;
         largest = device::maximum(largest, x);
       }

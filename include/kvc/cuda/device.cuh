@@ -1,4 +1,5 @@
-// The thin layer between the kernels and the machine: every instruction that C++ cannot name is here, and nowhere else.
+// The thin layer between the kernels and the machine: every instruction that C++ cannot name is here, what only prefill
+// needs in prefill_ptx.cuh and prefill_wgmma.cuh, and nowhere else.
 //
 // Compiled by nvcc it is intrinsics and a few lines of PTX. Compiled by a host compiler, with tests/cuda/emulate.hpp
 // included first, the same names run on the CPU, so that the kernels run in tests where there is no GPU. A kernel uses
@@ -10,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "kvc/config.hpp"
 #include "kvc/cuda/format.hpp"
@@ -25,6 +27,7 @@
 namespace kvc::inline v0::cuda::device {
 
 inline constexpr unsigned all_lanes = 0xffffffffU;
+inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 // --- scalar arithmetic
 

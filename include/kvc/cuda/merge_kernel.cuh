@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __g
   }
   const auto row = [&](std::int32_t part) { return Index{part} * a.query_heads + head; };
 
-  float m = detail::minus_infinity;
+  float m = device::minus_infinity;
   for (std::int32_t part = begin + static_cast<std::int32_t>(threadIdx.x); part < end; part += detail::decode_threads) {
     m = device::maximum(m, a.part_sums[2 * row(part)]);
   }

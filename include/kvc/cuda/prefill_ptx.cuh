@@ -4,13 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 
 #include "kvc/cuda/device.cuh"
 
 namespace kvc::inline v0::cuda::device {
-
-inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 // --- shared memory -------------------------------------------------------------------------------------------------
 

@@ -85,14 +85,9 @@ template <Policy P>
 template <class Cache, std::ranges::input_range Appends>
 requires Policy<typename Cache::PolicyType>
 [[nodiscard]] BatchTables make_tables(const Cache& cache, const Appends& appends) {
-  std::vector<SeqId> sequences;
-  std::vector<Pos> queries;
-  for (const auto& append : appends) {
-    require(cache.owns(append), "append", "finished or of another cache", "one of this cache under way");
-    sequences.push_back(append.seq());
-    queries.push_back(append.size());
-  }
-  return make_tables(cache.policy(), std::span<const SeqId>(sequences), std::span<const Pos>(queries));
+  return kvc::detail::with_rows_of(cache, appends, [&](auto sequences, auto queries) {
+    return make_tables(cache.policy(), sequences, queries);
+  });
 }
 
 }  // namespace kvc::inline v0::cuda
