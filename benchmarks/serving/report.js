@@ -35,6 +35,10 @@ Chart.defaults.plugins.legend.display = false;
 const grouped = (value) => Math.round(value).toLocaleString('en-US');
 const duration = (ms) =>
   ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms < 1e5 ? grouped(ms) : grouped(ms / 1000) + ' s';
+const scaled = (value, unit) => {  // 8.0 G, 730 k
+  const [power, prefix] = [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']].find(([p]) => value >= p) ?? [1, ''];
+  return `${(value / power).toFixed(value / power < 10 ? 1 : 0)} ${prefix}${unit}`;
+};
 const percent = (part, all) => (all === 0 ? 0 : 100 * part / all).toFixed(1) + ' %';
 const prefill = (run) => run.chunk_tokens === 0 ? 'whole prompts' : `chunks of ${grouped(run.chunk_tokens)}`;
 const distinct = (values) => [...new Set(values)];
@@ -62,14 +66,13 @@ function head() {
   byId('name').textContent = scenario.name;
   byId('story').textContent = scenario.story;
   const devices = hardware.devices > 1 ? `${hardware.devices} × ` : '';
-  const gigabytes = pool.tokens * model.kv_bytes_per_token / 1e9;
   const rows = {
-    'model': `${model.name}, ${(model.parameters / 1e9).toFixed(1)} billion parameters, ` +
+    'model': `${model.name}, ${scaled(model.parameters, '')} parameters, ` +
         `${(model.kv_bytes_per_token / 1024).toFixed(0)} KiB per token in the cache (${model.source})`,
-    'hardware': `${devices}${hardware.name}: ${(hardware.peak / 1e12).toFixed(0)} TFLOPS, ` +
-        `${(hardware.bandwidth / 1e9).toFixed(0)} GB/s, ${(hardware.memory / 1e9).toFixed(0)} GB each ` +
-        `(${hardware.source})`,
-    'pool': `${grouped(pool.tokens)} tokens, ${gigabytes.toFixed(1)} GB; blocks of ${pool.block_tokens} tokens`,
+    'hardware': `${devices}${hardware.name}: ${scaled(hardware.peak, 'FLOPS')}, ` +
+        (hardware.bandwidth < 1e18 ? `${scaled(hardware.bandwidth, 'B/s')}` : 'no limit by bytes seen') +
+        (hardware.memory > 0 ? `, ${scaled(hardware.memory, 'B')} each` : '') + ` (${hardware.source})`,
+    'pool': `${grouped(pool.tokens)} tokens, ${scaled(pool.tokens * model.kv_bytes_per_token, 'B')}; blocks of ${pool.block_tokens} tokens`,
     'SLO': `TTFT ${grouped(slo.ttft_ms)} ms, TPOT ${grouped(slo.tpot_ms)} ms`,
     'requests': distinct(runs.map((run) => grouped(run.requests.arrived))).join(', ') +
         (scenario.trace ? ` of ${scenario.trace}` : `, made with seed ${scenario.seed}`),
