@@ -10,9 +10,19 @@
 // The column per_position is nanoseconds per position, `ideal` the multiply-adds alone at the peak of the unit that
 // does them, measured in the same run. What a processor must spend besides is loads, folds of sums, and conversions.
 //
+//   reads/<how>/threads:<t>    memory alone: decode stripped of its arithmetic
+//
+//   plain         one stream in the order of addresses, left to the prefetcher of the processor
+//   tiles/asked   the stretches of a head-major cache in the order of decode, 32 KiB of keys, then of values, head
+//                 after head; with each line one of the next stretch is asked for, as attention does
+//   tiles/plain   the same without asking
+//
+// The column GB/s is what they reach, `of_limit` that over the fastest read that was found.
+//
 //   build/release/benchmarks/kernels
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <random>
@@ -151,6 +161,68 @@ void add_parts(double kvc_bench::Limits::*unit) {
   add(
       "values", [](OneTile<T>& t) { t.values(); }, 2.0 * rows * dim);
 }
+
+/// A buffer that decode would read as 8 heads of keys and 8 of values, each one after the other.
+class TileOrder {
+ public:
+  explicit TileOrder(std::size_t bytes) : buffer_(HostSpace{}, bytes) {
+    std::fill_n(reinterpret_cast<float*>(buffer_.data()), bytes / sizeof(float), 1.0F);
+  }
+  [[nodiscard]] std::size_t size() const { return buffer_.size(); }
+
+  /// Stretches [first, last) of all.
+  template <bool in_tiles, bool asks>
+  void read(Index first, Index last) const {
+    simd::F32x16 sum[4] = {};
+    for (Index i = first; i < last; ++i) {
+      const float *at = stretch<in_tiles>(i), *next = stretch<in_tiles>(std::min(i + 1, last - 1));
+      for (Index f = 0; f < stretch_floats; f += 4 * simd::lanes) {
+        simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
+          if constexpr (asks) {
+            __builtin_prefetch(next + f + k * simd::lanes, 0, 2);
+          }
+          sum[k] = sum[k] + simd::load(at + f + k * simd::lanes);
+        });
+      }
+    }
+    kvc_bench::keep(simd::sum((sum[0] + sum[1]) + (sum[2] + sum[3])));
+  }
+  [[nodiscard]] Index stretches() const { return static_cast<Index>(size() / sizeof(float)) / stretch_floats; }
+
+ private:
+  static constexpr Index streams = 16, stretch_floats = 64 * dim;
+
+  template <bool in_tiles>
+  [[nodiscard]] const float* stretch(Index i) const {
+    // Keys of a head, its values, then the next head; of each the next tile when all had their turn.
+    const Index place = in_tiles ? i % streams * (stretches() / streams) + i / streams : i;
+    return reinterpret_cast<const float*>(buffer_.data()) + place * stretch_floats;
+  }
+  Buffer<HostSpace> buffer_;
+};
+
+template <bool in_tiles, bool asks>
+void add_reads(const char* how) {
+  for (const int threads : {1, 2}) {
+    const std::string name = std::string("reads/") + how + "/threads:" + std::to_string(threads);
+    benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+      static const TileOrder order(kvc_bench::working_set());
+      const Index each = order.stretches() / threads;
+      const auto start = kvc_bench::Clock::now();
+      std::vector<double> rates;
+      for (auto _ : state) {
+        const double seconds =
+            kvc_bench::together(threads, [&](int i) { order.read<in_tiles, asks>(i * each, (i + 1) * each); });
+        rates.push_back(static_cast<double>(order.size()) / seconds);
+        kvc_bench::machine().measure(threads);
+      }
+      std::ranges::nth_element(rates, rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2));
+      const double rate = rates[rates.size() / 2];
+      state.counters["GB/s"] = rate / 1e9;
+      state.counters["of_limit"] = rate / kvc_bench::machine().median(threads, start).read;
+    })->Iterations(9);
+  }
+}
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -166,6 +238,9 @@ int main(int argc, char** argv) {
   add_parts<Fp8E4M3>(&Limits::bf16);
   add_parts<Int8>(&Limits::int8);
   add_parts<Int4>(&Limits::int8);
+  add_reads<false, false>("plain");
+  add_reads<true, true>("tiles/asked");
+  add_reads<true, false>("tiles/plain");
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

@@ -76,6 +76,16 @@ KVC_ALWAYS_INLINE void interleave_four(const simd::U32x16 (&row)[4], simd::U32x1
 /// 1 / largest for the largest of some weights, and 0 if nothing is left of them as floats.
 inline float reciprocal(float largest) noexcept { return largest < 0x1p-100F ? 0.0F : 1.0F / largest; }
 
+/// The largest magnitude of n numbers; NaN if any is.
+inline float largest_magnitude(const float* x, Index n) noexcept {
+  simd::F32x16 top = simd::zero();
+  for (Index i = 0; i < n; i += simd::lanes) {
+    const simd::F32x16 some = simd::load_partial(x + i, std::min(Index{simd::lanes}, n - i));
+    top = simd::max(top, as_floats(as_words(some) & 0x7fffffffU));
+  }
+  return simd::max(top);
+}
+
 class ByteTile {
   using Storage = StorageOf<Int8>;
   static constexpr Index quads = tile_keys / 4;
@@ -102,24 +112,27 @@ class ByteTile {
   }
 
   static void prepare_query(const float* q, Index key_dim, float* to) noexcept {
-    float largest = 0;
-    bool finite = true;
-    for (Index d = 0; d < key_dim; ++d) {
-      largest = std::max(largest, std::abs(q[d]));
-      finite = finite && std::abs(q[d]) <= std::numeric_limits<float>::max();
-    }
+    const float largest = largest_magnitude(q, key_dim);
+    const bool finite = largest <= std::numeric_limits<float>::max();
     const float scale = std::max(largest / (127 * 128), std::numeric_limits<float>::min());
     std::memset(to, 0, static_cast<std::size_t>(query_floats(key_dim)) * sizeof(float));
     auto* const upper = reinterpret_cast<std::int8_t*>(to);
     auto* const lower = upper + 4 * columns(key_dim);
-    std::int32_t sums[2] = {0, 0};
-    for (Index d = 0; d < key_dim && finite; ++d) {
-      const auto code = static_cast<std::int32_t>(q[d] / scale + round_shift - round_shift);
-      upper[d] = static_cast<std::int8_t>((code + 64) >> 7);
-      lower[d] = static_cast<std::int8_t>(code - upper[d] * 128);
-      sums[0] -= 128 * upper[d];  // keys are codes + 128
-      sums[1] -= 128 * lower[d];
+    simd::U32x16 upper_sum{}, lower_sum{};
+    for (Index d = 0; d < key_dim && finite; d += simd::lanes) {
+      const Index count = std::min(Index{simd::lanes}, key_dim - d);
+      const simd::U32x16 code = simd::to_integers(simd::load_partial(q + d, count) / simd::broadcast(scale));
+      const simd::U32x16 high = simd::shift_signed(code + simd::words(_mm512_set1_epi32(64)), 7);
+      const simd::U32x16 low = code - (high << 7);
+      simd::store_low_bytes(upper + d, high, count);
+      simd::store_low_bytes(lower + d, low, count);
+      upper_sum = upper_sum + high;
+      lower_sum = lower_sum + low;
     }
+    // Keys are codes + 128. (These sums are exact as floats.)
+    const float of_codes[2] = {simd::sum(to_floats(upper_sum)), simd::sum(to_floats(lower_sum))};
+    const std::int32_t sums[2] = {-128 * static_cast<std::int32_t>(of_codes[0]),
+                                  -128 * static_cast<std::int32_t>(of_codes[1])};
     float* const rest = to + 2 * columns(key_dim);
     std::memcpy(rest, sums, sizeof sums);
     rest[2] = finite ? scale : std::numeric_limits<float>::quiet_NaN();

@@ -5,10 +5,10 @@
 //   score    sum over groups g of   scale of the key's g * sum of query code * code  +  minimum of g * sum of the
 //            query's g,   times the scale of the query; groups ascending, the two terms of each in this order
 //   value    for each number of group g:   largest / 255 * sum of weight code * code  +  sum of p * minimum of g
-//            where weights are p times the scales of g, and `largest` is the largest of a tile's
+//            where weights are p times the scales of g, and `largest` is the largest p of a tile times the largest scale
 //
-// Error against exact arithmetic on the stored numbers: about 2^-8 of the largest number of a query, and 2^-9 of the
-// largest weight of a tile.
+// Error against exact arithmetic on the stored numbers: about 2^-8 of the largest number of a query, and 2^-9 of
+// `largest`.
 #pragma once
 
 #include <algorithm>
@@ -64,28 +64,25 @@ class NibbleTile {
     return d / chunk_numbers * chunk_numbers + in_group / 4 * simd::lanes + d % chunk_numbers / 32 * 4 + d % 4;
   }
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
-    return tile_groups * group_floats(key_dim) + quads * state_floats(value_dim) + chunks(value_dim) * 8 * tile_keys;
+    return tile_groups * group_floats(key_dim) + quads * state_floats(value_dim) + chunks(value_dim) * 8 * tile_keys +
+           padded(4 * chunks(value_dim));
   }
 
   static void prepare_query(const float* q, Index key_dim, float* to) noexcept {
-    float largest = 0;
-    bool finite = true;
-    for (Index d = 0; d < key_dim; ++d) {
-      largest = std::max(largest, std::abs(q[d]));
-      finite = finite && std::abs(q[d]) <= std::numeric_limits<float>::max();
-    }
+    const float largest = largest_magnitude(q, key_dim);
+    const bool finite = largest <= std::numeric_limits<float>::max();
     const float scale = std::max(largest / 127, std::numeric_limits<float>::min());
     std::memset(to, 0, static_cast<std::size_t>(query_floats(key_dim)) * sizeof(float));
     for (Index d = 0; d < key_dim && finite; d += 32) {
       float* const group = to + d / 32 * 9;
-      auto* const codes = reinterpret_cast<std::int8_t*>(group);
-      float sum = 0;
-      for (Index i = 0; i < std::min(Index{32}, key_dim - d); ++i) {
-        const float x = q[d + i] / scale;
-        codes[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(x + round_shift - round_shift));
-        sum += x;
-      }
-      group[8] = sum;
+      simd::F32x16 x[2];
+      simd::detail::unroll<2>([&](auto i) __attribute__((always_inline)) {
+        const Index from = d + i * simd::lanes;
+        x[i] = simd::load_partial(q + from, std::clamp(key_dim - from, Index{0}, Index{simd::lanes})) /
+               simd::broadcast(scale);
+        simd::store_low_bytes(group + 4 * i, simd::to_integers(x[i]));
+      });
+      group[8] = simd::sum(x[0] + x[1]);
     }
     to[9 * groups(key_dim)] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
   }
@@ -95,7 +92,8 @@ class NibbleTile {
         value_dim_(value_dim),
         keys_(scratch.take(tile_groups * group_floats(key_dim))),
         values_(scratch.take(quads * state_floats(value_dim))),
-        ranges_(scratch.take(chunks(value_dim) * 8 * tile_keys)) {}
+        ranges_(scratch.take(chunks(value_dim) * 8 * tile_keys)),
+        tops_(scratch.take(padded(4 * chunks(value_dim)))) {}
 
   void set(const TileRows<Int4>& rows, const TileRows<Int4>* next, Index count) noexcept {
     rows_ = &rows;
@@ -155,6 +153,9 @@ class NibbleTile {
             simd::store(to + tile_keys, as_floats(x & 0xffff0000U));
           });
     }
+    for (Index chunk = 0; chunk < chunks(value_dim_); ++chunk) {
+      simd::store_four(tops_ + 4 * chunk, largest_scales(chunk, ~std::uint64_t{0}));
+    }
     if (!once_) {
       for (Index u = rows_->first / 4; u < ceil_div(rows_->last, Index{4}); ++u) {
         for (Index d = 0; d < value_dim_; d += chunk_numbers) {
@@ -173,33 +174,36 @@ class NibbleTile {
   /// w = p times the scales of the groups, as integers; 0 where a position is not visible, whatever its scales.
   void weigh(const float* p, std::uint64_t visible, float* w) noexcept {
     ahead_.ask_with_row();
+    simd::F32x16 weight[tile_groups];
+    simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
+      weight[g] = simd::load(p + g * simd::lanes);
+    });
+    const simd::F32x4 largest_weight =
+        simd::max(simd::max(simd::max(weight[0], weight[1]), simd::max(weight[2], weight[3]))) - simd::F32x4{};
     const Index count = groups(value_dim_);
     for (Index chunk = 0; chunk < chunks(value_dim_); ++chunk, w += chunk_weights) {
-      simd::F32x16 x[4][tile_groups], top[4], minima[4];
+      // An upper bound of the products: that of a tile that is seen as a whole is known.
+      const simd::F32x4 top = visible == ~std::uint64_t{0} ? load_tops(chunk) : largest_scales(chunk, visible);
+      const simd::F32x4 largest = largest_weight * top;
+      const simd::F32x4 factor = largest < 0x1p-100F ? simd::F32x4{} : 255.0F / largest;
+      simd::F32x16 minima[4];
+      simd::U32x16 codes[4][tile_groups];
       simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
         const bool present = 4 * chunk + i < count;
         const float* const scales = ranges_ + (4 * chunk + i) * 2 * tile_keys;
+        const simd::F32x16 of_group = simd::broadcast(factor[int{i}]);
         minima[i] = simd::zero();
         simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
           const auto mask = static_cast<__mmask16>(present ? visible >> (g * simd::lanes) : 0);
-          const simd::F32x16 weight = simd::load(p + g * simd::lanes);
-          x[i][g] = {{_mm512_maskz_mul_ps(mask, weight.part[0], simd::load(scales + g * simd::lanes).part[0])}};
-          minima[i] = {{_mm512_mask3_fmadd_ps(weight.part[0], simd::load(scales + tile_keys + g * simd::lanes).part[0],
-                                              minima[i].part[0], mask)}};
+          const simd::F32x16 product = {
+              {_mm512_maskz_mul_ps(mask, weight[g].part[0], simd::load(scales + g * simd::lanes).part[0])}};
+          minima[i] = {{_mm512_mask3_fmadd_ps(
+              weight[g].part[0], simd::load(scales + tile_keys + g * simd::lanes).part[0], minima[i].part[0], mask)}};
+          codes[i][g] = simd::to_integers(product * of_group);
         });
-        top[i] = simd::max(simd::max(x[i][0], x[i][1]), simd::max(x[i][2], x[i][3]));
       });
-      const simd::F32x4 largest = simd::max_each(top[0], top[1], top[2], top[3]);
-      const simd::F32x4 factor = largest < 0x1p-100F ? simd::F32x4{} : 255.0F / largest;
       simd::store_four(w + 4 * quads, largest / 255.0F);
       simd::store_four(w + 4 * quads + 4, simd::sum_each(minima[0], minima[1], minima[2], minima[3]));
-      simd::U32x16 codes[4][tile_groups];
-      simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
-        const simd::F32x16 of_group = simd::broadcast(factor[int{i}]);
-        simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-          codes[i][g] = simd::to_integers(x[i][g] * of_group);
-        });
-      });
       simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
         simd::store_words(w + g * simd::lanes,
                           simd::join_low_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
@@ -226,6 +230,26 @@ class NibbleTile {
   static constexpr Index chunk_weights = 4 * quads + 8;
   /// For each group of 32 numbers: eight columns of codes, scales, minima.
   [[nodiscard]] static constexpr Index group_floats(Index dim) noexcept { return groups(dim) * 10 * simd::lanes; }
+
+  /// The largest scales of the four groups of a chunk, over the positions that are visible.
+  [[nodiscard]] KVC_ALWAYS_INLINE simd::F32x4 largest_scales(Index chunk, std::uint64_t visible) const noexcept {
+    simd::F32x16 top[4];
+    simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+      const bool present = 4 * chunk + i < groups(value_dim_);
+      simd::F32x16 x[tile_groups];
+      simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
+        const auto mask = static_cast<__mmask16>(present ? visible >> (g * simd::lanes) : 0);
+        x[g] = {{_mm512_maskz_loadu_ps(mask, ranges_ + (4 * chunk + i) * 2 * tile_keys + g * simd::lanes)}};
+      });
+      top[i] = simd::max(simd::max(x[0], x[1]), simd::max(x[2], x[3]));
+    });
+    return simd::max_each(top[0], top[1], top[2], top[3]);
+  }
+  [[nodiscard]] KVC_ALWAYS_INLINE simd::F32x4 load_tops(Index chunk) const noexcept {
+    simd::F32x4 top;
+    std::memcpy(&top, tops_ + 4 * chunk, sizeof top);
+    return top;
+  }
 
   template <int R, int C>
   KVC_ALWAYS_INLINE void score_groups(Index g, const float* q, Index q_stride, float* s) noexcept {
@@ -312,6 +336,7 @@ class NibbleTile {
   float* keys_;    // [groups of 16 keys][groups][10][16]
   float* values_;  // [quads][state_floats] words
   float* ranges_;  // [groups][scale, minimum][64]
+  float* tops_;    // [groups] largest scale
 };
 
 }  // namespace detail

@@ -32,11 +32,14 @@ inline void soften(float* s, std::uint64_t* visible, Index count, float* m, floa
     simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
       F32x16 x[tile_groups];
       const Index r = std::min(first + i, count - 1);
-      simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-        x[g] = simd::keep(static_cast<std::uint32_t>(visible[r] >> (g * simd::lanes)) & 0xffffU, simd::load(at(r, g)),
-                          -infinity);
-        simd::store(at(r, g), x[g]);
-      });
+      simd::detail::unroll<int{tile_groups}>([&](auto g)
+                                                 __attribute__((always_inline)) { x[g] = simd::load(at(r, g)); });
+      if (visible[r] != ~std::uint64_t{0}) {
+        simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
+          x[g] = simd::keep(static_cast<std::uint32_t>(visible[r] >> (g * simd::lanes)) & 0xffffU, x[g], -infinity);
+          simd::store(at(r, g), x[g]);
+        });
+      }
       top[i] = simd::max(simd::max(x[0], x[1]), simd::max(x[2], x[3]));
     });
     simd::store_four(largest + first, simd::max_each(top[0], top[1], top[2], top[3]));

@@ -22,11 +22,13 @@ namespace detail {
 KVC_ALWAYS_INLINE Part constant(float x) noexcept { return x - Part{}; }
 
 KVC_ALWAYS_INLINE Part exp(Part x) noexcept {
+#if defined(__AVX512F__)
+  x = _mm512_maskz_min_ps(0xffff, constant(89.0F), x);  // infinite already; NaN stays NaN
+#endif
   // Adding 1.5 * 2^23 rounds to an integer, which is then found in the low bits.
   const Part shifter = constant(12582912.0F);
   const Part shifted = madd(x, constant(1.44269504F), shifter);
   const Part k = shifted - shifter;
-  const PartBits k_bits = reinterpret_cast<PartBits>(shifted) << 23;
   const Part r = madd(k, constant(-0.00174093056F), madd(k, constant(-0x1.62p-1F), x));
 
   Part p = constant(0.00138146073F);
@@ -37,10 +39,15 @@ KVC_ALWAYS_INLINE Part exp(Part x) noexcept {
   p = madd(p, r, constant(1.0F));
   p = madd(p, r, constant(1.0F));
 
-  Part result = reinterpret_cast<Part>(reinterpret_cast<PartBits>(p) + k_bits);
-  result = x < constant(-87.33654F) ? Part{} : result;  // where the result would be below the normal numbers
+  const Part lowest = constant(-87.33654F);  // below it the result is below the normal numbers
+#if defined(__AVX512F__)
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, lowest, _CMP_NLT_UQ), p, k);  // NaN and infinity come out of p
+#else
+  Part result = reinterpret_cast<Part>(reinterpret_cast<PartBits>(p) + (reinterpret_cast<PartBits>(shifted) << 23));
+  result = x < lowest ? Part{} : result;
   result = x > constant(88.72283F) ? constant(std::numeric_limits<float>::infinity()) : result;
   return x != x ? x : result;
+#endif
 }
 
 KVC_ALWAYS_INLINE Part tanh(Part x) noexcept {

@@ -83,6 +83,13 @@ KVC_ALWAYS_INLINE void store_bf16(std::uint16_t* to, const F32x16& x) noexcept {
 KVC_ALWAYS_INLINE U32x16 operator+(const U32x16& a, const U32x16& b) noexcept {
   return words(_mm512_add_epi32(raw(a), raw(b)));
 }
+KVC_ALWAYS_INLINE U32x16 operator-(const U32x16& a, const U32x16& b) noexcept {
+  return words(_mm512_sub_epi32(raw(a), raw(b)));
+}
+/// The lanes as signed numbers over 2^by, rounded down.
+KVC_ALWAYS_INLINE U32x16 shift_signed(const U32x16& x, unsigned by) noexcept {
+  return words(_mm512_maskz_srai_epi32(0xffff, raw(x), by));
+}
 KVC_ALWAYS_INLINE U32x16 dot_bytes(const U32x16& sum, const U32x16& of_unsigned, const U32x16& of_signed) noexcept {
   return words(_mm512_dpbusd_epi32(raw(sum), raw(of_unsigned), raw(of_signed)));
 }
@@ -93,6 +100,10 @@ KVC_ALWAYS_INLINE U32x16 to_integers(const F32x16& x) noexcept {
 /// p[0..16) = the low bytes of the lanes.
 KVC_ALWAYS_INLINE void store_low_bytes(void* p, const U32x16& x) noexcept {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(0xffff, raw(x)));
+}
+/// p[0..count) = the low bytes of the first lanes; 0 <= count <= 16.
+KVC_ALWAYS_INLINE void store_low_bytes(void* p, const U32x16& x, Index count) noexcept {
+  _mm512_mask_cvtepi32_storeu_epi8(p, static_cast<__mmask16>((1U << count) - 1U), raw(x));
 }
 /// The low bytes of four vectors, four lanes at a time: those of lanes 0 to 3 of a, of b, of c, of d, then of lanes 4
 /// to 7 ...

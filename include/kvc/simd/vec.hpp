@@ -100,6 +100,11 @@ KVC_ALWAYS_INLINE Part madd(Part a, Part b, Part c) noexcept {
 /// The larger of each lane; NaN where either is. For vectors of any width.
 template <class V>
 KVC_ALWAYS_INLINE V larger(const V& a, const V& b) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) {
+    return _mm512_mask_max_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);  // b where b is NaN
+  }
+#endif
   return ((a > b) | (a != a)) ? a : b;
 }
 
