@@ -9,6 +9,9 @@ option(KVC_WERROR "Treat warnings in tests, examples and benchmarks as errors" O
 option(KVC_OPENMP "Use OpenMP in tests, examples and benchmarks, if it is found" ON)
 option(KVC_TBB "Use oneTBB in tests, examples and benchmarks, if it is found" ON)
 set(KVC_SANITIZE "" CACHE STRING "Sanitizers for tests, examples and benchmarks, such as address,undefined")
+# Tests that AddressSanitizer leaves out.
+set(kvc_unsanitized golden/perplexity golden/accuracy golden/model_stories golden/generate_program serving/incidents
+  laws/model_decoder)
 
 find_package(Threads REQUIRED)
 if(KVC_OPENMP)
@@ -53,6 +56,10 @@ if(KVC_SANITIZE)
     # The instrumentation makes g++ see uninitialised values in the standard library.
     $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   target_link_options(kvc_own INTERFACE -fsanitize=${kvc_sanitize})
+  if(kvc_sanitize MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    # Checks are calls instead of code in place: a quarter less to compile.
+    target_compile_options(kvc_own INTERFACE -fsanitize-address-outline-instrumentation)
+  endif()
   if(kvc_sanitize MATCHES "undefined")
     # A check of every reference and of every sum with a pointer makes unrolled vector code take ten times as long to
     # compile, and AddressSanitizer sees what comes of a wrong one.

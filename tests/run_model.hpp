@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -13,6 +14,11 @@
 #include "kvc/policy/prefix_shared.hpp"
 
 namespace kvc_test {
+
+inline bool equal_bits(const kvc::Matrix& a, const kvc::Matrix& b) {
+  return a.rows() == b.rows() && a.cols() == b.cols() &&
+         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
+}
 
 /// A pool for `sequences` of `tokens` positions each.
 template <class Policy>

@@ -10,7 +10,7 @@ if(NOT nlohmann_json_FOUND)
   list(APPEND KVC_TRACE_MISSING "nlohmann_json (Debian: nlohmann-json3-dev)")
 endif()
 if(NOT KVC_TRACE_MISSING AND NOT TARGET kvc_trace)
-  add_library(kvc_trace STATIC
+  add_library(kvc_trace STATIC EXCLUDE_FROM_ALL
     "${CMAKE_CURRENT_LIST_DIR}/trace.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/line_reader.cpp")
   target_include_directories(kvc_trace PUBLIC "${CMAKE_CURRENT_LIST_DIR}")

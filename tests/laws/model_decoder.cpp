@@ -1,5 +1,5 @@
 // Laws of the decoder: in f32, the bits of logits depend on a sequence's own tokens and on nothing else.
-#include <cstring>
+#include <algorithm>
 #include <random>
 #include <span>
 #include <vector>
@@ -10,12 +10,6 @@
 #include "kvc/core/layout.hpp"
 #include "run_model.hpp"
 #include "tiny_model.hpp"
-#if defined(KVC_HAVE_OPENMP)
-#include "kvc/attention/openmp.hpp"
-#endif
-#if defined(KVC_HAVE_TBB)
-#include "kvc/attention/tbb.hpp"
-#endif
 
 using kvc::Contiguous;
 using kvc::Index;
@@ -25,6 +19,7 @@ using kvc::Paged;
 using kvc::Pos;
 using kvc::SeqId;
 using kvc::Token;
+using kvc_test::equal_bits;
 using kvc_test::pool_for;
 using kvc_test::random_tokens;
 using kvc_test::teach;
@@ -36,11 +31,6 @@ namespace {
 
 constexpr Pos length = 90;
 
-bool equal_bits(const Matrix& a, const Matrix& b) {
-  return a.rows() == b.rows() && a.cols() == b.cols() &&
-         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
-}
-
 /// What every other way of computing has to give: contiguous, in one go, on one thread.
 const Matrix& expected() {
   static const Matrix logits = [] {
@@ -49,15 +39,6 @@ const Matrix& expected() {
   }();
   return logits;
 }
-
-/// Tasks in two interleaved halves, last first.
-struct Shuffled {
-  template <class F>
-  void parallel_for(Index n, F&& f) const {
-    for (Index i = n - 1; i >= 0; i -= 2) f(i);
-    for (Index i = n - 2; i >= 0; i -= 2) f(i);
-  }
-};
 
 }  // namespace
 
@@ -73,32 +54,6 @@ TEMPLATE_TEST_CASE("logits have the same bits over every policy, layout, block s
       CHECK(equal_bits(teach(model, cache, cache.open(), tokens, chunk), expected()));
     }
   }
-}
-
-TEST_CASE("logits have the same bits on any number of threads", "[laws][model][threads]") {
-  // Large enough that matrix products are split as well.
-  kvc::LlamaConfig config = tiny_config();
-  config.dim = 96;
-  config.hidden_dim = 300;
-  config.vocab_size = 500;
-  const kvc::Llama model = tiny_model(config, 5);
-  const auto tokens = random_tokens(length, config.vocab_size, 2);
-  const auto logits = [&](auto&& ex) {
-    kvc::KvCache<float, Paged> cache(config.cache_shape(), pool_for<Paged>(length, 16));
-    const SeqId seq = cache.open();
-    Matrix all(length, config.vocab_size);
-    all.topRows(60) = teach(model, cache, seq, std::span(tokens).first(60), 0, ex);
-    all.bottomRows(30) = teach(model, cache, seq, std::span(tokens).subspan(60), 1, ex);
-    return all;
-  };
-  const Matrix one = logits(kvc::Sequential{});
-  CHECK(equal_bits(logits(Shuffled{}), one));
-#if defined(KVC_HAVE_OPENMP)
-  for (int threads : {1, 2, 3, 4}) CHECK(equal_bits(logits(kvc::OpenMp{threads}), one));
-#endif
-#if defined(KVC_HAVE_TBB)
-  for (int threads : {1, 2, 4}) CHECK(equal_bits(logits(kvc::Tbb(threads)), one));
-#endif
 }
 
 TEMPLATE_TEST_CASE("logits have the same bits in a batch and alone", "[laws][model]", Contiguous, Paged, PrefixShared) {

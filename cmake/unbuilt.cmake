@@ -1,0 +1,43 @@
+# kvc_unbuilt: the sources that a build with sanitizers leaves out, read by its compiler for their warnings alone. No
+# code is made of them and nothing is linked, so that each is read again whenever the build runs.
+find_package(Catch2 QUIET)
+find_package(ZLIB QUIET)
+find_package(benchmark CONFIG QUIET)
+find_package(hwy CONFIG QUIET)
+find_package(CLI11 CONFIG QUIET)
+find_package(nlohmann_json CONFIG QUIET)
+
+set(sources ${kvc_unsanitized})
+list(TRANSFORM sources PREPEND tests/)
+list(TRANSFORM sources APPEND .cpp)
+set(folders)
+if(CLI11_FOUND AND nlohmann_json_FOUND)
+  list(APPEND folders examples/generate)
+endif()
+if(CLI11_FOUND AND TARGET kvc_serve)
+  list(APPEND folders benchmarks/replay)
+  list(APPEND sources benchmarks/serving/main.cpp benchmarks/serving/options.cpp)
+endif()
+if(benchmark_FOUND)
+  list(APPEND folders benchmarks benchmarks/attention)
+  list(APPEND sources benchmarks/peers/eigen.cpp)
+  if(hwy_FOUND)
+    list(APPEND sources benchmarks/peers/simd.cpp)
+  endif()
+endif()
+if(TARGET kvc::mpi)
+  list(APPEND sources benchmarks/mpi/transfer.cpp)
+endif()
+foreach(folder IN LISTS folders)
+  file(GLOB in_folder CONFIGURE_DEPENDS "${folder}/*.cpp")
+  list(APPEND sources ${in_folder})
+endforeach()
+
+add_library(kvc_unbuilt OBJECT ${sources})
+target_compile_options(kvc_unbuilt PRIVATE -fsyntax-only)
+target_compile_definitions(kvc_unbuilt PRIVATE "KVC_GENERATE=\"\"" "KVC_REPLAY=\"\"")
+target_include_directories(kvc_unbuilt PRIVATE tests benchmarks examples examples/generate)
+target_link_libraries(kvc_unbuilt PRIVATE kvc_own Catch2::Catch2 $<TARGET_NAME_IF_EXISTS:kvc_serve>
+  $<TARGET_NAME_IF_EXISTS:kvc::mpi> $<TARGET_NAME_IF_EXISTS:benchmark::benchmark>
+  $<TARGET_NAME_IF_EXISTS:hwy::hwy> $<TARGET_NAME_IF_EXISTS:CLI11::CLI11>
+  $<TARGET_NAME_IF_EXISTS:nlohmann_json::nlohmann_json>)
