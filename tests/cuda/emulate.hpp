@@ -87,6 +87,7 @@ class Block {
       makecontext(&fiber.context, &Block::enter, 0);
     }
     for (std::size_t done = 0; done < fibers_.size();) {
+      ++turn_;
       // A warp runs as far as it can before the next one does, so that a barrier that is missing between them shows.
       bool moved = false;
       for (std::size_t i = 0; i < fibers_.size(); i += 32) {
@@ -141,6 +142,11 @@ class Block {
       wait();
       running_->condition = nullptr;
     }
+  }
+  /// Lets every other thread that can run do so first.
+  void give_way() {
+    const unsigned turn = turn_;
+    wait_until([this, turn] { return turn_ != turn; });
   }
   /// What each lane of the warp brought to this operation. `operation` must be the same for all of them.
   template <class T>
@@ -246,6 +252,7 @@ class Block {
   Fiber* running_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
+  unsigned turn_ = 0;  // in which all threads that can run do
 #if defined(KVC_EMULATION_ASAN)
   void* scheduler_fake_ = nullptr;
   const void* scheduler_stack_ = nullptr;

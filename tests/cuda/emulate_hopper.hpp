@@ -3,8 +3,8 @@
 //
 // Written from the PTX ISA: "mbarrier", "cp.async.bulk.tensor", "Asynchronous Warpgroup Level Matrix Instructions".
 // Copies and products are asynchronous, so tests run with both extremes: at once, or as late as can be. Late copies
-// arrive when no thread can go on any more, the last that was begun first; late products are computed when they are
-// waited for. What is reported: barriers with more arrivals, or more or fewer bytes, than were announced; products that
+// arrive when no thread can go on any more, the last that was begun first or the first; late products are computed when
+// they are waited for. And whoever arrives at a barrier lets all others run before it goes on. What is reported: barriers with more arrivals, or more or fewer bytes, than were announced; products that
 // read what copies of threads wrote and nobody published; boxes and matrices that are not aligned; and at the end of a
 // block a copy or a product that nobody waited for.
 #pragma once
@@ -17,6 +17,8 @@ namespace kvc_emulation {
 
 /// Whether products are computed when they are waited for.
 inline bool products_are_late = true;
+/// Whether of late copies the one begun last arrives first.
+inline bool last_copy_first = true;
 
 // --- barriers
 
@@ -53,6 +55,10 @@ inline void arrive(const void* barrier, unsigned bytes) {
   --state.missing;
   state.progress();
 }
+inline void arrive_and_give_way(const void* barrier) {
+  arrive(barrier, 0);
+  Block::current()->give_way();
+}
 inline void complete(const void* barrier, unsigned bytes) {
   BarrierState& state = state_of(barrier);
   state.bytes -= bytes;
@@ -82,9 +88,10 @@ inline bool deliver() {
   if (deliveries().empty()) {
     return false;
   }
-  const auto last = std::move(deliveries().back());
-  deliveries().pop_back();
-  last();
+  const auto next = last_copy_first ? deliveries().end() - 1 : deliveries().begin();
+  const auto run = std::move(*next);
+  deliveries().erase(next);
+  run();
   return true;
 }
 inline void require_quiet() {

@@ -63,7 +63,7 @@ __device__ __forceinline__ void arrive(Barrier& barrier) {
 #if defined(__CUDACC__)
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
 #else
-  kvc_emulation::arrive(&barrier, 0);
+  kvc_emulation::arrive_and_give_way(&barrier);
 #endif
 }
 /// Arrives, and announces bytes that bulk copies of this phase bring.
