@@ -235,18 +235,25 @@ TEST_CASE("emulated Hopper prefill: a row has the same bits in every batch and c
 }
 
 TEST_CASE("emulated Hopper prefill: what a row does not see is not noticed, infinite or NaN", "[cuda]") {
-  const PrefillSpec spec{.kv_heads = 1, .group = 4, .sequences = {{200, 160}}};
-  PrefillCase<Eigen::half, kvc::Paged, kvc::HeadMajor, Format::f16> c(spec, {.blocks = 16, .block_tokens = 16});
-  const std::vector<std::byte> before = run<64>(c, c.tables, c.q);
-  c.value_row(0, 0, 90)[5] = Eigen::half(std::numeric_limits<float>::infinity());
-  c.value_row(0, 0, 150)[6] = Eigen::half(std::numeric_limits<float>::quiet_NaN());
-  c.value_row(0, 0, 196)[5] = Eigen::half(-std::numeric_limits<float>::infinity());
-  const std::vector<std::byte> after = run<64>(c, c.tables, c.q);
-  REQUIRE(c.difference(after, c.expected()) < 3e-3F);
-  const auto unharmed = static_cast<std::ptrdiff_t>(c.out_bytes(90 - 40));  // rows before have the bits that they had
-  REQUIRE(std::equal(before.begin(), before.begin() + unharmed, after.begin()));
-  const bool noticed = before != after;
-  REQUIRE(noticed);
+  for (const Pos window : {0, 30}) {  // with a window it is not the last tile alone that some rows see in part
+    const PrefillSpec spec{.kv_heads = 1, .group = 4, .sequences = {{200, 160}}, .options = {.window = window}};
+    PrefillCase<Eigen::half, kvc::Paged, kvc::HeadMajor, Format::f16> c(spec, {.blocks = 16, .block_tokens = 16});
+    const std::vector<std::byte> before = run<64>(c, c.tables, c.q);
+    c.value_row(0, 0, 90)[5] = Eigen::half(std::numeric_limits<float>::infinity());
+    c.value_row(0, 0, 150)[6] = Eigen::half(std::numeric_limits<float>::quiet_NaN());
+    c.value_row(0, 0, 196)[5] = Eigen::half(-std::numeric_limits<float>::infinity());
+    const std::vector<std::byte> after = run<64>(c, c.tables, c.q);
+    CAPTURE(window);
+    REQUIRE(c.difference(after, c.expected()) < 3e-3F);
+    const auto same = [&](Pos first, Pos last) {  // rows of these positions have the bits that they had
+      const auto begin = static_cast<std::ptrdiff_t>(c.out_bytes(first - 40));
+      return std::equal(before.begin() + begin, before.begin() + static_cast<std::ptrdiff_t>(c.out_bytes(last - 40)),
+                        after.begin() + begin);
+    };
+    REQUIRE(same(40, 90));
+    REQUIRE(same(120, 150) == (window > 0));
+    REQUIRE_FALSE(same(90, 120));
+  }
 }
 
 // That the emulation reports what it is there to report.
