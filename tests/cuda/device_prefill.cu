@@ -26,7 +26,7 @@ struct PrefillOnDevice {
         batch({.sequences = static_cast<Index>(of.sequences.size()) + 3,
                .pages = 100000,
                .queries = of.tables.queries() + 5}) {
-    KVC_CUDA(cudaMemcpy(pool.data(), of.cache.data(), pool.size(), cudaMemcpyHostToDevice));
+    to_device(pool.data(), of.cache.data(), pool.size());
   }
   [[nodiscard]] auto view() const {
     return cuda::layer_view<typename Case::Cache::Element>(pool.data(), c.cache.layout(), c.cache.shape(), c.layer());

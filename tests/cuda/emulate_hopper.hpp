@@ -4,9 +4,11 @@
 // Written from the PTX ISA: "mbarrier", "cp.async.bulk.tensor", "Asynchronous Warpgroup Level Matrix Instructions".
 // Copies and products are asynchronous, so tests run with both extremes: at once, or as late as can be. Late copies
 // arrive when no thread can go on any more, the last that was begun first or the first; late products are computed when
-// they are waited for. And whoever arrives at a barrier lets all others run before it goes on. What is reported: barriers with more arrivals, or more or fewer bytes, than were announced; products that
-// read what copies of threads wrote and nobody published; boxes and matrices that are not aligned; and at the end of a
-// block a copy or a product that nobody waited for.
+// they are waited for. And whoever arrives at a barrier lets all others run before it goes on.
+//
+// What is reported: barriers with more arrivals, or more or fewer bytes, than were announced; products that read what
+// copies of threads wrote and nobody published; boxes and matrices that are not aligned; and at the end of a block a
+// copy or a product that nobody waited for.
 #pragma once
 
 #include <map>

@@ -1,9 +1,9 @@
 // The prefill kernel for Hopper, for caches of f16 and bf16: what prefill_kernel.cuh computes, by products of four
 // warps together (wgmma), of keys and values that a warpgroup of their own brings.
 //
-// A block has three warpgroups. Two are consumers, of 64 rows of the tile of queries each; the third is the producer. It
-// fills two rings in shared memory, one of tiles of keys and one of tiles of values, and a barrier in shared memory says
-// of each place of a ring that it is full, another that it is empty again:
+// A block has three warpgroups. Two are consumers, of 64 rows of the tile of queries each; the third is the producer.
+// It fills two rings in shared memory, one of tiles of keys and one of tiles of values, and a barrier in shared memory
+// says of each place of a ring that it is full, another that it is empty again:
 //
 //   producer   K0  K1  V0  K2  V1  K3  V2  ...
 //   consumer   S = Q K0 | S' = Q K1, O += P V0 | softmax of S' meanwhile | S' = Q K2, O += P' V1 | ...
@@ -237,7 +237,8 @@ __global__ void __launch_bounds__(detail::HopperShape<D>::threads, 1)
   }
   const detail::QueryTile& tile = found.queries;
   const detail::BlockHeads heads = detail::heads_of_block(a);
-  const auto [first, last] = detail::key_tiles<keys>(a, tile);
+  const detail::KeyTiles tiles = detail::key_tiles<keys>(a, tile);
+  const std::int32_t first = tiles.first, last = tiles.last;
   const bool by_boxes = detail::boxes_fit(maps.box, found.pages.page_tokens->value());
 
   std::byte* const shared =

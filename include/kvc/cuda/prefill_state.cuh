@@ -244,8 +244,8 @@ __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v
   return special;
 }
 
-/// Adds the values that are left out of the product to the rows that see them: whatever their weight, infinity or NaN is
-/// left.
+/// Adds the values that are left out of the product to the rows that see them: whatever their weight, infinity or NaN
+/// is left.
 template <Format F, int Keys, int D, int T, class Visible>
 __device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D, T>& state, Pos base, Visible visible) {
   const int t = static_cast<int>(threadIdx.x % 4U);
