@@ -189,14 +189,17 @@ inline void publish_writes() { unpublished().assign(unpublished().size(), false)
 
 // --- named barriers
 
-inline bool meet(int id, int threads, bool condition) {
-  struct Meeting {
-    int arrived = 0;
-    unsigned round = 0;
-    bool any = false, result = false;
-  };
+struct Meeting {
+  int arrived = 0;
+  unsigned round = 0;
+  bool any = false, result = false;
+};
+inline std::map<int, Meeting>& meetings() {
   static std::map<int, Meeting> all;
-  Meeting& meeting = all[id];
+  return all;
+}
+inline bool meet(int id, int threads, bool condition) {
+  Meeting& meeting = meetings()[id];
   const unsigned round = meeting.round;
   meeting.any = meeting.any || condition;
   if (id < 1 || id > 15 || threads % 32 != 0 || ++meeting.arrived > threads) {
@@ -299,6 +302,17 @@ inline void multiply_described(bool bf16, int columns, float (*c)[4], const std:
     }
     multiply_rows(columns, c, rows, true, [=](unsigned k, unsigned column) { return described(bf16, b, k, column); });
   });
+}
+
+/// After a block that was reported: nothing is under way any more.
+inline void forget() {
+  barrier_states().clear();
+  deliveries().clear();
+  meetings().clear();
+  for (unsigned thread = 0; thread < 1024; ++thread) {
+    products_of_thread(thread).clear();
+  }
+  publish_writes();
 }
 
 }  // namespace kvc_emulation

@@ -276,11 +276,13 @@ TEST_CASE("emulated barriers and products report misuse", "[cuda]") {
                       }
                     }),
                     std::logic_error);
+  kvc_emulation::forget();
   REQUIRE_THROWS_AS(launch_one([&] {
                       made(1);
                       wait(barrier, 0);  // nobody arrives
                     }),
                     std::logic_error);
+  kvc_emulation::forget();
   REQUIRE_THROWS_AS(launch_one([&] {
                       made(128);
                       copy_async(shared_address(dynamic_shared()) + 16 * threadIdx.x,
@@ -294,5 +296,5 @@ TEST_CASE("emulated barriers and products report misuse", "[cuda]") {
                       wait_products<0>();  // without publish_writes
                     }),
                     std::logic_error);
-  kvc_emulation::publish_writes();
+  kvc_emulation::forget();
 }
