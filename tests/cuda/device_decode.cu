@@ -32,7 +32,7 @@ struct OnDevice {
               .dim = of.spec.dim,
               .format = cuda::format_of<typename Case::Cache::Element>}) {
     KVC_CUDA(cudaMemset(pool.data(), 0xff, pool.size()));
-    KVC_CUDA(cudaMemcpy(pool.data() + at, of.cache.data(), bytes, cudaMemcpyHostToDevice));
+    to_device(pool.data() + at, of.cache.data(), bytes);
   }
   [[nodiscard]] auto view() const {
     return cuda::layer_view<typename Case::Cache::Element>(pool.data() + at, c.cache.layout(), c.cache.shape(),
@@ -159,7 +159,7 @@ TEST(decode_beyond_2_to_31_elements) {
   KVC_CUDA(cudaMemset(pool.data(), 0xff, bytes));
   const Index moved = blocks - 64;
   const auto small = static_cast<std::size_t>(c.cache.layout().size()) * 2;
-  KVC_CUDA(cudaMemcpy(pool.data() + moved * block_elements * 2, c.cache.data(), small, cudaMemcpyHostToDevice));
+  to_device(pool.data() + moved * block_elements * 2, c.cache.data(), small);
   cuda::BatchTables tables = c.tables;
   for (std::int32_t& block : tables.kv_indices) {
     block += static_cast<std::int32_t>(moved);

@@ -24,6 +24,13 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+/// Copies to device memory, and waits until it has arrived: from pageable memory cudaMemcpy may return before, and a
+/// stream that is not the default one would not wait for it.
+inline void to_device(void* to, const void* from, std::size_t bytes) {
+  KVC_CUDA(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));
+  KVC_CUDA(cudaDeviceSynchronize());
+}
+
 /// An array in device memory, first filled with NaN.
 template <class T>
 class DeviceArray {
@@ -33,7 +40,7 @@ class DeviceArray {
     KVC_CUDA(cudaDeviceSynchronize());
   }
   explicit DeviceArray(const std::vector<T>& from) : DeviceArray(from.size()) {
-    KVC_CUDA(cudaMemcpy(memory_.data(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
+    to_device(memory_.data(), from.data(), from.size() * sizeof(T));
   }
   [[nodiscard]] T* data() const { return reinterpret_cast<T*>(memory_.data()); }
   [[nodiscard]] std::size_t size() const { return count_; }

@@ -26,7 +26,7 @@ struct PrefillOnDevice {
         batch({.sequences = static_cast<Index>(of.sequences.size()) + 3,
                .pages = 100000,
                .queries = of.tables.queries() + 5}) {
-    KVC_CUDA(cudaMemcpy(pool.data(), of.cache.data(), pool.size(), cudaMemcpyHostToDevice));
+    to_device(pool.data(), of.cache.data(), pool.size());
   }
   [[nodiscard]] auto view() const {
     return cuda::layer_view<typename Case::Cache::Element>(pool.data(), c.cache.layout(), c.cache.shape(), c.layer());
@@ -38,7 +38,7 @@ struct PrefillOnDevice {
 
 template <class Number, class Case>
 std::vector<std::byte> run(PrefillOnDevice<Case>& device, const cuda::BatchTables& tables,
-                           const std::vector<std::byte>& q, bool plain = false) {
+                           const std::vector<std::byte>& q, cuda::PrefillKernel kernel = cuda::PrefillKernel::best) {
   if (tables.queries() == 0) {
     return {};
   }
@@ -48,16 +48,12 @@ std::vector<std::byte> run(PrefillOnDevice<Case>& device, const cuda::BatchTable
   const auto* const from = reinterpret_cast<const Number*>(in.data());
   auto* const to = reinterpret_cast<Number*>(out.data());
   const Index heads = device.c.query_heads();
-  if (plain) {
-    cuda::plain_prefill(device.view(), device.batch, heads, from, to, device.c.spec.options, stream);
-  } else {
-    cuda::prefill(device.view(), device.batch, heads, from, to, device.c.spec.options, stream);
-  }
+  cuda::prefill(device.view(), device.batch, heads, from, to, device.c.spec.options, stream, {}, kernel);
   stream.wait();
   return out.host();
 }
 
-/// Right, fast and plain; the same bits twice; and every sequence has the bits alone and in chunks that it has in the
+/// Right, by each kernel; the same bits twice; and every sequence has the bits alone and in chunks that it has in the
 /// batch.
 template <class T, class Number, class P, class L = kvc::HeadMajor>
 void check(const PrefillSpec& spec, const typename P::Config& config, float tolerance) {
@@ -71,8 +67,10 @@ void check(const PrefillSpec& spec, const typename P::Config& config, float tole
   CHECK(difference < tolerance) << "dims" << spec.key_dim << spec.value_dim << "group" << spec.group << "window"
                                 << spec.options.window << "causal" << spec.options.causal << "difference" << difference;
   CHECK(run<Number>(device, c.tables, c.q) == out) << "not the same bits twice";
-  const float plain = c.difference(run<Number>(device, c.tables, c.q, true), expected);
-  CHECK(plain < tolerance) << "plain" << plain;
+  for (const auto kernel : {cuda::PrefillKernel::warps, cuda::PrefillKernel::plain}) {
+    const float other = c.difference(run<Number>(device, c.tables, c.q, kernel), expected);
+    CHECK(other < tolerance) << (kernel == cuda::PrefillKernel::plain ? "plain" : "by warps") << other;
+  }
   for (std::size_t b = 0; b < c.sequences.size(); ++b) {
     for (const Pos rows : std::set<Pos>{c.queries[b], c.queries[b] / 3}) {
       const Index first = c.tables.q_indptr[b + 1] - rows;

@@ -87,6 +87,7 @@ class Block {
       makecontext(&fiber.context, &Block::enter, 0);
     }
     for (std::size_t done = 0; done < fibers_.size();) {
+      ++turn_;
       // A warp runs as far as it can before the next one does, so that a barrier that is missing between them shows.
       bool moved = false;
       for (std::size_t i = 0; i < fibers_.size(); i += 32) {
@@ -108,12 +109,18 @@ class Block {
       if (error_) {
         std::rethrow_exception(error_);  // the other fibers are left where they are
       }
-      if (!moved && done < fibers_.size()) {
+      if (!moved && done < fibers_.size() && !(when_stalled && when_stalled())) {
         throw std::logic_error("a barrier or warp operation that not all threads reach");
       }
     }
+    if (at_end) {
+      at_end();
+    }
     current() = nullptr;
   }
+  /// Called when no thread can go on: true if something has happened meanwhile. And when all threads have ended.
+  static inline bool (*when_stalled)() = nullptr;
+  static inline void (*at_end)() = nullptr;
 
   static Block*& current() {
     static Block* block = nullptr;
@@ -127,6 +134,19 @@ class Block {
   void sync_block() {
     ++running_->block_round;
     wait();
+  }
+  /// Waits until `condition` holds, alone.
+  void wait_until(const std::function<bool()>& condition) {
+    if (!condition()) {
+      running_->condition = &condition;
+      wait();
+      running_->condition = nullptr;
+    }
+  }
+  /// Lets every other thread that can run do so first.
+  void give_way() {
+    const unsigned turn = turn_;
+    wait_until([this, turn] { return turn_ != turn; });
   }
   /// What each lane of the warp brought to this operation. `operation` must be the same for all of them.
   template <class T>
@@ -161,6 +181,7 @@ class Block {
     unsigned block_round = 0;  // barriers reached
     unsigned warp_round = 0;   // warp operations reached
     bool done = false;
+    const std::function<bool()>* condition = nullptr;  // beyond which it may not run
     void* fake_stack = nullptr;
   };
 
@@ -172,7 +193,7 @@ class Block {
         return false;
       }
     }
-    return fiber.block_round == least_block_round();
+    return fiber.block_round == least_block_round() && (fiber.condition == nullptr || (*fiber.condition)());
   }
   [[nodiscard]] unsigned least_block_round() const {
     unsigned least = ~0U;
@@ -231,6 +252,7 @@ class Block {
   Fiber* running_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
+  unsigned turn_ = 0;  // in which all threads that can run do
 #if defined(KVC_EMULATION_ASAN)
   void* scheduler_fake_ = nullptr;
   const void* scheduler_stack_ = nullptr;

@@ -23,11 +23,21 @@ inline std::byte* dynamic_shared() {
 /// Whether copies arrive when they are waited for, rather than at once.
 inline bool copies_are_late = true;
 
+/// For each 16 bytes of dynamic_shared: whether an asynchronous copy has written them, and no thread has said so to
+/// the async proxy since (emulate_hopper.hpp).
+inline std::vector<bool>& unpublished() {
+  static std::vector<bool> chunks((227 << 10) / 16, false);
+  return chunks;
+}
+
 struct Copy {
   std::byte* to;
   const std::byte* from;
   bool there;
   void run() const {
+    if (to >= dynamic_shared() && to < dynamic_shared() + (227 << 10)) {
+      unpublished()[static_cast<std::size_t>(to - dynamic_shared()) / 16] = true;
+    }
     if (there) {
       std::memcpy(to, from, 16);
     } else {
@@ -81,54 +91,6 @@ inline void load_matrices(std::uintptr_t row, std::uint32_t (&out)[4], bool tran
       return x;
     };
     out[i] = transposed ? at(2 * t, g) | at(2 * t + 1, g) << 16 : at(g, 2 * t) | at(g, 2 * t + 1) << 16;
-  }
-}
-
-/// Where number (row, column) of a described matrix is, by the PTX ISA: rows of 128 bytes, bits 7 to 9 of an address
-/// into its bits 4 to 6. Addresses are those within dynamic_shared.
-inline std::uint32_t described(std::uint64_t matrix, unsigned row, unsigned column) {
-  if (matrix >> 62 != 1) {
-    throw std::logic_error("a swizzle that is not emulated");
-  }
-  const auto start = static_cast<std::uint32_t>(matrix & 0x3fffU) << 4;
-  const auto eights = static_cast<std::uint32_t>(matrix >> 32 & 0x3fffU) << 4;
-  std::uint32_t at = start + row / 8 * eights + row % 8 * 128 + column * 2;
-  at ^= (at >> 7 & 7U) << 4;
-  std::uint16_t x;
-  std::memcpy(&x, dynamic_shared() + at, 2);
-  return x;
-}
-/// wgmma.m64n64k16, of which a warp computes its own 16 rows. Both operands described, b transposed.
-inline void multiply_by_warpgroup(bool bf16, float (*c)[4], std::uint64_t a, std::uint64_t b, bool add) {
-  __syncwarp();
-  const unsigned thread = Block::current()->thread(), first = thread / 32 % 4 * 16, g = thread % 32 / 4, t = thread % 4;
-  for (unsigned n = 0; n < 8; ++n) {
-    for (unsigned i = 0; i < 4; ++i) {
-      float sum = add ? c[n][i] : 0.0F;
-      for (unsigned k = 0; k < 16; ++k) {
-        sum = std::fma(from_16_bits(bf16, described(a, first + g + 8 * (i / 2), k)),
-                       from_16_bits(bf16, described(b, 8 * n + 2 * t + i % 2, k)), sum);
-      }
-      c[n][i] = sum;
-    }
-  }
-}
-/// The same with a in registers, and rows of b described.
-inline void multiply_by_warpgroup(bool bf16, float (*c)[4], const std::uint32_t (&a)[4], std::uint64_t b) {
-  struct Operand {
-    std::uint32_t a[4];
-  };
-  constexpr int multiplying_by_warpgroup = 101;
-  const auto all = Block::current()->exchange(Operand{{a[0], a[1], a[2], a[3]}}, multiplying_by_warpgroup);
-  const unsigned g = Block::current()->thread() % 32 / 4, t = Block::current()->thread() % 4;
-  for (unsigned n = 0; n < 8; ++n) {
-    for (unsigned i = 0; i < 4; ++i) {
-      for (unsigned k = 0; k < 16; ++k) {
-        const std::uint32_t pair = all[4 * g + k % 8 / 2].a[i / 2 + 2 * (k / 8)];
-        c[n][i] = std::fma(from_16_bits(bf16, k % 2 == 0 ? pair & 0xffffU : pair >> 16),
-                           from_16_bits(bf16, described(b, k, 8 * n + 2 * t + i % 2)), c[n][i]);
-      }
-    }
   }
 }
 

@@ -22,7 +22,7 @@ namespace cuda = kvc::cuda;
 using kvc::Pos;
 
 /// Runs a kernel as cuda::prefill does. D: numbers of a head of the fast kernel, 0 for the plain one.
-template <int D, bool Warpgroups = false, class T, class P, class L, Format Q>
+template <int D, class T, class P, class L, Format Q>
 std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& tables,
                            const std::vector<std::byte>& q) {
   constexpr Format F = cuda::format_of<T>;
@@ -49,20 +49,19 @@ std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& 
     kvc_emulation::launch({static_cast<unsigned>(tables.queries() + 2), grid_y}, cuda::detail::plain_threads,
                           [&] { cuda::plain_prefill_kernel<F, Q>(a); });
   } else {
-    static_assert(cuda::detail::PrefillShape<D, Warpgroups>::shared_bytes <= 163 << 10, "Ampere has no more");
+    static_assert(cuda::detail::PrefillShape<D>::shared_bytes <= 163 << 10, "Ampere has no more");
     const auto slots = static_cast<unsigned>(cuda::prefill_slots(tiles, tables.size() + 1, tables.queries() + 3));
     kvc_emulation::launch({slots, static_cast<unsigned>(c.spec.kv_heads * tiles.head_tiles)},
-                          cuda::detail::PrefillShape<D, Warpgroups>::threads,
-                          [&] { cuda::prefill_kernel<F, D, Warpgroups>(a); });
+                          cuda::detail::PrefillShape<D>::threads, [&] { cuda::prefill_kernel<F, D>(a); });
   }
   return out;
 }
 
 /// A case is right.
-template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged, bool Warpgroups = false>
+template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged>
 void check(const PrefillSpec& spec, const typename P::Config& config, float tolerance) {
   PrefillCase<T, P, L, Q> c(spec, config);
-  const std::vector<std::byte> out = run<D, Warpgroups>(c, c.tables, c.q);
+  const std::vector<std::byte> out = run<D>(c, c.tables, c.q);
   const float difference = c.difference(out, c.expected());
   CAPTURE(D, spec.key_dim, spec.group, spec.options.window, difference);
   REQUIRE(difference < tolerance);
@@ -196,33 +195,19 @@ TEST_CASE("emulated products of tiles in shared memory are those of matrices", "
       }
     }
   };
-  SECTION("of a warp") {
-    kvc_emulation::launch({}, 32, [&] {
-      const Fragments<cuda::prefill_rows> q(shared_address(shared), true);
-      const Fragments<keys> k(shared_address(k_tile), false), v(shared_address(v_tile), true);
-      float scores[2][keys / 8][4];
-      multiply_keys<Format::f16, D>(q, k, scores);
-      RowState<D, 2> state{};
-      take_scores(0, scores[0]);
-      take_scores(16, scores[1]);
-      REQUIRE_FALSE((multiply_values<Format::f16, true>(v, scores, state)));
-      take_output(0, state.o[0]);
-      take_output(16, state.o[1]);
-    });
-    require_products(rows);
-  }
-  SECTION("of two warpgroups") {
-    kvc_emulation::launch({}, 256, [&] {
-      const int warp = static_cast<int>(threadIdx.x / 32U);
-      float scores[keys / 8][4], output[D / 8][4] = {};
-      multiply_keys_by_warpgroup<Format::f16, D>(
-          shared_address(shared) + static_cast<unsigned>(warp / 4 * 64 * panel_row), shared_address(k_tile), scores);
-      take_scores(16 * warp, scores);
-      multiply_values_by_warpgroup<Format::f16, D>(shared_address(v_tile), scores, output);
-      take_output(16 * warp, output);
-    });
-    require_products(cuda::prefill_rows);
-  }
+  kvc_emulation::launch({}, 32, [&] {
+    const Fragments<cuda::prefill_rows> q(shared_address(shared), true);
+    const Fragments<keys> k(shared_address(k_tile), false), v(shared_address(v_tile), true);
+    float scores[2][keys / 8][4];
+    multiply_keys<Format::f16, D>(q, k, scores);
+    RowState<D, 2> state{};
+    take_scores(0, scores[0]);
+    take_scores(16, scores[1]);
+    REQUIRE_FALSE((multiply_values<Format::f16, true>(v, scores, state)));
+    take_output(0, state.o[0]);
+    take_output(16, state.o[1]);
+  });
+  require_products(rows);
 }
 
 TEST_CASE("emulated plain prefill: all formats, any extents", "[cuda]") {
@@ -267,17 +252,6 @@ TEST_CASE("emulated prefill: heads of other than 64 numbers, and values of other
   spec.key_dim = 256;
   spec.value_dim = 208;
   check<256, Eigen::half, Format::f16>(spec, {.blocks = 12, .block_tokens = 16}, 3e-3F);
-}
-
-TEST_CASE("emulated prefill: by warpgroups", "[cuda]") {
-  const auto config = kvc::Paged::Config{.blocks = 40, .block_tokens = 16};
-  check<64, Eigen::bfloat16, Format::bf16, kvc::HeadMajor, kvc::Paged, true>(ragged, config, 2e-2F);
-  PrefillSpec spec{.kv_heads = 1, .group = 5, .key_dim = 128, .value_dim = 120, .sequences = {{150, 40}}};
-  check<128, Eigen::half, Format::f16, kvc::HeadMajor, kvc::Paged, true>(spec, config, 3e-3F);
-  spec.key_dim = 192;
-  spec.value_dim = 256;
-  spec.options = {.window = 40, .softcap = 2};
-  check<256, Eigen::half, Format::f16, kvc::HeadMajor, kvc::Paged, true>(spec, config, 3e-3F);
 }
 
 TEST_CASE("emulated prefill: groups of one, of many heads, and of more than a tile takes", "[cuda]") {

@@ -118,6 +118,8 @@ class DecodeWork {
                                                   detail::row_tiles(limits.format, group, limits.dim));
       parts = most.parts;
       items = most.items;
+      require(items * limits.kv_heads <= max_pos, "limits.positions", limits.positions,
+              "so few that there are less than 2^31 items, of up to 512 positions of a kv head");
       Sections sections;
       counts = sections.add<std::int32_t>(2);
       part_begin = sections.add<std::int32_t>(limits.sequences + 1);

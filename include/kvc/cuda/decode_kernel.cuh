@@ -224,14 +224,13 @@ __global__ void __launch_bounds__(detail::decode_threads)
   static_assert(split_positions % step == 0);
   __shared__ detail::DecodeShared<D, N> shared;
   const int warp = static_cast<int>(threadIdx.x / 32U);
-  const BatchHeader header = *a.batch.header;
   const int kv_heads = a.kv.kv_heads, works = a.plan.items[wide ? 1 : 0] * kv_heads;
 
   for (int work = static_cast<int>(blockIdx.x); work < works; work += static_cast<int>(gridDim.x)) {
     const int kv_head = work % kv_heads;
     const DecodeItem item = (wide ? a.plan.wide : a.plan.narrow)[work / kv_heads];
     __syncthreads();  // the one before is done with the shared memory
-    detail::find_rows(a, header, item, shared);
+    detail::find_rows(a, *a.batch.header, item, shared);
     detail::load_queries<F, Q, D, N>(a, item, kv_head, shared);
     __syncthreads();
 

@@ -107,11 +107,16 @@ struct TileRange {
   }
 };
 
-/// The keys of 16 T positions.  D: numbers of a row, rounded up to what is compiled.  Once: no other block wants them.
-template <Format F, int D, int T, bool Once>
-struct KeyRows {
-  Chunk<F> chunks[T][2][D / 32];
-  float scales[T][2];  // int8
+/// Which operand rows are. What differs: the positions of a tile, and the chunks of a row, that a lane holds.
+enum class RowsOf { keys, values };
+
+/// The rows of 16 T positions.  D: numbers of a row, rounded up to what is compiled.  Once: no other block wants them.
+template <RowsOf Of, Format F, int D, int T, bool Once>
+struct DecodeRows {
+  static constexpr int positions = Of == RowsOf::keys ? 2 : 4;
+  static constexpr int columns = Of == RowsOf::keys ? D / 32 : (D + 63) / 64;
+  Chunk<F> chunks[T][positions][columns];
+  float scales[T][2];  // int8: of the positions whose scores, or weights, the lane holds
 
   /// offsets[position of the split]: where its row is behind `base`.  dim: numbers of a row, a multiple of 8.
   __device__ __forceinline__ void load(const std::byte* base, const Index* offsets, TileRange range, int dim) {
@@ -129,60 +134,17 @@ struct KeyRows {
 #pragma unroll
     for (int tile = 0; tile < T; ++tile) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int position = 16 * tile + key_position(lane, i);
+      for (int i = 0; i < positions; ++i) {
+        const int position = 16 * tile + (Of == RowsOf::keys ? key_position(lane, i) : value_position(lane, i));
         const bool visible = All || range.has(position);
         const std::byte* const row = base + offsets[range.base + position];
 #pragma unroll
-        for (int j = 0; j < D / 32; ++j) {
-          const int chunk = lane % 4 + 4 * j;
+        for (int j = 0; j < columns; ++j) {
+          const int chunk = Of == RowsOf::keys ? lane % 4 + 4 * j : lane / 4 + 8 * j;
           if (All || (visible && 8 * chunk < dim)) {
             chunks[tile][i][j].template load<Once>(row, chunk);
           } else {
             chunks[tile][i][j].zero();
-          }
-        }
-        if constexpr (F == Format::int8) {
-          scales[tile][i] = visible ? device::load_shared<float>(row + scale_offset(dim)) : 0.0F;
-        }
-      }
-    }
-  }
-};
-
-/// The values of 16 T positions.
-template <Format F, int D, int T, bool Once>
-struct ValueRows {
-  static constexpr int groups = (D + 63) / 64;
-  Chunk<F> chunks[T][4][groups];
-  float scales[T][2];  // int8: of the positions whose weights the lane holds, which are those of its keys
-
-  __device__ __forceinline__ void load(const std::byte* base, const Index* offsets, TileRange range, int dim) {
-    if (range.has_all(16 * T) && dim == D) {
-      load_some<true>(base, offsets, range, dim);
-    } else {
-      load_some<false>(base, offsets, range, dim);
-    }
-  }
-
- private:
-  template <bool All>
-  __device__ __forceinline__ void load_some(const std::byte* base, const Index* offsets, TileRange range, int dim) {
-    const int lane = static_cast<int>(threadIdx.x % 32U);
-#pragma unroll
-    for (int tile = 0; tile < T; ++tile) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int position = 16 * tile + value_position(lane, i);
-        const bool visible = All || range.has(position);
-        const std::byte* const row = base + offsets[range.base + position];
-#pragma unroll
-        for (int c = 0; c < groups; ++c) {
-          const int chunk = lane / 4 + 8 * c;
-          if (All || (visible && 8 * chunk < dim)) {
-            chunks[tile][i][c].template load<Once>(row, chunk);
-          } else {
-            chunks[tile][i][c].zero();
           }
         }
       }
@@ -190,7 +152,7 @@ struct ValueRows {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int position = 16 * tile + key_position(lane, i);
-          scales[tile][i] = range.has(position)
+          scales[tile][i] = All || range.has(position)
                                 ? device::load_shared<float>(base + offsets[range.base + position] + scale_offset(dim))
                                 : 0.0F;
         }
@@ -198,5 +160,9 @@ struct ValueRows {
     }
   }
 };
+template <Format F, int D, int T, bool Once>
+using KeyRows = DecodeRows<RowsOf::keys, F, D, T, Once>;
+template <Format F, int D, int T, bool Once>
+using ValueRows = DecodeRows<RowsOf::values, F, D, T, Once>;
 
 }  // namespace kvc::inline v0::cuda::detail

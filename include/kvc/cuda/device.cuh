@@ -1,5 +1,5 @@
 // The thin layer between the kernels and the machine: every instruction that C++ cannot name is here, what only prefill
-// needs in prefill_ptx.cuh and prefill_wgmma.cuh, and nowhere else.
+// needs in prefill_ptx.cuh, what only Hopper has in hopper.cuh, and nowhere else.
 //
 // Compiled by nvcc it is intrinsics and a few lines of PTX. Compiled by a host compiler, with tests/cuda/emulate.hpp
 // included first, the same names run on the CPU, so that the kernels run in tests where there is no GPU. A kernel uses

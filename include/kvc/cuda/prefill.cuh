@@ -5,14 +5,12 @@
 //   cuda::write(layer, batch, k, v, stream);
 //   cuda::prefill(layer, batch, query_heads, q, out, options, stream);
 //
-// Caches of f16 and bf16 go through tensor cores (prefill_kernel.cuh), all others through a plain kernel
-// (prefill_plain.cuh) that is many times slower. In both, a row has the same bits in every batch and chunk, whatever
-// policy, layout and block size its keys lie in. They are not those of the CPU, nor those of cuda::decode: sums go in
-// another order, and on tensor cores weights are rounded to 16 bits.
-//
-// On Hopper, products of warpgroups (prefill_wgmma.cuh) could take the place of those of warps. They have never run on
-// a GPU and are off; define KVC_CUDA_WGMMA, in every file that includes this, to have them where they are compiled for
-// sm_90a and the device is one.
+// Caches of f16 and bf16 go through tensor cores, all others through a plain kernel (prefill_plain.cuh) that is many
+// times slower. On Hopper, where this is compiled for sm_90a, that is by warpgroups and bulk copies
+// (prefill_hopper.cuh), elsewhere by warps (prefill_kernel.cuh); define KVC_CUDA_NO_WARPGROUPS, in every file that
+// includes this, to have the latter everywhere. In each kernel a row has the same bits in every batch and chunk,
+// whatever policy, layout and block size its keys lie in. They are not those of another kernel, of the CPU, nor of
+// cuda::decode: sums go in another order, and on tensor cores weights are rounded to 16 bits.
 //
 // Nothing is allocated and nothing is waited for. A call may be captured in a graph: how many sequences and rows there
 // are, it reads on the device.
@@ -25,13 +23,20 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/batch.cuh"
+#include "kvc/cuda/boxes.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/element.cuh"
 #include "kvc/cuda/options.hpp"
+#include "kvc/cuda/prefill_hopper.cuh"
 #include "kvc/cuda/prefill_kernel.cuh"
 #include "kvc/cuda/prefill_plain.cuh"
+#include "kvc/cuda/tensor_map.cuh"
 
 namespace kvc::inline v0::cuda {
+
+/// How cuda::prefill computes. `warps` and `plain` are what `best` is compared with: plain takes everything, warps is
+/// best where there is no Hopper.
+enum class PrefillKernel { best, warps, plain };
 
 /// What the batch of a call has at most, where that is less than the limits of the Batch: fewer blocks of threads are
 /// launched that find no work. Rows of a batch beyond it would be left as they are.
@@ -63,34 +68,57 @@ template <Format F>
   return bytes + (3 << 10) <= most;
 }
 
-#if defined(KVC_CUDA_WGMMA)
-inline constexpr bool prefill_by_warpgroups = true;
-#else
+#if defined(KVC_CUDA_NO_WARPGROUPS)
 inline constexpr bool prefill_by_warpgroups = false;
+#else
+inline constexpr bool prefill_by_warpgroups = true;
 #endif
 
-/// Whether the code of a kernel that the device runs was made for sm_90a, rather than translated from that for an
-/// earlier one.
-template <class Kernel>
-[[nodiscard]] bool is_for_hopper(Kernel kernel) {
+/// Whether the device runs code that was compiled for sm_90a: that for others declares no shared memory.
+template <Format F, int D>
+[[nodiscard]] bool has_hopper_kernel() {
   cudaFuncAttributes attributes{};
-  KVC_CUDA(cudaFuncGetAttributes(&attributes, kernel));
-  return attributes.ptxVersion == 90 && attributes.binaryVersion == 90;
+  KVC_CUDA(cudaFuncGetAttributes(&attributes, prefill_hopper_kernel<F, D>));
+  return attributes.sharedSizeBytes > 0;
 }
 
-template <Format F, int D, bool Warpgroups = false>
-void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, cudaStream_t stream) {
-  if constexpr (prefill_by_warpgroups && !Warpgroups) {
-    if (is_for_hopper(prefill_kernel<F, D, true>)) {
-      return launch_prefill<F, D, true>(a, bounds, stream);
-    }
+/// The keys and values as tensors, for boxes of the kernel; without, if they cannot be.
+template <int D, Format F>
+[[nodiscard]] PrefillMaps prefill_maps(const LayerView<F>& kv) {
+  PrefillMaps maps{};
+  const std::int32_t box = box_slots(kv.blocks, kv.block_slots, HopperShape<D>::keys);
+  const auto k = boxed_rows(kv.k, kv.key_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
+  const auto v = boxed_rows(kv.v, kv.value_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
+  if (k && v && k->token_major == v->token_major && make_tensor_map(maps.k, kv.pool, F, *k) &&
+      make_tensor_map(maps.v, kv.pool, F, *v)) {
+    maps.box = box;
+    maps.token_major = k->token_major;
   }
-  using Shape = PrefillShape<D, Warpgroups>;
-  constexpr auto kernel = prefill_kernel<F, D, Warpgroups>;
-  KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
+  return maps;
+}
+
+template <Format F>
+[[nodiscard]] dim3 prefill_grid(const PrefillArguments<F>& a, const PrefillBounds& bounds) {
   const Index slots = prefill_slots(a.tiles, bounds.sequences, bounds.queries);
   require(slots <= max_pos, "tiles of queries", slots, "at most 2^31 - 1: fewer rows or sequences");
-  const dim3 grid(static_cast<unsigned>(slots), static_cast<unsigned>(a.kv.kv_heads * a.tiles.head_tiles));
+  return dim3(static_cast<unsigned>(slots), static_cast<unsigned>(a.kv.kv_heads * a.tiles.head_tiles));
+}
+
+template <Format F, int D>
+void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, bool warpgroups, cudaStream_t stream) {
+  const dim3 grid = prefill_grid(a, bounds);
+  if constexpr (prefill_by_warpgroups) {
+    if (warpgroups && has_hopper_kernel<F, D>()) {
+      using Shape = HopperShape<D>;
+      constexpr auto kernel = prefill_hopper_kernel<F, D>;
+      KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
+      kernel<<<grid, Shape::threads, Shape::shared_bytes, stream>>>(a, prefill_maps<D>(a.kv));
+      return check_launch("prefill_hopper_kernel");
+    }
+  }
+  using Shape = PrefillShape<D>;
+  constexpr auto kernel = prefill_kernel<F, D>;
+  KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
   kernel<<<grid, Shape::threads, Shape::shared_bytes, stream>>>(a);
   check_launch("prefill_kernel");
 }
@@ -142,17 +170,6 @@ template <Format F>
 
 }  // namespace detail
 
-/// As prefill, always by the plain kernel. What the fast one is tested against.
-template <class Number, Format F>
-void plain_prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, const Number* q, Number* out,
-                   const AttentionOptions& options, cudaStream_t stream, std::optional<PrefillBounds> bounds = {}) {
-  const PrefillBounds most = detail::checked_bounds(batch, bounds);
-  const PrefillArguments<F> a = detail::prefill_arguments(kv, batch, query_heads, q, out, options);
-  if (most.queries > 0) {
-    detail::launch_plain_prefill<F, format_of<Number>>(a, most, stream);
-  }
-}
-
 /// out[i] = attention of query row i over the keys that it may see; 0 if it sees none. The rows of a sequence are those
 /// of its last positions, in order: of the batch's sequence b rows q_indptr[b] .. q_indptr[b + 1] - 1.
 ///
@@ -170,7 +187,8 @@ void plain_prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads
 /// Throws std::invalid_argument if extents, options, bounds or alignment do not fit, Error if a launch fails.
 template <class Number, Format F>
 void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, const Number* q, Number* out,
-             const AttentionOptions& options, cudaStream_t stream, std::optional<PrefillBounds> bounds = {}) {
+             const AttentionOptions& options, cudaStream_t stream, std::optional<PrefillBounds> bounds = {},
+             PrefillKernel kernel = PrefillKernel::best) {
   constexpr Format Q = format_of<Number>;
   static_assert(Q == Format::f32 || Q == Format::f16 || Q == Format::bf16,
                 "queries are float, __half or __nv_bfloat16");
@@ -181,17 +199,18 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
   }
   if constexpr (F == Q && code_bytes(F) == 2) {
     const int dim = detail::prefill_dim(kv.key_dim > kv.value_dim ? kv.key_dim : kv.value_dim);
-    if (detail::has_whole_chunks(kv) && a.scale > 0) {
+    const bool warpgroups = kernel == PrefillKernel::best;
+    if (detail::has_whole_chunks(kv) && a.scale > 0 && kernel != PrefillKernel::plain) {
       switch (dim) {
         case 64:
-          return detail::launch_prefill<F, 64>(a, most, stream);
+          return detail::launch_prefill<F, 64>(a, most, warpgroups, stream);
         case 128:
-          return detail::launch_prefill<F, 128>(a, most, stream);
+          return detail::launch_prefill<F, 128>(a, most, warpgroups, stream);
         case 192:
-          return detail::launch_prefill<F, 192>(a, most, stream);
+          return detail::launch_prefill<F, 192>(a, most, warpgroups, stream);
         case 256:
-          if (detail::has_shared_memory(detail::PrefillShape<256, false>::shared_bytes)) {
-            return detail::launch_prefill<F, 256>(a, most, stream);
+          if (detail::has_shared_memory(detail::PrefillShape<256>::shared_bytes)) {
+            return detail::launch_prefill<F, 256>(a, most, warpgroups, stream);
           }
           break;
         default:

@@ -37,6 +37,23 @@ struct ScoreScale {
   }
 };
 
+/// The same of all scores of a thread, if there is a softcap.
+template <int C, int T>
+__device__ __forceinline__ void cap(float (&s)[T][C][4], const ScoreScale& scale) {
+  if (scale.tangent != 0) {
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+#pragma unroll
+      for (int n = 0; n < C; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          s[tile][n][e] = scale.soften(s[tile][n][e]);
+        }
+      }
+    }
+  }
+}
+
 /// What each thread has of the rows of its warp. With lane = 4 g + t, that is rows g and g + 8 of each tile of 16 rows,
 /// and of them columns 2t and 2t + 1 of each tile of 8 columns.
 template <int D, int T>
@@ -44,7 +61,29 @@ struct RowState {
   float o[T][D / 8][4];
   float m[T][2];  ///< largest score, before `exponent` is applied
   float l[T][2];  ///< sum of weights, of the thread's columns alone until the end
+
+  __device__ __forceinline__ void reset() {
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+        o[tile][n][0] = o[tile][n][1] = o[tile][n][2] = o[tile][n][3] = 0.0F;
+      }
+      m[tile][0] = m[tile][1] = device::minus_infinity;
+      l[tile][0] = l[tile][1] = 0.0F;
+    }
+  }
 };
+
+/// Weights of keys 16 i .. 16 i + 15 as the first operand of a product.
+template <Format F, int C>
+__device__ __forceinline__ void pack_weights(const float (&s)[C][4], int i, std::uint32_t (&a)[4]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    a[2 * h] = device::pack<F>(s[2 * i + h][0], s[2 * i + h][1]);
+    a[2 * h + 1] = device::pack<F>(s[2 * i + h][2], s[2 * i + h][3]);
+  }
+}
 
 /// Whether either number of a pair is infinite or NaN.
 template <Format F>
@@ -92,22 +131,29 @@ __device__ __forceinline__ void multiply_keys(const Fragments<prefill_rows>& q, 
   }
 }
 
-/// Scores become weights, and the state follows the new maximum.  Masked: some rows do not see some of the keys, of
-/// which the first is at position `base`; visible(i, half) are those that the thread's rows of tile i see.
-template <bool Masked, int D, int T, class Visible>
-__device__ __forceinline__ void soften(float (&s)[T][prefill_keys / 8][4], RowState<D, T>& state,
-                                       const ScoreScale& scale, Pos base, Visible visible) {
+/// What the outputs of a thread's rows are to be multiplied with.
+template <int T>
+struct Shrink {
+  float of[T][2];
+};
+
+/// Scores of 8 C keys become weights, and the state follows the new maximum, but for the outputs: see `rescale`.
+/// Masked: some rows do not see some of the keys, of which the first is at position `base`; visible(i, half) are those
+/// that the thread's rows of tile i see.
+template <bool Masked, int C, int D, int T, class Visible>
+[[nodiscard]] __device__ __forceinline__ Shrink<T> soften(float (&s)[T][C][4], RowState<D, T>& state,
+                                                          const ScoreScale& scale, Pos base, Visible visible) {
   const int t = static_cast<int>(threadIdx.x % 4U);
+  Shrink<T> shrink;
 #pragma unroll
   for (int tile = 0; tile < T; ++tile) {
-    float shrink[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float largest = state.m[tile][half];
       if constexpr (Masked) {
         const VisibleKeys keys = visible(tile, half);
 #pragma unroll
-        for (int n = 0; n < prefill_keys / 8; ++n) {
+        for (int n = 0; n < C; ++n) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             float& x = s[tile][n][2 * half + e];
@@ -116,7 +162,7 @@ __device__ __forceinline__ void soften(float (&s)[T][prefill_keys / 8][4], RowSt
         }
       }
 #pragma unroll
-      for (int n = 0; n < prefill_keys / 8; ++n) {
+      for (int n = 0; n < C; ++n) {
         // A NaN need not be a maximum: its weight is NaN whatever the maximum is.
         largest = fmaxf(largest, fmaxf(s[tile][n][2 * half], s[tile][n][2 * half + 1]));
       }
@@ -125,13 +171,13 @@ __device__ __forceinline__ void soften(float (&s)[T][prefill_keys / 8][4], RowSt
       const float before = state.m[tile][half];
       // Nothing to take away from a row that has seen no key yet; and one that had not keeps nothing of it.
       const float less = largest == device::minus_infinity ? 0.0F : device::multiply(-largest, scale.exponent);
-      shrink[half] = before == largest
-                         ? 1.0F
-                         : device::fast_power_of_two(device::add(less, device::multiply(before, scale.exponent)));
+      shrink.of[tile][half] =
+          before == largest ? 1.0F
+                            : device::fast_power_of_two(device::add(less, device::multiply(before, scale.exponent)));
       state.m[tile][half] = largest;
       float sum = 0.0F;
 #pragma unroll
-      for (int n = 0; n < prefill_keys / 8; ++n) {
+      for (int n = 0; n < C; ++n) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& x = s[tile][n][2 * half + e];
@@ -139,15 +185,24 @@ __device__ __forceinline__ void soften(float (&s)[T][prefill_keys / 8][4], RowSt
           sum = device::add(sum, x);
         }
       }
-      state.l[tile][half] = device::multiply_add(state.l[tile][half], shrink[half], sum);
+      state.l[tile][half] = device::multiply_add(state.l[tile][half], shrink.of[tile][half], sum);
     }
+  }
+  return shrink;
+}
+
+/// The outputs follow the new maximum.
+template <int D, int T>
+__device__ __forceinline__ void rescale(RowState<D, T>& state, const Shrink<T>& shrink) {
+#pragma unroll
+  for (int tile = 0; tile < T; ++tile) {
     // Multiplying with one changes no bit, so that it may be left out for a warp in which nothing grew.
-    if (__any_sync(device::all_lanes, shrink[0] != 1.0F || shrink[1] != 1.0F)) {
+    if (__any_sync(device::all_lanes, shrink.of[tile][0] != 1.0F || shrink.of[tile][1] != 1.0F)) {
 #pragma unroll
       for (int n = 0; n < D / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          state.o[tile][n][i] = device::multiply(state.o[tile][n][i], shrink[i / 2]);
+          state.o[tile][n][i] = device::multiply(state.o[tile][n][i], shrink.of[tile][i / 2]);
         }
       }
     }
@@ -165,11 +220,7 @@ __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v
     std::uint32_t a[T][4];
 #pragma unroll
     for (int tile = 0; tile < T; ++tile) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        a[tile][2 * h] = device::pack<F>(s[tile][2 * i + h][0], s[tile][2 * i + h][1]);
-        a[tile][2 * h + 1] = device::pack<F>(s[tile][2 * i + h][2], s[tile][2 * i + h][3]);
-      }
+      pack_weights<F>(s[tile], i, a[tile]);
     }
 #pragma unroll
     for (int j = 0; j < D / 16; ++j) {
@@ -193,16 +244,15 @@ __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v
   return special;
 }
 
-/// Adds the values that multiply_values left out to the rows that see them: whatever their weight, infinity or NaN is
-/// left.
-template <Format F, int D, int T, class Visible>
+/// Adds the values that are left out of the product to the rows that see them: whatever their weight, infinity or NaN
+/// is left.
+template <Format F, int Keys, int D, int T, class Visible>
 __device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D, T>& state, Pos base, Visible visible) {
   const int t = static_cast<int>(threadIdx.x % 4U);
-  for (int key = 0; key < prefill_keys; ++key) {
+  for (int key = 0; key < Keys; ++key) {
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      const std::uint32_t pair =
-          *reinterpret_cast<const std::uint32_t*>(v_tile + chunk_offset<prefill_keys>(key, n) + 4 * t);
+      const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(v_tile + chunk_offset<Keys>(key, n) + 4 * t);
       if (has_special<F>(pair)) {
 #pragma unroll
         for (int tile = 0; tile < T; ++tile) {

@@ -45,6 +45,8 @@ struct LayerView {
   std::int32_t kv_heads;
   std::int32_t key_dim;
   std::int32_t value_dim;
+  Index blocks;       ///< of the pool
+  Index block_slots;  ///< of a block; 0: not known
 
   [[nodiscard]] KVC_HOST_DEVICE std::byte* k_row(Index block, Index head, Index slot) const noexcept {
     return pool + k.offset(block, head, slot);
@@ -104,12 +106,19 @@ template <ElementType T, Layout L>
     return RowStrides{base * unit, (offset(1, layer, 0, 0) - base) * unit, (offset(0, layer, 1, 0) - base) * unit,
                       (offset(0, layer, 0, 1) - base) * unit};
   };
+  Index blocks = 0, block_slots = 0;
+  if constexpr (requires { layout.extents(); }) {
+    blocks = layout.extents().blocks;
+    block_slots = layout.extents().block_tokens;
+  }
   return {pool,
           strides([&](int block, Index l, Index head, Pos slot) { return layout.k(BlockId{block}, l, head, slot); }),
           strides([&](int block, Index l, Index head, Pos slot) { return layout.v(BlockId{block}, l, head, slot); }),
           static_cast<std::int32_t>(shape.kv_heads),
           static_cast<std::int32_t>(shape.key_dim),
-          static_cast<std::int32_t>(shape.value_dim)};
+          static_cast<std::int32_t>(shape.value_dim),
+          blocks,
+          block_slots};
 }
 
 /// One layer of a cache in device memory. Copies that the cache has asked for and that were not launched yet are

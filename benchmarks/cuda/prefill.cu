@@ -1,0 +1,64 @@
+// Prefill over caches in device memory: operations of the two products that causality leaves, per second.
+#include <vector>
+
+#include "bench.hpp"
+#include "kvc/cuda/prefill.cuh"
+#include "kvc/cuda/space.cuh"
+#include "kvc/policy/paged.hpp"
+
+namespace {
+
+using namespace kvc_bench;
+namespace cuda = kvc::cuda;
+using kvc::Pos;
+using Number = __nv_bfloat16;
+constexpr Index query_heads = 32, kv_heads = 8;
+
+/// `batch` sequences of `positions`, of which the last `queries` have query rows.
+void prefill(const char* name, Index batch, Pos positions, Pos queries, Index dim,
+             cuda::PrefillKernel kernel = cuda::PrefillKernel::best) {
+  constexpr Index layers = 2;  // input sets
+  cudaStream_t stream = nullptr;
+  KVC_CUDA(cudaStreamCreate(&stream));
+  {
+    kvc::KvCache<Number, kvc::Paged, kvc::HeadMajor, cuda::DeviceSpace> cache(
+        {.layers = layers, .kv_heads = kv_heads, .key_dim = dim},
+        {.blocks = batch * ((positions + 15) / 16), .block_tokens = 16}, cuda::DeviceSpace(stream));
+    fill<Format::bf16>(cache.data(), cache.layout().size() * 2, 256, stream);
+    std::vector<kvc::SeqId> sequences;
+    for (Index i = 0; i < batch; ++i) {
+      sequences.push_back(cache.open());
+    }
+    for (Pos at = 0; at < positions; at += 16) {  // by turns, so that blocks of a sequence are scattered
+      for (const kvc::SeqId seq : sequences) {
+        cache.commit(cache.extend(seq, std::min<Pos>(16, positions - at)));
+      }
+    }
+    const std::vector<Pos> rows(sequences.size(), queries);
+    const cuda::BatchTables tables =
+        cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(rows));
+    cuda::Batch of({.sequences = batch, .pages = cache.policy().blocks(), .queries = batch * queries});
+    of.upload(tables, stream);
+    const auto bytes = static_cast<std::size_t>(batch * queries * query_heads * dim) * 2;
+    const cuda::DeviceBuffer q(bytes), out(bytes);
+    fill<Format::bf16>(q.data(), static_cast<Index>(bytes), 256, stream);
+    const double keys = static_cast<double>(queries) * (static_cast<double>(positions) - 0.5 * (queries - 1));
+    report(name, "flops", 4.0 * static_cast<double>(batch * query_heads * dim) * keys, times(stream, 20, [&](int i) {
+             cuda::prefill(cuda::view(cache, i % layers), of, query_heads, reinterpret_cast<const Number*>(q.data()),
+                           reinterpret_cast<Number*>(out.data()), {}, stream, {}, kernel);
+           }));
+  }
+  KVC_CUDA(cudaStreamDestroy(stream));
+}
+
+}  // namespace
+
+int main() {
+  prefill("prefill bf16, 16384 causal", 1, 16384, 16384, 128);
+  prefill("prefill bf16, 16384 causal, by warps", 1, 16384, 16384, 128, cuda::PrefillKernel::warps);
+  prefill("prefill bf16, 2048 after 14336", 1, 16384, 2048, 128);
+  prefill("prefill bf16, 16 x 1024 causal", 16, 1024, 1024, 128);
+  prefill("prefill bf16, dim 64, 16384 causal", 1, 16384, 16384, 64);
+  prefill("prefill bf16, dim 256, 16384 causal", 1, 16384, 16384, 256);
+  return 0;
+}

@@ -1,0 +1,331 @@
+// What Hopper (sm_90a) adds to device.cuh: barriers in shared memory that copies complete by themselves, bulk copies
+// of boxes of a tensor, products of four warps together, and registers that move between warpgroups. Under emulation
+// (tests/cuda/emulate_hopper.hpp) the same names run on the CPU.
+//
+// Sources: the chapters "mbarrier", "cp.async.bulk.tensor" and "Asynchronous Warpgroup Level Matrix Instructions" of
+// the PTX ISA. What a descriptor says, and which lane has which number, was compared with the layouts of NVIDIA's
+// CUTLASS (cute/arch/mma_sm90_desc.hpp, cute/atom/mma_traits_sm90_gmma.hpp), the spelling of the instructions with it
+// and with CCCL (cuda/__ptx).
+//
+// Two proxies read and write shared memory. What threads have written (generic) products by descriptor and bulk copies
+// (async) see only after `publish_writes`; what bulk copies have written, threads and products see that have waited
+// for their barrier.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "kvc/cuda/device.cuh"
+#include "kvc/cuda/format.hpp"
+#include "kvc/cuda/prefill_ptx.cuh"
+
+#if defined(__CUDACC__)
+#include <cuda.h>  // CUtensorMap; nothing of it is called, nor linked
+#endif
+
+/// Whether this is compiled for a machine that has these instructions. On others, what uses them must be left empty.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
+#define KVC_CUDA_HOPPER 1
+#endif
+
+namespace kvc::inline v0::cuda::device {
+
+#if defined(__CUDACC__)
+using TensorMap = CUtensorMap;
+#else
+using TensorMap = kvc_emulation::TensorMap;
+#endif
+
+#if defined(KVC_CUDA_HOPPER)
+
+// --- barriers in shared memory -------------------------------------------------------------------------------------
+// A phase of a barrier ends when so many arrivals as it was made for, and so many bytes as were announced, have come.
+// Phases are told apart by their parity; the first is 0.
+
+/// Eight bytes in shared memory, at a multiple of 8.
+using Barrier = std::uint64_t;
+
+/// By one thread, before `publish_barriers` and a barrier of the block.
+__device__ __forceinline__ void make_barrier(Barrier& barrier, unsigned arrivals) {
+#if defined(__CUDACC__)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
+#else
+  kvc_emulation::make_barrier(&barrier, arrivals);
+#endif
+}
+/// By the same thread, after the last of them: bulk copies know of the barriers.
+__device__ __forceinline__ void publish_barriers() {
+#if defined(__CUDACC__)
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void arrive(Barrier& barrier) {
+#if defined(__CUDACC__)
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
+#else
+  kvc_emulation::arrive_and_give_way(&barrier);
+#endif
+}
+/// Arrives, and announces bytes that bulk copies of this phase bring.
+__device__ __forceinline__ void arrive_and_expect(Barrier& barrier, unsigned bytes) {
+#if defined(__CUDACC__)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes)
+               : "memory");
+#else
+  kvc_emulation::arrive(&barrier, bytes);
+#endif
+}
+/// Arrives once all copies that this thread has begun by copy_async are there.
+__device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barrier)) : "memory");
+#else
+  kvc_emulation::arrive_after_copies(&barrier);
+#endif
+}
+/// Waits for the end of the phase of this parity: returns if it is over, and the next one is not.
+__device__ __forceinline__ void wait(Barrier& barrier, unsigned parity) {
+#if defined(__CUDACC__)
+  asm volatile(
+      "{ .reg .pred done;\n"
+      "KVC_WAIT: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra KVC_DONE;\n"
+      "bra KVC_WAIT;\n"
+      "KVC_DONE: }" ::"r"(shared_address(&barrier)),
+      "r"(parity)
+      : "memory");
+#else
+  kvc_emulation::wait(&barrier, parity);
+#endif
+}
+
+/// Waits until `threads` threads, a multiple of 32, have come to barrier `id`: 1 to 15, 0 is that of __syncthreads.
+__device__ __forceinline__ void meet(int id, int threads) {
+#if defined(__CUDACC__)
+  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#else
+  (void)kvc_emulation::meet(id, threads, false);
+#endif
+}
+/// The same; whether `condition` is true for any of them.
+[[nodiscard]] __device__ __forceinline__ bool meet_any(int id, int threads, bool condition) {
+#if defined(__CUDACC__)
+  int any;
+  asm volatile(
+      "{ .reg .pred mine, any; setp.ne.b32 mine, %3, 0; barrier.red.or.pred any, %1, %2, mine; selp.b32 %0, 1, 0, any; "
+      "}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(condition ? 1 : 0)
+      : "memory");
+  return any != 0;
+#else
+  return kvc_emulation::meet(id, threads, condition);
+#endif
+}
+
+/// Makes what this thread has written to shared memory, or has seen of what others wrote, visible to products and bulk
+/// copies that it, or who meets it afterwards, begins.
+__device__ __forceinline__ void publish_writes() {
+#if defined(__CUDACC__)
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+  kvc_emulation::publish_writes();
+#endif
+}
+
+/// From here on this warpgroup has so many registers to a thread: a multiple of 8. Those of all may not pass the total.
+template <int Registers>
+__device__ __forceinline__ void take_registers() {
+#if defined(__CUDACC__)
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+#endif
+}
+template <int Registers>
+__device__ __forceinline__ void give_registers() {
+#if defined(__CUDACC__)
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+#endif
+}
+
+// --- bulk copies ---------------------------------------------------------------------------------------------------
+
+/// Begins to copy a box of a tensor of four dimensions, from these coordinates on, to shared memory, at a multiple of
+/// 1024 bytes: rows of 128 bytes, swizzled as prefill_shared.cuh has them, with zeros for what is beyond the tensor.
+/// The bytes of the whole box are counted by the barrier. By one thread; `map` is in the arguments of the kernel.
+__device__ __forceinline__ void copy_box(SharedAddress to, const TensorMap& map, const std::int32_t (&at)[4],
+                                         Barrier& barrier) {
+#if defined(__CUDACC__)
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(to),
+      "l"(&map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(shared_address(&barrier))
+      : "memory");
+#else
+  kvc_emulation::copy_box(to, map, at, &barrier);
+#endif
+}
+
+// --- products of a warpgroup ---------------------------------------------------------------------------------------
+// Of a 64-row result warp w of the warpgroup has rows 16 w .. 16 w + 15, and of these a lane what multiply_tiles gives
+// it. Products are asynchronous: from begin_products on, until their group is waited for, neither the registers nor
+// the shared memory that they use may be touched.
+
+/// Describes a matrix in shared memory whose rows of 64 numbers (128 bytes) lie as prefill_shared.cuh has them: eight
+/// rows begin at a multiple of 1024 bytes, swizzled, and the next eight 1024 bytes further. `start` may lie within the
+/// first row, at a multiple of 32. Columns from 64 on are `panels` bytes further; that is needed only where the rows of
+/// the described matrix are what a product sums over.
+///
+///   bits  0-13  address / 16             (matrix-descriptor-encode of the PTX ISA)
+///        16-29  leading dimension byte offset / 16: from 64 columns to the next 64; not used where rows are summed
+///        32-45  stride dimension byte offset / 16: from eight rows to the next eight
+///        49-51  base offset: 0, as the pattern begins at a multiple of 1024
+///        62-63  1: swizzle of 128 bytes
+[[nodiscard]] __device__ __forceinline__ std::uint64_t describe(SharedAddress start, unsigned panels = 16) {
+#if defined(__CUDACC__)
+  const std::uint64_t address = start;
+#else
+  const std::uint64_t address = start - shared_address(dynamic_shared());
+#endif
+  return (address & 0x3ffffU) >> 4 | std::uint64_t{panels >> 4} << 16 | std::uint64_t{1024 >> 4} << 32 |
+         std::uint64_t{1} << 62;
+}
+
+/// Before the first product of several, after registers that they use were written.
+__device__ __forceinline__ void begin_products() {
+#if defined(__CUDACC__)
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+/// Closes a group of products.
+__device__ __forceinline__ void commit_products() {
+#if defined(__CUDACC__)
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#else
+  kvc_emulation::commit_products();
+#endif
+}
+/// Waits until no more than the last `Pending` groups of this warp are under way.
+template <int Pending>
+__device__ __forceinline__ void wait_products() {
+#if defined(__CUDACC__)
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+#else
+  kvc_emulation::wait_products(Pending);
+#endif
+}
+/// Keeps the compiler from moving an access to a register of a product across this point.
+template <int N, int M, class Word>
+__device__ __forceinline__ void pin(Word (&registers)[N][M]) {
+#if defined(__CUDACC__)
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+      if constexpr (std::is_same_v<Word, float>) {
+        asm volatile("" : "+f"(registers[n][i])::"memory");
+      } else {
+        asm volatile("" : "+r"(registers[n][i])::"memory");
+      }
+    }
+  }
+#else
+  (void)registers;
+#endif
+}
+
+#if defined(__CUDACC__)
+// Operands 0 to 31, or 63, of every product below are the sums of a lane: their names in the text, and the list.
+#define KVC_SUMS_OF_8(c, n) \
+  "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+#define KVC_SUMS_OF_64(c, n)                                                                                     \
+  KVC_SUMS_OF_8(c, n), KVC_SUMS_OF_8(c, n + 1), KVC_SUMS_OF_8(c, n + 2), KVC_SUMS_OF_8(c, n + 3),                \
+      KVC_SUMS_OF_8(c, n + 4), KVC_SUMS_OF_8(c, n + 5), KVC_SUMS_OF_8(c, n + 6), KVC_SUMS_OF_8(c, n + 7)
+#define KVC_NAMES_OF_64                                                    \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define KVC_NAMES_OF_128                                                                               \
+  KVC_NAMES_OF_64                                                                                      \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "  \
+  "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+// Both operands described, the second by its columns; whether to add is operand `add`.
+#define KVC_PRODUCT(shape, type, names, a, b, add)                                              \
+  "{ .reg .pred p; setp.ne.b32 p, " add ", 0; wgmma.mma_async.sync.aligned." shape ".f32." type \
+  "." type " {" names "}, " a ", " b ", p, 1, 1, 0, 0; }"
+// The first in registers, the second described by its rows.
+#define KVC_PRODUCT_OF_REGISTERS(shape, type, names, a, b)                                      \
+  "{ .reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned." shape ".f32." type       \
+  "." type " {" names "}, {" a "}, " b ", p, 1, 1, 1; }"
+#endif
+
+/// c = a b, or c += a b if `add`, of 64 x 16 and 16 x N numbers. a, and b transposed, are described: their rows are of
+/// 16 numbers.
+///
+///   c  [N / 8][4]; c[n] is what multiply_tiles has of columns 8 n .. 8 n + 7
+template <Format F, int N>
+__device__ __forceinline__ void multiply_described(float (&c)[N / 8][4], std::uint64_t a, std::uint64_t b, bool add) {
+  static_assert(F == Format::f16 || F == Format::bf16);
+  static_assert(N == 64 || N == 128);
+#if defined(__CUDACC__)
+  if constexpr (F == Format::bf16 && N == 64) {
+    asm volatile(KVC_PRODUCT("m64n64k16", "bf16", KVC_NAMES_OF_64, "%32", "%33", "%34")
+                 : KVC_SUMS_OF_64(c, 0)
+                 : "l"(a), "l"(b), "r"(add ? 1 : 0));
+  } else if constexpr (F == Format::bf16) {
+    asm volatile(KVC_PRODUCT("m64n128k16", "bf16", KVC_NAMES_OF_128, "%64", "%65", "%66")
+                 : KVC_SUMS_OF_64(c, 0), KVC_SUMS_OF_64(c, 8)
+                 : "l"(a), "l"(b), "r"(add ? 1 : 0));
+  } else if constexpr (N == 64) {
+    asm volatile(KVC_PRODUCT("m64n64k16", "f16", KVC_NAMES_OF_64, "%32", "%33", "%34")
+                 : KVC_SUMS_OF_64(c, 0)
+                 : "l"(a), "l"(b), "r"(add ? 1 : 0));
+  } else {
+    asm volatile(KVC_PRODUCT("m64n128k16", "f16", KVC_NAMES_OF_128, "%64", "%65", "%66")
+                 : KVC_SUMS_OF_64(c, 0), KVC_SUMS_OF_64(c, 8)
+                 : "l"(a), "l"(b), "r"(add ? 1 : 0));
+  }
+#else
+  kvc_emulation::multiply_described(F == Format::bf16, N, c, a, b, add);
+#endif
+}
+/// c += a b of 64 x 16 and 16 x N numbers, where a is in registers, as for multiply_tiles, and b is described: 16 rows
+/// of N numbers. c: rows of eight columns from c[First] on.
+template <Format F, int N, int First, int Columns>
+__device__ __forceinline__ void multiply_described(float (&c)[Columns][4], const std::uint32_t (&a)[4],
+                                                   std::uint64_t b) {
+  static_assert(F == Format::f16 || F == Format::bf16);
+  static_assert(N == 64 || N == 128);
+#if defined(__CUDACC__)
+  if constexpr (F == Format::bf16 && N == 64) {
+    asm volatile(KVC_PRODUCT_OF_REGISTERS("m64n64k16", "bf16", KVC_NAMES_OF_64, "%32, %33, %34, %35", "%36")
+                 : KVC_SUMS_OF_64(c, First)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  } else if constexpr (F == Format::bf16) {
+    asm volatile(KVC_PRODUCT_OF_REGISTERS("m64n128k16", "bf16", KVC_NAMES_OF_128, "%64, %65, %66, %67", "%68")
+                 : KVC_SUMS_OF_64(c, First), KVC_SUMS_OF_64(c, First + 8)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  } else if constexpr (N == 64) {
+    asm volatile(KVC_PRODUCT_OF_REGISTERS("m64n64k16", "f16", KVC_NAMES_OF_64, "%32, %33, %34, %35", "%36")
+                 : KVC_SUMS_OF_64(c, First)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  } else {
+    asm volatile(KVC_PRODUCT_OF_REGISTERS("m64n128k16", "f16", KVC_NAMES_OF_128, "%64, %65, %66, %67", "%68")
+                 : KVC_SUMS_OF_64(c, First), KVC_SUMS_OF_64(c, First + 8)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  }
+#else
+  kvc_emulation::multiply_described(F == Format::bf16, N, c + First, a, b);
+#endif
+}
+
+#if defined(__CUDACC__)
+#undef KVC_SUMS_OF_8
+#undef KVC_SUMS_OF_64
+#undef KVC_NAMES_OF_64
+#undef KVC_NAMES_OF_128
+#undef KVC_PRODUCT
+#undef KVC_PRODUCT_OF_REGISTERS
+#endif
+
+#endif  // KVC_CUDA_HOPPER
+
+}  // namespace kvc::inline v0::cuda::device

@@ -1,0 +1,56 @@
+// Tensor maps: what bulk copies of boxes are told of the tensor that they copy from. Made on the host, by a function of
+// the driver that is looked up at run time, so that nothing is linked.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "kvc/cuda/boxes.hpp"
+#include "kvc/cuda/check.cuh"
+#include "kvc/cuda/format.hpp"
+
+namespace kvc::inline v0::cuda::detail {
+
+using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                                 const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                                 CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+/// cuTensorMapEncodeTiled; null if the driver has none.
+[[nodiscard]] inline EncodeTiled encode_tiled() {
+  static const EncodeTiled function = [] {
+    void* p = nullptr;
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+    KVC_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000, cudaEnableDefault, &found));
+#else
+    KVC_CUDA(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &p, cudaEnableDefault, &found));
+#endif
+    return found == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeTiled>(p) : nullptr;
+  }();
+  return function;
+}
+
+/// False if the driver does not take the tensor. `map` must be at a multiple of 64 bytes, which its type sees to.
+[[nodiscard]] inline bool make_tensor_map(CUtensorMap& map, std::byte* pool, Format format, const BoxedRows& rows) {
+  const EncodeTiled encode = encode_tiled();
+  if (encode == nullptr) {
+    return false;
+  }
+  cuuint64_t extents[4], strides[3];
+  cuuint32_t box[4], steps[4];
+  for (std::size_t d = 0; d < 4; ++d) {
+    extents[d] = rows.extents[d];
+    box[d] = rows.box[d];
+    steps[d] = 1;
+    if (d < 3) {
+      strides[d] = rows.strides[d];
+    }
+  }
+  return encode(&map, format == Format::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
+                pool + rows.base, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+}  // namespace kvc::inline v0::cuda::detail
