@@ -152,6 +152,10 @@ int main(int argc, char** argv) {
     add<Paged, Paged>("transfer/paged16/message_kib:" + std::to_string(kib), 16, 16, kib << 10);
   }
   add<Paged, Paged>("transfer/paged16_as_paged32", 16, 32);
+  add<Paged, Paged>("transfer/paged16_as_paged64", 16, 64);
+  add<Paged, Paged>("transfer/paged64_as_paged16", 64, 16);
+  add<Paged, Paged>("transfer/paged32_as_paged128", 32, 128);
+  add<Paged, Contiguous>("transfer/paged16_as_contiguous", 16, 16);
   add<Contiguous, Paged>("transfer/contiguous_as_paged16", 16, 16);
   for (const Pos shared : {1024, 2048, 3072}) {
     add<Paged, PrefixShared<>>("shared_prefix/" + std::to_string(shared), 16, 16, Index{2} << 20, shared);

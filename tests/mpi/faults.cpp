@@ -22,7 +22,8 @@ struct World {
 /// How many transfers ended how, by peer.
 using Counts = std::map<Peer, std::map<TransferOutcome, int>>;
 
-constexpr auto short_timeout = std::chrono::milliseconds(700);
+/// Who has stalled is found out after this. Long enough for a process that gets little of a busy machine, which has not.
+constexpr auto short_timeout = std::chrono::seconds(4);
 constexpr SenderOptions small_messages{.timeout = patience, .message_bytes = 50000};
 
 class PrefillEngine {

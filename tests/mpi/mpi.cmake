@@ -34,5 +34,5 @@ foreach(fault IN LISTS faults)
   set_tests_properties(mpi/faults/${fault} PROPERTIES
     PASS_REGULAR_EXPRESSION "all is well" FAIL_REGULAR_EXPRESSION "not so: |terminate called|wrong|Sanitizer|runtime error")
 endforeach()
-# Each takes two processors for some seconds.
-set_tests_properties(${tests} PROPERTIES LABELS mpi TIMEOUT 120 PROCESSORS 2)
+# Each takes two processors for some seconds. The programs give up by themselves after 100 s.
+set_tests_properties(${tests} PROPERTIES LABELS mpi TIMEOUT 240 PROCESSORS 2)

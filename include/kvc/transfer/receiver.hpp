@@ -29,7 +29,6 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <list>
 #include <map>
@@ -38,16 +37,16 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "kvc/core/error.hpp"
-#include "kvc/core/scope.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
-#include "kvc/policy/salt.hpp"
 #include "kvc/transfer/offer.hpp"
 #include "kvc/transfer/outbox.hpp"
 #include "kvc/transfer/protocol.hpp"
+#include "kvc/transfer/room.hpp"
 #include "kvc/transfer/rows.hpp"
 #include "kvc/transport/concept.hpp"
 
@@ -251,7 +250,7 @@ class SequenceReceiver {
     if (std::optional<Refusal> refusal = read_offer(head, in, arrival.body_bytes(), own_, t.offered)) {
       return refusal;
     }
-    if (!can_ever_hold(t.offered.length)) {
+    if (!transfer_detail::can_ever_hold(*cache_, t.offered.length)) {
       return Refusal{TransferOutcome::never_fits,
                      detail::text({std::to_string(t.offered.length), " positions are more than this pool allows"})};
     }
@@ -267,62 +266,20 @@ class SequenceReceiver {
     held.tickets.push_back(transport_->accept(std::move(arrival), std::span(&piece, piece.empty() ? 0 : 1)));
     return std::nullopt;
   }
-  [[nodiscard]] bool can_ever_hold(Pos length) const {
-    const auto& policy = cache_->policy();
-    if constexpr (requires { policy.config().max_tokens; }) {
-      if (length > policy.config().max_tokens) {
-        return false;
-      }
-    }
-    return length <= policy.blocks() * policy.block_tokens();
-  }
-
   /// The tokens are here: takes room for the sequence. A refusal if there is none.
   std::optional<Refusal> open(Transfer& t) {
-    const std::span<const std::byte> body(t.held.offer);
-    std::vector<Token> tokens(static_cast<std::size_t>(t.offered.tokens));
-    const auto token_bytes = body.first(tokens.size() * sizeof(Token));
-    if (!tokens.empty()) {
-      std::memcpy(tokens.data(), token_bytes.data(), token_bytes.size());
+    auto reserved =
+        transfer_detail::reserve(*cache_, t.offered, t.held.offer, options_.reserve_tokens, options_.retention);
+    if (auto* refusal = std::get_if<Refusal>(&reserved)) {
+      return std::move(*refusal);
     }
-    const auto salt_bytes = body.subspan(token_bytes.size());
-    const std::optional<Salt> salt =
-        Salt::from_bytes({reinterpret_cast<const char*>(salt_bytes.data()), salt_bytes.size()});
-    if (!salt) {
-      return Refusal{TransferOutcome::broken, "the salt of the offer is none"};
-    }
-    OpenOptions options;
-    options.salt = *salt;
-    options.retention = options_.retention;
-    if constexpr (requires { cache_->admission(tokens, Pos{0}, options); }) {
-      // Not by trying: that would evict before it fails. Of unknown tokens only the number matters.
-      const Pos reserve = std::min<Pos>(options_.reserve_tokens, max_pos - t.offered.length);
-      const Admission admission = tokens.empty() ? cache_->admission({}, t.offered.length + reserve, options)
-                                                 : cache_->admission(tokens, reserve, options);
-      if (admission != Admission::now) {
-        return no_room(t, admission == Admission::never ? TransferOutcome::never_fits : TransferOutcome::no_room);
-      }
-    }
-    const std::optional<Opened> opened = cache_->try_open(tokens, options);
-    if (!opened) {
-      return no_room(t, TransferOutcome::no_room);
-    }
-    detail::OnExit undo([&] { cache_->close(opened->seq); });
-    const auto rest = std::span(std::as_const(tokens)).subspan(static_cast<std::size_t>(opened->cached));
-    t.held.step =
-        tokens.empty() ? cache_->try_extend(opened->seq, t.offered.length) : cache_->try_extend(opened->seq, rest);
-    if (!t.held.step) {
-      return no_room(t, TransferOutcome::no_room);
-    }
-    undo.dismiss();
-    t.held.seq = opened->seq;
-    t.cached = opened->cached;
+    auto& room = std::get<transfer_detail::Room<Cache>>(reserved);
+    t.held.seq = room.seq;
+    t.held.step.emplace(std::move(room.step));
+    t.cached = room.cached;
     t.layers.assign(static_cast<std::size_t>(cache_->shape().layers), t.cached);
     t.held.offer = {};
     return std::nullopt;
-  }
-  [[nodiscard]] static Refusal no_room(const Transfer& t, TransferOutcome outcome) {
-    return {outcome, detail::text({"for ", std::to_string(t.offered.length), " positions"})};
   }
 
   void receive_rows(typename Transfers::iterator at, transfer_detail::HeadReader& in, Arrival&& arrival) {

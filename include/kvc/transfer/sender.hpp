@@ -39,6 +39,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/salt.hpp"
+#include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/outbox.hpp"
 #include "kvc/transfer/protocol.hpp"
 #include "kvc/transfer/rows.hpp"
@@ -131,8 +132,7 @@ class SequenceSender {
     t.body->insert(t.body->end(), salt.begin(), salt.end());
     t.tokens = static_cast<std::int32_t>(offer.tokens.size());
     t.offer.tokens = {};
-    t.layers.assign(static_cast<std::size_t>(cache_->shape().layers),
-                    Layer{std::min(length, cache_->length(offer.seq)), 0});
+    t.rows = transfer_detail::LayerProgress(cache_->shape().layers, std::min(length, cache_->length(offer.seq)));
     t.heard = now;
     const TransferId id = ++last_id_;
     advance(id, transfers_.emplace(id, std::move(t)).first->second);
@@ -149,8 +149,7 @@ class SequenceSender {
     }
     Transfer& t = at->second;
     require_between(last, Pos{0}, std::min(t.offer.length, cache_->policy().reserved(t.offer.seq)), "last");
-    Layer& own = t.layers[static_cast<std::size_t>(layer)];
-    own.ready = std::max(own.ready, last);
+    t.rows.ready(layer, last);
     send_all();
   }
 
@@ -164,9 +163,7 @@ class SequenceSender {
     Transfer& t = at->second;
     require(cache_->policy().reserved(t.offer.seq) >= t.offer.length, "finish", cache_->policy().reserved(t.offer.seq),
             "called when the sequence has all positions that were offered");
-    for (Layer& layer : t.layers) {
-      layer.ready = t.offer.length;
-    }
+    t.rows.all_ready(t.offer.length);
     t.note.assign(note.begin(), note.end());
     t.finished = true;
     send_all();
@@ -233,15 +230,11 @@ class SequenceSender {
   using HeadWriter = transfer_detail::HeadWriter;
 
   enum class State { unsent, offered, sending, ending };
-  struct Layer {
-    Pos ready;
-    Pos sent;
-  };
   struct Transfer {
     Offer offer;
     std::int32_t tokens = 0;
     std::shared_ptr<std::vector<std::byte>> body = std::make_shared<std::vector<std::byte>>();  // of OFFER
-    std::vector<Layer> layers;
+    transfer_detail::LayerProgress rows;
     std::vector<std::byte> note;
     std::deque<Ticket> tickets;
     State state = State::unsent;
@@ -266,17 +259,8 @@ class SequenceSender {
     return by > no_deadline - time ? no_deadline : time + by;
   }
 
-  /// A layer whose rows can be sent.
-  [[nodiscard]] static std::optional<std::size_t> next_layer(const Transfer& t) noexcept {
-    for (std::size_t i = 0; i < t.layers.size(); ++i) {
-      if (t.layers[i].sent < t.layers[i].ready) {
-        return i;
-      }
-    }
-    return std::nullopt;
-  }
   [[nodiscard]] static bool is_waiting(const Transfer& t) noexcept {
-    return t.state != State::sending || !t.tickets.empty() || t.finished || next_layer(t);
+    return t.state != State::sending || !t.tickets.empty() || t.finished || t.rows.has_next();
   }
 
   bool send_all() {
@@ -310,8 +294,8 @@ class SequenceSender {
     if (t.state != State::sending) {
       return false;
     }
-    if (const std::optional<std::size_t> layer = next_layer(t)) {
-      return send_rows(id, t, *layer);
+    if (t.rows.has_next()) {
+      return send_rows(id, t);
     }
     // Not before all rows have left: should this side give up, its blocks are used again, and a receiver that has not
     // taken them yet must not believe what it finds there.
@@ -321,24 +305,19 @@ class SequenceSender {
     }
     return false;
   }
-  bool send_rows(TransferId id, Transfer& t, std::size_t layer) {
+  bool send_rows(TransferId id, Transfer& t) {
     const std::uint64_t token_bytes = transfer_detail::token_bytes(description_);
     const Index most = std::max<Index>(1, options_.message_bytes / static_cast<Index>(token_bytes));
     const Pos block_tokens = cache_->policy().block_tokens();
-    Layer& rows = t.layers[layer];
-    Index last = std::min<Index>(rows.ready, rows.sent + most);
-    if (last < rows.ready && last - last % block_tokens > rows.sent) {
-      last -= last % block_tokens;  // blocks stay whole
-    }
-    const PosRange range{rows.sent, static_cast<Pos>(last)};
+    const auto [layer, range] = t.rows.next(most, block_tokens).value();
     pieces_.clear();
-    finder_.add(*cache_, cache_->data(), t.offer.seq, static_cast<Index>(layer), range,
-                io_detail::row_order<typename Cache::LayoutType>(), block_tokens, pieces_);
+    finder_.add(*cache_, cache_->data(), t.offer.seq, layer, range, io_detail::row_order<typename Cache::LayoutType>(),
+                block_tokens, pieces_);
     const transfer_detail::RowsRecord record{static_cast<std::int32_t>(layer), range.first, range.last, 0};
     if (!send(t, HeadWriter(Kind::rows, id).add(record), pieces_.pieces())) {
       return false;
     }
-    rows.sent = range.last;
+    t.rows.sent({layer, range});
     t.bytes += static_cast<std::uint64_t>(range.size()) * token_bytes;
     return true;
   }
@@ -370,9 +349,7 @@ class SequenceSender {
       const auto record = in.take<transfer_detail::AcceptRecord>();
       if (record && 0 <= record->first && record->first < std::max(1, t.tokens)) {
         t.cached = record->first;
-        for (Layer& layer : t.layers) {
-          layer.sent = record->first;
-        }
+        t.rows.skip(record->first);
         t.state = State::sending;
         return;
       }

@@ -17,7 +17,6 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <iterator>
 #include <memory>
@@ -30,31 +29,9 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/transport/concept.hpp"
+#include "kvc/transport/copy.hpp"
 
 namespace kvc::inline v0 {
-
-namespace detail {
-
-/// Copies the bytes of `from` to those of `to`, which are as many, cut in whatever way.
-inline void copy_pieces(SendPieces from, ReceivePieces to) noexcept {
-  std::size_t taken = 0;  // of the first piece of `from`
-  for (std::span<std::byte> piece : to) {
-    while (!piece.empty()) {
-      const std::size_t count = std::min(piece.size(), from.front().size() - taken);
-      if (count > 0) {
-        std::memcpy(piece.data(), from.front().data() + taken, count);
-      }
-      piece = piece.subspan(count);
-      taken += count;
-      if (taken == from.front().size()) {
-        from = from.subspan(1);
-        taken = 0;
-      }
-    }
-  }
-}
-
-}  // namespace detail
 
 class InProcess {
   struct Message {

@@ -29,20 +29,20 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <span>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/transport/backoff.hpp"
 #include "kvc/transport/concept.hpp"
 #include "kvc/transport/mpi_notes.hpp"
 #include "kvc/transport/mpi_operation.hpp"
 #include "kvc/transport/mpi_process.hpp"
+#include "kvc/transport/mpi_stream.hpp"
 
 namespace kvc::inline v0 {
 
@@ -50,6 +50,7 @@ class MpiTransport {
   using Operation = detail::MpiOperation;
   using OperationPtr = std::shared_ptr<Operation>;
   using Note = detail::MpiNote;
+  using Stream = detail::MpiStream;
 
  public:
   struct Config {
@@ -225,7 +226,7 @@ class MpiTransport {
     const OperationPtr operation = std::exchange(arrival.operation_, nullptr);
     if (operation->state == TicketState::pending) {
       operation->receive_to(pieces);
-      match(neighbour(operation->peer), operation->channel);
+      match(stream_of(*operation), operation->channel);
     }
     return Ticket(operation);
   }
@@ -241,30 +242,24 @@ class MpiTransport {
   bool cancel(Ticket& ticket) {
     progress();
     if (state(ticket) == TicketState::pending && ticket.operation_->receives) {
-      auto& arriving =
-          neighbour(ticket.operation_->peer).streams[static_cast<std::size_t>(ticket.operation_->channel)].arriving;
-      const auto at = std::find(arriving.begin(), arriving.end(), ticket.operation_);
-      if (at != arriving.end()) {
-        *at = ticket.operation_->cut();
-      }
+      stream_of(*ticket.operation_).cut(ticket.operation_);
     }
     return state(ticket) != TicketState::pending;
   }
 
+  /// MPI has no way to sleep until something comes, so this looks again and again (transport/backoff.hpp): after 1 ms
+  /// at most, or 100 us while messages are under way, which MPI may have to move on.
   bool wait(TimePoint until) {
-    for (int turns = 0;; ++turns) {
+    TimePoint now = std::chrono::steady_clock::now();
+    for (const detail::Backoff backoff(now);; now = std::chrono::steady_clock::now()) {
       progress();
       if (std::exchange(seen_, events_) != events_ || has_arrivals()) {
         return true;
       }
-      if (std::chrono::steady_clock::now() >= until) {
+      if (now >= until) {
         return false;
       }
-      if (turns < 200) {
-        std::this_thread::yield();
-      } else {  // others may need the processor
-        std::this_thread::sleep_for(std::chrono::microseconds(20));
-      }
+      backoff.pause(now, until, std::chrono::microseconds(active_.empty() ? 1000 : 100));
     }
   }
 
@@ -279,11 +274,6 @@ class MpiTransport {
   }
 
  private:
-  struct Stream {
-    Index unacknowledged = 0;           // messages sent there
-    Index taken = 0;                    // messages that came, and are still to be acknowledged
-    std::deque<OperationPtr> arriving;  // bodies of which not all parts have been matched, in the order of their heads
-  };
   struct Neighbour {
     std::vector<Stream> streams;  // by channel
     std::uint64_t sending_bytes = 0;
@@ -304,28 +294,16 @@ class MpiTransport {
   void require_channel(Channel channel) const { require_between(channel, Channel{0}, channels() - 1, "channel"); }
   [[nodiscard]] Neighbour& neighbour(Peer peer) noexcept { return peers_[static_cast<std::size_t>(peer)]; }
 
-  /// Receives parts of bodies that have been announced, to where they belong.
-  void match(Neighbour& peer, Channel channel) {
-    Stream& stream = peer.streams[static_cast<std::size_t>(channel)];
-    while (!stream.arriving.empty() && stream.arriving.front()->has_place()) {
-      const OperationPtr operation = stream.arriving.front();
-      int flag = 0;
-      MPI_Message message = MPI_MESSAGE_NULL;
-      MPI_Status status;
-      MPI_Improbe(operation->peer, body_tag(channel), comm_, &flag, &message, &status);
-      if (flag == 0) {
-        return;
-      }
-      int size = 0;
-      MPI_Get_count(&status, MPI_BYTE, &size);
-      operation->receive_part(message, size);
+  [[nodiscard]] Stream& stream_of(const Operation& operation) noexcept {
+    return neighbour(operation.peer).streams[static_cast<std::size_t>(operation.channel)];
+  }
+
+  void match(Stream& stream, Channel channel) {
+    stream.match(comm_, body_tag(channel), [&](const OperationPtr& operation) {
       if (std::find(active_.begin(), active_.end(), operation) == active_.end()) {
         active_.push_back(operation);
       }
-      if (operation->unmatched == 0) {
-        stream.arriving.pop_front();
-      }
-    }
+    });
   }
 
   void progress() {
@@ -340,7 +318,7 @@ class MpiTransport {
     notes_.test();
     for (Neighbour& peer : peers_) {
       for (Channel channel = 0; channel < channels(); ++channel) {
-        match(peer, channel);
+        match(peer.streams[static_cast<std::size_t>(channel)], channel);
       }
     }
     std::vector<OperationPtr> settled;
@@ -401,9 +379,7 @@ class MpiTransport {
     }
     ++events_;
     for (Stream& stream : peer.streams) {
-      for (OperationPtr& operation : stream.arriving) {
-        operation = operation->cut();
-      }
+      stream.cut_all();
     }
   }
 

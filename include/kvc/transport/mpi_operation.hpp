@@ -110,12 +110,14 @@ class MpiOperation {
   void receive_to(ReceivePieces pieces) { pieces_.assign(pieces.begin(), pieces.end()); }
   /// Whether it is known where the body goes.
   [[nodiscard]] bool has_place() const noexcept { return discards || !pieces_.empty(); }
-  /// Receives the next part of the body, which has been matched.
+  /// Receives the next part of the body, which has been matched. One that is larger than what is left of the body comes
+  /// to nobody, and the body fails: its sender does not keep to what the head said.
   void receive_part(MPI_Message& message, int size) {
     const auto bytes = static_cast<std::size_t>(size);
-    KVC_ASSERT(bytes <= unmatched);
-    unmatched -= bytes;
-    if (discards) {
+    const bool fits = bytes <= unmatched;
+    fails_ = fails_ || !fits;
+    unmatched -= std::min<std::uint64_t>(bytes, unmatched);
+    if (discards || !fits) {
       std::vector<std::byte>& scrap = scrap_.emplace_back(bytes);
       MPI_Imrecv(scrap.data(), size, MPI_BYTE, &message, &requests_.emplace_back());
       return;

@@ -1,0 +1,70 @@
+// LayerProgress: of a sequence that is being sent, how far each layer is written, how far it has been sent, and which
+// rows go next.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <vector>
+
+#include "kvc/core/types.hpp"
+
+namespace kvc::inline v0::transfer_detail {
+
+class LayerProgress {
+ public:
+  /// Positions of one layer.
+  struct Part {
+    Index layer;
+    PosRange range;
+  };
+
+  LayerProgress() = default;
+  /// The first `ready` positions of each layer are written, none is sent.
+  LayerProgress(Index layers, Pos ready) : layers_(static_cast<std::size_t>(layers), Layer{ready, 0}) {}
+
+  /// Positions of `layer` before `last` are written.
+  void ready(Index layer, Pos last) noexcept {
+    Layer& own = layers_[static_cast<std::size_t>(layer)];
+    own.ready = std::max(own.ready, last);
+  }
+  /// The same of all layers.
+  void all_ready(Pos last) noexcept {
+    for (Layer& layer : layers_) {
+      layer.ready = std::max(layer.ready, last);
+    }
+  }
+  /// The receiver has the positions before `first`.
+  void skip(Pos first) noexcept {
+    for (Layer& layer : layers_) {
+      layer.sent = first;
+    }
+  }
+  /// Whether there is something to send. O(layers).
+  [[nodiscard]] bool has_next() const noexcept {
+    return std::any_of(layers_.begin(), layers_.end(), [](const Layer& layer) { return layer.sent < layer.ready; });
+  }
+  /// The rows to send next: at most `most` positions of the first layer that has any, cut where a block ends if that
+  /// leaves some. O(layers).
+  [[nodiscard]] std::optional<Part> next(Index most, Pos block_tokens) const noexcept {
+    const auto layer = std::find_if(layers_.begin(), layers_.end(), [](const Layer& l) { return l.sent < l.ready; });
+    if (layer == layers_.end()) {
+      return std::nullopt;
+    }
+    Index last = std::min<Index>(layer->ready, layer->sent + most);
+    if (last < layer->ready && last - last % block_tokens > layer->sent) {
+      last -= last % block_tokens;
+    }
+    return Part{layer - layers_.begin(), {layer->sent, static_cast<Pos>(last)}};
+  }
+  void sent(const Part& part) noexcept { layers_[static_cast<std::size_t>(part.layer)].sent = part.range.last; }
+
+ private:
+  struct Layer {
+    Pos ready;
+    Pos sent;
+  };
+  std::vector<Layer> layers_;
+};
+
+}  // namespace kvc::inline v0::transfer_detail

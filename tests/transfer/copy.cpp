@@ -1,0 +1,67 @@
+// Bodies are copied whole, however they are cut, and whether they are streamed past the caches or not.
+#include "kvc/transport/copy.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/core/space.hpp"
+#include "random_source.hpp"
+
+namespace {
+using namespace kvc_test;
+
+/// Cuts `bytes` at random places, and mixes the pieces: some are empty, some of a few bytes, some of many lines.
+template <class Byte>
+std::vector<std::span<Byte>> cut(Random& random, std::span<Byte> bytes) {
+  std::vector<std::span<Byte>> pieces;
+  while (!bytes.empty()) {
+    const std::size_t most = random.one_in(2) ? 100 : 100'000;
+    std::size_t count = random.between<std::size_t>(0, most);
+    if (const auto beyond = (reinterpret_cast<std::uintptr_t>(bytes.data()) + count) % 64; beyond <= count) {
+      count -= random.one_in(4) ? 0 : beyond;  // most begin at a line
+    }
+    pieces.push_back(bytes.first(std::min(count, bytes.size())));
+    bytes = bytes.subspan(pieces.back().size());
+  }
+  for (std::size_t i = 1; i < pieces.size(); ++i) {
+    std::swap(pieces[i], pieces[random.between<std::size_t>(0, i)]);
+  }
+  return pieces;
+}
+template <class Byte>
+std::vector<std::byte> joined(const std::vector<std::span<Byte>>& pieces) {
+  std::vector<std::byte> all;
+  for (const auto& piece : pieces) {
+    all.insert(all.end(), piece.begin(), piece.end());
+  }
+  return all;
+}
+}  // namespace
+
+TEST_CASE("A body is copied whole, however it is cut on both sides", "[transport]") {
+  Random random(seed_or(30));
+  const auto limit = static_cast<std::size_t>(kvc::detail::streamed_body_bytes);
+  for (const std::size_t bytes :
+       {std::size_t{0}, std::size_t{1}, std::size_t{5000}, limit - 1, limit, 2 * limit + 77}) {
+    std::vector<std::byte> source(bytes + 64);
+    for (std::size_t i = 0; i < source.size(); ++i) {
+      source[i] = static_cast<std::byte>(i * 2654435761U >> 13U);
+    }
+    constexpr std::size_t rim = 64;  // that must stay as it is
+    kvc::detail::LargeVector<std::byte> target(bytes + 2 * rim, std::byte{0xee});
+    const std::size_t shift = random.between<std::size_t>(0, 64);
+    const auto from = cut(random, std::span<const std::byte>(source).subspan(shift, bytes));
+    const auto to = cut(random, std::span(target).subspan(rim, bytes));
+    kvc::detail::copy_pieces(from, to);
+    REQUIRE(joined(to) == joined(from));
+    for (std::size_t i = 0; i < rim; ++i) {
+      REQUIRE(target[i] == std::byte{0xee});
+      REQUIRE(target[rim + bytes + i] == std::byte{0xee});
+    }
+  }
+}
