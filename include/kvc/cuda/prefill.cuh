@@ -74,12 +74,12 @@ inline constexpr bool prefill_by_warpgroups = false;
 inline constexpr bool prefill_by_warpgroups = true;
 #endif
 
-/// Whether the device runs code that was compiled for sm_90a: that for others declares no shared memory.
+/// Whether the device runs code that was compiled for sm_90a: that for others is empty, and takes few registers.
 template <Format F, int D>
 [[nodiscard]] bool has_hopper_kernel() {
   cudaFuncAttributes attributes{};
   KVC_CUDA(cudaFuncGetAttributes(&attributes, prefill_hopper_kernel<F, D>));
-  return attributes.sharedSizeBytes > 0;
+  return attributes.numRegs > 64;
 }
 
 /// The keys and values as tensors, for boxes of the kernel; without, if they cannot be.

@@ -221,7 +221,7 @@ __device__ __forceinline__ void tidy_values(std::byte* v, RowState<D, 1>& state,
 }  // namespace detail
 
 /// gridDim as for prefill_kernel; the threads and shared memory of HopperShape. F, D: as there. Compiled for anything
-/// but sm_90a it is empty, and declares no shared memory.
+/// but sm_90a it is empty.
 template <Format F, int D>
 __global__ void __launch_bounds__(detail::HopperShape<D>::threads, 1)
     prefill_hopper_kernel(const __grid_constant__ PrefillArguments<F> a, const __grid_constant__ PrefillMaps maps) {
