@@ -18,7 +18,7 @@ struct StepTiming {
 
 /// How a fit stands to what it was made from.
 struct Fit {
-  Hardware hardware;        ///< peak, attention_peak, bandwidth, per_sequence and overhead
+  Hardware hardware;        ///< peak, attention_peak, decode_peak, bandwidth, per_sequence, overhead
   double median_error = 0;  ///< |predicted / measured - 1|
   double largest_error = 0;
   std::size_t timings = 0;
@@ -31,7 +31,7 @@ inline constexpr double no_limit = 1e21;
 /// steps are bound by operations and which by bytes comes out of it; a part that the timings do not show is 0, or
 /// `no_limit`.
 ///
-/// The timings must be of steps of different kinds. Throws std::invalid_argument where there are fewer than 6, or one
+/// The timings must be of steps of different kinds. Throws std::invalid_argument where there are fewer than 7, or one
 /// that took no time.
 [[nodiscard]] Fit fit_hardware(const ModelShape& model, const std::vector<StepTiming>& timings);
 
