@@ -34,21 +34,23 @@ double loss(const std::vector<Asked>& steps, const Costs& costs) {
   double sum = 0;
   for (const Asked& step : steps) {
     const double error = step.predicted(costs) / step.seconds - 1;
-    sum += error * error;
+    sum += step.seconds * error * error;
   }
   return sum;
 }
 
-/// Least squares of relative errors where it is known what bounds each step. No cost is negative: the most negative one
-/// is left out, until there is none.
+/// Least squares of weighted relative errors where it is known what bounds each step. No cost is negative: the most
+/// negative one is left out, until there is none.
 Costs solve(const std::vector<Asked>& steps, const std::vector<bool>& by_bytes) {
   const auto rows = static_cast<Index>(steps.size());
   Eigen::MatrixXd a(rows, unknowns);
+  Eigen::VectorXd wanted(rows);
   for (Index i = 0; i < rows; ++i) {
     const Asked& s = steps[static_cast<std::size_t>(i)];
     const double compute = by_bytes[static_cast<std::size_t>(i)] ? 0 : 1;
     a.row(i) << compute * s.matrices, compute * s.prefill, compute * s.decode, (1 - compute) * s.bytes, 1, s.sequences;
-    a.row(i) /= s.seconds;
+    a.row(i) /= std::sqrt(s.seconds);  // relative, times the root of the weight
+    wanted[i] = std::sqrt(s.seconds);
   }
   Costs scale;
   for (Index j = 0; j < unknowns; ++j) {
@@ -67,7 +69,7 @@ Costs solve(const std::vector<Asked>& steps, const std::vector<bool>& by_bytes) 
     for (Index j = 0; j < part.cols(); ++j) {
       part.col(j) = a.col(kept[static_cast<std::size_t>(j)]);
     }
-    const Eigen::VectorXd x = part.colPivHouseholderQr().solve(Eigen::VectorXd::Ones(rows));
+    const Eigen::VectorXd x = part.colPivHouseholderQr().solve(wanted);
     Index least = 0;
     if (x.minCoeff(&least) < 0) {
       kept.erase(kept.begin() + least);

@@ -27,9 +27,9 @@ struct Fit {
 /// Operations or bytes per second, where the timings show no limit.
 inline constexpr double no_limit = 1e21;
 
-/// The hardware under which the cost model comes closest to the timings: least squares of the relative errors. Which
-/// steps are bound by operations and which by bytes comes out of it; a part that the timings do not show is 0, or
-/// `no_limit`.
+/// The hardware under which the cost model comes closest to the timings: least squares of the relative errors, in which
+/// a step counts by the time that it took, as it does in a run. Which steps are bound by operations and which by bytes
+/// comes out of it; a part that the timings do not show is 0, or `no_limit`.
 ///
 /// The timings must be of steps of different kinds. Throws std::invalid_argument where there are fewer than 7, or one
 /// that took no time.

@@ -160,7 +160,7 @@ Scenario calibration_traffic(const kvc::Llama& model, Index at_a_time) {
   const auto positions = static_cast<Pos>(model.config.seq_len);
   Scenario scenario;
   scenario.name = "calibration";
-  scenario.requests = 2 * at_a_time + 4;
+  scenario.requests = at_a_time + 4;
   scenario.seed = 1234;
   scenario.watermark = 0;
   scenario.scheduler.max_sequences = at_a_time;
