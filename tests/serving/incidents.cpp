@@ -143,8 +143,8 @@ TEST_CASE("chat-completions: the P99 of the TTFT spikes, and chunks end the rest
   // What a short message waits for behind a long prompt that is computed whole.
   REQUIRE(times(runs.of(prefix_shared, false).metrics.of(0).ttft.percentile(99),
                 runs.of(prefix_shared, true).metrics.of(0).ttft.percentile(99)) >= 3);
-  REQUIRE(times(runs.of(paged, false).metrics.itl().percentile(99),
-                runs.of(paged, true).metrics.itl().percentile(99)) >= 2);
+  REQUIRE(times(runs.of(paged, false).metrics.itl().percentile(99.5),
+                runs.of(paged, true).metrics.itl().percentile(99.5)) >= 2);
 }
 
 TEST_CASE("report-generator: growing allocations run out of room with a quarter free, and tokens come late",
