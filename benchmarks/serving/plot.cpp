@@ -234,7 +234,7 @@ std::string plot_mark(const Report& report) {
     hash = scramble(hash ^ static_cast<unsigned char>(c));
   }
   char text[64];
-  std::snprintf(text, sizeof text, "<!-- serve-bench --plot: %016llx -->\n", static_cast<unsigned long long>(hash));
+  std::snprintf(text, sizeof text, "<!-- drawn by serve-bench: %016llx -->\n", static_cast<unsigned long long>(hash));
   return text;
 }
 
