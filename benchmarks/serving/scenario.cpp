@@ -181,15 +181,17 @@ constexpr const char* scenario_folder = KVC_SOURCE_DIR "/benchmarks/serving/scen
 Index Scenario::pool() const {
   const Index tokens = pool_tokens > 0 ? pool_tokens : CostModel(model, hardware).pool_tokens(usable);
   const Index whole = tokens / block_tokens * block_tokens;
-  if (whole == 0 && tokens > 0) {
-    throw std::runtime_error("a pool of " + std::to_string(tokens) + " tokens has no room for one block of " +
-                             std::to_string(block_tokens));
+  const auto gigabytes = [](double bytes) { return std::to_string(std::llround(bytes / 1e9)) + " GB"; };
+  const double pool_bytes = static_cast<double>(tokens) * model.kv_bytes_per_token();
+  const double memory = hardware.memory * static_cast<double>(hardware.devices);  // 0: not known, of a real machine
+  if (tokens == 0 || (memory > 0 && model.weights() + pool_bytes > memory)) {
+    throw std::runtime_error(model.name + " needs " + gigabytes(model.weights()) + " for its weights" +
+                             (pool_tokens > 0 ? ", the pool another " + gigabytes(pool_bytes) : "") + ", and " +
+                             hardware.name + " leaves no room beside them: more devices, or other ones");
   }
   if (whole == 0) {
-    throw std::runtime_error(model.name + " needs " + std::to_string(std::llround(model.weights() / 1e9)) +
-                             " GB for its weights, and " + hardware.name +
-                             " leaves no room beside them: more devices, "
-                             "or other ones");
+    throw std::runtime_error("a pool of " + std::to_string(tokens) + " tokens has no room for one block of " +
+                             std::to_string(block_tokens));
   }
   return whole;
 }
