@@ -11,8 +11,8 @@
 namespace serving {
 namespace {
 
-/// Seconds for each operation of matrices, of attention of several queries, of attention of single ones, each byte, each
-/// step, each sequence.
+/// Seconds for each operation of matrices, of attention of several queries, of attention of single ones, each byte,
+/// each step, each sequence.
 constexpr Index unknowns = 6;
 using Costs = Eigen::Matrix<double, unknowns, 1>;
 

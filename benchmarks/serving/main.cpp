@@ -63,8 +63,9 @@ std::string model_name(const Options& options) {
   return options.model.empty() ? "shakespeare-0.7m" : std::filesystem::path(options.model).filename().string();
 }
 
-/// Really serves all. To calibrate, steps are timed before each run, and all that is repeated several times: what happens
-/// on the machine meanwhile happens to both. The runs of the report are those of the median TTFT, and the simulations.
+/// Really serves all. To calibrate, steps are timed before each run, and all that is repeated several times: what
+/// happens on the machine meanwhile happens to both. The runs of the report are those of the median TTFT, and the
+/// simulations.
 void serve_and_measure(const Options& options, Report& report) {
   const kvc::Llama model = load_model(options.model);
   const RealMachine machine{&model, Threads(options.threads), options.clock};
