@@ -4,8 +4,8 @@
 //   serve-bench --trace conversation_trace.jsonl --policy paged,prefix-shared --json results.json
 //   serve-bench --mode real --scenario small-model-chat --calibrate
 //
-// The library's policies under a scheduler with continuous batching, in simulated or real time. serve-bench --help says the
-// rest.
+// The library's policies under a scheduler with continuous batching, in simulated or real time. serve-bench --help
+// says the rest.
 #include <algorithm>
 #include <filesystem>
 #include <iostream>
