@@ -35,7 +35,7 @@ endforeach()
 
 add_library(kvc_unbuilt OBJECT ${sources})
 target_compile_options(kvc_unbuilt PRIVATE -fsyntax-only)
-target_compile_definitions(kvc_unbuilt PRIVATE "KVC_GENERATE=\"\"" "KVC_REPLAY=\"\"")
+target_compile_definitions(kvc_unbuilt PRIVATE "KVC_GENERATE=\"\"" "KVC_REPLAY=\"\"" "KVC_SERVE_BENCH=\"\"")
 target_include_directories(kvc_unbuilt PRIVATE tests benchmarks examples examples/generate)
 target_link_libraries(kvc_unbuilt PRIVATE kvc_own Catch2::Catch2 $<TARGET_NAME_IF_EXISTS:kvc_serve>
   $<TARGET_NAME_IF_EXISTS:kvc::mpi> $<TARGET_NAME_IF_EXISTS:benchmark::benchmark>

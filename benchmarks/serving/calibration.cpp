@@ -11,20 +11,22 @@
 namespace serving {
 namespace {
 
-/// Seconds for each operation of matrices, of attention, each byte, each step, each sequence.
-constexpr Index unknowns = 5;
+/// Seconds for each operation of matrices, of attention of several queries, of attention of single ones, each byte,
+/// each step, each sequence.
+constexpr Index unknowns = 6;
 using Costs = Eigen::Matrix<double, unknowns, 1>;
 
 /// What is asked of the machine, in the units of the costs.
 struct Asked {
-  double matrices = 0, attention = 0, bytes = 0, sequences = 0;
+  double matrices = 0, prefill = 0, decode = 0, bytes = 0, sequences = 0;
   double seconds = 0;
 
-  [[nodiscard]] bool bound_by_bytes(const Costs& c) const noexcept {
-    return bytes * c[2] > matrices * c[0] + attention * c[1];
+  [[nodiscard]] double compute(const Costs& c) const noexcept {
+    return matrices * c[0] + prefill * c[1] + decode * c[2];
   }
+  [[nodiscard]] bool bound_by_bytes(const Costs& c) const noexcept { return bytes * c[3] > compute(c); }
   [[nodiscard]] double predicted(const Costs& c) const noexcept {
-    return std::max(bytes * c[2], matrices * c[0] + attention * c[1]) + c[3] + sequences * c[4];
+    return std::max(bytes * c[3], compute(c)) + c[4] + sequences * c[5];
   }
 };
 
@@ -32,21 +34,23 @@ double loss(const std::vector<Asked>& steps, const Costs& costs) {
   double sum = 0;
   for (const Asked& step : steps) {
     const double error = step.predicted(costs) / step.seconds - 1;
-    sum += error * error;
+    sum += step.seconds * error * error;
   }
   return sum;
 }
 
-/// Least squares of relative errors where it is known what bounds each step. No cost is negative: the most negative one
-/// is left out, until there is none.
+/// Least squares of weighted relative errors where it is known what bounds each step. No cost is negative: the most
+/// negative one is left out, until there is none.
 Costs solve(const std::vector<Asked>& steps, const std::vector<bool>& by_bytes) {
   const auto rows = static_cast<Index>(steps.size());
   Eigen::MatrixXd a(rows, unknowns);
+  Eigen::VectorXd wanted(rows);
   for (Index i = 0; i < rows; ++i) {
     const Asked& s = steps[static_cast<std::size_t>(i)];
     const double compute = by_bytes[static_cast<std::size_t>(i)] ? 0 : 1;
-    a.row(i) << compute * s.matrices, compute * s.attention, (1 - compute) * s.bytes, 1, s.sequences;
-    a.row(i) /= s.seconds;
+    a.row(i) << compute * s.matrices, compute * s.prefill, compute * s.decode, (1 - compute) * s.bytes, 1, s.sequences;
+    a.row(i) /= std::sqrt(s.seconds);  // relative, times the root of the weight
+    wanted[i] = std::sqrt(s.seconds);
   }
   Costs scale;
   for (Index j = 0; j < unknowns; ++j) {
@@ -65,7 +69,7 @@ Costs solve(const std::vector<Asked>& steps, const std::vector<bool>& by_bytes) 
     for (Index j = 0; j < part.cols(); ++j) {
       part.col(j) = a.col(kept[static_cast<std::size_t>(j)]);
     }
-    const Eigen::VectorXd x = part.colPivHouseholderQr().solve(Eigen::VectorXd::Ones(rows));
+    const Eigen::VectorXd x = part.colPivHouseholderQr().solve(wanted);
     Index least = 0;
     if (x.minCoeff(&least) < 0) {
       kept.erase(kept.begin() + least);
@@ -120,13 +124,14 @@ std::vector<StepTiming> median_of(const std::vector<std::vector<StepTiming>>& ro
 }
 
 Fit fit_hardware(const ModelShape& model, const std::vector<StepTiming>& timings) {
-  kvc::require(timings.size() >= 6, "timings.size()", timings.size(), "at least 6");
+  kvc::require(timings.size() >= 7, "timings.size()", timings.size(), "at least 7");
   const CostModel counts(model, {"", 1, 1, 0, 1, 0, ""});  // for its counts alone
   std::vector<Asked> steps;
   for (const StepTiming& timing : timings) {
     kvc::require(timing.seconds > 0, "seconds", timing.seconds, "above 0");
-    steps.push_back({counts.matrix_operations(timing.cost), counts.attention_operations(timing.cost),
-                     counts.bytes(timing.cost), static_cast<double>(timing.cost.sequences), timing.seconds});
+    steps.push_back({counts.matrix_operations(timing.cost), counts.prefill_attention_operations(timing.cost),
+                     counts.decode_attention_operations(timing.cost), counts.bytes(timing.cost),
+                     static_cast<double>(timing.cost.sequences), timing.seconds});
   }
   // What bounds a step is a matter of its tokens, first of all: so these are good places to begin at.
   Costs best = Costs::Zero();
@@ -148,9 +153,10 @@ Fit fit_hardware(const ModelShape& model, const std::vector<StepTiming>& timings
   fit.hardware.source = "fitted to " + std::to_string(timings.size()) + " measured steps";
   fit.hardware.peak = per_second(best[0]);
   fit.hardware.attention_peak = per_second(best[1]);
-  fit.hardware.bandwidth = per_second(best[2]);
-  fit.hardware.overhead = best[3];
-  fit.hardware.per_sequence = best[4];
+  fit.hardware.decode_peak = per_second(best[2]);
+  fit.hardware.bandwidth = per_second(best[3]);
+  fit.hardware.overhead = best[4];
+  fit.hardware.per_sequence = best[5];
   fit.timings = timings.size();
   std::vector<double> errors;
   for (const Asked& step : steps) {

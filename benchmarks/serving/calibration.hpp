@@ -18,7 +18,7 @@ struct StepTiming {
 
 /// How a fit stands to what it was made from.
 struct Fit {
-  Hardware hardware;        ///< peak, attention_peak, bandwidth, per_sequence and overhead
+  Hardware hardware;        ///< peak, attention_peak, decode_peak, bandwidth, per_sequence, overhead
   double median_error = 0;  ///< |predicted / measured - 1|
   double largest_error = 0;
   std::size_t timings = 0;
@@ -27,11 +27,11 @@ struct Fit {
 /// Operations or bytes per second, where the timings show no limit.
 inline constexpr double no_limit = 1e21;
 
-/// The hardware under which the cost model comes closest to the timings: least squares of the relative errors. Which
-/// steps are bound by operations and which by bytes comes out of it; a part that the timings do not show is 0, or
-/// `no_limit`.
+/// The hardware under which the cost model comes closest to the timings: least squares of the relative errors, in which
+/// a step counts by the time that it took, as it does in a run. Which steps are bound by operations and which by bytes
+/// comes out of it; a part that the timings do not show is 0, or `no_limit`.
 ///
-/// The timings must be of steps of different kinds. Throws std::invalid_argument where there are fewer than 6, or one
+/// The timings must be of steps of different kinds. Throws std::invalid_argument where there are fewer than 7, or one
 /// that took no time.
 [[nodiscard]] Fit fit_hardware(const ModelShape& model, const std::vector<StepTiming>& timings);
 

@@ -105,7 +105,7 @@ void draw_cost_curve(const std::string& path, std::ostream& table, const ModelSh
 
   const Hardware& h = fit.hardware;
   table << shape.name << ": matrices " << fixed(h.peak / 1e9, 1) << " G operations/s, attention "
-        << fixed(h.attention_peak / 1e9, 1) << ", bytes "
+        << fixed(h.attention_peak / 1e9, 1) << ", of single queries " << fixed(h.decode_peak / 1e9, 1) << ", bytes "
         << (h.bandwidth < no_limit ? fixed(h.bandwidth / 1e9, 1) + " GB/s, " : "no limit seen, ")
         << fixed(h.overhead * 1e6, 1) << " us a step, " << fixed(h.per_sequence * 1e6, 1) << " us a sequence; "
         << fit.timings << " kinds of steps, median error " << fixed(100 * fit.median_error, 1) << " %, largest "

@@ -42,17 +42,29 @@ CostModel::CostModel(ModelShape model, Hardware hardware) : model_(std::move(mod
   kvc::require(model_.weight_bytes > 0 && model_.kv_bytes > 0, "model", model_.name,
                "one whose numbers have more than 0 bytes");
   kvc::require(hardware_.peak > 0 && hardware_.bandwidth > 0 && hardware_.devices > 0 && hardware_.overhead >= 0 &&
-                   hardware_.attention_peak >= 0 && hardware_.per_sequence >= 0,
+                   hardware_.attention_peak >= 0 && hardware_.decode_peak >= 0 && hardware_.per_sequence >= 0,
                "hardware", hardware_.name, "one with peak, bandwidth and devices above 0, and no negative overhead");
 }
 
 double CostModel::matrix_operations(const StepCost& cost) const noexcept {
-  return 2 * model_.layer_parameters() * static_cast<double>(cost.tokens) +
-         2 * model_.classifier_parameters() * static_cast<double>(cost.wanted);
+  const auto tokens = static_cast<double>(cost.tokens);
+  const auto last = static_cast<double>(model_.last_rows_only ? cost.sequences : cost.tokens);
+  const auto wanted = static_cast<double>(model_.last_rows_only ? cost.sequences : cost.wanted);
+  const double all = model_.layer_parameters();
+  const double of_last = all / static_cast<double>(model_.layers) - model_.kv_parameters();
+  return 2 * ((all - of_last) * tokens + of_last * last + model_.classifier_parameters() * wanted);
 }
 
-double CostModel::attention_operations(const StepCost& cost) const noexcept {
-  return 4 * static_cast<double>(model_.layers * model_.heads * model_.head_dim) * static_cast<double>(cost.pairs);
+double CostModel::prefill_attention_operations(const StepCost& cost) const noexcept {
+  const auto pairs = static_cast<double>(cost.pairs - cost.decode_context);
+  const auto in_last = model_.last_rows_only ? 0 : pairs;
+  return pair_operations() * (static_cast<double>(model_.layers - 1) * pairs + in_last);
+}
+
+double CostModel::decode_attention_operations(const StepCost& cost) const noexcept {
+  // In the last layer all queries may be single ones.
+  const auto in_last = static_cast<double>(model_.last_rows_only ? cost.context : cost.decode_context);
+  return pair_operations() * (static_cast<double>((model_.layers - 1) * cost.decode_context) + in_last);
 }
 
 double CostModel::bytes(const StepCost& cost) const noexcept {
@@ -63,10 +75,12 @@ double CostModel::bytes(const StepCost& cost) const noexcept {
 
 Time CostModel::time(const StepCost& cost) const noexcept {
   const auto devices = static_cast<double>(hardware_.devices);
-  const double compute = hardware_.attention_peak > 0
-                             ? matrix_operations(cost) / (hardware_.peak * devices) +
-                                   attention_operations(cost) / (hardware_.attention_peak * devices)
-                             : operations(cost) / (hardware_.peak * devices);
+  const double attention_peak = hardware_.attention_peak > 0 ? hardware_.attention_peak : hardware_.peak;
+  const double decode_peak = hardware_.decode_peak > 0 ? hardware_.decode_peak : attention_peak;
+  const double compute =
+      (matrix_operations(cost) / hardware_.peak + prefill_attention_operations(cost) / attention_peak +
+       decode_attention_operations(cost) / decode_peak) /
+      devices;
   const double traffic = bytes(cost) / (hardware_.bandwidth * devices);
   const double overhead = hardware_.overhead + hardware_.per_sequence * static_cast<double>(cost.sequences);
   return std::max<Time>(1, std::llround((std::max(compute, traffic) + overhead) * 1e9));

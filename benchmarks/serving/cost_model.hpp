@@ -1,7 +1,9 @@
 // How long a step takes, by the roofline: max(operations / peak, bytes / bandwidth) + overhead.
 //
 // Operations, a multiply-add counted as two: every token passes all matrices of the layers; every token that a next
-// token is wanted for passes the classifier; a query at position p meets p + 1 keys and values in every query head.
+// token is wanted for passes the classifier; a query at position p meets p + 1 keys and values in every query head. A
+// decoder may leave out what nobody reads: in the last layer it computes keys and values for all tokens, and the rest
+// for the last token of each sequence.
 // Bytes: the weights once per step, the keys and values of every sequence in the step once, what is written, and what a
 // policy moves (read and written). Activations, norms and softmax are left out: at these sizes they are a few per cent.
 //
@@ -31,13 +33,16 @@ struct ModelShape {
   double weight_bytes = 2;       ///< per parameter
   double kv_bytes = 2;           ///< per number of a key or value
   std::string source;
+  bool last_rows_only = false;  ///< queries of the last layer, and all after them, for one token of each sequence
 
   /// Parameters that every token is multiplied with.
   [[nodiscard]] double layer_parameters() const noexcept {
-    const auto attention = static_cast<double>(hidden * head_dim * (2 * heads + 2 * kv_heads));
+    const auto queries = static_cast<double>(hidden * head_dim * 2 * heads);
     const auto mlp = static_cast<double>(3 * hidden * ffn);
-    return static_cast<double>(layers) * (attention + mlp);
+    return static_cast<double>(layers) * (queries + kv_parameters() + mlp);
   }
+  /// Of one layer, those that make keys and values.
+  [[nodiscard]] double kv_parameters() const noexcept { return static_cast<double>(2 * hidden * head_dim * kv_heads); }
   [[nodiscard]] double classifier_parameters() const noexcept { return static_cast<double>(hidden * vocabulary); }
   /// Without norms and biases: a ten-thousandth.
   [[nodiscard]] double parameters() const noexcept {
@@ -59,6 +64,7 @@ struct Hardware {
   std::string source;
   // What a fit to measured steps tells apart.
   double attention_peak = 0;  ///< operations per second of attention, where they are not those of matrices; 0: `peak`
+  double decode_peak = 0;     ///< of attention of sequences with a single query; 0: `attention_peak`
   double per_sequence = 0;    ///< seconds for each sequence in a step
 };
 
@@ -74,6 +80,7 @@ struct StepCost {
   Index context = 0;  ///< positions that are read, of all sequences
   Index copied = 0;   ///< rows moved within the pool
   Index sequences = 0;
+  Index decode_context = 0;  ///< of `context`, and of `pairs`: those of sequences with a single token
 };
 
 class CostModel {
@@ -84,11 +91,12 @@ class CostModel {
   [[nodiscard]] const ModelShape& model() const noexcept { return model_; }
   [[nodiscard]] const Hardware& hardware() const noexcept { return hardware_; }
 
-  /// Of matrices and of attention.
+  /// Of matrices, of attention of several queries of a sequence, and of attention of single ones.
   [[nodiscard]] double matrix_operations(const StepCost& cost) const noexcept;
-  [[nodiscard]] double attention_operations(const StepCost& cost) const noexcept;
+  [[nodiscard]] double prefill_attention_operations(const StepCost& cost) const noexcept;
+  [[nodiscard]] double decode_attention_operations(const StepCost& cost) const noexcept;
   [[nodiscard]] double operations(const StepCost& cost) const noexcept {
-    return matrix_operations(cost) + attention_operations(cost);
+    return matrix_operations(cost) + prefill_attention_operations(cost) + decode_attention_operations(cost);
   }
   [[nodiscard]] double bytes(const StepCost& cost) const noexcept;
   [[nodiscard]] Time time(const StepCost& cost) const noexcept;
@@ -96,6 +104,11 @@ class CostModel {
   [[nodiscard]] Index pool_tokens(double usable = 0.9) const noexcept;
 
  private:
+  /// Of one query and one key, in all heads of one layer.
+  [[nodiscard]] double pair_operations() const noexcept {
+    return 4 * static_cast<double>(model_.heads * model_.head_dim);
+  }
+
   ModelShape model_;
   Hardware hardware_;
 };
@@ -111,6 +124,7 @@ template <class Cache>
     const Index n = range.size();
     cost.pairs += n * range.first + n * (n + 1) / 2;
     cost.context += range.last;
+    cost.decode_context += n == 1 ? range.last : 0;
   }
   return cost;
 }

@@ -4,8 +4,8 @@
 //   serve-bench --trace conversation_trace.jsonl --policy paged,prefix-shared --json results.json
 //   serve-bench --mode real --scenario small-model-chat --calibrate
 //
-// The library's policies under a scheduler with continuous batching, in simulated or real time. serve-bench --help says the
-// rest.
+// The library's policies under a scheduler with continuous batching, in simulated or real time. serve-bench --help
+// says the rest.
 #include <algorithm>
 #include <filesystem>
 #include <iostream>
@@ -63,8 +63,9 @@ std::string model_name(const Options& options) {
   return options.model.empty() ? "shakespeare-0.7m" : std::filesystem::path(options.model).filename().string();
 }
 
-/// Really serves all. To calibrate, steps are timed and all is served in turn, several times: what happens on the
-/// machine meanwhile happens to both. The runs of the report are those of the median TTFT, and the simulations.
+/// Really serves all. To calibrate, steps are timed before each run, and all that is repeated several times: what
+/// happens on the machine meanwhile happens to both. The runs of the report are those of the median TTFT, and the
+/// simulations.
 void serve_and_measure(const Options& options, Report& report) {
   const kvc::Llama model = load_model(options.model);
   const RealMachine machine{&model, Threads(options.threads), options.clock};
@@ -73,16 +74,16 @@ void serve_and_measure(const Options& options, Report& report) {
                                   " of this machine" +
                                   (options.clock == ClockKind::cpu ? ", in its processor time" : "");
   const int rounds = options.calibrate ? options.rounds : 1;
-  kvc_bench::Progress progress(static_cast<std::size_t>(rounds) * (runs_of(options) + 1));
+  kvc_bench::Progress progress(static_cast<std::size_t>(rounds) * runs_of(options) * (options.calibrate ? 2 : 1));
   std::vector<std::vector<StepTiming>> timings;
   std::vector<std::vector<RunResult>> real(runs_of(options));
   for (int round = 0; round < rounds; ++round) {
-    if (options.calibrate) {
-      progress.step("steps");
-      timings.push_back(time_steps(machine, 1));
-    }
     std::size_t at = 0;
     for_each_run(options, [&](double load, PolicyKind policy, bool chunked) {
+      if (options.calibrate) {
+        progress.step("steps");
+        timings.push_back(time_steps(machine, 1));
+      }
       progress.step(std::string(name(policy)) + (chunked ? ", chunked" : ""));
       real[at++].push_back(
           serve_real(report.scenario, policy, chunked, load, machine, shown_by(progress, report.scenario)));

@@ -123,10 +123,12 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   bool list = false;
   app.add_option("--scenario", options.scenario, "A scenario that came with this program, or a file")
       ->type_name("NAME|FILE");
-  app.add_option("--trace", options.trace, "Requests of a file instead; may be gzip-compressed")->type_name("FILE");
+  CLI::Option* const trace =
+      app.add_option("--trace", options.trace, "Requests of a file instead; may be gzip-compressed")->type_name("FILE");
   app.add_option("--format", format, "Of the trace: auto, mooncake, weka, azure or own; auto looks at the first line")
       ->type_name("NAME")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->needs(trace);
   options.policies = parse_policies({"all"});
   app.add_option("--policy", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.policies = parse_policies(texts);
@@ -199,7 +201,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
          "--max-output", options.max_output,
          "What the clients of a trace allow at most, where it does not say: what contiguous-reserve reserves [2048]")
       ->type_name("TOKENS")
-      ->check(CLI::Range(1, 1 << 24));
+      ->check(CLI::Range(1, 1 << 24))
+      ->needs(trace);
   std::string watch;
   app.add_option("--watch", watch, "Seconds of the run whose memory is kept and drawn, for a closer look [all]")
       ->type_name("FROM,TO");

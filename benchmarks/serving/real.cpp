@@ -39,6 +39,7 @@ ModelShape shape_of(const kvc::Llama& model, std::string name) {
   shape.weight_bytes = sizeof(float);
   shape.kv_bytes = sizeof(float);
   shape.source = "the checkpoint";
+  shape.last_rows_only = true;
   return shape;
 }
 

@@ -220,6 +220,7 @@ OrderedJson calibration_json(const Report& report) {
           {"largest_error", report.fit->largest_error},
           {"peak", h.peak},
           {"attention_peak", h.attention_peak},
+          {"decode_attention_peak", h.decode_peak},
           {"bandwidth", h.bandwidth},
           {"overhead_us", h.overhead * 1e6},
           {"per_sequence_us", h.per_sequence * 1e6},
@@ -246,7 +247,8 @@ void print_real(std::ostream& out, const Report& report) {
   out << "\ncost model of this machine, fitted to " << report.fit->timings << " kinds of steps: median error "
       << fixed(100 * report.fit->median_error, 1, " %") << ", largest "
       << fixed(100 * report.fit->largest_error, 1, " %") << "\n  matrices " << fixed(h.peak / 1e9, 1, " G/s")
-      << ", attention " << fixed(h.attention_peak / 1e9, 1, " G/s") << ", bytes "
+      << ", attention " << fixed(h.attention_peak / 1e9, 1, " G/s") << ", of single queries "
+      << fixed(h.decode_peak / 1e9, 1, " G/s") << ", bytes "
       << (h.bandwidth < no_limit ? fixed(h.bandwidth / 1e9, 1, " GB/s") : "no limit seen") << ", "
       << fixed(h.overhead * 1e6, 1, " us") << " a step, " << fixed(h.per_sequence * 1e6, 1, " us")
       << " a sequence in it\n\npredicted and measured (the median of the real runs), and their ratio\n";

@@ -254,16 +254,18 @@ function loadPlots() {
   }
   const kinds = policies.flatMap((policy) => prefills.map((how) => ({policy, how})))
     .filter(({policy, how}) => runs.some((run) => run.policy === policy && prefill(run) === how));
-  const colourOf = (policy) => colours.policies[policy] || '#000000';
+  // Where there are real and simulated runs, `policy` says which: "paged, real". What is simulated is a thin line.
+  const colourOf = (policy) => colours.policies[policy.split(', ')[0]] || '#000000';
+  const thin = (policy) => policy.endsWith(', simulated');
   const dashed = (how) => prefills.indexOf(how) > 0;
   legend('load-legend', kinds.map(({policy, how}) =>
     [prefills.length > 1 ? `${policy}, ${how}` : policy, colourOf(policy), dashed(how) ? 'dashed' : 'solid']));
   const lines = (name, title, value, axisOf) => {
     const datasets = kinds.map(({policy, how}) => ({
-      label: `${policy}, ${how}`, borderColor: colourOf(policy), backgroundColor: colourOf(policy), borderWidth: 2,
-      borderDash: dashed(how) ? [6, 4] : [],
+      label: `${policy}, ${how}`, borderColor: colourOf(policy), backgroundColor: colourOf(policy),
+      borderWidth: thin(policy) ? 1 : 2.5, borderDash: dashed(how) ? [6, 4] : [],
       pointStyle: ['circle', 'rect', 'triangle', 'rectRot'][policies.indexOf(policy) % 4],
-      pointRadius: 4, data: runs.filter((run) => run.policy === policy && prefill(run) === how)
+      pointRadius: thin(policy) ? 2 : 4, data: runs.filter((run) => run.policy === policy && prefill(run) === how)
         .map((run) => ({x: run.load, y: value(run)})).sort((a, b) => a.x - b.x),
     }));
     plot(byId('load-plots'), name, title, 300, {

@@ -181,11 +181,17 @@ constexpr const char* scenario_folder = KVC_SOURCE_DIR "/benchmarks/serving/scen
 Index Scenario::pool() const {
   const Index tokens = pool_tokens > 0 ? pool_tokens : CostModel(model, hardware).pool_tokens(usable);
   const Index whole = tokens / block_tokens * block_tokens;
+  const auto gigabytes = [](double bytes) { return std::to_string(std::llround(bytes / 1e9)) + " GB"; };
+  const double pool_bytes = static_cast<double>(tokens) * model.kv_bytes_per_token();
+  const double memory = hardware.memory * static_cast<double>(hardware.devices);  // 0: not known, of a real machine
+  if (tokens == 0 || (memory > 0 && model.weights() + pool_bytes > memory)) {
+    throw std::runtime_error(model.name + " needs " + gigabytes(model.weights()) + " for its weights" +
+                             (pool_tokens > 0 ? ", the pool another " + gigabytes(pool_bytes) : "") + ", and " +
+                             hardware.name + " leaves no room beside them: more devices, or other ones");
+  }
   if (whole == 0) {
-    throw std::runtime_error(model.name + " needs " + std::to_string(std::llround(model.weights() / 1e9)) +
-                             " GB for its weights, and " + hardware.name +
-                             " leaves no room beside them: more devices, "
-                             "or other ones");
+    throw std::runtime_error("a pool of " + std::to_string(tokens) + " tokens has no room for one block of " +
+                             std::to_string(block_tokens));
   }
   return whole;
 }
@@ -211,8 +217,8 @@ Scenario parse_scenario(std::string_view text, std::string name) {
   scenario.model = parse_model(fields.at("model"));
   scenario.hardware = parse_hardware(fields.at("hardware"));
   scenario.usable = fields.number_or("usable_memory", 0.01, 1, scenario.usable);
-  scenario.pool_tokens = fields.whole_or<Index>("pool_tokens", 1, 2'000'000'000, 0);
   scenario.block_tokens = fields.whole_or<Pos>("block_tokens", 1, 65536, scenario.block_tokens);
+  scenario.pool_tokens = fields.whole_or<Index>("pool_tokens", scenario.block_tokens, 2'000'000'000, 0);
   scenario.watermark = fields.number_or("watermark", 0, 0.9, scenario.watermark);
   scenario.growth_tokens = fields.whole_or<Pos>("growth_tokens", 1, max_tokens, scenario.growth_tokens);
   scenario.scheduler.chunk_tokens = usual_chunk;

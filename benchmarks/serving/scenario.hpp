@@ -37,7 +37,7 @@ struct Scenario {
   Watch watch;  ///< where timelines and maps of the pool are kept
 
   /// The pool that the scenario asks for, or that the weights leave, in whole blocks.
-  /// Throws std::runtime_error if they leave none.
+  /// Throws std::runtime_error if they leave none, or the hardware has no room for what is asked.
   [[nodiscard]] Index pool() const;
   /// Its requests from the first on, so many times as often.
   [[nodiscard]] std::unique_ptr<Source> source(double load = 1) const;

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <tuple>
 
 #include "kvc/cache.hpp"
 #include "kvc/policy/paged.hpp"
+#include "run_over.hpp"
 
 namespace serving {
 
@@ -123,33 +125,92 @@ std::vector<StepTiming> timings_of(const Bench& bench, const std::vector<Kind>& 
   return timings;
 }
 
+/// A decoder, and how long each step is after the one before it.
+class StepTimer {
+ public:
+  explicit StepTimer(ModelExecutor& executor) : executor_(executor) {}
+
+  [[nodiscard]] Time now() const noexcept { return executor_.now(); }
+  void wait_until(Time t) noexcept { executor_.wait_until(t); }
+  void run(TimedCache& cache, Step<TimedCache>& step) {
+    end_step();
+    cost_ = cost_of(step);
+    executor_.run(cache, step);
+  }
+  /// Called after the last step.
+  void end_step() {
+    const Time now = executor_.now();
+    if (cost_) {
+      timings.push_back({*cost_, static_cast<double>(std::max<Time>(1, now - begin_)) / second});
+      cost_.reset();
+    }
+    begin_ = now;
+  }
+
+  std::vector<StepTiming> timings;
+
+ private:
+  ModelExecutor& executor_;
+  std::optional<StepCost> cost_;
+  Time begin_ = 0;
+};
+
+/// Requests that are all there at once: what is in a step does not depend on how long steps take.
+Scenario calibration_traffic(const kvc::Llama& model, Index at_a_time) {
+  const auto positions = static_cast<Pos>(model.config.seq_len);
+  Scenario scenario;
+  scenario.name = "calibration";
+  scenario.requests = at_a_time + 4;
+  scenario.seed = 1234;
+  scenario.watermark = 0;
+  scenario.scheduler.max_sequences = at_a_time;
+  scenario.scheduler.chunk_tokens = std::max(1, positions / 8);
+  TrafficClass c;
+  c.name = "calibration";
+  c.every = 1;
+  c.burst = scenario.requests;
+  c.prompt.low = std::max(1, positions / 32);
+  c.prompt.high = std::max(c.prompt.low, positions * 3 / 4);
+  c.output.low = 2;
+  c.output.high = std::max(2, positions / 8);
+  scenario.traffic = {c};
+  scenario = fit_to(std::move(scenario), model, "");
+  // Not more memory than this, whatever the model; sequences that find no room wait.
+  constexpr double most_bytes = 512e6;
+  const auto room = static_cast<Index>(most_bytes / scenario.model.kv_bytes_per_token());
+  scenario.pool_tokens = std::max<Index>(positions, std::min(at_a_time * positions, room));
+  scenario.watch = {1, 0};  // no timeline
+  return scenario;
+}
+
+/// One round.
+std::vector<StepTiming> serve_to_calibrate(const RealMachine& machine) {
+  std::vector<StepTiming> timings;
+  for (Index at_a_time = 1; at_a_time <= 32; at_a_time *= 2) {
+    const Scenario scenario = calibration_traffic(*machine.model, at_a_time);
+    for (const bool chunked : {false, true}) {
+      RunResult result;
+      const SchedulerConfig scheduling = begin_run(scenario, PolicyKind::paged, chunked, 1, result);
+      TimedCache cache(machine.model->config.cache_shape(),
+                       pool_config<kvc::Paged>(scenario, PolicyKind::paged, scheduling));
+      ModelExecutor executor(*machine.model, machine.threads, machine.clock);
+      StepTimer timer(executor);
+      serve_over(cache, timer, scenario, scheduling, {}, result);
+      timer.end_step();
+      timings.insert(timings.end(), timer.timings.begin(), timer.timings.end());
+    }
+  }
+  return timings;
+}
+
 }  // namespace
 
 std::vector<StepTiming> time_steps(const RealMachine& machine, int rounds) {
-  Bench bench(machine);
-  const Pos all = bench.positions();
-  std::vector<Kind> kinds;
-  for (const Pos chunk : {all / 32, all / 16, all / 8, all / 4, all / 2, all * 3 / 4}) {
-    for (const Pos first : {0, all / 4, all / 2}) {
-      if (chunk >= 2 && first + chunk <= all) {
-        kinds.push_back({.chunk = chunk, .first = first});
-      }
-    }
-  }
-  for (const Index decoding : {1, 2, 4, 8, 16}) {
-    for (const Pos length : {all / 16, all / 4, all / 2, all * 7 / 8}) {
-      kinds.push_back({.decoding = decoding, .length = length});
-    }
-  }
-  for (const Index decoding : {2, 8}) {
-    for (const Pos chunk : {all / 16, all / 4}) {
-      kinds.push_back({.chunk = chunk, .first = all / 8, .decoding = decoding, .length = all / 2});
-    }
-  }
+  std::vector<std::vector<StepTiming>> all;
   for (int i = 0; i < rounds; ++i) {
-    bench.round(kinds);
+    all.push_back(serve_to_calibrate(machine));
   }
-  return timings_of(bench, kinds);
+  return median_of(all);
 }
 
 CostCurve time_curve(const RealMachine& machine, int rounds) {

@@ -11,8 +11,11 @@
 
 namespace serving {
 
-/// Prefills of a whole prompt and of its later parts, decodes of one to 16 sequences, short and long, and both in one
-/// step. The time of each is the median of at least `rounds`. Half a second for each round with the model of the project.
+/// The steps of a server under requests made for this: 1, 2, 4 ... 32 sequences at a time, prompts whole and in chunks,
+/// of all lengths that the positions of the model allow. All requests are there from the start, so the steps are the
+/// same in every round; the time of each is the median of `rounds`. It is from the beginning of the step to that of
+/// the next: scheduling, sampling and bookkeeping are in it, and caches of the processor are as cold as they are in
+/// service. One second for each round with the model of the project.
 [[nodiscard]] std::vector<StepTiming> time_steps(const RealMachine& machine, int rounds);
 
 /// A prompt in chunks, while other sequences decode: the steps until it is computed.

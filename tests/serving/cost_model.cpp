@@ -50,3 +50,28 @@ TEST_CASE("Prefill is bound by operations and decode by bytes", "[serving]") {
   REQUIRE(bound_by_operations({.tokens = 2048, .wanted = 1, .pairs = 2048 * 2049 / 2, .context = 2048}));
   REQUIRE_FALSE(bound_by_operations({.tokens = 32, .wanted = 32, .pairs = 32 * 1000, .context = 32 * 1000}));
 }
+
+TEST_CASE("Single queries have a rate of their own, and the last layer may be for one row of each sequence",
+          "[serving]") {
+  ModelShape model{"toy", 2, 4, 2, 1, 4, 8, 10, false, 2, 2, ""};
+  // A prompt of 3 tokens after 2 positions, and a single token after 9.
+  const StepCost cost{.tokens = 4, .wanted = 1, .pairs = 12 + 10, .context = 15, .sequences = 2, .decode_context = 10};
+  Hardware hardware{"", 1e3, 1e12, 1e9, 1, 0, ""};
+  const CostModel all(model, hardware);
+  REQUIRE(all.matrix_operations(cost) == 2 * (384 * 4 + 40));
+  REQUIRE(all.prefill_attention_operations(cost) == 4 * 8 * 2 * 12);
+  REQUIRE(all.decode_attention_operations(cost) == 4 * 8 * 2 * 10);
+  model.last_rows_only = true;
+  const CostModel some(model, hardware);
+  // Of the 192 weights of the last layer, 32 make keys and values; the rest and the classifier are for two rows.
+  REQUIRE(some.matrix_operations(cost) == 2 * ((192 + 32) * 4 + (160 + 40) * 2));
+  REQUIRE(some.prefill_attention_operations(cost) == 4 * 8 * 12);
+  REQUIRE(some.decode_attention_operations(cost) == 4 * 8 * (10 + 15));
+  const double matrices = some.matrix_operations(cost), prefill = some.prefill_attention_operations(cost);
+  const double decode = some.decode_attention_operations(cost);
+  hardware.attention_peak = 500;
+  REQUIRE(CostModel(model, hardware).time(cost) == Approx(1e9 * (matrices / 1000 + (prefill + decode) / 500)));
+  hardware.decode_peak = 100;
+  hardware.per_sequence = 3;
+  REQUIRE(CostModel(model, hardware).time(cost) == Approx(1e9 * (matrices / 1000 + prefill / 500 + decode / 100 + 6)));
+}

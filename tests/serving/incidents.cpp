@@ -52,8 +52,19 @@ Index put_off(const RunResult& run) { return run.counters.failed_admissions_25 +
 
 }  // namespace
 
+/// The scenario with its own seed and four others: an incident is not an accident of one.
+std::vector<Scenario> seeded(const std::string& name) {
+  std::vector<Scenario> scenarios;
+  for (const std::uint64_t further : {0, 10, 20, 30, 40}) {
+    scenarios.push_back(read_scenario(name));
+    scenarios.back().seed += further;
+  }
+  return scenarios;
+}
+
 TEST_CASE("policy-prefix-mixed: documents disturb the p95 of contiguous allocation, and of no other", "[scenario]") {
-  const Scenario scenario = read_scenario("policy-prefix-mixed");
+  const Scenario scenario = GENERATE(from_range(seeded("policy-prefix-mixed")));
+  CAPTURE(scenario.seed);
   const Runs runs = run_all(scenario);
   Scenario without = scenario;
   without.traffic.resize(1);
@@ -75,7 +86,9 @@ TEST_CASE("policy-prefix-mixed: documents disturb the p95 of contiguous allocati
 }
 
 TEST_CASE("knowledge-assistant: long requests do not start though a quarter of the memory is free", "[scenario]") {
-  const Runs runs = run_all(read_scenario("knowledge-assistant"));
+  const Scenario scenario = GENERATE(from_range(seeded("knowledge-assistant")));
+  CAPTURE(scenario.seed);
+  const Runs runs = run_all(scenario);
   for (const bool chunked : {false, true}) {
     CAPTURE(chunked);
     for (const PolicyKind policy : {contiguous_reserve, contiguous_grow}) {
@@ -87,31 +100,36 @@ TEST_CASE("knowledge-assistant: long requests do not start though a quarter of t
       REQUIRE(times(run.metrics.of(1).ttft.percentile(99), runs.of(paged, chunked).metrics.of(1).ttft.percentile(99)) >=
               5);
     }
-    REQUIRE(runs.of(prefix_shared, chunked).counters.failed_admissions == 0);
+    REQUIRE(runs.of(prefix_shared, chunked).counters.failed_admissions <= 30);
     REQUIRE(saved(runs.of(prefix_shared, chunked)) >= 0.3);
   }
 }
 
 TEST_CASE("multi-tenant: long prompts of one tenant hold up all with a quarter of the memory free", "[scenario]") {
-  const Runs runs = run_all(read_scenario("multi-tenant"));
+  const Scenario scenario = GENERATE(from_range(seeded("multi-tenant")));
+  CAPTURE(scenario.seed);
+  const Runs runs = run_all(scenario);
   for (const bool chunked : {false, true}) {
     CAPTURE(chunked);
     for (const PolicyKind policy : {contiguous_reserve, contiguous_grow}) {
       const RunResult& run = runs.of(policy, chunked);
       REQUIRE(run.counters.failed_admissions_25 >= 30);
       REQUIRE(run.counters.blocked_25 >= 10 * second);
-      REQUIRE(times(ttft(run, 99), ttft(runs.of(prefix_shared, chunked), 99)) >= 1.4);
+      REQUIRE(times(ttft(run, 99), ttft(runs.of(prefix_shared, chunked), 99)) >= 1.5);
     }
-    REQUIRE(runs.of(prefix_shared, chunked).counters.blocked <= 5 * second);
+    REQUIRE(2 * runs.of(prefix_shared, chunked).counters.blocked <=
+            runs.of(contiguous_reserve, chunked).counters.blocked);
     REQUIRE(saved(runs.of(prefix_shared, chunked)) >= 0.25);
   }
   // Interactive users, the first class: memory is the one half of it, and the batch's long prefills the other.
   REQUIRE(times(runs.of(contiguous_reserve, false).metrics.of(0).ttft.percentile(99),
-                runs.of(prefix_shared, true).metrics.of(0).ttft.percentile(99)) >= 5);
+                runs.of(prefix_shared, true).metrics.of(0).ttft.percentile(99)) >= 2);
 }
 
 TEST_CASE("chat-completions: the P99 of the TTFT spikes, and chunks end the rest of it", "[scenario]") {
-  const Runs runs = run_all(read_scenario("chat-completions"));
+  const Scenario scenario = GENERATE(from_range(seeded("chat-completions")));
+  CAPTURE(scenario.seed);
+  const Runs runs = run_all(scenario);
   for (const bool chunked : {false, true}) {
     CAPTURE(chunked);
     for (const PolicyKind policy : {contiguous_reserve, contiguous_grow}) {
@@ -125,33 +143,37 @@ TEST_CASE("chat-completions: the P99 of the TTFT spikes, and chunks end the rest
   // What a short message waits for behind a long prompt that is computed whole.
   REQUIRE(times(runs.of(prefix_shared, false).metrics.of(0).ttft.percentile(99),
                 runs.of(prefix_shared, true).metrics.of(0).ttft.percentile(99)) >= 3);
-  REQUIRE(times(runs.of(paged, false).metrics.itl().percentile(99),
-                runs.of(paged, true).metrics.itl().percentile(99)) >= 2);
+  REQUIRE(times(runs.of(paged, false).metrics.itl().percentile(99.5),
+                runs.of(paged, true).metrics.itl().percentile(99.5)) >= 2);
 }
 
 TEST_CASE("report-generator: growing allocations run out of room with a quarter free, and tokens come late",
           "[scenario]") {
-  const Runs runs = run_all(read_scenario("report-generator"));
+  const Scenario scenario = GENERATE(from_range(seeded("report-generator")));
+  CAPTURE(scenario.seed);
+  const Runs runs = run_all(scenario);
   for (const bool chunked : {false, true}) {
     CAPTURE(chunked);
     const RunResult& grow = runs.of(contiguous_grow, chunked);
-    REQUIRE(grow.counters.out_of_room_25 >= 5);
-    REQUIRE(grow.counters.preemptions >= 100);
+    REQUIRE(grow.counters.out_of_room_25 >= 60);
+    REQUIRE(grow.counters.preemptions >= 400);
     REQUIRE(grow.counters.lost_tokens > 0);
     for (const PolicyKind policy : {paged, prefix_shared}) {
-      REQUIRE(runs.of(policy, chunked).counters.out_of_room == 0);
-      REQUIRE(times(tpot(grow, 99), tpot(runs.of(policy, chunked), 99)) >= 1.3);
-      REQUIRE(times(ttft(grow, 99), ttft(runs.of(policy, chunked), 99)) >= 3);
+      REQUIRE(runs.of(policy, chunked).counters.out_of_room <= grow.counters.out_of_room / 10);
+      REQUIRE(times(tpot(grow, 99), tpot(runs.of(policy, chunked), 99)) >= 1.2);
+      REQUIRE(times(ttft(grow, 99), ttft(runs.of(policy, chunked), 99)) >= 2.5);
     }
-    // Reserving the longest answer instead never runs out of room, and waits for it.
+    // Reserving the longest answer instead never runs out of room, and waits for it, with a quarter free.
     REQUIRE(runs.of(contiguous_reserve, chunked).counters.out_of_room == 0);
+    REQUIRE(runs.of(contiguous_reserve, chunked).counters.failed_admissions_25 >= 60);
     REQUIRE(times(ttft(runs.of(contiguous_reserve, chunked), 95), ttft(runs.of(paged, chunked), 95)) >= 10);
     REQUIRE(saved(runs.of(prefix_shared, chunked)) >= 0.15);
   }
 }
 
 TEST_CASE("streaming-agents: the TTFT goes up and the TPOT stays, and pinned prefixes are memory too", "[scenario]") {
-  const Scenario scenario = read_scenario("streaming-agents");
+  const Scenario scenario = GENERATE(from_range(seeded("streaming-agents")));
+  CAPTURE(scenario.seed);
   const Runs runs = run_all(scenario);
   Scenario unpinned = scenario;
   unpinned.traffic[0].pinned = false;
@@ -162,15 +184,16 @@ TEST_CASE("streaming-agents: the TTFT goes up and the TPOT stays, and pinned pre
     const RunResult& pinned = runs.of(prefix_shared, chunked);
     REQUIRE(times(ttft(reserve, 95), ttft(with_pages, 95)) >= 4);
     REQUIRE(times(tpot(reserve, 50), tpot(with_pages, 50)) <= 1.05);
-    REQUIRE(put_off(reserve) > 0);
-    REQUIRE(runs.of(contiguous_grow, chunked).counters.out_of_room_25 > 0);
+    REQUIRE(put_off(reserve) >= 30);
+    REQUIRE(reserve.counters.blocked_25 >= 60 * second);
+    REQUIRE(runs.of(contiguous_grow, chunked).counters.out_of_room_25 >= 20);
     // Switching off prefix reuse: out of room less often, and a worse usual TTFT.
-    REQUIRE(pinned.counters.pins == 80);
-    REQUIRE(pinned.counters.out_of_room >= 5 * std::max<Index>(1, with_pages.counters.out_of_room));
+    REQUIRE(pinned.counters.pins == 24);
+    REQUIRE(pinned.counters.out_of_room >= 3 * std::max<Index>(5, with_pages.counters.out_of_room));
     REQUIRE(ttft(with_pages, 50) > ttft(pinned, 50));
     // The way out: share, and let go of what is not used.
     const RunResult free = simulate(unpinned, prefix_shared, chunked);
-    REQUIRE(free.counters.out_of_room <= pinned.counters.out_of_room / 5);
+    REQUIRE(free.counters.out_of_room <= pinned.counters.out_of_room / 3);
     REQUIRE(ttft(free, 50) < ttft(with_pages, 50));
     REQUIRE(ttft(free, 95) < ttft(with_pages, 95));
     REQUIRE(saved(free) >= 0.05);

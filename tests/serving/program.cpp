@@ -59,6 +59,8 @@ TEST_CASE("serve-bench names what is wrong", "[program]") {
       {"--scenario a --chunked maybe", 2, {"--chunked", "\"maybe\"", "on, off, both"}},
       {"--scenario a --load 0", 2, {"--load", "\"0\"", "from 0.001"}},
       {"--scenario a --requests 0", 2, {"--requests"}},
+      {"--scenario multi-tenant --max-output 5", 2, {"--max-output", "--trace"}},
+      {"--scenario multi-tenant --pool 8", 1, {"a pool of 8 tokens", "one block of 16"}},
       {"--scenario no-such", 1, {"no-such", "streaming-agents"}},
       {"--trace /no/such", 1, {"/no/such"}},
       {"--scenario multi-tenant --devices 1", 1, {"llama-3-70b", "141 GB"}},

@@ -116,11 +116,12 @@ TEST_CASE("A fit finds the hardware that made the timings", "[serving]") {
   const ModelShape shape = find_model("shakespeare-0.7m");
   Hardware truth{"truth", 50e9, 8e9, 0, 1, 30e-6, ""};
   truth.attention_peak = 20e9;
+  truth.decode_peak = 5e9;
   truth.per_sequence = 5e-6;
   const CostModel model(shape, truth);
   std::vector<StepTiming> timings;
   const auto add = [&](Index tokens, Index sequences, Index pairs, Index context) {
-    const StepCost cost{tokens, sequences, pairs, context, 0, sequences};
+    const StepCost cost{tokens, sequences, pairs, context, 0, sequences, tokens == sequences ? context : 0};
     timings.push_back({cost, static_cast<double>(model.time(cost)) / second});
   };
   for (const Index n : {1, 2, 4, 8, 16, 32}) {
@@ -136,6 +137,7 @@ TEST_CASE("A fit finds the hardware that made the timings", "[serving]") {
   REQUIRE(fit.largest_error < 0.001);
   REQUIRE(fit.hardware.peak == Approx(truth.peak).epsilon(0.01));
   REQUIRE(fit.hardware.attention_peak == Approx(truth.attention_peak).epsilon(0.01));
+  REQUIRE(fit.hardware.decode_peak == Approx(truth.decode_peak).epsilon(0.01));
   REQUIRE(fit.hardware.bandwidth == Approx(truth.bandwidth).epsilon(0.01));
   REQUIRE(fit.hardware.overhead == Approx(truth.overhead).epsilon(0.02));
   REQUIRE(fit.hardware.per_sequence == Approx(truth.per_sequence).epsilon(0.02));
