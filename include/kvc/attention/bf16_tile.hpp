@@ -47,6 +47,7 @@ class Bf16Tile {
  public:
   using Element = T;
   static constexpr bool exact_sums = false;
+  static constexpr bool in_order = false;
   static constexpr Index key_stretch = 64;
   static constexpr int most_rows = packed_rows;
 

@@ -93,6 +93,7 @@ class ByteTile {
  public:
   using Element = Int8;
   static constexpr bool exact_sums = true;
+  static constexpr bool in_order = false;
   static constexpr Index key_stretch = tile_keys;
   static constexpr int most_rows = kernel_rows;
 

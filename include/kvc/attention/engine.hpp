@@ -78,10 +78,15 @@ class AttentionCall {
   void write(const AttentionState& state, float* out) const noexcept {
     const simd::F32x16 sum = simd::broadcast(state.l == 0 ? 1.0F : state.l);
     float* const o = state.o.data();
-    for (Index d = 0; d < value_pad_; d += simd::lanes) {
-      simd::store(o + d, simd::load(o + d) / sum);
-    }
     Index d = 0;
+    if constexpr (Tile::in_order) {
+      for (; dims_.value_dim - d >= simd::lanes; d += simd::lanes) {
+        simd::store(out + d, simd::load(o + d) / sum);
+      }
+    }
+    for (Index i = d; i < value_pad_; i += simd::lanes) {
+      simd::store(o + i, simd::load(o + i) / sum);
+    }
     for (; dims_.value_dim - d >= 4; d += 4) {
       std::copy_n(o + Tile::place(d), 4, out + d);
     }

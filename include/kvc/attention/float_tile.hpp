@@ -112,6 +112,7 @@ class FloatTile {
  public:
   using Element = T;
   static constexpr bool exact_sums = false;
+  static constexpr bool in_order = true;
   static constexpr Index key_stretch = 32;
   static constexpr int most_rows = packed_rows;
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return padded(key_dim); }

@@ -8,6 +8,7 @@
 //   weight_floats(value_dim)                 room for the weights of a row, as weigh gives them; 0: used as they are
 //   state_floats(value_dim), place(d)        room for an output in a state, and where in it number d is;
 //                                            four from a multiple of 4 are together
+//   in_order                                 whether place(d) is d
 //   scratch_floats(key_dim, value_dim)       working memory that the constructor takes
 //   set(rows, next, count)                   what `count` query rows read from now on, and what comes next
 //   load_keys()                              whatever is done once for all rows, before

@@ -44,6 +44,7 @@ class NibbleTile {
  public:
   using Element = Int4;
   static constexpr bool exact_sums = true;
+  static constexpr bool in_order = false;
   static constexpr Index key_stretch = tile_keys;
   static constexpr int most_rows = kernel_rows;
 

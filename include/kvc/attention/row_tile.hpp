@@ -112,7 +112,7 @@ class RowTile {
     for (Index head = 0; head < heads; ++head) {
       for (Index r = 0; r < queries * dims.group; ++r) {
         const float* from = q.row(query_[r / dims.group].row) + query_head(head, r) * dims.key_dim;
-        std::transform(from, from + dims.key_dim, scaled, [&](float x) { return x * dims.scale; });
+        std::transform(from, from + dims.key_dim, scaled, [scale = dims.scale](float x) { return x * scale; });
         Tile::prepare_query(scaled, dims.key_dim, q_ + (head * queries * dims.group + r) * query_size_);
       }
     }
