@@ -50,17 +50,17 @@ double saved(const RunResult& run) {
 /// Times that something was put off though a quarter of the pool was free.
 Index put_off(const RunResult& run) { return run.counters.failed_admissions_25 + run.counters.out_of_room_25; }
 
-}  // namespace
-
 /// The scenario with its own seed and four others: an incident is not an accident of one.
 std::vector<Scenario> seeded(const std::string& name) {
   std::vector<Scenario> scenarios;
-  for (const std::uint64_t further : {0, 10, 20, 30, 40}) {
+  for (const unsigned further : {0U, 10U, 20U, 30U, 40U}) {
     scenarios.push_back(read_scenario(name));
     scenarios.back().seed += further;
   }
   return scenarios;
 }
+
+}  // namespace
 
 TEST_CASE("policy-prefix-mixed: documents disturb the p95 of contiguous allocation, and of no other", "[scenario]") {
   const Scenario scenario = GENERATE(from_range(seeded("policy-prefix-mixed")));
