@@ -57,7 +57,7 @@ TEST_CASE("A body is copied whole, however it is cut on both sides", "[transport
     const std::size_t shift = random.between<std::size_t>(0, 64);
     const auto from = cut(random, std::span<const std::byte>(source).subspan(shift, bytes));
     const auto to = cut(random, std::span(target).subspan(rim, bytes));
-    kvc::detail::copy_pieces(from, to);
+    kvc::detail::copy_body(from, to);
     REQUIRE(joined(to) == joined(from));
     for (std::size_t i = 0; i < rim; ++i) {
       REQUIRE(target[i] == std::byte{0xee});

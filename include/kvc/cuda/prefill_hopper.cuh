@@ -264,27 +264,25 @@ __global__ void __launch_bounds__(detail::HopperShape<D>::threads, 1)
     if (by_boxes && threadIdx.x >= static_cast<unsigned>(Shape::consumers) + 32U) {
       return;  // one warp is enough
     }
-    const auto bring_keys = [&](std::int32_t j) {
+    // Tile j to its place in a ring, once that is empty.
+    const auto bring = [&](std::int32_t j, device::SharedAddress ring, device::Barrier* empty, device::Barrier* full,
+                           const device::TensorMap& map, std::int32_t dim, auto row) {
       const Ring at(j - first);
-      device::wait(barriers.k_empty[at.stage], at.parity ^ 1U);
-      const device::SharedAddress to = k_ring + stage_of(at.stage);
+      device::wait(empty[at.stage], at.parity ^ 1U);
+      const device::SharedAddress to = ring + stage_of(at.stage);
       if (by_boxes) {
-        detail::copy_boxes<D>(to, maps.k, maps, found, heads.kv_head, j, barriers.k_full[at.stage]);
+        detail::copy_boxes<D>(to, map, maps, found, heads.kv_head, j, full[at.stage]);
       } else {
-        detail::copy_rows<D>(to, a.kv.key_dim, a.kv.pool, found, j, barriers.k_full[at.stage],
-                             [&](Place p) { return a.kv.k_row(p.block, heads.kv_head, p.slot); });
+        detail::copy_rows<D>(to, dim, a.kv.pool, found, j, full[at.stage], row);
       }
     };
+    const auto bring_keys = [&](std::int32_t j) {
+      bring(j, k_ring, barriers.k_empty, barriers.k_full, maps.k, a.kv.key_dim,
+            [&](Place p) { return a.kv.k_row(p.block, heads.kv_head, p.slot); });
+    };
     const auto bring_values = [&](std::int32_t j) {
-      const Ring at(j - first);
-      device::wait(barriers.v_empty[at.stage], at.parity ^ 1U);
-      const device::SharedAddress to = v_ring + stage_of(at.stage);
-      if (by_boxes) {
-        detail::copy_boxes<D>(to, maps.v, maps, found, heads.kv_head, j, barriers.v_full[at.stage]);
-      } else {
-        detail::copy_rows<D>(to, a.kv.value_dim, a.kv.pool, found, j, barriers.v_full[at.stage],
-                             [&](Place p) { return a.kv.v_row(p.block, heads.kv_head, p.slot); });
-      }
+      bring(j, v_ring, barriers.v_empty, barriers.v_full, maps.v, a.kv.value_dim,
+            [&](Place p) { return a.kv.v_row(p.block, heads.kv_head, p.slot); });
     };
     bring_keys(first);
 #pragma unroll 1

@@ -52,7 +52,7 @@ inline void streams_done() noexcept {}
 #endif
 
 /// Copies the bytes of `from` to those of `to`, which are as many, cut in whatever way. No overlap. O(bytes + pieces).
-inline void copy_pieces(SendPieces from, ReceivePieces to) noexcept {
+inline void copy_body(SendPieces from, ReceivePieces to) noexcept {
   const bool streams = total_bytes(to) >= streamed_body_bytes;
   std::size_t taken = 0;  // of the first piece of `from`
   for (std::span<std::byte> piece : to) {

@@ -190,7 +190,7 @@ class InProcess {
       }
       message->copying = true;
       lock.unlock();
-      detail::copy_pieces(message->body, pieces);
+      detail::copy_body(message->body, pieces);
       lock.lock();
       message->copying = false;
       hub_->take(*message, TicketState::done);
