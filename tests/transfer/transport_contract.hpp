@@ -212,6 +212,7 @@ class Contract {
       const Ticket larger_than_the_window = send(1, 1, "large", large);
       expect(!t().try_send(1, 1, bytes("more"), cut(std::span<const std::byte>(large), 1)),
              "the window is full of bytes");
+      (void)send(1, 0, "take it");
       until_settled(larger_than_the_window, kvc::TicketState::done);
       int sent = 0;
       while (sent < 1000 && t().try_send(1, 1, bytes(std::to_string(sent)))) {
@@ -225,6 +226,7 @@ class Contract {
       (void)send(1, 1, std::to_string(sent));  // once there is room
       (void)send(1, 1, "last");
     } else if (self() == 1) {
+      take(0, "take it", {}, 1);
       take(1, "large", large, 2);
       take(0, "go on", {}, 1);
       for (int i = 0;; ++i) {
