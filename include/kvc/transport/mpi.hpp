@@ -196,10 +196,10 @@ class MpiTransport {
       int size = 0;
       MPI_Get_count(&status, MPI_BYTE, &size);
       std::vector<std::byte> wire(static_cast<std::size_t>(size));
-      MPI_Mrecv(wire.data(), size, MPI_BYTE, &message, MPI_STATUS_IGNORE);
+      const int result = MPI_Mrecv(wire.data(), size, MPI_BYTE, &message, MPI_STATUS_IGNORE);
       const Peer from = status.MPI_SOURCE;
       std::uint64_t bytes = 0;
-      if (wire.size() < sizeof bytes) {
+      if (result != MPI_SUCCESS || wire.size() < sizeof bytes || wire.size() > sizeof bytes + max_message_head) {
         continue;  // not one of ours
       }
       std::memcpy(&bytes, wire.data(), sizeof bytes);
@@ -312,7 +312,8 @@ class MpiTransport {
       if (note.channel == Note::closing) {
         lose(from);
       } else if (0 <= note.channel && note.channel < channels()) {
-        neighbour(from).streams[static_cast<std::size_t>(note.channel)].unacknowledged -= note.messages;
+        Stream& stream = neighbour(from).streams[static_cast<std::size_t>(note.channel)];
+        stream.unacknowledged -= std::clamp<Index>(note.messages, 0, stream.unacknowledged);
       }
     });
     notes_.test();

@@ -23,9 +23,11 @@ class MpiNotes {
 
   void send(MPI_Comm comm, Peer to, const MpiNote& note) {
     Sent& sent = sent_.emplace_back(Sent{note, MPI_REQUEST_NULL, to});
-    MPI_Isend(&sent.note, sizeof sent.note, MPI_BYTE, to, tag, comm, &sent.request);
+    if (MPI_Isend(&sent.note, sizeof sent.note, MPI_BYTE, to, tag, comm, &sent.request) != MPI_SUCCESS) {
+      sent_.pop_back();  // to a peer that is gone: it needs no note
+    }
   }
-  /// Calls f(peer, note) of each that has come.
+  /// Calls f(peer, note) of each that has come, and passes by what is not one.
   template <class F>
   static void receive(MPI_Comm comm, F&& f) {
     for (;;) {
@@ -36,9 +38,13 @@ class MpiNotes {
       if (flag == 0) {
         return;
       }
+      int size = 0;
+      MPI_Get_count(&status, MPI_BYTE, &size);
       MpiNote note{};
-      MPI_Mrecv(&note, sizeof note, MPI_BYTE, &message, MPI_STATUS_IGNORE);
-      f(Peer{status.MPI_SOURCE}, note);
+      const int result = MPI_Mrecv(&note, sizeof note, MPI_BYTE, &message, MPI_STATUS_IGNORE);
+      if (result == MPI_SUCCESS && size == sizeof note) {
+        f(Peer{status.MPI_SOURCE}, note);
+      }
     }
   }
   /// Forgets those that are sent.

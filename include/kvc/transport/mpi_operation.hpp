@@ -74,7 +74,7 @@ class MpiOperation {
     head_.resize(sizeof body_bytes + head.size());
     std::memcpy(head_.data(), &body_bytes, sizeof body_bytes);
     std::copy(head.begin(), head.end(), head_.begin() + sizeof body_bytes);
-    MPI_Isend(head_.data(), static_cast<int>(head_.size()), MPI_BYTE, peer, tag, comm, &requests_.emplace_back());
+    begun(MPI_Isend(head_.data(), static_cast<int>(head_.size()), MPI_BYTE, peer, tag, comm, next_request()));
   }
   /// Sends pieces of at least `part_bytes` each by itself, the others together.
   void send_body(MPI_Comm comm, int tag, std::size_t part_bytes, SendPieces body) {
@@ -84,7 +84,7 @@ class MpiOperation {
     const auto send = [&] {
       if (!part.empty()) {
         with_mpi_type(part, [&](const void* from, int count, MPI_Datatype type) {
-          MPI_Isend(from, count, type, peer, tag, comm, &requests_.emplace_back());
+          begun(MPI_Isend(from, count, type, peer, tag, comm, next_request()));
         });
         part.clear();
         size = 0;
@@ -119,7 +119,7 @@ class MpiOperation {
     unmatched -= std::min<std::uint64_t>(bytes, unmatched);
     if (discards || !fits) {
       std::vector<std::byte>& scrap = scrap_.emplace_back(bytes);
-      MPI_Imrecv(scrap.data(), size, MPI_BYTE, &message, &requests_.emplace_back());
+      begun(MPI_Imrecv(scrap.data(), size, MPI_BYTE, &message, next_request()));
       return;
     }
     std::vector<std::span<std::byte>> part;
@@ -137,7 +137,7 @@ class MpiOperation {
       }
     }
     with_mpi_type(part, [&](void* to, int count, MPI_Datatype type) {
-      MPI_Imrecv(to, count, type, &message, &requests_.emplace_back());
+      begun(MPI_Imrecv(to, count, type, &message, next_request()));
     });
   }
 
@@ -165,6 +165,10 @@ class MpiOperation {
   }
 
  private:
+  [[nodiscard]] MPI_Request* next_request() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
+  /// What MPI does not begin fails, once the rest is settled.
+  void begun(int result) noexcept { fails_ = fails_ || result != MPI_SUCCESS; }
+
   std::vector<MPI_Request> requests_;
   std::vector<std::byte> head_;
   std::vector<std::span<std::byte>> pieces_;
