@@ -125,9 +125,15 @@ class AttentionCall {
         total.merge(part, count, value_pad_);
       }
     }
+    const auto row = [&](Index r) {
+      return out_.row(b * rows_ + first_row + r / dims_.group) +
+             (head * dims_.group + r % dims_.group) * dims_.value_dim;
+    };
     for (Index r = 0; r < count; ++r) {
-      write(total.state(r, value_pad_), out_.row(b * rows_ + first_row + r / dims_.group) +
-                                            (head * dims_.group + r % dims_.group) * dims_.value_dim);
+      if (r + rows_ahead < count) {
+        ask_for_row<true>(row(r + rows_ahead), dims_.value_dim);
+      }
+      write(total.state(r, value_pad_), row(r));
     }
   }
 

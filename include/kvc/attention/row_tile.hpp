@@ -33,6 +33,18 @@ namespace detail {
 inline constexpr Index split_keys = 512;
 inline constexpr Index tile_rows = 256;  // rows of q x heads of the group that one item of a prefill works on
 
+/// Rows of q and of the output that are asked for ahead of their turn: a processor does not see that they lie at a
+/// distance from one another.
+inline constexpr Index rows_ahead = 8;
+
+/// Asks for a row that will soon be read, or written.
+template <bool write = false>
+KVC_ALWAYS_INLINE void ask_for_row(const float* row, Index dim) noexcept {
+  for (Index d = 0; d < dim; d += simd::lanes) {
+    __builtin_prefetch(row + d, write ? 1 : 0);
+  }
+}
+
 /// The states of a number of rows, in memory of the caller's.
 struct RowStates {
   float* o;  // [rows, value_pad], numbers where the tile places them
@@ -79,8 +91,9 @@ class RowTile {
   [[nodiscard]] static constexpr Index scratch_floats(const AttentionDims& dims, Index heads, Index queries) noexcept {
     const Index rows = queries * dims.group;
     return heads * rows * Tile::query_floats(dims.key_dim) + rows * (tile_keys + Tile::weight_floats(dims.value_dim)) +
-           Scratch::floats_for<Query>(queries) + Scratch::floats_for<std::uint64_t>(rows) + padded(rows) +
-           kernel_rows * Tile::state_floats(dims.value_dim) + padded(dims.key_dim);
+           Scratch::floats_for<Query>(queries) + Scratch::floats_for<KeyRange>(rows) +
+           Scratch::floats_for<std::uint64_t>(rows) + padded(rows) + kernel_rows * Tile::state_floats(dims.value_dim) +
+           padded(dims.key_dim);
   }
 
   /// query(i) -> Query for i < queries.
@@ -99,6 +112,7 @@ class RowTile {
         w_(scratch.take(queries * dims.group * weight_size_)),
         sums_(scratch.take(kernel_rows * value_pad_)),
         query_(scratch.template take_as<Query>(queries)),
+        keys_(scratch.template take_as<KeyRange>(queries * dims.group)),
         visible_(scratch.template take_as<std::uint64_t>(queries * dims.group)),
         shrink_(scratch.take(padded(queries * dims.group))) {
     if (weight_size_ == 0) {
@@ -107,11 +121,16 @@ class RowTile {
     }
     for (Index i = 0; i < queries; ++i) {
       query_[i] = query(i);
+      std::fill_n(keys_ + i * dims.group, dims.group, query_[i].keys);
     }
     float* const scaled = scratch.take(padded(dims.key_dim));
     for (Index head = 0; head < heads; ++head) {
+      const auto row = [&](Index r) { return q.row(query_[r / dims.group].row) + query_head(head, r) * dims.key_dim; };
       for (Index r = 0; r < queries * dims.group; ++r) {
-        const float* from = q.row(query_[r / dims.group].row) + query_head(head, r) * dims.key_dim;
+        if (r + rows_ahead < queries * dims.group) {
+          ask_for_row(row(r + rows_ahead), dims.key_dim);
+        }
+        const float* const from = row(r);
         std::transform(from, from + dims.key_dim, scaled, [scale = dims.scale](float x) { return x * scale; });
         Tile::prepare_query(scaled, dims.key_dim, q_ + (head * queries * dims.group + r) * query_size_);
       }
@@ -169,8 +188,8 @@ class RowTile {
   }
   /// The keys of the tile that the query of row r may see by causality and window, relative to the tile.
   [[nodiscard]] KeyRange seen(Index r, Index base) const noexcept {
-    const KeyRange keys = query_[r / dims_.group].keys;
-    return {std::clamp(keys.first - base, Index{0}, tile_keys), std::clamp(keys.last - base, Index{0}, tile_keys)};
+    const auto within = [&](Index position) { return std::clamp(position - base, Index{0}, tile_keys); };
+    return {within(keys_[r].first), within(keys_[r].last)};
   }
 
   /// f(integral constant R, r, from, to) for blocks of R <= most rows from r on that cover [begin, end), and those of
@@ -292,6 +311,7 @@ class RowTile {
   float* w_;                // [rows, weight_size] weights as the tile wants them
   float* sums_;             // [kernel_rows, value_pad]
   Query* query_;            // [queries]
+  KeyRange* keys_;          // [rows] that the query of each sees; no division to find it, for each tile
   std::uint64_t* visible_;  // [rows]
   float* shrink_;           // [rows]
 };

@@ -77,10 +77,12 @@ struct TileRows {
   }
 };
 
-/// Asks for the rows of the next tile to be brought to the second-level cache while this one is computed.
+/// Asks for the rows of the next tile while this one is computed, in the order of addresses, which the prefetchers of
+/// the processor join in.
 ///
 /// Every part of the work on a tile asks for as much as it takes of the time, so that memory is busy from the first to
-/// the last moment of a tile. It would take no more than a few dozen requests at once.
+/// the last moment of a tile. It would take no more than a few dozen requests at once. The first-level cache is asked to
+/// take them: what it drops before its turn is still in the second.
 class Ahead {
  public:
   Ahead() = default;
@@ -128,7 +130,7 @@ class Ahead {
         end_ = next_->end;
         ++next_;
       }
-      __builtin_prefetch(at_, 0, 2);
+      __builtin_prefetch(at_, 0, 3);
       at_ += line;
     }
     credit_ %= one;
