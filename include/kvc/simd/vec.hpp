@@ -105,6 +105,14 @@ KVC_ALWAYS_INLINE V larger(const V& a, const V& b) noexcept {
     return _mm512_mask_max_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);  // b where b is NaN
   }
 #endif
+#if defined(__AVX512VL__)
+  if constexpr (sizeof(V) == 32) {
+    return _mm256_mask_max_ps(a, _mm256_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);
+  }
+  if constexpr (sizeof(V) == 16) {
+    return _mm_mask_max_ps(a, _mm_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);
+  }
+#endif
   return ((a > b) | (a != a)) ? a : b;
 }
 
