@@ -92,9 +92,7 @@ class Bf16Tile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    const Index keys = query_floats(key_dim_) / simd::lanes, values = state_floats(value_dim_) / simd::lanes;
-    ahead_ = Ahead(next, keys * count + (is_fp8 ? 18 : 8), keys, 110, count, values * count / 2 + (is_fp8 ? 14 : 5),
-                   values / 2);
+    ahead_ = Ahead(next, once_ ? tile_keys * (key_dim_ + value_dim_) * Index{sizeof(Storage)} / 64 : 0, count);
   }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
@@ -113,11 +111,13 @@ class Bf16Tile {
     constexpr int K = block_keys<R>;
     const StoredKeys keys{rows_->k, key_dim_};
     const Index vectors = query_floats(key_dim_) / simd::lanes;
+    Ahead ahead = ahead_;  // in registers
     for (Index j = first / K * K; j < last; j += K) {
       simd::F32x16 sum[R][K] = {};
-      add_keys<Bf16Math, R>(q, q_stride, keys, j, vectors, sum, ahead_);
+      add_keys<Bf16Math, R>(q, q_stride, keys, j, vectors, sum, ahead);
       store_scores<R, K>(sum, s + j);
     }
+    ahead_ = ahead;
   }
 
   /// Pairs are made once for all rows, unless these are few.
@@ -168,7 +168,7 @@ class Bf16Tile {
   struct StoredKeys {
     const Storage* const* rows;
     Index dim;
-    static constexpr int step = is_fp8 ? 2 : 1;
+    static constexpr int step = is_fp8 ? 2 : 1, bytes = 64;
     using Number = simd::U32x16;
     KVC_ALWAYS_INLINE void load(Index j, Index c, simd::U32x16 (&x)[step]) const noexcept {
       const Index from = c / step * chunk_numbers;
@@ -238,8 +238,9 @@ class Bf16Tile {
     }
     const auto* const zeros = reinterpret_cast<const Storage*>(zeros_);
     const Index end = ceil_div(last, Index{2});
+    Ahead ahead = ahead_;  // in registers
     for (Index u = first / 2; u < end; ++u) {
-      ahead_.ask_with_values(C);
+      ahead.ask(2 * C * simd::lanes * Index{sizeof(Storage)} / 64);
       simd::U32x16 x[C];
       const bool has_low = 2 * u >= first, has_high = 2 * u + 1 < last;
       if (from_rows || !has_low || !has_high) {
@@ -258,6 +259,7 @@ class Bf16Tile {
       }
       add_weighted<Bf16Math, R>(w + u, tile_keys / 2, 0, x, sum);
     }
+    ahead_ = ahead;
     store_sums<R, C>(sum, to + d, pad, shrink);
   }
 

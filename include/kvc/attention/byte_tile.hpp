@@ -150,9 +150,7 @@ class ByteTile {
   void set(const TileRows<Int8>& rows, const TileRows<Int8>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    const Index values = state_floats(value_dim_) / simd::lanes;
-    ahead_ = Ahead(next, columns(key_dim_) * count / 8 + 12, ceil_div(columns(key_dim_), Index{8}), 170, count,
-                   values * count / 2 + 5, values / 4);
+    ahead_ = Ahead(next, once_ ? tile_keys * (key_dim_ + value_dim_) / 64 : 0, count);
   }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
@@ -163,7 +161,7 @@ class ByteTile {
       simd::for_each_column(
           rows, 0, count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
             if (c % 8 == 0) {
-              ahead_.ask_with_keys(8);  // the other half is for scores
+              ahead_.ask(4);  // half of 16 keys times 32 bytes; the other half is for scores
             }
             simd::store_words(to + c * simd::lanes,
                               simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
@@ -259,7 +257,7 @@ class ByteTile {
     });
     for (Index c = 0; c < count; ++c) {
       if (c % 8 == 0) {
-        ahead_.ask_with_keys(8 * C);
+        ahead_.ask(4 * C);
       }
       add_byte_column<R, 2>(q + c, q_stride, count, keys_ + g * group + c * simd::lanes, group, sum);
     }
@@ -290,7 +288,7 @@ class ByteTile {
     for (Index u = first / 4; u < end; ++u) {
       simd::U32x16 x[2];
       if constexpr (from_rows) {
-        ahead_.ask_with_values(2);
+        ahead_.ask(2);  // half of 4 rows of 64 bytes
         simd::U32x16 row[4];
         load_four(u, d, row);
         interleave_four<half>(row, x);

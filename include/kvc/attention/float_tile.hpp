@@ -40,7 +40,7 @@ struct PlainRows {
       return simd::load_bf16(p);
     }
   }
-  static constexpr int step = 1;
+  static constexpr int step = 1, bytes = simd::lanes * sizeof(T);
   using Number = simd::F32x16;
   KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept { return load_at(rows[j] + c * simd::lanes); }
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept {
@@ -54,14 +54,14 @@ struct PlainRows {
     }
   }
 };
-/// The same of rows that have been decoded and filled up with zeros.
+/// The same of rows that have been decoded and filled up with zeros, from a quarter of their size or less.
 struct DecodedRows {
   const float* first;
   Index stride;
   KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept {
     return simd::load(first + j * stride + c * simd::lanes);
   }
-  static constexpr int step = 1;
+  static constexpr int step = 1, bytes = simd::lanes;
   using Number = simd::F32x16;
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
@@ -75,9 +75,10 @@ struct DecodedRows {
 ///   start, to [R, columns], columns a multiple of 16
 template <int R, class Values>
 KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index first, Index last, const float* start,
-                                        float* to, const float* shrink, Index columns, Ahead& ahead) noexcept {
+                                        float* to, const float* shrink, Index columns, Ahead& ahead_of_all) noexcept {
   using simd::F32x16;
   constexpr int most = std::clamp(kernel_sums / R, 1, R == 1 ? 8 : 4);
+  Ahead ahead = ahead_of_all;  // in registers
   const auto block = [&](Index d, auto count) __attribute__((always_inline)) {
     constexpr int C = decltype(count)::value;
     F32x16 sum[R][C] = {};
@@ -90,7 +91,7 @@ KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index f
     }
     for (Index j = first; j < last; ++j) {
       F32x16 x[C];
-      ahead.ask_with_values(C);
+      ahead.ask(std::max(C * Values::bytes / 64, 1));
       simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { x[k] = v.load(j, d / simd::lanes + k); });
       add_weighted<FloatMath, R>(p + j, tile_keys, 0, x, sum);
     }
@@ -105,6 +106,7 @@ KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index f
       block(d, std::integral_constant<int, 1>{});
     }
   }
+  ahead_of_all = ahead;
 }
 
 template <class T>
@@ -137,8 +139,7 @@ class FloatTile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    const Index keys = padded(key_dim_) / simd::lanes, values = padded(value_dim_) / simd::lanes;
-    ahead_ = Ahead(next, keys * count + 10, keys, 110, count, values * count + 4, values);
+    ahead_ = Ahead(next, once_ ? tile_keys * (key_dim_ + value_dim_) * Index{sizeof(StorageOf<T>)} / 64 : 0, count);
   }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
@@ -209,11 +210,13 @@ class FloatTile {
                                    float* s) noexcept {
     constexpr int K = block_keys<R>;
     const Index vectors = padded(key_dim_) / simd::lanes;
+    Ahead ahead = ahead_;  // in registers
     for (Index j = first / K * K; j < last; j += K) {
       simd::F32x16 sum[R][K] = {};
-      add_keys<FloatMath, R>(q, q_stride, keys, j, vectors, sum, ahead_);
+      add_keys<FloatMath, R>(q, q_stride, keys, j, vectors, sum, ahead);
       store_scores<R, K>(sum, s + j);
     }
+    ahead_ = ahead;
   }
 
   Index key_dim_;

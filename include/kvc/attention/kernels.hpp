@@ -98,13 +98,14 @@ inline constexpr int block_keys = 4 * R <= std::max(kernel_sums, 4) ? 4 : 2;
 /// Products of R query rows and K keys from j on, lane by lane.
 ///
 ///   q      [R, q_stride] query rows
-///   ahead  asked for some of what comes next with each step
-///   keys   keys.load(j, c, x): vectors c, c + 1 ... of key j, `Keys::step` of them, with zeros past the end of the row
+///   ahead  asked for as much of what comes next as is read
+///   keys   keys.load(j, c, x): vectors c, c + 1 ... of key j, `Keys::step` of them, with zeros past the end of the row,
+///          from `Keys::bytes` of it
 template <class Math, int R, int K, class Keys, class Ahead>
 KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index vectors,
                                 typename Math::Sum (&sum)[R][K], Ahead& ahead) noexcept {
   for (Index c = 0; c < vectors; c += Keys::step) {
-    ahead.ask_with_keys(K * Keys::step);
+    constexpr Index lines = std::max(K * Keys::bytes / 64, 1);
     typename Math::Number x[K][Keys::step];
     simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { keys.load(j + k, c, x[k]); });
     simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
@@ -112,6 +113,9 @@ KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys
       simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
         typename Math::Number w = Math::load(q + i * q_stride + (c + v) * simd::lanes);
         simd::pin(w);
+        if constexpr (v == 0) {
+          ahead.ask(lines * (i + 1) / R - lines * i / R);
+        }
         simd::detail::unroll<K>([&](auto k)
                                     __attribute__((always_inline)) { sum[i][k] = Math::madd(w, x[k][v], sum[i][k]); });
       });
@@ -159,7 +163,7 @@ KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Inde
                                  Ahead& ahead) noexcept {
   for (Index g = first; g < last; ++g) {
     for (Index c = 0; c < vectors; c += Keys::step) {
-      ahead.ask_with_keys(simd::lanes * Keys::step);
+      ahead.ask(simd::lanes * Keys::bytes / 64);
       simd::F32x16 row[Keys::step][simd::lanes];
       simd::detail::unroll<simd::lanes>([&](auto l) __attribute__((always_inline)) {
         typename Keys::Number x[Keys::step];

@@ -99,9 +99,7 @@ class NibbleTile {
   void set(const TileRows<Int4>& rows, const TileRows<Int4>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    const Index values = state_floats(value_dim_) / simd::lanes;
-    ahead_ =
-        Ahead(next, groups(key_dim_) * count + 8, groups(key_dim_), 250, count, values * count / 4 + 5, values / 8);
+    ahead_ = Ahead(next, once_ ? tile_keys * 16 * (groups(key_dim_) + groups(value_dim_)) / 64 : 0, count);
   }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
@@ -111,7 +109,7 @@ class NibbleTile {
       float* const to = keys_ + g * group_floats(key_dim_);
       simd::for_each_four_columns(
           rows, 0, 4 * count, [&](Index c, const simd::F32x16(&x)[4]) __attribute__((always_inline)) {
-            ahead_.ask_with_keys(8);  // the other half is for scores
+            ahead_.ask(2);  // half of 16 keys times 16 bytes; the other half is for scores
             simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
               float* const at = to + (c / 4 * 10 + i) * simd::lanes;
               simd::store_words(at, as_words(x[i]) & 0x0f0f0f0fU);
@@ -259,7 +257,7 @@ class NibbleTile {
     const float* keys = keys_ + g * size;
     const float* query = q;
     for (Index i = 0; i < count; ++i, keys += 10 * simd::lanes, query += 9) {
-      ahead_.ask_with_keys(8 * C);
+      ahead_.ask(2 * C);
       simd::U32x16 sum[R][C] = {};
       simd::detail::unroll<8>([&](auto c) __attribute__((always_inline)) {
         add_byte_column<R, 1>(query + c, q_stride, 0, keys + c * simd::lanes, size, sum);
@@ -306,7 +304,7 @@ class NibbleTile {
     for (Index u = first / 4; u < end; ++u) {
       simd::U32x16 x[4];
       if constexpr (from_rows) {
-        ahead_.ask_with_values(2);
+        ahead_.ask(2);  // half of 4 rows of 64 bytes
         load_four(u, d, x);
         simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
           x[k] = (half == 0 ? x[k] : x[k] >> 4) & 0x0f0f0f0fU;

@@ -77,71 +77,56 @@ struct TileRows {
   }
 };
 
-/// Asks for the rows of the next tile while this one is computed, in the order of addresses, which the prefetchers of
-/// the processor join in.
-///
-/// Every part of the work on a tile asks for as much as it takes of the time, so that memory is busy from the first to
-/// the last moment of a tile. It would take no more than a few dozen requests at once. The first-level cache is asked to
-/// take them: what it drops before its turn is still in the second.
+/// Asks for the rows of the next tile while this one is computed: a line for each that is read, in the order of
+/// addresses, which the prefetchers of the processor join in. It would take no more than a few dozen requests at once,
+/// so they are spread as evenly as the reading is. The first-level cache is asked to take them: what it drops before its
+/// turn is still in the second.
 class Ahead {
  public:
   Ahead() = default;
 
-  /// `next` null: there is nothing to ask for. About how long the parts of the work take, in any unit:
+  /// `next` null: there is nothing to ask for.
   ///
-  ///   key     one row of a key, of `key_parts` parts
-  ///   row     the weights of one of `count` query rows
-  ///   value   one row of a value, of `value_parts` parts
+  ///   asked   lines that will be asked for with keys and values; the others are with the weights of `count` query rows
   template <class T>
-  Ahead(const TileRows<T>* next, Index key, Index key_parts, Index row, Index count, Index value,
-        Index value_parts) noexcept {
+  Ahead(const TileRows<T>* next, Index asked, Index count) noexcept {
     if (next == nullptr) {
       return;
     }
     next_ = next->stretches;
     last_ = next->stretches + next->stretch_count;
-    const Index share =
-        ceil_div(next->lines * one, tile_keys * key + row * count + tile_keys * value);  // in a unit of time
-    keys_ = static_cast<std::uint32_t>(share * key / key_parts);
-    row_ = static_cast<std::uint32_t>(share * row);
-    values_ = static_cast<std::uint32_t>(share * value / value_parts);
+    with_row_ = ceil_div(std::max(next->lines - asked, Index{0}), count);
+    follow();
   }
 
-  /// With `count` parts of keys, the weights of a row, `count` parts of values.
-  KVC_ALWAYS_INLINE void ask_with_keys(int count) noexcept { ask(static_cast<std::uint32_t>(count) * keys_); }
-  KVC_ALWAYS_INLINE void ask_with_row() noexcept { ask(row_); }
-  KVC_ALWAYS_INLINE void ask_with_values(int count) noexcept { ask(static_cast<std::uint32_t>(count) * values_); }
-
- private:
-  static constexpr Index line = 64, one = 1 << 16;
-
-  KVC_ALWAYS_INLINE void ask(std::uint32_t amount) noexcept {
-    if (amount == 0) {
-      return;
-    }
-    credit_ += amount;
-    for (auto lines = static_cast<Index>(credit_ / one); lines > 0; --lines) {
-      if (at_ >= end_) [[unlikely]] {
-        if (next_ == last_) {
-          keys_ = row_ = values_ = 0;
-          return;
-        }
-        at_ = reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(next_->begin) / line * line);
-        end_ = next_->end;
-        ++next_;
-      }
+  KVC_ALWAYS_INLINE void ask(Index lines) noexcept {
+    for (; lines > 0 && at_ != nullptr; --lines) {
       __builtin_prefetch(at_, 0, 3);
       at_ += line;
+      if (at_ >= end_) [[unlikely]] {
+        follow();
+      }
     }
-    credit_ %= one;
+  }
+  KVC_ALWAYS_INLINE void ask_with_row() noexcept { ask(with_row_); }
+
+ private:
+  static constexpr Index line = 64;
+
+  KVC_ALWAYS_INLINE void follow() noexcept {
+    at_ = nullptr;
+    if (next_ != last_) {
+      at_ = reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(next_->begin) / line * line);
+      end_ = next_->end;
+      ++next_;
+    }
   }
 
-  const std::byte* at_ = nullptr;
+  const std::byte* at_ = nullptr;  // null: there is no more
   const std::byte* end_ = nullptr;
   const Stretch* next_ = nullptr;
   const Stretch* last_ = nullptr;
-  std::uint32_t credit_ = 0;
-  std::uint32_t keys_ = 0, row_ = 0, values_ = 0;  // lines, times `one`
+  Index with_row_ = 0;
 };
 
 }  // namespace detail
