@@ -160,7 +160,8 @@ class MpiTransport {
     Stream& stream = peer.streams[static_cast<std::size_t>(channel)];
     const auto is_full = [&] {
       return stream.unacknowledged >= config_.window_messages ||
-             (peer.sending_bytes > 0 && peer.sending_bytes + bytes > static_cast<std::uint64_t>(config_.window_bytes));
+             (bytes > 0 && peer.sending_bytes > 0 &&
+              peer.sending_bytes + bytes > static_cast<std::uint64_t>(config_.window_bytes));
     };
     if (is_full()) {
       progress();
