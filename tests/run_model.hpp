@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kvc/attention/executor.hpp"
+#include "kvc/attention/extern.hpp"
 #include "kvc/model/decoder.hpp"
 #include "kvc/model/sampler.hpp"
 #include "kvc/policy/contiguous.hpp"

@@ -8,6 +8,7 @@
 #include "filled.hpp"
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/executor.hpp"
+#include "kvc/attention/extern.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "generate/threads.hpp"
+#include "kvc/attention/extern.hpp"
 #include "kvc/model/decoder.hpp"
 #include "kvc/model/llama.hpp"
 #include "kvc/model/sampler.hpp"

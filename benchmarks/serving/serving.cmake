@@ -9,7 +9,7 @@ if(TARGET kvc_trace AND NOT TARGET kvc_serve)
   add_library(kvc_serve STATIC ${kvc_serve_sources})
   target_include_directories(kvc_serve PUBLIC "${CMAKE_CURRENT_LIST_DIR}" "${CMAKE_CURRENT_LIST_DIR}/.."
     "${CMAKE_CURRENT_LIST_DIR}/../../examples")
-  target_link_libraries(kvc_serve PUBLIC kvc_trace)
+  target_link_libraries(kvc_serve PUBLIC kvc_trace kvc_own_kernels)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # g++ 12 sees uninitialised values in its own header of AVX-512, wherever Eigen adds up a vector of doubles.
     set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/calibration.cpp" PROPERTIES

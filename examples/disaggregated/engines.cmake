@@ -5,5 +5,5 @@ if(NOT TARGET kvc_engine_parts)
     "${CMAKE_CURRENT_LIST_DIR}/in_process.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/model.cpp")
   target_include_directories(kvc_engine_parts PUBLIC "${CMAKE_CURRENT_LIST_DIR}")
-  target_link_libraries(kvc_engine_parts PUBLIC kvc_own)
+  target_link_libraries(kvc_engine_parts PUBLIC kvc_own_kernels)
 endif()

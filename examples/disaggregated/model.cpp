@@ -1,6 +1,7 @@
 #include "model.hpp"
 
 #include "kvc/attention/executor.hpp"
+#include "kvc/attention/extern.hpp"
 #include "kvc/model/decoder.hpp"
 #include "kvc/model/sampler.hpp"
 

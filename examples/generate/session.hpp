@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kvc/attention/extern.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/core/half.hpp"
 #include "kvc/model/decoder.hpp"

@@ -196,6 +196,15 @@ class CacheOf final : public AnyCache {
   }
 };
 
+// What many files use is compiled once, in any_cache.cpp.
+using Prefixes = kvc::PrefixShared<kvc::Lru, SeededHash>;
+extern template class CacheOf<float, kvc::Contiguous, kvc::HeadMajor>;
+extern template class CacheOf<float, kvc::Contiguous, kvc::TokenMajor>;
+extern template class CacheOf<float, kvc::Paged, kvc::HeadMajor>;
+extern template class CacheOf<float, kvc::Paged, kvc::TokenMajor>;
+extern template class CacheOf<float, Prefixes, kvc::HeadMajor>;
+extern template class CacheOf<float, Prefixes, kvc::TokenMajor>;
+
 /// A cache of about `tokens` slots, with the policy of a case of policies.hpp.
 template <class T, class Case, class L>
 std::unique_ptr<AnyCache> make_cache(Pos tokens = 256) {

@@ -96,6 +96,12 @@ class Engine final : public AnyEngine {
   kvc::SequenceReceiver<Cache, InProcess::Endpoint> receiver_;
 };
 
+// Compiled once, in any_cache.cpp.
+extern template class Engine<float, kvc::Contiguous>;
+extern template class Engine<float, kvc::Paged>;
+extern template class Engine<float, kvc::Paged, kvc::TokenMajor>;
+extern template class Engine<float, Prefixes>;
+
 /// An engine of about `tokens` slots, with the policy of a case of policies.hpp.
 template <class T, class Case, class L = kvc::HeadMajor>
 std::unique_ptr<AnyEngine> make_engine(InProcess& hub, Peer self, Pos tokens = 256, kvc::SenderOptions sending = {},

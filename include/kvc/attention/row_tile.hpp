@@ -145,42 +145,7 @@ class RowTile {
   ///   next     what will be read after this, or null
   ///   states   of all queries and heads, numbered as the rows
   void attend(Index head, Index first, Index last, Index base, Tile& tile, const TileRows<typename Tile::Element>& keys,
-              const TileRows<typename Tile::Element>* next, const RowStates& states) noexcept {
-    const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
-    tile.set(keys, next, end - begin);
-    tile.load_keys();
-    if (end - begin <= few_rows) {
-      scores<kernel_rows>(
-          begin, end, base, keys.first,
-          keys.last, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
-            tile.template scores<count>(from, to, q_ + (offset + r) * query_size_, query_size_, p_ + r * tile_keys);
-          });
-    } else {
-      // Keys of a stretch stay in the first-level cache for all rows.
-      for (Index at = keys.first / Tile::key_stretch * Tile::key_stretch; at < keys.last; at += Tile::key_stretch) {
-        scores<Tile::most_rows>(
-            begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last),
-            [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
-              tile.template scores_of_many<count>(from, to, q_ + (offset + r) * query_size_, query_size_,
-                                                  p_ + r * tile_keys);
-            });
-      }
-    }
-    for (Index r = begin; r < end; ++r) {
-      visible_[r] = mask_row(head, r, base, p_ + r * tile_keys);
-    }
-    for (Index r = begin; r < end; r += simd::lanes) {
-      soften(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r,
-             states.l + offset + r, shrink_ + r);
-    }
-    tile.load_values();
-    for (Index r = begin; r < end; ++r) {
-      if (visible_[r] != 0) {
-        tile.weigh(p_ + r * tile_keys, visible_[r], w_ + r * weight_size_);
-      }
-    }
-    values(begin, end, tile, states.o + offset * value_pad_);
-  }
+              const TileRows<typename Tile::Element>* next, const RowStates& states) noexcept;
 
  private:
   [[nodiscard]] Index query_head(Index head, Index r) const noexcept {
@@ -286,16 +251,18 @@ class RowTile {
         });
   }
 
-  /// The same for one row, whatever it sees.
+  /// The same for one row, whatever it sees. Not for exact sums, where nothing calls it.
   KVC_OUT_OF_LINE void values_of_one(Index r, Tile& tile, float* o) const noexcept {
-    const float* start = nullptr;
-    for (std::uint64_t left = visible_[r]; left != 0;) {
-      const int first = std::countr_zero(left);
-      const int last = std::countr_one(left >> first) + first;  // of this stretch of keys
-      left &= last == tile_keys ? 0 : ~std::uint64_t{0} << last;
-      tile.template add_values<1>(w_ + r * weight_size_, first, last, start, left == 0 ? o : sums_,
-                                  left == 0 ? shrink_ + r : nullptr);
-      start = sums_;
+    if constexpr (!Tile::exact_sums) {
+      const float* start = nullptr;
+      for (std::uint64_t left = visible_[r]; left != 0;) {
+        const int first = std::countr_zero(left);
+        const int last = std::countr_one(left >> first) + first;  // of this stretch of keys
+        left &= last == tile_keys ? 0 : ~std::uint64_t{0} << last;
+        tile.template add_values<1>(w_ + r * weight_size_, first, last, start, left == 0 ? o : sums_,
+                                    left == 0 ? shrink_ + r : nullptr);
+        start = sums_;
+      }
     }
   }
 
@@ -315,6 +282,47 @@ class RowTile {
   std::uint64_t* visible_;  // [rows]
   float* shrink_;           // [rows]
 };
+
+// Not inline: attention/extern.hpp keeps other files from making code of it, and with it of all kernels.
+template <class Tile>
+void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile& tile,
+                           const TileRows<typename Tile::Element>& keys, const TileRows<typename Tile::Element>* next,
+                           const RowStates& states) noexcept {
+  const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
+  tile.set(keys, next, end - begin);
+  tile.load_keys();
+  if (end - begin <= few_rows) {
+    scores<kernel_rows>(
+        begin, end, base, keys.first,
+        keys.last, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+          tile.template scores<count>(from, to, q_ + (offset + r) * query_size_, query_size_, p_ + r * tile_keys);
+        });
+  } else {
+    // Keys of a stretch stay in the first-level cache for all rows.
+    for (Index at = keys.first / Tile::key_stretch * Tile::key_stretch; at < keys.last; at += Tile::key_stretch) {
+      scores<Tile::most_rows>(
+          begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last),
+          [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+            tile.template scores_of_many<count>(from, to, q_ + (offset + r) * query_size_, query_size_,
+                                                p_ + r * tile_keys);
+          });
+    }
+  }
+  for (Index r = begin; r < end; ++r) {
+    visible_[r] = mask_row(head, r, base, p_ + r * tile_keys);
+  }
+  for (Index r = begin; r < end; r += simd::lanes) {
+    soften(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r,
+           states.l + offset + r, shrink_ + r);
+  }
+  tile.load_values();
+  for (Index r = begin; r < end; ++r) {
+    if (visible_[r] != 0) {
+      tile.weigh(p_ + r * tile_keys, visible_[r], w_ + r * weight_size_);
+    }
+  }
+  values(begin, end, tile, states.o + offset * value_pad_);
+}
 
 }  // namespace detail
 }  // namespace kvc::inline v0

@@ -1,9 +1,8 @@
-// The definitions behind attend.hpp.
-#pragma once
-
+// The definitions behind attend.hpp, for every element type.
 #include "attend.hpp"
 #include "element_types.hpp"
 #include "kvc/attention/decode.hpp"
+#include "kvc/attention/extern.hpp"
 #include "kvc/attention/prefill.hpp"
 
 namespace kvc_test {
@@ -19,5 +18,12 @@ void Attend<T>::decode(std::span<const AnyView<T>> views, kvc::MatrixRef<const f
                        const kvc::AttentionOptions& options, const AnyExecutor& executor) {
   kvc::decode(views, q, out, options, executor);
 }
+
+template struct Attend<float>;
+template struct Attend<Eigen::half>;
+template struct Attend<Eigen::bfloat16>;
+template struct Attend<kvc::Int8>;
+template struct Attend<kvc::Fp8E4M3>;
+template struct Attend<kvc::Int4>;
 
 }  // namespace kvc_test

@@ -1,0 +1,27 @@
+// The kernels of attention from another file of the program. They are nearly all of what attention costs a compiler, and
+// a program of many files needs them once for each element type.
+//
+// A file that includes this beside attention makes no code of them. One file of the program has, for each type in use,
+//
+//   template class kvc::detail::RowTile<kvc::detail::KvTile<float>>;
+//
+// or the linker misses RowTile::attend. Both are for the same processor, from which the kernels of a type follow.
+#pragma once
+
+#include "kvc/attention/kv_tile.hpp"
+#include "kvc/attention/row_tile.hpp"
+#include "kvc/core/half.hpp"
+#include "kvc/core/quantized.hpp"
+
+namespace kvc::inline v0 {
+namespace detail {
+
+extern template class RowTile<KvTile<float>>;
+extern template class RowTile<KvTile<Eigen::half>>;
+extern template class RowTile<KvTile<Eigen::bfloat16>>;
+extern template class RowTile<KvTile<Int8>>;
+extern template class RowTile<KvTile<Fp8E4M3>>;
+extern template class RowTile<KvTile<Int4>>;
+
+}  // namespace detail
+}  // namespace kvc::inline v0

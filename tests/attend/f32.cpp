@@ -1,3 +1,0 @@
-#include "attend_impl.hpp"
-
-template struct kvc_test::Attend<float>;
