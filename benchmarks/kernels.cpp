@@ -16,8 +16,10 @@
 //   tiles/asked   the stretches of a head-major cache in the order of decode, 32 KiB of keys, then of values, head
 //                 after head; with each line one of the next stretch is asked for, as attention does
 //   tiles/plain   the same without asking
+//   one_by_one    lines in random order, each found in the one before: what one request takes
 //
-// The column GB/s is what they reach, `of_limit` that over the fastest read that was found.
+// The column GB/s is what they reach, `of_limit` that over the fastest read that was found. Of one_by_one the columns
+// are nanoseconds of a line, and how many lines must be on their way at once for the limit to be reached.
 //
 //   build/release/benchmarks/kernels
 #include <benchmark/benchmark.h>
@@ -25,6 +27,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -179,7 +182,7 @@ class TileOrder {
       for (Index f = 0; f < stretch_floats; f += 4 * simd::lanes) {
         simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
           if constexpr (asks) {
-            __builtin_prefetch(next + f + k * simd::lanes, 0, 2);
+            __builtin_prefetch(next + f + k * simd::lanes, 0, 3);
           }
           sum[k] = sum[k] + simd::load(at + f + k * simd::lanes);
         });
@@ -223,6 +226,31 @@ void add_reads(const char* how) {
     })->Iterations(9);
   }
 }
+
+/// Reads lines in an order that nothing can foresee.
+void one_by_one(benchmark::State& state) {
+  constexpr std::size_t line = 64 / sizeof(std::uint32_t);
+  Buffer<HostSpace> buffer(HostSpace{}, kvc_bench::working_set());
+  auto* const words = reinterpret_cast<std::uint32_t*>(buffer.data());
+  std::vector<std::uint32_t> order(buffer.size() / 64);
+  std::iota(order.begin(), order.end(), 0U);
+  std::ranges::shuffle(order, std::mt19937(1));
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    words[order[i] * line] = order[i + 1 < order.size() ? i + 1 : 0];
+  }
+  std::uint32_t at = 0;
+  const auto start = kvc_bench::Clock::now();
+  for (auto _ : state) {
+    at = words[at * line];
+  }
+  const double seconds =
+      kvc_bench::seconds_between(start, kvc_bench::Clock::now()) / static_cast<double>(state.iterations());
+  kvc_bench::keep(at);
+  kvc_bench::machine().measure(1);
+  state.counters["ns"] = seconds * 1e9;
+  state.counters["lines_at_limit"] =
+      seconds * kvc_bench::machine().median(1, kvc_bench::Clock::now() - std::chrono::minutes(1)).read / 64;
+}
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -241,6 +269,7 @@ int main(int argc, char** argv) {
   add_reads<false, false>("plain");
   add_reads<true, true>("tiles/asked");
   add_reads<true, false>("tiles/plain");
+  benchmark::RegisterBenchmark("reads/one_by_one/threads:1", one_by_one)->Iterations(1'000'000);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;
