@@ -1,4 +1,4 @@
-// A peer that does not keep to the protocol: rank 1 speaks MPI itself, on the communicator that rank 0's transport made.
+// A peer that does not keep to the protocol: rank 1 speaks MPI itself, on the communicator that rank 0's transport makes.
 #include <mpi.h>
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <iostream>
+#include <list>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,105 +20,171 @@
 namespace {
 using namespace kvc;
 using kvc_test::Checks;
+using Note = kvc::detail::MpiNote;
 
 constexpr int window = 6;
 constexpr int notes = 0, heads = 1, bodies = 2;  // tags of channel 0
 constexpr std::byte untouched{0x5a};
+constexpr std::size_t large = 4 << 20;
 
-/// Rank 1: what a transport would do to begin with, and then what none would.
-void misbehave() {
-  MPI_Comm comm = MPI_COMM_NULL;
-  MPI_Comm_dup(MPI_COMM_WORLD, &comm);
-  (void)kvc::detail::meet_processes(comm);
-  const auto send = [&](int tag, const std::vector<std::byte>& bytes) {
-    MPI_Send(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, 0, tag, comm);
-  };
-  const auto head = [&](std::uint64_t body_bytes, std::size_t size) {
+/// Rank 1: what a transport would do to begin with, and then whatever the case wants.
+class Liar {
+ public:
+  Liar() {
+    MPI_Comm_dup(MPI_COMM_WORLD, &comm_);
+    (void)kvc::detail::meet_processes(comm_);
+  }
+  /// Nobody may receive it.
+  void send(int tag, std::vector<std::byte> bytes) {
+    static std::list<std::vector<std::byte>> sent;  // MPI may read it as long as it runs
+    const std::vector<std::byte>& kept = sent.emplace_back(std::move(bytes));
+    MPI_Request request = MPI_REQUEST_NULL;
+    MPI_Isend(kept.data(), static_cast<int>(kept.size()), MPI_BYTE, 0, tag, comm_, &request);
+    MPI_Request_free(&request);
+  }
+  void head(std::uint64_t body_bytes, std::size_t size) {
     std::vector<std::byte> wire(sizeof body_bytes + size);
     std::memcpy(wire.data(), &body_bytes, sizeof body_bytes);
-    send(heads, wire);
-  };
-  const auto note = [&](std::int32_t channel, std::int32_t messages, std::size_t size) {
-    std::vector<std::byte> wire(std::max(size, std::size_t{8}));
-    std::memcpy(wire.data(), &channel, sizeof channel);
-    std::memcpy(wire.data() + sizeof channel, &messages, sizeof messages);
-    wire.resize(size);
-    send(notes, wire);
-  };
-
-  // Heads that are none.
-  send(heads, {});
-  send(heads, std::vector<std::byte>(7));
-  head(0, max_message_head + 1);
-  // A part larger than the body, one that ends beyond it, and a body as it should be.
-  head(100, 1);
-  send(bodies, std::vector<std::byte>(200));
-  head(100, 2);
-  send(bodies, std::vector<std::byte>(60));
-  send(bodies, std::vector<std::byte>(41));
-  head(100, 3);
-  send(bodies, std::vector<std::byte>(60));
-  send(bodies, std::vector<std::byte>(40));
-  // Notes of channels that are not, and of messages that were never sent.
-  note(1, 3, 8);
-  note(-5, 3, 8);
-  note(0, -1000, 8);
-  note(0, 1 << 30, 8);
-  head(0, 4);
-  std::array<std::byte, sizeof(std::uint64_t) + max_message_head> last{};
-  for (int i = 0; i < window; ++i) {
-    MPI_Recv(last.data(), static_cast<int>(last.size()), MPI_BYTE, 0, heads, comm, MPI_STATUS_IGNORE);
+    send(heads, std::move(wire));
   }
-  // Notes of the wrong size, while the window of rank 0 is full; when it has seen that, as a transport would, farewell.
-  note(0, 3, 7);
-  note(0, 3, 100);
-  head(0, 5);
-  MPI_Barrier(MPI_COMM_WORLD);
-  note(kvc::detail::MpiNote::closing, 0, 8);
-}
+  void body(std::size_t size) { send(bodies, std::vector<std::byte>(size)); }
+  void note(std::int32_t channel, std::int32_t messages) {
+    const Note note{channel, messages};
+    std::vector<std::byte> wire(sizeof note);
+    std::memcpy(wire.data(), &note, sizeof note);
+    send(notes, std::move(wire));
+  }
+  void close() { note(Note::closing, 0); }
+
+ private:
+  MPI_Comm comm_ = MPI_COMM_NULL;
+};
 
 /// Rank 0.
-void stand(Checks& checks) {
-  MpiTransport transport(MPI_COMM_WORLD, {.channels = 1, .window_messages = window});
-  const auto until = [&](const std::string& what, const auto& condition) {
-    const bool ok = wait_for(transport, std::chrono::steady_clock::now() + std::chrono::seconds(60), condition);
-    checks.expect(ok, "in time: " + what);
-    return ok;
-  };
-  for (const std::size_t which : {1U, 2U, 3U}) {
+class Victim {
+ public:
+  explicit Victim(Checks& checks) : checks_(checks) {}
+
+  MpiTransport& transport() { return transport_; }
+  void expect(bool ok, const std::string& what) { checks_.expect(ok, what); }
+  template <class F>
+  void until(const std::string& what, F&& condition) {
+    expect(wait_for(transport_, std::chrono::steady_clock::now() + std::chrono::seconds(60), condition),
+           "in time: " + what);
+  }
+  void until_lost() {
+    until("the peer is lost", [&] {
+      (void)transport_.poll(0);
+      return transport_.is_lost(1);
+    });
+  }
+  /// Receives a body of 100 bytes to two pieces of a larger memory.
+  void body(TicketState expected) {
     std::optional<MpiTransport::Arrival> arrival;
-    if (!until("a head", [&] { return (arrival = transport.poll(0)).has_value(); })) {
+    until("a head", [&] { return (arrival = transport_.poll(0)).has_value(); });
+    if (!arrival) {
       return;
     }
-    checks.expect(arrival->head().size() == which, "the head is that of body " + std::to_string(which));
     std::vector<std::byte> memory(400, untouched);
     const std::array<std::span<std::byte>, 2> pieces = {std::span(memory).subspan(100, 30),
                                                         std::span(memory).subspan(130, 70)};
-    const MpiTransport::Ticket ticket = transport.accept(std::move(*arrival), pieces);
-    (void)until("the ticket settles", [&] { return transport.state(ticket) != TicketState::pending; });
-    checks.expect(transport.state(ticket) == (which == 3 ? TicketState::done : TicketState::failed),
-                  "body " + std::to_string(which) + (which == 3 ? " is done" : " fails"));
+    const MpiTransport::Ticket ticket = transport_.accept(std::move(*arrival), pieces);
+    until("the ticket settles", [&] { return transport_.state(ticket) != TicketState::pending; });
+    expect(transport_.state(ticket) == expected, "the body comes, or fails, as expected");
     const auto is_touched = [](std::byte b) { return b != untouched; };
-    checks.expect(std::none_of(memory.begin(), memory.begin() + 100, is_touched) &&
-                      std::none_of(memory.begin() + 200, memory.end(), is_touched),
-                  "nothing is written but the body");
+    expect(std::none_of(memory.begin(), memory.begin() + 100, is_touched) &&
+               std::none_of(memory.begin() + 200, memory.end(), is_touched),
+           "nothing is written but the body");
   }
-  const auto head_of = [&](std::size_t size) {
-    (void)until("the head after the notes", [&] {
-      const auto arrival = transport.poll(0);
+  void until_head(std::size_t size) {
+    until("a head of " + std::to_string(size), [&] {
+      const auto arrival = transport_.poll(0);
       return arrival.has_value() && arrival->head().size() == size;
     });
-  };
-  head_of(4);
-  int sent = 0;
-  while (sent < 100 && transport.try_send(1, 0, {})) {
-    ++sent;
   }
-  checks.expect(sent == window, "the window is as large as it was");
-  head_of(5);
-  checks.expect(!transport.try_send(1, 0, {}), "the window is as full as it was");
+
+ private:
+  MpiTransport transport_{MPI_COMM_WORLD, {.channels = 1, .window_messages = window}};
+  Checks& checks_;
+};
+
+struct Case {
+  const char* name;
+  bool closes;  // in the end; otherwise what it does loses it
+  void (*lie)(Liar&);
+  void (*stand)(Victim&);
+};
+
+const Case cases[] = {
+    {"a body as it should be", true,
+     [](Liar& liar) {
+       liar.head(100, 1);
+       liar.body(60);
+       liar.body(40);
+     },
+     [](Victim& victim) { victim.body(TicketState::done); }},
+    {"notes of channels that are not, and of messages that were never sent", true,
+     [](Liar& liar) {
+       liar.note(1, 3);
+       liar.note(-5, 3);
+       liar.note(0, -1000);
+       liar.note(0, 1 << 30);
+       liar.head(0, 4);
+     },
+     [](Victim& victim) {
+       victim.until_head(4);
+       int sent = 0;
+       while (sent < 100 && victim.transport().try_send(1, 0, {})) {
+         ++sent;
+       }
+       victim.expect(sent == window, "the window is as large as it was");
+     }},
+    {"a part larger than its body", false,
+     [](Liar& liar) {
+       liar.head(100, 1);
+       liar.body(200);
+     },
+     [](Victim& victim) { victim.body(TicketState::failed); }},
+    {"a large part that ends beyond its body", false,
+     [](Liar& liar) {
+       liar.head(100, 1);
+       liar.body(60);
+       liar.body(large);
+     },
+     [](Victim& victim) { victim.body(TicketState::failed); }},
+};
+/// These do nothing but lose the peer.
+const std::pair<const char*, void (*)(Liar&)> losing[] = {
+    {"an empty head", [](Liar& liar) { liar.send(heads, {}); }},
+    {"a short head", [](Liar& liar) { liar.send(heads, std::vector<std::byte>(7)); }},
+    {"a head that is too long", [](Liar& liar) { liar.head(0, max_message_head + 1); }},
+    {"a head that is much too long", [](Liar& liar) { liar.head(0, large); }},
+    {"a short note", [](Liar& liar) { liar.send(notes, std::vector<std::byte>(7)); }},
+    {"a long note", [](Liar& liar) { liar.send(notes, std::vector<std::byte>(large)); }},
+};
+
+/// Both ranks, one case after the other.
+template <class Lie, class Stand>
+void run(int rank, const char* name, bool closes, Lie lie, Stand stand) {
+  if (rank == 0) {
+    Checks checks(rank);
+    Victim victim(checks);
+    stand(victim);
+    MPI_Barrier(MPI_COMM_WORLD);
+    victim.until_lost();
+    if (!checks.wrong().empty()) {
+      std::cerr << name << "\n";
+      MPI_Abort(MPI_COMM_WORLD, 1);  // the other may wait for what does not come
+    }
+  } else {
+    Liar liar;
+    lie(liar);
+    MPI_Barrier(MPI_COMM_WORLD);
+    if (closes) {
+      liar.close();
+    }
+  }
   MPI_Barrier(MPI_COMM_WORLD);
-  (void)until("the peer closes", [&] { return transport.is_lost(1); });
 }
 }  // namespace
 
@@ -125,13 +192,13 @@ int main(int argc, char** argv) {
   MPI_Init(&argc, &argv);
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  Checks checks(rank);
-  rank == 0 ? stand(checks) : misbehave();
-  const bool ok = checks.wrong().empty();
-  std::cout << (ok ? "ok\n" : "wrong\n") << std::flush;
-  if (!ok) {
-    MPI_Abort(MPI_COMM_WORLD, 1);  // the other may wait for what does not come
+  for (const Case& one : cases) {
+    run(rank, one.name, one.closes, one.lie, one.stand);
   }
+  for (const auto& [name, lie] : losing) {
+    run(rank, name, false, lie, [](Victim&) {});
+  }
+  std::cout << "ok\n" << std::flush;
   MPI_Finalize();
-  return ok ? 0 : 1;
+  return 0;
 }

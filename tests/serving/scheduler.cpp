@@ -53,7 +53,7 @@ void random_runs(const typename Policy::Config& config, bool never_preempts = fa
   Index forks = 0;
   Index aborted = 0;
   Index refused = 0;
-  for (int i = 0; i < kvc_test::cases_or(40); ++i) {
+  for (int i = 0; i < 40; ++i) {
     CAPTURE(i);
     const SchedulerConfig scheduling = any_config(random);
     CAPTURE(scheduling.max_sequences, scheduling.step_tokens, scheduling.chunk_tokens, scheduling.watermark_tokens,
@@ -64,12 +64,10 @@ void random_runs(const typename Policy::Config& config, bool never_preempts = fa
     aborted += outcome.metrics.count(End::aborted);
     refused += outcome.metrics.count(End::refused);
   }
-  if (kvc_test::cases_or(40) >= 40) {  // else there is nothing to be learned from the runs
-    REQUIRE((preemptions > 0) != never_preempts);
-    REQUIRE(forks > 0);
-    REQUIRE(aborted > 0);
-    REQUIRE(refused > 0);
-  }
+  REQUIRE((preemptions > 0) != never_preempts);
+  REQUIRE(forks > 0);
+  REQUIRE(aborted > 0);
+  REQUIRE(refused > 0);
 }
 
 }  // namespace

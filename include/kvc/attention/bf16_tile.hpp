@@ -92,8 +92,11 @@ class Bf16Tile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    ahead_ = Ahead(next, once_ ? tile_keys * (key_dim_ + value_dim_) * Index{sizeof(Storage)} / 64 : 0, count);
+    const Index bytes = (rows.last - rows.first) * (key_dim_ + value_dim_) * Index{sizeof(Storage)};
+    ahead_ = Ahead(next, once_ ? bytes / 64 : 0, count);
   }
+
+  [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if (!once_) {

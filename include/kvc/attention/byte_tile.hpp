@@ -150,8 +150,10 @@ class ByteTile {
   void set(const TileRows<Int8>& rows, const TileRows<Int8>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    ahead_ = Ahead(next, once_ ? tile_keys * (key_dim_ + value_dim_) / 64 : 0, count);
+    ahead_ = Ahead(next, once_ ? (rows.last - rows.first) * (key_dim_ + value_dim_) / 64 : 0, count);
   }
+
+  [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = columns(key_dim_);

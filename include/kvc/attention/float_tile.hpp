@@ -54,14 +54,15 @@ struct PlainRows {
     }
   }
 };
-/// The same of rows that have been decoded and filled up with zeros, from a quarter of their size or less.
+/// The same of rows that have been decoded and filled up with zeros.
+template <class T>
 struct DecodedRows {
   const float* first;
   Index stride;
   KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept {
     return simd::load(first + j * stride + c * simd::lanes);
   }
-  static constexpr int step = 1, bytes = simd::lanes;
+  static constexpr int step = 1, bytes = simd::lanes * sizeof(StorageOf<T>);
   using Number = simd::F32x16;
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
@@ -91,7 +92,7 @@ KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index f
     }
     for (Index j = first; j < last; ++j) {
       F32x16 x[C];
-      ahead.ask(std::max(C * Values::bytes / 64, 1));
+      ahead.ask(ceil_div(Index{C} * Values::bytes, Index{64}));
       simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { x[k] = v.load(j, d / simd::lanes + k); });
       add_weighted<FloatMath, R>(p + j, tile_keys, 0, x, sum);
     }
@@ -139,8 +140,11 @@ class FloatTile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    ahead_ = Ahead(next, once_ ? tile_keys * (key_dim_ + value_dim_) * Index{sizeof(StorageOf<T>)} / 64 : 0, count);
+    const Index bytes = (rows.last - rows.first) * (key_dim_ + value_dim_) * Index{sizeof(StorageOf<T>)};
+    ahead_ = Ahead(next, once_ ? bytes / 64 : 0, count);
   }
+
+  [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if constexpr (!is_plain<T>) {
@@ -151,7 +155,7 @@ class FloatTile {
       if constexpr (is_plain<T>) {
         pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_keys_, ahead_);
       } else {
-        pack_keys(DecodedRows{decoded_keys_, padded(key_dim_)}, first, last, padded(key_dim_) / simd::lanes,
+        pack_keys(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last, padded(key_dim_) / simd::lanes,
                   packed_keys_, ahead_);
       }
     }
@@ -166,7 +170,7 @@ class FloatTile {
     if constexpr (is_plain<T>) {
       score_all<R>(PlainRows<T>{rows_->k, key_dim_}, first, last, q, q_stride, s);
     } else {
-      score_all<R>(DecodedRows{decoded_keys_, padded(key_dim_)}, first, last, q, q_stride, s);
+      score_all<R>(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last, q, q_stride, s);
     }
   }
 
@@ -186,7 +190,7 @@ class FloatTile {
         return;
       }
     }
-    add_float_values<R>(p, DecodedRows{decoded_values_, padded(value_dim_)}, first, last, start, to, shrink,
+    add_float_values<R>(p, DecodedRows<T>{decoded_values_, padded(value_dim_)}, first, last, start, to, shrink,
                         padded(value_dim_), ahead_);
   }
 

@@ -105,7 +105,7 @@ template <class Math, int R, int K, class Keys, class Ahead>
 KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index vectors,
                                 typename Math::Sum (&sum)[R][K], Ahead& ahead) noexcept {
   for (Index c = 0; c < vectors; c += Keys::step) {
-    constexpr Index lines = std::max(K * Keys::bytes / 64, 1);
+    constexpr Index lines = ceil_div(Index{K} * Keys::bytes, Index{64});
     typename Math::Number x[K][Keys::step];
     simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { keys.load(j + k, c, x[k]); });
     simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {

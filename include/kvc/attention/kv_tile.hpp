@@ -11,6 +11,7 @@
 //   in_order                                 whether place(d) is d
 //   scratch_floats(key_dim, value_dim)       working memory that the constructor takes
 //   set(rows, next, count)                   what `count` query rows read from now on, and what comes next
+//   ahead()                                  what asks for what comes next, while this is read
 //   load_keys()                              whatever is done once for all rows, before
 //   scores<R>(first, last, q, q_stride, s)   scores of R rows for keys [first, last), and maybe for some neighbours
 //   scores_of_many<R>(...)                   the same, bit for bit, where there are many rows; R is at most `most_rows`

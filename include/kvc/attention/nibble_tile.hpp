@@ -99,8 +99,11 @@ class NibbleTile {
   void set(const TileRows<Int4>& rows, const TileRows<Int4>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    ahead_ = Ahead(next, once_ ? tile_keys * 16 * (groups(key_dim_) + groups(value_dim_)) / 64 : 0, count);
+    const Index bytes = (rows.last - rows.first) * 16 * (groups(key_dim_) + groups(value_dim_));
+    ahead_ = Ahead(next, once_ ? bytes / 64 : 0, count);
   }
+
+  [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = groups(key_dim_);

@@ -225,6 +225,7 @@ class RowTile {
           if constexpr (Tile::exact_sums) {
             if (all) {
               tile.template add_values<R>(w, begin_of_any, most, o + r * value_pad_, shrink_ + r);
+              tile.ahead().pause();
               return;
             }
             for (Index i = r; i < r + R; ++i) {
@@ -248,6 +249,7 @@ class RowTile {
               values_of_one(i, tile, o + i * value_pad_);
             }
           }
+          tile.ahead().pause();
         });
   }
 
@@ -296,6 +298,7 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
         begin, end, base, keys.first,
         keys.last, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
           tile.template scores<count>(from, to, q_ + (offset + r) * query_size_, query_size_, p_ + r * tile_keys);
+          tile.ahead().pause();
         });
   } else {
     // Keys of a stretch stay in the first-level cache for all rows.
@@ -305,9 +308,11 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
           [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
             tile.template scores_of_many<count>(from, to, q_ + (offset + r) * query_size_, query_size_,
                                                 p_ + r * tile_keys);
+            tile.ahead().pause();
           });
     }
   }
+  tile.ahead().resume();
   for (Index r = begin; r < end; ++r) {
     visible_[r] = mask_row(head, r, base, p_ + r * tile_keys);
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "kvc/attention/kernels.hpp"
 #include "kvc/core/element.hpp"
@@ -87,7 +88,8 @@ class Ahead {
 
   /// `next` null: there is nothing to ask for.
   ///
-  ///   asked   lines that will be asked for with keys and values; the others are with the weights of `count` query rows
+  ///   asked   lines that reading keys and values will ask for; what the next tile has more is asked for with the
+  ///           weights of `count` query rows. Asking too early does no harm, so this may be too small.
   template <class T>
   Ahead(const TileRows<T>* next, Index asked, Index count) noexcept {
     if (next == nullptr) {
@@ -110,6 +112,18 @@ class Ahead {
   }
   KVC_ALWAYS_INLINE void ask_with_row() noexcept { ask(with_row_); }
 
+  /// Where the same keys or values are read again, for other query rows.
+  void pause() noexcept {
+    if (at_ != nullptr) {
+      paused_at_ = std::exchange(at_, nullptr);
+    }
+  }
+  void resume() noexcept {
+    if (paused_at_ != nullptr) {
+      at_ = std::exchange(paused_at_, nullptr);
+    }
+  }
+
  private:
   static constexpr Index line = 64;
 
@@ -126,6 +140,7 @@ class Ahead {
   const std::byte* end_ = nullptr;
   const Stretch* next_ = nullptr;
   const Stretch* last_ = nullptr;
+  const std::byte* paused_at_ = nullptr;
   Index with_row_ = 0;
 };
 

@@ -19,6 +19,8 @@
 // process of that peer is known to have ended. Of a peer on another machine that says nothing more this is never known.
 // Until then the memory (the pool) must stay; a program that cannot wait for it ends with MPI_Abort.
 //
+// A peer that does not keep to the protocol (a part larger than its body, a head or note of a wrong size) is lost.
+//
 // Define OMPI_SKIP_MPICXX or link kvc::mpi, which does. Threads: one at a time.
 #pragma once
 
@@ -93,7 +95,7 @@ class MpiTransport {
     }
     for (Peer peer = 0; peer < peers(); ++peer) {
       if (peer != self_ && !neighbour(peer).lost) {
-        notes_.send(comm_, peer, {Note::closing, 0});
+        (void)notes_.send(comm_, peer, {Note::closing, 0});
       }
     }
     while (!notes_.empty() && std::chrono::steady_clock::now() < until) {
@@ -178,8 +180,13 @@ class MpiTransport {
     peer.sending_bytes += bytes;
     ++stream.unacknowledged;
     operation->send_head(comm_, head_tag(channel), bytes, head);
-    operation->send_body(comm_, body_tag(channel), config_.part_bytes, body);
+    if (operation->has_begun()) {
+      operation->send_body(comm_, body_tag(channel), config_.part_bytes, body);
+    }
     active_.push_back(operation);
+    if (!operation->has_begun()) {
+      lose(to);  // what follows would be taken for the rest of this
+    }
     return Ticket(operation);
   }
 
@@ -194,14 +201,16 @@ class MpiTransport {
       if (flag == 0) {
         return std::nullopt;
       }
-      int size = 0;
-      MPI_Get_count(&status, MPI_BYTE, &size);
-      std::vector<std::byte> wire(static_cast<std::size_t>(size));
-      const int result = MPI_Mrecv(wire.data(), size, MPI_BYTE, &message, MPI_STATUS_IGNORE);
       const Peer from = status.MPI_SOURCE;
       std::uint64_t bytes = 0;
-      if (result != MPI_SUCCESS || wire.size() < sizeof bytes || wire.size() > sizeof bytes + max_message_head) {
-        continue;  // not one of ours
+      constexpr int least = sizeof bytes, most = least + static_cast<int>(max_message_head);
+      int size = 0;
+      MPI_Get_count(&status, MPI_BYTE, &size);
+      std::vector<std::byte> wire(static_cast<std::size_t>(std::clamp(size, 0, most)));
+      if (size < least || size > most ||
+          MPI_Mrecv(wire.data(), size, MPI_BYTE, &message, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
+        lose(from);  // no head of ours: it is not received
+        continue;
       }
       std::memcpy(&bytes, wire.data(), sizeof bytes);
       wire.erase(wire.begin(), wire.begin() + sizeof bytes);
@@ -227,7 +236,7 @@ class MpiTransport {
     const OperationPtr operation = std::exchange(arrival.operation_, nullptr);
     if (operation->state == TicketState::pending) {
       operation->receive_to(pieces);
-      match(stream_of(*operation), operation->channel);
+      match(operation->peer, operation->channel);
     }
     return Ticket(operation);
   }
@@ -299,28 +308,35 @@ class MpiTransport {
     return neighbour(operation.peer).streams[static_cast<std::size_t>(operation.channel)];
   }
 
-  void match(Stream& stream, Channel channel) {
-    stream.match(comm_, body_tag(channel), [&](const OperationPtr& operation) {
+  void match(Peer from, Channel channel) {
+    Stream& stream = neighbour(from).streams[static_cast<std::size_t>(channel)];
+    const auto begun = [&](const OperationPtr& operation) {
       if (std::find(active_.begin(), active_.end(), operation) == active_.end()) {
         active_.push_back(operation);
       }
-    });
+    };
+    if (!stream.match(comm_, body_tag(channel), begun)) {
+      lose(from);
+    }
   }
 
   void progress() {
-    detail::MpiNotes::receive(comm_, [&](Peer from, const Note& note) {
-      ++events_;
-      if (note.channel == Note::closing) {
-        lose(from);
-      } else if (0 <= note.channel && note.channel < channels()) {
-        Stream& stream = neighbour(from).streams[static_cast<std::size_t>(note.channel)];
-        stream.unacknowledged -= std::clamp<Index>(note.messages, 0, stream.unacknowledged);
-      }
-    });
+    detail::MpiNotes::receive(
+        comm_,
+        [&](Peer from, const Note& note) {
+          ++events_;
+          if (note.channel == Note::closing) {
+            lose(from);
+          } else if (0 <= note.channel && note.channel < channels()) {
+            Stream& stream = neighbour(from).streams[static_cast<std::size_t>(note.channel)];
+            stream.unacknowledged -= std::clamp<Index>(note.messages, 0, stream.unacknowledged);
+          }
+        },
+        [&](Peer from) { lose(from); });
     notes_.test();
-    for (Neighbour& peer : peers_) {
+    for (Peer peer = 0; peer < peers(); ++peer) {
       for (Channel channel = 0; channel < channels(); ++channel) {
-        match(peer.streams[static_cast<std::size_t>(channel)], channel);
+        match(peer, channel);
       }
     }
     std::vector<OperationPtr> settled;
@@ -353,8 +369,9 @@ class MpiTransport {
 
   void acknowledge(Peer from, Channel channel) {
     Stream& stream = neighbour(from).streams[static_cast<std::size_t>(channel)];
-    if (++stream.taken >= std::max<Index>(1, config_.window_messages / 2) && !neighbour(from).lost) {
-      notes_.send(comm_, from, {channel, static_cast<std::int32_t>(std::exchange(stream.taken, 0))});
+    if (++stream.taken >= std::max<Index>(1, config_.window_messages / 2) && !neighbour(from).lost &&
+        !notes_.send(comm_, from, {channel, static_cast<std::int32_t>(std::exchange(stream.taken, 0))})) {
+      lose(from);  // which would wait for this for ever
     }
   }
 

@@ -21,15 +21,18 @@ class MpiNotes {
  public:
   static constexpr int tag = 0;
 
-  void send(MPI_Comm comm, Peer to, const MpiNote& note) {
+  /// False if MPI does not begin it.
+  [[nodiscard]] bool send(MPI_Comm comm, Peer to, const MpiNote& note) {
     Sent& sent = sent_.emplace_back(Sent{note, MPI_REQUEST_NULL, to});
-    if (MPI_Isend(&sent.note, sizeof sent.note, MPI_BYTE, to, tag, comm, &sent.request) != MPI_SUCCESS) {
-      sent_.pop_back();  // to a peer that is gone: it needs no note
+    const int result = MPI_Isend(&sent.note, sizeof sent.note, MPI_BYTE, to, tag, comm, &sent.request);
+    if (result != MPI_SUCCESS) {
+      sent_.pop_back();
     }
+    return result == MPI_SUCCESS;
   }
-  /// Calls f(peer, note) of each that has come, and passes by what is not one.
-  template <class F>
-  static void receive(MPI_Comm comm, F&& f) {
+  /// Calls f(peer, note) of each that has come. What is not one is not received, and broken(peer) called.
+  template <class F, class G>
+  static void receive(MPI_Comm comm, F&& f, G&& broken) {
     for (;;) {
       int flag = 0;
       MPI_Message message = MPI_MESSAGE_NULL;
@@ -41,9 +44,10 @@ class MpiNotes {
       int size = 0;
       MPI_Get_count(&status, MPI_BYTE, &size);
       MpiNote note{};
-      const int result = MPI_Mrecv(&note, sizeof note, MPI_BYTE, &message, MPI_STATUS_IGNORE);
-      if (result == MPI_SUCCESS && size == sizeof note) {
+      if (size == sizeof note && MPI_Mrecv(&note, size, MPI_BYTE, &message, MPI_STATUS_IGNORE) == MPI_SUCCESS) {
         f(Peer{status.MPI_SOURCE}, note);
+      } else {
+        broken(Peer{status.MPI_SOURCE});
       }
     }
   }

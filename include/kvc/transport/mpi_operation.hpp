@@ -76,6 +76,8 @@ class MpiOperation {
     std::copy(head.begin(), head.end(), head_.begin() + sizeof body_bytes);
     begun(MPI_Isend(head_.data(), static_cast<int>(head_.size()), MPI_BYTE, peer, tag, comm, next_request()));
   }
+  /// Whether MPI has begun all that was asked of it so far.
+  [[nodiscard]] bool has_begun() const noexcept { return !fails_; }
   /// Sends pieces of at least `part_bytes` each by itself, the others together.
   void send_body(MPI_Comm comm, int tag, std::size_t part_bytes, SendPieces body) {
     constexpr std::size_t most = std::size_t{1} << 30;  // lengths are int
@@ -110,17 +112,19 @@ class MpiOperation {
   void receive_to(ReceivePieces pieces) { pieces_.assign(pieces.begin(), pieces.end()); }
   /// Whether it is known where the body goes.
   [[nodiscard]] bool has_place() const noexcept { return discards || !pieces_.empty(); }
-  /// Receives the next part of the body, which has been matched. One that is larger than what is left of the body comes
-  /// to nobody, and the body fails: its sender does not keep to what the head said.
-  void receive_part(MPI_Message& message, int size) {
+  /// Receives the next part of the body, which has been matched. False for one that is larger than what is left of the
+  /// body, or than MPI can tell (negative): its sender does not keep to what the head said. It is not received, since
+  /// Open MPI 4.1 may write past the end of memory that is too small.
+  [[nodiscard]] bool receive_part(MPI_Message& message, int size) {
+    if (size < 0 || static_cast<std::uint64_t>(size) > unmatched) {
+      return false;
+    }
     const auto bytes = static_cast<std::size_t>(size);
-    const bool fits = bytes <= unmatched;
-    fails_ = fails_ || !fits;
-    unmatched -= std::min<std::uint64_t>(bytes, unmatched);
-    if (discards || !fits) {
+    unmatched -= bytes;
+    if (discards) {
       std::vector<std::byte>& scrap = scrap_.emplace_back(bytes);
       begun(MPI_Imrecv(scrap.data(), size, MPI_BYTE, &message, next_request()));
-      return;
+      return true;
     }
     std::vector<std::span<std::byte>> part;
     for (std::size_t left = bytes; left > 0;) {
@@ -139,6 +143,7 @@ class MpiOperation {
     with_mpi_type(part, [&](void* to, int count, MPI_Datatype type) {
       begun(MPI_Imrecv(to, count, type, &message, next_request()));
     });
+    return true;
   }
 
   /// The rest of the body does not come here: another operation, which is returned, discards it. This one fails as soon

@@ -23,9 +23,10 @@ struct MpiStream {
   std::deque<OperationPtr> arriving;  // bodies of which not all parts have been matched, in the order of their heads
 
   /// Receives parts that have come to where they belong, as far as that is known: parts are matched in the order in
-  /// which they were sent. Calls begun(operation) of each body that a part was received of.
+  /// which they were sent. Calls begun(operation) of each body that a part was received of. False once a part is larger
+  /// than it may be.
   template <class F>
-  void match(MPI_Comm comm, int body_tag, F&& begun) {
+  [[nodiscard]] bool match(MPI_Comm comm, int body_tag, F&& begun) {
     while (!arriving.empty() && arriving.front()->has_place()) {
       const OperationPtr operation = arriving.front();
       int flag = 0;
@@ -33,16 +34,19 @@ struct MpiStream {
       MPI_Status status;
       MPI_Improbe(operation->peer, body_tag, comm, &flag, &message, &status);
       if (flag == 0) {
-        return;
+        return true;
       }
       int size = 0;
       MPI_Get_count(&status, MPI_BYTE, &size);
-      operation->receive_part(message, size);
+      if (!operation->receive_part(message, size)) {
+        return false;
+      }
       begun(operation);
       if (operation->unmatched == 0) {
         arriving.pop_front();
       }
     }
+    return true;
   }
   /// What is still to come of a body is received by nobody. One whose parts have all been matched is passed by.
   void cut(const OperationPtr& body) {
