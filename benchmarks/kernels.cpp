@@ -16,6 +16,7 @@
 //   tiles/asked   the stretches of a head-major cache in the order of decode, 32 KiB of keys, then of values, head
 //                 after head; with each line one of the next stretch is asked for, as attention does
 //   tiles/plain   the same without asking
+//   blocks/asked  as tiles/asked where the positions of a tile lie in four blocks of 16 of a pool, in random order
 //   one_by_one    lines in random order, each found in the one before: what one request takes
 //
 // The column GB/s is what they reach, `of_limit` that over the fastest read that was found. Of one_by_one the columns
@@ -165,21 +166,52 @@ void add_parts(double kvc_bench::Limits::*unit) {
       "values", [](OneTile<T>& t) { t.values(); }, 2.0 * rows * dim);
 }
 
-/// A buffer that decode would read as 8 heads of keys and 8 of values, each one after the other.
-class TileOrder {
+/// A buffer, cut into stretches that are read one after the other.
+class ReadOrder {
  public:
-  explicit TileOrder(std::size_t bytes) : buffer_(HostSpace{}, bytes) {
-    std::fill_n(reinterpret_cast<float*>(buffer_.data()), bytes / sizeof(float), 1.0F);
-  }
-  [[nodiscard]] std::size_t size() const { return buffer_.size(); }
+  enum class Kind { plain, tiles, blocks };
 
-  /// Stretches [first, last) of all.
-  template <bool in_tiles, bool asks>
+  explicit ReadOrder(Kind kind) : buffer_(HostSpace{}, kvc_bench::working_set()) {
+    auto* const floats = reinterpret_cast<float*>(buffer_.data());
+    std::fill_n(floats, buffer_.size() / sizeof(float), 1.0F);
+    // Keys of a head, its values, then the next head; the next tile when all had their turn.
+    constexpr Index streams = 2 * heads, block_rows = 16, block_floats = block_rows * dim;
+    if (kind == Kind::blocks) {
+      stretch_floats_ = block_floats;
+      std::vector<Index> blocks(buffer_.size() / sizeof(float) / (streams * block_floats));
+      std::iota(blocks.begin(), blocks.end(), Index{0});
+      std::ranges::shuffle(blocks, std::mt19937(1));
+      constexpr std::size_t of_tile = tile_keys / block_rows;
+      for (std::size_t first = 0; first + of_tile <= blocks.size(); first += of_tile) {
+        for (Index stream = 0; stream < streams; ++stream) {
+          for (std::size_t b = first; b < first + of_tile; ++b) {
+            const Index place = stream % 2 * heads + stream / 2;  // keys of all heads, then their values
+            stretches_.push_back(floats + (blocks[b] * streams + place) * block_floats);
+          }
+        }
+      }
+    } else {
+      const Index count = static_cast<Index>(buffer_.size() / sizeof(float)) / stretch_floats_;
+      for (Index i = 0; i < count; ++i) {
+        const Index place = kind == Kind::tiles ? i % streams * (count / streams) + i / streams : i;
+        stretches_.push_back(floats + place * stretch_floats_);
+      }
+    }
+  }
+  [[nodiscard]] double bytes() const {
+    return static_cast<double>(stretches()) * static_cast<double>(stretch_floats_) * sizeof(float);
+  }
+  [[nodiscard]] Index stretches() const { return static_cast<Index>(stretches_.size()); }
+
+  /// Stretches [first, last) of all. With each line one is asked for that lies 64 rows ahead.
+  template <bool asks>
   void read(Index first, Index last) const {
+    const Index ahead = tile_keys * dim / stretch_floats_;
     simd::F32x16 sum[4] = {};
     for (Index i = first; i < last; ++i) {
-      const float *at = stretch<in_tiles>(i), *next = stretch<in_tiles>(std::min(i + 1, last - 1));
-      for (Index f = 0; f < stretch_floats; f += 4 * simd::lanes) {
+      const float* const at = stretches_[static_cast<std::size_t>(i)];
+      const float* const next = stretches_[static_cast<std::size_t>(std::min(i + ahead, last - 1))];
+      for (Index f = 0; f < stretch_floats_; f += 4 * simd::lanes) {
         simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
           if constexpr (asks) {
             __builtin_prefetch(next + f + k * simd::lanes, 0, 3);
@@ -190,33 +222,26 @@ class TileOrder {
     }
     kvc_bench::keep(simd::sum((sum[0] + sum[1]) + (sum[2] + sum[3])));
   }
-  [[nodiscard]] Index stretches() const { return static_cast<Index>(size() / sizeof(float)) / stretch_floats; }
 
  private:
-  static constexpr Index streams = 16, stretch_floats = 64 * dim;
-
-  template <bool in_tiles>
-  [[nodiscard]] const float* stretch(Index i) const {
-    // Keys of a head, its values, then the next head; of each the next tile when all had their turn.
-    const Index place = in_tiles ? i % streams * (stretches() / streams) + i / streams : i;
-    return reinterpret_cast<const float*>(buffer_.data()) + place * stretch_floats;
-  }
+  static constexpr Index heads = 8;
   Buffer<HostSpace> buffer_;
+  Index stretch_floats_ = tile_keys * dim;
+  std::vector<const float*> stretches_;
 };
 
-template <bool in_tiles, bool asks>
+template <ReadOrder::Kind kind, bool asks>
 void add_reads(const char* how) {
   for (const int threads : {1, 2}) {
     const std::string name = std::string("reads/") + how + "/threads:" + std::to_string(threads);
     benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-      static const TileOrder order(kvc_bench::working_set());
+      const ReadOrder order(kind);
       const Index each = order.stretches() / threads;
       const auto start = kvc_bench::Clock::now();
       std::vector<double> rates;
       for (auto _ : state) {
-        const double seconds =
-            kvc_bench::together(threads, [&](int i) { order.read<in_tiles, asks>(i * each, (i + 1) * each); });
-        rates.push_back(static_cast<double>(order.size()) / seconds);
+        const double seconds = kvc_bench::together(threads, [&](int i) { order.read<asks>(i * each, (i + 1) * each); });
+        rates.push_back(order.bytes() / seconds);
         kvc_bench::machine().measure(threads);
       }
       std::ranges::nth_element(rates, rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2));
@@ -266,9 +291,10 @@ int main(int argc, char** argv) {
   add_parts<Fp8E4M3>(&Limits::bf16);
   add_parts<Int8>(&Limits::int8);
   add_parts<Int4>(&Limits::int8);
-  add_reads<false, false>("plain");
-  add_reads<true, true>("tiles/asked");
-  add_reads<true, false>("tiles/plain");
+  add_reads<ReadOrder::Kind::plain, false>("plain");
+  add_reads<ReadOrder::Kind::tiles, true>("tiles/asked");
+  add_reads<ReadOrder::Kind::tiles, false>("tiles/plain");
+  add_reads<ReadOrder::Kind::blocks, true>("blocks/asked");
   benchmark::RegisterBenchmark("reads/one_by_one/threads:1", one_by_one)->Iterations(1'000'000);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
