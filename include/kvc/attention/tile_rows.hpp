@@ -89,7 +89,7 @@ class Ahead {
   /// `next` null: there is nothing to ask for.
   ///
   ///   asked   lines that reading keys and values will ask for; what the next tile has more is asked for with the
-  ///           weights of `count` query rows. Asking too early does no harm, so this may be too small.
+  ///           weights of `count` query rows. Where it is too small, no line is missed, but asking is less even.
   template <class T>
   Ahead(const TileRows<T>* next, Index asked, Index count) noexcept {
     if (next == nullptr) {
