@@ -33,3 +33,12 @@
 #define KVC_COLD
 #define KVC_OUT_OF_LINE
 #endif
+
+// Before a loop that must stay one.
+#if defined(__clang__)
+#define KVC_NOT_UNROLLED _Pragma("clang loop unroll(disable)")
+#elif defined(__GNUC__)
+#define KVC_NOT_UNROLLED _Pragma("GCC unroll 1")
+#else
+#define KVC_NOT_UNROLLED
+#endif

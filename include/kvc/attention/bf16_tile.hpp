@@ -92,11 +92,18 @@ class Bf16Tile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    const Index bytes = (rows.last - rows.first) * (key_dim_ + value_dim_) * Index{sizeof(Storage)};
-    ahead_ = Ahead(next, once_ ? bytes / 64 : 0, count);
+    if (once_) {
+      const Index distance = Ahead::distance(rows);
+      value_step_ = distance < rows.keys.lines() ? Index{simd::lanes} : tile_keys;
+      ahead_.turn(rows, next, distance, (rows.last - rows.first) * (key_dim_ + value_dim_) * Index{sizeof(Storage)} / 64,
+                  count);
+    } else if (next != nullptr) {
+      ahead_.turn(rows, next, rows.lines(), 0, count);
+    }
   }
 
   [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
+  [[nodiscard]] Index value_step() const noexcept { return value_step_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if (!once_) {
@@ -270,6 +277,7 @@ class Bf16Tile {
   Index value_dim_;
   const TileRows<T>* rows_ = nullptr;
   bool once_ = false;
+  Index value_step_ = tile_keys;
   Ahead ahead_;
   float* keys_;    // [groups][query_floats][16] words, for many rows
   float* values_;  // [32][state_floats] words

@@ -150,7 +150,9 @@ class ByteTile {
   void set(const TileRows<Int8>& rows, const TileRows<Int8>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    ahead_ = Ahead(next, once_ ? (rows.last - rows.first) * (key_dim_ + value_dim_) / 64 : 0, count);
+    if (once_ || next != nullptr) {
+      ahead_.turn(rows, next, rows.lines(), once_ ? (rows.last - rows.first) * (key_dim_ + value_dim_) / 64 : 0, count);
+    }
   }
 
   [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -39,6 +40,7 @@ class AttentionCall {
         rows_(rows),
         queries_(std::clamp(tile_rows / dims.group, Index{1}, std::max(rows, Index{1}))),
         tiles_(ceil_div(rows, queries_)),
+        query_size_(Tile::query_floats(dims.key_dim)),
         value_pad_(Tile::state_floats(dims.value_dim)),
         view_(view),
         first_position_(first_position),
@@ -74,6 +76,14 @@ class AttentionCall {
     return early.first < late.last ? KeyRange{early.first, late.last} : KeyRange{0, 0};
   }
 
+  /// Rows [first, first + queries) of sequence b, those of one kv head, as kernels want them.  to [queries, group]
+  void prepare(Index b, Index first, Index head, Index queries, float* scaled, float* to) const {
+    const auto row = [&](Index r) {
+      return q_.row(b * rows_ + first + r / dims_.group) + (head * dims_.group + r % dims_.group) * dims_.key_dim;
+    };
+    Rows::prepare(dims_, queries * dims_.group, row, scaled, to);
+  }
+
   /// The finished state of a row goes to its place.  out [value_dim]
   void write(const AttentionState& state, float* out) const noexcept {
     const simd::F32x16 sum = simd::broadcast(state.l == 0 ? 1.0F : state.l);
@@ -99,10 +109,12 @@ class AttentionCall {
   void run_rows(Index b, Index head, Index tile) const {
     const Index first_row = tile * queries_, queries = std::min(queries_, rows_ - first_row);
     const Index count = queries * dims_.group;
-    Scratch scratch(Rows::scratch_floats(dims_, 1, queries) + Tile::scratch_floats(dims_.key_dim, dims_.value_dim) +
-                    2 * RowStates::size(count, value_pad_));
+    Scratch scratch(count * query_size_ + padded(dims_.key_dim) + Rows::scratch_floats(dims_, queries) +
+                    Tile::scratch_floats(dims_.key_dim, dims_.value_dim) + 2 * RowStates::size(count, value_pad_));
+    float* const prepared = scratch.take(count * query_size_);
+    prepare(b, first_row, head, queries, scratch.take(padded(dims_.key_dim)), prepared);
     Rows rows(
-        dims_, options_, head, 1, queries, [&](Index i) { return query(b, first_row + i); }, q_, scratch);
+        dims_, options_, head, queries, [&](Index i) { return query(b, first_row + i); }, prepared, count, scratch);
     Tile kv(dims_.key_dim, dims_.value_dim, scratch);
     const RowStates total = RowStates::at(scratch.take(RowStates::size(count, value_pad_)), count, value_pad_);
     const RowStates part = RowStates::at(scratch.take(RowStates::size(count, value_pad_)), count, value_pad_);
@@ -144,9 +156,20 @@ class AttentionCall {
     Index split;
     Index first;
     Index last;
+    Index state = 0;  // the first of its states: [kv_heads, sequences, rows of each, group]
   };
 
-  /// How the states of a call lie: those of all splits of sequence b one after the other.
+  /// Consecutive splits of the same sequences, and some kv heads: what one thread does in one go.
+  struct Run {
+    Index first;  // pieces
+    Index last;
+    Index first_head;
+    Index heads;
+    bool merges;   // begins with the first split of its rows, and so leaves one state of each for all of its splits
+    bool by_head;  // one head after the other
+  };
+
+  /// The splits of all sequences, those of sequence b one after the other.
   struct Slots {
     std::vector<Index> before;  // [B + 1] splits of the sequences before b
     std::vector<Index> first;   // [B] number of the first split of sequence b
@@ -174,7 +197,8 @@ class AttentionCall {
     return slots;
   }
 
-  /// Cuts all splits of all sequences into pieces of at most `most` sequences.
+  /// Cuts all splits of all sequences into pieces of at most `most` sequences. Those of the same sequences come one
+  /// after the other, in the order of their splits.
   [[nodiscard]] std::vector<Piece> pieces(const Slots& slots, const SharedOrder& order, Index most) const {
     Index splits = 0;
     for (Index b = 0; b < sequences_; ++b) {
@@ -194,37 +218,120 @@ class AttentionCall {
         open = has;
       }
     }
+    if (sequences_ > 1) {
+      std::ranges::sort(pieces, {}, [](const Piece& p) { return std::tuple(p.first, p.last, p.split); });
+    }
+    Index state = 0;
+    for (Piece& p : pieces) {
+      p.state = state;
+      state += dims_.kv_heads * (p.last - p.first) * rows_ * dims_.group;
+    }
     return pieces;
   }
 
-  /// One step of an item: some of its sequences, which share a tile, and one kv head.
+  /// Whether the keys of a head lie in one piece, of more than a tile, where this split begins.
+  [[nodiscard]] bool positions_in_one_piece(Index b, Index split) const {
+    const Index length = view_(b).length(), first = std::min(split * split_keys, length);
+    Index longest = 0;
+    view_(b).for_each_run(
+        0, PosRange{static_cast<Pos>(first), static_cast<Pos>(std::min(first + 2 * tile_keys, length))},
+        [&](const KvRun<T>& run) {
+          if (run.k_stride == Element<T>::row_size(dims_.key_dim)) {
+            longest = std::max(longest, run.rows);
+          }
+        });
+    return longest > tile_keys;
+  }
+
+  /// Cuts the pieces, for each kv head, into what threads take one by one: much at first, little in the end, so that
+  /// few runs begin and all threads end at about the same time. Where they can, heads are kept whole, whose states then
+  /// need not be kept for each split.
+  ///
+  ///   most_rows   of q, in all heads of a run
+  [[nodiscard]] std::vector<Run> runs(const std::vector<Piece>& pieces, const Slots& slots, const SharedOrder& order,
+                                      Index most_rows, Index threads) const {
+    const auto rows_of = [&](const Piece& p) { return (p.last - p.first) * rows_ * dims_.group; };
+    const auto cost = [&](const Piece& p) { return ceil_div(rows_of(p), few_rows); };  // of one head
+    const auto count = static_cast<Index>(pieces.size());
+    Index left = 0;
+    for (const Piece& p : pieces) {
+      left += cost(p) * dims_.kv_heads;
+    }
+    const auto share = [&] { return threads == 1 ? left : std::max(left / (2 * threads), Index{1}); };
+    std::vector<Run> runs;
+    for (Index first = 0, last = 0; first < count; first = last) {
+      const Piece& p = pieces[static_cast<std::size_t>(first)];
+      for (last = first + 1; last < count; ++last) {
+        const Piece& next = pieces[static_cast<std::size_t>(last)];
+        if (next.first != p.first || next.last != p.last || next.split != p.split + last - first) {
+          break;
+        }
+      }
+      bool whole = true;  // whether the rows begin here
+      for (Index i = p.first; i < p.last; ++i) {
+        whole = whole &&
+                slots.first[static_cast<std::size_t>(order.sequence[static_cast<std::size_t>(i)])] == p.split;
+      }
+      const bool by_head = positions_in_one_piece(order.sequence[static_cast<std::size_t>(p.first)], p.split);
+      const auto add = [&](Index from, Index to, Index head, Index heads) {
+        runs.push_back({from, to, head, heads, whole && from == first, by_head});
+        left -= cost(p) * (to - from) * heads;
+      };
+      const Index most_heads = std::clamp(most_rows / rows_of(p), Index{1}, dims_.kv_heads);
+      Index head = 0;
+      while (head < dims_.kv_heads) {
+        const Index heads = std::min({share() / (cost(p) * (last - first)), most_heads, dims_.kv_heads - head});
+        if (heads == 0 || (!by_head && heads < most_heads)) {
+          break;
+        }
+        add(first, last, head, heads);
+        head += heads;
+      }
+      for (Index at = first, to = first; at < last && head < dims_.kv_heads; at = to) {
+        const Index heads = std::clamp(share() / cost(p), Index{1}, std::min(most_heads, dims_.kv_heads - head));
+        to = at + std::clamp(share() / (cost(p) * heads), Index{1}, last - at);
+        for (Index h = head; h < dims_.kv_heads; h += heads) {
+          add(at, to, h, std::min(heads, dims_.kv_heads - h));
+        }
+      }
+    }
+    return runs;
+  }
+
+  /// One step of a run: some of its sequences, which share a tile, and one kv head.
   struct Step {
+    Index piece;
     Index tile;
-    Index first;  // sequences, relative to those of the item
+    Index first;  // sequences, relative to those of the piece
     Index last;
     Index head;
     KeyRange keys;  // within the tile
   };
 
-  /// Goes through the steps of an item: tiles outside, then the sequences that share each, then the heads, in which
-  /// order a block of the cache lies in memory.
+  /// Goes through the steps of a run in the order in which the cache lies in memory: tiles outside, then the sequences
+  /// that share each, then the heads, as in a block; or, where the positions of a head are in one piece, heads outside.
   class Steps {
    public:
-    Steps(const AttentionCall& call, const SharedOrder& order, const Piece& piece, Index heads)
-        : call_(call),
-          order_(order),
-          piece_(piece),
-          heads_(heads),
-          step_{piece.split * (split_keys / tile_keys), 0, 0, heads, {0, 0}} {}
+    Steps(const AttentionCall& call, const SharedOrder& order, const std::vector<Piece>& pieces, const Run& run)
+        : call_(call), order_(order), pieces_(pieces), run_(run), step_(start()) {
+      step_.head = run.by_head ? 0 : run.heads;
+    }
 
     /// False at the end.
     bool next(Step& step) {
-      if (++step_.head >= heads_) {
-        do {
-          if (!next_group()) {
+      if (run_.by_head) {
+        while (!next_keys()) {
+          const Index head = step_.head + 1;
+          if (head == run_.heads) {
             return false;
           }
-        } while (step_.keys.first >= step_.keys.last);
+          step_ = start();
+          step_.head = head;
+        }
+      } else if (++step_.head >= run_.heads) {
+        if (!next_keys()) {
+          return false;
+        }
         step_.head = 0;
       }
       step = step_;
@@ -232,12 +339,30 @@ class AttentionCall {
     }
 
    private:
+    [[nodiscard]] Index first_tile(Index piece) const {
+      return pieces_[static_cast<std::size_t>(piece)].split * (split_keys / tile_keys);
+    }
+    [[nodiscard]] Step start() const { return {run_.first, first_tile(run_.first), 0, 0, 0, {0, 0}}; }
+
+    /// The next sequences with keys in a tile.
+    bool next_keys() {
+      do {
+        if (!next_group()) {
+          return false;
+        }
+      } while (step_.keys.first >= step_.keys.last);
+      return true;
+    }
     bool next_group() {
-      const Index count = piece_.last - piece_.first;
+      const Piece& piece = pieces_[static_cast<std::size_t>(step_.piece)];
+      const Index count = piece.last - piece.first;
       if (step_.last == count) {
         step_.last = 0;
-        if (++step_.tile == (piece_.split + 1) * (split_keys / tile_keys)) {
-          return false;
+        if (++step_.tile == (piece.split + 1) * (split_keys / tile_keys)) {
+          if (++step_.piece == run_.last) {
+            return false;
+          }
+          KVC_ASSERT(step_.tile == first_tile(step_.piece));
         }
       }
       const Index base = step_.tile * tile_keys;
@@ -245,131 +370,158 @@ class AttentionCall {
       step_.keys = {tile_keys, 0};
       do {
         const KeyRange range =
-            call_.keys(order_.sequence[static_cast<std::size_t>(piece_.first + step_.last)], 0, call_.rows_);
+            call_.keys(order_.sequence[static_cast<std::size_t>(piece.first + step_.last)], 0, call_.rows_);
         step_.keys.first = std::min(step_.keys.first, std::max(range.first - base, Index{0}));
         step_.keys.last = std::max(step_.keys.last, std::min(range.last - base, tile_keys));
         ++step_.last;
-      } while (step_.last < count && order_.shared[static_cast<std::size_t>(piece_.first + step_.last)] > step_.tile);
+      } while (step_.last < count && order_.shared[static_cast<std::size_t>(piece.first + step_.last)] > step_.tile);
       return true;
     }
 
     const AttentionCall& call_;
     const SharedOrder& order_;
-    Piece piece_;
-    Index heads_;
+    const std::vector<Piece>& pieces_;
+    Run run_;
     Step step_;
   };
 
-  /// One split of the keys for every row that reads them, then the merges.
-  template <class Ex>
-  void run_split(Ex& executor) const {
-    constexpr Index most_rows = 512;  // of an item: their queries and states stay in the second-level cache
-    const Index count = rows_ * dims_.group, query_heads = dims_.query_heads;
-    const Slots slots = this->slots();
-    const SharedOrder order = shared_order(sequences_, view_);
-    const std::vector<Piece> pieces = this->pieces(slots, order, std::max(Index{1}, most_rows / count));
+  /// What all runs of a call share.
+  struct SplitCall {
+    Slots slots;
+    SharedOrder order;
+    std::vector<Piece> pieces;
+    float* q;          // [kv_heads, sequences in their shared order, rows, group, query_size]
+    RowStates states;  // of all pieces
 
-    // As many heads to an item as leaves every thread some items: neighbouring heads are neighbours in memory.
-    const auto piece_count = static_cast<Index>(pieces.size());
-    const Index threads = concurrency(executor);
-    Index heads = dims_.kv_heads;
-    if (threads > 1) {
-      heads = std::clamp(piece_count * dims_.kv_heads / (4 * threads), Index{1}, dims_.kv_heads);
+    [[nodiscard]] Index slot(Index i, Index split) const {
+      return slots.at(order.sequence[static_cast<std::size_t>(i)], split);
     }
-    heads = std::clamp(most_rows / count, Index{1}, heads);
-    const Index head_groups = ceil_div(dims_.kv_heads, heads);
-
-    Scratch scratch(slots.before.back() * rows_ * query_heads * (value_pad_ + 2) + 48);
-    StateTable table(scratch, slots.before.back() * rows_ * query_heads, value_pad_);
-
-    executor.parallel_for(piece_count * head_groups, [&](Index i) {
-      const Index first_head = i % head_groups * heads;
-      run_piece(pieces[static_cast<std::size_t>(i / head_groups)], slots, order, first_head,
-                std::min(heads, dims_.kv_heads - first_head), table);
-    });
-    executor.parallel_for(sequences_, [&](Index b) {
-      Scratch merging(value_pad_);
-      AttentionState total{{merging.take(value_pad_), static_cast<std::size_t>(value_pad_)}};
-      for (Index row = 0; row < rows_; ++row) {
-        for (Index head = 0; head < query_heads; ++head) {
-          reset(total);
-          for (Index split = 0; split < slots.count(b); ++split) {
-            merge(total, table.state(((slots.before[static_cast<std::size_t>(b)] + split) * rows_ + row) * query_heads +
-                                     head));
-          }
-          write(total, out_.row(b * rows_ + row) + head * dims_.value_dim);
-        }
-      }
-    });
-  }
-
-  /// The states of a call, by split of each sequence, row and query head.
-  class StateTable {
-   public:
-    StateTable(Scratch& scratch, Index count, Index value_pad)
-        : value_pad_(value_pad),
-          o_(scratch.take(count * value_pad)),
-          m_(scratch.take(padded(count))),
-          l_(scratch.take(padded(count))) {}
-    [[nodiscard]] AttentionState state(Index i) const noexcept {
-      return {{o_ + i * value_pad_, static_cast<std::size_t>(value_pad_)}, m_[i], l_[i]};
-    }
-    void set(Index i, const AttentionState& state) const noexcept {
-      std::copy(state.o.begin(), state.o.end(), o_ + i * value_pad_);
-      m_[i] = state.m;
-      l_[i] = state.l;
-    }
-
-   private:
-    Index value_pad_;
-    float* o_;
-    float* m_;
-    float* l_;
   };
 
-  void run_piece(const Piece& piece, const Slots& slots, const SharedOrder& order, Index first_head, Index heads,
-                 const StateTable& table) const {
-    const Index queries = (piece.last - piece.first) * rows_, count = queries * dims_.group;
-    const auto sequence = [&](Index i) { return order.sequence[static_cast<std::size_t>(piece.first + i)]; };
-    Scratch scratch(Rows::scratch_floats(dims_, heads, queries) + Tile::scratch_floats(dims_.key_dim, dims_.value_dim) +
-                    RowStates::size(heads * count, value_pad_));
+  /// Every split for every row that reads it, then the merges.
+  template <class Ex>
+  void run_split(Ex& executor) const {
+    constexpr Index most_rows = 512;  // of a run: their queries and states stay in the second-level cache
+    const Index count = rows_ * dims_.group;
+    SplitCall call{slots(), shared_order(sequences_, view_), {}, nullptr, {}};
+    call.pieces = pieces(call.slots, call.order, std::max(Index{1}, most_rows / count));
+    const std::vector<Run> runs = this->runs(call.pieces, call.slots, call.order, most_rows, concurrency(executor));
+
+    const Index all_rows = sequences_ * rows_ * dims_.query_heads;
+    const Index all_states = call.slots.before.back() * rows_ * dims_.query_heads;
+    Scratch scratch(all_rows * query_size_ + RowStates::size(all_states, value_pad_));
+    call.q = scratch.take(all_rows * query_size_);
+    call.states = RowStates::at(scratch.take(RowStates::size(all_states, value_pad_)), all_states, value_pad_);
+
+    executor.parallel_for(sequences_, [&](Index i) {
+      Scratch scaled(padded(dims_.key_dim));
+      float* const of_row = scaled.take(padded(dims_.key_dim));
+      for (Index head = 0; head < dims_.kv_heads; ++head) {
+        prepare(call.order.sequence[static_cast<std::size_t>(i)], 0, head, rows_, of_row,
+                call.q + (head * sequences_ + i) * count * query_size_);
+      }
+    });
+    executor.parallel_for(static_cast<Index>(runs.size()),
+                          [&](Index i) { this->run(call, runs[static_cast<std::size_t>(i)]); });
+    merge_splits(executor, call, runs);
+  }
+
+  [[nodiscard]] RowStates states_of(const SplitCall& call, const Piece& piece, Index head) const {
+    const Index first = piece.state + head * (piece.last - piece.first) * rows_ * dims_.group;
+    return {call.states.o + first * value_pad_, call.states.m + first, call.states.l + first};
+  }
+
+  void run(const SplitCall& call, const Run& run) const {
+    const Piece& piece = call.pieces[static_cast<std::size_t>(run.first)];
+    const Index queries = (piece.last - piece.first) * rows_, count = rows_ * dims_.group;
+    const auto sequence = [&](Index i) { return call.order.sequence[static_cast<std::size_t>(piece.first + i)]; };
+    const Index states = run.heads * queries * dims_.group;
+    Scratch scratch(Rows::scratch_floats(dims_, queries) + Tile::scratch_floats(dims_.key_dim, dims_.value_dim) +
+                    RowStates::size(states, value_pad_));
     Rows rows(
-        dims_, options_, first_head, heads, queries, [&](Index i) { return query(sequence(i / rows_), i % rows_); }, q_,
-        scratch);
+        dims_, options_, run.first_head, queries, [&](Index i) { return query(sequence(i / rows_), i % rows_); },
+        call.q + (run.first_head * sequences_ + piece.first) * count * query_size_, sequences_ * count, scratch);
     Tile kv(dims_.key_dim, dims_.value_dim, scratch);
-    const RowStates states =
-        RowStates::at(scratch.take(RowStates::size(heads * count, value_pad_)), heads * count, value_pad_);
-    states.reset(heads * count, value_pad_);
 
     // While one tile is computed, the next is on its way from memory.
     const auto locate = [&](const Step& step, TileRows<T>& to) {
-      to.locate(view_(sequence(step.first)), first_head + step.head, step.tile * tile_keys, step.keys.first,
+      to.locate(view_(sequence(step.first)), run.first_head + step.head, step.tile * tile_keys, step.keys.first,
                 step.keys.last);
     };
-    Steps steps(*this, order, piece, heads);
+    Steps steps(*this, call.order, call.pieces, run);
     TileRows<T> located[2];
     Step now, next;
     bool more = steps.next(now);
     if (more) {
       locate(now, located[0]);
     }
-    for (int current = 0; more; current = 1 - current, now = next) {
+    const RowStates total = states_of(call, piece, run.first_head);
+    const RowStates part = RowStates::at(scratch.take(RowStates::size(states, value_pad_)), states, value_pad_);
+    RowStates into = total;
+    into.reset(states, value_pad_);
+    for (int current = 0; more; current = 1 - current) {
       more = steps.next(next);
       if (more) {
         locate(next, located[1 - current]);
       }
       rows.attend(now.head, now.first * rows_, now.last * rows_, now.tile * tile_keys, kv, located[current],
-                  more ? &located[1 - current] : nullptr, states);
+                  more ? &located[1 - current] : nullptr, into);
+      if (!more || next.piece != now.piece) {  // a split of the rows of one head, or of all heads
+        const Index first = run.by_head ? now.head * rows.rows() : 0, rows_of = run.by_head ? rows.rows() : states;
+        if (run.merges && now.piece != run.first) {
+          total.from(first, value_pad_).merge(part.from(first, value_pad_), rows_of, value_pad_);
+        }
+        if (more) {
+          into = next.piece == run.first ? total
+                 : run.merges            ? part
+                              : states_of(call, call.pieces[static_cast<std::size_t>(next.piece)], run.first_head);
+          if (next.piece != run.first) {
+            into.from(run.by_head ? next.head * rows.rows() : 0, value_pad_).reset(rows_of, value_pad_);
+          }
+        }
+      }
+      now = next;
     }
+  }
 
-    for (Index head = 0; head < heads; ++head) {
-      for (Index r = 0; r < count; ++r) {
-        const Index i = r / dims_.group;
-        const Index slot = (slots.at(sequence(i / rows_), piece.split) * rows_ + i % rows_) * dims_.query_heads +
-                           (first_head + head) * dims_.group + r % dims_.group;
-        table.set(slot, states.state(head * count + r, value_pad_));
+  /// The states of each row become its output.
+  template <class Ex>
+  void merge_splits(Ex& executor, const SplitCall& call, const std::vector<Run>& runs) const {
+    const Index count = rows_ * dims_.group;
+    std::vector<Index> first(static_cast<std::size_t>(call.slots.before.back()));  // [slots] state of the first row
+    std::vector<Index> of_head(first.size());                                      // [slots] states of a kv head
+    for (const Piece& p : call.pieces) {
+      for (Index i = p.first; i < p.last; ++i) {
+        const auto slot = static_cast<std::size_t>(call.slot(i, p.split));
+        first[slot] = p.state + (i - p.first) * count;
+        of_head[slot] = (p.last - p.first) * count;
       }
     }
+    // [slots, kv_heads] the splits that its state is of; those that another's is of too are not looked at
+    std::vector<Index> merged(first.size() * static_cast<std::size_t>(dims_.kv_heads), 1);
+    for (const Run& run : runs) {
+      const Piece& p = call.pieces[static_cast<std::size_t>(run.first)];
+      for (Index i = p.first; i < p.last && run.merges; ++i) {
+        std::fill_n(merged.begin() + call.slot(i, p.split) * dims_.kv_heads + run.first_head, run.heads,
+                    run.last - run.first);
+      }
+    }
+    executor.parallel_for(sequences_ * dims_.kv_heads, [&](Index item) {
+      const Index b = item / dims_.kv_heads, head = item % dims_.kv_heads;
+      const Index begin = call.slots.before[static_cast<std::size_t>(b)], end = begin + call.slots.count(b);
+      Scratch merging(value_pad_);
+      AttentionState total{{merging.take(value_pad_), static_cast<std::size_t>(value_pad_)}};
+      for (Index r = 0; r < count; ++r) {
+        reset(total);
+        for (Index slot = begin; slot < end;) {
+          const auto i = static_cast<std::size_t>(slot);
+          merge(total, call.states.state(first[i] + head * of_head[i] + r, value_pad_));
+          slot += merged[static_cast<std::size_t>(slot * dims_.kv_heads + head)];
+        }
+        write(total, out_.row(b * rows_ + r / dims_.group) +
+                         (head * dims_.group + r % dims_.group) * dims_.value_dim);
+      }
+    });
   }
 
   const AttentionDims& dims_;
@@ -377,6 +529,7 @@ class AttentionCall {
   Index rows_;     // of q per sequence
   Index queries_;  // rows of q per row tile
   Index tiles_;    // row tiles per sequence
+  Index query_size_;
   Index value_pad_;
   ViewOf view_;
   PositionOf first_position_;

@@ -140,11 +140,18 @@ class FloatTile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    const Index bytes = (rows.last - rows.first) * (key_dim_ + value_dim_) * Index{sizeof(StorageOf<T>)};
-    ahead_ = Ahead(next, once_ ? bytes / 64 : 0, count);
+    if (once_) {
+      const Index distance = Ahead::distance(rows);
+      value_step_ = distance < rows.keys.lines() ? Index{simd::lanes} : tile_keys;
+      ahead_.turn(rows, next, distance, (rows.last - rows.first) * (key_dim_ + value_dim_) * Index{sizeof(StorageOf<T>)} / 64,
+                  count);
+    } else if (next != nullptr) {
+      ahead_.turn(rows, next, rows.lines(), 0, count);
+    }
   }
 
   [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
+  [[nodiscard]] Index value_step() const noexcept { return value_step_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if constexpr (!is_plain<T>) {
@@ -227,6 +234,7 @@ class FloatTile {
   Index value_dim_;
   const TileRows<T>* rows_ = nullptr;
   bool once_ = false;
+  Index value_step_ = tile_keys;
   Ahead ahead_;
   float* decoded_keys_;    // [64, padded(key_dim)]
   float* packed_keys_;     // [groups][padded(key_dim)][16], for many rows

@@ -107,15 +107,13 @@ KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys
   for (Index c = 0; c < vectors; c += Keys::step) {
     constexpr Index lines = ceil_div(Index{K} * Keys::bytes, Index{64});
     typename Math::Number x[K][Keys::step];
+    ahead.ask(lines);
     simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { keys.load(j + k, c, x[k]); });
     simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
       simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { simd::pin(x[k][v]); });
       simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
         typename Math::Number w = Math::load(q + i * q_stride + (c + v) * simd::lanes);
         simd::pin(w);
-        if constexpr (v == 0) {
-          ahead.ask(lines * (i + 1) / R - lines * i / R);
-        }
         simd::detail::unroll<K>([&](auto k)
                                     __attribute__((always_inline)) { sum[i][k] = Math::madd(w, x[k][v], sum[i][k]); });
       });

@@ -17,6 +17,7 @@
 //   scores_of_many<R>(...)                   the same, bit for bit, where there are many rows; R is at most `most_rows`
 //   load_values()                            whatever is done once for all rows, before
 //   weigh(p, visible, w)                     weights in the form that the values need
+//   value_step()                             unless sums are exact: positions that add_values had better be asked for
 //   add_values<R>(w, first, last, ...)       to = to * shrink + weighted values, R rows
 //
 // s is [R, 64], p is [64], both for the positions of the tile in order.

@@ -99,8 +99,9 @@ class NibbleTile {
   void set(const TileRows<Int4>& rows, const TileRows<Int4>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    const Index bytes = (rows.last - rows.first) * 16 * (groups(key_dim_) + groups(value_dim_));
-    ahead_ = Ahead(next, once_ ? bytes / 64 : 0, count);
+    if (once_ || next != nullptr) {
+      ahead_.turn(rows, next, rows.lines(), once_ ? (rows.last - rows.first) * 16 * (groups(key_dim_) + groups(value_dim_)) / 64 : 0, count);
+    }
   }
 
   [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }

@@ -60,6 +60,10 @@ struct RowStates {
   [[nodiscard]] AttentionState state(Index row, Index value_pad) const noexcept {
     return {{o + row * value_pad, static_cast<std::size_t>(value_pad)}, m[row], l[row]};
   }
+  /// Those of the rows from `row` on.
+  [[nodiscard]] RowStates from(Index row, Index value_pad) const noexcept {
+    return {o + row * value_pad, m + row, l + row};
+  }
   void reset(Index rows, Index value_pad) const noexcept {
     std::fill_n(o, rows * value_pad, 0.0F);
     std::fill_n(m, rows, -std::numeric_limits<float>::infinity());
@@ -88,18 +92,37 @@ class RowTile {
     KeyRange keys;
   };
 
-  [[nodiscard]] static constexpr Index scratch_floats(const AttentionDims& dims, Index heads, Index queries) noexcept {
+  [[nodiscard]] static constexpr Index scratch_floats(const AttentionDims& dims, Index queries) noexcept {
     const Index rows = queries * dims.group;
-    return heads * rows * Tile::query_floats(dims.key_dim) + rows * (tile_keys + Tile::weight_floats(dims.value_dim)) +
-           Scratch::floats_for<Query>(queries) + Scratch::floats_for<KeyRange>(rows) +
-           Scratch::floats_for<std::uint64_t>(rows) + padded(rows) + kernel_rows * Tile::state_floats(dims.value_dim) +
-           padded(dims.key_dim);
+    return rows * (tile_keys + Tile::weight_floats(dims.value_dim)) + Scratch::floats_for<Query>(queries) +
+           Scratch::floats_for<KeyRange>(rows) + Scratch::floats_for<std::uint64_t>(rows) + padded(rows) +
+           kernel_rows * Tile::state_floats(dims.value_dim);
+  }
+
+  /// Rows of q as the tile wants them, scaled.
+  ///
+  ///   row(i) -> const float*   [key_dim], i < count
+  ///   to                       [count, query_floats]
+  ///   scaled                   [padded(key_dim)] working memory
+  template <class F>
+  static void prepare(const AttentionDims& dims, Index count, F row, float* scaled, float* to) {
+    for (Index i = 0; i < count; ++i) {
+      if (i + rows_ahead < count) {
+        ask_for_row(row(i + rows_ahead), dims.key_dim);
+      }
+      const float* const from = row(i);
+      std::transform(from, from + dims.key_dim, scaled, [scale = dims.scale](float x) { return x * scale; });
+      Tile::prepare_query(scaled, dims.key_dim, to + i * Tile::query_floats(dims.key_dim));
+    }
   }
 
   /// query(i) -> Query for i < queries.
+  ///
+  ///   q        prepared rows of the first head
+  ///   q_rows   from one head to the next
   template <class F>
-  RowTile(const AttentionDims& dims, const AttentionOptions& options, Index first_head, Index heads, Index queries,
-          F query, MatrixRef<const float> q, Scratch& scratch)
+  RowTile(const AttentionDims& dims, const AttentionOptions& options, Index first_head, Index queries, F query,
+          const float* q, Index q_rows, Scratch& scratch)
       : dims_(dims),
         options_(options),
         first_head_(first_head),
@@ -107,7 +130,8 @@ class RowTile {
         query_size_(Tile::query_floats(dims.key_dim)),
         weight_size_(Tile::weight_floats(dims.value_dim)),
         value_pad_(Tile::state_floats(dims.value_dim)),
-        q_(scratch.take(heads * queries * dims.group * query_size_)),
+        q_(q),
+        q_rows_(q_rows),
         p_(scratch.take(queries * dims.group * tile_keys)),
         w_(scratch.take(queries * dims.group * weight_size_)),
         sums_(scratch.take(kernel_rows * value_pad_)),
@@ -122,18 +146,6 @@ class RowTile {
     for (Index i = 0; i < queries; ++i) {
       query_[i] = query(i);
       std::fill_n(keys_ + i * dims.group, dims.group, query_[i].keys);
-    }
-    float* const scaled = scratch.take(padded(dims.key_dim));
-    for (Index head = 0; head < heads; ++head) {
-      const auto row = [&](Index r) { return q.row(query_[r / dims.group].row) + query_head(head, r) * dims.key_dim; };
-      for (Index r = 0; r < queries * dims.group; ++r) {
-        if (r + rows_ahead < queries * dims.group) {
-          ask_for_row(row(r + rows_ahead), dims.key_dim);
-        }
-        const float* const from = row(r);
-        std::transform(from, from + dims.key_dim, scaled, [scale = dims.scale](float x) { return x * scale; });
-        Tile::prepare_query(scaled, dims.key_dim, q_ + (head * queries * dims.group + r) * query_size_);
-      }
     }
   }
 
@@ -235,7 +247,15 @@ class RowTile {
               }
             }
           } else if (simple && least == most) {
-            tile.template add_values<R>(w, first, least, nullptr, o + r * value_pad_, shrink_ + r);
+            // In steps, so that rows are read whole not long after one another, as they are asked for.
+            const int step = r == begin ? static_cast<int>(tile.value_step()) : int{tile_keys};
+            const float* start = nullptr;
+            for (int from = first, to; from < least; from = to, start = sums_) {
+              to = std::min(from / step * step + step, least);
+              const bool done = to == least;
+              tile.template add_values<R>(w, from, to, start, done ? o + r * value_pad_ : sums_,
+                                          done ? shrink_ + r : nullptr);
+            }
           } else if (const int common = least / 2 * 2;
                      simple && common > first) {  // the diagonal: common keys, then the rest of each
             tile.template add_values<R>(w, first, common, nullptr, sums_, nullptr);
@@ -275,7 +295,8 @@ class RowTile {
   Index query_size_;
   Index weight_size_;
   Index value_pad_;
-  float* q_;                // [heads, rows, query_size] scaled, as the tile wants them
+  const float* q_;          // [heads, q_rows, query_size] as the tile wants them
+  Index q_rows_;
   float* p_;                // [rows, 64] scores, then weights
   float* w_;                // [rows, weight_size] weights as the tile wants them
   float* sums_;             // [kernel_rows, value_pad]
@@ -291,13 +312,14 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
                            const TileRows<typename Tile::Element>& keys, const TileRows<typename Tile::Element>* next,
                            const RowStates& states) noexcept {
   const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
+  const float* const q = q_ + head * q_rows_ * query_size_;
   tile.set(keys, next, end - begin);
   tile.load_keys();
   if (end - begin <= few_rows) {
     scores<kernel_rows>(
         begin, end, base, keys.first,
         keys.last, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
-          tile.template scores<count>(from, to, q_ + (offset + r) * query_size_, query_size_, p_ + r * tile_keys);
+          tile.template scores<count>(from, to, q + r * query_size_, query_size_, p_ + r * tile_keys);
           tile.ahead().pause();
         });
   } else {
@@ -306,7 +328,7 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
       scores<Tile::most_rows>(
           begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last),
           [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
-            tile.template scores_of_many<count>(from, to, q_ + (offset + r) * query_size_, query_size_,
+            tile.template scores_of_many<count>(from, to, q + r * query_size_, query_size_,
                                                 p_ + r * tile_keys);
             tile.ahead().pause();
           });

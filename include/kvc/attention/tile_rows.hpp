@@ -15,8 +15,28 @@ namespace detail {
 
 /// A piece of memory.
 struct Stretch {
+  static constexpr Index line = 64;
   const std::byte* begin;
   const std::byte* end;
+
+  [[nodiscard]] const std::byte* first_line() const noexcept {
+    return reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(begin) / line * line);
+  }
+  [[nodiscard]] Index lines() const noexcept { return ceil_div(Index{end - first_line()}, line); }
+};
+
+/// The memory that the keys of a tile take, or its values.
+struct Stretches {
+  Stretch of[tile_keys];
+  Index count = 0;
+
+  [[nodiscard]] Index lines() const noexcept {
+    Index lines = 0;
+    for (Index i = 0; i < count; ++i) {
+      lines += of[i].lines();
+    }
+    return lines;
+  }
 };
 
 /// Pointers to the rows of one head.
@@ -26,10 +46,9 @@ struct TileRows {
   const StorageOf<T>* v[tile_keys];
   Index first = 0;  // of the rows that are there, within the tile
   Index last = 0;
-  Stretch stretches[2 * tile_keys];  // the memory that they take, first that of the keys
-  Index stretch_count = 0;
-  Index lines = 0;  // of 64 bytes
+  Stretches keys, values;
 
+  [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
   [[nodiscard]] Index first_group() const noexcept { return first / simd::lanes; }
   [[nodiscard]] Index last_group() const noexcept { return ceil_div(last, Index{simd::lanes}); }
 
@@ -39,11 +58,10 @@ struct TileRows {
   void locate(const View& kv, Index head, Index base, Index lo, Index hi) {
     first = lo;
     last = hi;
-    stretch_count = 0;
-    lines = 0;
+    keys.count = 0;
+    values.count = 0;
     const Index k_row = Element<T>::row_size(kv.key_dim()), v_row = Element<T>::row_size(kv.value_dim());
-    Stretch of_values[tile_keys];
-    Index value_stretches = 0, at = lo;
+    Index at = lo;
     kv.for_each_run(head, PosRange{static_cast<Pos>(base + lo), static_cast<Pos>(base + hi)}, [&](const KvRun<T>& run) {
       KVC_ASSERT(run.first == base + at && at + run.rows <= hi);
       const StorageOf<T>*key = run.k, *value = run.v;
@@ -51,12 +69,10 @@ struct TileRows {
         k[at + r] = key;
         v[at + r] = value;
       }
-      add_stretches(run.k, run.rows, run.k_stride, k_row, stretches, stretch_count);
-      add_stretches(run.v, run.rows, run.v_stride, v_row, of_values, value_stretches);
+      add_stretches(run.k, run.rows, run.k_stride, k_row, keys);
+      add_stretches(run.v, run.rows, run.v_stride, v_row, values);
       at += run.rows;
     });
-    std::copy_n(of_values, value_stretches, stretches + stretch_count);
-    stretch_count += value_stretches;
     KVC_ASSERT(at == hi);
     std::fill(k, k + lo, k[lo]);
     std::fill(k + hi, k + tile_keys, k[lo]);
@@ -65,52 +81,87 @@ struct TileRows {
   }
 
  private:
-  void add_stretches(const StorageOf<T>* rows, Index count, Index stride, Index row, Stretch* to,
-                     Index& to_count) noexcept {
+  static void add_stretches(const StorageOf<T>* rows, Index count, Index stride, Index row, Stretches& to) noexcept {
     if (stride == row) {
       row *= count;
       count = 1;
     }
-    lines += count * (row * Index{sizeof(StorageOf<T>)} / 64 + 1);
     for (Index i = 0; i < count; ++i, rows += stride) {
-      to[to_count++] = {reinterpret_cast<const std::byte*>(rows), reinterpret_cast<const std::byte*>(rows + row)};
+      to.of[to.count++] = {reinterpret_cast<const std::byte*>(rows), reinterpret_cast<const std::byte*>(rows + row)};
     }
   }
 };
 
-/// Asks for the rows of the next tile while this one is computed: a line for each that is read, in the order of
-/// addresses, which the prefetchers of the processor join in. It would take no more than a few dozen requests at once,
-/// so they are spread as evenly as the reading is. The first-level cache is asked to take them: what it drops before its
-/// turn is still in the second.
+/// Asks memory for what will be read: a line with each that is, some distance ahead, in the order of addresses. It would
+/// drop most requests of a burst, so they are as even as the reading is, and one instruction makes them all, whose
+/// stream the prefetchers of the processor follow.
 class Ahead {
  public:
-  Ahead() = default;
+  /// Lines that are on their way from memory at once, where it gives what it can.
+  static constexpr Index few_lines = 120;
 
-  /// `next` null: there is nothing to ask for.
+  /// Reading of `now` begins.
   ///
-  ///   asked   lines that reading keys and values will ask for; what the next tile has more is asked for with the
-  ///           weights of `count` query rows. Where it is too small, no line is missed, but asking is less even.
+  ///   next       what is read after it, or null
+  ///   distance   lines; at most as many as `now` has
+  ///   asked      lines that will be asked for while keys and values are read; what `now` has more is asked for with
+  ///              the weights of `rows` query rows
   template <class T>
-  Ahead(const TileRows<T>* next, Index asked, Index count) noexcept {
-    if (next == nullptr) {
-      return;
+  void turn(const TileRows<T>& now, const TileRows<T>* next, Index distance, Index asked, Index rows) noexcept {
+    resume();
+    if (part_ < 2 || parts_[2] != &now.keys) {  // it is not where it should be by now
+      at_ = nullptr;
+      part_ = 2;
     }
-    next_ = next->stretches;
-    last_ = next->stretches + next->stretch_count;
-    with_row_ = ceil_div(std::max(next->lines - asked, Index{0}), count);
-    follow();
+    parts_[0] = &now.keys;
+    parts_[1] = &now.values;
+    parts_[2] = next == nullptr ? nullptr : &next->keys;
+    parts_[3] = next == nullptr ? nullptr : &next->values;
+    part_ -= 2;
+    if (at_ == nullptr) {
+      stretch_ = -1;
+      follow();
+    }
+    Index lead = 0;
+    for (int i = 0; i < part_; ++i) {
+      lead += parts_[i]->lines();
+    }
+    if (at_ != nullptr) {
+      for (Index i = 0; i < stretch_; ++i) {
+        lead += parts_[part_]->of[i].lines();
+      }
+      lead += (at_ - parts_[part_]->of[stretch_].first_line()) / Stretch::line;
+    }
+    with_row_ = ceil_div(std::max(now.lines() - asked, Index{0}), rows);
+    ask(std::max(distance - lead, Index{0}));
   }
 
   KVC_ALWAYS_INLINE void ask(Index lines) noexcept {
-    for (; lines > 0 && at_ != nullptr; --lines) {
+    if (at_ == nullptr) {
+      return;
+    }
+    KVC_NOT_UNROLLED
+    for (; lines > 0; --lines) {
       __builtin_prefetch(at_, 0, 3);
-      at_ += line;
+      at_ += Stretch::line;
       if (at_ >= end_) [[unlikely]] {
         follow();
+        if (at_ == nullptr) {
+          return;
+        }
       }
     }
   }
-  KVC_ALWAYS_INLINE void ask_with_row() noexcept { ask(with_row_); }
+  void ask_with_row() noexcept { ask(with_row_); }
+
+  /// How far to look ahead where a tile is read evenly: to what is read after its keys, if the first-level cache holds
+  /// both, so that keys and values lie in one piece each and take turns; otherwise what memory can bring meanwhile.
+  template <class T>
+  [[nodiscard]] static Index distance(const TileRows<T>& now) noexcept {
+    constexpr Index most = 256;
+    const Index lines = now.keys.lines();
+    return now.keys.count == 1 && lines <= most ? std::max(lines, few_lines) : few_lines;
+  }
 
   /// Where the same keys or values are read again, for other query rows.
   void pause() noexcept {
@@ -125,21 +176,23 @@ class Ahead {
   }
 
  private:
-  static constexpr Index line = 64;
-
-  KVC_ALWAYS_INLINE void follow() noexcept {
+  void follow() noexcept {
     at_ = nullptr;
-    if (next_ != last_) {
-      at_ = reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(next_->begin) / line * line);
-      end_ = next_->end;
-      ++next_;
+    for (; part_ < 4 && parts_[part_] != nullptr; ++part_, stretch_ = -1) {
+      if (++stretch_ < parts_[part_]->count) {
+        const Stretch& stretch = parts_[part_]->of[stretch_];
+        at_ = stretch.first_line();
+        end_ = stretch.end;
+        return;
+      }
     }
   }
 
   const std::byte* at_ = nullptr;  // null: there is no more
   const std::byte* end_ = nullptr;
-  const Stretch* next_ = nullptr;
-  const Stretch* last_ = nullptr;
+  const Stretches* parts_[4] = {};  // keys and values of the tile that is read, and of the next
+  int part_ = 0;
+  Index stretch_ = -1;
   const std::byte* paused_at_ = nullptr;
   Index with_row_ = 0;
 };
