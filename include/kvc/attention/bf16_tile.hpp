@@ -92,6 +92,7 @@ class Bf16Tile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
+    value_step_ = tile_keys;
     if (once_) {
       const Index distance = Ahead::distance(rows);
       value_step_ = distance < rows.keys.lines() ? Index{simd::lanes} : tile_keys;

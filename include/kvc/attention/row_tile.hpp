@@ -169,12 +169,24 @@ class RowTile {
     return {within(keys_[r].first), within(keys_[r].last)};
   }
 
+  /// Whether queries [first, last) may see the whole tile.
+  [[nodiscard]] bool see_all(Index first, Index last, Index base) const noexcept {
+    return std::all_of(query_ + first, query_ + last, [base](const Query& query) {
+      return query.keys.first <= base && query.keys.last >= base + tile_keys;
+    });
+  }
+
   /// f(integral constant R, r, from, to) for blocks of R <= most rows from r on that cover [begin, end), and those of
-  /// the keys [first, last) that a row of the block sees.
+  /// the keys [first, last) that a row of the block sees: all of them if `all`.
   template <int most, class F>
-  KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, F f) const noexcept {
+  KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, bool all,
+                                F f) const noexcept {
     for_row_blocks<most>(
         begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+          if (all) {
+            f(count, r, first, last);
+            return;
+          }
           KeyRange range = {tile_keys, 0};
           for (Index i = r; i < r + count; ++i) {
             const KeyRange keys_of_row = seen(i, base);
@@ -216,10 +228,19 @@ class RowTile {
 
   /// o = o * shrink + p v  for rows [begin, end).
   KVC_OUT_OF_LINE void values(Index begin, Index end, Tile& tile, float* o) const noexcept {
+    std::uint64_t of_all = ~std::uint64_t{0};
+    for (Index r = begin; r < end; ++r) {
+      of_all &= visible_[r];
+    }
     for_row_blocks(
         begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
           constexpr int R = decltype(count)::value;
           const float* const w = w_ + r * weight_size_;
+          if (of_all == ~std::uint64_t{0}) {
+            values_of_stretch<R>(r, 0, tile_keys, r == begin, tile, o);
+            tile.ahead().pause();
+            return;
+          }
           const int first = std::countr_zero(visible_[r]);
           int least = tile_keys, most = 0;  // where their stretches of keys end
           int begin_of_any = tile_keys;
@@ -247,15 +268,7 @@ class RowTile {
               }
             }
           } else if (simple && least == most) {
-            // In steps, so that rows are read whole not long after one another, as they are asked for.
-            const int step = r == begin ? static_cast<int>(tile.value_step()) : int{tile_keys};
-            const float* start = nullptr;
-            for (int from = first, to; from < least; from = to, start = sums_) {
-              to = std::min(from / step * step + step, least);
-              const bool done = to == least;
-              tile.template add_values<R>(w, from, to, start, done ? o + r * value_pad_ : sums_,
-                                          done ? shrink_ + r : nullptr);
-            }
+            values_of_stretch<R>(r, first, least, r == begin, tile, o);
           } else if (const int common = least / 2 * 2;
                      simple && common > first) {  // the diagonal: common keys, then the rest of each
             tile.template add_values<R>(w, first, common, nullptr, sums_, nullptr);
@@ -271,6 +284,25 @@ class RowTile {
           }
           tile.ahead().pause();
         });
+  }
+
+  /// The same for R rows from r on that see keys [first, last) of the tile. In steps where rows are read for the first
+  /// time, so that each is read whole not long after it was asked for.
+  template <int R>
+  KVC_ALWAYS_INLINE void values_of_stretch(Index r, int first, int last, bool asks, Tile& tile,
+                                           float* o) const noexcept {
+    const float* const w = w_ + r * weight_size_;
+    if constexpr (Tile::exact_sums) {
+      tile.template add_values<R>(w, first, last, o + r * value_pad_, shrink_ + r);
+    } else {
+      const int step = asks ? static_cast<int>(tile.value_step()) : int{tile_keys};
+      const float* start = nullptr;
+      for (int from = first, to; from < last; from = to, start = sums_) {
+        to = std::min(from / step * step + step, last);
+        const bool done = to == last;
+        tile.template add_values<R>(w, from, to, start, done ? o + r * value_pad_ : sums_, done ? shrink_ + r : nullptr);
+      }
+    }
   }
 
   /// The same for one row, whatever it sees. Not for exact sums, where nothing calls it.
@@ -313,12 +345,13 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
                            const RowStates& states) noexcept {
   const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
   const float* const q = q_ + head * q_rows_ * query_size_;
+  const bool all = see_all(first, last, base);
   tile.set(keys, next, end - begin);
   tile.load_keys();
   if (end - begin <= few_rows) {
     scores<kernel_rows>(
-        begin, end, base, keys.first,
-        keys.last, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+        begin, end, base, keys.first, keys.last,
+        all, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
           tile.template scores<count>(from, to, q + r * query_size_, query_size_, p_ + r * tile_keys);
           tile.ahead().pause();
         });
@@ -326,7 +359,7 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
     // Keys of a stretch stay in the first-level cache for all rows.
     for (Index at = keys.first / Tile::key_stretch * Tile::key_stretch; at < keys.last; at += Tile::key_stretch) {
       scores<Tile::most_rows>(
-          begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last),
+          begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last), all,
           [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
             tile.template scores_of_many<count>(from, to, q + r * query_size_, query_size_,
                                                 p_ + r * tile_keys);
@@ -335,8 +368,12 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
     }
   }
   tile.ahead().resume();
-  for (Index r = begin; r < end; ++r) {
-    visible_[r] = mask_row(head, r, base, p_ + r * tile_keys);
+  if (all && options_.softcap <= 0 && options_.mask.is_none()) {
+    std::fill(visible_ + begin, visible_ + end, ~std::uint64_t{0});
+  } else {
+    for (Index r = begin; r < end; ++r) {
+      visible_[r] = mask_row(head, r, base, p_ + r * tile_keys);
+    }
   }
   for (Index r = begin; r < end; r += simd::lanes) {
     soften(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r,

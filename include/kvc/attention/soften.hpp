@@ -47,7 +47,7 @@ inline void soften(float* s, std::uint64_t* visible, Index count, float* m, floa
 
   const F32x16 before = simd::load_partial(m, count), now = simd::max(before, simd::load(largest));
   simd::store(offset, now);
-  simd::store(largest, simd::exp(before - now));
+  simd::store(largest, simd::exp_up_to_zero(before - now));
   for (Index r = 0; r < count; ++r) {
     m[r] = offset[r];
     shrink[r] = largest[r];
@@ -65,7 +65,7 @@ inline void soften(float* s, std::uint64_t* visible, Index count, float* m, floa
       const F32x16 of_row = simd::broadcast(offset[r]);
       if (first + i < count) {
         simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-          x[g] = simd::exp(simd::load(at(r, g)) - of_row);
+          x[g] = simd::exp_up_to_zero(simd::load(at(r, g)) - of_row);
           simd::store(at(r, g), x[g]);
         });
         sum[i] = (x[0] + x[1]) + (x[2] + x[3]);

@@ -21,9 +21,13 @@ namespace detail {
 
 KVC_ALWAYS_INLINE Part constant(float x) noexcept { return x - Part{}; }
 
+/// e^x. With `up_to_zero` x must not be above 0, which spares a comparison.
+template <bool up_to_zero = false>
 KVC_ALWAYS_INLINE Part exp(Part x) noexcept {
 #if defined(__AVX512F__)
-  x = _mm512_maskz_min_ps(0xffff, constant(89.0F), x);  // infinite already; NaN stays NaN
+  if constexpr (!up_to_zero) {
+    x = _mm512_maskz_min_ps(0xffff, constant(89.0F), x);  // infinite already; NaN stays NaN
+  }
 #endif
   // Adding 1.5 * 2^23 rounds to an integer, which is then found in the low bits.
   const Part shifter = constant(12582912.0F);
@@ -45,7 +49,9 @@ KVC_ALWAYS_INLINE Part exp(Part x) noexcept {
 #else
   Part result = reinterpret_cast<Part>(reinterpret_cast<PartBits>(p) + (reinterpret_cast<PartBits>(shifted) << 23));
   result = x < lowest ? Part{} : result;
-  result = x > constant(88.72283F) ? constant(std::numeric_limits<float>::infinity()) : result;
+  if constexpr (!up_to_zero) {
+    result = x > constant(88.72283F) ? constant(std::numeric_limits<float>::infinity()) : result;
+  }
   return x != x ? x : result;
 #endif
 }
@@ -71,6 +77,11 @@ KVC_ALWAYS_INLINE Part tanh(Part x) noexcept {
 /// 1.
 KVC_ALWAYS_INLINE F32x16 exp(const F32x16& x) noexcept {
   return detail::map([](Part p) __attribute__((always_inline)) { return detail::exp(p); }, x);
+}
+
+/// The same, bit for bit, where no lane is above 0.
+KVC_ALWAYS_INLINE F32x16 exp_up_to_zero(const F32x16& x) noexcept {
+  return detail::map([](Part p) __attribute__((always_inline)) { return detail::exp<true>(p); }, x);
 }
 
 /// e^x, the same bits as in a vector.
