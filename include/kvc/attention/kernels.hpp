@@ -154,6 +154,9 @@ KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noe
 /// Rows of a block in score_packed: each pair of a row and 16 keys takes three sums.
 inline constexpr int packed_rows = kernel_sums >= 24 ? 4 : kernel_sums >= 6 ? 2 : 1;
 
+/// Lanes that are worked on together, so that twice as many chains hide the latency of multiply-adds.
+inline constexpr int packed_lanes = kernel_sums >= 24 ? 2 : 1;
+
 /// to = groups [first, last) of 16 keys, across positions: word w of the keys of group g begins at to[(16 * vectors *
 /// g + w) * 16].
 template <class Keys, class Ahead>
@@ -191,26 +194,30 @@ KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float*
     F32x16 total[R][C], part[R][C];
     // Each lane of add_keys is a chain of its own; they are added up in the order of fold.
     simd::detail::unroll<4>([&](auto t) __attribute__((always_inline)) {
-      simd::detail::unroll<4>([&](auto u) __attribute__((always_inline)) {
-        F32x16 chain[R][C] = {};
-        constexpr int lane = t + 4 * u;
+      simd::detail::unroll<4 / packed_lanes>([&](auto step) __attribute__((always_inline)) {
+        F32x16 chain[packed_lanes][R][C] = {};
         for (Index c = 0; c < vectors; ++c) {
-          Number x[C];
-          simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
-            x[k] = std::bit_cast<Number>(simd::load(from + k * group + (c * simd::lanes + lane) * simd::lanes));
-            simd::pin(x[k]);
-          });
-          simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-            Number w = Math::weight(q + i * q_stride + c * simd::lanes + lane);
-            simd::pin(w);
+          simd::detail::unroll<packed_lanes>([&](auto u) __attribute__((always_inline)) {
+            constexpr int lane = t + 4 * (step * packed_lanes + u);
+            Number x[C];
             simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
-              chain[i][k] = Math::madd(w, x[k], chain[i][k]);
+              x[k] = std::bit_cast<Number>(simd::load(from + k * group + (c * simd::lanes + lane) * simd::lanes));
+              simd::pin(x[k]);
+            });
+            simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+              Number w = Math::weight(q + i * q_stride + c * simd::lanes + lane);
+              simd::pin(w);
+              simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
+                chain[u][i][k] = Math::madd(w, x[k], chain[u][i][k]);
+              });
             });
           });
         }
-        simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
-          constexpr int i = n / C, k = n % C;
-          part[i][k] = u == 0 ? chain[i][k] : part[i][k] + chain[i][k];
+        simd::detail::unroll<packed_lanes>([&](auto u) __attribute__((always_inline)) {
+          simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
+            constexpr int i = n / C, k = n % C;
+            part[i][k] = step + u == 0 ? chain[u][i][k] : part[i][k] + chain[u][i][k];
+          });
         });
       });
       simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
