@@ -159,21 +159,21 @@ class ByteTile {
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = columns(key_dim_);
+    Ahead ahead = ahead_;  // in registers
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
       simd::for_each_column(
           rows, 0, count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
             if (c % 8 == 0) {
-              ahead_.ask(4);  // half of 16 keys times 32 bytes; the other half is for scores
+              ahead.ask(4);  // half of 16 keys times 32 bytes; the other half is for scores
             }
             simd::store_words(to + c * simd::lanes,
                               simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
           });
-      for (int l = 0; l < simd::lanes; ++l) {
-        std::memcpy(key_scales_ + g * simd::lanes + l, rows[l] + 4 * count, sizeof(float));
-      }
+      simd::store(key_scales_ + g * simd::lanes, simd::load_column(rows, 4 * count));
     }
+    ahead_ = ahead;
   }
 
   template <int R>
@@ -193,8 +193,9 @@ class ByteTile {
   }
 
   void load_values() noexcept {
-    for (Index j = 0; j < tile_keys; ++j) {
-      std::memcpy(value_scales_ + j, rows_->v[j] + kvc::Element<Int8>::scale_offset(value_dim_), sizeof(float));
+    for (Index j = 0; j < tile_keys; j += simd::lanes) {
+      simd::store(value_scales_ + j,
+                  simd::load_column(rows_->v + j, kvc::Element<Int8>::scale_offset(value_dim_)));
     }
     if (!once_) {
       for (Index u = rows_->first / 4; u < ceil_div(rows_->last, Index{4}); ++u) {
@@ -224,12 +225,14 @@ class ByteTile {
     }
     const float largest = simd::max(simd::max(simd::max(x[0], x[1]), simd::max(x[2], x[3])));
     const simd::F32x16 factor = simd::broadcast(65535.0F * reciprocal(largest));
-    auto* const planes = reinterpret_cast<std::byte*>(w);
-    for (int g = 0; g < tile_groups; ++g) {
+    simd::U32x16 upper[tile_groups], lower[tile_groups];
+    simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
       const simd::U32x16 code = simd::to_integers(x[g] * factor);
-      simd::store_low_bytes(planes + g * simd::lanes, code >> 8);
-      simd::store_low_bytes(planes + tile_keys + g * simd::lanes, code);
-    }
+      upper[g] = code >> 8;
+      lower[g] = code & 0xffU;
+    });
+    simd::store_words(w, simd::transpose_lanes(simd::join_bytes(upper[0], upper[1], upper[2], upper[3])));
+    simd::store_words(w + quads, simd::transpose_lanes(simd::join_bytes(lower[0], lower[1], lower[2], lower[3])));
     w[2 * quads] = largest / 65535.0F;
   }
 
@@ -259,12 +262,14 @@ class ByteTile {
     simd::detail::unroll<2 * R * C>([&](auto n) __attribute__((always_inline)) {
       sum[n / C][n % C] = simd::broadcast_word(rest + n / C / 2 * q_stride + n / C % 2);
     });
+    Ahead ahead = ahead_;  // in registers
     for (Index c = 0; c < count; ++c) {
       if (c % 8 == 0) {
-        ahead_.ask(4 * C);
+        ahead.ask(4 * C);
       }
       add_byte_column<R, 2>(q + c, q_stride, count, keys_ + g * group + c * simd::lanes, group, sum);
     }
+    ahead_ = ahead;
     simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
       constexpr int i = n / C, k = n % C;
       const simd::F32x16 x =
@@ -289,10 +294,11 @@ class ByteTile {
     const Index pad = state_floats(value_dim_), stride = weight_floats(value_dim_);
     simd::U32x16 sum[2 * R][2] = {};
     const Index end = ceil_div(last, Index{4});
+    Ahead ahead = ahead_;  // in registers
     for (Index u = first / 4; u < end; ++u) {
       simd::U32x16 x[2];
       if constexpr (from_rows) {
-        ahead_.ask(2);  // half of 4 rows of 64 bytes
+        ahead.ask(2);  // half of 4 rows of 64 bytes
         simd::U32x16 row[4];
         load_four(u, d, row);
         interleave_four<half>(row, x);
@@ -303,6 +309,7 @@ class ByteTile {
       }
       add_weighted<ByteValueMath, R>(w + u, stride, quads, x, sum);
     }
+    ahead_ = ahead;
     simd::F32x16 total[R][2];
     simd::detail::unroll<R * 2>([&](auto n) __attribute__((always_inline)) {
       constexpr int i = n / 2, k = n % 2;

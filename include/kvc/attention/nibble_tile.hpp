@@ -209,7 +209,7 @@ class NibbleTile {
       simd::store_four(w + 4 * quads + 4, simd::sum_each(minima[0], minima[1], minima[2], minima[3]));
       simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
         simd::store_words(w + g * simd::lanes,
-                          simd::join_low_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
+                          simd::join_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
       });
     }
   }

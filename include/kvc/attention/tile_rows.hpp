@@ -64,11 +64,8 @@ struct TileRows {
     Index at = lo;
     kv.for_each_run(head, PosRange{static_cast<Pos>(base + lo), static_cast<Pos>(base + hi)}, [&](const KvRun<T>& run) {
       KVC_ASSERT(run.first == base + at && at + run.rows <= hi);
-      const StorageOf<T>*key = run.k, *value = run.v;
-      for (Index r = 0; r < run.rows; ++r, key += run.k_stride, value += run.v_stride) {
-        k[at + r] = key;
-        v[at + r] = value;
-      }
+      point(k + at, run.k, run.rows, run.k_stride);
+      point(v + at, run.v, run.rows, run.v_stride);
       add_stretches(run.k, run.rows, run.k_stride, k_row, keys);
       add_stretches(run.v, run.rows, run.v_stride, v_row, values);
       at += run.rows;
@@ -81,6 +78,11 @@ struct TileRows {
   }
 
  private:
+  static void point(const StorageOf<T>** to, const StorageOf<T>* rows, Index count, Index stride) noexcept {
+    for (Index r = 0; r < count; ++r) {
+      to[r] = rows + r * stride;
+    }
+  }
   static void add_stretches(const StorageOf<T>* rows, Index count, Index stride, Index row, Stretches& to) noexcept {
     if (stride == row) {
       row *= count;
@@ -98,7 +100,7 @@ struct TileRows {
 class Ahead {
  public:
   /// Lines that are on their way from memory at once, where it gives what it can.
-  static constexpr Index few_lines = 120;
+  static constexpr Index few_lines = 104;
 
   /// Reading of `now` begins.
   ///

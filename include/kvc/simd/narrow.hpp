@@ -105,17 +105,16 @@ KVC_ALWAYS_INLINE void store_low_bytes(void* p, const U32x16& x) noexcept {
 KVC_ALWAYS_INLINE void store_low_bytes(void* p, const U32x16& x, Index count) noexcept {
   _mm512_mask_cvtepi32_storeu_epi8(p, static_cast<__mmask16>((1U << count) - 1U), raw(x));
 }
-/// The low bytes of four vectors, four lanes at a time: those of lanes 0 to 3 of a, of b, of c, of d, then of lanes 4
-/// to 7 ...
-KVC_ALWAYS_INLINE U32x16 join_low_bytes(const U32x16& a, const U32x16& b, const U32x16& c, const U32x16& d) noexcept {
-  const auto narrow = [](const U32x16& x) __attribute__((always_inline)) {
-    return _mm512_maskz_cvtepi32_epi8(0xffff, raw(x));
-  };
-  const __m256i ab = _mm256_inserti128_si256(_mm256_zextsi128_si256(narrow(a)), narrow(b), 1);
-  const __m256i cd = _mm256_inserti128_si256(_mm256_zextsi128_si256(narrow(c)), narrow(d), 1);
+/// Four vectors of integers as bytes, four lanes at a time: lanes 0 to 3 of a, of b, of c, of d, then lanes 4 to 7 ...
+/// As signed integers they must be at most 255; negative ones give 0.
+KVC_ALWAYS_INLINE U32x16 join_bytes(const U32x16& a, const U32x16& b, const U32x16& c, const U32x16& d) noexcept {
+  const __m512i ab = _mm512_packus_epi32(raw(a), raw(b)), cd = _mm512_packus_epi32(raw(c), raw(d));
+  return words(_mm512_packus_epi16(ab, cd));
+}
+/// Lane 4 i + j of x in lane 4 j + i.
+KVC_ALWAYS_INLINE U32x16 transpose_lanes(const U32x16& x) noexcept {
   const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-  const __m512i all = _mm512_mask_broadcast_i64x4(_mm512_maskz_broadcast_i64x4(0x0f, ab), 0xf0, cd);
-  return words(_mm512_maskz_permutexvar_epi32(0xffff, order, all));
+  return words(_mm512_maskz_permutexvar_epi32(0xffff, order, raw(x)));
 }
 
 /// Word l / 4 of the four words at p, in lane l.

@@ -62,6 +62,29 @@ KVC_ALWAYS_INLINE void for_each_four_columns(const Row* const* rows, Index first
   }
 }
 
+/// The floats at `offset` bytes of 16 rows, at any address.
+template <class Row>
+KVC_ALWAYS_INLINE F32x16 load_column(const Row* const* rows, Index offset) noexcept {
+  F32x4 four[4];
+  detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+    float x[4];
+    detail::unroll<4>([&](auto l) __attribute__((always_inline)) {
+      std::memcpy(&x[l], reinterpret_cast<const std::byte*>(rows[4 * i + l]) + offset, sizeof(float));
+    });
+    four[i] = F32x4{x[0], x[1], x[2], x[3]};
+  });
+#if defined(__AVX512F__)
+  return {{__builtin_shufflevector(__builtin_shufflevector(four[0], four[1], 0, 1, 2, 3, 4, 5, 6, 7),
+                                   __builtin_shufflevector(four[2], four[3], 0, 1, 2, 3, 4, 5, 6, 7), 0, 1, 2, 3, 4, 5,
+                                   6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}};
+#else
+  F32x16 all;
+  static_assert(sizeof four == sizeof all);
+  std::memcpy(&all, four, sizeof all);
+  return all;
+#endif
+}
+
 /// f(c, v) for each column c in [first, last), in ascending order: v is a U32x16 with word c of row l in lane l.
 ///
 ///   rows   16 pointers to rows of at least `last` words of four bytes, at any address
@@ -75,11 +98,7 @@ KVC_ALWAYS_INLINE void for_each_column(const Row* const* rows, Index first, Inde
         detail::unroll<4>([&](auto i) __attribute__((always_inline)) { f(c + i, as_words(column[i])); });
       });
   for (Index c = whole; c < last; ++c) {
-    alignas(64) float column[lanes];
-    for (int l = 0; l < lanes; ++l) {
-      std::memcpy(&column[l], reinterpret_cast<const std::byte*>(rows[l]) + c * 4, sizeof(float));
-    }
-    f(c, as_words(load(column)));
+    f(c, as_words(load_column(rows, c * 4)));
   }
 }
 
