@@ -151,7 +151,8 @@ class ByteTile {
     rows_ = &rows;
     once_ = count <= few_rows;
     if (once_ || next != nullptr) {
-      ahead_.turn(rows, next, rows.lines(), once_ ? (rows.last - rows.first) * (key_dim_ + value_dim_) / 64 : 0, count);
+      const Index bytes = (rows.last - rows.first) * (key_dim_ + value_dim_);
+      ahead_.turn(rows, next, rows.lines(), once_ ? bytes / Stretch::line : 0, count);
     }
   }
 

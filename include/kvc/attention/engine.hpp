@@ -2,7 +2,8 @@
 //
 // A prefill item is (sequence, kv head, some rows of q, all their keys). Where the rows of a sequence fit one RowTile,
 // as in decode, the keys are divided as well, so that one long sequence keeps many threads busy: an item is (sequences
-// that share these keys, some kv heads, one split of the keys). The states of the splits are merged in a second step.
+// that share these keys, some kv heads, some splits of the keys). The states of the splits are merged in a second step,
+// or at once where an item has all from the first on.
 // Both run the same operations on each row.
 #pragma once
 

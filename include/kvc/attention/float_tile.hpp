@@ -143,9 +143,9 @@ class FloatTile {
     value_step_ = tile_keys;
     if (once_) {
       const Index distance = Ahead::distance(rows);
+      const Index bytes = (rows.last - rows.first) * (key_dim_ + value_dim_) * Index{sizeof(StorageOf<T>)};
       value_step_ = distance < rows.keys.lines() ? Index{simd::lanes} : tile_keys;
-      ahead_.turn(rows, next, distance, (rows.last - rows.first) * (key_dim_ + value_dim_) * Index{sizeof(StorageOf<T>)} / 64,
-                  count);
+      ahead_.turn(rows, next, distance, bytes / Stretch::line, count);
     } else if (next != nullptr) {
       ahead_.turn(rows, next, rows.lines(), 0, count);
     }

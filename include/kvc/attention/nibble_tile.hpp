@@ -100,7 +100,8 @@ class NibbleTile {
     rows_ = &rows;
     once_ = count <= few_rows;
     if (once_ || next != nullptr) {
-      ahead_.turn(rows, next, rows.lines(), once_ ? (rows.last - rows.first) * 16 * (groups(key_dim_) + groups(value_dim_)) / 64 : 0, count);
+      const Index bytes = (rows.last - rows.first) * 16 * (groups(key_dim_) + groups(value_dim_));
+      ahead_.turn(rows, next, rows.lines(), once_ ? bytes / Stretch::line : 0, count);
     }
   }
 
