@@ -1,5 +1,8 @@
 // Law: in a batch whose sequences share prefixes, each row has the bits that its sequence gives alone, unshared.
-#include <optional>
+#include <algorithm>
+#include <numeric>
+#include <random>
+#include <vector>
 
 #include "attention_case.hpp"
 #include "kvc/cache.hpp"
@@ -123,6 +126,62 @@ TEMPLATE_TEST_CASE("A batch that shares prefixes has the bits of each sequence a
       const Case<TestType> copy = copy_of(cache, sequences[static_cast<std::size_t>(b)], shape, random);
       Attend<TestType>::decode(copy.view(), q.cref().middle_rows(b, 1), alone.ref(), options);
       CHECK(same_row(alone.row(0), batch.row(b), batch.cols()));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("A batch has the same bits however finely it is cut", "[attention]", float, Eigen::bfloat16,
+                   kvc::Int8) {
+  /// Claims to have many threads, and runs items in any order.
+  struct Shuffled {
+    Index threads;
+    std::uint64_t seed;
+    [[nodiscard]] Index concurrency() const { return threads; }
+    void parallel_for(Index n, const std::function<void(Index)>& f) const {
+      std::vector<Index> items(static_cast<std::size_t>(n));
+      std::iota(items.begin(), items.end(), Index{0});
+      std::ranges::shuffle(items, std::mt19937_64(seed));
+      std::ranges::for_each(items, f);
+    }
+  };
+  const std::uint64_t seed = seed_or(402);
+  Random random(seed);
+  for (int i = 0; i < cases_or(12); ++i) {
+    CaseShape shape = random_shape(random, 100);
+    shape.key_dim = shape.value_dim = random.between(Index{1}, Index{40});
+    const Pos block_tokens = random.one_in(2) ? 4096 : random.one_in(2) ? 16 : random.between(Pos{1}, Pos{200});
+    // A window begins in another split for each length.
+    const Pos window = random.one_in(2) ? kvc::AttentionOptions{}.window : random.between(Pos{1}, Pos{1500});
+    CAPTURE(seed, i, shape, block_tokens, window);
+    kvc::KvCache<TestType, kvc::PrefixShared<>> cache(
+        {.layers = 1, .kv_heads = shape.kv_heads, .key_dim = shape.key_dim, .value_dim = shape.value_dim},
+        {.blocks = 8 * (4096 / block_tokens + 2), .block_tokens = block_tokens});
+    std::vector<kvc::SeqId> sequences{cache.open()};
+    append(cache, sequences[0], random_tokens(random, random.between(Pos{600}, Pos{3000})));
+    for (int n = random.between(0, 4); n > 0; --n) {
+      const bool shares = !random.one_in(3);
+      sequences.push_back(
+          shares ? cache.fork(sequences[0], random.between(Pos{0}, cache.length(sequences[0]))) : cache.open());
+      append(cache, sequences.back(), random_tokens(random, random.between(Pos{1}, Pos{1000})));
+    }
+
+    std::vector<AnyView<TestType>> views;
+    Matrix<float> q(std::ssize(sequences), shape.query_heads() * shape.key_dim);
+    Matrix<float> expected(q.rows(), shape.query_heads() * shape.value_dim), cut(q.rows(), expected.cols());
+    for (Index b = 0; b < q.rows(); ++b) {
+      views.emplace_back(cache.view(0, sequences[static_cast<std::size_t>(b)]));
+      std::generate_n(q.row(b), q.cols(), [&] { return random.uniform(-2, 2); });
+    }
+    const std::span<const AnyView<TestType>> all(views);
+    const kvc::AttentionOptions options{.window = window, .softcap = shape.softcap};
+    for (Index b = 0; b < q.rows(); ++b) {  // each alone, where all is one run
+      Attend<TestType>::decode(views[static_cast<std::size_t>(b)], q.cref().middle_rows(b, 1),
+                               expected.ref().middle_rows(b, 1), options);
+    }
+    for (const Index threads : {0, 1, 2, 3, 7, 16, 1000}) {
+      CAPTURE(threads);
+      Attend<TestType>::decode(all, q.cref(), cut.ref(), options, Shuffled{threads, static_cast<std::uint64_t>(threads) + seed});
+      CHECK(same(cut, expected));
     }
   }
 }

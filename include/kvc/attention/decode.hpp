@@ -18,8 +18,8 @@ namespace kvc::inline v0 {
 /// A mask's row b belongs to views[b]. Each row has the bits that prefill and any other batch give it. Long sequences
 /// are split over threads, by heads and by stretches of 512 positions, and positions that several sequences share (the
 /// same blocks, found from the views) are read once for all of them. Errors and cost as for prefill, with a few
-/// allocations more per call for the order and the states of the splits; rows of what is shared count once in what is
-/// read.
+/// allocations more per call for the order, the prepared rows of q and the states of the splits; rows of what is shared
+/// count once in what is read.
 template <KvView View, class Ex = Sequential>
 requires Executor<Ex>
 void decode(std::span<const View> views, MatrixRef<const float> q, MatrixRef<float> out,

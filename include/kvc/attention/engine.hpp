@@ -3,7 +3,7 @@
 // A prefill item is (sequence, kv head, some rows of q, all their keys). Where the rows of a sequence fit one RowTile,
 // as in decode, the keys are divided as well, so that one long sequence keeps many threads busy: an item is (sequences
 // that share these keys, some kv heads, some splits of the keys). The states of the splits are merged in a second step,
-// or at once where an item has all from the first on.
+// or at once where an item has all from the first on. Before both, rows of q are prepared, once for all items.
 // Both run the same operations on each row.
 #pragma once
 
@@ -230,7 +230,8 @@ class AttentionCall {
     return pieces;
   }
 
-  /// Whether the keys of a head lie in one piece, of more than a tile, where this split begins.
+  /// Whether the keys of a head lie in one piece, of more than a tile, where this split begins. The first head stands for
+  /// all, and the split for those after it.
   [[nodiscard]] bool positions_in_one_piece(Index b, Index split) const {
     const Index length = view_(b).length(), first = std::min(split * split_keys, length);
     Index longest = 0;
@@ -414,13 +415,11 @@ class AttentionCall {
     call.q = scratch.take(all_rows * query_size_);
     call.states = RowStates::at(scratch.take(RowStates::size(all_states, value_pad_)), all_states, value_pad_);
 
-    executor.parallel_for(sequences_, [&](Index i) {
+    executor.parallel_for(sequences_ * dims_.kv_heads, [&](Index item) {
+      const Index i = item / dims_.kv_heads, head = item % dims_.kv_heads;
       Scratch scaled(padded(dims_.key_dim));
-      float* const of_row = scaled.take(padded(dims_.key_dim));
-      for (Index head = 0; head < dims_.kv_heads; ++head) {
-        prepare(call.order.sequence[static_cast<std::size_t>(i)], 0, head, rows_, of_row,
-                call.q + (head * sequences_ + i) * count * query_size_);
-      }
+      prepare(call.order.sequence[static_cast<std::size_t>(i)], 0, head, rows_, scaled.take(padded(dims_.key_dim)),
+              call.q + (head * sequences_ + i) * count * query_size_);
     });
     executor.parallel_for(static_cast<Index>(runs.size()),
                           [&](Index i) { this->run(call, runs[static_cast<std::size_t>(i)]); });
@@ -451,15 +450,33 @@ class AttentionCall {
     };
     Steps steps(*this, call.order, call.pieces, run);
     TileRows<T> located[2];
-    Step now, next;
-    bool more = steps.next(now);
-    if (more) {
-      locate(now, located[0]);
-    }
-    const RowStates total = states_of(call, piece, run.first_head);
-    const RowStates part = RowStates::at(scratch.take(RowStates::size(states, value_pad_)), states, value_pad_);
-    RowStates into = total;
-    into.reset(states, value_pad_);
+    Step now{}, next{};
+    bool more = steps.next(now);  // a piece has a key that a row may see
+    KVC_ASSERT(more);
+    locate(now, located[0]);
+    // m and l of this run: in the table its rows would share cache lines with those of other threads.
+    const RowStates own = RowStates::at(scratch.take(RowStates::size(states, value_pad_)), states, value_pad_);
+    const auto table = [&](Index p) {
+      return states_of(call, call.pieces[static_cast<std::size_t>(p)], run.first_head);
+    };
+    const auto begin_split = [&](const Step& step) {  // of the rows of one head, or of all
+      const bool merges = run.merges && step.piece != run.first;
+      const RowStates into = {merges ? own.o : table(step.piece).o, own.m, own.l};
+      into.from(run.by_head ? step.head * rows.rows() : 0, value_pad_)
+          .reset(run.by_head ? rows.rows() : states, value_pad_);
+      return into;
+    };
+    const auto end_split = [&](const Step& step, const RowStates& into) {
+      const Index first = run.by_head ? step.head * rows.rows() : 0, count_of = run.by_head ? rows.rows() : states;
+      if (run.merges && step.piece != run.first) {
+        table(run.first).from(first, value_pad_).merge(into.from(first, value_pad_), count_of, value_pad_);
+      } else {
+        std::copy_n(into.m + first, count_of, table(step.piece).m + first);
+        std::copy_n(into.l + first, count_of, table(step.piece).l + first);
+      }
+    };
+
+    RowStates into = begin_split(now);
     for (int current = 0; more; current = 1 - current) {
       more = steps.next(next);
       if (more) {
@@ -467,18 +484,10 @@ class AttentionCall {
       }
       rows.attend(now.head, now.first * rows_, now.last * rows_, now.tile * tile_keys, kv, located[current],
                   more ? &located[1 - current] : nullptr, into);
-      if (!more || next.piece != now.piece) {  // a split of the rows of one head, or of all heads
-        const Index first = run.by_head ? now.head * rows.rows() : 0, rows_of = run.by_head ? rows.rows() : states;
-        if (run.merges && now.piece != run.first) {
-          total.from(first, value_pad_).merge(part.from(first, value_pad_), rows_of, value_pad_);
-        }
+      if (!more || next.piece != now.piece || (run.by_head && next.head != now.head)) {
+        end_split(now, into);
         if (more) {
-          into = next.piece == run.first ? total
-                 : run.merges            ? part
-                              : states_of(call, call.pieces[static_cast<std::size_t>(next.piece)], run.first_head);
-          if (next.piece != run.first) {
-            into.from(run.by_head ? next.head * rows.rows() : 0, value_pad_).reset(rows_of, value_pad_);
-          }
+          into = begin_split(next);
         }
       }
       now = next;

@@ -4,6 +4,7 @@
 // the executor.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <type_traits>
 
@@ -24,7 +25,8 @@ struct IgnoreItem {
 ///   executor.concurrency()       optional: about how many calls of f run at the same time, at least 1; how finely work
 ///                                is cut
 ///
-/// The items of a call differ in cost: hand them out one by one rather than in equal shares.
+/// The items of a call differ in cost, and the larger ones come first: hand them out one by one rather than in equal
+/// shares, and start them in ascending order where you can.
 template <class E>
 concept Executor = requires(std::remove_reference_t<E>& executor, Index n, detail::IgnoreItem f) {
   executor.parallel_for(n, f);
@@ -49,7 +51,7 @@ template <class E>
   if constexpr (requires {
                   { executor.concurrency() } -> std::convertible_to<Index>;
                 }) {
-    return executor.concurrency();
+    return std::max(static_cast<Index>(executor.concurrency()), Index{1});
   } else {
     return 16;
   }

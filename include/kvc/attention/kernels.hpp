@@ -151,7 +151,8 @@ KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noe
   }
 }
 
-/// Rows of a block in score_packed: each pair of a row and 16 keys takes three sums.
+/// Rows of a block in score_packed: each pair of a row and 16 keys takes three sums, of which one may wait in memory
+/// while chains are added to.
 inline constexpr int packed_rows = kernel_sums >= 24 ? 4 : kernel_sums >= 6 ? 2 : 1;
 
 /// Lanes that are worked on together, so that twice as many chains hide the latency of multiply-adds.

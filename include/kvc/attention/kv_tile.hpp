@@ -10,7 +10,8 @@
 //                                            four from a multiple of 4 are together
 //   in_order                                 whether place(d) is d
 //   scratch_floats(key_dim, value_dim)       working memory that the constructor takes
-//   set(rows, next, count)                   what `count` query rows read from now on, and what comes next
+//   set(rows, next, count)                   what `count` query rows read from now on, and what comes next; both stay
+//                                            where they are until next is given as rows
 //   ahead()                                  what asks for what comes next, while this is read
 //   load_keys()                              whatever is done once for all rows, before
 //   scores<R>(first, last, q, q_stride, s)   scores of R rows for keys [first, last), and maybe for some neighbours

@@ -80,9 +80,9 @@ struct RowStates {
   }
 };
 
-/// Query rows of a work item. There are `heads` kv heads, `queries` rows of q, which may belong to several sequences,
-/// and for each of both the query heads of one GQA group; they are numbered in this order, so that neighbours see
-/// nearly the same keys.
+/// Query rows of a work item: for each of some kv heads `queries` rows of q, which may belong to several sequences, and
+/// for each of these the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly
+/// the same keys. The numbers of the rows are the caller's, from `prepare`.
 template <class Tile>
 class RowTile {
  public:

@@ -10,6 +10,8 @@
 #include <tbb/partitioner.h>
 #include <tbb/task_arena.h>
 
+#include <atomic>
+
 #include "kvc/attention/executor.hpp"
 #include "kvc/core/error.hpp"
 
@@ -25,12 +27,13 @@ class Tbb {
   /// An exception of an item cancels the items that have not started, and is thrown again here.
   template <class F>
   void parallel_for(Index n, F&& f) {
+    std::atomic<Index> next = 0;  // items begin in ascending order, whichever half of the tasks a thread takes
     arena_.execute([&] {
       tbb::parallel_for(
           tbb::blocked_range<Index>(0, n, 1),
-          [&](const tbb::blocked_range<Index>& items) {
-            for (Index i = items.begin(); i != items.end(); ++i) {
-              f(i);
+          [&](const tbb::blocked_range<Index>& tasks) {
+            for (Index i = tasks.begin(); i != tasks.end(); ++i) {
+              f(next.fetch_add(1, std::memory_order_relaxed));
             }
           },
           tbb::simple_partitioner{});  // one item per task: they differ in cost

@@ -49,8 +49,6 @@ struct TileRows {
   Stretches keys, values;
 
   [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
-  [[nodiscard]] Index first_group() const noexcept { return first / simd::lanes; }
-  [[nodiscard]] Index last_group() const noexcept { return ceil_div(last, Index{simd::lanes}); }
 
   /// Positions [base + lo, base + hi), at least one. The other pointers lead to some row of these, so that reading
   /// through them is allowed.
@@ -102,10 +100,10 @@ class Ahead {
   /// Lines that are on their way from memory at once, where it gives what it can.
   static constexpr Index few_lines = 104;
 
-  /// Reading of `now` begins.
+  /// Reading of `now` begins. Both must stay where they are, `now` until the next call and `next` until it is `now`.
   ///
   ///   next       what is read after it, or null
-  ///   distance   lines; at most as many as `now` has
+  ///   distance   lines
   ///   asked      lines that will be asked for while keys and values are read; what `now` has more is asked for with
   ///              the weights of `rows` query rows
   template <class T>

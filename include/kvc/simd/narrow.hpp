@@ -106,7 +106,7 @@ KVC_ALWAYS_INLINE void store_low_bytes(void* p, const U32x16& x, Index count) no
   _mm512_mask_cvtepi32_storeu_epi8(p, static_cast<__mmask16>((1U << count) - 1U), raw(x));
 }
 /// Four vectors of integers as bytes, four lanes at a time: lanes 0 to 3 of a, of b, of c, of d, then lanes 4 to 7 ...
-/// As signed integers they must be at most 255; negative ones give 0.
+/// Those from 0 to 255 as they are, negative ones as 0, larger ones as anything.
 KVC_ALWAYS_INLINE U32x16 join_bytes(const U32x16& a, const U32x16& b, const U32x16& c, const U32x16& d) noexcept {
   const __m512i ab = _mm512_packus_epi32(raw(a), raw(b)), cd = _mm512_packus_epi32(raw(c), raw(d));
   return words(_mm512_packus_epi16(ab, cd));
