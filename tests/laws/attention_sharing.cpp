@@ -180,7 +180,8 @@ TEMPLATE_TEST_CASE("A batch has the same bits however finely it is cut", "[atten
     }
     for (const Index threads : {0, 1, 2, 3, 7, 16, 1000}) {
       CAPTURE(threads);
-      Attend<TestType>::decode(all, q.cref(), cut.ref(), options, Shuffled{threads, static_cast<std::uint64_t>(threads) + seed});
+      Attend<TestType>::decode(all, q.cref(), cut.ref(), options,
+                               Shuffled{threads, static_cast<std::uint64_t>(threads) + seed});
       CHECK(same(cut, expected));
     }
   }

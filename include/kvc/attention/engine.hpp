@@ -8,7 +8,6 @@
 #pragma once
 
 #include <algorithm>
-#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -17,6 +16,7 @@
 #include "kvc/attention/options.hpp"
 #include "kvc/attention/row_tile.hpp"
 #include "kvc/attention/sharing.hpp"
+#include "kvc/attention/splits.hpp"
 #include "kvc/core/view.hpp"
 
 namespace kvc::inline v0 {
@@ -152,40 +152,6 @@ class AttentionCall {
 
   // --- decode --------------------------------------------------------------------------------------------------------
 
-  /// Sequences [first, last) of the shared order, which have the first tile of this split in common, or are one.
-  struct Piece {
-    Index split;
-    Index first;
-    Index last;
-    Index state = 0;  // the first of its states: [kv_heads, sequences, rows of each, group]
-  };
-
-  /// Consecutive splits of the same sequences, and some kv heads: what one thread does in one go.
-  struct Run {
-    Index first;  // pieces
-    Index last;
-    Index first_head;
-    Index heads;
-    bool merges;   // begins with the first split of its rows, and so leaves one state of each for all of its splits
-    bool by_head;  // one head after the other
-  };
-
-  /// The splits of all sequences, those of sequence b one after the other.
-  struct Slots {
-    std::vector<Index> before;  // [B + 1] splits of the sequences before b
-    std::vector<Index> first;   // [B] number of the first split of sequence b
-
-    [[nodiscard]] Index count(Index b) const {
-      return before[static_cast<std::size_t>(b) + 1] - before[static_cast<std::size_t>(b)];
-    }
-    [[nodiscard]] bool has(Index b, Index split) const {
-      return split >= first[static_cast<std::size_t>(b)] && split < first[static_cast<std::size_t>(b)] + count(b);
-    }
-    [[nodiscard]] Index at(Index b, Index split) const {
-      return before[static_cast<std::size_t>(b)] + split - first[static_cast<std::size_t>(b)];
-    }
-  };
-
   [[nodiscard]] Slots slots() const {
     Slots slots{std::vector<Index>(static_cast<std::size_t>(sequences_) + 1),
                 std::vector<Index>(static_cast<std::size_t>(sequences_))};
@@ -198,40 +164,8 @@ class AttentionCall {
     return slots;
   }
 
-  /// Cuts all splits of all sequences into pieces of at most `most` sequences. Those of the same sequences come one
-  /// after the other, in the order of their splits.
-  [[nodiscard]] std::vector<Piece> pieces(const Slots& slots, const SharedOrder& order, Index most) const {
-    Index splits = 0;
-    for (Index b = 0; b < sequences_; ++b) {
-      splits = std::max(splits, slots.first[static_cast<std::size_t>(b)] + slots.count(b));
-    }
-    std::vector<Piece> pieces;
-    for (Index split = 0; split < splits; ++split) {
-      const Index tile = split * (split_keys / tile_keys);
-      bool open = false;  // whether the sequence before belongs to the last piece
-      for (Index i = 0; i < sequences_; ++i) {
-        const bool has = slots.has(order.sequence[static_cast<std::size_t>(i)], split);
-        if (has && open && order.shared[static_cast<std::size_t>(i)] > tile && i - pieces.back().first < most) {
-          pieces.back().last = i + 1;
-        } else if (has) {
-          pieces.push_back({split, i, i + 1});
-        }
-        open = has;
-      }
-    }
-    if (sequences_ > 1) {
-      std::ranges::sort(pieces, {}, [](const Piece& p) { return std::tuple(p.first, p.last, p.split); });
-    }
-    Index state = 0;
-    for (Piece& p : pieces) {
-      p.state = state;
-      state += dims_.kv_heads * (p.last - p.first) * rows_ * dims_.group;
-    }
-    return pieces;
-  }
-
-  /// Whether the keys of a head lie in one piece, of more than a tile, where this split begins. The first head stands for
-  /// all, and the split for those after it.
+  /// Whether the keys of a head lie in one piece, of more than a tile, where this split begins. The first head stands
+  /// for all, and the split for those after it.
   [[nodiscard]] bool positions_in_one_piece(Index b, Index split) const {
     const Index length = view_(b).length(), first = std::min(split * split_keys, length);
     Index longest = 0;
@@ -244,148 +178,6 @@ class AttentionCall {
         });
     return longest > tile_keys;
   }
-
-  /// Cuts the pieces, for each kv head, into what threads take one by one: much at first, little in the end, so that
-  /// few runs begin and all threads end at about the same time. Where they can, heads are kept whole, whose states then
-  /// need not be kept for each split.
-  ///
-  ///   most_rows   of q, in all heads of a run
-  [[nodiscard]] std::vector<Run> runs(const std::vector<Piece>& pieces, const Slots& slots, const SharedOrder& order,
-                                      Index most_rows, Index threads) const {
-    const auto rows_of = [&](const Piece& p) { return (p.last - p.first) * rows_ * dims_.group; };
-    const auto cost = [&](const Piece& p) { return ceil_div(rows_of(p), few_rows); };  // of one head
-    const auto count = static_cast<Index>(pieces.size());
-    Index left = 0;
-    for (const Piece& p : pieces) {
-      left += cost(p) * dims_.kv_heads;
-    }
-    const auto share = [&] { return threads == 1 ? left : std::max(left / (2 * threads), Index{1}); };
-    std::vector<Run> runs;
-    for (Index first = 0, last = 0; first < count; first = last) {
-      const Piece& p = pieces[static_cast<std::size_t>(first)];
-      for (last = first + 1; last < count; ++last) {
-        const Piece& next = pieces[static_cast<std::size_t>(last)];
-        if (next.first != p.first || next.last != p.last || next.split != p.split + last - first) {
-          break;
-        }
-      }
-      bool whole = true;  // whether the rows begin here
-      for (Index i = p.first; i < p.last; ++i) {
-        whole = whole &&
-                slots.first[static_cast<std::size_t>(order.sequence[static_cast<std::size_t>(i)])] == p.split;
-      }
-      const bool by_head = positions_in_one_piece(order.sequence[static_cast<std::size_t>(p.first)], p.split);
-      const auto add = [&](Index from, Index to, Index head, Index heads) {
-        runs.push_back({from, to, head, heads, whole && from == first, by_head});
-        left -= cost(p) * (to - from) * heads;
-      };
-      const Index most_heads = std::clamp(most_rows / rows_of(p), Index{1}, dims_.kv_heads);
-      Index head = 0;
-      while (head < dims_.kv_heads) {
-        const Index heads = std::min({share() / (cost(p) * (last - first)), most_heads, dims_.kv_heads - head});
-        if (heads == 0 || (!by_head && heads < most_heads)) {
-          break;
-        }
-        add(first, last, head, heads);
-        head += heads;
-      }
-      for (Index at = first, to = first; at < last && head < dims_.kv_heads; at = to) {
-        const Index heads = std::clamp(share() / cost(p), Index{1}, std::min(most_heads, dims_.kv_heads - head));
-        to = at + std::clamp(share() / (cost(p) * heads), Index{1}, last - at);
-        for (Index h = head; h < dims_.kv_heads; h += heads) {
-          add(at, to, h, std::min(heads, dims_.kv_heads - h));
-        }
-      }
-    }
-    return runs;
-  }
-
-  /// One step of a run: some of its sequences, which share a tile, and one kv head.
-  struct Step {
-    Index piece;
-    Index tile;
-    Index first;  // sequences, relative to those of the piece
-    Index last;
-    Index head;
-    KeyRange keys;  // within the tile
-  };
-
-  /// Goes through the steps of a run in the order in which the cache lies in memory: tiles outside, then the sequences
-  /// that share each, then the heads, as in a block; or, where the positions of a head are in one piece, heads outside.
-  class Steps {
-   public:
-    Steps(const AttentionCall& call, const SharedOrder& order, const std::vector<Piece>& pieces, const Run& run)
-        : call_(call), order_(order), pieces_(pieces), run_(run), step_(start()) {
-      step_.head = run.by_head ? 0 : run.heads;
-    }
-
-    /// False at the end.
-    bool next(Step& step) {
-      if (run_.by_head) {
-        while (!next_keys()) {
-          const Index head = step_.head + 1;
-          if (head == run_.heads) {
-            return false;
-          }
-          step_ = start();
-          step_.head = head;
-        }
-      } else if (++step_.head >= run_.heads) {
-        if (!next_keys()) {
-          return false;
-        }
-        step_.head = 0;
-      }
-      step = step_;
-      return true;
-    }
-
-   private:
-    [[nodiscard]] Index first_tile(Index piece) const {
-      return pieces_[static_cast<std::size_t>(piece)].split * (split_keys / tile_keys);
-    }
-    [[nodiscard]] Step start() const { return {run_.first, first_tile(run_.first), 0, 0, 0, {0, 0}}; }
-
-    /// The next sequences with keys in a tile.
-    bool next_keys() {
-      do {
-        if (!next_group()) {
-          return false;
-        }
-      } while (step_.keys.first >= step_.keys.last);
-      return true;
-    }
-    bool next_group() {
-      const Piece& piece = pieces_[static_cast<std::size_t>(step_.piece)];
-      const Index count = piece.last - piece.first;
-      if (step_.last == count) {
-        step_.last = 0;
-        if (++step_.tile == (piece.split + 1) * (split_keys / tile_keys)) {
-          if (++step_.piece == run_.last) {
-            return false;
-          }
-          KVC_ASSERT(step_.tile == first_tile(step_.piece));
-        }
-      }
-      const Index base = step_.tile * tile_keys;
-      step_.first = step_.last;
-      step_.keys = {tile_keys, 0};
-      do {
-        const KeyRange range =
-            call_.keys(order_.sequence[static_cast<std::size_t>(piece.first + step_.last)], 0, call_.rows_);
-        step_.keys.first = std::min(step_.keys.first, std::max(range.first - base, Index{0}));
-        step_.keys.last = std::max(step_.keys.last, std::min(range.last - base, tile_keys));
-        ++step_.last;
-      } while (step_.last < count && order_.shared[static_cast<std::size_t>(piece.first + step_.last)] > step_.tile);
-      return true;
-    }
-
-    const AttentionCall& call_;
-    const SharedOrder& order_;
-    const std::vector<Piece>& pieces_;
-    Run run_;
-    Step step_;
-  };
 
   /// What all runs of a call share.
   struct SplitCall {
@@ -406,8 +198,12 @@ class AttentionCall {
     constexpr Index most_rows = 512;  // of a run: their queries and states stay in the second-level cache
     const Index count = rows_ * dims_.group;
     SplitCall call{slots(), shared_order(sequences_, view_), {}, nullptr, {}};
-    call.pieces = pieces(call.slots, call.order, std::max(Index{1}, most_rows / count));
-    const std::vector<Run> runs = this->runs(call.pieces, call.slots, call.order, most_rows, concurrency(executor));
+    call.pieces = cut_pieces(call.slots, call.order, std::max(Index{1}, most_rows / count), dims_.kv_heads, count);
+    const auto by_head = [&](const Piece& p) {
+      return positions_in_one_piece(call.order.sequence[static_cast<std::size_t>(p.first)], p.split);
+    };
+    const std::vector<Run> runs = cut_runs(call.pieces, call.slots, call.order, dims_.kv_heads, count, most_rows,
+                                           concurrency(executor), by_head);
 
     const Index all_rows = sequences_ * rows_ * dims_.query_heads;
     const Index all_states = call.slots.before.back() * rows_ * dims_.query_heads;
@@ -448,7 +244,7 @@ class AttentionCall {
       to.locate(view_(sequence(step.first)), run.first_head + step.head, step.tile * tile_keys, step.keys.first,
                 step.keys.last);
     };
-    Steps steps(*this, call.order, call.pieces, run);
+    Steps steps([this](Index b) { return keys(b, 0, rows_); }, call.order, call.pieces, run);
     TileRows<T> located[2];
     Step now{}, next{};
     bool more = steps.next(now);  // a piece has a key that a row may see

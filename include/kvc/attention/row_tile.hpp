@@ -300,7 +300,8 @@ class RowTile {
       for (int from = first, to; from < last; from = to, start = sums_) {
         to = std::min(from / step * step + step, last);
         const bool done = to == last;
-        tile.template add_values<R>(w, from, to, start, done ? o + r * value_pad_ : sums_, done ? shrink_ + r : nullptr);
+        tile.template add_values<R>(w, from, to, start, done ? o + r * value_pad_ : sums_,
+                                    done ? shrink_ + r : nullptr);
       }
     }
   }

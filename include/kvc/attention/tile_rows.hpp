@@ -92,9 +92,9 @@ struct TileRows {
   }
 };
 
-/// Asks memory for what will be read: a line with each that is, some distance ahead, in the order of addresses. It would
-/// drop most requests of a burst, so they are as even as the reading is, and one instruction makes them all, whose
-/// stream the prefetchers of the processor follow.
+/// Asks memory for what will be read: a line with each that is, some distance ahead, in the order of addresses. It
+/// would drop most requests of a burst, so they are as even as the reading is, and one instruction makes them all,
+/// whose stream the prefetchers of the processor follow.
 class Ahead {
  public:
   /// Lines that are on their way from memory at once, where it gives what it can.
