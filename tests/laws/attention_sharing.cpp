@@ -53,6 +53,24 @@ Case<T> copy_of(const kvc::KvCache<T, kvc::PrefixShared<>>& cache, kvc::SeqId se
   return c;
 }
 
+template <class T>
+std::vector<AnyView<T>> views_of(const kvc::KvCache<T, kvc::PrefixShared<>>& cache,
+                                 const std::vector<kvc::SeqId>& sequences) {
+  std::vector<AnyView<T>> views;
+  for (const kvc::SeqId seq : sequences) {
+    views.emplace_back(cache.view(0, seq));
+  }
+  return views;
+}
+
+Matrix<float> random_queries(Index count, const CaseShape& shape, Random& random) {
+  Matrix<float> q(count, shape.query_heads() * shape.key_dim);
+  for (Index b = 0; b < count; ++b) {
+    std::generate_n(q.row(b), q.cols(), [&] { return random.uniform(-2, 2); });
+  }
+  return q;
+}
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("A batch that shares prefixes has the bits of each sequence alone", "[attention]",
@@ -97,13 +115,9 @@ TEMPLATE_TEST_CASE("A batch that shares prefixes has the bits of each sequence a
       append(cache, sequences.back(), tokens.back());
     }
 
-    std::vector<AnyView<TestType>> views;
-    Matrix<float> q(std::ssize(sequences), shape.query_heads() * shape.key_dim);
+    const std::vector<AnyView<TestType>> views = views_of(cache, sequences);
+    const Matrix<float> q = random_queries(std::ssize(sequences), shape, random);
     Matrix<float> batch(q.rows(), shape.query_heads() * shape.value_dim), on_threads(q.rows(), batch.cols());
-    for (Index b = 0; b < q.rows(); ++b) {
-      views.emplace_back(cache.view(0, sequences[static_cast<std::size_t>(b)]));
-      std::generate_n(q.row(b), q.cols(), [&] { return random.uniform(-2, 2); });
-    }
     const kvc::AttentionOptions options{.window = shape.window, .softcap = shape.softcap};
     const std::span<const AnyView<TestType>> all(views);
     Attend<TestType>::decode(all, q.cref(), batch.ref(), options);
@@ -165,13 +179,9 @@ TEMPLATE_TEST_CASE("A batch has the same bits however finely it is cut", "[atten
       append(cache, sequences.back(), random_tokens(random, random.between(Pos{1}, Pos{1000})));
     }
 
-    std::vector<AnyView<TestType>> views;
-    Matrix<float> q(std::ssize(sequences), shape.query_heads() * shape.key_dim);
+    const std::vector<AnyView<TestType>> views = views_of(cache, sequences);
+    const Matrix<float> q = random_queries(std::ssize(sequences), shape, random);
     Matrix<float> expected(q.rows(), shape.query_heads() * shape.value_dim), cut(q.rows(), expected.cols());
-    for (Index b = 0; b < q.rows(); ++b) {
-      views.emplace_back(cache.view(0, sequences[static_cast<std::size_t>(b)]));
-      std::generate_n(q.row(b), q.cols(), [&] { return random.uniform(-2, 2); });
-    }
     const std::span<const AnyView<TestType>> all(views);
     const kvc::AttentionOptions options{.window = window, .softcap = shape.softcap};
     for (Index b = 0; b < q.rows(); ++b) {  // each alone, where all is one run

@@ -140,15 +140,7 @@ class FloatTile {
   void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    value_step_ = tile_keys;
-    if (once_) {
-      const Index distance = Ahead::distance(rows);
-      const Index bytes = (rows.last - rows.first) * (key_dim_ + value_dim_) * Index{sizeof(StorageOf<T>)};
-      value_step_ = distance < rows.keys.lines() ? Index{simd::lanes} : tile_keys;
-      ahead_.turn(rows, next, distance, bytes / Stretch::line, count);
-    } else if (next != nullptr) {
-      ahead_.turn(rows, next, rows.lines(), 0, count);
-    }
+    value_step_ = ahead_.turn_evenly(rows, next, key_dim_, value_dim_, count);
   }
 
   [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }

@@ -97,7 +97,8 @@ struct TileRows {
 /// whose stream the prefetchers of the processor follow.
 class Ahead {
  public:
-  /// Lines that are on their way from memory at once, where it gives what it can.
+  /// About as many lines as are on their way at once where memory gives what it can. Tried from 64 to 240:
+  /// docs/performance.md.
   static constexpr Index few_lines = 104;
 
   /// Reading of `now` begins. Both must stay where they are, `now` until the next call and `next` until it is `now`.
@@ -136,6 +137,23 @@ class Ahead {
     ask(std::max(distance - lead, Index{0}));
   }
 
+  /// The same for a tile that `rows` query rows read evenly if they are few, line by line where it lies, and otherwise
+  /// once, to compute for long. Gives the positions that values had better be added up by.
+  template <class T>
+  [[nodiscard]] Index turn_evenly(const TileRows<T>& now, const TileRows<T>* next, Index key_dim, Index value_dim,
+                                  Index rows) noexcept {
+    if (rows > few_rows) {
+      if (next != nullptr) {
+        turn(now, next, now.lines(), 0, rows);
+      }
+      return tile_keys;
+    }
+    const Index bytes = (now.last - now.first) * (key_dim + value_dim) * Index{sizeof(StorageOf<T>)};
+    const Index ahead = distance(now);
+    turn(now, next, ahead, bytes / Stretch::line, rows);
+    return ahead < now.keys.lines() ? Index{simd::lanes} : tile_keys;
+  }
+
   KVC_ALWAYS_INLINE void ask(Index lines) noexcept {
     if (at_ == nullptr) {
       return;
@@ -154,15 +172,6 @@ class Ahead {
   }
   void ask_with_row() noexcept { ask(with_row_); }
 
-  /// How far to look ahead where a tile is read evenly: to what is read after its keys, if the first-level cache holds
-  /// both, so that keys and values lie in one piece each and take turns; otherwise what memory can bring meanwhile.
-  template <class T>
-  [[nodiscard]] static Index distance(const TileRows<T>& now) noexcept {
-    constexpr Index most = 256;
-    const Index lines = now.keys.lines();
-    return now.keys.count == 1 && lines <= most ? std::max(lines, few_lines) : few_lines;
-  }
-
   /// Where the same keys or values are read again, for other query rows.
   void pause() noexcept {
     if (at_ != nullptr) {
@@ -176,6 +185,15 @@ class Ahead {
   }
 
  private:
+  /// How far to look ahead where a tile is read evenly: to what is read after its keys, if the first-level cache holds
+  /// both, so that keys and values lie in one piece each and take turns; otherwise what memory can bring meanwhile.
+  template <class T>
+  [[nodiscard]] static Index distance(const TileRows<T>& now) noexcept {
+    constexpr Index most = 256;
+    const Index lines = now.keys.lines();
+    return now.keys.count == 1 && lines <= most ? std::max(lines, few_lines) : few_lines;
+  }
+
   void follow() noexcept {
     at_ = nullptr;
     for (; part_ < 4 && parts_[part_] != nullptr; ++part_, stretch_ = -1) {
