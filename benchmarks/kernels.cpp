@@ -33,8 +33,8 @@
 #include <string>
 #include <vector>
 
-#include "kvc/attention/kv_tile.hpp"
-#include "kvc/attention/soften.hpp"
+#include "kvc/attention/kernel/kv_tile.hpp"
+#include "kvc/attention/kernel/online_softmax.hpp"
 #include "machine.hpp"
 
 namespace {

@@ -28,7 +28,7 @@
 #include <immintrin.h>
 #endif
 
-#include "kvc/core/space.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/simd/vec.hpp"
 
 namespace kvc_bench {

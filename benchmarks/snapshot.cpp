@@ -26,8 +26,8 @@
 #include <vector>
 
 #include "kvc/cache.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/io/snapshot.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/snapshot/snapshot.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 

@@ -22,7 +22,7 @@
 #include <vector>
 
 #include "kvc/cache.hpp"
-#include "kvc/core/half.hpp"
+#include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/paged.hpp"

@@ -27,10 +27,10 @@ endif()
 set(kvc_mpirun ${CMAKE_COMMAND} -E env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   ASAN_OPTIONS=detect_leaks=0 "${MPIEXEC_EXECUTABLE}" --oversubscribe ${MPIEXEC_NUMPROC_FLAG})
 
-# kvc/io needs the header of xxHash, and nothing to link.
+# kvc/snapshot needs the header of xxHash, and nothing to link.
 find_path(KVC_XXHASH_INCLUDE_DIR xxhash.h)
 mark_as_advanced(KVC_XXHASH_INCLUDE_DIR)
-message(STATUS "xxHash, for kvc/io: ${KVC_XXHASH_INCLUDE_DIR}")
+message(STATUS "xxHash, for kvc/snapshot: ${KVC_XXHASH_INCLUDE_DIR}")
 
 add_library(kvc_own INTERFACE)
 target_link_libraries(kvc_own INTERFACE kvc::kvc Threads::Threads)

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "kvc/cache.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/io/snapshot.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/snapshot/snapshot.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 
 namespace {

@@ -1,5 +1,5 @@
-// The caches and engines behind io/any_cache.hpp and transfer/engine.hpp that several files use.
-#include "io/any_cache.hpp"
+// The caches and engines behind snapshot/any_cache.hpp and transfer/engine.hpp that several files use.
+#include "snapshot/any_cache.hpp"
 #include "transfer/engine.hpp"
 
 namespace kvc_test {

@@ -6,9 +6,9 @@
 #include <span>
 #include <utility>
 
-#include "kvc/attention/executor.hpp"
+#include "kvc/parallel/executor.hpp"
 #include "kvc/attention/options.hpp"
-#include "kvc/core/view.hpp"
+#include "kvc/attention/kv_view.hpp"
 
 namespace kvc_test {
 

@@ -7,9 +7,9 @@
 #include <cstring>
 #include <vector>
 
-#include "kvc/core/element.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
 
 namespace kvc_test {
 

@@ -6,10 +6,10 @@
 #include <span>
 #include <vector>
 
-#include "kvc/attention/executor.hpp"
+#include "kvc/parallel/executor.hpp"
 #include "kvc/attention/extern.hpp"
-#include "kvc/model/decoder.hpp"
-#include "kvc/model/sampler.hpp"
+#include "kvc/llama/decoder.hpp"
+#include "kvc/llama/sampler.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"

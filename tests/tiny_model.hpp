@@ -9,8 +9,8 @@
 #include <string_view>
 #include <vector>
 
-#include "kvc/model/checkpoint.hpp"
-#include "kvc/model/llama.hpp"
+#include "kvc/llama/checkpoint.hpp"
+#include "kvc/llama/llama.hpp"
 
 namespace kvc_test {
 

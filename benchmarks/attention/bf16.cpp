@@ -1,3 +1,3 @@
 #include "cases.hpp"
-#include "kvc/core/half.hpp"
+#include "kvc/element/float16.hpp"
 static const kvc_bench::Cases cases(3, kvc_bench::add_cases<Eigen::bfloat16>);

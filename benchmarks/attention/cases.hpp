@@ -7,7 +7,7 @@
 
 #include "filled.hpp"
 #include "kvc/attention/decode.hpp"
-#include "kvc/attention/executor.hpp"
+#include "kvc/parallel/executor.hpp"
 #include "kvc/attention/extern.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/policy/contiguous.hpp"
@@ -15,7 +15,7 @@
 #include "kvc/policy/prefix_shared.hpp"
 #include "measure.hpp"
 #if defined(_OPENMP)
-#include "kvc/attention/openmp.hpp"
+#include "kvc/parallel/openmp.hpp"
 #endif
 
 namespace kvc_bench {

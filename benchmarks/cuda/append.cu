@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "bench.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/append.cuh"
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/space.cuh"

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "bench.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/decode.cuh"
 #include "kvc/cuda/space.cuh"
 #include "kvc/policy/contiguous.hpp"

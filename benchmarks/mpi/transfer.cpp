@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "kvc/cache.hpp"
-#include "kvc/core/half.hpp"
+#include "kvc/element/float16.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/transfer/receiver.hpp"
 #include "kvc/transfer/sender.hpp"

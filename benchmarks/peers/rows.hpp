@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "attention/measure.hpp"
-#include "kvc/core/space.hpp"
+#include "kvc/memory/space.hpp"
 
 namespace kvc_bench {
 

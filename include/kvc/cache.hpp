@@ -24,13 +24,13 @@
 #include <utility>
 #include <vector>
 
-#include "kvc/core/element.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/core/error.hpp"
-#include "kvc/core/layout.hpp"
+#include "kvc/layout/layout.hpp"
 #include "kvc/core/matrix.hpp"
-#include "kvc/core/scope.hpp"
-#include "kvc/core/shape.hpp"
-#include "kvc/core/space.hpp"
+#include "kvc/core/scope_guard.hpp"
+#include "kvc/layout/shape.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"

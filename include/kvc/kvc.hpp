@@ -1,21 +1,21 @@
 // kvc: the KV cache of transformer inference. Includes everything but the adapters that need a library of their own
-// (attention/openmp.hpp, attention/tbb.hpp, io/...).
+// (parallel/openmp.hpp, parallel/tbb.hpp, io/...).
 #pragma once
 
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/reference.hpp"
-#include "kvc/attention/scores.hpp"
+#include "kvc/attention/kernel/scores.hpp"
 #include "kvc/attention/state.hpp"
 #include "kvc/batch.hpp"
 #include "kvc/cache.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/core/quantized.hpp"
-#include "kvc/core/view.hpp"
-#include "kvc/model/checkpoint.hpp"
-#include "kvc/model/decoder.hpp"
-#include "kvc/model/sampler.hpp"
-#include "kvc/model/tokenizer.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
+#include "kvc/attention/kv_view.hpp"
+#include "kvc/llama/checkpoint.hpp"
+#include "kvc/llama/decoder.hpp"
+#include "kvc/llama/sampler.hpp"
+#include "kvc/llama/tokenizer.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/fifo.hpp"

@@ -5,7 +5,7 @@
 #include "decode_case.hpp"
 #include "device_memory.hpp"
 #include "device_test.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/append.cuh"
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/rows.cuh"

@@ -4,7 +4,7 @@
 #include "decode_case.hpp"
 #include "device_memory.hpp"
 #include "device_test.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/decode.cuh"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"

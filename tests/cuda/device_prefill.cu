@@ -6,7 +6,7 @@
 
 #include "device_memory.hpp"
 #include "device_test.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/prefill.cuh"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"

@@ -6,8 +6,8 @@
 
 #include "catch.hpp"
 #include "decode_case.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/decode_kernel.cuh"
 #include "kvc/cuda/merge_kernel.cuh"
 #include "kvc/policy/contiguous.hpp"

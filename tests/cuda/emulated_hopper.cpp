@@ -7,8 +7,8 @@
 #include <limits>
 
 #include "catch.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/cuda/boxes.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/cuda/tma_boxes.hpp"
 #include "kvc/cuda/prefill_hopper.cuh"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"

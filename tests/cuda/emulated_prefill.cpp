@@ -7,8 +7,8 @@
 #include <set>
 
 #include "catch.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/prefill_kernel.cuh"
 #include "kvc/cuda/prefill_plain.cuh"
 #include "kvc/policy/contiguous.hpp"

@@ -6,7 +6,7 @@
 
 #include "catch.hpp"
 #include "decode_case.hpp"
-#include "kvc/core/half.hpp"
+#include "kvc/element/float16.hpp"
 #include "kvc/cuda/copy_queue.hpp"
 #include "kvc/cuda/decode_plan.hpp"
 #include "kvc/cuda/view.cuh"

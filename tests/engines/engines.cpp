@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "engines/world.hpp"
-#include "kvc/model/decoder.hpp"
+#include "kvc/llama/decoder.hpp"
 #include "run.hpp"
 
 namespace {

@@ -2,7 +2,7 @@
 //
 // The first byte says how the rest is taken: as it is, or with its checksums put right, without which nothing gets
 // beyond the first header; and from a source of known length, or from one that trickles.
-#include "kvc/io/snapshot.hpp"
+#include "kvc/snapshot/snapshot.hpp"
 
 #include <algorithm>
 #include <cstdint>

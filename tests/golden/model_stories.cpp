@@ -3,8 +3,8 @@
 
 #include "kvc/attention/prefill.hpp"
 #include "kvc/cache.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/core/layout.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/layout/layout.hpp"
 #include "run_model.hpp"
 #include "stories.hpp"
 

@@ -11,9 +11,9 @@ TEST_CASE("ONNX Attention", "[attention][onnx]") { KVC_SKIP("compiled without pr
 #include <optional>
 
 #include "attend.hpp"
-#include "kvc/attention/scores.hpp"
+#include "kvc/attention/kernel/scores.hpp"
 #include "kvc/cache.hpp"
-#include "kvc/core/half.hpp"
+#include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "kvc/model/llama.hpp"
-#include "kvc/model/rope.hpp"
+#include "kvc/llama/llama.hpp"
+#include "kvc/llama/rope.hpp"
 #include "onnx_case.hpp"
 
 using kvc::Index;

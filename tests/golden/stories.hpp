@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "kvc/model/checkpoint.hpp"
-#include "kvc/model/llama.hpp"
-#include "kvc/model/tokenizer.hpp"
+#include "kvc/llama/checkpoint.hpp"
+#include "kvc/llama/llama.hpp"
+#include "kvc/llama/tokenizer.hpp"
 #include "test_data.hpp"
 
 namespace kvc_test {

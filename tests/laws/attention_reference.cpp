@@ -4,7 +4,7 @@
 #include "attention_case.hpp"
 #include "catch.hpp"
 #include "kvc/attention/reference.hpp"
-#include "kvc/attention/scores.hpp"
+#include "kvc/attention/kernel/scores.hpp"
 
 using namespace kvc_test;
 

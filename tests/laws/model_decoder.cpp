@@ -6,8 +6,8 @@
 
 #include "catch.hpp"
 #include "kvc/cache.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/core/layout.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/layout/layout.hpp"
 #include "run_model.hpp"
 #include "tiny_model.hpp"
 

@@ -6,10 +6,10 @@
 #include "run_model.hpp"
 #include "tiny_model.hpp"
 #if defined(KVC_HAVE_OPENMP)
-#include "kvc/attention/openmp.hpp"
+#include "kvc/parallel/openmp.hpp"
 #endif
 #if defined(KVC_HAVE_TBB)
-#include "kvc/attention/tbb.hpp"
+#include "kvc/parallel/tbb.hpp"
 #endif
 
 using kvc::Index;

@@ -1,4 +1,4 @@
-// The incidents of benchmarks/serving/scenarios: each has its symptoms under contiguous allocation, and loses them
+// The incidents of benchmarks/workbench/serving/scenarios: each has its symptoms under contiguous allocation, and loses them
 // under the right policy.
 #include <map>
 

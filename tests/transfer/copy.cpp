@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "kvc/core/space.hpp"
+#include "kvc/memory/space.hpp"
 #include "random_source.hpp"
 
 namespace {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "io/any_cache.hpp"
+#include "snapshot/any_cache.hpp"
 #include "kvc/transfer/receiver.hpp"
 #include "kvc/transfer/sender.hpp"
 #include "kvc/transport/in_process.hpp"

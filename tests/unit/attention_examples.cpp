@@ -8,7 +8,7 @@
 #include "kvc/attention/extern.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/reference.hpp"
-#include "kvc/attention/scores.hpp"
+#include "kvc/attention/kernel/scores.hpp"
 
 using namespace kvc;
 

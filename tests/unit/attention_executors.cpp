@@ -7,12 +7,12 @@
 
 #include "attend.hpp"
 #include "catch.hpp"
-#include "kvc/attention/executor.hpp"
+#include "kvc/parallel/executor.hpp"
 #ifdef KVC_HAVE_OPENMP
-#include "kvc/attention/openmp.hpp"
+#include "kvc/parallel/openmp.hpp"
 #endif
 #ifdef KVC_HAVE_TBB
-#include "kvc/attention/tbb.hpp"
+#include "kvc/parallel/tbb.hpp"
 #endif
 
 using namespace kvc;

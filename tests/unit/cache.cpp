@@ -7,7 +7,7 @@
 
 #include "catch.hpp"
 #include "kvc/batch.hpp"
-#include "kvc/core/half.hpp"
+#include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/eviction/lru.hpp"

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "kvc/policy/eviction/block_heap.hpp"
+#include "kvc/policy/detail/block_heap.hpp"
 #include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/fifo.hpp"
-#include "kvc/policy/eviction/frequency_sketch.hpp"
+#include "kvc/policy/detail/frequency_sketch.hpp"
 #include "kvc/policy/eviction/lfu.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/eviction/priority.hpp"

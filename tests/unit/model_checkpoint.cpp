@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "catch.hpp"
-#include "kvc/model/checkpoint.hpp"
+#include "kvc/llama/checkpoint.hpp"
 #include "tiny_model.hpp"
 
 using kvc::FormatError;

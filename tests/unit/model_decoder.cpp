@@ -5,7 +5,7 @@
 
 #include "catch.hpp"
 #include "kvc/cache.hpp"
-#include "kvc/core/layout.hpp"
+#include "kvc/layout/layout.hpp"
 #include "run_model.hpp"
 #include "tiny_model.hpp"
 

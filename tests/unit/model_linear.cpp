@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "kvc/model/linear.hpp"
-#include "kvc/model/llama.hpp"
-#include "kvc/model/norm.hpp"
-#include "kvc/model/swiglu.hpp"
+#include "kvc/llama/linear.hpp"
+#include "kvc/llama/llama.hpp"
+#include "kvc/llama/norm.hpp"
+#include "kvc/llama/swiglu.hpp"
 
 using kvc::Index;
 using kvc::Matrix;

@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "kvc/model/llama.hpp"
-#include "kvc/model/rope.hpp"
+#include "kvc/llama/llama.hpp"
+#include "kvc/llama/rope.hpp"
 
 using kvc::Index;
 using kvc::Matrix;

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "kvc/model/sampler.hpp"
+#include "kvc/llama/sampler.hpp"
 
 using kvc::Sampler;
 using kvc::SamplerConfig;

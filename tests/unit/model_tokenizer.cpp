@@ -4,7 +4,7 @@
 #include <string>
 
 #include "catch.hpp"
-#include "kvc/model/tokenizer.hpp"
+#include "kvc/llama/tokenizer.hpp"
 #include "tiny_model.hpp"
 
 using kvc::FormatError;

@@ -1,5 +1,5 @@
 // Int8, Fp8E4M3 and Int4: what a row loses, and that it loses it once.
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/quantized.hpp"
 
 #include <cmath>
 #include <limits>

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "kvc/attention/soften.hpp"
+#include "kvc/attention/kernel/online_softmax.hpp"
 #include "kvc/simd/fold.hpp"
 #include "kvc/simd/narrow.hpp"
 #include "kvc/simd/transpose.hpp"

@@ -3,8 +3,8 @@
 
 #include <span>
 
-#include "kvc/attention/engine.hpp"
-#include "kvc/core/half.hpp"
+#include "kvc/attention/kernel/attention_call.hpp"
+#include "kvc/element/float16.hpp"
 
 namespace kvc::inline v0 {
 

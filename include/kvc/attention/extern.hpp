@@ -8,10 +8,10 @@
 // or the linker misses RowTile::attend. Both are for the same processor, from which the kernels of a type follow.
 #pragma once
 
-#include "kvc/attention/kv_tile.hpp"
-#include "kvc/attention/row_tile.hpp"
-#include "kvc/core/half.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/attention/kernel/kv_tile.hpp"
+#include "kvc/attention/kernel/query_tile.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
 
 namespace kvc::inline v0 {
 namespace detail {

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "kvc/attention/mask.hpp"
-#include "kvc/core/view.hpp"
+#include "kvc/attention/kv_view.hpp"
 
 namespace kvc::inline v0 {
 

@@ -1,8 +1,8 @@
 // Attention of many query rows of one sequence over its keys and values: prefill, and any chunk of it.
 #pragma once
 
-#include "kvc/attention/engine.hpp"
-#include "kvc/core/half.hpp"
+#include "kvc/attention/kernel/attention_call.hpp"
+#include "kvc/element/float16.hpp"
 
 namespace kvc::inline v0 {
 
@@ -24,7 +24,7 @@ namespace kvc::inline v0 {
 /// Throws std::invalid_argument if extents or options do not fit, std::bad_alloc. One allocation per work item.
 /// O(query_heads * pairs * (key_dim + value_dim)) for `pairs` of a row and a key it may see by causality and window;
 /// keys that no row of a tile may see in this way are not read.
-/// Method: tiles with a running maximum (FlashAttention, 2022), see attention/row_tile.hpp.
+/// Method: tiles with a running maximum (FlashAttention, 2022), see attention/kernel/query_tile.hpp.
 template <KvView View, class Ex = Sequential>
 requires Executor<Ex>
 void prefill(const View& kv, PosRange queries, MatrixRef<const float> q, MatrixRef<float> out,

@@ -16,7 +16,7 @@
 
 namespace kvc::inline v0::cuda {
 
-/// Which numbers of a head turn together: see kvc::Interleaved and kvc::HalfSplit in model/rope.hpp.
+/// Which numbers of a head turn together: see kvc::Interleaved and kvc::HalfSplit in llama/rope.hpp.
 enum class RopePairing : std::uint8_t { none, interleaved, half_split };
 
 /// Rotations by position, in device memory.

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "kvc/core/error.hpp"
-#include "kvc/core/space.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/divisor.hpp"
 

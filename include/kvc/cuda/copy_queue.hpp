@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kvc/core/space.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc::inline v0::cuda::detail {

@@ -7,7 +7,7 @@
 
 #include <string_view>
 
-#include "kvc/core/element.hpp"
+#include "kvc/element/element.hpp"
 
 namespace kvc::inline v0 {
 

@@ -8,8 +8,8 @@
 #include <cstdint>
 
 #include "kvc/config.hpp"
-#include "kvc/core/element.hpp"
-#include "kvc/core/quantized.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc::inline v0::cuda {

@@ -23,7 +23,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/batch.cuh"
-#include "kvc/cuda/boxes.hpp"
+#include "kvc/cuda/tma_boxes.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/element.cuh"
 #include "kvc/cuda/options.hpp"

@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "kvc/core/space.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/copy_kernel.cuh"
 #include "kvc/cuda/copy_queue.hpp"

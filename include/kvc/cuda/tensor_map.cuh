@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "kvc/cuda/boxes.hpp"
+#include "kvc/cuda/tma_boxes.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/format.hpp"
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
-#include "kvc/core/space.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc::inline v0 {

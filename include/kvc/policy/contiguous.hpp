@@ -22,8 +22,8 @@
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
-#include "kvc/policy/region_list.hpp"
-#include "kvc/policy/sequence_table.hpp"
+#include "kvc/policy/detail/region_list.hpp"
+#include "kvc/policy/detail/sequence_table.hpp"
 
 namespace kvc::inline v0 {
 

@@ -16,7 +16,7 @@
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_pool.hpp"
-#include "kvc/policy/block_tables.hpp"
+#include "kvc/policy/detail/block_tables.hpp"
 #include "kvc/policy/concept.hpp"
 
 namespace kvc::inline v0 {

@@ -20,7 +20,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
-#include "kvc/core/space.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/salt.hpp"
 

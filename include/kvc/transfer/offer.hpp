@@ -7,10 +7,10 @@
 #include <string>
 #include <string_view>
 
-#include "kvc/core/layout.hpp"
+#include "kvc/layout/layout.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/io/format.hpp"
-#include "kvc/io/stretches.hpp"
+#include "kvc/snapshot/format.hpp"
+#include "kvc/layout/row_spans.hpp"
 #include "kvc/transfer/protocol.hpp"
 
 namespace kvc::inline v0::transfer_detail {

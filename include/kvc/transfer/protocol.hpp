@@ -33,7 +33,7 @@
 // a transfer which is over are passed by: they were under way when it ended. Rows of a layer come in ascending order
 // without a gap; layers in any order, and interleaved.
 //
-// A body of rows is made of stored blocks, as io/stretches.hpp orders them: positions [k * block_tokens, (k + 1) *
+// A body of rows is made of stored blocks, as layout/row_spans.hpp orders them: positions [k * block_tokens, (k + 1) *
 // block_tokens) of the *sender's* block size, as far as they are within [first, last), keys before values. So full
 // blocks leave the pool in one piece, and arrive in one piece where the other pool is made alike.
 //
@@ -51,11 +51,11 @@
 #include <string>
 #include <string_view>
 
-#include "kvc/core/element.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/io/format.hpp"
-#include "kvc/io/stretches.hpp"
+#include "kvc/snapshot/format.hpp"
+#include "kvc/layout/row_spans.hpp"
 #include "kvc/transport/concept.hpp"
 
 namespace kvc::inline v0 {

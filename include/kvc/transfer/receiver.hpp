@@ -46,7 +46,7 @@
 #include "kvc/transfer/offer.hpp"
 #include "kvc/transfer/outbox.hpp"
 #include "kvc/transfer/protocol.hpp"
-#include "kvc/transfer/room.hpp"
+#include "kvc/transfer/reservation.hpp"
 #include "kvc/transfer/rows.hpp"
 #include "kvc/transport/concept.hpp"
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kvc/core/types.hpp"
-#include "kvc/io/stretches.hpp"
+#include "kvc/layout/row_spans.hpp"
 
 namespace kvc::inline v0::transfer_detail {
 

@@ -41,7 +41,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/transport/backoff.hpp"
 #include "kvc/transport/concept.hpp"
-#include "kvc/transport/mpi_notes.hpp"
+#include "kvc/transport/mpi_control.hpp"
 #include "kvc/transport/mpi_operation.hpp"
 #include "kvc/transport/mpi_process.hpp"
 #include "kvc/transport/mpi_stream.hpp"

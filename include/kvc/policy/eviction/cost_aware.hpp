@@ -23,7 +23,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/eviction/block_heap.hpp"
+#include "kvc/policy/detail/block_heap.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc::inline v0 {

@@ -13,7 +13,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/eviction/block_lists.hpp"
+#include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc::inline v0 {

@@ -16,8 +16,8 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/eviction/block_heap.hpp"
-#include "kvc/policy/eviction/block_lists.hpp"
+#include "kvc/policy/detail/block_heap.hpp"
+#include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc::inline v0 {

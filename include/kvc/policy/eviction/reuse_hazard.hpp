@@ -23,11 +23,11 @@
 #include <string_view>
 
 #include "kvc/config.hpp"
-#include "kvc/core/space.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/eviction/block_lists.hpp"
+#include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
-#include "kvc/policy/eviction/recent_keys.hpp"
+#include "kvc/policy/detail/recent_keys.hpp"
 
 namespace kvc::inline v0 {
 

@@ -24,9 +24,9 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/eviction/block_lists.hpp"
+#include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
-#include "kvc/policy/eviction/frequency_sketch.hpp"
+#include "kvc/policy/detail/frequency_sketch.hpp"
 
 namespace kvc::inline v0 {
 

@@ -1,0 +1,219 @@
+// disaggregated: prefill on one engine, decode on others, and the KV cache travels.
+//
+//   mpirun -n 3 disaggregated            one prefill engine and two decode engines, each a process
+//   disaggregated                        the same as threads
+//   disaggregated --check --gantt g.svg  compares with one engine that does it all, and draws who did what when
+#ifdef KVC_HAVE_MPI
+#include <mpi.h>
+#endif
+
+#include <algorithm>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+
+#include "alone.hpp"
+#include "embedded.hpp"
+#include "gantt.hpp"
+#include "gnuplot.hpp"
+#include "kvc/llama/checkpoint.hpp"
+#include "options.hpp"
+#include "report.hpp"
+#include "run.hpp"
+
+namespace disaggregated {
+namespace {
+
+/// A bad combination of options: exit code 2.
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Loaded {
+  kvc::Llama model;
+  std::vector<Request> requests;
+};
+
+std::string read_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  if (!file.is_open() || text.empty()) {
+    throw std::runtime_error("--text: cannot read \"" + path + "\"");
+  }
+  return text;
+}
+
+Loaded load(const Options& o) {
+  Loaded loaded{
+      o.model.empty() ? kvc::load_checkpoint(embedded_model(), "embedded model") : kvc::load_checkpoint(o.model), {}};
+  const kvc::LlamaConfig& c = loaded.model.config;
+  const auto tokenizer = o.tokenizer.empty()
+                             ? kvc::Tokenizer::load(embedded_tokenizer(), c.vocab_size, "embedded tokenizer")
+                             : kvc::Tokenizer::load(o.tokenizer, c.vocab_size);
+  if (!o.requests.empty()) {
+    loaded.requests = read_requests(o.requests, tokenizer, c.seq_len);
+    return loaded;
+  }
+  if (Index{o.prompt_tokens.second} + o.output_tokens.second > c.seq_len) {
+    throw UsageError("--prompt-tokens and --output-tokens: " + std::to_string(o.prompt_tokens.second) + " and " +
+                     std::to_string(o.output_tokens.second) + " are more than the " + std::to_string(c.seq_len) +
+                     " positions of the model");
+  }
+  const std::string text = o.text.empty() ? std::string(own_text()) : read_text(o.text);
+  loaded.requests = cut_requests(text, tokenizer,
+                                 {.requests = o.count,
+                                  .least_prompt = o.prompt_tokens.first,
+                                  .most_prompt = o.prompt_tokens.second,
+                                  .least_output = o.output_tokens.first,
+                                  .most_output = o.output_tokens.second,
+                                  .shared = o.shared,
+                                  .seed = o.seed});
+  return loaded;
+}
+
+RunConfig configure(const Options& o, const Loaded& loaded) {
+  RunConfig config;
+  config.prefill_engines = o.prefill;
+  config.decode_engines = o.decode;
+  config.die_rank = o.die_rank;
+  config.die_after = o.die_after;
+  const std::chrono::nanoseconds timeout(static_cast<std::int64_t>(o.timeout_s * 1e9));
+  config.router.prefill_engines = o.prefill;
+  config.router.interval = static_cast<Time>(o.interval_ms * 1e6);
+  config.router.timeout = timeout;
+  EngineConfig engine;
+  engine.block_tokens = o.block_tokens;
+  engine.batch = o.batch;
+  engine.timeout = timeout;
+  for (const Request& request : loaded.requests) {
+    engine.reserve_tokens = std::max(engine.reserve_tokens, request.output_tokens);
+  }
+  const Index batch_blocks = o.batch * kvc::ceil_div<Index>(loaded.model.config.seq_len, o.block_tokens);
+  config.prefill = config.decode = engine;
+  config.prefill.blocks = o.prefill_blocks == 0 ? batch_blocks : o.prefill_blocks;
+  config.decode.blocks = o.decode_blocks == 0 ? 2 * batch_blocks : o.decode_blocks;
+  return config;
+}
+
+std::ofstream open_output(const char* option, const std::string& path) {
+  std::ofstream file(path);
+  if (!file) {
+    throw std::runtime_error(std::string(option) + ": cannot write \"" + path + "\"");
+  }
+  return file;
+}
+
+/// Runs and reports. `over_mpi`: this process is one of `ranks`. `lost`: whether an engine was.
+int run(Options options, bool over_mpi, int ranks, bool& lost) {
+  if (options.decode == 0) {
+    options.decode = over_mpi ? ranks - options.prefill : 2;
+  }
+  if (over_mpi && (options.decode < 1 || options.prefill + options.decode != ranks)) {
+    throw UsageError("--prefill " + std::to_string(options.prefill) + " and --decode " +
+                     std::to_string(std::max(0, options.decode)) + ": mpirun has started " + std::to_string(ranks) +
+                     " processes, an engine each, and at least one must decode");
+  }
+  const bool first = !over_mpi || launched().is_first;
+  std::ofstream json;
+  if (first && !options.gantt.empty()) {
+    kvc_bench::require_gnuplot("--gantt");
+    (void)open_output("--gantt", options.gantt);
+  }
+  if (first && !options.json.empty()) {
+    json = open_output("--json", options.json);
+  }
+  const Loaded loaded = load(options);
+  const RunConfig config = configure(options, loaded);
+
+  Report report;
+  report.options = &options;
+  report.transport = over_mpi ? "MPI" : "threads of one process";
+  report.token_bytes = 2 * loaded.model.config.layers * loaded.model.config.kv_dim() * Index{sizeof(float)};
+  const auto alone = [&] {
+    if (options.check) {
+      EngineConfig one = config.decode;
+      one.batch = options.batch * options.decode;  // as many sequences at once as all decode engines together
+      report.alone = run_alone(loaded.model, loaded.requests, one);
+    }
+  };
+  if (over_mpi) {
+    std::optional<RunRecord> record = run_over_mpi(loaded.model, loaded.requests, config, alone);
+    if (!record) {
+      return 0;  // the first process reports
+    }
+    report.run = std::move(*record);
+  } else {
+    alone();
+    report.run = run_in_process(loaded.model, loaded.requests, config);
+  }
+
+  lost = std::any_of(report.run.engines.begin(), report.run.engines.end(), [](const auto& e) { return e.lost; });
+  print(std::cout, report);
+  if (!options.gantt.empty()) {
+    draw_gantt(options.gantt, report.run,
+               std::to_string(loaded.requests.size()) + " requests on " + std::to_string(options.prefill) +
+                   " prefill and " + std::to_string(options.decode) + " decode engines, over " + report.transport);
+  }
+  if (json.is_open() && !(json << to_json(report) << std::flush)) {
+    throw std::runtime_error("--json: could not write all");
+  }
+  const bool clean = std::all_of(report.run.engines.begin(), report.run.engines.end(),
+                                 [](const EngineRecord& e) { return e.lost || e.figures.clean; });
+  const bool equal = !report.alone || report.equal_outputs() == static_cast<Index>(report.run.requests.size());
+  return std::cout.flush() && report.run.is_complete() && clean && equal ? 0 : 1;
+}
+
+/// The exit code; errors are said by one process.
+int run_and_say(const Options& options, bool over_mpi, int ranks, bool& lost) {
+  int code = 1;
+  std::string what;
+  try {
+    return run(options, over_mpi, ranks, lost);
+  } catch (const UsageError& error) {
+    code = 2;
+    what = error.what();
+  } catch (const std::exception& error) {
+    what = error.what();
+  }
+  if (!over_mpi || launched().is_first) {
+    std::cerr << "disaggregated: " << what << '\n';
+  }
+  return code;
+}
+
+}  // namespace
+}  // namespace disaggregated
+
+int main(int argc, char** argv) {
+  using namespace disaggregated;
+  Options options;
+  int code = 0;
+  bool lost = false;
+  if (!parse(argc, argv, options, code)) {
+    return code;
+  }
+  const bool over_mpi = options.transport == "mpi" || (options.transport == "auto" && launched().by_launcher);
+#ifdef KVC_HAVE_MPI
+  if (over_mpi) {
+    int ranks = 1;
+    MPI_Init(&argc, &argv);
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    code = run_and_say(options, true, ranks, lost);
+    if (lost) {
+      MPI_Abort(MPI_COMM_WORLD, code);  // MPI_Finalize would wait for the dead
+    }
+    MPI_Finalize();
+    return code;
+  }
+#else
+  if (over_mpi) {
+    if (launched().is_first) {
+      std::cerr << "--transport: mpi is not allowed here, the program was built without MPI\n";
+    }
+    return 2;
+  }
+#endif
+  return run_and_say(options, false, 1, lost);
+}

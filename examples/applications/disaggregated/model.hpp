@@ -1,0 +1,31 @@
+// The model as engines use it: the next token after a prompt, and the next one of many sequences. Greedy.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "kvc/cache.hpp"
+#include "kvc/llama/llama.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+
+namespace disaggregated {
+
+using kvc::Index;
+using kvc::Pos;
+using kvc::Token;
+
+/// What every engine keeps its keys and values in.
+using Cache = kvc::KvCache<float, kvc::PrefixShared<>>;
+/// Called with each layer whose rows are written.
+using OnLayer = std::function<void(Index layer)>;
+
+/// Fills the positions of `step` [tokens.size()], layer by layer, and returns the token that follows.
+Token prefill(const kvc::Llama& model, Cache& cache, const Cache::Append& step, std::span<const Token> tokens,
+              const OnLayer& on_layer);
+
+/// Fills one position of each sequence [steps.size()] with its token, and returns those that follow.
+std::vector<Token> decode(const kvc::Llama& model, Cache& cache, std::span<const Cache::Append> steps,
+                          std::span<const Token> tokens, const OnLayer& on_layer);
+
+}  // namespace disaggregated

@@ -1,0 +1,246 @@
+// generate: a trained model writes text, through the KV cache of each policy.
+//
+//   generate                                        the embedded model, two prompts that begin alike
+//   generate --prompt "ROMEO:" --policy paged       a prompt of yours
+//   generate --model m.bin --tokenizer m.tok ...    any llama2.c checkpoint
+//
+// The text streams to stdout while the first policy computes it. The other policies compute it again and have to agree,
+// since attention gives the same bits over every policy.
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <new>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "embedded.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/llama/checkpoint.hpp"
+#include "kvc/llama/tokenizer.hpp"
+#include "options.hpp"
+#include "report.hpp"
+#include "session.hpp"
+
+namespace generate {
+namespace {
+
+/// Of the two default prompts, the part that they share.
+constexpr std::string_view scene =
+    "KING RICHARD II:\n"
+    "The night is long, and still no letter comes.\n"
+    "My lords, I would not sleep until we know\n"
+    "What friends are left to us, and who hath held\n"
+    "The northern gate against our enemies.\n"
+    "Speak plainly, both of you: what have you heard?\n"
+    "\n";
+
+/// A status line that appears when something takes long, and only for somebody who watches.
+class Progress {
+ public:
+  explicit Progress(bool wanted) : on_(wanted && isatty(STDERR_FILENO) == 1) {}
+  ~Progress() { clear(); }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void show(std::string_view policy, const char* what, Index done, Index all) {
+    const auto now = Clock::now();
+    if (on_ && now >= next_) {
+      next_ = now + std::chrono::milliseconds(100);
+      shown_ = true;
+      std::cerr << "\r\033[K" << policy << ": " << what << ' ' << done << " of " << all << " tokens" << std::flush;
+    }
+  }
+  void clear() {
+    if (shown_) {
+      std::cerr << "\r\033[K" << std::flush;
+      shown_ = false;
+    }
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  bool on_;
+  bool shown_ = false;
+  Clock::time_point next_ = Clock::now() + std::chrono::milliseconds(300);
+};
+
+/// Turns tokens into text as it is printed. Control characters that a model may come up with are left out, as a
+/// terminal might obey them.
+class Text {
+ public:
+  explicit Text(const kvc::Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+
+  /// The bytes that this token adds.
+  std::string_view add(Token token) {
+    const std::string_view piece = tokenizer_->decode(previous_, token);
+    previous_ = token;
+    const bool control = piece.size() == 1 && (static_cast<unsigned char>(piece[0]) < 0x20 || piece[0] == 0x7F);
+    const bool blank = piece == "\n" || piece == "\t";
+    const std::size_t before = text_.size();
+    text_ += control && !blank ? std::string_view() : piece;
+    return std::string_view(text_).substr(before);
+  }
+  [[nodiscard]] const std::string& all() const { return text_; }
+
+ private:
+  const kvc::Tokenizer* tokenizer_;
+  Token previous_ = kvc::Tokenizer::bos;
+  std::string text_;
+};
+
+struct Model {
+  kvc::Llama llama;
+  kvc::Tokenizer tokenizer;
+};
+
+Model load(const Options& options) {
+  kvc::Llama llama = options.model.empty() ? kvc::load_checkpoint(embedded_model(), "embedded model")
+                                           : kvc::load_checkpoint(options.model);
+  const Index vocab_size = llama.config.vocab_size;
+  return {std::move(llama), options.tokenizer.empty()
+                                ? kvc::Tokenizer::load(embedded_tokenizer(), vocab_size, "embedded tokenizer")
+                                : kvc::Tokenizer::load(options.tokenizer, vocab_size)};
+}
+
+void introduce(const Options& o, const kvc::LlamaConfig& c, Pos steps) {
+  std::cerr << (o.model.empty() ? "embedded model" : o.model) << ": dim " << c.dim << ", " << c.layers << " layers, "
+            << c.heads << " heads on " << c.kv_heads << " key/value heads, vocabulary " << c.vocab_size << ", "
+            << c.seq_len << " positions\ncache: " << o.element << ", blocks of " << o.block_tokens << " tokens; "
+            << steps << " steps, temperature " << o.temperature << ", top-p " << o.top_p << ", seed " << o.seed << ", "
+            << o.threads << (o.threads == 1 ? " thread\n" : " threads\n");
+}
+
+/// Runs one prompt in every session, prints its text once, and checks that all agree.
+PromptReport run_prompt(const std::string& prompt, std::span<const Token> tokens,
+                        std::span<const std::unique_ptr<Session>> sessions, const Settings& settings,
+                        const std::vector<std::string>& policies, const kvc::Tokenizer& tokenizer, bool quiet) {
+  PromptReport report;
+  report.prompt = prompt;
+  Text text(tokenizer);
+  for (std::size_t i = 0; i < sessions.size(); ++i) {
+    Progress progress(!quiet);
+    const bool streams = i == 0;
+    Index printed = 0;
+    const auto on_token = [&](Token token) {
+      ++printed;
+      if (streams) {
+        progress.clear();
+        std::cout << text.add(token) << std::flush;
+      } else {
+        progress.show(policies[i], "decode", printed, settings.steps);
+      }
+    };
+    const auto on_prefill = [&](Pos done, Pos all) { progress.show(policies[i], "prefill", done, all); };
+    report.policies.push_back(sessions[i]->run(tokens, on_token, on_prefill));
+    if (report.policies.back().tokens != report.policies.front().tokens) {
+      throw std::runtime_error(policies[i] + " generated another text than " + policies[0] + ": this is a bug");
+    }
+  }
+  report.text = text.all();
+  return report;
+}
+
+int run(const Options& options) {
+  if (options.threads > 1 && !have_threads) {
+    std::cerr << "--threads: " << options.threads << " is not allowed, it must be 1: built without OpenMP and oneTBB\n";
+    return 2;
+  }
+  const Model model = load(options);
+  const kvc::LlamaConfig& config = model.llama.config;
+
+  std::vector<std::string> prompts = options.prompts;
+  if (prompts.empty()) {
+    prompts = options.model.empty()
+                  ? std::vector{std::string(scene) + "QUEEN:\n", std::string(scene) + "DUKE OF YORK:\n"}
+                  : std::vector{std::string()};
+  }
+  std::vector<std::vector<Token>> tokens;
+  for (const std::string& prompt : prompts) {
+    try {
+      tokens.push_back(model.tokenizer.encode(prompt));
+    } catch (const std::invalid_argument& error) {
+      std::cerr << "--prompt: " << error.what() << '\n';
+      return 2;
+    }
+  }
+
+  Settings settings;
+  settings.model = &model.llama;
+  settings.steps =
+      options.steps == 0 || options.steps > config.seq_len ? static_cast<Pos>(config.seq_len) : options.steps;
+  settings.prompts = static_cast<Index>(prompts.size());
+  settings.block_tokens = options.block_tokens;
+  settings.chunk = options.chunk;
+  settings.threads = Threads(options.threads);
+  settings.sampler = {options.temperature, options.top_p, options.seed};
+
+  std::ofstream json;
+  if (!options.json.empty()) {
+    json.open(options.json);
+    if (!json) {
+      std::cerr << "--json: cannot write \"" << options.json << "\"\n";
+      return 1;
+    }
+  }
+
+  const std::vector<std::string> policies = options.policy == "all"
+                                                ? std::vector<std::string>{"contiguous", "paged", "prefix-shared"}
+                                                : std::vector{options.policy};
+  std::vector<std::unique_ptr<Session>> sessions;
+  for (const std::string& policy : policies) {
+    sessions.push_back(make_session(options.element, policy, settings));
+  }
+
+  if (!options.quiet) {
+    introduce(options, config, settings.steps);
+  }
+  const bool watched = isatty(STDOUT_FILENO) == 1;
+  std::vector<PromptReport> reports;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    if (!options.quiet) {
+      std::cerr << "\nprompt " << i + 1 << " of " << prompts.size() << ":\n";
+    }
+    if (i > 0) {
+      std::cout << '\n' << std::flush;
+    }
+    reports.push_back(run_prompt(prompts[i], tokens[i], sessions, settings, policies, model.tokenizer, options.quiet));
+    if (!options.quiet) {
+      std::cerr << "\n\n";  // the text need not end with a line
+      print_table(std::cerr, reports.back().policies);
+    }
+  }
+  if (options.quiet && watched) {
+    std::cerr << '\n';
+  }
+  if (json.is_open()) {
+    json << to_json(options, config, settings.steps, reports) << std::flush;
+  }
+  if (!std::cout.flush() || (json.is_open() && !json)) {
+    std::cerr << "generate: could not write all output\n";
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace generate
+
+int main(int argc, char** argv) {
+  generate::Options options;
+  int exit_code = 0;
+  if (!generate::parse(argc, argv, options, exit_code)) {
+    return exit_code;
+  }
+  try {
+    return generate::run(options);
+  } catch (const std::exception& error) {
+    std::cout.flush();
+    std::cerr << "generate: " << error.what() << '\n';
+    return 1;
+  }
+}

@@ -1,0 +1,199 @@
+// A session: one cache, and the prompts that run in it one after another.
+//
+// Here is what a program does with kvc: open, extend, Dec_kv and Dec, commit, close. `CacheSession` is a template over
+// the element type and the policy; the rest of the example sees the interface `Session`.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kvc/attention/extern.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/llama/decoder.hpp"
+#include "kvc/llama/llama.hpp"
+#include "kvc/llama/sampler.hpp"
+#include "kvc/llama/tokenizer.hpp"
+#include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+#include "threads.hpp"
+
+namespace generate {
+
+using kvc::Index;
+using kvc::Pos;
+using kvc::Token;
+
+/// What all sessions of one run have in common.
+struct Settings {
+  const kvc::Llama* model = nullptr;
+  Pos steps = 0;  ///< most positions of one prompt and its continuation; at most the model's sequence length
+  Index prompts = 1;
+  Pos block_tokens = 16;
+  Pos chunk = 0;  ///< tokens of a prompt to compute at a time; 0: all
+  Threads threads;
+  kvc::SamplerConfig sampler;
+};
+
+/// What one prompt cost under one policy.
+struct Measurement {
+  std::string_view policy;
+  std::vector<Token> tokens;  ///< what was printed: the prompt without its BOS, and the continuation
+  Pos prompt_tokens = 0;      ///< BOS included
+  Pos computed = 0;           ///< of the prompt
+  Pos reused = 0;             ///< of the prompt: found in the cache
+  Pos generated = 0;
+  double prefill_seconds = 0;  ///< from the start to the first generated token: the TTFT
+  double decode_seconds = 0;   ///< for the rest
+  Pos decoded = 0;             ///< tokens computed in that time
+  Index reserved_bytes = 0;    ///< of keys and values at the end, by the sequence
+  Index used_bytes = 0;
+  kvc::Stats stats;  ///< at the end, the sequence still open
+
+  [[nodiscard]] double decode_rate() const { return decoded == 0 ? 0.0 : decoded / decode_seconds; }
+};
+
+/// Called with each token as soon as it is known, the tokens of the prompt first.
+using OnToken = std::function<void(Token)>;
+/// Called while a prompt is computed, with the number of its tokens that are in the cache and that there are.
+using OnPrefill = std::function<void(Pos done, Pos all)>;
+
+class Session {
+ public:
+  virtual ~Session() = default;
+  /// Continues `prompt`, which begins with BOS, up to settings.steps positions or until the model ends the text.
+  virtual Measurement run(std::span<const Token> prompt, const OnToken& on_token, const OnPrefill& on_prefill) = 0;
+};
+
+/// Room for one sequence at a time, and for prefix sharing also for what its predecessors leave behind.
+template <class Policy>
+typename Policy::Config pool_for(const Settings& s) {
+  const Index blocks = kvc::ceil_div<Index>(s.steps, s.block_tokens);
+  if constexpr (std::same_as<Policy, kvc::Contiguous>) {
+    return {.sequences = 1, .max_tokens = s.steps};
+  } else if constexpr (std::same_as<Policy, kvc::Paged>) {
+    return {.blocks = blocks, .block_tokens = s.block_tokens};
+  } else {
+    // One more, for the copy of a block that is shared in part.
+    return {.blocks = blocks * s.prompts + 1, .block_tokens = s.block_tokens};
+  }
+}
+
+template <class T, class Policy>
+class CacheSession final : public Session {
+ public:
+  explicit CacheSession(const Settings& settings)
+      : s_(settings), cache_(s_.model->config.cache_shape(), pool_for<Policy>(settings)) {}
+
+  Measurement run(std::span<const Token> prompt, const OnToken& on_token, const OnPrefill& on_prefill) override {
+    Measurement m;
+    m.policy = Policy::name;
+    kvc::Sampler sampler(s_.sampler);
+    Clock::duration printing{};  // is no part of what is measured
+    const auto emit = [&](Token token) {
+      m.tokens.push_back(token);
+      const auto before = Clock::now();
+      on_token(token);
+      printing += Clock::now() - before;
+    };
+    const std::span<const Token> room = prompt.first(std::min(prompt.size(), static_cast<std::size_t>(s_.steps)));
+    const bool generates = room.size() == prompt.size();
+    const auto start = Clock::now();
+
+    const auto [seq, cached] = cache_.open(room);
+    m.prompt_tokens = static_cast<Pos>(room.size());
+    m.reused = cached;
+    m.computed = m.prompt_tokens - cached;
+    kvc::Matrix logits = prefill(seq, room, on_prefill);
+    Token next = generates ? sampler(row(logits)) : kvc::Tokenizer::bos;
+    const auto first = Clock::now();
+
+    // The text lags one token behind the positions: position p predicts token p + 1.
+    for (std::size_t i = 1; i < prompt.size() && i <= static_cast<std::size_t>(s_.steps); ++i) {
+      emit(prompt[i]);
+    }
+    while (next != kvc::Tokenizer::bos) {
+      emit(next);
+      ++m.generated;
+      if (cache_.length(seq) == s_.steps) {
+        break;
+      }
+      auto step = cache_.extend(seq, std::span(&next, 1));
+      logits = kvc::dec(*s_.model, cache_, step, std::span(&next, 1), kvc::Logits::last, s_.threads);
+      cache_.commit(std::move(step));
+      next = sampler(row(logits));
+      ++m.decoded;
+    }
+
+    m.prefill_seconds = seconds(first - start);
+    m.decode_seconds = seconds(Clock::now() - first - printing);
+    m.stats = cache_.stats();
+    m.reserved_bytes = m.stats.tokens_reserved * cache_.bytes_per_token();
+    m.used_bytes = m.stats.tokens_stored * cache_.bytes_per_token();
+    cache_.close(seq);
+    return m;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+  static std::span<const float> row(const kvc::Matrix& logits) {
+    return {logits.data(), static_cast<std::size_t>(logits.size())};
+  }
+
+  /// Computes what is not in the cache, chunk by chunk: Dec_kv, and Dec for the last, whose logits are returned.
+  kvc::Matrix prefill(kvc::SeqId seq, std::span<const Token> prompt, const OnPrefill& on_prefill) {
+    for (;;) {
+      const Pos done = cache_.length(seq);
+      on_prefill(done, static_cast<Pos>(prompt.size()));
+      std::span<const Token> chunk = prompt.subspan(static_cast<std::size_t>(done));
+      const bool last = s_.chunk == 0 || chunk.size() <= static_cast<std::size_t>(s_.chunk);
+      if (!last) {
+        chunk = chunk.first(static_cast<std::size_t>(s_.chunk));
+      }
+      auto step = cache_.extend(seq, chunk);
+      if (last) {
+        kvc::Matrix logits = kvc::dec(*s_.model, cache_, step, chunk, kvc::Logits::last, s_.threads);
+        cache_.commit(std::move(step));
+        return logits;
+      }
+      kvc::dec_kv(*s_.model, cache_, step, chunk, s_.threads);
+      cache_.commit(std::move(step));
+    }
+  }
+
+  Settings s_;
+  kvc::KvCache<T, Policy> cache_;
+};
+
+/// The session for names as on the command line, which have been checked.
+template <class T>
+std::unique_ptr<Session> make_session(std::string_view policy, const Settings& settings) {
+  if (policy == kvc::Contiguous::name) {
+    return std::make_unique<CacheSession<T, kvc::Contiguous>>(settings);
+  }
+  if (policy == kvc::Paged::name) {
+    return std::make_unique<CacheSession<T, kvc::Paged>>(settings);
+  }
+  return std::make_unique<CacheSession<T, kvc::PrefixShared<>>>(settings);
+}
+
+inline std::unique_ptr<Session> make_session(std::string_view element, std::string_view policy,
+                                             const Settings& settings) {
+  if (element == kvc::Element<Eigen::half>::name) {
+    return make_session<Eigen::half>(policy, settings);
+  }
+  if (element == kvc::Element<Eigen::bfloat16>::name) {
+    return make_session<Eigen::bfloat16>(policy, settings);
+  }
+  return make_session<float>(policy, settings);
+}
+
+}  // namespace generate

@@ -1,0 +1,50 @@
+// The executor of the example: one thread, or as many as were asked for with what was found when it was built.
+#pragma once
+
+#if defined(KVC_HAVE_OPENMP)
+#include "kvc/parallel/openmp.hpp"
+#elif defined(KVC_HAVE_TBB)
+#include "kvc/parallel/tbb.hpp"
+#endif
+
+#include <memory>
+#include <utility>
+
+#include "kvc/parallel/executor.hpp"
+#include "kvc/core/types.hpp"
+
+namespace generate {
+
+#if defined(KVC_HAVE_OPENMP)
+inline constexpr bool have_threads = true;
+using Pool = kvc::OpenMp;
+#elif defined(KVC_HAVE_TBB)
+inline constexpr bool have_threads = true;
+using Pool = kvc::Tbb;
+#else
+inline constexpr bool have_threads = false;
+struct Pool : kvc::Sequential {
+  explicit Pool(int /*threads*/) {}
+};
+#endif
+
+/// Chooses when it runs, so that the decoder is compiled once and not once per executor. Copies share their threads.
+class Threads {
+ public:
+  explicit Threads(int count = 1) : pool_(count == 1 ? nullptr : std::make_shared<Pool>(Pool{count})) {}
+
+  template <class F>
+  void parallel_for(kvc::Index n, F&& f) const {
+    if (pool_ == nullptr) {
+      kvc::Sequential{}.parallel_for(n, f);
+    } else {
+      pool_->parallel_for(n, f);
+    }
+  }
+
+ private:
+  std::shared_ptr<Pool> pool_;
+};
+static_assert(kvc::Executor<Threads>);
+
+}  // namespace generate

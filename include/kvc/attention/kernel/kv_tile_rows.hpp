@@ -1,0 +1,219 @@
+// TileRows: where the 64 positions of a tile lie, found once for all that is done with them.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "kvc/attention/kernel/kernels.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/attention/kv_view.hpp"
+
+namespace kvc::inline v0 {
+namespace detail {
+
+/// A piece of memory.
+struct Stretch {
+  static constexpr Index line = 64;
+  const std::byte* begin;
+  const std::byte* end;
+
+  [[nodiscard]] const std::byte* first_line() const noexcept {
+    return reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(begin) / line * line);
+  }
+  [[nodiscard]] Index lines() const noexcept { return ceil_div(Index{end - first_line()}, line); }
+};
+
+/// The memory that the keys of a tile take, or its values.
+struct Stretches {
+  Stretch of[tile_keys];
+  Index count = 0;
+
+  [[nodiscard]] Index lines() const noexcept {
+    Index lines = 0;
+    for (Index i = 0; i < count; ++i) {
+      lines += of[i].lines();
+    }
+    return lines;
+  }
+};
+
+/// Pointers to the rows of one head.
+template <class T>
+struct TileRows {
+  const StorageOf<T>* k[tile_keys];
+  const StorageOf<T>* v[tile_keys];
+  Index first = 0;  // of the rows that are there, within the tile
+  Index last = 0;
+  Stretches keys, values;
+
+  [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
+
+  /// Positions [base + lo, base + hi), at least one. The other pointers lead to some row of these, so that reading
+  /// through them is allowed.
+  template <class View>
+  void locate(const View& kv, Index head, Index base, Index lo, Index hi) {
+    first = lo;
+    last = hi;
+    keys.count = 0;
+    values.count = 0;
+    const Index k_row = Element<T>::row_size(kv.key_dim()), v_row = Element<T>::row_size(kv.value_dim());
+    Index at = lo;
+    kv.for_each_run(head, PosRange{static_cast<Pos>(base + lo), static_cast<Pos>(base + hi)}, [&](const KvRun<T>& run) {
+      KVC_ASSERT(run.first == base + at && at + run.rows <= hi);
+      point(k + at, run.k, run.rows, run.k_stride);
+      point(v + at, run.v, run.rows, run.v_stride);
+      add_stretches(run.k, run.rows, run.k_stride, k_row, keys);
+      add_stretches(run.v, run.rows, run.v_stride, v_row, values);
+      at += run.rows;
+    });
+    KVC_ASSERT(at == hi);
+    std::fill(k, k + lo, k[lo]);
+    std::fill(k + hi, k + tile_keys, k[lo]);
+    std::fill(v, v + lo, v[lo]);
+    std::fill(v + hi, v + tile_keys, v[lo]);
+  }
+
+ private:
+  static void point(const StorageOf<T>** to, const StorageOf<T>* rows, Index count, Index stride) noexcept {
+    for (Index r = 0; r < count; ++r) {
+      to[r] = rows + r * stride;
+    }
+  }
+  static void add_stretches(const StorageOf<T>* rows, Index count, Index stride, Index row, Stretches& to) noexcept {
+    if (stride == row) {
+      row *= count;
+      count = 1;
+    }
+    for (Index i = 0; i < count; ++i, rows += stride) {
+      to.of[to.count++] = {reinterpret_cast<const std::byte*>(rows), reinterpret_cast<const std::byte*>(rows + row)};
+    }
+  }
+};
+
+/// Asks memory for what will be read: a line with each that is, some distance ahead, in the order of addresses. It
+/// would drop most requests of a burst, so they are as even as the reading is, and one instruction makes them all,
+/// whose stream the prefetchers of the processor follow.
+class Ahead {
+ public:
+  /// About as many lines as are on their way at once where memory gives what it can. Tried from 64 to 240:
+  /// docs/performance.md.
+  static constexpr Index few_lines = 104;
+
+  /// Reading of `now` begins. Both must stay where they are, `now` until the next call and `next` until it is `now`.
+  ///
+  ///   next       what is read after it, or null
+  ///   distance   lines
+  ///   asked      lines that will be asked for while keys and values are read; what `now` has more is asked for with
+  ///              the weights of `rows` query rows
+  template <class T>
+  void turn(const TileRows<T>& now, const TileRows<T>* next, Index distance, Index asked, Index rows) noexcept {
+    resume();
+    if (part_ < 2 || parts_[2] != &now.keys) {  // it is not where it should be by now
+      at_ = nullptr;
+      part_ = 2;
+    }
+    parts_[0] = &now.keys;
+    parts_[1] = &now.values;
+    parts_[2] = next == nullptr ? nullptr : &next->keys;
+    parts_[3] = next == nullptr ? nullptr : &next->values;
+    part_ -= 2;
+    if (at_ == nullptr) {
+      stretch_ = -1;
+      follow();
+    }
+    Index lead = 0;
+    for (int i = 0; i < part_; ++i) {
+      lead += parts_[i]->lines();
+    }
+    if (at_ != nullptr) {
+      for (Index i = 0; i < stretch_; ++i) {
+        lead += parts_[part_]->of[i].lines();
+      }
+      lead += (at_ - parts_[part_]->of[stretch_].first_line()) / Stretch::line;
+    }
+    with_row_ = ceil_div(std::max(now.lines() - asked, Index{0}), rows);
+    ask(std::max(distance - lead, Index{0}));
+  }
+
+  /// The same for a tile that `rows` query rows read evenly if they are few, line by line where it lies, and otherwise
+  /// once, to compute for long. Gives the positions that values had better be added up by.
+  template <class T>
+  [[nodiscard]] Index turn_evenly(const TileRows<T>& now, const TileRows<T>* next, Index key_dim, Index value_dim,
+                                  Index rows) noexcept {
+    if (rows > few_rows) {
+      if (next != nullptr) {
+        turn(now, next, now.lines(), 0, rows);
+      }
+      return tile_keys;
+    }
+    const Index bytes = (now.last - now.first) * (key_dim + value_dim) * Index{sizeof(StorageOf<T>)};
+    const Index ahead = distance(now);
+    turn(now, next, ahead, bytes / Stretch::line, rows);
+    return ahead < now.keys.lines() ? Index{simd::lanes} : tile_keys;
+  }
+
+  KVC_ALWAYS_INLINE void ask(Index lines) noexcept {
+    if (at_ == nullptr) {
+      return;
+    }
+    KVC_NOT_UNROLLED
+    for (; lines > 0; --lines) {
+      __builtin_prefetch(at_, 0, 3);
+      at_ += Stretch::line;
+      if (at_ >= end_) [[unlikely]] {
+        follow();
+        if (at_ == nullptr) {
+          return;
+        }
+      }
+    }
+  }
+  void ask_with_row() noexcept { ask(with_row_); }
+
+  /// Where the same keys or values are read again, for other query rows.
+  void pause() noexcept {
+    if (at_ != nullptr) {
+      paused_at_ = std::exchange(at_, nullptr);
+    }
+  }
+  void resume() noexcept {
+    if (paused_at_ != nullptr) {
+      at_ = std::exchange(paused_at_, nullptr);
+    }
+  }
+
+ private:
+  /// How far to look ahead where a tile is read evenly: to what is read after its keys, if the first-level cache holds
+  /// both, so that keys and values lie in one piece each and take turns; otherwise what memory can bring meanwhile.
+  template <class T>
+  [[nodiscard]] static Index distance(const TileRows<T>& now) noexcept {
+    constexpr Index most = 256;
+    const Index lines = now.keys.lines();
+    return now.keys.count == 1 && lines <= most ? std::max(lines, few_lines) : few_lines;
+  }
+
+  void follow() noexcept {
+    at_ = nullptr;
+    for (; part_ < 4 && parts_[part_] != nullptr; ++part_, stretch_ = -1) {
+      if (++stretch_ < parts_[part_]->count) {
+        const Stretch& stretch = parts_[part_]->of[stretch_];
+        at_ = stretch.first_line();
+        end_ = stretch.end;
+        return;
+      }
+    }
+  }
+
+  const std::byte* at_ = nullptr;  // null: there is no more
+  const std::byte* end_ = nullptr;
+  const Stretches* parts_[4] = {};  // keys and values of the tile that is read, and of the next
+  int part_ = 0;
+  Index stretch_ = -1;
+  const std::byte* paused_at_ = nullptr;
+  Index with_row_ = 0;
+};
+
+}  // namespace detail
+}  // namespace kvc::inline v0

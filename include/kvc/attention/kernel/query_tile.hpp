@@ -1,0 +1,393 @@
+// RowTile: the arithmetic of attention, for some query rows against one tile of keys and values at a time.
+//
+// This is the one place where prefill and decode compute, and what makes their results the same bits. For each row the
+// order of operations is fixed by the absolute positions of the keys alone:
+//
+//   tile    64 positions from a multiple of 64: scores, each a chain over the dims; their largest, exponentials and
+//           their sum (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending
+//           positions from 0, or exact; and o = madd(o, shrink, sum). How a chain goes for an element type says its
+//           tile: attention/kernel/kv_tile.hpp
+//   split   512 positions from a multiple of 512: tiles in ascending order into one state that starts as the identity
+//   row     the states of its splits merged in ascending order from the left
+//
+// Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums, or
+// both it and its weight are 0, so that it cannot be noticed, NaN or uninitialised as it may be.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "kvc/attention/kernel/kernels.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/attention/kernel/scratch.hpp"
+#include "kvc/attention/kernel/online_softmax.hpp"
+#include "kvc/attention/state.hpp"
+#include "kvc/attention/kernel/kv_tile_rows.hpp"
+
+namespace kvc::inline v0 {
+namespace detail {
+
+inline constexpr Index split_keys = 512;
+inline constexpr Index tile_rows = 256;  // rows of q x heads of the group that one item of a prefill works on
+
+/// Rows of q and of the output that are asked for ahead of their turn: a processor does not see that they lie at a
+/// distance from one another.
+inline constexpr Index rows_ahead = 8;
+
+/// Asks for a row that will soon be read, or written.
+template <bool write = false>
+KVC_ALWAYS_INLINE void ask_for_row(const float* row, Index dim) noexcept {
+  for (Index d = 0; d < dim; d += simd::lanes) {
+    __builtin_prefetch(row + d, write ? 1 : 0);
+  }
+}
+
+/// The states of a number of rows, in memory of the caller's.
+struct RowStates {
+  float* o;  // [rows, value_pad], numbers where the tile places them
+  float* m;  // [rows]
+  float* l;  // [rows]
+
+  [[nodiscard]] static constexpr Index size(Index rows, Index value_pad) noexcept {
+    return rows * value_pad + 2 * padded(rows);
+  }
+  [[nodiscard]] static RowStates at(float* p, Index rows, Index value_pad) noexcept {
+    return {p, p + rows * value_pad, p + rows * value_pad + padded(rows)};
+  }
+  [[nodiscard]] AttentionState state(Index row, Index value_pad) const noexcept {
+    return {{o + row * value_pad, static_cast<std::size_t>(value_pad)}, m[row], l[row]};
+  }
+  /// Those of the rows from `row` on.
+  [[nodiscard]] RowStates from(Index row, Index value_pad) const noexcept {
+    return {o + row * value_pad, m + row, l + row};
+  }
+  void reset(Index rows, Index value_pad) const noexcept {
+    std::fill_n(o, rows * value_pad, 0.0F);
+    std::fill_n(m, rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(l, rows, 0.0F);
+  }
+  /// (*this)[row] = (*this)[row] (+) other[row] for all rows.
+  void merge(const RowStates& other, Index rows, Index value_pad) const {
+    for (Index r = 0; r < rows; ++r) {
+      AttentionState into = state(r, value_pad);
+      kvc::merge(into, other.state(r, value_pad));
+      m[r] = into.m;
+      l[r] = into.l;
+    }
+  }
+};
+
+/// Query rows of a work item: for each of some kv heads `queries` rows of q, which may belong to several sequences, and
+/// for each of these the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly
+/// the same keys. The numbers of the rows are the caller's, from `prepare`.
+template <class Tile>
+class RowTile {
+ public:
+  /// A row of q: its number, the keys that it may see by causality and window.
+  struct Query {
+    Index row;
+    KeyRange keys;
+  };
+
+  [[nodiscard]] static constexpr Index scratch_floats(const AttentionDims& dims, Index queries) noexcept {
+    const Index rows = queries * dims.group;
+    return rows * (tile_keys + Tile::weight_floats(dims.value_dim)) + Scratch::floats_for<Query>(queries) +
+           Scratch::floats_for<KeyRange>(rows) + Scratch::floats_for<std::uint64_t>(rows) + padded(rows) +
+           kernel_rows * Tile::state_floats(dims.value_dim);
+  }
+
+  /// Rows of q as the tile wants them, scaled.
+  ///
+  ///   row(i) -> const float*   [key_dim], i < count
+  ///   to                       [count, query_floats]
+  ///   scaled                   [padded(key_dim)] working memory
+  template <class F>
+  static void prepare(const AttentionDims& dims, Index count, F row, float* scaled, float* to) {
+    for (Index i = 0; i < count; ++i) {
+      if (i + rows_ahead < count) {
+        ask_for_row(row(i + rows_ahead), dims.key_dim);
+      }
+      const float* const from = row(i);
+      std::transform(from, from + dims.key_dim, scaled, [scale = dims.scale](float x) { return x * scale; });
+      Tile::prepare_query(scaled, dims.key_dim, to + i * Tile::query_floats(dims.key_dim));
+    }
+  }
+
+  /// query(i) -> Query for i < queries.
+  ///
+  ///   q        prepared rows of the first head
+  ///   q_rows   from one head to the next
+  template <class F>
+  RowTile(const AttentionDims& dims, const AttentionOptions& options, Index first_head, Index queries, F query,
+          const float* q, Index q_rows, Scratch& scratch)
+      : dims_(dims),
+        options_(options),
+        first_head_(first_head),
+        queries_(queries),
+        query_size_(Tile::query_floats(dims.key_dim)),
+        weight_size_(Tile::weight_floats(dims.value_dim)),
+        value_pad_(Tile::state_floats(dims.value_dim)),
+        q_(q),
+        q_rows_(q_rows),
+        p_(scratch.take(queries * dims.group * tile_keys)),
+        w_(scratch.take(queries * dims.group * weight_size_)),
+        sums_(scratch.take(kernel_rows * value_pad_)),
+        query_(scratch.template take_as<Query>(queries)),
+        keys_(scratch.template take_as<KeyRange>(queries * dims.group)),
+        visible_(scratch.template take_as<std::uint64_t>(queries * dims.group)),
+        shrink_(scratch.take(padded(queries * dims.group))) {
+    if (weight_size_ == 0) {
+      w_ = p_;
+      weight_size_ = tile_keys;
+    }
+    for (Index i = 0; i < queries; ++i) {
+      query_[i] = query(i);
+      std::fill_n(keys_ + i * dims.group, dims.group, query_[i].keys);
+    }
+  }
+
+  [[nodiscard]] Index rows() const noexcept { return queries_ * dims_.group; }  ///< of one kv head
+
+  /// Carries `states` of queries [first, last) over the tile of keys at position `base`, of kv head first_head + head.
+  ///
+  ///   keys     every key of the tile that one of these queries may see
+  ///   next     what will be read after this, or null
+  ///   states   of all queries and heads, numbered as the rows
+  void attend(Index head, Index first, Index last, Index base, Tile& tile, const TileRows<typename Tile::Element>& keys,
+              const TileRows<typename Tile::Element>* next, const RowStates& states) noexcept;
+
+ private:
+  [[nodiscard]] Index query_head(Index head, Index r) const noexcept {
+    return (first_head_ + head) * dims_.group + r % dims_.group;
+  }
+  /// The keys of the tile that the query of row r may see by causality and window, relative to the tile.
+  [[nodiscard]] KeyRange seen(Index r, Index base) const noexcept {
+    const auto within = [&](Index position) { return std::clamp(position - base, Index{0}, tile_keys); };
+    return {within(keys_[r].first), within(keys_[r].last)};
+  }
+
+  /// Whether queries [first, last) may see the whole tile.
+  [[nodiscard]] bool see_all(Index first, Index last, Index base) const noexcept {
+    return std::all_of(query_ + first, query_ + last, [base](const Query& query) {
+      return query.keys.first <= base && query.keys.last >= base + tile_keys;
+    });
+  }
+
+  /// f(integral constant R, r, from, to) for blocks of R <= most rows from r on that cover [begin, end), and those of
+  /// the keys [first, last) that a row of the block sees: all of them if `all`.
+  template <int most, class F>
+  KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, bool all,
+                                F f) const noexcept {
+    for_row_blocks<most>(
+        begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+          if (all) {
+            f(count, r, first, last);
+            return;
+          }
+          KeyRange range = {tile_keys, 0};
+          for (Index i = r; i < r + count; ++i) {
+            const KeyRange keys_of_row = seen(i, base);
+            if (keys_of_row.first < keys_of_row.last) {
+              range = {std::min(range.first, keys_of_row.first), std::max(range.last, keys_of_row.last)};
+            }
+          }
+          const Index from = std::max(first, range.first), to = std::min(last, range.last);
+          if (from < to) {
+            f(count, r, from, to);
+          }
+        });
+  }
+
+  /// Scale, soft cap and mask of row r; which keys of the tile it sees, as bits.
+  std::uint64_t mask_row(Index head, Index r, Index base, float* s) const noexcept {
+    const auto [first, last] = seen(r, base);
+    if (first >= last) {
+      return 0;
+    }
+    std::uint64_t visible = (~std::uint64_t{0} >> (tile_keys - (last - first))) << first;
+    if (options_.softcap > 0) {
+      const simd::F32x16 cap = simd::broadcast(options_.softcap);
+      for (Index j = 0; j < tile_keys; j += simd::lanes) {
+        simd::store(s + j, cap * simd::tanh(simd::load(s + j) / cap));
+      }
+    }
+    if (!options_.mask.is_none()) {
+      for (Index j = first; j < last; ++j) {
+        const float bias = options_.mask.bias(query_head(head, r), query_[r / dims_.group].row, base + j);
+        s[j] += bias;
+        if (bias == -std::numeric_limits<float>::infinity()) {
+          visible &= ~(std::uint64_t{1} << j);
+        }
+      }
+    }
+    return visible;
+  }
+
+  /// o = o * shrink + p v  for rows [begin, end).
+  KVC_OUT_OF_LINE void values(Index begin, Index end, Tile& tile, float* o) const noexcept {
+    std::uint64_t of_all = ~std::uint64_t{0};
+    for (Index r = begin; r < end; ++r) {
+      of_all &= visible_[r];
+    }
+    for_row_blocks(
+        begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+          constexpr int R = decltype(count)::value;
+          const float* const w = w_ + r * weight_size_;
+          if (of_all == ~std::uint64_t{0}) {
+            values_of_stretch<R>(r, 0, tile_keys, r == begin, tile, o);
+            tile.ahead().pause();
+            return;
+          }
+          const int first = std::countr_zero(visible_[r]);
+          int least = tile_keys, most = 0;  // where their stretches of keys end
+          int begin_of_any = tile_keys;
+          bool simple = true;  // each sees one stretch of keys, and all begin together
+          bool all = true;     // each sees any
+          for (Index i = r; i < r + R; ++i) {
+            const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
+            simple = simple && visible_[i] != 0 && std::countr_zero(visible_[i]) == first &&
+                     std::popcount(visible_[i]) == end_of_row - first;
+            all = all && visible_[i] != 0;
+            begin_of_any = std::min(begin_of_any, std::countr_zero(visible_[i]));
+            least = std::min(least, end_of_row);
+            most = std::max(most, end_of_row);
+          }
+          if constexpr (Tile::exact_sums) {
+            if (all) {
+              tile.template add_values<R>(w, begin_of_any, most, o + r * value_pad_, shrink_ + r);
+              tile.ahead().pause();
+              return;
+            }
+            for (Index i = r; i < r + R; ++i) {
+              if (visible_[i] != 0) {
+                tile.template add_values<1>(w_ + i * weight_size_, std::countr_zero(visible_[i]),
+                                            tile_keys - std::countl_zero(visible_[i]), o + i * value_pad_, shrink_ + i);
+              }
+            }
+          } else if (simple && least == most) {
+            values_of_stretch<R>(r, first, least, r == begin, tile, o);
+          } else if (const int common = least / 2 * 2;
+                     simple && common > first) {  // the diagonal: common keys, then the rest of each
+            tile.template add_values<R>(w, first, common, nullptr, sums_, nullptr);
+            for (Index i = r; i < r + R; ++i) {
+              const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
+              tile.template add_values<1>(w_ + i * weight_size_, common, end_of_row, sums_ + (i - r) * value_pad_,
+                                          o + i * value_pad_, shrink_ + i);
+            }
+          } else {
+            for (Index i = r; i < r + R; ++i) {
+              values_of_one(i, tile, o + i * value_pad_);
+            }
+          }
+          tile.ahead().pause();
+        });
+  }
+
+  /// The same for R rows from r on that see keys [first, last) of the tile. In steps where rows are read for the first
+  /// time, so that each is read whole not long after it was asked for.
+  template <int R>
+  KVC_ALWAYS_INLINE void values_of_stretch(Index r, int first, int last, bool asks, Tile& tile,
+                                           float* o) const noexcept {
+    const float* const w = w_ + r * weight_size_;
+    if constexpr (Tile::exact_sums) {
+      tile.template add_values<R>(w, first, last, o + r * value_pad_, shrink_ + r);
+    } else {
+      const int step = asks ? static_cast<int>(tile.value_step()) : int{tile_keys};
+      const float* start = nullptr;
+      for (int from = first, to; from < last; from = to, start = sums_) {
+        to = std::min(from / step * step + step, last);
+        const bool done = to == last;
+        tile.template add_values<R>(w, from, to, start, done ? o + r * value_pad_ : sums_,
+                                    done ? shrink_ + r : nullptr);
+      }
+    }
+  }
+
+  /// The same for one row, whatever it sees. Not for exact sums, where nothing calls it.
+  KVC_OUT_OF_LINE void values_of_one(Index r, Tile& tile, float* o) const noexcept {
+    if constexpr (!Tile::exact_sums) {
+      const float* start = nullptr;
+      for (std::uint64_t left = visible_[r]; left != 0;) {
+        const int first = std::countr_zero(left);
+        const int last = std::countr_one(left >> first) + first;  // of this stretch of keys
+        left &= last == tile_keys ? 0 : ~std::uint64_t{0} << last;
+        tile.template add_values<1>(w_ + r * weight_size_, first, last, start, left == 0 ? o : sums_,
+                                    left == 0 ? shrink_ + r : nullptr);
+        start = sums_;
+      }
+    }
+  }
+
+  const AttentionDims& dims_;
+  const AttentionOptions& options_;
+  Index first_head_;
+  Index queries_;
+  Index query_size_;
+  Index weight_size_;
+  Index value_pad_;
+  const float* q_;          // [heads, q_rows, query_size] as the tile wants them
+  Index q_rows_;
+  float* p_;                // [rows, 64] scores, then weights
+  float* w_;                // [rows, weight_size] weights as the tile wants them
+  float* sums_;             // [kernel_rows, value_pad]
+  Query* query_;            // [queries]
+  KeyRange* keys_;          // [rows] that the query of each sees; no division to find it, for each tile
+  std::uint64_t* visible_;  // [rows]
+  float* shrink_;           // [rows]
+};
+
+// Not inline: attention/extern.hpp keeps other files from making code of it, and with it of all kernels.
+template <class Tile>
+void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile& tile,
+                           const TileRows<typename Tile::Element>& keys, const TileRows<typename Tile::Element>* next,
+                           const RowStates& states) noexcept {
+  const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
+  const float* const q = q_ + head * q_rows_ * query_size_;
+  const bool all = see_all(first, last, base);
+  tile.set(keys, next, end - begin);
+  tile.load_keys();
+  if (end - begin <= few_rows) {
+    scores<kernel_rows>(
+        begin, end, base, keys.first, keys.last,
+        all, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+          tile.template scores<count>(from, to, q + r * query_size_, query_size_, p_ + r * tile_keys);
+          tile.ahead().pause();
+        });
+  } else {
+    // Keys of a stretch stay in the first-level cache for all rows.
+    for (Index at = keys.first / Tile::key_stretch * Tile::key_stretch; at < keys.last; at += Tile::key_stretch) {
+      scores<Tile::most_rows>(
+          begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last), all,
+          [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+            tile.template scores_of_many<count>(from, to, q + r * query_size_, query_size_,
+                                                p_ + r * tile_keys);
+            tile.ahead().pause();
+          });
+    }
+  }
+  tile.ahead().resume();
+  if (all && options_.softcap <= 0 && options_.mask.is_none()) {
+    std::fill(visible_ + begin, visible_ + end, ~std::uint64_t{0});
+  } else {
+    for (Index r = begin; r < end; ++r) {
+      visible_[r] = mask_row(head, r, base, p_ + r * tile_keys);
+    }
+  }
+  for (Index r = begin; r < end; r += simd::lanes) {
+    soften(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r,
+           states.l + offset + r, shrink_ + r);
+  }
+  tile.load_values();
+  for (Index r = begin; r < end; ++r) {
+    if (visible_[r] != 0) {
+      tile.weigh(p_ + r * tile_keys, visible_[r], w_ + r * weight_size_);
+    }
+  }
+  values(begin, end, tile, states.o + offset * value_pad_);
+}
+
+}  // namespace detail
+}  // namespace kvc::inline v0

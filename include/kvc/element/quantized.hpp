@@ -1,0 +1,191 @@
+// Quantised element types: Int8, Fp8E4M3 and Int4. A row is quantised once, when it is written, and never again.
+//
+//   type      a row of dim numbers                                                  bytes, dim 128   a number is
+//   Int8      dim codes (signed bytes), zeros up to a multiple of 4, scale (float)  132              code * scale
+//   Fp8E4M3   dim numbers of one byte                                               128              itself
+//   Int4      16 bytes of codes for each group of 32 numbers, then for each group   80               code * scale + minimum
+//             one word: scale (bfloat16) | minimum (bfloat16) << 16
+//
+// In group g of Int4, byte i of its 16 has the code of number 32 g + i in its low half and that of number 32 g + 16 + i in its
+// high half. The last group is filled up with codes that nothing reads. Words and scales are in the byte order of the machine.
+//
+// A row of Int8, or a group of Int4, in which one number is NaN or infinite reads back as NaN throughout. Fp8E4M3 keeps NaN, and
+// takes what is too large, infinity too, for its largest number, 448.
+//
+// Largest errors:  Int8 half a scale, max |x| / 254.  Int4 half a scale, (max - min) / 30, and a little for the rounding of scale
+// and minimum.  Fp8E4M3 1/16 of the number, from 2^-6 to 448; below, 2^-10.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "kvc/element/element.hpp"
+
+namespace kvc::inline v0 {
+
+/// Signed bytes with one scale per row, that is per token and head.
+struct Int8;
+/// The 8-bit floating point of 4 exponent and 3 mantissa bits, without infinities (OCP 8-bit Floating Point Specification, 2023).
+struct Fp8E4M3;
+/// Codes of four bits in groups of 32, each group with its scale and its minimum.
+struct Int4;
+
+namespace detail {
+
+/// A large number such that x + round_shift - round_shift is x rounded to nearest, ties to even, for |x| < 2^22.
+inline constexpr float round_shift = 12582912.0F;
+
+[[nodiscard]] inline float bf16_to_float(std::uint32_t bits) noexcept { return std::bit_cast<float>(bits << 16); }
+
+/// The largest bfloat16 not above x, and the smallest not below it; x finite. They saturate at the largest finite numbers.
+[[nodiscard]] inline std::uint32_t bf16_below(float x) noexcept {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  const bool exact = (bits & 0xffffU) == 0;
+  const std::uint32_t up = (bits >> 16) + (exact || x > 0 ? 0U : 1U);  // a larger magnitude is lower for negative numbers
+  return (up & 0x7fffU) == 0x7f80U ? up - 1 : up;
+}
+[[nodiscard]] inline std::uint32_t bf16_above(float x) noexcept { return bf16_below(-x) ^ 0x8000U; }
+
+[[nodiscard]] inline float fp8_e4m3_to_float(std::uint8_t code) noexcept {
+  const std::uint32_t magnitude = code & 0x7fU, sign = static_cast<std::uint32_t>(code & 0x80U) << 24;
+  // With the exponent moved to that of a float, subnormal codes come out as 2^-7 + half their value.
+  const float moved = std::bit_cast<float>((magnitude << 20) + (120U << 23));
+  const float value = magnitude < 8 ? 2 * (moved - 0x1p-7F) : moved;
+  const std::uint32_t bits = magnitude == 0x7fU ? 0x7fc00000U : std::bit_cast<std::uint32_t>(value);
+  return std::bit_cast<float>(bits | sign);
+}
+
+[[nodiscard]] inline std::uint8_t fp8_e4m3_from_float(float x) noexcept {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t sign = bits >> 24 & 0x80U, magnitude = bits & 0x7fffffffU;
+  // Normal: 20 bits of the mantissa go, rounded to nearest even. Subnormal: multiples of 2^-9, rounded by an addition.
+  const std::uint32_t normal = (magnitude + 0x7ffffU + (magnitude >> 20 & 1U) - (120U << 23)) >> 20;
+  const float shifted = std::bit_cast<float>(magnitude) + 16384.0F;  // the unit in the last place is 2^-9
+  const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(16384.0F);
+  std::uint32_t code = magnitude < (121U << 23) ? subnormal : normal;
+  code = magnitude >= 0x43e00000U ? 0x7eU : code;  // 448
+  code = magnitude > 0x7f800000U ? 0x7fU : code;
+  return static_cast<std::uint8_t>(code | sign);
+}
+
+}  // namespace detail
+
+template <>
+struct Element<Int8> {
+  using Storage = std::uint8_t;
+  static constexpr std::string_view name = "int8";
+  [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return scale_offset(dim) + 4; }
+  /// Where in a row its scale is.
+  [[nodiscard]] static constexpr Index scale_offset(Index dim) noexcept { return ceil_div(dim, Index{4}) * 4; }
+
+  static void encode(const float* from, Index dim, Storage* to) noexcept {
+    std::uint32_t largest = 0;  // as bits: magnitudes compare like integers, and NaN is above all
+    for (Index d = 0; d < dim; ++d) {
+      largest = std::max(largest, std::bit_cast<std::uint32_t>(from[d]) & 0x7fffffffU);
+    }
+    const bool finite = largest < 0x7f800000U;
+    // With a scale that is not a normal number its reciprocal would be infinite, or lack precision. The largest of all
+    // would be rounded up to one of which 127 times is infinite.
+    constexpr float least = std::numeric_limits<float>::min(), largest_of_all = std::numeric_limits<float>::max() / 127.0F;
+    constexpr float most = std::bit_cast<float>(std::bit_cast<std::uint32_t>(largest_of_all) - 1U);
+    const float scale = finite ? std::clamp(std::bit_cast<float>(largest) / 127.0F, least, most)
+                               : std::numeric_limits<float>::quiet_NaN();
+    for (Index d = 0; d < dim; ++d) {
+      const float code = finite ? from[d] / scale : 0.0F;
+      to[d] = static_cast<std::uint8_t>(static_cast<std::int32_t>(code + detail::round_shift - detail::round_shift));
+    }
+    std::fill(to + dim, to + scale_offset(dim), Storage{0});
+    std::memcpy(to + scale_offset(dim), &scale, sizeof scale);
+  }
+  static void decode(const Storage* from, Index dim, float* to) noexcept {
+    float scale;
+    std::memcpy(&scale, from + scale_offset(dim), sizeof scale);
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = static_cast<float>(static_cast<std::int8_t>(from[d])) * scale;
+    }
+  }
+};
+static_assert(ElementType<Int8>);
+
+template <>
+struct Element<Fp8E4M3> {
+  using Storage = std::uint8_t;
+  static constexpr std::string_view name = "fp8";
+  [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
+  static void encode(const float* from, Index dim, Storage* to) noexcept {
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = detail::fp8_e4m3_from_float(from[d]);
+    }
+  }
+  static void decode(const Storage* from, Index dim, float* to) noexcept {
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = detail::fp8_e4m3_to_float(from[d]);
+    }
+  }
+};
+static_assert(ElementType<Fp8E4M3>);
+
+template <>
+struct Element<Int4> {
+  using Storage = std::uint8_t;
+  static constexpr std::string_view name = "int4";
+  static constexpr Index group = 32;
+  [[nodiscard]] static constexpr Index groups(Index dim) noexcept { return ceil_div(dim, group); }
+  [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return 20 * groups(dim); }
+  /// Where in a row the scale and minimum of group 0 are.
+  [[nodiscard]] static constexpr Index range_offset(Index dim) noexcept { return 16 * groups(dim); }
+
+  static void encode(const float* from, Index dim, Storage* to) noexcept {
+    for (Index g = 0; g < groups(dim); ++g) {
+      const std::uint32_t range = encode_group(from + g * group, std::min(Index{group}, dim - g * group), to + g * 16);
+      std::memcpy(to + range_offset(dim) + 4 * g, &range, sizeof range);
+    }
+  }
+  static void decode(const Storage* from, Index dim, float* to) noexcept {
+    const Storage* const ranges = from + range_offset(dim);
+    for (Index d = 0; d < dim; ++d) {
+      const Index g = d / group, i = d % group;
+      std::uint32_t range;
+      std::memcpy(&range, ranges + 4 * g, sizeof range);
+      const std::uint32_t code = from[g * 16 + i % 16] >> (i < 16 ? 0 : 4) & 15U;
+      to[d] = static_cast<float>(code) * detail::bf16_to_float(range & 0xffffU) + detail::bf16_to_float(range >> 16);
+    }
+  }
+
+ private:
+  /// Stores 16 bytes of codes; returns scale and minimum.
+  static std::uint32_t encode_group(const float* x, Index count, Storage* to) noexcept {
+    float padded[group];
+    for (Index i = 0; i < group; ++i) {
+      padded[i] = x[std::min(i, count - 1)];
+    }
+    float least = padded[0], most = padded[0], sum = 0;
+    for (const float each : padded) {
+      least = std::min(least, each);
+      most = std::max(most, each);
+      sum += each * 0.0F;  // NaN if any is not finite
+    }
+    if (sum != 0.0F) {
+      std::fill_n(to, 16, Storage{0});
+      return 0x7fc07fc0U;
+    }
+    const std::uint32_t low = detail::bf16_below(least);
+    const float minimum = detail::bf16_to_float(low);
+    const std::uint32_t step = detail::bf16_above(most / 15 - minimum / 15);
+    const float scale = step == 0 ? 1.0F : detail::bf16_to_float(step);
+    for (Index i = 0; i < 16; ++i) {
+      to[i] = static_cast<Storage>(code(padded[i], scale, minimum) | code(padded[i + 16], scale, minimum) << 4);
+    }
+    return step | low << 16;
+  }
+  static std::int32_t code(float x, float scale, float minimum) noexcept {
+    return static_cast<std::int32_t>(std::clamp(x / scale - minimum / scale, 0.0F, 15.0F) + 0.5F);
+  }
+};
+static_assert(ElementType<Int4>);
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,101 @@
+// Stretches: where the rows of a stored block lie in a pool, in the order in which they lie in a snapshot.
+//
+// Within a layer, a block of n rows is stored as its keys, then its values, in one of the two orders of
+// layout/layout.hpp:
+//
+//   head-major    K [kv_heads, n, key_row]   V [kv_heads, n, value_row]
+//   token-major   K [n, kv_heads, key_row]   V [n, kv_heads, value_row]
+//
+// A full block that comes from a pool of the same layout and goes to one of the same block size is a single stretch.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "kvc/layout/layout.hpp"
+#include "kvc/core/types.hpp"
+
+namespace kvc::inline v0::io_detail {
+
+enum class RowOrder { head_major, token_major };
+
+/// The order in which a layout is saved: its own if it has one of the two, else head-major.
+template <Layout L>
+[[nodiscard]] constexpr RowOrder row_order() noexcept {
+  return std::string_view(L::name) == TokenMajor::name ? RowOrder::token_major : RowOrder::head_major;
+}
+[[nodiscard]] constexpr std::string_view to_text(RowOrder order) noexcept {
+  return order == RowOrder::token_major ? TokenMajor::name : HeadMajor::name;
+}
+
+/// Consecutive slots of one block of a pool.
+struct Slots {
+  BlockId block = no_block;
+  Pos slot = 0;
+  Pos count = 0;
+};
+
+/// Offset and stride of the rows of one part, keys or values, of one layer.
+template <Layout L>
+class PartLayout {
+ public:
+  PartLayout(const L& layout, Index layer, bool keys) : layout_(&layout), layer_(layer), keys_(keys) {}
+  [[nodiscard]] Index row_size() const noexcept {
+    return keys_ ? layout_->extents().key_row : layout_->extents().value_row;
+  }
+  [[nodiscard]] Index stride() const noexcept { return keys_ ? layout_->k_stride() : layout_->v_stride(); }
+  [[nodiscard]] Index offset(BlockId block, Index head, Pos slot) const noexcept {
+    return keys_ ? layout_->k(block, layer_, head, slot) : layout_->v(block, layer_, head, slot);
+  }
+  /// Whether the rows of all heads of one token follow one another, and the next token's follow these.
+  [[nodiscard]] bool tokens_are_whole() const noexcept {
+    const Index heads = layout_->extents().kv_heads;
+    return stride() == heads * row_size() &&
+           (heads == 1 || offset(BlockId{0}, 1, 0) - offset(BlockId{0}, 0, 0) == row_size());
+  }
+
+ private:
+  const L* layout_;
+  Index layer_;
+  bool keys_;
+};
+
+/// f(offset, Storage objects) for all rows of `slots`, which are those of one stored block, in one layer, in `order`.
+template <Layout L, class F>
+void for_each_stretch(const L& layout, Index layer, RowOrder order, std::span<const Slots> slots, F&& f) {
+  const Index heads = layout.extents().kv_heads;
+  for (const bool keys : {true, false}) {
+    const PartLayout<L> part(layout, layer, keys);
+    const Index row = part.row_size();
+    const Index stride = part.stride();
+    if (order == RowOrder::head_major) {
+      for (Index head = 0; head < heads; ++head) {
+        for (const Slots& s : slots) {
+          const Index at = part.offset(s.block, head, s.slot);
+          if (stride == row) {
+            f(at, s.count * row);
+            continue;
+          }
+          for (Index i = 0; i < s.count; ++i) {
+            f(at + i * stride, row);
+          }
+        }
+      }
+    } else {
+      const bool whole = part.tokens_are_whole();
+      for (const Slots& s : slots) {
+        if (whole) {
+          f(part.offset(s.block, 0, s.slot), s.count * stride);
+          continue;
+        }
+        for (Pos i = 0; i < s.count; ++i) {
+          for (Index head = 0; head < heads; ++head) {
+            f(part.offset(s.block, head, s.slot + i), row);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace kvc::inline v0::io_detail

@@ -1,0 +1,179 @@
+// Checkpoints in the legacy format of llama2.c.
+//
+//   int32   dim, hidden_dim, layers, heads, kv_heads, vocab_size, seq_len      vocab_size < 0: a classifier of its own
+//   float   embedding [vocab, dim]
+//           attention norm, wq, wk, wv, wo, ffn norm, gate, down, up           each for all layers, one after the other
+//           final norm [dim]
+//           two tables [seq_len, head_dim / 2] that nobody uses any more
+//           classifier [vocab, dim], if it is not the embedding
+//
+// All little-endian. The header fixes the size of the file to the byte, so a file that is cut short, has something
+// appended or is of another kind is told from a good one before anything is allocated.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "kvc/llama/byte_source.hpp"
+#include "kvc/llama/llama.hpp"
+
+namespace kvc::inline v0 {
+
+namespace detail {
+
+/// Sums of products of counts, which stop at a bound instead of overflowing.
+class Tally {
+ public:
+  /// Adds the product of non-negative `factors`.
+  template <class... I>
+  constexpr void add(I... factors) noexcept {
+    Index product = 1;
+    ((product = times(product, factors)), ...);
+    total_ = product >= most - total_ ? most : total_ + product;
+  }
+  [[nodiscard]] constexpr Index total() const noexcept { return total_; }
+
+ private:
+  static constexpr Index most = Index{1} << 60;  // bytes: still fits after a factor of sizeof(float)
+  static constexpr Index times(Index a, Index b) noexcept { return a != 0 && b > most / a ? most : a * b; }
+  Index total_ = 0;
+};
+
+struct CheckpointHeader {
+  static constexpr Index bytes = 7 * sizeof(std::int32_t);
+  LlamaConfig config;
+  bool own_classifier = false;
+
+  /// Bytes of the whole file; 2^60 or more for anything absurd.
+  [[nodiscard]] constexpr Index file_size() const noexcept {
+    const LlamaConfig& c = config;
+    Tally numbers;
+    numbers.add(c.vocab_size, c.dim);
+    numbers.add(c.layers, c.dim, Index{2});                // norms
+    numbers.add(c.layers, c.dim, c.dim, Index{2});         // wq, wo
+    numbers.add(c.layers, c.kv_dim(), c.dim, Index{2});    // wk, wv
+    numbers.add(c.layers, c.hidden_dim, c.dim, Index{3});  // gate, down, up
+    numbers.add(c.dim);
+    numbers.add(c.seq_len, c.head_dim());  // the two tables
+    if (own_classifier) {
+      numbers.add(c.vocab_size, c.dim);
+    }
+    Tally size;
+    size.add(bytes);
+    size.add(numbers.total(), Index{sizeof(float)});
+    return size.total();
+  }
+};
+
+/// Reads the seven numbers and checks each.
+inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
+  static constexpr const char* what = "the header of a llama2.c checkpoint, seven int32";
+  CheckpointHeader header;
+  LlamaConfig& c = header.config;
+
+  const auto next = [&in](const char* name, bool may_be_negative = false) -> Index {
+    const Index at = in.offset();
+    const auto value = Index{in.read<std::int32_t>(what)};
+    if (value == 0 || (value < 0 && !may_be_negative)) {
+      raise(FormatError(
+          in.name(), at,
+          "a llama2.c checkpoint with a positive " + std::string(name) + ", found " + std::to_string(value)));
+    }
+    return value;
+  };
+  if (in.left() < CheckpointHeader::bytes) {
+    in.fail(std::string(what) + " (" + std::to_string(CheckpointHeader::bytes) + " bytes), the file has " +
+            std::to_string(in.size()));
+  }
+  c.dim = next("dim");
+  c.hidden_dim = next("hidden_dim");
+  c.layers = next("n_layers");
+  c.heads = next("n_heads");
+  c.kv_heads = next("n_kv_heads");
+  const Index vocab_size = next("vocab_size", true);
+  header.own_classifier = vocab_size < 0;
+  c.vocab_size = vocab_size < 0 ? -vocab_size : vocab_size;
+  c.seq_len = next("seq_len");
+
+  const auto agree = [&in](bool ok, const std::string& expected) {
+    if (!ok) {
+      raise(FormatError(in.name(), 0, "a llama2.c checkpoint " + expected));
+    }
+  };
+  agree(c.heads % c.kv_heads == 0,
+        "where n_kv_heads divides n_heads, found " + std::to_string(c.kv_heads) + " and " + std::to_string(c.heads));
+  agree(c.dim % c.heads == 0 && c.head_dim() % 2 == 0,
+        "where dim is an even multiple of n_heads, found " + std::to_string(c.dim) + " and " + std::to_string(c.heads));
+  return header;
+}
+
+/// Reads one tensor of every layer.
+template <class M>
+void read_layers(ByteSource& in, Llama& model, M LlamaLayer::*tensor, Index rows, Index cols, const char* what) {
+  for (LlamaLayer& layer : model.layers) {
+    M& m = layer.*tensor;
+    m.resize(rows, cols);
+    in.read(m.data(), m.size() * Index{sizeof(float)}, what);
+  }
+}
+
+inline Llama read_checkpoint(ByteSource in) {
+  const CheckpointHeader header = read_checkpoint_header(in);
+  const LlamaConfig& c = header.config;
+  const Index expected = header.file_size();
+  if (in.size() != expected) {
+    raise(FormatError(in.name(), std::min(in.size(), expected),
+                      (expected >= Index{1} << 60 ? "more than 2^60" : std::to_string(expected)) +
+                          " bytes in all, which a llama2.c checkpoint with dim " + std::to_string(c.dim) + ", " +
+                          std::to_string(c.layers) + " layers and a vocabulary of " + std::to_string(c.vocab_size) +
+                          " has; this file has " + std::to_string(in.size())));
+  }
+
+  Llama model;
+  model.config = c;
+  model.embedding.resize(c.vocab_size, c.dim);
+  in.read(model.embedding.data(), model.embedding.size() * Index{sizeof(float)}, "the embedding");
+  model.layers.resize(static_cast<std::size_t>(c.layers));
+  read_layers(in, model, &LlamaLayer::attention_norm, 1, c.dim, "an attention norm");
+  read_layers(in, model, &LlamaLayer::wq, c.dim, c.dim, "wq");
+  read_layers(in, model, &LlamaLayer::wk, c.kv_dim(), c.dim, "wk");
+  read_layers(in, model, &LlamaLayer::wv, c.kv_dim(), c.dim, "wv");
+  read_layers(in, model, &LlamaLayer::wo, c.dim, c.dim, "wo");
+  read_layers(in, model, &LlamaLayer::ffn_norm, 1, c.dim, "a feed-forward norm");
+  read_layers(in, model, &LlamaLayer::w_gate, c.hidden_dim, c.dim, "the gate projection");
+  read_layers(in, model, &LlamaLayer::w_down, c.dim, c.hidden_dim, "the down projection");
+  read_layers(in, model, &LlamaLayer::w_up, c.hidden_dim, c.dim, "the up projection");
+  model.final_norm.resize(c.dim);
+  in.read(model.final_norm.data(), c.dim * Index{sizeof(float)}, "the final norm");
+  in.skip(c.seq_len * c.head_dim() * Index{sizeof(float)});  // the two tables
+  model.rope = RopeTable(c.seq_len, c.head_dim(), static_cast<double>(c.rope_theta));
+  if (header.own_classifier) {
+    model.own_classifier.resize(c.vocab_size, c.dim);
+    in.read(model.own_classifier.data(), model.own_classifier.size() * Index{sizeof(float)}, "the classifier");
+  }
+  return model;
+}
+
+}  // namespace detail
+
+/// Loads a checkpoint from a file.
+///
+/// Throws FormatError naming the file, the offset and what was expected there if the file cannot be read or is not
+/// exactly a checkpoint; nothing has been allocated then but the message. Time and memory are linear in the size of the
+/// file.
+[[nodiscard]] inline Llama load_checkpoint(const std::filesystem::path& path) {
+  return detail::read_checkpoint(detail::ByteSource::open(path));
+}
+
+/// As above, from memory of any alignment, which is copied; `name` stands for it in messages.
+[[nodiscard]] inline Llama load_checkpoint(std::span<const std::byte> bytes,
+                                           std::string name = "checkpoint in memory") {
+  return detail::read_checkpoint(detail::ByteSource::over(bytes, std::move(name)));
+}
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,244 @@
+// Dec and Dec_kv: a Llama-family decoder over any cache.
+//
+//   dec_kv   fills the cache: runs tokens through the network for the keys and values that they leave behind
+//   dec      the same network, which in addition returns logits: for the next token, or for every position
+//
+// Both take positions that were reserved with `extend`, write all layers of them, and leave it to the caller to
+// `commit`. All rows of a call go through the network as one matrix: the positions of a prompt (prefill), one token
+// each of many sequences (decode), or a mix.
+//
+//   auto [seq, cached] = cache.open(prompt);
+//   auto step = cache.extend(seq, prompt.subspan(cached));
+//   Matrix logits = dec(model, cache, step, prompt.subspan(cached));
+//   cache.commit(std::move(step));
+//
+// A row's result depends on its own tokens alone: the bits of logits are the same whatever the policy, the layout, the
+// block size, the chunks of the prefill, what else is in the batch, or the number of threads.
+//
+// Who sends the cache elsewhere while it is computed passes `on_layer`: it is told of each layer when its keys and values
+// are in place, before anything else is computed.
+//
+//   n  rows: tokens of all steps        dim, heads, kv_heads, vocab_size  as in LlamaConfig
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "kvc/attention/decode.hpp"
+#include "kvc/parallel/executor.hpp"
+#include "kvc/attention/prefill.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/llama/linear.hpp"
+#include "kvc/llama/llama.hpp"
+#include "kvc/llama/norm.hpp"
+#include "kvc/llama/rope.hpp"
+#include "kvc/llama/swiglu.hpp"
+
+namespace kvc::inline v0 {
+
+/// The positions that `dec` returns logits for.
+enum class Logits {
+  last,  ///< the last of each step: what decoding needs
+  all,   ///< every one: teacher forcing, scoring
+};
+
+/// What `dec` and `dec_kv` tell of a layer whose rows have been written: nothing.
+struct NoLayerHook {
+  void operator()(Index /*layer*/) const noexcept {}
+};
+
+namespace detail {
+
+/// Positions of one sequence, and where their rows begin in the matrices of a batch.
+struct BatchPart {
+  SeqId seq;
+  PosRange positions;
+  Index row;
+};
+
+/// The positions of a batch, sequence by sequence. rows() in all.
+class BatchRows {
+ public:
+  void add(SeqId seq, PosRange positions) {
+    parts_.push_back({seq, positions, rows()});
+    for (Pos p = positions.first; p < positions.last; ++p) {
+      positions_.push_back(p);
+    }
+  }
+  [[nodiscard]] Index rows() const noexcept { return static_cast<Index>(positions_.size()); }
+  [[nodiscard]] std::span<const BatchPart> parts() const noexcept { return parts_; }
+  [[nodiscard]] std::span<const Pos> positions() const noexcept { return positions_; }
+
+  /// The last position of each sequence only. Their rows move up in `x` and `h`, which lose the others.
+  [[nodiscard]] BatchRows keep_last(Matrix& x, Matrix& h) const {
+    BatchRows kept;
+    for (const BatchPart& part : parts_) {
+      const Index from = part.row + part.positions.size() - 1;
+      x.row(kept.rows()) = x.row(from);
+      h.row(kept.rows()) = h.row(from);
+      kept.add(part.seq, {part.positions.last - 1, part.positions.last});
+    }
+    x.conservativeResize(kept.rows(), Eigen::NoChange);
+    h.conservativeResize(kept.rows(), Eigen::NoChange);
+    return kept;
+  }
+
+ private:
+  std::vector<BatchPart> parts_;
+  std::vector<Pos> positions_;
+};
+
+/// Attention of all rows of a batch in one layer: q, out [n, heads * head_dim].
+/// Neighbours with one query each decode together; a part with more is a prefill.
+template <class Cache, Executor Ex>
+void attend(const Cache& cache, Index layer, std::span<const BatchPart> parts, MatrixRef<const float> q,
+            MatrixRef<float> out, Ex& ex) {
+  while (!parts.empty()) {
+    const BatchPart& part = parts.front();
+    std::vector<typename Cache::View> views;
+    while (views.size() < parts.size() && parts[views.size()].positions.size() == 1) {
+      views.push_back(cache.view(layer, parts[views.size()].seq));
+    }
+    if (views.empty()) {
+      const Index rows = part.positions.size();
+      prefill(cache.view(layer, part.seq), part.positions, q.middle_rows(part.row, rows),
+              out.middle_rows(part.row, rows), {}, ex);
+      parts = parts.subspan(1);
+    } else {
+      const auto rows = static_cast<Index>(views.size());
+      decode(std::span<const typename Cache::View>(views), q.middle_rows(part.row, rows),
+             out.middle_rows(part.row, rows), {}, ex);
+      parts = parts.subspan(views.size());
+    }
+  }
+}
+
+/// What a call of `forward` is to return.
+enum class Wanted { cache_only, last_logits, all_logits };
+
+/// Sees queries (after RoPE) and attention outputs [n, heads * head_dim] of each layer. This one does not look.
+struct NoTap {
+  void operator()(Index /*layer*/, const Matrix& /*q*/, const Matrix& /*out*/) const noexcept {}
+};
+
+template <class Cache, Executor Ex, class Tap = NoTap, class OnLayer = NoLayerHook>
+Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache::Append> steps,
+               std::span<const Token> tokens, Wanted wanted, Ex& ex, Tap&& tap = {}, OnLayer&& on_layer = {}) {
+  const LlamaConfig& c = model.config;
+  BatchRows batch;
+  for (const auto& step : steps) {
+    require(step.size() > 0, "step.size()", step.size(), "at least 1");
+    require(step.range().last <= c.seq_len, "last position", step.range().last - 1,
+            "below the model's sequence length, " + std::to_string(c.seq_len));
+    batch.add(step.seq(), step.range());
+  }
+  require(cache.shape() == c.cache_shape(), "cache.shape()", "of another model", "config.cache_shape() of this one");
+  require(static_cast<Index>(tokens.size()) == batch.rows(), "tokens.size()", tokens.size(),
+          "the size of all steps together, " + std::to_string(batch.rows()));
+
+  Matrix x(batch.rows(), c.dim);  // the residual stream
+  for (Index row = 0; row < x.rows(); ++row) {
+    const Token token = tokens[static_cast<std::size_t>(row)];
+    require(token >= 0 && token < c.vocab_size, "token", token, "a token of the model's vocabulary");
+    x.row(row) = model.embedding.row(token);
+  }
+
+  Matrix h(x.rows(), c.dim);
+  for (Index l = 0; l < c.layers; ++l) {
+    const LlamaLayer& w = model.layers[static_cast<std::size_t>(l)];
+
+    // Keys and values: what this layer leaves behind.
+    rms_norm(x, w.attention_norm, c.norm_epsilon, h);
+    {
+      Matrix k(x.rows(), c.kv_dim());
+      Matrix v(x.rows(), c.kv_dim());
+      linear(h, w.wk, k, ex);
+      linear(h, w.wv, v, ex);
+      rope(Interleaved{}, model.rope, batch.positions(), k, c.head_dim());
+      for (std::size_t i = 0; i < steps.size(); ++i) {
+        const Index first = batch.parts()[i].row;
+        cache.write(l, steps[i], k.middleRows(first, steps[i].size()), v.middleRows(first, steps[i].size()));
+      }
+    }
+    on_layer(l);
+
+    // From here on, the last layer only serves the logits.
+    if (l == c.layers - 1 && wanted == Wanted::cache_only) {
+      return {};
+    }
+    if (l == c.layers - 1 && wanted == Wanted::last_logits) {
+      batch = batch.keep_last(x, h);
+    }
+
+    // Attention over all positions so far, these included.
+    Matrix q(x.rows(), c.dim);
+    Matrix out(x.rows(), c.dim);
+    linear(h, w.wq, q, ex);
+    rope(Interleaved{}, model.rope, batch.positions(), q, c.head_dim());
+    attend(cache, l, batch.parts(), q, out, ex);
+    tap(l, q, out);
+    linear(out, w.wo, h, ex);
+    x += h;
+
+    // The feed-forward network.
+    Matrix gate(x.rows(), c.hidden_dim);
+    Matrix up(x.rows(), c.hidden_dim);
+    rms_norm(x, w.ffn_norm, c.norm_epsilon, h);
+    linear(h, w.w_gate, gate, ex);
+    linear(h, w.w_up, up, ex);
+    swiglu(gate, up);
+    linear(gate, w.w_down, h, ex);
+    x += h;
+  }
+
+  Matrix logits(x.rows(), c.vocab_size);
+  rms_norm(x, model.final_norm, c.norm_epsilon, h);
+  linear(h, model.classifier(), logits, ex);
+  return logits;
+}
+
+}  // namespace detail
+
+/// Fills the positions of `step` with the keys and values of `tokens` [step.size()], in every layer. What only logits
+/// need, the rest of the last layer and the classifier, is not computed.
+///
+/// Throws std::invalid_argument if the cache has not the model's shape, the number of tokens is not the step's, a token
+/// is not in the vocabulary, or a position is beyond config.seq_len; the step may be partly written then, and is still
+/// the caller's to roll back.
+///
+/// on_layer(Index layer) is called in the order of the layers, each when its rows are written for all steps. It may use
+/// the cache, but for the sequences of these steps only read it.
+template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
+void dec_kv(const Llama& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
+            Ex&& ex = {}, OnLayer&& on_layer = {}) {
+  (void)detail::forward(model, cache, std::span(&step, 1), tokens, detail::Wanted::cache_only, ex, detail::NoTap{},
+                        on_layer);
+}
+
+/// Fills the positions of all steps as above, and returns logits.
+///
+///   steps    of distinct sequences; those of one token are best kept together, they share an attention call
+///   tokens   [n], those of the first step, then those of the second, …
+///   returns  Logits::last  [steps.size(), vocab_size]      Logits::all  [n, vocab_size]
+template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
+[[nodiscard]] Matrix dec(const Llama& model, Cache& cache, std::span<const typename Cache::Append> steps,
+                         std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {},
+                         OnLayer&& on_layer = {}) {
+  return detail::forward(model, cache, steps, tokens,
+                         logits == Logits::all ? detail::Wanted::all_logits : detail::Wanted::last_logits, ex,
+                         detail::NoTap{}, on_layer);
+}
+
+/// The same for one sequence.
+template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
+[[nodiscard]] Matrix dec(const Llama& model, Cache& cache, const typename Cache::Append& step,
+                         std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {},
+                         OnLayer&& on_layer = {}) {
+  return dec(model, cache, std::span(&step, 1), tokens, logits, ex, on_layer);
+}
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,60 @@
+// linear: y = x W^T, the matrix product of a decoder.
+//
+// A number of the result is one simd::dot, and its bits depend on its two rows alone: not on how many rows there are,
+// how they are tiled, where they lie, or how many threads work. So a token gets the same activations in a prefill of
+// any chunking, in a batch and alone.
+#pragma once
+
+#include <algorithm>
+#include <string>
+
+#include "kvc/parallel/executor.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/matrix.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/simd/dot.hpp"
+
+namespace kvc::inline v0 {
+
+namespace detail {
+
+/// Rows of w that are worked on together: they stay in the first-level cache while all rows of x pass by.
+inline constexpr Index linear_block = 16;
+
+/// Columns [first, last) of y. Not inlined: one copy of the kernel serves every decoder in a program.
+[[gnu::noinline]] inline void linear_columns(MatrixRef<const float> x, MatrixRef<const float> w, MatrixRef<float> y,
+                                             Index first, Index last) noexcept {
+  for (; first < last; first += linear_block) {
+    const auto x_row = [&](Index i) { return x.row(i); };
+    const auto w_row = [&](Index j) { return w.row(first + j); };
+    simd::dot_rows(x.rows(), x_row, std::min(linear_block, last - first), w_row, x.cols(), y.data() + first,
+                   y.stride());
+  }
+}
+
+}  // namespace detail
+
+/// y = x W^T.
+///
+///   x  [n, in]     w  [out, in]     y  [n, out], overwritten; must not overlap x or w
+///   ex an executor; its tasks are ranges of outputs, with at least 2^17 multiplications each: waking a thread takes
+///      about as long
+///
+/// O(n x in x out). Throws std::invalid_argument if extents do not fit.
+template <Executor Ex>
+void linear(MatrixRef<const float> x, MatrixRef<const float> w, MatrixRef<float> y, Ex&& ex) {
+  require(x.cols() == w.cols(), "columns of w", w.cols(), "as many as those of x, " + std::to_string(x.cols()));
+  require_extents(y, x.rows(), w.rows(), "y");
+  constexpr Index least_work = Index{1} << 17;
+  const Index block_work = std::max(Index{1}, x.rows() * x.cols() * detail::linear_block);
+  const Index task = detail::linear_block * ceil_div(least_work, block_work);
+  const Index tasks = ceil_div(w.rows(), task);
+  const auto run = [&](Index t) { detail::linear_columns(x, w, y, t * task, std::min(w.rows(), (t + 1) * task)); };
+  if (tasks == 1) {
+    run(0);
+  } else {
+    ex.parallel_for(tasks, run);
+  }
+}
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,78 @@
+// BlockLists: several doubly linked lists of blocks through one array. What eviction policies are made of.
+//
+// A block is in at most one list. Everything but the constructor and add_list is O(1) and allocates nothing; 8 bytes per
+// block.
+#pragma once
+
+#include <cstdint>
+
+#include "kvc/config.hpp"
+#include "kvc/memory/space.hpp"
+#include "kvc/core/types.hpp"
+
+namespace kvc::inline v0::detail {
+
+class BlockLists {
+ public:
+  explicit BlockLists(Index blocks, int lists = 1) : blocks_(static_cast<std::uint32_t>(blocks)) {
+    reserve(lists);
+    links_.resize(blocks_);
+    for (int i = 0; i < lists; ++i) {
+      add_list();
+    }
+  }
+
+  /// So that add_list does not allocate until there are so many. O(blocks) when it has to make room, which it then makes
+  /// for twice as many.
+  void reserve(int lists) {
+    const std::size_t links = blocks_ + static_cast<std::size_t>(lists);
+    if (links > links_.capacity()) {
+      links_.reserve(links_.empty() ? links : links + static_cast<std::size_t>(lists));
+    }
+  }
+  /// One more list; lists are numbered from 0.
+  void add_list() {
+    const auto end = static_cast<std::uint32_t>(links_.size());
+    links_.push_back({end, end});
+  }
+
+  /// Puts a block that is in no list at the newest end of one.
+  void push_newest(int list, BlockId block) noexcept { put_before(end_of(list), static_cast<std::uint32_t>(block)); }
+  void push_oldest(int list, BlockId block) noexcept {
+    put_before(links_[end_of(list)].newer, static_cast<std::uint32_t>(block));
+  }
+
+  /// Takes a block out of the list that it is in.
+  void erase(BlockId block) noexcept {
+    const Link link = links_[static_cast<std::size_t>(block)];
+    links_[link.older].newer = link.newer;
+    links_[link.newer].older = link.older;
+  }
+
+  /// no_block if the list is empty.
+  [[nodiscard]] BlockId oldest(int list) const noexcept { return block_at(links_[end_of(list)].newer); }
+  [[nodiscard]] BlockId newest(int list) const noexcept { return block_at(links_[end_of(list)].older); }
+  [[nodiscard]] bool empty(int list) const noexcept { return oldest(list) == no_block; }
+
+ private:
+  // Each list is closed to a ring by one link more: its `newer` is the oldest block, its `older` the newest.
+  struct Link {
+    std::uint32_t older;
+    std::uint32_t newer;
+  };
+  [[nodiscard]] std::uint32_t end_of(int list) const noexcept { return blocks_ + static_cast<std::uint32_t>(list); }
+  [[nodiscard]] BlockId block_at(std::uint32_t i) const noexcept {
+    return i < blocks_ ? static_cast<BlockId>(i) : no_block;
+  }
+  void put_before(std::uint32_t next, std::uint32_t block) noexcept {
+    const std::uint32_t before = links_[next].older;
+    links_[block] = {before, next};
+    links_[before].newer = block;
+    links_[next].older = block;
+  }
+
+  LargeVector<Link> links_;  // [blocks + lists]
+  std::uint32_t blocks_;
+};
+
+}  // namespace kvc::inline v0::detail

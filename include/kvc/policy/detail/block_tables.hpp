@@ -1,0 +1,305 @@
+// BlockTables: sequences as tables of fixed-size blocks, with sharing and copy-on-write. What Paged and PrefixShared
+// have in common; they differ in where blocks come from and go to.
+//
+// Position p of a sequence is slot p % block_tokens of block table[p / block_tokens]. A table covers exactly the
+// reserved positions. Only the last block can be partly filled, and it is written to only by a sequence that holds it
+// alone: try_extend copies a shared tail first. The block that the copy replaces stays held until commit or rollback,
+// so that a rollback can bring it back.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/scope_guard.hpp"
+#include "kvc/core/stats.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/detail/sequence_table.hpp"
+
+namespace kvc::inline v0::detail {
+
+/// Where blocks come from.
+///
+///   expression            meaning
+///   size()                blocks in all
+///   available()           blocks that `take` could give, one after the other
+///   take()                a block with one holder, free or evicted; needs available() > 0
+///   share(b), release(b)  one holder more, one less
+///   share_held(b)         as share, for a block that has a holder
+///   writable(b)           whether the only holder of b may overwrite its slots
+///   reclaimable(b)        whether it may after reclaim(b)
+///   reclaim(b)            gives up what keeps the only holder of b from writing; takes no block, available() stays
+///
+/// All noexcept.
+template <class B>
+concept BlockSource = requires(B blocks, const B c, BlockId block) {
+  { c.size() } noexcept -> std::same_as<Index>;
+  { c.available() } noexcept -> std::same_as<Index>;
+  { blocks.take() } noexcept -> std::same_as<BlockId>;
+  { blocks.share(block) } noexcept;
+  { blocks.share_held(block) } noexcept;
+  { blocks.release(block) } noexcept;
+  { c.writable(block) } noexcept -> std::same_as<bool>;
+  { c.reclaimable(block) } noexcept -> std::same_as<bool>;
+  { blocks.reclaim(block) } noexcept;
+};
+
+/// `Note` is what a policy keeps per sequence beside its table.
+template <BlockSource Blocks, class Note>
+class BlockTables {
+ public:
+  struct Sequence {
+    Lengths lengths;
+    std::vector<BlockId> table;
+    BlockId replaced = no_block;  // shared tail that the pending extension has copied
+    Note note{};
+    void reset() noexcept {
+      lengths = {};
+      table.clear();
+      replaced = no_block;
+      note = {};
+    }
+  };
+
+  BlockTables(Blocks& blocks, Pos block_tokens) : blocks_(blocks), block_tokens_(block_tokens) {}
+
+  [[nodiscard]] SeqId insert() { return sequences_.insert(); }
+  [[nodiscard]] Sequence& at(SeqId seq) { return sequences_.at(seq); }
+  [[nodiscard]] const Sequence& at(SeqId seq) const { return sequences_.at(seq); }
+  [[nodiscard]] bool contains(SeqId seq) const noexcept { return sequences_.contains(seq); }
+  [[nodiscard]] Index size() const noexcept { return sequences_.size(); }
+
+  /// O(count / block_tokens).
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::size_t tokens) {
+    Sequence& s = sequences_.at(seq);
+    const PosRange range = checked_range(s, seq, count, tokens);
+    return extend_in_place(s, range) ? Extension{range, {}} : extend_by_blocks(s, range);
+  }
+
+  /// The steps of try_extend, for a policy that does more between them. The positions that an extension would take.
+  [[nodiscard]] PosRange checked_range(const Sequence& s, SeqId seq, Pos count, std::size_t tokens) const {
+    require_extension(s.lengths, seq, count, tokens);
+    return {s.lengths.committed, s.lengths.committed + count};
+  }
+  /// Nearly always a token or a few go to the last block: this needs no division. False if it does not do.
+  bool extend_in_place(Sequence& s, PosRange range) noexcept {
+    if (range.last > slots(s.table.size()) || (range.first < range.last && !blocks_.writable(s.table.back()))) {
+      return false;
+    }
+    s.lengths.reserved = range.last;
+    s.lengths.pending = true;
+    return true;
+  }
+  KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range) {
+    const std::size_t blocks = blocks_for(range.last);
+    const Index more = static_cast<Index>(blocks - s.table.size());
+    bool copies = tail_rows(range.first) > 0 && !blocks_.writable(s.table.back());
+    // A tail that nobody else holds need not be copied to be written: where there is no room for the copy, it is not.
+    const bool reclaims = copies && more + 1 > blocks_.available() && blocks_.reclaimable(s.table.back());
+    copies = copies && !reclaims;
+    if (more + (copies ? 1 : 0) > blocks_.available()) {
+      return std::nullopt;
+    }
+    grow_capacity(s.table, blocks);  // the last thing that can fail
+    RowCopy copy;
+    if (reclaims) {
+      blocks_.reclaim(s.table.back());
+    }
+    if (copies) {
+      s.replaced = s.table.back();
+      s.table.back() = blocks_.take();
+      copy = {s.replaced, s.table.back(), 0, 0, tail_rows(range.first)};
+      ++copies_;
+      copied_tokens_ += copy.count;
+    }
+    while (s.table.size() < blocks) {
+      s.table.push_back(blocks_.take());
+    }
+    s.lengths.reserved = range.last;
+    s.lengths.pending = true;
+    return Extension{range, copy};
+  }
+
+  /// Whether commit will let go of a block.
+  [[nodiscard]] static bool has_replaced(const Sequence& s) noexcept { return s.replaced != no_block; }
+  void commit(Sequence& s) noexcept {
+    s.lengths.committed = s.lengths.reserved;
+    s.lengths.pending = false;
+    if (has_replaced(s)) [[unlikely]] {
+      blocks_.release(s.replaced);
+      s.replaced = no_block;
+    }
+  }
+
+  void rollback(SeqId seq) noexcept {
+    if (!sequences_.contains(seq) || !sequences_.at(seq).lengths.pending) {
+      return;
+    }
+    Sequence& s = sequences_.at(seq);
+    release_from(s, blocks_for(s.lengths.committed));
+    if (s.replaced != no_block) {
+      blocks_.release(s.table.back());
+      s.table.back() = s.replaced;
+      s.replaced = no_block;
+    }
+    s.lengths = {s.lengths.committed, s.lengths.committed, false};
+  }
+
+  /// A new sequence that shares the blocks of the first `at` positions. O(at / block_tokens).
+  SeqId fork(SeqId parent, Pos at) {
+    require_between(at, Pos{0}, sequences_.at(parent).lengths.committed, "at");
+    const SeqId seq = sequences_.insert();
+    OnExit undo([&] { sequences_.erase(seq); });
+    const Sequence& p = sequences_.at(parent);
+    Sequence& s = sequences_.at(seq);
+    const std::size_t blocks = blocks_for(at);
+    grow_capacity(s.table, blocks);
+    undo.dismiss();
+    // Where the parent has copied its tail for a pending extension, the committed rows are in both; share what will stay.
+    s.table.assign(p.table.begin(), p.table.begin() + static_cast<std::ptrdiff_t>(blocks));
+    for (const BlockId block : s.table) {
+      blocks_.share_held(block);
+    }
+    s.lengths = {at, at, false};
+    return seq;
+  }
+
+  /// O(blocks released).
+  void truncate(SeqId seq, Pos length) {
+    Sequence& s = sequences_.at(seq);
+    require_settled(s.lengths, seq);
+    require_between(length, Pos{0}, s.lengths.committed, "length");
+    release_from(s, blocks_for(length));
+    s.lengths = {length, length, false};
+  }
+
+  /// O(blocks).
+  void close(SeqId seq) {
+    require(sequences_.contains(seq), "seq", seq, "an open sequence");
+    rollback(seq);
+    release_from(sequences_.at(seq), 0);
+    sequences_.erase(seq);
+  }
+
+  /// Takes back an `insert`. The sequence must hold no block.
+  void erase_empty(SeqId seq) noexcept { sequences_.erase(seq); }
+
+  /// One run per block that the range touches.
+  template <class F>
+  void for_each_run(SeqId seq, PosRange range, F&& f) const {
+    const Sequence& s = sequences_.at(seq);
+    require_range(range, s.lengths.reserved);
+    for_each_run(s, range, f);
+  }
+  template <class F>
+  void for_each_run(const Sequence& s, PosRange range, F&& f) const {
+    for (Pos p = range.first; p < range.last;) {
+      const Pos offset = p % block_tokens_;
+      const Pos count = std::min(static_cast<Pos>(block_tokens_ - offset), static_cast<Pos>(range.last - p));
+      f(SlotRun{s.table[static_cast<std::size_t>(p / block_tokens_)], offset, count, p});
+      p += count;
+    }
+  }
+
+  /// Fills in what sequences and their blocks say. O(blocks + table entries).
+  void add_to(Stats& stats) const {
+    std::vector<Pos> filled(static_cast<std::size_t>(blocks_.size()), -1);
+    sequences_.for_each([&](const Sequence& s) {
+      for (std::size_t i = 0; i < s.table.size(); ++i) {
+        const Index rows = Index{s.lengths.committed} - static_cast<Index>(i) * block_tokens_;
+        Pos& most = filled[static_cast<std::size_t>(s.table[i])];
+        most = std::max(most, static_cast<Pos>(std::clamp<Index>(rows, 0, block_tokens_)));
+      }
+      if (s.replaced != no_block) {
+        Pos& most = filled[static_cast<std::size_t>(s.replaced)];
+        most = std::max(most, tail_rows(s.lengths.committed));
+      }
+    });
+    for (const Pos rows : filled) {
+      if (rows >= 0) {
+        ++stats.blocks_referenced;
+        stats.tokens_stored += rows;
+      }
+    }
+    stats.block_tokens = block_tokens_;
+    stats.blocks_total = blocks_.size();
+    stats.tokens_reserved = stats.blocks_referenced * block_tokens_;
+    stats.sequences = sequences_.size();
+    stats.copies = copies_;
+    stats.copied_tokens = copied_tokens_;
+  }
+
+  /// Checks each sequence against its own counts; returns the holders of each block. Throws InvariantError.
+  [[nodiscard]] std::vector<std::int32_t> verify() const {
+    std::vector<std::int32_t> holders(static_cast<std::size_t>(blocks_.size()), 0);
+    sequences_.for_each([&](const Sequence& s) {
+      if (s.lengths.committed > s.lengths.reserved ||
+          (!s.lengths.pending && s.lengths.committed != s.lengths.reserved) ||
+          (!s.lengths.pending && s.replaced != no_block) || s.table.size() != blocks_for(s.lengths.reserved)) {
+        raise(InvariantError("kvc: a block table of " + std::to_string(s.table.size()) + " blocks for " +
+                             std::to_string(s.lengths.reserved) + " positions"));
+      }
+      for (const BlockId block : s.table) {
+        ++holders[static_cast<std::size_t>(block)];
+      }
+      if (s.replaced != no_block) {
+        ++holders[static_cast<std::size_t>(s.replaced)];
+      }
+    });
+    return holders;
+  }
+
+  /// Slots of so many blocks.
+  [[nodiscard]] Index slots(std::size_t blocks) const noexcept { return static_cast<Index>(blocks) * block_tokens_; }
+
+  template <class F>
+  void for_each(F&& f) const {
+    sequences_.for_each(f);
+  }
+  template <class F>
+  void for_each_handle(F&& f) const {
+    sequences_.for_each_handle(f);
+  }
+  template <class F>
+  void for_each(F&& f) {
+    sequences_.for_each(f);
+  }
+
+  [[nodiscard]] std::size_t blocks_for(Pos length) const noexcept {
+    return static_cast<std::size_t>(ceil_div(length, block_tokens_));
+  }
+
+ private:
+  [[nodiscard]] Pos tail_rows(Pos length) const noexcept { return length % block_tokens_; }
+
+  /// As reserve, but growing by a factor: a sequence extended one token at a time must not reallocate at each block.
+  static void grow_capacity(std::vector<BlockId>& table, std::size_t blocks) {
+    if (blocks > table.capacity()) {
+      table.reserve(std::max(blocks, 2 * table.capacity()));
+    }
+  }
+
+  /// Last block first: of a prefix that is kept for later, the end goes before the beginning.
+  void release_from(Sequence& s, std::size_t blocks) noexcept {
+    while (s.table.size() > blocks) {
+      const BlockId block = s.table.back();
+      s.table.pop_back();
+      blocks_.release(block);
+    }
+  }
+
+  SequenceTable<Sequence> sequences_;
+  Index copies_ = 0;
+  Index copied_tokens_ = 0;
+
+ protected:
+  Blocks& blocks_;
+  Pos block_tokens_;
+};
+
+}  // namespace kvc::inline v0::detail

@@ -1,0 +1,186 @@
+// CachedBlocks: a pool of blocks that are free, held, or cached and held by nobody. Where PrefixShared gets its blocks.
+//
+// Binds the pool, the index, the eviction policy and the listener: every change of one that the others must know goes
+// through here.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/block_pool.hpp"
+#include "kvc/policy/events.hpp"
+#include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/prefix_index.hpp"
+#include "kvc/policy/detail/tenant_quota.hpp"
+
+namespace kvc::inline v0::detail {
+
+template <EvictionPolicy Eviction, class Hash, EventListener Events>
+class CachedBlocks {
+ public:
+  using Index_ = PrefixIndex<Hash>;
+  using Parent = typename Index_::Parent;
+  using Visit = typename Eviction::Visit;
+
+  BlockPool pool;
+  Index_ index;
+  Eviction eviction;
+  TenantQuota quota;
+  [[no_unique_address]] Events events;
+  std::uint64_t now = 0;
+  /// The sequence that lets go of blocks: to be set before a call of `release`.
+  const Visit* letting_go = nullptr;
+
+  CachedBlocks(Index blocks, Pos block_tokens, Index tenant_quota, const Hash& hash)
+      : pool(blocks), index(blocks, block_tokens, hash), eviction(blocks), quota(blocks, tenant_quota) {}
+
+  [[nodiscard]] Index size() const noexcept { return pool.size(); }
+  [[nodiscard]] Index available() const noexcept { return pool.free() + eviction.size(); }
+  [[nodiscard]] Index evictions() const noexcept { return evictions_; }
+
+  [[nodiscard]] BlockId take() noexcept {
+    if (pool.free() == 0) {
+      evict_end_of(eviction.victim(now));
+    }
+    return pool.take();
+  }
+  void share(BlockId block) noexcept {
+    if (pool.holders(block) == 0) {
+      eviction.erase(block);
+      quota.erase(block);
+    }
+    pool.share(block);
+  }
+  void share_held(BlockId block) noexcept { pool.share(block); }
+  void release(BlockId block) noexcept {
+    if (pool.drop(block) > 0) {
+      return;
+    }
+    if (!index.contains(block)) {
+      pool.give_back(block);
+      return;
+    }
+    eviction.insert(*letting_go, block, now);
+    quota.insert(block);
+    if (const BlockId excess = quota.in_excess(block); excess != no_block) {
+      evict_end_of(excess);
+    }
+  }
+  [[nodiscard]] bool writable(BlockId block) const noexcept {
+    return pool.holders(block) == 1 && !index.contains(block);
+  }
+  [[nodiscard]] bool reclaimable(BlockId block) const noexcept { return pool.holders(block) == 1; }
+  /// Takes a block out of the index, and what is cached behind it, which nobody can hold who does not hold the block.
+  void reclaim(BlockId block) noexcept {
+    while (index.has_children(block)) {
+      evict_end_of(index.newest_child(block));
+    }
+    take_out(block);
+    ++evictions_;
+  }
+
+  /// Enters a block that a sequence holds and has written; `root` is that of its prefix. If an equal one is cached
+  /// already, that is returned, else no_block.
+  BlockId store(Visit& visit, int tenant, Parent root, BlockId block, Parent parent, std::uint64_t hash,
+                Pos depth) noexcept {
+    if (const BlockId equal = index.insert(block, parent, hash); equal != no_block) {
+      return equal;
+    }
+    quota.store(block, tenant);
+    eviction.store(visit, StoredBlock{block, hash, depth}, now);
+    if constexpr (Events::listens) {
+      events(BlockStored{events_++, block, parent.is_root() ? no_block : static_cast<BlockId>(parent.index()),
+                         index.salt(root), std::as_const(index).tokens(block)});
+    }
+    return no_block;
+  }
+
+  /// The number that the next event will have.
+  [[nodiscard]] std::uint64_t next_event() const noexcept { return events_; }
+
+  /// Forgets what is cached. Blocks that somebody holds stay held. O(blocks).
+  void clear() noexcept {
+    for (Index i = 0; i < pool.size(); ++i) {
+      const auto block = static_cast<BlockId>(i);
+      if (!index.contains(block)) {
+        continue;
+      }
+      if (pool.holders(block) == 0) {
+        eviction.erase(block);
+        quota.erase(block);
+        pool.give_back(block);
+      }
+      eviction.remove(block);
+      quota.remove(block);
+    }
+    index.clear();
+    line_ = {};
+    if constexpr (Events::listens) {
+      events(AllBlocksCleared{events_++});
+    }
+  }
+
+  void verify(std::span<const std::int32_t> holders, std::span<const Index> sequences_of_tenants) const {
+    pool.verify(holders);
+    index.verify();
+    Index held = 0;
+    Index cached = 0;
+    for (std::size_t i = 0; i < holders.size(); ++i) {
+      held += holders[i] > 0 ? 1 : 0;
+      cached += holders[i] == 0 && index.contains(static_cast<BlockId>(i)) ? 1 : 0;
+    }
+    if (cached != eviction.size() || held + cached + pool.free() != pool.size()) {
+      raise(InvariantError("kvc: blocks are neither free nor cached nor held"));
+    }
+    quota.verify(
+        sequences_of_tenants, [&](BlockId block) { return index.contains(block); },
+        [&](BlockId block) { return pool.holders(block) == 0; });
+  }
+
+ private:
+  /// Gives up an unheld block without cached children: the end of a line of descendants of `block`, or itself.
+  /// Descendants of an unheld block are unheld.
+  ///
+  /// A policy that names a block with many descendants names it again until they are gone, so the way down is remembered.
+  void evict_end_of(BlockId block) noexcept {
+    BlockId end = line_.victim == block ? line_.end : block;
+    while (index.has_children(end)) {
+      end = index.newest_child(end);
+    }
+    const Parent parent = index.parent(end);
+    eviction.erase(end);
+    quota.erase(end);
+    take_out(end);
+    pool.give_back(end);
+    ++evictions_;
+    line_ = end == block ? Line{} : Line{block, static_cast<BlockId>(parent.index())};
+  }
+
+  void take_out(BlockId block) noexcept {
+    index.erase(block);
+    eviction.remove(block);
+    quota.remove(block);
+    if (block == line_.end) {
+      line_ = {};
+    }
+    if constexpr (Events::listens) {
+      events(BlockRemoved{events_++, block});
+    }
+  }
+
+  struct Line {
+    BlockId victim = no_block;
+    BlockId end = no_block;  // the victim, or a descendant of it
+  };
+  Line line_;
+  Index evictions_ = 0;
+  std::uint64_t events_ = 0;
+};
+
+}  // namespace kvc::inline v0::detail

@@ -1,0 +1,151 @@
+// TenantQuota: how many cached blocks each tenant keeps that nobody holds, and which of them must go first.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/detail/block_lists.hpp"
+
+namespace kvc::inline v0::detail {
+
+/// Remembers the tenants of open sequences and of cached blocks, and lists the blocks of each from the oldest. O(1)
+/// expected, but that a tenant who is one more than there ever were may cost O(blocks); 12 bytes per block, if there is a
+/// quota at all.
+class TenantQuota {
+ public:
+  static constexpr int none = -1;
+
+  /// At most `quota` blocks per tenant; 0: no limit.
+  TenantQuota(Index blocks, Index quota) : quota_(quota), lists_(quota > 0 ? blocks : 0, 0) {
+    if (quota > 0) {
+      lists_.reserve(64);
+      tenant_of_.assign(static_cast<std::size_t>(blocks), none);
+    }
+  }
+  [[nodiscard]] bool limited() const noexcept { return quota_ > 0; }
+
+  /// One holder more of a tenant: an open sequence. Throws std::bad_alloc; nothing has changed then.
+  [[nodiscard]] int acquire(std::string_view tenant) {
+    if (!limited()) {
+      return none;
+    }
+    const std::string key(tenant);
+    if (const auto known = ids_.find(key); known != ids_.end()) {
+      ++tenants_[static_cast<std::size_t>(known->second)].holders;
+      return known->second;
+    }
+    if (free_.empty()) {
+      free_.reserve(tenants_.size() + 1);  // so that release cannot fail
+      lists_.reserve(static_cast<int>(tenants_.size()) + 1);
+      tenants_.emplace_back();
+      lists_.add_list();
+      free_.push_back(static_cast<int>(tenants_.size()) - 1);
+    }
+    const int id = free_.back();
+    tenants_[static_cast<std::size_t>(id)].name = &ids_.emplace(key, id).first->first;
+    tenants_[static_cast<std::size_t>(id)].holders = 1;
+    free_.pop_back();
+    return id;
+  }
+  void share(int tenant) noexcept {
+    if (tenant != none) {
+      ++tenants_[static_cast<std::size_t>(tenant)].holders;
+    }
+  }
+  void release(int tenant) noexcept {
+    if (tenant == none) {
+      return;
+    }
+    Tenant& t = tenants_[static_cast<std::size_t>(tenant)];
+    if (--t.holders == 0) {
+      ids_.erase(ids_.find(*t.name));
+      free_.push_back(tenant);
+    }
+  }
+
+  /// A block of the tenant has become cached, or is not cached any more.
+  void store(BlockId block, int tenant) noexcept {
+    if (limited()) {
+      tenant_of_[static_cast<std::size_t>(block)] = tenant;
+      share(tenant);
+    }
+  }
+  void remove(BlockId block) noexcept {
+    if (limited()) {
+      release(tenant_of_[static_cast<std::size_t>(block)]);
+    }
+  }
+  /// A cached block is held by nobody, or is held again.
+  void insert(BlockId block) noexcept {
+    if (limited()) {
+      lists_.push_newest(tenant_of_[static_cast<std::size_t>(block)], block);
+      ++tenant(block).unheld;
+    }
+  }
+  void erase(BlockId block) noexcept {
+    if (limited()) {
+      lists_.erase(block);
+      --tenant(block).unheld;
+    }
+  }
+
+  /// The block that its tenant must give up because of this one, or no_block. It has no cached children.
+  [[nodiscard]] BlockId in_excess(BlockId block) noexcept {
+    if (!limited() || tenant(block).unheld <= quota_) {
+      return no_block;
+    }
+    return lists_.oldest(tenant_of_[static_cast<std::size_t>(block)]);
+  }
+
+  /// `sequences` holders are open sequences, all others cached blocks. Throws InvariantError.
+  template <class IsCached, class IsUnheld>
+  void verify(std::span<const Index> sequences, IsCached is_cached, IsUnheld is_unheld) const {
+    if (!limited()) {
+      return;
+    }
+    std::vector<Index> holders(sequences.begin(), sequences.end());
+    std::vector<Index> unheld(tenants_.size(), 0);
+    for (std::size_t i = 0; i < tenant_of_.size(); ++i) {
+      const auto block = static_cast<BlockId>(i);
+      if (is_cached(block)) {
+        ++holders[static_cast<std::size_t>(tenant_of_[i])];
+        unheld[static_cast<std::size_t>(tenant_of_[i])] += is_unheld(block) ? 1 : 0;
+      }
+    }
+    for (std::size_t t = 0; t < tenants_.size(); ++t) {
+      if (tenants_[t].holders != holders[t] || tenants_[t].unheld != unheld[t] || unheld[t] > quota_) {
+        raise(InvariantError("kvc: tenant " + std::to_string(t) + " counts " + std::to_string(tenants_[t].unheld) +
+                             " cached blocks, and has " + std::to_string(unheld[t])));
+      }
+    }
+    if (ids_.size() + free_.size() != tenants_.size()) {
+      raise(InvariantError("kvc: tenants that nobody uses are remembered, or used ones are not"));
+    }
+  }
+  [[nodiscard]] std::size_t slots() const noexcept { return tenants_.size(); }
+
+ private:
+  struct Tenant {
+    const std::string* name = nullptr;  // the key in ids_
+    Index holders = 0;
+    Index unheld = 0;
+  };
+  [[nodiscard]] Tenant& tenant(BlockId block) noexcept {
+    return tenants_[static_cast<std::size_t>(tenant_of_[static_cast<std::size_t>(block)])];
+  }
+
+  Index quota_;
+  BlockLists lists_;  // one per tenant: its cached blocks that nobody holds
+  std::vector<int> tenant_of_;
+  std::vector<Tenant> tenants_;
+  std::vector<int> free_;
+  std::unordered_map<std::string, int> ids_;
+};
+
+}  // namespace kvc::inline v0::detail

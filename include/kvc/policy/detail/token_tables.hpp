@@ -1,0 +1,275 @@
+// TokenTables: block tables that know their tokens, so that full blocks can be cached under them and found again. Lies
+// between BlockTables, which knows no tokens, and PrefixShared, whose sequences and pins these are.
+//
+// A block's tokens are written to the index when its slots are reserved, and the block is entered there when it is full,
+// committed, and all tokens from the first position to its end are known. A sequence that was extended without tokens
+// has no cached blocks from there on.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/scope_guard.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/detail/block_tables.hpp"
+#include "kvc/policy/detail/cached_blocks.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/salt.hpp"
+
+namespace kvc::inline v0::detail {
+
+/// What a sequence, or a pin, keeps beside its table.
+template <class Parent, class Visit>
+struct TokenNote {
+  static constexpr Pos nowhere = max_pos;
+
+  Parent root = Parent::root(0);
+  Pos unknown_from = nowhere;     // first position whose token was not told: nothing from there on is matchable
+  std::size_t cached_blocks = 0;  // leading blocks that are in the index
+  Pos found = 0;                  // tokens that were in place when it was opened
+  Pos fills_at = nowhere;         // length at which the next block is full and can be cached
+  int tenant = TenantQuota::none;
+  bool is_pin = false;
+  Retention retention{};
+  [[no_unique_address]] Visit visit{};
+};
+
+/// `Blocks` is a CachedBlocks.
+template <class Blocks>
+class TokenTables : public BlockTables<Blocks, TokenNote<typename Blocks::Parent, typename Blocks::Visit>> {
+  using Base = BlockTables<Blocks, TokenNote<typename Blocks::Parent, typename Blocks::Visit>>;
+
+ public:
+  using Parent = typename Blocks::Parent;
+  using Note = TokenNote<Parent, typename Blocks::Visit>;
+  using Sequence = typename Base::Sequence;
+  static constexpr Pos nowhere = Note::nowhere;
+
+  using Base::Base;
+
+  /// Blocks that were given up for an equal one that was cached.
+  [[nodiscard]] Index merges() const noexcept { return merges_; }
+
+  // --- finding -------------------------------------------------------------------------------------------------------
+
+  [[nodiscard]] std::size_t full_blocks(Pos length) const noexcept {
+    return static_cast<std::size_t>(length / block_tokens_);
+  }
+
+  /// f(block) for the cached blocks that `tokens` begin with, the last one perhaps partly; how many tokens they hold.
+  template <class F>
+  [[nodiscard]] Pos match(Parent root, std::span<const Token> tokens, F&& f) const noexcept {
+    const auto block_tokens = static_cast<std::size_t>(block_tokens_);
+    std::size_t matched = 0;
+    const Parent last = blocks_.index.find_prefix(root, tokens, [&](BlockId block) {
+      f(block);
+      matched += block_tokens;
+    });
+    const auto rest = tokens.subspan(matched, std::min(block_tokens, tokens.size() - matched));
+    if (const auto partial = blocks_.index.find_longest(last, rest); partial.count > 0) {
+      f(partial.block);
+      matched += static_cast<std::size_t>(partial.count);
+    }
+    return static_cast<Pos>(matched);
+  }
+
+  /// A new sequence with a table of what is cached of `tokens`, which begin the prompt. Does not hold it yet.
+  Opened open_on(std::span<const Token> prompt, std::span<const Token> tokens, const Salt& salt) {
+    const Pos size = checked_count(prompt.size(), "prompt.size()");
+    const SeqId seq = this->insert();
+    OnExit undo([&] { this->erase_empty(seq); });
+    const int tenant = blocks_.quota.limited() ? blocks_.quota.acquire(salt.tenant()) : TenantQuota::none;
+    OnExit undo_tenant([&] { blocks_.quota.release(tenant); });
+    const Parent root = blocks_.index.acquire_root(salt);
+    OnExit undo_root([&] { blocks_.index.release_root(root); });
+    Sequence& s = this->at(seq);
+    s.table.reserve(this->blocks_for(size));
+    undo_root.dismiss();
+    undo_tenant.dismiss();
+    undo.dismiss();
+
+    ++blocks_.now;
+    const Pos cached = match(root, tokens, [&](BlockId block) { s.table.push_back(block); });
+    s.note.root = root;
+    s.note.tenant = tenant;
+    s.note.found = cached;
+    s.note.cached_blocks = full_blocks(cached);
+    set_fills_at(s);
+    s.lengths = {cached, cached, false};
+    return {seq, cached};
+  }
+  /// Becomes a holder of the blocks that `open_on` found.
+  void hold(const Sequence& s) noexcept {
+    for (const BlockId block : s.table) {
+      blocks_.share(block);
+    }
+  }
+  /// Erases a sequence, or a pin.
+  void let_go(SeqId seq) {
+    const Note note = this->at(seq).note;
+    blocks_.letting_go = &note.visit;
+    this->close(seq);
+    blocks_.index.release_root(note.root);
+    blocks_.quota.release(note.tenant);
+  }
+
+  // --- tokens --------------------------------------------------------------------------------------------------------
+
+  /// Of the committed positions, how many from the first on have known tokens.
+  [[nodiscard]] static Pos known(const Sequence& s) noexcept {
+    return std::min(s.lengths.committed, s.note.unknown_from);
+  }
+  /// The tokens of the first reserved positions, as far as they are known.
+  [[nodiscard]] std::vector<Token> known_tokens(const Sequence& s) const {
+    std::vector<Token> tokens;
+    const Pos count = std::min(s.lengths.reserved, s.note.unknown_from);
+    tokens.reserve(static_cast<std::size_t>(count));
+    this->for_each_run(s, {0, count}, [&](const SlotRun& run) {
+      const std::span<const Token> own = cached_tokens(run);
+      tokens.insert(tokens.end(), own.begin(), own.end());
+    });
+    return tokens;
+  }
+
+  /// Writes the tokens of reserved positions to where they will be looked up, if all before them are known too.
+  void take_tokens(Sequence& s, PosRange range, std::span<const Token> tokens) noexcept {
+    if (s.note.unknown_from <= range.first || range.empty()) {
+      return;
+    }
+    if (tokens.empty()) {
+      s.note.unknown_from = range.first;
+      set_fills_at(s);
+      return;
+    }
+    const Index tail = this->slots(s.table.size() - 1);  // position of the last block's first slot
+    if (tokens.size() == 1) [[likely]] {
+      blocks_.index.tokens(s.table.back())[static_cast<std::size_t>(range.first - tail)] = tokens.front();
+    } else {
+      copy_tokens(s, range, tokens);
+    }
+  }
+  /// The tokens of the first committed positions of a sequence that knows none: see PrefixShared::tell.
+  void tell(SeqId seq, std::span<const Token> tokens) {
+    Sequence& s = this->at(seq);
+    require_settled(s.lengths, seq);
+    require(tokens.size() <= static_cast<std::size_t>(s.lengths.committed), "tokens.size()", tokens.size(),
+            "at most the length of the sequence");
+    require(known(s) == 0, "seq", seq, "a sequence that knows none of its tokens");
+    if (tokens.empty()) {
+      return;
+    }
+    const auto told = static_cast<Pos>(tokens.size());
+    const auto of = [&](const SlotRun& run) {
+      return tokens.subspan(static_cast<std::size_t>(run.first), static_cast<std::size_t>(run.count));
+    };
+    this->for_each_run(s, {0, told}, [&](const SlotRun& run) {
+      require(!blocks_.index.contains(run.block) || std::ranges::equal(of(run), cached_tokens(run)), "tokens",
+              run.first, "those that a shared block is cached with");
+    });
+    this->for_each_run(s, {0, told}, [&](const SlotRun& run) {
+      if (!blocks_.index.contains(run.block)) {
+        std::ranges::copy(of(run), blocks_.index.tokens(run.block).begin() + run.offset);
+      }
+    });
+    s.note.unknown_from = told == s.lengths.committed ? nowhere : told;
+    ++blocks_.now;
+    blocks_.letting_go = &s.note.visit;
+    cache_full_blocks(s);
+  }
+  /// After positions from `length` on were given up.
+  void forget_unknown_from(Sequence& s, Pos length) const noexcept {
+    if (s.note.unknown_from >= length) {
+      s.note.unknown_from = nowhere;
+    }
+    set_fills_at(s);
+  }
+  [[nodiscard]] Pos fills_at(const Sequence& s) const noexcept {
+    // Up to the first unknown position everything that is full is cached already.
+    return s.note.unknown_from == nowhere
+               ? static_cast<Pos>(std::min<Index>(nowhere, this->slots(s.note.cached_blocks + 1)))
+               : nowhere;
+  }
+  void set_fills_at(Sequence& s) const noexcept { s.note.fills_at = fills_at(s); }
+
+  // --- blocks --------------------------------------------------------------------------------------------------------
+
+  /// As that of BlockTables; a copied tail brings its tokens.
+  KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range,
+                                                            std::span<const Token> tokens) {
+    std::optional<Extension> extension = Base::extend_by_blocks(s, range);
+    if (extension) {
+      if (const RowCopy& copy = extension->copy; copy.count > 0) {
+        std::ranges::copy(blocks_.index.tokens(copy.from).first(static_cast<std::size_t>(copy.count)),
+                          blocks_.index.tokens(copy.to).begin());
+      }
+      take_tokens(s, range, tokens);
+    }
+    return extension;
+  }
+
+  /// Commits, and caches what has become full.
+  KVC_OUT_OF_LINE void commit_blocks(Sequence& s) noexcept {
+    ++blocks_.now;
+    blocks_.letting_go = &s.note.visit;
+    this->commit(s);
+    cache_full_blocks(s);
+  }
+
+ private:
+  KVC_OUT_OF_LINE void copy_tokens(const Sequence& s, PosRange range, std::span<const Token> tokens) noexcept {
+    this->for_each_run(s, range, [&](const SlotRun& run) {
+      const auto from =
+          tokens.subspan(static_cast<std::size_t>(run.first - range.first), static_cast<std::size_t>(run.count));
+      std::ranges::copy(from, blocks_.index.tokens(run.block).begin() + run.offset);
+    });
+  }
+
+  [[nodiscard]] std::span<const Token> cached_tokens(const SlotRun& run) const noexcept {
+    return blocks_.index.tokens(run.block).subspan(static_cast<std::size_t>(run.offset),
+                                                   static_cast<std::size_t>(run.count));
+  }
+
+  /// Enters what is full and known into the index, or takes the equal block that is there already.
+  void cache_full_blocks(Sequence& s) noexcept {
+    const std::size_t full = full_blocks(known(s));
+    constexpr std::size_t ahead = 8;
+    std::uint64_t hashes[ahead];  // of the next blocks, so that their buckets are on the way when they are looked at
+    std::uint64_t hash =
+        blocks_.index.parent_hash(s.note.cached_blocks == 0 ? s.note.root : Parent(s.table[s.note.cached_blocks - 1]));
+    std::size_t hashed = s.note.cached_blocks;
+    for (std::size_t& i = s.note.cached_blocks; i < full; ++i) {
+      for (; hashed < full && hashed < i + ahead; ++hashed) {
+        hash = blocks_.index.chain_hash(hash, std::as_const(blocks_.index).tokens(s.table[hashed]));
+        hashes[hashed % ahead] = hash;
+        blocks_.index.prefetch(hash);
+      }
+      const Parent parent = i == 0 ? s.note.root : Parent(s.table[i - 1]);
+      const BlockId own = s.table[i];
+      if (blocks_.index.is_child(own, parent)) [[unlikely]] {
+        continue;  // shared with a sequence that was told its tokens before this one
+      }
+      const BlockId equal =
+          blocks_.store(s.note.visit, s.note.tenant, s.note.root, own, parent, hashes[i % ahead], static_cast<Pos>(i));
+      if (equal != no_block) {
+        blocks_.share(equal);
+        s.table[i] = equal;
+        blocks_.release(own);
+        ++merges_;
+      }
+    }
+    set_fills_at(s);
+  }
+
+  using Base::block_tokens_;
+  using Base::blocks_;
+  Index merges_ = 0;
+};
+
+}  // namespace kvc::inline v0::detail

@@ -1,0 +1,42 @@
+// The checksum of everything that io/ writes: XXH3, 64 bits. Needs xxHash's header, of version 0.8 or later (Debian:
+// libxxhash-dev); there is nothing to link.
+//
+// It finds what disks, memories and hurried copies do to bytes. It is no signature: who wants to can make a file with
+// right checksums and wrong contents, so what is read is checked as if there were none.
+#pragma once
+
+#if !__has_include(<xxhash.h>)
+#error "kvc/snapshot needs xxhash.h of xxHash 0.8 (Debian: libxxhash-dev), which was not found, or do not include it"
+#endif
+
+#ifndef XXH_INLINE_ALL
+#define XXH_INLINE_ALL
+#endif
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX512F__) && !defined(XXH_VECTOR)
+#define XXH_VECTOR XXH_AVX2  // as fast; g++ 12 warns of uninitialised values in its own header of AVX-512
+#endif
+#include <xxhash.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace kvc::inline v0::io_detail {
+
+/// XXH3_64bits, seed 0, of bytes that come piece by piece.
+class Checksum {
+ public:
+  Checksum() noexcept { reset(); }
+  void reset() noexcept { (void)XXH3_64bits_reset(&state_); }
+  void add(std::span<const std::byte> bytes) noexcept { (void)XXH3_64bits_update(&state_, bytes.data(), bytes.size()); }
+  [[nodiscard]] std::uint64_t value() const noexcept { return XXH3_64bits_digest(&state_); }
+
+  [[nodiscard]] static std::uint64_t of(std::span<const std::byte> bytes) noexcept {
+    return XXH3_64bits(bytes.data(), bytes.size());
+  }
+
+ private:
+  XXH3_state_t state_;
+};
+
+}  // namespace kvc::inline v0::io_detail

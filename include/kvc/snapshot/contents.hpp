@@ -1,0 +1,327 @@
+// SnapshotContents: what is in a snapshot besides the rows. Integers and tokens only.
+//
+// Rows are stored by blocks, each once, whoever holds it. A block names the one before it in its sequences, so the
+// blocks are a forest whose roots are salts, and a sequence is its last block and a length. A parent has a smaller
+// number than its children: neither a cycle nor a block that is not there can be written down.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/layout/shape.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/snapshot/byte_stream.hpp"
+#include "kvc/snapshot/format.hpp"
+#include "kvc/snapshot/sections.hpp"
+#include "kvc/policy/salt.hpp"
+
+namespace kvc::inline v0 {
+
+struct SnapshotContents {
+  Shape shape;
+  Index key_row_bytes = 0;    ///< of one key of one head
+  Index value_row_bytes = 0;  ///< of one value of one head
+  Pos block_tokens = 0;       ///< of the policy that it comes from
+  std::string element;        ///< Element<T>::name
+  std::string layout;         ///< order of the rows: "head-major" or "token-major"
+  std::string policy;         ///< that it comes from
+
+  std::vector<Salt> salts;
+  std::vector<format::BlockRecord> blocks;
+  std::vector<Token> tokens;  ///< the known ones of each block, one block after the other
+  std::vector<format::SequenceRecord> sequences;
+
+  // What follows from these, by block.
+  std::vector<Pos> first;                  ///< position of its first row
+  std::vector<std::int32_t> salt;          ///< number of its salt
+  std::vector<std::uint64_t> first_token;  ///< where in `tokens` its own begin; one more than there are blocks
+  std::uint64_t rows = 0;                  ///< of all blocks
+
+  /// Bytes of a token's rows in one layer.
+  [[nodiscard]] std::uint64_t token_bytes() const noexcept {
+    return static_cast<std::uint64_t>(shape.kv_heads) * static_cast<std::uint64_t>(key_row_bytes + value_row_bytes);
+  }
+  /// Bytes of all rows of one layer: the payload of a section layr.
+  [[nodiscard]] std::uint64_t layer_bytes() const noexcept { return format::bounded_product(rows, token_bytes()); }
+
+  /// Salt of a sequence or a block, by the number of its last block; -1 - s if it is empty.
+  [[nodiscard]] std::int32_t salt_of(std::int32_t last) const noexcept {
+    return last < 0 ? -1 - last : salt[static_cast<std::size_t>(last)];
+  }
+  /// f(block, first row, rows) for the blocks of the positions of `range`, which end at `last`; last block first.
+  template <class F>
+  void for_each_block(std::int32_t last, PosRange range, F&& f) const {
+    for (std::int32_t b = last; b >= 0;) {
+      const auto at = static_cast<std::size_t>(b);
+      const Pos from = std::max(range.first, first[at]);
+      const Pos to = std::min<Pos>(range.last, first[at] + blocks[at].rows);
+      if (from < to) {
+        f(b, static_cast<Pos>(from - first[at]), static_cast<Pos>(to - from));
+      }
+      if (first[at] <= range.first) {
+        break;
+      }
+      b = blocks[at].parent;
+    }
+  }
+  /// The tokens of the first `told` positions of what ends with block `last`, to `to`, which has so much room.
+  void copy_tokens(std::int32_t last, Pos told, std::span<Token> to) const noexcept {
+    for_each_block(last, {0, told}, [&](std::int32_t b, Pos, Pos count) {
+      const auto at = static_cast<std::size_t>(b);
+      std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(first_token[at]), count, to.begin() + first[at]);
+    });
+  }
+  /// The tokens of sequence number `i` that it knows.
+  [[nodiscard]] std::vector<Token> tokens_of(std::size_t i) const {
+    std::vector<Token> known(static_cast<std::size_t>(sequences[i].told));
+    copy_tokens(sequences[i].last, sequences[i].told, known);
+    return known;
+  }
+};
+
+namespace io_detail {
+
+[[nodiscard]] inline format::Name to_name(std::string_view text, std::string_view argument) {
+  format::Name name{};
+  require(text.size() < name.size(), argument, text, "a name of at most 23 characters");
+  std::copy(text.begin(), text.end(), name.begin());
+  return name;
+}
+
+/// Fills in what follows from the rest, block by block.
+inline void add_derived(SnapshotContents& c, std::size_t block) {
+  const format::BlockRecord& b = c.blocks[block];
+  const auto parent = static_cast<std::size_t>(b.parent);
+  c.first.push_back(b.parent < 0 ? 0 : c.first[parent] + c.blocks[parent].rows);
+  c.salt.push_back(c.salt_of(b.parent));
+  c.first_token.push_back(c.first_token.back() + static_cast<std::uint64_t>(b.told));
+  c.rows += static_cast<std::uint64_t>(b.rows);
+}
+
+/// Writes all sections that come before the rows.
+inline void write_contents(SectionWriter& out, const SnapshotContents& c) {
+  const auto unsigned_of = [](Index i) { return static_cast<std::uint64_t>(i); };
+  format::DescriptionRecord record{unsigned_of(c.shape.layers),
+                                   unsigned_of(c.shape.kv_heads),
+                                   unsigned_of(c.shape.key_dim),
+                                   unsigned_of(c.shape.value_dim),
+                                   unsigned_of(c.key_row_bytes),
+                                   unsigned_of(c.value_row_bytes),
+                                   static_cast<std::uint32_t>(c.block_tokens),
+                                   0,
+                                   to_name(c.element, "name of the element type"),
+                                   to_name(c.layout, "name of the layout"),
+                                   to_name(c.policy.substr(0, format::Name{}.size() - 1), "name of the policy")};
+  out.section(section::description, bytes_of(record));
+
+  std::vector<std::byte> salts;
+  for (const Salt& salt : c.salts) {
+    const std::uint64_t size = salt.bytes().size();
+    const auto length = bytes_of(size);
+    const auto bytes = std::as_bytes(std::span(salt.bytes()));
+    salts.insert(salts.end(), length.begin(), length.end());
+    salts.insert(salts.end(), bytes.begin(), bytes.end());
+  }
+  out.section(section::salts, salts);
+  out.section(section::blocks, std::as_bytes(std::span(c.blocks)));
+  out.section(section::tokens, std::as_bytes(std::span(c.tokens)));
+  out.section(section::sequences, std::as_bytes(std::span(c.sequences)));
+}
+
+/// Reads them, and checks all that can be checked without the rows. Throws FormatError.
+class ContentsReader {
+ public:
+  explicit ContentsReader(SectionReader& in) : in_(in) {}
+
+  [[nodiscard]] SnapshotContents read() {
+    read_description();
+    read_salts();
+    read_blocks();
+    expect(section::tokens);
+    c_.tokens = in_.records<Token>("tokens");
+    if (c_.tokens.size() != c_.first_token.back()) {
+      in_.fail_at(in_.size_offset(),
+                  detail::text({std::to_string(c_.first_token.back()), " tokens, as the blocks say, found ",
+                                std::to_string(c_.tokens.size())}));
+    }
+    read_sequences();
+    return std::move(c_);
+  }
+
+ private:
+  const format::SectionHeader& expect(SectionName name) {
+    const format::SectionHeader& header = in_.next();
+    if (header.name != name) {
+      in_.fail_at(in_.section_offset(), detail::text({"section ", to_text(name), ", found ", to_text(header.name)}));
+    }
+    if (header.index != 0) {
+      in_.fail_at(in_.section_offset() + offsetof(format::SectionHeader, index), "index 0");
+    }
+    return header;
+  }
+
+  void read_description() {
+    if (expect(section::description).size != sizeof(format::DescriptionRecord)) {
+      in_.fail_at(in_.size_offset(),
+                  detail::text({"a description of ", std::to_string(sizeof(format::DescriptionRecord)), " bytes"}));
+    }
+    if (in_.section_offset() != sizeof(format::FileHeader)) {
+      in_.fail_at(sizeof(format::FileHeader), "section desc first");
+    }
+    const std::uint64_t base = in_.payload_offset();
+    const format::DescriptionRecord r = in_.records<format::DescriptionRecord>("a description").front();
+    const auto count = [&](std::uint64_t value, std::uint64_t most, std::size_t at, const char* what) {
+      if (value == 0 || value > most) {
+        in_.fail_at(base + at,
+                    detail::text({what, " between 1 and ", std::to_string(most), ", found ", std::to_string(value)}));
+      }
+      return static_cast<Index>(value);
+    };
+    using R = format::DescriptionRecord;
+    c_.shape.layers = count(r.layers, format::most_extent, offsetof(R, layers), "layers");
+    c_.shape.kv_heads = count(r.kv_heads, format::most_extent, offsetof(R, kv_heads), "kv_heads");
+    c_.shape.key_dim = count(r.key_dim, format::most_extent, offsetof(R, key_dim), "key_dim");
+    c_.shape.value_dim = count(r.value_dim, format::most_extent, offsetof(R, value_dim), "value_dim");
+    c_.key_row_bytes = count(r.key_row_bytes, format::most_row_bytes, offsetof(R, key_row_bytes), "bytes of a key");
+    c_.value_row_bytes =
+        count(r.value_row_bytes, format::most_row_bytes, offsetof(R, value_row_bytes), "bytes of a value");
+    c_.block_tokens = static_cast<Pos>(count(r.block_tokens, max_pos, offsetof(R, block_tokens), "block_tokens"));
+    if (r.zero != 0) {
+      in_.fail_at(base + offsetof(R, zero), "zeros");
+    }
+    c_.element = name(r.element, base + offsetof(R, element));
+    c_.layout = name(r.layout, base + offsetof(R, layout));
+    c_.policy = name(r.policy, base + offsetof(R, policy));
+  }
+  [[nodiscard]] std::string name(const format::Name& raw, std::uint64_t at) const {
+    const auto end = std::find(raw.begin(), raw.end(), '\0');
+    const bool printable = std::all_of(raw.begin(), end, [](char c) { return ' ' < c && c <= '~'; });
+    if (end == raw.begin() || end == raw.end() || !printable ||
+        std::any_of(end, raw.end(), [](char c) { return c != 0; })) {
+      in_.fail_at(at, "a name of 1 to 23 characters, filled up with zeros");
+    }
+    return {raw.begin(), end};
+  }
+
+  void read_salts() {
+    expect(section::salts);
+    const std::uint64_t base = in_.payload_offset();
+    const std::vector<std::byte> bytes = in_.records<std::byte>("salts");
+    for (std::size_t at = 0; at < bytes.size();) {
+      std::uint64_t size = 0;
+      const std::size_t left = bytes.size() - at;
+      if (left >= sizeof size) {
+        std::memcpy(&size, bytes.data() + at, sizeof size);
+      }
+      if (left < sizeof size || size > left - sizeof size) {
+        in_.fail_at(base + at,
+                    detail::text({"a salt within its section, of which ", std::to_string(left), " bytes are left"}));
+      }
+      const std::string_view encoded(reinterpret_cast<const char*>(bytes.data() + at + sizeof size),
+                                     static_cast<std::size_t>(size));
+      const std::optional<Salt> salt = Salt::from_bytes(encoded);
+      if (!salt) {
+        in_.fail_at(base + at, "a salt, parts of a kind, a length and so many bytes");
+      }
+      c_.salts.push_back(*salt);
+      at += sizeof size + static_cast<std::size_t>(size);
+    }
+  }
+
+  void read_blocks() {
+    expect(section::blocks);
+    const std::uint64_t base = in_.payload_offset();
+    c_.blocks = in_.records<format::BlockRecord>("blocks");
+    if (c_.blocks.size() > static_cast<std::size_t>(max_pos)) {
+      in_.fail_at(in_.size_offset(), "at most 2^31 - 1 blocks");
+    }
+    c_.first_token.push_back(0);
+    for (std::size_t i = 0; i < c_.blocks.size(); ++i) {
+      const format::BlockRecord& b = c_.blocks[i];
+      const auto check = [&](bool ok, std::size_t field, const std::string& expected, std::int64_t found) {
+        if (!ok) [[unlikely]] {
+          in_.fail_at(base + i * sizeof b + field, detail::text({"block ", std::to_string(i), " with ", expected,
+                                                                 ", found ", std::to_string(found)}));
+        }
+      };
+      check(b.parent < static_cast<std::int64_t>(i) && (b.parent >= 0 || is_salt(b.parent)),
+            offsetof(format::BlockRecord, parent), "a parent before it or a salt that is there", b.parent);
+      const bool is_root = b.parent < 0;
+      const auto parent = static_cast<std::size_t>(is_root ? 0 : b.parent);
+      const Pos most = is_root ? max_pos : max_pos - c_.first[parent] - c_.blocks[parent].rows;
+      check(1 <= b.rows && b.rows <= std::min(most, c_.block_tokens), offsetof(format::BlockRecord, rows),
+            "rows between 1 and block_tokens, at positions below 2^31", b.rows);
+      const bool parent_told = is_root || c_.blocks[parent].told == c_.blocks[parent].rows;
+      check(0 <= b.told && b.told <= (parent_told ? b.rows : 0), offsetof(format::BlockRecord, told),
+            "as many known tokens as rows at most, and none behind unknown ones", b.told);
+      const bool cached = b.flags == format::BlockRecord::cached;
+      const bool parent_cached = is_root || c_.blocks[parent].flags != 0;
+      check(b.flags == 0 || (cached && b.told == b.rows && parent_cached), offsetof(format::BlockRecord, flags),
+            "flags 0, or 1 where its tokens are known and its parent is cached", b.flags);
+      add_derived(c_, i);
+    }
+  }
+  [[nodiscard]] bool is_salt(std::int32_t parent) const noexcept {
+    return static_cast<std::uint64_t>(-1 - std::int64_t{parent}) < c_.salts.size();
+  }
+
+  void read_sequences() {
+    expect(section::sequences);
+    const std::uint64_t base = in_.payload_offset();
+    c_.sequences = in_.records<format::SequenceRecord>("sequences");
+    for (std::size_t i = 0; i < c_.sequences.size(); ++i) {
+      const format::SequenceRecord& s = c_.sequences[i];
+      const auto check = [&](bool ok, std::size_t field, const char* expected, std::int64_t found) {
+        if (!ok) [[unlikely]] {
+          in_.fail_at(base + i * sizeof s + field, detail::text({"sequence ", std::to_string(i), " with ", expected,
+                                                                 ", found ", std::to_string(found)}));
+        }
+      };
+      const bool is_empty = s.last < 0;
+      check(is_empty ? is_salt(s.last) : static_cast<std::size_t>(s.last) < c_.blocks.size(),
+            offsetof(format::SequenceRecord, last), "a last block or a salt that is there", s.last);
+      const auto last = static_cast<std::size_t>(is_empty ? 0 : s.last);
+      const Pos begin = is_empty ? 0 : c_.first[last];
+      check(is_empty ? s.length == 0 : begin < s.length && s.length <= begin + c_.blocks[last].rows,
+            offsetof(format::SequenceRecord, length), "a length that ends in its last block", s.length);
+      check(0 <= s.told && s.told <= s.length && s.told <= known(s.last), offsetof(format::SequenceRecord, told),
+            "at most as many known tokens as its blocks", s.told);
+      check(s.zero == 0, offsetof(format::SequenceRecord, zero), "zeros", s.zero);
+    }
+  }
+  /// Leading positions with known tokens of what ends with a block. Those of a block begin where its parent's end, or
+  /// there are none. The walk is over blocks with none.
+  [[nodiscard]] Pos known(std::int32_t last) {
+    if (known_.empty()) {
+      known_.resize(c_.blocks.size());
+      for (std::size_t i = 0; i < known_.size(); ++i) {
+        const format::BlockRecord& b = c_.blocks[i];
+        known_[i] = b.told > 0 ? c_.first[i] + b.told : b.parent < 0 ? 0 : known_[static_cast<std::size_t>(b.parent)];
+      }
+    }
+    return last < 0 ? 0 : known_[static_cast<std::size_t>(last)];
+  }
+
+  SectionReader& in_;
+  SnapshotContents c_;
+  std::vector<Pos> known_;
+};
+
+}  // namespace io_detail
+
+/// What is in a snapshot, without its rows; reads no further than it must. Throws FormatError.
+[[nodiscard]] inline SnapshotContents read_snapshot_contents(ByteSource& source) {
+  io_detail::SectionReader in(source);
+  return io_detail::ContentsReader(in).read();
+}
+
+}  // namespace kvc::inline v0

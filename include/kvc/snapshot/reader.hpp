@@ -1,0 +1,214 @@
+// SnapshotReader: keys and values from any source into a cache of any policy, block size and layout, layer by layer.
+//
+//   SnapshotReader reader(cache, source);             everything but the rows is read, and checked
+//   if (reader.try_reserve()) {                       takes room
+//     while (reader.next_layer()) {}                  as the layers come
+//     const LoadedSnapshot loaded = reader.commit();
+//   }
+//
+// Until `commit` nothing of it can be seen: no handle has been given out, and no later prompt finds a row. A reader
+// that is destroyed earlier, because of an exception, say, takes back what it has reserved: only a counter may have
+// moved on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvc/element/element.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/snapshot/byte_stream.hpp"
+#include "kvc/snapshot/contents.hpp"
+#include "kvc/snapshot/row_reader.hpp"
+#include "kvc/snapshot/restore.hpp"
+#include "kvc/snapshot/sections.hpp"
+
+namespace kvc::inline v0 {
+
+struct LoadOptions {
+  bool cached_prefixes = true;  ///< also what was only cached, if the policy of the cache does that
+  bool convert_elements =
+      false;  ///< between f32, f16 and bf16: rounds to nearest; otherwise another element is refused
+};
+
+/// What came out of a snapshot.
+struct LoadedSnapshot {
+  std::vector<SeqId> sequences;  ///< in the order in which they were saved
+  SnapshotContents contents;     ///< contents.tokens_of(i), contents.salts: of sequence i, as far as they are known
+};
+
+/// The cache and the source must outlive it, and nobody else may use the cache until it has committed or is destroyed.
+template <class Cache>
+class SnapshotReader {
+ public:
+  /// Throws FormatError if the bytes are no snapshot, or one that this cache cannot hold.
+  SnapshotReader(Cache& cache, ByteSource& source, const LoadOptions& options = {})
+      : cache_(&cache),
+        in_(source),
+        contents_(io_detail::ContentsReader(in_).read()),
+        restorer_(cache, contents_, options.cached_prefixes),
+        receiver_(cache, contents_, order(), decoder(options)) {
+    require_fit();
+    written_.resize(static_cast<std::size_t>(contents_.shape.layers), false);
+  }
+  SnapshotReader(const SnapshotReader&) = delete;
+  SnapshotReader& operator=(const SnapshotReader&) = delete;
+
+  [[nodiscard]] const SnapshotContents& contents() const noexcept { return contents_; }
+  /// Positions that room is needed for.
+  [[nodiscard]] Index tokens() const noexcept { return restorer_.tokens(); }
+
+  /// Takes room for everything. False if there is none: nothing has changed then. Where room has to be made by
+  /// evicting, all rows are read and checked first, if the source can go back.
+  /// Throws FormatError if they are not right.
+  [[nodiscard]] bool try_reserve() {
+    require(!reserved_, "try_reserve", "called again", "called once");
+    const Stats now = cache_->stats();
+    if (now.blocks_cached > 0 && restorer_.blocks() > now.blocks_free && in_.can_go_back()) {
+      const io_detail::SectionReader::Mark rows = in_.mark();
+      while (begin_layer()) {
+        in_.skip();
+        in_.finish();
+      }
+      in_.go_back(rows);
+      written_.assign(written_.size(), false);
+    }
+    reserved_ = restorer_.try_reserve();
+    return reserved_;
+  }
+
+  /// Reads the next section: the number of the layer whose rows are now in place, or nothing at the end, when all
+  /// layers have come. Needs try_reserve. Throws FormatError.
+  std::optional<Index> next_layer() {
+    require(reserved_ && !ended_, "next_layer", "called before try_reserve or after the end", "called in between");
+    const std::optional<Index> layer = begin_layer();
+    if (layer) {
+      receiver_.receive(in_, *layer, restorer_.targets());
+      in_.finish();
+    } else {
+      ended_ = true;
+    }
+    return layer;
+  }
+
+  /// Makes it all part of the cache. Needs next_layer to have come to the end. Throws std::bad_alloc; then nothing has
+  /// changed.
+  [[nodiscard]] LoadedSnapshot commit() {
+    require(ended_, "commit", "called before the end was read", "called after it");
+    ended_ = reserved_ = false;
+    LoadedSnapshot loaded{restorer_.commit(), {}};
+    loaded.contents = std::move(contents_);
+    return loaded;
+  }
+
+ private:
+  using T = typename Cache::Element;
+  using Description = format::DescriptionRecord;
+
+  /// Of a field of the description, which is the first section.
+  [[noreturn]] KVC_COLD void refuse(std::size_t field, const std::string& expected, const std::string& found) const {
+    in_.fail_at(sizeof(format::FileHeader) + sizeof(format::SectionHeader) + field,
+                detail::text({expected, ", found ", found}));
+  }
+
+  [[nodiscard]] io_detail::RowOrder order() const {
+    for (const io_detail::RowOrder order : {io_detail::RowOrder::head_major, io_detail::RowOrder::token_major}) {
+      if (contents_.layout == io_detail::to_text(order)) {
+        return order;
+      }
+    }
+    refuse(offsetof(Description, layout), "layout head-major or token-major", contents_.layout);
+  }
+  [[nodiscard]] io_detail::RowDecoder decoder(const LoadOptions& options) const {
+    const std::string own(Element<T>::name);
+    if (contents_.element == own) {
+      return nullptr;
+    }
+    const io_detail::RowDecoder decode = io_detail::row_decoder(contents_.element);
+    const bool convertible = decode != nullptr && io_detail::row_decoder(own) != nullptr;
+    if (!convertible || !options.convert_elements) {
+      refuse(offsetof(Description, element),
+             detail::text({"elements ", own, convertible ? ", or LoadOptions::convert_elements" : ""}),
+             contents_.element);
+    }
+    return decode;
+  }
+  void require_fit() const {
+    const Shape& own = cache_->shape();
+    const Shape& s = contents_.shape;
+    const auto same = [&](Index ours, Index found, std::size_t field, const char* what) {
+      if (ours != found) {
+        refuse(field, detail::text({what, " ", std::to_string(ours), ", as the cache has"}), std::to_string(found));
+      }
+    };
+    same(own.layers, s.layers, offsetof(Description, layers), "layers");
+    same(own.kv_heads, s.kv_heads, offsetof(Description, kv_heads), "kv_heads");
+    same(own.key_dim, s.key_dim, offsetof(Description, key_dim), "key_dim");
+    same(own.value_dim, s.value_dim, offsetof(Description, value_dim), "value_dim");
+    same(row_bytes(s.key_dim), contents_.key_row_bytes, offsetof(Description, key_row_bytes), "bytes of a key");
+    same(row_bytes(s.value_dim), contents_.value_row_bytes, offsetof(Description, value_row_bytes), "bytes of a value");
+    // A block table costs memory that a few bytes of a sequence may ask for: not more than the rows, of which there
+    // must be so many bytes.
+    const std::uint64_t table_bytes = format::bounded_product(restorer_.table_entries(), sizeof(BlockId));
+    if (table_bytes > (std::uint64_t{1} << 20) +
+                          format::bounded_product(contents_.layer_bytes(), static_cast<std::uint64_t>(s.layers))) {
+      in_.fail_at(sizeof(format::FileHeader),
+                  detail::text({"sequences whose block tables are smaller than the rows, found ",
+                                std::to_string(contents_.sequences.size()), " that need ", std::to_string(table_bytes),
+                                " bytes"}));
+    }
+  }
+  [[nodiscard]] Index row_bytes(Index dim) const {
+    const std::string& element = contents_.element;
+    return element == Element<T>::name ? Element<T>::row_size(dim) * static_cast<Index>(sizeof(StorageOf<T>))
+                                       : dim * (element == Element<float>::name ? 4 : 2);
+  }
+
+  /// The layer of the next section, or nothing where that is the end and was read.
+  [[nodiscard]] std::optional<Index> begin_layer() {
+    const format::SectionHeader& header = in_.next();
+    const std::uint64_t at = in_.section_offset();
+    if (header.name == section::end) {
+      for (std::size_t i = 0; i < written_.size(); ++i) {
+        if (!written_[i]) {
+          in_.fail_at(at, detail::text({"section layr of layer ", std::to_string(i), ", found the end"}));
+        }
+      }
+      if (header.index != 0) {
+        in_.fail_at(at + offsetof(format::SectionHeader, index), "index 0");
+      }
+      in_.end();
+      return std::nullopt;
+    }
+    if (header.name != section::layer) {
+      in_.fail_at(at, detail::text({"section layr or end, found ", to_text(header.name)}));
+    }
+    if (header.index >= written_.size() || written_[static_cast<std::size_t>(header.index)]) {
+      in_.fail_at(at + offsetof(format::SectionHeader, index),
+                  detail::text({"a layer below ", std::to_string(written_.size()), " that has not come yet, found ",
+                                std::to_string(header.index)}));
+    }
+    if (header.size != contents_.layer_bytes()) {
+      in_.fail_at(in_.size_offset(),
+                  detail::text({std::to_string(contents_.layer_bytes()), " bytes, the rows of a layer, found ",
+                                std::to_string(header.size)}));
+    }
+    written_[static_cast<std::size_t>(header.index)] = true;
+    return static_cast<Index>(header.index);
+  }
+
+  Cache* cache_;
+  io_detail::SectionReader in_;
+  SnapshotContents contents_;
+  io_detail::Restorer<Cache> restorer_;
+  io_detail::RowReceiver<Cache> receiver_;
+  std::vector<bool> written_;
+  bool reserved_ = false;
+  bool ended_ = false;
+};
+
+}  // namespace kvc::inline v0

@@ -1,0 +1,176 @@
+// Receiving the rows of one layer: from the order of the snapshot to where they belong in a pool.
+//
+// Rows that are stored as the cache stores them are read straight to their places, whatever the block sizes and
+// layouts. Rows of another element type pass through a buffer of one batch.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kvc/element/element.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/snapshot/contents.hpp"
+#include "kvc/snapshot/restore.hpp"
+#include "kvc/snapshot/sections.hpp"
+#include "kvc/layout/row_spans.hpp"
+
+namespace kvc::inline v0::io_detail {
+
+/// How the rows of element types that may be converted are read as float.
+using RowDecoder = void (*)(const std::byte* from, Index dim, float* to);
+
+template <class T>
+void decode_row(const std::byte* from, Index dim, float* to) {
+  Element<T>::decode(reinterpret_cast<const StorageOf<T>*>(from), dim, to);  // aligned: rows are whole numbers
+}
+/// Null for a name that is not of a type of 16 or 32 bits.
+[[nodiscard]] inline RowDecoder row_decoder(std::string_view element) noexcept {
+  return element == Element<float>::name             ? &decode_row<float>
+         : element == Element<Eigen::half>::name     ? &decode_row<Eigen::half>
+         : element == Element<Eigen::bfloat16>::name ? &decode_row<Eigen::bfloat16>
+                                                     : nullptr;
+}
+
+template <class Cache>
+class RowReceiver {
+ public:
+  using T = typename Cache::Element;
+  using Storage = StorageOf<T>;
+
+  /// `decode` is null where rows are stored as the cache stores them.
+  RowReceiver(Cache& cache, const SnapshotContents& contents, RowOrder order, RowDecoder decode)
+      : cache_(&cache), c_(&contents), order_(order), decode_(decode) {
+    scratch_.resize(batch_bytes);
+  }
+
+  /// The rows of a layer, to `targets`, which are ordered as a Restorer orders them.
+  void receive(SectionReader& in, Index layer, std::span<const Target> targets) {
+    for (std::size_t b = 0; b < c_->blocks.size(); ++b) {
+      const auto is_own = [&](const Target& t) { return t.source == static_cast<std::int32_t>(b); };
+      const auto mine = targets.first(
+          static_cast<std::size_t>(std::find_if_not(targets.begin(), targets.end(), is_own) - targets.begin()));
+      targets = targets.subspan(mine.size());
+      const auto first_copy = std::find_if(mine.begin(), mine.end(), [](const Target& t) { return !t.first; });
+      const auto firsts = mine.first(static_cast<std::size_t>(first_copy - mine.begin()));
+      slots_.clear();
+      Pos wanted = 0;  // these are the leading rows, without a gap
+      for (const Target& t : firsts) {
+        slots_.push_back(t.to);
+        wanted += t.to.count;
+      }
+      const Pos rows = c_->blocks[b].rows;
+      if (wanted == 0) {
+        in.skip(static_cast<std::uint64_t>(rows) * c_->token_bytes());
+      } else if (decode_ == nullptr && wanted == rows) {
+        for_each_stretch(cache_->layout(), layer, order_, slots_, [&](Index at, Index count) {
+          in.add(std::as_writable_bytes(std::span(cache_->data() + at, static_cast<std::size_t>(count))));
+        });
+      } else {
+        receive_by_rows(in, layer, rows, wanted);
+      }
+      if (firsts.size() < mine.size()) {
+        in.flush();
+        for (const Target& copy : mine.subspan(firsts.size())) {
+          copy_rows(layer, firsts, copy);
+        }
+      }
+    }
+    in.flush();
+  }
+
+ private:
+  /// Row by row, in the order of the snapshot; those from `wanted` on have no place.
+  void receive_by_rows(SectionReader& in, Index layer, Pos rows, Pos wanted) {
+    const Index heads = c_->shape.kv_heads;
+    for (const bool keys : {true, false}) {
+      const PartLayout part(cache_->layout(), layer, keys);
+      const auto row_bytes = static_cast<std::size_t>(keys ? c_->key_row_bytes : c_->value_row_bytes);
+      const Index dim = keys ? c_->shape.key_dim : c_->shape.value_dim;
+      scratch_.resize(std::max(scratch_.size(), row_bytes));
+      const Index most = static_cast<Index>(scratch_.size() / row_bytes);
+      Cursor at{slots_};
+      for (Index next = 0; next < rows * heads;) {
+        const Index count = std::min(most, rows * heads - next);
+        in.add(std::span(scratch_).first(static_cast<std::size_t>(count) * row_bytes));
+        in.flush();
+        const std::byte* from = scratch_.data();
+        for (Index i = next; i < next + count; ++i, from += row_bytes) {
+          const Index head = order_ == RowOrder::head_major ? i / rows : i % heads;
+          const auto row = static_cast<Pos>(order_ == RowOrder::head_major ? i % rows : i / heads);
+          if (row < wanted) {
+            const auto [block, slot] = at.find(row);
+            put(from, dim, row_bytes, cache_->data() + part.offset(block, head, slot));
+          }
+        }
+        next += count;
+      }
+    }
+  }
+  void put(const std::byte* from, Index dim, std::size_t row_bytes, Storage* to) {
+    if (decode_ == nullptr) {
+      std::memcpy(to, from, row_bytes);
+      return;
+    }
+    numbers_.resize(static_cast<std::size_t>(dim));
+    decode_(from, dim, numbers_.data());
+    Element<T>::encode(numbers_.data(), dim, to);
+  }
+
+  /// Finds the slot of a row, quickest near the one before.
+  struct Cursor {
+    std::span<const Slots> slots;
+    std::size_t i = 0;
+    Pos begin = 0;  // row of the first slot of slots[i]
+    struct Place {
+      BlockId block;
+      Pos slot;
+    };
+    [[nodiscard]] Place find(Pos row) noexcept {
+      if (row < begin) {
+        i = 0;
+        begin = 0;
+      }
+      for (; row - begin >= slots[i].count; ++i) {
+        begin += slots[i].count;
+      }
+      return {slots[i].block, slots[i].slot + (row - begin)};
+    }
+  };
+
+  /// Rows that are in place for one sequence, to where another has them too.
+  void copy_rows(Index layer, std::span<const Target> firsts, const Target& copy) {
+    for (const Target& from : firsts) {
+      const Pos begin = std::max(from.row, copy.row);
+      const Pos count = std::min(from.row + from.to.count, copy.row + copy.to.count) - begin;
+      if (count <= 0) {
+        continue;
+      }
+      for (const bool keys : {true, false}) {
+        const PartLayout part(cache_->layout(), layer, keys);
+        for (Index head = 0; head < c_->shape.kv_heads; ++head) {
+          const Storage* source = cache_->data() + part.offset(from.to.block, head, from.to.slot + begin - from.row);
+          Storage* to = cache_->data() + part.offset(copy.to.block, head, copy.to.slot + begin - copy.row);
+          for (Pos i = 0; i < count; ++i, source += part.stride(), to += part.stride()) {
+            std::copy_n(source, part.row_size(), to);
+          }
+        }
+      }
+    }
+  }
+
+  Cache* cache_;
+  const SnapshotContents* c_;
+  RowOrder order_;
+  RowDecoder decode_;
+  std::vector<Slots> slots_;
+  std::vector<std::byte> scratch_;
+  std::vector<float> numbers_;
+};
+
+}  // namespace kvc::inline v0::io_detail

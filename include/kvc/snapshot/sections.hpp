@@ -1,0 +1,345 @@
+// Sections: what frames and protects the parts of a snapshot. The writer checksums bytes on their way out, while they
+// are in the processor's cache; the reader believes nothing that it has not checked.
+//
+// What is internal to io is in io_detail and not in detail, where another ByteSource serves the loaders of model/.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/snapshot/byte_stream.hpp"
+#include "kvc/snapshot/checksum.hpp"
+#include "kvc/snapshot/format.hpp"
+
+namespace kvc::inline v0::io_detail {
+
+template <format::Plain Record>
+[[nodiscard]] std::span<const std::byte> bytes_of(const Record& record) noexcept {
+  return std::as_bytes(std::span(&record, 1));
+}
+template <format::Plain Record>
+[[nodiscard]] std::span<std::byte> writable_bytes_of(Record& record) noexcept {
+  return std::as_writable_bytes(std::span(&record, 1));
+}
+
+/// Bytes that go through the processor's second cache in one piece: checksummed, and then sent or copied.
+inline constexpr std::size_t batch_bytes = std::size_t{256} << 10;
+inline constexpr std::size_t batch_pieces = 1024;
+
+/// Pieces that are waiting to be moved together. Piece is std::span<std::byte> or std::span<const std::byte>.
+template <class Piece>
+class Batch {
+ public:
+  Batch() { pieces_.reserve(batch_pieces); }
+
+  /// f(pieces) whenever a batch is full. Neighbours become one piece, and what is too large is cut.
+  template <class F>
+  void add(Piece piece, F&& f) {
+    while (!piece.empty()) {
+      const Piece part = piece.first(std::min(piece.size(), batch_bytes - size_));
+      piece = piece.subspan(part.size());
+      if (!pieces_.empty() && pieces_.back().data() + pieces_.back().size() == part.data()) {
+        pieces_.back() = Piece(pieces_.back().data(), pieces_.back().size() + part.size());
+      } else {
+        pieces_.push_back(part);
+      }
+      size_ += part.size();
+      if (size_ == batch_bytes || pieces_.size() == batch_pieces) {
+        flush(f);
+      }
+    }
+  }
+  template <class F>
+  void flush(F&& f) {
+    if (!pieces_.empty()) {
+      f(std::span<const Piece>(pieces_));
+      pieces_.clear();
+      size_ = 0;
+    }
+  }
+
+ private:
+  std::vector<Piece> pieces_;
+  std::size_t size_ = 0;
+};
+
+class SectionWriter {
+ public:
+  using Piece = std::span<const std::byte>;
+
+  /// Writes the file header.
+  explicit SectionWriter(ByteSink& sink) : sink_(&sink) {
+    format::FileHeader header{format::magic, format::major_version, format::minor_version, 0, 0};
+    header.checksum = Checksum::of(bytes_of(header).first(offsetof(format::FileHeader, checksum)));
+    put(bytes_of(header));
+  }
+
+  /// Begins a section; `size` bytes are to be added before `finish`.
+  void begin(SectionName name, std::uint64_t size, std::uint64_t index = 0,
+             std::uint32_t flags = format::SectionHeader::required) {
+    format::SectionHeader header{name, flags, index, size, 0};
+    header.checksum = Checksum::of(bytes_of(header).first(offsetof(format::SectionHeader, checksum)));
+    put(bytes_of(header));
+    all_.add(bytes_of(header.checksum));
+    payload_.reset();
+    left_ = size;
+  }
+  /// The memory must stay as it is until `finish`.
+  void add(Piece piece) {
+    KVC_ASSERT(piece.size() <= left_);
+    left_ -= piece.size();
+    batch_.add(piece, [this](std::span<const Piece> pieces) { send(pieces); });
+  }
+  void finish() {
+    KVC_ASSERT(left_ == 0);
+    batch_.flush([this](std::span<const Piece> pieces) { send(pieces); });
+    const std::uint64_t sum = payload_.value();
+    put(bytes_of(sum));
+    all_.add(bytes_of(sum));
+    ++sections_;
+  }
+  void section(SectionName name, Piece payload) {
+    begin(name, payload.size());
+    add(payload);
+    finish();
+  }
+  void end() {
+    const format::EndRecord record{sections_, all_.value()};
+    section(section::end, bytes_of(record));
+  }
+
+ private:
+  void put(Piece bytes) { sink_->write(std::span<const Piece>(&bytes, 1)); }
+  void send(std::span<const Piece> pieces) {
+    for (const Piece piece : pieces) {
+      payload_.add(piece);
+    }
+    sink_->write(pieces);
+  }
+
+  ByteSink* sink_;
+  Batch<Piece> batch_;
+  Checksum payload_;
+  Checksum all_;
+  std::uint64_t sections_ = 0;
+  std::uint64_t left_ = 0;
+};
+
+class SectionReader {
+ public:
+  using Piece = std::span<std::byte>;
+
+  /// Reads the file header. Throws FormatError.
+  explicit SectionReader(ByteSource& source) : source_(&source) {
+    format::FileHeader header{};
+    take(writable_bytes_of(header), "the header of a kvc snapshot");
+    if (header.magic != format::magic) {
+      fail_at(0, "a kvc snapshot, which begins with \\x89KVC");
+    }
+    // The version first: another one may have another header.
+    if (header.major != format::major_version) {
+      fail_at(offsetof(format::FileHeader, major),
+              detail::text({"version ", std::to_string(format::major_version), " of the format, found ",
+                            std::to_string(header.major)}));
+    }
+    require_checksum(header.checksum, bytes_of(header).first(offsetof(format::FileHeader, checksum)),
+                     offsetof(format::FileHeader, checksum), "the file header");
+    if (header.zero != 0) {
+      fail_at(offsetof(format::FileHeader, zero), "zeros");
+    }
+  }
+
+  /// Reads the header of the next section that is known; optional ones that are not are passed over.
+  const format::SectionHeader& next() {
+    KVC_ASSERT(left_ == 0);
+    for (;;) {
+      at_ = offset_;
+      take(writable_bytes_of(header_), "the header of a section");
+      require_checksum(header_.checksum, bytes_of(header_).first(offsetof(format::SectionHeader, checksum)),
+                       at_ + offsetof(format::SectionHeader, checksum), "the header of a section");
+      if ((header_.flags & ~format::SectionHeader::required) != 0) {
+        fail_at(at_ + offsetof(format::SectionHeader, flags), "flags that this version knows");
+      }
+      check_size();
+      left_ = header_.size;
+      payload_.reset();
+      if (is_known(header_.name)) {
+        if (header_.flags != format::SectionHeader::required) {
+          fail_at(at_ + offsetof(format::SectionHeader, flags),
+                  detail::text({"section ", to_text(header_.name), " as required"}));
+        }
+        return header_;
+      }
+      if (header_.flags == format::SectionHeader::required) {
+        fail_at(at_, detail::text({"a section that this version knows, or an optional one, found \"",
+                                   to_text(header_.name), "\""}));
+      }
+      skip();
+      finish();
+    }
+  }
+
+  /// The payload of a section of no great size, as records. Memory is taken as the bytes come, not as they are
+  /// announced.
+  template <format::Plain Record>
+  [[nodiscard]] std::vector<Record> records(const char* what) {
+    if (header_.size % sizeof(Record) != 0) {
+      fail_at(size_offset(), detail::text({what, " of a multiple of ", std::to_string(sizeof(Record)), " bytes, found ",
+                                           std::to_string(header_.size)}));
+    }
+    std::vector<Record> all;
+    while (left_ > 0) {
+      const std::size_t most = std::max(batch_bytes / sizeof(Record), all.size());  // doubling
+      const std::size_t count = std::min(most, static_cast<std::size_t>(left_ / sizeof(Record)));
+      const std::size_t before = all.size();
+      all.resize(before + count);
+      add(std::as_writable_bytes(std::span(all).subspan(before)));
+      flush();
+    }
+    finish();
+    return all;
+  }
+
+  /// Asks for the next bytes of the payload; they are there, and checksummed, after `flush`, or earlier.
+  void add(Piece piece) {
+    KVC_ASSERT(piece.size() <= left_);
+    left_ -= piece.size();
+    batch_.add(piece, [this](std::span<const Piece> pieces) { receive(pieces); });
+  }
+  void flush() {
+    batch_.flush([this](std::span<const Piece> pieces) { receive(pieces); });
+  }
+  /// Passes over `bytes` of the payload, but checksums them.
+  void skip(std::uint64_t bytes) {
+    KVC_ASSERT(bytes <= left_);
+    scratch_.resize(batch_bytes);
+    while (bytes > 0) {
+      const auto part = static_cast<std::size_t>(std::min<std::uint64_t>(bytes, scratch_.size()));
+      add(std::span(scratch_).first(part));
+      flush();  // the next part goes to the same place
+      bytes -= part;
+    }
+  }
+  void skip() { skip(left_); }
+  /// Checks that the payload was what was written.
+  void finish() {
+    KVC_ASSERT(left_ == 0);
+    flush();
+    const std::uint64_t at = offset_;
+    std::uint64_t sum = 0;
+    take(writable_bytes_of(sum), "the checksum of a section");
+    if (sum != payload_.value()) {
+      fail_at(at, detail::text(
+                      {"section ", to_text(header_.name), " from byte ", std::to_string(at_), " with its checksum"}));
+    }
+    all_.add(bytes_of(header_.checksum));
+    all_.add(bytes_of(sum));
+    ++sections_;
+  }
+  /// Reads the payload of the section `end`, to which `next` has come, and checks that nothing is missing or left over.
+  void end() {
+    const std::uint64_t sections = sections_;
+    const std::uint64_t sum = all_.value();
+    const std::uint64_t at = offset_;
+    const std::vector<format::EndRecord> record = records<format::EndRecord>("an end");
+    if (record.size() != 1) {
+      fail_at(size_offset(), "an end of 16 bytes");
+    }
+    if (record[0].sections != sections || record[0].checksum != sum) {
+      fail_at(at, detail::text({"the end of these ", std::to_string(sections), " sections, found that of ",
+                                std::to_string(record[0].sections), " others"}));
+    }
+    if (source_->left().value_or(0) != 0) {
+      fail_at(offset_, detail::text({"the end, found ", std::to_string(*source_->left()), " bytes more"}));
+    }
+  }
+
+  /// A place to come back to, between sections.
+  struct Mark {
+    std::uint64_t offset;
+    std::uint64_t sections;
+    Checksum all;
+  };
+  [[nodiscard]] Mark mark() const noexcept { return {offset_, sections_, all_}; }
+  [[nodiscard]] bool can_go_back() const { return source_->can_rewind(); }
+  void go_back(const Mark& mark) {
+    source_->rewind(offset_ - mark.offset);
+    offset_ = mark.offset;
+    sections_ = mark.sections;
+    all_ = mark.all;
+  }
+
+  [[nodiscard]] std::uint64_t payload_left() const noexcept { return left_; }
+  [[nodiscard]] std::uint64_t section_offset() const noexcept { return at_; }  ///< of the header that `next` has read
+  [[nodiscard]] std::uint64_t payload_offset() const noexcept { return at_ + sizeof(format::SectionHeader); }
+  [[nodiscard]] std::uint64_t size_offset() const noexcept { return at_ + offsetof(format::SectionHeader, size); }
+
+  [[noreturn]] KVC_COLD void fail_at(std::uint64_t offset, const std::string& expected) const {
+    raise(FormatError(source_->name(), static_cast<Index>(offset), expected));
+  }
+
+ private:
+  static bool is_known(SectionName name) noexcept {
+    constexpr std::array known = {section::description, section::salts, section::blocks, section::tokens,
+                                  section::sequences,   section::layer, section::end};
+    return std::find(known.begin(), known.end(), name) != known.end();
+  }
+  void check_size() const {
+    constexpr std::uint64_t most = std::uint64_t{1} << 62;  // offsets are signed
+    const std::uint64_t room = source_->left().value_or(most);
+    if (header_.size > most - std::min(most, offset_) || room < sizeof(std::uint64_t) ||
+        header_.size > room - sizeof(std::uint64_t)) {
+      fail_at(size_offset(), detail::text({"a section of at most ", std::to_string(room < 8 ? 0 : room - 8),
+                                           " bytes, which are left, found ", std::to_string(header_.size)}));
+    }
+  }
+  void require_checksum(std::uint64_t sum, std::span<const std::byte> bytes, std::uint64_t at, const char* what) const {
+    if (sum != Checksum::of(bytes)) {
+      fail_at(at, detail::text({what, " with its checksum"}));
+    }
+  }
+  void take(Piece piece, const char* what) {
+    const std::size_t count = source_->read(std::span<const Piece>(&piece, 1));
+    offset_ += count;
+    if (count < piece.size()) {
+      fail_at(offset_, detail::text({what, ", ", std::to_string(piece.size()), " bytes, and they end"}));
+    }
+  }
+  void receive(std::span<const Piece> pieces) {
+    std::size_t total = 0;
+    for (const Piece piece : pieces) {
+      total += piece.size();
+    }
+    const std::size_t count = source_->read(pieces);
+    offset_ += count;
+    if (count < total) {
+      fail_at(offset_, detail::text({"section ", to_text(header_.name), " of ", std::to_string(header_.size),
+                                     " bytes, and they end"}));
+    }
+    for (const Piece piece : pieces) {
+      payload_.add(piece);
+    }
+  }
+
+  ByteSource* source_;
+  format::SectionHeader header_{};
+  Batch<Piece> batch_;
+  std::vector<std::byte> scratch_;
+  Checksum payload_;
+  Checksum all_;
+  std::uint64_t sections_ = 0;
+  std::uint64_t offset_ = 0;
+  std::uint64_t at_ = 0;
+  std::uint64_t left_ = 0;
+};
+
+}  // namespace kvc::inline v0::io_detail

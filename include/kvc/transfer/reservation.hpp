@@ -1,0 +1,93 @@
+// Room for a sequence that has been offered: whether a cache can ever hold it, and how the room is taken, all of it or
+// none.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/scope_guard.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/salt.hpp"
+#include "kvc/transfer/offer.hpp"
+#include "kvc/transfer/protocol.hpp"
+
+namespace kvc::inline v0::transfer_detail {
+
+/// Whether an empty cache could hold so many positions.
+template <class Cache>
+[[nodiscard]] bool can_ever_hold(const Cache& cache, Pos length) {
+  const auto& policy = cache.policy();
+  if constexpr (requires { policy.config().max_tokens; }) {
+    if (length > policy.config().max_tokens) {
+      return false;
+    }
+  }
+  return length <= policy.blocks() * policy.block_tokens();
+}
+
+/// An open sequence, of which the first `cached` positions are there, and all others are reserved and not committed.
+template <class Cache>
+struct Room {
+  SeqId seq;
+  typename Cache::Append step;
+  Pos cached;
+};
+
+/// Takes room for an offered sequence, and for `reserve_tokens` more where the policy has `admission` (these are only
+/// asked for, not taken). `body` is that of the OFFER: tokens, then salt; `read_offer` has checked that they fit it.
+/// A refusal if the salt is none or there is no room: then nothing has changed, and nothing was evicted where the
+/// policy has `admission`. O(tokens).
+template <class Cache>
+[[nodiscard]] std::variant<Refusal, Room<Cache>> reserve(Cache& cache, const Offered& offered,
+                                                         std::span<const std::byte> body, Pos reserve_tokens,
+                                                         const Retention& retention) {
+  const auto no_room = [&](TransferOutcome outcome) {
+    return Refusal{outcome, detail::text({"for ", std::to_string(offered.length), " positions"})};
+  };
+  std::vector<Token> tokens(static_cast<std::size_t>(offered.tokens));
+  const auto token_bytes = body.first(tokens.size() * sizeof(Token));
+  if (!tokens.empty()) {
+    std::memcpy(tokens.data(), token_bytes.data(), token_bytes.size());
+  }
+  const auto salt_bytes = body.subspan(token_bytes.size());
+  const std::optional<Salt> salt =
+      Salt::from_bytes({reinterpret_cast<const char*>(salt_bytes.data()), salt_bytes.size()});
+  if (!salt) {
+    return Refusal{TransferOutcome::broken, "the salt of the offer is none"};
+  }
+  OpenOptions options;
+  options.salt = *salt;
+  options.retention = retention;
+  if constexpr (requires { cache.admission(tokens, Pos{0}, options); }) {
+    // Not by trying: that would evict before it fails. Of unknown tokens only the number matters.
+    const Pos more = std::min<Pos>(reserve_tokens, max_pos - offered.length);
+    const Admission admission =
+        tokens.empty() ? cache.admission({}, offered.length + more, options) : cache.admission(tokens, more, options);
+    if (admission != Admission::now) {
+      return no_room(admission == Admission::never ? TransferOutcome::never_fits : TransferOutcome::no_room);
+    }
+  }
+  const std::optional<Opened> opened = cache.try_open(tokens, options);
+  if (!opened) {
+    return no_room(TransferOutcome::no_room);
+  }
+  detail::OnExit undo([&] { cache.close(opened->seq); });
+  const auto rest = std::span(std::as_const(tokens)).subspan(static_cast<std::size_t>(opened->cached));
+  auto step = tokens.empty() ? cache.try_extend(opened->seq, offered.length) : cache.try_extend(opened->seq, rest);
+  if (!step) {
+    return no_room(TransferOutcome::no_room);
+  }
+  undo.dismiss();
+  return Room<Cache>{opened->seq, std::move(*step), opened->cached};
+}
+
+}  // namespace kvc::inline v0::transfer_detail
