@@ -18,7 +18,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 struct BatchIndex {
   static constexpr std::int32_t padding = -1;  ///< in block_table, behind the last block of a sequence
@@ -97,4 +98,5 @@ template <class Cache, std::ranges::input_range Appends>
   });
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

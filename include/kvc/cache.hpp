@@ -35,7 +35,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// The keys and values of one sequence in one layer, as attention reads them. A small value; the cache must outlive it.
 template <class T, class P, class L>
@@ -461,4 +462,5 @@ class KvCache {
   Buffer<S> pool_;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

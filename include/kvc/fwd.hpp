@@ -3,7 +3,8 @@
 
 #include <cstdint>
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 enum class BlockId : std::int32_t;
 struct SeqId;
@@ -35,4 +36,5 @@ struct Int4;
 template <class T>
 struct Element;
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

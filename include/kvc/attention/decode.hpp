@@ -6,7 +6,8 @@
 #include "kvc/attention/kernel/attention_call.hpp"
 #include "kvc/element/float16.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// out[b] = attention of query row b, at the last position of views[b], over the positions that AttentionOptions let it
 /// see.
@@ -50,4 +51,5 @@ void decode(const View& kv, MatrixRef<const float> q, MatrixRef<float> out, cons
   decode(std::span<const View>(&kv, 1), q, out, options, executor);
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -13,7 +13,8 @@
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 extern template class RowTile<KvTile<float>>;
@@ -24,4 +25,5 @@ extern template class RowTile<KvTile<Fp8E4M3>>;
 extern template class RowTile<KvTile<Int4>>;
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

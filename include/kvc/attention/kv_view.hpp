@@ -11,7 +11,8 @@
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 namespace detail {
 struct IgnoreRun {
@@ -103,4 +104,5 @@ class DenseView {
 };
 static_assert(KvView<DenseView<float>>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

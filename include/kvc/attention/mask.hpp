@@ -7,7 +7,8 @@
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// A mask of logical shape [query_heads, rows, length]: query head, row of q, key position. It refers to the caller's
 /// array through strides, so that it broadcasts without a copy, and must not outlive it.
@@ -93,4 +94,5 @@ class AttentionMask {
   Index key_stride_ = 1;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -8,7 +8,8 @@
 #include "kvc/attention/mask.hpp"
 #include "kvc/attention/kv_view.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Options of prefill, decode and reference. For a query row at position p and a key at position j, in this order:
 ///
@@ -78,4 +79,5 @@ struct KeyRange {
 }
 }  // namespace detail
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -4,7 +4,8 @@
 #include "kvc/attention/kernel/attention_call.hpp"
 #include "kvc/element/float16.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// out[i] = attention of query row i, at position queries.first + i, over the positions [0, kv.length()) that
 /// AttentionOptions let it see.
@@ -37,4 +38,5 @@ void prefill(const View& kv, PosRange queries, MatrixRef<const float> q, MatrixR
   detail::AttentionCall(dims, options, Index{1}, q.rows(), view, position, q, out).run(executor);
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -9,7 +9,8 @@
 
 #include "kvc/attention/options.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// out[i] = attention of query row i, at position queries.first + i, over all keys of `kv` that it may see.
 ///
@@ -77,4 +78,5 @@ void reference(const View& kv, PosRange queries, MatrixRef<const float> q, Matri
   }
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

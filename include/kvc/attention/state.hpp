@@ -25,7 +25,8 @@
 #include "kvc/core/error.hpp"
 #include "kvc/simd/exp.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// A view of one state: o lies in memory that the caller owns.
 struct AttentionState {
@@ -78,4 +79,5 @@ inline void finalize(const AttentionState& state, float* out) noexcept {
   }
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

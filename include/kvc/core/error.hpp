@@ -22,7 +22,8 @@
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// No room for what was asked. Thrown by the plain forms; the operation has changed nothing. The message and the members
 /// tell what room there was; whether it was that or a limit of the policy's that was met, the policy's documentation says.
@@ -156,4 +157,5 @@ template <std::integral I>
   return static_cast<Pos>(count);
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

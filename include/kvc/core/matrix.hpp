@@ -11,7 +11,8 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 namespace detail {
 /// Dense matrices in the manner of Eigen: extents, a stride between rows, and a flag that says how they lie.
@@ -86,4 +87,5 @@ constexpr void require_extents(const MatrixRef<S>& m, Index rows, Index cols, st
   }
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

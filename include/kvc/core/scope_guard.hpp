@@ -3,7 +3,9 @@
 
 #include <utility>
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// Runs `undo` when it goes out of scope, unless `dismiss` was called. `undo` must not throw.
 template <class F>
@@ -24,4 +26,6 @@ class OnExit {
   bool armed_ = true;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -3,7 +3,8 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// A snapshot of a policy's bookkeeping. Counts are of now, counters since construction.
 ///
@@ -48,4 +49,5 @@ struct Stats {
   }
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -9,7 +9,8 @@
 #include <cstdint>
 #include <limits>
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 using Index = std::int64_t;  ///< counts and offsets of elements, rows, blocks, layers, heads
 using Pos = std::int32_t;    ///< a position in a sequence, or a number of tokens
@@ -70,4 +71,5 @@ template <class I>
   return numerator / denominator + (numerator % denominator != 0 ? 1 : 0);
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

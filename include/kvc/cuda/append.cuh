@@ -12,7 +12,9 @@
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/element.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 namespace detail {
 
 template <class Number>
@@ -77,4 +79,6 @@ void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Number> k
       stream);
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -14,7 +14,9 @@
 #include "kvc/cuda/rows_kernel.cuh"
 #include "kvc/cuda/view.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// Which numbers of a head turn together: see kvc::Interleaved and kvc::HalfSplit in llama/rope.hpp.
 enum class RopePairing : std::uint8_t { none, interleaved, half_split };
@@ -212,4 +214,6 @@ __global__ void __launch_bounds__(detail::rows_threads) append_kernel(const __gr
   }
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -19,7 +19,9 @@
 #include "kvc/cuda/upload.cuh"
 #include "kvc/cuda/view.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// The largest batch there will be.
 struct BatchLimits {
@@ -103,4 +105,6 @@ class Batch {
   Upload upload_;
 };
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

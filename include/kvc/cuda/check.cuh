@@ -12,7 +12,9 @@
 
 #include "kvc/core/error.hpp"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// A call of CUDA's runtime failed.
 class Error : public std::runtime_error {
@@ -75,7 +77,9 @@ inline void require_no_capture(cudaStream_t stream, const char* operation) {
 }
 }  // namespace detail
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc
 
 /// Evaluates a call of CUDA's runtime; throws kvc::cuda::Error unless it succeeds.
 #define KVC_CUDA(call) ::kvc::cuda::detail::check((call), #call)

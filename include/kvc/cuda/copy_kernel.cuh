@@ -12,7 +12,9 @@
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/divisor.hpp"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// One GridCopy with what the kernel needs worked out.
 struct GridCopyJob {
@@ -102,4 +104,6 @@ namespace detail {
 }
 }  // namespace detail
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

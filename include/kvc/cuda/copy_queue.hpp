@@ -9,7 +9,10 @@
 #include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::cuda::detail {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
 
 /// Copies in waiting: none of them writes what another reads or writes, so that they may run side by side.
 class CopyQueue {
@@ -55,4 +58,7 @@ class CopyQueue {
   std::vector<GridCopy> waiting_;
 };
 
-}  // namespace kvc::inline v0::cuda::detail
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -27,7 +27,9 @@
 #include "kvc/cuda/options.hpp"
 #include "kvc/cuda/upload.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// The largest decode there will be, and the heads of the model.
 struct DecodeLimits {
@@ -240,4 +242,6 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
   detail::check_launch("merge_kernel");
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -22,7 +22,9 @@
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/view.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// A DecodePlan in device memory.
 struct DecodePlanView {
@@ -269,4 +271,6 @@ __global__ void __launch_bounds__(detail::decode_threads)
   }
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -17,7 +17,9 @@
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/tables.hpp"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 inline constexpr Pos split_positions = 512;
 
@@ -197,4 +199,6 @@ namespace detail {
   return plan;
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -22,7 +22,10 @@
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/format.hpp"
 
-namespace kvc::inline v0::cuda::detail {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
 
 /// Words of memory that hold 8 numbers.
 template <Format F>
@@ -165,4 +168,7 @@ using KeyRows = DecodeRows<RowsOf::keys, F, D, T, Once>;
 template <Format F, int D, int T, bool Once>
 using ValueRows = DecodeRows<RowsOf::values, F, D, T, Once>;
 
-}  // namespace kvc::inline v0::cuda::detail
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

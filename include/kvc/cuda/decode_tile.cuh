@@ -15,7 +15,10 @@
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/format.hpp"
 
-namespace kvc::inline v0::cuda::detail {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
 
 inline constexpr int decode_warps = 4;
 inline constexpr int decode_threads = 32 * decode_warps;
@@ -218,4 +221,7 @@ __device__ __forceinline__ void multiply_values(const ValueRows<F, D, T, N == 1>
   }
 }
 
-}  // namespace kvc::inline v0::cuda::detail
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

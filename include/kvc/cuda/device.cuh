@@ -24,7 +24,10 @@
 #error "kernels of kvc/cuda are compiled by nvcc"
 #endif
 
-namespace kvc::inline v0::cuda::device {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace device {
 
 inline constexpr unsigned all_lanes = 0xffffffffU;
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
@@ -228,4 +231,7 @@ __device__ __forceinline__ void multiply_tiles(float (&c)[4], const std::uint32_
   return x;
 }
 
-}  // namespace kvc::inline v0::cuda::device
+}  // namespace device
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

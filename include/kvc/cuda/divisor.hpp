@@ -11,7 +11,9 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 class Divisor {
  public:
@@ -36,4 +38,6 @@ class Divisor {
   std::uint64_t factor_ = (std::uint64_t{1} << 31) + 1;
 };
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

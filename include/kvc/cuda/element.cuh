@@ -9,7 +9,8 @@
 
 #include "kvc/element/element.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 template <>
 struct Element<__half> {
@@ -47,4 +48,5 @@ struct Element<__nv_bfloat16> {
 };
 static_assert(ElementType<__nv_bfloat16>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

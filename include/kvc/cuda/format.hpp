@@ -12,7 +12,9 @@
 #include "kvc/element/quantized.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 enum class Format : std::uint8_t {
   none,      ///< not one that kernels know
@@ -48,4 +50,6 @@ static_assert(row_bytes(format_of<Int8>, 13) == Element<Int8>::row_size(13));
 static_assert(row_bytes(format_of<Fp8E4M3>, 13) == Element<Fp8E4M3>::row_size(13));
 static_assert(row_bytes(format_of<float>, 13) == 4 * Element<float>::row_size(13));
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

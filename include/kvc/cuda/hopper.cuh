@@ -28,7 +28,10 @@
 #define KVC_CUDA_HOPPER 1
 #endif
 
-namespace kvc::inline v0::cuda::device {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace device {
 
 #if defined(__CUDACC__)
 using TensorMap = CUtensorMap;
@@ -328,4 +331,7 @@ __device__ __forceinline__ void multiply_described(float (&c)[Columns][4], const
 
 #endif  // KVC_CUDA_HOPPER
 
-}  // namespace kvc::inline v0::cuda::device
+}  // namespace device
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -11,7 +11,9 @@
 #include "kvc/cuda/decode_kernel.cuh"
 #include "kvc/cuda/device.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// Sequences of several parts, and of none: one block for each sequence and query head, a thread for every four
 /// numbers of every fourth part. gridDim.x >= batch, gridDim.y == query_heads.
@@ -91,4 +93,6 @@ __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __g
   }
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

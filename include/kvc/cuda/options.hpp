@@ -7,7 +7,9 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// For a query row at position p and a key at position j, in this order:
 ///
@@ -30,4 +32,6 @@ struct AttentionOptions {
   return scale;
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -32,7 +32,9 @@
 #include "kvc/cuda/prefill_plain.cuh"
 #include "kvc/cuda/tensor_map.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// How cuda::prefill computes. `warps` and `plain` are what `best` is compared with: plain takes everything, warps is
 /// best where there is no Hopper.
@@ -221,4 +223,6 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
   detail::launch_plain_prefill<F, Q>(a, most, stream);
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

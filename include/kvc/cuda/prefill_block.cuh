@@ -13,7 +13,10 @@
 #include "kvc/cuda/prefill_state.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
 
-namespace kvc::inline v0::cuda::detail {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
 
 /// A tile of queries, and the block tables of its sequence: for shared memory, where they take no registers.
 struct BlockTile {
@@ -151,4 +154,7 @@ __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const Q
   }
 }
 
-}  // namespace kvc::inline v0::cuda::detail
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

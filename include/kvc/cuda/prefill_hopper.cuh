@@ -33,7 +33,9 @@
 #include "kvc/cuda/prefill_state.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// The keys and the values of a layer as tensors [block, head, slot, number], of which boxes are copied.
 struct PrefillMaps {
@@ -386,4 +388,6 @@ __global__ void __launch_bounds__(detail::HopperShape<D>::threads, 1)
 #endif
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

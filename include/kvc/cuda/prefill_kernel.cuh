@@ -30,7 +30,9 @@
 #include "kvc/cuda/prefill_state.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 namespace detail {
 
@@ -138,4 +140,6 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
   detail::store_rows<F>(a, tile, heads, state, shared);
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -15,7 +15,9 @@
 #include "kvc/cuda/prefill_ptx.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 namespace detail {
 
@@ -151,4 +153,6 @@ __global__ void __launch_bounds__(detail::plain_threads)
   }
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

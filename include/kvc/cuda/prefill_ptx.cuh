@@ -7,7 +7,10 @@
 
 #include "kvc/cuda/device.cuh"
 
-namespace kvc::inline v0::cuda::device {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace device {
 
 // --- shared memory -------------------------------------------------------------------------------------------------
 
@@ -118,4 +121,7 @@ __device__ __forceinline__ void load_transposed(SharedAddress row, std::uint32_t
 #endif
 }
 
-}  // namespace kvc::inline v0::cuda::device
+}  // namespace device
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -16,7 +16,10 @@
 #include "kvc/cuda/prefill_ptx.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
 
-namespace kvc::inline v0::cuda::detail {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
 
 using device::SharedAddress;
 
@@ -112,4 +115,7 @@ __device__ __forceinline__ void copy_tile(SharedAddress tile, int dim, const std
   }
 }
 
-}  // namespace kvc::inline v0::cuda::detail
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -17,7 +17,10 @@
 #include "kvc/cuda/prefill_shared.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
 
-namespace kvc::inline v0::cuda::detail {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
 
 /// Scores become exponents of two by this factor, and those with a softcap are hyperbolic tangents before.
 struct ScoreScale {
@@ -269,4 +272,7 @@ __device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D,
   }
 }
 
-}  // namespace kvc::inline v0::cuda::detail
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -21,7 +21,9 @@
 #include "kvc/cuda/divisor.hpp"
 #include "kvc/cuda/view.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// Rows of a tile of queries of the fast kernel, and keys of a tile of keys.
 inline constexpr int prefill_rows = 128;
@@ -120,4 +122,6 @@ struct TileRow {
 
 }  // namespace detail
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

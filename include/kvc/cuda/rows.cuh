@@ -12,7 +12,9 @@
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/rows_kernel.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 namespace detail {
 
 template <Format F>
@@ -49,4 +51,6 @@ void scatter(const LayerView<F>& kv, const Batch& batch, const std::byte* k, con
       stream);
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

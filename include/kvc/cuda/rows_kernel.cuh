@@ -8,7 +8,9 @@
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/view.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 namespace detail {
 
 /// Which sequence a row of queries belongs to, and its position there. O(log sequences).
@@ -71,4 +73,6 @@ __global__ void __launch_bounds__(detail::rows_threads) rows_kernel(const __grid
   }
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -22,7 +22,9 @@
 #include "kvc/cuda/copy_kernel.cuh"
 #include "kvc/cuda/copy_queue.hpp"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 class DeviceSpace {
  public:
   static constexpr bool host_accessible = false;
@@ -97,4 +99,6 @@ class DeviceSpace {
 };
 static_assert(Space<DeviceSpace>);
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -11,7 +11,9 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// BatchIndex for every policy: pages instead of blocks. See cuda::BatchView for the arrays.
 struct BatchTables {
@@ -90,4 +92,6 @@ requires Policy<typename Cache::PolicyType>
   });
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

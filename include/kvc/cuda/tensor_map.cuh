@@ -10,7 +10,10 @@
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/format.hpp"
 
-namespace kvc::inline v0::cuda::detail {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
 
 using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                                  const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
@@ -53,4 +56,7 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-}  // namespace kvc::inline v0::cuda::detail
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

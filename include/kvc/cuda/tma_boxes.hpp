@@ -10,7 +10,10 @@
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/view.cuh"
 
-namespace kvc::inline v0::cuda::detail {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
 
 /// A tensor of four dimensions, the innermost first: numbers, slots and heads in the order of their strides, blocks.
 struct BoxedRows {
@@ -49,4 +52,7 @@ struct BoxedRows {
   return out;
 }
 
-}  // namespace kvc::inline v0::cuda::detail
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

@@ -16,7 +16,9 @@
 #include "kvc/core/error.hpp"
 #include "kvc/cuda/check.cuh"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// Page-locked host memory. Kernels may be given its address.
 class PinnedBuffer {
@@ -135,4 +137,6 @@ std::size_t put(std::byte* buffer, std::size_t at, std::span<const T> from) noex
 }
 }  // namespace detail
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

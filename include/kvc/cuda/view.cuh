@@ -20,7 +20,9 @@
 #include "kvc/cuda/divisor.hpp"
 #include "kvc/cuda/format.hpp"
 
-namespace kvc::inline v0::cuda {
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
 
 /// Where the keys, or the values, of one layer lie. In bytes; 64 bits throughout.
 struct RowStrides {
@@ -134,4 +136,6 @@ template <ElementType T, Policy P, Layout L, Space S>
   return layer_view<T>(reinterpret_cast<std::byte*>(cache.data()), cache.layout(), cache.shape(), layer);
 }
 
-}  // namespace kvc::inline v0::cuda
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc

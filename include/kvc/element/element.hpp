@@ -10,7 +10,8 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Specialise for a new element type:
 ///
@@ -59,4 +60,5 @@ struct KvRun {
   Pos first;  ///< position of the first row in its sequence
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

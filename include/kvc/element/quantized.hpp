@@ -25,7 +25,8 @@
 
 #include "kvc/element/element.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Signed bytes with one scale per row, that is per token and head.
 struct Int8;
@@ -188,4 +189,5 @@ struct Element<Int4> {
 };
 static_assert(ElementType<Int4>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

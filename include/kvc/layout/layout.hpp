@@ -17,7 +17,8 @@
 #include "kvc/layout/shape.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Extents of a pool. Rows are counted in Storage objects: Element<T>::row_size(dim).
 struct PoolExtents {
@@ -119,4 +120,5 @@ class TokenMajor : public detail::BlockedLayout {
 };
 static_assert(Layout<TokenMajor>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

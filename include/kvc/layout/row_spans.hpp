@@ -15,7 +15,9 @@
 #include "kvc/layout/layout.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::io_detail {
+namespace kvc {
+inline namespace v0 {
+namespace io_detail {
 
 enum class RowOrder { head_major, token_major };
 
@@ -98,4 +100,6 @@ void for_each_stretch(const L& layout, Index layer, RowOrder order, std::span<co
   }
 }
 
-}  // namespace kvc::inline v0::io_detail
+}  // namespace io_detail
+}  // namespace v0
+}  // namespace kvc

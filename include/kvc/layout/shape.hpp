@@ -4,7 +4,8 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// layers x kv_heads rows per token: a key of key_dim and a value of value_dim numbers each.
 struct Shape {
@@ -30,4 +31,5 @@ struct Shape {
   return shape;
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

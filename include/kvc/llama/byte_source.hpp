@@ -18,7 +18,9 @@
 
 #include "kvc/core/error.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 static_assert(std::endian::native == std::endian::little, "the files are little-endian and are read as they lie");
 
@@ -102,4 +104,6 @@ class ByteSource {
   Index offset_ = 0;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -22,7 +22,8 @@
 #include "kvc/llama/byte_source.hpp"
 #include "kvc/llama/llama.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 namespace detail {
 
@@ -176,4 +177,5 @@ inline Llama read_checkpoint(ByteSource in) {
   return detail::read_checkpoint(detail::ByteSource::over(bytes, std::move(name)));
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -38,7 +38,8 @@
 #include "kvc/llama/rope.hpp"
 #include "kvc/llama/swiglu.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// The positions that `dec` returns logits for.
 enum class Logits {
@@ -241,4 +242,5 @@ template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
   return dec(model, cache, std::span(&step, 1), tokens, logits, ex, on_layer);
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -14,7 +14,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/simd/dot.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 namespace detail {
 
@@ -57,4 +58,5 @@ void linear(MatrixRef<const float> x, MatrixRef<const float> w, MatrixRef<float>
   }
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -11,7 +11,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/llama/rope.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Activations and weights: one row per token, or per output.
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -63,4 +64,5 @@ struct Llama {
   }
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

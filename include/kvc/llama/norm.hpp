@@ -12,7 +12,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/simd/dot.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// x [n, dim], weight [1, dim], y [n, dim]; y may be x. O(n x dim).
 /// Throws std::invalid_argument if extents do not fit.
@@ -30,4 +31,5 @@ inline void rms_norm(MatrixRef<const float> x, MatrixRef<const float> weight, fl
   }
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

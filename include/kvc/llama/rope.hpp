@@ -19,7 +19,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/simd/vec.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Neighbours pair up, (0, 1), (2, 3), …: the paper, Meta's Llama checkpoints, llama2.c.
 struct Interleaved {
@@ -124,4 +125,5 @@ void rope(P /*pairing*/, const RopeTable& table, std::span<const Pos> positions,
   }
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -15,7 +15,8 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 struct SamplerConfig {
   double temperature = 1.0;  ///< 0: always the most likely token
@@ -109,4 +110,5 @@ class Sampler {
   std::vector<Choice> choices_;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

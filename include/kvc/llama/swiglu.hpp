@@ -13,7 +13,8 @@
 #include "kvc/simd/exp.hpp"
 #include "kvc/simd/vec.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 namespace detail {
 
@@ -43,4 +44,5 @@ inline void swiglu(MatrixRef<float> gate, MatrixRef<const float> up) {
   }
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -21,7 +21,8 @@
 
 #include "kvc/llama/byte_source.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// A vocabulary, and how text becomes tokens and tokens become text. Const methods are safe beside each other.
 class Tokenizer {
@@ -290,4 +291,5 @@ inline std::vector<Token> Tokenizer::encode(std::string_view text, bool with_bos
   return tokens;
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -19,7 +19,8 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Allocates and copies bytes.
 ///
@@ -146,4 +147,5 @@ class Buffer {
   std::byte* data_;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -10,7 +10,8 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 namespace detail {
 struct IgnoreItem {
@@ -58,4 +59,5 @@ template <class E>
 }
 }  // namespace detail
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -13,7 +13,8 @@
 #include "kvc/parallel/executor.hpp"
 #include "kvc/core/error.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Runs items on a team of `threads` OpenMP threads, 0 for omp_get_max_threads().
 struct OpenMp {
@@ -55,4 +56,5 @@ struct OpenMp {
 };
 static_assert(Executor<OpenMp>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

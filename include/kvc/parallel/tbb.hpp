@@ -15,7 +15,8 @@
 #include "kvc/parallel/executor.hpp"
 #include "kvc/core/error.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Runs items in a task arena of `threads` slots, 0 for as many as the machine has. Make one and keep it.
 class Tbb {
@@ -50,4 +51,5 @@ class Tbb {
 };
 static_assert(Executor<Tbb>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

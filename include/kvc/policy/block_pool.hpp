@@ -13,7 +13,8 @@
 #include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 class BlockPool {
  public:
@@ -80,4 +81,5 @@ class BlockPool {
   std::vector<BlockId> free_;  // a stack; never grows beyond its first capacity
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -16,7 +16,8 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 class ChainHash {
  public:
@@ -75,4 +76,5 @@ class ChainHash {
   std::uint32_t keys_[stripe];
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -36,7 +36,8 @@
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/salt.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// What may be said when a sequence is opened.
 struct OpenOptions {
@@ -105,4 +106,5 @@ concept BlockTablePolicy = Policy<P> && requires(const P c, SeqId seq) {
   { c.block_table(seq) } -> std::same_as<std::span<const BlockId>>;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -25,7 +25,8 @@
 #include "kvc/policy/detail/region_list.hpp"
 #include "kvc/policy/detail/sequence_table.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 class Contiguous {
  public:
@@ -286,4 +287,5 @@ class Contiguous {
 };
 static_assert(Policy<Contiguous>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -22,7 +22,8 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// A block became matchable. Spans are valid during the call only.
 struct BlockStored {
@@ -161,4 +162,5 @@ class EventRing {
 };
 static_assert(EventListener<EventRing>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

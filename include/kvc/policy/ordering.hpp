@@ -16,7 +16,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 namespace detail {
 struct NoOptions {
@@ -61,4 +62,5 @@ template <class P, std::ranges::random_access_range R, class PromptOf, class Opt
   return order;
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

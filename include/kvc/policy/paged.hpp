@@ -19,7 +19,8 @@
 #include "kvc/policy/detail/block_tables.hpp"
 #include "kvc/policy/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 class Paged {
  public:
@@ -133,4 +134,5 @@ class Paged {
 };
 static_assert(BlockTablePolicy<Paged>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -24,7 +24,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/salt.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// `Hash` computes the hash of a prefix from its parent's and the tokens of its last block; see ChainHash.
 template <class Hash>
@@ -428,4 +429,5 @@ class PrefixIndex {
   Index size_ = 0;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

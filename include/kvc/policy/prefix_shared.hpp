@@ -31,7 +31,8 @@
 #include "kvc/policy/eviction/reuse_hazard.hpp"
 #include "kvc/policy/detail/token_tables.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Handle of a pin. Like that of a sequence, it is recognised when it is out of date.
 class PinId {
@@ -384,4 +385,5 @@ class PrefixShared {
 };
 static_assert(BlockTablePolicy<PrefixShared<>>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -10,7 +10,8 @@
 #include <string>
 #include <string_view>
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 enum class SaltKind : std::uint8_t { tenant = 1, lora = 2, multimodal = 3, custom = 4 };
 
@@ -80,4 +81,5 @@ class Salt {
   std::string bytes_;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

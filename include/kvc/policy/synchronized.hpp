@@ -23,7 +23,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// A mutex for operations of a microsecond: waits on its feet for some, and only then sleeps. Lockable.
 class AdaptiveMutex {
@@ -222,4 +223,5 @@ class Synchronized {
   P policy_;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -6,7 +6,8 @@
 
 #include "kvc/simd/vec.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace simd {
 
 /// Sixteen IEEE binary16 numbers at any address as floats; NaN stays NaN.
@@ -102,4 +103,5 @@ KVC_ALWAYS_INLINE void look_up_e4m3(__m512i codes, __m512i& low, __m512i& high) 
 #endif
 
 }  // namespace simd
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

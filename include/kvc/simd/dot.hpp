@@ -11,7 +11,8 @@
 
 #include "kvc/simd/vec.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace simd {
 
 /// Pairs that are computed together: `dot_block_rows` rows of one side against `dot_block_cols` of the other, as many
@@ -112,4 +113,5 @@ void dot_rows(Index rows, A a, Index cols, B b, Index n, float* out, Index strid
 }
 
 }  // namespace simd
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -14,7 +14,8 @@
 
 #include "kvc/simd/vec.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace simd {
 
 namespace detail {
@@ -93,4 +94,5 @@ KVC_ALWAYS_INLINE F32x16 tanh(const F32x16& x) noexcept {
 }
 
 }  // namespace simd
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

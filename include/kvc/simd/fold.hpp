@@ -12,7 +12,8 @@
 
 #include "kvc/simd/vec.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace simd {
 
 namespace detail {
@@ -130,4 +131,5 @@ KVC_ALWAYS_INLINE void store_columns(const F32x16 (&row)[lanes], float* to) noex
 }
 
 }  // namespace simd
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

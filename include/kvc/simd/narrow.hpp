@@ -15,7 +15,8 @@
 
 #include "kvc/simd/vec.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace simd {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VBMI__) && defined(__AVX512BF16__)
@@ -126,4 +127,5 @@ KVC_ALWAYS_INLINE U32x16 spread_four(const void* p) noexcept {
 #endif
 
 }  // namespace simd
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -5,7 +5,8 @@
 
 #include "kvc/simd/fold.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace simd {
 
 namespace detail {
@@ -103,4 +104,5 @@ KVC_ALWAYS_INLINE void for_each_column(const Row* const* rows, Index first, Inde
 }
 
 }  // namespace simd
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

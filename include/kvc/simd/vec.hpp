@@ -34,7 +34,8 @@
 #include <arm_neon.h>
 #endif
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace simd {
 
 #if defined(__AVX512F__)
@@ -334,4 +335,5 @@ KVC_ALWAYS_INLINE float max(const F32x16& x) noexcept {
 }
 
 }  // namespace simd
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -17,7 +17,8 @@
 
 #include "kvc/core/error.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 class ByteSink {
  public:
@@ -103,4 +104,5 @@ class MemorySource final : public ByteSource {
   std::size_t at_ = 0;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

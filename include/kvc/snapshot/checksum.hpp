@@ -21,7 +21,9 @@
 #include <cstdint>
 #include <span>
 
-namespace kvc::inline v0::io_detail {
+namespace kvc {
+inline namespace v0 {
+namespace io_detail {
 
 /// XXH3_64bits, seed 0, of bytes that come piece by piece.
 class Checksum {
@@ -39,4 +41,6 @@ class Checksum {
   XXH3_state_t state_;
 };
 
-}  // namespace kvc::inline v0::io_detail
+}  // namespace io_detail
+}  // namespace v0
+}  // namespace kvc

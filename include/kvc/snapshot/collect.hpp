@@ -20,7 +20,8 @@
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/salt.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// A sequence to save.
 struct SavedSequence {
@@ -179,4 +180,5 @@ class Collector {
 };
 
 }  // namespace io_detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -24,7 +24,8 @@
 #include "kvc/snapshot/sections.hpp"
 #include "kvc/policy/salt.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 struct SnapshotContents {
   Shape shape;
@@ -324,4 +325,5 @@ class ContentsReader {
   return io_detail::ContentsReader(in).read();
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

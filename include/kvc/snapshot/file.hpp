@@ -28,7 +28,8 @@
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/snapshot/byte_stream.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 namespace io_detail {
 
@@ -270,4 +271,5 @@ void replace_file(const std::filesystem::path& path, F&& write) {
   io_detail::sync(directory.get(), folder);
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

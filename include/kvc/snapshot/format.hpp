@@ -16,7 +16,8 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 static_assert(std::endian::native == std::endian::little, "snapshots are little-endian and are read as they lie");
 
@@ -135,4 +136,5 @@ inline constexpr std::uint64_t most_row_bytes = std::uint64_t{1} << 27;
 }
 
 }  // namespace format
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -27,7 +27,8 @@
 #include "kvc/snapshot/restore.hpp"
 #include "kvc/snapshot/sections.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 struct LoadOptions {
   bool cached_prefixes = true;  ///< also what was only cached, if the policy of the cache does that
@@ -211,4 +212,5 @@ class SnapshotReader {
   bool ended_ = false;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -20,7 +20,9 @@
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/concept.hpp"
 
-namespace kvc::inline v0::io_detail {
+namespace kvc {
+inline namespace v0 {
+namespace io_detail {
 
 /// Where rows of a stored block go.
 struct Target {
@@ -257,4 +259,6 @@ class Restorer {
   std::vector<Target> targets_;
 };
 
-}  // namespace kvc::inline v0::io_detail
+}  // namespace io_detail
+}  // namespace v0
+}  // namespace kvc

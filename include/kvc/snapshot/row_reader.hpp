@@ -20,7 +20,9 @@
 #include "kvc/snapshot/sections.hpp"
 #include "kvc/layout/row_spans.hpp"
 
-namespace kvc::inline v0::io_detail {
+namespace kvc {
+inline namespace v0 {
+namespace io_detail {
 
 /// How the rows of element types that may be converted are read as float.
 using RowDecoder = void (*)(const std::byte* from, Index dim, float* to);
@@ -173,4 +175,6 @@ class RowReceiver {
   std::vector<float> numbers_;
 };
 
-}  // namespace kvc::inline v0::io_detail
+}  // namespace io_detail
+}  // namespace v0
+}  // namespace kvc

@@ -20,7 +20,9 @@
 #include "kvc/snapshot/checksum.hpp"
 #include "kvc/snapshot/format.hpp"
 
-namespace kvc::inline v0::io_detail {
+namespace kvc {
+inline namespace v0 {
+namespace io_detail {
 
 template <format::Plain Record>
 [[nodiscard]] std::span<const std::byte> bytes_of(const Record& record) noexcept {
@@ -342,4 +344,6 @@ class SectionReader {
   std::uint64_t left_ = 0;
 };
 
-}  // namespace kvc::inline v0::io_detail
+}  // namespace io_detail
+}  // namespace v0
+}  // namespace kvc

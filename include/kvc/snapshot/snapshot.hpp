@@ -35,7 +35,8 @@
 #include "kvc/snapshot/reader.hpp"
 #include "kvc/snapshot/writer.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Writes sequences to a sink, with their committed positions. O(bytes). Throws what the sink throws, and
 /// std::invalid_argument for a sequence that is not open.
@@ -110,4 +111,5 @@ LoadedSnapshot load_snapshot(Cache& cache, const std::filesystem::path& path, co
   return load_snapshot(cache, source, options);
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

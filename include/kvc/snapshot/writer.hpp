@@ -25,7 +25,8 @@
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/events.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 struct SaveOptions {
   bool cached_prefixes = true;  ///< also what the policy has cached for later prompts, if it does that
@@ -129,4 +130,5 @@ class SnapshotWriter {
   std::vector<bool> written_;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -9,7 +9,9 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::transfer_detail {
+namespace kvc {
+inline namespace v0 {
+namespace transfer_detail {
 
 class LayerProgress {
  public:
@@ -67,4 +69,6 @@ class LayerProgress {
   std::vector<Layer> layers_;
 };
 
-}  // namespace kvc::inline v0::transfer_detail
+}  // namespace transfer_detail
+}  // namespace v0
+}  // namespace kvc

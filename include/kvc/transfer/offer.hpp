@@ -13,7 +13,9 @@
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/transfer/protocol.hpp"
 
-namespace kvc::inline v0::transfer_detail {
+namespace kvc {
+inline namespace v0 {
+namespace transfer_detail {
 
 /// A sequence that has been offered.
 struct Offered {
@@ -95,4 +97,6 @@ struct Offered {
   return std::nullopt;
 }
 
-}  // namespace kvc::inline v0::transfer_detail
+}  // namespace transfer_detail
+}  // namespace v0
+}  // namespace kvc

@@ -10,7 +10,9 @@
 #include "kvc/transfer/protocol.hpp"
 #include "kvc/transport/concept.hpp"
 
-namespace kvc::inline v0::transfer_detail {
+namespace kvc {
+inline namespace v0 {
+namespace transfer_detail {
 
 template <Transport T>
 class Outbox {
@@ -49,4 +51,6 @@ class Outbox {
   std::deque<Message> waiting_;
 };
 
-}  // namespace kvc::inline v0::transfer_detail
+}  // namespace transfer_detail
+}  // namespace v0
+}  // namespace kvc

@@ -58,7 +58,8 @@
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/transport/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 inline constexpr Channel transfer_channel = 0;    ///< from senders to receivers
 inline constexpr Channel reply_channel = 1;       ///< from receivers to senders
@@ -253,4 +254,5 @@ template <class Cache>
 }
 
 }  // namespace transfer_detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

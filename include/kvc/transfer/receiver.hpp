@@ -50,7 +50,8 @@
 #include "kvc/transfer/rows.hpp"
 #include "kvc/transport/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 struct ReceiverOptions {
   std::chrono::nanoseconds timeout = std::chrono::seconds(60);  ///< between two messages of a transfer
@@ -411,4 +412,5 @@ class SequenceReceiver {
   transfer_detail::RowPieces finder_;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -20,7 +20,9 @@
 #include "kvc/transfer/offer.hpp"
 #include "kvc/transfer/protocol.hpp"
 
-namespace kvc::inline v0::transfer_detail {
+namespace kvc {
+inline namespace v0 {
+namespace transfer_detail {
 
 /// Whether an empty cache could hold so many positions.
 template <class Cache>
@@ -90,4 +92,6 @@ template <class Cache>
   return Room<Cache>{opened->seq, std::move(*step), opened->cached};
 }
 
-}  // namespace kvc::inline v0::transfer_detail
+}  // namespace transfer_detail
+}  // namespace v0
+}  // namespace kvc

@@ -10,7 +10,9 @@
 #include "kvc/core/types.hpp"
 #include "kvc/layout/row_spans.hpp"
 
-namespace kvc::inline v0::transfer_detail {
+namespace kvc {
+inline namespace v0 {
+namespace transfer_detail {
 
 /// Collects pieces; neighbours in memory become one. Byte is std::byte or const std::byte.
 template <class Byte>
@@ -68,4 +70,6 @@ class RowPieces {
   std::vector<io_detail::Slots> slots_;
 };
 
-}  // namespace kvc::inline v0::transfer_detail
+}  // namespace transfer_detail
+}  // namespace v0
+}  // namespace kvc

@@ -45,7 +45,8 @@
 #include "kvc/transfer/rows.hpp"
 #include "kvc/transport/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// A sequence to send.
 struct Offer {
@@ -421,4 +422,5 @@ class SequenceSender {
   transfer_detail::RowPieces finder_;
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

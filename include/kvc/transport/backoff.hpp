@@ -7,7 +7,9 @@
 
 #include "kvc/transport/concept.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// Pauses between two looks: none at first but for what a yield gives to others, then a quarter of the time since the
 /// wait began. So the wait is a quarter longer than it must be, or `longest`, and who is idle takes no processor from
@@ -31,4 +33,6 @@ class Backoff {
   TimePoint begin_;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

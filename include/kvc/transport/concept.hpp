@@ -48,7 +48,8 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 using Peer = std::int32_t;     ///< number of a peer in its group
 using Channel = std::int32_t;  ///< number of a stream between two peers
@@ -113,4 +114,5 @@ bool wait_for(T& transport, TimePoint deadline, F&& condition) {
   return true;
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

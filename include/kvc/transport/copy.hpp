@@ -17,7 +17,9 @@
 
 #include "kvc/transport/concept.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 inline constexpr std::uint64_t streamed_body_bytes = std::uint64_t{1} << 20;  ///< a body from here on is streamed
 
@@ -78,4 +80,6 @@ inline void copy_body(SendPieces from, ReceivePieces to) noexcept {
   }
 }
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

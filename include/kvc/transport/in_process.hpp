@@ -31,7 +31,8 @@
 #include "kvc/transport/concept.hpp"
 #include "kvc/transport/copy.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 class InProcess {
   struct Message {
@@ -327,4 +328,5 @@ class InProcess {
 };
 static_assert(Transport<InProcess::Endpoint>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

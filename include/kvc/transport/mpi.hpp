@@ -46,7 +46,8 @@
 #include "kvc/transport/mpi_process.hpp"
 #include "kvc/transport/mpi_stream.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 class MpiTransport {
   using Operation = detail::MpiOperation;
@@ -437,4 +438,5 @@ class MpiTransport {
 };
 static_assert(Transport<MpiTransport>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -9,7 +9,9 @@
 
 #include "kvc/transport/concept.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 struct MpiNote {
   static constexpr std::int32_t closing = -1;  ///< instead of a channel
@@ -80,4 +82,6 @@ class MpiNotes {
   std::list<Sent> sent_;  // MPI reads them where they are
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

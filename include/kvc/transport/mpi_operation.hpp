@@ -19,7 +19,9 @@
 #include "kvc/core/error.hpp"
 #include "kvc/transport/concept.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// Calls f(address, count, datatype) of pieces at absolute addresses, or of one piece.
 template <class Pieces, class F>
@@ -183,4 +185,6 @@ class MpiOperation {
   bool fails_ = false;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

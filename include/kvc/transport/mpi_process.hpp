@@ -16,7 +16,9 @@
 #include <utility>
 #include <vector>
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// A process of this machine; a default one is of another, and nothing is known of it.
 class PeerProcess {
@@ -79,4 +81,6 @@ class PeerProcess {
   return processes;
 }
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

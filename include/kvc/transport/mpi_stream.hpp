@@ -13,7 +13,9 @@
 #include "kvc/core/types.hpp"
 #include "kvc/transport/mpi_operation.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 struct MpiStream {
   using OperationPtr = std::shared_ptr<MpiOperation>;
@@ -63,4 +65,6 @@ struct MpiStream {
   }
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -19,7 +19,8 @@
 #include "kvc/attention/kernel/splits.hpp"
 #include "kvc/attention/kv_view.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 /// One call: `sequences` views, each with `rows` rows of q one after the other.
@@ -345,4 +346,5 @@ class AttentionCall {
 };
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -22,7 +22,8 @@
 
 #if KVC_SIMD_BF16_DOT
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 struct Bf16Math {
@@ -278,6 +279,7 @@ class Bf16Tile {
 };
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc
 
 #endif  // KVC_SIMD_BF16_DOT

@@ -26,7 +26,8 @@
 
 #if KVC_SIMD_BYTE_DOT
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 /// Column c, a word of four unsigned bytes of each of 16 keys, in C groups of keys, goes into the sums of R rows of
@@ -332,6 +333,7 @@ class ByteTile {
 };
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc
 
 #endif  // KVC_SIMD_BYTE_DOT

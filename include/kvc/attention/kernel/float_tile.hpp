@@ -17,7 +17,8 @@
 #include "kvc/element/float16.hpp"
 #include "kvc/simd/convert.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 /// Whether rows of T are read as floats where they lie.
@@ -235,4 +236,5 @@ class FloatTile {
 };
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

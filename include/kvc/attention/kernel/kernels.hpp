@@ -23,7 +23,8 @@
 #include "kvc/simd/narrow.hpp"
 #include "kvc/simd/vec.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 inline constexpr Index tile_keys = 64;  // positions of a tile; one bit each in a word
@@ -261,4 +262,5 @@ KVC_ALWAYS_INLINE void add_weighted(const float* w, Index stride, Index plane, c
 }
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -29,7 +29,8 @@
 #include "kvc/attention/kernel/float_tile.hpp"
 #include "kvc/attention/kernel/nibble_tile.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 template <class T>
@@ -61,4 +62,5 @@ template <class T>
 using KvTile = typename KvTileOf<T>::Type;
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -10,7 +10,8 @@
 #include "kvc/element/element.hpp"
 #include "kvc/attention/kv_view.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 /// A piece of memory.
@@ -216,4 +217,5 @@ class Ahead {
 };
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -22,7 +22,8 @@
 
 #if KVC_SIMD_BYTE_DOT
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 /// Weights of four groups, of four positions each: sixteen bytes; a vector of values has a group in each quarter.
@@ -344,6 +345,7 @@ class NibbleTile {
 };
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc
 
 #endif  // KVC_SIMD_BYTE_DOT

@@ -9,7 +9,8 @@
 #include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/simd/exp.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 /// Scores of `count` <= 16 rows become weights exp(s - m), 0 where a key is not visible; m and l are carried on.
@@ -81,4 +82,5 @@ inline void soften(float* s, std::uint64_t* visible, Index count, float* m, floa
 }
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -27,7 +27,8 @@
 #include "kvc/attention/state.hpp"
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 inline constexpr Index split_keys = 512;
@@ -390,4 +391,5 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
 }
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

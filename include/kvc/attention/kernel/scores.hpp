@@ -8,7 +8,8 @@
 
 #include "kvc/attention/options.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// Where to look, in the order of AttentionOptions. Each stage includes those before it.
 enum class ScoreStage {
@@ -73,4 +74,5 @@ void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q
   }
 }
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

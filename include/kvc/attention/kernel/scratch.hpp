@@ -10,7 +10,8 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 /// Rows are kept with a multiple of 16 numbers.
@@ -95,4 +96,5 @@ class Scratch {
 };
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

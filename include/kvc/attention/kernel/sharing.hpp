@@ -9,7 +9,8 @@
 #include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/attention/kv_view.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 /// A batch in an order in which sequences that share a prefix are neighbours, whatever the tree of sharing: the order
@@ -93,4 +94,5 @@ template <class ViewOf>
 }
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

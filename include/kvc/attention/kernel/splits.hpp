@@ -10,7 +10,8 @@
 #include "kvc/attention/kernel/query_tile.hpp"
 #include "kvc/attention/kernel/sharing.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 namespace detail {
 
 /// Sequences [first, last) of the shared order, which have the first tile of this split in common, or are one.
@@ -231,4 +232,5 @@ class Steps {
 };
 
 }  // namespace detail
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

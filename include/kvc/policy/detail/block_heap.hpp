@@ -11,7 +11,9 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// The lowest key is on top.
 template <class Key>
@@ -89,4 +91,6 @@ class BlockHeap {
   std::vector<std::uint32_t> places_;  // of each block in heap_
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

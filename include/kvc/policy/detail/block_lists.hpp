@@ -10,7 +10,9 @@
 #include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 class BlockLists {
  public:
@@ -75,4 +77,6 @@ class BlockLists {
   std::uint32_t blocks_;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -21,7 +21,9 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/sequence_table.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// Where blocks come from.
 ///
@@ -302,4 +304,6 @@ class BlockTables {
   Pos block_tokens_;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

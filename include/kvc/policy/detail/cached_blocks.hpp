@@ -19,7 +19,9 @@
 #include "kvc/policy/prefix_index.hpp"
 #include "kvc/policy/detail/tenant_quota.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 template <EvictionPolicy Eviction, class Hash, EventListener Events>
 class CachedBlocks {
@@ -183,4 +185,6 @@ class CachedBlocks {
   std::uint64_t events_ = 0;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

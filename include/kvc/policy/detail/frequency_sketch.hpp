@@ -15,7 +15,9 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// Keys are hashes: all their bits are taken to be random.
 class FrequencySketch {
@@ -76,4 +78,6 @@ class FrequencySketch {
   std::uint64_t additions_ = 0;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -11,7 +11,9 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// Keys are hashes: all their bits are taken to be random.
 template <class Value>
@@ -115,4 +117,6 @@ class RecentKeys {
   Number end_ = 0;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

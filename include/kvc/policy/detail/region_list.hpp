@@ -11,7 +11,9 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 struct Region {
   Pos start = 0;
@@ -146,4 +148,6 @@ class RegionList {
   std::vector<Region> holes_;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -13,7 +13,9 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// Record must be default-constructible and have `void reset() noexcept`.
 template <class Record>
@@ -152,4 +154,6 @@ inline void require_range(PosRange range, Pos length) {
           "within the positions of the sequence");
 }
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -12,7 +12,9 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// Remembers the tenants of open sequences and of cached blocks, and lists the blocks of each from the oldest. O(1)
 /// expected, but that a tenant who is one more than there ever were may cost O(blocks); 12 bytes per block, if there is a
@@ -148,4 +150,6 @@ class TenantQuota {
   std::unordered_map<std::string, int> ids_;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -23,7 +23,9 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/salt.hpp"
 
-namespace kvc::inline v0::detail {
+namespace kvc {
+inline namespace v0 {
+namespace detail {
 
 /// What a sequence, or a pin, keeps beside its table.
 template <class Parent, class Visit>
@@ -272,4 +274,6 @@ class TokenTables : public BlockTables<Blocks, TokenNote<typename Blocks::Parent
   Index merges_ = 0;
 };
 
-}  // namespace kvc::inline v0::detail
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -33,7 +33,8 @@
 
 #include "kvc/core/types.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// How much the caller wants the blocks of a sequence to stay when it is closed. Only `Priority` looks at it.
 struct Retention {
@@ -79,4 +80,5 @@ struct EvictionDefaults {
   void remove(BlockId) noexcept {}
 };
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

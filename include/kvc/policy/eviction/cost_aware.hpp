@@ -26,7 +26,8 @@
 #include "kvc/policy/detail/block_heap.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// insert and erase are O(log blocks), all else is O(1). 36 bytes per block.
 class CostAware : public EvictionDefaults {
@@ -91,4 +92,5 @@ class CostAware : public EvictionDefaults {
 };
 static_assert(EvictionPolicy<CostAware>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -16,7 +16,8 @@
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// O(1), `victim` amortised: each block that is held costs it one step. 10 bytes per block.
 class Fifo : public EvictionDefaults {
@@ -71,4 +72,5 @@ class Fifo : public EvictionDefaults {
 };
 static_assert(EvictionPolicy<Fifo>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -21,7 +21,8 @@
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// O(1) for everything; `victim` looks at 64 lists at most. 9 bytes per block.
 class Lfu : public EvictionDefaults {
@@ -66,4 +67,5 @@ class Lfu : public EvictionDefaults {
 };
 static_assert(EvictionPolicy<Lfu>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -9,7 +9,8 @@
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// One list: O(1) for everything, 8 bytes per block. A match holds what it finds, and inserts it anew when it lets go.
 class Lru : public EvictionDefaults {
@@ -38,4 +39,5 @@ class Lru : public EvictionDefaults {
 };
 static_assert(EvictionPolicy<Lru>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -20,7 +20,8 @@
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// O(1), and O(log blocks) once for each block with a duration: insert, erase, and `victim` amortised. 37 bytes per
 /// block.
@@ -105,4 +106,5 @@ class Priority : public EvictionDefaults {
 };
 static_assert(EvictionPolicy<Priority>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

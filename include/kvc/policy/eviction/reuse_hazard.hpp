@@ -29,7 +29,8 @@
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/detail/recent_keys.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// O(1) per block; about 40 bytes per block.
 class ReuseHazard {
@@ -360,4 +361,5 @@ class ReuseHazard {
 };
 static_assert(EvictionPolicy<ReuseHazard>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

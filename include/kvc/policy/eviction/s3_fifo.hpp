@@ -25,7 +25,8 @@
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/detail/recent_keys.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// O(1), `victim` amortised: each use costs it one step, and each block that is held. 45 to 68 bytes per block, by
 /// how far the number of ghosts is from a power of two.
@@ -163,4 +164,5 @@ class S3Fifo : public EvictionDefaults {
 };
 static_assert(EvictionPolicy<S3Fifo>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc

@@ -28,7 +28,8 @@
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/detail/frequency_sketch.hpp"
 
-namespace kvc::inline v0 {
+namespace kvc {
+inline namespace v0 {
 
 /// O(1) amortised for everything: see FrequencySketch. 32 to 40 bytes per block.
 class TinyLfu : public EvictionDefaults {
@@ -141,4 +142,5 @@ class TinyLfu : public EvictionDefaults {
 };
 static_assert(EvictionPolicy<TinyLfu>);
 
-}  // namespace kvc::inline v0
+}  // namespace v0
+}  // namespace kvc
