@@ -140,7 +140,7 @@ class OneTile {
 };
 
 template <class T>
-void add_parts(double kvc_bench::Limits::*unit) {
+void add_parts(double kvc_bench::Limits::* unit) {
   const auto add = [&](const char* part, auto run, double operations) {
     const std::string name = "kernels/" + std::string(Element<T>::name) + "/" + part;
     benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
@@ -156,14 +156,10 @@ void add_parts(double kvc_bench::Limits::*unit) {
       state.counters["ideal"] = operations / (limits.*unit) * 1e9;
     });
   };
-  add(
-      "scores", [](OneTile<T>& t) { t.scores(); }, 2.0 * rows * dim);
-  add(
-      "soften", [](OneTile<T>& t) { t.soften(); }, 0.0);
-  add(
-      "weights", [](OneTile<T>& t) { t.weights(); }, 0.0);
-  add(
-      "values", [](OneTile<T>& t) { t.values(); }, 2.0 * rows * dim);
+  add("scores", [](OneTile<T>& t) { t.scores(); }, 2.0 * rows * dim);
+  add("soften", [](OneTile<T>& t) { t.soften(); }, 0.0);
+  add("weights", [](OneTile<T>& t) { t.weights(); }, 0.0);
+  add("values", [](OneTile<T>& t) { t.values(); }, 2.0 * rows * dim);
 }
 
 /// A buffer, cut into stretches that are read one after the other.

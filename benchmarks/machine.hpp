@@ -242,10 +242,9 @@ double arithmetic_peak(int threads, double operations, F step) {
 inline double fp32_peak(int threads) {
   using kvc::simd::Part;
   const Part factor = opaque(Part{} + 0.999F), term = opaque(Part{} + 0.001F);
-  return detail::arithmetic_peak<Part>(
-      threads, 2.0 * kvc::simd::part_lanes, [=](Part x) __attribute__((always_inline)) {
-        return kvc::simd::madd(x, factor, term);
-      });
+  return detail::arithmetic_peak<Part>(threads, 2.0 * kvc::simd::part_lanes,
+                                       [=](Part x)
+                                           __attribute__((always_inline)) { return kvc::simd::madd(x, factor, term); });
 }
 
 // The dot products are spelt in assembly: from their intrinsics g++ 12 makes two moves and a store for each.
@@ -253,11 +252,10 @@ inline double fp32_peak(int threads) {
 inline double bf16_peak([[maybe_unused]] int threads) {
 #if defined(__AVX512BF16__)
   const __m512i one = opaque(_mm512_set1_epi16(0x3f80));
-  return detail::arithmetic_peak<__m512>(
-      threads, 64.0, [=](__m512 x) __attribute__((always_inline)) {
-        asm("vdpbf16ps %1, %1, %0" : "+v"(x) : "v"(one));
-        return x;
-      });
+  return detail::arithmetic_peak<__m512>(threads, 64.0, [=](__m512 x) __attribute__((always_inline)) {
+    asm("vdpbf16ps %1, %1, %0" : "+v"(x) : "v"(one));
+    return x;
+  });
 #else
   return 0.0;
 #endif
@@ -266,18 +264,16 @@ inline double bf16_peak([[maybe_unused]] int threads) {
 inline double int8_peak([[maybe_unused]] int threads) {
 #if defined(__AVX512VNNI__)
   const __m512i one = opaque(_mm512_set1_epi8(1));
-  return detail::arithmetic_peak<__m512i>(
-      threads, 128.0, [=](__m512i x) __attribute__((always_inline)) {
-        asm("vpdpbusd %1, %1, %0" : "+v"(x) : "v"(one));
-        return x;
-      });
+  return detail::arithmetic_peak<__m512i>(threads, 128.0, [=](__m512i x) __attribute__((always_inline)) {
+    asm("vpdpbusd %1, %1, %0" : "+v"(x) : "v"(one));
+    return x;
+  });
 #elif defined(__AVXVNNI__)
   const __m256i one = opaque(_mm256_set1_epi8(1));
-  return detail::arithmetic_peak<__m256i>(
-      threads, 64.0, [=](__m256i x) __attribute__((always_inline)) {
-        asm("%{vex%} vpdpbusd %1, %1, %0" : "+x"(x) : "x"(one));
-        return x;
-      });
+  return detail::arithmetic_peak<__m256i>(threads, 64.0, [=](__m256i x) __attribute__((always_inline)) {
+    asm("%{vex%} vpdpbusd %1, %1, %0" : "+x"(x) : "x"(one));
+    return x;
+  });
 #else
   return 0.0;
 #endif
@@ -289,7 +285,7 @@ inline double int8_peak([[maybe_unused]] int threads) {
 struct Limits {
   double read = 0, fp32 = 0, bf16 = 0, int8 = 0;
 };
-inline constexpr double Limits::*all_limits[] = {&Limits::read, &Limits::fp32, &Limits::bf16, &Limits::int8};
+inline constexpr double Limits::* all_limits[] = {&Limits::read, &Limits::fp32, &Limits::bf16, &Limits::int8};
 
 /// The limits of this machine, by number of threads; measured again as often as asked.
 class Machine {

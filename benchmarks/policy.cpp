@@ -399,7 +399,10 @@ void requests_sharded(benchmark::State& state) {
 
 void register_all() {
   const auto add = [](const std::string& name, auto function, std::vector<std::int64_t> arguments) {
-    benchmark::RegisterBenchmark(name.c_str(), function)->Args(arguments)->UseManualTime()->Unit(benchmark::kMicrosecond);
+    benchmark::RegisterBenchmark(name.c_str(), function)
+        ->Args(arguments)
+        ->UseManualTime()
+        ->Unit(benchmark::kMicrosecond);
   };
   for (const Index blocks : {10'000, 262'144, 1'000'000, 10'000'000}) {
     add("match/cached:" + std::to_string(blocks) + "/prompt:131072", match<false>, {blocks, 131'072});
@@ -420,10 +423,11 @@ void register_all() {
   }
   for (const int threads : {1, 2, 4}) {
     using Function = void (*)(benchmark::State&);
-    const std::pair<const char*, Function> fronts[] = {{"requests/adaptive", requests_synchronized<AdaptiveMutex>},
-                                                       {"requests/shared_mutex", requests_synchronized<std::shared_mutex>},
-                                                       {"requests/mutex", requests_synchronized<std::mutex>},
-                                                       {"requests/sharded:8", requests_sharded}};
+    const std::pair<const char*, Function> fronts[] = {
+        {"requests/adaptive", requests_synchronized<AdaptiveMutex>},
+        {"requests/shared_mutex", requests_synchronized<std::shared_mutex>},
+        {"requests/mutex", requests_synchronized<std::mutex>},
+        {"requests/sharded:8", requests_sharded}};
     for (const auto& [name, function] : fronts) {
       benchmark::RegisterBenchmark(name, function)->Threads(threads)->UseRealTime()->Unit(benchmark::kMicrosecond);
     }

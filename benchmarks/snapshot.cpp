@@ -27,9 +27,9 @@
 
 #include "kvc/cache.hpp"
 #include "kvc/element/float16.hpp"
-#include "kvc/snapshot/snapshot.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
+#include "kvc/snapshot/snapshot.hpp"
 
 namespace {
 using namespace kvc;

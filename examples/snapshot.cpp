@@ -11,8 +11,8 @@
 
 #include "kvc/cache.hpp"
 #include "kvc/element/float16.hpp"
-#include "kvc/snapshot/snapshot.hpp"
 #include "kvc/policy/prefix_shared.hpp"
+#include "kvc/snapshot/snapshot.hpp"
 
 namespace {
 using Cache = kvc::KvCache<Eigen::bfloat16, kvc::PrefixShared<>>;

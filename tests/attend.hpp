@@ -6,9 +6,9 @@
 #include <span>
 #include <utility>
 
-#include "kvc/parallel/executor.hpp"
-#include "kvc/attention/options.hpp"
 #include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/parallel/executor.hpp"
 
 namespace kvc_test {
 
@@ -19,8 +19,8 @@ class AnyView {
   using Element = T;
 
   template <kvc::KvView View>
-  requires(std::same_as<typename View::Element, T> && !std::same_as<View, AnyView>)
-      AnyView(const View& view)  // NOLINT: converts by design
+    requires(std::same_as<typename View::Element, T> && !std::same_as<View, AnyView>)
+  AnyView(const View& view)  // NOLINT: converts by design
       : kv_heads_(view.kv_heads()),
         key_dim_(view.key_dim()),
         value_dim_(view.value_dim()),
@@ -49,8 +49,8 @@ static_assert(kvc::KvView<AnyView<float>>);
 class AnyExecutor {
  public:
   template <kvc::Executor Ex>
-  requires(!std::same_as<std::remove_cvref_t<Ex>, AnyExecutor>)
-      AnyExecutor(Ex&& executor)  // NOLINT: converts by design
+    requires(!std::same_as<std::remove_cvref_t<Ex>, AnyExecutor>)
+  AnyExecutor(Ex&& executor)  // NOLINT: converts by design
       : concurrency_(kvc::detail::concurrency(executor)),
         parallel_for_(
             [&executor](kvc::Index n, const std::function<void(kvc::Index)>& f) { executor.parallel_for(n, f); }) {}

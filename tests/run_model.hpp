@@ -6,10 +6,10 @@
 #include <span>
 #include <vector>
 
-#include "kvc/parallel/executor.hpp"
 #include "kvc/attention/extern.hpp"
 #include "kvc/llama/decoder.hpp"
 #include "kvc/llama/sampler.hpp"
+#include "kvc/parallel/executor.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"

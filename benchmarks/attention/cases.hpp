@@ -7,9 +7,9 @@
 
 #include "filled.hpp"
 #include "kvc/attention/decode.hpp"
-#include "kvc/parallel/executor.hpp"
 #include "kvc/attention/extern.hpp"
 #include "kvc/attention/prefill.hpp"
+#include "kvc/parallel/executor.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"

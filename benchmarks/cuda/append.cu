@@ -3,10 +3,10 @@
 #include <vector>
 
 #include "bench.hpp"
-#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/append.cuh"
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/space.cuh"
+#include "kvc/element/quantized.hpp"
 #include "kvc/policy/paged.hpp"
 
 namespace {

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "bench.hpp"
-#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/decode.cuh"
 #include "kvc/cuda/space.cuh"
+#include "kvc/element/quantized.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 

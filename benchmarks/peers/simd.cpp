@@ -108,8 +108,7 @@ struct StdSimd {
         q, k, sum, [](const float* p) __attribute__((always_inline)) { return load(p); },
         // Contracted by the compiler: std::experimental::fma of libstdc++ 12 works lane by lane, and became one instruction
         // in some functions and not in others.
-        [](const V& a, const V& b, const V& c) __attribute__((always_inline)) { return a * b + c; },
-        [](V&) {},
+        [](const V& a, const V& b, const V& c) __attribute__((always_inline)) { return a * b + c; }, [](V&) {},
         [&]() __attribute__((always_inline)) {
           unroll<rows * keys>([&](auto i) __attribute__((always_inline)) {
             s[i] = std::experimental::reduce(sum[i / keys][i % keys]);

@@ -25,13 +25,13 @@ struct BatchIndex {
   static constexpr std::int32_t padding = -1;  ///< in block_table, behind the last block of a sequence
 
   Pos block_tokens = 0;
-  Index max_blocks = 0;                      ///< of any sequence in the batch
-  std::vector<std::int32_t> q_indptr;        ///< [batch + 1]; rows of queries before sequence i
-  std::vector<std::int32_t> kv_indptr;       ///< [batch + 1]; blocks before sequence i
-  std::vector<std::int32_t> kv_indices;      ///< [kv_indptr[batch]]; block ids
-  std::vector<std::int32_t> last_page_len;   ///< [batch]; slots in use of the last block: 1 .. block_tokens, 0 if empty
-  std::vector<std::int32_t> block_table;     ///< [batch, max_blocks]; block ids, padded
-  std::vector<std::int32_t> seq_lens;        ///< [batch]; positions, with those of an extension under way
+  Index max_blocks = 0;                     ///< of any sequence in the batch
+  std::vector<std::int32_t> q_indptr;       ///< [batch + 1]; rows of queries before sequence i
+  std::vector<std::int32_t> kv_indptr;      ///< [batch + 1]; blocks before sequence i
+  std::vector<std::int32_t> kv_indices;     ///< [kv_indptr[batch]]; block ids
+  std::vector<std::int32_t> last_page_len;  ///< [batch]; slots in use of the last block: 1 .. block_tokens, 0 if empty
+  std::vector<std::int32_t> block_table;    ///< [batch, max_blocks]; block ids, padded
+  std::vector<std::int32_t> seq_lens;       ///< [batch]; positions, with those of an extension under way
 
   [[nodiscard]] Index size() const noexcept { return static_cast<Index>(seq_lens.size()); }
 };
@@ -93,9 +93,8 @@ template <class Cache, std::ranges::input_range Appends, class F>
 template <class Cache, std::ranges::input_range Appends>
   requires BlockTablePolicy<typename Cache::PolicyType>
 [[nodiscard]] BatchIndex make_batch(const Cache& cache, const Appends& appends) {
-  return detail::with_rows_of(cache, appends, [&](auto sequences, auto queries) {
-    return make_batch(cache.policy(), sequences, queries);
-  });
+  return detail::with_rows_of(
+      cache, appends, [&](auto sequences, auto queries) { return make_batch(cache.policy(), sequences, queries); });
 }
 
 }  // namespace v0

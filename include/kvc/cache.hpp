@@ -24,15 +24,15 @@
 #include <utility>
 #include <vector>
 
-#include "kvc/element/element.hpp"
 #include "kvc/core/error.hpp"
-#include "kvc/layout/layout.hpp"
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/scope_guard.hpp"
-#include "kvc/layout/shape.hpp"
-#include "kvc/memory/space.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/layout/layout.hpp"
+#include "kvc/layout/shape.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/policy/concept.hpp"
 
 namespace kvc {
@@ -271,9 +271,10 @@ class KvCache {
   template <class Where = S>
     requires(!Where::host_accessible)
   [[nodiscard]] View view(Index, SeqId) const {
-    static_assert(Where::host_accessible,
-                  "kvc: the CPU cannot read this cache's memory. For a cache in device memory, include kvc/cuda/view.cuh "
-                  "and call kvc::cuda::view(cache, layer), or bring rows to the host with kvc/cuda/rows.cuh.");
+    static_assert(
+        Where::host_accessible,
+        "kvc: the CPU cannot read this cache's memory. For a cache in device memory, include kvc/cuda/view.cuh "
+        "and call kvc::cuda::view(cache, layer), or bring rows to the host with kvc/cuda/rows.cuh.");
   }
   template <class Where = S, class... Args>
     requires(!Where::host_accessible)
@@ -318,7 +319,8 @@ class KvCache {
     return policy_.match_length(prompt, options);
   }
   /// Whether there is room for a prompt and `reserve` more tokens.
-  [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const
+  [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0,
+                                    const OpenOptions& options = {}) const
     requires requires(const P& p) { p.admission(prompt, reserve, options); }
   {
     return policy_.admission(prompt, reserve, options);
@@ -424,12 +426,10 @@ class KvCache {
       return;
     }
     const PoolExtents& extents = layout_.extents();
-    copy_grid(copy, extents.key_row, layout_.k_stride(), [&](BlockId block, Index layer, Index head, Pos slot) {
-      return layout_.k(block, layer, head, slot);
-    });
-    copy_grid(copy, extents.value_row, layout_.v_stride(), [&](BlockId block, Index layer, Index head, Pos slot) {
-      return layout_.v(block, layer, head, slot);
-    });
+    copy_grid(copy, extents.key_row, layout_.k_stride(),
+              [&](BlockId block, Index layer, Index head, Pos slot) { return layout_.k(block, layer, head, slot); });
+    copy_grid(copy, extents.value_row, layout_.v_stride(),
+              [&](BlockId block, Index layer, Index head, Pos slot) { return layout_.v(block, layer, head, slot); });
   }
 
   /// The keys, or the values.  offset(block, layer, head, slot), in Storage objects

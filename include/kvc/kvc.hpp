@@ -3,15 +3,15 @@
 #pragma once
 
 #include "kvc/attention/decode.hpp"
+#include "kvc/attention/kernel/scores.hpp"
+#include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/reference.hpp"
-#include "kvc/attention/kernel/scores.hpp"
 #include "kvc/attention/state.hpp"
 #include "kvc/batch.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
-#include "kvc/attention/kv_view.hpp"
 #include "kvc/llama/checkpoint.hpp"
 #include "kvc/llama/decoder.hpp"
 #include "kvc/llama/sampler.hpp"

@@ -6,8 +6,8 @@
 
 #include "device_memory.hpp"
 #include "device_test.hpp"
-#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/prefill.cuh"
+#include "kvc/element/quantized.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "prefill_case.hpp"

@@ -282,7 +282,7 @@ struct BlockSize {
     operator unsigned() const { return Block::current()->threads(); }  // NOLINT
   } x;
 };
-template <unsigned dim3::*member, dim3 (Block::*of)() const>
+template <unsigned dim3::* member, dim3 (Block::*of)() const>
 struct Of {
   operator unsigned() const { return (Block::current()->*of)().*member; }  // NOLINT
 };

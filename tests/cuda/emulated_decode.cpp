@@ -6,10 +6,10 @@
 
 #include "catch.hpp"
 #include "decode_case.hpp"
-#include "kvc/element/float16.hpp"
-#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/decode_kernel.cuh"
 #include "kvc/cuda/merge_kernel.cuh"
+#include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 

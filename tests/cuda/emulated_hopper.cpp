@@ -7,9 +7,9 @@
 #include <limits>
 
 #include "catch.hpp"
-#include "kvc/element/float16.hpp"
-#include "kvc/cuda/tma_boxes.hpp"
 #include "kvc/cuda/prefill_hopper.cuh"
+#include "kvc/cuda/tma_boxes.hpp"
+#include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "prefill_case.hpp"

@@ -7,10 +7,10 @@
 #include <set>
 
 #include "catch.hpp"
-#include "kvc/element/float16.hpp"
-#include "kvc/element/quantized.hpp"
 #include "kvc/cuda/prefill_kernel.cuh"
 #include "kvc/cuda/prefill_plain.cuh"
+#include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "prefill_case.hpp"

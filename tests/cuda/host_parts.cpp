@@ -6,10 +6,10 @@
 
 #include "catch.hpp"
 #include "decode_case.hpp"
-#include "kvc/element/float16.hpp"
 #include "kvc/cuda/copy_queue.hpp"
 #include "kvc/cuda/decode_plan.hpp"
 #include "kvc/cuda/view.cuh"
+#include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"

@@ -85,7 +85,8 @@ Errors errors(const Problem& p) {
 template <class T>
 void report(const char* data, const Errors& errors) {
   std::cout << "error of " << kvc::Element<T>::name << " on " << data << ": prefill " << errors.prefill << ", decode "
-            << errors.decode << " (at most " << most<T> << "); against the original rows " << errors.original << std::endl;
+            << errors.decode << " (at most " << most<T> << "); against the original rows " << errors.original
+            << std::endl;
   CHECK(errors.prefill <= most<T>);
   CHECK(errors.decode <= most<T>);
 }
@@ -103,7 +104,8 @@ TEMPLATE_TEST_CASE("attention over a trained model's keys and values stays close
   for (Index layer = 0; layer < c.layers; ++layer) {
     const auto part = [&](const Matrix& m) -> Matrix { return m.middleRows(layer * 256, 256); };
     const Errors e = errors<TestType>(Problem(c.kv_heads, part(q), part(k), part(v)));
-    worst = {std::max(worst.prefill, e.prefill), std::max(worst.decode, e.decode), std::max(worst.original, e.original)};
+    worst = {std::max(worst.prefill, e.prefill), std::max(worst.decode, e.decode),
+             std::max(worst.original, e.original)};
   }
   report<TestType>("stories260K, the worst layer", worst);
 }

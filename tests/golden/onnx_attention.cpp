@@ -32,7 +32,8 @@ struct Rows {
   Index batch, heads, tokens, dim;
   std::vector<float> data;  // [batch, tokens, heads * dim]
 
-  Rows(Index b, Index h, Index t, Index d) : batch(b), heads(h), tokens(t), dim(d), data(static_cast<std::size_t>(b * h * t * d)) {}
+  Rows(Index b, Index h, Index t, Index d)
+      : batch(b), heads(h), tokens(t), dim(d), data(static_cast<std::size_t>(b * h * t * d)) {}
   MatrixRef<float> sequence(Index b) { return {data.data() + b * tokens * heads * dim, tokens, heads * dim}; }
 
   /// f(place in data, place in the tensor) for each number.
@@ -43,7 +44,8 @@ struct Rows {
         for (Index h = 0; h < heads; ++h) {
           for (Index d = 0; d < dim; ++d) {
             const Index here = ((b * tokens + t) * heads + h) * dim + d;
-            f(static_cast<std::size_t>(here), static_cast<std::size_t>(four_d ? ((b * heads + h) * tokens + t) * dim + d : here));
+            f(static_cast<std::size_t>(here),
+              static_cast<std::size_t>(four_d ? ((b * heads + h) * tokens + t) * dim + d : here));
           }
         }
       }
@@ -56,7 +58,8 @@ struct Rows {
     }
     Rows rows = four_d ? Rows(tensor.dim(0), tensor.dim(1), tensor.dim(2), tensor.dim(3))
                        : Rows(tensor.dim(0), heads_attribute, tensor.dim(1), tensor.dim(2) / heads_attribute);
-    rows.each(four_d, [&](std::size_t here, std::size_t there) { rows.data[here] = static_cast<float>(tensor.values[there]); });
+    rows.each(four_d,
+              [&](std::size_t here, std::size_t there) { rows.data[here] = static_cast<float>(tensor.values[there]); });
     return rows;
   }
   std::vector<float> tensor(bool four_d) const {
@@ -127,7 +130,8 @@ void run(const OnnxCase& c, const typename Policy::Config& config) {
   const Index total = past_k.tokens + k.tokens;
   const Mask mask(c.input(mask_in), q.batch, q.heads, q.tokens);
 
-  kvc::AttentionOptions options{.causal = c.integer("is_causal", 0) != 0, .softcap = static_cast<float>(c.number("softcap", 0))};
+  kvc::AttentionOptions options{.causal = c.integer("is_causal", 0) != 0,
+                                .softcap = static_cast<float>(c.number("softcap", 0))};
   const double scale = c.number("scale", 0);
   if (scale != 0) {  // 0 stands for the default
     options.scale = static_cast<float>(scale);
@@ -166,14 +170,16 @@ void run(const OnnxCase& c, const typename Policy::Config& config) {
     float* scores = qk.data() + b * rows * total;
     const bool after_mask = stage >= kvc::ScoreStage::masked;
     if (!after_mask) {
-      kvc::attention_scores(cache.view(0, seq), queries, q.sequence(b), stage, MatrixRef<float>(scores, rows, total), options);
+      kvc::attention_scores(cache.view(0, seq), queries, q.sequence(b), stage, MatrixRef<float>(scores, rows, total),
+                            options);
     }
     cache.truncate(seq, length);
     if (after_mask) {
       const float masked = stage == kvc::ScoreStage::masked ? -std::numeric_limits<float>::infinity() : 0.0F;
       std::fill_n(scores, rows * total, masked);
       std::vector<float> visible(static_cast<std::size_t>(rows * length));
-      kvc::attention_scores(cache.view(0, seq), queries, q.sequence(b), stage, MatrixRef<float>(visible.data(), rows, length), options);
+      kvc::attention_scores(cache.view(0, seq), queries, q.sequence(b), stage,
+                            MatrixRef<float>(visible.data(), rows, length), options);
       for (Index r = 0; r < rows; ++r) {
         std::copy_n(visible.data() + r * length, length, scores + r * total);
       }
@@ -182,7 +188,8 @@ void run(const OnnxCase& c, const typename Policy::Config& config) {
     Attend<T>::prefill(cache.view(0, seq), queries, q.sequence(b), y.sequence(b), options);
     if (q.tokens == 1 && first == length - 1) {
       std::vector<float> decoded(static_cast<std::size_t>(q.heads * v.dim));
-      Attend<T>::decode(cache.view(0, seq), q.sequence(b), MatrixRef<float>(decoded.data(), 1, q.heads * v.dim), options);
+      Attend<T>::decode(cache.view(0, seq), q.sequence(b), MatrixRef<float>(decoded.data(), 1, q.heads * v.dim),
+                        options);
       CHECK(std::equal(decoded.begin(), decoded.end(), y.sequence(b).data()));
     }
   }
@@ -199,7 +206,8 @@ void run(const OnnxCase& c, const typename Policy::Config& config) {
 
 template <class Policy>
 void run(const OnnxCase& c, const typename Policy::Config& config) {
-  if (c.op != "Attention" || c.input(0) == nullptr || c.input(1) == nullptr || c.input(2) == nullptr || c.output(0) == nullptr) {
+  if (c.op != "Attention" || c.input(0) == nullptr || c.input(1) == nullptr || c.input(2) == nullptr ||
+      c.output(0) == nullptr) {
     throw std::runtime_error("not an Attention node with Q, K, V and Y");
   }
   // softmax_precision asks for at least that of its type, up to float: float is what is used throughout.

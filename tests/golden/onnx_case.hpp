@@ -57,10 +57,10 @@ struct OnnxCase {
   std::string name;
   std::string op;
   std::int64_t opset = 0;
-  std::map<std::string, double> numbers = {};                // attributes of type float and int
-  std::map<std::string, std::string> strings = {};           // attributes of type string
-  std::vector<std::string> inputs = {}, outputs = {};        // of the node, by position; "" where left out
-  std::map<std::string, OnnxTensor> tensors = {};            // inputs and expected outputs, by name
+  std::map<std::string, double> numbers = {};          // attributes of type float and int
+  std::map<std::string, std::string> strings = {};     // attributes of type string
+  std::vector<std::string> inputs = {}, outputs = {};  // of the node, by position; "" where left out
+  std::map<std::string, OnnxTensor> tensors = {};      // inputs and expected outputs, by name
 
   /// Input or expected output at a position of the node; nullptr where it is left out.
   const OnnxTensor* input(std::size_t i) const { return find(inputs, i); }
@@ -109,7 +109,8 @@ double from_bits(std::int32_t bits) {
 }
 
 inline OnnxTensor tensor(const kvc_onnx::TensorProto& from, const std::string& name) {
-  OnnxTensor to{.name = name, .type = static_cast<OnnxType>(from.data_type()), .dims = {from.dims().begin(), from.dims().end()}};
+  OnnxTensor to{
+      .name = name, .type = static_cast<OnnxType>(from.data_type()), .dims = {from.dims().begin(), from.dims().end()}};
   const std::string& raw = from.raw_data();
   const auto typed = [&](const auto& field) { to.values.assign(field.begin(), field.end()); };
   switch (to.type) {
@@ -203,7 +204,8 @@ inline OnnxCase load_onnx_case(const std::filesystem::path& folder) {
 /// of the test data. The running test case ends as skipped where there are none.
 inline std::vector<std::filesystem::path> onnx_folders(const std::string& prefix) {
   const char* given = std::getenv("KVC_ONNX_DIR");
-  const std::filesystem::path root = given != nullptr && *given != '\0' ? std::string(given) : data_file("onnx_attention");
+  const std::filesystem::path root =
+      given != nullptr && *given != '\0' ? std::string(given) : data_file("onnx_attention");
   std::vector<std::filesystem::path> folders;
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(root, ignored)) {

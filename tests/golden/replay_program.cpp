@@ -65,7 +65,7 @@ void check_counts(const std::string& trace, Index blocks, Index unique, const st
     capacities += (capacities.empty() ? "" : ",") + std::to_string(f.capacity);
   }
   const kvc_test::Run run = replay("--trace '" + path + "' --capacity " + capacities + " --eviction lru --json '" +
-                         folder.file("r.json") + "' 2>&1");
+                                   folder.file("r.json") + "' 2>&1");
   CAPTURE(run.output);
   REQUIRE(run.status == 0);
   const auto report = nlohmann::json::parse(folder.read("r.json"));

@@ -14,9 +14,9 @@
 #include "attend.hpp"
 #include "catch.hpp"
 #include "element_types.hpp"
-#include "kvc/parallel/executor.hpp"
-#include "kvc/attention/options.hpp"
 #include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/parallel/executor.hpp"
 #include "random_source.hpp"
 
 namespace kvc_test {

@@ -174,8 +174,8 @@ TEMPLATE_TEST_CASE("A batch has the same bits however finely it is cut", "[atten
     append(cache, sequences[0], random_tokens(random, random.between(Pos{600}, Pos{3000})));
     for (int n = random.between(0, 4); n > 0; --n) {
       const bool shares = !random.one_in(3);
-      sequences.push_back(
-          shares ? cache.fork(sequences[0], random.between(Pos{0}, cache.length(sequences[0]))) : cache.open());
+      sequences.push_back(shares ? cache.fork(sequences[0], random.between(Pos{0}, cache.length(sequences[0])))
+                                 : cache.open());
       append(cache, sequences.back(), random_tokens(random, random.between(Pos{1}, Pos{1000})));
     }
 

@@ -94,8 +94,7 @@ class DecodeEngine {
         receiver_(cache_, world.transport, {.timeout = timeout}) {}
 
   /// Polls until `done`; sequences that came are checked and closed.
-  Counts run(
-      const std::function<bool(const Counts&)>& done, const std::function<void()>& each = [] {}) {
+  Counts run(const std::function<bool(const Counts&)>& done, const std::function<void()>& each = [] {}) {
     Counts counts;
     const bool in_time = run_until(world_->transport, [&] {
       receiver_.poll(now(), 100000);

@@ -13,8 +13,8 @@
 #include "catch.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
-#include "kvc/snapshot/snapshot.hpp"
 #include "kvc/policy/synchronized.hpp"
+#include "kvc/snapshot/snapshot.hpp"
 #include "policies.hpp"
 #include "shadow.hpp"
 

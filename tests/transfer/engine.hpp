@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "snapshot/any_cache.hpp"
 #include "kvc/transfer/receiver.hpp"
 #include "kvc/transfer/sender.hpp"
 #include "kvc/transport/in_process.hpp"
+#include "snapshot/any_cache.hpp"
 
 namespace kvc_test {
 

@@ -6,9 +6,9 @@
 #include "catch.hpp"
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/extern.hpp"
+#include "kvc/attention/kernel/scores.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/reference.hpp"
-#include "kvc/attention/kernel/scores.hpp"
 
 using namespace kvc;
 
@@ -109,11 +109,12 @@ TEST_CASE("Scores at each stage", "[attention]") {
   const std::vector<float> q{1};
   const auto at = [&](ScoreStage stage) {
     std::vector<float> out(3);
-    attention_scores(example.view(), {1, 2}, MatrixRef<const float>(q.data(), 1, 1), stage, MatrixRef<float>(out.data(), 1, 3),
-                     options);
+    attention_scores(example.view(), {1, 2}, MatrixRef<const float>(q.data(), 1, 1), stage,
+                     MatrixRef<float>(out.data(), 1, 3), options);
     return out;
   };
-  const std::vector<float> raw = at(ScoreStage::raw), capped = at(ScoreStage::softcapped), masked = at(ScoreStage::masked);
+  const std::vector<float> raw = at(ScoreStage::raw), capped = at(ScoreStage::softcapped),
+                           masked = at(ScoreStage::masked);
   CHECK(raw[2] == Approx(2 * ln3));
   CHECK(capped[2] == Approx(4 * std::tanh(ln3 / 2)));
   CHECK(masked[0] == Approx(1));
@@ -126,12 +127,16 @@ TEST_CASE("Bad calls say what is wrong", "[attention]") {
   using kvc_test::contains;
   const std::vector<float> k(6), q(8);
   std::vector<float> out(8);
-  const DenseView<float> kv(MatrixRef<const float>(k.data(), 3, 2), MatrixRef<const float>(k.data(), 3, 2), 1);  // dims 2
-  const auto call = [&](Index q_rows, Index q_cols, Index out_cols, PosRange queries, const AttentionOptions& options = {}) {
-    prefill(kv, queries, MatrixRef<const float>(q.data(), q_rows, q_cols), MatrixRef<float>(out.data(), q_rows, out_cols), options);
+  const DenseView<float> kv(MatrixRef<const float>(k.data(), 3, 2), MatrixRef<const float>(k.data(), 3, 2),
+                            1);  // dims 2
+  const auto call = [&](Index q_rows, Index q_cols, Index out_cols, PosRange queries,
+                        const AttentionOptions& options = {}) {
+    prefill(kv, queries, MatrixRef<const float>(q.data(), q_rows, q_cols),
+            MatrixRef<float>(out.data(), q_rows, out_cols), options);
   };
   CHECK_NOTHROW(call(2, 4, 4, {0, 2}));
-  CHECK_THROWS_WITH(call(2, 3, 4, {0, 2}), contains("q columns is 3") && contains("multiple of kv_heads * key_dim = 2"));
+  CHECK_THROWS_WITH(call(2, 3, 4, {0, 2}),
+                    contains("q columns is 3") && contains("multiple of kv_heads * key_dim = 2"));
   CHECK_THROWS_WITH(call(2, 0, 0, {0, 2}), contains("q columns is 0"));
   CHECK_THROWS_WITH(call(2, 4, 2, {0, 2}), contains("out is [2, 2]") && contains("[2, 4]"));
   CHECK_THROWS_WITH(call(2, 4, 4, {0, 3}), contains("queries is [0, 3)"));
@@ -140,7 +145,8 @@ TEST_CASE("Bad calls say what is wrong", "[attention]") {
   CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.softcap = -2}), contains("softcap is -2"));
   CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.softcap = infinity}), contains("softcap"));
   const bool mask[9] = {};
-  CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.mask = AttentionMask::boolean(mask, 3, 1, 3)}), contains("mask heads is 3"));
+  CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.mask = AttentionMask::boolean(mask, 3, 1, 3)}),
+                    contains("mask heads is 3"));
   CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.mask = AttentionMask::boolean(mask, 1, 3, 3)}), contains("mask rows is 3"));
   CHECK_THROWS_AS(AttentionMask::boolean(mask, 0, 3, 3), std::invalid_argument);
 
@@ -148,7 +154,8 @@ TEST_CASE("Bad calls say what is wrong", "[attention]") {
   const DenseView<float> views[] = {kv, other};
   const MatrixRef<const float> q_ref(q.data(), 2, 2);
   const MatrixRef<float> out_ref(out.data(), 2, 2);
-  CHECK_THROWS_WITH(decode(std::span<const DenseView<float>>(views), q_ref, out_ref), contains("kv_heads of a view is 2"));
+  CHECK_THROWS_WITH(decode(std::span<const DenseView<float>>(views), q_ref, out_ref),
+                    contains("kv_heads of a view is 2"));
   CHECK_THROWS_WITH(decode(std::span<const DenseView<float>>(views, 1), q_ref, out_ref), contains("q rows is 2"));
   CHECK_THROWS_WITH(DenseView<float>(MatrixRef<const float>(k.data(), 2, 3), MatrixRef<const float>(k.data(), 2, 2), 2),
                     contains("k is [2, 3]"));

@@ -9,8 +9,8 @@
 #include "kvc/batch.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"
-#include "kvc/policy/paged.hpp"
 #include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 
 namespace {
@@ -66,7 +66,8 @@ TEST_CASE("Misuse of write and commit is refused and changes nothing", "[cache]"
   Matrix v_out(2, 6);
   REQUIRE_THROWS_AS(cache.gather(0, seq, {2, 4}, k_out, v_out), std::invalid_argument);
   REQUIRE_THROWS_WITH(cache.gather(0, seq, {2, 1}, k_out, v_out), contains("range is [2, 1)"));
-  REQUIRE_THROWS_AS(cache.gather(0, seq, {std::numeric_limits<Pos>::min(), max_pos}, k_out, v_out), std::invalid_argument);
+  REQUIRE_THROWS_AS(cache.gather(0, seq, {std::numeric_limits<Pos>::min(), max_pos}, k_out, v_out),
+                    std::invalid_argument);
   REQUIRE(cache.length(seq) == 3);
   cache.verify();
 }
@@ -88,7 +89,9 @@ TEST_CASE("The plain forms throw where the try_ forms give nothing", "[cache]") 
 TEST_CASE("An Append that is not committed takes its rows back", "[cache]") {
   KvCache<float, Paged> cache(small, {.blocks = 8, .block_tokens = 4});
   const SeqId seq = cache.open();
-  { const auto step = cache.extend(seq, 7); }
+  {
+    const auto step = cache.extend(seq, 7);
+  }
   REQUIRE(cache.length(seq) == 0);
   REQUIRE(cache.stats().blocks_free == 8);
 
@@ -319,7 +322,7 @@ TEST_CASE("Distinct sequences may be written, and all read, at the same time", "
 namespace {
 template <class C>
 constexpr bool can_clear = requires(C& cache) { cache.clear(); };
-}
+}  // namespace
 
 TEST_CASE("A cache passes on what a prefix-sharing policy offers", "[cache][prefix]") {
   using Cache = KvCache<float, PrefixShared<Lru, ChainHash, EventRing>>;

@@ -9,9 +9,9 @@
 
 #include "catch.hpp"
 #include "kvc/policy/detail/block_heap.hpp"
+#include "kvc/policy/detail/frequency_sketch.hpp"
 #include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/fifo.hpp"
-#include "kvc/policy/detail/frequency_sketch.hpp"
 #include "kvc/policy/eviction/lfu.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/eviction/priority.hpp"
@@ -392,9 +392,7 @@ TEST_CASE("Priority: after its duration a block has the default priority", "[evi
   drive.add(2, 2, 0, {.priority = 20});
   drive.add(3, 3, 0, {.priority = 40, .duration = Retention::forever - 1});
   drive.add(4, 4);
-  SECTION("not before") {
-    REQUIRE(drive.evict_all() == Ids{1, 2, 4, 3, 0});
-  }
+  SECTION("not before") { REQUIRE(drive.evict_all() == Ids{1, 2, 4, 3, 0}); }
   SECTION("a higher one and a lower one") {
     drive.now += 100;
     REQUIRE(drive.evict_all() == Ids{2, 4, 0, 1, 3});

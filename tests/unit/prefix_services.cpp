@@ -51,7 +51,7 @@ TEST_CASE("A prompt is admitted if it fits beside the watermark", "[prefix][sche
   const Opened running = serve(policy, counting(0, 16));  // four blocks are held
   REQUIRE(policy.can_admit(counting(100, 8)));
   REQUIRE(policy.admission(counting(100, 9)) == Admission::later);
-  REQUIRE(policy.can_admit(counting(0, 24)));         // four of its six blocks are there
+  REQUIRE(policy.can_admit(counting(0, 24)));  // four of its six blocks are there
   REQUIRE_FALSE(policy.can_admit(counting(0, 25)));
   policy.close(running.seq);
   // Cached blocks are room for others, but not for a prompt that shares them.
@@ -118,10 +118,8 @@ TEST_CASE("Requests are ordered by arrival, or by what is cached of them", "[pre
   };
   Plain policy({.blocks = 32, .block_tokens = 4});
   serve_and_close(policy, counting(0, 16));
-  const std::vector<Request> requests = {{3.0, counting(50, 8)},
-                                         {1.0, counting(0, 9)},
-                                         {2.0, counting(0, 20)},
-                                         {1.0, counting(70, 8)}};
+  const std::vector<Request> requests = {
+      {3.0, counting(50, 8)}, {1.0, counting(0, 9)}, {2.0, counting(0, 20)}, {1.0, counting(70, 8)}};
   REQUIRE(order_of_arrival(requests, &Request::arrival) == std::vector<std::size_t>{1, 3, 2, 0});
   const auto prompt_of = [](const Request& r) { return std::span<const Token>(r.prompt); };
   REQUIRE(longest_prefix_first(policy, requests, prompt_of) == std::vector<std::size_t>{2, 1, 0, 3});
@@ -136,8 +134,8 @@ TEST_CASE("Requests are ordered by arrival, or by what is cached of them", "[pre
 TEST_CASE("A pinned prefix is not evicted", "[prefix][pin]") {
   Plain policy({.blocks = 8, .block_tokens = 4});
   serve_and_close(policy, counting(0, 10));
-  REQUIRE_FALSE(policy.try_pin(counting(50, 8)));      // nothing of it is cached
-  REQUIRE_FALSE(policy.try_pin(counting(0, 3)));       // not one full block
+  REQUIRE_FALSE(policy.try_pin(counting(50, 8)));  // nothing of it is cached
+  REQUIRE_FALSE(policy.try_pin(counting(0, 3)));   // not one full block
   REQUIRE_FALSE(policy.try_pin(counting(0, 8), Salt(SaltKind::tenant, "other")));
   const auto pinned = policy.try_pin(counting(0, 10));
   REQUIRE(pinned);
@@ -362,7 +360,8 @@ TEST_CASE("A callback hears what happens, in order", "[prefix][events]") {
   serve_and_close(policy, counting(0, 4));
   serve_and_close(policy, counting(10, 2));
   policy.clear();
-  REQUIRE(heard == std::vector<std::string>{"stored 0 of 2", "stored 1 of 2", "removed 2", "stored 3 of 2", "cleared 4"});
+  REQUIRE(heard ==
+          std::vector<std::string>{"stored 0 of 2", "stored 1 of 2", "removed 2", "stored 3 of 2", "cleared 4"});
 }
 
 // --- clear --------------------------------------------------------------------------------------

@@ -235,8 +235,9 @@ TEST_CASE("What fits an empty pool fits a pool in which nothing else is held", "
   policy.verify();
 }
 
-TEST_CASE("Without room for its copy, a tail that is held alone is written in place, and what was cached behind it goes",
-          "[prefix][eviction]") {
+TEST_CASE(
+    "Without room for its copy, a tail that is held alone is written in place, and what was cached behind it goes",
+    "[prefix][eviction]") {
   PrefixShared<> policy({.blocks = 4, .block_tokens = 4});
   serve_and_close(policy, counting(0, 16));
   const Opened opened = *policy.try_open(counting(0, 6) + counting(100, 10));

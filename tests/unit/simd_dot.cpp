@@ -50,13 +50,14 @@ TEST_CASE("All pairs of rows have the bits of each pair alone", "[simd]") {
   Random random(seed);
   for (int round = 0; round < 60; ++round) {
     const Index rows = random.between(0, 11), cols = random.between(0, 40), n = random.between(0, 150);
-    const Index a_stride = n + random.between(0, 3), b_stride = n + random.between(0, 3), stride = cols + random.between(0, 3);
+    const Index a_stride = n + random.between(0, 3), b_stride = n + random.between(0, 3),
+                stride = cols + random.between(0, 3);
     CAPTURE(seed, round, rows, cols, n);
     const std::vector<float> a = numbers(random, rows * a_stride), b = numbers(random, cols * b_stride);
     std::vector<float> out(static_cast<std::size_t>(rows * stride), 7.0F);
     simd::dot_rows(
-        rows, [&](Index i) { return a.data() + i * a_stride; }, cols, [&](Index j) { return b.data() + j * b_stride; }, n,
-        out.data(), stride);
+        rows, [&](Index i) { return a.data() + i * a_stride; }, cols, [&](Index j) { return b.data() + j * b_stride; },
+        n, out.data(), stride);
     for (Index i = 0; i < rows; ++i) {
       for (Index j = 0; j < stride; ++j) {
         const float expected = j < cols ? simd::dot(a.data() + i * a_stride, b.data() + j * b_stride, n) : 7.0F;

@@ -41,7 +41,8 @@ TEST_CASE("Vectors load and store at any address", "[simd]") {
 TEST_CASE("A partial load fills up with zeros and reads nothing past the end", "[simd]") {
   Random random(2);
   for (Index count = 0; count <= simd::lanes; ++count) {
-    const std::vector<float> x = numbers(random, static_cast<std::size_t>(count));  // its end is where the sanitizer looks
+    const std::vector<float> x =
+        numbers(random, static_cast<std::size_t>(count));  // its end is where the sanitizer looks
     const Sixteen v(simd::load_partial(x.data(), count));
     for (int i = 0; i < simd::lanes; ++i) {
       CHECK(v[i] == (i < count ? x[static_cast<std::size_t>(i)] : 0.0F));
@@ -53,7 +54,8 @@ TEST_CASE("Arithmetic works lane by lane", "[simd]") {
   Random random(3);
   const std::vector<float> a = numbers(random, 16), b = numbers(random, 16), c = numbers(random, 16);
   const simd::F32x16 x = simd::load(a.data()), y = simd::load(b.data()), z = simd::load(c.data());
-  const Sixteen sum(x + y), difference(x - y), product(x * y), quotient(x / y), larger(simd::max(x, y)), fused(simd::madd(x, y, z));
+  const Sixteen sum(x + y), difference(x - y), product(x * y), quotient(x / y), larger(simd::max(x, y)),
+      fused(simd::madd(x, y, z));
   const Sixteen broadcast(simd::broadcast(-0.0F)), zero(simd::zero());
   for (int i = 0; i < simd::lanes; ++i) {
     const auto u = static_cast<std::size_t>(i);
@@ -74,7 +76,8 @@ TEST_CASE("The sum of the lanes is one fixed tree", "[simd]") {
   Random random(seed);
   for (int round = 0; round < 100; ++round) {
     std::vector<float> x = numbers(random, 64);
-    const simd::F32x16 v[4] = {simd::load(x.data()), simd::load(x.data() + 16), simd::load(x.data() + 32), simd::load(x.data() + 48)};
+    const simd::F32x16 v[4] = {simd::load(x.data()), simd::load(x.data() + 16), simd::load(x.data() + 32),
+                               simd::load(x.data() + 48)};
     const simd::F32x4 each = simd::sum_each(v[0], v[1], v[2], v[3]);
     for (int i = 0; i < 4; ++i) {
       float* lane = x.data() + i * simd::lanes;

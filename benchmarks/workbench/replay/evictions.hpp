@@ -60,8 +60,8 @@ struct MoreSmoothing : kvc::ReuseHazard {
   static constexpr std::string_view name = "hazard-smoothing-6";
   explicit MoreSmoothing(kvc::Index blocks) : ReuseHazard(blocks, {.smoothing = 6}) {}
 };
-using Variants = std::tuple<WithoutMemory, WithoutSizes, WithoutTails, FullTrust, HalfTrust,
-                            WeakPrior, StrongPrior, LessSmoothing, MoreSmoothing>;
+using Variants = std::tuple<WithoutMemory, WithoutSizes, WithoutTails, FullTrust, HalfTrust, WeakPrior, StrongPrior,
+                            LessSmoothing, MoreSmoothing>;
 
 using Replayed = decltype(std::tuple_cat(std::declval<Evictions>(), std::declval<Variants>()));
 
@@ -77,13 +77,12 @@ using DefaultEviction = EvictionOf<kvc::PrefixShared<>>::Type;
 /// The flat reference is called fifo already, and its counts differ: a library that may evict leaves only is another
 /// policy.
 template <class Eviction>
-inline constexpr std::string_view eviction_name = Eviction::name == "fifo" ? std::string_view("fifo-chain")
-                                                                           : std::string_view(Eviction::name);
+inline constexpr std::string_view eviction_name =
+    Eviction::name == "fifo" ? std::string_view("fifo-chain") : std::string_view(Eviction::name);
 
 inline constexpr auto eviction_names = []<std::size_t... i>(std::index_sequence<i...>) {
   return std::array{eviction_name<std::tuple_element_t<i, Replayed>>...};
-}
-(std::make_index_sequence<std::tuple_size_v<Replayed>>{});
+}(std::make_index_sequence<std::tuple_size_v<Replayed>>{});
 /// The first of them are policies of the library, the others variants of its default.
 inline constexpr std::size_t policies = std::tuple_size_v<Evictions>;
 

@@ -27,8 +27,8 @@ struct Options {
   std::vector<std::string> evictions;  // names of library policies, in the order of their list, each once
   Part part;                           // of the trace
   std::optional<std::uint64_t> shuffle;
-  std::string json;                    // empty: none
-  std::string plot;                    // empty: none
+  std::string json;  // empty: none
+  std::string plot;  // empty: none
 };
 
 /// Fills `options`, and returns whether to go on. Where there is nothing to run (--help, an error), has said so and set

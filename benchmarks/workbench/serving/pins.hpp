@@ -26,7 +26,7 @@ class Pins {
 };
 
 template <class Cache>
-requires requires(Cache& cache, std::span<const Token> prefix) { cache.try_pin(prefix, kvc::Salt{}); }
+  requires requires(Cache& cache, std::span<const Token> prefix) { cache.try_pin(prefix, kvc::Salt{}); }
 class Pins<Cache> {
  public:
   static constexpr bool possible = true;

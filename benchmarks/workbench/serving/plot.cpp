@@ -68,7 +68,7 @@ void write_samples(std::ostream& out, const RunResult& run) {
 
 /// The time in which a total went up from sample to sample, as rectangles above the plot; neighbours as one.
 template <class Total>
-void write_marks(std::ostream& out, const std::vector<Sample>& samples, Total Sample::*total, double bottom,
+void write_marks(std::ostream& out, const std::vector<Sample>& samples, Total Sample::* total, double bottom,
                  const char* colour) {
   const auto at = [&](std::size_t i) { return static_cast<double>(samples[i].time) / second / 60; };
   for (std::size_t i = 1; i < samples.size(); ++i) {

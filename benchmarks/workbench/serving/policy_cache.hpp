@@ -76,13 +76,16 @@ class PolicyCache {
     return forked->seq;
   }
   void close(kvc::SeqId seq) { policy_.close(seq); }
-  [[nodiscard]] auto try_pin(std::span<const Token> prefix, const kvc::Salt& salt = {}) requires requires(P& p) {
-    p.try_pin(prefix, salt);
+  [[nodiscard]] auto try_pin(std::span<const Token> prefix, const kvc::Salt& salt = {})
+    requires requires(P& p) { p.try_pin(prefix, salt); }
+  {
+    return policy_.try_pin(prefix, salt);
   }
-  { return policy_.try_pin(prefix, salt); }
   template <class Pin>
-  requires requires(P& p, Pin pin) { p.unpin(pin); }
-  void unpin(Pin pin) { policy_.unpin(pin); }
+    requires requires(P& p, Pin pin) { p.unpin(pin); }
+  void unpin(Pin pin) {
+    policy_.unpin(pin);
+  }
 
   [[nodiscard]] Pos length(kvc::SeqId seq) const { return policy_.length(seq); }
   [[nodiscard]] const P& policy() const noexcept { return policy_; }

@@ -68,12 +68,12 @@ struct Step {
 };
 
 template <class E, class Cache>
-concept Executor = ServingCache<Cache> &&
-    requires(E executor, const E& clock, Time t, Cache& cache, Step<Cache>& step) {
-  { clock.now() } -> std::same_as<Time>;
-  executor.wait_until(t);
-  executor.run(cache, step);
-};
+concept Executor =
+    ServingCache<Cache> && requires(E executor, const E& clock, Time t, Cache& cache, Step<Cache>& step) {
+      { clock.now() } -> std::same_as<Time>;
+      executor.wait_until(t);
+      executor.run(cache, step);
+    };
 
 /// Slots of the pool.
 template <kvc::Policy P>

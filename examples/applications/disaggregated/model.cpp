@@ -1,9 +1,9 @@
 #include "model.hpp"
 
-#include "kvc/parallel/executor.hpp"
 #include "kvc/attention/extern.hpp"
 #include "kvc/llama/decoder.hpp"
 #include "kvc/llama/sampler.hpp"
+#include "kvc/parallel/executor.hpp"
 
 namespace disaggregated {
 namespace {

@@ -10,8 +10,8 @@
 #include <memory>
 #include <utility>
 
-#include "kvc/parallel/executor.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/parallel/executor.hpp"
 
 namespace generate {
 

@@ -22,7 +22,7 @@ inline namespace v0 {
 /// allocations more per call for the order, the prepared rows of q and the states of the splits; rows of what is shared
 /// count once in what is read.
 template <KvView View, class Ex = Sequential>
-requires Executor<Ex>
+  requires Executor<Ex>
 void decode(std::span<const View> views, MatrixRef<const float> q, MatrixRef<float> out,
             const AttentionOptions& options = {}, Ex&& executor = {}) {
   if (static_cast<Index>(views.size()) != q.rows()) {
@@ -45,7 +45,7 @@ void decode(std::span<const View> views, MatrixRef<const float> q, MatrixRef<flo
 
 /// The same for one sequence.  q [1, query_heads * key_dim],  out [1, query_heads * value_dim]
 template <KvView View, class Ex = Sequential>
-requires Executor<Ex>
+  requires Executor<Ex>
 void decode(const View& kv, MatrixRef<const float> q, MatrixRef<float> out, const AttentionOptions& options = {},
             Ex&& executor = {}) {
   decode(std::span<const View>(&kv, 1), q, out, options, executor);

@@ -6,10 +6,10 @@
 
 #include <concepts>
 
-#include "kvc/element/element.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -32,13 +32,14 @@ struct IgnoreRun {
 ///
 /// Reading a view from several threads is safe as long as nobody changes what it shows.
 template <class V>
-concept KvView = ElementType<typename V::Element> && requires(const V& view, Index head, PosRange range, detail::IgnoreRun f) {
-  { view.kv_heads() } -> std::same_as<Index>;
-  { view.key_dim() } -> std::same_as<Index>;
-  { view.value_dim() } -> std::same_as<Index>;
-  { view.length() } -> std::same_as<Pos>;
-  view.for_each_run(head, range, f);
-};
+concept KvView =
+    ElementType<typename V::Element> && requires(const V& view, Index head, PosRange range, detail::IgnoreRun f) {
+      { view.kv_heads() } -> std::same_as<Index>;
+      { view.key_dim() } -> std::same_as<Index>;
+      { view.value_dim() } -> std::same_as<Index>;
+      { view.length() } -> std::same_as<Pos>;
+      view.for_each_run(head, range, f);
+    };
 
 /// A view of keys and values that lie in two row-major arrays, one row per position: for those who keep no cache.
 ///

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <optional>
 
-#include "kvc/attention/mask.hpp"
 #include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/mask.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -57,7 +57,8 @@ template <KvView View>
   dims.scale = options.scale.value_or(1.0F / std::sqrt(static_cast<float>(dims.key_dim)));
   require(std::isfinite(dims.scale), "scale", dims.scale, "finite");
   require(options.window >= 0, "window", options.window, "at least 0 (0: no window)");
-  require(options.softcap >= 0 && std::isfinite(options.softcap), "softcap", options.softcap, "finite and at least 0 (0: off)");
+  require(options.softcap >= 0 && std::isfinite(options.softcap), "softcap", options.softcap,
+          "finite and at least 0 (0: off)");
   options.mask.require_covers(dims.query_heads, q.rows());
   return dims;
 }

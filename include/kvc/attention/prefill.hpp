@@ -27,7 +27,7 @@ inline namespace v0 {
 /// keys that no row of a tile may see in this way are not read.
 /// Method: tiles with a running maximum (FlashAttention, 2022), see attention/kernel/query_tile.hpp.
 template <KvView View, class Ex = Sequential>
-requires Executor<Ex>
+  requires Executor<Ex>
 void prefill(const View& kv, PosRange queries, MatrixRef<const float> q, MatrixRef<float> out,
              const AttentionOptions& options = {}, Ex&& executor = {}) {
   const AttentionDims dims = attention_dims(kv, q, options);

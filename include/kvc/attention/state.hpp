@@ -30,9 +30,9 @@ inline namespace v0 {
 
 /// A view of one state: o lies in memory that the caller owns.
 struct AttentionState {
-  std::span<float> o;                                ///< [value_dim] not normalised
+  std::span<float> o;                                 ///< [value_dim] not normalised
   float m = -std::numeric_limits<float>::infinity();  ///< largest score
-  float l = 0;                                       ///< sum of exponentials relative to m
+  float l = 0;                                        ///< sum of exponentials relative to m
 
   /// No key has been seen.
   [[nodiscard]] bool is_identity() const noexcept { return m == -std::numeric_limits<float>::infinity(); }

@@ -32,13 +32,13 @@ class CapacityError : public std::bad_alloc {
   /// `operation` must be a literal.
   CapacityError(const char* operation, Index tokens, const Stats& now) noexcept
       : requested_(tokens), largest_free_run_(now.largest_free_run * now.block_tokens) {
-    std::snprintf(message_, sizeof message_,
-                  "kvc: no room to %s by %lld tokens: %lld sequences are open, %lld of %lld slots are free or evictable, "
-                  "at most %lld of them for one sequence",
-                  operation, static_cast<long long>(tokens), static_cast<long long>(now.sequences),
-                  static_cast<long long>((now.blocks_free + now.blocks_cached) * now.block_tokens),
-                  static_cast<long long>(now.blocks_total * now.block_tokens),
-                  static_cast<long long>(largest_free_run_));
+    std::snprintf(
+        message_, sizeof message_,
+        "kvc: no room to %s by %lld tokens: %lld sequences are open, %lld of %lld slots are free or evictable, "
+        "at most %lld of them for one sequence",
+        operation, static_cast<long long>(tokens), static_cast<long long>(now.sequences),
+        static_cast<long long>((now.blocks_free + now.blocks_cached) * now.block_tokens),
+        static_cast<long long>(now.blocks_total * now.block_tokens), static_cast<long long>(largest_free_run_));
   }
   [[nodiscard]] const char* what() const noexcept override { return message_; }
   /// Tokens that room was wanted for.

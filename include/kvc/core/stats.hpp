@@ -17,10 +17,10 @@ struct Stats {
   Index blocks_cached = 0;      ///< held by no sequence, kept for a later match; room for others when needed
   Index blocks_referenced = 0;  ///< held by at least one sequence
   Index largest_free_run =
-      0;  ///< blocks that one sequence could get at once: for Contiguous the largest hole, else all that
-          ///< is free or can be evicted, since pages need not be neighbours
-  Index sequences = 0;          ///< open
-  Index pins = 0;               ///< prefixes that are pinned; their blocks count as referenced
+      0;                ///< blocks that one sequence could get at once: for Contiguous the largest hole, else all that
+                        ///< is free or can be evicted, since pages need not be neighbours
+  Index sequences = 0;  ///< open
+  Index pins = 0;       ///< prefixes that are pinned; their blocks count as referenced
 
   Index tokens_stored = 0;    ///< slots that hold a committed row of an open sequence or a pin, a shared slot once
   Index tokens_reserved = 0;  ///< slots of referenced blocks

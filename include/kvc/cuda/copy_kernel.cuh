@@ -8,9 +8,9 @@
 #include <cstdint>
 
 #include "kvc/core/error.hpp"
-#include "kvc/memory/space.hpp"
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/divisor.hpp"
+#include "kvc/memory/space.hpp"
 
 namespace kvc {
 inline namespace v0 {

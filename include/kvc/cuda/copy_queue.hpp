@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/memory/space.hpp"
 
 namespace kvc {
 inline namespace v0 {

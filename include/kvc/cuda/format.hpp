@@ -8,9 +8,9 @@
 #include <cstdint>
 
 #include "kvc/config.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/element/quantized.hpp"
-#include "kvc/core/types.hpp"
 
 namespace kvc {
 inline namespace v0 {

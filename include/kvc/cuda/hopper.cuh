@@ -238,26 +238,25 @@ __device__ __forceinline__ void pin(Word (&registers)[N][M]) {
 
 #if defined(__CUDACC__)
 // Operands 0 to 31, or 63, of every product below are the sums of a lane: their names in the text, and the list.
-#define KVC_SUMS_OF_8(c, n) \
-  "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
-#define KVC_SUMS_OF_64(c, n)                                                                                     \
-  KVC_SUMS_OF_8(c, n), KVC_SUMS_OF_8(c, n + 1), KVC_SUMS_OF_8(c, n + 2), KVC_SUMS_OF_8(c, n + 3),                \
+#define KVC_SUMS_OF_8(c, n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+#define KVC_SUMS_OF_64(c, n)                                                                      \
+  KVC_SUMS_OF_8(c, n), KVC_SUMS_OF_8(c, n + 1), KVC_SUMS_OF_8(c, n + 2), KVC_SUMS_OF_8(c, n + 3), \
       KVC_SUMS_OF_8(c, n + 4), KVC_SUMS_OF_8(c, n + 5), KVC_SUMS_OF_8(c, n + 6), KVC_SUMS_OF_8(c, n + 7)
 #define KVC_NAMES_OF_64                                                    \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define KVC_NAMES_OF_128                                                                               \
-  KVC_NAMES_OF_64                                                                                      \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "  \
+#define KVC_NAMES_OF_128                                                                              \
+  KVC_NAMES_OF_64                                                                                     \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
   "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 // Both operands described, the second by its columns; whether to add is operand `add`.
-#define KVC_PRODUCT(shape, type, names, a, b, add)                                              \
-  "{ .reg .pred p; setp.ne.b32 p, " add ", 0; wgmma.mma_async.sync.aligned." shape ".f32." type \
-  "." type " {" names "}, " a ", " b ", p, 1, 1, 0, 0; }"
+#define KVC_PRODUCT(shape, type, names, a, b, add)                                                                  \
+  "{ .reg .pred p; setp.ne.b32 p, " add ", 0; wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" names \
+  "}, " a ", " b ", p, 1, 1, 0, 0; }"
 // The first in registers, the second described by its rows.
-#define KVC_PRODUCT_OF_REGISTERS(shape, type, names, a, b)                                      \
-  "{ .reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned." shape ".f32." type       \
-  "." type " {" names "}, {" a "}, " b ", p, 1, 1, 1; }"
+#define KVC_PRODUCT_OF_REGISTERS(shape, type, names, a, b)                                                             \
+  "{ .reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" names "}, {" a \
+  "}, " b ", p, 1, 1, 1; }"
 #endif
 
 /// c = a b, or c += a b if `add`, of 64 x 16 and 16 x N numbers. a, and b transposed, are described: their rows are of

@@ -23,7 +23,6 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/batch.cuh"
-#include "kvc/cuda/tma_boxes.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/element.cuh"
 #include "kvc/cuda/options.hpp"
@@ -31,6 +30,7 @@
 #include "kvc/cuda/prefill_kernel.cuh"
 #include "kvc/cuda/prefill_plain.cuh"
 #include "kvc/cuda/tensor_map.cuh"
+#include "kvc/cuda/tma_boxes.hpp"
 
 namespace kvc {
 inline namespace v0 {

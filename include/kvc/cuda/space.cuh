@@ -17,10 +17,10 @@
 #include <utility>
 #include <vector>
 
-#include "kvc/memory/space.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/copy_kernel.cuh"
 #include "kvc/cuda/copy_queue.hpp"
+#include "kvc/memory/space.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -85,11 +85,10 @@ template <Policy P>
 /// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
 /// Throws std::invalid_argument if one of them is not of this cache or no longer under way.
 template <class Cache, std::ranges::input_range Appends>
-requires Policy<typename Cache::PolicyType>
+  requires Policy<typename Cache::PolicyType>
 [[nodiscard]] BatchTables make_tables(const Cache& cache, const Appends& appends) {
-  return kvc::detail::with_rows_of(cache, appends, [&](auto sequences, auto queries) {
-    return make_tables(cache.policy(), sequences, queries);
-  });
+  return kvc::detail::with_rows_of(
+      cache, appends, [&](auto sequences, auto queries) { return make_tables(cache.policy(), sequences, queries); });
 }
 
 }  // namespace cuda

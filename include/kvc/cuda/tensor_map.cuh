@@ -6,9 +6,9 @@
 
 #include <cstdint>
 
-#include "kvc/cuda/tma_boxes.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/format.hpp"
+#include "kvc/cuda/tma_boxes.hpp"
 
 namespace kvc {
 inline namespace v0 {

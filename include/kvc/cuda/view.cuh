@@ -128,7 +128,7 @@ template <ElementType T, Layout L>
 template <ElementType T, Policy P, Layout L, Space S>
 [[nodiscard]] LayerView<format_of<T>> view(KvCache<T, P, L, S>& cache, Index layer) {
   static_assert(
-      requires(S & space) { space.flush(); },
+      requires(S& space) { space.flush(); },
       "kvc::cuda::view is for caches in device memory: KvCache<T, Policy, Layout, kvc::cuda::DeviceSpace>, from "
       "kvc/cuda/space.cuh. For a cache in host memory call cache.view(layer, seq).");
   require_between(layer, Index{0}, cache.shape().layers - 1, "layer");

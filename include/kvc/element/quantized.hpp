@@ -46,7 +46,8 @@ inline constexpr float round_shift = 12582912.0F;
 [[nodiscard]] inline std::uint32_t bf16_below(float x) noexcept {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   const bool exact = (bits & 0xffffU) == 0;
-  const std::uint32_t up = (bits >> 16) + (exact || x > 0 ? 0U : 1U);  // a larger magnitude is lower for negative numbers
+  const std::uint32_t up =
+      (bits >> 16) + (exact || x > 0 ? 0U : 1U);  // a larger magnitude is lower for negative numbers
   return (up & 0x7fffU) == 0x7f80U ? up - 1 : up;
 }
 [[nodiscard]] inline std::uint32_t bf16_above(float x) noexcept { return bf16_below(-x) ^ 0x8000U; }
@@ -91,7 +92,8 @@ struct Element<Int8> {
     const bool finite = largest < 0x7f800000U;
     // With a scale that is not a normal number its reciprocal would be infinite, or lack precision. The largest of all
     // would be rounded up to one of which 127 times is infinite.
-    constexpr float least = std::numeric_limits<float>::min(), largest_of_all = std::numeric_limits<float>::max() / 127.0F;
+    constexpr float least = std::numeric_limits<float>::min(),
+                    largest_of_all = std::numeric_limits<float>::max() / 127.0F;
     constexpr float most = std::bit_cast<float>(std::bit_cast<std::uint32_t>(largest_of_all) - 1U);
     const float scale = finite ? std::clamp(std::bit_cast<float>(largest) / 127.0F, least, most)
                                : std::numeric_limits<float>::quiet_NaN();

@@ -14,8 +14,8 @@
 #include <string_view>
 
 #include "kvc/core/error.hpp"
-#include "kvc/layout/shape.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/layout/shape.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -33,15 +33,16 @@ struct PoolExtents {
 /// Maps a place to its offset. Offsets are 64-bit throughout. Within a block layers, heads and slots are each evenly
 /// spaced; k and v may be asked for one layer or head past the last, to find the distance.
 template <class L>
-concept Layout = std::constructible_from<L, const PoolExtents&> && requires(const L layout, BlockId block, Index i, Pos slot) {
-  { L::name } -> std::convertible_to<std::string_view>;
-  { layout.size() } -> std::same_as<Index>;        // Storage objects in the whole pool
-  { layout.block_size() } -> std::same_as<Index>;  // Storage objects in one block
-  { layout.k(block, i, i, slot) } -> std::same_as<Index>;
-  { layout.v(block, i, i, slot) } -> std::same_as<Index>;
-  { layout.k_stride() } -> std::same_as<Index>;  // from one slot to the next, same head
-  { layout.v_stride() } -> std::same_as<Index>;
-};
+concept Layout =
+    std::constructible_from<L, const PoolExtents&> && requires(const L layout, BlockId block, Index i, Pos slot) {
+      { L::name } -> std::convertible_to<std::string_view>;
+      { layout.size() } -> std::same_as<Index>;        // Storage objects in the whole pool
+      { layout.block_size() } -> std::same_as<Index>;  // Storage objects in one block
+      { layout.k(block, i, i, slot) } -> std::same_as<Index>;
+      { layout.v(block, i, i, slot) } -> std::same_as<Index>;
+      { layout.k_stride() } -> std::same_as<Index>;  // from one slot to the next, same head
+      { layout.v_stride() } -> std::same_as<Index>;
+    };
 
 namespace detail {
 

@@ -12,8 +12,8 @@
 #include <span>
 #include <string_view>
 
-#include "kvc/layout/layout.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/layout/layout.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -87,7 +87,7 @@ class ByteSource {
   }
 
   template <class V>
-  requires std::is_arithmetic_v<V>
+    requires std::is_arithmetic_v<V>
   [[nodiscard]] V read(const char* what) {
     V value{};
     read(&value, Index{sizeof(V)}, what);

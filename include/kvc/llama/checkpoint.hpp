@@ -115,7 +115,7 @@ inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
 
 /// Reads one tensor of every layer.
 template <class M>
-void read_layers(ByteSource& in, Llama& model, M LlamaLayer::*tensor, Index rows, Index cols, const char* what) {
+void read_layers(ByteSource& in, Llama& model, M LlamaLayer::* tensor, Index rows, Index cols, const char* what) {
   for (LlamaLayer& layer : model.layers) {
     M& m = layer.*tensor;
     m.resize(rows, cols);

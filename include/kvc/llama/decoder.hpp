@@ -27,7 +27,6 @@
 #include <vector>
 
 #include "kvc/attention/decode.hpp"
-#include "kvc/parallel/executor.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/core/error.hpp"
@@ -37,6 +36,7 @@
 #include "kvc/llama/norm.hpp"
 #include "kvc/llama/rope.hpp"
 #include "kvc/llama/swiglu.hpp"
+#include "kvc/parallel/executor.hpp"
 
 namespace kvc {
 inline namespace v0 {

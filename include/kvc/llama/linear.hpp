@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <string>
 
-#include "kvc/parallel/executor.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/parallel/executor.hpp"
 #include "kvc/simd/dot.hpp"
 
 namespace kvc {

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
-#include "kvc/layout/shape.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/layout/shape.hpp"
 #include "kvc/llama/rope.hpp"
 
 namespace kvc {

@@ -29,9 +29,8 @@ struct IgnoreItem {
 /// The items of a call differ in cost, and the larger ones come first: hand them out one by one rather than in equal
 /// shares, and start them in ascending order where you can.
 template <class E>
-concept Executor = requires(std::remove_reference_t<E>& executor, Index n, detail::IgnoreItem f) {
-  executor.parallel_for(n, f);
-};
+concept Executor =
+    requires(std::remove_reference_t<E>& executor, Index n, detail::IgnoreItem f) { executor.parallel_for(n, f); };
 
 /// One after the other, on the calling thread.
 struct Sequential {

@@ -10,8 +10,8 @@
 #include <algorithm>
 #include <exception>
 
-#include "kvc/parallel/executor.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/parallel/executor.hpp"
 
 namespace kvc {
 inline namespace v0 {

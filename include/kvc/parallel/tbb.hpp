@@ -12,8 +12,8 @@
 
 #include <atomic>
 
-#include "kvc/parallel/executor.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/parallel/executor.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
-#include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/memory/space.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -41,8 +41,9 @@ inline namespace v0 {
 
 /// What may be said when a sequence is opened.
 struct OpenOptions {
-  Salt salt{};         ///< prefixes are shared only between equal salts
-  Pos max_tokens = 0;  ///< Contiguous: most tokens of this sequence, in reserve mode taken at once; 0: the policy's maximum
+  Salt salt{};  ///< prefixes are shared only between equal salts
+  Pos max_tokens =
+      0;  ///< Contiguous: most tokens of this sequence, in reserve mode taken at once; 0: the policy's maximum
   Retention retention{};  ///< PrefixShared<Priority>: how much its blocks are wanted after it
 };
 

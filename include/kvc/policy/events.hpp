@@ -45,14 +45,14 @@ struct AllBlocksCleared {
 
 /// What a listener must offer. Calls are made in the middle of an operation: they must not call the cache.
 template <class L>
-concept EventListener = std::default_initializable<L> && requires(L listener, const BlockStored& stored,
-                                                                  const BlockRemoved& removed,
-                                                                  const AllBlocksCleared& cleared) {
-  { L::listens } -> std::convertible_to<bool>;
-  { listener(stored) } noexcept;
-  { listener(removed) } noexcept;
-  { listener(cleared) } noexcept;
-};
+concept EventListener =
+    std::default_initializable<L> &&
+    requires(L listener, const BlockStored& stored, const BlockRemoved& removed, const AllBlocksCleared& cleared) {
+      { L::listens } -> std::convertible_to<bool>;
+      { listener(stored) } noexcept;
+      { listener(removed) } noexcept;
+      { listener(cleared) } noexcept;
+    };
 
 struct NoEvents {
   static constexpr bool listens = false;

@@ -16,8 +16,8 @@
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_pool.hpp"
-#include "kvc/policy/detail/block_tables.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/detail/block_tables.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -20,8 +20,8 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
-#include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {
@@ -309,8 +309,8 @@ class PrefixIndex {
     }
     check(cached == size_, no_block, "(none): the number of cached blocks is wrong");
     check(listed == size_, no_block, "(none): lists of children and cached blocks differ");
-    check(static_cast<Index>(buckets_.size()) - std::ranges::count(buckets_, no_block, &Bucket::block) == size_, no_block,
-          "(none): buckets and cached blocks differ");
+    check(static_cast<Index>(buckets_.size()) - std::ranges::count(buckets_, no_block, &Bucket::block) == size_,
+          no_block, "(none): buckets and cached blocks differ");
   }
 
   /// Compares the holders of each root with `expected` [root_slots()]. Throws InvariantError.
@@ -321,7 +321,8 @@ class PrefixIndex {
       const Index holders = expected[r] + (r == 0 ? 1 : 0);  // the root of "no salt" is always held
       const bool used = holders > 0 || root.first_child != no_block;
       const auto known = used ? root_of_.find(*root.salt) : root_of_.end();
-      if ((used && (root.holders != holders || known == root_of_.end() || known->second != static_cast<std::int32_t>(r)))) {
+      if ((used &&
+           (root.holders != holders || known == root_of_.end() || known->second != static_cast<std::int32_t>(r)))) {
         raise(InvariantError("kvc: salt " + std::to_string(r) + " counts " + std::to_string(root.holders) +
                              " holders, and has " + std::to_string(holders)));
       }
@@ -387,7 +388,8 @@ class PrefixIndex {
     const std::size_t mask = buckets_.size() - 1;
     for (std::size_t i = next(hole); buckets_[i].block != no_block; i = next(i)) {
       const std::size_t wanted = home(buckets_[i].hash);
-      if (((i - wanted) & mask) >= ((i - hole) & mask)) {  // the hole lies between where it wanted to be and where it is
+      if (((i - wanted) & mask) >=
+          ((i - hole) & mask)) {  // the hole lies between where it wanted to be and where it is
         buckets_[hole] = buckets_[i];
         hole = i;
       }
@@ -421,8 +423,8 @@ class PrefixIndex {
   Hash hash_;
   std::size_t block_tokens_;
   detail::LargeVector<Entry> entries_;
-  detail::LargeVector<Token> tokens_;     // [blocks, block_tokens]
-  detail::LargeVector<Bucket> buckets_;   // open addressing, at most half full
+  detail::LargeVector<Token> tokens_;    // [blocks, block_tokens]
+  detail::LargeVector<Bucket> buckets_;  // open addressing, at most half full
   std::vector<Root> roots_;
   std::vector<std::int32_t> free_roots_;
   std::unordered_map<std::string, std::int32_t> root_of_;

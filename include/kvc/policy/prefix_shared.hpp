@@ -24,12 +24,12 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/detail/cached_blocks.hpp"
 #include "kvc/policy/chain_hash.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/detail/cached_blocks.hpp"
+#include "kvc/policy/detail/token_tables.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/reuse_hazard.hpp"
-#include "kvc/policy/detail/token_tables.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -54,7 +54,8 @@ class Salt {
   [[nodiscard]] std::string tenant() const {
     std::string parts;
     for (std::size_t begin = 0; begin < bytes_.size();) {
-      const std::size_t end = begin + head + static_cast<std::size_t>(part_size(std::string_view(bytes_).substr(begin)));
+      const std::size_t end =
+          begin + head + static_cast<std::size_t>(part_size(std::string_view(bytes_).substr(begin)));
       if (bytes_[begin] == static_cast<char>(SaltKind::tenant)) {
         parts.append(bytes_, begin, end - begin);
       }

@@ -204,7 +204,8 @@ class Synchronized {
   {
     return looking([&](const P& p) { return p.match_length(prompt, options); });
   }
-  [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const
+  [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0,
+                                    const OpenOptions& options = {}) const
     requires requires(const P& p) { p.admission(prompt, reserve, options); }
   {
     return looking([&](const P& p) { return p.admission(prompt, reserve, options); });

@@ -19,7 +19,7 @@ namespace detail {
 template <class Row>
 KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t offset, F32x16 (&column)[4]) noexcept {
   using Loose [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = float;
-  const auto quarter = [ rows, offset ](int row) __attribute__((always_inline))->F32x4 {
+  const auto quarter = [rows, offset](int row) __attribute__((always_inline)) -> F32x4 {
     return *reinterpret_cast<const Loose*>(reinterpret_cast<const std::byte*>(rows[row]) + offset);
   };
 #if defined(__AVX512F__)
@@ -94,10 +94,9 @@ KVC_ALWAYS_INLINE F32x16 load_column(const Row* const* rows, Index offset) noexc
 template <class Row, class F>
 KVC_ALWAYS_INLINE void for_each_column(const Row* const* rows, Index first, Index last, F f) noexcept {
   const Index whole = last - (last - first) % 4;
-  for_each_four_columns(
-      rows, first, whole, [&](Index c, const F32x16(&column)[4]) __attribute__((always_inline)) {
-        detail::unroll<4>([&](auto i) __attribute__((always_inline)) { f(c + i, as_words(column[i])); });
-      });
+  for_each_four_columns(rows, first, whole, [&](Index c, const F32x16(&column)[4]) __attribute__((always_inline)) {
+    detail::unroll<4>([&](auto i) __attribute__((always_inline)) { f(c + i, as_words(column[i])); });
+  });
   for (Index c = whole; c < last; ++c) {
     f(c, as_words(load_column(rows, c * 4)));
   }

@@ -25,7 +25,8 @@
 #error "kvc/simd needs the vector extension of GCC or clang"
 #endif
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__ASSOCIATIVE_MATH__)
-#error "kvc/attention needs IEEE arithmetic (infinities mark masked keys, sums have a fixed order): compile without -ffast-math"
+#error \
+    "kvc/attention needs IEEE arithmetic (infinities mark masked keys, sums have a fixed order): compile without -ffast-math"
 #endif
 
 #if defined(__AVX__)
@@ -172,9 +173,8 @@ KVC_ALWAYS_INLINE F32x16 load_partial(const float* p, Index count) noexcept {
 }
 
 KVC_ALWAYS_INLINE void store(float* p, const F32x16& v) noexcept {
-  detail::unroll<parts>([&](auto i) __attribute__((always_inline)) {
-    *reinterpret_cast<LoosePart*>(p + i * part_lanes) = v.part[i];
-  });
+  detail::unroll<parts>(
+      [&](auto i) __attribute__((always_inline)) { *reinterpret_cast<LoosePart*>(p + i * part_lanes) = v.part[i]; });
 }
 
 using F32x2 [[gnu::vector_size(8)]] = float;
@@ -251,9 +251,10 @@ KVC_ALWAYS_INLINE U32x16 as_words(const F32x16& x) noexcept {
 }
 /// The nearest floats of the words as signed integers.
 KVC_ALWAYS_INLINE F32x16 to_floats(const U32x16& x) noexcept {
-  return detail::map_to<F32x16>([](PartBits p) __attribute__((always_inline)) {
-    return __builtin_convertvector(reinterpret_cast<PartInts>(p), Part);
-  }, x);
+  return detail::map_to<F32x16>(
+      [](PartBits p)
+          __attribute__((always_inline)) { return __builtin_convertvector(reinterpret_cast<PartInts>(p), Part); },
+      x);
 }
 KVC_ALWAYS_INLINE U32x16 operator&(const U32x16& x, std::uint32_t mask) noexcept {
   return detail::map_to<U32x16>([mask](PartBits p) __attribute__((always_inline)) { return p & mask; }, x);

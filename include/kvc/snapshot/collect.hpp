@@ -13,12 +13,12 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/snapshot/contents.hpp"
-#include "kvc/snapshot/format.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/salt.hpp"
+#include "kvc/snapshot/contents.hpp"
+#include "kvc/snapshot/format.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -42,9 +42,7 @@ concept KnowsTokens = requires(const P& p, P& writable, SeqId seq, std::span<con
 };
 /// A policy that keeps blocks which nobody holds.
 template <class P>
-concept KeepsPrefixes = KnowsTokens<P> && requires(const P& p) {
-  p.for_each_cached([](const BlockStored&) {});
-};
+concept KeepsPrefixes = KnowsTokens<P> && requires(const P& p) { p.for_each_cached([](const BlockStored&) {}); };
 
 /// Blocks are told apart by where they lie and what is before them. A block that two sequences hold behind different
 /// blocks, which no policy of kvc does, is stored for each.

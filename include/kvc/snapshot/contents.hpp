@@ -17,12 +17,12 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
-#include "kvc/layout/shape.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/layout/shape.hpp"
+#include "kvc/policy/salt.hpp"
 #include "kvc/snapshot/byte_stream.hpp"
 #include "kvc/snapshot/format.hpp"
 #include "kvc/snapshot/sections.hpp"
-#include "kvc/policy/salt.hpp"
 
 namespace kvc {
 inline namespace v0 {

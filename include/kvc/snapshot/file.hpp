@@ -135,7 +135,7 @@ class FileSource final : public ByteSource {
   explicit FileSource(const std::filesystem::path& path) : ByteSource(path.string()) {
     file_ = io_detail::FileHandle(
         io_detail::without_interrupts([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
-    struct stat status {};
+    struct stat status{};
     if (!file_ || ::fstat(file_.get(), &status) != 0) {
       fail(errno);
     }
@@ -226,8 +226,8 @@ inline void sync(int fd, const std::string& path) {
       raise_system(errno, "lock, another saves to the same place:", path);
     }
     // Between opening and locking, its last owner may have moved it to where it belongs: then it is not ours to write.
-    struct stat own {};
-    struct stat there {};
+    struct stat own{};
+    struct stat there{};
     if (::fstat(file.get(), &own) == 0 && ::lstat(path.c_str(), &there) == 0 && own.st_ino == there.st_ino &&
         own.st_dev == there.st_dev) {
       return file;

@@ -18,13 +18,13 @@
 #include <utility>
 #include <vector>
 
-#include "kvc/element/element.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/snapshot/byte_stream.hpp"
 #include "kvc/snapshot/contents.hpp"
-#include "kvc/snapshot/row_reader.hpp"
 #include "kvc/snapshot/restore.hpp"
+#include "kvc/snapshot/row_reader.hpp"
 #include "kvc/snapshot/sections.hpp"
 
 namespace kvc {

@@ -15,10 +15,10 @@
 #include <vector>
 
 #include "kvc/core/types.hpp"
-#include "kvc/snapshot/collect.hpp"
-#include "kvc/snapshot/contents.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/snapshot/collect.hpp"
+#include "kvc/snapshot/contents.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -12,13 +12,13 @@
 #include <string_view>
 #include <vector>
 
+#include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/element/float16.hpp"
-#include "kvc/core/types.hpp"
+#include "kvc/layout/row_spans.hpp"
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/restore.hpp"
 #include "kvc/snapshot/sections.hpp"
-#include "kvc/layout/row_spans.hpp"
 
 namespace kvc {
 inline namespace v0 {

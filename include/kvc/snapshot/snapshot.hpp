@@ -66,9 +66,8 @@ void save_snapshot(const Cache& cache, std::span<const SeqId> sequences, To&& to
 }
 /// The whole cache: all open sequences, in the order of Cache::sequences(), and what is cached.
 template <class Cache, class To>
-requires(std::derived_from<std::remove_cvref_t<To>, ByteSink> ||
-         std::convertible_to<To, std::filesystem::path>) void save_snapshot(const Cache& cache, To&& to,
-                                                                            const SaveOptions& options = {}) {
+  requires(std::derived_from<std::remove_cvref_t<To>, ByteSink> || std::convertible_to<To, std::filesystem::path>)
+void save_snapshot(const Cache& cache, To&& to, const SaveOptions& options = {}) {
   save_snapshot(cache, std::span<const SeqId>(cache.sequences()), std::forward<To>(to), options);
 }
 

@@ -15,15 +15,15 @@
 #include <utility>
 #include <vector>
 
-#include "kvc/element/element.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/layout/row_spans.hpp"
+#include "kvc/policy/events.hpp"
 #include "kvc/snapshot/byte_stream.hpp"
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/sections.hpp"
-#include "kvc/layout/row_spans.hpp"
-#include "kvc/policy/events.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -7,10 +7,10 @@
 #include <string>
 #include <string_view>
 
-#include "kvc/layout/layout.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/snapshot/format.hpp"
+#include "kvc/layout/layout.hpp"
 #include "kvc/layout/row_spans.hpp"
+#include "kvc/snapshot/format.hpp"
 #include "kvc/transfer/protocol.hpp"
 
 namespace kvc {

@@ -51,11 +51,11 @@
 #include <string>
 #include <string_view>
 
-#include "kvc/element/element.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/snapshot/format.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/layout/row_spans.hpp"
+#include "kvc/snapshot/format.hpp"
 #include "kvc/transport/concept.hpp"
 
 namespace kvc {
@@ -221,8 +221,7 @@ struct Refusal {
 }
 [[nodiscard]] inline std::string to_text(const format::Name& name) {
   std::string text(name.begin(), std::find(name.begin(), name.end(), '\0'));
-  std::replace_if(
-      text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '.');
+  std::replace_if(text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '.');
   return text;
 }
 

@@ -69,26 +69,27 @@ using SendPieces = std::span<const std::span<const std::byte>>;
 using ReceivePieces = std::span<const std::span<std::byte>>;
 
 template <class T>
-concept Transport = std::default_initializable<typename T::Ticket> && std::movable<typename T::Ticket> &&
+concept Transport =
+    std::default_initializable<typename T::Ticket> && std::movable<typename T::Ticket> &&
     std::movable<typename T::Arrival> &&
     requires(T t, const T c, Peer peer, Channel channel, std::span<const std::byte> head, SendPieces body,
              ReceivePieces pieces, typename T::Arrival arrival, const typename T::Arrival came,
              typename T::Ticket& ticket, const typename T::Ticket& given, TimePoint until) {
-  { c.self() } -> std::same_as<Peer>;
-  { c.peers() } -> std::same_as<Peer>;
-  { c.channels() } -> std::same_as<Channel>;
-  { t.try_send(peer, channel, head, body) } -> std::same_as<std::optional<typename T::Ticket>>;
-  { t.poll(channel) } -> std::same_as<std::optional<typename T::Arrival>>;
-  { came.peer() } -> std::same_as<Peer>;
-  { came.head() } -> std::same_as<std::span<const std::byte>>;
-  { came.body_bytes() } -> std::same_as<std::uint64_t>;
-  { t.accept(std::move(arrival), pieces) } -> std::same_as<typename T::Ticket>;
-  { t.state(given) } -> std::same_as<TicketState>;
-  { t.cancel(ticket) } -> std::same_as<bool>;
-  { t.wait(until) } -> std::same_as<bool>;
-  { c.is_lost(peer) } -> std::same_as<bool>;
-  t.drop(peer);
-};
+      { c.self() } -> std::same_as<Peer>;
+      { c.peers() } -> std::same_as<Peer>;
+      { c.channels() } -> std::same_as<Channel>;
+      { t.try_send(peer, channel, head, body) } -> std::same_as<std::optional<typename T::Ticket>>;
+      { t.poll(channel) } -> std::same_as<std::optional<typename T::Arrival>>;
+      { came.peer() } -> std::same_as<Peer>;
+      { came.head() } -> std::same_as<std::span<const std::byte>>;
+      { came.body_bytes() } -> std::same_as<std::uint64_t>;
+      { t.accept(std::move(arrival), pieces) } -> std::same_as<typename T::Ticket>;
+      { t.state(given) } -> std::same_as<TicketState>;
+      { t.cancel(ticket) } -> std::same_as<bool>;
+      { t.wait(until) } -> std::same_as<bool>;
+      { c.is_lost(peer) } -> std::same_as<bool>;
+      t.drop(peer);
+    };
 
 namespace detail {
 /// Bytes of all pieces.

@@ -65,7 +65,7 @@ class PeerProcess {
   };
   Card own{};
   ::gethostname(own.host.data(), own.host.size() - 1);
-  struct stat space {};
+  struct stat space{};
   own.pid_namespace = ::stat("/proc/self/ns/pid", &space) == 0 ? static_cast<std::uint64_t>(space.st_ino) : 0;
   own.id = ::getpid();
   int size = 0;

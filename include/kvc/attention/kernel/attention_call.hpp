@@ -11,13 +11,13 @@
 #include <type_traits>
 #include <vector>
 
-#include "kvc/parallel/executor.hpp"
 #include "kvc/attention/kernel/kv_tile.hpp"
-#include "kvc/attention/options.hpp"
 #include "kvc/attention/kernel/query_tile.hpp"
 #include "kvc/attention/kernel/sharing.hpp"
 #include "kvc/attention/kernel/splits.hpp"
 #include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/parallel/executor.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -170,13 +170,13 @@ class AttentionCall {
   [[nodiscard]] bool positions_in_one_piece(Index b, Index split) const {
     const Index length = view_(b).length(), first = std::min(split * split_keys, length);
     Index longest = 0;
-    view_(b).for_each_run(
-        0, PosRange{static_cast<Pos>(first), static_cast<Pos>(std::min(first + 2 * tile_keys, length))},
-        [&](const KvRun<T>& run) {
-          if (run.k_stride == Element<T>::row_size(dims_.key_dim)) {
-            longest = std::max(longest, run.rows);
-          }
-        });
+    view_(b).for_each_run(0,
+                          PosRange{static_cast<Pos>(first), static_cast<Pos>(std::min(first + 2 * tile_keys, length))},
+                          [&](const KvRun<T>& run) {
+                            if (run.k_stride == Element<T>::row_size(dims_.key_dim)) {
+                              longest = std::max(longest, run.rows);
+                            }
+                          });
     return longest > tile_keys;
   }
 
@@ -203,8 +203,8 @@ class AttentionCall {
     const auto by_head = [&](const Piece& p) {
       return positions_in_one_piece(call.order.sequence[static_cast<std::size_t>(p.first)], p.split);
     };
-    const std::vector<Run> runs = cut_runs(call.pieces, call.slots, call.order, dims_.kv_heads, count, most_rows,
-                                           concurrency(executor), by_head);
+    const std::vector<Run> runs =
+        cut_runs(call.pieces, call.slots, call.order, dims_.kv_heads, count, most_rows, concurrency(executor), by_head);
 
     const Index all_rows = sequences_ * rows_ * dims_.query_heads;
     const Index all_states = call.slots.before.back() * rows_ * dims_.query_heads;
@@ -325,8 +325,7 @@ class AttentionCall {
           merge(total, call.states.state(first[i] + head * of_head[i] + r, value_pad_));
           slot += merged[static_cast<std::size_t>(slot * dims_.kv_heads + head)];
         }
-        write(total, out_.row(b * rows_ + r / dims_.group) +
-                         (head * dims_.group + r % dims_.group) * dims_.value_dim);
+        write(total, out_.row(b * rows_ + r / dims_.group) + (head * dims_.group + r % dims_.group) * dims_.value_dim);
       }
     });
   }

@@ -13,8 +13,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
+#include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/simd/convert.hpp"
@@ -191,9 +191,8 @@ class Bf16Tile {
   KVC_ALWAYS_INLINE void load_pairs(const Storage* const (&rows)[2], Index d,
                                     simd::U32x16 (&x)[chunk_vectors]) const noexcept {
     const Index bytes = (value_dim_ - d) * Index{sizeof(Storage)};
-    const auto load = [&](const Storage* row) __attribute__((always_inline)) {
-      return simd::load_bytes(row + d, bytes);
-    };
+    const auto load = [&](const Storage* row)
+                          __attribute__((always_inline)) { return simd::load_bytes(row + d, bytes); };
     const simd::U32x16 a = load(rows[0]), b = load(rows[1]);
     if constexpr (is_fp8) {
       __m512i low[2], high[2];
@@ -252,9 +251,8 @@ class Bf16Tile {
         simd::detail::unroll<C / chunk_vectors>([&](auto k) __attribute__((always_inline)) {
           simd::U32x16 part[chunk_vectors];
           load_pairs(pair, d + k * chunk_numbers, part);
-          simd::detail::unroll<chunk_vectors>([&](auto i) __attribute__((always_inline)) {
-            x[k * chunk_vectors + i] = part[i];
-          });
+          simd::detail::unroll<chunk_vectors>(
+              [&](auto i) __attribute__((always_inline)) { x[k * chunk_vectors + i] = part[i]; });
         });
       } else {
         simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {

@@ -18,8 +18,8 @@
 #include <cstring>
 #include <limits>
 
-#include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
+#include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/simd/narrow.hpp"
 #include "kvc/simd/transpose.hpp"
@@ -165,14 +165,12 @@ class ByteTile {
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
-      simd::for_each_column(
-          rows, 0, count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-            if (c % 8 == 0) {
-              ahead.ask(4);  // half of 16 keys times 32 bytes; the other half is for scores
-            }
-            simd::store_words(to + c * simd::lanes,
-                              simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
-          });
+      simd::for_each_column(rows, 0, count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
+        if (c % 8 == 0) {
+          ahead.ask(4);  // half of 16 keys times 32 bytes; the other half is for scores
+        }
+        simd::store_words(to + c * simd::lanes, simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
+      });
       simd::store(key_scales_ + g * simd::lanes, simd::load_column(rows, 4 * count));
     }
     ahead_ = ahead;
@@ -196,8 +194,7 @@ class ByteTile {
 
   void load_values() noexcept {
     for (Index j = 0; j < tile_keys; j += simd::lanes) {
-      simd::store(value_scales_ + j,
-                  simd::load_column(rows_->v + j, kvc::Element<Int8>::scale_offset(value_dim_)));
+      simd::store(value_scales_ + j, simd::load_column(rows_->v + j, kvc::Element<Int8>::scale_offset(value_dim_)));
     }
     if (!once_) {
       for (Index u = rows_->first / 4; u < ceil_div(rows_->last, Index{4}); ++u) {

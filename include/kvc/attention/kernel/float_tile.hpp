@@ -12,8 +12,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
+#include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/simd/convert.hpp"
 

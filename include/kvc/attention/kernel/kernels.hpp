@@ -129,9 +129,8 @@ KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noe
   if constexpr (K == 4) {
     const auto rows = [&](auto first, auto count) __attribute__((always_inline)) {
       simd::F32x16 some[count][4];
-      simd::detail::unroll<4 * count>([&](auto i) __attribute__((always_inline)) {
-        some[i / 4][i % 4] = x[first + i / 4][i % 4];
-      });
+      simd::detail::unroll<4 * count>(
+          [&](auto i) __attribute__((always_inline)) { some[i / 4][i % 4] = x[first + i / 4][i % 4]; });
       const simd::F32x16 sums = simd::fold_rows<count>(some);
       simd::detail::unroll<count>([&](auto i) __attribute__((always_inline)) {
         simd::store_four(s + (first + i) * tile_keys, simd::quarter<i>(sums));
@@ -171,9 +170,8 @@ KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Inde
       simd::detail::unroll<simd::lanes>([&](auto l) __attribute__((always_inline)) {
         typename Keys::Number x[Keys::step];
         keys.load(g * simd::lanes + l, c, x);
-        simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
-          row[v][l] = std::bit_cast<simd::F32x16>(x[v]);
-        });
+        simd::detail::unroll<Keys::step>(
+            [&](auto v) __attribute__((always_inline)) { row[v][l] = std::bit_cast<simd::F32x16>(x[v]); });
       });
       simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
         simd::store_columns(row[v], to + (vectors * g + c + v) * simd::lanes * simd::lanes);
@@ -209,9 +207,8 @@ KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float*
             simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
               Number w = Math::weight(q + i * q_stride + c * simd::lanes + lane);
               simd::pin(w);
-              simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
-                chain[u][i][k] = Math::madd(w, x[k], chain[u][i][k]);
-              });
+              simd::detail::unroll<C>(
+                  [&](auto k) __attribute__((always_inline)) { chain[u][i][k] = Math::madd(w, x[k], chain[u][i][k]); });
             });
           });
         }

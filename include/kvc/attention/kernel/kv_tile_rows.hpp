@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "kvc/attention/kernel/kernels.hpp"
-#include "kvc/element/element.hpp"
 #include "kvc/attention/kv_view.hpp"
+#include "kvc/element/element.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -113,21 +113,21 @@ class NibbleTile {
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
-      simd::for_each_four_columns(
-          rows, 0, 4 * count, [&](Index c, const simd::F32x16(&x)[4]) __attribute__((always_inline)) {
-            ahead_.ask(2);  // half of 16 keys times 16 bytes; the other half is for scores
-            simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
-              float* const at = to + (c / 4 * 10 + i) * simd::lanes;
-              simd::store_words(at, as_words(x[i]) & 0x0f0f0f0fU);
-              simd::store_words(at + 4 * simd::lanes, (as_words(x[i]) >> 4) & 0x0f0f0f0fU);
-            });
-          });
-      simd::for_each_column(
-          rows, 4 * count, 5 * count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-            float* const at = to + ((c - 4 * count) * 10 + 8) * simd::lanes;
-            simd::store(at, as_floats(x << 16));
-            simd::store(at + simd::lanes, as_floats(x & 0xffff0000U));
-          });
+      simd::for_each_four_columns(rows, 0, 4 * count,
+                                  [&](Index c, const simd::F32x16(&x)[4]) __attribute__((always_inline)) {
+                                    ahead_.ask(2);  // half of 16 keys times 16 bytes; the other half is for scores
+                                    simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+                                      float* const at = to + (c / 4 * 10 + i) * simd::lanes;
+                                      simd::store_words(at, as_words(x[i]) & 0x0f0f0f0fU);
+                                      simd::store_words(at + 4 * simd::lanes, (as_words(x[i]) >> 4) & 0x0f0f0f0fU);
+                                    });
+                                  });
+      simd::for_each_column(rows, 4 * count, 5 * count,
+                            [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
+                              float* const at = to + ((c - 4 * count) * 10 + 8) * simd::lanes;
+                              simd::store(at, as_floats(x << 16));
+                              simd::store(at + simd::lanes, as_floats(x & 0xffff0000U));
+                            });
     }
   }
 
@@ -150,13 +150,12 @@ class NibbleTile {
   void load_values() noexcept {
     const Index count = groups(value_dim_);
     for (Index g = 0; g < tile_groups; ++g) {
-      simd::for_each_column(
-          rows_->v + g * simd::lanes, 4 * count,
-          5 * count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-            float* const to = ranges_ + (c - 4 * count) * 2 * tile_keys + g * simd::lanes;
-            simd::store(to, as_floats(x << 16));
-            simd::store(to + tile_keys, as_floats(x & 0xffff0000U));
-          });
+      simd::for_each_column(rows_->v + g * simd::lanes, 4 * count, 5 * count,
+                            [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
+                              float* const to = ranges_ + (c - 4 * count) * 2 * tile_keys + g * simd::lanes;
+                              simd::store(to, as_floats(x << 16));
+                              simd::store(to + tile_keys, as_floats(x & 0xffff0000U));
+                            });
     }
     for (Index chunk = 0; chunk < chunks(value_dim_); ++chunk) {
       simd::store_four(tops_ + 4 * chunk, largest_scales(chunk, ~std::uint64_t{0}));
@@ -180,9 +179,8 @@ class NibbleTile {
   void weigh(const float* p, std::uint64_t visible, float* w) noexcept {
     ahead_.ask_with_row();
     simd::F32x16 weight[tile_groups];
-    simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-      weight[g] = simd::load(p + g * simd::lanes);
-    });
+    simd::detail::unroll<int{tile_groups}>(
+        [&](auto g) __attribute__((always_inline)) { weight[g] = simd::load(p + g * simd::lanes); });
     const simd::F32x4 largest_weight =
         simd::max(simd::max(simd::max(weight[0], weight[1]), simd::max(weight[2], weight[3]))) - simd::F32x4{};
     const Index count = groups(value_dim_);
@@ -210,8 +208,7 @@ class NibbleTile {
       simd::store_four(w + 4 * quads, largest / 255.0F);
       simd::store_four(w + 4 * quads + 4, simd::sum_each(minima[0], minima[1], minima[2], minima[3]));
       simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-        simd::store_words(w + g * simd::lanes,
-                          simd::join_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
+        simd::store_words(w + g * simd::lanes, simd::join_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
       });
     }
   }
@@ -312,9 +309,8 @@ class NibbleTile {
       if constexpr (from_rows) {
         ahead_.ask(2);  // half of 4 rows of 64 bytes
         load_four(u, d, x);
-        simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
-          x[k] = (half == 0 ? x[k] : x[k] >> 4) & 0x0f0f0f0fU;
-        });
+        simd::detail::unroll<4>(
+            [&](auto k) __attribute__((always_inline)) { x[k] = (half == 0 ? x[k] : x[k] >> 4) & 0x0f0f0f0fU; });
       } else {
         simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
           x[k] = simd::load_words(values_ + u * pad + d + (4 * half + k) * simd::lanes);

@@ -21,11 +21,11 @@
 #include <type_traits>
 
 #include "kvc/attention/kernel/kernels.hpp"
-#include "kvc/attention/options.hpp"
-#include "kvc/attention/kernel/scratch.hpp"
-#include "kvc/attention/kernel/online_softmax.hpp"
-#include "kvc/attention/state.hpp"
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
+#include "kvc/attention/kernel/online_softmax.hpp"
+#include "kvc/attention/kernel/scratch.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/attention/state.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -182,24 +182,23 @@ class RowTile {
   template <int most, class F>
   KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, bool all,
                                 F f) const noexcept {
-    for_row_blocks<most>(
-        begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
-          if (all) {
-            f(count, r, first, last);
-            return;
-          }
-          KeyRange range = {tile_keys, 0};
-          for (Index i = r; i < r + count; ++i) {
-            const KeyRange keys_of_row = seen(i, base);
-            if (keys_of_row.first < keys_of_row.last) {
-              range = {std::min(range.first, keys_of_row.first), std::max(range.last, keys_of_row.last)};
-            }
-          }
-          const Index from = std::max(first, range.first), to = std::min(last, range.last);
-          if (from < to) {
-            f(count, r, from, to);
-          }
-        });
+    for_row_blocks<most>(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+      if (all) {
+        f(count, r, first, last);
+        return;
+      }
+      KeyRange range = {tile_keys, 0};
+      for (Index i = r; i < r + count; ++i) {
+        const KeyRange keys_of_row = seen(i, base);
+        if (keys_of_row.first < keys_of_row.last) {
+          range = {std::min(range.first, keys_of_row.first), std::max(range.last, keys_of_row.last)};
+        }
+      }
+      const Index from = std::max(first, range.first), to = std::min(last, range.last);
+      if (from < to) {
+        f(count, r, from, to);
+      }
+    });
   }
 
   /// Scale, soft cap and mask of row r; which keys of the tile it sees, as bits.
@@ -233,58 +232,57 @@ class RowTile {
     for (Index r = begin; r < end; ++r) {
       of_all &= visible_[r];
     }
-    for_row_blocks(
-        begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
-          constexpr int R = decltype(count)::value;
-          const float* const w = w_ + r * weight_size_;
-          if (of_all == ~std::uint64_t{0}) {
-            values_of_stretch<R>(r, 0, tile_keys, r == begin, tile, o);
-            tile.ahead().pause();
-            return;
-          }
-          const int first = std::countr_zero(visible_[r]);
-          int least = tile_keys, most = 0;  // where their stretches of keys end
-          int begin_of_any = tile_keys;
-          bool simple = true;  // each sees one stretch of keys, and all begin together
-          bool all = true;     // each sees any
-          for (Index i = r; i < r + R; ++i) {
-            const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
-            simple = simple && visible_[i] != 0 && std::countr_zero(visible_[i]) == first &&
-                     std::popcount(visible_[i]) == end_of_row - first;
-            all = all && visible_[i] != 0;
-            begin_of_any = std::min(begin_of_any, std::countr_zero(visible_[i]));
-            least = std::min(least, end_of_row);
-            most = std::max(most, end_of_row);
-          }
-          if constexpr (Tile::exact_sums) {
-            if (all) {
-              tile.template add_values<R>(w, begin_of_any, most, o + r * value_pad_, shrink_ + r);
-              tile.ahead().pause();
-              return;
-            }
-            for (Index i = r; i < r + R; ++i) {
-              if (visible_[i] != 0) {
-                tile.template add_values<1>(w_ + i * weight_size_, std::countr_zero(visible_[i]),
-                                            tile_keys - std::countl_zero(visible_[i]), o + i * value_pad_, shrink_ + i);
-              }
-            }
-          } else if (simple && least == most) {
-            values_of_stretch<R>(r, first, least, r == begin, tile, o);
-          } else if (const int common = least / 2 * 2;
-                     simple && common > first) {  // the diagonal: common keys, then the rest of each
-            tile.template add_values<R>(w, first, common, nullptr, sums_, nullptr);
-            for (Index i = r; i < r + R; ++i) {
-              const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
-              tile.template add_values<1>(w_ + i * weight_size_, common, end_of_row, sums_ + (i - r) * value_pad_,
-                                          o + i * value_pad_, shrink_ + i);
-            }
-          } else {
-            for (Index i = r; i < r + R; ++i) {
-              values_of_one(i, tile, o + i * value_pad_);
-            }
-          }
+    for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+      constexpr int R = decltype(count)::value;
+      const float* const w = w_ + r * weight_size_;
+      if (of_all == ~std::uint64_t{0}) {
+        values_of_stretch<R>(r, 0, tile_keys, r == begin, tile, o);
+        tile.ahead().pause();
+        return;
+      }
+      const int first = std::countr_zero(visible_[r]);
+      int least = tile_keys, most = 0;  // where their stretches of keys end
+      int begin_of_any = tile_keys;
+      bool simple = true;  // each sees one stretch of keys, and all begin together
+      bool all = true;     // each sees any
+      for (Index i = r; i < r + R; ++i) {
+        const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
+        simple = simple && visible_[i] != 0 && std::countr_zero(visible_[i]) == first &&
+                 std::popcount(visible_[i]) == end_of_row - first;
+        all = all && visible_[i] != 0;
+        begin_of_any = std::min(begin_of_any, std::countr_zero(visible_[i]));
+        least = std::min(least, end_of_row);
+        most = std::max(most, end_of_row);
+      }
+      if constexpr (Tile::exact_sums) {
+        if (all) {
+          tile.template add_values<R>(w, begin_of_any, most, o + r * value_pad_, shrink_ + r);
           tile.ahead().pause();
-        });
+          return;
+        }
+        for (Index i = r; i < r + R; ++i) {
+          if (visible_[i] != 0) {
+            tile.template add_values<1>(w_ + i * weight_size_, std::countr_zero(visible_[i]),
+                                        tile_keys - std::countl_zero(visible_[i]), o + i * value_pad_, shrink_ + i);
+          }
+        }
+      } else if (simple && least == most) {
+        values_of_stretch<R>(r, first, least, r == begin, tile, o);
+      } else if (const int common = least / 2 * 2;
+                 simple && common > first) {  // the diagonal: common keys, then the rest of each
+        tile.template add_values<R>(w, first, common, nullptr, sums_, nullptr);
+        for (Index i = r; i < r + R; ++i) {
+          const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
+          tile.template add_values<1>(w_ + i * weight_size_, common, end_of_row, sums_ + (i - r) * value_pad_,
+                                      o + i * value_pad_, shrink_ + i);
+        }
+      } else {
+        for (Index i = r; i < r + R; ++i) {
+          values_of_one(i, tile, o + i * value_pad_);
+        }
+      }
+      tile.ahead().pause();
+    });
   }
 
   /// The same for R rows from r on that see keys [first, last) of the tile. In steps where rows are read for the first
@@ -329,7 +327,7 @@ class RowTile {
   Index query_size_;
   Index weight_size_;
   Index value_pad_;
-  const float* q_;          // [heads, q_rows, query_size] as the tile wants them
+  const float* q_;  // [heads, q_rows, query_size] as the tile wants them
   Index q_rows_;
   float* p_;                // [rows, 64] scores, then weights
   float* w_;                // [rows, weight_size] weights as the tile wants them
@@ -351,22 +349,20 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
   tile.set(keys, next, end - begin);
   tile.load_keys();
   if (end - begin <= few_rows) {
-    scores<kernel_rows>(
-        begin, end, base, keys.first, keys.last,
-        all, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
-          tile.template scores<count>(from, to, q + r * query_size_, query_size_, p_ + r * tile_keys);
-          tile.ahead().pause();
-        });
+    scores<kernel_rows>(begin, end, base, keys.first, keys.last, all,
+                        [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+                          tile.template scores<count>(from, to, q + r * query_size_, query_size_, p_ + r * tile_keys);
+                          tile.ahead().pause();
+                        });
   } else {
     // Keys of a stretch stay in the first-level cache for all rows.
     for (Index at = keys.first / Tile::key_stretch * Tile::key_stretch; at < keys.last; at += Tile::key_stretch) {
-      scores<Tile::most_rows>(
-          begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last), all,
-          [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
-            tile.template scores_of_many<count>(from, to, q + r * query_size_, query_size_,
-                                                p_ + r * tile_keys);
-            tile.ahead().pause();
-          });
+      scores<Tile::most_rows>(begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last),
+                              all, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+                                tile.template scores_of_many<count>(from, to, q + r * query_size_, query_size_,
+                                                                    p_ + r * tile_keys);
+                                tile.ahead().pause();
+                              });
     }
   }
   tile.ahead().resume();

@@ -13,10 +13,10 @@ inline namespace v0 {
 
 /// Where to look, in the order of AttentionOptions. Each stage includes those before it.
 enum class ScoreStage {
-  raw,        ///< scale * (q . k), of every pair
-  softcapped, ///< after the soft cap
-  masked,     ///< after mask, causality and window; -infinity where a key is invisible
-  softmax,    ///< probabilities; all 0 in a row that sees no key
+  raw,         ///< scale * (q . k), of every pair
+  softcapped,  ///< after the soft cap
+  masked,      ///< after mask, causality and window; -infinity where a key is invisible
+  softmax,     ///< probabilities; all 0 in a row that sees no key
 };
 
 /// out[h * n + i] = the scores of query head h and row i, at position queries.first + i, against all positions.
@@ -26,8 +26,8 @@ enum class ScoreStage {
 ///
 /// Throws std::invalid_argument if extents or options do not fit. O(n * query_heads * length * key_dim).
 template <KvView View>
-void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q, ScoreStage stage, MatrixRef<float> out,
-                      const AttentionOptions& options = {}) {
+void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q, ScoreStage stage,
+                      MatrixRef<float> out, const AttentionOptions& options = {}) {
   using T = typename View::Element;
   const AttentionDims dims = attention_dims(kv, q, options);
   const Index n = q.rows();
@@ -45,14 +45,16 @@ void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q
           Element<T>::decode(run.k + r * run.k_stride, dims.key_dim, k.data());
           double x = 0;
           for (Index d = 0; d < dims.key_dim; ++d) {
-            x += static_cast<double>(q.row(i)[h * dims.key_dim + d]) * static_cast<double>(k[static_cast<std::size_t>(d)]);
+            x += static_cast<double>(q.row(i)[h * dims.key_dim + d]) *
+                 static_cast<double>(k[static_cast<std::size_t>(d)]);
           }
           x *= static_cast<double>(dims.scale);
           if (stage >= ScoreStage::softcapped && options.softcap > 0) {
             x = options.softcap * std::tanh(x / options.softcap);
           }
           if (stage >= ScoreStage::masked) {
-            const double bias = seen.first <= j && j < seen.last ? static_cast<double>(options.mask.bias(h, i, j)) : -HUGE_VAL;
+            const double bias =
+                seen.first <= j && j < seen.last ? static_cast<double>(options.mask.bias(h, i, j)) : -HUGE_VAL;
             x = bias == -HUGE_VAL ? bias : x + bias;  // whatever an invisible key holds, NaN too
           }
           s[static_cast<std::size_t>(j)] = x;

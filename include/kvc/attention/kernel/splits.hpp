@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "kvc/attention/kernel/kernels.hpp"
-#include "kvc/attention/options.hpp"
 #include "kvc/attention/kernel/query_tile.hpp"
 #include "kvc/attention/kernel/sharing.hpp"
+#include "kvc/attention/options.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -113,8 +113,7 @@ template <class F>
     }
     bool whole = true;  // whether the rows begin here
     for (Index i = p.first; i < p.last; ++i) {
-      whole = whole &&
-              slots.first[static_cast<std::size_t>(order.sequence[static_cast<std::size_t>(i)])] == p.split;
+      whole = whole && slots.first[static_cast<std::size_t>(order.sequence[static_cast<std::size_t>(i)])] == p.split;
     }
     const bool one_by_one = by_head(p);
     const auto add = [&](Index from, Index to, Index head, Index heads) {

@@ -7,8 +7,8 @@
 #include <cstdint>
 
 #include "kvc/config.hpp"
-#include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/memory/space.hpp"
 
 namespace kvc {
 inline namespace v0 {

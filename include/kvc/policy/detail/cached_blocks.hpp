@@ -14,10 +14,10 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_pool.hpp"
+#include "kvc/policy/detail/tenant_quota.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/prefix_index.hpp"
-#include "kvc/policy/detail/tenant_quota.hpp"
 
 namespace kvc {
 inline namespace v0 {

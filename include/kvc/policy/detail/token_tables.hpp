@@ -18,9 +18,9 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/block_tables.hpp"
 #include "kvc/policy/detail/cached_blocks.hpp"
-#include "kvc/policy/concept.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {

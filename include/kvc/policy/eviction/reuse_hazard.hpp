@@ -23,11 +23,11 @@
 #include <string_view>
 
 #include "kvc/config.hpp"
-#include "kvc/memory/space.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/memory/space.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
-#include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/detail/recent_keys.hpp"
+#include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -131,8 +131,7 @@ class ReuseHazard {
         continue;
       }
       const double hazard = factors_[static_cast<std::size_t>(kind)] * hazard_at(now - released_[at(block)]);
-      if (victim == no_block || hazard < lowest ||
-          (hazard == lowest && released_[at(block)] < released_[at(victim)])) {
+      if (victim == no_block || hazard < lowest || (hazard == lowest && released_[at(block)] < released_[at(victim)])) {
         lowest = hazard;
         victim = block;
       }
@@ -149,11 +148,11 @@ class ReuseHazard {
 
  private:
   static constexpr std::size_t least_prompts = 256;
-  static constexpr std::size_t blocks_per_prompt = 4;     // of the pool, per record; a prompt mostly has two
+  static constexpr std::size_t blocks_per_prompt = 4;  // of the pool, per record; a prompt mostly has two
   static constexpr std::uint64_t prompts_per_lesson = 16;
-  static constexpr std::uint64_t memory = 8;              // what was learned counts half after so many times all records
-  static constexpr std::uint64_t size_memory = 1000;      // prompts in the running mean of sizes
-  static constexpr std::size_t ages = 96;                 // buckets of age, two to the octave
+  static constexpr std::uint64_t memory = 8;          // what was learned counts half after so many times all records
+  static constexpr std::uint64_t size_memory = 1000;  // prompts in the running mean of sizes
+  static constexpr std::size_t ages = 96;             // buckets of age, two to the octave
 
   struct Prompt {
     std::uint64_t closed = 0;
@@ -298,8 +297,8 @@ class ReuseHazard {
         observed += reuses_[kind][k];
         expected += exposure_[kind][k] * hazard_[k];
       }
-      factors_[kind] = std::clamp(std::pow(observed / expected, parts_.trust), 1 / parts_.largest_factor,
-                                  parts_.largest_factor);
+      factors_[kind] =
+          std::clamp(std::pow(observed / expected, parts_.trust), 1 / parts_.largest_factor, parts_.largest_factor);
     }
     make_non_increasing(exposure);
   }

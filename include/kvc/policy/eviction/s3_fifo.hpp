@@ -22,8 +22,8 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
-#include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/detail/recent_keys.hpp"
+#include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -25,8 +25,8 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
-#include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/detail/frequency_sketch.hpp"
+#include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
 inline namespace v0 {
