@@ -161,7 +161,7 @@ class KvCache {
   [[nodiscard]] Opened open(std::span<const Token> prompt, const OpenOptions& options = {}) {
     const std::optional<Opened> opened = try_open(prompt, options);
     if (!opened) {
-      raise_no_room("open", options.max_tokens);
+      throw_no_room("open", options.max_tokens);
     }
     return *opened;
   }
@@ -221,7 +221,7 @@ class KvCache {
     if (!forked) {
       return std::nullopt;
     }
-    detail::OnExit undo([&] { policy_.close(forked->seq); });
+    detail::ScopeGuard undo([&] { policy_.close(forked->seq); });
     copy_rows(forked->copy);
     undo.dismiss();
     return forked->seq;
@@ -230,7 +230,7 @@ class KvCache {
   [[nodiscard]] SeqId fork(SeqId parent, I at) {
     const std::optional<SeqId> seq = try_fork(parent, at);
     if (!seq) {
-      raise_no_room("fork", static_cast<Index>(at));
+      throw_no_room("fork", static_cast<Index>(at));
     }
     return *seq;
   }
@@ -384,7 +384,7 @@ class KvCache {
   Append extend(SeqId seq, Pos count, std::span<const Token> tokens) {
     std::optional<Append> append = try_extend(seq, count, tokens);
     if (!append) {
-      raise_no_room("extend", count);
+      throw_no_room("extend", count);
     }
     return std::move(*append);
   }
@@ -438,11 +438,11 @@ class KvCache {
     constexpr auto unit = static_cast<Index>(sizeof(Storage));
     const Index to = offset(copy.to, 0, 0, copy.to_slot), from = offset(copy.from, 0, 0, copy.from_slot);
     const Index layer = offset(copy.to, 1, 0, copy.to_slot) - to, head = offset(copy.to, 0, 1, copy.to_slot) - to;
-    copy_pieces(pool_.space(), folded({pool_.data() + to * unit,
-                                       pool_.data() + from * unit,
-                                       row_size * unit,
-                                       {shape_.layers, shape_.kv_heads, Index{copy.count}},
-                                       {layer * unit, head * unit, stride * unit}}));
+    copy_pieces(pool_.space(), coalesced({pool_.data() + to * unit,
+                                          pool_.data() + from * unit,
+                                          row_size * unit,
+                                          {shape_.layers, shape_.kv_heads, Index{copy.count}},
+                                          {layer * unit, head * unit, stride * unit}}));
   }
 
   void require_layer(Index layer) const { require_between(layer, Index{0}, shape_.layers - 1, "layer"); }
@@ -451,9 +451,9 @@ class KvCache {
             "one of this cache under way");
   }
 
-  [[noreturn]] KVC_COLD void raise_no_room(const char* operation, Index tokens) const {
+  [[noreturn]] KVC_COLD void throw_no_room(const char* operation, Index tokens) const {
     const Stats now = stats();
-    raise(CapacityError(operation, tokens, now));
+    throw_error(CapacityError(operation, tokens, now));
   }
 
   Shape shape_;

@@ -26,7 +26,7 @@ template <KvView View, class Ex = Sequential>
 void decode(std::span<const View> views, MatrixRef<const float> q, MatrixRef<float> out,
             const AttentionOptions& options = {}, Ex&& executor = {}) {
   if (static_cast<Index>(views.size()) != q.rows()) {
-    raise_invalid("q rows", q.rows(), "the number of views, " + std::to_string(views.size()));
+    throw_invalid("q rows", q.rows(), "the number of views, " + std::to_string(views.size()));
   }
   if (views.empty()) {
     return;

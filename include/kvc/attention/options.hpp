@@ -48,7 +48,7 @@ template <KvView View>
   require(dims.key_dim >= 1, "key_dim", dims.key_dim, "at least 1");
   require(dims.value_dim >= 1, "value_dim", dims.value_dim, "at least 1");
   if (q.cols() <= 0 || q.cols() % (dims.kv_heads * dims.key_dim) != 0) {
-    raise_invalid("q columns", q.cols(),
+    throw_invalid("q columns", q.cols(),
                   "a positive multiple of kv_heads * key_dim = " + std::to_string(dims.kv_heads * dims.key_dim));
   }
   dims.query_heads = q.cols() / dims.key_dim;

@@ -54,7 +54,7 @@ class CapacityError : public std::bad_alloc {
 
 namespace detail {
 /// The pieces, one after the other. (Chains of operator+ make g++ 12 warn of overlaps that cannot be.)
-[[nodiscard]] KVC_COLD inline std::string text(std::initializer_list<std::string_view> pieces) {
+[[nodiscard]] KVC_COLD inline std::string concat(std::initializer_list<std::string_view> pieces) {
   std::string joined;
   for (const std::string_view piece : pieces) {
     joined.append(piece);
@@ -68,7 +68,7 @@ class FormatError : public std::runtime_error {
  public:
   FormatError(const std::string& source, Index offset, const std::string& expected)
       : std::runtime_error(
-            detail::text({"kvc: ", source, ": at byte ", std::to_string(offset), ": expected ", expected})),
+            detail::concat({"kvc: ", source, ": at byte ", std::to_string(offset), ": expected ", expected})),
         source_(source),
         offset_(offset) {}
   [[nodiscard]] const std::string& source() const noexcept { return source_; }
@@ -99,7 +99,7 @@ inline void set_error_handler(ErrorHandler handler) noexcept { detail::installed
 
 /// Throws `error`, or hands its message to the handler and aborts.
 template <class E>
-[[noreturn]] KVC_COLD void raise(const E& error) {
+[[noreturn]] KVC_COLD void throw_error(const E& error) {
 #if KVC_HAS_EXCEPTIONS
   throw error;
 #else
@@ -116,9 +116,9 @@ std::string value_text(const V& value) {
   } else if constexpr (std::is_arithmetic_v<V>) {
     return std::to_string(value);
   } else if constexpr (std::is_same_v<V, SeqId>) {
-    return text({"{slot ", std::to_string(value.slot), ", generation ", std::to_string(value.generation), "}"});
+    return concat({"{slot ", std::to_string(value.slot), ", generation ", std::to_string(value.generation), "}"});
   } else if constexpr (std::is_same_v<V, PosRange>) {
-    return text({"[", std::to_string(value.first), ", ", std::to_string(value.last), ")"});
+    return concat({"[", std::to_string(value.first), ", ", std::to_string(value.last), ")"});
   } else {
     return std::string(value);
   }
@@ -127,16 +127,16 @@ std::string value_text(const V& value) {
 
 /// Reports a bad argument: "kvc: block_tokens is 0, must be at least 1".
 template <class V>
-[[noreturn]] KVC_COLD void raise_invalid(std::string_view argument, const V& value, std::string_view allowed) {
-  raise(std::invalid_argument(
-      detail::text({"kvc: ", argument, " is ", detail::value_text(value), ", must be ", allowed})));
+[[noreturn]] KVC_COLD void throw_invalid(std::string_view argument, const V& value, std::string_view allowed) {
+  throw_error(std::invalid_argument(
+      detail::concat({"kvc: ", argument, " is ", detail::value_text(value), ", must be ", allowed})));
 }
 
 /// Checks `ok`, and reports the argument otherwise. `allowed` completes "must be ...".
 template <class V>
 constexpr void require(bool ok, std::string_view argument, const V& value, std::string_view allowed) {
   if (!ok) [[unlikely]] {
-    raise_invalid(argument, value, allowed);
+    throw_invalid(argument, value, allowed);
   }
 }
 
@@ -144,7 +144,7 @@ constexpr void require(bool ok, std::string_view argument, const V& value, std::
 template <class V>
 constexpr void require_between(V value, V low, V high, std::string_view argument) {
   if (value < low || value > high) [[unlikely]] {
-    raise_invalid(argument, value, detail::text({"between ", std::to_string(low), " and ", std::to_string(high)}));
+    throw_invalid(argument, value, detail::concat({"between ", std::to_string(low), " and ", std::to_string(high)}));
   }
 }
 
@@ -152,7 +152,7 @@ constexpr void require_between(V value, V low, V high, std::string_view argument
 template <std::integral I>
 [[nodiscard]] constexpr Pos checked_count(I count, std::string_view argument) {
   if (std::cmp_less(count, 0) || std::cmp_greater(count, max_pos)) [[unlikely]] {
-    raise_invalid(argument, count, detail::text({"between 0 and ", std::to_string(max_pos)}));
+    throw_invalid(argument, count, detail::concat({"between 0 and ", std::to_string(max_pos)}));
   }
   return static_cast<Pos>(count);
 }

@@ -82,8 +82,8 @@ class MatrixRef {
 template <class S>
 constexpr void require_extents(const MatrixRef<S>& m, Index rows, Index cols, std::string_view name) {
   if (m.rows() != rows || m.cols() != cols) [[unlikely]] {
-    raise_invalid(name, detail::text({"[", std::to_string(m.rows()), ", ", std::to_string(m.cols()), "]"}),
-                  detail::text({"[", std::to_string(rows), ", ", std::to_string(cols), "]"}));
+    throw_invalid(name, detail::concat({"[", std::to_string(m.rows()), ", ", std::to_string(m.cols()), "]"}),
+                  detail::concat({"[", std::to_string(rows), ", ", std::to_string(cols), "]"}));
   }
 }
 

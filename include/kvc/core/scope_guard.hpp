@@ -1,4 +1,4 @@
-// OnExit: undoes a step unless the steps after it succeeded.
+// ScopeGuard: undoes a step unless the steps after it succeeded.
 #pragma once
 
 #include <utility>
@@ -9,16 +9,16 @@ namespace detail {
 
 /// Runs `undo` when it goes out of scope, unless `dismiss` was called. `undo` must not throw.
 template <class F>
-class OnExit {
+class ScopeGuard {
  public:
-  explicit OnExit(F undo) : undo_(std::move(undo)) {}
-  ~OnExit() {
+  explicit ScopeGuard(F undo) : undo_(std::move(undo)) {}
+  ~ScopeGuard() {
     if (armed_) {
       undo_();
     }
   }
-  OnExit(const OnExit&) = delete;
-  OnExit& operator=(const OnExit&) = delete;
+  ScopeGuard(const ScopeGuard&) = delete;
+  ScopeGuard& operator=(const ScopeGuard&) = delete;
   void dismiss() noexcept { armed_ = false; }
 
  private:

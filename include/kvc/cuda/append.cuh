@@ -19,10 +19,10 @@ namespace detail {
 
 template <class Number>
 void require_rows(const MatrixRef<Number>& m, Index cols, Index most_rows, const char* name) {
-  require(m.cols() == cols, kvc::detail::text({name, " columns"}), m.cols(),
+  require(m.cols() == cols, kvc::detail::concat({name, " columns"}), m.cols(),
           "heads times dim: " + std::to_string(cols));
-  require(m.rows() <= most_rows, kvc::detail::text({name, " rows"}), m.rows(), "within the limit of the Batch");
-  require(m.stride() % 8 == 0, kvc::detail::text({name, " stride"}), m.stride(), "a multiple of 8");
+  require(m.rows() <= most_rows, kvc::detail::concat({name, " rows"}), m.rows(), "within the limit of the Batch");
+  require(m.stride() % 8 == 0, kvc::detail::concat({name, " stride"}), m.stride(), "a multiple of 8");
   require(reinterpret_cast<std::uintptr_t>(m.data()) % 16 == 0, name, reinterpret_cast<std::uintptr_t>(m.data()),
           "an address that is a multiple of 16");
 }

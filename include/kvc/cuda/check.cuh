@@ -21,7 +21,7 @@ class Error : public std::runtime_error {
  public:
   Error(const char* call, cudaError_t code)
       : std::runtime_error(
-            kvc::detail::text({"kvc: ", call, " failed: ", cudaGetErrorName(code), ", ", cudaGetErrorString(code)})),
+            kvc::detail::concat({"kvc: ", call, " failed: ", cudaGetErrorName(code), ", ", cudaGetErrorString(code)})),
         code_(code) {}
   [[nodiscard]] cudaError_t code() const noexcept { return code_; }
 
@@ -45,13 +45,13 @@ namespace detail {
 inline void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess) [[unlikely]] {
     (void)cudaGetLastError();  // so that the next check reports the next error
-    raise(Error(call, status));
+    throw_error(Error(call, status));
   }
 }
 inline void check_allocation(cudaError_t status, const char* call, std::size_t bytes) {
   if (status == cudaErrorMemoryAllocation) [[unlikely]] {
     (void)cudaGetLastError();
-    raise(OutOfMemory(call, bytes));
+    throw_error(OutOfMemory(call, bytes));
   }
   check(status, call);
 }
@@ -59,7 +59,7 @@ inline void check_allocation(cudaError_t status, const char* call, std::size_t b
 inline void check_launch(const char* kernel) {
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess) [[unlikely]] {
-    raise(Error(kvc::detail::text({"the launch of ", kernel}).c_str(), status));
+    throw_error(Error(kvc::detail::concat({"the launch of ", kernel}).c_str(), status));
   }
 }
 /// Where nothing may be thrown. That the driver is already shut down is no error of ours.
@@ -72,7 +72,7 @@ inline void report(cudaError_t status, const char* call) noexcept {
 inline void require_no_capture(cudaStream_t stream, const char* operation) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
-  require(status == cudaStreamCaptureStatusNone, kvc::detail::text({"the stream of ", operation}), "being captured",
+  require(status == cudaStreamCaptureStatusNone, kvc::detail::concat({"the stream of ", operation}), "being captured",
           "outside of a capture: call it before the graph is captured or launched");
 }
 }  // namespace detail

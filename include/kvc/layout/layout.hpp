@@ -73,7 +73,7 @@ class BlockedLayout {
   static constexpr Index times(Index a, Index b) {
     constexpr Index most = Index{1} << 60;
     if (a != 0 && b > most / a) {
-      raise_invalid("pool size", std::to_string(a) + " x " + std::to_string(b), "at most 2^60 elements");
+      throw_invalid("pool size", std::to_string(a) + " x " + std::to_string(b), "at most 2^60 elements");
     }
     return a * b;
   }

@@ -33,12 +33,12 @@ class ByteSource {
     std::error_code error;
     const std::uintmax_t size = std::filesystem::file_size(path, error);
     if (error) {
-      raise(FormatError(source.name_, 0, "a file that can be read (" + error.message() + ")"));
+      throw_error(FormatError(source.name_, 0, "a file that can be read (" + error.message() + ")"));
     }
     source.size_ = static_cast<Index>(size);
     source.file_.open(path, std::ios::binary);
     if (!source.file_) {
-      raise(FormatError(source.name_, 0, "a file that can be read"));
+      throw_error(FormatError(source.name_, 0, "a file that can be read"));
     }
     return source;
   }
@@ -58,7 +58,9 @@ class ByteSource {
   [[nodiscard]] Index left() const noexcept { return size_ - offset_; }
 
   /// Throws FormatError at the current offset.
-  [[noreturn]] KVC_COLD void fail(const std::string& expected) const { raise(FormatError(name_, offset_, expected)); }
+  [[noreturn]] KVC_COLD void fail(const std::string& expected) const {
+    throw_error(FormatError(name_, offset_, expected));
+  }
 
   /// Reads `bytes` into `to`; `what` names them. Throws FormatError if fewer are left.
   void read(void* to, Index bytes, const char* what) {

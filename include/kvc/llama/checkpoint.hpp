@@ -81,7 +81,7 @@ inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
     const Index at = in.offset();
     const auto value = Index{in.read<std::int32_t>(what)};
     if (value == 0 || (value < 0 && !may_be_negative)) {
-      raise(FormatError(
+      throw_error(FormatError(
           in.name(), at,
           "a llama2.c checkpoint with a positive " + std::string(name) + ", found " + std::to_string(value)));
     }
@@ -103,7 +103,7 @@ inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
 
   const auto agree = [&in](bool ok, const std::string& expected) {
     if (!ok) {
-      raise(FormatError(in.name(), 0, "a llama2.c checkpoint " + expected));
+      throw_error(FormatError(in.name(), 0, "a llama2.c checkpoint " + expected));
     }
   };
   agree(c.heads % c.kv_heads == 0,
@@ -128,11 +128,11 @@ inline Llama read_checkpoint(ByteSource in) {
   const LlamaConfig& c = header.config;
   const Index expected = header.file_size();
   if (in.size() != expected) {
-    raise(FormatError(in.name(), std::min(in.size(), expected),
-                      (expected >= Index{1} << 60 ? "more than 2^60" : std::to_string(expected)) +
-                          " bytes in all, which a llama2.c checkpoint with dim " + std::to_string(c.dim) + ", " +
-                          std::to_string(c.layers) + " layers and a vocabulary of " + std::to_string(c.vocab_size) +
-                          " has; this file has " + std::to_string(in.size())));
+    throw_error(FormatError(in.name(), std::min(in.size(), expected),
+                            (expected >= Index{1} << 60 ? "more than 2^60" : std::to_string(expected)) +
+                                " bytes in all, which a llama2.c checkpoint with dim " + std::to_string(c.dim) + ", " +
+                                std::to_string(c.layers) + " layers and a vocabulary of " +
+                                std::to_string(c.vocab_size) + " has; this file has " + std::to_string(in.size())));
   }
 
   Llama model;

@@ -142,8 +142,8 @@ inline Tokenizer::Tokenizer(detail::ByteSource in, Index vocab_size) {
   require(vocab_size >= 0, "vocab_size", vocab_size, "at least 0");
   const auto limit = in.read<std::int32_t>("the header of a llama2.c tokenizer, the length of its longest token");
   if (limit <= 0) {
-    raise(FormatError(in.name(), 0,
-                      "a llama2.c tokenizer with a positive longest length, found " + std::to_string(limit)));
+    throw_error(FormatError(in.name(), 0,
+                            "a llama2.c tokenizer with a positive longest length, found " + std::to_string(limit)));
   }
   while (vocab_size == 0 ? in.left() > 0 : this->vocab_size() < vocab_size) {
     const std::string which = "token " + std::to_string(this->vocab_size()) +
@@ -151,11 +151,11 @@ inline Tokenizer::Tokenizer(detail::ByteSource in, Index vocab_size) {
     const Index at = in.offset();
     const auto score = in.read<float>(("the score of " + which).c_str());
     if (std::isnan(score)) {
-      raise(FormatError(in.name(), at, "the score of " + which + ", found a NaN"));
+      throw_error(FormatError(in.name(), at, "the score of " + which + ", found a NaN"));
     }
     const auto length = in.read<std::int32_t>(("the length of " + which).c_str());
     if (length < 0 || length > limit) {
-      raise(FormatError(
+      throw_error(FormatError(
           in.name(), at + Index{sizeof score},
           "the length of " + which + ", between 0 and " + std::to_string(limit) + ", found " + std::to_string(length)));
     }

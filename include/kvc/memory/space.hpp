@@ -50,7 +50,7 @@ struct GridCopy {
 };
 
 /// The same copy with adjacent pieces made one. O(1).
-[[nodiscard]] constexpr GridCopy folded(GridCopy copy) noexcept {
+[[nodiscard]] constexpr GridCopy coalesced(GridCopy copy) noexcept {
   if (copy.strides[1] < copy.strides[2]) {
     std::swap(copy.strides[1], copy.strides[2]);
     std::swap(copy.extents[1], copy.extents[2]);

@@ -62,14 +62,15 @@ class BlockPool {
     std::vector<bool> is_free(holders_.size(), false);
     for (const BlockId block : free_) {
       if (is_free[at(block)] || holders(block) != 0) {
-        raise(InvariantError("kvc: block " + std::to_string(to_index(block)) + " is free twice, or free and held"));
+        throw_error(
+            InvariantError("kvc: block " + std::to_string(to_index(block)) + " is free twice, or free and held"));
       }
       is_free[at(block)] = true;
     }
     for (std::size_t i = 0; i < holders_.size(); ++i) {
       if (holders_[i] != expected[i]) {
-        raise(InvariantError("kvc: block " + std::to_string(i) + " counts " + std::to_string(holders_[i]) +
-                             " holders, and has " + std::to_string(expected[i])));
+        throw_error(InvariantError("kvc: block " + std::to_string(i) + " counts " + std::to_string(holders_[i]) +
+                                   " holders, and has " + std::to_string(expected[i])));
       }
     }
   }

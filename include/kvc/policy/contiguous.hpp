@@ -184,7 +184,7 @@ class Contiguous {
     std::vector<detail::Region> taken;
     sequences_.for_each([&](const Sequence& s) {
       if (s.lengths.committed > s.lengths.reserved || s.lengths.reserved > s.capacity || s.capacity > s.most) {
-        raise(InvariantError("kvc: a sequence is longer than its allocation"));
+        throw_error(InvariantError("kvc: a sequence is longer than its allocation"));
       }
       if (s.capacity > 0) {
         taken.push_back({s.start, s.capacity});

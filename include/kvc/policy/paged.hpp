@@ -103,7 +103,7 @@ class Paged {
     blocks_.pool.verify(holders);
     const auto held = std::count_if(holders.begin(), holders.end(), [](std::int32_t n) { return n > 0; });
     if (held + blocks_.available() != blocks_.size()) {
-      raise(InvariantError("kvc: blocks are neither free nor held"));
+      throw_error(InvariantError("kvc: blocks are neither free nor held"));
     }
   }
 

@@ -323,13 +323,13 @@ class PrefixIndex {
       const auto known = used ? root_of_.find(*root.salt) : root_of_.end();
       if ((used &&
            (root.holders != holders || known == root_of_.end() || known->second != static_cast<std::int32_t>(r)))) {
-        raise(InvariantError("kvc: salt " + std::to_string(r) + " counts " + std::to_string(root.holders) +
-                             " holders, and has " + std::to_string(holders)));
+        throw_error(InvariantError("kvc: salt " + std::to_string(r) + " counts " + std::to_string(root.holders) +
+                                   " holders, and has " + std::to_string(holders)));
       }
       in_use += used ? 1 : 0;
     }
     if (in_use != roots() || static_cast<std::size_t>(in_use) + free_roots_.size() != roots_.size()) {
-      raise(InvariantError("kvc: salts that nobody uses are remembered, or used ones are not"));
+      throw_error(InvariantError("kvc: salts that nobody uses are remembered, or used ones are not"));
     }
   }
 
@@ -416,7 +416,7 @@ class PrefixIndex {
   }
   static void check(bool ok, BlockId block, const char* what) {
     if (!ok) [[unlikely]] {
-      raise(InvariantError("kvc: block " + std::to_string(to_index(block)) + " " + what));
+      throw_error(InvariantError("kvc: block " + std::to_string(to_index(block)) + " " + what));
     }
   }
 

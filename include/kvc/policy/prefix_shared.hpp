@@ -344,11 +344,11 @@ class PrefixShared {
       }
       if ((s.note.unknown_from != Tables::nowhere && s.note.unknown_from >= std::max(1, s.lengths.reserved)) ||
           s.note.cached_blocks > tables_.full_blocks(tables_.known(s)) || s.note.fills_at != tables_.fills_at(s)) {
-        raise(InvariantError("kvc: a sequence knows more tokens than it has"));
+        throw_error(InvariantError("kvc: a sequence knows more tokens than it has"));
       }
       for (std::size_t i = 0; i < s.note.cached_blocks; ++i) {
         if (!blocks_.index.is_child(s.table[i], i == 0 ? s.note.root : Parent(s.table[i - 1]))) {
-          raise(
+          throw_error(
               InvariantError("kvc: block " + std::to_string(to_index(s.table[i])) + " of a sequence should be cached"));
         }
       }
@@ -356,7 +356,7 @@ class PrefixShared {
     blocks_.verify(holders, tenants);
     blocks_.index.verify_roots(roots);
     if (sequences != sequences_ || pins != pins_) {
-      raise(InvariantError("kvc: counts of sequences or pins are wrong"));
+      throw_error(InvariantError("kvc: counts of sequences or pins are wrong"));
     }
   }
 

@@ -151,8 +151,8 @@ class ContentsReader {
     c_.tokens = in_.records<Token>("tokens");
     if (c_.tokens.size() != c_.first_token.back()) {
       in_.fail_at(in_.size_offset(),
-                  detail::text({std::to_string(c_.first_token.back()), " tokens, as the blocks say, found ",
-                                std::to_string(c_.tokens.size())}));
+                  detail::concat({std::to_string(c_.first_token.back()), " tokens, as the blocks say, found ",
+                                  std::to_string(c_.tokens.size())}));
     }
     read_sequences();
     return std::move(c_);
@@ -162,7 +162,7 @@ class ContentsReader {
   const format::SectionHeader& expect(SectionName name) {
     const format::SectionHeader& header = in_.next();
     if (header.name != name) {
-      in_.fail_at(in_.section_offset(), detail::text({"section ", to_text(name), ", found ", to_text(header.name)}));
+      in_.fail_at(in_.section_offset(), detail::concat({"section ", to_text(name), ", found ", to_text(header.name)}));
     }
     if (header.index != 0) {
       in_.fail_at(in_.section_offset() + offsetof(format::SectionHeader, index), "index 0");
@@ -173,7 +173,7 @@ class ContentsReader {
   void read_description() {
     if (expect(section::description).size != sizeof(format::DescriptionRecord)) {
       in_.fail_at(in_.size_offset(),
-                  detail::text({"a description of ", std::to_string(sizeof(format::DescriptionRecord)), " bytes"}));
+                  detail::concat({"a description of ", std::to_string(sizeof(format::DescriptionRecord)), " bytes"}));
     }
     if (in_.section_offset() != sizeof(format::FileHeader)) {
       in_.fail_at(sizeof(format::FileHeader), "section desc first");
@@ -183,7 +183,7 @@ class ContentsReader {
     const auto count = [&](std::uint64_t value, std::uint64_t most, std::size_t at, const char* what) {
       if (value == 0 || value > most) {
         in_.fail_at(base + at,
-                    detail::text({what, " between 1 and ", std::to_string(most), ", found ", std::to_string(value)}));
+                    detail::concat({what, " between 1 and ", std::to_string(most), ", found ", std::to_string(value)}));
       }
       return static_cast<Index>(value);
     };
@@ -225,7 +225,7 @@ class ContentsReader {
       }
       if (left < sizeof size || size > left - sizeof size) {
         in_.fail_at(base + at,
-                    detail::text({"a salt within its section, of which ", std::to_string(left), " bytes are left"}));
+                    detail::concat({"a salt within its section, of which ", std::to_string(left), " bytes are left"}));
       }
       const std::string_view encoded(reinterpret_cast<const char*>(bytes.data() + at + sizeof size),
                                      static_cast<std::size_t>(size));
@@ -250,8 +250,8 @@ class ContentsReader {
       const format::BlockRecord& b = c_.blocks[i];
       const auto check = [&](bool ok, std::size_t field, const std::string& expected, std::int64_t found) {
         if (!ok) [[unlikely]] {
-          in_.fail_at(base + i * sizeof b + field, detail::text({"block ", std::to_string(i), " with ", expected,
-                                                                 ", found ", std::to_string(found)}));
+          in_.fail_at(base + i * sizeof b + field, detail::concat({"block ", std::to_string(i), " with ", expected,
+                                                                   ", found ", std::to_string(found)}));
         }
       };
       check(b.parent < static_cast<std::int64_t>(i) && (b.parent >= 0 || is_salt(b.parent)),
@@ -283,8 +283,8 @@ class ContentsReader {
       const format::SequenceRecord& s = c_.sequences[i];
       const auto check = [&](bool ok, std::size_t field, const char* expected, std::int64_t found) {
         if (!ok) [[unlikely]] {
-          in_.fail_at(base + i * sizeof s + field, detail::text({"sequence ", std::to_string(i), " with ", expected,
-                                                                 ", found ", std::to_string(found)}));
+          in_.fail_at(base + i * sizeof s + field, detail::concat({"sequence ", std::to_string(i), " with ", expected,
+                                                                   ", found ", std::to_string(found)}));
         }
       };
       const bool is_empty = s.last < 0;

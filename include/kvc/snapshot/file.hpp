@@ -34,8 +34,8 @@ inline namespace v0 {
 namespace io_detail {
 
 /// Throws std::system_error: what could not be done to which file, and the system's reason.
-[[noreturn]] KVC_COLD inline void raise_system(int error, const char* what, const std::string& path) {
-  raise(std::system_error(error, std::generic_category(), detail::text({"kvc: cannot ", what, " ", path})));
+[[noreturn]] KVC_COLD inline void throw_system(int error, const char* what, const std::string& path) {
+  throw_error(std::system_error(error, std::generic_category(), detail::concat({"kvc: cannot ", what, " ", path})));
 }
 
 /// An open file.
@@ -119,7 +119,7 @@ class FileSink final : public ByteSink {
     const std::int64_t done =
         io_detail::transfer(pieces, [this](const iovec* list, int count) { return ::writev(fd_, list, count); });
     if (done != static_cast<std::int64_t>(wanted)) {
-      io_detail::raise_system(done < 0 ? errno : ENOSPC, "write", path_);
+      io_detail::throw_system(done < 0 ? errno : ENOSPC, "write", path_);
     }
   }
 
@@ -178,8 +178,9 @@ class FileSource final : public ByteSource {
   static constexpr std::size_t small = 2048;  // bytes of a piece: below, the system takes longer than a copy of ours
 
   [[noreturn]] KVC_COLD void fail(int error) const {
-    raise(FormatError(name(), static_cast<Index>(at_),
-                      detail::text({"a file that can be read (", std::generic_category().message(error), ")"})));
+    throw_error(
+        FormatError(name(), static_cast<Index>(at_),
+                    detail::concat({"a file that can be read (", std::generic_category().message(error), ")"})));
   }
   std::int64_t read_direct(std::span<const std::span<std::byte>> pieces) const {
     return io_detail::transfer(pieces,
@@ -210,7 +211,7 @@ namespace io_detail {
 
 inline void sync(int fd, const std::string& path) {
   if (without_interrupts([&] { return ::fsync(fd); }) != 0) {
-    raise_system(errno, "sync", path);
+    throw_system(errno, "sync", path);
   }
 }
 
@@ -220,10 +221,10 @@ inline void sync(int fd, const std::string& path) {
     FileHandle file(
         without_interrupts([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666); }));
     if (!file) {
-      raise_system(errno, "create", path);
+      throw_system(errno, "create", path);
     }
     if (without_interrupts([&] { return ::flock(file.get(), LOCK_EX | LOCK_NB); }) != 0) {
-      raise_system(errno, "lock, another saves to the same place:", path);
+      throw_system(errno, "lock, another saves to the same place:", path);
     }
     // Between opening and locking, its last owner may have moved it to where it belongs: then it is not ours to write.
     struct stat own{};
@@ -248,25 +249,25 @@ void replace_file(const std::filesystem::path& path, F&& write) {
   const std::string name = path.string();
   const std::string saving = name + ".saving";
   const io_detail::FileHandle file = io_detail::open_alone(saving);
-  detail::OnExit remove([&] { (void)::unlink(saving.c_str()); });
+  detail::ScopeGuard remove([&] { (void)::unlink(saving.c_str()); });
   if (::ftruncate(file.get(), 0) != 0) {
-    io_detail::raise_system(errno, "truncate", saving);
+    io_detail::throw_system(errno, "truncate", saving);
   }
   if (struct stat old{}; ::stat(name.c_str(), &old) == 0 && ::fchmod(file.get(), old.st_mode & 0777) != 0) {
-    io_detail::raise_system(errno, "set the permissions of", saving);
+    io_detail::throw_system(errno, "set the permissions of", saving);
   }
   FileSink sink(file.get(), saving);
   write(static_cast<ByteSink&>(sink));
   io_detail::sync(file.get(), saving);
   if (::rename(saving.c_str(), name.c_str()) != 0) {
-    io_detail::raise_system(errno, "rename to its place", saving);
+    io_detail::throw_system(errno, "rename to its place", saving);
   }
   remove.dismiss();
   const std::string folder = path.has_parent_path() ? path.parent_path().string() : ".";
   const io_detail::FileHandle directory(
       io_detail::without_interrupts([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!directory) {
-    io_detail::raise_system(errno, "open", folder);
+    io_detail::throw_system(errno, "open", folder);
   }
   io_detail::sync(directory.get(), folder);
 }

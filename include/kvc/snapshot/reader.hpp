@@ -113,7 +113,7 @@ class SnapshotReader {
   /// Of a field of the description, which is the first section.
   [[noreturn]] KVC_COLD void refuse(std::size_t field, const std::string& expected, const std::string& found) const {
     in_.fail_at(sizeof(format::FileHeader) + sizeof(format::SectionHeader) + field,
-                detail::text({expected, ", found ", found}));
+                detail::concat({expected, ", found ", found}));
   }
 
   [[nodiscard]] io_detail::RowOrder order() const {
@@ -133,7 +133,7 @@ class SnapshotReader {
     const bool convertible = decode != nullptr && io_detail::row_decoder(own) != nullptr;
     if (!convertible || !options.convert_elements) {
       refuse(offsetof(Description, element),
-             detail::text({"elements ", own, convertible ? ", or LoadOptions::convert_elements" : ""}),
+             detail::concat({"elements ", own, convertible ? ", or LoadOptions::convert_elements" : ""}),
              contents_.element);
     }
     return decode;
@@ -143,7 +143,7 @@ class SnapshotReader {
     const Shape& s = contents_.shape;
     const auto same = [&](Index ours, Index found, std::size_t field, const char* what) {
       if (ours != found) {
-        refuse(field, detail::text({what, " ", std::to_string(ours), ", as the cache has"}), std::to_string(found));
+        refuse(field, detail::concat({what, " ", std::to_string(ours), ", as the cache has"}), std::to_string(found));
       }
     };
     same(own.layers, s.layers, offsetof(Description, layers), "layers");
@@ -158,9 +158,9 @@ class SnapshotReader {
     if (table_bytes > (std::uint64_t{1} << 20) +
                           format::bounded_product(contents_.layer_bytes(), static_cast<std::uint64_t>(s.layers))) {
       in_.fail_at(sizeof(format::FileHeader),
-                  detail::text({"sequences whose block tables are smaller than the rows, found ",
-                                std::to_string(contents_.sequences.size()), " that need ", std::to_string(table_bytes),
-                                " bytes"}));
+                  detail::concat({"sequences whose block tables are smaller than the rows, found ",
+                                  std::to_string(contents_.sequences.size()), " that need ",
+                                  std::to_string(table_bytes), " bytes"}));
     }
   }
   [[nodiscard]] Index row_bytes(Index dim) const {
@@ -176,7 +176,7 @@ class SnapshotReader {
     if (header.name == section::end) {
       for (std::size_t i = 0; i < written_.size(); ++i) {
         if (!written_[i]) {
-          in_.fail_at(at, detail::text({"section layr of layer ", std::to_string(i), ", found the end"}));
+          in_.fail_at(at, detail::concat({"section layr of layer ", std::to_string(i), ", found the end"}));
         }
       }
       if (header.index != 0) {
@@ -186,17 +186,17 @@ class SnapshotReader {
       return std::nullopt;
     }
     if (header.name != section::layer) {
-      in_.fail_at(at, detail::text({"section layr or end, found ", to_text(header.name)}));
+      in_.fail_at(at, detail::concat({"section layr or end, found ", to_text(header.name)}));
     }
     if (header.index >= written_.size() || written_[static_cast<std::size_t>(header.index)]) {
       in_.fail_at(at + offsetof(format::SectionHeader, index),
-                  detail::text({"a layer below ", std::to_string(written_.size()), " that has not come yet, found ",
-                                std::to_string(header.index)}));
+                  detail::concat({"a layer below ", std::to_string(written_.size()), " that has not come yet, found ",
+                                  std::to_string(header.index)}));
     }
     if (header.size != contents_.layer_bytes()) {
       in_.fail_at(in_.size_offset(),
-                  detail::text({std::to_string(contents_.layer_bytes()), " bytes, the rows of a layer, found ",
-                                std::to_string(header.size)}));
+                  detail::concat({std::to_string(contents_.layer_bytes()), " bytes, the rows of a layer, found ",
+                                  std::to_string(header.size)}));
     }
     written_[static_cast<std::size_t>(header.index)] = true;
     return static_cast<Index>(header.index);

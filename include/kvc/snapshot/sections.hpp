@@ -150,8 +150,8 @@ class SectionReader {
     // The version first: another one may have another header.
     if (header.major != format::major_version) {
       fail_at(offsetof(format::FileHeader, major),
-              detail::text({"version ", std::to_string(format::major_version), " of the format, found ",
-                            std::to_string(header.major)}));
+              detail::concat({"version ", std::to_string(format::major_version), " of the format, found ",
+                              std::to_string(header.major)}));
     }
     require_checksum(header.checksum, bytes_of(header).first(offsetof(format::FileHeader, checksum)),
                      offsetof(format::FileHeader, checksum), "the file header");
@@ -177,13 +177,13 @@ class SectionReader {
       if (is_known(header_.name)) {
         if (header_.flags != format::SectionHeader::required) {
           fail_at(at_ + offsetof(format::SectionHeader, flags),
-                  detail::text({"section ", to_text(header_.name), " as required"}));
+                  detail::concat({"section ", to_text(header_.name), " as required"}));
         }
         return header_;
       }
       if (header_.flags == format::SectionHeader::required) {
-        fail_at(at_, detail::text({"a section that this version knows, or an optional one, found \"",
-                                   to_text(header_.name), "\""}));
+        fail_at(at_, detail::concat({"a section that this version knows, or an optional one, found \"",
+                                     to_text(header_.name), "\""}));
       }
       skip();
       finish();
@@ -195,8 +195,8 @@ class SectionReader {
   template <format::Plain Record>
   [[nodiscard]] std::vector<Record> records(const char* what) {
     if (header_.size % sizeof(Record) != 0) {
-      fail_at(size_offset(), detail::text({what, " of a multiple of ", std::to_string(sizeof(Record)), " bytes, found ",
-                                           std::to_string(header_.size)}));
+      fail_at(size_offset(), detail::concat({what, " of a multiple of ", std::to_string(sizeof(Record)),
+                                             " bytes, found ", std::to_string(header_.size)}));
     }
     std::vector<Record> all;
     while (left_ > 0) {
@@ -240,7 +240,7 @@ class SectionReader {
     std::uint64_t sum = 0;
     take(writable_bytes_of(sum), "the checksum of a section");
     if (sum != payload_.value()) {
-      fail_at(at, detail::text(
+      fail_at(at, detail::concat(
                       {"section ", to_text(header_.name), " from byte ", std::to_string(at_), " with its checksum"}));
     }
     all_.add(bytes_of(header_.checksum));
@@ -257,11 +257,11 @@ class SectionReader {
       fail_at(size_offset(), "an end of 16 bytes");
     }
     if (record[0].sections != sections || record[0].checksum != sum) {
-      fail_at(at, detail::text({"the end of these ", std::to_string(sections), " sections, found that of ",
-                                std::to_string(record[0].sections), " others"}));
+      fail_at(at, detail::concat({"the end of these ", std::to_string(sections), " sections, found that of ",
+                                  std::to_string(record[0].sections), " others"}));
     }
     if (source_->left().value_or(0) != 0) {
-      fail_at(offset_, detail::text({"the end, found ", std::to_string(*source_->left()), " bytes more"}));
+      fail_at(offset_, detail::concat({"the end, found ", std::to_string(*source_->left()), " bytes more"}));
     }
   }
 
@@ -286,7 +286,7 @@ class SectionReader {
   [[nodiscard]] std::uint64_t size_offset() const noexcept { return at_ + offsetof(format::SectionHeader, size); }
 
   [[noreturn]] KVC_COLD void fail_at(std::uint64_t offset, const std::string& expected) const {
-    raise(FormatError(source_->name(), static_cast<Index>(offset), expected));
+    throw_error(FormatError(source_->name(), static_cast<Index>(offset), expected));
   }
 
  private:
@@ -300,20 +300,20 @@ class SectionReader {
     const std::uint64_t room = source_->left().value_or(most);
     if (header_.size > most - std::min(most, offset_) || room < sizeof(std::uint64_t) ||
         header_.size > room - sizeof(std::uint64_t)) {
-      fail_at(size_offset(), detail::text({"a section of at most ", std::to_string(room < 8 ? 0 : room - 8),
-                                           " bytes, which are left, found ", std::to_string(header_.size)}));
+      fail_at(size_offset(), detail::concat({"a section of at most ", std::to_string(room < 8 ? 0 : room - 8),
+                                             " bytes, which are left, found ", std::to_string(header_.size)}));
     }
   }
   void require_checksum(std::uint64_t sum, std::span<const std::byte> bytes, std::uint64_t at, const char* what) const {
     if (sum != Checksum::of(bytes)) {
-      fail_at(at, detail::text({what, " with its checksum"}));
+      fail_at(at, detail::concat({what, " with its checksum"}));
     }
   }
   void take(Piece piece, const char* what) {
     const std::size_t count = source_->read(std::span<const Piece>(&piece, 1));
     offset_ += count;
     if (count < piece.size()) {
-      fail_at(offset_, detail::text({what, ", ", std::to_string(piece.size()), " bytes, and they end"}));
+      fail_at(offset_, detail::concat({what, ", ", std::to_string(piece.size()), " bytes, and they end"}));
     }
   }
   void receive(std::span<const Piece> pieces) {
@@ -324,8 +324,8 @@ class SectionReader {
     const std::size_t count = source_->read(pieces);
     offset_ += count;
     if (count < total) {
-      fail_at(offset_, detail::text({"section ", to_text(header_.name), " of ", std::to_string(header_.size),
-                                     " bytes, and they end"}));
+      fail_at(offset_, detail::concat({"section ", to_text(header_.name), " of ", std::to_string(header_.size),
+                                       " bytes, and they end"}));
     }
     for (const Piece piece : pieces) {
       payload_.add(piece);

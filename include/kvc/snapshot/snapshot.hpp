@@ -98,7 +98,7 @@ LoadedSnapshot load_snapshot(Cache& cache, ByteSource& source, const LoadOptions
   SnapshotReader<Cache> reader(cache, source, options);
   if (!reader.try_reserve()) {
     const Stats now = cache.stats();
-    raise(CapacityError("load a snapshot", reader.tokens(), now));
+    throw_error(CapacityError("load a snapshot", reader.tokens(), now));
   }
   while (reader.next_layer()) {
   }

@@ -32,8 +32,8 @@ struct Offered {
   using D = format::DescriptionRecord;
   const auto different = [](std::size_t field, std::string_view what, const std::string& expected,
                             const std::string& actual) {
-    return Refusal{TransferOutcome::incompatible, detail::text({"expected ", what, " ", expected, ", found ", actual}),
-                   sizeof(MessageHead) + field};
+    return Refusal{TransferOutcome::incompatible,
+                   detail::concat({"expected ", what, " ", expected, ", found ", actual}), sizeof(MessageHead) + field};
   };
   if (found.element != own.element) {
     return different(offsetof(D, element), "elements", to_text(own.element), to_text(found.element));
@@ -73,7 +73,7 @@ struct Offered {
   if (head.major != major_version) {
     return Refusal{
         TransferOutcome::incompatible,
-        detail::text({"expected version ", std::to_string(major_version), ", found ", std::to_string(head.major)}),
+        detail::concat({"expected version ", std::to_string(major_version), ", found ", std::to_string(head.major)}),
         offsetof(MessageHead, major)};
   }
   const std::optional<OfferRecord> record = in.take<OfferRecord>();

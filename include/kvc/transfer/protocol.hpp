@@ -90,7 +90,7 @@ enum class TransferOutcome : std::uint32_t {
 class TransferError : public std::runtime_error {
  public:
   TransferError(TransferOutcome outcome, std::string_view reason)
-      : std::runtime_error(detail::text({"kvc: transfer ", to_text(outcome), reason.empty() ? "" : ": ", reason})),
+      : std::runtime_error(detail::concat({"kvc: transfer ", to_text(outcome), reason.empty() ? "" : ": ", reason})),
         outcome_(outcome) {}
   [[nodiscard]] TransferOutcome outcome() const noexcept { return outcome_; }
 

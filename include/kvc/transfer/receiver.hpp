@@ -233,7 +233,7 @@ class SequenceReceiver {
       const auto behind = std::find_if(t.layers.begin(), t.layers.end(), [&](Pos p) { return p != t.offered.length; });
       if (behind != t.layers.end()) {
         fail(at, {TransferOutcome::broken,
-                  detail::text({"it ended without all rows of layer ", std::to_string(behind - t.layers.begin())})});
+                  detail::concat({"it ended without all rows of layer ", std::to_string(behind - t.layers.begin())})});
         return;
       }
       t.state = State::ending;
@@ -253,11 +253,11 @@ class SequenceReceiver {
     }
     if (!transfer_detail::can_ever_hold(*cache_, t.offered.length)) {
       return Refusal{TransferOutcome::never_fits,
-                     detail::text({std::to_string(t.offered.length), " positions are more than this pool allows"})};
+                     detail::concat({std::to_string(t.offered.length), " positions are more than this pool allows"})};
     }
     if (transfers_.size() >= options_.transfers) {
       return Refusal{TransferOutcome::busy,
-                     detail::text({std::to_string(transfers_.size()), " transfers are under way"})};
+                     detail::concat({std::to_string(transfers_.size()), " transfers are under way"})};
     }
     t.heard = now;
     t.held.offer.resize(static_cast<std::size_t>(arrival.body_bytes()));
@@ -293,9 +293,9 @@ class SequenceReceiver {
     Pos& next = t.layers[static_cast<std::size_t>(record->layer)];
     if (record->first != next || record->last <= record->first || record->last > t.offered.length) {
       fail(at, {TransferOutcome::broken,
-                detail::text({"rows of layer ", std::to_string(record->layer), " that are not the next: expected ",
-                              std::to_string(next), ", found ", std::to_string(record->first), " to ",
-                              std::to_string(record->last)})});
+                detail::concat({"rows of layer ", std::to_string(record->layer), " that are not the next: expected ",
+                                std::to_string(next), ", found ", std::to_string(record->first), " to ",
+                                std::to_string(record->last)})});
       return;
     }
     const PosRange range{record->first, record->last};

@@ -53,7 +53,7 @@ template <class Cache>
                                                          std::span<const std::byte> body, Pos reserve_tokens,
                                                          const Retention& retention) {
   const auto no_room = [&](TransferOutcome outcome) {
-    return Refusal{outcome, detail::text({"for ", std::to_string(offered.length), " positions"})};
+    return Refusal{outcome, detail::concat({"for ", std::to_string(offered.length), " positions"})};
   };
   std::vector<Token> tokens(static_cast<std::size_t>(offered.tokens));
   const auto token_bytes = body.first(tokens.size() * sizeof(Token));
@@ -82,7 +82,7 @@ template <class Cache>
   if (!opened) {
     return no_room(TransferOutcome::no_room);
   }
-  detail::OnExit undo([&] { cache.close(opened->seq); });
+  detail::ScopeGuard undo([&] { cache.close(opened->seq); });
   const auto rest = std::span(std::as_const(tokens)).subspan(static_cast<std::size_t>(opened->cached));
   auto step = tokens.empty() ? cache.try_extend(opened->seq, offered.length) : cache.try_extend(opened->seq, rest);
   if (!step) {

@@ -80,10 +80,10 @@ struct Sent {
 /// Throws TransferError (or FormatError where the two caches do not fit) unless a transfer was completed.
 inline void require_complete(const Sent& sent) {
   if (sent.outcome == TransferOutcome::incompatible) {
-    raise(FormatError(detail::text({"transfer to peer ", std::to_string(sent.to)}), 0, sent.reason));
+    throw_error(FormatError(detail::concat({"transfer to peer ", std::to_string(sent.to)}), 0, sent.reason));
   }
   if (sent.outcome != TransferOutcome::complete) {
-    raise(TransferError(sent.outcome, sent.reason));
+    throw_error(TransferError(sent.outcome, sent.reason));
   }
 }
 

@@ -156,7 +156,7 @@ class BlockTables {
   SeqId fork(SeqId parent, Pos at) {
     require_between(at, Pos{0}, sequences_.at(parent).lengths.committed, "at");
     const SeqId seq = sequences_.insert();
-    OnExit undo([&] { sequences_.erase(seq); });
+    ScopeGuard undo([&] { sequences_.erase(seq); });
     const Sequence& p = sequences_.at(parent);
     Sequence& s = sequences_.at(seq);
     const std::size_t blocks = blocks_for(at);
@@ -243,8 +243,8 @@ class BlockTables {
       if (s.lengths.committed > s.lengths.reserved ||
           (!s.lengths.pending && s.lengths.committed != s.lengths.reserved) ||
           (!s.lengths.pending && s.replaced != no_block) || s.table.size() != blocks_for(s.lengths.reserved)) {
-        raise(InvariantError("kvc: a block table of " + std::to_string(s.table.size()) + " blocks for " +
-                             std::to_string(s.lengths.reserved) + " positions"));
+        throw_error(InvariantError("kvc: a block table of " + std::to_string(s.table.size()) + " blocks for " +
+                                   std::to_string(s.lengths.reserved) + " positions"));
       }
       for (const BlockId block : s.table) {
         ++holders[static_cast<std::size_t>(block)];

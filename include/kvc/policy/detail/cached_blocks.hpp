@@ -138,7 +138,7 @@ class CachedBlocks {
       cached += holders[i] == 0 && index.contains(static_cast<BlockId>(i)) ? 1 : 0;
     }
     if (cached != eviction.size() || held + cached + pool.free() != pool.size()) {
-      raise(InvariantError("kvc: blocks are neither free nor cached nor held"));
+      throw_error(InvariantError("kvc: blocks are neither free nor cached nor held"));
     }
     quota.verify(
         sequences_of_tenants, [&](BlockId block) { return index.contains(block); },

@@ -114,23 +114,24 @@ class RegionList {
     for (std::size_t i = 0; i < holes_.size(); ++i) {
       total += holes_[i].size;
       if (holes_[i].size <= 0 || (i > 0 && holes_[i - 1].start + holes_[i - 1].size >= holes_[i].start)) {
-        raise(InvariantError("kvc: holes are empty, touch or are out of order"));
+        throw_error(InvariantError("kvc: holes are empty, touch or are out of order"));
       }
     }
     if (total != free_) {
-      raise(InvariantError("kvc: the holes do not add up to the free slots"));
+      throw_error(InvariantError("kvc: the holes do not add up to the free slots"));
     }
     taken.insert(taken.end(), holes_.begin(), holes_.end());
     std::sort(taken.begin(), taken.end(), [](const Region& a, const Region& b) { return a.start < b.start; });
     Pos end = 0;
     for (const Region& region : taken) {
       if (region.start != end) {
-        raise(InvariantError("kvc: allocations overlap or leave a gap at slot " + std::to_string(end)));
+        throw_error(InvariantError("kvc: allocations overlap or leave a gap at slot " + std::to_string(end)));
       }
       end += region.size;
     }
     if (end != size_) {
-      raise(InvariantError("kvc: allocations end at slot " + std::to_string(end) + " of " + std::to_string(size_)));
+      throw_error(
+          InvariantError("kvc: allocations end at slot " + std::to_string(end) + " of " + std::to_string(size_)));
     }
   }
 

@@ -51,13 +51,13 @@ class SequenceTable {
   /// Throws std::invalid_argument if the sequence is not open.
   [[nodiscard]] Record& at(SeqId seq) {
     if (!contains(seq)) [[unlikely]] {
-      raise_not_open(seq);
+      throw_not_open(seq);
     }
     return entries_[seq.slot].record;
   }
   [[nodiscard]] const Record& at(SeqId seq) const {
     if (!contains(seq)) [[unlikely]] {
-      raise_not_open(seq);
+      throw_not_open(seq);
     }
     return entries_[seq.slot].record;
   }
@@ -97,7 +97,7 @@ class SequenceTable {
     std::uint32_t generation = 0;  // odd while it is open
   };
   [[nodiscard]] static constexpr bool is_open(std::uint32_t generation) noexcept { return generation % 2 == 1; }
-  [[noreturn]] KVC_COLD static void raise_not_open(SeqId seq) { raise_invalid("seq", seq, "an open sequence"); }
+  [[noreturn]] KVC_COLD static void throw_not_open(SeqId seq) { throw_invalid("seq", seq, "an open sequence"); }
 
   std::vector<Entry> entries_;
   std::uint32_t slots_ = 0;  // entries_.size(), without the division that this takes
@@ -112,29 +112,29 @@ struct Lengths {
 };
 
 // Out of line, and with their argument by value: the checks of a decode step should cost a comparison each.
-[[noreturn]] KVC_COLD inline void raise_pending(SeqId seq) {
-  raise_invalid("seq", seq, "a sequence without an uncommitted extend");
+[[noreturn]] KVC_COLD inline void throw_pending(SeqId seq) {
+  throw_invalid("seq", seq, "a sequence without an uncommitted extend");
 }
-[[noreturn]] KVC_COLD inline void raise_not_pending(SeqId seq) {
-  raise_invalid("seq", seq, "a sequence with an uncommitted extend");
+[[noreturn]] KVC_COLD inline void throw_not_pending(SeqId seq) {
+  throw_invalid("seq", seq, "a sequence with an uncommitted extend");
 }
 
-[[noreturn]] KVC_COLD inline void raise_count(Pos count, Pos most) {
-  raise_invalid("count", count, text({"between 0 and ", std::to_string(most)}));
+[[noreturn]] KVC_COLD inline void throw_count(Pos count, Pos most) {
+  throw_invalid("count", count, concat({"between 0 and ", std::to_string(most)}));
 }
-[[noreturn]] KVC_COLD inline void raise_tokens(std::size_t tokens) {
-  raise_invalid("number of tokens", tokens, "0 or the count of positions");
+[[noreturn]] KVC_COLD inline void throw_tokens(std::size_t tokens) {
+  throw_invalid("number of tokens", tokens, "0 or the count of positions");
 }
 
 inline void require_settled(const Lengths& lengths, SeqId seq) {
   if (lengths.pending) [[unlikely]] {
-    raise_pending(seq);
+    throw_pending(seq);
   }
 }
 
 inline void require_pending(const Lengths& lengths, SeqId seq) {
   if (!lengths.pending) [[unlikely]] {
-    raise_not_pending(seq);
+    throw_not_pending(seq);
   }
 }
 
@@ -142,10 +142,10 @@ inline void require_pending(const Lengths& lengths, SeqId seq) {
 inline void require_extension(const Lengths& lengths, SeqId seq, Pos count, std::size_t tokens) {
   require_settled(lengths, seq);
   if (count < 0 || count > max_pos - lengths.committed) [[unlikely]] {
-    raise_count(count, max_pos - lengths.committed);
+    throw_count(count, max_pos - lengths.committed);
   }
   if (tokens != 0 && tokens != static_cast<std::size_t>(count)) [[unlikely]] {
-    raise_tokens(tokens);
+    throw_tokens(tokens);
   }
 }
 

@@ -122,12 +122,13 @@ class TenantQuota {
     }
     for (std::size_t t = 0; t < tenants_.size(); ++t) {
       if (tenants_[t].holders != holders[t] || tenants_[t].unheld != unheld[t] || unheld[t] > quota_) {
-        raise(InvariantError("kvc: tenant " + std::to_string(t) + " counts " + std::to_string(tenants_[t].unheld) +
-                             " cached blocks, and has " + std::to_string(unheld[t])));
+        throw_error(InvariantError("kvc: tenant " + std::to_string(t) + " counts " +
+                                   std::to_string(tenants_[t].unheld) + " cached blocks, and has " +
+                                   std::to_string(unheld[t])));
       }
     }
     if (ids_.size() + free_.size() != tenants_.size()) {
-      raise(InvariantError("kvc: tenants that nobody uses are remembered, or used ones are not"));
+      throw_error(InvariantError("kvc: tenants that nobody uses are remembered, or used ones are not"));
     }
   }
   [[nodiscard]] std::size_t slots() const noexcept { return tenants_.size(); }

@@ -86,11 +86,11 @@ class TokenTables : public BlockTables<Blocks, TokenNote<typename Blocks::Parent
   Opened open_on(std::span<const Token> prompt, std::span<const Token> tokens, const Salt& salt) {
     const Pos size = checked_count(prompt.size(), "prompt.size()");
     const SeqId seq = this->insert();
-    OnExit undo([&] { this->erase_empty(seq); });
+    ScopeGuard undo([&] { this->erase_empty(seq); });
     const int tenant = blocks_.quota.limited() ? blocks_.quota.acquire(salt.tenant()) : TenantQuota::none;
-    OnExit undo_tenant([&] { blocks_.quota.release(tenant); });
+    ScopeGuard undo_tenant([&] { blocks_.quota.release(tenant); });
     const Parent root = blocks_.index.acquire_root(salt);
-    OnExit undo_root([&] { blocks_.index.release_root(root); });
+    ScopeGuard undo_root([&] { blocks_.index.release_root(root); });
     Sequence& s = this->at(seq);
     s.table.reserve(this->blocks_for(size));
     undo_root.dismiss();
