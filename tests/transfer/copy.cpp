@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "kvc/memory/space.hpp"
+#include "kvc/memory/large_vector.hpp"
 #include "random_source.hpp"
 
 namespace {

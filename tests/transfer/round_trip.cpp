@@ -113,11 +113,11 @@ TEST_CASE("Full blocks of pools that are made alike leave and arrive in one piec
   auto step = cache.extend(seq, 14);
   transfer_detail::RowPieces finder;
   transfer_detail::PieceList<const std::byte> pieces;
-  finder.add(cache, std::as_const(cache).data(), seq, 1, {4, 12}, io_detail::RowOrder::head_major, 4, pieces);
+  finder.add(cache, std::as_const(cache).data(), seq, 1, {4, 12}, layout::RowOrder::head_major, 4, pieces);
   REQUIRE(pieces.pieces().size() == 2);
   REQUIRE(pieces.pieces()[0].size() == 4U * 3 * (5 + 3) * sizeof(float));
   pieces.clear();
-  finder.add(cache, std::as_const(cache).data(), seq, 1, {12, 14}, io_detail::RowOrder::head_major, 4, pieces);
+  finder.add(cache, std::as_const(cache).data(), seq, 1, {12, 14}, layout::RowOrder::head_major, 4, pieces);
   REQUIRE(pieces.pieces().size() == 6);  // of a block that is not full: keys and values of three heads
 }
 

@@ -17,7 +17,7 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace io_detail {
+namespace layout {
 
 enum class RowOrder { head_major, token_major };
 
@@ -31,7 +31,7 @@ template <Layout L>
 }
 
 /// Consecutive slots of one block of a pool.
-struct Slots {
+struct SlotSpan {
   BlockId block = no_block;
   Pos slot = 0;
   Pos count = 0;
@@ -39,9 +39,9 @@ struct Slots {
 
 /// Offset and stride of the rows of one part, keys or values, of one layer.
 template <Layout L>
-class PartLayout {
+class LayerRows {
  public:
-  PartLayout(const L& layout, Index layer, bool keys) : layout_(&layout), layer_(layer), keys_(keys) {}
+  LayerRows(const L& layout, Index layer, bool keys) : layout_(&layout), layer_(layer), keys_(keys) {}
   [[nodiscard]] Index row_size() const noexcept {
     return keys_ ? layout_->extents().key_row : layout_->extents().value_row;
   }
@@ -64,15 +64,15 @@ class PartLayout {
 
 /// f(offset, Storage objects) for all rows of `slots`, which are those of one stored block, in one layer, in `order`.
 template <Layout L, class F>
-void for_each_stretch(const L& layout, Index layer, RowOrder order, std::span<const Slots> slots, F&& f) {
+void for_each_row_span(const L& layout, Index layer, RowOrder order, std::span<const SlotSpan> slots, F&& f) {
   const Index heads = layout.extents().kv_heads;
   for (const bool keys : {true, false}) {
-    const PartLayout<L> part(layout, layer, keys);
+    const LayerRows<L> part(layout, layer, keys);
     const Index row = part.row_size();
     const Index stride = part.stride();
     if (order == RowOrder::head_major) {
       for (Index head = 0; head < heads; ++head) {
-        for (const Slots& s : slots) {
+        for (const SlotSpan& s : slots) {
           const Index at = part.offset(s.block, head, s.slot);
           if (stride == row) {
             f(at, s.count * row);
@@ -85,7 +85,7 @@ void for_each_stretch(const L& layout, Index layer, RowOrder order, std::span<co
       }
     } else {
       const bool whole = part.tokens_are_whole();
-      for (const Slots& s : slots) {
+      for (const SlotSpan& s : slots) {
         if (whole) {
           f(part.offset(s.block, 0, s.slot), s.count * stride);
           continue;
@@ -100,6 +100,6 @@ void for_each_stretch(const L& layout, Index layer, RowOrder order, std::span<co
   }
 }
 
-}  // namespace io_detail
+}  // namespace layout
 }  // namespace v0
 }  // namespace kvc

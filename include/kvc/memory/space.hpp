@@ -9,7 +9,6 @@
 #include <cstring>
 #include <new>
 #include <utility>
-#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -108,24 +107,6 @@ struct HostSpace {
   }
 };
 static_assert(Space<HostSpace>);
-
-namespace detail {
-/// Host memory for a std::vector whose elements are looked up at random: with large pages, where it is large.
-template <class T>
-struct HostAllocator {
-  using value_type = T;
-  HostAllocator() = default;
-  template <class U>
-  HostAllocator(const HostAllocator<U>&) noexcept {}
-  [[nodiscard]] T* allocate(std::size_t count) { return reinterpret_cast<T*>(HostSpace{}.allocate(count * sizeof(T))); }
-  void deallocate(T* p, std::size_t count) noexcept {
-    HostSpace{}.deallocate(reinterpret_cast<std::byte*>(p), count * sizeof(T));
-  }
-  friend bool operator==(const HostAllocator&, const HostAllocator&) = default;
-};
-template <class T>
-using LargeVector = std::vector<T, HostAllocator<T>>;
-}  // namespace detail
 
 /// Owns one allocation of a space.
 template <Space S>

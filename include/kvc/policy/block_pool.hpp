@@ -11,7 +11,7 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/memory/space.hpp"
+#include "kvc/memory/large_vector.hpp"
 
 namespace kvc {
 inline namespace v0 {

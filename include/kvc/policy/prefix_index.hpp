@@ -21,7 +21,7 @@
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/memory/space.hpp"
+#include "kvc/memory/large_vector.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {

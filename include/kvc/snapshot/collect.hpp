@@ -92,7 +92,7 @@ class Collector {
   }
 
   /// Brings all into its final form; returns where the blocks lie.
-  [[nodiscard]] std::vector<Slots> finish() {
+  [[nodiscard]] std::vector<layout::SlotSpan> finish() {
     std::vector<Token> tokens;
     c_.first_token.push_back(0);
     for (std::size_t i = 0; i < c_.blocks.size(); ++i) {
@@ -169,7 +169,7 @@ class Collector {
   }
 
   SnapshotContents& c_;
-  std::vector<Slots> slots_;
+  std::vector<layout::SlotSpan> slots_;
   std::vector<std::size_t> token_at_;  // where in c_.tokens those of a block begin, until `finish` orders them
   std::unordered_map<Key, std::int32_t, KeyHash> numbers_;
   std::unordered_map<std::string, std::int32_t> salts_;

@@ -116,9 +116,9 @@ class SnapshotReader {
                 detail::concat({expected, ", found ", found}));
   }
 
-  [[nodiscard]] io_detail::RowOrder order() const {
-    for (const io_detail::RowOrder order : {io_detail::RowOrder::head_major, io_detail::RowOrder::token_major}) {
-      if (contents_.layout == io_detail::to_text(order)) {
+  [[nodiscard]] layout::RowOrder order() const {
+    for (const layout::RowOrder order : {layout::RowOrder::head_major, layout::RowOrder::token_major}) {
+      if (contents_.layout == layout::to_text(order)) {
         return order;
       }
     }

@@ -29,7 +29,7 @@ struct Target {
   std::int32_t source;  // number of the stored block
   bool first;           // false: the rows have been put elsewhere too, and are copied from there
   Pos row;              // of the stored block
-  Slots to;
+  layout::SlotSpan to;
 };
 
 template <class Cache>

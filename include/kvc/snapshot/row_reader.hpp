@@ -46,7 +46,7 @@ class RowReceiver {
   using Storage = StorageOf<T>;
 
   /// `decode` is null where rows are stored as the cache stores them.
-  RowReceiver(Cache& cache, const SnapshotContents& contents, RowOrder order, RowDecoder decode)
+  RowReceiver(Cache& cache, const SnapshotContents& contents, layout::RowOrder order, RowDecoder decode)
       : cache_(&cache), c_(&contents), order_(order), decode_(decode) {
     scratch_.resize(batch_bytes);
   }
@@ -70,7 +70,7 @@ class RowReceiver {
       if (wanted == 0) {
         in.skip(static_cast<std::uint64_t>(rows) * c_->token_bytes());
       } else if (decode_ == nullptr && wanted == rows) {
-        for_each_stretch(cache_->layout(), layer, order_, slots_, [&](Index at, Index count) {
+        layout::for_each_row_span(cache_->layout(), layer, order_, slots_, [&](Index at, Index count) {
           in.add(std::as_writable_bytes(std::span(cache_->data() + at, static_cast<std::size_t>(count))));
         });
       } else {
@@ -91,7 +91,7 @@ class RowReceiver {
   void receive_by_rows(SectionReader& in, Index layer, Pos rows, Pos wanted) {
     const Index heads = c_->shape.kv_heads;
     for (const bool keys : {true, false}) {
-      const PartLayout part(cache_->layout(), layer, keys);
+      const layout::LayerRows part(cache_->layout(), layer, keys);
       const auto row_bytes = static_cast<std::size_t>(keys ? c_->key_row_bytes : c_->value_row_bytes);
       const Index dim = keys ? c_->shape.key_dim : c_->shape.value_dim;
       scratch_.resize(std::max(scratch_.size(), row_bytes));
@@ -103,8 +103,8 @@ class RowReceiver {
         in.flush();
         const std::byte* from = scratch_.data();
         for (Index i = next; i < next + count; ++i, from += row_bytes) {
-          const Index head = order_ == RowOrder::head_major ? i / rows : i % heads;
-          const auto row = static_cast<Pos>(order_ == RowOrder::head_major ? i % rows : i / heads);
+          const Index head = order_ == layout::RowOrder::head_major ? i / rows : i % heads;
+          const auto row = static_cast<Pos>(order_ == layout::RowOrder::head_major ? i % rows : i / heads);
           if (row < wanted) {
             const auto [block, slot] = at.find(row);
             put(from, dim, row_bytes, cache_->data() + part.offset(block, head, slot));
@@ -126,7 +126,7 @@ class RowReceiver {
 
   /// Finds the slot of a row, quickest near the one before.
   struct Cursor {
-    std::span<const Slots> slots;
+    std::span<const layout::SlotSpan> slots;
     std::size_t i = 0;
     Pos begin = 0;  // row of the first slot of slots[i]
     struct Place {
@@ -154,7 +154,7 @@ class RowReceiver {
         continue;
       }
       for (const bool keys : {true, false}) {
-        const PartLayout part(cache_->layout(), layer, keys);
+        const layout::LayerRows part(cache_->layout(), layer, keys);
         for (Index head = 0; head < c_->shape.kv_heads; ++head) {
           const Storage* source = cache_->data() + part.offset(from.to.block, head, from.to.slot + begin - from.row);
           Storage* to = cache_->data() + part.offset(copy.to.block, head, copy.to.slot + begin - copy.row);
@@ -168,9 +168,9 @@ class RowReceiver {
 
   Cache* cache_;
   const SnapshotContents* c_;
-  RowOrder order_;
+  layout::RowOrder order_;
   RowDecoder decode_;
-  std::vector<Slots> slots_;
+  std::vector<layout::SlotSpan> slots_;
   std::vector<std::byte> scratch_;
   std::vector<float> numbers_;
 };

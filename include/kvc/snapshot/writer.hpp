@@ -58,11 +58,11 @@ class SnapshotWriter {
     require(!written_[static_cast<std::size_t>(layer)], "layer", layer, "one that was not written yet");
     out_.begin(section::layer, contents_.layer_bytes(), static_cast<std::uint64_t>(layer));
     const auto* const pool = cache_->data();
-    for (const io_detail::Slots& slots : slots_) {
-      io_detail::for_each_stretch(cache_->layout(), layer, io_detail::row_order<Layout>(), std::span(&slots, 1),
-                                  [&](Index at, Index count) {
-                                    out_.add(std::as_bytes(std::span(pool + at, static_cast<std::size_t>(count))));
-                                  });
+    for (const layout::SlotSpan& slots : slots_) {
+      layout::for_each_row_span(cache_->layout(), layer, layout::row_order<Layout>(), std::span(&slots, 1),
+                                [&](Index at, Index count) {
+                                  out_.add(std::as_bytes(std::span(pool + at, static_cast<std::size_t>(count))));
+                                });
     }
     out_.finish();
     written_[static_cast<std::size_t>(layer)] = true;
@@ -89,12 +89,12 @@ class SnapshotWriter {
     contents.value_row_bytes = row_bytes(contents.shape.value_dim);
     contents.block_tokens = cache_->policy().block_tokens();
     contents.element = Element<T>::name;
-    contents.layout = io_detail::to_text(io_detail::row_order<Layout>());
+    contents.layout = layout::to_text(layout::row_order<Layout>());
     contents.policy = Policy::name;
     return contents;
   }
 
-  [[nodiscard]] std::vector<io_detail::Slots> collect(std::span<const SavedSequence> sequences,
+  [[nodiscard]] std::vector<layout::SlotSpan> collect(std::span<const SavedSequence> sequences,
                                                       const SaveOptions& options) {
     io_detail::Collector collector(contents_);
     const Policy& policy = cache_->policy();
@@ -125,7 +125,7 @@ class SnapshotWriter {
 
   const Cache* cache_;
   SnapshotContents contents_;
-  std::vector<io_detail::Slots> slots_;
+  std::vector<layout::SlotSpan> slots_;
   io_detail::SectionWriter out_;
   std::vector<bool> written_;
 };

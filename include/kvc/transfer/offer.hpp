@@ -22,7 +22,7 @@ struct Offered {
   std::uint64_t request = 0;
   Pos length = 0;
   Pos tokens = 0;
-  io_detail::RowOrder order{};
+  layout::RowOrder order{};
   Pos block_tokens = 1;  // of the sender
 };
 
@@ -91,8 +91,8 @@ struct Offered {
   offered.request = record->request;
   offered.length = record->length;
   offered.tokens = record->tokens;
-  offered.order = to_text(record->description.layout) == TokenMajor::name ? io_detail::RowOrder::token_major
-                                                                          : io_detail::RowOrder::head_major;
+  offered.order = to_text(record->description.layout) == TokenMajor::name ? layout::RowOrder::token_major
+                                                                          : layout::RowOrder::head_major;
   offered.block_tokens = static_cast<Pos>(record->description.block_tokens);
   return std::nullopt;
 }

@@ -243,7 +243,7 @@ template <class Cache>
           static_cast<std::uint32_t>(cache.policy().block_tokens()),
           0,
           to_name(kvc::Element<T>::name),
-          to_name(io_detail::to_text(io_detail::row_order<typename Cache::LayoutType>())),
+          to_name(layout::to_text(layout::row_order<typename Cache::LayoutType>())),
           to_name(Cache::PolicyType::name)};
 }
 

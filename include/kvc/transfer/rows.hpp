@@ -37,7 +37,7 @@ class RowPieces {
  public:
   /// Adds them to `to`. `pool` is cache.data(); Byte is const if it is. O(pieces).
   template <class Cache, class Storage, class Byte>
-  void add(const Cache& cache, Storage* pool, SeqId seq, Index layer, PosRange range, io_detail::RowOrder order,
+  void add(const Cache& cache, Storage* pool, SeqId seq, Index layer, PosRange range, layout::RowOrder order,
            Pos block_tokens, PieceList<Byte>& to) {
     runs_.clear();
     cache.policy().for_each_run(seq, range, [&](const SlotRun& run) { runs_.push_back(run); });
@@ -53,7 +53,7 @@ class RowPieces {
           break;  // the rest is of the next stored block
         }
       }
-      io_detail::for_each_stretch(cache.layout(), layer, order, slots_, [&](Index at, Index count) {
+      layout::for_each_row_span(cache.layout(), layer, order, slots_, [&](Index at, Index count) {
         const std::span<Storage> objects(pool + at, static_cast<std::size_t>(count));
         if constexpr (std::is_const_v<Byte>) {
           to.add(std::as_bytes(objects));
@@ -67,7 +67,7 @@ class RowPieces {
 
  private:
   std::vector<SlotRun> runs_;
-  std::vector<io_detail::Slots> slots_;
+  std::vector<layout::SlotSpan> slots_;
 };
 
 }  // namespace transfer_detail

@@ -312,7 +312,7 @@ class SequenceSender {
     const Pos block_tokens = cache_->policy().block_tokens();
     const auto [layer, range] = t.rows.next(most, block_tokens).value();
     pieces_.clear();
-    finder_.add(*cache_, cache_->data(), t.offer.seq, layer, range, io_detail::row_order<typename Cache::LayoutType>(),
+    finder_.add(*cache_, cache_->data(), t.offer.seq, layer, range, layout::row_order<typename Cache::LayoutType>(),
                 block_tokens, pieces_);
     const transfer_detail::RowsRecord record{static_cast<std::int32_t>(layer), range.first, range.last, 0};
     if (!send(t, HeadWriter(Kind::rows, id).add(record), pieces_.pieces())) {

@@ -8,7 +8,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/memory/space.hpp"
+#include "kvc/memory/large_vector.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -24,7 +24,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/memory/space.hpp"
+#include "kvc/memory/large_vector.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/detail/recent_keys.hpp"
 #include "kvc/policy/eviction/concept.hpp"
