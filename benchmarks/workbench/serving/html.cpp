@@ -36,7 +36,7 @@ void put(std::string& page, std::string_view mark, const std::string& text) {
   page.replace(at, mark.size(), text);
 }
 
-constexpr const char* folder = KVC_SOURCE_DIR "/benchmarks/serving/";
+constexpr const char* folder = KVC_SOURCE_DIR "/benchmarks/workbench/serving/";
 
 }  // namespace
 

@@ -174,7 +174,7 @@ std::string read_file(const std::string& path) {
   return text;
 }
 
-constexpr const char* scenario_folder = KVC_SOURCE_DIR "/benchmarks/serving/scenarios";
+constexpr const char* scenario_folder = KVC_SOURCE_DIR "/benchmarks/workbench/serving/scenarios";
 
 }  // namespace
 
