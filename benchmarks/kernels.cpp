@@ -2,10 +2,10 @@
 //
 //   kernels/<element>/<part>    4 query rows (a GQA group) against 64 positions, dimension 128
 //
-//   scores    load_keys and the products of queries and keys
-//   soften    maximum, exponentials, sum
-//   weights   weights in the form that the values need
-//   values    the weighted sum of the values
+//   scores          load_keys and the products of queries and keys
+//   online_softmax  maximum, exponentials, sum
+//   weights         weights in the form that the values need
+//   values          the weighted sum of the values
 //
 // The column per_position is nanoseconds per position, `ideal` the multiply-adds alone at the peak of the unit that
 // does them, measured in the same run. What a processor must spend besides is loads, folds of sums, and conversions.
@@ -74,8 +74,8 @@ class OneTile {
     }
     tile_.set(located_, nullptr, rows);
     scores();
-    unsoftened_.assign(p_, p_ + rows * tile_keys);
-    soften();
+    scores_.assign(p_, p_ + rows * tile_keys);
+    online_softmax();
     weights();
   }
 
@@ -89,17 +89,17 @@ class OneTile {
       }
     }
   }
-  void soften() {
-    std::copy(unsoftened_.begin(), unsoftened_.end(), p_);
+  void online_softmax() {
+    std::copy(scores_.begin(), scores_.end(), p_);
     std::fill_n(visible_, rows, ~std::uint64_t{0});
     std::fill_n(m_, rows, -std::numeric_limits<float>::infinity());
     std::fill_n(l_, rows, 0.0F);
-    detail::soften(p_, visible_, rows, m_, l_, shrink_);
+    detail::online_softmax(p_, visible_, rows, m_, l_, rescale_);
   }
   void weights() {
     tile_.load_values();
     for (Index r = 0; r < rows; ++r) {
-      tile_.weigh(p_ + r * tile_keys, ~std::uint64_t{0}, w_ + r * weight_size);
+      tile_.encode_weights(p_ + r * tile_keys, ~std::uint64_t{0}, w_ + r * weight_size);
     }
   }
   void values() { add<rows <= detail::kernel_rows ? rows : 1>(); }
@@ -110,9 +110,9 @@ class OneTile {
     for (Index r = 0; r < rows; r += R) {
       const float* const w = (Tile::weight_floats(dim) == 0 ? p_ : w_) + r * weight_size;
       if constexpr (Tile::exact_sums) {
-        tile_.template add_values<R>(w, 0, tile_keys, o_ + r * state_size, shrink_ + r);
+        tile_.template add_values<R>(w, 0, tile_keys, o_ + r * state_size, rescale_ + r);
       } else {
-        tile_.template add_values<R>(w, 0, tile_keys, nullptr, o_ + r * state_size, shrink_ + r);
+        tile_.template add_values<R>(w, 0, tile_keys, nullptr, o_ + r * state_size, rescale_ + r);
       }
     }
   }
@@ -122,16 +122,16 @@ class OneTile {
   std::vector<StorageOf<T>> keys_ =
       std::vector<StorageOf<T>>(static_cast<std::size_t>(tile_keys * Element<T>::row_size(dim)));
   std::vector<StorageOf<T>> values_ = keys_;
-  detail::TileRows<T> located_;
+  detail::KvTileRows<T> located_;
   detail::Scratch scratch_{Tile::scratch_floats(dim, dim) + rows * (query_size + tile_keys + weight_size + state_size)};
   Tile tile_;
   float* q_ = scratch_.take(rows * query_size);
   float* p_ = scratch_.take(rows * tile_keys);
   float* w_ = scratch_.take(rows * weight_size);
   float* o_ = zeros(scratch_.take(rows * state_size));
-  std::vector<float> unsoftened_;
+  std::vector<float> scores_;
   std::uint64_t visible_[rows] = {};
-  float m_[rows] = {}, l_[rows] = {}, shrink_[rows] = {};
+  float m_[rows] = {}, l_[rows] = {}, rescale_[rows] = {};
 
   static float* zeros(float* p) {
     std::fill_n(p, rows * state_size, 0.0F);
@@ -157,7 +157,7 @@ void add_parts(double kvc_bench::Limits::* unit) {
     });
   };
   add("scores", [](OneTile<T>& t) { t.scores(); }, 2.0 * rows * dim);
-  add("soften", [](OneTile<T>& t) { t.soften(); }, 0.0);
+  add("online_softmax", [](OneTile<T>& t) { t.online_softmax(); }, 0.0);
   add("weights", [](OneTile<T>& t) { t.weights(); }, 0.0);
   add("values", [](OneTile<T>& t) { t.values(); }, 2.0 * rows * dim);
 }

@@ -99,7 +99,7 @@ foreach(element IN ITEMS float Eigen::half Eigen::bfloat16 kvc::Int8 kvc::Fp8E4M
   string(REGEX REPLACE ".*:" "" name "${element}")
   set(source "${PROJECT_BINARY_DIR}/kernels/${name}.cpp")
   file(CONFIGURE OUTPUT "${source}" CONTENT "#include <kvc/attention/extern.hpp>\n
-template class kvc::detail::RowTile<kvc::detail::KvTile<@element@>>;\n" @ONLY)
+template class kvc::detail::QueryTile<kvc::detail::KvTile<@element@>>;\n" @ONLY)
   list(APPEND kvc_kernel_sources "${source}")
 endforeach()
 add_library(kvc_own_kernels STATIC EXCLUDE_FROM_ALL ${kvc_kernel_sources})

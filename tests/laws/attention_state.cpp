@@ -19,7 +19,7 @@ struct OwnedState {
 OwnedState merged(const OwnedState& a, const OwnedState& b) {
   OwnedState result = a, other = b;
   kvc::AttentionState into{result.o, result.m, result.l};
-  kvc::merge(into, {other.o, other.m, other.l});
+  into.merge({other.o, other.m, other.l});
   result.m = into.m;
   result.l = into.l;
   return result;
@@ -28,7 +28,7 @@ OwnedState merged(const OwnedState& a, const OwnedState& b) {
 std::vector<float> output(const OwnedState& s) {
   OwnedState copy = s;
   std::vector<float> out(dim);
-  kvc::finalize({copy.o, copy.m, copy.l}, out.data());
+  kvc::AttentionState{copy.o, copy.m, copy.l}.write_output(out.data());
   return out;
 }
 
@@ -134,5 +134,5 @@ TEST_CASE("Any division of the keys gives the same output", "[attention]") {
 TEST_CASE("States of different value_dim do not merge", "[attention]") {
   std::vector<float> a(3), b(4);
   kvc::AttentionState into{a};
-  CHECK_THROWS_AS(kvc::merge(into, {b, 1, 1}), std::invalid_argument);
+  CHECK_THROWS_AS(into.merge({b, 1, 1}), std::invalid_argument);
 }

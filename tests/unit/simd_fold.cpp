@@ -1,4 +1,4 @@
-// Folds, columns, soften, and the dot products of narrow numbers, each against the same spelt out.
+// Folds, columns, online_softmax, and the dot products of narrow numbers, each against the same spelt out.
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -88,7 +88,7 @@ TEST_CASE("columns of sixteen rows", "[simd]") {
   CHECK(expected == 23);
 }
 
-TEST_CASE("soften makes weights of scores", "[simd]") {
+TEST_CASE("online_softmax makes weights of scores", "[simd]") {
   constexpr float infinity = std::numeric_limits<float>::infinity();
   for (const Index count : {1, 3, 4, 6, 16}) {
     const auto size = static_cast<std::size_t>(count * 64);
@@ -96,7 +96,7 @@ TEST_CASE("soften makes weights of scores", "[simd]") {
     std::vector<float> s = before;
     std::mt19937_64 random(7);
     std::vector<std::uint64_t> visible(static_cast<std::size_t>(count));
-    std::vector<float> m(visible.size(), 0.25F), l(visible.size(), 2.0F), shrink(visible.size());
+    std::vector<float> m(visible.size(), 0.25F), l(visible.size(), 2.0F), rescale(visible.size());
     for (std::uint64_t& bits : visible) {
       bits = random();
     }
@@ -105,7 +105,7 @@ TEST_CASE("soften makes weights of scores", "[simd]") {
     l.back() = 0;
     const std::vector<std::uint64_t> seen = visible;
     const std::vector<float> m_before = m;
-    detail::soften(s.data(), visible.data(), count, m.data(), l.data(), shrink.data());
+    detail::online_softmax(s.data(), visible.data(), count, m.data(), l.data(), rescale.data());
     for (std::size_t r = 0; r < visible.size(); ++r) {
       double largest = static_cast<double>(m_before[r]), sum = 0;
       for (std::size_t j = 0; j < 64; ++j) {

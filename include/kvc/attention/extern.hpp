@@ -3,9 +3,9 @@
 //
 // A file that includes this beside attention makes no code of them. One file of the program has, for each type in use,
 //
-//   template class kvc::detail::RowTile<kvc::detail::KvTile<float>>;
+//   template class kvc::detail::QueryTile<kvc::detail::KvTile<float>>;
 //
-// or the linker misses RowTile::attend. Both are for the same processor, from which the kernels of a type follow.
+// or the linker misses QueryTile::attend. Both are for the same processor, from which the kernels of a type follow.
 #pragma once
 
 #include "kvc/attention/kernel/kv_tile.hpp"
@@ -17,12 +17,12 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-extern template class RowTile<KvTile<float>>;
-extern template class RowTile<KvTile<Eigen::half>>;
-extern template class RowTile<KvTile<Eigen::bfloat16>>;
-extern template class RowTile<KvTile<Int8>>;
-extern template class RowTile<KvTile<Fp8E4M3>>;
-extern template class RowTile<KvTile<Int4>>;
+extern template class QueryTile<KvTile<float>>;
+extern template class QueryTile<KvTile<Eigen::half>>;
+extern template class QueryTile<KvTile<Eigen::bfloat16>>;
+extern template class QueryTile<KvTile<Int8>>;
+extern template class QueryTile<KvTile<Fp8E4M3>>;
+extern template class QueryTile<KvTile<Int4>>;
 
 }  // namespace detail
 }  // namespace v0

@@ -62,12 +62,12 @@ void reference(const View& kv, PosRange queries, MatrixRef<const float> q, Matri
             continue;
           }
           const double larger = s > m || std::isnan(s) ? s : m;
-          const double shrink = std::exp(m - larger);
+          const double rescale = std::exp(m - larger);
           const double weight = std::exp(s - larger);
           m = larger;
-          l = l * shrink + weight;
+          l = l * rescale + weight;
           for (std::size_t d = 0; d < o.size(); ++d) {
-            o[d] = o[d] * shrink + weight * static_cast<double>(v[d]);
+            o[d] = o[d] * rescale + weight * static_cast<double>(v[d]);
           }
         }
       });

@@ -39,45 +39,45 @@ struct AttentionState {
 
   /// log of the sum of exp(s[j]); -infinity for the identity.
   [[nodiscard]] float log_sum_exp() const noexcept { return is_identity() ? m : m + std::log(l); }
+
+  /// Makes this state the identity. O(value_dim).
+  void reset() noexcept {
+    m = -std::numeric_limits<float>::infinity();
+    l = 0;
+    std::fill(o.begin(), o.end(), 0.0F);
+  }
+
+  /// *this = *this (+) other, for states of disjoint sets of keys. Merging the identity, on either side, changes no bit.
+  /// Throws std::invalid_argument if their value_dim differ. O(value_dim).
+  void merge(const AttentionState& other) {
+    require(o.size() == other.o.size(), "value_dim of a state to merge", other.o.size(), "that of the other");
+    if (other.is_identity()) {
+      return;
+    }
+    if (is_identity()) {
+      std::copy(other.o.begin(), other.o.end(), o.begin());
+      m = other.m;
+      l = other.l;
+      return;
+    }
+    // NaN must win, as it does for every other function of the scores.
+    const float largest = (m > other.m || m != m) ? m : other.m;
+    const float a = simd::exp(m - largest);
+    const float b = simd::exp(other.m - largest);
+    m = largest;
+    l = simd::madd(l, a, other.l * b);
+    for (std::size_t d = 0; d < o.size(); ++d) {
+      o[d] = simd::madd(o[d], a, other.o[d] * b);
+    }
+  }
+
+  /// out[d] = o[d] / l, or 0 for the identity: the attention output  [value_dim]. O(value_dim).
+  void write_output(float* out) const noexcept {
+    for (std::size_t d = 0; d < o.size(); ++d) {
+      out[d] = l == 0 ? 0.0F : o[d] / l;
+    }
+  }
 };
-
-/// Makes `state` the identity. O(value_dim).
-inline void reset(AttentionState& state) noexcept {
-  state.m = -std::numeric_limits<float>::infinity();
-  state.l = 0;
-  std::fill(state.o.begin(), state.o.end(), 0.0F);
-}
-
-/// into = into (+) other, for states of disjoint sets of keys. Merging the identity, on either side, changes no bit.
-/// Throws std::invalid_argument if their value_dim differ. O(value_dim).
-inline void merge(AttentionState& into, const AttentionState& other) {
-  require(into.o.size() == other.o.size(), "value_dim of a state to merge", other.o.size(), "that of the other");
-  if (other.is_identity()) {
-    return;
-  }
-  if (into.is_identity()) {
-    std::copy(other.o.begin(), other.o.end(), into.o.begin());
-    into.m = other.m;
-    into.l = other.l;
-    return;
-  }
-  // NaN must win, as it does for every other function of the scores.
-  const float m = (into.m > other.m || into.m != into.m) ? into.m : other.m;
-  const float a = simd::exp(into.m - m);
-  const float b = simd::exp(other.m - m);
-  into.m = m;
-  into.l = simd::madd(into.l, a, other.l * b);
-  for (std::size_t d = 0; d < into.o.size(); ++d) {
-    into.o[d] = simd::madd(into.o[d], a, other.o[d] * b);
-  }
-}
-
-/// out[d] = o[d] / l, or 0 for the identity: the attention output  [value_dim]. O(value_dim).
-inline void finalize(const AttentionState& state, float* out) noexcept {
-  for (std::size_t d = 0; d < state.o.size(); ++d) {
-    out[d] = state.l == 0 ? 0.0F : state.o[d] / state.l;
-  }
-}
 
 }  // namespace v0
 }  // namespace kvc

@@ -26,7 +26,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-struct Bf16Math {
+struct Bf16DotTraits {
   using Number = simd::U32x16;
   using Sum = simd::F32x16;
   static constexpr int planes = 1;
@@ -49,7 +49,7 @@ class Bf16Tile {
   using Element = T;
   static constexpr bool exact_sums = false;
   static constexpr bool in_order = false;
-  static constexpr Index key_stretch = 64;
+  static constexpr Index key_pass = 64;
   static constexpr int most_rows = packed_rows;
 
   /// Words of two numbers, in whole chunks.
@@ -61,7 +61,7 @@ class Bf16Tile {
     return ceil_div(value_dim, chunk_numbers) * chunk_numbers;
   }
   /// Number d of an output in a state: interleaving pairs leaves numbers in this order.
-  [[nodiscard]] static constexpr Index place(Index d) noexcept {
+  [[nodiscard]] static constexpr Index output_index(Index d) noexcept {
     const Index chunk = d / chunk_numbers, i = d % chunk_numbers;
     const Index quarter = chunk_numbers / 4, in_quarter = i % quarter;
     return chunk * chunk_numbers + in_quarter / 4 * simd::lanes + i / quarter * 4 + in_quarter % 4;
@@ -76,7 +76,7 @@ class Bf16Tile {
       std::uint16_t halves[simd::lanes];
       simd::store_bf16(halves, x);
       for (Index half = 0; half < 2; ++half) {
-        std::memcpy(reinterpret_cast<std::byte*>(to) + 2 * query_place(d + 8 * half), halves + 8 * half, 16);
+        std::memcpy(reinterpret_cast<std::byte*>(to) + 2 * query_index(d + 8 * half), halves + 8 * half, 16);
       }
     }
   }
@@ -90,38 +90,38 @@ class Bf16Tile {
     std::fill_n(zeros_, state_floats(value_dim), 0.0F);
   }
 
-  void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
+  void set(const KvTileRows<T>& rows, const KvTileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    value_step_ = ahead_.turn_evenly(rows, next, key_dim_, value_dim_, count);
+    value_step_ = prefetcher_.begin_tile_evenly(rows, next, key_dim_, value_dim_, count);
   }
 
-  [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
+  [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
   [[nodiscard]] Index value_step() const noexcept { return value_step_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if (!once_) {
       pack_keys(StoredKeys{rows_->k, key_dim_}, rows_->first / simd::lanes, ceil_div(rows_->last, Index{simd::lanes}),
-                query_floats(key_dim_) / simd::lanes, keys_, ahead_);
+                query_floats(key_dim_) / simd::lanes, keys_, prefetcher_);
     }
   }
   template <int R>
   KVC_OUT_OF_LINE void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    score_packed<Bf16Math, R>(q, q_stride, keys_, first / simd::lanes, ceil_div(last, Index{simd::lanes}),
-                              query_floats(key_dim_) / simd::lanes, s);
+    score_packed<Bf16DotTraits, R>(q, q_stride, keys_, first / simd::lanes, ceil_div(last, Index{simd::lanes}),
+                                   query_floats(key_dim_) / simd::lanes, s);
   }
   template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
     constexpr int K = block_keys<R>;
     const StoredKeys keys{rows_->k, key_dim_};
     const Index vectors = query_floats(key_dim_) / simd::lanes;
-    Ahead ahead = ahead_;  // in registers
+    Prefetcher prefetcher = prefetcher_;  // in registers
     for (Index j = first / K * K; j < last; j += K) {
       simd::F32x16 sum[R][K] = {};
-      add_keys<Bf16Math, R>(q, q_stride, keys, j, vectors, sum, ahead);
+      add_keys<Bf16DotTraits, R>(q, q_stride, keys, j, vectors, sum, prefetcher);
       store_scores<R, K>(sum, s + j);
     }
-    ahead_ = ahead;
+    prefetcher_ = prefetcher;
   }
 
   /// Pairs are made once for all rows, unless these are few.
@@ -142,8 +142,8 @@ class Bf16Tile {
   }
 
   /// w = the weights as bfloat16; positions that are not visible have weight 0 in p.
-  void weigh(const float* p, std::uint64_t, float* w) noexcept {
-    ahead_.ask_with_row();
+  void encode_weights(const float* p, std::uint64_t, float* w) noexcept {
+    prefetcher_.prefetch_with_row();
     for (Index j = 0; j < tile_keys; j += 2 * simd::lanes) {
       const __m512bh pairs = _mm512_cvtne2ps_pbh(simd::load(p + j + simd::lanes).part[0], simd::load(p + j).part[0]);
       simd::store_words(w + j / 2, simd::words(reinterpret_cast<__m512i>(pairs)));
@@ -152,17 +152,17 @@ class Bf16Tile {
 
   template <int R>
   KVC_OUT_OF_LINE void add_values(const float* w, Index first, Index last, const float* start, float* to,
-                                  const float* shrink) noexcept {
+                                  const float* rescale) noexcept {
     if (once_) {
-      add_all<R, true>(w, first, last, start, to, shrink);
+      add_all<R, true>(w, first, last, start, to, rescale);
     } else {
-      add_all<R, false>(w, first, last, start, to, shrink);
+      add_all<R, false>(w, first, last, start, to, rescale);
     }
   }
 
  private:
   /// Where number d of a query is, in halves of words: in the order in which load gives those of a key.
-  [[nodiscard]] static constexpr Index query_place(Index d) noexcept {
+  [[nodiscard]] static constexpr Index query_index(Index d) noexcept {
     const Index in_quarter = d % 16;
     return is_fp8 ? d / 64 * 64 + in_quarter / 8 * 32 + d % 64 / 16 * 8 + in_quarter % 8 : d;
   }
@@ -216,22 +216,22 @@ class Bf16Tile {
   /// to += sums over positions [first, last) of R rows.
   template <int R, bool from_rows>
   KVC_ALWAYS_INLINE void add_all(const float* w, Index first, Index last, const float* start, float* to,
-                                 const float* shrink) noexcept {
+                                 const float* rescale) noexcept {
     const Index pad = state_floats(value_dim_);
     Index d = 0;
     for (; pad - d >= 64; d += 64) {
-      add_block<R, 4, from_rows>(w, first, last, d, start, to, shrink);
+      add_block<R, 4, from_rows>(w, first, last, d, start, to, rescale);
     }
     if constexpr (chunk_vectors < 4) {
       if (d < pad) {
-        add_block<R, 2, from_rows>(w, first, last, d, start, to, shrink);
+        add_block<R, 2, from_rows>(w, first, last, d, start, to, rescale);
       }
     }
   }
 
   template <int R, int C, bool from_rows>
   KVC_ALWAYS_INLINE void add_block(const float* w, Index first, Index last, Index d, const float* start, float* to,
-                                   const float* shrink) noexcept {
+                                   const float* rescale) noexcept {
     const Index pad = state_floats(value_dim_);
     simd::F32x16 sum[R][C] = {};
     if (start != nullptr) {
@@ -241,9 +241,9 @@ class Bf16Tile {
     }
     const auto* const zeros = reinterpret_cast<const Storage*>(zeros_);
     const Index end = ceil_div(last, Index{2});
-    Ahead ahead = ahead_;  // in registers
+    Prefetcher prefetcher = prefetcher_;  // in registers
     for (Index u = first / 2; u < end; ++u) {
-      ahead.ask(2 * C * simd::lanes * Index{sizeof(Storage)} / 64);
+      prefetcher.prefetch(2 * C * simd::lanes * Index{sizeof(Storage)} / 64);
       simd::U32x16 x[C];
       const bool has_low = 2 * u >= first, has_high = 2 * u + 1 < last;
       if (from_rows || !has_low || !has_high) {
@@ -259,18 +259,18 @@ class Bf16Tile {
           x[k] = simd::load_words(values_ + u * pad + d + k * simd::lanes);
         });
       }
-      add_weighted<Bf16Math, R>(w + u, tile_keys / 2, 0, x, sum);
+      add_weighted<Bf16DotTraits, R>(w + u, tile_keys / 2, 0, x, sum);
     }
-    ahead_ = ahead;
-    store_sums<R, C>(sum, to + d, pad, shrink);
+    prefetcher_ = prefetcher;
+    store_sums<R, C>(sum, to + d, pad, rescale);
   }
 
   Index key_dim_;
   Index value_dim_;
-  const TileRows<T>* rows_ = nullptr;
+  const KvTileRows<T>* rows_ = nullptr;
   bool once_ = false;
   Index value_step_ = tile_keys;
-  Ahead ahead_;
+  Prefetcher prefetcher_;
   float* keys_;    // [groups][query_floats][16] words, for many rows
   float* values_;  // [32][state_floats] words
   float* zeros_;   // a row of zeros

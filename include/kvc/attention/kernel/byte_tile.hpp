@@ -52,7 +52,7 @@ KVC_ALWAYS_INLINE void add_byte_column(const float* q, Index stride, Index plane
 }
 
 /// Weights are four unsigned bytes, of four positions; values are codes.
-struct ByteValueMath {
+struct ByteValueDotTraits {
   using Number = simd::U32x16;
   using Sum = simd::U32x16;
   static constexpr int planes = 2;
@@ -95,7 +95,7 @@ class ByteTile {
   using Element = Int8;
   static constexpr bool exact_sums = true;
   static constexpr bool in_order = false;
-  static constexpr Index key_stretch = tile_keys;
+  static constexpr Index key_pass = tile_keys;
   static constexpr int most_rows = kernel_rows;
 
   [[nodiscard]] static constexpr Index columns(Index key_dim) noexcept { return ceil_div(key_dim, Index{4}); }
@@ -106,7 +106,7 @@ class ByteTile {
   [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept {
     return ceil_div(value_dim, Index{64}) * 64;
   }
-  [[nodiscard]] static constexpr Index place(Index d) noexcept {
+  [[nodiscard]] static constexpr Index output_index(Index d) noexcept {
     return d / 64 * 64 + d % 16 / 4 * simd::lanes + d % 64 / 16 * 4 + d % 4;
   }
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
@@ -148,32 +148,32 @@ class ByteTile {
         key_scales_(scratch.take(tile_keys)),
         value_scales_(scratch.take(tile_keys)) {}
 
-  void set(const TileRows<Int8>& rows, const TileRows<Int8>* next, Index count) noexcept {
+  void set(const KvTileRows<Int8>& rows, const KvTileRows<Int8>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
     if (once_ || next != nullptr) {
       const Index bytes = (rows.last - rows.first) * (key_dim_ + value_dim_);
-      ahead_.turn(rows, next, rows.lines(), once_ ? bytes / Stretch::line : 0, count);
+      prefetcher_.begin_tile(rows, next, rows.lines(), once_ ? bytes / ByteSpan::line : 0, count);
     }
   }
 
-  [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
+  [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = columns(key_dim_);
-    Ahead ahead = ahead_;  // in registers
+    Prefetcher prefetcher = prefetcher_;  // in registers
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
       simd::for_each_column(rows, 0, count, [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
         if (c % 8 == 0) {
-          ahead.ask(4);  // half of 16 keys times 32 bytes; the other half is for scores
+          prefetcher.prefetch(4);  // half of 16 keys times 32 bytes; the other half is for scores
         }
         simd::store_words(to + c * simd::lanes, simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
       });
       simd::store(key_scales_ + g * simd::lanes, simd::load_column(rows, 4 * count));
     }
-    ahead_ = ahead;
+    prefetcher_ = prefetcher;
   }
 
   template <int R>
@@ -214,8 +214,8 @@ class ByteTile {
   }
 
   /// w = p times the scales of the values, as integers; 0 where a position is not visible, whatever its scale.
-  void weigh(const float* p, std::uint64_t visible, float* w) noexcept {
-    ahead_.ask_with_row();
+  void encode_weights(const float* p, std::uint64_t visible, float* w) noexcept {
+    prefetcher_.prefetch_with_row();
     simd::F32x16 x[tile_groups];
     for (int g = 0; g < tile_groups; ++g) {
       const auto mask = static_cast<__mmask16>(visible >> (g * simd::lanes));
@@ -235,17 +235,17 @@ class ByteTile {
     w[2 * quads] = largest / 65535.0F;
   }
 
-  /// to = to * shrink + what all visible positions add.
+  /// to = to * rescale + what all visible positions add.
   template <int R>
-  KVC_OUT_OF_LINE void add_values(const float* w, Index first, Index last, float* to, const float* shrink) noexcept {
+  KVC_OUT_OF_LINE void add_values(const float* w, Index first, Index last, float* to, const float* rescale) noexcept {
     const Index pad = state_floats(value_dim_);
     for (Index d = 0; d < pad; d += 64) {
       if (once_) {
-        add_half<R, 0, true>(w, first, last, d, to + d, shrink);
-        add_half<R, 1, true>(w, first, last, d, to + d + 2 * simd::lanes, shrink);
+        add_half<R, 0, true>(w, first, last, d, to + d, rescale);
+        add_half<R, 1, true>(w, first, last, d, to + d + 2 * simd::lanes, rescale);
       } else {
-        add_half<R, 0, false>(w, first, last, d, to + d, shrink);
-        add_half<R, 1, false>(w, first, last, d, to + d + 2 * simd::lanes, shrink);
+        add_half<R, 0, false>(w, first, last, d, to + d, rescale);
+        add_half<R, 1, false>(w, first, last, d, to + d + 2 * simd::lanes, rescale);
       }
     }
   }
@@ -261,14 +261,14 @@ class ByteTile {
     simd::detail::unroll<2 * R * C>([&](auto n) __attribute__((always_inline)) {
       sum[n / C][n % C] = simd::broadcast_word(rest + n / C / 2 * q_stride + n / C % 2);
     });
-    Ahead ahead = ahead_;  // in registers
+    Prefetcher prefetcher = prefetcher_;  // in registers
     for (Index c = 0; c < count; ++c) {
       if (c % 8 == 0) {
-        ahead.ask(4 * C);
+        prefetcher.prefetch(4 * C);
       }
       add_byte_column<R, 2>(q + c, q_stride, count, keys_ + g * group + c * simd::lanes, group, sum);
     }
-    ahead_ = ahead;
+    prefetcher_ = prefetcher;
     simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
       constexpr int i = n / C, k = n % C;
       const simd::F32x16 x =
@@ -289,15 +289,15 @@ class ByteTile {
 
   template <int R, int half, bool from_rows>
   KVC_ALWAYS_INLINE void add_half(const float* w, Index first, Index last, Index d, float* to,
-                                  const float* shrink) noexcept {
+                                  const float* rescale) noexcept {
     const Index pad = state_floats(value_dim_), stride = weight_floats(value_dim_);
     simd::U32x16 sum[2 * R][2] = {};
     const Index end = ceil_div(last, Index{4});
-    Ahead ahead = ahead_;  // in registers
+    Prefetcher prefetcher = prefetcher_;  // in registers
     for (Index u = first / 4; u < end; ++u) {
       simd::U32x16 x[2];
       if constexpr (from_rows) {
-        ahead.ask(2);  // half of 4 rows of 64 bytes
+        prefetcher.prefetch(2);  // half of 4 rows of 64 bytes
         simd::U32x16 row[4];
         load_four(u, d, row);
         interleave_four<half>(row, x);
@@ -306,23 +306,23 @@ class ByteTile {
           x[k] = simd::load_words(values_ + u * pad + d + (2 * half + k) * simd::lanes);
         });
       }
-      add_weighted<ByteValueMath, R>(w + u, stride, quads, x, sum);
+      add_weighted<ByteValueDotTraits, R>(w + u, stride, quads, x, sum);
     }
-    ahead_ = ahead;
+    prefetcher_ = prefetcher;
     simd::F32x16 total[R][2];
     simd::detail::unroll<R * 2>([&](auto n) __attribute__((always_inline)) {
       constexpr int i = n / 2, k = n % 2;
       total[i][k] = simd::madd(to_floats(sum[2 * i][k]), simd::broadcast(256.0F), to_floats(sum[2 * i + 1][k])) *
                     simd::broadcast(w[i * stride + 2 * quads]);
     });
-    store_sums<R, 2>(total, to, pad, shrink);
+    store_sums<R, 2>(total, to, pad, rescale);
   }
 
   Index key_dim_;
   Index value_dim_;
-  const TileRows<Int8>* rows_ = nullptr;
+  const KvTileRows<Int8>* rows_ = nullptr;
   bool once_ = false;
-  Ahead ahead_;
+  Prefetcher prefetcher_;
   float* keys_;    // [groups of 16 keys][columns][16] words
   float* values_;  // [quads][state_floats] words
   float* key_scales_;

@@ -77,10 +77,11 @@ struct DecodedRows {
 ///   start, to [R, columns], columns a multiple of 16
 template <int R, class Values>
 KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index first, Index last, const float* start,
-                                        float* to, const float* shrink, Index columns, Ahead& ahead_of_all) noexcept {
+                                        float* to, const float* rescale, Index columns,
+                                        Prefetcher& shared_prefetcher) noexcept {
   using simd::F32x16;
   constexpr int most = std::clamp(kernel_sums / R, 1, R == 1 ? 8 : 4);
-  Ahead ahead = ahead_of_all;  // in registers
+  Prefetcher prefetcher = shared_prefetcher;  // in registers
   const auto block = [&](Index d, auto count) __attribute__((always_inline)) {
     constexpr int C = decltype(count)::value;
     F32x16 sum[R][C] = {};
@@ -93,11 +94,11 @@ KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index f
     }
     for (Index j = first; j < last; ++j) {
       F32x16 x[C];
-      ahead.ask(ceil_div(Index{C} * Values::bytes, Index{64}));
+      prefetcher.prefetch(ceil_div(Index{C} * Values::bytes, Index{64}));
       simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { x[k] = v.load(j, d / simd::lanes + k); });
-      add_weighted<FloatMath, R>(p + j, tile_keys, 0, x, sum);
+      add_weighted<FloatDotTraits, R>(p + j, tile_keys, 0, x, sum);
     }
-    store_sums<R, C>(sum, to + d, columns, shrink);
+    store_sums<R, C>(sum, to + d, columns, rescale);
   };
   Index d = 0;
   for (; columns - d >= most * simd::lanes; d += most * simd::lanes) {
@@ -108,7 +109,7 @@ KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index f
       block(d, std::integral_constant<int, 1>{});
     }
   }
-  ahead_of_all = ahead;
+  shared_prefetcher = prefetcher;
 }
 
 template <class T>
@@ -117,12 +118,12 @@ class FloatTile {
   using Element = T;
   static constexpr bool exact_sums = false;
   static constexpr bool in_order = true;
-  static constexpr Index key_stretch = 32;
+  static constexpr Index key_pass = 32;
   static constexpr int most_rows = packed_rows;
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return padded(key_dim); }
   [[nodiscard]] static constexpr Index weight_floats(Index) noexcept { return 0; }
   [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept { return padded(value_dim); }
-  [[nodiscard]] static constexpr Index place(Index d) noexcept { return d; }
+  [[nodiscard]] static constexpr Index output_index(Index d) noexcept { return d; }
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
     return tile_keys * (2 * padded(key_dim) + padded(value_dim));
   }
@@ -138,13 +139,13 @@ class FloatTile {
         packed_keys_(scratch.take(tile_keys * padded(key_dim))),
         decoded_values_(scratch.take(tile_keys * padded(value_dim))) {}
 
-  void set(const TileRows<T>& rows, const TileRows<T>* next, Index count) noexcept {
+  void set(const KvTileRows<T>& rows, const KvTileRows<T>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
-    value_step_ = ahead_.turn_evenly(rows, next, key_dim_, value_dim_, count);
+    value_step_ = prefetcher_.begin_tile_evenly(rows, next, key_dim_, value_dim_, count);
   }
 
-  [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
+  [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
   [[nodiscard]] Index value_step() const noexcept { return value_step_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
@@ -154,17 +155,18 @@ class FloatTile {
     if (!once_) {
       const Index first = rows_->first / simd::lanes, last = ceil_div(rows_->last, Index{simd::lanes});
       if constexpr (is_plain<T>) {
-        pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_keys_, ahead_);
+        pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_keys_,
+                  prefetcher_);
       } else {
         pack_keys(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last, padded(key_dim_) / simd::lanes,
-                  packed_keys_, ahead_);
+                  packed_keys_, prefetcher_);
       }
     }
   }
   template <int R>
   KVC_OUT_OF_LINE void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    score_packed<FloatMath, R>(q, q_stride, packed_keys_, first / simd::lanes, ceil_div(last, Index{simd::lanes}),
-                               padded(key_dim_) / simd::lanes, s);
+    score_packed<FloatDotTraits, R>(q, q_stride, packed_keys_, first / simd::lanes, ceil_div(last, Index{simd::lanes}),
+                                    padded(key_dim_) / simd::lanes, s);
   }
   template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
@@ -180,19 +182,20 @@ class FloatTile {
       decode(rows_->v, value_dim_, decoded_values_);
     }
   }
-  void weigh(const float*, std::uint64_t, float*) noexcept { ahead_.ask_with_row(); }
+  void encode_weights(const float*, std::uint64_t, float*) noexcept { prefetcher_.prefetch_with_row(); }
 
   template <int R>
   KVC_OUT_OF_LINE void add_values(const float* p, Index first, Index last, const float* start, float* to,
-                                  const float* shrink) noexcept {
+                                  const float* rescale) noexcept {
     if constexpr (is_plain<T>) {
       if (values_in_place()) {
-        add_float_values<R>(p, PlainRows<T>{rows_->v, value_dim_}, first, last, start, to, shrink, value_dim_, ahead_);
+        add_float_values<R>(p, PlainRows<T>{rows_->v, value_dim_}, first, last, start, to, rescale, value_dim_,
+                            prefetcher_);
         return;
       }
     }
-    add_float_values<R>(p, DecodedRows<T>{decoded_values_, padded(value_dim_)}, first, last, start, to, shrink,
-                        padded(value_dim_), ahead_);
+    add_float_values<R>(p, DecodedRows<T>{decoded_values_, padded(value_dim_)}, first, last, start, to, rescale,
+                        padded(value_dim_), prefetcher_);
   }
 
  private:
@@ -215,21 +218,21 @@ class FloatTile {
                                    float* s) noexcept {
     constexpr int K = block_keys<R>;
     const Index vectors = padded(key_dim_) / simd::lanes;
-    Ahead ahead = ahead_;  // in registers
+    Prefetcher prefetcher = prefetcher_;  // in registers
     for (Index j = first / K * K; j < last; j += K) {
       simd::F32x16 sum[R][K] = {};
-      add_keys<FloatMath, R>(q, q_stride, keys, j, vectors, sum, ahead);
+      add_keys<FloatDotTraits, R>(q, q_stride, keys, j, vectors, sum, prefetcher);
       store_scores<R, K>(sum, s + j);
     }
-    ahead_ = ahead;
+    prefetcher_ = prefetcher;
   }
 
   Index key_dim_;
   Index value_dim_;
-  const TileRows<T>* rows_ = nullptr;
+  const KvTileRows<T>* rows_ = nullptr;
   bool once_ = false;
   Index value_step_ = tile_keys;
-  Ahead ahead_;
+  Prefetcher prefetcher_;
   float* decoded_keys_;    // [64, padded(key_dim)]
   float* packed_keys_;     // [groups][padded(key_dim)][16], for many rows
   float* decoded_values_;  // [64, padded(value_dim)]

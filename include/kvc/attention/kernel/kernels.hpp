@@ -3,14 +3,14 @@
 //
 // Both hold a block of running sums in registers: several query rows by several keys, or by several vectors of values.
 // Each sum is one chain in a fixed order, so its bits do not depend on the block that it happens to be computed in.
-// What a step of the chain is says a Math:
+// What a step of the chain is says a DotTraits:
 //
 //   expression                   meaning
 //   Number, Sum                  vectors of 16 lanes: what is multiplied, what is added up
 //   planes                       words that stand for one weight: 1, or 2 for its upper and lower part
-//   Math::madd(w, x, sum)        sum + w * x, lane by lane
-//   Math::load(p)                16 lanes of a query row at p
-//   Math::weight(p)              the weight at p, in the form in which it is multiplied
+//   DotTraits::madd(w, x, sum)        sum + w * x, lane by lane
+//   DotTraits::load(p)                16 lanes of a query row at p
+//   DotTraits::weight(p)              the weight at p, in the form in which it is multiplied
 #pragma once
 
 #include <algorithm>
@@ -43,7 +43,7 @@ inline constexpr int kernel_rows = kernel_sums >= 24 ? 6 : kernel_sums >= 6 ? 2 
 /// Rows up to which keys and values are better read again than kept.
 inline constexpr Index few_rows = 16;
 
-struct FloatMath {
+struct FloatDotTraits {
   using Number = simd::F32x16;
   using Sum = simd::F32x16;
   static constexpr int planes = 1;
@@ -79,15 +79,15 @@ KVC_ALWAYS_INLINE void for_row_blocks(Index first, Index last, F f) {
   }
 }
 
-/// to[i][0, 16 C) = to[i] * shrink[i] + sum[i], or = sum[i] where shrink is null.
+/// to[i][0, 16 C) = to[i] * rescale[i] + sum[i], or = sum[i] where rescale is null.
 template <int R, int C>
 KVC_ALWAYS_INLINE void store_sums(const simd::F32x16 (&sum)[R][C], float* to, Index stride,
-                                  const float* shrink) noexcept {
+                                  const float* rescale) noexcept {
   simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
     simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
       float* const at = to + i * stride + k * simd::lanes;
       simd::store(at,
-                  shrink == nullptr ? sum[i][k] : simd::madd(simd::load(at), simd::broadcast(shrink[i]), sum[i][k]));
+                  rescale == nullptr ? sum[i][k] : simd::madd(simd::load(at), simd::broadcast(rescale[i]), sum[i][k]));
     });
   });
 }
@@ -102,21 +102,21 @@ inline constexpr int block_keys = 4 * R <= std::max(kernel_sums, 4) ? 4 : 2;
 ///   ahead  asked for as much of what comes next as is read
 ///   keys   keys.load(j, c, x): vectors c, c + 1 ... of key j, `Keys::step` of them, with zeros past the end of the row,
 ///          from `Keys::bytes` of it
-template <class Math, int R, int K, class Keys, class Ahead>
+template <class DotTraits, int R, int K, class Keys, class Prefetcher>
 KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index vectors,
-                                typename Math::Sum (&sum)[R][K], Ahead& ahead) noexcept {
+                                typename DotTraits::Sum (&sum)[R][K], Prefetcher& prefetcher) noexcept {
   for (Index c = 0; c < vectors; c += Keys::step) {
     constexpr Index lines = ceil_div(Index{K} * Keys::bytes, Index{64});
-    typename Math::Number x[K][Keys::step];
-    ahead.ask(lines);
+    typename DotTraits::Number x[K][Keys::step];
+    prefetcher.prefetch(lines);
     simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { keys.load(j + k, c, x[k]); });
     simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
       simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { simd::pin(x[k][v]); });
       simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-        typename Math::Number w = Math::load(q + i * q_stride + (c + v) * simd::lanes);
+        typename DotTraits::Number w = DotTraits::load(q + i * q_stride + (c + v) * simd::lanes);
         simd::pin(w);
-        simd::detail::unroll<K>([&](auto k)
-                                    __attribute__((always_inline)) { sum[i][k] = Math::madd(w, x[k][v], sum[i][k]); });
+        simd::detail::unroll<K>(
+            [&](auto k) __attribute__((always_inline)) { sum[i][k] = DotTraits::madd(w, x[k][v], sum[i][k]); });
       });
     });
   }
@@ -160,12 +160,12 @@ inline constexpr int packed_lanes = kernel_sums >= 24 ? 2 : 1;
 
 /// to = groups [first, last) of 16 keys, across positions: word w of the keys of group g begins at to[(16 * vectors *
 /// g + w) * 16].
-template <class Keys, class Ahead>
+template <class Keys, class Prefetcher>
 KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Index vectors, float* to,
-                                 Ahead& ahead) noexcept {
+                                 Prefetcher& prefetcher) noexcept {
   for (Index g = first; g < last; ++g) {
     for (Index c = 0; c < vectors; c += Keys::step) {
-      ahead.ask(simd::lanes * Keys::bytes / 64);
+      prefetcher.prefetch(simd::lanes * Keys::bytes / 64);
       simd::F32x16 row[Keys::step][simd::lanes];
       simd::detail::unroll<simd::lanes>([&](auto l) __attribute__((always_inline)) {
         typename Keys::Number x[Keys::step];
@@ -181,10 +181,10 @@ KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Inde
 }
 
 /// What add_keys and store_scores give, bit for bit, from packed keys of groups [first, last).
-template <class Math, int R>
+template <class DotTraits, int R>
 KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float* keys, Index first, Index last,
                                     Index vectors, float* s) noexcept {
-  using Number = typename Math::Number;
+  using Number = typename DotTraits::Number;
   using simd::F32x16;
   constexpr int most = std::clamp(kernel_sums / (3 * R), 1, 4);
   const Index group = vectors * simd::lanes * simd::lanes;
@@ -205,10 +205,11 @@ KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float*
               simd::pin(x[k]);
             });
             simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-              Number w = Math::weight(q + i * q_stride + c * simd::lanes + lane);
+              Number w = DotTraits::weight(q + i * q_stride + c * simd::lanes + lane);
               simd::pin(w);
-              simd::detail::unroll<C>(
-                  [&](auto k) __attribute__((always_inline)) { chain[u][i][k] = Math::madd(w, x[k], chain[u][i][k]); });
+              simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
+                chain[u][i][k] = DotTraits::madd(w, x[k], chain[u][i][k]);
+              });
             });
           });
         }
@@ -244,15 +245,15 @@ KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float*
 /// One step of a sum of weighted values: R rows by C vectors.
 ///
 ///   w   weights of R rows, `stride` from one to the next, their planes `plane` apart
-template <class Math, int R, int C>
-KVC_ALWAYS_INLINE void add_weighted(const float* w, Index stride, Index plane, const typename Math::Number (&x)[C],
-                                    typename Math::Sum (&sum)[R * Math::planes][C]) noexcept {
+template <class DotTraits, int R, int C>
+KVC_ALWAYS_INLINE void add_weighted(const float* w, Index stride, Index plane, const typename DotTraits::Number (&x)[C],
+                                    typename DotTraits::Sum (&sum)[R * DotTraits::planes][C]) noexcept {
   simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-    simd::detail::unroll<Math::planes>([&](auto p) __attribute__((always_inline)) {
-      const typename Math::Number weight = Math::weight(w + i * stride + p * plane);
+    simd::detail::unroll<DotTraits::planes>([&](auto p) __attribute__((always_inline)) {
+      const typename DotTraits::Number weight = DotTraits::weight(w + i * stride + p * plane);
       simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
-        auto& to = sum[i * Math::planes + p][k];
-        to = Math::madd(weight, x[k], to);
+        auto& to = sum[i * DotTraits::planes + p][k];
+        to = DotTraits::madd(weight, x[k], to);
       });
     });
   });

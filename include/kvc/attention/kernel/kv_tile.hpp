@@ -3,23 +3,23 @@
 //
 //   expression                               meaning
 //   exact_sums                               whether the sums of a tile's values are exact: in any order
-//   key_stretch                              keys that `scores` is best asked for at once, if there are many rows
+//   key_pass                                 keys that `scores` is best asked for at once, if there are many rows
 //   query_floats(key_dim)                    room for a query row as prepare_query(q, key_dim, to) gives it
-//   weight_floats(value_dim)                 room for the weights of a row, as weigh gives them; 0: used as they are
-//   state_floats(value_dim), place(d)        room for an output in a state, and where in it number d is;
+//   weight_floats(value_dim)                 room for the weights of a row, as encode_weights gives them; 0: used as they are
+//   state_floats(value_dim), output_index(d) room for an output in a state, and where in it number d is;
 //                                            four from a multiple of 4 are together
-//   in_order                                 whether place(d) is d
+//   in_order                                 whether output_index(d) is d
 //   scratch_floats(key_dim, value_dim)       working memory that the constructor takes
 //   set(rows, next, count)                   what `count` query rows read from now on, and what comes next; both stay
 //                                            where they are until next is given as rows
-//   ahead()                                  what asks for what comes next, while this is read
+//   prefetcher()                             what asks for what comes next, while this is read
 //   load_keys()                              whatever is done once for all rows, before
 //   scores<R>(first, last, q, q_stride, s)   scores of R rows for keys [first, last), and maybe for some neighbours
 //   scores_of_many<R>(...)                   the same, bit for bit, where there are many rows; R is at most `most_rows`
 //   load_values()                            whatever is done once for all rows, before
-//   weigh(p, visible, w)                     weights in the form that the values need
+//   encode_weights(p, visible, w)            weights in the form that the values need
 //   value_step()                             unless sums are exact: positions that add_values had better be asked for
-//   add_values<R>(w, first, last, ...)       to = to * shrink + weighted values, R rows
+//   add_values<R>(w, first, last, ...)       to = to * rescale + weighted values, R rows
 //
 // s is [R, 64], p is [64], both for the positions of the tile in order.
 #pragma once

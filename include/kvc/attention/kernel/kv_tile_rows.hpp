@@ -1,4 +1,4 @@
-// TileRows: where the 64 positions of a tile lie, found once for all that is done with them.
+// KvTileRows: where the 64 positions of a tile lie, found once for all that is done with them.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ inline namespace v0 {
 namespace detail {
 
 /// A piece of memory.
-struct Stretch {
+struct ByteSpan {
   static constexpr Index line = 64;
   const std::byte* begin;
   const std::byte* end;
@@ -27,8 +27,8 @@ struct Stretch {
 };
 
 /// The memory that the keys of a tile take, or its values.
-struct Stretches {
-  Stretch of[tile_keys];
+struct ByteSpans {
+  ByteSpan of[tile_keys];
   Index count = 0;
 
   [[nodiscard]] Index lines() const noexcept {
@@ -42,12 +42,12 @@ struct Stretches {
 
 /// Pointers to the rows of one head.
 template <class T>
-struct TileRows {
+struct KvTileRows {
   const StorageOf<T>* k[tile_keys];
   const StorageOf<T>* v[tile_keys];
   Index first = 0;  // of the rows that are there, within the tile
   Index last = 0;
-  Stretches keys, values;
+  ByteSpans keys, values;
 
   [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
 
@@ -65,8 +65,8 @@ struct TileRows {
       KVC_ASSERT(run.first == base + at && at + run.rows <= hi);
       point(k + at, run.k, run.rows, run.k_stride);
       point(v + at, run.v, run.rows, run.v_stride);
-      add_stretches(run.k, run.rows, run.k_stride, k_row, keys);
-      add_stretches(run.v, run.rows, run.v_stride, v_row, values);
+      add_spans(run.k, run.rows, run.k_stride, k_row, keys);
+      add_spans(run.v, run.rows, run.v_stride, v_row, values);
       at += run.rows;
     });
     KVC_ASSERT(at == hi);
@@ -82,7 +82,7 @@ struct TileRows {
       to[r] = rows + r * stride;
     }
   }
-  static void add_stretches(const StorageOf<T>* rows, Index count, Index stride, Index row, Stretches& to) noexcept {
+  static void add_spans(const StorageOf<T>* rows, Index count, Index stride, Index row, ByteSpans& to) noexcept {
     if (stride == row) {
       row *= count;
       count = 1;
@@ -96,7 +96,7 @@ struct TileRows {
 /// Asks memory for what will be read: a line with each that is, some distance ahead, in the order of addresses. It
 /// would drop most requests of a burst, so they are as even as the reading is, and one instruction makes them all,
 /// whose stream the prefetchers of the processor follow.
-class Ahead {
+class Prefetcher {
  public:
   /// About as many lines as are on their way at once where memory gives what it can. Tried from 64 to 240:
   /// docs/performance.md.
@@ -106,10 +106,11 @@ class Ahead {
   ///
   ///   next       what is read after it, or null
   ///   distance   lines
-  ///   asked      lines that will be asked for while keys and values are read; what `now` has more is asked for with
+  ///   prefetched lines that will be asked for while keys and values are read; what `now` has more is asked for with
   ///              the weights of `rows` query rows
   template <class T>
-  void turn(const TileRows<T>& now, const TileRows<T>* next, Index distance, Index asked, Index rows) noexcept {
+  void begin_tile(const KvTileRows<T>& now, const KvTileRows<T>* next, Index distance, Index prefetched,
+                  Index rows) noexcept {
     resume();
     if (part_ < 2 || parts_[2] != &now.keys) {  // it is not where it should be by now
       at_ = nullptr;
@@ -121,7 +122,7 @@ class Ahead {
     parts_[3] = next == nullptr ? nullptr : &next->values;
     part_ -= 2;
     if (at_ == nullptr) {
-      stretch_ = -1;
+      span_ = -1;
       follow();
     }
     Index lead = 0;
@@ -129,40 +130,40 @@ class Ahead {
       lead += parts_[i]->lines();
     }
     if (at_ != nullptr) {
-      for (Index i = 0; i < stretch_; ++i) {
+      for (Index i = 0; i < span_; ++i) {
         lead += parts_[part_]->of[i].lines();
       }
-      lead += (at_ - parts_[part_]->of[stretch_].first_line()) / Stretch::line;
+      lead += (at_ - parts_[part_]->of[span_].first_line()) / ByteSpan::line;
     }
-    with_row_ = ceil_div(std::max(now.lines() - asked, Index{0}), rows);
-    ask(std::max(distance - lead, Index{0}));
+    with_row_ = ceil_div(std::max(now.lines() - prefetched, Index{0}), rows);
+    prefetch(std::max(distance - lead, Index{0}));
   }
 
   /// The same for a tile that `rows` query rows read evenly if they are few, line by line where it lies, and otherwise
   /// once, to compute for long. Gives the positions that values had better be added up by.
   template <class T>
-  [[nodiscard]] Index turn_evenly(const TileRows<T>& now, const TileRows<T>* next, Index key_dim, Index value_dim,
-                                  Index rows) noexcept {
+  [[nodiscard]] Index begin_tile_evenly(const KvTileRows<T>& now, const KvTileRows<T>* next, Index key_dim,
+                                        Index value_dim, Index rows) noexcept {
     if (rows > few_rows) {
       if (next != nullptr) {
-        turn(now, next, now.lines(), 0, rows);
+        begin_tile(now, next, now.lines(), 0, rows);
       }
       return tile_keys;
     }
     const Index bytes = (now.last - now.first) * (key_dim + value_dim) * Index{sizeof(StorageOf<T>)};
     const Index ahead = distance(now);
-    turn(now, next, ahead, bytes / Stretch::line, rows);
+    begin_tile(now, next, ahead, bytes / ByteSpan::line, rows);
     return ahead < now.keys.lines() ? Index{simd::lanes} : tile_keys;
   }
 
-  KVC_ALWAYS_INLINE void ask(Index lines) noexcept {
+  KVC_ALWAYS_INLINE void prefetch(Index lines) noexcept {
     if (at_ == nullptr) {
       return;
     }
     KVC_NOT_UNROLLED
     for (; lines > 0; --lines) {
       __builtin_prefetch(at_, 0, 3);
-      at_ += Stretch::line;
+      at_ += ByteSpan::line;
       if (at_ >= end_) [[unlikely]] {
         follow();
         if (at_ == nullptr) {
@@ -171,7 +172,7 @@ class Ahead {
       }
     }
   }
-  void ask_with_row() noexcept { ask(with_row_); }
+  void prefetch_with_row() noexcept { prefetch(with_row_); }
 
   /// Where the same keys or values are read again, for other query rows.
   void pause() noexcept {
@@ -189,7 +190,7 @@ class Ahead {
   /// How far to look ahead where a tile is read evenly: to what is read after its keys, if the first-level cache holds
   /// both, so that keys and values lie in one piece each and take turns; otherwise what memory can bring meanwhile.
   template <class T>
-  [[nodiscard]] static Index distance(const TileRows<T>& now) noexcept {
+  [[nodiscard]] static Index distance(const KvTileRows<T>& now) noexcept {
     constexpr Index most = 256;
     const Index lines = now.keys.lines();
     return now.keys.count == 1 && lines <= most ? std::max(lines, few_lines) : few_lines;
@@ -197,11 +198,11 @@ class Ahead {
 
   void follow() noexcept {
     at_ = nullptr;
-    for (; part_ < 4 && parts_[part_] != nullptr; ++part_, stretch_ = -1) {
-      if (++stretch_ < parts_[part_]->count) {
-        const Stretch& stretch = parts_[part_]->of[stretch_];
-        at_ = stretch.first_line();
-        end_ = stretch.end;
+    for (; part_ < 4 && parts_[part_] != nullptr; ++part_, span_ = -1) {
+      if (++span_ < parts_[part_]->count) {
+        const ByteSpan& span = parts_[part_]->of[span_];
+        at_ = span.first_line();
+        end_ = span.end;
         return;
       }
     }
@@ -209,9 +210,9 @@ class Ahead {
 
   const std::byte* at_ = nullptr;  // null: there is no more
   const std::byte* end_ = nullptr;
-  const Stretches* parts_[4] = {};  // keys and values of the tile that is read, and of the next
+  const ByteSpans* parts_[4] = {};  // keys and values of the tile that is read, and of the next
   int part_ = 0;
-  Index stretch_ = -1;
+  Index span_ = -1;
   const std::byte* paused_at_ = nullptr;
   Index with_row_ = 0;
 };

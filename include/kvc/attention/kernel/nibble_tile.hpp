@@ -27,7 +27,7 @@ inline namespace v0 {
 namespace detail {
 
 /// Weights of four groups, of four positions each: sixteen bytes; a vector of values has a group in each quarter.
-struct NibbleValueMath {
+struct NibbleValueDotTraits {
   using Number = simd::U32x16;
   using Sum = simd::U32x16;
   static constexpr int planes = 1;
@@ -46,7 +46,7 @@ class NibbleTile {
   using Element = Int4;
   static constexpr bool exact_sums = true;
   static constexpr bool in_order = false;
-  static constexpr Index key_stretch = tile_keys;
+  static constexpr Index key_pass = tile_keys;
   static constexpr int most_rows = kernel_rows;
 
   [[nodiscard]] static constexpr Index groups(Index dim) noexcept { return kvc::Element<Int4>::groups(dim); }
@@ -61,7 +61,7 @@ class NibbleTile {
   [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept {
     return chunks(value_dim) * chunk_numbers;
   }
-  [[nodiscard]] static constexpr Index place(Index d) noexcept {
+  [[nodiscard]] static constexpr Index output_index(Index d) noexcept {
     const Index in_group = d % 32;
     return d / chunk_numbers * chunk_numbers + in_group / 4 * simd::lanes + d % chunk_numbers / 32 * 4 + d % 4;
   }
@@ -97,31 +97,31 @@ class NibbleTile {
         ranges_(scratch.take(chunks(value_dim) * 8 * tile_keys)),
         tops_(scratch.take(padded(4 * chunks(value_dim)))) {}
 
-  void set(const TileRows<Int4>& rows, const TileRows<Int4>* next, Index count) noexcept {
+  void set(const KvTileRows<Int4>& rows, const KvTileRows<Int4>* next, Index count) noexcept {
     rows_ = &rows;
     once_ = count <= few_rows;
     if (once_ || next != nullptr) {
       const Index bytes = (rows.last - rows.first) * 16 * (groups(key_dim_) + groups(value_dim_));
-      ahead_.turn(rows, next, rows.lines(), once_ ? bytes / Stretch::line : 0, count);
+      prefetcher_.begin_tile(rows, next, rows.lines(), once_ ? bytes / ByteSpan::line : 0, count);
     }
   }
 
-  [[nodiscard]] Ahead& ahead() noexcept { return ahead_; }
+  [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = groups(key_dim_);
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
-      simd::for_each_four_columns(rows, 0, 4 * count,
-                                  [&](Index c, const simd::F32x16(&x)[4]) __attribute__((always_inline)) {
-                                    ahead_.ask(2);  // half of 16 keys times 16 bytes; the other half is for scores
-                                    simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
-                                      float* const at = to + (c / 4 * 10 + i) * simd::lanes;
-                                      simd::store_words(at, as_words(x[i]) & 0x0f0f0f0fU);
-                                      simd::store_words(at + 4 * simd::lanes, (as_words(x[i]) >> 4) & 0x0f0f0f0fU);
-                                    });
-                                  });
+      simd::for_each_four_columns(
+          rows, 0, 4 * count, [&](Index c, const simd::F32x16(&x)[4]) __attribute__((always_inline)) {
+            prefetcher_.prefetch(2);  // half of 16 keys times 16 bytes; the other half is for scores
+            simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+              float* const at = to + (c / 4 * 10 + i) * simd::lanes;
+              simd::store_words(at, as_words(x[i]) & 0x0f0f0f0fU);
+              simd::store_words(at + 4 * simd::lanes, (as_words(x[i]) >> 4) & 0x0f0f0f0fU);
+            });
+          });
       simd::for_each_column(rows, 4 * count, 5 * count,
                             [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
                               float* const at = to + ((c - 4 * count) * 10 + 8) * simd::lanes;
@@ -176,8 +176,8 @@ class NibbleTile {
   }
 
   /// w = p times the scales of the groups, as integers; 0 where a position is not visible, whatever its scales.
-  void weigh(const float* p, std::uint64_t visible, float* w) noexcept {
-    ahead_.ask_with_row();
+  void encode_weights(const float* p, std::uint64_t visible, float* w) noexcept {
+    prefetcher_.prefetch_with_row();
     simd::F32x16 weight[tile_groups];
     simd::detail::unroll<int{tile_groups}>(
         [&](auto g) __attribute__((always_inline)) { weight[g] = simd::load(p + g * simd::lanes); });
@@ -213,17 +213,17 @@ class NibbleTile {
     }
   }
 
-  /// to = to * shrink + what all visible positions add.
+  /// to = to * rescale + what all visible positions add.
   template <int R>
-  KVC_OUT_OF_LINE void add_values(const float* w, Index first, Index last, float* to, const float* shrink) noexcept {
+  KVC_OUT_OF_LINE void add_values(const float* w, Index first, Index last, float* to, const float* rescale) noexcept {
     const Index pad = state_floats(value_dim_);
     for (Index d = 0; d < pad; d += chunk_numbers, w += chunk_weights) {
       if (once_) {
-        add_half<R, 0, true>(w, first, last, d, to + d, shrink);
-        add_half<R, 1, true>(w, first, last, d, to + d + 4 * simd::lanes, shrink);
+        add_half<R, 0, true>(w, first, last, d, to + d, rescale);
+        add_half<R, 1, true>(w, first, last, d, to + d + 4 * simd::lanes, rescale);
       } else {
-        add_half<R, 0, false>(w, first, last, d, to + d, shrink);
-        add_half<R, 1, false>(w, first, last, d, to + d + 4 * simd::lanes, shrink);
+        add_half<R, 0, false>(w, first, last, d, to + d, rescale);
+        add_half<R, 1, false>(w, first, last, d, to + d + 4 * simd::lanes, rescale);
       }
     }
   }
@@ -260,7 +260,7 @@ class NibbleTile {
     const float* keys = keys_ + g * size;
     const float* query = q;
     for (Index i = 0; i < count; ++i, keys += 10 * simd::lanes, query += 9) {
-      ahead_.ask(2 * C);
+      prefetcher_.prefetch(2 * C);
       simd::U32x16 sum[R][C] = {};
       simd::detail::unroll<8>([&](auto c) __attribute__((always_inline)) {
         add_byte_column<R, 1>(query + c, q_stride, 0, keys + c * simd::lanes, size, sum);
@@ -300,14 +300,14 @@ class NibbleTile {
 
   template <int R, int half, bool from_rows>
   KVC_ALWAYS_INLINE void add_half(const float* w, Index first, Index last, Index d, float* to,
-                                  const float* shrink) noexcept {
+                                  const float* rescale) noexcept {
     const Index pad = state_floats(value_dim_), stride = weight_floats(value_dim_);
     simd::U32x16 sum[R][4] = {};
     const Index end = ceil_div(last, Index{4});
     for (Index u = first / 4; u < end; ++u) {
       simd::U32x16 x[4];
       if constexpr (from_rows) {
-        ahead_.ask(2);  // half of 4 rows of 64 bytes
+        prefetcher_.prefetch(2);  // half of 4 rows of 64 bytes
         load_four(u, d, x);
         simd::detail::unroll<4>(
             [&](auto k) __attribute__((always_inline)) { x[k] = (half == 0 ? x[k] : x[k] >> 4) & 0x0f0f0f0fU; });
@@ -316,7 +316,7 @@ class NibbleTile {
           x[k] = simd::load_words(values_ + u * pad + d + (4 * half + k) * simd::lanes);
         });
       }
-      add_weighted<NibbleValueMath, R>(w + 4 * u, stride, 0, x, sum);
+      add_weighted<NibbleValueDotTraits, R>(w + 4 * u, stride, 0, x, sum);
     }
     simd::F32x16 total[R][4];
     simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
@@ -326,14 +326,14 @@ class NibbleTile {
         total[i][k] = simd::madd(to_floats(sum[i][k]), scale, minimum);
       });
     });
-    store_sums<R, 4>(total, to, pad, shrink);
+    store_sums<R, 4>(total, to, pad, rescale);
   }
 
   Index key_dim_;
   Index value_dim_;
-  const TileRows<Int4>* rows_ = nullptr;
+  const KvTileRows<Int4>* rows_ = nullptr;
   bool once_ = false;
-  Ahead ahead_;
+  Prefetcher prefetcher_;
   float* keys_;    // [groups of 16 keys][groups][10][16]
   float* values_;  // [quads][state_floats] words
   float* ranges_;  // [groups][scale, minimum][64]

@@ -1,4 +1,4 @@
-// soften: the scores of a tile become weights, for some rows together.
+// online_softmax: the scores of a tile become weights, for some rows together.
 #pragma once
 
 #include <algorithm>
@@ -18,11 +18,11 @@ namespace detail {
 ///   s        [count, 64]
 ///   visible  [count] one bit for each key that counts; becomes 0 where the largest score is -infinity
 ///   m, l     [count] largest score and sum of weights so far
-///   shrink   [count] what sums over earlier weights must be multiplied with
+///   rescale   [count] what sums over earlier weights must be multiplied with
 ///
-/// Of each row: the largest lane of max(max(x0, x1), max(x2, x3)), and l = madd(l, shrink, simd::sum((x0 + x1) + (x2 +
+/// Of each row: the largest lane of max(max(x0, x1), max(x2, x3)), and l = madd(l, rescale, simd::sum((x0 + x1) + (x2 +
 /// x3))).
-inline void soften(float* s, std::uint64_t* visible, Index count, float* m, float* l, float* shrink) noexcept {
+inline void online_softmax(float* s, std::uint64_t* visible, Index count, float* m, float* l, float* rescale) noexcept {
   using simd::F32x16;
   constexpr float infinity = std::numeric_limits<float>::infinity();
   const auto at = [s, count](Index r, Index g) { return s + std::min(r, count - 1) * tile_keys + g * simd::lanes; };
@@ -51,10 +51,10 @@ inline void soften(float* s, std::uint64_t* visible, Index count, float* m, floa
   simd::store(largest, simd::exp_up_to_zero(before - now));
   for (Index r = 0; r < count; ++r) {
     m[r] = offset[r];
-    shrink[r] = largest[r];
+    rescale[r] = largest[r];
     if (offset[r] == -infinity) {
       offset[r] = 0;  // the scores stay -infinity, the weights are 0
-      shrink[r] = 1;
+      rescale[r] = 1;
       visible[r] = 0;
     }
   }
@@ -77,7 +77,7 @@ inline void soften(float* s, std::uint64_t* visible, Index count, float* m, floa
     simd::store_four(sums + first, simd::sum_each(sum[0], sum[1], sum[2], sum[3]));
   }
   for (Index r = 0; r < count; ++r) {
-    l[r] = simd::madd(l[r], shrink[r], sums[r]);
+    l[r] = simd::madd(l[r], rescale[r], sums[r]);
   }
 }
 

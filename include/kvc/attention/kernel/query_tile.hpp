@@ -1,11 +1,11 @@
-// RowTile: the arithmetic of attention, for some query rows against one tile of keys and values at a time.
+// QueryTile: the arithmetic of attention, for some query rows against one tile of keys and values at a time.
 //
 // This is the one place where prefill and decode compute, and what makes their results the same bits. For each row the
 // order of operations is fixed by the absolute positions of the keys alone:
 //
 //   tile    64 positions from a multiple of 64: scores, each a chain over the dims; their largest, exponentials and
 //           their sum (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending
-//           positions from 0, or exact; and o = madd(o, shrink, sum). How a chain goes for an element type says its
+//           positions from 0, or exact; and o = madd(o, rescale, sum). How a chain goes for an element type says its
 //           tile: attention/kernel/kv_tile.hpp
 //   split   512 positions from a multiple of 512: tiles in ascending order into one state that starts as the identity
 //   row     the states of its splits merged in ascending order from the left
@@ -32,7 +32,7 @@ inline namespace v0 {
 namespace detail {
 
 inline constexpr Index split_keys = 512;
-inline constexpr Index tile_rows = 256;  // rows of q x heads of the group that one item of a prefill works on
+inline constexpr Index query_tile_rows = 256;  // rows of q x heads of the group that one item of a prefill works on
 
 /// Rows of q and of the output that are asked for ahead of their turn: a processor does not see that they lie at a
 /// distance from one another.
@@ -40,7 +40,7 @@ inline constexpr Index rows_ahead = 8;
 
 /// Asks for a row that will soon be read, or written.
 template <bool write = false>
-KVC_ALWAYS_INLINE void ask_for_row(const float* row, Index dim) noexcept {
+KVC_ALWAYS_INLINE void prefetch_row(const float* row, Index dim) noexcept {
   for (Index d = 0; d < dim; d += simd::lanes) {
     __builtin_prefetch(row + d, write ? 1 : 0);
   }
@@ -74,7 +74,7 @@ struct RowStates {
   void merge(const RowStates& other, Index rows, Index value_pad) const {
     for (Index r = 0; r < rows; ++r) {
       AttentionState into = state(r, value_pad);
-      kvc::merge(into, other.state(r, value_pad));
+      into.merge(other.state(r, value_pad));
       m[r] = into.m;
       l[r] = into.l;
     }
@@ -85,7 +85,7 @@ struct RowStates {
 /// for each of these the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly
 /// the same keys. The numbers of the rows are the caller's, from `prepare`.
 template <class Tile>
-class RowTile {
+class QueryTile {
  public:
   /// A row of q: its number, the keys that it may see by causality and window.
   struct Query {
@@ -109,7 +109,7 @@ class RowTile {
   static void prepare(const AttentionDims& dims, Index count, F row, float* scaled, float* to) {
     for (Index i = 0; i < count; ++i) {
       if (i + rows_ahead < count) {
-        ask_for_row(row(i + rows_ahead), dims.key_dim);
+        prefetch_row(row(i + rows_ahead), dims.key_dim);
       }
       const float* const from = row(i);
       std::transform(from, from + dims.key_dim, scaled, [scale = dims.scale](float x) { return x * scale; });
@@ -122,8 +122,8 @@ class RowTile {
   ///   q        prepared rows of the first head
   ///   q_rows   from one head to the next
   template <class F>
-  RowTile(const AttentionDims& dims, const AttentionOptions& options, Index first_head, Index queries, F query,
-          const float* q, Index q_rows, Scratch& scratch)
+  QueryTile(const AttentionDims& dims, const AttentionOptions& options, Index first_head, Index queries, F query,
+            const float* q, Index q_rows, Scratch& scratch)
       : dims_(dims),
         options_(options),
         first_head_(first_head),
@@ -139,7 +139,7 @@ class RowTile {
         query_(scratch.template take_as<Query>(queries)),
         keys_(scratch.template take_as<KeyRange>(queries * dims.group)),
         visible_(scratch.template take_as<std::uint64_t>(queries * dims.group)),
-        shrink_(scratch.take(padded(queries * dims.group))) {
+        rescale_(scratch.take(padded(queries * dims.group))) {
     if (weight_size_ == 0) {
       w_ = p_;
       weight_size_ = tile_keys;
@@ -157,8 +157,9 @@ class RowTile {
   ///   keys     every key of the tile that one of these queries may see
   ///   next     what will be read after this, or null
   ///   states   of all queries and heads, numbered as the rows
-  void attend(Index head, Index first, Index last, Index base, Tile& tile, const TileRows<typename Tile::Element>& keys,
-              const TileRows<typename Tile::Element>* next, const RowStates& states) noexcept;
+  void attend(Index head, Index first, Index last, Index base, Tile& tile,
+              const KvTileRows<typename Tile::Element>& keys, const KvTileRows<typename Tile::Element>* next,
+              const RowStates& states) noexcept;
 
  private:
   [[nodiscard]] Index query_head(Index head, Index r) const noexcept {
@@ -226,7 +227,7 @@ class RowTile {
     return visible;
   }
 
-  /// o = o * shrink + p v  for rows [begin, end).
+  /// o = o * rescale + p v  for rows [begin, end).
   KVC_OUT_OF_LINE void values(Index begin, Index end, Tile& tile, float* o) const noexcept {
     std::uint64_t of_all = ~std::uint64_t{0};
     for (Index r = begin; r < end; ++r) {
@@ -236,8 +237,8 @@ class RowTile {
       constexpr int R = decltype(count)::value;
       const float* const w = w_ + r * weight_size_;
       if (of_all == ~std::uint64_t{0}) {
-        values_of_stretch<R>(r, 0, tile_keys, r == begin, tile, o);
-        tile.ahead().pause();
+        values_of_range<R>(r, 0, tile_keys, r == begin, tile, o);
+        tile.prefetcher().pause();
         return;
       }
       const int first = std::countr_zero(visible_[r]);
@@ -256,51 +257,51 @@ class RowTile {
       }
       if constexpr (Tile::exact_sums) {
         if (all) {
-          tile.template add_values<R>(w, begin_of_any, most, o + r * value_pad_, shrink_ + r);
-          tile.ahead().pause();
+          tile.template add_values<R>(w, begin_of_any, most, o + r * value_pad_, rescale_ + r);
+          tile.prefetcher().pause();
           return;
         }
         for (Index i = r; i < r + R; ++i) {
           if (visible_[i] != 0) {
             tile.template add_values<1>(w_ + i * weight_size_, std::countr_zero(visible_[i]),
-                                        tile_keys - std::countl_zero(visible_[i]), o + i * value_pad_, shrink_ + i);
+                                        tile_keys - std::countl_zero(visible_[i]), o + i * value_pad_, rescale_ + i);
           }
         }
       } else if (simple && least == most) {
-        values_of_stretch<R>(r, first, least, r == begin, tile, o);
+        values_of_range<R>(r, first, least, r == begin, tile, o);
       } else if (const int common = least / 2 * 2;
                  simple && common > first) {  // the diagonal: common keys, then the rest of each
         tile.template add_values<R>(w, first, common, nullptr, sums_, nullptr);
         for (Index i = r; i < r + R; ++i) {
           const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
           tile.template add_values<1>(w_ + i * weight_size_, common, end_of_row, sums_ + (i - r) * value_pad_,
-                                      o + i * value_pad_, shrink_ + i);
+                                      o + i * value_pad_, rescale_ + i);
         }
       } else {
         for (Index i = r; i < r + R; ++i) {
           values_of_one(i, tile, o + i * value_pad_);
         }
       }
-      tile.ahead().pause();
+      tile.prefetcher().pause();
     });
   }
 
   /// The same for R rows from r on that see keys [first, last) of the tile. In steps where rows are read for the first
   /// time, so that each is read whole not long after it was asked for.
   template <int R>
-  KVC_ALWAYS_INLINE void values_of_stretch(Index r, int first, int last, bool asks, Tile& tile,
-                                           float* o) const noexcept {
+  KVC_ALWAYS_INLINE void values_of_range(Index r, int first, int last, bool prefetches, Tile& tile,
+                                         float* o) const noexcept {
     const float* const w = w_ + r * weight_size_;
     if constexpr (Tile::exact_sums) {
-      tile.template add_values<R>(w, first, last, o + r * value_pad_, shrink_ + r);
+      tile.template add_values<R>(w, first, last, o + r * value_pad_, rescale_ + r);
     } else {
-      const int step = asks ? static_cast<int>(tile.value_step()) : int{tile_keys};
+      const int step = prefetches ? static_cast<int>(tile.value_step()) : int{tile_keys};
       const float* start = nullptr;
       for (int from = first, to; from < last; from = to, start = sums_) {
         to = std::min(from / step * step + step, last);
         const bool done = to == last;
         tile.template add_values<R>(w, from, to, start, done ? o + r * value_pad_ : sums_,
-                                    done ? shrink_ + r : nullptr);
+                                    done ? rescale_ + r : nullptr);
       }
     }
   }
@@ -314,7 +315,7 @@ class RowTile {
         const int last = std::countr_one(left >> first) + first;  // of this stretch of keys
         left &= last == tile_keys ? 0 : ~std::uint64_t{0} << last;
         tile.template add_values<1>(w_ + r * weight_size_, first, last, start, left == 0 ? o : sums_,
-                                    left == 0 ? shrink_ + r : nullptr);
+                                    left == 0 ? rescale_ + r : nullptr);
         start = sums_;
       }
     }
@@ -335,14 +336,14 @@ class RowTile {
   Query* query_;            // [queries]
   KeyRange* keys_;          // [rows] that the query of each sees; no division to find it, for each tile
   std::uint64_t* visible_;  // [rows]
-  float* shrink_;           // [rows]
+  float* rescale_;          // [rows]
 };
 
 // Not inline: attention/extern.hpp keeps other files from making code of it, and with it of all kernels.
 template <class Tile>
-void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile& tile,
-                           const TileRows<typename Tile::Element>& keys, const TileRows<typename Tile::Element>* next,
-                           const RowStates& states) noexcept {
+void QueryTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile& tile,
+                             const KvTileRows<typename Tile::Element>& keys,
+                             const KvTileRows<typename Tile::Element>* next, const RowStates& states) noexcept {
   const Index begin = first * dims_.group, end = last * dims_.group, offset = head * rows();
   const float* const q = q_ + head * q_rows_ * query_size_;
   const bool all = see_all(first, last, base);
@@ -352,20 +353,20 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
     scores<kernel_rows>(begin, end, base, keys.first, keys.last, all,
                         [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
                           tile.template scores<count>(from, to, q + r * query_size_, query_size_, p_ + r * tile_keys);
-                          tile.ahead().pause();
+                          tile.prefetcher().pause();
                         });
   } else {
     // Keys of a stretch stay in the first-level cache for all rows.
-    for (Index at = keys.first / Tile::key_stretch * Tile::key_stretch; at < keys.last; at += Tile::key_stretch) {
-      scores<Tile::most_rows>(begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_stretch, keys.last),
-                              all, [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+    for (Index at = keys.first / Tile::key_pass * Tile::key_pass; at < keys.last; at += Tile::key_pass) {
+      scores<Tile::most_rows>(begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_pass, keys.last), all,
+                              [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
                                 tile.template scores_of_many<count>(from, to, q + r * query_size_, query_size_,
                                                                     p_ + r * tile_keys);
-                                tile.ahead().pause();
+                                tile.prefetcher().pause();
                               });
     }
   }
-  tile.ahead().resume();
+  tile.prefetcher().resume();
   if (all && options_.softcap <= 0 && options_.mask.is_none()) {
     std::fill(visible_ + begin, visible_ + end, ~std::uint64_t{0});
   } else {
@@ -374,13 +375,13 @@ void RowTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile
     }
   }
   for (Index r = begin; r < end; r += simd::lanes) {
-    soften(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r,
-           states.l + offset + r, shrink_ + r);
+    online_softmax(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r,
+                   states.l + offset + r, rescale_ + r);
   }
   tile.load_values();
   for (Index r = begin; r < end; ++r) {
     if (visible_[r] != 0) {
-      tile.weigh(p_ + r * tile_keys, visible_[r], w_ + r * weight_size_);
+      tile.encode_weights(p_ + r * tile_keys, visible_[r], w_ + r * weight_size_);
     }
   }
   values(begin, end, tile, states.o + offset * value_pad_);

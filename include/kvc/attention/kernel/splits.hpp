@@ -15,7 +15,7 @@ inline namespace v0 {
 namespace detail {
 
 /// Sequences [first, last) of the shared order, which have the first tile of this split in common, or are one.
-struct Piece {
+struct SplitGroup {
   Index split;
   Index first;
   Index last;
@@ -23,8 +23,8 @@ struct Piece {
 };
 
 /// Consecutive splits of the same sequences, and some kv heads: what one thread does in one go.
-struct Run {
-  Index first;  // pieces
+struct WorkItem {
+  Index first;  // split_groups
   Index last;
   Index first_head;
   Index heads;
@@ -33,7 +33,7 @@ struct Run {
 };
 
 /// The splits of all sequences, those of sequence b one after the other.
-struct Slots {
+struct SplitIndex {
   std::vector<Index> before;  // [B + 1] splits of the sequences before b
   std::vector<Index> first;   // [B] number of the first split of sequence b
 
@@ -48,76 +48,77 @@ struct Slots {
   }
 };
 
-/// Cuts all splits of all sequences into pieces of at most `most` sequences. Those of the same sequences come one
+/// Cuts all splits of all sequences into split_groups of at most `most` sequences. Those of the same sequences come one
 /// after the other, in the order of their splits.
 ///
 ///   heads, rows   of keys and values, and query rows of a sequence that each of them has
-[[nodiscard]] inline std::vector<Piece> cut_pieces(const Slots& slots, const SharedOrder& order, Index most,
-                                                   Index heads, Index rows) {
-  const Index sequences = std::ssize(slots.first);
+[[nodiscard]] inline std::vector<SplitGroup> make_split_groups(const SplitIndex& index, const SharedOrder& order,
+                                                               Index most, Index heads, Index rows) {
+  const Index sequences = std::ssize(index.first);
   Index splits = 0;
   for (Index b = 0; b < sequences; ++b) {
-    splits = std::max(splits, slots.first[static_cast<std::size_t>(b)] + slots.count(b));
+    splits = std::max(splits, index.first[static_cast<std::size_t>(b)] + index.count(b));
   }
-  std::vector<Piece> pieces;
+  std::vector<SplitGroup> split_groups;
   for (Index split = 0; split < splits; ++split) {
     const Index tile = split * (split_keys / tile_keys);
-    bool open = false;  // whether the sequence before belongs to the last piece
+    bool open = false;  // whether the sequence before belongs to the last split_group
     for (Index i = 0; i < sequences; ++i) {
-      const bool has = slots.has(order.sequence[static_cast<std::size_t>(i)], split);
-      if (has && open && order.shared[static_cast<std::size_t>(i)] > tile && i - pieces.back().first < most) {
-        pieces.back().last = i + 1;
+      const bool has = index.has(order.sequence[static_cast<std::size_t>(i)], split);
+      if (has && open && order.shared[static_cast<std::size_t>(i)] > tile && i - split_groups.back().first < most) {
+        split_groups.back().last = i + 1;
       } else if (has) {
-        pieces.push_back({split, i, i + 1});
+        split_groups.push_back({split, i, i + 1});
       }
       open = has;
     }
   }
   if (sequences > 1) {
-    std::ranges::sort(pieces, {}, [](const Piece& p) { return std::tuple(p.first, p.last, p.split); });
+    std::ranges::sort(split_groups, {}, [](const SplitGroup& p) { return std::tuple(p.first, p.last, p.split); });
   }
   Index state = 0;
-  for (Piece& p : pieces) {
+  for (SplitGroup& p : split_groups) {
     p.state = state;
     state += heads * (p.last - p.first) * rows;
   }
-  return pieces;
+  return split_groups;
 }
 
-/// Cuts the pieces, for each kv head, into what threads take one by one: much at first, little in the end, so that
-/// few runs begin and all threads end at about the same time. Where they can, heads are kept whole, whose states then
+/// Cuts the split_groups, for each kv head, into what threads take one by one: much at first, little in the end, so that
+/// few items begin and all threads end at about the same time. Where they can, heads are kept whole, whose states then
 /// need not be kept for each split.
 ///
 ///   kv_heads, rows   of keys and values, and query rows of a sequence that each of them has
-///   most_rows        in all heads of a run
-///   by_head          by_head(piece): whether the positions of a head lie in one piece from there on
+///   most_rows        in all heads of a work item
+///   by_head          by_head(split_group): whether the positions of a head lie in one split_group from there on
 template <class F>
-[[nodiscard]] std::vector<Run> cut_runs(const std::vector<Piece>& pieces, const Slots& slots, const SharedOrder& order,
-                                        Index kv_heads, Index rows, Index most_rows, Index threads, F by_head) {
-  const auto rows_of = [&](const Piece& p) { return (p.last - p.first) * rows; };
-  const auto cost = [&](const Piece& p) { return ceil_div(rows_of(p), few_rows); };  // of one head
-  const auto count = static_cast<Index>(pieces.size());
+[[nodiscard]] std::vector<WorkItem> make_work_items(const std::vector<SplitGroup>& split_groups,
+                                                    const SplitIndex& index, const SharedOrder& order, Index kv_heads,
+                                                    Index rows, Index most_rows, Index threads, F by_head) {
+  const auto rows_of = [&](const SplitGroup& p) { return (p.last - p.first) * rows; };
+  const auto cost = [&](const SplitGroup& p) { return ceil_div(rows_of(p), few_rows); };  // of one head
+  const auto count = static_cast<Index>(split_groups.size());
   Index left = 0;
-  for (const Piece& p : pieces) {
+  for (const SplitGroup& p : split_groups) {
     left += cost(p) * kv_heads;
   }
   const auto share = [&] { return threads == 1 ? left : std::max(left / (2 * threads), Index{1}); };
-  std::vector<Run> runs;
+  std::vector<WorkItem> items;
   for (Index first = 0, last = 0; first < count; first = last) {
-    const Piece& p = pieces[static_cast<std::size_t>(first)];
+    const SplitGroup& p = split_groups[static_cast<std::size_t>(first)];
     for (last = first + 1; last < count; ++last) {
-      const Piece& next = pieces[static_cast<std::size_t>(last)];
+      const SplitGroup& next = split_groups[static_cast<std::size_t>(last)];
       if (next.first != p.first || next.last != p.last || next.split != p.split + last - first) {
         break;
       }
     }
     bool whole = true;  // whether the rows begin here
     for (Index i = p.first; i < p.last; ++i) {
-      whole = whole && slots.first[static_cast<std::size_t>(order.sequence[static_cast<std::size_t>(i)])] == p.split;
+      whole = whole && index.first[static_cast<std::size_t>(order.sequence[static_cast<std::size_t>(i)])] == p.split;
     }
     const bool one_by_one = by_head(p);
     const auto add = [&](Index from, Index to, Index head, Index heads) {
-      runs.push_back({from, to, head, heads, whole && from == first, one_by_one});
+      items.push_back({from, to, head, heads, whole && from == first, one_by_one});
       left -= cost(p) * (to - from) * heads;
     };
     const Index most_heads = std::clamp(most_rows / rows_of(p), Index{1}, kv_heads);
@@ -138,43 +139,43 @@ template <class F>
       }
     }
   }
-  return runs;
+  return items;
 }
 
-/// One step of a run: some of its sequences, which share a tile, and one kv head.
+/// One step of a work item: some of its sequences, which share a tile, and one kv head.
 struct Step {
-  Index piece;
+  Index split_group;
   Index tile;
-  Index first;  // sequences, relative to those of the piece
+  Index first;  // sequences, relative to those of the split_group
   Index last;
   Index head;
   KeyRange keys;  // within the tile
 };
 
-/// Goes through the steps of a run in the order in which the cache lies in memory: tiles outside, then the sequences
-/// that share each, then the heads, as in a block; or, where the positions of a head are in one piece, heads outside.
+/// Goes through the steps of a work item in the order in which the cache lies in memory: tiles outside, then the sequences
+/// that share each, then the heads, as in a block; or, where the positions of a head are in one split_group, heads outside.
 ///
 ///   keys_of(b) -> KeyRange   keys that any row of sequence b may see
 template <class F>
 class Steps {
  public:
-  Steps(F keys_of, const SharedOrder& order, const std::vector<Piece>& pieces, const Run& run)
-      : keys_of_(keys_of), order_(order), pieces_(pieces), run_(run), step_(start()) {
-    step_.head = run.by_head ? 0 : run.heads;
+  Steps(F keys_of, const SharedOrder& order, const std::vector<SplitGroup>& split_groups, const WorkItem& item)
+      : keys_of_(keys_of), order_(order), split_groups_(split_groups), item_(item), step_(start()) {
+    step_.head = item_.by_head ? 0 : item_.heads;
   }
 
   /// False at the end.
   bool next(Step& step) {
-    if (run_.by_head) {
+    if (item_.by_head) {
       while (!next_keys()) {
         const Index head = step_.head + 1;
-        if (head == run_.heads) {
+        if (head == item_.heads) {
           return false;
         }
         step_ = start();
         step_.head = head;
       }
-    } else if (++step_.head >= run_.heads) {
+    } else if (++step_.head >= item_.heads) {
       if (!next_keys()) {
         return false;
       }
@@ -185,10 +186,10 @@ class Steps {
   }
 
  private:
-  [[nodiscard]] Index first_tile(Index piece) const {
-    return pieces_[static_cast<std::size_t>(piece)].split * (split_keys / tile_keys);
+  [[nodiscard]] Index first_tile(Index split_group) const {
+    return split_groups_[static_cast<std::size_t>(split_group)].split * (split_keys / tile_keys);
   }
-  [[nodiscard]] Step start() const { return {run_.first, first_tile(run_.first), 0, 0, 0, {0, 0}}; }
+  [[nodiscard]] Step start() const { return {item_.first, first_tile(item_.first), 0, 0, 0, {0, 0}}; }
 
   /// The next sequences with keys in a tile.
   bool next_keys() {
@@ -200,33 +201,34 @@ class Steps {
     return true;
   }
   bool next_group() {
-    const Piece& piece = pieces_[static_cast<std::size_t>(step_.piece)];
-    const Index count = piece.last - piece.first;
+    const SplitGroup& split_group = split_groups_[static_cast<std::size_t>(step_.split_group)];
+    const Index count = split_group.last - split_group.first;
     if (step_.last == count) {
       step_.last = 0;
-      if (++step_.tile == (piece.split + 1) * (split_keys / tile_keys)) {
-        if (++step_.piece == run_.last) {
+      if (++step_.tile == (split_group.split + 1) * (split_keys / tile_keys)) {
+        if (++step_.split_group == item_.last) {
           return false;
         }
-        KVC_ASSERT(step_.tile == first_tile(step_.piece));
+        KVC_ASSERT(step_.tile == first_tile(step_.split_group));
       }
     }
     const Index base = step_.tile * tile_keys;
     step_.first = step_.last;
     step_.keys = {tile_keys, 0};
     do {
-      const KeyRange range = keys_of_(order_.sequence[static_cast<std::size_t>(piece.first + step_.last)]);
+      const KeyRange range = keys_of_(order_.sequence[static_cast<std::size_t>(split_group.first + step_.last)]);
       step_.keys.first = std::min(step_.keys.first, std::max(range.first - base, Index{0}));
       step_.keys.last = std::max(step_.keys.last, std::min(range.last - base, tile_keys));
       ++step_.last;
-    } while (step_.last < count && order_.shared[static_cast<std::size_t>(piece.first + step_.last)] > step_.tile);
+    } while (step_.last < count &&
+             order_.shared[static_cast<std::size_t>(split_group.first + step_.last)] > step_.tile);
     return true;
   }
 
   F keys_of_;
   const SharedOrder& order_;
-  const std::vector<Piece>& pieces_;
-  Run run_;
+  const std::vector<SplitGroup>& split_groups_;
+  WorkItem item_;
   Step step_;
 };
 
