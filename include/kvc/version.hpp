@@ -5,8 +5,8 @@
 #define KVC_VERSION_MINOR 1
 #define KVC_VERSION_PATCH 0
 
-#define KVC_DETAIL_STRINGIFY_(x) #x
-#define KVC_DETAIL_STRINGIFY(x) KVC_DETAIL_STRINGIFY_(x)
+#define KVC_DETAIL_STRINGIFY_TOKEN(x) #x
+#define KVC_DETAIL_STRINGIFY(x) KVC_DETAIL_STRINGIFY_TOKEN(x)
 
 /// "major.minor.patch"
 #define KVC_VERSION_STRING                \
