@@ -29,8 +29,8 @@ class Mru : public kvc::EvictionDefaults {
  public:
   static constexpr std::string_view name = "mru";
   explicit Mru(kvc::Index blocks) { stack_.reserve(static_cast<std::size_t>(blocks)); }
-  void insert(const Visit&, kvc::BlockId block, std::uint64_t) noexcept { stack_.push_back(block); }
-  void erase(kvc::BlockId block) noexcept { stack_.erase(std::find(stack_.begin(), stack_.end(), block)); }
+  void on_evictable(const SequenceContext&, kvc::BlockId block, std::uint64_t) noexcept { stack_.push_back(block); }
+  void on_acquired(kvc::BlockId block) noexcept { stack_.erase(std::find(stack_.begin(), stack_.end(), block)); }
   [[nodiscard]] kvc::BlockId victim(std::uint64_t) const noexcept { return stack_.back(); }
   [[nodiscard]] kvc::Index size() const noexcept { return std::ssize(stack_); }
 

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "failing_allocation.hpp"
+#include "oracle_model.hpp"
 #include "random_source.hpp"
-#include "shadow.hpp"
 
 namespace kvc_test {
 
@@ -20,10 +20,10 @@ inline std::vector<Token> random_tokens(Random& random, int most) {
   return tokens;
 }
 
-inline void run(Random& random, Shadow& shadow, int operations) {
+inline void run(Random& random, OracleModel& model, int operations) {
   const auto pick = [&] {
-    auto it = shadow.open.begin();
-    std::advance(it, random.between<std::ptrdiff_t>(0, std::ssize(shadow.open) - 1));
+    auto it = model.open.begin();
+    std::advance(it, random.between<std::ptrdiff_t>(0, std::ssize(model.open) - 1));
     return it->first;
   };
   struct Pin {
@@ -35,37 +35,37 @@ inline void run(Random& random, Shadow& shadow, int operations) {
   int refused = 0;
   for (int i = 0; i < operations; ++i) {
     INFO("operation " << i);
-    auto before = counts(shadow.policy.stats());
+    auto before = counts(model.policy.stats());
     if (random.one_in(64)) {
       if (pins.size() == 3 || (!pins.empty() && random.one_in(2))) {
-        shadow.policy.unpin(pins.front().id);
+        model.policy.unpin(pins.front().id);
         pins.erase(pins.begin());
-      } else if (!shadow.open.empty()) {
-        const Shadow::Sequence& s = shadow.open.at(pick()).second;
-        Pin pin{{}, s.tokens, shadow.options(s.salt)};
+      } else if (!model.open.empty()) {
+        const OracleModel::Sequence& s = model.open.at(pick()).second;
+        Pin pin{{}, s.tokens, model.options(s.salt)};
         pin.prefix.resize(std::min<std::size_t>(pin.prefix.size(), 16));
-        if (const auto pinned = shadow.policy.try_pin(pin.prefix, pin.options.salt)) {
+        if (const auto pinned = model.policy.try_pin(pin.prefix, pin.options.salt)) {
           pin.id = pinned->pin;
           pin.prefix.resize(static_cast<std::size_t>(pinned->tokens));
           pins.push_back(pin);
         }
       }
-      before = counts(shadow.policy.stats());
+      before = counts(model.policy.stats());
     } else if (random.one_in(1000)) {
-      shadow.policy.clear();
+      model.policy.clear();
       for (Pin& pin : pins) {
         pin.prefix.clear();  // holds on to what nobody finds
       }
-      before = counts(shadow.policy.stats());
+      before = counts(model.policy.stats());
     }
     for (Pin& pin : pins) {
       pin.prefix.push_back(0);  // a token that a match leaves over
-      REQUIRE(shadow.policy.match_length(pin.prefix, pin.options) >= static_cast<Pos>(pin.prefix.size()) - 1);
+      REQUIRE(model.policy.match_length(pin.prefix, pin.options) >= static_cast<Pos>(pin.prefix.size()) - 1);
       pin.prefix.pop_back();
     }
-    const int what = shadow.open.empty() ? 0 : random.between(0, 12);
+    const int what = model.open.empty() ? 0 : random.between(0, 12);
     const bool fail = random.one_in(16);
-    const int id = shadow.open.empty() ? -1 : pick();
+    const int id = model.open.empty() ? -1 : pick();
     const auto attempt = [&](auto operation) {  // true if it took place
       if (!fail) {
         return operation();
@@ -78,7 +78,7 @@ inline void run(Random& random, Shadow& shadow, int operations) {
       }
     };
     bool done = true;
-    bool extending = id >= 0 && shadow.open.at(id).second.extending;
+    bool extending = id >= 0 && model.open.at(id).second.extending;
     if (what <= 1) {
       // The model allocates too: only the policy's own failure is wanted, so arm it inside of the model's call.
       const std::vector<Token> prompt = random_tokens(random, 40);
@@ -86,45 +86,45 @@ inline void run(Random& random, Shadow& shadow, int operations) {
       if (fail) {
         done = attempt([&] {
           kvc::OpenOptions options;
-          const auto opened = shadow.policy.try_open(prompt, options);
+          const auto opened = model.policy.try_open(prompt, options);
           if (opened) {
-            shadow.policy.close(opened->seq);
+            model.policy.close(opened->seq);
           }
           return false;
         });
       } else {
-        done = shadow.open_sequence(prompt, salt).has_value();
+        done = model.open_sequence(prompt, salt).has_value();
       }
     } else if (what <= 6 && !extending) {
       const std::vector<Token> tokens = random_tokens(random, random.one_in(6) ? 60 : 9);
       if (fail) {
         done = attempt([&] {
-          const SeqId seq = shadow.open.at(id).first;
-          if (const auto extension = shadow.policy.try_extend(seq, static_cast<Pos>(tokens.size()), tokens)) {
-            shadow.carry_out(extension->copy);
-            shadow.policy.rollback(seq);
+          const SeqId seq = model.open.at(id).first;
+          if (const auto extension = model.policy.try_extend(seq, static_cast<Pos>(tokens.size()), tokens)) {
+            model.carry_out(extension->copy);
+            model.policy.rollback(seq);
           }
           return false;
         });
       } else {
-        done = shadow.extend(id, tokens, !random.one_in(20));
+        done = model.extend(id, tokens, !random.one_in(20));
       }
     } else if (what <= 9 && extending) {
-      random.one_in(4) ? shadow.rollback(id) : shadow.commit(id);
+      random.one_in(4) ? model.rollback(id) : model.commit(id);
       done = true;
     } else if (what == 10) {
-      const Pos at = random.between<Pos>(0, static_cast<Pos>(shadow.open.at(id).second.rows.size()));
-      done = shadow.open.size() < 12 && shadow.fork(id, at).has_value();
+      const Pos at = random.between<Pos>(0, static_cast<Pos>(model.open.at(id).second.rows.size()));
+      done = model.open.size() < 12 && model.fork(id, at).has_value();
     } else if (what == 11 && !extending) {
-      shadow.truncate(id, random.between<Pos>(0, static_cast<Pos>(shadow.open.at(id).second.rows.size())));
-    } else if (what == 12 || shadow.open.size() >= 12) {
-      shadow.close(id);
+      model.truncate(id, random.between<Pos>(0, static_cast<Pos>(model.open.at(id).second.rows.size())));
+    } else if (what == 12 || model.open.size() >= 12) {
+      model.close(id);
     }
     if (!done && !fail) {
       ++refused;
     }
     if (!done) {
-      auto after = counts(shadow.policy.stats());
+      auto after = counts(model.policy.stats());
       if (fail) {  // an extension that was taken back may have made room by evicting
         std::get<0>(after) += std::get<1>(after);
         std::get<0>(before) += std::get<1>(before);
@@ -133,21 +133,21 @@ inline void run(Random& random, Shadow& shadow, int operations) {
       REQUIRE(before == after);
     }
     if (i % 16 == 0) {
-      shadow.check_all();
-    } else if (id >= 0 && shadow.open.contains(id)) {
-      shadow.check(id);
+      model.check_all();
+    } else if (id >= 0 && model.open.contains(id)) {
+      model.check(id);
     }
   }
   INFO("an operation that is never refused for lack of room tests nothing of it");
   REQUIRE(refused > operations / 200);
-  while (!shadow.open.empty()) {
-    shadow.close(pick());
+  while (!model.open.empty()) {
+    model.close(pick());
   }
   for (const Pin& pin : pins) {
-    shadow.policy.unpin(pin.id);
+    model.policy.unpin(pin.id);
   }
-  shadow.check_all();
-  const kvc::Stats stats = shadow.policy.stats();
+  model.check_all();
+  const kvc::Stats stats = model.policy.stats();
   REQUIRE(stats.blocks_referenced == 0);
 }
 

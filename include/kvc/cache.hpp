@@ -342,10 +342,10 @@ class KvCache {
     policy_.unpin(pin);
   }
   /// Tells the tokens of rows that were committed without them: from now on they can be matched.
-  void tell(SeqId seq, std::span<const Token> tokens)
-    requires requires(P& p) { p.tell(seq, tokens); }
+  void publish_tokens(SeqId seq, std::span<const Token> tokens)
+    requires requires(P& p) { p.publish_tokens(seq, tokens); }
   {
-    policy_.tell(seq, tokens);
+    policy_.publish_tokens(seq, tokens);
   }
   /// Forgets all that is cached; open sequences keep their rows.
   void clear() noexcept

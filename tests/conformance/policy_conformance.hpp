@@ -8,7 +8,7 @@
 #include <stdexcept>
 
 #include "catch.hpp"
-#include "shadow.hpp"
+#include "oracle_model.hpp"
 
 namespace kvc_test {
 
@@ -20,8 +20,8 @@ inline std::vector<Token> iota_tokens(Token first, int count) {
 
 /// `subject` has room for at least 96 tokens, in 4 sequences of up to 24.
 inline void conformance(std::unique_ptr<AnyPolicy> subject) {
-  Shadow shadow(std::move(subject));
-  AnyPolicy& policy = shadow.policy;
+  OracleModel model(std::move(subject));
+  AnyPolicy& policy = model.policy;
   const auto all_unused = counts(policy.stats());
 
   SECTION("geometry is positive and does not change") {
@@ -31,25 +31,25 @@ inline void conformance(std::unique_ptr<AnyPolicy> subject) {
   }
 
   SECTION("an opened sequence is empty, and an extension counts once it is committed") {
-    const int a = *shadow.open_sequence({}, "");
-    const SeqId seq = shadow.open.at(a).first;
+    const int a = *model.open_sequence({}, "");
+    const SeqId seq = model.open.at(a).first;
     REQUIRE(policy.length(seq) == 0);
-    REQUIRE(shadow.extend(a, iota_tokens(0, 9), true));
+    REQUIRE(model.extend(a, iota_tokens(0, 9), true));
     REQUIRE(policy.length(seq) == 0);
     REQUIRE(policy.reserved(seq) == 9);
-    shadow.commit(a);
+    model.commit(a);
     REQUIRE(policy.length(seq) == 9);
-    shadow.check_all();
+    model.check_all();
   }
 
   SECTION("runs cover any range, in order, and nothing else") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 23), true));
-    shadow.commit(a);
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 23), true));
+    model.commit(a);
     for (Pos first = 0; first <= 23; ++first) {
       for (Pos last = first; last <= 23; ++last) {
         Pos next = first;
-        policy.for_each_run(shadow.open.at(a).first, {first, last}, [&](const kvc::SlotRun& run) {
+        policy.for_each_run(model.open.at(a).first, {first, last}, [&](const kvc::SlotRun& run) {
           REQUIRE(run.first == next);
           REQUIRE(run.count > 0);
           next += run.count;
@@ -60,14 +60,14 @@ inline void conformance(std::unique_ptr<AnyPolicy> subject) {
   }
 
   SECTION("sequences do not share slots that either may write") {
-    const int a = *shadow.open_sequence({}, "");
-    const int b = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 11), true));
-    REQUIRE(shadow.extend(b, iota_tokens(0, 11), true));
+    const int a = *model.open_sequence({}, "");
+    const int b = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 11), true));
+    REQUIRE(model.extend(b, iota_tokens(0, 11), true));
     std::set<std::pair<Index, Pos>> slots;
     std::size_t total = 0;
     for (const int id : {a, b}) {
-      policy.for_each_run(shadow.open.at(id).first, {0, 11}, [&](const kvc::SlotRun& run) {
+      policy.for_each_run(model.open.at(id).first, {0, 11}, [&](const kvc::SlotRun& run) {
         for (Pos i = 0; i < run.count; ++i, ++total) {
           slots.emplace(kvc::to_index(run.block), run.offset + i);
         }
@@ -77,142 +77,142 @@ inline void conformance(std::unique_ptr<AnyPolicy> subject) {
   }
 
   SECTION("a rollback restores what was") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 5), true));
-    shadow.commit(a);
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 5), true));
+    model.commit(a);
     const auto before = counts(policy.stats());
-    REQUIRE(shadow.extend(a, iota_tokens(5, 14), true));
-    shadow.rollback(a);
+    REQUIRE(model.extend(a, iota_tokens(5, 14), true));
+    model.rollback(a);
     REQUIRE(counts(policy.stats()) == before);
-    shadow.check_all();
+    model.check_all();
   }
 
   SECTION("a rollback restores a shared tail") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 6), true));
-    shadow.commit(a);
-    const int b = *shadow.fork(a, 5);
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 6), true));
+    model.commit(a);
+    const int b = *model.fork(a, 5);
     const auto before = counts(policy.stats());
-    REQUIRE(shadow.extend(b, iota_tokens(50, 7), true));
-    shadow.check_all();
-    shadow.rollback(b);
+    REQUIRE(model.extend(b, iota_tokens(50, 7), true));
+    model.check_all();
+    model.rollback(b);
     REQUIRE(counts(policy.stats()) == before);
-    shadow.check_all();
+    model.check_all();
   }
 
   SECTION("an extension that does not fit changes nothing, and one that fits still fits") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 5), true));
-    shadow.commit(a);
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 5), true));
+    model.commit(a);
     const auto before = counts(policy.stats());
-    REQUIRE_FALSE(shadow.extend(a, iota_tokens(5, 200), true));
+    REQUIRE_FALSE(model.extend(a, iota_tokens(5, 200), true));
     REQUIRE(counts(policy.stats()) == before);
-    shadow.check_all();
-    REQUIRE(shadow.extend(a, iota_tokens(5, 19), true));
-    shadow.commit(a);
-    shadow.check_all();
+    model.check_all();
+    REQUIRE(model.extend(a, iota_tokens(5, 19), true));
+    model.commit(a);
+    model.check_all();
   }
 
   SECTION("an extension by nothing is one") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, {}, true));
-    shadow.commit(a);
-    REQUIRE(shadow.extend(a, iota_tokens(0, 3), true));
-    shadow.commit(a);
-    REQUIRE(shadow.extend(a, {}, true));
-    shadow.rollback(a);
-    shadow.check_all();
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, {}, true));
+    model.commit(a);
+    REQUIRE(model.extend(a, iota_tokens(0, 3), true));
+    model.commit(a);
+    REQUIRE(model.extend(a, {}, true));
+    model.rollback(a);
+    model.check_all();
   }
 
   SECTION("a fork goes its own way, wherever it was taken") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 10), true));
-    shadow.commit(a);
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 10), true));
+    model.commit(a);
     for (const Pos at : {0, 1, 5, 8, 10}) {
-      const int b = *shadow.fork(a, at);
-      REQUIRE(shadow.extend(b, iota_tokens(100 * at, 7), true));
-      shadow.commit(b);
-      REQUIRE(shadow.extend(a, iota_tokens(1000 + at, 2), true));
-      shadow.commit(a);
-      shadow.check_all();
-      shadow.close(b);
-      shadow.check_all();
+      const int b = *model.fork(a, at);
+      REQUIRE(model.extend(b, iota_tokens(100 * at, 7), true));
+      model.commit(b);
+      REQUIRE(model.extend(a, iota_tokens(1000 + at, 2), true));
+      model.commit(a);
+      model.check_all();
+      model.close(b);
+      model.check_all();
     }
   }
 
   SECTION("a fork outlives its parent") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 10), true));
-    shadow.commit(a);
-    const int b = *shadow.fork(a, 7);
-    shadow.close(a);
-    shadow.check_all();
-    REQUIRE(shadow.extend(b, iota_tokens(70, 5), true));
-    shadow.commit(b);
-    shadow.check_all();
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 10), true));
+    model.commit(a);
+    const int b = *model.fork(a, 7);
+    model.close(a);
+    model.check_all();
+    REQUIRE(model.extend(b, iota_tokens(70, 5), true));
+    model.commit(b);
+    model.check_all();
   }
 
   SECTION("a fork of a sequence that is being extended has its committed positions only") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 6), true));
-    shadow.commit(a);
-    REQUIRE(shadow.extend(a, iota_tokens(6, 4), true));
-    const int b = *shadow.fork(a, 6);
-    REQUIRE(shadow.extend(b, iota_tokens(60, 3), true));
-    SECTION("and the parent commits") { shadow.commit(a); }
-    SECTION("and the parent rolls back") { shadow.rollback(a); }
-    SECTION("and the parent is closed") { shadow.close(a); }
-    shadow.commit(b);
-    shadow.check_all();
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 6), true));
+    model.commit(a);
+    REQUIRE(model.extend(a, iota_tokens(6, 4), true));
+    const int b = *model.fork(a, 6);
+    REQUIRE(model.extend(b, iota_tokens(60, 3), true));
+    SECTION("and the parent commits") { model.commit(a); }
+    SECTION("and the parent rolls back") { model.rollback(a); }
+    SECTION("and the parent is closed") { model.close(a); }
+    model.commit(b);
+    model.check_all();
   }
 
   SECTION("truncate forgets the end, and what comes after it is new") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 20), true));
-    shadow.commit(a);
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 20), true));
+    model.commit(a);
     for (const Pos length : {19, 12, 8, 3, 0}) {
-      shadow.truncate(a, length);
-      shadow.check_all();
-      REQUIRE(shadow.extend(a, iota_tokens(500 + length, 4), true));
-      shadow.commit(a);
-      shadow.check_all();
-      shadow.truncate(a, length);
+      model.truncate(a, length);
+      model.check_all();
+      REQUIRE(model.extend(a, iota_tokens(500 + length, 4), true));
+      model.commit(a);
+      model.check_all();
+      model.truncate(a, length);
     }
   }
 
   SECTION("truncating a sequence does not touch its forks") {
-    const int a = *shadow.open_sequence({}, "");
-    REQUIRE(shadow.extend(a, iota_tokens(0, 15), true));
-    shadow.commit(a);
-    const int b = *shadow.fork(a, 15);
-    shadow.truncate(a, 5);
-    REQUIRE(shadow.extend(a, iota_tokens(300, 8), true));
-    shadow.commit(a);
-    shadow.check(b);
-    shadow.check_all();
+    const int a = *model.open_sequence({}, "");
+    REQUIRE(model.extend(a, iota_tokens(0, 15), true));
+    model.commit(a);
+    const int b = *model.fork(a, 15);
+    model.truncate(a, 5);
+    REQUIRE(model.extend(a, iota_tokens(300, 8), true));
+    model.commit(a);
+    model.check(b);
+    model.check_all();
   }
 
   SECTION("closing gives back everything") {
     for (int round = 0; round < 3; ++round) {
-      const int a = *shadow.open_sequence({}, "");
-      const int b = *shadow.open_sequence({}, "");
-      REQUIRE(shadow.extend(a, iota_tokens(0, 21), false));
-      REQUIRE(shadow.extend(b, iota_tokens(0, 3), false));
-      shadow.commit(a);
+      const int a = *model.open_sequence({}, "");
+      const int b = *model.open_sequence({}, "");
+      REQUIRE(model.extend(a, iota_tokens(0, 21), false));
+      REQUIRE(model.extend(b, iota_tokens(0, 3), false));
+      model.commit(a);
       SECTION("also of a sequence that is being extended") {}
-      shadow.close(a);
-      shadow.close(b);
+      model.close(a);
+      model.close(b);
       REQUIRE(counts(policy.stats()) == all_unused);
       policy.verify();
     }
   }
 
   SECTION("a handle that outlived its sequence is refused, also when its slot is in use again") {
-    const int a = *shadow.open_sequence({}, "");
-    const SeqId stale = shadow.open.at(a).first;
-    shadow.close(a);
-    const int b = *shadow.open_sequence({}, "");
-    REQUIRE(policy.contains(shadow.open.at(b).first));
+    const int a = *model.open_sequence({}, "");
+    const SeqId stale = model.open.at(a).first;
+    model.close(a);
+    const int b = *model.open_sequence({}, "");
+    REQUIRE(policy.contains(model.open.at(b).first));
     for (const SeqId seq : {stale, SeqId{}, SeqId{1000, 0}}) {
       REQUIRE_FALSE(policy.contains(seq));
       REQUIRE_THROWS_AS(policy.length(seq), std::invalid_argument);
@@ -225,15 +225,15 @@ inline void conformance(std::unique_ptr<AnyPolicy> subject) {
       REQUIRE_THROWS_AS(policy.for_each_run(seq, PosRange{0, 0}, [](const kvc::SlotRun&) {}), std::invalid_argument);
       policy.rollback(seq);  // never throws, changes nothing
     }
-    shadow.check_all();
+    model.check_all();
     REQUIRE_THROWS_WITH(policy.length(stale), contains("seq is {slot") && contains("must be an open sequence"));
   }
 
   SECTION("positions outside of a sequence are refused") {
-    const int a = *shadow.open_sequence({}, "");
-    const SeqId seq = shadow.open.at(a).first;
-    REQUIRE(shadow.extend(a, iota_tokens(0, 6), true));
-    shadow.commit(a);
+    const int a = *model.open_sequence({}, "");
+    const SeqId seq = model.open.at(a).first;
+    REQUIRE(model.extend(a, iota_tokens(0, 6), true));
+    model.commit(a);
     const auto ignore = [](const kvc::SlotRun&) {};
     REQUIRE_THROWS_WITH(policy.try_fork(seq, 7), contains("at is 7") && contains("between 0 and 6"));
     REQUIRE_THROWS_AS(policy.try_fork(seq, -1), std::invalid_argument);
@@ -245,20 +245,20 @@ inline void conformance(std::unique_ptr<AnyPolicy> subject) {
     REQUIRE_THROWS_AS(policy.for_each_run(seq, PosRange{0, 7}, ignore), std::invalid_argument);
     REQUIRE_THROWS_AS(policy.for_each_run(seq, PosRange{-1, 2}, ignore), std::invalid_argument);
     REQUIRE_THROWS_AS(policy.for_each_run(seq, PosRange{4, 2}, ignore), std::invalid_argument);
-    shadow.check_all();
+    model.check_all();
   }
 
   SECTION("there is one extension of a sequence at a time") {
-    const int a = *shadow.open_sequence({}, "");
-    const SeqId seq = shadow.open.at(a).first;
+    const int a = *model.open_sequence({}, "");
+    const SeqId seq = model.open.at(a).first;
     REQUIRE_THROWS_AS(policy.commit(seq), std::invalid_argument);
-    REQUIRE(shadow.extend(a, iota_tokens(0, 6), true));
+    REQUIRE(model.extend(a, iota_tokens(0, 6), true));
     REQUIRE_THROWS_AS(policy.try_extend(seq, 1, {}), std::invalid_argument);
     REQUIRE_THROWS_AS(policy.truncate(seq, 0), std::invalid_argument);
-    shadow.commit(a);
+    model.commit(a);
     REQUIRE_THROWS_AS(policy.commit(seq), std::invalid_argument);
     policy.rollback(seq);  // nothing is under way: nothing happens
-    shadow.check_all();
+    model.check_all();
   }
 }
 

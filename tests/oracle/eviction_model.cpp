@@ -32,8 +32,8 @@ TEMPLATE_TEST_CASE("Under any eviction policy a cache does what the model does",
   const std::uint64_t used = seed_or(seed);
   INFO("KVC_TEST_SEED=" << used);
   Random random(used);
-  Shadow shadow(make_policy<TestType>(128, 12, 60));
-  run(random, shadow, operations_or(50'000));
+  OracleModel model(make_policy<TestType>(128, 12, 60));
+  run(random, model, operations_or(50'000));
 }
 
 TEMPLATE_TEST_CASE("In the steady state a prefix cache allocates nothing", "[policy][eviction]", kvc::ReuseHazard,

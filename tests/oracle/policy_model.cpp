@@ -9,6 +9,6 @@ TEMPLATE_TEST_CASE("A policy does what the model does", "[policy][model]", KVC_A
   const std::uint64_t used = seed_or(seed);
   INFO("KVC_TEST_SEED=" << used);
   Random random(used);
-  Shadow shadow(make_policy<TestType>(128, 12, 60));
-  run(random, shadow, operations_or(40'000));
+  OracleModel model(make_policy<TestType>(128, 12, 60));
+  run(random, model, operations_or(40'000));
 }

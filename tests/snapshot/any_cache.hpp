@@ -1,5 +1,5 @@
 // AnyCache: a cache of any policy, layout and element type behind one interface, so that what one saves another loads
-// without a template for each pair. It knows what its rows must be: each is a function of a value, as in shadow.hpp.
+// without a template for each pair. It knows what its rows must be: each is a function of a value, as in oracle_model.hpp.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +15,8 @@
 #include "kvc/element/quantized.hpp"
 #include "kvc/policy/synchronized.hpp"
 #include "kvc/snapshot/snapshot.hpp"
+#include "oracle_model.hpp"
 #include "policies.hpp"
-#include "shadow.hpp"
 
 namespace kvc_test {
 

@@ -40,35 +40,35 @@ struct Drive {
   template <class... Args>
   explicit Drive(Index blocks, Args... args) : policy(blocks, args...) {}
 
-  using Visit = typename E::Visit;
+  using SequenceContext = typename E::SequenceContext;
 
-  Visit open(const Ids& found, const Retention& retention = {}) {
-    Visit visit{};
+  SequenceContext open(const Ids& found, const Retention& retention = {}) {
+    SequenceContext context{};
     std::vector<BlockId> blocks;
     for (const int block : found) {
       blocks.push_back(BlockId{block});
     }
-    policy.open(visit, blocks, retention, ++now);
-    return visit;
+    policy.on_open(context, blocks, retention, ++now);
+    return context;
   }
   /// A sequence finds a block that nobody holds.
-  Visit hold(int block) {
-    const Visit visit = open({block});
-    policy.erase(BlockId{block});
-    return visit;
+  SequenceContext acquire(int block) {
+    const SequenceContext context = open({block});
+    policy.on_acquired(BlockId{block});
+    return context;
   }
-  void let_go(Visit visit, int block) {
+  void release(SequenceContext context, int block) {
     const BlockId id{block};
-    policy.close(visit, std::span(&id, 1), ++now);
-    policy.insert(visit, id, now);
+    policy.on_close(context, std::span(&id, 1), ++now);
+    policy.on_evictable(context, id, now);
   }
-  void use(int block) { let_go(hold(block), block); }
+  void use(int block) { release(acquire(block), block); }
 
   /// A sequence computes a block, and is closed. A name stands for what is in the block.
   void add(int block, int name, Pos depth = 0, const Retention& retention = {}) {
-    Visit visit = open({}, retention);
-    policy.store(visit, {BlockId{block}, hash_of(static_cast<std::uint64_t>(name)), depth}, ++now);
-    let_go(visit, block);
+    SequenceContext context = open({}, retention);
+    policy.on_cached(context, {BlockId{block}, hash_of(static_cast<std::uint64_t>(name)), depth}, ++now);
+    release(context, block);
   }
   void add(const Ids& blocks) {
     for (const int block : blocks) {
@@ -78,8 +78,8 @@ struct Drive {
 
   int evict() {
     const BlockId victim = policy.victim(now);
-    policy.erase(victim);
-    policy.remove(victim);
+    policy.on_acquired(victim);
+    policy.on_uncached(victim);
     return static_cast<int>(victim);
   }
   Ids evict(int count) {
@@ -146,11 +146,11 @@ TEST_CASE("Fifo: what was cached first goes first, used or not", "[eviction]") {
 TEST_CASE("Fifo: a held block keeps its place, and is oldest if its turn came meanwhile", "[eviction]") {
   Drive<Fifo> drive(5);
   drive.add({0, 1, 2, 3, 4});
-  const auto first = drive.hold(0);
-  const auto third = drive.hold(2);
+  const auto first = drive.acquire(0);
+  const auto third = drive.acquire(2);
   REQUIRE(drive.evict() == 1);  // 0 is passed over, 2 is not reached
-  drive.let_go(first, 0);
-  drive.let_go(third, 2);
+  drive.release(first, 0);
+  drive.release(third, 2);
   REQUIRE(drive.evict_all() == Ids{0, 2, 3, 4});
 }
 
@@ -264,9 +264,9 @@ TEST_CASE("S3Fifo: used blocks of the main queue go round once for each use", "[
 TEST_CASE("S3Fifo: a held block whose turn has come goes first once it is let go of", "[eviction]") {
   Drive<S3Fifo> drive(10);
   drive.add(range(0, 10));
-  const auto visit = drive.hold(0);
+  const auto context = drive.acquire(0);
   REQUIRE(drive.evict() == 1);
-  drive.let_go(visit, 0);
+  drive.release(context, 0);
   REQUIRE(drive.evict_all() == Ids{0, 2, 3, 4, 5, 6, 7, 8, 9});
 }
 
@@ -353,14 +353,14 @@ TEST_CASE("CostAware: uses count as much as cost, and both are outlived", "[evic
 
 TEST_CASE("CostAware: of a prefix the end goes first, and does so as early as its cost says", "[eviction]") {
   Drive<CostAware> drive(4, 1.0);
-  CostAware::Visit visit;
+  CostAware::SequenceContext context;
   drive.add(3, 3, 1);  // priority 2
   for (int block = 0; block < 3; ++block) {
-    drive.policy.store(visit, {BlockId{block}, hash_of(100), block}, ++drive.now);
+    drive.policy.on_cached(context, {BlockId{block}, hash_of(100), block}, ++drive.now);
   }
   ++drive.now;
   for (const int block : {2, 1, 0}) {
-    drive.policy.insert(visit, BlockId{block}, drive.now);
+    drive.policy.on_evictable(context, BlockId{block}, drive.now);
   }
   REQUIRE(drive.evict_all() == Ids{3, 2, 1, 0});
 }
@@ -398,10 +398,10 @@ TEST_CASE("Priority: after its duration a block has the default priority", "[evi
     REQUIRE(drive.evict_all() == Ids{2, 4, 0, 1, 3});
   }
   SECTION("unless it is held meanwhile, and let go of anew") {
-    const auto visit = drive.open({0}, {.priority = 90, .duration = 100});
-    drive.policy.erase(BlockId{0});
+    const auto context = drive.open({0}, {.priority = 90, .duration = 100});
+    drive.policy.on_acquired(BlockId{0});
     drive.now += 100;
-    drive.let_go(visit, 0);
+    drive.release(context, 0);
     REQUIRE(drive.evict_all() == Ids{2, 4, 1, 3, 0});
   }
 }
@@ -426,7 +426,7 @@ TEST_CASE("A claimed block is not a victim", "[eviction]") {
     drive.add(range(0, 20));
     for (int claimed = 0; claimed < 19; ++claimed) {  // one after the other, each just before it would go
       const auto victim = static_cast<int>(drive.policy.victim(drive.now));
-      drive.hold(victim);
+      drive.acquire(victim);
       REQUIRE(drive.policy.size() == 19 - claimed);
       REQUIRE(static_cast<int>(drive.policy.victim(drive.now)) != victim);
     }
@@ -439,14 +439,14 @@ TEST_CASE("A block that is not cached any more is not a victim, even if it is he
   for_each_policy([]<class E>() {
     Drive<E> drive(4);
     drive.add(range(0, 4));
-    drive.hold(1);
-    drive.policy.remove(BlockId{1});  // taken back to write to it, say
-    const auto visit = drive.hold(2);
+    drive.acquire(1);
+    drive.policy.on_uncached(BlockId{1});  // taken back to write to it, say
+    const auto context = drive.acquire(2);
     const Ids two = drive.evict(2);
     REQUIRE(two[0] + two[1] == 0 + 3);
     REQUIRE(drive.policy.size() == 0);
     drive.add(1, 100);
-    drive.let_go(visit, 2);
+    drive.release(context, 2);
     const Ids last = drive.evict(2);
     REQUIRE(last[0] + last[1] == 1 + 2);
     REQUIRE(drive.policy.size() == 0);
@@ -493,9 +493,9 @@ TEST_CASE("A victim among many held blocks is found at once", "[eviction]") {
   for_each_policy([]<class E>() {
     constexpr int blocks = 200'000;
     Drive<E> drive(blocks);
-    typename E::Visit holder{};
+    typename E::SequenceContext holder{};
     for (int block = 1; block < blocks; ++block) {
-      drive.policy.store(holder, {BlockId{block}, hash_of(static_cast<std::uint64_t>(block)), 0}, drive.now);
+      drive.policy.on_cached(holder, {BlockId{block}, hash_of(static_cast<std::uint64_t>(block)), 0}, drive.now);
     }
     int right = 0;
     for (int i = 0; i < blocks; ++i) {
@@ -565,7 +565,7 @@ class RandomCalls {
 
  private:
   struct Sequence {
-    typename E::Visit visit{};
+    typename E::SequenceContext context{};
     std::vector<BlockId> held;
   };
 
@@ -593,9 +593,9 @@ class RandomCalls {
     return values[random_.template between<std::size_t>(0, values.size() - 1)];
   }
 
-  void hold(Sequence& s, BlockId block) {
+  void acquire(Sequence& s, BlockId block) {
     if (holders_[at(block)]++ == 0) {
-      policy_.erase(block);
+      policy_.on_acquired(block);
     }
     s.held.push_back(block);
   }
@@ -603,7 +603,7 @@ class RandomCalls {
     const BlockId block = s.held.back();
     s.held.pop_back();
     if (--holders_[at(block)] == 0 && cached_[at(block)]) {
-      policy_.insert(s.visit, block, now_);
+      policy_.on_evictable(s.context, block, now_);
     }
   }
 
@@ -614,9 +614,9 @@ class RandomCalls {
     std::vector<BlockId> found = blocks_that([&](BlockId block) { return cached_[at(block)] && random_.one_in(4); });
     Sequence s;
     const Retention retention{random_.between(0, 100), random_.template between<std::uint64_t>(0, 50)};
-    policy_.open(s.visit, found, random_.one_in(2) ? retention : Retention{}, now_);
+    policy_.on_open(s.context, found, random_.one_in(2) ? retention : Retention{}, now_);
     for (const BlockId block : found) {
-      hold(s, block);
+      acquire(s, block);
     }
     open_.push_back(s);
   }
@@ -638,7 +638,7 @@ class RandomCalls {
     holders_[at(block)] = 1;
     s.held.push_back(block);
     const auto name = random_.template between<std::uint64_t>(0, 3 * cached_.size());  // so that many come again
-    policy_.store(s.visit, {block, hash_of(name), static_cast<Pos>(s.held.size())}, now_);
+    policy_.on_cached(s.context, {block, hash_of(name), static_cast<Pos>(s.held.size())}, now_);
   }
   void close() {
     if (open_.empty()) {
@@ -647,7 +647,7 @@ class RandomCalls {
     const auto i = random_.template between<std::size_t>(0, open_.size() - 1);
     std::vector<BlockId> held;
     std::ranges::copy_if(open_[i].held, std::back_inserter(held), [&](BlockId block) { return cached_[at(block)]; });
-    policy_.close(open_[i].visit, held, ++now_);
+    policy_.on_close(open_[i].context, held, ++now_);
     while (!open_[i].held.empty()) {
       let_go_of_last(open_[i]);
     }
@@ -669,7 +669,7 @@ class RandomCalls {
       Sequence& s = any_of(open_);
       const BlockId block = any_of(all);
       if (std::ranges::find(s.held, block) == s.held.end()) {
-        hold(s, block);
+        acquire(s, block);
       }
     }
   }
@@ -680,17 +680,17 @@ class RandomCalls {
     if (!held.empty()) {
       const BlockId block = any_of(held);
       cached_[at(block)] = false;
-      policy_.remove(block);
+      policy_.on_uncached(block);
     }
   }
   void clear() {
     for (std::size_t i = 0; i < cached_.size(); ++i) {
       const auto block = static_cast<BlockId>(i);
       if (is_unheld(block)) {
-        policy_.erase(block);
+        policy_.on_acquired(block);
       }
       if (cached_[i]) {
-        policy_.remove(block);
+        policy_.on_uncached(block);
       }
       cached_[i] = false;
     }
@@ -709,9 +709,9 @@ class RandomCalls {
       std::vector<BlockId> all = blocks_that([&](BlockId block) { return is_unheld(block); });
       goes = any_of(all);
     }
-    policy_.erase(goes);
+    policy_.on_acquired(goes);
     cached_[at(goes)] = false;
-    policy_.remove(goes);
+    policy_.on_uncached(goes);
     return goes;
   }
 
@@ -821,18 +821,18 @@ TEST_CASE("The hazard learns which prompts are gone on from, where lru keeps not
 TEST_CASE("Before it has learned anything the hazard is lru", "[eviction][hazard]") {
   ReuseHazard hazard(64);
   Lru lru(64);
-  ReuseHazard::Visit visit;
-  Lru::Visit none;
+  ReuseHazard::SequenceContext context;
+  Lru::SequenceContext none;
   for (int i = 0; i < 60; ++i) {
     const auto block = static_cast<BlockId>(i * 37 % 61);
-    hazard.insert(visit, block, static_cast<std::uint64_t>(i));
-    lru.insert(none, block, static_cast<std::uint64_t>(i));
+    hazard.on_evictable(context, block, static_cast<std::uint64_t>(i));
+    lru.on_evictable(none, block, static_cast<std::uint64_t>(i));
   }
   for (int i = 60; i > 0; --i) {
     const BlockId victim = hazard.victim(1000);
     REQUIRE(victim == lru.victim(1000));
-    hazard.erase(victim);
-    lru.erase(victim);
+    hazard.on_acquired(victim);
+    lru.on_acquired(victim);
   }
   REQUIRE(hazard.size() == 0);
 }
@@ -844,16 +844,16 @@ TEST_CASE("Factors stay within their bounds, and last blocks that nobody finds g
   for (int conversation = 0; conversation < 200; ++conversation) {
     // Two turns that share all but the last block of the first.
     std::vector<BlockId> held;
-    ReuseHazard::Visit first;
-    hazard.open(first, {}, {}, ++now);
+    ReuseHazard::SequenceContext first;
+    hazard.on_open(first, {}, {}, ++now);
     for (int i = 0; i < 8; ++i) {
       held.push_back(static_cast<BlockId>(conversation * 16 + i));
-      hazard.store(first, {held.back(), key++ * 0x9e3779b97f4a7c15U, i}, now);
+      hazard.on_cached(first, {held.back(), key++ * 0x9e3779b97f4a7c15U, i}, now);
     }
-    hazard.close(first, held, ++now);
+    hazard.on_close(first, held, ++now);
     now += 20;
-    ReuseHazard::Visit second;
-    hazard.open(second, std::span(held).first(7), {}, now);
+    ReuseHazard::SequenceContext second;
+    hazard.on_open(second, std::span(held).first(7), {}, now);
   }
   REQUIRE(hazard.factor(ReuseHazard::tail_kind) < 0.8);
   for (int kind = 0; kind < ReuseHazard::kinds; ++kind) {

@@ -131,7 +131,7 @@ TEST_CASE("An adaptive mutex lets in one at a time, and everybody in the end", "
 TEST_CASE("Several operations of one thread can be kept together", "[prefix][threads]") {
   Synchronized<PrefixShared<>> policy({.blocks = 8, .block_tokens = 4});
   const Tokens prompt(9, 7);
-  const Pos cached = policy.exclusively([&](PrefixShared<>& p) {
+  const Pos cached = policy.with_lock([&](PrefixShared<>& p) {
     const Opened opened = *p.try_open(prompt);
     (void)p.try_extend(opened.seq, 9, prompt);
     p.commit(opened.seq);
@@ -139,5 +139,5 @@ TEST_CASE("Several operations of one thread can be kept together", "[prefix][thr
     return p.match_length(prompt);
   });
   REQUIRE(cached == 8);
-  REQUIRE(policy.looking([](const PrefixShared<>& p) { return p.stats().blocks_cached; }) == 2);
+  REQUIRE(policy.with_shared_lock([](const PrefixShared<>& p) { return p.stats().blocks_cached; }) == 2);
 }

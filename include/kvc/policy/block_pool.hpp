@@ -21,55 +21,55 @@ class BlockPool {
   /// Throws std::invalid_argument unless 1 <= blocks < 2^31.
   explicit BlockPool(Index blocks) {
     require_between(blocks, Index{1}, Index{max_pos}, "config.blocks");
-    holders_.assign(static_cast<std::size_t>(blocks), 0);
+    ref_counts_.assign(static_cast<std::size_t>(blocks), 0);
     free_.resize(static_cast<std::size_t>(blocks));
     for (std::size_t i = 0; i < free_.size(); ++i) {
       free_[i] = static_cast<BlockId>(free_.size() - 1 - i);
     }
   }
 
-  [[nodiscard]] Index size() const noexcept { return static_cast<Index>(holders_.size()); }
-  [[nodiscard]] Index free() const noexcept { return static_cast<Index>(free_.size()); }
-  [[nodiscard]] std::int32_t holders(BlockId block) const noexcept { return holders_[at(block)]; }
+  [[nodiscard]] Index size() const noexcept { return static_cast<Index>(ref_counts_.size()); }
+  [[nodiscard]] Index available() const noexcept { return static_cast<Index>(free_.size()); }
+  [[nodiscard]] std::int32_t ref_count(BlockId block) const noexcept { return ref_counts_[at(block)]; }
 
-  /// A free block, with one holder. Needs free() > 0.
-  [[nodiscard]] BlockId take() noexcept {
+  /// A free block, with one holder. Needs available() > 0.
+  [[nodiscard]] BlockId allocate() noexcept {
     KVC_ASSERT(!free_.empty());
     const BlockId block = free_.back();
     free_.pop_back();
-    holders_[at(block)] = 1;
+    ref_counts_[at(block)] = 1;
     return block;
   }
 
   /// One holder more. The block must not be free.
-  void share(BlockId block) noexcept { ++holders_[at(block)]; }
+  void ref(BlockId block) noexcept { ++ref_counts_[at(block)]; }
 
-  /// One holder less; how many are left. With none left the block is still not free: see give_back.
-  std::int32_t drop(BlockId block) noexcept {
-    KVC_ASSERT(holders(block) > 0);
-    return --holders_[at(block)];
+  /// One holder less; how many are left. With none left the block is still not free: see free.
+  std::int32_t unref(BlockId block) noexcept {
+    KVC_ASSERT(ref_count(block) > 0);
+    return --ref_counts_[at(block)];
   }
 
   /// Makes a block without holders free.
-  void give_back(BlockId block) noexcept {
-    KVC_ASSERT(holders(block) == 0 && free_.size() < holders_.size());
+  void free(BlockId block) noexcept {
+    KVC_ASSERT(ref_count(block) == 0 && free_.size() < ref_counts_.size());
     free_.push_back(block);
   }
 
   /// Compares the counts of holders with `expected` (by block), and checks that the free list holds each block at most
   /// once and none that is held. Throws InvariantError.
   void verify(std::span<const std::int32_t> expected) const {
-    std::vector<bool> is_free(holders_.size(), false);
+    std::vector<bool> is_free(ref_counts_.size(), false);
     for (const BlockId block : free_) {
-      if (is_free[at(block)] || holders(block) != 0) {
+      if (is_free[at(block)] || ref_count(block) != 0) {
         throw_error(
             InvariantError("kvc: block " + std::to_string(to_index(block)) + " is free twice, or free and held"));
       }
       is_free[at(block)] = true;
     }
-    for (std::size_t i = 0; i < holders_.size(); ++i) {
-      if (holders_[i] != expected[i]) {
-        throw_error(InvariantError("kvc: block " + std::to_string(i) + " counts " + std::to_string(holders_[i]) +
+    for (std::size_t i = 0; i < ref_counts_.size(); ++i) {
+      if (ref_counts_[i] != expected[i]) {
+        throw_error(InvariantError("kvc: block " + std::to_string(i) + " counts " + std::to_string(ref_counts_[i]) +
                                    " holders, and has " + std::to_string(expected[i])));
       }
     }
@@ -78,7 +78,7 @@ class BlockPool {
  private:
   [[nodiscard]] static constexpr std::size_t at(BlockId block) noexcept { return static_cast<std::size_t>(block); }
 
-  detail::LargeVector<std::int32_t> holders_;
+  detail::LargeVector<std::int32_t> ref_counts_;
   std::vector<BlockId> free_;  // a stack; never grows beyond its first capacity
 };
 

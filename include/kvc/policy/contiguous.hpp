@@ -70,28 +70,28 @@ class Contiguous {
     detail::require_extension(s.lengths, seq, count, tokens.size());
     const Pos need = s.lengths.committed + count;
     RowCopy copy;
-    s.settled_capacity = s.capacity;
+    s.committed_capacity = s.capacity;
     if (need > s.capacity && (config_.mode == Mode::reserve || need > s.most || !grow(s, need, copy))) {
       return std::nullopt;
     }
     s.lengths.reserved = need;
-    s.lengths.pending = true;
+    s.lengths.uncommitted = true;
     count_copy(copy);
     return Extension{{s.lengths.committed, need}, copy};
   }
 
   void commit(SeqId seq) {
     Sequence& s = sequences_.at(seq);
-    detail::require_pending(s.lengths, seq);
+    detail::require_uncommitted(s.lengths, seq);
     s.lengths = {s.lengths.reserved, s.lengths.reserved, false};
-    holes_.give(std::exchange(s.replaced, {}));
+    holes_.free(std::exchange(s.replaced, {}));
   }
 
   /// A sequence that moved is where it was.
   void rollback(SeqId seq) noexcept {
-    if (sequences_.contains(seq) && sequences_.at(seq).lengths.pending) {
+    if (sequences_.contains(seq) && sequences_.at(seq).lengths.uncommitted) {
       Sequence& s = sequences_.at(seq);
-      shrink(s, s.replaced.size > 0 ? 0 : s.settled_capacity);
+      shrink(s, s.replaced.size > 0 ? 0 : s.committed_capacity);
       if (s.replaced.size > 0) {
         s.start = s.replaced.start;
         s.capacity = std::exchange(s.replaced, {}).size;
@@ -119,7 +119,7 @@ class Contiguous {
   /// In grow mode the slots behind the new end are free again.
   void truncate(SeqId seq, Pos length) {
     Sequence& s = sequences_.at(seq);
-    detail::require_settled(s.lengths, seq);
+    detail::require_committed(s.lengths, seq);
     require_between(length, Pos{0}, s.lengths.committed, "length");
     s.lengths = {length, length, false};
     if (config_.mode == Mode::grow) {
@@ -129,13 +129,13 @@ class Contiguous {
 
   void close(SeqId seq) {
     Sequence& s = sequences_.at(seq);
-    holes_.give(s.replaced);
+    holes_.free(s.replaced);
     shrink(s, 0);
     sequences_.erase(seq);
   }
 
   /// Slots that are free, in holes of whatever size. O(1).
-  [[nodiscard]] Index available() const noexcept { return holes_.free(); }
+  [[nodiscard]] Index available() const noexcept { return holes_.available(); }
   /// All slots that a sequence has, those included that it has not come to use. O(1).
   [[nodiscard]] SlotRun allocation(SeqId seq) const {
     const Sequence& s = sequences_.at(seq);
@@ -167,7 +167,7 @@ class Contiguous {
     Stats stats;
     stats.block_tokens = 1;
     stats.blocks_total = block_tokens();
-    stats.blocks_free = holes_.free();
+    stats.blocks_free = holes_.available();
     stats.blocks_referenced = stats.blocks_total - stats.blocks_free;
     stats.largest_free_run = holes_.largest();
     stats.sequences = sequences_.size();
@@ -201,9 +201,9 @@ class Contiguous {
     detail::Lengths lengths;
     Pos start = 0;
     Pos capacity = 0;
-    Pos most = 0;              // what the sequence may grow to
-    Pos settled_capacity = 0;  // before the pending extension
-    detail::Region replaced;   // where the sequence was before the pending extension moved it
+    Pos most = 0;                // what the sequence may grow to
+    Pos committed_capacity = 0;  // before the pending extension
+    detail::Region replaced;     // where the sequence was before the pending extension moved it
     void reset() noexcept { *this = {}; }
   };
 
@@ -237,7 +237,7 @@ class Contiguous {
       return std::nullopt;
     }
     const SeqId seq = sequences_.insert();
-    holes_.take(*region);
+    holes_.allocate(*region);
     Sequence& s = sequences_.at(seq);
     s.most = most;
     s.start = region->start;
@@ -250,7 +250,7 @@ class Contiguous {
     const Pos want = rounded(need, s.most);
     if (const Pos behind = holes_.free_at(s.start + s.capacity); behind >= need - s.capacity && s.capacity > 0) {
       const Pos more = std::min(behind, want - s.capacity);
-      holes_.take({s.start + s.capacity, more});
+      holes_.allocate({s.start + s.capacity, more});
       s.capacity += more;
       return true;
     }
@@ -258,7 +258,7 @@ class Contiguous {
     if (!region) {
       return false;
     }
-    holes_.take(*region);
+    holes_.allocate(*region);
     copy = {BlockId{0}, BlockId{0}, s.start, region->start, s.lengths.committed};
     s.replaced = {s.start, s.capacity};
     s.start = region->start;
@@ -268,7 +268,7 @@ class Contiguous {
 
   void shrink(Sequence& s, Pos capacity) noexcept {
     if (capacity < s.capacity) {
-      holes_.give({s.start + capacity, s.capacity - capacity});
+      holes_.free({s.start + capacity, s.capacity - capacity});
       s.capacity = capacity;
     }
   }

@@ -56,7 +56,7 @@ class Paged {
 
   void commit(SeqId seq) {
     auto& s = tables_.at(seq);
-    detail::require_pending(s.lengths, seq);
+    detail::require_uncommitted(s.lengths, seq);
     tables_.commit(s);
   }
   void rollback(SeqId seq) noexcept { tables_.rollback(seq); }
@@ -112,24 +112,24 @@ class Paged {
     BlockPool pool;
     explicit Blocks(Index blocks) : pool(blocks) {}
     [[nodiscard]] Index size() const noexcept { return pool.size(); }
-    [[nodiscard]] Index available() const noexcept { return pool.free(); }
-    [[nodiscard]] BlockId take() noexcept { return pool.take(); }
-    void share(BlockId block) noexcept { pool.share(block); }
-    void share_held(BlockId block) noexcept { pool.share(block); }
+    [[nodiscard]] Index available() const noexcept { return pool.available(); }
+    [[nodiscard]] BlockId allocate() noexcept { return pool.allocate(); }
+    void ref(BlockId block) noexcept { pool.ref(block); }
+    void ref_referenced(BlockId block) noexcept { pool.ref(block); }
     void release(BlockId block) noexcept {
-      if (pool.drop(block) == 0) {
-        pool.give_back(block);
+      if (pool.unref(block) == 0) {
+        pool.free(block);
       }
     }
-    [[nodiscard]] bool writable(BlockId block) const noexcept { return pool.holders(block) == 1; }
+    [[nodiscard]] bool writable(BlockId block) const noexcept { return pool.ref_count(block) == 1; }
     [[nodiscard]] bool reclaimable(BlockId) const noexcept { return false; }  // what one holds alone is writable
     void reclaim(BlockId) noexcept {}
   };
-  struct NoNote {};
+  struct NoState {};
 
   Config config_;
   Blocks blocks_;
-  detail::BlockTables<Blocks, NoNote> tables_;
+  detail::BlockTables<Blocks, NoState> tables_;
   Index prompt_tokens_ = 0;
 };
 static_assert(BlockTablePolicy<Paged>);

@@ -83,7 +83,7 @@ class PrefixIndex {
   /// The root of a salt, with one holder more. Throws std::bad_alloc; nothing has changed then.
   [[nodiscard]] Parent acquire_root(const Salt& salt) {
     if (const auto found = root_of_.find(salt.bytes()); found != root_of_.end()) {
-      ++roots_[static_cast<std::size_t>(found->second)].holders;
+      ++roots_[static_cast<std::size_t>(found->second)].ref_count;
       return Parent::root(found->second);
     }
     if (free_roots_.empty()) {
@@ -95,7 +95,7 @@ class PrefixIndex {
     Root& root = roots_[static_cast<std::size_t>(id)];
     root.salt = &root_of_.emplace(salt.bytes(), id).first->first;
     free_roots_.pop_back();
-    root.holders = 1;
+    root.ref_count = 1;
     root.hash = hash_(0, std::span<const Token>(&id, 1));
     return Parent::root(id);
   }
@@ -106,9 +106,9 @@ class PrefixIndex {
   }
   /// Salt::bytes() of a root that is in use.
   [[nodiscard]] const std::string& salt(Parent root) const noexcept { return *roots_[root.index()].salt; }
-  void share_root(Parent root) noexcept { ++roots_[root.index()].holders; }
+  void ref_root(Parent root) noexcept { ++roots_[root.index()].ref_count; }
   void release_root(Parent root) noexcept {
-    --roots_[root.index()].holders;
+    --roots_[root.index()].ref_count;
     forget_root_if_unused(root);
   }
 
@@ -313,18 +313,18 @@ class PrefixIndex {
           no_block, "(none): buckets and cached blocks differ");
   }
 
-  /// Compares the holders of each root with `expected` [root_slots()]. Throws InvariantError.
+  /// Compares the reference count of each root with `expected` [root_slots()]. Throws InvariantError.
   void verify_roots(std::span<const Index> expected) const {
     Index in_use = 0;
     for (std::size_t r = 0; r < roots_.size(); ++r) {
       const Root& root = roots_[r];
-      const Index holders = expected[r] + (r == 0 ? 1 : 0);  // the root of "no salt" is always held
-      const bool used = holders > 0 || root.first_child != no_block;
+      const Index ref_count = expected[r] + (r == 0 ? 1 : 0);  // the root of "no salt" is always held
+      const bool used = ref_count > 0 || root.first_child != no_block;
       const auto known = used ? root_of_.find(*root.salt) : root_of_.end();
       if ((used &&
-           (root.holders != holders || known == root_of_.end() || known->second != static_cast<std::int32_t>(r)))) {
-        throw_error(InvariantError("kvc: salt " + std::to_string(r) + " counts " + std::to_string(root.holders) +
-                                   " holders, and has " + std::to_string(holders)));
+           (root.ref_count != ref_count || known == root_of_.end() || known->second != static_cast<std::int32_t>(r)))) {
+        throw_error(InvariantError("kvc: salt " + std::to_string(r) + " counts " + std::to_string(root.ref_count) +
+                                   " holders, and has " + std::to_string(ref_count)));
       }
       in_use += used ? 1 : 0;
     }
@@ -350,7 +350,7 @@ class PrefixIndex {
   struct Root {
     const std::string* salt = nullptr;  // the key in root_of_
     std::uint64_t hash = 0;
-    Index holders = 0;  // open sequences
+    Index ref_count = 0;  // open sequences
     BlockId first_child = no_block;
   };
 
@@ -399,7 +399,7 @@ class PrefixIndex {
 
   void forget_root_if_unused(Parent parent) noexcept {
     Root& root = roots_[parent.index()];
-    if (root.holders == 0 && root.first_child == no_block) {
+    if (root.ref_count == 0 && root.first_child == no_block) {
       root_of_.erase(root_of_.find(*root.salt));
       free_roots_.push_back(static_cast<std::int32_t>(parent.index()));
     }

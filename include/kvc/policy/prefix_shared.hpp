@@ -110,7 +110,7 @@ class PrefixShared {
     if (const std::optional<Parent> root = blocks_.index.find_root(options.salt)) {
       const Pos cached = tables_.match(*root, all_but_one(prompt), [&](BlockId block) {
         ++found;
-        last_is_held = blocks_.pool.holders(block) > 0;
+        last_is_held = blocks_.pool.ref_count(block) > 0;
         unheld += last_is_held ? 0 : 1;
       });
       if (cached % config_.block_tokens != 0 && last_is_held) {
@@ -129,15 +129,15 @@ class PrefixShared {
     require_between(options.retention.priority, 0, 100, "options.retention.priority");
     const auto [seq, cached] = tables_.open_on(prompt, all_but_one(prompt), options.salt);
     Sequence& s = tables_.at(seq);
-    s.note.retention = options.retention;
-    blocks_.eviction.open(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), s.note.retention,
-                          blocks_.now);
-    tables_.hold(s);
+    s.state.retention = options.retention;
+    blocks_.eviction.on_open(s.state.context, std::span(std::as_const(s.table)).first(s.state.cached_blocks),
+                             s.state.retention, blocks_.now);
+    tables_.ref_blocks(s);
     ++sequences_;
     prompt_tokens_ += static_cast<Index>(prompt.size());
     hit_tokens_ += cached;
-    hits_ += static_cast<Index>(s.note.cached_blocks);
-    misses_ += static_cast<Index>(prompt.size()) / config_.block_tokens - static_cast<Index>(s.note.cached_blocks);
+    hits_ += static_cast<Index>(s.state.cached_blocks);
+    misses_ += static_cast<Index>(prompt.size()) / config_.block_tokens - static_cast<Index>(s.state.cached_blocks);
     return Opened{seq, cached};
   }
 
@@ -156,12 +156,12 @@ class PrefixShared {
   /// runs of the sequence that were read before may be stale after. Expected O(blocks filled * block_tokens).
   void commit(SeqId seq) {
     Sequence& s = tables_.at(seq);
-    detail::require_pending(s.lengths, seq);
-    if (s.lengths.reserved >= s.note.fills_at || tables_.has_replaced(s)) [[unlikely]] {
+    detail::require_uncommitted(s.lengths, seq);
+    if (s.lengths.reserved >= s.state.fills_at || tables_.has_replaced(s)) [[unlikely]] {
       tables_.commit_blocks(s);
     } else {
       s.lengths.committed = s.lengths.reserved;
-      s.lengths.pending = false;
+      s.lengths.uncommitted = false;
     }
   }
   void rollback(SeqId seq) noexcept {
@@ -170,7 +170,7 @@ class PrefixShared {
     }
     ++blocks_.now;
     Sequence& s = tables_.at(seq);
-    blocks_.letting_go = &s.note.visit;
+    blocks_.letting_go = &s.state.context;
     tables_.rollback(seq);
     tables_.forget_unknown_from(s, s.lengths.committed);
   }
@@ -182,26 +182,28 @@ class PrefixShared {
   /// Allocates nothing. Expected O(tokens).
   /// Throws std::invalid_argument if tokens are known already, there are more tokens than positions, or a shared block
   /// is cached with others.
-  void tell(SeqId seq, std::span<const Token> tokens) { tables_.tell(seq, tokens); }
+  void publish_tokens(SeqId seq, std::span<const Token> tokens) { tables_.publish_tokens(seq, tokens); }
   /// The tokens of the first positions, as far as they are known: at most reserved(seq) of them. O(tokens).
   [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const { return tables_.known_tokens(tables_.at(seq)); }
   /// Salt::bytes() of what the sequence was opened with. Valid until it is closed.
-  [[nodiscard]] const std::string& salt_bytes(SeqId seq) const { return blocks_.index.salt(tables_.at(seq).note.root); }
+  [[nodiscard]] const std::string& salt_bytes(SeqId seq) const {
+    return blocks_.index.salt(tables_.at(seq).state.root);
+  }
 
   /// Shares the blocks: takes none, so there is always room. O(blocks).
   std::optional<Forked> try_fork(SeqId parent, Pos at) {
     const SeqId seq = tables_.fork(parent, at);
     Sequence& s = tables_.at(seq);
-    s.note = tables_.at(parent).note;
-    s.note.unknown_from = s.note.unknown_from < at ? s.note.unknown_from : Tables::nowhere;
-    s.note.cached_blocks = std::min(s.note.cached_blocks, tables_.full_blocks(at));
+    s.state = tables_.at(parent).state;
+    s.state.unknown_from = s.state.unknown_from < at ? s.state.unknown_from : Tables::nowhere;
+    s.state.cached_blocks = std::min(s.state.cached_blocks, tables_.full_blocks(at));
     tables_.set_fills_at(s);
-    s.note.visit = {};
-    s.note.found = at;
-    blocks_.index.share_root(s.note.root);
-    blocks_.quota.share(s.note.tenant);
-    blocks_.eviction.open(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), s.note.retention,
-                          ++blocks_.now);
+    s.state.context = {};
+    s.state.found = at;
+    blocks_.index.ref_root(s.state.root);
+    blocks_.quota.ref(s.state.tenant);
+    blocks_.eviction.on_open(s.state.context, std::span(std::as_const(s.table)).first(s.state.cached_blocks),
+                             s.state.retention, ++blocks_.now);
     ++sequences_;
     return Forked{seq, {}};
   }
@@ -209,22 +211,23 @@ class PrefixShared {
   void truncate(SeqId seq, Pos length) {
     ++blocks_.now;
     Sequence& s = tables_.at(seq);
-    blocks_.letting_go = &s.note.visit;
+    blocks_.letting_go = &s.state.context;
     tables_.truncate(seq, length);
-    s.note.cached_blocks = std::min(s.note.cached_blocks, tables_.full_blocks(length));
+    s.state.cached_blocks = std::min(s.state.cached_blocks, tables_.full_blocks(length));
     tables_.forget_unknown_from(s, length);
   }
 
   /// Its cached blocks stay, for later prompts.
   void close(SeqId seq) {
     Sequence& s = tables_.at(seq);
-    require(!s.note.is_pin, "seq", seq, "an open sequence");
+    require(!s.state.is_pin, "seq", seq, "an open sequence");
     ++blocks_.now;
     // A request that was opened and then put off has not been one.
-    if (s.lengths.committed > s.note.found) {
-      blocks_.eviction.close(s.note.visit, std::span(std::as_const(s.table)).first(s.note.cached_blocks), blocks_.now);
+    if (s.lengths.committed > s.state.found) {
+      blocks_.eviction.on_close(s.state.context, std::span(std::as_const(s.table)).first(s.state.cached_blocks),
+                                blocks_.now);
     }
-    tables_.let_go(seq);
+    tables_.release_sequence(seq);
     --sequences_;
   }
 
@@ -234,24 +237,24 @@ class PrefixShared {
     const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(config_.block_tokens);
     const SeqId seq = tables_.open_on(prefix, prefix.first(whole), salt).seq;
     Sequence& s = tables_.at(seq);
-    s.table.resize(s.note.cached_blocks);  // without one that matches partly
-    const Pos tokens = static_cast<Pos>(s.note.cached_blocks) * config_.block_tokens;
+    s.table.resize(s.state.cached_blocks);  // without one that matches partly
+    const Pos tokens = static_cast<Pos>(s.state.cached_blocks) * config_.block_tokens;
     s.lengths = {tokens, tokens, false};
     if (tokens == 0) {
-      tables_.let_go(seq);
+      tables_.release_sequence(seq);
       return std::nullopt;
     }
-    tables_.hold(s);
-    s.note.is_pin = true;
+    tables_.ref_blocks(s);
+    s.state.is_pin = true;
     ++pins_;
     return PrefixPin{PinId(seq), tokens};
   }
   /// Throws std::invalid_argument if the pin is not there, or not any more: a pin cannot be taken back twice.
   void unpin(PinId pin) {
-    require(tables_.contains(pin.holder_) && tables_.at(pin.holder_).note.is_pin, "pin", pin.holder_,
+    require(tables_.contains(pin.holder_) && tables_.at(pin.holder_).state.is_pin, "pin", pin.holder_,
             "a pin that is there");
     ++blocks_.now;
-    tables_.let_go(pin.holder_);
+    tables_.release_sequence(pin.holder_);
     --pins_;
   }
 
@@ -260,8 +263,8 @@ class PrefixShared {
   void clear() noexcept {
     blocks_.clear();
     tables_.for_each([&](Sequence& s) {
-      s.note.unknown_from = s.lengths.reserved > 0 ? 0 : Tables::nowhere;
-      s.note.cached_blocks = 0;
+      s.state.unknown_from = s.lengths.reserved > 0 ? 0 : Tables::nowhere;
+      s.state.cached_blocks = 0;
       tables_.set_fills_at(s);
     });
   }
@@ -288,7 +291,7 @@ class PrefixShared {
   [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
 
   [[nodiscard]] bool contains(SeqId seq) const noexcept {
-    return tables_.contains(seq) && !tables_.at(seq).note.is_pin;
+    return tables_.contains(seq) && !tables_.at(seq).state.is_pin;
   }
   [[nodiscard]] Pos length(SeqId seq) const { return tables_.at(seq).lengths.committed; }
   [[nodiscard]] Pos reserved(SeqId seq) const { return tables_.at(seq).lengths.reserved; }
@@ -305,7 +308,7 @@ class PrefixShared {
   template <class F>
   void for_each_sequence(F&& f) const {
     tables_.for_each_handle([&](SeqId seq, const Sequence& s) {
-      if (!s.note.is_pin) {
+      if (!s.state.is_pin) {
         f(seq);
       }
     });
@@ -315,7 +318,7 @@ class PrefixShared {
   [[nodiscard]] Stats stats() const {
     Stats stats;
     tables_.add_to(stats);
-    stats.blocks_free = blocks_.pool.free();
+    stats.blocks_free = blocks_.pool.available();
     stats.blocks_cached = blocks_.eviction.size();
     stats.largest_free_run = blocks_.available();
     stats.prompt_tokens = prompt_tokens_;
@@ -337,17 +340,17 @@ class PrefixShared {
     Index sequences = 0;
     Index pins = 0;
     tables_.for_each([&](const Sequence& s) {
-      ++(s.note.is_pin ? pins : sequences);
-      ++roots[s.note.root.index()];
-      if (s.note.tenant != detail::TenantQuota::none) {
-        ++tenants[static_cast<std::size_t>(s.note.tenant)];
+      ++(s.state.is_pin ? pins : sequences);
+      ++roots[s.state.root.index()];
+      if (s.state.tenant != detail::TenantQuota::none) {
+        ++tenants[static_cast<std::size_t>(s.state.tenant)];
       }
-      if ((s.note.unknown_from != Tables::nowhere && s.note.unknown_from >= std::max(1, s.lengths.reserved)) ||
-          s.note.cached_blocks > tables_.full_blocks(tables_.known(s)) || s.note.fills_at != tables_.fills_at(s)) {
+      if ((s.state.unknown_from != Tables::nowhere && s.state.unknown_from >= std::max(1, s.lengths.reserved)) ||
+          s.state.cached_blocks > tables_.full_blocks(tables_.known(s)) || s.state.fills_at != tables_.fills_at(s)) {
         throw_error(InvariantError("kvc: a sequence knows more tokens than it has"));
       }
-      for (std::size_t i = 0; i < s.note.cached_blocks; ++i) {
-        if (!blocks_.index.is_child(s.table[i], i == 0 ? s.note.root : Parent(s.table[i - 1]))) {
+      for (std::size_t i = 0; i < s.state.cached_blocks; ++i) {
+        if (!blocks_.index.is_child(s.table[i], i == 0 ? s.state.root : Parent(s.table[i - 1]))) {
           throw_error(
               InvariantError("kvc: block " + std::to_string(to_index(s.table[i])) + " of a sequence should be cached"));
         }

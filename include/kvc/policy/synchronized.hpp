@@ -30,10 +30,10 @@ inline namespace v0 {
 class AdaptiveMutex {
  public:
   [[nodiscard]] bool try_lock() noexcept {
-    // Not an exchange: it would overwrite `awaited` when it fails, and nobody would wake those who sleep.
-    int expected = free;
-    return state_.load(std::memory_order_relaxed) == free &&
-           state_.compare_exchange_strong(expected, held, std::memory_order_acquire, std::memory_order_relaxed);
+    // Not an exchange: it would overwrite `contended` when it fails, and nobody would wake those who sleep.
+    int expected = unlocked;
+    return state_.load(std::memory_order_relaxed) == unlocked &&
+           state_.compare_exchange_strong(expected, locked, std::memory_order_acquire, std::memory_order_relaxed);
   }
   void lock() noexcept {
     for (int i = 0; i < spins; ++i) {
@@ -42,20 +42,20 @@ class AdaptiveMutex {
       }
       pause();
     }
-    while (state_.exchange(awaited, std::memory_order_acquire) != free) {
-      state_.wait(awaited, std::memory_order_relaxed);
+    while (state_.exchange(contended, std::memory_order_acquire) != unlocked) {
+      state_.wait(contended, std::memory_order_relaxed);
     }
   }
   void unlock() noexcept {
-    if (state_.exchange(free, std::memory_order_release) == awaited) {
+    if (state_.exchange(unlocked, std::memory_order_release) == contended) {
       state_.notify_one();
     }
   }
 
  private:
-  static constexpr int free = 0;
-  static constexpr int held = 1;
-  static constexpr int awaited = 2;  // held, and somebody sleeps
+  static constexpr int unlocked = 0;
+  static constexpr int locked = 1;
+  static constexpr int contended = 2;  // held, and somebody sleeps
   static constexpr int spins = 2000;
 
   static void pause() noexcept {
@@ -66,7 +66,7 @@ class AdaptiveMutex {
 #endif
   }
 
-  std::atomic<int> state_ = free;
+  std::atomic<int> state_ = unlocked;
 };
 
 /// `Mutex` is any Lockable; with a SharedLockable, operations that only look go on beside each other.
@@ -81,14 +81,14 @@ class Synchronized {
   /// f(policy) with all other threads kept out: for several operations that must follow one another, or that are not
   /// below. Returns what f returns; it must not keep references to the policy.
   template <class F>
-  decltype(auto) exclusively(F&& f) {
+  decltype(auto) with_lock(F&& f) {
     const std::unique_lock lock(mutex_);
     return std::forward<F>(f)(policy_);
   }
   /// f(const policy), if the mutex is a shared one beside others that only look.
   template <class F>
-  decltype(auto) looking(F&& f) const {
-    const Looking lock(mutex_);
+  decltype(auto) with_shared_lock(F&& f) const {
+    const SharedLock lock(mutex_);
     return std::forward<F>(f)(policy_);
   }
 
@@ -96,42 +96,42 @@ class Synchronized {
   [[nodiscard]] Pos block_tokens() const noexcept { return policy_.block_tokens(); }
 
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
-    return exclusively([&](P& p) { return p.try_open(prompt, options); });
+    return with_lock([&](P& p) { return p.try_open(prompt, options); });
   }
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
-    return exclusively([&](P& p) { return p.try_extend(seq, count, tokens); });
+    return with_lock([&](P& p) { return p.try_extend(seq, count, tokens); });
   }
   void commit(SeqId seq) {
-    exclusively([&](P& p) { p.commit(seq); });
+    with_lock([&](P& p) { p.commit(seq); });
   }
   void rollback(SeqId seq) noexcept {
-    exclusively([&](P& p) { p.rollback(seq); });
+    with_lock([&](P& p) { p.rollback(seq); });
   }
   std::optional<Forked> try_fork(SeqId parent, Pos at) {
-    return exclusively([&](P& p) { return p.try_fork(parent, at); });
+    return with_lock([&](P& p) { return p.try_fork(parent, at); });
   }
   void truncate(SeqId seq, Pos length) {
-    exclusively([&](P& p) { p.truncate(seq, length); });
+    with_lock([&](P& p) { p.truncate(seq, length); });
   }
   void close(SeqId seq) {
-    exclusively([&](P& p) { p.close(seq); });
+    with_lock([&](P& p) { p.close(seq); });
   }
 
   [[nodiscard]] bool contains(SeqId seq) const noexcept {
-    return looking([&](const P& p) { return p.contains(seq); });
+    return with_shared_lock([&](const P& p) { return p.contains(seq); });
   }
   [[nodiscard]] Pos length(SeqId seq) const {
-    return looking([&](const P& p) { return p.length(seq); });
+    return with_shared_lock([&](const P& p) { return p.length(seq); });
   }
   [[nodiscard]] Pos reserved(SeqId seq) const {
-    return looking([&](const P& p) { return p.reserved(seq); });
+    return with_shared_lock([&](const P& p) { return p.reserved(seq); });
   }
   /// f is called after the lock was let go of: what it does with the rows does not keep others waiting. The runs stay
   /// good, since the sequence is this thread's.
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     std::vector<SlotRun> runs;
-    looking([&](const P& p) { p.for_each_run(seq, range, [&](const SlotRun& run) { runs.push_back(run); }); });
+    with_shared_lock([&](const P& p) { p.for_each_run(seq, range, [&](const SlotRun& run) { runs.push_back(run); }); });
     for (const SlotRun& run : runs) {
       f(run);
     }
@@ -140,75 +140,75 @@ class Synchronized {
   [[nodiscard]] std::vector<BlockId> block_table(SeqId seq) const
     requires BlockTablePolicy<P>
   {
-    return looking([&](const P& p) {
+    return with_shared_lock([&](const P& p) {
       const std::span<const BlockId> table = p.block_table(seq);
       return std::vector<BlockId>(table.begin(), table.end());
     });
   }
   [[nodiscard]] Stats stats() const {
-    return looking([](const P& p) { return p.stats(); });
+    return with_shared_lock([](const P& p) { return p.stats(); });
   }
   void verify() const {
-    looking([](const P& p) { p.verify(); });
+    with_shared_lock([](const P& p) { p.verify(); });
   }
 
   [[nodiscard]] auto try_pin(std::span<const Token> prefix, const Salt& salt = {})
     requires requires(P& p) { p.try_pin(prefix, salt); }
   {
-    return exclusively([&](P& p) { return p.try_pin(prefix, salt); });
+    return with_lock([&](P& p) { return p.try_pin(prefix, salt); });
   }
   template <class Pin>
     requires requires(P& p, Pin pin) { p.unpin(pin); }
   void unpin(Pin pin) {
-    exclusively([&](P& p) { p.unpin(pin); });
+    with_lock([&](P& p) { p.unpin(pin); });
   }
   void clear() noexcept
     requires requires(P& p) { p.clear(); }
   {
-    exclusively([](P& p) { p.clear(); });
+    with_lock([](P& p) { p.clear(); });
   }
   void set_time(std::uint64_t now) noexcept
     requires requires(P& p) { p.set_time(now); }
   {
-    exclusively([&](P& p) { p.set_time(now); });
+    with_lock([&](P& p) { p.set_time(now); });
   }
 
   template <class F>
     requires requires(const P& p, F& f) { p.for_each_sequence(f); }
   void for_each_sequence(F&& f) const {
-    looking([&](const P& p) { p.for_each_sequence(f); });
+    with_shared_lock([&](const P& p) { p.for_each_sequence(f); });
   }
   template <class F>
     requires requires(const P& p, F& f) { p.for_each_cached(f); }
   void for_each_cached(F&& f) const {
-    looking([&](const P& p) { p.for_each_cached(f); });
+    with_shared_lock([&](const P& p) { p.for_each_cached(f); });
   }
-  void tell(SeqId seq, std::span<const Token> tokens)
-    requires requires(P& p) { p.tell(seq, tokens); }
+  void publish_tokens(SeqId seq, std::span<const Token> tokens)
+    requires requires(P& p) { p.publish_tokens(seq, tokens); }
   {
-    exclusively([&](P& p) { p.tell(seq, tokens); });
+    with_lock([&](P& p) { p.publish_tokens(seq, tokens); });
   }
   [[nodiscard]] auto known_tokens(SeqId seq) const
     requires requires(const P& p) { p.known_tokens(seq); }
   {
-    return looking([&](const P& p) { return p.known_tokens(seq); });
+    return with_shared_lock([&](const P& p) { return p.known_tokens(seq); });
   }
   [[nodiscard]] std::string salt_bytes(SeqId seq) const
     requires requires(const P& p) { p.salt_bytes(seq); }
   {
-    return looking([&](const P& p) { return std::string(p.salt_bytes(seq)); });
+    return with_shared_lock([&](const P& p) { return std::string(p.salt_bytes(seq)); });
   }
 
   [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const
     requires requires(const P& p) { p.match_length(prompt, options); }
   {
-    return looking([&](const P& p) { return p.match_length(prompt, options); });
+    return with_shared_lock([&](const P& p) { return p.match_length(prompt, options); });
   }
   [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0,
                                     const OpenOptions& options = {}) const
     requires requires(const P& p) { p.admission(prompt, reserve, options); }
   {
-    return looking([&](const P& p) { return p.admission(prompt, reserve, options); });
+    return with_shared_lock([&](const P& p) { return p.admission(prompt, reserve, options); });
   }
   [[nodiscard]] bool can_admit(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const
     requires requires(const P& p) { p.admission(prompt, reserve, options); }
@@ -219,7 +219,7 @@ class Synchronized {
  private:
   template <class M>
   static constexpr bool is_shared = requires(M& m) { m.lock_shared(); };
-  using Looking = std::conditional_t<is_shared<Mutex>, std::shared_lock<Mutex>, std::unique_lock<Mutex>>;
+  using SharedLock = std::conditional_t<is_shared<Mutex>, std::shared_lock<Mutex>, std::unique_lock<Mutex>>;
   mutable Mutex mutex_;
   P policy_;
 };

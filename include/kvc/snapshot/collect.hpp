@@ -38,7 +38,7 @@ template <class P>
 concept KnowsTokens = requires(const P& p, P& writable, SeqId seq, std::span<const Token> tokens) {
   p.known_tokens(seq);
   p.salt_bytes(seq);
-  writable.tell(seq, tokens);
+  writable.publish_tokens(seq, tokens);
 };
 /// A policy that keeps blocks which nobody holds.
 template <class P>

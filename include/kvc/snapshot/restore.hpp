@@ -110,7 +110,7 @@ class Restorer {
       for (const Line& line : lines_) {
         const auto known = std::span(tokens).first(static_cast<std::size_t>(line.told));
         c_->copy_tokens(line.last, line.told, known);
-        cache_->tell(line.seq, known);
+        cache_->publish_tokens(line.seq, known);
       }
     }
     for (Line& line : lines_) {

@@ -29,10 +29,10 @@ namespace detail {
 ///
 ///   expression            meaning
 ///   size()                blocks in all
-///   available()           blocks that `take` could give, one after the other
-///   take()                a block with one holder, free or evicted; needs available() > 0
-///   share(b), release(b)  one holder more, one less
-///   share_held(b)         as share, for a block that has a holder
+///   available()           blocks that `allocate` could give, one after the other
+///   allocate()             a block with one holder, free or evicted; needs available() > 0
+///   ref(b), release(b)    one holder more, one less
+///   ref_referenced(b)     as ref, for a block that has a holder
 ///   writable(b)           whether the only holder of b may overwrite its slots
 ///   reclaimable(b)        whether it may after reclaim(b)
 ///   reclaim(b)            gives up what keeps the only holder of b from writing; takes no block, available() stays
@@ -42,29 +42,29 @@ template <class B>
 concept BlockSource = requires(B blocks, const B c, BlockId block) {
   { c.size() } noexcept -> std::same_as<Index>;
   { c.available() } noexcept -> std::same_as<Index>;
-  { blocks.take() } noexcept -> std::same_as<BlockId>;
-  { blocks.share(block) } noexcept;
-  { blocks.share_held(block) } noexcept;
+  { blocks.allocate() } noexcept -> std::same_as<BlockId>;
+  { blocks.ref(block) } noexcept;
+  { blocks.ref_referenced(block) } noexcept;
   { blocks.release(block) } noexcept;
   { c.writable(block) } noexcept -> std::same_as<bool>;
   { c.reclaimable(block) } noexcept -> std::same_as<bool>;
   { blocks.reclaim(block) } noexcept;
 };
 
-/// `Note` is what a policy keeps per sequence beside its table.
-template <BlockSource Blocks, class Note>
+/// `State` is what a policy keeps per sequence beside its table.
+template <BlockSource Blocks, class State>
 class BlockTables {
  public:
   struct Sequence {
     Lengths lengths;
     std::vector<BlockId> table;
     BlockId replaced = no_block;  // shared tail that the pending extension has copied
-    Note note{};
+    State state{};
     void reset() noexcept {
       lengths = {};
       table.clear();
       replaced = no_block;
-      note = {};
+      state = {};
     }
   };
 
@@ -94,7 +94,7 @@ class BlockTables {
       return false;
     }
     s.lengths.reserved = range.last;
-    s.lengths.pending = true;
+    s.lengths.uncommitted = true;
     return true;
   }
   KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range) {
@@ -114,16 +114,16 @@ class BlockTables {
     }
     if (copies) {
       s.replaced = s.table.back();
-      s.table.back() = blocks_.take();
+      s.table.back() = blocks_.allocate();
       copy = {s.replaced, s.table.back(), 0, 0, tail_rows(range.first)};
       ++copies_;
       copied_tokens_ += copy.count;
     }
     while (s.table.size() < blocks) {
-      s.table.push_back(blocks_.take());
+      s.table.push_back(blocks_.allocate());
     }
     s.lengths.reserved = range.last;
-    s.lengths.pending = true;
+    s.lengths.uncommitted = true;
     return Extension{range, copy};
   }
 
@@ -131,7 +131,7 @@ class BlockTables {
   [[nodiscard]] static bool has_replaced(const Sequence& s) noexcept { return s.replaced != no_block; }
   void commit(Sequence& s) noexcept {
     s.lengths.committed = s.lengths.reserved;
-    s.lengths.pending = false;
+    s.lengths.uncommitted = false;
     if (has_replaced(s)) [[unlikely]] {
       blocks_.release(s.replaced);
       s.replaced = no_block;
@@ -139,7 +139,7 @@ class BlockTables {
   }
 
   void rollback(SeqId seq) noexcept {
-    if (!sequences_.contains(seq) || !sequences_.at(seq).lengths.pending) {
+    if (!sequences_.contains(seq) || !sequences_.at(seq).lengths.uncommitted) {
       return;
     }
     Sequence& s = sequences_.at(seq);
@@ -165,7 +165,7 @@ class BlockTables {
     // Where the parent has copied its tail for a pending extension, the committed rows are in both; share what will stay.
     s.table.assign(p.table.begin(), p.table.begin() + static_cast<std::ptrdiff_t>(blocks));
     for (const BlockId block : s.table) {
-      blocks_.share_held(block);
+      blocks_.ref_referenced(block);
     }
     s.lengths = {at, at, false};
     return seq;
@@ -174,7 +174,7 @@ class BlockTables {
   /// O(blocks released).
   void truncate(SeqId seq, Pos length) {
     Sequence& s = sequences_.at(seq);
-    require_settled(s.lengths, seq);
+    require_committed(s.lengths, seq);
     require_between(length, Pos{0}, s.lengths.committed, "length");
     release_from(s, blocks_for(length));
     s.lengths = {length, length, false};
@@ -241,8 +241,8 @@ class BlockTables {
     std::vector<std::int32_t> holders(static_cast<std::size_t>(blocks_.size()), 0);
     sequences_.for_each([&](const Sequence& s) {
       if (s.lengths.committed > s.lengths.reserved ||
-          (!s.lengths.pending && s.lengths.committed != s.lengths.reserved) ||
-          (!s.lengths.pending && s.replaced != no_block) || s.table.size() != blocks_for(s.lengths.reserved)) {
+          (!s.lengths.uncommitted && s.lengths.committed != s.lengths.reserved) ||
+          (!s.lengths.uncommitted && s.replaced != no_block) || s.table.size() != blocks_for(s.lengths.reserved)) {
         throw_error(InvariantError("kvc: a block table of " + std::to_string(s.table.size()) + " blocks for " +
                                    std::to_string(s.lengths.reserved) + " positions"));
       }

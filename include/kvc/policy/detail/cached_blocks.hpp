@@ -26,62 +26,62 @@ namespace detail {
 template <EvictionPolicy Eviction, class Hash, EventListener Events>
 class CachedBlocks {
  public:
-  using Index_ = PrefixIndex<Hash>;
-  using Parent = typename Index_::Parent;
-  using Visit = typename Eviction::Visit;
+  using PrefixIndexType = PrefixIndex<Hash>;
+  using Parent = typename PrefixIndexType::Parent;
+  using SequenceContext = typename Eviction::SequenceContext;
 
   BlockPool pool;
-  Index_ index;
+  PrefixIndexType index;
   Eviction eviction;
   TenantQuota quota;
   [[no_unique_address]] Events events;
   std::uint64_t now = 0;
   /// The sequence that lets go of blocks: to be set before a call of `release`.
-  const Visit* letting_go = nullptr;
+  const SequenceContext* letting_go = nullptr;
 
   CachedBlocks(Index blocks, Pos block_tokens, Index tenant_quota, const Hash& hash)
       : pool(blocks), index(blocks, block_tokens, hash), eviction(blocks), quota(blocks, tenant_quota) {}
 
   [[nodiscard]] Index size() const noexcept { return pool.size(); }
-  [[nodiscard]] Index available() const noexcept { return pool.free() + eviction.size(); }
+  [[nodiscard]] Index available() const noexcept { return pool.available() + eviction.size(); }
   [[nodiscard]] Index evictions() const noexcept { return evictions_; }
 
-  [[nodiscard]] BlockId take() noexcept {
-    if (pool.free() == 0) {
-      evict_end_of(eviction.victim(now));
+  [[nodiscard]] BlockId allocate() noexcept {
+    if (pool.available() == 0) {
+      evict_last_of_chain(eviction.victim(now));
     }
-    return pool.take();
+    return pool.allocate();
   }
-  void share(BlockId block) noexcept {
-    if (pool.holders(block) == 0) {
-      eviction.erase(block);
-      quota.erase(block);
+  void ref(BlockId block) noexcept {
+    if (pool.ref_count(block) == 0) {
+      eviction.on_acquired(block);
+      quota.on_acquired(block);
     }
-    pool.share(block);
+    pool.ref(block);
   }
-  void share_held(BlockId block) noexcept { pool.share(block); }
+  void ref_referenced(BlockId block) noexcept { pool.ref(block); }
   void release(BlockId block) noexcept {
-    if (pool.drop(block) > 0) {
+    if (pool.unref(block) > 0) {
       return;
     }
     if (!index.contains(block)) {
-      pool.give_back(block);
+      pool.free(block);
       return;
     }
-    eviction.insert(*letting_go, block, now);
-    quota.insert(block);
+    eviction.on_evictable(*letting_go, block, now);
+    quota.on_evictable(block);
     if (const BlockId excess = quota.in_excess(block); excess != no_block) {
-      evict_end_of(excess);
+      evict_last_of_chain(excess);
     }
   }
   [[nodiscard]] bool writable(BlockId block) const noexcept {
-    return pool.holders(block) == 1 && !index.contains(block);
+    return pool.ref_count(block) == 1 && !index.contains(block);
   }
-  [[nodiscard]] bool reclaimable(BlockId block) const noexcept { return pool.holders(block) == 1; }
+  [[nodiscard]] bool reclaimable(BlockId block) const noexcept { return pool.ref_count(block) == 1; }
   /// Takes a block out of the index, and what is cached behind it, which nobody can hold who does not hold the block.
   void reclaim(BlockId block) noexcept {
     while (index.has_children(block)) {
-      evict_end_of(index.newest_child(block));
+      evict_last_of_chain(index.newest_child(block));
     }
     take_out(block);
     ++evictions_;
@@ -89,13 +89,13 @@ class CachedBlocks {
 
   /// Enters a block that a sequence holds and has written; `root` is that of its prefix. If an equal one is cached
   /// already, that is returned, else no_block.
-  BlockId store(Visit& visit, int tenant, Parent root, BlockId block, Parent parent, std::uint64_t hash,
+  BlockId cache(SequenceContext& context, int tenant, Parent root, BlockId block, Parent parent, std::uint64_t hash,
                 Pos depth) noexcept {
     if (const BlockId equal = index.insert(block, parent, hash); equal != no_block) {
       return equal;
     }
-    quota.store(block, tenant);
-    eviction.store(visit, StoredBlock{block, hash, depth}, now);
+    quota.on_cached(block, tenant);
+    eviction.on_cached(context, StoredBlock{block, hash, depth}, now);
     if constexpr (Events::listens) {
       events(BlockStored{events_++, block, parent.is_root() ? no_block : static_cast<BlockId>(parent.index()),
                          index.salt(root), std::as_const(index).tokens(block)});
@@ -113,16 +113,16 @@ class CachedBlocks {
       if (!index.contains(block)) {
         continue;
       }
-      if (pool.holders(block) == 0) {
-        eviction.erase(block);
-        quota.erase(block);
-        pool.give_back(block);
+      if (pool.ref_count(block) == 0) {
+        eviction.on_acquired(block);
+        quota.on_acquired(block);
+        pool.free(block);
       }
-      eviction.remove(block);
-      quota.remove(block);
+      eviction.on_uncached(block);
+      quota.on_uncached(block);
     }
     index.clear();
-    line_ = {};
+    chain_ = {};
     if constexpr (Events::listens) {
       events(AllBlocksCleared{events_++});
     }
@@ -137,12 +137,12 @@ class CachedBlocks {
       held += holders[i] > 0 ? 1 : 0;
       cached += holders[i] == 0 && index.contains(static_cast<BlockId>(i)) ? 1 : 0;
     }
-    if (cached != eviction.size() || held + cached + pool.free() != pool.size()) {
+    if (cached != eviction.size() || held + cached + pool.available() != pool.size()) {
       throw_error(InvariantError("kvc: blocks are neither free nor cached nor held"));
     }
     quota.verify(
         sequences_of_tenants, [&](BlockId block) { return index.contains(block); },
-        [&](BlockId block) { return pool.holders(block) == 0; });
+        [&](BlockId block) { return pool.ref_count(block) == 0; });
   }
 
  private:
@@ -150,37 +150,37 @@ class CachedBlocks {
   /// Descendants of an unheld block are unheld.
   ///
   /// A policy that names a block with many descendants names it again until they are gone, so the way down is remembered.
-  void evict_end_of(BlockId block) noexcept {
-    BlockId end = line_.victim == block ? line_.end : block;
+  void evict_last_of_chain(BlockId block) noexcept {
+    BlockId end = chain_.victim == block ? chain_.end : block;
     while (index.has_children(end)) {
       end = index.newest_child(end);
     }
     const Parent parent = index.parent(end);
-    eviction.erase(end);
-    quota.erase(end);
+    eviction.on_acquired(end);
+    quota.on_acquired(end);
     take_out(end);
-    pool.give_back(end);
+    pool.free(end);
     ++evictions_;
-    line_ = end == block ? Line{} : Line{block, static_cast<BlockId>(parent.index())};
+    chain_ = end == block ? Chain{} : Chain{block, static_cast<BlockId>(parent.index())};
   }
 
   void take_out(BlockId block) noexcept {
     index.erase(block);
-    eviction.remove(block);
-    quota.remove(block);
-    if (block == line_.end) {
-      line_ = {};
+    eviction.on_uncached(block);
+    quota.on_uncached(block);
+    if (block == chain_.end) {
+      chain_ = {};
     }
     if constexpr (Events::listens) {
       events(BlockRemoved{events_++, block});
     }
   }
 
-  struct Line {
+  struct Chain {
     BlockId victim = no_block;
     BlockId end = no_block;  // the victim, or a descendant of it
   };
-  Line line_;
+  Chain chain_;
   Index evictions_ = 0;
   std::uint64_t events_ = 0;
 };

@@ -30,7 +30,7 @@ class RegionList {
     holes_.push_back({0, size});
   }
 
-  [[nodiscard]] Index free() const noexcept { return free_; }
+  [[nodiscard]] Index available() const noexcept { return free_; }
   [[nodiscard]] Index largest() const noexcept {
     Pos most = 0;
     for (const Region& hole : holes_) {
@@ -71,7 +71,7 @@ class RegionList {
   }
 
   /// Takes a region from the beginning of a hole, as `find` and `free_at` give it.
-  void take(Region region) noexcept {
+  void allocate(Region region) noexcept {
     if (region.size == 0) {
       return;
     }
@@ -86,7 +86,7 @@ class RegionList {
   }
 
   /// Gives a region back, and joins it with the holes beside it.
-  void give(Region region) noexcept {
+  void free(Region region) noexcept {
     if (region.size == 0) {
       return;
     }

@@ -107,15 +107,15 @@ class SequenceTable {
 /// The counts of a sequence that every policy keeps.
 struct Lengths {
   Pos committed = 0;
-  Pos reserved = 0;      ///< committed, plus what try_extend has reserved
-  bool pending = false;  ///< between try_extend and commit or rollback
+  Pos reserved = 0;          ///< committed, plus what try_extend has reserved
+  bool uncommitted = false;  ///< between try_extend and commit or rollback
 };
 
 // Out of line, and with their argument by value: the checks of a decode step should cost a comparison each.
-[[noreturn]] KVC_COLD inline void throw_pending(SeqId seq) {
+[[noreturn]] KVC_COLD inline void throw_uncommitted(SeqId seq) {
   throw_invalid("seq", seq, "a sequence without an uncommitted extend");
 }
-[[noreturn]] KVC_COLD inline void throw_not_pending(SeqId seq) {
+[[noreturn]] KVC_COLD inline void throw_not_uncommitted(SeqId seq) {
   throw_invalid("seq", seq, "a sequence with an uncommitted extend");
 }
 
@@ -126,21 +126,21 @@ struct Lengths {
   throw_invalid("number of tokens", tokens, "0 or the count of positions");
 }
 
-inline void require_settled(const Lengths& lengths, SeqId seq) {
-  if (lengths.pending) [[unlikely]] {
-    throw_pending(seq);
+inline void require_committed(const Lengths& lengths, SeqId seq) {
+  if (lengths.uncommitted) [[unlikely]] {
+    throw_uncommitted(seq);
   }
 }
 
-inline void require_pending(const Lengths& lengths, SeqId seq) {
-  if (!lengths.pending) [[unlikely]] {
-    throw_not_pending(seq);
+inline void require_uncommitted(const Lengths& lengths, SeqId seq) {
+  if (!lengths.uncommitted) [[unlikely]] {
+    throw_not_uncommitted(seq);
   }
 }
 
 /// Checks the arguments of try_extend.
 inline void require_extension(const Lengths& lengths, SeqId seq, Pos count, std::size_t tokens) {
-  require_settled(lengths, seq);
+  require_committed(lengths, seq);
   if (count < 0 || count > max_pos - lengths.committed) [[unlikely]] {
     throw_count(count, max_pos - lengths.committed);
   }

@@ -39,7 +39,7 @@ class TenantQuota {
     }
     const std::string key(tenant);
     if (const auto known = ids_.find(key); known != ids_.end()) {
-      ++tenants_[static_cast<std::size_t>(known->second)].holders;
+      ++tenants_[static_cast<std::size_t>(known->second)].ref_count;
       return known->second;
     }
     if (free_.empty()) {
@@ -51,13 +51,13 @@ class TenantQuota {
     }
     const int id = free_.back();
     tenants_[static_cast<std::size_t>(id)].name = &ids_.emplace(key, id).first->first;
-    tenants_[static_cast<std::size_t>(id)].holders = 1;
+    tenants_[static_cast<std::size_t>(id)].ref_count = 1;
     free_.pop_back();
     return id;
   }
-  void share(int tenant) noexcept {
+  void ref(int tenant) noexcept {
     if (tenant != none) {
-      ++tenants_[static_cast<std::size_t>(tenant)].holders;
+      ++tenants_[static_cast<std::size_t>(tenant)].ref_count;
     }
   }
   void release(int tenant) noexcept {
@@ -65,66 +65,66 @@ class TenantQuota {
       return;
     }
     Tenant& t = tenants_[static_cast<std::size_t>(tenant)];
-    if (--t.holders == 0) {
+    if (--t.ref_count == 0) {
       ids_.erase(ids_.find(*t.name));
       free_.push_back(tenant);
     }
   }
 
   /// A block of the tenant has become cached, or is not cached any more.
-  void store(BlockId block, int tenant) noexcept {
+  void on_cached(BlockId block, int tenant) noexcept {
     if (limited()) {
       tenant_of_[static_cast<std::size_t>(block)] = tenant;
-      share(tenant);
+      ref(tenant);
     }
   }
-  void remove(BlockId block) noexcept {
+  void on_uncached(BlockId block) noexcept {
     if (limited()) {
       release(tenant_of_[static_cast<std::size_t>(block)]);
     }
   }
   /// A cached block is held by nobody, or is held again.
-  void insert(BlockId block) noexcept {
+  void on_evictable(BlockId block) noexcept {
     if (limited()) {
       lists_.push_newest(tenant_of_[static_cast<std::size_t>(block)], block);
-      ++tenant(block).unheld;
+      ++tenant(block).evictable;
     }
   }
-  void erase(BlockId block) noexcept {
+  void on_acquired(BlockId block) noexcept {
     if (limited()) {
       lists_.erase(block);
-      --tenant(block).unheld;
+      --tenant(block).evictable;
     }
   }
 
   /// The block that its tenant must give up because of this one, or no_block. It has no cached children.
   [[nodiscard]] BlockId in_excess(BlockId block) noexcept {
-    if (!limited() || tenant(block).unheld <= quota_) {
+    if (!limited() || tenant(block).evictable <= quota_) {
       return no_block;
     }
     return lists_.oldest(tenant_of_[static_cast<std::size_t>(block)]);
   }
 
   /// `sequences` holders are open sequences, all others cached blocks. Throws InvariantError.
-  template <class IsCached, class IsUnheld>
-  void verify(std::span<const Index> sequences, IsCached is_cached, IsUnheld is_unheld) const {
+  template <class IsCached, class IsEvictable>
+  void verify(std::span<const Index> sequences, IsCached is_cached, IsEvictable is_evictable) const {
     if (!limited()) {
       return;
     }
-    std::vector<Index> holders(sequences.begin(), sequences.end());
-    std::vector<Index> unheld(tenants_.size(), 0);
+    std::vector<Index> ref_counts(sequences.begin(), sequences.end());
+    std::vector<Index> evictable(tenants_.size(), 0);
     for (std::size_t i = 0; i < tenant_of_.size(); ++i) {
       const auto block = static_cast<BlockId>(i);
       if (is_cached(block)) {
-        ++holders[static_cast<std::size_t>(tenant_of_[i])];
-        unheld[static_cast<std::size_t>(tenant_of_[i])] += is_unheld(block) ? 1 : 0;
+        ++ref_counts[static_cast<std::size_t>(tenant_of_[i])];
+        evictable[static_cast<std::size_t>(tenant_of_[i])] += is_evictable(block) ? 1 : 0;
       }
     }
     for (std::size_t t = 0; t < tenants_.size(); ++t) {
-      if (tenants_[t].holders != holders[t] || tenants_[t].unheld != unheld[t] || unheld[t] > quota_) {
+      if (tenants_[t].ref_count != ref_counts[t] || tenants_[t].evictable != evictable[t] || evictable[t] > quota_) {
         throw_error(InvariantError("kvc: tenant " + std::to_string(t) + " counts " +
-                                   std::to_string(tenants_[t].unheld) + " cached blocks, and has " +
-                                   std::to_string(unheld[t])));
+                                   std::to_string(tenants_[t].evictable) + " cached blocks, and has " +
+                                   std::to_string(evictable[t])));
       }
     }
     if (ids_.size() + free_.size() != tenants_.size()) {
@@ -136,8 +136,8 @@ class TenantQuota {
  private:
   struct Tenant {
     const std::string* name = nullptr;  // the key in ids_
-    Index holders = 0;
-    Index unheld = 0;
+    Index ref_count = 0;
+    Index evictable = 0;
   };
   [[nodiscard]] Tenant& tenant(BlockId block) noexcept {
     return tenants_[static_cast<std::size_t>(tenant_of_[static_cast<std::size_t>(block)])];

@@ -28,31 +28,32 @@ inline namespace v0 {
 namespace detail {
 
 /// What a sequence, or a pin, keeps beside its table.
-template <class Parent, class Visit>
-struct TokenNote {
+template <class Parent, class SequenceContext>
+struct SequenceState {
   static constexpr Pos nowhere = max_pos;
 
   Parent root = Parent::root(0);
-  Pos unknown_from = nowhere;     // first position whose token was not told: nothing from there on is matchable
+  Pos unknown_from = nowhere;     // first position whose token is not known: nothing from there on is matchable
   std::size_t cached_blocks = 0;  // leading blocks that are in the index
   Pos found = 0;                  // tokens that were in place when it was opened
   Pos fills_at = nowhere;         // length at which the next block is full and can be cached
   int tenant = TenantQuota::none;
   bool is_pin = false;
   Retention retention{};
-  [[no_unique_address]] Visit visit{};
+  [[no_unique_address]] SequenceContext context{};
 };
 
 /// `Blocks` is a CachedBlocks.
 template <class Blocks>
-class TokenTables : public BlockTables<Blocks, TokenNote<typename Blocks::Parent, typename Blocks::Visit>> {
-  using Base = BlockTables<Blocks, TokenNote<typename Blocks::Parent, typename Blocks::Visit>>;
+class TokenTables
+    : public BlockTables<Blocks, SequenceState<typename Blocks::Parent, typename Blocks::SequenceContext>> {
+  using Base = BlockTables<Blocks, SequenceState<typename Blocks::Parent, typename Blocks::SequenceContext>>;
 
  public:
   using Parent = typename Blocks::Parent;
-  using Note = TokenNote<Parent, typename Blocks::Visit>;
+  using State = SequenceState<Parent, typename Blocks::SequenceContext>;
   using Sequence = typename Base::Sequence;
-  static constexpr Pos nowhere = Note::nowhere;
+  static constexpr Pos nowhere = State::nowhere;
 
   using Base::Base;
 
@@ -99,39 +100,39 @@ class TokenTables : public BlockTables<Blocks, TokenNote<typename Blocks::Parent
 
     ++blocks_.now;
     const Pos cached = match(root, tokens, [&](BlockId block) { s.table.push_back(block); });
-    s.note.root = root;
-    s.note.tenant = tenant;
-    s.note.found = cached;
-    s.note.cached_blocks = full_blocks(cached);
+    s.state.root = root;
+    s.state.tenant = tenant;
+    s.state.found = cached;
+    s.state.cached_blocks = full_blocks(cached);
     set_fills_at(s);
     s.lengths = {cached, cached, false};
     return {seq, cached};
   }
   /// Becomes a holder of the blocks that `open_on` found.
-  void hold(const Sequence& s) noexcept {
+  void ref_blocks(const Sequence& s) noexcept {
     for (const BlockId block : s.table) {
-      blocks_.share(block);
+      blocks_.ref(block);
     }
   }
   /// Erases a sequence, or a pin.
-  void let_go(SeqId seq) {
-    const Note note = this->at(seq).note;
-    blocks_.letting_go = &note.visit;
+  void release_sequence(SeqId seq) {
+    const State state = this->at(seq).state;
+    blocks_.letting_go = &state.context;
     this->close(seq);
-    blocks_.index.release_root(note.root);
-    blocks_.quota.release(note.tenant);
+    blocks_.index.release_root(state.root);
+    blocks_.quota.release(state.tenant);
   }
 
   // --- tokens --------------------------------------------------------------------------------------------------------
 
   /// Of the committed positions, how many from the first on have known tokens.
   [[nodiscard]] static Pos known(const Sequence& s) noexcept {
-    return std::min(s.lengths.committed, s.note.unknown_from);
+    return std::min(s.lengths.committed, s.state.unknown_from);
   }
   /// The tokens of the first reserved positions, as far as they are known.
   [[nodiscard]] std::vector<Token> known_tokens(const Sequence& s) const {
     std::vector<Token> tokens;
-    const Pos count = std::min(s.lengths.reserved, s.note.unknown_from);
+    const Pos count = std::min(s.lengths.reserved, s.state.unknown_from);
     tokens.reserve(static_cast<std::size_t>(count));
     this->for_each_run(s, {0, count}, [&](const SlotRun& run) {
       const std::span<const Token> own = cached_tokens(run);
@@ -142,11 +143,11 @@ class TokenTables : public BlockTables<Blocks, TokenNote<typename Blocks::Parent
 
   /// Writes the tokens of reserved positions to where they will be looked up, if all before them are known too.
   void take_tokens(Sequence& s, PosRange range, std::span<const Token> tokens) noexcept {
-    if (s.note.unknown_from <= range.first || range.empty()) {
+    if (s.state.unknown_from <= range.first || range.empty()) {
       return;
     }
     if (tokens.empty()) {
-      s.note.unknown_from = range.first;
+      s.state.unknown_from = range.first;
       set_fills_at(s);
       return;
     }
@@ -157,48 +158,48 @@ class TokenTables : public BlockTables<Blocks, TokenNote<typename Blocks::Parent
       copy_tokens(s, range, tokens);
     }
   }
-  /// The tokens of the first committed positions of a sequence that knows none: see PrefixShared::tell.
-  void tell(SeqId seq, std::span<const Token> tokens) {
+  /// The tokens of the first committed positions of a sequence that knows none: see PrefixShared::publish_tokens.
+  void publish_tokens(SeqId seq, std::span<const Token> tokens) {
     Sequence& s = this->at(seq);
-    require_settled(s.lengths, seq);
+    require_committed(s.lengths, seq);
     require(tokens.size() <= static_cast<std::size_t>(s.lengths.committed), "tokens.size()", tokens.size(),
             "at most the length of the sequence");
     require(known(s) == 0, "seq", seq, "a sequence that knows none of its tokens");
     if (tokens.empty()) {
       return;
     }
-    const auto told = static_cast<Pos>(tokens.size());
+    const auto count = static_cast<Pos>(tokens.size());
     const auto of = [&](const SlotRun& run) {
       return tokens.subspan(static_cast<std::size_t>(run.first), static_cast<std::size_t>(run.count));
     };
-    this->for_each_run(s, {0, told}, [&](const SlotRun& run) {
+    this->for_each_run(s, {0, count}, [&](const SlotRun& run) {
       require(!blocks_.index.contains(run.block) || std::ranges::equal(of(run), cached_tokens(run)), "tokens",
               run.first, "those that a shared block is cached with");
     });
-    this->for_each_run(s, {0, told}, [&](const SlotRun& run) {
+    this->for_each_run(s, {0, count}, [&](const SlotRun& run) {
       if (!blocks_.index.contains(run.block)) {
         std::ranges::copy(of(run), blocks_.index.tokens(run.block).begin() + run.offset);
       }
     });
-    s.note.unknown_from = told == s.lengths.committed ? nowhere : told;
+    s.state.unknown_from = count == s.lengths.committed ? nowhere : count;
     ++blocks_.now;
-    blocks_.letting_go = &s.note.visit;
+    blocks_.letting_go = &s.state.context;
     cache_full_blocks(s);
   }
   /// After positions from `length` on were given up.
   void forget_unknown_from(Sequence& s, Pos length) const noexcept {
-    if (s.note.unknown_from >= length) {
-      s.note.unknown_from = nowhere;
+    if (s.state.unknown_from >= length) {
+      s.state.unknown_from = nowhere;
     }
     set_fills_at(s);
   }
   [[nodiscard]] Pos fills_at(const Sequence& s) const noexcept {
     // Up to the first unknown position everything that is full is cached already.
-    return s.note.unknown_from == nowhere
-               ? static_cast<Pos>(std::min<Index>(nowhere, this->slots(s.note.cached_blocks + 1)))
+    return s.state.unknown_from == nowhere
+               ? static_cast<Pos>(std::min<Index>(nowhere, this->slots(s.state.cached_blocks + 1)))
                : nowhere;
   }
-  void set_fills_at(Sequence& s) const noexcept { s.note.fills_at = fills_at(s); }
+  void set_fills_at(Sequence& s) const noexcept { s.state.fills_at = fills_at(s); }
 
   // --- blocks --------------------------------------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class TokenTables : public BlockTables<Blocks, TokenNote<typename Blocks::Parent
   /// Commits, and caches what has become full.
   KVC_OUT_OF_LINE void commit_blocks(Sequence& s) noexcept {
     ++blocks_.now;
-    blocks_.letting_go = &s.note.visit;
+    blocks_.letting_go = &s.state.context;
     this->commit(s);
     cache_full_blocks(s);
   }
@@ -243,24 +244,24 @@ class TokenTables : public BlockTables<Blocks, TokenNote<typename Blocks::Parent
     const std::size_t full = full_blocks(known(s));
     constexpr std::size_t ahead = 8;
     std::uint64_t hashes[ahead];  // of the next blocks, so that their buckets are on the way when they are looked at
-    std::uint64_t hash =
-        blocks_.index.parent_hash(s.note.cached_blocks == 0 ? s.note.root : Parent(s.table[s.note.cached_blocks - 1]));
-    std::size_t hashed = s.note.cached_blocks;
-    for (std::size_t& i = s.note.cached_blocks; i < full; ++i) {
+    std::uint64_t hash = blocks_.index.parent_hash(
+        s.state.cached_blocks == 0 ? s.state.root : Parent(s.table[s.state.cached_blocks - 1]));
+    std::size_t hashed = s.state.cached_blocks;
+    for (std::size_t& i = s.state.cached_blocks; i < full; ++i) {
       for (; hashed < full && hashed < i + ahead; ++hashed) {
         hash = blocks_.index.chain_hash(hash, std::as_const(blocks_.index).tokens(s.table[hashed]));
         hashes[hashed % ahead] = hash;
         blocks_.index.prefetch(hash);
       }
-      const Parent parent = i == 0 ? s.note.root : Parent(s.table[i - 1]);
+      const Parent parent = i == 0 ? s.state.root : Parent(s.table[i - 1]);
       const BlockId own = s.table[i];
       if (blocks_.index.is_child(own, parent)) [[unlikely]] {
-        continue;  // shared with a sequence that was told its tokens before this one
+        continue;  // shared with a sequence that knew its tokens before this one
       }
-      const BlockId equal =
-          blocks_.store(s.note.visit, s.note.tenant, s.note.root, own, parent, hashes[i % ahead], static_cast<Pos>(i));
+      const BlockId equal = blocks_.cache(s.state.context, s.state.tenant, s.state.root, own, parent, hashes[i % ahead],
+                                          static_cast<Pos>(i));
       if (equal != no_block) {
-        blocks_.share(equal);
+        blocks_.ref(equal);
         s.table[i] = equal;
         blocks_.release(own);
         ++merges_;

@@ -4,19 +4,19 @@
 //
 //   expression                            does
 //   E(blocks)                             for blocks 0 .. blocks-1; allocates all that it will ever need
-//   E::Visit                              what it remembers of one sequence while that is open; cheap to copy
-//   e.open(visit, found, retention, now)  a sequence was opened or forked, and holds these cached blocks, the first
+//   E::SequenceContext                              what it remembers of one sequence while that is open; cheap to copy
+//   e.on_open(context, found, retention, now)  a sequence was opened or forked, and holds these cached blocks, the first
 //                                         ones of its prefix. Those that nobody held are erased after this
-//   e.store(visit, stored, now)           a block that the sequence computed has become cached; the sequence holds it
-//   e.close(visit, held, now)             the sequence is about to let go of these cached blocks, its first ones
-//   e.insert(visit, block, now)           the last holder has let go of a cached block: it may be given up
-//   e.erase(block)                        it is held again, or about to be removed
-//   e.remove(block)                       it is not cached any more
+//   e.on_cached(context, stored, now)           a block that the sequence computed has become cached; the sequence holds it
+//   e.on_close(context, held, now)             the sequence is about to let go of these cached blocks, its first ones
+//   e.on_evictable(context, block, now)           the last holder has let go of a cached block: it may be given up
+//   e.on_acquired(block)                        it is held again, or about to be removed
+//   e.on_uncached(block)                       it is not cached any more
 //   e.victim(now)                         the block to give up next. Needs size() > 0
 //   e.size()                              blocks that may be given up
 //
 // Not every sequence is closed: one that added nothing, because it was put off, just lets go; so does truncate. And pins
-// let go with a Visit that was never opened. A block may be erased without having been found, when a match ends within it.
+// let go with a SequenceContext that was never opened. A block may be erased without having been found, when a match ends within it.
 //
 // `now` is logical: it never decreases. Blocks let go of together are told last block first, with the same `now`. A
 // block is let go of no later than its ancestors. A victim may have cached descendants: the end of their line goes in
@@ -56,28 +56,28 @@ struct StoredBlock {
 
 template <class E>
 concept EvictionPolicy =
-    std::constructible_from<E, Index> && std::copyable<typename E::Visit> &&
-    std::default_initializable<typename E::Visit> &&
-    requires(E e, const E c, typename E::Visit& visit, BlockId block, std::span<const BlockId> blocks,
+    std::constructible_from<E, Index> && std::copyable<typename E::SequenceContext> &&
+    std::default_initializable<typename E::SequenceContext> &&
+    requires(E e, const E c, typename E::SequenceContext& context, BlockId block, std::span<const BlockId> blocks,
              const StoredBlock& stored, const Retention& retention, std::uint64_t now) {
       { E::name } -> std::convertible_to<std::string_view>;
-      { e.open(visit, blocks, retention, now) } noexcept;
-      { e.store(visit, stored, now) } noexcept;
-      { e.close(visit, blocks, now) } noexcept;
-      { e.insert(visit, block, now) } noexcept;
-      { e.erase(block) } noexcept;
-      { e.remove(block) } noexcept;
+      { e.on_open(context, blocks, retention, now) } noexcept;
+      { e.on_cached(context, stored, now) } noexcept;
+      { e.on_close(context, blocks, now) } noexcept;
+      { e.on_evictable(context, block, now) } noexcept;
+      { e.on_acquired(block) } noexcept;
+      { e.on_uncached(block) } noexcept;
       { e.victim(now) } noexcept -> std::same_as<BlockId>;
       { c.size() } noexcept -> std::same_as<Index>;
     };
 
 /// What a policy inherits that has no use for some of the calls.
 struct EvictionDefaults {
-  struct Visit {};
-  void open(auto&, std::span<const BlockId>, const Retention&, std::uint64_t) noexcept {}
-  void store(auto&, const StoredBlock&, std::uint64_t) noexcept {}
-  void close(auto&, std::span<const BlockId>, std::uint64_t) noexcept {}
-  void remove(BlockId) noexcept {}
+  struct SequenceContext {};
+  void on_open(auto&, std::span<const BlockId>, const Retention&, std::uint64_t) noexcept {}
+  void on_cached(auto&, const StoredBlock&, std::uint64_t) noexcept {}
+  void on_close(auto&, std::span<const BlockId>, std::uint64_t) noexcept {}
+  void on_uncached(BlockId) noexcept {}
 };
 
 }  // namespace v0

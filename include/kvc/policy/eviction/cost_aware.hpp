@@ -44,22 +44,23 @@ class CostAware : public EvictionDefaults {
   explicit CostAware(Index blocks, double slope = default_slope)
       : slope_(slope), heap_(blocks), entries_(static_cast<std::size_t>(blocks)) {}
 
-  void open(const Visit&, std::span<const BlockId> found, const Retention&, std::uint64_t /*now*/) noexcept {
+  void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
+               std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
       ++entry(block).uses;
     }
   }
-  void store(const Visit&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
+  void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     entry(stored.block) = {.uses = 1, .depth = stored.depth};
   }
 
-  void insert(const Visit&, BlockId block, std::uint64_t now) noexcept {
+  void on_evictable(const SequenceContext&, BlockId block, std::uint64_t now) noexcept {
     const double own = clock_ + entry(block).uses * (1 + entry(block).depth * slope_);
-    let_go_ = now == now_ ? std::max(let_go_, own) : own;
+    released_priority_ = now == now_ ? std::max(released_priority_, own) : own;
     now_ = now;
-    heap_.push(block, {let_go_, inserted_++});
+    heap_.push(block, {released_priority_, inserted_++});
   }
-  void erase(BlockId block) noexcept { heap_.erase(block); }
+  void on_acquired(BlockId block) noexcept { heap_.erase(block); }
 
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size() > 0);
@@ -84,7 +85,7 @@ class CostAware : public EvictionDefaults {
 
   double slope_;
   double clock_ = 0;
-  double let_go_ = 0;  // the highest priority of what was let go of at now_
+  double released_priority_ = 0;  // the highest priority of what was let go of at now_
   std::uint64_t now_ = 0;
   std::uint64_t inserted_ = 0;
   detail::BlockHeap<Key> heap_;

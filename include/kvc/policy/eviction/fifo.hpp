@@ -26,27 +26,27 @@ class Fifo : public EvictionDefaults {
 
   explicit Fifo(Index blocks) : queue_(blocks), states_(static_cast<std::size_t>(blocks)) {}
 
-  void store(const Visit&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
+  void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     queue_.push_newest(0, stored.block);
-    state(stored.block) = {.queued = true, .held = true};
+    state(stored.block) = {.queued = true, .referenced = true};
   }
-  void insert(const Visit&, BlockId block, std::uint64_t /*now*/) noexcept {
+  void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     if (!state(block).queued) {
       queue_.push_oldest(0, block);
     }
-    state(block) = {.queued = true, .held = false};
+    state(block) = {.queued = true, .referenced = false};
     ++size_;
   }
-  void erase(BlockId block) noexcept {
-    state(block).held = true;
+  void on_acquired(BlockId block) noexcept {
+    state(block).referenced = true;
     --size_;
   }
-  void remove(BlockId block) noexcept { unqueue(block); }
+  void on_uncached(BlockId block) noexcept { unqueue(block); }
 
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size_ > 0);
     BlockId oldest = queue_.oldest(0);
-    for (; state(oldest).held; oldest = queue_.oldest(0)) {
+    for (; state(oldest).referenced; oldest = queue_.oldest(0)) {
       unqueue(oldest);
     }
     return oldest;
@@ -56,7 +56,7 @@ class Fifo : public EvictionDefaults {
  private:
   struct State {
     bool queued = false;
-    bool held = false;
+    bool referenced = false;
   };
   [[nodiscard]] State& state(BlockId block) noexcept { return states_[static_cast<std::size_t>(block)]; }
   void unqueue(BlockId block) noexcept {

@@ -31,18 +31,21 @@ class Lfu : public EvictionDefaults {
 
   explicit Lfu(Index blocks) : lists_(blocks, ranks), uses_(static_cast<std::size_t>(blocks)) {}
 
-  void open(const Visit&, std::span<const BlockId> found, const Retention&, std::uint64_t /*now*/) noexcept {
+  void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
+               std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
       uses(block) = std::min<std::uint8_t>(ranks - 2, uses(block)) + 1;
     }
   }
-  void store(const Visit&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept { uses(stored.block) = 1; }
+  void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
+    uses(stored.block) = 1;
+  }
 
-  void insert(const Visit&, BlockId block, std::uint64_t /*now*/) noexcept {
+  void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     lists_.push_newest(list(lowest_ + uses(block)), block);
     ++size_;
   }
-  void erase(BlockId block) noexcept {
+  void on_acquired(BlockId block) noexcept {
     lists_.erase(block);
     --size_;
   }

@@ -19,11 +19,11 @@ class Lru : public EvictionDefaults {
 
   explicit Lru(Index blocks) : list_(blocks) {}
 
-  void insert(const Visit&, BlockId block, std::uint64_t /*now*/) noexcept {
+  void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     list_.push_newest(0, block);
     ++size_;
   }
-  void erase(BlockId block) noexcept {
+  void on_acquired(BlockId block) noexcept {
     list_.erase(block);
     --size_;
   }

@@ -29,27 +29,28 @@ class Priority : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "priority";
 
-  struct Visit {
+  struct SequenceContext {
     Retention retention{};
   };
 
   explicit Priority(Index blocks)
       : lists_(blocks, priorities), expiries_(blocks), priorities_(static_cast<std::size_t>(blocks)) {}
 
-  void open(Visit& visit, std::span<const BlockId>, const Retention& retention, std::uint64_t /*now*/) noexcept {
+  void on_open(SequenceContext& context, std::span<const BlockId>, const Retention& retention,
+               std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(retention.priority >= 0 && retention.priority < priorities);
-    visit.retention = retention;
+    context.retention = retention;
   }
 
-  void insert(const Visit& visit, BlockId block, std::uint64_t now) noexcept {
-    const auto& [priority, duration] = visit.retention;
+  void on_evictable(const SequenceContext& context, BlockId block, std::uint64_t now) noexcept {
+    const auto& [priority, duration] = context.retention;
     push(priority, block);
     if (priority != Retention::default_priority && duration < Retention::forever - now) {
       expiries_.push(block, {now + duration, inserted_++});
     }
     ++size_;
   }
-  void erase(BlockId block) noexcept {
+  void on_acquired(BlockId block) noexcept {
     take_out(block);
     if (expiries_.contains(block)) {
       expiries_.erase(block);

@@ -37,7 +37,7 @@ class ReuseHazard {
  public:
   static constexpr std::string_view name = "hazard";
 
-  struct Visit {
+  struct SequenceContext {
     Pos known = 0;            // blocks up to where an earlier prompt ended, or that were found cached
     std::uint8_t kind = 1;    // index of its list, once it is closed
     BlockId tail = no_block;  // its last block, once it is closed
@@ -45,7 +45,7 @@ class ReuseHazard {
 
   /// What it is made of, to be taken apart in experiments. The numbers are not fitted to a trace: docs/eviction.md shows
   /// how little they matter.
-  struct Parts {
+  struct Config {
     bool remembers_evicted = true;  ///< prompts are recognised when their blocks are computed again
     bool sizes = true;              ///< prompts are of one kind otherwise
     bool tails = true;              ///< last blocks are of the kind of their prompt otherwise
@@ -55,9 +55,9 @@ class ReuseHazard {
     int smoothing = 3;              ///< of the hazard over ages: half octaves to each side
   };
 
-  explicit ReuseHazard(Index blocks) : ReuseHazard(blocks, Parts{}) {}
-  ReuseHazard(Index blocks, const Parts& parts)
-      : parts_(parts),
+  explicit ReuseHazard(Index blocks) : ReuseHazard(blocks, Config{}) {}
+  ReuseHazard(Index blocks, const Config& config)
+      : config_(config),
         lists_(blocks, kinds),
         released_(static_cast<std::size_t>(blocks)),
         keys_(static_cast<std::size_t>(blocks)),
@@ -65,8 +65,8 @@ class ReuseHazard {
     learn();
   }
 
-  void open(Visit& visit, std::span<const BlockId> found, const Retention&, std::uint64_t now) noexcept {
-    visit.known = static_cast<Pos>(found.size());
+  void on_open(SequenceContext& context, std::span<const BlockId> found, const Retention&, std::uint64_t now) noexcept {
+    context.known = static_cast<Pos>(found.size());
     // The prompt that this one goes on from ended here, or one block further, in what has been replaced.
     for (std::size_t back = 1; back <= 2 && back <= found.size(); ++back) {
       if (goes_on_from(keys_[at(found[found.size() - back])], now) == Met::whole) {
@@ -76,31 +76,31 @@ class ReuseHazard {
   }
 
   /// A block that had to be computed may still belong to a prompt that is remembered: its blocks were given up too early.
-  void store(Visit& visit, const StoredBlock& stored, std::uint64_t now) noexcept {
+  void on_cached(SequenceContext& context, const StoredBlock& stored, std::uint64_t now) noexcept {
     keys_[at(stored.block)] = stored.key;
-    if (parts_.remembers_evicted && goes_on_from(stored.key, now) != Met::nothing) {
-      visit.known = std::max(visit.known, stored.depth + 1);
+    if (config_.remembers_evicted && goes_on_from(stored.key, now) != Met::nothing) {
+      context.known = std::max(context.known, stored.depth + 1);
     }
   }
 
-  void close(Visit& visit, std::span<const BlockId> held, std::uint64_t now) noexcept {
+  void on_close(SequenceContext& context, std::span<const BlockId> held, std::uint64_t now) noexcept {
     if (held.empty()) {
       return;
     }
-    const auto added = static_cast<double>(std::max<Index>(0, static_cast<Index>(held.size()) - visit.known));
+    const auto added = static_cast<double>(std::max<Index>(0, static_cast<Index>(held.size()) - context.known));
     const double size = std::log2(1 + added);
     const double relative = size - mean_size_;
-    visit.kind = !parts_.sizes ? 1 : relative < -1 ? 0 : relative <= 1 ? 1 : 2;
+    context.kind = !config_.sizes ? 1 : relative < -1 ? 0 : relative <= 1 ? 1 : 2;
     ++closed_;
     mean_size_ += relative / static_cast<double>(std::min<std::uint64_t>(closed_, size_memory));
 
     advance(now);
-    if (parts_.tails && held.size() > 1) {
-      visit.tail = held.back();
-      remember(keys_[at(held[held.size() - 2])], visit.kind, std::max(1.0, added), now);
+    if (config_.tails && held.size() > 1) {
+      context.tail = held.back();
+      remember(keys_[at(held[held.size() - 2])], context.kind, std::max(1.0, added), now);
       remember(keys_[at(held.back())], tail_kind, 1, now);
     } else {  // one block is no tail of others
-      remember(keys_[at(held.back())], visit.kind, std::max(1.0, added), now);
+      remember(keys_[at(held.back())], context.kind, std::max(1.0, added), now);
     }
     if (closed_ % prompts_per_lesson == 0) {
       learn();
@@ -110,16 +110,16 @@ class ReuseHazard {
     }
   }
 
-  void insert(const Visit& visit, BlockId block, std::uint64_t now) noexcept {
+  void on_evictable(const SequenceContext& context, BlockId block, std::uint64_t now) noexcept {
     released_[at(block)] = now;
-    lists_.push_newest(block == visit.tail ? tail_kind : visit.kind, block);
+    lists_.push_newest(block == context.tail ? tail_kind : context.kind, block);
     ++size_;
   }
-  void erase(BlockId block) noexcept {
+  void on_acquired(BlockId block) noexcept {
     lists_.erase(block);
     --size_;
   }
-  void remove(BlockId) noexcept {}
+  void on_uncached(BlockId) noexcept {}
 
   [[nodiscard]] BlockId victim(std::uint64_t now) const noexcept {
     KVC_ASSERT(size_ > 0);
@@ -276,7 +276,7 @@ class ReuseHazard {
     std::size_t oldest = 0;
     for (std::size_t k = 0; k < ages; ++k) {
       double used = 0, waited = 0;
-      for (int shift = -parts_.smoothing; shift <= parts_.smoothing; ++shift) {
+      for (int shift = -config_.smoothing; shift <= config_.smoothing; ++shift) {
         const auto j = static_cast<std::ptrdiff_t>(k) + shift;
         if (j >= 0 && j < static_cast<std::ptrdiff_t>(ages)) {
           used += reuses[static_cast<std::size_t>(j)] / (1 + std::abs(shift));
@@ -290,7 +290,7 @@ class ReuseHazard {
       hazard_[k] = hazard_[oldest] * static_cast<double>(first_age(oldest) + 1) / static_cast<double>(first_age(k) + 1);
     }
 
-    const double prior = parts_.prior_prompts * (weight_count_ > 0 ? weight_sum_ / weight_count_ : 1.0);
+    const double prior = config_.prior_prompts * (weight_count_ > 0 ? weight_sum_ / weight_count_ : 1.0);
     for (std::size_t kind = 0; kind < kinds; ++kind) {
       double observed = prior, expected = prior;
       for (std::size_t k = 0; k < ages; ++k) {
@@ -298,7 +298,7 @@ class ReuseHazard {
         expected += exposure_[kind][k] * hazard_[k];
       }
       factors_[kind] =
-          std::clamp(std::pow(observed / expected, parts_.trust), 1 / parts_.largest_factor, parts_.largest_factor);
+          std::clamp(std::pow(observed / expected, config_.trust), 1 / config_.largest_factor, config_.largest_factor);
     }
     make_non_increasing(exposure);
   }
@@ -339,7 +339,7 @@ class ReuseHazard {
     weight_count_ /= 2;
   }
 
-  Parts parts_;
+  Config config_;
   detail::BlockLists lists_;
   detail::LargeVector<std::uint64_t> released_;  // when each block was let go of
   detail::LargeVector<std::uint64_t> keys_;

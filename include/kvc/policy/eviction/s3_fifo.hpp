@@ -41,40 +41,41 @@ class S3Fifo : public EvictionDefaults {
         ghost_share_(static_cast<std::size_t>(std::max<Index>(1, blocks - small_share_))),
         ghosts_(ghost_share_) {}
 
-  void open(const Visit&, std::span<const BlockId> found, const Retention&, std::uint64_t /*now*/) noexcept {
+  void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
+               std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
       entry(block).uses = std::min<std::uint8_t>(most_uses - 1, entry(block).uses) + 1;
     }
   }
 
-  void store(const Visit&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
+  void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     const bool is_ghost = ghosts_.find(stored.key) != Ghosts::none;
     if (is_ghost) {
       ghosts_.forget(stored.key);
     }
     const Queue queue = is_ghost ? main : small;
-    entry(stored.block) = {.key = stored.key, .queue = queue, .queued = true, .held = true};
+    entry(stored.block) = {.key = stored.key, .queue = queue, .queued = true, .referenced = true};
     queues_.push_newest(queue, stored.block);
     ++cached_[queue];
   }
 
-  void insert(const Visit&, BlockId block, std::uint64_t /*now*/) noexcept {
+  void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     Entry& e = entry(block);
     if (!e.queued) {
       queues_.push_oldest(e.queue, block);
     }
     e.queued = true;
-    e.held = false;
-    ++unheld_[e.queue];
+    e.referenced = false;
+    ++evictable_[e.queue];
   }
-  void erase(BlockId block) noexcept {
-    entry(block).held = true;
-    --unheld_[entry(block).queue];
+  void on_acquired(BlockId block) noexcept {
+    entry(block).referenced = true;
+    --evictable_[entry(block).queue];
     if (block == victim_) {
       victim_ = no_block;
     }
   }
-  void remove(BlockId block) noexcept {
+  void on_uncached(BlockId block) noexcept {
     const Entry& e = entry(block);
     if (e.queued) {
       queues_.erase(block);
@@ -91,12 +92,12 @@ class S3Fifo : public EvictionDefaults {
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size() > 0);
     while (victim_ == no_block) {
-      const bool from_small = unheld_[small] > 0 && (cached_[small] >= small_share_ || unheld_[main] == 0);
+      const bool from_small = evictable_[small] > 0 && (cached_[small] >= small_share_ || evictable_[main] == 0);
       victim_ = from_small ? go_from_small() : go_from_main();
     }
     return victim_;
   }
-  [[nodiscard]] Index size() const noexcept { return unheld_[small] + unheld_[main]; }
+  [[nodiscard]] Index size() const noexcept { return evictable_[small] + evictable_[main]; }
 
  private:
   static constexpr std::uint8_t most_uses = 3;
@@ -108,7 +109,7 @@ class S3Fifo : public EvictionDefaults {
     std::uint8_t uses = 0;  // since it was stored, or entered the main queue, less what it went round for
     Queue queue = small;
     bool queued = false;  // not taken out
-    bool held = false;
+    bool referenced = false;
   };
   using Ghosts = detail::RecentKeys<std::monostate>;
 
@@ -119,7 +120,7 @@ class S3Fifo : public EvictionDefaults {
     const BlockId block = queues_.oldest(small);
     Entry& e = entry(block);
     if (e.uses < uses_to_stay) {
-      return take_out_if_held(block);
+      return take_out_if_referenced(block);
     }
     queues_.erase(block);
     queues_.push_newest(main, block);
@@ -127,9 +128,9 @@ class S3Fifo : public EvictionDefaults {
     e.queue = main;
     --cached_[small];
     ++cached_[main];
-    if (!e.held) {
-      --unheld_[small];
-      ++unheld_[main];
+    if (!e.referenced) {
+      --evictable_[small];
+      ++evictable_[main];
     }
     return no_block;
   }
@@ -137,15 +138,15 @@ class S3Fifo : public EvictionDefaults {
     const BlockId block = queues_.oldest(main);
     Entry& e = entry(block);
     if (e.uses == 0) {
-      return take_out_if_held(block);
+      return take_out_if_referenced(block);
     }
     queues_.erase(block);
     queues_.push_newest(main, block);
     --e.uses;
     return no_block;
   }
-  [[nodiscard]] BlockId take_out_if_held(BlockId block) noexcept {
-    if (!entry(block).held) {
+  [[nodiscard]] BlockId take_out_if_referenced(BlockId block) noexcept {
+    if (!entry(block).referenced) {
       return block;
     }
     queues_.erase(block);
@@ -157,7 +158,7 @@ class S3Fifo : public EvictionDefaults {
   detail::BlockLists queues_;
   std::vector<Entry> entries_;
   std::array<Index, 2> cached_{};  // blocks of each queue, taken out or not
-  std::array<Index, 2> unheld_{};
+  std::array<Index, 2> evictable_{};
   BlockId victim_ = no_block;  // stays so until it is gone: what goes in its place must not change the choice
   std::size_t ghost_share_;
   Ghosts ghosts_;

@@ -44,29 +44,30 @@ class TinyLfu : public EvictionDefaults {
         entries_(static_cast<std::size_t>(blocks)),
         frequencies_(static_cast<std::size_t>(blocks)) {}
 
-  void open(const Visit&, std::span<const BlockId> found, const Retention&, std::uint64_t /*now*/) noexcept {
+  void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
+               std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
       frequencies_.add(entry(block).key);
       entry(block).found = true;
     }
   }
-  void store(const Visit&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
+  void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     frequencies_.add(stored.key);
     entry(stored.block) = {.key = stored.key, .list = window, .found = false};
   }
 
-  void insert(const Visit&, BlockId block, std::uint64_t /*now*/) noexcept {
+  void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     Entry& e = entry(block);
-    push(e.list == probation && e.found ? guarded : e.list, block);
+    push(e.list == probation && e.found ? protected_ : e.list, block);
     e.found = false;
-    if (sizes_[guarded] > protected_share_) {
-      move_oldest(guarded, probation);
+    if (sizes_[protected_] > protected_share_) {
+      move_oldest(protected_, probation);
     }
     if (!was_full_ && sizes_[window] > window_share_) {
       move_oldest(window, probation);
     }
   }
-  void erase(BlockId block) noexcept {
+  void on_acquired(BlockId block) noexcept {
     lists_.erase(block);
     --sizes_[entry(block).list];
     if (block == victim_) {
@@ -74,7 +75,7 @@ class TinyLfu : public EvictionDefaults {
     }
   }
 
-  void remove(BlockId block) noexcept { main_ -= entry(block).list == window ? 0 : 1; }
+  void on_uncached(BlockId block) noexcept { main_ -= entry(block).list == window ? 0 : 1; }
 
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size() > 0);
@@ -84,10 +85,10 @@ class TinyLfu : public EvictionDefaults {
     }
     return victim_;
   }
-  [[nodiscard]] Index size() const noexcept { return sizes_[window] + sizes_[probation] + sizes_[guarded]; }
+  [[nodiscard]] Index size() const noexcept { return sizes_[window] + sizes_[probation] + sizes_[protected_]; }
 
  private:
-  enum List : std::uint8_t { window, probation, guarded };  // the last one's name in the paper is a keyword
+  enum List : std::uint8_t { window, probation, protected_ };  // the last one's name in the paper is a keyword
 
   struct Entry {
     std::uint64_t key = 0;
@@ -111,7 +112,7 @@ class TinyLfu : public EvictionDefaults {
 
   [[nodiscard]] BlockId choose() noexcept {
     for (;;) {
-      const BlockId oldest = lists_.oldest(sizes_[probation] > 0 ? probation : guarded);
+      const BlockId oldest = lists_.oldest(sizes_[probation] > 0 ? probation : protected_);
       const BlockId newcomer = lists_.oldest(window);
       if (oldest == no_block) {
         return newcomer;

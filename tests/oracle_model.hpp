@@ -1,4 +1,4 @@
-// Shadow: a policy under test, with a toy pool of one integer per slot and a plain model of what each sequence must
+// OracleModel: a policy under test, with a toy pool of one integer per slot and a plain model of what each sequence must
 // hold.
 //
 // The model knows nothing of blocks: it is a std::map from handles to std::vectors of values. A value stands for a row:
@@ -31,7 +31,7 @@ inline Value next_value(Value before, Token token) {
   return (v ^ v >> 31) * 0xbf58476d1ce4e5b9U;
 }
 
-class Shadow {
+class OracleModel {
  public:
   struct Sequence {
     std::string salt;
@@ -42,7 +42,7 @@ class Shadow {
     bool extending = false;
   };
 
-  explicit Shadow(std::unique_ptr<AnyPolicy> subject)
+  explicit OracleModel(std::unique_ptr<AnyPolicy> subject)
       : owner_(std::move(subject)),
         policy(*owner_),
         memory_(static_cast<std::size_t>(policy.blocks() * policy.block_tokens()), 0) {}

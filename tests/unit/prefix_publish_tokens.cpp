@@ -21,12 +21,12 @@ SeqId silent(Tested& policy, Pos tokens) {
 }
 }  // namespace
 
-TEST_CASE("Blocks are found once their tokens are told", "[prefix][tell]") {
+TEST_CASE("Blocks are found once their tokens are told", "[prefix][publish_tokens]") {
   Tested policy({.blocks = 16, .block_tokens = 4});
   const SeqId seq = silent(policy, 11);
   REQUIRE(policy.known_tokens(seq).empty());
   REQUIRE(policy.match_length(counting(0, 20)) == 0);
-  policy.tell(seq, counting(0, 11));
+  policy.publish_tokens(seq, counting(0, 11));
   policy.verify();
   REQUIRE(policy.known_tokens(seq) == counting(0, 11));
   REQUIRE(policy.match_length(counting(0, 20)) == 8);
@@ -34,28 +34,28 @@ TEST_CASE("Blocks are found once their tokens are told", "[prefix][tell]") {
   policy.commit(seq);
   policy.verify();
   REQUIRE(policy.match_length(counting(0, 20)) == 12);
-  REQUIRE_THROWS_WITH(policy.tell(seq, counting(0, 12)), contains("knows none of its tokens"));
+  REQUIRE_THROWS_WITH(policy.publish_tokens(seq, counting(0, 12)), contains("knows none of its tokens"));
   policy.close(seq);
   REQUIRE(policy.match_length(counting(0, 20)) == 12);
 }
 
-TEST_CASE("Some of the tokens may be told, and those behind them stay unknown", "[prefix][tell]") {
+TEST_CASE("Some of the tokens may be told, and those behind them stay unknown", "[prefix][publish_tokens]") {
   Tested policy({.blocks = 16, .block_tokens = 4});
   const SeqId seq = silent(policy, 11);
-  policy.tell(seq, {});
-  REQUIRE_THROWS_WITH(policy.tell(seq, counting(0, 12)), contains("tokens.size() is 12"));
-  policy.tell(seq, counting(0, 6));
+  policy.publish_tokens(seq, {});
+  REQUIRE_THROWS_WITH(policy.publish_tokens(seq, counting(0, 12)), contains("tokens.size() is 12"));
+  policy.publish_tokens(seq, counting(0, 6));
   policy.verify();
   REQUIRE(policy.known_tokens(seq) == counting(0, 6));
   REQUIRE(policy.match_length(counting(0, 20)) == 4);
   REQUIRE(policy.try_extend(seq, 5, counting(11, 5)));
-  REQUIRE_THROWS_AS(policy.tell(seq, {}), std::invalid_argument);  // an extension is under way
+  REQUIRE_THROWS_AS(policy.publish_tokens(seq, {}), std::invalid_argument);  // an extension is under way
   policy.commit(seq);
   policy.verify();
   REQUIRE(policy.match_length(counting(0, 20)) == 4);
 }
 
-TEST_CASE("Sequences that share blocks may each be told, in any order", "[prefix][tell]") {
+TEST_CASE("Sequences that share blocks may each be told, in any order", "[prefix][publish_tokens]") {
   for (const bool parent_first : {true, false}) {
     Tested policy({.blocks = 16, .block_tokens = 4});
     serve_and_close(policy, counting(0, 5));  // its first block is there already
@@ -64,11 +64,11 @@ TEST_CASE("Sequences that share blocks may each be told, in any order", "[prefix
     const SeqId tail = policy.try_fork(parent, 6)->seq;
     REQUIRE(policy.try_extend(child, 4));
     policy.commit(child);
-    policy.tell(parent_first ? parent : child, counting(0, parent_first ? 10 : 13));
+    policy.publish_tokens(parent_first ? parent : child, counting(0, parent_first ? 10 : 13));
     policy.verify();
-    policy.tell(parent_first ? child : parent, counting(0, parent_first ? 13 : 10));
+    policy.publish_tokens(parent_first ? child : parent, counting(0, parent_first ? 13 : 10));
     policy.verify();
-    policy.tell(tail, counting(0, 6));
+    policy.publish_tokens(tail, counting(0, 6));
     policy.verify();
     REQUIRE(policy.match_length(counting(0, 20)) == 12);
     REQUIRE(policy.block_table(parent)[0] == policy.block_table(child)[0]);
@@ -76,8 +76,8 @@ TEST_CASE("Sequences that share blocks may each be told, in any order", "[prefix
     REQUIRE(policy.block_table(parent)[1] == policy.block_table(tail)[1]);
     REQUIRE(policy.stats().merges == 3);  // of the first block: each of the three held another
     const SeqId other = policy.try_fork(silent(policy, 4), 4)->seq;
-    policy.tell(other, counting(50, 4));
-    REQUIRE_THROWS_WITH(policy.tell(policy.try_fork(other, 4)->seq, counting(60, 4)), contains("knows none"));
+    policy.publish_tokens(other, counting(50, 4));
+    REQUIRE_THROWS_WITH(policy.publish_tokens(policy.try_fork(other, 4)->seq, counting(60, 4)), contains("knows none"));
     for (const SeqId seq : {parent, child, tail}) {
       policy.close(seq);
     }
@@ -85,20 +85,20 @@ TEST_CASE("Sequences that share blocks may each be told, in any order", "[prefix
   }
 }
 
-TEST_CASE("Tokens that contradict those of a shared block are refused", "[prefix][tell]") {
+TEST_CASE("Tokens that contradict those of a shared block are refused", "[prefix][publish_tokens]") {
   Tested policy({.blocks = 16, .block_tokens = 4});
   const SeqId parent = silent(policy, 8);
   const SeqId child = policy.try_fork(parent, 7)->seq;
-  policy.tell(parent, counting(0, 8));
-  REQUIRE_THROWS_WITH(policy.tell(child, counting(1, 7)),
+  policy.publish_tokens(parent, counting(0, 8));
+  REQUIRE_THROWS_WITH(policy.publish_tokens(child, counting(1, 7)),
                       contains("tokens is 0, must be those that a shared block is cached with"));
   policy.verify();
   REQUIRE(policy.known_tokens(child).empty());
-  policy.tell(child, counting(0, 7));
+  policy.publish_tokens(child, counting(0, 7));
   policy.verify();
 }
 
-TEST_CASE("Open sequences are named, pins are not", "[prefix][tell]") {
+TEST_CASE("Open sequences are named, pins are not", "[prefix][publish_tokens]") {
   Tested policy({.blocks = 16, .block_tokens = 4});
   const SeqId a = serve(policy, counting(0, 8), {.salt = Salt(SaltKind::tenant, "t")}).seq;
   const SeqId b = serve(policy, counting(0, 8)).seq;
