@@ -34,9 +34,11 @@ std::string row(const std::string& title, const RunResult& run) {
   std::ostringstream out;
   out << "| " << title << " | " << ms(all.ttft.percentile(50)) << " | " << ms(all.ttft.percentile(95)) << " | "
       << ms(all.ttft.percentile(99)) << " | " << ms(all.tpot.percentile(99)) << " | "
-      << counted(c.failed_admissions, c.failed_admissions_25) << " | " << grouped(c.blocked_25 / second) << " s | "
+      << counted(c.failed_admissions, c.failed_admissions_25) << " | "
+      << grouped(std::llround(static_cast<double>(c.blocked_25) / second)) << " s | "
       << counted(c.out_of_room, c.out_of_room_25) << " | " << grouped(c.preemptions) << " | "
-      << 100 * c.prompt_tokens_found / c.prompt_tokens << " % |";
+      << std::llround(100.0 * static_cast<double>(c.prompt_tokens_found) / static_cast<double>(c.prompt_tokens))
+      << " % |";
   return out.str();
 }
 
