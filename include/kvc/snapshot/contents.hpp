@@ -20,7 +20,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/layout/shape.hpp"
 #include "kvc/policy/salt.hpp"
-#include "kvc/snapshot/byte_stream.hpp"
+#include "kvc/io/byte_stream.hpp"
 #include "kvc/snapshot/format.hpp"
 #include "kvc/snapshot/sections.hpp"
 

@@ -21,7 +21,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
-#include "kvc/snapshot/byte_stream.hpp"
+#include "kvc/io/byte_stream.hpp"
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/restore.hpp"
 #include "kvc/snapshot/row_reader.hpp"

@@ -16,7 +16,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
-#include "kvc/snapshot/byte_stream.hpp"
+#include "kvc/io/byte_stream.hpp"
 #include "kvc/snapshot/checksum.hpp"
 #include "kvc/snapshot/format.hpp"
 

@@ -29,9 +29,9 @@
 #include "kvc/cache.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/snapshot/byte_stream.hpp"
+#include "kvc/io/byte_stream.hpp"
 #include "kvc/snapshot/collect.hpp"
-#include "kvc/snapshot/file.hpp"
+#include "kvc/io/file.hpp"
 #include "kvc/snapshot/reader.hpp"
 #include "kvc/snapshot/writer.hpp"
 

@@ -20,7 +20,7 @@
 #include "kvc/element/element.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/events.hpp"
-#include "kvc/snapshot/byte_stream.hpp"
+#include "kvc/io/byte_stream.hpp"
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/sections.hpp"

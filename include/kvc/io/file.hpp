@@ -26,7 +26,7 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope_guard.hpp"
-#include "kvc/snapshot/byte_stream.hpp"
+#include "kvc/io/byte_stream.hpp"
 
 namespace kvc {
 inline namespace v0 {
