@@ -58,7 +58,7 @@ class Warm {
 };
 
 /// Writes to memory that is there.
-class WarmSink final : public ByteSink {
+class WarmSink final : public io::ByteSink {
  public:
   explicit WarmSink(Warm& to) : to_(&to) {}
   void write(std::span<const std::span<const std::byte>> pieces) override {
@@ -100,7 +100,7 @@ std::string folder() {
 
 /// The rows, as one mapped file that was not there before.
 void copy_to_new_file(const std::string& path, const std::byte* from, std::size_t bytes) {
-  const io_detail::FileHandle file(::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  const io::detail::FileHandle file(::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   void* to = ::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0
                  ? MAP_FAILED
                  : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file.get(), 0);
@@ -111,7 +111,7 @@ void copy_to_new_file(const std::string& path, const std::byte* from, std::size_
   (void)::munmap(to, bytes);
 }
 void copy_from_file(const std::string& path, std::byte* to, std::size_t bytes) {
-  const io_detail::FileHandle file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const io::detail::FileHandle file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   void* from = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, file.get(), 0);
   if (from == MAP_FAILED) {
     std::abort();
@@ -139,11 +139,11 @@ void snapshot(benchmark::State& state, Where where, bool loads, Pos block_tokens
   const std::string plain = path + ".plain";
   const auto save = [&]() -> std::size_t {
     if (where == Where::file) {
-      save_snapshot(from, path);
+      snapshot::save(from, path);
       return 0;
     }
     WarmSink sink(other);
-    save_snapshot(from, sink);
+    snapshot::save(from, sink);
     return sink.size();
   };
   const std::size_t saved = save();
@@ -157,11 +157,11 @@ void snapshot(benchmark::State& state, Where where, bool loads, Pos block_tokens
       if (!loads) {
         (void)save();
       } else if (where == Where::file) {
-        const LoadedSnapshot loaded = load_snapshot(to, path);
+        const snapshot::Loaded loaded = snapshot::load(to, path);
         to.close(loaded.sequences[0]);
       } else {
-        MemorySource source({other.data(), saved});
-        const LoadedSnapshot loaded = load_snapshot(to, source);
+        io::MemorySource source({other.data(), saved});
+        const snapshot::Loaded loaded = snapshot::load(to, source);
         to.close(loaded.sequences[0]);
       }
     }));

@@ -34,7 +34,7 @@
 namespace {
 using namespace kvc;
 using Clock = std::chrono::steady_clock;
-using Endpoint = InProcess::Endpoint;
+using Endpoint = transport::InProcess::Endpoint;
 constexpr Shape shape{.layers = 32, .kv_heads = 8, .key_dim = 128};
 constexpr Pos tokens = 4096;  // 512 MiB of rows
 
@@ -57,12 +57,12 @@ double median(std::vector<double> seconds) {
 template <class Cache>
 class ReceiverThread {
  public:
-  ReceiverThread(InProcess& hub, Cache& cache) : endpoint_(hub, 1), receiver_(cache, endpoint_) {
+  ReceiverThread(transport::InProcess& hub, Cache& cache) : endpoint_(hub, 1), receiver_(cache, endpoint_) {
     thread_ = std::jthread([this, &cache](const std::stop_token& stop) {
       while (!stop.stop_requested()) {
         receiver_.poll();
         while (const auto got = receiver_.next()) {
-          if (got->outcome != TransferOutcome::complete) {
+          if (got->outcome != transfer::Outcome::complete) {
             std::abort();
           }
           cache.close(got->seq);
@@ -74,7 +74,7 @@ class ReceiverThread {
 
  private:
   Endpoint endpoint_;
-  SequenceReceiver<Cache, Endpoint> receiver_;
+  transfer::Receiver<Cache, Endpoint> receiver_;
   std::jthread thread_;
 };
 
@@ -96,22 +96,22 @@ void transfer(benchmark::State& state, Pos block_tokens, Pos to_block_tokens, In
   std::vector<double> own;
   std::vector<double> copy;
   std::uint64_t sent_bytes = 0;
-  InProcess hub({});
+  transport::InProcess hub({});
   Endpoint endpoint(hub, 0);
-  SequenceSender sender(from, endpoint, {.message_bytes = message_bytes});
+  transfer::Sender sender(from, endpoint, {.message_bytes = message_bytes});
   ReceiverThread<Target> receiver(hub, to);
   const auto send = [&](std::span<const Token> told) {
-    Offer offer;
+    transfer::Offer offer;
     offer.to = 1;
     offer.seq = seq;
     offer.tokens = told;
     sender.finish(sender.offer(offer));
-    (void)wait_for(endpoint, no_deadline, [&] {
+    (void)transport::wait_for(endpoint, transport::no_deadline, [&] {
       sender.poll();
       return sender.transfers() == 0;
     });
-    const Sent sent = sender.next().value();
-    require_complete(sent);
+    const transfer::Sent sent = sender.next().value();
+    transfer::require_complete(sent);
     sent_bytes = sent.bytes;
   };
   for (auto _ : state) {

@@ -49,13 +49,13 @@ int main() {
     Cache cache(shape, {.blocks = 64, .block_tokens = 16});
     serve(cache, session);                                     // stays open
     cache.close(serve(cache, system_prompt_and({600, 601})));  // is done; its full blocks stay cached
-    kvc::save_snapshot(cache, file);                           // all open sequences, and what is cached
+    kvc::snapshot::save(cache, file);                          // all open sequences, and what is cached
     std::printf("  saved: %ld bytes\n", static_cast<long>(std::filesystem::file_size(file)));
   }
 
   std::printf("after the restart:\n");
   Cache cache(shape, {.blocks = 128, .block_tokens = 16});
-  const kvc::LoadedSnapshot loaded = kvc::load_snapshot(cache, file);
+  const kvc::snapshot::Loaded loaded = kvc::snapshot::load(cache, file);
   std::filesystem::remove(file);
   const kvc::SeqId seq = loaded.sequences.at(0);
   const bool same = loaded.contents.tokens_of(0) == session;

@@ -15,8 +15,8 @@
 namespace kvc_test {
 
 /// Two layers, head_dim 6, two query heads to a key/value head.
-inline kvc::LlamaConfig tiny_config() {
-  kvc::LlamaConfig config;
+inline kvc::llama::Config tiny_config() {
+  kvc::llama::Config config;
   config.dim = 24;
   config.hidden_dim = 40;
   config.layers = 2;
@@ -45,7 +45,7 @@ class ByteWriter {
 };
 
 /// A checkpoint with random weights; the classifier is the embedding unless `own_classifier`.
-inline std::vector<std::byte> tiny_checkpoint(const kvc::LlamaConfig& c, bool own_classifier = false,
+inline std::vector<std::byte> tiny_checkpoint(const kvc::llama::Config& c, bool own_classifier = false,
                                               std::uint64_t seed = 1) {
   ByteWriter out;
   for (kvc::Index value :
@@ -77,8 +77,8 @@ inline std::vector<std::byte> tiny_checkpoint(const kvc::LlamaConfig& c, bool ow
   return out.take();
 }
 
-inline kvc::Llama tiny_model(const kvc::LlamaConfig& config = tiny_config(), std::uint64_t seed = 1) {
-  return kvc::load_checkpoint(tiny_checkpoint(config, false, seed));
+inline kvc::llama::Model tiny_model(const kvc::llama::Config& config = tiny_config(), std::uint64_t seed = 1) {
+  return kvc::llama::load_checkpoint(tiny_checkpoint(config, false, seed));
 }
 
 /// `count` tokens of a vocabulary, the first of them BOS.

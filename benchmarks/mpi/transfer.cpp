@@ -74,9 +74,9 @@ int main(int argc, char** argv) {
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 9;
-  const Index message_bytes = argc > 2 ? std::atoll(argv[2]) << 10 : SenderOptions().message_bytes;
+  const Index message_bytes = argc > 2 ? std::atoll(argv[2]) << 10 : transfer::SenderOptions().message_bytes;
   const std::size_t part_bytes =
-      argc > 3 ? static_cast<std::size_t>(std::atoll(argv[3])) << 10 : MpiTransport::Config().part_bytes;
+      argc > 3 ? static_cast<std::size_t>(std::atoll(argv[3])) << 10 : transport::Mpi::Config().part_bytes;
   std::vector<double> own;
   std::vector<double> blocks;
   std::vector<double> large;
@@ -85,9 +85,9 @@ int main(int argc, char** argv) {
     const auto bytes = static_cast<std::size_t>(cache.bytes_per_token() * tokens);
     std::memset(static_cast<void*>(cache.data()), 1, bytes);
     std::vector<std::byte> buffer(bytes, std::byte{1});
-    MpiTransport transport(MPI_COMM_WORLD, {.channels = 2, .part_bytes = part_bytes});
-    SequenceSender sender(cache, transport, {.message_bytes = message_bytes});
-    SequenceReceiver receiver(cache, transport);
+    transport::Mpi transport(MPI_COMM_WORLD, {.channels = 2, .part_bytes = part_bytes});
+    transfer::Sender sender(cache, transport, {.message_bytes = message_bytes});
+    transfer::Receiver receiver(cache, transport);
     SeqId seq{};
     if (rank == 0) {
       seq = cache.open();
@@ -96,18 +96,18 @@ int main(int argc, char** argv) {
     for (int round = 0; round < rounds + 1; ++round) {
       const double t = time_of([&] {
         if (rank == 0) {
-          Offer offer;
+          transfer::Offer offer;
           offer.to = 1;
           offer.seq = seq;
           sender.finish(sender.offer(offer));
-          (void)wait_for(transport, no_deadline, [&] {
+          (void)transport::wait_for(transport, transport::no_deadline, [&] {
             sender.poll();
             return sender.transfers() == 0;
           });
-          require_complete(sender.next().value());
+          transfer::require_complete(sender.next().value());
         } else {
-          std::optional<Received> got;
-          (void)wait_for(transport, no_deadline, [&] {
+          std::optional<transfer::Received> got;
+          (void)transport::wait_for(transport, transport::no_deadline, [&] {
             receiver.poll();
             return (got = receiver.next()).has_value();
           });

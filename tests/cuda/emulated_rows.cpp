@@ -70,9 +70,9 @@ std::vector<std::byte> as_input(const std::vector<float>& x) {
   return out;
 }
 
-/// kvc::rope with fused multiply-adds, whether or not this test is compiled for a processor that has them.
+/// kvc::llama::rope with fused multiply-adds, whether or not this test is compiled for a processor that has them.
 template <class Pairing>
-void turn(const kvc::RopeTable& table, const std::vector<Pos>& positions, std::vector<float>& x, Index width,
+void turn(const kvc::llama::RopeTable& table, const std::vector<Pos>& positions, std::vector<float>& x, Index width,
           Index dim) {
   const std::vector<float> before = x;
   const Index half = table.rotary_dim() / 2;
@@ -89,7 +89,7 @@ void turn(const kvc::RopeTable& table, const std::vector<Pos>& positions, std::v
   }
 #if defined(__FMA__)
   std::vector<float> same = before;
-  kvc::rope(Pairing{}, table, positions, kvc::MatrixRef<float>(same.data(), std::ssize(positions), width), dim);
+  kvc::llama::rope(Pairing{}, table, positions, kvc::MatrixRef<float>(same.data(), std::ssize(positions), width), dim);
   REQUIRE(same == x);
 #endif
 }
@@ -105,7 +105,7 @@ void check_append(const typename P::Config& config, const kvc::Shape& shape, cud
   }
   Random random(seed);
   const Index dim = shape.key_dim, value_dim = expected.shape().value_dim, heads = shape.kv_heads;
-  const kvc::RopeTable table(100, rope.rotary_dim, 10000.0);
+  const kvc::llama::RopeTable table(100, rope.rotary_dim, 10000.0);
   rope.cos = table.cos(0);
   rope.sin = table.sin(0);
   std::vector<kvc::SeqId> sequences{cache.open(), cache.open(), cache.open()};
@@ -294,7 +294,7 @@ TEST_CASE("emulated append: the bytes of the CPU, for every element type", "[cud
   const kvc::Shape shape{.layers = 2, .kv_heads = 3, .key_dim = 64};
   using Head = kvc::HeadMajor;
   using Token = kvc::TokenMajor;
-  using None = kvc::Interleaved;
+  using None = kvc::llama::Interleaved;
   const kvc::Paged::Config paged{.blocks = 40, .block_tokens = 4};
   check_append<float, Format::f32, kvc::Paged, Head, None>(paged, shape, no_rope, 0, 1);
   check_append<Eigen::half, Format::f16, kvc::Paged, Token, None>(paged, shape, no_rope, 0, 2);
@@ -306,19 +306,20 @@ TEST_CASE("emulated append: the bytes of the CPU, for every element type", "[cud
 
 TEST_CASE("emulated append: dims that differ, and beyond a half of a warp", "[cuda]") {
   const kvc::Paged::Config paged{.blocks = 20, .block_tokens = 7};
-  check_append<kvc::Int8, Format::bf16, kvc::Paged, kvc::HeadMajor, kvc::Interleaved>(
+  check_append<kvc::Int8, Format::bf16, kvc::Paged, kvc::HeadMajor, kvc::llama::Interleaved>(
       paged, {.layers = 1, .kv_heads = 2, .key_dim = 192, .value_dim = 104}, no_rope, 0, 6);
-  check_append<kvc::Fp8E4M3, Format::f32, kvc::Paged, kvc::TokenMajor, kvc::Interleaved>(
+  check_append<kvc::Fp8E4M3, Format::f32, kvc::Paged, kvc::TokenMajor, kvc::llama::Interleaved>(
       paged, {.layers = 1, .kv_heads = 2, .key_dim = 72, .value_dim = 128}, no_rope, 0, 7);
 }
 
 TEST_CASE("emulated append: RoPE on keys and queries, with the bits of the CPU", "[cuda]") {
   const kvc::Shape shape{.layers = 1, .kv_heads = 2, .key_dim = 64};
   const kvc::Paged::Config paged{.blocks = 20, .block_tokens = 7};
-  check_append<Eigen::bfloat16, Format::bf16, kvc::Paged, kvc::HeadMajor, kvc::Interleaved>(paged, shape, interleaved,
-                                                                                            4, 8);
-  check_append<float, Format::f32, kvc::Paged, kvc::HeadMajor, kvc::HalfSplit>(paged, shape, half_split, 3, 9);
-  check_append<Eigen::half, Format::f16, kvc::Paged, kvc::HeadMajor, kvc::HalfSplit>(paged, shape, half_split, 2, 10);
+  check_append<Eigen::bfloat16, Format::bf16, kvc::Paged, kvc::HeadMajor, kvc::llama::Interleaved>(paged, shape,
+                                                                                                   interleaved, 4, 8);
+  check_append<float, Format::f32, kvc::Paged, kvc::HeadMajor, kvc::llama::HalfSplit>(paged, shape, half_split, 3, 9);
+  check_append<Eigen::half, Format::f16, kvc::Paged, kvc::HeadMajor, kvc::llama::HalfSplit>(paged, shape, half_split, 2,
+                                                                                            10);
 }
 
 TEST_CASE("emulated rows: gathered, lost and scattered, a sequence is what it was", "[cuda]") {

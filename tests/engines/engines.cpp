@@ -45,21 +45,21 @@ int in_state(const World& world, State state) {
 }  // namespace
 
 TEST_CASE("The decoder tells of each layer when its rows are written, and of no other", "[engines]") {
-  const kvc::Llama& model = model_of_engines();
+  const kvc::llama::Model& model = model_of_engines();
   disaggregated::Cache cache(model.config.cache_shape(), {.blocks = 8, .block_tokens = 4});
   const std::vector<Token> prompt = random_tokens(10, model.config.vocab_size, 1);
   const kvc::SeqId seq = cache.open();
   auto step = cache.extend(seq, prompt);
   const auto rows_of = [&](kvc::Index layer) {
-    kvc::Matrix k(10, 12);
-    kvc::Matrix v(10, 12);
+    kvc::llama::Matrix k(10, 12);
+    kvc::llama::Matrix v(10, 12);
     cache.gather(layer, seq, {0, 10}, k, v);
     k += v;
     return k;
   };
-  std::vector<kvc::Matrix> told;
-  const kvc::Matrix empty = rows_of(1);
-  kvc::dec_kv(model, cache, step, prompt, kvc::Sequential{}, [&](kvc::Index layer) {
+  std::vector<kvc::llama::Matrix> told;
+  const kvc::llama::Matrix empty = rows_of(1);
+  kvc::llama::dec_kv(model, cache, step, prompt, kvc::Sequential{}, [&](kvc::Index layer) {
     REQUIRE(layer == static_cast<kvc::Index>(told.size()));
     if (layer == 0) {
       REQUIRE(rows_of(1) == empty);  // the next one is not begun

@@ -17,10 +17,10 @@
 
 namespace kvc_test {
 
-using kvc::InProcess;
-using kvc::Peer;
 using kvc::Pos;
 using kvc::Token;
+using kvc::transport::InProcess;
+using kvc::transport::Peer;
 using Endpoint = InProcess::Endpoint;
 using Router = disaggregated::Router<Endpoint>;
 using PrefillEngine = disaggregated::PrefillEngine<Endpoint>;
@@ -29,8 +29,8 @@ using disaggregated::Request;
 using disaggregated::RequestRecord;
 using disaggregated::State;
 
-inline const kvc::Llama& model_of_engines() {
-  static const kvc::Llama model = tiny_model();
+inline const kvc::llama::Model& model_of_engines() {
+  static const kvc::llama::Model model = tiny_model();
   return model;
 }
 
@@ -182,7 +182,7 @@ class World {
 
   Sizes sizes_;
   std::vector<Request> requests_;
-  kvc::TimePoint time_ = std::chrono::steady_clock::now();  // goes on by itself only
+  kvc::transport::TimePoint time_ = std::chrono::steady_clock::now();  // goes on by itself only
   InProcess hub_;
   std::vector<std::unique_ptr<Endpoint>> endpoints_;
   std::unique_ptr<Router> router_;

@@ -14,7 +14,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../io/forge.hpp"
+#include "../snapshot/forge.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/paged.hpp"
@@ -32,13 +32,13 @@ void expect(bool ok, const char* what) {
   }
 }
 
-class Trickle final : public ByteSource {
+class Trickle final : public io::ByteSource {
  public:
-  explicit Trickle(std::span<const std::byte> bytes) : ByteSource("fuzzed"), inner_(bytes) {}
+  explicit Trickle(std::span<const std::byte> bytes) : io::ByteSource("fuzzed"), inner_(bytes) {}
   std::size_t read(std::span<const std::span<std::byte>> pieces) override { return inner_.read(pieces); }
 
  private:
-  MemorySource inner_;
+  io::MemorySource inner_;
 };
 
 /// Rows of one sequence as they are stored, by layer, head and position.
@@ -73,7 +73,7 @@ auto seen(const Cache& cache) {
 
 template <class T, class P, class L>
 void load(const typename P::Config& config, std::span<const std::byte> bytes, bool trickles,
-          const LoadOptions& options) {
+          const snapshot::LoadOptions& options) {
   using Cache = KvCache<T, P, L>;
   Cache cache(shape, config);
   std::memset(static_cast<void*>(cache.data()), 0, static_cast<std::size_t>(cache.layout().size()) * sizeof(T));
@@ -82,10 +82,10 @@ void load(const typename P::Config& config, std::span<const std::byte> bytes, bo
   const auto before = seen(cache);
   std::vector<SeqId> sequences;
   try {
-    MemorySource memory(bytes, "fuzzed");
+    io::MemorySource memory(bytes, "fuzzed");
     Trickle trickle(bytes);
-    ByteSource& source = trickles ? static_cast<ByteSource&>(trickle) : memory;
-    auto loaded = try_load_snapshot(cache, source, options);
+    io::ByteSource& source = trickles ? static_cast<io::ByteSource&>(trickle) : memory;
+    auto loaded = snapshot::try_load(cache, source, options);
     cache.verify();
     if (!loaded) {
       expect(seen(cache) == before, "no room changes nothing");
@@ -100,11 +100,11 @@ void load(const typename P::Config& config, std::span<const std::byte> bytes, bo
     return;
   }
   // What was loaded can be saved, and comes back.
-  MemorySink sink;
-  save_snapshot(cache, std::span<const SeqId>(sequences), sink);
+  io::MemorySink sink;
+  snapshot::save(cache, std::span<const SeqId>(sequences), sink);
   KvCache<T, Paged, HeadMajor> again(shape, {.blocks = 4096, .block_tokens = 1});
-  MemorySource source(sink.bytes());
-  const auto loaded = try_load_snapshot(again, source);
+  io::MemorySource source(sink.bytes());
+  const auto loaded = snapshot::try_load(again, source);
   again.verify();
   expect(!loaded || loaded->sequences.size() == sequences.size(), "as many sequences");
   for (std::size_t i = 0; loaded && i < sequences.size(); ++i) {
@@ -125,7 +125,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     bytes = forged;
   }
   const bool trickles = (how & 4) != 0;
-  const LoadOptions options{.cached_prefixes = (how & 8) == 0, .convert_elements = (how & 16) != 0};
+  const snapshot::LoadOptions options{.cached_prefixes = (how & 8) == 0, .convert_elements = (how & 16) != 0};
   load<float, PrefixShared<Lru>, HeadMajor>({.blocks = 64, .block_tokens = 2}, bytes, trickles, options);
   load<float, Paged, TokenMajor>({.blocks = 32, .block_tokens = 3}, bytes, trickles, options);
   load<float, Contiguous, HeadMajor>(

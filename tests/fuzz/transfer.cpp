@@ -26,8 +26,8 @@
 
 namespace {
 using namespace kvc;
-using namespace kvc::transfer_detail;
-using Endpoint = InProcess::Endpoint;
+using namespace kvc::transfer::detail;
+using Endpoint = transport::InProcess::Endpoint;
 constexpr Shape shape{.layers = 2, .kv_heads = 2, .key_dim = 1, .value_dim = 1};
 constexpr Pos own_tokens = 10;
 constexpr Pos pool_tokens = 64;
@@ -85,7 +85,7 @@ class Exchange {
     poll();
     time_ += std::chrono::hours(1);
     poll();
-    expect(sender_.transfers() == 0 && receiver_.transfers() == 0 && receiver_.settling() == 0,
+    expect(sender_.transfers() == 0 && receiver_.transfers() == 0 && receiver_.draining() == 0,
            "nothing is under way with a peer that is gone");
     step_.reset();
     cache_.close(growing_);
@@ -97,14 +97,14 @@ class Exchange {
  private:
   void step(Script& script) {
     const std::uint8_t what = script.byte();
-    const TransferId id = 1 + what / 32U;
+    const transfer::Id id = 1 + what / 32U;
     switch (what % 16) {
       case 0:
       case 1:
-        return say(script, transfer_channel);
+        return say(script, transfer::data_channel);
       case 2:
       case 3:
-        return say(script, reply_channel);
+        return say(script, transfer::reply_channel);
       case 4:
         return poll();
       case 5:
@@ -134,8 +134,8 @@ class Exchange {
   }
 
   /// A message of the peer: the sizes of its head and of what the input has of its body, the size of its body.
-  void say(Script& script, Channel channel) {
-    const std::size_t head_bytes = script.number(max_message_head);
+  void say(Script& script, transport::Channel channel) {
+    const std::size_t head_bytes = script.number(transport::max_message_head);
     const std::size_t given = script.number(most_body);
     const std::size_t body_bytes = script.number(most_body);
     const auto head = script.bytes(head_bytes);
@@ -149,18 +149,18 @@ class Exchange {
   }
   void offer(std::uint8_t what) {
     if (sender_.transfers() < 8) {
-      Offer offer;
+      transfer::Offer offer;
       offer.to = 1;
       offer.seq = (what & 1) == 0 ? written_ : growing_;
       offer.tokens = (what & 16) == 0 ? std::span<const Token>(prompt_) : std::span<const Token>();
       offer.request = what;
-      offer.deadline = (what & 32) == 0 ? no_deadline : time_ + std::chrono::milliseconds(700);
+      offer.deadline = (what & 32) == 0 ? transport::no_deadline : time_ + std::chrono::milliseconds(700);
       (void)sender_.offer(offer, time_);
     }
   }
   /// The peer looks at what has come, and takes the bodies, or keeps them for later.
   void listen(bool take) {
-    while (auto arrival = peer_.poll(transfer_channel)) {
+    while (auto arrival = peer_.poll(transfer::data_channel)) {
       HeadReader in(arrival->head());
       const auto head = in.take<MessageHead>();
       expect(head && head->magic == magic, "the engine says what the protocol has");
@@ -175,7 +175,7 @@ class Exchange {
         arrivals_.push_back(std::move(*arrival));
       }
     }
-    while (peer_.poll(reply_channel)) {
+    while (peer_.poll(transfer::reply_channel)) {
     }
   }
 
@@ -184,7 +184,7 @@ class Exchange {
     (void)sender_.poll(time_);
     cache_.verify();
     while (const auto sent = sender_.next()) {
-      if (sent->outcome == TransferOutcome::complete) {
+      if (sent->outcome == transfer::Outcome::complete) {
         listen(false);
         expect(ended_.contains(sent->id), "complete without its end having been said");
         expect(sent->bytes == static_cast<std::uint64_t>(own_tokens - sent->cached) * shape.layers * token_bytes_,
@@ -193,7 +193,7 @@ class Exchange {
     }
     while (const auto got = receiver_.next()) {
       expect(got->from == 1, "from whom");
-      if (got->outcome == TransferOutcome::complete) {
+      if (got->outcome == transfer::Outcome::complete) {
         expect(cache_.length(got->seq) == got->length && 0 <= got->cached && got->cached < got->length,
                "a sequence of the length that was offered");
         expect(got->bytes == static_cast<std::uint64_t>(got->length - got->cached) * shape.layers * token_bytes_,
@@ -210,18 +210,18 @@ class Exchange {
   static constexpr std::uint64_t token_bytes_ = 2 * 2 * sizeof(float);
   Cache cache_;
   std::vector<std::vector<std::byte>> bodies_;  // live on until the hub is gone
-  InProcess hub_{{.channels = 2, .window_messages = 8}};
+  transport::InProcess hub_{{.channels = 2, .window_messages = 8}};
   Endpoint mine_{hub_, 0};
   Endpoint peer_{hub_, 1};
   std::vector<Endpoint::Arrival> arrivals_;
-  SequenceSender<Cache, Endpoint> sender_{cache_, mine_, {.timeout = std::chrono::seconds(1), .message_bytes = 100}};
-  SequenceReceiver<Cache, Endpoint> receiver_{cache_, mine_, {.timeout = std::chrono::seconds(1), .transfers = 4}};
+  transfer::Sender<Cache, Endpoint> sender_{cache_, mine_, {.timeout = std::chrono::seconds(1), .message_bytes = 100}};
+  transfer::Receiver<Cache, Endpoint> receiver_{cache_, mine_, {.timeout = std::chrono::seconds(1), .transfers = 4}};
   std::vector<Token> prompt_ = std::vector<Token>(own_tokens);
   SeqId written_{};
   SeqId growing_{};
   std::optional<typename Cache::Append> step_;
-  std::set<TransferId> ended_;
-  TimePoint time_{};
+  std::set<transfer::Id> ended_;
+  transport::TimePoint time_{};
 };
 }  // namespace
 

@@ -13,8 +13,8 @@
 #include "stories.hpp"
 
 using kvc::Index;
-using kvc::Matrix;
 using kvc::Pos;
+using kvc::llama::Matrix;
 
 namespace {
 

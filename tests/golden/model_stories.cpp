@@ -10,12 +10,12 @@
 
 using kvc::Contiguous;
 using kvc::Index;
-using kvc::Logits;
-using kvc::Matrix;
 using kvc::Paged;
 using kvc::Pos;
 using kvc::Sequential;
 using kvc::Token;
+using kvc::llama::Logits;
+using kvc::llama::Matrix;
 using PrefixShared = kvc::PrefixShared<>;
 
 namespace {

@@ -8,15 +8,15 @@
 #include "stories.hpp"
 
 using kvc::Index;
-using kvc::Matrix;
 using kvc::Token;
+using kvc::llama::Matrix;
 
 namespace {
 
 /// The model of examples/generate, and windows of the last 7 % of the text, which were held out from its training.
 struct Shakespeare {
   static constexpr std::size_t windows = 8;
-  kvc::Llama model = kvc::load_checkpoint(KVC_SOURCE_DIR "/examples/model/shakespeare.bin");
+  kvc::llama::Model model = kvc::llama::load_checkpoint(KVC_SOURCE_DIR "/examples/model/shakespeare.bin");
   std::vector<std::vector<Token>> texts;
 
   Shakespeare() {
@@ -24,7 +24,7 @@ struct Shakespeare {
     const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
     REQUIRE(text.size() == 1115394);
     const auto tokenizer =
-        kvc::Tokenizer::load(KVC_SOURCE_DIR "/examples/model/shakespeare.tok", model.config.vocab_size);
+        kvc::llama::Tokenizer::load(KVC_SOURCE_DIR "/examples/model/shakespeare.tok", model.config.vocab_size);
     const std::size_t held_out = text.size() / 100 * 94, step = (text.size() - held_out) / windows;
     for (std::size_t w = 0; w < windows; ++w) {
       texts.push_back(tokenizer.encode(text.substr(held_out + w * step, step)));

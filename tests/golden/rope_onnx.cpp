@@ -8,8 +8,8 @@
 #include "onnx_case.hpp"
 
 using kvc::Index;
-using kvc::Matrix;
 using kvc::Pos;
+using kvc::llama::Matrix;
 
 namespace {
 
@@ -34,7 +34,7 @@ std::vector<float> rotated(const kvc_test::OnnxCase& test) {
   const Index half = cos.dims.back();
   const Index rotary_dim = test.integer("rotary_embedding_dim", 0);
   REQUIRE(2 * half == (rotary_dim == 0 ? head_dim : rotary_dim));
-  const kvc::RopeTable table(matrix(cos.floats(), half), matrix(sin.floats(), half));
+  const kvc::llama::RopeTable table(matrix(cos.floats(), half), matrix(sin.floats(), half));
 
   // As rows of one head each, which both forms are: row r is of token r % tokens, or of r / heads.
   Matrix x = matrix(input.floats(), head_dim);
@@ -48,9 +48,9 @@ std::vector<float> rotated(const kvc_test::OnnxCase& test) {
         static_cast<Pos>(ids == nullptr ? place : static_cast<Index>(ids->values.at(static_cast<std::size_t>(place)))));
   }
   if (test.integer("interleaved", 0) != 0) {
-    kvc::rope(kvc::Interleaved{}, table, positions, x, head_dim);
+    kvc::llama::rope(kvc::llama::Interleaved{}, table, positions, x, head_dim);
   } else {
-    kvc::rope(kvc::HalfSplit{}, table, positions, x, head_dim);
+    kvc::llama::rope(kvc::llama::HalfSplit{}, table, positions, x, head_dim);
   }
   return {x.data(), x.data() + x.size()};
 }

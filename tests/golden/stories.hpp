@@ -20,8 +20,8 @@ namespace kvc_test {
 /// Skips the test case where the model is absent.
 struct Stories {
   std::filesystem::path root = data_file("stories260k");
-  kvc::Llama model = kvc::load_checkpoint(root / "stories260K.bin");
-  kvc::Tokenizer tokenizer = kvc::Tokenizer::load(root / "tok512.bin", model.config.vocab_size);
+  kvc::llama::Model model = kvc::llama::load_checkpoint(root / "stories260K.bin");
+  kvc::llama::Tokenizer tokenizer = kvc::llama::Tokenizer::load(root / "tok512.bin", model.config.vocab_size);
 
   /// The bytes of a golden file.
   [[nodiscard]] std::string text(const std::string& name) const {
@@ -31,9 +31,9 @@ struct Stories {
   }
 
   /// A golden array as a matrix of [rows, cols].
-  [[nodiscard]] kvc::Matrix array(const std::string& name, kvc::Index rows, kvc::Index cols) const {
+  [[nodiscard]] kvc::llama::Matrix array(const std::string& name, kvc::Index rows, kvc::Index cols) const {
     const std::string bytes = text(name);
-    kvc::Matrix m(rows, cols);
+    kvc::llama::Matrix m(rows, cols);
     REQUIRE(bytes.size() == static_cast<std::size_t>(m.size()) * sizeof(float));
     std::copy_n(bytes.data(), bytes.size(), reinterpret_cast<char*>(m.data()));
     return m;

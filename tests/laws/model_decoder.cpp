@@ -13,12 +13,12 @@
 
 using kvc::Contiguous;
 using kvc::Index;
-using kvc::Logits;
-using kvc::Matrix;
 using kvc::Paged;
 using kvc::Pos;
 using kvc::SeqId;
 using kvc::Token;
+using kvc::llama::Logits;
+using kvc::llama::Matrix;
 using kvc_test::equal_bits;
 using kvc_test::pool_for;
 using kvc_test::random_tokens;
@@ -45,7 +45,7 @@ const Matrix& expected() {
 TEMPLATE_TEST_CASE("logits have the same bits over every policy, layout, block size and chunking", "[laws][model]",
                    (kvc::KvCache<float, Contiguous>), (kvc::KvCache<float, Paged>), (kvc::KvCache<float, PrefixShared>),
                    (kvc::KvCache<float, Contiguous, kvc::TokenMajor>), (kvc::KvCache<float, Paged, kvc::TokenMajor>)) {
-  const kvc::Llama model = tiny_model();
+  const kvc::llama::Model model = tiny_model();
   const auto tokens = random_tokens(length, model.config.vocab_size, 1);
   for (Pos block_tokens : {1, 7, 16, 64}) {
     for (std::size_t chunk : {0U, 1U, 2U, 13U, 32U, 64U}) {
@@ -57,7 +57,7 @@ TEMPLATE_TEST_CASE("logits have the same bits over every policy, layout, block s
 }
 
 TEMPLATE_TEST_CASE("logits have the same bits in a batch and alone", "[laws][model]", Contiguous, Paged, PrefixShared) {
-  const kvc::Llama model = tiny_model();
+  const kvc::llama::Model model = tiny_model();
   const Index vocab_size = model.config.vocab_size;
   constexpr std::size_t sequences = 5;
   const std::uint64_t seed = GENERATE(1U, 2U, 3U);
@@ -94,7 +94,7 @@ TEMPLATE_TEST_CASE("logits have the same bits in a batch and alone", "[laws][mod
     if (!any_left) break;
     if (steps.empty()) continue;
     const bool all = random() % 2 == 0;
-    const Matrix logits = kvc::dec(model, cache, steps, batch, all ? Logits::all : Logits::last);
+    const Matrix logits = kvc::llama::dec(model, cache, steps, batch, all ? Logits::all : Logits::last);
     Index row = 0;
     for (std::size_t i = 0; i < steps.size(); ++i) {
       const kvc::PosRange range = steps[i].range();
@@ -109,7 +109,7 @@ TEMPLATE_TEST_CASE("logits have the same bits in a batch and alone", "[laws][mod
 }
 
 TEST_CASE("logits have the same bits after a prefix hit and after a miss", "[laws][model]") {
-  const kvc::Llama model = tiny_model();
+  const kvc::llama::Model model = tiny_model();
   const Index vocab_size = model.config.vocab_size;
   const auto first = random_tokens(length, vocab_size, 1);
   for (Pos block_tokens : {1, 7, 16}) {
@@ -137,7 +137,7 @@ TEST_CASE("logits have the same bits after a prefix hit and after a miss", "[law
 
 TEMPLATE_TEST_CASE("a fork and a truncated sequence go on as if they had been computed", "[laws][model]", Contiguous,
                    Paged, PrefixShared) {
-  const kvc::Llama model = tiny_model();
+  const kvc::llama::Model model = tiny_model();
   const auto tokens = random_tokens(length, model.config.vocab_size, 1);
   const auto others = random_tokens(length, model.config.vocab_size, 9);
   kvc::KvCache<float, TestType> cache(model.config.cache_shape(), pool_for<TestType>(length, 7, 3));
@@ -155,7 +155,7 @@ TEMPLATE_TEST_CASE("a fork and a truncated sequence go on as if they had been co
 
 TEMPLATE_TEST_CASE("greedy tokens are equal over policies in 16 bits too", "[laws][model]", float, Eigen::half,
                    Eigen::bfloat16) {
-  const kvc::Llama model = tiny_model();
+  const kvc::llama::Model model = tiny_model();
   const auto prompt = random_tokens(20, model.config.vocab_size, 4);
   const auto tokens = [&](auto policy, Pos block_tokens, std::size_t chunk) {
     using Policy = typename decltype(policy)::type;

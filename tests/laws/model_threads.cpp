@@ -13,10 +13,10 @@
 #endif
 
 using kvc::Index;
-using kvc::Matrix;
 using kvc::Paged;
 using kvc::Pos;
 using kvc::SeqId;
+using kvc::llama::Matrix;
 using kvc_test::equal_bits;
 using kvc_test::pool_for;
 using kvc_test::random_tokens;
@@ -41,11 +41,11 @@ struct Shuffled {
 
 TEST_CASE("logits have the same bits on any number of threads", "[laws][model][threads]") {
   // Large enough that matrix products are split as well.
-  kvc::LlamaConfig config = tiny_config();
+  kvc::llama::Config config = tiny_config();
   config.dim = 96;
   config.hidden_dim = 300;
   config.vocab_size = 500;
-  const kvc::Llama model = tiny_model(config, 5);
+  const kvc::llama::Model model = tiny_model(config, 5);
   const auto tokens = random_tokens(length, config.vocab_size, 2);
   const auto logits = [&](auto&& ex) {
     kvc::KvCache<float, Paged> cache(config.cache_shape(), pool_for<Paged>(length, 16));

@@ -15,16 +15,16 @@ int main(int argc, char** argv) {
   int self = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &self);
   int wrong = 0;
-  using Suite = Contract<MpiTransport>;
+  using Suite = Contract<transport::Mpi>;
   // Parts as small as pieces, parts of some pieces, and one part of all.
   for (const std::size_t part_bytes : {1U, 200U, 100000U}) {
     for (const Suite::Case& one : Suite::cases()) {
       Checks checks(self);
-      std::optional<MpiTransport> transport(std::in_place, MPI_COMM_WORLD,
-                                            MpiTransport::Config{.channels = contract_channels,
-                                                                 .window_messages = contract_window_messages,
-                                                                 .window_bytes = contract_window_bytes,
-                                                                 .part_bytes = part_bytes});
+      std::optional<transport::Mpi> transport(std::in_place, MPI_COMM_WORLD,
+                                              transport::Mpi::Config{.channels = contract_channels,
+                                                                     .window_messages = contract_window_messages,
+                                                                     .window_bytes = contract_window_bytes,
+                                                                     .part_bytes = part_bytes});
       try {
         Suite suite(transport, checks);
         (suite.*one.run)();

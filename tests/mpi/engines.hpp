@@ -28,7 +28,7 @@ inline constexpr Index columns = 2 * 64;
 inline constexpr int requests = 12;
 inline constexpr std::chrono::seconds patience(100);  // what takes longer never ends: the test fails
 
-inline TimePoint now() { return std::chrono::steady_clock::now(); }
+inline transport::TimePoint now() { return std::chrono::steady_clock::now(); }
 
 inline Pos length_of(std::uint64_t request) { return static_cast<Pos>(200 + 97 * (request % requests)); }
 inline Matrix rows(std::uint64_t request, Index layer, bool keys) {
@@ -40,8 +40,8 @@ inline Matrix rows(std::uint64_t request, Index layer, bool keys) {
   return m;
 }
 template <class Cache>
-bool has_rows(const Cache& cache, const Received& got) {
-  bool same = got.outcome == TransferOutcome::complete && got.length == length_of(got.request);
+bool has_rows(const Cache& cache, const transfer::Received& got) {
+  bool same = got.outcome == transfer::Outcome::complete && got.length == length_of(got.request);
   for (Index layer = 0; same && layer < shape.layers; ++layer) {
     Matrix k(got.length, columns);
     Matrix v(got.length, columns);
@@ -53,10 +53,10 @@ bool has_rows(const Cache& cache, const Received& got) {
 
 /// Until `condition()`, which polls; some of what it looks at is about time, which no transport reports.
 template <class F>
-bool run_until(MpiTransport& transport, F&& condition) {
-  const TimePoint deadline = now() + patience;
+bool run_until(transport::Mpi& transport, F&& condition) {
+  const transport::TimePoint deadline = now() + patience;
   while (now() < deadline) {
-    if (wait_for(transport, now() + std::chrono::milliseconds(20), condition)) {
+    if (transport::wait_for(transport, now() + std::chrono::milliseconds(20), condition)) {
       return true;
     }
   }

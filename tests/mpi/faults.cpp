@@ -13,18 +13,18 @@ constexpr int judge = 2;  // who survives every scenario
 constexpr int verdict_tag = 1;
 
 struct World {
-  MpiTransport& transport;
+  transport::Mpi& transport;
   std::vector<pid_t> process;
   Checks checks;
   [[nodiscard]] int self() const { return transport.self(); }
 };
 
 /// How many transfers ended how, by peer.
-using Counts = std::map<Peer, std::map<TransferOutcome, int>>;
+using Counts = std::map<transport::Peer, std::map<transfer::Outcome, int>>;
 
 /// Who has stalled is found out after this. Long enough for a process that gets little of a busy machine, which has not.
 constexpr auto short_timeout = std::chrono::seconds(4);
-constexpr SenderOptions small_messages{.timeout = patience, .message_bytes = 50000};
+constexpr transfer::SenderOptions small_messages{.timeout = patience, .message_bytes = 50000};
 
 class PrefillEngine {
  public:
@@ -34,7 +34,7 @@ class PrefillEngine {
         sender_(cache_, world.transport, {.timeout = timeout, .message_bytes = small_messages.message_bytes}) {}
 
   /// Computes a sequence and offers it. One that is not finished cannot be complete, though all rows go.
-  void begin(std::uint64_t request, Peer to, bool finish = true) {
+  void begin(std::uint64_t request, transport::Peer to, bool finish = true) {
     const SeqId seq = cache_.open();
     auto step = cache_.extend(seq, length_of(request));
     for (Index layer = 0; layer < shape.layers; ++layer) {
@@ -43,8 +43,8 @@ class PrefillEngine {
     cache_.commit(std::move(step));
     offer(request, to, seq, finish);
   }
-  void offer(std::uint64_t request, Peer to, SeqId seq, bool finish = true) {
-    Offer offer;
+  void offer(std::uint64_t request, transport::Peer to, SeqId seq, bool finish = true) {
+    transfer::Offer offer;
     offer.to = to;
     offer.seq = seq;
     offer.request = request;
@@ -54,7 +54,7 @@ class PrefillEngine {
     }
   }
   void cancel(std::uint64_t request) { sender_.cancel(id_[request]); }
-  SequenceSender<KvCache<float, Paged>, MpiTransport>& sender() { return sender_; }
+  transfer::Sender<KvCache<float, Paged>, transport::Mpi>& sender() { return sender_; }
 
   /// Polls until all transfers are over, and closes their sequences. `each` may do something after each poll; those that
   /// were refused for lack of room are offered again.
@@ -65,10 +65,10 @@ class PrefillEngine {
       each();
       while (const auto sent = sender_.next()) {
         ++counts[sent->to][sent->outcome];
-        if (sent->outcome == TransferOutcome::no_room) {
+        if (sent->outcome == transfer::Outcome::no_room) {
           offer(sent->request, sent->to, sent->seq);
         } else {
-          world_->checks.expect(sent->outcome == TransferOutcome::complete || !sent->reason.empty(), "a reason");
+          world_->checks.expect(sent->outcome == transfer::Outcome::complete || !sent->reason.empty(), "a reason");
           cache_.close(sent->seq);
         }
       }
@@ -82,8 +82,8 @@ class PrefillEngine {
  private:
   World* world_;
   KvCache<float, Paged> cache_;
-  SequenceSender<KvCache<float, Paged>, MpiTransport> sender_;
-  std::map<std::uint64_t, TransferId> id_;
+  transfer::Sender<KvCache<float, Paged>, transport::Mpi> sender_;
+  std::map<std::uint64_t, transfer::Id> id_;
 };
 
 class DecodeEngine {
@@ -101,7 +101,7 @@ class DecodeEngine {
       each();
       while (const auto got = receiver_.next()) {
         ++counts[got->from][got->outcome];
-        if (got->outcome == TransferOutcome::complete) {
+        if (got->outcome == transfer::Outcome::complete) {
           world_->checks.expect(has_rows(cache_, *got), "rows of request " + std::to_string(got->request));
           cache_.close(got->seq);
         } else {
@@ -114,7 +114,7 @@ class DecodeEngine {
     return counts;
   }
   void expect_free() {
-    world_->checks.expect(receiver_.transfers() == 0 && receiver_.settling() == 0, "no transfer is under way");
+    world_->checks.expect(receiver_.transfers() == 0 && receiver_.draining() == 0, "no transfer is under way");
     world_->checks.expect_free(cache_);
   }
   /// In the middle of a transfer: some of its rows have come, and more are on their way.
@@ -122,23 +122,23 @@ class DecodeEngine {
     middle_ += receiver_.transfers() > 0 && cache_.stats().blocks_referenced > 0 ? 1 : 0;
     return middle_ == 6;
   }
-  SequenceReceiver<KvCache<float, PrefixShared<>, TokenMajor>, MpiTransport>& receiver() { return receiver_; }
+  transfer::Receiver<KvCache<float, PrefixShared<>, TokenMajor>, transport::Mpi>& receiver() { return receiver_; }
 
  private:
   World* world_;
   KvCache<float, PrefixShared<>, TokenMajor> cache_;
-  SequenceReceiver<KvCache<float, PrefixShared<>, TokenMajor>, MpiTransport> receiver_;
+  transfer::Receiver<KvCache<float, PrefixShared<>, TokenMajor>, transport::Mpi> receiver_;
   int middle_ = 0;
 };
 
-int count(const Counts& counts, Peer peer, TransferOutcome outcome) {
+int count(const Counts& counts, transport::Peer peer, transfer::Outcome outcome) {
   const auto of_peer = counts.find(peer);
   if (of_peer == counts.end() || !of_peer->second.contains(outcome)) {
     return 0;
   }
   return of_peer->second.at(outcome);
 }
-int all(const Counts& counts, Peer peer) {
+int all(const Counts& counts, transport::Peer peer) {
   int sum = 0;
   if (const auto of_peer = counts.find(peer); of_peer != counts.end()) {
     for (const auto& [outcome, number] : of_peer->second) {
@@ -147,11 +147,11 @@ int all(const Counts& counts, Peer peer) {
   }
   return sum;
 }
-constexpr auto complete = TransferOutcome::complete;
+constexpr auto complete = transfer::Outcome::complete;
 
 void offer_all(PrefillEngine& engine, std::uint64_t first = 0) {
   for (std::uint64_t r = first; r < first + requests; ++r) {
-    engine.begin(r, 1 + static_cast<Peer>(r % 2));
+    engine.begin(r, 1 + static_cast<transport::Peer>(r % 2));
   }
 }
 
@@ -162,11 +162,11 @@ void killed_receiver(World& world) {
     offer_all(engine);
     const Counts counts = engine.run();
     world.checks.expect(count(counts, 2, complete) == requests / 2, "all that rank 2 is to have is complete");
-    world.checks.expect(count(counts, 1, TransferOutcome::peer_lost) > 0, "rank 1 is lost");
+    world.checks.expect(count(counts, 1, transfer::Outcome::peer_lost) > 0, "rank 1 is lost");
     world.checks.expect(all(counts, 1) == requests / 2, "every transfer has ended");
     engine.begin(0, 1);
     const Counts again = engine.run();
-    world.checks.expect(count(again, 1, TransferOutcome::peer_lost) == 1, "what is offered afterwards fails at once");
+    world.checks.expect(count(again, 1, transfer::Outcome::peer_lost) == 1, "what is offered afterwards fails at once");
   } else {
     DecodeEngine engine(world);
     (void)engine.run([&](const Counts& counts) { return count(counts, 0, complete) == requests / 2; },
@@ -192,8 +192,8 @@ void killed_sender(World& world) {
     DecodeEngine engine(world);
     (void)engine.run(
         [&](const Counts& counts) {
-          return count(counts, 1, complete) == requests / 2 && count(counts, 0, TransferOutcome::peer_lost) > 0 &&
-                 engine.receiver().transfers() + engine.receiver().settling() == 0;
+          return count(counts, 1, complete) == requests / 2 && count(counts, 0, transfer::Outcome::peer_lost) > 0 &&
+                 engine.receiver().transfers() + engine.receiver().draining() == 0;
         },
         [&] {
           if (engine.is_in_the_middle()) {
@@ -212,7 +212,7 @@ void stalled_receiver(World& world) {
     offer_all(engine);
     const Counts counts = engine.run();
     world.checks.expect(count(counts, 2, complete) == requests / 2, "all that rank 2 is to have is complete");
-    world.checks.expect(count(counts, 1, TransferOutcome::timed_out) > 0, "rank 1 has timed out");
+    world.checks.expect(count(counts, 1, transfer::Outcome::timed_out) > 0, "rank 1 has timed out");
     world.checks.expect(all(counts, 1) == requests / 2, "every transfer has ended");
     world.checks.expect(!world.transport.is_lost(1), "who has stalled is not lost");
     kill(world.process[1], SIGCONT);
@@ -226,9 +226,9 @@ void stalled_receiver(World& world) {
     int calm = 0;
     (void)engine.run(
         [&](const Counts& counts) {
-          calm = engine.receiver().transfers() + engine.receiver().settling() == 0 ? calm + 1 : 0;
+          calm = engine.receiver().transfers() + engine.receiver().draining() == 0 ? calm + 1 : 0;
           return count(counts, 0, complete) == requests / 2 ||
-                 (count(counts, 0, TransferOutcome::cancelled) > 0 && calm > 0);
+                 (count(counts, 0, transfer::Outcome::cancelled) > 0 && calm > 0);
         },
         [&] {
           if (world.self() == 1 && !stalled && engine.is_in_the_middle()) {
@@ -253,7 +253,7 @@ void stalled_sender(World& world) {
     DecodeEngine engine(world, short_timeout);
     const Counts counts = engine.run(
         [&](const Counts& so_far) {
-          return count(so_far, 1, complete) == requests / 2 && count(so_far, 0, TransferOutcome::timed_out) > 0 &&
+          return count(so_far, 1, complete) == requests / 2 && count(so_far, 0, transfer::Outcome::timed_out) > 0 &&
                  engine.receiver().transfers() == 0;
         },
         [&] {
@@ -261,11 +261,11 @@ void stalled_sender(World& world) {
             kill(world.process[0], SIGSTOP);
           }
         });
-    world.checks.expect(count(counts, 0, TransferOutcome::peer_lost) == 0, "who has stalled is not lost");
-    std::cout << "blocks of " << engine.receiver().settling() << " transfers are kept" << std::endl;
+    world.checks.expect(count(counts, 0, transfer::Outcome::peer_lost) == 0, "who has stalled is not lost");
+    std::cout << "blocks of " << engine.receiver().draining() << " transfers are kept" << std::endl;
     world.transport.drop(0);
     kill(world.process[0], SIGKILL);
-    (void)engine.run([&](const Counts&) { return engine.receiver().settling() == 0; });
+    (void)engine.run([&](const Counts&) { return engine.receiver().draining() == 0; });
     engine.expect_free();
   }
 }
@@ -276,11 +276,11 @@ void full_pool(World& world) {
     PrefillEngine engine(world);
     offer_all(engine);
     const Counts counts = engine.run();
-    for (const Peer peer : {1, 2}) {
+    for (const transport::Peer peer : {1, 2}) {
       world.checks.expect(count(counts, peer, complete) == requests / 2, "all are complete in the end");
     }
-    world.checks.expect(count(counts, 1, TransferOutcome::no_room) > 0, "rank 1 was full for a time");
-    world.checks.expect(count(counts, 2, TransferOutcome::no_room) == 0, "rank 2 was not");
+    world.checks.expect(count(counts, 1, transfer::Outcome::no_room) > 0, "rank 1 was full for a time");
+    world.checks.expect(count(counts, 2, transfer::Outcome::no_room) == 0, "rank 2 was not");
   } else {
     DecodeEngine engine(world, patience, world.self() == 1 ? 190 : 1500);
     (void)engine.run([&](const Counts& counts) { return count(counts, 0, complete) == requests / 2; });
@@ -295,16 +295,16 @@ void cancelled(World& world) {
   if (world.self() == 0) {
     PrefillEngine engine(world);
     for (std::uint64_t r = 0; r < requests; ++r) {
-      engine.begin(r, 1 + static_cast<Peer>(r % 2), r != to_one);
+      engine.begin(r, 1 + static_cast<transport::Peer>(r % 2), r != to_one);
     }
     const Counts counts = engine.run([&] {
       if (engine.sender().transfers() == 1) {
         engine.cancel(to_one);
       }
     });
-    for (const Peer peer : {1, 2}) {
+    for (const transport::Peer peer : {1, 2}) {
       world.checks.expect(count(counts, peer, complete) == requests / 2 - 1, "all but one are complete");
-      world.checks.expect(count(counts, peer, TransferOutcome::cancelled) == 1, "one was cancelled");
+      world.checks.expect(count(counts, peer, transfer::Outcome::cancelled) == 1, "one was cancelled");
     }
   } else {
     DecodeEngine engine(world);
@@ -314,8 +314,8 @@ void cancelled(World& world) {
                                          engine.receiver().cancel(0, to_two);
                                        }
                                      });
-    world.checks.expect(count(counts, 0, TransferOutcome::cancelled) == 1, "one was cancelled");
-    (void)engine.run([&](const Counts&) { return engine.receiver().settling() == 0; });
+    world.checks.expect(count(counts, 0, transfer::Outcome::cancelled) == 1, "one was cancelled");
+    (void)engine.run([&](const Counts&) { return engine.receiver().draining() == 0; });
     engine.expect_free();
   }
 }
@@ -347,7 +347,7 @@ int main(int argc, char** argv) {
   MPI_Comm_rank(MPI_COMM_WORLD, &self);
   {
     std::vector<pid_t> process = processes();
-    MpiTransport transport(MPI_COMM_WORLD, {.channels = 2, .window_messages = 8});
+    transport::Mpi transport(MPI_COMM_WORLD, {.channels = 2, .window_messages = 8});
     World world{transport, std::move(process), Checks(self)};
     scenario->run(world);
     wrong = static_cast<int>(world.checks.wrong().size());

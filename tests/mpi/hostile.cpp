@@ -20,7 +20,7 @@
 namespace {
 using namespace kvc;
 using kvc_test::Checks;
-using Note = kvc::detail::MpiNote;
+using Note = kvc::transport::detail::ControlMessage;
 
 constexpr int window = 6;
 constexpr int notes = 0, heads = 1, bodies = 2;  // tags of channel 0
@@ -32,7 +32,7 @@ class Liar {
  public:
   Liar() {
     MPI_Comm_dup(MPI_COMM_WORLD, &comm_);
-    (void)kvc::detail::meet_processes(comm_);
+    (void)kvc::transport::detail::meet_processes(comm_);
   }
   /// Nobody may receive it.
   void send(int tag, std::vector<std::byte> bytes) {
@@ -65,11 +65,11 @@ class Victim {
  public:
   explicit Victim(Checks& checks) : checks_(checks) {}
 
-  MpiTransport& transport() { return transport_; }
+  transport::Mpi& transport() { return transport_; }
   void expect(bool ok, const std::string& what) { checks_.expect(ok, what); }
   template <class F>
   void until(const std::string& what, F&& condition) {
-    expect(wait_for(transport_, std::chrono::steady_clock::now() + std::chrono::seconds(60), condition),
+    expect(transport::wait_for(transport_, std::chrono::steady_clock::now() + std::chrono::seconds(60), condition),
            "in time: " + what);
   }
   void until_lost() {
@@ -79,8 +79,8 @@ class Victim {
     });
   }
   /// Receives a body of 100 bytes to two pieces of a larger memory.
-  void body(TicketState expected) {
-    std::optional<MpiTransport::Arrival> arrival;
+  void body(transport::TicketState expected) {
+    std::optional<transport::Mpi::Arrival> arrival;
     until("a head", [&] { return (arrival = transport_.poll(0)).has_value(); });
     if (!arrival) {
       return;
@@ -88,8 +88,8 @@ class Victim {
     std::vector<std::byte> memory(400, untouched);
     const std::array<std::span<std::byte>, 2> pieces = {std::span(memory).subspan(100, 30),
                                                         std::span(memory).subspan(130, 70)};
-    const MpiTransport::Ticket ticket = transport_.accept(std::move(*arrival), pieces);
-    until("the ticket settles", [&] { return transport_.state(ticket) != TicketState::pending; });
+    const transport::Mpi::Ticket ticket = transport_.accept(std::move(*arrival), pieces);
+    until("the ticket settles", [&] { return transport_.state(ticket) != transport::TicketState::pending; });
     expect(transport_.state(ticket) == expected, "the body comes, or fails, as expected");
     const auto is_touched = [](std::byte b) { return b != untouched; };
     expect(std::none_of(memory.begin(), memory.begin() + 100, is_touched) &&
@@ -104,7 +104,7 @@ class Victim {
   }
 
  private:
-  MpiTransport transport_{MPI_COMM_WORLD, {.channels = 1, .window_messages = window}};
+  transport::Mpi transport_{MPI_COMM_WORLD, {.channels = 1, .window_messages = window}};
   Checks& checks_;
 };
 
@@ -122,7 +122,7 @@ const Case cases[] = {
        liar.body(60);
        liar.body(40);
      },
-     [](Victim& victim) { victim.body(TicketState::done); }},
+     [](Victim& victim) { victim.body(transport::TicketState::done); }},
     {"notes of channels that are not, and of messages that were never sent", true,
      [](Liar& liar) {
        liar.note(1, 3);
@@ -144,20 +144,20 @@ const Case cases[] = {
        liar.head(100, 1);
        liar.body(200);
      },
-     [](Victim& victim) { victim.body(TicketState::failed); }},
+     [](Victim& victim) { victim.body(transport::TicketState::failed); }},
     {"a large part that ends beyond its body", false,
      [](Liar& liar) {
        liar.head(100, 1);
        liar.body(60);
        liar.body(large);
      },
-     [](Victim& victim) { victim.body(TicketState::failed); }},
+     [](Victim& victim) { victim.body(transport::TicketState::failed); }},
 };
 /// These do nothing but lose the peer.
 const std::pair<const char*, void (*)(Liar&)> losing[] = {
     {"an empty head", [](Liar& liar) { liar.send(heads, {}); }},
     {"a short head", [](Liar& liar) { liar.send(heads, std::vector<std::byte>(7)); }},
-    {"a head that is too long", [](Liar& liar) { liar.head(0, max_message_head + 1); }},
+    {"a head that is too long", [](Liar& liar) { liar.head(0, transport::max_message_head + 1); }},
     {"a head that is much too long", [](Liar& liar) { liar.head(0, large); }},
     {"a short note", [](Liar& liar) { liar.send(notes, std::vector<std::byte>(7)); }},
     {"a long note", [](Liar& liar) { liar.send(notes, std::vector<std::byte>(large)); }},

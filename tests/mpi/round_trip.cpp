@@ -4,17 +4,17 @@
 namespace {
 using namespace kvc_mpi_test;
 
-bool send(MpiTransport& transport) {
+bool send(transport::Mpi& transport) {
   KvCache<float, Paged> cache(shape, {.blocks = 600, .block_tokens = 16});
-  SequenceSender sender(cache, transport, {.message_bytes = 50000});
+  transfer::Sender sender(cache, transport, {.message_bytes = 50000});
   for (std::uint64_t r = 0; r < requests; ++r) {
     const SeqId seq = cache.open();
     auto step = cache.extend(seq, length_of(r));
-    Offer offer;
-    offer.to = static_cast<Peer>(1 + r % static_cast<std::uint64_t>(transport.peers() - 1));
+    transfer::Offer offer;
+    offer.to = static_cast<transport::Peer>(1 + r % static_cast<std::uint64_t>(transport.peers() - 1));
     offer.seq = seq;
     offer.request = r;
-    const TransferId id = sender.offer(offer);
+    const transfer::Id id = sender.offer(offer);
     for (Index layer = 0; layer < shape.layers; ++layer) {
       cache.write(layer, step, rows(r, layer, true), rows(r, layer, false));
       sender.ready(id, layer, length_of(r));
@@ -24,11 +24,11 @@ bool send(MpiTransport& transport) {
     sender.finish(id);
   }
   int complete = 0;
-  (void)wait_for(transport, std::chrono::steady_clock::now() + patience, [&] {
+  (void)transport::wait_for(transport, std::chrono::steady_clock::now() + patience, [&] {
     sender.poll();
     while (const auto sent = sender.next()) {
-      complete += sent->outcome == TransferOutcome::complete ? 1 : 0;
-      if (sent->outcome != TransferOutcome::complete) {
+      complete += sent->outcome == transfer::Outcome::complete ? 1 : 0;
+      if (sent->outcome != transfer::Outcome::complete) {
         std::cerr << "request " << sent->request << ": " << to_text(sent->outcome) << ", " << sent->reason << "\n";
       }
       cache.close(sent->seq);
@@ -40,18 +40,18 @@ bool send(MpiTransport& transport) {
 }
 
 template <class Cache>
-bool receive(MpiTransport& transport, Cache& cache) {
-  SequenceReceiver receiver(cache, transport);
+bool receive(transport::Mpi& transport, Cache& cache) {
+  transfer::Receiver receiver(cache, transport);
   int right = 0;
   int expected = 0;
   for (int r = 0; r < requests; ++r) {
     expected += 1 + r % (transport.peers() - 1) == transport.self() ? 1 : 0;
   }
-  (void)wait_for(transport, std::chrono::steady_clock::now() + patience, [&] {
+  (void)transport::wait_for(transport, std::chrono::steady_clock::now() + patience, [&] {
     receiver.poll();
     while (const auto got = receiver.next()) {
       right += has_rows(cache, *got) ? 1 : 0;
-      if (got->outcome == TransferOutcome::complete) {
+      if (got->outcome == transfer::Outcome::complete) {
         cache.close(got->seq);
       }
     }
@@ -66,7 +66,7 @@ int main(int argc, char** argv) {
   MPI_Init(&argc, &argv);
   bool ok = false;
   {
-    MpiTransport transport(MPI_COMM_WORLD, {.channels = 2, .window_messages = 8});
+    transport::Mpi transport(MPI_COMM_WORLD, {.channels = 2, .window_messages = 8});
     if (transport.self() == 0) {
       ok = send(transport);
     } else if (transport.self() == 1) {

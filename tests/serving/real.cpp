@@ -21,7 +21,7 @@ struct Served {
   Answers answers;
 };
 
-Served serve(const Scenario& scenario, const kvc::Llama& model, PolicyKind policy, bool chunked) {
+Served serve(const Scenario& scenario, const kvc::llama::Model& model, PolicyKind policy, bool chunked) {
   Served served;
   const RealMachine machine{&model, Threads(1), ClockKind::cpu};
   served.result =
@@ -32,7 +32,7 @@ Served serve(const Scenario& scenario, const kvc::Llama& model, PolicyKind polic
 }
 
 /// Twelve requests that come at once: what is batched and preempted does not depend on time.
-Scenario crowd(const kvc::Llama& model, Index pool_tokens) {
+Scenario crowd(const kvc::llama::Model& model, Index pool_tokens) {
   Scenario scenario;
   scenario.name = "crowd";
   scenario.story = "A crowd.";
@@ -57,7 +57,7 @@ Scenario crowd(const kvc::Llama& model, Index pool_tokens) {
 }  // namespace
 
 TEST_CASE("A request that is served among others is answered as it is alone", "[serving]") {
-  const kvc::Llama model = load_model("");
+  const kvc::llama::Model model = load_model("");
   Scenario alone = crowd(model, 4096);
   alone.scheduler.max_sequences = 1;
   const Served expected = serve(alone, model, PolicyKind::contiguous_reserve, false);
@@ -92,7 +92,7 @@ TEST_CASE("A request that is served among others is answered as it is alone", "[
 }
 
 TEST_CASE("Several answers of one request begin with the likeliest tokens", "[serving]") {
-  const kvc::Llama model = load_model("");
+  const kvc::llama::Model model = load_model("");
   Scenario scenario = crowd(model, 4096);
   scenario.requests = 2;
   scenario.traffic.front().samples = 3;
@@ -105,7 +105,7 @@ TEST_CASE("Several answers of one request begin with the likeliest tokens", "[se
 }
 
 TEST_CASE("A scenario that is longer than the model's positions is refused before it is run", "[serving]") {
-  const kvc::Llama model = load_model("");
+  const kvc::llama::Model model = load_model("");
   Scenario scenario = crowd(model, 4096);
   scenario.traffic.front().max_output = 500;
   REQUIRE_THROWS_WITH(fit_to(scenario, model, "small"),

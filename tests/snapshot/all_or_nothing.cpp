@@ -32,9 +32,9 @@ Bytes eight_blocks() {
 }
 
 /// Not one of known length, nor one that can go back; a few bytes at a time.
-class Trickle final : public ByteSource {
+class Trickle final : public io::ByteSource {
  public:
-  explicit Trickle(std::span<const std::byte> bytes) : ByteSource("a connection"), inner_(bytes) {}
+  explicit Trickle(std::span<const std::byte> bytes) : io::ByteSource("a connection"), inner_(bytes) {}
   std::size_t read(std::span<const std::span<std::byte>> pieces) override {
     std::size_t total = 0;
     for (const std::span<std::byte> piece : pieces) {
@@ -44,7 +44,7 @@ class Trickle final : public ByteSource {
   }
 
  private:
-  MemorySource inner_;
+  io::MemorySource inner_;
 };
 }  // namespace
 
@@ -73,8 +73,8 @@ TEMPLATE_TEST_CASE("Without room for all of it nothing is loaded", "[io][failure
 TEST_CASE("The plain form throws CapacityError", "[io][failure]") {
   const Bytes bytes = eight_blocks();
   KvCache<float, Paged> cache(snapshot_shape, {.blocks = 7, .block_tokens = 4});
-  MemorySource source(bytes);
-  REQUIRE_THROWS_WITH(load_snapshot(cache, source), contains("no room to load a snapshot by 30 tokens"));
+  io::MemorySource source(bytes);
+  REQUIRE_THROWS_WITH(snapshot::load(cache, source), contains("no room to load a snapshot by 30 tokens"));
   REQUIRE(cache.stats().blocks_free == 7);
 }
 
@@ -119,7 +119,7 @@ TEMPLATE_TEST_CASE("A load whose n-th allocation fails changes nothing, for ever
     const auto cache = make_cache<float, TestType, TokenMajor>();
     cache->serve(counting(1, 5));
     const Seen before(*cache);
-    MemorySource source(bytes);
+    io::MemorySource source(bytes);
     bool refused = false;
     {
       const FailAllocation armed(failures);
@@ -142,8 +142,8 @@ TEST_CASE("A sequence that is not open, or tokens that cannot be, are refused by
   const auto cache = make_cache<float, Paged4, HeadMajor>();
   const SeqId seq = cache->serve(counting(1, 6));
   const SeqId fork = cache->try_fork(seq, 5).value();
-  MemorySink sink;
-  const auto save = [&](std::vector<SavedSequence> list) { cache->save(list, sink); };
+  io::MemorySink sink;
+  const auto save = [&](std::vector<snapshot::SavedSequence> list) { cache->save(list, sink); };
   REQUIRE_THROWS_WITH(save({{SeqId{}, {}, {}}}), contains("must be an open sequence"));
   const Tokens seven = counting(1, 7);
   const Tokens others = counting(2, 3);
@@ -161,9 +161,9 @@ TEST_CASE("Layers travel while the next ones are computed", "[io]") {
   Cache from(shape, {.blocks = 8, .block_tokens = 4});
   const Opened opened = from.open(prompt);
   auto step = from.extend(opened.seq, prompt);
-  MemorySink sink;
-  const SavedSequence saved{opened.seq, {}, {}};
-  SnapshotWriter<Cache> writer(from, std::span(&saved, 1), sink, {.cached_prefixes = false, .reserved = true});
+  io::MemorySink sink;
+  const snapshot::SavedSequence saved{opened.seq, {}, {}};
+  snapshot::Writer<Cache> writer(from, std::span(&saved, 1), sink, {.cached_prefixes = false, .reserved = true});
   std::vector<Matrix> rows;
   std::vector<std::size_t> sizes{sink.bytes().size()};
   for (const Index layer : {2, 0, 1}) {
@@ -182,7 +182,7 @@ TEST_CASE("Layers travel while the next ones are computed", "[io]") {
     Cache to(shape, {.blocks = 8, .block_tokens = block_tokens});
     {  // half of it: as if the sender had died
       Trickle source(std::span(sink.bytes()).first(sizes[2] + 10));
-      SnapshotReader<Cache> reader(to, source);
+      snapshot::Reader<Cache> reader(to, source);
       REQUIRE(reader.try_reserve());
       REQUIRE(reader.next_layer() == 2);
       REQUIRE(reader.next_layer() == 0);
@@ -192,7 +192,7 @@ TEST_CASE("Layers travel while the next ones are computed", "[io]") {
     to.verify();
     REQUIRE(to.stats().blocks_free == 8);
     Trickle source(sink.bytes());
-    SnapshotReader<Cache> reader(to, source);
+    snapshot::Reader<Cache> reader(to, source);
     REQUIRE_THROWS_WITH(reader.next_layer(), contains("before try_reserve"));
     REQUIRE(reader.try_reserve());
     for (const Index layer : {2, 0, 1}) {
@@ -200,7 +200,7 @@ TEST_CASE("Layers travel while the next ones are computed", "[io]") {
       REQUIRE(to.match_length(prompt) == 0);
     }
     REQUIRE_FALSE(reader.next_layer());
-    const LoadedSnapshot loaded = reader.commit();
+    const snapshot::Loaded loaded = reader.commit();
     to.verify();
     REQUIRE(to.match_length(prompt) == 10 / block_tokens * block_tokens);
     for (std::size_t i = 0; i < 3; ++i) {

@@ -62,23 +62,24 @@ struct AnyCache {
   virtual Bytes rows(SeqId seq) const = 0;
   /// What they must be.
   virtual Bytes rows_of(const Values& values) const = 0;
-  virtual void save(std::span<const kvc::SavedSequence> sequences, kvc::ByteSink& sink,
-                    const kvc::SaveOptions& options = {}) const = 0;
-  virtual std::optional<kvc::LoadedSnapshot> try_load(kvc::ByteSource& source,
-                                                      const kvc::LoadOptions& options = {}) = 0;
+  virtual void save(std::span<const kvc::snapshot::SavedSequence> sequences, kvc::io::ByteSink& sink,
+                    const kvc::snapshot::SaveOptions& options = {}) const = 0;
+  virtual std::optional<kvc::snapshot::Loaded> try_load(kvc::io::ByteSource& source,
+                                                        const kvc::snapshot::LoadOptions& options = {}) = 0;
 
   // In short.
-  Bytes saved(const std::vector<SeqId>& sequences, const kvc::SaveOptions& options = {}) const {
-    std::vector<kvc::SavedSequence> list;
+  Bytes saved(const std::vector<SeqId>& sequences, const kvc::snapshot::SaveOptions& options = {}) const {
+    std::vector<kvc::snapshot::SavedSequence> list;
     for (const SeqId seq : sequences) {
       list.push_back({seq, {}, {}});
     }
-    kvc::MemorySink sink;
+    kvc::io::MemorySink sink;
     save(list, sink, options);
     return sink.take();
   }
-  std::optional<kvc::LoadedSnapshot> loaded(std::span<const std::byte> bytes, const kvc::LoadOptions& options = {}) {
-    kvc::MemorySource source(bytes, "some bytes");
+  std::optional<kvc::snapshot::Loaded> loaded(std::span<const std::byte> bytes,
+                                              const kvc::snapshot::LoadOptions& options = {}) {
+    kvc::io::MemorySource source(bytes, "some bytes");
     return try_load(source, options);
   }
   /// Opens and computes what is not in place.
@@ -102,7 +103,7 @@ class CacheOf final : public AnyCache {
            element();
   }
   std::string element() const override { return std::string(kvc::Element<T>::name); }
-  bool caches_prefixes() const override { return kvc::io_detail::KeepsPrefixes<P>; }
+  bool caches_prefixes() const override { return kvc::snapshot::detail::KeepsPrefixes<P>; }
   kvc::Pos block_tokens() const override { return cache.policy().block_tokens(); }
   std::optional<kvc::Opened> try_open(const Tokens& prompt, const kvc::Salt& salt) override {
     kvc::OpenOptions options;
@@ -126,7 +127,7 @@ class CacheOf final : public AnyCache {
   bool contains(SeqId seq) const override { return cache.contains(seq); }
   Pos length(SeqId seq) const override { return cache.length(seq); }
   Pos match_length(const Tokens& prompt, const kvc::Salt& salt) const override {
-    if constexpr (kvc::io_detail::KeepsPrefixes<P>) {
+    if constexpr (kvc::snapshot::detail::KeepsPrefixes<P>) {
       kvc::OpenOptions options;
       options.salt = salt;
       return cache.match_length(prompt, options);
@@ -172,12 +173,13 @@ class CacheOf final : public AnyCache {
     }
     return all;
   }
-  void save(std::span<const kvc::SavedSequence> sequences, kvc::ByteSink& sink,
-            const kvc::SaveOptions& options) const override {
-    kvc::save_snapshot(cache, sequences, sink, options);
+  void save(std::span<const kvc::snapshot::SavedSequence> sequences, kvc::io::ByteSink& sink,
+            const kvc::snapshot::SaveOptions& options) const override {
+    kvc::snapshot::save(cache, sequences, sink, options);
   }
-  std::optional<kvc::LoadedSnapshot> try_load(kvc::ByteSource& source, const kvc::LoadOptions& options) override {
-    return kvc::try_load_snapshot(cache, source, options);
+  std::optional<kvc::snapshot::Loaded> try_load(kvc::io::ByteSource& source,
+                                                const kvc::snapshot::LoadOptions& options) override {
+    return kvc::snapshot::try_load(cache, source, options);
   }
 
   Cache cache;

@@ -53,7 +53,7 @@ std::string content(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
 }
-void put(ByteSink& sink, std::string_view text) {
+void put(io::ByteSink& sink, std::string_view text) {
   const std::span<const std::byte> piece = std::as_bytes(std::span(text));
   sink.write(std::span(&piece, 1));
 }
@@ -71,56 +71,56 @@ Tokens prompt_of(Token first, int count) {
 TEST_CASE("A file is replaced at once, and nothing is left beside it", "[io][file]") {
   const Folder folder;
   const fs::path path = folder / "a";
-  replace_file(path, [](ByteSink& sink) { put(sink, "old"), put(sink, ""), put(sink, " one"); });
+  io::replace_file(path, [](io::ByteSink& sink) { put(sink, "old"), put(sink, ""), put(sink, " one"); });
   REQUIRE(content(path) == "old one");
   fs::permissions(path, fs::perms::owner_read | fs::perms::owner_write);
-  replace_file(path, [&](ByteSink& sink) {
+  io::replace_file(path, [&](io::ByteSink& sink) {
     put(sink, "new");
     REQUIRE(content(path) == "old one");
     REQUIRE(folder.files() == std::vector<std::string>{"a", "a.saving"});
   });
   REQUIRE(content(path) == "new");
   REQUIRE(fs::status(path).permissions() == (fs::perms::owner_read | fs::perms::owner_write));
-  REQUIRE_THROWS_WITH(replace_file(path,
-                                   [](ByteSink& sink) {
-                                     put(sink, "half");
-                                     throw std::runtime_error("no more");
-                                   }),
+  REQUIRE_THROWS_WITH(io::replace_file(path,
+                                       [](io::ByteSink& sink) {
+                                         put(sink, "half");
+                                         throw std::runtime_error("no more");
+                                       }),
                       "no more");
   REQUIRE(content(path) == "new");
   REQUIRE(folder.files() == std::vector<std::string>{"a"});
   // What a killed process has left is used.
   std::ofstream(folder / "a.saving") << "a longer text that nobody has finished writing";
-  replace_file(path, [](ByteSink& sink) { put(sink, "short"); });
+  io::replace_file(path, [](io::ByteSink& sink) { put(sink, "short"); });
   REQUIRE(content(path) == "short");
   REQUIRE(folder.files() == std::vector<std::string>{"a"});
 }
 
 TEST_CASE("What the system refuses is reported with the name of the file", "[io][file]") {
   const Folder folder;
-  const auto nothing = [](ByteSink&) {};
-  REQUIRE_THROWS_AS(replace_file(folder / "no/such/folder", nothing), std::system_error);
-  REQUIRE_THROWS_WITH(replace_file(folder / "no/such/folder", nothing),
+  const auto nothing = [](io::ByteSink&) {};
+  REQUIRE_THROWS_AS(io::replace_file(folder / "no/such/folder", nothing), std::system_error);
+  REQUIRE_THROWS_WITH(io::replace_file(folder / "no/such/folder", nothing),
                       contains("cannot create") && contains("no/such/folder.saving"));
   fs::create_directory(folder / "is_a_folder");
-  REQUIRE_THROWS_WITH(replace_file(folder / "is_a_folder", nothing), contains("cannot rename to its place"));
+  REQUIRE_THROWS_WITH(io::replace_file(folder / "is_a_folder", nothing), contains("cannot rename to its place"));
   REQUIRE(folder.files() == std::vector<std::string>{"is_a_folder"});
   if (fs::exists("/dev/full")) {
-    FileSink full(::open("/dev/full", O_WRONLY), "/dev/full");
+    io::FileSink full(::open("/dev/full", O_WRONLY), "/dev/full");
     REQUIRE_THROWS_WITH(put(full, "x"), contains("cannot write /dev/full"));
   }
   // Somebody else is at it.
-  const io_detail::FileHandle other = io_detail::open_alone((folder / "b.saving").string());
-  REQUIRE_THROWS_WITH(replace_file(folder / "b", nothing), contains("another saves to the same place"));
+  const io::detail::FileHandle other = io::detail::open_alone((folder / "b.saving").string());
+  REQUIRE_THROWS_WITH(io::replace_file(folder / "b", nothing), contains("another saves to the same place"));
   REQUIRE(folder.files() == std::vector<std::string>{"b.saving", "is_a_folder"});
 
   KvCache<float, Paged> cache(shape, {.blocks = 2});
-  REQUIRE_THROWS_AS(load_snapshot(cache, folder / "nothing"), FormatError);
-  REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "nothing"),
+  REQUIRE_THROWS_AS(snapshot::load(cache, folder / "nothing"), FormatError);
+  REQUIRE_THROWS_WITH(snapshot::load(cache, folder / "nothing"),
                       contains("nothing: at byte 0: expected a file that can be read"));
-  REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "is_a_folder"), contains("a file that can be read"));
+  REQUIRE_THROWS_WITH(snapshot::load(cache, folder / "is_a_folder"), contains("a file that can be read"));
   std::ofstream(folder / "text") << "no snapshot, but long enough to be one";
-  REQUIRE_THROWS_WITH(load_snapshot(cache, folder / "text"), contains("text: at byte 0: expected a kvc snapshot"));
+  REQUIRE_THROWS_WITH(snapshot::load(cache, folder / "text"), contains("text: at byte 0: expected a kvc snapshot"));
 }
 
 TEST_CASE("Pieces of all sizes are written and read in order", "[io][file]") {
@@ -139,8 +139,9 @@ TEST_CASE("Pieces of all sizes are written and read in order", "[io][file]") {
     return pieces;
   };
   for (const std::size_t most : {std::size_t{300}, std::size_t{9000}, std::size_t{4} << 20}) {
-    replace_file(folder / "pieces", [&](ByteSink& sink) { sink.write(cut(std::span<const std::byte>(bytes), most)); });
-    FileSource source(folder / "pieces");
+    io::replace_file(folder / "pieces",
+                     [&](io::ByteSink& sink) { sink.write(cut(std::span<const std::byte>(bytes), most)); });
+    io::FileSource source(folder / "pieces");
     REQUIRE(source.left() == bytes.size());
     std::vector<std::byte> back(bytes.size() + 10);
     REQUIRE(source.read(cut(std::span(back), most)) == bytes.size());
@@ -157,19 +158,19 @@ TEST_CASE("A snapshot in a file is that in memory", "[io][file]") {
   Cache from({.blocks = 64, .block_tokens = 4}, shape);
   from.serve(prompt_of(1, 50));
   from.serve(prompt_of(30, 20));
-  save_snapshot(from.cache, folder / "s.kvc");
-  MemorySink sink;
-  save_snapshot(from.cache, sink);
+  snapshot::save(from.cache, folder / "s.kvc");
+  io::MemorySink sink;
+  snapshot::save(from.cache, sink);
   REQUIRE(content(folder / "s.kvc") ==
           std::string(reinterpret_cast<const char*>(sink.bytes().data()), sink.bytes().size()));
-  FileSource source(folder / "s.kvc");
-  const SnapshotContents contents = read_snapshot_contents(source);
+  io::FileSource source(folder / "s.kvc");
+  const snapshot::Contents contents = snapshot::read_contents(source);
   REQUIRE(contents.element == "f32");
   REQUIRE(contents.policy == "prefix-shared");
   REQUIRE(contents.shape == from.cache.shape());
   REQUIRE(contents.sequences.size() == 2);
   CacheOf<float, Paged, TokenMajor> to({.blocks = 64, .block_tokens = 8}, shape);
-  const LoadedSnapshot loaded = load_snapshot(to.cache, folder / "s.kvc");
+  const snapshot::Loaded loaded = snapshot::load(to.cache, folder / "s.kvc");
   REQUIRE(to.rows(loaded.sequences[0]) == from.rows(from.sequences()[0]));
   REQUIRE(to.rows(loaded.sequences[1]) == from.rows(from.sequences()[1]));
 }
@@ -181,7 +182,7 @@ TEST_CASE("A process that is killed while it saves leaves the old snapshot or th
   Cache b({.blocks = 64, .block_tokens = 16}, shape);
   const SeqId in_a = a.serve(prompt_of(1, 700));
   const SeqId in_b = b.serve(prompt_of(5000, 900));
-  save_snapshot(a.cache, path);
+  snapshot::save(a.cache, path);
   Random random(seed_or(3));
   int of_b = 0;
   int interrupted = 0;
@@ -191,8 +192,8 @@ TEST_CASE("A process that is killed while it saves leaves the old snapshot or th
     REQUIRE(child >= 0);
     if (child == 0) {
       for (;;) {
-        save_snapshot(b.cache, path);
-        save_snapshot(a.cache, path);
+        snapshot::save(b.cache, path);
+        snapshot::save(a.cache, path);
       }
     }
     std::this_thread::sleep_for(std::chrono::microseconds(random.between(0, 6000)));
@@ -203,13 +204,13 @@ TEST_CASE("A process that is killed while it saves leaves the old snapshot or th
     REQUIRE(WTERMSIG(status) == SIGKILL);
     interrupted += fs::exists(folder / "s.kvc.saving") ? 1 : 0;
     CacheOf<float, Paged, HeadMajor> to({.blocks = 64, .block_tokens = 16}, shape);
-    const LoadedSnapshot loaded = load_snapshot(to.cache, path);
+    const snapshot::Loaded loaded = snapshot::load(to.cache, path);
     const bool is_b = to.length(loaded.sequences[0]) == 900;
     REQUIRE(to.rows(loaded.sequences[0]) == (is_b ? b.rows(in_b) : a.rows(in_a)));
     of_b += is_b ? 1 : 0;
   }
   CAPTURE(of_b, interrupted);
   REQUIRE(interrupted > 0);  // else nothing was tested
-  save_snapshot(a.cache, path);
+  snapshot::save(a.cache, path);
   REQUIRE(folder.files() == std::vector<std::string>{"s.kvc"});
 }

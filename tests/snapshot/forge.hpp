@@ -16,12 +16,12 @@
 namespace kvc_test {
 
 struct ForgedSection {
-  kvc::format::SectionHeader header{};
+  kvc::snapshot::format::SectionHeader header{};
   std::vector<std::byte> payload;
 
   ForgedSection() = default;
   ForgedSection(const char (&name)[5], std::uint32_t flags, std::vector<std::byte> bytes) : payload(std::move(bytes)) {
-    header.name = kvc::section_name(name);
+    header.name = kvc::snapshot::section_name(name);
     header.flags = flags;
     header.size = payload.size();
   }
@@ -39,7 +39,7 @@ struct ForgedSection {
 };
 
 struct Forge {
-  kvc::format::FileHeader header{};
+  kvc::snapshot::format::FileHeader header{};
   std::vector<ForgedSection> sections;  // without the end, unless `own_end` is set
   bool own_end = false;
 
@@ -56,7 +56,7 @@ struct Forge {
     };
     (void)take(&header, sizeof header);
     for (ForgedSection section; take(&section.header, sizeof section.header); section = {}) {
-      if (section.header.name == kvc::section::end) {
+      if (section.header.name == kvc::snapshot::section::end) {
         break;
       }
       section.payload.resize(static_cast<std::size_t>(std::min<std::uint64_t>(section.header.size, bytes.size())));
@@ -70,23 +70,23 @@ struct Forge {
   /// The section of this name; the first of several.
   [[nodiscard]] ForgedSection& at(const char (&name)[5]) {
     return *std::find_if(sections.begin(), sections.end(),
-                         [&](const ForgedSection& s) { return s.header.name == kvc::section_name(name); });
+                         [&](const ForgedSection& s) { return s.header.name == kvc::snapshot::section_name(name); });
   }
 
   /// `fix_sizes`: a header announces what follows it; otherwise what it says.
   [[nodiscard]] std::vector<std::byte> bytes(bool fix_sizes = true) const {
-    using kvc::io_detail::Checksum;
+    using kvc::snapshot::detail::Checksum;
     std::vector<std::byte> out;
     const auto put = [&](const auto& value) {
       const auto bytes = std::as_bytes(std::span(&value, 1));
       out.insert(out.end(), bytes.begin(), bytes.end());
     };
-    kvc::format::FileHeader first = header;
+    kvc::snapshot::format::FileHeader first = header;
     first.checksum = Checksum::of(std::as_bytes(std::span(&first, 1)).first(16));
     put(first);
     Checksum all;
     std::uint64_t count = 0;
-    const auto section = [&](kvc::format::SectionHeader h, std::span<const std::byte> payload) {
+    const auto section = [&](kvc::snapshot::format::SectionHeader h, std::span<const std::byte> payload) {
       if (fix_sizes) {
         h.size = payload.size();
       }
@@ -103,8 +103,9 @@ struct Forge {
       section(s.header, s.payload);
     }
     if (!own_end) {
-      const kvc::format::EndRecord end{count, all.value()};
-      kvc::format::SectionHeader h{kvc::section::end, kvc::format::SectionHeader::required, 0, sizeof end, 0};
+      const kvc::snapshot::format::EndRecord end{count, all.value()};
+      kvc::snapshot::format::SectionHeader h{kvc::snapshot::section::end,
+                                             kvc::snapshot::format::SectionHeader::required, 0, sizeof end, 0};
       section(h, std::as_bytes(std::span(&end, 1)));
     }
     return out;

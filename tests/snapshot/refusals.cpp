@@ -11,9 +11,9 @@
 namespace {
 using namespace kvc;
 using namespace kvc_test;
-using Block = format::BlockRecord;
-using Sequence = format::SequenceRecord;
-using Description = format::DescriptionRecord;
+using Block = snapshot::format::BlockRecord;
+using Sequence = snapshot::format::SequenceRecord;
+using Description = snapshot::format::DescriptionRecord;
 
 constexpr Shape tiny{.layers = 2, .kv_heads = 1, .key_dim = 2, .value_dim = 1};
 using Prefix = CacheOf<float, PrefixShared<Lru, SeededHash>, HeadMajor>;
@@ -203,10 +203,10 @@ TEST_CASE("Lengths that cannot be are not believed", "[io][format]") {
 }
 
 TEST_CASE("A stream of unknown length gets no memory for what it only announces", "[io][format]") {
-  struct Endless final : ByteSource {
-    explicit Endless(std::span<const std::byte> bytes) : ByteSource("a stream"), inner(bytes) {}
+  struct Endless final : io::ByteSource {
+    explicit Endless(std::span<const std::byte> bytes) : io::ByteSource("a stream"), inner(bytes) {}
     std::size_t read(std::span<const std::span<std::byte>> pieces) override { return inner.read(pieces); }
-    MemorySource inner;
+    io::MemorySource inner;
   };
   const Forge good(small_snapshot());
   for (const char* name : {"salt", "blks", "tokn", "seqs"}) {
@@ -261,7 +261,7 @@ TEST_CASE("A description of another cache, or of none that can be, is refused by
   REQUIRE_THAT(change(offsetof(Description, policy), '\0'), contains("a name of 1 to 23 characters"));
   REQUIRE_THAT(change(offsetof(Description, policy), '\n'), contains("a name of 1 to 23 characters"));
   REQUIRE_THAT(change(offsetof(Description, element) + 22, 'x'), contains("a name of 1 to 23 characters"));
-  format::Name full;
+  snapshot::format::Name full;
   full.fill('x');
   REQUIRE_THAT(change(offsetof(Description, element), full), contains("a name of 1 to 23 characters"));
   Forge forged(small_snapshot());

@@ -166,8 +166,9 @@ TEST_CASE("Elements of 16 and 32 bits are converted when asked, and only then", 
     const Bytes bytes = from.saved(scene.sequences);
     const Seen before(to);
     if (from.element() != to.element()) {
-      REQUIRE_THROWS_WITH(to.loaded(bytes), contains("expected elements " + to.element() +
-                                                     ", or LoadOptions::convert_elements, found " + from.element()));
+      REQUIRE_THROWS_WITH(to.loaded(bytes),
+                          contains("expected elements " + to.element() +
+                                   ", or snapshot::LoadOptions::convert_elements, found " + from.element()));
       REQUIRE(Seen(to) == before);
     }
     const auto loaded = to.loaded(bytes, {.cached_prefixes = true, .convert_elements = true});
@@ -199,11 +200,11 @@ TEST_CASE("Conversion rounds to nearest", "[io]") {
   const float k[4] = {1.0F / 3, 1e30F, -2049.0F, 6e-8F};
   from.write(0, step, {k, 1, 4}, {k, 1, 4});
   from.commit(std::move(step));
-  MemorySink sink;
-  save_snapshot(from, sink);
+  io::MemorySink sink;
+  snapshot::save(from, sink);
   KvCache<Eigen::half, Paged> to(shape, {.blocks = 2});
-  MemorySource source(sink.bytes());
-  const LoadedSnapshot loaded = load_snapshot(to, source, {.convert_elements = true});
+  io::MemorySource source(sink.bytes());
+  const snapshot::Loaded loaded = snapshot::load(to, source, {.convert_elements = true});
   float back[4];
   float value[4];
   to.gather(0, loaded.sequences[0], {0, 1}, {back, 1, 4}, {value, 1, 4});
@@ -216,8 +217,8 @@ TEST_CASE("Tokens and salt of a policy that keeps none are saved if they are giv
   const auto from = make_cache<float, Paged4, HeadMajor>();
   const Tokens prompt = counting(1, 18);
   const SeqId seq = from->serve(prompt);
-  MemorySink sink;
-  const SavedSequence saved{seq, prompt, tenant};
+  io::MemorySink sink;
+  const snapshot::SavedSequence saved{seq, prompt, tenant};
   from->save(std::span(&saved, 1), sink);
   const auto to = make_cache<float, Prefix4, HeadMajor>();
   const auto loaded = to->loaded(sink.bytes());

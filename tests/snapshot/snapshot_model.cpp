@@ -125,17 +125,17 @@ void run(Random& random, int rounds) {
     operate(random, *cache, open, random.between(1, 60));
     for (int hop = 0; hop < 3; ++hop) {
       check(*cache, open, "before it is saved, round " + std::to_string(round));
-      std::vector<SavedSequence> sequences;
+      std::vector<snapshot::SavedSequence> sequences;
       for (const Held& h : open) {
         sequences.push_back({h.seq, {}, h.salt});
       }
-      MemorySink sink;
+      io::MemorySink sink;
       cache->save(sequences, sink);
       const Bytes bytes = sink.take();
       auto next = random_cache<T>(random);
       INFO("round " << round << ", hop " << hop << ": " << cache->name() << " -> " << next->name());
       const Seen before(*next);
-      LoadOptions options;
+      snapshot::LoadOptions options;
       options.cached_prefixes = !random.one_in(3);
       const auto loaded = next->loaded(bytes, options);
       next->verify();

@@ -11,14 +11,14 @@
 TEST_CASE("The transport between threads keeps the contract", "[transfer][threads]") {
   using namespace kvc;
   using namespace kvc_test;
-  using Suite = Contract<InProcess::Endpoint>;
+  using Suite = Contract<transport::InProcess::Endpoint>;
   for (const Suite::Case& one : Suite::cases()) {
-    InProcess hub({.peers = contract_peers,
-                   .channels = contract_channels,
-                   .window_messages = contract_window_messages,
-                   .window_bytes = contract_window_bytes});
+    transport::InProcess hub({.peers = contract_peers,
+                              .channels = contract_channels,
+                              .window_messages = contract_window_messages,
+                              .window_bytes = contract_window_bytes});
     std::vector<Checks> checks;
-    std::vector<std::optional<InProcess::Endpoint>> endpoints(contract_peers);
+    std::vector<std::optional<transport::InProcess::Endpoint>> endpoints(contract_peers);
     for (int peer = 0; peer < contract_peers; ++peer) {
       checks.emplace_back(peer);
       endpoints[static_cast<std::size_t>(peer)].emplace(hub, peer);

@@ -45,7 +45,7 @@ std::vector<std::byte> joined(const std::vector<std::span<Byte>>& pieces) {
 
 TEST_CASE("A body is copied whole, however it is cut on both sides", "[transport]") {
   Random random(seed_or(30));
-  const auto limit = static_cast<std::size_t>(kvc::detail::streamed_body_bytes);
+  const auto limit = static_cast<std::size_t>(kvc::transport::detail::streamed_body_bytes);
   for (const std::size_t bytes :
        {std::size_t{0}, std::size_t{1}, std::size_t{5000}, limit - 1, limit, 2 * limit + 77}) {
     std::vector<std::byte> source(bytes + 64);
@@ -57,7 +57,7 @@ TEST_CASE("A body is copied whole, however it is cut on both sides", "[transport
     const std::size_t shift = random.between<std::size_t>(0, 64);
     const auto from = cut(random, std::span<const std::byte>(source).subspan(shift, bytes));
     const auto to = cut(random, std::span(target).subspan(rim, bytes));
-    kvc::detail::copy_body(from, to);
+    kvc::transport::detail::copy_body(from, to);
     REQUIRE(joined(to) == joined(from));
     for (std::size_t i = 0; i < rim; ++i) {
       REQUIRE(target[i] == std::byte{0xee});

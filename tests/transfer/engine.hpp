@@ -16,9 +16,9 @@
 
 namespace kvc_test {
 
-using kvc::InProcess;
-using kvc::Peer;
-using kvc::TransferOutcome;
+using kvc::transfer::Outcome;
+using kvc::transport::InProcess;
+using kvc::transport::Peer;
 
 inline Tokens counting(Token first, int count) {
   Tokens tokens(static_cast<std::size_t>(count));
@@ -27,37 +27,37 @@ inline Tokens counting(Token first, int count) {
   }
   return tokens;
 }
-inline kvc::TimePoint now() { return std::chrono::steady_clock::now(); }
+inline kvc::transport::TimePoint now() { return std::chrono::steady_clock::now(); }
 
 struct AnyEngine {
   virtual ~AnyEngine() = default;
   virtual AnyCache& cache() = 0;
-  virtual kvc::TransferId offer(const kvc::Offer& offer) = 0;
-  virtual void ready(kvc::TransferId id, Index layer, Pos last) = 0;
-  virtual void finish(kvc::TransferId id, std::span<const std::byte> note = {}) = 0;
-  virtual void cancel_sending(kvc::TransferId id) = 0;
+  virtual kvc::transfer::Id offer(const kvc::transfer::Offer& offer) = 0;
+  virtual void ready(kvc::transfer::Id id, Index layer, Pos last) = 0;
+  virtual void finish(kvc::transfer::Id id, std::span<const std::byte> note = {}) = 0;
+  virtual void cancel_sending(kvc::transfer::Id id) = 0;
   virtual void cancel_receiving(Peer from, std::uint64_t request) = 0;
-  virtual bool poll_sender(kvc::TimePoint time = now()) = 0;
-  virtual bool poll_receiver(kvc::TimePoint time = now()) = 0;
-  virtual std::optional<kvc::Sent> next_sent() = 0;
-  virtual std::optional<kvc::Received> next_received() = 0;
+  virtual bool poll_sender(kvc::transport::TimePoint time = now()) = 0;
+  virtual bool poll_receiver(kvc::transport::TimePoint time = now()) = 0;
+  virtual std::optional<kvc::transfer::Sent> next_sent() = 0;
+  virtual std::optional<kvc::transfer::Received> next_received() = 0;
   virtual std::size_t transfers() const = 0;
-  virtual kvc::InProcess::Endpoint& endpoint() = 0;
+  virtual kvc::transport::InProcess::Endpoint& endpoint() = 0;
 
   bool poll() {
     const bool received = poll_receiver();
     return poll_sender() || received;
   }
   /// All of a sequence that is there.
-  kvc::TransferId send(Peer to, SeqId seq, std::span<const Token> tokens, const kvc::Salt& salt = {},
-                       std::uint64_t request = 0) {
-    kvc::Offer o;
+  kvc::transfer::Id send(Peer to, SeqId seq, std::span<const Token> tokens, const kvc::Salt& salt = {},
+                         std::uint64_t request = 0) {
+    kvc::transfer::Offer o;
     o.to = to;
     o.seq = seq;
     o.tokens = tokens;
     o.salt = salt;
     o.request = request;
-    const kvc::TransferId id = offer(o);
+    const kvc::transfer::Id id = offer(o);
     finish(id);
     return id;
   }
@@ -67,8 +67,8 @@ template <class T, class P, class L = kvc::HeadMajor>
 class Engine final : public AnyEngine {
  public:
   using Cache = kvc::KvCache<T, P, L>;
-  Engine(InProcess& hub, Peer self, const typename P::Config& config, const kvc::SenderOptions& sending = {},
-         const kvc::ReceiverOptions& receiving = {}, const kvc::Shape& shape = snapshot_shape)
+  Engine(InProcess& hub, Peer self, const typename P::Config& config, const kvc::transfer::SenderOptions& sending = {},
+         const kvc::transfer::ReceiverOptions& receiving = {}, const kvc::Shape& shape = snapshot_shape)
       : any_(config, shape),
         endpoint_(hub, self),
         sender_(any_.cache, endpoint_, sending),
@@ -76,24 +76,24 @@ class Engine final : public AnyEngine {
 
   AnyCache& cache() override { return any_; }
   Cache& kv() { return any_.cache; }
-  kvc::TransferId offer(const kvc::Offer& o) override { return sender_.offer(o); }
-  void ready(kvc::TransferId id, Index layer, Pos last) override { sender_.ready(id, layer, last); }
-  void finish(kvc::TransferId id, std::span<const std::byte> note = {}) override { sender_.finish(id, note); }
-  void cancel_sending(kvc::TransferId id) override { sender_.cancel(id); }
+  kvc::transfer::Id offer(const kvc::transfer::Offer& o) override { return sender_.offer(o); }
+  void ready(kvc::transfer::Id id, Index layer, Pos last) override { sender_.ready(id, layer, last); }
+  void finish(kvc::transfer::Id id, std::span<const std::byte> note = {}) override { sender_.finish(id, note); }
+  void cancel_sending(kvc::transfer::Id id) override { sender_.cancel(id); }
   void cancel_receiving(Peer from, std::uint64_t request) override { receiver_.cancel(from, request); }
-  bool poll_sender(kvc::TimePoint time) override { return sender_.poll(time); }
-  bool poll_receiver(kvc::TimePoint time) override { return receiver_.poll(time); }
-  std::optional<kvc::Sent> next_sent() override { return sender_.next(); }
-  std::optional<kvc::Received> next_received() override { return receiver_.next(); }
+  bool poll_sender(kvc::transport::TimePoint time) override { return sender_.poll(time); }
+  bool poll_receiver(kvc::transport::TimePoint time) override { return receiver_.poll(time); }
+  std::optional<kvc::transfer::Sent> next_sent() override { return sender_.next(); }
+  std::optional<kvc::transfer::Received> next_received() override { return receiver_.next(); }
   std::size_t transfers() const override { return sender_.transfers() + receiver_.transfers(); }
   InProcess::Endpoint& endpoint() override { return endpoint_; }
-  std::size_t in_flight(kvc::TransferId id) const { return sender_.in_flight(id); }
+  std::size_t in_flight(kvc::transfer::Id id) const { return sender_.in_flight(id); }
 
  private:
   CacheOf<T, P, L> any_;
   InProcess::Endpoint endpoint_;
-  kvc::SequenceSender<Cache, InProcess::Endpoint> sender_;
-  kvc::SequenceReceiver<Cache, InProcess::Endpoint> receiver_;
+  kvc::transfer::Sender<Cache, InProcess::Endpoint> sender_;
+  kvc::transfer::Receiver<Cache, InProcess::Endpoint> receiver_;
 };
 
 // Compiled once, in any_cache.cpp.
@@ -104,14 +104,16 @@ extern template class Engine<float, Prefixes>;
 
 /// An engine of about `tokens` slots, with the policy of a case of policies.hpp.
 template <class T, class Case, class L = kvc::HeadMajor>
-std::unique_ptr<AnyEngine> make_engine(InProcess& hub, Peer self, Pos tokens = 256, kvc::SenderOptions sending = {},
-                                       kvc::ReceiverOptions receiving = {}, const kvc::Shape& shape = snapshot_shape) {
+std::unique_ptr<AnyEngine> make_engine(InProcess& hub, Peer self, Pos tokens = 256,
+                                       kvc::transfer::SenderOptions sending = {},
+                                       kvc::transfer::ReceiverOptions receiving = {},
+                                       const kvc::Shape& shape = snapshot_shape) {
   return std::make_unique<Engine<T, typename Case::Policy, L>>(hub, self, Case::config(tokens, 12, 64), sending,
                                                                receiving, shape);
 }
 
 /// Messages of a few tokens, so that a sequence is many of them.
-inline constexpr kvc::SenderOptions small_messages{.timeout = std::chrono::hours(1), .message_bytes = 300};
+inline constexpr kvc::transfer::SenderOptions small_messages{.timeout = std::chrono::hours(1), .message_bytes = 300};
 
 /// Until nobody has anything to do.
 template <class... E>
@@ -120,18 +122,18 @@ void run(E&... engines) {
   }
 }
 
-inline kvc::Sent expect_sent(AnyEngine& engine, TransferOutcome outcome) {
+inline kvc::transfer::Sent expect_sent(AnyEngine& engine, kvc::transfer::Outcome outcome) {
   auto sent = engine.next_sent();
   REQUIRE(sent);
   INFO(sent->reason);
-  REQUIRE(kvc::to_text(sent->outcome) == kvc::to_text(outcome));
+  REQUIRE(to_text(sent->outcome) == to_text(outcome));
   return std::move(*sent);
 }
-inline kvc::Received expect_received(AnyEngine& engine, TransferOutcome outcome) {
+inline kvc::transfer::Received expect_received(AnyEngine& engine, kvc::transfer::Outcome outcome) {
   auto received = engine.next_received();
   REQUIRE(received);
   INFO(received->reason);
-  REQUIRE(kvc::to_text(received->outcome) == kvc::to_text(outcome));
+  REQUIRE(to_text(received->outcome) == to_text(outcome));
   return std::move(*received);
 }
 

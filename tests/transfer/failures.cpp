@@ -10,18 +10,18 @@ using namespace kvc_test;
 
 /// A sender and a receiver in the middle of two transfers: of request 1, which is to fail, and of request 2.
 struct Pair {
-  InProcess hub;
+  transport::InProcess hub;
   std::unique_ptr<AnyEngine> a;
   std::unique_ptr<AnyEngine> b;
   Tokens prompt = counting(1, 30);
   Tokens other = counting(500, 21);
   SeqId seq;
   SeqId other_seq;
-  TransferId id = 0;
-  TransferId other_id = 0;
+  transfer::Id id = 0;
+  transfer::Id other_id = 0;
 
-  explicit Pair(InProcess::Config config = {.peers = 2, .channels = 2, .window_messages = 4},
-                ReceiverOptions receiving = {.timeout = std::chrono::hours(1)})
+  explicit Pair(transport::InProcess::Config config = {.peers = 2, .channels = 2, .window_messages = 4},
+                transfer::ReceiverOptions receiving = {.timeout = std::chrono::hours(1)})
       : hub(config),
         a(make_engine<float, Paged4>(hub, 0, 256, small_messages, receiving)),
         b(make_engine<float, Prefix4>(hub, 1, 256, small_messages, receiving)) {
@@ -38,16 +38,16 @@ struct Pair {
     REQUIRE(b->transfers() == 2);
   }
   /// The other transfer goes on, and nothing is left of the first.
-  void finish(TransferOutcome at_sender, TransferOutcome at_receiver) {
+  void finish(transfer::Outcome at_sender, transfer::Outcome at_receiver) {
     run(*a, *b);
-    const auto take_all = [&](auto next, TransferOutcome expected) {
+    const auto take_all = [&](auto next, transfer::Outcome expected) {
       int count = 0;
       while (auto over = next()) {
         ++count;
         INFO("request " << over->request << ": " << over->reason);
-        REQUIRE(to_text(over->outcome) == to_text(over->request == 1 ? expected : TransferOutcome::complete));
+        REQUIRE(to_text(over->outcome) == to_text(over->request == 1 ? expected : transfer::Outcome::complete));
         if constexpr (requires { over->note; }) {
-          if (over->outcome == TransferOutcome::complete) {
+          if (over->outcome == transfer::Outcome::complete) {
             REQUIRE((b->cache().rows(over->seq) == b->cache().rows_of(values_of(other))));
             b->cache().close(over->seq);
           }
@@ -66,29 +66,29 @@ struct Pair {
     require_free(*b);
   }
 };
-constexpr TimePoint far_future = TimePoint::max() - std::chrono::seconds(1);
+constexpr transport::TimePoint far_future = transport::TimePoint::max() - std::chrono::seconds(1);
 }  // namespace
 
 TEST_CASE("A transfer can be cancelled by its sender, and others go on", "[transfer]") {
   Pair pair;
   pair.a->cancel_sending(pair.id);
   pair.a->cancel_sending(pair.id);  // is over
-  pair.finish(TransferOutcome::cancelled, TransferOutcome::cancelled);
+  pair.finish(transfer::Outcome::cancelled, transfer::Outcome::cancelled);
 }
 
 TEST_CASE("A transfer can be cancelled by its receiver, and others go on", "[transfer]") {
   Pair pair;
   pair.b->cancel_receiving(0, 1);
   pair.b->cancel_receiving(0, 1);
-  pair.finish(TransferOutcome::cancelled, TransferOutcome::cancelled);
+  pair.finish(transfer::Outcome::cancelled, transfer::Outcome::cancelled);
 }
 
 TEST_CASE("A transfer ends at its deadline", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0, 256, small_messages);
   const auto b = make_engine<float, Paged4>(hub, 1, 256, small_messages);
   const SeqId seq = a->cache().serve(counting(1, 30));
-  Offer offer;
+  transfer::Offer offer;
   offer.to = 1;
   offer.seq = seq;
   offer.deadline = now() + std::chrono::hours(2);
@@ -100,10 +100,10 @@ TEST_CASE("A transfer ends at its deadline", "[transfer]") {
   (void)a->poll_sender(offer.deadline - std::chrono::seconds(1));
   REQUIRE(a->transfers() == 1);
   (void)a->poll_sender(offer.deadline);
-  REQUIRE_THROWS_WITH(require_complete(expect_sent(*a, TransferOutcome::timed_out)),
+  REQUIRE_THROWS_WITH(transfer::require_complete(expect_sent(*a, transfer::Outcome::timed_out)),
                       contains("timed out: its deadline has passed"));
   (void)b->poll();
-  (void)expect_received(*b, TransferOutcome::cancelled);
+  (void)expect_received(*b, transfer::Outcome::cancelled);
   a->cache().close(seq);
   require_free(*a);
   require_free(*b);
@@ -115,19 +115,19 @@ TEST_CASE("A receiver that has stalled is given up, but not while it is the send
   REQUIRE(pair.a->transfers() == 2);
   (void)pair.a->poll_sender(far_future);
   REQUIRE(pair.a->transfers() == 0);
-  (void)expect_sent(*pair.a, TransferOutcome::timed_out);
-  (void)expect_sent(*pair.a, TransferOutcome::timed_out);
+  (void)expect_sent(*pair.a, transfer::Outcome::timed_out);
+  (void)expect_sent(*pair.a, transfer::Outcome::timed_out);
   pair.a->cache().close(pair.seq);
   pair.a->cache().close(pair.other_seq);
   require_free(*pair.a);
   // It comes back, and finds that it has been given up.
   run(*pair.a, *pair.b);
-  (void)expect_received(*pair.b, TransferOutcome::cancelled);
-  (void)expect_received(*pair.b, TransferOutcome::cancelled);
+  (void)expect_received(*pair.b, transfer::Outcome::cancelled);
+  (void)expect_received(*pair.b, transfer::Outcome::cancelled);
   require_free(*pair.b);
 
   const SeqId seq = pair.a->cache().serve(counting(1, 9));
-  Offer offer;
+  transfer::Offer offer;
   offer.to = 1;
   offer.seq = seq;
   offer.length = 20;
@@ -144,17 +144,17 @@ TEST_CASE("A sender that has stalled is given up", "[transfer]") {
   }
   REQUIRE(pair.b->transfers() == 2);
   (void)pair.b->poll_receiver(far_future);
-  (void)expect_received(*pair.b, TransferOutcome::timed_out);
-  (void)expect_received(*pair.b, TransferOutcome::timed_out);
+  (void)expect_received(*pair.b, transfer::Outcome::timed_out);
+  (void)expect_received(*pair.b, transfer::Outcome::timed_out);
   require_free(*pair.b);
   run(*pair.a, *pair.b);
-  (void)expect_sent(*pair.a, TransferOutcome::timed_out);
-  (void)expect_sent(*pair.a, TransferOutcome::timed_out);
+  (void)expect_sent(*pair.a, transfer::Outcome::timed_out);
+  (void)expect_sent(*pair.a, transfer::Outcome::timed_out);
   REQUIRE(pair.a->transfers() == 0);
 }
 
 TEST_CASE("A receiver that has gone is seen, and other receivers get their own", "[transfer]") {
-  InProcess hub({.peers = 3, .channels = 2, .window_messages = 2});
+  transport::InProcess hub({.peers = 3, .channels = 2, .window_messages = 2});
   const auto a = make_engine<float, Prefix4>(hub, 0, 256, small_messages);
   auto b = make_engine<float, Paged4>(hub, 1, 256, small_messages);
   const auto c = make_engine<float, Paged4>(hub, 2, 256, small_messages);
@@ -169,19 +169,19 @@ TEST_CASE("A receiver that has gone is seen, and other receivers get their own",
   REQUIRE(b->cache().stats().blocks_referenced > 0);
   die(b);
   run(*a, *c);
-  REQUIRE(expect_sent(*a, TransferOutcome::peer_lost).to == 1);
-  REQUIRE(expect_sent(*a, TransferOutcome::complete).to == 2);
-  c->cache().close(expect_received(*c, TransferOutcome::complete).seq);
+  REQUIRE(expect_sent(*a, transfer::Outcome::peer_lost).to == 1);
+  REQUIRE(expect_sent(*a, transfer::Outcome::complete).to == 2);
+  c->cache().close(expect_received(*c, transfer::Outcome::complete).seq);
   (void)a->send(1, seq, prompt);
   run(*a, *c);
-  (void)expect_sent(*a, TransferOutcome::peer_lost);
+  (void)expect_sent(*a, transfer::Outcome::peer_lost);
   a->cache().close(seq);
   require_free(*a);
   require_free(*c);
 }
 
 TEST_CASE("A sender that has gone is seen, and other senders finish", "[transfer]") {
-  InProcess hub({.peers = 3, .channels = 2, .window_messages = 2});
+  transport::InProcess hub({.peers = 3, .channels = 2, .window_messages = 2});
   auto a = make_engine<float, Paged4>(hub, 0, 256, small_messages);
   const auto b = make_engine<float, Prefix4>(hub, 1, 256, small_messages);
   auto c = make_engine<float, Paged4>(hub, 2, 256, small_messages);
@@ -197,8 +197,8 @@ TEST_CASE("A sender that has gone is seen, and other senders finish", "[transfer
   REQUIRE(b->transfers() == 2);
   die(a);
   run(*b, *c);
-  REQUIRE(expect_received(*b, TransferOutcome::peer_lost).from == 0);
-  const Received got = expect_received(*b, TransferOutcome::complete);
+  REQUIRE(expect_received(*b, transfer::Outcome::peer_lost).from == 0);
+  const transfer::Received got = expect_received(*b, transfer::Outcome::complete);
   REQUIRE(got.from == 2);
   REQUIRE((b->cache().rows(got.seq) == b->cache().rows_of(values_of(prompt))));
   b->cache().close(got.seq);
@@ -209,16 +209,16 @@ TEST_CASE("A sender or a receiver that goes in good order says so", "[transfer]"
   Pair pair;
   pair.b.reset();
   run(*pair.a);
-  REQUIRE(expect_sent(*pair.a, TransferOutcome::cancelled).reason == "the receiver has gone");
+  REQUIRE(expect_sent(*pair.a, transfer::Outcome::cancelled).reason == "the receiver has gone");
   Pair another;
   another.a.reset();
   run(*another.b);
-  (void)expect_received(*another.b, TransferOutcome::cancelled);
+  (void)expect_received(*another.b, transfer::Outcome::cancelled);
   require_free(*another.b);
 }
 
 TEST_CASE("What a peer sent last is not lost with it", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0);
   auto b = make_engine<float, Paged4>(hub, 1);
   const SeqId seq = a->cache().serve(counting(1, 30));
@@ -229,12 +229,12 @@ TEST_CASE("What a peer sent last is not lost with it", "[transfer]") {
   }
   b.reset();  // after it has said DONE
   run(*a);
-  (void)expect_sent(*a, TransferOutcome::complete);
+  (void)expect_sent(*a, transfer::Outcome::complete);
 }
 
 TEST_CASE("A full pool refuses, and takes the sequence later", "[transfer]") {
   const auto check = [](auto make) {
-    InProcess hub({});
+    transport::InProcess hub({});
     const auto a = make_engine<float, Paged4>(hub, 0);
     const std::unique_ptr<AnyEngine> b = make(hub);
     INFO(b->cache().name());
@@ -244,7 +244,7 @@ TEST_CASE("A full pool refuses, and takes the sequence later", "[transfer]") {
     const Seen before(b->cache());
     (void)a->send(1, seq, prompt);
     run(*a, *b);
-    const Sent refused = expect_sent(*a, TransferOutcome::no_room);
+    const transfer::Sent refused = expect_sent(*a, transfer::Outcome::no_room);
     REQUIRE(refused.reason == "for 30 positions");
     REQUIRE(refused.bytes == 0);
     REQUIRE(!b->next_received());
@@ -253,59 +253,61 @@ TEST_CASE("A full pool refuses, and takes the sequence later", "[transfer]") {
     b->cache().close(holder);
     (void)a->send(1, seq, prompt);
     run(*a, *b);
-    (void)expect_sent(*a, TransferOutcome::complete);
-    b->cache().close(expect_received(*b, TransferOutcome::complete).seq);
+    (void)expect_sent(*a, transfer::Outcome::complete);
+    b->cache().close(expect_received(*b, transfer::Outcome::complete).seq);
     // And one that it can never hold.
     const Tokens longest = counting(2000, 60);
     const SeqId long_seq = a->cache().serve(longest);
     (void)a->send(1, long_seq, longest);
     run(*a, *b);
-    (void)expect_sent(*a, TransferOutcome::never_fits);
+    (void)expect_sent(*a, transfer::Outcome::never_fits);
     require_free(*b);
   };
-  check([](InProcess& hub) { return make_engine<float, Paged4>(hub, 1, 44); });
-  check([](InProcess& hub) { return make_engine<float, Prefix4>(hub, 1, 44); });
-  check([](InProcess& hub) { return make_engine<float, GrowFirst>(hub, 1, 44); });
+  check([](transport::InProcess& hub) { return make_engine<float, Paged4>(hub, 1, 44); });
+  check([](transport::InProcess& hub) { return make_engine<float, Prefix4>(hub, 1, 44); });
+  check([](transport::InProcess& hub) { return make_engine<float, GrowFirst>(hub, 1, 44); });
 }
 
-TEST_CASE("Room for what will be decoded can be asked for, and no more transfers than wanted are taken", "[transfer]") {
-  InProcess hub({});
+TEST_CASE("Reservation for what will be decoded can be asked for, and no more transfers than wanted are taken",
+          "[transfer]") {
+  transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0);
   const auto b = make_engine<float, Prefix4>(hub, 1, 44, {}, {.transfers = 1, .reserve_tokens = 15});
   const SeqId seq = a->cache().serve(counting(1, 30));
   (void)a->send(1, seq, counting(1, 30));
   run(*a, *b);
-  (void)expect_sent(*a, TransferOutcome::never_fits);
+  (void)expect_sent(*a, transfer::Outcome::never_fits);
   const SeqId shorter = a->cache().serve(counting(1, 12));
-  Offer offer;
+  transfer::Offer offer;
   offer.to = 1;
   offer.seq = shorter;
-  const TransferId id = a->offer(offer);
+  const transfer::Id id = a->offer(offer);
   run(*a, *b);
   (void)a->send(1, shorter, {});
   run(*a, *b);
-  REQUIRE(expect_sent(*a, TransferOutcome::busy).reason == "1 transfers are under way");
+  REQUIRE(expect_sent(*a, transfer::Outcome::busy).reason == "1 transfers are under way");
   a->finish(id);
   run(*a, *b);
-  (void)expect_sent(*a, TransferOutcome::complete);
+  (void)expect_sent(*a, transfer::Outcome::complete);
 }
 
 TEST_CASE("Caches that do not fit are told apart, and the sender is told why", "[transfer]") {
   const auto check = [](auto make, const char* expected) {
-    InProcess hub({});
+    transport::InProcess hub({});
     const auto a = make_engine<float, Paged4>(hub, 0);
     const std::unique_ptr<AnyEngine> b = make(hub);
     const SeqId seq = a->cache().serve(counting(1, 30));
     (void)a->send(1, seq, {});
     run(*a, *b);
-    const Sent sent = expect_sent(*a, TransferOutcome::incompatible);
+    const transfer::Sent sent = expect_sent(*a, transfer::Outcome::incompatible);
     REQUIRE(sent.reason == expected);
-    REQUIRE_THROWS_AS(require_complete(sent), FormatError);
+    REQUIRE_THROWS_AS(transfer::require_complete(sent), FormatError);
     require_free(*b);
   };
-  check([](InProcess& hub) { return make_engine<Eigen::half, Paged4>(hub, 1); }, "expected elements f16, found f32");
+  check([](transport::InProcess& hub) { return make_engine<Eigen::half, Paged4>(hub, 1); },
+        "expected elements f16, found f32");
   const auto shaped = [&](Shape shape, const char* expected) {
-    check([&](InProcess& hub) { return make_engine<float, Paged4>(hub, 1, 256, {}, {}, shape); }, expected);
+    check([&](transport::InProcess& hub) { return make_engine<float, Paged4>(hub, 1, 256, {}, {}, shape); }, expected);
   };
   shaped({.layers = 4, .kv_heads = 3, .key_dim = 5, .value_dim = 3}, "expected layers 4, found 2");
   shaped({.layers = 2, .kv_heads = 1, .key_dim = 5, .value_dim = 3}, "expected kv_heads 1, found 3");
@@ -314,10 +316,10 @@ TEST_CASE("Caches that do not fit are told apart, and the sender is told why", "
 }
 
 TEST_CASE("What cannot be sent is refused before anything is", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0);
   const SeqId seq = a->cache().serve(counting(1, 5));
-  Offer offer;
+  transfer::Offer offer;
   offer.to = 2;
   offer.seq = seq;
   REQUIRE_THROWS_WITH(a->offer(offer), contains("offer.to is 2"));

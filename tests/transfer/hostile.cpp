@@ -9,36 +9,37 @@
 namespace {
 using namespace kvc;
 using namespace kvc_test;
-using namespace kvc::transfer_detail;
+using namespace kvc::transfer::detail;
 
 /// A peer without a cache, that says what it wants.
 struct Wire {
-  InProcess::Endpoint endpoint;
-  format::DescriptionRecord description;
+  transport::InProcess::Endpoint endpoint;
+  snapshot::format::DescriptionRecord description;
   std::vector<std::byte> body = std::vector<std::byte>(1 << 16, std::byte{1});
 
-  Wire(InProcess& hub, Peer self) : endpoint(hub, self) {
+  Wire(transport::InProcess& hub, transport::Peer self) : endpoint(hub, self) {
     const KvCache<float, Paged> like(snapshot_shape, {.blocks = 1, .block_tokens = 4});
     description = describe(like);
   }
-  void say(const HeadWriter& head, std::size_t body_bytes = 0, Channel channel = transfer_channel) {
+  void say(const HeadWriter& head, std::size_t body_bytes = 0, transport::Channel channel = transfer::data_channel) {
     say(head.bytes(), body_bytes, channel);
   }
-  void say(std::span<const std::byte> head, std::size_t body_bytes = 0, Channel channel = transfer_channel) {
+  void say(std::span<const std::byte> head, std::size_t body_bytes = 0,
+           transport::Channel channel = transfer::data_channel) {
     const auto piece = std::span<const std::byte>(body).first(body_bytes);
     REQUIRE(endpoint.try_send(0, channel, head, std::span(&piece, body_bytes == 0 ? 0 : 1)));
   }
-  [[nodiscard]] HeadWriter offer_of(TransferId id, OfferRecord record) const {
+  [[nodiscard]] HeadWriter offer_of(transfer::Id id, OfferRecord record) const {
     return HeadWriter(MessageKind::offer, id).add(record);
   }
   [[nodiscard]] OfferRecord record(std::int32_t length) const { return {description, 0, length, 0, 0, 0}; }
-  [[nodiscard]] static HeadWriter rows(TransferId id, int layer, int first, int last) {
+  [[nodiscard]] static HeadWriter rows(transfer::Id id, int layer, int first, int last) {
     return HeadWriter(MessageKind::rows, id).add(RowsRecord{layer, first, last, 0});
   }
   static constexpr std::size_t token = 3 * (5 + 3) * sizeof(float);
   /// Of the next reply; empty if there is none.
   std::optional<std::pair<MessageKind, Refusal>> reply() {
-    const auto arrival = endpoint.poll(reply_channel);
+    const auto arrival = endpoint.poll(transfer::reply_channel);
     if (!arrival) {
       return std::nullopt;
     }
@@ -48,16 +49,16 @@ struct Wire {
   }
 };
 struct Attack {
-  InProcess hub{{}};
+  transport::InProcess hub{{}};
   std::unique_ptr<AnyEngine> victim = make_engine<float, Prefix4>(hub, 0, 64);
   Wire wire{hub, 1};
-  void open(TransferId id, std::int32_t length = 10) {
+  void open(transfer::Id id, std::int32_t length = 10) {
     wire.say(wire.offer_of(id, wire.record(length)));
     (void)victim->poll();
     REQUIRE(wire.reply()->first == MessageKind::accept);
     REQUIRE(victim->cache().stats().blocks_referenced == (length + 3) / 4);
   }
-  void expect(MessageKind kind, TransferOutcome outcome, const std::string& reason) {
+  void expect(MessageKind kind, transfer::Outcome outcome, const std::string& reason) {
     (void)victim->poll();
     const auto reply = wire.reply();
     REQUIRE(reply);
@@ -73,14 +74,14 @@ struct Attack {
 
 TEST_CASE("An offer that contradicts itself or asks for too much is refused", "[transfer]") {
   Attack a;
-  const auto refused = [&](auto change, std::size_t body, TransferOutcome outcome, const char* reason) {
+  const auto refused = [&](auto change, std::size_t body, transfer::Outcome outcome, const char* reason) {
     OfferRecord record = a.wire.record(10);
     change(record);
     a.wire.say(a.wire.offer_of(5, record), body);
     a.expect(MessageKind::refuse, outcome, reason);
   };
   using O = OfferRecord&;
-  const auto contradicts = TransferOutcome::broken;
+  const auto contradicts = transfer::Outcome::broken;
   refused([](O r) { r.length = 0; }, 0, contradicts, "contradict");
   refused([](O r) { r.length = -1; }, 0, contradicts, "contradict");
   refused([](O r) { r.tokens = 9; }, 36, contradicts, "contradict");
@@ -94,19 +95,19 @@ TEST_CASE("An offer that contradicts itself or asks for too much is refused", "[
   refused([](O r) { r.salt_bytes = 1U << 31; }, 40, contradicts, "contradict");
   refused([](O r) { r.salt_bytes = 5; }, 5, contradicts, "salt");
   refused([](O) {}, 1, contradicts, "contradict");
-  refused([](O r) { r.length = max_pos; }, 0, TransferOutcome::never_fits, "more than this pool");
-  refused([](O r) { r.length = 65; }, 0, TransferOutcome::never_fits, "more than this pool");
-  refused([](O r) { r.description.block_tokens = 0; }, 0, TransferOutcome::incompatible, "block_tokens");
-  refused([](O r) { r.description.layout[0] = 'x'; }, 0, TransferOutcome::incompatible, "xead-major");
-  refused([](O r) { r.description.element.fill('\n'); }, 0, TransferOutcome::incompatible, "found ....");
-  refused([](O r) { r.description.key_row_bytes = ~std::uint64_t{0}; }, 0, TransferOutcome::incompatible, "of a key");
+  refused([](O r) { r.length = max_pos; }, 0, transfer::Outcome::never_fits, "more than this pool");
+  refused([](O r) { r.length = 65; }, 0, transfer::Outcome::never_fits, "more than this pool");
+  refused([](O r) { r.description.block_tokens = 0; }, 0, transfer::Outcome::incompatible, "block_tokens");
+  refused([](O r) { r.description.layout[0] = 'x'; }, 0, transfer::Outcome::incompatible, "xead-major");
+  refused([](O r) { r.description.element.fill('\n'); }, 0, transfer::Outcome::incompatible, "found ....");
+  refused([](O r) { r.description.key_row_bytes = ~std::uint64_t{0}; }, 0, transfer::Outcome::incompatible, "of a key");
   const HeadWriter whole = a.wire.offer_of(5, a.wire.record(10));
   std::vector<std::byte> head(whole.bytes().begin(), whole.bytes().begin() + 60);
   a.wire.say(head);
-  a.expect(MessageKind::refuse, TransferOutcome::broken, "too short");
+  a.expect(MessageKind::refuse, transfer::Outcome::broken, "too short");
   head[4] = std::byte{9};
   a.wire.say(head);
-  a.expect(MessageKind::refuse, TransferOutcome::incompatible, "expected version 1, found 9");
+  a.expect(MessageKind::refuse, transfer::Outcome::incompatible, "expected version 1, found 9");
 }
 
 TEST_CASE("Rows that are not the next ones end their transfer", "[transfer]") {
@@ -117,7 +118,7 @@ TEST_CASE("Rows that are not the next ones end their transfer", "[transfer]") {
     (void)a.victim->poll();
     REQUIRE(!a.wire.reply());
     a.wire.say(head, body);
-    a.expect(MessageKind::abort, TransferOutcome::broken, reason);
+    a.expect(MessageKind::abort, transfer::Outcome::broken, reason);
   };
   constexpr std::size_t token = Wire::token;
   aborted(Wire::rows(7, -1, 0, 3), 3 * token, "a layer that is not there");
@@ -145,9 +146,9 @@ TEST_CASE("Messages about nothing are passed by", "[transfer]") {
   a.wire.say(HeadWriter(MessageKind::cancel, 1));
   a.wire.say(std::span<const std::byte>(), 100);
   a.wire.say(std::vector<std::byte>(512, std::byte{0xff}), 100);
-  a.wire.say(HeadWriter(MessageKind::accept, 1), 0, reply_channel);
-  a.wire.say(HeadWriter(MessageKind::done, 1), 77, reply_channel);
-  a.wire.say(std::span<const std::byte>(), 100, reply_channel);
+  a.wire.say(HeadWriter(MessageKind::accept, 1), 0, transfer::reply_channel);
+  a.wire.say(HeadWriter(MessageKind::done, 1), 77, transfer::reply_channel);
+  a.wire.say(std::span<const std::byte>(), 100, transfer::reply_channel);
   run(*a.victim);
   REQUIRE(!a.wire.reply());
   REQUIRE(!a.victim->next_received());
@@ -159,30 +160,32 @@ TEST_CASE("A reply that makes no sense ends the transfer that it is about", "[tr
   const Tokens prompt = counting(1, 10);
   const SeqId seq = a.victim->cache().serve(prompt);
   const auto broken = [&](auto answer) {
-    const TransferId id = a.victim->send(1, seq, prompt);
-    REQUIRE(a.wire.endpoint.poll(transfer_channel));
+    const transfer::Id id = a.victim->send(1, seq, prompt);
+    REQUIRE(a.wire.endpoint.poll(transfer::data_channel));
     answer(id);
     (void)a.victim->poll();
-    (void)expect_sent(*a.victim, TransferOutcome::broken);
+    (void)expect_sent(*a.victim, transfer::Outcome::broken);
     bool cancelled = false;
-    while (const auto arrival = a.wire.endpoint.poll(transfer_channel)) {
+    while (const auto arrival = a.wire.endpoint.poll(transfer::data_channel)) {
       HeadReader in(arrival->head());
       cancelled = in.take<MessageHead>()->kind == MessageKind::cancel;
     }
     return cancelled;
   };
-  const auto accept = [&](TransferId id, std::int32_t first) {
-    a.wire.say(HeadWriter(MessageKind::accept, id).add(AcceptRecord{first, 0}), 0, reply_channel);
+  const auto accept = [&](transfer::Id id, std::int32_t first) {
+    a.wire.say(HeadWriter(MessageKind::accept, id).add(AcceptRecord{first, 0}), 0, transfer::reply_channel);
   };
-  REQUIRE(broken([&](TransferId id) { accept(id, 10); }));
-  REQUIRE(broken([&](TransferId id) { accept(id, -1); }));
-  REQUIRE(broken([&](TransferId id) { a.wire.say(HeadWriter(MessageKind::accept, id), 0, reply_channel); }));
-  REQUIRE(broken([&](TransferId id) { a.wire.say(HeadWriter(MessageKind::done, id), 0, reply_channel); }));
-  REQUIRE(broken([&](TransferId id) {
+  REQUIRE(broken([&](transfer::Id id) { accept(id, 10); }));
+  REQUIRE(broken([&](transfer::Id id) { accept(id, -1); }));
+  REQUIRE(
+      broken([&](transfer::Id id) { a.wire.say(HeadWriter(MessageKind::accept, id), 0, transfer::reply_channel); }));
+  REQUIRE(broken([&](transfer::Id id) { a.wire.say(HeadWriter(MessageKind::done, id), 0, transfer::reply_channel); }));
+  REQUIRE(broken([&](transfer::Id id) {
     accept(id, 3);
     accept(id, 3);
   }));
-  REQUIRE(!broken([&](TransferId id) { a.wire.say(HeadWriter(MessageKind::abort, id), 0, reply_channel); }));
+  REQUIRE(
+      !broken([&](transfer::Id id) { a.wire.say(HeadWriter(MessageKind::abort, id), 0, transfer::reply_channel); }));
   a.victim->cache().close(seq);
   require_free(*a.victim);
 }
@@ -191,13 +194,13 @@ TEST_CASE("The end is said after all rows have left, and not before", "[transfer
   Attack a;
   const Tokens prompt = counting(1, 10);
   const SeqId seq = a.victim->cache().serve(prompt);
-  const TransferId id = a.victim->send(1, seq, prompt);
-  REQUIRE(a.wire.endpoint.poll(transfer_channel));
-  a.wire.say(HeadWriter(MessageKind::accept, id).add(AcceptRecord{0, 0}), 0, reply_channel);
-  std::vector<InProcess::Endpoint::Arrival> rows;  // seen and not taken yet
+  const transfer::Id id = a.victim->send(1, seq, prompt);
+  REQUIRE(a.wire.endpoint.poll(transfer::data_channel));
+  a.wire.say(HeadWriter(MessageKind::accept, id).add(AcceptRecord{0, 0}), 0, transfer::reply_channel);
+  std::vector<transport::InProcess::Endpoint::Arrival> rows;  // seen and not taken yet
   for (int poll = 0; poll < 3; ++poll) {
     (void)a.victim->poll();
-    while (auto arrival = a.wire.endpoint.poll(transfer_channel)) {
+    while (auto arrival = a.wire.endpoint.poll(transfer::data_channel)) {
       HeadReader in(arrival->head());
       REQUIRE(in.take<MessageHead>()->kind == MessageKind::rows);
       rows.push_back(std::move(*arrival));
@@ -206,14 +209,14 @@ TEST_CASE("The end is said after all rows have left, and not before", "[transfer
   REQUIRE(rows.size() == 2);  // of each layer
   rows.clear();
   (void)a.victim->poll();
-  const auto end = a.wire.endpoint.poll(transfer_channel);
+  const auto end = a.wire.endpoint.poll(transfer::data_channel);
   REQUIRE(end);
   HeadReader in(end->head());
   REQUIRE(in.take<MessageHead>()->kind == MessageKind::end);
 }
 
 TEST_CASE("Another peer cannot speak for a transfer that is not its own", "[transfer]") {
-  InProcess hub({.peers = 3});
+  transport::InProcess hub({.peers = 3});
   const auto victim = make_engine<float, Prefix4>(hub, 0, 64);
   Wire owner(hub, 1);
   Wire other(hub, 2);
@@ -225,7 +228,7 @@ TEST_CASE("Another peer cannot speak for a transfer that is not its own", "[tran
   owner.say(Wire::rows(1, 1, 0, 4), 4 * Wire::token);
   owner.say(HeadWriter(MessageKind::end, 1));
   (void)victim->poll();
-  victim->cache().close(expect_received(*victim, TransferOutcome::complete).seq);
+  victim->cache().close(expect_received(*victim, transfer::Outcome::complete).seq);
   require_free(*victim);
 }
 
@@ -246,7 +249,7 @@ TEST_CASE("Random changes to messages leave the receiver whole", "[transfer]") {
         (void)a.victim->poll();
       }
     };
-    for (TransferId id = 1; id < 4; ++id) {
+    for (transfer::Id id = 1; id < 4; ++id) {
       OfferRecord record = a.wire.record(random.between(1, 20));
       record.tokens = random.one_in(2) ? record.length : 0;
       say(a.wire.offer_of(id, record), static_cast<std::size_t>(record.tokens) * sizeof(Token));
@@ -264,7 +267,7 @@ TEST_CASE("Random changes to messages leave the receiver whole", "[transfer]") {
     a.wire.endpoint.drop(0);
     run(*a.victim);
     while (const auto got = a.victim->next_received()) {
-      if (got->outcome == TransferOutcome::complete) {
+      if (got->outcome == transfer::Outcome::complete) {
         a.victim->cache().close(got->seq);
       }
     }

@@ -10,7 +10,7 @@
 namespace {
 using namespace kvc;
 using kvc_test::contains;
-using Endpoint = InProcess::Endpoint;
+using Endpoint = transport::InProcess::Endpoint;
 
 std::span<const std::byte> bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
 std::string text(std::span<const std::byte> b) { return {reinterpret_cast<const char*>(b.data()), b.size()}; }
@@ -36,7 +36,7 @@ std::vector<std::span<std::byte>> places(std::string& to, std::size_t cut) {
 }  // namespace
 
 TEST_CASE("Messages arrive in order, by channel, and from all peers in turn", "[transfer]") {
-  InProcess hub({.peers = 3, .channels = 2});
+  transport::InProcess hub({.peers = 3, .channels = 2});
   Endpoint a(hub, 0);
   Endpoint b(hub, 1);
   Endpoint c(hub, 2);
@@ -59,14 +59,14 @@ TEST_CASE("Messages arrive in order, by channel, and from all peers in turn", "[
 }
 
 TEST_CASE("A body goes from where it is to where it belongs, cut in whatever way", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   Endpoint a(hub, 0);
   Endpoint b(hub, 1);
   for (const std::size_t cut : {1U, 2U, 3U, 5U, 100U}) {
     const Body body("the quick brown fox");
     auto sent = a.try_send(1, 0, bytes("fox"), body.pieces);
     REQUIRE(sent);
-    REQUIRE(a.state(*sent) == TicketState::pending);
+    REQUIRE(a.state(*sent) == transport::TicketState::pending);
     auto arrival = b.poll(0);
     REQUIRE(arrival);
     REQUIRE(arrival->peer() == 0);
@@ -74,15 +74,15 @@ TEST_CASE("A body goes from where it is to where it belongs, cut in whatever way
     std::string to(19, '.');
     std::string wrong(18, '.');
     REQUIRE_THROWS_WITH(b.accept(std::move(*arrival), places(wrong, cut)), contains("pieces is 18"));
-    REQUIRE(a.state(*sent) == TicketState::pending);
-    REQUIRE(b.state(b.accept(std::move(*arrival), places(to, cut))) == TicketState::done);
-    REQUIRE(a.state(*sent) == TicketState::done);
+    REQUIRE(a.state(*sent) == transport::TicketState::pending);
+    REQUIRE(b.state(b.accept(std::move(*arrival), places(to, cut))) == transport::TicketState::done);
+    REQUIRE(a.state(*sent) == transport::TicketState::done);
     REQUIRE(to == "the quick brown fox");
   }
 }
 
 TEST_CASE("A window bounds what is under way on a channel", "[transfer]") {
-  InProcess hub({.peers = 2, .channels = 2, .window_messages = 3, .window_bytes = 10});
+  transport::InProcess hub({.peers = 2, .channels = 2, .window_messages = 3, .window_bytes = 10});
   Endpoint a(hub, 0);
   Endpoint b(hub, 1);
   const Body large(std::string(11, 'x'));
@@ -105,7 +105,7 @@ TEST_CASE("A window bounds what is under way on a channel", "[transfer]") {
 }
 
 TEST_CASE("What is not taken can be called back", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   Endpoint a(hub, 0);
   Endpoint b(hub, 1);
   const Body body("rows");
@@ -115,21 +115,21 @@ TEST_CASE("What is not taken can be called back", "[transfer]") {
   auto arrival = b.poll(0);
   REQUIRE(a.cancel(*first));   // while b looks at it
   REQUIRE(a.cancel(*second));  // before
-  REQUIRE(a.state(*first) == TicketState::failed);
-  REQUIRE(a.state(*second) == TicketState::failed);
+  REQUIRE(a.state(*first) == transport::TicketState::failed);
+  REQUIRE(a.state(*second) == transport::TicketState::failed);
   std::string to(4, '.');
-  REQUIRE(b.state(b.accept(std::move(*arrival), places(to, 4))) == TicketState::failed);
+  REQUIRE(b.state(b.accept(std::move(*arrival), places(to, 4))) == transport::TicketState::failed);
   REQUIRE(to == "....");
   arrival = b.poll(0);
   REQUIRE(text(arrival->head()) == "3");
-  REQUIRE(b.state(b.accept(std::move(*arrival), places(to, 4))) == TicketState::done);
+  REQUIRE(b.state(b.accept(std::move(*arrival), places(to, 4))) == transport::TicketState::done);
   REQUIRE(a.cancel(*third));
-  REQUIRE(a.state(*third) == TicketState::done);
+  REQUIRE(a.state(*third) == transport::TicketState::done);
   REQUIRE(head_of(b.poll(0)) == "nothing");
 }
 
 TEST_CASE("A peer that has gone is lost, and its last words are heard", "[transfer]") {
-  InProcess hub({.peers = 3});
+  transport::InProcess hub({.peers = 3});
   Endpoint a(hub, 0);
   std::optional<Endpoint> b(std::in_place, hub, 1);
   Endpoint c(hub, 2);
@@ -140,45 +140,45 @@ TEST_CASE("A peer that has gone is lost, and its last words are heard", "[transf
   REQUIRE(b->try_send(0, 0, bytes("bye")));
   REQUIRE(b->try_send(0, 0, bytes("with a body"), body.pieces));
   REQUIRE(!a.is_lost(1));
-  while (a.wait(TimePoint::min())) {
+  while (a.wait(transport::TimePoint::min())) {
   }
   looked_at.reset();
   b.reset();
-  REQUIRE(a.wait(no_deadline));
+  REQUIRE(a.wait(transport::no_deadline));
   REQUIRE(a.is_lost(1));
   REQUIRE(!a.is_lost(2));
-  REQUIRE(a.state(*to_b) == TicketState::done);  // it was let go
-  REQUIRE(a.state(*to_b_too) == TicketState::failed);
+  REQUIRE(a.state(*to_b) == transport::TicketState::done);  // it was let go
+  REQUIRE(a.state(*to_b_too) == transport::TicketState::failed);
   REQUIRE(head_of(a.poll(0)) == "bye");
   REQUIRE(head_of(a.poll(0)) == "nothing");
   auto ticket = a.try_send(1, 0, bytes("3"), body.pieces);
-  REQUIRE(a.state(*ticket) == TicketState::failed);
+  REQUIRE(a.state(*ticket) == transport::TicketState::failed);
   REQUIRE(c.try_send(0, 0, bytes("hello")));
   REQUIRE(head_of(a.poll(0)) == "hello");
   REQUIRE_THROWS_WITH(Endpoint(hub, 1), contains("self is 1"));
 }
 
 TEST_CASE("Waiting ends when there is news, once", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   Endpoint a(hub, 0);
   Endpoint b(hub, 1);
-  REQUIRE(!b.wait(TimePoint::min()));
+  REQUIRE(!b.wait(transport::TimePoint::min()));
   REQUIRE(a.try_send(1, 0, bytes("news")));
-  REQUIRE(b.wait(no_deadline));
-  REQUIRE(!b.wait(TimePoint::min()));
+  REQUIRE(b.wait(transport::no_deadline));
+  REQUIRE(!b.wait(transport::TimePoint::min()));
   REQUIRE(head_of(b.poll(0)) == "news");
-  REQUIRE(a.wait(no_deadline));  // it was taken
-  REQUIRE(!wait_for(a, TimePoint::min(), [] { return false; }));
-  REQUIRE(wait_for(a, no_deadline, [] { return true; }));
+  REQUIRE(a.wait(transport::no_deadline));  // it was taken
+  REQUIRE(!transport::wait_for(a, transport::TimePoint::min(), [] { return false; }));
+  REQUIRE(transport::wait_for(a, transport::no_deadline, [] { return true; }));
 }
 
 TEST_CASE("Numbers that are out of range are named", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   Endpoint a(hub, 0);
-  REQUIRE_THROWS_WITH(InProcess({.peers = 0}), contains("config.peers is 0"));
-  REQUIRE_THROWS_WITH(InProcess({.channels = 0}), contains("config.channels is 0"));
-  REQUIRE_THROWS_WITH(InProcess({.window_messages = 0}), contains("config.window_messages is 0"));
-  REQUIRE_THROWS_WITH(InProcess({.window_bytes = 0}), contains("config.window_bytes is 0"));
+  REQUIRE_THROWS_WITH(transport::InProcess({.peers = 0}), contains("config.peers is 0"));
+  REQUIRE_THROWS_WITH(transport::InProcess({.channels = 0}), contains("config.channels is 0"));
+  REQUIRE_THROWS_WITH(transport::InProcess({.window_messages = 0}), contains("config.window_messages is 0"));
+  REQUIRE_THROWS_WITH(transport::InProcess({.window_bytes = 0}), contains("config.window_bytes is 0"));
   REQUIRE_THROWS_WITH(Endpoint(hub, 2), contains("self is 2"));
   REQUIRE_THROWS_WITH(a.try_send(-1, 0, bytes("")), contains("peer is -1"));
   REQUIRE_THROWS_WITH(a.try_send(1, 4, bytes("")), contains("channel is 4"));

@@ -9,11 +9,13 @@
 namespace {
 using namespace kvc;
 using namespace kvc_test;
-using MakeEngine = std::function<std::unique_ptr<AnyEngine>(InProcess&, Peer)>;
+using MakeEngine = std::function<std::unique_ptr<AnyEngine>(transport::InProcess&, transport::Peer)>;
 
 template <class T, class Case, class L>
 MakeEngine maker(Pos tokens = 256) {
-  return [tokens](InProcess& hub, Peer self) { return make_engine<T, Case, L>(hub, self, tokens, small_messages); };
+  return [tokens](transport::InProcess& hub, transport::Peer self) {
+    return make_engine<T, Case, L>(hub, self, tokens, small_messages);
+  };
 }
 
 template <class T>
@@ -25,7 +27,7 @@ const Salt tenant(SaltKind::tenant, "a tenant");
 
 /// Sequences of many lengths, with and without tokens, at once over one connection.
 void check_pair(const MakeEngine& from, const MakeEngine& to) {
-  InProcess hub({});
+  transport::InProcess hub({});
   const auto a = from(hub, 0);
   const auto b = to(hub, 1);
   INFO(a->cache().name() << " -> " << b->cache().name());
@@ -46,15 +48,15 @@ void check_pair(const MakeEngine& from, const MakeEngine& to) {
     one.tokens.resize(told ? tokens.size() : 0);
     all.push_back(one);
   }
-  std::vector<TransferId> ids;
+  std::vector<transfer::Id> ids;
   for (std::size_t i = 0; i < all.size(); ++i) {
     ids.push_back(a->send(1, all[i].seq, all[i].tokens, all[i].salt, 100 + i));
   }
   run(*a, *b);
   for (std::size_t i = 0; i < all.size(); ++i) {
-    const Sent sent = expect_sent(*a, TransferOutcome::complete);
-    REQUIRE_NOTHROW(require_complete(sent));
-    const Received got = expect_received(*b, TransferOutcome::complete);
+    const transfer::Sent sent = expect_sent(*a, transfer::Outcome::complete);
+    REQUIRE_NOTHROW(transfer::require_complete(sent));
+    const transfer::Received got = expect_received(*b, transfer::Outcome::complete);
     const One& one = all[got.request - 100];
     REQUIRE(got.id == ids[got.request - 100]);
     REQUIRE(got.from == 0);
@@ -111,8 +113,8 @@ TEST_CASE("Full blocks of pools that are made alike leave and arrive in one piec
   Cache cache(snapshot_shape, {.blocks = 8, .block_tokens = 4});
   const SeqId seq = cache.open();
   auto step = cache.extend(seq, 14);
-  transfer_detail::RowPieces finder;
-  transfer_detail::PieceList<const std::byte> pieces;
+  transfer::detail::RowPieces finder;
+  transfer::detail::PieceList<const std::byte> pieces;
   finder.add(cache, std::as_const(cache).data(), seq, 1, {4, 12}, layout::RowOrder::head_major, 4, pieces);
   REQUIRE(pieces.pieces().size() == 2);
   REQUIRE(pieces.pieces()[0].size() == 4U * 3 * (5 + 3) * sizeof(float));
@@ -122,17 +124,17 @@ TEST_CASE("Full blocks of pools that are made alike leave and arrive in one piec
 }
 
 TEST_CASE("A note goes with the end, and numbers with the offer", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0);
   const auto b = make_engine<float, Prefix4>(hub, 1);
   const Tokens prompt = counting(1, 9);
   const SeqId seq = a->cache().serve(prompt);
-  Offer offer;
+  transfer::Offer offer;
   offer.to = 1;
   offer.seq = seq;
   offer.tokens = prompt;
   offer.request = 1234567890123;
-  const TransferId id = a->offer(offer);
+  const transfer::Id id = a->offer(offer);
   run(*a, *b);
   REQUIRE(!b->next_received());  // all rows are there, but nobody has said that it was all
   REQUIRE(b->cache().match_length(counting(1, 10), {}) == 0);
@@ -140,10 +142,10 @@ TEST_CASE("A note goes with the end, and numbers with the offer", "[transfer]") 
   REQUIRE_THROWS_WITH(a->finish(id, std::vector<std::byte>(489)), contains("note.size() is 489"));
   a->finish(id, note);
   run(*a, *b);
-  const Received got = expect_received(*b, TransferOutcome::complete);
+  const transfer::Received got = expect_received(*b, transfer::Outcome::complete);
   REQUIRE(got.request == 1234567890123);
   REQUIRE(got.note == note);
   REQUIRE(got.bytes == 9U * 2 * 3 * (5 + 3) * sizeof(float));
-  REQUIRE(expect_sent(*a, TransferOutcome::complete).bytes == got.bytes);
+  REQUIRE(expect_sent(*a, transfer::Outcome::complete).bytes == got.bytes);
   REQUIRE(b->cache().match_length(counting(1, 10), {}) == 8);
 }

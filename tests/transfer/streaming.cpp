@@ -42,17 +42,17 @@ using Decode = Engine<float, Paged, TokenMajor>;
 }  // namespace
 
 TEST_CASE("A layer is sent as soon as it is written, before the next one is", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   Prefill a(hub, 0, {.blocks = 16, .block_tokens = 4}, small_messages, {}, shape);
   Decode b(hub, 1, {.blocks = 16, .block_tokens = 5}, small_messages, {}, shape);
   const Tokens prompt = counting(1, 18);
   const SeqId seq = a.kv().open(prompt).seq;
   auto step = a.kv().extend(seq, prompt);
-  Offer offer;
+  transfer::Offer offer;
   offer.to = 1;
   offer.seq = seq;
   offer.tokens = prompt;
-  const TransferId id = a.offer(offer);
+  const transfer::Id id = a.offer(offer);
   run(a, b);
   for (const Index layer : {1, 0, 2}) {  // in the order in which somebody computes them
     write(a.kv(), layer, step);
@@ -72,27 +72,27 @@ TEST_CASE("A layer is sent as soon as it is written, before the next one is", "[
   }
   a.finish(id);
   run(a, b);
-  const Received got = expect_received(b, TransferOutcome::complete);
+  const transfer::Received got = expect_received(b, transfer::Outcome::complete);
   check(b.kv(), got.seq, 18);
   a.kv().commit(std::move(step));
-  a.kv().close(expect_sent(a, TransferOutcome::complete).seq);
+  a.kv().close(expect_sent(a, transfer::Outcome::complete).seq);
   b.kv().close(got.seq);
   require_free(a);
   require_free(b);
 }
 
 TEST_CASE("A prompt that is computed in chunks is sent in chunks", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   Prefill a(hub, 0, {.blocks = 16, .block_tokens = 4}, small_messages, {}, shape);
   Decode b(hub, 1, {.blocks = 16, .block_tokens = 5}, small_messages, {}, shape);
   const Tokens prompt = counting(1, 23);
   const SeqId seq = a.kv().open(prompt).seq;
-  Offer offer;
+  transfer::Offer offer;
   offer.to = 1;
   offer.seq = seq;
   offer.tokens = prompt;
   offer.length = 23;
-  const TransferId id = a.offer(offer);
+  const transfer::Id id = a.offer(offer);
   Pos done = 0;
   for (const int chunk : {10, 6, 7}) {
     auto step =
@@ -112,11 +112,11 @@ TEST_CASE("A prompt that is computed in chunks is sent in chunks", "[transfer]")
   }
   a.finish(id);
   run(a, b);
-  check(b.kv(), expect_received(b, TransferOutcome::complete).seq, 23);
+  check(b.kv(), expect_received(b, transfer::Outcome::complete).seq, 23);
 }
 
 TEST_CASE("Only what the receiver has not is sent", "[transfer]") {
-  InProcess hub({});
+  transport::InProcess hub({});
   Prefill a(hub, 0, {.blocks = 40, .block_tokens = 4}, small_messages, {}, shape);
   Prefill b(hub, 1, {.blocks = 40, .block_tokens = 8}, small_messages, {}, shape);
   const auto compute = [&](Prefill& at, const Tokens& prompt) {
@@ -132,8 +132,8 @@ TEST_CASE("Only what the receiver has not is sent", "[transfer]") {
     const SeqId seq = compute(a, prompt);
     (void)a.send(1, seq, prompt, salt);
     run(a, b);
-    const Sent sent = expect_sent(a, TransferOutcome::complete);
-    const Received got = expect_received(b, TransferOutcome::complete);
+    const transfer::Sent sent = expect_sent(a, transfer::Outcome::complete);
+    const transfer::Received got = expect_received(b, transfer::Outcome::complete);
     REQUIRE(sent.cached == expected_cached);
     REQUIRE(got.cached == expected_cached);
     REQUIRE(got.bytes == sent.bytes);
@@ -159,7 +159,7 @@ TEST_CASE("Only what the receiver has not is sent", "[transfer]") {
 }
 
 TEST_CASE("Several transfers take turns on one connection, and a window of one message is enough", "[transfer]") {
-  InProcess hub({.peers = 2, .channels = 2, .window_messages = 1, .window_bytes = 1});
+  transport::InProcess hub({.peers = 2, .channels = 2, .window_messages = 1, .window_bytes = 1});
   Prefill a(hub, 0, {.blocks = 64, .block_tokens = 4}, small_messages, {}, shape);
   Decode b(hub, 1, {.blocks = 64, .block_tokens = 4}, small_messages, {}, shape);
   std::vector<SeqId> sequences;
@@ -174,7 +174,7 @@ TEST_CASE("Several transfers take turns on one connection, and a window of one m
   }
   run(a, b);
   for (int i = 0; i < 3; ++i) {
-    (void)expect_sent(a, TransferOutcome::complete);
-    check(b.kv(), expect_received(b, TransferOutcome::complete).seq, 20);
+    (void)expect_sent(a, transfer::Outcome::complete);
+    check(b.kv(), expect_received(b, transfer::Outcome::complete).seq, 20);
   }
 }

@@ -36,14 +36,15 @@ SeqId compute(AnyCache& cache, const Tokens& prompt) {
 }
 
 /// Sends all requests to the peers `to` in turn, those that are refused again.
-void prefill(AnyEngine& engine, std::uint64_t first_request, const std::vector<Peer>& to, std::atomic<int>& cancelled) {
+void prefill(AnyEngine& engine, std::uint64_t first_request, const std::vector<transport::Peer>& to,
+             std::atomic<int>& cancelled) {
   Random random(first_request + 1);
   std::map<std::uint64_t, SeqId> open;
   std::uint64_t begun = 0;
   int over = 0;
   const auto begin = [&](std::uint64_t request) {
     const Tokens prompt = prompt_of(request);
-    const TransferId id = engine.send(to[request % to.size()], open.at(request), prompt, {}, request);
+    const transfer::Id id = engine.send(to[request % to.size()], open.at(request), prompt, {}, request);
     if (random.one_in(10)) {
       engine.cancel_sending(id);
     }
@@ -56,11 +57,11 @@ void prefill(AnyEngine& engine, std::uint64_t first_request, const std::vector<P
     }
     const bool any = engine.poll();
     while (const auto sent = engine.next_sent()) {
-      if (sent->outcome == TransferOutcome::no_room || sent->outcome == TransferOutcome::busy) {
+      if (sent->outcome == transfer::Outcome::no_room || sent->outcome == transfer::Outcome::busy) {
         begin(sent->request);
         continue;
       }
-      cancelled += sent->outcome == TransferOutcome::cancelled ? 1 : 0;
+      cancelled += sent->outcome == transfer::Outcome::cancelled ? 1 : 0;
       engine.cache().close(open.at(sent->request));
       open.erase(sent->request);
       ++over;
@@ -80,7 +81,7 @@ int decode(AnyEngine& engine, const std::atomic<bool>& all_sent, std::uint64_t s
     const bool last = all_sent;
     const bool any = engine.poll();
     while (const auto got = engine.next_received()) {
-      if (got->outcome == TransferOutcome::complete) {
+      if (got->outcome == transfer::Outcome::complete) {
         right += engine.cache().rows(got->seq) == engine.cache().rows_of(values_of(prompt_of(got->request))) ? 1 : 0;
         held.push_back(got->seq);
       }
@@ -90,7 +91,8 @@ int decode(AnyEngine& engine, const std::atomic<bool>& all_sent, std::uint64_t s
       held.erase(held.begin());
     }
     if (random.one_in(50)) {
-      engine.cancel_receiving(static_cast<Peer>(random.between(0, 1)), random.between<std::uint64_t>(0, 2 * requests));
+      engine.cancel_receiving(static_cast<transport::Peer>(random.between(0, 1)),
+                              random.between<std::uint64_t>(0, 2 * requests));
     }
     if (last && !any && held.empty()) {
       return right;
@@ -103,7 +105,7 @@ int decode(AnyEngine& engine, const std::atomic<bool>& all_sent, std::uint64_t s
 }  // namespace
 
 TEST_CASE("Two engines prefill for two that decode, each in its thread", "[transfer][threads]") {
-  InProcess hub({.peers = 4, .channels = 2, .window_messages = 6, .window_bytes = 2000});
+  transport::InProcess hub({.peers = 4, .channels = 2, .window_messages = 6, .window_bytes = 2000});
   std::vector<std::unique_ptr<AnyEngine>> engines;
   engines.push_back(make_engine<float, Prefix4>(hub, 0, 300, small_messages));
   engines.push_back(make_engine<float, Paged7, TokenMajor>(hub, 1, 300, small_messages));
@@ -135,7 +137,7 @@ TEST_CASE("Two engines prefill for two that decode, each in its thread", "[trans
 TEST_CASE("A receiver that goes while it is sent to is lost, and the sender's rows are its own again",
           "[transfer][threads]") {
   for (int round = 0; round < 20; ++round) {
-    InProcess hub({.peers = 2, .channels = 2, .window_messages = 4, .window_bytes = 2000});
+    transport::InProcess hub({.peers = 2, .channels = 2, .window_messages = 4, .window_bytes = 2000});
     const auto a = make_engine<float, Paged4>(hub, 0, 300, small_messages);
     std::thread receiver([&] {
       auto b = make_engine<float, Prefix4>(hub, 1, 300, small_messages);
@@ -148,13 +150,13 @@ TEST_CASE("A receiver that goes while it is sent to is lost, and the sender's ro
     const Tokens prompt = counting(1, 60);
     const SeqId seq = a->cache().serve(prompt);
     (void)a->send(1, seq, prompt);
-    (void)wait_for(a->endpoint(), no_deadline, [&] {
+    (void)transport::wait_for(a->endpoint(), transport::no_deadline, [&] {
       (void)a->poll();
       return a->transfers() == 0;
     });
     receiver.join();
-    const Sent sent = a->next_sent().value();
-    REQUIRE((sent.outcome == TransferOutcome::peer_lost || sent.outcome == TransferOutcome::complete));
+    const transfer::Sent sent = a->next_sent().value();
+    REQUIRE((sent.outcome == transfer::Outcome::peer_lost || sent.outcome == transfer::Outcome::complete));
     a->cache().close(seq);
     require_free(*a);
   }

@@ -27,7 +27,7 @@ inline constexpr int contract_channels = 2;
 inline constexpr int contract_window_messages = 6;
 inline constexpr int contract_window_bytes = 5000;
 
-template <kvc::Transport T>
+template <kvc::transport::Transport T>
 class Contract {
  public:
   /// `transport` is there when a case begins; a case may close it.
@@ -81,7 +81,7 @@ class Contract {
   }
 
   void until(const std::string& what, const std::function<bool()>& condition) {
-    if (!kvc::wait_for(t(), std::chrono::steady_clock::now() + std::chrono::seconds(60), condition)) {
+    if (!kvc::transport::wait_for(t(), std::chrono::steady_clock::now() + std::chrono::seconds(60), condition)) {
       expect(false, "in time: " + what);
       throw std::runtime_error("a peer waits for ever: " + what);
     }
@@ -93,10 +93,10 @@ class Contract {
           [&] { return (ticket = t().try_send(to, channel, bytes(head), pieces)).has_value(); });
     return std::move(*ticket);
   }
-  void until_settled(const Ticket& ticket, kvc::TicketState expected) {
-    until("a ticket settles", [&] { return t().state(ticket) != kvc::TicketState::pending; });
+  void until_settled(const Ticket& ticket, kvc::transport::TicketState expected) {
+    until("a ticket settles", [&] { return t().state(ticket) != kvc::transport::TicketState::pending; });
     expect(t().state(ticket) == expected,
-           "a ticket is " + std::string(expected == kvc::TicketState::done ? "done" : "failed"));
+           "a ticket is " + std::string(expected == kvc::transport::TicketState::done ? "done" : "failed"));
   }
   /// As the transport's, without what peers say of having met.
   std::optional<Arrival> poll(int channel) {
@@ -124,7 +124,7 @@ class Contract {
     expect(arrival.body_bytes() == body.size(), "the body has " + std::to_string(body.size()) + " bytes");
     Bytes to(static_cast<std::size_t>(arrival.body_bytes()));
     const Ticket ticket = t().accept(std::move(arrival), cut(std::span(to), seed));
-    until_settled(ticket, kvc::TicketState::done);
+    until_settled(ticket, kvc::transport::TicketState::done);
     expect(to == body, "the body of " + head + " is what was sent");
   }
   /// All have come here.
@@ -164,7 +164,7 @@ class Contract {
         }
       }
       for (const auto& [ticket, body] : sent) {
-        until_settled(ticket, kvc::TicketState::done);
+        until_settled(ticket, kvc::transport::TicketState::done);
       }
     } else {
       int taken[2][2] = {};
@@ -182,7 +182,7 @@ class Contract {
           expect(text(arrival->head()) == std::to_string(i), "messages arrive in order");
           expect(arrival->body_bytes() == body.size(), "a body has the size that was sent");
           Bytes to(static_cast<std::size_t>(arrival->body_bytes()));
-          until_settled(t().accept(std::move(*arrival), cut(std::span(to), i + 7)), kvc::TicketState::done);
+          until_settled(t().accept(std::move(*arrival), cut(std::span(to), i + 7)), kvc::transport::TicketState::done);
           expect(to == body, "a body is what was sent");
         }
       }
@@ -194,11 +194,11 @@ class Contract {
     int number = 0;
     for (const std::size_t size : {1U, 2U, 511U, 4095U, 4096U, 4097U, 70000U, 1000000U}) {
       ++number;
-      const std::string head(number == 3 ? kvc::max_message_head : 3, 'h');
+      const std::string head(number == 3 ? kvc::transport::max_message_head : 3, 'h');
       const Bytes body = body_of(number, size);
       if (self() == 0) {
         const Ticket ticket = send(1, 1, head, body, number);
-        until_settled(ticket, kvc::TicketState::done);
+        until_settled(ticket, kvc::transport::TicketState::done);
       } else if (self() == 1) {
         take(1, head, body, 100 + number);
       }
@@ -213,7 +213,7 @@ class Contract {
       expect(!t().try_send(1, 1, bytes("more"), cut(std::span<const std::byte>(large), 1)),
              "the window is full of bytes");
       (void)send(1, 0, "take it");
-      until_settled(larger_than_the_window, kvc::TicketState::done);
+      until_settled(larger_than_the_window, kvc::transport::TicketState::done);
       int sent = 0;
       while (sent < 1000 && t().try_send(1, 1, bytes(std::to_string(sent)))) {
         ++sent;
@@ -247,8 +247,8 @@ class Contract {
     if (self() == 0) {
       const Ticket let_go = send(1, 1, "let go", body);
       const Ticket taken = send(1, 1, "taken", body);
-      until_settled(let_go, kvc::TicketState::done);
-      until_settled(taken, kvc::TicketState::done);
+      until_settled(let_go, kvc::transport::TicketState::done);
+      until_settled(taken, kvc::transport::TicketState::done);
     } else if (self() == 1) {
       expect(text(next(1).head()) == "let go", "the head of what is let go");
       take(1, "taken", body, 9);
@@ -261,22 +261,22 @@ class Contract {
     if (self() == 0) {
       Ticket ticket = send(1, 1, "cancelled", body);
       if (t().cancel(ticket)) {
-        expect(t().state(ticket) != kvc::TicketState::pending, "what is cancelled is settled");
+        expect(t().state(ticket) != kvc::transport::TicketState::pending, "what is cancelled is settled");
       }
       (void)send(1, 1, "after it");
-      until("the ticket settles", [&] { return t().state(ticket) != kvc::TicketState::pending; });
+      until("the ticket settles", [&] { return t().state(ticket) != kvc::transport::TicketState::pending; });
       expect(t().cancel(ticket), "what is settled can be cancelled");
       const Ticket refused = send(1, 1, "refused", body);
       const Ticket whole = send(1, 1, "whole", body);
-      until("the ticket settles", [&] { return t().state(refused) != kvc::TicketState::pending; });
-      until_settled(whole, kvc::TicketState::done);
+      until("the ticket settles", [&] { return t().state(refused) != kvc::transport::TicketState::pending; });
+      until_settled(whole, kvc::transport::TicketState::done);
     } else if (self() == 1) {
       Arrival arrival = next(1);
       Bytes to(body.size());
       if (text(arrival.head()) == "cancelled") {  // it came before it was cancelled, or could not be
         const Ticket ticket = t().accept(std::move(arrival), cut(std::span(to), 3));
-        until("the ticket settles", [&] { return t().state(ticket) != kvc::TicketState::pending; });
-        expect(t().state(ticket) == kvc::TicketState::failed || to == body, "a body that is done is whole");
+        until("the ticket settles", [&] { return t().state(ticket) != kvc::transport::TicketState::pending; });
+        expect(t().state(ticket) == kvc::transport::TicketState::failed || to == body, "a body that is done is whole");
         arrival = next(1);
       }
       expect(text(arrival.head()) == "after it", "what follows arrives");
@@ -284,7 +284,7 @@ class Contract {
       expect(text(arrival.head()) == "refused", "what follows arrives");
       Ticket ticket = t().accept(std::move(arrival), cut(std::span(to), 3));
       (void)t().cancel(ticket);
-      until("the ticket settles", [&] { return t().state(ticket) != kvc::TicketState::pending; });
+      until("the ticket settles", [&] { return t().state(ticket) != kvc::transport::TicketState::pending; });
       take(1, "whole", body, 5);
     }
     meet();
@@ -294,7 +294,7 @@ class Contract {
     const Bytes body = body_of(self(), 20000);
     const Ticket ticket = send(self(), 1, "self", body);
     take(1, "self", body, 6);
-    until_settled(ticket, kvc::TicketState::done);
+    until_settled(ticket, kvc::transport::TicketState::done);
     meet();
   }
 
@@ -302,7 +302,7 @@ class Contract {
     if (self() == 0) {
       while (t().wait(std::chrono::steady_clock::now())) {
       }
-      expect(!t().wait(kvc::TimePoint::min()), "nothing is new");
+      expect(!t().wait(kvc::transport::TimePoint::min()), "nothing is new");
       (void)send(2, 1, "go on");
       (void)send(1, 0, "now");
       until("the answer", [&] { return poll(1).has_value(); });
@@ -329,7 +329,7 @@ class Contract {
       until("the peer is lost", [&] { return t().is_lost(1); });
       expect(text(next(1).head()) == "bye", "the last words are heard");
       const Ticket failed = send(1, 1, "more", body);
-      expect(t().state(failed) == kvc::TicketState::failed, "what is sent to a lost peer fails");
+      expect(t().state(failed) == kvc::transport::TicketState::failed, "what is sent to a lost peer fails");
       expect(!t().is_lost(2), "the others are not lost");
       (void)send(2, 1, "go on");
       take(1, "on", {}, 1);
@@ -347,7 +347,7 @@ class Contract {
       t().drop(1);
       expect(t().is_lost(1), "who is dropped is lost");
       const Ticket failed = send(1, 1, "more", body);
-      expect(t().state(failed) == kvc::TicketState::failed, "what is sent to a lost peer fails");
+      expect(t().state(failed) == kvc::transport::TicketState::failed, "what is sent to a lost peer fails");
       (void)send(2, 1, "go on", body);
       take(1, "on", {}, 1);
     } else if (self() == 1) {

@@ -13,7 +13,7 @@
 
 using kvc::FormatError;
 using kvc::Index;
-using kvc::load_checkpoint;
+using kvc::llama::load_checkpoint;
 
 namespace {
 
@@ -63,9 +63,9 @@ float number(const std::vector<std::byte>& bytes, Index index) {
 
 TEST_CASE("a checkpoint arrives tensor by tensor", "[model][checkpoint]") {
   const bool own = GENERATE(false, true);
-  const kvc::LlamaConfig c = kvc_test::tiny_config();
+  const kvc::llama::Config c = kvc_test::tiny_config();
   const auto bytes = kvc_test::tiny_checkpoint(c, own);
-  const kvc::Llama model = load_checkpoint(bytes);
+  const kvc::llama::Model model = load_checkpoint(bytes);
 
   CHECK(model.config.dim == c.dim);
   CHECK(model.config.hidden_dim == c.hidden_dim);
@@ -87,14 +87,14 @@ TEST_CASE("a checkpoint arrives tensor by tensor", "[model][checkpoint]") {
     if (layer == layers - 1) at = begin + tensor.size();
   };
   check_next(model.embedding, 0, 1);
-  for (auto tensor : {&kvc::LlamaLayer::attention_norm}) {
+  for (auto tensor : {&kvc::llama::Layer::attention_norm}) {
     for (Index l = 0; l < 2; ++l) check_next(model.layers[static_cast<std::size_t>(l)].*tensor, l, 2);
   }
-  for (auto tensor : {&kvc::LlamaLayer::wq, &kvc::LlamaLayer::wk, &kvc::LlamaLayer::wv, &kvc::LlamaLayer::wo}) {
+  for (auto tensor : {&kvc::llama::Layer::wq, &kvc::llama::Layer::wk, &kvc::llama::Layer::wv, &kvc::llama::Layer::wo}) {
     for (Index l = 0; l < 2; ++l) check_next(model.layers[static_cast<std::size_t>(l)].*tensor, l, 2);
   }
   for (Index l = 0; l < 2; ++l) check_next(model.layers[static_cast<std::size_t>(l)].ffn_norm, l, 2);
-  for (auto tensor : {&kvc::LlamaLayer::w_gate, &kvc::LlamaLayer::w_down, &kvc::LlamaLayer::w_up}) {
+  for (auto tensor : {&kvc::llama::Layer::w_gate, &kvc::llama::Layer::w_down, &kvc::llama::Layer::w_up}) {
     for (Index l = 0; l < 2; ++l) check_next(model.layers[static_cast<std::size_t>(l)].*tensor, l, 2);
   }
   check_next(model.final_norm, 0, 1);
@@ -111,8 +111,8 @@ TEST_CASE("a checkpoint arrives tensor by tensor", "[model][checkpoint]") {
 TEST_CASE("a file and its bytes load alike", "[model][checkpoint]") {
   const auto bytes = kvc_test::tiny_checkpoint(kvc_test::tiny_config(), true);
   const TemporaryFile file(bytes);
-  const kvc::Llama a = load_checkpoint(file.path());
-  const kvc::Llama b = load_checkpoint(bytes);
+  const kvc::llama::Model a = load_checkpoint(file.path());
+  const kvc::llama::Model b = load_checkpoint(bytes);
   CHECK(a.embedding == b.embedding);
   CHECK(a.layers[1].w_up == b.layers[1].w_up);
   CHECK(a.own_classifier == b.own_classifier);

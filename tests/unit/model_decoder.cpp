@@ -11,12 +11,12 @@
 
 using kvc::Contiguous;
 using kvc::Index;
-using kvc::LlamaConfig;
-using kvc::Logits;
-using kvc::Matrix;
 using kvc::Paged;
 using kvc::SeqId;
 using kvc::Token;
+using kvc::llama::Config;
+using kvc::llama::Logits;
+using kvc::llama::Matrix;
 using kvc_test::random_tokens;
 using kvc_test::tiny_config;
 using kvc_test::tiny_model;
@@ -35,7 +35,7 @@ Numbers times(const Matrix& w, const Numbers& x) {
   return y;
 }
 
-Numbers normed(const Numbers& x, const kvc::RowVector& weight) {
+Numbers normed(const Numbers& x, const kvc::llama::RowVector& weight) {
   double squares = 0;
   for (double v : x) squares += v * v;
   Numbers y(x.size());
@@ -58,8 +58,8 @@ void turn(Numbers& heads, std::size_t head_dim, std::size_t position) {
 }
 
 /// The whole network, one token after the other, with no cache but two vectors. Logits of every token.
-std::vector<Numbers> decode_plainly(const kvc::Llama& model, const std::vector<Token>& tokens) {
-  const LlamaConfig& c = model.config;
+std::vector<Numbers> decode_plainly(const kvc::llama::Model& model, const std::vector<Token>& tokens) {
+  const Config& c = model.config;
   const auto head_dim = static_cast<std::size_t>(c.head_dim());
   const auto heads = static_cast<std::size_t>(c.heads);
   const auto group = static_cast<std::size_t>(c.heads / c.kv_heads);
@@ -70,7 +70,7 @@ std::vector<Numbers> decode_plainly(const kvc::Llama& model, const std::vector<T
     Numbers x;
     for (Index i = 0; i < c.dim; ++i) x.push_back(static_cast<double>(model.embedding(tokens[position], i)));
     for (std::size_t l = 0; l < model.layers.size(); ++l) {
-      const kvc::LlamaLayer& w = model.layers[l];
+      const kvc::llama::Layer& w = model.layers[l];
       const Numbers h = normed(x, w.attention_norm);
       Numbers q = times(w.wq, h);
       Numbers k = times(w.wk, h);
@@ -126,7 +126,7 @@ TEST_CASE("dec computes what a plain decoder does, for any head size and GQA rat
                              Size{6, 1, 10, 33, 300, 1, true},  // MQA, one layer
                              Size{2, 1, 48, 8, 64, 2, false},   //
                              Size{1, 1, 130, 64, 40, 1, false});
-  LlamaConfig config;
+  Config config;
   config.heads = size.heads;
   config.kv_heads = size.kv_heads;
   config.dim = size.heads * size.head_dim;
@@ -134,7 +134,8 @@ TEST_CASE("dec computes what a plain decoder does, for any head size and GQA rat
   config.vocab_size = size.vocab_size;
   config.layers = size.layers;
   config.seq_len = 40;
-  const kvc::Llama model = kvc::load_checkpoint(kvc_test::tiny_checkpoint(config, size.own_classifier, 3));
+  const kvc::llama::Model model =
+      kvc::llama::load_checkpoint(kvc_test::tiny_checkpoint(config, size.own_classifier, 3));
   const auto tokens = random_tokens(33, config.vocab_size, 4);
 
   Cache cache(config.cache_shape(), {.blocks = 5, .block_tokens = 8});
@@ -149,7 +150,7 @@ TEST_CASE("dec computes what a plain decoder does, for any head size and GQA rat
 }
 
 TEST_CASE("dec_kv leaves the cache that dec leaves", "[model][decoder]") {
-  const kvc::Llama model = tiny_model();
+  const kvc::llama::Model model = tiny_model();
   const auto& c = model.config;
   const auto tokens = random_tokens(50, c.vocab_size, 1);
   const auto rows = [&](auto fill) {
@@ -169,17 +170,17 @@ TEST_CASE("dec_kv leaves the cache that dec leaves", "[model][decoder]") {
     return all;
   };
   const Matrix by_dec_kv =
-      rows([&](Cache& cache, const Cache::Append& step) { kvc::dec_kv(model, cache, step, tokens); });
+      rows([&](Cache& cache, const Cache::Append& step) { kvc::llama::dec_kv(model, cache, step, tokens); });
   const Matrix by_dec =
-      rows([&](Cache& cache, const Cache::Append& step) { (void)kvc::dec(model, cache, step, tokens); });
-  const Matrix by_all =
-      rows([&](Cache& cache, const Cache::Append& step) { (void)kvc::dec(model, cache, step, tokens, Logits::all); });
+      rows([&](Cache& cache, const Cache::Append& step) { (void)kvc::llama::dec(model, cache, step, tokens); });
+  const Matrix by_all = rows(
+      [&](Cache& cache, const Cache::Append& step) { (void)kvc::llama::dec(model, cache, step, tokens, Logits::all); });
   CHECK(equal_bits(by_dec_kv, by_dec));
   CHECK(equal_bits(by_dec_kv, by_all));
 }
 
 TEST_CASE("the last logits are those of the last positions", "[model][decoder]") {
-  const kvc::Llama model = tiny_model();
+  const kvc::llama::Model model = tiny_model();
   const Index vocab_size = model.config.vocab_size;
   const auto tokens = random_tokens(12, vocab_size, 1);
   const auto run = [&](Logits which) {
@@ -190,7 +191,7 @@ TEST_CASE("the last logits are those of the last positions", "[model][decoder]")
                                                                                   : first == 5 ? 1
                                                                                                : 6)));
     }
-    return kvc::dec(model, cache, steps, tokens, which);
+    return kvc::llama::dec(model, cache, steps, tokens, which);
   };
   const Matrix last = run(Logits::last);
   const Matrix all = run(Logits::all);
@@ -202,45 +203,47 @@ TEST_CASE("the last logits are those of the last positions", "[model][decoder]")
 }
 
 TEST_CASE("a step that is not committed leaves nothing", "[model][decoder]") {
-  const kvc::Llama model = tiny_model();
+  const kvc::llama::Model model = tiny_model();
   const auto tokens = random_tokens(20, model.config.vocab_size, 1);
   Cache cache(model.config.cache_shape(), {.blocks = 5, .block_tokens = 4});
   const SeqId seq = cache.open();
   Matrix first;
   {
     auto step = cache.extend(seq, tokens);
-    first = kvc::dec(model, cache, step, tokens);
+    first = kvc::llama::dec(model, cache, step, tokens);
   }
   CHECK(cache.length(seq) == 0);
   auto step = cache.extend(seq, tokens);
-  CHECK(equal_bits(kvc::dec(model, cache, step, tokens), first));
+  CHECK(equal_bits(kvc::llama::dec(model, cache, step, tokens), first));
 }
 
 TEST_CASE("dec checks its arguments", "[model][decoder]") {
-  const kvc::Llama model = tiny_model();
+  const kvc::llama::Model model = tiny_model();
   const auto& c = model.config;
   Cache cache(c.cache_shape(), {.blocks = 30, .block_tokens = 8});
   const SeqId seq = cache.open();
   const std::vector<Token> three = {1, 2, 3};
   auto step = cache.extend(seq, three);
   const auto message = [](const char* text) { return kvc_test::contains(text); };
-  CHECK_THROWS_WITH(kvc::dec(model, cache, step, std::vector<Token>{1, 2}), message("tokens.size() is 2"));
-  CHECK_THROWS_WITH(kvc::dec_kv(model, cache, step, std::vector<Token>{1, 2, 3, 4}), message("tokens.size() is 4"));
-  CHECK_THROWS_WITH(kvc::dec(model, cache, step, std::vector<Token>{1, 2, 61}), message("token is 61"));
-  CHECK_THROWS_WITH(kvc::dec(model, cache, step, std::vector<Token>{1, -1, 2}), message("token is -1"));
-  CHECK_NOTHROW(kvc::dec(model, cache, step, three));
+  CHECK_THROWS_WITH(kvc::llama::dec(model, cache, step, std::vector<Token>{1, 2}), message("tokens.size() is 2"));
+  CHECK_THROWS_WITH(kvc::llama::dec_kv(model, cache, step, std::vector<Token>{1, 2, 3, 4}),
+                    message("tokens.size() is 4"));
+  CHECK_THROWS_WITH(kvc::llama::dec(model, cache, step, std::vector<Token>{1, 2, 61}), message("token is 61"));
+  CHECK_THROWS_WITH(kvc::llama::dec(model, cache, step, std::vector<Token>{1, -1, 2}), message("token is -1"));
+  CHECK_NOTHROW(kvc::llama::dec(model, cache, step, three));
   cache.commit(std::move(step));
-  CHECK_THROWS_AS(kvc::dec(model, cache, step, three), std::invalid_argument);  // committed
+  CHECK_THROWS_AS(kvc::llama::dec(model, cache, step, three), std::invalid_argument);  // committed
 
   auto beyond = cache.extend(seq, c.seq_len - 2);  // one more than the model was made for
-  CHECK_THROWS_WITH(kvc::dec_kv(model, cache, beyond, std::vector<Token>(static_cast<std::size_t>(c.seq_len - 2), 1)),
-                    message("last position is 96"));
+  CHECK_THROWS_WITH(
+      kvc::llama::dec_kv(model, cache, beyond, std::vector<Token>(static_cast<std::size_t>(c.seq_len - 2), 1)),
+      message("last position is 96"));
 
   kvc::Shape other = c.cache_shape();
   other.layers = 3;
   Cache wrong(other, {.blocks = 2, .block_tokens = 8});
   auto wrong_step = wrong.extend(wrong.open(), three);
-  CHECK_THROWS_WITH(kvc::dec_kv(model, wrong, wrong_step, three), message("cache.shape()"));
+  CHECK_THROWS_WITH(kvc::llama::dec_kv(model, wrong, wrong_step, three), message("cache.shape()"));
 
-  CHECK(kvc::dec(model, cache, std::span<const Cache::Append>(), std::vector<Token>{}).rows() == 0);
+  CHECK(kvc::llama::dec(model, cache, std::span<const Cache::Append>(), std::vector<Token>{}).rows() == 0);
 }

@@ -12,9 +12,9 @@
 #include "kvc/llama/swiglu.hpp"
 
 using kvc::Index;
-using kvc::Matrix;
 using kvc::MatrixRef;
 using kvc::Sequential;
+using kvc::llama::Matrix;
 
 namespace {
 
@@ -67,7 +67,7 @@ TEST_CASE("linear multiplies by the transpose", "[model][linear]") {
         const Matrix x = random_matrix(n, in, 1);
         const Matrix w = random_matrix(out, in, 2);
         Matrix y(n, out);
-        kvc::linear(x, w, y, Sequential{});
+        kvc::llama::linear(x, w, y, Sequential{});
         CAPTURE(in, out, n);
         for (Index r = 0; r < n; ++r) {
           for (Index o = 0; o < out; ++o) {
@@ -85,11 +85,11 @@ TEST_CASE("the bits of linear depend on the two rows alone", "[model][linear]") 
   const Matrix x = random_matrix(13, in, 3);
   const Matrix w = random_matrix(70, in, 4);
   Matrix whole(13, 70);
-  kvc::linear(x, w, whole, Sequential{});
+  kvc::llama::linear(x, w, whole, Sequential{});
   for (Index n = 1; n <= 13; ++n) {
     for (Index first = 0; first + n <= 13; first += n) {
       Matrix part(n, 70);
-      kvc::linear(x.middleRows(first, n), w, part, Sequential{});
+      kvc::llama::linear(x.middleRows(first, n), w, part, Sequential{});
       CHECK(equal_bits(part, whole, first));
     }
   }
@@ -97,7 +97,7 @@ TEST_CASE("the bits of linear depend on the two rows alone", "[model][linear]") 
     const Shifted sx(x, shift, 3);
     const Shifted sw(w, 4 - shift, 1);
     const Shifted sy(whole, 1, 7);
-    kvc::linear(sx.ref, sw.ref, sy.ref, Sequential{});
+    kvc::llama::linear(sx.ref, sw.ref, sy.ref, Sequential{});
     CHECK(equal_bits(sy.ref, whole));
   }
 }
@@ -107,8 +107,8 @@ TEST_CASE("the bits of linear do not depend on the executor", "[model][linear]")
   const Matrix w = random_matrix(203, 80, 6);
   Matrix a(64, 203);
   Matrix b(64, 203);
-  kvc::linear(x, w, a, Sequential{});
-  kvc::linear(x, w, b, Backwards{});
+  kvc::llama::linear(x, w, a, Sequential{});
+  kvc::llama::linear(x, w, b, Backwards{});
   CHECK(equal_bits(a, b));
 }
 
@@ -116,13 +116,13 @@ TEST_CASE("linear takes empty matrices and refuses others that do not fit", "[mo
   Matrix x(0, 4);
   Matrix w(3, 4);
   Matrix y(0, 3);
-  CHECK_NOTHROW(kvc::linear(x, w, y, Sequential{}));
+  CHECK_NOTHROW(kvc::llama::linear(x, w, y, Sequential{}));
   Matrix none(0, 4);
   Matrix one(1, 4);
   Matrix empty(1, 0);
-  CHECK_NOTHROW(kvc::linear(one, none, empty, Sequential{}));
-  CHECK_THROWS_AS(kvc::linear(Matrix(2, 5), w, y, Sequential{}), std::invalid_argument);
-  CHECK_THROWS_AS(kvc::linear(Matrix(2, 4), w, y, Sequential{}), std::invalid_argument);
+  CHECK_NOTHROW(kvc::llama::linear(one, none, empty, Sequential{}));
+  CHECK_THROWS_AS(kvc::llama::linear(Matrix(2, 5), w, y, Sequential{}), std::invalid_argument);
+  CHECK_THROWS_AS(kvc::llama::linear(Matrix(2, 4), w, y, Sequential{}), std::invalid_argument);
 }
 
 TEST_CASE("rms_norm scales rows to unit mean square", "[model][norm]") {
@@ -130,7 +130,7 @@ TEST_CASE("rms_norm scales rows to unit mean square", "[model][norm]") {
   const Matrix x = random_matrix(5, dim, 7);
   const Matrix weight = random_matrix(1, dim, 8);
   Matrix y(5, dim);
-  kvc::rms_norm(x, weight, 1e-5F, y);
+  kvc::llama::rms_norm(x, weight, 1e-5F, y);
   for (Index r = 0; r < 5; ++r) {
     const double mean = dot_in_double(x.row(r).data(), x.row(r).data(), dim) / static_cast<double>(dim);
     for (Index i = 0; i < dim; ++i) {
@@ -140,12 +140,12 @@ TEST_CASE("rms_norm scales rows to unit mean square", "[model][norm]") {
   }
   // Alone, elsewhere, in place: the same bits.
   const Shifted sx(x, 3, 2);
-  kvc::rms_norm(sx.ref, weight, 1e-5F, sx.ref);
+  kvc::llama::rms_norm(sx.ref, weight, 1e-5F, sx.ref);
   CHECK(equal_bits(sx.ref, y));
   Matrix zero = Matrix::Zero(1, dim);
-  kvc::rms_norm(zero, weight, 1e-5F, zero);
+  kvc::llama::rms_norm(zero, weight, 1e-5F, zero);
   for (Index i = 0; i < dim; ++i) CHECK(zero(0, i) == 0.0F);
-  CHECK_THROWS_AS(kvc::rms_norm(x, Matrix(1, dim + 1), 1e-5F, y), std::invalid_argument);
+  CHECK_THROWS_AS(kvc::llama::rms_norm(x, Matrix(1, dim + 1), 1e-5F, y), std::invalid_argument);
 }
 
 TEST_CASE("swiglu gates", "[model][swiglu]") {
@@ -155,7 +155,7 @@ TEST_CASE("swiglu gates", "[model][swiglu]") {
   gate(0, 0) = 200.0F;
   gate(1, 0) = -200.0F;
   Matrix y = gate;
-  kvc::swiglu(y, up);
+  kvc::llama::swiglu(y, up);
   for (Index i = 0; i < gate.size(); ++i) {
     const double g = static_cast<double>(gate.data()[i]);
     const double expected = g / (1 + std::exp(-g)) * static_cast<double>(up.data()[i]);
@@ -163,7 +163,7 @@ TEST_CASE("swiglu gates", "[model][swiglu]") {
   }
   const Shifted sy(gate, 1, 6);
   const Shifted su(up, 2, 1);
-  kvc::swiglu(sy.ref, su.ref);
+  kvc::llama::swiglu(sy.ref, su.ref);
   CHECK(equal_bits(sy.ref, y));
-  CHECK_THROWS_AS(kvc::swiglu(y, Matrix(3, dim + 1)), std::invalid_argument);
+  CHECK_THROWS_AS(kvc::llama::swiglu(y, Matrix(3, dim + 1)), std::invalid_argument);
 }

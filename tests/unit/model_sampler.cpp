@@ -7,9 +7,9 @@
 #include "catch.hpp"
 #include "kvc/llama/sampler.hpp"
 
-using kvc::Sampler;
-using kvc::SamplerConfig;
 using kvc::Token;
+using kvc::llama::Sampler;
+using kvc::llama::SamplerConfig;
 
 namespace {
 

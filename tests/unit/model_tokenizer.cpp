@@ -10,7 +10,7 @@
 using kvc::FormatError;
 using kvc::Index;
 using kvc::Token;
-using kvc::Tokenizer;
+using kvc::llama::Tokenizer;
 
 namespace {
 

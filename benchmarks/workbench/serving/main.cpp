@@ -67,7 +67,7 @@ std::string model_name(const Options& options) {
 /// happens on the machine meanwhile happens to both. The runs of the report are those of the median TTFT, and the
 /// simulations.
 void serve_and_measure(const Options& options, Report& report) {
-  const kvc::Llama model = load_model(options.model);
+  const kvc::llama::Model model = load_model(options.model);
   const RealMachine machine{&model, Threads(options.threads), options.clock};
   report.scenario = fit_to(report.scenario, model, model_name(options));
   report.scenario.hardware.name = std::to_string(options.threads) + (options.threads == 1 ? " thread" : " threads") +
@@ -115,7 +115,7 @@ void serve_and_measure(const Options& options, Report& report) {
 void draw_cost_curve(const Options& options) {
   kvc_bench::require_gnuplot("--cost-curve");
   kvc_bench::OutputFile file("--cost-curve", options.cost_curve);
-  const kvc::Llama model = load_model(options.model);
+  const kvc::llama::Model model = load_model(options.model);
   const RealMachine machine{&model, Threads(options.threads), options.clock};
   const ModelShape shape = shape_of(model, model_name(options));
   const Fit fit = fit_hardware(shape, time_steps(machine, options.rounds));

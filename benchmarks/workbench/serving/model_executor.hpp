@@ -43,7 +43,7 @@ using OnAnswer = std::function<void(Index request, int sample, Pos place, Token 
 class ModelExecutor {
  public:
   /// The model must outlive it.
-  ModelExecutor(const kvc::Llama& model, const Threads& threads, ClockKind clock, OnAnswer on_answer = {})
+  ModelExecutor(const kvc::llama::Model& model, const Threads& threads, ClockKind clock, OnAnswer on_answer = {})
       : model_(model), threads_(threads), clock_(clock), on_answer_(std::move(on_answer)), begin_(read_clock(clock)) {}
 
   [[nodiscard]] Time now() const noexcept { return read_clock(clock_) - begin_ + skipped_; }
@@ -59,8 +59,8 @@ class ModelExecutor {
       tokens_.insert(tokens_.end(), work.tokens.begin(), work.tokens.end());
       appends.push_back(std::move(work.append));
     }
-    const kvc::Matrix logits =
-        kvc::dec(model_, cache, std::span<const typename Cache::Append>(appends), tokens_, kvc::Logits::last, threads_);
+    const kvc::llama::Matrix logits = kvc::llama::dec(model_, cache, std::span<const typename Cache::Append>(appends),
+                                                      tokens_, kvc::llama::Logits::last, threads_);
     for (std::size_t i = 0; i < step.work.size(); ++i) {
       Work<Cache>& work = step.work[i];
       work.append = std::move(appends[i]);
@@ -78,7 +78,7 @@ class ModelExecutor {
   /// The likeliest tokens, as many as are wanted, the likeliest first.
   static void choose(std::span<const float> logits, std::span<Token> chosen) {
     if (chosen.size() == 1) {
-      chosen.front() = kvc::Sampler::greedy(logits);
+      chosen.front() = kvc::llama::Sampler::greedy(logits);
     } else if (!chosen.empty()) {
       std::vector<Token> all(logits.size());
       std::iota(all.begin(), all.end(), Token{0});
@@ -92,7 +92,7 @@ class ModelExecutor {
     }
   }
 
-  const kvc::Llama& model_;
+  const kvc::llama::Model& model_;
   Threads threads_;
   ClockKind clock_;
   OnAnswer on_answer_;

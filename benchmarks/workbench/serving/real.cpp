@@ -19,13 +19,13 @@ extern template void real_over<kvc::Paged>(const Scenario&, const SchedulerConfi
 extern template void real_over<kvc::PrefixShared<>>(const Scenario&, const SchedulerConfig&, const RealMachine&,
                                                     const OnProgress&, const OnAnswer&, RunResult&);
 
-kvc::Llama load_model(const std::string& file) {
-  return kvc::load_checkpoint(
+kvc::llama::Model load_model(const std::string& file) {
+  return kvc::llama::load_checkpoint(
       std::filesystem::path(file.empty() ? KVC_SOURCE_DIR "/examples/model/shakespeare.bin" : file));
 }
 
-ModelShape shape_of(const kvc::Llama& model, std::string name) {
-  const kvc::LlamaConfig& c = model.config;
+ModelShape shape_of(const kvc::llama::Model& model, std::string name) {
+  const kvc::llama::Config& c = model.config;
   ModelShape shape;
   shape.name = std::move(name);
   shape.layers = c.layers;
@@ -43,7 +43,7 @@ ModelShape shape_of(const kvc::Llama& model, std::string name) {
   return shape;
 }
 
-Scenario fit_to(Scenario scenario, const kvc::Llama& model, const std::string& name) {
+Scenario fit_to(Scenario scenario, const kvc::llama::Model& model, const std::string& name) {
   const Index positions = model.config.seq_len;
   for (const TrafficClass& c : scenario.traffic) {
     const Index longest = Index{c.prefix_tokens} + c.prompt.most() + std::max(c.max_output, c.output.most());

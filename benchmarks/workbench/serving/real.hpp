@@ -13,19 +13,19 @@ namespace serving {
 
 /// What computes.
 struct RealMachine {
-  const kvc::Llama* model = nullptr;
+  const kvc::llama::Model* model = nullptr;
   Threads threads;
   ClockKind clock = ClockKind::wall;
 };
 
 /// The model of a llama2.c checkpoint; empty: the one that came with the project. Throws what load_checkpoint throws.
-[[nodiscard]] kvc::Llama load_model(const std::string& file);
+[[nodiscard]] kvc::llama::Model load_model(const std::string& file);
 /// What the cost model needs to know of it. Weights, keys and values are float.
-[[nodiscard]] ModelShape shape_of(const kvc::Llama& model, std::string name);
+[[nodiscard]] ModelShape shape_of(const kvc::llama::Model& model, std::string name);
 
 /// The scenario as this model can serve it: with its shape and vocabulary, and where none is named a pool of 16 times
 /// its positions. Throws std::runtime_error for made-up traffic that is longer than the model's positions.
-[[nodiscard]] Scenario fit_to(Scenario scenario, const kvc::Llama& model, const std::string& name);
+[[nodiscard]] Scenario fit_to(Scenario scenario, const kvc::llama::Model& model, const std::string& name);
 
 /// As `simulate`, of what fit_to returned. Throws std::invalid_argument for a request of a trace that is longer than the
 /// model's positions.

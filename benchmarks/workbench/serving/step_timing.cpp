@@ -156,7 +156,7 @@ class StepTimer {
 };
 
 /// Requests that are all there at once: what is in a step does not depend on how long steps take.
-Scenario calibration_traffic(const kvc::Llama& model, Index at_a_time) {
+Scenario calibration_traffic(const kvc::llama::Model& model, Index at_a_time) {
   const auto positions = static_cast<Pos>(model.config.seq_len);
   Scenario scenario;
   scenario.name = "calibration";

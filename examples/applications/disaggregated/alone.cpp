@@ -5,7 +5,7 @@
 
 namespace disaggregated {
 
-Alone run_alone(const kvc::Llama& model, std::span<const Request> requests, const EngineConfig& config) {
+Alone run_alone(const kvc::llama::Model& model, std::span<const Request> requests, const EngineConfig& config) {
   kvc::PrefixShared<>::Config pool = config.pool();
   pool.blocks = 1;
   for (const Request& r : requests) {

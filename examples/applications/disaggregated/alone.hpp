@@ -16,6 +16,6 @@ struct Alone {
 };
 
 /// `config.batch` sequences are decoded together; the pool has room for all.
-Alone run_alone(const kvc::Llama& model, std::span<const Request> requests, const EngineConfig& config);
+Alone run_alone(const kvc::llama::Model& model, std::span<const Request> requests, const EngineConfig& config);
 
 }  // namespace disaggregated

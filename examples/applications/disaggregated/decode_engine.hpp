@@ -17,10 +17,10 @@
 
 namespace disaggregated {
 
-template <kvc::Transport T>
+template <kvc::transport::Transport T>
 class DecodeEngine {
  public:
-  DecodeEngine(const kvc::Llama& model, T& transport, EngineConfig config)
+  DecodeEngine(const kvc::llama::Model& model, T& transport, EngineConfig config)
       : model_(&model),
         transport_(&transport),
         config_(std::move(config)),
@@ -42,7 +42,7 @@ class DecodeEngine {
       join();
     }
     any = decode_step() || any;
-    if (stopping_ && !stopped_ && sequences() == 0 && receiver_.settling() == 0) {
+    if (stopping_ && !stopped_ && sequences() == 0 && receiver_.draining() == 0) {
       post_.send(router_peer, Kind::stopped, {}, Stopped{computing_, receiving_, received_bytes_, is_clean(cache_)});
       stopped_ = true;
     }
@@ -55,7 +55,7 @@ class DecodeEngine {
     return any;
   }
   [[nodiscard]] bool done() const { return lost_ || (stopped_ && post_.empty()); }
-  [[nodiscard]] kvc::TimePoint wake() const { return receiver_.next_timeout(); }
+  [[nodiscard]] kvc::transport::TimePoint wake() const { return receiver_.next_timeout(); }
   [[nodiscard]] const Cache& cache() const noexcept { return cache_; }
   /// Sequences that are here, or on their way.
   [[nodiscard]] std::size_t sequences() const { return receiver_.transfers() + waiting_.size() + running_.size(); }
@@ -87,13 +87,13 @@ class DecodeEngine {
   }
 
   bool receive() {
-    const kvc::TimePoint begin = config_.clock.now();
+    const kvc::transport::TimePoint begin = config_.clock.now();
     const bool any = receiver_.poll(begin);
     if (any) {
       receiving_ += std::chrono::nanoseconds(config_.clock.now() - begin).count();
     }
     while (const auto got = receiver_.next()) {
-      if (got->outcome != kvc::TransferOutcome::complete) {
+      if (got->outcome != kvc::transfer::Outcome::complete) {
         continue;  // the prefill engine knows, or is gone
       }
       received_bytes_ += got->bytes;
@@ -169,7 +169,7 @@ class DecodeEngine {
   /// The newest sequence goes, unless others that are still arriving may make room.
   bool make_room() {
     const bool alone = running_.size() == 1 && waiting_.empty();
-    if (alone && receiver_.transfers() + receiver_.settling() > 0) {
+    if (alone && receiver_.transfers() + receiver_.draining() > 0) {
       return false;
     }
     const Attempt newest = (waiting_.empty() ? running_.back() : waiting_.back()).attempt;
@@ -192,11 +192,11 @@ class DecodeEngine {
     });
   }
 
-  const kvc::Llama* model_;
+  const kvc::llama::Model* model_;
   T* transport_;
   EngineConfig config_;
   Cache cache_;
-  kvc::SequenceReceiver<Cache, T> receiver_;
+  kvc::transfer::Receiver<Cache, T> receiver_;
   Post<T> post_;
   std::vector<bool> slots_;       // places in the batch that are taken
   std::deque<Sequence> waiting_;  // for a place

@@ -11,10 +11,10 @@
 namespace disaggregated {
 namespace {
 
-using kvc::InProcess;
+using kvc::transport::InProcess;
 
 template <template <class> class Engine>
-void run_engine(const kvc::Llama& model, InProcess& hub, Peer self, const EngineConfig& config) {
+void run_engine(const kvc::llama::Model& model, InProcess& hub, Peer self, const EngineConfig& config) {
   InProcess::Endpoint transport(hub, self);
   Engine<InProcess::Endpoint> engine(model, transport, config);
   drive(transport, engine);
@@ -22,7 +22,7 @@ void run_engine(const kvc::Llama& model, InProcess& hub, Peer self, const Engine
 
 }  // namespace
 
-RunRecord run_in_process(const kvc::Llama& model, std::span<const Request> requests, const RunConfig& config) {
+RunRecord run_in_process(const kvc::llama::Model& model, std::span<const Request> requests, const RunConfig& config) {
   InProcess hub({.peers = config.prefill_engines + config.decode_engines, .channels = channels});
   std::vector<std::thread> threads;
   const auto start = [&](auto run, Peer self, const EngineConfig& engine) {

@@ -32,7 +32,7 @@ struct UsageError : std::runtime_error {
 };
 
 struct Loaded {
-  kvc::Llama model;
+  kvc::llama::Model model;
   std::vector<Request> requests;
 };
 
@@ -46,12 +46,13 @@ std::string read_text(const std::string& path) {
 }
 
 Loaded load(const Options& o) {
-  Loaded loaded{
-      o.model.empty() ? kvc::load_checkpoint(embedded_model(), "embedded model") : kvc::load_checkpoint(o.model), {}};
-  const kvc::LlamaConfig& c = loaded.model.config;
+  Loaded loaded{o.model.empty() ? kvc::llama::load_checkpoint(embedded_model(), "embedded model")
+                                : kvc::llama::load_checkpoint(o.model),
+                {}};
+  const kvc::llama::Config& c = loaded.model.config;
   const auto tokenizer = o.tokenizer.empty()
-                             ? kvc::Tokenizer::load(embedded_tokenizer(), c.vocab_size, "embedded tokenizer")
-                             : kvc::Tokenizer::load(o.tokenizer, c.vocab_size);
+                             ? kvc::llama::Tokenizer::load(embedded_tokenizer(), c.vocab_size, "embedded tokenizer")
+                             : kvc::llama::Tokenizer::load(o.tokenizer, c.vocab_size);
   if (!o.requests.empty()) {
     loaded.requests = read_requests(o.requests, tokenizer, c.seq_len);
     return loaded;

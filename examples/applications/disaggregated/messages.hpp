@@ -31,11 +31,11 @@
 
 namespace disaggregated {
 
-using kvc::Peer;
+using kvc::transport::Peer;
 
-inline constexpr kvc::Channel to_engines = kvc::first_free_channel;
-inline constexpr kvc::Channel to_router = kvc::first_free_channel + 1;
-inline constexpr kvc::Channel channels = kvc::first_free_channel + 2;
+inline constexpr kvc::transport::Channel to_engines = kvc::transfer::first_free_channel;
+inline constexpr kvc::transport::Channel to_router = kvc::transfer::first_free_channel + 1;
+inline constexpr kvc::transport::Channel channels = kvc::transfer::first_free_channel + 2;
 /// The router shares the thread of the first prefill engine.
 inline constexpr Peer router_peer = 0;
 
@@ -51,13 +51,13 @@ struct Attempt {
 using Time = std::int64_t;
 /// Of one engine: real time, or that of a test.
 struct Clock {
-  std::function<kvc::TimePoint()> now = std::chrono::steady_clock::now;
-  kvc::TimePoint zero{};
+  std::function<kvc::transport::TimePoint()> now = std::chrono::steady_clock::now;
+  kvc::transport::TimePoint zero{};
   void start() { zero = now(); }
   /// When the router did. Clocks of one machine agree, those of others have begun when they were switched on: there it
   /// is now, and times are off by what START took to arrive.
-  void start(kvc::TimePoint routers) {
-    const kvc::TimePoint here = now();
+  void start(kvc::transport::TimePoint routers) {
+    const kvc::transport::TimePoint here = now();
     zero = routers <= here && here - routers < std::chrono::seconds(1) ? routers : here;
   }
   [[nodiscard]] Time elapsed() const { return std::chrono::nanoseconds(now() - zero).count(); }
@@ -82,7 +82,7 @@ enum class Kind : std::uint32_t {
 };
 
 struct Start {
-  kvc::TimePoint zero;
+  kvc::transport::TimePoint zero;
 };
 struct Assign {
   Peer decode;
@@ -105,7 +105,7 @@ struct HandedOver {
   int refusals;
 };
 struct Undelivered {
-  kvc::TransferOutcome outcome;
+  kvc::transfer::Outcome outcome;
 };
 struct NewToken {
   Attempt attempt;
@@ -139,8 +139,10 @@ struct MessageHead {
   std::uint32_t zero;
   Attempt attempt;
 };
-inline constexpr std::size_t most_prompt_tokens = (kvc::max_message_head - sizeof(MessageHead)) / sizeof(Token);
-inline constexpr std::size_t most_new_tokens = (kvc::max_message_head - sizeof(MessageHead)) / sizeof(NewToken);
+inline constexpr std::size_t most_prompt_tokens =
+    (kvc::transport::max_message_head - sizeof(MessageHead)) / sizeof(Token);
+inline constexpr std::size_t most_new_tokens =
+    (kvc::transport::max_message_head - sizeof(MessageHead)) / sizeof(NewToken);
 
 /// A message that came.
 struct Message {
@@ -169,10 +171,11 @@ struct Message {
 };
 
 /// Sends on one of the two channels, and receives on the other.
-template <kvc::Transport T>
+template <kvc::transport::Transport T>
 class Post {
  public:
-  Post(T& transport, kvc::Channel in, kvc::Channel out) : transport_(&transport), in_(in), out_(out) {}
+  Post(T& transport, kvc::transport::Channel in, kvc::transport::Channel out)
+      : transport_(&transport), in_(in), out_(out) {}
 
   void send(Peer to, Kind kind, Attempt attempt = {}) { send_bytes(to, kind, attempt, {}); }
   template <class Record>
@@ -224,8 +227,8 @@ class Post {
   }
 
   T* transport_;
-  kvc::Channel in_;
-  kvc::Channel out_;
+  kvc::transport::Channel in_;
+  kvc::transport::Channel out_;
   std::deque<Waiting> waiting_;
 };
 

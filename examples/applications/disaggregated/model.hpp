@@ -21,11 +21,11 @@ using Cache = kvc::KvCache<float, kvc::PrefixShared<>>;
 using OnLayer = std::function<void(Index layer)>;
 
 /// Fills the positions of `step` [tokens.size()], layer by layer, and returns the token that follows.
-Token prefill(const kvc::Llama& model, Cache& cache, const Cache::Append& step, std::span<const Token> tokens,
+Token prefill(const kvc::llama::Model& model, Cache& cache, const Cache::Append& step, std::span<const Token> tokens,
               const OnLayer& on_layer);
 
 /// Fills one position of each sequence [steps.size()] with its token, and returns those that follow.
-std::vector<Token> decode(const kvc::Llama& model, Cache& cache, std::span<const Cache::Append> steps,
+std::vector<Token> decode(const kvc::llama::Model& model, Cache& cache, std::span<const Cache::Append> steps,
                           std::span<const Token> tokens, const OnLayer& on_layer);
 
 }  // namespace disaggregated

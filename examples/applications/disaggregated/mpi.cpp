@@ -10,11 +10,11 @@
 
 namespace disaggregated {
 
-using kvc::MpiTransport;
+using kvc::transport::Mpi;
 
 bool has_mpi() { return true; }
 
-std::optional<RunRecord> run_over_mpi(const kvc::Llama& model, std::span<const Request> requests,
+std::optional<RunRecord> run_over_mpi(const kvc::llama::Model& model, std::span<const Request> requests,
                                       const RunConfig& config, const std::function<void()>& before) {
   MpiTransport transport(MPI_COMM_WORLD, {.channels = channels});
   if (transport.self() >= config.prefill_engines) {
@@ -51,7 +51,7 @@ std::optional<RunRecord> run_over_mpi(const kvc::Llama& model, std::span<const R
 namespace disaggregated {
 
 bool has_mpi() { return false; }
-std::optional<RunRecord> run_over_mpi(const kvc::Llama& /*model*/, std::span<const Request> /*requests*/,
+std::optional<RunRecord> run_over_mpi(const kvc::llama::Model& /*model*/, std::span<const Request> /*requests*/,
                                       const RunConfig& /*config*/, const std::function<void()>& /*before*/) {
   return std::nullopt;
 }

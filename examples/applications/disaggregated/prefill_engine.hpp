@@ -21,10 +21,10 @@
 
 namespace disaggregated {
 
-template <kvc::Transport T>
+template <kvc::transport::Transport T>
 class PrefillEngine {
  public:
-  PrefillEngine(const kvc::Llama& model, T& transport, EngineConfig config)
+  PrefillEngine(const kvc::llama::Model& model, T& transport, EngineConfig config)
       : model_(&model),
         transport_(&transport),
         config_(std::move(config)),
@@ -59,8 +59,8 @@ class PrefillEngine {
     return any;
   }
   [[nodiscard]] bool done() const { return lost_ || (stopped_ && post_.empty()); }
-  [[nodiscard]] kvc::TimePoint wake() const {
-    kvc::TimePoint next = sender_.next_timeout();
+  [[nodiscard]] kvc::transport::TimePoint wake() const {
+    kvc::transport::TimePoint next = sender_.next_timeout();
     for (const Job& job : jobs_) {
       next = std::min(next, job.retry);
     }
@@ -75,8 +75,8 @@ class PrefillEngine {
     std::vector<Token> prompt{};
     kvc::SeqId seq{};
     std::optional<Cache::Append> step{};  // committed when no row of it is under way
-    kvc::TransferId transfer = 0;         // 0: none is under way
-    kvc::TimePoint retry = kvc::no_deadline;
+    kvc::transfer::Id transfer = 0;       // 0: none is under way
+    kvc::transport::TimePoint retry = kvc::transport::no_deadline;
     bool over = false;  // handed over, or cancelled
     Token first = 0;
     Time begin = 0;  // of sending
@@ -136,13 +136,13 @@ class PrefillEngine {
     }
     return any;
   }
-  void ended(Job& job, const kvc::Sent& sent) {
+  void ended(Job& job, const kvc::transfer::Sent& sent) {
     job.transfer = 0;
-    if (sent.outcome == kvc::TransferOutcome::complete) {
+    if (sent.outcome == kvc::transfer::Outcome::complete) {
       post_.send(router_peer, Kind::handed_over, job.attempt,
                  HandedOver{sent.bytes, job.begin, sent.cached, job.refusals});
       job.over = true;
-    } else if (sent.outcome == kvc::TransferOutcome::no_room || sent.outcome == kvc::TransferOutcome::busy) {
+    } else if (sent.outcome == kvc::transfer::Outcome::no_room || sent.outcome == kvc::transfer::Outcome::busy) {
       ++job.refusals;
       post_.send(router_peer, Kind::refused, job.attempt);
       job.retry = config_.clock.now() + std::chrono::milliseconds(1);
@@ -156,7 +156,7 @@ class PrefillEngine {
         sender_.offer({.to = job.assign.decode, .seq = job.seq, .tokens = job.prompt, .request = job.attempt.key()},
                       config_.clock.now());
     job.begin = config_.clock.elapsed();
-    job.retry = kvc::no_deadline;
+    job.retry = kvc::transport::no_deadline;
   }
   void finish(const Job& job) {
     const TransferNote note{job.first, job.assign.output_tokens};
@@ -213,11 +213,11 @@ class PrefillEngine {
     post_.send(router_peer, Kind::prefilled, job.attempt, Prefilled{begin, end, job.first, reused});
   }
 
-  const kvc::Llama* model_;
+  const kvc::llama::Model* model_;
   T* transport_;
   EngineConfig config_;
   Cache cache_;
-  kvc::SequenceSender<Cache, T> sender_;
+  kvc::transfer::Sender<Cache, T> sender_;
   Post<T> post_;
   std::deque<Job> queue_;  // prompts that are not computed
   Jobs jobs_;              // sequences that are here

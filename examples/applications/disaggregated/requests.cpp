@@ -14,7 +14,8 @@ Pos between(std::mt19937_64& random, Pos least, Pos most) {
 
 }  // namespace
 
-std::vector<Request> cut_requests(std::string_view text, const kvc::Tokenizer& tokenizer, const Workload& workload) {
+std::vector<Request> cut_requests(std::string_view text, const kvc::llama::Tokenizer& tokenizer,
+                                  const Workload& workload) {
   const std::vector<Token> tokens = tokenizer.encode(text);  // BOS first
   if (tokens.size() <= static_cast<std::size_t>(workload.most_prompt)) {
     throw std::runtime_error("the text has " + std::to_string(tokens.size()) +
@@ -33,7 +34,7 @@ std::vector<Request> cut_requests(std::string_view text, const kvc::Tokenizer& t
   return requests;
 }
 
-std::vector<Request> read_requests(const std::string& path, const kvc::Tokenizer& tokenizer, Index seq_len) {
+std::vector<Request> read_requests(const std::string& path, const kvc::llama::Tokenizer& tokenizer, Index seq_len) {
   std::ifstream file(path);
   if (!file) {
     throw std::runtime_error("--requests: cannot read \"" + path + "\"");

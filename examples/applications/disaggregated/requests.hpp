@@ -31,10 +31,11 @@ struct Workload {
 std::string_view own_text();
 
 /// Prompts from random places of the text. Throws std::runtime_error if it is too short.
-std::vector<Request> cut_requests(std::string_view text, const kvc::Tokenizer& tokenizer, const Workload& workload);
+std::vector<Request> cut_requests(std::string_view text, const kvc::llama::Tokenizer& tokenizer,
+                                  const Workload& workload);
 
 /// Reads a file with one request a line: {"prompt": "text", "output_tokens": 32}. Throws std::runtime_error that names
 /// the line if it is something else, or longer than `seq_len` positions.
-std::vector<Request> read_requests(const std::string& path, const kvc::Tokenizer& tokenizer, Index seq_len);
+std::vector<Request> read_requests(const std::string& path, const kvc::llama::Tokenizer& tokenizer, Index seq_len);
 
 }  // namespace disaggregated

@@ -28,7 +28,7 @@ struct RouterConfig {
   Clock clock;
 };
 
-template <kvc::Transport T>
+template <kvc::transport::Transport T>
 class Router {
  public:
   /// The engines are the peers of the transport, prefill engines first.
@@ -82,13 +82,13 @@ class Router {
     return stopping_ && post_.empty() &&
            std::all_of(run_.engines.begin(), run_.engines.end(), [](const auto& e) { return e.stopped || e.lost; });
   }
-  [[nodiscard]] kvc::TimePoint wake() const {
+  [[nodiscard]] kvc::transport::TimePoint wake() const {
     for (const RequestRecord& r : run_.requests) {
       if (started_ && r.state == State::waiting && r.arrival > config_.clock.elapsed()) {
         return config_.clock.zero + std::chrono::nanoseconds(r.arrival);
       }
     }
-    return kvc::no_deadline;
+    return kvc::transport::no_deadline;
   }
   [[nodiscard]] const RunRecord& record() const noexcept { return run_; }
 
@@ -98,7 +98,7 @@ class Router {
  private:
   struct Engine {
     bool ready = false;
-    kvc::TimePoint heard{};
+    kvc::transport::TimePoint heard{};
   };
 
   [[nodiscard]] Engine& engine_of(Peer peer) { return engines_[static_cast<std::size_t>(peer)]; }
@@ -126,7 +126,7 @@ class Router {
   /// Engines that are lost, or that say nothing although they have work.
   std::vector<Peer> newly_lost() {
     std::vector<Peer> lost;
-    const kvc::TimePoint now = config_.clock.now();
+    const kvc::transport::TimePoint now = config_.clock.now();
     for_living([&](Peer peer) {
       const bool owes = !engine_of(peer).ready || (stopping_ && !is_stopped(peer)) ||
                         std::any_of(run_.requests.begin(), run_.requests.end(), [&](const RequestRecord& r) {
@@ -224,17 +224,17 @@ class Router {
     }
   }
   /// The prefill engine still has the sequence.
-  void deliver_elsewhere(RequestRecord& r, kvc::TransferOutcome outcome) {
+  void deliver_elsewhere(RequestRecord& r, kvc::transfer::Outcome outcome) {
     if (r.finished) {  // and has only not heard of it
       r.handed_over = true;
       post_.send(r.prefill, Kind::cancel, r.attempt);
       return;
     }
-    if (outcome == kvc::TransferOutcome::never_fits || outcome == kvc::TransferOutcome::incompatible) {
+    if (outcome == kvc::transfer::Outcome::never_fits || outcome == kvc::transfer::Outcome::incompatible) {
       end(r, State::failed, "engine " + std::to_string(r.decode) + ": " + std::string(to_text(outcome)));
       return;
     }
-    if (outcome == kvc::TransferOutcome::timed_out && is_alive(r.decode)) {  // it has stopped without going
+    if (outcome == kvc::transfer::Outcome::timed_out && is_alive(r.decode)) {  // it has stopped without going
       transport_->drop(r.decode);
       lose(r.decode);
     }

@@ -23,14 +23,14 @@ struct RunConfig {
 };
 
 /// One thread for each engine; the router shares the first one's.
-RunRecord run_in_process(const kvc::Llama& model, std::span<const Request> requests, const RunConfig& config);
+RunRecord run_in_process(const kvc::llama::Model& model, std::span<const Request> requests, const RunConfig& config);
 
 /// Whether this program was built with MPI.
 bool has_mpi();
 /// The part of this process, between MPI_Init and MPI_Finalize (which waits for ever where an engine has died: then
 /// MPI_Abort ends the others). The record is that of rank 0.
 /// `before` is run there first, while the others wait.
-std::optional<RunRecord> run_over_mpi(const kvc::Llama& model, std::span<const Request> requests,
+std::optional<RunRecord> run_over_mpi(const kvc::llama::Model& model, std::span<const Request> requests,
                                       const RunConfig& config, const std::function<void()>& before);
 
 }  // namespace disaggregated

@@ -73,7 +73,7 @@ class Progress {
 /// terminal might obey them.
 class Text {
  public:
-  explicit Text(const kvc::Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+  explicit Text(const kvc::llama::Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
 
   /// The bytes that this token adds.
   std::string_view add(Token token) {
@@ -88,26 +88,26 @@ class Text {
   [[nodiscard]] const std::string& all() const { return text_; }
 
  private:
-  const kvc::Tokenizer* tokenizer_;
-  Token previous_ = kvc::Tokenizer::bos;
+  const kvc::llama::Tokenizer* tokenizer_;
+  Token previous_ = kvc::llama::Tokenizer::bos;
   std::string text_;
 };
 
 struct Model {
-  kvc::Llama llama;
-  kvc::Tokenizer tokenizer;
+  kvc::llama::Model llama;
+  kvc::llama::Tokenizer tokenizer;
 };
 
 Model load(const Options& options) {
-  kvc::Llama llama = options.model.empty() ? kvc::load_checkpoint(embedded_model(), "embedded model")
-                                           : kvc::load_checkpoint(options.model);
+  kvc::llama::Model llama = options.model.empty() ? kvc::llama::load_checkpoint(embedded_model(), "embedded model")
+                                                  : kvc::llama::load_checkpoint(options.model);
   const Index vocab_size = llama.config.vocab_size;
   return {std::move(llama), options.tokenizer.empty()
-                                ? kvc::Tokenizer::load(embedded_tokenizer(), vocab_size, "embedded tokenizer")
-                                : kvc::Tokenizer::load(options.tokenizer, vocab_size)};
+                                ? kvc::llama::Tokenizer::load(embedded_tokenizer(), vocab_size, "embedded tokenizer")
+                                : kvc::llama::Tokenizer::load(options.tokenizer, vocab_size)};
 }
 
-void introduce(const Options& o, const kvc::LlamaConfig& c, Pos steps) {
+void introduce(const Options& o, const kvc::llama::Config& c, Pos steps) {
   std::cerr << (o.model.empty() ? "embedded model" : o.model) << ": dim " << c.dim << ", " << c.layers << " layers, "
             << c.heads << " heads on " << c.kv_heads << " key/value heads, vocabulary " << c.vocab_size << ", "
             << c.seq_len << " positions\ncache: " << o.element << ", blocks of " << o.block_tokens << " tokens; "
@@ -118,7 +118,7 @@ void introduce(const Options& o, const kvc::LlamaConfig& c, Pos steps) {
 /// Runs one prompt in every session, prints its text once, and checks that all agree.
 PromptReport run_prompt(const std::string& prompt, std::span<const Token> tokens,
                         std::span<const std::unique_ptr<Session>> sessions, const Settings& settings,
-                        const std::vector<std::string>& policies, const kvc::Tokenizer& tokenizer, bool quiet) {
+                        const std::vector<std::string>& policies, const kvc::llama::Tokenizer& tokenizer, bool quiet) {
   PromptReport report;
   report.prompt = prompt;
   Text text(tokenizer);
@@ -151,7 +151,7 @@ int run(const Options& options) {
     return 2;
   }
   const Model model = load(options);
-  const kvc::LlamaConfig& config = model.llama.config;
+  const kvc::llama::Config& config = model.llama.config;
 
   std::vector<std::string> prompts = options.prompts;
   if (prompts.empty()) {

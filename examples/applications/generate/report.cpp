@@ -42,7 +42,7 @@ void print_table(std::ostream& out, const std::vector<Measurement>& policies) {
   }
 }
 
-std::string to_json(const Options& options, const kvc::LlamaConfig& model, Pos steps,
+std::string to_json(const Options& options, const kvc::llama::Config& model, Pos steps,
                     const std::vector<PromptReport>& prompts) {
   using Json = nlohmann::ordered_json;
   Json report = {

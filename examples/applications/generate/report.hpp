@@ -22,7 +22,7 @@ struct PromptReport {
 void print_table(std::ostream& out, const std::vector<Measurement>& policies);
 
 /// Everything, as one JSON object. Text that is not UTF-8 gets replacement characters.
-std::string to_json(const Options& options, const kvc::LlamaConfig& model, Pos steps,
+std::string to_json(const Options& options, const kvc::llama::Config& model, Pos steps,
                     const std::vector<PromptReport>& prompts);
 
 }  // namespace generate

@@ -33,13 +33,13 @@ using kvc::Token;
 
 /// What all sessions of one run have in common.
 struct Settings {
-  const kvc::Llama* model = nullptr;
+  const kvc::llama::Model* model = nullptr;
   Pos steps = 0;  ///< most positions of one prompt and its continuation; at most the model's sequence length
   Index prompts = 1;
   Pos block_tokens = 16;
   Pos chunk = 0;  ///< tokens of a prompt to compute at a time; 0: all
   Threads threads;
-  kvc::SamplerConfig sampler;
+  kvc::llama::SamplerConfig sampler;
 };
 
 /// What one prompt cost under one policy.
@@ -72,7 +72,7 @@ class Session {
   virtual Measurement run(std::span<const Token> prompt, const OnToken& on_token, const OnPrefill& on_prefill) = 0;
 };
 
-/// Room for one sequence at a time, and for prefix sharing also for what its predecessors leave behind.
+/// Reservation for one sequence at a time, and for prefix sharing also for what its predecessors leave behind.
 template <class Policy>
 typename Policy::Config pool_for(const Settings& s) {
   const Index blocks = kvc::ceil_div<Index>(s.steps, s.block_tokens);
@@ -95,7 +95,7 @@ class CacheSession final : public Session {
   Measurement run(std::span<const Token> prompt, const OnToken& on_token, const OnPrefill& on_prefill) override {
     Measurement m;
     m.policy = Policy::name;
-    kvc::Sampler sampler(s_.sampler);
+    kvc::llama::Sampler sampler(s_.sampler);
     Clock::duration printing{};  // is no part of what is measured
     const auto emit = [&](Token token) {
       m.tokens.push_back(token);
@@ -111,22 +111,22 @@ class CacheSession final : public Session {
     m.prompt_tokens = static_cast<Pos>(room.size());
     m.reused = cached;
     m.computed = m.prompt_tokens - cached;
-    kvc::Matrix logits = prefill(seq, room, on_prefill);
-    Token next = generates ? sampler(row(logits)) : kvc::Tokenizer::bos;
+    kvc::llama::Matrix logits = prefill(seq, room, on_prefill);
+    Token next = generates ? sampler(row(logits)) : kvc::llama::Tokenizer::bos;
     const auto first = Clock::now();
 
     // The text lags one token behind the positions: position p predicts token p + 1.
     for (std::size_t i = 1; i < prompt.size() && i <= static_cast<std::size_t>(s_.steps); ++i) {
       emit(prompt[i]);
     }
-    while (next != kvc::Tokenizer::bos) {
+    while (next != kvc::llama::Tokenizer::bos) {
       emit(next);
       ++m.generated;
       if (cache_.length(seq) == s_.steps) {
         break;
       }
       auto step = cache_.extend(seq, std::span(&next, 1));
-      logits = kvc::dec(*s_.model, cache_, step, std::span(&next, 1), kvc::Logits::last, s_.threads);
+      logits = kvc::llama::dec(*s_.model, cache_, step, std::span(&next, 1), kvc::llama::Logits::last, s_.threads);
       cache_.commit(std::move(step));
       next = sampler(row(logits));
       ++m.decoded;
@@ -144,12 +144,12 @@ class CacheSession final : public Session {
  private:
   using Clock = std::chrono::steady_clock;
   static double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
-  static std::span<const float> row(const kvc::Matrix& logits) {
+  static std::span<const float> row(const kvc::llama::Matrix& logits) {
     return {logits.data(), static_cast<std::size_t>(logits.size())};
   }
 
   /// Computes what is not in the cache, chunk by chunk: Dec_kv, and Dec for the last, whose logits are returned.
-  kvc::Matrix prefill(kvc::SeqId seq, std::span<const Token> prompt, const OnPrefill& on_prefill) {
+  kvc::llama::Matrix prefill(kvc::SeqId seq, std::span<const Token> prompt, const OnPrefill& on_prefill) {
     for (;;) {
       const Pos done = cache_.length(seq);
       on_prefill(done, static_cast<Pos>(prompt.size()));
@@ -160,11 +160,12 @@ class CacheSession final : public Session {
       }
       auto step = cache_.extend(seq, chunk);
       if (last) {
-        kvc::Matrix logits = kvc::dec(*s_.model, cache_, step, chunk, kvc::Logits::last, s_.threads);
+        kvc::llama::Matrix logits =
+            kvc::llama::dec(*s_.model, cache_, step, chunk, kvc::llama::Logits::last, s_.threads);
         cache_.commit(std::move(step));
         return logits;
       }
-      kvc::dec_kv(*s_.model, cache_, step, chunk, s_.threads);
+      kvc::llama::dec_kv(*s_.model, cache_, step, chunk, s_.threads);
       cache_.commit(std::move(step));
     }
   }

@@ -18,7 +18,7 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Which numbers of a head turn together: see kvc::Interleaved and kvc::HalfSplit in llama/rope.hpp.
+/// Which numbers of a head turn together: see kvc::llama::Interleaved and kvc::llama::HalfSplit in llama/rope.hpp.
 enum class RopePairing : std::uint8_t { none, interleaved, half_split };
 
 /// Rotations by position, in device memory.

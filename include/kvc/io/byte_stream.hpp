@@ -19,6 +19,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace io {
 
 class ByteSink {
  public:
@@ -104,5 +105,6 @@ class MemorySource final : public ByteSource {
   std::size_t at_ = 0;
 };
 
+}  // namespace io
 }  // namespace v0
 }  // namespace kvc

@@ -30,12 +30,14 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace io {
 
-namespace io_detail {
+namespace detail {
 
 /// Throws std::system_error: what could not be done to which file, and the system's reason.
 [[noreturn]] KVC_COLD inline void throw_system(int error, const char* what, const std::string& path) {
-  throw_error(std::system_error(error, std::generic_category(), detail::concat({"kvc: cannot ", what, " ", path})));
+  throw_error(
+      std::system_error(error, std::generic_category(), kvc::detail::concat({"kvc: cannot ", what, " ", path})));
 }
 
 /// An open file.
@@ -105,7 +107,7 @@ template <class Piece, class F>
   return done;
 }
 
-}  // namespace io_detail
+}  // namespace detail
 
 /// Writes to an open file, from where it stands. Does not own it. Throws std::system_error.
 class FileSink final : public ByteSink {
@@ -117,9 +119,9 @@ class FileSink final : public ByteSink {
       wanted += piece.size();
     }
     const std::int64_t done =
-        io_detail::transfer(pieces, [this](const iovec* list, int count) { return ::writev(fd_, list, count); });
+        detail::transfer(pieces, [this](const iovec* list, int count) { return ::writev(fd_, list, count); });
     if (done != static_cast<std::int64_t>(wanted)) {
-      io_detail::throw_system(done < 0 ? errno : ENOSPC, "write", path_);
+      detail::throw_system(done < 0 ? errno : ENOSPC, "write", path_);
     }
   }
 
@@ -133,8 +135,7 @@ class FileSource final : public ByteSource {
  public:
   /// Throws FormatError if there is no such file or it cannot be read.
   explicit FileSource(const std::filesystem::path& path) : ByteSource(path.string()) {
-    file_ = io_detail::FileHandle(
-        io_detail::without_interrupts([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
+    file_ = detail::FileHandle(detail::without_interrupts([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
     struct stat status{};
     if (!file_ || ::fstat(file_.get(), &status) != 0) {
       fail(errno);
@@ -180,11 +181,10 @@ class FileSource final : public ByteSource {
   [[noreturn]] KVC_COLD void fail(int error) const {
     throw_error(
         FormatError(name(), static_cast<Index>(at_),
-                    detail::concat({"a file that can be read (", std::generic_category().message(error), ")"})));
+                    kvc::detail::concat({"a file that can be read (", std::generic_category().message(error), ")"})));
   }
   std::int64_t read_direct(std::span<const std::span<std::byte>> pieces) const {
-    return io_detail::transfer(pieces,
-                               [this](const iovec* list, int count) { return ::readv(file_.get(), list, count); });
+    return detail::transfer(pieces, [this](const iovec* list, int count) { return ::readv(file_.get(), list, count); });
   }
   std::int64_t read_small(std::span<const std::span<std::byte>> pieces, std::size_t wanted) {
     buffer_.resize(std::max(buffer_.size(), wanted));
@@ -201,13 +201,13 @@ class FileSource final : public ByteSource {
     return done;
   }
 
-  io_detail::FileHandle file_;
+  detail::FileHandle file_;
   std::optional<std::uint64_t> size_;
   std::uint64_t at_ = 0;
   std::vector<std::byte> buffer_;
 };
 
-namespace io_detail {
+namespace detail {
 
 inline void sync(int fd, const std::string& path) {
   if (without_interrupts([&] { return ::fsync(fd); }) != 0) {
@@ -236,7 +236,7 @@ inline void sync(int fd, const std::string& path) {
   }
 }
 
-}  // namespace io_detail
+}  // namespace detail
 
 /// Makes or replaces a file: `write(ByteSink&)` says what is in it. Whenever the process or the machine stops, the file
 /// is the old one or the new one, whole. What is written goes to PATH.saving first, in the same folder, and is there no
@@ -248,29 +248,30 @@ template <class F>
 void replace_file(const std::filesystem::path& path, F&& write) {
   const std::string name = path.string();
   const std::string saving = name + ".saving";
-  const io_detail::FileHandle file = io_detail::open_alone(saving);
-  detail::ScopeGuard remove([&] { (void)::unlink(saving.c_str()); });
+  const detail::FileHandle file = detail::open_alone(saving);
+  kvc::detail::ScopeGuard remove([&] { (void)::unlink(saving.c_str()); });
   if (::ftruncate(file.get(), 0) != 0) {
-    io_detail::throw_system(errno, "truncate", saving);
+    detail::throw_system(errno, "truncate", saving);
   }
   if (struct stat old{}; ::stat(name.c_str(), &old) == 0 && ::fchmod(file.get(), old.st_mode & 0777) != 0) {
-    io_detail::throw_system(errno, "set the permissions of", saving);
+    detail::throw_system(errno, "set the permissions of", saving);
   }
   FileSink sink(file.get(), saving);
   write(static_cast<ByteSink&>(sink));
-  io_detail::sync(file.get(), saving);
+  detail::sync(file.get(), saving);
   if (::rename(saving.c_str(), name.c_str()) != 0) {
-    io_detail::throw_system(errno, "rename to its place", saving);
+    detail::throw_system(errno, "rename to its place", saving);
   }
   remove.dismiss();
   const std::string folder = path.has_parent_path() ? path.parent_path().string() : ".";
-  const io_detail::FileHandle directory(
-      io_detail::without_interrupts([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  const detail::FileHandle directory(
+      detail::without_interrupts([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!directory) {
-    io_detail::throw_system(errno, "open", folder);
+    detail::throw_system(errno, "open", folder);
   }
-  io_detail::sync(directory.get(), folder);
+  detail::sync(directory.get(), folder);
 }
 
+}  // namespace io
 }  // namespace v0
 }  // namespace kvc

@@ -20,6 +20,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 namespace detail {
 
 static_assert(std::endian::native == std::endian::little, "the files are little-endian and are read as they lie");
@@ -107,5 +108,6 @@ class ByteSource {
 };
 
 }  // namespace detail
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

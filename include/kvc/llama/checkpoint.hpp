@@ -24,6 +24,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 
 namespace detail {
 
@@ -47,12 +48,12 @@ class Tally {
 
 struct CheckpointHeader {
   static constexpr Index bytes = 7 * sizeof(std::int32_t);
-  LlamaConfig config;
+  Config config;
   bool own_classifier = false;
 
   /// Bytes of the whole file; 2^60 or more for anything absurd.
   [[nodiscard]] constexpr Index file_size() const noexcept {
-    const LlamaConfig& c = config;
+    const Config& c = config;
     Tally numbers;
     numbers.add(c.vocab_size, c.dim);
     numbers.add(c.layers, c.dim, Index{2});                // norms
@@ -75,7 +76,7 @@ struct CheckpointHeader {
 inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
   static constexpr const char* what = "the header of a llama2.c checkpoint, seven int32";
   CheckpointHeader header;
-  LlamaConfig& c = header.config;
+  Config& c = header.config;
 
   const auto next = [&in](const char* name, bool may_be_negative = false) -> Index {
     const Index at = in.offset();
@@ -115,17 +116,17 @@ inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
 
 /// Reads one tensor of every layer.
 template <class M>
-void read_layers(ByteSource& in, Llama& model, M LlamaLayer::* tensor, Index rows, Index cols, const char* what) {
-  for (LlamaLayer& layer : model.layers) {
+void read_layers(ByteSource& in, Model& model, M Layer::* tensor, Index rows, Index cols, const char* what) {
+  for (Layer& layer : model.layers) {
     M& m = layer.*tensor;
     m.resize(rows, cols);
     in.read(m.data(), m.size() * Index{sizeof(float)}, what);
   }
 }
 
-inline Llama read_checkpoint(ByteSource in) {
+inline Model read_checkpoint(ByteSource in) {
   const CheckpointHeader header = read_checkpoint_header(in);
-  const LlamaConfig& c = header.config;
+  const Config& c = header.config;
   const Index expected = header.file_size();
   if (in.size() != expected) {
     throw_error(FormatError(in.name(), std::min(in.size(), expected),
@@ -135,20 +136,20 @@ inline Llama read_checkpoint(ByteSource in) {
                                 std::to_string(c.vocab_size) + " has; this file has " + std::to_string(in.size())));
   }
 
-  Llama model;
+  Model model;
   model.config = c;
   model.embedding.resize(c.vocab_size, c.dim);
   in.read(model.embedding.data(), model.embedding.size() * Index{sizeof(float)}, "the embedding");
   model.layers.resize(static_cast<std::size_t>(c.layers));
-  read_layers(in, model, &LlamaLayer::attention_norm, 1, c.dim, "an attention norm");
-  read_layers(in, model, &LlamaLayer::wq, c.dim, c.dim, "wq");
-  read_layers(in, model, &LlamaLayer::wk, c.kv_dim(), c.dim, "wk");
-  read_layers(in, model, &LlamaLayer::wv, c.kv_dim(), c.dim, "wv");
-  read_layers(in, model, &LlamaLayer::wo, c.dim, c.dim, "wo");
-  read_layers(in, model, &LlamaLayer::ffn_norm, 1, c.dim, "a feed-forward norm");
-  read_layers(in, model, &LlamaLayer::w_gate, c.hidden_dim, c.dim, "the gate projection");
-  read_layers(in, model, &LlamaLayer::w_down, c.dim, c.hidden_dim, "the down projection");
-  read_layers(in, model, &LlamaLayer::w_up, c.hidden_dim, c.dim, "the up projection");
+  read_layers(in, model, &Layer::attention_norm, 1, c.dim, "an attention norm");
+  read_layers(in, model, &Layer::wq, c.dim, c.dim, "wq");
+  read_layers(in, model, &Layer::wk, c.kv_dim(), c.dim, "wk");
+  read_layers(in, model, &Layer::wv, c.kv_dim(), c.dim, "wv");
+  read_layers(in, model, &Layer::wo, c.dim, c.dim, "wo");
+  read_layers(in, model, &Layer::ffn_norm, 1, c.dim, "a feed-forward norm");
+  read_layers(in, model, &Layer::w_gate, c.hidden_dim, c.dim, "the gate projection");
+  read_layers(in, model, &Layer::w_down, c.dim, c.hidden_dim, "the down projection");
+  read_layers(in, model, &Layer::w_up, c.hidden_dim, c.dim, "the up projection");
   model.final_norm.resize(c.dim);
   in.read(model.final_norm.data(), c.dim * Index{sizeof(float)}, "the final norm");
   in.skip(c.seq_len * c.head_dim() * Index{sizeof(float)});  // the two tables
@@ -167,15 +168,16 @@ inline Llama read_checkpoint(ByteSource in) {
 /// Throws FormatError naming the file, the offset and what was expected there if the file cannot be read or is not
 /// exactly a checkpoint; nothing has been allocated then but the message. Time and memory are linear in the size of the
 /// file.
-[[nodiscard]] inline Llama load_checkpoint(const std::filesystem::path& path) {
+[[nodiscard]] inline Model load_checkpoint(const std::filesystem::path& path) {
   return detail::read_checkpoint(detail::ByteSource::open(path));
 }
 
 /// As above, from memory of any alignment, which is copied; `name` stands for it in messages.
-[[nodiscard]] inline Llama load_checkpoint(std::span<const std::byte> bytes,
+[[nodiscard]] inline Model load_checkpoint(std::span<const std::byte> bytes,
                                            std::string name = "checkpoint in memory") {
   return detail::read_checkpoint(detail::ByteSource::over(bytes, std::move(name)));
 }
 
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

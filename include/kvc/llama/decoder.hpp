@@ -18,7 +18,7 @@
 // Who sends the cache elsewhere while it is computed passes `on_layer`: it is told of each layer when its keys and values
 // are in place, before anything else is computed.
 //
-//   n  rows: tokens of all steps        dim, heads, kv_heads, vocab_size  as in LlamaConfig
+//   n  rows: tokens of all steps        dim, heads, kv_heads, vocab_size  as in Config
 #pragma once
 
 #include <algorithm>
@@ -40,6 +40,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 
 /// The positions that `dec` returns logits for.
 enum class Logits {
@@ -127,9 +128,9 @@ struct NoTap {
 };
 
 template <class Cache, Executor Ex, class Tap = NoTap, class OnLayer = NoLayerHook>
-Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache::Append> steps,
+Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache::Append> steps,
                std::span<const Token> tokens, Wanted wanted, Ex& ex, Tap&& tap = {}, OnLayer&& on_layer = {}) {
-  const LlamaConfig& c = model.config;
+  const Config& c = model.config;
   BatchRows batch;
   for (const auto& step : steps) {
     require(step.size() > 0, "step.size()", step.size(), "at least 1");
@@ -150,7 +151,7 @@ Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache:
 
   Matrix h(x.rows(), c.dim);
   for (Index l = 0; l < c.layers; ++l) {
-    const LlamaLayer& w = model.layers[static_cast<std::size_t>(l)];
+    const Layer& w = model.layers[static_cast<std::size_t>(l)];
 
     // Keys and values: what this layer leaves behind.
     rms_norm(x, w.attention_norm, c.norm_epsilon, h);
@@ -214,7 +215,7 @@ Matrix forward(const Llama& model, Cache& cache, std::span<const typename Cache:
 /// on_layer(Index layer) is called in the order of the layers, each when its rows are written for all steps. It may use
 /// the cache, but for the sequences of these steps only read it.
 template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
-void dec_kv(const Llama& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
+void dec_kv(const Model& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
             Ex&& ex = {}, OnLayer&& on_layer = {}) {
   (void)detail::forward(model, cache, std::span(&step, 1), tokens, detail::Wanted::cache_only, ex, detail::NoTap{},
                         on_layer);
@@ -226,7 +227,7 @@ void dec_kv(const Llama& model, Cache& cache, const typename Cache::Append& step
 ///   tokens   [n], those of the first step, then those of the second, …
 ///   returns  Logits::last  [steps.size(), vocab_size]      Logits::all  [n, vocab_size]
 template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
-[[nodiscard]] Matrix dec(const Llama& model, Cache& cache, std::span<const typename Cache::Append> steps,
+[[nodiscard]] Matrix dec(const Model& model, Cache& cache, std::span<const typename Cache::Append> steps,
                          std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {},
                          OnLayer&& on_layer = {}) {
   return detail::forward(model, cache, steps, tokens,
@@ -236,11 +237,12 @@ template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
 
 /// The same for one sequence.
 template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
-[[nodiscard]] Matrix dec(const Llama& model, Cache& cache, const typename Cache::Append& step,
+[[nodiscard]] Matrix dec(const Model& model, Cache& cache, const typename Cache::Append& step,
                          std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {},
                          OnLayer&& on_layer = {}) {
   return dec(model, cache, std::span(&step, 1), tokens, logits, ex, on_layer);
 }
 
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

@@ -16,6 +16,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 
 namespace detail {
 
@@ -58,5 +59,6 @@ void linear(MatrixRef<const float> x, MatrixRef<const float> w, MatrixRef<float>
   }
 }
 
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

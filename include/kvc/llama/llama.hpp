@@ -1,4 +1,4 @@
-// Llama: the weights of a Llama-family decoder, and the numbers that shape it.
+// Model: the weights of a Llama-family decoder, and the numbers that shape it.
 //
 // Matrices are row-major and lie as checkpoints store them, [out, in], so that  y = x W^T  reads rows of both.
 #pragma once
@@ -13,13 +13,14 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 
 /// Activations and weights: one row per token, or per output.
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using RowVector = Eigen::Matrix<float, 1, Eigen::Dynamic>;
 
 /// What shapes a model. heads is a multiple of kv_heads, and dim an even multiple of heads.
-struct LlamaConfig {
+struct Config {
   Index dim = 0;         ///< of the residual stream
   Index hidden_dim = 0;  ///< of the feed-forward network
   Index layers = 0;
@@ -39,7 +40,7 @@ struct LlamaConfig {
   }
 };
 
-struct LlamaLayer {
+struct Layer {
   RowVector attention_norm;  // [dim]
   Matrix wq;                 // [dim, dim]
   Matrix wk;                 // [kv_dim, dim]
@@ -51,10 +52,10 @@ struct LlamaLayer {
   Matrix w_down;             // [dim, hidden_dim]
 };
 
-struct Llama {
-  LlamaConfig config;
+struct Model {
+  Config config;
   Matrix embedding;  // [vocab_size, dim]
-  std::vector<LlamaLayer> layers;
+  std::vector<Layer> layers;
   RowVector final_norm;   // [dim]
   Matrix own_classifier;  // [vocab_size, dim], or empty where the embedding serves as classifier
   RopeTable rope;         // [seq_len, head_dim / 2]
@@ -64,5 +65,6 @@ struct Llama {
   }
 };
 
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

@@ -14,6 +14,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 
 /// x [n, dim], weight [1, dim], y [n, dim]; y may be x. O(n x dim).
 /// Throws std::invalid_argument if extents do not fit.
@@ -31,5 +32,6 @@ inline void rms_norm(MatrixRef<const float> x, MatrixRef<const float> weight, fl
   }
 }
 
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

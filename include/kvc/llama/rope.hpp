@@ -21,14 +21,15 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 
-/// Neighbours pair up, (0, 1), (2, 3), …: the paper, Meta's Llama checkpoints, llama2.c.
+/// Neighbours pair up, (0, 1), (2, 3), …: the paper, Meta's Model checkpoints, llama2.c.
 struct Interleaved {
   [[nodiscard]] static constexpr Index first(Index i, Index /*half*/) noexcept { return 2 * i; }
   [[nodiscard]] static constexpr Index second(Index i, Index /*half*/) noexcept { return 2 * i + 1; }
 };
 
-/// The halves pair up, (0, half), (1, half + 1), …: GPT-NeoX, Hugging Face's Llama checkpoints.
+/// The halves pair up, (0, half), (1, half + 1), …: GPT-NeoX, Hugging Face's Model checkpoints.
 struct HalfSplit {
   [[nodiscard]] static constexpr Index first(Index i, Index /*half*/) noexcept { return i; }
   [[nodiscard]] static constexpr Index second(Index i, Index half) noexcept { return half + i; }
@@ -125,5 +126,6 @@ void rope(P /*pairing*/, const RopeTable& table, std::span<const Pos> positions,
   }
 }
 
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

@@ -17,6 +17,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 
 struct SamplerConfig {
   double temperature = 1.0;  ///< 0: always the most likely token
@@ -110,5 +111,6 @@ class Sampler {
   std::vector<Choice> choices_;
 };
 
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

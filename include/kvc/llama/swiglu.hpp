@@ -15,6 +15,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 
 namespace detail {
 
@@ -44,5 +45,6 @@ inline void swiglu(MatrixRef<float> gate, MatrixRef<const float> up) {
   }
 }
 
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

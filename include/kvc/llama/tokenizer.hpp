@@ -23,6 +23,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace llama {
 
 /// A vocabulary, and how text becomes tokens and tokens become text. Const methods are safe beside each other.
 class Tokenizer {
@@ -291,5 +292,6 @@ inline std::vector<Token> Tokenizer::encode(std::string_view text, bool with_bos
   return tokens;
 }
 
+}  // namespace llama
 }  // namespace v0
 }  // namespace kvc

@@ -23,7 +23,8 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace io_detail {
+namespace snapshot {
+namespace detail {
 
 /// XXH3_64bits, seed 0, of bytes that come piece by piece.
 class Checksum {
@@ -41,6 +42,7 @@ class Checksum {
   XXH3_state_t state_;
 };
 
-}  // namespace io_detail
+}  // namespace detail
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

@@ -22,6 +22,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace snapshot {
 
 /// A sequence to save.
 struct SavedSequence {
@@ -31,7 +32,7 @@ struct SavedSequence {
   Salt salt{};  ///< only for policies that do not know it by themselves
 };
 
-namespace io_detail {
+namespace detail {
 
 /// A policy that knows tokens and salts, and can be told tokens.
 template <class P>
@@ -48,7 +49,7 @@ concept KeepsPrefixes = KnowsTokens<P> && requires(const P& p) { p.for_each_cach
 /// blocks, which no policy of kvc does, is stored for each.
 class Collector {
  public:
-  explicit Collector(SnapshotContents& contents) : c_(contents) {}
+  explicit Collector(Contents& contents) : c_(contents) {}
 
   /// A cached block, its parent before it.
   void add_cached(const BlockStored& stored) {
@@ -168,7 +169,7 @@ class Collector {
     }
   }
 
-  SnapshotContents& c_;
+  Contents& c_;
   std::vector<layout::SlotSpan> slots_;
   std::vector<std::size_t> token_at_;  // where in c_.tokens those of a block begin, until `finish` orders them
   std::unordered_map<Key, std::int32_t, KeyHash> numbers_;
@@ -177,6 +178,7 @@ class Collector {
   std::vector<End> ends_;
 };
 
-}  // namespace io_detail
+}  // namespace detail
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

@@ -1,4 +1,4 @@
-// SnapshotContents: what is in a snapshot besides the rows. Integers and tokens only.
+// Contents: what is in a snapshot besides the rows. Integers and tokens only.
 //
 // Rows are stored by blocks, each once, whoever holds it. A block names the one before it in its sequences, so the
 // blocks are a forest whose roots are salts, and a sequence is its last block and a length. A parent has a smaller
@@ -18,16 +18,17 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/io/byte_stream.hpp"
 #include "kvc/layout/shape.hpp"
 #include "kvc/policy/salt.hpp"
-#include "kvc/io/byte_stream.hpp"
 #include "kvc/snapshot/format.hpp"
 #include "kvc/snapshot/sections.hpp"
 
 namespace kvc {
 inline namespace v0 {
+namespace snapshot {
 
-struct SnapshotContents {
+struct Contents {
   Shape shape;
   Index key_row_bytes = 0;    ///< of one key of one head
   Index value_row_bytes = 0;  ///< of one value of one head
@@ -89,7 +90,7 @@ struct SnapshotContents {
   }
 };
 
-namespace io_detail {
+namespace detail {
 
 [[nodiscard]] inline format::Name to_name(std::string_view text, std::string_view argument) {
   format::Name name{};
@@ -99,7 +100,7 @@ namespace io_detail {
 }
 
 /// Fills in what follows from the rest, block by block.
-inline void add_derived(SnapshotContents& c, std::size_t block) {
+inline void add_derived(Contents& c, std::size_t block) {
   const format::BlockRecord& b = c.blocks[block];
   const auto parent = static_cast<std::size_t>(b.parent);
   c.first.push_back(b.parent < 0 ? 0 : c.first[parent] + c.blocks[parent].rows);
@@ -109,7 +110,7 @@ inline void add_derived(SnapshotContents& c, std::size_t block) {
 }
 
 /// Writes all sections that come before the rows.
-inline void write_contents(SectionWriter& out, const SnapshotContents& c) {
+inline void write_contents(SectionWriter& out, const Contents& c) {
   const auto unsigned_of = [](Index i) { return static_cast<std::uint64_t>(i); };
   format::DescriptionRecord record{unsigned_of(c.shape.layers),
                                    unsigned_of(c.shape.kv_heads),
@@ -143,7 +144,7 @@ class ContentsReader {
  public:
   explicit ContentsReader(SectionReader& in) : in_(in) {}
 
-  [[nodiscard]] SnapshotContents read() {
+  [[nodiscard]] Contents read() {
     read_description();
     read_salts();
     read_blocks();
@@ -151,8 +152,8 @@ class ContentsReader {
     c_.tokens = in_.records<Token>("tokens");
     if (c_.tokens.size() != c_.first_token.back()) {
       in_.fail_at(in_.size_offset(),
-                  detail::concat({std::to_string(c_.first_token.back()), " tokens, as the blocks say, found ",
-                                  std::to_string(c_.tokens.size())}));
+                  kvc::detail::concat({std::to_string(c_.first_token.back()), " tokens, as the blocks say, found ",
+                                       std::to_string(c_.tokens.size())}));
     }
     read_sequences();
     return std::move(c_);
@@ -162,7 +163,8 @@ class ContentsReader {
   const format::SectionHeader& expect(SectionName name) {
     const format::SectionHeader& header = in_.next();
     if (header.name != name) {
-      in_.fail_at(in_.section_offset(), detail::concat({"section ", to_text(name), ", found ", to_text(header.name)}));
+      in_.fail_at(in_.section_offset(),
+                  kvc::detail::concat({"section ", to_text(name), ", found ", to_text(header.name)}));
     }
     if (header.index != 0) {
       in_.fail_at(in_.section_offset() + offsetof(format::SectionHeader, index), "index 0");
@@ -172,8 +174,9 @@ class ContentsReader {
 
   void read_description() {
     if (expect(section::description).size != sizeof(format::DescriptionRecord)) {
-      in_.fail_at(in_.size_offset(),
-                  detail::concat({"a description of ", std::to_string(sizeof(format::DescriptionRecord)), " bytes"}));
+      in_.fail_at(
+          in_.size_offset(),
+          kvc::detail::concat({"a description of ", std::to_string(sizeof(format::DescriptionRecord)), " bytes"}));
     }
     if (in_.section_offset() != sizeof(format::FileHeader)) {
       in_.fail_at(sizeof(format::FileHeader), "section desc first");
@@ -182,8 +185,8 @@ class ContentsReader {
     const format::DescriptionRecord r = in_.records<format::DescriptionRecord>("a description").front();
     const auto count = [&](std::uint64_t value, std::uint64_t most, std::size_t at, const char* what) {
       if (value == 0 || value > most) {
-        in_.fail_at(base + at,
-                    detail::concat({what, " between 1 and ", std::to_string(most), ", found ", std::to_string(value)}));
+        in_.fail_at(base + at, kvc::detail::concat(
+                                   {what, " between 1 and ", std::to_string(most), ", found ", std::to_string(value)}));
       }
       return static_cast<Index>(value);
     };
@@ -224,8 +227,8 @@ class ContentsReader {
         std::memcpy(&size, bytes.data() + at, sizeof size);
       }
       if (left < sizeof size || size > left - sizeof size) {
-        in_.fail_at(base + at,
-                    detail::concat({"a salt within its section, of which ", std::to_string(left), " bytes are left"}));
+        in_.fail_at(base + at, kvc::detail::concat(
+                                   {"a salt within its section, of which ", std::to_string(left), " bytes are left"}));
       }
       const std::string_view encoded(reinterpret_cast<const char*>(bytes.data() + at + sizeof size),
                                      static_cast<std::size_t>(size));
@@ -250,8 +253,8 @@ class ContentsReader {
       const format::BlockRecord& b = c_.blocks[i];
       const auto check = [&](bool ok, std::size_t field, const std::string& expected, std::int64_t found) {
         if (!ok) [[unlikely]] {
-          in_.fail_at(base + i * sizeof b + field, detail::concat({"block ", std::to_string(i), " with ", expected,
-                                                                   ", found ", std::to_string(found)}));
+          in_.fail_at(base + i * sizeof b + field, kvc::detail::concat({"block ", std::to_string(i), " with ", expected,
+                                                                        ", found ", std::to_string(found)}));
         }
       };
       check(b.parent < static_cast<std::int64_t>(i) && (b.parent >= 0 || is_salt(b.parent)),
@@ -283,8 +286,8 @@ class ContentsReader {
       const format::SequenceRecord& s = c_.sequences[i];
       const auto check = [&](bool ok, std::size_t field, const char* expected, std::int64_t found) {
         if (!ok) [[unlikely]] {
-          in_.fail_at(base + i * sizeof s + field, detail::concat({"sequence ", std::to_string(i), " with ", expected,
-                                                                   ", found ", std::to_string(found)}));
+          in_.fail_at(base + i * sizeof s + field, kvc::detail::concat({"sequence ", std::to_string(i), " with ",
+                                                                        expected, ", found ", std::to_string(found)}));
         }
       };
       const bool is_empty = s.last < 0;
@@ -313,17 +316,18 @@ class ContentsReader {
   }
 
   SectionReader& in_;
-  SnapshotContents c_;
+  Contents c_;
   std::vector<Pos> known_;
 };
 
-}  // namespace io_detail
+}  // namespace detail
 
 /// What is in a snapshot, without its rows; reads no further than it must. Throws FormatError.
-[[nodiscard]] inline SnapshotContents read_snapshot_contents(ByteSource& source) {
-  io_detail::SectionReader in(source);
-  return io_detail::ContentsReader(in).read();
+[[nodiscard]] inline Contents read_contents(io::ByteSource& source) {
+  detail::SectionReader in(source);
+  return detail::ContentsReader(in).read();
 }
 
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

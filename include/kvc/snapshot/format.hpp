@@ -18,6 +18,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace snapshot {
 
 static_assert(std::endian::native == std::endian::little, "snapshots are little-endian and are read as they lie");
 
@@ -136,5 +137,6 @@ inline constexpr std::uint64_t most_row_bytes = std::uint64_t{1} << 27;
 }
 
 }  // namespace format
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

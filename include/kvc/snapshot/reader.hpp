@@ -1,9 +1,9 @@
-// SnapshotReader: keys and values from any source into a cache of any policy, block size and layout, layer by layer.
+// Reader: keys and values from any source into a cache of any policy, block size and layout, layer by layer.
 //
-//   SnapshotReader reader(cache, source);             everything but the rows is read, and checked
+//   Reader reader(cache, source);             everything but the rows is read, and checked
 //   if (reader.try_reserve()) {                       takes room
 //     while (reader.next_layer()) {}                  as the layers come
-//     const LoadedSnapshot loaded = reader.commit();
+//     const Loaded loaded = reader.commit();
 //   }
 //
 // Until `commit` nothing of it can be seen: no handle has been given out, and no later prompt finds a row. A reader
@@ -29,6 +29,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace snapshot {
 
 struct LoadOptions {
   bool cached_prefixes = true;  ///< also what was only cached, if the policy of the cache does that
@@ -37,29 +38,29 @@ struct LoadOptions {
 };
 
 /// What came out of a snapshot.
-struct LoadedSnapshot {
+struct Loaded {
   std::vector<SeqId> sequences;  ///< in the order in which they were saved
-  SnapshotContents contents;     ///< contents.tokens_of(i), contents.salts: of sequence i, as far as they are known
+  Contents contents;             ///< contents.tokens_of(i), contents.salts: of sequence i, as far as they are known
 };
 
 /// The cache and the source must outlive it, and nobody else may use the cache until it has committed or is destroyed.
 template <class Cache>
-class SnapshotReader {
+class Reader {
  public:
   /// Throws FormatError if the bytes are no snapshot, or one that this cache cannot hold.
-  SnapshotReader(Cache& cache, ByteSource& source, const LoadOptions& options = {})
+  Reader(Cache& cache, io::ByteSource& source, const LoadOptions& options = {})
       : cache_(&cache),
         in_(source),
-        contents_(io_detail::ContentsReader(in_).read()),
+        contents_(detail::ContentsReader(in_).read()),
         restorer_(cache, contents_, options.cached_prefixes),
         receiver_(cache, contents_, order(), decoder(options)) {
     require_fit();
     written_.resize(static_cast<std::size_t>(contents_.shape.layers), false);
   }
-  SnapshotReader(const SnapshotReader&) = delete;
-  SnapshotReader& operator=(const SnapshotReader&) = delete;
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
 
-  [[nodiscard]] const SnapshotContents& contents() const noexcept { return contents_; }
+  [[nodiscard]] const Contents& contents() const noexcept { return contents_; }
   /// Positions that room is needed for.
   [[nodiscard]] Index tokens() const noexcept { return restorer_.tokens(); }
 
@@ -70,7 +71,7 @@ class SnapshotReader {
     require(!reserved_, "try_reserve", "called again", "called once");
     const Stats now = cache_->stats();
     if (now.blocks_cached > 0 && restorer_.blocks() > now.blocks_free && in_.can_go_back()) {
-      const io_detail::SectionReader::Mark rows = in_.mark();
+      const detail::SectionReader::Mark rows = in_.mark();
       while (begin_layer()) {
         in_.skip();
         in_.finish();
@@ -98,10 +99,10 @@ class SnapshotReader {
 
   /// Makes it all part of the cache. Needs next_layer to have come to the end. Throws std::bad_alloc; then nothing has
   /// changed.
-  [[nodiscard]] LoadedSnapshot commit() {
+  [[nodiscard]] Loaded commit() {
     require(ended_, "commit", "called before the end was read", "called after it");
     ended_ = reserved_ = false;
-    LoadedSnapshot loaded{restorer_.commit(), {}};
+    Loaded loaded{restorer_.commit(), {}};
     loaded.contents = std::move(contents_);
     return loaded;
   }
@@ -113,7 +114,7 @@ class SnapshotReader {
   /// Of a field of the description, which is the first section.
   [[noreturn]] KVC_COLD void refuse(std::size_t field, const std::string& expected, const std::string& found) const {
     in_.fail_at(sizeof(format::FileHeader) + sizeof(format::SectionHeader) + field,
-                detail::concat({expected, ", found ", found}));
+                kvc::detail::concat({expected, ", found ", found}));
   }
 
   [[nodiscard]] layout::RowOrder order() const {
@@ -124,16 +125,16 @@ class SnapshotReader {
     }
     refuse(offsetof(Description, layout), "layout head-major or token-major", contents_.layout);
   }
-  [[nodiscard]] io_detail::RowDecoder decoder(const LoadOptions& options) const {
+  [[nodiscard]] detail::RowDecoder decoder(const LoadOptions& options) const {
     const std::string own(Element<T>::name);
     if (contents_.element == own) {
       return nullptr;
     }
-    const io_detail::RowDecoder decode = io_detail::row_decoder(contents_.element);
-    const bool convertible = decode != nullptr && io_detail::row_decoder(own) != nullptr;
+    const detail::RowDecoder decode = detail::row_decoder(contents_.element);
+    const bool convertible = decode != nullptr && detail::row_decoder(own) != nullptr;
     if (!convertible || !options.convert_elements) {
       refuse(offsetof(Description, element),
-             detail::concat({"elements ", own, convertible ? ", or LoadOptions::convert_elements" : ""}),
+             kvc::detail::concat({"elements ", own, convertible ? ", or LoadOptions::convert_elements" : ""}),
              contents_.element);
     }
     return decode;
@@ -143,7 +144,8 @@ class SnapshotReader {
     const Shape& s = contents_.shape;
     const auto same = [&](Index ours, Index found, std::size_t field, const char* what) {
       if (ours != found) {
-        refuse(field, detail::concat({what, " ", std::to_string(ours), ", as the cache has"}), std::to_string(found));
+        refuse(field, kvc::detail::concat({what, " ", std::to_string(ours), ", as the cache has"}),
+               std::to_string(found));
       }
     };
     same(own.layers, s.layers, offsetof(Description, layers), "layers");
@@ -158,9 +160,9 @@ class SnapshotReader {
     if (table_bytes > (std::uint64_t{1} << 20) +
                           format::bounded_product(contents_.layer_bytes(), static_cast<std::uint64_t>(s.layers))) {
       in_.fail_at(sizeof(format::FileHeader),
-                  detail::concat({"sequences whose block tables are smaller than the rows, found ",
-                                  std::to_string(contents_.sequences.size()), " that need ",
-                                  std::to_string(table_bytes), " bytes"}));
+                  kvc::detail::concat({"sequences whose block tables are smaller than the rows, found ",
+                                       std::to_string(contents_.sequences.size()), " that need ",
+                                       std::to_string(table_bytes), " bytes"}));
     }
   }
   [[nodiscard]] Index row_bytes(Index dim) const {
@@ -176,7 +178,7 @@ class SnapshotReader {
     if (header.name == section::end) {
       for (std::size_t i = 0; i < written_.size(); ++i) {
         if (!written_[i]) {
-          in_.fail_at(at, detail::concat({"section layr of layer ", std::to_string(i), ", found the end"}));
+          in_.fail_at(at, kvc::detail::concat({"section layr of layer ", std::to_string(i), ", found the end"}));
         }
       }
       if (header.index != 0) {
@@ -186,31 +188,32 @@ class SnapshotReader {
       return std::nullopt;
     }
     if (header.name != section::layer) {
-      in_.fail_at(at, detail::concat({"section layr or end, found ", to_text(header.name)}));
+      in_.fail_at(at, kvc::detail::concat({"section layr or end, found ", to_text(header.name)}));
     }
     if (header.index >= written_.size() || written_[static_cast<std::size_t>(header.index)]) {
       in_.fail_at(at + offsetof(format::SectionHeader, index),
-                  detail::concat({"a layer below ", std::to_string(written_.size()), " that has not come yet, found ",
-                                  std::to_string(header.index)}));
+                  kvc::detail::concat({"a layer below ", std::to_string(written_.size()),
+                                       " that has not come yet, found ", std::to_string(header.index)}));
     }
     if (header.size != contents_.layer_bytes()) {
       in_.fail_at(in_.size_offset(),
-                  detail::concat({std::to_string(contents_.layer_bytes()), " bytes, the rows of a layer, found ",
-                                  std::to_string(header.size)}));
+                  kvc::detail::concat({std::to_string(contents_.layer_bytes()), " bytes, the rows of a layer, found ",
+                                       std::to_string(header.size)}));
     }
     written_[static_cast<std::size_t>(header.index)] = true;
     return static_cast<Index>(header.index);
   }
 
   Cache* cache_;
-  io_detail::SectionReader in_;
-  SnapshotContents contents_;
-  io_detail::Restorer<Cache> restorer_;
-  io_detail::RowReceiver<Cache> receiver_;
+  detail::SectionReader in_;
+  Contents contents_;
+  detail::Restorer<Cache> restorer_;
+  detail::RowReader<Cache> receiver_;
   std::vector<bool> written_;
   bool reserved_ = false;
   bool ended_ = false;
 };
 
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

@@ -22,7 +22,8 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace io_detail {
+namespace snapshot {
+namespace detail {
 
 /// Where rows of a stored block go.
 struct Target {
@@ -38,7 +39,7 @@ class Restorer {
   using Policy = typename Cache::PolicyType;
 
   /// `cached`: also blocks that were only cached, if the policy caches.
-  Restorer(Cache& cache, const SnapshotContents& contents, bool cached) : cache_(&cache), c_(&contents) {
+  Restorer(Cache& cache, const Contents& contents, bool cached) : cache_(&cache), c_(&contents) {
     plan(cached && KeepsPrefixes<Policy>);
   }
   Restorer(const Restorer&) = delete;
@@ -253,12 +254,13 @@ class Restorer {
   }
 
   Cache* cache_;
-  const SnapshotContents* c_;
+  const Contents* c_;
   std::vector<Line> lines_;
   std::vector<std::int32_t> owner_;  // by stored block: the line that its rows are put in place for
   std::vector<Target> targets_;
 };
 
-}  // namespace io_detail
+}  // namespace detail
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

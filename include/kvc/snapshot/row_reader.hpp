@@ -22,7 +22,8 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace io_detail {
+namespace snapshot {
+namespace detail {
 
 /// How the rows of element types that may be converted are read as float.
 using RowDecoder = void (*)(const std::byte* from, Index dim, float* to);
@@ -40,13 +41,13 @@ void decode_row(const std::byte* from, Index dim, float* to) {
 }
 
 template <class Cache>
-class RowReceiver {
+class RowReader {
  public:
   using T = typename Cache::Element;
   using Storage = StorageOf<T>;
 
   /// `decode` is null where rows are stored as the cache stores them.
-  RowReceiver(Cache& cache, const SnapshotContents& contents, layout::RowOrder order, RowDecoder decode)
+  RowReader(Cache& cache, const Contents& contents, layout::RowOrder order, RowDecoder decode)
       : cache_(&cache), c_(&contents), order_(order), decode_(decode) {
     scratch_.resize(batch_bytes);
   }
@@ -167,7 +168,7 @@ class RowReceiver {
   }
 
   Cache* cache_;
-  const SnapshotContents* c_;
+  const Contents* c_;
   layout::RowOrder order_;
   RowDecoder decode_;
   std::vector<layout::SlotSpan> slots_;
@@ -175,6 +176,7 @@ class RowReceiver {
   std::vector<float> numbers_;
 };
 
-}  // namespace io_detail
+}  // namespace detail
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

@@ -1,7 +1,5 @@
 // Sections: what frames and protects the parts of a snapshot. The writer checksums bytes on their way out, while they
 // are in the processor's cache; the reader believes nothing that it has not checked.
-//
-// What is internal to io is in io_detail and not in detail, where another ByteSource serves the loaders of model/.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +20,8 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace io_detail {
+namespace snapshot {
+namespace detail {
 
 template <format::Plain Record>
 [[nodiscard]] std::span<const std::byte> bytes_of(const Record& record) noexcept {
@@ -79,7 +78,7 @@ class SectionWriter {
   using Piece = std::span<const std::byte>;
 
   /// Writes the file header.
-  explicit SectionWriter(ByteSink& sink) : sink_(&sink) {
+  explicit SectionWriter(io::ByteSink& sink) : sink_(&sink) {
     format::FileHeader header{format::magic, format::major_version, format::minor_version, 0, 0};
     header.checksum = Checksum::of(bytes_of(header).first(offsetof(format::FileHeader, checksum)));
     put(bytes_of(header));
@@ -128,7 +127,7 @@ class SectionWriter {
     sink_->write(pieces);
   }
 
-  ByteSink* sink_;
+  io::ByteSink* sink_;
   Batch<Piece> batch_;
   Checksum payload_;
   Checksum all_;
@@ -141,7 +140,7 @@ class SectionReader {
   using Piece = std::span<std::byte>;
 
   /// Reads the file header. Throws FormatError.
-  explicit SectionReader(ByteSource& source) : source_(&source) {
+  explicit SectionReader(io::ByteSource& source) : source_(&source) {
     format::FileHeader header{};
     take(writable_bytes_of(header), "the header of a kvc snapshot");
     if (header.magic != format::magic) {
@@ -150,8 +149,8 @@ class SectionReader {
     // The version first: another one may have another header.
     if (header.major != format::major_version) {
       fail_at(offsetof(format::FileHeader, major),
-              detail::concat({"version ", std::to_string(format::major_version), " of the format, found ",
-                              std::to_string(header.major)}));
+              kvc::detail::concat({"version ", std::to_string(format::major_version), " of the format, found ",
+                                   std::to_string(header.major)}));
     }
     require_checksum(header.checksum, bytes_of(header).first(offsetof(format::FileHeader, checksum)),
                      offsetof(format::FileHeader, checksum), "the file header");
@@ -177,13 +176,13 @@ class SectionReader {
       if (is_known(header_.name)) {
         if (header_.flags != format::SectionHeader::required) {
           fail_at(at_ + offsetof(format::SectionHeader, flags),
-                  detail::concat({"section ", to_text(header_.name), " as required"}));
+                  kvc::detail::concat({"section ", to_text(header_.name), " as required"}));
         }
         return header_;
       }
       if (header_.flags == format::SectionHeader::required) {
-        fail_at(at_, detail::concat({"a section that this version knows, or an optional one, found \"",
-                                     to_text(header_.name), "\""}));
+        fail_at(at_, kvc::detail::concat({"a section that this version knows, or an optional one, found \"",
+                                          to_text(header_.name), "\""}));
       }
       skip();
       finish();
@@ -195,8 +194,8 @@ class SectionReader {
   template <format::Plain Record>
   [[nodiscard]] std::vector<Record> records(const char* what) {
     if (header_.size % sizeof(Record) != 0) {
-      fail_at(size_offset(), detail::concat({what, " of a multiple of ", std::to_string(sizeof(Record)),
-                                             " bytes, found ", std::to_string(header_.size)}));
+      fail_at(size_offset(), kvc::detail::concat({what, " of a multiple of ", std::to_string(sizeof(Record)),
+                                                  " bytes, found ", std::to_string(header_.size)}));
     }
     std::vector<Record> all;
     while (left_ > 0) {
@@ -240,7 +239,7 @@ class SectionReader {
     std::uint64_t sum = 0;
     take(writable_bytes_of(sum), "the checksum of a section");
     if (sum != payload_.value()) {
-      fail_at(at, detail::concat(
+      fail_at(at, kvc::detail::concat(
                       {"section ", to_text(header_.name), " from byte ", std::to_string(at_), " with its checksum"}));
     }
     all_.add(bytes_of(header_.checksum));
@@ -257,11 +256,11 @@ class SectionReader {
       fail_at(size_offset(), "an end of 16 bytes");
     }
     if (record[0].sections != sections || record[0].checksum != sum) {
-      fail_at(at, detail::concat({"the end of these ", std::to_string(sections), " sections, found that of ",
-                                  std::to_string(record[0].sections), " others"}));
+      fail_at(at, kvc::detail::concat({"the end of these ", std::to_string(sections), " sections, found that of ",
+                                       std::to_string(record[0].sections), " others"}));
     }
     if (source_->left().value_or(0) != 0) {
-      fail_at(offset_, detail::concat({"the end, found ", std::to_string(*source_->left()), " bytes more"}));
+      fail_at(offset_, kvc::detail::concat({"the end, found ", std::to_string(*source_->left()), " bytes more"}));
     }
   }
 
@@ -300,20 +299,20 @@ class SectionReader {
     const std::uint64_t room = source_->left().value_or(most);
     if (header_.size > most - std::min(most, offset_) || room < sizeof(std::uint64_t) ||
         header_.size > room - sizeof(std::uint64_t)) {
-      fail_at(size_offset(), detail::concat({"a section of at most ", std::to_string(room < 8 ? 0 : room - 8),
-                                             " bytes, which are left, found ", std::to_string(header_.size)}));
+      fail_at(size_offset(), kvc::detail::concat({"a section of at most ", std::to_string(room < 8 ? 0 : room - 8),
+                                                  " bytes, which are left, found ", std::to_string(header_.size)}));
     }
   }
   void require_checksum(std::uint64_t sum, std::span<const std::byte> bytes, std::uint64_t at, const char* what) const {
     if (sum != Checksum::of(bytes)) {
-      fail_at(at, detail::concat({what, " with its checksum"}));
+      fail_at(at, kvc::detail::concat({what, " with its checksum"}));
     }
   }
   void take(Piece piece, const char* what) {
     const std::size_t count = source_->read(std::span<const Piece>(&piece, 1));
     offset_ += count;
     if (count < piece.size()) {
-      fail_at(offset_, detail::concat({what, ", ", std::to_string(piece.size()), " bytes, and they end"}));
+      fail_at(offset_, kvc::detail::concat({what, ", ", std::to_string(piece.size()), " bytes, and they end"}));
     }
   }
   void receive(std::span<const Piece> pieces) {
@@ -324,15 +323,15 @@ class SectionReader {
     const std::size_t count = source_->read(pieces);
     offset_ += count;
     if (count < total) {
-      fail_at(offset_, detail::concat({"section ", to_text(header_.name), " of ", std::to_string(header_.size),
-                                       " bytes, and they end"}));
+      fail_at(offset_, kvc::detail::concat({"section ", to_text(header_.name), " of ", std::to_string(header_.size),
+                                            " bytes, and they end"}));
     }
     for (const Piece piece : pieces) {
       payload_.add(piece);
     }
   }
 
-  ByteSource* source_;
+  io::ByteSource* source_;
   format::SectionHeader header_{};
   Batch<Piece> batch_;
   std::vector<std::byte> scratch_;
@@ -344,6 +343,7 @@ class SectionReader {
   std::uint64_t left_ = 0;
 };
 
-}  // namespace io_detail
+}  // namespace detail
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

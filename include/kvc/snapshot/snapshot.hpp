@@ -1,8 +1,8 @@
 // Snapshots: the keys and values of sequences, or of a whole cache, in a file or any other place of bytes.
 //
-//   save_snapshot(cache, "sessions.kvc");                          all open sequences, and what is cached
-//   save_snapshot(cache, std::span(&seq, 1), "one.kvc");           one sequence, or several
-//   LoadedSnapshot loaded = load_snapshot(other, "sessions.kvc");  loaded.sequences, in the order of saving
+//   save(cache, "sessions.kvc");                          all open sequences, and what is cached
+//   save(cache, std::span(&seq, 1), "one.kvc");           one sequence, or several
+//   Loaded loaded = load(other, "sessions.kvc");  loaded.sequences, in the order of saving
 //
 // A block that several sequences share is stored once, and shared again after loading, if the policy shares. The other
 // cache may have another policy, block size and layout; the same shape and, unless LoadOptions says otherwise, the same
@@ -30,54 +30,54 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_stream.hpp"
-#include "kvc/snapshot/collect.hpp"
 #include "kvc/io/file.hpp"
+#include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/reader.hpp"
 #include "kvc/snapshot/writer.hpp"
 
 namespace kvc {
 inline namespace v0 {
+namespace snapshot {
 
 /// Writes sequences to a sink, with their committed positions. O(bytes). Throws what the sink throws, and
 /// std::invalid_argument for a sequence that is not open.
 template <class Cache>
-void save_snapshot(const Cache& cache, std::span<const SavedSequence> sequences, ByteSink& sink,
-                   const SaveOptions& options = {}) {
-  SnapshotWriter<Cache> writer(cache, sequences, sink, options);
+void save(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
+          const SaveOptions& options = {}) {
+  Writer<Cache> writer(cache, sequences, sink, options);
   for (Index layer = 0; layer < cache.shape().layers; ++layer) {
     writer.layer(layer);
   }
   writer.finish();
 }
-/// Makes or replaces a file: see replace_file.
+/// Makes or replaces a file: see io::replace_file.
 template <class Cache>
-void save_snapshot(const Cache& cache, std::span<const SavedSequence> sequences, const std::filesystem::path& path,
-                   const SaveOptions& options = {}) {
-  replace_file(path, [&](ByteSink& sink) { save_snapshot(cache, sequences, sink, options); });
+void save(const Cache& cache, std::span<const SavedSequence> sequences, const std::filesystem::path& path,
+          const SaveOptions& options = {}) {
+  io::replace_file(path, [&](io::ByteSink& sink) { save(cache, sequences, sink, options); });
 }
 /// Sequences whose tokens and salts are those that the policy knows. `to` is a sink or a path.
 template <class Cache, class To>
-void save_snapshot(const Cache& cache, std::span<const SeqId> sequences, To&& to, const SaveOptions& options = {}) {
+void save(const Cache& cache, std::span<const SeqId> sequences, To&& to, const SaveOptions& options = {}) {
   std::vector<SavedSequence> saved;
   for (const SeqId seq : sequences) {
     saved.push_back({seq, {}, {}});
   }
-  save_snapshot(cache, std::span<const SavedSequence>(saved), std::forward<To>(to), options);
+  save(cache, std::span<const SavedSequence>(saved), std::forward<To>(to), options);
 }
 /// The whole cache: all open sequences, in the order of Cache::sequences(), and what is cached.
 template <class Cache, class To>
-  requires(std::derived_from<std::remove_cvref_t<To>, ByteSink> || std::convertible_to<To, std::filesystem::path>)
-void save_snapshot(const Cache& cache, To&& to, const SaveOptions& options = {}) {
-  save_snapshot(cache, std::span<const SeqId>(cache.sequences()), std::forward<To>(to), options);
+  requires(std::derived_from<std::remove_cvref_t<To>, io::ByteSink> || std::convertible_to<To, std::filesystem::path>)
+void save(const Cache& cache, To&& to, const SaveOptions& options = {}) {
+  save(cache, std::span<const SeqId>(cache.sequences()), std::forward<To>(to), options);
 }
 
 /// Adds to the cache what is in a snapshot. Empty if there is no room for all of it: nothing has changed then.
 /// Throws FormatError if the bytes are not right; nothing has changed then either, unless room had to be made by
 /// evicting and the source cannot be read twice. O(bytes).
 template <class Cache>
-[[nodiscard]] std::optional<LoadedSnapshot> try_load_snapshot(Cache& cache, ByteSource& source,
-                                                              const LoadOptions& options = {}) {
-  SnapshotReader<Cache> reader(cache, source, options);
+[[nodiscard]] std::optional<Loaded> try_load(Cache& cache, io::ByteSource& source, const LoadOptions& options = {}) {
+  Reader<Cache> reader(cache, source, options);
   if (!reader.try_reserve()) {
     return std::nullopt;
   }
@@ -86,16 +86,16 @@ template <class Cache>
   return reader.commit();
 }
 template <class Cache>
-[[nodiscard]] std::optional<LoadedSnapshot> try_load_snapshot(Cache& cache, const std::filesystem::path& path,
-                                                              const LoadOptions& options = {}) {
-  FileSource source(path);
-  return try_load_snapshot(cache, source, options);
+[[nodiscard]] std::optional<Loaded> try_load(Cache& cache, const std::filesystem::path& path,
+                                             const LoadOptions& options = {}) {
+  io::FileSource source(path);
+  return try_load(cache, source, options);
 }
 
 /// The same, but throws CapacityError where there is no room.
 template <class Cache>
-LoadedSnapshot load_snapshot(Cache& cache, ByteSource& source, const LoadOptions& options = {}) {
-  SnapshotReader<Cache> reader(cache, source, options);
+Loaded load(Cache& cache, io::ByteSource& source, const LoadOptions& options = {}) {
+  Reader<Cache> reader(cache, source, options);
   if (!reader.try_reserve()) {
     const Stats now = cache.stats();
     throw_error(CapacityError("load a snapshot", reader.tokens(), now));
@@ -105,10 +105,11 @@ LoadedSnapshot load_snapshot(Cache& cache, ByteSource& source, const LoadOptions
   return reader.commit();
 }
 template <class Cache>
-LoadedSnapshot load_snapshot(Cache& cache, const std::filesystem::path& path, const LoadOptions& options = {}) {
-  FileSource source(path);
-  return load_snapshot(cache, source, options);
+Loaded load(Cache& cache, const std::filesystem::path& path, const LoadOptions& options = {}) {
+  io::FileSource source(path);
+  return load(cache, source, options);
 }
 
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

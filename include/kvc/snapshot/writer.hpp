@@ -1,6 +1,6 @@
-// SnapshotWriter: keys and values of a cache, into any sink, layer by layer.
+// Writer: keys and values of a cache, into any sink, layer by layer.
 //
-//   SnapshotWriter writer(cache, sequences, sink);    everything but the rows is written
+//   Writer writer(cache, sequences, sink);    everything but the rows is written
 //   writer.layer(0) ... writer.layer(layers - 1);     in any order, each once
 //   writer.finish();
 //
@@ -18,15 +18,16 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
+#include "kvc/io/byte_stream.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/events.hpp"
-#include "kvc/io/byte_stream.hpp"
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/sections.hpp"
 
 namespace kvc {
 inline namespace v0 {
+namespace snapshot {
 
 struct SaveOptions {
   bool cached_prefixes = true;  ///< also what the policy has cached for later prompts, if it does that
@@ -36,21 +37,21 @@ struct SaveOptions {
 /// The sequences, the cache and the sink must outlive it; what is saved must not change until `finish`, but for rows of
 /// layers that are still to come.
 template <class Cache>
-class SnapshotWriter {
+class Writer {
  public:
   using Policy = typename Cache::PolicyType;
   using Layout = typename Cache::LayoutType;
 
   /// Throws std::invalid_argument if a sequence is not open, or tokens are more than positions or contradict those of a
   /// sequence that shares the rows; otherwise what the sink throws.
-  SnapshotWriter(const Cache& cache, std::span<const SavedSequence> sequences, ByteSink& sink,
-                 const SaveOptions& options = {})
+  Writer(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
+         const SaveOptions& options = {})
       : cache_(&cache), contents_(describe()), slots_(collect(sequences, options)), out_(sink) {
     written_.resize(static_cast<std::size_t>(cache.shape().layers), false);
-    io_detail::write_contents(out_, contents_);
+    detail::write_contents(out_, contents_);
   }
 
-  [[nodiscard]] const SnapshotContents& contents() const noexcept { return contents_; }
+  [[nodiscard]] const Contents& contents() const noexcept { return contents_; }
 
   /// Writes the rows of one layer. Throws std::invalid_argument if there is no such layer, or it was written before.
   void layer(Index layer) {
@@ -79,8 +80,8 @@ class SnapshotWriter {
  private:
   using T = typename Cache::Element;
 
-  [[nodiscard]] SnapshotContents describe() const {
-    SnapshotContents contents;
+  [[nodiscard]] Contents describe() const {
+    Contents contents;
     contents.shape = cache_->shape();
     const auto row_bytes = [](Index dim) {
       return Element<T>::row_size(dim) * static_cast<Index>(sizeof(StorageOf<T>));
@@ -96,9 +97,9 @@ class SnapshotWriter {
 
   [[nodiscard]] std::vector<layout::SlotSpan> collect(std::span<const SavedSequence> sequences,
                                                       const SaveOptions& options) {
-    io_detail::Collector collector(contents_);
+    detail::Collector collector(contents_);
     const Policy& policy = cache_->policy();
-    if constexpr (io_detail::KeepsPrefixes<Policy>) {
+    if constexpr (detail::KeepsPrefixes<Policy>) {
       if (options.cached_prefixes) {
         policy.for_each_cached([&](const BlockStored& stored) { collector.add_cached(stored); });
       }
@@ -112,7 +113,7 @@ class SnapshotWriter {
       policy.for_each_run(saved.seq, {0, length}, [&](const SlotRun& run) { runs.push_back(run); });
       std::vector<Token> tokens(saved.tokens.begin(), saved.tokens.end());
       Salt salt = saved.salt;
-      if constexpr (io_detail::KnowsTokens<Policy>) {
+      if constexpr (detail::KnowsTokens<Policy>) {
         tokens = policy.known_tokens(saved.seq);
         tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(length)));
         salt = Salt::from_bytes(policy.salt_bytes(saved.seq)).value();
@@ -124,11 +125,12 @@ class SnapshotWriter {
   }
 
   const Cache* cache_;
-  SnapshotContents contents_;
+  Contents contents_;
   std::vector<layout::SlotSpan> slots_;
-  io_detail::SectionWriter out_;
+  detail::SectionWriter out_;
   std::vector<bool> written_;
 };
 
+}  // namespace snapshot
 }  // namespace v0
 }  // namespace kvc

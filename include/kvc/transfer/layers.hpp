@@ -11,7 +11,8 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace transfer_detail {
+namespace transfer {
+namespace detail {
 
 class LayerProgress {
  public:
@@ -69,6 +70,7 @@ class LayerProgress {
   std::vector<Layer> layers_;
 };
 
-}  // namespace transfer_detail
+}  // namespace detail
+}  // namespace transfer
 }  // namespace v0
 }  // namespace kvc

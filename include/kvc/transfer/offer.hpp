@@ -15,7 +15,8 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace transfer_detail {
+namespace transfer {
+namespace detail {
 
 /// A sequence that has been offered.
 struct Offered {
@@ -27,13 +28,13 @@ struct Offered {
 };
 
 /// Whether rows that are described thus are those of a cache with the description `own`.
-[[nodiscard]] inline std::optional<Refusal> compare(const format::DescriptionRecord& own,
-                                                    const format::DescriptionRecord& found) {
-  using D = format::DescriptionRecord;
+[[nodiscard]] inline std::optional<Refusal> compare(const snapshot::format::DescriptionRecord& own,
+                                                    const snapshot::format::DescriptionRecord& found) {
+  using D = snapshot::format::DescriptionRecord;
   const auto different = [](std::size_t field, std::string_view what, const std::string& expected,
                             const std::string& actual) {
-    return Refusal{TransferOutcome::incompatible,
-                   detail::concat({"expected ", what, " ", expected, ", found ", actual}), sizeof(MessageHead) + field};
+    return Refusal{Outcome::incompatible, kvc::detail::concat({"expected ", what, " ", expected, ", found ", actual}),
+                   sizeof(MessageHead) + field};
   };
   if (found.element != own.element) {
     return different(offsetof(D, element), "elements", to_text(own.element), to_text(found.element));
@@ -68,17 +69,18 @@ struct Offered {
 
 /// Reads an OFFER, of which MessageHead has been taken, to `offered`.
 [[nodiscard]] inline std::optional<Refusal> read_offer(const MessageHead& head, HeadReader& in,
-                                                       std::uint64_t body_bytes, const format::DescriptionRecord& own,
+                                                       std::uint64_t body_bytes,
+                                                       const snapshot::format::DescriptionRecord& own,
                                                        Offered& offered) {
   if (head.major != major_version) {
-    return Refusal{
-        TransferOutcome::incompatible,
-        detail::concat({"expected version ", std::to_string(major_version), ", found ", std::to_string(head.major)}),
-        offsetof(MessageHead, major)};
+    return Refusal{Outcome::incompatible,
+                   kvc::detail::concat(
+                       {"expected version ", std::to_string(major_version), ", found ", std::to_string(head.major)}),
+                   offsetof(MessageHead, major)};
   }
   const std::optional<OfferRecord> record = in.take<OfferRecord>();
   if (!record) {
-    return Refusal{TransferOutcome::broken, "the offer is too short"};
+    return Refusal{Outcome::broken, "the offer is too short"};
   }
   if (std::optional<Refusal> refusal = compare(own, record->description)) {
     return refusal;
@@ -86,7 +88,7 @@ struct Offered {
   if (record->length < 1 || (record->tokens != 0 && record->tokens != record->length) ||
       record->salt_bytes > most_salt_bytes ||
       body_bytes != sizeof(Token) * static_cast<std::uint64_t>(record->tokens) + record->salt_bytes) {
-    return Refusal{TransferOutcome::broken, "length, tokens, salt and body of the offer contradict each other"};
+    return Refusal{Outcome::broken, "length, tokens, salt and body of the offer contradict each other"};
   }
   offered.request = record->request;
   offered.length = record->length;
@@ -97,6 +99,7 @@ struct Offered {
   return std::nullopt;
 }
 
-}  // namespace transfer_detail
+}  // namespace detail
+}  // namespace transfer
 }  // namespace v0
 }  // namespace kvc

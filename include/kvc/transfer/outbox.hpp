@@ -12,9 +12,10 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace transfer_detail {
+namespace transfer {
+namespace detail {
 
-template <Transport T>
+template <transport::Transport T>
 class Outbox {
  public:
   /// Sends a message, or keeps it; the order of those to one peer is kept.
@@ -51,6 +52,7 @@ class Outbox {
   std::deque<Message> waiting_;
 };
 
-}  // namespace transfer_detail
+}  // namespace detail
+}  // namespace transfer
 }  // namespace v0
 }  // namespace kvc

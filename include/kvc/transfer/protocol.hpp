@@ -1,8 +1,8 @@
-// The protocol by which sequences travel from one cache to another, over any Transport: the messages, and what each
+// The protocol by which sequences travel from one cache to another, over any transport::Transport: the messages, and what each
 // side may do when. Standard library only.
 //
 // A transfer moves one sequence from a sender (transfer/sender.hpp) to a receiver (transfer/receiver.hpp). Any number
-// of them share a connection: every message names its transfer. Messages to the receiver travel on `transfer_channel`,
+// of them share a connection: every message names its transfer. Messages to the receiver travel on `data_channel`,
 // those to the sender on `reply_channel`; each is a head of at most 512 bytes, and OFFER and ROWS have a body.
 //
 //   message     head, after MessageHead      body                      says
@@ -60,16 +60,23 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transfer {
 
-inline constexpr Channel transfer_channel = 0;    ///< from senders to receivers
+using transport::Channel;
+using transport::no_deadline;
+using transport::Peer;
+using transport::TicketState;
+using transport::TimePoint;
+
+inline constexpr Channel data_channel = 0;        ///< from senders to receivers
 inline constexpr Channel reply_channel = 1;       ///< from receivers to senders
 inline constexpr Channel first_free_channel = 2;  ///< from here on channels are the application's
 
 /// Number of a transfer: the sender's count of what it has offered.
-using TransferId = std::uint64_t;
+using Id = std::uint64_t;
 
 /// How a transfer ended.
-enum class TransferOutcome : std::uint32_t {
+enum class Outcome : std::uint32_t {
   complete,
   no_room,       ///< the receiver's pool is full now: worth another try
   busy,          ///< the receiver has as many transfers as it wants: worth another try
@@ -80,25 +87,26 @@ enum class TransferOutcome : std::uint32_t {
   peer_lost,     ///< the peer has closed or died
   broken         ///< a peer said what it may not say
 };
-[[nodiscard]] constexpr std::string_view to_text(TransferOutcome outcome) noexcept {
+[[nodiscard]] constexpr std::string_view to_text(Outcome outcome) noexcept {
   constexpr std::array<std::string_view, 9> names = {
       "complete", "no room", "busy", "never fits", "incompatible", "cancelled", "timed out", "peer lost", "broken"};
   return static_cast<std::size_t>(outcome) < names.size() ? names[static_cast<std::size_t>(outcome)] : "unknown";
 }
 
 /// What `require_complete` throws of a transfer that failed.
-class TransferError : public std::runtime_error {
+class Error : public std::runtime_error {
  public:
-  TransferError(TransferOutcome outcome, std::string_view reason)
-      : std::runtime_error(detail::concat({"kvc: transfer ", to_text(outcome), reason.empty() ? "" : ": ", reason})),
+  Error(Outcome outcome, std::string_view reason)
+      : std::runtime_error(
+            kvc::detail::concat({"kvc: transfer ", to_text(outcome), reason.empty() ? "" : ": ", reason})),
         outcome_(outcome) {}
-  [[nodiscard]] TransferOutcome outcome() const noexcept { return outcome_; }
+  [[nodiscard]] Outcome outcome() const noexcept { return outcome_; }
 
  private:
-  TransferOutcome outcome_;
+  Outcome outcome_;
 };
 
-namespace transfer_detail {
+namespace detail {
 
 enum class MessageKind : std::uint32_t { offer = 1, rows, end, cancel, accept, refuse, done, abort };
 
@@ -112,10 +120,10 @@ struct MessageHead {
   std::uint16_t minor;
   MessageKind kind;
   std::uint32_t zero;
-  TransferId transfer;
+  Id transfer;
 };
 struct OfferRecord {
-  format::DescriptionRecord description;
+  snapshot::format::DescriptionRecord description;
   std::uint64_t request;     // the application's number
   std::int32_t length;       // positions
   std::int32_t tokens;       // in the body: 0, or as many as positions
@@ -133,24 +141,25 @@ struct AcceptRecord {
   std::uint32_t zero;
 };
 struct RefusalRecord {
-  TransferOutcome outcome;
+  Outcome outcome;
   std::uint32_t offset;  // in the head, of what is wrong
 };
 static_assert(sizeof(MessageHead) == 24 && sizeof(OfferRecord) == 152 && sizeof(RowsRecord) == 16);
-static_assert(format::Plain<MessageHead> && format::Plain<OfferRecord> && format::Plain<RowsRecord> &&
-              format::Plain<AcceptRecord> && format::Plain<RefusalRecord>);
+static_assert(snapshot::format::Plain<MessageHead> && snapshot::format::Plain<OfferRecord> &&
+              snapshot::format::Plain<RowsRecord> && snapshot::format::Plain<AcceptRecord> &&
+              snapshot::format::Plain<RefusalRecord>);
 
-inline constexpr std::size_t most_note_bytes = max_message_head - sizeof(MessageHead);
+inline constexpr std::size_t most_note_bytes = transport::max_message_head - sizeof(MessageHead);
 inline constexpr std::size_t most_text_bytes = most_note_bytes - sizeof(RefusalRecord);
 inline constexpr std::uint32_t most_salt_bytes = 1U << 16;
 
 /// The head of a message, as it is put together.
 class HeadWriter {
  public:
-  HeadWriter(MessageKind kind, TransferId transfer) {
+  HeadWriter(MessageKind kind, Id transfer) {
     add(MessageHead{magic, major_version, minor_version, kind, 0, transfer});
   }
-  template <format::Plain Record>
+  template <snapshot::format::Plain Record>
   HeadWriter& add(const Record& record) noexcept {
     return add(std::as_bytes(std::span(&record, 1)));
   }
@@ -164,7 +173,7 @@ class HeadWriter {
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return std::span(bytes_).first(size_); }
 
  private:
-  std::array<std::byte, max_message_head> bytes_{};
+  std::array<std::byte, transport::max_message_head> bytes_{};
   std::size_t size_ = 0;
 };
 
@@ -172,7 +181,7 @@ class HeadWriter {
 class HeadReader {
  public:
   explicit HeadReader(std::span<const std::byte> bytes) : bytes_(bytes) {}
-  template <format::Plain Record>
+  template <snapshot::format::Plain Record>
   [[nodiscard]] std::optional<Record> take() noexcept {
     if (bytes_.size() < sizeof(Record)) {
       return std::nullopt;
@@ -190,11 +199,11 @@ class HeadReader {
 
 /// Why something is refused, and where that stands in the head.
 struct Refusal {
-  TransferOutcome outcome;
+  Outcome outcome;
   std::string reason;
   std::size_t offset = 0;
 };
-[[nodiscard]] inline HeadWriter refusal_head(MessageKind kind, TransferId transfer, const Refusal& refusal) {
+[[nodiscard]] inline HeadWriter refusal_head(MessageKind kind, Id transfer, const Refusal& refusal) {
   HeadWriter head(kind, transfer);
   head.add(RefusalRecord{refusal.outcome, static_cast<std::uint32_t>(refusal.offset)});
   head.add(std::as_bytes(std::span(refusal.reason)));
@@ -203,8 +212,8 @@ struct Refusal {
 /// Of a REFUSE or an ABORT, of which MessageHead has been taken.
 [[nodiscard]] inline Refusal read_refusal(HeadReader& in) {
   const auto record = in.take<RefusalRecord>();
-  if (!record || record->outcome == TransferOutcome::complete || record->outcome > TransferOutcome::broken) {
-    return {TransferOutcome::broken, "a refusal that gives no reason"};
+  if (!record || record->outcome == Outcome::complete || record->outcome > Outcome::broken) {
+    return {Outcome::broken, "a refusal that gives no reason"};
   }
   std::string text;
   for (const std::byte b : in.rest()) {
@@ -214,12 +223,12 @@ struct Refusal {
   return {record->outcome, std::move(text), record->offset};
 }
 
-[[nodiscard]] inline format::Name to_name(std::string_view text) noexcept {
-  format::Name name{};
+[[nodiscard]] inline snapshot::format::Name to_name(std::string_view text) noexcept {
+  snapshot::format::Name name{};
   std::copy_n(text.begin(), std::min(text.size(), name.size() - 1), name.begin());
   return name;
 }
-[[nodiscard]] inline std::string to_text(const format::Name& name) {
+[[nodiscard]] inline std::string to_text(const snapshot::format::Name& name) {
   std::string text(name.begin(), std::find(name.begin(), name.end(), '\0'));
   std::replace_if(text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '.');
   return text;
@@ -227,7 +236,7 @@ struct Refusal {
 
 /// What a cache says of itself: with this a sender introduces itself, and a receiver compares.
 template <class Cache>
-[[nodiscard]] format::DescriptionRecord describe(const Cache& cache) {
+[[nodiscard]] snapshot::format::DescriptionRecord describe(const Cache& cache) {
   using T = typename Cache::Element;
   const Shape& shape = cache.shape();
   const auto u64 = [](Index i) { return static_cast<std::uint64_t>(i); };
@@ -248,10 +257,11 @@ template <class Cache>
 }
 
 /// Bytes of a token's rows in one layer.
-[[nodiscard]] constexpr std::uint64_t token_bytes(const format::DescriptionRecord& d) noexcept {
+[[nodiscard]] constexpr std::uint64_t token_bytes(const snapshot::format::DescriptionRecord& d) noexcept {
   return d.kv_heads * (d.key_row_bytes + d.value_row_bytes);
 }
 
-}  // namespace transfer_detail
+}  // namespace detail
+}  // namespace transfer
 }  // namespace v0
 }  // namespace kvc

@@ -1,14 +1,14 @@
-// SequenceReceiver: takes sequences from other peers into a cache.
+// Receiver: takes sequences from other peers into a cache.
 //
-//   SequenceReceiver receiver(cache, transport);
+//   Receiver receiver(cache, transport);
 //   for (;;) {
 //     receiver.poll();                                  // between two steps of decoding, say
 //     while (auto got = receiver.next()) {
-//       if (got->outcome == TransferOutcome::complete) start_decoding(got->seq, got->request, got->note);
+//       if (got->outcome == Outcome::complete) start_decoding(got->seq, got->request, got->note);
 //     }
 //   }
 //
-// Room for the whole sequence is reserved before any row is asked for; where there is none the sender is refused, and
+// Reservation for the whole sequence is reserved before any row is asked for; where there is none the sender is refused, and
 // nothing has changed. Positions whose tokens this cache has already are not asked for. Rows are received straight into
 // the blocks of the pool. The sequence is committed when all have come: before that no prefix of it is matched, and
 // whatever goes wrong, all that it held is freed.
@@ -52,6 +52,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transfer {
 
 struct ReceiverOptions {
   std::chrono::nanoseconds timeout = std::chrono::seconds(60);  ///< between two messages of a transfer
@@ -64,9 +65,9 @@ struct ReceiverOptions {
 /// A transfer that is over.
 struct Received {
   Peer from;
-  TransferId id;          ///< the sender's
+  Id id;                  ///< the sender's
   std::uint64_t request;  ///< the number that came with the offer
-  TransferOutcome outcome;
+  Outcome outcome;
   SeqId seq;                    ///< if complete: committed, and yours to close; otherwise no sequence
   Pos length;                   ///< positions
   Pos cached;                   ///< of these, how many were here already
@@ -76,28 +77,28 @@ struct Received {
 };
 
 /// The cache and the transport must outlive it.
-template <class Cache, Transport T>
-class SequenceReceiver {
+template <class Cache, transport::Transport T>
+class Receiver {
  public:
-  SequenceReceiver(Cache& cache, T& transport, const ReceiverOptions& options = {})
-      : cache_(&cache), transport_(&transport), options_(options), own_(transfer_detail::describe(cache)) {
+  Receiver(Cache& cache, T& transport, const ReceiverOptions& options = {})
+      : cache_(&cache), transport_(&transport), options_(options), own_(detail::describe(cache)) {
     require_between(options.retention.priority, 0, 100, "options.retention.priority");
     require(options.reserve_tokens >= 0, "options.reserve_tokens", options.reserve_tokens, "at least 0");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
   }
-  SequenceReceiver(const SequenceReceiver&) = delete;
-  SequenceReceiver& operator=(const SequenceReceiver&) = delete;
+  Receiver(const Receiver&) = delete;
+  Receiver& operator=(const Receiver&) = delete;
   /// Cancels what is not over. What can neither end nor be cancelled it waits for, up to a second; then it drops the
   /// peers, and leaves the blocks to sequences that nobody closes.
-  ~SequenceReceiver() {
+  ~Receiver() {
     while (!transfers_.empty()) {
-      fail(transfers_.begin(), {TransferOutcome::cancelled, "the receiver has gone"});
+      fail(transfers_.begin(), {Outcome::cancelled, "the receiver has gone"});
     }
-    (void)wait_for(*transport_, std::chrono::steady_clock::now() + std::chrono::seconds(1), [&] {
+    (void)transport::wait_for(*transport_, std::chrono::steady_clock::now() + std::chrono::seconds(1), [&] {
       (void)free_settled();
-      return settling_.empty();
+      return draining_.empty();
     });
-    for (Settling& s : settling_) {
+    for (Draining& s : draining_) {
       transport_->drop(s.from);
       if (s.held.step) {
         s.held.step->release();
@@ -113,7 +114,7 @@ class SequenceReceiver {
       t.lost = transport_->is_lost(key.from);  // before its last messages are taken
     }
     for (std::uint64_t bytes = 0; bytes < most_bytes;) {
-      std::optional<Arrival> arrival = transport_->poll(transfer_channel);
+      std::optional<Arrival> arrival = transport_->poll(data_channel);
       if (!arrival) {
         break;
       }
@@ -123,7 +124,7 @@ class SequenceReceiver {
     }
     for (auto at = transfers_.begin(); at != transfers_.end();) {
       const auto next = std::next(at);
-      any = look_after(at, now) || any;
+      any = progress(at, now) || any;
       at = next;
     }
     return free_settled() || any;
@@ -142,7 +143,7 @@ class SequenceReceiver {
     for (auto at = transfers_.begin(); at != transfers_.end();) {
       const auto next = std::next(at);
       if (at->first.from == from && at->second.offered.request == request) {
-        fail(at, {TransferOutcome::cancelled, "by the receiver"});
+        fail(at, {Outcome::cancelled, "by the receiver"});
       }
       at = next;
     }
@@ -160,16 +161,16 @@ class SequenceReceiver {
   /// Transfers that are not over.
   [[nodiscard]] std::size_t transfers() const noexcept { return transfers_.size(); }
   /// Transfers that are over, and whose blocks are kept until the transport settles what it had begun to receive.
-  [[nodiscard]] std::size_t settling() const noexcept { return settling_.size(); }
+  [[nodiscard]] std::size_t draining() const noexcept { return draining_.size(); }
 
  private:
   using Ticket = typename T::Ticket;
   using Arrival = typename T::Arrival;
   using Append = typename Cache::Append;
-  using Kind = transfer_detail::MessageKind;
-  using HeadWriter = transfer_detail::HeadWriter;
-  using Refusal = transfer_detail::Refusal;
-  using Head = transfer_detail::MessageHead;
+  using Kind = detail::MessageKind;
+  using HeadWriter = detail::HeadWriter;
+  using Refusal = detail::Refusal;
+  using Head = detail::MessageHead;
 
   /// What a transfer has of the cache, and of the transport.
   struct Held {
@@ -180,14 +181,14 @@ class SequenceReceiver {
   };
   struct Key {
     Peer from;
-    TransferId id;
+    Id id;
     friend auto operator<=>(const Key&, const Key&) = default;
   };
   enum class State { opening, receiving, ending };
   struct Transfer {
     State state = State::opening;
     Held held;
-    transfer_detail::Offered offered;
+    detail::Offered offered;
     std::vector<Pos> layers;  // position that the next rows of each begin at
     Pos cached = 0;
     std::uint64_t bytes = 0;
@@ -196,7 +197,7 @@ class SequenceReceiver {
     TimePoint heard{};
   };
   using Transfers = std::map<Key, Transfer>;
-  struct Settling {
+  struct Draining {
     Peer from;
     Held held;
   };
@@ -206,16 +207,16 @@ class SequenceReceiver {
   }
 
   void take(Arrival&& arrival, TimePoint now) {
-    transfer_detail::HeadReader in(arrival.head());
+    detail::HeadReader in(arrival.head());
     const std::optional<Head> head = in.take<Head>();
-    if (!head || head->magic != transfer_detail::magic) {
+    if (!head || head->magic != detail::magic) {
       return;  // nobody to answer
     }
     const Key key{arrival.peer(), head->transfer};
     const auto at = transfers_.find(key);
     if (head->kind == Kind::offer) {
       if (at != transfers_.end()) {
-        fail(at, {TransferOutcome::broken, "it was offered twice"});
+        fail(at, {Outcome::broken, "it was offered twice"});
       } else if (std::optional<Refusal> refusal = begin(key, *head, in, std::move(arrival), now)) {
         refuse(key, *refusal);
       }
@@ -232,32 +233,32 @@ class SequenceReceiver {
       t.note.assign(in.rest().begin(), in.rest().end());
       const auto behind = std::find_if(t.layers.begin(), t.layers.end(), [&](Pos p) { return p != t.offered.length; });
       if (behind != t.layers.end()) {
-        fail(at, {TransferOutcome::broken,
-                  detail::concat({"it ended without all rows of layer ", std::to_string(behind - t.layers.begin())})});
+        fail(at, {Outcome::broken, kvc::detail::concat({"it ended without all rows of layer ",
+                                                        std::to_string(behind - t.layers.begin())})});
         return;
       }
       t.state = State::ending;
     } else if (head->kind == Kind::cancel) {
-      fail(at, {TransferOutcome::cancelled, "by the sender"}, false);
+      fail(at, {Outcome::cancelled, "by the sender"}, false);
     } else {
-      fail(at, {TransferOutcome::broken, "the sender's message is out of turn"});
+      fail(at, {Outcome::broken, "the sender's message is out of turn"});
     }
   }
 
   /// An OFFER: checks it, and asks for its body. A refusal if it cannot be.
-  std::optional<Refusal> begin(const Key& key, const Head& head, transfer_detail::HeadReader& in, Arrival&& arrival,
+  std::optional<Refusal> begin(const Key& key, const Head& head, detail::HeadReader& in, Arrival&& arrival,
                                TimePoint now) {
     Transfer t;
     if (std::optional<Refusal> refusal = read_offer(head, in, arrival.body_bytes(), own_, t.offered)) {
       return refusal;
     }
-    if (!transfer_detail::can_ever_hold(*cache_, t.offered.length)) {
-      return Refusal{TransferOutcome::never_fits,
-                     detail::concat({std::to_string(t.offered.length), " positions are more than this pool allows"})};
+    if (!detail::can_ever_hold(*cache_, t.offered.length)) {
+      return Refusal{Outcome::never_fits, kvc::detail::concat({std::to_string(t.offered.length),
+                                                               " positions are more than this pool allows"})};
     }
     if (transfers_.size() >= options_.transfers) {
-      return Refusal{TransferOutcome::busy,
-                     detail::concat({std::to_string(transfers_.size()), " transfers are under way"})};
+      return Refusal{Outcome::busy,
+                     kvc::detail::concat({std::to_string(transfers_.size()), " transfers are under way"})};
     }
     t.heard = now;
     t.held.offer.resize(static_cast<std::size_t>(arrival.body_bytes()));
@@ -269,12 +270,11 @@ class SequenceReceiver {
   }
   /// The tokens are here: takes room for the sequence. A refusal if there is none.
   std::optional<Refusal> open(Transfer& t) {
-    auto reserved =
-        transfer_detail::reserve(*cache_, t.offered, t.held.offer, options_.reserve_tokens, options_.retention);
+    auto reserved = detail::reserve(*cache_, t.offered, t.held.offer, options_.reserve_tokens, options_.retention);
     if (auto* refusal = std::get_if<Refusal>(&reserved)) {
       return std::move(*refusal);
     }
-    auto& room = std::get<transfer_detail::Room<Cache>>(reserved);
+    auto& room = std::get<detail::Reservation<Cache>>(reserved);
     t.held.seq = room.seq;
     t.held.step.emplace(std::move(room.step));
     t.cached = room.cached;
@@ -283,24 +283,24 @@ class SequenceReceiver {
     return std::nullopt;
   }
 
-  void receive_rows(typename Transfers::iterator at, transfer_detail::HeadReader& in, Arrival&& arrival) {
+  void receive_rows(typename Transfers::iterator at, detail::HeadReader& in, Arrival&& arrival) {
     Transfer& t = at->second;
-    const auto record = in.take<transfer_detail::RowsRecord>();
+    const auto record = in.take<detail::RowsRecord>();
     if (!record || record->layer < 0 || static_cast<std::size_t>(record->layer) >= t.layers.size()) {
-      fail(at, {TransferOutcome::broken, "rows of a layer that is not there"});
+      fail(at, {Outcome::broken, "rows of a layer that is not there"});
       return;
     }
     Pos& next = t.layers[static_cast<std::size_t>(record->layer)];
     if (record->first != next || record->last <= record->first || record->last > t.offered.length) {
-      fail(at, {TransferOutcome::broken,
-                detail::concat({"rows of layer ", std::to_string(record->layer), " that are not the next: expected ",
-                                std::to_string(next), ", found ", std::to_string(record->first), " to ",
-                                std::to_string(record->last)})});
+      fail(at, {Outcome::broken,
+                kvc::detail::concat({"rows of layer ", std::to_string(record->layer),
+                                     " that are not the next: expected ", std::to_string(next), ", found ",
+                                     std::to_string(record->first), " to ", std::to_string(record->last)})});
       return;
     }
     const PosRange range{record->first, record->last};
-    if (arrival.body_bytes() != static_cast<std::uint64_t>(range.size()) * transfer_detail::token_bytes(own_)) {
-      fail(at, {TransferOutcome::broken, "a body of rows of another size than they have"});
+    if (arrival.body_bytes() != static_cast<std::uint64_t>(range.size()) * detail::token_bytes(own_)) {
+      fail(at, {Outcome::broken, "a body of rows of another size than they have"});
       return;
     }
     pieces_.clear();
@@ -312,7 +312,7 @@ class SequenceReceiver {
   }
 
   /// What has been received, what follows from it, and whether it takes too long.
-  bool look_after(typename Transfers::iterator at, TimePoint now) {
+  bool progress(typename Transfers::iterator at, TimePoint now) {
     Transfer& t = at->second;
     bool failed = false;
     const std::size_t before = t.held.tickets.size();
@@ -326,7 +326,7 @@ class SequenceReceiver {
       t.heard = now;
     }
     if (failed && !transport_->is_lost(at->first.from)) {
-      fail(at, {TransferOutcome::cancelled, "by the sender"}, false);
+      fail(at, {Outcome::cancelled, "by the sender"}, false);
       return true;
     }
     if (t.state == State::opening && !failed && t.held.tickets.empty()) {
@@ -337,20 +337,20 @@ class SequenceReceiver {
       }
       t.state = State::receiving;
       outbox_.add(*transport_, at->first.from, reply_channel,
-                  HeadWriter(Kind::accept, at->first.id).add(transfer_detail::AcceptRecord{t.cached, 0}));
+                  HeadWriter(Kind::accept, at->first.id).add(detail::AcceptRecord{t.cached, 0}));
     }
     if (t.state == State::ending && !failed && t.held.tickets.empty()) {
       cache_->commit(std::move(*t.held.step));
       outbox_.add(*transport_, at->first.from, reply_channel, HeadWriter(Kind::done, at->first.id));
-      report(at, TransferOutcome::complete, {});
+      report(at, Outcome::complete, {});
       return true;
     }
     if (failed || t.lost) {
-      fail(at, {TransferOutcome::peer_lost, "the sender has closed or died"}, false);
+      fail(at, {Outcome::peer_lost, "the sender has closed or died"}, false);
       return true;
     }
     if (now >= timeout_of(t)) {
-      fail(at, {TransferOutcome::timed_out, "nothing was heard from the sender"});
+      fail(at, {Outcome::timed_out, "nothing was heard from the sender"});
       return true;
     }
     return any;
@@ -368,13 +368,13 @@ class SequenceReceiver {
     if (held.tickets.empty()) {
       free(held);
     } else {
-      settling_.push_back({at->first.from, std::move(held)});
+      draining_.push_back({at->first.from, std::move(held)});
     }
     report(at, refusal.outcome, refusal.reason);
   }
-  void report(typename Transfers::iterator at, TransferOutcome outcome, std::string reason) {
+  void report(typename Transfers::iterator at, Outcome outcome, std::string reason) {
     Transfer& t = at->second;
-    const SeqId seq = outcome == TransferOutcome::complete ? t.held.seq : SeqId{};
+    const SeqId seq = outcome == Outcome::complete ? t.held.seq : SeqId{};
     received_.push_back({at->first.from, at->first.id, t.offered.request, outcome, seq, t.offered.length, t.cached,
                          t.bytes, std::move(t.note), std::move(reason)});
     transfers_.erase(at);
@@ -385,7 +385,7 @@ class SequenceReceiver {
   }
   /// True if there were any.
   bool free_settled() {
-    return settling_.remove_if([&](Settling& s) {
+    return draining_.remove_if([&](Draining& s) {
       const bool settled = is_settled(s.held);
       if (settled) {
         free(s.held);
@@ -403,14 +403,15 @@ class SequenceReceiver {
   Cache* cache_;
   T* transport_;
   ReceiverOptions options_;
-  format::DescriptionRecord own_;
+  snapshot::format::DescriptionRecord own_;
   Transfers transfers_;
-  std::list<Settling> settling_;
+  std::list<Draining> draining_;
   std::deque<Received> received_;
-  transfer_detail::Outbox<T> outbox_;
-  transfer_detail::PieceList<std::byte> pieces_;
-  transfer_detail::RowPieces finder_;
+  detail::Outbox<T> outbox_;
+  detail::PieceList<std::byte> pieces_;
+  detail::RowPieces finder_;
 };
 
+}  // namespace transfer
 }  // namespace v0
 }  // namespace kvc

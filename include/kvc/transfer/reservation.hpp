@@ -1,4 +1,4 @@
-// Room for a sequence that has been offered: whether a cache can ever hold it, and how the room is taken, all of it or
+// Reservation for a sequence that has been offered: whether a cache can ever hold it, and how the room is taken, all of it or
 // none.
 #pragma once
 
@@ -22,7 +22,8 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace transfer_detail {
+namespace transfer {
+namespace detail {
 
 /// Whether an empty cache could hold so many positions.
 template <class Cache>
@@ -38,7 +39,7 @@ template <class Cache>
 
 /// An open sequence, of which the first `cached` positions are there, and all others are reserved and not committed.
 template <class Cache>
-struct Room {
+struct Reservation {
   SeqId seq;
   typename Cache::Append step;
   Pos cached;
@@ -49,11 +50,11 @@ struct Room {
 /// A refusal if the salt is none or there is no room: then nothing has changed, and nothing was evicted where the
 /// policy has `admission`. O(tokens).
 template <class Cache>
-[[nodiscard]] std::variant<Refusal, Room<Cache>> reserve(Cache& cache, const Offered& offered,
-                                                         std::span<const std::byte> body, Pos reserve_tokens,
-                                                         const Retention& retention) {
-  const auto no_room = [&](TransferOutcome outcome) {
-    return Refusal{outcome, detail::concat({"for ", std::to_string(offered.length), " positions"})};
+[[nodiscard]] std::variant<Refusal, Reservation<Cache>> reserve(Cache& cache, const Offered& offered,
+                                                                std::span<const std::byte> body, Pos reserve_tokens,
+                                                                const Retention& retention) {
+  const auto no_room = [&](Outcome outcome) {
+    return Refusal{outcome, kvc::detail::concat({"for ", std::to_string(offered.length), " positions"})};
   };
   std::vector<Token> tokens(static_cast<std::size_t>(offered.tokens));
   const auto token_bytes = body.first(tokens.size() * sizeof(Token));
@@ -64,7 +65,7 @@ template <class Cache>
   const std::optional<Salt> salt =
       Salt::from_bytes({reinterpret_cast<const char*>(salt_bytes.data()), salt_bytes.size()});
   if (!salt) {
-    return Refusal{TransferOutcome::broken, "the salt of the offer is none"};
+    return Refusal{Outcome::broken, "the salt of the offer is none"};
   }
   OpenOptions options;
   options.salt = *salt;
@@ -75,23 +76,24 @@ template <class Cache>
     const Admission admission =
         tokens.empty() ? cache.admission({}, offered.length + more, options) : cache.admission(tokens, more, options);
     if (admission != Admission::now) {
-      return no_room(admission == Admission::never ? TransferOutcome::never_fits : TransferOutcome::no_room);
+      return no_room(admission == Admission::never ? Outcome::never_fits : Outcome::no_room);
     }
   }
   const std::optional<Opened> opened = cache.try_open(tokens, options);
   if (!opened) {
-    return no_room(TransferOutcome::no_room);
+    return no_room(Outcome::no_room);
   }
-  detail::ScopeGuard undo([&] { cache.close(opened->seq); });
+  kvc::detail::ScopeGuard undo([&] { cache.close(opened->seq); });
   const auto rest = std::span(std::as_const(tokens)).subspan(static_cast<std::size_t>(opened->cached));
   auto step = tokens.empty() ? cache.try_extend(opened->seq, offered.length) : cache.try_extend(opened->seq, rest);
   if (!step) {
-    return no_room(TransferOutcome::no_room);
+    return no_room(Outcome::no_room);
   }
   undo.dismiss();
-  return Room<Cache>{opened->seq, std::move(*step), opened->cached};
+  return Reservation<Cache>{opened->seq, std::move(*step), opened->cached};
 }
 
-}  // namespace transfer_detail
+}  // namespace detail
+}  // namespace transfer
 }  // namespace v0
 }  // namespace kvc

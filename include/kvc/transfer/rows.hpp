@@ -12,7 +12,8 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace transfer_detail {
+namespace transfer {
+namespace detail {
 
 /// Collects pieces; neighbours in memory become one. Byte is std::byte or const std::byte.
 template <class Byte>
@@ -70,6 +71,7 @@ class RowPieces {
   std::vector<layout::SlotSpan> slots_;
 };
 
-}  // namespace transfer_detail
+}  // namespace detail
+}  // namespace transfer
 }  // namespace v0
 }  // namespace kvc

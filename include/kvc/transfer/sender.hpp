@@ -1,13 +1,13 @@
-// SequenceSender: gives sequences of a cache to caches of other peers, layer by layer, while they are computed.
+// Sender: gives sequences of a cache to caches of other peers, layer by layer, while they are computed.
 //
-//   SequenceSender sender(cache, transport);
-//   const TransferId id = sender.offer({.to = 1, .seq = seq, .tokens = prompt});   // before, during or after prefill
+//   Sender sender(cache, transport);
+//   const Id id = sender.offer({.to = 1, .seq = seq, .tokens = prompt});   // before, during or after prefill
 //   for (Index layer = 0; layer < layers; ++layer) {
 //     ... cache.write(layer, step, k, v);
 //     sender.ready(id, layer, step.range().last);   // goes while the next layer is computed
 //   }
 //   sender.finish(id);                              // all rows are written
-//   wait_for(transport, deadline, [&] { sender.poll(); return sender.transfers() == 0; });
+//   transport::wait_for(transport, deadline, [&] { sender.poll(); return sender.transfers() == 0; });
 //   while (auto sent = sender.next()) { ... cache.commit(...); cache.close(sent->seq); }
 //
 // Nothing here waits: what cannot be sent now is sent by a later `poll`. Rows go from the blocks of the pool, without a
@@ -47,6 +47,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transfer {
 
 /// A sequence to send.
 struct Offer {
@@ -67,43 +68,43 @@ struct SenderOptions {
 
 /// A transfer that is over.
 struct Sent {
-  TransferId id;
+  Id id;
   Peer to;
   SeqId seq;
   std::uint64_t request;
-  TransferOutcome outcome;
+  Outcome outcome;
   Pos cached;           ///< positions that the receiver had already
   std::uint64_t bytes;  ///< of rows that were sent
   std::string reason;   ///< of a failure, in words
 };
 
-/// Throws TransferError (or FormatError where the two caches do not fit) unless a transfer was completed.
+/// Throws Error (or FormatError where the two caches do not fit) unless a transfer was completed.
 inline void require_complete(const Sent& sent) {
-  if (sent.outcome == TransferOutcome::incompatible) {
-    throw_error(FormatError(detail::concat({"transfer to peer ", std::to_string(sent.to)}), 0, sent.reason));
+  if (sent.outcome == Outcome::incompatible) {
+    throw_error(FormatError(kvc::detail::concat({"transfer to peer ", std::to_string(sent.to)}), 0, sent.reason));
   }
-  if (sent.outcome != TransferOutcome::complete) {
-    throw_error(TransferError(sent.outcome, sent.reason));
+  if (sent.outcome != Outcome::complete) {
+    throw_error(Error(sent.outcome, sent.reason));
   }
 }
 
 /// The cache and the transport must outlive it.
-template <class Cache, Transport T>
-class SequenceSender {
+template <class Cache, transport::Transport T>
+class Sender {
  public:
-  SequenceSender(const Cache& cache, T& transport, const SenderOptions& options = {})
-      : cache_(&cache), transport_(&transport), options_(options), description_(transfer_detail::describe(cache)) {
+  Sender(const Cache& cache, T& transport, const SenderOptions& options = {})
+      : cache_(&cache), transport_(&transport), options_(options), description_(detail::describe(cache)) {
     require(options.message_bytes >= 1, "options.message_bytes", options.message_bytes, "at least 1");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
   }
-  SequenceSender(const SequenceSender&) = delete;
-  SequenceSender& operator=(const SequenceSender&) = delete;
+  Sender(const Sender&) = delete;
+  Sender& operator=(const Sender&) = delete;
   /// Cancels what is not over. What cannot be called back it waits for, up to a second; then it drops the peers.
-  ~SequenceSender() {
+  ~Sender() {
     while (!transfers_.empty()) {
-      fail(transfers_.begin(), TransferOutcome::cancelled, "the sender has gone");
+      fail(transfers_.begin(), Outcome::cancelled, "the sender has gone");
     }
-    (void)wait_for(*transport_, std::chrono::steady_clock::now() + std::chrono::seconds(1), [&] {
+    (void)transport::wait_for(*transport_, std::chrono::steady_clock::now() + std::chrono::seconds(1), [&] {
       std::erase_if(abandoned_, [&](const Abandoned& a) { return is_settled(a.ticket); });
       return abandoned_.empty();
     });
@@ -115,14 +116,14 @@ class SequenceSender {
   /// Begins a transfer. Positions that are committed count as ready. O(tokens).
   /// Throws std::invalid_argument if there is no such sequence or peer, it is shorter than 1, or tokens are neither
   /// none nor one for each position.
-  TransferId offer(const Offer& offer, TimePoint now = std::chrono::steady_clock::now()) {
+  Id offer(const Offer& offer, TimePoint now = std::chrono::steady_clock::now()) {
     require_between(offer.to, Peer{0}, transport_->peers() - 1, "offer.to");
     require(cache_->contains(offer.seq), "offer.seq", offer.seq, "an open sequence");
     const Pos length = offer.length == 0 ? cache_->policy().reserved(offer.seq) : offer.length;
     require(length >= 1, "offer.length", length, "at least 1");
     require(offer.tokens.empty() || offer.tokens.size() == static_cast<std::size_t>(length), "offer.tokens.size()",
             offer.tokens.size(), "0, or the length");
-    require(offer.salt.bytes().size() <= transfer_detail::most_salt_bytes, "offer.salt", offer.salt.bytes().size(),
+    require(offer.salt.bytes().size() <= detail::most_salt_bytes, "offer.salt", offer.salt.bytes().size(),
             "at most 65536 bytes");
     Transfer t;
     t.offer = offer;
@@ -133,16 +134,16 @@ class SequenceSender {
     t.body->insert(t.body->end(), salt.begin(), salt.end());
     t.tokens = static_cast<std::int32_t>(offer.tokens.size());
     t.offer.tokens = {};
-    t.rows = transfer_detail::LayerProgress(cache_->shape().layers, std::min(length, cache_->length(offer.seq)));
+    t.rows = detail::LayerProgress(cache_->shape().layers, std::min(length, cache_->length(offer.seq)));
     t.heard = now;
-    const TransferId id = ++last_id_;
+    const Id id = ++last_id_;
     advance(id, transfers_.emplace(id, std::move(t)).first->second);
     return id;
   }
 
   /// The rows of `layer` at positions before `last` are written, and may be sent. A transfer that is over is passed by.
   /// Throws std::invalid_argument if there is no such layer, or the sequence has not so many positions.
-  void ready(TransferId id, Index layer, Pos last) {
+  void ready(Id id, Index layer, Pos last) {
     require_between(layer, Index{0}, cache_->shape().layers - 1, "layer");
     const auto at = transfers_.find(id);
     if (at == transfers_.end()) {
@@ -155,8 +156,8 @@ class SequenceSender {
   }
 
   /// All rows are written. `note`, which goes with the end, is yours: the first new token, say; at most 488 bytes.
-  void finish(TransferId id, std::span<const std::byte> note = {}) {
-    require(note.size() <= transfer_detail::most_note_bytes, "note.size()", note.size(), "at most 488");
+  void finish(Id id, std::span<const std::byte> note = {}) {
+    require(note.size() <= detail::most_note_bytes, "note.size()", note.size(), "at most 488");
     const auto at = transfers_.find(id);
     if (at == transfers_.end()) {
       return;
@@ -171,9 +172,9 @@ class SequenceSender {
   }
 
   /// Gives a transfer up. One that is over is passed by.
-  void cancel(TransferId id) {
+  void cancel(Id id) {
     if (const auto at = transfers_.find(id); at != transfers_.end()) {
-      fail(at, TransferOutcome::cancelled, "by the sender");
+      fail(at, Outcome::cancelled, "by the sender");
     }
   }
 
@@ -189,7 +190,7 @@ class SequenceSender {
     }
     for (auto at = transfers_.begin(); at != transfers_.end();) {
       const auto next = std::next(at);
-      any = look_after(at, now) || any;
+      any = progress(at, now) || any;
       at = next;
     }
     std::erase_if(abandoned_, [&](const Abandoned& a) { return is_settled(a.ticket); });
@@ -216,7 +217,7 @@ class SequenceSender {
   /// Transfers that are not over.
   [[nodiscard]] std::size_t transfers() const noexcept { return transfers_.size(); }
   /// Messages of a transfer that are being read from the pool. 0 of one that is over.
-  [[nodiscard]] std::size_t in_flight(TransferId id) const {
+  [[nodiscard]] std::size_t in_flight(Id id) const {
     const auto at = transfers_.find(id);
     return at == transfers_.end()
                ? 0
@@ -227,15 +228,15 @@ class SequenceSender {
 
  private:
   using Ticket = typename T::Ticket;
-  using Kind = transfer_detail::MessageKind;
-  using HeadWriter = transfer_detail::HeadWriter;
+  using Kind = detail::MessageKind;
+  using HeadWriter = detail::HeadWriter;
 
   enum class State { unsent, offered, sending, ending };
   struct Transfer {
     Offer offer;
     std::int32_t tokens = 0;
     std::shared_ptr<std::vector<std::byte>> body = std::make_shared<std::vector<std::byte>>();  // of OFFER
-    transfer_detail::LayerProgress rows;
+    detail::LayerProgress rows;
     std::vector<std::byte> note;
     std::deque<Ticket> tickets;
     State state = State::unsent;
@@ -251,7 +252,7 @@ class SequenceSender {
     Ticket ticket;
     std::shared_ptr<std::vector<std::byte>> body;
   };
-  using Transfers = std::map<TransferId, Transfer>;
+  using Transfers = std::map<Id, Transfer>;
 
   [[nodiscard]] bool is_settled(const Ticket& ticket) const {
     return transport_->state(ticket) != TicketState::pending;
@@ -277,14 +278,14 @@ class SequenceSender {
   }
 
   /// Sends the next message of a transfer. False if there is none, or no room for it.
-  bool advance(TransferId id, Transfer& t) {
+  bool advance(Id id, Transfer& t) {
     if (t.state == State::unsent) {
-      transfer_detail::OfferRecord record{description_,
-                                          t.offer.request,
-                                          t.offer.length,
-                                          t.tokens,
-                                          static_cast<std::uint32_t>(t.offer.salt.bytes().size()),
-                                          0};
+      detail::OfferRecord record{description_,
+                                 t.offer.request,
+                                 t.offer.length,
+                                 t.tokens,
+                                 static_cast<std::uint32_t>(t.offer.salt.bytes().size()),
+                                 0};
       const std::span<const std::byte> body(*t.body);
       if (!send(t, HeadWriter(Kind::offer, id).add(record), std::span(&body, body.empty() ? 0 : 1))) {
         return false;
@@ -306,15 +307,15 @@ class SequenceSender {
     }
     return false;
   }
-  bool send_rows(TransferId id, Transfer& t) {
-    const std::uint64_t token_bytes = transfer_detail::token_bytes(description_);
+  bool send_rows(Id id, Transfer& t) {
+    const std::uint64_t token_bytes = detail::token_bytes(description_);
     const Index most = std::max<Index>(1, options_.message_bytes / static_cast<Index>(token_bytes));
     const Pos block_tokens = cache_->policy().block_tokens();
     const auto [layer, range] = t.rows.next(most, block_tokens).value();
     pieces_.clear();
     finder_.add(*cache_, cache_->data(), t.offer.seq, layer, range, layout::row_order<typename Cache::LayoutType>(),
                 block_tokens, pieces_);
-    const transfer_detail::RowsRecord record{static_cast<std::int32_t>(layer), range.first, range.last, 0};
+    const detail::RowsRecord record{static_cast<std::int32_t>(layer), range.first, range.last, 0};
     if (!send(t, HeadWriter(Kind::rows, id).add(record), pieces_.pieces())) {
       return false;
     }
@@ -322,11 +323,11 @@ class SequenceSender {
     t.bytes += static_cast<std::uint64_t>(range.size()) * token_bytes;
     return true;
   }
-  bool send(Transfer& t, const HeadWriter& head, SendPieces body) {
+  bool send(Transfer& t, const HeadWriter& head, transport::SendSpans body) {
     if (outbox_.has(t.offer.to)) {
       return false;  // a CANCEL before it is still waiting
     }
-    std::optional<Ticket> ticket = transport_->try_send(t.offer.to, transfer_channel, head.bytes(), body);
+    std::optional<Ticket> ticket = transport_->try_send(t.offer.to, data_channel, head.bytes(), body);
     if (ticket) {
       t.tickets.push_back(std::move(*ticket));
     }
@@ -335,9 +336,9 @@ class SequenceSender {
 
   /// A reply. One that makes no sense is passed by, or ends its transfer.
   void take(const typename T::Arrival& reply, TimePoint now) {
-    transfer_detail::HeadReader in(reply.head());
-    const auto head = in.take<transfer_detail::MessageHead>();
-    if (!head || head->magic != transfer_detail::magic) {
+    detail::HeadReader in(reply.head());
+    const auto head = in.take<detail::MessageHead>();
+    if (!head || head->magic != detail::magic) {
       return;
     }
     const auto at = transfers_.find(head->transfer);
@@ -347,7 +348,7 @@ class SequenceSender {
     Transfer& t = at->second;
     t.heard = now;
     if (head->kind == Kind::accept && t.state == State::offered) {
-      const auto record = in.take<transfer_detail::AcceptRecord>();
+      const auto record = in.take<detail::AcceptRecord>();
       if (record && 0 <= record->first && record->first < std::max(1, t.tokens)) {
         t.cached = record->first;
         t.rows.skip(record->first);
@@ -355,18 +356,18 @@ class SequenceSender {
         return;
       }
     } else if (head->kind == Kind::refuse || head->kind == Kind::abort) {
-      const transfer_detail::Refusal refusal = transfer_detail::read_refusal(in);
+      const detail::Refusal refusal = detail::read_refusal(in);
       fail(at, refusal.outcome, refusal.reason, false);
       return;
     } else if (head->kind == Kind::done && t.state == State::ending) {
-      end(at, TransferOutcome::complete, {});
+      end(at, Outcome::complete, {});
       return;
     }
-    fail(at, TransferOutcome::broken, "the receiver's reply is out of turn");
+    fail(at, Outcome::broken, "the receiver's reply is out of turn");
   }
 
   /// What has been sent, and whether it takes too long.
-  bool look_after(typename Transfers::iterator at, TimePoint now) {
+  bool progress(typename Transfers::iterator at, TimePoint now) {
     Transfer& t = at->second;
     const std::size_t before = t.tickets.size();
     std::erase_if(t.tickets, [&](const Ticket& ticket) {
@@ -376,21 +377,21 @@ class SequenceSender {
     });
     const bool any = t.tickets.size() != before;
     if (t.lost) {
-      fail(at, TransferOutcome::peer_lost, "the receiver has closed or died", false);
+      fail(at, Outcome::peer_lost, "the receiver has closed or died", false);
       return true;
     }
     if (any || !is_waiting(t)) {
       t.heard = now;
     }
     if (now >= t.offer.deadline || now >= later(t.heard, options_.timeout)) {
-      fail(at, TransferOutcome::timed_out,
+      fail(at, Outcome::timed_out,
            now >= t.offer.deadline ? "its deadline has passed" : "nothing was heard from the receiver");
       return true;
     }
     return any;
   }
 
-  void fail(typename Transfers::iterator at, TransferOutcome outcome, std::string reason, bool tell = true) {
+  void fail(typename Transfers::iterator at, Outcome outcome, std::string reason, bool tell = true) {
     Transfer& t = at->second;
     for (Ticket& ticket : t.tickets) {
       if (!transport_->cancel(ticket)) {
@@ -398,11 +399,11 @@ class SequenceSender {
       }
     }
     if (tell && t.state != State::unsent) {
-      outbox_.add(*transport_, t.offer.to, transfer_channel, HeadWriter(Kind::cancel, at->first));
+      outbox_.add(*transport_, t.offer.to, data_channel, HeadWriter(Kind::cancel, at->first));
     }
     end(at, outcome, std::move(reason));
   }
-  void end(typename Transfers::iterator at, TransferOutcome outcome, std::string reason) {
+  void end(typename Transfers::iterator at, Outcome outcome, std::string reason) {
     const Transfer& t = at->second;
     sent_.push_back(
         {at->first, t.offer.to, t.offer.seq, t.offer.request, outcome, t.cached, t.bytes, std::move(reason)});
@@ -412,15 +413,16 @@ class SequenceSender {
   const Cache* cache_;
   T* transport_;
   SenderOptions options_;
-  format::DescriptionRecord description_;
+  snapshot::format::DescriptionRecord description_;
   Transfers transfers_;
   std::vector<Abandoned> abandoned_;
   std::deque<Sent> sent_;
-  transfer_detail::Outbox<T> outbox_;
-  TransferId last_id_ = 0;
-  transfer_detail::PieceList<const std::byte> pieces_;
-  transfer_detail::RowPieces finder_;
+  detail::Outbox<T> outbox_;
+  Id last_id_ = 0;
+  detail::PieceList<const std::byte> pieces_;
+  detail::RowPieces finder_;
 };
 
+}  // namespace transfer
 }  // namespace v0
 }  // namespace kvc

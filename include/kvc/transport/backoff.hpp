@@ -9,6 +9,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transport {
 namespace detail {
 
 /// Pauses between two looks: none at first but for what a yield gives to others, then a quarter of the time since the
@@ -34,5 +35,6 @@ class Backoff {
 };
 
 }  // namespace detail
+}  // namespace transport
 }  // namespace v0
 }  // namespace kvc

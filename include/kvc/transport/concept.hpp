@@ -50,6 +50,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transport {
 
 using Peer = std::int32_t;     ///< number of a peer in its group
 using Channel = std::int32_t;  ///< number of a stream between two peers
@@ -65,15 +66,15 @@ enum class TicketState : std::uint8_t {
 };
 
 /// The pieces that a body is sent from, and those that it is received to.
-using SendPieces = std::span<const std::span<const std::byte>>;
-using ReceivePieces = std::span<const std::span<std::byte>>;
+using SendSpans = std::span<const std::span<const std::byte>>;
+using ReceiveSpans = std::span<const std::span<std::byte>>;
 
 template <class T>
 concept Transport =
     std::default_initializable<typename T::Ticket> && std::movable<typename T::Ticket> &&
     std::movable<typename T::Arrival> &&
-    requires(T t, const T c, Peer peer, Channel channel, std::span<const std::byte> head, SendPieces body,
-             ReceivePieces pieces, typename T::Arrival arrival, const typename T::Arrival came,
+    requires(T t, const T c, Peer peer, Channel channel, std::span<const std::byte> head, SendSpans body,
+             ReceiveSpans pieces, typename T::Arrival arrival, const typename T::Arrival came,
              typename T::Ticket& ticket, const typename T::Ticket& given, TimePoint until) {
       { c.self() } -> std::same_as<Peer>;
       { c.peers() } -> std::same_as<Peer>;
@@ -115,5 +116,6 @@ bool wait_for(T& transport, TimePoint deadline, F&& condition) {
   return true;
 }
 
+}  // namespace transport
 }  // namespace v0
 }  // namespace kvc

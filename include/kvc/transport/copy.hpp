@@ -19,6 +19,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transport {
 namespace detail {
 
 inline constexpr std::uint64_t streamed_body_bytes = std::uint64_t{1} << 20;  ///< a body from here on is streamed
@@ -54,7 +55,7 @@ inline void streams_done() noexcept {}
 #endif
 
 /// Copies the bytes of `from` to those of `to`, which are as many, cut in whatever way. No overlap. O(bytes + pieces).
-inline void copy_body(SendPieces from, ReceivePieces to) noexcept {
+inline void copy_body(SendSpans from, ReceiveSpans to) noexcept {
   const bool streams = total_bytes(to) >= streamed_body_bytes;
   std::size_t taken = 0;  // of the first piece of `from`
   for (std::span<std::byte> piece : to) {
@@ -81,5 +82,6 @@ inline void copy_body(SendPieces from, ReceivePieces to) noexcept {
 }
 
 }  // namespace detail
+}  // namespace transport
 }  // namespace v0
 }  // namespace kvc

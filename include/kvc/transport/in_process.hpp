@@ -33,6 +33,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transport {
 
 class InProcess {
   struct Message {
@@ -128,7 +129,7 @@ class InProcess {
     [[nodiscard]] Peer peers() const noexcept { return hub_->config_.peers; }
     [[nodiscard]] Channel channels() const noexcept { return hub_->config_.channels; }
 
-    std::optional<Ticket> try_send(Peer to, Channel channel, std::span<const std::byte> head, SendPieces body = {}) {
+    std::optional<Ticket> try_send(Peer to, Channel channel, std::span<const std::byte> head, SendSpans body = {}) {
       require_peer(to);
       require_channel(channel);
       require(head.size() <= max_message_head, "head.size()", head.size(), "at most max_message_head");
@@ -181,7 +182,7 @@ class InProcess {
       return std::nullopt;
     }
 
-    Ticket accept(Arrival&& arrival, ReceivePieces pieces) {
+    Ticket accept(Arrival&& arrival, ReceiveSpans pieces) {
       require(detail::total_bytes(pieces) == arrival.body_bytes(), "pieces", detail::total_bytes(pieces),
               "as many bytes as the body has");
       const MessagePtr message = std::exchange(arrival.message_, nullptr);
@@ -328,5 +329,6 @@ class InProcess {
 };
 static_assert(Transport<InProcess::Endpoint>);
 
+}  // namespace transport
 }  // namespace v0
 }  // namespace kvc

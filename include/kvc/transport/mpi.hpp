@@ -1,7 +1,7 @@
-// MpiTransport: a transport between the processes of an MPI communicator.
+// Mpi: a transport between the processes of an MPI communicator.
 //
 //   MPI_Init(&argc, &argv);
-//   MpiTransport transport(MPI_COMM_WORLD);       // peer numbers are ranks; collective over the communicator
+//   Mpi transport(MPI_COMM_WORLD);       // peer numbers are ranks; collective over the communicator
 //
 // A message is its head, and its body in parts (transport/mpi_operation.hpp), straight from the blocks of one pool to
 // those of another. The receiver takes parts as they are announced (matched probes). Many are under way at once. A
@@ -48,12 +48,13 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transport {
 
-class MpiTransport {
-  using Operation = detail::MpiOperation;
+class Mpi {
+  using Operation = detail::Operation;
   using OperationPtr = std::shared_ptr<Operation>;
-  using Note = detail::MpiNote;
-  using Stream = detail::MpiStream;
+  using Note = detail::ControlMessage;
+  using Stream = detail::Stream;
 
  public:
   struct Config {
@@ -64,7 +65,7 @@ class MpiTransport {
   };
 
   /// Collective. Throws std::invalid_argument if a count is not positive.
-  explicit MpiTransport(MPI_Comm comm, const Config& config) : config_(config) {
+  explicit Mpi(MPI_Comm comm, const Config& config) : config_(config) {
     require(config.channels >= 1, "config.channels", config.channels, "at least 1");
     require(config.window_messages >= 1, "config.window_messages", config.window_messages, "at least 1");
     require(config.window_bytes >= 1, "config.window_bytes", config.window_bytes, "at least 1");
@@ -83,12 +84,12 @@ class MpiTransport {
       peers_[i].process = std::move(processes[i]);
     }
   }
-  explicit MpiTransport(MPI_Comm comm) : MpiTransport(comm, Config()) {}
-  MpiTransport(const MpiTransport&) = delete;
-  MpiTransport& operator=(const MpiTransport&) = delete;
+  explicit Mpi(MPI_Comm comm) : Mpi(comm, Config()) {}
+  Mpi(const Mpi&) = delete;
+  Mpi& operator=(const Mpi&) = delete;
   /// Says good-bye to the others, after what it has sent has gone or a second has passed. MPI must not be finalised
   /// yet.
-  ~MpiTransport() {
+  ~Mpi() {
     const TimePoint until = std::chrono::steady_clock::now() + std::chrono::seconds(1);
     const auto is_of_the_living = [&](const OperationPtr& operation) { return !neighbour(operation->peer).lost; };
     while (std::any_of(active_.begin(), active_.end(), is_of_the_living) && std::chrono::steady_clock::now() < until) {
@@ -116,7 +117,7 @@ class MpiTransport {
     Ticket() = default;
 
    private:
-    friend class MpiTransport;
+    friend class Mpi;
     explicit Ticket(OperationPtr operation) : operation_(std::move(operation)) {}
     OperationPtr operation_;  // none: done
   };
@@ -141,7 +142,7 @@ class MpiTransport {
     [[nodiscard]] std::uint64_t body_bytes() const noexcept { return body_bytes_; }
 
    private:
-    friend class MpiTransport;
+    friend class Mpi;
     Arrival(Peer peer, std::vector<std::byte> head, std::uint64_t body_bytes, OperationPtr operation)
         : operation_(std::move(operation)), peer_(peer), body_bytes_(body_bytes), head_(std::move(head)) {}
     OperationPtr operation_;  // none: it has no body, or was accepted
@@ -154,7 +155,7 @@ class MpiTransport {
   [[nodiscard]] Peer peers() const noexcept { return static_cast<Peer>(peers_.size()); }
   [[nodiscard]] Channel channels() const noexcept { return config_.channels; }
 
-  std::optional<Ticket> try_send(Peer to, Channel channel, std::span<const std::byte> head, SendPieces body = {}) {
+  std::optional<Ticket> try_send(Peer to, Channel channel, std::span<const std::byte> head, SendSpans body = {}) {
     require_peer(to);
     require_channel(channel);
     require(head.size() <= max_message_head, "head.size()", head.size(), "at most max_message_head");
@@ -228,7 +229,7 @@ class MpiTransport {
     }
   }
 
-  Ticket accept(Arrival&& arrival, ReceivePieces pieces) {
+  Ticket accept(Arrival&& arrival, ReceiveSpans pieces) {
     require(detail::total_bytes(pieces) == arrival.body_bytes(), "pieces", detail::total_bytes(pieces),
             "as many bytes as the body has");
     if (arrival.operation_ == nullptr) {
@@ -295,7 +296,7 @@ class MpiTransport {
   /// What MPI may still look at, though nobody waits for it.
   struct Grave {
     std::vector<OperationPtr> operations;
-    detail::MpiNotes notes;
+    detail::ControlMessages notes;
   };
 
   [[nodiscard]] static int head_tag(Channel channel) noexcept { return 1 + 2 * channel; }
@@ -322,7 +323,7 @@ class MpiTransport {
   }
 
   void progress() {
-    detail::MpiNotes::receive(
+    detail::ControlMessages::receive(
         comm_,
         [&](Peer from, const Note& note) {
           ++events_;
@@ -409,7 +410,7 @@ class MpiTransport {
     // What it had put into the queues of this process comes in a few rounds; it puts in no more.
     for (int round = 0; round < 1000; ++round) {
       int flag = 0;
-      MPI_Iprobe(dead, detail::MpiNotes::tag, comm_, &flag, MPI_STATUS_IGNORE);
+      MPI_Iprobe(dead, detail::ControlMessages::tag, comm_, &flag, MPI_STATUS_IGNORE);
     }
     for (const OperationPtr& operation : active_) {
       if (operation->peer == dead && !operation->test()) {
@@ -430,13 +431,14 @@ class MpiTransport {
   Peer self_ = 0;
   std::vector<Neighbour> peers_;
   std::vector<OperationPtr> active_;
-  detail::MpiNotes notes_;
+  detail::ControlMessages notes_;
   Grave grave_;  // of processes that have ended
   std::uint64_t events_ = 0;
   std::uint64_t seen_ = 0;
   TimePoint next_look_{};
 };
-static_assert(Transport<MpiTransport>);
+static_assert(Transport<Mpi>);
 
+}  // namespace transport
 }  // namespace v0
 }  // namespace kvc

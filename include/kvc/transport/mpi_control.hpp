@@ -11,20 +11,21 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transport {
 namespace detail {
 
-struct MpiNote {
+struct ControlMessage {
   static constexpr std::int32_t closing = -1;  ///< instead of a channel
   std::int32_t channel;
   std::int32_t messages;  ///< that were taken
 };
 
-class MpiNotes {
+class ControlMessages {
  public:
   static constexpr int tag = 0;
 
   /// False if MPI does not begin it.
-  [[nodiscard]] bool send(MPI_Comm comm, Peer to, const MpiNote& note) {
+  [[nodiscard]] bool send(MPI_Comm comm, Peer to, const ControlMessage& note) {
     Sent& sent = sent_.emplace_back(Sent{note, MPI_REQUEST_NULL, to});
     const int result = MPI_Isend(&sent.note, sizeof sent.note, MPI_BYTE, to, tag, comm, &sent.request);
     if (result != MPI_SUCCESS) {
@@ -45,7 +46,7 @@ class MpiNotes {
       }
       int size = 0;
       MPI_Get_count(&status, MPI_BYTE, &size);
-      MpiNote note{};
+      ControlMessage note{};
       if (size == sizeof note && MPI_Mrecv(&note, size, MPI_BYTE, &message, MPI_STATUS_IGNORE) == MPI_SUCCESS) {
         f(Peer{status.MPI_SOURCE}, note);
       } else {
@@ -63,7 +64,7 @@ class MpiNotes {
   }
   [[nodiscard]] bool empty() const noexcept { return sent_.empty(); }
   /// Moves those to `dead` to `grave`: MPI still knows them.
-  void bury(Peer dead, MpiNotes& grave) {
+  void bury(Peer dead, ControlMessages& grave) {
     for (auto at = sent_.begin(); at != sent_.end();) {
       const auto note = at++;
       if (note->to == dead) {
@@ -71,11 +72,11 @@ class MpiNotes {
       }
     }
   }
-  void move_to(MpiNotes& other) { other.sent_.splice(other.sent_.end(), sent_); }
+  void move_to(ControlMessages& other) { other.sent_.splice(other.sent_.end(), sent_); }
 
  private:
   struct Sent {
-    MpiNote note;
+    ControlMessage note;
     MPI_Request request;
     Peer to;
   };
@@ -83,5 +84,6 @@ class MpiNotes {
 };
 
 }  // namespace detail
+}  // namespace transport
 }  // namespace v0
 }  // namespace kvc

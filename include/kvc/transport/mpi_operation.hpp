@@ -1,4 +1,4 @@
-// What MpiTransport has under way: a message that is being sent, or a body that is being received, in parts.
+// What Mpi has under way: a message that is being sent, or a body that is being received, in parts.
 //
 // A body travels as its pieces lie. One that is large enough is an MPI message of its own, straight from memory; smaller
 // ones go together, described by a derived datatype. The receiver takes each part to where it belongs, whatever the
@@ -21,6 +21,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transport {
 namespace detail {
 
 /// Calls f(address, count, datatype) of pieces at absolute addresses, or of one piece.
@@ -48,9 +49,9 @@ void with_mpi_type(const Pieces& pieces, F&& f) {
 }
 
 /// A message that is sent, or a body that is received. MPI may use the memory of both while `pending`.
-class MpiOperation {
+class Operation {
  public:
-  MpiOperation(Peer with, Channel on) : peer(with), channel(on) {}
+  Operation(Peer with, Channel on) : peer(with), channel(on) {}
 
   const Peer peer;
   const Channel channel;
@@ -65,8 +66,8 @@ class MpiOperation {
   std::uint64_t unmatched = 0;  // bytes whose parts have not come
 
   /// A body of `bytes` that is to come.
-  [[nodiscard]] static std::shared_ptr<MpiOperation> receive(Peer from, Channel on, std::uint64_t bytes) {
-    auto operation = std::make_shared<MpiOperation>(from, on);
+  [[nodiscard]] static std::shared_ptr<Operation> receive(Peer from, Channel on, std::uint64_t bytes) {
+    auto operation = std::make_shared<Operation>(from, on);
     operation->receives = operation->acknowledges = true;
     operation->unmatched = bytes;
     return operation;
@@ -81,7 +82,7 @@ class MpiOperation {
   /// Whether MPI has begun all that was asked of it so far.
   [[nodiscard]] bool has_begun() const noexcept { return !fails_; }
   /// Sends pieces of at least `part_bytes` each by itself, the others together.
-  void send_body(MPI_Comm comm, int tag, std::size_t part_bytes, SendPieces body) {
+  void send_body(MPI_Comm comm, int tag, std::size_t part_bytes, SendSpans body) {
     constexpr std::size_t most = std::size_t{1} << 30;  // lengths are int
     std::vector<std::span<const std::byte>> part;
     std::size_t size = 0;
@@ -111,7 +112,7 @@ class MpiOperation {
     send();
   }
 
-  void receive_to(ReceivePieces pieces) { pieces_.assign(pieces.begin(), pieces.end()); }
+  void receive_to(ReceiveSpans pieces) { pieces_.assign(pieces.begin(), pieces.end()); }
   /// Whether it is known where the body goes.
   [[nodiscard]] bool has_place() const noexcept { return discards || !pieces_.empty(); }
   /// Receives the next part of the body, which has been matched. False for one that is larger than what is left of the
@@ -150,7 +151,7 @@ class MpiOperation {
 
   /// The rest of the body does not come here: another operation, which is returned, discards it. This one fails as soon
   /// as what has been matched has come.
-  [[nodiscard]] std::shared_ptr<MpiOperation> cut() {
+  [[nodiscard]] std::shared_ptr<Operation> cut() {
     auto rest = receive(peer, channel, std::exchange(unmatched, 0));
     rest->discards = true;
     fails_ = true;
@@ -186,5 +187,6 @@ class MpiOperation {
 };
 
 }  // namespace detail
+}  // namespace transport
 }  // namespace v0
 }  // namespace kvc

@@ -18,6 +18,7 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transport {
 namespace detail {
 
 /// A process of this machine; a default one is of another, and nothing is known of it.
@@ -82,5 +83,6 @@ class PeerProcess {
 }
 
 }  // namespace detail
+}  // namespace transport
 }  // namespace v0
 }  // namespace kvc

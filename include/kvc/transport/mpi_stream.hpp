@@ -1,4 +1,4 @@
-// MpiStream: what goes between this process and a peer on one channel: how many messages the peer has not taken, and
+// Stream: what goes between this process and a peer on one channel: how many messages the peer has not taken, and
 // the bodies that come. Part of transport/mpi.hpp.
 #pragma once
 
@@ -15,10 +15,11 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace transport {
 namespace detail {
 
-struct MpiStream {
-  using OperationPtr = std::shared_ptr<MpiOperation>;
+struct Stream {
+  using OperationPtr = std::shared_ptr<Operation>;
 
   Index unacknowledged = 0;           // messages sent there
   Index taken = 0;                    // messages that came, and are still to be acknowledged
@@ -66,5 +67,6 @@ struct MpiStream {
 };
 
 }  // namespace detail
+}  // namespace transport
 }  // namespace v0
 }  // namespace kvc
