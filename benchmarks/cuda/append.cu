@@ -14,11 +14,11 @@ namespace {
 using namespace kvc_bench;
 namespace cuda = kvc::cuda;
 using kvc::Pos;
-using Number = __nv_bfloat16;
+using Scalar = __nv_bfloat16;
 constexpr Index kv_heads = 8, dim = 128;
 
 template <class T>
-void append(const char* name, Index sequences, Pos tokens, bool turned) {
+void append(const char* name, Index sequences, Pos tokens, bool rotated) {
   constexpr Format F = cuda::format_of<T>;
   constexpr Index layers = 2;
   cudaStream_t stream = nullptr;
@@ -31,7 +31,7 @@ void append(const char* name, Index sequences, Pos tokens, bool turned) {
     for (Index i = 0; i < sequences; ++i) {
       steps.push_back(cache.extend(cache.open(), tokens));
     }
-    cuda::Batch batch({.sequences = sequences, .pages = cache.policy().blocks(), .queries = sequences * tokens});
+    cuda::Batch batch({.sequences = sequences, .blocks = cache.policy().blocks(), .queries = sequences * tokens});
     (void)batch.upload(cache, steps, stream);
     const Index rows = sequences * tokens, width = kv_heads * dim;
     const std::size_t bytes = static_cast<std::size_t>(rows * width) * 2;
@@ -40,12 +40,12 @@ void append(const char* name, Index sequences, Pos tokens, bool turned) {
     fill<Format::bf16>(v.data(), static_cast<Index>(bytes), 256, stream);
     KVC_CUDA(cudaMemsetAsync(table.data(), 0, table.size(), stream));
     const auto* const angles = reinterpret_cast<const float*>(table.data());
-    const cuda::RopeView rope{turned ? cuda::RopePairing::half_split : cuda::RopePairing::none, dim, angles, angles};
+    const cuda::RopeView rope{rotated ? cuda::RopePairing::half_split : cuda::RopePairing::none, dim, angles, angles};
     const double moved = 2.0 * static_cast<double>(rows * kv_heads) * (dim * 2 + cuda::row_bytes(F, dim));
     report(name, "bytes", moved, times(stream, 20, [&](int i) {
              cuda::write(cuda::view(cache, i % layers), batch,
-                         kvc::MatrixRef<const Number>(reinterpret_cast<const Number*>(k.data()), rows, width),
-                         kvc::MatrixRef<const Number>(reinterpret_cast<const Number*>(v.data()), rows, width), stream,
+                         kvc::MatrixRef<const Scalar>(reinterpret_cast<const Scalar*>(k.data()), rows, width),
+                         kvc::MatrixRef<const Scalar>(reinterpret_cast<const Scalar*>(v.data()), rows, width), stream,
                          rope);
            }));
   }
@@ -58,7 +58,7 @@ void copy_on_write() {
   cudaStream_t stream = nullptr;
   KVC_CUDA(cudaStreamCreate(&stream));
   {
-    kvc::KvCache<Number, kvc::Paged, kvc::HeadMajor, cuda::DeviceSpace> cache(
+    kvc::KvCache<Scalar, kvc::Paged, kvc::HeadMajor, cuda::DeviceSpace> cache(
         {.layers = layers, .kv_heads = kv_heads, .key_dim = dim}, {.blocks = 4 * sequences, .block_tokens = 16},
         cuda::DeviceSpace(stream));
     fill<Format::bf16>(cache.data(), cache.layout().size() * 2, 256, stream);
@@ -99,11 +99,11 @@ void copy_on_write() {
 }  // namespace
 
 int main() {
-  append<Number>("append bf16, 64 x 1024", 64, 1024, false);
-  append<Number>("append bf16 with rope, 64 x 1024", 64, 1024, true);
+  append<Scalar>("append bf16, 64 x 1024", 64, 1024, false);
+  append<Scalar>("append bf16 with rope, 64 x 1024", 64, 1024, true);
   append<kvc::Fp8E4M3>("append fp8, 64 x 1024", 64, 1024, false);
   append<kvc::Int8>("append int8, 64 x 1024", 64, 1024, false);
-  append<Number>("append bf16, 256 x 1", 256, 1, false);
+  append<Scalar>("append bf16, 256 x 1", 256, 1, false);
   copy_on_write();
   return 0;
 }

@@ -16,7 +16,7 @@ namespace {
 using namespace kvc_bench;
 namespace cuda = kvc::cuda;
 using kvc::Pos;
-using Number = __nv_bfloat16;
+using Scalar = __nv_bfloat16;
 
 struct Setup {
   const char* name;
@@ -67,7 +67,7 @@ void run(const Setup& setup, const typename P::Config& config) {
     const cuda::BatchTables tables =
         cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
     cuda::Batch batch(
-        {.sequences = setup.batch, .pages = static_cast<Index>(tables.kv_indices.size()), .queries = setup.batch});
+        {.sequences = setup.batch, .blocks = static_cast<Index>(tables.kv_indices.size()), .queries = setup.batch});
     cuda::DecodeWork work({.sequences = setup.batch,
                            .positions = setup.batch * setup.positions,
                            .query_heads = query_heads,
@@ -81,8 +81,8 @@ void run(const Setup& setup, const typename P::Config& config) {
     fill<Format::bf16>(q.data(), static_cast<Index>(row), 256, stream);
     const double bytes = 2.0 * static_cast<double>(setup.batch * setup.positions * kv_heads) * cuda::row_bytes(F, dim);
     report(setup.name, "bytes", bytes, times(stream, 30, [&](int i) {
-             cuda::decode(cuda::view(cache, i % setup.layers), batch, work, reinterpret_cast<const Number*>(q.data()),
-                          reinterpret_cast<Number*>(out.data()), {}, stream);
+             cuda::decode(cuda::view(cache, i % setup.layers), batch, work, reinterpret_cast<const Scalar*>(q.data()),
+                          reinterpret_cast<Scalar*>(out.data()), {}, stream);
            }));
   }
   KVC_CUDA(cudaStreamDestroy(stream));
@@ -101,14 +101,14 @@ void contiguous(const Setup& setup) {
 }  // namespace
 
 int main() {
-  paged<Number>({"decode bf16, 64 x 8192, paged 16", 64, 8192});
-  contiguous<Number>({"decode bf16, 64 x 8192, contiguous", 64, 8192});
+  paged<Scalar>({"decode bf16, 64 x 8192, paged 16", 64, 8192});
+  contiguous<Scalar>({"decode bf16, 64 x 8192, contiguous", 64, 8192});
   paged<kvc::Fp8E4M3>({"decode fp8, 64 x 8192, paged 16", 64, 8192});
   paged<kvc::Int8>({"decode int8, 64 x 8192, paged 16", 64, 8192});
-  paged<Number>({"decode bf16, 1 x 131072, paged 16", 1, 131072});
-  paged<Number>({"decode bf16, 1 x 8192, paged 16", 1, 8192, 0, true, 16});
-  paged<Number>({"decode bf16, 256 x 1024, paged 16", 256, 1024});
-  paged<Number>({"decode bf16, 64 share 8192, read once", 64, 8208, 8192, true, 8});
-  paged<Number>({"decode bf16, 64 share 8192, each by itself", 64, 8208, 8192, false, 8});
+  paged<Scalar>({"decode bf16, 1 x 131072, paged 16", 1, 131072});
+  paged<Scalar>({"decode bf16, 1 x 8192, paged 16", 1, 8192, 0, true, 16});
+  paged<Scalar>({"decode bf16, 256 x 1024, paged 16", 256, 1024});
+  paged<Scalar>({"decode bf16, 64 share 8192, read once", 64, 8208, 8192, true, 8});
+  paged<Scalar>({"decode bf16, 64 share 8192, each by itself", 64, 8208, 8192, false, 8});
   return 0;
 }

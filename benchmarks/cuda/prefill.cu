@@ -11,7 +11,7 @@ namespace {
 using namespace kvc_bench;
 namespace cuda = kvc::cuda;
 using kvc::Pos;
-using Number = __nv_bfloat16;
+using Scalar = __nv_bfloat16;
 constexpr Index query_heads = 32, kv_heads = 8;
 
 /// `batch` sequences of `positions`, of which the last `queries` have query rows.
@@ -21,7 +21,7 @@ void prefill(const char* name, Index batch, Pos positions, Pos queries, Index di
   cudaStream_t stream = nullptr;
   KVC_CUDA(cudaStreamCreate(&stream));
   {
-    kvc::KvCache<Number, kvc::Paged, kvc::HeadMajor, cuda::DeviceSpace> cache(
+    kvc::KvCache<Scalar, kvc::Paged, kvc::HeadMajor, cuda::DeviceSpace> cache(
         {.layers = layers, .kv_heads = kv_heads, .key_dim = dim},
         {.blocks = batch * ((positions + 15) / 16), .block_tokens = 16}, cuda::DeviceSpace(stream));
     fill<Format::bf16>(cache.data(), cache.layout().size() * 2, 256, stream);
@@ -37,15 +37,15 @@ void prefill(const char* name, Index batch, Pos positions, Pos queries, Index di
     const std::vector<Pos> rows(sequences.size(), queries);
     const cuda::BatchTables tables =
         cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(rows));
-    cuda::Batch of({.sequences = batch, .pages = cache.policy().blocks(), .queries = batch * queries});
+    cuda::Batch of({.sequences = batch, .blocks = cache.policy().blocks(), .queries = batch * queries});
     of.upload(tables, stream);
     const auto bytes = static_cast<std::size_t>(batch * queries * query_heads * dim) * 2;
     const cuda::DeviceBuffer q(bytes), out(bytes);
     fill<Format::bf16>(q.data(), static_cast<Index>(bytes), 256, stream);
     const double keys = static_cast<double>(queries) * (static_cast<double>(positions) - 0.5 * (queries - 1));
     report(name, "flops", 4.0 * static_cast<double>(batch * query_heads * dim) * keys, times(stream, 20, [&](int i) {
-             cuda::prefill(cuda::view(cache, i % layers), of, query_heads, reinterpret_cast<const Number*>(q.data()),
-                           reinterpret_cast<Number*>(out.data()), {}, stream, {}, kernel);
+             cuda::prefill(cuda::view(cache, i % layers), of, query_heads, reinterpret_cast<const Scalar*>(q.data()),
+                           reinterpret_cast<Scalar*>(out.data()), {}, stream, {}, kernel);
            }));
   }
   KVC_CUDA(cudaStreamDestroy(stream));

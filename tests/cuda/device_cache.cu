@@ -39,7 +39,7 @@ void check_cache(const typename P::Config& config, std::uint64_t seed) {
   const auto bytes = static_cast<std::size_t>(host.layout().size()) * sizeof(kvc::StorageOf<T>);
   std::memset(static_cast<void*>(host.data()), 0, bytes);
   KVC_CUDA(cudaMemsetAsync(device.data(), 0, bytes, stream));
-  cuda::Batch batch({.sequences = 16, .pages = 4096, .queries = 1024});
+  cuda::Batch batch({.sequences = 16, .blocks = 4096, .queries = 1024});
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
   const auto below = [&](std::size_t n) { return random() % n; };
@@ -144,7 +144,7 @@ TEST(offload_and_restore) {
   const auto row = static_cast<std::size_t>(4 * length) * static_cast<std::size_t>(cuda::row_bytes(Format::int8, 128));
   cuda::PinnedBuffer k(row), v(row), k_again(row), v_again(row);
   const std::vector<Pos> rows(1, length);
-  cuda::Batch batch({.sequences = 1, .pages = 100, .queries = length});
+  cuda::Batch batch({.sequences = 1, .blocks = 100, .queries = length});
   for (Index layer = 0; layer < shape.layers; ++layer) {
     batch.upload(cuda::make_tables(from.policy(), std::span<const kvc::SeqId>(&a, 1), std::span<const Pos>(rows)),
                  stream);
@@ -166,12 +166,12 @@ TEST(offload_and_restore) {
 TEST(uploads_are_not_overwritten_in_flight) {
   Stream stream;
   constexpr Index sequences = 64;
-  cuda::Batch batch({.sequences = sequences, .pages = 1 << 16, .queries = sequences});
+  cuda::Batch batch({.sequences = sequences, .blocks = 1 << 16, .queries = sequences});
   constexpr int rounds = 200;
   DeviceArray<std::int32_t> seen(rounds * sequences);
   for (int round = 0; round < rounds; ++round) {
     cuda::BatchTables tables;
-    tables.page_tokens = 16;
+    tables.block_tokens = 16;
     for (int i = 0; i < sequences; ++i) {
       tables.seq_lens.push_back(round * 1000 + i);
       tables.kv_indptr.push_back(1000 * (i + 1));

@@ -24,7 +24,7 @@ struct OnDevice {
         bytes(static_cast<std::size_t>(of.cache.layout().size()) * sizeof(Storage)),
         pool(distance + bytes),
         at(distance),
-        batch({.sequences = of.rows() + 3, .pages = 100000, .queries = of.rows() + 3}),
+        batch({.sequences = of.rows() + 3, .blocks = 100000, .queries = of.rows() + 3}),
         work({.sequences = of.rows() + 3,
               .positions = 100000,
               .query_heads = of.query_heads(),
@@ -46,32 +46,32 @@ struct OnDevice {
   cuda::DecodeWork work;
 };
 
-template <class Number, class Case>
+template <class Scalar, class Case>
 std::vector<std::uint16_t> run(OnDevice<Case>& device, const cuda::BatchTables& tables,
                                const std::vector<std::uint16_t>& q, bool share) {
   Stream stream;
   const DeviceArray<std::uint16_t> in(q), out(q.size());
   device.batch.upload(tables, stream);
   device.work.upload(tables, device.c.spec.window, stream, share);
-  cuda::decode(device.view(), device.batch, device.work, reinterpret_cast<const Number*>(in.data()),
-               reinterpret_cast<Number*>(out.data()), device.c.options(), stream);
+  cuda::decode(device.view(), device.batch, device.work, reinterpret_cast<const Scalar*>(in.data()),
+               reinterpret_cast<Scalar*>(out.data()), device.c.options(), stream);
   stream.wait();
   return out.host();
 }
 
 /// Right; the same bits twice; and every sequence has the bits that it has alone.
-template <class T, class Number, class P, class L = kvc::HeadMajor>
+template <class T, class Scalar, class P, class L = kvc::HeadMajor>
 void check(const DecodeSpec& spec, const typename P::Config& config, float tolerance) {
-  constexpr Format Q = cuda::format_of<Number>;
+  constexpr Format Q = cuda::format_of<Scalar>;
   using Case = DecodeCase<T, P, L, Q>;
   Case c(spec, config);
   OnDevice<Case> device(c);
-  const std::vector<std::uint16_t> out = run<Number>(device, c.tables, c.q, true);
+  const std::vector<std::uint16_t> out = run<Scalar>(device, c.tables, c.q, true);
   const float difference = largest_difference(Q, out, c.expected());
   CHECK(difference < tolerance) << "dim" << spec.dim << "group" << spec.group << "window" << spec.window << "difference"
                                 << difference;
-  CHECK(run<Number>(device, c.tables, c.q, true) == out) << "not the same bits twice";
-  CHECK(run<Number>(device, c.tables, c.q, false) == out) << "other bits without sharing";
+  CHECK(run<Scalar>(device, c.tables, c.q, true) == out) << "not the same bits twice";
+  CHECK(run<Scalar>(device, c.tables, c.q, false) == out) << "other bits without sharing";
   const auto width = static_cast<std::size_t>(c.query_heads() * spec.dim);
   for (std::size_t b = 0; b < c.sequences.size(); ++b) {
     const std::vector<Pos> one(1, 1);
@@ -79,12 +79,12 @@ void check(const DecodeSpec& spec, const typename P::Config& config, float toler
         c.cache.policy(), std::span<const kvc::SeqId>(c.sequences).subspan(b, 1), std::span<const Pos>(one));
     const auto begin = static_cast<std::ptrdiff_t>(b * width), end = static_cast<std::ptrdiff_t>((b + 1) * width);
     const std::vector<std::uint16_t> same =
-        run<Number>(device, alone, std::vector<std::uint16_t>(c.q.begin() + begin, c.q.begin() + end), false);
+        run<Scalar>(device, alone, std::vector<std::uint16_t>(c.q.begin() + begin, c.q.begin() + end), false);
     CHECK(std::equal(same.begin(), same.end(), out.begin() + begin)) << "sequence" << b << "has other bits alone";
   }
 }
 
-template <class T, class Number>
+template <class T, class Scalar>
 void check_random(std::uint64_t seed, float tolerance) {
   std::mt19937_64 random(seed);
   const auto between = [&](Index low, Index high) {
@@ -104,15 +104,15 @@ void check_random(std::uint64_t seed, float tolerance) {
     const Pos block_tokens = static_cast<Pos>(between(0, 1) == 0 ? 16 : between(1, 70));
     const Index blocks = 30000 / block_tokens + 200;
     if (round % 3 == 0) {
-      check<T, Number, kvc::Contiguous>(spec, {.sequences = 10, .max_tokens = 2300}, tolerance);
+      check<T, Scalar, kvc::Contiguous>(spec, {.sequences = 10, .max_tokens = 2300}, tolerance);
     } else if (round % 3 == 1) {
-      check<T, Number, kvc::Paged, kvc::TokenMajor>(spec, {.blocks = blocks, .block_tokens = block_tokens}, tolerance);
+      check<T, Scalar, kvc::Paged, kvc::TokenMajor>(spec, {.blocks = blocks, .block_tokens = block_tokens}, tolerance);
     } else {
       spec.prefix = static_cast<Pos>(between(500, 1200));
       for (Index i = between(1, 12); i > 0; --i) {
         spec.sharers.push_back(static_cast<Pos>(between(0, 600)));
       }
-      check<T, Number, kvc::PrefixShared<>>(spec, {.blocks = blocks, .block_tokens = block_tokens}, tolerance);
+      check<T, Scalar, kvc::PrefixShared<>>(spec, {.blocks = blocks, .block_tokens = block_tokens}, tolerance);
     }
   }
 }
@@ -164,7 +164,7 @@ TEST(decode_beyond_2_to_31_elements) {
   for (std::int32_t& block : tables.kv_indices) {
     block += static_cast<std::int32_t>(moved);
   }
-  cuda::Batch batch({.sequences = 3, .pages = 200, .queries = 3});
+  cuda::Batch batch({.sequences = 3, .blocks = 200, .queries = 3});
   cuda::DecodeWork work({.sequences = 3,
                          .positions = 2000,
                          .query_heads = c.query_heads(),
@@ -192,7 +192,7 @@ TEST(decode_in_a_graph) {
   const DeviceArray<std::uint16_t> in(c.q), out(c.q.size());
   Stream stream;
   cuda::BatchTables none;
-  none.page_tokens = 16;
+  none.block_tokens = 16;
   device.batch.upload(none, stream);
   device.work.upload(none, 0, stream);
   cudaGraph_t graph = nullptr;

@@ -24,7 +24,7 @@ struct PrefillOnDevice {
       : c(of),
         pool(static_cast<std::size_t>(of.cache.layout().size()) * sizeof(typename Case::Cache::Storage)),
         batch({.sequences = static_cast<Index>(of.sequences.size()) + 3,
-               .pages = 100000,
+               .blocks = 100000,
                .queries = of.tables.queries() + 5}) {
     to_device(pool.data(), of.cache.data(), pool.size());
   }
@@ -36,7 +36,7 @@ struct PrefillOnDevice {
   cuda::Batch batch;
 };
 
-template <class Number, class Case>
+template <class Scalar, class Case>
 std::vector<std::byte> run(PrefillOnDevice<Case>& device, const cuda::BatchTables& tables,
                            const std::vector<std::byte>& q, cuda::PrefillKernel kernel = cuda::PrefillKernel::best) {
   if (tables.queries() == 0) {
@@ -45,8 +45,8 @@ std::vector<std::byte> run(PrefillOnDevice<Case>& device, const cuda::BatchTable
   Stream stream;
   const DeviceArray<std::byte> in(q), out(device.c.out_bytes(tables.queries()));
   device.batch.upload(tables, stream);
-  const auto* const from = reinterpret_cast<const Number*>(in.data());
-  auto* const to = reinterpret_cast<Number*>(out.data());
+  const auto* const from = reinterpret_cast<const Scalar*>(in.data());
+  auto* const to = reinterpret_cast<Scalar*>(out.data());
   const Index heads = device.c.query_heads();
   cuda::prefill(device.view(), device.batch, heads, from, to, device.c.spec.options, stream, {}, kernel);
   stream.wait();
@@ -55,34 +55,34 @@ std::vector<std::byte> run(PrefillOnDevice<Case>& device, const cuda::BatchTable
 
 /// Right, by each kernel; the same bits twice; and every sequence has the bits alone and in chunks that it has in the
 /// batch.
-template <class T, class Number, class P, class L = kvc::HeadMajor>
+template <class T, class Scalar, class P, class L = kvc::HeadMajor>
 void check(const PrefillSpec& spec, const typename P::Config& config, float tolerance) {
-  constexpr Format Q = cuda::format_of<Number>;
+  constexpr Format Q = cuda::format_of<Scalar>;
   using Case = PrefillCase<T, P, L, Q>;
   Case c(spec, config);
   PrefillOnDevice<Case> device(c);
   const std::vector<float> expected = c.expected();
-  const std::vector<std::byte> out = run<Number>(device, c.tables, c.q);
+  const std::vector<std::byte> out = run<Scalar>(device, c.tables, c.q);
   const float difference = c.difference(out, expected);
   CHECK(difference < tolerance) << "dims" << spec.key_dim << spec.value_dim << "group" << spec.group << "window"
                                 << spec.options.window << "causal" << spec.options.causal << "difference" << difference;
-  CHECK(run<Number>(device, c.tables, c.q) == out) << "not the same bits twice";
+  CHECK(run<Scalar>(device, c.tables, c.q) == out) << "not the same bits twice";
   for (const auto kernel : {cuda::PrefillKernel::warps, cuda::PrefillKernel::plain}) {
-    const float other = c.difference(run<Number>(device, c.tables, c.q, kernel), expected);
+    const float other = c.difference(run<Scalar>(device, c.tables, c.q, kernel), expected);
     CHECK(other < tolerance) << (kernel == cuda::PrefillKernel::plain ? "plain" : "by warps") << other;
   }
   for (std::size_t b = 0; b < c.sequences.size(); ++b) {
     for (const Pos rows : std::set<Pos>{c.queries[b], c.queries[b] / 3}) {
       const Index first = c.tables.q_indptr[b + 1] - rows;
       const std::vector<std::byte> same =
-          run<Number>(device, c.tables_of({c.sequences[b]}, {rows}), c.q_rows(first, rows));
+          run<Scalar>(device, c.tables_of({c.sequences[b]}, {rows}), c.q_rows(first, rows));
       CHECK(std::equal(same.begin(), same.end(), out.begin() + static_cast<std::ptrdiff_t>(c.out_bytes(first))))
           << "the last" << rows << "rows of sequence" << b << "have other bits alone";
     }
   }
 }
 
-template <class T, class Number>
+template <class T, class Scalar>
 void check_random(std::uint64_t seed, float tolerance) {
   std::mt19937_64 random(seed);
   const auto between = [&](Index low, Index high) {
@@ -102,9 +102,9 @@ void check_random(std::uint64_t seed, float tolerance) {
     spec.options.softcap = between(0, 2) == 0 ? 5.0F : 0.0F;
     const Pos block_tokens = static_cast<Pos>(between(0, 1) == 0 ? 16 : between(1, 70));
     if (round % 2 == 0) {
-      check<T, Number, kvc::Contiguous>(spec, {.sequences = 5, .max_tokens = 300}, tolerance);
+      check<T, Scalar, kvc::Contiguous>(spec, {.sequences = 5, .max_tokens = 300}, tolerance);
     } else {
-      check<T, Number, kvc::Paged, kvc::TokenMajor>(
+      check<T, Scalar, kvc::Paged, kvc::TokenMajor>(
           spec, {.blocks = 1600 / block_tokens + 10, .block_tokens = block_tokens}, tolerance);
     }
   }
@@ -146,7 +146,7 @@ TEST(prefill_in_a_graph) {
   const DeviceArray<std::byte> in(c.q), out(c.out_bytes(c.tables.queries()));
   Stream stream;
   cuda::BatchTables none;
-  none.page_tokens = 16;
+  none.block_tokens = 16;
   device.batch.upload(none, stream);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t runnable = nullptr;

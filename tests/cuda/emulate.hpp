@@ -293,7 +293,7 @@ struct Three {
   Of<&dim3::z, of> z;
 };
 
-// --- 16-bit numbers, and products of tiles
+// --- 16-bit elements, and products of tiles
 
 inline float from_f16(std::uint32_t bits) {
   const std::uint32_t sign = (bits & 0x8000U) << 16, exponent = bits >> 10 & 31U, mantissa = bits & 0x3ffU;
@@ -328,7 +328,7 @@ inline float from_16_bits(bool bf16, std::uint32_t bits) {
 
 enum Operation { shuffling, voting, multiplying, transposing, synchronising };
 
-inline void multiply_tiles(bool bf16, float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+inline void mma(bool bf16, float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   struct Operands {
     std::uint32_t a[4], b[2];
   };

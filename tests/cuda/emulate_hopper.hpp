@@ -109,7 +109,7 @@ inline void require_quiet() {
     throw std::logic_error("a block has ended with copies, products or phases under way");
   }
 }
-inline void make_barrier(const void* barrier, unsigned arrivals) {
+inline void init_barrier(const void* barrier, unsigned arrivals) {
   Block::when_stalled = &deliver;
   Block::at_end = &require_quiet;
   barrier_states()[barrier] = {arrivals, arrivals, 0, 0};
@@ -117,7 +117,7 @@ inline void make_barrier(const void* barrier, unsigned arrivals) {
 
 // --- copies
 
-/// What cuTensorMapEncodeTiled is told: four dimensions, the innermost first, of numbers of 16 bits, with the swizzle
+/// What cuTensorMapEncodeTiled is told: four dimensions, the innermost first, of elements of 16 bits, with the swizzle
 /// of 128 bytes.
 struct TensorMap {
   std::byte* base = nullptr;
@@ -125,7 +125,7 @@ struct TensorMap {
   std::array<std::uint64_t, 3> strides{};  // in bytes, of dimensions 1 to 3
   std::array<std::uint32_t, 4> box{};
 };
-inline void copy_box(std::uintptr_t to, const TensorMap& map, const std::int32_t (&at)[4], const void* barrier) {
+inline void tma_copy_box(std::uintptr_t to, const TensorMap& map, const std::int32_t (&at)[4], const void* barrier) {
   const auto offset = to - reinterpret_cast<std::uintptr_t>(dynamic_shared());
   const std::size_t rows = std::size_t{map.box[1]} * map.box[2] * map.box[3];
   if (offset % 1024 != 0 || map.box[0] != 64 || offset + rows * 128 > 227 << 10) {
@@ -185,7 +185,7 @@ inline void arrive_after_copies(const void* barrier) {
     run();
   }
 }
-inline void publish_writes() { unpublished().assign(unpublished().size(), false); }
+inline void fence_async_proxy() { unpublished().assign(unpublished().size(), false); }
 
 // --- named barriers
 
@@ -198,7 +198,7 @@ inline std::map<int, Meeting>& meetings() {
   static std::map<int, Meeting> all;
   return all;
 }
-inline bool meet(int id, int threads, bool condition) {
+inline bool sync_named(int id, int threads, bool condition) {
   Meeting& meeting = meetings()[id];
   const unsigned round = meeting.round;
   meeting.any = meeting.any || condition;
@@ -214,7 +214,7 @@ inline bool meet(int id, int threads, bool condition) {
 
 // --- products
 
-/// Where number (row, column) of a described matrix is, in dynamic_shared: rows of 64 numbers, eight of them and the
+/// Where element (row, column) of a described matrix is, in dynamic_shared: rows of 64 elements, eight of them and the
 /// next eight, and then the next 64 columns; bits 7 to 9 of an address go into its bits 4 to 6.
 inline float described(bool bf16, std::uint64_t matrix, unsigned row, unsigned column) {
   const auto field = [matrix](int bit) { return static_cast<std::uint32_t>(matrix >> bit & 0x3fffU) << 4; };
@@ -234,8 +234,8 @@ inline float described(bool bf16, std::uint64_t matrix, unsigned row, unsigned c
   std::memcpy(&x, dynamic_shared() + at, 2);
   return from_16_bits(bf16, x);
 }
-inline void commit_products() { products_of_thread(Block::current()->thread()).emplace_back(); }
-inline void wait_products(std::size_t pending) {
+inline void wgmma_commit() { products_of_thread(Block::current()->thread()).emplace_back(); }
+inline void wgmma_wait(std::size_t pending) {
   auto& groups = products_of_thread(Block::current()->thread());
   while (groups.size() > pending + 1) {
     const auto group = std::move(groups.front());
@@ -245,7 +245,7 @@ inline void wait_products(std::size_t pending) {
     }
   }
 }
-inline void begin_product(std::function<void()> product) {
+inline void start_wgmma(std::function<void()> product) {
   if (products_are_late) {
     products_of_thread(Block::current()->thread()).back().push_back(std::move(product));
   } else {
@@ -270,8 +270,8 @@ void multiply_rows(int columns, float (*c)[4], const std::array<std::array<float
   }
 }
 /// wgmma.m64nNk16, of which a warp computes its own 16 rows. Both operands described, b transposed.
-inline void multiply_described(bool bf16, int columns, float (*c)[4], std::uint64_t a, std::uint64_t b, bool add) {
-  begin_product([=] {
+inline void wgmma(bool bf16, int columns, float (*c)[4], std::uint64_t a, std::uint64_t b, bool add) {
+  start_wgmma([=] {
     __syncwarp();
     const unsigned thread = Block::current()->thread(), row = thread / 32 % 4 * 16 + thread % 32 / 4;
     std::array<std::array<float, 16>, 2> rows;
@@ -283,9 +283,9 @@ inline void multiply_described(bool bf16, int columns, float (*c)[4], std::uint6
   });
 }
 /// The same with a in registers, and rows of b described.
-inline void multiply_described(bool bf16, int columns, float (*c)[4], const std::uint32_t (&a)[4], std::uint64_t b) {
+inline void wgmma(bool bf16, int columns, float (*c)[4], const std::uint32_t (&a)[4], std::uint64_t b) {
   const std::uint32_t* const registers = a;  // as they are when the product is computed
-  begin_product([=] {
+  start_wgmma([=] {
     struct Operand {
       std::uint32_t a[4];
     };
@@ -312,7 +312,7 @@ inline void forget() {
   for (unsigned thread = 0; thread < 1024; ++thread) {
     products_of_thread(thread).clear();
   }
-  publish_writes();
+  fence_async_proxy();
 }
 
 }  // namespace kvc_emulation

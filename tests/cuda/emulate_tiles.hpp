@@ -77,7 +77,7 @@ inline void wait_copies(std::size_t pending) {
 }
 
 /// ldmatrix.x4: matrix i has its rows where lanes 8 i .. 8 i + 7 say.
-inline void load_matrices(std::uintptr_t row, std::uint32_t (&out)[4], bool transposed) {
+inline void ldmatrix(std::uintptr_t row, std::uint32_t (&out)[4], bool transposed) {
   constexpr int loading_matrices = 100;
   const auto rows = Block::current()->exchange(row, loading_matrices);
   const unsigned lane = Block::current()->thread() % 32, g = lane / 4, t = lane % 4;

@@ -27,23 +27,23 @@ std::vector<std::uint16_t> run(DecodeCase<T, P, L, Q>& c, const cuda::BatchTable
   constexpr Format F = cuda::format_of<T>;
   const cuda::DecodePlan plan =
       cuda::make_decode_plan(tables, static_cast<std::int32_t>(c.spec.group), c.spec.window, {8 * N, 8 * Wide}, share);
-  const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.page_tokens),
-                                 !tables.page_slots.empty()};
+  const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.block_tokens),
+                                 !tables.first_slots.empty()};
   const std::int32_t items[2] = {static_cast<std::int32_t>(plan.narrow.size()),
                                  static_cast<std::int32_t>(plan.wide.size())};
-  const std::size_t states = static_cast<std::size_t>(plan.part_begin.back() * c.query_heads());
-  std::vector<float> parts(states * static_cast<std::size_t>(c.spec.dim), std::nanf("")),
-      sums(states * 2, std::nanf(""));
+  const std::size_t states = static_cast<std::size_t>(plan.partial_begin.back() * c.query_heads());
+  std::vector<float> partials(states * static_cast<std::size_t>(c.spec.dim), std::nanf("")),
+      partial_sums(states * 2, std::nanf(""));
   std::vector<std::uint16_t> out(q.size(), poison);
   const cuda::DecodeArguments<F> a{
       cuda::layer_view<T>(reinterpret_cast<std::byte*>(c.cache.data()), c.cache.layout(), c.cache.shape(), c.layer()),
-      {&header, tables.q_indptr.data(), tables.kv_indptr.data(), tables.kv_indices.data(), tables.page_slots.data(),
+      {&header, tables.q_indptr.data(), tables.kv_indptr.data(), tables.kv_indices.data(), tables.first_slots.data(),
        tables.seq_lens.data()},
-      {items, plan.narrow.data(), plan.wide.data(), plan.members.data(), plan.part_begin.data()},
+      {items, plan.narrow.data(), plan.wide.data(), plan.members.data(), plan.partial_begin.data()},
       reinterpret_cast<const std::byte*>(q.data()),
       reinterpret_cast<std::byte*>(out.data()),
-      parts.data(),
-      sums.data(),
+      partials.data(),
+      partial_sums.data(),
       static_cast<std::int32_t>(c.query_heads()),
       static_cast<std::int32_t>(c.spec.group),
       cuda::checked_scale(c.options(), c.spec.dim),

@@ -20,7 +20,7 @@ using namespace kvc_test;
 namespace cuda = kvc::cuda;
 using kvc::Pos;
 
-kvc_emulation::TensorMap map_of(std::byte* pool, const cuda::detail::BoxedRows& rows) {
+kvc_emulation::TensorMap map_of(std::byte* pool, const cuda::detail::TmaTensor& rows) {
   return {pool + rows.base, rows.extents, rows.strides, rows.box};
 }
 
@@ -30,15 +30,15 @@ std::vector<std::byte> run(Case& c, const cuda::BatchTables& tables, const std::
                            bool boxes = true) {
   using T = typename Case::Cache::Element;
   constexpr cuda::Format F = cuda::format_of<T>;
-  using Shape = cuda::detail::HopperShape<D>;
-  const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.page_tokens),
-                                 !tables.page_slots.empty()};
+  using Traits = cuda::detail::HopperTraits<D>;
+  const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.block_tokens),
+                                 !tables.first_slots.empty()};
   std::vector<std::byte> out(c.out_bytes(tables.queries()), std::byte{0xff});  // NaN
   const cuda::PrefillTiles tiles = cuda::make_prefill_tiles(static_cast<std::int32_t>(c.spec.group));
   std::byte* const pool = reinterpret_cast<std::byte*>(c.cache.data());
   const cuda::PrefillArguments<F> a{cuda::layer_view<T>(pool, c.cache.layout(), c.cache.shape(), c.layer()),
                                     {&header, tables.q_indptr.data(), tables.kv_indptr.data(), tables.kv_indices.data(),
-                                     tables.page_slots.data(), tables.seq_lens.data()},
+                                     tables.first_slots.data(), tables.seq_lens.data()},
                                     tiles,
                                     q.data(),
                                     out.data(),
@@ -48,11 +48,11 @@ std::vector<std::byte> run(Case& c, const cuda::BatchTables& tables, const std::
                                     c.spec.options.softcap,
                                     c.spec.options.window,
                                     c.spec.options.causal};
-  cuda::PrefillMaps maps{};
+  cuda::PrefillTensorMaps maps{};
   if (boxes) {
-    maps.box = cuda::detail::box_slots(a.kv.blocks, a.kv.block_slots, Shape::keys);
+    maps.box = cuda::detail::tma_box_slots(a.kv.blocks, a.kv.block_slots, Traits::keys);
     const auto of = [&](const cuda::RowStrides& rows, std::int32_t dim) {
-      const auto boxed = cuda::detail::boxed_rows(rows, dim, a.kv.kv_heads, a.kv.blocks, a.kv.block_slots, maps.box);
+      const auto boxed = cuda::detail::tma_tensor(rows, dim, a.kv.kv_heads, a.kv.blocks, a.kv.block_slots, maps.box);
       REQUIRE(boxed);
       maps.token_major = boxed->token_major;
       return map_of(pool, *boxed);
@@ -60,9 +60,9 @@ std::vector<std::byte> run(Case& c, const cuda::BatchTables& tables, const std::
     maps.k = of(a.kv.k, a.kv.key_dim);
     maps.v = of(a.kv.v, a.kv.value_dim);
   }
-  static_assert(Shape::shared_bytes + 1024 <= 227 << 10, "Hopper has no more");
-  const auto slots = static_cast<unsigned>(cuda::prefill_slots(tiles, tables.size() + 1, tables.queries() + 3));
-  kvc_emulation::launch({slots, static_cast<unsigned>(c.spec.kv_heads * tiles.head_tiles)}, Shape::threads,
+  static_assert(Traits::shared_bytes + 1024 <= 227 << 10, "Hopper has no more");
+  const auto slots = static_cast<unsigned>(cuda::max_prefill_tiles(tiles, tables.size() + 1, tables.queries() + 3));
+  kvc_emulation::launch({slots, static_cast<unsigned>(c.spec.kv_heads * tiles.head_tiles)}, Traits::threads,
                         [&] { cuda::prefill_hopper_kernel<F, D>(a, maps); });
   return out;
 }
@@ -90,20 +90,20 @@ const PrefillSpec ragged{.kv_heads = 1, .sequences = {{0, 0}, {1, 1}, {70, 70}, 
 }  // namespace
 
 TEST_CASE("boxes: as many slots as a page surely holds", "[cuda]") {
-  using cuda::detail::box_slots;
-  REQUIRE(box_slots(100, 16, 128) == 16);
-  REQUIRE(box_slots(100, 48, 128) == 16);
-  REQUIRE(box_slots(100, 8, 64) == 8);
-  REQUIRE(box_slots(100, 4, 128) == 0);
-  REQUIRE(box_slots(100, 7, 128) == 0);
-  REQUIRE(box_slots(100, 256, 128) == 128);
-  REQUIRE(box_slots(1, 7, 64) == 64);
-  REQUIRE(box_slots(1, 0, 64) == 0);
-  REQUIRE(cuda::detail::boxes_fit(64, kvc::max_pos));
-  REQUIRE(cuda::detail::boxes_fit(16, 48));
-  REQUIRE_FALSE(cuda::detail::boxes_fit(16, 8));
-  REQUIRE_FALSE(cuda::detail::boxes_fit(64, 1));
-  REQUIRE_FALSE(cuda::detail::boxes_fit(0, 16));
+  using cuda::detail::tma_box_slots;
+  REQUIRE(tma_box_slots(100, 16, 128) == 16);
+  REQUIRE(tma_box_slots(100, 48, 128) == 16);
+  REQUIRE(tma_box_slots(100, 8, 64) == 8);
+  REQUIRE(tma_box_slots(100, 4, 128) == 0);
+  REQUIRE(tma_box_slots(100, 7, 128) == 0);
+  REQUIRE(tma_box_slots(100, 256, 128) == 128);
+  REQUIRE(tma_box_slots(1, 7, 64) == 64);
+  REQUIRE(tma_box_slots(1, 0, 64) == 0);
+  REQUIRE(cuda::detail::tma_boxes_fit(64, kvc::max_pos));
+  REQUIRE(cuda::detail::tma_boxes_fit(16, 48));
+  REQUIRE_FALSE(cuda::detail::tma_boxes_fit(16, 8));
+  REQUIRE_FALSE(cuda::detail::tma_boxes_fit(64, 1));
+  REQUIRE_FALSE(cuda::detail::tma_boxes_fit(0, 16));
 }
 
 // Small whole numbers, so that every sum is exact, and each is told from each other.
@@ -135,7 +135,7 @@ TEST_CASE("emulated products by descriptors are those of matrices, over panels a
       begin_scores<Format::f16, D>(
           cuda::device::shared_address(shared) + static_cast<unsigned>(warp / 4 * 64 * panel_row),
           cuda::device::shared_address(tile), scores);
-      cuda::device::wait_products<0>();
+      cuda::device::wgmma_wait<0>();
       std::uint32_t p[keys / 16][4];
       for (int n = 0; n < keys / 8; ++n) {
         for (int i = 0; i < 4; ++i) {
@@ -147,7 +147,7 @@ TEST_CASE("emulated products by descriptors are those of matrices, over panels a
         pack_weights<Format::f16>(scores, i, p[i]);
       }
       begin_outputs<Format::f16, D>(cuda::device::shared_address(tile), p, output);
-      cuda::device::wait_products<0>();
+      cuda::device::wgmma_wait<0>();
       for (int n = 0; n < D / 8; ++n) {
         for (int i = 0; i < 4; ++i) {
           o[static_cast<std::size_t>((16 * warp + g + 8 * (i / 2)) * D + 8 * n + 2 * t + i % 2)] = output[n][i];
@@ -264,7 +264,7 @@ TEST_CASE("emulated barriers and products report misuse", "[cuda]") {
   set_late(true, true);
   const auto made = [](unsigned arrivals) {
     if (threadIdx.x == 0U) {
-      make_barrier(barrier, arrivals);
+      init_barrier(barrier, arrivals);
     }
     __syncthreads();
   };
@@ -290,10 +290,10 @@ TEST_CASE("emulated barriers and products report misuse", "[cuda]") {
                       arrive_after_copies(barrier);
                       wait(barrier, 0);
                       float c[8][4];
-                      multiply_described<Format::f16, 64>(c, describe(shared_address(dynamic_shared())),
-                                                          describe(shared_address(dynamic_shared())), false);
-                      commit_products();
-                      wait_products<0>();  // without publish_writes
+                      wgmma<Format::f16, 64>(c, matrix_descriptor(shared_address(dynamic_shared())),
+                                             matrix_descriptor(shared_address(dynamic_shared())), false);
+                      wgmma_commit();
+                      wgmma_wait<0>();  // without fence_async_proxy
                     }),
                     std::logic_error);
   kvc_emulation::forget();

@@ -21,18 +21,18 @@ using namespace kvc_test;
 namespace cuda = kvc::cuda;
 using kvc::Pos;
 
-/// Runs a kernel as cuda::prefill does. D: numbers of a head of the fast kernel, 0 for the plain one.
+/// Runs a kernel as cuda::prefill does. D: elements of a head of the fast kernel, 0 for the plain one.
 template <int D, class T, class P, class L, Format Q>
 std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& tables,
                            const std::vector<std::byte>& q) {
   constexpr Format F = cuda::format_of<T>;
-  const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.page_tokens),
-                                 !tables.page_slots.empty()};
+  const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.block_tokens),
+                                 !tables.first_slots.empty()};
   std::vector<std::byte> out(c.out_bytes(tables.queries()), std::byte{0xff});  // NaN
   const cuda::PrefillTiles tiles = cuda::make_prefill_tiles(static_cast<std::int32_t>(c.spec.group));
   const cuda::PrefillArguments<F> a{
       cuda::layer_view<T>(reinterpret_cast<std::byte*>(c.cache.data()), c.cache.layout(), c.cache.shape(), c.layer()),
-      {&header, tables.q_indptr.data(), tables.kv_indptr.data(), tables.kv_indices.data(), tables.page_slots.data(),
+      {&header, tables.q_indptr.data(), tables.kv_indptr.data(), tables.kv_indices.data(), tables.first_slots.data(),
        tables.seq_lens.data()},
       tiles,
       q.data(),
@@ -49,10 +49,10 @@ std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& 
     kvc_emulation::launch({static_cast<unsigned>(tables.queries() + 2), grid_y}, cuda::detail::plain_threads,
                           [&] { cuda::plain_prefill_kernel<F, Q>(a); });
   } else {
-    static_assert(cuda::detail::PrefillShape<D>::shared_bytes <= 163 << 10, "Ampere has no more");
-    const auto slots = static_cast<unsigned>(cuda::prefill_slots(tiles, tables.size() + 1, tables.queries() + 3));
+    static_assert(cuda::detail::PrefillTraits<D>::shared_bytes <= 163 << 10, "Ampere has no more");
+    const auto slots = static_cast<unsigned>(cuda::max_prefill_tiles(tiles, tables.size() + 1, tables.queries() + 3));
     kvc_emulation::launch({slots, static_cast<unsigned>(c.spec.kv_heads * tiles.head_tiles)},
-                          cuda::detail::PrefillShape<D>::threads, [&] { cuda::prefill_kernel<F, D>(a); });
+                          cuda::detail::PrefillTraits<D>::threads, [&] { cuda::prefill_kernel<F, D>(a); });
   }
   return out;
 }
@@ -86,7 +86,7 @@ TEST_CASE("tiles of queries cover every row once, and fit their slots", "[cuda]"
           Pos covered = start + rows;
           for (Pos slot = 0; slot < slots; ++slot) {
             cuda::detail::QueryTile tile;
-            if (cuda::detail::tile_of_slot(tiles, slot, start, start + rows, tile)) {
+            if (cuda::detail::tile_at(tiles, slot, start, start + rows, tile)) {
               REQUIRE(tile.begin % positions == 0);
               REQUIRE(tile.begin <= tile.first);
               REQUIRE(tile.first < tile.last);
@@ -101,7 +101,7 @@ TEST_CASE("tiles of queries cover every row once, and fit their slots", "[cuda]"
     }
   }
   cuda::detail::QueryTile tile;  // the last positions there can be
-  REQUIRE(cuda::detail::tile_of_slot(cuda::make_prefill_tiles(1), 0, kvc::max_pos - 1, kvc::max_pos, tile));
+  REQUIRE(cuda::detail::tile_at(cuda::make_prefill_tiles(1), 0, kvc::max_pos - 1, kvc::max_pos, tile));
   REQUIRE(tile.last == kvc::max_pos);
 }
 
@@ -241,7 +241,7 @@ TEST_CASE("emulated prefill: of a contiguous cache, and of blocks of seven", "[c
   check<64, Eigen::half, Format::f16, kvc::TokenMajor>(spec, {.blocks = 40, .block_tokens = 7}, 3e-3F);
 }
 
-TEST_CASE("emulated prefill: heads of other than 64 numbers, and values of other extents than keys", "[cuda]") {
+TEST_CASE("emulated prefill: heads of other than 64 elements, and values of other extents than keys", "[cuda]") {
   PrefillSpec spec{.kv_heads = 1, .group = 4, .key_dim = 128, .value_dim = 96, .sequences = {{70, 33}}};
   check<128, Eigen::bfloat16, Format::bf16>(spec, {.blocks = 12, .block_tokens = 16}, 2e-2F);
   spec.key_dim = 72;

@@ -29,12 +29,12 @@ namespace cuda = kvc::cuda;
 struct HostBatch {
   explicit HostBatch(const cuda::BatchTables& of)
       : tables(of),
-        header{of.size(), of.queries(), cuda::Divisor(of.page_tokens), !of.page_slots.empty()},
+        header{of.size(), of.queries(), cuda::Divisor(of.block_tokens), !of.first_slots.empty()},
         view{&header,
              tables.q_indptr.data(),
              tables.kv_indptr.data(),
              tables.kv_indices.data(),
-             tables.page_slots.data(),
+             tables.first_slots.data(),
              tables.seq_lens.data()} {}
   HostBatch(const HostBatch&) = delete;
   cuda::BatchTables tables;
@@ -72,8 +72,8 @@ std::vector<std::byte> as_input(const std::vector<float>& x) {
 
 /// kvc::llama::rope with fused multiply-adds, whether or not this test is compiled for a processor that has them.
 template <class Pairing>
-void turn(const kvc::llama::RopeTable& table, const std::vector<Pos>& positions, std::vector<float>& x, Index width,
-          Index dim) {
+void rotate(const kvc::llama::RopeTable& table, const std::vector<Pos>& positions, std::vector<float>& x, Index width,
+            Index dim) {
   const std::vector<float> before = x;
   const Index half = table.rotary_dim() / 2;
   for (std::size_t row = 0; row < positions.size(); ++row) {
@@ -121,7 +121,7 @@ void check_append(const typename P::Config& config, const kvc::Shape& shape, cud
       appends.push_back(cache.extend(seq, count));
       others.push_back(expected.extend(seq, count));
     }
-    const auto numbers = [&](Index columns) {
+    const auto random_rows = [&](Index columns) {
       std::vector<float> x(static_cast<std::size_t>(rows * columns));
       for (float& each : x) {
         each = random.uniform(-3, 3);
@@ -131,7 +131,8 @@ void check_append(const typename P::Config& config, const kvc::Shape& shape, cud
       }
       return x;
     };
-    std::vector<float> k = numbers(heads * dim), v = numbers(heads * value_dim), q = numbers(query_heads * dim);
+    std::vector<float> k = random_rows(heads * dim), v = random_rows(heads * value_dim),
+                       q = random_rows(query_heads * dim);
     if (I == Format::f32 && cuda::code_bytes(cuda::format_of<T>) == 1 && rows > 1) {
       k[0] = std::nanf("");  // a row that cannot be quantised
       std::fill_n(v.begin(), value_dim, 0.0F);
@@ -165,8 +166,8 @@ void check_append(const typename P::Config& config, const kvc::Shape& shape, cud
           positions.push_back(p);
         }
       }
-      turn<Pairing>(table, positions, k, heads * dim, dim);
-      turn<Pairing>(table, positions, q, query_heads * dim, dim);
+      rotate<Pairing>(table, positions, k, heads * dim, dim);
+      rotate<Pairing>(table, positions, q, query_heads * dim, dim);
     }
     REQUIRE((rope.pairing == cuda::RopePairing::none || q_in == as_input<I>(q)));
     Index row = 0;
@@ -203,9 +204,9 @@ struct QueuedSpace {
   }
   void flush() {
     const auto& all = copies.waiting();
-    for (std::size_t first = 0; first < all.size(); first += cuda::copy_jobs_most) {
-      const std::size_t count = std::min<std::size_t>(cuda::copy_jobs_most, all.size() - first);
-      cuda::GridCopyJobs<cuda::copy_jobs_most> jobs{};
+    for (std::size_t first = 0; first < all.size(); first += cuda::max_copy_jobs) {
+      const std::size_t count = std::min<std::size_t>(cuda::max_copy_jobs, all.size() - first);
+      cuda::GridCopyJobs<cuda::max_copy_jobs> jobs{};
       const Index unit = cuda::detail::unit_of(all.data() + first, all.data() + first + count);
       for (std::size_t i = 0; i < count; ++i) {
         jobs.jobs[i] = cuda::detail::job_of(all[first + i], unit);

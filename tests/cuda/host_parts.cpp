@@ -22,13 +22,13 @@ namespace cuda = kvc::cuda;
 using kvc::Index;
 using kvc::Pos;
 
-/// One sequence per list of pages.
-cuda::BatchTables tables_of(Pos page_tokens, const std::vector<std::vector<std::int32_t>>& pages,
+/// One sequence per list of blocks.
+cuda::BatchTables tables_of(Pos block_tokens, const std::vector<std::vector<std::int32_t>>& blocks,
                             const std::vector<Pos>& lengths) {
   cuda::BatchTables tables;
-  tables.page_tokens = page_tokens;
-  for (std::size_t i = 0; i < pages.size(); ++i) {
-    tables.kv_indices.insert(tables.kv_indices.end(), pages[i].begin(), pages[i].end());
+  tables.block_tokens = block_tokens;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    tables.kv_indices.insert(tables.kv_indices.end(), blocks[i].begin(), blocks[i].end());
     tables.kv_indptr.push_back(static_cast<std::int32_t>(tables.kv_indices.size()));
     tables.seq_lens.push_back(lengths[i]);
     tables.q_indptr.push_back(static_cast<std::int32_t>(i) + 1);
@@ -108,26 +108,26 @@ TEST_CASE("tables give the place of every position, whatever the policy", "[cuda
     const std::vector<Pos> queries(sequences.size(), 1);
     const cuda::BatchTables tables =
         cuda::make_tables(policy, std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
-    const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.page_tokens),
-                                   !tables.page_slots.empty()};
+    const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.block_tokens),
+                                   !tables.first_slots.empty()};
     const cuda::BatchView view{&header,
                                tables.q_indptr.data(),
                                tables.kv_indptr.data(),
                                tables.kv_indices.data(),
-                               tables.page_slots.data(),
+                               tables.first_slots.data(),
                                tables.seq_lens.data()};
     for (std::int32_t b = 0; b < tables.size(); ++b) {
       const auto at = static_cast<std::size_t>(b);
       REQUIRE(tables.seq_lens[at] == policy.length(sequences[at]));
       policy.for_each_run(sequences[at], {0, policy.length(sequences[at])}, [&](const kvc::SlotRun& run) {
         for (Pos i = 0; i < run.count; ++i) {
-          const cuda::Place place = view.place(b, run.first + i);
-          REQUIRE(place.block == static_cast<std::int32_t>(run.block));
-          REQUIRE(place.slot == run.offset + i);
+          const cuda::RowLocation location = view.locate(b, run.first + i);
+          REQUIRE(location.block == static_cast<std::int32_t>(run.block));
+          REQUIRE(location.slot == run.offset + i);
         }
       });
     }
-    return tables.page_tokens;
+    return tables.block_tokens;
   };
   kvc::Paged paged({.blocks = 20, .block_tokens = 7});
   REQUIRE(check(paged) == 7);
@@ -142,32 +142,31 @@ TEST_CASE("tables give the place of every position, whatever the policy", "[cuda
 TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]") {
   Random random(5);
   for (int round = 0; round < 200; ++round) {
-    const Pos page_tokens = random.between(1, 40), window = random.one_in(3) ? random.between(1, 2000) : 0;
+    const Pos block_tokens = random.between(1, 40), window = random.one_in(3) ? random.between(1, 2000) : 0;
     const std::int32_t group = random.between(1, 40);
     const std::int32_t narrow = 8 << random.between(0, 2), wide = std::max(narrow, 8 << random.between(0, 2));
-    std::vector<std::vector<std::int32_t>> pages;
+    std::vector<std::vector<std::int32_t>> blocks;
     std::vector<Pos> lengths;
     std::int32_t next = 0;
     const int sequences = random.between(0, 12);
     for (int i = 0; i < sequences; ++i) {
       const Pos length = random.one_in(6) ? 0 : random.between(1, 2500);
       std::vector<std::int32_t> own;
-      const auto count = static_cast<std::size_t>(kvc::ceil_div(length, page_tokens));
-      if (!pages.empty() && !random.one_in(4)) {  // begins as another does
-        own = pages[static_cast<std::size_t>(random.between<Index>(0, std::ssize(pages) - 1))];
+      const auto count = static_cast<std::size_t>(kvc::ceil_div(length, block_tokens));
+      if (!blocks.empty() && !random.one_in(4)) {  // begins as another does
+        own = blocks[static_cast<std::size_t>(random.between<Index>(0, std::ssize(blocks) - 1))];
         own.resize(std::min({own.size(), count, static_cast<std::size_t>(random.between(0, 2500))}));
       }
       while (own.size() < count) {
         own.push_back(next++);
       }
-      pages.push_back(own);
+      blocks.push_back(own);
       lengths.push_back(length);
     }
-    const cuda::BatchTables tables = tables_of(page_tokens, pages, lengths);
+    const cuda::BatchTables tables = tables_of(block_tokens, blocks, lengths);
     const cuda::DecodePlan plan = cuda::make_decode_plan(tables, group, window, {narrow, wide}, !random.one_in(4));
     std::map<std::array<std::int32_t, 3>, int> covered;  // sequence, split, head of the group
     std::map<std::array<std::int32_t, 2>, std::pair<Pos, Pos>> ranges;
-    std::set<std::int32_t> parts;
     const auto visit = [&](const cuda::DecodeItem& item, std::int32_t rows) {
       REQUIRE(item.members * item.heads <= rows);
       REQUIRE(item.first < item.last);
@@ -181,11 +180,11 @@ TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]
         }
         ranges[{member.sequence, split}] = {item.first, item.last};
         const Pos first_split = (window > 0 ? std::max(lengths[b] - window, 0) : 0) / cuda::split_positions;
-        const std::int32_t count = plan.part_begin[b + 1] - plan.part_begin[b];
-        REQUIRE(member.part == (count == 1 ? -1 : plan.part_begin[b] + split - first_split));
-        for (Pos page = item.first / page_tokens; page <= (item.last - 1) / page_tokens; ++page) {
-          REQUIRE(pages[b][static_cast<std::size_t>(page)] ==
-                  pages[static_cast<std::size_t>(item.sequence)][static_cast<std::size_t>(page)]);
+        const std::int32_t count = plan.partial_begin[b + 1] - plan.partial_begin[b];
+        REQUIRE(member.partial == (count == 1 ? -1 : plan.partial_begin[b] + split - first_split));
+        for (Pos block = item.first / block_tokens; block <= (item.last - 1) / block_tokens; ++block) {
+          REQUIRE(blocks[b][static_cast<std::size_t>(block)] ==
+                  blocks[static_cast<std::size_t>(item.sequence)][static_cast<std::size_t>(block)]);
         }
       }
     };
@@ -197,8 +196,8 @@ TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]
     }
     const Index positions = std::accumulate(lengths.begin(), lengths.end(), Index{0});
     const cuda::DecodeCapacity most = cuda::decode_capacity(sequences, positions, group, {narrow, wide});
-    REQUIRE(plan.part_begin.back() <= most.parts);
-    REQUIRE(std::ssize(plan.members) <= most.parts);
+    REQUIRE(plan.partial_begin.back() <= most.partials);
+    REQUIRE(std::ssize(plan.members) <= most.partials);
     REQUIRE(std::ssize(plan.narrow) <= most.items);
     REQUIRE(std::ssize(plan.wide) <= most.items);
     std::size_t expected = 0;
@@ -220,14 +219,14 @@ TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]
 }
 
 TEST_CASE("a plan reads a shared prefix once for as many rows as fit", "[cuda]") {
-  std::vector<std::vector<std::int32_t>> pages(16);
+  std::vector<std::vector<std::int32_t>> blocks(16);
   for (int i = 0; i < 16; ++i) {
-    for (int page = 0; page < 64; ++page) {
-      pages[static_cast<std::size_t>(i)].push_back(page);
+    for (int block = 0; block < 64; ++block) {
+      blocks[static_cast<std::size_t>(i)].push_back(block);
     }
-    pages[static_cast<std::size_t>(i)].push_back(100 + i);
+    blocks[static_cast<std::size_t>(i)].push_back(100 + i);
   }
-  const cuda::BatchTables tables = tables_of(16, pages, std::vector<Pos>(16, 1030));
+  const cuda::BatchTables tables = tables_of(16, blocks, std::vector<Pos>(16, 1030));
   const cuda::DecodePlan plan = cuda::make_decode_plan(tables, 4, 0, {8, 32});
   REQUIRE(plan.wide.size() == 4);     // two splits, eight sequences of four heads at a time
   REQUIRE(plan.narrow.size() == 16);  // the end of each

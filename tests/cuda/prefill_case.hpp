@@ -36,7 +36,7 @@ struct PrefillSpec {
 };
 
 /// Numbers of f32, f16 or bf16 in an array, as floats.
-inline float number_at(Format format, const std::vector<std::byte>& bytes, Index i) {
+inline float element_at(Format format, const std::vector<std::byte>& bytes, Index i) {
   if (format == Format::f32) {
     float x;
     std::memcpy(&x, bytes.data() + 4 * i, 4);
@@ -46,7 +46,7 @@ inline float number_at(Format format, const std::vector<std::byte>& bytes, Index
   std::memcpy(&bits, bytes.data() + 2 * i, 2);
   return half_to_float(format, bits);
 }
-inline void put_number(Format format, std::vector<std::byte>& bytes, Index i, float x) {
+inline void put_element(Format format, std::vector<std::byte>& bytes, Index i, float x) {
   if (format == Format::f32) {
     std::memcpy(bytes.data() + 4 * i, &x, 4);
   } else {
@@ -85,7 +85,7 @@ class PrefillCase {
     tables = tables_of(sequences, queries);
     q.resize(static_cast<std::size_t>(tables.queries() * query_heads() * spec.key_dim * kvc::cuda::code_bytes(Q)));
     for (Index i = 0; i < tables.queries() * query_heads() * spec.key_dim; ++i) {
-      put_number(Q, q, i, normal_(random_));
+      put_element(Q, q, i, normal_(random_));
     }
   }
 
@@ -124,7 +124,7 @@ class PrefillCase {
       }
       std::vector<float> rows(static_cast<std::size_t>(n * width));
       for (Index i = 0; i < n * width; ++i) {
-        rows[static_cast<std::size_t>(i)] = number_at(Q, q, first * width + i);
+        rows[static_cast<std::size_t>(i)] = element_at(Q, q, first * width + i);
       }
       const Pos length = spec.sequences[b].length;
       kvc::reference(cache.view(layer(), sequences[b]), {length - queries[b], length},
@@ -142,7 +142,7 @@ class PrefillCase {
   [[nodiscard]] static float difference(const std::vector<std::byte>& out, const std::vector<float>& expected) {
     float largest = 0;
     for (std::size_t i = 0; i < expected.size(); ++i) {
-      const float x = number_at(Q, out, static_cast<Index>(i)), y = expected[i];
+      const float x = element_at(Q, out, static_cast<Index>(i)), y = expected[i];
       if (!(x == y || (std::isnan(x) && std::isnan(y)))) {
         const float apart = std::fabs(x - y);
         largest = apart <= 1e9F ? std::max(largest, apart) : 1e9F;

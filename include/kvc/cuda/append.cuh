@@ -17,8 +17,8 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-template <class Number>
-void require_rows(const MatrixRef<Number>& m, Index cols, Index most_rows, const char* name) {
+template <class Scalar>
+void require_rows(const MatrixRef<Scalar>& m, Index cols, Index most_rows, const char* name) {
   require(m.cols() == cols, kvc::detail::concat({name, " columns"}), m.cols(),
           "heads times dim: " + std::to_string(cols));
   require(m.rows() <= most_rows, kvc::detail::concat({name, " rows"}), m.rows(), "within the limit of the Batch");
@@ -27,9 +27,9 @@ void require_rows(const MatrixRef<Number>& m, Index cols, Index most_rows, const
           "an address that is a multiple of 16");
 }
 
-template <class Number, Format F>
+template <class Scalar, Format F>
 void launch_append(const AppendArguments<F>& a, cudaStream_t stream) {
-  constexpr Format I = format_of<Number>;
+  constexpr Format I = format_of<Scalar>;
   if (a.kv.key_dim <= 128 && a.kv.value_dim <= 128) {
     append_kernel<I, F, true><<<rows_blocks, rows_threads, 0, stream>>>(a);
   } else {
@@ -43,16 +43,16 @@ void launch_append(const AppendArguments<F>& a, cudaStream_t stream) {
 /// Stores rows at the positions of the batch's queries.
 ///
 ///   k  [queries, kv_heads * key_dim]    v  [queries, kv_heads * value_dim]
-///   q  [queries, query_heads * key_dim], turned in place; or empty
-///   rope  how keys and queries turn before they are stored; positions beyond its tables are the caller's mistake
+///   q  [queries, query_heads * key_dim], rotated in place; or empty
+///   rope  how keys and queries are rotated before they are stored; positions beyond its tables are the caller's mistake
 ///
-/// Number is float, __half or __nv_bfloat16. All matrices are in device memory at multiples of 16 bytes, with strides
+/// Scalar is float, __half or __nv_bfloat16. All matrices are in device memory at multiples of 16 bytes, with strides
 /// that are multiples of 8. Rows beyond those of the batch are not touched. May be captured in a graph.
 /// Throws std::invalid_argument if something of this does not fit, or a dim is not a multiple of 8 up to 256; Error.
-template <class Number, Format F>
-void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Number> k, MatrixRef<const Number> v,
-           cudaStream_t stream, const RopeView& rope = {}, MatrixRef<Number> q = {}) {
-  static_assert(format_of<Number> == Format::f32 || code_bytes(format_of<Number>) == 2,
+template <class Scalar, Format F>
+void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Scalar> k, MatrixRef<const Scalar> v,
+           cudaStream_t stream, const RopeView& rope = {}, MatrixRef<Scalar> q = {}) {
+  static_assert(format_of<Scalar> == Format::f32 || code_bytes(format_of<Scalar>) == 2,
                 "keys and values come as float, __half or __nv_bfloat16");
   require(kv.key_dim % 8 == 0 && kv.key_dim <= 256, "key_dim", kv.key_dim, "a multiple of 8 up to 256");
   require(kv.value_dim % 8 == 0 && kv.value_dim <= 256, "value_dim", kv.value_dim, "a multiple of 8 up to 256");
@@ -70,9 +70,9 @@ void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Number> k
             rope.rotary_dim, "a multiple of 16, at most key_dim");
     require(rope.cos != nullptr && rope.sin != nullptr, "rope", "without tables", "with tables in device memory");
   } else {
-    query_heads = 0;  // nothing turns
+    query_heads = 0;  // nothing to rotate
   }
-  detail::launch_append<Number>(
+  detail::launch_append<Scalar>(
       AppendArguments<F>{kv, batch.view(), reinterpret_cast<const std::byte*>(k.data()),
                          reinterpret_cast<const std::byte*>(v.data()), reinterpret_cast<std::byte*>(q.data()),
                          k.stride(), v.stride(), q.stride(), static_cast<std::int32_t>(query_heads), rope},

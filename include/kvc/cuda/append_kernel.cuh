@@ -2,8 +2,8 @@
 // the way if wanted. Rows get the bits that `write` and `rope` give them on a CPU with fused multiply-adds; a NaN
 // stays one, with bits of its own.
 //
-// A warp takes one head of one token. A lane takes 8 numbers; half of the warp takes the key and the other half the
-// value where both have at most 128 numbers, otherwise they come one after the other.
+// A warp takes one head of one token. A lane takes 8 elements; half of the warp takes the key and the other half the
+// value where both have at most 128 elements, otherwise they come one after the other.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Which numbers of a head turn together: see kvc::llama::Interleaved and kvc::llama::HalfSplit in llama/rope.hpp.
+/// Which elements of a head are rotated together: see kvc::llama::Interleaved and kvc::llama::HalfSplit in llama/rope.hpp.
 enum class RopePairing : std::uint8_t { none, interleaved, half_split };
 
 /// Rotations by position, in device memory.
@@ -29,14 +29,14 @@ struct RopeView {
   const float* sin = nullptr;
 };
 
-/// Arguments of append_kernel. Strides are in numbers, from token to token, so that parts of a wider matrix will do.
+/// Arguments of append_kernel. Strides are in elements, from token to token, so that parts of a wider matrix will do.
 template <Format F>
 struct AppendArguments {
   LayerView<F> kv;
   BatchView batch;
   const std::byte* k;  ///< [queries, kv_heads * key_dim]
   const std::byte* v;  ///< [queries, kv_heads * value_dim]
-  std::byte* q;        ///< [queries, query_heads * key_dim], turned in place; not read if query_heads == 0
+  std::byte* q;        ///< [queries, query_heads * key_dim], rotated in place; not read if query_heads == 0
   Index k_stride;
   Index v_stride;
   Index q_stride;
@@ -46,9 +46,9 @@ struct AppendArguments {
 
 namespace detail {
 
-/// Eight numbers of format I at p, as floats.
+/// Eight elements of format I at p, as floats.
 template <Format I>
-__device__ __forceinline__ void load_numbers(const std::byte* p, float (&x)[8]) {
+__device__ __forceinline__ void load_elements(const std::byte* p, float (&x)[8]) {
   if constexpr (I == Format::f32) {
     const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 16);
     x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void load_numbers(const std::byte* p, float (&x)[8]) 
   }
 }
 template <Format I>
-__device__ __forceinline__ void store_numbers(std::byte* p, const float (&x)[8]) {
+__device__ __forceinline__ void store_elements(std::byte* p, const float (&x)[8]) {
   if constexpr (I == Format::f32) {
     *reinterpret_cast<float4*>(p) = {x[0], x[1], x[2], x[3]};
     *reinterpret_cast<float4*>(p + 16) = {x[4], x[5], x[6], x[7]};
@@ -74,10 +74,10 @@ __device__ __forceinline__ void store_numbers(std::byte* p, const float (&x)[8])
   }
 }
 
-/// Turns the numbers 8 chunk .. 8 chunk + 7 of the head at `head`, which are in x.
+/// Rotates the elements 8 chunk .. 8 chunk + 7 of the head at `head`, which are in x.
 template <Format I>
-__device__ __forceinline__ void turn(const RopeView& rope, Pos position, const std::byte* head, int chunk,
-                                     float (&x)[8]) {
+__device__ __forceinline__ void rotate(const RopeView& rope, Pos position, const std::byte* head, int chunk,
+                                       float (&x)[8]) {
   if (rope.pairing == RopePairing::none || 8 * chunk >= rope.rotary_dim) {
     return;
   }
@@ -95,7 +95,7 @@ __device__ __forceinline__ void turn(const RopeView& rope, Pos position, const s
     const bool is_first = 8 * chunk < half;
     const int pair = is_first ? 8 * chunk : 8 * chunk - half;
     float other[8];
-    load_numbers<I>(head + (is_first ? 8 * chunk + half : pair) * code_bytes(I), other);
+    load_elements<I>(head + (is_first ? 8 * chunk + half : pair) * code_bytes(I), other);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float c = cos[pair + i], s = sin[pair + i];
@@ -105,7 +105,7 @@ __device__ __forceinline__ void turn(const RopeView& rope, Pos position, const s
   }
 }
 
-/// The scale of a row of Int8 of which the lanes of a group, `lanes` of them, hold eight numbers each. NaN if one is
+/// The scale of a row of Int8 of which the lanes of a group, `lanes` of them, hold eight elements each. NaN if one is
 /// not finite.
 [[nodiscard]] __device__ __forceinline__ float int8_scale(const float (&x)[8], int lanes) {
   std::uint32_t largest = 0;
@@ -127,11 +127,11 @@ __device__ __forceinline__ void turn(const RopeView& rope, Pos position, const s
   return scale < least ? least : scale > most ? most : scale;
 }
 
-/// Stores eight numbers of a row of format F; for Int8, `scale` is that of the row, and chunk 0 stores it.
+/// Stores eight elements of a row of format F; for Int8, `scale` is that of the row, and chunk 0 stores it.
 template <Format F>
 __device__ __forceinline__ void store_chunk(std::byte* row, int chunk, int dim, const float (&x)[8], float scale) {
   if constexpr (code_bytes(F) >= 2) {
-    store_numbers<F>(row + 8 * chunk * code_bytes(F), x);
+    store_elements<F>(row + 8 * chunk * code_bytes(F), x);
   } else {
     std::uint32_t words[2] = {0, 0};
 #pragma unroll
@@ -157,7 +157,7 @@ __device__ __forceinline__ void store_chunk(std::byte* row, int chunk, int dim, 
 
 }  // namespace detail
 
-/// Stores the rows of the queries of a batch, and turns their queries.  I: format of k, v and q.  Any number of blocks.
+/// Stores the rows of the queries of a batch, and rotates their queries.  I: format of k, v and q.  Any number of blocks.
 ///
 ///   Halves   key_dim and value_dim are at most 128
 template <Format I, Format F, bool Halves>
@@ -171,23 +171,23 @@ __global__ void __launch_bounds__(detail::rows_threads) append_kernel(const __gr
        work < works; work += warps) {
     const auto row = static_cast<std::int32_t>(work / heads);
     const auto head = static_cast<int>(work % heads);
-    const detail::RowOfBatch of = detail::row_of_batch(a.batch, row);
+    const detail::BatchRow of = detail::batch_row(a.batch, row);
     if (head >= a.kv.kv_heads) {  // of the queries: all lanes have read before one writes
       const int dim = a.kv.key_dim;
       std::byte* const at = a.q + (row * a.q_stride + Index{head - a.kv.kv_heads} * dim) * unit;
       const bool mine = lane < lanes && 8 * chunk < dim;
       float x[8] = {};
       if (mine) {
-        detail::load_numbers<I>(at + 8 * chunk * unit, x);
-        detail::turn<I>(a.rope, of.position, at, chunk, x);
+        detail::load_elements<I>(at + 8 * chunk * unit, x);
+        detail::rotate<I>(a.rope, of.position, at, chunk, x);
       }
       __syncwarp();
       if (mine) {
-        detail::store_numbers<I>(at + 8 * chunk * unit, x);
+        detail::store_elements<I>(at + 8 * chunk * unit, x);
       }
       continue;
     }
-    const Place place = a.batch.place(of.sequence, of.position);
+    const RowLocation location = a.batch.locate(of.sequence, of.position);
 #pragma unroll
     for (int pass = 0; pass < (Halves ? 1 : 2); ++pass) {
       const bool is_key = Halves ? lane < 16 : pass == 0;
@@ -196,9 +196,9 @@ __global__ void __launch_bounds__(detail::rows_threads) append_kernel(const __gr
                                            : a.v + (row * a.v_stride + Index{head} * dim) * unit;
       float x[8] = {};
       if (8 * chunk < dim) {
-        detail::load_numbers<I>(from + 8 * chunk * unit, x);
+        detail::load_elements<I>(from + 8 * chunk * unit, x);
         if (is_key) {
-          detail::turn<I>(a.rope, of.position, from, chunk, x);
+          detail::rotate<I>(a.rope, of.position, from, chunk, x);
         }
       }
       float scale = 0.0F;
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(detail::rows_threads) append_kernel(const __gr
       }
       if (8 * chunk < dim) {
         std::byte* const to =
-            is_key ? a.kv.k_row(place.block, head, place.slot) : a.kv.v_row(place.block, head, place.slot);
+            is_key ? a.kv.k_row(location.block, head, location.slot) : a.kv.v_row(location.block, head, location.slot);
         detail::store_chunk<F>(to, chunk, dim, x, scale);
       }
     }

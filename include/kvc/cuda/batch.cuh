@@ -1,6 +1,6 @@
 // Batch: the block tables of a batch in device memory.
 //
-//   cuda::Batch batch({.sequences = 256, .pages = 65536, .queries = 8192});   once
+//   cuda::Batch batch({.sequences = 256, .blocks = 65536, .queries = 8192});   once
 //   batch.upload(cache, steps, stream);                                       each step, after the last extend
 //   cuda::write(cuda::view(cache, layer), batch, ...);                        each layer; may be a captured graph
 //
@@ -26,26 +26,26 @@ namespace cuda {
 /// The largest batch there will be.
 struct BatchLimits {
   Index sequences = 0;
-  Index pages = 0;    ///< of all sequences: blocks of a paged policy, one per sequence of a contiguous one
+  Index blocks = 0;   ///< of all sequences: blocks of a paged policy, one per sequence of a contiguous one
   Index queries = 0;  ///< rows of queries of all sequences
 };
 
 class Batch {
  public:
   /// Throws std::invalid_argument if a limit is not between 1 and 2^31 - 1, OutOfMemory, Error.
-  explicit Batch(const BatchLimits& limits) : limits_(checked(limits)), at_(limits_), upload_(at_.bytes) {}
+  explicit Batch(const BatchLimits& limits) : limits_(checked(limits)), offsets_(limits_), upload_(offsets_.bytes) {}
 
   [[nodiscard]] const BatchLimits& limits() const noexcept { return limits_; }
   /// What kernels read. The same for the life of the batch.
   [[nodiscard]] BatchView view() const noexcept {
     const std::byte* const p = upload_.device();
     const auto array = [p](std::size_t at) { return reinterpret_cast<const std::int32_t*>(p + at); };
-    return {reinterpret_cast<const BatchHeader*>(p + at_.header),
-            array(at_.q_indptr),
-            array(at_.kv_indptr),
-            array(at_.kv_indices),
-            array(at_.page_slots),
-            array(at_.seq_lens)};
+    return {reinterpret_cast<const BatchHeader*>(p + offsets_.header),
+            array(offsets_.q_indptr),
+            array(offsets_.kv_indptr),
+            array(offsets_.kv_indices),
+            array(offsets_.first_slots),
+            array(offsets_.seq_lens)};
   }
 
   /// Throws std::invalid_argument if the batch is larger than the limits, or the stream is being captured; nothing has
@@ -53,20 +53,21 @@ class Batch {
   void upload(const BatchTables& tables, cudaStream_t stream) {
     require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
             "within the limit of the Batch");
-    require(static_cast<Index>(tables.kv_indices.size()) <= limits_.pages, "pages of the batch",
+    require(static_cast<Index>(tables.kv_indices.size()) <= limits_.blocks, "blocks of the batch",
             tables.kv_indices.size(), "within the limit of the Batch");
     require(tables.queries() <= limits_.queries, "rows of queries", tables.queries(), "within the limit of the Batch");
     std::byte* const p = upload_.begin(stream);
-    const BatchHeader header{tables.size(), tables.queries(), Divisor(tables.page_tokens), !tables.page_slots.empty()};
-    detail::put(p, at_.header, std::span<const BatchHeader>(&header, 1));
+    const BatchHeader header{tables.size(), tables.queries(), Divisor(tables.block_tokens),
+                             !tables.first_slots.empty()};
+    detail::put(p, offsets_.header, std::span<const BatchHeader>(&header, 1));
     const auto put = [p](std::size_t at, const std::vector<std::int32_t>& from) {
       return detail::put(p, at, std::span<const std::int32_t>(from));
     };
-    put(at_.q_indptr, tables.q_indptr);
-    put(at_.kv_indptr, tables.kv_indptr);
-    put(at_.seq_lens, tables.seq_lens);
-    upload_.send(0, put(at_.kv_indices, tables.kv_indices), stream);
-    upload_.send(at_.page_slots, put(at_.page_slots, tables.page_slots), stream);
+    put(offsets_.q_indptr, tables.q_indptr);
+    put(offsets_.kv_indptr, tables.kv_indptr);
+    put(offsets_.seq_lens, tables.seq_lens);
+    upload_.send(0, put(offsets_.kv_indices, tables.kv_indices), stream);
+    upload_.send(offsets_.first_slots, put(offsets_.first_slots, tables.first_slots), stream);
     upload_.end(stream);
   }
   /// The tables of the sequences of `appends`, each with the rows that its append reserves; launches the copies that
@@ -80,28 +81,28 @@ class Batch {
   }
 
  private:
-  struct Places {
-    explicit Places(const BatchLimits& limits) {
-      Sections sections;
-      header = sections.add<BatchHeader>(1);
-      q_indptr = sections.add<std::int32_t>(limits.sequences + 1);
-      kv_indptr = sections.add<std::int32_t>(limits.sequences + 1);
-      seq_lens = sections.add<std::int32_t>(limits.sequences);
-      kv_indices = sections.add<std::int32_t>(limits.pages);
-      page_slots = sections.add<std::int32_t>(limits.pages);
-      bytes = sections.bytes();
+  struct Offsets {
+    explicit Offsets(const BatchLimits& limits) {
+      BufferLayout layout;
+      header = layout.add<BatchHeader>(1);
+      q_indptr = layout.add<std::int32_t>(limits.sequences + 1);
+      kv_indptr = layout.add<std::int32_t>(limits.sequences + 1);
+      seq_lens = layout.add<std::int32_t>(limits.sequences);
+      kv_indices = layout.add<std::int32_t>(limits.blocks);
+      first_slots = layout.add<std::int32_t>(limits.blocks);
+      bytes = layout.bytes();
     }
-    std::size_t header, q_indptr, kv_indptr, seq_lens, kv_indices, page_slots, bytes;
+    std::size_t header, q_indptr, kv_indptr, seq_lens, kv_indices, first_slots, bytes;
   };
   static const BatchLimits& checked(const BatchLimits& limits) {
     require_between(limits.sequences, Index{1}, Index{max_pos}, "limits.sequences");
-    require_between(limits.pages, Index{1}, Index{max_pos}, "limits.pages");
+    require_between(limits.blocks, Index{1}, Index{max_pos}, "limits.blocks");
     require_between(limits.queries, Index{1}, Index{max_pos}, "limits.queries");
     return limits;
   }
 
   BatchLimits limits_;
-  Places at_;
+  Offsets offsets_;
   Upload upload_;
 };
 

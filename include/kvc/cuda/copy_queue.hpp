@@ -22,7 +22,7 @@ class CopyQueue {
   void clear() noexcept { waiting_.clear(); }
   void push(const GridCopy& copy) { waiting_.push_back(copy); }
 
-  /// Whether `copy` touches what one in waiting writes, or writes what it reads. By the stretches of memory that a
+  /// Whether `copy` touches what one in waiting writes, or writes what it reads. By the ranges of memory that a
   /// layer of each spans, so copies of distinct blocks never conflict, and those of keys and values never do. O(copies
   /// in waiting).
   [[nodiscard]] bool conflicts(const GridCopy& copy) const noexcept {
@@ -33,26 +33,26 @@ class CopyQueue {
   }
 
  private:
-  [[nodiscard]] static Index inner_span(const GridCopy& copy) noexcept {
+  [[nodiscard]] static Index inner_extent(const GridCopy& copy) noexcept {
     return (copy.extents[1] - 1) * copy.strides[1] + (copy.extents[2] - 1) * copy.strides[2] + copy.bytes;
   }
-  [[nodiscard]] static Index span(const GridCopy& copy) noexcept {
-    return (copy.extents[0] - 1) * copy.strides[0] + inner_span(copy);
+  [[nodiscard]] static Index extent(const GridCopy& copy) noexcept {
+    return (copy.extents[0] - 1) * copy.strides[0] + inner_extent(copy);
   }
-  /// Whether the pieces of grid `a` at x and those of grid `b` at y may overlap.
+  /// Whether the spans of grid `a` at x and those of grid `b` at y may overlap.
   [[nodiscard]] static bool touch(const std::byte* x, const GridCopy& a, const std::byte* y,
                                   const GridCopy& b) noexcept {
     const auto at = [](const std::byte* p) { return static_cast<Index>(reinterpret_cast<std::uintptr_t>(p)); };
-    if (at(x) >= at(y) + span(b) || at(y) >= at(x) + span(a)) {
+    if (at(x) >= at(y) + extent(b) || at(y) >= at(x) + extent(a)) {
       return false;
     }
     const Index period = a.strides[0];
-    if (a.extents[0] == 1 || b.extents[0] == 1 || period != b.strides[0] || inner_span(a) > period ||
-        inner_span(b) > period) {
+    if (a.extents[0] == 1 || b.extents[0] == 1 || period != b.strides[0] || inner_extent(a) > period ||
+        inner_extent(b) > period) {
       return true;
     }
     const Index distance = ((at(y) - at(x)) % period + period) % period;  // both repeat from layer to layer
-    return distance < inner_span(a) || distance + inner_span(b) > period;
+    return distance < inner_extent(a) || distance + inner_extent(b) > period;
   }
 
   std::vector<GridCopy> waiting_;

@@ -42,8 +42,8 @@ struct DecodeLimits {
 };
 
 namespace detail {
-/// Query rows that the kernels take at once. What registers hold: beside a cache of 16-bit numbers at most 32, of
-/// bytes, which need more to be made 16-bit numbers, 16; and 8 beyond dim 128.
+/// Query rows that the kernels take at once. What registers hold: beside a cache of 16-bit elements at most 32, of
+/// bytes, which need more to be made 16-bit elements, 16; and 8 beyond dim 128.
 [[nodiscard]] constexpr RowTiles row_tiles(Format format, Index group, Index dim) noexcept {
   const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
   return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
@@ -67,10 +67,10 @@ class DecodeWork {
   /// one of kv_heads; OutOfMemory; Error.
   explicit DecodeWork(const DecodeLimits& limits)
       : limits_(checked(limits)),
-        at_(limits_),
-        upload_(at_.bytes),
-        parts_(static_cast<std::size_t>(at_.parts * limits_.query_heads * limits_.dim) * sizeof(float)),
-        part_sums_(static_cast<std::size_t>(at_.parts * limits_.query_heads * 2) * sizeof(float)) {}
+        offsets_(limits_),
+        upload_(offsets_.bytes),
+        partials_(static_cast<std::size_t>(offsets_.partials * limits_.query_heads * limits_.dim) * sizeof(float)),
+        partial_sums_(static_cast<std::size_t>(offsets_.partials * limits_.query_heads * 2) * sizeof(float)) {}
 
   [[nodiscard]] const DecodeLimits& limits() const noexcept { return limits_; }
   [[nodiscard]] std::int32_t group() const noexcept {
@@ -80,14 +80,16 @@ class DecodeWork {
   [[nodiscard]] Pos window() const noexcept { return window_; }
   [[nodiscard]] DecodePlanView view() const noexcept {
     const std::byte* const p = upload_.device();
-    return {reinterpret_cast<const std::int32_t*>(p + at_.counts), reinterpret_cast<const DecodeItem*>(p + at_.narrow),
-            reinterpret_cast<const DecodeItem*>(p + at_.wide), reinterpret_cast<const DecodeMember*>(p + at_.members),
-            reinterpret_cast<const std::int32_t*>(p + at_.part_begin)};
+    return {reinterpret_cast<const std::int32_t*>(p + offsets_.counts),
+            reinterpret_cast<const DecodeItem*>(p + offsets_.narrow),
+            reinterpret_cast<const DecodeItem*>(p + offsets_.wide),
+            reinterpret_cast<const DecodeMember*>(p + offsets_.members),
+            reinterpret_cast<const std::int32_t*>(p + offsets_.partial_begin)};
   }
-  [[nodiscard]] float* parts() const noexcept { return reinterpret_cast<float*>(parts_.data()); }
-  [[nodiscard]] float* part_sums() const noexcept { return reinterpret_cast<float*>(part_sums_.data()); }
+  [[nodiscard]] float* partials() const noexcept { return reinterpret_cast<float*>(partials_.data()); }
+  [[nodiscard]] float* partial_sums() const noexcept { return reinterpret_cast<float*>(partial_sums_.data()); }
 
-  /// Plans the decode of one row of each sequence and uploads the plan. O(pages, and items, of the batch).
+  /// Plans the decode of one row of each sequence and uploads the plan. O(blocks, and items, of the batch).
   /// Throws std::invalid_argument if the batch is larger than the limits, the window negative, or the stream being
   /// captured.
   void upload(const BatchTables& tables, Pos window, cudaStream_t stream, bool share_prefixes = true) {
@@ -103,35 +105,36 @@ class DecodeWork {
     const std::int32_t counts[2] = {static_cast<std::int32_t>(plan.narrow.size()),
                                     static_cast<std::int32_t>(plan.wide.size())};
     std::byte* const p = upload_.begin(stream);
-    detail::put(p, at_.counts, std::span<const std::int32_t>(counts));
-    upload_.send(0, detail::put(p, at_.part_begin, std::span<const std::int32_t>(plan.part_begin)), stream);
-    upload_.send(at_.narrow, detail::put(p, at_.narrow, std::span<const DecodeItem>(plan.narrow)), stream);
-    upload_.send(at_.wide, detail::put(p, at_.wide, std::span<const DecodeItem>(plan.wide)), stream);
-    upload_.send(at_.members, detail::put(p, at_.members, std::span<const DecodeMember>(plan.members)), stream);
+    detail::put(p, offsets_.counts, std::span<const std::int32_t>(counts));
+    upload_.send(0, detail::put(p, offsets_.partial_begin, std::span<const std::int32_t>(plan.partial_begin)), stream);
+    upload_.send(offsets_.narrow, detail::put(p, offsets_.narrow, std::span<const DecodeItem>(plan.narrow)), stream);
+    upload_.send(offsets_.wide, detail::put(p, offsets_.wide, std::span<const DecodeItem>(plan.wide)), stream);
+    upload_.send(offsets_.members, detail::put(p, offsets_.members, std::span<const DecodeMember>(plan.members)),
+                 stream);
     upload_.end(stream);
     window_ = window;
   }
 
  private:
-  struct Places {
-    explicit Places(const DecodeLimits& limits) {
+  struct Offsets {
+    explicit Offsets(const DecodeLimits& limits) {
       const Index group = limits.query_heads / limits.kv_heads;
       const DecodeCapacity most = decode_capacity(limits.sequences, limits.positions, group,
                                                   detail::row_tiles(limits.format, group, limits.dim));
-      parts = most.parts;
+      partials = most.partials;
       items = most.items;
       require(items * limits.kv_heads <= max_pos, "limits.positions", limits.positions,
               "so few that there are less than 2^31 items, of up to 512 positions of a kv head");
-      Sections sections;
-      counts = sections.add<std::int32_t>(2);
-      part_begin = sections.add<std::int32_t>(limits.sequences + 1);
-      narrow = sections.add<DecodeItem>(items);
-      wide = sections.add<DecodeItem>(items);
-      members = sections.add<DecodeMember>(parts);
-      bytes = sections.bytes();
+      BufferLayout layout;
+      counts = layout.add<std::int32_t>(2);
+      partial_begin = layout.add<std::int32_t>(limits.sequences + 1);
+      narrow = layout.add<DecodeItem>(items);
+      wide = layout.add<DecodeItem>(items);
+      members = layout.add<DecodeMember>(partials);
+      bytes = layout.bytes();
     }
-    Index parts, items;
-    std::size_t counts, part_begin, narrow, wide, members, bytes;
+    Index partials, items;
+    std::size_t counts, partial_begin, narrow, wide, members, bytes;
   };
   static const DecodeLimits& checked(const DecodeLimits& limits) {
     require_between(limits.sequences, Index{1}, Index{max_pos}, "limits.sequences");
@@ -148,10 +151,10 @@ class DecodeWork {
   }
 
   DecodeLimits limits_;
-  Places at_;
+  Offsets offsets_;
   Upload upload_;
-  DeviceBuffer parts_;
-  DeviceBuffer part_sums_;
+  DeviceBuffer partials_;
+  DeviceBuffer partial_sums_;
   Pos window_ = 0;
 };
 
@@ -196,20 +199,20 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 /// out[b] = attention of query row b, at the last position of sequence b, over the positions that the options let it
 /// see.
 ///
-///   kv     one layer of a cache, of f16 or bf16 (then Number is the same), Fp8E4M3 or Int8
+///   kv     one layer of a cache, of f16 or bf16 (then Scalar is the same), Fp8E4M3 or Int8
 ///   batch  the tables of the sequences     work  the plan of the same tables
 ///   q      [batch, query_heads * dim]      out   [batch, query_heads * dim]; in device memory, 16-byte aligned
 ///
 /// A sequence without positions gives 0. Each key and value is read once for up to 32 query heads of its GQA group (16
 /// of a cache of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it.
 /// Throws std::invalid_argument if extents, options or alignment do not fit, Error if a launch fails.
-template <class Number, Format F>
-void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Number* q, Number* out,
+template <class Scalar, Format F>
+void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Scalar* q, Scalar* out,
             const AttentionOptions& options, cudaStream_t stream) {
-  constexpr Format Q = format_of<Number>;
+  constexpr Format Q = format_of<Scalar>;
   static_assert(Q == Format::f16 || Q == Format::bf16, "queries are __half or __nv_bfloat16");
   static_assert(F == Q || code_bytes(F) == 1,
-                "a cache of 16-bit numbers takes queries of the same, and one of float none");
+                "a cache of 16-bit elements takes queries of the same, and one of float none");
   const DecodeLimits& limits = work.limits();
   const float scale = checked_scale(options, kv.key_dim);
   require(F == limits.format, "format", static_cast<int>(F), "that of the DecodeWork");
@@ -225,8 +228,8 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
                              work.view(),
                              reinterpret_cast<const std::byte*>(q),
                              reinterpret_cast<std::byte*>(out),
-                             work.parts(),
-                             work.part_sums(),
+                             work.partials(),
+                             work.partial_sums(),
                              static_cast<std::int32_t>(limits.query_heads),
                              work.group(),
                              scale,

@@ -1,9 +1,9 @@
-// decode_kernel: attention of one row per sequence, in pieces. merge_kernel.cuh makes the pieces one.
+// decode_kernel: attention of one row per sequence, split by split. merge_kernel.cuh merges the splits.
 //
 // A block of four warps takes an item, one split of 512 positions of one kv head, for all query heads of its GQA group
 // and all sequences that the item serves. Step s of warp w are the 16 T positions from 16 T (4 s + w): each warp
 // carries a running maximum, sum and output over its steps, and the four states are merged at the end. The scores are
-// computed transposed, S^T = K Q^T and O^T += V^T P^T, so that the rows of the tiles are positions and numbers of a
+// computed transposed, S^T = K Q^T and O^T += V^T P^T, so that the rows of the tiles are positions and elements of a
 // head, of which there are many, and their eight columns query rows, of which there are few: a GQA group of up to
 // eight heads wastes no register.
 //
@@ -32,10 +32,10 @@ struct DecodePlanView {
   const DecodeItem* narrow;
   const DecodeItem* wide;
   const DecodeMember* members;
-  const std::int32_t* part_begin;  ///< [batch + 1]
+  const std::int32_t* partial_begin;  ///< [batch + 1]
 };
 
-/// Arguments of both kernels. Numbers of the outputs are of the format of the queries.
+/// Arguments of both kernels. Elements of the outputs are of the format of the queries.
 template <Format F>
 struct DecodeArguments {
   LayerView<F> kv;
@@ -43,8 +43,9 @@ struct DecodeArguments {
   DecodePlanView plan;
   const std::byte* q;  ///< [batch, query_heads * key_dim]
   std::byte* out;      ///< [batch, query_heads * value_dim]
-  float* parts;        ///< [parts, query_heads, value_dim]; outputs of parts, not divided by their sums
-  float* part_sums;    ///< [parts, query_heads, 2]; largest score times log2(e), and sum of exponentials relative to it
+  float* partials;     ///< [partials, query_heads, value_dim]; outputs of parts, not divided by their sums
+  float*
+      partial_sums;  ///< [partials, query_heads, 2]; largest score times log2(e), and sum of exponentials relative to it
   std::int32_t query_heads;
   std::int32_t group;  ///< query heads per kv head
   float scale;
@@ -56,32 +57,32 @@ namespace detail {
 /// Where an item's rows are: fills the offsets of its positions. What is beyond them is filled with the nearest, so
 /// that the loads of a thread need no branch and do not wait for each other.
 template <Format F, class Shared>
-__device__ __forceinline__ void find_rows(const DecodeArguments<F>& a, const BatchHeader& header,
-                                          const DecodeItem& item, Shared& shared) {
+__device__ __forceinline__ void locate_rows(const DecodeArguments<F>& a, const BatchHeader& header,
+                                            const DecodeItem& item, Shared& shared) {
   const int split = item.first / split_positions * split_positions;
-  const std::int32_t pages = a.batch.kv_indptr[item.sequence];
-  Place places[split_positions / decode_threads];
+  const std::int32_t first_entry = a.batch.kv_indptr[item.sequence];
+  RowLocation locations[split_positions / decode_threads];
 #pragma unroll
   for (int i = 0; i < split_positions / decode_threads; ++i) {
     const Pos position = split + i * decode_threads + static_cast<int>(threadIdx.x);
     const Pos inside = position < item.first ? item.first : position < item.last ? position : item.last - 1;
-    places[i] = a.batch.place(header, pages, inside);
+    locations[i] = a.batch.locate(header, first_entry, inside);
   }
 #pragma unroll
   for (int i = 0; i < split_positions / decode_threads; ++i) {
     const int at = i * decode_threads + static_cast<int>(threadIdx.x);
-    shared.k_offset[at] = a.kv.k.offset(places[i].block, 0, places[i].slot);
-    shared.v_offset[at] = a.kv.v.offset(places[i].block, 0, places[i].slot);
+    shared.k_offset[at] = a.kv.k.offset(locations[i].block, 0, locations[i].slot);
+    shared.v_offset[at] = a.kv.v.offset(locations[i].block, 0, locations[i].slot);
   }
 }
 
 /// A row of an item: which sequence and query head it is of.
-struct RowOfItem {
+struct ItemRow {
   DecodeMember member;
   std::int32_t head;
 };
 template <Format F>
-__device__ __forceinline__ RowOfItem row_of(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head, int row) {
+__device__ __forceinline__ ItemRow item_row(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head, int row) {
   const int member = row / item.heads;
   return {a.plan.members[item.first_member + member],
           kv_head * a.group + item.first_head + (row - member * item.heads)};
@@ -100,9 +101,9 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
     const int row = i * decode_warps + warp;
     uint4 chunk{0, 0, 0, 0};
     if (row < rows && 8 * lane < dim) {
-      const RowOfItem of = row_of(a, item, kv_head, row);
+      const ItemRow of = item_row(a, item, kv_head, row);
       const Index at = (Index{of.member.sequence} * a.query_heads + of.head) * dim + 8 * lane;
-      chunk = device::load_shared<uint4>(a.q + 2 * at);
+      chunk = device::load_readonly<uint4>(a.q + 2 * at);
     }
     float scale = a.softcap > 0 ? a.scale : device::multiply(a.scale, log2_e);
     if constexpr (Q != C) {
@@ -120,10 +121,10 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
         largest = other > largest ? other : largest;
       }
       const std::uint32_t exponent = largest >> 23 > 253U ? 253U : largest >> 23 < 1U ? 1U : largest >> 23;
-      const float shrink = device::from_bits((254U - exponent) << 23);
+      const float normaliser = device::from_bits((254U - exponent) << 23);
       for (int j = 0; j < 4; ++j) {
-        words[j] = device::pack<C>(device::multiply(device::low_of<Q>(words[j]), shrink),
-                                   device::multiply(device::high_of<Q>(words[j]), shrink));
+        words[j] = device::pack<C>(device::multiply(device::low_of<Q>(words[j]), normaliser),
+                                   device::multiply(device::high_of<Q>(words[j]), normaliser));
       }
       chunk = {words[0], words[1], words[2], words[3]};
       scale = device::multiply(scale, device::from_bits(exponent << 23));
@@ -139,8 +140,8 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
 
 /// The states of the four warps become one for each row, and go to the output or to the parts.
 template <Format F, Format Q, int D, int N>
-__device__ __forceinline__ void finish(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head,
-                                       const WarpState<D, N>& state, DecodeShared<D, N>& shared) {
+__device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head,
+                                                const WarpState<D, N>& state, DecodeShared<D, N>& shared) {
   constexpr int stride = DecodeShared<D, N>::o_stride;
   const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
   const int g = lane / 4, t = lane % 4, dim = a.kv.value_dim, rows = item.members * item.heads;
@@ -162,7 +163,7 @@ __device__ __forceinline__ void finish(const DecodeArguments<F>& a, const Decode
                                                state.o[n][c][2][2 + e], state.o[n][c][3][2 + e]};
         }
       }
-      const float l = device::sum_of_column(state.l[n][e]);
+      const float l = device::column_sum(state.l[n][e]);
       if (g == 0) {
         shared.m[row] = state.m[n][e];
         shared.l[row] = l;
@@ -171,7 +172,7 @@ __device__ __forceinline__ void finish(const DecodeArguments<F>& a, const Decode
     __syncthreads();
     const int row = static_cast<int>(threadIdx.x) / 16;  // sixteen threads to a row
     if (8 * n + row < rows) {
-      const RowOfItem of = row_of(a, item, kv_head, 8 * n + row);
+      const ItemRow of = item_row(a, item, kv_head, 8 * n + row);
       float m = device::minus_infinity, l = 0.0F, weights[decode_warps];
       for (int w = 0; w < decode_warps; ++w) {
         m = device::maximum(m, shared.m[8 * w + row]);
@@ -179,11 +180,11 @@ __device__ __forceinline__ void finish(const DecodeArguments<F>& a, const Decode
       const float reference = reference_of(m);
 #pragma unroll
       for (int w = 0; w < decode_warps; ++w) {
-        weights[w] = device::power_of_two(device::add(shared.m[8 * w + row], -reference));
+        weights[w] = device::exp2(device::add(shared.m[8 * w + row], -reference));
         l = device::multiply_add(shared.l[8 * w + row], weights[w], l);
       }
       const Index out_row = Index{of.member.sequence} * a.query_heads + of.head;
-      const Index part_row = Index{of.member.part} * a.query_heads + of.head;
+      const Index partial_row = Index{of.member.partial} * a.query_heads + of.head;
       for (int d = static_cast<int>(threadIdx.x) % 16 * 4; d < dim; d += 64) {
         float o[4] = {0.0F, 0.0F, 0.0F, 0.0F};
 #pragma unroll
@@ -194,16 +195,16 @@ __device__ __forceinline__ void finish(const DecodeArguments<F>& a, const Decode
           o[2] = device::multiply_add(from.z, weights[w], o[2]);
           o[3] = device::multiply_add(from.w, weights[w], o[3]);
         }
-        if (of.member.part >= 0) {
-          *reinterpret_cast<float4*>(a.parts + part_row * dim + d) = {o[0], o[1], o[2], o[3]};
+        if (of.member.partial >= 0) {
+          *reinterpret_cast<float4*>(a.partials + partial_row * dim + d) = {o[0], o[1], o[2], o[3]};
         } else {
           const auto value = [l](float x) { return l == 0.0F ? 0.0F : device::divide(x, l); };
           *reinterpret_cast<uint2*>(a.out + 2 * (out_row * dim + d)) = {device::pack<Q>(value(o[0]), value(o[1])),
                                                                         device::pack<Q>(value(o[2]), value(o[3]))};
         }
       }
-      if (of.member.part >= 0 && threadIdx.x % 16U == 0) {
-        *reinterpret_cast<float2*>(a.part_sums + 2 * part_row) = {m, l};
+      if (of.member.partial >= 0 && threadIdx.x % 16U == 0) {
+        *reinterpret_cast<float2*>(a.partial_sums + 2 * partial_row) = {m, l};
       }
     }
     __syncthreads();
@@ -232,7 +233,7 @@ __global__ void __launch_bounds__(detail::decode_threads)
     const int kv_head = work % kv_heads;
     const DecodeItem item = (wide ? a.plan.wide : a.plan.narrow)[work / kv_heads];
     __syncthreads();  // the one before is done with the shared memory
-    detail::find_rows(a, *a.batch.header, item, shared);
+    detail::locate_rows(a, *a.batch.header, item, shared);
     detail::load_queries<F, Q, D, N>(a, item, kv_head, shared);
     __syncthreads();
 
@@ -260,14 +261,14 @@ __global__ void __launch_bounds__(detail::decode_threads)
       detail::multiply_keys<F, Q, D, N, T>(keys, shared, s);
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        detail::soften<F, D, N, T>(s[n], n, keys, range, shared.scale, a.softcap, state);
+        detail::online_softmax<F, D, N, T>(s[n], n, keys, range, shared.scale, a.softcap, state);
       }
       if (at + 1 < end) {
         keys.load(k, shared.k_offset, {base + (at + 1) * step, first, last}, a.kv.key_dim);
       }
       detail::multiply_values<F, Q, D, N, T>(values, s, state);
     }
-    detail::finish<F, Q, D, N>(a, item, kv_head, state, shared);
+    detail::merge_and_store<F, Q, D, N>(a, item, kv_head, state, shared);
   }
 }
 

@@ -1,9 +1,9 @@
-// The plan of a decode: which pieces of work there are, and which of them serve several sequences. Made on the host
+// The plan of a decode: which work items there are, and which of them serve several sequences. Made on the host
 // from the block tables, once per step and window; it serves all layers.
 //
 // A sequence is cut into splits of 512 positions at multiples of 512, whatever else is in the batch, so that its
 // result has the same bits in every batch. An item is one split, for one sequence or for all those that have the same
-// pages there: the rows of a shared prefix are read once for as many query rows as fit an item. (Shared prefixes:
+// blocks there: the rows of a shared prefix are read once for as many query rows as fit an item. (Shared prefixes:
 // Hydragen, 2024; FlashInfer's cascade, 2024. Fixed splits: Flash-Decoding, 2023.) Only whole splits are shared, and
 // only among sequences that may see all of the split.
 #pragma once
@@ -38,7 +38,7 @@ struct DecodeItem {
 /// A sequence that an item serves, and where its partial state goes: -1 if it is the whole result.
 struct DecodeMember {
   std::int32_t sequence;
-  std::int32_t part;
+  std::int32_t partial;
 };
 
 /// Query rows that the two kernels take at a time. `narrow` is for items of one sequence, `wide` for shared ones.
@@ -51,31 +51,31 @@ struct DecodePlan {
   std::vector<DecodeItem> narrow;
   std::vector<DecodeItem> wide;
   std::vector<DecodeMember> members;
-  std::vector<std::int32_t> part_begin;  ///< [size + 1]; parts before sequence b
+  std::vector<std::int32_t> partial_begin;  ///< [size + 1]; parts before sequence b
 };
 
 /// The most parts, and items of one list, that a plan has for so many sequences and positions of all of them together.
 struct DecodeCapacity {
-  Index parts;  ///< and members
+  Index partials;  ///< and members
   Index items;
 };
 /// A sequence has at most one split more than it fills, and a split one item for each tile of its query heads.
 [[nodiscard]] constexpr DecodeCapacity decode_capacity(Index sequences, Index positions, Index group,
                                                        RowTiles tiles) noexcept {
-  const Index parts = positions / split_positions + 2 * sequences;
-  return {parts, parts * ceil_div(group, Index{tiles.narrow})};
+  const Index partials = positions / split_positions + 2 * sequences;
+  return {partials, partials * ceil_div(group, Index{tiles.narrow})};
 }
 
 namespace detail {
 
-/// Whole splits in which two sequences have the same pages from their beginning on. O(pages of the shorter).
+/// Whole splits in which two sequences have the same blocks from their beginning on. O(blocks of the shorter).
 [[nodiscard]] inline Pos shared_splits(const BatchTables& tables, std::int32_t a, std::int32_t b) {
-  const auto pages_a = tables.pages(a), pages_b = tables.pages(b);
-  const auto slots_a = tables.slots(a), slots_b = tables.slots(b);
-  const std::size_t most = std::min(pages_a.size(), pages_b.size());
+  const auto blocks_a = tables.blocks_of(a), blocks_b = tables.blocks_of(b);
+  const auto slots_a = tables.first_slots_of(a), slots_b = tables.first_slots_of(b);
+  const std::size_t most = std::min(blocks_a.size(), blocks_b.size());
   auto same = static_cast<std::size_t>(
-      std::mismatch(pages_a.begin(), pages_a.begin() + static_cast<std::ptrdiff_t>(most), pages_b.begin()).first -
-      pages_a.begin());
+      std::mismatch(blocks_a.begin(), blocks_a.begin() + static_cast<std::ptrdiff_t>(most), blocks_b.begin()).first -
+      blocks_a.begin());
   if (!slots_a.empty()) {
     same = static_cast<std::size_t>(
         std::mismatch(slots_a.begin(), slots_a.begin() + static_cast<std::ptrdiff_t>(same), slots_b.begin()).first -
@@ -83,26 +83,26 @@ namespace detail {
   }
   const Index length =
       std::min(tables.seq_lens[static_cast<std::size_t>(a)], tables.seq_lens[static_cast<std::size_t>(b)]);
-  return static_cast<Pos>(std::min(static_cast<Index>(same) * tables.page_tokens, length) / split_positions);
+  return static_cast<Pos>(std::min(static_cast<Index>(same) * tables.block_tokens, length) / split_positions);
 }
 
-/// Sequences in an order in which those that share pages are neighbours.
-[[nodiscard]] inline std::vector<std::int32_t> order_by_pages(const BatchTables& tables) {
+/// Sequences in an order in which those that share blocks are neighbours.
+[[nodiscard]] inline std::vector<std::int32_t> order_by_blocks(const BatchTables& tables) {
   std::vector<std::int32_t> order(static_cast<std::size_t>(tables.size()));
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    const auto pages_a = tables.pages(a), pages_b = tables.pages(b);
-    const auto slots_a = tables.slots(a), slots_b = tables.slots(b);
-    const std::size_t most = std::min(pages_a.size(), pages_b.size());
+    const auto blocks_a = tables.blocks_of(a), blocks_b = tables.blocks_of(b);
+    const auto slots_a = tables.first_slots_of(a), slots_b = tables.first_slots_of(b);
+    const std::size_t most = std::min(blocks_a.size(), blocks_b.size());
     for (std::size_t i = 0; i < most; ++i) {
-      if (pages_a[i] != pages_b[i]) {
-        return pages_a[i] < pages_b[i];
+      if (blocks_a[i] != blocks_b[i]) {
+        return blocks_a[i] < blocks_b[i];
       }
       if (!slots_a.empty() && slots_a[i] != slots_b[i]) {
         return slots_a[i] < slots_b[i];
       }
     }
-    return pages_a.size() > pages_b.size();
+    return blocks_a.size() > blocks_b.size();
   });
   return order;
 }
@@ -115,13 +115,13 @@ namespace detail {
 ///   tiles   rows that the kernels take at a time
 ///   share   whether to look for shared prefixes
 ///
-/// O(pages, and items, of the batch; times log of its size for the order).
+/// O(blocks, and items, of the batch; times log of its size for the order).
 [[nodiscard]] inline DecodePlan make_decode_plan(const BatchTables& tables, std::int32_t group, Pos window,
                                                  RowTiles tiles, bool share = true) {
   const std::int32_t size = tables.size();
   DecodePlan plan;
   std::vector<Pos> first_visible(static_cast<std::size_t>(size));
-  plan.part_begin.push_back(0);
+  plan.partial_begin.push_back(0);
   Pos most_splits = 0;
   for (std::int32_t b = 0; b < size; ++b) {
     const Pos length = tables.seq_lens[static_cast<std::size_t>(b)];
@@ -129,14 +129,14 @@ namespace detail {
     first_visible[static_cast<std::size_t>(b)] = first;
     const Pos splits = ceil_div(length, split_positions);
     most_splits = std::max(most_splits, splits);
-    plan.part_begin.push_back(plan.part_begin.back() + splits - first / split_positions);
+    plan.partial_begin.push_back(plan.partial_begin.back() + splits - first / split_positions);
   }
 
   std::vector<std::int32_t> order(static_cast<std::size_t>(size));
   std::iota(order.begin(), order.end(), 0);
   std::vector<Pos> shared(static_cast<std::size_t>(size), 0);  // splits in common with the sequence before in the order
   if (share && size > 1) {
-    order = detail::order_by_pages(tables);
+    order = detail::order_by_blocks(tables);
     for (std::size_t i = 1; i < order.size(); ++i) {
       shared[i] = detail::shared_splits(tables, order[i - 1], order[i]);
     }
@@ -144,8 +144,8 @@ namespace detail {
 
   const auto member = [&](std::int32_t b, Pos split) {
     const auto at = static_cast<std::size_t>(b);
-    const bool whole = plan.part_begin[at + 1] - plan.part_begin[at] == 1;
-    return DecodeMember{b, whole ? -1 : plan.part_begin[at] + split - first_visible[at] / split_positions};
+    const bool whole = plan.partial_begin[at + 1] - plan.partial_begin[at] == 1;
+    return DecodeMember{b, whole ? -1 : plan.partial_begin[at] + split - first_visible[at] / split_positions};
   };
   // Items for these members, cut to the rows that a kernel takes.
   const auto add = [&](const std::vector<std::int32_t>& sequences, Pos split, Pos first, Pos last) {

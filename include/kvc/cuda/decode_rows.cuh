@@ -1,17 +1,17 @@
 // DecodeRows: 16 T keys, or values, of one kv head in the registers of a warp, straight from device memory in the
-// order in which multiply_tiles takes its first operand. No shared memory, no barrier, and each byte is read by one
+// order in which mma takes its first operand. No shared memory, no barrier, and each byte is read by one
 // thread.
 //
-// A row is cut into chunks of 8 numbers. That works because a product of tiles does not care in which order the
-// numbers that it sums over come, as long as both operands agree, nor which of its rows is which. With lane = 4 g + t:
+// A row is cut into chunks of 8 elements. That works because a product of tiles does not care in which order the
+// elements that it sums over come, as long as both operands agree, nor which of its rows is which. With lane = 4 g + t:
 //
 //   keys    tile row r is position r. Lane holds chunks t, t + 4, ... of positions g and g + 8. Product 2 j + h sums
-//           over numbers 4 h .. 4 h + 3 of chunks 4 j + t of all four t.
-//   values  the operand is transposed: its rows are numbers, its columns positions. Lane holds chunks g, g + 8, ... of
-//           positions 2t, 2t + 1, 2t + 8, 2t + 9. In product i of chunks 8 c .. 8 c + 7, row g is number i of chunk
-//           8 c + g, and row g + 8 its number i + 4.
+//           over elements 4 h .. 4 h + 3 of chunks 4 j + t of all four t.
+//   values  the operand is transposed: its rows are elements, its columns positions. Lane holds chunks g, g + 8, ... of
+//           positions 2t, 2t + 1, 2t + 8, 2t + 9. In product i of chunks 8 c .. 8 c + 7, row g is element i of chunk
+//           8 c + g, and row g + 8 its element i + 4.
 //
-// Beyond the rows, and beyond the numbers of a row, zeros are held: what is not visible must not be noticed, NaN as it
+// Beyond the rows, and beyond the elements of a row, zeros are held: what is not visible must not be noticed, NaN as it
 // may be.
 #pragma once
 
@@ -27,11 +27,11 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Words of memory that hold 8 numbers.
+/// Words of memory that hold 8 elements.
 template <Format F>
 inline constexpr int chunk_words = code_bytes(F) * 2;
 
-/// 8 numbers as they lie in memory. A row begins at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose
+/// 8 elements as they lie in memory. A row begins at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose
 /// scale is between rows): whose rows straddle sectors, so that neighbours want the same ones.
 template <Format F>
 struct Chunk {
@@ -43,19 +43,19 @@ struct Chunk {
       words[i] = 0;
     }
   }
-  /// Once: no other block wants this row.
-  template <bool Once>
+  /// Streaming: no other block wants this row.
+  template <bool Streaming>
   __device__ __forceinline__ void load(const std::byte* row, int chunk) {
     const std::byte* const p = row + chunk * (8 * code_bytes(F));
     if constexpr (F == Format::int8) {
-      words[0] = device::load_shared<std::uint32_t>(p);
-      words[1] = device::load_shared<std::uint32_t>(p + 4);
+      words[0] = device::load_readonly<std::uint32_t>(p);
+      words[1] = device::load_readonly<std::uint32_t>(p + 4);
     } else if constexpr (code_bytes(F) == 1) {
-      const uint2 both = Once ? device::load_once<uint2>(p) : device::load_shared<uint2>(p);
+      const uint2 both = Streaming ? device::load_streaming<uint2>(p) : device::load_readonly<uint2>(p);
       words[0] = both.x;
       words[1] = both.y;
     } else {
-      const uint4 all = Once ? device::load_once<uint4>(p) : device::load_shared<uint4>(p);
+      const uint4 all = Streaming ? device::load_streaming<uint4>(p) : device::load_readonly<uint4>(p);
       words[0] = all.x;
       words[1] = all.y;
       words[2] = all.z;
@@ -111,17 +111,17 @@ struct TileRange {
 };
 
 /// Which operand rows are. What differs: the positions of a tile, and the chunks of a row, that a lane holds.
-enum class RowsOf { keys, values };
+enum class RowKind { keys, values };
 
-/// The rows of 16 T positions.  D: numbers of a row, rounded up to what is compiled.  Once: no other block wants them.
-template <RowsOf Of, Format F, int D, int T, bool Once>
+/// The rows of 16 T positions.  D: elements of a row, rounded up to what is compiled.  Streaming: no other block wants them.
+template <RowKind Kind, Format F, int D, int T, bool Streaming>
 struct DecodeRows {
-  static constexpr int positions = Of == RowsOf::keys ? 2 : 4;
-  static constexpr int columns = Of == RowsOf::keys ? D / 32 : (D + 63) / 64;
+  static constexpr int positions = Kind == RowKind::keys ? 2 : 4;
+  static constexpr int columns = Kind == RowKind::keys ? D / 32 : (D + 63) / 64;
   Chunk<F> chunks[T][positions][columns];
   float scales[T][2];  // int8: of the positions whose scores, or weights, the lane holds
 
-  /// offsets[position of the split]: where its row is behind `base`.  dim: numbers of a row, a multiple of 8.
+  /// offsets[position of the split]: where its row is behind `base`.  dim: elements of a row, a multiple of 8.
   __device__ __forceinline__ void load(const std::byte* base, const Index* offsets, TileRange range, int dim) {
     if (range.has_all(16 * T) && dim == D) {  // nearly always, and without a branch for each load
       load_some<true>(base, offsets, range, dim);
@@ -138,14 +138,14 @@ struct DecodeRows {
     for (int tile = 0; tile < T; ++tile) {
 #pragma unroll
       for (int i = 0; i < positions; ++i) {
-        const int position = 16 * tile + (Of == RowsOf::keys ? key_position(lane, i) : value_position(lane, i));
+        const int position = 16 * tile + (Kind == RowKind::keys ? key_position(lane, i) : value_position(lane, i));
         const bool visible = All || range.has(position);
         const std::byte* const row = base + offsets[range.base + position];
 #pragma unroll
         for (int j = 0; j < columns; ++j) {
-          const int chunk = Of == RowsOf::keys ? lane % 4 + 4 * j : lane / 4 + 8 * j;
+          const int chunk = Kind == RowKind::keys ? lane % 4 + 4 * j : lane / 4 + 8 * j;
           if (All || (visible && 8 * chunk < dim)) {
-            chunks[tile][i][j].template load<Once>(row, chunk);
+            chunks[tile][i][j].template load<Streaming>(row, chunk);
           } else {
             chunks[tile][i][j].zero();
           }
@@ -155,18 +155,19 @@ struct DecodeRows {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int position = 16 * tile + key_position(lane, i);
-          scales[tile][i] = All || range.has(position)
-                                ? device::load_shared<float>(base + offsets[range.base + position] + scale_offset(dim))
-                                : 0.0F;
+          scales[tile][i] =
+              All || range.has(position)
+                  ? device::load_readonly<float>(base + offsets[range.base + position] + scale_offset(dim))
+                  : 0.0F;
         }
       }
     }
   }
 };
-template <Format F, int D, int T, bool Once>
-using KeyRows = DecodeRows<RowsOf::keys, F, D, T, Once>;
-template <Format F, int D, int T, bool Once>
-using ValueRows = DecodeRows<RowsOf::values, F, D, T, Once>;
+template <Format F, int D, int T, bool Streaming>
+using KeyRows = DecodeRows<RowKind::keys, F, D, T, Streaming>;
+template <Format F, int D, int T, bool Streaming>
+using ValueRows = DecodeRows<RowKind::values, F, D, T, Streaming>;
 
 }  // namespace detail
 }  // namespace cuda

@@ -1,7 +1,7 @@
 // The arithmetic of a decode step: 16 T positions against 8 N query rows, in the registers of a warp.
 //
 // Scores are transposed, S^T = K Q^T, and so are outputs, O^T += V^T P^T. A lane 4 g + t has, of each tile of eight
-// query rows, rows 2t and 2t + 1: of the scores those of positions g and g + 8, of the outputs those of numbers that
+// query rows, rows 2t and 2t + 1: of the scores those of positions g and g + 8, of the outputs those of elements that
 // decode_rows.cuh says. The order of operations on a row follows from the positions alone.
 #pragma once
 
@@ -41,7 +41,7 @@ inline constexpr Format value_format = code_bytes(F) == 2  ? F
                                                            : Format::f16;
 
 /// Shared memory of a block. Rows of queries are padded by four chunks, so that eight lanes that read 16 bytes each,
-/// four of one row and four of the next, meet all banks once; rows of outputs by one.
+/// four of one row and four of the next, cover all banks once; rows of outputs by one.
 template <int D, int N>
 struct alignas(16) DecodeShared {
   static constexpr int q_stride = D / 8 + 4;
@@ -86,10 +86,11 @@ struct WarpState {
 ///
 ///   s       [T][4] of query tile n: positions g (s[0], s[1]) and g + 8, query rows 2t and 2t + 1
 template <Format F, int D, int N, int T>
-__device__ __forceinline__ void soften(float (&s)[T][4], int n, const KeyRows<F, D, T, N == 1>& keys, TileRange range,
-                                       const float* scales, float softcap, WarpState<D, N>& state) {
+__device__ __forceinline__ void online_softmax(float (&s)[T][4], int n, const KeyRows<F, D, T, N == 1>& keys,
+                                               TileRange range, const float* scales, float softcap,
+                                               WarpState<D, N>& state) {
   const int lane = static_cast<int>(threadIdx.x % 32U);
-  float shrink[2];
+  float factors[2];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     const float scale = scales[8 * n + 2 * (lane % 4) + e];
@@ -110,30 +111,30 @@ __device__ __forceinline__ void soften(float (&s)[T][4], int n, const KeyRows<F,
         largest = device::maximum(largest, x);
       }
     }
-    largest = device::largest_of_column(largest);
+    largest = device::column_max(largest);
     const float reference = reference_of(largest);
-    shrink[e] = device::power_of_two(device::add(state.m[n][e], -reference));
+    factors[e] = device::exp2(device::add(state.m[n][e], -reference));
     state.m[n][e] = largest;
     float sum = 0.0F;
 #pragma unroll
     for (int tile = 0; tile < T; ++tile) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        s[tile][2 * i + e] = device::power_of_two(device::add(s[tile][2 * i + e], -reference));
+        s[tile][2 * i + e] = device::exp2(device::add(s[tile][2 * i + e], -reference));
         sum = device::add(sum, s[tile][2 * i + e]);
       }
     }
-    state.l[n][e] = device::multiply_add(state.l[n][e], shrink[e], sum);
+    state.l[n][e] = device::multiply_add(state.l[n][e], factors[e], sum);
   }
   // Multiplying with one changes no bit, so that it may be left out for a warp in which nothing grew.
-  if (__any_sync(device::all_lanes, shrink[0] != 1.0F || shrink[1] != 1.0F)) {
+  if (__any_sync(device::all_lanes, factors[0] != 1.0F || factors[1] != 1.0F)) {
 #pragma unroll
     for (int c = 0; c < WarpState<D, N>::groups; ++c) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          state.o[n][c][i][j] = device::multiply(state.o[n][c][i][j], shrink[j % 2]);
+          state.o[n][c][i][j] = device::multiply(state.o[n][c][i][j], factors[j % 2]);
         }
       }
     }
@@ -171,7 +172,7 @@ __device__ __forceinline__ void multiply_keys(const KeyRows<F, D, T, N == 1>& ke
         for (int h = 0; h < 2; ++h) {
           const std::uint32_t rows[4] = {a[tile][0][2 * h], a[tile][1][2 * h], a[tile][0][2 * h + 1],
                                          a[tile][1][2 * h + 1]};
-          device::multiply_tiles<C>(s[n][tile], rows, b[h]);
+          device::mma<C>(s[n][tile], rows, b[h]);
         }
       }
     }
@@ -214,7 +215,7 @@ __device__ __forceinline__ void multiply_values(const ValueRows<F, D, T, N == 1>
                                        both(v[2][i / 2], v[3][i / 2]), both(v[2][2 + i / 2], v[3][2 + i / 2])};
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-          device::multiply_tiles<C>(state.o[n][c][i], rows, p[n]);
+          device::mma<C>(state.o[n][c][i], rows, p[n]);
         }
       }
     }

@@ -43,9 +43,9 @@ inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 /// The larger; NaN if either is NaN, as IEEE's maximum has it and fmaxf has not.
 [[nodiscard]] __device__ __forceinline__ float maximum(float a, float b) { return a > b || a != a ? a : b; }
 /// 2^x: exp2f, 2 units in the last place; 0 for -infinity.
-[[nodiscard]] __device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
+[[nodiscard]] __device__ __forceinline__ float exp2(float x) { return exp2f(x); }
 
-// --- pairs of 16-bit numbers in a word, the first in the low half
+// --- pairs of 16-bit elements in a word, the first in the low half
 
 /// Two floats rounded to nearest, ties to even.
 template <Format F>
@@ -64,7 +64,7 @@ template <Format F>
 #endif
 }
 
-/// The first and the second number of a pair.
+/// The first and the second element of a pair.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ float low_of(std::uint32_t pair) {
   static_assert(F == Format::f16 || F == Format::bf16);
@@ -115,7 +115,7 @@ template <Format F>
 #endif
 }
 
-// --- numbers of one byte: four of them become two pairs
+// --- elements of one byte: four of them become two pairs
 
 /// Four Fp8E4M3 as f16, exactly; NaN stays NaN. The exponent moves by 2^8; 0x7f would become 480, and is made NaN.
 __device__ __forceinline__ void widen_fp8(std::uint32_t codes, std::uint32_t (&pairs)[2]) {
@@ -155,7 +155,7 @@ __device__ __forceinline__ void widen_int8(std::uint32_t codes, std::uint32_t (&
 
 /// Reads what is read once: it need not stay in the caches.
 template <class Word>
-[[nodiscard]] __device__ __forceinline__ Word load_once(const void* p) {
+[[nodiscard]] __device__ __forceinline__ Word load_streaming(const void* p) {
 #if defined(__CUDACC__)
   return __ldcs(static_cast<const Word*>(p));
 #else
@@ -164,7 +164,7 @@ template <class Word>
 }
 /// Reads what no one writes while the kernel runs, and neighbours read as well.
 template <class Word>
-[[nodiscard]] __device__ __forceinline__ Word load_shared(const void* p) {
+[[nodiscard]] __device__ __forceinline__ Word load_readonly(const void* p) {
 #if defined(__CUDACC__)
   return __ldg(static_cast<const Word*>(p));
 #else
@@ -175,7 +175,7 @@ template <class Word>
 // --- the warp together
 // A lane is  4 g + t,  0 <= g < 8, 0 <= t < 4.
 
-/// c += a b  of 16-bit numbers with sums in float, over the warp: mma.m16n8k16.
+/// c += a b  of 16-bit elements with sums in float, over the warp: mma.m16n8k16.
 ///
 ///   a  [16 x 16]  a[0] row g, columns 2t, 2t + 1;  a[1] row g + 8;  a[2], a[3] the same rows, columns 2t + 8, 2t + 9
 ///   b  [16 x 8]   b[0] rows 2t, 2t + 1 of column g;  b[1] rows 2t + 8, 2t + 9
@@ -183,8 +183,7 @@ template <class Word>
 ///
 /// An entry of c depends on its row of a and its column of b alone.
 template <Format F>
-__device__ __forceinline__ void multiply_tiles(float (&c)[4], const std::uint32_t (&a)[4],
-                                               const std::uint32_t (&b)[2]) {
+__device__ __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   static_assert(F == Format::f16 || F == Format::bf16);
 #if defined(__CUDACC__)
   if constexpr (F == Format::bf16) {
@@ -201,11 +200,11 @@ __device__ __forceinline__ void multiply_tiles(float (&c)[4], const std::uint32_
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
 #else
-  kvc_emulation::multiply_tiles(F == Format::bf16, c, a, b);
+  kvc_emulation::mma(F == Format::bf16, c, a, b);
 #endif
 }
 
-/// Transposes an 8 x 8 matrix of 16-bit numbers over the warp: a lane brings row g, columns 2t and 2t + 1, and gets
+/// Transposes an 8 x 8 matrix of 16-bit elements over the warp: a lane brings row g, columns 2t and 2t + 1, and gets
 /// column g, rows 2t and 2t + 1.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t transpose(std::uint32_t pair) {
 #if defined(__CUDACC__)
@@ -218,13 +217,13 @@ __device__ __forceinline__ void multiply_tiles(float (&c)[4], const std::uint32_
 }
 
 /// The largest of the eight lanes of equal t, and their sum in the order of a tree.
-[[nodiscard]] __device__ __forceinline__ float largest_of_column(float x) {
+[[nodiscard]] __device__ __forceinline__ float column_max(float x) {
   for (int distance = 4; distance < 32; distance *= 2) {
     x = maximum(x, __shfl_xor_sync(all_lanes, x, distance));
   }
   return x;
 }
-[[nodiscard]] __device__ __forceinline__ float sum_of_column(float x) {
+[[nodiscard]] __device__ __forceinline__ float column_sum(float x) {
   for (int distance = 4; distance < 32; distance *= 2) {
     x = add(x, __shfl_xor_sync(all_lanes, x, distance));
   }

@@ -1,4 +1,4 @@
-// CUDA's own 16-bit numbers as element types: KvCache<__nv_bfloat16, Policy, Layout, cuda::DeviceSpace> needs no
+// CUDA's own 16-bit types as element types: KvCache<__nv_bfloat16, Policy, Layout, cuda::DeviceSpace> needs no
 // Eigen. Rows have the bytes that those of Eigen::half and Eigen::bfloat16 have.
 #pragma once
 

@@ -34,7 +34,7 @@ inline constexpr Format format_of = Element<T>::name == "f32" && sizeof(StorageO
                                     : std::same_as<T, Int8>                                   ? Format::int8
                                                                                               : Format::none;
 
-/// Bytes of one number, without a scale.
+/// Bytes of one element, without a scale.
 [[nodiscard]] KVC_HOST_DEVICE constexpr int code_bytes(Format format) noexcept {
   return format == Format::f32 ? 4 : format == Format::f16 || format == Format::bf16 ? 2 : 1;
 }
@@ -42,7 +42,7 @@ inline constexpr Format format_of = Element<T>::name == "f32" && sizeof(StorageO
 /// Where in a row its scale is, in bytes. Int8 only.
 [[nodiscard]] KVC_HOST_DEVICE constexpr int scale_offset(int dim) noexcept { return (dim + 3) / 4 * 4; }
 
-/// Bytes of a row of dim numbers.
+/// Bytes of a row of dim elements.
 [[nodiscard]] KVC_HOST_DEVICE constexpr int row_bytes(Format format, int dim) noexcept {
   return format == Format::int8 ? scale_offset(dim) + 4 : dim * code_bytes(format);
 }

@@ -3,12 +3,12 @@
 // (tests/cuda/emulate_hopper.hpp) the same names run on the CPU.
 //
 // Sources: the chapters "mbarrier", "cp.async.bulk.tensor" and "Asynchronous Warpgroup Level Matrix Instructions" of
-// the PTX ISA. What a descriptor says, and which lane has which number, was compared with the layouts of NVIDIA's
+// the PTX ISA. What a descriptor says, and which lane has which element, was compared with the layouts of NVIDIA's
 // CUTLASS (cute/arch/mma_sm90_desc.hpp, cute/atom/mma_traits_sm90_gmma.hpp), the spelling of the instructions with it
 // and with CCCL (cuda/__ptx).
 //
 // Two proxies read and write shared memory. What threads have written (generic) products by descriptor and bulk copies
-// (async) see only after `publish_writes`; what bulk copies have written, threads and products see that have waited
+// (async) see only after `fence_async_proxy`; what bulk copies have written, threads and products see that have waited
 // for their barrier.
 #pragma once
 
@@ -48,16 +48,16 @@ using TensorMap = kvc_emulation::TensorMap;
 /// Eight bytes in shared memory, at a multiple of 8.
 using Barrier = std::uint64_t;
 
-/// By one thread, before `publish_barriers` and a barrier of the block.
-__device__ __forceinline__ void make_barrier(Barrier& barrier, unsigned arrivals) {
+/// By one thread, before `fence_barrier_init` and a barrier of the block.
+__device__ __forceinline__ void init_barrier(Barrier& barrier, unsigned arrivals) {
 #if defined(__CUDACC__)
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 #else
-  kvc_emulation::make_barrier(&barrier, arrivals);
+  kvc_emulation::init_barrier(&barrier, arrivals);
 #endif
 }
 /// By the same thread, after the last of them: bulk copies know of the barriers.
-__device__ __forceinline__ void publish_barriers() {
+__device__ __forceinline__ void fence_barrier_init() {
 #if defined(__CUDACC__)
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
@@ -103,15 +103,15 @@ __device__ __forceinline__ void wait(Barrier& barrier, unsigned parity) {
 }
 
 /// Waits until `threads` threads, a multiple of 32, have come to barrier `id`: 1 to 15, 0 is that of __syncthreads.
-__device__ __forceinline__ void meet(int id, int threads) {
+__device__ __forceinline__ void sync_named(int id, int threads) {
 #if defined(__CUDACC__)
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 #else
-  (void)kvc_emulation::meet(id, threads, false);
+  (void)kvc_emulation::sync_named(id, threads, false);
 #endif
 }
 /// The same; whether `condition` is true for any of them.
-[[nodiscard]] __device__ __forceinline__ bool meet_any(int id, int threads, bool condition) {
+[[nodiscard]] __device__ __forceinline__ bool sync_named_any(int id, int threads, bool condition) {
 #if defined(__CUDACC__)
   int any;
   asm volatile(
@@ -122,29 +122,29 @@ __device__ __forceinline__ void meet(int id, int threads) {
       : "memory");
   return any != 0;
 #else
-  return kvc_emulation::meet(id, threads, condition);
+  return kvc_emulation::sync_named(id, threads, condition);
 #endif
 }
 
 /// Makes what this thread has written to shared memory, or has seen of what others wrote, visible to products and bulk
 /// copies that it, or who meets it afterwards, begins.
-__device__ __forceinline__ void publish_writes() {
+__device__ __forceinline__ void fence_async_proxy() {
 #if defined(__CUDACC__)
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #else
-  kvc_emulation::publish_writes();
+  kvc_emulation::fence_async_proxy();
 #endif
 }
 
 /// From here on this warpgroup has so many registers to a thread: a multiple of 8. Those of all may not pass the total.
 template <int Registers>
-__device__ __forceinline__ void take_registers() {
+__device__ __forceinline__ void acquire_registers() {
 #if defined(__CUDACC__)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
 #endif
 }
 template <int Registers>
-__device__ __forceinline__ void give_registers() {
+__device__ __forceinline__ void release_registers() {
 #if defined(__CUDACC__)
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
 #endif
@@ -155,8 +155,8 @@ __device__ __forceinline__ void give_registers() {
 /// Begins to copy a box of a tensor of four dimensions, from these coordinates on, to shared memory, at a multiple of
 /// 1024 bytes: rows of 128 bytes, swizzled as prefill_shared.cuh has them, with zeros for what is beyond the tensor.
 /// The bytes of the whole box are counted by the barrier. By one thread; `map` is in the arguments of the kernel.
-__device__ __forceinline__ void copy_box(SharedAddress to, const TensorMap& map, const std::int32_t (&at)[4],
-                                         Barrier& barrier) {
+__device__ __forceinline__ void tma_copy_box(SharedAddress to, const TensorMap& map, const std::int32_t (&at)[4],
+                                             Barrier& barrier) {
 #if defined(__CUDACC__)
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
@@ -164,16 +164,16 @@ __device__ __forceinline__ void copy_box(SharedAddress to, const TensorMap& map,
       "l"(&map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(shared_address(&barrier))
       : "memory");
 #else
-  kvc_emulation::copy_box(to, map, at, &barrier);
+  kvc_emulation::tma_copy_box(to, map, at, &barrier);
 #endif
 }
 
 // --- products of a warpgroup ---------------------------------------------------------------------------------------
-// Of a 64-row result warp w of the warpgroup has rows 16 w .. 16 w + 15, and of these a lane what multiply_tiles gives
-// it. Products are asynchronous: from begin_products on, until their group is waited for, neither the registers nor
+// Of a 64-row result warp w of the warpgroup has rows 16 w .. 16 w + 15, and of these a lane what mma gives
+// it. Products are asynchronous: from wgmma_fence on, until their group is waited for, neither the registers nor
 // the shared memory that they use may be touched.
 
-/// Describes a matrix in shared memory whose rows of 64 numbers (128 bytes) lie as prefill_shared.cuh has them: eight
+/// Describes a matrix in shared memory whose rows of 64 elements (128 bytes) lie as prefill_shared.cuh has them: eight
 /// rows begin at a multiple of 1024 bytes, swizzled, and the next eight 1024 bytes further. `start` may lie within the
 /// first row, at a multiple of 32. Columns from 64 on are `panels` bytes further; that is needed only where the rows of
 /// the described matrix are what a product sums over.
@@ -183,7 +183,7 @@ __device__ __forceinline__ void copy_box(SharedAddress to, const TensorMap& map,
 ///        32-45  stride dimension byte offset / 16: from eight rows to the next eight
 ///        49-51  base offset: 0, as the pattern begins at a multiple of 1024
 ///        62-63  1: swizzle of 128 bytes
-[[nodiscard]] __device__ __forceinline__ std::uint64_t describe(SharedAddress start, unsigned panels = 16) {
+[[nodiscard]] __device__ __forceinline__ std::uint64_t matrix_descriptor(SharedAddress start, unsigned panels = 16) {
 #if defined(__CUDACC__)
   const std::uint64_t address = start;
 #else
@@ -194,31 +194,31 @@ __device__ __forceinline__ void copy_box(SharedAddress to, const TensorMap& map,
 }
 
 /// Before the first product of several, after registers that they use were written.
-__device__ __forceinline__ void begin_products() {
+__device__ __forceinline__ void wgmma_fence() {
 #if defined(__CUDACC__)
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }
 /// Closes a group of products.
-__device__ __forceinline__ void commit_products() {
+__device__ __forceinline__ void wgmma_commit() {
 #if defined(__CUDACC__)
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #else
-  kvc_emulation::commit_products();
+  kvc_emulation::wgmma_commit();
 #endif
 }
 /// Waits until no more than the last `Pending` groups of this warp are under way.
 template <int Pending>
-__device__ __forceinline__ void wait_products() {
+__device__ __forceinline__ void wgmma_wait() {
 #if defined(__CUDACC__)
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 #else
-  kvc_emulation::wait_products(Pending);
+  kvc_emulation::wgmma_wait(Pending);
 #endif
 }
 /// Keeps the compiler from moving an access to a register of a product across this point.
 template <int N, int M, class Word>
-__device__ __forceinline__ void pin(Word (&registers)[N][M]) {
+__device__ __forceinline__ void fence_registers(Word (&registers)[N][M]) {
 #if defined(__CUDACC__)
 #pragma unroll
   for (int n = 0; n < N; ++n) {
@@ -259,12 +259,12 @@ __device__ __forceinline__ void pin(Word (&registers)[N][M]) {
   "}, " b ", p, 1, 1, 1; }"
 #endif
 
-/// c = a b, or c += a b if `add`, of 64 x 16 and 16 x N numbers. a, and b transposed, are described: their rows are of
-/// 16 numbers.
+/// c = a b, or c += a b if `add`, of 64 x 16 and 16 x N elements. a, and b transposed, are described: their rows are of
+/// 16 elements.
 ///
-///   c  [N / 8][4]; c[n] is what multiply_tiles has of columns 8 n .. 8 n + 7
+///   c  [N / 8][4]; c[n] is what mma has of columns 8 n .. 8 n + 7
 template <Format F, int N>
-__device__ __forceinline__ void multiply_described(float (&c)[N / 8][4], std::uint64_t a, std::uint64_t b, bool add) {
+__device__ __forceinline__ void wgmma(float (&c)[N / 8][4], std::uint64_t a, std::uint64_t b, bool add) {
   static_assert(F == Format::f16 || F == Format::bf16);
   static_assert(N == 64 || N == 128);
 #if defined(__CUDACC__)
@@ -286,14 +286,13 @@ __device__ __forceinline__ void multiply_described(float (&c)[N / 8][4], std::ui
                  : "l"(a), "l"(b), "r"(add ? 1 : 0));
   }
 #else
-  kvc_emulation::multiply_described(F == Format::bf16, N, c, a, b, add);
+  kvc_emulation::wgmma(F == Format::bf16, N, c, a, b, add);
 #endif
 }
-/// c += a b of 64 x 16 and 16 x N numbers, where a is in registers, as for multiply_tiles, and b is described: 16 rows
-/// of N numbers. c: rows of eight columns from c[First] on.
+/// c += a b of 64 x 16 and 16 x N elements, where a is in registers, as for mma, and b is described: 16 rows
+/// of N elements. c: rows of eight columns from c[First] on.
 template <Format F, int N, int First, int Columns>
-__device__ __forceinline__ void multiply_described(float (&c)[Columns][4], const std::uint32_t (&a)[4],
-                                                   std::uint64_t b) {
+__device__ __forceinline__ void wgmma(float (&c)[Columns][4], const std::uint32_t (&a)[4], std::uint64_t b) {
   static_assert(F == Format::f16 || F == Format::bf16);
   static_assert(N == 64 || N == 128);
 #if defined(__CUDACC__)
@@ -315,7 +314,7 @@ __device__ __forceinline__ void multiply_described(float (&c)[Columns][4], const
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
   }
 #else
-  kvc_emulation::multiply_described(F == Format::bf16, N, c + First, a, b);
+  kvc_emulation::wgmma(F == Format::bf16, N, c + First, a, b);
 #endif
 }
 

@@ -16,7 +16,7 @@ inline namespace v0 {
 namespace cuda {
 
 /// Sequences of several parts, and of none: one block for each sequence and query head, a thread for every four
-/// numbers of every fourth part. gridDim.x >= batch, gridDim.y == query_heads.
+/// elements of every fourth part. gridDim.x >= batch, gridDim.y == query_heads.
 template <Format F, Format Q>
 __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __grid_constant__ DecodeArguments<F> a) {
   constexpr int warps = detail::decode_warps, most_dim = 256;
@@ -28,15 +28,16 @@ __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __g
   if (sequence >= a.batch.header->size) {
     return;
   }
-  const std::int32_t begin = a.plan.part_begin[sequence], end = a.plan.part_begin[sequence + 1];
+  const std::int32_t begin = a.plan.partial_begin[sequence], end = a.plan.partial_begin[sequence + 1];
   if (end - begin == 1) {
     return;  // it went to the output at once
   }
-  const auto row = [&](std::int32_t part) { return Index{part} * a.query_heads + head; };
+  const auto row = [&](std::int32_t partial) { return Index{partial} * a.query_heads + head; };
 
   float m = device::minus_infinity;
-  for (std::int32_t part = begin + static_cast<std::int32_t>(threadIdx.x); part < end; part += detail::decode_threads) {
-    m = device::maximum(m, a.part_sums[2 * row(part)]);
+  for (std::int32_t partial = begin + static_cast<std::int32_t>(threadIdx.x); partial < end;
+       partial += detail::decode_threads) {
+    m = device::maximum(m, a.partial_sums[2 * row(partial)]);
   }
   for (int distance = 1; distance < 32; distance *= 2) {
     m = device::maximum(m, __shfl_xor_sync(device::all_lanes, m, distance));
@@ -53,14 +54,14 @@ __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __g
   float l = 0.0F;
   float o[2][4] = {};
 #pragma unroll 4
-  for (std::int32_t part = begin + warp; part < end; part += warps) {
-    const float2 of = *reinterpret_cast<const float2*>(a.part_sums + 2 * row(part));
-    const float weight = device::power_of_two(device::add(of.x, -reference));
+  for (std::int32_t partial = begin + warp; partial < end; partial += warps) {
+    const float2 of = *reinterpret_cast<const float2*>(a.partial_sums + 2 * row(partial));
+    const float weight = device::exp2(device::add(of.x, -reference));
     l = device::multiply_add(of.y, weight, l);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (128 * i + 4 * lane < dim) {
-        const float4 from = *reinterpret_cast<const float4*>(a.parts + row(part) * dim + 128 * i + 4 * lane);
+        const float4 from = *reinterpret_cast<const float4*>(a.partials + row(partial) * dim + 128 * i + 4 * lane);
         o[i][0] = device::multiply_add(from.x, weight, o[i][0]);
         o[i][1] = device::multiply_add(from.y, weight, o[i][1]);
         o[i][2] = device::multiply_add(from.z, weight, o[i][2]);

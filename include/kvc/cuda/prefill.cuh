@@ -49,12 +49,12 @@ struct PrefillBounds {
 
 namespace detail {
 
-/// Numbers of a head that the fast kernel is compiled for, from the numbers that there are.
+/// Elements of a head that the fast kernel is compiled for, from the elements that there are.
 [[nodiscard]] constexpr int prefill_dim(int dim) noexcept { return (dim + 63) / 64 * 64; }
 
 /// Whether rows can be copied by 16 bytes.
 template <Format F>
-[[nodiscard]] bool has_whole_chunks(const LayerView<F>& kv) noexcept {
+[[nodiscard]] bool is_chunk_aligned(const LayerView<F>& kv) noexcept {
   const auto whole = [](const RowStrides& s) {
     return s.base % 16 == 0 && s.block % 16 == 0 && s.head % 16 == 0 && s.slot % 16 == 0;
   };
@@ -86,11 +86,11 @@ template <Format F, int D>
 
 /// The keys and values as tensors, for boxes of the kernel; without, if they cannot be.
 template <int D, Format F>
-[[nodiscard]] PrefillMaps prefill_maps(const LayerView<F>& kv) {
-  PrefillMaps maps{};
-  const std::int32_t box = box_slots(kv.blocks, kv.block_slots, HopperShape<D>::keys);
-  const auto k = boxed_rows(kv.k, kv.key_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
-  const auto v = boxed_rows(kv.v, kv.value_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
+[[nodiscard]] PrefillTensorMaps prefill_tensor_maps(const LayerView<F>& kv) {
+  PrefillTensorMaps maps{};
+  const std::int32_t box = tma_box_slots(kv.blocks, kv.block_slots, HopperTraits<D>::keys);
+  const auto k = tma_tensor(kv.k, kv.key_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
+  const auto v = tma_tensor(kv.v, kv.value_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
   if (k && v && k->token_major == v->token_major && make_tensor_map(maps.k, kv.pool, F, *k) &&
       make_tensor_map(maps.v, kv.pool, F, *v)) {
     maps.box = box;
@@ -101,7 +101,7 @@ template <int D, Format F>
 
 template <Format F>
 [[nodiscard]] dim3 prefill_grid(const PrefillArguments<F>& a, const PrefillBounds& bounds) {
-  const Index slots = prefill_slots(a.tiles, bounds.sequences, bounds.queries);
+  const Index slots = max_prefill_tiles(a.tiles, bounds.sequences, bounds.queries);
   require(slots <= max_pos, "tiles of queries", slots, "at most 2^31 - 1: fewer rows or sequences");
   return dim3(static_cast<unsigned>(slots), static_cast<unsigned>(a.kv.kv_heads * a.tiles.head_tiles));
 }
@@ -111,17 +111,17 @@ void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, b
   const dim3 grid = prefill_grid(a, bounds);
   if constexpr (prefill_by_warpgroups) {
     if (warpgroups && has_hopper_kernel<F, D>()) {
-      using Shape = HopperShape<D>;
+      using Traits = HopperTraits<D>;
       constexpr auto kernel = prefill_hopper_kernel<F, D>;
-      KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
-      kernel<<<grid, Shape::threads, Shape::shared_bytes, stream>>>(a, prefill_maps<D>(a.kv));
+      KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::shared_bytes));
+      kernel<<<grid, Traits::threads, Traits::shared_bytes, stream>>>(a, prefill_tensor_maps<D>(a.kv));
       return check_launch("prefill_hopper_kernel");
     }
   }
-  using Shape = PrefillShape<D>;
+  using Traits = PrefillTraits<D>;
   constexpr auto kernel = prefill_kernel<F, D>;
-  KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
-  kernel<<<grid, Shape::threads, Shape::shared_bytes, stream>>>(a);
+  KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::shared_bytes));
+  kernel<<<grid, Traits::threads, Traits::shared_bytes, stream>>>(a);
   check_launch("prefill_kernel");
 }
 
@@ -178,20 +178,20 @@ template <Format F>
 ///   kv     one layer of a cache, with the keys and values of all positions of the batch, those of the rows included
 ///   q      [queries, query_heads * key_dim]; row-major, in device memory, at a multiple of 16 bytes
 ///   out    [queries, query_heads * value_dim]; the same; must not overlap q
-///   Number float, __half or __nv_bfloat16
+///   Scalar float, __half or __nv_bfloat16
 ///
 /// Query head h reads kv head h / (query_heads / kv_heads). A key that a row may not see has no influence on it, not
 /// even if it is NaN. O(sum over rows of keys that they see * query_heads * (key_dim + value_dim)); tiles that no row
-/// of a tile sees are not read. The fast kernel takes a cache of the format of Number, f16 or bf16, dims that are
+/// of a tile sees are not read. The fast kernel takes a cache of the format of Scalar, f16 or bf16, dims that are
 /// multiples of 8 up to 256 (computed as 64, 128, 192 or 256), and a positive scale; beyond dim 192 a device with 131
 /// KiB of shared memory for a block.
 ///
 /// Throws std::invalid_argument if extents, options, bounds or alignment do not fit, Error if a launch fails.
-template <class Number, Format F>
-void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, const Number* q, Number* out,
+template <class Scalar, Format F>
+void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, const Scalar* q, Scalar* out,
              const AttentionOptions& options, cudaStream_t stream, std::optional<PrefillBounds> bounds = {},
              PrefillKernel kernel = PrefillKernel::best) {
-  constexpr Format Q = format_of<Number>;
+  constexpr Format Q = format_of<Scalar>;
   static_assert(Q == Format::f32 || Q == Format::f16 || Q == Format::bf16,
                 "queries are float, __half or __nv_bfloat16");
   const PrefillBounds most = detail::checked_bounds(batch, bounds);
@@ -202,7 +202,7 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
   if constexpr (F == Q && code_bytes(F) == 2) {
     const int dim = detail::prefill_dim(kv.key_dim > kv.value_dim ? kv.key_dim : kv.value_dim);
     const bool warpgroups = kernel == PrefillKernel::best;
-    if (detail::has_whole_chunks(kv) && a.scale > 0 && kernel != PrefillKernel::plain) {
+    if (detail::is_chunk_aligned(kv) && a.scale > 0 && kernel != PrefillKernel::plain) {
       switch (dim) {
         case 64:
           return detail::launch_prefill<F, 64>(a, most, warpgroups, stream);
@@ -211,7 +211,7 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
         case 192:
           return detail::launch_prefill<F, 192>(a, most, warpgroups, stream);
         case 256:
-          if (detail::has_shared_memory(detail::PrefillShape<256>::shared_bytes)) {
+          if (detail::has_shared_memory(detail::PrefillTraits<256>::shared_bytes)) {
             return detail::launch_prefill<F, 256>(a, most, warpgroups, stream);
           }
           break;

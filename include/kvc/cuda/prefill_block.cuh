@@ -21,7 +21,7 @@ namespace detail {
 /// A tile of queries, and the block tables of its sequence: for shared memory, where they take no registers.
 struct BlockTile {
   QueryTile queries;
-  SequencePages pages;
+  SequenceBlocks blocks;
 };
 
 /// Which tile this block takes. By all of its threads; false if there is none.
@@ -34,20 +34,20 @@ template <Format F>
   for (auto b = static_cast<std::int32_t>(threadIdx.x); b < a.batch.header->size;
        b += static_cast<std::int32_t>(blockDim.x)) {  // at most one thread finds it
     const std::int32_t row = a.batch.q_indptr[b], end = a.batch.q_indptr[b + 1];
-    const auto slots_before = [&](std::int32_t queries, std::int32_t sequences) {
+    const auto tiles_before = [&](std::int32_t queries, std::int32_t sequences) {
       return a.tiles.positions.quotient(static_cast<std::uint32_t>(queries)) +
              2U * static_cast<std::uint32_t>(sequences);
     };
-    const std::uint32_t first = slots_before(row, b), slot = blockIdx.x;
+    const std::uint32_t first = tiles_before(row, b), slot = blockIdx.x;
     QueryTile tile;
-    if (first <= slot && slot < slots_before(end, b + 1)) {
+    if (first <= slot && slot < tiles_before(end, b + 1)) {
       const Pos length = a.batch.seq_lens[b];
-      if (tile_of_slot(a.tiles, static_cast<std::int32_t>(slot - first), length - (end - row), length, tile)) {
+      if (tile_at(a.tiles, static_cast<std::int32_t>(slot - first), length - (end - row), length, tile)) {
         tile.sequence = b;
         tile.row = row;
         const Index entry = a.batch.kv_indptr[b];
-        found.pages = {&a.batch.header->page_tokens, a.batch.kv_indices + entry,
-                       a.batch.header->has_page_slots ? a.batch.page_slots + entry : nullptr};
+        found.blocks = {&a.batch.header->block_tokens, a.batch.kv_indices + entry,
+                        a.batch.header->has_first_slots ? a.batch.first_slots + entry : nullptr};
         found.queries = tile;
       }
     }
@@ -71,7 +71,7 @@ template <Format F>
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ Index query_row(const PrefillArguments<F>& a, const QueryTile& tile,
                                                          const BlockHeads& heads, int r) {
-  const TileRow of = row_of_tile(a.tiles, tile, heads.first, r);
+  const TileRow of = tile_row(a.tiles, tile, heads.first, r);
   if (of.position < tile.first || of.position >= tile.last || of.head >= a.group) {
     return -1;
   }
@@ -107,8 +107,8 @@ template <int Keys, Format F>
 }
 /// Whether a row of the tile, there or not, does not see all keys of tile j. So it does not depend on the batch.
 template <int Keys, Format F>
-[[nodiscard]] __device__ __forceinline__ bool is_edge(const PrefillArguments<F>& a, const QueryTile& tile,
-                                                      std::int32_t j) {
+[[nodiscard]] __device__ __forceinline__ bool needs_mask(const PrefillArguments<F>& a, const QueryTile& tile,
+                                                         std::int32_t j) {
   const Index key = Index{j} * Keys, past = Index{tile.begin} + a.tiles.positions.value();
   return (a.causal && key + Keys - 1 > tile.begin) || (a.window > 0 && past - 1 - key >= a.window) ||
          key + Keys > tile.length;

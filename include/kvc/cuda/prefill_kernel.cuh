@@ -1,10 +1,10 @@
-// The prefill kernel on tensor cores, for caches of f16 and bf16: flash attention over pages.
+// The prefill kernel on tensor cores, for caches of f16 and bf16: flash attention over blocks.
 //
 // A block of threads takes one tile of queries (prefill_tile.cuh) of one kv head, and goes through the tiles of 64 keys
 // that any of its rows sees: those beyond the diagonal, and before the window, are never loaded. Tiles of keys begin at
 // multiples of 64.
 //
-// Each warp has 32 rows (16 for heads beyond 128 numbers) and all 64 keys, so that an operand read from shared memory
+// Each warp has 32 rows (16 for heads beyond 128 elements) and all 64 keys, so that an operand read from shared memory
 // serves two products. The weights never leave registers: the result of one product is laid out as the operand of the
 // next. While a tile of keys is multiplied its values are on their way, and while values are multiplied the next keys:
 //
@@ -36,9 +36,9 @@ namespace cuda {
 
 namespace detail {
 
-/// How the work on a tile of queries is shared out, by the numbers of a head.
+/// How the work on a tile of queries is shared out, by the elements of a head.
 template <int D>
-struct PrefillShape {
+struct PrefillTraits {
   static constexpr int tiles = D <= 128 ? 2 : 1;  ///< of 16 rows, for each warp
   static constexpr int warps = prefill_rows / (16 * tiles);
   static constexpr int threads = 32 * warps;
@@ -50,18 +50,18 @@ struct PrefillShape {
 
 }  // namespace detail
 
-/// gridDim.x >= prefill_slots, gridDim.y == kv_heads * head_tiles; the threads and shared memory of PrefillShape.
+/// gridDim.x >= max_prefill_tiles, gridDim.y == kv_heads * head_tiles; the threads and shared memory of PrefillTraits.
 ///
 ///   F  format of the cache, the queries and the output: f16 or bf16
 ///   D  64, 128, 192 or 256: key_dim and value_dim rounded up, both multiples of 8
 ///
 /// The scale must be positive: the largest score is looked for before it is applied.
 template <Format F, int D>
-__global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::PrefillShape<D>::blocks)
+__global__ void __launch_bounds__(detail::PrefillTraits<D>::threads, detail::PrefillTraits<D>::blocks)
     prefill_kernel(const __grid_constant__ PrefillArguments<F> a) {
   static_assert(F == Format::f16 || F == Format::bf16);
-  using Shape = detail::PrefillShape<D>;
-  constexpr int T = Shape::tiles;
+  using Traits = detail::PrefillTraits<D>;
+  constexpr int T = Traits::tiles;
   __shared__ detail::BlockTile found;
   __shared__ detail::RowAddresses rows[2];
   if (!detail::find_tile(a, found)) {
@@ -72,30 +72,31 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
   const int warp = static_cast<int>(threadIdx.x / 32U), lane = static_cast<int>(threadIdx.x % 32U);
 
   std::byte* const shared = device::dynamic_shared();
-  std::byte* const v_shared = shared + (prefill_rows + prefill_keys) * Shape::row_bytes;
+  std::byte* const v_shared = shared + (prefill_rows + prefill_keys) * Traits::row_bytes;
   const device::SharedAddress q_tile = device::shared_address(shared);
-  const device::SharedAddress k_tile = q_tile + prefill_rows * Shape::row_bytes;
-  const device::SharedAddress v_tile = k_tile + prefill_keys * Shape::row_bytes;
+  const device::SharedAddress k_tile = q_tile + prefill_rows * Traits::row_bytes;
+  const device::SharedAddress v_tile = k_tile + prefill_keys * Traits::row_bytes;
   const auto copy_keys = [&](const detail::RowAddresses& of) {
-    detail::copy_tile<D, prefill_keys, Shape::threads>(k_tile, a.kv.key_dim, a.kv.pool, [&](int r) { return of.k[r]; });
+    detail::copy_tile<D, prefill_keys, Traits::threads>(k_tile, a.kv.key_dim, a.kv.pool,
+                                                        [&](int r) { return of.k[r]; });
     device::commit_copies();
   };
   const auto copy_values = [&](const detail::RowAddresses& of) {
-    detail::copy_tile<D, prefill_keys, Shape::threads>(v_tile, a.kv.value_dim, a.kv.pool,
-                                                       [&](int r) { return of.v[r]; });
+    detail::copy_tile<D, prefill_keys, Traits::threads>(v_tile, a.kv.value_dim, a.kv.pool,
+                                                        [&](int r) { return of.v[r]; });
     device::commit_copies();
   };
   const auto visible_to = [&](int i, int half) {
     const int row = 16 * (T * warp + i) + 8 * half + lane / 4;
-    return detail::visible_to(a, tile, detail::row_of_tile(a.tiles, tile, 0, row).position);
+    return detail::visible_to(a, tile, detail::tile_row(a.tiles, tile, 0, row).position);
   };
   const auto [first, last] = detail::key_tiles<prefill_keys>(a, tile);
 
-  detail::copy_queries<D, Shape::threads>(q_tile, a, tile, heads);
+  detail::copy_queries<D, Traits::threads>(q_tile, a, tile, heads);
   detail::RowLookup lookup;
-  lookup.begin(found.pages, Index{first} * prefill_keys, tile.length);
+  lookup.begin(found.blocks, Index{first} * prefill_keys, tile.length);
   lookup.end(a.kv, heads.kv_head, rows[0]);
-  lookup.begin(found.pages, (Index{first} + 1) * prefill_keys, tile.length);
+  lookup.begin(found.blocks, (Index{first} + 1) * prefill_keys, tile.length);
   lookup.end(a.kv, heads.kv_head, rows[1]);
   __syncthreads();
   copy_keys(rows[0]);
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     device::wait_copies<0>();
     __syncthreads();  // keys j are there, and all are done with values j - 1
     copy_values(rows[buffer]);
-    lookup.begin(found.pages, (Index{j} + 2) * prefill_keys, tile.length);
+    lookup.begin(found.blocks, (Index{j} + 2) * prefill_keys, tile.length);
 
     float s[T][prefill_keys / 8][4];
     detail::multiply_keys<F, D>(q, k, s);
@@ -123,16 +124,16 @@ __global__ void __launch_bounds__(detail::PrefillShape<D>::threads, detail::Pref
     }
     lookup.end(a.kv, heads.kv_head, rows[buffer]);
 
-    detail::cap(s, scale);
+    detail::apply_softcap(s, scale);
     const Pos base = j * prefill_keys;
-    if (detail::is_edge<prefill_keys>(a, tile, j)) {
-      detail::rescale(state, detail::soften<true>(s, state, scale, base, visible_to));
+    if (detail::needs_mask<prefill_keys>(a, tile, j)) {
+      detail::rescale(state, detail::online_softmax<true>(s, state, scale, base, visible_to));
       const bool special = detail::multiply_values<F, true>(v, s, state);
       if (__any_sync(device::all_lanes, special)) {
-        detail::add_special<F, prefill_keys>(v_shared, state, base, visible_to);
+        detail::add_nonfinite<F, prefill_keys>(v_shared, state, base, visible_to);
       }
     } else {
-      detail::rescale(state, detail::soften<false>(s, state, scale, base, visible_to));
+      detail::rescale(state, detail::online_softmax<false>(s, state, scale, base, visible_to));
       detail::multiply_values<F, false>(v, s, state);
     }
   }

@@ -1,7 +1,7 @@
 // Prefill written plainly: what the fast kernel is tested against on a device, and what runs where it does not apply,
 // which is for caches of float, Fp8E4M3 and Int8, and for extents that are not multiples of 8.
 //
-// A warp takes one row of queries of one head. Of each 32 keys a lane scores one; then the lanes share out the numbers
+// A warp takes one row of queries of one head. Of each 32 keys a lane scores one; then the lanes share out the elements
 // of the output. Any extents, all formats; sums in float.
 #pragma once
 
@@ -29,15 +29,15 @@ inline constexpr int plain_threads = 32 * plain_warps;
   return plain_warps * (key_dim + value_dim) * static_cast<Index>(sizeof(float));
 }
 
-/// Number d of a row, without its scale.
+/// Element d of a row, without its scale.
 template <Format F>
-[[nodiscard]] __device__ __forceinline__ float number_of(const std::byte* row, Index d) {
+[[nodiscard]] __device__ __forceinline__ float element_of(const std::byte* row, Index d) {
   if constexpr (F == Format::f32) {
-    return device::load_shared<float>(row + 4 * d);
+    return device::load_readonly<float>(row + 4 * d);
   } else if constexpr (code_bytes(F) == 2) {
-    return device::low_of<F>(device::load_shared<std::uint16_t>(row + 2 * d));
+    return device::low_of<F>(device::load_readonly<std::uint16_t>(row + 2 * d));
   } else {
-    const std::uint32_t code = device::load_shared<std::uint8_t>(row + d);
+    const std::uint32_t code = device::load_readonly<std::uint8_t>(row + d);
     std::uint32_t pairs[2];
     if constexpr (F == Format::fp8_e4m3) {
       device::widen_fp8(code, pairs);
@@ -47,13 +47,13 @@ template <Format F>
     return device::low_of<Format::f16>(pairs[0]);
   }
 }
-/// What all numbers of a row are to be multiplied with.
+/// What all elements of a row are to be multiplied with.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ float scale_of(const std::byte* row, int dim) {
-  return F == Format::int8 ? device::load_shared<float>(row + scale_offset(dim)) : 1.0F;
+  return F == Format::int8 ? device::load_readonly<float>(row + scale_offset(dim)) : 1.0F;
 }
 template <Format F>
-__device__ __forceinline__ void store_number(std::byte* row, Index d, float x) {
+__device__ __forceinline__ void store_element(std::byte* row, Index d, float x) {
   if constexpr (F == Format::f32) {
     reinterpret_cast<float*>(row)[d] = x;
   } else {
@@ -61,13 +61,13 @@ __device__ __forceinline__ void store_number(std::byte* row, Index d, float x) {
   }
 }
 
-[[nodiscard]] __device__ __forceinline__ float largest_of_warp(float x) {
+[[nodiscard]] __device__ __forceinline__ float warp_max(float x) {
   for (int distance = 16; distance > 0; distance /= 2) {
     x = device::maximum(x, __shfl_xor_sync(device::all_lanes, x, distance));
   }
   return x;
 }
-[[nodiscard]] __device__ __forceinline__ float sum_of_warp(float x) {
+[[nodiscard]] __device__ __forceinline__ float warp_sum(float x) {
   for (int distance = 16; distance > 0; distance /= 2) {
     x = device::add(x, __shfl_xor_sync(device::all_lanes, x, distance));
   }
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(detail::plain_threads)
   float* const q = reinterpret_cast<float*>(device::dynamic_shared()) + warp * (key_dim + value_dim);
   float* const o = q + key_dim;
   for (int d = lane; d < key_dim; d += 32) {
-    q[d] = detail::number_of<Q>(a.q, (Index{row} * a.query_heads + head) * key_dim + d);
+    q[d] = detail::element_of<Q>(a.q, (Index{row} * a.query_heads + head) * key_dim + d);
   }
   for (int d = lane; d < value_dim; d += 32) {
     o[d] = 0.0F;
@@ -121,35 +121,35 @@ __global__ void __launch_bounds__(detail::plain_threads)
     float s = device::minus_infinity;
     Index v_offset = 0;
     if (visible) {
-      const Place place = a.batch.place(sequence, base + lane);
-      const std::byte* const k = a.kv.k_row(place.block, kv_head, place.slot);
-      v_offset = a.kv.v.offset(place.block, kv_head, place.slot);
+      const RowLocation location = a.batch.locate(sequence, base + lane);
+      const std::byte* const k = a.kv.k_row(location.block, kv_head, location.slot);
+      v_offset = a.kv.v.offset(location.block, kv_head, location.slot);
       s = 0.0F;
       for (int d = 0; d < key_dim; ++d) {
-        s += q[d] * detail::number_of<F>(k, d);
+        s += q[d] * detail::element_of<F>(k, d);
       }
       s *= a.scale * detail::scale_of<F>(k, key_dim);
       s = a.softcap > 0 ? a.softcap * tanhf(s / a.softcap) : s;
     }
-    const float largest = device::maximum(m, detail::largest_of_warp(s));
+    const float largest = device::maximum(m, detail::warp_max(s));
     const float reference = largest == device::minus_infinity ? 0.0F : largest;
-    const float shrink = expf(m - reference);
+    const float factor = expf(m - reference);
     const float weight = expf(s - reference);
     m = largest;
-    l = l * shrink + detail::sum_of_warp(weight);
+    l = l * factor + detail::warp_sum(weight);
     for (int d = lane; d < value_dim; d += 32) {
-      o[d] *= shrink;
+      o[d] *= factor;
     }
     for (int i = 0; i < 32 && i < last - base; ++i) {
       const std::byte* const v = a.kv.pool + __shfl_sync(device::all_lanes, v_offset, i);
       const float w = __shfl_sync(device::all_lanes, weight, i) * detail::scale_of<F>(v, value_dim);
       for (int d = lane; d < value_dim; d += 32) {
-        o[d] += w * detail::number_of<F>(v, d);
+        o[d] += w * detail::element_of<F>(v, d);
       }
     }
   }
   for (int d = lane; d < value_dim; d += 32) {
-    detail::store_number<Q>(a.out, (Index{row} * a.query_heads + head) * value_dim + d, l == 0.0F ? 0.0F : o[d] / l);
+    detail::store_element<Q>(a.out, (Index{row} * a.query_heads + head) * value_dim + d, l == 0.0F ? 0.0F : o[d] / l);
   }
 }
 

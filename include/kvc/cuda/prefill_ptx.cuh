@@ -72,36 +72,36 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
-// --- 8 x 8 matrices of 16-bit numbers, to the whole warp -----------------------------------------------------------
+// --- 8 x 8 matrices of 16-bit elements, to the whole warp -----------------------------------------------------------
 
 /// Four matrices: lane 8 i + r brings the address of row r of matrix i, 16 bytes at a multiple of 16. Lane 4 g + t gets
 /// row g, columns 2t and 2t + 1, of matrix i in out[i]. (ldmatrix.x4)
-__device__ __forceinline__ void load_matrices(SharedAddress row, std::uint32_t (&out)[4]) {
+__device__ __forceinline__ void ldmatrix(SharedAddress row, std::uint32_t (&out)[4]) {
 #if defined(__CUDACC__)
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(row)
                : "memory");
 #else
-  kvc_emulation::load_matrices(row, out, false);
+  kvc_emulation::ldmatrix(row, out, false);
 #endif
 }
 /// The same of the transposed matrices: lane 4 g + t gets column g, rows 2t and 2t + 1. (ldmatrix.x4.trans)
-__device__ __forceinline__ void load_transposed(SharedAddress row, std::uint32_t (&out)[4]) {
+__device__ __forceinline__ void ldmatrix_transposed(SharedAddress row, std::uint32_t (&out)[4]) {
 #if defined(__CUDACC__)
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(row)
                : "memory");
 #else
-  kvc_emulation::load_matrices(row, out, true);
+  kvc_emulation::ldmatrix(row, out, true);
 #endif
 }
 
 // --- scalar functions of one instruction ---------------------------------------------------------------------------
 
 /// 2^x within 2 units in the last place; what would be subnormal is 0. 1 for 0, 0 for -infinity.
-[[nodiscard]] __device__ __forceinline__ float fast_power_of_two(float x) {
+[[nodiscard]] __device__ __forceinline__ float fast_exp2(float x) {
 #if defined(__CUDACC__)
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,10 +1,10 @@
-// Tiles of rows in shared memory: how they are filled from a paged pool, and how operands of multiply_tiles are read
+// Tiles of rows in shared memory: how they are filled from a paged pool, and how operands of mma are read
 // from them.
 //
-// A tile is rows of D numbers of 16 bits, without padding, in panels of 64 numbers: all rows of a panel lie one after
-// the other, 128 bytes each. A row of a panel is cut in 8 chunks of 8 numbers (16 bytes), and chunk c of row r lies
-// where chunk c ^ (r % 8) would: so eight lanes that read the same chunk of eight consecutive rows, as load_matrices
-// does, meet all 32 banks once, and so do eight lanes that write eight chunks of one row. It is also what Hopper calls
+// A tile is rows of D elements of 16 bits, without padding, in panels of 64 elements: all rows of a panel lie one after
+// the other, 128 bytes each. A row of a panel is cut in 8 chunks of 8 elements (16 bytes), and chunk c of row r lies
+// where chunk c ^ (r % 8) would: so eight lanes that read the same chunk of eight consecutive rows, as ldmatrix
+// does, cover all 32 banks once, and so do eight lanes that write eight chunks of one row. It is also what Hopper calls
 // a swizzle of 128 bytes.
 #pragma once
 
@@ -37,7 +37,7 @@ template <int Rows>
 template <int Rows>
 class Fragments {
  public:
-  /// Lane l brings a row of matrix l / 8. Of the four matrices of 16 x 16 numbers, the second is that of the lower rows
+  /// Lane l brings a row of matrix l / 8. Of the four matrices of 16 x 16 elements, the second is that of the lower rows
   /// where `rows_first`, else that of the upper rows and the right columns.
   __device__ __forceinline__ Fragments(SharedAddress tile, bool rows_first) {
     const auto lane = static_cast<unsigned>(threadIdx.x % 32U);
@@ -58,15 +58,15 @@ class Fragments {
 };
 
 /// The block tables of one sequence. For shared memory, where registers are dear, and so without a constructor.
-struct SequencePages {
-  const Divisor* page_tokens;
+struct SequenceBlocks {
+  const Divisor* block_tokens;
   const std::int32_t* blocks;
-  const std::int32_t* slots;  ///< null where every page begins with slot 0
+  const std::int32_t* first_slots;  ///< null where every block begins with slot 0
 
-  [[nodiscard]] __device__ __forceinline__ Place place(Pos p) const {
-    const auto page = static_cast<std::int32_t>(page_tokens->quotient(static_cast<std::uint32_t>(p)));
-    const std::int32_t first = slots == nullptr ? 0 : slots[page];
-    return {blocks[page], first + p - page * page_tokens->value()};
+  [[nodiscard]] __device__ __forceinline__ RowLocation locate(Pos p) const {
+    const auto nth = static_cast<std::int32_t>(block_tokens->quotient(static_cast<std::uint32_t>(p)));
+    const std::int32_t first = first_slots == nullptr ? 0 : first_slots[nth];
+    return {blocks[nth], first + p - nth * block_tokens->value()};
   }
 };
 
@@ -80,26 +80,26 @@ struct RowAddresses {
 class RowLookup {
  public:
   /// Row threadIdx.x of a tile that begins at position `base`, of a sequence of `length` positions.
-  __device__ __forceinline__ void begin(const SequencePages& pages, Index base, Pos length) {
+  __device__ __forceinline__ void begin(const SequenceBlocks& blocks, Index base, Pos length) {
     const Index position = base + static_cast<Index>(threadIdx.x);
     there_ = threadIdx.x < static_cast<unsigned>(prefill_keys) && position < length;
-    place_ = there_ ? pages.place(static_cast<Pos>(position)) : Place{0, 0};
+    location_ = there_ ? blocks.locate(static_cast<Pos>(position)) : RowLocation{0, 0};
   }
   template <Format F>
   __device__ __forceinline__ void end(const LayerView<F>& kv, std::int32_t kv_head, RowAddresses& to) const {
     if (threadIdx.x < static_cast<unsigned>(prefill_keys)) {
-      to.k[threadIdx.x] = there_ ? kv.k_row(place_.block, kv_head, place_.slot) : nullptr;
-      to.v[threadIdx.x] = there_ ? kv.v_row(place_.block, kv_head, place_.slot) : nullptr;
+      to.k[threadIdx.x] = there_ ? kv.k_row(location_.block, kv_head, location_.slot) : nullptr;
+      to.v[threadIdx.x] = there_ ? kv.v_row(location_.block, kv_head, location_.slot) : nullptr;
     }
   }
 
  private:
-  Place place_;
+  RowLocation location_;
   bool there_;
 };
 
 /// Begins to copy a tile of rows, by all threads of the block: row r from address_of(r). Zeros stand for rows that are
-/// not there, and for numbers from `dim` on; `valid` is any address in device memory, at a multiple of 16.
+/// not there, and for elements from `dim` on; `valid` is any address in device memory, at a multiple of 16.
 template <int D, int Rows, int Threads, class AddressOf>
 __device__ __forceinline__ void copy_tile(SharedAddress tile, int dim, const std::byte* valid, AddressOf address_of) {
   constexpr int chunks = D / 8;

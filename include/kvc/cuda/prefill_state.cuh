@@ -1,7 +1,7 @@
 // What a warp does with a tile of keys and its values, for the prefill kernel: scores, weights, and the state of its
 // rows.
 //
-// With lane = 4 g + t, a lane has of 16 rows and 8 columns what multiply_tiles gives it: columns 2t and 2t + 1 of rows
+// With lane = 4 g + t, a lane has of 16 rows and 8 columns what mma gives it: columns 2t and 2t + 1 of rows
 // g and g + 8. The weights never leave registers: as the result of one product they lie as the operand of the next
 // wants them.
 #pragma once
@@ -33,16 +33,15 @@ struct ScoreScale {
     tangent = softcap > 0 ? 2 * log2_e * scale / softcap : 0.0F;
   }
   /// tanh(scale * s / softcap) = 1 - 2 / (1 + exp(2 scale * s / softcap))
-  [[nodiscard]] __device__ __forceinline__ float soften(float s) const {
+  [[nodiscard]] __device__ __forceinline__ float softcapped(float s) const {
     return device::multiply_add(
-        -2.0F, device::fast_reciprocal(device::add(1.0F, device::fast_power_of_two(device::multiply(s, tangent)))),
-        1.0F);
+        -2.0F, device::fast_reciprocal(device::add(1.0F, device::fast_exp2(device::multiply(s, tangent)))), 1.0F);
   }
 };
 
 /// The same of all scores of a thread, if there is a softcap.
 template <int C, int T>
-__device__ __forceinline__ void cap(float (&s)[T][C][4], const ScoreScale& scale) {
+__device__ __forceinline__ void apply_softcap(float (&s)[T][C][4], const ScoreScale& scale) {
   if (scale.tangent != 0) {
 #pragma unroll
     for (int tile = 0; tile < T; ++tile) {
@@ -50,7 +49,7 @@ __device__ __forceinline__ void cap(float (&s)[T][C][4], const ScoreScale& scale
       for (int n = 0; n < C; ++n) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          s[tile][n][e] = scale.soften(s[tile][n][e]);
+          s[tile][n][e] = scale.softcapped(s[tile][n][e]);
         }
       }
     }
@@ -88,15 +87,15 @@ __device__ __forceinline__ void pack_weights(const float (&s)[C][4], int i, std:
   }
 }
 
-/// Whether either number of a pair is infinite or NaN.
+/// Whether either element of a pair is infinite or NaN.
 template <Format F>
-[[nodiscard]] __device__ __forceinline__ bool has_special(std::uint32_t pair) {
+[[nodiscard]] __device__ __forceinline__ bool has_nonfinite(std::uint32_t pair) {
   constexpr std::uint32_t exponent = F == Format::f16 ? 0x7c00U : 0x7f80U;
   return (pair & exponent) == exponent || (pair & exponent << 16) == exponent << 16;
 }
-/// The pair with zeros in place of such numbers.
+/// The pair with zeros in place of such elements.
 template <Format F>
-[[nodiscard]] __device__ __forceinline__ std::uint32_t without_special(std::uint32_t pair) {
+[[nodiscard]] __device__ __forceinline__ std::uint32_t zero_nonfinite(std::uint32_t pair) {
   constexpr std::uint32_t exponent = F == Format::f16 ? 0x7c00U : 0x7f80U;
   return ((pair & exponent) == exponent ? 0U : pair & 0xffffU) |
          ((pair & exponent << 16) == exponent << 16 ? 0U : pair & 0xffff0000U);
@@ -118,17 +117,17 @@ __device__ __forceinline__ void multiply_keys(const Fragments<prefill_rows>& q, 
     std::uint32_t a[T][4];
 #pragma unroll
     for (int tile = 0; tile < T; ++tile) {
-      device::load_matrices(q.at(tile, j), a[tile]);
+      device::ldmatrix(q.at(tile, j), a[tile]);
     }
 #pragma unroll
     for (int i = 0; i < prefill_keys / 16; ++i) {
       std::uint32_t both[4];
-      device::load_matrices(k.at(i, j), both);
+      device::ldmatrix(k.at(i, j), both);
       const std::uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
 #pragma unroll
       for (int tile = 0; tile < T; ++tile) {
-        device::multiply_tiles<F>(s[tile][2 * i], a[tile], b[0]);
-        device::multiply_tiles<F>(s[tile][2 * i + 1], a[tile], b[1]);
+        device::mma<F>(s[tile][2 * i], a[tile], b[0]);
+        device::mma<F>(s[tile][2 * i + 1], a[tile], b[1]);
       }
     }
   }
@@ -136,7 +135,7 @@ __device__ __forceinline__ void multiply_keys(const Fragments<prefill_rows>& q, 
 
 /// What the outputs of a thread's rows are to be multiplied with.
 template <int T>
-struct Shrink {
+struct RescaleFactors {
   float of[T][2];
 };
 
@@ -144,10 +143,11 @@ struct Shrink {
 /// Masked: some rows do not see some of the keys, of which the first is at position `base`; visible(i, half) are those
 /// that the thread's rows of tile i see.
 template <bool Masked, int C, int D, int T, class Visible>
-[[nodiscard]] __device__ __forceinline__ Shrink<T> soften(float (&s)[T][C][4], RowState<D, T>& state,
-                                                          const ScoreScale& scale, Pos base, Visible visible) {
+[[nodiscard]] __device__ __forceinline__ RescaleFactors<T> online_softmax(float (&s)[T][C][4], RowState<D, T>& state,
+                                                                          const ScoreScale& scale, Pos base,
+                                                                          Visible visible) {
   const int t = static_cast<int>(threadIdx.x % 4U);
-  Shrink<T> shrink;
+  RescaleFactors<T> factors;
 #pragma unroll
   for (int tile = 0; tile < T; ++tile) {
 #pragma unroll
@@ -174,9 +174,8 @@ template <bool Masked, int C, int D, int T, class Visible>
       const float before = state.m[tile][half];
       // Nothing to take away from a row that has seen no key yet; and one that had not keeps nothing of it.
       const float less = largest == device::minus_infinity ? 0.0F : device::multiply(-largest, scale.exponent);
-      shrink.of[tile][half] =
-          before == largest ? 1.0F
-                            : device::fast_power_of_two(device::add(less, device::multiply(before, scale.exponent)));
+      factors.of[tile][half] =
+          before == largest ? 1.0F : device::fast_exp2(device::add(less, device::multiply(before, scale.exponent)));
       state.m[tile][half] = largest;
       float sum = 0.0F;
 #pragma unroll
@@ -184,37 +183,37 @@ template <bool Masked, int C, int D, int T, class Visible>
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& x = s[tile][n][2 * half + e];
-          x = device::fast_power_of_two(device::multiply_add(x, scale.exponent, less));
+          x = device::fast_exp2(device::multiply_add(x, scale.exponent, less));
           sum = device::add(sum, x);
         }
       }
-      state.l[tile][half] = device::multiply_add(state.l[tile][half], shrink.of[tile][half], sum);
+      state.l[tile][half] = device::multiply_add(state.l[tile][half], factors.of[tile][half], sum);
     }
   }
-  return shrink;
+  return factors;
 }
 
 /// The outputs follow the new maximum.
 template <int D, int T>
-__device__ __forceinline__ void rescale(RowState<D, T>& state, const Shrink<T>& shrink) {
+__device__ __forceinline__ void rescale(RowState<D, T>& state, const RescaleFactors<T>& factors) {
 #pragma unroll
   for (int tile = 0; tile < T; ++tile) {
     // Multiplying with one changes no bit, so that it may be left out for a warp in which nothing grew.
-    if (__any_sync(device::all_lanes, shrink.of[tile][0] != 1.0F || shrink.of[tile][1] != 1.0F)) {
+    if (__any_sync(device::all_lanes, factors.of[tile][0] != 1.0F || factors.of[tile][1] != 1.0F)) {
 #pragma unroll
       for (int n = 0; n < D / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          state.o[tile][n][i] = device::multiply(state.o[tile][n][i], shrink.of[tile][i / 2]);
+          state.o[tile][n][i] = device::multiply(state.o[tile][n][i], factors.of[tile][i / 2]);
         }
       }
     }
   }
 }
 
-/// O += P V; s holds the weights.  Careful: some rows do not see some of the keys, whose weights there are 0, and 0
+/// O += P V; s holds the weights.  DropNonfinite: some rows do not see some of the keys, whose weights there are 0, and 0
 /// times a value that is not finite is NaN. So such values are left out here; true says that there are any.
-template <Format F, bool Careful, int D, int T>
+template <Format F, bool DropNonfinite, int D, int T>
 __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v,
                                                 const float (&s)[T][prefill_keys / 8][4], RowState<D, T>& state) {
   bool special = false;
@@ -228,19 +227,19 @@ __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v
 #pragma unroll
     for (int j = 0; j < D / 16; ++j) {
       std::uint32_t both[4];
-      device::load_transposed(v.at(i, j), both);
-      if constexpr (Careful) {
+      device::ldmatrix_transposed(v.at(i, j), both);
+      if constexpr (DropNonfinite) {
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
-          special = special || has_special<F>(both[w]);
-          both[w] = without_special<F>(both[w]);
+          special = special || has_nonfinite<F>(both[w]);
+          both[w] = zero_nonfinite<F>(both[w]);
         }
       }
       const std::uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
 #pragma unroll
       for (int tile = 0; tile < T; ++tile) {
-        device::multiply_tiles<F>(state.o[tile][2 * j], a[tile], b[0]);
-        device::multiply_tiles<F>(state.o[tile][2 * j + 1], a[tile], b[1]);
+        device::mma<F>(state.o[tile][2 * j], a[tile], b[0]);
+        device::mma<F>(state.o[tile][2 * j + 1], a[tile], b[1]);
       }
     }
   }
@@ -250,20 +249,21 @@ __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v
 /// Adds the values that are left out of the product to the rows that see them: whatever their weight, infinity or NaN
 /// is left.
 template <Format F, int Keys, int D, int T, class Visible>
-__device__ __forceinline__ void add_special(const std::byte* v_tile, RowState<D, T>& state, Pos base, Visible visible) {
+__device__ __forceinline__ void add_nonfinite(const std::byte* v_tile, RowState<D, T>& state, Pos base,
+                                              Visible visible) {
   const int t = static_cast<int>(threadIdx.x % 4U);
   for (int key = 0; key < Keys; ++key) {
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
       const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(v_tile + chunk_offset<Keys>(key, n) + 4 * t);
-      if (has_special<F>(pair)) {
+      if (has_nonfinite<F>(pair)) {
 #pragma unroll
         for (int tile = 0; tile < T; ++tile) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             if (visible(tile, half).has(base + key)) {
-              state.o[tile][n][2 * half] += has_special<F>(pair & 0xffffU) ? device::low_of<F>(pair) : 0.0F;
-              state.o[tile][n][2 * half + 1] += has_special<F>(pair & 0xffff0000U) ? device::high_of<F>(pair) : 0.0F;
+              state.o[tile][n][2 * half] += has_nonfinite<F>(pair & 0xffffU) ? device::low_of<F>(pair) : 0.0F;
+              state.o[tile][n][2 * half + 1] += has_nonfinite<F>(pair & 0xffff0000U) ? device::high_of<F>(pair) : 0.0F;
             }
           }
         }

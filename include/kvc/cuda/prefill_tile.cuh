@@ -5,12 +5,12 @@
 // side in memory, and each key that a tile loads serves all of its rows. Tiles are fixed by absolute position, so that
 // which rows share a tile does not depend on how a prompt was chunked, nor on the batch.
 //
-// Sizes of a batch are known on the device only. So tiles are given out in slots that a block of threads finds by
+// Sizes of a batch are known on the device only. So tiles are numbered so that a thread block finds its own by
 // itself:
 //
-//   slots before sequence b = q_indptr[b] / positions + 2 b
+//   tiles before sequence b = q_indptr[b] / positions + 2 b
 //
-// Since n rows lie in at most floor((n - 1) / positions) + 2 tiles, the slots of a sequence are never too few, and at
+// Since n rows lie in at most floor((n - 1) / positions) + 2 tiles, the numbers of a sequence are never too few, and at
 // most two more than it has tiles (three if it has none): their blocks exit at once.
 #pragma once
 
@@ -44,7 +44,7 @@ struct PrefillTiles {
 }
 
 /// Slots for any batch of so many rows and sequences.
-[[nodiscard]] constexpr Index prefill_slots(const PrefillTiles& tiles, Index sequences, Index queries) noexcept {
+[[nodiscard]] constexpr Index max_prefill_tiles(const PrefillTiles& tiles, Index sequences, Index queries) noexcept {
   return queries / tiles.positions.value() + 2 * sequences;
 }
 
@@ -89,8 +89,8 @@ struct QueryTile {
 };
 
 /// Tile `slot` of a sequence, counted from its last one: the tiles with most keys come first. False if there is none.
-[[nodiscard]] KVC_HOST_DEVICE constexpr bool tile_of_slot(const PrefillTiles& tiles, std::int32_t slot, Pos start,
-                                                          Pos length, QueryTile& tile) noexcept {
+[[nodiscard]] KVC_HOST_DEVICE constexpr bool tile_at(const PrefillTiles& tiles, std::int32_t slot, Pos start,
+                                                     Pos length, QueryTile& tile) noexcept {
   if (length <= start) {
     return false;
   }
@@ -114,8 +114,8 @@ struct TileRow {
   Pos position;
   std::int32_t head;  ///< of the group
 };
-[[nodiscard]] KVC_HOST_DEVICE constexpr TileRow row_of_tile(const PrefillTiles& tiles, const QueryTile& tile,
-                                                            std::int32_t first_head, std::int32_t r) noexcept {
+[[nodiscard]] KVC_HOST_DEVICE constexpr TileRow tile_row(const PrefillTiles& tiles, const QueryTile& tile,
+                                                         std::int32_t first_head, std::int32_t r) noexcept {
   const auto position = static_cast<std::int32_t>(tiles.heads.quotient(static_cast<std::uint32_t>(r)));
   return {tile.begin + position, first_head + r - position * tiles.heads.value()};
 }

@@ -14,11 +14,11 @@ namespace cuda {
 namespace detail {
 
 /// Which sequence a row of queries belongs to, and its position there. O(log sequences).
-struct RowOfBatch {
+struct BatchRow {
   std::int32_t sequence;
   Pos position;
 };
-[[nodiscard]] KVC_HOST_DEVICE inline RowOfBatch row_of_batch(const BatchView& batch, std::int32_t row) {
+[[nodiscard]] KVC_HOST_DEVICE inline BatchRow batch_row(const BatchView& batch, std::int32_t row) {
   std::int32_t low = 0, high = batch.header->size;  // q_indptr[low] <= row < q_indptr[high]
   while (high - low > 1) {
     const std::int32_t middle = low + (high - low) / 2;
@@ -59,17 +59,17 @@ __global__ void __launch_bounds__(detail::rows_threads) rows_kernel(const __grid
        work < works; work += warps) {
     const auto row = static_cast<std::int32_t>(work / heads);
     const auto head = static_cast<int>(work % heads);
-    const detail::RowOfBatch of = detail::row_of_batch(a.batch, row);
-    const Place place = a.batch.place(of.sequence, of.position);
+    const detail::BatchRow of = detail::batch_row(a.batch, row);
+    const RowLocation location = a.batch.locate(of.sequence, of.position);
     const auto copy = [&](std::byte* in_pool, std::byte* in_array, int bytes) {
       const std::byte* const from = a.gather ? in_pool : in_array;
       std::byte* const to = a.gather ? in_array : in_pool;
       for (int i = lane * static_cast<int>(sizeof(Unit)); i < bytes; i += 32 * static_cast<int>(sizeof(Unit))) {
-        *reinterpret_cast<Unit*>(to + i) = device::load_once<Unit>(from + i);
+        *reinterpret_cast<Unit*>(to + i) = device::load_streaming<Unit>(from + i);
       }
     };
-    copy(a.kv.k_row(place.block, head, place.slot), a.k + work * k_bytes, k_bytes);
-    copy(a.kv.v_row(place.block, head, place.slot), a.v + work * v_bytes, v_bytes);
+    copy(a.kv.k_row(location.block, head, location.slot), a.k + work * k_bytes, k_bytes);
+    copy(a.kv.v_row(location.block, head, location.slot), a.v + work * v_bytes, v_bytes);
   }
 }
 

@@ -61,12 +61,12 @@ class DeviceSpace {
   /// sequence.
   void flush() {
     const std::vector<GridCopy>& all = copies_.waiting();
-    for (std::size_t first = 0; first < all.size(); first += copy_jobs_most) {
-      const std::size_t count = std::min<std::size_t>(copy_jobs_most, all.size() - first);
-      if (count <= copy_jobs_few) {
-        launch<copy_jobs_few>(all.data() + first, count);
+    for (std::size_t first = 0; first < all.size(); first += max_copy_jobs) {
+      const std::size_t count = std::min<std::size_t>(max_copy_jobs, all.size() - first);
+      if (count <= few_copy_jobs) {
+        launch<few_copy_jobs>(all.data() + first, count);
       } else {
-        launch<copy_jobs_most>(all.data() + first, count);
+        launch<max_copy_jobs>(all.data() + first, count);
       }
     }
     copies_.clear();
@@ -80,7 +80,7 @@ class DeviceSpace {
     std::uint32_t most = 0;
     for (std::size_t i = 0; i < count; ++i) {
       jobs.jobs[i] = detail::job_of(copies[i], unit);
-      most = std::max(most, jobs.jobs[i].pieces);
+      most = std::max(most, jobs.jobs[i].spans);
     }
     constexpr std::uint32_t warps = copy_threads / 32;
     const dim3 grid(std::min<std::uint32_t>((most + warps - 1) / warps, 1024), static_cast<unsigned>(count));

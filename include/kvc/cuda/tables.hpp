@@ -15,25 +15,25 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// BatchIndex for every policy: pages instead of blocks. See cuda::BatchView for the arrays.
+/// BatchIndex for every policy: an entry names a block and stands for block_tokens positions. See cuda::BatchView for the arrays.
 struct BatchTables {
-  Pos page_tokens = 1;
+  Pos block_tokens = 1;
   std::vector<std::int32_t> q_indptr{0};
   std::vector<std::int32_t> kv_indptr{0};
   std::vector<std::int32_t> kv_indices;
-  std::vector<std::int32_t> page_slots;  ///< empty where every page begins with slot 0 of its block
+  std::vector<std::int32_t> first_slots;  ///< empty where every entry begins with slot 0 of its block
   std::vector<std::int32_t> seq_lens;
 
   [[nodiscard]] std::int32_t size() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
   [[nodiscard]] std::int32_t queries() const noexcept { return q_indptr.back(); }
-  /// The blocks of the pages of sequence b, and the slots where they begin (empty as page_slots is).
-  [[nodiscard]] std::span<const std::int32_t> pages(std::int32_t b) const { return part(kv_indices, b); }
-  [[nodiscard]] std::span<const std::int32_t> slots(std::int32_t b) const {
-    return page_slots.empty() ? std::span<const std::int32_t>{} : part(page_slots, b);
+  /// The blocks of the entries of sequence b, and the slots where entries begin (empty as first_slots is).
+  [[nodiscard]] std::span<const std::int32_t> blocks_of(std::int32_t b) const { return entries_of(kv_indices, b); }
+  [[nodiscard]] std::span<const std::int32_t> first_slots_of(std::int32_t b) const {
+    return first_slots.empty() ? std::span<const std::int32_t>{} : entries_of(first_slots, b);
   }
 
  private:
-  [[nodiscard]] std::span<const std::int32_t> part(const std::vector<std::int32_t>& all, std::int32_t b) const {
+  [[nodiscard]] std::span<const std::int32_t> entries_of(const std::vector<std::int32_t>& all, std::int32_t b) const {
     const auto first = static_cast<std::size_t>(kv_indptr[static_cast<std::size_t>(b)]);
     return std::span(all).subspan(first, static_cast<std::size_t>(kv_indptr[static_cast<std::size_t>(b) + 1]) - first);
   }
@@ -44,8 +44,8 @@ struct BatchTables {
   return {std::max(index.block_tokens, Pos{1}), index.q_indptr, index.kv_indptr, index.kv_indices, {}, index.seq_lens};
 }
 
-/// The tables of `sequences`, each with `queries[i]` rows of queries. Blocks are pages where the policy has block
-/// tables; a sequence is one page where all sequences are one run; anywhere else a position is. O(pages of the batch).
+/// The tables of `sequences`, each with `queries[i]` rows of queries. An entry is a block where the policy has
+/// block tables, a sequence where all sequences are one run, and a position anywhere else. O(entries of the batch).
 /// Throws std::invalid_argument if a handle is stale, the sizes differ, or a total exceeds 32 bits.
 template <Policy P>
 [[nodiscard]] BatchTables make_tables(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
@@ -68,12 +68,12 @@ template <Policy P>
       one_run_each = one_run_each && runs <= 1;
     }
     require(one_run_each || positions <= max_pos, "positions of the batch", positions, "at most 2^31 - 1");
-    tables.page_tokens = one_run_each ? max_pos : 1;
+    tables.block_tokens = one_run_each ? max_pos : 1;
     for (std::size_t i = 0; i < sequences.size(); ++i) {
       policy.for_each_run(sequences[i], {0, tables.seq_lens[i]}, [&](const SlotRun& run) {
         for (Pos row = 0; row < (one_run_each ? 1 : run.count); ++row) {
           tables.kv_indices.push_back(static_cast<std::int32_t>(run.block));
-          tables.page_slots.push_back(run.offset + row);
+          tables.first_slots.push_back(run.offset + row);
         }
       });
       tables.kv_indptr.push_back(static_cast<std::int32_t>(tables.kv_indices.size()));

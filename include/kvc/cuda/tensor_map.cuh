@@ -35,7 +35,7 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
 }
 
 /// False if the driver does not take the tensor. `map` must be at a multiple of 64 bytes, which its type sees to.
-[[nodiscard]] inline bool make_tensor_map(CUtensorMap& map, std::byte* pool, Format format, const BoxedRows& rows) {
+[[nodiscard]] inline bool make_tensor_map(CUtensorMap& map, std::byte* pool, Format format, const TmaTensor& rows) {
   const EncodeTiled encode = encode_tiled();
   if (encode == nullptr) {
     return false;

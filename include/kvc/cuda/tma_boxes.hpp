@@ -1,4 +1,4 @@
-// BoxedRows: the keys or the values of a layer as a tensor of which bulk copies take boxes. Numbers on the host; what a
+// TmaTensor: the keys or the values of a layer as a tensor of which bulk copies take boxes. Integers on the host; what a
 // tensor map is made of (tensor_map.cuh).
 #pragma once
 
@@ -15,23 +15,23 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// A tensor of four dimensions, the innermost first: numbers, slots and heads in the order of their strides, blocks.
-struct BoxedRows {
-  Index base;                            ///< of the first number, from the beginning of the pool, in bytes
-  std::array<std::uint64_t, 4> extents;  ///< in numbers, slots or heads, blocks
+/// A tensor of four dimensions, the innermost first: elements, slots and heads in the order of their strides, blocks.
+struct TmaTensor {
+  Index base;                            ///< of the first element, from the beginning of the pool, in bytes
+  std::array<std::uint64_t, 4> extents;  ///< in elements, slots or heads, blocks
   std::array<std::uint64_t, 3> strides;  ///< of dimensions 1 to 3, in bytes
-  std::array<std::uint32_t, 4> box;      ///< 64 numbers of so many slots of one head of one block
+  std::array<std::uint32_t, 4> box;      ///< 64 elements of so many slots of one head of one block
   bool token_major;                      ///< heads before slots
 };
 
-/// Rows of `dim` numbers of 16 bits; empty if a tensor cannot have these strides, or there are no boxes.
-[[nodiscard]] inline std::optional<BoxedRows> boxed_rows(const RowStrides& rows, int dim, Index heads, Index blocks,
+/// Rows of `dim` elements of 16 bits; empty if a tensor cannot have these strides, or there are no boxes.
+[[nodiscard]] inline std::optional<TmaTensor> tma_tensor(const RowStrides& rows, int dim, Index heads, Index blocks,
                                                          Index block_slots, std::int32_t box) {
   const bool token_major = rows.slot > rows.head && heads > 1;
-  const auto number = [](Index x) { return static_cast<std::uint64_t>(x); };
-  BoxedRows out{rows.base,
-                {number(dim), number(block_slots), number(heads), number(blocks)},
-                {number(rows.slot), number(rows.head), number(rows.block)},
+  const auto as_unsigned = [](Index x) { return static_cast<std::uint64_t>(x); };
+  TmaTensor out{rows.base,
+                {as_unsigned(dim), as_unsigned(block_slots), as_unsigned(heads), as_unsigned(blocks)},
+                {as_unsigned(rows.slot), as_unsigned(rows.head), as_unsigned(rows.block)},
                 {64, static_cast<std::uint32_t>(box), 1, 1},
                 token_major};
   if (token_major) {

@@ -73,21 +73,21 @@ class Upload {
   /// device has read that. Must not be called while `stream` is being captured.
   [[nodiscard]] std::byte* begin(cudaStream_t stream) {
     detail::require_no_capture(stream, "an upload");
-    Staging& next = staging_[turn_];
+    Staging& next = staging_[current_];
     KVC_CUDA(cudaEventSynchronize(next.read));
     return next.host.data();
   }
   /// Sends bytes [first, last) of the buffer that `begin` gave to the same place on the device.
   void send(std::size_t first, std::size_t last, cudaStream_t stream) {
     if (first < last) {
-      KVC_CUDA(cudaMemcpyAsync(device_.data() + first, staging_[turn_].host.data() + first, last - first,
+      KVC_CUDA(cudaMemcpyAsync(device_.data() + first, staging_[current_].host.data() + first, last - first,
                                cudaMemcpyHostToDevice, stream));
     }
   }
   /// Ends the upload: the next `begin` gives the other buffer.
   void end(cudaStream_t stream) {
-    KVC_CUDA(cudaEventRecord(staging_[turn_].read, stream));
-    turn_ = 1 - turn_;
+    KVC_CUDA(cudaEventRecord(staging_[current_].read, stream));
+    current_ = 1 - current_;
   }
 
  private:
@@ -107,11 +107,11 @@ class Upload {
 
   DeviceBuffer device_;
   Staging staging_[2];
-  int turn_ = 0;
+  int current_ = 0;
 };
 
-/// Arrays one behind the other in one stretch of memory, each at a multiple of 16 bytes.
-class Sections {
+/// Arrays one behind the other in one range of memory, each at a multiple of 16 bytes.
+class BufferLayout {
  public:
   /// Makes room for `count` objects of T; returns where.
   template <class T>

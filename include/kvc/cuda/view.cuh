@@ -59,7 +59,7 @@ struct LayerView {
 };
 
 /// Where a row lies in the pool, whatever the layer.
-struct Place {
+struct RowLocation {
   std::int32_t block;
   std::int32_t slot;
 };
@@ -68,33 +68,34 @@ struct Place {
 struct BatchHeader {
   std::int32_t size = 0;     ///< sequences
   std::int32_t queries = 0;  ///< rows of queries of all sequences: q_indptr[size]
-  Divisor page_tokens{};     ///< positions that one entry of kv_indices stands for
-  bool has_page_slots = false;
+  Divisor block_tokens{};    ///< positions that one entry of kv_indices stands for
+  bool has_first_slots = false;
 };
 
-/// The block tables of a batch, in device memory: BatchIndex in the form that fits every policy. A page is page_tokens
-/// consecutive positions of a sequence in consecutive slots: the block of a paged policy; all positions of a contiguous
+/// The block tables of a batch, in device memory: BatchIndex in the form that fits every policy. An entry is
+/// block_tokens consecutive positions of a sequence in consecutive slots: the block of a paged policy; all positions of a contiguous
 /// sequence; where a policy promises neither, a single position.
 struct BatchView {
   const BatchHeader* header;
   const std::int32_t* q_indptr;    ///< [size + 1]; rows of queries before sequence b
-  const std::int32_t* kv_indptr;   ///< [size + 1]; pages before sequence b
-  const std::int32_t* kv_indices;  ///< [kv_indptr[size]]; block of each page
+  const std::int32_t* kv_indptr;   ///< [size + 1]; entries before sequence b
+  const std::int32_t* kv_indices;  ///< [kv_indptr[size]]; block of each entry
   const std::int32_t*
-      page_slots;  ///< [kv_indptr[size]]; slot in its block with which a page begins; only if has_page_slots
+      first_slots;  ///< [kv_indptr[size]]; slot in its block with which an entry begins; only if has_first_slots
   const std::int32_t* seq_lens;  ///< [size]; positions, with those of the queries
 
   /// The place of position p < seq_lens[b] of sequence b.
-  [[nodiscard]] KVC_HOST_DEVICE Place place(std::int32_t b, Pos p) const noexcept {
-    return place(*header, kv_indptr[b], p);
+  [[nodiscard]] KVC_HOST_DEVICE RowLocation locate(std::int32_t b, Pos p) const noexcept {
+    return locate(*header, kv_indptr[b], p);
   }
-  /// The same with what is equal for all positions read before: one load, two with page_slots.
-  ///   of     *header    pages  kv_indptr[b]
-  [[nodiscard]] KVC_HOST_DEVICE Place place(const BatchHeader& of, std::int32_t pages, Pos p) const noexcept {
-    const auto page = static_cast<std::int32_t>(of.page_tokens.quotient(static_cast<std::uint32_t>(p)));
-    const Index entry = Index{pages} + page;
-    const std::int32_t first = of.has_page_slots ? page_slots[entry] : 0;
-    return {kv_indices[entry], first + p - page * of.page_tokens.value()};
+  /// The same with what is equal for all positions read before: one load, two with first_slots.
+  ///   of     *header    first_entry  kv_indptr[b]
+  [[nodiscard]] KVC_HOST_DEVICE RowLocation locate(const BatchHeader& of, std::int32_t first_entry,
+                                                   Pos p) const noexcept {
+    const auto nth = static_cast<std::int32_t>(of.block_tokens.quotient(static_cast<std::uint32_t>(p)));
+    const Index entry = Index{first_entry} + nth;
+    const std::int32_t first = of.has_first_slots ? first_slots[entry] : 0;
+    return {kv_indices[entry], first + p - nth * of.block_tokens.value()};
   }
 };
 
