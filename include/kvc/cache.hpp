@@ -438,7 +438,7 @@ class KvCache {
     constexpr auto unit = static_cast<Index>(sizeof(Storage));
     const Index to = offset(copy.to, 0, 0, copy.to_slot), from = offset(copy.from, 0, 0, copy.from_slot);
     const Index layer = offset(copy.to, 1, 0, copy.to_slot) - to, head = offset(copy.to, 0, 1, copy.to_slot) - to;
-    copy_pieces(pool_.space(), coalesced({pool_.data() + to * unit,
+    copy_ranges(pool_.space(), coalesced({pool_.data() + to * unit,
                                           pool_.data() + from * unit,
                                           row_size * unit,
                                           {shape_.layers, shape_.kv_heads, Index{copy.count}},

@@ -21,16 +21,28 @@ struct IgnoreRun {
 };
 }  // namespace detail
 
-///   expression                        meaning
-///   typename V::Element               the element type T: attention reads rows through kvc::Element<T>
-///   kv_heads() -> Index               at least 1
-///   key_dim(), value_dim() -> Index   numbers in the key and in the value of one head, at least 1
-///   length() -> Pos                   positions [0, length()) can be read
-///   for_each_run(head, range, f)      calls f(KvRun<T>) for stretches that cover exactly `range`, in ascending order, each at
-///                                     least one row long; range lies in [0, length()). How the range is cut is the view's choice:
-///                                     results do not depend on it.
+/// The keys and values of one sequence in one layer, as attention reads them: without copies and without virtual calls.
 ///
-/// Reading a view from several threads is safe as long as nobody changes what it shows.
+///   expression                     requires                   returns / does                             complexity
+///   typename V::Element                                       the element type T of the rows, which are
+///                                                             read through kvc::Element<T>
+///   v.kv_heads()                                              key/value heads, >= 1; an Index            O(1)
+///   v.key_dim(), v.value_dim()                                elements in the key and in the value of    O(1)
+///                                                             one head, >= 1; an Index
+///   v.length()                                                positions [0, length()) can be read; a Pos O(1)
+///   v.for_each_run(head, range, f) 0 <= head < kv_heads(),    calls f(KvRun<T>) for runs of that head    O(runs of the range),
+///                                  range within [0, length()) that together are exactly `range`          or a binary search more
+///
+/// All are const. for_each_run may throw std::invalid_argument if its arguments are not as required, and nothing else of its own.
+///
+/// Laws:
+///   runs       they are in ascending order, each begins at the position behind the one before it, and each has at least one
+///              row; an empty range has none. How a range is cut is up to the view: results do not depend on it
+///   rows       row i of a run is that of position first + i. It lies at k + i * k_stride and v + i * v_stride, the same place
+///              whatever range was asked for, and does not change while attention reads it
+///
+/// Several threads may read one view at once. Copies are cheap and show the same. testing/kv_view_conformance.hpp checks the laws;
+/// a minimal view stands in tests/conformance/views.cpp.
 template <class V>
 concept KvView =
     ElementType<typename V::Element> && requires(const V& view, Index head, PosRange range, detail::IgnoreRun f) {

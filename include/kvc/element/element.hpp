@@ -1,29 +1,49 @@
-// Element<T>: how one row of `dim` numbers is stored and read. The only place that knows what T means.
+// Element<T>: how one row of `dim` elements is stored and read. Nothing else in kvc knows what T means.
 //
-// A row is `row_size(dim)` consecutive `Storage` objects. For plain numbers that is the numbers themselves; a quantised
-// T stores codes and scales. Arithmetic is always done in float.
+//   element/element.hpp     float
+//   element/float16.hpp     Eigen::half, Eigen::bfloat16
+//   element/quantized.hpp   Int8, Fp8E4M3, Int4
+//   element/none.hpp        None, which stores nothing
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <concepts>
 #include <string_view>
+#include <type_traits>
 
 #include "kvc/core/types.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
-/// Specialise for a new element type:
-///
-///   expression                          meaning
-///   using Storage                       trivially copyable unit that rows are made of
-///   name                                short name, "f32"
-///   row_size(dim) -> Index              Storage objects in a row of dim numbers
-///   encode(from, dim, to)               store  from[0..dim)  (float) in the row at `to`
-///   decode(from, dim, to)               read the row at `from` into  to[0..dim)  (float)
+/// The trait that defines an element type: specialise it for a type of your own, as ElementType describes. T itself is only a
+/// name, and may be an incomplete type.
 template <class T>
 struct Element;
 
+/// A type T with a specialisation E = Element<T>. A row is the key or the value of one head at one position: `dim` elements,
+/// stored in row_size(dim) consecutive objects of E::Storage. Arithmetic happens in float.
+///
+///   expression               requires                     does / returns                                     complexity
+///   E::Storage               trivially copyable           the unit of storage
+///   E::name                                               a name that no other element type has, "f32"
+///   E::row_size(dim)         dim >= 1                     storage units of a row, >= 0; an Index             O(1)
+///   E::encode(from, dim, to) from [dim] float,            stores from[0, dim) in the row at `to`             O(dim)
+///                            to [row_size(dim)] Storage
+///   E::decode(from, dim, to) from [row_size(dim)]         reads the row at `from` into to[0, dim)            O(dim)
+///                            Storage, to [dim] float
+///   E::max_error(from, dim)  from [dim] float, finite     optional: a bound of |decode(encode(from))[d] -    O(dim)
+///                                                         from[d]| over all d; a float, infinity for none
+///
+/// All functions are static and do not throw. `from` and `to` do not overlap, and have the alignment of their types only.
+///
+/// Laws:
+///   bounds         encode writes the row_size(dim) units of the row, all of them, and nothing else
+///   deterministic  equal numbers give equal bytes
+///   accurate       the errors of a row are within max_error
+///
+/// testing/element_conformance.hpp checks the laws. A minimal element type stands in tests/conformance/elements.cpp.
 template <class T>
 concept ElementType = std::is_trivially_copyable_v<typename Element<T>::Storage> &&
                       requires(const float* in, float* out, typename Element<T>::Storage* row, Index dim) {
@@ -33,9 +53,22 @@ concept ElementType = std::is_trivially_copyable_v<typename Element<T>::Storage>
                         Element<T>::decode(static_cast<const typename Element<T>::Storage*>(row), dim, out);
                       };
 
+/// The unit of storage of an element type.
 template <class T>
 using StorageOf = typename Element<T>::Storage;
 
+namespace detail {
+/// The largest |from[d]|; elements are finite.
+[[nodiscard]] inline float max_abs(const float* from, Index dim) noexcept {
+  float largest = 0;
+  for (Index d = 0; d < dim; ++d) {
+    largest = std::max(largest, std::abs(from[d]));
+  }
+  return largest;
+}
+}  // namespace detail
+
+/// "f32": elements are stored as they are.
 template <>
 struct Element<float> {
   using Storage = float;
@@ -43,13 +76,14 @@ struct Element<float> {
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
   static void encode(const float* from, Index dim, Storage* to) noexcept { std::copy_n(from, dim, to); }
   static void decode(const Storage* from, Index dim, float* to) noexcept { std::copy_n(from, dim, to); }
+  [[nodiscard]] static float max_error(const float* /*from*/, Index /*dim*/) noexcept { return 0; }
 };
 static_assert(ElementType<float>);
 
-/// One stretch of consecutive positions of one head, in memory: what attention reads.
+/// A run: the rows of consecutive positions of one head, evenly spaced in memory. Attention reads a view run by run.
 ///
-///   k  rows by row_size(key_dim),    k_stride Storage objects from row to row
-///   v  rows by row_size(value_dim),  v_stride Storage objects from row to row
+///   k  [rows, row_size(key_dim)]    k_stride storage units from row to row
+///   v  [rows, row_size(value_dim)]  v_stride storage units from row to row
 template <class T>
 struct KvRun {
   const StorageOf<T>* k;

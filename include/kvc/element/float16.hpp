@@ -1,17 +1,18 @@
-// Element types of 16 bits, on Eigen's: Eigen::half (IEEE binary16, "f16") and Eigen::bfloat16 ("bf16").
-//
-// Storing rounds to nearest, ties to even. Reading is exact.
+// The element types of 16 bits: Eigen::half and Eigen::bfloat16.
 #pragma once
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include "kvc/element/element.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
+/// "f16", IEEE binary16. Storing rounds to nearest, ties to even, and gives infinity from 65520 on; reading is exact.
 template <>
 struct Element<Eigen::half> {
   using Storage = Eigen::half;
@@ -27,9 +28,15 @@ struct Element<Eigen::half> {
       to[d] = static_cast<float>(from[d]);
     }
   }
+  /// Half a unit in the last place.
+  [[nodiscard]] static float max_error(const float* from, Index dim) noexcept {
+    const float largest = detail::max_abs(from, dim);
+    return largest < 65520.0F ? std::max(largest * 0x1p-11F, 0x1p-25F) : std::numeric_limits<float>::infinity();
+  }
 };
 static_assert(ElementType<Eigen::half>);
 
+/// "bf16", the upper half of a float. Storing rounds to nearest, ties to even; reading is exact.
 template <>
 struct Element<Eigen::bfloat16> {
   using Storage = Eigen::bfloat16;
@@ -44,6 +51,11 @@ struct Element<Eigen::bfloat16> {
     for (Index d = 0; d < dim; ++d) {  // the upper half of a float; written so that compilers vectorise it
       to[d] = std::bit_cast<float>(static_cast<std::uint32_t>(from[d].value) << 16);
     }
+  }
+  /// Half a unit in the last place.
+  [[nodiscard]] static float max_error(const float* from, Index dim) noexcept {
+    const float largest = detail::max_abs(from, dim);
+    return largest < 0x1.ffp127F ? std::max(largest * 0x1p-8F, 0x1p-134F) : std::numeric_limits<float>::infinity();
   }
 };
 static_assert(ElementType<Eigen::bfloat16>);

@@ -1,19 +1,10 @@
-// Quantised element types: Int8, Fp8E4M3 and Int4. A row is quantised once, when it is written, and never again.
+// The quantised element types: Int8, Fp8E4M3 and Int4. A row is quantised once, when it is written, and never again.
 //
-//   type      a row of dim numbers                                                  bytes, dim 128   a number is
-//   Int8      dim codes (signed bytes), zeros up to a multiple of 4, scale (float)  132              code * scale
-//   Fp8E4M3   dim numbers of one byte                                               128              itself
-//   Int4      16 bytes of codes for each group of 32 numbers, then for each group   80               code * scale + minimum
-//             one word: scale (bfloat16) | minimum (bfloat16) << 16
-//
-// In group g of Int4, byte i of its 16 has the code of number 32 g + i in its low half and that of number 32 g + 16 + i in its
-// high half. The last group is filled up with codes that nothing reads. Words and scales are in the byte order of the machine.
-//
-// A row of Int8, or a group of Int4, in which one number is NaN or infinite reads back as NaN throughout. Fp8E4M3 keeps NaN, and
-// takes what is too large, infinity too, for its largest number, 448.
-//
-// Largest errors:  Int8 half a scale, max |x| / 254.  Int4 half a scale, (max - min) / 30, and a little for the rounding of scale
-// and minimum.  Fp8E4M3 1/16 of the number, from 2^-6 to 448; below, 2^-10.
+//   type      bytes of a row           dim 128   an element is            largest error
+//   Int8      dim, padded to 4, + 4    132       code * scale             max |x| / 254
+//   Fp8E4M3   dim                      128       the value of its byte    |x| / 16 from 2^-6 to 448, 2^-10 below
+//   Int4      20 per 32 elements       80        code * scale + minimum   (max - min) / 30 of its group, and the rounding of scale
+//                                                                         and minimum to bfloat16
 #pragma once
 
 #include <algorithm>
@@ -29,10 +20,27 @@ namespace kvc {
 inline namespace v0 {
 
 /// Signed bytes with one scale per row, that is per token and head.
+///
+///   row   dim codes (signed bytes), zeros up to a multiple of 4, scale (float, byte order of the machine)
+///
+/// A row with a NaN or an infinity reads back as NaN throughout.
 struct Int8;
+
 /// The 8-bit floating point of 4 exponent and 3 mantissa bits, without infinities (OCP 8-bit Floating Point Specification, 2023).
+///
+///   row   dim bytes
+///
+/// Storing rounds to nearest, ties to even. It keeps NaN, and gives 448, the largest value, for all that is larger.
 struct Fp8E4M3;
-/// Codes of four bits in groups of 32, each group with its scale and its minimum.
+
+/// Codes of four bits in groups of 32 elements. Each group has a scale and a minimum.
+///
+///   row   16 bytes of codes per group, then one word per group:  scale (bfloat16) | minimum (bfloat16) << 16
+///
+/// Byte i of the 16 of group g has the code of element 32 g + i in its low half and that of element 32 g + 16 + i in its high
+/// half. Codes that pad the last group are never read. Words have the byte order of the machine.
+///
+/// A group with a NaN or an infinity reads back as NaN throughout.
 struct Int4;
 
 namespace detail {
@@ -76,12 +84,13 @@ inline constexpr float round_shift = 12582912.0F;
 
 }  // namespace detail
 
+/// "int8". See Int8 for the row.
 template <>
 struct Element<Int8> {
   using Storage = std::uint8_t;
   static constexpr std::string_view name = "int8";
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return scale_offset(dim) + 4; }
-  /// Where in a row its scale is.
+  /// Offset of the scale in a row.
   [[nodiscard]] static constexpr Index scale_offset(Index dim) noexcept { return ceil_div(dim, Index{4}) * 4; }
 
   static void encode(const float* from, Index dim, Storage* to) noexcept {
@@ -111,9 +120,14 @@ struct Element<Int8> {
       to[d] = static_cast<float>(static_cast<std::int8_t>(from[d])) * scale;
     }
   }
+  /// Half a scale, and the rounding of floats.
+  [[nodiscard]] static float max_error(const float* from, Index dim) noexcept {
+    return std::max(detail::max_abs(from, dim) / 254.0F, std::numeric_limits<float>::min() / 2) * 1.0001F;
+  }
 };
 static_assert(ElementType<Int8>);
 
+/// "fp8". See Fp8E4M3 for the row.
 template <>
 struct Element<Fp8E4M3> {
   using Storage = std::uint8_t;
@@ -129,9 +143,15 @@ struct Element<Fp8E4M3> {
       to[d] = detail::fp8_e4m3_to_float(from[d]);
     }
   }
+  /// Half a unit in the last place, or what exceeds 448.
+  [[nodiscard]] static float max_error(const float* from, Index dim) noexcept {
+    const float largest = detail::max_abs(from, dim);
+    return std::max({largest / 16, 0x1p-10F, largest - 448});
+  }
 };
 static_assert(ElementType<Fp8E4M3>);
 
+/// "int4". See Int4 for the row.
 template <>
 struct Element<Int4> {
   using Storage = std::uint8_t;
@@ -139,7 +159,7 @@ struct Element<Int4> {
   static constexpr Index group = 32;
   [[nodiscard]] static constexpr Index groups(Index dim) noexcept { return ceil_div(dim, group); }
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return 20 * groups(dim); }
-  /// Where in a row the scale and minimum of group 0 are.
+  /// Offset of the words of scale and minimum in a row.
   [[nodiscard]] static constexpr Index range_offset(Index dim) noexcept { return 16 * groups(dim); }
 
   static void encode(const float* from, Index dim, Storage* to) noexcept {
@@ -159,8 +179,32 @@ struct Element<Int4> {
     }
   }
 
+  /// Half a scale, and the rounding of floats.
+  [[nodiscard]] static float max_error(const float* from, Index dim) noexcept {
+    float largest = 0;
+    for (Index g = 0; g < groups(dim); ++g) {
+      const float* const x = from + g * group;
+      const Index count = std::min(Index{group}, dim - g * group);
+      const auto [least, most] = std::minmax_element(x, x + count);
+      const Range range = range_of(*least, *most);
+      largest = std::max(largest, detail::bf16_to_float(range.step) / 2 + detail::max_abs(x, count) * 0x1p-20F);
+    }
+    return largest;
+  }
+
  private:
-  /// Stores 16 bytes of codes; returns scale and minimum.
+  /// Scale and minimum of a group, as bfloat16.
+  struct Range {
+    std::uint32_t step, low;
+    [[nodiscard]] float scale() const noexcept { return step == 0 ? 1.0F : detail::bf16_to_float(step); }
+    [[nodiscard]] float minimum() const noexcept { return detail::bf16_to_float(low); }
+  };
+  static Range range_of(float least, float most) noexcept {
+    const std::uint32_t low = detail::bf16_below(least);
+    return {detail::bf16_above(most / 15 - detail::bf16_to_float(low) / 15), low};
+  }
+
+  /// Stores 16 bytes of codes; returns the word of scale and minimum.
   static std::uint32_t encode_group(const float* x, Index count, Storage* to) noexcept {
     float padded[group];
     for (Index i = 0; i < group; ++i) {
@@ -176,14 +220,12 @@ struct Element<Int4> {
       std::fill_n(to, 16, Storage{0});
       return 0x7fc07fc0U;
     }
-    const std::uint32_t low = detail::bf16_below(least);
-    const float minimum = detail::bf16_to_float(low);
-    const std::uint32_t step = detail::bf16_above(most / 15 - minimum / 15);
-    const float scale = step == 0 ? 1.0F : detail::bf16_to_float(step);
+    const Range range = range_of(least, most);
+    const float minimum = range.minimum(), scale = range.scale();
     for (Index i = 0; i < 16; ++i) {
       to[i] = static_cast<Storage>(code(padded[i], scale, minimum) | code(padded[i + 16], scale, minimum) << 4);
     }
-    return step | low << 16;
+    return range.step | range.low << 16;
   }
   static std::int32_t code(float x, float scale, float minimum) noexcept {
     return static_cast<std::int32_t>(std::clamp(x / scale - minimum / scale, 0.0F, 15.0F) + 0.5F);

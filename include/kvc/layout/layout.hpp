@@ -1,52 +1,74 @@
-// Layouts: (block, layer, head, slot) -> offset in the pool, in Storage objects.
-//
-// In both, a block holds all its layers one after the other, and a layer its keys followed by its values, so that a
-// block moves as one piece. They differ in what is adjacent within a layer of a block:
+// Layouts: where the row of a key or a value lies in the pool.
 //
 //   HeadMajor    K [kv_heads, block_tokens, key_row]   V [kv_heads, block_tokens, value_row]
 //   TokenMajor   K [block_tokens, kv_heads, key_row]   V [block_tokens, kv_heads, value_row]
 //
-// HeadMajor is what attention likes: the rows of one head follow one another. TokenMajor is what many kernels expect.
+// In both, a block holds its layers one after the other, and a layer holds its keys, then its values, so that a block is
+// contiguous. HeadMajor suits attention, which reads the rows of one head. TokenMajor is the order that many kernels of
+// inference engines expect.
 #pragma once
 
 #include <concepts>
-#include <limits>
+#include <string>
 #include <string_view>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/layout/shape.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
-/// Extents of a pool. Rows are counted in Storage objects: Element<T>::row_size(dim).
+/// The extents of a pool, which a layout is made for. A storage unit is one object of Element<T>::Storage.
 struct PoolExtents {
   Index blocks = 0;
-  Index block_tokens = 0;
+  Index block_tokens = 0;  ///< slots in a block
   Index layers = 0;
   Index kv_heads = 0;
-  Index key_row = 0;
-  Index value_row = 0;
+  Index key_row = 0;    ///< storage units in the key of one head: Element<T>::row_size(key_dim)
+  Index value_row = 0;  ///< storage units in the value of one head: Element<T>::row_size(value_dim)
+  friend constexpr bool operator==(const PoolExtents&, const PoolExtents&) = default;
 };
 
-/// Maps a place to its offset. Offsets are 64-bit throughout. Within a block layers, heads and slots are each evenly
-/// spaced; k and v may be asked for one layer or head past the last, to find the distance.
+/// Maps (block, layer, head, slot) to an offset in the pool. All offsets and sizes count storage units.
+///
+///   expression                     requires              returns                                    throws
+///   L(extents)                     extents not negative  a layout of that pool                      std::invalid_argument if the
+///                                                                                                   pool exceeds 2^60 units
+///   L::name                                              a name that no other layout has
+///   l.extents()                                          the extents that it was made for
+///   l.size()                                             units in the pool, at most 2^60
+///   l.block_size()                                       units in one block
+///   l.k(block, layer, head, slot)  see below             offset of the row of that key
+///   l.v(block, layer, head, slot)  see below             offset of the row of that value
+///   l.k_stride(), l.v_stride()                           from the row of one slot to that of the next
+///
+/// Every expression takes O(1). All but the constructor are const and do not throw. Arguments of k and v are not negative and
+/// at most the extent: one block, layer, head or slot past the last is allowed, and callers compute strides from it.
+///
+/// Laws, for all rows of the pool:
+///   bounds     a row lies in [0, size())
+///   disjoint   no two rows share a unit: neither two keys, nor two values, nor a key and a value
+///   even       the distances from block to block, layer to layer, head to head and slot to slot are the same everywhere,
+///              for k and for v: an offset is a sum of multiples of the four indices
+///
+/// Copies are cheap and map alike. KvCache verifies a sample of the rows when it is constructed, and
+/// testing/layout_conformance.hpp all of them. A minimal layout stands in tests/conformance/layouts.cpp.
 template <class L>
-concept Layout =
-    std::constructible_from<L, const PoolExtents&> && requires(const L layout, BlockId block, Index i, Pos slot) {
-      { L::name } -> std::convertible_to<std::string_view>;
-      { layout.size() } -> std::same_as<Index>;        // Storage objects in the whole pool
-      { layout.block_size() } -> std::same_as<Index>;  // Storage objects in one block
-      { layout.k(block, i, i, slot) } -> std::same_as<Index>;
-      { layout.v(block, i, i, slot) } -> std::same_as<Index>;
-      { layout.k_stride() } -> std::same_as<Index>;  // from one slot to the next, same head
-      { layout.v_stride() } -> std::same_as<Index>;
-    };
+concept Layout = std::copyable<L> && std::constructible_from<L, const PoolExtents&> &&
+                 requires(const L layout, BlockId block, Index i, Pos slot) {
+                   { L::name } -> std::convertible_to<std::string_view>;
+                   { layout.extents() } -> std::convertible_to<const PoolExtents&>;
+                   { layout.size() } -> std::same_as<Index>;
+                   { layout.block_size() } -> std::same_as<Index>;
+                   { layout.k(block, i, i, slot) } -> std::same_as<Index>;
+                   { layout.v(block, i, i, slot) } -> std::same_as<Index>;
+                   { layout.k_stride() } -> std::same_as<Index>;
+                   { layout.v_stride() } -> std::same_as<Index>;
+                 };
 
 namespace detail {
 
-/// What the two layouts share: everything but the order of heads and slots.
+/// The part that HeadMajor and TokenMajor share: everything but the order of heads and slots.
 class BlockedLayout {
  public:
   constexpr explicit BlockedLayout(const PoolExtents& extents) : extents_(extents) {
@@ -87,7 +109,7 @@ class BlockedLayout {
 
 }  // namespace detail
 
-/// K of one head contiguous over the slots of a block, then the next head.
+/// The rows of one head over all slots of a block, then the next head:  K [kv_heads, block_tokens, key_row], V alike.
 class HeadMajor : public detail::BlockedLayout {
  public:
   static constexpr std::string_view name = "head-major";
@@ -104,7 +126,7 @@ class HeadMajor : public detail::BlockedLayout {
 };
 static_assert(Layout<HeadMajor>);
 
-/// All heads of one token together, then the next token.
+/// The rows of all heads of one token, then the next token:  K [block_tokens, kv_heads, key_row], V alike.
 class TokenMajor : public detail::BlockedLayout {
  public:
   static constexpr std::string_view name = "token-major";

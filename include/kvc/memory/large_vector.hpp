@@ -10,7 +10,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Host memory for a std::vector whose elements are looked up at random: with large pages, where it is large.
+/// An allocator on HostSpace, which gives large pages to what is large.
 template <class T>
 struct HostAllocator {
   using value_type = T;
@@ -23,6 +23,8 @@ struct HostAllocator {
   }
   friend bool operator==(const HostAllocator&, const HostAllocator&) = default;
 };
+
+/// A std::vector that lies in large pages if it is large: random accesses then miss the TLB less often.
 template <class T>
 using LargeVector = std::vector<T, HostAllocator<T>>;
 

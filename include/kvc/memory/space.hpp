@@ -1,7 +1,4 @@
-// Spaces: where the bytes of a pool live. A space allocates and copies bytes and knows nothing of what they mean.
-//
-// Memory of a space is not initialised, and is only given pages by the system when it is first written: a pool may be
-// larger than what is ever used of it.
+// Spaces: the memory that a pool lies in. A space allocates and copies bytes and does not know what they mean.
 #pragma once
 
 #include <concepts>
@@ -23,13 +20,20 @@ inline namespace v0 {
 
 /// Allocates and copies bytes.
 ///
-///   expression                 meaning
-///   host_accessible            whether the CPU may read and write through the pointers
-///   allocate(bytes)            uninitialised memory, at least 64-byte aligned; throws std::bad_alloc
-///   deallocate(p, bytes)       gives back exactly what was allocated
-///   copy(to, from, bytes)      like memcpy: no overlap
+///   expression                  requires                      does / returns                                  throws
+///   S::host_accessible                                        whether the CPU may read and write through the
+///                                                             pointers; a constant bool
+///   s.allocate(bytes)           bytes >= 0                    uninitialised memory, 64-byte aligned, apart    std::bad_alloc
+///                                                             from all other memory that is allocated
+///   s.deallocate(p, bytes)      p from allocate(bytes) of s   gives the memory back                           nothing
+///   s.copy(to, from, bytes)     both ranges in memory of s,   copies; later copies, and the caller if         anything: the cache
+///                               no overlap                    host_accessible, see the result                 undoes the operation
+///   s.copy(grid)                as copy, for each range of    optional: one call for many small ranges, as    the same
+///                               a GridCopy                    a device needs it; see copy_ranges
 ///
-/// A space may also offer  copy(GridCopy)  for many pieces at once, as a device needs it: see copy_pieces.
+/// A space is movable, and memory that it allocated stays valid when it moves. A copy takes O(bytes). KvCache calls a space from
+/// one thread at a time. testing/space_conformance.hpp checks the contract; a minimal space stands in
+/// tests/conformance/spaces.cpp.
 template <class S>
 concept Space = std::movable<S> && requires(S space, std::byte* to, const std::byte* from, std::size_t bytes) {
   { S::host_accessible } -> std::convertible_to<bool>;
@@ -38,8 +42,8 @@ concept Space = std::movable<S> && requires(S space, std::byte* to, const std::b
   space.copy(to, from, bytes);
 };
 
-/// Pieces of `bytes` bytes at even distances in three directions: piece (i, j, k) < extents lies
-/// i * strides[0] + j * strides[1] + k * strides[2] bytes behind `from`, and goes as far behind `to`. No overlap.
+/// Ranges of `bytes` bytes at even distances in three directions. Range (i, j, k) < extents starts
+/// i * strides[0] + j * strides[1] + k * strides[2] bytes behind `from`, and goes as far behind `to`. No two overlap.
 struct GridCopy {
   std::byte* to;
   const std::byte* from;
@@ -48,7 +52,7 @@ struct GridCopy {
   Index strides[3];
 };
 
-/// The same copy with adjacent pieces made one. O(1).
+/// The same copy, in which adjacent ranges are one. O(1).
 [[nodiscard]] constexpr GridCopy coalesced(GridCopy copy) noexcept {
   if (copy.strides[1] < copy.strides[2]) {
     std::swap(copy.strides[1], copy.strides[2]);
@@ -61,9 +65,9 @@ struct GridCopy {
   return copy;
 }
 
-/// All pieces, in one call where the space takes them so.
+/// Copies all ranges of a grid: in one call where the space has copy(grid), else range by range.
 template <Space S>
-void copy_pieces(S& space, const GridCopy& grid) {
+void copy_ranges(S& space, const GridCopy& grid) {
   if constexpr (requires { space.copy(grid); }) {
     space.copy(grid);
   } else {
@@ -78,12 +82,13 @@ void copy_pieces(S& space, const GridCopy& grid) {
   }
 }
 
-/// Ordinary memory. Large pools ask the system for large pages, which saves a tenth to a third of the time of reading
-/// them; where the system gives none, small ones serve.
+/// The memory of the CPU. The system gives it pages when they are first written, so that a pool costs only the memory that was
+/// ever used of it. Allocations of at least `large_page` bytes ask for large pages, which makes reading them faster by a tenth
+/// to a third; if the system has none, it gives small ones.
 struct HostSpace {
   static constexpr bool host_accessible = true;
-  static constexpr std::size_t alignment = 64;                     ///< of every pool: a cache line
-  static constexpr std::size_t large_page = std::size_t{1} << 21;  ///< of pools at least this large
+  static constexpr std::size_t alignment = 64;                     ///< of every allocation: a cache line
+  static constexpr std::size_t large_page = std::size_t{1} << 21;  ///< alignment of allocations at least as large
 
   /// Throws std::bad_alloc.
   [[nodiscard]] std::byte* allocate(std::size_t bytes) {
@@ -108,10 +113,11 @@ struct HostSpace {
 };
 static_assert(Space<HostSpace>);
 
-/// Owns one allocation of a space.
+/// Owns one allocation of a space, and the space. Neither copies nor moves.
 template <Space S>
 class Buffer {
  public:
+  /// Throws std::bad_alloc.
   Buffer(S space, std::size_t bytes) : space_(std::move(space)), bytes_(bytes), data_(space_.allocate(bytes)) {}
   ~Buffer() { space_.deallocate(data_, bytes_); }
   Buffer(const Buffer&) = delete;

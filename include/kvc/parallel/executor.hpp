@@ -1,7 +1,8 @@
-// Executors: who runs the work items of a call. An engine brings its own threads by satisfying one concept.
+// Executors: they run the work items of a call. An engine brings its own threads by satisfying one concept.
 //
-// Adapters for OpenMP and oneTBB are in parallel/openmp.hpp and parallel/tbb.hpp. Results never depend on
-// the executor.
+//   parallel/executor.hpp   Sequential
+//   parallel/openmp.hpp     OpenMp
+//   parallel/tbb.hpp        Tbb
 #pragma once
 
 #include <algorithm>
@@ -19,20 +20,26 @@ struct IgnoreItem {
 };
 }  // namespace detail
 
-///   expression                   meaning
-///   executor.parallel_for(n, f)  calls f(i) exactly once for each i in [0, n), in any order, on any threads, and returns
-///                                when all calls have returned. What they wrote is then visible to the caller.
+/// Runs the items of a call, on one thread or many. The results of kvc never depend on the executor.
 ///
-///   executor.concurrency()       optional: about how many calls of f run at the same time, at least 1; how finely work
-///                                is cut
+///   expression                   requires       does / returns                                        throws
+///   e.parallel_for(n, f)         n >= 0; f(i)   calls f(i) exactly once for each i in [0, n), in any  one of the exceptions that
+///                                may be called  order, on any threads; returns when all calls have    items threw, after all items
+///                                from several   returned, and the caller sees what they wrote         that started have ended; items
+///                                threads                                                             that did not start may be
+///                                                                                                     left out
+///   e.concurrency()                             optional: about how many items run at the same time,  nothing
+///                                               at least 1; an Index. Work is cut accordingly; for
+///                                               an executor without it, for 16
 ///
-/// The items of a call differ in cost, and the larger ones come first: hand them out one by one rather than in equal
-/// shares, and start them in ascending order where you can.
+/// Items differ in cost, and the more expensive ones come first: hand them out one by one rather than in equal shares, and start
+/// them in ascending order if possible. parallel_for is not called from within an item. testing/executor_conformance.hpp checks
+/// the contract; a minimal executor stands in tests/conformance/executors.cpp.
 template <class E>
 concept Executor =
     requires(std::remove_reference_t<E>& executor, Index n, detail::IgnoreItem f) { executor.parallel_for(n, f); };
 
-/// One after the other, on the calling thread.
+/// Runs the items one after the other, on the calling thread.
 struct Sequential {
   [[nodiscard]] static constexpr Index concurrency() noexcept { return 1; }
   template <class F>
@@ -45,7 +52,7 @@ struct Sequential {
 static_assert(Executor<Sequential>);
 
 namespace detail {
-/// How many items run at the same time; an executor that does not say is taken for a large one.
+/// About how many items run at the same time. 16 for an executor that does not say.
 template <class E>
 [[nodiscard]] Index concurrency(E& executor) {
   if constexpr (requires {

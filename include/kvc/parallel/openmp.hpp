@@ -16,13 +16,13 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Runs items on a team of `threads` OpenMP threads, 0 for omp_get_max_threads().
+/// Runs items on a team of `threads` OpenMP threads; 0 stands for omp_get_max_threads().
 struct OpenMp {
   int threads = 0;
 
   [[nodiscard]] Index concurrency() const noexcept { return threads > 0 ? threads : omp_get_max_threads(); }
 
-  /// An exception of an item is thrown again here once all threads are done; if there are several, one of them.
+  /// Throws one of the exceptions that items threw, once all items are done; std::invalid_argument if `threads` is negative.
   template <class F>
   void parallel_for(Index n, F&& f) const {
     require(threads >= 0, "threads", threads, "at least 0");

@@ -18,14 +18,15 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Runs items in a task arena of `threads` slots, 0 for as many as the machine has. Make one and keep it.
+/// Runs items in a task arena of `threads` slots; 0 stands for as many as the machine has. Make one and keep it.
 class Tbb {
  public:
+  /// Throws std::invalid_argument if `threads` is negative.
   explicit Tbb(int threads = 0) : arena_(slots(threads)) {}
 
   [[nodiscard]] Index concurrency() const noexcept { return arena_.max_concurrency(); }
 
-  /// An exception of an item cancels the items that have not started, and is thrown again here.
+  /// Throws one of the exceptions that items threw. Items that had not started by then are left out.
   template <class F>
   void parallel_for(Index n, F&& f) {
     std::atomic<Index> next = 0;  // items begin in ascending order, whichever half of the tasks a thread takes

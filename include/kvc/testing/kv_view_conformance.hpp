@@ -1,0 +1,77 @@
+// The contract of KvView as a suite: testing::kv_view_conformance(my_view).
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kvc/attention/kv_view.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/testing/contract.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace testing {
+
+/// Checks the laws of KvView on all heads and on ranges of all kinds: the runs of a range are exactly that range, in order, and
+/// a row lies in the same place whatever range is asked for. `name` is what errors call the view. Reads no row. Throws
+/// ContractError for the first law that does not hold. O(kv_heads * length * ranges); take a view of less than some 1000 positions.
+template <KvView V>
+void kv_view_conformance(const V& view, std::string_view name = "the view") {
+  using Run = KvRun<typename V::Element>;
+  expect(view.kv_heads() >= 1, name, {"kv_heads() is ", std::to_string(view.kv_heads())});
+  expect(view.key_dim() >= 1, name, {"key_dim() is ", std::to_string(view.key_dim())});
+  expect(view.value_dim() >= 1, name, {"value_dim() is ", std::to_string(view.value_dim())});
+  const Pos length = view.length();
+  expect(length >= 0, name, {"length() is ", std::to_string(length)});
+
+  // Every pair of ends in short views; in long ones the first, some in between and the last.
+  std::vector<Pos> ends;
+  for (Pos p = 0; p <= length;
+       p += length <= 40 || p < 4 || p + 4 >= length ? 1 : std::min(length / 23 + 1, length - 4 - p)) {
+    ends.push_back(p);
+  }
+  const V copy = view;
+  for (Index head = 0; head < view.kv_heads(); ++head) {
+    const auto place = [&](const Run& run, Index row) {
+      return std::pair(run.k + row * run.k_stride, run.v + row * run.v_stride);
+    };
+    std::vector<decltype(place(Run{}, 0))> places;  // of all positions, when the whole range is asked for
+    const auto check = [&](const V& of, PosRange range, auto each_row) {
+      const std::string asked =
+          kvc::detail::concat({" when [", std::to_string(range.first), ", ", std::to_string(range.last), ") of head ",
+                               std::to_string(head), " is asked for"});
+      Pos next = range.first;
+      of.for_each_run(head, range, [&](const Run& run) {
+        expect(run.rows >= 1, name, {"a run has ", std::to_string(run.rows), " rows", asked});
+        expect(run.first == next, name,
+               {"a run begins at position ", std::to_string(run.first), " instead of ", std::to_string(next), asked});
+        expect(run.first + run.rows <= range.last, name,
+               {"a run ends at position ", std::to_string(run.first + run.rows), asked});
+        for (Index row = 0; row < run.rows; ++row) {
+          each_row(run.first + row, place(run, row), asked);
+        }
+        next = static_cast<Pos>(run.first + run.rows);
+      });
+      expect(next == range.last, name, {"the runs end at position ", std::to_string(next), asked});
+    };
+    check(view, {0, length}, [&](Index, const auto& at, const std::string&) { places.push_back(at); });
+    const auto same_place = [&](Index position, const auto& at, const std::string& asked) {
+      expect(at == places[static_cast<std::size_t>(position)], name,
+             {"the row of position ", std::to_string(position), " lies elsewhere", asked});
+    };
+    for (std::size_t first = 0; first < ends.size(); ++first) {
+      for (std::size_t last = first; last < ends.size(); ++last) {
+        check(view, {ends[first], ends[last]}, same_place);
+      }
+    }
+    check(copy, {0, length}, same_place);
+  }
+}
+
+}  // namespace testing
+}  // namespace v0
+}  // namespace kvc

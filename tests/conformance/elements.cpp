@@ -1,0 +1,143 @@
+// The contract of ElementType: ours keep it, a minimal model does, and wrong ones are told apart.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "catch.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/element/none.hpp"
+#include "kvc/element/quantized.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/testing/element_conformance.hpp"
+
+namespace {
+struct Fixed;      // a minimal element type
+struct Truncated;  // its error is twice the stated one
+struct TooLong;    // writes one unit more than row_size
+struct TooShort;   // leaves the last unit of a row of three as it was
+struct Overrun;    // decodes one element more than dim
+struct Unstated;   // states no error
+struct Nameless;   // no element type
+}  // namespace
+
+namespace kvc {
+inline namespace v0 {
+
+/// Multiples of 2^-8 in 32 bits, between -2^23 and 2^23.
+template <>
+struct Element<Fixed> {
+  using Storage = std::int32_t;
+  static constexpr std::string_view name = "fixed";
+  static constexpr Index row_size(Index dim) { return dim; }
+  static void encode(const float* from, Index dim, Storage* to) {
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = static_cast<Storage>(std::nearbyint(std::clamp(from[d], -8388608.0F, 8388607.0F) * 256));
+    }
+  }
+  static void decode(const Storage* from, Index dim, float* to) {
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = static_cast<float>(from[d]) / 256;
+    }
+  }
+  static float max_error(const float* from, Index dim) {
+    const float largest = detail::max_abs(from, dim);
+    return largest < 8388607 ? 0x1p-9F : INFINITY;
+  }
+};
+static_assert(ElementType<Fixed>);
+
+template <>
+struct Element<Truncated> : Element<Fixed> {
+  static void encode(const float* from, Index dim, Storage* to) {
+    for (Index d = 0; d < dim; ++d) {
+      to[d] = static_cast<Storage>(std::clamp(from[d], -8388608.0F, 8388607.0F) * 256);
+    }
+  }
+};
+template <>
+struct Element<TooLong> : Element<Fixed> {
+  static void encode(const float* from, Index dim, Storage* to) {
+    Element<Fixed>::encode(from, dim, to);
+    to[dim] = 0;
+  }
+};
+template <>
+struct Element<TooShort> : Element<Fixed> {
+  static constexpr Index row_size(Index dim) { return dim + (dim == 3 ? 1 : 0); }
+};
+template <>
+struct Element<Overrun> : Element<Fixed> {
+  static void decode(const Storage* from, Index dim, float* to) {
+    Element<Fixed>::decode(from, dim, to);
+    to[dim] = 0;
+  }
+};
+template <>
+struct Element<Unstated> {
+  using Storage = float;
+  static constexpr std::string_view name = "unstated";
+  static constexpr Index row_size(Index dim) { return dim; }
+  static void encode(const float* from, Index dim, Storage* to) { std::copy_n(from, dim, to); }
+  static void decode(const Storage* from, Index dim, float* to) { std::copy_n(from, dim, to); }
+};
+template <>
+struct Element<Nameless> {
+  using Storage = float;
+  static constexpr Index row_size(Index dim) { return dim; }
+  static void encode(const float*, Index, Storage*) {}
+  static void decode(const Storage*, Index, float*) {}
+};
+static_assert(!ElementType<Nameless> && !ElementType<double>);
+
+}  // namespace v0
+}  // namespace kvc
+
+namespace {
+using namespace kvc;
+using kvc_test::contains;
+using testing::element_conformance;
+}  // namespace
+
+TEMPLATE_TEST_CASE("An element type keeps the contract", "[element][contract]", float, Eigen::half, Eigen::bfloat16,
+                   Int8, Fp8E4M3, Int4, None, Fixed) {
+  element_conformance<TestType>();
+}
+
+TEST_CASE("The error of an element type may be stated beside it", "[element][contract]") {
+  element_conformance<Unstated>([](const float*, Index) { return 0.0F; });
+}
+
+TEST_CASE("An element type that breaks the contract is found", "[element][contract]") {
+  REQUIRE_THROWS_WITH(element_conformance<Truncated>(), contains("where max_error is 0.00195"));
+  REQUIRE_THROWS_WITH(element_conformance<TooLong>(), contains("encode writes beyond the row_size units"));
+  REQUIRE_THROWS_WITH(element_conformance<TooShort>(), contains("encode leaves a part of the row as it was at dim 3"));
+  REQUIRE_THROWS_WITH(element_conformance<Overrun>(), contains("decode writes beyond the dim elements"));
+  REQUIRE_THROWS_WITH(element_conformance<Int8>([](const float*, Index) { return 1e-6F; }),
+                      contains("element type int8 breaks its contract: decode gives"));
+}
+
+TEST_CASE("A cache of None counts as any other and has no memory", "[element]") {
+  KvCache<None, Paged> cache({.layers = 3, .kv_heads = 2, .key_dim = 5}, {.blocks = 4, .block_tokens = 4});
+  REQUIRE(cache.layout().size() == 0);
+  REQUIRE(cache.bytes_per_token() == 0);
+  const SeqId seq = cache.open();
+  auto step = cache.extend(seq, 6);
+  const std::vector<float> rows(6 * 10, 1.0F);
+  cache.write(0, step, {rows.data(), 6, 10}, {rows.data(), 6, 10});
+  REQUIRE_THROWS_WITH(cache.write(0, step, {rows.data(), 6, 9}, {rows.data(), 6, 10}), contains("k is [6, 9]"));
+  cache.write(1, step, {rows.data(), 6, 10}, {rows.data(), 6, 10});
+  cache.write(2, step, {rows.data(), 6, 10}, {rows.data(), 6, 10});
+  cache.commit(std::move(step));
+  const SeqId child = cache.fork(seq, 5);
+  cache.commit(cache.extend(child, 2));  // copies a shared tail of no bytes
+  REQUIRE(cache.length(child) == 7);
+  REQUIRE(cache.stats().blocks_free == 1);
+  REQUIRE_FALSE(cache.try_extend(seq, 8));
+  std::vector<float> k(10), v(10);
+  cache.gather(0, seq, {5, 6}, {k.data(), 1, 10}, {v.data(), 1, 10});
+  REQUIRE(std::isnan(k[0]));
+  REQUIRE(std::isnan(v[9]));
+  cache.verify();
+}

@@ -1,0 +1,147 @@
+// The contract of Layout: ours keep it, a minimal model does, and wrong ones are told apart.
+#include "catch.hpp"
+#include "kvc/layout/layout.hpp"
+#include "kvc/layout/verify.hpp"
+#include "kvc/testing/layout_conformance.hpp"
+
+namespace {
+using namespace kvc;
+using kvc_test::contains;
+using testing::ContractError;
+using testing::layout_conformance;
+
+/// A minimal layout: key and value of one head and slot side by side,  [blocks, block_tokens, layers, kv_heads, K | V].
+struct Interleaved {
+  static constexpr std::string_view name = "interleaved";
+  PoolExtents of;
+  explicit Interleaved(const PoolExtents& extents) : of(extents) {}
+  const PoolExtents& extents() const { return of; }
+  Index row() const { return of.key_row + of.value_row; }
+  Index block_size() const { return of.block_tokens * of.layers * of.kv_heads * row(); }
+  Index size() const { return of.blocks * block_size(); }
+  Index k(BlockId b, Index layer, Index head, Pos slot) const {
+    return to_index(b) * block_size() + ((slot * of.layers + layer) * of.kv_heads + head) * row();
+  }
+  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot) + of.key_row; }
+  Index k_stride() const { return of.layers * of.kv_heads * row(); }
+  Index v_stride() const { return k_stride(); }
+};
+static_assert(Layout<Interleaved>);
+
+/// All blocks of one layer, then the next layer: blocks are not contiguous, and need not be.
+struct LayersFirst : Interleaved {
+  static constexpr std::string_view name = "layers first";
+  using Interleaved::Interleaved;
+  Index k(BlockId b, Index layer, Index head, Pos slot) const {
+    return (((layer * of.blocks + to_index(b)) * of.block_tokens + slot) * of.kv_heads + head) * row();
+  }
+  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot) + of.key_row; }
+  Index k_stride() const { return of.kv_heads * row(); }
+  Index v_stride() const { return k_stride(); }
+};
+
+// Layouts that compile and are wrong.
+
+struct ValueIsKey : Interleaved {
+  static constexpr std::string_view name = "value is key";
+  using Interleaved::Interleaved;
+  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot); }
+};
+struct ValueTooNear : Interleaved {
+  static constexpr std::string_view name = "value too near";
+  using Interleaved::Interleaved;
+  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot) + of.key_row - 1; }
+};
+struct BlocksOverlap : Interleaved {
+  static constexpr std::string_view name = "blocks overlap";
+  using Interleaved::Interleaved;
+  Index k(BlockId b, Index layer, Index head, Pos slot) const {
+    return Interleaved::k(b, layer, head, slot) - to_index(b) * row();
+  }
+  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot) + of.key_row; }
+};
+struct Outside : Interleaved {
+  static constexpr std::string_view name = "outside";
+  using Interleaved::Interleaved;
+  Index k(BlockId b, Index layer, Index head, Pos slot) const { return Interleaved::k(b, layer, head, slot) + 1; }
+  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot) + of.key_row; }
+};
+struct HeadsUneven : Interleaved {  // the last two heads change places
+  static constexpr std::string_view name = "heads uneven";
+  using Interleaved::Interleaved;
+  Index k(BlockId b, Index layer, Index head, Pos slot) const {
+    const bool swapped = of.kv_heads > 2 && head < of.kv_heads && head > of.kv_heads - 3;
+    return Interleaved::k(b, layer, swapped ? 2 * of.kv_heads - 3 - head : head, slot);
+  }
+  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot) + of.key_row; }
+};
+struct StrideWrong : Interleaved {
+  static constexpr std::string_view name = "stride wrong";
+  using Interleaved::Interleaved;
+  Index v_stride() const { return of.value_row; }
+};
+struct ForgetsExtents : Interleaved {
+  static constexpr std::string_view name = "forgets extents";
+  explicit ForgetsExtents(const PoolExtents& extents) : Interleaved(extents) { of.layers = 1; }
+};
+struct TooSmall : Interleaved {
+  static constexpr std::string_view name = "too small";
+  using Interleaved::Interleaved;
+  Index size() const { return Interleaved::size() - (of.key_row > 1 ? 1 : 0); }
+};
+
+// Layouts that lack what KvCache, snapshots and transfers need: no layouts at all.
+
+struct WithoutExtents {
+  static constexpr std::string_view name = "without extents";
+  explicit WithoutExtents(const PoolExtents&) {}
+  Index size() const { return 0; }
+  Index block_size() const { return 0; }
+  Index k(BlockId, Index, Index, Pos) const { return 0; }
+  Index v(BlockId, Index, Index, Pos) const { return 0; }
+  Index k_stride() const { return 0; }
+  Index v_stride() const { return 0; }
+};
+static_assert(!Layout<WithoutExtents>);
+struct WithoutName : WithoutExtents {
+  using WithoutExtents::WithoutExtents;
+  static constexpr int name = 0;
+  PoolExtents extents() const { return {}; }
+};
+static_assert(!Layout<WithoutName>);
+struct WithoutStride : Interleaved {
+  using Interleaved::Interleaved;
+
+ private:
+  using Interleaved::k_stride;
+};
+static_assert(!Layout<WithoutStride>);
+}  // namespace
+
+TEMPLATE_TEST_CASE("A layout keeps the contract", "[layout][contract]", HeadMajor, TokenMajor, Interleaved,
+                   LayersFirst) {
+  layout_conformance<TestType>();
+}
+
+TEST_CASE("A layout that breaks the contract is found, by the name of the row", "[layout][contract]") {
+  REQUIRE_THROWS_WITH(layout_conformance<ValueIsKey>(),
+                      contains("layout value is key breaks its contract") &&
+                          contains("the key of block 0, layer 0, head 0, slot 0 overlaps"));
+  REQUIRE_THROWS_WITH(layout_conformance<ValueTooNear>(), contains("overlaps the value of block 0"));
+  REQUIRE_THROWS_WITH(layout_conformance<BlocksOverlap>(), contains("overlaps the key of block 1"));
+  REQUIRE_THROWS_WITH(layout_conformance<Outside>(), contains("lies outside of the pool"));
+  REQUIRE_THROWS_WITH(layout_conformance<HeadsUneven>(), contains("head 2, slot 0 is not at an even distance"));
+  REQUIRE_THROWS_WITH(layout_conformance<StrideWrong>(), contains("slot 1 is not at an even distance"));
+  REQUIRE_THROWS_WITH(layout_conformance<ForgetsExtents>(), contains("extents() differs"));
+  REQUIRE_THROWS_WITH(layout_conformance<TooSmall>(), contains("size() is"));
+}
+
+TEST_CASE("The corners of a large pool tell an overlap", "[layout][contract]") {
+  const PoolExtents large{
+      .blocks = 1, .block_tokens = 1 << 24, .layers = 80, .kv_heads = 8, .key_row = 128, .value_row = 128};
+  layout::verify(HeadMajor(large));
+  layout::verify(TokenMajor(large));
+  layout::verify(LayersFirst(large));
+  REQUIRE_THROWS_WITH(layout::verify(ValueIsKey(large)), contains("overlaps the value"));
+  REQUIRE_THROWS_WITH(layout::verify(ValueTooNear(large)), contains("overlaps the value"));
+}

@@ -1,0 +1,108 @@
+// The contract of Space: ours keeps it, a minimal model does, and wrong ones are told apart.
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/memory/space.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/testing/space_conformance.hpp"
+
+namespace {
+using namespace kvc;
+using kvc_test::contains;
+using testing::space_conformance;
+
+/// A minimal space.
+struct Plain {
+  static constexpr bool host_accessible = true;
+  std::byte* allocate(std::size_t bytes) {
+    return static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64}));
+  }
+  void deallocate(std::byte* p, std::size_t) { ::operator delete(p, std::align_val_t{64}); }
+  void copy(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+};
+static_assert(Space<Plain>);
+
+// Spaces that compile and are wrong.
+
+struct Misaligned : Plain {
+  std::byte* allocate(std::size_t bytes) { return Plain::allocate(bytes + 64) + 16; }
+  void deallocate(std::byte* p, std::size_t bytes) { Plain::deallocate(p - 16, bytes); }
+};
+/// Hands out one arena, and moves on by half of what was asked for.
+struct Overlapping : Plain {
+  std::shared_ptr<std::vector<std::byte>> arena = std::make_shared<std::vector<std::byte>>(16 << 20);
+  std::size_t used = 0;
+  std::byte* allocate(std::size_t bytes) {
+    void* p = arena->data() + used;
+    std::size_t room = arena->size() - used;
+    std::align(64, bytes, p, room);
+    used = arena->size() - room + bytes / 2;
+    return static_cast<std::byte*>(p);
+  }
+  void deallocate(std::byte*, std::size_t) {}
+};
+/// Copies whole words only.
+struct Rounding : Plain {
+  void copy(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, bytes / 8 * 8); }
+};
+/// Copies whole words, and more than was asked for.
+struct Overrunning : Plain {
+  void copy(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, (bytes + 7) / 8 * 8); }
+};
+/// Takes the strides of a grid in the wrong order.
+struct Transposing : Plain {
+  using Plain::copy;
+  void copy(GridCopy grid) {
+    std::swap(grid.strides[0], grid.strides[1]);
+    for (Index i = 0; i < grid.extents[0]; ++i) {
+      for (Index j = 0; j < grid.extents[1]; ++j) {
+        for (Index k = 0; k < grid.extents[2]; ++k) {
+          const Index at = i * grid.strides[0] + j * grid.strides[1] + k * grid.strides[2];
+          std::memcpy(grid.to + at, grid.from + at, static_cast<std::size_t>(grid.bytes));
+        }
+      }
+    }
+  }
+};
+struct WithoutCopy {
+  static constexpr bool host_accessible = true;
+  std::byte* allocate(std::size_t bytes);
+  void deallocate(std::byte* p, std::size_t);
+};
+static_assert(!Space<WithoutCopy>);
+
+template <class S>
+void check() {
+  S space;
+  space_conformance(space);
+}
+}  // namespace
+
+TEMPLATE_TEST_CASE("A space keeps the contract", "[space][contract]", HostSpace, Plain) { check<TestType>(); }
+
+TEST_CASE("A space that breaks the contract is found", "[space][contract]") {
+  REQUIRE_THROWS_WITH(check<Misaligned>(),
+                      contains("the space breaks its contract") && contains("not 64-byte aligned"));
+  REQUIRE_THROWS_WITH(check<Overlapping>(), contains("overlaps an earlier allocation"));
+  REQUIRE_THROWS_WITH(check<Rounding>(), contains("copy(to, from, bytes) gives wrong bytes"));
+  REQUIRE_THROWS_WITH(check<Overrunning>(), contains("copy(to, from, bytes) writes a byte beyond its range"));
+  REQUIRE_THROWS_WITH(check<Transposing>(), contains("a copy of a grid"));
+}
+
+TEST_CASE("A cache lies in a space of the caller's", "[space][cache]") {
+  KvCache<float, Paged, HeadMajor, Plain> cache({.key_dim = 3}, {.blocks = 4, .block_tokens = 4}, Plain{});
+  const SeqId seq = cache.open();
+  auto step = cache.extend(seq, 3);
+  const std::vector<float> rows{1, 2, 3, 4, 5, 6, 7, 8, 9};
+  cache.write(0, step, {rows.data(), 3, 3}, {rows.data(), 3, 3});
+  cache.commit(std::move(step));
+  const SeqId child = cache.fork(seq, 2);
+  cache.commit(cache.extend(child, 1));  // copies the shared tail
+  std::vector<float> k(6), v(6);
+  cache.gather(0, child, {0, 2}, {k.data(), 2, 3}, {v.data(), 2, 3});
+  REQUIRE(std::equal(k.begin(), k.end(), rows.begin()));
+  REQUIRE(k == v);
+}
