@@ -91,7 +91,7 @@ class OracleModel {
     }
     const auto length = static_cast<Pos>(s.rows.size());
     REQUIRE(extension->range == PosRange{length, length + count});
-    carry_out(extension->copy);
+    carry_out(extension->copies);
     s.extending = true;
     s.pending.clear();
     s.pending_tokens.clear();
@@ -136,7 +136,7 @@ class OracleModel {
     if (!forked) {
       return std::nullopt;
     }
-    carry_out(forked->copy);
+    carry_out(forked->copies);
     Sequence child;
     child.salt = parent.salt;
     child.rows.assign(parent.rows.begin(), parent.rows.begin() + at);
@@ -160,9 +160,11 @@ class OracleModel {
   }
 
   /// Copies the rows that the policy asks for, as a cache does.
-  void carry_out(const kvc::RowCopy& copy) {
-    for (Pos i = 0; i < copy.count; ++i) {
-      memory_[slot(copy.to, copy.to_slot + i)] = memory_[slot(copy.from, copy.from_slot + i)];
+  void carry_out(std::span<const kvc::RowCopy> copies) {
+    for (const kvc::RowCopy& copy : copies) {
+      for (Pos i = 0; i < copy.count; ++i) {
+        memory_[slot(copy.to, copy.to_slot + i)] = memory_[slot(copy.from, copy.from_slot + i)];
+      }
     }
   }
 

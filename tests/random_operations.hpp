@@ -101,7 +101,7 @@ inline void run(Random& random, OracleModel& model, int operations) {
         done = attempt([&] {
           const SeqId seq = model.open.at(id).first;
           if (const auto extension = model.policy.try_extend(seq, static_cast<Pos>(tokens.size()), tokens)) {
-            model.carry_out(extension->copy);
+            model.carry_out(extension->copies);
             model.policy.rollback(seq);
           }
           return false;

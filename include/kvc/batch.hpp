@@ -16,6 +16,7 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 
 namespace kvc {
@@ -36,10 +37,10 @@ struct BatchIndex {
   [[nodiscard]] Index size() const noexcept { return static_cast<Index>(seq_lens.size()); }
 };
 
-/// The tables of `sequences`, each with `queries[i]` rows of queries. O(blocks of the batch, padded).
-/// Throws std::invalid_argument if a handle is stale, the sizes differ, or a total exceeds 32 bits.
-template <BlockTablePolicy P>
-[[nodiscard]] BatchIndex make_batch(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
+namespace detail {
+/// make_batch of a policy without a lock, or behind one.
+template <class P>
+[[nodiscard]] BatchIndex batch_of(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
   require(sequences.size() == queries.size(), "queries.size()", queries.size(), "the number of sequences");
   BatchIndex batch;
   batch.block_tokens = policy.block_tokens();
@@ -72,7 +73,6 @@ template <BlockTablePolicy P>
   return batch;
 }
 
-namespace detail {
 /// f(sequences, queries) of a range of Append, each with the rows that it reserves.
 /// Throws std::invalid_argument if one of them is not of this cache or no longer under way.
 template <class Cache, std::ranges::input_range Appends, class F>
@@ -87,6 +87,14 @@ template <class Cache, std::ranges::input_range Appends, class F>
   return f(std::span<const SeqId>(sequences), std::span<const Pos>(queries));
 }
 }  // namespace detail
+
+/// The tables of `sequences`, each with `queries[i]` rows of queries. A policy with a lock is locked once for the whole
+/// batch. O(blocks of the batch, padded).
+/// Throws std::invalid_argument if a handle is stale, the sizes differ, or a total exceeds 32 bits.
+template <BlockTablePolicy P>
+[[nodiscard]] BatchIndex make_batch(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
+  return with_shared_lock(policy, [&](const auto& bare) { return detail::batch_of(bare, sequences, queries); });
+}
 
 /// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
 /// Throws std::invalid_argument if one of them is not of this cache or no longer under way.

@@ -33,7 +33,9 @@
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/shape.hpp"
 #include "kvc/memory/space.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/detail/forwarded.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -75,7 +77,7 @@ class CacheView {
 };
 
 template <ElementType T, Policy P, Layout L = HeadMajor, Space S = HostSpace>
-class KvCache {
+class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
  public:
   using Element = T;
   using Storage = StorageOf<T>;
@@ -222,7 +224,7 @@ class KvCache {
       return std::nullopt;
     }
     detail::ScopeGuard undo([&] { policy_.close(forked->seq); });
-    copy_rows(forked->copy);
+    copy_rows(forked->copies);
     undo.dismiss();
     return forked->seq;
   }
@@ -251,7 +253,7 @@ class KvCache {
 
   /// All open sequences, if the policy can name them.
   [[nodiscard]] std::vector<SeqId> sequences() const
-    requires requires(const P& p) { p.for_each_sequence([](SeqId) {}); }
+    requires ListsSequences<P>
   {
     std::vector<SeqId> all;
     policy_.for_each_sequence([&](SeqId seq) { all.push_back(seq); });
@@ -310,58 +312,9 @@ class KvCache {
     }
   }
 
-  // What a policy that shares prefixes offers beside the contract; see policy/prefix_shared.hpp.
-
-  /// How many of the prompt's tokens `try_open` would find in place.
-  [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const
-    requires requires(const P& p) { p.match_length(prompt, options); }
-  {
-    return policy_.match_length(prompt, options);
-  }
-  /// Whether there is room for a prompt and `reserve` more tokens.
-  [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0,
-                                    const OpenOptions& options = {}) const
-    requires requires(const P& p) { p.admission(prompt, reserve, options); }
-  {
-    return policy_.admission(prompt, reserve, options);
-  }
-  [[nodiscard]] bool can_admit(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const
-    requires requires(const P& p) { p.admission(prompt, reserve, options); }
-  {
-    return policy_.admission(prompt, reserve, options) == Admission::now;
-  }
-  /// Keeps what is cached of a prefix from being evicted until `unpin`; empty if not one full block is.
-  [[nodiscard]] auto try_pin(std::span<const Token> prefix, const Salt& salt = {})
-    requires requires(P& p) { p.try_pin(prefix, salt); }
-  {
-    return policy_.try_pin(prefix, salt);
-  }
-  template <class Pin>
-    requires requires(P& p, Pin pin) { p.unpin(pin); }
-  void unpin(Pin pin) {
-    policy_.unpin(pin);
-  }
-  /// Tells the tokens of rows that were committed without them: from now on they can be matched.
-  void publish_tokens(SeqId seq, std::span<const Token> tokens)
-    requires requires(P& p) { p.publish_tokens(seq, tokens); }
-  {
-    policy_.publish_tokens(seq, tokens);
-  }
-  /// Forgets all that is cached; open sequences keep their rows.
-  void clear() noexcept
-    requires requires(P& p) { p.clear(); }
-  {
-    policy_.clear();
-  }
-  /// Logical time, for the durations of retention.
-  void set_time(std::uint64_t now) noexcept
-    requires requires(P& p) { p.set_time(now); }
-  {
-    policy_.set_time(now);
-  }
-  /// The listener of the policy's events.
+  /// The listener of the policy's events: to set a callback, or to poll. Of a policy with a lock: `with_events(f)`.
   [[nodiscard]] auto& events() noexcept
-    requires requires(P& p) { p.events(); }
+    requires(EmitsEvents<P> && !LocksItself<P>)
   {
     return policy_.events();
   }
@@ -371,13 +324,23 @@ class KvCache {
   void verify() const { policy_.verify(); }
 
  private:
+  friend class detail::Forwarded<KvCache, P>;
+  template <class F>
+  decltype(auto) access(F&& f) {
+    return std::forward<F>(f)(policy_);
+  }
+  template <class F>
+  decltype(auto) access(F&& f) const {
+    return std::forward<F>(f)(policy_);
+  }
+
   std::optional<Append> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
     const std::optional<Extension> extension = policy_.try_extend(seq, count, tokens);
     if (!extension) {
       return std::nullopt;
     }
     Append append(&policy_, seq, extension->range);
-    copy_rows(extension->copy);
+    copy_rows(extension->copies);
     return append;
   }
 
@@ -421,15 +384,14 @@ class KvCache {
   }
 
   /// The copies that a policy asks for: rows of all layers and heads, from one place of the pool to another.
-  void copy_rows(const RowCopy& copy) {
-    if (copy.count == 0) {
-      return;
-    }
+  void copy_rows(std::span<const RowCopy> copies) {
     const PoolExtents& extents = layout_.extents();
-    copy_grid(copy, extents.key_row, layout_.k_stride(),
-              [&](BlockId block, Index layer, Index head, Pos slot) { return layout_.k(block, layer, head, slot); });
-    copy_grid(copy, extents.value_row, layout_.v_stride(),
-              [&](BlockId block, Index layer, Index head, Pos slot) { return layout_.v(block, layer, head, slot); });
+    for (const RowCopy& copy : copies) {
+      copy_grid(copy, extents.key_row, layout_.k_stride(),
+                [&](BlockId block, Index layer, Index head, Pos slot) { return layout_.k(block, layer, head, slot); });
+      copy_grid(copy, extents.value_row, layout_.v_stride(),
+                [&](BlockId block, Index layer, Index head, Pos slot) { return layout_.v(block, layer, head, slot); });
+    }
   }
 
   /// The keys, or the values.  offset(block, layer, head, slot), in Storage objects

@@ -103,7 +103,7 @@ class CacheOf final : public AnyCache {
            element();
   }
   std::string element() const override { return std::string(kvc::Element<T>::name); }
-  bool caches_prefixes() const override { return kvc::snapshot::detail::KeepsPrefixes<P>; }
+  bool caches_prefixes() const override { return kvc::KeepsPrefixes<P>; }
   kvc::Pos block_tokens() const override { return cache.policy().block_tokens(); }
   std::optional<kvc::Opened> try_open(const Tokens& prompt, const kvc::Salt& salt) override {
     kvc::OpenOptions options;
@@ -127,7 +127,7 @@ class CacheOf final : public AnyCache {
   bool contains(SeqId seq) const override { return cache.contains(seq); }
   Pos length(SeqId seq) const override { return cache.length(seq); }
   Pos match_length(const Tokens& prompt, const kvc::Salt& salt) const override {
-    if constexpr (kvc::snapshot::detail::KeepsPrefixes<P>) {
+    if constexpr (kvc::KeepsPrefixes<P>) {
       kvc::OpenOptions options;
       options.salt = salt;
       return cache.match_length(prompt, options);

@@ -49,12 +49,12 @@ TEST_CASE("A growing sequence moves when its neighbour is in the way, and leaves
   REQUIRE(start_of(policy, a) == 0);
   REQUIRE(start_of(policy, b) == 8);
   const auto moved = policy.try_extend(a, 1);
-  REQUIRE(moved->copy.count == 8);
-  REQUIRE(moved->copy.from_slot == 0);
-  REQUIRE(moved->copy.to_slot == 16);
+  REQUIRE(moved->copies[0].count == 8);
+  REQUIRE(moved->copies[0].from_slot == 0);
+  REQUIRE(moved->copies[0].to_slot == 16);
   policy.commit(a);
   const auto grew = policy.try_extend(a, 20);  // the rest of the pool lies behind it
-  REQUIRE(grew->copy.count == 0);
+  REQUIRE(grew->copies.empty());
   policy.commit(a);
   REQUIRE(start_of(policy, a) == 16);
   policy.verify();

@@ -47,11 +47,13 @@ void serve(P& policy, std::vector<std::uint64_t>& rows, std::uint64_t seed, std:
       policy.close(opened.seq);
       continue;
     }
-    for (Pos i = 0; i < extension->copy.count; ++i) {
-      const auto at = [&](BlockId block, Pos slot) {
-        return static_cast<std::size_t>(to_index(block) * block_tokens + slot + i);
-      };
-      rows[at(extension->copy.to, extension->copy.to_slot)] = rows[at(extension->copy.from, extension->copy.from_slot)];
+    for (const RowCopy& copy : extension->copies) {
+      for (Pos i = 0; i < copy.count; ++i) {
+        const auto at = [&](BlockId block, Pos slot) {
+          return static_cast<std::size_t>(to_index(block) * block_tokens + slot + i);
+        };
+        rows[at(copy.to, copy.to_slot)] = rows[at(copy.from, copy.from_slot)];
+      }
     }
     policy.for_each_run(opened.seq, extension->range, [&](const SlotRun& run) {
       for (Pos i = 0; i < run.count; ++i) {

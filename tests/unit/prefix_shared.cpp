@@ -45,10 +45,10 @@ TEST_CASE("Rows of a partly matching block are shared by copy-on-write", "[prefi
   const BlockId shared = policy.block_table(first.seq)[1];
   REQUIRE(policy.block_table(second.seq)[1] == shared);
   const auto extension = policy.try_extend(second.seq, 5, counting(900, 5));
-  REQUIRE(extension->copy.from == shared);
-  REQUIRE(extension->copy.to == policy.block_table(second.seq)[1]);
-  REQUIRE(extension->copy.to != shared);
-  REQUIRE(extension->copy.count == 3);
+  REQUIRE(extension->copies[0].from == shared);
+  REQUIRE(extension->copies[0].to == policy.block_table(second.seq)[1]);
+  REQUIRE(extension->copies[0].to != shared);
+  REQUIRE(extension->copies[0].count == 3);
   policy.commit(second.seq);
   policy.verify();
   REQUIRE(policy.block_table(first.seq)[1] == shared);
@@ -210,7 +210,7 @@ TEST_CASE("A match protects what it found from the extension that follows", "[pr
   REQUIRE(opened.cached == 6);  // the second block is held for two of its rows
   const auto extension = policy.try_extend(opened.seq, 6, counting(50, 6));
   REQUIRE(extension);  // a copy of the second block, and one more: all four are in use
-  REQUIRE(extension->copy.count == 2);
+  REQUIRE(extension->copies[0].count == 2);
   REQUIRE(policy.stats().blocks_referenced == 4);
   policy.verify();
   policy.rollback(opened.seq);
@@ -244,7 +244,7 @@ TEST_CASE(
   REQUIRE(opened.cached == 6);
   const auto extension = policy.try_extend(opened.seq, 10, counting(100, 10));
   REQUIRE(extension);
-  REQUIRE(extension->copy.count == 0);
+  REQUIRE(extension->copies.empty());
   policy.verify();
   policy.commit(opened.seq);
   policy.verify();

@@ -60,7 +60,9 @@ class PolicyCache {
     if (!extension) {
       return std::nullopt;
     }
-    copied_tokens_ += extension->copy.count;
+    for (const kvc::RowCopy& copy : extension->copies) {
+      copied_tokens_ += copy.count;
+    }
     return Append(&policy_, seq, extension->range);
   }
   void commit(Append&& append) {
@@ -72,7 +74,9 @@ class PolicyCache {
     if (!forked) {
       return std::nullopt;
     }
-    copied_tokens_ += forked->copy.count;
+    for (const kvc::RowCopy& copy : forked->copies) {
+      copied_tokens_ += copy.count;
+    }
     return forked->seq;
   }
   void close(kvc::SeqId seq) { policy_.close(seq); }

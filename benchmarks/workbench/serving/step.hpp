@@ -17,6 +17,7 @@
 #include <span>
 #include <vector>
 
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "request.hpp"
 
@@ -98,7 +99,7 @@ template <ServingCache C>
 [[nodiscard]] bool may_have_room(const C& cache, std::span<const Token> tokens, Pos spare,
                                  const kvc::OpenOptions& options) {
   const auto& policy = cache.policy();
-  if constexpr (requires { policy.can_admit(tokens, spare, options); }) {
+  if constexpr (kvc::AdmitsRequests<typename C::PolicyType>) {
     return policy.can_admit(tokens, spare, options);
   } else if constexpr (kvc::BlockTablePolicy<typename C::PolicyType>) {
     return kvc::ceil_div<Index>(static_cast<Index>(tokens.size()) + spare, policy.block_tokens()) <= policy.available();

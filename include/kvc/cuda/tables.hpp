@@ -9,6 +9,7 @@
 #include "kvc/batch.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 
 namespace kvc {

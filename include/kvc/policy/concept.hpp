@@ -1,56 +1,27 @@
-// The contract of a policy: who holds which slots. A policy is integers only; it never sees a key or a value.
+// Policy: the contract of a type that decides which sequence occupies which slots of the pool.
 //
-// Slots are organised in `blocks()` blocks of `block_tokens()` slots: the geometry of the pool that a cache allocates
-// once. A sequence has a committed `length` and, between try_extend and commit or rollback, further positions that are
-// reserved.
-//
-//   expression                            does
-//   P(config)                             validates; throws std::invalid_argument
-//   p.try_open(prompt, options)           a new sequence -> optional<Opened>; what of the prompt is already in place becomes
-//                                         its first `cached` positions, but at least one token of a prompt is left to compute
-//   p.try_extend(seq, n, tokens)          reserves the next n positions, all or nothing -> optional<Extension>; tokens is
-//                                         empty or n tokens: only a policy that matches prefixes looks at them
-//   p.commit(seq)                         the reserved positions are written: they count, and may be matched
-//   p.rollback(seq)                       they are not: all sequences are as before try_extend; noexcept
-//   p.try_fork(seq, at)                   a new sequence with the first `at` positions of another -> optional<Forked>
-//   p.truncate(seq, length)               forgets the positions from `length` on
-//   p.close(seq)                          forgets the sequence, and what it has reserved
-//   p.contains(seq)                       whether the handle is of an open sequence
-//   p.length(seq), p.reserved(seq)        committed; committed and reserved
-//   p.for_each_run(seq, range, f)         f(SlotRun) over the positions of range in ascending order
-//   p.stats(), p.verify()                 bookkeeping; verify throws InvariantError when it contradicts itself
-//
-// Of every operation: an empty optional means "no room" and nothing has changed; so does an exception. A handle that is
-// not open, a position outside of the sequence, an operation on a sequence with an uncommitted extension other than
-// commit, rollback and close: std::invalid_argument. `RowCopy`s in a result are to be carried out at once, before any
-// other operation. One writer at a time; const members are safe beside each other.
+// A policy is integers only: it never sees a key, a value or a pointer to one. It therefore runs in tests, in model
+// checks and in trace replay without any memory for rows. policy/capabilities.hpp names the abilities that a policy may
+// have beyond this contract; policy/author.hpp has the parts that a new policy is made of.
 #pragma once
 
 #include <concepts>
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/eviction/concept.hpp"
-#include "kvc/policy/salt.hpp"
+#include "kvc/policy/open_options.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
-/// What may be said when a sequence is opened.
-struct OpenOptions {
-  Salt salt{};  ///< prefixes are shared only between equal salts
-  Pos max_tokens =
-      0;  ///< Contiguous: most tokens of this sequence, in reserve mode taken at once; 0: the policy's maximum
-  Retention retention{};  ///< PrefixShared<Priority>: how much its blocks are wanted after it
-};
-
-/// Whether a request can be taken on.
+/// Whether a request can be admitted.
 enum class Admission : std::uint8_t {
-  never,  ///< it has not enough room even when nothing else is there
-  later,  ///< not now
+  never,  ///< it does not fit into an empty pool
+  later,  ///< it does not fit now
   now
 };
 
@@ -60,17 +31,17 @@ struct Opened {
   Pos cached = 0;
 };
 
-/// Positions reserved for writing, and the rows that must be copied first: the shared tail of a copy-on-write, or all
-/// rows of a sequence that had to move.
+/// Positions reserved for writing, and the rows to copy before the first of them is written: the shared tail of a
+/// copy-on-write, or all rows of a sequence that moved. The policy owns the list.
 struct Extension {
   PosRange range;
-  RowCopy copy;
+  std::span<const RowCopy> copies{};
 };
 
-/// A new sequence, and the rows that must be copied for it.
+/// A new sequence, and the rows to copy for it. The policy owns the list.
 struct Forked {
   SeqId seq;
-  RowCopy copy;
+  std::span<const RowCopy> copies{};
 };
 
 namespace detail {
@@ -79,6 +50,70 @@ struct IgnoreSlots {
 };
 }  // namespace detail
 
+/// The contract of a policy. A pool has `blocks()` blocks of `block_tokens()` slots. A sequence has `length` committed
+/// positions, and from `try_extend` to `commit` or `rollback` further positions that are reserved and uncommitted.
+///
+/// In the table, `p` is a P, `c` a const P, `seq` the handle of an open sequence, L its length, R its reserved length.
+/// n is the number of positions that an operation touches, b = block_tokens().
+///
+///   expression                   | requires               | result and effect                          | complexity
+///   -----------------------------+------------------------+--------------------------------------------+-----------
+///   P::name                      |                        | a name for reports, convertible to         |
+///                                |                        | std::string_view                           |
+///   P(config)                    | config is valid        | an empty pool; allocates the tables whose  | O(blocks)
+///                                |                        | size the pool determines                   |
+///   c.blocks(), c.block_tokens() |                        | Index, Pos: the geometry, both at least 1; | O(1)
+///                                |                        | constant                                   |
+///   p.try_open(prompt, options)  |                        | optional<Opened>: a new sequence. What of  | O(prompt)
+///                                |                        | `prompt` is in place becomes its first     |
+///                                |                        | `cached` positions; cached < prompt.size() |
+///                                |                        | unless the prompt is empty                 |
+///   p.try_extend(seq, n, tokens) | nothing uncommitted;   | optional<Extension>: reserves positions    | O(n / b),
+///                                | 0 <= n; L + n fits Pos;| [L, L + n), all or none. `range` is        | or O(L)
+///                                | tokens is empty or n   | [L, L + n). Policies that match prefixes   | where rows
+///                                | tokens                 | record the tokens, others ignore them      | move
+///   p.commit(seq)                | something uncommitted  | L = R; the positions may be matched now    | O(n)
+///   p.rollback(seq)              |                        | R = L, and every sequence is as before      | O(n / b)
+///                                |                        | try_extend. Nothing if nothing is          |
+///                                |                        | uncommitted or seq is not open. noexcept   |
+///   p.try_fork(seq, at)          | 0 <= at <= L           | optional<Forked>: a new sequence with the  | O(at)
+///                                |                        | first `at` positions of seq                |
+///   p.truncate(seq, length)      | nothing uncommitted;   | L = R = length: drops the positions behind | O(n / b)
+///                                | 0 <= length <= L       |                                            |
+///   p.close(seq)                 |                        | drops the sequence and what it reserved    | O(R / b)
+///   c.contains(seq)              | any handle             | bool: whether the sequence is open;        | O(1)
+///                                |                        | noexcept                                   |
+///   c.length(seq)                |                        | Pos: L                                     | O(1)
+///   c.reserved(seq)              |                        | Pos: R, at least L                         | O(1)
+///   c.for_each_run(seq, range, f)| 0 <= range.first <=    | f(SlotRun) for each run of `range`         | O(n / b)
+///                                | range.last <= R        |                                            |
+///   c.stats()                    |                        | Stats, with                                | O(pool)
+///                                |                        | free + cached + referenced == total        |
+///   c.verify()                   |                        | void: recomputes all that is redundant     | O(pool)
+///
+/// **Positions are complete.** The runs of `for_each_run` cover every position of the range exactly once, in ascending
+/// order, without a gap: attention reads all that a sequence has reserved. Each run lies in one block of the pool. No
+/// two positions of one sequence share a slot; two sequences share a slot only if neither can write to it.
+///
+/// **No room** is an expected outcome: the `try_` operations return an empty optional, and nothing has changed.
+///
+/// **Throws.** What "requires" demands is checked, and std::invalid_argument names the argument, its value and what is
+/// allowed; this includes a handle whose sequence is closed. std::bad_alloc may come from try_open, try_extend and
+/// try_fork. verify throws InvariantError when the bookkeeping contradicts itself. An operation that throws has changed
+/// nothing. commit, truncate and close allocate nothing and cannot fail otherwise.
+///
+/// **Uncommitted extensions.** A sequence has at most one. Until its commit or rollback, try_extend and truncate of that
+/// sequence are refused; commit, rollback, close, the const members, and try_fork (of committed positions) are allowed, and so
+/// is every operation on other sequences.
+///
+/// **Copies** are carried out by the owner of the memory, in the order of the list, at once: before rows of the
+/// sequence are read or written and before any other operation on it or on its parent. The copies of one list do not
+/// overlap. The span is valid until the next operation on the policy.
+///
+/// **Invalidation.** Runs and block tables of a sequence are valid until that sequence is extended, committed, rolled
+/// back, truncated or closed. Operations on other sequences do not invalidate them.
+///
+/// **Threads.** One writer at a time; const members are safe beside each other. `Synchronized<P>` adds a lock.
 template <class P>
 concept Policy = std::constructible_from<P, const typename P::Config&> &&
                  requires(P p, const P c, SeqId seq, Pos n, std::span<const Token> tokens, const OpenOptions& options) {
@@ -99,13 +134,6 @@ concept Policy = std::constructible_from<P, const typename P::Config&> &&
                    { c.stats() } -> std::same_as<Stats>;
                    c.verify();
                  };
-
-/// A policy whose sequences are tables of blocks, as paged kernels want them: position p of a sequence is slot
-/// p % block_tokens() of block  block_table(seq)[p / block_tokens()].
-template <class P>
-concept BlockTablePolicy = Policy<P> && requires(const P c, SeqId seq) {
-  { c.block_table(seq) } -> std::same_as<std::span<const BlockId>>;
-};
 
 }  // namespace v0
 }  // namespace kvc

@@ -21,6 +21,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/region_list.hpp"
 #include "kvc/policy/detail/sequence_table.hpp"
@@ -69,15 +70,14 @@ class Contiguous {
     Sequence& s = sequences_.at(seq);
     detail::require_extension(s.lengths, seq, count, tokens.size());
     const Pos need = s.lengths.committed + count;
-    RowCopy copy;
+    std::span<const RowCopy> copies;
     s.committed_capacity = s.capacity;
-    if (need > s.capacity && (config_.mode == Mode::reserve || need > s.most || !grow(s, need, copy))) {
+    if (need > s.capacity && (config_.mode == Mode::reserve || need > s.most || !grow(s, need, copies))) {
       return std::nullopt;
     }
     s.lengths.reserved = need;
     s.lengths.uncommitted = true;
-    count_copy(copy);
-    return Extension{{s.lengths.committed, need}, copy};
+    return Extension{{s.lengths.committed, need}, copies};
   }
 
   void commit(SeqId seq) {
@@ -111,9 +111,7 @@ class Contiguous {
     }
     Sequence& s = sequences_.at(*seq);
     s.lengths = {at, at, false};
-    const RowCopy copy{BlockId{0}, BlockId{0}, start, s.start, at};
-    count_copy(copy);
-    return Forked{*seq, copy};
+    return Forked{*seq, copy_rows(start, s.start, at)};
   }
 
   /// In grow mode the slots behind the new end are free again.
@@ -136,6 +134,8 @@ class Contiguous {
 
   /// Slots that are free, in holes of whatever size. O(1).
   [[nodiscard]] Index available() const noexcept { return holes_.available(); }
+  /// Most tokens of any sequence. O(1).
+  [[nodiscard]] Pos max_tokens() const noexcept { return config_.max_tokens; }
   /// All slots that a sequence has, those included that it has not come to use. O(1).
   [[nodiscard]] SlotRun allocation(SeqId seq) const {
     const Sequence& s = sequences_.at(seq);
@@ -246,7 +246,7 @@ class Contiguous {
   }
 
   /// Makes room for `need` slots, in place or elsewhere. Changes nothing if there is none.
-  bool grow(Sequence& s, Pos need, RowCopy& copy) noexcept {
+  bool grow(Sequence& s, Pos need, std::span<const RowCopy>& copies) noexcept {
     const Pos want = rounded(need, s.most);
     if (const Pos behind = holes_.free_at(s.start + s.capacity); behind >= need - s.capacity && s.capacity > 0) {
       const Pos more = std::min(behind, want - s.capacity);
@@ -259,7 +259,7 @@ class Contiguous {
       return false;
     }
     holes_.allocate(*region);
-    copy = {BlockId{0}, BlockId{0}, s.start, region->start, s.lengths.committed};
+    copies = copy_rows(s.start, region->start, s.lengths.committed);
     s.replaced = {s.start, s.capacity};
     s.start = region->start;
     s.capacity = region->size;
@@ -273,19 +273,27 @@ class Contiguous {
     }
   }
 
-  void count_copy(const RowCopy& copy) noexcept {
-    copies_ += copy.count > 0 ? 1 : 0;
-    copied_tokens_ += copy.count;
+  /// The list of copies that moves or forks `count` rows: empty if there are none.
+  std::span<const RowCopy> copy_rows(Pos from, Pos to, Pos count) noexcept {
+    if (count == 0) {
+      return {};
+    }
+    copy_ = {BlockId{0}, BlockId{0}, from, to, count};
+    ++copies_;
+    copied_tokens_ += count;
+    return {&copy_, 1};
   }
 
   Config config_;
   detail::RegionList holes_;
   detail::SequenceTable<Sequence> sequences_;
+  RowCopy copy_;  // of the last operation that copied rows
   Index prompt_tokens_ = 0;
   Index copies_ = 0;
   Index copied_tokens_ = 0;
 };
-static_assert(Policy<Contiguous>);
+static_assert(Policy<Contiguous> && CountsAvailable<Contiguous> && HasConfig<Contiguous> &&
+              BoundsSequences<Contiguous> && ListsSequences<Contiguous>);
 
 }  // namespace v0
 }  // namespace kvc

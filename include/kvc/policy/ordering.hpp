@@ -14,7 +14,8 @@
 #include <vector>
 
 #include "kvc/core/types.hpp"
-#include "kvc/policy/concept.hpp"
+#include "kvc/policy/capabilities.hpp"
+#include "kvc/policy/open_options.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -42,9 +43,8 @@ template <std::ranges::random_access_range R, class Arrival>
 ///   prompt_of(request)   something that stays while the request does: a span, or a reference to a vector of tokens
 ///   options_of(request)  the OpenOptions that it would be opened with
 template <class P, std::ranges::random_access_range R, class PromptOf, class OptionsOf = detail::NoOptions>
-  requires requires(const P policy, std::span<const Token> prompt, const OpenOptions& options) {
-    { policy.match_length(prompt, options) } -> std::same_as<Pos>;
-  } && std::ranges::borrowed_range<std::invoke_result_t<PromptOf&, std::ranges::range_reference_t<const R>>>
+  requires MatchesPrefixes<P> &&
+           std::ranges::borrowed_range<std::invoke_result_t<PromptOf&, std::ranges::range_reference_t<const R>>>
 [[nodiscard]] std::vector<std::size_t> longest_prefix_first(const P& policy, const R& requests, PromptOf prompt_of,
                                                             OptionsOf options_of = {}) {
   std::vector<std::pair<Pos, std::size_t>> matched;

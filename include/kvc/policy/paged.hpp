@@ -16,6 +16,7 @@
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_pool.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/block_tables.hpp"
 
@@ -132,7 +133,7 @@ class Paged {
   detail::BlockTables<Blocks, NoState> tables_;
   Index prompt_tokens_ = 0;
 };
-static_assert(BlockTablePolicy<Paged>);
+static_assert(BlockTablePolicy<Paged> && CountsAvailable<Paged> && HasConfig<Paged> && ListsSequences<Paged>);
 
 }  // namespace v0
 }  // namespace kvc

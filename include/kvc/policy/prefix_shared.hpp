@@ -24,11 +24,13 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/chain_hash.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/cached_blocks.hpp"
 #include "kvc/policy/detail/token_tables.hpp"
 #include "kvc/policy/events.hpp"
+#include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/eviction/reuse_hazard.hpp"
 
 namespace kvc {
@@ -386,7 +388,10 @@ class PrefixShared {
   Index hits_ = 0;
   Index misses_ = 0;
 };
-static_assert(BlockTablePolicy<PrefixShared<>>);
+static_assert(BlockTablePolicy<PrefixShared<>> && CountsAvailable<PrefixShared<>> && HasConfig<PrefixShared<>> &&
+              ListsSequences<PrefixShared<>> && MatchesPrefixes<PrefixShared<>> && AdmitsRequests<PrefixShared<>> &&
+              PinsPrefixes<PrefixShared<>> && KeepsPrefixes<PrefixShared<>> && ClearsCache<PrefixShared<>> &&
+              KeepsTime<PrefixShared<>> && EmitsEvents<PrefixShared<>>);
 
 }  // namespace v0
 }  // namespace kvc

@@ -14,6 +14,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/layout/row_spans.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/salt.hpp"
@@ -33,17 +34,6 @@ struct SavedSequence {
 };
 
 namespace detail {
-
-/// A policy that knows tokens and salts, and can be told tokens.
-template <class P>
-concept KnowsTokens = requires(const P& p, P& writable, SeqId seq, std::span<const Token> tokens) {
-  p.known_tokens(seq);
-  p.salt_bytes(seq);
-  writable.publish_tokens(seq, tokens);
-};
-/// A policy that keeps blocks which nobody holds.
-template <class P>
-concept KeepsPrefixes = KnowsTokens<P> && requires(const P& p) { p.for_each_cached([](const BlockStored&) {}); };
 
 /// Blocks are told apart by where they lie and what is before them. A block that two sequences hold behind different
 /// blocks, which no policy of kvc does, is stored for each.

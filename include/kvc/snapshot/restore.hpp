@@ -16,6 +16,7 @@
 
 #include "kvc/core/types.hpp"
 #include "kvc/layout/row_spans.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/contents.hpp"

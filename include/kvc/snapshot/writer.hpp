@@ -20,6 +20,7 @@
 #include "kvc/element/element.hpp"
 #include "kvc/io/byte_stream.hpp"
 #include "kvc/layout/row_spans.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/contents.hpp"
@@ -99,7 +100,7 @@ class Writer {
                                                       const SaveOptions& options) {
     detail::Collector collector(contents_);
     const Policy& policy = cache_->policy();
-    if constexpr (detail::KeepsPrefixes<Policy>) {
+    if constexpr (KeepsPrefixes<Policy>) {
       if (options.cached_prefixes) {
         policy.for_each_cached([&](const BlockStored& stored) { collector.add_cached(stored); });
       }
@@ -113,7 +114,7 @@ class Writer {
       policy.for_each_run(saved.seq, {0, length}, [&](const SlotRun& run) { runs.push_back(run); });
       std::vector<Token> tokens(saved.tokens.begin(), saved.tokens.end());
       Salt salt = saved.salt;
-      if constexpr (detail::KnowsTokens<Policy>) {
+      if constexpr (KnowsTokens<Policy>) {
         tokens = policy.known_tokens(saved.seq);
         tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(length)));
         salt = Salt::from_bytes(policy.salt_bytes(saved.seq)).value();

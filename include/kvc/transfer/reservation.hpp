@@ -15,6 +15,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/salt.hpp"
 #include "kvc/transfer/offer.hpp"
@@ -29,8 +30,8 @@ namespace detail {
 template <class Cache>
 [[nodiscard]] bool can_ever_hold(const Cache& cache, Pos length) {
   const auto& policy = cache.policy();
-  if constexpr (requires { policy.config().max_tokens; }) {
-    if (length > policy.config().max_tokens) {
+  if constexpr (BoundsSequences<typename Cache::PolicyType>) {
+    if (length > policy.max_tokens()) {
       return false;
     }
   }
@@ -70,7 +71,7 @@ template <class Cache>
   OpenOptions options;
   options.salt = *salt;
   options.retention = retention;
-  if constexpr (requires { cache.admission(tokens, Pos{0}, options); }) {
+  if constexpr (AdmitsRequests<typename Cache::PolicyType>) {
     // Not by trying: that would evict before it fails. Of unknown tokens only the number matters.
     const Pos more = std::min<Pos>(reserve_tokens, max_pos - offered.length);
     const Admission admission =

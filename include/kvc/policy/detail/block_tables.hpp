@@ -100,31 +100,32 @@ class BlockTables {
   KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range) {
     const std::size_t blocks = blocks_for(range.last);
     const Index more = static_cast<Index>(blocks - s.table.size());
-    bool copies = tail_rows(range.first) > 0 && !blocks_.writable(s.table.back());
+    bool copies_tail = tail_rows(range.first) > 0 && !blocks_.writable(s.table.back());
     // A tail that nobody else holds need not be copied to be written: where there is no room for the copy, it is not.
-    const bool reclaims = copies && more + 1 > blocks_.available() && blocks_.reclaimable(s.table.back());
-    copies = copies && !reclaims;
-    if (more + (copies ? 1 : 0) > blocks_.available()) {
+    const bool reclaims = copies_tail && more + 1 > blocks_.available() && blocks_.reclaimable(s.table.back());
+    copies_tail = copies_tail && !reclaims;
+    if (more + (copies_tail ? 1 : 0) > blocks_.available()) {
       return std::nullopt;
     }
     grow_capacity(s.table, blocks);  // the last thing that can fail
-    RowCopy copy;
+    std::span<const RowCopy> copies;
     if (reclaims) {
       blocks_.reclaim(s.table.back());
     }
-    if (copies) {
+    if (copies_tail) {
       s.replaced = s.table.back();
       s.table.back() = blocks_.allocate();
-      copy = {s.replaced, s.table.back(), 0, 0, tail_rows(range.first)};
+      copy_ = {s.replaced, s.table.back(), 0, 0, tail_rows(range.first)};
+      copies = {&copy_, 1};
       ++copies_;
-      copied_tokens_ += copy.count;
+      copied_tokens_ += copy_.count;
     }
     while (s.table.size() < blocks) {
       s.table.push_back(blocks_.allocate());
     }
     s.lengths.reserved = range.last;
     s.lengths.uncommitted = true;
-    return Extension{range, copy};
+    return Extension{range, copies};
   }
 
   /// Whether commit will let go of a block.
@@ -296,6 +297,7 @@ class BlockTables {
   }
 
   SequenceTable<Sequence> sequences_;
+  RowCopy copy_;  // of the last extension that copied a tail
   Index copies_ = 0;
   Index copied_tokens_ = 0;
 

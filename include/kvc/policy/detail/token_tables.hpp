@@ -208,7 +208,7 @@ class TokenTables
                                                             std::span<const Token> tokens) {
     std::optional<Extension> extension = Base::extend_by_blocks(s, range);
     if (extension) {
-      if (const RowCopy& copy = extension->copy; copy.count > 0) {
+      for (const RowCopy& copy : extension->copies) {
         std::ranges::copy(blocks_.index.tokens(copy.from).first(static_cast<std::size_t>(copy.count)),
                           blocks_.index.tokens(copy.to).begin());
       }

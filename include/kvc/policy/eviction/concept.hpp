@@ -32,20 +32,10 @@
 #include <string_view>
 
 #include "kvc/core/types.hpp"
+#include "kvc/policy/retention.hpp"
 
 namespace kvc {
 inline namespace v0 {
-
-/// How much the caller wants the blocks of a sequence to stay when it is closed. Only `Priority` looks at it.
-struct Retention {
-  static constexpr int default_priority = 35;
-  static constexpr std::uint64_t forever = ~std::uint64_t{0};
-
-  int priority = default_priority;   ///< 0 (goes first) to 100 (goes last)
-  std::uint64_t duration = forever;  ///< of logical time after it is let go of; then the default priority holds
-
-  friend constexpr bool operator==(const Retention&, const Retention&) = default;
-};
 
 /// A block that has become cached.
 struct StoredBlock {

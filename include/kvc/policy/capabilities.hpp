@@ -1,0 +1,206 @@
+// Capabilities: what a policy may be able to do beyond the contract of policy/concept.hpp, one concept for each ability.
+//
+// Generic code asks for an ability by its name. KvCache and Synchronized offer every ability of the policy that they
+// hold (detail/forwarded.hpp), so a cache of a synchronized policy has them all. In the tables, `p` is a P, `c` a const P,
+// `seq` the handle of an open sequence.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/limit.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/events.hpp"
+#include "kvc/policy/salt.hpp"
+
+namespace kvc {
+inline namespace v0 {
+
+// --- locks -----------------------------------------------------------------------------------------------------------
+
+/// A policy around another one, with a lock: Synchronized.
+///
+///   expression             | returns
+///   -----------------------+-------------------------------------------------------------------------------------------
+///   P::PolicyType          | the type of the policy behind the lock
+///   p.with_lock(f)         | f(PolicyType&), all other threads kept out
+///   c.with_shared_lock(f)  | f(const PolicyType&), all writers kept out
+template <class P>
+concept LocksItself = requires(P& p, const P& c) {
+  typename P::PolicyType;
+  p.with_lock([](typename P::PolicyType&) {});
+  c.with_shared_lock([](const typename P::PolicyType&) {});
+};
+
+namespace detail {
+template <class P>
+struct BarePolicyOf {
+  using Type = P;
+};
+template <LocksItself P>
+struct BarePolicyOf<P> {
+  using Type = typename P::PolicyType;
+};
+}  // namespace detail
+
+/// The policy behind the lock; P itself where there is none.
+template <class P>
+using BarePolicy = typename detail::BarePolicyOf<P>::Type;
+
+/// f(bare policy) under the lock of `policy`, if it has one. What f returns must not refer to the policy.
+template <class P, class F>
+decltype(auto) with_lock(P& policy, F&& f) {
+  if constexpr (LocksItself<P>) {
+    return policy.with_lock(std::forward<F>(f));
+  } else {
+    return std::forward<F>(f)(policy);
+  }
+}
+/// f(const bare policy), writers kept out if `policy` has a lock: for several questions that belong together, and for
+/// answers that are views.
+template <class P, class F>
+decltype(auto) with_shared_lock(const P& policy, F&& f) {
+  if constexpr (LocksItself<P>) {
+    return policy.with_shared_lock(std::forward<F>(f));
+  } else {
+    return std::forward<F>(f)(policy);
+  }
+}
+
+// --- what a policy tells ---------------------------------------------------------------------------------------------
+
+/// Sequences are tables of blocks, as paged kernels want them: position p of a sequence is slot p % block_tokens() of
+/// block block_table(seq)[p / block_tokens()]. The table covers the reserved positions.
+///
+///   c.block_table(seq)   | std::span<const BlockId>, valid as long as runs are; throws std::invalid_argument; O(1)
+///
+/// A policy with a lock has the ability if the policy behind the lock does. It cannot hand out the span; ask for it with
+/// `with_shared_lock(policy, [&](const auto& p) { ... p.block_table(seq) ... })`, which serves both kinds.
+template <class P>
+concept BlockTablePolicy = Policy<P> && requires(const BarePolicy<P>& c, SeqId seq) {
+  { c.block_table(seq) } -> std::same_as<std::span<const BlockId>>;
+};
+
+/// The policy can be asked for its configuration, which does not change.
+///
+///   c.config()           | const P::Config&; O(1)
+template <class P>
+concept HasConfig = requires(const P& c) {
+  { c.config() } -> std::same_as<const typename P::Config&>;
+};
+
+/// Counts the room that is left, in the unit of Stats: blocks, or slots where the pool is one block.
+///
+///   c.available()        | Index: free or evictable; O(1)
+template <class P>
+concept CountsAvailable = requires(const P& c) {
+  { c.available() } -> std::same_as<Index>;
+};
+
+/// No sequence can have more tokens than a maximum that is less than the pool.
+///
+///   c.max_tokens()       | Pos; O(1)
+template <class P>
+concept BoundsSequences = requires(const P& c) {
+  { c.max_tokens() } -> std::same_as<Pos>;
+};
+
+/// Names all open sequences.
+///
+///   c.for_each_sequence(f)  | f(SeqId) for each; f must not call the policy; O(sequences that were ever open at once)
+template <class P>
+concept ListsSequences = requires(const P& c) { c.for_each_sequence([](SeqId) {}); };
+
+/// Says which limit an operation would meet: the reason when a `try_` operation found no room. Limit::none if it would
+/// find room now.
+///
+///   c.why_not_open(options)       | LimitMet
+///   c.why_not_extend(seq, count)  | LimitMet; throws as try_extend does
+///   c.why_not_fork(seq, at)       | LimitMet; throws as try_fork does
+template <class P>
+concept ExplainsRefusals = requires(const P& c, SeqId seq, Pos n, const OpenOptions& options) {
+  { c.why_not_open(options) } -> std::same_as<LimitMet>;
+  { c.why_not_extend(seq, n) } -> std::same_as<LimitMet>;
+  { c.why_not_fork(seq, n) } -> std::same_as<LimitMet>;
+};
+
+// --- prefixes --------------------------------------------------------------------------------------------------------
+
+/// Finds cached prefixes of a prompt.
+///
+///   c.match_length(prompt, options)  | Pos: tokens of the prompt that try_open would find in place; O(prompt)
+template <class P>
+concept MatchesPrefixes = requires(const P& c, std::span<const Token> prompt, const OpenOptions& options) {
+  { c.match_length(prompt, options) } -> std::same_as<Pos>;
+};
+
+/// Says whether there is room for a request, what it would find in place considered, without taking any.
+///
+///   c.admission(prompt, reserve, options)  | Admission of the prompt and `reserve` more tokens; O(prompt)
+template <class P>
+concept AdmitsRequests = requires(const P& c, std::span<const Token> prompt, Pos reserve, const OpenOptions& options) {
+  { c.admission(prompt, reserve, options) } -> std::same_as<Admission>;
+};
+
+/// Protects cached prefixes from eviction.
+///
+///   p.try_pin(prefix, salt)  | an optional with a member `pin`; empty if not one full block is cached; O(prefix)
+///   p.unpin(pin)             | void; throws std::invalid_argument if the pin is not valid
+template <class P>
+concept PinsPrefixes =
+    requires(P& p, std::span<const Token> prefix, const Salt& salt) { p.unpin(p.try_pin(prefix, salt)->pin); };
+
+/// Remembers the tokens of sequences, and finds rows again by them. On such a policy, extending a sequence without its
+/// tokens makes all that follows impossible to find.
+///
+///   c.known_tokens(seq)            | std::vector<Token>: those of the first positions, as far as they are known; O(L)
+///   c.salt_bytes(seq)              | Salt::bytes() of the salt that the sequence was opened with
+///   p.publish_tokens(seq, tokens)  | void: names the tokens of the first positions of a sequence that knows none
+template <class P>
+concept KnowsTokens = requires(P& p, const P& c, SeqId seq, std::span<const Token> tokens) {
+  { c.known_tokens(seq) } -> std::same_as<std::vector<Token>>;
+  { c.salt_bytes(seq) } -> std::convertible_to<std::string>;
+  p.publish_tokens(seq, tokens);
+};
+
+/// Keeps blocks that no sequence references, so that later prompts find them, and lists them.
+///
+///   c.for_each_cached(f)  | f(BlockStored) for each cached block, parents first; f must not call the policy
+template <class P>
+concept KeepsPrefixes = KnowsTokens<P> && requires(const P& c) { c.for_each_cached([](const BlockStored&) {}); };
+
+/// Forgets everything cached at once.
+///
+///   p.clear()             | void; noexcept; open sequences keep their rows; O(pool)
+template <class P>
+concept ClearsCache = requires(P& p) {
+  { p.clear() } noexcept;
+};
+
+/// Has a logical clock, in which the durations of Retention are counted.
+///
+///   p.set_time(now)       | void; noexcept; never moves the clock back
+///   c.time()              | std::uint64_t
+template <class P>
+concept KeepsTime = requires(P& p, const P& c, std::uint64_t now) {
+  { p.set_time(now) } noexcept;
+  { c.time() } -> std::same_as<std::uint64_t>;
+};
+
+/// Reports what becomes and ceases to be matchable to a listener that the policy holds.
+///
+///   p.events()            | a reference to an EventListener
+///
+/// A policy with a lock has the ability if the policy behind the lock does: `with_lock(policy, [](auto& p) { ...
+/// p.events() ... })`, or `with_events(f)` of KvCache and Synchronized.
+template <class P>
+concept EmitsEvents = requires(BarePolicy<P>& p) { requires EventListener<std::remove_cvref_t<decltype(p.events())>>; };
+
+}  // namespace v0
+}  // namespace kvc
