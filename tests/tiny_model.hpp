@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <random>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -38,6 +39,7 @@ class ByteWriter {
   void put_text(std::string_view text) {
     for (char c : text) put(c);
   }
+  [[nodiscard]] std::size_t size() const { return bytes_.size(); }
   [[nodiscard]] std::vector<std::byte> take() { return std::move(bytes_); }
 
  private:
@@ -89,6 +91,45 @@ inline std::vector<kvc::Token> random_tokens(kvc::Index count, kvc::Index vocab_
     tokens[i] = static_cast<kvc::Token>(random() % static_cast<std::uint64_t>(vocab_size));
   }
   return tokens;
+}
+
+/// The first bytes of files that people give to a loader of llama2.c files, and the names that it should give them.
+struct ForeignFile {
+  std::string bytes;
+  std::string kind;
+};
+inline std::vector<ForeignFile> foreign_files() {
+  using namespace std::string_literals;
+  const std::string rest(600, '\0');
+  const std::string text(600, 'x');
+  return {
+      {"GGUF\3\0\0\0"s + rest, "a GGUF file"},
+      {"GGUF is another format, but this is text", "a GGUF file"},
+      {"lmgg"s + rest, "a GGML file"},
+      {"tjgg\3\0\0\0"s + rest, "a GGJT file"},
+      {"24ka\1\0\0\0\x20\1\0\0"s + rest, "a llama2.c checkpoint of format version 1 (\"ak42\")"},
+      {"24ka\2\0\0\0"s, "a llama2.c checkpoint of format version 2"},
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1048\n", "a Git LFS pointer"},
+      {"/annex/objects/SHA256E-s1048--4d7a.bin\n", "a git-annex pointer"},
+      {"<!DOCTYPE html>\n<html><head></head></html>", "an HTML page"},
+      {"\n  <html lang=\"en\">" + text, "an HTML page"},
+      {"\xEF\xBB\xBF<!doctype HTML>", "an HTML page"},
+      {"\x1F\x8B\x08\0\0\0\0\0\0\3"s + rest, "a gzip file"},
+      {"\x28\xB5\x2F\xFD"s + rest, "a Zstandard file"},
+      {"\xFD\x37zXZ\0"s + rest, "an xz file"},
+      {"PK\3\4"s + rest, "a ZIP archive, as PyTorch writes"},
+      {"\x80\2\x8A\x0Al\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19."s + rest, "a Python pickle"},
+      {"\x80\4\x95\x1B\0\0\0\0\0\0\0"s + rest, "a Python pickle"},
+      {"\x40\0\0\0\0\0\0\0{\"__metadata__\":{}}"s + rest, "a safetensors file"},
+      {"\x93NUMPY\1\0"s + rest, "a NumPy array"},
+      {"\x89KVC\r\n\x1A\n"s + rest, "a kvc snapshot"},
+      {"\n\x0E\n\5<unk>\x15\0\0\0\0\x18\2\n"s + rest, "a SentencePiece model"},
+      {"\7\0\0\0\0\0\0\0\5\0\0\0<unk>\0\0\0\0\5\0\0\0\n<s>\n"s, "a llama2.c tokenizer"},
+      {"404: Not Found", "text that begins with \"404: Not Found\""},
+      {"{\"error\": \"Repository not found\"}\nand more", "text that begins with \"{\"error\": \"Repository"},
+      {"Once upon a time " + text, "text that begins with \"Once upon a time"},
+      {"", "an empty file"},
+  };
 }
 
 }  // namespace kvc_test

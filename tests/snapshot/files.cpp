@@ -2,7 +2,9 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -54,8 +56,8 @@ std::string content(const fs::path& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 void put(io::ByteSink& sink, std::string_view text) {
-  const std::span<const std::byte> piece = std::as_bytes(std::span(text));
-  sink.write(std::span(&piece, 1));
+  const io::ConstByteSpan bytes = std::as_bytes(std::span(text));
+  sink.write(std::span(&bytes, 1));
 }
 constexpr Shape shape{.layers = 2, .kv_heads = 2, .key_dim = 16};
 using Cache = CacheOf<float, PrefixShared<Lru, SeededHash>, HeadMajor>;
@@ -103,14 +105,14 @@ TEST_CASE("What the system refuses is reported with the name of the file", "[io]
   REQUIRE_THROWS_WITH(io::replace_file(folder / "no/such/folder", nothing),
                       contains("cannot create") && contains("no/such/folder.saving"));
   fs::create_directory(folder / "is_a_folder");
-  REQUIRE_THROWS_WITH(io::replace_file(folder / "is_a_folder", nothing), contains("cannot rename to its place"));
+  REQUIRE_THROWS_WITH(io::replace_file(folder / "is_a_folder", nothing), contains("found a directory"));
   REQUIRE(folder.files() == std::vector<std::string>{"is_a_folder"});
   if (fs::exists("/dev/full")) {
     io::FileSink full(::open("/dev/full", O_WRONLY), "/dev/full");
     REQUIRE_THROWS_WITH(put(full, "x"), contains("cannot write /dev/full"));
   }
   // Somebody else is at it.
-  const io::detail::FileHandle other = io::detail::open_alone((folder / "b.saving").string());
+  const io::detail::FileHandle other = io::detail::open_locked((folder / "b.saving").string());
   REQUIRE_THROWS_WITH(io::replace_file(folder / "b", nothing), contains("another saves to the same place"));
   REQUIRE(folder.files() == std::vector<std::string>{"b.saving", "is_a_folder"});
 
@@ -123,7 +125,83 @@ TEST_CASE("What the system refuses is reported with the name of the file", "[io]
   REQUIRE_THROWS_WITH(snapshot::load(cache, folder / "text"), contains("text: at byte 0: expected a kvc snapshot"));
 }
 
-TEST_CASE("Pieces of all sizes are written and read in order", "[io][file]") {
+TEST_CASE("Only files are replaced: what is something else stays, and nothing is written", "[io][file]") {
+  const Folder folder;
+  KvCache<float, Paged> cache(shape, {.blocks = 2});
+  REQUIRE(::mkfifo((folder / "fifo").c_str(), 0600) == 0);
+  fs::create_directory(folder / "folder");
+  std::ofstream(folder / "file") << "old";
+  const int socket = ::socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string socket_path = folder / "socket";
+  REQUIRE(socket_path.size() < sizeof address.sun_path);
+  std::copy(socket_path.begin(), socket_path.end(), address.sun_path);
+  REQUIRE(::bind(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+  fs::create_symlink("fifo", folder / "to_fifo");
+  fs::create_symlink("to_fifo", folder / "to_to_fifo");
+  fs::create_directory_symlink("folder", folder / "to_folder");
+  fs::create_symlink("/dev/null", folder / "to_null");
+  fs::create_symlink("to_itself", folder / "to_itself");
+  const std::vector<std::string> before = folder.files();
+
+  struct Case {
+    const char* name;
+    const char* kind;
+  };
+  for (const auto& [name, kind] :
+       {Case{"fifo", "a FIFO"}, Case{"folder", "a directory"}, Case{"folder/", "a directory"}, Case{".", "a directory"},
+        Case{"socket", "a socket"}, Case{"to_fifo", "a FIFO"}, Case{"to_to_fifo", "a FIFO"},
+        Case{"to_folder", "a directory"}, Case{"to_null", "a character device"}}) {
+    CAPTURE(name);
+    REQUIRE_THROWS_AS(snapshot::save(cache, folder / name), std::invalid_argument);
+    REQUIRE_THROWS_WITH(snapshot::save(cache, folder / name),
+                        contains(name) && contains("must be a regular file or a free name") && contains(kind));
+    bool called = false;
+    REQUIRE_THROWS(io::replace_file(folder / name, [&](io::ByteSink&) { called = true; }));
+    REQUIRE_FALSE(called);
+    REQUIRE(folder.files() == before);
+  }
+  for (const char* device : {"/dev/null", "/dev/full", "/dev/stdout"}) {
+    CAPTURE(device);
+    if (fs::exists(device) && !fs::is_regular_file(device)) {
+      REQUIRE_THROWS_WITH(snapshot::save(cache, device), contains(device) && contains("must be a regular file"));
+      REQUIRE_FALSE(fs::exists(std::string(device) + ".saving"));
+    }
+  }
+  REQUIRE_THROWS_AS(snapshot::save(cache, folder / "to_itself"), std::system_error);
+  REQUIRE_THROWS_AS(snapshot::save(cache, ""), std::invalid_argument);
+  REQUIRE(fs::is_fifo(folder / "fifo"));
+  REQUIRE(fs::is_character_file("/dev/null"));
+  ::close(socket);
+
+  // The temporary file is held to the same: this neither waits for a reader of the FIFO nor removes it.
+  REQUIRE(::mkfifo((folder / "a.saving").c_str(), 0600) == 0);
+  REQUIRE_THROWS(snapshot::save(cache, folder / "a"));
+  const int reader = ::open((folder / "a.saving").c_str(), O_RDONLY | O_NONBLOCK);
+  REQUIRE_THROWS_WITH(snapshot::save(cache, folder / "a"), contains("a.saving") && contains("regular file"));
+  ::close(reader);
+  REQUIRE(fs::is_fifo(folder / "a.saving"));
+  REQUIRE_FALSE(fs::exists(folder / "a"));
+}
+
+TEST_CASE("A link to a file, or to nothing, is replaced itself", "[io][file]") {
+  const Folder folder;
+  std::ofstream(folder / "file") << "old";
+  fs::permissions(folder / "file", fs::perms::owner_read | fs::perms::owner_write);
+  for (const char* target : {"file", "nowhere"}) {
+    CAPTURE(target);
+    fs::remove(folder / "link");
+    fs::create_symlink(target, folder / "link");
+    io::replace_file(folder / "link", [](io::ByteSink& sink) { put(sink, "new"); });
+    REQUIRE(fs::is_regular_file(fs::symlink_status(folder / "link")));
+    REQUIRE(content(folder / "link") == "new");
+    REQUIRE(content(folder / "file") == "old");
+    REQUIRE_FALSE(fs::exists(folder / "nowhere"));
+  }
+}
+
+TEST_CASE("Spans of all sizes are written and read in order", "[io][file]") {
   const Folder folder;
   Random random(seed_or(11));
   std::vector<std::byte> bytes(3'000'000);
@@ -131,17 +209,17 @@ TEST_CASE("Pieces of all sizes are written and read in order", "[io][file]") {
     b = static_cast<std::byte>(random.between(0, 255));
   }
   const auto cut = [&](auto whole, std::size_t most) {
-    std::vector<decltype(whole)> pieces;
+    std::vector<decltype(whole)> spans;
     while (!whole.empty()) {
-      pieces.push_back(whole.first(std::min(whole.size(), random.between<std::size_t>(0, most))));
-      whole = whole.subspan(pieces.back().size());
+      spans.push_back(whole.first(std::min(whole.size(), random.between<std::size_t>(0, most))));
+      whole = whole.subspan(spans.back().size());
     }
-    return pieces;
+    return spans;
   };
   for (const std::size_t most : {std::size_t{300}, std::size_t{9000}, std::size_t{4} << 20}) {
-    io::replace_file(folder / "pieces",
+    io::replace_file(folder / "spans",
                      [&](io::ByteSink& sink) { sink.write(cut(std::span<const std::byte>(bytes), most)); });
-    io::FileSource source(folder / "pieces");
+    io::FileSource source(folder / "spans");
     REQUIRE(source.left() == bytes.size());
     std::vector<std::byte> back(bytes.size() + 10);
     REQUIRE(source.read(cut(std::span(back), most)) == bytes.size());

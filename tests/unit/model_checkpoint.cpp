@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <random>
 
 #include "catch.hpp"
 #include "kvc/llama/checkpoint.hpp"
@@ -129,7 +130,7 @@ TEST_CASE("a checkpoint cut short anywhere is refused", "[model][checkpoint]") {
   for (std::size_t size : {0U, 1U, 27U}) {
     bytes.resize(whole);
     bytes.resize(size);
-    refuse(bytes, 0, "header of a llama2.c checkpoint");
+    refuse(bytes, 0, size == 0 ? "found an empty file" : "header of a llama2.c checkpoint");
   }
   for (std::size_t size = 28; size < whole; size += size < 64 ? 1 : 401) {
     bytes = kvc_test::tiny_checkpoint(kvc_test::tiny_config(), own);
@@ -180,12 +181,54 @@ TEST_CASE("absurd headers are refused before anything is allocated", "[model][ch
   refuse(with_header({65536, 65536, 65536, 64, 64, 1, 1}), 28, "bytes in all");
 }
 
-TEST_CASE("files of other kinds are refused", "[model][checkpoint]") {
-  refuse({}, 0, "header of a llama2.c checkpoint");
-  kvc_test::ByteWriter text;
-  text.put_text("GGUF is another format, which this loader does not read.");
-  refuse(text.take(), 0, "llama2.c checkpoint");
+TEST_CASE("a file of another kind is called by its name", "[model][checkpoint]") {
+  for (const auto& [bytes, kind] : kvc_test::foreign_files()) {
+    kvc_test::ByteWriter out;
+    out.put_text(bytes);
+    const auto file = out.take();
+    refuse(file, 0, "a llama2.c checkpoint of the legacy format, found " + kind);
+    if (!file.empty()) {
+      const TemporaryFile on_disk(file);
+      CHECK_THROWS_WITH(load_checkpoint(on_disk.path()), kvc_test::contains(kind));
+    }
+  }
   CHECK_THROWS_AS(load_checkpoint(std::filesystem::path("/no/such/file")), FormatError);
   CHECK_THROWS_WITH(load_checkpoint(std::filesystem::path("/no/such/file")), kvc_test::contains("/no/such/file"));
-  CHECK_THROWS_AS(load_checkpoint(std::filesystem::temp_directory_path()), FormatError);
+  CHECK_THROWS_WITH(load_checkpoint(std::filesystem::temp_directory_path()),
+                    kvc_test::contains("a file that can be read"));
+  CHECK_THROWS_WITH(load_checkpoint(std::filesystem::path("/dev/zero")), kvc_test::contains("known size"));
+}
+
+TEST_CASE("no header of a checkpoint is taken for another kind of file", "[model][checkpoint]") {
+  std::mt19937_64 random(5);
+  for (int round = 0; round < 20'000; ++round) {
+    const auto below = [&](std::uint64_t most) { return static_cast<std::int32_t>(1 + random() % most); };
+    const std::int32_t heads = below(128);
+    const std::int32_t dim = heads * 2 * below(256);
+    kvc_test::ByteWriter out;
+    for (const std::int32_t field :
+         {dim, below(1U << 20U), below(256), heads, heads, below(1U << 18U), below(1U << 17U)}) {
+      out.put(field);
+    }
+    for (int i = 0; i < 130; ++i) out.put(static_cast<float>(random() >> 40U) * 0x1p-23F - 1.0F);
+    const auto bytes = out.take();
+    REQUIRE(kvc::llama::detail::file_kind({reinterpret_cast<const char*>(bytes.data()), 512}, 1 << 20).empty());
+  }
+}
+
+TEST_CASE("random bytes are no checkpoint, and take no memory", "[model][checkpoint]") {
+  std::mt19937_64 random(6);
+  for (int round = 0; round < 5'000; ++round) {
+    kvc_test::ByteWriter out;
+    const std::uint64_t size = random() % 80;
+    const bool small = round % 2 == 0;  // numbers of a plausible size
+    while (out.size() < size) {
+      if (small) {
+        out.put(static_cast<std::int32_t>(random() % 300));
+      } else {
+        out.put(static_cast<std::uint8_t>(random()));
+      }
+    }
+    CHECK_THROWS_AS(load_checkpoint(out.take()), FormatError);
+  }
 }

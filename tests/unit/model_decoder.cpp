@@ -247,3 +247,44 @@ TEST_CASE("dec checks its arguments", "[model][decoder]") {
 
   CHECK(kvc::llama::dec(model, cache, std::span<const Cache::Append>(), std::vector<Token>{}).rows() == 0);
 }
+
+TEST_CASE("a model whose numbers contradict each other is refused", "[model][decoder]") {
+  const kvc::llama::Model good = kvc::llama::load_checkpoint(kvc_test::tiny_checkpoint(kvc_test::tiny_config(), true));
+  const std::vector<Token> tokens = {1, 2, 3};
+  const auto refused = [&](const char* name, const auto& change) {
+    kvc::llama::Model model = good;
+    change(model);
+    CAPTURE(name);
+    Cache cache(good.config.cache_shape(), {.blocks = 4, .block_tokens = 4});
+    const SeqId seq = cache.open();
+    auto step = cache.extend(seq, 3);
+    CHECK_THROWS_AS(kvc::llama::dec(model, cache, step, tokens), std::invalid_argument);
+    CHECK_THROWS_WITH(kvc::llama::dec(model, cache, step, tokens), kvc_test::contains(name));
+    CHECK_THROWS_WITH(kvc::llama::dec_kv(model, cache, step, tokens), kvc_test::contains(name));
+  };
+  using Model = kvc::llama::Model;
+  kvc::llama::require_consistent(good);
+  refused("config.kv_heads is 3, must be a divisor of config.heads, 4", [](Model& m) { m.config.kv_heads = 3; });
+  refused("config.kv_heads is 8, must be a divisor of config.heads, 4", [](Model& m) { m.config.kv_heads = 8; });
+  refused("config.heads is 0, must be at least 1", [](Model& m) { m.config.heads = 0; });
+  refused("config.kv_heads is 0", [](Model& m) { m.config.kv_heads = 0; });
+  refused("config.kv_heads is -2", [](Model& m) { m.config.kv_heads = -2; });
+  refused("config.dim is 26, must be an even multiple of config.heads", [](Model& m) { m.config.dim = 26; });
+  refused("config.dim is 12, must be an even multiple of config.heads", [](Model& m) { m.config.dim = 12; });
+  refused("config.hidden_dim is -1", [](Model& m) { m.config.hidden_dim = -1; });
+  refused("config.vocab_size is 0", [](Model& m) { m.config.vocab_size = 0; });
+  refused("config.seq_len is 0", [](Model& m) { m.config.seq_len = 0; });
+  refused("config.layers is 0", [](Model& m) { m.config.layers = 0; });
+  refused("config.norm_epsilon is nan", [](Model& m) { m.config.norm_epsilon = std::nanf(""); });
+  refused("layers.size() is 2", [](Model& m) { m.config.layers = 3; });
+  refused("layers.size() is 1", [](Model& m) { m.layers.pop_back(); });
+  refused("embedding is 61 x 24, must be 62 x 24", [](Model& m) { m.config.vocab_size = 62; });
+  refused("embedding is 0 x 0", [](Model& m) { m.embedding.resize(0, 0); });
+  refused("wq is 24 x 23", [](Model& m) { m.layers[1].wq.resize(24, 23); });
+  refused("wk is 12 x 24, must be 24 x 24", [](Model& m) { m.config.kv_heads = 4; });
+  refused("w_gate is 40 x 24, must be 41 x 24", [](Model& m) { m.config.hidden_dim = 41; });
+  refused("final_norm is 1 x 23", [](Model& m) { m.final_norm.resize(23); });
+  refused("own_classifier is 60 x 24", [](Model& m) { m.own_classifier.resize(60, 24); });
+  refused("rope.positions() is 96, must be at least config.seq_len", [](Model& m) { m.config.seq_len = 97; });
+  refused("rope.rotary_dim() is 8", [](Model& m) { m.rope = kvc::llama::RopeTable(96, 8, 10000.0); });
+}

@@ -1,5 +1,6 @@
 // The tokenizer against a plain encoder, on any bytes, and on files that are not what they should be.
 #include <limits>
+#include <optional>
 #include <random>
 #include <string>
 
@@ -56,24 +57,47 @@ std::vector<Entry> random_vocabulary(std::uint64_t seed) {
   return entries;
 }
 
+/// How a text is cut into characters: the length of the first one.
+using Cut = std::size_t (*)(const std::string& rest);
+
+bool continues(char c) { return (static_cast<unsigned char>(c) & 0xC0U) == 0x80U; }
+
+/// What kvc documents: the bytes that UTF-8 puts together.
+std::size_t cut_utf8(const std::string& rest) {
+  const auto lead = static_cast<unsigned char>(rest[0]);
+  std::size_t wanted = 0;
+  if (lead >> 5U == 0b110U) wanted = 1;
+  if (lead >> 4U == 0b1110U) wanted = 2;
+  if (lead >> 3U == 0b11110U) wanted = 3;
+  std::size_t found = 0;
+  while (found < wanted && 1 + found < rest.size() && continues(rest[1 + found])) ++found;
+  return 1 + found;
+}
+
+/// What llama2.c does: any byte, and continuation bytes up to four in all.
+std::size_t cut_like_llama2c(const std::string& rest) {
+  std::size_t length = 1;
+  while (length < 4 && length < rest.size() && continues(rest[length])) ++length;
+  return length;
+}
+
 /// The definition: look at all pairs, merge the best, start again.
-std::vector<Token> encode_plainly(const std::vector<Entry>& entries, const std::string& text) {
+std::vector<Token> encode_plainly(const std::vector<Entry>& entries, const std::string& text, Cut cut = cut_utf8) {
   const auto find = [&](const std::string& piece) -> Token {
     for (std::size_t id = 0; id < entries.size(); ++id) {
       if (entries[id].piece == piece) return static_cast<Token>(id);
     }
     return -1;
   };
-  std::vector<Token> tokens = {find(" ")};
-  for (std::size_t i = 0; i < text.size();) {
-    std::size_t n = 1;
-    while (n < 4 && i + n < text.size() && (static_cast<unsigned char>(text[i + n]) & 0xC0U) == 0x80U) ++n;
-    if (const Token token = find(text.substr(i, n)); token >= 0) {
+  std::vector<Token> tokens;
+  for (std::string rest = text.empty() ? "" : " " + text; !rest.empty();) {
+    const std::size_t n = cut(rest);
+    if (const Token token = find(rest.substr(0, n)); token >= 0) {
       tokens.push_back(token);
     } else {
-      for (std::size_t j = 0; j < n; ++j) tokens.push_back(3 + static_cast<unsigned char>(text[i + j]));
+      for (std::size_t j = 0; j < n; ++j) tokens.push_back(3 + static_cast<unsigned char>(rest[j]));
     }
-    i += n;
+    rest.erase(0, n);
   }
   for (;;) {
     float best = -std::numeric_limits<float>::infinity();
@@ -94,6 +118,15 @@ std::vector<Token> encode_plainly(const std::vector<Entry>& entries, const std::
   }
   tokens.insert(tokens.begin(), Tokenizer::bos);
   return tokens;
+}
+
+/// Whether the two cuts differ anywhere in a text, the space in front included.
+bool cuts_differ(const std::string& text) {
+  std::string a = " " + text;
+  for (; !a.empty(); a.erase(0, cut_utf8(a))) {
+    if (cut_utf8(a) != cut_like_llama2c(a)) return true;
+  }
+  return false;
 }
 
 std::string random_text(std::mt19937_64& random, std::size_t length, bool any_bytes) {
@@ -133,6 +166,52 @@ TEST_CASE("encode merges as the plain encoder does", "[model][tokenizer]") {
       CHECK(tokenizer.encode(text) == encode_plainly(entries, text));
     }
   }
+}
+
+TEST_CASE("encode gives the tokens of llama2.c where text is UTF-8, and the documented ones anywhere",
+          "[model][tokenizer]") {
+  std::mt19937_64 random(23);
+  int equal_cuts = 0;
+  int other_tokens = 0;
+  for (int round = 0; round < 10'000; ++round) {
+    static std::vector<Entry> entries;
+    static std::optional<Tokenizer> tokenizer;
+    if (round % 500 == 0) {
+      entries = random_vocabulary(100 + static_cast<std::uint64_t>(round));
+      tokenizer.emplace(Tokenizer::load(file_of(entries)));
+    }
+    const std::string text = random_text(random, random() % 12, round % 4 != 0);
+    CAPTURE(round, text);
+    const auto tokens = tokenizer->encode(text);
+    REQUIRE(tokens == encode_plainly(entries, text));
+    const auto theirs = encode_plainly(entries, text, cut_like_llama2c);
+    if (cuts_differ(text)) {
+      other_tokens += tokens != theirs ? 1 : 0;
+    } else {
+      REQUIRE(tokens == theirs);
+      ++equal_cuts;
+    }
+  }
+  CHECK(equal_cuts > 3000);
+  CHECK(other_tokens > 1000);  // the two rules are told apart
+}
+
+TEST_CASE("a stray continuation byte leaves its neighbours alone", "[model][tokenizer]") {
+  std::vector<Entry> entries = with_bytes();
+  for (const char* c : {" ", "a", "s", "y", "h", "\xC3\xA9"}) entries.push_back({c, 0});
+  const Tokenizer tokenizer = Tokenizer::load(file_of(entries));
+  const Token space = 259, a = 260, s = 261, y = 262, h = 263, e_acute = 264;
+  const auto byte = [](int value) { return 3 + value; };
+  const auto encode = [&](std::string_view text) { return tokenizer.encode(text, false); };
+  CHECK(encode("say \x93hay\x94") ==
+        std::vector<Token>{space, s, a, y, space, byte(0x93), h, a, y, byte(0x94)});  // quotes of Windows-1252
+  CHECK(encode("\x80") == std::vector<Token>{space, byte(0x80)});
+  CHECK(encode("a\x80\x81\x82\x83") == std::vector<Token>{space, a, byte(0x80), byte(0x81), byte(0x82), byte(0x83)});
+  CHECK(encode("\xC3\xA9\xA9") == std::vector<Token>{space, e_acute, byte(0xA9)});     // one too many
+  CHECK(encode("\xC3") == std::vector<Token>{space, byte(0xC3)});                      // none
+  CHECK(encode("\xC3y\xA9") == std::vector<Token>{space, byte(0xC3), y, byte(0xA9)});  // apart
+  CHECK(encode("\xC3\xC3\xA9") == std::vector<Token>{space, byte(0xC3), e_acute});     // cut short, then whole
+  CHECK(encode("\xFF\x80y") == std::vector<Token>{space, byte(0xFF), byte(0x80), y});  // no lead byte
 }
 
 TEST_CASE("any bytes survive encode and decode", "[model][tokenizer]") {
@@ -191,6 +270,31 @@ TEST_CASE("a text that a vocabulary cannot spell is refused", "[model][tokenizer
   const Tokenizer tokenizer = Tokenizer::load(file_of({{"<unk>", 0}, {"<s>", 0}, {"</s>", 0}, {" ", 0}, {"a", 0}}));
   CHECK(tokenizer.encode("a") == std::vector<Token>{1, 3, 4});
   CHECK_THROWS_AS(tokenizer.encode("b"), std::invalid_argument);
+  const auto blames = [](int offset, const char* value) {
+    return kvc_test::contains("the byte at offset " + std::to_string(offset) + " of the text is " + value);
+  };
+  CHECK_THROWS_WITH(tokenizer.encode("a\x80"), blames(1, "0x80"));
+  CHECK_THROWS_WITH(tokenizer.encode("\x80"), blames(0, "0x80"));
+  CHECK_THROWS_WITH(tokenizer.encode("aa \xC3\xA9"), blames(3, "0xC3"));
+  CHECK_THROWS_WITH(tokenizer.encode(std::string(240, 'a') + "b"), blames(240, "0x62"));
+  CHECK_THROWS_WITH(tokenizer.encode(std::string("a\0", 2)), blames(1, "0x00"));
+  const Tokenizer no_space = Tokenizer::load(file_of({{"<unk>", 0}, {"<s>", 0}, {"</s>", 0}, {"a", 0}}));
+  CHECK_THROWS_WITH(no_space.encode("a"), kvc_test::contains("the space in front of the text is 0x20"));
+  CHECK(no_space.encode("") == std::vector<Token>{1});
+  // A byte of a character that can be spelt in part.
+  const Tokenizer half =
+      Tokenizer::load(file_of({{"<unk>", 0}, {"<s>", 0}, {"</s>", 0}, {" ", 0}, {"<0xC3>", 0}, {"a", 0}}));
+  CHECK_THROWS_WITH(half.encode("a\xC3\xA9"), blames(2, "0xA9"));
+}
+
+TEST_CASE("a file of another kind is not taken for a tokenizer", "[model][tokenizer]") {
+  for (const auto& [bytes, kind] : kvc_test::foreign_files()) {
+    CAPTURE(kind);
+    if (kind == "a llama2.c tokenizer") continue;
+    kvc_test::ByteWriter out;
+    out.put_text(bytes);
+    refuse(out.take(), 0, 0, "a llama2.c tokenizer, found " + kind);
+  }
 }
 
 TEST_CASE("tokenizers that are no tokenizers are refused", "[model][tokenizer]") {
@@ -207,7 +311,7 @@ TEST_CASE("tokenizers that are no tokenizers are refused", "[model][tokenizer]")
     const bool between = std::find(ends.begin(), ends.end(), size) != ends.end();
     if (!between) CHECK_THROWS_AS(Tokenizer::load(cut), FormatError);
   }
-  refuse({}, 0, 0, "header of a llama2.c tokenizer");
+  refuse({}, 0, 0, "a llama2.c tokenizer, found an empty file");
   refuse(whole, 4, static_cast<Index>(ends[4]), "the end after 4 tokens");
   refuse(whole, 6, static_cast<Index>(whole.size()), "token 5 of 6");
   refuse(file_of(entries, 0), 5, 0, "positive longest length");

@@ -1,8 +1,8 @@
-// ByteSink and ByteSource: where a snapshot goes to and comes from. A file (snapshot/file.hpp), memory (here), or a
-// connection of your own.
+// ByteSink and ByteSource: where bytes are written to and read from. Files are in io/file.hpp, memory is here, and a
+// program can add its own, a connection for example.
 //
-// Bytes are handed over as lists of pieces, which lie where they are used: a sink gathers from the blocks of a pool, a
-// source scatters into them. A call moves a quarter of a megabyte or so, which is why these may be virtual.
+// Both take lists of spans: a sink gathers from the blocks of a pool, a source scatters into them, and nothing is copied
+// in between. One call moves about a quarter of a megabyte, so the cost of a virtual call does not show.
 #pragma once
 
 #include <algorithm>
@@ -16,17 +16,21 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/io/byte_spans.hpp"
 
 namespace kvc {
 inline namespace v0 {
 namespace io {
 
+/// Accepts bytes in order.
+///
+///   expression      does                                               throws
+///   s.write(spans)  takes all bytes of the spans, one span after the   anything, if it cannot take all of them;
+///                   other; keeps no reference to them                  the writer passes the exception on
 class ByteSink {
  public:
   virtual ~ByteSink() = default;
-  /// Takes all bytes of the pieces, one after the other; the memory is the caller's again when it returns.
-  /// Throws what suits it if it cannot: whoever writes passes that on.
-  virtual void write(std::span<const std::span<const std::byte>> pieces) = 0;
+  virtual void write(std::span<const ConstByteSpan> spans) = 0;
 
  protected:
   ByteSink() = default;
@@ -34,20 +38,24 @@ class ByteSink {
   ByteSink& operator=(const ByteSink&) = default;
 };
 
+/// Provides bytes in order.
+///
+///   expression       returns                                                          throws
+///   s.read(spans)    bytes read; fewer than the spans hold only at the end of the     FormatError, if reading fails
+///                    bytes. Fills one span after the other, and waits for bytes
+///   s.left()         bytes that are still to come, or empty if that is unknown.
+///                    A reader uses it to reject lengths before it allocates
+///   s.can_rewind()   whether `rewind` works
+///   s.rewind(bytes)  the last `bytes` bytes will be read again                        std::invalid_argument for more
+///                                                                                     bytes than were read
+///   s.name()         the name of the source in messages, a path for example
 class ByteSource {
  public:
   virtual ~ByteSource() = default;
-  /// Fills the pieces one after the other, and waits for bytes if it must. Returns how many came: less than all only
-  /// where the bytes end.
-  virtual std::size_t read(std::span<const std::span<std::byte>> pieces) = 0;
-  /// Bytes that are still to come, where that is known: then lengths that cannot be are refused before they are
-  /// believed.
+  virtual std::size_t read(std::span<const ByteSpan> spans) = 0;
   [[nodiscard]] virtual std::optional<std::uint64_t> left() const { return std::nullopt; }
-  /// Whether it can go back.
   [[nodiscard]] virtual bool can_rewind() const { return false; }
-  /// Goes back, so that the last `bytes` bytes come again. Only where it can.
-  virtual void rewind(std::uint64_t bytes) { require(bytes == 0, "bytes", bytes, "0: the source cannot go back"); }
-  /// Stands for the source in messages.
+  virtual void rewind(std::uint64_t bytes) { require(bytes == 0, "bytes", bytes, "0: the source cannot rewind"); }
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
  protected:
@@ -59,35 +67,36 @@ class ByteSource {
   std::string name_;
 };
 
-/// Appends to a vector.
+/// A sink that appends to a vector.
 class MemorySink final : public ByteSink {
  public:
-  void write(std::span<const std::span<const std::byte>> pieces) override {
-    for (const std::span<const std::byte> piece : pieces) {
-      bytes_.insert(bytes_.end(), piece.begin(), piece.end());
+  void write(std::span<const ConstByteSpan> spans) override {
+    for (const ConstByteSpan span : spans) {
+      bytes_.insert(bytes_.end(), span.begin(), span.end());
     }
   }
   [[nodiscard]] const std::vector<std::byte>& bytes() const noexcept { return bytes_; }
+  /// Moves the bytes out; the sink is empty afterwards.
   [[nodiscard]] std::vector<std::byte> take() noexcept { return std::exchange(bytes_, {}); }
-  /// So that bytes up to so many need not be moved while more are appended.
+  /// Allocates room for `bytes` bytes in all, so that appending does not move them.
   void reserve(std::size_t bytes) { bytes_.reserve(bytes); }
 
  private:
   std::vector<std::byte> bytes_;
 };
 
-/// Reads from memory of any alignment, which must outlive it.
+/// A source over memory of any alignment, which must outlive it.
 class MemorySource final : public ByteSource {
  public:
-  explicit MemorySource(std::span<const std::byte> bytes, std::string name = "snapshot in memory")
+  explicit MemorySource(ConstByteSpan bytes, std::string name = "bytes in memory")
       : ByteSource(std::move(name)), bytes_(bytes) {}
 
-  std::size_t read(std::span<const std::span<std::byte>> pieces) override {
+  std::size_t read(std::span<const ByteSpan> spans) override {
     const std::size_t before = at_;
-    for (const std::span<std::byte> piece : pieces) {
-      const std::size_t count = std::min(piece.size(), bytes_.size() - at_);
+    for (const ByteSpan span : spans) {
+      const std::size_t count = std::min(span.size(), bytes_.size() - at_);
       if (count > 0) {
-        std::memcpy(piece.data(), bytes_.data() + at_, count);
+        std::memcpy(span.data(), bytes_.data() + at_, count);
       }
       at_ += count;
     }
@@ -101,7 +110,7 @@ class MemorySource final : public ByteSource {
   }
 
  private:
-  std::span<const std::byte> bytes_;
+  ConstByteSpan bytes_;
   std::size_t at_ = 0;
 };
 

@@ -1,8 +1,7 @@
-// Files as sinks and sources, and a file that is replaced whole or not at all. POSIX.
+// Files as sinks and sources, and the replacement of a file as a whole. POSIX.
 //
-// Rows go from a pool to the file and back with one copy, that of the system: pieces are gathered and scattered by
-// writev and readv. A mapped file would not be faster, and a file that is cut short while it is mapped kills its
-// reader.
+// writev and readv gather from a pool and scatter into it, so the only copy is that of the system. A mapped file would
+// not be faster, and truncating a file while it is mapped kills the process that reads it.
 #pragma once
 
 #include <fcntl.h>
@@ -34,13 +33,13 @@ namespace io {
 
 namespace detail {
 
-/// Throws std::system_error: what could not be done to which file, and the system's reason.
+/// Throws std::system_error, which names the operation, the file and the system's reason.
 [[noreturn]] KVC_COLD inline void throw_system(int error, const char* what, const std::string& path) {
   throw_error(
       std::system_error(error, std::generic_category(), kvc::detail::concat({"kvc: cannot ", what, " ", path})));
 }
 
-/// An open file.
+/// Owns an open file descriptor, or none.
 class FileHandle {
  public:
   FileHandle() = default;
@@ -62,6 +61,7 @@ class FileHandle {
   int fd_ = -1;
 };
 
+/// Calls again as long as a signal interrupts the call.
 template <class F>
 [[nodiscard]] auto without_interrupts(F&& call) noexcept {
   for (;;) {
@@ -71,21 +71,21 @@ template <class F>
   }
 }
 
-/// Hands pieces to `call(iovec*, count)`, readv or writev, until all are done or it makes no headway. Returns the bytes
-/// done, or -1 with errno set.
-template <class Piece, class F>
-[[nodiscard]] std::int64_t transfer(std::span<const Piece> pieces, F&& call) {
+/// Passes spans to `call(iovec*, count)`, which is readv or writev, until all bytes are moved or a call moves none.
+/// Returns the bytes moved, or -1 with errno set.
+template <class Span, class F>
+[[nodiscard]] std::int64_t move_bytes(std::span<const Span> spans, F&& call) {
   constexpr std::size_t most = 1024;  // IOV_MAX of every system that matters
   iovec list[most];
   std::int64_t done = 0;
-  std::size_t from = 0;  // bytes of the first piece that are done
-  while (!pieces.empty()) {
-    const std::size_t count = std::min(most, pieces.size());
+  std::size_t from = 0;  // bytes of the first span that are done
+  while (!spans.empty()) {
+    const std::size_t count = std::min(most, spans.size());
     std::size_t wanted = 0;
     for (std::size_t i = 0; i < count; ++i) {
-      const auto piece = pieces[i].subspan(i == 0 ? from : 0);
-      list[i] = {const_cast<std::byte*>(static_cast<const std::byte*>(piece.data())), piece.size()};
-      wanted += piece.size();
+      const auto span = spans[i].subspan(i == 0 ? from : 0);
+      list[i] = {const_cast<std::byte*>(static_cast<const std::byte*>(span.data())), span.size()};
+      wanted += span.size();
     }
     const auto moved =
         wanted == 0 ? ssize_t{0} : without_interrupts([&] { return call(list, static_cast<int>(count)); });
@@ -97,10 +97,10 @@ template <class Piece, class F>
     }
     done += moved;
     std::size_t rest = static_cast<std::size_t>(moved);
-    while (!pieces.empty() && rest >= pieces.front().size() - from) {
-      rest -= pieces.front().size() - from;
+    while (!spans.empty() && rest >= spans.front().size() - from) {
+      rest -= spans.front().size() - from;
       from = 0;
-      pieces = pieces.subspan(1);
+      spans = spans.subspan(1);
     }
     from += rest;
   }
@@ -109,18 +109,16 @@ template <class Piece, class F>
 
 }  // namespace detail
 
-/// Writes to an open file, from where it stands. Does not own it. Throws std::system_error.
+/// Writes to an open file descriptor, from its current position. Does not own it.
+/// `write` throws std::system_error if the system does not take all bytes.
 class FileSink final : public ByteSink {
  public:
+  /// `path` stands for the file in messages.
   FileSink(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
-  void write(std::span<const std::span<const std::byte>> pieces) override {
-    std::size_t wanted = 0;
-    for (const auto piece : pieces) {
-      wanted += piece.size();
-    }
+  void write(std::span<const ConstByteSpan> spans) override {
     const std::int64_t done =
-        detail::transfer(pieces, [this](const iovec* list, int count) { return ::writev(fd_, list, count); });
-    if (done != static_cast<std::int64_t>(wanted)) {
+        detail::move_bytes(spans, [this](const iovec* list, int count) { return ::writev(fd_, list, count); });
+    if (done != static_cast<std::int64_t>(total_bytes(spans))) {
       detail::throw_system(done < 0 ? errno : ENOSPC, "write", path_);
     }
   }
@@ -130,10 +128,11 @@ class FileSink final : public ByteSink {
   std::string path_;
 };
 
-/// Reads a file. What it holds beyond the size that it had when it was opened is not read.
+/// Reads a file, a pipe or a device. `left` and `rewind` work for regular files only. Bytes appended to a file after it
+/// was opened do not count as left.
 class FileSource final : public ByteSource {
  public:
-  /// Throws FormatError if there is no such file or it cannot be read.
+  /// Opens the file. Throws FormatError if it does not exist, is a directory, or cannot be read.
   explicit FileSource(const std::filesystem::path& path) : ByteSource(path.string()) {
     file_ = detail::FileHandle(detail::without_interrupts([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
     struct stat status{};
@@ -149,13 +148,10 @@ class FileSource final : public ByteSource {
   }
 
   /// Throws FormatError if the system fails to read.
-  std::size_t read(std::span<const std::span<std::byte>> pieces) override {
-    std::size_t wanted = 0;
-    for (const auto piece : pieces) {
-      wanted += piece.size();
-    }
-    const bool scattered = pieces.size() > 1 && wanted / pieces.size() < small;
-    const std::int64_t done = scattered ? read_small(pieces, wanted) : read_direct(pieces);
+  std::size_t read(std::span<const ByteSpan> spans) override {
+    const auto wanted = static_cast<std::size_t>(total_bytes(spans));
+    const bool scattered = spans.size() > 1 && wanted / spans.size() < small;
+    const std::int64_t done = scattered ? read_small(spans, wanted) : read_direct(spans);
     if (done < 0) {
       fail(errno);
     }
@@ -166,7 +162,7 @@ class FileSource final : public ByteSource {
     return size_ ? std::optional(*size_ - std::min(*size_, at_)) : std::nullopt;
   }
   [[nodiscard]] bool can_rewind() const override { return size_.has_value(); }
-  /// Throws FormatError if the system fails to.
+  /// Throws FormatError if the system fails to seek.
   void rewind(std::uint64_t bytes) override {
     require(bytes <= at_, "bytes", bytes, "at most as many as were read");
     if (::lseek(file_.get(), static_cast<off_t>(at_ - bytes), SEEK_SET) < 0) {
@@ -176,25 +172,26 @@ class FileSource final : public ByteSource {
   }
 
  private:
-  static constexpr std::size_t small = 2048;  // bytes of a piece: below, the system takes longer than a copy of ours
+  static constexpr std::size_t small = 2048;  // mean bytes of a span; below this, one read and a copy beat readv
 
   [[noreturn]] KVC_COLD void fail(int error) const {
     throw_error(
         FormatError(name(), static_cast<Index>(at_),
                     kvc::detail::concat({"a file that can be read (", std::generic_category().message(error), ")"})));
   }
-  std::int64_t read_direct(std::span<const std::span<std::byte>> pieces) const {
-    return detail::transfer(pieces, [this](const iovec* list, int count) { return ::readv(file_.get(), list, count); });
+  std::int64_t read_direct(std::span<const ByteSpan> spans) const {
+    return detail::move_bytes(spans,
+                              [this](const iovec* list, int count) { return ::readv(file_.get(), list, count); });
   }
-  std::int64_t read_small(std::span<const std::span<std::byte>> pieces, std::size_t wanted) {
+  std::int64_t read_small(std::span<const ByteSpan> spans, std::size_t wanted) {
     buffer_.resize(std::max(buffer_.size(), wanted));
-    const std::span<std::byte> whole = std::span(buffer_).first(wanted);
+    const ByteSpan whole = std::span(buffer_).first(wanted);
     const std::int64_t done = read_direct(std::span(&whole, 1));
     std::size_t left = done < 0 ? 0 : static_cast<std::size_t>(done);
     const std::byte* from = buffer_.data();
-    for (const auto piece : pieces) {
-      const std::size_t count = std::min(left, piece.size());
-      std::memcpy(piece.data(), from, count);
+    for (const ByteSpan span : spans) {
+      const std::size_t count = std::min(left, span.size());
+      std::memcpy(span.data(), from, count);
       from += count;
       left -= count;
     }
@@ -209,51 +206,94 @@ class FileSource final : public ByteSource {
 
 namespace detail {
 
+/// Opens `path`, the temporary file of a save, and locks it against other processes. A process that was killed may have
+/// left one; it is used again. Throws std::system_error or std::invalid_argument if `path` is no regular file.
+[[nodiscard]] inline FileHandle open_locked(const std::string& path) {
+  for (;;) {
+    FileHandle file(without_interrupts([&] {  // O_NONBLOCK: opening a FIFO would wait for a reader
+      return ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+    }));
+    if (!file) {
+      throw_system(errno, "create", path);
+    }
+    struct stat own{};
+    if (::fstat(file.get(), &own) != 0) {
+      throw_system(errno, "look at", path);
+    }
+    require(S_ISREG(own.st_mode), "path of the temporary file", path, "a regular file or a free name");
+    if (without_interrupts([&] { return ::flock(file.get(), LOCK_EX | LOCK_NB); }) != 0) {
+      throw_system(errno, "lock, another saves to the same place:", path);
+    }
+    // Between opening and locking, the owner of the lock may have renamed the file to its final name. Then it must not
+    // be written to.
+    struct stat there{};
+    if (::lstat(path.c_str(), &there) == 0 && own.st_ino == there.st_ino && own.st_dev == there.st_dev) {
+      return file;
+    }
+  }
+}
+
+/// The word for a kind of file.
+[[nodiscard]] inline const char* kind_of_file(mode_t mode) noexcept {
+  return S_ISDIR(mode)    ? "a directory"
+         : S_ISFIFO(mode) ? "a FIFO"
+         : S_ISCHR(mode)  ? "a character device"
+         : S_ISBLK(mode)  ? "a block device"
+         : S_ISSOCK(mode) ? "a socket"
+                          : "no regular file";
+}
+
+/// Whether a file of this name may be made or replaced: throws std::invalid_argument where `rename` would replace
+/// something that is no file, or a link to such a thing, and std::system_error where that cannot be found out. Returns
+/// the permissions to give the new file, or nothing if there is no old one.
+[[nodiscard]] inline std::optional<mode_t> require_replaceable(const std::string& path) {
+  require(!path.empty(), "path", path, "the name of a file");
+  struct stat old{};
+  if (::stat(path.c_str(), &old) != 0) {  // follows links: one that leads to a device stands for the device
+    if (errno != ENOENT) {
+      throw_system(errno, "look at", path);
+    }
+    return std::nullopt;
+  }
+  if (!S_ISREG(old.st_mode)) {
+    throw_invalid("path", path,
+                  kvc::detail::concat({"a regular file or a free name, found ", kind_of_file(old.st_mode)}));
+  }
+  return old.st_mode & 0777;
+}
+
+/// Writes what the system has buffered of a file or a directory to the disk. Throws std::system_error.
 inline void sync(int fd, const std::string& path) {
   if (without_interrupts([&] { return ::fsync(fd); }) != 0) {
     throw_system(errno, "sync", path);
   }
 }
 
-/// Opens the file that is being written, for this process alone. It may be there from one that was killed.
-[[nodiscard]] inline FileHandle open_alone(const std::string& path) {
-  for (;;) {
-    FileHandle file(
-        without_interrupts([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666); }));
-    if (!file) {
-      throw_system(errno, "create", path);
-    }
-    if (without_interrupts([&] { return ::flock(file.get(), LOCK_EX | LOCK_NB); }) != 0) {
-      throw_system(errno, "lock, another saves to the same place:", path);
-    }
-    // Between opening and locking, its last owner may have moved it to where it belongs: then it is not ours to write.
-    struct stat own{};
-    struct stat there{};
-    if (::fstat(file.get(), &own) == 0 && ::lstat(path.c_str(), &there) == 0 && own.st_ino == there.st_ino &&
-        own.st_dev == there.st_dev) {
-      return file;
-    }
-  }
-}
-
 }  // namespace detail
 
-/// Makes or replaces a file: `write(ByteSink&)` says what is in it. Whenever the process or the machine stops, the file
-/// is the old one or the new one, whole. What is written goes to PATH.saving first, in the same folder, and is there no
-/// more when this returns or throws; where a killed process left one, the next save uses it. A file that is replaced
-/// passes its permissions on; a link is replaced, and not what it leads to.
-/// Throws std::system_error, and what `write` throws: the old file is there then, unless only the folder could not be
-/// synced.
+/// Makes or replaces a file whose contents are what `write(ByteSink&)` writes. Atomic: whenever the process or the
+/// machine stops, the file is the old one or the new one, whole.
+///
+/// The bytes go to PATH.saving in the same directory, which is renamed at the end. It is gone when this returns or
+/// throws; one that a killed process left is used by the next save. The new file gets the permissions of the old one. A
+/// symbolic link to a file, or to nothing, is replaced itself; the file it leads to stays as it is.
+///
+/// Throws, and leaves the old file in place (unless only the final sync of the directory failed):
+///   std::invalid_argument  before anything is written, if `path` is a directory, FIFO, device or socket, or a link to
+///                          one: a rename would replace it by a file
+///   std::system_error      if the system refuses an operation, or another process saves to the same path
+///   anything that `write` throws
 template <class F>
 void replace_file(const std::filesystem::path& path, F&& write) {
   const std::string name = path.string();
   const std::string saving = name + ".saving";
-  const detail::FileHandle file = detail::open_alone(saving);
+  const std::optional<mode_t> permissions = detail::require_replaceable(name);
+  const detail::FileHandle file = detail::open_locked(saving);
   kvc::detail::ScopeGuard remove([&] { (void)::unlink(saving.c_str()); });
   if (::ftruncate(file.get(), 0) != 0) {
     detail::throw_system(errno, "truncate", saving);
   }
-  if (struct stat old{}; ::stat(name.c_str(), &old) == 0 && ::fchmod(file.get(), old.st_mode & 0777) != 0) {
+  if (permissions && ::fchmod(file.get(), *permissions) != 0) {
     detail::throw_system(errno, "set the permissions of", saving);
   }
   FileSink sink(file.get(), saving);

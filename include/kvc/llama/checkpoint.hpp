@@ -1,14 +1,14 @@
-// Checkpoints in the legacy format of llama2.c.
+// Checkpoints in the legacy format of llama2.c (export version 0).
 //
-//   int32   dim, hidden_dim, layers, heads, kv_heads, vocab_size, seq_len      vocab_size < 0: a classifier of its own
+//   int32   dim, hidden_dim, layers, heads, kv_heads, vocab_size, seq_len      vocab_size < 0: a separate classifier
 //   float   embedding [vocab, dim]
 //           attention norm, wq, wk, wv, wo, ffn norm, gate, down, up           each for all layers, one after the other
 //           final norm [dim]
-//           two tables [seq_len, head_dim / 2] that nobody uses any more
+//           two tables [seq_len, head_dim / 2], not used any more
 //           classifier [vocab, dim], if it is not the embedding
 //
-// All little-endian. The header fixes the size of the file to the byte, so a file that is cut short, has something
-// appended or is of another kind is told from a good one before anything is allocated.
+// All numbers are little-endian. The header fixes the size of the file to the byte, so a truncated file, a file with
+// bytes appended and a file of another kind are rejected before anything is allocated.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,10 @@
 #include <string>
 #include <utility>
 
-#include "kvc/llama/byte_source.hpp"
+#include "kvc/io/byte_stream.hpp"
+#include "kvc/io/exact_reader.hpp"
+#include "kvc/io/file.hpp"
+#include "kvc/llama/file_kind.hpp"
 #include "kvc/llama/llama.hpp"
 
 namespace kvc {
@@ -28,7 +31,7 @@ namespace llama {
 
 namespace detail {
 
-/// Sums of products of counts, which stop at a bound instead of overflowing.
+/// A sum of products of counts that saturates instead of overflowing.
 class Tally {
  public:
   /// Adds the product of non-negative `factors`.
@@ -46,6 +49,7 @@ class Tally {
   Index total_ = 0;
 };
 
+/// The first 28 bytes of a checkpoint.
 struct CheckpointHeader {
   static constexpr Index bytes = 7 * sizeof(std::int32_t);
   Config config;
@@ -72,8 +76,8 @@ struct CheckpointHeader {
   }
 };
 
-/// Reads the seven numbers and checks each.
-inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
+/// Reads the seven numbers and checks each. Throws FormatError.
+inline CheckpointHeader read_checkpoint_header(io::ExactReader& in) {
   static constexpr const char* what = "the header of a llama2.c checkpoint, seven int32";
   CheckpointHeader header;
   Config& c = header.config;
@@ -82,9 +86,7 @@ inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
     const Index at = in.offset();
     const auto value = Index{in.read<std::int32_t>(what)};
     if (value == 0 || (value < 0 && !may_be_negative)) {
-      throw_error(FormatError(
-          in.name(), at,
-          "a llama2.c checkpoint with a positive " + std::string(name) + ", found " + std::to_string(value)));
+      in.fail_at(at, "a llama2.c checkpoint with a positive " + std::string(name) + ", found " + std::to_string(value));
     }
     return value;
   };
@@ -104,7 +106,7 @@ inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
 
   const auto agree = [&in](bool ok, const std::string& expected) {
     if (!ok) {
-      throw_error(FormatError(in.name(), 0, "a llama2.c checkpoint " + expected));
+      in.fail_at(0, "a llama2.c checkpoint " + expected);
     }
   };
   agree(c.heads % c.kv_heads == 0,
@@ -116,7 +118,7 @@ inline CheckpointHeader read_checkpoint_header(ByteSource& in) {
 
 /// Reads one tensor of every layer.
 template <class M>
-void read_layers(ByteSource& in, Model& model, M Layer::* tensor, Index rows, Index cols, const char* what) {
+void read_layers(io::ExactReader& in, Model& model, M Layer::* tensor, Index rows, Index cols, const char* what) {
   for (Layer& layer : model.layers) {
     M& m = layer.*tensor;
     m.resize(rows, cols);
@@ -124,16 +126,18 @@ void read_layers(ByteSource& in, Model& model, M Layer::* tensor, Index rows, In
   }
 }
 
-inline Model read_checkpoint(ByteSource in) {
+inline Model read_checkpoint(io::ByteSource& source) {
+  require_not_foreign(source, "a llama2.c checkpoint of the legacy format");
+  io::ExactReader in(source);
   const CheckpointHeader header = read_checkpoint_header(in);
   const Config& c = header.config;
   const Index expected = header.file_size();
   if (in.size() != expected) {
-    throw_error(FormatError(in.name(), std::min(in.size(), expected),
-                            (expected >= Index{1} << 60 ? "more than 2^60" : std::to_string(expected)) +
-                                " bytes in all, which a llama2.c checkpoint with dim " + std::to_string(c.dim) + ", " +
-                                std::to_string(c.layers) + " layers and a vocabulary of " +
-                                std::to_string(c.vocab_size) + " has; this file has " + std::to_string(in.size())));
+    in.fail_at(std::min(in.size(), expected),
+               (expected >= Index{1} << 60 ? "more than 2^60" : std::to_string(expected)) +
+                   " bytes in all, which a llama2.c checkpoint with dim " + std::to_string(c.dim) + ", " +
+                   std::to_string(c.layers) + " layers and a vocabulary of " + std::to_string(c.vocab_size) +
+                   " has; this file has " + std::to_string(in.size()));
   }
 
   Model model;
@@ -152,7 +156,7 @@ inline Model read_checkpoint(ByteSource in) {
   read_layers(in, model, &Layer::w_up, c.hidden_dim, c.dim, "the up projection");
   model.final_norm.resize(c.dim);
   in.read(model.final_norm.data(), c.dim * Index{sizeof(float)}, "the final norm");
-  in.skip(c.seq_len * c.head_dim() * Index{sizeof(float)});  // the two tables
+  in.skip(c.seq_len * c.head_dim() * Index{sizeof(float)}, "the two tables");
   model.rope = RopeTable(c.seq_len, c.head_dim(), static_cast<double>(c.rope_theta));
   if (header.own_classifier) {
     model.own_classifier.resize(c.vocab_size, c.dim);
@@ -163,19 +167,20 @@ inline Model read_checkpoint(ByteSource in) {
 
 }  // namespace detail
 
-/// Loads a checkpoint from a file.
+/// Loads a checkpoint from a source of known size, from a file, or from memory of any alignment, which is copied; `name`
+/// stands for the memory in messages. Time and memory are linear in the size of the checkpoint.
 ///
-/// Throws FormatError naming the file, the offset and what was expected there if the file cannot be read or is not
-/// exactly a checkpoint; nothing has been allocated then but the message. Time and memory are linear in the size of the
-/// file.
+/// Throws FormatError, which names the source, the offset and what was expected there, if the source cannot be read or
+/// is not exactly one checkpoint. A file of a kind that is known (GGUF, PyTorch, safetensors, a Git LFS pointer, …) is
+/// called by its name. Nothing has been allocated then but the message.
+[[nodiscard]] inline Model load_checkpoint(io::ByteSource& source) { return detail::read_checkpoint(source); }
 [[nodiscard]] inline Model load_checkpoint(const std::filesystem::path& path) {
-  return detail::read_checkpoint(detail::ByteSource::open(path));
+  io::FileSource source(path);
+  return load_checkpoint(source);
 }
-
-/// As above, from memory of any alignment, which is copied; `name` stands for it in messages.
-[[nodiscard]] inline Model load_checkpoint(std::span<const std::byte> bytes,
-                                           std::string name = "checkpoint in memory") {
-  return detail::read_checkpoint(detail::ByteSource::over(bytes, std::move(name)));
+[[nodiscard]] inline Model load_checkpoint(io::ConstByteSpan bytes, std::string name = "checkpoint in memory") {
+  io::MemorySource source(bytes, std::move(name));
+  return load_checkpoint(source);
 }
 
 }  // namespace llama

@@ -130,6 +130,7 @@ struct NoTap {
 template <class Cache, Executor Ex, class Tap = NoTap, class OnLayer = NoLayerHook>
 Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache::Append> steps,
                std::span<const Token> tokens, Wanted wanted, Ex& ex, Tap&& tap = {}, OnLayer&& on_layer = {}) {
+  require_consistent(model);
   const Config& c = model.config;
   BatchRows batch;
   for (const auto& step : steps) {

@@ -3,7 +3,8 @@
 //   int32   length of the longest token in bytes
 //   then per token, in order of their ids:  float score, int32 length, bytes
 //
-// Ids 1 and 2 begin and end a text. A token spelt <0xNN> stands for that byte, and makes any text encodable.
+// Ids 1 and 2 begin and end a text. A token spelt <0xNN> stands for that byte; with all 256 of them any text can be
+// encoded.
 #pragma once
 
 #include <algorithm>
@@ -19,54 +20,70 @@
 #include <utility>
 #include <vector>
 
-#include "kvc/llama/byte_source.hpp"
+#include "kvc/io/byte_stream.hpp"
+#include "kvc/io/exact_reader.hpp"
+#include "kvc/io/file.hpp"
+#include "kvc/llama/file_kind.hpp"
 
 namespace kvc {
 inline namespace v0 {
 namespace llama {
 
-/// A vocabulary, and how text becomes tokens and tokens become text. Const methods are safe beside each other.
+/// A vocabulary: encodes text to tokens and decodes tokens to text. Const methods are safe beside each other.
 class Tokenizer {
  public:
   static constexpr Token bos = 1;  ///< begins a text; a model that produces it has ended one
   static constexpr Token eos = 2;
 
-  /// Loads a vocabulary from a file. `vocab_size` is that of the model; 0 takes as many tokens as there are.
+  /// Loads a vocabulary from a source of known size, from a file, or from memory, which is copied; `name` stands for the
+  /// memory in messages. `vocab_size` is that of the model; with 0 the vocabulary has as many tokens as the file.
   ///
-  /// Throws FormatError naming the file, the offset and what was expected there if the file cannot be read, is cut
-  /// short, has bytes after the last token, or is something else.
+  /// Throws FormatError, which names the source, the offset and what was expected there, if the source cannot be read,
+  /// is truncated, has bytes after the last token, or is something else. Files of other kinds that are known are called
+  /// by their names.
+  [[nodiscard]] static Tokenizer load(io::ByteSource& source, Index vocab_size = 0) {
+    detail::require_not_foreign(source, "a llama2.c tokenizer", "a llama2.c tokenizer");
+    io::ExactReader in(source);
+    return Tokenizer(in, vocab_size);
+  }
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path, Index vocab_size = 0) {
-    return Tokenizer(detail::ByteSource::open(path), vocab_size);
+    io::FileSource source(path);
+    return load(source, vocab_size);
   }
-  /// As above, from memory, which is copied; `name` stands for it in messages.
-  [[nodiscard]] static Tokenizer load(std::span<const std::byte> bytes, Index vocab_size = 0,
+  [[nodiscard]] static Tokenizer load(io::ConstByteSpan bytes, Index vocab_size = 0,
                                       std::string name = "tokenizer in memory") {
-    return Tokenizer(detail::ByteSource::over(bytes, std::move(name)), vocab_size);
+    io::MemorySource source(bytes, std::move(name));
+    return load(source, vocab_size);
   }
 
-  [[nodiscard]] Index vocab_size() const noexcept { return static_cast<Index>(pieces_.size()); }
+  [[nodiscard]] Index vocab_size() const noexcept { return static_cast<Index>(spellings_.size()); }
 
-  /// How a token is spelt in the vocabulary. Throws std::invalid_argument if there is no such token.
-  [[nodiscard]] std::string_view piece(Token token) const {
+  /// The spelling of a token in the vocabulary. Throws std::invalid_argument if there is no such token.
+  [[nodiscard]] std::string_view spelling(Token token) const {
     require(token >= 0 && token < vocab_size(), "token", token, "a token of the vocabulary");
-    return pieces_[static_cast<std::size_t>(token)];
+    return spellings_[static_cast<std::size_t>(token)];
   }
 
-  /// The tokens of `text`, which may be any bytes; with `with_bos`, after a BOS.
+  /// The tokens of `text`, which may be any bytes; with `with_bos`, after a BOS. O(n log n) for n bytes.
   ///
-  /// A text that is not empty gets a space in front. Its characters (UTF-8; bytes that are none stand alone) become
-  /// tokens, or one token per byte where the vocabulary lacks them. Then, as long as there is one, the pair of
-  /// neighbours is merged whose union is the token with the highest score, the leftmost among equals. O(n log n) for n
-  /// bytes.
+  /// 1. A text that is not empty gets a space in front.
+  /// 2. It is cut into characters of UTF-8: a lead byte takes the continuation bytes that follow it, up to the number
+  ///    that it announces. A byte that belongs to no character stands alone.
+  /// 3. A character that the vocabulary has becomes its token; any other becomes one token <0xNN> per byte.
+  /// 4. Of all pairs of neighbours whose union is a token, the one with the highest score is merged, the leftmost among
+  ///    equals; and so on until there is no such pair.
   ///
-  /// Throws std::invalid_argument for a byte that the vocabulary has no token for.
+  /// On valid UTF-8 these are the tokens of llama2.c. That differs on other bytes: there a continuation byte joins
+  /// whatever byte stands before it.
+  ///
+  /// Throws std::invalid_argument, which names offset and value, for a byte that the vocabulary cannot spell.
   [[nodiscard]] std::vector<Token> encode(std::string_view text, bool with_bos = true) const;
 
-  /// The bytes that `token` adds to a text in which `previous` came before it: its piece, or the one byte that <0xNN>
-  /// stands for. After a BOS the space that `encode` put in front is taken off again. The view lives as long as the
-  /// tokenizer. Throws std::invalid_argument if there is no such token.
+  /// The bytes that `token` adds to a text after `previous`: its spelling, or the one byte that <0xNN> stands for. After
+  /// a BOS the space that `encode` put in front is removed. The view is valid as long as the tokenizer.
+  /// Throws std::invalid_argument if there is no such token.
   [[nodiscard]] std::string_view decode(Token previous, Token token) const {
-    std::string_view text = piece(token);
+    std::string_view text = spelling(token);
     if (previous == bos && text.starts_with(' ')) {
       text.remove_prefix(1);
     }
@@ -90,7 +107,7 @@ class Tokenizer {
  private:
   static constexpr Token none = -1;
 
-  Tokenizer(detail::ByteSource in, Index vocab_size);
+  Tokenizer(io::ExactReader& in, Index vocab_size);
 
   /// The byte that "<0xNN>" stands for, or -1 for any other text.
   [[nodiscard]] static constexpr int byte_spelt(std::string_view text) noexcept {
@@ -109,10 +126,10 @@ class Tokenizer {
     return bytes;
   }();
 
-  /// The token spelt head + tail, or none. O(log vocab_size), and builds no string.
+  /// The token spelt head + tail, or none. O(log vocab_size); builds no string.
   [[nodiscard]] Token find(std::string_view head, std::string_view tail = {}) const noexcept {
     const auto less = [&](Token token, std::pair<std::string_view, std::string_view> text) {
-      const std::string_view p = pieces_[static_cast<std::size_t>(token)];
+      const std::string_view p = spellings_[static_cast<std::size_t>(token)];
       const int order = p.substr(0, text.first.size()).compare(text.first);
       return order != 0 ? order < 0 : p.substr(text.first.size()).compare(text.second) < 0;
     };
@@ -123,28 +140,37 @@ class Tokenizer {
     if (at == sorted_.end()) {
       return none;
     }
-    const std::string_view p = pieces_[static_cast<std::size_t>(*at)];
+    const std::string_view p = spellings_[static_cast<std::size_t>(*at)];
     return p.size() == head.size() + tail.size() && p.starts_with(head) && p.ends_with(tail) ? *at : none;
   }
 
-  /// One token per character, or per byte.
-  void append_characters(std::string_view text, std::vector<Token>& tokens) const;
+  /// Bytes of the character that a text which is not empty begins with.
+  [[nodiscard]] static std::size_t character_bytes(std::string_view text) noexcept;
+  /// Appends one token per character, or per byte. `offset` is that of `text` in the text of the caller.
+  void append_characters(std::string_view text, Index offset, std::vector<Token>& tokens) const;
+  [[noreturn]] KVC_COLD static void throw_unspellable(Index offset, unsigned char byte) {
+    constexpr std::string_view digits = "0123456789ABCDEF";
+    const std::string which =
+        offset < 0 ? "the space in front of the text"
+                   : kvc::detail::concat({"the byte at offset ", std::to_string(offset), " of the text"});
+    throw_invalid(which, kvc::detail::concat({"0x", digits.substr(byte / 16U, 1), digits.substr(byte % 16U, 1)}),
+                  "a byte of a character that the vocabulary has, or one that it has a token <0xNN> for");
+  }
   /// Merges neighbours in tokens[first..].
   void merge_pairs(std::vector<Token>& tokens, std::size_t first) const;
 
-  std::vector<std::string> pieces_;  // by id
-  std::vector<float> scores_;        // by id
-  std::vector<Token> sorted_;        // ids by piece, the lowest first among equals
+  std::vector<std::string> spellings_;  // by id
+  std::vector<float> scores_;           // by id
+  std::vector<Token> sorted_;           // ids by spelling, the lowest first among equals
   std::array<Token, 256> byte_tokens_{};
   std::size_t longest_ = 0;
 };
 
-inline Tokenizer::Tokenizer(detail::ByteSource in, Index vocab_size) {
+inline Tokenizer::Tokenizer(io::ExactReader& in, Index vocab_size) {
   require(vocab_size >= 0, "vocab_size", vocab_size, "at least 0");
   const auto limit = in.read<std::int32_t>("the header of a llama2.c tokenizer, the length of its longest token");
   if (limit <= 0) {
-    throw_error(FormatError(in.name(), 0,
-                            "a llama2.c tokenizer with a positive longest length, found " + std::to_string(limit)));
+    in.fail_at(0, "a llama2.c tokenizer with a positive longest length, found " + std::to_string(limit));
   }
   while (vocab_size == 0 ? in.left() > 0 : this->vocab_size() < vocab_size) {
     const std::string which = "token " + std::to_string(this->vocab_size()) +
@@ -152,21 +178,20 @@ inline Tokenizer::Tokenizer(detail::ByteSource in, Index vocab_size) {
     const Index at = in.offset();
     const auto score = in.read<float>(("the score of " + which).c_str());
     if (std::isnan(score)) {
-      throw_error(FormatError(in.name(), at, "the score of " + which + ", found a NaN"));
+      in.fail_at(at, "the score of " + which + ", found a NaN");
     }
     const auto length = in.read<std::int32_t>(("the length of " + which).c_str());
     if (length < 0 || length > limit) {
-      throw_error(FormatError(
-          in.name(), at + Index{sizeof score},
-          "the length of " + which + ", between 0 and " + std::to_string(limit) + ", found " + std::to_string(length)));
+      in.fail_at(at + Index{sizeof score}, "the length of " + which + ", between 0 and " + std::to_string(limit) +
+                                               ", found " + std::to_string(length));
     }
     if (length > in.left()) {
       in.fail(which + " of " + std::to_string(length) + " bytes, the file ends after " + std::to_string(in.left()));
     }
-    std::string piece(static_cast<std::size_t>(length), '\0');
-    in.read(piece.data(), length, "a token");
-    longest_ = std::max(longest_, piece.size());
-    pieces_.push_back(std::move(piece));
+    std::string spelling(static_cast<std::size_t>(length), '\0');
+    in.read(spelling.data(), length, "a token");
+    longest_ = std::max(longest_, spelling.size());
+    spellings_.push_back(std::move(spelling));
     scores_.push_back(score);
   }
   if (in.left() > 0) {
@@ -174,45 +199,52 @@ inline Tokenizer::Tokenizer(detail::ByteSource in, Index vocab_size) {
             std::to_string(in.left()) + " bytes follow");
   }
 
-  sorted_.resize(pieces_.size());
+  sorted_.resize(spellings_.size());
   byte_tokens_.fill(none);
-  for (std::size_t id = 0; id < pieces_.size(); ++id) {
+  for (std::size_t id = 0; id < spellings_.size(); ++id) {
     sorted_[id] = static_cast<Token>(id);
-    if (const int byte = byte_spelt(pieces_[id]); byte >= 0) {
+    if (const int byte = byte_spelt(spellings_[id]); byte >= 0) {
       byte_tokens_[static_cast<std::size_t>(byte)] = static_cast<Token>(id);
     }
   }
   std::sort(sorted_.begin(), sorted_.end(), [&](Token a, Token b) {
-    const int order = pieces_[static_cast<std::size_t>(a)].compare(pieces_[static_cast<std::size_t>(b)]);
+    const int order = spellings_[static_cast<std::size_t>(a)].compare(spellings_[static_cast<std::size_t>(b)]);
     return order != 0 ? order < 0 : a < b;
   });
 }
 
-inline void Tokenizer::append_characters(std::string_view text, std::vector<Token>& tokens) const {
-  const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) == 0x80U; };
+inline std::size_t Tokenizer::character_bytes(std::string_view text) noexcept {
+  const auto lead = static_cast<unsigned char>(text.front());
+  const std::size_t announced = lead < 0xC0U ? 1 : lead < 0xE0U ? 2 : lead < 0xF0U ? 3 : lead < 0xF8U ? 4 : 1;
+  std::size_t length = 1;
+  while (length < std::min(announced, text.size()) && (static_cast<unsigned char>(text[length]) & 0xC0U) == 0x80U) {
+    ++length;
+  }
+  return length;
+}
+
+inline void Tokenizer::append_characters(std::string_view text, Index offset, std::vector<Token>& tokens) const {
   while (!text.empty()) {
-    std::size_t length = 1;
-    while (length < 4 && length < text.size() && continues(text[length])) {
-      ++length;
-    }
-    const std::string_view character = text.substr(0, length);
+    const std::string_view character = text.substr(0, character_bytes(text));
     if (const Token token = find(character); token != none) {
       tokens.push_back(token);
     } else {
-      for (char c : character) {
-        const auto byte = static_cast<unsigned char>(c);
-        require(byte_tokens_[byte] != none, "byte " + std::to_string(byte) + " of the text", character,
-                "text that the vocabulary has tokens for");
+      for (std::size_t i = 0; i < character.size(); ++i) {
+        const auto byte = static_cast<unsigned char>(character[i]);
+        if (byte_tokens_[byte] == none) [[unlikely]] {
+          throw_unspellable(offset + static_cast<Index>(i), byte);
+        }
         tokens.push_back(byte_tokens_[byte]);
       }
     }
-    text.remove_prefix(length);
+    text.remove_prefix(character.size());
+    offset += static_cast<Index>(character.size());
   }
 }
 
 inline void Tokenizer::merge_pairs(std::vector<Token>& tokens, std::size_t first) const {
-  // The tokens form a list; a merge keeps the left place and unlinks the right one, so places stay in order. Candidates
-  // wait in a heap, and are dropped on arrival if one of their places has changed since.
+  // The tokens form a list; a merge keeps the left place and unlinks the right one, so places stay in order. A heap holds
+  // the candidates; one is discarded when it is popped if one of its places has changed since.
   struct Place {
     Token token;
     std::size_t before;
@@ -239,7 +271,7 @@ inline void Tokenizer::merge_pairs(std::vector<Token>& tokens, std::size_t first
     }
     const Token left = places[at].token;
     const Token right = places[after].token;
-    if (const Token merged = find(piece(left), piece(right)); merged != none) {
+    if (const Token merged = find(spelling(left), spelling(right)); merged != none) {
       queue.push({scores_[static_cast<std::size_t>(merged)], at, left, right, merged});
     }
   };
@@ -286,8 +318,8 @@ inline std::vector<Token> Tokenizer::encode(std::string_view text, bool with_bos
     return tokens;
   }
   const std::size_t first = tokens.size();
-  append_characters(" ", tokens);
-  append_characters(text, tokens);
+  append_characters(" ", -1, tokens);
+  append_characters(text, 0, tokens);
   merge_pairs(tokens, first);
   return tokens;
 }

@@ -1,0 +1,61 @@
+// Byte spans, and lists of them: the memory that one write gathers from, or one read scatters into.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace kvc {
+inline namespace v0 {
+namespace io {
+
+using ByteSpan = std::span<std::byte>;
+using ConstByteSpan = std::span<const std::byte>;
+
+/// Bytes of all spans of a list. O(spans).
+template <class Spans>
+[[nodiscard]] constexpr std::uint64_t total_bytes(const Spans& spans) noexcept {
+  std::uint64_t sum = 0;
+  for (const auto& span : spans) {
+    sum += span.size();
+  }
+  return sum;
+}
+
+/// A list of byte spans in the order in which they were added. A span that begins where the one before it ends extends
+/// that one, so that contiguous memory stays one span. Does not own the bytes. Byte is std::byte or const std::byte.
+template <class Byte>
+class SpanList {
+ public:
+  /// O(1), amortised.
+  void add(std::span<Byte> span) {
+    if (span.empty()) {
+      return;
+    }
+    bytes_ += span.size();
+    if (!spans_.empty() && spans_.back().data() + spans_.back().size() == span.data()) {
+      spans_.back() = std::span<Byte>(spans_.back().data(), spans_.back().size() + span.size());
+    } else {
+      spans_.push_back(span);
+    }
+  }
+  void clear() noexcept {
+    spans_.clear();
+    bytes_ = 0;
+  }
+  /// Makes room for `count` spans.
+  void reserve(std::size_t count) { spans_.reserve(count); }
+  [[nodiscard]] std::span<const std::span<Byte>> spans() const noexcept { return spans_; }
+  /// Bytes of all spans.
+  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+  [[nodiscard]] bool empty() const noexcept { return spans_.empty(); }
+
+ private:
+  std::vector<std::span<Byte>> spans_;
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace io
+}  // namespace v0
+}  // namespace kvc
