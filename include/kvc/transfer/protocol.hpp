@@ -55,6 +55,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/layout/row_spans.hpp"
+#include "kvc/layout/shape.hpp"
 #include "kvc/snapshot/format.hpp"
 #include "kvc/transport/concept.hpp"
 
