@@ -8,10 +8,15 @@
 #include "kvc/attention/prefill.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/policy/paged.hpp"
+#include "usage.hpp"
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-int main() {
+int main(int argc, char** argv) {
+  if (int code = 0; !runs_without_arguments(
+          argc, argv, "One sequence in a paged cache: prefill, two steps of decode, a fork and a truncation.", code)) {
+    return code;
+  }
   const kvc::Shape shape{.layers = 2, .kv_heads = 2, .key_dim = 16};
   const kvc::Index query_heads = 8;  // four query heads read each kv head
   kvc::KvCache<float, kvc::Paged> cache(shape, {.blocks = 8, .block_tokens = 16});
@@ -31,7 +36,7 @@ int main() {
         kvc::decode(cache.view(layer, seq), q, out);
       }
     }
-    cache.commit(std::move(step));  // without it the rows are taken back
+    cache.commit(std::move(step));  // a step that is destroyed without this rolls back
 
     const kvc::Stats stats = cache.stats();
     std::printf("length %2d: %ld of %ld blocks, %2.0f %% of their slots unused\n", cache.length(seq),
@@ -39,9 +44,9 @@ int main() {
                 100 * stats.internal_waste());
   }
 
-  const kvc::SeqId draft = cache.fork(seq, 18);  // shares the blocks; what is written next is copied first
+  const kvc::SeqId draft = cache.fork(seq, 18);  // shares the blocks; the next extend copies the partly shared one
   cache.commit(cache.extend(draft, 4));
   cache.truncate(draft, 19);
-  std::printf("fork: length %d, %ld rows copied\n", cache.length(draft),
+  std::printf("fork at 18, 4 tokens more, truncated: length %d, %ld rows copied\n", cache.length(draft),
               static_cast<long>(cache.stats().copied_tokens));
 }

@@ -1,5 +1,5 @@
-// Sessions over a restart: a cache is saved, the "process" ends, another cache loads the file and goes on: with the
-// open session where it was, and with a new request that finds the system prompt in place.
+// Sessions that survive a restart: a cache is saved, the "process" ends, and another cache loads the file. The open
+// session goes on where it was, and a new request finds the system prompt in place.
 #include <Eigen/Core>
 #include <cstdio>
 #include <filesystem>
@@ -13,13 +13,14 @@
 #include "kvc/element/float16.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "kvc/snapshot/snapshot.hpp"
+#include "usage.hpp"
 
 namespace {
 using Cache = kvc::KvCache<Eigen::bfloat16, kvc::PrefixShared<>>;
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 constexpr kvc::Shape shape{.layers = 4, .kv_heads = 2, .key_dim = 64};
 
-/// Computes what is not in place. A model would run here; these rows are made up.
+/// Computes the tokens of a prompt that are not in place. A model would run here; these rows are made up.
 kvc::SeqId serve(Cache& cache, const std::vector<kvc::Token>& prompt) {
   const kvc::Opened opened = cache.open(prompt);
   auto step = cache.extend(opened.seq, std::span(prompt).subspan(static_cast<std::size_t>(opened.cached)));
@@ -40,7 +41,12 @@ std::vector<kvc::Token> system_prompt_and(std::vector<kvc::Token> question) {
 }
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (int code = 0; !runs_without_arguments(
+          argc, argv, "Saves a cache with an open session to a temporary file, and loads it into a larger cache.",
+          code)) {
+    return code;
+  }
   const std::filesystem::path file =
       std::filesystem::temp_directory_path() / ("kvc_example_" + std::to_string(std::random_device{}()) + ".kvc");
   const std::vector<kvc::Token> session = system_prompt_and({500, 501, 502});
@@ -48,8 +54,8 @@ int main() {
     std::printf("before:\n");
     Cache cache(shape, {.blocks = 64, .block_tokens = 16});
     serve(cache, session);                                     // stays open
-    cache.close(serve(cache, system_prompt_and({600, 601})));  // is done; its full blocks stay cached
-    kvc::snapshot::save(cache, file);                          // all open sequences, and what is cached
+    cache.close(serve(cache, system_prompt_and({600, 601})));  // complete; its full blocks stay cached
+    kvc::snapshot::save(cache, file);                          // all open sequences and all cached blocks
     std::printf("  saved: %ld bytes\n", static_cast<long>(std::filesystem::file_size(file)));
   }
 

@@ -1,21 +1,24 @@
-// Sequences that go from one process to another over MPI, beside plain MPI messages of the same sizes, by turns in one
-// run of two processes:
+// Transfers of a sequence from one process to another over MPI, beside plain MPI messages of the same sizes, by turns in
+// one run of two processes:
 //
 //   mpirun -n 2 build/release/benchmarks/transfer_mpi [ROUNDS [KiB of a message [KiB of a part]]]
 //
 //   transfer     one sequence of 4096 tokens (512 MiB), from the offer until the sender knows that it is complete
 //   blocks       as many bytes in messages of 64 KiB, which is what a block has in a layer: MPI_Isend and MPI_Irecv, 256
-//                under way, from a buffer that is there to one that is there, and an answer at the end
-//   large        the same in messages of 2 MiB, 8 under way
+//                in flight, between buffers that are in memory already, and an answer at the end
+//   large        the same in messages of 2 MiB, 8 in flight
 //
-// Printed are medians, and the bandwidth of the transfer as a part of each of the others'.
+// It prints medians, and the bandwidth of the transfer as a part of each of the others'. Exit code: 0 all is well; 2 a
+// bad argument, or not two processes.
 #include <mpi.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
+#include <optional>
+#include <string_view>
 #include <vector>
 
 #include "kvc/cache.hpp"
@@ -46,9 +49,9 @@ double time_of(F&& f) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// `bytes` in messages of `size`, and an answer.
-void plain(int rank, std::vector<std::byte>& buffer, std::size_t size, std::size_t under_way) {
-  std::vector<MPI_Request> requests(under_way, MPI_REQUEST_NULL);
+/// The bytes of `buffer` in messages of `size`, of which `in_flight` travel at once, and an answer.
+void plain(int rank, std::vector<std::byte>& buffer, std::size_t size, std::size_t in_flight) {
+  std::vector<MPI_Request> requests(in_flight, MPI_REQUEST_NULL);
   std::size_t slot = 0;
   for (std::size_t at = 0; at < buffer.size(); at += size) {
     MPI_Wait(&requests[slot], MPI_STATUS_IGNORE);
@@ -57,9 +60,9 @@ void plain(int rank, std::vector<std::byte>& buffer, std::size_t size, std::size
     } else {
       MPI_Irecv(buffer.data() + at, static_cast<int>(size), MPI_BYTE, 0, 1, MPI_COMM_WORLD, &requests[slot]);
     }
-    slot = slot + 1 == under_way ? 0 : slot + 1;
+    slot = slot + 1 == in_flight ? 0 : slot + 1;
   }
-  MPI_Waitall(static_cast<int>(under_way), requests.data(), MPI_STATUSES_IGNORE);
+  MPI_Waitall(static_cast<int>(in_flight), requests.data(), MPI_STATUSES_IGNORE);
   char answer = 0;
   if (rank == 0) {
     MPI_Recv(&answer, 1, MPI_BYTE, 1, 2, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
@@ -67,16 +70,83 @@ void plain(int rank, std::vector<std::byte>& buffer, std::size_t size, std::size
     MPI_Send(&answer, 1, MPI_BYTE, 0, 2, MPI_COMM_WORLD);
   }
 }
+struct Arguments {
+  int rounds = 9;
+  Index message_bytes = transfer::SenderOptions().message_bytes;
+  std::size_t part_bytes = transport::Mpi::Config().part_bytes;
+};
+
+constexpr const char* usage =
+    "mpirun -n 2 transfer_mpi [ROUNDS [KiB of a message [KiB of a part]]]\n"
+    "\n"
+    "Sends a sequence of 4096 tokens (512 MiB) from one process to the other, and as many bytes by plain MPI "
+    "messages.\n"
+    "Prints the medians of the rounds in GB/s. ROUNDS is 9 unless given.\n";
+
+/// The whole number that `text` is, between 1 and `most`.
+std::optional<int> parse(std::string_view text, int most) {
+  int value = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool good = error == std::errc{} && stop == text.data() + text.size() && 1 <= value && value <= most;
+  return good ? std::optional(value) : std::nullopt;
+}
+
+/// The arguments, or nothing and an exit code. `speaks`: this process prints.
+std::optional<Arguments> parse(int argc, char** argv, int processes, bool speaks, int& exit_code) {
+  Arguments arguments;
+  exit_code = 2;
+  constexpr int most[] = {1'000'000, 512 << 10, 512 << 10};
+  for (int i = 1; i < argc; ++i) {
+    if (std::string_view(argv[i]) == "--help" || std::string_view(argv[i]) == "-h") {
+      exit_code = 0;
+      if (speaks) {
+        std::fputs(usage, stdout);
+      }
+      return std::nullopt;
+    }
+    const std::optional<int> value = i <= 3 ? parse(argv[i], most[i - 1]) : std::nullopt;
+    if (!value) {
+      if (speaks) {
+        std::fprintf(stderr, "argument %d: \"%s\" is not allowed, it must be %s\n\n%s", i, argv[i],
+                     i == 1   ? "a whole number from 1 to 1000000"
+                     : i <= 3 ? "a whole number from 1 to 524288"
+                              : "absent",
+                     usage);
+      }
+      return std::nullopt;
+    }
+    if (i == 1) {
+      arguments.rounds = *value;
+    } else if (i == 2) {
+      arguments.message_bytes = Index{*value} << 10;
+    } else {
+      arguments.part_bytes = static_cast<std::size_t>(*value) << 10;
+    }
+  }
+  if (processes != 2) {
+    if (speaks) {
+      std::fprintf(stderr, "started as %d process(es), it must be 2\n\n%s", processes, usage);
+    }
+    return std::nullopt;
+  }
+  exit_code = 0;
+  return arguments;
+}
 }  // namespace
 
 int main(int argc, char** argv) {
   MPI_Init(&argc, &argv);
   int rank = 0;
+  int processes = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  const int rounds = argc > 1 ? std::atoi(argv[1]) : 9;
-  const Index message_bytes = argc > 2 ? std::atoll(argv[2]) << 10 : transfer::SenderOptions().message_bytes;
-  const std::size_t part_bytes =
-      argc > 3 ? static_cast<std::size_t>(std::atoll(argv[3])) << 10 : transport::Mpi::Config().part_bytes;
+  MPI_Comm_size(MPI_COMM_WORLD, &processes);
+  int exit_code = 0;
+  const std::optional<Arguments> arguments = parse(argc, argv, processes, rank == 0, exit_code);
+  if (!arguments) {
+    MPI_Finalize();
+    return exit_code;
+  }
+  const auto [rounds, message_bytes, part_bytes] = *arguments;
   std::vector<double> own;
   std::vector<double> blocks;
   std::vector<double> large;
@@ -116,7 +186,7 @@ int main(int argc, char** argv) {
       });
       const double b = time_of([&] { plain(rank, buffer, std::size_t{64} << 10, 256); });
       const double l = time_of([&] { plain(rank, buffer, std::size_t{2} << 20, 8); });
-      if (round > 0) {  // the first one is to get warm
+      if (round > 0) {  // the first one warms up
         own.push_back(t);
         blocks.push_back(b);
         large.push_back(l);

@@ -71,6 +71,50 @@ TEST_CASE("generate names what is wrong with an option or a file", "[generate]")
   REQUIRE_THAT(swapped.output, kvc_test::contains("shakespeare.bin") && kvc_test::contains("expected"));
 }
 
+TEST_CASE("generate says that a prompt is too long, and truncates it only on request", "[generate]") {
+  std::string words;
+  for (int i = 0; i < 600; ++i) words += "word ";
+  const auto too_long = [](const std::string& arguments, const char* what) {
+    CAPTURE(arguments);
+    const kvc_test::Run refused = generate(arguments + " --quiet 2>&1 >/dev/null");
+    CHECK(refused.status == 2);
+    CHECK_THAT(refused.output, kvc_test::contains("--prompt: prompt ") && kvc_test::contains(what) &&
+                                   kvc_test::contains("--truncate-prompt keeps the first"));
+    CHECK(generate(arguments + " --quiet 2>/dev/null").output.empty());  // nothing of it was computed
+  };
+  too_long("--prompt '" + words + "' --steps 0", "positions of the model");
+  too_long("--prompt '" + words + "'", "--steps 256");
+  too_long("--prompt 'ROMEO: what light' --steps 3", "--steps 3");
+  too_long("--prompt A --prompt 'ROMEO: what light' --steps 3", "prompt 2 has ");
+  too_long("--steps 100", "--steps 100");  // the program's own prompts
+
+  const std::string cut = "--policy paged --temperature 0 --truncate-prompt --prompt 'ROMEO: what light' --steps 3";
+  const kvc_test::Run truncated = generate(cut + " --quiet 2>&1 >/dev/null");
+  CHECK(truncated.status == 0);
+  CHECK_THAT(truncated.output, kvc_test::contains("more than --steps 3; only the first 3 are used"));
+  CHECK(generate("--policy paged --truncate-prompt --prompt A --steps 20 --quiet 2>&1 >/dev/null").output.empty());
+
+  const kvc_test::Run beyond = generate("--steps 100000 2>&1");
+  CHECK(beyond.status == 2);
+  CHECK_THAT(beyond.output, kvc_test::contains("--steps: 100000 is not allowed, the model has "));
+}
+
+TEST_CASE("generate stores keys and values in every element type", "[generate]") {
+  std::string of_f32;
+  for (const std::string element : {"f32", "f16", "bf16", "int8", "fp8", "int4"}) {
+    CAPTURE(element);
+    // All policies compute the text, and have to agree.
+    const kvc_test::Run run = generate("--prompt 'ROMEO:' --steps 40 --temperature 0 --quiet --element " + element);
+    CHECK(run.status == 0);
+    CHECK(run.output.starts_with("ROMEO:"));
+    if (element == "f32") of_f32 = run.output;
+    if (element == "f16" || element == "bf16") CHECK(run.output.substr(0, 12) == of_f32.substr(0, 12));
+  }
+  const kvc_test::Run unknown = generate("--element f8 2>&1");
+  CHECK(unknown.status == 2);
+  CHECK_THAT(unknown.output, kvc_test::contains("f32, f16, bf16, int8, fp8, int4"));
+}
+
 TEST_CASE("generate shows that only prefix-shared skips the prefill of what two prompts share", "[generate]") {
   const std::string json =
       std::filesystem::temp_directory_path() / ("kvc_generate_" + std::to_string(::getpid()) + ".json");

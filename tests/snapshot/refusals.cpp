@@ -297,15 +297,15 @@ TEST_CASE("Blocks and sequences that contradict each other are refused by the re
   for (const std::int32_t rows : {0, -1, 5, most, least}) {
     REQUIRE_THAT(change("blks", leaf, offsetof(Block, rows), rows), contains("rows between 1 and block_tokens"));
   }
-  for (const std::int32_t told : {-1, 5, most, least}) {
-    REQUIRE_THAT(change("blks", leaf, offsetof(Block, told), told), contains("as many known tokens as rows"));
+  for (const std::int32_t known : {-1, 5, most, least}) {
+    REQUIRE_THAT(change("blks", leaf, offsetof(Block, known_tokens), known), contains("as many known tokens as rows"));
   }
   for (const std::int32_t flags : {2, 3, -1, most, least}) {
     REQUIRE_THAT(change("blks", leaf, offsetof(Block, flags), flags), contains("flags 0, or 1"));
   }
   refuse([&] {  // known tokens behind unknown ones
     Forge forged = good;
-    forged.at("blks").set(offsetof(Block, told), std::int32_t{0});
+    forged.at("blks").set(offsetof(Block, known_tokens), std::int32_t{0});
     return forged;
   }());
   for (std::int32_t s = 0; s < 3; ++s) {
@@ -316,8 +316,9 @@ TEST_CASE("Blocks and sequences that contradict each other are refused by the re
       REQUIRE_THAT(change("seqs", s, offsetof(Sequence, length), length),
                    contains("a length that ends in its last block"));
     }
-    for (const std::int32_t told : {-1, 100, most, least}) {
-      REQUIRE_THAT(change("seqs", s, offsetof(Sequence, told), told), contains("at most as many known tokens"));
+    for (const std::int32_t known : {-1, 100, most, least}) {
+      REQUIRE_THAT(change("seqs", s, offsetof(Sequence, known_tokens), known),
+                   contains("at most as many known tokens"));
     }
     REQUIRE_THAT(change("seqs", s, offsetof(Sequence, zero), 1), contains("zeros"));
     REQUIRE_THAT(change("seqs", s, offsetof(Sequence, last), -1), contains("a length that ends in its last block"));

@@ -39,7 +39,7 @@ constexpr std::string_view scene =
     "Speak plainly, both of you: what have you heard?\n"
     "\n";
 
-/// A status line that appears when something takes long, and only for somebody who watches.
+/// A status line for operations that take long. It is shown on a terminal only.
 class Progress {
  public:
   explicit Progress(bool wanted) : on_(wanted && isatty(STDERR_FILENO) == 1) {}
@@ -69,20 +69,20 @@ class Progress {
   Clock::time_point next_ = Clock::now() + std::chrono::milliseconds(300);
 };
 
-/// Turns tokens into text as it is printed. Control characters that a model may come up with are left out, as a
-/// terminal might obey them.
+/// Turns tokens into text as it is printed. Omits control characters that a model may produce: a terminal would obey
+/// them.
 class Text {
  public:
   explicit Text(const kvc::llama::Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
 
   /// The bytes that this token adds.
   std::string_view add(Token token) {
-    const std::string_view piece = tokenizer_->decode(previous_, token);
+    const std::string_view bytes = tokenizer_->decode(previous_, token);
     previous_ = token;
-    const bool control = piece.size() == 1 && (static_cast<unsigned char>(piece[0]) < 0x20 || piece[0] == 0x7F);
-    const bool blank = piece == "\n" || piece == "\t";
+    const bool control = bytes.size() == 1 && (static_cast<unsigned char>(bytes[0]) < 0x20 || bytes[0] == 0x7F);
+    const bool blank = bytes == "\n" || bytes == "\t";
     const std::size_t before = text_.size();
-    text_ += control && !blank ? std::string_view() : piece;
+    text_ += control && !blank ? std::string_view() : bytes;
     return std::string_view(text_).substr(before);
   }
   [[nodiscard]] const std::string& all() const { return text_; }
@@ -145,6 +145,27 @@ PromptReport run_prompt(const std::string& prompt, std::span<const Token> tokens
   return report;
 }
 
+/// Holds prompt number `index` against the steps, and says so if it is longer. True if it can be run: it fits, or has
+/// been truncated.
+bool fit_prompt(std::vector<Token>& tokens, std::size_t index, Pos steps, Index positions, bool truncate) {
+  if (tokens.size() <= static_cast<std::size_t>(steps)) {
+    return true;
+  }
+  std::cerr << "--prompt: prompt " << index + 1 << " has " << tokens.size() << " tokens (its BOS included), more than ";
+  if (steps == positions) {
+    std::cerr << "the " << positions << " positions of the model";
+  } else {
+    std::cerr << "--steps " << steps;
+  }
+  if (!truncate) {
+    std::cerr << "; --truncate-prompt keeps the first " << steps << '\n';
+    return false;
+  }
+  std::cerr << "; only the first " << steps << " are used\n";
+  tokens.resize(static_cast<std::size_t>(steps));
+  return true;
+}
+
 int run(const Options& options) {
   if (options.threads > 1 && !have_threads) {
     std::cerr << "--threads: " << options.threads << " is not allowed, it must be 1: built without OpenMP and oneTBB\n";
@@ -159,20 +180,28 @@ int run(const Options& options) {
                   ? std::vector{std::string(scene) + "QUEEN:\n", std::string(scene) + "DUKE OF YORK:\n"}
                   : std::vector{std::string()};
   }
-  std::vector<std::vector<Token>> tokens;
-  for (const std::string& prompt : prompts) {
-    try {
-      tokens.push_back(model.tokenizer.encode(prompt));
-    } catch (const std::invalid_argument& error) {
-      std::cerr << "--prompt: " << error.what() << '\n';
-      return 2;
-    }
+  if (options.steps > config.seq_len && options.steps_given) {
+    std::cerr << "--steps: " << options.steps << " is not allowed, the model has " << config.seq_len << " positions\n";
+    return 2;
   }
-
   Settings settings;
   settings.model = &model.llama;
   settings.steps =
       options.steps == 0 || options.steps > config.seq_len ? static_cast<Pos>(config.seq_len) : options.steps;
+
+  std::vector<std::vector<Token>> tokens;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    try {
+      tokens.push_back(model.tokenizer.encode(prompts[i]));
+    } catch (const std::invalid_argument& error) {
+      std::cerr << "--prompt: " << error.what() << '\n';
+      return 2;
+    }
+    if (!fit_prompt(tokens.back(), i, settings.steps, config.seq_len, options.truncate_prompt)) {
+      return 2;
+    }
+  }
+
   settings.prompts = static_cast<Index>(prompts.size());
   settings.block_tokens = options.block_tokens;
   settings.chunk = options.chunk;
@@ -210,7 +239,7 @@ int run(const Options& options) {
     }
     reports.push_back(run_prompt(prompts[i], tokens[i], sessions, settings, policies, model.tokenizer, options.quiet));
     if (!options.quiet) {
-      std::cerr << "\n\n";  // the text need not end with a line
+      std::cerr << "\n\n";  // the text may end without a newline
       print_table(std::cerr, reports.back().policies);
     }
   }

@@ -18,7 +18,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   app.footer(
       "Without arguments it continues two prompts that begin alike, with a model that is embedded in the program.\n"
       "Prompts run one after another in the same cache, and prefix-shared reuses what they have in common.\n\n"
-      "Exit code: 0 all is well; 1 a file that cannot be read, or no room; 2 a bad option.");
+      "Exit code: 0 all is well; 1 a file that cannot be read, or no room; 2 a bad option, or a prompt that is too "
+      "long.");
 
   auto* model =
       app.add_option("--model", options.model, "Checkpoint in the legacy format of llama2.c")->type_name("FILE");
@@ -35,10 +36,13 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("TEXT")
       ->take_all()
       ->allow_extra_args(false);
-  app.add_option("--steps", options.steps, "Tokens of prompt and continuation; 0: all that the model was made for")
+  app.add_option("--steps", options.steps,
+                 "Tokens of prompt and continuation together; 0: as many as the model has positions")
       ->type_name("N")
       ->transform(whole(0))
       ->capture_default_str();
+  app.add_flag("--truncate-prompt", options.truncate_prompt,
+               "Keep only the first tokens, --steps, of a longer prompt, which is an error otherwise");
   app.add_option("--temperature", options.temperature, "0 always takes the most likely token")
       ->type_name("T")
       ->check(number<double>("a number that is at least 0", [](double t) { return std::isfinite(t) && t >= 0; }))
@@ -55,9 +59,10 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("NAME")
       ->check(one_of({"contiguous", "paged", "prefix-shared", "all"}))
       ->capture_default_str();
-  app.add_option("--element", options.element, "What keys and values are stored as: f32, f16 or bf16")
+  app.add_option("--element", options.element,
+                 "Type that keys and values are stored as: f32, f16, bf16, int8, fp8 or int4")
       ->type_name("NAME")
-      ->check(one_of({"f32", "f16", "bf16"}))
+      ->check(one_of({"f32", "f16", "bf16", "int8", "fp8", "int4"}))
       ->capture_default_str();
   app.add_option("--block-tokens", options.block_tokens, "Tokens in a block of the paged policies")
       ->type_name("N")
@@ -76,6 +81,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
 
   try {
     app.parse(argc, argv);
+    options.steps_given = app.count("--steps") > 0;
     return true;
   } catch (const CLI::ParseError& error) {
     exit_code = app.exit(error, std::cout, std::cerr) == 0 ? 0 : 2;

@@ -1,4 +1,4 @@
-// What is told about a run: tables for people, JSON for programs.
+// The reports of a run: tables for people, JSON for programs.
 #pragma once
 
 #include <iosfwd>

@@ -1,7 +1,7 @@
 // A session: one cache, and the prompts that run in it one after another.
 //
-// Here is what a program does with kvc: open, extend, Dec_kv and Dec, commit, close. `CacheSession` is a template over
-// the element type and the policy; the rest of the example sees the interface `Session`.
+// This is the part that uses kvc: open, extend, Dec_kv and Dec, commit, close. `CacheSession` is a template over the
+// element type and the policy; the rest of the program sees the interface `Session`.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include "kvc/attention/extern.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/llama/decoder.hpp"
 #include "kvc/llama/llama.hpp"
 #include "kvc/llama/sampler.hpp"
@@ -31,10 +32,10 @@ using kvc::Index;
 using kvc::Pos;
 using kvc::Token;
 
-/// What all sessions of one run have in common.
+/// The settings that all sessions of one run share.
 struct Settings {
   const kvc::llama::Model* model = nullptr;
-  Pos steps = 0;  ///< most positions of one prompt and its continuation; at most the model's sequence length
+  Pos steps = 0;  ///< positions of a prompt and its continuation; at most the model's sequence length
   Index prompts = 1;
   Pos block_tokens = 16;
   Pos chunk = 0;  ///< tokens of a prompt to compute at a time; 0: all
@@ -42,10 +43,10 @@ struct Settings {
   kvc::llama::SamplerConfig sampler;
 };
 
-/// What one prompt cost under one policy.
+/// The cost of one prompt under one policy.
 struct Measurement {
   std::string_view policy;
-  std::vector<Token> tokens;  ///< what was printed: the prompt without its BOS, and the continuation
+  std::vector<Token> tokens;  ///< as printed: the prompt without its BOS, and the continuation
   Pos prompt_tokens = 0;      ///< BOS included
   Pos computed = 0;           ///< of the prompt
   Pos reused = 0;             ///< of the prompt: found in the cache
@@ -68,11 +69,12 @@ using OnPrefill = std::function<void(Pos done, Pos all)>;
 class Session {
  public:
   virtual ~Session() = default;
-  /// Continues `prompt`, which begins with BOS, up to settings.steps positions or until the model ends the text.
+  /// Continues `prompt`, which begins with BOS and has at most settings.steps tokens, up to settings.steps positions or
+  /// until the model ends the text.
   virtual Measurement run(std::span<const Token> prompt, const OnToken& on_token, const OnPrefill& on_prefill) = 0;
 };
 
-/// Reservation for one sequence at a time, and for prefix sharing also for what its predecessors leave behind.
+/// A pool for one sequence at a time; for prefix sharing also for the blocks that earlier prompts leave cached.
 template <class Policy>
 typename Policy::Config pool_for(const Settings& s) {
   const Index blocks = kvc::ceil_div<Index>(s.steps, s.block_tokens);
@@ -81,7 +83,7 @@ typename Policy::Config pool_for(const Settings& s) {
   } else if constexpr (std::same_as<Policy, kvc::Paged>) {
     return {.blocks = blocks, .block_tokens = s.block_tokens};
   } else {
-    // One more, for the copy of a block that is shared in part.
+    // One more, for the copy of a partly shared block.
     return {.blocks = blocks * s.prompts + 1, .block_tokens = s.block_tokens};
   }
 }
@@ -96,27 +98,25 @@ class CacheSession final : public Session {
     Measurement m;
     m.policy = Policy::name;
     kvc::llama::Sampler sampler(s_.sampler);
-    Clock::duration printing{};  // is no part of what is measured
+    Clock::duration printing{};  // not measured
     const auto emit = [&](Token token) {
       m.tokens.push_back(token);
       const auto before = Clock::now();
       on_token(token);
       printing += Clock::now() - before;
     };
-    const std::span<const Token> room = prompt.first(std::min(prompt.size(), static_cast<std::size_t>(s_.steps)));
-    const bool generates = room.size() == prompt.size();
     const auto start = Clock::now();
 
-    const auto [seq, cached] = cache_.open(room);
-    m.prompt_tokens = static_cast<Pos>(room.size());
+    const auto [seq, cached] = cache_.open(prompt);
+    m.prompt_tokens = static_cast<Pos>(prompt.size());
     m.reused = cached;
     m.computed = m.prompt_tokens - cached;
-    kvc::llama::Matrix logits = prefill(seq, room, on_prefill);
-    Token next = generates ? sampler(row(logits)) : kvc::llama::Tokenizer::bos;
+    kvc::llama::Matrix logits = prefill(seq, prompt, on_prefill);
+    Token next = sampler(row(logits));
     const auto first = Clock::now();
 
     // The text lags one token behind the positions: position p predicts token p + 1.
-    for (std::size_t i = 1; i < prompt.size() && i <= static_cast<std::size_t>(s_.steps); ++i) {
+    for (std::size_t i = 1; i < prompt.size(); ++i) {
       emit(prompt[i]);
     }
     while (next != kvc::llama::Tokenizer::bos) {
@@ -174,7 +174,7 @@ class CacheSession final : public Session {
   kvc::KvCache<T, Policy> cache_;
 };
 
-/// The session for names as on the command line, which have been checked.
+/// The session for a policy and an element type by their names, which have been checked.
 template <class T>
 std::unique_ptr<Session> make_session(std::string_view policy, const Settings& settings) {
   if (policy == kvc::Contiguous::name) {
@@ -193,6 +193,15 @@ inline std::unique_ptr<Session> make_session(std::string_view element, std::stri
   }
   if (element == kvc::Element<Eigen::bfloat16>::name) {
     return make_session<Eigen::bfloat16>(policy, settings);
+  }
+  if (element == kvc::Element<kvc::Int8>::name) {
+    return make_session<kvc::Int8>(policy, settings);
+  }
+  if (element == kvc::Element<kvc::Fp8E4M3>::name) {
+    return make_session<kvc::Fp8E4M3>(policy, settings);
+  }
+  if (element == kvc::Element<kvc::Int4>::name) {
+    return make_session<kvc::Int4>(policy, settings);
   }
   return make_session<float>(policy, settings);
 }

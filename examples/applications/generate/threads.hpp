@@ -1,4 +1,4 @@
-// The executor of the example: one thread, or as many as were asked for with what was found when it was built.
+// The executor of the program: one thread, or a pool of OpenMP or oneTBB, whichever the build found.
 #pragma once
 
 #if defined(KVC_HAVE_OPENMP)
@@ -28,7 +28,7 @@ struct Pool : kvc::Sequential {
 };
 #endif
 
-/// Chooses when it runs, so that the decoder is compiled once and not once per executor. Copies share their threads.
+/// Selects the executor at run time, so that the decoder is compiled once. Copies share their threads.
 class Threads {
  public:
   explicit Threads(int count = 1) : pool_(count == 1 ? nullptr : std::make_shared<Pool>(Pool{count})) {}

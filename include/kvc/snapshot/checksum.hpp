@@ -1,8 +1,8 @@
-// The checksum of everything that io/ writes: XXH3, 64 bits. Needs xxHash's header, of version 0.8 or later (Debian:
-// libxxhash-dev); there is nothing to link.
+// The checksum of snapshots: XXH3, 64 bits. Needs the header of xxHash 0.8 or later (Debian: libxxhash-dev); there is
+// nothing to link.
 //
-// It finds what disks, memories and hurried copies do to bytes. It is no signature: who wants to can make a file with
-// right checksums and wrong contents, so what is read is checked as if there were none.
+// It detects damage by disks, memories and interrupted copies. It is no signature: anybody can make a file with right
+// checksums and wrong contents, so a reader checks everything as if there were no checksum.
 #pragma once
 
 #if !__has_include(<xxhash.h>)
@@ -26,7 +26,7 @@ inline namespace v0 {
 namespace snapshot {
 namespace detail {
 
-/// XXH3_64bits, seed 0, of bytes that come piece by piece.
+/// XXH3_64bits with seed 0, updated span by span.
 class Checksum {
  public:
   Checksum() noexcept { reset(); }

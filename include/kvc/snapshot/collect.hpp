@@ -1,4 +1,4 @@
-// Collecting what is to be saved: the block tables of sequences, and what a policy has cached, as blocks that are each
+// Collector: turns the block tables of sequences and the cached blocks of a policy into the blocks of a snapshot, each
 // stored once.
 #pragma once
 
@@ -25,18 +25,18 @@ namespace kvc {
 inline namespace v0 {
 namespace snapshot {
 
-/// A sequence to save.
+/// A sequence to save. A policy that remembers tokens and salts (KnowsTokens) saves its own; for others the caller may
+/// give them here.
 struct SavedSequence {
   SeqId seq;
-  /// Of its first positions, as many as are known. Only for policies that do not know them by themselves.
-  std::span<const Token> tokens{};
-  Salt salt{};  ///< only for policies that do not know it by themselves
+  std::span<const Token> tokens{};  ///< of the first positions, as many as are known
+  Salt salt{};
 };
 
 namespace detail {
 
-/// Blocks are told apart by where they lie and what is before them. A block that two sequences hold behind different
-/// blocks, which no policy of kvc does, is stored for each.
+/// Identifies a block by its place in the pool and its parent. A block that two sequences reference after different
+/// parents is stored for each of them; no policy of kvc has such blocks.
 class Collector {
  public:
   explicit Collector(Contents& contents) : c_(contents) {}
@@ -52,7 +52,7 @@ class Collector {
     cached_.emplace(to_index(stored.block), block);
   }
 
-  /// First all but the last runs of every sequence; `add_ends` after the last sequence.
+  /// Adds all runs of a sequence but the last one. Call `add_ends` after the last sequence.
   void add_sequence(const Salt& salt, std::vector<SlotRun> runs, std::vector<Token> tokens) {
     std::int32_t at = root(salt.bytes());
     for (std::size_t i = 0; i + 1 < runs.size(); ++i) {
@@ -65,7 +65,7 @@ class Collector {
     }
     ends_.push_back({at, runs.empty() ? SlotRun{no_block, 0, 0, 0} : runs.back(), std::move(tokens)});
   }
-  /// Then their last ones, which may be held by another sequence in full or to another length.
+  /// Adds the last runs. Another sequence may reference such a block in full or to another length.
   void add_ends() {
     for (const End& end : ends_) {
       std::int32_t last = end.parent;
@@ -75,21 +75,21 @@ class Collector {
           last = insert(end.parent, end.run);
         }
         Pos& rows = c_.blocks[static_cast<std::size_t>(last)].rows;
-        rows = std::max(rows, end.run.count);  // nothing is behind it if this changes anything
+        rows = std::max(rows, end.run.count);  // a block that this changes has no successor
         add_tokens(last, tokens_of(end.run, end.tokens));
       }
       c_.sequences.push_back({last, end.run.first + end.run.count, static_cast<Pos>(end.tokens.size()), 0});
     }
   }
 
-  /// Brings all into its final form; returns where the blocks lie.
+  /// Completes the contents. Returns the place of each block in the pool.
   [[nodiscard]] std::vector<layout::SlotSpan> finish() {
     std::vector<Token> tokens;
     c_.first_token.push_back(0);
     for (std::size_t i = 0; i < c_.blocks.size(); ++i) {
       add_derived(c_, i);
       const auto from = c_.tokens.begin() + static_cast<std::ptrdiff_t>(token_at_[i]);
-      tokens.insert(tokens.end(), from, from + c_.blocks[i].told);
+      tokens.insert(tokens.end(), from, from + c_.blocks[i].known_tokens);
       slots_[i].count = c_.blocks[i].rows;
       c_.block_tokens = std::max(c_.block_tokens, c_.blocks[i].rows);
     }
@@ -144,24 +144,24 @@ class Collector {
     const auto begin = std::min(static_cast<std::size_t>(run.first), tokens.size());
     return tokens.subspan(begin, std::min(static_cast<std::size_t>(run.count), tokens.size() - begin));
   }
-  /// The first tokens of a block, which may be known already in part.
+  /// Adds the first tokens of a block, of which some may be known already.
   void add_tokens(std::int32_t block, std::span<const Token> tokens) {
     const auto at = static_cast<std::size_t>(block);
-    Pos& told = c_.blocks[at].told;
-    const auto both = std::min(static_cast<std::size_t>(told), tokens.size());
+    Pos& count = c_.blocks[at].known_tokens;
+    const auto both = std::min(static_cast<std::size_t>(count), tokens.size());
     const auto known = c_.tokens.begin() + static_cast<std::ptrdiff_t>(token_at_[at]);
     require(std::equal(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(both), known), "tokens",
-            "others than those of a sequence that shares the rows", "the same");
+            "different from those of a sequence that shares the rows", "the same");
     if (tokens.size() > both) {
       token_at_[at] = c_.tokens.size();
       c_.tokens.insert(c_.tokens.end(), tokens.begin(), tokens.end());
-      told = static_cast<Pos>(tokens.size());
+      count = static_cast<Pos>(tokens.size());
     }
   }
 
   Contents& c_;
   std::vector<layout::SlotSpan> slots_;
-  std::vector<std::size_t> token_at_;  // where in c_.tokens those of a block begin, until `finish` orders them
+  std::vector<std::size_t> token_at_;  // index in c_.tokens of a block's first token, until `finish` orders them
   std::unordered_map<Key, std::int32_t, KeyHash> numbers_;
   std::unordered_map<std::string, std::int32_t> salts_;
   std::unordered_map<Index, std::int32_t> cached_;

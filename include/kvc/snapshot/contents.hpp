@@ -1,8 +1,8 @@
-// Contents: what is in a snapshot besides the rows. Integers and tokens only.
+// Contents: everything in a snapshot but the rows. Integers and tokens only.
 //
-// Rows are stored by blocks, each once, whoever holds it. A block names the one before it in its sequences, so the
-// blocks are a forest whose roots are salts, and a sequence is its last block and a length. A parent has a smaller
-// number than its children: neither a cycle nor a block that is not there can be written down.
+// Each block is stored once, however many sequences reference it. A block names the block before it in its sequences, so
+// the blocks form a forest whose roots are salts, and a sequence is its last block and a length. A parent has a smaller
+// number than its children, so the format cannot express a cycle or a missing block.
 #pragma once
 
 #include <algorithm>
@@ -28,38 +28,40 @@ namespace kvc {
 inline namespace v0 {
 namespace snapshot {
 
+/// The contents of a snapshot but the rows.
 struct Contents {
   Shape shape;
   Index key_row_bytes = 0;    ///< of one key of one head
   Index value_row_bytes = 0;  ///< of one value of one head
-  Pos block_tokens = 0;       ///< of the policy that it comes from
+  Pos block_tokens = 0;       ///< slots in a block of the saved cache
   std::string element;        ///< Element<T>::name
   std::string layout;         ///< order of the rows: "head-major" or "token-major"
-  std::string policy;         ///< that it comes from
+  std::string policy;         ///< of the saved cache
 
   std::vector<Salt> salts;
   std::vector<format::BlockRecord> blocks;
-  std::vector<Token> tokens;  ///< the known ones of each block, one block after the other
+  std::vector<Token> tokens;  ///< the known tokens of each block, one block after the other
   std::vector<format::SequenceRecord> sequences;
 
-  // What follows from these, by block.
+  // Derived from the above, by block.
   std::vector<Pos> first;                  ///< position of its first row
   std::vector<std::int32_t> salt;          ///< number of its salt
-  std::vector<std::uint64_t> first_token;  ///< where in `tokens` its own begin; one more than there are blocks
+  std::vector<std::uint64_t> first_token;  ///< index in `tokens` of its first one; one entry more than there are blocks
   std::uint64_t rows = 0;                  ///< of all blocks
 
-  /// Bytes of a token's rows in one layer.
+  /// Bytes of the rows of one token in one layer.
   [[nodiscard]] std::uint64_t token_bytes() const noexcept {
     return static_cast<std::uint64_t>(shape.kv_heads) * static_cast<std::uint64_t>(key_row_bytes + value_row_bytes);
   }
-  /// Bytes of all rows of one layer: the payload of a section layr.
+  /// Bytes of all rows of one layer, the payload of a section layr.
   [[nodiscard]] std::uint64_t layer_bytes() const noexcept { return format::bounded_product(rows, token_bytes()); }
 
-  /// Salt of a sequence or a block, by the number of its last block; -1 - s if it is empty.
+  /// Number of the salt of a sequence whose last block is `last`; -1 - s stands for an empty one with salt s.
   [[nodiscard]] std::int32_t salt_of(std::int32_t last) const noexcept {
     return last < 0 ? -1 - last : salt[static_cast<std::size_t>(last)];
   }
-  /// f(block, first row, rows) for the blocks of the positions of `range`, which end at `last`; last block first.
+  /// f(block, first row, rows) for the blocks of the positions of `range` in a sequence whose last block is `last`; the
+  /// last block first.
   template <class F>
   void for_each_block(std::int32_t last, PosRange range, F&& f) const {
     for (std::int32_t b = last; b >= 0;) {
@@ -75,55 +77,50 @@ struct Contents {
       b = blocks[at].parent;
     }
   }
-  /// The tokens of the first `told` positions of what ends with block `last`, to `to`, which has so much room.
-  void copy_tokens(std::int32_t last, Pos told, std::span<Token> to) const noexcept {
-    for_each_block(last, {0, told}, [&](std::int32_t b, Pos, Pos count) {
+  /// Copies the tokens of the first `count` positions of a sequence whose last block is `last` to `to` [count].
+  void copy_tokens(std::int32_t last, Pos count, std::span<Token> to) const noexcept {
+    for_each_block(last, {0, count}, [&](std::int32_t b, Pos, Pos rows_of_block) {
       const auto at = static_cast<std::size_t>(b);
-      std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(first_token[at]), count, to.begin() + first[at]);
+      std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(first_token[at]), rows_of_block, to.begin() + first[at]);
     });
   }
-  /// The tokens of sequence number `i` that it knows.
+  /// The known tokens of sequence number `i`.
   [[nodiscard]] std::vector<Token> tokens_of(std::size_t i) const {
-    std::vector<Token> known(static_cast<std::size_t>(sequences[i].told));
-    copy_tokens(sequences[i].last, sequences[i].told, known);
+    std::vector<Token> known(static_cast<std::size_t>(sequences[i].known_tokens));
+    copy_tokens(sequences[i].last, sequences[i].known_tokens, known);
     return known;
   }
 };
 
 namespace detail {
 
-[[nodiscard]] inline format::Name to_name(std::string_view text, std::string_view argument) {
-  format::Name name{};
-  require(text.size() < name.size(), argument, text, "a name of at most 23 characters");
-  std::copy(text.begin(), text.end(), name.begin());
-  return name;
+/// Takes over a description, whose numbers have been checked.
+inline void set_description(Contents& c, const format::DescriptionRecord& r) {
+  c.shape = {.layers = static_cast<Index>(r.layers),
+             .kv_heads = static_cast<Index>(r.kv_heads),
+             .key_dim = static_cast<Index>(r.key_dim),
+             .value_dim = static_cast<Index>(r.value_dim)};
+  c.key_row_bytes = static_cast<Index>(r.key_row_bytes);
+  c.value_row_bytes = static_cast<Index>(r.value_row_bytes);
+  c.block_tokens = static_cast<Pos>(r.block_tokens);
+  c.element = format::to_text(r.element);
+  c.layout = format::to_text(r.layout);
+  c.policy = format::to_text(r.policy);
 }
 
-/// Fills in what follows from the rest, block by block.
+/// Derives the remaining members for the next block, number `block`.
 inline void add_derived(Contents& c, std::size_t block) {
   const format::BlockRecord& b = c.blocks[block];
   const auto parent = static_cast<std::size_t>(b.parent);
   c.first.push_back(b.parent < 0 ? 0 : c.first[parent] + c.blocks[parent].rows);
   c.salt.push_back(c.salt_of(b.parent));
-  c.first_token.push_back(c.first_token.back() + static_cast<std::uint64_t>(b.told));
+  c.first_token.push_back(c.first_token.back() + static_cast<std::uint64_t>(b.known_tokens));
   c.rows += static_cast<std::uint64_t>(b.rows);
 }
 
-/// Writes all sections that come before the rows.
-inline void write_contents(SectionWriter& out, const Contents& c) {
-  const auto unsigned_of = [](Index i) { return static_cast<std::uint64_t>(i); };
-  format::DescriptionRecord record{unsigned_of(c.shape.layers),
-                                   unsigned_of(c.shape.kv_heads),
-                                   unsigned_of(c.shape.key_dim),
-                                   unsigned_of(c.shape.value_dim),
-                                   unsigned_of(c.key_row_bytes),
-                                   unsigned_of(c.value_row_bytes),
-                                   static_cast<std::uint32_t>(c.block_tokens),
-                                   0,
-                                   to_name(c.element, "name of the element type"),
-                                   to_name(c.layout, "name of the layout"),
-                                   to_name(c.policy.substr(0, format::Name{}.size() - 1), "name of the policy")};
-  out.section(section::description, bytes_of(record));
+/// Writes all sections that precede the rows.
+inline void write_contents(SectionWriter& out, const format::DescriptionRecord& description, const Contents& c) {
+  out.section(section::description, bytes_of(description));
 
   std::vector<std::byte> salts;
   for (const Salt& salt : c.salts) {
@@ -139,7 +136,7 @@ inline void write_contents(SectionWriter& out, const Contents& c) {
   out.section(section::sequences, std::as_bytes(std::span(c.sequences)));
 }
 
-/// Reads them, and checks all that can be checked without the rows. Throws FormatError.
+/// Reads all sections that precede the rows, and checks everything that can be checked without them. Throws FormatError.
 class ContentsReader {
  public:
   explicit ContentsReader(SectionReader& in) : in_(in) {}
@@ -188,32 +185,30 @@ class ContentsReader {
         in_.fail_at(base + at, kvc::detail::concat(
                                    {what, " between 1 and ", std::to_string(most), ", found ", std::to_string(value)}));
       }
-      return static_cast<Index>(value);
     };
     using R = format::DescriptionRecord;
-    c_.shape.layers = count(r.layers, format::most_extent, offsetof(R, layers), "layers");
-    c_.shape.kv_heads = count(r.kv_heads, format::most_extent, offsetof(R, kv_heads), "kv_heads");
-    c_.shape.key_dim = count(r.key_dim, format::most_extent, offsetof(R, key_dim), "key_dim");
-    c_.shape.value_dim = count(r.value_dim, format::most_extent, offsetof(R, value_dim), "value_dim");
-    c_.key_row_bytes = count(r.key_row_bytes, format::most_row_bytes, offsetof(R, key_row_bytes), "bytes of a key");
-    c_.value_row_bytes =
-        count(r.value_row_bytes, format::most_row_bytes, offsetof(R, value_row_bytes), "bytes of a value");
-    c_.block_tokens = static_cast<Pos>(count(r.block_tokens, max_pos, offsetof(R, block_tokens), "block_tokens"));
+    count(r.layers, format::most_extent, offsetof(R, layers), "layers");
+    count(r.kv_heads, format::most_extent, offsetof(R, kv_heads), "kv_heads");
+    count(r.key_dim, format::most_extent, offsetof(R, key_dim), "key_dim");
+    count(r.value_dim, format::most_extent, offsetof(R, value_dim), "value_dim");
+    count(r.key_row_bytes, format::most_row_bytes, offsetof(R, key_row_bytes), "bytes of a key");
+    count(r.value_row_bytes, format::most_row_bytes, offsetof(R, value_row_bytes), "bytes of a value");
+    count(r.block_tokens, max_pos, offsetof(R, block_tokens), "block_tokens");
     if (r.zero != 0) {
       in_.fail_at(base + offsetof(R, zero), "zeros");
     }
-    c_.element = name(r.element, base + offsetof(R, element));
-    c_.layout = name(r.layout, base + offsetof(R, layout));
-    c_.policy = name(r.policy, base + offsetof(R, policy));
+    require_name(r.element, base + offsetof(R, element));
+    require_name(r.layout, base + offsetof(R, layout));
+    require_name(r.policy, base + offsetof(R, policy));
+    set_description(c_, r);
   }
-  [[nodiscard]] std::string name(const format::Name& raw, std::uint64_t at) const {
+  void require_name(const format::Name& raw, std::uint64_t at) const {
     const auto end = std::find(raw.begin(), raw.end(), '\0');
     const bool printable = std::all_of(raw.begin(), end, [](char c) { return ' ' < c && c <= '~'; });
     if (end == raw.begin() || end == raw.end() || !printable ||
         std::any_of(end, raw.end(), [](char c) { return c != 0; })) {
-      in_.fail_at(at, "a name of 1 to 23 characters, filled up with zeros");
+      in_.fail_at(at, "a name of 1 to 23 characters, padded with zeros");
     }
-    return {raw.begin(), end};
   }
 
   void read_salts() {
@@ -258,18 +253,19 @@ class ContentsReader {
         }
       };
       check(b.parent < static_cast<std::int64_t>(i) && (b.parent >= 0 || is_salt(b.parent)),
-            offsetof(format::BlockRecord, parent), "a parent before it or a salt that is there", b.parent);
+            offsetof(format::BlockRecord, parent), "the number of an earlier block or of a salt as parent", b.parent);
       const bool is_root = b.parent < 0;
       const auto parent = static_cast<std::size_t>(is_root ? 0 : b.parent);
       const Pos most = is_root ? max_pos : max_pos - c_.first[parent] - c_.blocks[parent].rows;
       check(1 <= b.rows && b.rows <= std::min(most, c_.block_tokens), offsetof(format::BlockRecord, rows),
             "rows between 1 and block_tokens, at positions below 2^31", b.rows);
-      const bool parent_told = is_root || c_.blocks[parent].told == c_.blocks[parent].rows;
-      check(0 <= b.told && b.told <= (parent_told ? b.rows : 0), offsetof(format::BlockRecord, told),
-            "as many known tokens as rows at most, and none behind unknown ones", b.told);
+      const bool parent_is_known = is_root || c_.blocks[parent].known_tokens == c_.blocks[parent].rows;
+      check(0 <= b.known_tokens && b.known_tokens <= (parent_is_known ? b.rows : 0),
+            offsetof(format::BlockRecord, known_tokens),
+            "at most as many known tokens as rows, and none after unknown ones", b.known_tokens);
       const bool cached = b.flags == format::BlockRecord::cached;
       const bool parent_cached = is_root || c_.blocks[parent].flags != 0;
-      check(b.flags == 0 || (cached && b.told == b.rows && parent_cached), offsetof(format::BlockRecord, flags),
+      check(b.flags == 0 || (cached && b.known_tokens == b.rows && parent_cached), offsetof(format::BlockRecord, flags),
             "flags 0, or 1 where its tokens are known and its parent is cached", b.flags);
       add_derived(c_, i);
     }
@@ -292,24 +288,27 @@ class ContentsReader {
       };
       const bool is_empty = s.last < 0;
       check(is_empty ? is_salt(s.last) : static_cast<std::size_t>(s.last) < c_.blocks.size(),
-            offsetof(format::SequenceRecord, last), "a last block or a salt that is there", s.last);
+            offsetof(format::SequenceRecord, last), "the number of a block or of a salt as last block", s.last);
       const auto last = static_cast<std::size_t>(is_empty ? 0 : s.last);
       const Pos begin = is_empty ? 0 : c_.first[last];
       check(is_empty ? s.length == 0 : begin < s.length && s.length <= begin + c_.blocks[last].rows,
             offsetof(format::SequenceRecord, length), "a length that ends in its last block", s.length);
-      check(0 <= s.told && s.told <= s.length && s.told <= known(s.last), offsetof(format::SequenceRecord, told),
-            "at most as many known tokens as its blocks", s.told);
+      check(0 <= s.known_tokens && s.known_tokens <= s.length && s.known_tokens <= known(s.last),
+            offsetof(format::SequenceRecord, known_tokens), "at most as many known tokens as its blocks",
+            s.known_tokens);
       check(s.zero == 0, offsetof(format::SequenceRecord, zero), "zeros", s.zero);
     }
   }
-  /// Leading positions with known tokens of what ends with a block. Those of a block begin where its parent's end, or
-  /// there are none. The walk is over blocks with none.
+  /// Leading positions with known tokens of a sequence whose last block is `last`. The known tokens of a block continue
+  /// those of its parent, or there are none.
   [[nodiscard]] Pos known(std::int32_t last) {
     if (known_.empty()) {
       known_.resize(c_.blocks.size());
       for (std::size_t i = 0; i < known_.size(); ++i) {
         const format::BlockRecord& b = c_.blocks[i];
-        known_[i] = b.told > 0 ? c_.first[i] + b.told : b.parent < 0 ? 0 : known_[static_cast<std::size_t>(b.parent)];
+        known_[i] = b.known_tokens > 0 ? c_.first[i] + b.known_tokens
+                    : b.parent < 0     ? 0
+                                       : known_[static_cast<std::size_t>(b.parent)];
       }
     }
     return last < 0 ? 0 : known_[static_cast<std::size_t>(last)];
@@ -322,7 +321,7 @@ class ContentsReader {
 
 }  // namespace detail
 
-/// What is in a snapshot, without its rows; reads no further than it must. Throws FormatError.
+/// Reads the contents of a snapshot but the rows, and no more bytes than that takes. Throws FormatError.
 [[nodiscard]] inline Contents read_contents(io::ByteSource& source) {
   detail::SectionReader in(source);
   return detail::ContentsReader(in).read();

@@ -1,11 +1,12 @@
-// The wire format of keys and values, as structs: what docs/format.md says byte by byte. Standard library only.
+// The format of snapshots as structs; docs/format.md describes it byte by byte. Standard library only.
 //
 //   file header, then sections: desc, salt, blks, tokn, seqs, one layr per layer in any order, end
 //   section:  SectionHeader | payload | XXH3 of the payload (8 bytes)
 //
-// All integers are little-endian, and rows are stored as they lie in a pool of a little-endian machine.
+// All integers are little-endian. Rows are stored as they lie in the pool of a little-endian machine.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -20,9 +21,9 @@ namespace kvc {
 inline namespace v0 {
 namespace snapshot {
 
-static_assert(std::endian::native == std::endian::little, "snapshots are little-endian and are read as they lie");
+static_assert(std::endian::native == std::endian::little, "snapshots are little-endian and are read in place");
 
-/// The name of a section: four characters, in the order in which they are in the file.
+/// The name of a section: four characters in file order.
 enum class SectionName : std::uint32_t {};
 [[nodiscard]] constexpr SectionName section_name(const char (&text)[5]) noexcept {
   std::uint32_t name = 0;
@@ -31,7 +32,7 @@ enum class SectionName : std::uint32_t {};
   }
   return SectionName{name};
 }
-/// Its four characters; a dot for one that cannot be printed.
+/// The four characters of a name, with dots for unprintable ones.
 [[nodiscard]] inline std::string to_text(SectionName name) {
   std::string text;
   for (std::uint32_t i = 0; i < 4; ++i) {
@@ -53,10 +54,10 @@ inline constexpr SectionName end = section_name("end ");
 
 namespace format {
 
-/// As of PNG: bytes that a transfer as text, or one of seven bits, spoils.
+/// As in PNG, these bytes do not survive a transfer in text mode or over a 7-bit channel.
 inline constexpr std::array<unsigned char, 8> magic = {0x89, 'K', 'V', 'C', '\r', '\n', 0x1a, '\n'};
-inline constexpr std::uint16_t major_version = 1;  ///< another one is refused
-inline constexpr std::uint16_t minor_version = 0;  ///< a later one is read: it has only added optional sections
+inline constexpr std::uint16_t major_version = 1;  ///< files of other major versions are rejected
+inline constexpr std::uint16_t minor_version = 0;  ///< later minor versions are read: they only add optional sections
 
 struct FileHeader {
   std::array<unsigned char, 8> magic;
@@ -68,7 +69,7 @@ struct FileHeader {
 static_assert(sizeof(FileHeader) == 24);
 
 struct SectionHeader {
-  static constexpr std::uint32_t required = 1;  ///< of flags: who does not know the section must not read on
+  static constexpr std::uint32_t required = 1;  ///< flag: a reader that does not know the section rejects the file
   SectionName name;
   std::uint32_t flags;     ///< all other bits are 0
   std::uint64_t index;     ///< layr: the layer; else 0
@@ -77,10 +78,22 @@ struct SectionHeader {
 };
 static_assert(sizeof(SectionHeader) == 32);
 
-/// A name, filled up with zeros.
+/// A name, padded with zeros; at least one.
 using Name = std::array<char, 24>;
+/// The first 23 characters of `text` as a Name.
+[[nodiscard]] constexpr Name to_name(std::string_view text) noexcept {
+  Name name{};
+  std::copy_n(text.begin(), std::min(text.size(), name.size() - 1), name.begin());
+  return name;
+}
+/// The characters of a name, with dots for unprintable ones.
+[[nodiscard]] inline std::string to_text(const Name& name) {
+  std::string text(name.begin(), std::find(name.begin(), name.end(), '\0'));
+  std::replace_if(text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '.');
+  return text;
+}
 
-/// Payload of desc.
+/// Payload of desc: the cache that the rows come from.
 struct DescriptionRecord {
   std::uint64_t layers;
   std::uint64_t kv_heads;
@@ -92,45 +105,50 @@ struct DescriptionRecord {
   std::uint32_t zero;
   Name element;  ///< Element<T>::name
   Name layout;   ///< order of rows in a block of a layer: "head-major" or "token-major"
-  Name policy;   ///< that it comes from, for people
+  Name policy;   ///< for people; not compared
 };
 static_assert(sizeof(DescriptionRecord) == 128);
+/// Bytes of the rows of one token in one layer.
+[[nodiscard]] constexpr std::uint64_t token_bytes(const DescriptionRecord& d) noexcept {
+  return d.kv_heads * (d.key_row_bytes + d.value_row_bytes);
+}
 
-/// Element of blks: rows that are stored once, whoever holds them.
+/// Element of blks: the rows of a block, stored once however many sequences reference it.
 struct BlockRecord {
-  static constexpr std::uint32_t cached = 1;  ///< of flags: to be found by later prompts, though nobody may hold it
-  std::int32_t parent;  ///< number of the block before it in its sequences, smaller than its own; -1 - s: none, salt s
-  std::int32_t rows;    ///< 1 .. block_tokens. All, wherever the block has another behind it
-  std::int32_t told;    ///< of the rows, how many from the first on have known tokens: these are in tokn
+  static constexpr std::uint32_t cached = 1;  ///< flag: later prompts find the block, referenced or not
+  std::int32_t parent;  ///< number of the block before it in its sequences, less than its own; -1 - s: none, salt s
+  std::int32_t rows;    ///< 1 .. block_tokens; a block that another one follows is full
+  std::int32_t known_tokens;  ///< leading rows whose tokens are known; they are in tokn
   std::uint32_t flags;
 };
 static_assert(sizeof(BlockRecord) == 16);
 
 /// Element of seqs.
 struct SequenceRecord {
-  std::int32_t last;    ///< its last block; -1 - s: it is empty, salt s
-  std::int32_t length;  ///< positions: it ends within its last block, or with it
-  std::int32_t told;    ///< of these, how many from the first on have tokens that this sequence knows
+  std::int32_t last;          ///< its last block; -1 - s: it is empty, salt s
+  std::int32_t length;        ///< positions; the last one is in the last block
+  std::int32_t known_tokens;  ///< leading positions whose tokens this sequence knows
   std::uint32_t zero;
 };
 static_assert(sizeof(SequenceRecord) == 16);
 
 /// Payload of end.
 struct EndRecord {
-  std::uint64_t sections;  ///< before this one
+  std::uint64_t sections;  ///< that precede this one
   std::uint64_t checksum;  ///< XXH3 of the checksums of their headers and payloads, in order
 };
 static_assert(sizeof(EndRecord) == 16);
 
+/// A record that can be written and read as its bytes.
 template <class Record>
 concept Plain = std::is_trivially_copyable_v<Record> && std::has_unique_object_representations_v<Record>;
 static_assert(Plain<FileHeader> && Plain<SectionHeader> && Plain<DescriptionRecord> && Plain<BlockRecord> &&
               Plain<SequenceRecord> && Plain<EndRecord>);
 
-/// Bounds of what a header may claim, so that products of it can be formed: as those of a shape.
+/// The largest extents that a header may claim, those of a Shape, so that products of them do not overflow.
 inline constexpr std::uint64_t most_extent = std::uint64_t{1} << 24;
 inline constexpr std::uint64_t most_row_bytes = std::uint64_t{1} << 27;
-/// A product that stops at 2^62 instead of overflowing. Both factors must be at most that.
+/// a * b, or 2^62 if that is less. Both factors must be at most 2^62.
 [[nodiscard]] constexpr std::uint64_t bounded_product(std::uint64_t a, std::uint64_t b) noexcept {
   constexpr std::uint64_t most = std::uint64_t{1} << 62;
   return a != 0 && b > most / a ? most : a * b;

@@ -1,14 +1,10 @@
-// Reader: keys and values from any source into a cache of any policy, block size and layout, layer by layer.
+// Reader: loads a snapshot from any source into a cache of any policy, block size and layout, layer by layer.
 //
-//   Reader reader(cache, source);             everything but the rows is read, and checked
-//   if (reader.try_reserve()) {                       takes room
-//     while (reader.next_layer()) {}                  as the layers come
-//     const Loaded loaded = reader.commit();
+//   snapshot::Reader reader(cache, source);             reads and checks everything but the rows
+//   if (reader.try_reserve()) {                         reserves room
+//     while (reader.next_layer()) {}                    as the layers arrive
+//     const snapshot::Loaded loaded = reader.commit();
 //   }
-//
-// Until `commit` nothing of it can be seen: no handle has been given out, and no later prompt finds a row. A reader
-// that is destroyed earlier, because of an exception, say, takes back what it has reserved: only a counter may have
-// moved on.
 #pragma once
 
 #include <cstddef>
@@ -31,29 +27,45 @@ namespace kvc {
 inline namespace v0 {
 namespace snapshot {
 
+/// What to load, and how.
 struct LoadOptions {
-  bool cached_prefixes = true;  ///< also what was only cached, if the policy of the cache does that
-  bool convert_elements =
-      false;  ///< between f32, f16 and bf16: rounds to nearest; otherwise another element is refused
+  bool cached_prefixes = true;    ///< load cached blocks that no sequence references, if the policy keeps such
+  bool convert_elements = false;  ///< allow f32, f16 and bf16 for each other, rounding to nearest
 };
 
-/// What came out of a snapshot.
+/// The result of loading a snapshot.
 struct Loaded {
   std::vector<SeqId> sequences;  ///< in the order in which they were saved
-  Contents contents;             ///< contents.tokens_of(i), contents.salts: of sequence i, as far as they are known
+  Contents contents;             ///< contents.tokens_of(i): the known tokens of sequence i
 };
 
-/// The cache and the source must outlive it, and nobody else may use the cache until it has committed or is destroyed.
+/// Loads one snapshot. Cache and source must outlive it, and nobody else may use the cache until it has committed or is
+/// destroyed.
+///
+///   expression                        | does                                     | throws
+///   ----------------------------------+------------------------------------------+------------------------------------
+///   Reader r(cache, source, options)  | reads and checks all but the rows        | FormatError: no snapshot, or none
+///                                     | O(blocks + tokens)                       | that this cache can hold
+///   r.try_reserve()                   | reserves room for everything; false if   | FormatError: where room must be made
+///                                     | there is none, and nothing has changed   | by evicting and the source can
+///                                     |                                          | rewind, all rows are checked first
+///   r.next_layer()                    | reads the next layer to its place; its   | FormatError
+///                                     | number, or nothing after the last one    |
+///   r.commit()                        | makes all of it part of the cache        | std::bad_alloc; nothing has changed
+///   r.contents(), r.tokens()          | what the snapshot holds but the rows;    |
+///                                     | the positions that need room             |
+///
+/// Until `commit` nothing can be seen of it: no handle has been given out, and no prompt matches a row. A reader that is
+/// destroyed before rolls everything back; only the counters of stats() may have moved.
 template <class Cache>
 class Reader {
  public:
-  /// Throws FormatError if the bytes are no snapshot, or one that this cache cannot hold.
   Reader(Cache& cache, io::ByteSource& source, const LoadOptions& options = {})
       : cache_(&cache),
         in_(source),
         contents_(detail::ContentsReader(in_).read()),
         restorer_(cache, contents_, options.cached_prefixes),
-        receiver_(cache, contents_, order(), decoder(options)) {
+        rows_(cache, contents_, order(), decoder(options)) {
     require_fit();
     written_.resize(static_cast<std::size_t>(contents_.shape.layers), false);
   }
@@ -61,35 +73,29 @@ class Reader {
   Reader& operator=(const Reader&) = delete;
 
   [[nodiscard]] const Contents& contents() const noexcept { return contents_; }
-  /// Positions that room is needed for.
   [[nodiscard]] Index tokens() const noexcept { return restorer_.tokens(); }
 
-  /// Takes room for everything. False if there is none: nothing has changed then. Where room has to be made by
-  /// evicting, all rows are read and checked first, if the source can go back.
-  /// Throws FormatError if they are not right.
   [[nodiscard]] bool try_reserve() {
     require(!reserved_, "try_reserve", "called again", "called once");
     const Stats now = cache_->stats();
-    if (now.blocks_cached > 0 && restorer_.blocks() > now.blocks_free && in_.can_go_back()) {
+    if (now.blocks_cached > 0 && restorer_.blocks() > now.blocks_free && in_.can_rewind()) {
       const detail::SectionReader::Mark rows = in_.mark();
       while (begin_layer()) {
         in_.skip();
         in_.finish();
       }
-      in_.go_back(rows);
+      in_.rewind(rows);
       written_.assign(written_.size(), false);
     }
     reserved_ = restorer_.try_reserve();
     return reserved_;
   }
 
-  /// Reads the next section: the number of the layer whose rows are now in place, or nothing at the end, when all
-  /// layers have come. Needs try_reserve. Throws FormatError.
   std::optional<Index> next_layer() {
     require(reserved_ && !ended_, "next_layer", "called before try_reserve or after the end", "called in between");
     const std::optional<Index> layer = begin_layer();
     if (layer) {
-      receiver_.receive(in_, *layer, restorer_.targets());
+      rows_.read(in_, *layer, restorer_.targets());
       in_.finish();
     } else {
       ended_ = true;
@@ -97,8 +103,6 @@ class Reader {
     return layer;
   }
 
-  /// Makes it all part of the cache. Needs next_layer to have come to the end. Throws std::bad_alloc; then nothing has
-  /// changed.
   [[nodiscard]] Loaded commit() {
     require(ended_, "commit", "called before the end was read", "called after it");
     ended_ = reserved_ = false;
@@ -111,7 +115,7 @@ class Reader {
   using T = typename Cache::Element;
   using Description = format::DescriptionRecord;
 
-  /// Of a field of the description, which is the first section.
+  /// Reports a field of the description, which is the first section.
   [[noreturn]] KVC_COLD void refuse(std::size_t field, const std::string& expected, const std::string& found) const {
     in_.fail_at(sizeof(format::FileHeader) + sizeof(format::SectionHeader) + field,
                 kvc::detail::concat({expected, ", found ", found}));
@@ -154,8 +158,8 @@ class Reader {
     same(own.value_dim, s.value_dim, offsetof(Description, value_dim), "value_dim");
     same(row_bytes(s.key_dim), contents_.key_row_bytes, offsetof(Description, key_row_bytes), "bytes of a key");
     same(row_bytes(s.value_dim), contents_.value_row_bytes, offsetof(Description, value_row_bytes), "bytes of a value");
-    // A block table costs memory that a few bytes of a sequence may ask for: not more than the rows, of which there
-    // must be so many bytes.
+    // A few bytes of a sequence record can ask for a large block table. Allow no more than the bytes of the rows, which
+    // the source must have.
     const std::uint64_t table_bytes = format::bounded_product(restorer_.table_entries(), sizeof(BlockId));
     if (table_bytes > (std::uint64_t{1} << 20) +
                           format::bounded_product(contents_.layer_bytes(), static_cast<std::uint64_t>(s.layers))) {
@@ -171,7 +175,7 @@ class Reader {
                                        : dim * (element == Element<float>::name ? 4 : 2);
   }
 
-  /// The layer of the next section, or nothing where that is the end and was read.
+  /// The layer of the next section, or nothing after reading the end.
   [[nodiscard]] std::optional<Index> begin_layer() {
     const format::SectionHeader& header = in_.next();
     const std::uint64_t at = in_.section_offset();
@@ -193,7 +197,7 @@ class Reader {
     if (header.index >= written_.size() || written_[static_cast<std::size_t>(header.index)]) {
       in_.fail_at(at + offsetof(format::SectionHeader, index),
                   kvc::detail::concat({"a layer below ", std::to_string(written_.size()),
-                                       " that has not come yet, found ", std::to_string(header.index)}));
+                                       " that has not been read yet, found ", std::to_string(header.index)}));
     }
     if (header.size != contents_.layer_bytes()) {
       in_.fail_at(in_.size_offset(),
@@ -208,7 +212,7 @@ class Reader {
   detail::SectionReader in_;
   Contents contents_;
   detail::Restorer<Cache> restorer_;
-  detail::RowReader<Cache> receiver_;
+  detail::RowReader<Cache> rows_;
   std::vector<bool> written_;
   bool reserved_ = false;
   bool ended_ = false;

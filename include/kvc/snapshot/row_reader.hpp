@@ -1,7 +1,7 @@
-// Receiving the rows of one layer: from the order of the snapshot to where they belong in a pool.
+// RowReader: reads the rows of one layer from a snapshot to their places in a pool.
 //
-// Rows that are stored as the cache stores them are read straight to their places, whatever the block sizes and
-// layouts. Rows of another element type pass through a buffer of one batch.
+// Rows of the element type of the cache are read straight to their places, whatever the block sizes and layouts. Rows of
+// another element type pass through a buffer of one batch.
 #pragma once
 
 #include <algorithm>
@@ -25,14 +25,14 @@ inline namespace v0 {
 namespace snapshot {
 namespace detail {
 
-/// How the rows of element types that may be converted are read as float.
+/// Decodes a stored row of a convertible element type to float.
 using RowDecoder = void (*)(const std::byte* from, Index dim, float* to);
 
 template <class T>
 void decode_row(const std::byte* from, Index dim, float* to) {
-  Element<T>::decode(reinterpret_cast<const StorageOf<T>*>(from), dim, to);  // aligned: rows are whole numbers
+  Element<T>::decode(reinterpret_cast<const StorageOf<T>*>(from), dim, to);  // aligned: rows are whole elements
 }
-/// Null for a name that is not of a type of 16 or 32 bits.
+/// The decoder of an element type; null for types that are not converted (the quantised ones, and unknown ones).
 [[nodiscard]] inline RowDecoder row_decoder(std::string_view element) noexcept {
   return element == Element<float>::name             ? &decode_row<float>
          : element == Element<Eigen::half>::name     ? &decode_row<Eigen::half>
@@ -40,20 +40,21 @@ void decode_row(const std::byte* from, Index dim, float* to) {
                                                      : nullptr;
 }
 
+/// Cache and contents must outlive it.
 template <class Cache>
 class RowReader {
  public:
   using T = typename Cache::Element;
   using Storage = StorageOf<T>;
 
-  /// `decode` is null where rows are stored as the cache stores them.
+  /// `decode` is null if the snapshot has the element type of the cache.
   RowReader(Cache& cache, const Contents& contents, layout::RowOrder order, RowDecoder decode)
       : cache_(&cache), c_(&contents), order_(order), decode_(decode) {
     scratch_.resize(batch_bytes);
   }
 
-  /// The rows of a layer, to `targets`, which are ordered as a Restorer orders them.
-  void receive(SectionReader& in, Index layer, std::span<const Target> targets) {
+  /// Reads the rows of a layer to `targets`, in the order of Restorer::targets.
+  void read(SectionReader& in, Index layer, std::span<const Target> targets) {
     for (std::size_t b = 0; b < c_->blocks.size(); ++b) {
       const auto is_own = [&](const Target& t) { return t.source == static_cast<std::int32_t>(b); };
       const auto mine = targets.first(
@@ -62,7 +63,7 @@ class RowReader {
       const auto first_copy = std::find_if(mine.begin(), mine.end(), [](const Target& t) { return !t.first; });
       const auto firsts = mine.first(static_cast<std::size_t>(first_copy - mine.begin()));
       slots_.clear();
-      Pos wanted = 0;  // these are the leading rows, without a gap
+      Pos wanted = 0;  // the leading rows, without a gap
       for (const Target& t : firsts) {
         slots_.push_back(t.to);
         wanted += t.to.count;
@@ -75,7 +76,7 @@ class RowReader {
           in.add(std::as_writable_bytes(std::span(cache_->data() + at, static_cast<std::size_t>(count))));
         });
       } else {
-        receive_by_rows(in, layer, rows, wanted);
+        read_by_rows(in, layer, rows, wanted);
       }
       if (firsts.size() < mine.size()) {
         in.flush();
@@ -88,8 +89,8 @@ class RowReader {
   }
 
  private:
-  /// Row by row, in the order of the snapshot; those from `wanted` on have no place.
-  void receive_by_rows(SectionReader& in, Index layer, Pos rows, Pos wanted) {
+  /// Reads row by row, in the order of the snapshot; rows from `wanted` on are discarded.
+  void read_by_rows(SectionReader& in, Index layer, Pos rows, Pos wanted) {
     const Index heads = c_->shape.kv_heads;
     for (const bool keys : {true, false}) {
       const layout::LayerRows part(cache_->layout(), layer, keys);
@@ -108,24 +109,24 @@ class RowReader {
           const auto row = static_cast<Pos>(order_ == layout::RowOrder::head_major ? i % rows : i / heads);
           if (row < wanted) {
             const auto [block, slot] = at.find(row);
-            put(from, dim, row_bytes, cache_->data() + part.offset(block, head, slot));
+            store(from, dim, row_bytes, cache_->data() + part.offset(block, head, slot));
           }
         }
         next += count;
       }
     }
   }
-  void put(const std::byte* from, Index dim, std::size_t row_bytes, Storage* to) {
+  void store(const std::byte* from, Index dim, std::size_t row_bytes, Storage* to) {
     if (decode_ == nullptr) {
       std::memcpy(to, from, row_bytes);
       return;
     }
-    numbers_.resize(static_cast<std::size_t>(dim));
-    decode_(from, dim, numbers_.data());
-    Element<T>::encode(numbers_.data(), dim, to);
+    floats_.resize(static_cast<std::size_t>(dim));
+    decode_(from, dim, floats_.data());
+    Element<T>::encode(floats_.data(), dim, to);
   }
 
-  /// Finds the slot of a row, quickest near the one before.
+  /// Finds the slot of a row; fast for ascending rows.
   struct Cursor {
     std::span<const layout::SlotSpan> slots;
     std::size_t i = 0;
@@ -146,7 +147,7 @@ class RowReader {
     }
   };
 
-  /// Rows that are in place for one sequence, to where another has them too.
+  /// Copies rows that are in place for one sequence to another sequence that has its own.
   void copy_rows(Index layer, std::span<const Target> firsts, const Target& copy) {
     for (const Target& from : firsts) {
       const Pos begin = std::max(from.row, copy.row);
@@ -173,7 +174,7 @@ class RowReader {
   RowDecoder decode_;
   std::vector<layout::SlotSpan> slots_;
   std::vector<std::byte> scratch_;
-  std::vector<float> numbers_;
+  std::vector<float> floats_;
 };
 
 }  // namespace detail

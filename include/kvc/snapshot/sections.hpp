@@ -1,5 +1,5 @@
-// Sections: what frames and protects the parts of a snapshot. The writer checksums bytes on their way out, while they
-// are in the processor's cache; the reader believes nothing that it has not checked.
+// Sections: frames with checksums around the parts of a snapshot. The writer checksums bytes on their way out, while they
+// are in the processor's cache; the reader uses no number that it has not checked.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/io/byte_stream.hpp"
 #include "kvc/snapshot/checksum.hpp"
 #include "kvc/snapshot/format.hpp"
@@ -32,51 +33,43 @@ template <format::Plain Record>
   return std::as_writable_bytes(std::span(&record, 1));
 }
 
-/// Bytes that go through the processor's second cache in one piece: checksummed, and then sent or copied.
+/// Bytes that are checksummed and moved together, while they are in the second-level cache.
 inline constexpr std::size_t batch_bytes = std::size_t{256} << 10;
-inline constexpr std::size_t batch_pieces = 1024;
+inline constexpr std::size_t batch_spans = 1024;
 
-/// Pieces that are waiting to be moved together. Piece is std::span<std::byte> or std::span<const std::byte>.
-template <class Piece>
+/// Collects spans, and hands them on in batches. Byte is std::byte or const std::byte.
+template <class Byte>
 class Batch {
  public:
-  Batch() { pieces_.reserve(batch_pieces); }
+  Batch() { spans_.reserve(batch_spans); }
 
-  /// f(pieces) whenever a batch is full. Neighbours become one piece, and what is too large is cut.
+  /// Calls f(spans) whenever a batch is full. A span that is too large for it is cut.
   template <class F>
-  void add(Piece piece, F&& f) {
-    while (!piece.empty()) {
-      const Piece part = piece.first(std::min(piece.size(), batch_bytes - size_));
-      piece = piece.subspan(part.size());
-      if (!pieces_.empty() && pieces_.back().data() + pieces_.back().size() == part.data()) {
-        pieces_.back() = Piece(pieces_.back().data(), pieces_.back().size() + part.size());
-      } else {
-        pieces_.push_back(part);
-      }
-      size_ += part.size();
-      if (size_ == batch_bytes || pieces_.size() == batch_pieces) {
+  void add(std::span<Byte> span, F&& f) {
+    while (!span.empty()) {
+      const auto part = span.first(std::min(span.size(), batch_bytes - spans_.bytes()));
+      span = span.subspan(part.size());
+      spans_.add(part);
+      if (spans_.bytes() == batch_bytes || spans_.spans().size() == batch_spans) {
         flush(f);
       }
     }
   }
   template <class F>
   void flush(F&& f) {
-    if (!pieces_.empty()) {
-      f(std::span<const Piece>(pieces_));
-      pieces_.clear();
-      size_ = 0;
+    if (!spans_.empty()) {
+      f(spans_.spans());
+      spans_.clear();
     }
   }
 
  private:
-  std::vector<Piece> pieces_;
-  std::size_t size_ = 0;
+  io::SpanList<Byte> spans_;
 };
 
+/// Writes the file header, and sections with their checksums.
 class SectionWriter {
  public:
-  using Piece = std::span<const std::byte>;
-
   /// Writes the file header.
   explicit SectionWriter(io::ByteSink& sink) : sink_(&sink) {
     format::FileHeader header{format::magic, format::major_version, format::minor_version, 0, 0};
@@ -84,7 +77,7 @@ class SectionWriter {
     put(bytes_of(header));
   }
 
-  /// Begins a section; `size` bytes are to be added before `finish`.
+  /// Begins a section; exactly `size` bytes must be added before `finish`.
   void begin(SectionName name, std::uint64_t size, std::uint64_t index = 0,
              std::uint32_t flags = format::SectionHeader::required) {
     format::SectionHeader header{name, flags, index, size, 0};
@@ -94,21 +87,21 @@ class SectionWriter {
     payload_.reset();
     left_ = size;
   }
-  /// The memory must stay as it is until `finish`.
-  void add(Piece piece) {
-    KVC_ASSERT(piece.size() <= left_);
-    left_ -= piece.size();
-    batch_.add(piece, [this](std::span<const Piece> pieces) { send(pieces); });
+  /// Adds bytes, which must not change until `finish`.
+  void add(io::ConstByteSpan span) {
+    KVC_ASSERT(span.size() <= left_);
+    left_ -= span.size();
+    batch_.add(span, [this](std::span<const io::ConstByteSpan> spans) { send(spans); });
   }
   void finish() {
     KVC_ASSERT(left_ == 0);
-    batch_.flush([this](std::span<const Piece> pieces) { send(pieces); });
+    batch_.flush([this](std::span<const io::ConstByteSpan> spans) { send(spans); });
     const std::uint64_t sum = payload_.value();
     put(bytes_of(sum));
     all_.add(bytes_of(sum));
     ++sections_;
   }
-  void section(SectionName name, Piece payload) {
+  void section(SectionName name, io::ConstByteSpan payload) {
     begin(name, payload.size());
     add(payload);
     finish();
@@ -119,26 +112,25 @@ class SectionWriter {
   }
 
  private:
-  void put(Piece bytes) { sink_->write(std::span<const Piece>(&bytes, 1)); }
-  void send(std::span<const Piece> pieces) {
-    for (const Piece piece : pieces) {
-      payload_.add(piece);
+  void put(io::ConstByteSpan bytes) { sink_->write(std::span<const io::ConstByteSpan>(&bytes, 1)); }
+  void send(std::span<const io::ConstByteSpan> spans) {
+    for (const io::ConstByteSpan span : spans) {
+      payload_.add(span);
     }
-    sink_->write(pieces);
+    sink_->write(spans);
   }
 
   io::ByteSink* sink_;
-  Batch<Piece> batch_;
+  Batch<const std::byte> batch_;
   Checksum payload_;
   Checksum all_;
   std::uint64_t sections_ = 0;
   std::uint64_t left_ = 0;
 };
 
+/// Reads the file header, and sections with their checksums. Throws FormatError for whatever is wrong.
 class SectionReader {
  public:
-  using Piece = std::span<std::byte>;
-
   /// Reads the file header. Throws FormatError.
   explicit SectionReader(io::ByteSource& source) : source_(&source) {
     format::FileHeader header{};
@@ -146,7 +138,7 @@ class SectionReader {
     if (header.magic != format::magic) {
       fail_at(0, "a kvc snapshot, which begins with \\x89KVC");
     }
-    // The version first: another one may have another header.
+    // The version comes first: another version may have another header.
     if (header.major != format::major_version) {
       fail_at(offsetof(format::FileHeader, major),
               kvc::detail::concat({"version ", std::to_string(format::major_version), " of the format, found ",
@@ -159,7 +151,7 @@ class SectionReader {
     }
   }
 
-  /// Reads the header of the next section that is known; optional ones that are not are passed over.
+  /// Reads the header of the next known section; unknown optional ones are skipped.
   const format::SectionHeader& next() {
     KVC_ASSERT(left_ == 0);
     for (;;) {
@@ -189,8 +181,8 @@ class SectionReader {
     }
   }
 
-  /// The payload of a section of no great size, as records. Memory is taken as the bytes come, not as they are
-  /// announced.
+  /// Reads the payload of a small section as records. Memory grows with the bytes that arrive, not with the announced
+  /// size.
   template <format::Plain Record>
   [[nodiscard]] std::vector<Record> records(const char* what) {
     if (header_.size % sizeof(Record) != 0) {
@@ -210,28 +202,28 @@ class SectionReader {
     return all;
   }
 
-  /// Asks for the next bytes of the payload; they are there, and checksummed, after `flush`, or earlier.
-  void add(Piece piece) {
-    KVC_ASSERT(piece.size() <= left_);
-    left_ -= piece.size();
-    batch_.add(piece, [this](std::span<const Piece> pieces) { receive(pieces); });
+  /// Requests the next bytes of the payload. They are in place, and checksummed, at the latest after `flush`.
+  void add(io::ByteSpan span) {
+    KVC_ASSERT(span.size() <= left_);
+    left_ -= span.size();
+    batch_.add(span, [this](std::span<const io::ByteSpan> spans) { fill(spans); });
   }
   void flush() {
-    batch_.flush([this](std::span<const Piece> pieces) { receive(pieces); });
+    batch_.flush([this](std::span<const io::ByteSpan> spans) { fill(spans); });
   }
-  /// Passes over `bytes` of the payload, but checksums them.
+  /// Discards `bytes` bytes of the payload, but checksums them.
   void skip(std::uint64_t bytes) {
     KVC_ASSERT(bytes <= left_);
     scratch_.resize(batch_bytes);
     while (bytes > 0) {
       const auto part = static_cast<std::size_t>(std::min<std::uint64_t>(bytes, scratch_.size()));
       add(std::span(scratch_).first(part));
-      flush();  // the next part goes to the same place
+      flush();  // the next part overwrites this one
       bytes -= part;
     }
   }
   void skip() { skip(left_); }
-  /// Checks that the payload was what was written.
+  /// Checks the checksum of the payload.
   void finish() {
     KVC_ASSERT(left_ == 0);
     flush();
@@ -246,7 +238,7 @@ class SectionReader {
     all_.add(bytes_of(sum));
     ++sections_;
   }
-  /// Reads the payload of the section `end`, to which `next` has come, and checks that nothing is missing or left over.
+  /// Reads the payload of the section `end`, whose header `next` has read, and checks that nothing is missing or left.
   void end() {
     const std::uint64_t sections = sections_;
     const std::uint64_t sum = all_.value();
@@ -264,15 +256,15 @@ class SectionReader {
     }
   }
 
-  /// A place to come back to, between sections.
+  /// A position between sections, for `rewind`.
   struct Mark {
     std::uint64_t offset;
     std::uint64_t sections;
     Checksum all;
   };
   [[nodiscard]] Mark mark() const noexcept { return {offset_, sections_, all_}; }
-  [[nodiscard]] bool can_go_back() const { return source_->can_rewind(); }
-  void go_back(const Mark& mark) {
+  [[nodiscard]] bool can_rewind() const { return source_->can_rewind(); }
+  void rewind(const Mark& mark) {
     source_->rewind(offset_ - mark.offset);
     offset_ = mark.offset;
     sections_ = mark.sections;
@@ -308,32 +300,28 @@ class SectionReader {
       fail_at(at, kvc::detail::concat({what, " with its checksum"}));
     }
   }
-  void take(Piece piece, const char* what) {
-    const std::size_t count = source_->read(std::span<const Piece>(&piece, 1));
+  void take(io::ByteSpan span, const char* what) {
+    const std::size_t count = source_->read(std::span<const io::ByteSpan>(&span, 1));
     offset_ += count;
-    if (count < piece.size()) {
-      fail_at(offset_, kvc::detail::concat({what, ", ", std::to_string(piece.size()), " bytes, and they end"}));
+    if (count < span.size()) {
+      fail_at(offset_, kvc::detail::concat({what, ", ", std::to_string(span.size()), " bytes, the source ends"}));
     }
   }
-  void receive(std::span<const Piece> pieces) {
-    std::size_t total = 0;
-    for (const Piece piece : pieces) {
-      total += piece.size();
-    }
-    const std::size_t count = source_->read(pieces);
+  void fill(std::span<const io::ByteSpan> spans) {
+    const std::size_t count = source_->read(spans);
     offset_ += count;
-    if (count < total) {
+    if (count < io::total_bytes(spans)) {
       fail_at(offset_, kvc::detail::concat({"section ", to_text(header_.name), " of ", std::to_string(header_.size),
-                                            " bytes, and they end"}));
+                                            " bytes, the source ends"}));
     }
-    for (const Piece piece : pieces) {
-      payload_.add(piece);
+    for (const io::ByteSpan span : spans) {
+      payload_.add(span);
     }
   }
 
   io::ByteSource* source_;
   format::SectionHeader header_{};
-  Batch<Piece> batch_;
+  Batch<std::byte> batch_;
   std::vector<std::byte> scratch_;
   Checksum payload_;
   Checksum all_;

@@ -1,19 +1,19 @@
-// Snapshots: the keys and values of sequences, or of a whole cache, in a file or any other place of bytes.
+// Snapshots: keys and values of sequences, or of a whole cache, saved to a file or any other sink of bytes.
 //
-//   save(cache, "sessions.kvc");                          all open sequences, and what is cached
-//   save(cache, std::span(&seq, 1), "one.kvc");           one sequence, or several
-//   Loaded loaded = load(other, "sessions.kvc");  loaded.sequences, in the order of saving
+//   snapshot::save(cache, "sessions.kvc");                          all open sequences, and the cached blocks
+//   snapshot::save(cache, std::span(&seq, 1), "one.kvc");           one sequence, or several
+//   snapshot::Loaded loaded = snapshot::load(other, "sessions.kvc");  loaded.sequences, in the order of saving
 //
-// A block that several sequences share is stored once, and shared again after loading, if the policy shares. The other
-// cache may have another policy, block size and layout; the same shape and, unless LoadOptions says otherwise, the same
-// element type. Rows come back bit for bit. What was cached for later prompts is found again; the order of eviction
-// begins anew, and pins are not saved: their blocks are, as cached ones.
+// A block that several sequences share is stored once, and is shared again after loading if the policy shares. The other
+// cache may have another policy, block size and layout; its shape must be the same and, unless LoadOptions says
+// otherwise, its element type. Rows come back bit for bit. Cached prefixes are found again. The order of eviction starts
+// anew. Pins are not saved; their blocks are, as cached ones.
 //
-// A file is replaced at once or not at all, whenever the process is killed. Bytes that are not right give a FormatError
-// that names source, offset and expectation; a load that fails changes nothing, and takes no more memory than the bytes
-// that are there justify. The format is in docs/format.md.
+// A file is replaced as a whole or not at all, whenever the process is killed (io::replace_file). Damaged bytes give a
+// FormatError that names source, offset and expectation. A load that fails changes nothing, and never allocates more
+// than the bytes that are there justify. docs/format.md describes the format.
 //
-// Threads: saving reads the cache, as its const members do; loading is a writer's work.
+// Threads: saving reads the cache as its const members do; loading has the rights of a writer.
 //
 // Needs xxhash.h: see snapshot/checksum.hpp.
 #pragma once
@@ -39,8 +39,8 @@ namespace kvc {
 inline namespace v0 {
 namespace snapshot {
 
-/// Writes sequences to a sink, with their committed positions. O(bytes). Throws what the sink throws, and
-/// std::invalid_argument for a sequence that is not open.
+/// Saves the committed positions of sequences, with tokens and salts that the caller gives (see SavedSequence), to a
+/// sink. O(bytes). Throws std::invalid_argument for a sequence that is not open, and what the sink throws.
 template <class Cache>
 void save(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
           const SaveOptions& options = {}) {
@@ -50,13 +50,13 @@ void save(const Cache& cache, std::span<const SavedSequence> sequences, io::Byte
   }
   writer.finish();
 }
-/// Makes or replaces a file: see io::replace_file.
+/// The same to a file, which is made or replaced. Throws as above, and as io::replace_file does.
 template <class Cache>
 void save(const Cache& cache, std::span<const SavedSequence> sequences, const std::filesystem::path& path,
           const SaveOptions& options = {}) {
   io::replace_file(path, [&](io::ByteSink& sink) { save(cache, sequences, sink, options); });
 }
-/// Sequences whose tokens and salts are those that the policy knows. `to` is a sink or a path.
+/// The same with the tokens and salts that the policy knows. `to` is a sink or a path.
 template <class Cache, class To>
 void save(const Cache& cache, std::span<const SeqId> sequences, To&& to, const SaveOptions& options = {}) {
   std::vector<SavedSequence> saved;
@@ -65,16 +65,19 @@ void save(const Cache& cache, std::span<const SeqId> sequences, To&& to, const S
   }
   save(cache, std::span<const SavedSequence>(saved), std::forward<To>(to), options);
 }
-/// The whole cache: all open sequences, in the order of Cache::sequences(), and what is cached.
+/// Saves the whole cache: all open sequences in the order of Cache::sequences(), and the cached blocks. `to` is a sink or
+/// a path.
 template <class Cache, class To>
   requires(std::derived_from<std::remove_cvref_t<To>, io::ByteSink> || std::convertible_to<To, std::filesystem::path>)
 void save(const Cache& cache, To&& to, const SaveOptions& options = {}) {
   save(cache, std::span<const SeqId>(cache.sequences()), std::forward<To>(to), options);
 }
 
-/// Adds to the cache what is in a snapshot. Empty if there is no room for all of it: nothing has changed then.
-/// Throws FormatError if the bytes are not right; nothing has changed then either, unless room had to be made by
-/// evicting and the source cannot be read twice. O(bytes).
+/// Adds the sequences and cached blocks of a snapshot to a cache. Empty if there is no room for all of them; nothing has
+/// changed then. O(bytes).
+///
+/// Throws FormatError if the bytes are damaged or do not fit the cache. Nothing has changed then, unless room had to be
+/// made by evicting and the source cannot rewind.
 template <class Cache>
 [[nodiscard]] std::optional<Loaded> try_load(Cache& cache, io::ByteSource& source, const LoadOptions& options = {}) {
   Reader<Cache> reader(cache, source, options);
@@ -85,6 +88,7 @@ template <class Cache>
   }
   return reader.commit();
 }
+/// The same from a file. Throws FormatError also if it cannot be read.
 template <class Cache>
 [[nodiscard]] std::optional<Loaded> try_load(Cache& cache, const std::filesystem::path& path,
                                              const LoadOptions& options = {}) {
@@ -92,7 +96,7 @@ template <class Cache>
   return try_load(cache, source, options);
 }
 
-/// The same, but throws CapacityError where there is no room.
+/// As try_load, but throws CapacityError if there is no room.
 template <class Cache>
 Loaded load(Cache& cache, io::ByteSource& source, const LoadOptions& options = {}) {
   Reader<Cache> reader(cache, source, options);
@@ -104,6 +108,7 @@ Loaded load(Cache& cache, io::ByteSource& source, const LoadOptions& options = {
   }
   return reader.commit();
 }
+/// The same from a file.
 template <class Cache>
 Loaded load(Cache& cache, const std::filesystem::path& path, const LoadOptions& options = {}) {
   io::FileSource source(path);

@@ -1,11 +1,11 @@
-// Writer: keys and values of a cache, into any sink, layer by layer.
+// Writer: saves keys and values of a cache to any sink, layer by layer.
 //
-//   Writer writer(cache, sequences, sink);    everything but the rows is written
-//   writer.layer(0) ... writer.layer(layers - 1);     in any order, each once
+//   snapshot::Writer writer(cache, sequences, sink);    writes everything but the rows
+//   writer.layer(0) ... writer.layer(layers - 1);       in any order, each once
 //   writer.finish();
 //
-// So a layer can be sent while the next one is computed: with SaveOptions::reserved, rows of an extension under way
-// go with the others, as soon as they are written. Rows are gathered from where they lie and not copied first.
+// So a layer can be sent while the next one is computed: with SaveOptions::reserved, the rows of an uncommitted extension
+// are saved too, layer by layer as they are written. The sink gathers the rows from the pool; they are not copied first.
 #pragma once
 
 #include <algorithm>
@@ -24,37 +24,49 @@
 #include "kvc/policy/events.hpp"
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/contents.hpp"
+#include "kvc/snapshot/describe.hpp"
 #include "kvc/snapshot/sections.hpp"
 
 namespace kvc {
 inline namespace v0 {
 namespace snapshot {
 
+/// What to save beside the committed positions of the sequences.
 struct SaveOptions {
-  bool cached_prefixes = true;  ///< also what the policy has cached for later prompts, if it does that
-  bool reserved = false;        ///< also the positions of an extension under way; otherwise the committed ones
+  bool cached_prefixes = true;  ///< the blocks that the policy has cached for later prompts, if it caches any
+  bool reserved = false;        ///< the positions of an uncommitted extension
 };
 
-/// The sequences, the cache and the sink must outlive it; what is saved must not change until `finish`, but for rows of
-/// layers that are still to come.
+/// Writes one snapshot. Cache, sink and the tokens in `sequences` must outlive it. Until `finish` the saved sequences
+/// must not change; rows of a layer may be written until `layer` saves them.
+///
+///   expression                               | does                          | throws
+///   -----------------------------------------+-------------------------------+--------------------------------------
+///   Writer w(cache, sequences, sink, options)| writes all but the rows       | std::invalid_argument: a sequence is
+///                                            | O(blocks + tokens)            | not open, or has other tokens than a
+///                                            |                               | sequence that shares its rows
+///   w.layer(l)                               | writes the rows of layer l    | std::invalid_argument: l is no layer,
+///                                            | O(bytes)                      | or was written before
+///   w.finish()                               | writes the end, without which | std::invalid_argument: a layer was
+///                                            | the bytes are no snapshot     | not written
+///   w.contents()                             | returns what was written so far
+///
+/// All of them also throw what the sink throws.
 template <class Cache>
 class Writer {
  public:
   using Policy = typename Cache::PolicyType;
   using Layout = typename Cache::LayoutType;
 
-  /// Throws std::invalid_argument if a sequence is not open, or tokens are more than positions or contradict those of a
-  /// sequence that shares the rows; otherwise what the sink throws.
   Writer(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
          const SaveOptions& options = {})
-      : cache_(&cache), contents_(describe()), slots_(collect(sequences, options)), out_(sink) {
+      : cache_(&cache), slots_(collect(sequences, options)), out_(sink) {
     written_.resize(static_cast<std::size_t>(cache.shape().layers), false);
-    detail::write_contents(out_, contents_);
+    detail::write_contents(out_, describe(cache), contents_);
   }
 
   [[nodiscard]] const Contents& contents() const noexcept { return contents_; }
 
-  /// Writes the rows of one layer. Throws std::invalid_argument if there is no such layer, or it was written before.
   void layer(Index layer) {
     require_between(layer, Index{0}, cache_->shape().layers - 1, "layer");
     require(!written_[static_cast<std::size_t>(layer)], "layer", layer, "one that was not written yet");
@@ -70,7 +82,6 @@ class Writer {
     written_[static_cast<std::size_t>(layer)] = true;
   }
 
-  /// Writes the end: without it a snapshot is none. Throws std::invalid_argument if a layer was not written.
   void finish() {
     for (std::size_t i = 0; i < written_.size(); ++i) {
       require(written_[i], "layer", i, "written before finish");
@@ -79,25 +90,9 @@ class Writer {
   }
 
  private:
-  using T = typename Cache::Element;
-
-  [[nodiscard]] Contents describe() const {
-    Contents contents;
-    contents.shape = cache_->shape();
-    const auto row_bytes = [](Index dim) {
-      return Element<T>::row_size(dim) * static_cast<Index>(sizeof(StorageOf<T>));
-    };
-    contents.key_row_bytes = row_bytes(contents.shape.key_dim);
-    contents.value_row_bytes = row_bytes(contents.shape.value_dim);
-    contents.block_tokens = cache_->policy().block_tokens();
-    contents.element = Element<T>::name;
-    contents.layout = layout::to_text(layout::row_order<Layout>());
-    contents.policy = Policy::name;
-    return contents;
-  }
-
   [[nodiscard]] std::vector<layout::SlotSpan> collect(std::span<const SavedSequence> sequences,
                                                       const SaveOptions& options) {
+    detail::set_description(contents_, describe(*cache_));
     detail::Collector collector(contents_);
     const Policy& policy = cache_->policy();
     if constexpr (KeepsPrefixes<Policy>) {
