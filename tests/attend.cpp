@@ -9,12 +9,27 @@ namespace kvc_test {
 
 template <class T>
 void Attend<T>::prefill(const AnyView<T>& kv, kvc::PosRange queries, kvc::MatrixRef<const float> q,
-                        kvc::MatrixRef<float> out, const kvc::AttentionOptions& options, const AnyExecutor& executor) {
+                        const kvc::AttentionOutput& out, const kvc::AttentionOptions& options,
+                        const AnyExecutor& executor) {
   kvc::prefill(kv, queries, q, out, options, executor);
 }
 
 template <class T>
-void Attend<T>::decode(std::span<const AnyView<T>> views, kvc::MatrixRef<const float> q, kvc::MatrixRef<float> out,
+void Attend<T>::prefill(Views views, std::span<const kvc::PosRange> queries, kvc::MatrixRef<const float> q,
+                        const kvc::AttentionOutput& out, const kvc::AttentionOptions& options,
+                        const AnyExecutor& executor) {
+  kvc::prefill(views, queries, q, out, options, executor);
+}
+
+template <class T>
+void Attend<T>::prefill(Views views, std::span<const std::int32_t> q_indptr, kvc::MatrixRef<const float> q,
+                        const kvc::AttentionOutput& out, const kvc::AttentionOptions& options,
+                        const AnyExecutor& executor) {
+  kvc::prefill(views, q_indptr, q, out, options, executor);
+}
+
+template <class T>
+void Attend<T>::decode(Views views, kvc::MatrixRef<const float> q, const kvc::AttentionOutput& out,
                        const kvc::AttentionOptions& options, const AnyExecutor& executor) {
   kvc::decode(views, q, out, options, executor);
 }

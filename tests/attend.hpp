@@ -2,12 +2,14 @@
 // names ten kinds of views would otherwise be compiled ten times.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <span>
 #include <utility>
 
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/options.hpp"
+#include "kvc/attention/output.hpp"
 #include "kvc/parallel/executor.hpp"
 
 namespace kvc_test {
@@ -70,14 +72,21 @@ static_assert(kvc::Executor<AnyExecutor>);
 /// kvc::prefill and kvc::decode.
 template <class T>
 struct Attend {
+  using Views = std::span<const AnyView<T>>;
   static void prefill(const AnyView<T>& kv, kvc::PosRange queries, kvc::MatrixRef<const float> q,
-                      kvc::MatrixRef<float> out, const kvc::AttentionOptions& options = {},
+                      const kvc::AttentionOutput& out, const kvc::AttentionOptions& options = {},
                       const AnyExecutor& executor = kvc::Sequential{});
-  static void decode(std::span<const AnyView<T>> views, kvc::MatrixRef<const float> q, kvc::MatrixRef<float> out,
+  static void prefill(Views views, std::span<const kvc::PosRange> queries, kvc::MatrixRef<const float> q,
+                      const kvc::AttentionOutput& out, const kvc::AttentionOptions& options = {},
+                      const AnyExecutor& executor = kvc::Sequential{});
+  static void prefill(Views views, std::span<const std::int32_t> q_indptr, kvc::MatrixRef<const float> q,
+                      const kvc::AttentionOutput& out, const kvc::AttentionOptions& options = {},
+                      const AnyExecutor& executor = kvc::Sequential{});
+  static void decode(Views views, kvc::MatrixRef<const float> q, const kvc::AttentionOutput& out,
                      const kvc::AttentionOptions& options = {}, const AnyExecutor& executor = kvc::Sequential{});
-  static void decode(const AnyView<T>& kv, kvc::MatrixRef<const float> q, kvc::MatrixRef<float> out,
+  static void decode(const AnyView<T>& kv, kvc::MatrixRef<const float> q, const kvc::AttentionOutput& out,
                      const kvc::AttentionOptions& options = {}, const AnyExecutor& executor = kvc::Sequential{}) {
-    decode(std::span<const AnyView<T>>(&kv, 1), q, out, options, executor);
+    decode(Views(&kv, 1), q, out, options, executor);
   }
 };
 

@@ -1,10 +1,9 @@
-// What attention reads: the KvView concept, and a view of two plain arrays.
-//
-// A view is one layer of one sequence. It hands out runs, stretches of consecutive positions of one head that lie
-// evenly spaced in memory, so that attention works on any storage without copies and without virtual calls.
+// KvView: the concept of what attention reads, and DenseView, a view of two plain arrays.
 #pragma once
 
 #include <concepts>
+#include <ranges>
+#include <span>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
@@ -41,6 +40,9 @@ struct IgnoreRun {
 ///   rows       row i of a run is that of position first + i. It lies at k + i * k_stride and v + i * v_stride, the same place
 ///              whatever range was asked for, and does not change while attention reads it
 ///
+/// Attention holds a view to the first law: it throws std::invalid_argument where the runs lack a position that a query row may
+/// see.
+///
 /// Several threads may read one view at once. Copies are cheap and show the same. testing/kv_view_conformance.hpp checks the laws;
 /// a minimal view stands in tests/conformance/views.cpp.
 template <class V>
@@ -52,6 +54,18 @@ concept KvView =
       { view.length() } -> std::same_as<Pos>;
       view.for_each_run(head, range, f);
     };
+
+/// Several views in contiguous memory: a std::vector, std::span or array of them.
+template <class R>
+concept KvViewRange = std::ranges::contiguous_range<const R> && std::ranges::sized_range<const R> &&
+                      KvView<std::ranges::range_value_t<const R>>;
+
+namespace detail {
+template <KvViewRange R>
+[[nodiscard]] auto view_span(const R& views) {
+  return std::span<const std::ranges::range_value_t<const R>>(std::ranges::data(views), std::ranges::size(views));
+}
+}  // namespace detail
 
 /// A view of keys and values that lie in two row-major arrays, one row per position: for those who keep no cache.
 ///

@@ -1,5 +1,10 @@
-// Attention of many query rows of one sequence over its keys and values: prefill, and any chunk of it.
+// prefill: attention of many query rows of each sequence over its keys and values.
 #pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "kvc/attention/kernel/attention_call.hpp"
 #include "kvc/element/float16.hpp"
@@ -7,35 +12,90 @@
 namespace kvc {
 inline namespace v0 {
 
-/// out[i] = attention of query row i, at position queries.first + i, over the positions [0, kv.length()) that
-/// AttentionOptions let it see.
+/// Attention of the rows of one sequence: row i, at position queries.first + i, over the keys in [0, kv.length()) that
+/// AttentionOptions let it see. A prompt, a chunk of one, or the tokens of one speculative step.
 ///
 ///   kv       one layer of one sequence; query head h reads kv head h / (query_heads / kv_heads)
-///   queries  their positions; n == queries.size(). May begin below 0 or end beyond kv.length(): causality and window
-///            then apply as they stand, and a row that sees no key gives 0
+///   queries  n positions. May begin below 0 or end beyond kv.length(): causality and window then apply as they stand,
+///            and a row that sees no key gives 0
 ///   q        [n, query_heads * key_dim]
-///   out      [n, query_heads * value_dim]  overwritten; must not overlap q or the cache
+///   out      [n, query_heads * value_dim], with or without lse, or states: see AttentionOutput. Overwritten; must not
+///            overlap q or the cache
 ///
-/// A row's result has the same bits whatever rows, heads and sequences are computed beside it, in prefill as in decode,
-/// however the view is cut into runs, and on any executor. Sums are floats. Products are those of floats, with an error
-/// against exact arithmetic on the stored rows of about 1e-6 of the largest value, but where the processor multiplies
-/// narrower numbers: then queries and weights are rounded to bfloat16 for bfloat16 and Fp8E4M3 (error about 3e-3), to
-/// 15 and 16 bits for Int8 (1e-4), to 8 bits for Int4 (1e-2). Bits are those of the target that was compiled for.
+/// **Bits.** A row has the same bits whatever rows, heads and sequences are computed beside it, in prefill as in decode,
+/// however the view is cut into runs, and on any executor. They are those of the target that was compiled for.
 ///
-/// Throws std::invalid_argument if extents or options do not fit, std::bad_alloc. One allocation per work item.
-/// O(query_heads * pairs * (key_dim + value_dim)) for `pairs` of a row and a key it may see by causality and window;
-/// keys that no row of a tile may see in this way are not read.
+/// **Accuracy.** Sums are floats. Products are those of floats, with an error against exact arithmetic on the stored
+/// rows of about 1e-6 of the largest value, except where the processor multiplies narrower numbers: there, queries and
+/// weights are rounded to bfloat16 for bfloat16 and Fp8E4M3 (error about 3e-3), to 15 and 16 bits for Int8 (1e-4), to 8
+/// bits for Int4 (1e-2).
+///
+/// **Errors.** Throws std::invalid_argument if extents or options do not fit; nothing has been written then. Throws
+/// std::invalid_argument naming the position if the view does not retain a key that a row may see, and std::bad_alloc;
+/// `out` may be partly written then.
+///
+/// **Cost.** O(query_heads * pairs * (key_dim + value_dim)) for `pairs` of a row and a key that it may see by causality,
+/// window and `keys`; other keys are not read, or only where a row of the same tile sees them. A few allocations per
+/// call.
+///
 /// Method: tiles with a running maximum (FlashAttention, 2022), see attention/kernel/query_tile.hpp.
 template <KvView View, class Ex = Sequential>
   requires Executor<Ex>
-void prefill(const View& kv, PosRange queries, MatrixRef<const float> q, MatrixRef<float> out,
+void prefill(const View& kv, PosRange queries, MatrixRef<const float> q, const AttentionOutput& out,
              const AttentionOptions& options = {}, Ex&& executor = {}) {
   const AttentionDims dims = attention_dims(kv, q, options);
   require(queries.size() == q.rows(), "queries", queries, "as many positions as q has rows");
-  require_extents(out, q.rows(), dims.query_heads * dims.value_dim, "out");
-  const auto view = [&](Index) -> const View& { return kv; };
-  const auto position = [&](Index) { return Index{queries.first}; };
-  detail::AttentionCall(dims, options, Index{1}, q.rows(), view, position, q, out).run(executor);
+  out.require_fits(dims, q.rows());
+  const detail::SequenceRows rows{0, q.rows(), Index{queries.first}};
+  detail::AttentionCall<View>(dims, options, std::span(&kv, 1), std::span(&rows, 1), q, out).run(executor);
+}
+
+/// The same for a ragged batch of sequences, whose rows lie one after the other in q and out: chunks of prompts of any
+/// length and rows of decode (one position) side by side. Each row has the bits that a call for its sequence alone gives.
+///
+///   views    one layer of each sequence, a contiguous range; all of the same heads and dims
+///   queries  the positions of the rows of each sequence: [B], B == views.size(); may be empty
+///   q        [sum of queries[b].size(), query_heads * key_dim]    out  as many rows
+///
+/// Rows of a mask are those of q. Sequences with few rows share what they read of common prefixes, as in decode.
+template <KvViewRange Views, class Ex = Sequential>
+  requires Executor<Ex>
+void prefill(const Views& views, std::span<const PosRange> queries, MatrixRef<const float> q,
+             const AttentionOutput& out, const AttentionOptions& options = {}, Ex&& executor = {}) {
+  const auto all = detail::view_span(views);
+  require(queries.size() == all.size(), "queries.size()", queries.size(),
+          "the number of views, " + std::to_string(all.size()));
+  std::vector<detail::SequenceRows> rows;
+  rows.reserve(queries.size());
+  Index count = 0;
+  for (const PosRange& positions : queries) {
+    require(positions.first <= positions.last, "queries", positions, "ranges of positions");
+    rows.push_back({count, Index{positions.size()}, Index{positions.first}});
+    count += positions.size();
+  }
+  detail::attend(all, std::span<const detail::SequenceRows>(rows), count, q, out, options, executor);
+}
+
+/// The same for rows that are the last positions of their sequences, as after `extend`: those of sequence b are
+/// [q_indptr[b], q_indptr[b + 1]) of q and out, as in cuda::prefill and BatchIndex::q_indptr.
+///
+///   q_indptr  [B + 1] ascending from 0, also known as cu_seqlens_q
+template <KvViewRange Views, class Ex = Sequential>
+  requires Executor<Ex>
+void prefill(const Views& views, std::span<const std::int32_t> q_indptr, MatrixRef<const float> q,
+             const AttentionOutput& out, const AttentionOptions& options = {}, Ex&& executor = {}) {
+  const auto all = detail::view_span(views);
+  require(q_indptr.size() == all.size() + 1, "q_indptr.size()", q_indptr.size(),
+          "one more than the number of views, " + std::to_string(all.size()));
+  require(q_indptr.front() == 0, "q_indptr[0]", q_indptr.front(), "0");
+  std::vector<detail::SequenceRows> rows;
+  rows.reserve(all.size());
+  for (std::size_t b = 0; b < all.size(); ++b) {
+    const Index count = Index{q_indptr[b + 1]} - q_indptr[b];
+    require(count >= 0, "q_indptr[" + std::to_string(b + 1) + "]", q_indptr[b + 1], "at least the one before");
+    rows.push_back({Index{q_indptr[b]}, count, Index{all[b].length()} - count});
+  }
+  detail::attend(all, std::span<const detail::SequenceRows>(rows), Index{q_indptr.back()}, q, out, options, executor);
 }
 
 }  // namespace v0

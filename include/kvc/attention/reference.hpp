@@ -1,5 +1,4 @@
-// Attention written out: the definition in AttentionOptions, in double, one row after the other. What prefill and
-// decode are tested against.
+// reference: attention by its definition, in double. Prefill and decode are tested against it.
 #pragma once
 
 #include <algorithm>
@@ -8,42 +7,47 @@
 #include <vector>
 
 #include "kvc/attention/options.hpp"
+#include "kvc/attention/output.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
-/// out[i] = attention of query row i, at position queries.first + i, over all keys of `kv` that it may see.
+/// Attention of the rows of one sequence: row i, at position queries.first + i, over the keys that AttentionOptions let
+/// it see, one row after the other.
 ///
 ///   kv   one layer of one sequence
 ///   q    [n, query_heads * key_dim]     n == queries.size()
-///   out  [n, query_heads * value_dim]   overwritten; must not overlap q
+///   out  [n, query_heads * value_dim], with or without lse, or states: see AttentionOutput. Overwritten; must not
+///        overlap q
 ///
-/// Throws std::invalid_argument if extents or options do not fit. O(n * query_heads * length * (key_dim + value_dim)).
+/// Throws std::invalid_argument if extents or options do not fit, or if the view does not retain a key that a row may
+/// see; nothing has been written then. O(n * query_heads * keys that a row may see * (key_dim + value_dim)).
 template <KvView View>
-void reference(const View& kv, PosRange queries, MatrixRef<const float> q, MatrixRef<float> out,
+void reference(const View& kv, PosRange queries, MatrixRef<const float> q, const AttentionOutput& out,
                const AttentionOptions& options = {}) {
   using T = typename View::Element;
   const AttentionDims dims = attention_dims(kv, q, options);
   const Index H = dims.query_heads, G = dims.group, D = dims.key_dim, Dv = dims.value_dim;
   require(queries.size() == q.rows(), "queries", queries, "as many positions as q has rows");
-  require_extents(out, q.rows(), H * Dv, "out");
+  out.require_fits(dims, q.rows());
+  const auto keys_of = [&](Index i) { return detail::visible_keys(Index{queries.first} + i, kv.length(), options); };
+  for (Index i = 0; i < q.rows(); ++i) {
+    for (Index head = 0; head < dims.kv_heads; ++head) {
+      detail::require_retained(kv, head, keys_of(i), 0);
+    }
+  }
 
   std::vector<float> k(static_cast<std::size_t>(D)), v(static_cast<std::size_t>(Dv));
   std::vector<double> o(static_cast<std::size_t>(Dv));
-  const auto visible = [&](Index p, Index j) {
-    return (!options.causal || j <= p) && (options.window == 0 || p - j < options.window) && j < options.mask.cols();
-  };
-
   for (Index i = 0; i < q.rows(); ++i) {
-    const Index p = queries.first + i;
+    const detail::KeyRange keys = keys_of(i);
     for (Index h = 0; h < H; ++h) {
       double m = -std::numeric_limits<double>::infinity();  // largest score so far
       double l = 0;                                         // sum of exp(s - m)
       std::fill(o.begin(), o.end(), 0.0);                   // sum of exp(s - m) * v
-      kv.for_each_run(h / G, {0, kv.length()}, [&](const KvRun<T>& run) {
+      const auto add_run = [&](const KvRun<T>& run) {
         for (Index r = 0; r < run.rows; ++r) {
-          const Index j = run.first + r;
-          const double bias = visible(p, j) ? static_cast<double>(options.mask.bias(h, i, j)) : -HUGE_VAL;
+          const auto bias = static_cast<double>(options.mask.bias(h, i, run.first + r));
           if (bias == -HUGE_VAL) {
             continue;
           }
@@ -70,10 +74,13 @@ void reference(const View& kv, PosRange queries, MatrixRef<const float> q, Matri
             o[d] = o[d] * rescale + weight * static_cast<double>(v[d]);
           }
         }
-      });
-      for (std::size_t d = 0; d < o.size(); ++d) {
-        out.row(i)[h * Dv + static_cast<Index>(d)] = l == 0 ? 0.0F : static_cast<float>(o[d] / l);
+      };
+      if (keys.first < keys.last) {
+        kv.for_each_run(h / G, {static_cast<Pos>(keys.first), static_cast<Pos>(keys.last)}, add_run);
       }
+      const double divisor = l == 0 || out.has_states() ? 1.0 : l;
+      std::transform(o.begin(), o.end(), out.row(i, h, Dv), [&](double x) { return static_cast<float>(x / divisor); });
+      out.write_sums(i, h, m, l);
     }
   }
 }

@@ -1,34 +1,37 @@
-// AttentionState: what attention over some of the keys leaves behind, and how two of them become one.
-//
-// For scores s[j] and values v[j] over a set of positions J, the state is
-//
-//   m = max s[j]       l = sum exp(s[j] - m)       o = sum exp(s[j] - m) * v[j]          (j in J)
-//
-// and the attention output over J is o / l. For disjoint sets the states combine:
-//
-//   m = max(m1, m2)    l = l1 exp(m1 - m) + l2 exp(m2 - m)    o = o1 exp(m1 - m) + o2 exp(m2 - m)
-//
-// In exact arithmetic this is associative and commutative, and the state of the empty set (m = -infinity, l = 0, o = 0)
-// is its identity. In floating point the identity is exact and the rest holds to rounding; where kvc merges, it does so
-// in one fixed order, ascending positions, from the left.
-//
-// Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the running maximum; Dao et
-// al., "FlashAttention" (2022), for carrying o along; its log-sum-exp form, m + log l, is the weight under which a
-// state counts in a merge, as used for split keys (Flash-Decoding, 2023) and shared prefixes (FlashInfer, 2024).
+// AttentionState: attention over a part of the keys, and how two parts become one.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <span>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/matrix.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/simd/exp.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
-/// A view of one state: o lies in memory that the caller owns.
+/// The state of one query row and head after a set J of keys with scores s[j] and values v[j]:
+///
+///   m = max s[j]       l = sum exp(s[j] - m)       o = sum exp(s[j] - m) * v[j]          (j in J)
+///
+/// The attention output over J is o / l. States of disjoint sets merge:
+///
+///   m = max(m1, m2)    l = l1 exp(m1 - m) + l2 exp(m2 - m)    o = o1 exp(m1 - m) + o2 exp(m2 - m)
+///
+/// In exact arithmetic merging is associative and commutative, and the state of the empty set (m = -infinity, l = 0,
+/// o = 0) is its identity. In floating point the identity is exact and the rest holds to rounding; kvc merges in one
+/// fixed order, ascending positions, from the left.
+///
+/// Owns nothing: o lies in memory of the caller's.
+///
+/// Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the running maximum; Dao et
+/// al., "FlashAttention" (2022), for carrying o along; the merge is that of split keys (Flash-Decoding, 2023) and shared
+/// prefixes (FlashInfer, 2024).
 struct AttentionState {
   std::span<float> o;                                 ///< [value_dim] not normalised
   float m = -std::numeric_limits<float>::infinity();  ///< largest score
@@ -47,7 +50,7 @@ struct AttentionState {
     std::fill(o.begin(), o.end(), 0.0F);
   }
 
-  /// *this = *this (+) other, for states of disjoint sets of keys. Merging the identity, on either side, changes no bit.
+  /// Merges the state of another set of keys, disjoint from this one's. Merging the identity, on either side, changes no bit.
   /// Throws std::invalid_argument if their value_dim differ. O(value_dim).
   void merge(const AttentionState& other) {
     require(o.size() == other.o.size(), "value_dim of a state to merge", other.o.size(), "that of the other");
@@ -75,6 +78,100 @@ struct AttentionState {
   void write_output(float* out) const noexcept {
     for (std::size_t d = 0; d < o.size(); ++d) {
       out[d] = l == 0 ? 0.0F : o[d] / l;
+    }
+  }
+};
+
+/// The states of many rows and heads, in arrays of the caller's. A call of attention over a part of the keys
+/// (AttentionOptions::keys) fills them in; parts of one row may come from anywhere, and are merged here:
+///
+///   decode(views, q, first_part, {.keys = {0, 1000}});
+///   decode(views, q, second_part, {.keys = {1000, max_pos}});
+///   first_part.merge(second_part);
+///   first_part.write_output(out, lse);
+///
+/// Outputs of another engine with their log-sum-exp are states too: o = output, m = lse, l = 1 (and l = 0 where lse is
+/// -infinity).
+///
+/// Merged in ascending order of keys, parts give the outputs of one call within rounding: at most 1e-5 of the largest
+/// value beyond the error of that call, whatever the cuts. The bits are the same if every part but the first lies
+/// within 512 positions from a multiple of 512.
+struct AttentionStates {
+  MatrixRef<float> o;  ///< [rows, query_heads * value_dim] not normalised
+  MatrixRef<float> m;  ///< [rows, query_heads] largest score
+  MatrixRef<float> l;  ///< [rows, query_heads] sum of exponentials relative to m
+
+  [[nodiscard]] Index rows() const noexcept { return m.rows(); }
+  [[nodiscard]] Index query_heads() const noexcept { return m.cols(); }
+  [[nodiscard]] Index value_dim() const noexcept { return query_heads() == 0 ? 0 : o.cols() / query_heads(); }
+
+  /// A copy of m and l, and o where it lies.
+  [[nodiscard]] AttentionState state(Index row, Index head) const noexcept {
+    return {
+        {o.row(row) + head * value_dim(), static_cast<std::size_t>(value_dim())}, m.row(row)[head], l.row(row)[head]};
+  }
+
+  /// Makes every state the identity. O(rows * query_heads * value_dim), as the following.
+  void reset() const {
+    require_consistent();
+    for_each([&](Index row, Index head) {
+      AttentionState s = state(row, head);
+      s.reset();
+      store(row, head, s);
+    });
+  }
+
+  /// Merges each state of `other` into that of the same row and head. Throws std::invalid_argument if extents differ.
+  void merge(const AttentionStates& other) const {
+    require_consistent();
+    require_extents(other.o, o.rows(), o.cols(), "o of the states to merge");
+    require_extents(other.m, m.rows(), m.cols(), "m of the states to merge");
+    require_extents(other.l, l.rows(), l.cols(), "l of the states to merge");
+    for_each([&](Index row, Index head) {
+      AttentionState s = state(row, head);
+      s.merge(other.state(row, head));
+      store(row, head, s);
+    });
+  }
+
+  /// Writes the outputs, and their log-sum-exp unless `lse` is empty. `out` may be `o`.
+  ///
+  ///   out  [rows, query_heads * value_dim]     lse  [rows, query_heads]
+  ///
+  /// Throws std::invalid_argument if extents do not fit.
+  void write_output(MatrixRef<float> out, MatrixRef<float> lse = {}) const {
+    require_consistent();
+    require_extents(out, o.rows(), o.cols(), "out");
+    const bool has_lse = lse.rows() > 0 || lse.cols() > 0;
+    if (has_lse) {
+      require_extents(lse, m.rows(), m.cols(), "lse");
+    }
+    for_each([&](Index row, Index head) {
+      const AttentionState s = state(row, head);
+      s.write_output(out.row(row) + head * value_dim());
+      if (has_lse) {
+        lse.row(row)[head] = s.log_sum_exp();
+      }
+    });
+  }
+
+ private:
+  void require_consistent() const {
+    require_extents(l, m.rows(), m.cols(), "l of the states");
+    require(o.rows() == m.rows(), "rows of o of the states", o.rows(), "those of m");
+    require(query_heads() == 0 ? o.cols() == 0 : o.cols() % query_heads() == 0, "columns of o of the states", o.cols(),
+            "a multiple of those of m");
+  }
+  void store(Index row, Index head, const AttentionState& s) const noexcept {
+    m.row(row)[head] = s.m;
+    l.row(row)[head] = s.l;
+  }
+  template <class F>
+  void for_each(F f) const {
+    for (Index row = 0; row < rows(); ++row) {
+      for (Index head = 0; head < query_heads(); ++head) {
+        f(row, head);
+      }
     }
   }
 };

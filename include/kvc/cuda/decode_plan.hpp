@@ -10,9 +10,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
 #include <vector>
 
+#include "kvc/attention/kernel/split_plan.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/tables.hpp"
@@ -21,7 +21,7 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-inline constexpr Pos split_positions = 512;
+inline constexpr Pos split_positions = Pos{kvc::detail::split_keys};
 
 /// One split of one or several sequences, for all kv heads. Its query rows: members x heads.
 struct DecodeItem {
@@ -68,43 +68,30 @@ struct DecodeCapacity {
 
 namespace detail {
 
-/// Whole splits in which two sequences have the same blocks from their beginning on. O(blocks of the shorter).
-[[nodiscard]] inline Pos shared_splits(const BatchTables& tables, std::int32_t a, std::int32_t b) {
-  const auto blocks_a = tables.blocks_of(a), blocks_b = tables.blocks_of(b);
-  const auto slots_a = tables.first_slots_of(a), slots_b = tables.first_slots_of(b);
-  const std::size_t most = std::min(blocks_a.size(), blocks_b.size());
-  auto same = static_cast<std::size_t>(
-      std::mismatch(blocks_a.begin(), blocks_a.begin() + static_cast<std::ptrdiff_t>(most), blocks_b.begin()).first -
-      blocks_a.begin());
-  if (!slots_a.empty()) {
-    same = static_cast<std::size_t>(
-        std::mismatch(slots_a.begin(), slots_a.begin() + static_cast<std::ptrdiff_t>(same), slots_b.begin()).first -
-        slots_a.begin());
-  }
-  const Index length =
-      std::min(tables.seq_lens[static_cast<std::size_t>(a)], tables.seq_lens[static_cast<std::size_t>(b)]);
-  return static_cast<Pos>(std::min(static_cast<Index>(same) * tables.block_tokens, length) / split_positions);
-}
+/// A block of a sequence, as the planner reads it.
+struct BlockRun {
+  std::int32_t block;
+  std::int32_t slot;
+  Index rows;
+  Index first;
+};
 
-/// Sequences in an order in which those that share blocks are neighbours.
-[[nodiscard]] inline std::vector<std::int32_t> order_by_blocks(const BatchTables& tables) {
-  std::vector<std::int32_t> order(static_cast<std::size_t>(tables.size()));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    const auto blocks_a = tables.blocks_of(a), blocks_b = tables.blocks_of(b);
-    const auto slots_a = tables.first_slots_of(a), slots_b = tables.first_slots_of(b);
-    const std::size_t most = std::min(blocks_a.size(), blocks_b.size());
-    for (std::size_t i = 0; i < most; ++i) {
-      if (blocks_a[i] != blocks_b[i]) {
-        return blocks_a[i] < blocks_b[i];
-      }
-      if (!slots_a.empty() && slots_a[i] != slots_b[i]) {
-        return slots_a[i] < slots_b[i];
-      }
+/// The sequences of a batch in an order in which those that share whole splits of blocks are neighbours.
+[[nodiscard]] inline kvc::detail::SharedOrder order_by_blocks(const BatchTables& tables) {
+  const auto visit = [&](Index b, Index most, auto f) {
+    const auto sequence = static_cast<std::int32_t>(b);
+    const auto blocks = tables.blocks_of(sequence), slots = tables.first_slots_of(sequence);
+    const Index end = std::min(most, Index{tables.seq_lens[static_cast<std::size_t>(b)]});
+    Index first = 0;
+    for (std::size_t i = 0; first < end; ++i, first += tables.block_tokens) {
+      f(BlockRun{blocks[i], slots.empty() ? 0 : slots[i], std::min(Index{tables.block_tokens}, end - first), first});
     }
-    return blocks_a.size() > blocks_b.size();
-  });
-  return order;
+  };
+  const auto before = [](const BlockRun& x, const BlockRun& y) {
+    return x.block != y.block ? x.block < y.block : x.slot < y.slot;
+  };
+  const auto same = [](const BlockRun& x, const BlockRun& y) { return x.block == y.block && x.slot == y.slot; };
+  return kvc::detail::find_shared_order<BlockRun>(tables.size(), kvc::detail::split_keys, visit, before, same);
 }
 
 }  // namespace detail
@@ -118,37 +105,24 @@ namespace detail {
 /// O(blocks, and items, of the batch; times log of its size for the order).
 [[nodiscard]] inline DecodePlan make_decode_plan(const BatchTables& tables, std::int32_t group, Pos window,
                                                  RowTiles tiles, bool share = true) {
-  const std::int32_t size = tables.size();
-  DecodePlan plan;
-  std::vector<Pos> first_visible(static_cast<std::size_t>(size));
-  plan.partial_begin.push_back(0);
-  Pos most_splits = 0;
-  for (std::int32_t b = 0; b < size; ++b) {
+  using kvc::detail::KeyRange, kvc::detail::SharedOrder, kvc::detail::SplitIndex;
+  const auto visible = [&](Index b) {
     const Pos length = tables.seq_lens[static_cast<std::size_t>(b)];
-    const Pos first = window > 0 && length > window ? length - window : 0;
-    first_visible[static_cast<std::size_t>(b)] = first;
-    const Pos splits = ceil_div(length, split_positions);
-    most_splits = std::max(most_splits, splits);
-    plan.partial_begin.push_back(plan.partial_begin.back() + splits - first / split_positions);
-  }
+    return KeyRange{window > 0 && length > window ? length - window : 0, length};
+  };
+  const SplitIndex splits(tables.size(), visible);
+  const SharedOrder order = share ? detail::order_by_blocks(tables) : SharedOrder::unshared(tables.size());
 
-  std::vector<std::int32_t> order(static_cast<std::size_t>(size));
-  std::iota(order.begin(), order.end(), 0);
-  std::vector<Pos> shared(static_cast<std::size_t>(size), 0);  // splits in common with the sequence before in the order
-  if (share && size > 1) {
-    order = detail::order_by_blocks(tables);
-    for (std::size_t i = 1; i < order.size(); ++i) {
-      shared[i] = detail::shared_splits(tables, order[i - 1], order[i]);
-    }
+  DecodePlan plan;
+  for (std::int32_t b = 0; b < tables.size(); ++b) {
+    plan.partial_begin.push_back(static_cast<std::int32_t>(splits.begin(b)));
   }
-
-  const auto member = [&](std::int32_t b, Pos split) {
-    const auto at = static_cast<std::size_t>(b);
-    const bool whole = plan.partial_begin[at + 1] - plan.partial_begin[at] == 1;
-    return DecodeMember{b, whole ? -1 : plan.partial_begin[at] + split - first_visible[at] / split_positions};
+  plan.partial_begin.push_back(static_cast<std::int32_t>(splits.total()));
+  const auto member = [&](std::int32_t b, Index split) {
+    return DecodeMember{b, splits.count(b) == 1 ? -1 : static_cast<std::int32_t>(splits.number(b, split))};
   };
   // Items for these members, cut to the rows that a kernel takes.
-  const auto add = [&](const std::vector<std::int32_t>& sequences, Pos split, Pos first, Pos last) {
+  const auto add = [&](const std::vector<std::int32_t>& sequences, Index split, KeyRange keys) {
     const auto count = static_cast<std::int32_t>(sequences.size());
     const std::int32_t rows = count * group <= tiles.narrow ? tiles.narrow : std::max(tiles.narrow, tiles.wide);
     std::vector<DecodeItem>& items = rows == tiles.narrow ? plan.narrow : plan.wide;
@@ -160,41 +134,34 @@ namespace detail {
         plan.members.push_back(member(sequences[static_cast<std::size_t>(begin + i)], split));
       }
       for (std::int32_t head = 0; head < group; head += heads) {
-        items.push_back({sequences.front(), first_member, taken, first, last, head, std::min(heads, group - head), 0});
+        items.push_back({sequences.front(), first_member, taken, static_cast<std::int32_t>(keys.first),
+                         static_cast<std::int32_t>(keys.last), head, std::min(heads, group - head), 0});
       }
     }
   };
 
   std::vector<std::int32_t> together, alone(1);
-  for (Pos split = 0; split < most_splits; ++split) {
-    const Pos begin = split * split_positions;
-    for (std::size_t i = 0; i < order.size();) {
-      std::size_t end = i + 1;
-      while (end < order.size() && shared[end] > split) {
-        ++end;
-      }
+  for (Index split = 0; split < splits.end(); ++split) {
+    const KeyRange whole{split * split_positions, (split + 1) * split_positions};
+    for_each_sharing(order, whole.last, [&](Index begin, Index end) {
       together.clear();
-      for (std::size_t j = i; j < end; ++j) {
-        const std::int32_t b = order[j];
-        const Pos length = tables.seq_lens[static_cast<std::size_t>(b)];
-        const Pos visible = first_visible[static_cast<std::size_t>(b)];
-        const Pos first = std::max(begin, visible);
-        const Pos last = length - begin > split_positions ? begin + split_positions : length;
-        if (first >= last) {
+      for (Index i = begin; i < end; ++i) {
+        const auto b = static_cast<std::int32_t>(order.sequence[static_cast<std::size_t>(i)]);
+        if (!splits.contains(b, split)) {
           continue;
         }
-        if (end - i > 1 && first == begin && last - begin == split_positions) {
+        const KeyRange keys{std::max(whole.first, visible(b).first), std::min(whole.last, visible(b).last)};
+        if (end - begin > 1 && keys.last - keys.first == split_positions) {
           together.push_back(b);
         } else {
           alone[0] = b;
-          add(alone, split, first, last);
+          add(alone, split, keys);
         }
       }
       if (!together.empty()) {
-        add(together, split, begin, begin + split_positions);
+        add(together, split, whole);
       }
-      i = end;
-    }
+    });
   }
   return plan;
 }

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/options.hpp"
 #include "kvc/element/element.hpp"
 
 namespace kvc {
@@ -51,10 +53,12 @@ struct KvTileRows {
 
   [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
 
-  /// Positions [base + lo, base + hi), at least one. The other pointers lead to some row of these, so that reading
-  /// through them is allowed.
+  /// Finds positions base + [range.first, range.last), at least one. The other pointers lead to some row of these, so
+  /// that reading through them is allowed. Returns the first position that the view does not hand out where it should
+  /// be; the rows must not be used then.
   template <class View>
-  void locate(const View& kv, Index head, Index base, Index lo, Index hi) {
+  [[nodiscard]] std::optional<Index> locate(const View& kv, Index head, Index base, KeyRange range) {
+    const Index lo = range.first, hi = range.last;
     first = lo;
     last = hi;
     keys.count = 0;
@@ -62,18 +66,23 @@ struct KvTileRows {
     const Index k_row = Element<T>::row_size(kv.key_dim()), v_row = Element<T>::row_size(kv.value_dim());
     Index at = lo;
     kv.for_each_run(head, PosRange{static_cast<Pos>(base + lo), static_cast<Pos>(base + hi)}, [&](const KvRun<T>& run) {
-      KVC_ASSERT(run.first == base + at && at + run.rows <= hi);
+      if (run.first != base + at || run.rows < 1 || run.rows > hi - at) [[unlikely]] {
+        return;  // a gap, after which nothing is where it should be
+      }
       point(k + at, run.k, run.rows, run.k_stride);
       point(v + at, run.v, run.rows, run.v_stride);
       add_spans(run.k, run.rows, run.k_stride, k_row, keys);
       add_spans(run.v, run.rows, run.v_stride, v_row, values);
       at += run.rows;
     });
-    KVC_ASSERT(at == hi);
+    if (at != hi) [[unlikely]] {
+      return base + at;
+    }
     std::fill(k, k + lo, k[lo]);
     std::fill(k + hi, k + tile_keys, k[lo]);
     std::fill(v, v + lo, v[lo]);
     std::fill(v + hi, v + tile_keys, v[lo]);
+    return std::nullopt;
   }
 
  private:

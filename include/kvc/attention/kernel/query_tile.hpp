@@ -23,15 +23,14 @@
 #include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/online_softmax.hpp"
+#include "kvc/attention/kernel/row_states.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/options.hpp"
-#include "kvc/attention/state.hpp"
 
 namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-inline constexpr Index split_keys = 512;
 inline constexpr Index query_tile_rows = 256;  // rows of q x heads of the group that one item of a prefill works on
 
 /// Rows of q and of the output that are asked for ahead of their turn: a processor does not see that they lie at a
@@ -45,41 +44,6 @@ KVC_ALWAYS_INLINE void prefetch_row(const float* row, Index dim) noexcept {
     __builtin_prefetch(row + d, write ? 1 : 0);
   }
 }
-
-/// The states of a number of rows, in memory of the caller's.
-struct RowStates {
-  float* o;  // [rows, value_pad], numbers where the tile places them
-  float* m;  // [rows]
-  float* l;  // [rows]
-
-  [[nodiscard]] static constexpr Index size(Index rows, Index value_pad) noexcept {
-    return rows * value_pad + 2 * padded(rows);
-  }
-  [[nodiscard]] static RowStates at(float* p, Index rows, Index value_pad) noexcept {
-    return {p, p + rows * value_pad, p + rows * value_pad + padded(rows)};
-  }
-  [[nodiscard]] AttentionState state(Index row, Index value_pad) const noexcept {
-    return {{o + row * value_pad, static_cast<std::size_t>(value_pad)}, m[row], l[row]};
-  }
-  /// Those of the rows from `row` on.
-  [[nodiscard]] RowStates from(Index row, Index value_pad) const noexcept {
-    return {o + row * value_pad, m + row, l + row};
-  }
-  void reset(Index rows, Index value_pad) const noexcept {
-    std::fill_n(o, rows * value_pad, 0.0F);
-    std::fill_n(m, rows, -std::numeric_limits<float>::infinity());
-    std::fill_n(l, rows, 0.0F);
-  }
-  /// (*this)[row] = (*this)[row] (+) other[row] for all rows.
-  void merge(const RowStates& other, Index rows, Index value_pad) const {
-    for (Index r = 0; r < rows; ++r) {
-      AttentionState into = state(r, value_pad);
-      into.merge(other.state(r, value_pad));
-      m[r] = into.m;
-      l[r] = into.l;
-    }
-  }
-};
 
 /// Query rows of a work item: for each of some kv heads `queries` rows of q, which may belong to several sequences, and
 /// for each of these the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly

@@ -39,6 +39,7 @@ void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q
   for (Index h = 0; h < dims.query_heads; ++h) {
     for (Index i = 0; i < n; ++i) {
       const detail::KeyRange seen = detail::visible_keys(Index{queries.first} + i, kv.length(), options);
+      detail::require_retained(kv, h / dims.group, {0, Index{kv.length()}}, 0);
       kv.for_each_run(h / dims.group, {0, kv.length()}, [&](const KvRun<T>& run) {
         for (Index r = 0; r < run.rows; ++r) {
           const Index j = run.first + r;
