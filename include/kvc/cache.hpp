@@ -18,8 +18,11 @@
 
 #include <concepts>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <span>
+#include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -28,10 +31,12 @@
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/stats.hpp"
+#include "kvc/core/token_span.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/shape.hpp"
+#include "kvc/layout/verify.hpp"
 #include "kvc/memory/space.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
@@ -89,6 +94,8 @@ class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// uncommitted, so it must not outlive its cache. Empty after it was moved from, committed or rolled back.
   class Append {
    public:
+    /// Empty: there is nothing to commit or to roll back. Assign an extension to it.
+    Append() = default;
     Append(Append&& other) noexcept
         : policy_(std::exchange(other.policy_, nullptr)),
           seq_(other.seq_),
@@ -126,7 +133,7 @@ class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
    private:
     friend class KvCache;
     Append(P* policy, SeqId seq, PosRange range) noexcept : policy_(policy), seq_(seq), range_(range) {}
-    P* policy_;
+    P* policy_ = nullptr;
     SeqId seq_;
     PosRange range_;
     mutable Index writes_ = 0;  // calls of write: for the assertion that no layer was forgotten
@@ -139,7 +146,7 @@ class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
         policy_(config),
         layout_(PoolExtents{policy_.blocks(), policy_.block_tokens(), shape_.layers, shape_.kv_heads,
                             kvc::Element<T>::row_size(shape_.key_dim), kvc::Element<T>::row_size(shape_.value_dim)}),
-        pool_(std::move(space), static_cast<std::size_t>(layout_.size()) * sizeof(Storage)) {}
+        pool_(std::move(space), pool_bytes(layout_)) {}
   KvCache(const KvCache&) = delete;  // views and appends point into it
   KvCache& operator=(const KvCache&) = delete;
 
@@ -156,49 +163,66 @@ class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return layout_.block_size() / policy_.block_tokens() * static_cast<Index>(sizeof(Storage));
   }
 
-  /// A new sequence. Of `prompt`, the first `cached` tokens are in place; extend by the rest.
-  [[nodiscard]] std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
+  /// A new sequence, or an empty optional if there is no room. The first `cached` tokens of `prompt` are in place: extend by
+  /// the rest. The plain form throws CapacityError if there is no room, and both throw std::invalid_argument for bad options.
+  ///
+  ///   open()   open(prompt)   open({1, 2, 3})   open(prompt, options)   open({.max_tokens = 100})
+  ///
+  /// An Opened converts to the SeqId of its sequence:  const SeqId seq = cache.open();
+  [[nodiscard]] std::optional<Opened> try_open(TokenSpan prompt, const OpenOptions& options = {}) {
     return policy_.try_open(prompt, options);
   }
-  [[nodiscard]] Opened open(std::span<const Token> prompt, const OpenOptions& options = {}) {
+  [[nodiscard]] std::optional<Opened> try_open(std::initializer_list<Token> prompt, const OpenOptions& options = {}) {
+    return try_open(TokenSpan(prompt), options);
+  }
+  [[nodiscard]] std::optional<Opened> try_open(const OpenOptions& options) { return try_open(TokenSpan(), options); }
+  [[nodiscard]] std::optional<Opened> try_open() { return try_open(OpenOptions{}); }
+  [[nodiscard]] Opened open(TokenSpan prompt, const OpenOptions& options = {}) {
     const std::optional<Opened> opened = try_open(prompt, options);
     if (!opened) {
       throw_no_room("open", options.max_tokens);
     }
     return *opened;
   }
-  /// A new, empty sequence.
-  [[nodiscard]] SeqId open(const OpenOptions& options = {}) { return open({}, options).seq; }
+  [[nodiscard]] Opened open(std::initializer_list<Token> prompt, const OpenOptions& options = {}) {
+    return open(TokenSpan(prompt), options);
+  }
+  [[nodiscard]] Opened open(const OpenOptions& options) { return open(TokenSpan(), options); }
+  [[nodiscard]] Opened open() { return open(OpenOptions{}); }
 
-  /// Reserves the next `count` positions. A sequence has at most one extension under way.
+  /// Reserves the next positions of a sequence: `count` of them, or one for each of `tokens`. With tokens, prefix-sharing
+  /// policies can find the rows again. All or nothing: without room try_extend gives an empty optional and extend throws
+  /// CapacityError. A sequence has at most one extension under way; another throws std::invalid_argument.
+  ///
+  ///   extend(seq, 7)   extend(seq, tokens)   extend(seq, {1, 2, 3})
   template <std::integral I>
   [[nodiscard]] std::optional<Append> try_extend(SeqId seq, I count) {
-    return try_extend(seq, checked_count(count, "count"), std::span<const Token>{});
+    return try_extend(seq, checked_extension(count), std::span<const Token>{});
   }
-  /// The same for these tokens; with them given, prefix-sharing policies can find the rows again.
-  [[nodiscard]] std::optional<Append> try_extend(SeqId seq, std::span<const Token> tokens) {
+  [[nodiscard]] std::optional<Append> try_extend(SeqId seq, TokenSpan tokens) {
     return try_extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens);
   }
   template <std::integral I>
   [[nodiscard]] Append extend(SeqId seq, I count) {
-    return extend(seq, checked_count(count, "count"), std::span<const Token>{});
+    return extend(seq, checked_extension(count), std::span<const Token>{});
   }
-  [[nodiscard]] Append extend(SeqId seq, std::span<const Token> tokens) {
+  [[nodiscard]] Append extend(SeqId seq, TokenSpan tokens) {
     return extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens);
   }
 
   /// Stores the rows of one layer for the positions of an append.
   ///   k  [append.size(), kv_heads * key_dim]     v  [append.size(), kv_heads * value_dim]
-  void write(Index layer, const Append& append, MatrixRef<const float> k, MatrixRef<const float> v)
+  /// Throws std::invalid_argument for other extents, a layer that is not there, or an append that is not under way here.
+  void write(Index layer, const Append& append, MatrixArg<float> k, MatrixArg<float> v)
     requires S::host_accessible
   {
-    write_rows(layer, append, k, v);
+    write_rows(layer, append, k.ref(), v.ref());
   }
-  /// The same for rows that are stored as they come.
-  void write(Index layer, const Append& append, MatrixRef<const T> k, MatrixRef<const T> v)
+  /// The same for rows of T, which are stored as they are.
+  void write(Index layer, const Append& append, MatrixArg<T> k, MatrixArg<T> v)
     requires(S::host_accessible && std::same_as<T, Storage> && !std::same_as<T, float>)
   {
-    write_rows(layer, append, k, v);
+    write_rows(layer, append, k.ref(), v.ref());
   }
 
   /// Makes the positions of an append part of their sequence: call it when all layers are written. (KVC_ASSERT checks that
@@ -216,10 +240,11 @@ class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return append.policy_ == &policy_ && contains(append.seq_);
   }
 
-  /// A new sequence that begins with the first `at` positions of another.
+  /// A new sequence that begins with the first `at` positions of another, or with all committed ones. Without room try_fork
+  /// gives an empty optional and fork throws CapacityError. Throws std::invalid_argument unless 0 <= at <= length(parent).
   template <std::integral I>
   [[nodiscard]] std::optional<SeqId> try_fork(SeqId parent, I at) {
-    const std::optional<Forked> forked = policy_.try_fork(parent, checked_count(at, "at"));
+    const std::optional<Forked> forked = policy_.try_fork(parent, checked_position(parent, at, "at"));
     if (!forked) {
       return std::nullopt;
     }
@@ -236,13 +261,13 @@ class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     }
     return *seq;
   }
-  /// With all committed positions.
   [[nodiscard]] SeqId fork(SeqId parent) { return fork(parent, length(parent)); }
 
-  /// Forgets the positions from `length` on: the rejected tokens of speculative decoding, say.
+  /// Forgets the positions from `length` on, such as the rejected tokens of speculative decoding.
+  /// Throws std::invalid_argument unless 0 <= length <= this->length(seq).
   template <std::integral I>
   void truncate(SeqId seq, I length) {
-    policy_.truncate(seq, checked_count(length, "length"));
+    policy_.truncate(seq, checked_position(seq, length, "length"));
   }
   /// Forgets the sequence. An append of it that is under way is taken back.
   void close(SeqId seq) { policy_.close(seq); }
@@ -405,6 +430,31 @@ class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
                                           row_size * unit,
                                           {shape_.layers, shape_.kv_heads, Index{copy.count}},
                                           {layer * unit, head * unit, stride * unit}}));
+  }
+
+  /// Verified before the pool is allocated: rows that overlap would overwrite one another.
+  static std::size_t pool_bytes(const L& layout) {
+    kvc::layout::verify(layout);
+    return static_cast<std::size_t>(layout.size()) * sizeof(Storage);
+  }
+
+  template <std::integral I>
+  static Pos checked_extension(I count) {
+    static_assert(
+        !std::same_as<I, bool>,
+        "kvc: extend takes a count of positions or their tokens, not a bool: write extend(seq, 1) for one position");
+    return checked_count(count, "count");
+  }
+  /// A number of committed positions of a sequence.
+  template <std::integral I>
+  Pos checked_position(SeqId seq, I position, std::string_view name) const {
+    static_assert(!std::same_as<I, bool>, "kvc: fork and truncate take a number of positions, not a bool");
+    const Pos committed = length(seq);
+    if (std::cmp_less(position, 0) || std::cmp_greater(position, committed)) [[unlikely]] {
+      throw_invalid(name, position,
+                    detail::concat({"between 0 and ", std::to_string(committed), ", the length of the sequence"}));
+    }
+    return static_cast<Pos>(position);
   }
 
   void require_layer(Index layer) const { require_between(layer, Index{0}, shape_.layers - 1, "layer"); }

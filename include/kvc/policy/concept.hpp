@@ -25,10 +25,12 @@ enum class Admission : std::uint8_t {
   now
 };
 
-/// A new sequence, of which the first `cached` positions are committed already.
+/// A new sequence, of which the first `cached` positions are committed already. Converts to its handle.
 struct Opened {
   SeqId seq;
   Pos cached = 0;
+  constexpr operator SeqId() const noexcept { return seq; }  // NOLINT: converts by design
+  friend constexpr bool operator==(const Opened&, const Opened&) = default;
 };
 
 /// Positions reserved for writing, and the rows to copy before the first of them is written: the shared tail of a
