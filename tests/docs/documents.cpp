@@ -1,0 +1,259 @@
+// What the documents show exists: code is text of files that are compiled, output is printed by the programs, commands
+// name programs with such options, and links and paths lead somewhere.
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "markdown.hpp"
+#include "run_program.hpp"
+
+using namespace documents;
+namespace fs = std::filesystem;
+
+namespace {
+
+const fs::path root = KVC_SOURCE_DIR;
+const fs::path build = KVC_BUILD_DIR;
+
+const std::vector<Document>& all() {
+  static const std::vector<Document> documents = all_documents(root);
+  return documents;
+}
+
+std::string place(const Document& document, const Block& block) {
+  return document.name + ":" + std::to_string(block.line);
+}
+
+/// The words of a command line, of which quotes are removed and what stands behind # is dropped.
+std::vector<std::string> words_of(const std::string& line) {
+  std::vector<std::string> words;
+  std::string word;
+  char quote = 0;
+  for (const char c : line) {
+    if (quote != 0) {
+      quote == c ? quote = 0 : (word.push_back(c), 0);
+    } else if (c == '\'' || c == '"') {
+      quote = c;
+    } else if (c == '#' && word.empty()) {
+      break;
+    } else if (c == ' ') {
+      if (!word.empty()) {
+        words.push_back(std::move(word));
+      }
+      word.clear();
+    } else {
+      word.push_back(c);
+    }
+  }
+  if (!word.empty()) {
+    words.push_back(std::move(word));
+  }
+  return words;
+}
+
+/// Commands of the blocks without a language or with that of a shell, and of code spans; continued lines are one.
+std::vector<std::string> commands_of(const Document& document) {
+  std::vector<std::string> commands;
+  for (const Block& block : document.blocks) {
+    if (!block.language.empty() && block.language != "sh") {
+      continue;
+    }
+    std::string command;
+    for (const std::string& line : block.lines) {
+      command += trimmed(line);
+      if (command.ends_with('\\')) {
+        command.back() = ' ';
+      } else {
+        commands.push_back(std::exchange(command, {}));
+      }
+    }
+  }
+  for (const std::string& line : document.prose) {
+    for (const std::string& span : code_spans(line)) {
+      commands.push_back(span);
+    }
+  }
+  return commands;
+}
+
+constexpr std::string_view built = "build/release/";
+
+/// Where the sources of a program of a build folder lie; empty if there are none.
+fs::path source_of(const std::string& program) {
+  const std::string rest = program.substr(built.size());
+  const std::size_t slash = rest.find('/');
+  const std::string folder = rest.substr(0, slash);
+  const std::string name = slash == std::string::npos ? "" : rest.substr(slash + 1);
+  std::vector<fs::path> candidates = {root / folder / (name + ".cpp"), root / folder / name};
+  if (folder == "tests") {
+    candidates = {root / "tests" / (name.starts_with("kvc_") ? name.substr(4) : name)};
+  }
+  const std::map<std::string, fs::path> elsewhere = {
+      {"benchmarks/replay", "benchmarks/workbench/replay"},
+      {"benchmarks/serve-bench", "benchmarks/workbench/serving"},
+      {"benchmarks/simd", "benchmarks/peers/simd.cpp"},
+      {"benchmarks/transfer_mpi", "benchmarks/mpi/transfer.cpp"},
+      {"examples/generate", "examples/applications/generate"},
+      {"examples/disaggregated", "examples/applications/disaggregated"},
+  };
+  if (const auto found = elsewhere.find(rest); found != elsewhere.end()) {
+    candidates = {root / found->second};
+  }
+  for (const fs::path& candidate : candidates) {
+    if (fs::exists(candidate)) {
+      return candidate;
+    }
+  }
+  return {};
+}
+
+/// What a program prints for --help; empty where it was not built.
+const std::string& help_of(const std::string& program) {
+  static std::map<std::string, std::string> known;
+  const auto [at, is_new] = known.try_emplace(program);
+  const fs::path file = build / program.substr(built.size());
+  if (is_new && fs::is_regular_file(file)) {
+    at->second = kvc_test::run_program(file.string(), "--help 2>&1").output;
+  }
+  return at->second;
+}
+
+}  // namespace
+
+TEST_CASE("code in the documents is text of files that are compiled") {
+  const std::set<std::string> compiled = {"cpp", "cmake"};
+  const std::set<std::string> others = {"", "sh", "json", "text"};
+  int count = 0;
+  for (const Document& document : all()) {
+    for (const Block& block : document.blocks) {
+      INFO(place(document, block));
+      CHECK(compiled.count(block.language) + others.count(block.language) == 1);
+      if (compiled.count(block.language) == 0) {
+        continue;
+      }
+      ++count;
+      INFO("the line before the block is <!-- from FILE -->: " << block.mark);
+      CHECK(block.mark.starts_with("from "));
+      if (!block.mark.starts_with("from ")) {
+        continue;
+      }
+      const std::string file = block.mark.substr(5);
+      INFO(file);
+      CHECK(fs::exists(root / file));
+      CHECK(not_found(block.lines, lines_of_file(root / file)) == "");
+    }
+  }
+  CHECK(count >= 10);
+}
+
+TEST_CASE("outputs in the documents are what programs print") {
+  int count = 0;
+  int unbuilt = 0;
+  for (const Document& document : all()) {
+    for (const Block& block : document.blocks) {
+      if (!block.mark.starts_with("output of ")) {
+        continue;
+      }
+      INFO(place(document, block));
+      const std::string command = block.mark.substr(10);
+      const std::string program = command.substr(0, command.find(' '));
+      const std::string arguments = command.substr(program.size());
+      CHECK(!source_of(std::string(built) + program).empty());
+      if (!fs::exists(build / program)) {
+        ++unbuilt;
+        continue;
+      }
+      ++count;
+      const kvc_test::Run run = kvc_test::run_program((build / program).string(), arguments + " 2>&1");
+      INFO(run.output);
+      CHECK(run.status == 0);
+      CHECK(not_found(block.lines, lines_of_text(run.output)) == "");
+    }
+  }
+  if (count == 0) {
+    KVC_SKIP("none of " << unbuilt << " programs was built");
+  }
+}
+
+TEST_CASE("commands in the documents name programs that exist, and options that these have") {
+  int count = 0;
+  for (const Document& document : all()) {
+    for (const std::string& command : commands_of(document)) {
+      std::string program;
+      for (const std::string& word : words_of(command)) {
+        INFO(document.name << ": " << command);
+        if (word.starts_with(built)) {
+          program = word;
+          ++count;
+          CHECK(!source_of(program).empty());
+        } else if (program.empty() && (word.starts_with("tools/") || word.starts_with("benchmarks/")) &&
+                   word.find_first_of("*<{,") == std::string::npos) {
+          CHECK(fs::exists(root / word));
+        } else if (!program.empty() && word.starts_with("--") && !word.starts_with("--benchmark_")) {
+          const std::string& help = help_of(program);
+          const std::string option = word.substr(0, word.find('='));
+          CHECK((help.empty() || help.find(option) != std::string::npos));
+        }
+      }
+    }
+  }
+  CHECK(count >= 10);
+}
+
+TEST_CASE("links and paths in the documents lead somewhere") {
+  std::map<std::string, std::set<std::string>> anchors;
+  for (const Document& document : all()) {
+    for (const std::string& line : document.prose) {
+      if (line.starts_with('#')) {
+        anchors[document.name].insert(anchor_of(line));
+      }
+    }
+  }
+  for (const Document& document : all()) {
+    const fs::path folder = fs::path(document.name).parent_path();
+    for (std::size_t i = 0; i < document.prose.size(); ++i) {
+      const std::string& line = document.prose[i];
+      INFO(document.name << ":" << i + 1 << ": " << line);
+      for (const std::string& link : local_links(line)) {
+        INFO(link);
+        const std::size_t hash = link.find('#');
+        const std::string file =
+            hash == 0 ? document.name : (folder / link.substr(0, hash)).lexically_normal().generic_string();
+        CHECK(fs::exists(root / file));
+        if (hash != std::string::npos) {
+          CHECK(anchors[file].count(link.substr(hash + 1)) == 1);
+        }
+      }
+      for (const std::string& span : code_spans(line)) {
+        // A path of this project: it has a folder, a known extension, and no placeholder.
+        const std::string extension = fs::path(span).extension().string();
+        const std::set<std::string> known = {".hpp", ".cpp", ".cuh", ".cu", ".md", ".cmake", ".json"};
+        if (span.find('/') == std::string::npos || known.count(extension) == 0 ||
+            span.find_first_of(" *<>{}()$:") != std::string::npos || span.starts_with("../") ||
+            span.starts_with("build/")) {
+          continue;
+        }
+        INFO(span);
+        const bool exists = fs::exists(root / span) || fs::exists(root / "include" / span) ||
+                            fs::exists(root / "include/kvc" / span) || fs::exists(root / "tests" / span) ||
+                            fs::exists(root / folder / span);
+        CHECK(exists);
+      }
+    }
+  }
+}
+
+TEST_CASE("a document with a wrong block, output or link is found") {
+  const Lines text = {"int f() {", "  return 1;", "}", "", "int g();"};
+  CHECK(not_found({"  int f() {", "    return 1;", "  }"}, text) == "");
+  CHECK(not_found({"int f() {", "  return 2;", "}"}, text) == "  return 2;");
+  CHECK(not_found({"int f() {", "// ...", "int g();"}, text) == "");
+  CHECK(not_found({"int g();", "// ...", "int f() {"}, text) == "int f() {");
+  CHECK(anchor_of("## Tenants are kept apart, `always`") == "tenants-are-kept-apart-always");
+  CHECK(local_links("[a](b.md#c), [d](https://e.f)") == std::vector<std::string>{"b.md#c"});
+  CHECK(words_of("a 'b c' # d") == std::vector<std::string>{"a", "b c"});
+}
