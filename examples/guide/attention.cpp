@@ -1,0 +1,129 @@
+// Attention: several sequences in one call, window, softcap and masks, executors, and results that are merged.
+#include <Eigen/Core>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "kvc/attention/decode.hpp"
+#include "kvc/attention/prefill.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/policy/paged.hpp"
+
+#ifdef _OPENMP
+#include "kvc/parallel/openmp.hpp"
+#endif
+
+namespace {
+
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Cache = kvc::KvCache<float, kvc::Paged>;
+constexpr kvc::Shape shape{.layers = 1, .kv_heads = 2, .key_dim = 16};
+constexpr kvc::Index query_heads = 8;
+constexpr kvc::Index kv_row = 32;      // kv_heads * key_dim
+constexpr kvc::Index query_row = 128;  // query_heads * key_dim
+
+kvc::SeqId sequence_of(Cache& cache, kvc::Pos tokens) {
+  const kvc::SeqId seq = cache.open();
+  auto step = cache.extend(seq, tokens);
+  const Matrix k = Matrix::Random(tokens, kv_row), v = Matrix::Random(tokens, kv_row);
+  cache.write(0, step, k, v);
+  cache.commit(std::move(step));
+  return seq;
+}
+
+void decode_several(Cache& cache) {
+  std::vector<Cache::View> views;  // one layer of each sequence, of any lengths
+  for (const kvc::Pos tokens : {40, 7, 600}) {
+    views.push_back(cache.view(0, sequence_of(cache, tokens)));
+  }
+  const Matrix q = Matrix::Random(3, query_row);  // row b is the newest position of views[b]
+  Matrix out(3, query_row);
+  kvc::decode(std::span<const Cache::View>(views), q, out);
+
+  Matrix alone(1, query_row);
+  kvc::decode(views[2], q.row(2), alone);
+  std::printf("a batch of %zu; the third row alone has %s bits\n", views.size(),
+              alone == out.row(2) ? "the same" : "other");
+}
+
+void restrict_keys(Cache& cache) {
+  const kvc::Pos tokens = 100;
+  const kvc::SeqId seq = sequence_of(cache, tokens);
+  const Matrix q = Matrix::Random(tokens, query_row);
+  Matrix out(tokens, query_row);
+  const kvc::PosRange all{0, tokens};
+
+  kvc::prefill(cache.view(0, seq), all, q, out, {.window = 32});      // each query sees its last 32 keys
+  kvc::prefill(cache.view(0, seq), all, q, out, {.softcap = 50.0F});  // scores become 50 tanh(s / 50)
+  kvc::prefill(cache.view(0, seq), all, q, out, {.causal = false});   // an encoder, or an image in a prompt
+
+  // A mask of booleans [rows, keys] for all heads: here every second key.
+  Eigen::Matrix<bool, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> seen(tokens, tokens);
+  for (kvc::Index i = 0; i < tokens; ++i) {
+    for (kvc::Index j = 0; j < tokens; ++j) {
+      seen(i, j) = j % 2 == 0;
+    }
+  }
+  kvc::prefill(cache.view(0, seq), all, q, out, {.mask = kvc::AttentionMask::boolean(seen)});
+
+  // A bias that is added to the scores [heads, rows, keys]: ALiBi, one slope for each head.
+  std::vector<float> bias;
+  for (kvc::Index head = 0; head < query_heads; ++head) {
+    for (kvc::Index i = 0; i < tokens; ++i) {
+      for (kvc::Index j = 0; j < tokens; ++j) {
+        bias.push_back(-std::exp2(-static_cast<float>(head + 1)) * static_cast<float>(std::abs(i - j)));
+      }
+    }
+  }
+  const auto alibi = kvc::AttentionMask::additive(bias.data(), query_heads, tokens, tokens);
+  kvc::prefill(cache.view(0, seq), all, q, out, {.mask = alibi});
+  std::printf("restricted: finite %s\n", out.allFinite() ? "outputs" : "?");
+  cache.close(seq);
+}
+
+/// Threads of your own: one function template is all that an executor needs.
+struct MyThreads {
+  int threads;
+  [[nodiscard]] kvc::Index concurrency() const { return threads; }
+  template <class F>
+  void parallel_for(kvc::Index n, F&& f) const {
+    std::atomic<kvc::Index> next = 0;
+    std::vector<std::jthread> team;
+    for (int i = 0; i < threads; ++i) {
+      team.emplace_back([&] {
+        for (kvc::Index item = next++; item < n; item = next++) {
+          f(item);
+        }
+      });
+    }
+  }  // joins
+};
+static_assert(kvc::Executor<MyThreads>);
+
+void use_threads(Cache& cache) {
+  const kvc::SeqId seq = sequence_of(cache, 2000);
+  const Matrix q = Matrix::Random(1, query_row);
+  Matrix one(1, query_row), two(1, query_row);
+  kvc::decode(cache.view(0, seq), q, one);  // on this thread
+  kvc::decode(cache.view(0, seq), q, two, {}, MyThreads{.threads = 2});
+#ifdef _OPENMP
+  kvc::decode(cache.view(0, seq), q, two, {}, kvc::OpenMp{.threads = 2});  // compiled with -fopenmp
+#endif
+  std::printf("two threads: %s bits\n", one == two ? "the same" : "other");
+  cache.close(seq);
+}
+
+}  // namespace
+
+int main() {
+  Cache cache(shape, {.blocks = 256, .block_tokens = 16});
+  decode_several(cache);
+  restrict_keys(cache);
+  use_threads(cache);
+}

@@ -1,0 +1,23 @@
+# The recipes of docs/guide.md. Each guide/NAME.cpp runs as a test; docs/ tests compare its text and what it prints.
+# They run for moments, so they are not optimised, and take the kernels of attention from kvc_own_kernels.
+file(GLOB guide_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/*.cpp")
+if(NOT KVC_XXHASH_INCLUDE_DIR)
+  message(STATUS "examples/guide/travel: not built, it lacks xxhash.h (Debian: libxxhash-dev)")
+  list(FILTER guide_sources EXCLUDE REGEX "/travel[.]cpp$")
+endif()
+foreach(source IN LISTS guide_sources)
+  cmake_path(GET source STEM name)
+  add_executable(example_guide_${name} "${source}")
+  set_target_properties(example_guide_${name} PROPERTIES
+    OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}/guide")
+  target_compile_options(example_guide_${name} PRIVATE -O0)
+  target_link_libraries(example_guide_${name} PRIVATE kvc_own)
+  if(name STREQUAL "attention")
+    target_compile_options(example_guide_${name} PRIVATE "SHELL:-include kvc/attention/extern.hpp")
+    target_link_libraries(example_guide_${name} PRIVATE kvc_own_kernels)
+  endif()
+  if(KVC_BUILD_TESTS AND NOT KVC_TEST_SPEC)
+    add_test(NAME example/guide/${name} COMMAND example_guide_${name} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
+    set_tests_properties(example/guide/${name} PROPERTIES LABELS example TIMEOUT 600)
+  endif()
+endforeach()
