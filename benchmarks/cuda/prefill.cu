@@ -45,7 +45,7 @@ void prefill(const char* name, Index batch, Pos positions, Pos queries, Index di
     const double keys = static_cast<double>(queries) * (static_cast<double>(positions) - 0.5 * (queries - 1));
     report(name, "flops", 4.0 * static_cast<double>(batch * query_heads * dim) * keys, times(stream, 20, [&](int i) {
              cuda::prefill(cuda::view(cache, i % layers), of, query_heads, reinterpret_cast<const Scalar*>(q.data()),
-                           reinterpret_cast<Scalar*>(out.data()), {}, stream, {}, kernel);
+                           reinterpret_cast<Scalar*>(out.data()), {}, stream, nullptr, {}, kernel);
            }));
   }
   KVC_CUDA(cudaStreamDestroy(stream));

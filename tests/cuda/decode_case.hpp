@@ -57,6 +57,78 @@ struct Untabled : kvc::Paged {
 };
 static_assert(kvc::Policy<Untabled> && !kvc::BlockTablePolicy<Untabled>);
 
+/// A batch on the host, as kernels see it.
+struct HostBatch {
+  explicit HostBatch(const kvc::cuda::BatchTables& of)
+      : tables(of),
+        header{of.size(), of.queries(), kvc::cuda::Divisor(of.block_tokens), !of.first_slots.empty()},
+        view{&header,
+             tables.q_indptr.data(),
+             tables.kv_indptr.data(),
+             tables.kv_indices.data(),
+             tables.first_slots.data(),
+             tables.seq_lens.data()} {}
+  HostBatch(const HostBatch&) = delete;
+  kvc::cuda::BatchTables tables;
+  kvc::cuda::BatchHeader header;
+  kvc::cuda::BatchView view;
+};
+
+/// The log-sum-exp of each row and head, in double, from the definition; -infinity for a row that sees no key.
+///
+///   q       [queries.size(), query_heads * key_dim], at positions `queries`
+///   result  [queries.size(), query_heads]
+template <kvc::KvView View>
+std::vector<float> reference_lse(const View& kv, kvc::PosRange queries, std::span<const float> q,
+                                 const kvc::cuda::AttentionOptions& options) {
+  using T = typename View::Element;
+  const Index dim = kv.key_dim(), heads = std::ssize(q) / std::max<Index>(queries.size(), 1) / dim;
+  const double scale = static_cast<double>(kvc::cuda::checked_scale(options, dim));
+  std::vector<float> k(static_cast<std::size_t>(dim)), result;
+  for (Index row = 0; row < queries.size(); ++row) {
+    for (Index head = 0; head < heads; ++head) {
+      const Index position = queries.first + row;
+      std::vector<double> scores;
+      kv.for_each_run(head / (heads / kv.kv_heads()), {0, kv.length()}, [&](const kvc::KvRun<T>& run) {
+        for (Index r = 0; r < run.rows; ++r) {
+          const Index key = run.first + r;
+          if ((options.causal && key > position) || (options.window > 0 && position - key >= options.window)) {
+            continue;
+          }
+          kvc::Element<T>::decode(run.k + r * run.k_stride, dim, k.data());
+          double s = 0;
+          for (Index d = 0; d < dim; ++d) {
+            s += static_cast<double>(q[static_cast<std::size_t>((row * heads + head) * dim + d)]) *
+                 static_cast<double>(k[static_cast<std::size_t>(d)]);
+          }
+          s *= scale;
+          scores.push_back(options.softcap > 0 ? options.softcap * std::tanh(s / options.softcap) : s);
+        }
+      });
+      double largest = -HUGE_VAL, sum = 0;
+      for (const double s : scores) {
+        largest = std::max(largest, s);
+      }
+      for (const double s : scores) {
+        sum += std::exp(s - largest);
+      }
+      result.push_back(static_cast<float>(scores.empty() ? -HUGE_VAL : largest + std::log(sum)));
+    }
+  }
+  return result;
+}
+/// The largest difference relative to 1 or to the expected number; 1e9 where one is missing, or infinite alone.
+inline float lse_difference(std::span<const float> got, std::span<const float> expected) {
+  float largest = got.size() == expected.size() ? 0.0F : 1e9F;
+  for (std::size_t i = 0; i < std::min(got.size(), expected.size()); ++i) {
+    if (got[i] != expected[i]) {
+      const float difference = std::fabs(got[i] - expected[i]) / std::max(1.0F, std::fabs(expected[i]));
+      largest = difference <= 1e9F ? std::max(largest, difference) : 1e9F;
+    }
+  }
+  return largest;
+}
+
 /// What a case is made of.
 struct DecodeSpec {
   Index layers = 2;
@@ -68,7 +140,7 @@ struct DecodeSpec {
   std::vector<Pos> sharers = {};  ///< positions of each of them beyond the prefix
   Pos window = 0;
   float softcap = 0;
-  float query_scale = 1;
+  float query_scale = 1;  ///< standard deviation of queries, and so of logits with the default scale
   std::uint64_t seed = 1;
 };
 
@@ -114,21 +186,40 @@ class DecodeCase {
   [[nodiscard]] Index layer() const { return spec.layers - 1; }
   [[nodiscard]] kvc::cuda::AttentionOptions options() const { return {.window = spec.window, .softcap = spec.softcap}; }
 
+  /// The queries of sequence b as floats.
+  [[nodiscard]] std::vector<float> row(Index b) const {
+    std::vector<float> out(static_cast<std::size_t>(query_heads() * spec.dim));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i] = half_to_float(Q, q[static_cast<std::size_t>(b) * out.size() + i]);
+    }
+    return out;
+  }
+
   /// In double, from the definition.
   [[nodiscard]] std::vector<float> expected() const {
     std::vector<float> out(static_cast<std::size_t>(rows() * query_heads() * spec.dim));
     const Index width = query_heads() * spec.dim;
     for (Index b = 0; b < rows(); ++b) {
-      std::vector<float> row(static_cast<std::size_t>(width));
-      for (Index i = 0; i < width; ++i) {
-        row[static_cast<std::size_t>(i)] = half_to_float(Q, q[static_cast<std::size_t>(b * width + i)]);
-      }
+      const std::vector<float> q_row = row(b);
       const Pos length = cache.length(sequences[static_cast<std::size_t>(b)]);
       const Pos at = length > 0 ? length - 1 : 0;
       kvc::reference(cache.view(layer(), sequences[static_cast<std::size_t>(b)]), {at, at + 1},
-                     kvc::MatrixRef<const float>(row.data(), 1, width),
+                     kvc::MatrixRef<const float>(q_row.data(), 1, width),
                      kvc::MatrixRef<float>(out.data() + b * width, 1, width),
                      {.window = spec.window, .softcap = spec.softcap});
+    }
+    return out;
+  }
+
+  /// [rows, query_heads]; in double, from the definition.
+  [[nodiscard]] std::vector<float> expected_lse() const {
+    std::vector<float> out;
+    for (Index b = 0; b < rows(); ++b) {
+      const Pos length = cache.length(sequences[static_cast<std::size_t>(b)]);
+      const Pos at = length > 0 ? length - 1 : 0;
+      const std::vector<float> of =
+          reference_lse(cache.view(layer(), sequences[static_cast<std::size_t>(b)]), {at, at + 1}, row(b), options());
+      out.insert(out.end(), of.begin(), of.end());
     }
     return out;
   }

@@ -48,7 +48,7 @@ std::vector<std::byte> run(PrefillOnDevice<Case>& device, const cuda::BatchTable
   const auto* const from = reinterpret_cast<const Scalar*>(in.data());
   auto* const to = reinterpret_cast<Scalar*>(out.data());
   const Index heads = device.c.query_heads();
-  cuda::prefill(device.view(), device.batch, heads, from, to, device.c.spec.options, stream, {}, kernel);
+  cuda::prefill(device.view(), device.batch, heads, from, to, device.c.spec.options, stream, nullptr, {}, kernel);
   stream.wait();
   return out.host();
 }
@@ -186,7 +186,7 @@ TEST(prefill_refuses_what_does_not_fit) {
                            std::optional<cuda::PrefillBounds> bounds) {
     try {
       cuda::prefill(device.view(), device.batch, heads, reinterpret_cast<const __half*>(in.data() + offset),
-                    reinterpret_cast<__half*>(out.data()), options, stream, bounds);
+                    reinterpret_cast<__half*>(out.data()), options, stream, nullptr, bounds);
       return false;
     } catch (const std::invalid_argument&) {
       return true;

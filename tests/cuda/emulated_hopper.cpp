@@ -26,22 +26,24 @@ kvc_emulation::TensorMap map_of(std::byte* pool, const cuda::detail::TmaTensor& 
 
 /// Runs the kernel as cuda::prefill does; `boxes` false: as it does where there are none.
 template <int D, class Case>
-std::vector<std::byte> run(Case& c, const cuda::BatchTables& tables, const std::vector<std::byte>& q,
-                           bool boxes = true) {
+std::vector<std::byte> run(Case& c, const cuda::BatchTables& tables, const std::vector<std::byte>& q, bool boxes = true,
+                           std::vector<float>* lse = nullptr) {
   using T = typename Case::Cache::Element;
   constexpr cuda::Format F = cuda::format_of<T>;
   using Traits = cuda::detail::HopperTraits<D>;
-  const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.block_tokens),
-                                 !tables.first_slots.empty()};
+  const HostBatch batch(tables);
   std::vector<std::byte> out(c.out_bytes(tables.queries()), std::byte{0xff});  // NaN
+  if (lse != nullptr) {
+    lse->assign(static_cast<std::size_t>(tables.queries() * c.query_heads()), std::nanf(""));
+  }
   const cuda::PrefillTiles tiles = cuda::make_prefill_tiles(static_cast<std::int32_t>(c.spec.group));
   std::byte* const pool = reinterpret_cast<std::byte*>(c.cache.data());
   const cuda::PrefillArguments<F> a{cuda::layer_view<T>(pool, c.cache.layout(), c.cache.shape(), c.layer()),
-                                    {&header, tables.q_indptr.data(), tables.kv_indptr.data(), tables.kv_indices.data(),
-                                     tables.first_slots.data(), tables.seq_lens.data()},
+                                    batch.view,
                                     tiles,
                                     q.data(),
                                     out.data(),
+                                    lse == nullptr ? nullptr : lse->data(),
                                     static_cast<std::int32_t>(c.query_heads()),
                                     static_cast<std::int32_t>(c.spec.group),
                                     cuda::checked_scale(c.spec.options, c.spec.key_dim),
@@ -71,10 +73,12 @@ std::vector<std::byte> run(Case& c, const cuda::BatchTables& tables, const std::
 template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged>
 void check(const PrefillSpec& spec, const typename P::Config& config, float tolerance) {
   PrefillCase<T, P, L, Q> c(spec, config);
-  const std::vector<std::byte> out = run<D>(c, c.tables, c.q);
+  std::vector<float> lse;
+  const std::vector<std::byte> out = run<D>(c, c.tables, c.q, true, &lse);
   const float difference = c.difference(out, c.expected());
   CAPTURE(D, spec.key_dim, spec.group, spec.options.window, difference);
   REQUIRE(difference < tolerance);
+  REQUIRE(lse_difference(lse, c.expected_lse()) < 4e-6F);
   const bool same = run<D>(c, c.tables, c.q, false) == out;
   REQUIRE(same);
 }
@@ -219,6 +223,19 @@ TEST_CASE("emulated Hopper prefill: windows, softcap, and rows that see what com
   }
   spec.options = {.scale = 3.0F, .causal = false, .window = 200};
   check<64, Eigen::half, Format::f16>(spec, {.blocks = 40, .block_tokens = 16}, 4e-3F);
+}
+
+TEST_CASE("emulated Hopper prefill: large logits lose no precision", "[cuda]") {
+  for (const float deviation : {10.0F, 20.0F}) {  // see emulated_decode.cpp
+    const PrefillSpec spec{.kv_heads = 1,
+                           .group = 4,
+                           .key_dim = 128,
+                           .value_dim = 128,
+                           .sequences = {{200, 20}},
+                           .query_scale = deviation,
+                           .seed = 5};
+    check<128, Eigen::bfloat16, Format::bf16>(spec, {.blocks = 13, .block_tokens = 16}, 2e-2F);
+  }
 }
 
 TEST_CASE("emulated Hopper prefill: a row has the same bits in every batch and chunk", "[cuda]") {

@@ -23,20 +23,22 @@ using kvc::Pos;
 
 /// Runs a kernel as cuda::prefill does. D: elements of a head of the fast kernel, 0 for the plain one.
 template <int D, class T, class P, class L, Format Q>
-std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& tables,
-                           const std::vector<std::byte>& q) {
+std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& tables, const std::vector<std::byte>& q,
+                           std::vector<float>* lse = nullptr) {
   constexpr Format F = cuda::format_of<T>;
-  const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.block_tokens),
-                                 !tables.first_slots.empty()};
+  const HostBatch batch(tables);
   std::vector<std::byte> out(c.out_bytes(tables.queries()), std::byte{0xff});  // NaN
+  if (lse != nullptr) {
+    lse->assign(static_cast<std::size_t>(tables.queries() * c.query_heads()), std::nanf(""));
+  }
   const cuda::PrefillTiles tiles = cuda::make_prefill_tiles(static_cast<std::int32_t>(c.spec.group));
   const cuda::PrefillArguments<F> a{
       cuda::layer_view<T>(reinterpret_cast<std::byte*>(c.cache.data()), c.cache.layout(), c.cache.shape(), c.layer()),
-      {&header, tables.q_indptr.data(), tables.kv_indptr.data(), tables.kv_indices.data(), tables.first_slots.data(),
-       tables.seq_lens.data()},
+      batch.view,
       tiles,
       q.data(),
       out.data(),
+      lse == nullptr ? nullptr : lse->data(),
       static_cast<std::int32_t>(c.query_heads()),
       static_cast<std::int32_t>(c.spec.group),
       cuda::checked_scale(c.spec.options, c.spec.key_dim),
@@ -61,10 +63,12 @@ std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& 
 template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged>
 void check(const PrefillSpec& spec, const typename P::Config& config, float tolerance) {
   PrefillCase<T, P, L, Q> c(spec, config);
-  const std::vector<std::byte> out = run<D>(c, c.tables, c.q);
+  std::vector<float> lse;
+  const std::vector<std::byte> out = run<D>(c, c.tables, c.q, &lse);
   const float difference = c.difference(out, c.expected());
   CAPTURE(D, spec.key_dim, spec.group, spec.options.window, difference);
   REQUIRE(difference < tolerance);
+  REQUIRE(lse_difference(lse, c.expected_lse()) < 4e-6F);
 }
 
 const PrefillSpec ragged{.group = 4, .sequences = {{0, 0}, {1, 1}, {70, 70}, {9, 0}, {65, 1}, {150, 40}}};
@@ -319,5 +323,20 @@ TEST_CASE("emulated prefill: what a row does not see is not noticed, infinite or
     REQUIRE(std::equal(before.begin(), before.begin() + unharmed, after.begin()));
     const bool noticed = before != after;
     REQUIRE(noticed);
+  }
+}
+
+TEST_CASE("emulated prefill: large logits lose no precision", "[cuda]") {
+  for (const float deviation : {10.0F, 20.0F}) {  // see the same test of decode
+    const PrefillSpec spec{.kv_heads = 1,
+                           .group = 4,
+                           .key_dim = 128,
+                           .value_dim = 128,
+                           .sequences = {{200, 20}},
+                           .query_scale = deviation,
+                           .seed = 5};
+    check<128, Eigen::bfloat16, Format::bf16>(spec, {.blocks = 13, .block_tokens = 16}, 2e-2F);
+    check<128, Eigen::half, Format::f16>(spec, {.blocks = 13, .block_tokens = 16}, 3e-3F);
+    check<0, kvc::Int8, Format::bf16>(spec, {.blocks = 13, .block_tokens = 16}, 2e-2F);
   }
 }

@@ -25,23 +25,6 @@ namespace {
 using namespace kvc_test;
 namespace cuda = kvc::cuda;
 
-/// A batch on the host, as kernels see it.
-struct HostBatch {
-  explicit HostBatch(const cuda::BatchTables& of)
-      : tables(of),
-        header{of.size(), of.queries(), cuda::Divisor(of.block_tokens), !of.first_slots.empty()},
-        view{&header,
-             tables.q_indptr.data(),
-             tables.kv_indptr.data(),
-             tables.kv_indices.data(),
-             tables.first_slots.data(),
-             tables.seq_lens.data()} {}
-  HostBatch(const HostBatch&) = delete;
-  cuda::BatchTables tables;
-  cuda::BatchHeader header;
-  cuda::BatchView view;
-};
-
 template <class Cache>
 auto layer_of(Cache& cache, Index layer) {
   return cuda::layer_view<typename Cache::Element>(reinterpret_cast<std::byte*>(cache.data()), cache.layout(),

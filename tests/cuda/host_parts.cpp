@@ -108,20 +108,13 @@ TEST_CASE("tables give the place of every position, whatever the policy", "[cuda
     const std::vector<Pos> queries(sequences.size(), 1);
     const cuda::BatchTables tables =
         cuda::make_tables(policy, std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
-    const cuda::BatchHeader header{tables.size(), tables.queries(), cuda::Divisor(tables.block_tokens),
-                                   !tables.first_slots.empty()};
-    const cuda::BatchView view{&header,
-                               tables.q_indptr.data(),
-                               tables.kv_indptr.data(),
-                               tables.kv_indices.data(),
-                               tables.first_slots.data(),
-                               tables.seq_lens.data()};
+    const HostBatch batch(tables);
     for (std::int32_t b = 0; b < tables.size(); ++b) {
       const auto at = static_cast<std::size_t>(b);
       REQUIRE(tables.seq_lens[at] == policy.length(sequences[at]));
       policy.for_each_run(sequences[at], {0, policy.length(sequences[at])}, [&](const kvc::SlotRun& run) {
         for (Pos i = 0; i < run.count; ++i) {
-          const cuda::RowLocation location = view.locate(b, run.first + i);
+          const cuda::RowLocation location = batch.view.locate(b, run.first + i);
           REQUIRE(location.block == static_cast<std::int32_t>(run.block));
           REQUIRE(location.slot == run.offset + i);
         }

@@ -32,6 +32,7 @@ struct PrefillSpec {
   Index value_dim = 64;
   std::vector<PrefillSequence> sequences = {};
   kvc::cuda::AttentionOptions options = {};
+  float query_scale = 1;  ///< standard deviation of queries, and so of logits with the default scale
   std::uint64_t seed = 1;
 };
 
@@ -85,7 +86,7 @@ class PrefillCase {
     tables = tables_of(sequences, queries);
     q.resize(static_cast<std::size_t>(tables.queries() * query_heads() * spec.key_dim * kvc::cuda::code_bytes(Q)));
     for (Index i = 0; i < tables.queries() * query_heads() * spec.key_dim; ++i) {
-      put_element(Q, q, i, normal_(random_));
+      put_element(Q, q, i, spec.query_scale * normal_(random_));
     }
   }
 
@@ -113,6 +114,16 @@ class PrefillCase {
     return at;
   }
 
+  /// The queries of sequence b as floats.
+  [[nodiscard]] std::vector<float> query_rows(std::size_t b) const {
+    const Index width = query_heads() * spec.key_dim;
+    std::vector<float> out(static_cast<std::size_t>(queries[b] * width));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i] = element_at(Q, q, tables.q_indptr[b] * width + static_cast<Index>(i));
+    }
+    return out;
+  }
+
   /// In double, from the definition.
   [[nodiscard]] std::vector<float> expected() const {
     const Index width = query_heads() * spec.key_dim, out_width = query_heads() * spec.value_dim;
@@ -122,10 +133,7 @@ class PrefillCase {
       if (n == 0) {
         continue;
       }
-      std::vector<float> rows(static_cast<std::size_t>(n * width));
-      for (Index i = 0; i < n * width; ++i) {
-        rows[static_cast<std::size_t>(i)] = element_at(Q, q, first * width + i);
-      }
+      const std::vector<float> rows = query_rows(b);
       const Pos length = spec.sequences[b].length;
       kvc::reference(cache.view(layer(), sequences[b]), {length - queries[b], length},
                      kvc::MatrixRef<const float>(rows.data(), n, width),
@@ -134,6 +142,19 @@ class PrefillCase {
                       .causal = spec.options.causal,
                       .window = spec.options.window,
                       .softcap = spec.options.softcap});
+    }
+    return out;
+  }
+
+  /// [queries, query_heads]; in double, from the definition.
+  [[nodiscard]] std::vector<float> expected_lse() const {
+    std::vector<float> out;
+    for (std::size_t b = 0; b < sequences.size(); ++b) {
+      const Pos length = spec.sequences[b].length;
+      const std::vector<float> rows = query_rows(b);
+      const std::vector<float> of =
+          reference_lse(cache.view(layer(), sequences[b]), {length - queries[b], length}, rows, spec.options);
+      out.insert(out.end(), of.begin(), of.end());
     }
     return out;
   }

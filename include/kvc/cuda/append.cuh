@@ -1,5 +1,5 @@
-// write: stores the keys and values of new tokens in a layer of a cache in device memory, all sequences of a batch in
-// one launch, optionally with RoPE on the keys, and on the queries of the same tokens.
+// write(): stores the keys and values of new tokens in one layer of a cache in device memory. One launch serves all
+// sequences of a batch. It can apply RoPE to the keys, and to the queries of the same tokens.
 #pragma once
 
 #include <cstddef>
@@ -40,15 +40,23 @@ void launch_append(const AppendArguments<F>& a, cudaStream_t stream) {
 
 }  // namespace detail
 
-/// Stores rows at the positions of the batch's queries.
+/// Stores the keys and values of a batch's query rows at the positions of those rows.
 ///
-///   k  [queries, kv_heads * key_dim]    v  [queries, kv_heads * value_dim]
-///   q  [queries, query_heads * key_dim], rotated in place; or empty
-///   rope  how keys and queries are rotated before they are stored; positions beyond its tables are the caller's mistake
+///   kv      the layer to write to
+///   batch   block tables whose query rows are the new tokens
+///   k       [queries, kv_heads * key_dim]
+///   v       [queries, kv_heads * value_dim]
+///   rope    rotation of keys and queries before the keys are stored; its tables must cover every position of the batch,
+///           which is not checked
+///   q       [queries, query_heads * key_dim], rotated in place if `rope` is set; empty: no queries
+///   Scalar  float, __half or __nv_bfloat16
 ///
-/// Scalar is float, __half or __nv_bfloat16. All matrices are in device memory at multiples of 16 bytes, with strides
-/// that are multiples of 8. Rows beyond those of the batch are not touched. May be captured in a graph.
-/// Throws std::invalid_argument if something of this does not fit, or a dim is not a multiple of 8 up to 256; Error.
+/// All matrices are in device memory, at addresses that are multiples of 16 bytes, with strides that are multiples of 8
+/// elements. Rows beyond those of the uploaded batch are neither read nor written. The call does not synchronise and may
+/// be captured in a graph.
+///
+/// Throws std::invalid_argument if a shape, stride, address or rotary_dim does not fit, or a dim is not a multiple of 8
+/// up to 256; cuda::Error if the launch fails.
 template <class Scalar, Format F>
 void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Scalar> k, MatrixRef<const Scalar> v,
            cudaStream_t stream, const RopeView& rope = {}, MatrixRef<Scalar> q = {}) {
@@ -70,7 +78,7 @@ void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Scalar> k
             rope.rotary_dim, "a multiple of 16, at most key_dim");
     require(rope.cos != nullptr && rope.sin != nullptr, "rope", "without tables", "with tables in device memory");
   } else {
-    query_heads = 0;  // nothing to rotate
+    query_heads = 0;  // without RoPE queries stay as they are
   }
   detail::launch_append<Scalar>(
       AppendArguments<F>{kv, batch.view(), reinterpret_cast<const std::byte*>(k.data()),

@@ -1,9 +1,10 @@
-// The kernel that stores new keys and values: `write` of a cache in device memory, with RoPE on keys and queries on
-// the way if wanted. Rows get the bits that `write` and `rope` give them on a CPU with fused multiply-adds; a NaN
-// stays one, with bits of its own.
+// append_kernel: stores new keys and values in a layer and optionally rotates keys and queries (RoPE).
 //
-// A warp takes one head of one token. A lane takes 8 elements; half of the warp takes the key and the other half the
-// value where both have at most 128 elements, otherwise they come one after the other.
+// The stored rows have the bits that KvCache::write and llama::rope produce on a CPU with fused multiply-adds; a NaN
+// stays NaN, but may have another payload.
+//
+// One warp handles one head of one token. Each lane handles 8 elements. If both dims are at most 128, half of the warp
+// handles the key and the other half the value; otherwise the warp handles them one after the other.
 #pragma once
 
 #include <cstddef>
@@ -18,10 +19,10 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Which elements of a head are rotated together: see kvc::llama::Interleaved and kvc::llama::HalfSplit in llama/rope.hpp.
+/// Which elements of a head form a pair that RoPE rotates: see llama::Interleaved and llama::HalfSplit.
 enum class RopePairing : std::uint8_t { none, interleaved, half_split };
 
-/// Rotations by position, in device memory.
+/// Tables of the rotation angles of each position, in device memory.
 struct RopeView {
   RopePairing pairing = RopePairing::none;
   std::int32_t rotary_dim = 0;  ///< a multiple of 16, at most key_dim
@@ -29,14 +30,14 @@ struct RopeView {
   const float* sin = nullptr;
 };
 
-/// Arguments of append_kernel. Strides are in elements, from token to token, so that parts of a wider matrix will do.
+/// Arguments of append_kernel. Strides count elements from token to token, so a matrix may be part of a wider one.
 template <Format F>
 struct AppendArguments {
   LayerView<F> kv;
   BatchView batch;
   const std::byte* k;  ///< [queries, kv_heads * key_dim]
   const std::byte* v;  ///< [queries, kv_heads * value_dim]
-  std::byte* q;        ///< [queries, query_heads * key_dim], rotated in place; not read if query_heads == 0
+  std::byte* q;        ///< [queries, query_heads * key_dim], rotated in place; ignored if query_heads is 0
   Index k_stride;
   Index v_stride;
   Index q_stride;
@@ -46,7 +47,7 @@ struct AppendArguments {
 
 namespace detail {
 
-/// Eight elements of format I at p, as floats.
+/// Loads eight elements of format I at p and converts them to float.
 template <Format I>
 __device__ __forceinline__ void load_elements(const std::byte* p, float (&x)[8]) {
   if constexpr (I == Format::f32) {
@@ -54,7 +55,7 @@ __device__ __forceinline__ void load_elements(const std::byte* p, float (&x)[8])
     x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
     x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
   } else {
-    const uint4 words = *reinterpret_cast<const uint4*>(p);  // queries are written as well: no load that bypasses that
+    const uint4 words = *reinterpret_cast<const uint4*>(p);  // not a read-only load: the kernel also writes queries
     const std::uint32_t all[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -74,7 +75,7 @@ __device__ __forceinline__ void store_elements(std::byte* p, const float (&x)[8]
   }
 }
 
-/// Rotates the elements 8 chunk .. 8 chunk + 7 of the head at `head`, which are in x.
+/// Rotates elements 8 chunk .. 8 chunk + 7 of the head at `head`; x holds these elements.
 template <Format I>
 __device__ __forceinline__ void rotate(const RopeView& rope, Pos position, const std::byte* head, int chunk,
                                        float (&x)[8]) {
@@ -105,8 +106,8 @@ __device__ __forceinline__ void rotate(const RopeView& rope, Pos position, const
   }
 }
 
-/// The scale of a row of Int8 of which the lanes of a group, `lanes` of them, hold eight elements each. NaN if one is
-/// not finite.
+/// The scale of an Int8 row whose elements are spread over `lanes` lanes, eight in each; NaN if an element is not
+/// finite. All lanes of the warp must take part.
 [[nodiscard]] __device__ __forceinline__ float int8_scale(const float (&x)[8], int lanes) {
   std::uint32_t largest = 0;
 #pragma unroll
@@ -127,7 +128,7 @@ __device__ __forceinline__ void rotate(const RopeView& rope, Pos position, const
   return scale < least ? least : scale > most ? most : scale;
 }
 
-/// Stores eight elements of a row of format F; for Int8, `scale` is that of the row, and chunk 0 stores it.
+/// Stores eight elements of a row in format F. For Int8, `scale` is the scale of the row; chunk 0 stores it.
 template <Format F>
 __device__ __forceinline__ void store_chunk(std::byte* row, int chunk, int dim, const float (&x)[8], float scale) {
   if constexpr (code_bytes(F) >= 2) {
@@ -157,8 +158,10 @@ __device__ __forceinline__ void store_chunk(std::byte* row, int chunk, int dim, 
 
 }  // namespace detail
 
-/// Stores the rows of the queries of a batch, and rotates their queries.  I: format of k, v and q.  Any number of blocks.
+/// Stores the keys and values of the query rows of a batch, and rotates the queries. Any grid size works.
 ///
+///   I        format of k, v and q
+///   F        format of the cache
 ///   Halves   key_dim and value_dim are at most 128
 template <Format I, Format F, bool Halves>
 __global__ void __launch_bounds__(detail::rows_threads) append_kernel(const __grid_constant__ AppendArguments<F> a) {
@@ -172,7 +175,7 @@ __global__ void __launch_bounds__(detail::rows_threads) append_kernel(const __gr
     const auto row = static_cast<std::int32_t>(work / heads);
     const auto head = static_cast<int>(work % heads);
     const detail::BatchRow of = detail::batch_row(a.batch, row);
-    if (head >= a.kv.kv_heads) {  // of the queries: all lanes have read before one writes
+    if (head >= a.kv.kv_heads) {  // a query: all lanes read before any lane writes
       const int dim = a.kv.key_dim;
       std::byte* const at = a.q + (row * a.q_stride + Index{head - a.kv.kv_heads} * dim) * unit;
       const bool mine = lane < lanes && 8 * chunk < dim;
@@ -203,7 +206,7 @@ __global__ void __launch_bounds__(detail::rows_threads) append_kernel(const __gr
       }
       float scale = 0.0F;
       if constexpr (F == Format::int8) {
-        scale = detail::int8_scale(x, lanes);  // all lanes take part
+        scale = detail::int8_scale(x, lanes);  // a warp operation: outside the branch below
       }
       if (8 * chunk < dim) {
         std::byte* const to =

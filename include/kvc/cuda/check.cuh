@@ -1,4 +1,4 @@
-// Errors of CUDA: every call that kvc makes is checked, and what is thrown says which call failed and why.
+// Error checks for calls of the CUDA runtime: each failure is an exception that names the call and the reason.
 #pragma once
 
 #if !__has_include(<cuda_runtime_api.h>)
@@ -16,7 +16,7 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// A call of CUDA's runtime failed.
+/// A call of the CUDA runtime, or a kernel launch, failed. what() names the call, the code and its description.
 class Error : public std::runtime_error {
  public:
   Error(const char* call, cudaError_t code)
@@ -29,7 +29,7 @@ class Error : public std::runtime_error {
   cudaError_t code_;
 };
 
-/// The device has not so much memory.
+/// The device, or pinned host memory, cannot provide so many bytes.
 class OutOfMemory : public std::bad_alloc {
  public:
   OutOfMemory(const char* call, std::size_t bytes) noexcept {
@@ -44,7 +44,7 @@ class OutOfMemory : public std::bad_alloc {
 namespace detail {
 inline void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess) [[unlikely]] {
-    (void)cudaGetLastError();  // so that the next check reports the next error
+    (void)cudaGetLastError();  // clears it, so that the next check reports the next error
     throw_error(Error(call, status));
   }
 }
@@ -55,14 +55,14 @@ inline void check_allocation(cudaError_t status, const char* call, std::size_t b
   }
   check(status, call);
 }
-/// After  kernel<<<...>>>(...): what a launch has to say at once. What happens later is reported by a later call.
+/// Checks the launch just before, kernel<<<...>>>(...). Errors while the kernel runs surface in a later call.
 inline void check_launch(const char* kernel) {
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess) [[unlikely]] {
     throw_error(Error(kvc::detail::concat({"the launch of ", kernel}).c_str(), status));
   }
 }
-/// Where nothing may be thrown. That the driver is already shut down is no error of ours.
+/// For destructors: prints an error instead of throwing. A driver that is already shut down is not an error.
 inline void report(cudaError_t status, const char* call) noexcept {
   if (status != cudaSuccess && status != cudaErrorCudartUnloading) {
     std::fprintf(stderr, "kvc: %s failed: %s\n", call, cudaGetErrorString(status));
@@ -81,5 +81,5 @@ inline void require_no_capture(cudaStream_t stream, const char* operation) {
 }  // namespace v0
 }  // namespace kvc
 
-/// Evaluates a call of CUDA's runtime; throws kvc::cuda::Error unless it succeeds.
+/// Evaluates a call of the CUDA runtime; throws kvc::cuda::Error unless it returns cudaSuccess.
 #define KVC_CUDA(call) ::kvc::cuda::detail::check((call), #call)

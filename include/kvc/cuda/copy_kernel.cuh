@@ -1,7 +1,7 @@
-// Many GridCopys in one launch: the copy-on-write copies of a step.
+// copy_kernel: many GridCopys in one launch, for the copy-on-write copies of a step.
 //
-// A warp takes one span after the other, so that the two divisions that find a span are paid once for its bytes, and
-// its lanes copy units of 16 bytes (4 or 1, where something is not aligned), four at a time.
+// A warp copies one contiguous span after another, so the two divisions that locate a span are paid once for its bytes.
+// Lanes copy units of 16 bytes (4 or 1 where something is not aligned), four at a time.
 #pragma once
 
 #include <cstddef>
@@ -16,17 +16,17 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// One GridCopy with what the kernel needs worked out.
+/// One GridCopy as the kernel takes it.
 struct GridCopyJob {
   std::byte* to;
   const std::byte* from;
   Index strides[3];
   std::uint32_t spans;
-  std::uint32_t units;  ///< in a span
+  std::uint32_t units;  ///< units of one span
   Divisor inner;        ///< extents[2]
   Divisor middle;       ///< extents[1]
 
-  /// How far behind `from` and `to` a span lies.
+  /// Byte offset of a span from `from` and from `to`.
   [[nodiscard]] KVC_HOST_DEVICE constexpr Index offset(std::uint32_t span) const noexcept {
     const std::uint32_t outer = inner.quotient(span), k = span - outer * static_cast<std::uint32_t>(inner.value());
     const std::uint32_t i = middle.quotient(outer), j = outer - i * static_cast<std::uint32_t>(middle.value());
@@ -34,8 +34,8 @@ struct GridCopyJob {
   }
 };
 
-/// What one launch takes along as its argument: no upload, so that a capture may hold it. Up to `Most` jobs; every
-/// launch pays for all of them, so there is a small form.
+/// The argument of one launch: up to `Most` jobs. Passing them by value needs no upload, so a graph may capture the
+/// launch. Every launch transfers all `Most` jobs, hence a small and a large variant.
 template <int Most>
 struct GridCopyJobs {
   GridCopyJob jobs[Most];
@@ -46,7 +46,7 @@ static_assert(sizeof(GridCopyJobs<max_copy_jobs>) <= 32764, "what a kernel may t
 
 inline constexpr int copy_threads = 256;
 
-/// gridDim.y jobs; the warps of all blockIdx.x share the spans of job blockIdx.y.
+/// Runs gridDim.y jobs; the warps of all thread blocks with the same blockIdx.y share the spans of that job.
 template <class Unit, int Most>
 __global__ void __launch_bounds__(copy_threads) copy_kernel(const __grid_constant__ GridCopyJobs<Most> all) {
   const GridCopyJob& job = all.jobs[blockIdx.y];
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(copy_threads) copy_kernel(const __grid_constan
 
 namespace detail {
 
-/// Bytes of the units in which all of `copies` can go: 16, 4 or 1.
+/// The largest unit, 16, 4 or 1 bytes, to which all of `copies` are aligned.
 [[nodiscard]] inline Index unit_of(const GridCopy* first, const GridCopy* last) noexcept {
   std::uintptr_t bits = 0;
   for (; first != last; ++first) {
@@ -89,7 +89,7 @@ namespace detail {
   return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 1;
 }
 
-/// A job of the kernel. The spans of one copy, and the units of one span, must be fewer than 2^31.
+/// The kernel's form of a copy. Throws std::invalid_argument if it has no spans, 2^31 or more, or spans of 2^31 units.
 [[nodiscard]] inline GridCopyJob job_of(const GridCopy& copy, Index unit) {
   const Index spans = copy.extents[0] * copy.extents[1] * copy.extents[2];
   require_between(spans, Index{1}, Index{max_pos}, "spans of a copy");

@@ -1,4 +1,4 @@
-// CopyQueue: copies that wait to be launched together.
+// CopyQueue: copies that are collected to be launched together.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Copies in waiting: none of them writes what another reads or writes, so that they may run side by side.
+/// Pending copies. None of them writes what another one reads or writes, so they may run concurrently.
 class CopyQueue {
  public:
   [[nodiscard]] bool empty() const noexcept { return waiting_.empty(); }
@@ -22,9 +22,9 @@ class CopyQueue {
   void clear() noexcept { waiting_.clear(); }
   void push(const GridCopy& copy) { waiting_.push_back(copy); }
 
-  /// Whether `copy` touches what one in waiting writes, or writes what it reads. By the ranges of memory that a
-  /// layer of each spans, so copies of distinct blocks never conflict, and those of keys and values never do. O(copies
-  /// in waiting).
+  /// Whether `copy` reads or writes what a pending copy writes, or writes what one reads. The test compares the memory
+  /// ranges that each layer of a copy covers: copies of distinct blocks never conflict, nor do keys with values.
+  /// O(pending copies).
   [[nodiscard]] bool conflicts(const GridCopy& copy) const noexcept {
     return std::any_of(waiting_.begin(), waiting_.end(), [&](const GridCopy& other) {
       return touch(copy.to, copy, other.to, other) || touch(copy.to, copy, other.from, other) ||
@@ -39,7 +39,7 @@ class CopyQueue {
   [[nodiscard]] static Index extent(const GridCopy& copy) noexcept {
     return (copy.extents[0] - 1) * copy.strides[0] + inner_extent(copy);
   }
-  /// Whether the spans of grid `a` at x and those of grid `b` at y may overlap.
+  /// Whether a span of grid `a` at x and one of grid `b` at y may overlap.
   [[nodiscard]] static bool touch(const std::byte* x, const GridCopy& a, const std::byte* y,
                                   const GridCopy& b) noexcept {
     const auto at = [](const std::byte* p) { return static_cast<Index>(reinterpret_cast<std::uintptr_t>(p)); };
@@ -51,7 +51,7 @@ class CopyQueue {
         inner_extent(b) > period) {
       return true;
     }
-    const Index distance = ((at(y) - at(x)) % period + period) % period;  // both repeat from layer to layer
+    const Index distance = ((at(y) - at(x)) % period + period) % period;  // both repeat once per layer
     return distance < inner_extent(a) || distance + inner_extent(b) > period;
   }
 

@@ -1,14 +1,13 @@
-// Attention of the newest position of each sequence of a batch over its keys and values, on a GPU.
+// decode(): attention of the newest position of each sequence of a batch, on a GPU.
 //
 //   cuda::DecodeWork work({.sequences = 256, .positions = 1 << 20, .query_heads = 32, .kv_heads = 8, .dim = 128,
-//                          .format = cuda::format_of<T>});                                         once
-//   work.upload(tables, window, stream);                                                           each step
-//   cuda::decode(cuda::view(cache, layer), batch, work, q, out, options, stream);                  each layer
+//                          .format = cuda::format_of<T>});                                         // once
+//   work.upload(tables, window, stream);                                                           // each step
+//   cuda::decode(cuda::view(cache, layer), batch, work, q, out, options, stream);                  // each layer
 //
-// Every row has the same bits in every batch, whatever policy, layout and block size the rows lie in, and whether
-// their prefix is shared. They are not those of the CPU: sums go in another order, and weights are rounded to 16 bits.
-// `decode` allocates nothing and does not synchronise, and may be captured in a graph: which work there is, it reads
-// on the device. Two calls that use one DecodeWork must not run at the same time.
+// A row has the same bits in every batch, for every policy, layout and block size, and whether or not its prefix is
+// shared. These bits differ from those of the CPU: sums are taken in another order, and weights are rounded to 16 bits.
+// The scale is applied to the scores in float, never to the 16-bit queries, so large logits lose no precision.
 #pragma once
 
 #include <algorithm>
@@ -31,10 +30,10 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// The largest decode there will be, and the heads of the model.
+/// The largest batch that a DecodeWork can plan for, and the shape of the model.
 struct DecodeLimits {
   Index sequences = 0;
-  Index positions = 0;  ///< of all sequences together, each counted by itself
+  Index positions = 0;  ///< of all sequences together; shared positions count once per sequence
   Index query_heads = 0;
   Index kv_heads = 0;
   Index dim = 0;                 ///< key_dim and value_dim
@@ -42,14 +41,14 @@ struct DecodeLimits {
 };
 
 namespace detail {
-/// Query rows that the kernels take at once. What registers hold: beside a cache of 16-bit elements at most 32, of
-/// bytes, which need more to be made 16-bit elements, 16; and 8 beyond dim 128.
+/// Query rows that each kernel handles at once, as many as its registers hold: at most 32 for caches of 16-bit elements,
+/// 16 for caches of bytes, whose conversion to 16 bits takes registers, and 8 beyond dim 128.
 [[nodiscard]] constexpr RowTiles row_tiles(Format format, Index group, Index dim) noexcept {
   const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
   return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
 }
 
-/// The blocks of a kernel that the device holds at once.
+/// How many thread blocks of a kernel the device can hold at once.
 template <class Kernel>
 [[nodiscard]] unsigned resident_blocks(Kernel kernel, int threads) {
   int device = 0, processors = 0, blocks = 0;
@@ -60,11 +59,12 @@ template <class Kernel>
 }
 }  // namespace detail
 
-/// The plan of a decode in device memory, and room for the states of splits.
+/// The plan of a decode in device memory, and memory for the partial results of splits. Allocates at construction only;
+/// not copyable. Calls of decode() that use the same DecodeWork must not run concurrently.
 class DecodeWork {
  public:
-  /// Throws std::invalid_argument if a limit is not positive, dim is not a multiple of 8 up to 256, or query_heads not
-  /// one of kv_heads; OutOfMemory; Error.
+  /// Throws std::invalid_argument if a limit is not positive, dim is not a multiple of 8 up to 256, query_heads is not
+  /// a multiple of kv_heads, or the format is not f16, bf16, fp8_e4m3 or int8; OutOfMemory; Error.
   explicit DecodeWork(const DecodeLimits& limits)
       : limits_(checked(limits)),
         offsets_(limits_),
@@ -89,9 +89,14 @@ class DecodeWork {
   [[nodiscard]] float* partials() const noexcept { return reinterpret_cast<float*>(partials_.data()); }
   [[nodiscard]] float* partial_sums() const noexcept { return reinterpret_cast<float*>(partial_sums_.data()); }
 
-  /// Plans the decode of one row of each sequence and uploads the plan. O(blocks, and items, of the batch).
-  /// Throws std::invalid_argument if the batch is larger than the limits, the window negative, or the stream being
-  /// captured.
+  /// Plans the decode of one row of each sequence and uploads the plan. The plan serves all layers with this window.
+  ///
+  ///   tables          those of the Batch that decode() gets
+  ///   share_prefixes  read a prefix that sequences share once for all of them; this changes no bit of the result
+  ///
+  /// Does not wait for the device unless two uploads are still in flight. O(entries + items), and a sort of the batch.
+  /// Throws std::invalid_argument if the batch exceeds the limits, the window is negative, or the stream is being
+  /// captured; Error.
   void upload(const BatchTables& tables, Pos window, cudaStream_t stream, bool share_prefixes = true) {
     require(window >= 0, "window", window, "at least 0 (0: no window)");
     require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
@@ -196,19 +201,27 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 
 }  // namespace detail
 
-/// out[b] = attention of query row b, at the last position of sequence b, over the positions that the options let it
-/// see.
+/// out[b] = attention of query row b, at the last position of sequence b, over the positions that `options` let it see.
 ///
-///   kv     one layer of a cache, of f16 or bf16 (then Scalar is the same), Fp8E4M3 or Int8
-///   batch  the tables of the sequences     work  the plan of the same tables
-///   q      [batch, query_heads * dim]      out   [batch, query_heads * dim]; in device memory, 16-byte aligned
+///   kv           one layer of a cache; f16 or bf16 (then Scalar is the same type), Fp8E4M3 or Int8
+///   batch        the uploaded tables
+///   work         the uploaded plan of the same tables
+///   q            [batch, query_heads * dim]
+///   out          [batch, query_heads * dim], overwritten; 0 for a sequence without positions
+///   lse          [batch, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over the
+///                visible positions, -infinity for a sequence without positions. Results over disjoint sets of keys
+///                merge by these weights.
+///   Scalar       __half or __nv_bfloat16
 ///
-/// A sequence without positions gives 0. Each key and value is read once for up to 32 query heads of its GQA group (16
-/// of a cache of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it.
-/// Throws std::invalid_argument if extents, options or alignment do not fit, Error if a launch fails.
+/// All arrays are in device memory; q and out are at multiples of 16 bytes. Query head h reads kv head
+/// h / (query_heads / kv_heads). Each key and value is read once for up to 32 query heads of its GQA group (16 for
+/// caches of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it. The call allocates nothing,
+/// does not synchronise, and may be captured in a graph: sizes and work items are read on the device.
+///
+/// Throws std::invalid_argument if shapes, options or alignment do not fit, Error if a launch fails.
 template <class Scalar, Format F>
 void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Scalar* q, Scalar* out,
-            const AttentionOptions& options, cudaStream_t stream) {
+            const AttentionOptions& options, cudaStream_t stream, float* lse = nullptr) {
   constexpr Format Q = format_of<Scalar>;
   static_assert(Q == Format::f16 || Q == Format::bf16, "queries are __half or __nv_bfloat16");
   static_assert(F == Q || code_bytes(F) == 1,
@@ -228,6 +241,7 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
                              work.view(),
                              reinterpret_cast<const std::byte*>(q),
                              reinterpret_cast<std::byte*>(out),
+                             lse,
                              work.partials(),
                              work.partial_sums(),
                              static_cast<std::int32_t>(limits.query_heads),

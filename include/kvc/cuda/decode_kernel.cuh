@@ -1,17 +1,17 @@
-// decode_kernel: attention of one row per sequence, split by split. merge_kernel.cuh merges the splits.
+// decode_kernel: attention of one query row per sequence, one split of keys at a time. merge_kernel.cuh merges the splits.
 //
-// A block of four warps takes an item, one split of 512 positions of one kv head, for all query heads of its GQA group
-// and all sequences that the item serves. Step s of warp w are the 16 T positions from 16 T (4 s + w): each warp
-// carries a running maximum, sum and output over its steps, and the four states are merged at the end. The scores are
-// computed transposed, S^T = K Q^T and O^T += V^T P^T, so that the rows of the tiles are positions and elements of a
-// head, of which there are many, and their eight columns query rows, of which there are few: a GQA group of up to
-// eight heads wastes no register.
+// A thread block of four warps takes a work item: one split of 512 positions of one kv head, for all query heads of its
+// GQA group and all sequences that share the split. Step s of warp w covers the 16 T positions from 16 T (4 s + w). Each
+// warp keeps a running maximum, sum and output over its steps; at the end the block merges the four states. Scores and
+// outputs are computed transposed, S^T = K Q^T and O^T += V^T P^T: the 16 rows of an mma tile are then positions and
+// elements of a head, of which there are many, and its eight columns are query rows, of which there are few. A GQA group
+// of up to eight heads wastes no register.
 //
-// While keys are multiplied the values of the same step are on their way, and while values are multiplied the keys of
-// the next: each warp has 4 KiB and more in flight at any time, without shared memory or barriers.
+// A warp loads the values of a step while it multiplies the keys, and the keys of the next step while it multiplies the
+// values. So at least 4 KiB per warp are in flight at any time, without shared memory or barriers.
 //
-// The order of operations on a query row follows from the positions alone, and no operation of a row depends on the
-// rows beside it. So a row has the same bits in every batch, shared or not.
+// The order of operations on a query row depends on its positions only, and no operation mixes rows. So a row has the
+// same bits in every batch, shared or not.
 #pragma once
 
 #include <cstddef>
@@ -26,16 +26,16 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// A DecodePlan in device memory.
+/// A DecodePlan in device memory; see there for the arrays.
 struct DecodePlanView {
-  const std::int32_t* items;  ///< [2]; how many there are in `narrow` and in `wide`
+  const std::int32_t* items;  ///< [2]; items in `narrow` and in `wide`
   const DecodeItem* narrow;
   const DecodeItem* wide;
   const DecodeMember* members;
   const std::int32_t* partial_begin;  ///< [batch + 1]
 };
 
-/// Arguments of both kernels. Elements of the outputs are of the format of the queries.
+/// Arguments of decode_kernel and merge_kernel. q and out have elements of format Q, f16 or bf16.
 template <Format F>
 struct DecodeArguments {
   LayerView<F> kv;
@@ -43,7 +43,8 @@ struct DecodeArguments {
   DecodePlanView plan;
   const std::byte* q;  ///< [batch, query_heads * key_dim]
   std::byte* out;      ///< [batch, query_heads * value_dim]
-  float* partials;     ///< [partials, query_heads, value_dim]; outputs of parts, not divided by their sums
+  float* lse;          ///< [batch, query_heads] natural logarithms, or null
+  float* partials;     ///< [partials, query_heads, value_dim]; outputs of splits, not divided by their sums
   float*
       partial_sums;  ///< [partials, query_heads, 2]; largest score times log2(e), and sum of exponentials relative to it
   std::int32_t query_heads;
@@ -54,8 +55,8 @@ struct DecodeArguments {
 
 namespace detail {
 
-/// Where an item's rows are: fills the offsets of its positions. What is beyond them is filled with the nearest, so
-/// that the loads of a thread need no branch and do not wait for each other.
+/// Fills the offsets of an item's positions in the pool. Positions outside [first, last) get the nearest one inside, so
+/// that the loads of a thread need no branch and are all in flight at once.
 template <Format F, class Shared>
 __device__ __forceinline__ void locate_rows(const DecodeArguments<F>& a, const BatchHeader& header,
                                             const DecodeItem& item, Shared& shared) {
@@ -76,7 +77,7 @@ __device__ __forceinline__ void locate_rows(const DecodeArguments<F>& a, const B
   }
 }
 
-/// A row of an item: which sequence and query head it is of.
+/// The sequence and query head of one query row of an item.
 struct ItemRow {
   DecodeMember member;
   std::int32_t head;
@@ -88,8 +89,8 @@ __device__ __forceinline__ ItemRow item_row(const DecodeArguments<F>& a, const D
           kv_head * a.group + item.first_head + (row - member * item.heads)};
 }
 
-/// Reads the query rows of an item, in the format that keys are multiplied in, and their scales. A warp takes a row at
-/// a time and a lane a chunk of it.
+/// Loads the query rows of an item to shared memory, in the format that keys are multiplied in, with a scale for each.
+/// A warp loads one row at a time, a lane one chunk of it.
 template <Format F, Format Q, int D, int N>
 __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head,
                                              DecodeShared<D, N>& shared) {
@@ -107,8 +108,8 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
     }
     float scale = a.softcap > 0 ? a.scale : device::multiply(a.scale, log2_e);
     if constexpr (Q != C) {
-      // A row whose largest magnitude is 2^e and more becomes one of 1 and more; what f16 then has not is nothing
-      // beside it.
+      // Multiplies the row by a power of two such that its largest magnitude lies in [1, 2), and its scale by the
+      // inverse. Both are exact, but for elements below 2^-14 of the largest, which f16 rounds.
       std::uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
       std::uint32_t largest = 0;
       for (int j = 0; j < 4; ++j) {
@@ -138,7 +139,7 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
   }
 }
 
-/// The states of the four warps become one for each row, and go to the output or to the parts.
+/// Merges the states of the four warps for each row, and stores the result to the output or to the partial results.
 template <Format F, Format Q, int D, int N>
 __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head,
                                                 const WarpState<D, N>& state, DecodeShared<D, N>& shared) {
@@ -147,7 +148,7 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
   const int g = lane / 4, t = lane % 4, dim = a.kv.value_dim, rows = item.members * item.heads;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    if (8 * n >= rows) {  // the same for all threads
+    if (8 * n >= rows) {  // uniform over the block
       break;
     }
 #pragma unroll
@@ -170,7 +171,7 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
       }
     }
     __syncthreads();
-    const int row = static_cast<int>(threadIdx.x) / 16;  // sixteen threads to a row
+    const int row = static_cast<int>(threadIdx.x) / 16;  // sixteen threads per row
     if (8 * n + row < rows) {
       const ItemRow of = item_row(a, item, kv_head, 8 * n + row);
       float m = device::minus_infinity, l = 0.0F, weights[decode_warps];
@@ -203,8 +204,12 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
                                                                         device::pack<Q>(value(o[2]), value(o[3]))};
         }
       }
-      if (of.member.partial >= 0 && threadIdx.x % 16U == 0) {
-        *reinterpret_cast<float2*>(a.partial_sums + 2 * partial_row) = {m, l};
+      if (threadIdx.x % 16U == 0) {
+        if (of.member.partial >= 0) {
+          *reinterpret_cast<float2*>(a.partial_sums + 2 * partial_row) = {m, l};
+        } else if (a.lse != nullptr) {
+          a.lse[out_row] = device::log_sum_exp(m, l);
+        }
       }
     }
     __syncthreads();
@@ -213,10 +218,12 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
 
 }  // namespace detail
 
-/// Items of one kind, for 8 N query rows each. Any number of blocks: they share the items and kv heads.
+/// Computes the items of one list, with 8 N query rows each. Any grid size works: the blocks share items and kv heads.
 ///
-///   F  format of the cache    Q  of queries and output: f16 or bf16
-///   D  64, 128, 192 or 256: key_dim and value_dim rounded up, both multiples of 8
+///   F     format of the cache
+///   Q     format of queries and output, f16 or bf16
+///   D     64, 128, 192 or 256: key_dim and value_dim, both multiples of 8, rounded up
+///   wide  which of the two lists
 template <Format F, Format Q, int D, int N>
 __global__ void __launch_bounds__(detail::decode_threads)
     decode_kernel(const __grid_constant__ DecodeArguments<F> a, bool wide) {
@@ -232,13 +239,13 @@ __global__ void __launch_bounds__(detail::decode_threads)
   for (int work = static_cast<int>(blockIdx.x); work < works; work += static_cast<int>(gridDim.x)) {
     const int kv_head = work % kv_heads;
     const DecodeItem item = (wide ? a.plan.wide : a.plan.narrow)[work / kv_heads];
-    __syncthreads();  // the one before is done with the shared memory
+    __syncthreads();  // the item before is done with the shared memory
     detail::locate_rows(a, *a.batch.header, item, shared);
     detail::load_queries<F, Q, D, N>(a, item, kv_head, shared);
     __syncthreads();
 
     const int split = item.first / split_positions * split_positions;
-    const int first = item.first - split, last = item.last - split;  // within the split
+    const int first = item.first - split, last = item.last - split;  // relative to the split
     const std::byte* const k = a.kv.pool + kv_head * a.kv.k.head;
     const std::byte* const v = a.kv.pool + kv_head * a.kv.v.head;
     const int base = 16 * T * warp;
@@ -248,7 +255,7 @@ __global__ void __launch_bounds__(detail::decode_threads)
 
     detail::WarpState<D, N> state;
     state.reset();
-    detail::KeyRows<F, D, T, N == 1> keys;  // of more rows than eight, others may share them: they stay in the cache
+    detail::KeyRows<F, D, T, N == 1> keys;  // items of more than eight rows may share keys: these stay in the cache
     detail::ValueRows<F, D, T, N == 1> values;
     if (at < end) {
       keys.load(k, shared.k_offset, {base + at * step, first, last}, a.kv.key_dim);

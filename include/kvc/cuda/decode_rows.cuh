@@ -1,18 +1,17 @@
-// DecodeRows: 16 T keys, or values, of one kv head in the registers of a warp, straight from device memory in the
-// order in which mma takes its first operand. No shared memory, no barrier, and each byte is read by one
-// thread.
+// DecodeRows: 16 T keys, or values, of one kv head in the registers of a warp. They are loaded from device memory in the
+// order in which mma takes its first operand: no shared memory, no barrier, and each byte is read by one thread.
 //
-// A row is cut into chunks of 8 elements. That works because a product of tiles does not care in which order the
-// elements that it sums over come, as long as both operands agree, nor which of its rows is which. With lane = 4 g + t:
+// A row is cut into chunks of 8 elements. A product of tiles sums over elements in any order, as long as both operands
+// use the same one, and its rows may come in any order, too. With lane = 4 g + t:
 //
-//   keys    tile row r is position r. Lane holds chunks t, t + 4, ... of positions g and g + 8. Product 2 j + h sums
+//   keys    tile row r is position r. A lane holds chunks t, t + 4, ... of positions g and g + 8. Product 2 j + h sums
 //           over elements 4 h .. 4 h + 3 of chunks 4 j + t of all four t.
-//   values  the operand is transposed: its rows are elements, its columns positions. Lane holds chunks g, g + 8, ... of
+//   values  the operand is transposed: its rows are elements, its columns positions. A lane holds chunks g, g + 8, ... of
 //           positions 2t, 2t + 1, 2t + 8, 2t + 9. In product i of chunks 8 c .. 8 c + 7, row g is element i of chunk
-//           8 c + g, and row g + 8 its element i + 4.
+//           8 c + g, and row g + 8 is its element i + 4.
 //
-// Beyond the rows, and beyond the elements of a row, zeros are held: what is not visible must not be noticed, NaN as it
-// may be.
+// Rows outside the range, and elements beyond the row, are zeros: memory that is not visible must have no influence, even
+// if it holds NaN.
 #pragma once
 
 #include <cstddef>
@@ -27,12 +26,12 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Words of memory that hold 8 elements.
+/// 32-bit words that hold 8 elements.
 template <Format F>
 inline constexpr int chunk_words = code_bytes(F) * 2;
 
-/// 8 elements as they lie in memory. A row begins at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose
-/// scale is between rows): whose rows straddle sectors, so that neighbours want the same ones.
+/// 8 elements as stored. A row starts at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose scale lies between
+/// the codes of rows). Int8 rows straddle sectors that the neighbouring rows need too, so they are never streamed.
 template <Format F>
 struct Chunk {
   std::uint32_t words[chunk_words<F>];
@@ -43,7 +42,7 @@ struct Chunk {
       words[i] = 0;
     }
   }
-  /// Streaming: no other block wants this row.
+  /// Streaming: no other block reads this row, so it need not stay in the cache.
   template <bool Streaming>
   __device__ __forceinline__ void load(const std::byte* row, int chunk) {
     const std::byte* const p = row + chunk * (8 * code_bytes(F));
@@ -62,7 +61,7 @@ struct Chunk {
       words[3] = all.w;
     }
   }
-  /// As four pairs of the format C in which they are multiplied. Exact.
+  /// Converts exactly to four pairs of format C, in which mma multiplies them.
   template <Format C>
   __device__ __forceinline__ void widen(std::uint32_t (&pairs)[4]) const {
     if constexpr (code_bytes(F) == 2) {
@@ -91,13 +90,13 @@ struct Chunk {
   }
 };
 
-/// Which positions a lane holds of a tile: keys of two, values of four.
+/// Position i of a tile that a lane holds: two of the keys, four of the values.
 [[nodiscard]] KVC_HOST_DEVICE constexpr int key_position(int lane, int i) noexcept { return lane / 4 + 8 * i; }
 [[nodiscard]] KVC_HOST_DEVICE constexpr int value_position(int lane, int i) noexcept {
   return 2 * (lane % 4) + i % 2 + 8 * (i / 2);
 }
 
-/// Positions of a split of which rows are held: [first, last) are visible, `base` is position 0 of the tile.
+/// The visible positions [first, last) of a split, seen from a tile that begins at position `base` of it.
 struct TileRange {
   int base;
   int first;
@@ -110,20 +109,23 @@ struct TileRange {
   }
 };
 
-/// Which operand rows are. What differs: the positions of a tile, and the chunks of a row, that a lane holds.
+/// Keys or values. They differ in which positions of a tile, and which chunks of a row, a lane holds.
 enum class RowKind { keys, values };
 
-/// The rows of 16 T positions.  D: elements of a row, rounded up to what is compiled.  Streaming: no other block wants them.
+/// The rows of 16 T positions.
+///
+///   D          elements of a row, rounded up to 64, 128, 192 or 256
+///   Streaming  no other block reads these rows
 template <RowKind Kind, Format F, int D, int T, bool Streaming>
 struct DecodeRows {
   static constexpr int positions = Kind == RowKind::keys ? 2 : 4;
   static constexpr int columns = Kind == RowKind::keys ? D / 32 : (D + 63) / 64;
   Chunk<F> chunks[T][positions][columns];
-  float scales[T][2];  // int8: of the positions whose scores, or weights, the lane holds
+  float scales[T][2];  // int8: of the positions whose scores, or weights, this lane holds
 
-  /// offsets[position of the split]: where its row is behind `base`.  dim: elements of a row, a multiple of 8.
+  /// Loads the rows. They lie offsets[position of the split] bytes behind `base`; `dim` elements each, a multiple of 8.
   __device__ __forceinline__ void load(const std::byte* base, const Index* offsets, TileRange range, int dim) {
-    if (range.has_all(16 * T) && dim == D) {  // nearly always, and without a branch for each load
+    if (range.has_all(16 * T) && dim == D) {  // the common case: no branch per load
       load_some<true>(base, offsets, range, dim);
     } else {
       load_some<false>(base, offsets, range, dim);

@@ -1,8 +1,8 @@
-// The arithmetic of a decode step: 16 T positions against 8 N query rows, in the registers of a warp.
+// The arithmetic of a decode step: 16 T positions times 8 N query rows, in the registers of a warp.
 //
-// Scores are transposed, S^T = K Q^T, and so are outputs, O^T += V^T P^T. A lane 4 g + t has, of each tile of eight
-// query rows, rows 2t and 2t + 1: of the scores those of positions g and g + 8, of the outputs those of elements that
-// decode_rows.cuh says. The order of operations on a row follows from the positions alone.
+// Scores are computed transposed, S^T = K Q^T, and so are outputs, O^T += V^T P^T. Of each tile of eight query rows, lane
+// 4 g + t holds rows 2t and 2t + 1: their scores at positions g and g + 8, and the elements of their outputs that
+// decode_rows.cuh assigns to it. The order of operations on a row depends on its positions only.
 #pragma once
 
 #include <cmath>
@@ -24,15 +24,15 @@ inline constexpr int decode_warps = 4;
 inline constexpr int decode_threads = 32 * decode_warps;
 inline constexpr float log2_e = 1.4426950408889634F;
 
-/// Tiles of 16 positions in a step, so that keys take about 32 registers.
+/// Tiles of 16 positions per step, chosen so that keys take about 32 registers.
 [[nodiscard]] KVC_HOST_DEVICE constexpr int tiles_per_step(Format format, int dim) noexcept {
   const int registers = dim / 32 * 2 * code_bytes(format) * 2;
   return registers <= 8 ? 4 : registers <= 16 ? 2 : 1;
 }
 
-/// The format in which keys are multiplied with queries of format Q, and values with weights. Bytes are exact in f16,
-/// and queries in bf16 become so by a power of two for each row; the weights of int8 carry the scale of their values,
-/// whose range f16 has not.
+/// The formats in which keys are multiplied by queries of format Q, and values by weights. Codes of one byte are exact in
+/// f16; a row of bf16 queries becomes f16 by a power of two. Weights of int8 values include the scale of the value's row,
+/// which may exceed the range of f16, so they are bf16.
 template <Format F, Format Q>
 inline constexpr Format key_format = code_bytes(F) == 2 ? F : Format::f16;
 template <Format F, Format Q>
@@ -40,8 +40,8 @@ inline constexpr Format value_format = code_bytes(F) == 2  ? F
                                        : F == Format::int8 ? Format::bf16
                                                            : Format::f16;
 
-/// Shared memory of a block. Rows of queries are padded by four chunks, so that eight lanes that read 16 bytes each,
-/// four of one row and four of the next, cover all banks once; rows of outputs by one.
+/// Shared memory of a thread block. Query rows are padded by four chunks, so that eight lanes that read 16 bytes each,
+/// four of one row and four of the next, hit every bank once; output rows are padded by one.
 template <int D, int N>
 struct alignas(16) DecodeShared {
   static constexpr int q_stride = D / 8 + 4;
@@ -55,16 +55,16 @@ struct alignas(16) DecodeShared {
   float l[decode_warps * 8];
 };
 
-/// What exponents are relative to: the largest score, or 0 where none is visible, so that 2^(-infinity - 0) is 0.
+/// The exponent's reference: the largest score, or 0 if no position is visible, since -infinity - (-infinity) is NaN.
 __device__ __forceinline__ float reference_of(float m) { return m == device::minus_infinity ? 0.0F : m; }
 
-/// One warp's state of 8 N query rows: lane (g, t) has columns 2t and 2t + 1 of each tile of eight.
+/// A warp's state of 8 N query rows. Lane 4 g + t holds rows 2t and 2t + 1 of each tile of eight.
 template <int D, int N>
 struct WarpState {
   static constexpr int groups = (D + 63) / 64;
   float o[N][groups][4][4];
   float m[N][2];
-  float l[N][2];  // of the lane's positions alone, until the end
+  float l[N][2];  // sum over this lane's positions only, until merge_and_store
 
   __device__ __forceinline__ void reset() {
 #pragma unroll
@@ -82,9 +82,10 @@ struct WarpState {
   }
 };
 
-/// Scores become weights, and the state is made relative to the new maximum.
+/// Online softmax of one step: turns scores into weights and rescales the state to the new maximum.
 ///
-///   s       [T][4] of query tile n: positions g (s[0], s[1]) and g + 8, query rows 2t and 2t + 1
+///   s       [T][4] of query tile n: positions g (s[0], s[1]) and g + 8 (s[2], s[3]), query rows 2t and 2t + 1
+///   scales  of each query row: scale * log2(e), or scale if there is a softcap
 template <Format F, int D, int N, int T>
 __device__ __forceinline__ void online_softmax(float (&s)[T][4], int n, const KeyRows<F, D, T, N == 1>& keys,
                                                TileRange range, const float* scales, float softcap,
@@ -126,7 +127,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[T][4], int n, const Ke
     }
     state.l[n][e] = device::multiply_add(state.l[n][e], factors[e], sum);
   }
-  // Multiplying with one changes no bit, so that it may be left out for a warp in which nothing grew.
+  // Multiplying by 1 changes no bit, so a warp in which no maximum grew skips it.
   if (__any_sync(device::all_lanes, factors[0] != 1.0F || factors[1] != 1.0F)) {
 #pragma unroll
     for (int c = 0; c < WarpState<D, N>::groups; ++c) {
@@ -141,7 +142,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[T][4], int n, const Ke
   }
 }
 
-/// S^T = K Q^T for one step.
+/// S^T = K Q^T of one step.
 template <Format F, Format Q, int D, int N, int T>
 __device__ __forceinline__ void multiply_keys(const KeyRows<F, D, T, N == 1>& keys, const DecodeShared<D, N>& shared,
                                               float (&s)[N][T][4]) {
@@ -179,7 +180,7 @@ __device__ __forceinline__ void multiply_keys(const KeyRows<F, D, T, N == 1>& ke
   }
 }
 
-/// O^T += V^T P^T for one step; s holds the weights.
+/// O^T += V^T P^T of one step; s holds the weights.
 template <Format F, Format Q, int D, int N, int T>
 __device__ __forceinline__ void multiply_values(const ValueRows<F, D, T, N == 1>& values, const float (&s)[N][T][4],
                                                 WarpState<D, N>& state) {
@@ -201,7 +202,7 @@ __device__ __forceinline__ void multiply_values(const ValueRows<F, D, T, N == 1>
     }
 #pragma unroll
     for (int c = 0; c < WarpState<D, N>::groups; ++c) {
-      std::uint32_t v[4][4];  // [position of the lane][pair of its chunk]
+      std::uint32_t v[4][4];  // [position of this lane][pair of its chunk]
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         values.chunks[tile][i][c].template widen<C>(v[i]);

@@ -1,13 +1,11 @@
-// The thin layer between the kernels and the machine: every instruction that C++ cannot name is here, what only prefill
-// needs in prefill_ptx.cuh, what only Hopper has in hopper.cuh, and nowhere else.
+// The thin layer between kernels and hardware. All instructions that C++ cannot express are here, in prefill_ptx.cuh
+// (those that only prefill needs) and in hopper.cuh (those that only Hopper has).
 //
-// Compiled by nvcc it is intrinsics and a few lines of PTX. Compiled by a host compiler, with tests/cuda/emulate.hpp
-// included first, the same names run on the CPU, so that the kernels run in tests where there is no GPU. A kernel uses
-// what CUDA C++ calls __global__, __shared__, threadIdx, blockIdx, __syncthreads, __syncwarp, __shfl_xor_sync,
-// __shfl_sync and __any_sync, and for the rest the functions below.
+// nvcc compiles these functions to intrinsics and PTX. A host compiler that includes tests/cuda/emulate.hpp first runs the
+// same functions on the CPU, so kernels can be tested without a GPU. Apart from them, kernels use __global__, __shared__,
+// threadIdx, blockIdx, __syncthreads, __syncwarp, __shfl_xor_sync, __shfl_sync and __any_sync.
 //
-// Arithmetic whose bits must not depend on which kernel does it is spelled multiply, add, multiply_add: the compiler
-// may not contract those.
+// Where bits must not depend on how a compiler contracts expressions, kernels call multiply, add and multiply_add.
 #pragma once
 
 #include <cstdint>
@@ -40,14 +38,29 @@ inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 [[nodiscard]] __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 [[nodiscard]] __device__ __forceinline__ float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 [[nodiscard]] __device__ __forceinline__ float divide(float a, float b) { return __fdiv_rn(a, b); }
-/// The larger; NaN if either is NaN, as IEEE's maximum has it and fmaxf has not.
+/// The larger number; NaN if either is NaN, unlike fmaxf.
 [[nodiscard]] __device__ __forceinline__ float maximum(float a, float b) { return a > b || a != a ? a : b; }
-/// 2^x: exp2f, 2 units in the last place; 0 for -infinity.
+/// 2^x to 2 units in the last place (exp2f); 0 for -infinity.
 [[nodiscard]] __device__ __forceinline__ float exp2(float x) { return exp2f(x); }
+/// log2 of a number of at least 1, to 2^-22 of the larger of 1 and the result.
+[[nodiscard]] __device__ __forceinline__ float fast_log2(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return log2f(x);
+#endif
+}
+/// ln(2^m l), the log-sum-exp of a row whose weights are relative to 2^m; -infinity if l, their sum, is 0.
+[[nodiscard]] __device__ __forceinline__ float log_sum_exp(float m, float l) {
+  constexpr float ln_2 = 0.69314718055994531F;
+  return l == 0.0F ? minus_infinity : multiply(add(m, fast_log2(l)), ln_2);
+}
 
-// --- pairs of 16-bit elements in a word, the first in the low half
+// --- pairs of 16-bit elements in a word; the first is in the low half
 
-/// Two floats rounded to nearest, ties to even.
+/// Two floats, rounded to nearest even.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ std::uint32_t pack(float low, float high) {
   static_assert(F == Format::f16 || F == Format::bf16);
@@ -64,7 +77,7 @@ template <Format F>
 #endif
 }
 
-/// The first and the second element of a pair.
+/// The first element of a pair, and the second.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ float low_of(std::uint32_t pair) {
   static_assert(F == Format::f16 || F == Format::bf16);
@@ -86,7 +99,7 @@ template <Format F>
     return low_of<F>(pair >> 16);
   }
 }
-/// Pairs (low a, low b) and (high a, high b).
+/// The pair of the low halves of two words, and that of the high halves.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t low_halves(std::uint32_t a, std::uint32_t b) {
   return __byte_perm(a, b, 0x5410);
 }
@@ -94,7 +107,7 @@ template <Format F>
   return __byte_perm(a, b, 0x7632);
 }
 
-/// The products of two pairs of f16.
+/// The products of two pairs of f16, rounded to f16.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t multiply_f16(std::uint32_t a, std::uint32_t b) {
 #if defined(__CUDACC__)
   const __half2 product = __hmul2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
@@ -104,7 +117,7 @@ template <Format F>
                            high_of<Format::f16>(a) * high_of<Format::f16>(b));
 #endif
 }
-/// The differences.
+/// The differences of two pairs of f16, rounded to f16.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t subtract_f16(std::uint32_t a, std::uint32_t b) {
 #if defined(__CUDACC__)
   const __half2 difference = __hsub2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
@@ -115,9 +128,9 @@ template <Format F>
 #endif
 }
 
-// --- elements of one byte: four of them become two pairs
+// --- elements of one byte: four of them become two pairs of f16
 
-/// Four Fp8E4M3 as f16, exactly; NaN stays NaN. The exponent moves by 2^8; 0x7f would become 480, and is made NaN.
+/// Four Fp8E4M3 codes as f16, exactly; NaN stays NaN. Shifted into place, a code is the number divided by 2^8.
 __device__ __forceinline__ void widen_fp8(std::uint32_t codes, std::uint32_t (&pairs)[2]) {
 #if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
   asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.rn.f16x2.e4m3x2 %0, low; cvt.rn.f16x2.e4m3x2 %1, high; }"
@@ -126,21 +139,21 @@ __device__ __forceinline__ void widen_fp8(std::uint32_t codes, std::uint32_t (&p
 #else
   for (int i = 0; i < 2; ++i) {
     const std::uint32_t spread =
-        __byte_perm(codes, 0, i == 0 ? 0x1404 : 0x3424);  // a code in the upper byte of each half
+        __byte_perm(codes, 0, i == 0 ? 0x1404 : 0x3424);  // one code in the upper byte of each half
     const std::uint32_t magnitude = (spread & 0x7f007f00U) >> 1;
     const std::uint32_t nan = ((magnitude + 0x00800080U) & 0x40004000U) >> 14;
     pairs[i] = (multiply_f16(magnitude, 0x5c005c00U) | nan * 0x7e00U) | (spread & 0x80008000U);  // times 256
   }
 #endif
 }
-/// Four signed bytes as f16, exactly: with the sign bit turned a byte is the last bits of 1024 + 128 + code.
+/// Four signed bytes as f16, exactly: with its sign bit flipped, a byte is the low bits of the f16 1024 + 128 + code.
 __device__ __forceinline__ void widen_int8(std::uint32_t codes, std::uint32_t (&pairs)[2]) {
   const std::uint32_t biased = codes ^ 0x80808080U;
   pairs[0] = subtract_f16(__byte_perm(biased, 0x64646464U, 0x4140), 0x64806480U);
   pairs[1] = subtract_f16(__byte_perm(biased, 0x64646464U, 0x4342), 0x64806480U);
 }
 
-/// The nearest Fp8E4M3, as Element<Fp8E4M3>::encode gives it.
+/// The nearest Fp8E4M3 code, as Element<Fp8E4M3>::encode computes it.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t narrow_fp8(float x) {
   const std::uint32_t bits = to_bits(x), sign = bits >> 24 & 0x80U, magnitude = bits & 0x7fffffffU;
   const std::uint32_t normal = (magnitude + 0x7ffffU + (magnitude >> 20 & 1U) - (120U << 23)) >> 20;
@@ -153,7 +166,7 @@ __device__ __forceinline__ void widen_int8(std::uint32_t codes, std::uint32_t (&
 
 // --- memory
 
-/// Reads what is read once: it need not stay in the caches.
+/// Loads data that is read once, so it need not stay in the caches.
 template <class Word>
 [[nodiscard]] __device__ __forceinline__ Word load_streaming(const void* p) {
 #if defined(__CUDACC__)
@@ -162,7 +175,7 @@ template <class Word>
   return *static_cast<const Word*>(p);
 #endif
 }
-/// Reads what no one writes while the kernel runs, and neighbours read as well.
+/// Loads data that nobody writes while the kernel runs, and that other threads read too.
 template <class Word>
 [[nodiscard]] __device__ __forceinline__ Word load_readonly(const void* p) {
 #if defined(__CUDACC__)
@@ -172,16 +185,16 @@ template <class Word>
 #endif
 }
 
-// --- the warp together
-// A lane is  4 g + t,  0 <= g < 8, 0 <= t < 4.
+// --- warp operations
+// A lane is 4 g + t with 0 <= g < 8 and 0 <= t < 4. All lanes must take part.
 
-/// c += a b  of 16-bit elements with sums in float, over the warp: mma.m16n8k16.
+/// c += a b of 16-bit elements, with sums in float: mma.m16n8k16.
 ///
 ///   a  [16 x 16]  a[0] row g, columns 2t, 2t + 1;  a[1] row g + 8;  a[2], a[3] the same rows, columns 2t + 8, 2t + 9
 ///   b  [16 x 8]   b[0] rows 2t, 2t + 1 of column g;  b[1] rows 2t + 8, 2t + 9
 ///   c  [16 x 8]   c[0], c[1] row g, columns 2t, 2t + 1;  c[2], c[3] row g + 8
 ///
-/// An entry of c depends on its row of a and its column of b alone.
+/// An entry of c depends on its row of a and its column of b only.
 template <Format F>
 __device__ __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   static_assert(F == Format::f16 || F == Format::bf16);
@@ -204,8 +217,8 @@ __device__ __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], 
 #endif
 }
 
-/// Transposes an 8 x 8 matrix of 16-bit elements over the warp: a lane brings row g, columns 2t and 2t + 1, and gets
-/// column g, rows 2t and 2t + 1.
+/// Transposes an 8 x 8 matrix of 16-bit elements: a lane passes row g, columns 2t and 2t + 1, and gets column g, rows 2t
+/// and 2t + 1.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t transpose(std::uint32_t pair) {
 #if defined(__CUDACC__)
   std::uint32_t out;
@@ -216,7 +229,7 @@ __device__ __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], 
 #endif
 }
 
-/// The largest of the eight lanes of equal t, and their sum in the order of a tree.
+/// The maximum over the eight lanes with the same t, and their sum, added as a tree.
 [[nodiscard]] __device__ __forceinline__ float column_max(float x) {
   for (int distance = 4; distance < 32; distance *= 2) {
     x = maximum(x, __shfl_xor_sync(all_lanes, x, distance));

@@ -1,9 +1,9 @@
-// Divisor: division by a number that is known only at run time, as one multiplication.
+// Divisor: division by a number that is known at run time only, as a multiplication and a shift.
 //
-// With l = ceil(log2 d) and m = floor(2^(31 + l) / d) + 1, floor(n / d) = floor(n * m / 2^(31 + l)) for all n < 2^31:
-// m is above 2^(31 + l) / d by at most 1, which adds at most n / 2^(31 + l) < 2^-l <= 1 / d to n / d. (Granlund and
-// Montgomery, "Division by Invariant Integers using Multiplication", 1994.) A quotient on a GPU costs tens of
-// instructions otherwise.
+// With l = ceil(log2 d) and m = floor(2^(31 + l) / d) + 1, floor(n / d) = floor(n m / 2^(31 + l)) for all n < 2^31: m
+// exceeds 2^(31 + l) / d by at most 1, which adds at most n / 2^(31 + l) < 2^-l <= 1 / d to n / d. (Granlund and
+// Montgomery, "Division by Invariant Integers using Multiplication", 1994.) An integer division takes tens of instructions
+// on a GPU.
 #pragma once
 
 #include <cstdint>
@@ -15,11 +15,12 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
+/// Divides non-negative numbers below 2^31 by a fixed divisor. Exact.
 class Divisor {
  public:
-  /// Of 1.
+  /// Divides by 1.
   constexpr Divisor() = default;
-  /// 1 <= divisor <= max_pos.
+  /// Requires 1 <= divisor <= max_pos. O(log divisor).
   constexpr explicit Divisor(std::int32_t divisor) noexcept : value_(divisor), shift_(31) {
     while ((std::uint64_t{1} << (shift_ - 31)) < static_cast<std::uint64_t>(divisor)) {
       ++shift_;
@@ -27,7 +28,7 @@ class Divisor {
     factor_ = (std::uint64_t{1} << shift_) / static_cast<std::uint64_t>(divisor) + 1;
   }
   [[nodiscard]] KVC_HOST_DEVICE constexpr std::int32_t value() const noexcept { return value_; }
-  /// n / value(), for n < 2^31.
+  /// n / value(). Requires n < 2^31.
   [[nodiscard]] KVC_HOST_DEVICE constexpr std::uint32_t quotient(std::uint32_t n) const noexcept {
     return static_cast<std::uint32_t>(n * factor_ >> shift_);
   }

@@ -1,5 +1,5 @@
-// CUDA's own 16-bit types as element types: KvCache<__nv_bfloat16, Policy, Layout, cuda::DeviceSpace> needs no
-// Eigen. Rows have the bytes that those of Eigen::half and Eigen::bfloat16 have.
+// CUDA's 16-bit types as element types: KvCache<__nv_bfloat16, Policy, Layout, cuda::DeviceSpace> needs no Eigen. Rows have
+// the same bytes as those of Eigen::half and Eigen::bfloat16.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,6 +12,7 @@
 namespace kvc {
 inline namespace v0 {
 
+/// Rows of IEEE binary16 numbers.
 template <>
 struct Element<__half> {
   using Storage = __half;
@@ -30,6 +31,7 @@ struct Element<__half> {
 };
 static_assert(ElementType<__half>);
 
+/// Rows of bfloat16 numbers.
 template <>
 struct Element<__nv_bfloat16> {
   using Storage = __nv_bfloat16;

@@ -1,8 +1,7 @@
-// Format: how the rows of an element type lie in memory, as a value that kernels are templates of.
+// Format: how the rows of an element type lie in memory, as a value, so that it can be a template argument of kernels.
 //
-// A kernel must not know Eigen, and a cache of Eigen::bfloat16 holds the same bytes as one of __nv_bfloat16. So
-// kernels know formats, and a format is found from what Element<T> says of itself: its name and the size of its
-// storage.
+// Kernels do not know Eigen, and a cache of Eigen::bfloat16 holds the same bytes as one of __nv_bfloat16. So kernels know
+// formats only. The format of an element type follows from the name and the storage size in Element<T>.
 #pragma once
 
 #include <cstdint>
@@ -17,15 +16,15 @@ inline namespace v0 {
 namespace cuda {
 
 enum class Format : std::uint8_t {
-  none,      ///< not one that kernels know
+  none,      ///< no kernel reads it
   f32,       ///< float
   f16,       ///< IEEE binary16
   bf16,      ///< the upper half of a float
   fp8_e4m3,  ///< Fp8E4M3
-  int8,      ///< Int8: codes, then at the next multiple of four bytes their scale (float)
+  int8,      ///< Int8: codes, then at the next multiple of four bytes the scale of the row (float)
 };
 
-/// The format of the rows of Element<T>.
+/// The format of the rows of Element<T>; Format::none if kernels do not read such rows.
 template <ElementType T>
 inline constexpr Format format_of = Element<T>::name == "f32" && sizeof(StorageOf<T>) == 4    ? Format::f32
                                     : Element<T>::name == "f16" && sizeof(StorageOf<T>) == 2  ? Format::f16
@@ -34,12 +33,12 @@ inline constexpr Format format_of = Element<T>::name == "f32" && sizeof(StorageO
                                     : std::same_as<T, Int8>                                   ? Format::int8
                                                                                               : Format::none;
 
-/// Bytes of one element, without a scale.
+/// Bytes of one element, without the scale.
 [[nodiscard]] KVC_HOST_DEVICE constexpr int code_bytes(Format format) noexcept {
   return format == Format::f32 ? 4 : format == Format::f16 || format == Format::bf16 ? 2 : 1;
 }
 
-/// Where in a row its scale is, in bytes. Int8 only.
+/// Byte offset of the scale in an Int8 row.
 [[nodiscard]] KVC_HOST_DEVICE constexpr int scale_offset(int dim) noexcept { return (dim + 3) / 4 * 4; }
 
 /// Bytes of a row of dim elements.

@@ -1,15 +1,15 @@
-// What Hopper (sm_90a) adds to device.cuh: barriers in shared memory that copies complete by themselves, bulk copies
-// of boxes of a tensor, products of four warps together, and registers that move between warpgroups. Under emulation
-// (tests/cuda/emulate_hopper.hpp) the same names run on the CPU.
+// Instructions that only Hopper (sm_90a) has: barriers in shared memory that asynchronous copies complete (mbarrier), bulk
+// copies of boxes of a tensor (TMA), matrix products of a warpgroup (wgmma), and registers that move between warpgroups.
+// A host compiler that includes tests/cuda/emulate_hopper.hpp first runs the same functions on the CPU.
 //
-// Sources: the chapters "mbarrier", "cp.async.bulk.tensor" and "Asynchronous Warpgroup Level Matrix Instructions" of
-// the PTX ISA. What a descriptor says, and which lane has which element, was compared with the layouts of NVIDIA's
-// CUTLASS (cute/arch/mma_sm90_desc.hpp, cute/atom/mma_traits_sm90_gmma.hpp), the spelling of the instructions with it
-// and with CCCL (cuda/__ptx).
+// Source: the chapters "mbarrier", "cp.async.bulk.tensor" and "Asynchronous Warpgroup Level Matrix Instructions" of the PTX
+// ISA. We compared the fields of descriptors and the layouts of fragments with NVIDIA's CUTLASS
+// (cute/arch/mma_sm90_desc.hpp, cute/atom/mma_traits_sm90_gmma.hpp), and the syntax of instructions with CUTLASS and CCCL
+// (cuda/__ptx).
 //
-// Two proxies read and write shared memory. What threads have written (generic) products by descriptor and bulk copies
-// (async) see only after `fence_async_proxy`; what bulk copies have written, threads and products see that have waited
-// for their barrier.
+// Shared memory is accessed through two proxies. wgmma and bulk copies use the async proxy: they see what threads wrote
+// (through the generic proxy) only after fence_async_proxy(). Threads and wgmma see what a bulk copy wrote once they have
+// waited for its barrier.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@
 #include <cuda.h>  // CUtensorMap; nothing of it is called, nor linked
 #endif
 
-/// Whether this is compiled for a machine that has these instructions. On others, what uses them must be left empty.
+/// Defined where these instructions can be compiled. Elsewhere kernels that use them must have an empty body.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
 #define KVC_CUDA_HOPPER 1
 #endif
@@ -42,13 +42,13 @@ using TensorMap = kvc_emulation::TensorMap;
 #if defined(KVC_CUDA_HOPPER)
 
 // --- barriers in shared memory -------------------------------------------------------------------------------------
-// A phase of a barrier ends when so many arrivals as it was made for, and so many bytes as were announced, have come.
-// Phases are told apart by their parity; the first is 0.
+// A phase of a barrier completes when the expected number of threads have arrived and the expected number of bytes have
+// been copied. Waiters tell phases apart by their parity; the first phase has parity 0.
 
-/// Eight bytes in shared memory, at a multiple of 8.
+/// A barrier: eight bytes in shared memory, aligned to 8.
 using Barrier = std::uint64_t;
 
-/// By one thread, before `fence_barrier_init` and a barrier of the block.
+/// Initialises a barrier. One thread calls this, then fence_barrier_init(), before a __syncthreads of the block.
 __device__ __forceinline__ void init_barrier(Barrier& barrier, unsigned arrivals) {
 #if defined(__CUDACC__)
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
@@ -56,7 +56,7 @@ __device__ __forceinline__ void init_barrier(Barrier& barrier, unsigned arrivals
   kvc_emulation::init_barrier(&barrier, arrivals);
 #endif
 }
-/// By the same thread, after the last of them: bulk copies know of the barriers.
+/// Makes initialised barriers visible to bulk copies. Called by the thread that initialised them, after the last one.
 __device__ __forceinline__ void fence_barrier_init() {
 #if defined(__CUDACC__)
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -69,7 +69,7 @@ __device__ __forceinline__ void arrive(Barrier& barrier) {
   kvc_emulation::arrive_and_give_way(&barrier);
 #endif
 }
-/// Arrives, and announces bytes that bulk copies of this phase bring.
+/// Arrives, and adds to the bytes that bulk copies must write before this phase completes.
 __device__ __forceinline__ void arrive_and_expect(Barrier& barrier, unsigned bytes) {
 #if defined(__CUDACC__)
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes)
@@ -78,7 +78,7 @@ __device__ __forceinline__ void arrive_and_expect(Barrier& barrier, unsigned byt
   kvc_emulation::arrive(&barrier, bytes);
 #endif
 }
-/// Arrives once all copies that this thread has begun by copy_async are there.
+/// Arrives when all copies that this thread started with copy_async have completed.
 __device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
 #if defined(__CUDACC__)
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barrier)) : "memory");
@@ -86,7 +86,7 @@ __device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
   kvc_emulation::arrive_after_copies(&barrier);
 #endif
 }
-/// Waits for the end of the phase of this parity: returns if it is over, and the next one is not.
+/// Waits for the phase of this parity to complete. The phase after it must not complete before the call returns.
 __device__ __forceinline__ void wait(Barrier& barrier, unsigned parity) {
 #if defined(__CUDACC__)
   asm volatile(
@@ -102,7 +102,7 @@ __device__ __forceinline__ void wait(Barrier& barrier, unsigned parity) {
 #endif
 }
 
-/// Waits until `threads` threads, a multiple of 32, have come to barrier `id`: 1 to 15, 0 is that of __syncthreads.
+/// Waits until `threads` threads, a multiple of 32, have reached named barrier `id`, 1 to 15. (__syncthreads uses 0.)
 __device__ __forceinline__ void sync_named(int id, int threads) {
 #if defined(__CUDACC__)
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -110,7 +110,7 @@ __device__ __forceinline__ void sync_named(int id, int threads) {
   (void)kvc_emulation::sync_named(id, threads, false);
 #endif
 }
-/// The same; whether `condition` is true for any of them.
+/// Like sync_named; returns whether `condition` is true for any of the threads.
 [[nodiscard]] __device__ __forceinline__ bool sync_named_any(int id, int threads, bool condition) {
 #if defined(__CUDACC__)
   int any;
@@ -126,8 +126,8 @@ __device__ __forceinline__ void sync_named(int id, int threads) {
 #endif
 }
 
-/// Makes what this thread has written to shared memory, or has seen of what others wrote, visible to products and bulk
-/// copies that it, or who meets it afterwards, begins.
+/// Makes writes to shared memory by this thread, and writes by others that it has observed, visible to wgmma and bulk
+/// copies that start later in this thread, or in threads that synchronise with it.
 __device__ __forceinline__ void fence_async_proxy() {
 #if defined(__CUDACC__)
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -136,7 +136,8 @@ __device__ __forceinline__ void fence_async_proxy() {
 #endif
 }
 
-/// From here on this warpgroup has so many registers to a thread: a multiple of 8. Those of all may not pass the total.
+/// Changes the registers per thread of this warpgroup, a multiple of 8: acquire_registers raises the number and waits
+/// until enough are free, release_registers lowers it.
 template <int Registers>
 __device__ __forceinline__ void acquire_registers() {
 #if defined(__CUDACC__)
@@ -152,9 +153,9 @@ __device__ __forceinline__ void release_registers() {
 
 // --- bulk copies ---------------------------------------------------------------------------------------------------
 
-/// Begins to copy a box of a tensor of four dimensions, from these coordinates on, to shared memory, at a multiple of
-/// 1024 bytes: rows of 128 bytes, swizzled as prefill_shared.cuh has them, with zeros for what is beyond the tensor.
-/// The bytes of the whole box are counted by the barrier. By one thread; `map` is in the arguments of the kernel.
+/// Starts to copy a box of a four-dimensional tensor, beginning at coordinates `at`, to shared memory at a multiple of
+/// 1024 bytes: rows of 128 bytes in the swizzle of prefill_shared.cuh, with zeros for elements outside of the tensor. On
+/// completion `barrier` counts the bytes of the whole box. One thread calls this; `map` must be a kernel argument.
 __device__ __forceinline__ void tma_copy_box(SharedAddress to, const TensorMap& map, const std::int32_t (&at)[4],
                                              Barrier& barrier) {
 #if defined(__CUDACC__)
@@ -168,20 +169,19 @@ __device__ __forceinline__ void tma_copy_box(SharedAddress to, const TensorMap& 
 #endif
 }
 
-// --- products of a warpgroup ---------------------------------------------------------------------------------------
-// Of a 64-row result warp w of the warpgroup has rows 16 w .. 16 w + 15, and of these a lane what mma gives
-// it. Products are asynchronous: from wgmma_fence on, until their group is waited for, neither the registers nor
-// the shared memory that they use may be touched.
+// --- products of a warpgroup (wgmma) -------------------------------------------------------------------------------
+// Warp w of a warpgroup holds rows 16 w .. 16 w + 15 of a 64-row result, distributed over its lanes as mma does. Products
+// are asynchronous: from wgmma_fence() until wgmma_wait() for their group, nothing may touch their registers and shared
+// memory.
 
-/// Describes a matrix in shared memory whose rows of 64 elements (128 bytes) lie as prefill_shared.cuh has them: eight
-/// rows begin at a multiple of 1024 bytes, swizzled, and the next eight 1024 bytes further. `start` may lie within the
-/// first row, at a multiple of 32. Columns from 64 on are `panels` bytes further; that is needed only where the rows of
-/// the described matrix are what a product sums over.
+/// The descriptor of a matrix in shared memory. Its rows of 64 elements (128 bytes) have the layout of prefill_shared.cuh:
+/// groups of eight rows, each at a multiple of 1024 bytes, swizzled. `start` may lie within the first row, at a multiple
+/// of 32 bytes. Columns from 64 on lie `panels` bytes further; only a matrix whose rows are summed over needs that.
 ///
-///   bits  0-13  address / 16             (matrix-descriptor-encode of the PTX ISA)
-///        16-29  leading dimension byte offset / 16: from 64 columns to the next 64; not used where rows are summed
+///   bits  0-13  address / 16             (matrix-descriptor-encode in the PTX ISA)
+///        16-29  leading dimension byte offset / 16: from 64 columns to the next 64; ignored unless rows are summed over
 ///        32-45  stride dimension byte offset / 16: from eight rows to the next eight
-///        49-51  base offset: 0, as the pattern begins at a multiple of 1024
+///        49-51  base offset: 0, since the swizzle pattern starts at a multiple of 1024
 ///        62-63  1: swizzle of 128 bytes
 [[nodiscard]] __device__ __forceinline__ std::uint64_t matrix_descriptor(SharedAddress start, unsigned panels = 16) {
 #if defined(__CUDACC__)
@@ -193,13 +193,13 @@ __device__ __forceinline__ void tma_copy_box(SharedAddress to, const TensorMap& 
          std::uint64_t{1} << 62;
 }
 
-/// Before the first product of several, after registers that they use were written.
+/// Orders earlier writes to the registers of products before the products that follow.
 __device__ __forceinline__ void wgmma_fence() {
 #if defined(__CUDACC__)
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }
-/// Closes a group of products.
+/// Closes the current group of products.
 __device__ __forceinline__ void wgmma_commit() {
 #if defined(__CUDACC__)
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -207,7 +207,7 @@ __device__ __forceinline__ void wgmma_commit() {
   kvc_emulation::wgmma_commit();
 #endif
 }
-/// Waits until no more than the last `Pending` groups of this warp are under way.
+/// Waits until at most the last `Pending` groups of this warp are still in progress.
 template <int Pending>
 __device__ __forceinline__ void wgmma_wait() {
 #if defined(__CUDACC__)
@@ -216,7 +216,7 @@ __device__ __forceinline__ void wgmma_wait() {
   kvc_emulation::wgmma_wait(Pending);
 #endif
 }
-/// Keeps the compiler from moving an access to a register of a product across this point.
+/// Keeps the compiler from moving accesses to the registers of a product across this point.
 template <int N, int M, class Word>
 __device__ __forceinline__ void fence_registers(Word (&registers)[N][M]) {
 #if defined(__CUDACC__)
@@ -237,7 +237,7 @@ __device__ __forceinline__ void fence_registers(Word (&registers)[N][M]) {
 }
 
 #if defined(__CUDACC__)
-// Operands 0 to 31, or 63, of every product below are the sums of a lane: their names in the text, and the list.
+// Operands 0 to 31, or 63, of every product are the sums of a lane: their names in the text, and the operand list.
 #define KVC_SUMS_OF_8(c, n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
 #define KVC_SUMS_OF_64(c, n)                                                                      \
   KVC_SUMS_OF_8(c, n), KVC_SUMS_OF_8(c, n + 1), KVC_SUMS_OF_8(c, n + 2), KVC_SUMS_OF_8(c, n + 3), \
@@ -249,20 +249,20 @@ __device__ __forceinline__ void fence_registers(Word (&registers)[N][M]) {
   KVC_NAMES_OF_64                                                                                     \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
   "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-// Both operands described, the second by its columns; whether to add is operand `add`.
+// Both operands by descriptor, the second stored by its columns; operand `add` says whether to add to the sums.
 #define KVC_PRODUCT(shape, type, names, a, b, add)                                                                  \
   "{ .reg .pred p; setp.ne.b32 p, " add ", 0; wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" names \
   "}, " a ", " b ", p, 1, 1, 0, 0; }"
-// The first in registers, the second described by its rows.
+// The first operand in registers, the second by descriptor, stored by its rows.
 #define KVC_PRODUCT_OF_REGISTERS(shape, type, names, a, b)                                                             \
   "{ .reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" names "}, {" a \
   "}, " b ", p, 1, 1, 1; }"
 #endif
 
-/// c = a b, or c += a b if `add`, of 64 x 16 and 16 x N elements. a, and b transposed, are described: their rows are of
-/// 16 elements.
+/// c = a b, or c += a b if `add`, for 64 x 16 and 16 x N elements. The descriptors are those of a and of b transposed, both
+/// with rows of 16 elements.
 ///
-///   c  [N / 8][4]; c[n] is what mma has of columns 8 n .. 8 n + 7
+///   c  [N / 8][4]; c[n] holds columns 8 n .. 8 n + 7, distributed over lanes as mma does
 template <Format F, int N>
 __device__ __forceinline__ void wgmma(float (&c)[N / 8][4], std::uint64_t a, std::uint64_t b, bool add) {
   static_assert(F == Format::f16 || F == Format::bf16);
@@ -289,8 +289,8 @@ __device__ __forceinline__ void wgmma(float (&c)[N / 8][4], std::uint64_t a, std
   kvc_emulation::wgmma(F == Format::bf16, N, c, a, b, add);
 #endif
 }
-/// c += a b of 64 x 16 and 16 x N elements, where a is in registers, as for mma, and b is described: 16 rows
-/// of N elements. c: rows of eight columns from c[First] on.
+/// c += a b for 64 x 16 and 16 x N elements. a is in registers, as mma takes it; b is described: 16 rows of N elements. The
+/// sums begin at c[First].
 template <Format F, int N, int First, int Columns>
 __device__ __forceinline__ void wgmma(float (&c)[Columns][4], const std::uint32_t (&a)[4], std::uint64_t b) {
   static_assert(F == Format::f16 || F == Format::bf16);

@@ -1,8 +1,8 @@
-// merge_kernel: the states that decode_kernel leaves for the splits of a sequence become its output.
+// merge_kernel: merges the partial results that decode_kernel leaves for the splits of a sequence.
 //
-// With m = max m[i] over the parts i:  output = sum 2^(m[i] - m) o[i] / sum 2^(m[i] - m) l[i], see
-// attention/state.hpp. Every fourth part goes to a warp, in ascending order, and then the four warps are added: so the
-// order follows from the number of parts of the sequence alone.
+// With m = max m[i] over the partial results i:  output = sum 2^(m[i] - m) o[i] / sum 2^(m[i] - m) l[i]; see
+// attention/state.hpp. Each of four warps adds every fourth partial result in ascending order, then the four sums are
+// added. So the order depends on the number of partial results of the sequence only.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +15,8 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Sequences of several parts, and of none: one block for each sequence and query head, a thread for every four
-/// elements of every fourth part. gridDim.x >= batch, gridDim.y == query_heads.
+/// Completes the sequences with several partial results, and those with none. gridDim.x >= batch, gridDim.y ==
+/// query_heads: one thread block for each sequence and query head.
 template <Format F, Format Q>
 __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __grid_constant__ DecodeArguments<F> a) {
   constexpr int warps = detail::decode_warps, most_dim = 256;
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __g
   }
   const std::int32_t begin = a.plan.partial_begin[sequence], end = a.plan.partial_begin[sequence + 1];
   if (end - begin == 1) {
-    return;  // it went to the output at once
+    return;  // decode_kernel has stored the output
   }
   const auto row = [&](std::int32_t partial) { return Index{partial} * a.query_heads + head; };
 
@@ -91,6 +91,15 @@ __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __g
     high = l == 0.0F ? 0.0F : device::divide(high, l);
     const Index at = (Index{sequence} * a.query_heads + head) * dim + d;
     *reinterpret_cast<std::uint32_t*>(a.out + 2 * at) = device::pack<Q>(low, high);
+  }
+  if (a.lse != nullptr && threadIdx.x == 0) {
+    // From shared memory: kept in registers, both would cost the loop above two resident blocks.
+    float m_all = device::minus_infinity, l_all = 0.0F;
+    for (int w = 0; w < warps; ++w) {
+      m_all = device::maximum(m_all, largest[w]);
+      l_all = device::add(l_all, sums[w]);
+    }
+    a.lse[Index{sequence} * a.query_heads + head] = device::log_sum_exp(m_all, l_all);
   }
 }
 

@@ -1,19 +1,17 @@
-// Attention of many query rows of each sequence of a batch over its keys and values, on a GPU: prompts, chunks of
-// prompts after a cached prefix, and the rows of speculative decoding, side by side.
+// prefill(): attention of many query rows per sequence, for a ragged batch, on a GPU. A batch may mix prompts, chunks of
+// prompts after a cached prefix, and the rows of speculative decoding.
 //
 //   auto layer = cuda::view(cache, l);
 //   cuda::write(layer, batch, k, v, stream);
 //   cuda::prefill(layer, batch, query_heads, q, out, options, stream);
 //
-// Caches of f16 and bf16 go through tensor cores, all others through a plain kernel (prefill_plain.cuh) that is many
-// times slower. On Hopper, where this is compiled for sm_90a, that is by warpgroups and bulk copies
-// (prefill_hopper.cuh), elsewhere by warps (prefill_kernel.cuh); define KVC_CUDA_NO_WARPGROUPS, in every file that
-// includes this, to have the latter everywhere. In each kernel a row has the same bits in every batch and chunk,
-// whatever policy, layout and block size its keys lie in. They are not those of another kernel, of the CPU, nor of
-// cuda::decode: sums go in another order, and on tensor cores weights are rounded to 16 bits.
+// Caches of f16 and bf16 use tensor cores: on Hopper, in code compiled for sm_90a, by warpgroups (prefill_hopper.cuh),
+// elsewhere by warps (prefill_kernel.cuh). Other caches use a plain kernel (prefill_plain.cuh) that is many times slower.
+// Define KVC_CUDA_NO_WARPGROUPS in every file that includes this header to leave the Hopper kernel out.
 //
-// Nothing is allocated and nothing is waited for. A call may be captured in a graph: how many sequences and rows there
-// are, it reads on the device.
+// Each kernel gives a row the same bits in every batch and chunk, for every policy, layout and block size. These bits
+// differ between kernels, from the CPU, and from cuda::decode: sums are taken in another order, and the tensor-core
+// kernels round weights to 16 bits. The scale is applied to the scores in float, never to 16-bit queries.
 #pragma once
 
 #include <cstddef>
@@ -36,12 +34,15 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// How cuda::prefill computes. `warps` and `plain` are what `best` is compared with: plain takes everything, warps is
-/// best where there is no Hopper.
+/// The kernel that cuda::prefill uses.
+///
+///   best   the fastest that takes the cache, the dims and the device
+///   warps  as best, but never the Hopper kernel
+///   plain  the plain kernel, which takes everything
 enum class PrefillKernel { best, warps, plain };
 
-/// What the batch of a call has at most, where that is less than the limits of the Batch: fewer blocks of threads are
-/// launched that find no work. Rows of a batch beyond it would be left as they are.
+/// Limits of one batch, where they are below those of the Batch: fewer thread blocks are launched without work. Query rows
+/// of the batch beyond them are left unwritten.
 struct PrefillBounds {
   Index sequences;
   Index queries;
@@ -49,10 +50,10 @@ struct PrefillBounds {
 
 namespace detail {
 
-/// Elements of a head that the fast kernel is compiled for, from the elements that there are.
+/// The head dim that a tensor-core kernel is compiled for.
 [[nodiscard]] constexpr int prefill_dim(int dim) noexcept { return (dim + 63) / 64 * 64; }
 
-/// Whether rows can be copied by 16 bytes.
+/// Whether rows can be copied in chunks of 16 bytes.
 template <Format F>
 [[nodiscard]] bool is_chunk_aligned(const LayerView<F>& kv) noexcept {
   const auto whole = [](const RowStrides& s) {
@@ -62,7 +63,7 @@ template <Format F>
          reinterpret_cast<std::uintptr_t>(kv.pool) % 16 == 0;
 }
 
-/// Whether the device has shared memory for a block that asks for so much; what the kernel declares comes on top of it.
+/// Whether the device grants a thread block so much dynamic shared memory, beside what kernels declare.
 [[nodiscard]] inline bool has_shared_memory(int bytes) {
   int device = 0, most = 0;
   KVC_CUDA(cudaGetDevice(&device));
@@ -76,7 +77,7 @@ inline constexpr bool prefill_by_warpgroups = false;
 inline constexpr bool prefill_by_warpgroups = true;
 #endif
 
-/// Whether the device runs code that was compiled for sm_90a: that for others is empty, and takes few registers.
+/// Whether the device runs code compiled for sm_90a. Compiled for others, the kernel is empty and takes few registers.
 template <Format F, int D>
 [[nodiscard]] bool has_hopper_kernel() {
   cudaFuncAttributes attributes{};
@@ -84,7 +85,7 @@ template <Format F, int D>
   return attributes.numRegs > 64;
 }
 
-/// The keys and values as tensors, for boxes of the kernel; without, if they cannot be.
+/// Tensor maps of the keys and values; maps.box is 0 if no tensor can describe them.
 template <int D, Format F>
 [[nodiscard]] PrefillTensorMaps prefill_tensor_maps(const LayerView<F>& kv) {
   PrefillTensorMaps maps{};
@@ -134,10 +135,11 @@ void launch_plain_prefill(const PrefillArguments<F>& a, const PrefillBounds& bou
   check_launch("plain_prefill_kernel");
 }
 
-/// The arguments of a call, checked.
+/// Checks the arguments of a call and collects them for the kernels.
 template <Format F>
 [[nodiscard]] PrefillArguments<F> prefill_arguments(const LayerView<F>& kv, const Batch& batch, Index query_heads,
-                                                    const void* q, void* out, const AttentionOptions& options) {
+                                                    const void* q, void* out, float* lse,
+                                                    const AttentionOptions& options) {
   const float scale = checked_scale(options, kv.key_dim);
   require(query_heads >= 1 && query_heads <= 65535 && query_heads % kv.kv_heads == 0, "query_heads", query_heads,
           "a positive multiple of kv_heads, up to 65535");
@@ -153,6 +155,7 @@ template <Format F>
           make_prefill_tiles(group),
           static_cast<const std::byte*>(q),
           static_cast<std::byte*>(out),
+          lse,
           static_cast<std::int32_t>(query_heads),
           group,
           scale,
@@ -172,30 +175,36 @@ template <Format F>
 
 }  // namespace detail
 
-/// out[i] = attention of query row i over the keys that it may see; 0 if it sees none. The rows of a sequence are those
-/// of its last positions, in order: of the batch's sequence b rows q_indptr[b] .. q_indptr[b + 1] - 1.
+/// out[i] = attention of query row i over the keys that it sees; 0 if it sees none.
 ///
-///   kv     one layer of a cache, with the keys and values of all positions of the batch, those of the rows included
-///   q      [queries, query_heads * key_dim]; row-major, in device memory, at a multiple of 16 bytes
-///   out    [queries, query_heads * value_dim]; the same; must not overlap q
-///   Scalar float, __half or __nv_bfloat16
+///   kv           one layer of a cache, with the keys and values of all positions of the batch, also those of its rows
+///   batch        the uploaded tables; sequence b has query rows q_indptr[b] .. q_indptr[b + 1] - 1, at its last positions
+///   q            [queries, query_heads * key_dim], row-major
+///   out          [queries, query_heads * value_dim], row-major, overwritten; must not overlap q
+///   lse          [queries, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over the
+///                keys that the row sees, -infinity if it sees none. Results over disjoint sets of keys merge by these
+///                weights.
+///   bounds       the limits of this batch; default: those of the Batch
+///   Scalar       float, __half or __nv_bfloat16
 ///
-/// Query head h reads kv head h / (query_heads / kv_heads). A key that a row may not see has no influence on it, not
-/// even if it is NaN. O(sum over rows of keys that they see * query_heads * (key_dim + value_dim)); tiles that no row
-/// of a tile sees are not read. The fast kernel takes a cache of the format of Scalar, f16 or bf16, dims that are
-/// multiples of 8 up to 256 (computed as 64, 128, 192 or 256), and a positive scale; beyond dim 192 a device with 131
-/// KiB of shared memory for a block.
+/// All arrays are in device memory; q and out are at multiples of 16 bytes. Query head h reads kv head
+/// h / (query_heads / kv_heads). Keys that a row does not see have no influence on it, even if they are NaN, and tiles of
+/// keys that no row of a tile sees are not loaded. The call allocates nothing, does not synchronise, and may be captured
+/// in a graph: sizes are read on the device. O(visible (row, key) pairs * query_heads * (key_dim + value_dim)).
 ///
-/// Throws std::invalid_argument if extents, options, bounds or alignment do not fit, Error if a launch fails.
+/// The tensor-core kernels take a cache whose format is that of Scalar, f16 or bf16; dims that are multiples of 8 up to 256
+/// (computed as 64, 128, 192 or 256); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory per block.
+///
+/// Throws std::invalid_argument if shapes, options, bounds or alignment do not fit, Error if a launch fails.
 template <class Scalar, Format F>
 void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, const Scalar* q, Scalar* out,
-             const AttentionOptions& options, cudaStream_t stream, std::optional<PrefillBounds> bounds = {},
-             PrefillKernel kernel = PrefillKernel::best) {
+             const AttentionOptions& options, cudaStream_t stream, float* lse = nullptr,
+             std::optional<PrefillBounds> bounds = {}, PrefillKernel kernel = PrefillKernel::best) {
   constexpr Format Q = format_of<Scalar>;
   static_assert(Q == Format::f32 || Q == Format::f16 || Q == Format::bf16,
                 "queries are float, __half or __nv_bfloat16");
   const PrefillBounds most = detail::checked_bounds(batch, bounds);
-  const PrefillArguments<F> a = detail::prefill_arguments(kv, batch, query_heads, q, out, options);
+  const PrefillArguments<F> a = detail::prefill_arguments(kv, batch, query_heads, q, out, lse, options);
   if (most.queries == 0) {
     return;
   }

@@ -1,5 +1,5 @@
-// What a block of either prefill kernel on tensor cores does around its products: it finds its tile of queries, brings
-// the queries to shared memory, knows which keys they see, and takes the outputs away.
+// What a thread block of either tensor-core prefill kernel does around its products: find its tile of queries, load the
+// queries, determine which keys they see, and store the outputs.
 #pragma once
 
 #include <cstddef>
@@ -18,13 +18,13 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// A tile of queries, and the block tables of its sequence: for shared memory, where they take no registers.
+/// A tile of queries and the block table of its sequence. Lives in shared memory to save registers.
 struct BlockTile {
   QueryTile queries;
   SequenceBlocks blocks;
 };
 
-/// Which tile this block takes. By all of its threads; false if there is none.
+/// Finds the tile of this thread block; false if there is none. All threads must call it.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ bool find_tile(const PrefillArguments<F>& a, BlockTile& found) {
   if (threadIdx.x == 0) {
@@ -32,7 +32,7 @@ template <Format F>
   }
   __syncthreads();
   for (auto b = static_cast<std::int32_t>(threadIdx.x); b < a.batch.header->size;
-       b += static_cast<std::int32_t>(blockDim.x)) {  // at most one thread finds it
+       b += static_cast<std::int32_t>(blockDim.x)) {  // at most one thread finds the tile
     const std::int32_t row = a.batch.q_indptr[b], end = a.batch.q_indptr[b + 1];
     const auto tiles_before = [&](std::int32_t queries, std::int32_t sequences) {
       return a.tiles.positions.quotient(static_cast<std::uint32_t>(queries)) +
@@ -56,7 +56,7 @@ template <Format F>
   return found.queries.last != 0;
 }
 
-/// The heads of this block: its kv head, and the first of its query heads within the group.
+/// The kv head of this thread block, and the first of its query heads within the GQA group.
 struct BlockHeads {
   std::int32_t kv_head;
   std::int32_t first;
@@ -67,7 +67,7 @@ template <Format F>
   return {kv_head, (y - kv_head * a.tiles.head_tiles) * a.tiles.heads.value()};
 }
 
-/// Row `r` of a tile in [queries, query_heads], or -1 if there is none.
+/// Index of row `r` of a tile in [queries, query_heads], or -1 if the tile has no such row.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ Index query_row(const PrefillArguments<F>& a, const QueryTile& tile,
                                                          const BlockHeads& heads, int r) {
@@ -78,7 +78,7 @@ template <Format F>
   return Index{tile.row + (of.position - tile.start)} * a.query_heads + heads.kv_head * a.group + of.head;
 }
 
-/// Begins to copy the queries of a tile, by `Threads` threads from the first on.
+/// Starts to copy the queries of a tile to shared memory, by the first `Threads` threads of the block.
 template <int D, int Threads, Format F>
 __device__ __forceinline__ void copy_queries(SharedAddress to, const PrefillArguments<F>& a, const QueryTile& tile,
                                              const BlockHeads& heads) {
@@ -95,8 +95,8 @@ template <Format F>
   return visible_keys(p, tile.length, a.causal, a.window);
 }
 
-/// Tiles of keys [first, last) that any row sees. What a row sees begins and ends no earlier than what the row before
-/// sees.
+/// Tiles of keys [first, last) that some row of the tile of queries sees. Both ends of what a row sees grow with its
+/// position, so the first and the last row decide.
 struct KeyTiles {
   std::int32_t first;
   std::int32_t last;
@@ -105,7 +105,7 @@ template <int Keys, Format F>
 [[nodiscard]] __device__ __forceinline__ KeyTiles key_tiles(const PrefillArguments<F>& a, const QueryTile& tile) {
   return {visible_to(a, tile, tile.first).first / Keys, (visible_to(a, tile, tile.last - 1).last - 1) / Keys + 1};
 }
-/// Whether a row of the tile, there or not, does not see all keys of tile j. So it does not depend on the batch.
+/// Whether some row of the tile, present or not, does not see all keys of tile j. Independent of the batch.
 template <int Keys, Format F>
 [[nodiscard]] __device__ __forceinline__ bool needs_mask(const PrefillArguments<F>& a, const QueryTile& tile,
                                                          std::int32_t j) {
@@ -114,26 +114,52 @@ template <int Keys, Format F>
          key + Keys > tile.length;
 }
 
-/// Divides the rows of a warp by their sums and writes them, through the part of the tile of queries that was theirs,
-/// which nobody may read any more.
+/// The sum of a row's weights, from the columns of its four lanes.
+[[nodiscard]] __device__ __forceinline__ float row_sum(float l) {
+  l = device::add(l, __shfl_xor_sync(device::all_lanes, l, 1));
+  return device::add(l, __shfl_xor_sync(device::all_lanes, l, 2));
+}
+
+/// Stores the log-sum-exp of a warp's rows.
+template <Format F, int D, int T>
+__device__ __forceinline__ void store_lse(const PrefillArguments<F>& a, const QueryTile& tile, const BlockHeads& heads,
+                                          const RowState<D, T>& state) {
+  const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
+  const float exponent = ScoreScale(a.scale, a.softcap).exponent;
+#pragma unroll
+  for (int i = 0; i < T; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float l = row_sum(state.l[i][half]);
+      const Index row = query_row(a, tile, heads, 16 * (T * warp + i) + 8 * half + lane / 4);
+      if (row >= 0 && lane % 4 == 0) {
+        a.lse[row] = device::log_sum_exp(device::multiply(state.m[i][half], exponent), l);
+      }
+    }
+  }
+}
+
+/// Normalises the rows of a warp and stores them, and their log-sum-exp if it is wanted. They pass through the part of the
+/// tile of queries that held the warp's rows, which no thread may read any more.
 template <Format F, int D, int T>
 __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const QueryTile& tile, const BlockHeads& heads,
                                            const RowState<D, T>& state, std::byte* q_tile) {
   constexpr int chunks = D / 8;
   const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
   const int first_row = 16 * T * warp;
+  if (a.lse != nullptr) {
+    store_lse(a, tile, heads, state);
+  }
 #pragma unroll
   for (int i = 0; i < T; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float l = state.l[i][half];
-      l = device::add(l, __shfl_xor_sync(device::all_lanes, l, 1));
-      l = device::add(l, __shfl_xor_sync(device::all_lanes, l, 2));
+      const float l = row_sum(state.l[i][half]);
       const float factor = l == 0.0F ? 0.0F : device::divide(1.0F, l);
       const int row = first_row + 16 * i + 8 * half + lane / 4;
 #pragma unroll
       for (int n = 0; n < chunks; ++n) {
-        // Adding 0 makes a -0 that came of tiny numbers one with 0, as a further tile would have made it.
+        // Adding 0 turns a -0 that came from underflow into 0, as one more tile of keys would have.
         const float low = device::add(device::multiply(state.o[i][n][2 * half], factor), 0.0F);
         const float high = device::add(device::multiply(state.o[i][n][2 * half + 1], factor), 0.0F);
         *reinterpret_cast<std::uint32_t*>(q_tile + chunk_offset<prefill_rows>(row, n) + 4 * (lane % 4)) =

@@ -1,23 +1,23 @@
-// The prefill kernel for Hopper, for caches of f16 and bf16: what prefill_kernel.cuh computes, by products of four
-// warps together (wgmma), of keys and values that a warpgroup of their own brings.
+// The prefill kernel for Hopper, for caches of f16 and bf16. It computes what prefill_kernel.cuh computes, with wgmma, on
+// keys and values that a separate warpgroup loads.
 //
-// A block has three warpgroups. Two are consumers, of 64 rows of the tile of queries each; the third is the producer.
-// It fills two rings in shared memory, one of tiles of keys and one of tiles of values, and a barrier in shared memory
-// says of each place of a ring that it is full, another that it is empty again:
+// A thread block has three warpgroups: two consumers with 64 rows of the tile of queries each, and a producer. The producer
+// fills two rings in shared memory, one of tiles of keys and one of tiles of values. For each stage of a ring, one barrier
+// says that it is full and another that it is empty:
 //
 //   producer   K0  K1  V0  K2  V1  K3  V2  ...
 //   consumer   S = Q K0 | S' = Q K1, O += P V0 | softmax of S' meanwhile | S' = Q K2, O += P' V1 | ...
 //
-// While the values of one tile are multiplied, the scores of the next become weights, and while one consumer does that
-// the other one's products run. (Scheme of FlashAttention-3, 2024.)
+// A consumer turns the scores of the next tile into weights while the values of this one are multiplied, and the products
+// of one consumer run during the softmax of the other. (This is the scheme of FlashAttention-3, 2024.)
 //
-// Where blocks are multiples of eight positions, the producer's copies are bulk copies of boxes: so many rows of a block
-// as a block surely holds, 64 elements wide, by one lane each. Anywhere else its threads copy 16 bytes at a time. Either
-// way the same bytes lie at the same places, so a row has the same bits.
+// If block_tokens is a multiple of 8, the producer copies boxes of a tensor (TMA): each box is 64 elements wide and has as
+// many rows as are sure to lie in one block. One lane issues each box. Otherwise the threads of the producer copy 16 bytes
+// at a time. Both put the same bytes at the same addresses, so a row has the same bits.
 //
-// Keys that no sequence has, beyond the length, hold anything: their scores are masked. Their values become zeros, and
-// of a tile that some row does not see wholly, so do values that are not finite, after they were added to the rows that
-// do see them: a weight of 0 would not keep them away.
+// Beyond the length of the sequence keys may hold anything, since their scores are masked; values become zeros. In tiles
+// that some row does not see wholly, values that are not finite become zeros, too, after they were added to the rows that
+// do see them: the weight 0 would not suppress them.
 #pragma once
 
 #include <cstddef>
@@ -37,17 +37,17 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// The keys and the values of a layer as tensors [block, head, slot, element], of which boxes are copied.
+/// The keys and values of a layer as tensors [block, head, slot, element] for the kernel to copy boxes of.
 struct PrefillTensorMaps {
   device::TensorMap k;
   device::TensorMap v;
-  std::int32_t box;  ///< slots of a box: 8, 16, 32, 64 or 128; 0: there are no maps
+  std::int32_t box;  ///< slots of a box: 8, 16, 32, 64 or 128; 0: no maps
   bool token_major;  ///< coordinates are (element, head, slot, block) rather than (element, slot, head, block)
 };
 
 namespace detail {
 
-/// Tiles and threads, by the elements of a head.
+/// Sizes of tiles, rings and thread blocks for head dim D.
 template <int D>
 struct HopperTraits {
   static constexpr int keys = D <= 128 ? 128 : 64;
@@ -57,14 +57,14 @@ struct HopperTraits {
   static constexpr int row_bytes = 2 * D;
   static constexpr int tile_bytes = keys * row_bytes;
   static constexpr int panels = D / 64;
-  /// Queries, the two rings, and what it takes to begin at a multiple of 1024.
+  /// Queries, two rings, and padding up to a multiple of 1024.
   static constexpr int shared_bytes = prefill_rows * row_bytes + 2 * stages * tile_bytes + 1024 - 128;
   static constexpr int producer_registers = 40, consumer_registers = 232;
   static_assert(producer_registers * 128 + consumer_registers * consumers <= 65536);
 };
 
-/// The largest box for blocks of so many slots, and for tiles of so many keys: all slots of a block that begins at a
-/// multiple of the box lie in one block. A pool of a single block is one block to a sequence.
+/// Slots of the largest box, for blocks of `block_slots` slots and tiles of `keys` keys: a run of slots that begins at a
+/// multiple of it lies in one block. 0 if that is less than 8. A pool of a single block holds whole sequences.
 [[nodiscard]] constexpr std::int32_t tma_box_slots(Index blocks, Index block_slots, int keys) noexcept {
   std::int32_t box = keys;
   while (box >= 8 && blocks != 1 && block_slots % box != 0) {
@@ -72,14 +72,14 @@ struct HopperTraits {
   }
   return box >= 8 && block_slots > 0 ? box : 0;
 }
-/// Whether a batch with blocks of so many positions can be read in such boxes.
+/// Whether boxes of so many slots can read a batch whose table entries stand for `block_tokens` positions.
 [[nodiscard]] KVC_HOST_DEVICE constexpr bool tma_boxes_fit(std::int32_t box, Pos block_tokens) noexcept {
   return box > 0 && (block_tokens == max_pos || block_tokens % box == 0);
 }
 
 #if defined(KVC_CUDA_HOPPER)
 
-/// Which place of a ring step n uses, and the parity of its phase.
+/// The stage of a ring that step n uses, and the parity of its phase.
 template <int Stages>
 struct RingPlace {
   int stage;
@@ -93,7 +93,7 @@ struct HopperBarriers {
   device::Barrier k_full[Stages], k_empty[Stages], v_full[Stages], v_empty[Stages];
 };
 
-/// The producer's copies of one tile of keys or of values, by boxes: lane i of one warp takes box i.
+/// The producer copies one tile of keys or values as boxes: lane i of one warp issues box i.
 template <int D>
 __device__ __forceinline__ void tma_copy_boxes(SharedAddress to, const device::TensorMap& map,
                                                const PrefillTensorMaps& maps, const BlockTile& tile,
@@ -117,7 +117,7 @@ __device__ __forceinline__ void tma_copy_boxes(SharedAddress to, const device::T
   }
 }
 
-/// The same by all threads of the producer, 16 bytes at a time: a warp takes a quarter of the rows.  row_of(location)
+/// All threads of the producer copy one tile, 16 bytes at a time: each warp a quarter of the rows, from row_of(location).
 template <int D, class RowOf>
 __device__ __forceinline__ void copy_rows(SharedAddress to, int dim, const std::byte* valid, const BlockTile& tile,
                                           std::int32_t j, device::Barrier& full, RowOf row_of) {
@@ -140,7 +140,7 @@ __device__ __forceinline__ void copy_rows(SharedAddress to, int dim, const std::
   device::arrive_after_copies(full);
 }
 
-/// S = Q K^T of the warpgroup's 64 rows, which begin at q, and a tile of keys: begins, and closes a group.
+/// Starts S = Q K^T for a tile of keys and the 64 rows of this warpgroup, which begin at q; one group of products.
 template <Format F, int D>
 __device__ __forceinline__ void begin_scores(SharedAddress q, SharedAddress k,
                                              float (&s)[HopperTraits<D>::keys / 8][4]) {
@@ -148,7 +148,7 @@ __device__ __forceinline__ void begin_scores(SharedAddress q, SharedAddress k,
   device::fence_registers(s);
   device::wgmma_fence();
 #pragma unroll
-  for (int i = 0; i < D / 16; ++i) {  // a quarter of a row of panel i / 4
+  for (int i = 0; i < D / 16; ++i) {  // 16 columns of panel i / 4
     const unsigned column = static_cast<unsigned>(i) % 4 * 32, panel = static_cast<unsigned>(i) / 4 * panel_row;
     device::wgmma<F, keys>(s, device::matrix_descriptor(q + panel * prefill_rows + column),
                            device::matrix_descriptor(k + panel * keys + column), i > 0);
@@ -156,7 +156,7 @@ __device__ __forceinline__ void begin_scores(SharedAddress q, SharedAddress k,
   device::wgmma_commit();
 }
 
-/// O += P V: begins, and closes a group.
+/// Starts O += P V; one group of products.
 template <Format F, int D>
 __device__ __forceinline__ void begin_outputs(SharedAddress v, std::uint32_t (&p)[HopperTraits<D>::keys / 16][4],
                                               float (&o)[D / 8][4]) {
@@ -184,12 +184,12 @@ __device__ __forceinline__ void begin_outputs(SharedAddress v, std::uint32_t (&p
   device::wgmma_commit();
 }
 
-/// Makes the values of a tile fit to be multiplied with weights of 0, by both consumers together.
+/// Clears the values of a tile that must not be multiplied by a weight of 0. Both consumers call it together.
 template <Format F, int D, class Visible>
 __device__ __forceinline__ void clear_hidden_values(std::byte* v, RowState<D, 1>& state, Pos base, Pos length,
                                                     Visible visible) {
   using Traits = HopperTraits<D>;
-  constexpr int each = Traits::keys * D / 8 / Traits::consumers;  // chunks of a thread
+  constexpr int each = Traits::keys * D / 8 / Traits::consumers;  // chunks per thread
   const int thread = static_cast<int>(threadIdx.x);
   bool special = false;
 #pragma unroll 1
@@ -223,8 +223,8 @@ __device__ __forceinline__ void clear_hidden_values(std::byte* v, RowState<D, 1>
 
 }  // namespace detail
 
-/// gridDim as for prefill_kernel; the threads and shared memory of HopperTraits. F, D: as there. Compiled for anything
-/// but sm_90a it is empty.
+/// gridDim, F and D as for prefill_kernel; threads and shared memory as in HopperTraits. The body is empty unless compiled
+/// for sm_90a.
 template <Format F, int D>
 __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
     prefill_hopper_kernel(const __grid_constant__ PrefillArguments<F> a,
@@ -266,9 +266,9 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
   if (threadIdx.x >= static_cast<unsigned>(Traits::consumers)) {
     device::release_registers<Traits::producer_registers>();
     if (by_tma && threadIdx.x >= static_cast<unsigned>(Traits::consumers) + 32U) {
-      return;  // one warp is enough
+      return;  // one warp suffices
     }
-    // Tile j to its place in a ring, once that is empty.
+    // Loads tile j to its stage of a ring as soon as that is empty.
     const auto produce = [&](std::int32_t j, device::SharedAddress ring, device::Barrier* empty, device::Barrier* full,
                              const device::TensorMap& map, std::int32_t dim, auto row) {
       const Ring at(j - first);
@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
   const auto wait_full = [&](device::Barrier& full, unsigned parity) {
     device::wait(full, parity);
     if (!by_tma) {
-      device::fence_async_proxy();  // of the producer's threads, which this one has seen now
+      device::fence_async_proxy();  // for the writes of the producer's threads, observed through the barrier
     }
   };
   const auto release = [&](device::Barrier& empty) {
@@ -386,7 +386,7 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
     device::wgmma_wait<0>();
     device::fence_registers(state.o[0]);
   }
-  device::sync_named(2 + warp / 4, 128);  // nobody's products read the queries of this warpgroup any more
+  device::sync_named(2 + warp / 4, 128);  // no product reads the queries of this warpgroup any more
   detail::store_rows<F>(a, tile, heads, state, shared);
 #endif
 }

@@ -1,21 +1,20 @@
-// The prefill kernel on tensor cores, for caches of f16 and bf16: flash attention over blocks.
+// The prefill kernel for tensor cores by warps (mma.sync), for caches of f16 and bf16: flash attention over blocks.
 //
-// A block of threads takes one tile of queries (prefill_tile.cuh) of one kv head, and goes through the tiles of 64 keys
-// that any of its rows sees: those beyond the diagonal, and before the window, are never loaded. Tiles of keys begin at
-// multiples of 64.
+// A thread block takes one tile of queries (prefill_tile.cuh) of one kv head and goes through the tiles of 64 keys that some
+// of its rows see. Tiles beyond the diagonal or before the window are not loaded. Tiles of keys begin at multiples of 64.
 //
-// Each warp has 32 rows (16 for heads beyond 128 elements) and all 64 keys, so that an operand read from shared memory
-// serves two products. The weights never leave registers: the result of one product is laid out as the operand of the
-// next. While a tile of keys is multiplied its values are on their way, and while values are multiplied the next keys:
+// Each warp has 32 rows (16 beyond dim 128) and all 64 keys, so each operand that it reads from shared memory serves two
+// products. Weights stay in registers: the result of one product has the layout that the next one takes as its operand.
+// The values of a tile are copied while its keys are multiplied, and the next keys while the values are multiplied:
 //
 //   keys j arrived | copy values j | S = Q K^T | values j arrived | copy keys j + 1 | P = exp(S) | O += P V
 //
-// with a barrier where something arrives, which also says that all warps are done with what is overwritten next. Where
-// the rows of tile j + 2 lie is looked up meanwhile.
+// There is a barrier at each arrival; after it no warp reads what the next copy overwrites. Meanwhile the block looks up
+// where the rows of tile j + 2 lie.
 //
-// The order of operations on a query row follows from its position alone, and no operation of a row depends on the rows
-// beside it. A tile that a row does not see changes no bit of it: its weights are exactly 0, and its maximum is not
-// moved. Values that are not finite are kept from rows that do not see them.
+// The order of operations on a query row depends on its position only, and no operation mixes rows. A tile that a row does
+// not see changes no bit of it: its weights are exactly 0, and its maximum does not move. Values that are not finite do not
+// reach rows that do not see them.
 #pragma once
 
 #include <cstddef>
@@ -36,26 +35,26 @@ namespace cuda {
 
 namespace detail {
 
-/// How the work on a tile of queries is shared out, by the elements of a head.
+/// Sizes of tiles and thread blocks for head dim D.
 template <int D>
 struct PrefillTraits {
-  static constexpr int tiles = D <= 128 ? 2 : 1;  ///< of 16 rows, for each warp
+  static constexpr int tiles = D <= 128 ? 2 : 1;  ///< tiles of 16 rows per warp
   static constexpr int warps = prefill_rows / (16 * tiles);
   static constexpr int threads = 32 * warps;
-  static constexpr int blocks = D <= 128 ? 2 : 1;  ///< on a multiprocessor: what registers hold
+  static constexpr int blocks = D <= 128 ? 2 : 1;  ///< thread blocks per multiprocessor, limited by registers
   static constexpr int row_bytes = 2 * D;
-  /// The tiles of queries, keys and values.
+  /// The tiles of queries, of keys and of values.
   static constexpr int shared_bytes = (prefill_rows + 2 * prefill_keys) * row_bytes;
 };
 
 }  // namespace detail
 
-/// gridDim.x >= max_prefill_tiles, gridDim.y == kv_heads * head_tiles; the threads and shared memory of PrefillTraits.
+/// gridDim.x >= max_prefill_tiles, gridDim.y == kv_heads * head_tiles; threads and shared memory as in PrefillTraits.
 ///
 ///   F  format of the cache, the queries and the output: f16 or bf16
-///   D  64, 128, 192 or 256: key_dim and value_dim rounded up, both multiples of 8
+///   D  64, 128, 192 or 256: key_dim and value_dim, both multiples of 8, rounded up
 ///
-/// The scale must be positive: the largest score is looked for before it is applied.
+/// Requires a positive scale: the kernel takes the maximum of scores before it scales them.
 template <Format F, int D>
 __global__ void __launch_bounds__(detail::PrefillTraits<D>::threads, detail::PrefillTraits<D>::blocks)
     prefill_kernel(const __grid_constant__ PrefillArguments<F> a) {
@@ -111,14 +110,14 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D>::threads, detail::Pre
   for (std::int32_t j = first; j < last; ++j) {
     const int buffer = (j - first) % 2;
     device::wait_copies<0>();
-    __syncthreads();  // keys j are there, and all are done with values j - 1
+    __syncthreads();  // keys j are there, and no warp needs values j - 1 any more
     copy_values(rows[buffer]);
     lookup.begin(found.blocks, (Index{j} + 2) * prefill_keys, tile.length);
 
     float s[T][prefill_keys / 8][4];
     detail::multiply_keys<F, D>(q, k, s);
     device::wait_copies<0>();
-    __syncthreads();  // values j are there, and all are done with keys j
+    __syncthreads();  // values j are there, and no warp needs keys j any more
     if (j + 1 < last) {
       copy_keys(rows[1 - buffer]);
     }

@@ -1,8 +1,8 @@
-// Prefill written plainly: what the fast kernel is tested against on a device, and what runs where it does not apply,
-// which is for caches of float, Fp8E4M3 and Int8, and for extents that are not multiples of 8.
+// A plain prefill kernel. It takes every format and shape; sums are in float. It serves caches of float, Fp8E4M3 and Int8,
+// and dims that are not multiples of 8, and device tests compare the fast kernels with it.
 //
-// A warp takes one row of queries of one head. Of each 32 keys a lane scores one; then the lanes share out the elements
-// of the output. Any extents, all formats; sums in float.
+// A warp handles one query row of one head. Of each 32 keys, a lane computes the score of one; then each lane updates its
+// share of the output's elements.
 #pragma once
 
 #include <cmath>
@@ -24,7 +24,7 @@ namespace detail {
 inline constexpr int plain_warps = 4;
 inline constexpr int plain_threads = 32 * plain_warps;
 
-/// Shared memory of a block: for each warp its query row and its output.
+/// Dynamic shared memory of a thread block: the query row and the output of each warp.
 [[nodiscard]] constexpr Index plain_shared_bytes(Index key_dim, Index value_dim) noexcept {
   return plain_warps * (key_dim + value_dim) * static_cast<Index>(sizeof(float));
 }
@@ -47,7 +47,7 @@ template <Format F>
     return device::low_of<Format::f16>(pairs[0]);
   }
 }
-/// What all elements of a row are to be multiplied with.
+/// The factor of all elements of a row.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ float scale_of(const std::byte* row, int dim) {
   return F == Format::int8 ? device::load_readonly<float>(row + scale_offset(dim)) : 1.0F;
@@ -76,9 +76,10 @@ __device__ __forceinline__ void store_element(std::byte* row, Index d, float x) 
 
 }  // namespace detail
 
-/// gridDim.x >= rows of queries, gridDim.y * 4 >= query_heads; plain_threads and plain_shared_bytes.
+/// gridDim.x >= query rows, gridDim.y * 4 >= query_heads; plain_threads threads and plain_shared_bytes.
 ///
-///   F  format of the cache    Q  of queries and output: f32, f16 or bf16
+///   F  format of the cache
+///   Q  format of queries and output: f32, f16 or bf16
 template <Format F, Format Q>
 __global__ void __launch_bounds__(detail::plain_threads)
     plain_prefill_kernel(const __grid_constant__ PrefillArguments<F> a) {
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(detail::plain_threads)
   }
   for (auto b = static_cast<std::int32_t>(threadIdx.x); b < a.batch.header->size; b += detail::plain_threads) {
     if (a.batch.q_indptr[b] <= row && row < a.batch.q_indptr[b + 1]) {
-      sequence = b;  // of one thread
+      sequence = b;  // exactly one thread writes
     }
   }
   __syncthreads();
@@ -147,6 +148,9 @@ __global__ void __launch_bounds__(detail::plain_threads)
         o[d] += w * detail::element_of<F>(v, d);
       }
     }
+  }
+  if (a.lse != nullptr && lane == 0) {
+    a.lse[Index{row} * a.query_heads + head] = l == 0.0F ? device::minus_infinity : m + logf(l);
   }
   for (int d = lane; d < value_dim; d += 32) {
     detail::store_element<Q>(a.out, (Index{row} * a.query_heads + head) * value_dim + d, l == 0.0F ? 0.0F : o[d] / l);

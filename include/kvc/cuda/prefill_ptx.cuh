@@ -1,5 +1,5 @@
-// What prefill needs of the machine beyond device.cuh: shared memory by address, asynchronous copies to it, and loads
-// of 8 x 8 matrices from it. Under emulation (tests/cuda/emulate_tiles.hpp) the same names run on the CPU.
+// Instructions that prefill needs beyond device.cuh: addresses in shared memory, asynchronous copies to it, and loads of
+// 8 x 8 matrices from it. A host compiler that includes tests/cuda/emulate_tiles.hpp first runs them on the CPU.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ namespace device {
 
 // --- shared memory -------------------------------------------------------------------------------------------------
 
-/// The shared memory that a launch asks for beyond what the kernel declares, at a multiple of 128 bytes.
+/// The dynamic shared memory of a launch, aligned to 128 bytes.
 [[nodiscard]] __device__ __forceinline__ std::byte* dynamic_shared() {
 #if defined(__CUDACC__)
   extern __shared__ __align__(128) std::byte kvc_dynamic_shared[];
@@ -24,7 +24,7 @@ namespace device {
 #endif
 }
 
-/// An address in shared memory, in bytes.
+/// A byte address in shared memory.
 #if defined(__CUDACC__)
 using SharedAddress = std::uint32_t;
 #else
@@ -40,9 +40,8 @@ using SharedAddress = std::uintptr_t;
 
 // --- asynchronous copies from device memory to shared memory -------------------------------------------------------
 
-/// Begins to copy 16 bytes; or to write zeros, reading nothing, if they are not `there`. Both addresses are multiples
-/// of 16, and `from` is a valid one in either case. Of the cache in front of device memory only the second level is
-/// used.
+/// Starts to copy 16 bytes; or to write zeros, without reading, if not `there`. Both addresses are multiples of 16, and
+/// `from` must be valid in either case. The copy bypasses the first-level cache.
 __device__ __forceinline__ void copy_async(SharedAddress to, const std::byte* from, bool there) {
 #if defined(__CUDACC__)
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
@@ -53,7 +52,7 @@ __device__ __forceinline__ void copy_async(SharedAddress to, const std::byte* fr
   kvc_emulation::copy_async(to, from, there);
 #endif
 }
-/// Closes a group: the copies of this thread since the last one.
+/// Closes a group of copies: all that this thread has started since the last group.
 __device__ __forceinline__ void commit_copies() {
 #if defined(__CUDACC__)
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -61,8 +60,8 @@ __device__ __forceinline__ void commit_copies() {
   kvc_emulation::commit_copies();
 #endif
 }
-/// Waits until no more than the last `Pending` groups of this thread are under way. Other threads see what it has
-/// copied after a barrier.
+/// Waits until at most the last `Pending` groups of this thread are still in flight. A barrier then makes what it copied
+/// visible to other threads.
 template <int Pending>
 __device__ __forceinline__ void wait_copies() {
 #if defined(__CUDACC__)
@@ -72,10 +71,10 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
-// --- 8 x 8 matrices of 16-bit elements, to the whole warp -----------------------------------------------------------
+// --- 8 x 8 matrices of 16-bit elements, for the whole warp ----------------------------------------------------------
 
-/// Four matrices: lane 8 i + r brings the address of row r of matrix i, 16 bytes at a multiple of 16. Lane 4 g + t gets
-/// row g, columns 2t and 2t + 1, of matrix i in out[i]. (ldmatrix.x4)
+/// Loads four matrices. Lane 8 i + r passes the address of row r of matrix i, 16 bytes at a multiple of 16. Lane 4 g + t
+/// gets row g, columns 2t and 2t + 1, of matrix i in out[i]. (ldmatrix.x4)
 __device__ __forceinline__ void ldmatrix(SharedAddress row, std::uint32_t (&out)[4]) {
 #if defined(__CUDACC__)
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -86,7 +85,7 @@ __device__ __forceinline__ void ldmatrix(SharedAddress row, std::uint32_t (&out)
   kvc_emulation::ldmatrix(row, out, false);
 #endif
 }
-/// The same of the transposed matrices: lane 4 g + t gets column g, rows 2t and 2t + 1. (ldmatrix.x4.trans)
+/// Loads four transposed matrices: lane 4 g + t gets column g, rows 2t and 2t + 1. (ldmatrix.x4.trans)
 __device__ __forceinline__ void ldmatrix_transposed(SharedAddress row, std::uint32_t (&out)[4]) {
 #if defined(__CUDACC__)
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -98,9 +97,9 @@ __device__ __forceinline__ void ldmatrix_transposed(SharedAddress row, std::uint
 #endif
 }
 
-// --- scalar functions of one instruction ---------------------------------------------------------------------------
+// --- single instructions for functions of a float ------------------------------------------------------------------
 
-/// 2^x within 2 units in the last place; what would be subnormal is 0. 1 for 0, 0 for -infinity.
+/// 2^x to 2 units in the last place; subnormal results are 0. Exactly 1 for 0, and 0 for -infinity.
 [[nodiscard]] __device__ __forceinline__ float fast_exp2(float x) {
 #if defined(__CUDACC__)
   float y;
@@ -110,7 +109,7 @@ __device__ __forceinline__ void ldmatrix_transposed(SharedAddress row, std::uint
   return exp2f(x);
 #endif
 }
-/// 1 / x within 1 unit in the last place; 0 for infinity.
+/// 1 / x to 1 unit in the last place; 0 for infinity.
 [[nodiscard]] __device__ __forceinline__ float fast_reciprocal(float x) {
 #if defined(__CUDACC__)
   float y;

@@ -1,9 +1,7 @@
-// What a warp does with a tile of keys and its values, for the prefill kernel: scores, weights, and the state of its
-// rows.
+// What a warp of a prefill kernel does with a tile of keys and values: scores, weights, and the state of its rows.
 //
-// With lane = 4 g + t, a lane has of 16 rows and 8 columns what mma gives it: columns 2t and 2t + 1 of rows
-// g and g + 8. The weights never leave registers: as the result of one product they lie as the operand of the next
-// wants them.
+// With lane = 4 g + t, each lane holds, of 16 rows and 8 columns, what mma gives it: columns 2t and 2t + 1 of rows g and
+// g + 8. Weights stay in registers: the result of one product has the layout that the next one takes as its operand.
 #pragma once
 
 #include <cmath>
@@ -22,7 +20,7 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Scores become exponents of two by this factor, and those with a softcap are hyperbolic tangents before.
+/// The factor that turns scores into exponents of two. With a softcap, scores become hyperbolic tangents first.
 struct ScoreScale {
   float exponent;  ///< scale * log2(e), or softcap * log2(e)
   float tangent;   ///< 0 without a softcap; otherwise 2 * log2(e) * scale / softcap
@@ -39,7 +37,7 @@ struct ScoreScale {
   }
 };
 
-/// The same of all scores of a thread, if there is a softcap.
+/// Applies the softcap, if there is one, to all scores of a thread.
 template <int C, int T>
 __device__ __forceinline__ void apply_softcap(float (&s)[T][C][4], const ScoreScale& scale) {
   if (scale.tangent != 0) {
@@ -56,13 +54,13 @@ __device__ __forceinline__ void apply_softcap(float (&s)[T][C][4], const ScoreSc
   }
 }
 
-/// What each thread has of the rows of its warp. With lane = 4 g + t, that is rows g and g + 8 of each tile of 16 rows,
-/// and of them columns 2t and 2t + 1 of each tile of 8 columns.
+/// A thread's part of the state of its warp's rows: rows g and g + 8 of each tile of 16 rows, and of these columns 2t and
+/// 2t + 1 of each tile of 8 columns.
 template <int D, int T>
 struct RowState {
   float o[T][D / 8][4];
-  float m[T][2];  ///< largest score, before `exponent` is applied
-  float l[T][2];  ///< sum of weights, of the thread's columns alone until the end
+  float m[T][2];  ///< largest score, before it is multiplied by `exponent`
+  float l[T][2];  ///< sum of weights; over the thread's columns only, until row_sum
 
   __device__ __forceinline__ void reset() {
 #pragma unroll
@@ -77,7 +75,7 @@ struct RowState {
   }
 };
 
-/// Weights of keys 16 i .. 16 i + 15 as the first operand of a product.
+/// The weights of keys 16 i .. 16 i + 15 as the first operand of a product.
 template <Format F, int C>
 __device__ __forceinline__ void pack_weights(const float (&s)[C][4], int i, std::uint32_t (&a)[4]) {
 #pragma unroll
@@ -87,13 +85,13 @@ __device__ __forceinline__ void pack_weights(const float (&s)[C][4], int i, std:
   }
 }
 
-/// Whether either element of a pair is infinite or NaN.
+/// Whether an element of a pair is infinite or NaN.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ bool has_nonfinite(std::uint32_t pair) {
   constexpr std::uint32_t exponent = F == Format::f16 ? 0x7c00U : 0x7f80U;
   return (pair & exponent) == exponent || (pair & exponent << 16) == exponent << 16;
 }
-/// The pair with zeros in place of such elements.
+/// The pair with such elements replaced by zeros.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ std::uint32_t zero_nonfinite(std::uint32_t pair) {
   constexpr std::uint32_t exponent = F == Format::f16 ? 0x7c00U : 0x7f80U;
@@ -101,7 +99,7 @@ template <Format F>
          ((pair & exponent << 16) == exponent << 16 ? 0U : pair & 0xffff0000U);
 }
 
-/// S = Q K^T, of the warp's rows and a tile of keys.
+/// S = Q K^T for the warp's rows and a tile of keys.
 template <Format F, int D, int T>
 __device__ __forceinline__ void multiply_keys(const Fragments<prefill_rows>& q, const Fragments<prefill_keys>& k,
                                               float (&s)[T][prefill_keys / 8][4]) {
@@ -133,15 +131,17 @@ __device__ __forceinline__ void multiply_keys(const Fragments<prefill_rows>& q, 
   }
 }
 
-/// What the outputs of a thread's rows are to be multiplied with.
+/// Factors for the outputs of a thread's rows, since the maximum has grown.
 template <int T>
 struct RescaleFactors {
   float of[T][2];
 };
 
-/// Scores of 8 C keys become weights, and the state follows the new maximum, but for the outputs: see `rescale`.
-/// Masked: some rows do not see some of the keys, of which the first is at position `base`; visible(i, half) are those
-/// that the thread's rows of tile i see.
+/// Online softmax: turns the scores of 8 C keys into weights and updates the state, but for the outputs: see rescale().
+///
+///   Masked   some rows do not see some of the keys
+///   base     position of the first key
+///   visible  visible(i, half) -> VisibleKeys, what row half of tile i of this thread sees
 template <bool Masked, int C, int D, int T, class Visible>
 [[nodiscard]] __device__ __forceinline__ RescaleFactors<T> online_softmax(float (&s)[T][C][4], RowState<D, T>& state,
                                                                           const ScoreScale& scale, Pos base,
@@ -166,13 +166,13 @@ template <bool Masked, int C, int D, int T, class Visible>
       }
 #pragma unroll
       for (int n = 0; n < C; ++n) {
-        // A NaN need not be a maximum: its weight is NaN whatever the maximum is.
+        // NaN need not win here, unlike in decode: its weight is NaN whatever the maximum is.
         largest = fmaxf(largest, fmaxf(s[tile][n][2 * half], s[tile][n][2 * half + 1]));
       }
       largest = fmaxf(largest, __shfl_xor_sync(device::all_lanes, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(device::all_lanes, largest, 2));
       const float before = state.m[tile][half];
-      // Nothing to take away from a row that has seen no key yet; and one that had not keeps nothing of it.
+      // A row that has seen no key subtracts nothing; when it sees its first, the factor of its empty state is 0.
       const float less = largest == device::minus_infinity ? 0.0F : device::multiply(-largest, scale.exponent);
       factors.of[tile][half] =
           before == largest ? 1.0F : device::fast_exp2(device::add(less, device::multiply(before, scale.exponent)));
@@ -193,12 +193,12 @@ template <bool Masked, int C, int D, int T, class Visible>
   return factors;
 }
 
-/// The outputs follow the new maximum.
+/// Multiplies the outputs by the factors of online_softmax.
 template <int D, int T>
 __device__ __forceinline__ void rescale(RowState<D, T>& state, const RescaleFactors<T>& factors) {
 #pragma unroll
   for (int tile = 0; tile < T; ++tile) {
-    // Multiplying with one changes no bit, so that it may be left out for a warp in which nothing grew.
+    // Multiplying by 1 changes no bit, so a warp in which no maximum grew skips it.
     if (__any_sync(device::all_lanes, factors.of[tile][0] != 1.0F || factors.of[tile][1] != 1.0F)) {
 #pragma unroll
       for (int n = 0; n < D / 8; ++n) {
@@ -211,8 +211,8 @@ __device__ __forceinline__ void rescale(RowState<D, T>& state, const RescaleFact
   }
 }
 
-/// O += P V; s holds the weights.  DropNonfinite: some rows do not see some of the keys, whose weights there are 0, and 0
-/// times a value that is not finite is NaN. So such values are left out here; true says that there are any.
+/// O += P V; s holds the weights. A weight of 0 times a value that is not finite is NaN. So with DropNonfinite, for tiles in
+/// which some rows do not see some keys, such values are replaced by 0; returns whether there are any.
 template <Format F, bool DropNonfinite, int D, int T>
 __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v,
                                                 const float (&s)[T][prefill_keys / 8][4], RowState<D, T>& state) {
@@ -246,8 +246,7 @@ __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v
   return special;
 }
 
-/// Adds the values that are left out of the product to the rows that see them: whatever their weight, infinity or NaN
-/// is left.
+/// Adds the values that multiply_values has dropped to the rows that see them. Any weight leaves infinity or NaN.
 template <Format F, int Keys, int D, int T, class Visible>
 __device__ __forceinline__ void add_nonfinite(const std::byte* v_tile, RowState<D, T>& state, Pos base,
                                               Visible visible) {

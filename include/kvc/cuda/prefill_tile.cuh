@@ -1,17 +1,16 @@
-// What the prefill kernels take, and how the query rows of a batch are cut into tiles.
+// The arguments of the prefill kernels, and how the query rows of a batch are cut into tiles.
 //
-// A tile of queries is `positions` consecutive positions of one sequence, beginning at a multiple of that, times
-// `heads` query heads of one GQA group, packed with the head as the fastest index: the heads of a position lie side by
-// side in memory, and each key that a tile loads serves all of its rows. Tiles are fixed by absolute position, so that
-// which rows share a tile does not depend on how a prompt was chunked, nor on the batch.
+// A tile of queries covers `positions` consecutive positions of one sequence, starting at a multiple of that number, times
+// `heads` query heads of one GQA group. The head is the fastest index: the heads of a position are adjacent in memory, and
+// each key serves all rows of the tile. Tiles are fixed by absolute position, so which rows share a tile depends neither
+// on how a prompt was chunked nor on the batch.
 //
-// Sizes of a batch are known on the device only. So tiles are numbered so that a thread block finds its own by
-// itself:
+// The sizes of a batch are known on the device only, so each thread block finds its own tile from its index:
 //
-//   tiles before sequence b = q_indptr[b] / positions + 2 b
+//   index of the first tile of sequence b = q_indptr[b] / positions + 2 b
 //
-// Since n rows lie in at most floor((n - 1) / positions) + 2 tiles, the numbers of a sequence are never too few, and at
-// most two more than it has tiles (three if it has none): their blocks exit at once.
+// n rows lie in at most floor((n - 1) / positions) + 2 tiles. So every tile has an index, and each sequence has at most two
+// indices without a tile (three if it has no rows). Their thread blocks exit at once.
 #pragma once
 
 #include <cstddef>
@@ -25,30 +24,30 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Rows of a tile of queries of the fast kernel, and keys of a tile of keys.
+/// Rows of a tile of queries, and keys of a tile of keys, of the kernel by warps.
 inline constexpr int prefill_rows = 128;
 inline constexpr int prefill_keys = 64;
 
-/// The extents of tiles of queries.
+/// The shape of tiles of queries for one GQA group size.
 struct PrefillTiles {
-  Divisor heads;            ///< query heads of a tile; the last tile of a group may have fewer
-  Divisor positions;        ///< positions of a tile
-  std::int32_t head_tiles;  ///< tiles for the heads of a group
+  Divisor heads;            ///< query heads per tile; the last tile of a group may have fewer
+  Divisor positions;        ///< positions per tile
+  std::int32_t head_tiles;  ///< tiles that cover the heads of a group
 };
 
-/// At most 32 heads, so that little of a tile is left empty: a group of 71 becomes 24 + 24 + 23 heads of 5 positions.
+/// Tiles of at most 32 heads, balanced to waste few rows: a group of 71 becomes 24 + 24 + 23 heads of 5 positions.
 [[nodiscard]] constexpr PrefillTiles make_prefill_tiles(std::int32_t group) noexcept {
   const std::int32_t head_tiles = (group + 31) / 32;
   const std::int32_t heads = (group + head_tiles - 1) / head_tiles;
   return {Divisor(heads), Divisor(prefill_rows / heads), head_tiles};
 }
 
-/// Slots for any batch of so many rows and sequences.
+/// An upper bound of tile indices for any batch of so many sequences and query rows.
 [[nodiscard]] constexpr Index max_prefill_tiles(const PrefillTiles& tiles, Index sequences, Index queries) noexcept {
   return queries / tiles.positions.value() + 2 * sequences;
 }
 
-/// Arguments of the prefill kernels.
+/// Arguments of all prefill kernels.
 template <Format F>
 struct PrefillArguments {
   LayerView<F> kv;
@@ -56,6 +55,7 @@ struct PrefillArguments {
   PrefillTiles tiles;
   const std::byte* q;  ///< [queries, query_heads * key_dim]
   std::byte* out;      ///< [queries, query_heads * value_dim]
+  float* lse;          ///< [queries, query_heads] natural logarithms, or null
   std::int32_t query_heads;
   std::int32_t group;  ///< query heads per kv head
   float scale;
@@ -66,7 +66,7 @@ struct PrefillArguments {
 
 namespace detail {
 
-/// Keys [first, last) that a row at position p sees, of a sequence of `length` positions.
+/// Keys [first, last) that a row at position p sees in a sequence of `length` positions.
 struct VisibleKeys {
   Pos first;
   Pos last;
@@ -77,18 +77,18 @@ struct VisibleKeys {
   return {first, causal && p < length ? p + 1 : length};
 }
 
-/// Where a tile of queries lies: it begins at position `begin`, and has rows of positions [first, last).
+/// A tile of queries. It begins at position `begin`; rows exist for positions [first, last).
 struct QueryTile {
   std::int32_t sequence;
-  std::int32_t row;  ///< in q, of the sequence's position `start`
-  Pos start;         ///< position of the first query row of the sequence
+  std::int32_t row;  ///< index in q of the row at position `start`
+  Pos start;         ///< position of the sequence's first query row
   Pos length;        ///< positions of the sequence
   Pos begin;
   Pos first;
   Pos last;
 };
 
-/// Tile `slot` of a sequence, counted from its last one: the tiles with most keys come first. False if there is none.
+/// Tile `slot` of a sequence, counted from its end, since the last tiles have most keys. False if there is none.
 [[nodiscard]] KVC_HOST_DEVICE constexpr bool tile_at(const PrefillTiles& tiles, std::int32_t slot, Pos start,
                                                      Pos length, QueryTile& tile) noexcept {
   if (length <= start) {
@@ -109,10 +109,10 @@ struct QueryTile {
   return true;
 }
 
-/// Row r of a tile.
+/// Position and head of row r of a tile.
 struct TileRow {
   Pos position;
-  std::int32_t head;  ///< of the group
+  std::int32_t head;  ///< within the group
 };
 [[nodiscard]] KVC_HOST_DEVICE constexpr TileRow tile_row(const PrefillTiles& tiles, const QueryTile& tile,
                                                          std::int32_t first_head, std::int32_t r) noexcept {

@@ -1,7 +1,8 @@
-// gather and scatter: rows of a layer as they are stored, to and from arrays: to move a sequence to the host and back.
+// gather() and scatter(): copy rows of a layer, as they are stored, to arrays and back; for example to move a sequence to
+// host memory and to restore it.
 //
-// The arrays may be device memory or a PinnedBuffer, which kernels write to and read from directly. Which rows: those
-// of the queries of a batch. For whole sequences give make_tables their lengths as queries.
+// The rows are those of the query rows of a batch. To take whole sequences, pass their lengths as queries to make_tables.
+// Arrays may be in device memory or in a PinnedBuffer, which kernels access directly.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +24,7 @@ void launch_rows(const RowsArguments<F>& a, cudaStream_t stream) {
     const auto bits = static_cast<std::uintptr_t>(row_bytes(F, a.kv.key_dim) | row_bytes(F, a.kv.value_dim)) |
                       reinterpret_cast<std::uintptr_t>(a.kv.pool) | reinterpret_cast<std::uintptr_t>(a.k) |
                       reinterpret_cast<std::uintptr_t>(a.v);
-    return bits % of == 0;  // strides and bases are sums of rows
+    return bits % of == 0;  // strides and bases are multiples of row sizes
   };
   if (multiple(16)) {
     rows_kernel<F, uint4><<<rows_blocks, rows_threads, 0, stream>>>(a);
@@ -37,13 +38,18 @@ void launch_rows(const RowsArguments<F>& a, cudaStream_t stream) {
 
 }  // namespace detail
 
-/// k [queries, kv_heads, row_bytes(F, key_dim)], v likewise: overwritten with the rows of the queries of the batch.
+/// Copies the rows of the batch's query rows from the pool to arrays.
+///
+///   k  [queries, kv_heads, row_bytes(F, key_dim)], overwritten
+///   v  [queries, kv_heads, row_bytes(F, value_dim)], overwritten
+///
+/// Does not synchronise; may be captured in a graph. Throws Error if the launch fails.
 template <Format F>
 void gather(const LayerView<F>& kv, const Batch& batch, std::byte* k, std::byte* v, cudaStream_t stream) {
   detail::launch_rows(RowsArguments<F>{kv, batch.view(), k, v, true}, stream);
 }
 
-/// The rows of the queries of the batch become those of the arrays.
+/// Copies rows from arrays to the pool: the inverse of gather, with the same shapes and errors.
 template <Format F>
 void scatter(const LayerView<F>& kv, const Batch& batch, const std::byte* k, const std::byte* v, cudaStream_t stream) {
   detail::launch_rows(

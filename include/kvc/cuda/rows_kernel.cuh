@@ -1,4 +1,4 @@
-// The kernel that copies rows between a layer and arrays as they are stored: gather and scatter.
+// rows_kernel: copies rows of a layer, as they are stored, to arrays or from arrays (gather and scatter).
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Which sequence a row of queries belongs to, and its position there. O(log sequences).
+/// The sequence that a query row belongs to, and its position there. O(log sequences).
 struct BatchRow {
   std::int32_t sequence;
   Pos position;
@@ -32,23 +32,24 @@ struct BatchRow {
 }
 
 inline constexpr int rows_threads = 256;
-/// Blocks of kernels that take rows one after the other: enough for any device to be full.
+/// Thread blocks of kernels whose warps go through rows in a loop: enough to fill any device.
 inline constexpr unsigned rows_blocks = 2048;
 
 }  // namespace detail
 
-/// The rows of the queries of a batch, in the pool and in arrays k [queries, kv_heads, row_bytes], v likewise.
+/// The query rows of a batch in the pool, and arrays k [queries, kv_heads, row_bytes] and v likewise.
 template <Format F>
 struct RowsArguments {
   LayerView<F> kv;
   BatchView batch;
   std::byte* k;
   std::byte* v;
-  bool gather;  ///< from the pool to the arrays; otherwise the other way
+  bool gather;  ///< true: pool to arrays; false: arrays to pool
 };
 
-/// A warp takes the key and the value of one row and head. Unit: uint4 where rows are multiples of 16 bytes,
-/// std::uint32_t where they are of 4.
+/// A warp copies the key and the value of one row and head.
+///
+///   Unit  uint4 if all rows and addresses are multiples of 16 bytes, std::uint32_t if of 4, else unsigned char
 template <Format F, class Unit>
 __global__ void __launch_bounds__(detail::rows_threads) rows_kernel(const __grid_constant__ RowsArguments<F> a) {
   const int lane = static_cast<int>(threadIdx.x % 32U), heads = a.kv.kv_heads;

@@ -1,14 +1,5 @@
 // DeviceSpace: pools in the memory of a GPU. KvCache<T, Policy, Layout, cuda::DeviceSpace> is a cache there, with any
 // policy.
-//
-// Everything happens in the order of one stream. Memory is allocated once, when the cache is constructed, and keeps its
-// address: nothing is allocated in a step.
-//
-// Copies that a policy asks for (copy-on-write, moves) are collected and launched together, before the next thing that
-// needs them: `cuda::view` and `cuda::Batch::upload` call `flush()`. Who passes `cache.data()` to kernels of their own
-// calls `cache.space().flush()` first. A copy that touches what one in waiting writes or reads is launched after it.
-//
-// Errors: cuda::OutOfMemory (a std::bad_alloc) if there is not so much memory, cuda::Error if a call of CUDA fails.
 #pragma once
 
 #include <algorithm>
@@ -25,18 +16,26 @@
 namespace kvc {
 inline namespace v0 {
 namespace cuda {
+/// Device memory for pools, a Space (see memory/space.hpp) that orders everything by one stream.
+///
+/// A cache allocates its pool once, at construction; the address never changes, and a step allocates nothing. Copies that a
+/// policy asks for (copy-on-write, moves) are collected and launched together before work that may need them: cuda::view
+/// and cuda::Batch::upload call flush(). A caller who passes cache.data() to kernels of its own calls cache.space().flush()
+/// first.
+///
+/// Throws cuda::OutOfMemory (a std::bad_alloc) if the device has too little memory, cuda::Error if a call of CUDA fails.
 class DeviceSpace {
  public:
   static constexpr bool host_accessible = false;
 
-  /// On the current device, in the order of `stream`, which must outlive the space.
+  /// Uses the device that is current now. `stream` must outlive the space.
   explicit DeviceSpace(cudaStream_t stream = nullptr) : stream_(stream) {}
   DeviceSpace(DeviceSpace&&) = default;
   DeviceSpace& operator=(DeviceSpace&&) = default;
 
   [[nodiscard]] cudaStream_t stream() const noexcept { return stream_; }
 
-  /// Aligned to 256 bytes. Must not be called while the stream is being captured.
+  /// Memory aligned to 256 bytes, not initialised. Throws std::invalid_argument while the stream is being captured.
   [[nodiscard]] std::byte* allocate(std::size_t bytes) {
     detail::require_no_capture(stream_, "DeviceSpace::allocate");
     void* p = nullptr;
@@ -45,20 +44,20 @@ class DeviceSpace {
   }
   void deallocate(std::byte* p, std::size_t) noexcept { detail::report(cudaFreeAsync(p, stream_), "cudaFreeAsync"); }
 
-  /// From device memory to device memory, after all copies in waiting.
+  /// Copies within device memory, after all pending copies.
   void copy(std::byte* to, const std::byte* from, std::size_t bytes) {
     flush();
     KVC_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
   }
-  /// Will have happened when what is launched after the next `flush` begins.
+  /// Adds a pending copy: it precedes whatever is launched on the stream after the next flush(). Copies that conflict are
+  /// launched in the order of their calls.
   void copy(const GridCopy& copy) {
     if (copies_.conflicts(copy)) {
       flush();
     }
     copies_.push(copy);
   }
-  /// Launches the copies in waiting: one launch for each 384 of them, two of which are the keys and values of one
-  /// sequence.
+  /// Launches all pending copies, up to 384 per launch. (A sequence has two: keys and values.)
   void flush() {
     const std::vector<GridCopy>& all = copies_.waiting();
     for (std::size_t first = 0; first < all.size(); first += max_copy_jobs) {

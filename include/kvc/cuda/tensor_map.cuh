@@ -1,5 +1,5 @@
-// Tensor maps: what bulk copies of boxes are told of the tensor that they copy from. Made on the host, by a function of
-// the driver that is looked up at run time, so that nothing is linked.
+// Tensor maps: descriptions of a tensor in device memory for bulk copies of boxes. The driver makes them; its function is
+// looked up at run time, so nothing has to be linked.
 #pragma once
 
 #include <cuda.h>
@@ -19,7 +19,7 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
                                  const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
                                  CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-/// cuTensorMapEncodeTiled; null if the driver has none.
+/// The driver's cuTensorMapEncodeTiled; null if it has none.
 [[nodiscard]] inline EncodeTiled encode_tiled() {
   static const EncodeTiled function = [] {
     void* p = nullptr;
@@ -34,7 +34,8 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
   return function;
 }
 
-/// False if the driver does not take the tensor. `map` must be at a multiple of 64 bytes, which its type sees to.
+/// Describes a pool's rows; false if the driver refuses the tensor. `map` must be at a multiple of 64 bytes, which its type
+/// guarantees.
 [[nodiscard]] inline bool make_tensor_map(CUtensorMap& map, std::byte* pool, Format format, const TmaTensor& rows) {
   const EncodeTiled encode = encode_tiled();
   if (encode == nullptr) {

@@ -1,5 +1,5 @@
-// TmaTensor: the keys or the values of a layer as a tensor of which bulk copies take boxes. Integers on the host; what a
-// tensor map is made of (tensor_map.cuh).
+// TmaTensor: the keys or the values of a layer as a tensor of which bulk copies (TMA) take boxes. Integers on the host, from
+// which tensor_map.cuh makes a tensor map.
 #pragma once
 
 #include <array>
@@ -15,16 +15,18 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// A tensor of four dimensions, the innermost first: elements, slots and heads in the order of their strides, blocks.
+/// A tensor [block, head, slot, element], or [block, slot, head, element] if token_major. Arrays list the innermost
+/// dimension first.
 struct TmaTensor {
-  Index base;                            ///< of the first element, from the beginning of the pool, in bytes
-  std::array<std::uint64_t, 4> extents;  ///< in elements, slots or heads, blocks
-  std::array<std::uint64_t, 3> strides;  ///< of dimensions 1 to 3, in bytes
-  std::array<std::uint32_t, 4> box;      ///< 64 elements of so many slots of one head of one block
-  bool token_major;                      ///< heads before slots
+  Index base;                            ///< byte offset of the first element in the pool
+  std::array<std::uint64_t, 4> extents;  ///< elements, slots, heads, blocks (or heads before slots)
+  std::array<std::uint64_t, 3> strides;  ///< bytes, of dimensions 1 to 3
+  std::array<std::uint32_t, 4> box;      ///< 64 elements of some slots of one head of one block
+  bool token_major;                      ///< heads vary faster than slots
 };
 
-/// Rows of `dim` elements of 16 bits; empty if a tensor cannot have these strides, or there are no boxes.
+/// The tensor of a layer's rows with `dim` 16-bit elements and boxes of `box` slots; empty if a tensor map cannot have
+/// these strides or boxes.
 [[nodiscard]] inline std::optional<TmaTensor> tma_tensor(const RowStrides& rows, int dim, Index heads, Index blocks,
                                                          Index block_slots, std::int32_t box) {
   const bool token_major = rows.slot > rows.head && heads > 1;

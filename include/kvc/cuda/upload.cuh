@@ -1,11 +1,5 @@
-// Upload: host data to device memory at a fixed address, step after step, without waiting for the device.
-//
-// What the host writes goes through one of two pinned buffers in turn. A buffer is written again only when the copy
-// that read it has ended: the host waits if it is more than one upload ahead of the device. On the device the copy is
-// ordered by the stream, so kernels launched before it still read what was there before, and those launched after it
-// read the new. Memory is allocated at construction and never later.
-//
-// Also PinnedBuffer, host memory that the device reads and writes at its own address.
+// Upload: copies host data to device memory at a fixed address, step after step, without waiting for the device. Also
+// PinnedBuffer and DeviceBuffer, which own memory.
 #pragma once
 
 #include <cstddef>
@@ -20,10 +14,10 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Page-locked host memory. Kernels may be given its address.
+/// Page-locked host memory, which kernels can access at the same address. Not copyable.
 class PinnedBuffer {
  public:
-  /// Throws OutOfMemory.
+  /// Memory is not initialised. Throws OutOfMemory, Error.
   explicit PinnedBuffer(std::size_t bytes) : bytes_(bytes) {
     void* p = nullptr;
     detail::check_allocation(cudaHostAlloc(&p, bytes == 0 ? 1 : bytes, cudaHostAllocPortable), "cudaHostAlloc", bytes);
@@ -41,10 +35,10 @@ class PinnedBuffer {
   std::byte* data_ = nullptr;
 };
 
-/// Device memory at one address, not initialised.
+/// Device memory at a fixed address, not initialised. Not copyable.
 class DeviceBuffer {
  public:
-  /// Throws OutOfMemory.
+  /// Throws OutOfMemory, Error.
   explicit DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
     void* p = nullptr;
     detail::check_allocation(cudaMalloc(&p, bytes == 0 ? 1 : bytes), "cudaMalloc", bytes);
@@ -61,30 +55,35 @@ class DeviceBuffer {
   std::byte* data_ = nullptr;
 };
 
+/// Uploads data of varying content to a fixed device address.
+///
+/// The host writes to two pinned buffers alternately. A buffer is reused only after the copy that read it has completed,
+/// so the host waits only if two uploads are still in flight. On the device the stream orders the copy: kernels launched
+/// before read the old data, later ones the new. All memory is allocated at construction.
 class Upload {
  public:
-  /// Room for `bytes`, on the current device.
+  /// Allocates `bytes` on the current device, and twice as much pinned memory. Throws OutOfMemory, Error.
   explicit Upload(std::size_t bytes) : device_(bytes), staging_{Staging(bytes), Staging(bytes)} {}
 
-  /// Where it arrives. The same for the life of the object.
+  /// The device address of the data. Constant for the life of the object.
   [[nodiscard]] std::byte* device() const noexcept { return device_.data(); }
 
-  /// The buffer to fill, of the size given at construction: what it holds is of some earlier upload. Waits until the
-  /// device has read that. Must not be called while `stream` is being captured.
+  /// The host buffer to fill, as large as given at construction; its content is undefined. Waits until the device has read
+  /// its previous content. Throws std::invalid_argument while `stream` is being captured.
   [[nodiscard]] std::byte* begin(cudaStream_t stream) {
     detail::require_no_capture(stream, "an upload");
     Staging& next = staging_[current_];
     KVC_CUDA(cudaEventSynchronize(next.read));
     return next.host.data();
   }
-  /// Sends bytes [first, last) of the buffer that `begin` gave to the same place on the device.
+  /// Copies bytes [first, last) of the buffer to the same offset on the device.
   void send(std::size_t first, std::size_t last, cudaStream_t stream) {
     if (first < last) {
       KVC_CUDA(cudaMemcpyAsync(device_.data() + first, staging_[current_].host.data() + first, last - first,
                                cudaMemcpyHostToDevice, stream));
     }
   }
-  /// Ends the upload: the next `begin` gives the other buffer.
+  /// Ends the upload; the next begin() returns the other buffer.
   void end(cudaStream_t stream) {
     KVC_CUDA(cudaEventRecord(staging_[current_].read, stream));
     current_ = 1 - current_;
@@ -110,10 +109,10 @@ class Upload {
   int current_ = 0;
 };
 
-/// Arrays one behind the other in one range of memory, each at a multiple of 16 bytes.
+/// Offsets of arrays that lie in one buffer, each aligned to 16 bytes.
 class BufferLayout {
  public:
-  /// Makes room for `count` objects of T; returns where.
+  /// Reserves space for `count` objects of T and returns its offset.
   template <class T>
   [[nodiscard]] std::size_t add(Index count) noexcept {
     const std::size_t at = bytes_;
@@ -127,7 +126,7 @@ class BufferLayout {
 };
 
 namespace detail {
-/// Copies an array to its section; returns where it ends.
+/// Copies an array to offset `at` of a buffer; returns the offset behind it.
 template <class T>
 std::size_t put(std::byte* buffer, std::size_t at, std::span<const T> from) noexcept {
   if (!from.empty()) {

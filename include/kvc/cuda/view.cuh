@@ -1,13 +1,10 @@
-// What kernels read: one layer of a cache (LayerView), and the block tables of a batch (BatchView).
+// The data that kernels read: one layer of a cache (LayerView), and the block tables of a batch (BatchView).
 //
-// Both are plain values that go to a kernel as arguments and hold addresses in device memory. A LayerView is valid as
-// long as its cache lives: the pool never moves. A BatchView is valid as long as its cuda::Batch lives; what its
-// arrays hold changes with every upload, in the order of the stream. Both may therefore be captured in a CUDA graph.
+// Both are plain values that are passed as kernel arguments and hold device addresses. A LayerView is valid as long as its
+// cache lives, since pools never move. A BatchView is valid as long as its cuda::Batch lives; its arrays change with each
+// upload, ordered by the stream. So a CUDA graph may capture both.
 //
-// Row (block, head, slot) of a layer begins at   pool + base + block * block_stride + head * head_stride + slot *
-// slot_stride.
-//
-// Needs no CUDA header: the arithmetic is the same on the host, and is tested there.
+// This header needs no CUDA: the address arithmetic also runs, and is tested, on the host.
 #pragma once
 
 #include <cstddef>
@@ -24,19 +21,20 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Where the keys, or the values, of one layer lie. In bytes; 64 bits throughout.
+/// Where the keys, or the values, of one layer lie: row (block, head, slot) is at byte base + block * block_stride + head *
+/// head_stride + slot * slot_stride of the pool. All strides are 64-bit and in bytes.
 struct RowStrides {
-  Index base;   ///< of block 0, head 0, slot 0, from the beginning of the pool
-  Index block;  ///< from block to block
-  Index head;   ///< from kv head to kv head
-  Index slot;   ///< from slot to slot of one head
+  Index base;   ///< offset of block 0, head 0, slot 0 in the pool
+  Index block;  ///< stride from block to block
+  Index head;   ///< stride from kv head to kv head
+  Index slot;   ///< stride from slot to slot of one head
 
   [[nodiscard]] KVC_HOST_DEVICE constexpr Index offset(Index of_block, Index of_head, Index of_slot) const noexcept {
     return base + of_block * block + of_head * head + of_slot * slot;
   }
 };
 
-/// One layer of a cache whose rows have the format F.
+/// One layer of a cache whose rows have format F.
 template <Format F>
 struct LayerView {
   static constexpr Format format = F;
@@ -47,8 +45,8 @@ struct LayerView {
   std::int32_t kv_heads;
   std::int32_t key_dim;
   std::int32_t value_dim;
-  Index blocks;       ///< of the pool
-  Index block_slots;  ///< of a block; 0: not known
+  Index blocks;       ///< blocks of the pool; 0: unknown
+  Index block_slots;  ///< slots per block of the pool; 0: unknown
 
   [[nodiscard]] KVC_HOST_DEVICE std::byte* k_row(Index block, Index head, Index slot) const noexcept {
     return pool + k.offset(block, head, slot);
@@ -58,38 +56,40 @@ struct LayerView {
   }
 };
 
-/// Where a row lies in the pool, whatever the layer.
+/// The block and slot of a position; the same in every layer.
 struct RowLocation {
   std::int32_t block;
   std::int32_t slot;
 };
 
-/// What changes from step to step beside the arrays.
+/// The scalars of a batch.
 struct BatchHeader {
   std::int32_t size = 0;     ///< sequences
-  std::int32_t queries = 0;  ///< rows of queries of all sequences: q_indptr[size]
-  Divisor block_tokens{};    ///< positions that one entry of kv_indices stands for
+  std::int32_t queries = 0;  ///< query rows of all sequences: q_indptr[size]
+  Divisor block_tokens{};    ///< positions per entry of kv_indices
   bool has_first_slots = false;
 };
 
-/// The block tables of a batch, in device memory: BatchIndex in the form that fits every policy. An entry is
-/// block_tokens consecutive positions of a sequence in consecutive slots: the block of a paged policy; all positions of a contiguous
-/// sequence; where a policy promises neither, a single position.
+/// The block tables of a batch in device memory, in a form that fits every policy. Each entry stands for block_tokens
+/// consecutive positions of a sequence in consecutive slots: a block of a paged policy, a whole sequence of a contiguous one,
+/// and a single position of a policy that guarantees neither.
 struct BatchView {
   const BatchHeader* header;
-  const std::int32_t* q_indptr;    ///< [size + 1]; rows of queries before sequence b
+  const std::int32_t* q_indptr;    ///< [size + 1]; query rows before sequence b
   const std::int32_t* kv_indptr;   ///< [size + 1]; entries before sequence b
-  const std::int32_t* kv_indices;  ///< [kv_indptr[size]]; block of each entry
+  const std::int32_t* kv_indices;  ///< [kv_indptr[size]]; the block of each entry
   const std::int32_t*
-      first_slots;  ///< [kv_indptr[size]]; slot in its block with which an entry begins; only if has_first_slots
-  const std::int32_t* seq_lens;  ///< [size]; positions, with those of the queries
+      first_slots;  ///< [kv_indptr[size]]; the slot of each entry's first position; only if has_first_slots
+  const std::int32_t* seq_lens;  ///< [size]; positions, including those of the query rows
 
-  /// The place of position p < seq_lens[b] of sequence b.
+  /// Block and slot of position p < seq_lens[b] of sequence b.
   [[nodiscard]] KVC_HOST_DEVICE RowLocation locate(std::int32_t b, Pos p) const noexcept {
     return locate(*header, kv_indptr[b], p);
   }
-  /// The same with what is equal for all positions read before: one load, two with first_slots.
-  ///   of     *header    first_entry  kv_indptr[b]
+  /// The same, with values that are equal for all positions of a sequence loaded before: one load, two with first_slots.
+  ///
+  ///   of           *header
+  ///   first_entry  kv_indptr[b]
   [[nodiscard]] KVC_HOST_DEVICE RowLocation locate(const BatchHeader& of, std::int32_t first_entry,
                                                    Pos p) const noexcept {
     const auto nth = static_cast<std::int32_t>(of.block_tokens.quotient(static_cast<std::uint32_t>(p)));
@@ -99,7 +99,10 @@ struct BatchView {
   }
 };
 
-/// The layer of a pool that a layout describes. Layouts must be sums of multiples, as HeadMajor and TokenMajor are.
+/// One layer of a pool with the given layout. The layout must be a sum of multiples, as HeadMajor and TokenMajor are.
+///
+///   pool   address of the pool in device memory
+///   layer  0 <= layer < shape.layers, not checked
 template <ElementType T, Layout L>
 [[nodiscard]] LayerView<format_of<T>> layer_view(std::byte* pool, const L& layout, const Shape& shape, Index layer) {
   static_assert(format_of<T> != Format::none, "kvc/cuda has no kernels for this element type");
@@ -124,8 +127,8 @@ template <ElementType T, Layout L>
           block_slots};
 }
 
-/// One layer of a cache in device memory. Copies that the cache has asked for and that were not launched yet are
-/// launched: see DeviceSpace. Throws std::invalid_argument if there is no such layer.
+/// One layer of a cache in device memory. Launches the cache's pending copies first: see DeviceSpace. Throws
+/// std::invalid_argument if there is no such layer, Error.
 template <ElementType T, Policy P, Layout L, Space S>
 [[nodiscard]] LayerView<format_of<T>> view(KvCache<T, P, L, S>& cache, Index layer) {
   static_assert(
