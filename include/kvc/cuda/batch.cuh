@@ -30,81 +30,84 @@ struct BatchLimits {
 };
 
 /// The block tables of a batch in device memory. Allocates at construction only; not copyable.
-public:
-/// Allocates device and pinned memory for batches up to `limits`.
-/// Throws std::invalid_argument if a limit is out of range, OutOfMemory, Error.
-explicit Batch(const BatchLimits& limits) : limits_(checked(limits)), offsets_(limits_), upload_(offsets_.bytes) {}
+class Batch {
+ public:
+  /// Allocates device and pinned memory for batches up to `limits`.
+  /// Throws std::invalid_argument if a limit is out of range, OutOfMemory, Error.
+  explicit Batch(const BatchLimits& limits) : limits_(checked(limits)), offsets_(limits_), upload_(offsets_.bytes) {}
 
-[[nodiscard]] const BatchLimits& limits() const noexcept { return limits_; }
-/// What kernels read. Constant for the life of the batch.
-[[nodiscard]] BatchView view() const noexcept {
-  const std::byte* const p = upload_.device();
-  const auto array = [p](std::size_t at) { return reinterpret_cast<const std::int32_t*>(p + at); };
-  return {reinterpret_cast<const BatchHeader*>(p + offsets_.header),
-          array(offsets_.q_indptr),
-          array(offsets_.kv_indptr),
-          array(offsets_.kv_indices),
-          array(offsets_.first_slots),
-          array(offsets_.seq_lens)};
-}
-
-/// Replaces the batch. Kernels that were launched on `stream` before still read the old tables, later ones read the
-/// new. Does not wait for the device unless two uploads are still in flight. O(table entries).
-/// Throws std::invalid_argument if the batch exceeds the limits or the stream is being captured (nothing has changed
-/// then), Error.
-void upload(const BatchTables& tables, cudaStream_t stream) {
-  require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(), "within the limit of the Batch");
-  require(static_cast<Index>(tables.kv_indices.size()) <= limits_.blocks, "blocks of the batch",
-          tables.kv_indices.size(), "within the limit of the Batch");
-  require(tables.queries() <= limits_.queries, "rows of queries", tables.queries(), "within the limit of the Batch");
-  std::byte* const p = upload_.begin(stream);
-  const BatchHeader header{tables.size(), tables.queries(), Divisor(tables.block_tokens), !tables.first_slots.empty()};
-  detail::put(p, offsets_.header, std::span<const BatchHeader>(&header, 1));
-  const auto put = [p](std::size_t at, const std::vector<std::int32_t>& from) {
-    return detail::put(p, at, std::span<const std::int32_t>(from));
-  };
-  put(offsets_.q_indptr, tables.q_indptr);
-  put(offsets_.kv_indptr, tables.kv_indptr);
-  put(offsets_.seq_lens, tables.seq_lens);
-  upload_.send(0, put(offsets_.kv_indices, tables.kv_indices), stream);
-  upload_.send(offsets_.first_slots, put(offsets_.first_slots, tables.first_slots), stream);
-  upload_.end(stream);
-}
-/// Uploads the tables of the sequences of `appends`, a range of Cache::Append; the query rows of each sequence are the
-/// tokens that its append reserves. Launches the pending copies of the cache first. Returns the tables, which
-/// DecodeWork::upload needs. Throws as above, and if an append is not under way in this cache.
-template <class Cache, class Appends>
-BatchTables upload(Cache& cache, const Appends& appends, cudaStream_t stream) {
-  BatchTables tables = make_tables(cache, appends);
-  cache.space().flush();
-  upload(tables, stream);
-  return tables;
-}
-
-private:
-struct Offsets {
-  explicit Offsets(const BatchLimits& limits) {
-    BufferLayout layout;
-    header = layout.add<BatchHeader>(1);
-    q_indptr = layout.add<std::int32_t>(limits.sequences + 1);
-    kv_indptr = layout.add<std::int32_t>(limits.sequences + 1);
-    seq_lens = layout.add<std::int32_t>(limits.sequences);
-    kv_indices = layout.add<std::int32_t>(limits.blocks);
-    first_slots = layout.add<std::int32_t>(limits.blocks);
-    bytes = layout.bytes();
+  [[nodiscard]] const BatchLimits& limits() const noexcept { return limits_; }
+  /// What kernels read. Constant for the life of the batch.
+  [[nodiscard]] BatchView view() const noexcept {
+    const std::byte* const p = upload_.device();
+    const auto array = [p](std::size_t at) { return reinterpret_cast<const std::int32_t*>(p + at); };
+    return {reinterpret_cast<const BatchHeader*>(p + offsets_.header),
+            array(offsets_.q_indptr),
+            array(offsets_.kv_indptr),
+            array(offsets_.kv_indices),
+            array(offsets_.first_slots),
+            array(offsets_.seq_lens)};
   }
-  std::size_t header, q_indptr, kv_indptr, seq_lens, kv_indices, first_slots, bytes;
-};
-static const BatchLimits& checked(const BatchLimits& limits) {
-  require_between(limits.sequences, Index{1}, Index{max_pos}, "limits.sequences");
-  require_between(limits.blocks, Index{1}, Index{max_pos}, "limits.blocks");
-  require_between(limits.queries, Index{1}, Index{max_pos}, "limits.queries");
-  return limits;
-}
 
-BatchLimits limits_;
-Offsets offsets_;
-Upload upload_;
+  /// Replaces the batch. Kernels that were launched on `stream` before still read the old tables, later ones read the
+  /// new. Does not wait for the device unless two uploads are still in flight. O(table entries).
+  /// Throws std::invalid_argument if the batch exceeds the limits or the stream is being captured (nothing has changed
+  /// then), Error.
+  void upload(const BatchTables& tables, cudaStream_t stream) {
+    require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
+            "within the limit of the Batch");
+    require(static_cast<Index>(tables.kv_indices.size()) <= limits_.blocks, "blocks of the batch",
+            tables.kv_indices.size(), "within the limit of the Batch");
+    require(tables.queries() <= limits_.queries, "rows of queries", tables.queries(), "within the limit of the Batch");
+    std::byte* const p = upload_.begin(stream);
+    const BatchHeader header{tables.size(), tables.queries(), Divisor(tables.block_tokens),
+                             !tables.first_slots.empty()};
+    detail::put(p, offsets_.header, std::span<const BatchHeader>(&header, 1));
+    const auto put = [p](std::size_t at, const std::vector<std::int32_t>& from) {
+      return detail::put(p, at, std::span<const std::int32_t>(from));
+    };
+    put(offsets_.q_indptr, tables.q_indptr);
+    put(offsets_.kv_indptr, tables.kv_indptr);
+    put(offsets_.seq_lens, tables.seq_lens);
+    upload_.send(0, put(offsets_.kv_indices, tables.kv_indices), stream);
+    upload_.send(offsets_.first_slots, put(offsets_.first_slots, tables.first_slots), stream);
+    upload_.end(stream);
+  }
+  /// Uploads the tables of the sequences of `appends`, a range of Cache::Append; the query rows of each sequence are the
+  /// tokens that its append reserves. Launches the pending copies of the cache first. Returns the tables, which
+  /// DecodeWork::upload needs. Throws as above, and if an append is not under way in this cache.
+  template <class Cache, class Appends>
+  BatchTables upload(Cache& cache, const Appends& appends, cudaStream_t stream) {
+    BatchTables tables = make_tables(cache, appends);
+    cache.space().flush();
+    upload(tables, stream);
+    return tables;
+  }
+
+ private:
+  struct Offsets {
+    explicit Offsets(const BatchLimits& limits) {
+      BufferLayout layout;
+      header = layout.add<BatchHeader>(1);
+      q_indptr = layout.add<std::int32_t>(limits.sequences + 1);
+      kv_indptr = layout.add<std::int32_t>(limits.sequences + 1);
+      seq_lens = layout.add<std::int32_t>(limits.sequences);
+      kv_indices = layout.add<std::int32_t>(limits.blocks);
+      first_slots = layout.add<std::int32_t>(limits.blocks);
+      bytes = layout.bytes();
+    }
+    std::size_t header, q_indptr, kv_indptr, seq_lens, kv_indices, first_slots, bytes;
+  };
+  static const BatchLimits& checked(const BatchLimits& limits) {
+    require_between(limits.sequences, Index{1}, Index{max_pos}, "limits.sequences");
+    require_between(limits.blocks, Index{1}, Index{max_pos}, "limits.blocks");
+    require_between(limits.queries, Index{1}, Index{max_pos}, "limits.queries");
+    return limits;
+  }
+
+  BatchLimits limits_;
+  Offsets offsets_;
+  Upload upload_;
 };
 
 }  // namespace cuda

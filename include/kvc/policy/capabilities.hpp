@@ -22,6 +22,14 @@
 namespace kvc {
 inline namespace v0 {
 
+namespace detail {
+/// Takes the place of a function in a concept. (nvcc 13 refuses a lambda there.)
+struct Ignore {
+  template <class T>
+  void operator()(const T&) const noexcept {}
+};
+}  // namespace detail
+
 // --- locks -----------------------------------------------------------------------------------------------------------
 
 /// A policy around another one, with a lock: Synchronized.
@@ -34,8 +42,8 @@ inline namespace v0 {
 template <class P>
 concept LocksItself = requires(P& p, const P& c) {
   typename P::PolicyType;
-  p.with_lock([](typename P::PolicyType&) {});
-  c.with_shared_lock([](const typename P::PolicyType&) {});
+  p.with_lock(detail::Ignore{});
+  c.with_shared_lock(detail::Ignore{});
 };
 
 namespace detail {
@@ -115,7 +123,7 @@ concept BoundsSequences = requires(const P& c) {
 ///
 ///   c.for_each_sequence(f)  | f(SeqId) for each; f must not call the policy; O(sequences that were ever open at once)
 template <class P>
-concept ListsSequences = requires(const P& c) { c.for_each_sequence([](SeqId) {}); };
+concept ListsSequences = requires(const P& c) { c.for_each_sequence(detail::Ignore{}); };
 
 /// Says which limit an operation would meet: the reason when a `try_` operation found no room. Limit::none if it would
 /// find room now.
@@ -173,7 +181,7 @@ concept KnowsTokens = requires(P& p, const P& c, SeqId seq, std::span<const Toke
 ///
 ///   c.for_each_cached(f)  | f(BlockStored) for each cached block, parents first; f must not call the policy
 template <class P>
-concept KeepsPrefixes = KnowsTokens<P> && requires(const P& c) { c.for_each_cached([](const BlockStored&) {}); };
+concept KeepsPrefixes = KnowsTokens<P> && requires(const P& c) { c.for_each_cached(detail::Ignore{}); };
 
 /// Forgets everything cached at once.
 ///
