@@ -61,10 +61,10 @@ class Warm {
 class WarmSink final : public io::ByteSink {
  public:
   explicit WarmSink(Warm& to) : to_(&to) {}
-  void write(std::span<const std::span<const std::byte>> pieces) override {
-    for (const auto piece : pieces) {
-      std::memcpy(to_->data() + size_, piece.data(), piece.size());
-      size_ += piece.size();
+  void write(std::span<const std::span<const std::byte>> spans) override {
+    for (const auto span : spans) {
+      std::memcpy(to_->data() + size_, span.data(), span.size());
+      size_ += span.size();
     }
   }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }

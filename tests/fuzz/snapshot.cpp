@@ -35,7 +35,7 @@ void expect(bool ok, const char* what) {
 class Trickle final : public io::ByteSource {
  public:
   explicit Trickle(std::span<const std::byte> bytes) : io::ByteSource("fuzzed"), inner_(bytes) {}
-  std::size_t read(std::span<const std::span<std::byte>> pieces) override { return inner_.read(pieces); }
+  std::size_t read(std::span<const std::span<std::byte>> spans) override { return inner_.read(spans); }
 
  private:
   io::MemorySource inner_;

@@ -142,9 +142,9 @@ class Exchange {
     const auto from_input = script.bytes(std::min(given, body_bytes));
     std::vector<std::byte>& body = bodies_.emplace_back(body_bytes, std::byte{1});
     std::copy(from_input.begin(), from_input.end(), body.begin());
-    const std::span<const std::byte> piece(body);
+    const std::span<const std::byte> span(body);
     if (bodies_.size() < 200) {
-      (void)peer_.try_send(0, channel, head, std::span(&piece, body.empty() ? 0 : 1));
+      (void)peer_.try_send(0, channel, head, std::span(&span, body.empty() ? 0 : 1));
     }
   }
   void offer(std::uint8_t what) {
@@ -169,8 +169,8 @@ class Exchange {
       }
       if (take && arrival->body_bytes() > 0) {
         std::vector<std::byte> body(static_cast<std::size_t>(arrival->body_bytes()));
-        const std::span<std::byte> piece(body);
-        (void)peer_.accept(std::move(*arrival), std::span(&piece, 1));
+        const std::span<std::byte> span(body);
+        (void)peer_.accept(std::move(*arrival), std::span(&span, 1));
       } else {
         arrivals_.push_back(std::move(*arrival));
       }

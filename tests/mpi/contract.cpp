@@ -16,7 +16,7 @@ int main(int argc, char** argv) {
   MPI_Comm_rank(MPI_COMM_WORLD, &self);
   int wrong = 0;
   using Suite = Contract<transport::Mpi>;
-  // Parts as small as pieces, parts of some pieces, and one part of all.
+  // Parts as small as spans, parts of some spans, and one part of all.
   for (const std::size_t part_bytes : {1U, 200U, 100000U}) {
     for (const Suite::Case& one : Suite::cases()) {
       Checks checks(self);

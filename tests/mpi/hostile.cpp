@@ -19,11 +19,11 @@
 
 namespace {
 using namespace kvc;
+using kvc::transport::detail::ControlMessage;
 using kvc_test::Checks;
-using Note = kvc::transport::detail::ControlMessage;
 
 constexpr int window = 6;
-constexpr int notes = 0, heads = 1, bodies = 2;  // tags of channel 0
+constexpr int control = 0, heads = 1, bodies = 2;  // tags of channel 0
 constexpr std::byte untouched{0x5a};
 constexpr std::size_t large = 4 << 20;
 
@@ -48,13 +48,13 @@ class Liar {
     send(heads, std::move(wire));
   }
   void body(std::size_t size) { send(bodies, std::vector<std::byte>(size)); }
-  void note(std::int32_t channel, std::int32_t messages) {
-    const Note note{channel, messages};
-    std::vector<std::byte> wire(sizeof note);
-    std::memcpy(wire.data(), &note, sizeof note);
-    send(notes, std::move(wire));
+  void control_message(std::int32_t channel, std::int32_t messages) {
+    const ControlMessage message{channel, messages};
+    std::vector<std::byte> wire(sizeof message);
+    std::memcpy(wire.data(), &message, sizeof message);
+    send(control, std::move(wire));
   }
-  void close() { note(Note::closing, 0); }
+  void close() { control_message(ControlMessage::closing, 0); }
 
  private:
   MPI_Comm comm_ = MPI_COMM_NULL;
@@ -78,7 +78,7 @@ class Victim {
       return transport_.is_lost(1);
     });
   }
-  /// Receives a body of 100 bytes to two pieces of a larger memory.
+  /// Receives a body of 100 bytes to two spans of a larger memory.
   void body(transport::TicketState expected) {
     std::optional<transport::Mpi::Arrival> arrival;
     until("a head", [&] { return (arrival = transport_.poll(0)).has_value(); });
@@ -86,9 +86,9 @@ class Victim {
       return;
     }
     std::vector<std::byte> memory(400, untouched);
-    const std::array<std::span<std::byte>, 2> pieces = {std::span(memory).subspan(100, 30),
-                                                        std::span(memory).subspan(130, 70)};
-    const transport::Mpi::Ticket ticket = transport_.accept(std::move(*arrival), pieces);
+    const std::array<std::span<std::byte>, 2> spans = {std::span(memory).subspan(100, 30),
+                                                       std::span(memory).subspan(130, 70)};
+    const transport::Mpi::Ticket ticket = transport_.accept(std::move(*arrival), spans);
     until("the ticket settles", [&] { return transport_.state(ticket) != transport::TicketState::pending; });
     expect(transport_.state(ticket) == expected, "the body comes, or fails, as expected");
     const auto is_touched = [](std::byte b) { return b != untouched; };
@@ -123,12 +123,12 @@ const Case cases[] = {
        liar.body(40);
      },
      [](Victim& victim) { victim.body(transport::TicketState::done); }},
-    {"notes of channels that are not, and of messages that were never sent", true,
+    {"control messages for channels that do not exist, and for messages that were never sent", true,
      [](Liar& liar) {
-       liar.note(1, 3);
-       liar.note(-5, 3);
-       liar.note(0, -1000);
-       liar.note(0, 1 << 30);
+       liar.control_message(1, 3);
+       liar.control_message(-5, 3);
+       liar.control_message(0, -1000);
+       liar.control_message(0, 1 << 30);
        liar.head(0, 4);
      },
      [](Victim& victim) {
@@ -159,8 +159,8 @@ const std::pair<const char*, void (*)(Liar&)> losing[] = {
     {"a short head", [](Liar& liar) { liar.send(heads, std::vector<std::byte>(7)); }},
     {"a head that is too long", [](Liar& liar) { liar.head(0, transport::max_message_head + 1); }},
     {"a head that is much too long", [](Liar& liar) { liar.head(0, large); }},
-    {"a short note", [](Liar& liar) { liar.send(notes, std::vector<std::byte>(7)); }},
-    {"a long note", [](Liar& liar) { liar.send(notes, std::vector<std::byte>(large)); }},
+    {"a short control message", [](Liar& liar) { liar.send(control, std::vector<std::byte>(7)); }},
+    {"a long control message", [](Liar& liar) { liar.send(control, std::vector<std::byte>(large)); }},
 };
 
 /// Both ranks, one case after the other.

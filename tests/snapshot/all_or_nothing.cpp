@@ -35,10 +35,10 @@ Bytes eight_blocks() {
 class Trickle final : public io::ByteSource {
  public:
   explicit Trickle(std::span<const std::byte> bytes) : io::ByteSource("a connection"), inner_(bytes) {}
-  std::size_t read(std::span<const std::span<std::byte>> pieces) override {
+  std::size_t read(std::span<const std::span<std::byte>> spans) override {
     std::size_t total = 0;
-    for (const std::span<std::byte> piece : pieces) {
-      total += inner_.read(std::span(&piece, 1));
+    for (const std::span<std::byte> span : spans) {
+      total += inner_.read(std::span(&span, 1));
     }
     return total;
   }

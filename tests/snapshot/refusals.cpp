@@ -205,7 +205,7 @@ TEST_CASE("Lengths that cannot be are not believed", "[io][format]") {
 TEST_CASE("A stream of unknown length gets no memory for what it only announces", "[io][format]") {
   struct Endless final : io::ByteSource {
     explicit Endless(std::span<const std::byte> bytes) : io::ByteSource("a stream"), inner(bytes) {}
-    std::size_t read(std::span<const std::span<std::byte>> pieces) override { return inner.read(pieces); }
+    std::size_t read(std::span<const std::span<std::byte>> spans) override { return inner.read(spans); }
     io::MemorySource inner;
   };
   const Forge good(small_snapshot());

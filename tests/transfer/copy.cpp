@@ -15,29 +15,29 @@
 namespace {
 using namespace kvc_test;
 
-/// Cuts `bytes` at random places, and mixes the pieces: some are empty, some of a few bytes, some of many lines.
+/// Cuts `bytes` at random places, and mixes the spans: some are empty, some of a few bytes, some of many lines.
 template <class Byte>
 std::vector<std::span<Byte>> cut(Random& random, std::span<Byte> bytes) {
-  std::vector<std::span<Byte>> pieces;
+  std::vector<std::span<Byte>> spans;
   while (!bytes.empty()) {
     const std::size_t most = random.one_in(2) ? 100 : 100'000;
     std::size_t count = random.between<std::size_t>(0, most);
     if (const auto beyond = (reinterpret_cast<std::uintptr_t>(bytes.data()) + count) % 64; beyond <= count) {
       count -= random.one_in(4) ? 0 : beyond;  // most begin at a line
     }
-    pieces.push_back(bytes.first(std::min(count, bytes.size())));
-    bytes = bytes.subspan(pieces.back().size());
+    spans.push_back(bytes.first(std::min(count, bytes.size())));
+    bytes = bytes.subspan(spans.back().size());
   }
-  for (std::size_t i = 1; i < pieces.size(); ++i) {
-    std::swap(pieces[i], pieces[random.between<std::size_t>(0, i)]);
+  for (std::size_t i = 1; i < spans.size(); ++i) {
+    std::swap(spans[i], spans[random.between<std::size_t>(0, i)]);
   }
-  return pieces;
+  return spans;
 }
 template <class Byte>
-std::vector<std::byte> joined(const std::vector<std::span<Byte>>& pieces) {
+std::vector<std::byte> joined(const std::vector<std::span<Byte>>& spans) {
   std::vector<std::byte> all;
-  for (const auto& piece : pieces) {
-    all.insert(all.end(), piece.begin(), piece.end());
+  for (const auto& span : spans) {
+    all.insert(all.end(), span.begin(), span.end());
   }
   return all;
 }

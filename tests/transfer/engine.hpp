@@ -34,7 +34,7 @@ struct AnyEngine {
   virtual AnyCache& cache() = 0;
   virtual kvc::transfer::Id offer(const kvc::transfer::Offer& offer) = 0;
   virtual void ready(kvc::transfer::Id id, Index layer, Pos last) = 0;
-  virtual void finish(kvc::transfer::Id id, std::span<const std::byte> note = {}) = 0;
+  virtual void finish(kvc::transfer::Id id, std::span<const std::byte> payload = {}) = 0;
   virtual void cancel_sending(kvc::transfer::Id id) = 0;
   virtual void cancel_receiving(Peer from, std::uint64_t request) = 0;
   virtual bool poll_sender(kvc::transport::TimePoint time = now()) = 0;
@@ -78,7 +78,7 @@ class Engine final : public AnyEngine {
   Cache& kv() { return any_.cache; }
   kvc::transfer::Id offer(const kvc::transfer::Offer& o) override { return sender_.offer(o); }
   void ready(kvc::transfer::Id id, Index layer, Pos last) override { sender_.ready(id, layer, last); }
-  void finish(kvc::transfer::Id id, std::span<const std::byte> note = {}) override { sender_.finish(id, note); }
+  void finish(kvc::transfer::Id id, std::span<const std::byte> payload = {}) override { sender_.finish(id, payload); }
   void cancel_sending(kvc::transfer::Id id) override { sender_.cancel(id); }
   void cancel_receiving(Peer from, std::uint64_t request) override { receiver_.cancel(from, request); }
   bool poll_sender(kvc::transport::TimePoint time) override { return sender_.poll(time); }

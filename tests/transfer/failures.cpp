@@ -46,7 +46,7 @@ struct Pair {
         ++count;
         INFO("request " << over->request << ": " << over->reason);
         REQUIRE(to_text(over->outcome) == to_text(over->request == 1 ? expected : transfer::Outcome::complete));
-        if constexpr (requires { over->note; }) {
+        if constexpr (requires { over->payload; }) {
           if (over->outcome == transfer::Outcome::complete) {
             REQUIRE((b->cache().rows(over->seq) == b->cache().rows_of(values_of(other))));
             b->cache().close(over->seq);

@@ -26,8 +26,8 @@ struct Wire {
   }
   void say(std::span<const std::byte> head, std::size_t body_bytes = 0,
            transport::Channel channel = transfer::data_channel) {
-    const auto piece = std::span<const std::byte>(body).first(body_bytes);
-    REQUIRE(endpoint.try_send(0, channel, head, std::span(&piece, body_bytes == 0 ? 0 : 1)));
+    const auto span = std::span<const std::byte>(body).first(body_bytes);
+    REQUIRE(endpoint.try_send(0, channel, head, std::span(&span, body_bytes == 0 ? 0 : 1)));
   }
   [[nodiscard]] HeadWriter offer_of(transfer::Id id, OfferRecord record) const {
     return HeadWriter(MessageKind::offer, id).add(record);

@@ -19,10 +19,10 @@ std::string head_of(std::optional<Endpoint::Arrival> arrival) { return arrival ?
 /// Sends a text as the body, cut after each `cut` bytes.
 struct Body {
   std::string bytes;
-  std::vector<std::span<const std::byte>> pieces;
+  std::vector<std::span<const std::byte>> spans;
   explicit Body(std::string what, std::size_t cut = 3) : bytes(std::move(what)) {
     for (std::size_t at = 0; at < bytes.size(); at += cut) {
-      pieces.push_back(::bytes(bytes).subspan(at, std::min(cut, bytes.size() - at)));
+      spans.push_back(::bytes(bytes).subspan(at, std::min(cut, bytes.size() - at)));
     }
   }
 };
@@ -64,7 +64,7 @@ TEST_CASE("A body goes from where it is to where it belongs, cut in whatever way
   Endpoint b(hub, 1);
   for (const std::size_t cut : {1U, 2U, 3U, 5U, 100U}) {
     const Body body("the quick brown fox");
-    auto sent = a.try_send(1, 0, bytes("fox"), body.pieces);
+    auto sent = a.try_send(1, 0, bytes("fox"), body.spans);
     REQUIRE(sent);
     REQUIRE(a.state(*sent) == transport::TicketState::pending);
     auto arrival = b.poll(0);
@@ -73,7 +73,7 @@ TEST_CASE("A body goes from where it is to where it belongs, cut in whatever way
     REQUIRE(arrival->body_bytes() == 19);
     std::string to(19, '.');
     std::string wrong(18, '.');
-    REQUIRE_THROWS_WITH(b.accept(std::move(*arrival), places(wrong, cut)), contains("pieces is 18"));
+    REQUIRE_THROWS_WITH(b.accept(std::move(*arrival), places(wrong, cut)), contains("spans is 18"));
     REQUIRE(a.state(*sent) == transport::TicketState::pending);
     REQUIRE(b.state(b.accept(std::move(*arrival), places(to, cut))) == transport::TicketState::done);
     REQUIRE(a.state(*sent) == transport::TicketState::done);
@@ -87,17 +87,17 @@ TEST_CASE("A window bounds what is under way on a channel", "[transfer]") {
   Endpoint b(hub, 1);
   const Body large(std::string(11, 'x'));
   const Body small("12345");
-  REQUIRE(a.try_send(1, 0, bytes("larger than the window"), large.pieces));
-  REQUIRE(!a.try_send(1, 0, bytes("one byte"), Body("1").pieces));
+  REQUIRE(a.try_send(1, 0, bytes("larger than the window"), large.spans));
+  REQUIRE(!a.try_send(1, 0, bytes("one byte"), Body("1").spans));
   REQUIRE(a.try_send(1, 1, bytes("of another channel")));
   REQUIRE(b.try_send(0, 0, bytes("of another peer")));
   {
     auto arrival = b.poll(0);
-    REQUIRE(!a.try_send(1, 0, bytes("not before the body is taken"), small.pieces));
+    REQUIRE(!a.try_send(1, 0, bytes("not before the body is taken"), small.spans));
   }  // let go
-  REQUIRE(a.try_send(1, 0, bytes("1"), small.pieces));
-  REQUIRE(a.try_send(1, 0, bytes("2"), small.pieces));
-  REQUIRE(!a.try_send(1, 0, bytes("3"), small.pieces));
+  REQUIRE(a.try_send(1, 0, bytes("1"), small.spans));
+  REQUIRE(a.try_send(1, 0, bytes("2"), small.spans));
+  REQUIRE(!a.try_send(1, 0, bytes("3"), small.spans));
   REQUIRE(a.try_send(1, 0, bytes("3")));
   REQUIRE(!a.try_send(1, 0, bytes("4")));
   REQUIRE(head_of(b.poll(0)) == "1");
@@ -109,9 +109,9 @@ TEST_CASE("What is not taken can be called back", "[transfer]") {
   Endpoint a(hub, 0);
   Endpoint b(hub, 1);
   const Body body("rows");
-  auto first = a.try_send(1, 0, bytes("1"), body.pieces);
-  auto second = a.try_send(1, 0, bytes("2"), body.pieces);
-  auto third = a.try_send(1, 0, bytes("3"), body.pieces);
+  auto first = a.try_send(1, 0, bytes("1"), body.spans);
+  auto second = a.try_send(1, 0, bytes("2"), body.spans);
+  auto third = a.try_send(1, 0, bytes("3"), body.spans);
   auto arrival = b.poll(0);
   REQUIRE(a.cancel(*first));   // while b looks at it
   REQUIRE(a.cancel(*second));  // before
@@ -134,11 +134,11 @@ TEST_CASE("A peer that has gone is lost, and its last words are heard", "[transf
   std::optional<Endpoint> b(std::in_place, hub, 1);
   Endpoint c(hub, 2);
   const Body body("rows");
-  auto to_b = a.try_send(1, 0, bytes("1"), body.pieces);
+  auto to_b = a.try_send(1, 0, bytes("1"), body.spans);
   auto looked_at = b->poll(0);
-  auto to_b_too = a.try_send(1, 0, bytes("2"), body.pieces);
+  auto to_b_too = a.try_send(1, 0, bytes("2"), body.spans);
   REQUIRE(b->try_send(0, 0, bytes("bye")));
-  REQUIRE(b->try_send(0, 0, bytes("with a body"), body.pieces));
+  REQUIRE(b->try_send(0, 0, bytes("with a body"), body.spans));
   REQUIRE(!a.is_lost(1));
   while (a.wait(transport::TimePoint::min())) {
   }
@@ -151,7 +151,7 @@ TEST_CASE("A peer that has gone is lost, and its last words are heard", "[transf
   REQUIRE(a.state(*to_b_too) == transport::TicketState::failed);
   REQUIRE(head_of(a.poll(0)) == "bye");
   REQUIRE(head_of(a.poll(0)) == "nothing");
-  auto ticket = a.try_send(1, 0, bytes("3"), body.pieces);
+  auto ticket = a.try_send(1, 0, bytes("3"), body.spans);
   REQUIRE(a.state(*ticket) == transport::TicketState::failed);
   REQUIRE(c.try_send(0, 0, bytes("hello")));
   REQUIRE(head_of(a.poll(0)) == "hello");

@@ -108,22 +108,22 @@ TEST_CASE("A sequence goes from any policy, block size and layout to any other",
   }
 }
 
-TEST_CASE("Full blocks of pools that are made alike leave and arrive in one piece", "[transfer]") {
+TEST_CASE("Full blocks of pools that are made alike leave and arrive in one span", "[transfer]") {
   using Cache = KvCache<float, Paged, HeadMajor>;
   Cache cache(snapshot_shape, {.blocks = 8, .block_tokens = 4});
   const SeqId seq = cache.open();
   auto step = cache.extend(seq, 14);
-  transfer::detail::RowPieces finder;
-  transfer::detail::PieceList<const std::byte> pieces;
-  finder.add(cache, std::as_const(cache).data(), seq, 1, {4, 12}, layout::RowOrder::head_major, 4, pieces);
-  REQUIRE(pieces.pieces().size() == 2);
-  REQUIRE(pieces.pieces()[0].size() == 4U * 3 * (5 + 3) * sizeof(float));
-  pieces.clear();
-  finder.add(cache, std::as_const(cache).data(), seq, 1, {12, 14}, layout::RowOrder::head_major, 4, pieces);
-  REQUIRE(pieces.pieces().size() == 6);  // of a block that is not full: keys and values of three heads
+  transfer::detail::RowFinder finder;
+  io::SpanList<const std::byte> spans;
+  finder.add(cache, std::as_const(cache).data(), seq, 1, {4, 12}, layout::RowOrder::head_major, 4, spans);
+  REQUIRE(spans.spans().size() == 2);
+  REQUIRE(spans.spans()[0].size() == 4U * 3 * (5 + 3) * sizeof(float));
+  spans.clear();
+  finder.add(cache, std::as_const(cache).data(), seq, 1, {12, 14}, layout::RowOrder::head_major, 4, spans);
+  REQUIRE(spans.spans().size() == 6);  // of a block that is not full: keys and values of three heads
 }
 
-TEST_CASE("A note goes with the end, and numbers with the offer", "[transfer]") {
+TEST_CASE("A payload goes with the end, and numbers with the offer", "[transfer]") {
   transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0);
   const auto b = make_engine<float, Prefix4>(hub, 1);
@@ -138,13 +138,13 @@ TEST_CASE("A note goes with the end, and numbers with the offer", "[transfer]") 
   run(*a, *b);
   REQUIRE(!b->next_received());  // all rows are there, but nobody has said that it was all
   REQUIRE(b->cache().match_length(counting(1, 10), {}) == 0);
-  const std::vector<std::byte> note(488, std::byte{7});
-  REQUIRE_THROWS_WITH(a->finish(id, std::vector<std::byte>(489)), contains("note.size() is 489"));
-  a->finish(id, note);
+  const std::vector<std::byte> payload(488, std::byte{7});
+  REQUIRE_THROWS_WITH(a->finish(id, std::vector<std::byte>(489)), contains("payload.size() is 489"));
+  a->finish(id, payload);
   run(*a, *b);
   const transfer::Received got = expect_received(*b, transfer::Outcome::complete);
   REQUIRE(got.request == 1234567890123);
-  REQUIRE(got.note == note);
+  REQUIRE(got.payload == payload);
   REQUIRE(got.bytes == 9U * 2 * 3 * (5 + 3) * sizeof(float));
   REQUIRE(expect_sent(*a, transfer::Outcome::complete).bytes == got.bytes);
   REQUIRE(b->cache().match_length(counting(1, 10), {}) == 8);

@@ -66,18 +66,18 @@ class Contract {
     }
     return all;
   }
-  /// Cut into pieces of random sizes, some empty.
+  /// Cut into spans of random sizes, some empty.
   template <class B>
   static std::vector<std::span<B>> cut(std::span<B> whole, int seed) {
     Random random(static_cast<std::uint64_t>(seed));
-    std::vector<std::span<B>> pieces;
+    std::vector<std::span<B>> spans;
     while (!whole.empty()) {
       const std::size_t most = random.one_in(3) ? whole.size() : std::min<std::size_t>(whole.size(), 700);
       const std::size_t size = random.between<std::size_t>(0, most);
-      pieces.push_back(whole.first(size));
+      spans.push_back(whole.first(size));
       whole = whole.subspan(size);
     }
-    return pieces;
+    return spans;
   }
 
   void until(const std::string& what, const std::function<bool()>& condition) {
@@ -87,10 +87,9 @@ class Contract {
     }
   }
   Ticket send(int to, int channel, const std::string& head, const Bytes& body = {}, int seed = 1) {
-    const auto pieces = cut(std::span<const std::byte>(body), seed);
+    const auto spans = cut(std::span<const std::byte>(body), seed);
     std::optional<Ticket> ticket;
-    until("room to send " + head,
-          [&] { return (ticket = t().try_send(to, channel, bytes(head), pieces)).has_value(); });
+    until("room to send " + head, [&] { return (ticket = t().try_send(to, channel, bytes(head), spans)).has_value(); });
     return std::move(*ticket);
   }
   void until_settled(const Ticket& ticket, kvc::transport::TicketState expected) {
@@ -380,7 +379,7 @@ class Contract {
     (void)send(self(), 0, "body", body);
     std::optional<Arrival> arrival(next(0));
     Bytes to(11);
-    throws("pieces is 11", [&] { (void)t().accept(std::move(*arrival), cut(std::span(to), 1)); });
+    throws("spans is 11", [&] { (void)t().accept(std::move(*arrival), cut(std::span(to), 1)); });
     arrival.reset();
     meet();
   }

@@ -97,13 +97,13 @@ class DecodeEngine {
         continue;  // the prefill engine knows, or is gone
       }
       received_bytes_ += got->bytes;
-      TransferNote note{};
-      std::memcpy(&note, got->note.data(), std::min(sizeof note, got->note.size()));
+      TransferPayload payload{};
+      std::memcpy(&payload, got->payload.data(), std::min(sizeof payload, got->payload.size()));
       const Attempt attempt{static_cast<std::uint32_t>(got->request), static_cast<std::uint32_t>(got->request >> 32U)};
       waiting_.push_back({.attempt = attempt,
                           .seq = got->seq,
-                          .last = note.first,
-                          .output_tokens = note.output_tokens,
+                          .last = payload.first,
+                          .output_tokens = payload.output_tokens,
                           .received = config_.clock.elapsed()});
     }
     return any;

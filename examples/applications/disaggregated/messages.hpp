@@ -129,7 +129,7 @@ struct Stopped {
 };
 
 /// What goes with the end of a transfer.
-struct TransferNote {
+struct TransferPayload {
   Token first;
   Pos output_tokens;
 };

@@ -159,8 +159,8 @@ class PrefillEngine {
     job.retry = kvc::transport::no_deadline;
   }
   void finish(const Job& job) {
-    const TransferNote note{job.first, job.assign.output_tokens};
-    sender_.finish(job.transfer, std::as_bytes(std::span(&note, 1)));
+    const TransferPayload payload{job.first, job.assign.output_tokens};
+    sender_.finish(job.transfer, std::as_bytes(std::span(&payload, 1)));
   }
 
   /// One prompt, if there is one and room for it.

@@ -1,5 +1,4 @@
-// LayerProgress: of a sequence that is being sent, how far each layer is written, how far it has been sent, and which
-// rows go next.
+// LayerProgress: how far each layer of a sequence is written and sent, and which rows to send next.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +13,7 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
+/// Counts positions, layer by layer.
 class LayerProgress {
  public:
   /// Positions of one layer.
@@ -23,7 +23,7 @@ class LayerProgress {
   };
 
   LayerProgress() = default;
-  /// The first `ready` positions of each layer are written, none is sent.
+  /// The first `ready` positions of each layer are written, and none is sent.
   LayerProgress(Index layers, Pos ready) : layers_(static_cast<std::size_t>(layers), Layer{ready, 0}) {}
 
   /// Positions of `layer` before `last` are written.
@@ -31,13 +31,13 @@ class LayerProgress {
     Layer& own = layers_[static_cast<std::size_t>(layer)];
     own.ready = std::max(own.ready, last);
   }
-  /// The same of all layers.
+  /// The same for all layers.
   void all_ready(Pos last) noexcept {
     for (Layer& layer : layers_) {
       layer.ready = std::max(layer.ready, last);
     }
   }
-  /// The receiver has the positions before `first`.
+  /// The receiver has the positions before `first` already.
   void skip(Pos first) noexcept {
     for (Layer& layer : layers_) {
       layer.sent = first;
@@ -47,8 +47,8 @@ class LayerProgress {
   [[nodiscard]] bool has_next() const noexcept {
     return std::any_of(layers_.begin(), layers_.end(), [](const Layer& layer) { return layer.sent < layer.ready; });
   }
-  /// The rows to send next: at most `most` positions of the first layer that has any, cut where a block ends if that
-  /// leaves some. O(layers).
+  /// The rows to send next: at most `most` positions of the first layer with unsent ones, cut at the end of a block if that
+  /// leaves any. O(layers).
   [[nodiscard]] std::optional<Part> next(Index most, Pos block_tokens) const noexcept {
     const auto layer = std::find_if(layers_.begin(), layers_.end(), [](const Layer& l) { return l.sent < l.ready; });
     if (layer == layers_.end()) {
@@ -60,6 +60,7 @@ class LayerProgress {
     }
     return Part{layer - layers_.begin(), {layer->sent, static_cast<Pos>(last)}};
   }
+  /// The rows of `part` have been sent.
   void sent(const Part& part) noexcept { layers_[static_cast<std::size_t>(part.layer)].sent = part.range.last; }
 
  private:

@@ -1,4 +1,4 @@
-// What an OFFER says, and whether a cache can receive it: the checks that need no more than its head.
+// Reading an OFFER, and checking what its head alone can show: whether the cache can receive the sequence.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
-/// A sequence that has been offered.
+/// An offered sequence.
 struct Offered {
   std::uint64_t request = 0;
   Pos length = 0;
@@ -27,7 +27,7 @@ struct Offered {
   Pos block_tokens = 1;  // of the sender
 };
 
-/// Whether rows that are described thus are those of a cache with the description `own`.
+/// A refusal unless rows of the description `found` fit a cache with the description `own`.
 [[nodiscard]] inline std::optional<Refusal> compare(const snapshot::format::DescriptionRecord& own,
                                                     const snapshot::format::DescriptionRecord& found) {
   using D = snapshot::format::DescriptionRecord;
@@ -37,7 +37,8 @@ struct Offered {
                    sizeof(MessageHead) + field};
   };
   if (found.element != own.element) {
-    return different(offsetof(D, element), "elements", to_text(own.element), to_text(found.element));
+    return different(offsetof(D, element), "elements", snapshot::format::to_text(own.element),
+                     snapshot::format::to_text(found.element));
   }
   struct Count {
     std::size_t field;
@@ -56,7 +57,7 @@ struct Offered {
       return different(c.field, c.what, std::to_string(c.expected), std::to_string(c.actual));
     }
   }
-  const std::string layout = to_text(found.layout);
+  const std::string layout = snapshot::format::to_text(found.layout);
   if (layout != HeadMajor::name && layout != TokenMajor::name) {
     return different(offsetof(D, layout), "layout", "head-major or token-major", layout);
   }
@@ -67,7 +68,7 @@ struct Offered {
   return std::nullopt;
 }
 
-/// Reads an OFFER, of which MessageHead has been taken, to `offered`.
+/// Reads an OFFER, of which MessageHead has been taken, to `offered`. A refusal if it is invalid or does not fit.
 [[nodiscard]] inline std::optional<Refusal> read_offer(const MessageHead& head, HeadReader& in,
                                                        std::uint64_t body_bytes,
                                                        const snapshot::format::DescriptionRecord& own,
@@ -93,8 +94,9 @@ struct Offered {
   offered.request = record->request;
   offered.length = record->length;
   offered.tokens = record->tokens;
-  offered.order = to_text(record->description.layout) == TokenMajor::name ? layout::RowOrder::token_major
-                                                                          : layout::RowOrder::head_major;
+  offered.order = snapshot::format::to_text(record->description.layout) == TokenMajor::name
+                      ? layout::RowOrder::token_major
+                      : layout::RowOrder::head_major;
   offered.block_tokens = static_cast<Pos>(record->description.block_tokens);
   return std::nullopt;
 }

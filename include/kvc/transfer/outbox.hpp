@@ -1,4 +1,4 @@
-// Outbox: short messages that must be sent, if not now then as soon as the window is open.
+// Outbox: sends short messages now, or as soon as the window to the peer is open.
 #pragma once
 
 #include <algorithm>
@@ -15,22 +15,23 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
+/// Keeps the order of the messages to one peer.
 template <transport::Transport T>
 class Outbox {
  public:
-  /// Sends a message, or keeps it; the order of those to one peer is kept.
+  /// Sends a message, or queues it.
   void add(T& transport, Peer to, Channel channel, const HeadWriter& head) {
     if (has(to) || !transport.try_send(to, channel, head.bytes(), {})) {
       waiting_.push_back({to, channel, {head.bytes().begin(), head.bytes().end()}});
     }
   }
-  /// Sends what can be sent. True if that was anything.
+  /// Sends queued messages as far as the windows allow. True if it sent any.
   bool send(T& transport) {
     std::vector<Peer> full;
     const std::size_t before = waiting_.size();
     std::erase_if(waiting_, [&](const Message& m) {
       const bool is_full = std::find(full.begin(), full.end(), m.to) != full.end();
-      if (is_full || !transport.try_send(m.to, m.channel, m.head, {})) {  // to a lost peer it goes, and fails
+      if (is_full || !transport.try_send(m.to, m.channel, m.head, {})) {  // to a lost peer: sent, and fails
         full.push_back(m.to);
         return false;
       }
@@ -38,7 +39,7 @@ class Outbox {
     });
     return waiting_.size() != before;
   }
-  /// Whether something for this peer is waiting.
+  /// Whether a message for this peer is queued.
   [[nodiscard]] bool has(Peer peer) const noexcept {
     return std::any_of(waiting_.begin(), waiting_.end(), [&](const Message& m) { return m.to == peer; });
   }

@@ -1,27 +1,12 @@
-// Receiver: takes sequences from other peers into a cache.
+// Receiver: receives sequences from other peers into a cache.
 //
-//   Receiver receiver(cache, transport);
+//   transfer::Receiver receiver(cache, transport);
 //   for (;;) {
-//     receiver.poll();                                  // between two steps of decoding, say
+//     receiver.poll();                                  // between two steps of decoding, for example
 //     while (auto got = receiver.next()) {
-//       if (got->outcome == Outcome::complete) start_decoding(got->seq, got->request, got->note);
+//       if (got->outcome == transfer::Outcome::complete) start_decoding(got->seq, got->request, got->payload);
 //     }
 //   }
-//
-// Reservation for the whole sequence is reserved before any row is asked for; where there is none the sender is refused, and
-// nothing has changed. Positions whose tokens this cache has already are not asked for. Rows are received straight into
-// the blocks of the pool. The sequence is committed when all have come: before that no prefix of it is matched, and
-// whatever goes wrong, all that it held is freed.
-//
-// A peer may say anything: what is not as the protocol has it (transfer/protocol.hpp) ends that transfer, or is passed
-// by, and no more memory is taken than a sequence of the pool's size justifies.
-//
-// Where a receive can neither end nor be cancelled (a transport between processes, a peer that has stopped in the
-// middle of a message), the failure is reported at once, and the blocks are kept until the transport settles it, which
-// it does at the latest when it knows that the process of that peer has ended.
-//
-// Threads: one at a time, with the rights of a writer to the cache while in `poll`, `cancel` and the destructor; with
-// Synchronized<Policy> others may use the cache meanwhile.
 #pragma once
 
 #include <algorithm>
@@ -42,9 +27,12 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/snapshot/describe.hpp"
 #include "kvc/transfer/offer.hpp"
 #include "kvc/transfer/outbox.hpp"
+#include "kvc/transfer/outcome.hpp"
 #include "kvc/transfer/protocol.hpp"
 #include "kvc/transfer/reservation.hpp"
 #include "kvc/transfer/rows.hpp"
@@ -54,42 +42,54 @@ namespace kvc {
 inline namespace v0 {
 namespace transfer {
 
+/// Limits of a receiver.
 struct ReceiverOptions {
   std::chrono::nanoseconds timeout = std::chrono::seconds(60);  ///< between two messages of a transfer
   std::size_t transfers = 64;                                   ///< at once; more are refused as `busy`
-  /// Tokens that there should be room for beside each sequence, where the policy has `admission`.
-  Pos reserve_tokens = 0;
-  Retention retention{};  ///< of the sequences, for policies that look at it
+  Pos reserve_tokens = 0;  ///< tokens that must also have room at admission, if the policy admits requests
+  Retention retention{};   ///< of the received sequences, for policies that use it
 };
 
-/// A transfer that is over.
-struct Received {
-  Peer from;
-  Id id;                  ///< the sender's
-  std::uint64_t request;  ///< the number that came with the offer
-  Outcome outcome;
-  SeqId seq;                    ///< if complete: committed, and yours to close; otherwise no sequence
-  Pos length;                   ///< positions
-  Pos cached;                   ///< of these, how many were here already
-  std::uint64_t bytes;          ///< of rows that came
-  std::vector<std::byte> note;  ///< that came with the end
-  std::string reason;           ///< of a failure, in words
-};
-
-/// The cache and the transport must outlive it.
+/// Receives sequences into a cache. Cache and transport must outlive it.
+///
+///   expression                        | does, returns
+///   ----------------------------------+-------------------------------------------------------------------------------
+///   Receiver r(cache, t, options)     | throws std::invalid_argument if an option or the number of channels is bad
+///   r.poll(now, most_bytes)           | takes messages, reserves room, commits; true if anything happened. Receives
+///                                     | bodies of up to most_bytes, and the message that exceeds them
+///   r.next()                          | the next finished transfer, in the order in which they ended, or nothing.
+///                                     | Refused offers are not reported
+///   r.cancel(peer, request)           | gives up the transfers of a peer's request; ignores finished ones
+///   r.next_timeout()                  | when `poll` gives up a transfer if no message arrives until then
+///   r.transfers(), r.draining()       | transfers that are in progress; failed ones whose blocks are still in use
+///
+/// Room for the whole sequence is reserved before the first row is requested. If there is none, the offer is refused and
+/// nothing has changed. Positions whose tokens this cache has already are not requested. Rows arrive straight in the
+/// blocks of the pool. The sequence is committed when all have arrived: before that no prompt matches a prefix of it, and
+/// a failure frees everything.
+///
+/// Messages of peers are not trusted: one that violates the protocol (transfer/protocol.hpp) ends its transfer or is
+/// ignored, and no message makes a receiver allocate more than a sequence of the pool's size needs.
+///
+/// Some receives can neither end nor be cancelled: over a transport between processes, from a peer that stopped in the
+/// middle of a message. Such a failure is reported at once, and the blocks stay reserved (`draining`) until the transport
+/// settles the receive; at the latest when it knows that the process of the peer has ended.
+///
+/// Threads: one at a time. `poll`, `cancel` and the destructor have the rights of a writer to the cache; with
+/// Synchronized<Policy> others may use the cache meanwhile.
 template <class Cache, transport::Transport T>
 class Receiver {
  public:
   Receiver(Cache& cache, T& transport, const ReceiverOptions& options = {})
-      : cache_(&cache), transport_(&transport), options_(options), own_(detail::describe(cache)) {
+      : cache_(&cache), transport_(&transport), options_(options), own_(snapshot::describe(cache)) {
     require_between(options.retention.priority, 0, 100, "options.retention.priority");
     require(options.reserve_tokens >= 0, "options.reserve_tokens", options.reserve_tokens, "at least 0");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
   }
   Receiver(const Receiver&) = delete;
   Receiver& operator=(const Receiver&) = delete;
-  /// Cancels what is not over. What can neither end nor be cancelled it waits for, up to a second; then it drops the
-  /// peers, and leaves the blocks to sequences that nobody closes.
+  /// Cancels the transfers in progress. Waits up to a second for receives that cannot be cancelled; then drops their
+  /// peers, and leaves their blocks to sequences that nobody closes.
   ~Receiver() {
     while (!transfers_.empty()) {
       fail(transfers_.begin(), {Outcome::cancelled, "the receiver has gone"});
@@ -98,16 +98,14 @@ class Receiver {
       (void)free_settled();
       return draining_.empty();
     });
-    for (Draining& s : draining_) {
-      transport_->drop(s.from);
-      if (s.held.step) {
-        s.held.step->release();
+    for (Draining& d : draining_) {
+      transport_->drop(d.from);
+      if (d.resources.step) {
+        d.resources.step->release();
       }
     }
   }
 
-  /// Takes what has come; room is reserved and sequences are committed here. True if anything has happened. Bodies of
-  /// up to `most_bytes` and one message more are received: to go on with something else in between.
   bool poll(TimePoint now = std::chrono::steady_clock::now(), std::uint64_t most_bytes = ~std::uint64_t{0}) {
     bool any = outbox_.send(*transport_);
     for (auto& [key, t] : transfers_) {
@@ -129,7 +127,6 @@ class Receiver {
     }
     return free_settled() || any;
   }
-  /// When `poll` will give something up, if nothing is heard until then.
   [[nodiscard]] TimePoint next_timeout() const {
     TimePoint next = no_deadline;
     for (const auto& [key, t] : transfers_) {
@@ -138,7 +135,6 @@ class Receiver {
     return next;
   }
 
-  /// Gives up the transfers of a peer's request. Those that are over are passed by.
   void cancel(Peer from, std::uint64_t request) {
     for (auto at = transfers_.begin(); at != transfers_.end();) {
       const auto next = std::next(at);
@@ -149,7 +145,6 @@ class Receiver {
     }
   }
 
-  /// A transfer that is over, in the order in which they ended. Of those that were refused nothing is said here.
   [[nodiscard]] std::optional<Received> next() {
     if (received_.empty()) {
       return std::nullopt;
@@ -158,9 +153,7 @@ class Receiver {
     received_.pop_front();
     return received;
   }
-  /// Transfers that are not over.
   [[nodiscard]] std::size_t transfers() const noexcept { return transfers_.size(); }
-  /// Transfers that are over, and whose blocks are kept until the transport settles what it had begun to receive.
   [[nodiscard]] std::size_t draining() const noexcept { return draining_.size(); }
 
  private:
@@ -172,8 +165,8 @@ class Receiver {
   using Refusal = detail::Refusal;
   using Head = detail::MessageHead;
 
-  /// What a transfer has of the cache, and of the transport.
-  struct Held {
+  /// What a transfer uses of the cache and of the transport.
+  struct Resources {
     std::vector<std::byte> offer;  // tokens and salt
     SeqId seq{};
     std::optional<Append> step;
@@ -187,19 +180,19 @@ class Receiver {
   enum class State { opening, receiving, ending };
   struct Transfer {
     State state = State::opening;
-    Held held;
+    Resources resources;
     detail::Offered offered;
-    std::vector<Pos> layers;  // position that the next rows of each begin at
+    std::vector<Pos> layers;  // first position of the next rows of each
     Pos cached = 0;
     std::uint64_t bytes = 0;
-    std::vector<std::byte> note;
+    std::vector<std::byte> payload;
     bool lost = false;
     TimePoint heard{};
   };
   using Transfers = std::map<Key, Transfer>;
   struct Draining {
     Peer from;
-    Held held;
+    Resources resources;
   };
 
   [[nodiscard]] TimePoint timeout_of(const Transfer& t) const noexcept {
@@ -223,14 +216,14 @@ class Receiver {
       return;
     }
     if (at == transfers_.end()) {
-      return;  // it is over, and the sender does not know yet
+      return;  // it has ended, and the sender does not know yet
     }
     Transfer& t = at->second;
     t.heard = now;
     if (head->kind == Kind::rows && t.state == State::receiving) {
       receive_rows(at, in, std::move(arrival));
     } else if (head->kind == Kind::end && t.state == State::receiving) {
-      t.note.assign(in.rest().begin(), in.rest().end());
+      t.payload.assign(in.rest().begin(), in.rest().end());
       const auto behind = std::find_if(t.layers.begin(), t.layers.end(), [&](Pos p) { return p != t.offered.length; });
       if (behind != t.layers.end()) {
         fail(at, {Outcome::broken, kvc::detail::concat({"it ended without all rows of layer ",
@@ -245,7 +238,7 @@ class Receiver {
     }
   }
 
-  /// An OFFER: checks it, and asks for its body. A refusal if it cannot be.
+  /// Checks an OFFER and accepts its body. Returns a refusal if it is invalid.
   std::optional<Refusal> begin(const Key& key, const Head& head, detail::HeadReader& in, Arrival&& arrival,
                                TimePoint now) {
     Transfer t;
@@ -258,28 +251,28 @@ class Receiver {
     }
     if (transfers_.size() >= options_.transfers) {
       return Refusal{Outcome::busy,
-                     kvc::detail::concat({std::to_string(transfers_.size()), " transfers are under way"})};
+                     kvc::detail::concat({std::to_string(transfers_.size()), " transfers are in progress"})};
     }
     t.heard = now;
-    t.held.offer.resize(static_cast<std::size_t>(arrival.body_bytes()));
+    t.resources.offer.resize(static_cast<std::size_t>(arrival.body_bytes()));
     const auto at = transfers_.emplace(key, std::move(t)).first;
-    Held& held = at->second.held;
-    const std::span<std::byte> piece(held.offer);
-    held.tickets.push_back(transport_->accept(std::move(arrival), std::span(&piece, piece.empty() ? 0 : 1)));
+    Resources& resources = at->second.resources;
+    const io::ByteSpan body(resources.offer);
+    resources.tickets.push_back(transport_->accept(std::move(arrival), std::span(&body, body.empty() ? 0 : 1)));
     return std::nullopt;
   }
-  /// The tokens are here: takes room for the sequence. A refusal if there is none.
+  /// Reserves room for the sequence; its tokens have arrived. Returns a refusal if there is none.
   std::optional<Refusal> open(Transfer& t) {
-    auto reserved = detail::reserve(*cache_, t.offered, t.held.offer, options_.reserve_tokens, options_.retention);
+    auto reserved = detail::reserve(*cache_, t.offered, t.resources.offer, options_.reserve_tokens, options_.retention);
     if (auto* refusal = std::get_if<Refusal>(&reserved)) {
       return std::move(*refusal);
     }
     auto& room = std::get<detail::Reservation<Cache>>(reserved);
-    t.held.seq = room.seq;
-    t.held.step.emplace(std::move(room.step));
+    t.resources.seq = room.seq;
+    t.resources.step.emplace(std::move(room.step));
     t.cached = room.cached;
     t.layers.assign(static_cast<std::size_t>(cache_->shape().layers), t.cached);
-    t.held.offer = {};
+    t.resources.offer = {};
     return std::nullopt;
   }
 
@@ -287,7 +280,7 @@ class Receiver {
     Transfer& t = at->second;
     const auto record = in.take<detail::RowsRecord>();
     if (!record || record->layer < 0 || static_cast<std::size_t>(record->layer) >= t.layers.size()) {
-      fail(at, {Outcome::broken, "rows of a layer that is not there"});
+      fail(at, {Outcome::broken, "rows of a layer that does not exist"});
       return;
     }
     Pos& next = t.layers[static_cast<std::size_t>(record->layer)];
@@ -299,29 +292,29 @@ class Receiver {
       return;
     }
     const PosRange range{record->first, record->last};
-    if (arrival.body_bytes() != static_cast<std::uint64_t>(range.size()) * detail::token_bytes(own_)) {
-      fail(at, {Outcome::broken, "a body of rows of another size than they have"});
+    if (arrival.body_bytes() != static_cast<std::uint64_t>(range.size()) * snapshot::format::token_bytes(own_)) {
+      fail(at, {Outcome::broken, "a body of another size than its rows"});
       return;
     }
-    pieces_.clear();
-    finder_.add(*cache_, cache_->data(), t.held.seq, record->layer, range, t.offered.order, t.offered.block_tokens,
-                pieces_);
+    spans_.clear();
+    finder_.add(*cache_, cache_->data(), t.resources.seq, record->layer, range, t.offered.order, t.offered.block_tokens,
+                spans_);
     t.bytes += arrival.body_bytes();
-    t.held.tickets.push_back(transport_->accept(std::move(arrival), pieces_.pieces()));
+    t.resources.tickets.push_back(transport_->accept(std::move(arrival), spans_.spans()));
     next = range.last;
   }
 
-  /// What has been received, what follows from it, and whether it takes too long.
+  /// Advances a transfer by the bodies that have arrived, and checks its timeout. True if anything happened.
   bool progress(typename Transfers::iterator at, TimePoint now) {
     Transfer& t = at->second;
     bool failed = false;
-    const std::size_t before = t.held.tickets.size();
-    std::erase_if(t.held.tickets, [&](const Ticket& ticket) {
+    const std::size_t before = t.resources.tickets.size();
+    std::erase_if(t.resources.tickets, [&](const Ticket& ticket) {
       const TicketState state = transport_->state(ticket);
       failed = failed || state == TicketState::failed;
       return state != TicketState::pending;
     });
-    const bool any = t.held.tickets.size() != before;
+    const bool any = t.resources.tickets.size() != before;
     if (any) {
       t.heard = now;
     }
@@ -329,7 +322,7 @@ class Receiver {
       fail(at, {Outcome::cancelled, "by the sender"}, false);
       return true;
     }
-    if (t.state == State::opening && !failed && t.held.tickets.empty()) {
+    if (t.state == State::opening && !failed && t.resources.tickets.empty()) {
       if (const std::optional<Refusal> refusal = open(t)) {
         refuse(at->first, *refusal);
         transfers_.erase(at);
@@ -339,8 +332,8 @@ class Receiver {
       outbox_.add(*transport_, at->first.from, reply_channel,
                   HeadWriter(Kind::accept, at->first.id).add(detail::AcceptRecord{t.cached, 0}));
     }
-    if (t.state == State::ending && !failed && t.held.tickets.empty()) {
-      cache_->commit(std::move(*t.held.step));
+    if (t.state == State::ending && !failed && t.resources.tickets.empty()) {
+      cache_->commit(std::move(*t.resources.step));
       outbox_.add(*transport_, at->first.from, reply_channel, HeadWriter(Kind::done, at->first.id));
       report(at, Outcome::complete, {});
       return true;
@@ -359,44 +352,44 @@ class Receiver {
   void refuse(const Key& key, const Refusal& refusal) {
     outbox_.add(*transport_, key.from, reply_channel, refusal_head(Kind::refuse, key.id, refusal));
   }
-  void fail(typename Transfers::iterator at, const Refusal& refusal, bool tell = true) {
-    Held held = std::move(at->second.held);
-    if (tell) {
+  void fail(typename Transfers::iterator at, const Refusal& refusal, bool notify = true) {
+    Resources resources = std::move(at->second.resources);
+    if (notify) {
       outbox_.add(*transport_, at->first.from, reply_channel, refusal_head(Kind::abort, at->first.id, refusal));
     }
-    std::erase_if(held.tickets, [&](Ticket& ticket) { return transport_->cancel(ticket); });
-    if (held.tickets.empty()) {
-      free(held);
+    std::erase_if(resources.tickets, [&](Ticket& ticket) { return transport_->cancel(ticket); });
+    if (resources.tickets.empty()) {
+      free(resources);
     } else {
-      draining_.push_back({at->first.from, std::move(held)});
+      draining_.push_back({at->first.from, std::move(resources)});
     }
     report(at, refusal.outcome, refusal.reason);
   }
   void report(typename Transfers::iterator at, Outcome outcome, std::string reason) {
     Transfer& t = at->second;
-    const SeqId seq = outcome == Outcome::complete ? t.held.seq : SeqId{};
+    const SeqId seq = outcome == Outcome::complete ? t.resources.seq : SeqId{};
     received_.push_back({at->first.from, at->first.id, t.offered.request, outcome, seq, t.offered.length, t.cached,
-                         t.bytes, std::move(t.note), std::move(reason)});
+                         t.bytes, std::move(t.payload), std::move(reason)});
     transfers_.erase(at);
   }
-  [[nodiscard]] bool is_settled(const Held& held) const {
-    return std::none_of(held.tickets.begin(), held.tickets.end(),
+  [[nodiscard]] bool is_settled(const Resources& resources) const {
+    return std::none_of(resources.tickets.begin(), resources.tickets.end(),
                         [&](const Ticket& ticket) { return transport_->state(ticket) == TicketState::pending; });
   }
-  /// True if there were any.
+  /// True if it freed any.
   bool free_settled() {
-    return draining_.remove_if([&](Draining& s) {
-      const bool settled = is_settled(s.held);
+    return draining_.remove_if([&](Draining& d) {
+      const bool settled = is_settled(d.resources);
       if (settled) {
-        free(s.held);
+        free(d.resources);
       }
       return settled;
     }) > 0;
   }
-  void free(Held& held) {
-    if (held.step) {
-      held.step.reset();
-      cache_->close(held.seq);
+  void free(Resources& resources) {
+    if (resources.step) {
+      resources.step.reset();
+      cache_->close(resources.seq);
     }
   }
 
@@ -408,8 +401,8 @@ class Receiver {
   std::list<Draining> draining_;
   std::deque<Received> received_;
   detail::Outbox<T> outbox_;
-  detail::PieceList<std::byte> pieces_;
-  detail::RowPieces finder_;
+  io::SpanList<std::byte> spans_;
+  detail::RowFinder finder_;
 };
 
 }  // namespace transfer

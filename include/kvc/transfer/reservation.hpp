@@ -1,5 +1,4 @@
-// Reservation for a sequence that has been offered: whether a cache can ever hold it, and how the room is taken, all of it or
-// none.
+// Reservation: room for an offered sequence, all of it or none.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +25,7 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
-/// Whether an empty cache could hold so many positions.
+/// Whether an empty cache could hold `length` positions of one sequence.
 template <class Cache>
 [[nodiscard]] bool can_ever_hold(const Cache& cache, Pos length) {
   const auto& policy = cache.policy();
@@ -38,7 +37,7 @@ template <class Cache>
   return length <= policy.blocks() * policy.block_tokens();
 }
 
-/// An open sequence, of which the first `cached` positions are there, and all others are reserved and not committed.
+/// An open sequence whose first `cached` positions are in place. All others are reserved and uncommitted.
 template <class Cache>
 struct Reservation {
   SeqId seq;
@@ -46,10 +45,10 @@ struct Reservation {
   Pos cached;
 };
 
-/// Takes room for an offered sequence, and for `reserve_tokens` more where the policy has `admission` (these are only
-/// asked for, not taken). `body` is that of the OFFER: tokens, then salt; `read_offer` has checked that they fit it.
-/// A refusal if the salt is none or there is no room: then nothing has changed, and nothing was evicted where the
-/// policy has `admission`. O(tokens).
+/// Reserves room for an offered sequence. A policy that admits requests (AdmitsRequests) must also have room for
+/// `reserve_tokens` more, which are not reserved. `body` is the body of the OFFER, tokens and then the salt, whose sizes
+/// `read_offer` has checked. Returns a refusal if the salt is malformed or there is no room; nothing has changed then,
+/// and a policy that admits requests has evicted nothing. O(tokens).
 template <class Cache>
 [[nodiscard]] std::variant<Refusal, Reservation<Cache>> reserve(Cache& cache, const Offered& offered,
                                                                 std::span<const std::byte> body, Pos reserve_tokens,
@@ -66,13 +65,13 @@ template <class Cache>
   const std::optional<Salt> salt =
       Salt::from_bytes({reinterpret_cast<const char*>(salt_bytes.data()), salt_bytes.size()});
   if (!salt) {
-    return Refusal{Outcome::broken, "the salt of the offer is none"};
+    return Refusal{Outcome::broken, "the salt of the offer is malformed"};
   }
   OpenOptions options;
   options.salt = *salt;
   options.retention = retention;
   if constexpr (AdmitsRequests<typename Cache::PolicyType>) {
-    // Not by trying: that would evict before it fails. Of unknown tokens only the number matters.
+    // An attempt to reserve would evict before it fails. For unknown tokens only their number matters.
     const Pos more = std::min<Pos>(reserve_tokens, max_pos - offered.length);
     const Admission admission =
         tokens.empty() ? cache.admission({}, offered.length + more, options) : cache.admission(tokens, more, options);

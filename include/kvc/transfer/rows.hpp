@@ -1,5 +1,5 @@
-// Rows of a sequence in a pool, as the pieces of a body of ROWS: the same order on both sides, whatever the block sizes
-// and layouts.
+// The rows of a sequence in a pool as the spans of a ROWS body: the same order on both sides, whatever the block sizes and
+// layouts.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/layout/row_spans.hpp"
 
 namespace kvc {
@@ -15,31 +16,14 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
-/// Collects pieces; neighbours in memory become one. Byte is std::byte or const std::byte.
-template <class Byte>
-class PieceList {
+/// Finds the spans of positions of one sequence in one layer. Keeps its buffers between calls.
+class RowFinder {
  public:
-  void clear() noexcept { pieces_.clear(); }
-  void add(std::span<Byte> piece) {
-    if (!pieces_.empty() && pieces_.back().data() + pieces_.back().size() == piece.data()) {
-      pieces_.back() = std::span<Byte>(pieces_.back().data(), pieces_.back().size() + piece.size());
-    } else {
-      pieces_.push_back(piece);
-    }
-  }
-  [[nodiscard]] std::span<const std::span<Byte>> pieces() const noexcept { return pieces_; }
-
- private:
-  std::vector<std::span<Byte>> pieces_;
-};
-
-/// Where rows lie: finds the pieces of positions of one layer of one sequence, in stored blocks of `block_tokens`.
-class RowPieces {
- public:
-  /// Adds them to `to`. `pool` is cache.data(); Byte is const if it is. O(pieces).
+  /// Adds the spans of `range` to `to`, in stored blocks of `block_tokens`. `pool` is cache.data(); Byte is const if the
+  /// pool is. O(spans).
   template <class Cache, class Storage, class Byte>
   void add(const Cache& cache, Storage* pool, SeqId seq, Index layer, PosRange range, layout::RowOrder order,
-           Pos block_tokens, PieceList<Byte>& to) {
+           Pos block_tokens, io::SpanList<Byte>& to) {
     runs_.clear();
     cache.policy().for_each_run(seq, range, [&](const SlotRun& run) { runs_.push_back(run); });
     auto run = runs_.begin();
@@ -51,7 +35,7 @@ class RowPieces {
         const Pos end = static_cast<Pos>(std::min<Index>(last, Index{run->first} + run->count));
         slots_.push_back({run->block, run->offset + (begin - run->first), end - begin});
         if (end < run->first + run->count) {
-          break;  // the rest is of the next stored block
+          break;  // the rest belongs to the next stored block
         }
       }
       layout::for_each_row_span(cache.layout(), layer, order, slots_, [&](Index at, Index count) {

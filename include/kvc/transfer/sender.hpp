@@ -1,26 +1,14 @@
-// Sender: gives sequences of a cache to caches of other peers, layer by layer, while they are computed.
+// Sender: sends sequences of a cache to other peers, layer by layer, while they are computed.
 //
-//   Sender sender(cache, transport);
-//   const Id id = sender.offer({.to = 1, .seq = seq, .tokens = prompt});   // before, during or after prefill
+//   transfer::Sender sender(cache, transport);
+//   const transfer::Id id = sender.offer({.to = 1, .seq = seq, .tokens = prompt});   // before, during or after prefill
 //   for (Index layer = 0; layer < layers; ++layer) {
 //     ... cache.write(layer, step, k, v);
-//     sender.ready(id, layer, step.range().last);   // goes while the next layer is computed
+//     sender.ready(id, layer, step.range().last);   // travels while the next layer is computed
 //   }
 //   sender.finish(id);                              // all rows are written
 //   transport::wait_for(transport, deadline, [&] { sender.poll(); return sender.transfers() == 0; });
 //   while (auto sent = sender.next()) { ... cache.commit(...); cache.close(sent->seq); }
-//
-// Nothing here waits: what cannot be sent now is sent by a later `poll`. Rows go from the blocks of the pool, without a
-// copy in between. Which is why, while `in_flight(id)` is not 0, the sequence must keep its rows where they are: it may
-// not be truncated or closed, nor extended or committed unless its policy leaves rows in place then (Paged does.
-// PrefixShared may replace a block at commit by an equal one; Contiguous may move when it grows). The transfer's `Sent`
-// says that it is over. With a peer that has timed out, a transport that cannot call messages back may still read the
-// pool afterwards, for a receiver that will not use it, since END is sent after all rows have left; so pool and
-// transport must live on, the sequence need not.
-//
-// The protocol, and what happens at a failure, is in transfer/protocol.hpp.
-//
-// Threads: one at a time; it reads the cache as its const members do, and uses the transport.
 #pragma once
 
 #include <algorithm>
@@ -38,9 +26,12 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/policy/salt.hpp"
+#include "kvc/snapshot/describe.hpp"
 #include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/outbox.hpp"
+#include "kvc/transfer/outcome.hpp"
 #include "kvc/transfer/protocol.hpp"
 #include "kvc/transfer/rows.hpp"
 #include "kvc/transport/concept.hpp"
@@ -53,53 +44,67 @@ namespace transfer {
 struct Offer {
   Peer to = 0;
   SeqId seq{};
-  /// Of all its positions; the receiver need not be sent what it already has of them. Empty: they are not known.
+  /// One for each position, or none. With tokens, the receiver does not request the prefix that it has cached.
   std::span<const Token> tokens{};
   Salt salt{};
-  Pos length = 0;             ///< positions to send in the end; 0: those that are reserved now
-  std::uint64_t request = 0;  ///< a number of yours, that the receiver is told
-  TimePoint deadline = no_deadline;
+  Pos length = 0;                    ///< positions to send in the end; 0: those that are reserved now
+  std::uint64_t request = 0;         ///< a number of the caller's, which the receiver reports
+  TimePoint deadline = no_deadline;  ///< for the whole transfer
 };
 
+/// Limits of a sender.
 struct SenderOptions {
-  std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of waiting for the peer, with nothing heard
-  Index message_bytes = Index{2} << 20;  ///< rows are cut to messages of about this size, at least a token
+  std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of waiting for a silent peer
+  Index message_bytes = Index{2} << 20;  ///< size of a message of rows, about; at least one token
 };
 
-/// A transfer that is over.
-struct Sent {
-  Id id;
-  Peer to;
-  SeqId seq;
-  std::uint64_t request;
-  Outcome outcome;
-  Pos cached;           ///< positions that the receiver had already
-  std::uint64_t bytes;  ///< of rows that were sent
-  std::string reason;   ///< of a failure, in words
-};
-
-/// Throws Error (or FormatError where the two caches do not fit) unless a transfer was completed.
-inline void require_complete(const Sent& sent) {
-  if (sent.outcome == Outcome::incompatible) {
-    throw_error(FormatError(kvc::detail::concat({"transfer to peer ", std::to_string(sent.to)}), 0, sent.reason));
-  }
-  if (sent.outcome != Outcome::complete) {
-    throw_error(Error(sent.outcome, sent.reason));
-  }
-}
-
-/// The cache and the transport must outlive it.
+/// Sends sequences of a cache. Cache and transport must outlive it.
+///
+///   expression                       | does, returns                                       | throws invalid_argument
+///   ---------------------------------+-----------------------------------------------------+---------------------------
+///   Sender s(cache, t, options)      |                                                     | an option is bad, or t has
+///                                    |                                                     | too few channels
+///   s.offer(offer, now)              | begins a transfer, and returns its Id. Committed    | no such sequence or peer,
+///                                    | positions count as ready. O(tokens)                 | length < 1, tokens neither
+///                                    |                                                     | none nor one per position
+///   s.ready(id, layer, last)         | the rows of a layer before position `last` are      | no such layer, or not so
+///                                    | written and may be sent                             | many positions
+///   s.finish(id, payload)            | all rows are written. The payload travels with the  | payload > 488 bytes, or
+///                                    | end; the first new token, for example               | positions are missing
+///   s.cancel(id)                     | gives up a transfer                                 |
+///   s.poll(now)                      | takes replies and sends as much as the windows      |
+///                                    | allow; true if anything happened                    |
+///   s.next()                         | the next finished transfer, in the order in which   |
+///                                    | they ended, or nothing                              |
+///   s.in_flight(id)                  | messages that the transport is reading from the     |
+///                                    | pool; 0 after the transfer ended                    |
+///   s.next_timeout()                 | when `poll` gives up a transfer if no message       |
+///                                    | arrives until then                                  |
+///   s.transfers()                    | transfers that are in progress                      |
+///
+/// `ready`, `finish` and `cancel` ignore a transfer that has ended. Nothing waits: a message that cannot be sent now is
+/// sent by a later `poll`, so `poll` must be called until the transfer ends.
+///
+/// Rows are sent from the blocks of the pool and not copied first. While in_flight(id) is not 0, the sequence must keep
+/// its rows in place: it must not be truncated or closed, nor extended or committed, unless its policy leaves rows in
+/// place then (Paged does; PrefixShared may replace a block by an equal one at commit; Contiguous may move when it
+/// grows). `Sent` reports that a transfer has ended. After a timeout, a transport that cannot cancel messages may still
+/// read the pool, for a receiver that will not use the bytes: END follows all rows. So pool and transport must live on;
+/// the sequence need not.
+///
+/// Threads: one at a time. It reads the cache as its const members do.
 template <class Cache, transport::Transport T>
 class Sender {
  public:
   Sender(const Cache& cache, T& transport, const SenderOptions& options = {})
-      : cache_(&cache), transport_(&transport), options_(options), description_(detail::describe(cache)) {
+      : cache_(&cache), transport_(&transport), options_(options), description_(snapshot::describe(cache)) {
     require(options.message_bytes >= 1, "options.message_bytes", options.message_bytes, "at least 1");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
   }
   Sender(const Sender&) = delete;
   Sender& operator=(const Sender&) = delete;
-  /// Cancels what is not over. What cannot be called back it waits for, up to a second; then it drops the peers.
+  /// Cancels the transfers in progress. Waits up to a second for messages that cannot be cancelled; then drops their
+  /// peers.
   ~Sender() {
     while (!transfers_.empty()) {
       fail(transfers_.begin(), Outcome::cancelled, "the sender has gone");
@@ -113,9 +118,6 @@ class Sender {
     }
   }
 
-  /// Begins a transfer. Positions that are committed count as ready. O(tokens).
-  /// Throws std::invalid_argument if there is no such sequence or peer, it is shorter than 1, or tokens are neither
-  /// none nor one for each position.
   Id offer(const Offer& offer, TimePoint now = std::chrono::steady_clock::now()) {
     require_between(offer.to, Peer{0}, transport_->peers() - 1, "offer.to");
     require(cache_->contains(offer.seq), "offer.seq", offer.seq, "an open sequence");
@@ -141,8 +143,6 @@ class Sender {
     return id;
   }
 
-  /// The rows of `layer` at positions before `last` are written, and may be sent. A transfer that is over is passed by.
-  /// Throws std::invalid_argument if there is no such layer, or the sequence has not so many positions.
   void ready(Id id, Index layer, Pos last) {
     require_between(layer, Index{0}, cache_->shape().layers - 1, "layer");
     const auto at = transfers_.find(id);
@@ -155,9 +155,8 @@ class Sender {
     send_all();
   }
 
-  /// All rows are written. `note`, which goes with the end, is yours: the first new token, say; at most 488 bytes.
-  void finish(Id id, std::span<const std::byte> note = {}) {
-    require(note.size() <= detail::most_note_bytes, "note.size()", note.size(), "at most 488");
+  void finish(Id id, std::span<const std::byte> payload = {}) {
+    require(payload.size() <= detail::max_payload_bytes, "payload.size()", payload.size(), "at most 488");
     const auto at = transfers_.find(id);
     if (at == transfers_.end()) {
       return;
@@ -166,19 +165,17 @@ class Sender {
     require(cache_->policy().reserved(t.offer.seq) >= t.offer.length, "finish", cache_->policy().reserved(t.offer.seq),
             "called when the sequence has all positions that were offered");
     t.rows.all_ready(t.offer.length);
-    t.note.assign(note.begin(), note.end());
+    t.payload.assign(payload.begin(), payload.end());
     t.finished = true;
     send_all();
   }
 
-  /// Gives a transfer up. One that is over is passed by.
   void cancel(Id id) {
     if (const auto at = transfers_.find(id); at != transfers_.end()) {
       fail(at, Outcome::cancelled, "by the sender");
     }
   }
 
-  /// Takes replies, and sends what can be sent now. True if anything has happened.
   bool poll(TimePoint now = std::chrono::steady_clock::now()) {
     bool any = false;
     for (auto& [id, t] : transfers_) {
@@ -196,7 +193,6 @@ class Sender {
     std::erase_if(abandoned_, [&](const Abandoned& a) { return is_settled(a.ticket); });
     return send_all() || any;
   }
-  /// When `poll` will give something up, if nothing is heard until then.
   [[nodiscard]] TimePoint next_timeout() const {
     TimePoint next = no_deadline;
     for (const auto& [id, t] : transfers_) {
@@ -205,7 +201,6 @@ class Sender {
     return next;
   }
 
-  /// A transfer that is over, in the order in which they ended.
   [[nodiscard]] std::optional<Sent> next() {
     if (sent_.empty()) {
       return std::nullopt;
@@ -214,9 +209,7 @@ class Sender {
     sent_.pop_front();
     return sent;
   }
-  /// Transfers that are not over.
   [[nodiscard]] std::size_t transfers() const noexcept { return transfers_.size(); }
-  /// Messages of a transfer that are being read from the pool. 0 of one that is over.
   [[nodiscard]] std::size_t in_flight(Id id) const {
     const auto at = transfers_.find(id);
     return at == transfers_.end()
@@ -237,7 +230,7 @@ class Sender {
     std::int32_t tokens = 0;
     std::shared_ptr<std::vector<std::byte>> body = std::make_shared<std::vector<std::byte>>();  // of OFFER
     detail::LayerProgress rows;
-    std::vector<std::byte> note;
+    std::vector<std::byte> payload;
     std::deque<Ticket> tickets;
     State state = State::unsent;
     bool finished = false;
@@ -246,7 +239,7 @@ class Sender {
     std::uint64_t bytes = 0;
     TimePoint heard{};
   };
-  /// A message that could not be called back, and what it may be reading besides the pool.
+  /// A message that could not be cancelled, and the body that it may read besides the pool.
   struct Abandoned {
     Peer to;
     Ticket ticket;
@@ -267,7 +260,7 @@ class Sender {
 
   bool send_all() {
     bool any = outbox_.send(*transport_);
-    for (bool sent = true; sent;) {  // in turn: a large one does not keep others waiting
+    for (bool sent = true; sent;) {  // one message of each in turn: a large transfer does not delay others
       sent = false;
       for (auto& [id, t] : transfers_) {
         sent = advance(id, t) || sent;
@@ -277,7 +270,7 @@ class Sender {
     return any;
   }
 
-  /// Sends the next message of a transfer. False if there is none, or no room for it.
+  /// Sends the next message of a transfer. False if there is none, or the window is full.
   bool advance(Id id, Transfer& t) {
     if (t.state == State::unsent) {
       detail::OfferRecord record{description_,
@@ -299,24 +292,24 @@ class Sender {
     if (t.rows.has_next()) {
       return send_rows(id, t);
     }
-    // Not before all rows have left: should this side give up, its blocks are used again, and a receiver that has not
-    // taken them yet must not believe what it finds there.
-    if (t.finished && t.tickets.empty() && send(t, HeadWriter(Kind::end, id).add(t.note), {})) {
+    // Not before all rows have left: if this side gives up, its blocks are reused, and a receiver that has not taken the
+    // rows yet must not commit what it finds there.
+    if (t.finished && t.tickets.empty() && send(t, HeadWriter(Kind::end, id).add(t.payload), {})) {
       t.state = State::ending;
       return true;
     }
     return false;
   }
   bool send_rows(Id id, Transfer& t) {
-    const std::uint64_t token_bytes = detail::token_bytes(description_);
+    const std::uint64_t token_bytes = snapshot::format::token_bytes(description_);
     const Index most = std::max<Index>(1, options_.message_bytes / static_cast<Index>(token_bytes));
     const Pos block_tokens = cache_->policy().block_tokens();
     const auto [layer, range] = t.rows.next(most, block_tokens).value();
-    pieces_.clear();
+    spans_.clear();
     finder_.add(*cache_, cache_->data(), t.offer.seq, layer, range, layout::row_order<typename Cache::LayoutType>(),
-                block_tokens, pieces_);
+                block_tokens, spans_);
     const detail::RowsRecord record{static_cast<std::int32_t>(layer), range.first, range.last, 0};
-    if (!send(t, HeadWriter(Kind::rows, id).add(record), pieces_.pieces())) {
+    if (!send(t, HeadWriter(Kind::rows, id).add(record), spans_.spans())) {
       return false;
     }
     t.rows.sent({layer, range});
@@ -325,7 +318,7 @@ class Sender {
   }
   bool send(Transfer& t, const HeadWriter& head, transport::SendSpans body) {
     if (outbox_.has(t.offer.to)) {
-      return false;  // a CANCEL before it is still waiting
+      return false;  // a CANCEL to this peer is still queued
     }
     std::optional<Ticket> ticket = transport_->try_send(t.offer.to, data_channel, head.bytes(), body);
     if (ticket) {
@@ -334,7 +327,7 @@ class Sender {
     return ticket.has_value();
   }
 
-  /// A reply. One that makes no sense is passed by, or ends its transfer.
+  /// Takes a reply. An invalid one is ignored, or ends its transfer.
   void take(const typename T::Arrival& reply, TimePoint now) {
     detail::HeadReader in(reply.head());
     const auto head = in.take<detail::MessageHead>();
@@ -366,7 +359,7 @@ class Sender {
     fail(at, Outcome::broken, "the receiver's reply is out of turn");
   }
 
-  /// What has been sent, and whether it takes too long.
+  /// Checks the messages of a transfer and its timeouts. True if anything happened.
   bool progress(typename Transfers::iterator at, TimePoint now) {
     Transfer& t = at->second;
     const std::size_t before = t.tickets.size();
@@ -391,14 +384,14 @@ class Sender {
     return any;
   }
 
-  void fail(typename Transfers::iterator at, Outcome outcome, std::string reason, bool tell = true) {
+  void fail(typename Transfers::iterator at, Outcome outcome, std::string reason, bool notify = true) {
     Transfer& t = at->second;
     for (Ticket& ticket : t.tickets) {
       if (!transport_->cancel(ticket)) {
         abandoned_.push_back({t.offer.to, std::move(ticket), t.body});
       }
     }
-    if (tell && t.state != State::unsent) {
+    if (notify && t.state != State::unsent) {
       outbox_.add(*transport_, t.offer.to, data_channel, HeadWriter(Kind::cancel, at->first));
     }
     end(at, outcome, std::move(reason));
@@ -419,8 +412,8 @@ class Sender {
   std::deque<Sent> sent_;
   detail::Outbox<T> outbox_;
   Id last_id_ = 0;
-  detail::PieceList<const std::byte> pieces_;
-  detail::RowPieces finder_;
+  io::SpanList<const std::byte> spans_;
+  detail::RowFinder finder_;
 };
 
 }  // namespace transfer

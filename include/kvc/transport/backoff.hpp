@@ -1,4 +1,4 @@
-// Backoff: how to wait for something that one can only look for again and again, as what MPI brings.
+// Backoff: pauses between two polls of something that cannot wake its reader, MPI for example.
 #pragma once
 
 #include <algorithm>
@@ -12,16 +12,15 @@ inline namespace v0 {
 namespace transport {
 namespace detail {
 
-/// Pauses between two looks: none at first but for what a yield gives to others, then a quarter of the time since the
-/// wait began. So the wait is a quarter longer than it must be, or `longest`, and who is idle takes no processor from
-/// those who work.
+/// Yields at first, then sleeps for a quarter of the time since the wait began, at most `longest`. So a wait takes at most
+/// a quarter or `longest` more than needed, and an idle thread leaves the processor to others.
 class Backoff {
  public:
   explicit Backoff(TimePoint begin) noexcept : begin_(begin) {}
 
-  /// Returns at `until` at the latest. `now` is the time.
+  /// Pauses once, at most until `until`. `now` is the current time.
   void pause(TimePoint now, TimePoint until, std::chrono::nanoseconds longest) const {
-    constexpr std::chrono::microseconds shortest(50);  // Linux lets no thread sleep for less: its timer slack
+    constexpr std::chrono::microseconds shortest(50);  // the timer slack of Linux: no sleep is shorter
     if (now - begin_ < shortest) {
       std::this_thread::yield();
     } else {

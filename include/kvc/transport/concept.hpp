@@ -1,41 +1,5 @@
-// The contract of a transport: ordered, flow-controlled streams of messages between the peers of a group, which are
+// The contract of a transport: ordered, flow-controlled streams of messages between the peers of a group. The peers are
 // threads (transport/in_process.hpp) or processes (transport/mpi.hpp).
-//
-// A message is a head and a body. The head is at most `max_message_head` bytes, is copied when it is sent, and is there
-// whole when the message arrives. The body may be large; it is sent from where it lies and received to where it
-// belongs: whoever polls looks at the head, and only then says where the bytes go. (This is the active message of UCX.)
-// So the rows of a cache go from the blocks of one pool to those of another, and nobody needs memory for what has not
-// been asked for.
-//
-//   expression                        does
-//   t.self(), t.peers()               the number of this peer, and how many there are: 0 <= peer < peers()
-//   t.channels()                      streams from each peer to each other: 0 <= channel < channels()
-//   t.try_send(to, ch, head, body)    -> optional<Ticket>; empty if the window to that peer is full: nothing was
-//                                     sent, do something else, or `wait`. `body` is a list of pieces; the list
-//                                     is copied, the bytes stay as they are until the ticket is settled
-//   t.poll(ch)                        -> optional<Arrival>: the next message on a channel, from whichever peer
-//   arrival.peer(), .head()           who sent it; span<const byte>, valid as long as the arrival
-//   arrival.body_bytes()              how many bytes the body has
-//   t.accept(move(arrival), pieces)   -> Ticket: receives the body to `pieces`, which are of exactly body_bytes() and
-//                                     are touched by nobody else until the ticket is settled. An arrival that is
-//                                     destroyed without this lets its body go: it comes to nobody, and counts as taken
-//   t.state(ticket)                   -> TicketState
-//   t.cancel(ticket)                  -> bool: gives up a message or a body. True: the ticket is settled, and the
-//                                     memory is the caller's. False: it cannot be stopped now; ask for its state later
-//   t.wait(until)                     -> bool: true when there may be something new to see, false when it is `until`.
-//                                     What happened since the last wait ended counts as new. Makes progress
-//   t.is_lost(peer)                   whether that peer has closed, has died, or was dropped
-//   t.drop(peer)                      from now on counts it as lost: no body is received from it, nothing sent to it
-//
-// Order: messages of one sender on one channel arrive in the order of sending; there is no order between channels.
-// Flow control: a window bounds what one peer has sent on a channel and the other has not taken; a single message may
-// be larger than it. Nobody who does not poll makes others keep more than that.
-// Loss: messages without a body that a peer sent before it closed may still come when is_lost says true; so look at
-// is_lost first, then poll until there is nothing, then act on it. Tickets of a lost peer settle, as done or as failed;
-// between processes not before the transport knows that nobody uses the memory any more, which may be never.
-// Errors: a number out of range, a head that is too long, pieces of another size than the body: std::invalid_argument.
-// A lost peer is no error: the ticket of what is sent to it fails.
-// Threads: an endpoint is used by one thread at a time; different endpoints by different threads.
 #pragma once
 
 #include <chrono>
@@ -47,6 +11,7 @@
 #include <utility>
 
 #include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -57,24 +22,58 @@ using Channel = std::int32_t;  ///< number of a stream between two peers
 using TimePoint = std::chrono::steady_clock::time_point;
 
 inline constexpr TimePoint no_deadline = TimePoint::max();
-inline constexpr std::size_t max_message_head = 512;
+inline constexpr std::size_t max_message_head = 512;  ///< bytes
 
+/// The state of a message that was sent, or of a body that was accepted.
 enum class TicketState : std::uint8_t {
   pending,
-  done,   ///< a body that was accepted is where it belongs; of one that was sent the memory is the caller's again
-  failed  ///< it never will be; the memory is not touched any more
+  done,   ///< an accepted body is in its place; the memory of a sent one belongs to the caller again
+  failed  ///< it will never be done; the memory is not touched any more
 };
 
-/// The pieces that a body is sent from, and those that it is received to.
-using SendSpans = std::span<const std::span<const std::byte>>;
-using ReceiveSpans = std::span<const std::span<std::byte>>;
+using SendSpans = std::span<const io::ConstByteSpan>;  ///< the memory that a body is sent from
+using ReceiveSpans = std::span<const io::ByteSpan>;    ///< the memory that a body is received to
 
+/// Sends messages between peers. A message is a head and a body. The head is at most `max_message_head` bytes; it is
+/// copied when it is sent, and arrives whole. The body may be large; it is sent from its place and received to its place:
+/// the receiver reads the head first, and then says where the body goes (the active message of UCX). So rows travel from
+/// the blocks of one pool to those of another, and nobody buffers a body that was not requested.
+///
+///   expression                     | does, returns
+///   -------------------------------+----------------------------------------------------------------------------------
+///   t.self(), t.peers()            | number of this peer; how many there are: 0 <= peer < peers()
+///   t.channels()                   | streams from each peer to each other: 0 <= channel < channels()
+///   t.try_send(to, ch, head, body) | optional<Ticket>; empty if the window to that peer is full, and nothing was sent.
+///                                  | The list of spans is copied; the bytes must not change until the ticket is settled
+///   t.poll(ch)                     | optional<Arrival>: the next message on a channel, from any peer
+///   arrival.peer(), .head()        | the sender; span<const byte>, valid as long as the arrival
+///   arrival.body_bytes()           | size of the body
+///   t.accept(move(arrival), spans) | Ticket: receives the body to `spans`, of body_bytes() bytes in all, which nobody
+///                                  | else touches until the ticket is settled. The body of an arrival that is destroyed
+///                                  | without this is discarded, and counts as received
+///   t.state(ticket)                | TicketState; settled means done or failed
+///   t.cancel(ticket)               | bool: true if the message or body is settled now and the memory is the caller's;
+///                                  | false if it cannot be stopped now
+///   t.wait(until)                  | bool: true as soon as there may be news, false at `until`. Events since the last
+///                                  | wait count as news. Makes progress
+///   t.is_lost(peer)                | whether that peer has closed, has died, or was dropped
+///   t.drop(peer)                   | treats the peer as lost from now on: receives no body from it, sends it nothing
+///
+/// Order. Messages of one sender on one channel arrive in the order of sending; channels are independent.
+/// Flow control. A window bounds the bytes and messages that a peer has sent on a channel and the other has not received;
+/// a single message may be larger. A peer that does not poll makes others keep no more than that.
+/// Loss. Messages without a body that a peer sent before it closed may still arrive after is_lost returns true: read
+/// is_lost first, then poll until nothing arrives, then act on it. The tickets of a lost peer settle; between processes
+/// not before the transport knows that nobody uses the memory, which may be never.
+/// Errors. std::invalid_argument for a number out of range, a head that is too long, or spans of another size than the
+/// body. A lost peer is no error: a message to it fails.
+/// Threads. One thread at a time uses an endpoint; different endpoints are independent.
 template <class T>
 concept Transport =
     std::default_initializable<typename T::Ticket> && std::movable<typename T::Ticket> &&
     std::movable<typename T::Arrival> &&
     requires(T t, const T c, Peer peer, Channel channel, std::span<const std::byte> head, SendSpans body,
-             ReceiveSpans pieces, typename T::Arrival arrival, const typename T::Arrival came,
+             ReceiveSpans spans, typename T::Arrival arrival, const typename T::Arrival came,
              typename T::Ticket& ticket, const typename T::Ticket& given, TimePoint until) {
       { c.self() } -> std::same_as<Peer>;
       { c.peers() } -> std::same_as<Peer>;
@@ -84,7 +83,7 @@ concept Transport =
       { came.peer() } -> std::same_as<Peer>;
       { came.head() } -> std::same_as<std::span<const std::byte>>;
       { came.body_bytes() } -> std::same_as<std::uint64_t>;
-      { t.accept(std::move(arrival), pieces) } -> std::same_as<typename T::Ticket>;
+      { t.accept(std::move(arrival), spans) } -> std::same_as<typename T::Ticket>;
       { t.state(given) } -> std::same_as<TicketState>;
       { t.cancel(ticket) } -> std::same_as<bool>;
       { t.wait(until) } -> std::same_as<bool>;
@@ -92,20 +91,7 @@ concept Transport =
       t.drop(peer);
     };
 
-namespace detail {
-/// Bytes of all pieces.
-template <class Pieces>
-[[nodiscard]] std::uint64_t total_bytes(Pieces pieces) noexcept {
-  std::uint64_t sum = 0;
-  for (const auto& piece : pieces) {
-    sum += piece.size();
-  }
-  return sum;
-}
-
-}  // namespace detail
-
-/// Waits until `condition()`, which may poll, is true; false if it is not when it is `deadline`.
+/// Waits until `condition()`, which may poll, is true. False if it is not at `deadline`.
 template <class T, class F>
 bool wait_for(T& transport, TimePoint deadline, F&& condition) {
   while (!condition()) {

@@ -1,9 +1,8 @@
-// The copy of a body from where its sender has it to where its receiver wants it: lists of pieces, cut in whatever way.
+// copy_body: copies a body from the spans of its sender to the spans of its receiver, which may be cut differently.
 //
-// Bodies that are larger than a cache of the second level are stored around the caches where the processor can do that:
-// a line that will be overwritten as a whole is then not read from memory first, which is a third of the traffic.
-// (memcpy does the same, but decides by the size of one piece, and rows that change their block size are many small
-// ones.)
+// Bodies larger than the second-level cache are stored past the caches, where the processor can: a cache line that is
+// overwritten as a whole is then not read from memory first, which saves a third of the traffic. (memcpy does the same
+// for large copies, but it sees one span at a time, and rows that change their block size are many small spans.)
 #pragma once
 
 #include <algorithm>
@@ -22,20 +21,22 @@ inline namespace v0 {
 namespace transport {
 namespace detail {
 
-inline constexpr std::uint64_t streamed_body_bytes = std::uint64_t{1} << 20;  ///< a body from here on is streamed
+inline constexpr std::uint64_t streamed_body_bytes = std::uint64_t{1}
+                                                     << 20;  ///< bodies of at least this size are streamed
 
 #if defined(__SSE2__)
 /// memcpy past the caches. Visible to other threads after `streams_done`.
 inline void stream(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
   constexpr std::size_t line = 64;
-  constexpr std::size_t shortest = 256;  // below this it costs more than it saves
-  constexpr std::size_t ahead = 4096;    // the processor's own prefetching ends with each page
+  constexpr std::size_t shortest = 256;  // streaming shorter copies costs more than it saves
+  constexpr std::size_t ahead = 4096;    // the hardware prefetcher stops at the end of a page
   std::size_t at = 0;
   if (bytes >= shortest && reinterpret_cast<std::uintptr_t>(to) % line == 0) {
     for (; at + line <= bytes; at += line) {
       const auto* source = reinterpret_cast<const __m128i*>(from + at);
       auto* target = reinterpret_cast<__m128i*>(to + at);
-      _mm_prefetch(reinterpret_cast<const char*>(from) + at + ahead, _MM_HINT_NTA);  // of any address: it cannot fault
+      _mm_prefetch(reinterpret_cast<const char*>(from) + at + ahead,
+                   _MM_HINT_NTA);  // cannot fault, whatever the address
       const __m128i a = _mm_loadu_si128(source);
       const __m128i b = _mm_loadu_si128(source + 1);
       const __m128i c = _mm_loadu_si128(source + 2);
@@ -54,21 +55,21 @@ inline void stream(std::byte* to, const std::byte* from, std::size_t bytes) noex
 inline void streams_done() noexcept {}
 #endif
 
-/// Copies the bytes of `from` to those of `to`, which are as many, cut in whatever way. No overlap. O(bytes + pieces).
+/// Copies the bytes of `from` to `to`. Both have the same number of bytes, and do not overlap. O(bytes + spans).
 inline void copy_body(SendSpans from, ReceiveSpans to) noexcept {
-  const bool streams = total_bytes(to) >= streamed_body_bytes;
-  std::size_t taken = 0;  // of the first piece of `from`
-  for (std::span<std::byte> piece : to) {
-    while (!piece.empty()) {
-      const std::size_t count = std::min(piece.size(), from.front().size() - taken);
+  const bool streams = io::total_bytes(to) >= streamed_body_bytes;
+  std::size_t taken = 0;  // bytes of the first span of `from`
+  for (std::span<std::byte> span : to) {
+    while (!span.empty()) {
+      const std::size_t count = std::min(span.size(), from.front().size() - taken);
       if (count > 0) {
         if (streams) {
-          stream(piece.data(), from.front().data() + taken, count);
+          stream(span.data(), from.front().data() + taken, count);
         } else {
-          std::memcpy(piece.data(), from.front().data() + taken, count);
+          std::memcpy(span.data(), from.front().data() + taken, count);
         }
       }
-      piece = piece.subspan(count);
+      span = span.subspan(count);
       taken += count;
       if (taken == from.front().size()) {
         from = from.subspan(1);

@@ -1,14 +1,8 @@
 // InProcess: a transport between the threads of one process.
 //
-//   InProcess hub({.peers = 3});
-//   InProcess::Endpoint prefill(hub, 0);   // in one thread
-//   InProcess::Endpoint decode(hub, 1);    // in another
-//
-// A body is copied once, by the thread that accepts it, from where the sender has it to where the receiver wants it;
-// the lock is not held meanwhile. Nothing is checksummed: these bytes do not leave memory.
-//
-// An endpoint that is destroyed is lost to its peers: what it has sent with a body is withdrawn, what was sent to it
-// fails. Both wait for a copy that is going on. All endpoints go before the hub.
+//   transport::InProcess hub({.peers = 3});
+//   transport::InProcess::Endpoint prefill(hub, 0);   // in one thread
+//   transport::InProcess::Endpoint decode(hub, 1);    // in another
 #pragma once
 
 #include <algorithm>
@@ -28,6 +22,7 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/transport/concept.hpp"
 #include "kvc/transport/copy.hpp"
 
@@ -35,6 +30,13 @@ namespace kvc {
 inline namespace v0 {
 namespace transport {
 
+/// Connects endpoints of one process; an Endpoint is a Transport. Thread-safe. All endpoints must be destroyed before it.
+///
+/// A body is copied once, by the thread that accepts it, straight from the sender's memory to the receiver's, without
+/// the lock. Nothing is checksummed: the bytes do not leave memory.
+///
+/// An endpoint that is destroyed is lost to its peers: its messages with a body are withdrawn, and messages to it fail.
+/// Both wait for a copy in progress.
 class InProcess {
   struct Message {
     Peer from;
@@ -55,8 +57,8 @@ class InProcess {
   struct Config {
     Peer peers = 2;
     Channel channels = 4;
-    Index window_messages = 64;             ///< of one peer to another on one channel: sent and not taken yet
-    Index window_bytes = Index{256} << 20;  ///< the same, of the bodies
+    Index window_messages = 64;             ///< sent from one peer to another on one channel, and not received yet
+    Index window_bytes = Index{256} << 20;  ///< the same for the bytes of bodies
   };
 
   /// Throws std::invalid_argument if a count is not positive.
@@ -69,9 +71,10 @@ class InProcess {
   InProcess(const InProcess&) = delete;
   InProcess& operator=(const InProcess&) = delete;
 
+  /// The transport of one peer, for one thread at a time.
   class Endpoint {
    public:
-    /// Something that was sent, or a body that was accepted. A default one is done.
+    /// A message that was sent, or a body that was accepted. A default-constructed one is done.
     class Ticket {
      public:
       Ticket() = default;
@@ -84,16 +87,17 @@ class InProcess {
       TicketState settled_ = TicketState::done;
     };
 
+    /// A received head, and a body that can be accepted.
     class Arrival {
      public:
       Arrival(Arrival&&) = default;
       Arrival& operator=(Arrival&& other) noexcept {
-        let_go();
+        discard();
         hub_ = other.hub_;
         message_ = std::move(other.message_);
         return *this;
       }
-      ~Arrival() { let_go(); }
+      ~Arrival() { discard(); }
       [[nodiscard]] Peer peer() const noexcept { return message_->from; }
       [[nodiscard]] std::span<const std::byte> head() const noexcept { return message_->head; }
       [[nodiscard]] std::uint64_t body_bytes() const noexcept { return message_->bytes; }
@@ -101,7 +105,7 @@ class InProcess {
      private:
       friend class Endpoint;
       Arrival(InProcess& hub, MessagePtr message) : hub_(&hub), message_(std::move(message)) {}
-      void let_go() noexcept {
+      void discard() noexcept {
         if (message_ != nullptr) {
           const std::lock_guard lock(hub_->mutex_);
           hub_->take(*std::exchange(message_, nullptr), TicketState::done);
@@ -111,11 +115,11 @@ class InProcess {
       MessagePtr message_;
     };
 
-    /// Throws std::invalid_argument if there is no such peer, or it has had an endpoint.
+    /// Throws std::invalid_argument if there is no such peer, or it already had an endpoint.
     Endpoint(InProcess& hub, Peer self) : hub_(&hub), self_(self) {
       require_between(self, Peer{0}, hub.config_.peers - 1, "self");
       const std::lock_guard lock(hub.mutex_);
-      require(!std::exchange(hub.box(self).connected, true), "self", self, "a peer that has not had an endpoint");
+      require(!std::exchange(hub.box(self).connected, true), "self", self, "a peer that never had an endpoint");
     }
     Endpoint(const Endpoint&) = delete;
     Endpoint& operator=(const Endpoint&) = delete;
@@ -133,7 +137,7 @@ class InProcess {
       require_peer(to);
       require_channel(channel);
       require(head.size() <= max_message_head, "head.size()", head.size(), "at most max_message_head");
-      const std::uint64_t bytes = detail::total_bytes(body);
+      const std::uint64_t bytes = io::total_bytes(body);
       const auto message = std::make_shared<Message>();
       message->from = self_;
       message->to = to;
@@ -157,7 +161,7 @@ class InProcess {
       stream.queue.push_back(message);
       ++stream.messages;
       stream.bytes += bytes;
-      hub_->tell(to);
+      hub_->notify(to);
       return Ticket(message);
     }
 
@@ -182,8 +186,8 @@ class InProcess {
       return std::nullopt;
     }
 
-    Ticket accept(Arrival&& arrival, ReceiveSpans pieces) {
-      require(detail::total_bytes(pieces) == arrival.body_bytes(), "pieces", detail::total_bytes(pieces),
+    Ticket accept(Arrival&& arrival, ReceiveSpans spans) {
+      require(io::total_bytes(spans) == arrival.body_bytes(), "spans", io::total_bytes(spans),
               "as many bytes as the body has");
       const MessagePtr message = std::exchange(arrival.message_, nullptr);
       std::unique_lock lock(hub_->mutex_);
@@ -192,7 +196,7 @@ class InProcess {
       }
       message->copying = true;
       lock.unlock();
-      detail::copy_body(message->body, pieces);
+      detail::copy_body(message->body, spans);
       lock.lock();
       message->copying = false;
       hub_->take(*message, TicketState::done);
@@ -204,7 +208,7 @@ class InProcess {
       return ticket.message_ == nullptr ? ticket.settled_ : ticket.message_->state.load();
     }
 
-    /// Always true. Waits for the peer if it is copying.
+    /// Always true. Waits for a peer that is copying the body.
     bool cancel(Ticket& ticket) {
       if (ticket.message_ != nullptr) {
         std::unique_lock lock(hub_->mutex_);
@@ -218,9 +222,9 @@ class InProcess {
       Mailbox& own = hub_->box(self_);
       const auto is_new = [&] { return own.events != seen_; };
       if (until == no_deadline) {
-        own.told.wait(lock, is_new);
+        own.changed.wait(lock, is_new);
       } else {
-        own.told.wait_until(lock, until, is_new);
+        own.changed.wait_until(lock, until, is_new);
       }
       return std::exchange(seen_, own.events) != own.events;
     }
@@ -231,7 +235,7 @@ class InProcess {
       return hub_->is_broken(self_, peer);
     }
 
-    /// The peer loses this one too.
+    /// The peer loses this endpoint too.
     void drop(Peer peer) {
       require_peer(peer);
       std::unique_lock lock(hub_->mutex_);
@@ -247,8 +251,8 @@ class InProcess {
           }
         }
       }
-      hub_->tell(peer);
-      hub_->tell(self_);
+      hub_->notify(peer);
+      hub_->notify(self_);
     }
 
    private:
@@ -257,12 +261,12 @@ class InProcess {
 
     InProcess* hub_;
     Peer self_;
-    Peer next_ = 0;           // whose turn it is
+    Peer next_ = 0;           // that is polled next
     std::uint64_t seen_ = 0;  // events, at the last wait
   };
 
  private:
-  /// What one peer has sent another on one channel.
+  /// Messages from one peer to another on one channel.
   struct Stream {
     std::deque<MessagePtr> queue;   // not polled yet
     std::vector<MessagePtr> taken;  // polled, but the body not received
@@ -273,8 +277,8 @@ class InProcess {
     std::vector<Stream> streams;  // by sender and channel
     std::vector<bool> broken;     // by peer: this one has dropped it
     bool connected = false;
-    std::uint64_t events = 0;  // what its owner may want to look at
-    std::condition_variable told;
+    std::uint64_t events = 0;  // news for its owner
+    std::condition_variable changed;
   };
 
   static const Config& validated(const Config& config) {
@@ -289,17 +293,17 @@ class InProcess {
     return static_cast<std::size_t>(i);
   }
 
-  // All of these with the lock held.
+  // All of these need the lock.
   [[nodiscard]] Mailbox& box(Peer peer) noexcept { return mailboxes_[count(peer)]; }
   [[nodiscard]] Stream& stream(Peer from, Peer to, Channel channel) noexcept {
     return box(to).streams[count(from) * count(config_.channels) + count(channel)];
   }
   [[nodiscard]] bool is_broken(Peer a, Peer b) noexcept { return box(a).broken[count(b)] || box(b).broken[count(a)]; }
-  void tell(Peer peer) noexcept {
+  void notify(Peer peer) noexcept {
     ++box(peer).events;
-    box(peer).told.notify_all();
+    box(peer).changed.notify_all();
   }
-  /// Settles a message, if it is not yet, and takes it out of the window.
+  /// Settles a pending message, and removes it from the window.
   void take(Message& message, TicketState settled) noexcept {
     if (std::exchange(message.counted, false)) {
       Stream& s = stream(message.from, message.to, message.channel);
@@ -309,7 +313,7 @@ class InProcess {
       if (message.state == TicketState::pending) {
         message.state = settled;
       }
-      tell(message.from);
+      notify(message.from);
     }
   }
   void withdraw(std::unique_lock<std::mutex>& lock, MessagePtr message) {
@@ -318,7 +322,7 @@ class InProcess {
       message->withdrawn = true;
       std::erase(stream(message->from, message->to, message->channel).queue, message);
       take(*message, TicketState::failed);
-      tell(message->to);
+      notify(message->to);
     }
   }
 

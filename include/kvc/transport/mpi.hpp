@@ -1,27 +1,9 @@
 // Mpi: a transport between the processes of an MPI communicator.
 //
 //   MPI_Init(&argc, &argv);
-//   Mpi transport(MPI_COMM_WORLD);       // peer numbers are ranks; collective over the communicator
+//   transport::Mpi transport(MPI_COMM_WORLD);       // peer numbers are ranks; collective over the communicator
 //
-// A message is its head, and its body in parts (transport/mpi_operation.hpp), straight from the blocks of one pool to
-// those of another. The receiver takes parts as they are announced (matched probes). Many are under way at once. A
-// window of messages per peer and channel is kept by acknowledgements, and bounds what MPI may have to buffer.
-//
-// Progress is made in poll, accept, cancel and wait, in try_send when the window is full, and nowhere else: no thread
-// is started, and MPI needs to be initialised with MPI_THREAD_FUNNELED at most, or with MPI_THREAD_MULTIPLE if others
-// use it too.
-//
-// Peers that die: MPI itself says nothing (and mpirun ends all, unless it is run with --enable-recovery). A peer on the
-// same machine, whose process has ended, is found to be lost; of another machine's only the deadlines of transfers tell.
-//
-// What MPI has begun it may go on with: neither a message that was sent nor a part that was matched can be called back.
-// So a ticket of a peer that is lost or dropped stays pending, and its memory in use, until MPI is done with it or the
-// process of that peer is known to have ended. Of a peer on another machine that says nothing more this is never known.
-// Until then the memory (the pool) must stay; a program that cannot wait for it ends with MPI_Abort.
-//
-// A peer that does not keep to the protocol (a part larger than its body, a head or note of a wrong size) is lost.
-//
-// Define OMPI_SKIP_MPICXX or link kvc::mpi, which does. Threads: one at a time.
+// Define OMPI_SKIP_MPICXX, or link kvc::mpi, which does.
 #pragma once
 
 #include <mpi.h>
@@ -39,9 +21,11 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/transport/backoff.hpp"
 #include "kvc/transport/concept.hpp"
 #include "kvc/transport/mpi_control.hpp"
+#include "kvc/transport/mpi_handles.hpp"
 #include "kvc/transport/mpi_operation.hpp"
 #include "kvc/transport/mpi_process.hpp"
 #include "kvc/transport/mpi_stream.hpp"
@@ -50,18 +34,35 @@ namespace kvc {
 inline namespace v0 {
 namespace transport {
 
+/// A Transport whose peers are the ranks of a communicator. One thread at a time. MPI must be initialised before, with
+/// MPI_THREAD_FUNNELED at least, or MPI_THREAD_MULTIPLE if other threads use it too, and finalised after.
+///
+/// A message is its head, and its body in parts (transport/mpi_operation.hpp), straight from the blocks of one pool to
+/// those of another. The receiver matches the parts as they are announced; many are in flight at once. Acknowledgements
+/// keep a window per peer and channel, which bounds what MPI may have to buffer.
+///
+/// Progress is made in poll, accept, cancel and wait, and in try_send when the window is full. It starts no thread.
+///
+/// Peers that die: MPI reports nothing (and mpirun ends all ranks, unless it runs with --enable-recovery). A peer on the
+/// same machine is lost as soon as its process has ended; for one on another machine only the timeouts of transfers help.
+/// A peer that violates the protocol (a part that exceeds its body, a head of a bad size) is lost, too.
+///
+/// MPI cannot cancel a message that was sent or a part that was matched. A ticket of a peer that is lost or dropped stays
+/// pending, and its memory in use, until MPI no longer uses it or the process of that peer is known to have ended. For a
+/// silent peer on another machine this may be never. Until then the memory (the pool) must stay; a program that cannot
+/// wait ends with MPI_Abort.
 class Mpi {
   using Operation = detail::Operation;
   using OperationPtr = std::shared_ptr<Operation>;
-  using Note = detail::ControlMessage;
+  using ControlMessage = detail::ControlMessage;
   using Stream = detail::Stream;
 
  public:
   struct Config {
     Channel channels = 4;
-    Index window_messages = 64;             ///< sent on a channel to a peer, and not taken there
-    Index window_bytes = Index{256} << 20;  ///< bodies on their way to a peer
-    std::size_t part_bytes = 32 << 10;      ///< pieces of at least this size are messages of their own
+    Index window_messages = 64;             ///< sent to a peer on a channel, and not received there
+    Index window_bytes = Index{256} << 20;  ///< of bodies in flight to a peer
+    std::size_t part_bytes = 32 << 10;      ///< spans of at least this size are MPI messages of their own
   };
 
   /// Collective. Throws std::invalid_argument if a count is not positive.
@@ -71,7 +72,7 @@ class Mpi {
     require(config.window_bytes >= 1, "config.window_bytes", config.window_bytes, "at least 1");
     require(config.part_bytes >= 1, "config.part_bytes", config.part_bytes, "at least 1");
     MPI_Comm_dup(comm, &comm_);
-    MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);  // what fails with a peer fails its operations
+    MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);  // an error with a peer fails its operations
     int rank = 0;
     int size = 0;
     MPI_Comm_rank(comm_, &rank);
@@ -87,69 +88,32 @@ class Mpi {
   explicit Mpi(MPI_Comm comm) : Mpi(comm, Config()) {}
   Mpi(const Mpi&) = delete;
   Mpi& operator=(const Mpi&) = delete;
-  /// Says good-bye to the others, after what it has sent has gone or a second has passed. MPI must not be finalised
-  /// yet.
+  /// Tells the peers that it closes, once its messages have left or a second has passed. MPI must not be finalised yet.
   ~Mpi() {
     const TimePoint until = std::chrono::steady_clock::now() + std::chrono::seconds(1);
-    const auto is_of_the_living = [&](const OperationPtr& operation) { return !neighbour(operation->peer).lost; };
-    while (std::any_of(active_.begin(), active_.end(), is_of_the_living) && std::chrono::steady_clock::now() < until) {
+    const auto is_to_live_peer = [&](const OperationPtr& operation) { return !peer_state(operation->peer).lost; };
+    while (std::any_of(active_.begin(), active_.end(), is_to_live_peer) && std::chrono::steady_clock::now() < until) {
       progress();
     }
     for (Peer peer = 0; peer < peers(); ++peer) {
-      if (peer != self_ && !neighbour(peer).lost) {
-        (void)notes_.send(comm_, peer, {Note::closing, 0});
+      if (peer != self_ && !peer_state(peer).lost) {
+        (void)control_.send(comm_, peer, {ControlMessage::closing, 0});
       }
     }
-    while (!notes_.empty() && std::chrono::steady_clock::now() < until) {
+    while (!control_.empty() && std::chrono::steady_clock::now() < until) {
       progress();
     }
-    // MPI may use the memory of what is still under way until it is finalised: never destroyed.
+    // Never destroyed: until it is finalised, MPI may use the memory of operations that are not complete.
     static auto& left = *new Grave;
     left.operations.insert(left.operations.end(), active_.begin(), active_.end());
     left.operations.insert(left.operations.end(), grave_.operations.begin(), grave_.operations.end());
-    notes_.move_to(left.notes);
-    grave_.notes.move_to(left.notes);
-    // The communicator is not freed: that waits for all others in some implementations, and they may be dead.
+    control_.move_to(left.control);
+    grave_.control.move_to(left.control);
+    // The communicator is not freed: some implementations wait for all ranks, and they may be dead.
   }
 
-  class Ticket {
-   public:
-    Ticket() = default;
-
-   private:
-    friend class Mpi;
-    explicit Ticket(OperationPtr operation) : operation_(std::move(operation)) {}
-    OperationPtr operation_;  // none: done
-  };
-
-  class Arrival {
-   public:
-    Arrival(Arrival&&) = default;
-    Arrival& operator=(Arrival&& other) noexcept {
-      std::swap(operation_, other.operation_);
-      std::swap(peer_, other.peer_);
-      std::swap(body_bytes_, other.body_bytes_);
-      std::swap(head_, other.head_);
-      return *this;
-    }
-    ~Arrival() {
-      if (operation_ != nullptr) {
-        operation_->discards = true;  // as if it were received, by progress
-      }
-    }
-    [[nodiscard]] Peer peer() const noexcept { return peer_; }
-    [[nodiscard]] std::span<const std::byte> head() const noexcept { return head_; }
-    [[nodiscard]] std::uint64_t body_bytes() const noexcept { return body_bytes_; }
-
-   private:
-    friend class Mpi;
-    Arrival(Peer peer, std::vector<std::byte> head, std::uint64_t body_bytes, OperationPtr operation)
-        : operation_(std::move(operation)), peer_(peer), body_bytes_(body_bytes), head_(std::move(head)) {}
-    OperationPtr operation_;  // none: it has no body, or was accepted
-    Peer peer_;
-    std::uint64_t body_bytes_;
-    std::vector<std::byte> head_;
-  };
+  using Ticket = detail::MpiTicket;
+  using Arrival = detail::MpiArrival;
 
   [[nodiscard]] Peer self() const noexcept { return self_; }
   [[nodiscard]] Peer peers() const noexcept { return static_cast<Peer>(peers_.size()); }
@@ -159,8 +123,8 @@ class Mpi {
     require_peer(to);
     require_channel(channel);
     require(head.size() <= max_message_head, "head.size()", head.size(), "at most max_message_head");
-    const std::uint64_t bytes = detail::total_bytes(body);
-    Neighbour& peer = neighbour(to);
+    const std::uint64_t bytes = io::total_bytes(body);
+    PeerState& peer = peer_state(to);
     Stream& stream = peer.streams[static_cast<std::size_t>(channel)];
     const auto is_full = [&] {
       return stream.unacknowledged >= config_.window_messages ||
@@ -187,7 +151,7 @@ class Mpi {
     }
     active_.push_back(operation);
     if (!operation->has_begun()) {
-      lose(to);  // what follows would be taken for the rest of this
+      lose(to);  // the next message would be taken for the rest of this one
     }
     return Ticket(operation);
   }
@@ -211,7 +175,7 @@ class Mpi {
       std::vector<std::byte> wire(static_cast<std::size_t>(std::clamp(size, 0, most)));
       if (size < least || size > most ||
           MPI_Mrecv(wire.data(), size, MPI_BYTE, &message, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
-        lose(from);  // no head of ours: it is not received
+        lose(from);  // not a head of this protocol
         continue;
       }
       std::memcpy(&bytes, wire.data(), sizeof bytes);
@@ -221,23 +185,23 @@ class Mpi {
         return Arrival(from, std::move(wire), bytes, nullptr);
       }
       const OperationPtr operation = Operation::receive(from, channel, bytes);
-      operation->discards = neighbour(from).lost;
-      neighbour(from).streams[static_cast<std::size_t>(channel)].arriving.push_back(operation);
+      operation->discards = peer_state(from).lost;
+      peer_state(from).streams[static_cast<std::size_t>(channel)].arriving.push_back(operation);
       if (!operation->discards) {
         return Arrival(from, std::move(wire), bytes, operation);
       }
     }
   }
 
-  Ticket accept(Arrival&& arrival, ReceiveSpans pieces) {
-    require(detail::total_bytes(pieces) == arrival.body_bytes(), "pieces", detail::total_bytes(pieces),
+  Ticket accept(Arrival&& arrival, ReceiveSpans spans) {
+    require(io::total_bytes(spans) == arrival.body_bytes(), "spans", io::total_bytes(spans),
             "as many bytes as the body has");
     if (arrival.operation_ == nullptr) {
       return {};
     }
     const OperationPtr operation = std::exchange(arrival.operation_, nullptr);
     if (operation->state == TicketState::pending) {
-      operation->receive_to(pieces);
+      operation->receive_to(spans);
       match(operation->peer, operation->channel);
     }
     return Ticket(operation);
@@ -250,7 +214,7 @@ class Mpi {
     return ticket.operation_->state;
   }
 
-  /// Messages that were sent cannot be called back; of a body, no more parts are received.
+  /// Cannot cancel a message that was sent. Receives no more parts of a body.
   bool cancel(Ticket& ticket) {
     progress();
     if (state(ticket) == TicketState::pending && ticket.operation_->receives) {
@@ -259,8 +223,8 @@ class Mpi {
     return state(ticket) != TicketState::pending;
   }
 
-  /// MPI has no way to sleep until something comes, so this looks again and again (transport/backoff.hpp): after 1 ms
-  /// at most, or 100 us while messages are under way, which MPI may have to move on.
+  /// MPI cannot sleep until a message arrives, so this polls (transport/backoff.hpp), every 1 ms at least, or every 100 us
+  /// while messages are in flight, which MPI may have to push on.
   bool wait(TimePoint until) {
     TimePoint now = std::chrono::steady_clock::now();
     for (const detail::Backoff backoff(now);; now = std::chrono::steady_clock::now()) {
@@ -286,17 +250,17 @@ class Mpi {
   }
 
  private:
-  struct Neighbour {
+  struct PeerState {
     std::vector<Stream> streams;  // by channel
     std::uint64_t sending_bytes = 0;
     detail::PeerProcess process;
     bool lost = false;   // nothing is sent to it, no body is received
     bool ended = false;  // MPI uses no memory for it any more
   };
-  /// What MPI may still look at, though nobody waits for it.
+  /// Operations and messages that MPI may still refer to, though nobody waits for them.
   struct Grave {
     std::vector<OperationPtr> operations;
-    detail::ControlMessages notes;
+    detail::ControlMessages control;
   };
 
   [[nodiscard]] static int head_tag(Channel channel) noexcept { return 1 + 2 * channel; }
@@ -304,14 +268,14 @@ class Mpi {
 
   void require_peer(Peer peer) const { require_between(peer, Peer{0}, peers() - 1, "peer"); }
   void require_channel(Channel channel) const { require_between(channel, Channel{0}, channels() - 1, "channel"); }
-  [[nodiscard]] Neighbour& neighbour(Peer peer) noexcept { return peers_[static_cast<std::size_t>(peer)]; }
+  [[nodiscard]] PeerState& peer_state(Peer peer) noexcept { return peers_[static_cast<std::size_t>(peer)]; }
 
   [[nodiscard]] Stream& stream_of(const Operation& operation) noexcept {
-    return neighbour(operation.peer).streams[static_cast<std::size_t>(operation.channel)];
+    return peer_state(operation.peer).streams[static_cast<std::size_t>(operation.channel)];
   }
 
   void match(Peer from, Channel channel) {
-    Stream& stream = neighbour(from).streams[static_cast<std::size_t>(channel)];
+    Stream& stream = peer_state(from).streams[static_cast<std::size_t>(channel)];
     const auto begun = [&](const OperationPtr& operation) {
       if (std::find(active_.begin(), active_.end(), operation) == active_.end()) {
         active_.push_back(operation);
@@ -325,17 +289,17 @@ class Mpi {
   void progress() {
     detail::ControlMessages::receive(
         comm_,
-        [&](Peer from, const Note& note) {
+        [&](Peer from, const ControlMessage& message) {
           ++events_;
-          if (note.channel == Note::closing) {
+          if (message.channel == ControlMessage::closing) {
             lose(from);
-          } else if (0 <= note.channel && note.channel < channels()) {
-            Stream& stream = neighbour(from).streams[static_cast<std::size_t>(note.channel)];
-            stream.unacknowledged -= std::clamp<Index>(note.messages, 0, stream.unacknowledged);
+          } else if (0 <= message.channel && message.channel < channels()) {
+            Stream& stream = peer_state(from).streams[static_cast<std::size_t>(message.channel)];
+            stream.unacknowledged -= std::clamp<Index>(message.messages, 0, stream.unacknowledged);
           }
         },
         [&](Peer from) { lose(from); });
-    notes_.test();
+    control_.test();
     for (Peer peer = 0; peer < peers(); ++peer) {
       for (Channel channel = 0; channel < channels(); ++channel) {
         match(peer, channel);
@@ -350,12 +314,12 @@ class Mpi {
     });
     for (const OperationPtr& operation : settled) {
       ++events_;
-      neighbour(operation->peer).sending_bytes -= operation->sends_bytes;
+      peer_state(operation->peer).sending_bytes -= operation->sends_bytes;
       if (operation->acknowledges) {
         acknowledge(operation->peer, operation->channel);
       }
     }
-    look_for_the_dead();
+    find_ended_processes();
   }
 
   [[nodiscard]] bool has_arrivals() {
@@ -370,31 +334,31 @@ class Mpi {
   }
 
   void acknowledge(Peer from, Channel channel) {
-    Stream& stream = neighbour(from).streams[static_cast<std::size_t>(channel)];
-    if (++stream.taken >= std::max<Index>(1, config_.window_messages / 2) && !neighbour(from).lost &&
-        !notes_.send(comm_, from, {channel, static_cast<std::int32_t>(std::exchange(stream.taken, 0))})) {
-      lose(from);  // which would wait for this for ever
+    Stream& stream = peer_state(from).streams[static_cast<std::size_t>(channel)];
+    if (++stream.taken >= std::max<Index>(1, config_.window_messages / 2) && !peer_state(from).lost &&
+        !control_.send(comm_, from, {channel, static_cast<std::int32_t>(std::exchange(stream.taken, 0))})) {
+      lose(from);  // it would wait for this for ever
     }
   }
 
-  /// Processes of this machine that are gone.
-  void look_for_the_dead() {
+  /// Loses the peers on this machine whose processes have ended.
+  void find_ended_processes() {
     const TimePoint now = std::chrono::steady_clock::now();
     if (now < next_look_) {
       return;
     }
     next_look_ = now + std::chrono::milliseconds(20);
     for (Peer peer = 0; peer < peers(); ++peer) {
-      if (!neighbour(peer).ended && neighbour(peer).process.has_ended()) {
+      if (!peer_state(peer).ended && peer_state(peer).process.has_ended()) {
         lose(peer);
         bury(peer);
       }
     }
   }
 
-  /// Receives no more from a peer, and sends it nothing. What MPI has begun goes on.
+  /// Receives no more from a peer, and sends it nothing. Calls that MPI has begun continue.
   void lose(Peer lost) {
-    Neighbour& peer = neighbour(lost);
+    PeerState& peer = peer_state(lost);
     if (std::exchange(peer.lost, true)) {
       return;
     }
@@ -404,10 +368,10 @@ class Mpi {
     }
   }
 
-  /// Settles all that is under way with a process that has ended.
+  /// Settles all operations with a process that has ended.
   void bury(Peer dead) {
-    neighbour(dead).ended = true;
-    // What it had put into the queues of this process comes in a few rounds; it puts in no more.
+    peer_state(dead).ended = true;
+    // Messages that it had queued for this process arrive in a few rounds; it queues no more.
     for (int round = 0; round < 1000; ++round) {
       int flag = 0;
       MPI_Iprobe(dead, detail::ControlMessages::tag, comm_, &flag, MPI_STATUS_IGNORE);
@@ -415,23 +379,23 @@ class Mpi {
     for (const OperationPtr& operation : active_) {
       if (operation->peer == dead && !operation->test()) {
         operation->state = TicketState::failed;
-        grave_.operations.push_back(operation);  // MPI still knows it
+        grave_.operations.push_back(operation);  // MPI still refers to it
       }
     }
     std::erase_if(active_, [&](const OperationPtr& operation) { return operation->peer == dead; });
-    for (Stream& stream : neighbour(dead).streams) {
+    for (Stream& stream : peer_state(dead).streams) {
       stream.arriving.clear();
     }
-    notes_.bury(dead, grave_.notes);
+    control_.bury(dead, grave_.control);
     ++events_;
   }
 
   Config config_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   Peer self_ = 0;
-  std::vector<Neighbour> peers_;
+  std::vector<PeerState> peers_;
   std::vector<OperationPtr> active_;
-  detail::ControlMessages notes_;
+  detail::ControlMessages control_;
   Grave grave_;  // of processes that have ended
   std::uint64_t events_ = 0;
   std::uint64_t seen_ = 0;

@@ -1,5 +1,5 @@
-// What MpiTransports tell each other beside the messages of their users: that messages were taken, which opens a window
-// again, and that a peer closes. Part of transport/mpi.hpp.
+// Control messages between Mpi transports: acknowledgements, which reopen a window, and the closing of a peer. Part of
+// transport/mpi.hpp.
 #pragma once
 
 #include <mpi.h>
@@ -14,47 +14,49 @@ inline namespace v0 {
 namespace transport {
 namespace detail {
 
+/// The message itself, as it is sent.
 struct ControlMessage {
-  static constexpr std::int32_t closing = -1;  ///< instead of a channel
+  static constexpr std::int32_t closing = -1;  ///< in place of a channel
   std::int32_t channel;
-  std::int32_t messages;  ///< that were taken
+  std::int32_t messages;  ///< that were received
 };
 
+/// Sends control messages without waiting, and receives them.
 class ControlMessages {
  public:
   static constexpr int tag = 0;
 
-  /// False if MPI does not begin it.
-  [[nodiscard]] bool send(MPI_Comm comm, Peer to, const ControlMessage& note) {
-    Sent& sent = sent_.emplace_back(Sent{note, MPI_REQUEST_NULL, to});
-    const int result = MPI_Isend(&sent.note, sizeof sent.note, MPI_BYTE, to, tag, comm, &sent.request);
+  /// False if MPI refuses to send.
+  [[nodiscard]] bool send(MPI_Comm comm, Peer to, const ControlMessage& message) {
+    Sent& sent = sent_.emplace_back(Sent{message, MPI_REQUEST_NULL, to});
+    const int result = MPI_Isend(&sent.message, sizeof sent.message, MPI_BYTE, to, tag, comm, &sent.request);
     if (result != MPI_SUCCESS) {
       sent_.pop_back();
     }
     return result == MPI_SUCCESS;
   }
-  /// Calls f(peer, note) of each that has come. What is not one is not received, and broken(peer) called.
+  /// Calls f(peer, message) for each that has arrived. Does not receive anything else, and calls broken(peer) for it.
   template <class F, class G>
   static void receive(MPI_Comm comm, F&& f, G&& broken) {
     for (;;) {
       int flag = 0;
-      MPI_Message message = MPI_MESSAGE_NULL;
+      MPI_Message matched = MPI_MESSAGE_NULL;
       MPI_Status status;
-      MPI_Improbe(MPI_ANY_SOURCE, tag, comm, &flag, &message, &status);
+      MPI_Improbe(MPI_ANY_SOURCE, tag, comm, &flag, &matched, &status);
       if (flag == 0) {
         return;
       }
       int size = 0;
       MPI_Get_count(&status, MPI_BYTE, &size);
-      ControlMessage note{};
-      if (size == sizeof note && MPI_Mrecv(&note, size, MPI_BYTE, &message, MPI_STATUS_IGNORE) == MPI_SUCCESS) {
-        f(Peer{status.MPI_SOURCE}, note);
+      ControlMessage message{};
+      if (size == sizeof message && MPI_Mrecv(&message, size, MPI_BYTE, &matched, MPI_STATUS_IGNORE) == MPI_SUCCESS) {
+        f(Peer{status.MPI_SOURCE}, message);
       } else {
         broken(Peer{status.MPI_SOURCE});
       }
     }
   }
-  /// Forgets those that are sent.
+  /// Discards those that have left.
   void test() {
     sent_.remove_if([](Sent& sent) {
       int done = 0;
@@ -63,12 +65,12 @@ class ControlMessages {
     });
   }
   [[nodiscard]] bool empty() const noexcept { return sent_.empty(); }
-  /// Moves those to `dead` to `grave`: MPI still knows them.
+  /// Moves messages to the peer `dead` to `grave`: MPI still refers to them.
   void bury(Peer dead, ControlMessages& grave) {
     for (auto at = sent_.begin(); at != sent_.end();) {
-      const auto note = at++;
-      if (note->to == dead) {
-        grave.sent_.splice(grave.sent_.end(), sent_, note);
+      const auto message = at++;
+      if (message->to == dead) {
+        grave.sent_.splice(grave.sent_.end(), sent_, message);
       }
     }
   }
@@ -76,11 +78,11 @@ class ControlMessages {
 
  private:
   struct Sent {
-    ControlMessage note;
+    ControlMessage message;
     MPI_Request request;
     Peer to;
   };
-  std::list<Sent> sent_;  // MPI reads them where they are
+  std::list<Sent> sent_;  // stable addresses: MPI reads them
 };
 
 }  // namespace detail

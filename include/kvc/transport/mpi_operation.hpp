@@ -1,8 +1,7 @@
-// What Mpi has under way: a message that is being sent, or a body that is being received, in parts.
+// Operation: a message that Mpi is sending, or a body that it is receiving in parts. Part of transport/mpi.hpp.
 //
-// A body travels as its pieces lie. One that is large enough is an MPI message of its own, straight from memory; smaller
-// ones go together, described by a derived datatype. The receiver takes each part to where it belongs, whatever the
-// pieces there. Part of transport/mpi.hpp.
+// A large span of a body is an MPI message of its own, straight from memory; small spans travel together, described by a
+// derived datatype. The receiver puts each part in its place, however its own spans are cut.
 #pragma once
 
 #include <mpi.h>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/transport/concept.hpp"
 
 namespace kvc {
@@ -24,31 +24,31 @@ inline namespace v0 {
 namespace transport {
 namespace detail {
 
-/// Calls f(address, count, datatype) of pieces at absolute addresses, or of one piece.
-template <class Pieces, class F>
-void with_mpi_type(const Pieces& pieces, F&& f) {
-  if (pieces.size() == 1) {
-    f(const_cast<std::byte*>(pieces.front().data()), static_cast<int>(pieces.front().size()), MPI_BYTE);
+/// Calls f(address, count, datatype) for several spans at absolute addresses, or for a single one.
+template <class Spans, class F>
+void with_mpi_type(const Spans& spans, F&& f) {
+  if (spans.size() == 1) {
+    f(const_cast<std::byte*>(spans.front().data()), static_cast<int>(spans.front().size()), MPI_BYTE);
     return;
   }
   std::vector<int> lengths;
   std::vector<MPI_Aint> places;
-  lengths.reserve(pieces.size());
-  places.reserve(pieces.size());
-  for (const auto& piece : pieces) {
+  lengths.reserve(spans.size());
+  places.reserve(spans.size());
+  for (const auto& span : spans) {
     MPI_Aint place = 0;
-    MPI_Get_address(piece.data(), &place);
-    lengths.push_back(static_cast<int>(piece.size()));
+    MPI_Get_address(span.data(), &place);
+    lengths.push_back(static_cast<int>(span.size()));
     places.push_back(place);
   }
   MPI_Datatype type = MPI_DATATYPE_NULL;
-  MPI_Type_create_hindexed(static_cast<int>(pieces.size()), lengths.data(), places.data(), MPI_BYTE, &type);
+  MPI_Type_create_hindexed(static_cast<int>(spans.size()), lengths.data(), places.data(), MPI_BYTE, &type);
   MPI_Type_commit(&type);
   f(static_cast<void*>(MPI_BOTTOM), 1, type);
-  MPI_Type_free(&type);  // once nothing uses it any more
+  MPI_Type_free(&type);  // deferred until nothing uses it
 }
 
-/// A message that is sent, or a body that is received. MPI may use the memory of both while `pending`.
+/// A message that is sent, or a body that is received. MPI may use the memory while it is `pending`.
 class Operation {
  public:
   Operation(Peer with, Channel on) : peer(with), channel(on) {}
@@ -61,11 +61,11 @@ class Operation {
 
   // Of a body that is received:
   bool receives = false;
-  bool acknowledges = false;    // once it is settled
-  bool discards = false;        // it comes to nobody
-  std::uint64_t unmatched = 0;  // bytes whose parts have not come
+  bool acknowledges = false;    // when it is settled
+  bool discards = false;        // the bytes that arrive
+  std::uint64_t unmatched = 0;  // bytes whose parts have not arrived
 
-  /// A body of `bytes` that is to come.
+  /// A body of `bytes` bytes that will arrive.
   [[nodiscard]] static std::shared_ptr<Operation> receive(Peer from, Channel on, std::uint64_t bytes) {
     auto operation = std::make_shared<Operation>(from, on);
     operation->receives = operation->acknowledges = true;
@@ -79,9 +79,9 @@ class Operation {
     std::copy(head.begin(), head.end(), head_.begin() + sizeof body_bytes);
     begun(MPI_Isend(head_.data(), static_cast<int>(head_.size()), MPI_BYTE, peer, tag, comm, next_request()));
   }
-  /// Whether MPI has begun all that was asked of it so far.
+  /// Whether MPI has accepted every call so far.
   [[nodiscard]] bool has_begun() const noexcept { return !fails_; }
-  /// Sends pieces of at least `part_bytes` each by itself, the others together.
+  /// Sends each span of at least `part_bytes` by itself, the others together.
   void send_body(MPI_Comm comm, int tag, std::size_t part_bytes, SendSpans body) {
     constexpr std::size_t most = std::size_t{1} << 30;  // lengths are int
     std::vector<std::span<const std::byte>> part;
@@ -95,10 +95,10 @@ class Operation {
         size = 0;
       }
     };
-    for (std::span<const std::byte> piece : body) {
-      while (!piece.empty()) {
-        const auto front = piece.first(std::min(piece.size(), most));
-        piece = piece.subspan(front.size());
+    for (std::span<const std::byte> span : body) {
+      while (!span.empty()) {
+        const auto front = span.first(std::min(span.size(), most));
+        span = span.subspan(front.size());
         if (front.size() >= part_bytes || size >= 8 * part_bytes) {
           send();
         }
@@ -112,12 +112,12 @@ class Operation {
     send();
   }
 
-  void receive_to(ReceiveSpans pieces) { pieces_.assign(pieces.begin(), pieces.end()); }
-  /// Whether it is known where the body goes.
-  [[nodiscard]] bool has_place() const noexcept { return discards || !pieces_.empty(); }
-  /// Receives the next part of the body, which has been matched. False for one that is larger than what is left of the
-  /// body, or than MPI can tell (negative): its sender does not keep to what the head said. It is not received, since
-  /// Open MPI 4.1 may write past the end of memory that is too small.
+  void receive_to(ReceiveSpans spans) { spans_.assign(spans.begin(), spans.end()); }
+  /// Whether the place of the body is known.
+  [[nodiscard]] bool has_place() const noexcept { return discards || !spans_.empty(); }
+  /// Receives the next part of the body, which has been matched. False for a part that exceeds the rest of the body, or
+  /// whose size MPI cannot express (negative): the sender violates its head. Such a part is not received, because Open
+  /// MPI 4.1 may write past the end of memory that is too small.
   [[nodiscard]] bool receive_part(MPI_Message& message, int size) {
     if (size < 0 || static_cast<std::uint64_t>(size) > unmatched) {
       return false;
@@ -131,7 +131,7 @@ class Operation {
     }
     std::vector<std::span<std::byte>> part;
     for (std::size_t left = bytes; left > 0;) {
-      const std::span<std::byte> rest = pieces_[piece_].subspan(offset_);
+      const std::span<std::byte> rest = spans_[span_].subspan(offset_);
       const std::span<std::byte> front = rest.first(std::min(rest.size(), left));
       if (!front.empty()) {
         part.push_back(front);
@@ -139,7 +139,7 @@ class Operation {
       left -= front.size();
       offset_ += front.size();
       if (front.size() == rest.size()) {
-        ++piece_;
+        ++span_;
         offset_ = 0;
       }
     }
@@ -149,8 +149,8 @@ class Operation {
     return true;
   }
 
-  /// The rest of the body does not come here: another operation, which is returned, discards it. This one fails as soon
-  /// as what has been matched has come.
+  /// Returns another operation that discards the rest of the body. This one fails as soon as its matched parts have
+  /// arrived.
   [[nodiscard]] std::shared_ptr<Operation> cut() {
     auto rest = receive(peer, channel, std::exchange(unmatched, 0));
     rest->discards = true;
@@ -159,7 +159,7 @@ class Operation {
     (void)test();
     return rest;
   }
-  /// Settles it if MPI is done with its memory. True if it is settled.
+  /// Settles the operation if MPI no longer uses its memory. True if it is settled.
   bool test() {
     if (state == TicketState::pending && unmatched == 0) {
       int done = 0;
@@ -174,14 +174,14 @@ class Operation {
 
  private:
   [[nodiscard]] MPI_Request* next_request() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
-  /// What MPI does not begin fails, once the rest is settled.
+  /// A call that MPI refused fails the operation, once its other requests are complete.
   void begun(int result) noexcept { fails_ = fails_ || result != MPI_SUCCESS; }
 
   std::vector<MPI_Request> requests_;
   std::vector<std::byte> head_;
-  std::vector<std::span<std::byte>> pieces_;
-  std::size_t piece_ = 0;   // that the next part begins in
-  std::size_t offset_ = 0;  // in the piece
+  std::vector<std::span<std::byte>> spans_;
+  std::size_t span_ = 0;    // where the next part begins
+  std::size_t offset_ = 0;  // in that span
   std::vector<std::vector<std::byte>> scrap_;
   bool fails_ = false;
 };

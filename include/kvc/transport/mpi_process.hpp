@@ -1,5 +1,5 @@
-// Which peers of an MPI communicator are processes of this machine, and whether they still run: MPI itself does not
-// tell. Part of transport/mpi.hpp.
+// The processes behind the ranks of a communicator: which of them run on this machine, and whether they have ended. MPI
+// has no call for that. Part of transport/mpi.hpp.
 #pragma once
 
 #include <mpi.h>
@@ -21,7 +21,7 @@ inline namespace v0 {
 namespace transport {
 namespace detail {
 
-/// A process of this machine; a default one is of another, and nothing is known of it.
+/// A process of this machine. A default-constructed one is on another machine; nothing is known of it.
 class PeerProcess {
  public:
   PeerProcess() = default;
@@ -43,9 +43,9 @@ class PeerProcess {
     }
   }
 
-  /// Whether it is known to have ended. It uses no memory of ours any more.
+  /// Whether it is known to have ended. It then uses no memory of this process any more.
   [[nodiscard]] bool has_ended() const noexcept {
-    if (handle_ >= 0) {  // means this process and no other that is given its number
+    if (handle_ >= 0) {  // names this process, and no later one with the same pid
       pollfd watched{handle_, POLLIN, 0};
       return ::poll(&watched, 1, 0) > 0;
     }

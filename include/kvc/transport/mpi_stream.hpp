@@ -1,5 +1,4 @@
-// Stream: what goes between this process and a peer on one channel: how many messages the peer has not taken, and
-// the bodies that come. Part of transport/mpi.hpp.
+// Stream: the state of one channel between this process and a peer. Part of transport/mpi.hpp.
 #pragma once
 
 #include <mpi.h>
@@ -18,16 +17,16 @@ inline namespace v0 {
 namespace transport {
 namespace detail {
 
+/// Counts the messages for the window, and matches the parts of bodies.
 struct Stream {
   using OperationPtr = std::shared_ptr<Operation>;
 
-  Index unacknowledged = 0;           // messages sent there
-  Index taken = 0;                    // messages that came, and are still to be acknowledged
-  std::deque<OperationPtr> arriving;  // bodies of which not all parts have been matched, in the order of their heads
+  Index unacknowledged = 0;           // messages sent
+  Index taken = 0;                    // messages received, and not acknowledged yet
+  std::deque<OperationPtr> arriving;  // bodies with unmatched parts, in the order of their heads
 
-  /// Receives parts that have come to where they belong, as far as that is known: parts are matched in the order in
-  /// which they were sent. Calls begun(operation) of each body that a part was received of. False once a part is larger
-  /// than it may be.
+  /// Receives the parts that have arrived to their places, as far as those are known; parts are matched in the order of
+  /// sending. Calls begun(operation) for each body of which it received a part. False if a part exceeds its body.
   template <class F>
   [[nodiscard]] bool match(MPI_Comm comm, int body_tag, F&& begun) {
     while (!arriving.empty() && arriving.front()->has_place()) {
@@ -51,14 +50,14 @@ struct Stream {
     }
     return true;
   }
-  /// What is still to come of a body is received by nobody. One whose parts have all been matched is passed by.
+  /// Discards the rest of a body. Ignores a body whose parts have all been matched.
   void cut(const OperationPtr& body) {
     const auto at = std::find(arriving.begin(), arriving.end(), body);
     if (at != arriving.end()) {
       *at = body->cut();
     }
   }
-  /// The same of all.
+  /// The same for all bodies.
   void cut_all() {
     for (OperationPtr& body : arriving) {
       body = body->cut();
