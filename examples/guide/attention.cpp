@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
-#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -45,12 +44,56 @@ void decode_several(Cache& cache) {
   }
   const Matrix q = Matrix::Random(3, query_row);  // row b is the newest position of views[b]
   Matrix out(3, query_row);
-  kvc::decode(std::span<const Cache::View>(views), q, out);
+  kvc::decode(views, q, out);
 
   Matrix alone(1, query_row);
   kvc::decode(views[2], q.row(2), alone);
   std::printf("a batch of %zu; the third row alone has %s bits\n", views.size(),
               alone == out.row(2) ? "the same" : "other");
+}
+
+void prefill_ragged(Cache& cache) {
+  // A whole prompt, a chunk of another, and one token that decodes: their rows lie one after the other in q.
+  struct Part {
+    kvc::Pos length, rows;
+  };
+  std::vector<Cache::View> views;
+  std::vector<kvc::PosRange> queries;  // usually step.range() of each Append
+  kvc::Pos rows = 0;
+  for (const Part& part : {Part{40, 40}, Part{300, 64}, Part{7, 1}}) {
+    views.push_back(cache.view(0, sequence_of(cache, part.length)));
+    queries.push_back({part.length - part.rows, part.length});
+    rows += part.rows;
+  }
+  const Matrix q = Matrix::Random(rows, query_row);
+  Matrix out(rows, query_row);
+  kvc::prefill(views, queries, q, out);
+
+  Matrix alone(1, query_row);
+  kvc::decode(views[2], q.bottomRows(1), alone);
+  std::printf("%d rows of %zu sequences; the last row alone has %s bits\n", rows, views.size(),
+              alone == out.bottomRows(1) ? "the same" : "other");
+}
+
+void merge_parts(Cache& cache) {
+  const kvc::Pos tokens = 1500;
+  const Cache::View kv = cache.view(0, sequence_of(cache, tokens));
+  const Matrix q = Matrix::Random(1, query_row);
+  Matrix out(1, query_row), lse(1, query_heads);
+  kvc::decode(kv, q, {out, lse});  // lse: log-sum-exp of each row and head, natural logarithm
+
+  // Two parts of the keys, each anywhere: on another thread, device or machine.
+  Matrix o1(1, query_row), m1(1, query_heads), l1(1, query_heads);
+  Matrix o2(1, query_row), m2(1, query_heads), l2(1, query_heads);
+  const kvc::AttentionStates first{o1, m1, l1}, second{o2, m2, l2};
+  kvc::decode(kv, q, first, {.keys = {0, 1000}});
+  kvc::decode(kv, q, second, {.keys = {1000, tokens}});
+  first.merge(second);
+  Matrix merged(1, query_row), merged_lse(1, query_heads);
+  first.write_output(merged, merged_lse);
+  std::printf("merged: outputs within 1e-5: %s, log-sum-exp within 1e-5: %s\n",
+              (merged - out).cwiseAbs().maxCoeff() < 1e-5F ? "yes" : "no",
+              (merged_lse - lse).cwiseAbs().maxCoeff() < 1e-5F ? "yes" : "no");
 }
 
 void restrict_keys(Cache& cache) {
@@ -148,8 +191,10 @@ int main(int argc, char**) {
     time_a_decode();
     return 0;
   }
-  Cache cache(shape, {.blocks = 256, .block_tokens = 16});
+  Cache cache(shape, {.blocks = 512, .block_tokens = 16});
   decode_several(cache);
+  prefill_ragged(cache);
   restrict_keys(cache);
+  merge_parts(cache);
   use_threads(cache);
 }
