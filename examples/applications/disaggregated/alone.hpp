@@ -15,7 +15,7 @@ struct Alone {
   Time decode = 0;
 };
 
-/// `config.batch` sequences are decoded together; the pool has room for all.
+/// Decodes `config.batch` sequences together; the pool has room for all.
 Alone run_alone(const kvc::llama::Model& model, std::span<const Request> requests, const EngineConfig& config);
 
 }  // namespace disaggregated

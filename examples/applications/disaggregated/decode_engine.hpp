@@ -1,9 +1,9 @@
-// DecodeEngine: takes sequences whose prompts others have computed, and decodes them together, a token of each at a
-// time. A sequence joins as soon as all of it has come and there is a place in the batch, and leaves when it has all
-// its tokens. Rows of other sequences are received between the layers of a step.
+// DecodeEngine: receives sequences whose prompts other engines have computed, and decodes them together, one token of each
+// per step. A sequence joins the batch as soon as all its rows have arrived and the batch has a place, and leaves with
+// its last token. Rows of other sequences arrive between the layers of a step.
 //
-// A sequence that finds no room for its next token waits for others to go. If all wait, the newest gives its room up,
-// and its prompt is computed again.
+// A sequence without room for its next token waits for others to finish. If all wait, the newest one is preempted: it
+// gives up its blocks, and its prompt is computed again.
 #pragma once
 
 #include <cstring>
@@ -48,7 +48,7 @@ class DecodeEngine {
     }
     post_.flush();
     if (!lost_ && transport_->is_lost(router_peer)) {
-      lost_ = true;  // nobody waits for these any more
+      lost_ = true;  // nobody waits for the results any more
       leave_if(running_, [](const Sequence&) { return true; });
       leave_if(waiting_, [](const Sequence&) { return true; });
     }
@@ -57,7 +57,7 @@ class DecodeEngine {
   [[nodiscard]] bool done() const { return lost_ || (stopped_ && post_.empty()); }
   [[nodiscard]] kvc::transport::TimePoint wake() const { return receiver_.next_timeout(); }
   [[nodiscard]] const Cache& cache() const noexcept { return cache_; }
-  /// Sequences that are here, or on their way.
+  /// Sequences that are here or arriving.
   [[nodiscard]] std::size_t sequences() const { return receiver_.transfers() + waiting_.size() + running_.size(); }
 
  private:
@@ -94,7 +94,7 @@ class DecodeEngine {
     }
     while (const auto got = receiver_.next()) {
       if (got->outcome != kvc::transfer::Outcome::complete) {
-        continue;  // the prefill engine knows, or is gone
+        continue;  // the prefill engine knows, or is lost
       }
       received_bytes_ += got->bytes;
       TransferPayload payload{};
@@ -119,7 +119,7 @@ class DecodeEngine {
     running_.push_back(s);
   }
 
-  /// One token of each sequence that has room for it.
+  /// Decodes one token of each sequence that has room for it.
   bool decode_step() {
     end_if_finished();
     std::vector<Cache::Append> steps;
@@ -132,7 +132,7 @@ class DecodeEngine {
         members.push_back(&s);
       }
     }
-    if (steps.empty()) {  // at once, before what arrives takes the room
+    if (steps.empty()) {  // at once, before an arriving sequence takes the room
       return !running_.empty() && make_room() && (decode_step() || true);
     }
     const Time begin = config_.clock.elapsed();
@@ -166,7 +166,7 @@ class DecodeEngine {
       return true;
     });
   }
-  /// The newest sequence goes, unless others that are still arriving may make room.
+  /// Preempts the newest sequence, unless sequences that are still arriving may make room.
   bool make_room() {
     const bool alone = running_.size() == 1 && waiting_.empty();
     if (alone && receiver_.transfers() + receiver_.draining() > 0) {

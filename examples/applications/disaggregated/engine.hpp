@@ -1,4 +1,4 @@
-// What both kinds of engines have in common: the settings of a cache, and how an engine is driven.
+// Parts of both kinds of engines: their settings, and the loop that drives them.
 #pragma once
 
 #include <algorithm>
@@ -10,19 +10,20 @@
 
 namespace disaggregated {
 
+/// The settings of an engine.
 struct EngineConfig {
   Index blocks = 0;
   Pos block_tokens = 16;
   int batch = 8;           ///< sequences that are decoded together
-  Pos reserve_tokens = 0;  ///< room that a decode engine wants beside a new sequence
-  std::chrono::nanoseconds timeout = std::chrono::seconds(10);  ///< of waiting for a peer, with nothing heard
+  Pos reserve_tokens = 0;  ///< tokens that a decode engine must also have room for at admission
+  std::chrono::nanoseconds timeout = std::chrono::seconds(10);  ///< of waiting for a silent peer
   Clock clock;
-  std::function<void()> between_layers = [] {};  ///< what else this thread has to do
+  std::function<void()> between_layers = [] {};  ///< other work of this thread
 
   [[nodiscard]] kvc::PrefixShared<>::Config pool() const { return {.blocks = blocks, .block_tokens = block_tokens}; }
 };
 
-/// Whether an engine that has nothing to do holds nothing, and its books are right.
+/// Whether an idle engine references no block, and its bookkeeping is consistent.
 inline bool is_clean(const Cache& cache) {
   try {
     cache.verify();
@@ -32,8 +33,8 @@ inline bool is_clean(const Cache& cache) {
   return cache.stats().blocks_referenced == 0 && cache.stats().sequences == 0;
 }
 
-/// Lets actors, which share a thread, act until all are done. An actor has `step`, which does what can be done now and
-/// says whether that was anything, `done`, and `wake`, when it wants to be asked again though nothing has come.
+/// Runs actors that share a thread until all are done. An actor has `step`, which does what can be done now and returns
+/// whether it did anything; `done`; and `wake`, the time of its next step if no message arrives.
 template <class T, class... Actors>
 void drive(T& transport, Actors&... actors) {
   while (!(actors.done() && ...)) {

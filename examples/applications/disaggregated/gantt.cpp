@@ -12,7 +12,7 @@ namespace {
 
 using kvc_bench::quoted;
 
-/// Neighbours in number are far apart in hue. Steps of the golden angle never repeat.
+/// Consecutive numbers get distant hues: steps of the golden angle, which never repeat.
 int colour(std::uint32_t request) {
   const double hue = std::fmod(0.618034 * request, 1.0);
   const double light = request % 2 == 0 ? 0.42 : 0.55;

@@ -1,4 +1,4 @@
-// Draws what each engine did when, with gnuplot.
+// A Gantt chart of the engines, drawn by gnuplot.
 #pragma once
 
 #include <string>

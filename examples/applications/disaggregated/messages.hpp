@@ -1,5 +1,5 @@
-// What the router and the engines tell each other beside the transfers: short messages, on two channels of the same
-// transport. A message is a head without a body, so it is whole when it arrives; a prompt goes in several.
+// The messages between the router and the engines, beside the transfers: short ones, on two channels of the same
+// transport. A message is a head without a body, so it arrives whole; a prompt takes several.
 //
 //   router to engines                            engines to router
 //   START       the clocks begin                 READY        the model is loaded
@@ -39,7 +39,7 @@ inline constexpr kvc::transport::Channel channels = kvc::transfer::first_free_ch
 /// The router shares the thread of the first prefill engine.
 inline constexpr Peer router_peer = 0;
 
-/// One try to serve a request: what is said of an earlier one is passed by.
+/// One attempt to serve a request; messages about an earlier attempt are ignored.
 struct Attempt {
   std::uint32_t request = 0;
   std::uint32_t number = 0;
@@ -49,13 +49,13 @@ struct Attempt {
 
 /// Nanoseconds since START.
 using Time = std::int64_t;
-/// Of one engine: real time, or that of a test.
+/// The clock of an engine: real time, or the time of a test.
 struct Clock {
   std::function<kvc::transport::TimePoint()> now = std::chrono::steady_clock::now;
   kvc::transport::TimePoint zero{};
   void start() { zero = now(); }
-  /// When the router did. Clocks of one machine agree, those of others have begun when they were switched on: there it
-  /// is now, and times are off by what START took to arrive.
+  /// Starts when the router did. The clocks of one machine agree; on another machine it starts now, and times are off by
+  /// the delay of START.
   void start(kvc::transport::TimePoint routers) {
     const kvc::transport::TimePoint here = now();
     zero = routers <= here && here - routers < std::chrono::seconds(1) ? routers : here;
@@ -100,7 +100,7 @@ struct Prefilled {
 };
 struct HandedOver {
   std::uint64_t bytes;
-  Time begin;  // when rows could first be sent
+  Time begin;  // when the first rows could be sent
   Pos kept;    // positions that the decode engine had already
   int refusals;
 };
@@ -119,16 +119,16 @@ struct Finished {
   int slot;  // place in the batch
 };
 struct GivenUp {
-  bool for_good;  // it will never fit
+  bool for_good;  // it never fits
 };
 struct Stopped {
   Time computing;
   Time receiving;
   std::uint64_t received_bytes;
-  bool clean;  // nothing is held, and the books are right
+  bool clean;  // no block is referenced, and the bookkeeping is consistent
 };
 
-/// What goes with the end of a transfer.
+/// The payload of a transfer.
 struct TransferPayload {
   Token first;
   Pos output_tokens;
@@ -144,14 +144,14 @@ inline constexpr std::size_t most_prompt_tokens =
 inline constexpr std::size_t most_new_tokens =
     (kvc::transport::max_message_head - sizeof(MessageHead)) / sizeof(NewToken);
 
-/// A message that came.
+/// A received message.
 struct Message {
   Peer from;
   Kind kind;
   Attempt attempt;
   std::vector<std::byte> rest;
 
-  /// Throws std::runtime_error if it is not one.
+  /// Throws std::runtime_error if the bytes are no message.
   template <class Record>
   [[nodiscard]] Record as() const {
     return list<Record>().at(0);
@@ -187,7 +187,7 @@ class Post {
     static_assert(std::is_trivially_copyable_v<Record>);
     send_bytes(to, kind, attempt, std::as_bytes(records));
   }
-  /// Sends what found the window full.
+  /// Sends messages that found the window full before.
   void flush() {
     std::vector<Peer> full;
     std::erase_if(waiting_, [&](const Waiting& w) {

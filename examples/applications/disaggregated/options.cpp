@@ -26,12 +26,13 @@ Launch launched() {
 
 bool parse(int argc, char** argv, Options& options, int& exit_code) {
   CLI::App app(
-      "Serves requests with a small Llama-family model on separate engines: some compute prompts, others decode, and\n"
-      "the KV cache of each sequence goes from one to the other, layer by layer while the next one is computed.",
+      "Serves requests with a small Llama-family model on separate engines: some compute prompts, others decode. The "
+      "KV\n"
+      "cache of each sequence travels from one to the other, layer by layer while the next layer is computed.",
       "disaggregated");
   app.footer(
       "  disaggregated                      one prefill and two decode engines, as threads\n"
-      "  mpirun -n 3 disaggregated          the same as processes\n"
+      "  mpirun -n 3 disaggregated          the same as processes (--oversubscribe on fewer than three cores)\n"
       "  disaggregated --check --gantt g.svg\n\n"
       "Exit code: 0 all is well; 1 a request that was not served, an output that differs, a file that cannot be read\n"
       "or written; 2 a bad option.");
@@ -100,13 +101,14 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("N")
       ->transform(whole(0))
       ->capture_default_str();
-  app.add_option("--timeout", options.timeout_s, "Seconds after which an engine that says nothing counts as lost")
+  app.add_option("--timeout", options.timeout_s, "Seconds after which a silent engine counts as lost")
       ->type_name("S")
       ->check(seconds)
       ->capture_default_str();
   app.add_flag("--check", options.check,
                "Also do the work on one engine with one thread, phase after phase; compare every token, and the time");
-  app.add_option("--gantt", options.gantt, "Draw what each engine did when, with gnuplot, as SVG")->type_name("FILE");
+  app.add_option("--gantt", options.gantt, "Draw a Gantt chart of the engines, with gnuplot, as SVG")
+      ->type_name("FILE");
   app.add_option("--json", options.json, "Write all figures to this file")->type_name("FILE");
   app.add_flag("--quiet", options.quiet, "No line for each request");
   app.add_option("--die-rank", options.die_rank, "")->group("");

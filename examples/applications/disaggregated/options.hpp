@@ -1,4 +1,4 @@
-// What the command line says.
+// The options of the command line.
 #pragma once
 
 #include <cstdint>
@@ -36,15 +36,15 @@ struct Options {
   int die_after = 0;  // ... after so many layers that it has decoded
 };
 
-/// Whether mpirun (or another launcher) has started this process, and which of them it is.
+/// Whether mpirun or another launcher has started this process, and whether it is the first one.
 struct Launch {
   bool by_launcher = false;
   bool is_first = true;
 };
 Launch launched();
 
-/// Fills `options`, and returns whether to go on. Where there is nothing to run (--help, an error), has said so and set
-/// the exit code: 0, or 2.
+/// Fills `options` and returns true. Where there is nothing to run, prints the help or the error, sets the exit code to
+/// 0 or 2, and returns false.
 bool parse(int argc, char** argv, Options& options, int& exit_code);
 
 }  // namespace disaggregated

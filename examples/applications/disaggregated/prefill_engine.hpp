@@ -1,11 +1,11 @@
-// PrefillEngine: computes prompts one after another, and gives each sequence to a decode engine, layer by layer while
-// the next layer is computed, and the last ones while the next prompt is.
+// PrefillEngine: computes prompts one after another, and sends each sequence to a decode engine, layer by layer while the
+// next layer is computed; the last layers travel while the next prompt is computed.
 //
 //   queued --room in the pool--> computed, offered --complete--> handed over: its blocks stay cached
 //                                    |       ^
-//                    no room there --+       +-- again after a moment; or to another engine, when the router says so
+//                    no room there --+       +-- again after a moment, or to another engine by order of the router
 //
-// A sequence is held until somebody has it. Where decode engines are full, this pool fills up too, and then prompts
+// A sequence stays open until a decode engine has it. If the decode engines are full, this pool fills up too, and prompts
 // wait: that is the back-pressure.
 #pragma once
 
@@ -49,7 +49,7 @@ class PrefillEngine {
     }
     post_.flush();
     if (!lost_ && transport_->is_lost(router_peer)) {
-      lost_ = true;  // nobody waits for these any more
+      lost_ = true;  // nobody waits for the results any more
       for (Job& job : jobs_) {
         job.over = true;
         sender_.cancel(job.transfer);
@@ -74,8 +74,8 @@ class PrefillEngine {
     Assign assign;
     std::vector<Token> prompt{};
     kvc::SeqId seq{};
-    std::optional<Cache::Append> step{};  // committed when no row of it is under way
-    kvc::transfer::Id transfer = 0;       // 0: none is under way
+    std::optional<Cache::Append> step{};  // committed once none of its rows is in flight
+    kvc::transfer::Id transfer = 0;       // 0: none in progress
     kvc::transport::TimePoint retry = kvc::transport::no_deadline;
     bool over = false;  // handed over, or cancelled
     Token first = 0;
@@ -108,7 +108,7 @@ class PrefillEngine {
     }
   }
 
-  /// Commits, offers again and closes what can be.
+  /// Commits, offers again and closes sequences where that is possible now.
   bool settle() {
     bool any = false;
     while (const auto sent = sender_.next()) {
@@ -163,7 +163,7 @@ class PrefillEngine {
     sender_.finish(job.transfer, std::as_bytes(std::span(&payload, 1)));
   }
 
-  /// One prompt, if there is one and room for it.
+  /// Computes one prompt, if one is queued and has room.
   bool compute_next() {
     if (queue_.empty() ||
         queue_.front().prompt.size() < static_cast<std::size_t>(queue_.front().assign.prompt_tokens)) {
@@ -186,7 +186,7 @@ class PrefillEngine {
     compute(jobs_.back(), rest, opened->cached);
     return true;
   }
-  /// No room: others will go. If there are no others there never will be.
+  /// There is no room for the prompt: others will leave. If there are none, it never fits.
   bool give_up() {
     if (!jobs_.empty()) {
       return false;
@@ -201,7 +201,7 @@ class PrefillEngine {
     offer(job);
     job.first = prefill(*model_, cache_, *job.step, rest, [&](Index layer) {
       if (layer == 0) {
-        job.begin = config_.clock.elapsed();  // no rows could go before
+        job.begin = config_.clock.elapsed();  // no rows could be sent before
       }
       sender_.ready(job.transfer, layer, length);
       sender_.poll(config_.clock.now());
@@ -219,8 +219,8 @@ class PrefillEngine {
   Cache cache_;
   kvc::transfer::Sender<Cache, T> sender_;
   Post<T> post_;
-  std::deque<Job> queue_;  // prompts that are not computed
-  Jobs jobs_;              // sequences that are here
+  std::deque<Job> queue_;  // prompts to compute
+  Jobs jobs_;              // open sequences
   Time computing_ = 0;
   bool stopping_ = false;
   bool stopped_ = false;

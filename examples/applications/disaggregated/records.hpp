@@ -1,4 +1,4 @@
-// What is known of a run: when what happened to each request, and what each engine did.
+// The record of a run: the times of each request, and the figures of each engine.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ struct RequestRecord {
   [[nodiscard]] Time tpot() const noexcept {
     return output_tokens < 2 ? 0 : (decoded.end - prefilled.end) / (output_tokens - 1);
   }
-  /// From the first rows that could go until all were there.
+  /// From the first rows that could be sent until all had arrived.
   [[nodiscard]] Time transfer() const noexcept { return decoded.received - handover.begin; }
   /// The part of it in which the prompt was still being computed.
   [[nodiscard]] Time hidden() const noexcept {
@@ -54,7 +54,7 @@ struct RunRecord {
   int prefill_engines = 0;
   std::vector<EngineRecord> engines;  // by peer: the prefill engines first
   std::vector<RequestRecord> requests;
-  Time total = 0;  // until the last request was over
+  Time total = 0;  // until the last request ended
 
   [[nodiscard]] bool is_complete() const {
     return std::all_of(requests.begin(), requests.end(), [](const RequestRecord& r) { return r.state == State::done; });

@@ -1,4 +1,4 @@
-// What is told about a run: text for people, JSON for programs.
+// The reports of a run: text for people, JSON for programs.
 #pragma once
 
 #include <iosfwd>

@@ -1,4 +1,4 @@
-// Requests: prompts, and how many tokens are wanted after them.
+// Requests: prompts, and the number of tokens to generate.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct Request {
   Pos output_tokens = 1;      // at least 1
 };
 
-/// What requests are cut from a text.
+/// How to cut requests from a text.
 struct Workload {
   int requests = 48;
   Pos least_prompt = 160;  ///< tokens, BOS and the shared ones included
@@ -27,7 +27,7 @@ struct Workload {
   std::uint64_t seed = 1;
 };
 
-/// Text that comes with the program: speeches of Shakespeare's.
+/// The text of the program: speeches by Shakespeare.
 std::string_view own_text();
 
 /// Prompts from random places of the text. Throws std::runtime_error if it is too short.

@@ -1,9 +1,8 @@
-// Router: gives requests to engines, collects their tokens, and sees to it that each request ends though engines do not
-// last.
+// Router: assigns requests to engines, collects their tokens, and completes every request although engines may be lost.
 //
-// A prompt goes to the prefill engine with the fewest prompts to compute (of which it has two at most, so that it never
-// waits for the next), and is decoded by the engine with the fewest tokens before it. When an engine is lost, what it
-// had and nobody else has is computed again. What others have is only sent again.
+// A prompt goes to the prefill engine with the fewest prompts to compute (at most two, so that it never waits for the
+// next one), and is decoded by the engine with the fewest tokens to decode. When an engine is lost, its sequences are
+// computed again, or only sent again where another engine still has them.
 #pragma once
 
 #include <map>
@@ -23,7 +22,7 @@ namespace disaggregated {
 struct RouterConfig {
   int prefill_engines = 1;
   Time interval = 0;  ///< between the arrivals of requests
-  /// An engine that should speak, and says nothing for twice as long, is dropped: transfers time out before.
+  /// An engine that has work and stays silent for twice as long is dropped; its transfers time out before.
   std::chrono::nanoseconds timeout = std::chrono::seconds(10);
   Clock clock;
 };
@@ -51,13 +50,13 @@ class Router {
 
   bool step() {
     bool any = false;
-    const std::vector<Peer> lost = newly_lost();  // before the last messages of them are taken
+    const std::vector<Peer> lost = newly_lost();  // before their last messages are taken
     while (const auto message = post_.receive()) {
       take(*message);
       any = true;
     }
     for (const Peer peer : lost) {
-      lose(peer);  // unless its last word was that it has stopped
+      lose(peer);  // unless its last message was STOPPED
       any = true;
     }
     if (!started_) {
@@ -77,7 +76,7 @@ class Router {
     post_.flush();
     return any;
   }
-  /// Whether all requests are over, and all engines have stopped or are lost.
+  /// Whether all requests have ended, and all engines have stopped or are lost.
   [[nodiscard]] bool done() const {
     return stopping_ && post_.empty() &&
            std::all_of(run_.engines.begin(), run_.engines.end(), [](const auto& e) { return e.stopped || e.lost; });
@@ -92,7 +91,7 @@ class Router {
   }
   [[nodiscard]] const RunRecord& record() const noexcept { return run_; }
 
-  /// Gives up a request. One that is over is passed by.
+  /// Gives up a request; ignores one that has ended.
   void cancel(std::size_t request) { end(run_.requests.at(request), State::cancelled, "cancelled"); }
 
  private:
@@ -123,7 +122,7 @@ class Router {
     }
   }
 
-  /// Engines that are lost, or that say nothing although they have work.
+  /// Engines that are lost, or silent although they have work.
   std::vector<Peer> newly_lost() {
     std::vector<Peer> lost;
     const kvc::transport::TimePoint now = config_.clock.now();
@@ -196,7 +195,7 @@ class Router {
     }
     conclude(*r);
   }
-  /// The request of an attempt that is under way.
+  /// The request of the current attempt.
   RequestRecord* find(Attempt attempt) {
     if (attempt.request >= run_.requests.size()) {
       return nullptr;
@@ -210,7 +209,7 @@ class Router {
     }
   }
 
-  /// What follows from what is known of an attempt.
+  /// Advances a request by what is known of its attempt.
   void conclude(RequestRecord& r) {
     if (r.state != State::assigned) {
       return;
@@ -225,7 +224,7 @@ class Router {
   }
   /// The prefill engine still has the sequence.
   void deliver_elsewhere(RequestRecord& r, kvc::transfer::Outcome outcome) {
-    if (r.finished) {  // and has only not heard of it
+    if (r.finished) {  // and the prefill engine has not heard of it
       r.handed_over = true;
       post_.send(r.prefill, Kind::cancel, r.attempt);
       return;
@@ -234,7 +233,7 @@ class Router {
       end(r, State::failed, "engine " + std::to_string(r.decode) + ": " + std::string(to_text(outcome)));
       return;
     }
-    if (outcome == kvc::transfer::Outcome::timed_out && is_alive(r.decode)) {  // it has stopped without going
+    if (outcome == kvc::transfer::Outcome::timed_out && is_alive(r.decode)) {  // it hangs
       transport_->drop(r.decode);
       lose(r.decode);
     }
@@ -300,7 +299,7 @@ class Router {
     }
     return any;
   }
-  /// Other than `unwanted`, if there is another.
+  /// A live decode engine other than `unwanted`, if there is one.
   std::optional<Peer> least_busy_decode(Peer unwanted = -1) {
     return least_busy(config_.prefill_engines, transport_->peers(), [&](Peer peer) {
       Index load = peer == unwanted ? Index{1} << 40 : 0;
@@ -310,7 +309,7 @@ class Router {
       return load;
     });
   }
-  /// Empty if all have enough to do.
+  /// A prefill engine with room for another prompt; empty if all are busy.
   std::optional<Peer> least_busy_prefill() {
     const auto prompts = [&](Peer peer) {
       return std::count_if(run_.requests.begin(), run_.requests.end(), [&](const RequestRecord& r) {

@@ -17,7 +17,7 @@ struct RunConfig {
   RouterConfig router;
   EngineConfig prefill;
   EngineConfig decode;
-  // For tests: over MPI, the process of this decode engine is killed after so many layers that it has decoded.
+  // For tests, over MPI: kill the process of this decode engine after it has decoded so many layers.
   int die_rank = -1;
   int die_after = 0;
 };
@@ -27,9 +27,8 @@ RunRecord run_in_process(const kvc::llama::Model& model, std::span<const Request
 
 /// Whether this program was built with MPI.
 bool has_mpi();
-/// The part of this process, between MPI_Init and MPI_Finalize (which waits for ever where an engine has died: then
-/// MPI_Abort ends the others). The record is that of rank 0.
-/// `before` is run there first, while the others wait.
+/// Runs the part of this process, between MPI_Init and MPI_Finalize (which waits for ever if an engine has died; MPI_Abort
+/// ends the others then). Rank 0 returns the record. It runs `before` first, while the others wait.
 std::optional<RunRecord> run_over_mpi(const kvc::llama::Model& model, std::span<const Request> requests,
                                       const RunConfig& config, const std::function<void()>& before);
 

@@ -1,22 +1,22 @@
 // Dec and Dec_kv: a Llama-family decoder over any cache.
 //
-//   dec_kv   fills the cache: runs tokens through the network for the keys and values that they leave behind
-//   dec      the same network, which in addition returns logits: for the next token, or for every position
+//   dec_kv   fills the cache: runs tokens through the network for their keys and values
+//   dec      the same network; also returns logits, for the next token or for every position
 //
-// Both take positions that were reserved with `extend`, write all layers of them, and leave it to the caller to
-// `commit`. All rows of a call go through the network as one matrix: the positions of a prompt (prefill), one token
-// each of many sequences (decode), or a mix.
+// Both take positions that were reserved with `extend`, write all their layers, and leave `commit` to the caller. All
+// rows of a call go through the network as one matrix: the positions of a prompt (prefill), one token each of many
+// sequences (decode), or a mix.
 //
 //   auto [seq, cached] = cache.open(prompt);
 //   auto step = cache.extend(seq, prompt.subspan(cached));
 //   Matrix logits = dec(model, cache, step, prompt.subspan(cached));
 //   cache.commit(std::move(step));
 //
-// A row's result depends on its own tokens alone: the bits of logits are the same whatever the policy, the layout, the
-// block size, the chunks of the prefill, what else is in the batch, or the number of threads.
+// The result of a row depends on its own tokens alone: the bits of its logits are the same whatever the policy, layout,
+// block size, chunks of the prefill, other rows of the batch, or number of threads.
 //
-// Who sends the cache elsewhere while it is computed passes `on_layer`: it is told of each layer when its keys and values
-// are in place, before anything else is computed.
+// A caller that sends the cache elsewhere while it is computed passes `on_layer`, which is called for each layer as soon
+// as its keys and values are in place.
 //
 //   n  rows: tokens of all steps        dim, heads, kv_heads, vocab_size  as in Config
 #pragma once
@@ -48,21 +48,21 @@ enum class Logits {
   all,   ///< every one: teacher forcing, scoring
 };
 
-/// What `dec` and `dec_kv` tell of a layer whose rows have been written: nothing.
+/// The default hook for written layers: does nothing.
 struct NoLayerHook {
   void operator()(Index /*layer*/) const noexcept {}
 };
 
 namespace detail {
 
-/// Positions of one sequence, and where their rows begin in the matrices of a batch.
+/// Positions of one sequence, and the first of their rows in the matrices of a batch.
 struct BatchPart {
   SeqId seq;
   PosRange positions;
   Index row;
 };
 
-/// The positions of a batch, sequence by sequence. rows() in all.
+/// The positions of a batch, sequence by sequence.
 class BatchRows {
  public:
   void add(SeqId seq, PosRange positions) {
@@ -75,7 +75,7 @@ class BatchRows {
   [[nodiscard]] std::span<const BatchPart> parts() const noexcept { return parts_; }
   [[nodiscard]] std::span<const Pos> positions() const noexcept { return positions_; }
 
-  /// The last position of each sequence only. Their rows move up in `x` and `h`, which lose the others.
+  /// Keeps only the last position of each sequence; moves their rows up in `x` and `h`, and drops the others.
   [[nodiscard]] BatchRows keep_last(Matrix& x, Matrix& h) const {
     BatchRows kept;
     for (const BatchPart& part : parts_) {
@@ -94,8 +94,8 @@ class BatchRows {
   std::vector<Pos> positions_;
 };
 
-/// Attention of all rows of a batch in one layer: q, out [n, heads * head_dim].
-/// Neighbours with one query each decode together; a part with more is a prefill.
+/// Attention of all rows of a batch in one layer: q, out [n, heads * head_dim]. Adjacent parts with one query each share
+/// a decode; a part with more queries is a prefill.
 template <class Cache, Executor Ex>
 void attend(const Cache& cache, Index layer, std::span<const BatchPart> parts, MatrixRef<const float> q,
             MatrixRef<float> out, Ex& ex) {
@@ -119,10 +119,11 @@ void attend(const Cache& cache, Index layer, std::span<const BatchPart> parts, M
   }
 }
 
-/// What a call of `forward` is to return.
+/// The results that a call of `forward` returns.
 enum class Wanted { cache_only, last_logits, all_logits };
 
-/// Sees queries (after RoPE) and attention outputs [n, heads * head_dim] of each layer. This one does not look.
+/// The default observer of the queries (after RoPE) and attention outputs [n, heads * head_dim] of each layer: does
+/// nothing.
 struct NoTap {
   void operator()(Index /*layer*/, const Matrix& /*q*/, const Matrix& /*out*/) const noexcept {}
 };
@@ -154,7 +155,7 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
   for (Index l = 0; l < c.layers; ++l) {
     const Layer& w = model.layers[static_cast<std::size_t>(l)];
 
-    // Keys and values: what this layer leaves behind.
+    // Keys and values of this layer.
     rms_norm(x, w.attention_norm, c.norm_epsilon, h);
     {
       Matrix k(x.rows(), c.kv_dim());
@@ -169,7 +170,7 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
     }
     on_layer(l);
 
-    // From here on, the last layer only serves the logits.
+    // The rest of the last layer serves the logits only.
     if (l == c.layers - 1 && wanted == Wanted::cache_only) {
       return {};
     }
@@ -177,7 +178,7 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
       batch = batch.keep_last(x, h);
     }
 
-    // Attention over all positions so far, these included.
+    // Attention over all positions up to each row's own.
     Matrix q(x.rows(), c.dim);
     Matrix out(x.rows(), c.dim);
     linear(h, w.wq, q, ex);
@@ -206,15 +207,15 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
 
 }  // namespace detail
 
-/// Fills the positions of `step` with the keys and values of `tokens` [step.size()], in every layer. What only logits
-/// need, the rest of the last layer and the classifier, is not computed.
+/// Fills the positions of `step` with the keys and values of `tokens` [step.size()], in every layer. Skips what only the
+/// logits need: the rest of the last layer, and the classifier.
 ///
-/// Throws std::invalid_argument if the cache has not the model's shape, the number of tokens is not the step's, a token
-/// is not in the vocabulary, or a position is beyond config.seq_len; the step may be partly written then, and is still
-/// the caller's to roll back.
+///   on_layer(Index layer)  called in the order of the layers, for each as soon as its rows are written for all steps. It
+///                          may use the cache, but must only read the sequences of these steps
 ///
-/// on_layer(Index layer) is called in the order of the layers, each when its rows are written for all steps. It may use
-/// the cache, but for the sequences of these steps only read it.
+/// Throws std::invalid_argument, before anything is written, if the model is not consistent (require_consistent), the
+/// cache has another shape than the model, the number of tokens is not that of the step, a token is not in the vocabulary,
+/// or a position is not below config.seq_len.
 template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
 void dec_kv(const Model& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
             Ex&& ex = {}, OnLayer&& on_layer = {}) {
@@ -222,9 +223,9 @@ void dec_kv(const Model& model, Cache& cache, const typename Cache::Append& step
                         on_layer);
 }
 
-/// Fills the positions of all steps as above, and returns logits.
+/// Fills the positions of all steps as dec_kv does, and returns logits. Throws as dec_kv.
 ///
-///   steps    of distinct sequences; those of one token are best kept together, they share an attention call
+///   steps    of distinct sequences; adjacent steps of one token share an attention call
 ///   tokens   [n], those of the first step, then those of the second, …
 ///   returns  Logits::last  [steps.size(), vocab_size]      Logits::all  [n, vocab_size]
 template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>

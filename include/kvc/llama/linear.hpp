@@ -1,8 +1,8 @@
 // linear: y = x W^T, the matrix product of a decoder.
 //
-// A number of the result is one simd::dot, and its bits depend on its two rows alone: not on how many rows there are,
-// how they are tiled, where they lie, or how many threads work. So a token gets the same activations in a prefill of
-// any chunking, in a batch and alone.
+// Each element of the result is one simd::dot, whose bits depend on its two rows alone: not on the number of rows, the
+// tiling, the addresses, or the number of threads. So a token gets the same activations in a prefill of any chunking, in
+// a batch and alone.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ namespace llama {
 
 namespace detail {
 
-/// Rows of w that are worked on together: they stay in the first-level cache while all rows of x pass by.
+/// Rows of w per block: they stay in the first-level cache while all rows of x are multiplied with them.
 inline constexpr Index linear_block = 16;
 
 /// Columns [first, last) of y. Not inlined: one copy of the kernel serves every decoder in a program.
@@ -39,10 +39,9 @@ inline constexpr Index linear_block = 16;
 /// y = x W^T.
 ///
 ///   x  [n, in]     w  [out, in]     y  [n, out], overwritten; must not overlap x or w
-///   ex an executor; its tasks are ranges of outputs, with at least 2^17 multiplications each: waking a thread takes
-///      about as long
+///   ex an executor; a task is a range of outputs with at least 2^17 multiplications, about the cost of waking a thread
 ///
-/// O(n x in x out). Throws std::invalid_argument if extents do not fit.
+/// O(n x in x out). Throws std::invalid_argument if extents do not match.
 template <Executor Ex>
 void linear(MatrixRef<const float> x, MatrixRef<const float> w, MatrixRef<float> y, Ex&& ex) {
   require(x.cols() == w.cols(), "columns of w", w.cols(), "as many as those of x, " + std::to_string(x.cols()));

@@ -2,7 +2,7 @@
 //
 //   y = x / sqrt(mean(x^2) + epsilon) * weight
 //
-// Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019. A row's bits depend on that row alone.
+// Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019. The bits of a row depend on that row alone.
 #pragma once
 
 #include <cmath>
@@ -16,8 +16,8 @@ namespace kvc {
 inline namespace v0 {
 namespace llama {
 
-/// x [n, dim], weight [1, dim], y [n, dim]; y may be x. O(n x dim).
-/// Throws std::invalid_argument if extents do not fit.
+/// Normalises rows: x [n, dim], weight [1, dim], y [n, dim]; y may be x. O(n x dim).
+/// Throws std::invalid_argument if extents do not match.
 inline void rms_norm(MatrixRef<const float> x, MatrixRef<const float> weight, float epsilon, MatrixRef<float> y) {
   require_extents(y, x.rows(), x.cols(), "y");
   require_extents(weight, 1, x.cols(), "weight");

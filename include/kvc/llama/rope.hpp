@@ -1,11 +1,11 @@
 // RoPE: rotary position embedding, on all or the first part of each head.
 //
-// The numbers of a head form pairs, and pair i of a token at position p turns by  angle = p * theta^(-2i / rotary_dim):
+// The elements of a head form pairs, and pair i of a token at position p is rotated by  angle = p * theta^(-2i / rotary_dim):
 //
 //   (a, b) -> (a cos - b sin, a sin + b cos)
 //
-// Which numbers pair up is a matter of convention, and a type here: `Interleaved` or `HalfSplit`. Numbers beyond
-// rotary_dim stay as they are. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
+// Two conventions exist for the pairs; each is a type here, `Interleaved` and `HalfSplit`. Elements beyond rotary_dim do
+// not change. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
 #pragma once
 
 #include <Eigen/Core>
@@ -23,31 +23,34 @@ namespace kvc {
 inline namespace v0 {
 namespace llama {
 
-/// Neighbours pair up, (0, 1), (2, 3), …: the paper, Meta's Model checkpoints, llama2.c.
+/// Pairs of neighbours, (0, 1), (2, 3), …: the paper, Meta's Llama checkpoints, llama2.c.
 struct Interleaved {
   [[nodiscard]] static constexpr Index first(Index i, Index /*half*/) noexcept { return 2 * i; }
   [[nodiscard]] static constexpr Index second(Index i, Index /*half*/) noexcept { return 2 * i + 1; }
 };
 
-/// The halves pair up, (0, half), (1, half + 1), …: GPT-NeoX, Hugging Face's Model checkpoints.
+/// Pairs across the halves, (0, half), (1, half + 1), …: GPT-NeoX, Hugging Face's Llama checkpoints.
 struct HalfSplit {
   [[nodiscard]] static constexpr Index first(Index i, Index /*half*/) noexcept { return i; }
   [[nodiscard]] static constexpr Index second(Index i, Index half) noexcept { return half + i; }
 };
 
+/// A convention for the pairs of `half` pairs of elements.
+///
+///   P::first(i, half), P::second(i, half)  | Index of the first and the second element of pair i, 0 <= i < half
 template <class P>
 concept RopePairing = requires(Index i, Index half) {
-  { P::first(i, half) } -> std::same_as<Index>;   // place of the first number of pair i, of `half` pairs
-  { P::second(i, half) } -> std::same_as<Index>;  // and of the second
+  { P::first(i, half) } -> std::same_as<Index>;
+  { P::second(i, half) } -> std::same_as<Index>;
 };
 
-/// Cosines and sines by position: [positions, rotary_dim / 2] each.
+/// Tables of cosines and sines by position, [positions, rotary_dim / 2] each.
 class RopeTable {
  public:
-  /// Of no positions.
+  /// A table of no positions.
   RopeTable() = default;
 
-  /// From the formula above, computed in double.
+  /// Computes the formula above in double.
   /// Throws std::invalid_argument if positions < 0, rotary_dim is negative or odd, or theta is not positive.
   RopeTable(Index positions, Index rotary_dim, double theta) {
     require(positions >= 0, "positions", positions, "at least 0");
@@ -65,8 +68,8 @@ class RopeTable {
     }
   }
 
-  /// From tables made elsewhere, which are copied: cos, sin [positions, rotary_dim / 2].
-  /// Throws std::invalid_argument if they differ in extents.
+  /// Copies given tables: cos, sin [positions, rotary_dim / 2].
+  /// Throws std::invalid_argument if their extents differ.
   RopeTable(MatrixRef<const float> cos, MatrixRef<const float> sin)
       : cos_(cos.rows(), cos.cols()), sin_(cos.rows(), cos.cols()) {
     require_extents(sin, cos.rows(), cos.cols(), "sin");
@@ -88,7 +91,7 @@ class RopeTable {
 
 namespace detail {
 
-/// Turns `half` pairs of one head.
+/// Rotates `half` pairs of one head.
 template <RopePairing P>
 void rope_head(float* head, const float* cos, const float* sin, Index half) noexcept {
   for (Index i = 0; i < half; ++i) {
@@ -103,13 +106,13 @@ void rope_head(float* head, const float* cos, const float* sin, Index half) noex
 
 }  // namespace detail
 
-/// Turns the heads of n tokens in place. O(rows x heads x rotary_dim).
+/// Rotates the heads of n tokens in place. O(n x heads x rotary_dim).
 ///
 ///   pairing    Interleaved{} or HalfSplit{}
 ///   positions  [n], each in [0, table.positions())
 ///   x          [n, heads * head_dim], head_dim >= table.rotary_dim()
 ///
-/// Throws std::invalid_argument if extents or positions do not fit.
+/// Throws std::invalid_argument if extents do not match or a position is not in the table.
 template <RopePairing P>
 void rope(P /*pairing*/, const RopeTable& table, std::span<const Pos> positions, MatrixRef<float> x, Index head_dim) {
   require(x.rows() == static_cast<Index>(positions.size()), "rows of x", x.rows(), "one per position");

@@ -1,7 +1,7 @@
-// Sampler: the next token from logits. Greedy, by temperature, or from the nucleus (top-p) at a temperature.
+// Sampler: draws the next token from logits: greedy, at a temperature, or from the nucleus (top-p) at a temperature.
 //
-// Top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020. The smallest set of most likely tokens
-// whose probabilities add up to p is kept, and one of them drawn in proportion.
+// Top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020. It keeps the smallest set of most likely
+// tokens whose probabilities add up to p, and draws one of them in proportion.
 #pragma once
 
 #include <algorithm>
@@ -19,15 +19,16 @@ namespace kvc {
 inline namespace v0 {
 namespace llama {
 
+/// The parameters of a Sampler.
 struct SamplerConfig {
-  double temperature = 1.0;  ///< 0: always the most likely token
-  double top_p = 1.0;        ///< in (0, 1]; 1: all tokens take part
+  double temperature = 1.0;  ///< at least 0; 0: always the most likely token
+  double top_p = 1.0;        ///< in (0, 1]; 1: all tokens
   std::uint64_t seed = 0;
 };
 
-/// Draws tokens. Equal seeds and logits give equal tokens: the generator and the way its bits become a number in [0, 1)
-/// are fixed here, unlike those of std::uniform_real_distribution; probabilities are formed in double, in the order of
-/// the ids.
+/// Draws tokens. Equal seeds and logits give equal tokens on every platform: the generator and the conversion of its bits
+/// to [0, 1) are fixed here, unlike those of std::uniform_real_distribution, and probabilities are summed in double in
+/// the order of the ids.
 class Sampler {
  public:
   /// Throws std::invalid_argument if the temperature is negative or not finite, or top_p is not in (0, 1].
@@ -37,7 +38,7 @@ class Sampler {
     require(config.top_p > 0.0 && config.top_p <= 1.0, "top_p", config.top_p, "above 0 and at most 1");
   }
 
-  /// The token for one row of logits. O(V), and O(V log V) if most tokens are in the nucleus.
+  /// Draws the token for one row of logits [V]. O(V), or O(V log V) if most tokens are in the nucleus.
   /// Throws std::invalid_argument if there are no logits, or the largest of them is not finite.
   [[nodiscard]] Token operator()(std::span<const float> logits) {
     const Token best = greedy(logits);
@@ -45,12 +46,12 @@ class Sampler {
                                       : draw(logits, static_cast<double>(logits[static_cast<std::size_t>(best)]));
   }
 
-  /// The most likely token, the lowest id among equals. Errors as above.
+  /// The most likely token, the lowest id among equals. Throws as above.
   [[nodiscard]] static Token greedy(std::span<const float> logits) {
     require(!logits.empty(), "logits", "empty", "one number per token of the vocabulary");
     std::size_t best = 0;
     for (std::size_t i = 1; i < logits.size(); ++i) {
-      if (logits[i] > logits[best] || std::isnan(logits[i])) {  // stays on a NaN, which is then reported
+      if (logits[i] > logits[best] || std::isnan(logits[i])) {  // keeps a NaN, which is then reported
         best = i;
       }
     }
@@ -61,7 +62,7 @@ class Sampler {
  private:
   struct Choice {
     Token token;
-    double weight;  // probability, up to a common factor
+    double weight;  // probability times a common factor
   };
 
   Token draw(std::span<const float> logits, double largest) {
@@ -83,15 +84,15 @@ class Sampler {
         return choice.token;
       }
     }
-    // Rounding let the sum end below the point: the last token that can be drawn.
+    // Rounding left the sum below the point: the last token that can be drawn.
     return std::find_if(choices_.rbegin(), choices_.rend(), [](const Choice& c) { return c.weight > 0.0; })->token;
   }
 
-  /// Leaves the nucleus in `choices_`, the most likely first, and returns its weight.
+  /// Reduces `choices_` to the nucleus, the most likely first, and returns its weight.
   double keep_nucleus(double total) {
     const double wanted = config_.top_p * total;
-    // The tokens below this bound add up to less than 1 - p all together, so none of them is in the nucleus: no need to
-    // sort them. The most likely token stays in any case.
+    // The tokens below this bound add up to less than 1 - p together, so none of them is in the nucleus, and they need not
+    // be sorted. The most likely token always stays.
     const double bound = std::min(1.0, (total - wanted) / static_cast<double>(choices_.size()));
     std::erase_if(choices_, [bound](const Choice& c) { return c.weight < bound; });
     std::sort(choices_.begin(), choices_.end(), [](const Choice& a, const Choice& b) {

@@ -2,7 +2,7 @@
 //
 //   y = gate * sigmoid(gate) * up
 //
-// Shazeer, "GLU Variants Improve Transformer", 2020. A number's bits depend on its two inputs alone.
+// Shazeer, "GLU Variants Improve Transformer", 2020. The bits of an element depend on its two inputs alone.
 #pragma once
 
 #include <algorithm>
@@ -36,8 +36,8 @@ namespace detail {
 
 }  // namespace detail
 
-/// gate, up [n, hidden_dim]; the result takes the place of gate. O(n x hidden_dim).
-/// Throws std::invalid_argument if extents do not fit.
+/// Replaces gate by the result: gate, up [n, hidden_dim]. O(n x hidden_dim).
+/// Throws std::invalid_argument if extents do not match.
 inline void swiglu(MatrixRef<float> gate, MatrixRef<const float> up) {
   require_extents(up, gate.rows(), gate.cols(), "up");
   for (Index r = 0; r < gate.rows(); ++r) {
