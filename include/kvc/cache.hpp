@@ -1,19 +1,4 @@
 // KvCache<T, Policy, Layout, Space>: the keys and values of many sequences, in one pool.
-//
-// Binds four choices that know nothing of each other: how a row is stored (T), who holds which slots (Policy), where a
-// slot lies (Layout) and what memory it lies in (Space). The pool is allocated once and never moves.
-//
-//   open -> extend -> write, once per layer -> commit -> ... -> close
-//
-// `extend` reserves room, all or nothing. Until `commit`, the new rows are seen by views of their own sequence and by
-// nothing else; an Append that is destroyed uncommitted takes them back. Attention reads through `view(layer, seq)`.
-//
-// Errors: a bad argument throws std::invalid_argument. Where there is no room, the try_ form gives an empty optional
-// and the plain form throws CapacityError. A failed operation has changed nothing.
-// Invalidation: runs that a view hands out die when their own sequence is extended, committed, rolled back, truncated or
-// closed.
-// Threads: one writer at a time. Const members, and reading a view, are safe beside each other; `write`s to distinct
-// sequences are too.
 #pragma once
 
 #include <concepts>
@@ -27,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/append.hpp"
+#include "kvc/cache_view.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/scope_guard.hpp"
@@ -34,6 +21,7 @@
 #include "kvc/core/token_span.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
+#include "kvc/fwd.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/shape.hpp"
 #include "kvc/layout/verify.hpp"
@@ -45,102 +33,85 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The keys and values of one sequence in one layer, as attention reads them. A small value; the cache must outlive it.
-template <class T, class P, class L>
-class CacheView {
+namespace detail {
+/// False, and depends on T.
+template <class T>
+inline constexpr bool is_element_type = ElementType<T>;
+template <class P>
+struct ConfigOf {
+  using Type = int;
+};
+template <class P>
+  requires requires { typename P::Config; }
+struct ConfigOf<P> {
+  using Type = typename P::Config;
+};
+}  // namespace detail
+
+/// Instantiated only if an argument is not what a KvCache needs: says which, and why. See the specialisation below.
+template <class T, class P, class L, class S>
+class KvCache {
+  static_assert(
+      detail::is_element_type<T>,
+      "kvc: the first argument of KvCache is no element type here. For Eigen::half and Eigen::bfloat16 include "
+      "kvc/element/float16.hpp; for Int8, Fp8E4M3 and Int4 kvc/element/quantized.hpp; for None "
+      "kvc/element/none.hpp. For a type of your own specialise kvc::Element (kvc/element/element.hpp).");
+  static_assert(
+      Policy<P>,
+      "kvc: the second argument of KvCache is not a policy. Include kvc/policy/contiguous.hpp, "
+      "kvc/policy/paged.hpp or kvc/policy/prefix_shared.hpp, or see kvc/policy/concept.hpp for one of your own; "
+      "the compiler names the expression that is missing.");
+  static_assert(Layout<L>,
+                "kvc: the third argument of KvCache is not a layout, see kvc/layout/layout.hpp; the compiler names the "
+                "expression that is missing.");
+  static_assert(Space<S>,
+                "kvc: the fourth argument of KvCache is not a space, see kvc/memory/space.hpp; the compiler names the "
+                "expression that is missing.");
+
  public:
-  using Element = T;
-
-  CacheView(const P& policy, const L& layout, const Shape& shape, const StorageOf<T>* pool, Index layer, SeqId seq)
-      : policy_(&policy), layout_(&layout), shape_(&shape), pool_(pool), layer_(layer), seq_(seq) {}
-
-  [[nodiscard]] Index kv_heads() const noexcept { return shape_->kv_heads; }
-  [[nodiscard]] Index key_dim() const noexcept { return shape_->key_dim; }
-  [[nodiscard]] Index value_dim() const noexcept { return shape_->value_dim; }
-  /// Positions that can be read: the committed ones, and those of an extension under way.
-  [[nodiscard]] Pos length() const { return policy_->reserved(seq_); }
-
-  /// f(KvRun<T>) for the positions of `range`, in ascending order; rows of one head.
-  /// Throws std::invalid_argument if the range is not within [0, length()).
-  template <class F>
-  void for_each_run(Index head, PosRange range, F&& f) const {
-    KVC_ASSERT(0 <= head && head < kv_heads());
-    policy_->for_each_run(seq_, range, [&](const SlotRun& run) {
-      f(KvRun<T>{pool_ + layout_->k(run.block, layer_, head, run.offset),
-                 pool_ + layout_->v(run.block, layer_, head, run.offset), Index{run.count}, layout_->k_stride(),
-                 layout_->v_stride(), run.first});
-    });
-  }
-
- private:
-  const P* policy_;
-  const L* layout_;
-  const Shape* shape_;
-  const StorageOf<T>* pool_;
-  Index layer_;
-  SeqId seq_;
+  template <class Config = typename detail::ConfigOf<P>::Type,
+            class Where = S>  // so that the constructor is not an error as well
+  explicit KvCache(const Shape&, const Config&, const Where& = Where{}) {}
 };
 
-template <ElementType T, Policy P, Layout L = HeadMajor, Space S = HostSpace>
-class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
+/// The KV cache: keys and values of many sequences in one pool, which is allocated once and never moves. Binds four choices that
+/// do not know one another:
+///
+///   T   ElementType   how a row is stored              float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, None
+///   P   Policy        which slots a sequence holds     Contiguous, Paged, PrefixShared<>
+///   L   Layout        where the row of a slot lies     HeadMajor, TokenMajor
+///   S   Space         the memory of the pool           HostSpace, cuda::DeviceSpace
+///
+/// The life of a sequence:
+///
+///   open -> extend -> write, once per layer -> commit -> extend ... -> close
+///
+/// `extend` reserves positions, all or nothing. Until `commit` only views of the own sequence see them; an Append that is destroyed
+/// uncommitted takes them back. Attention reads through `view(layer, seq)`. The abilities of the policy beyond its contract, such
+/// as match_length, admission or try_pin of PrefixShared, are members too: see policy/capabilities.hpp.
+///
+/// Errors: a bad argument throws std::invalid_argument that names it. Without room the try_ form returns an empty optional and the
+/// plain form throws CapacityError. An operation that fails has changed nothing.
+///
+/// Lifetimes: the cache does not move. Appends and views must not outlive it. A SeqId that outlived its sequence is detected. The
+/// runs of a view are valid until its sequence is extended, committed, rolled back, truncated or closed.
+///
+/// Threads: members that are not const need one thread at a time, with one exception: `write`s of distinct Appends may run at the
+/// same time. Const members and attention on views may run in any number of threads, beside each other and beside `write`s,
+/// as long as nobody reads rows that are being written.
+template <ElementType T, Policy P, Layout L, Space S>
+class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
  public:
   using Element = T;
   using Storage = StorageOf<T>;
   using PolicyType = P;
   using LayoutType = L;
   using View = CacheView<T, P, L>;
-
-  /// Positions of one sequence that are reserved and not yet committed. Takes them back when it is destroyed
-  /// uncommitted, so it must not outlive its cache. Empty after it was moved from, committed or rolled back.
-  class Append {
-   public:
-    /// Empty: there is nothing to commit or to roll back. Assign an extension to it.
-    Append() = default;
-    Append(Append&& other) noexcept
-        : policy_(std::exchange(other.policy_, nullptr)),
-          seq_(other.seq_),
-          range_(std::exchange(other.range_, {})),
-          writes_(std::exchange(other.writes_, 0)) {}
-    Append& operator=(Append&& other) noexcept {
-      if (this != &other) {
-        rollback();
-        policy_ = std::exchange(other.policy_, nullptr);
-        seq_ = other.seq_;
-        range_ = std::exchange(other.range_, {});
-        writes_ = std::exchange(other.writes_, 0);
-      }
-      return *this;
-    }
-    ~Append() { rollback(); }
-
-    /// Whether it is still to be committed or rolled back.
-    [[nodiscard]] bool under_way() const noexcept { return policy_ != nullptr; }
-    [[nodiscard]] SeqId seq() const noexcept { return seq_; }
-    [[nodiscard]] PosRange range() const noexcept { return range_; }  ///< the reserved positions
-    [[nodiscard]] Pos size() const noexcept { return range_.size(); }
-
-    /// Lets go of the positions: they stay reserved, neither committed nor taken back, until the sequence is closed.
-    void release() noexcept { policy_ = nullptr; }
-
-    /// Takes the positions back now. A sequence that was closed meanwhile has done so already.
-    void rollback() noexcept {
-      if (policy_ != nullptr) {
-        std::exchange(policy_, nullptr)->rollback(seq_);
-        range_ = {};
-      }
-    }
-
-   private:
-    friend class KvCache;
-    Append(P* policy, SeqId seq, PosRange range) noexcept : policy_(policy), seq_(seq), range_(range) {}
-    P* policy_ = nullptr;
-    SeqId seq_;
-    PosRange range_;
-    mutable Index writes_ = 0;  // calls of write: for the assertion that no layer was forgotten
-  };
+  using Append = kvc::Append<P>;
 
   /// Allocates the pool: policy.blocks() x policy.block_tokens() slots of 2 x layers x kv_heads rows.
-  /// Throws std::invalid_argument for a bad shape or configuration, std::bad_alloc if the space has not so much memory.
+  /// Throws std::invalid_argument for a bad shape or configuration, std::bad_alloc if the space has not so much memory,
+  /// InvariantError if rows of the layout overlap or lie outside of the pool.
   explicit KvCache(const Shape& shape, const typename P::Config& config, S space = S{})
       : shape_(validated(shape)),
         policy_(config),
@@ -150,10 +121,11 @@ class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   KvCache(const KvCache&) = delete;  // views and appends point into it
   KvCache& operator=(const KvCache&) = delete;
 
+  /// The shape, with its defaults filled in.
   [[nodiscard]] const Shape& shape() const noexcept { return shape_; }
   [[nodiscard]] const P& policy() const noexcept { return policy_; }
   [[nodiscard]] const L& layout() const noexcept { return layout_; }
-  /// The pool, layout().size() Storage objects: for kernels of your own.
+  /// The pool, layout().size() storage units: for kernels of your own.
   [[nodiscard]] const Storage* data() const noexcept { return reinterpret_cast<const Storage*>(pool_.data()); }
   [[nodiscard]] Storage* data() noexcept { return reinterpret_cast<Storage*>(pool_.data()); }
   /// The space that the pool lies in.
@@ -443,7 +415,7 @@ class KvCache : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     static_assert(
         !std::same_as<I, bool>,
         "kvc: extend takes a count of positions or their tokens, not a bool: write extend(seq, 1) for one position");
-    return checked_count(count, "count");
+    return checked_count(static_cast<std::conditional_t<std::same_as<I, bool>, int, I>>(count), "count");
   }
   /// A number of committed positions of a sequence.
   template <std::integral I>

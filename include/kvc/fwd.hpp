@@ -1,4 +1,9 @@
-// Forward declarations, for headers that only name kvc's types.
+// Forward declarations and default arguments, for headers that only name the types of kvc:
+//
+//   #include "kvc/fwd.hpp"
+//   void step(kvc::KvCache<float, kvc::PrefixShared<>>& cache, kvc::SeqId seq);
+//
+// Standard library only. SeqId and BlockId are complete in core/types.hpp, which is as cheap.
 #pragma once
 
 #include <cstdint>
@@ -6,20 +11,48 @@
 namespace kvc {
 inline namespace v0 {
 
+// core
 enum class BlockId : std::int32_t;
 struct SeqId;
 struct PosRange;
 struct SlotRun;
-struct Shape;
+struct RowCopy;
 struct Stats;
-struct BatchIndex;
-struct OpenOptions;
-struct HostSpace;
-class Salt;
+class TokenSpan;
+template <class S>
+class MatrixRef;
+template <class S>
+class MatrixArg;
+class CapacityError;
+class FormatError;
+class InvariantError;
+
+// element
+template <class T>
+struct Element;
+template <class T>
+struct KvRun;
+struct Int8;
+struct Fp8E4M3;
+struct Int4;
+struct None;
+
+// layout, memory, parallel
+struct Shape;
+struct PoolExtents;
 class HeadMajor;
 class TokenMajor;
-class Contiguous;
-class Paged;
+struct HostSpace;
+struct Sequential;
+
+// policy
+class Salt;
+struct OpenOptions;
+struct Opened;
+struct Extension;
+struct Forked;
+class ChainHash;
+struct NoEvents;
 class CostAware;
 class Fifo;
 class Lfu;
@@ -28,13 +61,19 @@ class Priority;
 class ReuseHazard;
 class S3Fifo;
 class TinyLfu;
-class ChainHash;
-struct Int8;
-struct Fp8E4M3;
-struct Int4;
+class Contiguous;
+class Paged;
+template <class Eviction = ReuseHazard, class Hash = ChainHash, class Events = NoEvents>
+class PrefixShared;
 
-template <class T>
-struct Element;
+// the cache
+template <class P>
+class Append;
+template <class T, class P, class L>
+class CacheView;
+template <class T, class P, class L = HeadMajor, class S = HostSpace>
+class KvCache;
+struct BatchIndex;
 
 }  // namespace v0
 }  // namespace kvc

@@ -1,21 +1,40 @@
-// kvc: the KV cache of transformer inference. Includes everything but the adapters that need a library of their own
-// (parallel/openmp.hpp, parallel/tbb.hpp, io/...).
+// kvc: the KV cache of transformer inference. One include for an engine or for research code:
+//
+//   the cache       KvCache and Append, with batch tables for paged kernels
+//   policies        Contiguous, Paged, PrefixShared and all its eviction policies, Synchronized, the ordering of a batch
+//   element types   float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, None
+//   layouts         HeadMajor, TokenMajor
+//   attention       prefill, decode, reference, AttentionState, masks, and Sequential to run them
+//
+// Needs the standard library and Eigen. Not in it, and included one by one:
+//
+//   kvc/parallel/openmp.hpp, kvc/parallel/tbb.hpp   threads: they need OpenMP, oneTBB
+//   kvc/snapshot/snapshot.hpp                       caches in files: needs xxHash
+//   kvc/transport/, kvc/transfer/                   caches between engines; transport/mpi.hpp needs MPI
+//   kvc/cuda/                                       caches in device memory: needs the CUDA compiler
+//   kvc/policy/author.hpp, kvc/testing/             to write and to test policies, layouts, ... of your own
+//   kvc/attention/extern.hpp                        attention compiled once per program
+//   kvc/llama/                                      a small reference decoder, namespace kvc::llama
+//   kvc/fwd.hpp                                     forward declarations
 #pragma once
 
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/kernel/scores.hpp"
 #include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/mask.hpp"
+#include "kvc/attention/options.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/reference.hpp"
 #include "kvc/attention/state.hpp"
 #include "kvc/batch.hpp"
 #include "kvc/cache.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/element/none.hpp"
 #include "kvc/element/quantized.hpp"
-#include "kvc/llama/checkpoint.hpp"
-#include "kvc/llama/decoder.hpp"
-#include "kvc/llama/sampler.hpp"
-#include "kvc/llama/tokenizer.hpp"
+#include "kvc/layout/layout.hpp"
+#include "kvc/memory/space.hpp"
+#include "kvc/parallel/executor.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/fifo.hpp"

@@ -24,6 +24,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/fwd.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/chain_hash.hpp"
 #include "kvc/policy/concept.hpp"
@@ -43,7 +44,7 @@ class PinId {
   friend constexpr bool operator==(PinId, PinId) = default;
 
  private:
-  template <EvictionPolicy, class, EventListener>
+  template <class, class, class>
   friend class PrefixShared;
   explicit PinId(SeqId holder) : holder_(holder) {}
   SeqId holder_;  // not for its owner: a pin is no sequence
@@ -57,8 +58,14 @@ struct PrefixPin {
 
 /// `Eviction` chooses what is given up when room is needed. `Events` hears of blocks that become and cease to be
 /// matchable. `Hash` is a parameter for tests; see ChainHash.
-template <EvictionPolicy Eviction = ReuseHazard, class Hash = ChainHash, EventListener Events = NoEvents>
+template <class Eviction, class Hash, class Events>
 class PrefixShared {
+  static_assert(EvictionPolicy<Eviction>,
+                "kvc: the first argument of PrefixShared is not an eviction policy, see "
+                "kvc/policy/eviction/concept.hpp; the compiler names the missing expression.");
+  static_assert(EventListener<Events>,
+                "kvc: the third argument of PrefixShared is not a listener of events, see "
+                "kvc/policy/events.hpp; the compiler names the missing expression.");
   using Blocks = detail::CachedBlocks<Eviction, Hash, Events>;
   using Tables = detail::TokenTables<Blocks>;
   using Parent = typename Tables::Parent;
