@@ -247,6 +247,25 @@ TEST_CASE("links and paths in the documents lead somewhere") {
   }
 }
 
+TEST_CASE("the version is the same in the header, the changelog and the citation") {
+  std::string version;
+  for (const char* part : {"MAJOR ", "MINOR ", "PATCH "}) {
+    for (const std::string& line : lines_of_file(root / "include/kvc/version.hpp")) {
+      if (line.starts_with(std::string("#define KVC_VERSION_") + part)) {
+        version += (version.empty() ? "" : ".") + line.substr(line.rfind(' ') + 1);
+      }
+    }
+  }
+  INFO(version);
+  const auto has = [](const std::string& file, const std::string& wanted) {
+    const Lines lines = lines_of_file(root / file);
+    return std::any_of(lines.begin(), lines.end(), [&](const auto& line) { return line.starts_with(wanted); });
+  };
+  const bool released = has("CHANGELOG.md", "## [" + version + "]");
+  CHECK((released || has("CHANGELOG.md", "This will be " + version + ",")));
+  CHECK(has("CITATION.cff", "version: " + version + (released ? "" : "-dev")));
+}
+
 TEST_CASE("a document with a wrong block, output or link is found") {
   const Lines text = {"int f() {", "  return 1;", "}", "", "int g();"};
   CHECK(not_found({"  int f() {", "    return 1;", "  }"}, text) == "");
