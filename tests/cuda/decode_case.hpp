@@ -74,49 +74,6 @@ struct HostBatch {
   kvc::cuda::BatchView view;
 };
 
-/// The log-sum-exp of each row and head, in double, from the definition; -infinity for a row that sees no key.
-///
-///   q       [queries.size(), query_heads * key_dim], at positions `queries`
-///   result  [queries.size(), query_heads]
-template <kvc::KvView View>
-std::vector<float> reference_lse(const View& kv, kvc::PosRange queries, std::span<const float> q,
-                                 const kvc::cuda::AttentionOptions& options) {
-  using T = typename View::Element;
-  const Index dim = kv.key_dim(), heads = std::ssize(q) / std::max<Index>(queries.size(), 1) / dim;
-  const double scale = static_cast<double>(kvc::cuda::checked_scale(options, dim));
-  std::vector<float> k(static_cast<std::size_t>(dim)), result;
-  for (Index row = 0; row < queries.size(); ++row) {
-    for (Index head = 0; head < heads; ++head) {
-      const Index position = queries.first + row;
-      std::vector<double> scores;
-      kv.for_each_run(head / (heads / kv.kv_heads()), {0, kv.length()}, [&](const kvc::KvRun<T>& run) {
-        for (Index r = 0; r < run.rows; ++r) {
-          const Index key = run.first + r;
-          if ((options.causal && key > position) || (options.window > 0 && position - key >= options.window)) {
-            continue;
-          }
-          kvc::Element<T>::decode(run.k + r * run.k_stride, dim, k.data());
-          double s = 0;
-          for (Index d = 0; d < dim; ++d) {
-            s += static_cast<double>(q[static_cast<std::size_t>((row * heads + head) * dim + d)]) *
-                 static_cast<double>(k[static_cast<std::size_t>(d)]);
-          }
-          s *= scale;
-          scores.push_back(options.softcap > 0 ? options.softcap * std::tanh(s / options.softcap) : s);
-        }
-      });
-      double largest = -HUGE_VAL, sum = 0;
-      for (const double s : scores) {
-        largest = std::max(largest, s);
-      }
-      for (const double s : scores) {
-        sum += std::exp(s - largest);
-      }
-      result.push_back(static_cast<float>(scores.empty() ? -HUGE_VAL : largest + std::log(sum)));
-    }
-  }
-  return result;
-}
 /// The largest difference relative to 1 or to the expected number; 1e9 where one is missing, or infinite alone.
 inline float lse_difference(std::span<const float> got, std::span<const float> expected) {
   float largest = got.size() == expected.size() ? 0.0F : 1e9F;
@@ -195,8 +152,9 @@ class DecodeCase {
     return out;
   }
 
-  /// In double, from the definition.
-  [[nodiscard]] std::vector<float> expected() const {
+  /// Outputs, and log-sum-exp [rows, query_heads] if wanted; in double, from the definition.
+  [[nodiscard]] std::vector<float> expected(std::vector<float>* lse = nullptr) const {
+    std::vector<float> sums(static_cast<std::size_t>(rows() * query_heads()));
     std::vector<float> out(static_cast<std::size_t>(rows() * query_heads() * spec.dim));
     const Index width = query_heads() * spec.dim;
     for (Index b = 0; b < rows(); ++b) {
@@ -205,21 +163,12 @@ class DecodeCase {
       const Pos at = length > 0 ? length - 1 : 0;
       kvc::reference(cache.view(layer(), sequences[static_cast<std::size_t>(b)]), {at, at + 1},
                      kvc::MatrixRef<const float>(q_row.data(), 1, width),
-                     kvc::MatrixRef<float>(out.data() + b * width, 1, width),
+                     {kvc::MatrixRef<float>(out.data() + b * width, 1, width),
+                      kvc::MatrixRef<float>(sums.data() + b * query_heads(), 1, query_heads())},
                      {.window = spec.window, .softcap = spec.softcap});
     }
-    return out;
-  }
-
-  /// [rows, query_heads]; in double, from the definition.
-  [[nodiscard]] std::vector<float> expected_lse() const {
-    std::vector<float> out;
-    for (Index b = 0; b < rows(); ++b) {
-      const Pos length = cache.length(sequences[static_cast<std::size_t>(b)]);
-      const Pos at = length > 0 ? length - 1 : 0;
-      const std::vector<float> of =
-          reference_lse(cache.view(layer(), sequences[static_cast<std::size_t>(b)]), {at, at + 1}, row(b), options());
-      out.insert(out.end(), of.begin(), of.end());
+    if (lse != nullptr) {
+      *lse = sums;
     }
     return out;
   }

@@ -162,14 +162,29 @@ TEST(offload_and_restore) {
   }
 }
 
-/// Uploads that run far ahead of the device: what a kernel sees is what was uploaded before it.
+namespace {
+/// Keeps the device busy for so many clocks, so that whatever follows on the stream waits.
+__global__ void spin_kernel(long long clocks) {
+  const long long start = clock64();
+  while (clock64() - start < clocks) {
+  }
+}
+}  // namespace
+
+/// Uploads run ahead of the device: what a kernel sees is what was uploaded before it. The host is faster than the
+/// device only while that spins; without, no buffer would ever be in use when it is written again.
 TEST(uploads_are_not_overwritten_in_flight) {
   Stream stream;
   constexpr Index sequences = 64;
   cuda::Batch batch({.sequences = sequences, .blocks = 1 << 16, .queries = sequences});
   constexpr int rounds = 200;
   DeviceArray<std::int32_t> seen(rounds * sequences);
+  bool behind = true;
   for (int round = 0; round < rounds; ++round) {
+    if (round % 20 == 0) {
+      spin_kernel<<<1, 1, 0, stream>>>(50'000'000);  // 25 ms and more: a round takes the host less than one
+      cuda::detail::check_launch("spin_kernel");
+    }
     cuda::BatchTables tables;
     tables.block_tokens = 16;
     for (int i = 0; i < sequences; ++i) {
@@ -181,7 +196,11 @@ TEST(uploads_are_not_overwritten_in_flight) {
     batch.upload(tables, stream);
     KVC_CUDA(cudaMemcpyAsync(seen.data() + round * sequences, batch.view().seq_lens, sequences * sizeof(std::int32_t),
                              cudaMemcpyDeviceToDevice, stream));
+    if (round % 20 == 1) {  // both buffers are in flight now, and the next upload has to wait for the first
+      behind = behind && cudaStreamQuery(stream) == cudaErrorNotReady;
+    }
   }
+  CHECK(behind) << "the device was done before the third upload: nothing was tested";
   const std::vector<std::int32_t> all = seen.host();
   int wrong = 0;
   for (int i = 0; i < rounds * sequences; ++i) {
@@ -202,4 +221,34 @@ TEST(too_large_a_pool_is_no_room) {
     thrown = std::string(error.what()).find("cudaMallocAsync") != std::string::npos;
   }
   CHECK(thrown);
+}
+
+/// A graph must not hold copies that a step has asked for: it would repeat them at every launch.
+TEST(copies_that_are_pending_are_not_captured) {
+  using Cache = kvc::KvCache<__half, kvc::Paged, kvc::HeadMajor, cuda::DeviceSpace>;
+  Stream stream;
+  Cache cache({.layers = 1, .kv_heads = 1, .key_dim = 64}, {.blocks = 8, .block_tokens = 16},
+              cuda::DeviceSpace(stream));
+  const kvc::SeqId parent = cache.open();
+  cache.commit(cache.extend(parent, 5));
+  cudaGraph_t graph = nullptr;
+  KVC_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  (void)cuda::view(cache, 0);  // without pending copies that is no operation
+  const kvc::SeqId fork = cache.fork(parent);
+  auto step = cache.extend(fork, 1);  // copy-on-write
+  bool refused = false;
+  try {
+    (void)cuda::view(cache, 0);
+  } catch (const std::invalid_argument&) {
+    refused = true;
+  }
+  CHECK(refused);
+  KVC_CUDA(cudaStreamEndCapture(stream, &graph));
+  std::size_t nodes = 0;
+  KVC_CUDA(cudaGraphGetNodes(graph, nullptr, &nodes));
+  CHECK(nodes == 0) << nodes << "nodes were captured";
+  KVC_CUDA(cudaGraphDestroy(graph));
+  (void)cuda::view(cache, 0);  // and now they are launched
+  cache.commit(std::move(step));
+  stream.wait();
 }

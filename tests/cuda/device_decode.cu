@@ -48,14 +48,21 @@ struct OnDevice {
 
 template <class Scalar, class Case>
 std::vector<std::uint16_t> run(OnDevice<Case>& device, const cuda::BatchTables& tables,
-                               const std::vector<std::uint16_t>& q, bool share) {
+                               const std::vector<std::uint16_t>& q, bool share, std::vector<float>* lse = nullptr) {
   Stream stream;
+  const DeviceArray<float> sums(static_cast<std::size_t>(tables.size() * device.c.query_heads()) + 1);
   const DeviceArray<std::uint16_t> in(q), out(q.size());
   device.batch.upload(tables, stream);
   device.work.upload(tables, device.c.spec.window, stream, share);
   cuda::decode(device.view(), device.batch, device.work, reinterpret_cast<const Scalar*>(in.data()),
-               reinterpret_cast<Scalar*>(out.data()), device.c.options(), stream);
+               reinterpret_cast<Scalar*>(out.data()), device.c.options(), stream,
+               lse == nullptr ? nullptr : sums.data());
   stream.wait();
+  if (lse != nullptr) {
+    *lse = sums.host();
+    CHECK(std::isnan(lse->back())) << "a row beyond the batch was written";
+    lse->pop_back();
+  }
   return out.host();
 }
 
@@ -66,8 +73,10 @@ void check(const DecodeSpec& spec, const typename P::Config& config, float toler
   using Case = DecodeCase<T, P, L, Q>;
   Case c(spec, config);
   OnDevice<Case> device(c);
-  const std::vector<std::uint16_t> out = run<Scalar>(device, c.tables, c.q, true);
-  const float difference = largest_difference(Q, out, c.expected());
+  std::vector<float> lse, expected_lse;
+  const std::vector<std::uint16_t> out = run<Scalar>(device, c.tables, c.q, true, &lse);
+  const float difference = largest_difference(Q, out, c.expected(&expected_lse));
+  CHECK(lse_difference(lse, expected_lse) < 4e-6F) << lse_difference(lse, expected_lse);
   CHECK(difference < tolerance) << "dim" << spec.dim << "group" << spec.group << "window" << spec.window << "difference"
                                 << difference;
   CHECK(run<Scalar>(device, c.tables, c.q, true) == out) << "not the same bits twice";

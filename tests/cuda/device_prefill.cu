@@ -38,18 +38,24 @@ struct PrefillOnDevice {
 
 template <class Scalar, class Case>
 std::vector<std::byte> run(PrefillOnDevice<Case>& device, const cuda::BatchTables& tables,
-                           const std::vector<std::byte>& q, cuda::PrefillKernel kernel = cuda::PrefillKernel::best) {
+                           const std::vector<std::byte>& q, cuda::PrefillKernel kernel = cuda::PrefillKernel::best,
+                           std::vector<float>* lse = nullptr) {
   if (tables.queries() == 0) {
     return {};
   }
   Stream stream;
   const DeviceArray<std::byte> in(q), out(device.c.out_bytes(tables.queries()));
+  const DeviceArray<float> sums(static_cast<std::size_t>(tables.queries() * device.c.query_heads()));
   device.batch.upload(tables, stream);
   const auto* const from = reinterpret_cast<const Scalar*>(in.data());
   auto* const to = reinterpret_cast<Scalar*>(out.data());
   const Index heads = device.c.query_heads();
-  cuda::prefill(device.view(), device.batch, heads, from, to, device.c.spec.options, stream, nullptr, {}, kernel);
+  cuda::prefill(device.view(), device.batch, heads, from, to, device.c.spec.options, stream,
+                lse == nullptr ? nullptr : sums.data(), {}, kernel);
   stream.wait();
+  if (lse != nullptr) {
+    *lse = sums.host();
+  }
   return out.host();
 }
 
@@ -61,14 +67,17 @@ void check(const PrefillSpec& spec, const typename P::Config& config, float tole
   using Case = PrefillCase<T, P, L, Q>;
   Case c(spec, config);
   PrefillOnDevice<Case> device(c);
-  const std::vector<float> expected = c.expected();
-  const std::vector<std::byte> out = run<Scalar>(device, c.tables, c.q);
+  std::vector<float> lse, expected_lse;
+  const std::vector<float> expected = c.expected(&expected_lse);
+  const std::vector<std::byte> out = run<Scalar>(device, c.tables, c.q, cuda::PrefillKernel::best, &lse);
+  CHECK(lse_difference(lse, expected_lse) < 4e-6F) << lse_difference(lse, expected_lse);
   const float difference = c.difference(out, expected);
   CHECK(difference < tolerance) << "dims" << spec.key_dim << spec.value_dim << "group" << spec.group << "window"
                                 << spec.options.window << "causal" << spec.options.causal << "difference" << difference;
   CHECK(run<Scalar>(device, c.tables, c.q) == out) << "not the same bits twice";
   for (const auto kernel : {cuda::PrefillKernel::warps, cuda::PrefillKernel::plain}) {
-    const float other = c.difference(run<Scalar>(device, c.tables, c.q, kernel), expected);
+    const float other = c.difference(run<Scalar>(device, c.tables, c.q, kernel, &lse), expected);
+    CHECK(lse_difference(lse, expected_lse) < 4e-6F) << lse_difference(lse, expected_lse);
     CHECK(other < tolerance) << (kernel == cuda::PrefillKernel::plain ? "plain" : "by warps") << other;
   }
   for (std::size_t b = 0; b < c.sequences.size(); ++b) {

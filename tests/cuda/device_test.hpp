@@ -2,8 +2,9 @@
 //
 //   TEST(name) { CHECK(condition) << "what" << value; }
 //
-// A program of these runs all of them, or those whose names contain its argument, and exits with 0, with 1 if one
-// failed, and with 4 if there is no GPU. An exception fails its test.
+// A program of these runs all of them; with arguments those whose names contain one of them, or after --others those
+// whose names contain none. It names each test before it runs, so that a hang can be told, and exits with 0, with 1 if a
+// test failed or none ran, and with 4 if there is no GPU. An exception fails its test.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -61,7 +62,18 @@ class Check {
   std::ostringstream text_;
 };
 
+/// Whether the arguments of the program select a test.
+inline bool is_selected(const char* name, int argc, char** argv) {
+  const bool others = argc > 1 && std::strcmp(argv[1], "--others") == 0;
+  bool named = false;
+  for (int i = others ? 2 : 1; i < argc; ++i) {
+    named = named || std::strstr(name, argv[i]) != nullptr;
+  }
+  return others ? !named : argc == 1 || named;
+}
+
 inline int run_device_tests(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // what was printed before a crash is not lost
   int devices = 0;
   const cudaError_t status = cudaGetDeviceCount(&devices);
   if (status != cudaSuccess || devices == 0) {
@@ -70,9 +82,10 @@ inline int run_device_tests(int argc, char** argv) {
   }
   int failed = 0, run = 0;
   for (const DeviceTest& test : device_tests()) {
-    if (argc > 1 && std::strstr(test.name, argv[1]) == nullptr) {
+    if (!is_selected(test.name, argc, argv)) {
       continue;
     }
+    std::printf("%s ...\n", test.name);
     const int before = failures();
     try {
       test.run();
@@ -87,7 +100,6 @@ inline int run_device_tests(int argc, char** argv) {
     ++run;
     failed += failures() > before ? 1 : 0;
     std::printf("%s %s\n", failures() > before ? "failed" : "passed", test.name);
-    std::fflush(stdout);
   }
   std::printf("%d passed, %d failed\n", run - failed, failed);
   return failed == 0 && run > 0 ? 0 : 1;

@@ -31,7 +31,7 @@ struct PrefillSpec {
   Index key_dim = 64;
   Index value_dim = 64;
   std::vector<PrefillSequence> sequences = {};
-  kvc::cuda::AttentionOptions options = {};
+  kvc::AttentionOptions options = {};
   float query_scale = 1;  ///< standard deviation of queries, and so of logits with the default scale
   std::uint64_t seed = 1;
 };
@@ -124,8 +124,9 @@ class PrefillCase {
     return out;
   }
 
-  /// In double, from the definition.
-  [[nodiscard]] std::vector<float> expected() const {
+  /// Outputs, and log-sum-exp [queries, query_heads] if wanted; in double, from the definition.
+  [[nodiscard]] std::vector<float> expected(std::vector<float>* lse = nullptr) const {
+    std::vector<float> sums(static_cast<std::size_t>(tables.queries() * query_heads()));
     const Index width = query_heads() * spec.key_dim, out_width = query_heads() * spec.value_dim;
     std::vector<float> out(static_cast<std::size_t>(tables.queries() * out_width));
     for (std::size_t b = 0; b < sequences.size(); ++b) {
@@ -137,24 +138,12 @@ class PrefillCase {
       const Pos length = spec.sequences[b].length;
       kvc::reference(cache.view(layer(), sequences[b]), {length - queries[b], length},
                      kvc::MatrixRef<const float>(rows.data(), n, width),
-                     kvc::MatrixRef<float>(out.data() + first * out_width, n, out_width),
-                     {.scale = spec.options.scale,
-                      .causal = spec.options.causal,
-                      .window = spec.options.window,
-                      .softcap = spec.options.softcap});
+                     {kvc::MatrixRef<float>(out.data() + first * out_width, n, out_width),
+                      kvc::MatrixRef<float>(sums.data() + first * query_heads(), n, query_heads())},
+                     spec.options);
     }
-    return out;
-  }
-
-  /// [queries, query_heads]; in double, from the definition.
-  [[nodiscard]] std::vector<float> expected_lse() const {
-    std::vector<float> out;
-    for (std::size_t b = 0; b < sequences.size(); ++b) {
-      const Pos length = spec.sequences[b].length;
-      const std::vector<float> rows = query_rows(b);
-      const std::vector<float> of =
-          reference_lse(cache.view(layer(), sequences[b]), {length - queries[b], length}, rows, spec.options);
-      out.insert(out.end(), of.begin(), of.end());
+    if (lse != nullptr) {
+      *lse = sums;
     }
     return out;
   }

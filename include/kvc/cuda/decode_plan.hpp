@@ -1,11 +1,11 @@
-// The plan of a decode: which work items there are, and which of them serve several sequences. Made on the host
-// from the block tables, once per step and window; it serves all layers.
+// The plan of a decode: its work items, and which of them serve several sequences. The host makes it from the block tables,
+// once per step and window; it serves all layers.
 //
-// A sequence is cut into splits of 512 positions at multiples of 512, whatever else is in the batch, so that its
-// result has the same bits in every batch. An item is one split, for one sequence or for all those that have the same
-// blocks there: the rows of a shared prefix are read once for as many query rows as fit an item. (Shared prefixes:
-// Hydragen, 2024; FlashInfer's cascade, 2024. Fixed splits: Flash-Decoding, 2023.) Only whole splits are shared, and
-// only among sequences that may see all of the split.
+// Each sequence is cut into splits of 512 positions at multiples of 512, independent of the rest of the batch, so its result
+// has the same bits in every batch. A work item is one split, of one sequence or of all sequences that have the same blocks
+// there: the rows of a shared prefix are read once for as many query rows as fit an item. Only whole splits are shared, and
+// only by sequences that see all of the split. (Shared prefixes: Hydragen, 2024, and FlashInfer's cascade, 2024. Fixed
+// splits: Flash-Decoding, 2023.)
 #pragma once
 
 #include <algorithm>
@@ -21,45 +21,48 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
+/// Positions of a split.
 inline constexpr Pos split_positions = Pos{kvc::detail::split_keys};
 
-/// One split of one or several sequences, for all kv heads. Its query rows: members x heads.
+/// One split of one or several sequences, for all kv heads. It has members * heads query rows per kv head.
 struct DecodeItem {
-  std::int32_t sequence;      ///< whose table says where the rows are
-  std::int32_t first_member;  ///< in DecodePlan::members
+  std::int32_t sequence;      ///< whose block table locates the rows
+  std::int32_t first_member;  ///< index in DecodePlan::members
   std::int32_t members;
-  std::int32_t first;  ///< positions [first, last), within one split
+  std::int32_t first;  ///< visible positions [first, last) of the split
   std::int32_t last;
   std::int32_t first_head;  ///< query heads [first_head, first_head + heads) of each GQA group
   std::int32_t heads;
   std::int32_t reserved;
 };
 
-/// A sequence that an item serves, and where its partial state goes: -1 if it is the whole result.
+/// A sequence that an item serves, and the index of its partial result; -1 if the item computes the whole result.
 struct DecodeMember {
   std::int32_t sequence;
   std::int32_t partial;
 };
 
-/// Query rows that the two kernels take at a time. `narrow` is for items of one sequence, `wide` for shared ones.
+/// Query rows that each of the two kernels handles at once: `narrow` for items of one sequence, `wide` for shared ones.
 struct RowTiles {
   std::int32_t narrow = 8;
   std::int32_t wide = 8;
 };
 
+/// The work items of a batch: those whose query rows fit the narrow kernel, and the others.
 struct DecodePlan {
   std::vector<DecodeItem> narrow;
   std::vector<DecodeItem> wide;
   std::vector<DecodeMember> members;
-  std::vector<std::int32_t> partial_begin;  ///< [size + 1]; parts before sequence b
+  std::vector<std::int32_t> partial_begin;  ///< [size + 1]; partial results before those of sequence b
 };
 
-/// The most parts, and items of one list, that a plan has for so many sequences and positions of all of them together.
+/// Upper bounds of the sizes of a plan.
 struct DecodeCapacity {
-  Index partials;  ///< and members
-  Index items;
+  Index partials;  ///< of partial results, and of members
+  Index items;     ///< of either list
 };
-/// A sequence has at most one split more than it fills, and a split one item for each tile of its query heads.
+/// Bounds for `sequences` sequences with `positions` positions together. A sequence has at most two splits more than it
+/// fills, and a split has at most one item for each tile of its query heads.
 [[nodiscard]] constexpr DecodeCapacity decode_capacity(Index sequences, Index positions, Index group,
                                                        RowTiles tiles) noexcept {
   const Index partials = positions / split_positions + 2 * sequences;
@@ -68,7 +71,7 @@ struct DecodeCapacity {
 
 namespace detail {
 
-/// A block of a sequence, as the planner reads it.
+/// An entry of a block table, as the planner reads it.
 struct BlockRun {
   std::int32_t block;
   std::int32_t slot;
@@ -76,7 +79,7 @@ struct BlockRun {
   Index first;
 };
 
-/// The sequences of a batch in an order in which those that share whole splits of blocks are neighbours.
+/// The sequences of a batch, ordered so that those that share whole splits are neighbours.
 [[nodiscard]] inline kvc::detail::SharedOrder order_by_blocks(const BatchTables& tables) {
   const auto visit = [&](Index b, Index most, auto f) {
     const auto sequence = static_cast<std::int32_t>(b);
@@ -96,13 +99,15 @@ struct BlockRun {
 
 }  // namespace detail
 
-/// The plan of decoding one row of each sequence, at its last position.
+/// The plan for decoding one row of each sequence, at its last position.
 ///
+///   tables  block tables of the batch
 ///   group   query heads per kv head
-///   tiles   rows that the kernels take at a time
+///   window  positions that a row sees; 0: all
+///   tiles   query rows that each kernel handles at once
 ///   share   whether to look for shared prefixes
 ///
-/// O(blocks, and items, of the batch; times log of its size for the order).
+/// O(table entries + items), and a sort of the sequences.
 [[nodiscard]] inline DecodePlan make_decode_plan(const BatchTables& tables, std::int32_t group, Pos window,
                                                  RowTiles tiles, bool share = true) {
   using kvc::detail::KeyRange, kvc::detail::SharedOrder, kvc::detail::SplitIndex;
@@ -121,7 +126,7 @@ struct BlockRun {
   const auto member = [&](std::int32_t b, Index split) {
     return DecodeMember{b, splits.count(b) == 1 ? -1 : static_cast<std::int32_t>(splits.number(b, split))};
   };
-  // Items for these members, cut to the rows that a kernel takes.
+  // Adds items for these sequences, cut to the rows that a kernel handles.
   const auto add = [&](const std::vector<std::int32_t>& sequences, Index split, KeyRange keys) {
     const auto count = static_cast<std::int32_t>(sequences.size());
     const std::int32_t rows = count * group <= tiles.narrow ? tiles.narrow : std::max(tiles.narrow, tiles.wide);

@@ -1,4 +1,4 @@
-// The options of attention on a GPU: those of attention on the CPU, but for a mask and a part of the keys.
+// The options of attention on a GPU: those of attention on the CPU, without masks and ranges of keys.
 #pragma once
 
 #include "kvc/attention/options.hpp"
@@ -9,11 +9,11 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Of a decode, `causal` has no meaning: its row is the last position, and sees all.
+/// See kvc::AttentionOptions. `causal` has no effect on decode: the row is at the last position and sees every key.
 using kvc::AttentionOptions;
 
-/// The scale, with its default filled in. Throws std::invalid_argument if an option is out of range, or is one that
-/// kernels on a GPU do not have: a mask, or a part of the keys.
+/// The scale, with its default filled in. Throws std::invalid_argument if an option is out of range, or if there is a mask or
+/// a range of keys, which kernels on a GPU do not support.
 [[nodiscard]] inline float checked_scale(const AttentionOptions& options, Index key_dim) {
   require(options.mask.is_none(), "mask", "given", "none on a GPU");
   require(options.keys == AttentionOptions{}.keys, "keys", options.keys, "all on a GPU");

@@ -58,8 +58,14 @@ class DeviceSpace {
     copies_.push(copy);
   }
   /// Launches all pending copies, up to 384 per launch. (A sequence has two: keys and values.)
+  /// Throws std::invalid_argument if there are any while the stream is being captured, since a graph would repeat them at
+  /// every launch; they stay pending then. Throws Error if a launch fails.
   void flush() {
     const std::vector<GridCopy>& all = copies_.waiting();
+    if (all.empty()) {
+      return;
+    }
+    detail::require_no_capture(stream_, "pending copies");
     for (std::size_t first = 0; first < all.size(); first += max_copy_jobs) {
       const std::size_t count = std::min<std::size_t>(max_copy_jobs, all.size() - first);
       if (count <= few_copy_jobs) {
