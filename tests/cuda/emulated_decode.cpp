@@ -48,7 +48,7 @@ std::vector<std::uint16_t> run(DecodeCase<T, P, L, Q>& c, const cuda::BatchTable
       partial_sums.data(),
       static_cast<std::int32_t>(c.query_heads()),
       static_cast<std::int32_t>(c.spec.group),
-      cuda::checked_scale(c.options(), c.spec.dim),
+      cuda::kernel_scale(c.options(), c.spec.dim),
       c.spec.softcap};
   kvc_emulation::launch({3}, 128, [&] { cuda::decode_kernel<F, Q, D, N>(a, false); });
   kvc_emulation::launch({2}, 128, [&] { cuda::decode_kernel<F, Q, D, Wide>(a, true); });

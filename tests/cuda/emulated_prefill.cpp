@@ -41,7 +41,7 @@ std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& 
       lse == nullptr ? nullptr : lse->data(),
       static_cast<std::int32_t>(c.query_heads()),
       static_cast<std::int32_t>(c.spec.group),
-      cuda::checked_scale(c.spec.options, c.spec.key_dim),
+      cuda::kernel_scale(c.spec.options, c.spec.key_dim),
       c.spec.options.softcap,
       c.spec.options.window,
       c.spec.options.causal};

@@ -72,6 +72,15 @@ TEST_CASE("formats of element types", "[cuda]") {
   STATIC_REQUIRE(cuda::format_of<kvc::Int4> == cuda::Format::none);
 }
 
+TEST_CASE("options that kernels do not support are refused", "[cuda]") {
+  const float zeros[4] = {};
+  REQUIRE(cuda::kernel_scale({}, 64) == 0.125F);
+  REQUIRE(cuda::kernel_scale({.scale = 3.0F}, 64) == 3.0F);
+  REQUIRE_THROWS_WITH(cuda::kernel_scale({.mask = kvc::AttentionMask::additive(zeros, 1, 1, 4)}, 64), contains("mask"));
+  REQUIRE_THROWS_WITH(cuda::kernel_scale({.keys = {0, 5}}, 64), contains("keys"));
+  REQUIRE_THROWS_WITH(cuda::kernel_scale({.window = -1}, 64), contains("window"));
+}
+
 TEMPLATE_TEST_CASE("a layer view finds the rows of a layout, beyond 2^31 elements too", "[cuda]", kvc::HeadMajor,
                    kvc::TokenMajor) {
   const kvc::Shape shape = kvc::validated({.layers = 40, .kv_heads = 8, .key_dim = 128, .value_dim = 64});

@@ -227,7 +227,7 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
   static_assert(F == Q || code_bytes(F) == 1,
                 "a cache of 16-bit elements takes queries of the same, and one of float none");
   const DecodeLimits& limits = work.limits();
-  const float scale = checked_scale(options, kv.key_dim);
+  const float scale = kernel_scale(options, kv.key_dim);
   require(F == limits.format, "format", static_cast<int>(F), "that of the DecodeWork");
   require(kv.kv_heads == limits.kv_heads, "kv_heads", kv.kv_heads, "that of the DecodeWork");
   require(kv.key_dim == limits.dim, "key_dim", kv.key_dim, "the dim of the DecodeWork");

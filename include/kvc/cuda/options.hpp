@@ -14,7 +14,7 @@ using kvc::AttentionOptions;
 
 /// The scale, with its default filled in. Throws std::invalid_argument if an option is out of range, or if there is a mask or
 /// a range of keys, which kernels on a GPU do not support.
-[[nodiscard]] inline float checked_scale(const AttentionOptions& options, Index key_dim) {
+[[nodiscard]] inline float kernel_scale(const AttentionOptions& options, Index key_dim) {
   require(options.mask.is_none(), "mask", "given", "none on a GPU");
   require(options.keys == AttentionOptions{}.keys, "keys", options.keys, "all on a GPU");
   return kvc::checked_scale(options, key_dim);

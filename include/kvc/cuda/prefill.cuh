@@ -140,7 +140,7 @@ template <Format F>
 [[nodiscard]] PrefillArguments<F> prefill_arguments(const LayerView<F>& kv, const Batch& batch, Index query_heads,
                                                     const void* q, void* out, float* lse,
                                                     const AttentionOptions& options) {
-  const float scale = checked_scale(options, kv.key_dim);
+  const float scale = kernel_scale(options, kv.key_dim);
   require(query_heads >= 1 && query_heads <= 65535 && query_heads % kv.kv_heads == 0, "query_heads", query_heads,
           "a positive multiple of kv_heads, up to 65535");
   require(kv.key_dim >= 1 && kv.value_dim >= 1 && plain_shared_bytes(kv.key_dim, kv.value_dim) <= 48 << 10,
