@@ -23,8 +23,8 @@ inline namespace v0 {
 /// same blocks, found from the views) are read once for all of them, which is what they cost.
 template <KvViewRange Views, class Ex = Sequential>
   requires Executor<Ex>
-void decode(const Views& views, MatrixRef<const float> q, const AttentionOutput& out,
-            const AttentionOptions& options = {}, Ex&& executor = {}) {
+void decode(const Views& views, MatrixArg<float> q, const AttentionOutput& out, const AttentionOptions& options = {},
+            Ex&& executor = {}) {
   const auto all = detail::view_span(views);
   std::vector<detail::SequenceRows> rows;
   rows.reserve(all.size());
@@ -37,7 +37,7 @@ void decode(const Views& views, MatrixRef<const float> q, const AttentionOutput&
 /// The same for one sequence.  q  [1, query_heads * key_dim]    out  [1, query_heads * value_dim]
 template <KvView View, class Ex = Sequential>
   requires Executor<Ex>
-void decode(const View& kv, MatrixRef<const float> q, const AttentionOutput& out, const AttentionOptions& options = {},
+void decode(const View& kv, MatrixArg<float> q, const AttentionOutput& out, const AttentionOptions& options = {},
             Ex&& executor = {}) {
   decode(std::span<const View>(&kv, 1), q, out, options, executor);
 }

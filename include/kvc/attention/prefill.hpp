@@ -41,7 +41,7 @@ inline namespace v0 {
 /// Method: tiles with a running maximum (FlashAttention, 2022), see attention/kernel/query_tile.hpp.
 template <KvView View, class Ex = Sequential>
   requires Executor<Ex>
-void prefill(const View& kv, PosRange queries, MatrixRef<const float> q, const AttentionOutput& out,
+void prefill(const View& kv, PosRange queries, MatrixArg<float> q, const AttentionOutput& out,
              const AttentionOptions& options = {}, Ex&& executor = {}) {
   const AttentionDims dims = attention_dims(kv, q, options);
   require(queries.size() == q.rows(), "queries", queries, "as many positions as q has rows");
@@ -60,8 +60,8 @@ void prefill(const View& kv, PosRange queries, MatrixRef<const float> q, const A
 /// Rows of a mask are those of q. Sequences with few rows share what they read of common prefixes, as in decode.
 template <KvViewRange Views, class Ex = Sequential>
   requires Executor<Ex>
-void prefill(const Views& views, std::span<const PosRange> queries, MatrixRef<const float> q,
-             const AttentionOutput& out, const AttentionOptions& options = {}, Ex&& executor = {}) {
+void prefill(const Views& views, std::span<const PosRange> queries, MatrixArg<float> q, const AttentionOutput& out,
+             const AttentionOptions& options = {}, Ex&& executor = {}) {
   const auto all = detail::view_span(views);
   require(queries.size() == all.size(), "queries.size()", queries.size(),
           "the number of views, " + std::to_string(all.size()));
@@ -82,8 +82,8 @@ void prefill(const Views& views, std::span<const PosRange> queries, MatrixRef<co
 ///   q_indptr  [B + 1] ascending from 0, also known as cu_seqlens_q
 template <KvViewRange Views, class Ex = Sequential>
   requires Executor<Ex>
-void prefill(const Views& views, std::span<const std::int32_t> q_indptr, MatrixRef<const float> q,
-             const AttentionOutput& out, const AttentionOptions& options = {}, Ex&& executor = {}) {
+void prefill(const Views& views, std::span<const std::int32_t> q_indptr, MatrixArg<float> q, const AttentionOutput& out,
+             const AttentionOptions& options = {}, Ex&& executor = {}) {
   const auto all = detail::view_span(views);
   require(q_indptr.size() == all.size() + 1, "q_indptr.size()", q_indptr.size(),
           "one more than the number of views, " + std::to_string(all.size()));

@@ -23,7 +23,7 @@ inline namespace v0 {
 /// Throws std::invalid_argument if extents or options do not fit, or if the view does not retain a key that a row may
 /// see; nothing has been written then. O(n * query_heads * keys that a row may see * (key_dim + value_dim)).
 template <KvView View>
-void reference(const View& kv, PosRange queries, MatrixRef<const float> q, const AttentionOutput& out,
+void reference(const View& kv, PosRange queries, MatrixArg<float> q, const AttentionOutput& out,
                const AttentionOptions& options = {}) {
   using T = typename View::Element;
   const AttentionDims dims = attention_dims(kv, q, options);

@@ -135,6 +135,9 @@ class MatrixArg {
   /// Lives as long as the MatrixArg.
   constexpr operator MatrixRef<const S>() const noexcept { return ref_; }  // NOLINT: converts by design
   [[nodiscard]] constexpr MatrixRef<const S> ref() const noexcept { return ref_; }
+  [[nodiscard]] constexpr Index rows() const noexcept { return ref_.rows(); }
+  [[nodiscard]] constexpr Index cols() const noexcept { return ref_.cols(); }
+  [[nodiscard]] constexpr const S* row(Index i) const noexcept { return ref_.row(i); }
 
  private:
   std::shared_ptr<const void> owned_;
