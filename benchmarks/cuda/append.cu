@@ -1,4 +1,4 @@
-// Storing rows, and copy-on-write: bytes read and written per second.
+// write() and copy-on-write: bytes read and written per second.
 #include <string>
 #include <vector>
 
@@ -52,7 +52,7 @@ void append(const char* name, Index sequences, Pos tokens, bool rotated) {
   KVC_CUDA(cudaStreamDestroy(stream));
 }
 
-/// Forks with a partly filled last block, all extended in one step: their copies are one or a few launches.
+/// Extends forks with a partly filled last block in one step. Their copies take one or a few launches.
 void copy_on_write() {
   constexpr Index sequences = 64, layers = 32;
   cudaStream_t stream = nullptr;

@@ -1,4 +1,4 @@
-// What the benchmarks of kernels share: medians of events, results as lines of text, pools full of random numbers.
+// Shared by the benchmarks of kernels: times from events, results as lines of text, and pools of random rows.
 //
 // A result is one line of standard output that begins with "result", fields separated by tabs:
 //   result  name  bytes|flops  amount  milliseconds (median)  least  most
@@ -20,8 +20,8 @@ namespace kvc_bench {
 using kvc::Index;
 using kvc::cuda::Format;
 
-/// Runs of `repeats` calls of f(i), each between two events, after some to warm up. i counts up, so that f can take
-/// another set of inputs each time. The times in milliseconds, sorted.
+/// Times in milliseconds, sorted, of `repeats` calls of f(i), each between two events, after five calls to warm up. i
+/// counts up, so that f can use another set of inputs each time.
 template <class F>
 std::vector<float> times(cudaStream_t stream, int repeats, F f) {
   for (int i = 0; i < 5; ++i) {
@@ -58,7 +58,7 @@ inline void report(const char* name, const char* kind, double amount, const std:
   std::fflush(stdout);
 }
 
-/// Random rows of a format, of `row` bytes each: numbers of about one, never NaN.
+/// Fills a pool with random rows of `row` bytes each: finite numbers of magnitude about one.
 template <Format F>
 __global__ void fill_kernel(unsigned char* pool, Index bytes, int row, std::uint32_t seed) {
   const Index unit = kvc::cuda::code_bytes(F);

@@ -1,4 +1,4 @@
-// Decode over caches in device memory: bytes of keys and values read per second.
+// decode(): bytes of keys and values read per second.
 #include <cstring>
 #include <random>
 #include <string>
@@ -28,7 +28,7 @@ struct Setup {
 };
 constexpr Index query_heads = 32, kv_heads = 8, dim = 128;
 
-/// Sequences that grew side by side, so that the blocks of each lie anywhere.
+/// Sequences that grow in random turns, so that the blocks of each are scattered.
 template <class Cache>
 std::vector<kvc::SeqId> grow(Cache& cache, const Setup& setup) {
   std::vector<kvc::SeqId> sequences;

@@ -1,4 +1,4 @@
-// What the card can do, as NVIDIA's own code does it: copies of device memory, and products of matrices of bf16.
+// The limits of the card as NVIDIA's own code reaches them: copies within device memory, and bf16 matrix products.
 #include <cublas_v2.h>
 
 #include <cstdlib>

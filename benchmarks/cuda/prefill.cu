@@ -1,4 +1,4 @@
-// Prefill over caches in device memory: operations of the two products that causality leaves, per second.
+// prefill(): floating-point operations per second of the two products, counting visible keys only.
 #include <vector>
 
 #include "bench.hpp"
@@ -29,7 +29,7 @@ void prefill(const char* name, Index batch, Pos positions, Pos queries, Index di
     for (Index i = 0; i < batch; ++i) {
       sequences.push_back(cache.open());
     }
-    for (Pos at = 0; at < positions; at += 16) {  // by turns, so that blocks of a sequence are scattered
+    for (Pos at = 0; at < positions; at += 16) {  // in turns, which scatters the blocks of a sequence
       for (const kvc::SeqId seq : sequences) {
         cache.commit(cache.extend(seq, std::min<Pos>(16, positions - at)));
       }

@@ -1,4 +1,4 @@
-// A random batch for decode, on the host, and what it must give: for the emulated kernels and for those on a device.
+// A random batch for decode on the host, and its expected results, for emulated kernels and for those on a device.
 #pragma once
 
 #include <cmath>
@@ -37,7 +37,7 @@ inline float half_to_float(Format format, std::uint32_t bits) {
                               : std::ldexp(static_cast<float>(mantissa | 0x400U), static_cast<int>(exponent) - 25);
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
 }
-/// A number of about `bits` that both formats have: few enough digits.
+/// Rounds a finite float within the range of the format to nearest even.
 inline std::uint16_t to_half(Format format, float x) {
   const auto word = std::bit_cast<std::uint32_t>(x);
   if (format == Format::bf16) {
@@ -50,7 +50,7 @@ inline std::uint16_t to_half(Format format, float x) {
                                     (units + (static_cast<std::uint32_t>(exponent + 14) << 10)));
 }
 
-/// A policy that promises nothing about its runs, and has more than one: Paged without its tables.
+/// A policy with several runs per sequence and no block tables: Paged without its tables.
 struct Untabled : kvc::Paged {
   using Paged::Paged;
   std::span<const kvc::BlockId> block_table(kvc::SeqId) const = delete;
@@ -86,13 +86,13 @@ inline float lse_difference(std::span<const float> got, std::span<const float> e
   return largest;
 }
 
-/// What a case is made of.
+/// The parameters of a case.
 struct DecodeSpec {
   Index layers = 2;
   Index kv_heads = 2;
   Index group = 4;
   Index dim = 64;
-  std::vector<Pos> lengths = {};  ///< of sequences on their own
+  std::vector<Pos> lengths = {};  ///< of sequences that share nothing
   Pos prefix = 0;                 ///< > 0: positions that the `sharers` have in common
   std::vector<Pos> sharers = {};  ///< positions of each of them beyond the prefix
   Pos window = 0;
@@ -101,8 +101,8 @@ struct DecodeSpec {
   std::uint64_t seed = 1;
 };
 
-/// Sequences in a host cache, queries, and the expected output. Rows that no sequence has are NaN, and so are those of
-/// the cache's other layers.
+/// Sequences in a host cache, queries, and the expected output. Slots that no sequence uses, and the other layers of
+/// the cache, are NaN.
 template <class T, class P, class L, Format Q>
 class DecodeCase {
  public:
@@ -188,8 +188,7 @@ class DecodeCase {
       k[i] = normal_(random_);
       v[i] = normal_(random_);
     }
-    // Only the layer that is read: the others stay NaN. So a write for each is not possible, and rows go through
-    // `data()`.
+    // Writes only the layer that is read, through data(): the others must stay NaN, and an Append expects them all.
     cache.policy().for_each_run(seq, step.range(), [&](const kvc::SlotRun& run) {
       for (Index head = 0; head < spec.kv_heads; ++head) {
         for (Pos r = 0; r < run.count; ++r) {

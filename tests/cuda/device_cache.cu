@@ -1,4 +1,4 @@
-// A cache in device memory beside one in host memory: the same operations leave the same bytes.
+// A cache in device memory and one in host memory: the same operations leave the same bytes.
 #include <algorithm>
 #include <random>
 
@@ -19,7 +19,7 @@ namespace {
 using namespace kvc_test;
 namespace cuda = kvc::cuda;
 
-/// The bytes of both pools, NaN and never written slots aside: both begin as zeros.
+/// Whether both pools have the same bytes. Both begin as zeros.
 template <class Host, class Device>
 bool same_pools(const Host& host, const Device& device) {
   const auto bytes = static_cast<std::size_t>(host.layout().size()) * sizeof(typename Host::Storage);
@@ -29,7 +29,7 @@ bool same_pools(const Host& host, const Device& device) {
   return std::memcmp(there.data(), static_cast<const void*>(host.data()), bytes) == 0;
 }
 
-/// Random steps of a batch: extend all (copies), write, commit; and forks, truncations and closings between them.
+/// Random steps of a batch (extend, copies, write, commit), with forks and closed sequences between them.
 template <class T, class P, class L>
 void check_cache(const typename P::Config& config, std::uint64_t seed) {
   const kvc::Shape shape{.layers = 3, .kv_heads = 2, .key_dim = 64, .value_dim = 128};
@@ -124,7 +124,7 @@ TEST(cache_bf16) { check_policies<__nv_bfloat16>(); }
 TEST(cache_fp8) { check_policies<kvc::Fp8E4M3>(); }
 TEST(cache_int8) { check_policies<kvc::Int8>(); }
 
-/// Rows go to pinned host memory and come back into another sequence, of another policy's cache.
+/// Moves rows to pinned host memory, and from there into a cache of another policy.
 TEST(offload_and_restore) {
   const kvc::Shape shape{.layers = 2, .kv_heads = 4, .key_dim = 128};
   Stream stream;

@@ -1,4 +1,4 @@
-// Device memory in tests.
+// Streams and arrays in device memory, for tests.
 #pragma once
 
 #include <cstddef>
@@ -24,14 +24,14 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-/// Copies to device memory, and waits until it has arrived: from pageable memory cudaMemcpy may return before, and a
-/// stream that is not the default one would not wait for it.
+/// Copies to device memory and waits for completion. cudaMemcpy from pageable memory may return earlier, and streams
+/// other than the default one would not wait for it.
 inline void to_device(void* to, const void* from, std::size_t bytes) {
   KVC_CUDA(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));
   KVC_CUDA(cudaDeviceSynchronize());
 }
 
-/// An array in device memory, first filled with NaN.
+/// An array in device memory, filled with NaN at first.
 template <class T>
 class DeviceArray {
  public:
@@ -44,7 +44,7 @@ class DeviceArray {
   }
   [[nodiscard]] T* data() const { return reinterpret_cast<T*>(memory_.data()); }
   [[nodiscard]] std::size_t size() const { return count_; }
-  /// After all that was launched.
+  /// The content after everything that was launched.
   [[nodiscard]] std::vector<T> host() const {
     std::vector<T> all(count_);
     KVC_CUDA(cudaDeviceSynchronize());

@@ -3,8 +3,8 @@
 //   TEST(name) { CHECK(condition) << "what" << value; }
 //
 // A program of these runs all of them; with arguments those whose names contain one of them, or after --others those
-// whose names contain none. It names each test before it runs, so that a hang can be told, and exits with 0, with 1 if a
-// test failed or none ran, and with 4 if there is no GPU. An exception fails its test.
+// whose names contain none. It names each test before it runs, so that a hang can be told, and exits with 0, with 1 if
+// a test failed or none ran, and with 4 if there is no GPU. An exception fails its test.
 #pragma once
 
 #include <cuda_runtime_api.h>

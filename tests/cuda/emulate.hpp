@@ -1,12 +1,12 @@
-// Runs kernels of kvc/cuda on the CPU, where there is neither a GPU nor nvcc: include this before any .cuh.
+// Runs kernels of kvc/cuda on the CPU, without a GPU and without nvcc: include this before any .cuh.
 //
-// Every thread of a block is a fiber; a shuffle or a product of tiles lets the next one of the warp run until all that
-// take part have arrived. Blocks run one after the other, and between barriers so do the warps of a block, either end
-// first. What it can show: wrong indices, sums, masks, missing cases, barriers in divergent code (it reports a
-// deadlock), many a barrier that is missing between warps, reads beyond an array (under AddressSanitizer). What it
-// cannot show: every race; use compute-sanitizer for them.
+// Every thread of a thread block is a fiber. At a shuffle or a product of tiles a fiber yields to the others of its
+// warp until all of them have arrived. Blocks run one after another, and between barriers so do the warps of a block,
+// in ascending or descending order. This finds wrong indices, sums and masks, missing cases, barriers in divergent code
+// (reported as a deadlock), many missing barriers between warps, and, under AddressSanitizer, reads beyond an array. It
+// does not find every race; compute-sanitizer on a GPU does.
 //
-// A kernel's __shared__ arrays are static here, and hold what the last block left, as they may on a GPU.
+// A kernel's __shared__ arrays are static here and keep the content of the block before, as they may on a GPU.
 #pragma once
 
 #include <ucontext.h>
@@ -65,7 +65,7 @@ namespace kvc_emulation {
 class Block {
  public:
   static constexpr std::size_t stack_bytes = std::size_t{256} << 10;
-  static inline bool last_warp_first = false;  ///< of those that may run
+  static inline bool last_warp_first = false;  ///< runs the warps of a block in descending order
 
   Block(dim3 grid, dim3 at, unsigned threads) : grid_(grid), at_(at), fibers_(threads) {
     for (unsigned i = 0; i < threads; ++i) {
@@ -88,7 +88,7 @@ class Block {
     }
     for (std::size_t done = 0; done < fibers_.size();) {
       ++turn_;
-      // A warp runs as far as it can before the next one does, so that a barrier that is missing between them shows.
+      // Each warp runs as far as it can before the next one, which reveals missing barriers between them.
       bool moved = false;
       for (std::size_t i = 0; i < fibers_.size(); i += 32) {
         const std::size_t first = last_warp_first ? (fibers_.size() - 1 - i) / 32 * 32 : i;
@@ -118,7 +118,8 @@ class Block {
     }
     current() = nullptr;
   }
-  /// Called when no thread can go on: true if something has happened meanwhile. And when all threads have ended.
+  /// when_stalled() is called when no thread can continue; it returns whether that has changed. at_end() is called when
+  /// all threads have ended.
   static inline bool (*when_stalled)() = nullptr;
   static inline void (*at_end)() = nullptr;
 
@@ -135,7 +136,7 @@ class Block {
     ++running_->block_round;
     wait();
   }
-  /// Waits until `condition` holds, alone.
+  /// Blocks this thread only, until `condition` holds.
   void wait_until(const std::function<bool()>& condition) {
     if (!condition()) {
       running_->condition = &condition;
@@ -143,12 +144,12 @@ class Block {
       running_->condition = nullptr;
     }
   }
-  /// Lets every other thread that can run do so first.
+  /// Lets every other thread that can run do so before this one continues.
   void give_way() {
     const unsigned turn = turn_;
     wait_until([this, turn] { return turn_ != turn; });
   }
-  /// What each lane of the warp brought to this operation. `operation` must be the same for all of them.
+  /// Collects one value from each lane of the warp. All lanes must call it with the same `operation`.
   template <class T>
   std::array<T, 32> exchange(const T& mine, int operation) {
     static_assert(sizeof(T) <= 64 && std::is_trivially_copyable_v<T>);
@@ -181,11 +182,11 @@ class Block {
     unsigned block_round = 0;  // barriers reached
     unsigned warp_round = 0;   // warp operations reached
     bool done = false;
-    const std::function<bool()>* condition = nullptr;  // beyond which it may not run
+    const std::function<bool()>* condition = nullptr;  // that it waits for
     void* fake_stack = nullptr;
   };
 
-  /// Whether all that take part have arrived where the fiber waits.
+  /// Whether all threads that the fiber waits for have arrived.
   [[nodiscard]] bool ready(const Fiber& fiber) const {
     const unsigned first = fiber.thread / 32 * 32, last = std::min(first + 32, threads());
     for (unsigned i = first; i < last; ++i) {
@@ -252,7 +253,7 @@ class Block {
   Fiber* running_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
-  unsigned turn_ = 0;  // in which all threads that can run do
+  unsigned turn_ = 0;  // counts rounds in which each thread that can run does
 #if defined(KVC_EMULATION_ASAN)
   void* scheduler_fake_ = nullptr;
   const void* scheduler_stack_ = nullptr;
@@ -260,8 +261,8 @@ class Block {
 #endif
 };
 
-/// kernel<<<grid, threads>>>:  body is called once for each thread. The order of blocks is from the last to the first,
-/// so that no kernel can come to rely on the usual one.
+/// kernel<<<grid, threads>>>: calls `body` once for each thread. Blocks run from the last to the first, so that no
+/// kernel can rely on ascending order.
 inline void launch(dim3 grid, unsigned threads, const std::function<void()>& body) {
   for (unsigned z = grid.z; z-- > 0;) {
     for (unsigned y = grid.y; y-- > 0;) {
@@ -390,7 +391,7 @@ inline std::uint32_t __byte_perm(std::uint32_t a, std::uint32_t b, std::uint32_t
 }
 inline float __uint_as_float(std::uint32_t x) { return std::bit_cast<float>(x); }
 inline std::uint32_t __float_as_uint(float x) { return std::bit_cast<std::uint32_t>(x); }
-// Compile with -ffp-contract=off, which makes these what they are on a GPU.
+// Compiled with -ffp-contract=off, these round as on a GPU.
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }

@@ -1,14 +1,15 @@
-// What kernels for Hopper need beyond emulate_tiles.hpp: barriers in shared memory that count arrivals and bytes, bulk
-// copies of boxes, named barriers, and products of four warps from described matrices. Include this before any .cuh.
+// Emulates what kernels for Hopper need beyond emulate_tiles.hpp: barriers in shared memory that count arrivals and
+// bytes (mbarrier), bulk copies of boxes (TMA), named barriers, and products of a warpgroup (wgmma). Include this
+// before any .cuh.
 //
 // Written from the PTX ISA: "mbarrier", "cp.async.bulk.tensor", "Asynchronous Warpgroup Level Matrix Instructions".
-// Copies and products are asynchronous, so tests run with both extremes: at once, or as late as can be. Late copies
-// arrive when no thread can go on any more, the last that was begun first or the first; late products are computed when
-// they are waited for. And whoever arrives at a barrier lets all others run before it goes on.
+// Copies and products are asynchronous, so tests run with both extremes: at once, or as late as possible. Late copies
+// complete when no thread can continue, newest or oldest first; late products are computed when they are waited for. A
+// thread that arrives at a barrier lets all others run before it continues.
 //
-// What is reported: barriers with more arrivals, or more or fewer bytes, than were announced; products that read what
-// copies of threads wrote and nobody published; boxes and matrices that are not aligned; and at the end of a block a
-// copy or a product that nobody waited for.
+// It reports barriers with more arrivals, or other numbers of bytes, than expected; products that read what threads
+// wrote without a fence of the async proxy; boxes and matrices that are not aligned; and, at the end of a block, copies
+// and products that nobody waited for.
 #pragma once
 
 #include <map>
@@ -17,9 +18,9 @@
 
 namespace kvc_emulation {
 
-/// Whether products are computed when they are waited for.
+/// Whether products are computed when they are waited for, rather than at once.
 inline bool products_are_late = true;
-/// Whether of late copies the one begun last arrives first.
+/// Whether late copies complete newest first.
 inline bool last_copy_first = true;
 
 // --- barriers

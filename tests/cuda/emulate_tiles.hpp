@@ -1,16 +1,16 @@
-// What kernels that keep tiles in shared memory need beyond emulate.hpp: shared memory of a launch, asynchronous
+// Emulates what kernels with tiles in shared memory need beyond emulate.hpp: dynamic shared memory, asynchronous
 // copies, and loads of matrices. Include this before any .cuh.
 //
-// An asynchronous copy may arrive at any time between its beginning and the wait for it. Tests run with both extremes:
-// one that reads too early finds old bytes where copies are `late`, and one that is overwritten too early finds new
-// ones where they are not.
+// An asynchronous copy may complete at any time between its start and the wait for it. Tests run with both extremes.
+// With late copies, a read that comes too early finds old bytes; with early ones, a copy that starts too early
+// overwrites bytes that are still needed.
 #pragma once
 
 #include "emulate.hpp"
 
 namespace kvc_emulation {
 
-/// The same 227 KiB in every block, as Hopper has them; NaN in any format before the first.
+/// Dynamic shared memory: the same 227 KiB (as on Hopper) for every block, initially NaN in every format.
 inline std::byte* dynamic_shared() {
   struct alignas(1024) Memory {
     std::byte bytes[227 << 10];
@@ -20,11 +20,11 @@ inline std::byte* dynamic_shared() {
   return memory.bytes;
 }
 
-/// Whether copies arrive when they are waited for, rather than at once.
+/// Whether copies complete when they are waited for, rather than at once.
 inline bool copies_are_late = true;
 
-/// For each 16 bytes of dynamic_shared: whether an asynchronous copy has written them, and no thread has said so to
-/// the async proxy since (emulate_hopper.hpp).
+/// For each 16 bytes of dynamic_shared: whether a copy of threads has written them without a fence of the async proxy
+/// since (emulate_hopper.hpp).
 inline std::vector<bool>& unpublished() {
   static std::vector<bool> chunks((227 << 10) / 16, false);
   return chunks;
@@ -45,7 +45,7 @@ struct Copy {
     }
   }
 };
-/// The groups of copies under way of a thread; the last is the one that is still open.
+/// The groups of copies of a thread that are in flight; the last group is still open.
 inline std::vector<std::vector<Copy>>& copies_of_thread() {
   static std::vector<std::vector<Copy>> all[1024];
   auto& mine = all[Block::current()->thread()];
@@ -76,7 +76,7 @@ inline void wait_copies(std::size_t pending) {
   }
 }
 
-/// ldmatrix.x4: matrix i has its rows where lanes 8 i .. 8 i + 7 say.
+/// ldmatrix.x4: lanes 8 i .. 8 i + 7 pass the addresses of the rows of matrix i.
 inline void ldmatrix(std::uintptr_t row, std::uint32_t (&out)[4], bool transposed) {
   constexpr int loading_matrices = 100;
   const auto rows = Block::current()->exchange(row, loading_matrices);

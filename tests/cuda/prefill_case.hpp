@@ -1,4 +1,4 @@
-// A random batch for prefill, on the host, and what it must give: for the emulated kernels and for those on a device.
+// A random batch for prefill on the host, and its expected results, for emulated kernels and for those on a device.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@
 
 namespace kvc_test {
 
-/// A sequence: positions, and how many of them, at the end, have query rows.
+/// A sequence of `length` positions, of which the last `queries` have query rows.
 struct PrefillSequence {
   Pos length;
   Pos queries;
@@ -56,8 +56,8 @@ inline void put_element(Format format, std::vector<std::byte>& bytes, Index i, f
   }
 }
 
-/// Sequences in a host cache of two layers, of which the second is read: the first, and rows that no sequence has, are
-/// NaN.
+/// Sequences in a host cache of two layers, of which the second is read. The first layer, and slots that no sequence
+/// uses, are NaN.
 template <class T, class P, class L, Format Q>
 class PrefillCase {
  public:
@@ -74,7 +74,7 @@ class PrefillCase {
       sequences.push_back(cache.open());
       queries.push_back(spec.sequences[b].queries);
     }
-    for (bool more = true; more;) {  // by turns, so that the blocks of a sequence are scattered
+    for (bool more = true; more;) {  // in turns, which scatters the blocks of a sequence
       more = false;
       for (std::size_t b = 0; b < lengths.size(); ++b) {
         const Pos count = std::min<Pos>(spec.sequences[b].length - lengths[b], 29);
@@ -178,9 +178,9 @@ class PrefillCase {
       }
       kvc::Element<T>::encode(row.data(), dim, to);
     };
-    // Only the layer that is read: Append would ask for the others as well.
+    // Writes only the layer that is read: an Append expects them all.
     cache.policy().for_each_run(seq, step.range(), [&](const kvc::SlotRun& run) {
-      for (Pos r = 0; r < run.count; ++r) {  // positions outside, so that numbers do not depend on the runs
+      for (Pos r = 0; r < run.count; ++r) {  // positions in the outer loop, so that values do not depend on the runs
         for (Index head = 0; head < spec.kv_heads; ++head) {
           encode(spec.key_dim, cache.data() + cache.layout().k(run.block, layer(), head, run.offset + r));
           encode(spec.value_dim, cache.data() + cache.layout().v(run.block, layer(), head, run.offset + r));

@@ -46,14 +46,14 @@ void launch_append(const AppendArguments<F>& a, cudaStream_t stream) {
 ///   batch   block tables whose query rows are the new tokens
 ///   k       [queries, kv_heads * key_dim]
 ///   v       [queries, kv_heads * value_dim]
-///   rope    rotation of keys and queries before the keys are stored; its tables must cover every position of the batch,
-///           which is not checked
+///   rope    rotation of keys and queries before the keys are stored; its tables must cover every position of the
+///           batch, which is not checked
 ///   q       [queries, query_heads * key_dim], rotated in place if `rope` is set; empty: no queries
 ///   Scalar  float, __half or __nv_bfloat16
 ///
 /// All matrices are in device memory, at addresses that are multiples of 16 bytes, with strides that are multiples of 8
-/// elements. Rows beyond those of the uploaded batch are neither read nor written. The call does not synchronise and may
-/// be captured in a graph.
+/// elements. Rows beyond those of the uploaded batch are neither read nor written. The call does not synchronise and
+/// may be captured in a graph.
 ///
 /// Throws std::invalid_argument if a shape, stride, address or rotary_dim does not fit, or a dim is not a multiple of 8
 /// up to 256; cuda::Error if the launch fails.

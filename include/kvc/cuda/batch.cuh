@@ -4,8 +4,8 @@
 //   batch.upload(cache, steps, stream);                                       // each step, after the last extend
 //   cuda::write(cuda::view(cache, layer), batch, ...);                        // each layer; may be a captured graph
 //
-// Device addresses are fixed, and kernels read all sizes on the device. So a graph that was captured with one batch also
-// runs with the next.
+// Device addresses are fixed, and kernels read all sizes on the device. So a graph that was captured with one batch
+// also runs with the next.
 #pragma once
 
 #include <cstddef>
@@ -73,8 +73,8 @@ class Batch {
     upload_.send(offsets_.first_slots, put(offsets_.first_slots, tables.first_slots), stream);
     upload_.end(stream);
   }
-  /// Uploads the tables of the sequences of `appends`, a range of Cache::Append; the query rows of each sequence are the
-  /// tokens that its append reserves. Launches the pending copies of the cache first. Returns the tables, which
+  /// Uploads the tables of the sequences of `appends`, a range of Cache::Append; the query rows of each sequence are
+  /// the tokens that its append reserves. Launches the pending copies of the cache first. Returns the tables, which
   /// DecodeWork::upload needs. Throws as above, and if an append is not under way in this cache.
   template <class Cache, class Appends>
   BatchTables upload(Cache& cache, const Appends& appends, cudaStream_t stream) {

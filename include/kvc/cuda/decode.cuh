@@ -41,8 +41,8 @@ struct DecodeLimits {
 };
 
 namespace detail {
-/// Query rows that each kernel handles at once, as many as its registers hold: at most 32 for caches of 16-bit elements,
-/// 16 for caches of bytes, whose conversion to 16 bits takes registers, and 8 beyond dim 128.
+/// Query rows that each kernel handles at once, as many as its registers hold: at most 32 for caches of 16-bit
+/// elements, 16 for caches of bytes, whose conversion to 16 bits takes registers, and 8 beyond dim 128.
 [[nodiscard]] constexpr RowTiles row_tiles(Format format, Index group, Index dim) noexcept {
   const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
   return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
@@ -208,15 +208,15 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 ///   work         the uploaded plan of the same tables
 ///   q            [batch, query_heads * dim]
 ///   out          [batch, query_heads * dim], overwritten; 0 for a sequence without positions
-///   lse          [batch, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over the
-///                visible positions, -infinity for a sequence without positions. Results over disjoint sets of keys
+///   lse          [batch, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over
+///                the visible positions, -infinity for a sequence without positions. Results over disjoint sets of keys
 ///                merge by these weights.
 ///   Scalar       __half or __nv_bfloat16
 ///
 /// All arrays are in device memory; q and out are at multiples of 16 bytes. Query head h reads kv head
 /// h / (query_heads / kv_heads). Each key and value is read once for up to 32 query heads of its GQA group (16 for
-/// caches of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it. The call allocates nothing,
-/// does not synchronise, and may be captured in a graph: sizes and work items are read on the device.
+/// caches of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it. The call allocates
+/// nothing, does not synchronise, and may be captured in a graph: sizes and work items are read on the device.
 ///
 /// Throws std::invalid_argument if shapes, options or alignment do not fit, Error if a launch fails.
 template <class Scalar, Format F>

@@ -1,11 +1,12 @@
-// decode_kernel: attention of one query row per sequence, one split of keys at a time. merge_kernel.cuh merges the splits.
+// decode_kernel: attention of one query row per sequence, one split of keys at a time. merge_kernel.cuh merges the
+// splits.
 //
 // A thread block of four warps takes a work item: one split of 512 positions of one kv head, for all query heads of its
-// GQA group and all sequences that share the split. Step s of warp w covers the 16 T positions from 16 T (4 s + w). Each
-// warp keeps a running maximum, sum and output over its steps; at the end the block merges the four states. Scores and
-// outputs are computed transposed, S^T = K Q^T and O^T += V^T P^T: the 16 rows of an mma tile are then positions and
-// elements of a head, of which there are many, and its eight columns are query rows, of which there are few. A GQA group
-// of up to eight heads wastes no register.
+// GQA group and all sequences that share the split. Step s of warp w covers the 16 T positions from 16 T (4 s + w).
+// Each warp keeps a running maximum, sum and output over its steps; at the end the block merges the four states. Scores
+// and outputs are computed transposed, S^T = K Q^T and O^T += V^T P^T: the 16 rows of an mma tile are then positions
+// and elements of a head, of which there are many, and its eight columns are query rows, of which there are few. A GQA
+// group of up to eight heads wastes no register.
 //
 // A warp loads the values of a step while it multiplies the keys, and the keys of the next step while it multiplies the
 // values. So at least 4 KiB per warp are in flight at any time, without shared memory or barriers.
@@ -41,12 +42,11 @@ struct DecodeArguments {
   LayerView<F> kv;
   BatchView batch;
   DecodePlanView plan;
-  const std::byte* q;  ///< [batch, query_heads * key_dim]
-  std::byte* out;      ///< [batch, query_heads * value_dim]
-  float* lse;          ///< [batch, query_heads] natural logarithms, or null
-  float* partials;     ///< [partials, query_heads, value_dim]; outputs of splits, not divided by their sums
-  float*
-      partial_sums;  ///< [partials, query_heads, 2]; largest score times log2(e), and sum of exponentials relative to it
+  const std::byte* q;   ///< [batch, query_heads * key_dim]
+  std::byte* out;       ///< [batch, query_heads * value_dim]
+  float* lse;           ///< [batch, query_heads] natural logarithms, or null
+  float* partials;      ///< [partials, query_heads, value_dim]; outputs of splits, not divided by their sums
+  float* partial_sums;  ///< [partials, query_heads, 2]; largest score * log2(e), and sum of exponentials relative to it
   std::int32_t query_heads;
   std::int32_t group;  ///< query heads per kv head
   float scale;

@@ -1,11 +1,11 @@
-// The plan of a decode: its work items, and which of them serve several sequences. The host makes it from the block tables,
-// once per step and window; it serves all layers.
+// The plan of a decode: its work items, and which of them serve several sequences. The host makes it from the block
+// tables, once per step and window; it serves all layers.
 //
-// Each sequence is cut into splits of 512 positions at multiples of 512, independent of the rest of the batch, so its result
-// has the same bits in every batch. A work item is one split, of one sequence or of all sequences that have the same blocks
-// there: the rows of a shared prefix are read once for as many query rows as fit an item. Only whole splits are shared, and
-// only by sequences that see all of the split. (Shared prefixes: Hydragen, 2024, and FlashInfer's cascade, 2024. Fixed
-// splits: Flash-Decoding, 2023.)
+// Each sequence is cut into splits of 512 positions at multiples of 512, independent of the rest of the batch, so its
+// result has the same bits in every batch. A work item is one split, of one sequence or of all sequences that have the
+// same blocks there: the rows of a shared prefix are read once for as many query rows as fit an item. Only whole splits
+// are shared, and only by sequences that see all of the split. (Shared prefixes: Hydragen, 2024, and FlashInfer's
+// cascade, 2024. Fixed splits: Flash-Decoding, 2023.)
 #pragma once
 
 #include <algorithm>

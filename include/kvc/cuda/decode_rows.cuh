@@ -1,17 +1,17 @@
-// DecodeRows: 16 T keys, or values, of one kv head in the registers of a warp. They are loaded from device memory in the
-// order in which mma takes its first operand: no shared memory, no barrier, and each byte is read by one thread.
+// DecodeRows: 16 T keys, or values, of one kv head in the registers of a warp. They are loaded from device memory in
+// the order in which mma takes its first operand: no shared memory, no barrier, and each byte is read by one thread.
 //
 // A row is cut into chunks of 8 elements. A product of tiles sums over elements in any order, as long as both operands
 // use the same one, and its rows may come in any order, too. With lane = 4 g + t:
 //
 //   keys    tile row r is position r. A lane holds chunks t, t + 4, ... of positions g and g + 8. Product 2 j + h sums
 //           over elements 4 h .. 4 h + 3 of chunks 4 j + t of all four t.
-//   values  the operand is transposed: its rows are elements, its columns positions. A lane holds chunks g, g + 8, ... of
-//           positions 2t, 2t + 1, 2t + 8, 2t + 9. In product i of chunks 8 c .. 8 c + 7, row g is element i of chunk
+//   values  the operand is transposed: its rows are elements, its columns positions. A lane holds chunks g, g + 8, ...
+//           of positions 2t, 2t + 1, 2t + 8, 2t + 9. In product i of chunks 8 c .. 8 c + 7, row g is element i of chunk
 //           8 c + g, and row g + 8 is its element i + 4.
 //
-// Rows outside the range, and elements beyond the row, are zeros: memory that is not visible must have no influence, even
-// if it holds NaN.
+// Rows outside the range, and elements beyond the row, are zeros: memory that is not visible must have no influence,
+// even if it holds NaN.
 #pragma once
 
 #include <cstddef>
@@ -30,8 +30,9 @@ namespace detail {
 template <Format F>
 inline constexpr int chunk_words = code_bytes(F) * 2;
 
-/// 8 elements as stored. A row starts at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose scale lies between
-/// the codes of rows). Int8 rows straddle sectors that the neighbouring rows need too, so they are never streamed.
+/// 8 elements as stored. A row starts at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose scale lies
+/// between the codes of rows). Int8 rows straddle sectors that the neighbouring rows need too, so they are never
+/// streamed.
 template <Format F>
 struct Chunk {
   std::uint32_t words[chunk_words<F>];

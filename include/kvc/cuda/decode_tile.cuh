@@ -1,7 +1,7 @@
 // The arithmetic of a decode step: 16 T positions times 8 N query rows, in the registers of a warp.
 //
-// Scores are computed transposed, S^T = K Q^T, and so are outputs, O^T += V^T P^T. Of each tile of eight query rows, lane
-// 4 g + t holds rows 2t and 2t + 1: their scores at positions g and g + 8, and the elements of their outputs that
+// Scores are computed transposed, S^T = K Q^T, and so are outputs, O^T += V^T P^T. Of each tile of eight query rows,
+// lane 4 g + t holds rows 2t and 2t + 1: their scores at positions g and g + 8, and the elements of their outputs that
 // decode_rows.cuh assigns to it. The order of operations on a row depends on its positions only.
 #pragma once
 
@@ -30,9 +30,9 @@ inline constexpr float log2_e = 1.4426950408889634F;
   return registers <= 8 ? 4 : registers <= 16 ? 2 : 1;
 }
 
-/// The formats in which keys are multiplied by queries of format Q, and values by weights. Codes of one byte are exact in
-/// f16; a row of bf16 queries becomes f16 by a power of two. Weights of int8 values include the scale of the value's row,
-/// which may exceed the range of f16, so they are bf16.
+/// The formats in which keys are multiplied by queries of format Q, and values by weights. Codes of one byte are exact
+/// in f16; a row of bf16 queries becomes f16 by a power of two. Weights of int8 values include the scale of the value's
+/// row, which may exceed the range of f16, so they are bf16.
 template <Format F, Format Q>
 inline constexpr Format key_format = code_bytes(F) == 2 ? F : Format::f16;
 template <Format F, Format Q>

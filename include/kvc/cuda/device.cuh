@@ -1,9 +1,9 @@
 // The thin layer between kernels and hardware. All instructions that C++ cannot express are here, in prefill_ptx.cuh
 // (those that only prefill needs) and in hopper.cuh (those that only Hopper has).
 //
-// nvcc compiles these functions to intrinsics and PTX. A host compiler that includes tests/cuda/emulate.hpp first runs the
-// same functions on the CPU, so kernels can be tested without a GPU. Apart from them, kernels use __global__, __shared__,
-// threadIdx, blockIdx, __syncthreads, __syncwarp, __shfl_xor_sync, __shfl_sync and __any_sync.
+// nvcc compiles these functions to intrinsics and PTX. A host compiler that includes tests/cuda/emulate.hpp first runs
+// the same functions on the CPU, so kernels can be tested without a GPU. Apart from them, kernels use __global__,
+// __shared__, threadIdx, blockIdx, __syncthreads, __syncwarp, __shfl_xor_sync, __shfl_sync and __any_sync.
 //
 // Where bits must not depend on how a compiler contracts expressions, kernels call multiply, add and multiply_add.
 #pragma once
@@ -217,8 +217,8 @@ __device__ __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], 
 #endif
 }
 
-/// Transposes an 8 x 8 matrix of 16-bit elements: a lane passes row g, columns 2t and 2t + 1, and gets column g, rows 2t
-/// and 2t + 1.
+/// Transposes an 8 x 8 matrix of 16-bit elements: a lane passes row g, columns 2t and 2t + 1, and gets column g, rows
+/// 2t and 2t + 1.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t transpose(std::uint32_t pair) {
 #if defined(__CUDACC__)
   std::uint32_t out;

@@ -2,8 +2,8 @@
 //
 // With l = ceil(log2 d) and m = floor(2^(31 + l) / d) + 1, floor(n / d) = floor(n m / 2^(31 + l)) for all n < 2^31: m
 // exceeds 2^(31 + l) / d by at most 1, which adds at most n / 2^(31 + l) < 2^-l <= 1 / d to n / d. (Granlund and
-// Montgomery, "Division by Invariant Integers using Multiplication", 1994.) An integer division takes tens of instructions
-// on a GPU.
+// Montgomery, "Division by Invariant Integers using Multiplication", 1994.) An integer division takes tens of
+// instructions on a GPU.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// CUDA's 16-bit types as element types: KvCache<__nv_bfloat16, Policy, Layout, cuda::DeviceSpace> needs no Eigen. Rows have
-// the same bytes as those of Eigen::half and Eigen::bfloat16.
+// CUDA's 16-bit types as element types: KvCache<__nv_bfloat16, Policy, Layout, cuda::DeviceSpace> needs no Eigen. Rows
+// have the same bytes as those of Eigen::half and Eigen::bfloat16.
 #pragma once
 
 #include <cuda_bf16.h>

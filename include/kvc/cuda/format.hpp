@@ -1,7 +1,7 @@
 // Format: how the rows of an element type lie in memory, as a value, so that it can be a template argument of kernels.
 //
-// Kernels do not know Eigen, and a cache of Eigen::bfloat16 holds the same bytes as one of __nv_bfloat16. So kernels know
-// formats only. The format of an element type follows from the name and the storage size in Element<T>.
+// Kernels do not know Eigen, and a cache of Eigen::bfloat16 holds the same bytes as one of __nv_bfloat16. So kernels
+// know formats only. The format of an element type follows from the name and the storage size in Element<T>.
 #pragma once
 
 #include <cstdint>

@@ -1,15 +1,15 @@
-// Instructions that only Hopper (sm_90a) has: barriers in shared memory that asynchronous copies complete (mbarrier), bulk
-// copies of boxes of a tensor (TMA), matrix products of a warpgroup (wgmma), and registers that move between warpgroups.
-// A host compiler that includes tests/cuda/emulate_hopper.hpp first runs the same functions on the CPU.
+// Instructions that only Hopper (sm_90a) has: barriers in shared memory that asynchronous copies complete (mbarrier),
+// bulk copies of boxes of a tensor (TMA), matrix products of a warpgroup (wgmma), and registers that move between
+// warpgroups. A host compiler that includes tests/cuda/emulate_hopper.hpp first runs the same functions on the CPU.
 //
-// Source: the chapters "mbarrier", "cp.async.bulk.tensor" and "Asynchronous Warpgroup Level Matrix Instructions" of the PTX
-// ISA. We compared the fields of descriptors and the layouts of fragments with NVIDIA's CUTLASS
-// (cute/arch/mma_sm90_desc.hpp, cute/atom/mma_traits_sm90_gmma.hpp), and the syntax of instructions with CUTLASS and CCCL
-// (cuda/__ptx).
+// Source: the chapters "mbarrier", "cp.async.bulk.tensor" and "Asynchronous Warpgroup Level Matrix Instructions" of the
+// PTX ISA. We compared the fields of descriptors and the layouts of fragments with NVIDIA's CUTLASS
+// (cute/arch/mma_sm90_desc.hpp, cute/atom/mma_traits_sm90_gmma.hpp), and the syntax of instructions with CUTLASS and
+// CCCL (cuda/__ptx).
 //
 // Shared memory is accessed through two proxies. wgmma and bulk copies use the async proxy: they see what threads wrote
-// (through the generic proxy) only after fence_async_proxy(). Threads and wgmma see what a bulk copy wrote once they have
-// waited for its barrier.
+// (through the generic proxy) only after fence_async_proxy(). Threads and wgmma see what a bulk copy wrote once they
+// have waited for its barrier.
 #pragma once
 
 #include <cstdint>
@@ -154,8 +154,8 @@ __device__ __forceinline__ void release_registers() {
 // --- bulk copies ---------------------------------------------------------------------------------------------------
 
 /// Starts to copy a box of a four-dimensional tensor, beginning at coordinates `at`, to shared memory at a multiple of
-/// 1024 bytes: rows of 128 bytes in the swizzle of prefill_shared.cuh, with zeros for elements outside of the tensor. On
-/// completion `barrier` counts the bytes of the whole box. One thread calls this; `map` must be a kernel argument.
+/// 1024 bytes: rows of 128 bytes in the swizzle of prefill_shared.cuh, with zeros for elements outside of the tensor.
+/// On completion `barrier` counts the bytes of the whole box. One thread calls this; `map` must be a kernel argument.
 __device__ __forceinline__ void tma_copy_box(SharedAddress to, const TensorMap& map, const std::int32_t (&at)[4],
                                              Barrier& barrier) {
 #if defined(__CUDACC__)
@@ -170,16 +170,18 @@ __device__ __forceinline__ void tma_copy_box(SharedAddress to, const TensorMap& 
 }
 
 // --- products of a warpgroup (wgmma) -------------------------------------------------------------------------------
-// Warp w of a warpgroup holds rows 16 w .. 16 w + 15 of a 64-row result, distributed over its lanes as mma does. Products
-// are asynchronous: from wgmma_fence() until wgmma_wait() for their group, nothing may touch their registers and shared
-// memory.
+// Warp w of a warpgroup holds rows 16 w .. 16 w + 15 of a 64-row result, distributed over its lanes as mma does.
+// Products are asynchronous: from wgmma_fence() until wgmma_wait() for their group, nothing may touch their registers
+// and shared memory.
 
-/// The descriptor of a matrix in shared memory. Its rows of 64 elements (128 bytes) have the layout of prefill_shared.cuh:
-/// groups of eight rows, each at a multiple of 1024 bytes, swizzled. `start` may lie within the first row, at a multiple
-/// of 32 bytes. Columns from 64 on lie `panels` bytes further; only a matrix whose rows are summed over needs that.
+/// The descriptor of a matrix in shared memory. Its rows of 64 elements (128 bytes) have the layout of
+/// prefill_shared.cuh: groups of eight rows, each at a multiple of 1024 bytes, swizzled. `start` may lie within the
+/// first row, at a multiple of 32 bytes. Columns from 64 on lie `panels` bytes further; only a matrix whose rows are
+/// summed over needs that.
 ///
 ///   bits  0-13  address / 16             (matrix-descriptor-encode in the PTX ISA)
-///        16-29  leading dimension byte offset / 16: from 64 columns to the next 64; ignored unless rows are summed over
+///        16-29  leading dimension byte offset / 16: from 64 columns to the next 64; ignored unless rows are summed
+///               over
 ///        32-45  stride dimension byte offset / 16: from eight rows to the next eight
 ///        49-51  base offset: 0, since the swizzle pattern starts at a multiple of 1024
 ///        62-63  1: swizzle of 128 bytes
@@ -259,8 +261,8 @@ __device__ __forceinline__ void fence_registers(Word (&registers)[N][M]) {
   "}, " b ", p, 1, 1, 1; }"
 #endif
 
-/// c = a b, or c += a b if `add`, for 64 x 16 and 16 x N elements. The descriptors are those of a and of b transposed, both
-/// with rows of 16 elements.
+/// c = a b, or c += a b if `add`, for 64 x 16 and 16 x N elements. The descriptors are those of a and of b transposed,
+/// both with rows of 16 elements.
 ///
 ///   c  [N / 8][4]; c[n] holds columns 8 n .. 8 n + 7, distributed over lanes as mma does
 template <Format F, int N>
@@ -289,8 +291,8 @@ __device__ __forceinline__ void wgmma(float (&c)[N / 8][4], std::uint64_t a, std
   kvc_emulation::wgmma(F == Format::bf16, N, c, a, b, add);
 #endif
 }
-/// c += a b for 64 x 16 and 16 x N elements. a is in registers, as mma takes it; b is described: 16 rows of N elements. The
-/// sums begin at c[First].
+/// c += a b for 64 x 16 and 16 x N elements. a is in registers, as mma takes it; b is described: 16 rows of N elements.
+/// The sums begin at c[First].
 template <Format F, int N, int First, int Columns>
 __device__ __forceinline__ void wgmma(float (&c)[Columns][4], const std::uint32_t (&a)[4], std::uint64_t b) {
   static_assert(F == Format::f16 || F == Format::bf16);

@@ -12,8 +12,8 @@ namespace cuda {
 /// See kvc::AttentionOptions. `causal` has no effect on decode: the row is at the last position and sees every key.
 using kvc::AttentionOptions;
 
-/// The scale, with its default filled in. Throws std::invalid_argument if an option is out of range, or if there is a mask or
-/// a range of keys, which kernels on a GPU do not support.
+/// The scale, with its default filled in. Throws std::invalid_argument if an option is out of range, or if there is a
+/// mask or a range of keys, which kernels on a GPU do not support.
 [[nodiscard]] inline float kernel_scale(const AttentionOptions& options, Index key_dim) {
   require(options.mask.is_none(), "mask", "given", "none on a GPU");
   require(options.keys == AttentionOptions{}.keys, "keys", options.keys, "all on a GPU");

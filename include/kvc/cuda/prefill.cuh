@@ -1,13 +1,13 @@
-// prefill(): attention of many query rows per sequence, for a ragged batch, on a GPU. A batch may mix prompts, chunks of
-// prompts after a cached prefix, and the rows of speculative decoding.
+// prefill(): attention of many query rows per sequence, for a ragged batch, on a GPU. A batch may mix prompts, chunks
+// of prompts after a cached prefix, and the rows of speculative decoding.
 //
 //   auto layer = cuda::view(cache, l);
 //   cuda::write(layer, batch, k, v, stream);
 //   cuda::prefill(layer, batch, query_heads, q, out, options, stream);
 //
 // Caches of f16 and bf16 use tensor cores: on Hopper, in code compiled for sm_90a, by warpgroups (prefill_hopper.cuh),
-// elsewhere by warps (prefill_kernel.cuh). Other caches use a plain kernel (prefill_plain.cuh) that is many times slower.
-// Define KVC_CUDA_NO_WARPGROUPS in every file that includes this header to leave the Hopper kernel out.
+// elsewhere by warps (prefill_kernel.cuh). Other caches use a plain kernel (prefill_plain.cuh) that is many times
+// slower. Define KVC_CUDA_NO_WARPGROUPS in every file that includes this header to leave the Hopper kernel out.
 //
 // Each kernel gives a row the same bits in every batch and chunk, for every policy, layout and block size. These bits
 // differ between kernels, from the CPU, and from cuda::decode: sums are taken in another order, and the tensor-core
@@ -41,8 +41,8 @@ namespace cuda {
 ///   plain  the plain kernel, which takes everything
 enum class PrefillKernel { best, warps, plain };
 
-/// Limits of one batch, where they are below those of the Batch: fewer thread blocks are launched without work. Query rows
-/// of the batch beyond them are left unwritten.
+/// Limits of one batch, where they are below those of the Batch: fewer thread blocks are launched without work. Query
+/// rows of the batch beyond them are left unwritten.
 struct PrefillBounds {
   Index sequences;
   Index queries;
@@ -178,22 +178,25 @@ template <Format F>
 /// out[i] = attention of query row i over the keys that it sees; 0 if it sees none.
 ///
 ///   kv           one layer of a cache, with the keys and values of all positions of the batch, also those of its rows
-///   batch        the uploaded tables; sequence b has query rows q_indptr[b] .. q_indptr[b + 1] - 1, at its last positions
+///   batch        the uploaded tables; sequence b has query rows q_indptr[b] .. q_indptr[b + 1] - 1, at its last
+///                positions
 ///   q            [queries, query_heads * key_dim], row-major
 ///   out          [queries, query_heads * value_dim], row-major, overwritten; must not overlap q
-///   lse          [queries, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over the
-///                keys that the row sees, -infinity if it sees none. Results over disjoint sets of keys merge by these
-///                weights.
+///   lse          [queries, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over
+///                the keys that the row sees, -infinity if it sees none. Results over disjoint sets of keys merge by
+///                these weights.
 ///   bounds       the limits of this batch; default: those of the Batch
 ///   Scalar       float, __half or __nv_bfloat16
 ///
 /// All arrays are in device memory; q and out are at multiples of 16 bytes. Query head h reads kv head
-/// h / (query_heads / kv_heads). Keys that a row does not see have no influence on it, even if they are NaN, and tiles of
-/// keys that no row of a tile sees are not loaded. The call allocates nothing, does not synchronise, and may be captured
-/// in a graph: sizes are read on the device. O(visible (row, key) pairs * query_heads * (key_dim + value_dim)).
+/// h / (query_heads / kv_heads). Keys that a row does not see have no influence on it, even if they are NaN, and tiles
+/// of keys that no row of a tile sees are not loaded. The call allocates nothing, does not synchronise, and may be
+/// captured in a graph: sizes are read on the device. O(visible (row, key) pairs * query_heads * (key_dim +
+/// value_dim)).
 ///
-/// The tensor-core kernels take a cache whose format is that of Scalar, f16 or bf16; dims that are multiples of 8 up to 256
-/// (computed as 64, 128, 192 or 256); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory per block.
+/// The tensor-core kernels take a cache whose format is that of Scalar, f16 or bf16; dims that are multiples of 8 up to
+/// 256 (computed as 64, 128, 192 or 256); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory
+/// per block.
 ///
 /// Throws std::invalid_argument if shapes, options, bounds or alignment do not fit, Error if a launch fails.
 template <class Scalar, Format F>

@@ -139,8 +139,8 @@ __device__ __forceinline__ void store_lse(const PrefillArguments<F>& a, const Qu
   }
 }
 
-/// Normalises the rows of a warp and stores them, and their log-sum-exp if it is wanted. They pass through the part of the
-/// tile of queries that held the warp's rows, which no thread may read any more.
+/// Normalises the rows of a warp and stores them, and their log-sum-exp if it is wanted. They pass through the part of
+/// the tile of queries that held the warp's rows, which no thread may read any more.
 template <Format F, int D, int T>
 __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const QueryTile& tile, const BlockHeads& heads,
                                            const RowState<D, T>& state, std::byte* q_tile) {

@@ -1,23 +1,23 @@
-// The prefill kernel for Hopper, for caches of f16 and bf16. It computes what prefill_kernel.cuh computes, with wgmma, on
-// keys and values that a separate warpgroup loads.
+// The prefill kernel for Hopper, for caches of f16 and bf16. It computes what prefill_kernel.cuh computes, with wgmma,
+// on keys and values that a separate warpgroup loads.
 //
-// A thread block has three warpgroups: two consumers with 64 rows of the tile of queries each, and a producer. The producer
-// fills two rings in shared memory, one of tiles of keys and one of tiles of values. For each stage of a ring, one barrier
-// says that it is full and another that it is empty:
+// A thread block has three warpgroups: two consumers with 64 rows of the tile of queries each, and a producer. The
+// producer fills two rings in shared memory, one of tiles of keys and one of tiles of values. For each stage of a ring,
+// one barrier says that it is full and another that it is empty:
 //
 //   producer   K0  K1  V0  K2  V1  K3  V2  ...
 //   consumer   S = Q K0 | S' = Q K1, O += P V0 | softmax of S' meanwhile | S' = Q K2, O += P' V1 | ...
 //
-// A consumer turns the scores of the next tile into weights while the values of this one are multiplied, and the products
-// of one consumer run during the softmax of the other. (This is the scheme of FlashAttention-3, 2024.)
+// A consumer turns the scores of the next tile into weights while the values of this one are multiplied, and the
+// products of one consumer run during the softmax of the other. (This is the scheme of FlashAttention-3, 2024.)
 //
-// If block_tokens is a multiple of 8, the producer copies boxes of a tensor (TMA): each box is 64 elements wide and has as
-// many rows as are sure to lie in one block. One lane issues each box. Otherwise the threads of the producer copy 16 bytes
-// at a time. Both put the same bytes at the same addresses, so a row has the same bits.
+// If block_tokens is a multiple of 8, the producer copies boxes of a tensor (TMA): each box is 64 elements wide and has
+// as many rows as are sure to lie in one block. One lane issues each box. Otherwise the threads of the producer copy 16
+// bytes at a time. Both put the same bytes at the same addresses, so a row has the same bits.
 //
-// Beyond the length of the sequence keys may hold anything, since their scores are masked; values become zeros. In tiles
-// that some row does not see wholly, values that are not finite become zeros, too, after they were added to the rows that
-// do see them: the weight 0 would not suppress them.
+// Beyond the length of the sequence keys may hold anything, since their scores are masked; values become zeros. In
+// tiles that some row does not see wholly, values that are not finite become zeros, too, after they were added to the
+// rows that do see them: the weight 0 would not suppress them.
 #pragma once
 
 #include <cstddef>
@@ -63,8 +63,8 @@ struct HopperTraits {
   static_assert(producer_registers * 128 + consumer_registers * consumers <= 65536);
 };
 
-/// Slots of the largest box, for blocks of `block_slots` slots and tiles of `keys` keys: a run of slots that begins at a
-/// multiple of it lies in one block. 0 if that is less than 8. A pool of a single block holds whole sequences.
+/// Slots of the largest box, for blocks of `block_slots` slots and tiles of `keys` keys: a run of slots that begins at
+/// a multiple of it lies in one block. 0 if that is less than 8. A pool of a single block holds whole sequences.
 [[nodiscard]] constexpr std::int32_t tma_box_slots(Index blocks, Index block_slots, int keys) noexcept {
   std::int32_t box = keys;
   while (box >= 8 && blocks != 1 && block_slots % box != 0) {
@@ -117,7 +117,8 @@ __device__ __forceinline__ void tma_copy_boxes(SharedAddress to, const device::T
   }
 }
 
-/// All threads of the producer copy one tile, 16 bytes at a time: each warp a quarter of the rows, from row_of(location).
+/// All threads of the producer copy one tile, 16 bytes at a time: each warp a quarter of the rows, from
+/// row_of(location).
 template <int D, class RowOf>
 __device__ __forceinline__ void copy_rows(SharedAddress to, int dim, const std::byte* valid, const BlockTile& tile,
                                           std::int32_t j, device::Barrier& full, RowOf row_of) {
@@ -223,8 +224,8 @@ __device__ __forceinline__ void clear_hidden_values(std::byte* v, RowState<D, 1>
 
 }  // namespace detail
 
-/// gridDim, F and D as for prefill_kernel; threads and shared memory as in HopperTraits. The body is empty unless compiled
-/// for sm_90a.
+/// gridDim, F and D as for prefill_kernel; threads and shared memory as in HopperTraits. The body is empty unless
+/// compiled for sm_90a.
 template <Format F, int D>
 __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
     prefill_hopper_kernel(const __grid_constant__ PrefillArguments<F> a,

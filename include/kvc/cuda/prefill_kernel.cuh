@@ -1,20 +1,22 @@
 // The prefill kernel for tensor cores by warps (mma.sync), for caches of f16 and bf16: flash attention over blocks.
 //
-// A thread block takes one tile of queries (prefill_tile.cuh) of one kv head and goes through the tiles of 64 keys that some
-// of its rows see. Tiles beyond the diagonal or before the window are not loaded. Tiles of keys begin at multiples of 64.
+// A thread block takes one tile of queries (prefill_tile.cuh) of one kv head and goes through the tiles of 64 keys that
+// some of its rows see. Tiles beyond the diagonal or before the window are not loaded. Tiles of keys begin at multiples
+// of 64.
 //
-// Each warp has 32 rows (16 beyond dim 128) and all 64 keys, so each operand that it reads from shared memory serves two
-// products. Weights stay in registers: the result of one product has the layout that the next one takes as its operand.
-// The values of a tile are copied while its keys are multiplied, and the next keys while the values are multiplied:
+// Each warp has 32 rows (16 beyond dim 128) and all 64 keys, so each operand that it reads from shared memory serves
+// two products. Weights stay in registers: the result of one product has the layout that the next one takes as its
+// operand. The values of a tile are copied while its keys are multiplied, and the next keys while the values are
+// multiplied:
 //
 //   keys j arrived | copy values j | S = Q K^T | values j arrived | copy keys j + 1 | P = exp(S) | O += P V
 //
-// There is a barrier at each arrival; after it no warp reads what the next copy overwrites. Meanwhile the block looks up
-// where the rows of tile j + 2 lie.
+// There is a barrier at each arrival; after it no warp reads what the next copy overwrites. Meanwhile the block looks
+// up where the rows of tile j + 2 lie.
 //
-// The order of operations on a query row depends on its position only, and no operation mixes rows. A tile that a row does
-// not see changes no bit of it: its weights are exactly 0, and its maximum does not move. Values that are not finite do not
-// reach rows that do not see them.
+// The order of operations on a query row depends on its position only, and no operation mixes rows. A tile that a row
+// does not see changes no bit of it: its weights are exactly 0, and its maximum does not move. Values that are not
+// finite do not reach rows that do not see them.
 #pragma once
 
 #include <cstddef>

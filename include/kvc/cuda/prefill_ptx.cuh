@@ -1,5 +1,5 @@
-// Instructions that prefill needs beyond device.cuh: addresses in shared memory, asynchronous copies to it, and loads of
-// 8 x 8 matrices from it. A host compiler that includes tests/cuda/emulate_tiles.hpp first runs them on the CPU.
+// Instructions that prefill needs beyond device.cuh: addresses in shared memory, asynchronous copies to it, and loads
+// of 8 x 8 matrices from it. A host compiler that includes tests/cuda/emulate_tiles.hpp first runs them on the CPU.
 #pragma once
 
 #include <cstddef>
@@ -60,8 +60,8 @@ __device__ __forceinline__ void commit_copies() {
   kvc_emulation::commit_copies();
 #endif
 }
-/// Waits until at most the last `Pending` groups of this thread are still in flight. A barrier then makes what it copied
-/// visible to other threads.
+/// Waits until at most the last `Pending` groups of this thread are still in flight. A barrier then makes what it
+/// copied visible to other threads.
 template <int Pending>
 __device__ __forceinline__ void wait_copies() {
 #if defined(__CUDACC__)
@@ -73,8 +73,8 @@ __device__ __forceinline__ void wait_copies() {
 
 // --- 8 x 8 matrices of 16-bit elements, for the whole warp ----------------------------------------------------------
 
-/// Loads four matrices. Lane 8 i + r passes the address of row r of matrix i, 16 bytes at a multiple of 16. Lane 4 g + t
-/// gets row g, columns 2t and 2t + 1, of matrix i in out[i]. (ldmatrix.x4)
+/// Loads four matrices. Lane 8 i + r passes the address of row r of matrix i, 16 bytes at a multiple of 16. Lane 4 g +
+/// t gets row g, columns 2t and 2t + 1, of matrix i in out[i]. (ldmatrix.x4)
 __device__ __forceinline__ void ldmatrix(SharedAddress row, std::uint32_t (&out)[4]) {
 #if defined(__CUDACC__)
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -1,9 +1,10 @@
 // Tiles of rows in shared memory: copying them from the blocks of a pool, and loading operands of mma from them.
 //
-// A tile holds rows of D 16-bit elements without padding, in panels of 64 elements: the rows of a panel follow each other,
-// 128 bytes each. A row of a panel has 8 chunks of 8 elements (16 bytes); chunk c of row r is stored at the place of chunk
-// c ^ (r % 8). So eight lanes that read the same chunk of eight consecutive rows, as ldmatrix does, hit all 32 banks once,
-// and so do eight lanes that write eight chunks of one row. Hopper calls this layout a swizzle of 128 bytes.
+// A tile holds rows of D 16-bit elements without padding, in panels of 64 elements: the rows of a panel follow each
+// other, 128 bytes each. A row of a panel has 8 chunks of 8 elements (16 bytes); chunk c of row r is stored at the
+// place of chunk c ^ (r % 8). So eight lanes that read the same chunk of eight consecutive rows, as ldmatrix does, hit
+// all 32 banks once, and so do eight lanes that write eight chunks of one row. Hopper calls this layout a swizzle of
+// 128 bytes.
 #pragma once
 
 #include <cstddef>
@@ -30,13 +31,13 @@ template <int Rows>
   return (chunk / 8 * Rows + row) * panel_row + (chunk % 8 ^ row % 8) * 16;
 }
 
-/// Addresses of mma operands in a tile of `Rows` rows. What differs between lanes is computed once; the address of a tile
-/// of 16 rows and 16 columns then differs by a constant, apart from the exclusive or.
+/// Addresses of mma operands in a tile of `Rows` rows. What differs between lanes is computed once; the address of a
+/// tile of 16 rows and 16 columns then differs by a constant, apart from the exclusive or.
 template <int Rows>
 class Fragments {
  public:
-  /// Lane l passes the address of a row of matrix l / 8. Of the four 8 x 8 matrices of 16 x 16 elements, the second is the
-  /// lower left one if `rows_first`, else the upper right one.
+  /// Lane l passes the address of a row of matrix l / 8. Of the four 8 x 8 matrices of 16 x 16 elements, the second is
+  /// the lower left one if `rows_first`, else the upper right one.
   __device__ __forceinline__ Fragments(SharedAddress tile, bool rows_first) {
     const auto lane = static_cast<unsigned>(threadIdx.x % 32U);
     const unsigned second = lane / 8 % 2, third = lane / 16;
@@ -96,8 +97,8 @@ class RowLookup {
   bool there_;
 };
 
-/// All threads of the block start to copy a tile of rows, row r from address_of(r). Rows that do not exist, and elements
-/// from `dim` on, become zeros. `valid` is any valid device address, at a multiple of 16.
+/// All threads of the block start to copy a tile of rows, row r from address_of(r). Rows that do not exist, and
+/// elements from `dim` on, become zeros. `valid` is any valid device address, at a multiple of 16.
 template <int D, int Rows, int Threads, class AddressOf>
 __device__ __forceinline__ void copy_tile(SharedAddress tile, int dim, const std::byte* valid, AddressOf address_of) {
   constexpr int chunks = D / 8;

@@ -1,7 +1,8 @@
 // What a warp of a prefill kernel does with a tile of keys and values: scores, weights, and the state of its rows.
 //
-// With lane = 4 g + t, each lane holds, of 16 rows and 8 columns, what mma gives it: columns 2t and 2t + 1 of rows g and
-// g + 8. Weights stay in registers: the result of one product has the layout that the next one takes as its operand.
+// With lane = 4 g + t, each lane holds, of 16 rows and 8 columns, what mma gives it: columns 2t and 2t + 1 of rows g
+// and g + 8. Weights stay in registers: the result of one product has the layout that the next one takes as its
+// operand.
 #pragma once
 
 #include <cmath>
@@ -54,8 +55,8 @@ __device__ __forceinline__ void apply_softcap(float (&s)[T][C][4], const ScoreSc
   }
 }
 
-/// A thread's part of the state of its warp's rows: rows g and g + 8 of each tile of 16 rows, and of these columns 2t and
-/// 2t + 1 of each tile of 8 columns.
+/// A thread's part of the state of its warp's rows: rows g and g + 8 of each tile of 16 rows, and of these columns 2t
+/// and 2t + 1 of each tile of 8 columns.
 template <int D, int T>
 struct RowState {
   float o[T][D / 8][4];
@@ -211,8 +212,8 @@ __device__ __forceinline__ void rescale(RowState<D, T>& state, const RescaleFact
   }
 }
 
-/// O += P V; s holds the weights. A weight of 0 times a value that is not finite is NaN. So with DropNonfinite, for tiles in
-/// which some rows do not see some keys, such values are replaced by 0; returns whether there are any.
+/// O += P V; s holds the weights. A weight of 0 times a value that is not finite is NaN. So with DropNonfinite, for
+/// tiles in which some rows do not see some keys, such values are replaced by 0; returns whether there are any.
 template <Format F, bool DropNonfinite, int D, int T>
 __device__ __forceinline__ bool multiply_values(const Fragments<prefill_keys>& v,
                                                 const float (&s)[T][prefill_keys / 8][4], RowState<D, T>& state) {

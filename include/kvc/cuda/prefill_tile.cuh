@@ -1,16 +1,16 @@
 // The arguments of the prefill kernels, and how the query rows of a batch are cut into tiles.
 //
-// A tile of queries covers `positions` consecutive positions of one sequence, starting at a multiple of that number, times
-// `heads` query heads of one GQA group. The head is the fastest index: the heads of a position are adjacent in memory, and
-// each key serves all rows of the tile. Tiles are fixed by absolute position, so which rows share a tile depends neither
-// on how a prompt was chunked nor on the batch.
+// A tile of queries covers `positions` consecutive positions of one sequence, starting at a multiple of that number,
+// times `heads` query heads of one GQA group. The head is the fastest index: the heads of a position are adjacent in
+// memory, and each key serves all rows of the tile. Tiles are fixed by absolute position, so which rows share a tile
+// depends neither on how a prompt was chunked nor on the batch.
 //
 // The sizes of a batch are known on the device only, so each thread block finds its own tile from its index:
 //
 //   index of the first tile of sequence b = q_indptr[b] / positions + 2 b
 //
-// n rows lie in at most floor((n - 1) / positions) + 2 tiles. So every tile has an index, and each sequence has at most two
-// indices without a tile (three if it has no rows). Their thread blocks exit at once.
+// n rows lie in at most floor((n - 1) / positions) + 2 tiles. So every tile has an index, and each sequence has at most
+// two indices without a tile (three if it has no rows). Their thread blocks exit at once.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,8 @@
-// gather() and scatter(): copy rows of a layer, as they are stored, to arrays and back; for example to move a sequence to
-// host memory and to restore it.
+// gather() and scatter(): copy rows of a layer, as they are stored, to arrays and back; for example to move a sequence
+// to host memory and to restore it.
 //
-// The rows are those of the query rows of a batch. To take whole sequences, pass their lengths as queries to make_tables.
-// Arrays may be in device memory or in a PinnedBuffer, which kernels access directly.
+// The rows are those of the query rows of a batch. To take whole sequences, pass their lengths as queries to
+// make_tables. Arrays may be in device memory or in a PinnedBuffer, which kernels access directly.
 #pragma once
 
 #include <cstddef>

@@ -18,12 +18,13 @@ inline namespace v0 {
 namespace cuda {
 /// Device memory for pools, a Space (see memory/space.hpp) that orders everything by one stream.
 ///
-/// A cache allocates its pool once, at construction; the address never changes, and a step allocates nothing. Copies that a
-/// policy asks for (copy-on-write, moves) are collected and launched together before work that may need them: cuda::view
-/// and cuda::Batch::upload call flush(). A caller who passes cache.data() to kernels of its own calls cache.space().flush()
-/// first.
+/// A cache allocates its pool once, at construction; the address never changes, and a step allocates nothing. Copies
+/// that a policy asks for (copy-on-write, moves) are collected and launched together before work that may need them:
+/// cuda::view and cuda::Batch::upload call flush(). A caller who passes cache.data() to kernels of its own calls
+/// cache.space().flush() first.
 ///
-/// Throws cuda::OutOfMemory (a std::bad_alloc) if the device has too little memory, cuda::Error if a call of CUDA fails.
+/// Throws cuda::OutOfMemory (a std::bad_alloc) if the device has too little memory, cuda::Error if a call of CUDA
+/// fails.
 class DeviceSpace {
  public:
   static constexpr bool host_accessible = false;
@@ -49,8 +50,8 @@ class DeviceSpace {
     flush();
     KVC_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
   }
-  /// Adds a pending copy: it precedes whatever is launched on the stream after the next flush(). Copies that conflict are
-  /// launched in the order of their calls.
+  /// Adds a pending copy: it precedes whatever is launched on the stream after the next flush(). Copies that conflict
+  /// are launched in the order of their calls.
   void copy(const GridCopy& copy) {
     if (copies_.conflicts(copy)) {
       flush();
@@ -58,8 +59,8 @@ class DeviceSpace {
     copies_.push(copy);
   }
   /// Launches all pending copies, up to 384 per launch. (A sequence has two: keys and values.)
-  /// Throws std::invalid_argument if there are any while the stream is being captured, since a graph would repeat them at
-  /// every launch; they stay pending then. Throws Error if a launch fails.
+  /// Throws std::invalid_argument if there are any while the stream is being captured, since a graph would repeat them
+  /// at every launch; they stay pending then. Throws Error if a launch fails.
   void flush() {
     const std::vector<GridCopy>& all = copies_.waiting();
     if (all.empty()) {

@@ -16,7 +16,8 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// BatchIndex for every policy: an entry names a block and stands for block_tokens positions. See cuda::BatchView for the arrays.
+/// BatchIndex for every policy: an entry names a block and stands for block_tokens positions. See cuda::BatchView for
+/// the arrays.
 struct BatchTables {
   Pos block_tokens = 1;
   std::vector<std::int32_t> q_indptr{0};

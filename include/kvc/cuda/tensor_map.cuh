@@ -1,5 +1,5 @@
-// Tensor maps: descriptions of a tensor in device memory for bulk copies of boxes. The driver makes them; its function is
-// looked up at run time, so nothing has to be linked.
+// Tensor maps: descriptions of a tensor in device memory for bulk copies of boxes. The driver makes them; its function
+// is looked up at run time, so nothing has to be linked.
 #pragma once
 
 #include <cuda.h>
@@ -34,8 +34,8 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
   return function;
 }
 
-/// Describes a pool's rows; false if the driver refuses the tensor. `map` must be at a multiple of 64 bytes, which its type
-/// guarantees.
+/// Describes a pool's rows; false if the driver refuses the tensor. `map` must be at a multiple of 64 bytes, which its
+/// type guarantees.
 [[nodiscard]] inline bool make_tensor_map(CUtensorMap& map, std::byte* pool, Format format, const TmaTensor& rows) {
   const EncodeTiled encode = encode_tiled();
   if (encode == nullptr) {

@@ -1,5 +1,5 @@
-// TmaTensor: the keys or the values of a layer as a tensor of which bulk copies (TMA) take boxes. Integers on the host, from
-// which tensor_map.cuh makes a tensor map.
+// TmaTensor: the keys or the values of a layer as a tensor of which bulk copies (TMA) take boxes. Integers on the host,
+// from which tensor_map.cuh makes a tensor map.
 #pragma once
 
 #include <array>

@@ -57,9 +57,9 @@ class DeviceBuffer {
 
 /// Uploads data of varying content to a fixed device address.
 ///
-/// The host writes to two pinned buffers alternately. A buffer is reused only after the copy that read it has completed,
-/// so the host waits only if two uploads are still in flight. On the device the stream orders the copy: kernels launched
-/// before read the old data, later ones the new. All memory is allocated at construction.
+/// The host writes to two pinned buffers alternately. A buffer is reused only after the copy that read it has
+/// completed, so the host waits only if two uploads are still in flight. On the device the stream orders the copy:
+/// kernels launched before read the old data, later ones the new. All memory is allocated at construction.
 class Upload {
  public:
   /// Allocates `bytes` on the current device, and twice as much pinned memory. Throws OutOfMemory, Error.
@@ -68,8 +68,8 @@ class Upload {
   /// The device address of the data. Constant for the life of the object.
   [[nodiscard]] std::byte* device() const noexcept { return device_.data(); }
 
-  /// The host buffer to fill, as large as given at construction; its content is undefined. Waits until the device has read
-  /// its previous content. Throws std::invalid_argument while `stream` is being captured.
+  /// The host buffer to fill, as large as given at construction; its content is undefined. Waits until the device has
+  /// read its previous content. Throws std::invalid_argument while `stream` is being captured.
   [[nodiscard]] std::byte* begin(cudaStream_t stream) {
     detail::require_no_capture(stream, "an upload");
     Staging& next = staging_[current_];

@@ -1,8 +1,8 @@
 // The data that kernels read: one layer of a cache (LayerView), and the block tables of a batch (BatchView).
 //
-// Both are plain values that are passed as kernel arguments and hold device addresses. A LayerView is valid as long as its
-// cache lives, since pools never move. A BatchView is valid as long as its cuda::Batch lives; its arrays change with each
-// upload, ordered by the stream. So a CUDA graph may capture both.
+// Both are plain values that are passed as kernel arguments and hold device addresses. A LayerView is valid as long as
+// its cache lives, since pools never move. A BatchView is valid as long as its cuda::Batch lives; its arrays change
+// with each upload, ordered by the stream. So a CUDA graph may capture both.
 //
 // This header needs no CUDA: the address arithmetic also runs, and is tested, on the host.
 #pragma once
@@ -21,8 +21,8 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Where the keys, or the values, of one layer lie: row (block, head, slot) is at byte base + block * block_stride + head *
-/// head_stride + slot * slot_stride of the pool. All strides are 64-bit and in bytes.
+/// Where the keys, or the values, of one layer lie: row (block, head, slot) is at byte base + block * block_stride +
+/// head * head_stride + slot * slot_stride of the pool. All strides are 64-bit and in bytes.
 struct RowStrides {
   Index base;   ///< offset of block 0, head 0, slot 0 in the pool
   Index block;  ///< stride from block to block
@@ -71,8 +71,8 @@ struct BatchHeader {
 };
 
 /// The block tables of a batch in device memory, in a form that fits every policy. Each entry stands for block_tokens
-/// consecutive positions of a sequence in consecutive slots: a block of a paged policy, a whole sequence of a contiguous one,
-/// and a single position of a policy that guarantees neither.
+/// consecutive positions of a sequence in consecutive slots: a block of a paged policy, a whole sequence of a
+/// contiguous one, and a single position of a policy that guarantees neither.
 struct BatchView {
   const BatchHeader* header;
   const std::int32_t* q_indptr;    ///< [size + 1]; query rows before sequence b
@@ -86,7 +86,8 @@ struct BatchView {
   [[nodiscard]] KVC_HOST_DEVICE RowLocation locate(std::int32_t b, Pos p) const noexcept {
     return locate(*header, kv_indptr[b], p);
   }
-  /// The same, with values that are equal for all positions of a sequence loaded before: one load, two with first_slots.
+  /// The same, with values that are equal for all positions of a sequence loaded before: one load, two with
+  /// first_slots.
   ///
   ///   of           *header
   ///   first_entry  kv_indptr[b]
