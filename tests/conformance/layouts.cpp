@@ -3,50 +3,19 @@
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/verify.hpp"
 #include "kvc/testing/layout_conformance.hpp"
+#include "user_layout.hpp"
 
 namespace {
 using namespace kvc;
 using kvc_test::contains;
+using kvc_test::Interleaved;
+using kvc_test::LayersFirst;
+using kvc_test::ValueIsKey;
 using testing::ContractError;
 using testing::layout_conformance;
 
-/// A minimal layout: key and value of one head and slot side by side,  [blocks, block_tokens, layers, kv_heads, K | V].
-struct Interleaved {
-  static constexpr std::string_view name = "interleaved";
-  PoolExtents of;
-  explicit Interleaved(const PoolExtents& extents) : of(extents) {}
-  const PoolExtents& extents() const { return of; }
-  Index row() const { return of.key_row + of.value_row; }
-  Index block_size() const { return of.block_tokens * of.layers * of.kv_heads * row(); }
-  Index size() const { return of.blocks * block_size(); }
-  Index k(BlockId b, Index layer, Index head, Pos slot) const {
-    return to_index(b) * block_size() + ((slot * of.layers + layer) * of.kv_heads + head) * row();
-  }
-  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot) + of.key_row; }
-  Index k_stride() const { return of.layers * of.kv_heads * row(); }
-  Index v_stride() const { return k_stride(); }
-};
-static_assert(Layout<Interleaved>);
-
-/// All blocks of one layer, then the next layer: blocks are not contiguous, and need not be.
-struct LayersFirst : Interleaved {
-  static constexpr std::string_view name = "layers first";
-  using Interleaved::Interleaved;
-  Index k(BlockId b, Index layer, Index head, Pos slot) const {
-    return (((layer * of.blocks + to_index(b)) * of.block_tokens + slot) * of.kv_heads + head) * row();
-  }
-  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot) + of.key_row; }
-  Index k_stride() const { return of.kv_heads * row(); }
-  Index v_stride() const { return k_stride(); }
-};
-
 // Layouts that compile and are wrong.
 
-struct ValueIsKey : Interleaved {
-  static constexpr std::string_view name = "value is key";
-  using Interleaved::Interleaved;
-  Index v(BlockId b, Index layer, Index head, Pos slot) const { return k(b, layer, head, slot); }
-};
 struct ValueTooNear : Interleaved {
   static constexpr std::string_view name = "value too near";
   using Interleaved::Interleaved;

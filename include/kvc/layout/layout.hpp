@@ -52,7 +52,7 @@ struct PoolExtents {
 ///              for k and for v: an offset is a sum of multiples of the four indices
 ///
 /// Copies are cheap and map alike. KvCache verifies a sample of the rows when it is constructed, and
-/// testing/layout_conformance.hpp all of them. A minimal layout stands in tests/conformance/layouts.cpp.
+/// testing/layout_conformance.hpp all of them. A minimal layout stands in tests/user_layout.hpp.
 template <class L>
 concept Layout = std::copyable<L> && std::constructible_from<L, const PoolExtents&> &&
                  requires(const L layout, BlockId block, Index i, Pos slot) {

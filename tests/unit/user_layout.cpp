@@ -1,0 +1,69 @@
+// A layout of the user's own, in a cache: rows and attention have the bits that they have with HeadMajor.
+#include "user_layout.hpp"
+
+#include <Eigen/Core>
+
+#include "catch.hpp"
+#include "kvc/kvc.hpp"
+
+namespace {
+using namespace kvc;
+using kvc_test::contains;
+using Rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+constexpr Shape shape{.layers = 3, .kv_heads = 2, .key_dim = 36, .value_dim = 20};
+
+/// Two sequences with a shared tail, and the attention of both.
+struct Outputs {
+  std::vector<Rows> all;
+  friend bool operator==(const Outputs&, const Outputs&) = default;
+};
+
+template <class T, class P, class L>
+Outputs outputs(const typename P::Config& config) {
+  KvCache<T, P, L> cache(shape, config);
+  srand(7);  // Eigen's Random
+  const Rows k = Rows::Random(23, 72), v = Rows::Random(23, 40), q = Rows::Random(2, 4 * 36);
+  const SeqId parent = cache.open();
+  const auto append = [&](SeqId seq, Index first, Index count) {
+    auto step = cache.extend(seq, count);
+    for (Index layer = 0; layer < 3; ++layer) {
+      const auto factor = static_cast<float>(layer + 1);
+      cache.write(layer, step, k.middleRows(first, count) * factor, v.middleRows(first, count) * factor);
+    }
+    cache.commit(std::move(step));
+  };
+  append(parent, 0, 10);
+  const SeqId child = cache.fork(parent, 9);
+  append(child, 10, 5);  // copies what it shares of a block
+  append(parent, 15, 8);
+  Outputs found;
+  for (Index layer = 0; layer < 3; ++layer) {
+    for (const SeqId seq : {parent, child}) {
+      Rows k_out(cache.length(seq), 72), v_out(cache.length(seq), 40);
+      cache.gather(layer, seq, {0, cache.length(seq)}, k_out, v_out);
+      found.all.push_back(k_out);
+      found.all.push_back(v_out);
+    }
+    Rows out(2, 4 * 20);
+    decode(std::vector{cache.view(layer, parent), cache.view(layer, child)}, q, out);
+    found.all.push_back(out);
+  }
+  return found;
+}
+}  // namespace
+
+TEMPLATE_TEST_CASE("A user's layout gives the bits of HeadMajor", "[layout][cache]", kvc_test::Interleaved,
+                   kvc_test::LayersFirst) {
+  const Paged::Config paged{.blocks = 20, .block_tokens = 4};
+  REQUIRE(outputs<float, Paged, TestType>(paged) == outputs<float, Paged, HeadMajor>(paged));
+  REQUIRE(outputs<Int8, Paged, TestType>(paged) == outputs<Int8, Paged, HeadMajor>(paged));
+  const Contiguous::Config contiguous{.sequences = 2, .max_tokens = 40};
+  REQUIRE(outputs<Int4, Contiguous, TestType>(contiguous) == outputs<Int4, Contiguous, HeadMajor>(contiguous));
+}
+
+TEST_CASE("A layout whose rows overlap is refused when the cache is constructed", "[layout][cache]") {
+  using Cache = KvCache<Int8, Paged, kvc_test::ValueIsKey>;
+  REQUIRE_THROWS_AS(Cache(shape, {.blocks = 4}), InvariantError);
+  REQUIRE_THROWS_WITH(Cache(shape, {.blocks = 4}),
+                      contains("layout value is key: the key of block 0, layer 0, head 0, slot 0 overlaps the value"));
+}
