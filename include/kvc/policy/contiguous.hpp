@@ -162,6 +162,9 @@ class Contiguous {
     sequences_.for_each_handle([&](SeqId seq, const auto&) { f(seq); });
   }
 
+  /// Rows copied since construction, as in stats(). O(1).
+  [[nodiscard]] Index copied_tokens() const noexcept { return copied_tokens_; }
+
   /// O(sequences + holes).
   [[nodiscard]] Stats stats() const {
     Stats stats;

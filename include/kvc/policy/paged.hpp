@@ -88,6 +88,9 @@ class Paged {
     tables_.for_each_handle([&](SeqId seq, const auto&) { f(seq); });
   }
 
+  /// Rows copied since construction, as in stats(). O(1).
+  [[nodiscard]] Index copied_tokens() const noexcept { return tables_.copied_tokens(); }
+
   /// O(blocks + table entries).
   [[nodiscard]] Stats stats() const {
     Stats stats;

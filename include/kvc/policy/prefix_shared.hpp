@@ -323,6 +323,9 @@ class PrefixShared {
     });
   }
 
+  /// Rows copied since construction, as in stats(). O(1).
+  [[nodiscard]] Index copied_tokens() const noexcept { return tables_.copied_tokens(); }
+
   /// O(blocks + table entries).
   [[nodiscard]] Stats stats() const {
     Stats stats;

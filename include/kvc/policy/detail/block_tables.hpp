@@ -209,6 +209,8 @@ class BlockTables {
     }
   }
 
+  [[nodiscard]] Index copied_tokens() const noexcept { return copied_tokens_; }
+
   /// Fills in what sequences and their blocks say. O(blocks + table entries).
   void add_to(Stats& stats) const {
     std::vector<Pos> filled(static_cast<std::size_t>(blocks_.size()), -1);
