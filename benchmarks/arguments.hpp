@@ -1,17 +1,24 @@
-// What the command lines of the benchmark programs have in common.
+// Parsing that the command lines of the benchmark programs share: values in lists and callbacks, with the checks and the
+// messages of the examples' validators.
 #pragma once
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cstddef>
+#include <cstdint>
+#include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "validators.hpp"
 
 namespace kvc_bench {
 
 /// CLI11 puts the name of the option in front.
 [[noreturn]] inline void reject(const char* option, const std::string& value, const std::string& allowed) {
-  throw CLI::ValidationError(option, "\"" + value + "\" is not allowed, it must be " + allowed);
+  throw CLI::ValidationError(option, validators::not_allowed(value, allowed));
 }
 
 /// The parts of "a,b,c", also where the option was given again.
@@ -25,6 +32,40 @@ namespace kvc_bench {
     }
   }
   return parts;
+}
+
+/// The number that the whole text is. Throws CLI::ValidationError for any other text, and out of range.
+[[nodiscard]] inline std::int64_t whole(const char* option, const std::string& text, std::int64_t low,
+                                        std::int64_t high) {
+  const auto value = validators::parse<std::int64_t>(text);
+  if (!value || *value < low || *value > high) {
+    reject(option, text, validators::whole_range(low, high));
+  }
+  return *value;
+}
+
+[[nodiscard]] inline double number(const char* option, const std::string& text, double low, double high) {
+  const auto value = validators::parse<double>(text);
+  if (!value || !(*value >= low && *value <= high)) {
+    char range[96];
+    std::snprintf(range, sizeof range, "a number from %g to %g", low, high);
+    reject(option, text, range);
+  }
+  return *value;
+}
+
+/// The value that a word stands for. Throws CLI::ValidationError, which lists the words.
+template <class T>
+[[nodiscard]] T one_of(const char* option, const std::string& text,
+                       const std::vector<std::pair<std::string, T>>& allowed) {
+  std::vector<std::string> words;
+  for (const auto& [word, value] : allowed) {
+    if (word == text) {
+      return value;
+    }
+    words.push_back(word);
+  }
+  reject(option, text, validators::one_of_text(words));
 }
 
 }  // namespace kvc_bench
