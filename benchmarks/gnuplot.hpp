@@ -1,4 +1,4 @@
-// Draws with gnuplot, which is started as a program.
+// Runs gnuplot.
 #pragma once
 
 #include <csignal>
@@ -9,8 +9,8 @@
 
 namespace kvc_bench {
 
-/// In single quotes gnuplot reads everything as it is but the quote itself, and a line end ends the command: the names
-/// of files are other people's.
+/// A text in single quotes, in which gnuplot reads everything literally except the quote itself; line ends, which would
+/// end the command, become spaces.
 [[nodiscard]] inline std::string quoted(const std::string& text) {
   std::string result = "'";
   for (const char c : text) {
@@ -19,8 +19,7 @@ namespace kvc_bench {
   return result + "'";
 }
 
-/// Throws std::runtime_error, with the name of its package, where gnuplot cannot be started. `option` is that which
-/// asked for it.
+/// Throws std::runtime_error, which names `option` and the package, if gnuplot cannot be started.
 inline void require_gnuplot(const std::string& option) {
   if (std::system("command -v gnuplot >/dev/null 2>&1") != 0) {
     throw std::runtime_error(option + ": the program gnuplot was not found (Debian: gnuplot-nox)");
@@ -29,7 +28,7 @@ inline void require_gnuplot(const std::string& option) {
 
 /// Throws std::runtime_error if gnuplot does not run the whole script.
 inline void run_gnuplot(const std::string& script, const std::string& option) {
-  // Should gnuplot end early, the write below fails, rather than end this program.
+  // If gnuplot ends early, the write below must fail rather than end this program.
   const auto before = std::signal(SIGPIPE, SIG_IGN);
   std::FILE* pipe = popen("gnuplot", "w");
   if (pipe == nullptr) {

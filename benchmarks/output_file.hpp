@@ -1,4 +1,4 @@
-// A file to write, checked before the work begins and there as a whole or not at all.
+// An output file that is checked before the work begins, and complete or absent afterwards.
 #pragma once
 
 #include <cstdio>
@@ -11,11 +11,10 @@
 
 namespace kvc_bench {
 
-/// Writes beside the file, and takes its place when all is written. What is no regular file, such as /dev/stdout, is
-/// written to directly.
+/// Writes a temporary file and renames it when it is complete. A special file, such as /dev/stdout, is written directly.
 class OutputFile {
  public:
-  /// Throws std::runtime_error with the name of the option where the file cannot be written.
+  /// Throws std::runtime_error, which names the option, if the file cannot be written.
   OutputFile(std::string option, std::string path) : option_(std::move(option)), path_(std::move(path)) {
     std::error_code unknown;
     direct_ = std::filesystem::exists(path_, unknown) && !std::filesystem::is_regular_file(path_, unknown);
@@ -29,7 +28,7 @@ class OutputFile {
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
 
-  /// Where another program may write.
+  /// The path that another program may write to.
   [[nodiscard]] const std::string& working_path() const noexcept { return working_path_; }
 
   void write(std::string_view text) {
@@ -39,7 +38,7 @@ class OutputFile {
     }
   }
 
-  /// What was written becomes the file.
+  /// Renames the temporary file.
   void finish() {
     std::error_code error;
     if (!direct_) {

@@ -1,4 +1,4 @@
-// A bar on the terminal, once a run takes long, and only for somebody who watches.
+// A progress bar on the terminal, for runs that take longer than a moment.
 #pragma once
 
 #include <unistd.h>
@@ -13,10 +13,10 @@
 
 namespace kvc_bench {
 
-/// On stderr. Goes away with the object.
+/// Writes to stderr, if that is a terminal. The destructor removes the bar.
 class Progress {
  public:
-  /// `steps` calls of `step` will follow.
+  /// For a run of `steps` calls of `step`.
   explicit Progress(std::size_t steps) : steps_(steps), on_(isatty(STDERR_FILENO) == 1) {}
   ~Progress() { clear(); }
   Progress(const Progress&) = delete;
@@ -28,14 +28,14 @@ class Progress {
     show(0);
   }
 
-  /// Takes the bar away, before something else is written.
+  /// Removes the bar, before other output.
   void clear() {
     if (std::exchange(shown_, false)) {
       std::cerr << "\r\033[K" << std::flush;
     }
   }
 
-  /// The share of this step that is done.
+  /// Shows the completed share of this step.
   void show(double share) {
     const auto now = Clock::now();
     if (!on_ || now < next_) {

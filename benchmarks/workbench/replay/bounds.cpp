@@ -81,9 +81,9 @@ Hits belady(const Accesses& accesses, Index capacity) {
   const auto none = static_cast<std::int32_t>(accesses.size());
   std::vector<bool> cached(static_cast<std::size_t>(accesses.unique), false);
   Index room = capacity;
-  Index useless = 0;  // cached and never accessed again: which of them goes makes no difference
-  // The next access of each cached block that has one. When it comes, its entry stays, below all that lie ahead, and
-  // is never reached: an eviction finds a useless block, or one whose next access lies ahead.
+  Index useless = 0;  // cached and never accessed again: any of them may be evicted
+  // The next access of each cached block that has one. Entries of past accesses stay below all future ones and are never
+  // reached: an eviction finds a useless block, or one with a future access.
   std::priority_queue<std::int32_t> next;
   for (std::size_t i = 0; i < accesses.size(); ++i) {
     const auto block = static_cast<std::size_t>(accesses.block[i]);

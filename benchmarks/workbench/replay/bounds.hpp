@@ -1,6 +1,6 @@
-// References for hit counts, on flat accesses: each block stands for itself, nothing is pinned, and a block is in the
-// cache from the moment it is accessed. A cache of prefixes does not reach belady, since it holds a request's blocks
-// while it runs, and keeps no block without those before it.
+// Reference hit counts on flat accesses: each block stands for itself, nothing is pinned, and a block is cached from its
+// access on. A cache of prefixes stays below belady, as it holds the blocks of a running request, and keeps no block
+// without those before it.
 #pragma once
 
 #include <array>
@@ -31,22 +31,21 @@ struct Accesses {
 /// Throws std::invalid_argument if there are 2^31 - 1 accesses or more. Expected O(blocks).
 [[nodiscard]] Accesses accesses_of(const kvc_bench::Trace& trace);
 
-/// What a replay found in the cache.
+/// Counts of a replay.
 struct Hits {
   Index blocks = 0;
   Index tokens = 0;
   Index evictions = 0;
 };
 
-/// A cache without an end: all but the first access to each block hit. O(accesses).
+/// An unbounded cache: all but the first access to each block hit. O(accesses).
 [[nodiscard]] Hits unbounded(const Accesses& accesses);
 
-/// Evicts the block that came in first. O(accesses).
+/// Evicts the block that was cached first. O(accesses).
 [[nodiscard]] Hits fifo(const Accesses& accesses, Index capacity);
 
-/// Evicts the block whose next access is the furthest away: no policy that caches each block it is asked for hits more
-/// often. A block that is missing comes in always, even where it would be the first to go, as a cache of prefixes has to
-/// take it. L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
+/// Evicts the block whose next access is the furthest away: no policy that caches every accessed block hits more often. A
+/// missing block is always cached, even if it would be the first to evict, as a cache of prefixes must. L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
 /// O(accesses log accesses).
 [[nodiscard]] Hits belady(const Accesses& accesses, Index capacity);
 

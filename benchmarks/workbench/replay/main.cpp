@@ -1,9 +1,9 @@
-// replay: how many blocks of real prompts does a prefix cache find again, with each eviction policy?
+// replay: counts the blocks of recorded prompts that a prefix cache finds again, with each eviction policy.
 //
 //   replay --trace conversation_trace.jsonl --capacity 1000,10000,50000
 //   replay --trace t.jsonl.gz --capacity 20000 --eviction default --json results.json --plot hits.svg
 //
-// Only the policy runs, on the ids of blocks: no keys, no values, no model. replay --help says the rest.
+// Only the policy runs, on block numbers: without keys, values, or a model. See replay --help.
 #include <iostream>
 #include <new>
 #include <optional>
@@ -22,7 +22,7 @@ namespace replay {
 namespace {
 
 void run(const Options& options) {
-  // What can be said before the work is said before it.
+  // Errors that need no replay come before it.
   std::optional<kvc_bench::OutputFile> json;
   std::optional<kvc_bench::OutputFile> svg;
   if (!options.json.empty()) {

@@ -1,4 +1,4 @@
-// What the command line says.
+// The command line.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +31,7 @@ struct Options {
   std::string plot;  // empty: none
 };
 
-/// Fills `options`, and returns whether to go on. Where there is nothing to run (--help, an error), has said so and set
+/// Fills `options`, and returns whether to continue. Where there is nothing to run (--help, an error), has said so and set
 /// the exit code: 0, or 2.
 bool parse(int argc, char** argv, Options& options, int& exit_code);
 

@@ -1,4 +1,4 @@
-// Other traces out of one, to see whether a result is one of the trace or of the policy.
+// Rearranged traces, to tell whether a result comes from the trace or from the policy.
 #pragma once
 
 #include <cstddef>
@@ -8,11 +8,11 @@
 
 namespace replay {
 
-/// Leaves the requests of one of `of` equal parts, numbered from 1.
+/// Keeps the requests of part `number` of `of` equal parts, from 1.
 void keep_part(kvc_bench::Trace& trace, std::size_t number, std::size_t of);
 
-/// Conversations swap their starts at random and keep the times between their own requests. A conversation is what has
-/// its second block in common (the first, if there is only one): the first is often a system prompt.
+/// Conversations swap their starts at random and keep the times between their own requests. Requests that share their
+/// second block (the first, if there is only one) are a conversation: the first block is often a system prompt.
 void shuffle(kvc_bench::Trace& trace, std::uint64_t seed);
 
 }  // namespace replay

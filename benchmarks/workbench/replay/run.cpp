@@ -23,13 +23,13 @@ double seconds_of(F&& f) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// The same keys in every run, so that policies which choose by them (tiny-lfu) give the same counts again.
+/// The same hashes in every run, so that policies that use them (tiny-lfu) give the same counts.
 struct RepeatableHash : kvc::ChainHash {
   RepeatableHash() : ChainHash(1) {}
 };
 
-/// A block id stands for a whole prefix, so for the library it is a token, and a block holds one. The policy does what it
-/// does for real tokens, but for hashing and comparing all that a block has.
+/// A block number stands for a whole prefix, so the library sees it as a token, and its blocks hold one token. The policy
+/// works as with real tokens, except that a block has only one to hash and compare.
 template <class Eviction>
 Result replay(const Trace& trace, Index capacity, kvc_bench::Progress& progress) {
   kvc::PrefixShared<Eviction, RepeatableHash> policy({.blocks = capacity, .block_tokens = 1});
@@ -38,7 +38,7 @@ Result replay(const Trace& trace, Index capacity, kvc_bench::Progress& progress)
   const auto replay_one = [&](const Request& request) {
     const std::size_t count = request.blocks.size();
     prompt.assign(request.blocks.begin(), request.blocks.end());
-    prompt.push_back(-1);  // the token that a match leaves over; it is not computed
+    prompt.push_back(-1);  // the token that a match must leave; it is not computed
     const kvc::Opened opened = policy.try_open(prompt).value();
     const auto cached = static_cast<std::size_t>(opened.cached);
     std::span<const kvc::Token> rest = std::span<const kvc::Token>(prompt).subspan(cached, count - cached);
@@ -82,7 +82,7 @@ Result reference(std::string_view name, Index capacity, F&& count) {
   return result;
 }
 
-/// Fills in what part of the way from lru to belady each result of one capacity goes. Unbounded has another capacity.
+/// Fills in gap_recovered of the results of one capacity. Unbounded has another capacity.
 void compare(std::span<Result> results) {
   const auto hits = [&](std::string_view name) {
     return std::ranges::find(results, name, &Result::eviction)->hits.blocks;

@@ -1,4 +1,4 @@
-// Replays a trace: through the library's policies, and through the references that they are compared with.
+// Replays a trace through the policies of the library, and through the references that they are compared with.
 #pragma once
 
 #include <optional>
@@ -12,7 +12,7 @@
 
 namespace replay {
 
-/// What counts as a hit: a block whose whole prefix is cached too, or any block that is cached.
+/// The definition of a hit: a block whose whole prefix is cached too, or any cached block.
 enum class Accounting { chain, flat };
 [[nodiscard]] constexpr std::string_view name(Accounting accounting) {
   return accounting == Accounting::chain ? "chain" : "flat";
@@ -24,7 +24,7 @@ struct Result {
   Accounting accounting = Accounting::chain;
   Index capacity = 0;
   Hits hits;
-  Index refused = 0;                    ///< requests of more blocks than the pool has; their beginning was cached
+  Index refused = 0;                    ///< requests with more blocks than the pool; their beginning was cached
   double seconds = 0;                   ///< of the replay alone
   std::optional<double> gap_recovered;  ///< (hits - lru's) / (belady's - lru's), if there is a gap
 };
@@ -35,8 +35,8 @@ struct Replay {
   std::vector<Result> results;  ///< by capacity; then fifo, the policies, belady, unbounded
 };
 
-/// Requests come one after another, in the order of the trace: each takes what is cached of its prompt, adds the rest,
-/// and ends. Answers are not cached, as the traces do not name their blocks. `evictions` has lru among its names.
+/// Replays requests one after another, in the order of the trace: each finds the cached part of its prompt, adds the rest,
+/// and ends. Answers are not cached, as traces do not name their blocks. `evictions` must include lru.
 [[nodiscard]] Replay replay_all(const kvc_bench::Trace& trace, const std::vector<Index>& capacities,
                                 const std::vector<std::string>& evictions);
 

@@ -11,12 +11,12 @@
 namespace serving {
 namespace {
 
-/// Seconds for each operation of matrices, of attention of several queries, of attention of single ones, each byte,
-/// each step, each sequence.
+/// Seconds per operation of matrices, of attention with several queries, of attention with single ones, per byte, per
+/// step, and per sequence.
 constexpr Index unknowns = 6;
 using Costs = Eigen::Matrix<double, unknowns, 1>;
 
-/// What is asked of the machine, in the units of the costs.
+/// The work of a step, in the units of the costs.
 struct Asked {
   double matrices = 0, prefill = 0, decode = 0, bytes = 0, sequences = 0;
   double seconds = 0;
@@ -39,8 +39,8 @@ double loss(const std::vector<Asked>& steps, const Costs& costs) {
   return sum;
 }
 
-/// Least squares of weighted relative errors where it is known what bounds each step. No cost is negative: the most
-/// negative one is left out, until there is none.
+/// Least squares of weighted relative errors, given what bounds each step. No cost is negative: the most negative one is
+/// removed until there is none.
 Costs solve(const std::vector<Asked>& steps, const std::vector<bool>& by_bytes) {
   const auto rows = static_cast<Index>(steps.size());
   Eigen::MatrixXd a(rows, unknowns);
@@ -84,7 +84,7 @@ Costs solve(const std::vector<Asked>& steps, const std::vector<bool>& by_bytes) 
   return costs;
 }
 
-/// Solves, looks again at what bounds each step, and solves again, until nothing changes or gets better.
+/// Alternates between solving and deciding what bounds each step, until neither changes the result.
 Costs refine(const std::vector<Asked>& steps, std::vector<bool> by_bytes) {
   Costs best = Costs::Zero();
   double least = std::numeric_limits<double>::infinity();
@@ -133,7 +133,7 @@ Fit fit_hardware(const ModelShape& model, const std::vector<StepTiming>& timings
                      counts.decode_attention_operations(timing.cost), counts.bytes(timing.cost),
                      static_cast<double>(timing.cost.sequences), timing.seconds});
   }
-  // What bounds a step is a matter of its tokens, first of all: so these are good places to begin at.
+  // Mostly the number of its tokens decides what bounds a step: these are good starting points.
   Costs best = Costs::Zero();
   double least = std::numeric_limits<double>::infinity();
   for (Index most = 0; most <= 64; most = most == 0 ? 1 : 2 * most) {

@@ -7,16 +7,16 @@
 
 namespace serving {
 
-/// A step, and the seconds that it took.
+/// A step and its measured time.
 struct StepTiming {
   StepCost cost;
   double seconds = 0;
 };
 
-/// Of each step the median time of several rounds, which timed the same steps in the same order.
+/// The median time of each step over several rounds, which timed the same steps in the same order.
 [[nodiscard]] std::vector<StepTiming> median_of(const std::vector<std::vector<StepTiming>>& rounds);
 
-/// How a fit stands to what it was made from.
+/// Hardware fitted to timings, and how far it is from them.
 struct Fit {
   Hardware hardware;        ///< peak, attention_peak, decode_peak, bandwidth, per_sequence, overhead
   double median_error = 0;  ///< |predicted / measured - 1|
@@ -24,15 +24,15 @@ struct Fit {
   std::size_t timings = 0;
 };
 
-/// Operations or bytes per second, where the timings show no limit.
+/// Stands for operations or bytes per second where the timings show no limit.
 inline constexpr double no_limit = 1e21;
 
-/// The hardware under which the cost model comes closest to the timings: least squares of the relative errors, in which
-/// a step counts by the time that it took, as it does in a run. Which steps are bound by operations and which by bytes
-/// comes out of it; a part that the timings do not show is 0, or `no_limit`.
+/// The hardware under which the cost model comes closest to the timings: least squares of the relative errors, each step
+/// weighted by its time. The fit also decides which steps are bound by operations and which by bytes; a part that the
+/// timings do not show is 0, or `no_limit`.
 ///
-/// The timings must be of steps of different kinds. Throws std::invalid_argument where there are fewer than 7, or one
-/// that took no time.
+/// The timings must cover steps of different kinds. Throws std::invalid_argument for fewer than 7 timings, or one of 0
+/// seconds.
 [[nodiscard]] Fit fit_hardware(const ModelShape& model, const std::vector<StepTiming>& timings);
 
 }  // namespace serving

@@ -32,7 +32,7 @@ double predicted(const CostModel& model, const StepTiming& step) {
   return static_cast<double>(model.time(step.cost)) / second;
 }
 
-/// Microseconds for each token of a step.
+/// Microseconds per token of a step.
 Series per_token(const CostModel& model, std::string title, const char* colour, const std::vector<StepTiming>& steps) {
   Series series{std::move(title), colour, {}};
   for (const StepTiming& step : steps) {
@@ -42,7 +42,7 @@ Series per_token(const CostModel& model, std::string title, const char* colour, 
   return series;
 }
 
-/// Milliseconds by the size of the chunks: until a prompt is computed, and of the longest step.
+/// Milliseconds by chunk size: of the whole prompt, and of the longest step.
 std::pair<Series, Series> by_chunk(const CostModel& model, const CostCurve& curve) {
   Series whole{"until the first token", "#0072B2", {}};
   Series longest{"the longest step: what decodes wait", "#D55E00", {}};

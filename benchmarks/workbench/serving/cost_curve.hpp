@@ -1,4 +1,4 @@
-// The cost of prefill, decode and chunks on a machine: measured, beside the formula.
+// A figure of the cost of prefill, decode and chunks on a machine: measurements and formula.
 #pragma once
 
 #include <iosfwd>
@@ -8,7 +8,7 @@
 
 namespace serving {
 
-/// Writes an SVG file with gnuplot, and what it shows as a table. Throws std::runtime_error where gnuplot fails.
+/// Draws an SVG file with gnuplot and writes the same numbers as a table. Throws std::runtime_error if gnuplot fails.
 void draw_cost_curve(const std::string& path, std::ostream& table, const ModelShape& shape, const Fit& fit,
                      const CostCurve& curve);
 

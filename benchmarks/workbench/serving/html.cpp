@@ -17,7 +17,7 @@ std::string read(const std::string& path, const std::string& if_missing) {
   return text;
 }
 
-/// JSON within a script element: a `<` may not begin a tag that would end it. In JSON it stands in strings only.
+/// Escapes JSON for a script element: a `<` could begin a tag that ends it. JSON has it in strings only.
 std::string within_script(std::string_view json) {
   std::string text;
   text.reserve(json.size());
@@ -27,7 +27,7 @@ std::string within_script(std::string_view json) {
   return text;
 }
 
-/// `text` in the place of the one `mark`.
+/// Replaces the only `mark` by `text`.
 void put(std::string& page, std::string_view mark, const std::string& text) {
   const std::size_t at = page.find(mark);
   if (at == std::string::npos) {
@@ -47,7 +47,7 @@ HtmlPage::HtmlPage(const std::string& chart_library)
 
 std::string HtmlPage::with(const std::string& json) const {
   std::string page = page_;
-  // From the last to the first: no mark is looked for in what was put in.
+  // From the last to the first, so that no mark is searched for in inserted text.
   put(page, "{{script}}", script_);
   put(page, "{{results}}", within_script(json));
   put(page, "{{library}}", library_);

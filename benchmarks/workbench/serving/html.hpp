@@ -1,18 +1,18 @@
-// The results as one page with plots, which a browser shows without a network.
+// The results as one page with plots, which a browser shows without network access.
 #pragma once
 
 #include <string>
 
 namespace serving {
 
-/// Puts the JSON document, the chart library and the page's own script into one file. What the page consists of is read
-/// when this is made, so that what is missing is said before the work.
+/// Puts the JSON document, the chart library and the page's own script into one file. The constructor reads the parts of
+/// the page, so that a missing one is reported before the simulation.
 class HtmlPage {
  public:
-  /// Throws std::runtime_error, with the name of its package, where the chart library cannot be read.
+  /// Throws std::runtime_error, which names the package, if the chart library cannot be read.
   explicit HtmlPage(const std::string& chart_library = KVC_CHART_LIBRARY);
 
-  /// The page with these results. `json`: as to_json writes them.
+  /// The page with the results that to_json wrote.
   [[nodiscard]] std::string with(const std::string& json) const;
 
  private:

@@ -1,8 +1,7 @@
-// The requests that a scheduler has in hand, and the jobs that they consist of: one per answer.
+// The requests that a scheduler holds, and their jobs: one per answer.
 //
-// A job waits or runs, in one of two lists that are in the order of age: arrival of the request, then number of the
-// answer. A job that is preempted keeps its age. Indices of requests and jobs are used again after they ended; ids are
-// not.
+// A job waits or runs, in one of two lists ordered by age: arrival of the request, then number of the answer. A preempted
+// job keeps its age. Indices of requests and jobs are reused after they ended; ids are not.
 #pragma once
 
 #include <algorithm>
@@ -18,17 +17,17 @@
 
 namespace serving {
 
-/// One answer of a request: what a sequence is opened for.
+/// One answer of a request; a sequence is opened for it.
 struct Job {
   std::size_t active = 0;  ///< its request
   int sample = 0;
   kvc::SeqId seq{};
-  std::vector<Token> tokens;  ///< the prompt and what was answered; empty until it is first looked at
-  Pos computed = 0;           ///< of them, those that are in the cache
+  std::vector<Token> tokens;  ///< the prompt and the answer so far; empty until admission first considers the job
+  Pos computed = 0;           ///< those of them that are in the cache
   Pos answered = 0;
   Time first_token = 0;
   Time last_token = 0;
-  std::size_t stuck_at = 0;  ///< tokens when it had no room although nothing else ran
+  std::size_t stuck_at = 0;  ///< tokens when it last had no room although nothing else ran
   bool running = false;
   bool in_step = false;
   bool admitted = false;  ///< at least once
@@ -36,14 +35,14 @@ struct Job {
   bool delayed_25 = false;
 
   [[nodiscard]] Pos known() const noexcept { return static_cast<Pos>(tokens.size()); }
-  /// One token is left to compute, and it is the last one answered.
+  /// Only the last token of the answer is still to compute.
   [[nodiscard]] bool decodes() const noexcept { return answered > 0 && computed + 1 == known(); }
 };
 
 /// A request that has not ended.
 struct Active {
   Request request;
-  std::vector<std::size_t> jobs;  ///< answers that are not complete; none: this entry is free
+  std::vector<std::size_t> jobs;  ///< incomplete answers; none: this entry is free
   std::optional<Time> first_token{};
   Time tpot = 0;
 };
@@ -61,7 +60,7 @@ class Jobs {
 
   /// A new request, whose first answer waits. O(1) if it is the youngest.
   void add(Request request) {
-    const std::size_t active = take(actives_, free_actives_);
+    const std::size_t active = allocate(actives_, free_actives_);
     actives_[active].request = std::move(request);
     const Request& r = actives_[active].request;
     if (r.patience) {
@@ -71,7 +70,7 @@ class Jobs {
   }
   /// A further answer of the same request. It neither waits nor runs yet.
   [[nodiscard]] std::size_t new_job(std::size_t active, int sample) {
-    const std::size_t job = take(jobs_, free_jobs_);
+    const std::size_t job = allocate(jobs_, free_jobs_);
     jobs_[job].active = active;
     jobs_[job].sample = sample;
     actives_[active].jobs.push_back(job);
@@ -84,7 +83,7 @@ class Jobs {
     jobs_[job].running = true;
     insert(running_, job);
   }
-  /// What it has computed is gone.
+  /// Its computed positions are lost.
   void stop(std::size_t job) {
     Job& j = jobs_[job];
     j.seq = {};
@@ -93,7 +92,7 @@ class Jobs {
     j.in_step = false;
     running_.erase(find(running_, job));
   }
-  /// Forgets a job that neither waits nor runs; whether it was the last one of its request.
+  /// Forgets a job that neither waits nor runs. Returns whether it was the last one of its request.
   bool erase(std::size_t job) {
     std::vector<std::size_t>& of_request = active_of(jobs_[job]).jobs;
     of_request.erase(std::ranges::find(of_request, job));
@@ -107,7 +106,7 @@ class Jobs {
     free_actives_.push_back(active);
   }
 
-  /// The next request whose client has gone away by `now`, and when.
+  /// The next request whose client has left by `now`, and the time when it left.
   [[nodiscard]] std::optional<std::pair<std::size_t, Time>> next_expired(Time now) {
     while (!deadlines_.empty() && std::get<0>(deadlines_.top()) <= now) {
       const auto [deadline, id, active] = deadlines_.top();
@@ -121,7 +120,7 @@ class Jobs {
 
  private:
   template <class T>
-  static std::size_t take(std::deque<T>& entries, std::vector<std::size_t>& free) {
+  static std::size_t allocate(std::deque<T>& entries, std::vector<std::size_t>& free) {
     if (free.empty()) {
       entries.emplace_back();
       return entries.size() - 1;

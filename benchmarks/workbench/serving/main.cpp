@@ -1,11 +1,11 @@
-// serve-bench: what does each cache policy make of this traffic?
+// serve-bench: serves traffic over each cache policy, and reports latency and memory.
 //
 //   serve-bench --scenario knowledge-assistant
 //   serve-bench --trace conversation_trace.jsonl --policy paged,prefix-shared --json results.json
 //   serve-bench --mode real --scenario small-model-chat --calibrate
 //
-// The library's policies under a scheduler with continuous batching, in simulated or real time. serve-bench --help
-// says the rest.
+// The library's policies run under a scheduler with continuous batching, in simulated or real time. See
+// serve-bench --help.
 #include <algorithm>
 #include <filesystem>
 #include <iostream>
@@ -63,9 +63,8 @@ std::string model_name(const Options& options) {
   return options.model.empty() ? "shakespeare-0.7m" : std::filesystem::path(options.model).filename().string();
 }
 
-/// Really serves all. To calibrate, steps are timed before each run, and all that is repeated several times: what
-/// happens on the machine meanwhile happens to both. The runs of the report are those of the median TTFT, and the
-/// simulations.
+/// Serves all requests in real time. To calibrate, steps are timed before each run, and both are repeated several times,
+/// so that a disturbance of the machine affects both. The report has the runs with the median TTFT, and the simulations.
 void serve_and_measure(const Options& options, Report& report) {
   const kvc::llama::Model model = load_model(options.model);
   const RealMachine machine{&model, Threads(options.threads), options.clock};
@@ -128,7 +127,7 @@ void run(const Options& options) {
     draw_cost_curve(options);
     return;
   }
-  // What can be said before the work is said before it.
+  // Errors that need no simulation come before it.
   std::optional<kvc_bench::OutputFile> json;
   if (!options.json.empty()) {
     json.emplace("--json", options.json);

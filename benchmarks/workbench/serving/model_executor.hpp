@@ -1,8 +1,8 @@
-// Real time: a step runs through a decoder over a cache that holds real keys and values, and takes what it takes.
+// Real time: a decoder computes each step over a cache with real keys and values.
 //
-// All sequences of a step go through the network as one batch. Next tokens are the likeliest ones, so the answer to a
-// request depends on its prompt alone: not on the policy, on what else was in its batches, or on how often it was
-// preempted. Where a prompt is forked, answer i begins with the i-th likeliest token.
+// All sequences of a step go through the network as one batch. The likeliest token is sampled, so the answer to a request
+// depends on its prompt alone: not on the policy, the other sequences of its batches, or preemptions. Where a prompt is
+// forked, answer i begins with the i-th likeliest token.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ using generate::Threads;
 
 enum class ClockKind {
   wall,
-  cpu  ///< of the processor, for this process alone: for one thread on a machine that others use too
+  cpu  ///< processor time of this process: for one thread on a shared machine
 };
 
 /// Nanoseconds since some moment.
@@ -37,7 +37,7 @@ enum class ClockKind {
   return now.tv_sec * second + now.tv_nsec;
 }
 
-/// Called with every token that is given out: request, which of its answers, place in the answer.
+/// Called with every sampled token: request, which of its answers, place in the answer.
 using OnAnswer = std::function<void(Index request, int sample, Pos place, Token token)>;
 
 class ModelExecutor {
@@ -47,7 +47,7 @@ class ModelExecutor {
       : model_(model), threads_(threads), clock_(clock), on_answer_(std::move(on_answer)), begin_(read_clock(clock)) {}
 
   [[nodiscard]] Time now() const noexcept { return read_clock(clock_) - begin_ + skipped_; }
-  /// Does not sleep: the clock is put forward.
+  /// Does not sleep: advances the clock.
   void wait_until(Time t) noexcept { skipped_ += std::max<Time>(0, t - now()); }
 
   template <class Cache>
@@ -75,7 +75,7 @@ class ModelExecutor {
   }
 
  private:
-  /// The likeliest tokens, as many as are wanted, the likeliest first.
+  /// The likeliest tokens, as many as chosen has room for, the likeliest first.
   static void choose(std::span<const float> logits, std::span<Token> chosen) {
     if (chosen.size() == 1) {
       chosen.front() = kvc::llama::Sampler::greedy(logits);

@@ -1,4 +1,4 @@
-// Prefixes that stay in the cache once they were computed, for caches that can pin.
+// Prefixes that stay in the cache once they are computed, for caches that can pin.
 #pragma once
 
 #include <set>
@@ -12,7 +12,7 @@
 
 namespace serving {
 
-/// What a request's prefixes are shared within.
+/// The salt of a request: its tenant.
 [[nodiscard]] inline kvc::Salt salt_of(const Request& request) {
   return request.tenant.empty() ? kvc::Salt{} : kvc::Salt(kvc::SaltKind::tenant, request.tenant);
 }
@@ -31,7 +31,8 @@ class Pins<Cache> {
  public:
   static constexpr bool possible = true;
 
-  /// Pins the first tokens of a prompt that was computed, if that is asked for and they are not pinned already.
+  /// Pins the first tokens of a computed prompt, if the request wants it and they are not pinned already. Returns whether
+  /// it did.
   [[nodiscard]] bool pin(Cache& cache, const Request& request, std::span<const Token> prompt) {
     if (request.pinned_tokens == 0 || request.prompt.empty() ||
         !pinned_.insert({request.tenant, request.prompt.front().content}).second) {
@@ -53,7 +54,7 @@ class Pins<Cache> {
 
  private:
   using Pin = decltype(std::declval<Cache&>().try_pin(std::span<const Token>{}, kvc::Salt{})->pin);
-  std::set<std::pair<std::string, std::uint64_t>> pinned_;  // tenant, and what the prompt begins with
+  std::set<std::pair<std::string, std::uint64_t>> pinned_;  // tenant, and content of the first segment
   std::vector<Pin> pins_;
 };
 

@@ -1,5 +1,4 @@
-// Random numbers that are the same with every compiler and standard library: only `next` is drawn, the rest is
-// arithmetic. The generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+// Random numbers that are the same with every compiler and standard library: all follow from `next` by arithmetic. The generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
 #pragma once
 
 #include <cmath>
@@ -27,7 +26,7 @@ class Random {
     const auto values = static_cast<std::uint64_t>(high - low) + 1;
     return static_cast<I>(low + static_cast<I>(next() % values));  // the bias is below values / 2^64
   }
-  /// With mean `mean`: what lies between two arrivals of a Poisson process.
+  /// Exponentially distributed with mean `mean`: the time between two arrivals of a Poisson process.
   double exponential(double mean) noexcept { return -mean * std::log1p(-unit()); }
 
  private:

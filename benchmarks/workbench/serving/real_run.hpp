@@ -1,4 +1,4 @@
-// A real run over one policy. Included by one file for each policy: the decoder takes a compiler long.
+// A real run over one policy. Included by one file per policy, as the decoder takes long to compile.
 #pragma once
 
 #include <chrono>
@@ -11,7 +11,7 @@
 
 namespace serving {
 
-/// Of one token that was given out. Added up, they are the hash of all answers.
+/// Hash of one sampled token. Their sum is the hash of all answers.
 [[nodiscard]] constexpr std::uint64_t answer_hash(Index request, int sample, Pos place, Token token) noexcept {
   std::uint64_t hash = scramble(static_cast<std::uint64_t>(request) + 1);
   hash = scramble(hash + (static_cast<std::uint64_t>(sample) << 32) + static_cast<std::uint64_t>(place));

@@ -1,4 +1,4 @@
-// How a scheduler decides.
+// Parameters of a scheduler.
 #pragma once
 
 #include <limits>
@@ -11,30 +11,30 @@ namespace serving {
 
 enum class Order {
   decode_first,  ///< every step decodes all that run, and prefills with what is left of its budget
-  prefill_first  ///< a step prefills where anything can be, and decodes where nothing can
+  prefill_first  ///< a step prefills if it can, and decodes otherwise
 };
 
-/// What must have room for a sequence to be taken on.
+/// The part of a prompt that must have room for its sequence to be admitted.
 enum class Admit { whole_prompt, first_chunk };
 
-/// Who is preempted for a sequence that has no room to go on.
+/// The sequence that is preempted for one that has no room to continue.
 enum class Victim {
-  youngest,  ///< which may be the needy one itself
-  oldest     ///< of the others: to show what comes of it
+  youngest,  ///< possibly the one that needs room
+  oldest     ///< of the others: to show the livelock
 };
 
 struct SchedulerConfig {
-  Index max_sequences = 256;  ///< that run at once
-  Pos step_tokens = 8192;     ///< budget of a step; a whole prompt that is longer has a prefill to itself
+  Index max_sequences = 256;  ///< running at once
+  Pos step_tokens = 8192;     ///< budget of a step; a longer whole prompt has a prefill of its own
   Pos chunk_tokens = 0;       ///< of one prompt in one step at most; 0: prompts are computed whole
-  Pos watermark_tokens = 0;   ///< slots that admission leaves to those that run
+  Pos watermark_tokens = 0;   ///< slots that admission leaves to running sequences
   Order order = Order::decode_first;
   Admit admit = Admit::whole_prompt;
   Victim victim = Victim::youngest;
-  /// With asynchronous scheduling, the step under way may still read the blocks of a sequence that is preempted while
-  /// the next one is composed: they come back only after it.
+  /// Asynchronous scheduling: the current step may still read the blocks of a sequence that is preempted while the next
+  /// step is composed, so they are freed only after it.
   bool deferred_free = false;
-  /// Whether blocks that will come back are counted on, or more and more sequences preempted for the want of them.
+  /// Whether blocks that will be freed are counted as room, instead of preempting further sequences.
   bool counts_deferred = true;
   Token vocabulary = std::numeric_limits<Token>::max();  ///< prompts are synthesised from [0, vocabulary)
 };
@@ -49,7 +49,7 @@ inline const SchedulerConfig& validated(const SchedulerConfig& config) {
   return config;
 }
 
-/// Sequences were preempted over and over, and not one token came of it.
+/// Sequences were preempted again and again without one new token.
 class Livelock : public std::runtime_error {
  public:
   explicit Livelock(Index preemptions)

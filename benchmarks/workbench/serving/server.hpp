@@ -1,4 +1,4 @@
-// The loop of a server: requests come in, steps are composed and computed, until no request is left.
+// The loop of a server: accepts requests, composes and computes steps, until no request is left.
 #pragma once
 
 #include <optional>

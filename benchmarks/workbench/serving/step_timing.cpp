@@ -20,8 +20,8 @@ namespace {
 
 constexpr Index most_sequences = 16;
 
-/// What a step computes: `chunk` tokens of one sequence from position `first` on, and one token each of `decoding`
-/// others that have `length` positions.
+/// The work of a step: `chunk` tokens of one sequence from position `first` on, and one token each of `decoding` others
+/// that have `length` positions.
 struct Kind {
   Pos chunk = 0;
   Pos first = 0;
@@ -31,7 +31,7 @@ struct Kind {
   friend auto operator<=>(const Kind&, const Kind&) = default;
 };
 
-/// Sequences whose steps are computed, timed and taken back.
+/// Sequences whose steps are computed, timed and rolled back.
 class Bench {
  public:
   explicit Bench(const RealMachine& machine)
@@ -49,8 +49,8 @@ class Bench {
 
   [[nodiscard]] Pos positions() const noexcept { return positions_; }
 
-  /// Measures these once each, after one step that is not measured: longest sequences first, as positions are only
-  /// computed once.
+  /// Measures each of these once, after one step that is not measured. The longest sequences come first, as positions are
+  /// computed only once.
   void round(std::vector<Kind> kinds) {
     std::ranges::sort(kinds, std::greater{}, [](const Kind& kind) { return std::max(kind.first, kind.length); });
     for (const Kind& kind : kinds) {
@@ -69,7 +69,7 @@ class Bench {
       for (std::size_t i = 0; i < step.work.size(); ++i) {
         step.work[i].first_wanted = i;
       }
-      // Small steps are measured more often, since there is time for it.
+      // Small steps are measured more often: they take little time.
       const int times = kind.chunk >= 128 ? 1 : 5;
       executor_.run(cache_, step);
       for (int i = 0; i < times; ++i) {
@@ -125,7 +125,7 @@ std::vector<StepTiming> timings_of(const Bench& bench, const std::vector<Kind>& 
   return timings;
 }
 
-/// A decoder, and how long each step is after the one before it.
+/// A decoder that records the time between the beginnings of successive steps.
 class StepTimer {
  public:
   explicit StepTimer(ModelExecutor& executor) : executor_(executor) {}
@@ -155,7 +155,7 @@ class StepTimer {
   Time begin_ = 0;
 };
 
-/// Requests that are all there at once: what is in a step does not depend on how long steps take.
+/// Requests that all arrive at once: the contents of a step do not depend on how long steps take.
 Scenario calibration_traffic(const kvc::llama::Model& model, Index at_a_time) {
   const auto positions = static_cast<Pos>(model.config.seq_len);
   Scenario scenario;
@@ -175,7 +175,7 @@ Scenario calibration_traffic(const kvc::llama::Model& model, Index at_a_time) {
   c.output.high = std::max(2, positions / 8);
   scenario.traffic = {c};
   scenario = fit_to(std::move(scenario), model, "");
-  // Not more memory than this, whatever the model; sequences that find no room wait.
+  // Bounds the memory for any model; sequences that find no room wait.
   constexpr double most_bytes = 512e6;
   const auto room = static_cast<Index>(most_bytes / scenario.model.kv_bytes_per_token());
   scenario.pool_tokens = std::max<Index>(positions, std::min(at_a_time * positions, room));

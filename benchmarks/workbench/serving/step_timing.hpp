@@ -1,7 +1,7 @@
-// How long steps take on this machine, measured.
+// Measured times of steps on this machine.
 //
-// On a machine with other users a time means little and a median more: all kinds of steps are measured in turn, in
-// several rounds, so that what disturbs some of them disturbs all.
+// On a shared machine a single time means little and a median more. All kinds of steps are measured in turn, in several
+// rounds, so that a disturbance affects all kinds alike.
 #pragma once
 
 #include <vector>
@@ -11,14 +11,14 @@
 
 namespace serving {
 
-/// The steps of a server under requests made for this: 1, 2, 4 ... 32 sequences at a time, prompts whole and in chunks,
-/// of all lengths that the positions of the model allow. All requests are there from the start, so the steps are the
-/// same in every round; the time of each is the median of `rounds`. It is from the beginning of the step to that of
-/// the next: scheduling, sampling and bookkeeping are in it, and caches of the processor are as cold as they are in
-/// service. One second for each round with the model of the project.
+/// Times the steps of a server under requests made for this purpose: 1, 2, 4 ... 32 sequences at a time, prompts whole and
+/// in chunks, of all lengths that the positions of the model allow. All requests arrive at the start, so every round has
+/// the same steps; the time of each is the median of `rounds`. A time runs from the beginning of a step to the beginning
+/// of the next: it includes scheduling, sampling and bookkeeping, and processor caches are as cold as in service. A round
+/// takes one second with the model of the project.
 [[nodiscard]] std::vector<StepTiming> time_steps(const RealMachine& machine, int rounds);
 
-/// A prompt in chunks, while other sequences decode: the steps until it is computed.
+/// The steps of a prompt that is computed in chunks while other sequences decode.
 struct ChunkTiming {
   Pos chunk = 0;
   std::vector<StepTiming> steps;

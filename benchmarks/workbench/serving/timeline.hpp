@@ -1,8 +1,7 @@
-// What the pool looked like over time, in memory that does not grow with the run.
+// The pool over time, in memory that does not grow with the run.
 //
-// A sample is taken when its time has come, at the end of the step that was under way then. When there are `most`
-// samples, every second one is dropped and the interval doubles; so between half and all of `most` samples cover a run
-// of any length.
+// A sample is due at regular times and taken at the end of the current step. When there are `most` samples, every second
+// one is dropped and the interval doubles; so between half and all of `most` samples cover a run of any length.
 #pragma once
 
 #include <algorithm>
@@ -17,24 +16,24 @@ namespace serving {
 /// All in slots (tokens of room); used + wasted + cached + free == pool.
 struct Sample {
   Time time = 0;
-  Index used = 0;              ///< hold a row of a sequence that runs, or of a pinned prefix; shared ones once
-  Index wasted = 0;            ///< reserved, and hold nothing
+  Index used = 0;              ///< hold a row of a running sequence or a pinned prefix; shared ones count once
+  Index wasted = 0;            ///< reserved and empty
   Index cached = 0;            ///< kept for later prompts, evictable
-  Index free = 0;              ///< hold nothing
-  Index largest_free_run = 0;  ///< what one sequence could get at once
+  Index free = 0;              ///< empty
+  Index largest_free_run = 0;  ///< the most that one sequence could get at once
   Index waiting = 0;           ///< sequences
   Index running = 0;
-  // Since the beginning, so that what happened between two samples is in their difference:
+  // Since the beginning; the difference of two samples shows what happened in between:
   Time blocked_25 = 0;       ///< as in Counters
   Index out_of_room_25 = 0;  ///< as in Counters
 };
 
-/// Who owns a cell of the map of the pool: an id of a request, or one of these.
+/// The owner of a cell of the map of the pool: an id of a request, or one of these.
 enum Owner : Index {
   owner_free = -1,     ///< nobody
   owner_cached = -2,   ///< no sequence: kept for later prompts, or pinned
   owner_shared = -3,   ///< several sequences
-  owner_reserved = -4  ///< a sequence that has not come to use it
+  owner_reserved = -4  ///< reserved by a sequence and unused
 };
 
 struct MapRow {
@@ -42,7 +41,7 @@ struct MapRow {
   std::vector<Index> owners;  ///< by cell, in the order of the pool
 };
 
-/// The part of a run that is looked at: all of it, or a short one in detail.
+/// The observed part of a run: all of it, or a short part in detail.
 struct Watch {
   Time from = 0;
   Time to = std::numeric_limits<Time>::max();
@@ -50,7 +49,7 @@ struct Watch {
 
 class Timeline {
  public:
-  /// `map_cells` 0: no map. The pool is cut into so many cells, or one per block if it has fewer.
+  /// Divides the pool into `map_cells` cells, or one per block if it has fewer; 0: no map.
   explicit Timeline(Watch watch = {}, std::size_t most_samples = 512, std::size_t most_maps = 128,
                     std::size_t map_cells = 192)
       : watch_(watch), samples_(most_samples), maps_(most_maps), map_cells_(map_cells) {}
@@ -88,7 +87,7 @@ class Timeline {
           ++kept;
         }
         entries.resize(kept);
-        // At first steps may be longer than the interval: what is still to come must not lie closer than what is kept.
+        // At first steps may be longer than the interval: later samples must not lie closer than the kept ones.
         interval = std::max(2 * interval, (entries.back().time - entries.front().time) / static_cast<Time>(kept));
       }
     }
