@@ -191,6 +191,91 @@ TEST_CASE("replay finds nothing to share in the azure traces", "[golden][replay]
   }
 }
 
+TEST_CASE("replay reads a trace of blocks of 1024 tokens as it is", "[golden][replay]") {
+  const std::string path = kvc_test::data_file("rtp/chat_1024.jsonl");
+  const kvc_test::Run run =
+      replay("--trace '" + path + "' --block-tokens 1024 --capacity 1000 --eviction lru --json /dev/stdout");
+  CAPTURE(run.output);
+  REQUIRE(run.status == 0);
+  REQUIRE_THAT(run.output, kvc_test::contains("8,332 requests") && kvc_test::contains("45,497 blocks of 1024") &&
+                               kvc_test::contains("35,346 of them different") &&
+                               kvc_test::contains("Blocks of 1024 tokens; the trace names full blocks only."));
+  const auto report = nlohmann::json::parse(run.output.substr(run.output.find("\n{")));
+  REQUIRE(report.at("blocks") == 45'497);
+  REQUIRE(report.at("unique_blocks") == 35'346);
+  REQUIRE(report.at("block_tokens") == 1024);
+  const kvc_test::Run without = replay("--trace '" + path + "' --capacity 1000 2>&1");
+  REQUIRE(without.status == 1);
+  REQUIRE_THAT(without.output, kvc_test::contains("blocks of 1024 tokens would fit: --block-tokens"));
+}
+
+TEST_CASE("replay counts on the sessions of a folder what it counts on the merged trace", "[golden][replay]") {
+  const std::string path = kvc_test::data_file("weka/weka_merged_test.rle.jsonl");
+  const TempFolder folder;
+  // The merged trace is cut into sessions again, as they were published: session k began at k * 120 s.
+  std::map<int, nlohmann::json> sessions;
+  std::ifstream in(path);
+  for (std::string text; std::getline(in, text);) {
+    const auto line = nlohmann::json::parse(text);
+    const int number = line.at("conv");
+    nlohmann::json ids = nlohmann::json::array();
+    for (const auto& run : line.at("hash_runs")) {
+      for (int i = 0; i < run.at(1); ++i) {
+        ids.push_back(run.at(0).get<int>() + i);
+      }
+    }
+    sessions[number]["block_size"] = 64;
+    sessions[number]["requests"].push_back({{"t", line.at("timestamp").get<double>() / 1000 - 120.0 * number},
+                                            {"in", line.at("input_length")},
+                                            {"out", line.at("output_length")},
+                                            {"hash_ids", std::move(ids)}});
+  }
+  REQUIRE(sessions.size() == 24);
+  std::filesystem::create_directory(folder.file("sessions"));
+  for (const auto& [number, session] : sessions) {
+    char name[32];
+    std::snprintf(name, sizeof name, "sessions/%02d.json", number);
+    REQUIRE(std::filesystem::exists(folder.write(name, session.dump(number % 2 == 0 ? 1 : -1))));
+  }
+  const kvc_test::Run run = replay("--trace " + folder.file("sessions") + " --capacity 10000 --eviction lru --json " +
+                                   folder.file("r.json") + " 2>&1");
+  CAPTURE(run.output);
+  REQUIRE(run.status == 0);
+  const auto report = nlohmann::json::parse(folder.read("r.json"));
+  REQUIRE(report.at("format") == "session");
+  REQUIRE(report.at("requests") == 1'233);
+  REQUIRE(report.at("blocks") == 1'471'333);
+  REQUIRE(report.at("unique_blocks") == 62'740);
+  for (const auto& result : report.at("results")) {
+    if (result.at("eviction") == "lru") {
+      REQUIRE(result.at("hit_blocks") == 1'361'223);
+    }
+  }
+}
+
+TEST_CASE("replay reads what serve-bench reads: its own format, pipes, gzip members", "[replay]") {
+  const TempFolder folder;
+  const std::string own = folder.write(
+      "own.jsonl", R"({"timestamp": 0, "input_length": 40, "output_length": 0, "prefix": [["hash_ids", 32]]})"
+                   "\n"
+                   R"({"timestamp": 0.5, "input_length": 33, "output_length": 1, "prefix": [["hash_ids", 32]]})"
+                   "\n");
+  const kvc_test::Run run = replay("--trace " + own + " --capacity 10 --json /dev/stdout");
+  REQUIRE(run.status == 0);
+  const auto report = nlohmann::json::parse(run.output.substr(run.output.find("\n{")));
+  REQUIRE(report.at("format") == "own");
+  REQUIRE(report.at("blocks") == 6);
+  REQUIRE(report.at("unique_blocks") == 4);
+  const std::string trace = folder.write("t.jsonl", line_a + "\n" + line_b + "\n");
+  const std::string piped = "--trace /dev/stdin --capacity 10 2>&1 ";
+  REQUIRE_THAT(replay(piped + "< " + trace).output, kvc_test::contains("2 requests"));
+  REQUIRE_THAT(replay(piped, "cat " + trace + " |").output, kvc_test::contains("2 requests"));
+  REQUIRE_THAT(replay(piped, "gzip -c " + trace + " " + trace + " |").output, kvc_test::contains("4 requests"));
+  const kvc_test::Run mixed = replay(piped, "(gzip -c " + trace + "; cat " + trace + ") |");
+  REQUIRE(mixed.status == 1);
+  REQUIRE_THAT(mixed.output, kvc_test::contains("/dev/stdin: byte ") && kvc_test::contains("neither zeros nor"));
+}
+
 TEST_CASE("replay counts hits by blocks and by tokens, and caches the beginning of what does not fit", "[replay]") {
   const TempFolder folder;
   const std::string trace = folder.write("t.jsonl", line_a + "\n" + line_a + "\n" + line_b + "\n");
@@ -242,7 +327,11 @@ TEST_CASE("replay names what is wrong with an option or a file, and leaves no ha
       {"--trace x --capacity 5,", 2, {"--capacity", "\"\""}},
       {"--trace x --capacity 1e3", 2, {"--capacity", "\"1e3\""}},
       {good + "--eviction lru,lifo", 2, {"--eviction", "\"lifo\"", "lru", "default"}},
-      {good + "--format csv", 2, {"--format", "\"csv\"", "mooncake, weka, azure"}},
+      {good + "--format csv", 2, {"--format", "\"csv\"", "mooncake, weka, session, azure, own"}},
+      {good + "--block-tokens 0", 2, {"--block-tokens", "\"0\"", "from 1 to 16777216"}},
+      {good + "--block-tokens 16k", 2, {"--block-tokens", "\"16k\""}},
+      {good + "--time-unit h", 2, {"--time-unit", "\"h\"", "s, ms, us"}},
+      {good + "--session-gap -1", 2, {"--session-gap", "\"-1\"", "from 0"}},
       {"--trace /nowhere --capacity 5 --json " + folder.file("r.json"), 1, {"/nowhere"}},
       {"--capacity 5 --trace " + trace, 1, {"t.jsonl:2: \"timestamp\": is missing"}},
       {good + "--json /nowhere/r.json", 1, {"--json", "/nowhere/r.json"}},

@@ -1,9 +1,12 @@
 // The program serve-bench, run as a user runs it.
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <regex>
+#include <sstream>
 
 #include "catch.hpp"
 #include "run_program.hpp"
@@ -74,4 +77,62 @@ TEST_CASE("serve-bench names what is wrong", "[program]") {
       REQUIRE_THAT(run.output, kvc_test::contains(words));
     }
   }
+}
+
+TEST_CASE("serve-bench reads a pipe once for all of its runs", "[program]") {
+  const std::string line = R"({"timestamp": 0, "input_length": 32, "output_length": 1})";
+  const kvc_test::Run run = kvc_test::run_program(KVC_SERVE_BENCH, "--trace /dev/stdin --load 1,2 --requests 3 2>&1",
+                                                  "echo '" + line + "' |");
+  CAPTURE(run.output);
+  REQUIRE(run.status == 0);
+  std::istringstream lines(run.output.substr(0, run.output.find("memory;")));
+  int completed = 0;
+  for (std::string text; std::getline(lines, text);) {
+    completed += std::regex_search(text, std::regex("  (contiguous-|paged|prefix-)\\S* +\\S+ +[12].00 +3 ")) ? 1 : 0;
+  }
+  REQUIRE(completed == 4 * 2 * 2);
+}
+
+TEST_CASE("serve-bench names the fault of a trace, a scenario or a figure", "[program]") {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("kvc_serve_bench_faults_" + std::to_string(::getpid()));
+  std::filesystem::create_directory(folder);
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(folder / name) << text;
+    return (folder / name).string();
+  };
+  const std::string scenario = R"({"story": "s", "model": "llama-3-8b", "requests": 5, "hardware": )";
+  struct Case {
+    std::string arguments;
+    std::vector<std::string> words;
+  };
+  const std::vector<Case> cases = {
+      {"--trace " + write("a.csv", "2023-11-16 18:17:03.97,48,10\n2023-11-16 18:17:04.03,17,8\n") + " --format azure",
+       {"a.csv:1: must be the header TIMESTAMP,ContextTokens,GeneratedTokens"}},
+      {"--trace " + write("b.csv", "TIMESTAMP,GeneratedTokens,ContextTokens\n2023-11-16 18:17:03.97,48,10\n"),
+       {"b.csv:1: must be the header"}},
+      {"--trace " + write("c.jsonl", R"({"timestamp": 0, "input_length": 32})"),
+       {"c.jsonl:1: \"output_length\": is missing"}},
+      {"--trace " + write("d.jsonl", R"({"timestamp": 0})"), {"own has \"output_length\"", "session has"}},
+      {"--trace " + write("e.jsonl", R"({"timestamp": 0, "input_length": 64, "output_length": 1})") +
+           " --pool 32 --plot " + (folder / "x.svg").string(),
+       {std::system("command -v gnuplot >/dev/null") == 0
+            ? "--plot: nothing to draw: the pool has room for none of the requests"
+            : "gnuplot-nox"}},
+      {"--scenario " + write("f.json", scenario + R"("a100-80g", "traffic": [{"name": "a", "rate": 1e-6, "until_s": 3,)"
+                                                  R"( "prompt": 5, "output": 3}]})"),
+       {"the traffic yields no request"}},
+      {"--scenario " + write("g.json", scenario + R"({"peak": 1, "bandwidth": 1, "memory": 1e12}, "traffic": )"
+                                                  R"([{"name": "a", "rate": 1, "prompt": [100, 200], "output": 3}]})"),
+       {"the simulated time exceeds"}},
+  };
+  for (const Case& c : cases) {
+    const kvc_test::Run run = serve_bench(c.arguments + " --policy paged");
+    CAPTURE(c.arguments, run.output);
+    REQUIRE(run.status == 1);
+    for (const std::string& words : c.words) {
+      REQUIRE_THAT(run.output, kvc_test::contains(words));
+    }
+  }
+  std::filesystem::remove_all(folder);
 }

@@ -146,11 +146,71 @@ TEST_CASE("The watermark keeps room for those that run", "[serving]") {
   REQUIRE(with.metrics.count(End::completed) == 8);
 }
 
+namespace {
+/// How a request ends that is alone, in a pool of 32 tokens.
+template <class Policy>
+End alone(const typename Policy::Config& config, Pos prompt, Pos output, Pos max_output) {
+  Request request = make_request(0, 0, prompt, output);
+  request.max_output_tokens = max_output;
+  const Metrics metrics = serve_small<Policy>(config, {}, {request}).metrics;
+  for (const End end : {End::completed, End::refused, End::out_of_memory}) {
+    if (metrics.count(end) == 1) {
+      return end;
+    }
+  }
+  return End::aborted;
+}
+}  // namespace
+
+TEST_CASE("Only requests that can never be completed are refused", "[serving]") {
+  using Mode = kvc::Contiguous::Mode;
+  const kvc::Contiguous::Config reserve{.sequences = 2, .max_tokens = 32, .pool_tokens = 32, .mode = Mode::reserve};
+  kvc::Contiguous::Config grow = reserve;
+  grow.mode = Mode::grow;
+  struct Case {
+    Pos prompt, output, max_output;
+    bool fits, fits_reserved;
+  };
+  // The last token that is given out takes no slot.
+  for (const Case& c :
+       {Case{32, 1, 1, true, true}, Case{32, 0, 0, true, true}, Case{32, 0, 1, true, true}, Case{31, 2, 2, true, true},
+        Case{1, 32, 32, true, true}, Case{32, 2, 2, false, false}, Case{33, 0, 0, false, false},
+        Case{33, 1, 1, false, false}, Case{1, 33, 33, false, false}, Case{32, 1, 2, true, false},
+        Case{10, 5, 23, true, true}, Case{10, 5, 24, true, false}, Case{10, 5, 2048, true, false}}) {
+    CAPTURE(c.prompt, c.output, c.max_output);
+    const End end = c.fits ? End::completed : End::refused;
+    REQUIRE(alone<kvc::Contiguous>(reserve, c.prompt, c.output, c.max_output) ==
+            (c.fits_reserved ? End::completed : End::refused));
+    REQUIRE(alone<kvc::Contiguous>(grow, c.prompt, c.output, c.max_output) == end);
+    REQUIRE(alone<kvc::Paged>({.blocks = 4, .block_tokens = 8}, c.prompt, c.output, c.max_output) == end);
+    REQUIRE(alone<kvc::PrefixShared<>>({.blocks = 4, .block_tokens = 8}, c.prompt, c.output, c.max_output) == end);
+  }
+}
+
+TEST_CASE("A request without an answer ends with its prompt", "[serving]") {
+  Request none = make_request(0, 0, 30, 0);
+  none.samples = 3;
+  const std::vector<Request> requests = {none, make_request(1, 0, 30, 2)};
+  for (const Pos chunk : {0, 16}) {
+    SchedulerConfig config;
+    config.chunk_tokens = chunk;
+    const Outcome outcome = serve_small<kvc::PrefixShared<>>({.blocks = 10, .block_tokens = 16}, config, requests);
+    REQUIRE(outcome.metrics.count(End::completed) == 2);
+    REQUIRE(outcome.metrics.generated_tokens() == 2);
+    REQUIRE(outcome.clock.given.count({0, 0}) == 0);
+    REQUIRE(outcome.metrics.all().ttft.count() == 1);
+    REQUIRE(outcome.metrics.all().end_to_end.count() == 2);
+    REQUIRE(outcome.metrics.all().good == 2);
+    REQUIRE(outcome.counters.prefill_tokens == 60);
+    REQUIRE(outcome.counters.forks == 0);
+  }
+}
+
 TEST_CASE("What is longer than the pool is refused, and what pins leave no room for too", "[serving]") {
   Request pinning = make_request(0, 0, 64, 2, 77);
   pinning.pinned_tokens = 64;
   // 10 blocks of 8: the second request fits only while 64 tokens are not pinned, the third never.
-  const std::vector<Request> requests = {pinning, make_request(1, second, 40, 2), make_request(2, second, 79, 2)};
+  const std::vector<Request> requests = {pinning, make_request(1, second, 40, 2), make_request(2, second, 80, 2)};
   const Outcome shared = serve_small<kvc::PrefixShared<>>({.blocks = 10, .block_tokens = 8}, {}, requests);
   REQUIRE(shared.metrics.count(End::completed) == 1);
   REQUIRE(shared.metrics.count(End::refused) == 2);

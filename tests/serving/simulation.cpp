@@ -65,20 +65,20 @@ TEST_CASE("Public traces are served under every policy", "[scenario]") {
   scenario.pool_tokens = 0;
   scenario.hardware = find_hardware("a100-80g");
   SECTION("azure") {
-    scenario.trace = kvc_test::data_file("azure/AzureLLMInferenceTrace_conv.csv");
+    scenario.trace = kvc_bench::TraceInput::open(kvc_test::data_file("azure/AzureLLMInferenceTrace_conv.csv"));
     for (const PolicyKind policy : all_policies) {
       REQUIRE(simulate(scenario, policy, true).metrics.count(End::completed) == 300);
     }
   }
   SECTION("mooncake: what the prompts have in common is found") {
-    scenario.trace = kvc_test::data_file("mooncake/conversation_trace.jsonl");
+    scenario.trace = kvc_bench::TraceInput::open(kvc_test::data_file("mooncake/conversation_trace.jsonl"));
     const RunResult shared = simulate(scenario, prefix_shared, true);
     REQUIRE(shared.metrics.count(End::completed) == 300);
     REQUIRE(shared.counters.prompt_tokens_found > 0);
     REQUIRE(simulate(scenario, paged, true).counters.prompt_tokens_found == 0);
   }
   SECTION("weka") {
-    scenario.trace = kvc_test::data_file("weka/weka_merged_test.rle.jsonl");
+    scenario.trace = kvc_bench::TraceInput::open(kvc_test::data_file("weka/weka_merged_test.rle.jsonl"));
     scenario.requests = 60;
     const RunResult shared = simulate(scenario, prefix_shared, true);
     REQUIRE(shared.metrics.count(End::completed) == 60);

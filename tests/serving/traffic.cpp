@@ -12,6 +12,8 @@
 #include "trace.hpp"
 
 using namespace serving;
+using kvc_bench::Json;
+using kvc_bench::TraceInput;
 
 namespace {
 
@@ -133,22 +135,22 @@ TEST_CASE("A mooncake trace becomes prompts that share what their blocks share",
       "{\"timestamp\": 10, \"input_length\": 1100, \"output_length\": 3, \"hash_ids\": [0, 1, 2]}\n"
       "{\"timestamp\": 35, \"input_length\": 1030, \"output_length\": 0, \"hash_ids\": [0, 1, 3]}\n"
       "{\"timestamp\": 35, \"input_length\": 600, \"output_length\": 9, \"hash_ids\": [0, 9]}\n");
-  TraceSource source(file.path(), {});
+  TraceSource source(TraceInput::open(file.path()), {});
   const auto all = all_of(source);
   REQUIRE(all.size() == 3);
-  REQUIRE(source.format() == TrafficFormat::mooncake);
+  REQUIRE(source.format() == kvc_bench::TraceFormat::mooncake);
   REQUIRE(all[0].arrival == 0);
   REQUIRE(all[1].arrival == 25 * millisecond);
   REQUIRE(all[0].prompt_tokens() == 1100);
   REQUIRE(common_beginning(all[0], all[1]) == 1024);
   REQUIRE(common_beginning(all[0], all[2]) == 512);
-  REQUIRE(all[1].output_tokens == 1);
+  REQUIRE(all[1].output_tokens == 0);
   REQUIRE(all[1].max_output_tokens == 2048);
 
   TraceOptions again;
   again.requests = 5;
   again.load = 2;
-  TraceSource repeated(file.path(), again);
+  TraceSource repeated(TraceInput::open(file.path()), again);
   const auto more = all_of(repeated);
   REQUIRE(more.size() == 5);
   REQUIRE(more[1].arrival == 12'500 * microsecond);
@@ -162,7 +164,7 @@ TEST_CASE("A weka trace names full blocks only, an azure trace none", "[serving]
   const TempFile weka(
       "{\"timestamp\":0,\"input_length\":150,\"output_length\":5,\"hash_runs\":[[4,2]]}\n"
       "{\"timestamp\":9,\"input_length\":150,\"output_length\":5,\"hash_runs\":[[4,2]]}\n");
-  TraceSource source(weka.path(), {});
+  TraceSource source(TraceInput::open(weka.path()), {});
   auto all = all_of(source);
   REQUIRE(all[1].prompt_tokens() == 150);
   REQUIRE(common_beginning(all[0], all[1]) == 128);
@@ -172,7 +174,7 @@ TEST_CASE("An azure trace gives lengths and arrivals", "[serving]") {
   const TempFile azure(
       "TIMESTAMP,ContextTokens,GeneratedTokens\n"
       "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.6805900,374,109\n");
-  TraceSource source(azure.path(), {});
+  TraceSource source(TraceInput::open(azure.path()), {});
   const auto all = all_of(source);
   REQUIRE(all.size() == 2);
   REQUIRE(all[1].arrival == 4 * second);
@@ -186,7 +188,7 @@ TEST_CASE("A file of one's own says all that a request can be", "[serving]") {
       "{\"timestamp\": 2, \"input_length\": 40, \"output_length\": 4, \"prefix\": [[\"system\", 20], [\"tools\", 10]],"
       " \"samples\": 2, \"abort_after\": 7.5, \"tenant\": \"a\", \"max_output_length\": 9}\n"
       "{\"timestamp\": 2, \"tokens\": [5, 6, 7], \"output_length\": 1}\n");
-  TraceSource source(file.path(), {});
+  TraceSource source(TraceInput::open(file.path()), {});
   const auto all = all_of(source);
   REQUIRE(all.size() == 3);
   REQUIRE(all[1].arrival == 1'500 * microsecond);
@@ -198,11 +200,64 @@ TEST_CASE("A file of one's own says all that a request can be", "[serving]") {
   REQUIRE(tokens_of(all[2]) == std::vector<Token>{5, 6, 7});
 }
 
+TEST_CASE("Arrivals and deadlines stay within the clock, whatever the load", "[serving]") {
+  const auto outcome = [](const std::string& text, double load, Index requests = 0) -> std::string {
+    TraceOptions options;
+    options.load = load;
+    options.requests = requests;
+    try {
+      TraceSource source(TraceInput::memory("t", text), options);
+      Time last = 0;
+      while (const auto request = source.next()) {
+        REQUIRE(request->arrival >= last);
+        REQUIRE(request->arrival <= max_arrival);
+        REQUIRE(request->patience.value_or(0) <= max_arrival);
+        last = request->arrival;
+      }
+      return std::to_string(last / second);
+    } catch (const kvc_bench::TraceError& error) {
+      return error.what();
+    }
+  };
+  const auto line = [](const std::string& timestamp, const std::string& more = "") {
+    return "{\"timestamp\": " + timestamp + ", \"input_length\": 3, \"output_length\": 1" + more + "}\n";
+  };
+  REQUIRE(outcome(line("0") + line("2e12"), 1) == "2000000000");
+  REQUIRE(outcome(line("4e12") + line("4.5e12"), 1) == "500000000");  // times count from the first request
+  REQUIRE(outcome(line("0") + line("2e12"), 1000) == "2000000");
+  REQUIRE(outcome(line("0") + line("2e9"), 0.001) == "2000000000");
+  REQUIRE_THAT(outcome(line("0") + line("2e10"), 0.001), kvc_test::contains("t:2: arrives 20000000") &&
+                                                             kvc_test::contains("at a load of 0.001") &&
+                                                             kvc_test::contains("at most 2305843 s are allowed"));
+  REQUIRE_THAT(outcome(line("0") + line("4e12"), 1), kvc_test::contains("at most 2305843009 s are allowed"));
+  REQUIRE_THAT(outcome(line("0") + line("1e12"), 1, 100), kvc_test::contains("t:2: arrives 3000000000"));  // read again
+  REQUIRE(outcome(line("0", ", \"abort_after\": 2.3e12"), 0.001) == "0");
+  for (const char* patience : {"2.31e12", "9.224e12", "1e13", "1e300"}) {
+    CAPTURE(patience);
+    REQUIRE_THAT(outcome(line("0", std::string(", \"abort_after\": ") + patience), 1),
+                 kvc_test::contains("t:1: \"abort_after\": is ") &&
+                     kvc_test::contains("must be a number of milliseconds from 0 to 2305843009213"));
+  }
+  TrafficClass rare = questions;
+  rare.rate = 1e-6;
+  TrafficSource too_rare({rare}, 30, 1, 0.001);
+  REQUIRE_THROWS_WITH(all_of(too_rare), kvc_test::contains("of the class \"questions\", arrives after ") &&
+                                            kvc_test::contains("at most 2305843009 s are allowed"));
+}
+
+TEST_CASE("Traffic without a request is an error", "[serving]") {
+  TrafficClass late = questions;
+  late.rate = 1e-6;
+  late.until = 1;
+  TrafficSource none({late}, 30, 1);
+  REQUIRE_THROWS_WITH(none.next(), kvc_test::contains("yields no request") && kvc_test::contains("until_s"));
+}
+
 TEST_CASE("What is wrong with a trace is named with its place", "[serving]") {
   const auto error_of = [](const std::string& text) -> std::string {
     const TempFile file(text);
     try {
-      TraceSource source(file.path(), {});
+      TraceSource source(TraceInput::open(file.path()), {});
       (void)all_of(source);
     } catch (const kvc_bench::TraceError& error) {
       return std::to_string(error.line()) + " " + error.what();
@@ -215,12 +270,12 @@ TEST_CASE("What is wrong with a trace is named with its place", "[serving]") {
   REQUIRE_THAT(error_of(good + "{\"timestamp\": 4, \"input_length\": 3, \"output_length\": 1}\n"),
                kvc_test::contains("before the request of the line above"));
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {"{\"timestamp\": 5, \"input_length\": 0, \"output_length\": 1}", "\"/input_length\": is 0, must be a whole"},
-      {"{\"timestamp\": -1, \"input_length\": 3, \"output_length\": 1}", "\"/timestamp\": is -1, must be a number"},
-      {"{\"timestamp\": 5, \"input_length\": 3}", "\"/output_length\": is missing"},
-      {"{\"timestamp\": 5, \"input_length\": 3, \"output_length\": 1, \"prio\": 1}", "\"/prio\": is not known"},
-      {"{\"timestamp\": 5, \"input_length\": 3, \"output_length\": 1, \"prefix\": [[\"a\", 4]]}", "\"/prefix/0/1\""},
-      {"{\"timestamp\": 5, \"tokens\": [1, \"x\"], \"output_length\": 1}", "\"/tokens/1\": is \"x\""},
+      {"{\"timestamp\": 5, \"input_length\": 0, \"output_length\": 1}", "\"input_length\": is 0, must be a whole"},
+      {"{\"timestamp\": -1, \"input_length\": 3, \"output_length\": 1}", "\"timestamp\": is -1, must be a number"},
+      {"{\"timestamp\": 5, \"input_length\": 3}", "\"output_length\": is missing"},
+      {"{\"timestamp\": 5, \"input_length\": 3, \"output_length\": 1, \"prio\": 1}", "\"prio\": is not known"},
+      {"{\"timestamp\": 5, \"input_length\": 3, \"output_length\": 1, \"prefix\": [[\"a\", 4]]}", "\"prefix/0/1\""},
+      {"{\"timestamp\": 5, \"tokens\": [1, \"x\"], \"output_length\": 1}", "\"tokens/1\": is \"x\""},
       {"{\"timestamp\"", "is not JSON"},
   };
   for (const auto& [line, words] : cases) {
@@ -256,6 +311,7 @@ TEST_CASE("What is wrong with a scenario is named by JSON pointer, value and wha
       {"/traffic/0/prompt", "[2, 1]", "\"/traffic/0/prompt/1\": is 1, must be a whole number from 2"},
       {"/traffic/0/output", "{\"one_of\": []}", "\"/traffic/0/output/one_of\": is empty"},
       {"/traffic/0/rate", "null", "\"/traffic/0\": must have either"},
+      {"/traffic/0/burst", "3", "\"/traffic/0/burst\": contradicts \"rate\""},
       {"/traffic/0/rate", "\"fast\"", "\"/traffic/0/rate\": is \"fast\", must be a number"},
       {"/traffic/0/max_output", "2", "\"/traffic/0/max_output\": is 2, must be a whole number from 3"},
       {"/traffic/0/impatient", "{\"share\": 2, \"after_s\": [1, 2]}", "\"/traffic/0/impatient/share\": is 2"},
@@ -272,6 +328,7 @@ TEST_CASE("What is wrong with a scenario is named by JSON pointer, value and wha
     REQUIRE_THROWS_WITH(parse_scenario(json.dump(), "x"), kvc_test::contains(c.words));
   }
   REQUIRE_THROWS_WITH(parse_scenario("{", "x"), kvc_test::contains("is not JSON"));
+  REQUIRE_THROWS_WITH(parse_scenario(good + std::string(1, '\0') + "more", "x"), kvc_test::contains("is NUL"));
   REQUIRE_THROWS_WITH(read_scenario("no-such"), kvc_test::contains("policy-prefix-mixed"));
   REQUIRE_THROWS_WITH(find_model("gpt"), kvc_test::contains("llama-3-8b"));
   Scenario scenario = parse_scenario(good, "x");

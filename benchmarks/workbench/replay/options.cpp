@@ -10,6 +10,7 @@
 #include "arguments.hpp"
 #include "bounds.hpp"
 #include "evictions.hpp"
+#include "trace_arguments.hpp"
 
 namespace replay {
 namespace {
@@ -22,13 +23,7 @@ using kvc_bench::split;
 std::vector<Index> parse_capacities(const CLI::results_t& texts) {
   std::vector<Index> capacities;
   for (const std::string& part : split(texts)) {
-    Index capacity = 0;
-    const char* end = part.data() + part.size();
-    const auto [stop, error] = std::from_chars(part.data(), end, capacity);
-    if (error != std::errc{} || stop != end || capacity < 1 || capacity > max_capacity) {
-      reject("--capacity", part, "a whole number of blocks from 1 to " + std::to_string(max_capacity));
-    }
-    capacities.push_back(capacity);
+    capacities.push_back(kvc_bench::whole("--capacity", part, 1, max_capacity));
   }
   std::ranges::sort(capacities);
   capacities.erase(std::unique(capacities.begin(), capacities.end()), capacities.end());
@@ -56,7 +51,7 @@ std::string all_names() {
   return all;
 }
 
-/// Lru is among them in any case: what is gained is counted from there.
+/// Always includes lru, the base of gap_recovered.
 std::vector<std::string> parse_evictions(const CLI::results_t& texts) {
   std::vector<std::string_view> wanted = {kvc::Lru::name};
   for (const std::string& part : split(texts)) {
@@ -85,30 +80,29 @@ std::vector<std::string> parse_evictions(const CLI::results_t& texts) {
 
 bool parse(int argc, char** argv, Options& options, int& exit_code) {
   CLI::App app(
-      "Replays a trace of real requests, one after another, through the prefix cache with each eviction policy, and\n"
-      "counts how many blocks of the prompts each one finds in the cache.",
+      "Replays the requests of a trace, one after another, through the prefix cache with each eviction policy, and\n"
+      "counts the blocks of the prompts that each policy finds in the cache.",
       "replay");
   app.footer(
       "Examples:\n"
       "  replay --trace conversation_trace.jsonl --capacity 10000\n"
       "  replay --trace t.jsonl.gz --capacity 1000,10000,50000 --eviction lru,default --plot hits.svg\n"
       "  replay --trace t.jsonl --format weka --capacity 20000 --json results.json --skip-bad\n\n"
-      "Beside the policies stand lru, always, and three references that are counted on single blocks, as if a block\n"
-      "could stay without those before it (accounting \"flat\"): fifo; belady, which knows the future and is the most\n"
-      "that any policy can reach; and unbounded, a cache that never evicts. \"gap recovered\" is how far a policy "
-      "gets\n"
-      "from lru (0 %) to belady (100 %).\n"
-      "A prompt of more blocks than the pool has is counted as refused; the beginning that fits is cached.\n"
-      "Traces may be gzip-compressed. Plots are drawn by gnuplot (Debian: gnuplot-nox).\n\n"
-      "Exit code: 0 all is well; 1 a file that cannot be read or written; 2 a bad option.");
+      "lru is always replayed, and so are three references on single blocks, as if a block could stay without those\n"
+      "before it (accounting \"flat\"): fifo; belady, which knows the future and bounds every policy; and unbounded, "
+      "a\n"
+      "cache that never evicts. \"gap recovered\" is the position of a policy between lru (0 %) and belady (100 %).\n"
+      "A prompt with more blocks than the pool counts as refused; the beginning that fits is cached.\n"
+      "Plots are drawn by gnuplot (Debian: gnuplot-nox).\n\n" +
+      std::string(kvc_bench::formats_help) +
+      "\n"
+      "Exit code: 0 success; 1 a file that cannot be read or written; 2 a bad option.");
 
-  std::string format = "auto";
-  app.add_option("--trace", options.trace, "The requests: a file in one of the three formats")
-      ->type_name("FILE")
-      ->required();
-  app.add_option("--format", format, "auto, mooncake, weka or azure; auto looks at the first line")
-      ->type_name("NAME")
-      ->capture_default_str();
+  kvc_bench::TraceArguments trace_arguments;
+  CLI::Option* const trace = app.add_option("--trace", options.trace, "The requests: a file, a pipe or a folder")
+                                 ->type_name("FILE")
+                                 ->required();
+  trace_arguments.add_to(app, trace);
   app.add_option("--capacity", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.capacities = parse_capacities(texts);
                    return true;
@@ -141,21 +135,13 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                  "their second block in common are a conversation")
       ->type_name("SEED")
       ->check(CLI::NonNegativeNumber);
-  app.add_flag("--skip-bad", options.read.skip_bad,
-               "Count malformed lines and go on, instead of stopping at the first");
+  bool skip_bad = false;
+  app.add_flag("--skip-bad", skip_bad, "Count malformed lines and go on, instead of stopping at the first");
 
   try {
     app.parse(argc, argv);
-    options.read.detect = format == "auto";
-    if (!options.read.detect) {
-      using enum kvc_bench::TraceFormat;
-      const auto formats = {mooncake, weka, azure};
-      const auto* found = std::ranges::find(formats, format, kvc_bench::name);
-      if (found == formats.end()) {
-        reject("--format", format, "one of auto, mooncake, weka, azure");
-      }
-      options.read.format = *found;
-    }
+    options.read = trace_arguments.options();
+    options.read.skip_bad = skip_bad;
     return true;
   } catch (const CLI::ParseError& error) {
     exit_code = app.exit(error, std::cout, std::cerr) == 0 ? 0 : 2;

@@ -26,7 +26,7 @@ void shuffle(Trace& trace, std::uint64_t seed) {
     const std::int32_t root = request.blocks.empty() ? -1 : request.blocks[request.blocks.size() > 1 ? 1 : 0];
     const auto [known, is_new] = conversation_of.emplace(root, starts.size());
     if (is_new) {
-      starts.push_back(request.arrival_us);
+      starts.push_back(request.arrival);
     }
     conversations.push_back(known->second);
   }
@@ -36,9 +36,9 @@ void shuffle(Trace& trace, std::uint64_t seed) {
     std::swap(moved[i - 1], moved[random() % i]);
   }
   for (std::size_t i = 0; i < trace.requests.size(); ++i) {
-    trace.requests[i].arrival_us += moved[conversations[i]] - starts[conversations[i]];
+    trace.requests[i].arrival += moved[conversations[i]] - starts[conversations[i]];
   }
-  std::ranges::stable_sort(trace.requests, {}, &Request::arrival_us);
+  std::ranges::stable_sort(trace.requests, {}, &Request::arrival);
 }
 
 }  // namespace replay

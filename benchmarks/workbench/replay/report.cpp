@@ -65,6 +65,10 @@ void print(std::ostream& out, const Trace& trace, const Replay& replay) {
   if (trace.format == kvc_bench::TraceFormat::azure) {
     out << "This format names no blocks: each request has blocks of its own, and nothing can be found in the cache.\n";
   }
+  if (const std::string note = kvc_bench::note_on_blocks(trace.format, trace.block_tokens, trace.last_block);
+      !note.empty()) {
+    out << note << '\n';
+  }
   std::vector<Row> rows;
   for (std::size_t i = 0; i < replay.results.size(); ++i) {
     const Result& r = replay.results[i];

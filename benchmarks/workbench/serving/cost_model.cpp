@@ -83,7 +83,8 @@ Time CostModel::time(const StepCost& cost) const noexcept {
       devices;
   const double traffic = bytes(cost) / (hardware_.bandwidth * devices);
   const double overhead = hardware_.overhead + hardware_.per_sequence * static_cast<double>(cost.sequences);
-  return std::max<Time>(1, std::llround((std::max(compute, traffic) + overhead) * 1e9));
+  const double nanoseconds = (std::max(compute, traffic) + overhead) * 1e9;
+  return nanoseconds >= static_cast<double>(max_clock) ? max_clock : std::max<Time>(1, std::llround(nanoseconds));
 }
 
 Index CostModel::pool_tokens(double usable) const noexcept {

@@ -1,14 +1,15 @@
-// How long a step takes, by the roofline: max(operations / peak, bytes / bandwidth) + overhead.
+// The time of a step by the roofline model: max(operations / peak, bytes / bandwidth) + overhead.
 //
-// Operations, a multiply-add counted as two: every token passes all matrices of the layers; every token that a next
-// token is wanted for passes the classifier; a query at position p meets p + 1 keys and values in every query head. A
-// decoder may leave out what nobody reads: in the last layer it computes keys and values for all tokens, and the rest
-// for the last token of each sequence.
-// Bytes: the weights once per step, the keys and values of every sequence in the step once, what is written, and what a
-// policy moves (read and written). Activations, norms and softmax are left out: at these sizes they are a few per cent.
+// Operations, a multiply-add counted as two: every token passes all matrices of the layers; every token whose successor
+// is sampled passes the classifier; a query at position p meets p + 1 keys and values in every query head. A decoder may
+// skip unused results: in the last layer it computes keys and values for all tokens, and the rest for the last token of
+// each sequence.
+// Bytes: the weights once per step, the keys and values of every sequence in the step once, rows that are written, and
+// rows that a policy moves (read and written). Activations, norms and softmax are neglected: at these sizes they are a few
+// per cent.
 //
-// Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of
-// a few by bytes. What lies between is the whole point of batching, and of chunks.
+// Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of a
+// few by bytes. Batching and chunks work in between.
 #pragma once
 
 #include <string>
@@ -62,22 +63,22 @@ struct Hardware {
   Index devices = 1;        ///< that share the work evenly, without loss
   double overhead = 0.002;  ///< seconds per step beside the arithmetic: launches, scheduling, sampling
   std::string source;
-  // What a fit to measured steps tells apart.
+  // Told apart only by a fit to measured steps.
   double attention_peak = 0;  ///< operations per second of attention, where they are not those of matrices; 0: `peak`
   double decode_peak = 0;     ///< of attention of sequences with a single query; 0: `attention_peak`
   double per_sequence = 0;    ///< seconds for each sequence in a step
 };
 
-/// The built-in ones, with where their figures are from.
+/// The built-in ones, with the sources of their figures.
 [[nodiscard]] const std::vector<ModelShape>& known_models();
 [[nodiscard]] const std::vector<Hardware>& known_hardware();
 
-/// What a step asks of the machine.
+/// The work of a step.
 struct StepCost {
   Index tokens = 0;   ///< computed
   Index wanted = 0;   ///< next tokens
   Index pairs = 0;    ///< of a query and a key, in one head
-  Index context = 0;  ///< positions that are read, of all sequences
+  Index context = 0;  ///< positions read, of all sequences
   Index copied = 0;   ///< rows moved within the pool
   Index sequences = 0;
   Index decode_context = 0;  ///< of `context`, and of `pairs`: those of sequences with a single token
@@ -85,7 +86,7 @@ struct StepCost {
 
 class CostModel {
  public:
-  /// Throws std::invalid_argument for a shape or a machine that has nothing.
+  /// Throws std::invalid_argument for a shape or a machine with an extent or rate of 0.
   CostModel(ModelShape model, Hardware hardware);
 
   [[nodiscard]] const ModelShape& model() const noexcept { return model_; }
@@ -99,8 +100,9 @@ class CostModel {
     return matrix_operations(cost) + prefill_attention_operations(cost) + decode_attention_operations(cost);
   }
   [[nodiscard]] double bytes(const StepCost& cost) const noexcept;
+  /// At least 1 ns, at most max_clock.
   [[nodiscard]] Time time(const StepCost& cost) const noexcept;
-  /// Tokens of keys and values that have room beside the weights in `usable` of the memory; 0: none.
+  /// Tokens whose keys and values fit beside the weights into the share `usable` of the memory; 0: none.
   [[nodiscard]] Index pool_tokens(double usable = 0.9) const noexcept;
 
  private:

@@ -1,13 +1,14 @@
-// What a run is judged by, in the field's definitions.
+// The metrics of a run, as the field defines them.
 //
 //   TTFT        from the arrival of a request to its first token: queueing and prefill
 //   TPOT        of an answer of n >= 2 tokens: (last token - first token) / (n - 1)
-//   ITL         between two tokens of an answer, each gap by itself: a stall is seen here that TPOT averages away
+//   ITL         between two tokens of an answer, each gap separately: shows a stall that TPOT averages away
 //   end to end  from the arrival of a request to the last token of its last answer
 //   throughput  of the time from the first arrival to the last end of a request: tokens of answers, requests
 //   goodput     completed requests whose TTFT and TPOT (the largest of its answers') are within the SLO, per second of
 //               the same time
 //
+// A request that wants no answer has neither TTFT nor TPOT; within the SLO is the end of its prefill.
 // TTFT, TPOT and end to end are those of completed requests; ITL is of all tokens that were given out.
 #pragma once
 
@@ -19,7 +20,7 @@
 
 namespace serving {
 
-/// Service level objective: what a client still takes for good.
+/// Service level objective.
 struct Slo {
   Time ttft = 2 * second;
   Time tpot = 100 * millisecond;
@@ -28,9 +29,9 @@ struct Slo {
 /// How a request ended. Every request ends exactly once.
 enum class End {
   completed,
-  aborted,       ///< its client went away
-  refused,       ///< it has no room even when nothing else runs
-  out_of_memory  ///< it was begun, and then had no room to go on even when nothing else ran
+  aborted,       ///< its client left
+  refused,       ///< it does not fit even when nothing else runs
+  out_of_memory  ///< it was begun, and could not continue even when nothing else ran
 };
 inline constexpr std::size_t ends = 4;
 
@@ -60,9 +61,9 @@ class Metrics {
     first_ = arrived_++ == 0 ? now : std::min(first_, now);
     last_ = std::max(last_, now);
   }
-  /// A token came so long after the one before it.
+  /// Adds the time between two tokens of an answer.
   void token_gap(Time gap) { itl_.add(gap); }
-  /// An answer of `tokens` tokens is complete; its TPOT, if it has one.
+  /// Adds a complete answer of `tokens` tokens. Returns its TPOT, if it has one.
   std::optional<Time> answered(std::size_t traffic_class, Time first, Time last, Pos tokens) {
     if (tokens < 2) {
       return std::nullopt;
@@ -77,11 +78,13 @@ class Metrics {
     last_ = std::max(last_, request.end);
     for (Latencies* latencies : {&all_, &by_class_.at(request.traffic_class)}) {
       ++latencies->requests;
-      if (request.how == End::completed && request.first_token) {
-        const Time ttft = *request.first_token - request.arrival;
-        latencies->ttft.add(ttft);
+      if (request.how == End::completed) {
+        const Time first = request.first_token.value_or(request.end) - request.arrival;
+        if (request.first_token) {
+          latencies->ttft.add(first);
+        }
         latencies->end_to_end.add(request.end - request.arrival);
-        latencies->good += ttft <= slo_.ttft && request.tpot <= slo_.tpot ? 1 : 0;
+        latencies->good += first <= slo_.ttft && request.tpot <= slo_.tpot ? 1 : 0;
       }
     }
   }
@@ -112,21 +115,21 @@ class Metrics {
   Time last_ = 0;
 };
 
-/// What a scheduler counts.
+/// Counters of a scheduler.
 struct Counters {
   Index steps = 0;
   Index steps_with_prefill = 0;
   Index prompt_tokens = 0;         ///< of the prompts that were admitted, each once
-  Index prompt_tokens_found = 0;   ///< those of them that were in place: prefill tokens saved
+  Index prompt_tokens_found = 0;   ///< those of them that were cached: prefill tokens saved
   Index again_tokens = 0;          ///< of sequences admitted again after a preemption, prompt and answer
-  Index again_tokens_found = 0;    ///< those of them that were still in place
+  Index again_tokens_found = 0;    ///< those of them that were still cached
   Index prefill_tokens = 0;        ///< computed: rest of prompts, first time and again
   Index decode_tokens = 0;         ///< computed one by one
   Index forked_tokens = 0;         ///< positions that a fork began with
   Index released_tokens = 0;       ///< positions of sequences when they were closed: found + prefill + decode + forked
   Index lost_tokens = 0;           ///< those of them that a preemption took
-  Index admissions = 0;            ///< each time that a sequence was taken on
-  Index failed_admissions = 0;     ///< attempts that found no room; one is made whenever room was given back
+  Index admissions = 0;            ///< of sequences, each time
+  Index failed_admissions = 0;     ///< attempts that found no room; there is one whenever room was freed
   Index failed_admissions_25 = 0;  ///< those of them with at least a quarter of the pool free
   Index delayed = 0;               ///< sequences that had to wait for room at least once
   Index delayed_25 = 0;            ///< the same, with at least a quarter of the pool free

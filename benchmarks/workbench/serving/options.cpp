@@ -6,10 +6,12 @@
 #include <iostream>
 
 #include "arguments.hpp"
+#include "trace_arguments.hpp"
 
 namespace serving {
 namespace {
 
+using kvc_bench::one_of;
 using kvc_bench::reject;
 using kvc_bench::split;
 
@@ -52,27 +54,9 @@ Watch parse_watch(const std::string& text) {
 std::vector<double> parse_loads(const CLI::results_t& texts) {
   std::vector<double> loads;
   for (const std::string& part : split(texts)) {
-    double load = 0;
-    const char* end = part.data() + part.size();
-    const auto [stop, error] = std::from_chars(part.data(), end, load);
-    if (error != std::errc{} || stop != end || !(load >= 0.001 && load <= 1000)) {
-      reject("--load", part, "a number from 0.001 to 1000");
-    }
-    loads.push_back(load);
+    loads.push_back(kvc_bench::number("--load", part, 0.001, 1000));
   }
   return loads;
-}
-
-template <class T>
-T one_of(const char* option, const std::string& text, const std::vector<std::pair<std::string, T>>& allowed) {
-  std::string all;
-  for (const auto& [key, value] : allowed) {
-    if (key == text) {
-      return value;
-    }
-    all.append(all.empty() ? "one of " : ", ").append(key);
-  }
-  reject(option, text, all);
 }
 
 void list_all(std::ostream& out) {
@@ -94,11 +78,10 @@ void list_all(std::ostream& out) {
 
 bool parse(int argc, char** argv, Options& options, int& exit_code) {
   CLI::App app(
-      "Serves made-up or recorded traffic with continuous batching over each cache policy, in simulated or real time, "
-      "and tells\n"
-      "what clients and the memory see: TTFT, TPOT, throughput; what was not admitted though memory was free, what "
-      "ran\n"
-      "out of room, what was preempted, and what of the prompts was found.",
+      "Serves synthetic or recorded traffic with continuous batching over each cache policy, in simulated or real "
+      "time,\n"
+      "and reports latency (TTFT, TPOT), throughput, and memory: failed admissions with free memory, sequences out of\n"
+      "room, preemptions, and the share of prompt tokens that were cached.",
       "serve-bench");
   app.footer(
       "Examples:\n"
@@ -108,27 +91,25 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "  serve-bench --scenario mine.json --chunked on\n"
       "  serve-bench --mode real --scenario small-model-chat --calibrate\n"
       "  serve-bench --trace conversation_trace.jsonl --model llama-3-70b --hardware h100-sxm --devices 4\n\n"
-      "A scenario says what machine, model and traffic there are; docs/serving.md describes its fields, those of a "
-      "trace\n"
-      "of your own, and those of the JSON that is written. Policies and allocators are the library's, and make every\n"
-      "decision that they would make over real memory; only time is computed, by max(operations / peak, bytes /\n"
-      "bandwidth) + overhead for each step. The same arguments give the same results, bit for bit.\n\n"
-      "Exit code: 0 all is well; 1 a file that cannot be read or written, a livelock, or answers of a real run that "
+      "A scenario describes machine, model and traffic; docs/serving.md lists its fields, those of traces, and those "
+      "of\n"
+      "the JSON document. Policies and allocators are the library's, and decide as over real memory; only time is\n"
+      "computed: max(operations / peak, bytes / bandwidth) + overhead for each step. The same arguments give the same\n"
+      "results, bit for bit. A pipe is read once, for all runs.\n\n" +
+      std::string(kvc_bench::formats_help) +
+      "\nExit code: 0 success; 1 a file that cannot be read or written, a livelock, or answers of real runs that "
       "differ\n"
-      "from policy to policy; 2 a bad option.");
+      "between policies; 2 a bad option.");
 
-  std::string format = "auto";
   std::string chunked = "both";
   std::string order;
   bool list = false;
-  app.add_option("--scenario", options.scenario, "A scenario that came with this program, or a file")
+  app.add_option("--scenario", options.scenario, "A scenario of this program (see --list), or a file")
       ->type_name("NAME|FILE");
   CLI::Option* const trace =
-      app.add_option("--trace", options.trace, "Requests of a file instead; may be gzip-compressed")->type_name("FILE");
-  app.add_option("--format", format, "Of the trace: auto, mooncake, weka, azure or own; auto looks at the first line")
-      ->type_name("NAME")
-      ->capture_default_str()
-      ->needs(trace);
+      app.add_option("--trace", options.trace, "Requests of a file, a pipe or a folder instead")->type_name("FILE");
+  kvc_bench::TraceArguments trace_arguments;
+  trace_arguments.add_to(app, trace);
   options.policies = parse_policies({"all"});
   app.add_option("--policy", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.policies = parse_policies(texts);
@@ -144,26 +125,26 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   app.add_option("--chunk", options.chunk_tokens, "Tokens of a chunk [the scenario's]")
       ->type_name("TOKENS")
       ->check(CLI::Range(1, 1 << 24));
-  app.add_option("--order", order, "What a step does first: decode-first or prefill-first [the scenario's]")
+  app.add_option("--order", order, "Order within a step: decode-first or prefill-first [the scenario's]")
       ->type_name("NAME");
   options.loads = {1};
   app.add_option("--load", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.loads = parse_loads(texts);
                    return true;
                  }),
-                 "How many times as often requests come; several: a run for each [1]")
+                 "Factor on the arrival rate; several: a run for each [1]")
       ->type_name("X[,X...]")
       ->take_all()
       ->allow_extra_args(false);
   app.add_option("--requests", options.requests, "Requests to serve [the scenario's, or those of the trace]")
       ->type_name("N")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000'000'000}));
-  app.add_option("--seed", options.seed, "Of made-up traffic [the scenario's]")
+  app.add_option("--seed", options.seed, "Of synthetic traffic [the scenario's]")
       ->type_name("S")
       ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 53));
   std::string mode = "sim";
   app.add_option("--mode", mode,
-                 "sim: time is computed; real: a decoder computes over real keys and values, and takes what it takes")
+                 "sim: time is computed; real: a decoder computes over real keys and values, and its time is measured")
       ->type_name("sim|real")
       ->capture_default_str();
   app.add_option("--model", options.model,
@@ -171,9 +152,9 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                  "small model of the project]")
       ->type_name("NAME|FILE");
   app.add_flag("--calibrate", options.calibrate,
-               "With --mode real: also measure single steps, fit the cost model to them, simulate the same requests "
-               "with it, and compare");
-  app.add_option("--rounds", options.rounds, "Of measuring, in turn; what is told of real runs is the median one")
+               "With --mode real: also measure single steps, fit the cost model to them, simulate the same requests, "
+               "and compare");
+  app.add_option("--rounds", options.rounds, "Rounds of measurements; real runs report the median one")
       ->type_name("N")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
@@ -183,39 +164,36 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->capture_default_str();
   std::string clock = "wall";
   app.add_option("--clock", clock,
-                 "Of real time: wall, or cpu: that of this process alone, for one thread on a machine that others use")
+                 "Of real time: wall, or cpu: processor time of this process, for one thread on a shared machine")
       ->type_name("wall|cpu")
       ->capture_default_str();
   app.add_option("--cost-curve", options.cost_curve,
-                 "Measure and draw what prefill, decode and chunks cost on this machine, an SVG file; no scenario")
+                 "Measure and draw the cost of prefill, decode and chunks on this machine, as an SVG file; no scenario")
       ->type_name("FILE");
   app.add_option("--hardware", options.hardware, "See --list [the scenario's; a100-80g for a trace]")
       ->type_name("NAME");
-  app.add_option("--devices", options.devices, "How many of them share the work")
+  app.add_option("--devices", options.devices, "Number of devices that share the work")
       ->type_name("N")
       ->check(CLI::Range(1, 4096));
-  app.add_option("--pool", options.pool_tokens, "Tokens that the cache has room for [what the weights leave]")
+  app.add_option("--pool", options.pool_tokens, "Slots of the cache [as many as the weights leave memory for]")
       ->type_name("TOKENS")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{2'000'000'000}));
-  app.add_option(
-         "--max-output", options.max_output,
-         "What the clients of a trace allow at most, where it does not say: what contiguous-reserve reserves [2048]")
+  app.add_option("--max-output", options.max_output,
+                 "Limit of the clients of a trace that names none: contiguous-reserve reserves it [2048]")
       ->type_name("TOKENS")
       ->check(CLI::Range(1, 1 << 24))
       ->needs(trace);
   std::string watch;
-  app.add_option("--watch", watch, "Seconds of the run whose memory is kept and drawn, for a closer look [all]")
+  app.add_option("--watch", watch, "Seconds of the run whose memory is recorded and drawn, for a closer look [all]")
       ->type_name("FROM,TO");
   bool no_pins = false;
-  app.add_flag("--no-pins", no_pins, "Pin no prefix, whatever the scenario says: they are kept while there is room");
+  app.add_flag("--no-pins", no_pins, "Pin no prefix, in spite of the scenario: prefixes stay while there is room");
   app.add_option("--json", options.json, "Write all results to this file")->type_name("FILE");
-  app.add_option("--html", options.html,
-                 "Write a page with plots of all results, which needs nothing else to be viewed")
-      ->type_name("FILE");
+  app.add_option("--html", options.html, "Write a page with plots of all results, in one file")->type_name("FILE");
   app.add_option("--plot", options.plot,
                  "Draw memory over time and the TTFT of each policy, at the first load; an SVG file")
       ->type_name("FILE");
-  app.add_flag("--list", list, "Name the scenarios, models and hardware that there are");
+  app.add_flag("--list", list, "List scenarios, models and hardware");
 
   try {
     app.parse(argc, argv);
@@ -238,12 +216,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
     if (options.scenario.empty() == options.trace.empty()) {
       throw CLI::ValidationError("one of --scenario and --trace must be given");
     }
-    options.format = one_of<TrafficFormat>("--format", format,
-                                           {{"auto", TrafficFormat::detect},
-                                            {"mooncake", TrafficFormat::mooncake},
-                                            {"weka", TrafficFormat::weka},
-                                            {"azure", TrafficFormat::azure},
-                                            {"own", TrafficFormat::own}});
+    options.read = trace_arguments.options();
     options.chunked =
         one_of<std::vector<bool>>("--chunked", chunked, {{"on", {true}}, {"off", {false}}, {"both", {false, true}}});
     options.pins = !no_pins;
@@ -268,8 +241,8 @@ Scenario scenario_of(const Options& options) {
   } else {
     scenario.name = options.trace;
     scenario.story = "A trace.";
-    scenario.trace = options.trace;
-    scenario.trace_options.format = options.format;
+    scenario.trace = kvc_bench::TraceInput::open(options.trace);
+    scenario.trace_options.read = options.read;
     scenario.trace_options.max_output = options.max_output.value_or(scenario.trace_options.max_output);
     scenario.model = find_model("llama-3-8b");
     scenario.hardware = find_hardware("a100-80g");

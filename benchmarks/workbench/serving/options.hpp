@@ -1,4 +1,4 @@
-// What the command line says.
+// The command line.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct Options {
   std::string cost_curve;
   std::string scenario;  // or
   std::string trace;
-  TrafficFormat format = TrafficFormat::detect;
+  kvc_bench::ReadOptions read;  // of the trace
   std::vector<PolicyKind> policies;
   std::vector<bool> chunked;
   std::vector<double> loads;
@@ -40,7 +40,7 @@ struct Options {
   std::string plot;
 };
 
-/// Fills `options`, and returns whether to go on. Where there is nothing to run (--help, --list, an error), has said so
+/// Fills `options`, and returns whether to continue. Where there is nothing to run (--help, --list, an error), has said so
 /// and set the exit code: 0, or 2.
 bool parse(int argc, char** argv, Options& options, int& exit_code);
 

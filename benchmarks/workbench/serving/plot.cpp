@@ -18,7 +18,7 @@ namespace {
 
 using kvc_bench::quoted;
 
-/// The runs to draw: those whose load is that of the first.
+/// The runs with the load of the first run: those to draw.
 std::vector<const RunResult*> runs_of(const Report& report) {
   std::vector<const RunResult*> runs;
   for (const RunResult& run : report.runs) {
@@ -45,11 +45,11 @@ struct Part {
   const char* title;
   const char* colour;
 };
-/// As in the page, from the bottom up. What remains to the top is the largest free run.
+/// As in the page, from the bottom up. The largest free run fills the rest.
 constexpr std::array parts = {Part{"used", "#0072B2"}, Part{"reserved, not used", "#E69F00"}, Part{"cached", "#56B4E9"},
                               Part{"free, not in the largest run", "#E3B4CF"}};
 
-/// A line for each sample, or for so many that there is one for each pixel: time in minutes, and the top of each part.
+/// Writes about one line per pixel: time in minutes, and the top of each part.
 void write_samples(std::ostream& out, const RunResult& run) {
   const auto pool = static_cast<double>(run.pool_tokens);
   const std::vector<Sample>& samples = run.timeline.samples();
@@ -66,7 +66,7 @@ void write_samples(std::ostream& out, const RunResult& run) {
   }
 }
 
-/// The time in which a total went up from sample to sample, as rectangles above the plot; neighbours as one.
+/// Marks the times in which a total rose from sample to sample by rectangles above the plot; neighbours are joined.
 template <class Total>
 void write_marks(std::ostream& out, const std::vector<Sample>& samples, Total Sample::* total, double bottom,
                  const char* colour) {
@@ -137,7 +137,7 @@ void write_latency(std::ostream& out, const std::vector<const RunResult*>& runs)
   double most = 0;
   out << "$latency << END\n";
   for (const RunResult* run : runs) {
-    // The only quotes in a name would be ours.
+    // Names of policies have no quotes.
     out << '"' << name(run->policy) << (both ? run->chunk_tokens == 0 ? "\\nwhole prompts" : "\\nchunks" : "") << '"';
     for (const double percent : percents) {
       const double value = static_cast<double>(run->metrics.all().ttft.percentile(percent)) / static_cast<double>(unit);
@@ -217,7 +217,9 @@ std::string script(const std::string& path, const Report& report) {
 void plot(const std::string& path, const Report& report) {
   for (const RunResult& run : report.runs) {
     if (run.timeline.samples().empty()) {
-      throw std::runtime_error("--plot: nothing to draw: the run was over before what --watch says");
+      const bool served = run.counters.steps > 0;
+      throw std::runtime_error(served ? "--plot: nothing to draw: no step of the run ended within --watch"
+                                      : "--plot: nothing to draw: the pool has room for none of the requests");
     }
   }
   kvc_bench::run_gnuplot(script(path, report), "--plot");

@@ -1,4 +1,4 @@
-// The results as one figure, for a document: what the pool looked like under each policy, and what clients saw of it.
+// The results as one figure for a document: the pool over time under each policy, and the latency that clients saw.
 #pragma once
 
 #include <string>
@@ -7,11 +7,12 @@
 
 namespace serving {
 
-/// Writes an SVG file with gnuplot: of each policy, its first run over time; of every run with the same load as the first,
-/// the percentiles of the TTFT. Throws std::runtime_error where gnuplot fails. The file ends with `plot_mark`.
+/// Writes an SVG file with gnuplot: the first run of each policy over time, and the percentiles of the TTFT of every run
+/// with the same load as the first. The file ends with `plot_mark`. Throws std::runtime_error if gnuplot fails, or a run
+/// has no sample.
 void plot(const std::string& path, const Report& report);
 
-/// A comment in XML that differs where what is drawn differs, and says so without gnuplot.
+/// An XML comment with a hash of the figure: tells whether a figure is current, without gnuplot.
 [[nodiscard]] std::string plot_mark(const Report& report);
 
 }  // namespace serving

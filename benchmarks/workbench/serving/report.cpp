@@ -28,17 +28,17 @@ std::string grouped(Index value) {
   }
   return text;
 }
-/// A duration, at a length that suits a table.
+/// A duration with three significant digits or none after the point.
 std::string shown(Time time) {
   const double value = ms(time);
   return value < 10 ? fixed(value, 2) : value < 100 ? fixed(value, 1) : grouped(std::llround(value));
 }
-/// A count, and how much of it happened with a quarter of the pool free.
+/// A count, and the part of it with a quarter of the pool free.
 std::string with_quarter(Index count, Index quarter) {
   return count == 0 ? "0" : grouped(count) + " (" + grouped(quarter) + ")";
 }
 
-/// The policy of a run, and whether its time is real where a report has both.
+/// The policy of a run, and its mode where a report has both.
 std::string label(const Report& report, const RunResult& run) {
   const bool mixed = std::ranges::any_of(report.runs, [&](const RunResult& other) { return other.mode != run.mode; });
   return std::string(name(run.policy)) + (mixed ? ", " + run.mode : "");
@@ -120,7 +120,7 @@ OrderedJson counters_json(const Counters& c) {
           {"most_free_at_failure", c.most_free_at_failure}};
 }
 
-/// Column by column: a plot wants them so, and it is a third of the size.
+/// Column by column, as plots need them, and at a third of the size.
 OrderedJson timeline_json(const std::vector<Sample>& samples) {
   const auto column = [&](auto member) {
     OrderedJson values = OrderedJson::array();
@@ -227,7 +227,7 @@ OrderedJson calibration_json(const Report& report) {
           {"comparisons", std::move(comparisons)}};
 }
 
-/// How real runs were measured, and what came of the calibration.
+/// The measurement of real runs, and the result of the calibration.
 void print_real(std::ostream& out, const Report& report) {
   double wall = 0, processor = 0;
   for (const RunResult& run : report.runs) {
@@ -295,6 +295,9 @@ void print(std::ostream& out, const Report& report) {
       << grouped(s.pool()) << " tokens, "
       << fixed(static_cast<double>(s.pool()) * s.model.kv_bytes_per_token() / 1e9, 1) << " GB; SLO: TTFT "
       << fixed(ms(s.slo.ttft), 0) << " ms, TPOT " << fixed(ms(s.slo.tpot), 0) << " ms\n";
+  if (!report.runs.empty() && !report.runs.front().source_note.empty()) {
+    out << report.runs.front().source_note << '\n';
+  }
   std::vector<Row> latency = {{"policy", "prefill", "load", "completed", "TTFT p50", "p95", "p99", "TPOT p50", "p95",
                                "p99", "ITL p99", "tokens/s", "goodput/s"}};
   std::vector<Row> memory = {{"policy", "prefill", "load", "not admitted", "delayed", "blocked", "of it at 25 %",
@@ -375,7 +378,7 @@ std::string to_json(const Report& report) {
                                 {"scenario",
                                  {{"name", s.name},
                                   {"story", s.story},
-                                  {"trace", s.trace.empty() ? OrderedJson(nullptr) : OrderedJson(s.trace)},
+                                  {"trace", s.trace ? OrderedJson(s.trace->name()) : OrderedJson(nullptr)},
                                   {"seed", s.seed}}},
                                 {"model",
                                  {{"name", s.model.name},

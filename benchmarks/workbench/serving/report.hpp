@@ -12,7 +12,7 @@
 
 namespace serving {
 
-/// What a cost model that was fitted to measured steps says of requests that were then really served.
+/// Predictions of a cost model that was fitted to measured steps, beside real runs of the same requests.
 struct Comparison {
   PolicyKind policy = PolicyKind::paged;
   Pos chunk_tokens = 0;
@@ -36,10 +36,10 @@ struct Report {
   std::vector<Comparison> comparisons{};
 };
 
-/// The version of the JSON document. It changes when a field goes or comes to mean something else.
+/// The version of the JSON document. It changes when a field is removed or changes its meaning.
 inline constexpr int report_schema = 1;
 
-/// Whether all real runs gave the same answers; empty if there are none, or not all of their requests were completed.
+/// Whether all real runs gave the same answers; empty if there are none, or some request was not completed.
 [[nodiscard]] std::optional<bool> answers_agree(const Report& report);
 
 void print(std::ostream& out, const Report& report);

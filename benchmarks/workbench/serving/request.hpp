@@ -1,10 +1,10 @@
-// A request, in the language in which all traffic is described: when it comes, what its prompt consists of, how long
-// its answer will be, how many answers it wants, and whether its client loses patience.
+// A request: its arrival, prompt, length and number of answers, and the patience of its client.
 //
-// A prompt is described by segments and becomes tokens only when a scheduler looks at it, so that a queue of a million
-// requests holds no million prompts. Equal segments are equal tokens: that is how prefixes are shared.
+// A prompt is described by segments and becomes tokens only when a scheduler considers it, so that a queue of a million
+// requests does not hold a million prompts. Equal segments are equal tokens, so prompts can share prefixes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -24,8 +24,12 @@ using Time = std::int64_t;
 inline constexpr Time microsecond = 1'000;
 inline constexpr Time millisecond = 1'000'000;
 inline constexpr Time second = 1'000'000'000;
+/// An arrival, or the patience of a client, at most: 73 years. Deadlines, their sum, fit Time, and so does max_clock.
+inline constexpr Time max_arrival = Time{1} << 61;
+/// Where a simulation gives up: 146 years.
+inline constexpr Time max_clock = (Time{1} << 62) - 1;
 
-/// `tokens` tokens that depend on `content` and on their place in the segment, and on nothing else.
+/// `tokens` tokens that depend only on `content` and on their place in the segment.
 struct Segment {
   std::uint64_t content = 0;
   Pos tokens = 0;
@@ -34,14 +38,14 @@ struct Segment {
 struct Request {
   Index id = 0;  ///< in the order of arrival, from 0
   Time arrival = 0;
-  std::size_t traffic_class = 0;  ///< which of Source::classes() it belongs to
-  std::vector<Segment> prompt;    ///< at least one token in all, unless `tokens` says what the prompt is
-  std::vector<Token> tokens;      ///< the prompt itself, where it is known
-  Pos output_tokens = 1;          ///< of each answer; at least 1, as a prefill always gives one
-  Pos max_output_tokens = 1;  ///< what the client allows, and what is reserved for where that is done: >= output_tokens
-  int samples = 1;            ///< answers to the one prompt, by fork
-  std::optional<Time> patience{};  ///< the client goes away so long after the arrival, wherever the request then is
-  Pos pinned_tokens = 0;           ///< so many first tokens of the prompt are pinned once they are computed
+  std::size_t traffic_class = 0;   ///< which of Source::classes() it belongs to
+  std::vector<Segment> prompt;     ///< at least one token in all, unless `tokens` is the prompt
+  std::vector<Token> tokens;       ///< the prompt itself, if it is known
+  Pos output_tokens = 1;           ///< of each answer; 0: only the prompt is computed
+  Pos max_output_tokens = 1;       ///< the client's limit, which some policies reserve: >= output_tokens
+  int samples = 1;                 ///< answers to the one prompt, by fork
+  std::optional<Time> patience{};  ///< the client leaves so long after the arrival; at most max_arrival
+  Pos pinned_tokens = 0;           ///< first tokens of the prompt to pin once they are computed
   std::string tenant;              ///< prefixes are shared within a tenant
 
   [[nodiscard]] Pos prompt_tokens() const noexcept {
@@ -51,15 +55,18 @@ struct Request {
     }
     return sum;
   }
+  /// Slots that a sequence of this request takes when its answer has `output` tokens: the last token that is given out
+  /// is not stored.
+  [[nodiscard]] Index slots(Pos output) const noexcept { return Index{prompt_tokens()} + std::max(output, Pos{1}) - 1; }
 };
 
-/// Token `i` of what `content` stands for: in [0, vocabulary).
+/// Token `i` of a segment with this content: in [0, vocabulary).
 [[nodiscard]] constexpr Token synthetic_token(std::uint64_t content, Index i, Token vocabulary) noexcept {
   const std::uint64_t bits = scramble(content + 0x9e3779b97f4a7c15ULL * (static_cast<std::uint64_t>(i) + 1));
   return static_cast<Token>((bits >> 32) * static_cast<std::uint64_t>(vocabulary) >> 32);
 }
 
-/// The tokens of a prompt, with room for `more`.
+/// The tokens of a prompt, with capacity for `more`.
 [[nodiscard]] inline std::vector<Token> prompt_of(const Request& request, Token vocabulary, Pos more = 0) {
   std::vector<Token> tokens = request.tokens;
   tokens.reserve(static_cast<std::size_t>(request.prompt_tokens()) + static_cast<std::size_t>(more));
@@ -71,13 +78,15 @@ struct Request {
   return tokens;
 }
 
-/// Where requests come from, one after another in the order of their arrival.
+/// Yields requests one after another, in the order of arrival.
 class Source {
  public:
   virtual ~Source() = default;
   [[nodiscard]] virtual std::optional<Request> next() = 0;
   /// Names of the classes of traffic, at least one.
   [[nodiscard]] virtual const std::vector<std::string>& classes() const = 0;
+  /// What a reader of the results should be told of how the requests were read; often empty. At the end.
+  [[nodiscard]] virtual std::string note() const { return {}; }
 };
 
 }  // namespace serving

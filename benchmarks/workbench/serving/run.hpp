@@ -27,23 +27,24 @@ struct RunResult {
   Index pool_tokens = 0;
   Pos watermark_tokens = 0;
   std::vector<std::string> classes;
+  std::string source_note;  ///< Source::note()
   Metrics metrics{Slo{}, 0};
   Counters counters;
   kvc::Stats stats;  ///< at the end, pins and all requests gone
   Timeline timeline;
-  double wall_seconds = 0;  ///< of a simulation, the one figure that differs from run to run
+  double wall_seconds = 0;  ///< the only figure of a simulation that differs from run to run
   // Of a real run.
-  double processor_seconds = 0;    ///< of this process: less than threads x wall_seconds where others had the processor
-  std::uint64_t answers_hash = 0;  ///< of all tokens given out, in whatever order; equal answers, equal numbers
+  double processor_seconds = 0;    ///< of this process: less than threads x wall_seconds if others used the processor
+  std::uint64_t answers_hash = 0;  ///< of all sampled tokens, in any order; equal answers, equal numbers
 
   RunResult() : timeline({}, 0, 0, 0) {}
 };
 
-/// Called now and then with the number of requests that have ended.
+/// Called from time to time with the number of requests that have ended.
 using OnProgress = std::function<void(Index ended)>;
 
-/// Simulates the scenario; `chunked` or with prompts computed whole. Ends with every invariant of the policy checked
-/// and every slot free or cached. Throws what reading the traffic throws, Livelock, kvc::InvariantError.
+/// Simulates the scenario, with prompts `chunked` or computed whole. At the end it checks every invariant of the policy;
+/// every slot is free or cached then. Throws the errors of the traffic source, Livelock, and kvc::InvariantError.
 [[nodiscard]] RunResult simulate(const Scenario& scenario, PolicyKind policy, bool chunked, double load = 1,
                                  const OnProgress& on_progress = {});
 

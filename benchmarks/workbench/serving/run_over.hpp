@@ -1,4 +1,4 @@
-// One run over one cache, whether it has bytes or not, with one executor, whether its time is simulated or real.
+// One run over one cache, with or without bytes, and one executor, simulated or real.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,7 @@
 
 namespace serving {
 
-/// Sets what a result says of the run to come, and returns how it is scheduled.
+/// Fills in the parameters of the coming run, and returns its scheduling.
 [[nodiscard]] SchedulerConfig begin_run(const Scenario& scenario, PolicyKind policy, bool chunked, double load,
                                         RunResult& result);
 
@@ -45,6 +45,7 @@ void serve_over(Cache& cache, E& executor, const Scenario& scenario, const Sched
       on_progress(result.metrics.all().requests);
     }
   });
+  result.source_note = source->note();
   scheduler.unpin_all();
   result.counters = scheduler.counters();
   cache.verify();

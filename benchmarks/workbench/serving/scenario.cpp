@@ -13,6 +13,11 @@
 namespace serving {
 namespace {
 
+using kvc_bench::FieldError;
+using kvc_bench::Fields;
+using kvc_bench::Json;
+using kvc_bench::parse_json;
+
 constexpr double max_seconds = 1e7;
 constexpr Index max_requests = 1'000'000'000;
 constexpr Pos max_tokens = kvc_bench::max_request_tokens;
@@ -129,6 +134,9 @@ TrafficClass parse_class(const Fields& fields) {
   if (fields.has("rate") == fields.has("every_s")) {
     fields.fail("must have either \"rate\" (requests per second) or \"every_s\" and \"burst\"");
   }
+  if (fields.has("rate") && fields.has("burst")) {
+    fields.at("burst").fail("contradicts \"rate\", must be left out or come with \"every_s\"");
+  }
   if (fields.has("rate")) {
     c.rate = fields.at("rate").number(1e-6, 1e6);
   } else {
@@ -201,7 +209,8 @@ std::unique_ptr<Source> Scenario::source(double load) const {
     TraceOptions options = trace_options;
     options.requests = requests;
     options.load = load;
-    return std::make_unique<TraceSource>(trace, options);
+    kvc::require(trace.has_value(), "scenario", name, "one with traffic or a trace");
+    return std::make_unique<TraceSource>(*trace, options);
   }
   return std::make_unique<TrafficSource>(traffic, requests, seed, load);
 }
@@ -245,10 +254,11 @@ Scenario parse_scenario(std::string_view text, std::string name) {
 Scenario read_scenario(const std::string& name_or_file) {
   namespace fs = std::filesystem;
   std::string path = name_or_file;
-  if (!fs::is_regular_file(path)) {
+  const auto is_file = [&] { return fs::exists(path) && !fs::is_directory(path); };  // or a pipe
+  if (!is_file()) {
     path = std::string(scenario_folder) + "/" + name_or_file + ".json";
   }
-  if (!fs::is_regular_file(path)) {
+  if (!is_file()) {
     std::string all;
     for (const std::string& name : scenario_names()) {
       all.append(all.empty() ? "" : ", ").append(name);

@@ -1,9 +1,10 @@
-// A scenario: a machine, a model, how the server is set up, and the traffic that it meets. Read from JSON;
-// docs/serving.md describes every field. scenarios/*.json are the incidents that people report.
+// A scenario: a machine, a model, the configuration of the server, and its traffic. Read from JSON; docs/serving.md
+// describes every field. scenarios/*.json are incidents that people report.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,37 +23,37 @@ struct Scenario {
   std::string story;
   ModelShape model;
   Hardware hardware;
-  double usable = 0.9;    ///< of the memory: the rest is for activations
+  double usable = 0.9;    ///< share of the memory for weights and cache; the rest is for activations
   Index pool_tokens = 0;  ///< slots of the pool; 0: what the weights leave
   Pos block_tokens = 16;
-  double watermark = 0.01;    ///< of the pool
+  double watermark = 0.01;    ///< share of the pool
   Pos growth_tokens = 16;     ///< by which a contiguous allocation grows
-  SchedulerConfig scheduler;  ///< chunk_tokens: where prompts are computed in chunks
+  SchedulerConfig scheduler;  ///< chunk_tokens: if prompts are computed in chunks
   Slo slo;
-  std::vector<TrafficClass> traffic;  ///< empty: a trace
-  std::string trace;
+  std::vector<TrafficClass> traffic;  ///< or, where this is empty:
+  std::optional<kvc_bench::TraceInput> trace;
   TraceOptions trace_options;
   Index requests = 0;
   std::uint64_t seed = 1;
-  Watch watch;  ///< where timelines and maps of the pool are kept
+  Watch watch;  ///< the part of the run with timelines and maps of the pool
 
-  /// The pool that the scenario asks for, or that the weights leave, in whole blocks.
-  /// Throws std::runtime_error if they leave none, or the hardware has no room for what is asked.
+  /// The pool that the scenario names, or that the weights leave, in whole blocks.
+  /// Throws std::runtime_error if they leave none, or the hardware has no room for it.
   [[nodiscard]] Index pool() const;
-  /// Its requests from the first on, so many times as often.
+  /// Its requests from the first on, arriving `load` times as often. Throws std::invalid_argument where there is neither traffic
+  /// nor a trace, and kvc_bench::TraceError.
   [[nodiscard]] std::unique_ptr<Source> source(double load = 1) const;
 };
 
-/// Chunks where a scenario names none.
+/// Tokens of a chunk where a scenario names none.
 inline constexpr Pos usual_chunk = 512;
 
 /// Throws FieldError, which names the field, its value and what is allowed.
 [[nodiscard]] Scenario parse_scenario(std::string_view json, std::string name);
 
-/// A file, or the name of one of the scenarios that came with the program. Throws std::runtime_error that names the
-/// file.
+/// Reads a file, or one of the scenarios of the program by its name. Throws std::runtime_error, which names the file.
 [[nodiscard]] Scenario read_scenario(const std::string& name_or_file);
-/// Names of those that came with the program, in order.
+/// Names of the scenarios of the program, sorted.
 [[nodiscard]] std::vector<std::string> scenario_names();
 
 [[nodiscard]] const ModelShape& find_model(const std::string& name);   ///< throws std::runtime_error

@@ -1,23 +1,22 @@
 // Scheduler: iteration-level continuous batching (Orca, Yu et al., OSDI 2022) over any cache.
 //
 // It composes one step after another: one token of every sequence that decodes, and prompts, whole or in chunks, up to
-// a budget of tokens. It reads no clock: the caller says what time it is, and an Executor decides how long a step
-// takes.
+// a budget of tokens. It reads no clock: the caller passes the time, and an Executor decides how long a step takes.
 //
-//   admission    first come, first served. A sequence is taken on when its whole prompt has room (or only its first
-//                chunk, if that is asked for) and the watermark stays free; while nothing runs, the watermark is not
-//                asked for. What has no room even then is refused.
-//   preemption   by recomputation. A sequence that has no room for its next tokens takes that of the youngest, which
-//                may be itself. Age is the order of arrival, and a preempted sequence keeps its own. So the oldest is
-//                never preempted for another, gets what it needs, and ends: there is no livelock. The other order is
-//                there to show what it does. A step that preempts takes nobody on: else what is taken from one
-//                goes to the next in the queue, and those that run starve.
-//   fork         a request for several answers computes its prompt once; then each answer goes its own way. Where a
-//                fork finds no room, the prompt of that answer is computed again later.
-//   abort        `expire` ends the requests whose clients went away, whether they wait or run.
+//   admission    first come, first served. A sequence is admitted when its whole prompt has room (or only its first chunk,
+//                if so configured) and the watermark stays free; while nothing runs, the watermark does not apply. A
+//                sequence without room even then is refused.
+//   preemption   by recomputation. A sequence without room for its next tokens preempts the youngest, possibly itself.
+//                Age is the order of arrival, and a preempted sequence keeps its own. So the oldest is never preempted for
+//                another, gets the room that it needs, and ends: there is no livelock. The other order exists to show the
+//                livelock. A step that preempts admits nothing: otherwise the freed room would go to the next in the
+//                queue, and running sequences would starve.
+//   fork         a request for several answers computes its prompt once; then its sequence is forked for each answer. If a
+//                fork finds no room, the prompt of that answer is recomputed later.
+//   abort        `expire` ends the requests whose clients left, waiting or running.
 //
-// Whatever happens, every request ends exactly once, and every sequence that was opened is closed. What is done with a
-// sequence once it is decided is in Sequences.
+// In any case every request ends exactly once, and every opened sequence is closed. The scheduler decides; Sequences
+// carries out.
 #pragma once
 
 #include <algorithm>
@@ -42,36 +41,36 @@ class Scheduler {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
-  /// A request arrives; ids ascend. One that is longer than the whole pool is refused at once.
+  /// A request arrives; ids ascend. One that can never be completed is refused at once.
   /// Throws std::invalid_argument for a request that contradicts itself.
   void submit(Request request) {
     const Pos prompt = request.prompt_tokens();
     kvc::require(prompt >= 1, "prompt", prompt, "at least one token");
     kvc::require(request.samples >= 1, "samples", request.samples, "at least 1");
-    kvc::require(request.output_tokens >= 1 && request.output_tokens <= request.max_output_tokens, "output_tokens",
-                 request.output_tokens, "between 1 and max_output_tokens");
+    kvc::require(request.output_tokens >= 0 && request.output_tokens <= request.max_output_tokens, "output_tokens",
+                 request.output_tokens, "between 0 and max_output_tokens");
     sequences_.add(std::move(request));
   }
 
-  /// Ends the requests whose clients have gone away by `now`. Not while a step is under way.
+  /// Ends the requests whose clients have left by `now`. Not while a step is under way.
   void expire(Time now) {
     while (const auto expired = jobs_.next_expired(now)) {
       sequences_.end_request(expired->first, expired->second, End::aborted);
     }
   }
 
-  /// The next step. False: nothing waits and nothing runs. The step before it must be complete.
-  /// Throws Livelock: under the default configuration it never does.
+  /// Composes the next step. False: nothing waits and nothing runs. The step before it must be complete.
+  /// Throws Livelock, never under the default configuration.
   bool compose(Time now, Step<Cache>& step) {
     step.clear();
     step_begin_ = now;
     blocked_ = blocked_25_ = false;
-    do {  // again, if all were preempted and nothing is left in the step
-      sequences_.give_back();
+    do {  // again if all were preempted and the step is empty
+      sequences_.close_deferred();
       before_step_ = jobs_.running();
       preempted_ = false;
-      if (std::exchange(needy_, false)) {
-        decode(now, step);  // what came back is for those that it was taken for
+      if (std::exchange(awaits_deferred_, false)) {
+        decode(now, step);  // the freed room is for those that preempted for it
         continue_prefills(now, step);
       } else if (config_.order == Order::decode_first) {
         decode(now, step);
@@ -94,7 +93,7 @@ class Scheduler {
     return !step.work.empty();
   }
 
-  /// The rows of the step are there, and its next tokens.
+  /// Completes a step: its rows are written, and its next tokens sampled.
   void complete(Time now, Step<Cache>& step) {
     Counters& counters = sequences_.counters();
     ++counters.steps;
@@ -111,20 +110,23 @@ class Scheduler {
       if (work.wanted > 0) {
         const auto next = std::span<const Token>(step.sampled).subspan(work.first_wanted, work.wanted);
         preemptions_since_token_ = 0;
-        sequences_.give_out(work.job, next, now);
+        sequences_.emit(work.job, next, now);
+      } else if (job.computed == job.known() && jobs_.request(job).output_tokens == 0) {
+        preemptions_since_token_ = 0;
+        sequences_.complete_without_answer(work.job, now);
       }
     }
     step.clear();
-    sequences_.give_back();
+    sequences_.close_deferred();
   }
 
-  /// Gives up all pins, at the end: then nothing is held any more.
+  /// Unpins all prefixes, at the end: afterwards nothing is held.
   void unpin_all() { sequences_.unpin_all(); }
 
   [[nodiscard]] Index waiting() const noexcept { return std::ssize(jobs_.waiting()); }
   [[nodiscard]] Index running() const noexcept { return sequences_.running(); }
   [[nodiscard]] const Counters& counters() const noexcept { return sequences_.counters(); }
-  /// f(id of the request, SeqId) for every sequence that runs, oldest first.
+  /// f(id of the request, SeqId) for every running sequence, oldest first.
   template <class F>
   void for_each_running(F&& f) const {
     for (const std::size_t job : jobs_.running()) {
@@ -135,7 +137,7 @@ class Scheduler {
  private:
   static constexpr bool in_blocks = kvc::BlockTablePolicy<typename Cache::PolicyType>;
 
-  // --- what runs goes on
+  // --- running sequences
 
   void decode(Time now, Step<Cache>& step) {
     for (const std::size_t index : before_step_) {
@@ -145,7 +147,7 @@ class Scheduler {
     }
   }
 
-  /// Prompts of which a part was computed in earlier steps.
+  /// Prompts that were partly computed in earlier steps.
   void continue_prefills(Time now, Step<Cache>& step) {
     for (const std::size_t index : before_step_) {
       if (const Job& job = jobs_[index]; job.running && !job.in_step && !job.decodes()) {
@@ -159,7 +161,7 @@ class Scheduler {
   [[nodiscard]] Index budget_left(const Step<Cache>& step) const {
     return config_.step_tokens - step.prefill_tokens - step.decode_tokens;
   }
-  /// How many of `rest` tokens of a prompt to compute in this step; 0: none.
+  /// Of the `rest` tokens of a prompt, the number to compute in this step.
   [[nodiscard]] Pos chunk(Pos rest, const Step<Cache>& step) const {
     const Index left = budget_left(step);
     if (config_.chunk_tokens == 0) {
@@ -168,7 +170,7 @@ class Scheduler {
     return static_cast<Pos>(std::clamp<Index>(left, 0, std::min(rest, config_.chunk_tokens)));
   }
 
-  /// Puts the next `count` tokens of a running sequence into the step, if need be at the cost of others.
+  /// Puts the next `count` tokens of a running sequence into the step, and preempts others if it must.
   void extend(std::size_t index, Pos count, Time now, Step<Cache>& step) {
     Job& job = jobs_[index];
     bool counted = false;
@@ -181,12 +183,12 @@ class Scheduler {
         ++sequences_.counters().out_of_room;
         sequences_.counters().out_of_room_25 += sequences_.quarter_free(0) ? 1 : 0;
       }
-      if (config_.counts_deferred && sequences_.aside_tokens() >= count) {
-        needy_ = true;  // its room is on the way
+      if (config_.counts_deferred && sequences_.deferred_tokens() >= count) {
+        awaits_deferred_ = true;  // deferred sequences will free its room
         return;
       }
       const std::size_t victim = choose_victim(index);
-      if (victim == index && running() == 1 && sequences_.nothing_aside() &&
+      if (victim == index && running() == 1 && sequences_.nothing_deferred() &&
           std::exchange(job.stuck_at, job.tokens.size()) == job.tokens.size()) {
         sequences_.end_request(job.active, now,
                                End::out_of_memory);  // it was alone before, and has not come further since
@@ -199,12 +201,12 @@ class Scheduler {
     }
   }
 
-  [[nodiscard]] std::size_t choose_victim(std::size_t needy) const {
+  [[nodiscard]] std::size_t choose_victim(std::size_t in_need) const {
     const auto& running = jobs_.running();
     if (config_.victim == Victim::youngest || running.size() == 1) {
       return running.back();
     }
-    return running.front() == needy ? running[1] : running.front();
+    return running.front() == in_need ? running[1] : running.front();
   }
 
   void preempt(std::size_t index, Step<Cache>& step) {
@@ -230,7 +232,7 @@ class Scheduler {
     const Request& r = jobs_.request(job);
     const bool last = range.last == job.known();
     const bool prefill = !job.decodes();
-    const int answers = job.answered == 0 && job.sample == 0 ? r.samples : 1;
+    const int answers = r.output_tokens == 0 ? 0 : job.answered == 0 && job.sample == 0 ? r.samples : 1;
     (prefill ? step.prefill_tokens : step.decode_tokens) += range.size();
     job.in_step = true;
     step.work.push_back({r.id, job.sample, job.seq, std::move(append), next_tokens(job, range.size()), prefill,
@@ -239,14 +241,14 @@ class Scheduler {
 
   // --- admission
 
-  /// Not in a step that preempted: what was taken from one is not for another that comes along.
+  /// Not in a step that preempted: the freed room is not for newcomers.
   void admit(Time now, Step<Cache>& step) {
     while (!preempted_ && !jobs_.waiting().empty() && running() < config_.max_sequences && budget_left(step) > 0) {
       const std::size_t index = jobs_.waiting().front();
-      const bool alone = jobs_.running().empty() && step.work.empty() && sequences_.nothing_aside();
+      const bool alone = jobs_.running().empty() && step.work.empty() && sequences_.nothing_deferred();
       const std::pair head(jobs_.request(jobs_[index]).id, jobs_[index].sample);
       if (blocked_head_ == head && releases_then_ == sequences_.releases() && !alone) {
-        note_blocked(jobs_[index]);  // nothing has changed since it was looked at
+        count_blocked(jobs_[index]);  // nothing has changed since the last attempt
         return;
       }
       const Admitted admitted = try_admit(index, alone ? 0 : config_.watermark_tokens + promised(), step);
@@ -260,13 +262,13 @@ class Scheduler {
         sequences_.counters().failed_admissions_25 += sequences_.quarter_free(promised()) ? 1 : 0;
         blocked_head_ = head;
         releases_then_ = sequences_.releases();
-        note_blocked(jobs_[index]);
+        count_blocked(jobs_[index]);
         return;
       }
     }
   }
 
-  /// What the prompts that are under way will still take: a prompt that is computed in chunks was taken on as a whole.
+  /// Slots that partly computed prompts will still take: a prompt in chunks was admitted as a whole.
   [[nodiscard]] Pos promised() const {
     if (config_.chunk_tokens == 0 || config_.admit == Admit::first_chunk) {
       return 0;
@@ -297,7 +299,9 @@ class Scheduler {
     const std::size_t first =
         whole ? tokens.size() : std::min(tokens.size(), static_cast<std::size_t>(config_.chunk_tokens));
     kvc::OpenOptions options;
-    options.max_tokens = r.prompt_tokens() + r.max_output_tokens;
+    // One slot more than an answer can fill, where there is one.
+    options.max_tokens =
+        static_cast<Pos>(std::min(longest_sequence(cache_.policy()), Index{r.prompt_tokens()} + r.max_output_tokens));
     options.salt = salt_of(r);
     if (!may_have_room(cache_, tokens.first(first), std::min(spare, kvc::max_pos - job.known()), options)) {
       return Admitted::no;
@@ -311,27 +315,27 @@ class Scheduler {
     const Pos rest = job.known() - job.computed;
     const Pos count = chunk(rest, step);
     if (count == 0) {
-      return put_off(job, Admitted::next_step);
+      return postpone(job, Admitted::next_step);
     }
     if (!in_blocks && whole && count < rest && !cache_.try_extend(job.seq, next_tokens(job, rest))) {
-      return put_off(job, Admitted::no);  // not in one piece: only trying could tell
+      return postpone(job, Admitted::no);  // no contiguous room: only trying could tell
     }
     auto append = cache_.try_extend(job.seq, next_tokens(job, count));
     if (!append) {
-      return put_off(job, Admitted::no);
+      return postpone(job, Admitted::no);
     }
     sequences_.start(index);
     add_work(index, std::move(*append), step);
     return Admitted::yes;
   }
 
-  Admitted put_off(Job& job, Admitted why) {
+  Admitted postpone(Job& job, Admitted why) {
     cache_.close(std::exchange(job.seq, {}));
     job.computed = 0;
     return why;
   }
 
-  void note_blocked(Job& job) {
+  void count_blocked(Job& job) {
     blocked_ = true;
     blocked_25_ = sequences_.quarter_free(promised());
     sequences_.counters().delayed += std::exchange(job.delayed, true) ? 0 : 1;
@@ -344,13 +348,13 @@ class Scheduler {
   SchedulerConfig config_;
   Sequences<Cache> sequences_;
   Jobs& jobs_ = sequences_.jobs();
-  std::vector<std::size_t> before_step_;  // what ran when the step was begun
-  bool needy_ = false;                    // something waits for what is set aside
-  bool preempted_ = false;                // something, in this step
-  bool blocked_ = false;                  // nothing more was admitted to this step, for lack of room
+  std::vector<std::size_t> before_step_;  // running when the step was begun
+  bool awaits_deferred_ = false;          // a sequence waits for deferred ones to be closed
+  bool preempted_ = false;                // in this step
+  bool blocked_ = false;                  // lack of room ended the admissions of this step
   bool blocked_25_ = false;
   std::pair<Index, int> blocked_head_{-1, 0};  // request and answer that found no room
-  Index releases_then_ = 0;                    // when it did
+  Index releases_then_ = 0;                    // releases() at that time
   Time step_begin_ = 0;
   Index preemptions_since_token_ = 0;
 };

@@ -1,8 +1,7 @@
-// What happens to the sequences of a scheduler once it has decided: they are opened in the cache and closed again, give
-// out tokens, fork, and end. Counts what it does.
+// Carries out the decisions of a scheduler: sequences start, emit tokens, fork, are preempted, and end. Counts all of it.
 //
-// A sequence that is closed with asynchronous scheduling is only set aside, since the step under way may still read it;
-// `give_back` closes it.
+// Under asynchronous scheduling the close of a preempted sequence is deferred, as the current step may still read it;
+// `close_deferred` closes it.
 #pragma once
 
 #include <algorithm>
@@ -30,17 +29,20 @@ class Sequences {
   [[nodiscard]] const Counters& counters() const noexcept { return counters_; }
   [[nodiscard]] Index running() const noexcept { return std::ssize(jobs_.running()); }
 
-  /// A request arrives. One that is longer than the whole pool is refused at once.
+  /// A request arrives. One that can never be completed is refused at once: its answer, or under a policy that reserves
+  /// the longest one that its client allows, does not fit the pool even alone.
   void add(Request request) {
     metrics_.arrived(request.arrival);
-    if (Index{request.prompt_tokens()} + request.max_output_tokens > pool_) {
+    const bool reserves = reserves_maximum(cache_.policy());
+    if (request.slots(reserves ? request.max_output_tokens : request.output_tokens) >
+        longest_sequence(cache_.policy())) {
       metrics_.ended({request.id, request.traffic_class, End::refused, request.arrival, request.arrival, {}, 0});
     } else {
       jobs_.add(std::move(request));
     }
   }
 
-  /// A waiting job begins to run: it was opened, and its first positions are in place.
+  /// A waiting job begins to run: its sequence is open, with its cached positions.
   void start(std::size_t index) {
     Job& job = jobs_[index];
     ++counters_.admissions;
@@ -51,53 +53,63 @@ class Sequences {
     jobs_.run(index);
   }
 
-  /// A running job waits again, and has nothing in the cache any more; or once it is given back.
-  void preempt(std::size_t index, bool set_aside) {
+  /// A running job waits again. Its sequence is closed, now or by close_deferred.
+  void preempt(std::size_t index, bool defer) {
     const kvc::SeqId seq = jobs_[index].seq;
     const Index tokens = cache_.length(seq);
     ++counters_.preemptions;
     counters_.lost_tokens += tokens;
-    if (set_aside) {
-      aside_.push_back(seq);
-      aside_tokens_ += tokens;
+    if (defer) {
+      deferred_.push_back(seq);
+      deferred_tokens_ += tokens;
     } else {
       close(seq);
     }
     jobs_.stop(index);
     jobs_.wait(index);
   }
-  [[nodiscard]] Index aside_tokens() const noexcept { return aside_tokens_; }
-  void give_back() {
-    for (const kvc::SeqId seq : aside_) {
+  [[nodiscard]] Index deferred_tokens() const noexcept { return deferred_tokens_; }
+  void close_deferred() {
+    for (const kvc::SeqId seq : deferred_) {
       close(seq);
     }
-    aside_.clear();
-    aside_tokens_ = 0;
+    deferred_.clear();
+    deferred_tokens_ = 0;
   }
-  [[nodiscard]] bool nothing_aside() const noexcept { return aside_.empty(); }
-  /// How often room was given back.
+  [[nodiscard]] bool nothing_deferred() const noexcept { return deferred_.empty(); }
+  /// Number of sequences closed so far: room changed since if this did.
   [[nodiscard]] Index releases() const noexcept { return releases_; }
 
-  /// The positions of a job's work are committed, and these are the tokens that follow: one, or of a prompt as many as
-  /// the request wants answers.
-  void give_out(std::size_t index, std::span<const Token> next, Time now) {
+  /// The positions of a job's work are committed, and these tokens follow: one, or after a prompt as many as the request
+  /// wants answers.
+  void emit(std::size_t index, std::span<const Token> next, Time now) {
     const Job& job = jobs_[index];
     if (job.answered == 0 && job.sample == 0) {
       prompt_done(job, next, now);
     }
-    give_out(index, next.front(), now);
+    emit(index, next.front(), now);
   }
 
-  /// All answers of a request end where they are.
+  /// The prompt of a job is computed, and its request wants no answer: completes it.
+  void complete_without_answer(std::size_t index, Time now) {
+    Job& job = jobs_[index];
+    const std::size_t active = job.active;
+    counters_.pins += pins_.pin(cache_, jobs_.request(job), job.tokens) ? 1 : 0;
+    if (end_job(index)) {
+      report(active, now, End::completed);
+    }
+  }
+
+  /// Ends all answers of a request as they are.
   void end_request(std::size_t active, Time now, End how) {
     const std::vector<std::size_t> all = jobs_.active(active).jobs;
     for (const std::size_t job : all) {
-      drop(job);
+      end_job(job);
     }
     report(active, now, how);
   }
 
-  /// At a failure: whether at least a quarter of the pool is free, beside what is promised to others.
+  /// At a failure: whether at least a quarter of the pool is free beside the slots promised to others.
   [[nodiscard]] bool quarter_free(Index promised) {
     const Index free = available_tokens(cache_.policy()) - promised;
     counters_.most_free_at_failure =
@@ -114,7 +126,7 @@ class Sequences {
     ++releases_;
   }
 
-  /// The answers to a prompt go their own ways.
+  /// Forks the sequence of a computed prompt, one for each further answer.
   void prompt_done(const Job& job, std::span<const Token> next, Time now) {
     Active& active = jobs_.active_of(job);
     active.first_token = now;
@@ -125,7 +137,7 @@ class Sequences {
     }
     for (const std::size_t child : children) {
       fork(job, child);
-      give_out(child, next[static_cast<std::size_t>(jobs_[child].sample)], now);
+      emit(child, next[static_cast<std::size_t>(jobs_[child].sample)], now);
     }
   }
 
@@ -150,7 +162,7 @@ class Sequences {
     jobs_.run(index);
   }
 
-  void give_out(std::size_t index, Token token, Time now) {
+  void emit(std::size_t index, Token token, Time now) {
     Job& job = jobs_[index];
     if (job.answered == 0) {
       job.first_token = now;
@@ -171,13 +183,13 @@ class Sequences {
     Active& active = jobs_.active_of(job);
     const auto tpot = metrics_.answered(active.request.traffic_class, job.first_token, job.last_token, job.answered);
     active.tpot = std::max(active.tpot, tpot.value_or(0));
-    if (drop(index)) {
+    if (end_job(index)) {
       report(active_index, now, End::completed);
     }
   }
 
-  /// Whether it was the last of its request.
-  bool drop(std::size_t index) {
+  /// Ends one answer. Returns whether it was the last of its request.
+  bool end_job(std::size_t index) {
     if (jobs_[index].running) {
       close(jobs_[index].seq);
       jobs_.stop(index);
@@ -201,8 +213,8 @@ class Sequences {
   Counters counters_;
   Jobs jobs_;
   Pins<Cache> pins_;
-  std::vector<kvc::SeqId> aside_;  // preempted, and not closed yet
-  Index aside_tokens_ = 0;
+  std::vector<kvc::SeqId> deferred_;  // preempted and not yet closed
+  Index deferred_tokens_ = 0;
   Index releases_ = 0;
 };
 

@@ -1,21 +1,24 @@
-// Simulated time: a step takes what the cost model says, and the next tokens are made up.
+// Simulated time: the cost model gives the time of a step, and next tokens are synthetic.
 #pragma once
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "cost_model.hpp"
 #include "step.hpp"
 
 namespace serving {
 
-/// Token `i` of the answer `sample` to a request: unlike that of any prompt, and the same in every run.
+/// Token `i` of the answer `sample` to a request: different from any prompt, and the same in every run.
 [[nodiscard]] constexpr Token answer_token(Index request, int sample, Pos i) noexcept {
   const std::uint64_t content = scramble(0xa5a5'0000'0000'0000ULL ^ (static_cast<std::uint64_t>(request) << 16) ^
                                          static_cast<std::uint64_t>(sample));
   return synthetic_token(content, i, std::numeric_limits<Token>::max());
 }
 
+/// An Executor. `run` throws std::runtime_error once the clock passes max_clock.
 class SimulatedExecutor {
  public:
   explicit SimulatedExecutor(const CostModel& model) : model_(model) {}
@@ -28,6 +31,10 @@ class SimulatedExecutor {
     StepCost cost = cost_of(step);
     cost.copied = cache.take_copied_tokens();
     now_ += model_.time(cost);
+    if (now_ > max_clock) {
+      throw std::runtime_error("the simulated time exceeds " + std::to_string(max_clock / second) +
+                               " s: the hardware is too slow for this traffic, or requests are too far apart");
+    }
     for (const Work<Cache>& work : step.work) {
       for (std::size_t i = 0; i < work.wanted; ++i) {
         step.sampled[work.first_wanted + i] =

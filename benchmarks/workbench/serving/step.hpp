@@ -1,16 +1,16 @@
-// What passes between the scheduler and the two things it does not know: what a cache stores, and what time is.
+// The interface between the scheduler and two things that it does not know: the contents of a cache, and time.
 //
-//   concept ServingCache      a cache in the words of kvc::KvCache, which satisfies it. PolicyCache is one without
-//                             bytes.
-//   concept Executor          computes a step, or says how long it would take
+//   concept ServingCache      a cache with the interface of kvc::KvCache. PolicyCache is one without bytes.
+//   concept Executor          computes a step, or the time that it would take
 //
-//   expression                does
-//   executor.now()            nanoseconds since the run began
-//   executor.wait_until(t)    nothing is to be done before t: the time is t after it, or later
-//   executor.run(cache, step) makes the rows of every Work's append, in all layers, and writes the next tokens to
+//   expression                effect
+//   executor.now()            returns nanoseconds since the run began
+//   executor.wait_until(t)    there is nothing to do before t: the time is t or later afterwards
+//   executor.run(cache, step) writes the rows of every Work's append, in all layers, and the next tokens to
 //                             step.sampled; does not commit. Time passes.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <optional>
@@ -38,7 +38,7 @@ concept ServingCache = requires(C cache, const C& view, kvc::SeqId seq, std::spa
   { view.stats() } -> std::same_as<kvc::Stats>;
 };
 
-/// A stretch of positions of one sequence that is to be computed: a prompt or a chunk of it, or one token.
+/// Consecutive positions of one sequence to compute: a prompt or a chunk of it, or one token.
 template <class Cache>
 struct Work {
   Index request = 0;
@@ -46,9 +46,9 @@ struct Work {
   kvc::SeqId seq;
   typename Cache::Append append;
   std::span<const Token> tokens;  ///< of append.range()
-  bool prefill = false;           ///< of a prompt, or computed again after a preemption
-  Pos answered = 0;               ///< tokens of the answer that are known
-  std::size_t wanted = 0;         ///< next tokens: 0 within a prompt; several where a prompt will be forked
+  bool prefill = false;           ///< of a prompt, or recomputed after a preemption
+  Pos answered = 0;               ///< known tokens of the answer
+  std::size_t wanted = 0;         ///< next tokens to sample: 0 within a prompt; several where it will be forked
   std::size_t first_wanted = 0;   ///< they go to step.sampled[first_wanted ...]
   std::size_t job = 0;            ///< for the scheduler
 };
@@ -82,7 +82,27 @@ template <kvc::Policy P>
   return policy.blocks() * policy.block_tokens();
 }
 
-/// Slots that are free, or would be if what is only cached were evicted. For Contiguous, in holes of whatever size.
+/// Slots that one sequence can have at most.
+template <kvc::Policy P>
+[[nodiscard]] Index longest_sequence(const P& policy) {
+  if constexpr (requires { policy.config().max_tokens; }) {
+    return std::min<Index>(pool_tokens(policy), policy.config().max_tokens);
+  } else {
+    return pool_tokens(policy);
+  }
+}
+
+/// Whether a sequence takes all slots that its client allows when it is opened.
+template <kvc::Policy P>
+[[nodiscard]] bool reserves_maximum(const P& policy) {
+  if constexpr (requires { P::Mode::reserve; }) {
+    return policy.config().mode == P::Mode::reserve;
+  } else {
+    return false;
+  }
+}
+
+/// Slots that are free or only cached. For Contiguous, in holes of any size.
 /// O(1).
 template <kvc::Policy P>
 [[nodiscard]] Index available_tokens(const P& policy) {
@@ -93,8 +113,8 @@ template <kvc::Policy P>
   }
 }
 
-/// Whether a new sequence of `tokens` may find room beside `spare` more slots. For a policy that needs room in one
-/// piece this is necessary and not enough: only trying tells.
+/// Whether a new sequence of `tokens` may find room beside `spare` more slots. For a policy that needs contiguous room this
+/// is necessary but not sufficient: only trying tells.
 template <ServingCache C>
 [[nodiscard]] bool may_have_room(const C& cache, std::span<const Token> tokens, Pos spare,
                                  const kvc::OpenOptions& options) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 namespace serving {
 namespace {
@@ -53,11 +54,20 @@ std::optional<Request> TrafficSource::next() {
       index = i;
     }
   }
+  if (!index && made_ == 0) {
+    throw std::runtime_error("the traffic yields no request: no class has an arrival between its from_s and until_s");
+  }
   if (!index || made_ == requests_) {
     return std::nullopt;
   }
   const TrafficClass& c = classes_[*index];
   Stream& stream = streams_[*index];
+  if (!(stream.arrival * 1e9 <= static_cast<double>(max_arrival))) {
+    throw std::runtime_error("request " + std::to_string(made_ + 1) + ", of the class \"" + c.name +
+                             "\", arrives after " + std::to_string(stream.arrival) + " s, at most " +
+                             std::to_string(max_arrival / second) +
+                             " s are allowed: a higher rate or load, or fewer requests");
+  }
   Request request;
   request.id = made_++;
   request.arrival = std::llround(stream.arrival * 1e9);

@@ -1,4 +1,4 @@
-// Traffic that is made up: classes of requests, each with its arrivals, prompts and answers, from a seed.
+// Synthetic traffic: classes of requests, each with its arrivals, prompts and answers, from a seed.
 #pragma once
 
 #include <cstdint>
@@ -22,31 +22,32 @@ struct Lengths {
 
 struct TrafficClass {
   std::string name;
-  // Arrivals: a Poisson process of `rate` requests per second, or `burst` at once every `every` seconds.
+  // Arrivals: a Poisson process of `rate` requests per second, or `burst` requests at once every `every` seconds.
   double rate = 0;
   double every = 0;
   Index burst = 0;
-  double from = 0;   ///< seconds; none before
-  double until = 0;  ///< seconds; none after. 0: no end
-  // Prompts: one of `prefix_variants` prefixes, then tokens that no other request has.
+  double from = 0;   ///< seconds; no arrival before
+  double until = 0;  ///< seconds; no arrival after. 0: no end
+  // Prompts: one of `prefix_variants` prefixes, then tokens of this request alone.
   std::string prefix_name;  ///< classes with the same name share their prefixes
   Pos prefix_tokens = 0;
   Index prefix_variants = 1;
-  bool pinned = false;  ///< the prefix, once it is computed
+  bool pinned = false;  ///< pin the prefix once it is computed
   Lengths prompt;       ///< after the prefix
   // Answers
   Lengths output;
-  Pos max_output = 0;  ///< what clients allow; 0: the longest that `output` gives
+  Pos max_output = 0;  ///< the limit of the clients; 0: the longest that `output` gives
   int samples = 1;
   // Clients
-  double impatient = 0;     ///< share of the clients that go away
+  double impatient = 0;     ///< share of the clients that leave
   double patience_low = 0;  ///< seconds after the arrival
   double patience_high = 0;
-  Index tenants = 0;  ///< that share no prefixes with each other; 0: all are one
+  Index tenants = 0;  ///< tenants share no prefixes; 0: all requests share
 };
 
 /// Requests of all classes in the order of arrival, the first `requests` of them. Equal arguments, equal requests.
-/// `load` multiplies how often requests come.
+/// `load` multiplies the rates. `next` throws std::runtime_error where there is no request at all, or one
+/// arrives after max_arrival.
 class TrafficSource final : public Source {
  public:
   TrafficSource(std::vector<TrafficClass> classes, Index requests, std::uint64_t seed, double load = 1);

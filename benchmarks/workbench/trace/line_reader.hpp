@@ -1,39 +1,39 @@
-// Lines of a file that may be gzip-compressed.
+// The lines of a trace.
 #pragma once
 
-#include <zlib.h>
-
-#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "kvc/core/types.hpp"
+#include "trace_input.hpp"
 
 namespace kvc_bench {
 
-/// What the file is, its first bytes say, not its name. Errors are TraceErrors that name file and line.
+/// Bytes of a line at most.
+inline constexpr std::size_t max_line_bytes = std::size_t{1} << 26;
+/// Bytes of a document of many lines at most.
+inline constexpr std::size_t max_document_bytes = std::size_t{1} << 28;
+
+/// Lines of an input, one after another. Errors are TraceErrors that name file and line.
 class LineReader {
  public:
-  explicit LineReader(const std::string& path);
+  explicit LineReader(const TraceInput& input) : name_(input.name()), bytes_(input) {}
 
   /// Moves on to the next line, and returns whether there is one. A last line without line end is one.
   bool next();
-  /// Without LF or CR LF. Valid until the next call of `next`.
+  /// Without LF or CR LF, and without the byte order mark of some editors. Valid until the next call of `next`.
   [[nodiscard]] std::string_view line() const noexcept { return line_; }
   /// Of this line, from 1.
   [[nodiscard]] kvc::Index number() const noexcept { return number_; }
+  /// This line and all that follow it, with LF between them; null if they have more than max_document_bytes.
+  [[nodiscard]] std::optional<std::string> rest();
 
  private:
-  /// Appends to what is left of the buffer; false at the end of the file.
-  bool read_more();
-
-  struct Close {
-    void operator()(gzFile file) const noexcept { gzclose(file); }
-  };
-  std::string path_;
-  std::unique_ptr<gzFile_s, Close> file_;
+  std::string name_;
+  ByteReader bytes_;
   std::string buffer_;     // bytes that were read
-  std::size_t begin_ = 0;  // of them, those before this were handed out
+  std::size_t begin_ = 0;  // those before this were handed out
   std::string_view line_;
   kvc::Index number_ = 0;
 };

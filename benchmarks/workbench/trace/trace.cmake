@@ -11,8 +11,12 @@ if(NOT nlohmann_json_FOUND)
 endif()
 if(NOT KVC_TRACE_MISSING AND NOT TARGET kvc_trace)
   add_library(kvc_trace STATIC EXCLUDE_FROM_ALL
+    "${CMAKE_CURRENT_LIST_DIR}/json_fields.cpp"
+    "${CMAKE_CURRENT_LIST_DIR}/line_reader.cpp"
+    "${CMAKE_CURRENT_LIST_DIR}/parse.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/trace.cpp"
-    "${CMAKE_CURRENT_LIST_DIR}/line_reader.cpp")
+    "${CMAKE_CURRENT_LIST_DIR}/trace_input.cpp"
+    "${CMAKE_CURRENT_LIST_DIR}/trace_reader.cpp")
   target_include_directories(kvc_trace PUBLIC "${CMAKE_CURRENT_LIST_DIR}")
   target_link_libraries(kvc_trace PUBLIC kvc_own ZLIB::ZLIB nlohmann_json::nlohmann_json)
 endif()

@@ -14,11 +14,11 @@
 
 #include "kvc/core/types.hpp"
 
-namespace serving {
+namespace kvc_bench {
 
 using Json = nlohmann::json;
 
-/// A field is not as it must be. `where()` is its JSON pointer.
+/// A field has a wrong value. `where()` is its JSON pointer.
 class FieldError : public std::runtime_error {
  public:
   FieldError(const std::string& where, const std::string& problem);
@@ -30,7 +30,8 @@ class FieldError : public std::runtime_error {
   std::string problem_;
 };
 
-/// A view of one value within a document, which must outlive it.
+/// A view of one value within a document, which must outlive it. Every function that reads throws FieldError for a value
+/// of another type or range.
 class Fields {
  public:
   explicit Fields(const Json& value, std::string where = "") : value_(&value), where_(std::move(where)) {}
@@ -41,18 +42,23 @@ class Fields {
   /// "is VALUE, must be ALLOWED"
   [[noreturn]] void reject(const std::string& allowed) const;
 
-  /// An object, all of whose keys are among these.
+  /// Requires an object, all of whose keys are among these.
   void only(std::initializer_list<std::string_view> keys) const;
   [[nodiscard]] bool has(const char* key) const;
-  [[nodiscard]] Fields at(const char* key) const;   ///< missing: an error
-  [[nodiscard]] std::vector<Fields> items() const;  ///< of an array
+  [[nodiscard]] Fields at(const char* key) const;    ///< missing: an error
+  [[nodiscard]] Fields item(std::size_t i) const;    ///< of an array, i < size
+  [[nodiscard]] std::vector<Fields> items() const;   ///< of an array
+  [[nodiscard]] const Json::array_t& array() const;  ///< the array itself, for long ones
 
   // The value itself.
+  /// A number without a fraction, however it is written: 600, 600.0, 6e2. Numbers that JSON holds as floating point are
+  /// whole numbers up to 2^53 only; beyond that they may already be rounded.
   [[nodiscard]] std::int64_t whole(std::int64_t low, std::int64_t high) const;
+  [[nodiscard]] std::uint64_t whole_unsigned(std::uint64_t low, std::uint64_t high) const;
   [[nodiscard]] double number(double low, double high) const;
   [[nodiscard]] std::string text() const;
   [[nodiscard]] bool flag() const;
-  /// The position of the text in a list of what is allowed.
+  /// The position of the text in a list of allowed ones.
   [[nodiscard]] std::size_t choice(const std::vector<std::string>& names) const;
 
   // A member, or `otherwise` where it is missing.
@@ -76,10 +82,12 @@ class Fields {
   std::string where_;
 };
 
-/// Text to JSON. `//` comments are allowed. Throws FieldError.
+/// Parses one JSON document. `//` comments are allowed. Throws FieldError, also for a NUL byte, at which the parser
+/// would stop and take what precedes it for the whole.
 [[nodiscard]] Json parse_json(std::string_view text);
 
-/// A value in short and printable ASCII.
+/// A value in short and printable ASCII. Nested values are not written out, which would recurse as deep as they do.
 [[nodiscard]] std::string shown(const Json& value);
+[[nodiscard]] std::string shown(std::string_view text);
 
-}  // namespace serving
+}  // namespace kvc_bench

@@ -1,9 +1,11 @@
 #include "json_fields.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <limits>
 
-namespace serving {
+namespace kvc_bench {
 namespace {
 
 std::string plain(double value) {
@@ -34,6 +36,8 @@ std::string escaped(std::string_view key) {
 FieldError::FieldError(const std::string& where, const std::string& problem)
     : std::runtime_error("\"" + (where.empty() ? "/" : where) + "\": " + problem), where_(where), problem_(problem) {}
 
+std::string shown(std::string_view text) { return shown(Json(std::string(text.substr(0, 64)))); }
+
 std::string shown(const Json& value) {
   if (value.is_structured()) {
     return value.is_array() ? "an array of " + std::to_string(value.size()) : "an object";
@@ -44,6 +48,9 @@ std::string shown(const Json& value) {
 }
 
 Json parse_json(std::string_view text) {
+  if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
+    throw FieldError("", "is not JSON: byte " + std::to_string(nul + 1) + " is NUL");
+  }
   try {
     return Json::parse(text, nullptr, true, true);
   } catch (const Json::parse_error& error) {
@@ -81,24 +88,57 @@ Fields Fields::at(const char* key) const {
   return Fields(*found, where_ + "/" + escaped(key));
 }
 
-std::vector<Fields> Fields::items() const {
+const Json::array_t& Fields::array() const {
   if (!value_->is_array()) {
     reject("an array");
   }
+  return value_->get_ref<const Json::array_t&>();
+}
+
+Fields Fields::item(std::size_t i) const { return Fields(array()[i], where_ + "/" + std::to_string(i)); }
+
+std::vector<Fields> Fields::items() const {
   std::vector<Fields> all;
-  for (const Json& item : *value_) {
-    all.emplace_back(item, where_ + "/" + std::to_string(all.size()));
+  for (std::size_t i = 0; i < array().size(); ++i) {
+    all.push_back(item(i));
   }
   return all;
 }
 
+namespace {
+/// Floating point holds every whole number up to here.
+constexpr double exact = 9007199254740992.0;  // 2^53
+bool is_whole(double value) { return std::fabs(value) <= exact && value == std::floor(value); }
+}  // namespace
+
 std::int64_t Fields::whole(std::int64_t low, std::int64_t high) const {
-  const bool fits = value_->is_number_unsigned() ? value_->get<std::uint64_t>() <= static_cast<std::uint64_t>(high)
-                                                 : value_->is_number_integer() && value_->get<std::int64_t>() <= high;
-  if (!fits || value_->get<std::int64_t>() < low) {
+  std::optional<std::int64_t> value;
+  if (value_->is_number_unsigned()) {
+    if (value_->get<std::uint64_t>() <= static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
+      value = value_->get<std::int64_t>();
+    }
+  } else if (value_->is_number_integer()) {
+    value = value_->get<std::int64_t>();
+  } else if (value_->is_number_float() && is_whole(value_->get<double>())) {
+    value = static_cast<std::int64_t>(value_->get<double>());
+  }
+  if (!value || *value < low || *value > high) {
     reject("a whole number from " + std::to_string(low) + " to " + std::to_string(high));
   }
-  return value_->get<std::int64_t>();
+  return *value;
+}
+
+std::uint64_t Fields::whole_unsigned(std::uint64_t low, std::uint64_t high) const {
+  std::optional<std::uint64_t> value;
+  if (value_->is_number_unsigned()) {
+    value = value_->get<std::uint64_t>();
+  } else if (value_->is_number_float() && value_->get<double>() >= 0 && is_whole(value_->get<double>())) {
+    value = static_cast<std::uint64_t>(value_->get<double>());
+  }
+  if (!value || *value < low || *value > high) {
+    reject("a whole number from " + std::to_string(low) + " to " + std::to_string(high));
+  }
+  return *value;
 }
 
 double Fields::number(double low, double high) const {
@@ -130,4 +170,4 @@ std::size_t Fields::choice(const std::vector<std::string>& names) const {
   return static_cast<std::size_t>(found - names.begin());
 }
 
-}  // namespace serving
+}  // namespace kvc_bench
