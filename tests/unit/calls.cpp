@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "kvc/attention/extern.hpp"  // the kernels are compiled once, for all tests
 #include "kvc/kvc.hpp"
 
 namespace {

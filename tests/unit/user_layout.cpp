@@ -4,6 +4,7 @@
 #include <Eigen/Core>
 
 #include "catch.hpp"
+#include "kvc/attention/extern.hpp"  // the kernels are compiled once, for all tests
 #include "kvc/kvc.hpp"
 
 namespace {
