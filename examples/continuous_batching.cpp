@@ -6,6 +6,8 @@
 //                waits; its full blocks stay cached, so most of it is still in place when it returns
 //
 // Bookkeeping only: no model runs, and the generated tokens are made up.
+#include "usage.hpp"
+
 #include <cstdio>
 #include <deque>
 #include <numeric>
@@ -16,7 +18,6 @@
 #include "kvc/batch.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/policy/prefix_shared.hpp"
-#include "usage.hpp"
 
 namespace {
 using Cache = kvc::KvCache<float, kvc::PrefixShared<>>;
@@ -40,13 +41,8 @@ Request make_request(int id) {
 std::span<const kvc::Token> not_computed(const Request& request) {
   return std::span(request.tokens).subspan(static_cast<std::size_t>(request.computed));
 }
-}  // namespace
 
-int main(int argc, char** argv) {
-  if (int code = 0; !runs_without_arguments(
-          argc, argv, "Schedules eight requests on a pool for four of them: admission, sharing, preemption.", code)) {
-    return code;
-  }
+int serve_requests() {
   // 24 blocks of 8 tokens. Admission leaves two blocks for the tokens that running requests are about to generate.
   Cache cache({.layers = 2, .kv_heads = 2, .key_dim = 8}, {.blocks = 24, .block_tokens = 8, .watermark = 2});
 
@@ -130,4 +126,10 @@ int main(int argc, char** argv) {
               preemptions, static_cast<long>(stats.prompt_tokens), static_cast<long>(stats.hit_tokens),
               100 * stats.hit_rate(), static_cast<long>(stats.blocks_referenced));
   return preemptions > 0 && stats.blocks_referenced == 0 ? 0 : 1;
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_example(argc, argv, "Schedules eight requests on a pool for four of them: admission, sharing, preemption.",
+                     serve_requests);
 }

@@ -1,4 +1,6 @@
 // One sequence, two layers, random projections: prefill of a prompt, then decode token by token.
+#include "usage.hpp"
+
 #include <Eigen/Core>
 #include <cstdio>
 #include <span>
@@ -8,15 +10,10 @@
 #include "kvc/attention/prefill.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/policy/paged.hpp"
-#include "usage.hpp"
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-int main(int argc, char** argv) {
-  if (int code = 0; !runs_without_arguments(
-          argc, argv, "One sequence in a paged cache: prefill, two steps of decode, a fork and a truncation.", code)) {
-    return code;
-  }
+void one_sequence() {
   const kvc::Shape shape{.layers = 2, .kv_heads = 2, .key_dim = 16};
   const kvc::Index query_heads = 8;  // four query heads read each kv head
   kvc::KvCache<float, kvc::Paged> cache(shape, {.blocks = 8, .block_tokens = 16});
@@ -49,4 +46,10 @@ int main(int argc, char** argv) {
   cache.truncate(draft, 19);
   std::printf("fork at 18, 4 tokens more, truncated: length %d, %ld rows copied\n", cache.length(draft),
               static_cast<long>(cache.stats().copied_tokens));
+}
+
+int main(int argc, char** argv) {
+  return run_example(argc, argv,
+                     "One sequence in a paged cache: prefill, two steps of decode, a fork and a truncation.",
+                     one_sequence);
 }

@@ -1,5 +1,7 @@
 // Sessions that survive a restart: a cache is saved, the "process" ends, and another cache loads the file. The open
 // session goes on where it was, and a new request finds the system prompt in place.
+#include "usage.hpp"
+
 #include <Eigen/Core>
 #include <cstdio>
 #include <filesystem>
@@ -13,7 +15,6 @@
 #include "kvc/element/float16.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "kvc/snapshot/snapshot.hpp"
-#include "usage.hpp"
 
 namespace {
 using Cache = kvc::KvCache<Eigen::bfloat16, kvc::PrefixShared<>>;
@@ -39,14 +40,8 @@ std::vector<kvc::Token> system_prompt_and(std::vector<kvc::Token> question) {
   tokens.insert(tokens.end(), question.begin(), question.end());
   return tokens;
 }
-}  // namespace
 
-int main(int argc, char** argv) {
-  if (int code = 0; !runs_without_arguments(
-          argc, argv, "Saves a cache with an open session to a temporary file, and loads it into a larger cache.",
-          code)) {
-    return code;
-  }
+int save_and_load() {
   const std::filesystem::path file =
       std::filesystem::temp_directory_path() / ("kvc_example_" + std::to_string(std::random_device{}()) + ".kvc");
   const std::vector<kvc::Token> session = system_prompt_and({500, 501, 502});
@@ -71,4 +66,11 @@ int main(int argc, char** argv) {
   serve(cache, system_prompt_and({700, 701, 702, 703}));
   const bool hit = cache.stats().hit_tokens == 96;
   return same && hit ? 0 : 1;
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_example(argc, argv,
+                     "Saves a cache with an open session to a temporary file, and loads it into a larger cache.",
+                     save_and_load);
 }

@@ -1,22 +1,27 @@
-// --help of the one-page examples, which take no arguments.
+// The main function of the one-page examples, which take no arguments but --help.
 #pragma once
 
 #include <cstdio>
 #include <string_view>
+#include <type_traits>
 
-/// Whether the program should run. Otherwise it has printed `text`, for --help, or an error, and main returns
-/// `exit_code`: 0 or 2.
-inline bool runs_without_arguments(int argc, char** argv, const char* text, int& exit_code) {
-  if (argc < 2) {
-    return true;
-  }
-  const std::string_view argument = argv[1];
-  const bool help = argument == "--help" || argument == "-h";
-  if (help) {
-    std::printf("%s\n\nIt takes no arguments. Exit code: 0 if all went as described, 1 otherwise.\n", text);
-  } else {
+/// Runs `example` and returns its exit code, 0 if it returns nothing. With --help prints `text`; any other argument is an
+/// error, 2.
+template <class F>
+int run_example(int argc, char** argv, const char* text, F&& example) {
+  if (argc > 1) {
+    const std::string_view argument = argv[1];
+    if (argument == "--help" || argument == "-h") {
+      std::printf("%s\n\nIt takes no arguments. Exit code: 0 if all went as described, 1 otherwise.\n", text);
+      return 0;
+    }
     std::fprintf(stderr, "unexpected argument \"%s\"; --help says what the program does\n", argv[1]);
+    return 2;
   }
-  exit_code = help ? 0 : 2;
-  return false;
+  if constexpr (std::is_void_v<decltype(example())>) {
+    example();
+    return 0;
+  } else {
+    return example();
+  }
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "kvc/policy/paged.hpp"
 
 #ifdef _OPENMP
+#include "../usage.hpp"
 #include "kvc/parallel/openmp.hpp"
 #endif
 
@@ -186,15 +188,19 @@ void time_a_decode() {
 
 }  // namespace
 
-int main(int argc, char**) {
-  if (argc > 1) {
+int main(int argc, char** argv) {
+  if (argc == 2 && std::string_view(argv[1]) == "time") {
     time_a_decode();
     return 0;
   }
-  Cache cache(shape, {.blocks = 512, .block_tokens = 16});
-  decode_several(cache);
-  prefill_ragged(cache);
-  restrict_keys(cache);
-  merge_parts(cache);
-  use_threads(cache);
+  return run_example(
+      argc, argv, "Attention: sequences in one call, masks, executors, merged results. With \"time\": times a decode.",
+      [] {
+        Cache cache(shape, {.blocks = 512, .block_tokens = 16});
+        decode_several(cache);
+        prefill_ragged(cache);
+        restrict_keys(cache);
+        merge_parts(cache);
+        use_threads(cache);
+      });
 }

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "../usage.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/policy/paged.hpp"
 
@@ -96,10 +97,12 @@ void search(Cache& cache) {
 
 }  // namespace
 
-int main() {
-  Cache cache(shape, {.blocks = 64, .block_tokens = 16});
-  speculate(cache);
-  sample(cache);
-  search(cache);
-  return cache.stats().blocks_referenced == 0 ? 0 : 1;
+int main(int argc, char** argv) {
+  return run_example(argc, argv, "Branches of a sequence: speculation, parallel samples and beam search.", [] {
+    Cache cache(shape, {.blocks = 64, .block_tokens = 16});
+    speculate(cache);
+    sample(cache);
+    search(cache);
+    return cache.stats().blocks_referenced == 0 ? 0 : 1;
+  });
 }

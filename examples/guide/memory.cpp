@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "../usage.hpp"
 #include "kvc/batch.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/element/float16.hpp"
@@ -105,9 +106,13 @@ void read_with_own_kernel() {
 
 }  // namespace
 
-int main() {
-  size_a_pool();
-  use_own_memory();
-  compare_block_sizes();
-  read_with_own_kernel();
+int main(int argc, char** argv) {
+  return run_example(
+      argc, argv, "Memory of a model, a pool in memory of your own, block sizes, and the pool for kernels of your own.",
+      [] {
+        size_a_pool();
+        use_own_memory();
+        compare_block_sizes();
+        read_with_own_kernel();
+      });
 }

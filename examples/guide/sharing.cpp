@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "../usage.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 
@@ -83,8 +84,10 @@ void admit() {
 
 }  // namespace
 
-int main() {
-  share();
-  limit_tenants();
-  admit();
+int main(int argc, char** argv) {
+  return run_example(argc, argv, "Prefix sharing: tokens, salts, tenants, pins and admission.", [] {
+    share();
+    limit_tenants();
+    admit();
+  });
 }

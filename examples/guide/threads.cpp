@@ -1,4 +1,6 @@
 // Threads: one writer at a time for a plain cache; Synchronized<Policy> for several.
+#include "../usage.hpp"
+
 #include <cstdio>
 #include <span>
 #include <thread>
@@ -8,7 +10,7 @@
 #include "kvc/policy/prefix_shared.hpp"
 #include "kvc/policy/synchronized.hpp"
 
-int main() {
+int serve_from_threads() {
   using Cache = kvc::KvCache<float, kvc::Synchronized<kvc::PrefixShared<>>>;
   Cache cache({.layers = 2, .kv_heads = 2, .key_dim = 16}, {.blocks = 256, .block_tokens = 16});
 
@@ -38,4 +40,8 @@ int main() {
   std::printf("200 requests of 35 tokens from 4 threads; found in place: %s\n",
               cache.stats().hit_tokens >= 32 * 190 ? "nearly all that they share" : "less");
   return cache.stats().sequences == 0 ? 0 : 1;
+}
+
+int main(int argc, char** argv) {
+  return run_example(argc, argv, "Three threads serve requests from one cache behind a lock.", serve_from_threads);
 }

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "../usage.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
@@ -95,10 +96,13 @@ void send_a_sequence() {
 
 }  // namespace
 
-int main() {
-  const std::filesystem::path file =
-      std::filesystem::temp_directory_path() / ("kvc_guide_" + std::to_string(std::random_device{}()) + ".kvc");
-  save_one_session(file);
-  std::filesystem::remove(file);
-  send_a_sequence();
+int main(int argc, char** argv) {
+  return run_example(
+      argc, argv, "One session saved alone, and a sequence that travels to another engine while it is computed.", [] {
+        const std::filesystem::path file =
+            std::filesystem::temp_directory_path() / ("kvc_guide_" + std::to_string(std::random_device{}()) + ".kvc");
+        save_one_session(file);
+        std::filesystem::remove(file);
+        send_a_sequence();
+      });
 }
