@@ -28,7 +28,7 @@ struct SeededHash : kvc::ChainHash {
 class Mru : public kvc::EvictionDefaults {
  public:
   static constexpr std::string_view name = "mru";
-  explicit Mru(kvc::Index blocks) { stack_.reserve(static_cast<std::size_t>(blocks)); }
+  explicit Mru(kvc::Index blocks, const Config& = {}) { stack_.reserve(static_cast<std::size_t>(blocks)); }
   void on_evictable(const SequenceContext&, kvc::BlockId block, std::uint64_t) noexcept { stack_.push_back(block); }
   void on_acquired(kvc::BlockId block) noexcept { stack_.erase(std::find(stack_.begin(), stack_.end(), block)); }
   [[nodiscard]] kvc::BlockId victim(std::uint64_t) const noexcept { return stack_.back(); }

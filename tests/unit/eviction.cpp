@@ -330,7 +330,7 @@ TEST_CASE("FrequencySketch: estimates are not too low, until they are halved", "
 }
 
 TEST_CASE("CostAware: what costs less to compute goes first", "[eviction]") {
-  Drive<CostAware> drive(4, 0.5);
+  Drive<CostAware> drive(4, CostAware::Config{.slope = 0.5});
   drive.add(0, 0, 9);
   drive.add(1, 1, 0);
   drive.add(2, 2, 4);
@@ -339,7 +339,7 @@ TEST_CASE("CostAware: what costs less to compute goes first", "[eviction]") {
 }
 
 TEST_CASE("CostAware: uses count as much as cost, and both are outlived", "[eviction]") {
-  Drive<CostAware> drive(3, 1.0);
+  Drive<CostAware> drive(3, CostAware::Config{.slope = 1.0});
   drive.add(0, 0, 2);  // priority 3
   drive.add(1, 1, 0);
   for (int i = 0; i < 3; ++i) {
@@ -352,7 +352,7 @@ TEST_CASE("CostAware: uses count as much as cost, and both are outlived", "[evic
 }
 
 TEST_CASE("CostAware: of a prefix the end goes first, and does so as early as its cost says", "[eviction]") {
-  Drive<CostAware> drive(4, 1.0);
+  Drive<CostAware> drive(4, CostAware::Config{.slope = 1.0});
   CostAware::SequenceContext context;
   drive.add(3, 3, 1);  // priority 2
   for (int block = 0; block < 3; ++block) {

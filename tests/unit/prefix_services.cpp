@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/ordering.hpp"
 #include "kvc/policy/prefix_shared.hpp"
@@ -479,4 +480,30 @@ TEST_CASE("Salt aliasing: an adapter that is called like a tenant, or a token li
   for (const Salt& salt : salts) {  // all are there, side by side
     REQUIRE(policy.match_length(Tokens{1, 2, 3, 4}, {.salt = salt}) == 3);
   }
+}
+
+TEST_CASE("An eviction policy is configured through the cache that it serves", "[prefix][eviction]") {
+  using Priced = PrefixShared<CostAware>;
+  const Priced policy({.blocks = 4, .block_tokens = 4, .eviction = {.slope = 2}});
+  REQUIRE(policy.config().eviction.slope == 2);
+  REQUIRE_THROWS_WITH(Priced({.blocks = 4, .eviction = {.slope = -1}}), contains("config.eviction.slope is -1"));
+  using Learning = PrefixShared<ReuseHazard>;
+  REQUIRE_THROWS_WITH(Learning({.blocks = 4, .eviction = {.trust = 2}}), contains("config.eviction.trust is 2"));
+  REQUIRE_THROWS_AS(Learning({.blocks = 4, .eviction = {.largest_factor = 0.5}}), std::invalid_argument);
+  REQUIRE_THROWS_AS(Learning({.blocks = 4, .eviction = {.prior_prompts = 0}}), std::invalid_argument);
+  REQUIRE_THROWS_AS(Learning({.blocks = 4, .eviction = {.smoothing = -1}}), std::invalid_argument);
+}
+
+TEST_CASE("The parameters of an eviction policy decide what is evicted", "[prefix][eviction]") {
+  // A prefix of three blocks, used once, and one of one block, used twice. Only a steep slope makes the long one dear.
+  const auto evicted_first = [](double slope) {
+    PrefixShared<CostAware> policy({.blocks = 4, .block_tokens = 1, .eviction = {.slope = slope}});
+    serve_and_close(policy, counting(0, 3));
+    serve_and_close(policy, counting(50, 1));
+    policy.close(policy.try_open(counting(50, 2))->seq);
+    serve_and_close(policy, counting(90, 1));  // needs one of the four blocks
+    return policy.match_length(counting(50, 2)) == 0 ? "short" : "long";
+  };
+  REQUIRE(evicted_first(0) == std::string("long"));
+  REQUIRE(evicted_first(10) == std::string("short"));
 }

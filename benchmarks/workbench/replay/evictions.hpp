@@ -7,7 +7,6 @@
 #include <string_view>
 #include <tuple>
 #include <type_traits>
-#include <utility>
 
 #include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/fifo.hpp"
@@ -21,49 +20,37 @@
 
 namespace replay {
 
+/// An eviction policy that a trace is replayed through, and how it is configured.
+template <class E>
+struct Configured {
+  using Eviction = E;
+  std::string_view name;
+  typename E::Config config{};
+};
+
+/// The flat reference is called fifo already, and its counts differ: a library that may evict leaves only is another
+/// policy.
+template <class E>
+inline constexpr std::string_view eviction_name =
+    E::name == "fifo" ? std::string_view("fifo-chain") : std::string_view(E::name);
+
+template <class... E>
+constexpr auto each_by_default(std::tuple<E...>*) {
+  return std::tuple(Configured<E>{eviction_name<E>}...);
+}
 using Evictions = std::tuple<kvc::ReuseHazard, kvc::Lru, kvc::Fifo, kvc::Lfu, kvc::S3Fifo, kvc::TinyLfu, kvc::CostAware,
                              kvc::Priority>;
 
-struct WithoutMemory : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-without-memory";
-  explicit WithoutMemory(kvc::Index blocks) : ReuseHazard(blocks, {.remembers_evicted = false}) {}
-};
-struct WithoutSizes : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-without-sizes";
-  explicit WithoutSizes(kvc::Index blocks) : ReuseHazard(blocks, {.sizes = false}) {}
-};
-struct WithoutTails : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-without-tails";
-  explicit WithoutTails(kvc::Index blocks) : ReuseHazard(blocks, {.tails = false}) {}
-};
-struct FullTrust : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-full-trust";
-  explicit FullTrust(kvc::Index blocks) : ReuseHazard(blocks, {.trust = 1, .largest_factor = 100}) {}
-};
-struct HalfTrust : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-half-trust";
-  explicit HalfTrust(kvc::Index blocks) : ReuseHazard(blocks, {.trust = 0.35}) {}
-};
-struct WeakPrior : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-prior-5";
-  explicit WeakPrior(kvc::Index blocks) : ReuseHazard(blocks, {.prior_prompts = 5}) {}
-};
-struct StrongPrior : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-prior-80";
-  explicit StrongPrior(kvc::Index blocks) : ReuseHazard(blocks, {.prior_prompts = 80}) {}
-};
-struct LessSmoothing : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-smoothing-1";
-  explicit LessSmoothing(kvc::Index blocks) : ReuseHazard(blocks, {.smoothing = 1}) {}
-};
-struct MoreSmoothing : kvc::ReuseHazard {
-  static constexpr std::string_view name = "hazard-smoothing-6";
-  explicit MoreSmoothing(kvc::Index blocks) : ReuseHazard(blocks, {.smoothing = 6}) {}
-};
-using Variants = std::tuple<WithoutMemory, WithoutSizes, WithoutTails, FullTrust, HalfTrust, WeakPrior, StrongPrior,
-                            LessSmoothing, MoreSmoothing>;
+/// The default without some of its parts, or with other parameters.
+using Variant = Configured<kvc::ReuseHazard>;
+inline constexpr auto variants = std::tuple(
+    Variant{"hazard-without-memory", {.remembers_evicted = false}},  //
+    Variant{"hazard-without-sizes", {.sizes = false}}, Variant{"hazard-without-tails", {.tails = false}},
+    Variant{"hazard-full-trust", {.trust = 1, .largest_factor = 100}}, Variant{"hazard-half-trust", {.trust = 0.35}},
+    Variant{"hazard-prior-5", {.prior_prompts = 5}}, Variant{"hazard-prior-80", {.prior_prompts = 80}},
+    Variant{"hazard-smoothing-1", {.smoothing = 1}}, Variant{"hazard-smoothing-6", {.smoothing = 6}});
 
-using Replayed = decltype(std::tuple_cat(std::declval<Evictions>(), std::declval<Variants>()));
+inline constexpr auto replayed = std::tuple_cat(each_by_default(static_cast<Evictions*>(nullptr)), variants);
 
 /// What PrefixShared<> evicts with.
 template <class Policy>
@@ -74,15 +61,8 @@ struct EvictionOf<kvc::PrefixShared<Eviction, Hash, Events>> {
 };
 using DefaultEviction = EvictionOf<kvc::PrefixShared<>>::Type;
 
-/// The flat reference is called fifo already, and its counts differ: a library that may evict leaves only is another
-/// policy.
-template <class Eviction>
-inline constexpr std::string_view eviction_name =
-    Eviction::name == "fifo" ? std::string_view("fifo-chain") : std::string_view(Eviction::name);
-
-inline constexpr auto eviction_names = []<std::size_t... i>(std::index_sequence<i...>) {
-  return std::array{eviction_name<std::tuple_element_t<i, Replayed>>...};
-}(std::make_index_sequence<std::tuple_size_v<Replayed>>{});
+inline constexpr auto eviction_names =
+    std::apply([](const auto&... each) { return std::array{each.name...}; }, replayed);
 /// The first of them are policies of the library, the others variants of its default.
 inline constexpr std::size_t policies = std::tuple_size_v<Evictions>;
 

@@ -31,8 +31,10 @@ struct RepeatableHash : kvc::ChainHash {
 /// A block number stands for a whole prefix, so the library sees it as a token, and its blocks hold one token. The policy
 /// works as with real tokens, except that a block has only one to hash and compare.
 template <class Eviction>
-Result replay(const Trace& trace, Index capacity, kvc_bench::Progress& progress) {
-  kvc::PrefixShared<Eviction, RepeatableHash> policy({.blocks = capacity, .block_tokens = 1});
+Result replay(const Configured<Eviction>& configured, const Trace& trace, Index capacity,
+              kvc_bench::Progress& progress) {
+  kvc::PrefixShared<Eviction, RepeatableHash> policy(
+      {.blocks = capacity, .block_tokens = 1, .eviction = configured.config});
   Result result;
   std::vector<kvc::Token> prompt;
   const auto replay_one = [&](const Request& request) {
@@ -61,16 +63,22 @@ Result replay(const Trace& trace, Index capacity, kvc_bench::Progress& progress)
       }
     }
   });
-  result.eviction = eviction_name<Eviction>;
+  result.eviction = configured.name;
   result.capacity = capacity;
   result.hits.evictions = policy.stats().evictions;
   return result;
 }
 
-using ReplayFunction = Result (*)(const Trace&, Index, kvc_bench::Progress&);
-constexpr auto replay_functions = []<class... E>(std::tuple<E...>*) {
-  return std::array<ReplayFunction, sizeof...(E)>{&replay<E>...};
-}(static_cast<Replayed*>(nullptr));
+/// Through the policy of this name.
+Result replay(std::string_view name, const Trace& trace, Index capacity, kvc_bench::Progress& progress) {
+  Result result;
+  std::apply(
+      [&](const auto&... each) {
+        ((each.name == name && (result = replay(each, trace, capacity, progress), true)) || ...);
+      },
+      replayed);
+  return result;
+}
 
 template <class F>
 Result reference(std::string_view name, Index capacity, F&& count) {
@@ -113,8 +121,7 @@ Replay replay_all(const Trace& trace, const std::vector<Index>& capacities, cons
     all.results.push_back(reference("fifo", capacity, [&] { return fifo(accesses, capacity); }));
     for (const std::string& eviction : evictions) {
       step(eviction);
-      const auto at = std::ranges::find(eviction_names, eviction) - eviction_names.begin();
-      all.results.push_back(replay_functions[static_cast<std::size_t>(at)](trace, capacity, progress));
+      all.results.push_back(replay(eviction, trace, capacity, progress));
     }
     step("belady");
     all.results.push_back(reference("belady", capacity, [&] { return belady(accesses, capacity); }));

@@ -1,84 +1,116 @@
-// BlockPool: a fixed number of blocks, each free or held by some number of holders.
-//
-// Blocks are numbered 0 .. size-1. The block that was given back last is handed out first: it is the likeliest to be in
-// a processor's cache. All operations are O(1) and allocate nothing.
+// BlockPool: a fixed number of blocks, each free or with a reference count.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/memory/large_vector.hpp"
+#include "kvc/policy/block_array.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
+/// Blocks 0 .. size()-1, each free, or with a reference count. The block that was freed last is allocated first: it is
+/// the likeliest to be in a processor's cache. Operations are O(1) and allocate no memory unless they say otherwise.
 class BlockPool {
  public:
-  /// Throws std::invalid_argument unless 1 <= blocks < 2^31.
+  /// Throws std::invalid_argument unless 1 <= blocks < 2^31. O(blocks).
   explicit BlockPool(Index blocks) {
     require_between(blocks, Index{1}, Index{max_pos}, "config.blocks");
-    ref_counts_.assign(static_cast<std::size_t>(blocks), 0);
+    ref_counts_ = BlockArray<std::int32_t>(blocks, 0);
     free_.resize(static_cast<std::size_t>(blocks));
     for (std::size_t i = 0; i < free_.size(); ++i) {
       free_[i] = static_cast<BlockId>(free_.size() - 1 - i);
     }
   }
 
-  [[nodiscard]] Index size() const noexcept { return static_cast<Index>(ref_counts_.size()); }
+  [[nodiscard]] Index size() const noexcept { return ref_counts_.size(); }
+  /// Free blocks.
   [[nodiscard]] Index available() const noexcept { return static_cast<Index>(free_.size()); }
-  [[nodiscard]] std::int32_t ref_count(BlockId block) const noexcept { return ref_counts_[at(block)]; }
+  [[nodiscard]] std::int32_t ref_count(BlockId block) const noexcept { return ref_counts_[block]; }
 
-  /// A free block, with one holder. Needs available() > 0.
+  /// A free block, with a reference count of 1. Requires available() > 0.
   [[nodiscard]] BlockId allocate() noexcept {
     KVC_ASSERT(!free_.empty());
     const BlockId block = free_.back();
     free_.pop_back();
-    ref_counts_[at(block)] = 1;
+    ref_counts_[block] = 1;
     return block;
   }
-
-  /// One holder more. The block must not be free.
-  void ref(BlockId block) noexcept { ++ref_counts_[at(block)]; }
-
-  /// One holder less; how many are left. With none left the block is still not free: see free.
+  /// One reference more to a block that is not free.
+  void ref(BlockId block) noexcept { ++ref_counts_[block]; }
+  /// One reference less; returns the remaining count. A block with a count of 0 is not free before `free` is called.
   std::int32_t unref(BlockId block) noexcept {
     KVC_ASSERT(ref_count(block) > 0);
-    return --ref_counts_[at(block)];
+    return --ref_counts_[block];
   }
-
-  /// Makes a block without holders free.
+  /// Makes a block with a reference count of 0 free.
   void free(BlockId block) noexcept {
-    KVC_ASSERT(ref_count(block) == 0 && free_.size() < ref_counts_.size());
+    KVC_ASSERT(ref_count(block) == 0 && free_.size() < static_cast<std::size_t>(ref_counts_.size()));
     free_.push_back(block);
   }
 
-  /// Compares the counts of holders with `expected` (by block), and checks that the free list holds each block at most
-  /// once and none that is held. Throws InvariantError.
-  void verify(std::span<const std::int32_t> expected) const {
-    std::vector<bool> is_free(ref_counts_.size(), false);
+  /// Grows a table of blocks by new ones, or shrinks it from its end, so that it has `count` blocks; blocks that lose
+  /// their last reference become free. False if too few blocks are free: nothing has changed then. O(difference); growing
+  /// may throw std::bad_alloc, and has changed nothing then.
+  bool try_resize(std::vector<BlockId>& table, Index count) {
+    const Index more = count - static_cast<Index>(table.size());
+    if (more > available()) {
+      return false;
+    }
+    if (static_cast<std::size_t>(count) > table.capacity()) {  // by a factor: a block at a time is the common case
+      table.reserve(std::max(static_cast<std::size_t>(count), 2 * table.capacity()));
+    }
+    while (static_cast<Index>(table.size()) < count) {
+      table.push_back(allocate());
+    }
+    while (static_cast<Index>(table.size()) > count) {
+      if (unref(table.back()) == 0) {
+        free(table.back());
+      }
+      table.pop_back();
+    }
+    return true;
+  }
+
+  /// The counts of blocks, for a policy whose blocks are all either free or referenced.
+  [[nodiscard]] Stats stats(Pos block_tokens) const noexcept {
+    Stats stats;
+    stats.block_tokens = block_tokens;
+    stats.blocks_total = size();
+    stats.blocks_free = available();
+    stats.blocks_referenced = size() - available();
+    stats.largest_free_run = available();
+    stats.tokens_reserved = stats.blocks_referenced * block_tokens;
+    return stats;
+  }
+
+  /// Compares the reference counts with `expected`, and checks that the free list has each block at most once and none
+  /// that is referenced. O(blocks). Throws InvariantError.
+  void verify(const BlockArray<std::int32_t>& expected) const {
+    BlockArray<char> is_free(size(), 0);
     for (const BlockId block : free_) {
-      if (is_free[at(block)] || ref_count(block) != 0) {
+      if (is_free[block] != 0 || ref_count(block) != 0) {
         throw_error(
-            InvariantError("kvc: block " + std::to_string(to_index(block)) + " is free twice, or free and held"));
+            InvariantError("kvc: block " + std::to_string(to_index(block)) + " is free twice, or free and referenced"));
       }
-      is_free[at(block)] = true;
+      is_free[block] = 1;
     }
-    for (std::size_t i = 0; i < ref_counts_.size(); ++i) {
-      if (ref_counts_[i] != expected[i]) {
-        throw_error(InvariantError("kvc: block " + std::to_string(i) + " counts " + std::to_string(ref_counts_[i]) +
-                                   " holders, and has " + std::to_string(expected[i])));
+    ref_counts_.for_each([&](BlockId block, std::int32_t count) {
+      if (count != expected[block]) {
+        throw_error(InvariantError("kvc: block " + std::to_string(to_index(block)) + " has a reference count of " +
+                                   std::to_string(count) + ", and " + std::to_string(expected[block]) + " references"));
       }
-    }
+    });
   }
 
  private:
-  [[nodiscard]] static constexpr std::size_t at(BlockId block) noexcept { return static_cast<std::size_t>(block); }
-
-  detail::LargeVector<std::int32_t> ref_counts_;
+  BlockArray<std::int32_t> ref_counts_;
   std::vector<BlockId> free_;  // a stack; never grows beyond its first capacity
 };
 

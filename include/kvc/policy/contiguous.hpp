@@ -24,7 +24,7 @@
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/region_list.hpp"
-#include "kvc/policy/detail/sequence_table.hpp"
+#include "kvc/policy/sequence_table.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -68,58 +68,56 @@ class Contiguous {
   /// No room: beyond the sequence's maximum, or (grow) no hole is large enough. O(holes).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
     Sequence& s = sequences_.at(seq);
-    detail::require_extension(s.lengths, seq, count, tokens.size());
-    const Pos need = s.lengths.committed + count;
+    const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
+    const Pos need = range.last;
     std::span<const RowCopy> copies;
     s.committed_capacity = s.capacity;
     if (need > s.capacity && (config_.mode == Mode::reserve || need > s.most || !grow(s, need, copies))) {
       return std::nullopt;
     }
-    s.lengths.reserved = need;
-    s.lengths.uncommitted = true;
-    return Extension{{s.lengths.committed, need}, copies};
+    s.lengths.reserve(range);
+    return Extension{range, copies};
   }
 
   void commit(SeqId seq) {
     Sequence& s = sequences_.at(seq);
-    detail::require_uncommitted(s.lengths, seq);
-    s.lengths = {s.lengths.reserved, s.lengths.reserved, false};
+    s.lengths.check_uncommitted(seq);
+    s.lengths.commit();
     holes_.free(std::exchange(s.replaced, {}));
   }
 
   /// A sequence that moved is where it was.
   void rollback(SeqId seq) noexcept {
-    if (sequences_.contains(seq) && sequences_.at(seq).lengths.uncommitted) {
-      Sequence& s = sequences_.at(seq);
+    if (Sequence* const open = sequences_.find(seq); open != nullptr && open->lengths.uncommitted) {
+      Sequence& s = *open;
       shrink(s, s.replaced.size > 0 ? 0 : s.committed_capacity);
       if (s.replaced.size > 0) {
         s.start = s.replaced.start;
         s.capacity = std::exchange(s.replaced, {}).size;
       }
-      s.lengths = {s.lengths.committed, s.lengths.committed, false};
+      s.lengths.rollback();
     }
   }
 
   /// Copies the rows: two contiguous sequences cannot share any. No room: as try_open.
   std::optional<Forked> try_fork(SeqId parent, Pos at) {
     const Sequence& p = sequences_.at(parent);
-    require_between(at, Pos{0}, p.lengths.committed, "at");
+    p.lengths.check_fork(at);
     const Pos start = p.start;
     const std::optional<SeqId> seq = try_insert(p.most, at);
     if (!seq) {
       return std::nullopt;
     }
     Sequence& s = sequences_.at(*seq);
-    s.lengths = {at, at, false};
+    s.lengths.set(at);
     return Forked{*seq, copy_rows(start, s.start, at)};
   }
 
   /// In grow mode the slots behind the new end are free again.
   void truncate(SeqId seq, Pos length) {
     Sequence& s = sequences_.at(seq);
-    detail::require_committed(s.lengths, seq);
-    require_between(length, Pos{0}, s.lengths.committed, "length");
-    s.lengths = {length, length, false};
+    s.lengths.check_truncate(seq, length);
+    s.lengths.set(length);
     if (config_.mode == Mode::grow) {
       shrink(s, std::min(s.capacity, rounded(length, s.most)));
     }
@@ -150,7 +148,7 @@ class Contiguous {
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     const Sequence& s = sequences_.at(seq);
-    detail::require_range(range, s.lengths.reserved);
+    s.lengths.check_range(range);
     if (!range.empty()) {
       f(SlotRun{BlockId{0}, s.start + range.first, range.size(), range.first});
     }
@@ -201,13 +199,12 @@ class Contiguous {
 
  private:
   struct Sequence {
-    detail::Lengths lengths;
+    SequenceLengths lengths;
     Pos start = 0;
     Pos capacity = 0;
     Pos most = 0;                // what the sequence may grow to
     Pos committed_capacity = 0;  // before the pending extension
     detail::Region replaced;     // where the sequence was before the pending extension moved it
-    void reset() noexcept { *this = {}; }
   };
 
   static Config validated(const Config& config) {
@@ -289,7 +286,7 @@ class Contiguous {
 
   Config config_;
   detail::RegionList holes_;
-  detail::SequenceTable<Sequence> sequences_;
+  SequenceTable<Sequence> sequences_;
   RowCopy copy_;  // of the last operation that copied rows
   Index prompt_tokens_ = 0;
   Index copies_ = 0;

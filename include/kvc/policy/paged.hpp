@@ -57,7 +57,7 @@ class Paged {
 
   void commit(SeqId seq) {
     auto& s = tables_.at(seq);
-    detail::require_uncommitted(s.lengths, seq);
+    s.lengths.check_uncommitted(seq);
     tables_.commit(s);
   }
   void rollback(SeqId seq) noexcept { tables_.rollback(seq); }
@@ -103,15 +103,16 @@ class Paged {
 
   /// O(blocks + table entries). Throws InvariantError.
   void verify() const {
-    const std::vector<std::int32_t> holders = tables_.verify();
-    blocks_.pool.verify(holders);
-    const auto held = std::count_if(holders.begin(), holders.end(), [](std::int32_t n) { return n > 0; });
-    if (held + blocks_.available() != blocks_.size()) {
-      throw_error(InvariantError("kvc: blocks are neither free nor held"));
+    const BlockArray<std::int32_t> references = tables_.verify();
+    blocks_.pool.verify(references);
+    const Index referenced = std::ranges::count_if(references.values(), [](std::int32_t count) { return count > 0; });
+    if (referenced + blocks_.available() != blocks_.size()) {
+      throw_error(InvariantError("kvc: blocks are neither free nor referenced"));
     }
   }
 
  private:
+  struct NoState {};
   struct Blocks {
     BlockPool pool;
     explicit Blocks(Index blocks) : pool(blocks) {}
@@ -120,7 +121,7 @@ class Paged {
     [[nodiscard]] BlockId allocate() noexcept { return pool.allocate(); }
     void ref(BlockId block) noexcept { pool.ref(block); }
     void ref_referenced(BlockId block) noexcept { pool.ref(block); }
-    void release(BlockId block) noexcept {
+    void release(BlockId block, const NoState&) noexcept {
       if (pool.unref(block) == 0) {
         pool.free(block);
       }
@@ -129,7 +130,6 @@ class Paged {
     [[nodiscard]] bool reclaimable(BlockId) const noexcept { return false; }  // what one holds alone is writable
     void reclaim(BlockId) noexcept {}
   };
-  struct NoState {};
 
   Config config_;
   Blocks blocks_;

@@ -22,6 +22,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/memory/large_vector.hpp"
+#include "kvc/policy/block_array.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {
@@ -37,9 +38,10 @@ class PrefixIndex {
     constexpr explicit Parent(BlockId block) noexcept : id_(static_cast<std::int32_t>(block)) {}
     static constexpr Parent root(std::int32_t root) noexcept { return Parent(BlockId{-1 - root}); }
     [[nodiscard]] constexpr bool is_root() const noexcept { return id_ < 0; }
-    [[nodiscard]] constexpr std::size_t index() const noexcept {
-      return static_cast<std::size_t>(is_root() ? -1 - id_ : id_);
-    }
+    /// The block; not of a root.
+    [[nodiscard]] constexpr BlockId block() const noexcept { return BlockId{id_}; }
+    /// The number of a root; not of a block.
+    [[nodiscard]] constexpr std::size_t root_index() const noexcept { return static_cast<std::size_t>(-1 - id_); }
     friend constexpr bool operator==(Parent, Parent) = default;
 
    private:
@@ -52,29 +54,27 @@ class PrefixIndex {
   static constexpr std::size_t looked_ahead = 16;
 
   PrefixIndex(Index blocks, Pos block_tokens, Hash hash)
-      : hash_(hash), block_tokens_(static_cast<std::size_t>(block_tokens)), entries_(static_cast<std::size_t>(blocks)) {
-    tokens_.resize(entries_.size() * block_tokens_);
-    buckets_.assign(std::bit_ceil(2 * entries_.size()), Bucket{});
+      : hash_(hash), block_tokens_(static_cast<std::size_t>(block_tokens)), entries_(blocks) {
+    tokens_.resize(static_cast<std::size_t>(blocks) * block_tokens_);
+    buckets_.assign(std::bit_ceil(2 * static_cast<std::size_t>(blocks)), Bucket{});
     (void)acquire_root(Salt{});  // the root of those who give no salt stays
   }
 
   /// Tokens of a block, for writing while it is not in the index.
-  [[nodiscard]] std::span<Token> tokens(BlockId block) noexcept {
-    return {tokens_.data() + at(block) * block_tokens_, block_tokens_};
-  }
+  [[nodiscard]] std::span<Token> tokens(BlockId block) noexcept { return {first_token(block), block_tokens_}; }
   [[nodiscard]] std::span<const Token> tokens(BlockId block) const noexcept {
-    return {tokens_.data() + at(block) * block_tokens_, block_tokens_};
+    return {first_token(block), block_tokens_};
   }
 
-  [[nodiscard]] bool contains(BlockId block) const noexcept { return entries_[at(block)].cached; }
-  [[nodiscard]] bool has_children(BlockId block) const noexcept { return entries_[at(block)].first_child != no_block; }
+  [[nodiscard]] bool contains(BlockId block) const noexcept { return entries_[block].cached; }
+  [[nodiscard]] bool has_children(BlockId block) const noexcept { return entries_[block].first_child != no_block; }
   /// Of a block with cached children, the one that was inserted last.
-  [[nodiscard]] BlockId newest_child(BlockId block) const noexcept { return entries_[at(block)].first_child; }
+  [[nodiscard]] BlockId newest_child(BlockId block) const noexcept { return entries_[block].first_child; }
   [[nodiscard]] bool is_child(BlockId block, Parent parent) const noexcept {
-    return entries_[at(block)].cached && entries_[at(block)].parent == parent;
+    return entries_[block].cached && entries_[block].parent == parent;
   }
-  [[nodiscard]] Parent parent(BlockId block) const noexcept { return entries_[at(block)].parent; }
-  [[nodiscard]] std::uint64_t hash(BlockId block) const noexcept { return entries_[at(block)].hash; }
+  [[nodiscard]] Parent parent(BlockId block) const noexcept { return entries_[block].parent; }
+  [[nodiscard]] std::uint64_t hash(BlockId block) const noexcept { return entries_[block].hash; }
   [[nodiscard]] Index size() const noexcept { return size_; }
   /// Salts that are remembered: those of an open sequence or of a cached block, and "no salt".
   [[nodiscard]] Index roots() const noexcept { return static_cast<Index>(root_of_.size()); }
@@ -105,10 +105,10 @@ class PrefixIndex {
     return found == root_of_.end() ? std::nullopt : std::optional(Parent::root(found->second));
   }
   /// Salt::bytes() of a root that is in use.
-  [[nodiscard]] const std::string& salt(Parent root) const noexcept { return *roots_[root.index()].salt; }
-  void ref_root(Parent root) noexcept { ++roots_[root.index()].ref_count; }
+  [[nodiscard]] const std::string& salt(Parent root) const noexcept { return *roots_[root.root_index()].salt; }
+  void ref_root(Parent root) noexcept { ++roots_[root.root_index()].ref_count; }
   void release_root(Parent root) noexcept {
-    --roots_[root.index()].ref_count;
+    --roots_[root.root_index()].ref_count;
     forget_root_if_unused(root);
   }
 
@@ -120,7 +120,7 @@ class PrefixIndex {
     return hash_(parent, tokens);
   }
   [[nodiscard]] std::uint64_t parent_hash(Parent parent) const noexcept {
-    return parent.is_root() ? roots_[parent.index()].hash : entries_[parent.index()].hash;
+    return parent.is_root() ? roots_[parent.root_index()].hash : entries_[parent.block()].hash;
   }
 
   /// The cached block with this key, or no_block. `tokens` is a full block; `hash` is its chain_hash. Expected O(1).
@@ -190,7 +190,7 @@ class PrefixIndex {
   [[nodiscard]] Partial find_longest(Parent parent, std::span<const Token> tokens) const noexcept {
     Partial best;
     BlockId child = first_child(parent);
-    for (int i = 0; i < children_scanned && child != no_block; ++i, child = entries_[at(child)].next_sibling) {
+    for (int i = 0; i < children_scanned && child != no_block; ++i, child = entries_[child].next_sibling) {
       const std::span<const Token> theirs = this->tokens(child);
       const auto end = std::ranges::mismatch(theirs, tokens).in2;
       if (const auto count = static_cast<Pos>(end - tokens.begin()); count > best.count) {
@@ -214,7 +214,7 @@ class PrefixIndex {
       }
     }
     buckets_[i] = {hash, block, parent};
-    Entry& entry = entries_[at(block)];
+    Entry& entry = entries_[block];
     KVC_ASSERT(!entry.cached);
     entry.hash = hash;
     entry.parent = parent;
@@ -223,7 +223,7 @@ class PrefixIndex {
     entry.next_sibling = first;
     entry.previous_sibling = no_block;
     if (first != no_block) {
-      entries_[at(first)].previous_sibling = block;
+      entries_[first].previous_sibling = block;
     }
     first = block;
     ++size_;
@@ -232,13 +232,13 @@ class PrefixIndex {
 
   /// Removes a block without children. Expected O(1).
   void erase(BlockId block) noexcept {
-    Entry& entry = entries_[at(block)];
+    Entry& entry = entries_[block];
     KVC_ASSERT(entry.cached && !has_children(block));
     if (entry.next_sibling != no_block) {
-      entries_[at(entry.next_sibling)].previous_sibling = entry.previous_sibling;
+      entries_[entry.next_sibling].previous_sibling = entry.previous_sibling;
     }
-    (entry.previous_sibling != no_block ? entries_[at(entry.previous_sibling)].next_sibling
-                                        : first_child(entry.parent)) = entry.next_sibling;
+    (entry.previous_sibling != no_block ? entries_[entry.previous_sibling].next_sibling : first_child(entry.parent)) =
+        entry.next_sibling;
     entry.cached = false;
     empty_bucket_of(block);
     --size_;
@@ -254,15 +254,15 @@ class PrefixIndex {
       const auto root = Parent::root(static_cast<std::int32_t>(r));
       BlockId block = roots_[r].first_child;
       while (block != no_block) {
-        f(root, entries_[at(block)].parent, block);
-        BlockId next_block = entries_[at(block)].first_child;
+        f(root, entries_[block].parent, block);
+        BlockId next_block = entries_[block].first_child;
         while (next_block == no_block) {  // the next sibling of it, or of the closest ancestor that has one
-          next_block = entries_[at(block)].next_sibling;
-          if (entries_[at(block)].parent.is_root()) {
+          next_block = entries_[block].next_sibling;
+          if (entries_[block].parent.is_root()) {
             break;
           }
           if (next_block == no_block) {
-            block = static_cast<BlockId>(entries_[at(block)].parent.index());
+            block = entries_[block].parent.block();
           }
         }
         block = next_block;
@@ -272,7 +272,7 @@ class PrefixIndex {
 
   /// Removes all blocks. O(blocks + buckets).
   void clear() noexcept {
-    for (Entry& entry : entries_) {
+    for (Entry& entry : entries_.values()) {
       entry.cached = false;
       entry.first_child = no_block;
     }
@@ -291,19 +291,17 @@ class PrefixIndex {
   void verify() const {
     Index cached = 0;
     Index listed = 0;
-    for (std::size_t b = 0; b < entries_.size(); ++b) {
-      const auto block = static_cast<BlockId>(b);
-      const Entry& entry = entries_[b];
+    entries_.for_each([&](BlockId block, const Entry& entry) {
       if (!entry.cached) {
         check(entry.first_child == no_block, block, "is not cached, and its children are");
-        continue;
+        return;
       }
       ++cached;
-      check(entry.parent.is_root() || entries_[entry.parent.index()].cached, block, "is cached, and its parent is not");
+      check(entry.parent.is_root() || entries_[entry.parent.block()].cached, block, "is cached, and its parent is not");
       check(entry.hash == chain_hash(entry.parent, tokens(block)), block, "changed its tokens while it was cached");
       check(find(entry.parent, tokens(block), entry.hash) == block, block, "is not found under its key");
       listed += count_children(Parent(block));
-    }
+    });
     for (std::size_t r = 0; r < roots_.size(); ++r) {
       listed += count_children(Parent::root(static_cast<std::int32_t>(r)));
     }
@@ -354,7 +352,12 @@ class PrefixIndex {
     BlockId first_child = no_block;
   };
 
-  [[nodiscard]] static constexpr std::size_t at(BlockId block) noexcept { return static_cast<std::size_t>(block); }
+  [[nodiscard]] Token* first_token(BlockId block) noexcept {
+    return tokens_.data() + static_cast<std::size_t>(block) * block_tokens_;
+  }
+  [[nodiscard]] const Token* first_token(BlockId block) const noexcept {
+    return tokens_.data() + static_cast<std::size_t>(block) * block_tokens_;
+  }
   [[nodiscard]] std::size_t home(std::uint64_t hash) const noexcept {
     return static_cast<std::size_t>(hash) & (buckets_.size() - 1);
   }
@@ -362,7 +365,7 @@ class PrefixIndex {
 
   /// Without an early end, so that whole vectors are compared: nearly always all are equal.
   [[nodiscard]] bool same_tokens(BlockId block, std::span<const Token> tokens) const noexcept {
-    const Token* theirs = tokens_.data() + at(block) * block_tokens_;
+    const Token* theirs = first_token(block);
     Token difference = 0;
     for (std::size_t i = 0; i < block_tokens_; ++i) {
       difference |= theirs[i] ^ tokens[i];
@@ -372,16 +375,16 @@ class PrefixIndex {
   static void prefetch(const void* address) noexcept { __builtin_prefetch(address); }
 
   [[nodiscard]] BlockId& first_child(Parent parent) noexcept {
-    return parent.is_root() ? roots_[parent.index()].first_child : entries_[parent.index()].first_child;
+    return parent.is_root() ? roots_[parent.root_index()].first_child : entries_[parent.block()].first_child;
   }
   [[nodiscard]] BlockId first_child(Parent parent) const noexcept {
-    return parent.is_root() ? roots_[parent.index()].first_child : entries_[parent.index()].first_child;
+    return parent.is_root() ? roots_[parent.root_index()].first_child : entries_[parent.block()].first_child;
   }
 
   /// Linear probing without tombstones: what was displaced over the emptied bucket moves up (Knuth, TAOCP 3, 6.4,
   /// algorithm R).
   void empty_bucket_of(BlockId block) noexcept {
-    std::size_t hole = home(entries_[at(block)].hash);
+    std::size_t hole = home(entries_[block].hash);
     while (buckets_[hole].block != block) {
       hole = next(hole);
     }
@@ -398,18 +401,17 @@ class PrefixIndex {
   }
 
   void forget_root_if_unused(Parent parent) noexcept {
-    Root& root = roots_[parent.index()];
+    Root& root = roots_[parent.root_index()];
     if (root.ref_count == 0 && root.first_child == no_block) {
       root_of_.erase(root_of_.find(*root.salt));
-      free_roots_.push_back(static_cast<std::int32_t>(parent.index()));
+      free_roots_.push_back(static_cast<std::int32_t>(parent.root_index()));
     }
   }
 
   [[nodiscard]] Index count_children(Parent parent) const {
     Index count = 0;
-    for (BlockId b = first_child(parent); b != no_block; b = entries_[at(b)].next_sibling) {
-      check(entries_[at(b)].cached && entries_[at(b)].parent == parent, b,
-            "is in the list of a parent that is not its own");
+    for (BlockId b = first_child(parent); b != no_block; b = entries_[b].next_sibling) {
+      check(entries_[b].cached && entries_[b].parent == parent, b, "is in the list of a parent that is not its own");
       ++count;
     }
     return count;
@@ -422,7 +424,7 @@ class PrefixIndex {
 
   Hash hash_;
   std::size_t block_tokens_;
-  detail::LargeVector<Entry> entries_;
+  BlockArray<Entry> entries_;
   detail::LargeVector<Token> tokens_;    // [blocks, block_tokens]
   detail::LargeVector<Bucket> buckets_;  // open addressing, at most half full
   std::vector<Root> roots_;

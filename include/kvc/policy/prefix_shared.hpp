@@ -78,13 +78,14 @@ class PrefixShared {
     Index watermark = 0;    ///< blocks that `admission` leaves for the sequences that are open; less than `blocks`
     /// Cached blocks that a tenant keeps at most while nobody holds them; 0: no limit. All that name no tenant are one.
     Index tenant_quota = 0;
+    typename Eviction::Config eviction{};  ///< parameters of the eviction policy
   };
 
   static constexpr std::string_view name = "prefix-shared";
 
   explicit PrefixShared(const Config& config, Hash hash = Hash{})
       : config_(validated(config)),
-        blocks_(config.blocks, config.block_tokens, config.tenant_quota, hash),
+        blocks_(config.blocks, config.block_tokens, config.tenant_quota, config.eviction, hash),
         tables_(blocks_, config.block_tokens) {}
   PrefixShared(const PrefixShared&) = delete;
   PrefixShared& operator=(const PrefixShared&) = delete;
@@ -165,12 +166,11 @@ class PrefixShared {
   /// runs of the sequence that were read before may be stale after. Expected O(blocks filled * block_tokens).
   void commit(SeqId seq) {
     Sequence& s = tables_.at(seq);
-    detail::require_uncommitted(s.lengths, seq);
+    s.lengths.check_uncommitted(seq);
     if (s.lengths.reserved >= s.state.fills_at || tables_.has_replaced(s)) [[unlikely]] {
       tables_.commit_blocks(s);
     } else {
-      s.lengths.committed = s.lengths.reserved;
-      s.lengths.uncommitted = false;
+      s.lengths.commit();
     }
   }
   void rollback(SeqId seq) noexcept {
@@ -179,7 +179,6 @@ class PrefixShared {
     }
     ++blocks_.now;
     Sequence& s = tables_.at(seq);
-    blocks_.letting_go = &s.state.context;
     tables_.rollback(seq);
     tables_.forget_unknown_from(s, s.lengths.committed);
   }
@@ -220,7 +219,6 @@ class PrefixShared {
   void truncate(SeqId seq, Pos length) {
     ++blocks_.now;
     Sequence& s = tables_.at(seq);
-    blocks_.letting_go = &s.state.context;
     tables_.truncate(seq, length);
     s.state.cached_blocks = std::min(s.state.cached_blocks, tables_.full_blocks(length));
     tables_.forget_unknown_from(s, length);
@@ -248,7 +246,7 @@ class PrefixShared {
     Sequence& s = tables_.at(seq);
     s.table.resize(s.state.cached_blocks);  // without one that matches partly
     const Pos tokens = static_cast<Pos>(s.state.cached_blocks) * config_.block_tokens;
-    s.lengths = {tokens, tokens, false};
+    s.lengths.set(tokens);
     if (tokens == 0) {
       tables_.release_sequence(seq);
       return std::nullopt;
@@ -283,8 +281,8 @@ class PrefixShared {
   template <class F>
   void for_each_cached(F&& f) const {
     blocks_.index.for_each([&](Parent root, Parent parent, BlockId block) {
-      f(BlockStored{blocks_.next_event(), block, parent.is_root() ? no_block : static_cast<BlockId>(parent.index()),
-                    blocks_.index.salt(root), blocks_.index.tokens(block)});
+      f(BlockStored{blocks_.next_event(), block, parent.is_root() ? no_block : parent.block(), blocks_.index.salt(root),
+                    blocks_.index.tokens(block)});
     });
   }
 
@@ -346,14 +344,14 @@ class PrefixShared {
 
   /// O(blocks + table entries). Throws InvariantError.
   void verify() const {
-    const std::vector<std::int32_t> holders = tables_.verify();
+    const BlockArray<std::int32_t> references = tables_.verify();
     std::vector<Index> roots(blocks_.index.root_slots(), 0);
     std::vector<Index> tenants(blocks_.quota.slots(), 0);
     Index sequences = 0;
     Index pins = 0;
     tables_.for_each([&](const Sequence& s) {
       ++(s.state.is_pin ? pins : sequences);
-      ++roots[s.state.root.index()];
+      ++roots[s.state.root.root_index()];
       if (s.state.tenant != detail::TenantQuota::none) {
         ++tenants[static_cast<std::size_t>(s.state.tenant)];
       }
@@ -368,7 +366,7 @@ class PrefixShared {
         }
       }
     });
-    blocks_.verify(holders, tenants);
+    blocks_.verify(references, tenants);
     blocks_.index.verify_roots(roots);
     if (sequences != sequences_ || pins != pins_) {
       throw_error(InvariantError("kvc: counts of sequences or pins are wrong"));

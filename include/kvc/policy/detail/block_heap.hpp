@@ -10,6 +10,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -19,13 +20,11 @@ namespace detail {
 template <class Key>
 class BlockHeap {
  public:
-  explicit BlockHeap(Index blocks) : places_(static_cast<std::size_t>(blocks), nowhere) {
-    heap_.reserve(static_cast<std::size_t>(blocks));
-  }
+  explicit BlockHeap(Index blocks) : places_(blocks, nowhere) { heap_.reserve(static_cast<std::size_t>(blocks)); }
 
   [[nodiscard]] bool empty() const noexcept { return heap_.empty(); }
   [[nodiscard]] Index size() const noexcept { return std::ssize(heap_); }
-  [[nodiscard]] bool contains(BlockId block) const noexcept { return place(block) != nowhere; }
+  [[nodiscard]] bool contains(BlockId block) const noexcept { return places_[block] != nowhere; }
   [[nodiscard]] BlockId top() const noexcept { return heap_.front().block; }
   [[nodiscard]] const Key& top_key() const noexcept { return heap_.front().key; }
 
@@ -38,10 +37,10 @@ class BlockHeap {
   /// Takes out a block that is there.
   void erase(BlockId block) noexcept {
     KVC_ASSERT(contains(block));
-    const std::size_t hole = place(block);
+    const std::size_t hole = places_[block];
     const Entry last = heap_.back();
     heap_.pop_back();
-    place(block) = nowhere;
+    places_[block] = nowhere;
     if (hole == heap_.size()) {
       return;
     }
@@ -59,13 +58,11 @@ class BlockHeap {
   };
   static constexpr std::uint32_t nowhere = ~std::uint32_t{0};
 
-  [[nodiscard]] std::uint32_t& place(BlockId block) noexcept { return places_[static_cast<std::size_t>(block)]; }
-  [[nodiscard]] std::uint32_t place(BlockId block) const noexcept { return places_[static_cast<std::size_t>(block)]; }
   [[nodiscard]] static std::size_t above(std::size_t i) noexcept { return (i - 1) / 2; }
 
   void put(std::size_t i, const Entry& entry) noexcept {
     heap_[i] = entry;
-    place(entry.block) = static_cast<std::uint32_t>(i);
+    places_[entry.block] = static_cast<std::uint32_t>(i);
   }
   void rise(std::size_t hole, const Entry& entry) noexcept {
     for (; hole > 0 && entry.key < heap_[above(hole)].key; hole = above(hole)) {
@@ -88,7 +85,7 @@ class BlockHeap {
   }
 
   std::vector<Entry> heap_;
-  std::vector<std::uint32_t> places_;  // of each block in heap_
+  BlockArray<std::uint32_t> places_;  // of each block in heap_
 };
 
 }  // namespace detail

@@ -18,8 +18,10 @@
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
+#include "kvc/policy/block_runs.hpp"
 #include "kvc/policy/concept.hpp"
-#include "kvc/policy/detail/sequence_table.hpp"
+#include "kvc/policy/sequence_table.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -38,25 +40,26 @@ namespace detail {
 ///   reclaim(b)            gives up what keeps the only holder of b from writing; takes no block, available() stays
 ///
 /// All noexcept.
-template <class B>
-concept BlockSource = requires(B blocks, const B c, BlockId block) {
+template <class B, class State>
+concept BlockSource = requires(B blocks, const B c, BlockId block, const State& state) {
   { c.size() } noexcept -> std::same_as<Index>;
   { c.available() } noexcept -> std::same_as<Index>;
   { blocks.allocate() } noexcept -> std::same_as<BlockId>;
   { blocks.ref(block) } noexcept;
   { blocks.ref_referenced(block) } noexcept;
-  { blocks.release(block) } noexcept;
+  { blocks.release(block, state) } noexcept;
   { c.writable(block) } noexcept -> std::same_as<bool>;
   { c.reclaimable(block) } noexcept -> std::same_as<bool>;
   { blocks.reclaim(block) } noexcept;
 };
 
 /// `State` is what a policy keeps per sequence beside its table.
-template <BlockSource Blocks, class State>
+template <class Blocks, class State>
+  requires BlockSource<Blocks, State>
 class BlockTables {
  public:
   struct Sequence {
-    Lengths lengths;
+    SequenceLengths lengths;
     std::vector<BlockId> table;
     BlockId replaced = no_block;  // shared tail that the pending extension has copied
     State state{};
@@ -85,16 +88,14 @@ class BlockTables {
 
   /// The steps of try_extend, for a policy that does more between them. The positions that an extension would take.
   [[nodiscard]] PosRange checked_range(const Sequence& s, SeqId seq, Pos count, std::size_t tokens) const {
-    require_extension(s.lengths, seq, count, tokens);
-    return {s.lengths.committed, s.lengths.committed + count};
+    return s.lengths.checked_extension(seq, count, tokens);
   }
   /// Nearly always a token or a few go to the last block: this needs no division. False if it does not do.
   bool extend_in_place(Sequence& s, PosRange range) noexcept {
     if (range.last > slots(s.table.size()) || (range.first < range.last && !blocks_.writable(s.table.back()))) {
       return false;
     }
-    s.lengths.reserved = range.last;
-    s.lengths.uncommitted = true;
+    s.lengths.reserve(range);
     return true;
   }
   KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range) {
@@ -123,18 +124,16 @@ class BlockTables {
     while (s.table.size() < blocks) {
       s.table.push_back(blocks_.allocate());
     }
-    s.lengths.reserved = range.last;
-    s.lengths.uncommitted = true;
+    s.lengths.reserve(range);
     return Extension{range, copies};
   }
 
   /// Whether commit will let go of a block.
   [[nodiscard]] static bool has_replaced(const Sequence& s) noexcept { return s.replaced != no_block; }
   void commit(Sequence& s) noexcept {
-    s.lengths.committed = s.lengths.reserved;
-    s.lengths.uncommitted = false;
+    s.lengths.commit();
     if (has_replaced(s)) [[unlikely]] {
-      blocks_.release(s.replaced);
+      blocks_.release(s.replaced, s.state);
       s.replaced = no_block;
     }
   }
@@ -146,16 +145,16 @@ class BlockTables {
     Sequence& s = sequences_.at(seq);
     release_from(s, blocks_for(s.lengths.committed));
     if (s.replaced != no_block) {
-      blocks_.release(s.table.back());
+      blocks_.release(s.table.back(), s.state);
       s.table.back() = s.replaced;
       s.replaced = no_block;
     }
-    s.lengths = {s.lengths.committed, s.lengths.committed, false};
+    s.lengths.rollback();
   }
 
   /// A new sequence that shares the blocks of the first `at` positions. O(at / block_tokens).
   SeqId fork(SeqId parent, Pos at) {
-    require_between(at, Pos{0}, sequences_.at(parent).lengths.committed, "at");
+    sequences_.at(parent).lengths.check_fork(at);
     const SeqId seq = sequences_.insert();
     ScopeGuard undo([&] { sequences_.erase(seq); });
     const Sequence& p = sequences_.at(parent);
@@ -168,17 +167,16 @@ class BlockTables {
     for (const BlockId block : s.table) {
       blocks_.ref_referenced(block);
     }
-    s.lengths = {at, at, false};
+    s.lengths.set(at);
     return seq;
   }
 
   /// O(blocks released).
   void truncate(SeqId seq, Pos length) {
     Sequence& s = sequences_.at(seq);
-    require_committed(s.lengths, seq);
-    require_between(length, Pos{0}, s.lengths.committed, "length");
+    s.lengths.check_truncate(seq, length);
     release_from(s, blocks_for(length));
-    s.lengths = {length, length, false};
+    s.lengths.set(length);
   }
 
   /// O(blocks).
@@ -196,36 +194,31 @@ class BlockTables {
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     const Sequence& s = sequences_.at(seq);
-    require_range(range, s.lengths.reserved);
+    s.lengths.check_range(range);
     for_each_run(s, range, f);
   }
   template <class F>
   void for_each_run(const Sequence& s, PosRange range, F&& f) const {
-    for (Pos p = range.first; p < range.last;) {
-      const Pos offset = p % block_tokens_;
-      const Pos count = std::min(static_cast<Pos>(block_tokens_ - offset), static_cast<Pos>(range.last - p));
-      f(SlotRun{s.table[static_cast<std::size_t>(p / block_tokens_)], offset, count, p});
-      p += count;
-    }
+    for_each_block_run(s.table, block_tokens_, range, f);
   }
 
   [[nodiscard]] Index copied_tokens() const noexcept { return copied_tokens_; }
 
   /// Fills in what sequences and their blocks say. O(blocks + table entries).
   void add_to(Stats& stats) const {
-    std::vector<Pos> filled(static_cast<std::size_t>(blocks_.size()), -1);
+    BlockArray<Pos> filled(blocks_.size(), -1);
     sequences_.for_each([&](const Sequence& s) {
       for (std::size_t i = 0; i < s.table.size(); ++i) {
         const Index rows = Index{s.lengths.committed} - static_cast<Index>(i) * block_tokens_;
-        Pos& most = filled[static_cast<std::size_t>(s.table[i])];
+        Pos& most = filled[s.table[i]];
         most = std::max(most, static_cast<Pos>(std::clamp<Index>(rows, 0, block_tokens_)));
       }
       if (s.replaced != no_block) {
-        Pos& most = filled[static_cast<std::size_t>(s.replaced)];
+        Pos& most = filled[s.replaced];
         most = std::max(most, tail_rows(s.lengths.committed));
       }
     });
-    for (const Pos rows : filled) {
+    for (const Pos rows : filled.values()) {
       if (rows >= 0) {
         ++stats.blocks_referenced;
         stats.tokens_stored += rows;
@@ -239,9 +232,9 @@ class BlockTables {
     stats.copied_tokens = copied_tokens_;
   }
 
-  /// Checks each sequence against its own counts; returns the holders of each block. Throws InvariantError.
-  [[nodiscard]] std::vector<std::int32_t> verify() const {
-    std::vector<std::int32_t> holders(static_cast<std::size_t>(blocks_.size()), 0);
+  /// Checks each sequence against its own counts; returns the references to each block. Throws InvariantError.
+  [[nodiscard]] BlockArray<std::int32_t> verify() const {
+    BlockArray<std::int32_t> references(blocks_.size(), 0);
     sequences_.for_each([&](const Sequence& s) {
       if (s.lengths.committed > s.lengths.reserved ||
           (!s.lengths.uncommitted && s.lengths.committed != s.lengths.reserved) ||
@@ -250,13 +243,13 @@ class BlockTables {
                                    std::to_string(s.lengths.reserved) + " positions"));
       }
       for (const BlockId block : s.table) {
-        ++holders[static_cast<std::size_t>(block)];
+        ++references[block];
       }
       if (s.replaced != no_block) {
-        ++holders[static_cast<std::size_t>(s.replaced)];
+        ++references[s.replaced];
       }
     });
-    return holders;
+    return references;
   }
 
   /// Slots of so many blocks.
@@ -294,7 +287,7 @@ class BlockTables {
     while (s.table.size() > blocks) {
       const BlockId block = s.table.back();
       s.table.pop_back();
-      blocks_.release(block);
+      blocks_.release(block, s.state);
     }
   }
 

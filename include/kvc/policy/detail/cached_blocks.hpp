@@ -36,11 +36,13 @@ class CachedBlocks {
   TenantQuota quota;
   [[no_unique_address]] Events events;
   std::uint64_t now = 0;
-  /// The sequence that lets go of blocks: to be set before a call of `release`.
-  const SequenceContext* letting_go = nullptr;
 
-  CachedBlocks(Index blocks, Pos block_tokens, Index tenant_quota, const Hash& hash)
-      : pool(blocks), index(blocks, block_tokens, hash), eviction(blocks), quota(blocks, tenant_quota) {}
+  CachedBlocks(Index blocks, Pos block_tokens, Index tenant_quota, const typename Eviction::Config& eviction_config,
+               const Hash& hash)
+      : pool(blocks),
+        index(blocks, block_tokens, hash),
+        eviction(blocks, eviction_config),
+        quota(blocks, tenant_quota) {}
 
   [[nodiscard]] Index size() const noexcept { return pool.size(); }
   [[nodiscard]] Index available() const noexcept { return pool.available() + eviction.size(); }
@@ -60,7 +62,8 @@ class CachedBlocks {
     pool.ref(block);
   }
   void ref_referenced(BlockId block) noexcept { pool.ref(block); }
-  void release(BlockId block) noexcept {
+  /// One reference less, of a sequence whose state has a `context`.
+  void release(BlockId block, const auto& state) noexcept {
     if (pool.unref(block) > 0) {
       return;
     }
@@ -68,7 +71,7 @@ class CachedBlocks {
       pool.free(block);
       return;
     }
-    eviction.on_evictable(*letting_go, block, now);
+    eviction.on_evictable(state.context, block, now);
     quota.on_evictable(block);
     if (const BlockId excess = quota.in_excess(block); excess != no_block) {
       evict_last_of_chain(excess);
@@ -97,8 +100,8 @@ class CachedBlocks {
     quota.on_cached(block, tenant);
     eviction.on_cached(context, StoredBlock{block, hash, depth}, now);
     if constexpr (Events::listens) {
-      events(BlockStored{events_++, block, parent.is_root() ? no_block : static_cast<BlockId>(parent.index()),
-                         index.salt(root), std::as_const(index).tokens(block)});
+      events(BlockStored{events_++, block, parent.is_root() ? no_block : parent.block(), index.salt(root),
+                         std::as_const(index).tokens(block)});
     }
     return no_block;
   }
@@ -109,7 +112,7 @@ class CachedBlocks {
   /// Forgets what is cached. Blocks that somebody holds stay held. O(blocks).
   void clear() noexcept {
     for (Index i = 0; i < pool.size(); ++i) {
-      const auto block = static_cast<BlockId>(i);
+      const BlockId block{static_cast<std::int32_t>(i)};
       if (!index.contains(block)) {
         continue;
       }
@@ -128,17 +131,17 @@ class CachedBlocks {
     }
   }
 
-  void verify(std::span<const std::int32_t> holders, std::span<const Index> sequences_of_tenants) const {
-    pool.verify(holders);
+  void verify(const BlockArray<std::int32_t>& references, std::span<const Index> sequences_of_tenants) const {
+    pool.verify(references);
     index.verify();
-    Index held = 0;
-    Index cached = 0;
-    for (std::size_t i = 0; i < holders.size(); ++i) {
-      held += holders[i] > 0 ? 1 : 0;
-      cached += holders[i] == 0 && index.contains(static_cast<BlockId>(i)) ? 1 : 0;
-    }
-    if (cached != eviction.size() || held + cached + pool.available() != pool.size()) {
-      throw_error(InvariantError("kvc: blocks are neither free nor cached nor held"));
+    Index referenced = 0;
+    Index evictable = 0;
+    references.for_each([&](BlockId block, std::int32_t count) {
+      referenced += count > 0 ? 1 : 0;
+      evictable += count == 0 && index.contains(block) ? 1 : 0;
+    });
+    if (evictable != eviction.size() || referenced + evictable + pool.available() != pool.size()) {
+      throw_error(InvariantError("kvc: blocks are neither free nor evictable nor referenced"));
     }
     quota.verify(
         sequences_of_tenants, [&](BlockId block) { return index.contains(block); },
@@ -161,7 +164,7 @@ class CachedBlocks {
     take_out(end);
     pool.free(end);
     ++evictions_;
-    chain_ = end == block ? Chain{} : Chain{block, static_cast<BlockId>(parent.index())};
+    chain_ = end == block ? Chain{} : Chain{block, parent.block()};
   }
 
   void take_out(BlockId block) noexcept {

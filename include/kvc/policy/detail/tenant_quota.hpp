@@ -10,6 +10,7 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
 
 namespace kvc {
@@ -27,7 +28,7 @@ class TenantQuota {
   TenantQuota(Index blocks, Index quota) : quota_(quota), lists_(quota > 0 ? blocks : 0, 0) {
     if (quota > 0) {
       lists_.reserve(64);
-      tenant_of_.assign(static_cast<std::size_t>(blocks), none);
+      tenant_of_ = BlockArray<int>(blocks, none);
     }
   }
   [[nodiscard]] bool limited() const noexcept { return quota_ > 0; }
@@ -74,19 +75,19 @@ class TenantQuota {
   /// A block of the tenant has become cached, or is not cached any more.
   void on_cached(BlockId block, int tenant) noexcept {
     if (limited()) {
-      tenant_of_[static_cast<std::size_t>(block)] = tenant;
+      tenant_of_[block] = tenant;
       ref(tenant);
     }
   }
   void on_uncached(BlockId block) noexcept {
     if (limited()) {
-      release(tenant_of_[static_cast<std::size_t>(block)]);
+      release(tenant_of_[block]);
     }
   }
   /// A cached block is held by nobody, or is held again.
   void on_evictable(BlockId block) noexcept {
     if (limited()) {
-      lists_.push_newest(tenant_of_[static_cast<std::size_t>(block)], block);
+      lists_.push_newest(tenant_of_[block], block);
       ++tenant(block).evictable;
     }
   }
@@ -102,7 +103,7 @@ class TenantQuota {
     if (!limited() || tenant(block).evictable <= quota_) {
       return no_block;
     }
-    return lists_.oldest(tenant_of_[static_cast<std::size_t>(block)]);
+    return lists_.oldest(tenant_of_[block]);
   }
 
   /// `sequences` holders are open sequences, all others cached blocks. Throws InvariantError.
@@ -113,13 +114,12 @@ class TenantQuota {
     }
     std::vector<Index> ref_counts(sequences.begin(), sequences.end());
     std::vector<Index> evictable(tenants_.size(), 0);
-    for (std::size_t i = 0; i < tenant_of_.size(); ++i) {
-      const auto block = static_cast<BlockId>(i);
+    tenant_of_.for_each([&](BlockId block, int tenant) {
       if (is_cached(block)) {
-        ++ref_counts[static_cast<std::size_t>(tenant_of_[i])];
-        evictable[static_cast<std::size_t>(tenant_of_[i])] += is_evictable(block) ? 1 : 0;
+        ++ref_counts[static_cast<std::size_t>(tenant)];
+        evictable[static_cast<std::size_t>(tenant)] += is_evictable(block) ? 1 : 0;
       }
-    }
+    });
     for (std::size_t t = 0; t < tenants_.size(); ++t) {
       if (tenants_[t].ref_count != ref_counts[t] || tenants_[t].evictable != evictable[t] || evictable[t] > quota_) {
         throw_error(InvariantError("kvc: tenant " + std::to_string(t) + " counts " +
@@ -139,13 +139,11 @@ class TenantQuota {
     Index ref_count = 0;
     Index evictable = 0;
   };
-  [[nodiscard]] Tenant& tenant(BlockId block) noexcept {
-    return tenants_[static_cast<std::size_t>(tenant_of_[static_cast<std::size_t>(block)])];
-  }
+  [[nodiscard]] Tenant& tenant(BlockId block) noexcept { return tenants_[static_cast<std::size_t>(tenant_of_[block])]; }
 
   Index quota_;
   BlockLists lists_;  // one per tenant: its cached blocks that nobody holds
-  std::vector<int> tenant_of_;
+  BlockArray<int> tenant_of_;
   std::vector<Tenant> tenants_;
   std::vector<int> free_;
   std::unordered_map<std::string, int> ids_;

@@ -105,7 +105,7 @@ class TokenTables
     s.state.found = cached;
     s.state.cached_blocks = full_blocks(cached);
     set_fills_at(s);
-    s.lengths = {cached, cached, false};
+    s.lengths.set(cached);
     return {seq, cached};
   }
   /// Becomes a holder of the blocks that `open_on` found.
@@ -116,11 +116,11 @@ class TokenTables
   }
   /// Erases a sequence, or a pin.
   void release_sequence(SeqId seq) {
-    const State state = this->at(seq).state;
-    blocks_.letting_go = &state.context;
+    const Parent root = this->at(seq).state.root;
+    const int tenant = this->at(seq).state.tenant;
     this->close(seq);
-    blocks_.index.release_root(state.root);
-    blocks_.quota.release(state.tenant);
+    blocks_.index.release_root(root);
+    blocks_.quota.release(tenant);
   }
 
   // --- tokens --------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class TokenTables
   /// The tokens of the first committed positions of a sequence that knows none: see PrefixShared::publish_tokens.
   void publish_tokens(SeqId seq, std::span<const Token> tokens) {
     Sequence& s = this->at(seq);
-    require_committed(s.lengths, seq);
+    s.lengths.check_committed(seq);
     require(tokens.size() <= static_cast<std::size_t>(s.lengths.committed), "tokens.size()", tokens.size(),
             "at most the length of the sequence");
     require(known(s) == 0, "seq", seq, "a sequence that knows none of its tokens");
@@ -183,7 +183,6 @@ class TokenTables
     });
     s.state.unknown_from = count == s.lengths.committed ? nowhere : count;
     ++blocks_.now;
-    blocks_.letting_go = &s.state.context;
     cache_full_blocks(s);
   }
   /// After positions from `length` on were given up.
@@ -220,7 +219,6 @@ class TokenTables
   /// Commits, and caches what has become full.
   KVC_OUT_OF_LINE void commit_blocks(Sequence& s) noexcept {
     ++blocks_.now;
-    blocks_.letting_go = &s.state.context;
     this->commit(s);
     cache_full_blocks(s);
   }
@@ -263,7 +261,7 @@ class TokenTables
       if (equal != no_block) {
         blocks_.ref(equal);
         s.table[i] = equal;
-        blocks_.release(own);
+        blocks_.release(own, s.state);
         ++merges_;
       }
     }

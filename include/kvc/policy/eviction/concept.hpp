@@ -1,29 +1,4 @@
-// The contract of an eviction policy: which of the cached blocks that nobody holds goes first.
-//
-// A policy is told what happens to sequences and to cached blocks, and asked for a victim.
-//
-//   expression                            does
-//   E(blocks)                             for blocks 0 .. blocks-1; allocates all that it will ever need
-//   E::SequenceContext                              what it remembers of one sequence while that is open; cheap to copy
-//   e.on_open(context, found, retention, now)  a sequence was opened or forked, and holds these cached blocks, the first
-//                                         ones of its prefix. Those that nobody held are erased after this
-//   e.on_cached(context, stored, now)           a block that the sequence computed has become cached; the sequence holds it
-//   e.on_close(context, held, now)             the sequence is about to let go of these cached blocks, its first ones
-//   e.on_evictable(context, block, now)           the last holder has let go of a cached block: it may be given up
-//   e.on_acquired(block)                        it is held again, or about to be removed
-//   e.on_uncached(block)                       it is not cached any more
-//   e.victim(now)                         the block to give up next. Needs size() > 0
-//   e.size()                              blocks that may be given up
-//
-// Not every sequence is closed: one that added nothing, because it was put off, just lets go; so does truncate. And pins
-// let go with a SequenceContext that was never opened. A block may be erased without having been found, when a match ends within it.
-//
-// `now` is logical: it never decreases. Blocks let go of together are told last block first, with the same `now`. A
-// block is let go of no later than its ancestors. A victim may have cached descendants: the end of their line goes in
-// its place, and the policy is told by erase and remove. So descendants always go before ancestors, whatever a policy
-// says; but every victim with descendants costs the way down to them.
-//
-// All but the constructor are noexcept and, amortised, O(1) unless their policy says otherwise.
+// EvictionPolicy: the contract of a type that decides which cached block is evicted first.
 #pragma once
 
 #include <concepts>
@@ -40,13 +15,56 @@ inline namespace v0 {
 /// A block that has become cached.
 struct StoredBlock {
   BlockId block = no_block;
-  std::uint64_t key = 0;  ///< hash of its prefix: a prefix that comes again has the same, and others nearly never
+  std::uint64_t key = 0;  ///< hash of its prefix: equal prefixes have equal keys, different ones nearly always not
   Pos depth = 0;          ///< blocks before it in its prefix
 };
 
+/// The contract of an eviction policy. The cache reports what happens to sequences and to cached blocks, and asks for a
+/// victim when it needs room. A block is **evictable** while it is cached and no sequence references it.
+///
+/// In the table, `e` is an E, `c` a const E, `context` the SequenceContext of one sequence, `now` the logical time, which
+/// never decreases.
+///
+///   expression                              | meaning                                                    | complexity
+///   ----------------------------------------+------------------------------------------------------------+-----------
+///   E::name                                 | a name for reports, convertible to std::string_view        |
+///   E::Config                               | parameters; default-constructible, copyable. Users set it  |
+///                                           | as PrefixShared::Config::eviction                          |
+///   E::SequenceContext                      | state that E keeps for one open sequence;                  |
+///                                           | default-constructible, cheap to copy                       |
+///   E(blocks, config)                       | for the blocks 0 .. blocks-1, none of them cached;         | O(blocks)
+///                                           | allocates all memory that E will ever need. Throws         |
+///                                           | std::invalid_argument for a bad config, std::bad_alloc     |
+///   e.on_open(context, found, retention,    | a sequence was opened or forked; `found` are the cached    | O(found)
+///             now)                          | blocks at its beginning, in order, which it references.    |
+///                                           | on_acquired follows for those that were evictable          |
+///   e.on_cached(context, stored, now)       | a block that the sequence has computed became cached; the  | O(1)
+///                                           | sequence references it                                     |
+///   e.on_close(context, referenced, now)    | the sequence is about to release its cached blocks, which  | O(1)
+///                                           | are `referenced`, in order from its first position         |
+///   e.on_evictable(context, block, now)     | the last reference to a cached block was released          | O(1)
+///   e.on_acquired(block)                    | an evictable block is referenced again, or is about to be  | O(1)
+///                                           | removed from the cache                                     |
+///   e.on_uncached(block)                    | the block is not cached any more; it was not evictable     | O(1)
+///   e.victim(now)                           | an evictable block, the one to evict next; requires        | O(1)
+///                                           | size() > 0; the same until another member is called        |
+///   c.size()                                | Index: the number of evictable blocks                      | O(1)
+///
+/// All members but the constructor are noexcept and allocate nothing. Complexities are amortised; a policy may state
+/// others.
+///
+/// **Order of calls.** Blocks that one sequence releases together are reported last block first, with one `now`; so a
+/// block becomes evictable no later than its ancestors. The cache evicts a victim's deepest cached descendant in its
+/// place, reported by on_acquired and on_uncached: descendants always go before ancestors, but each victim that has
+/// descendants costs the way down to them.
+///
+/// **Not every call comes.** A sequence that added nothing (a request that was postponed) is not reported by on_close; it
+/// just releases its blocks, as truncate does. Pins release blocks with a SequenceContext that was never opened. A block
+/// may be acquired that was not in `found`: one that matched in part.
 template <class E>
 concept EvictionPolicy =
-    std::constructible_from<E, Index> && std::copyable<typename E::SequenceContext> &&
+    std::default_initializable<typename E::Config> && std::copyable<typename E::Config> &&
+    std::constructible_from<E, Index, const typename E::Config&> && std::copyable<typename E::SequenceContext> &&
     std::default_initializable<typename E::SequenceContext> &&
     requires(E e, const E c, typename E::SequenceContext& context, BlockId block, std::span<const BlockId> blocks,
              const StoredBlock& stored, const Retention& retention, std::uint64_t now) {
@@ -61,8 +79,9 @@ concept EvictionPolicy =
       { c.size() } noexcept -> std::same_as<Index>;
     };
 
-/// What a policy inherits that has no use for some of the calls.
+/// Base class of an eviction policy that has no parameters, keeps nothing per sequence, or ignores some of the calls.
 struct EvictionDefaults {
+  struct Config {};
   struct SequenceContext {};
   void on_open(auto&, std::span<const BlockId>, const Retention&, std::uint64_t) noexcept {}
   void on_cached(auto&, const StoredBlock&, std::uint64_t) noexcept {}

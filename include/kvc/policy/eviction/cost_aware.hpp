@@ -1,35 +1,38 @@
-// CostAware: gives up the block that is cheapest to compute again, weighed with how often it was used and how long ago.
-// For long prompts, whose last blocks attend to all before them.
-//
-// Greedy-Dual-Size-Frequency: L. Cherkasova, "Improving WWW proxies performance with Greedy-Dual-Size-Frequency caching
-// policy", HP Laboratories, 1998, after P. Cao, S. Irani, "Cost-aware WWW proxy caching algorithms", 1997. The victim
-// is the block with the lowest
-//
-//   priority = clock + uses * cost,    cost = 1 + depth * slope,
-//
-// where the clock was the priority of the last victim when the block was let go of, so that what is not used again
-// falls behind. A block is used when it is stored and whenever a sequence is opened that finds it. Of blocks of equal
-// priority the one goes that was let go of first.
-//
-// A block cannot go before what is cached behind it, which costs more: it gets at least the priority of what is let go
-// of with it, or the priority of a prefix would be that of its first, cheapest block.
+// CostAware: evicts the block that is cheapest to recompute, weighted by its uses and its age.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <vector>
 
 #include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
 #include "kvc/policy/detail/block_heap.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
-/// insert and erase are O(log blocks), all else is O(1). 36 bytes per block.
+/// Evicts the block that is cheapest to recompute, weighted by how often it was used and how long ago. For long prompts,
+/// whose last blocks attend to all blocks before them.
+///
+/// Greedy-Dual-Size-Frequency: L. Cherkasova, "Improving WWW proxies performance with Greedy-Dual-Size-Frequency caching
+/// policy", HP Laboratories, 1998, after P. Cao, S. Irani, "Cost-aware WWW proxy caching algorithms", 1997. The victim
+/// is the block with the lowest
+///
+///   priority = clock + uses * cost,    cost = 1 + depth * config.slope,
+///
+/// where `clock` is the priority of the last victim at the time of the block's release, so that unused blocks fall
+/// behind. A use is the storing of the block, and each opening of a sequence that finds it. Of blocks of equal priority
+/// the one that was released first goes first.
+///
+/// A block cannot go before the cached blocks behind it, which cost more: it gets at least the priority of the blocks
+/// that are released with it. Otherwise a prefix would have the priority of its first and cheapest block.
+///
+/// on_evictable and on_acquired are O(log blocks), all else is O(1). 36 bytes per block.
 class CostAware : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "cost-aware";
@@ -39,23 +42,28 @@ class CostAware : public EvictionDefaults {
   /// 4 * 32 * 4096 * 16, or one 1900th of that.
   static constexpr double default_slope = 1.0 / 1900;
 
-  /// `slope`: what a block costs more for each block before it, in units of what the first block of a prefix costs. A
-  /// class that derives from this one can give PrefixShared another slope.
-  explicit CostAware(Index blocks, double slope = default_slope)
-      : slope_(slope), heap_(blocks), entries_(static_cast<std::size_t>(blocks)) {}
+  struct Config {
+    /// Additional cost of a block for each block before it, in units of the cost of the first block; not negative.
+    double slope = default_slope;
+  };
+
+  explicit CostAware(Index blocks) : CostAware(blocks, Config{}) {}
+  CostAware(Index blocks, const Config& config) : slope_(config.slope), heap_(blocks), entries_(blocks) {
+    require(config.slope >= 0, "config.eviction.slope", config.slope, "at least 0");
+  }
 
   void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
                std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
-      ++entry(block).uses;
+      ++entries_[block].uses;
     }
   }
   void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
-    entry(stored.block) = {.uses = 1, .depth = stored.depth};
+    entries_[stored.block] = {.uses = 1, .depth = stored.depth};
   }
 
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t now) noexcept {
-    const double own = clock_ + entry(block).uses * (1 + entry(block).depth * slope_);
+    const double own = clock_ + entries_[block].uses * (1 + entries_[block].depth * slope_);
     released_priority_ = now == now_ ? std::max(released_priority_, own) : own;
     now_ = now;
     heap_.push(block, {released_priority_, inserted_++});
@@ -81,15 +89,14 @@ class CostAware : public EvictionDefaults {
     std::uint32_t uses = 0;
     Pos depth = 0;
   };
-  [[nodiscard]] Entry& entry(BlockId block) noexcept { return entries_[static_cast<std::size_t>(block)]; }
 
   double slope_;
   double clock_ = 0;
-  double released_priority_ = 0;  // the highest priority of what was let go of at now_
+  double released_priority_ = 0;  // the highest priority of the blocks released at now_
   std::uint64_t now_ = 0;
   std::uint64_t inserted_ = 0;
   detail::BlockHeap<Key> heap_;
-  std::vector<Entry> entries_;
+  BlockArray<Entry> entries_;
 };
 static_assert(EvictionPolicy<CostAware>);
 

@@ -1,53 +1,55 @@
-// Fifo: gives up what became cached first, whether it was used since or not. A base line, and a policy that nobody can
-// keep a block cached with by asking for it. An old prefix goes together with what was cached behind it later, from the
-// end on.
-//
-// Held blocks stay in the queue, where they keep their place at no cost. When the oldest one is held and a victim is
-// wanted, it is taken out, and comes back at the oldest end when it is let go of. Such blocks come back in the order in
-// which they are let go of, the last one oldest.
+// Fifo: evicts the block that became cached first.
 #pragma once
 
 #include <cstdint>
 #include <string_view>
-#include <vector>
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
-/// O(1), `victim` amortised: each block that is held costs it one step. 10 bytes per block.
+/// Evicts the block that became cached first, whether it was used since or not. A baseline, and a policy under which
+/// nobody can keep a block cached by asking for it. An old prefix goes together with all blocks that were cached behind
+/// it later, from the end on.
+///
+/// Referenced blocks stay in the queue, where they keep their place at no cost. If a victim is wanted and the oldest
+/// block is referenced, it leaves the queue, and returns at the oldest end when it is released. Such blocks return in the
+/// order of their release, the last one as the oldest.
+///
+/// Every operation is O(1), `victim` amortised: each referenced block costs it one step. 10 bytes per block.
 class Fifo : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "fifo";
 
-  explicit Fifo(Index blocks) : queue_(blocks), states_(static_cast<std::size_t>(blocks)) {}
+  explicit Fifo(Index blocks, const Config& = {}) : queue_(blocks), states_(blocks) {}
 
   void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     queue_.push_newest(0, stored.block);
-    state(stored.block) = {.queued = true, .referenced = true};
+    states_[stored.block] = {.queued = true, .referenced = true};
   }
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
-    if (!state(block).queued) {
+    if (!states_[block].queued) {
       queue_.push_oldest(0, block);
     }
-    state(block) = {.queued = true, .referenced = false};
+    states_[block] = {.queued = true, .referenced = false};
     ++size_;
   }
   void on_acquired(BlockId block) noexcept {
-    state(block).referenced = true;
+    states_[block].referenced = true;
     --size_;
   }
-  void on_uncached(BlockId block) noexcept { unqueue(block); }
+  void on_uncached(BlockId block) noexcept { leave_queue(block); }
 
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size_ > 0);
     BlockId oldest = queue_.oldest(0);
-    for (; state(oldest).referenced; oldest = queue_.oldest(0)) {
-      unqueue(oldest);
+    for (; states_[oldest].referenced; oldest = queue_.oldest(0)) {
+      leave_queue(oldest);
     }
     return oldest;
   }
@@ -58,16 +60,15 @@ class Fifo : public EvictionDefaults {
     bool queued = false;
     bool referenced = false;
   };
-  [[nodiscard]] State& state(BlockId block) noexcept { return states_[static_cast<std::size_t>(block)]; }
-  void unqueue(BlockId block) noexcept {
-    if (state(block).queued) {
+  void leave_queue(BlockId block) noexcept {
+    if (states_[block].queued) {
       queue_.erase(block);
-      state(block).queued = false;
+      states_[block].queued = false;
     }
   }
 
   detail::BlockLists queue_;
-  std::vector<State> states_;
+  BlockArray<State> states_;
   Index size_ = 0;
 };
 static_assert(EvictionPolicy<Fifo>);

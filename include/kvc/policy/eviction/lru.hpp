@@ -1,4 +1,4 @@
-// Lru: gives up the block that was let go of the longest time ago; of a prefix, the end before the beginning.
+// Lru: evicts the least recently used block.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,15 @@
 namespace kvc {
 inline namespace v0 {
 
-/// One list: O(1) for everything, 8 bytes per block. A match holds what it finds, and inserts it anew when it lets go.
+/// Evicts the block that was released the longest time ago; of one prefix, the end before the beginning. A match
+/// references the blocks that it finds, and so makes them the most recent ones when it releases them.
+///
+/// One list: every operation is O(1); 8 bytes per block.
 class Lru : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "lru";
 
-  explicit Lru(Index blocks) : list_(blocks) {}
+  explicit Lru(Index blocks, const Config& = {}) : list_(blocks) {}
 
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     list_.push_newest(0, block);

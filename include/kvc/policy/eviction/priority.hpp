@@ -1,10 +1,4 @@
-// Priority: gives up what the caller wants least. Each sequence says by `Retention` how much its blocks are to stay:
-// the lowest priority goes first, and within one what was let go of first. For system prompts that must stay, and
-// requests that are known not to come again.
-//
-// The last sequence that lets go of a block decides. When its duration has passed since, a block has the default
-// priority, whether it had a higher or a lower one, and is the last of those to go: the priorities of TensorRT-LLM's
-// KvCacheRetentionConfig. A block goes before those behind it only if nothing is cached there, whatever its priority.
+// Priority: evicts the block that the caller wants least.
 #pragma once
 
 #include <array>
@@ -12,10 +6,10 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <vector>
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
 #include "kvc/policy/detail/block_heap.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
@@ -23,8 +17,15 @@
 namespace kvc {
 inline namespace v0 {
 
-/// O(1), and O(log blocks) once for each block with a duration: insert, erase, and `victim` amortised. 37 bytes per
-/// block.
+/// Evicts the block that the caller wants least. `Retention` says for each sequence how much its blocks should stay: the
+/// lowest priority goes first, and within one priority the block that was released first. For system prompts that must
+/// stay, and for requests that are known not to come again.
+///
+/// The last sequence that releases a block decides. When its duration has passed since, the block has the default
+/// priority, whether it had a higher or a lower one, and is the last of those to go: the priorities of TensorRT-LLM's
+/// KvCacheRetentionConfig. Blocks with cached descendants go after these, whatever their priority.
+///
+/// Every operation is O(1), and O(log blocks) for a block with a duration; `victim` amortised. 37 bytes per block.
 class Priority : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "priority";
@@ -33,8 +34,8 @@ class Priority : public EvictionDefaults {
     Retention retention{};
   };
 
-  explicit Priority(Index blocks)
-      : lists_(blocks, priorities), expiries_(blocks), priorities_(static_cast<std::size_t>(blocks)) {}
+  explicit Priority(Index blocks, const Config& = {})
+      : lists_(blocks, priorities), expiries_(blocks), priorities_(blocks) {}
 
   void on_open(SequenceContext& context, std::span<const BlockId>, const Retention& retention,
                std::uint64_t /*now*/) noexcept {
@@ -88,10 +89,10 @@ class Priority : public EvictionDefaults {
   void push(int priority, BlockId block) noexcept {
     lists_.push_newest(priority, block);
     used(priority) |= bit(priority);
-    priorities_[static_cast<std::size_t>(block)] = static_cast<std::uint8_t>(priority);
+    priorities_[block] = static_cast<std::uint8_t>(priority);
   }
   void take_out(BlockId block) noexcept {
-    const int priority = priorities_[static_cast<std::size_t>(block)];
+    const int priority = priorities_[block];
     lists_.erase(block);
     if (lists_.empty(priority)) {
       used(priority) &= ~bit(priority);
@@ -100,7 +101,7 @@ class Priority : public EvictionDefaults {
 
   detail::BlockLists lists_;  // one per priority
   detail::BlockHeap<Expiry> expiries_;
-  std::vector<std::uint8_t> priorities_;
+  BlockArray<std::uint8_t> priorities_;
   std::array<std::uint64_t, 2> used_{};  // bit p: list p holds a block
   std::uint64_t inserted_ = 0;
   Index size_ = 0;

@@ -1,17 +1,4 @@
-// ReuseHazard: gives up the block that is least likely to be used again soon, judged by what became of prompts like the
-// one that let go of it. The default; docs/eviction.md says what it is made of and what each part gains.
-//
-// Nearly all reuse of a conversation is one event: the next prompt goes on from where this one ended. How likely that is
-// depends on how long ago it was, the same for all up to a factor, and on the kind of prompt, which is the factor
-// (proportional hazards: Cox, J. R. Stat. Soc. B 34, 1972). The kind is known when a sequence is closed: whether it added
-// few, some or many blocks to what was known before, compared with others. A long new text is mostly a task that is done
-// with its answer; a short addition is mostly a turn of a conversation. The last block is a kind of its own: it often ends
-// in what the next prompt replaces.
-//
-// Each kind has a list in the order of letting go. The victim is, of the oldest blocks of the lists, the one with the
-// lowest hazard (factor of the kind) * (hazard at its age). Both are learned, from prompts that are remembered longer
-// than their blocks, so that it is seen what an evicted block would have been good for. Before anything is learned, and
-// where kinds do not differ, this is leaf-first LRU.
+// ReuseHazard: evicts the block that is least likely to be used again soon. The default of PrefixShared.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +10,9 @@
 #include <string_view>
 
 #include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/memory/large_vector.hpp"
+#include "kvc/policy/block_array.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/detail/recent_keys.hpp"
 #include "kvc/policy/eviction/concept.hpp"
@@ -32,6 +20,21 @@
 namespace kvc {
 inline namespace v0 {
 
+/// Evicts the block that is least likely to be used again soon, judged by the fate of prompts like the one that released
+/// it. docs/eviction.md says what each part of it gains.
+///
+/// Nearly all reuse of a conversation is one event: the next prompt continues where this one ended. Its likelihood
+/// depends on the time since then, in the same way for all prompts up to a factor, and the factor depends on the kind of
+/// the prompt (proportional hazards: Cox, J. R. Stat. Soc. B 34, 1972). The kind is known when the sequence is closed:
+/// whether it added few, some or many blocks to the known ones, compared with other prompts. A long new text is mostly a
+/// task that is done with its answer; a short addition is mostly a turn of a conversation. The last block is a kind of
+/// its own, since it often ends in text that the next prompt replaces.
+///
+/// Each kind has a list in the order of release. The victim is, of the oldest blocks of the lists, the one with the
+/// lowest hazard (factor of the kind) * (hazard at its age). Both are learned from prompts that are remembered longer
+/// than their blocks, so that the value of an evicted block counts too. Before anything is learned, and where kinds do
+/// not differ, this is leaf-first LRU.
+///
 /// O(1) per block; about 40 bytes per block.
 class ReuseHazard {
  public:
@@ -43,8 +46,8 @@ class ReuseHazard {
     BlockId tail = no_block;  // its last block, once it is closed
   };
 
-  /// What it is made of, to be taken apart in experiments. The numbers are not fitted to a trace: docs/eviction.md shows
-  /// how little they matter.
+  /// Its parts and parameters, for experiments. The values are not fitted to a trace: docs/eviction.md shows how little
+  /// they matter.
   struct Config {
     bool remembers_evicted = true;  ///< prompts are recognised when their blocks are computed again
     bool sizes = true;              ///< prompts are of one kind otherwise
@@ -57,37 +60,37 @@ class ReuseHazard {
 
   explicit ReuseHazard(Index blocks) : ReuseHazard(blocks, Config{}) {}
   ReuseHazard(Index blocks, const Config& config)
-      : config_(config),
+      : config_(validated(config)),
         lists_(blocks, kinds),
-        released_(static_cast<std::size_t>(blocks)),
-        keys_(static_cast<std::size_t>(blocks)),
+        released_(blocks),
+        keys_(blocks),
         prompts_(std::max(least_prompts, static_cast<std::size_t>(blocks) / blocks_per_prompt)) {
     learn();
   }
 
   void on_open(SequenceContext& context, std::span<const BlockId> found, const Retention&, std::uint64_t now) noexcept {
     context.known = static_cast<Pos>(found.size());
-    // The prompt that this one goes on from ended here, or one block further, in what has been replaced.
+    // The prompt that this one continues ended here, or one block further, in text that has been replaced.
     for (std::size_t back = 1; back <= 2 && back <= found.size(); ++back) {
-      if (goes_on_from(keys_[at(found[found.size() - back])], now) == Met::whole) {
+      if (record_continuation(keys_[found[found.size() - back]], now) == Continued::whole) {
         break;
       }
     }
   }
 
-  /// A block that had to be computed may still belong to a prompt that is remembered: its blocks were given up too early.
+  /// A block that had to be computed may belong to a prompt that is remembered: its blocks were evicted too early.
   void on_cached(SequenceContext& context, const StoredBlock& stored, std::uint64_t now) noexcept {
-    keys_[at(stored.block)] = stored.key;
-    if (config_.remembers_evicted && goes_on_from(stored.key, now) != Met::nothing) {
+    keys_[stored.block] = stored.key;
+    if (config_.remembers_evicted && record_continuation(stored.key, now) != Continued::nothing) {
       context.known = std::max(context.known, stored.depth + 1);
     }
   }
 
-  void on_close(SequenceContext& context, std::span<const BlockId> held, std::uint64_t now) noexcept {
-    if (held.empty()) {
+  void on_close(SequenceContext& context, std::span<const BlockId> referenced, std::uint64_t now) noexcept {
+    if (referenced.empty()) {
       return;
     }
-    const auto added = static_cast<double>(std::max<Index>(0, static_cast<Index>(held.size()) - context.known));
+    const auto added = static_cast<double>(std::max<Index>(0, static_cast<Index>(referenced.size()) - context.known));
     const double size = std::log2(1 + added);
     const double relative = size - mean_size_;
     context.kind = !config_.sizes ? 1 : relative < -1 ? 0 : relative <= 1 ? 1 : 2;
@@ -95,12 +98,12 @@ class ReuseHazard {
     mean_size_ += relative / static_cast<double>(std::min<std::uint64_t>(closed_, size_memory));
 
     advance(now);
-    if (config_.tails && held.size() > 1) {
-      context.tail = held.back();
-      remember(keys_[at(held[held.size() - 2])], context.kind, std::max(1.0, added), now);
-      remember(keys_[at(held.back())], tail_kind, 1, now);
-    } else {  // one block is no tail of others
-      remember(keys_[at(held.back())], context.kind, std::max(1.0, added), now);
+    if (config_.tails && referenced.size() > 1) {
+      context.tail = referenced.back();
+      remember(keys_[referenced[referenced.size() - 2]], context.kind, std::max(1.0, added), now);
+      remember(keys_[referenced.back()], tail_kind, 1, now);
+    } else {  // a single block is the tail of nothing
+      remember(keys_[referenced.back()], context.kind, std::max(1.0, added), now);
     }
     if (closed_ % prompts_per_lesson == 0) {
       learn();
@@ -111,7 +114,7 @@ class ReuseHazard {
   }
 
   void on_evictable(const SequenceContext& context, BlockId block, std::uint64_t now) noexcept {
-    released_[at(block)] = now;
+    released_[block] = now;
     lists_.push_newest(block == context.tail ? tail_kind : context.kind, block);
     ++size_;
   }
@@ -130,8 +133,8 @@ class ReuseHazard {
       if (block == no_block) {
         continue;
       }
-      const double hazard = factors_[static_cast<std::size_t>(kind)] * hazard_at(now - released_[at(block)]);
-      if (victim == no_block || hazard < lowest || (hazard == lowest && released_[at(block)] < released_[at(victim)])) {
+      const double hazard = factors_[static_cast<std::size_t>(kind)] * hazard_at(now - released_[block]);
+      if (victim == no_block || hazard < lowest || (hazard == lowest && released_[block] < released_[victim])) {
         lowest = hazard;
         victim = block;
       }
@@ -140,7 +143,7 @@ class ReuseHazard {
   }
   [[nodiscard]] Index size() const noexcept { return size_; }
 
-  /// What has been learned: the hazard of a kind's blocks beside that of all. 1 is as all others.
+  /// The learned hazard of a kind's blocks, relative to that of all blocks.
   [[nodiscard]] double factor(int kind) const noexcept { return factors_[static_cast<std::size_t>(kind)]; }
 
   static constexpr int kinds = 4;  ///< prompts that added few, some or many blocks; last blocks
@@ -150,7 +153,7 @@ class ReuseHazard {
   static constexpr std::size_t least_prompts = 256;
   static constexpr std::size_t blocks_per_prompt = 4;  // of the pool, per record; a prompt mostly has two
   static constexpr std::uint64_t prompts_per_lesson = 16;
-  static constexpr std::uint64_t memory = 8;          // what was learned counts half after so many times all records
+  static constexpr std::uint64_t memory = 8;          // evidence counts half after so many times all records
   static constexpr std::uint64_t size_memory = 1000;  // prompts in the running mean of sizes
   static constexpr std::size_t ages = 96;             // buckets of age, two to the octave
 
@@ -158,13 +161,19 @@ class ReuseHazard {
     std::uint64_t closed = 0;
     double weight = 0;  // blocks that it added
     std::uint8_t kind = 0;
-    bool waiting = false;  // for a prompt that goes on from it
+    bool waiting = false;  // for a prompt that continues it
   };
   using Prompts = detail::RecentKeys<Prompt>;
   using ByAge = std::array<double, ages>;
-  enum class Met { nothing, tail, whole };
+  enum class Continued { nothing, tail, whole };
 
-  [[nodiscard]] static std::size_t at(BlockId block) noexcept { return static_cast<std::size_t>(block); }
+  static const Config& validated(const Config& config) {
+    require_between(config.trust, 0.0, 1.0, "config.eviction.trust");
+    require(config.largest_factor >= 1, "config.eviction.largest_factor", config.largest_factor, "at least 1");
+    require(config.prior_prompts > 0, "config.eviction.prior_prompts", config.prior_prompts, "more than 0");
+    require_between(config.smoothing, 0, static_cast<int>(ages) - 1, "config.eviction.smoothing");
+    return config;
+  }
 
   /// Bucket k holds the ages first_age(k) <= age < first_age(k + 1): 0, then two buckets to the octave.
   [[nodiscard]] static constexpr std::uint64_t first_age(std::size_t bucket) noexcept {
@@ -192,15 +201,15 @@ class ReuseHazard {
     return from + (to - from) * std::min(1.0, (static_cast<double>(age) - begin) / (end - begin));
   }
 
-  /// Notes that a prompt which ended with this block, if there was one, is gone on from.
-  Met goes_on_from(std::uint64_t key, std::uint64_t now) noexcept {
+  /// Records that the prompt which ended with this block, if there is one, is continued.
+  Continued record_continuation(std::uint64_t key, std::uint64_t now) noexcept {
     const typename Prompts::Number number = prompts_.find(key);
     if (number == Prompts::none) {
-      return Met::nothing;
+      return Continued::nothing;
     }
     advance(now);
     stop_waiting(number, true);
-    return prompts_.value(number).kind == tail_kind ? Met::tail : Met::whole;
+    return prompts_.value(number).kind == tail_kind ? Continued::tail : Continued::whole;
   }
 
   void remember(std::uint64_t key, std::uint8_t kind, double weight, std::uint64_t now) noexcept {
@@ -235,7 +244,7 @@ class ReuseHazard {
     }
   }
 
-  /// Lets time pass for the prompts that wait: counts how long they did at each age. O(ages), and O(1) per prompt.
+  /// Advances the clock: adds the time that prompts waited to their ages. O(ages), and O(1) per prompt.
   void advance(std::uint64_t now) noexcept {
     if (now == now_) {
       return;
@@ -249,7 +258,7 @@ class ReuseHazard {
     }
     for (std::size_t k = 0; k + 1 < ages; ++k) {
       if (passed_[k] == (k == 0 ? prompts_.end() : passed_[k - 1])) {
-        continue;  // nobody has this age
+        continue;  // no prompt has this age
       }
       for (; passed_[k] < prompts_.end(); ++passed_[k]) {
         const Prompt& prompt = prompts_.value(passed_[k]);
@@ -286,7 +295,7 @@ class ReuseHazard {
       hazard_[k] = (used + 1e-3) / (waited + 1);
       oldest = exposure[k] > 0 ? k : oldest;
     }
-    for (std::size_t k = oldest + 1; k < ages; ++k) {  // nobody has waited so long yet: falls as 1 / age
+    for (std::size_t k = oldest + 1; k < ages; ++k) {  // no prompt has waited so long yet: falls as 1 / age
       hazard_[k] = hazard_[oldest] * static_cast<double>(first_age(oldest) + 1) / static_cast<double>(first_age(k) + 1);
     }
 
@@ -303,8 +312,8 @@ class ReuseHazard {
     make_non_increasing(exposure);
   }
 
-  /// The closest non-increasing hazard (pool adjacent violators: Ayer et al., Ann. Math. Stat. 26, 1955). A hazard that
-  /// rose with age would make a list's oldest block the wrong one to look at.
+  /// The closest non-increasing hazard (pool adjacent violators: Ayer et al., Ann. Math. Stat. 26, 1955). If the hazard
+  /// rose with age, the oldest block of a list would not be the one with the lowest hazard.
   void make_non_increasing(const ByAge& exposure) noexcept {
     struct Pool {
       double events, exposure;
@@ -341,8 +350,8 @@ class ReuseHazard {
 
   Config config_;
   detail::BlockLists lists_;
-  detail::LargeVector<std::uint64_t> released_;  // when each block was let go of
-  detail::LargeVector<std::uint64_t> keys_;
+  BlockArray<std::uint64_t> released_;  // time of release
+  BlockArray<std::uint64_t> keys_;
   Index size_ = 0;
 
   Prompts prompts_;
@@ -352,9 +361,9 @@ class ReuseHazard {
   double weight_sum_ = 0;
   double weight_count_ = 0;
   std::array<typename Prompts::Number, ages> passed_{};  // prompts before this number are older than the bucket
-  std::array<ByAge, kinds> waiting_{};                   // weight of those that wait, by kind and age
-  std::array<ByAge, kinds> reuses_{};                    // weight of those that were gone on from
-  std::array<ByAge, kinds> exposure_{};                  // weight times time that was waited
+  std::array<ByAge, kinds> waiting_{};                   // weight of the waiting prompts, by kind and age
+  std::array<ByAge, kinds> reuses_{};                    // weight of those that were continued
+  std::array<ByAge, kinds> exposure_{};                  // weight times waiting time
   ByAge hazard_{};
   std::array<double, kinds> factors_{};
 };

@@ -1,14 +1,4 @@
-// S3Fifo: three queues that nothing moves in when it is used. For many prompts that come once, and few that come often;
-// conversations, whose blocks come a few times each and then never again, are better kept by Lru.
-//
-// J. Yang, Y. Zhang, Z. Qiu, Y. Yue, R. Vinayak, "FIFO queues are all you need for cache eviction", SOSP 2023. A block
-// enters the small queue, a tenth of the pool. At its end it moves to the main queue if it was used twice by then, and
-// goes otherwise; its key is kept among the ghosts, as many as the main queue holds. A block whose key is there when it
-// is stored enters the main queue. At the end of that, a block that was used goes round again, at the cost of one use,
-// of which up to three count. A use is the opening of a sequence that finds the block.
-//
-// Held blocks stay in their queue. One that would have to go, were it not held, is taken out, and comes back at the
-// oldest end of its queue when it is let go of.
+// S3Fifo: evicts by three queues in which a use moves nothing.
 #pragma once
 
 #include <algorithm>
@@ -17,10 +7,10 @@
 #include <span>
 #include <string_view>
 #include <variant>
-#include <vector>
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/detail/recent_keys.hpp"
 #include "kvc/policy/eviction/concept.hpp"
@@ -28,23 +18,36 @@
 namespace kvc {
 inline namespace v0 {
 
-/// O(1), `victim` amortised: each use costs it one step, and each block that is held. 45 to 68 bytes per block, by
-/// how far the number of ghosts is from a power of two.
+/// Evicts by three queues in which a use moves nothing. For many prompts that come once and few that come often. For
+/// conversations, whose blocks come a few times each and then never again, Lru is better.
+///
+/// J. Yang, Y. Zhang, Z. Qiu, Y. Yue, R. Vinayak, "FIFO queues are all you need for cache eviction", SOSP 2023. A block
+/// enters the small queue, a tenth of the pool. At its end the block moves to the main queue if it was used twice by
+/// then, and is evicted otherwise; its key stays among the ghosts, of which there are as many as the main queue has
+/// blocks. A block whose key is a ghost when it is stored enters the main queue. At the end of the main queue, a used
+/// block starts again at the cost of one use; up to three uses count. A use is the opening of a sequence that finds the
+/// block.
+///
+/// Referenced blocks stay in their queue. A referenced block that would be evicted leaves the queue, and returns at the
+/// oldest end when it is released.
+///
+/// Every operation is O(1), `victim` amortised: each use and each referenced block costs it one step. 45 to 68 bytes per
+/// block, by how far the number of ghosts is from a power of two.
 class S3Fifo : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "s3-fifo";
 
-  explicit S3Fifo(Index blocks)
+  explicit S3Fifo(Index blocks, const Config& = {})
       : small_share_(std::max<Index>(1, blocks / 10)),
         queues_(blocks, 2),
-        entries_(static_cast<std::size_t>(blocks)),
+        entries_(blocks),
         ghost_share_(static_cast<std::size_t>(std::max<Index>(1, blocks - small_share_))),
         ghosts_(ghost_share_) {}
 
   void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
                std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
-      entry(block).uses = std::min<std::uint8_t>(most_uses - 1, entry(block).uses) + 1;
+      entries_[block].uses = std::min<std::uint8_t>(most_uses - 1, entries_[block].uses) + 1;
     }
   }
 
@@ -54,13 +57,13 @@ class S3Fifo : public EvictionDefaults {
       ghosts_.forget(stored.key);
     }
     const Queue queue = is_ghost ? main : small;
-    entry(stored.block) = {.key = stored.key, .queue = queue, .queued = true, .referenced = true};
+    entries_[stored.block] = {.key = stored.key, .queue = queue, .queued = true, .referenced = true};
     queues_.push_newest(queue, stored.block);
     ++cached_[queue];
   }
 
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
-    Entry& e = entry(block);
+    Entry& e = entries_[block];
     if (!e.queued) {
       queues_.push_oldest(e.queue, block);
     }
@@ -69,14 +72,14 @@ class S3Fifo : public EvictionDefaults {
     ++evictable_[e.queue];
   }
   void on_acquired(BlockId block) noexcept {
-    entry(block).referenced = true;
-    --evictable_[entry(block).queue];
+    entries_[block].referenced = true;
+    --evictable_[entries_[block].queue];
     if (block == victim_) {
       victim_ = no_block;
     }
   }
   void on_uncached(BlockId block) noexcept {
-    const Entry& e = entry(block);
+    const Entry& e = entries_[block];
     if (e.queued) {
       queues_.erase(block);
     }
@@ -93,7 +96,7 @@ class S3Fifo : public EvictionDefaults {
     KVC_ASSERT(size() > 0);
     while (victim_ == no_block) {
       const bool from_small = evictable_[small] > 0 && (cached_[small] >= small_share_ || evictable_[main] == 0);
-      victim_ = from_small ? go_from_small() : go_from_main();
+      victim_ = from_small ? evict_from_small() : evict_from_main();
     }
     return victim_;
   }
@@ -106,21 +109,19 @@ class S3Fifo : public EvictionDefaults {
 
   struct Entry {
     std::uint64_t key = 0;
-    std::uint8_t uses = 0;  // since it was stored, or entered the main queue, less what it went round for
+    std::uint8_t uses = 0;  // since it was stored or entered the main queue, less one per further round
     Queue queue = small;
-    bool queued = false;  // not taken out
+    bool queued = false;  // has not left the queue
     bool referenced = false;
   };
   using Ghosts = detail::RecentKeys<std::monostate>;
 
-  [[nodiscard]] Entry& entry(BlockId block) noexcept { return entries_[static_cast<std::size_t>(block)]; }
-
-  /// Deals with the oldest block of a queue: the victim, or no_block if it stays.
-  [[nodiscard]] BlockId go_from_small() noexcept {
+  /// The oldest block of a queue if it is to be evicted; otherwise moves it and returns no_block.
+  [[nodiscard]] BlockId evict_from_small() noexcept {
     const BlockId block = queues_.oldest(small);
-    Entry& e = entry(block);
+    Entry& e = entries_[block];
     if (e.uses < uses_to_stay) {
-      return take_out_if_referenced(block);
+      return leave_if_referenced(block);
     }
     queues_.erase(block);
     queues_.push_newest(main, block);
@@ -134,32 +135,32 @@ class S3Fifo : public EvictionDefaults {
     }
     return no_block;
   }
-  [[nodiscard]] BlockId go_from_main() noexcept {
+  [[nodiscard]] BlockId evict_from_main() noexcept {
     const BlockId block = queues_.oldest(main);
-    Entry& e = entry(block);
+    Entry& e = entries_[block];
     if (e.uses == 0) {
-      return take_out_if_referenced(block);
+      return leave_if_referenced(block);
     }
     queues_.erase(block);
     queues_.push_newest(main, block);
     --e.uses;
     return no_block;
   }
-  [[nodiscard]] BlockId take_out_if_referenced(BlockId block) noexcept {
-    if (!entry(block).referenced) {
+  [[nodiscard]] BlockId leave_if_referenced(BlockId block) noexcept {
+    if (!entries_[block].referenced) {
       return block;
     }
     queues_.erase(block);
-    entry(block).queued = false;
+    entries_[block].queued = false;
     return no_block;
   }
 
   Index small_share_;
   detail::BlockLists queues_;
-  std::vector<Entry> entries_;
-  std::array<Index, 2> cached_{};  // blocks of each queue, taken out or not
+  BlockArray<Entry> entries_;
+  std::array<Index, 2> cached_{};  // cached blocks that belong to each queue, in it or not
   std::array<Index, 2> evictable_{};
-  BlockId victim_ = no_block;  // stays so until it is gone: what goes in its place must not change the choice
+  BlockId victim_ = no_block;  // kept until it is evicted: its descendants, evicted first, do not change the choice
   std::size_t ghost_share_;
   Ghosts ghosts_;
 };

@@ -1,18 +1,4 @@
-// TinyLfu: keeps the blocks whose keys came often, also while they were not cached, and admits new ones only if they
-// beat these. For popular prompts among many that come once.
-//
-// W-TinyLFU: G. Einziger, R. Friedman, B. Manes, "TinyLFU: a highly efficient cache admission policy", ACM Transactions
-// on Storage 13(4), 2017. A new block enters a small window, an LRU list of a hundredth of the pool. The rest, main, is
-// an LRU list in two segments: a block that is found while it is on probation becomes protected, and when more than
-// four fifths are, the oldest of these goes back on probation. While the window is too large, its oldest block and the
-// oldest one on probation compete: the one whose key was seen less often goes, at a tie the one from the window. If
-// that wins, it is put on probation, and takes nobody's place while main is smaller than it may be. Frequencies are
-// estimates of a FrequencySketch; a key is seen when its block is stored, and whenever a sequence is opened that finds
-// it.
-//
-// A cache has to take what is computed, so a block is turned away after it was cached, not before. Held blocks are in
-// no list. Until a victim is wanted for the first time there is room for all, and the window hands on what it cannot
-// hold.
+// TinyLfu: keeps the blocks whose keys came often, also before they were cached.
 #pragma once
 
 #include <algorithm>
@@ -20,10 +6,10 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <vector>
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
 #include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/detail/frequency_sketch.hpp"
 #include "kvc/policy/eviction/concept.hpp"
@@ -31,33 +17,49 @@
 namespace kvc {
 inline namespace v0 {
 
-/// O(1) amortised for everything: see FrequencySketch. 32 to 40 bytes per block.
+/// Keeps the blocks whose keys came often, also while they were not cached, and lets a new block stay only if it beats an
+/// old one. For popular prompts among many that come once.
+///
+/// W-TinyLFU: G. Einziger, R. Friedman, B. Manes, "TinyLFU: a highly efficient cache admission policy", ACM Transactions
+/// on Storage 13(4), 2017. A new block enters a small window, an LRU list of a hundredth of the pool. The rest, main, is
+/// an LRU list in two segments: a block that is found while it is on probation becomes protected, and when more than
+/// four fifths are protected, the oldest of these returns to probation. While the window is too large, its oldest block
+/// and the oldest one on probation compete: the block whose key was seen less often is evicted, at a tie the one from
+/// the window. If that one wins, it is put on probation, and evicts nobody while main is smaller than its share.
+/// Frequencies are estimates of a FrequencySketch; a key is seen when its block is stored, and at each opening of a
+/// sequence that finds it.
+///
+/// A cache has to take each computed block, so a block is rejected after it was cached, not before. Referenced blocks
+/// are in no list. Until the first victim is wanted there is room for all blocks, and the window hands on those that it
+/// cannot hold.
+///
+/// Every operation is O(1) amortised: see FrequencySketch. 32 to 40 bytes per block.
 class TinyLfu : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "tiny-lfu";
 
-  explicit TinyLfu(Index blocks)
+  explicit TinyLfu(Index blocks, const Config& = {})
       : window_share_(std::max<Index>(1, blocks / 100)),
         main_share_(blocks - window_share_),
         protected_share_(main_share_ * 4 / 5),
         lists_(blocks, 3),
-        entries_(static_cast<std::size_t>(blocks)),
+        entries_(blocks),
         frequencies_(static_cast<std::size_t>(blocks)) {}
 
   void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
                std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
-      frequencies_.add(entry(block).key);
-      entry(block).found = true;
+      frequencies_.add(entries_[block].key);
+      entries_[block].found = true;
     }
   }
   void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     frequencies_.add(stored.key);
-    entry(stored.block) = {.key = stored.key, .list = window, .found = false};
+    entries_[stored.block] = {.key = stored.key, .list = window, .found = false};
   }
 
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
-    Entry& e = entry(block);
+    Entry& e = entries_[block];
     push(e.list == probation && e.found ? protected_ : e.list, block);
     e.found = false;
     if (sizes_[protected_] > protected_share_) {
@@ -69,13 +71,13 @@ class TinyLfu : public EvictionDefaults {
   }
   void on_acquired(BlockId block) noexcept {
     lists_.erase(block);
-    --sizes_[entry(block).list];
+    --sizes_[entries_[block].list];
     if (block == victim_) {
       victim_ = no_block;
     }
   }
 
-  void on_uncached(BlockId block) noexcept { main_ -= entry(block).list == window ? 0 : 1; }
+  void on_uncached(BlockId block) noexcept { main_ -= entries_[block].list == window ? 0 : 1; }
 
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size() > 0);
@@ -88,18 +90,16 @@ class TinyLfu : public EvictionDefaults {
   [[nodiscard]] Index size() const noexcept { return sizes_[window] + sizes_[probation] + sizes_[protected_]; }
 
  private:
-  enum List : std::uint8_t { window, probation, protected_ };  // the last one's name in the paper is a keyword
+  enum List : std::uint8_t { window, probation, protected_ };  // "protected" is a keyword
 
   struct Entry {
     std::uint64_t key = 0;
     List list = window;
     bool found = false;  // since it was last put in a list
   };
-  [[nodiscard]] Entry& entry(BlockId block) noexcept { return entries_[static_cast<std::size_t>(block)]; }
-
   void push(List list, BlockId block) noexcept {
     lists_.push_newest(list, block);
-    entry(block).list = list;
+    entries_[block].list = list;
     ++sizes_[list];
   }
   void move_oldest(List from, List to) noexcept {
@@ -120,7 +120,7 @@ class TinyLfu : public EvictionDefaults {
       if (sizes_[window] <= window_share_) {
         return oldest;
       }
-      if (frequencies_.estimate(entry(newcomer).key) <= frequencies_.estimate(entry(oldest).key)) {
+      if (frequencies_.estimate(entries_[newcomer].key) <= frequencies_.estimate(entries_[oldest].key)) {
         return newcomer;
       }
       move_oldest(window, probation);
@@ -134,10 +134,10 @@ class TinyLfu : public EvictionDefaults {
   Index main_share_;
   Index protected_share_;
   detail::BlockLists lists_;
-  std::vector<Entry> entries_;
+  BlockArray<Entry> entries_;
   std::array<Index, 3> sizes_{};
-  Index main_ = 0;             // its cached blocks, held or not
-  BlockId victim_ = no_block;  // stays so until it is gone: what goes in its place must not change the choice
+  Index main_ = 0;             // cached blocks of main, referenced or not
+  BlockId victim_ = no_block;  // kept until it is evicted: its descendants, evicted first, do not change the choice
   bool was_full_ = false;
   detail::FrequencySketch frequencies_;
 };
