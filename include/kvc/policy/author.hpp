@@ -1,5 +1,6 @@
 // author.hpp: the parts that a policy is made of, for those who write one.
 //
+//   BlockPolicyBase         all of a paged policy but its decisions: to begin with
 //   SequenceTable<Record>   open sequences by handle; stale handles are recognised
 //   SequenceLengths         committed and reserved length of a sequence, and the checks that the contract demands
 //   BlockPool               blocks with reference counts
@@ -14,6 +15,7 @@
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
+#include "kvc/policy/block_policy_base.hpp"
 #include "kvc/policy/block_pool.hpp"
 #include "kvc/policy/block_runs.hpp"
 #include "kvc/policy/capabilities.hpp"

@@ -55,27 +55,29 @@ class BlockPool {
     free_.push_back(block);
   }
 
-  /// Grows a table of blocks by new ones, or shrinks it from its end, so that it has `count` blocks; blocks that lose
-  /// their last reference become free. False if too few blocks are free: nothing has changed then. O(difference); growing
-  /// may throw std::bad_alloc, and has changed nothing then.
-  bool try_resize(std::vector<BlockId>& table, Index count) {
-    const Index more = count - static_cast<Index>(table.size());
-    if (more > available()) {
+  /// Appends free blocks to a table until it has `count` of them, all or none. False if too few are free: nothing has
+  /// changed then. O(blocks appended). Throws std::bad_alloc; nothing has changed then.
+  [[nodiscard]] bool try_grow(std::vector<BlockId>& table, Index count) {
+    if (count - static_cast<Index>(table.size()) > available()) {
       return false;
     }
-    if (static_cast<std::size_t>(count) > table.capacity()) {  // by a factor: a block at a time is the common case
+    if (static_cast<std::size_t>(count) > table.capacity()) {  // by a factor: most tables grow a block at a time
       table.reserve(std::max(static_cast<std::size_t>(count), 2 * table.capacity()));
     }
     while (static_cast<Index>(table.size()) < count) {
       table.push_back(allocate());
     }
+    return true;
+  }
+  /// Drops blocks from the end of a table until it has at most `count`; those that lose their last reference become free.
+  /// O(blocks dropped).
+  void shrink(std::vector<BlockId>& table, Index count) noexcept {
     while (static_cast<Index>(table.size()) > count) {
       if (unref(table.back()) == 0) {
         free(table.back());
       }
       table.pop_back();
     }
-    return true;
   }
 
   /// The counts of blocks, for a policy whose blocks are all either free or referenced.

@@ -23,6 +23,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/corruption.hpp"
 #include "kvc/policy/detail/region_list.hpp"
 #include "kvc/policy/sequence_table.hpp"
 
@@ -198,6 +199,9 @@ class Contiguous {
   }
 
  private:
+  template <class>
+  friend struct testing::Corruption;
+
   struct Sequence {
     SequenceLengths lengths;
     Pos start = 0;

@@ -18,6 +18,7 @@
 #include "kvc/policy/block_pool.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/corruption.hpp"
 #include "kvc/policy/detail/block_tables.hpp"
 
 namespace kvc {
@@ -112,6 +113,9 @@ class Paged {
   }
 
  private:
+  template <class>
+  friend struct testing::Corruption;
+
   struct NoState {};
   struct Blocks {
     BlockPool pool;

@@ -28,6 +28,7 @@
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/chain_hash.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/corruption.hpp"
 #include "kvc/policy/detail/cached_blocks.hpp"
 #include "kvc/policy/detail/token_tables.hpp"
 #include "kvc/policy/events.hpp"
@@ -374,6 +375,9 @@ class PrefixShared {
   }
 
  private:
+  template <class>
+  friend struct testing::Corruption;
+
   static const Config& validated(const Config& config) {
     require_between(config.blocks, Index{1}, Index{max_pos}, "config.blocks");
     require_between(config.block_tokens, Pos{1}, max_pos, "config.block_tokens");

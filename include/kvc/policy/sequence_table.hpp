@@ -18,12 +18,13 @@ inline namespace v0 {
 /// when its sequence is closed, so that it can keep memory for the next one; otherwise a new Record is assigned.
 ///
 /// Slots of closed sequences are used again, each time with a new generation: a handle that outlived its sequence is
-/// recognised. Records move when `insert` makes room, so references to them are valid until the next insert.
+/// recognised. Records move when room is made, so references to them are valid until the next insert or reserve.
 template <class Record>
 class SequenceTable {
  public:
-  /// A new sequence with a fresh record. O(1), amortised. Throws std::bad_alloc; nothing has changed then.
-  SeqId insert() {
+  /// Makes room for one more sequence, so that the next `insert` cannot fail. O(1), amortised. Throws std::bad_alloc;
+  /// nothing has changed then.
+  void reserve() {
     if (free_.empty()) {
       require(entries_.size() < max_slots, "open sequences", entries_.size(), "less than 2^32 - 1");
       free_.reserve(entries_.size() + 1);  // so that erase cannot fail
@@ -31,6 +32,10 @@ class SequenceTable {
       ++slots_;
       free_.push_back(static_cast<std::uint32_t>(entries_.size() - 1));
     }
+  }
+  /// A new sequence with a fresh record. O(1), amortised. Throws std::bad_alloc; nothing has changed then.
+  SeqId insert() {
+    reserve();
     const std::uint32_t slot = free_.back();
     free_.pop_back();
     Entry& entry = entries_[slot];
