@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "../usage.hpp"
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/cache.hpp"
@@ -17,7 +18,6 @@
 #include "kvc/policy/paged.hpp"
 
 #ifdef _OPENMP
-#include "../usage.hpp"
 #include "kvc/parallel/openmp.hpp"
 #endif
 
