@@ -64,8 +64,8 @@ void run(const Setup& setup, const typename P::Config& config) {
     fill<F>(cache.data(), pool_bytes, cuda::row_bytes(F, dim), stream);
     const std::vector<kvc::SeqId> sequences = grow(cache, setup);
     const std::vector<Pos> queries(sequences.size(), 1);
-    const cuda::BatchTables tables =
-        cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
+    const kvc::BatchTables tables =
+        kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
     cuda::Batch batch(
         {.sequences = setup.batch, .blocks = static_cast<Index>(tables.kv_indices.size()), .queries = setup.batch});
     cuda::DecodeWork work({.sequences = setup.batch,

@@ -35,8 +35,8 @@ void prefill(const char* name, Index batch, Pos positions, Pos queries, Index di
       }
     }
     const std::vector<Pos> rows(sequences.size(), queries);
-    const cuda::BatchTables tables =
-        cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(rows));
+    const kvc::BatchTables tables =
+        kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(rows));
     cuda::Batch of({.sequences = batch, .blocks = cache.policy().blocks(), .queries = batch * queries});
     of.upload(tables, stream);
     const auto bytes = static_cast<std::size_t>(batch * queries * query_heads * dim) * 2;

@@ -1,11 +1,7 @@
-// BatchIndex: the block tables of a batch of sequences, in the forms that batched kernels take.
+// BatchTables and BatchIndex: the block tables of a batch of sequences, in the forms that batched kernels take. All
+// entries are 32-bit integers.
 //
-// Two forms of the same tables, as 32-bit integers:
-//   CSR, as FlashInfer's paged wrappers take it:  kv_indptr [batch + 1],  kv_indices [kv_indptr[batch]],  last_page_len [batch]
-//   dense, as FlashAttention and others take it:  block_table [batch, max_blocks],  seq_lens [batch]
-// and, for ragged queries, q_indptr [batch + 1]: sequence i brings rows q_indptr[i] .. q_indptr[i + 1].
-//
-// It is a snapshot: build it after the last extend of a step, and anew after a commit.
+// A table is a snapshot: build it after the last extend of a step, and anew after a commit.
 #pragma once
 
 #include <algorithm>
@@ -22,55 +18,87 @@
 namespace kvc {
 inline namespace v0 {
 
-struct BatchIndex {
+/// The block tables of a batch for any policy, in compressed rows (CSR), as FlashInfer's paged wrappers and the kernels
+/// of kvc::cuda take them. Sequence i has query rows q_indptr[i] .. q_indptr[i + 1] - 1.
+///
+/// Each table entry stands for block_tokens consecutive positions of a sequence in consecutive slots of a block. With a
+/// BlockTablePolicy an entry is a block. With another policy it is a whole sequence (block_tokens == max_pos) if every
+/// sequence of the batch is a single run, and a single position otherwise.
+struct BatchTables {
+  Pos block_tokens = 1;                    ///< positions per entry
+  std::vector<std::int32_t> q_indptr{0};   ///< [batch + 1]; query rows before sequence i
+  std::vector<std::int32_t> kv_indptr{0};  ///< [batch + 1]; entries before sequence i
+  std::vector<std::int32_t> kv_indices;    ///< [kv_indptr[batch]]; the block of each entry
+  std::vector<std::int32_t> first_slots;   ///< [kv_indptr[batch]]; the slot of its first position; empty if all are 0
+  std::vector<std::int32_t> seq_lens;      ///< [batch]; positions, with those of an extension under way
+
+  /// Sequences of the batch.
+  [[nodiscard]] std::int32_t size() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
+  /// Query rows of the batch.
+  [[nodiscard]] std::int32_t queries() const noexcept { return q_indptr.back(); }
+  /// The blocks of the entries of sequence i.
+  [[nodiscard]] std::span<const std::int32_t> blocks_of(std::int32_t i) const { return entries_of(kv_indices, i); }
+  /// The first slots of the entries of sequence i; empty if first_slots is.
+  [[nodiscard]] std::span<const std::int32_t> first_slots_of(std::int32_t i) const {
+    return first_slots.empty() ? std::span<const std::int32_t>{} : entries_of(first_slots, i);
+  }
+
+ private:
+  [[nodiscard]] std::span<const std::int32_t> entries_of(const std::vector<std::int32_t>& all, std::int32_t i) const {
+    const auto first = static_cast<std::size_t>(kv_indptr[static_cast<std::size_t>(i)]);
+    return std::span(all).subspan(first, static_cast<std::size_t>(kv_indptr[static_cast<std::size_t>(i) + 1]) - first);
+  }
+};
+
+/// The tables of a batch of a BlockTablePolicy in two forms: compressed rows, with last_page_len as FlashInfer takes
+/// it, and a dense table, as FlashAttention and others take it.
+struct BatchIndex : BatchTables {
   static constexpr std::int32_t padding = -1;  ///< in block_table, behind the last block of a sequence
 
-  Pos block_tokens = 0;
   Index max_blocks = 0;                     ///< of any sequence in the batch
-  std::vector<std::int32_t> q_indptr;       ///< [batch + 1]; rows of queries before sequence i
-  std::vector<std::int32_t> kv_indptr;      ///< [batch + 1]; blocks before sequence i
-  std::vector<std::int32_t> kv_indices;     ///< [kv_indptr[batch]]; block ids
   std::vector<std::int32_t> last_page_len;  ///< [batch]; slots in use of the last block: 1 .. block_tokens, 0 if empty
   std::vector<std::int32_t> block_table;    ///< [batch, max_blocks]; block ids, padded
-  std::vector<std::int32_t> seq_lens;       ///< [batch]; positions, with those of an extension under way
-
-  [[nodiscard]] Index size() const noexcept { return static_cast<Index>(seq_lens.size()); }
 };
 
 namespace detail {
-/// make_batch of a policy without a lock, or behind one.
+
+/// The entries of sequences that are not tables of blocks, appended to tables that have their lengths.
 template <class P>
-[[nodiscard]] BatchIndex batch_of(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
-  require(sequences.size() == queries.size(), "queries.size()", queries.size(), "the number of sequences");
-  BatchIndex batch;
-  batch.block_tokens = policy.block_tokens();
-  Index rows = 0;
-  Index blocks = 0;
-  batch.q_indptr.push_back(0);
-  batch.kv_indptr.push_back(0);
+void add_runs(const P& policy, std::span<const SeqId> sequences, BatchTables& tables) {
+  Index positions = 0;
+  bool one_run_each = true;
   for (std::size_t i = 0; i < sequences.size(); ++i) {
-    const std::span<const BlockId> table = policy.block_table(sequences[i]);
-    const Pos length = policy.reserved(sequences[i]);
-    rows += queries[i];
-    blocks += static_cast<Index>(table.size());
-    require(queries[i] >= 0 && rows <= max_pos, "rows of queries", rows, "between 0 and 2^31 - 1 in all");
-    require(blocks <= max_pos, "blocks of the batch", blocks, "at most 2^31 - 1");
-    batch.max_blocks = std::max(batch.max_blocks, static_cast<Index>(table.size()));
-    batch.q_indptr.push_back(static_cast<std::int32_t>(rows));
-    batch.kv_indptr.push_back(static_cast<std::int32_t>(blocks));
-    for (const BlockId block : table) {
-      batch.kv_indices.push_back(static_cast<std::int32_t>(block));
+    const Pos length = tables.seq_lens[i];
+    positions += length;
+    int runs = 0;
+    policy.for_each_run(sequences[i], {0, length}, [&](const SlotRun&) { ++runs; });
+    one_run_each = one_run_each && runs <= 1;
+  }
+  require(one_run_each || positions <= max_pos, "positions of the batch", positions, "at most 2^31 - 1");
+  tables.block_tokens = one_run_each ? max_pos : 1;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    policy.for_each_run(sequences[i], {0, tables.seq_lens[i]}, [&](const SlotRun& run) {
+      for (Pos row = 0; row < (one_run_each ? 1 : run.count); ++row) {
+        tables.kv_indices.push_back(static_cast<std::int32_t>(run.block));
+        tables.first_slots.push_back(run.offset + row);
+      }
+    });
+    tables.kv_indptr.push_back(static_cast<std::int32_t>(tables.kv_indices.size()));
+  }
+}
+
+/// The entries of sequences that are tables of blocks, appended likewise.
+template <class P>
+void add_blocks(const P& policy, std::span<const SeqId> sequences, BatchTables& tables) {
+  tables.block_tokens = policy.block_tokens();
+  for (const SeqId seq : sequences) {
+    for (const BlockId block : policy.block_table(seq)) {
+      tables.kv_indices.push_back(static_cast<std::int32_t>(block));
     }
-    batch.last_page_len.push_back(length == 0 ? 0 : (length - 1) % batch.block_tokens + 1);
-    batch.seq_lens.push_back(length);
+    const auto blocks = static_cast<Index>(tables.kv_indices.size());
+    require(blocks <= max_pos, "blocks of the batch", blocks, "at most 2^31 - 1");
+    tables.kv_indptr.push_back(static_cast<std::int32_t>(blocks));
   }
-  const auto width = static_cast<std::size_t>(batch.max_blocks);
-  batch.block_table.assign(sequences.size() * width, BatchIndex::padding);
-  for (std::size_t i = 0; i < sequences.size(); ++i) {
-    std::copy(batch.kv_indices.begin() + batch.kv_indptr[i], batch.kv_indices.begin() + batch.kv_indptr[i + 1],
-              batch.block_table.begin() + static_cast<std::ptrdiff_t>(i * width));
-  }
-  return batch;
 }
 
 /// f(sequences, queries) of a range of Append, each with the rows that it reserves.
@@ -86,14 +114,60 @@ template <class Cache, std::ranges::input_range Appends, class F>
   }
   return f(std::span<const SeqId>(sequences), std::span<const Pos>(queries));
 }
+
 }  // namespace detail
 
-/// The tables of `sequences`, each with `queries[i]` rows of queries. A policy with a lock is locked once for the whole
-/// batch. O(blocks of the batch, padded).
+/// The tables of `sequences`, each with `queries[i]` query rows, for any policy. A policy with a lock is locked once for
+/// the whole batch. O(entries of the batch).
 /// Throws std::invalid_argument if a handle is stale, the sizes differ, or a total exceeds 32 bits.
+template <Policy P>
+[[nodiscard]] BatchTables make_tables(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
+  require(sequences.size() == queries.size(), "queries.size()", queries.size(), "the number of sequences");
+  BatchTables tables;
+  Index rows = 0;
+  for (const Pos count : queries) {
+    rows += count;
+    require(count >= 0 && rows <= max_pos, "rows of queries", rows, "between 0 and 2^31 - 1 in all");
+    tables.q_indptr.push_back(static_cast<std::int32_t>(rows));
+  }
+  with_shared_lock(policy, [&](const auto& bare) {
+    for (const SeqId seq : sequences) {
+      tables.seq_lens.push_back(bare.reserved(seq));
+    }
+    if constexpr (BlockTablePolicy<P>) {
+      detail::add_blocks(bare, sequences, tables);
+    } else {
+      detail::add_runs(bare, sequences, tables);
+    }
+  });
+  return tables;
+}
+
+/// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
+/// Throws std::invalid_argument if one of them is not of this cache or no longer under way.
+template <class Cache, std::ranges::input_range Appends>
+  requires Policy<typename Cache::PolicyType>
+[[nodiscard]] BatchTables make_tables(const Cache& cache, const Appends& appends) {
+  return detail::with_rows_of(
+      cache, appends, [&](auto sequences, auto queries) { return make_tables(cache.policy(), sequences, queries); });
+}
+
+/// The tables of `sequences` in both forms, each with `queries[i]` query rows. A policy with a lock is locked once for
+/// the whole batch. O(blocks of the batch, padded). Throws as make_tables does.
 template <BlockTablePolicy P>
 [[nodiscard]] BatchIndex make_batch(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
-  return with_shared_lock(policy, [&](const auto& bare) { return detail::batch_of(bare, sequences, queries); });
+  BatchIndex batch{make_tables(policy, sequences, queries), 0, {}, {}};
+  for (std::int32_t i = 0; i < batch.size(); ++i) {
+    const Pos length = batch.seq_lens[static_cast<std::size_t>(i)];
+    batch.max_blocks = std::max(batch.max_blocks, static_cast<Index>(batch.blocks_of(i).size()));
+    batch.last_page_len.push_back(length == 0 ? 0 : (length - 1) % batch.block_tokens + 1);
+  }
+  batch.block_table.assign(sequences.size() * static_cast<std::size_t>(batch.max_blocks), BatchIndex::padding);
+  for (std::int32_t i = 0; i < batch.size(); ++i) {
+    const std::span<const std::int32_t> blocks = batch.blocks_of(i);
+    std::copy(blocks.begin(), blocks.end(), batch.block_table.begin() + i * batch.max_blocks);
+  }
+  return batch;
 }
 
 /// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.

@@ -73,6 +73,7 @@ template <class T, class P, class L>
 class CacheView;
 template <class T, class P, class L = HeadMajor, class S = HostSpace>
 class KvCache;
+struct BatchTables;
 struct BatchIndex;
 
 }  // namespace v0

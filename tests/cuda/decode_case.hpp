@@ -12,10 +12,10 @@
 #include <vector>
 
 #include "kvc/attention/reference.hpp"
+#include "kvc/batch.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/cuda/decode_plan.hpp"
 #include "kvc/cuda/options.hpp"
-#include "kvc/cuda/tables.hpp"
 #include "kvc/cuda/view.cuh"
 #include "kvc/policy/paged.hpp"
 
@@ -59,7 +59,7 @@ static_assert(kvc::Policy<Untabled> && !kvc::BlockTablePolicy<Untabled>);
 
 /// A batch on the host, as kernels see it.
 struct HostBatch {
-  explicit HostBatch(const kvc::cuda::BatchTables& of)
+  explicit HostBatch(const kvc::BatchTables& of)
       : tables(of),
         header{of.size(), of.queries(), kvc::cuda::Divisor(of.block_tokens), !of.first_slots.empty()},
         view{&header,
@@ -69,7 +69,7 @@ struct HostBatch {
              tables.first_slots.data(),
              tables.seq_lens.data()} {}
   HostBatch(const HostBatch&) = delete;
-  kvc::cuda::BatchTables tables;
+  kvc::BatchTables tables;
   kvc::cuda::BatchHeader header;
   kvc::cuda::BatchView view;
 };
@@ -130,8 +130,8 @@ class DecodeCase {
       cache.close(root);
     }
     std::shuffle(sequences.begin(), sequences.end(), random_);
-    tables = kvc::cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences),
-                                    std::span<const Pos>(std::vector<Pos>(sequences.size(), 1)));
+    tables = kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences),
+                              std::span<const Pos>(std::vector<Pos>(sequences.size(), 1)));
     q.resize(static_cast<std::size_t>(rows() * query_heads() * spec.dim));
     for (std::uint16_t& x : q) {
       x = to_half(Q, spec.query_scale * normal_(random_));
@@ -176,7 +176,7 @@ class DecodeCase {
   DecodeSpec spec;
   Cache cache;
   std::vector<kvc::SeqId> sequences;
-  kvc::cuda::BatchTables tables;
+  kvc::BatchTables tables;
   std::vector<std::uint16_t> q;  ///< [rows, query_heads * dim]
 
  private:

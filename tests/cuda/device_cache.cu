@@ -146,11 +146,10 @@ TEST(offload_and_restore) {
   const std::vector<Pos> rows(1, length);
   cuda::Batch batch({.sequences = 1, .blocks = 100, .queries = length});
   for (Index layer = 0; layer < shape.layers; ++layer) {
-    batch.upload(cuda::make_tables(from.policy(), std::span<const kvc::SeqId>(&a, 1), std::span<const Pos>(rows)),
+    batch.upload(kvc::make_tables(from.policy(), std::span<const kvc::SeqId>(&a, 1), std::span<const Pos>(rows)),
                  stream);
     cuda::gather(cuda::view(from, layer), batch, k.data(), v.data(), stream);
-    batch.upload(cuda::make_tables(to.policy(), std::span<const kvc::SeqId>(&b, 1), std::span<const Pos>(rows)),
-                 stream);
+    batch.upload(kvc::make_tables(to.policy(), std::span<const kvc::SeqId>(&b, 1), std::span<const Pos>(rows)), stream);
     cuda::scatter(cuda::view(to, layer), batch, k.data(), v.data(), stream);
     cuda::gather(cuda::view(to, layer), batch, k_again.data(), v_again.data(), stream);
     stream.wait();
@@ -185,7 +184,7 @@ TEST(uploads_are_not_overwritten_in_flight) {
       spin_kernel<<<1, 1, 0, stream>>>(50'000'000);  // 25 ms and more: a round takes the host less than one
       cuda::detail::check_launch("spin_kernel");
     }
-    cuda::BatchTables tables;
+    kvc::BatchTables tables;
     tables.block_tokens = 16;
     for (int i = 0; i < sequences; ++i) {
       tables.seq_lens.push_back(round * 1000 + i);

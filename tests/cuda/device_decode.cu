@@ -47,7 +47,7 @@ struct OnDevice {
 };
 
 template <class Scalar, class Case>
-std::vector<std::uint16_t> run(OnDevice<Case>& device, const cuda::BatchTables& tables,
+std::vector<std::uint16_t> run(OnDevice<Case>& device, const kvc::BatchTables& tables,
                                const std::vector<std::uint16_t>& q, bool share, std::vector<float>* lse = nullptr) {
   Stream stream;
   const DeviceArray<float> sums(static_cast<std::size_t>(tables.size() * device.c.query_heads()) + 1);
@@ -84,7 +84,7 @@ void check(const DecodeSpec& spec, const typename P::Config& config, float toler
   const auto width = static_cast<std::size_t>(c.query_heads() * spec.dim);
   for (std::size_t b = 0; b < c.sequences.size(); ++b) {
     const std::vector<Pos> one(1, 1);
-    const cuda::BatchTables alone = cuda::make_tables(
+    const kvc::BatchTables alone = kvc::make_tables(
         c.cache.policy(), std::span<const kvc::SeqId>(c.sequences).subspan(b, 1), std::span<const Pos>(one));
     const auto begin = static_cast<std::ptrdiff_t>(b * width), end = static_cast<std::ptrdiff_t>((b + 1) * width);
     const std::vector<std::uint16_t> same =
@@ -169,7 +169,7 @@ TEST(decode_beyond_2_to_31_elements) {
   const Index moved = blocks - 64;
   const auto small = static_cast<std::size_t>(c.cache.layout().size()) * 2;
   to_device(pool.data() + moved * block_elements * 2, c.cache.data(), small);
-  cuda::BatchTables tables = c.tables;
+  kvc::BatchTables tables = c.tables;
   for (std::int32_t& block : tables.kv_indices) {
     block += static_cast<std::int32_t>(moved);
   }
@@ -200,7 +200,7 @@ TEST(decode_in_a_graph) {
   const std::vector<float> expected = c.expected();
   const DeviceArray<std::uint16_t> in(c.q), out(c.q.size());
   Stream stream;
-  cuda::BatchTables none;
+  kvc::BatchTables none;
   none.block_tokens = 16;
   device.batch.upload(none, stream);
   device.work.upload(none, 0, stream);
@@ -222,7 +222,7 @@ TEST(decode_in_a_graph) {
   for (int round = 0; round < 5; ++round) {
     for (std::size_t count = 1; count <= c.sequences.size(); ++count) {  // uploads run ahead of the device
       const std::vector<Pos> ones(count, 1);
-      const cuda::BatchTables tables = cuda::make_tables(
+      const kvc::BatchTables tables = kvc::make_tables(
           c.cache.policy(), std::span<const kvc::SeqId>(c.sequences).first(count), std::span<const Pos>(ones));
       device.batch.upload(tables, stream);
       device.work.upload(tables, 0, stream);

@@ -37,7 +37,7 @@ struct PrefillOnDevice {
 };
 
 template <class Scalar, class Case>
-std::vector<std::byte> run(PrefillOnDevice<Case>& device, const cuda::BatchTables& tables,
+std::vector<std::byte> run(PrefillOnDevice<Case>& device, const kvc::BatchTables& tables,
                            const std::vector<std::byte>& q, cuda::PrefillKernel kernel = cuda::PrefillKernel::best,
                            std::vector<float>* lse = nullptr) {
   if (tables.queries() == 0) {
@@ -154,7 +154,7 @@ TEST(prefill_in_a_graph) {
   const std::vector<float> expected = c.expected();
   const DeviceArray<std::byte> in(c.q), out(c.out_bytes(c.tables.queries()));
   Stream stream;
-  cuda::BatchTables none;
+  kvc::BatchTables none;
   none.block_tokens = 16;
   device.batch.upload(none, stream);
   cudaGraph_t graph = nullptr;

@@ -22,7 +22,7 @@ constexpr std::uint16_t poison = 0xffff;  // NaN in both formats
 
 /// Runs the kernels as cuda::decode does, for the sequences of `tables`.
 template <int D, int N, int Wide, class T, class P, class L, Format Q>
-std::vector<std::uint16_t> run(DecodeCase<T, P, L, Q>& c, const cuda::BatchTables& tables,
+std::vector<std::uint16_t> run(DecodeCase<T, P, L, Q>& c, const kvc::BatchTables& tables,
                                const std::vector<std::uint16_t>& q, bool share, std::vector<float>* lse = nullptr) {
   constexpr Format F = cuda::format_of<T>;
   const cuda::DecodePlan plan =
@@ -72,8 +72,8 @@ void check(const DecodeSpec& spec, const typename P::Config& config, float toler
   for (std::size_t b = 0; b < c.sequences.size(); ++b) {
     CAPTURE(b);
     const std::vector<Pos> one(1, 1);
-    const cuda::BatchTables alone =
-        cuda::make_tables(c.cache.policy(), std::span(c.sequences).subspan(b, 1), std::span<const Pos>(one));
+    const kvc::BatchTables alone =
+        kvc::make_tables(c.cache.policy(), std::span(c.sequences).subspan(b, 1), std::span<const Pos>(one));
     const std::vector<std::uint16_t> q(c.q.begin() + static_cast<std::ptrdiff_t>(b * width),
                                        c.q.begin() + static_cast<std::ptrdiff_t>((b + 1) * width));
     const std::vector<std::uint16_t> same = run<D, N, Wide>(c, alone, q, false);

@@ -26,7 +26,7 @@ kvc_emulation::TensorMap map_of(std::byte* pool, const cuda::detail::TmaTensor& 
 
 /// Runs the kernel as cuda::prefill does; `boxes` false: as it does where there are none.
 template <int D, class Case>
-std::vector<std::byte> run(Case& c, const cuda::BatchTables& tables, const std::vector<std::byte>& q, bool boxes = true,
+std::vector<std::byte> run(Case& c, const kvc::BatchTables& tables, const std::vector<std::byte>& q, bool boxes = true,
                            std::vector<float>* lse = nullptr) {
   using T = typename Case::Cache::Element;
   constexpr cuda::Format F = cuda::format_of<T>;

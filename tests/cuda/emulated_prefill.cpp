@@ -23,7 +23,7 @@ using kvc::Pos;
 
 /// Runs a kernel as cuda::prefill does. D: elements of a head of the fast kernel, 0 for the plain one.
 template <int D, class T, class P, class L, Format Q>
-std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const cuda::BatchTables& tables, const std::vector<std::byte>& q,
+std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const kvc::BatchTables& tables, const std::vector<std::byte>& q,
                            std::vector<float>* lse = nullptr) {
   constexpr Format F = cuda::format_of<T>;
   const HostBatch batch(tables);
@@ -287,7 +287,7 @@ TEST_CASE("emulated prefill: a row has the same bits in every batch and chunk, a
     for (std::size_t b = 0; b < c.sequences.size(); ++b) {
       for (const Pos rows : std::set<Pos>{c.queries[b], c.queries[b] / 3, std::min(c.queries[b], 1)}) {
         CAPTURE(b, rows, window);
-        const cuda::BatchTables alone = c.tables_of({c.sequences[b]}, {rows});
+        const kvc::BatchTables alone = c.tables_of({c.sequences[b]}, {rows});
         const Index first = c.tables.q_indptr[b + 1] - rows;
         const std::vector<std::byte> same = run<64>(c, alone, c.q_rows(first, rows));
         REQUIRE(std::equal(same.begin(), same.end(), all.begin() + static_cast<std::ptrdiff_t>(c.out_bytes(first))));

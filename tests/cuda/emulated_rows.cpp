@@ -120,7 +120,7 @@ void check_append(const typename P::Config& config, const kvc::Shape& shape, cud
       k[0] = std::nanf("");  // a row that cannot be quantised
       std::fill_n(v.begin(), value_dim, 0.0F);
     }
-    const HostBatch batch(cuda::make_tables(cache, appends));
+    const HostBatch batch(kvc::make_tables(cache, appends));
     const std::vector<std::byte> k_in = as_input<I>(k), v_in = as_input<I>(v);
     std::vector<std::byte> q_in = as_input<I>(q);
     for (Index layer = 0; layer < shape.layers; ++layer) {
@@ -323,7 +323,7 @@ TEST_CASE("emulated rows: gathered, lost and scattered, a sequence is what it wa
       cache.commit(cache.extend(sequences[i], lengths[i]));
     }
     const HostBatch batch(
-        cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(lengths)));
+        kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(lengths)));
     const auto row = static_cast<std::size_t>(18 * cache.shape().kv_heads);
     std::vector<std::byte> k(row *
                              static_cast<std::size_t>(cuda::row_bytes(F, static_cast<int>(cache.shape().key_dim)))),

@@ -13,6 +13,7 @@
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
+#include "kvc/policy/synchronized.hpp"
 #include "random_source.hpp"
 
 namespace {
@@ -23,9 +24,9 @@ using kvc::Index;
 using kvc::Pos;
 
 /// One sequence per list of blocks.
-cuda::BatchTables tables_of(Pos block_tokens, const std::vector<std::vector<std::int32_t>>& blocks,
-                            const std::vector<Pos>& lengths) {
-  cuda::BatchTables tables;
+kvc::BatchTables tables_of(Pos block_tokens, const std::vector<std::vector<std::int32_t>>& blocks,
+                           const std::vector<Pos>& lengths) {
+  kvc::BatchTables tables;
   tables.block_tokens = block_tokens;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     tables.kv_indices.insert(tables.kv_indices.end(), blocks[i].begin(), blocks[i].end());
@@ -115,8 +116,8 @@ TEST_CASE("tables give the place of every position, whatever the policy", "[cuda
       sequences.push_back(seq);
     }
     const std::vector<Pos> queries(sequences.size(), 1);
-    const cuda::BatchTables tables =
-        cuda::make_tables(policy, std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
+    const kvc::BatchTables tables =
+        kvc::make_tables(policy, std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
     const HostBatch batch(tables);
     for (std::int32_t b = 0; b < tables.size(); ++b) {
       const auto at = static_cast<std::size_t>(b);
@@ -139,6 +140,10 @@ TEST_CASE("tables give the place of every position, whatever the policy", "[cuda
   REQUIRE(check(contiguous) == kvc::max_pos);
   Untabled untabled({.blocks = 20, .block_tokens = 7});
   REQUIRE(check(untabled) == 1);
+  kvc::Synchronized<kvc::Paged> locked({.blocks = 20, .block_tokens = 7});
+  REQUIRE(check(locked) == 7);
+  kvc::Synchronized<Untabled> locked_untabled({.blocks = 20, .block_tokens = 7});
+  REQUIRE(check(locked_untabled) == 1);
 }
 
 TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]") {
@@ -165,7 +170,7 @@ TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]
       blocks.push_back(own);
       lengths.push_back(length);
     }
-    const cuda::BatchTables tables = tables_of(block_tokens, blocks, lengths);
+    const kvc::BatchTables tables = tables_of(block_tokens, blocks, lengths);
     const cuda::DecodePlan plan = cuda::make_decode_plan(tables, group, window, {narrow, wide}, !random.one_in(4));
     std::map<std::array<std::int32_t, 3>, int> covered;  // sequence, split, head of the group
     std::map<std::array<std::int32_t, 2>, std::pair<Pos, Pos>> ranges;
@@ -228,7 +233,7 @@ TEST_CASE("a plan reads a shared prefix once for as many rows as fit", "[cuda]")
     }
     blocks[static_cast<std::size_t>(i)].push_back(100 + i);
   }
-  const cuda::BatchTables tables = tables_of(16, blocks, std::vector<Pos>(16, 1030));
+  const kvc::BatchTables tables = tables_of(16, blocks, std::vector<Pos>(16, 1030));
   const cuda::DecodePlan plan = cuda::make_decode_plan(tables, 4, 0, {8, 32});
   REQUIRE(plan.wide.size() == 4);     // two splits, eight sequences of four heads at a time
   REQUIRE(plan.narrow.size() == 16);  // the end of each

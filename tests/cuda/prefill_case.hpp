@@ -13,9 +13,9 @@
 
 #include "decode_case.hpp"  // half_to_float, to_half
 #include "kvc/attention/reference.hpp"
+#include "kvc/batch.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/cuda/options.hpp"
-#include "kvc/cuda/tables.hpp"
 
 namespace kvc_test {
 
@@ -92,9 +92,8 @@ class PrefillCase {
 
   [[nodiscard]] Index query_heads() const { return spec.kv_heads * spec.group; }
   [[nodiscard]] Index layer() const { return 1; }
-  [[nodiscard]] kvc::cuda::BatchTables tables_of(const std::vector<kvc::SeqId>& of,
-                                                 const std::vector<Pos>& rows) const {
-    return kvc::cuda::make_tables(cache.policy(), std::span<const kvc::SeqId>(of), std::span<const Pos>(rows));
+  [[nodiscard]] kvc::BatchTables tables_of(const std::vector<kvc::SeqId>& of, const std::vector<Pos>& rows) const {
+    return kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(of), std::span<const Pos>(rows));
   }
   /// Bytes of rows [first, first + count) of q, and of an output.
   [[nodiscard]] std::vector<std::byte> q_rows(Index first, Index count) const {
@@ -165,7 +164,7 @@ class PrefillCase {
   Cache cache;
   std::vector<kvc::SeqId> sequences;
   std::vector<Pos> queries;
-  kvc::cuda::BatchTables tables;
+  kvc::BatchTables tables;
   std::vector<std::byte> q;  ///< [queries, query_heads * key_dim]
 
  private:

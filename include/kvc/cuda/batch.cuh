@@ -12,9 +12,9 @@
 #include <cstdint>
 #include <span>
 
+#include "kvc/batch.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/cuda/check.cuh"
-#include "kvc/cuda/tables.hpp"
 #include "kvc/cuda/upload.cuh"
 #include "kvc/cuda/view.cuh"
 

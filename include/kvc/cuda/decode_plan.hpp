@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "kvc/attention/kernel/split_plan.hpp"
+#include "kvc/batch.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/cuda/tables.hpp"
 
 namespace kvc {
 inline namespace v0 {
