@@ -29,7 +29,6 @@ double error(const Case<T>& c, const Matrix<float>& out, const Matrix<float>& ex
 TEMPLATE_TEST_CASE("Prefill agrees with the reference", "[attention]", KVC_ALL_ELEMENTS) {
   const std::uint64_t seed = seed_or(201);
   Random random(seed);
-  double worst = 0;
   for (int i = 0; i < cases_or(90); ++i) {
     CaseShape shape = random_shape(random, i % 30 == 0 ? 2500 : 200);
     if (shape.length > 300) {  // the reference is slow
@@ -42,12 +41,8 @@ TEMPLATE_TEST_CASE("Prefill agrees with the reference", "[attention]", KVC_ALL_E
     std::fill_n(out.row(0), out.rows() * out.cols(), std::numeric_limits<float>::quiet_NaN());  // is overwritten
     Attend<TestType>::prefill(c.view(), shape.queries, c.q.cref(), out.ref(), c.options());
     kvc::reference(c.view(), shape.queries, c.q.cref(), expected.ref(), c.options());
-    const double e = error(c, out, expected);
-    CHECK(e < attention_error<TestType>);
-    worst = std::max(worst, e);
+    CHECK(error(c, out, expected) < attention_error<TestType>);
   }
-  INFO("largest error " << worst);
-  SUCCEED();
 }
 
 TEMPLATE_TEST_CASE("Decode agrees with the reference", "[attention]", KVC_ALL_ELEMENTS) {

@@ -90,12 +90,11 @@ struct AttentionState {
 ///   first_part.merge(second_part);
 ///   first_part.write_output(out, lse);
 ///
-/// Outputs of another engine with their log-sum-exp are states too: o = output, m = lse, l = 1 (and l = 0 where lse is
-/// -infinity).
+/// Outputs of another engine with their log-sum-exp are states, too: o = output, m = lse, l = 1.
 ///
-/// Merged in ascending order of keys, parts give the outputs of one call within rounding: at most 1e-5 of the largest
-/// value beyond the error of that call, whatever the cuts. The bits are the same if every part but the first lies
-/// within 512 positions from a multiple of 512.
+/// Merged in ascending order of keys, parts give the outputs of one call within its accuracy (see prefill), whatever the
+/// cuts: 2e-6 of the largest value for float. The bits are the same if every part but the first lies within 512
+/// positions from a multiple of 512.
 struct AttentionStates {
   MatrixRef<float> o;  ///< [rows, query_heads * value_dim] not normalised
   MatrixRef<float> m;  ///< [rows, query_heads] largest score
