@@ -1,11 +1,12 @@
-// The kernels of attention from another file of the program. They are nearly all of what attention costs a compiler, and
-// a program of many files needs them once for each element type.
+// Takes the kernels of attention from another file of the program. They are nearly all that attention costs to compile,
+// and a program needs them once per element type.
 //
-// A file that includes this beside attention makes no code of them. One file of the program has, for each type in use,
+// A file that includes this does not instantiate them. One file of the program instantiates those of each type in use,
 //
 //   template class kvc::detail::QueryTile<kvc::detail::KvTile<float>>;
 //
-// or the linker misses QueryTile::attend. Both are for the same processor, from which the kernels of a type follow.
+// otherwise the linker reports QueryTile::attend as undefined. Compile both files for the same target, which decides the
+// kernels of a type.
 #pragma once
 
 #include "kvc/attention/kernel/kv_tile.hpp"

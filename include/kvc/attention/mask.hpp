@@ -1,4 +1,4 @@
-// AttentionMask: which keys a query row may attend to, beyond what causality and the window say.
+// AttentionMask: which keys a query row may attend to, beyond causality and the window.
 #pragma once
 
 #include <limits>
@@ -13,10 +13,11 @@ inline namespace v0 {
 /// A mask of logical shape [query_heads, rows, length]: query head, row of q, key position. It refers to the caller's
 /// array through strides, so that it broadcasts without a copy, and must not outlive it.
 ///
-/// Either boolean, true where the row may attend, or additive: a float that is added to the score, -infinity where the
-/// row may not attend. A key that a row may not attend to has no influence whatever on it, not even if it is NaN.
+/// A boolean mask is true where the row may attend. An additive mask is added to the score, and is -infinity where the
+/// row may not attend. A key that a row may not attend to has no influence on it, even if it is NaN.
 ///
-/// Key positions >= cols are masked: a mask may be narrower than the sequence is long.
+/// Key positions >= cols are masked: a mask may be narrower than the sequence is long. Throws std::invalid_argument if
+/// heads < 1, rows < 0 or cols < 0.
 class AttentionMask {
  public:
   /// No mask.
@@ -38,7 +39,7 @@ class AttentionMask {
     return additive(mask.data(), 1, mask.rows(), mask.cols()).with_strides(0, mask.rows() == 1 ? 0 : mask.stride(), 1);
   }
 
-  /// The same array addressed differently: entry [h, i, j] is at  h * head + i * row + j * key.  A stride of 0 broadcasts.
+  /// The same array with other strides: entry [h, i, j] is at  h * head + i * row + j * key.  A stride of 0 broadcasts.
   [[nodiscard]] constexpr AttentionMask with_strides(Index head, Index row, Index key) const noexcept {
     AttentionMask mask = *this;
     mask.head_stride_ = head;
@@ -50,7 +51,8 @@ class AttentionMask {
   [[nodiscard]] constexpr bool is_none() const noexcept { return kind_ == Kind::none; }
   [[nodiscard]] constexpr Index cols() const noexcept { return is_none() ? Index{max_pos} : cols_; }
 
-  /// What is added to the score: 0, a finite number, or -infinity for a key that must not be seen. key < cols().
+  /// The number to add to the score: 0, a finite number, or -infinity for a key that must not be seen. Requires key <
+  /// cols().
   [[nodiscard]] float bias(Index head, Index row, Index key) const noexcept {
     if (is_none()) {
       return 0.0F;

@@ -1,16 +1,15 @@
-// The two loops in which attention spends its time: scores of a few rows against the keys of a tile, and the sum of
-// its values.
+// The two inner loops of attention: scores of a few rows against the keys of a tile, and sums of weighted values.
 //
 // Both hold a block of running sums in registers: several query rows by several keys, or by several vectors of values.
-// Each sum is one chain in a fixed order, so its bits do not depend on the block that it happens to be computed in.
-// What a step of the chain is says a DotTraits:
+// Each sum is one chain in a fixed order, so its bits do not depend on the block in which it is computed. A DotTraits
+// type defines one accumulation step:
 //
 //   expression                   meaning
-//   Number, Sum                  vectors of 16 lanes: what is multiplied, what is added up
-//   planes                       words that stand for one weight: 1, or 2 for its upper and lower part
+//   Number, Sum                  vectors of 16 lanes: factors, sums
+//   planes                       words per weight: 1, or 2 for an upper and a lower part
 //   DotTraits::madd(w, x, sum)        sum + w * x, lane by lane
 //   DotTraits::load(p)                16 lanes of a query row at p
-//   DotTraits::weight(p)              the weight at p, in the form in which it is multiplied
+//   DotTraits::weight(p)              the weight at p as a factor
 #pragma once
 
 #include <algorithm>
@@ -30,7 +29,7 @@ namespace detail {
 inline constexpr Index tile_keys = 64;  // positions of a tile; one bit each in a word
 inline constexpr Index tile_groups = tile_keys / simd::lanes;
 
-/// Sums of 16 floats that the registers of the target hold beside the operands of a step.
+/// Vectors of sums that the registers of the target hold beside the operands of a step.
 #if defined(__AVX512F__)
 inline constexpr int kernel_sums = 24;
 #elif defined(__AVX__) || defined(__aarch64__)
@@ -40,7 +39,7 @@ inline constexpr int kernel_sums = 2;
 #endif
 inline constexpr int kernel_rows = kernel_sums >= 24 ? 6 : kernel_sums >= 6 ? 2 : 1;
 
-/// Rows up to which keys and values are better read again than kept.
+/// Up to so many query rows it is faster to convert keys and values again for each block of rows than to keep them.
 inline constexpr Index few_rows = 16;
 
 struct FloatDotTraits {
@@ -54,7 +53,7 @@ struct FloatDotTraits {
   }
 };
 
-/// f(first row, integral constant R) for blocks of R <= `most` rows that cover [first, last).
+/// Calls f(first row, integral constant R) for blocks of R <= `most` rows that cover [first, last).
 template <int most = kernel_rows, class F>
 KVC_ALWAYS_INLINE void for_row_blocks(Index first, Index last, F f) {
   for (; last - first >= most; first += most) {
@@ -99,9 +98,9 @@ inline constexpr int block_keys = 4 * R <= std::max(kernel_sums, 4) ? 4 : 2;
 /// Products of R query rows and K keys from j on, lane by lane.
 ///
 ///   q      [R, q_stride] query rows
-///   ahead  asked for as much of what comes next as is read
 ///   keys   keys.load(j, c, x): vectors c, c + 1 ... of key j, `Keys::step` of them, with zeros past the end of the row,
 ///          from `Keys::bytes` of it
+///   prefetcher  prefetches as many lines as are read
 template <class DotTraits, int R, int K, class Keys, class Prefetcher>
 KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index vectors,
                                 typename DotTraits::Sum (&sum)[R][K], Prefetcher& prefetcher) noexcept {
@@ -151,15 +150,14 @@ KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noe
   }
 }
 
-/// Rows of a block in score_packed: each pair of a row and 16 keys takes three sums, of which one may wait in memory
-/// while chains are added to.
+/// Rows of a block in score_packed. Each pair of a row and 16 keys takes three sums, one of which may be spilled while
+/// chains grow.
 inline constexpr int packed_rows = kernel_sums >= 24 ? 4 : kernel_sums >= 6 ? 2 : 1;
 
-/// Lanes that are worked on together, so that twice as many chains hide the latency of multiply-adds.
+/// Lanes that are computed together: twice as many chains hide the latency of multiply-adds.
 inline constexpr int packed_lanes = kernel_sums >= 24 ? 2 : 1;
 
-/// to = groups [first, last) of 16 keys, across positions: word w of the keys of group g begins at to[(16 * vectors *
-/// g + w) * 16].
+/// Transposes groups [first, last) of 16 keys: word w of the keys of group g begins at to[(16 * vectors * g + w) * 16].
 template <class Keys, class Prefetcher>
 KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Index vectors, float* to,
                                  Prefetcher& prefetcher) noexcept {
@@ -180,7 +178,7 @@ KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Inde
   }
 }
 
-/// What add_keys and store_scores give, bit for bit, from packed keys of groups [first, last).
+/// The bits of add_keys and store_scores, from packed keys of groups [first, last).
 template <class DotTraits, int R>
 KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float* keys, Index first, Index last,
                                     Index vectors, float* s) noexcept {
@@ -192,7 +190,7 @@ KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float*
     constexpr int C = decltype(count)::value;
     const float* const from = keys + first * group;
     F32x16 total[R][C], part[R][C];
-    // Each lane of add_keys is a chain of its own; they are added up in the order of fold.
+    // Each lane of add_keys is a chain of its own; the chains are added up in the order of simd::fold_rows.
     simd::detail::unroll<4>([&](auto t) __attribute__((always_inline)) {
       simd::detail::unroll<4 / packed_lanes>([&](auto step) __attribute__((always_inline)) {
         F32x16 chain[packed_lanes][R][C] = {};

@@ -1,24 +1,25 @@
-// KvTile<T>: 64 positions of one head, brought from the rows of a cache into the form that the kernels read. Which one
-// serves an element type is decided by what the target can multiply.
+// KvTile<T>: the tile type of an element type on this target. It follows from what the processor can multiply.
+//
+// A tile type brings 64 positions of one head from the rows of a cache into the form that the kernels read:
 //
 //   expression                               meaning
-//   exact_sums                               whether the sums of a tile's values are exact: in any order
-//   key_pass                                 keys that `scores` is best asked for at once, if there are many rows
-//   query_floats(key_dim)                    room for a query row as prepare_query(q, key_dim, to) gives it
-//   weight_floats(value_dim)                 room for the weights of a row, as encode_weights gives them; 0: used as they are
-//   state_floats(value_dim), output_index(d) room for an output in a state, and where in it number d is;
-//                                            four from a multiple of 4 are together
+//   exact_sums                               whether sums over the values of a tile are exact, so that any order will do
+//   key_pass                                 preferred number of keys per call of scores_of_many
+//   query_floats(key_dim)                    floats of a query row that prepare_query(q, key_dim, to) writes
+//   weight_floats(value_dim)                 floats of a row of weights that encode_weights writes; 0: p itself is read
+//   state_floats(value_dim), output_index(d) floats of an output in a state, and the index of number d in it; four
+//                                            numbers from a multiple of 4 are neighbours
 //   in_order                                 whether output_index(d) is d
 //   scratch_floats(key_dim, value_dim)       working memory that the constructor takes
-//   set(rows, next, count)                   what `count` query rows read from now on, and what comes next; both stay
-//                                            where they are until next is given as rows
-//   prefetcher()                             what asks for what comes next, while this is read
-//   load_keys()                              whatever is done once for all rows, before
+//   set(rows, next, count)                   `count` query rows read `rows` from now on, and `next` after that; both
+//                                            must stay in place until `next` is passed as rows
+//   prefetcher()                             prefetches `next` while `rows` is read
+//   load_keys()                              prepares the keys, once for all query rows
 //   scores<R>(first, last, q, q_stride, s)   scores of R rows for keys [first, last), and maybe for some neighbours
-//   scores_of_many<R>(...)                   the same, bit for bit, where there are many rows; R is at most `most_rows`
-//   load_values()                            whatever is done once for all rows, before
-//   encode_weights(p, visible, w)            weights in the form that the values need
-//   value_step()                             unless sums are exact: positions that add_values had better be asked for
+//   scores_of_many<R>(...)                   the same bits, for many rows; R is at most `most_rows`
+//   load_values()                            prepares the values, once for all query rows
+//   encode_weights(p, visible, w)            encodes the weights as the values need them
+//   value_step()                             preferred positions per call of add_values, unless sums are exact
 //   add_values<R>(w, first, last, ...)       to = to * rescale + weighted values, R rows
 //
 // s is [R, 64], p is [64], both for the positions of the tile in order.

@@ -1,4 +1,4 @@
-// KvTileRows: where the 64 positions of a tile lie, found once for all that is done with them.
+// KvTileRows: the addresses of the 64 positions of a tile. Prefetcher: prefetches tiles ahead of their use.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// A piece of memory.
+/// Consecutive bytes, and the cache lines that hold them.
 struct ByteSpan {
   static constexpr Index line = 64;
   const std::byte* begin;
@@ -28,7 +28,7 @@ struct ByteSpan {
   [[nodiscard]] Index lines() const noexcept { return ceil_div(Index{end - first_line()}, line); }
 };
 
-/// The memory that the keys of a tile take, or its values.
+/// The memory of the keys of a tile, or of its values.
 struct ByteSpans {
   ByteSpan of[tile_keys];
   Index count = 0;
@@ -47,15 +47,15 @@ template <class T>
 struct KvTileRows {
   const StorageOf<T>* k[tile_keys];
   const StorageOf<T>* v[tile_keys];
-  Index first = 0;  // of the rows that are there, within the tile
+  Index first = 0;  // rows [first, last) of the tile are there
   Index last = 0;
   ByteSpans keys, values;
 
   [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
 
-  /// Finds positions base + [range.first, range.last), at least one. The other pointers lead to some row of these, so
-  /// that reading through them is allowed. Returns the first position that the view does not hand out where it should
-  /// be; the rows must not be used then.
+  /// Finds positions base + [range.first, range.last), at least one. All other pointers are set to one of these rows, so
+  /// that reading through them is allowed. Returns the first position for which the view hands out no row, in which case
+  /// the rows must not be used. O(runs + 64).
   template <class View>
   [[nodiscard]] std::optional<Index> locate(const View& kv, Index head, Index base, KeyRange range) {
     const Index lo = range.first, hi = range.last;
@@ -102,26 +102,24 @@ struct KvTileRows {
   }
 };
 
-/// Asks memory for what will be read: a line with each that is, some distance ahead, in the order of addresses. It
-/// would drop most requests of a burst, so they are as even as the reading is, and one instruction makes them all,
-/// whose stream the prefetchers of the processor follow.
+/// Prefetches one cache line per line that is read, a fixed distance ahead, in address order: memory would drop most
+/// requests of a burst. One instruction makes all requests, so that the prefetchers of the processor follow its stream.
 class Prefetcher {
  public:
-  /// About as many lines as are on their way at once where memory gives what it can. Tried from 64 to 240:
-  /// docs/performance.md.
+  /// About as many lines as are in flight when memory is saturated. Measured from 64 to 240: docs/performance.md.
   static constexpr Index few_lines = 104;
 
-  /// Reading of `now` begins. Both must stay where they are, `now` until the next call and `next` until it is `now`.
+  /// Reading of `now` begins. Both must stay in place, `now` until the next call and `next` until it is `now`.
   ///
-  ///   next       what is read after it, or null
-  ///   distance   lines
-  ///   prefetched lines that will be asked for while keys and values are read; what `now` has more is asked for with
-  ///              the weights of `rows` query rows
+  ///   next        the tile that is read after it, or null
+  ///   distance    lines between reading and prefetching
+  ///   prefetched  lines that will be prefetched while keys and values are read; the rest of `now` is prefetched while
+  ///               the weights of `rows` query rows are encoded (prefetch_with_row)
   template <class T>
   void begin_tile(const KvTileRows<T>& now, const KvTileRows<T>* next, Index distance, Index prefetched,
                   Index rows) noexcept {
     resume();
-    if (part_ < 2 || parts_[2] != &now.keys) {  // it is not where it should be by now
+    if (part_ < 2 || parts_[2] != &now.keys) {  // `now` is not the tile that was announced
       at_ = nullptr;
       part_ = 2;
     }
@@ -148,8 +146,8 @@ class Prefetcher {
     prefetch(std::max(distance - lead, Index{0}));
   }
 
-  /// The same for a tile that `rows` query rows read evenly if they are few, line by line where it lies, and otherwise
-  /// once, to compute for long. Gives the positions that values had better be added up by.
+  /// The same for a tile whose rows are read in place, evenly, if there are few query rows, and otherwise once, before a
+  /// long computation. Returns the preferred positions per call of add_values.
   template <class T>
   [[nodiscard]] Index begin_tile_evenly(const KvTileRows<T>& now, const KvTileRows<T>* next, Index key_dim,
                                         Index value_dim, Index rows) noexcept {
@@ -183,7 +181,7 @@ class Prefetcher {
   }
   void prefetch_with_row() noexcept { prefetch(with_row_); }
 
-  /// Where the same keys or values are read again, for other query rows.
+  /// Until resume(), nothing is prefetched: the same keys or values are read again, for other query rows.
   void pause() noexcept {
     if (at_ != nullptr) {
       paused_at_ = std::exchange(at_, nullptr);
@@ -196,8 +194,9 @@ class Prefetcher {
   }
 
  private:
-  /// How far to look ahead where a tile is read evenly: to what is read after its keys, if the first-level cache holds
-  /// both, so that keys and values lie in one piece each and take turns; otherwise what memory can bring meanwhile.
+  /// The distance where a tile is read evenly. If the keys are contiguous and the first-level cache holds keys and
+  /// values, that of the keys: values are prefetched while keys are read, and the next keys while values are. Otherwise
+  /// as many lines as memory can have in flight.
   template <class T>
   [[nodiscard]] static Index distance(const KvTileRows<T>& now) noexcept {
     constexpr Index most = 256;
@@ -217,9 +216,9 @@ class Prefetcher {
     }
   }
 
-  const std::byte* at_ = nullptr;  // null: there is no more
+  const std::byte* at_ = nullptr;  // the next line; null: there is none
   const std::byte* end_ = nullptr;
-  const ByteSpans* parts_[4] = {};  // keys and values of the tile that is read, and of the next
+  const ByteSpans* parts_[4] = {};  // keys and values of this tile, then of the next
   int part_ = 0;
   Index span_ = -1;
   const std::byte* paused_at_ = nullptr;

@@ -1,4 +1,4 @@
-// online_softmax: the scores of a tile become weights, for some rows together.
+// online_softmax: turns the scores of a tile into weights, for several rows at a time.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace detail {
 /// Scores of `count` <= 16 rows become weights exp(s - m), 0 where a key is not visible; m and l are carried on.
 ///
 ///   s        [count, 64]
-///   visible  [count] one bit for each key that counts; becomes 0 where the largest score is -infinity
+///   visible  [count] one bit per key, set if it counts; set to 0 if the largest score is -infinity
 ///   m, l     [count] largest score and sum of weights so far
 ///   rescale   [count] what sums over earlier weights must be multiplied with
 ///

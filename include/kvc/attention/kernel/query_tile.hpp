@@ -1,17 +1,17 @@
 // QueryTile: the arithmetic of attention, for some query rows against one tile of keys and values at a time.
 //
-// This is the one place where prefill and decode compute, and what makes their results the same bits. For each row the
-// order of operations is fixed by the absolute positions of the keys alone:
+// Prefill and decode compute here and nowhere else, so their results have the same bits. The absolute positions of the
+// keys alone fix the order of operations of each row:
 //
-//   tile    64 positions from a multiple of 64: scores, each a chain over the dims; their largest, exponentials and
-//           their sum (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending
-//           positions from 0, or exact; and o = madd(o, rescale, sum). How a chain goes for an element type says its
-//           tile: attention/kernel/kv_tile.hpp
+//   tile    64 positions from a multiple of 64: scores, each a chain over the dims; their maximum, exponentials and
+//           the sum of these (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending
+//           positions from 0, or exact; and o = madd(o, rescale, sum). Each tile type defines its accumulation order:
+//           attention/kernel/kv_tile.hpp
 //   split   512 positions from a multiple of 512: tiles in ascending order into one state that starts as the identity
 //   row     the states of its splits merged in ascending order from the left
 //
-// Rows share loads and registers, never an operation. A key that a row must not see is skipped in that row's sums, or
-// both it and its weight are 0, so that it cannot be noticed, NaN or uninitialised as it may be.
+// Rows share loads and registers, never an operation. A key that a row must not see has no effect on it, even if it is
+// NaN or uninitialised: the sums of that row skip it, or both it and its weight are 0.
 #pragma once
 
 #include <algorithm>
@@ -31,13 +31,14 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-inline constexpr Index query_tile_rows = 256;  // rows of q x heads of the group that one item of a prefill works on
+/// Query rows of one tile in prefill: rows of q x query heads of the GQA group.
+inline constexpr Index query_tile_rows = 256;
 
-/// Rows of q and of the output that are asked for ahead of their turn: a processor does not see that they lie at a
-/// distance from one another.
+/// How many rows of q and of the output to prefetch ahead. The prefetchers of the processor do not follow rows that lie
+/// at a distance from one another.
 inline constexpr Index rows_ahead = 8;
 
-/// Asks for a row that will soon be read, or written.
+/// Prefetches a row that will soon be read, or written.
 template <bool write = false>
 KVC_ALWAYS_INLINE void prefetch_row(const float* row, Index dim) noexcept {
   for (Index d = 0; d < dim; d += simd::lanes) {
@@ -45,13 +46,13 @@ KVC_ALWAYS_INLINE void prefetch_row(const float* row, Index dim) noexcept {
   }
 }
 
-/// Query rows of a work item: for each of some kv heads `queries` rows of q, which may belong to several sequences, and
-/// for each of these the query heads of one GQA group; they are numbered in this order, so that neighbours see nearly
-/// the same keys. The numbers of the rows are the caller's, from `prepare`.
+/// The query rows of a work item. For each of some kv heads there are `queries` rows of q, which may belong to several
+/// sequences, and for each of these the query heads of one GQA group. Rows are numbered in this order, so that
+/// neighbours see nearly the same keys. The caller owns the numbers of the rows, made by `prepare`.
 template <class Tile>
 class QueryTile {
  public:
-  /// A row of q: its number, the keys that it may see by causality and window.
+  /// A row of q: its number, and the keys that it may see (visible_keys).
   struct Query {
     Index row;
     KeyRange keys;
@@ -81,10 +82,9 @@ class QueryTile {
     }
   }
 
-  /// query(i) -> Query for i < queries.
-  ///
-  ///   q        prepared rows of the first head
-  ///   q_rows   from one head to the next
+  ///   query(i) -> Query   i < queries, called once for each in ascending order
+  ///   q                   prepared rows of the first head
+  ///   q_rows              rows from one head to the next
   template <class F>
   QueryTile(const AttentionDims& dims, const AttentionOptions& options, Index first_head, Index queries, F query,
             const float* q, Index q_rows, Scratch& scratch)
@@ -118,9 +118,9 @@ class QueryTile {
 
   /// Carries `states` of queries [first, last) over the tile of keys at position `base`, of kv head first_head + head.
   ///
-  ///   keys     every key of the tile that one of these queries may see
-  ///   next     what will be read after this, or null
-  ///   states   of all queries and heads, numbered as the rows
+  ///   keys     all keys of the tile that any of these queries may see
+  ///   next     the rows that will be read after these, or null
+  ///   states   of all queries and heads, numbered as the rows are
   void attend(Index head, Index first, Index last, Index base, Tile& tile,
               const KvTileRows<typename Tile::Element>& keys, const KvTileRows<typename Tile::Element>* next,
               const RowStates& states) noexcept;
@@ -129,7 +129,7 @@ class QueryTile {
   [[nodiscard]] Index query_head(Index head, Index r) const noexcept {
     return (first_head_ + head) * dims_.group + r % dims_.group;
   }
-  /// The keys of the tile that the query of row r may see by causality and window, relative to the tile.
+  /// The keys of the tile that the query of row r may see, the mask apart; relative to the tile.
   [[nodiscard]] KeyRange seen(Index r, Index base) const noexcept {
     const auto within = [&](Index position) { return std::clamp(position - base, Index{0}, tile_keys); };
     return {within(keys_[r].first), within(keys_[r].last)};
@@ -142,8 +142,8 @@ class QueryTile {
     });
   }
 
-  /// f(integral constant R, r, from, to) for blocks of R <= most rows from r on that cover [begin, end), and those of
-  /// the keys [first, last) that a row of the block sees: all of them if `all`.
+  /// Calls f(integral constant R, r, from, to) for blocks of R <= most rows [r, r + R) that cover [begin, end), with
+  /// the keys [from, to) within [first, last) that some row of the block sees: all of them if `all`.
   template <int most, class F>
   KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, bool all,
                                 F f) const noexcept {
@@ -206,10 +206,10 @@ class QueryTile {
         return;
       }
       const int first = std::countr_zero(visible_[r]);
-      int least = tile_keys, most = 0;  // where their stretches of keys end
+      int least = tile_keys, most = 0;  // the first and the last end of the keys of a row
       int begin_of_any = tile_keys;
-      bool simple = true;  // each sees one stretch of keys, and all begin together
-      bool all = true;     // each sees any
+      bool simple = true;  // each row sees consecutive keys, and all begin with the same
+      bool all = true;     // each row sees a key
       for (Index i = r; i < r + R; ++i) {
         const int end_of_row = tile_keys - std::countl_zero(visible_[i]);
         simple = simple && visible_[i] != 0 && std::countr_zero(visible_[i]) == first &&
@@ -250,8 +250,8 @@ class QueryTile {
     });
   }
 
-  /// The same for R rows from r on that see keys [first, last) of the tile. In steps where rows are read for the first
-  /// time, so that each is read whole not long after it was asked for.
+  /// The same for R rows from r on that see keys [first, last) of the tile. Values that are read for the first time are
+  /// added in steps of a few positions, so that each is read whole soon after it was prefetched.
   template <int R>
   KVC_ALWAYS_INLINE void values_of_range(Index r, int first, int last, bool prefetches, Tile& tile,
                                          float* o) const noexcept {
@@ -270,13 +270,13 @@ class QueryTile {
     }
   }
 
-  /// The same for one row, whatever it sees. Not for exact sums, where nothing calls it.
+  /// The same for one row that sees any keys. Not used with exact sums.
   KVC_OUT_OF_LINE void values_of_one(Index r, Tile& tile, float* o) const noexcept {
     if constexpr (!Tile::exact_sums) {
       const float* start = nullptr;
       for (std::uint64_t left = visible_[r]; left != 0;) {
         const int first = std::countr_zero(left);
-        const int last = std::countr_one(left >> first) + first;  // of this stretch of keys
+        const int last = std::countr_one(left >> first) + first;  // of consecutive keys
         left &= last == tile_keys ? 0 : ~std::uint64_t{0} << last;
         tile.template add_values<1>(w_ + r * weight_size_, first, last, start, left == 0 ? o : sums_,
                                     left == 0 ? rescale_ + r : nullptr);
@@ -292,18 +292,18 @@ class QueryTile {
   Index query_size_;
   Index weight_size_;
   Index value_pad_;
-  const float* q_;  // [heads, q_rows, query_size] as the tile wants them
+  const float* q_;  // [heads, q_rows, query_size] prepared
   Index q_rows_;
   float* p_;                // [rows, 64] scores, then weights
-  float* w_;                // [rows, weight_size] weights as the tile wants them
+  float* w_;                // [rows, weight_size] encoded weights
   float* sums_;             // [kernel_rows, value_pad]
   Query* query_;            // [queries]
-  KeyRange* keys_;          // [rows] that the query of each sees; no division to find it, for each tile
+  KeyRange* keys_;          // [rows] that each may see: a copy per row saves a division in each tile
   std::uint64_t* visible_;  // [rows]
   float* rescale_;          // [rows]
 };
 
-// Not inline: attention/extern.hpp keeps other files from making code of it, and with it of all kernels.
+// Not inline, so that attention/extern.hpp keeps other files from instantiating it, and with it all kernels.
 template <class Tile>
 void QueryTile<Tile>::attend(Index head, Index first, Index last, Index base, Tile& tile,
                              const KvTileRows<typename Tile::Element>& keys,
@@ -320,7 +320,7 @@ void QueryTile<Tile>::attend(Index head, Index first, Index last, Index base, Ti
                           tile.prefetcher().pause();
                         });
   } else {
-    // Keys of a stretch stay in the first-level cache for all rows.
+    // The keys of one pass stay in the first-level cache for all rows.
     for (Index at = keys.first / Tile::key_pass * Tile::key_pass; at < keys.last; at += Tile::key_pass) {
       scores<Tile::most_rows>(begin, end, base, std::max(at, keys.first), std::min(at + Tile::key_pass, keys.last), all,
                               [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {

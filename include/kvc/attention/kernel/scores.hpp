@@ -1,4 +1,4 @@
-// The scores inside attention, for inspection: not a step of computing it. Plain double arithmetic.
+// attention_scores: the scores inside attention, for inspection and tests. Attention itself does not use it.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Where to look, in the order of AttentionOptions. Each stage includes those before it.
+/// The stages of a score, in the order of AttentionOptions. Each includes those before it.
 enum class ScoreStage {
   raw,         ///< scale * (q . k), of every pair
   softcapped,  ///< after the soft cap
@@ -19,12 +19,14 @@ enum class ScoreStage {
   softmax,     ///< probabilities; all 0 in a row that sees no key
 };
 
-/// out[h * n + i] = the scores of query head h and row i, at position queries.first + i, against all positions.
+/// Writes the scores of query head h and row i, at position queries.first + i, against all positions, to row h * n + i
+/// of `out`. Computes in double.
 ///
 ///   q    [n, query_heads * key_dim]      n == queries.size()
 ///   out  [query_heads * n, kv.length()]  overwritten: an array [query_heads, n, length]
 ///
-/// Throws std::invalid_argument if extents or options do not fit. O(n * query_heads * length * key_dim).
+/// Throws std::invalid_argument if extents or options do not fit, or if the view does not retain a position.
+/// O(n * query_heads * length * key_dim).
 template <KvView View>
 void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q, ScoreStage stage,
                       MatrixRef<float> out, const AttentionOptions& options = {}) {
@@ -56,7 +58,7 @@ void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q
           if (stage >= ScoreStage::masked) {
             const double bias =
                 seen.first <= j && j < seen.last ? static_cast<double>(options.mask.bias(h, i, j)) : -HUGE_VAL;
-            x = bias == -HUGE_VAL ? bias : x + bias;  // whatever an invisible key holds, NaN too
+            x = bias == -HUGE_VAL ? bias : x + bias;  // even if an invisible key is NaN
           }
           s[static_cast<std::size_t>(j)] = x;
         }

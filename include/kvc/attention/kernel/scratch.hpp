@@ -14,14 +14,14 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Rows are kept with a multiple of 16 numbers.
+/// Rows are padded to a multiple of 16 numbers.
 [[nodiscard]] constexpr Index padded(Index count) noexcept { return ceil_div(count, Index{16}) * 16; }
 
-/// One aligned piece of memory, handed out bit by bit, not initialised.
+/// Aligned, uninitialised memory, taken piece by piece.
 ///
-/// It comes from a buffer of this thread that grows to the largest size ever asked for and is freed with the thread, because
-/// fresh memory costs a page fault every 4 KiB, more than the arithmetic done in it. There are two such buffers, for a call
-/// and for the item of it that runs on the same thread; where both are taken, new memory serves.
+/// Comes from a buffer of this thread that grows to the largest size ever requested and is freed with the thread: fresh
+/// memory costs a page fault every 4 KiB, more than the arithmetic done in it. A thread has two such buffers, for a call
+/// and for an item of it that runs on the same thread; if both are in use, memory is allocated.
 class Scratch {
  public:
   static constexpr std::size_t alignment = 64;
