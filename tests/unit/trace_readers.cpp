@@ -430,7 +430,7 @@ TEST_CASE("Times are accepted as far as their arithmetic goes", "[trace]") {
   order.in_order = true;
   REQUIRE(outcome_of(line_at("0") + line_at("4e12"), order) == "2");
   REQUIRE_THAT(outcome_of(line_at("5") + line_at("4.5"), order),
-               kvc_test::contains("t:2: arrives 500 us before the request of the line above"));
+               kvc_test::contains("t:2: \"timestamp\": is 500 us before the request of the line above"));
   REQUIRE(outcome_of(line_at("5") + line_at("4.5")) == "2");
   ReadOptions with_unit;
   with_unit.time_unit = TimeUnit::seconds;

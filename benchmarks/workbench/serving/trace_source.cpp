@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 
 #include "trace.hpp"
 
@@ -95,12 +96,12 @@ std::optional<Request> TraceSource::next() {
   const auto latest =
       static_cast<Time>(std::min(static_cast<double>(max_time / 2), static_cast<double>(max_arrival) * options_.load));
   if (request->arrival > latest - round_begin_) {
-    throw TraceError(
-        input_.name(), line_, "",
-        "arrives " +
-            std::to_string((static_cast<double>(round_begin_) + static_cast<double>(request->arrival)) / second) +
-            " s after the first request; at a load of " + std::to_string(options_.load) + " at most " +
-            std::to_string(latest / second) + " s are allowed");
+    const double after = static_cast<double>(round_begin_) + static_cast<double>(request->arrival);
+    char problem[160];
+    std::snprintf(problem, sizeof problem,
+                  "is %.10g s after the first request, must be at most %lld s after it at a load of %g", after / second,
+                  static_cast<long long>(latest / second), options_.load);
+    throw TraceError(input_.name(), line_, arrival_field(reader_.format()), problem);
   }
   request->arrival = std::llround(static_cast<double>(round_begin_ + request->arrival) / options_.load);
   return request;

@@ -122,6 +122,10 @@ std::string_view name(TraceFormat format) {
   return "";
 }
 
+std::string_view arrival_field(TraceFormat format) {
+  return format == TraceFormat::azure ? "TIMESTAMP" : format == TraceFormat::session ? "t" : "timestamp";
+}
+
 std::string format_names() {
   std::string all;
   for (const TraceFormat format : all_formats) {

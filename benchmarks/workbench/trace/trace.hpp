@@ -48,6 +48,8 @@ inline constexpr TraceFormat all_formats[] = {TraceFormat::mooncake, TraceFormat
 [[nodiscard]] std::string format_names();
 /// Tokens of a block, where neither the file nor the caller says otherwise.
 [[nodiscard]] Pos usual_block_tokens(TraceFormat format);
+/// The field with the arrival of a request.
+[[nodiscard]] std::string_view arrival_field(TraceFormat format);
 /// Whether requests of this format name the blocks of their prompts.
 [[nodiscard]] constexpr bool names_blocks(TraceFormat format) {
   return format != TraceFormat::azure && format != TraceFormat::own;

@@ -120,8 +120,8 @@ std::optional<TraceRequest> TraceReader::next_line() {
     try {
       TraceRequest request = parser_->parse(lines_->line(), place());
       if (options_.in_order && read_ > 0 && request.arrival < last_arrival_) {
-        throw TraceError(input_.name(), lines_->number(), "",
-                         "arrives " + std::to_string((last_arrival_ - request.arrival + 999) / 1000) +
+        throw TraceError(input_.name(), lines_->number(), arrival_field(parser_->format()),
+                         "is " + std::to_string((last_arrival_ - request.arrival + 999) / 1000) +
                              " us before the request of the line above; requests must be in the order of arrival");
       }
       last_arrival_ = request.arrival;
