@@ -139,8 +139,8 @@ TEMPLATE_TEST_CASE("keys, values and attention of each layer are within 1e-5", "
       CHECK(kvc_test::largest_difference(q, golden_q.middleRows(layer * 256 + first, chunk)) < 2e-5F);  // up to 34
       CHECK(kvc_test::largest_difference(out, golden_out.middleRows(layer * 256 + first, chunk)) < 1e-5F);
     };
-    (void)kvc::detail::forward(stories.model, cache, std::span(&std::as_const(step), 1), part,
-                               kvc::detail::Wanted::all_logits, ex, compare);
+    (void)kvc::llama::detail::forward(stories.model, cache, std::span(&std::as_const(step), 1), part,
+                                      kvc::llama::detail::Wanted::all_logits, ex, compare);
     cache.commit(std::move(step));
   }
   for (Index layer = 0; layer < c.layers; ++layer) {
