@@ -39,6 +39,16 @@ namespace detail {
       std::system_error(error, std::generic_category(), kvc::detail::concat({"kvc: cannot ", what, " ", path})));
 }
 
+/// The word for a kind of file.
+[[nodiscard]] inline const char* kind_of_file(mode_t mode) noexcept {
+  return S_ISDIR(mode)    ? "a directory"
+         : S_ISFIFO(mode) ? "a FIFO"
+         : S_ISCHR(mode)  ? "a character device"
+         : S_ISBLK(mode)  ? "a block device"
+         : S_ISSOCK(mode) ? "a socket"
+                          : "no regular file";
+}
+
 /// Owns an open file descriptor, or none.
 class FileHandle {
  public:
@@ -147,6 +157,17 @@ class FileSource final : public ByteSource {
     }
   }
 
+  /// Opens a regular file, whose size is known. Throws FormatError as above, and for anything else; does not wait for the
+  /// writer of a FIFO.
+  [[nodiscard]] static FileSource regular(const std::filesystem::path& path) {
+    struct stat status{};
+    if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+      throw_error(FormatError(path.string(), 0,
+                              kvc::detail::concat({"a regular file, found ", detail::kind_of_file(status.st_mode)})));
+    }
+    return FileSource(path);
+  }
+
   /// Throws FormatError if the system fails to read.
   std::size_t read(std::span<const ByteSpan> spans) override {
     const auto wanted = static_cast<std::size_t>(total_bytes(spans));
@@ -231,16 +252,6 @@ namespace detail {
       return file;
     }
   }
-}
-
-/// The word for a kind of file.
-[[nodiscard]] inline const char* kind_of_file(mode_t mode) noexcept {
-  return S_ISDIR(mode)    ? "a directory"
-         : S_ISFIFO(mode) ? "a FIFO"
-         : S_ISCHR(mode)  ? "a character device"
-         : S_ISBLK(mode)  ? "a block device"
-         : S_ISSOCK(mode) ? "a socket"
-                          : "no regular file";
 }
 
 /// Whether a file of this name may be made or replaced: throws std::invalid_argument where `rename` would replace

@@ -175,7 +175,7 @@ inline Model read_checkpoint(io::ByteSource& source) {
 /// called by its name. Nothing has been allocated then but the message.
 [[nodiscard]] inline Model load_checkpoint(io::ByteSource& source) { return detail::read_checkpoint(source); }
 [[nodiscard]] inline Model load_checkpoint(const std::filesystem::path& path) {
-  io::FileSource source(path);
+  io::FileSource source = io::FileSource::regular(path);
   return load_checkpoint(source);
 }
 [[nodiscard]] inline Model load_checkpoint(io::ConstByteSpan bytes, std::string name = "checkpoint in memory") {

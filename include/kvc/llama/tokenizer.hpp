@@ -47,7 +47,7 @@ class Tokenizer {
     return Tokenizer(in, vocab_size);
   }
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path, Index vocab_size = 0) {
-    io::FileSource source(path);
+    io::FileSource source = io::FileSource::regular(path);
     return load(source, vocab_size);
   }
   [[nodiscard]] static Tokenizer load(io::ConstByteSpan bytes, Index vocab_size = 0,
