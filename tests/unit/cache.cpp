@@ -2,6 +2,7 @@
 #include "kvc/cache.hpp"
 
 #include <Eigen/Core>
+#include <atomic>
 #include <limits>
 #include <thread>
 
@@ -291,6 +292,7 @@ TEST_CASE("Distinct sequences may be written, and all read, at the same time", "
       steps[0] = cache.extend(opened.seq, 5);
     }
   }
+  std::atomic<int> right = 0;  // assertions are not for several threads
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&, i] {
@@ -304,15 +306,14 @@ TEST_CASE("Distinct sequences may be written, and all read, at the same time", "
         cache.gather(layer, step.seq(), {0, step.range().last}, k_out, v_out);
         (void)cache.stats();
         cache.verify();
-        if (k_out.bottomRows(step.size()) != k) {
-          std::abort();
-        }
+        right += k_out.bottomRows(step.size()) == k && v_out.bottomRows(step.size()) == v ? 1 : 0;
       }
     });
   }
   for (std::thread& thread : threads) {
     thread.join();
   }
+  REQUIRE(right == 4 * 2);
   for (Append& step : steps) {
     cache.commit(std::move(step));
   }

@@ -1,11 +1,11 @@
-// What a caller gets when something is wrong.
+// The errors of kvc.
 //
 //   std::invalid_argument   a bad argument: the message names it, its value and what is allowed
-//   CapacityError           no room; the `try_*` forms return an empty optional instead
-//   FormatError             a bad file or bad bytes from a peer: file, offset, what was expected
-//   InvariantError          `verify()` found broken bookkeeping: a bug in a policy
+//   CapacityError           no room; the try_ forms return an empty optional instead
+//   FormatError             a bad file, or bad bytes from a peer: its name, the offset, what was expected
+//   InvariantError          a policy's bookkeeping or a layout contradicts itself: a bug in that type
 //
-// Without exceptions the same calls report to `error_handler()`, and abort should that return.
+// Without exceptions the same calls report to `error_handler()`, and abort if it returns.
 #pragma once
 
 #include <cstdio>
@@ -53,33 +53,34 @@ class CapacityError : public std::bad_alloc {
 };
 
 namespace detail {
-/// The pieces, one after the other. (Chains of operator+ make g++ 12 warn of overlaps that cannot be.)
-[[nodiscard]] KVC_COLD inline std::string concat(std::initializer_list<std::string_view> pieces) {
+/// The parts, one after the other. (Chains of operator+ make g++ 12 warn of overlaps that cannot be.)
+[[nodiscard]] KVC_COLD inline std::string concat(std::initializer_list<std::string_view> parts) {
   std::string joined;
-  for (const std::string_view piece : pieces) {
-    joined.append(piece);
+  for (const std::string_view part : parts) {
+    joined.append(part);
   }
   return joined;
 }
 }  // namespace detail
 
-/// Bytes from outside that do not hold what they should. Nothing was half-loaded.
+/// Bytes from a file or a peer are not what the format calls for. Nothing of them was loaded.
 class FormatError : public std::runtime_error {
  public:
+  /// "kvc: SOURCE: at byte OFFSET: expected EXPECTED"
   FormatError(const std::string& source, Index offset, const std::string& expected)
       : std::runtime_error(
             detail::concat({"kvc: ", source, ": at byte ", std::to_string(offset), ": expected ", expected})),
         source_(source),
         offset_(offset) {}
-  [[nodiscard]] const std::string& source() const noexcept { return source_; }
-  [[nodiscard]] Index offset() const noexcept { return offset_; }
+  [[nodiscard]] const std::string& source() const noexcept { return source_; }  ///< the file, or the peer
+  [[nodiscard]] Index offset() const noexcept { return offset_; }               ///< the byte, counted from 0
 
  private:
   std::string source_;
   Index offset_;
 };
 
-/// An invariant of a policy does not hold.
+/// An invariant does not hold: verify() found that the bookkeeping of a policy contradicts itself, or a layout is wrong.
 class InvariantError : public std::logic_error {
  public:
   using std::logic_error::logic_error;
@@ -93,11 +94,13 @@ inline void print_error(const char* message) { std::fprintf(stderr, "%s\n", mess
 inline ErrorHandler installed_error_handler = &print_error;
 }  // namespace detail
 
-/// The handler in use; assign to `set_error_handler` before starting threads. Only used without exceptions.
+/// The handler in use. Only builds without exceptions call it.
 inline ErrorHandler error_handler() noexcept { return detail::installed_error_handler; }
+
+/// Installs a handler. Call it before other threads start.
 inline void set_error_handler(ErrorHandler handler) noexcept { detail::installed_error_handler = handler; }
 
-/// Throws `error`, or hands its message to the handler and aborts.
+/// Throws `error`; without exceptions, gives its message to the error handler and aborts.
 template <class E>
 [[noreturn]] KVC_COLD void throw_error(const E& error) {
 #if KVC_HAS_EXCEPTIONS
@@ -125,14 +128,14 @@ std::string value_text(const V& value) {
 }
 }  // namespace detail
 
-/// Reports a bad argument: "kvc: block_tokens is 0, must be at least 1".
+/// Throws std::invalid_argument, such as "kvc: block_tokens is 0, must be at least 1". `allowed` completes "must be ...".
 template <class V>
 [[noreturn]] KVC_COLD void throw_invalid(std::string_view argument, const V& value, std::string_view allowed) {
   throw_error(std::invalid_argument(
       detail::concat({"kvc: ", argument, " is ", detail::value_text(value), ", must be ", allowed})));
 }
 
-/// Checks `ok`, and reports the argument otherwise. `allowed` completes "must be ...".
+/// Throws std::invalid_argument unless `ok`, see throw_invalid.
 template <class V>
 constexpr void require(bool ok, std::string_view argument, const V& value, std::string_view allowed) {
   if (!ok) [[unlikely]] {
@@ -140,7 +143,7 @@ constexpr void require(bool ok, std::string_view argument, const V& value, std::
   }
 }
 
-/// As `require`, for a value that must lie in [low, high].
+/// Throws std::invalid_argument unless low <= value <= high.
 template <class V>
 constexpr void require_between(V value, V low, V high, std::string_view argument) {
   if (value < low || value > high) [[unlikely]] {
@@ -148,7 +151,7 @@ constexpr void require_between(V value, V low, V high, std::string_view argument
   }
 }
 
-/// Converts a count that a caller gave in any integer type, or reports it.
+/// A count of any integer type as a Pos. Throws std::invalid_argument unless it is in [0, max_pos].
 template <std::integral I>
 [[nodiscard]] constexpr Pos checked_count(I count, std::string_view argument) {
   if (std::cmp_less(count, 0) || std::cmp_greater(count, max_pos)) [[unlikely]] {

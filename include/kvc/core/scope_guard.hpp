@@ -1,4 +1,4 @@
-// ScopeGuard: undoes a step unless the steps after it succeeded.
+// ScopeGuard: undoes a step unless the steps after it succeed.
 #pragma once
 
 #include <utility>

@@ -1,4 +1,4 @@
-// What a policy says about itself.
+// Stats: the counters of a policy.
 #pragma once
 
 #include "kvc/core/types.hpp"
@@ -6,44 +6,43 @@
 namespace kvc {
 inline namespace v0 {
 
-/// A snapshot of a policy's bookkeeping. Counts are of now, counters since construction.
-///
-/// A block here is the unit in which the policy hands out room: `block_tokens` slots. Always
-/// blocks_free + blocks_cached + blocks_referenced == blocks_total.
+/// The bookkeeping of a policy at one moment. A block is the unit in which the policy gives out slots: `block_tokens` of them.
+/// blocks_free + blocks_cached + blocks_referenced == blocks_total, always.
 struct Stats {
-  Pos block_tokens = 0;
-  Index blocks_total = 0;
-  Index blocks_free = 0;        ///< hold nothing
-  Index blocks_cached = 0;      ///< held by no sequence, kept for a later match; room for others when needed
-  Index blocks_referenced = 0;  ///< held by at least one sequence
+  // now
+  Pos block_tokens = 0;     ///< slots in a block
+  Index blocks_total = 0;   ///< blocks of the pool
+  Index blocks_free = 0;    ///< store nothing
+  Index blocks_cached = 0;  ///< belong to no sequence and are kept for a later match; evicted if others need the room
+  Index blocks_referenced = 0;  ///< belong to at least one sequence or pin
   Index largest_free_run =
-      0;                ///< blocks that one sequence could get at once: for Contiguous the largest hole, else all that
-                        ///< is free or can be evicted, since pages need not be neighbours
-  Index sequences = 0;  ///< open
-  Index pins = 0;       ///< prefixes that are pinned; their blocks count as referenced
-
-  Index tokens_stored = 0;    ///< slots that hold a committed row of an open sequence or a pin, a shared slot once
+      0;                      ///< blocks that one sequence could get at once: the largest hole of Contiguous; elsewhere
+                              ///< all free and cached ones, since blocks of a sequence need not be neighbours
+  Index sequences = 0;        ///< open sequences
+  Index pins = 0;             ///< pinned prefixes; their blocks count as referenced
+  Index tokens_stored = 0;    ///< slots that store a committed row of a sequence or a pin, a shared slot once
   Index tokens_reserved = 0;  ///< slots of referenced blocks
 
-  Index prompt_tokens = 0;  ///< counter: tokens of all prompts given to open, each time that a request comes again too
-  Index hit_tokens = 0;     ///< counter: those of them that were found in place
-  Index hits = 0;           ///< counter: full blocks of prompts that were found
-  Index misses = 0;         ///< counter: full blocks of prompts that were not
-  Index merges = 0;         ///< counter: blocks that a commit replaced by an equal cached one
-  Index evictions = 0;      ///< counter: cached blocks given up to make room
-  Index copies = 0;         ///< counter: copy-on-write copies and moves
-  Index copied_tokens = 0;  ///< counter: rows copied by them
+  // counters since construction
+  Index prompt_tokens = 0;  ///< tokens of all prompts given to open; a prompt that is opened again counts again
+  Index hit_tokens = 0;     ///< those of them that were found in place
+  Index hits = 0;           ///< full blocks of prompts that were found
+  Index misses = 0;         ///< full blocks of prompts that were not found
+  Index merges = 0;         ///< blocks that a commit replaced by an equal cached one
+  Index evictions = 0;      ///< cached blocks that were evicted
+  Index copies = 0;         ///< copy-on-write copies and moves
+  Index copied_tokens = 0;  ///< rows that they copied
 
-  /// Share of reserved slots that hold nothing: 0 is none.
+  /// Share of the reserved slots that store nothing, in [0, 1].
   [[nodiscard]] constexpr double internal_waste() const noexcept {
     return tokens_reserved == 0 ? 0.0 : 1.0 - static_cast<double>(tokens_stored) / static_cast<double>(tokens_reserved);
   }
-  /// Share of the room (free or evictable) that one sequence could not get at once: 0 is none.
+  /// Share of the free and cached blocks that one sequence could not get at once, in [0, 1].
   [[nodiscard]] constexpr double external_fragmentation() const noexcept {
     const Index room = blocks_free + blocks_cached;
     return room == 0 ? 0.0 : 1.0 - static_cast<double>(largest_free_run) / static_cast<double>(room);
   }
-  /// Share of prompt tokens that were found in place.
+  /// Share of the prompt tokens that were found in place, in [0, 1].
   [[nodiscard]] constexpr double hit_rate() const noexcept {
     return prompt_tokens == 0 ? 0.0 : static_cast<double>(hit_tokens) / static_cast<double>(prompt_tokens);
   }

@@ -1,7 +1,5 @@
-// The integers that everything in kvc is counted in.
-//
-// Positions and token counts are 32-bit, element offsets are 64-bit, and a block id or a sequence handle cannot be
-// mixed up with either. Standard library only.
+// The integers of kvc: positions and counts of tokens have 32 bits, offsets 64, and a block id or the handle of a sequence
+// cannot be mixed up with either. Standard library only.
 #pragma once
 
 #include <compare>
@@ -20,24 +18,25 @@ static_assert(sizeof(void*) >= 8, "kvc counts memory in 64 bits");
 
 inline constexpr Pos max_pos = std::numeric_limits<Pos>::max();
 
-/// A block of the pool ("page"): 0 <= id < Policy::blocks().
+/// A block of the pool: 0 <= id < policy.blocks(). Other engines call it a page.
 enum class BlockId : std::int32_t {};
 inline constexpr BlockId no_block{-1};
 
+/// The number of a block.
 [[nodiscard]] constexpr Index to_index(BlockId block) noexcept { return static_cast<Index>(block); }
 
-/// Handle of an open sequence. The generation makes a handle that outlived its sequence detectable.
+/// The handle of an open sequence. The generation tells a handle that outlived its sequence from that of the next sequence.
 struct SeqId {
   std::uint32_t slot = std::numeric_limits<std::uint32_t>::max();
   std::uint32_t generation = 0;
   friend constexpr bool operator==(SeqId, SeqId) = default;
 };
 
-/// Positions first <= p < last.
+/// The positions first <= p < last.
 struct PosRange {
   Pos first = 0;
   Pos last = 0;
-  /// At most max_pos, should the range be wider than a sequence can be.
+  /// last - first, clamped to [-max_pos, max_pos].
   [[nodiscard]] constexpr Pos size() const noexcept {
     const Index positions = Index{last} - Index{first};
     return static_cast<Pos>(positions > max_pos ? max_pos : positions < -max_pos ? -max_pos : positions);
@@ -46,8 +45,8 @@ struct PosRange {
   friend constexpr bool operator==(PosRange, PosRange) = default;
 };
 
-/// A stretch of consecutive positions that lies in consecutive slots of one block. What a policy hands out: no
-/// pointers, no element type.
+/// A run: consecutive positions of a sequence that lie in consecutive slots of one block. Policies hand out runs; they hold no
+/// pointers and know no element type.
 struct SlotRun {
   BlockId block;  ///< where
   Pos offset;     ///< first slot within the block
@@ -66,6 +65,7 @@ struct RowCopy {
   Pos count = 0;
 };
 
+/// The quotient, rounded up; both >= 0, and the denominator not 0.
 template <class I>
 [[nodiscard]] constexpr I ceil_div(I numerator, I denominator) noexcept {
   return numerator / denominator + (numerator % denominator != 0 ? 1 : 0);

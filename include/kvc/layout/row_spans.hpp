@@ -1,12 +1,11 @@
-// Stretches: where the rows of a stored block lie in a pool, in the order in which they lie in a snapshot.
+// Row spans: the rows of a stored block in a pool, in the order in which a snapshot or a transfer has them.
 //
-// Within a layer, a block of n rows is stored as its keys, then its values, in one of the two orders of
-// layout/layout.hpp:
+// Within a layer, a stored block of n rows is its keys, then its values, in one of the two orders of layout/layout.hpp:
 //
 //   head-major    K [kv_heads, n, key_row]   V [kv_heads, n, value_row]
 //   token-major   K [n, kv_heads, key_row]   V [n, kv_heads, value_row]
 //
-// A full block that comes from a pool of the same layout and goes to one of the same block size is a single stretch.
+// A full block between two pools of one layout and one block size is a single span.
 #pragma once
 
 #include <span>
@@ -19,13 +18,16 @@ namespace kvc {
 inline namespace v0 {
 namespace layout {
 
+/// The order of the rows of a stored block.
 enum class RowOrder { head_major, token_major };
 
-/// The order in which a layout is saved: its own if it has one of the two, else head-major.
+/// The order in which caches of a layout are saved: that of the layout if it is one of the two, else head-major.
 template <Layout L>
 [[nodiscard]] constexpr RowOrder row_order() noexcept {
   return std::string_view(L::name) == TokenMajor::name ? RowOrder::token_major : RowOrder::head_major;
 }
+
+/// The name of the layout that has this order.
 [[nodiscard]] constexpr std::string_view to_text(RowOrder order) noexcept {
   return order == RowOrder::token_major ? TokenMajor::name : HeadMajor::name;
 }
@@ -37,7 +39,7 @@ struct SlotSpan {
   Pos count = 0;
 };
 
-/// Offset and stride of the rows of one part, keys or values, of one layer.
+/// Offsets and stride of the keys, or of the values, of one layer. Refers to the layout.
 template <Layout L>
 class LayerRows {
  public:
@@ -49,7 +51,7 @@ class LayerRows {
   [[nodiscard]] Index offset(BlockId block, Index head, Pos slot) const noexcept {
     return keys_ ? layout_->k(block, layer_, head, slot) : layout_->v(block, layer_, head, slot);
   }
-  /// Whether the rows of all heads of one token follow one another, and the next token's follow these.
+  /// Whether the rows of all heads of one token are adjacent, and those of the next token follow.
   [[nodiscard]] bool tokens_are_whole() const noexcept {
     const Index heads = layout_->extents().kv_heads;
     return stride() == heads * row_size() &&
@@ -62,7 +64,8 @@ class LayerRows {
   bool keys_;
 };
 
-/// f(offset, Storage objects) for all rows of `slots`, which are those of one stored block, in one layer, in `order`.
+/// f(offset, units) for spans that are, in `order`, all rows of one layer in `slots`: the slots of one stored block. Both count
+/// storage units. O(spans).
 template <Layout L, class F>
 void for_each_row_span(const L& layout, Index layer, RowOrder order, std::span<const SlotSpan> slots, F&& f) {
   const Index heads = layout.extents().kv_heads;
