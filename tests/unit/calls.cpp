@@ -38,6 +38,10 @@ TEST_CASE("A sequence is opened with nothing, a list, tokens or options", "[cach
   REQUIRE(cache.try_open({})->cached == 0);
   REQUIRE(cache.try_open()->cached == 0);
   REQUIRE(cache.stats().sequences == 11);
+  REQUIRE(cache.match_length({1, 2, 3, 4, 5}) == 4);
+  REQUIRE(cache.admission({1, 2, 3}) == Admission::now);
+  REQUIRE(cache.can_admit({1, 2, 3}, 4));
+  REQUIRE(cache.try_pin({1, 2, 3, 4})->tokens == 4);
 
   KvCache<float, Contiguous> reserving(shape, {.sequences = 2, .max_tokens = 10});
   const SeqId short_one = reserving.open({.max_tokens = 3});

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvc/core/limit.hpp"
+#include "kvc/core/token_span.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
@@ -77,27 +78,26 @@ class Forwarded {
   }
 
   /// How many tokens of the prompt `try_open` would find in place. O(prompt.size()).
-  [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const
+  [[nodiscard]] Pos match_length(TokenSpan prompt, const OpenOptions& options = {}) const
     requires MatchesPrefixes<P>
   {
     return access([&](const P& p) { return p.match_length(prompt, options); });
   }
   /// Whether there is room for a prompt and `reserve` more tokens. Takes none. O(prompt.size()).
-  [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0,
-                                    const OpenOptions& options = {}) const
+  [[nodiscard]] Admission admission(TokenSpan prompt, Pos reserve = 0, const OpenOptions& options = {}) const
     requires AdmitsRequests<P>
   {
     return access([&](const P& p) { return p.admission(prompt, reserve, options); });
   }
   /// Whether the admission is `now`.
-  [[nodiscard]] bool can_admit(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const
+  [[nodiscard]] bool can_admit(TokenSpan prompt, Pos reserve = 0, const OpenOptions& options = {}) const
     requires AdmitsRequests<P>
   {
     return admission(prompt, reserve, options) == Admission::now;
   }
   /// Keeps what is cached of a prefix from eviction until `unpin`; empty if not one full block is cached.
   /// O(prefix.size()).
-  [[nodiscard]] auto try_pin(std::span<const Token> prefix, const Salt& salt = {})
+  [[nodiscard]] auto try_pin(TokenSpan prefix, const Salt& salt = {})
     requires PinsPrefixes<P>
   {
     return access([&](P& p) { return p.try_pin(prefix, salt); });
@@ -109,7 +109,7 @@ class Forwarded {
     access([&](P& p) { p.unpin(pin); });
   }
   /// Names the tokens of rows that were committed without them: from now on prompts find the rows.
-  void publish_tokens(SeqId seq, std::span<const Token> tokens)
+  void publish_tokens(SeqId seq, TokenSpan tokens)
     requires KnowsTokens<P>
   {
     access([&](P& p) { p.publish_tokens(seq, tokens); });
