@@ -1,10 +1,20 @@
 // The decode kernels on a device, against the definition of attention, over policies, layouts and formats.
+#include <cuda_bf16.h>
+
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "decode_case.hpp"
 #include "device_memory.hpp"
 #include "device_test.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/cuda/append.cuh"
+#include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/decode.cuh"
+#include "kvc/cuda/element.cuh"
+#include "kvc/cuda/space.cuh"
+#include "kvc/cuda/view.cuh"
 #include "kvc/element/quantized.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
@@ -270,4 +280,39 @@ TEST(decode_refuses_what_does_not_fit) {
     thrown = std::string(error.what()).find("cudaMemcpy") != std::string::npos;
   }
   CHECK(thrown) << "an error names its call";
+}
+
+/// A sequence, and its newest token.
+struct Request {
+  kvc::SeqId seq;
+  kvc::Token token;
+};
+
+/// The loop that docs/cuda.md shows. It is compiled only: tests run its parts.
+void decode_a_step(const kvc::Shape& shape, const std::vector<Request>& running, kvc::MatrixRef<const __nv_bfloat16> k,
+                   kvc::MatrixRef<const __nv_bfloat16> v, kvc::MatrixRef<__nv_bfloat16> q,
+                   const kvc::cuda::RopeView& rope, __nv_bfloat16* out, cudaStream_t stream) {
+  using Cache = kvc::KvCache<__nv_bfloat16, kvc::PrefixShared<>, kvc::HeadMajor, kvc::cuda::DeviceSpace>;
+  Cache cache(shape, {.blocks = 4096, .block_tokens = 16}, kvc::cuda::DeviceSpace(stream));
+  kvc::cuda::Batch batch({.sequences = 256, .blocks = 65536, .queries = 8192});  // fixed addresses
+  kvc::cuda::DecodeWork work({.sequences = 256,
+                              .positions = 1 << 20,
+                              .query_heads = 32,
+                              .kv_heads = 8,
+                              .dim = 128,
+                              .format = kvc::cuda::format_of<__nv_bfloat16>});
+
+  std::vector<Cache::Append> steps;  // a step: one token for each request
+  for (const Request& request : running) {
+    steps.push_back(cache.extend(request.seq, {request.token}));
+  }
+  work.upload(batch.upload(cache, steps, stream), /*window=*/0, stream);
+
+  for (kvc::Index layer = 0; layer < shape.layers; ++layer) {  // this part may be a CUDA graph
+    kvc::cuda::write(kvc::cuda::view(cache, layer), batch, k, v, stream, rope, q);
+    kvc::cuda::decode(kvc::cuda::view(cache, layer), batch, work, q.data(), out, {}, stream);
+  }
+  for (auto& step : steps) {
+    cache.commit(std::move(step));
+  }
 }
