@@ -7,6 +7,7 @@
 
 #include "../usage.hpp"
 #include "kvc/cache.hpp"
+#include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 
 namespace {
@@ -63,6 +64,14 @@ void limit_tenants() {
   std::printf("5 prompts of 3 blocks each: %ld blocks cached\n", static_cast<long>(cache.stats().blocks_cached));
 }
 
+void choose_an_eviction_policy() {
+  using Eviction = kvc::CostAware;
+  kvc::KvCache<float, kvc::PrefixShared<Eviction>> cache(
+      {.layers = 2, .kv_heads = 2, .key_dim = 64},
+      {.blocks = 64, .block_tokens = 16, .eviction = {.slope = 0.01}});  // a block costs 1 % more for each before it
+  std::printf("evicts by %s\n", Eviction::name.data());
+}
+
 void admit() {
   Cache cache({.layers = 2, .kv_heads = 2, .key_dim = 64}, {.blocks = 8, .block_tokens = 16, .watermark = 1});
   const Tokens prompt = prompt_with({100, 101});
@@ -88,6 +97,7 @@ int main(int argc, char** argv) {
   return run_example(argc, argv, "Prefix sharing: tokens, salts, tenants, pins and admission.", [] {
     share();
     limit_tenants();
+    choose_an_eviction_policy();
     admit();
   });
 }
