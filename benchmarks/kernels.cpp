@@ -1,26 +1,26 @@
-// The parts of decode attention, each alone on one tile that lies in the first-level cache: where its time goes.
+// The parts of decode attention, each alone on one tile in the first-level cache: shows where its time goes.
 //
 //   kernels/<element>/<part>    4 query rows (a GQA group) against 64 positions, dimension 128
 //
 //   scores          load_keys and the products of queries and keys
 //   online_softmax  maximum, exponentials, sum
-//   weights         weights in the form that the values need
+//   weights         encodes the weights as the values need them
 //   values          the weighted sum of the values
 //
-// The column per_position is nanoseconds per position, `ideal` the multiply-adds alone at the peak of the unit that
-// does them, measured in the same run. What a processor must spend besides is loads, folds of sums, and conversions.
+// The column per_position is nanoseconds per position. `ideal` is the time of the multiply-adds alone at the peak of the
+// unit that does them, measured in the same run; the rest is loads, folds of sums, and conversions.
 //
 //   reads/<how>/threads:<t>    memory alone: decode stripped of its arithmetic
 //
-//   plain         one stream in the order of addresses, left to the prefetcher of the processor
-//   tiles/asked   the stretches of a head-major cache in the order of decode, 32 KiB of keys, then of values, head
-//                 after head; with each line one of the next stretch is asked for, as attention does
-//   tiles/plain   the same without asking
-//   blocks/asked  as tiles/asked where the positions of a tile lie in four blocks of 16 of a pool, in random order
-//   one_by_one    lines in random order, each found in the one before: what one request takes
+//   plain              one stream in address order, left to the prefetcher of the processor
+//   tiles/prefetched   the tiles of a head-major cache in the order of decode, 32 KiB of keys, then of values, head after
+//                      head; prefetches one line of the next tile per line read, as attention does
+//   tiles/plain        the same without prefetching
+//   blocks/prefetched  as tiles/prefetched, with the positions of a tile in four blocks of 16 of a pool, in random order
+//   one_by_one         lines in random order, each found in the one before: the latency of one request
 //
-// The column GB/s is what they reach, `of_limit` that over the fastest read that was found. Of one_by_one the columns
-// are nanoseconds of a line, and how many lines must be on their way at once for the limit to be reached.
+// The column GB/s is the rate, `of_limit` its share of the fastest read that was measured. one_by_one shows nanoseconds
+// per line, and how many lines must be in flight to reach the limit.
 //
 //   build/release/benchmarks/kernels
 #include <benchmark/benchmark.h>
@@ -162,7 +162,7 @@ void add_parts(double kvc_bench::Limits::* unit) {
   add("values", [](OneTile<T>& t) { t.values(); }, 2.0 * rows * dim);
 }
 
-/// A buffer, cut into stretches that are read one after the other.
+/// A buffer, cut into spans that are read one after the other.
 class ReadOrder {
  public:
   enum class Kind { plain, tiles, blocks };
@@ -170,10 +170,10 @@ class ReadOrder {
   explicit ReadOrder(Kind kind) : buffer_(HostSpace{}, kvc_bench::working_set()) {
     auto* const floats = reinterpret_cast<float*>(buffer_.data());
     std::fill_n(floats, buffer_.size() / sizeof(float), 1.0F);
-    // Keys of a head, its values, then the next head; the next tile when all had their turn.
+    // Keys of a head, its values, then the next head; the next tile after all heads.
     constexpr Index streams = 2 * heads, block_rows = 16, block_floats = block_rows * dim;
     if (kind == Kind::blocks) {
-      stretch_floats_ = block_floats;
+      span_floats_ = block_floats;
       std::vector<Index> blocks(buffer_.size() / sizeof(float) / (streams * block_floats));
       std::iota(blocks.begin(), blocks.end(), Index{0});
       std::ranges::shuffle(blocks, std::mt19937(1));
@@ -182,34 +182,34 @@ class ReadOrder {
         for (Index stream = 0; stream < streams; ++stream) {
           for (std::size_t b = first; b < first + of_tile; ++b) {
             const Index place = stream % 2 * heads + stream / 2;  // keys of all heads, then their values
-            stretches_.push_back(floats + (blocks[b] * streams + place) * block_floats);
+            spans_.push_back(floats + (blocks[b] * streams + place) * block_floats);
           }
         }
       }
     } else {
-      const Index count = static_cast<Index>(buffer_.size() / sizeof(float)) / stretch_floats_;
+      const Index count = static_cast<Index>(buffer_.size() / sizeof(float)) / span_floats_;
       for (Index i = 0; i < count; ++i) {
         const Index place = kind == Kind::tiles ? i % streams * (count / streams) + i / streams : i;
-        stretches_.push_back(floats + place * stretch_floats_);
+        spans_.push_back(floats + place * span_floats_);
       }
     }
   }
   [[nodiscard]] double bytes() const {
-    return static_cast<double>(stretches()) * static_cast<double>(stretch_floats_) * sizeof(float);
+    return static_cast<double>(spans()) * static_cast<double>(span_floats_) * sizeof(float);
   }
-  [[nodiscard]] Index stretches() const { return static_cast<Index>(stretches_.size()); }
+  [[nodiscard]] Index spans() const { return static_cast<Index>(spans_.size()); }
 
-  /// Stretches [first, last) of all. With each line one is asked for that lies 64 rows ahead.
-  template <bool asks>
+  /// Reads spans [first, last). Prefetches per line the one that lies 64 rows ahead.
+  template <bool prefetches>
   void read(Index first, Index last) const {
-    const Index ahead = tile_keys * dim / stretch_floats_;
+    const Index ahead = tile_keys * dim / span_floats_;
     simd::F32x16 sum[4] = {};
     for (Index i = first; i < last; ++i) {
-      const float* const at = stretches_[static_cast<std::size_t>(i)];
-      const float* const next = stretches_[static_cast<std::size_t>(std::min(i + ahead, last - 1))];
-      for (Index f = 0; f < stretch_floats_; f += 4 * simd::lanes) {
+      const float* const at = spans_[static_cast<std::size_t>(i)];
+      const float* const next = spans_[static_cast<std::size_t>(std::min(i + ahead, last - 1))];
+      for (Index f = 0; f < span_floats_; f += 4 * simd::lanes) {
         simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
-          if constexpr (asks) {
+          if constexpr (prefetches) {
             __builtin_prefetch(next + f + k * simd::lanes, 0, 3);
           }
           sum[k] = sum[k] + simd::load(at + f + k * simd::lanes);
@@ -222,21 +222,22 @@ class ReadOrder {
  private:
   static constexpr Index heads = 8;
   Buffer<HostSpace> buffer_;
-  Index stretch_floats_ = tile_keys * dim;
-  std::vector<const float*> stretches_;
+  Index span_floats_ = tile_keys * dim;
+  std::vector<const float*> spans_;
 };
 
-template <ReadOrder::Kind kind, bool asks>
+template <ReadOrder::Kind kind, bool prefetches>
 void add_reads(const char* how) {
   for (const int threads : {1, 2}) {
     const std::string name = std::string("reads/") + how + "/threads:" + std::to_string(threads);
     benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
       const ReadOrder order(kind);
-      const Index each = order.stretches() / threads;
+      const Index each = order.spans() / threads;
       const auto start = kvc_bench::Clock::now();
       std::vector<double> rates;
       for (auto _ : state) {
-        const double seconds = kvc_bench::together(threads, [&](int i) { order.read<asks>(i * each, (i + 1) * each); });
+        const double seconds =
+            kvc_bench::together(threads, [&](int i) { order.read<prefetches>(i * each, (i + 1) * each); });
         rates.push_back(order.bytes() / seconds);
         kvc_bench::machine().measure(threads);
       }
@@ -248,7 +249,7 @@ void add_reads(const char* how) {
   }
 }
 
-/// Reads lines in an order that nothing can foresee.
+/// Reads lines in an order that no prefetcher can foresee.
 void one_by_one(benchmark::State& state) {
   constexpr std::size_t line = 64 / sizeof(std::uint32_t);
   Buffer<HostSpace> buffer(HostSpace{}, kvc_bench::working_set());
@@ -288,9 +289,9 @@ int main(int argc, char** argv) {
   add_parts<Int8>(&Limits::int8);
   add_parts<Int4>(&Limits::int8);
   add_reads<ReadOrder::Kind::plain, false>("plain");
-  add_reads<ReadOrder::Kind::tiles, true>("tiles/asked");
+  add_reads<ReadOrder::Kind::tiles, true>("tiles/prefetched");
   add_reads<ReadOrder::Kind::tiles, false>("tiles/plain");
-  add_reads<ReadOrder::Kind::blocks, true>("blocks/asked");
+  add_reads<ReadOrder::Kind::blocks, true>("blocks/prefetched");
   benchmark::RegisterBenchmark("reads/one_by_one/threads:1", one_by_one)->Iterations(1'000'000);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
