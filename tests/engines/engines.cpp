@@ -1,4 +1,4 @@
-// Prefill and decode engines of examples/disaggregated: what comes out, whatever happens to them.
+// Prefill and decode engines of examples/applications/disaggregated: their outputs, whatever happens to them.
 #include <map>
 #include <vector>
 
@@ -9,7 +9,7 @@
 namespace {
 using namespace kvc_test;
 
-/// Runs with `fault` at each moment of a run without it. How often the run was another one for it.
+/// Runs with `fault` at each moment of a run without it. Returns how often the fault changed the run.
 template <class F, class Check>
 void at_each_moment(const Sizes& sizes, const std::vector<Request>& requests, F&& fault, Check&& check) {
   World plain(sizes, requests);
@@ -44,7 +44,7 @@ int in_state(const World& world, State state) {
 }
 }  // namespace
 
-TEST_CASE("The decoder tells of each layer when its rows are written, and of no other", "[engines]") {
+TEST_CASE("The decoder reports each layer as soon as its rows are written, and no other", "[engines]") {
   const kvc::llama::Model& model = model_of_engines();
   disaggregated::Cache cache(model.config.cache_shape(), {.blocks = 8, .block_tokens = 4});
   const std::vector<Token> prompt = random_tokens(10, model.config.vocab_size, 1);
@@ -72,7 +72,7 @@ TEST_CASE("The decoder tells of each layer when its rows are written, and of no 
   REQUIRE(told[0] != told[1]);
 }
 
-TEST_CASE("Engines make what one engine makes, whatever their number", "[engines]") {
+TEST_CASE("Any number of engines computes the outputs of one engine", "[engines]") {
   for (const auto& [prefill, decode] : {std::pair(1, 1), std::pair(1, 3), std::pair(2, 1), std::pair(3, 2)}) {
     INFO(prefill << " prefill engines, " << decode << " decode engines");
     World world({.prefill = prefill, .decode = decode}, some_requests(12));
@@ -85,7 +85,7 @@ TEST_CASE("Engines make what one engine makes, whatever their number", "[engines
       ++by_engine[r.decode];
       REQUIRE(r.handover.bytes == static_cast<std::uint64_t>(r.prompt_tokens - r.handover.kept) * 2 * 2 * 12 * 4);
     }
-    REQUIRE(by_engine.size() == static_cast<std::size_t>(prefill + decode));  // each has something to do
+    REQUIRE(by_engine.size() == static_cast<std::size_t>(prefill + decode));  // each one has work
   }
 }
 
@@ -95,7 +95,7 @@ TEST_CASE("Rows of a prefix that a decode engine has are not sent to it again", 
   world.check_all_done();
   std::map<Peer, int> seen;
   for (const RequestRecord& r : world.record().requests) {
-    REQUIRE((r.handover.kept >= 24 || seen[r.decode] < 2));  // two at most are on their way at first
+    REQUIRE((r.handover.kept >= 24 || seen[r.decode] < 2));  // at most two are in flight at first
     ++seen[r.decode];
   }
 }
@@ -123,7 +123,7 @@ TEST_CASE("A prefill engine stalls at any moment: the others finish all requests
   REQUIRE(again > 0);
 }
 
-TEST_CASE("A decode engine stalls at any moment: the others finish all requests, and it frees what it held",
+TEST_CASE("A decode engine stalls at any moment: the others finish all requests, and it frees its blocks",
           "[engines]") {
   int again = 0;
   int sent_on = 0;
@@ -134,7 +134,7 @@ TEST_CASE("A decode engine stalls at any moment: the others finish all requests,
         again += attempts(world);
         if (!world.record().engines[2].stopped) {
           REQUIRE(world.record().engines[2].lost);
-          for (int i = 0; i < 3; ++i) {  // it wakes up
+          for (int i = 0; i < 3; ++i) {  // it continues
             world.decode(1).step();
           }
           REQUIRE(world.decode(1).done());
@@ -161,7 +161,7 @@ TEST_CASE("When no decode engine is left, requests fail and say so", "[engines]"
       });
 }
 
-TEST_CASE("Where decode pools are full, requests wait and are served", "[engines]") {
+TEST_CASE("Requests wait for full decode pools, and are served", "[engines]") {
   // Room for one sequence of the longest, and a prefill pool for two.
   World world({.prefill_blocks = 24, .decode_blocks = 14}, some_requests(12));
   world.run();
@@ -173,7 +173,7 @@ TEST_CASE("Where decode pools are full, requests wait and are served", "[engines
   REQUIRE(refusals > 0);
 }
 
-TEST_CASE("Sequences that find no room for their next token give way, and are computed again", "[engines]") {
+TEST_CASE("Sequences without room for their next token are preempted, and computed again", "[engines]") {
   World world({.decode = 1, .decode_blocks = 17, .reserve_tokens = 0}, some_requests(8, 20));
   world.run();
   world.check_all_done();
@@ -219,7 +219,7 @@ TEST_CASE("A narrow window between engines changes nothing but the time", "[engi
   world.check_all_done();
 }
 
-TEST_CASE("Engines in threads of their own make what one engine makes", "[engines][threads]") {
+TEST_CASE("Engines in threads of their own compute the outputs of one engine", "[engines][threads]") {
   disaggregated::RunConfig config;
   config.prefill_engines = 2;
   config.decode_engines = 2;

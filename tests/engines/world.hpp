@@ -1,5 +1,5 @@
-// World: a router and engines that one thread moves on in turns, in a time of its own, so that each run is the same,
-// and a fault can come at each moment.
+// World: a router and engines that one thread advances in turns, with a clock of its own, so that runs repeat exactly and a
+// fault can happen at any moment.
 #pragma once
 
 #include <functional>
@@ -34,7 +34,7 @@ inline const kvc::llama::Model& model_of_engines() {
   return model;
 }
 
-/// Prompts of 5 to 40 tokens, of which the first `shared` are those of all.
+/// Prompts of 5 to 40 tokens that share their first `shared` tokens.
 inline std::vector<Request> some_requests(std::uint64_t count, Pos output_tokens = 6, Pos shared = 1) {
   std::vector<Request> requests;
   const std::vector<Token> beginning = random_tokens(shared, tiny_config().vocab_size, 100);
@@ -95,10 +95,10 @@ class World {
     endpoints_.clear();
   }
 
-  /// Called between any two things that happen, with their number.
+  /// Called between any two events, with their number.
   std::function<void(int)> at_tick = [](int) {};
 
-  /// Until all that can be done is done.
+  /// Advances until nothing more can be done.
   void run() {
     while (!router_->done()) {
       bool any = router_->step();
@@ -113,7 +113,7 @@ class World {
       REQUIRE(ticks_ < 100000);
     }
   }
-  /// The engine is gone, and has not said good-bye.
+  /// The engine dies without a message.
   void kill(Peer peer) {
     for (Peer other = 0; other < static_cast<Peer>(endpoints_.size()); ++other) {
       endpoints_[index(peer)]->drop(other);
@@ -124,14 +124,14 @@ class World {
       decode_[index(peer - sizes_.prefill)].reset();
     }
   }
-  /// The engine does nothing from now on, or does again.
+  /// The engine stalls, or continues.
   void stall(Peer peer, bool stalled = true) { stalled_[index(peer)] = stalled; }
 
   [[nodiscard]] Router& router() { return *router_; }
   [[nodiscard]] DecodeEngine& decode(int i) { return *decode_[index(i)]; }
   [[nodiscard]] const disaggregated::RunRecord& record() const { return router_->record(); }
 
-  /// All requests that are done have the output of a single engine; all engines that are left hold nothing.
+  /// Finished requests have the output of a single engine; the remaining engines reference nothing.
   void check() {
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       INFO("request " << i << ": " << record().requests[i].failure);
@@ -182,7 +182,7 @@ class World {
 
   Sizes sizes_;
   std::vector<Request> requests_;
-  kvc::transport::TimePoint time_ = std::chrono::steady_clock::now();  // goes on by itself only
+  kvc::transport::TimePoint time_ = std::chrono::steady_clock::now();  // advances by itself only
   InProcess hub_;
   std::vector<std::unique_ptr<Endpoint>> endpoints_;
   std::unique_ptr<Router> router_;

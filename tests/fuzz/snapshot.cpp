@@ -1,7 +1,7 @@
-// Snapshots from the outside: each is loaded whole, or refused with a FormatError and the cache as it was.
+// Snapshots from the outside: each loads as a whole, or is refused with a FormatError and leaves the cache as it was.
 //
-// The first byte says how the rest is taken: as it is, or with its checksums put right, without which nothing gets
-// beyond the first header; and from a source of known length, or from one that trickles.
+// The first byte selects how the rest is read: as it is, or with corrected checksums, without which no input gets beyond
+// the first header; and from a source of known length, or from one of unknown length in small parts.
 #include "kvc/snapshot/snapshot.hpp"
 
 #include <algorithm>
@@ -99,7 +99,7 @@ void load(const typename P::Config& config, std::span<const std::byte> bytes, bo
     expect(seen(cache) == before, "what is refused changes nothing");
     return;
   }
-  // What was loaded can be saved, and comes back.
+  // The loaded cache can be saved, and comes back.
   io::MemorySink sink;
   snapshot::save(cache, std::span<const SeqId>(sequences), sink);
   KvCache<T, Paged, HeadMajor> again(shape, {.blocks = 4096, .block_tokens = 1});

@@ -1,7 +1,7 @@
-// A peer that says anything, to an engine that sends and receives at once: whatever comes, the engine goes on, its
-// cache stays right, it calls nothing complete that was not, and it holds nothing once the peer is gone.
+// A peer that sends anything to an engine that sends and receives at once: the engine goes on, its cache stays consistent,
+// it reports nothing as complete that is not, and it references nothing once the peer is lost.
 //
-// The input is a list of steps. The first byte of each says what is done; a message has its head in the input as it is
+// The input is a list of steps. The first byte of each selects the action; the head of a message stands in the input as
 // on the wire, so that the seeds are real exchanges. See `Script`.
 #include <algorithm>
 #include <array>
@@ -40,7 +40,7 @@ void expect(bool ok, const char* what) {
   }
 }
 
-/// The steps, which end where the input does.
+/// Reads the steps, to the end of the input.
 class Script {
  public:
   explicit Script(std::span<const std::uint8_t> bytes) : rest_(bytes) {}
@@ -126,7 +126,7 @@ class Exchange {
       case 13:
         return listen(true);
       case 14:
-        arrivals_.clear();  // their bodies count as taken
+        arrivals_.clear();  // their bodies count as received
         return;
       default:
         return (what & 16) != 0 ? mine_.drop(1) : peer_.drop(0);
@@ -158,7 +158,7 @@ class Exchange {
       (void)sender_.offer(offer, time_);
     }
   }
-  /// The peer looks at what has come, and takes the bodies, or keeps them for later.
+  /// The peer polls, and accepts the bodies or keeps them for later.
   void listen(bool take) {
     while (auto arrival = peer_.poll(transfer::data_channel)) {
       HeadReader in(arrival->head());
@@ -209,7 +209,7 @@ class Exchange {
   using Cache = KvCache<float, P>;
   static constexpr std::uint64_t token_bytes_ = 2 * 2 * sizeof(float);
   Cache cache_;
-  std::vector<std::vector<std::byte>> bodies_;  // live on until the hub is gone
+  std::vector<std::vector<std::byte>> bodies_;  // must outlive the hub
   transport::InProcess hub_{{.channels = 2, .window_messages = 8}};
   Endpoint mine_{hub_, 0};
   Endpoint peer_{hub_, 1};

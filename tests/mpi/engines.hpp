@@ -26,7 +26,7 @@ using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMa
 inline constexpr Shape shape{.layers = 4, .kv_heads = 2, .key_dim = 64};
 inline constexpr Index columns = 2 * 64;
 inline constexpr int requests = 12;
-inline constexpr std::chrono::seconds patience(100);  // what takes longer never ends: the test fails
+inline constexpr std::chrono::seconds patience(100);  // a longer wait never ends: the test fails
 
 inline transport::TimePoint now() { return std::chrono::steady_clock::now(); }
 
@@ -51,7 +51,7 @@ bool has_rows(const Cache& cache, const transfer::Received& got) {
   return same;
 }
 
-/// Until `condition()`, which polls; some of what it looks at is about time, which no transport reports.
+/// Polls until `condition()` is true; some conditions depend on time, which no transport reports.
 template <class F>
 bool run_until(transport::Mpi& transport, F&& condition) {
   const transport::TimePoint deadline = now() + patience;

@@ -1,5 +1,5 @@
-// What goes wrong between processes ends its own transfers, and nobody else's: one scenario, named by the argument, in
-// three processes. Those that survive check that they hold nothing in the end, and rank 2 says "all is well".
+// A failure of a process ends its own transfers only: one scenario, named by the argument, in three processes. The
+// survivors check that they reference nothing in the end, and rank 2 prints "all is well".
 #include <cstdlib>
 #include <functional>
 #include <optional>
@@ -9,7 +9,7 @@
 namespace {
 using namespace kvc_mpi_test;
 
-constexpr int judge = 2;  // who survives every scenario
+constexpr int judge = 2;  // survives every scenario
 constexpr int verdict_tag = 1;
 
 struct World {
@@ -19,10 +19,10 @@ struct World {
   [[nodiscard]] int self() const { return transport.self(); }
 };
 
-/// How many transfers ended how, by peer.
+/// Counts of transfers by outcome and peer.
 using Counts = std::map<transport::Peer, std::map<transfer::Outcome, int>>;
 
-/// Who has stalled is found out after this. Long enough for a process that gets little of a busy machine, which has not.
+/// A stalled process is detected after this time, long enough for a slow one on a busy machine.
 constexpr auto short_timeout = std::chrono::seconds(4);
 constexpr transfer::SenderOptions small_messages{.timeout = patience, .message_bytes = 50000};
 
@@ -33,7 +33,7 @@ class PrefillEngine {
         cache_(shape, {.blocks = 700, .block_tokens = 16}),
         sender_(cache_, world.transport, {.timeout = timeout, .message_bytes = small_messages.message_bytes}) {}
 
-  /// Computes a sequence and offers it. One that is not finished cannot be complete, though all rows go.
+  /// Computes a sequence and offers it. Without `finish` it cannot be complete, although all rows are sent.
   void begin(std::uint64_t request, transport::Peer to, bool finish = true) {
     const SeqId seq = cache_.open();
     auto step = cache_.extend(seq, length_of(request));
@@ -56,8 +56,8 @@ class PrefillEngine {
   void cancel(std::uint64_t request) { sender_.cancel(id_[request]); }
   transfer::Sender<KvCache<float, Paged>, transport::Mpi>& sender() { return sender_; }
 
-  /// Polls until all transfers are over, and closes their sequences. `each` may do something after each poll; those that
-  /// were refused for lack of room are offered again.
+  /// Polls until all transfers have ended, and closes their sequences. Calls `each` after each poll; offers sequences again
+  /// that were refused for lack of room.
   Counts run(const std::function<void()>& each = [] {}) {
     Counts counts;
     const bool in_time = run_until(world_->transport, [&] {
@@ -93,7 +93,7 @@ class DecodeEngine {
         cache_(shape, {.blocks = blocks, .block_tokens = 7}),
         receiver_(cache_, world.transport, {.timeout = timeout}) {}
 
-  /// Polls until `done`; sequences that came are checked and closed.
+  /// Polls until `done`; checks and closes the sequences that arrive.
   Counts run(const std::function<bool(const Counts&)>& done, const std::function<void()>& each = [] {}) {
     Counts counts;
     const bool in_time = run_until(world_->transport, [&] {
@@ -117,7 +117,7 @@ class DecodeEngine {
     world_->checks.expect(receiver_.transfers() == 0 && receiver_.draining() == 0, "no transfer is under way");
     world_->checks.expect_free(cache_);
   }
-  /// In the middle of a transfer: some of its rows have come, and more are on their way.
+  /// Whether a transfer is in the middle: some rows have arrived, and more are in flight.
   [[nodiscard]] bool is_in_the_middle() {
     middle_ += receiver_.transfers() > 0 && cache_.stats().blocks_referenced > 0 ? 1 : 0;
     return middle_ == 6;
@@ -155,7 +155,7 @@ void offer_all(PrefillEngine& engine, std::uint64_t first = 0) {
   }
 }
 
-/// Rank 1 is killed while it receives; rank 0 sends the others theirs.
+/// Rank 1 is killed while it receives; rank 0 completes the transfers to the others.
 void killed_receiver(World& world) {
   if (world.self() == 0) {
     PrefillEngine engine(world);
@@ -179,7 +179,7 @@ void killed_receiver(World& world) {
   }
 }
 
-/// Rank 0 is killed while it sends; rank 2 has all of rank 1.
+/// Rank 0 is killed while it sends; rank 2 receives everything from rank 1.
 void killed_sender(World& world) {
   if (world.self() < 2) {
     PrefillEngine engine(world);
@@ -205,7 +205,7 @@ void killed_sender(World& world) {
   }
 }
 
-/// Rank 1 stops while it receives. It is given up, and when it goes on it finds that out.
+/// Rank 1 is stopped while it receives. It is given up, and notices when it continues.
 void stalled_receiver(World& world) {
   if (world.self() == 0) {
     PrefillEngine engine(world, short_timeout);
@@ -216,7 +216,7 @@ void stalled_receiver(World& world) {
     world.checks.expect(all(counts, 1) == requests / 2, "every transfer has ended");
     world.checks.expect(!world.transport.is_lost(1), "who has stalled is not lost");
     kill(world.process[1], SIGCONT);
-    (void)run_until(world.transport, [&] {  // the cancellations are on their way
+    (void)run_until(world.transport, [&] {  // the cancellations are in flight
       engine.sender().poll();
       return world.transport.is_lost(1);
     });
@@ -240,7 +240,7 @@ void stalled_receiver(World& world) {
   }
 }
 
-/// Rank 0 stops while it sends. It is given up; its blocks are free at the latest when it is killed.
+/// Rank 0 is stopped while it sends. It is given up; its blocks are free at the latest when it is killed.
 void stalled_sender(World& world) {
   if (world.self() < 2) {
     PrefillEngine engine(world);
@@ -291,7 +291,7 @@ void full_pool(World& world) {
 /// Rank 0 cancels a request of which rank 1 has all rows and not the end; rank 2 one of which it has some rows.
 void cancelled(World& world) {
   constexpr std::uint64_t to_one = 4;
-  constexpr std::uint64_t to_two = 1;  // the first: it is larger than what has come in the middle
+  constexpr std::uint64_t to_two = 1;  // the first one, larger than the rows that have arrived in the middle
   if (world.self() == 0) {
     PrefillEngine engine(world);
     for (std::uint64_t r = 0; r < requests; ++r) {
@@ -323,7 +323,7 @@ void cancelled(World& world) {
 struct Scenario {
   const char* name;
   void (*run)(World&);
-  int victim;  // who does not live to see the end; -1: all do
+  int victim;  // the rank that is killed; -1: none
 };
 constexpr Scenario scenarios[] = {{"killed_receiver", killed_receiver, 1},
                                   {"killed_sender", killed_sender, 0},
@@ -366,7 +366,7 @@ int main(int argc, char** argv) {
     std::cout << (wrong == 0 ? "all is well" : "wrong") << std::endl;
   }
   if (scenario->victim >= 0) {
-    std::_Exit(wrong == 0 ? 0 : 1);  // MPI_Finalize may wait for the dead for ever
+    std::_Exit(wrong == 0 ? 0 : 1);  // MPI_Finalize may wait for a dead process for ever
   }
   MPI_Finalize();
   return wrong == 0 ? 0 : 1;

@@ -1,4 +1,4 @@
-// A peer that does not keep to the protocol: rank 1 speaks MPI itself, on the communicator that rank 0's transport makes.
+// A peer that violates the protocol: rank 1 calls MPI itself, on the communicator of the transport of rank 0.
 #include <mpi.h>
 
 #include <algorithm>
@@ -27,14 +27,14 @@ constexpr int control = 0, heads = 1, bodies = 2;  // tags of channel 0
 constexpr std::byte untouched{0x5a};
 constexpr std::size_t large = 4 << 20;
 
-/// Rank 1: what a transport would do to begin with, and then whatever the case wants.
+/// Rank 1: starts as a transport does, and then does what the case wants.
 class Liar {
  public:
   Liar() {
     MPI_Comm_dup(MPI_COMM_WORLD, &comm_);
     (void)kvc::transport::detail::meet_processes(comm_);
   }
-  /// Nobody may receive it.
+  /// Sends a message, which may never be received.
   void send(int tag, std::vector<std::byte> bytes) {
     static std::list<std::vector<std::byte>> sent;  // MPI may read it as long as it runs
     const std::vector<std::byte>& kept = sent.emplace_back(std::move(bytes));
@@ -110,7 +110,7 @@ class Victim {
 
 struct Case {
   const char* name;
-  bool closes;  // in the end; otherwise what it does loses it
+  bool closes;  // in the end; otherwise its messages make rank 0 lose it
   void (*lie)(Liar&);
   void (*stand)(Victim&);
 };
@@ -153,7 +153,7 @@ const Case cases[] = {
      },
      [](Victim& victim) { victim.body(transport::TicketState::failed); }},
 };
-/// These do nothing but lose the peer.
+/// Cases that only make rank 0 lose the peer.
 const std::pair<const char*, void (*)(Liar&)> losing[] = {
     {"an empty head", [](Liar& liar) { liar.send(heads, {}); }},
     {"a short head", [](Liar& liar) { liar.send(heads, std::vector<std::byte>(7)); }},
@@ -174,7 +174,7 @@ void run(int rank, const char* name, bool closes, Lie lie, Stand stand) {
     victim.until_lost();
     if (!checks.wrong().empty()) {
       std::cerr << name << "\n";
-      MPI_Abort(MPI_COMM_WORLD, 1);  // the other may wait for what does not come
+      MPI_Abort(MPI_COMM_WORLD, 1);  // the other rank may wait for a message that never comes
     }
   } else {
     Liar liar;

@@ -1,5 +1,4 @@
-// A load that finds no room, no memory or no right bytes changes nothing; and layers that are sent while they are
-// computed.
+// A load without room, without memory or with damaged bytes changes nothing; and layers are sent while they are computed.
 #include <optional>
 #include <string>
 #include <vector>
@@ -31,7 +30,7 @@ Bytes eight_blocks() {
   return cache->saved({fork, seq});
 }
 
-/// Not one of known length, nor one that can go back; a few bytes at a time.
+/// A source of unknown length that cannot rewind, and returns a few bytes at a time.
 class Trickle final : public io::ByteSource {
  public:
   explicit Trickle(std::span<const std::byte> bytes) : io::ByteSource("a connection"), inner_(bytes) {}
@@ -48,7 +47,7 @@ class Trickle final : public io::ByteSource {
 };
 }  // namespace
 
-TEMPLATE_TEST_CASE("Without room for all of it nothing is loaded", "[io][failure]", Reserve, GrowBest, Paged4,
+TEMPLATE_TEST_CASE("A load without room for everything loads nothing", "[io][failure]", Reserve, GrowBest, Paged4,
                    Prefix4) {
   const Bytes bytes = eight_blocks();
   int refused = 0;
@@ -70,7 +69,7 @@ TEMPLATE_TEST_CASE("Without room for all of it nothing is loaded", "[io][failure
   REQUIRE(refused >= 7);
 }
 
-TEST_CASE("The plain form throws CapacityError", "[io][failure]") {
+TEST_CASE("load throws CapacityError where try_load returns nothing", "[io][failure]") {
   const Bytes bytes = eight_blocks();
   KvCache<float, Paged> cache(snapshot_shape, {.blocks = 7, .block_tokens = 4});
   io::MemorySource source(bytes);
@@ -78,7 +77,7 @@ TEST_CASE("The plain form throws CapacityError", "[io][failure]") {
   REQUIRE(cache.stats().blocks_free == 7);
 }
 
-TEST_CASE("A load evicts what it needs, but neither for what is not right nor for what does not fit", "[io][failure]") {
+TEST_CASE("A load evicts what it needs, but not for damaged bytes nor for what does not fit", "[io][failure]") {
   Bytes bytes = eight_blocks();
   const auto full = [](Pos tokens) {
     auto cache = make_cache<float, Prefix4, HeadMajor>(tokens);
@@ -138,7 +137,7 @@ TEMPLATE_TEST_CASE("A load whose n-th allocation fails changes nothing, for ever
   REQUIRE(failures > 30);
 }
 
-TEST_CASE("A sequence that is not open, or tokens that cannot be, are refused by save", "[io][failure]") {
+TEST_CASE("save refuses a sequence that is not open, and impossible tokens", "[io][failure]") {
   const auto cache = make_cache<float, Paged4, HeadMajor>();
   const SeqId seq = cache->serve(counting(1, 6));
   const SeqId fork = cache->try_fork(seq, 5).value();
@@ -180,7 +179,7 @@ TEST_CASE("Layers travel while the next ones are computed", "[io]") {
 
   for (const Pos block_tokens : {4, 3}) {
     Cache to(shape, {.blocks = 8, .block_tokens = block_tokens});
-    {  // half of it: as if the sender had died
+    {  // half of it, as if the sender had died
       Trickle source(std::span(sink.bytes()).first(sizes[2] + 10));
       snapshot::Reader<Cache> reader(to, source);
       REQUIRE(reader.try_reserve());

@@ -1,5 +1,5 @@
-// AnyCache: a cache of any policy, layout and element type behind one interface, so that what one saves another loads
-// without a template for each pair. It knows what its rows must be: each is a function of a value, as in oracle_model.hpp.
+// AnyCache: a cache of any policy, layout and element type behind one interface, so that tests can pair any two caches
+// without a template for each pair. It knows its rows: each is a function of a value, as in oracle_model.hpp.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,7 @@ using Tokens = std::vector<Token>;
 
 inline constexpr kvc::Shape snapshot_shape{.layers = 2, .kv_heads = 3, .key_dim = 5, .value_dim = 3};
 
-/// The values of rows that follow `before` and hold these tokens.
+/// The values of rows of these tokens after `before`.
 inline Values values_of(const Tokens& tokens, Value before = 0) {
   Values values;
   for (const Token token : tokens) {
@@ -35,7 +35,7 @@ inline Values values_of(const Tokens& tokens, Value before = 0) {
   return values;
 }
 
-/// One number of a row: small integers, which all types of 16 bits hold exactly.
+/// One element of a row: a small integer, which all 16-bit types hold exactly.
 inline float number_of(Value value, Index layer, Index column) {
   return static_cast<float>(next_value(value, static_cast<Token>(layer * 1000 + column)) >> 56) - 128.0F;
 }
@@ -47,7 +47,7 @@ struct AnyCache {
   virtual bool caches_prefixes() const = 0;
   virtual kvc::Pos block_tokens() const = 0;
   virtual std::optional<kvc::Opened> try_open(const Tokens& prompt, const kvc::Salt& salt) = 0;
-  /// Writes the rows of these values; tokens may be withheld. False if there is no room.
+  /// Writes the rows of these values; tokens may be omitted. False if there is no room.
   virtual bool append(SeqId seq, const Tokens& tokens, const Values& values) = 0;
   virtual std::optional<SeqId> try_fork(SeqId seq, Pos at) = 0;
   virtual void truncate(SeqId seq, Pos length) = 0;
@@ -60,7 +60,7 @@ struct AnyCache {
   virtual void verify() const = 0;
   /// Rows as they are stored, by layer, key or value, head, position: the same whatever the policy and the layout.
   virtual Bytes rows(SeqId seq) const = 0;
-  /// What they must be.
+  /// The expected rows.
   virtual Bytes rows_of(const Values& values) const = 0;
   virtual void save(std::span<const kvc::snapshot::SavedSequence> sequences, kvc::io::ByteSink& sink,
                     const kvc::snapshot::SaveOptions& options = {}) const = 0;
@@ -82,7 +82,7 @@ struct AnyCache {
     kvc::io::MemorySource source(bytes, "some bytes");
     return try_load(source, options);
   }
-  /// Opens and computes what is not in place.
+  /// Opens a sequence and writes the rows that are not in place.
   SeqId serve(const Tokens& prompt, const kvc::Salt& salt = {}, Value before = 0) {
     const kvc::Opened opened = try_open(prompt, salt).value();
     const Values values = values_of(prompt, before);
@@ -198,7 +198,7 @@ class CacheOf final : public AnyCache {
   }
 };
 
-// What many files use is compiled once, in any_cache.cpp.
+// Templates that many files use are compiled once, in any_cache.cpp.
 using Prefixes = kvc::PrefixShared<kvc::Lru, SeededHash>;
 extern template class CacheOf<float, kvc::Contiguous, kvc::HeadMajor>;
 extern template class CacheOf<float, kvc::Contiguous, kvc::TokenMajor>;
@@ -213,7 +213,7 @@ std::unique_ptr<AnyCache> make_cache(Pos tokens = 256) {
   return std::make_unique<CacheOf<T, typename Case::Policy, L>>(Case::config(tokens, 12, 64));
 }
 
-/// What can be seen of a cache: a failed load must not change it.
+/// The visible state of a cache, which a failed load must not change.
 struct Seen {
   std::vector<Index> counts;
   std::vector<SeqId> sequences;

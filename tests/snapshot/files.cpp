@@ -1,4 +1,4 @@
-// Files: replaced whole or not at all, whatever happens to the process that writes.
+// Files are replaced as a whole or not at all, whatever happens to the process that writes.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -26,7 +26,7 @@ using namespace kvc;
 using namespace kvc_test;
 namespace fs = std::filesystem;
 
-/// A folder that goes with the test, in memory where there is a file system for that.
+/// A temporary folder, in memory if there is a file system for that.
 class Folder {
  public:
   Folder() {
@@ -70,7 +70,7 @@ Tokens prompt_of(Token first, int count) {
 }
 }  // namespace
 
-TEST_CASE("A file is replaced at once, and nothing is left beside it", "[io][file]") {
+TEST_CASE("A file is replaced atomically, and leaves no temporary file", "[io][file]") {
   const Folder folder;
   const fs::path path = folder / "a";
   io::replace_file(path, [](io::ByteSink& sink) { put(sink, "old"), put(sink, ""), put(sink, " one"); });
@@ -91,14 +91,14 @@ TEST_CASE("A file is replaced at once, and nothing is left beside it", "[io][fil
                       "no more");
   REQUIRE(content(path) == "new");
   REQUIRE(folder.files() == std::vector<std::string>{"a"});
-  // What a killed process has left is used.
+  // A temporary file that a killed process left behind is used again.
   std::ofstream(folder / "a.saving") << "a longer text that nobody has finished writing";
   io::replace_file(path, [](io::ByteSink& sink) { put(sink, "short"); });
   REQUIRE(content(path) == "short");
   REQUIRE(folder.files() == std::vector<std::string>{"a"});
 }
 
-TEST_CASE("What the system refuses is reported with the name of the file", "[io][file]") {
+TEST_CASE("Errors of the system are reported with the name of the file", "[io][file]") {
   const Folder folder;
   const auto nothing = [](io::ByteSink&) {};
   REQUIRE_THROWS_AS(io::replace_file(folder / "no/such/folder", nothing), std::system_error);
@@ -111,7 +111,7 @@ TEST_CASE("What the system refuses is reported with the name of the file", "[io]
     io::FileSink full(::open("/dev/full", O_WRONLY), "/dev/full");
     REQUIRE_THROWS_WITH(put(full, "x"), contains("cannot write /dev/full"));
   }
-  // Somebody else is at it.
+  // Another process saves to the same path.
   const io::detail::FileHandle other = io::detail::open_locked((folder / "b.saving").string());
   REQUIRE_THROWS_WITH(io::replace_file(folder / "b", nothing), contains("another saves to the same place"));
   REQUIRE(folder.files() == std::vector<std::string>{"b.saving", "is_a_folder"});
@@ -125,7 +125,7 @@ TEST_CASE("What the system refuses is reported with the name of the file", "[io]
   REQUIRE_THROWS_WITH(snapshot::load(cache, folder / "text"), contains("text: at byte 0: expected a kvc snapshot"));
 }
 
-TEST_CASE("Only files are replaced: what is something else stays, and nothing is written", "[io][file]") {
+TEST_CASE("Only files are replaced: a directory, FIFO, device or socket stays, and nothing is written", "[io][file]") {
   const Folder folder;
   KvCache<float, Paged> cache(shape, {.blocks = 2});
   REQUIRE(::mkfifo((folder / "fifo").c_str(), 0600) == 0);
@@ -175,7 +175,7 @@ TEST_CASE("Only files are replaced: what is something else stays, and nothing is
   REQUIRE(fs::is_character_file("/dev/null"));
   ::close(socket);
 
-  // The temporary file is held to the same: this neither waits for a reader of the FIFO nor removes it.
+  // The same holds for the temporary file: save neither waits for a reader of the FIFO nor removes it.
   REQUIRE(::mkfifo((folder / "a.saving").c_str(), 0600) == 0);
   REQUIRE_THROWS(snapshot::save(cache, folder / "a"));
   const int reader = ::open((folder / "a.saving").c_str(), O_RDONLY | O_NONBLOCK);
@@ -185,7 +185,7 @@ TEST_CASE("Only files are replaced: what is something else stays, and nothing is
   REQUIRE_FALSE(fs::exists(folder / "a"));
 }
 
-TEST_CASE("A link to a file, or to nothing, is replaced itself", "[io][file]") {
+TEST_CASE("A link to a file, or a dangling link, is replaced itself", "[io][file]") {
   const Folder folder;
   std::ofstream(folder / "file") << "old";
   fs::permissions(folder / "file", fs::perms::owner_read | fs::perms::owner_write);
@@ -231,7 +231,7 @@ TEST_CASE("Spans of all sizes are written and read in order", "[io][file]") {
   }
 }
 
-TEST_CASE("A snapshot in a file is that in memory", "[io][file]") {
+TEST_CASE("A snapshot in a file equals one in memory", "[io][file]") {
   const Folder folder;
   Cache from({.blocks = 64, .block_tokens = 4}, shape);
   from.serve(prompt_of(1, 50));

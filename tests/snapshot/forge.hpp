@@ -1,5 +1,4 @@
-// Forge: takes a snapshot apart and puts it together again with right checksums, so that what is wrong in it is wrong
-// in its contents only.
+// Forge: takes a snapshot apart and reassembles it with valid checksums, so that only its contents are wrong.
 #pragma once
 
 #include <algorithm>
@@ -44,7 +43,7 @@ struct Forge {
   bool own_end = false;
 
   Forge() = default;
-  /// As far as the bytes can be taken for sections: nothing is checked.
+  /// Splits bytes into sections without checking anything.
   explicit Forge(std::span<const std::byte> bytes) {
     const auto take = [&](void* to, std::size_t size) {
       const std::size_t count = std::min(size, bytes.size());
@@ -73,7 +72,7 @@ struct Forge {
                          [&](const ForgedSection& s) { return s.header.name == kvc::snapshot::section_name(name); });
   }
 
-  /// `fix_sizes`: a header announces what follows it; otherwise what it says.
+  /// `fix_sizes`: headers announce the true sizes of their payloads; otherwise those that were set.
   [[nodiscard]] std::vector<std::byte> bytes(bool fix_sizes = true) const {
     using kvc::snapshot::detail::Checksum;
     std::vector<std::byte> out;

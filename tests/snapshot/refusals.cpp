@@ -1,5 +1,5 @@
-// What is not right is refused with its place, and changes nothing: cut short, bit-flipped, of another shape or
-// version, or made to mislead.
+// Invalid snapshots are refused with the offset of the error, and change nothing: truncated, with flipped bits, of another
+// shape or version, or forged.
 #include <functional>
 #include <string>
 #include <vector>
@@ -29,7 +29,7 @@ Bytes small_snapshot() {
   return cache.saved(cache.sequences());
 }
 
-/// A cache in use; its contents must survive all that is loaded.
+/// A cache in use; its contents must survive every load.
 struct Victim {
   Prefix cache{pool, tiny};
   Victim() {
@@ -38,7 +38,7 @@ struct Victim {
   }
 };
 
-/// Loads in vain. Returns the message.
+/// Expects that loading fails. Returns the message.
 std::string refuse(Prefix& cache, std::span<const std::byte> bytes, std::int64_t offset = -1) {
   const Seen before(cache);
   std::string message;
@@ -56,7 +56,7 @@ std::string refuse(Prefix& cache, std::span<const std::byte> bytes, std::int64_t
       CHECK(error.offset() == offset);
     }
   }
-  // The buffers of one batch, and a few times what is there.
+  // The buffers of one batch, and a small multiple of the bytes that are there.
   CHECK(allocated_bytes() - allocated < (std::size_t{2} << 20) + 16 * bytes.size());
   REQUIRE(Seen(cache) == before);
   cache.verify();
@@ -68,7 +68,7 @@ std::string refuse(const Forge& forged, bool fix_sizes = true) {
 }
 }  // namespace
 
-TEST_CASE("The small snapshot of these tests is good, also when it was taken apart", "[io][format]") {
+TEST_CASE("The small snapshot of these tests is valid, and still is after Forge", "[io][format]") {
   const Bytes bytes = small_snapshot();
   REQUIRE(Forge(bytes).bytes() == bytes);
   Victim victim;
@@ -76,7 +76,7 @@ TEST_CASE("The small snapshot of these tests is good, also when it was taken apa
   victim.cache.verify();
 }
 
-TEST_CASE("Cut short anywhere, a snapshot is refused at its end", "[io][format]") {
+TEST_CASE("A snapshot that is truncated anywhere is refused at its end", "[io][format]") {
   const Bytes bytes = small_snapshot();
   Victim victim;
   for (std::size_t size = 0; size < bytes.size(); ++size) {
@@ -85,7 +85,7 @@ TEST_CASE("Cut short anywhere, a snapshot is refused at its end", "[io][format]"
   }
 }
 
-TEST_CASE("With any bit flipped, a snapshot is refused", "[io][format]") {
+TEST_CASE("A snapshot with any bit flipped is refused", "[io][format]") {
   Bytes bytes = small_snapshot();
   Victim victim;
   for (std::size_t at = 0; at < bytes.size(); ++at) {
@@ -99,7 +99,7 @@ TEST_CASE("With any bit flipped, a snapshot is refused", "[io][format]") {
   }
 }
 
-TEST_CASE("Bytes after the end are refused, and those of other files", "[io][format]") {
+TEST_CASE("Bytes after the end, and other files, are refused", "[io][format]") {
   Bytes bytes = small_snapshot();
   const auto whole = static_cast<Index>(bytes.size());
   bytes.push_back(std::byte{0});
@@ -110,7 +110,7 @@ TEST_CASE("Bytes after the end are refused, and those of other files", "[io][for
                contains("a kvc snapshot, which begins with"));
 }
 
-TEST_CASE("Another version is refused by its number, and later minor ones are read", "[io][format]") {
+TEST_CASE("Other major versions are refused, and later minor versions are read", "[io][format]") {
   Forge forged(small_snapshot());
   forged.header.major = 2;
   REQUIRE_THAT(refuse(forged), contains("at byte 8: expected version 1 of the format, found 2"));
@@ -146,7 +146,7 @@ TEST_CASE("Unknown sections are skipped if they are optional, and refused if the
   REQUIRE_THAT(refuse(forged), contains("section blks as required"));
 }
 
-TEST_CASE("Sections that are missing, come twice or in another order are refused", "[io][format]") {
+TEST_CASE("Missing, repeated and misplaced sections are refused", "[io][format]") {
   const Forge good(small_snapshot());
   for (std::size_t i = 0; i < good.sections.size(); ++i) {
     CAPTURE(i);
@@ -183,7 +183,7 @@ TEST_CASE("Sections that are missing, come twice or in another order are refused
   REQUIRE_THAT(refuse(forged), contains("index 0"));
 }
 
-TEST_CASE("Lengths that cannot be are not believed", "[io][format]") {
+TEST_CASE("Impossible lengths are refused", "[io][format]") {
   const Forge good(small_snapshot());
   for (std::size_t i = 0; i < good.sections.size(); ++i) {
     for (const std::uint64_t size : {std::uint64_t{1} << 40, std::uint64_t{1} << 62, std::uint64_t{1} << 63,
@@ -193,7 +193,7 @@ TEST_CASE("Lengths that cannot be are not believed", "[io][format]") {
       forged.sections[i].header.size = size;
       REQUIRE_THAT(refuse(forged, false), contains("a section of at most"));
     }
-    // A section that says less than it has overlaps the next one.
+    // A section that announces less than it has overlaps the next one.
     Forge forged = good;
     if (forged.sections[i].header.size > 0) {
       --forged.sections[i].header.size;
@@ -202,7 +202,7 @@ TEST_CASE("Lengths that cannot be are not believed", "[io][format]") {
   }
 }
 
-TEST_CASE("A stream of unknown length gets no memory for what it only announces", "[io][format]") {
+TEST_CASE("A stream of unknown length cannot make the reader allocate what it only announces", "[io][format]") {
   struct Endless final : io::ByteSource {
     explicit Endless(std::span<const std::byte> bytes) : io::ByteSource("a stream"), inner(bytes) {}
     std::size_t read(std::span<const std::span<std::byte>> spans) override { return inner.read(spans); }
@@ -228,7 +228,7 @@ TEST_CASE("A stream of unknown length gets no memory for what it only announces"
   }
 }
 
-TEST_CASE("A description of another cache, or of none that can be, is refused by the field", "[io][format]") {
+TEST_CASE("A description of another cache, or an impossible one, is refused with the field", "[io][format]") {
   const auto change = [](std::size_t at, auto value) {
     Forge forged(small_snapshot());
     forged.at("desc").set(at, value);
@@ -269,9 +269,9 @@ TEST_CASE("A description of another cache, or of none that can be, is refused by
   REQUIRE_THAT(refuse(forged), contains("a description of 128 bytes"));
 }
 
-TEST_CASE("Blocks and sequences that contradict each other are refused by the record", "[io][format]") {
+TEST_CASE("Contradicting blocks and sequences are refused with the record", "[io][format]") {
   const Forge good(small_snapshot());
-  // The blocks of the small snapshot: what is changed below is what it is taken for.
+  // The blocks of the small snapshot, to be sure that the tests below change what they mean to change.
   Forge copy = good;
   const auto blocks = static_cast<std::int32_t>(copy.at("blks").payload.size() / sizeof(Block));
   const auto salts = 2;
@@ -303,7 +303,7 @@ TEST_CASE("Blocks and sequences that contradict each other are refused by the re
   for (const std::int32_t flags : {2, 3, -1, most, least}) {
     REQUIRE_THAT(change("blks", leaf, offsetof(Block, flags), flags), contains("flags 0, or 1"));
   }
-  refuse([&] {  // known tokens behind unknown ones
+  refuse([&] {  // known tokens after unknown ones
     Forge forged = good;
     forged.at("blks").set(offsetof(Block, known_tokens), std::int32_t{0});
     return forged;
@@ -338,7 +338,7 @@ TEST_CASE("Blocks and sequences that contradict each other are refused by the re
   REQUIRE_THAT(refuse(forged), contains("tokens, as the blocks say, found"));
 }
 
-TEST_CASE("A salt that is none is refused", "[io][format]") {
+TEST_CASE("A malformed salt is refused", "[io][format]") {
   const Forge good(small_snapshot());
   const auto change = [&](std::size_t at, std::uint64_t value) {
     Forge forged = good;
@@ -365,7 +365,7 @@ TEST_CASE("A salt that is none is refused", "[io][format]") {
   refuse(forged);
 }
 
-TEST_CASE("Sequences that would make tables larger than all rows are refused", "[io][format]") {
+TEST_CASE("Sequences whose block tables would exceed the rows are refused", "[io][format]") {
   // A megabyte of sequences, each of the same 10^6 positions, of which the file has one layer of one byte each.
   constexpr Shape flat{.layers = 1, .kv_heads = 1, .key_dim = 1, .value_dim = 1};
   using Bytewise = CacheOf<Fp8E4M3, Contiguous, HeadMajor>;
@@ -386,7 +386,7 @@ TEST_CASE("Sequences that would make tables larger than all rows are refused", "
   REQUIRE(to.stats().blocks_free == 1'000'000);
 }
 
-TEST_CASE("The end belongs to its own sections", "[io][format]") {
+TEST_CASE("The end of another snapshot is refused", "[io][format]") {
   const Bytes one = small_snapshot();
   Forge forged(one);
   forged.own_end = true;
@@ -394,7 +394,7 @@ TEST_CASE("The end belongs to its own sections", "[io][format]") {
   Bytes other = one;
   other.resize(without_end.size());
   REQUIRE(other == without_end);
-  // A layer of another snapshot, right in itself.
+  // A layer of another snapshot, valid in itself.
   forged.at("layr").payload[0] ^= std::byte{1};
   Bytes mixed = forged.bytes();
   mixed.insert(mixed.end(), one.begin() + static_cast<std::ptrdiff_t>(mixed.size()), one.end());

@@ -1,4 +1,4 @@
-// What is saved comes back bit for bit: every policy, layout and element type, into each other where that is possible.
+// Snapshots come back bit for bit: from every policy, layout and element type, into every other where that is possible.
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -18,9 +18,9 @@ Tokens counting(Token first, int count) {
   return tokens;
 }
 const Salt tenant(SaltKind::tenant, "a tenant");
-constexpr Value tenant_value = 77;  // rows of another tenant are others
+constexpr Value tenant_value = 77;  // rows of another tenant differ
 
-/// Sequences with tails, forks, salts, unknown tokens, and nothing in them; what they hold, in the order of opening.
+/// Sequences with tails, forks, salts and unknown tokens, and an empty one; their rows, in the order of opening.
 struct Scene {
   std::vector<SeqId> sequences;
   std::vector<Values> values;
@@ -28,7 +28,7 @@ struct Scene {
   explicit Scene(AnyCache& cache) {
     const Tokens prompt = counting(1, 19);
     add(cache.serve(prompt), values_of(prompt));
-    fork(cache, 0, 10, {5, 6, 7, 8, 9});  // leaves in the middle of a block of 4 or 7
+    fork(cache, 0, 10, {5, 6, 7, 8, 9});  // forks in the middle of a block of 4 or 7
     fork(cache, 0, 19, {});               // shares all
     fork(cache, 0, 13, {});               // ends within what it shares
     fork(cache, 0, 8, counting(50, 9));
@@ -86,7 +86,7 @@ void check_round_trip() {
     scene.check(b, loaded->sequences);
     const Stats before = a.stats();
     const Stats after = b.stats();
-    if (before.block_tokens > 1) {  // a contiguous sequence has its room by other rules
+    if (before.block_tokens > 1) {  // a contiguous sequence reserves by other rules
       REQUIRE(after.blocks_referenced == before.blocks_referenced);
       REQUIRE(after.blocks_cached == before.blocks_cached);
       REQUIRE(after.blocks_free == before.blocks_free);
@@ -97,7 +97,7 @@ void check_round_trip() {
                                        std::pair(counting(200, 30), Salt()), std::pair(counting(200, 30), tenant)}) {
       REQUIRE(b.match_length(prompt, salt) == a.match_length(prompt, salt));
     }
-    // Blocks that are shared are copied when they are written to, and life goes on.
+    // Shared blocks are copied before they are written, and the cache stays usable.
     const Value next = next_value(scene.values[2].back(), 1000);
     REQUIRE(b.append(loaded->sequences[2], {1000}, {next}));
     Values longer = scene.values[2];
@@ -113,8 +113,8 @@ void check_round_trip() {
 }
 }  // namespace
 
-TEMPLATE_TEST_CASE("A snapshot comes back bit for bit, with its sharing, and what was cached is found", "[io]", float,
-                   Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4) {
+TEMPLATE_TEST_CASE("A snapshot comes back bit for bit, shared blocks are shared, and cached prefixes are found", "[io]",
+                   float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4) {
   SECTION("head-major") { check_round_trip<TestType, HeadMajor>(); }
   SECTION("token-major") { check_round_trip<TestType, TokenMajor>(); }
 }
@@ -151,9 +151,9 @@ TEST_CASE("A snapshot loads into any policy, block size and layout", "[io]") {
         REQUIRE(to->match_length(counting(1, 20), {}) >= 19 / block * block);
         REQUIRE(to->match_length(counting(1, 20), tenant) >= 19 / block * block);
         const Pos cached =
-            23 / from->block_tokens() * from->block_tokens();  // of a closed sequence only full blocks stay
+            23 / from->block_tokens() * from->block_tokens();  // of a closed sequence only full blocks stay cached
         REQUIRE(to->match_length(counting(200, 30), {}) >= cached / block * block);
-        REQUIRE(to->match_length(counting(9, 6), {}) == 0);  // nobody said what these rows are
+        REQUIRE(to->match_length(counting(9, 6), {}) == 0);  // the tokens of these rows are unknown
       }
     }
   }
@@ -173,7 +173,7 @@ TEST_CASE("Elements of 16 and 32 bits are converted when asked, and only then", 
     }
     const auto loaded = to.loaded(bytes, {.cached_prefixes = true, .convert_elements = true});
     REQUIRE(loaded);
-    scene.check(to, loaded->sequences);  // small integers: each type has them exactly
+    scene.check(to, loaded->sequences);  // small integers, which every type holds exactly
   };
   const auto a = [] { return make_cache<float, Paged4, HeadMajor>(); };
   const auto b = [] { return make_cache<Eigen::half, Prefix7, TokenMajor>(400); };
@@ -213,7 +213,7 @@ TEST_CASE("Conversion rounds to nearest", "[io]") {
   }
 }
 
-TEST_CASE("Tokens and salt of a policy that keeps none are saved if they are given", "[io]") {
+TEST_CASE("The caller can give tokens and salt for a policy that keeps none", "[io]") {
   const auto from = make_cache<float, Paged4, HeadMajor>();
   const Tokens prompt = counting(1, 18);
   const SeqId seq = from->serve(prompt);
@@ -232,7 +232,7 @@ TEST_CASE("Tokens and salt of a policy that keeps none are saved if they are giv
   REQUIRE(to->match_length(counting(1, 19), tenant) == 16);
 }
 
-TEST_CASE("A set of sequences, and prefixes only if they are wanted", "[io]") {
+TEST_CASE("Some sequences are saved, and cached prefixes only on request", "[io]") {
   const auto from = make_cache<float, Prefix4, HeadMajor>();
   const Scene scene(*from);
   const Bytes all = from->saved(scene.sequences);
@@ -253,7 +253,7 @@ TEST_CASE("A set of sequences, and prefixes only if they are wanted", "[io]") {
   to->verify();
 }
 
-TEST_CASE("Loading beside what is there merges equal blocks, and touches nothing else", "[io]") {
+TEST_CASE("Loading into a cache in use merges equal blocks, and touches nothing else", "[io]") {
   const auto from = make_cache<float, Prefix4, HeadMajor>();
   const Scene scene(*from);
   const Bytes bytes = from->saved(scene.sequences);
@@ -264,11 +264,11 @@ TEST_CASE("Loading beside what is there merges equal blocks, and touches nothing
   scene.check(*to, loaded->sequences);
   REQUIRE((to->rows(own) == to->rows_of(values_of(counting(1, 19)))));
   REQUIRE(to->stats().merges > 0);
-  // Four full blocks are the same; of the fourth the loaded one stays too, for the fork that ends in the middle of it.
+  // Four full blocks are equal; the loaded copy of the fourth stays too, for the fork that ends in the middle of it.
   REQUIRE(to->stats().blocks_referenced == from->stats().blocks_referenced + before - 3);
 }
 
-TEST_CASE("A cache behind a lock is saved and loaded as the policy in it", "[io]") {
+TEST_CASE("A cache with a synchronised policy is saved and loaded like one without", "[io]") {
   using Locked = Synchronized<PrefixShared<Lru, SeededHash>>;
   CacheOf<float, Locked, HeadMajor> from({.blocks = 64, .block_tokens = 4});
   const Scene scene(from);

@@ -1,5 +1,5 @@
 // Random operations, saved in the middle and loaded into a cache of another kind: all rows are those of the model, and
-// what is done next to the loaded cache is right too.
+// the loaded cache goes on correctly.
 #include <map>
 #include <memory>
 #include <vector>
@@ -15,7 +15,7 @@ struct Held {
   SeqId seq;
   Salt salt;
   Values values;
-  bool known = true;  // all tokens were told
+  bool known = true;  // all tokens were given
 };
 
 Value start_of(const Salt& salt) { return salt.empty() ? 0 : 99; }
@@ -85,7 +85,7 @@ void operate(Random& random, AnyCache& cache, std::vector<Held>& open, int opera
         const auto at = random.between<Pos>(0, static_cast<Pos>(h.values.size()));
         if (open.size() < 9) {
           if (const auto forked = cache.try_fork(h.seq, at)) {
-            // Whether the rest is known to be told is not needed: it never tells more.
+            // The tokens of later rows stay unknown: none are given any more.
             Held child{*forked, h.salt, {h.values.begin(), h.values.begin() + at}, h.known};
             open.push_back(child);
           }

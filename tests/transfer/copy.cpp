@@ -1,4 +1,4 @@
-// Bodies are copied whole, however they are cut, and whether they are streamed past the caches or not.
+// Bodies are copied completely, however they are cut, and whether or not they are streamed past the caches.
 #include "kvc/transport/copy.hpp"
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 namespace {
 using namespace kvc_test;
 
-/// Cuts `bytes` at random places, and mixes the spans: some are empty, some of a few bytes, some of many lines.
+/// Cuts `bytes` at random places, and mixes the spans: some are empty, some of a few bytes, some of many cache lines.
 template <class Byte>
 std::vector<std::span<Byte>> cut(Random& random, std::span<Byte> bytes) {
   std::vector<std::span<Byte>> spans;
@@ -23,7 +23,7 @@ std::vector<std::span<Byte>> cut(Random& random, std::span<Byte> bytes) {
     const std::size_t most = random.one_in(2) ? 100 : 100'000;
     std::size_t count = random.between<std::size_t>(0, most);
     if (const auto beyond = (reinterpret_cast<std::uintptr_t>(bytes.data()) + count) % 64; beyond <= count) {
-      count -= random.one_in(4) ? 0 : beyond;  // most begin at a line
+      count -= random.one_in(4) ? 0 : beyond;  // most begin at a cache line
     }
     spans.push_back(bytes.first(std::min(count, bytes.size())));
     bytes = bytes.subspan(spans.back().size());
@@ -43,7 +43,7 @@ std::vector<std::byte> joined(const std::vector<std::span<Byte>>& spans) {
 }
 }  // namespace
 
-TEST_CASE("A body is copied whole, however it is cut on both sides", "[transport]") {
+TEST_CASE("A body is copied completely, however both sides cut it", "[transport]") {
   Random random(seed_or(30));
   const auto limit = static_cast<std::size_t>(kvc::transport::detail::streamed_body_bytes);
   for (const std::size_t bytes :
@@ -52,7 +52,7 @@ TEST_CASE("A body is copied whole, however it is cut on both sides", "[transport
     for (std::size_t i = 0; i < source.size(); ++i) {
       source[i] = static_cast<std::byte>(i * 2654435761U >> 13U);
     }
-    constexpr std::size_t rim = 64;  // that must stay as it is
+    constexpr std::size_t rim = 64;  // bytes that must not change
     kvc::detail::LargeVector<std::byte> target(bytes + 2 * rim, std::byte{0xee});
     const std::size_t shift = random.between<std::size_t>(0, 64);
     const auto from = cut(random, std::span<const std::byte>(source).subspan(shift, bytes));

@@ -48,7 +48,7 @@ struct AnyEngine {
     const bool received = poll_receiver();
     return poll_sender() || received;
   }
-  /// All of a sequence that is there.
+  /// All rows of a sequence.
   kvc::transfer::Id send(Peer to, SeqId seq, std::span<const Token> tokens, const kvc::Salt& salt = {},
                          std::uint64_t request = 0) {
     kvc::transfer::Offer o;
@@ -115,7 +115,7 @@ std::unique_ptr<AnyEngine> make_engine(InProcess& hub, Peer self, Pos tokens = 2
 /// Messages of a few tokens, so that a sequence is many of them.
 inline constexpr kvc::transfer::SenderOptions small_messages{.timeout = std::chrono::hours(1), .message_bytes = 300};
 
-/// Until nobody has anything to do.
+/// Polls until no engine has anything to do.
 template <class... E>
 void run(E&... engines) {
   while ((static_cast<int>(engines.poll()) + ...) > 0) {
@@ -137,8 +137,7 @@ inline kvc::transfer::Received expect_received(AnyEngine& engine, kvc::transfer:
   return std::move(*received);
 }
 
-/// A peer that says nothing more: its endpoint is gone to all others, before its sender and receiver could say
-/// good-bye.
+/// A peer that dies: all others lose its endpoint before its sender and receiver can say anything.
 inline void die(std::unique_ptr<AnyEngine>& engine) {
   for (Peer peer = 0; peer < engine->endpoint().peers(); ++peer) {
     engine->endpoint().drop(peer);
@@ -146,7 +145,7 @@ inline void die(std::unique_ptr<AnyEngine>& engine) {
   engine.reset();
 }
 
-/// Nothing is held, and the books are right.
+/// No block is referenced, and the bookkeeping is consistent.
 inline void require_free(AnyEngine& engine) {
   engine.cache().verify();
   REQUIRE(engine.cache().stats().blocks_referenced == 0);

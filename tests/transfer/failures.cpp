@@ -1,4 +1,4 @@
-// What goes wrong ends its own transfer: the other side is told, both free what they held, and the others finish.
+// A failure ends its own transfer only: the other side learns of it, both free their blocks, and other transfers finish.
 #include <memory>
 #include <vector>
 
@@ -8,7 +8,7 @@ namespace {
 using namespace kvc;
 using namespace kvc_test;
 
-/// A sender and a receiver in the middle of two transfers: of request 1, which is to fail, and of request 2.
+/// A sender and a receiver in the middle of two transfers: request 1, which will fail, and request 2.
 struct Pair {
   transport::InProcess hub;
   std::unique_ptr<AnyEngine> a;
@@ -37,7 +37,7 @@ struct Pair {
     REQUIRE(a->transfers() == 2);
     REQUIRE(b->transfers() == 2);
   }
-  /// The other transfer goes on, and nothing is left of the first.
+  /// The other transfer completes, and nothing is left of the first.
   void finish(transfer::Outcome at_sender, transfer::Outcome at_receiver) {
     run(*a, *b);
     const auto take_all = [&](auto next, transfer::Outcome expected) {
@@ -72,7 +72,7 @@ constexpr transport::TimePoint far_future = transport::TimePoint::max() - std::c
 TEST_CASE("A transfer can be cancelled by its sender, and others go on", "[transfer]") {
   Pair pair;
   pair.a->cancel_sending(pair.id);
-  pair.a->cancel_sending(pair.id);  // is over
+  pair.a->cancel_sending(pair.id);  // has ended
   pair.finish(transfer::Outcome::cancelled, transfer::Outcome::cancelled);
 }
 
@@ -109,7 +109,7 @@ TEST_CASE("A transfer ends at its deadline", "[transfer]") {
   require_free(*b);
 }
 
-TEST_CASE("A receiver that has stalled is given up, but not while it is the sender who computes", "[transfer]") {
+TEST_CASE("A stalled receiver is given up, but not while the sender computes", "[transfer]") {
   Pair pair;
   (void)pair.a->poll_sender(now());
   REQUIRE(pair.a->transfers() == 2);
@@ -120,7 +120,7 @@ TEST_CASE("A receiver that has stalled is given up, but not while it is the send
   pair.a->cache().close(pair.seq);
   pair.a->cache().close(pair.other_seq);
   require_free(*pair.a);
-  // It comes back, and finds that it has been given up.
+  // It continues, and finds that it was given up.
   run(*pair.a, *pair.b);
   (void)expect_received(*pair.b, transfer::Outcome::cancelled);
   (void)expect_received(*pair.b, transfer::Outcome::cancelled);
@@ -133,12 +133,12 @@ TEST_CASE("A receiver that has stalled is given up, but not while it is the send
   offer.length = 20;
   (void)pair.a->offer(offer);
   run(*pair.a, *pair.b);
-  (void)pair.a->poll_sender(now() + std::chrono::hours(100));  // all that is ready was sent
+  (void)pair.a->poll_sender(now() + std::chrono::hours(100));  // everything that is ready was sent
   (void)pair.a->poll_sender(now() + std::chrono::hours(200));
   REQUIRE(pair.a->transfers() == 1);
 }
 
-TEST_CASE("A sender that has stalled is given up", "[transfer]") {
+TEST_CASE("A stalled sender is given up", "[transfer]") {
   Pair pair;
   while (pair.b->poll_receiver()) {
   }
@@ -153,7 +153,7 @@ TEST_CASE("A sender that has stalled is given up", "[transfer]") {
   REQUIRE(pair.a->transfers() == 0);
 }
 
-TEST_CASE("A receiver that has gone is seen, and other receivers get their own", "[transfer]") {
+TEST_CASE("A lost receiver is noticed, and other receivers get their sequences", "[transfer]") {
   transport::InProcess hub({.peers = 3, .channels = 2, .window_messages = 2});
   const auto a = make_engine<float, Prefix4>(hub, 0, 256, small_messages);
   auto b = make_engine<float, Paged4>(hub, 1, 256, small_messages);
@@ -180,7 +180,7 @@ TEST_CASE("A receiver that has gone is seen, and other receivers get their own",
   require_free(*c);
 }
 
-TEST_CASE("A sender that has gone is seen, and other senders finish", "[transfer]") {
+TEST_CASE("A lost sender is noticed, and other senders finish", "[transfer]") {
   transport::InProcess hub({.peers = 3, .channels = 2, .window_messages = 2});
   auto a = make_engine<float, Paged4>(hub, 0, 256, small_messages);
   const auto b = make_engine<float, Prefix4>(hub, 1, 256, small_messages);
@@ -205,7 +205,7 @@ TEST_CASE("A sender that has gone is seen, and other senders finish", "[transfer
   require_free(*b);
 }
 
-TEST_CASE("A sender or a receiver that goes in good order says so", "[transfer]") {
+TEST_CASE("A sender or a receiver that is destroyed cancels its transfers", "[transfer]") {
   Pair pair;
   pair.b.reset();
   run(*pair.a);
@@ -217,7 +217,7 @@ TEST_CASE("A sender or a receiver that goes in good order says so", "[transfer]"
   require_free(*another.b);
 }
 
-TEST_CASE("What a peer sent last is not lost with it", "[transfer]") {
+TEST_CASE("The last messages of a lost peer still count", "[transfer]") {
   transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0);
   auto b = make_engine<float, Paged4>(hub, 1);
@@ -232,7 +232,7 @@ TEST_CASE("What a peer sent last is not lost with it", "[transfer]") {
   (void)expect_sent(*a, transfer::Outcome::complete);
 }
 
-TEST_CASE("A full pool refuses, and takes the sequence later", "[transfer]") {
+TEST_CASE("A full pool refuses a sequence, and takes it later", "[transfer]") {
   const auto check = [](auto make) {
     transport::InProcess hub({});
     const auto a = make_engine<float, Paged4>(hub, 0);
@@ -268,8 +268,7 @@ TEST_CASE("A full pool refuses, and takes the sequence later", "[transfer]") {
   check([](transport::InProcess& hub) { return make_engine<float, GrowFirst>(hub, 1, 44); });
 }
 
-TEST_CASE("Reservation for what will be decoded can be asked for, and no more transfers than wanted are taken",
-          "[transfer]") {
+TEST_CASE("A receiver can demand room for tokens to decode, and limits its transfers", "[transfer]") {
   transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0);
   const auto b = make_engine<float, Prefix4>(hub, 1, 44, {}, {.transfers = 1, .reserve_tokens = 15});
@@ -291,7 +290,7 @@ TEST_CASE("Reservation for what will be decoded can be asked for, and no more tr
   (void)expect_sent(*a, transfer::Outcome::complete);
 }
 
-TEST_CASE("Caches that do not fit are told apart, and the sender is told why", "[transfer]") {
+TEST_CASE("Incompatible caches are recognised, and the sender learns why", "[transfer]") {
   const auto check = [](auto make, const char* expected) {
     transport::InProcess hub({});
     const auto a = make_engine<float, Paged4>(hub, 0);
@@ -315,7 +314,7 @@ TEST_CASE("Caches that do not fit are told apart, and the sender is told why", "
   shaped({.layers = 2, .kv_heads = 3, .key_dim = 5, .value_dim = 5}, "expected value_dim 5, found 3");
 }
 
-TEST_CASE("What cannot be sent is refused before anything is", "[transfer]") {
+TEST_CASE("Invalid offers are refused before anything is sent", "[transfer]") {
   transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0);
   const SeqId seq = a->cache().serve(counting(1, 5));

@@ -1,4 +1,4 @@
-// A peer may say anything: the receiver and the sender answer or pass it by, and hold nothing in the end.
+// A peer may send anything: the receiver and the sender refuse or ignore it, and reference nothing in the end.
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -11,7 +11,7 @@ using namespace kvc;
 using namespace kvc_test;
 using namespace kvc::transfer::detail;
 
-/// A peer without a cache, that says what it wants.
+/// A peer without a cache, which sends any messages.
 struct Wire {
   transport::InProcess::Endpoint endpoint;
   snapshot::format::DescriptionRecord description;
@@ -37,7 +37,7 @@ struct Wire {
     return HeadWriter(MessageKind::rows, id).add(RowsRecord{layer, first, last, 0});
   }
   static constexpr std::size_t token = 3 * (5 + 3) * sizeof(float);
-  /// Of the next reply; empty if there is none.
+  /// The text of the next reply; empty if there is none.
   std::optional<std::pair<MessageKind, Refusal>> reply() {
     const auto arrival = endpoint.poll(transfer::reply_channel);
     if (!arrival) {
@@ -139,7 +139,7 @@ TEST_CASE("Rows that are not the next ones end their transfer", "[transfer]") {
   aborted(a.wire.offer_of(7, a.wire.record(3)), 0, "offered twice");
 }
 
-TEST_CASE("Messages about nothing are passed by", "[transfer]") {
+TEST_CASE("Messages about no transfer are ignored", "[transfer]") {
   Attack a;
   a.wire.say(Wire::rows(1, 0, 0, 3), 3 * Wire::token);
   a.wire.say(HeadWriter(MessageKind::end, 1));
@@ -155,7 +155,7 @@ TEST_CASE("Messages about nothing are passed by", "[transfer]") {
   require_free(*a.victim);
 }
 
-TEST_CASE("A reply that makes no sense ends the transfer that it is about", "[transfer]") {
+TEST_CASE("An invalid reply ends its transfer", "[transfer]") {
   Attack a;
   const Tokens prompt = counting(1, 10);
   const SeqId seq = a.victim->cache().serve(prompt);
@@ -190,14 +190,14 @@ TEST_CASE("A reply that makes no sense ends the transfer that it is about", "[tr
   require_free(*a.victim);
 }
 
-TEST_CASE("The end is said after all rows have left, and not before", "[transfer]") {
+TEST_CASE("END is sent after all rows have left, and not before", "[transfer]") {
   Attack a;
   const Tokens prompt = counting(1, 10);
   const SeqId seq = a.victim->cache().serve(prompt);
   const transfer::Id id = a.victim->send(1, seq, prompt);
   REQUIRE(a.wire.endpoint.poll(transfer::data_channel));
   a.wire.say(HeadWriter(MessageKind::accept, id).add(AcceptRecord{0, 0}), 0, transfer::reply_channel);
-  std::vector<transport::InProcess::Endpoint::Arrival> rows;  // seen and not taken yet
+  std::vector<transport::InProcess::Endpoint::Arrival> rows;  // polled, and not accepted yet
   for (int poll = 0; poll < 3; ++poll) {
     (void)a.victim->poll();
     while (auto arrival = a.wire.endpoint.poll(transfer::data_channel)) {
@@ -206,7 +206,7 @@ TEST_CASE("The end is said after all rows have left, and not before", "[transfer
       rows.push_back(std::move(*arrival));
     }
   }
-  REQUIRE(rows.size() == 2);  // of each layer
+  REQUIRE(rows.size() == 2);  // one of each layer
   rows.clear();
   (void)a.victim->poll();
   const auto end = a.wire.endpoint.poll(transfer::data_channel);
@@ -215,7 +215,7 @@ TEST_CASE("The end is said after all rows have left, and not before", "[transfer
   REQUIRE(in.take<MessageHead>()->kind == MessageKind::end);
 }
 
-TEST_CASE("Another peer cannot speak for a transfer that is not its own", "[transfer]") {
+TEST_CASE("A peer cannot interfere with the transfer of another peer", "[transfer]") {
   transport::InProcess hub({.peers = 3});
   const auto victim = make_engine<float, Prefix4>(hub, 0, 64);
   Wire owner(hub, 1);

@@ -58,7 +58,7 @@ TEST_CASE("Messages arrive in order, by channel, and from all peers in turn", "[
   REQUIRE(head_of(a.poll(0)) == "nothing");
 }
 
-TEST_CASE("A body goes from where it is to where it belongs, cut in whatever way", "[transfer]") {
+TEST_CASE("A body is received to its place, however both sides cut it", "[transfer]") {
   transport::InProcess hub({});
   Endpoint a(hub, 0);
   Endpoint b(hub, 1);
@@ -81,7 +81,7 @@ TEST_CASE("A body goes from where it is to where it belongs, cut in whatever way
   }
 }
 
-TEST_CASE("A window bounds what is under way on a channel", "[transfer]") {
+TEST_CASE("A window bounds the messages in flight on a channel", "[transfer]") {
   transport::InProcess hub({.peers = 2, .channels = 2, .window_messages = 3, .window_bytes = 10});
   Endpoint a(hub, 0);
   Endpoint b(hub, 1);
@@ -94,7 +94,7 @@ TEST_CASE("A window bounds what is under way on a channel", "[transfer]") {
   {
     auto arrival = b.poll(0);
     REQUIRE(!a.try_send(1, 0, bytes("not before the body is taken"), small.spans));
-  }  // let go
+  }  // discarded
   REQUIRE(a.try_send(1, 0, bytes("1"), small.spans));
   REQUIRE(a.try_send(1, 0, bytes("2"), small.spans));
   REQUIRE(!a.try_send(1, 0, bytes("3"), small.spans));
@@ -104,7 +104,7 @@ TEST_CASE("A window bounds what is under way on a channel", "[transfer]") {
   REQUIRE(a.try_send(1, 0, bytes("4")));
 }
 
-TEST_CASE("What is not taken can be called back", "[transfer]") {
+TEST_CASE("A message that was not received can be cancelled", "[transfer]") {
   transport::InProcess hub({});
   Endpoint a(hub, 0);
   Endpoint b(hub, 1);
@@ -113,7 +113,7 @@ TEST_CASE("What is not taken can be called back", "[transfer]") {
   auto second = a.try_send(1, 0, bytes("2"), body.spans);
   auto third = a.try_send(1, 0, bytes("3"), body.spans);
   auto arrival = b.poll(0);
-  REQUIRE(a.cancel(*first));   // while b looks at it
+  REQUIRE(a.cancel(*first));   // while b has it
   REQUIRE(a.cancel(*second));  // before
   REQUIRE(a.state(*first) == transport::TicketState::failed);
   REQUIRE(a.state(*second) == transport::TicketState::failed);
@@ -128,7 +128,7 @@ TEST_CASE("What is not taken can be called back", "[transfer]") {
   REQUIRE(head_of(b.poll(0)) == "nothing");
 }
 
-TEST_CASE("A peer that has gone is lost, and its last words are heard", "[transfer]") {
+TEST_CASE("A peer that is destroyed is lost, and its last messages arrive", "[transfer]") {
   transport::InProcess hub({.peers = 3});
   Endpoint a(hub, 0);
   std::optional<Endpoint> b(std::in_place, hub, 1);
@@ -147,7 +147,7 @@ TEST_CASE("A peer that has gone is lost, and its last words are heard", "[transf
   REQUIRE(a.wait(transport::no_deadline));
   REQUIRE(a.is_lost(1));
   REQUIRE(!a.is_lost(2));
-  REQUIRE(a.state(*to_b) == transport::TicketState::done);  // it was let go
+  REQUIRE(a.state(*to_b) == transport::TicketState::done);  // it was discarded
   REQUIRE(a.state(*to_b_too) == transport::TicketState::failed);
   REQUIRE(head_of(a.poll(0)) == "bye");
   REQUIRE(head_of(a.poll(0)) == "nothing");
@@ -167,7 +167,7 @@ TEST_CASE("Waiting ends when there is news, once", "[transfer]") {
   REQUIRE(b.wait(transport::no_deadline));
   REQUIRE(!b.wait(transport::TimePoint::min()));
   REQUIRE(head_of(b.poll(0)) == "news");
-  REQUIRE(a.wait(transport::no_deadline));  // it was taken
+  REQUIRE(a.wait(transport::no_deadline));  // it was received
   REQUIRE(!transport::wait_for(a, transport::TimePoint::min(), [] { return false; }));
   REQUIRE(transport::wait_for(a, transport::no_deadline, [] { return true; }));
 }

@@ -1,4 +1,4 @@
-// What is sent arrives bit for bit: every policy, layout, block size and some element types, into each other.
+// Sequences arrive bit for bit: from every policy, layout and block size, and some element types, into every other.
 #include <algorithm>
 #include <functional>
 #include <memory>
@@ -70,7 +70,7 @@ void check_pair(const MakeEngine& from, const MakeEngine& to) {
       REQUIRE(b->cache().match_length(longer, one.salt) == static_cast<Pos>(one.tokens.size()) / block * block);
       REQUIRE((one.tokens.empty() || b->cache().match_length(longer, Salt(SaltKind::lora, "other")) == 0));
     }
-    // Life goes on there.
+    // The receiving cache stays usable.
     const Value next = next_value(one.values.back(), 77);
     Values longer = one.values;
     longer.push_back(next);
@@ -108,7 +108,7 @@ TEST_CASE("A sequence goes from any policy, block size and layout to any other",
   }
 }
 
-TEST_CASE("Full blocks of pools that are made alike leave and arrive in one span", "[transfer]") {
+TEST_CASE("Full blocks of pools with the same layout leave and arrive as one span", "[transfer]") {
   using Cache = KvCache<float, Paged, HeadMajor>;
   Cache cache(snapshot_shape, {.blocks = 8, .block_tokens = 4});
   const SeqId seq = cache.open();
@@ -120,10 +120,10 @@ TEST_CASE("Full blocks of pools that are made alike leave and arrive in one span
   REQUIRE(spans.spans()[0].size() == 4U * 3 * (5 + 3) * sizeof(float));
   spans.clear();
   finder.add(cache, std::as_const(cache).data(), seq, 1, {12, 14}, layout::RowOrder::head_major, 4, spans);
-  REQUIRE(spans.spans().size() == 6);  // of a block that is not full: keys and values of three heads
+  REQUIRE(spans.spans().size() == 6);  // a partly full block: keys and values of three heads
 }
 
-TEST_CASE("A payload goes with the end, and numbers with the offer", "[transfer]") {
+TEST_CASE("A payload travels with END, and a request number with the offer", "[transfer]") {
   transport::InProcess hub({});
   const auto a = make_engine<float, Paged4>(hub, 0);
   const auto b = make_engine<float, Prefix4>(hub, 1);
@@ -136,7 +136,7 @@ TEST_CASE("A payload goes with the end, and numbers with the offer", "[transfer]
   offer.request = 1234567890123;
   const transfer::Id id = a->offer(offer);
   run(*a, *b);
-  REQUIRE(!b->next_received());  // all rows are there, but nobody has said that it was all
+  REQUIRE(!b->next_received());  // all rows are there, but END is missing
   REQUIRE(b->cache().match_length(counting(1, 10), {}) == 0);
   const std::vector<std::byte> payload(488, std::byte{7});
   REQUIRE_THROWS_WITH(a->finish(id, std::vector<std::byte>(489)), contains("payload.size() is 489"));

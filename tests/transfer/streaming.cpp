@@ -1,4 +1,4 @@
-// Layers go while the next ones are computed, chunks while the next are, and what is there already does not go.
+// Layers and chunks travel while the next ones are computed, and positions that the receiver has are not sent.
 #include <vector>
 
 #include "random_source.hpp"
@@ -12,7 +12,7 @@ using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMa
 constexpr Shape shape{.layers = 3, .kv_heads = 2, .key_dim = 4, .value_dim = 3};
 constexpr std::uint64_t layer_token_bytes = 2 * (4 + 3) * sizeof(float);
 
-/// The rows of one layer, of a layer and a position only.
+/// The rows of one layer: functions of layer and position only.
 Matrix rows(Index layer, PosRange range, Index columns) {
   Matrix m(range.size(), columns);
   for (Index i = 0; i < m.rows(); ++i) {
@@ -41,7 +41,7 @@ using Prefill = Engine<float, PrefixShared<Lru, SeededHash>>;
 using Decode = Engine<float, Paged, TokenMajor>;
 }  // namespace
 
-TEST_CASE("A layer is sent as soon as it is written, before the next one is", "[transfer]") {
+TEST_CASE("A layer is sent as soon as it is written, before the next one is written", "[transfer]") {
   transport::InProcess hub({});
   Prefill a(hub, 0, {.blocks = 16, .block_tokens = 4}, small_messages, {}, shape);
   Decode b(hub, 1, {.blocks = 16, .block_tokens = 5}, small_messages, {}, shape);
@@ -54,14 +54,14 @@ TEST_CASE("A layer is sent as soon as it is written, before the next one is", "[
   offer.tokens = prompt;
   const transfer::Id id = a.offer(offer);
   run(a, b);
-  for (const Index layer : {1, 0, 2}) {  // in the order in which somebody computes them
+  for (const Index layer : {1, 0, 2}) {  // in the order of computing
     write(a.kv(), layer, step);
     a.ready(id, layer, 18);
     REQUIRE(a.in_flight(id) > 0);
     run(a, b);
     REQUIRE(a.in_flight(id) == 0);
     REQUIRE(b.kv().stats().tokens_stored == 0);  // not committed
-    // What was sent has been received: to overwrite it changes nothing there.
+    // The rows have been received: overwriting them here changes nothing there.
     a.kv().policy().for_each_run(seq, {0, 18}, [&](const SlotRun& run) {
       for (Index head = 0; head < 2; ++head) {
         for (Pos i = 0; i < run.count; ++i) {
@@ -115,7 +115,7 @@ TEST_CASE("A prompt that is computed in chunks is sent in chunks", "[transfer]")
   check(b.kv(), expect_received(b, transfer::Outcome::complete).seq, 23);
 }
 
-TEST_CASE("Only what the receiver has not is sent", "[transfer]") {
+TEST_CASE("Only positions that the receiver lacks are sent", "[transfer]") {
   transport::InProcess hub({});
   Prefill a(hub, 0, {.blocks = 40, .block_tokens = 4}, small_messages, {}, shape);
   Prefill b(hub, 1, {.blocks = 40, .block_tokens = 8}, small_messages, {}, shape);
@@ -149,11 +149,11 @@ TEST_CASE("Only what the receiver has not is sent", "[transfer]") {
   first.insert(first.end(), {100, 101, 102});
   Tokens second = system;
   second.insert(second.end(), {200, 201});
-  Tokens half = counting(1, 20);  // leaves in the middle of a block: its rows are copied here
+  Tokens half = counting(1, 20);  // differs from the middle of a block on, whose rows are copied
   half.insert(half.end(), {300, 301});
   REQUIRE(bytes_for(first, 0) == rest(27));
   REQUIRE(bytes_for(second, 24) == rest(2));
-  REQUIRE(bytes_for(system, 23) == rest(1));  // at least one token goes
+  REQUIRE(bytes_for(system, 23) == rest(1));  // at least one token is sent
   REQUIRE(bytes_for(half, 20) == rest(2));
   REQUIRE(bytes_for(first, 0, Salt(SaltKind::tenant, "b")) == rest(27));
 }

@@ -1,4 +1,4 @@
-// Engines in threads of their own, which send, receive, cancel and go.
+// Engines in threads of their own that send, receive, cancel and stop.
 #include <atomic>
 #include <map>
 #include <memory>
@@ -24,7 +24,7 @@ Tokens prompt_of(std::uint64_t request) {
   return tokens;
 }
 
-/// As AnyCache::serve, without an assertion: those of Catch2 are not for threads.
+/// AnyCache::serve without assertions: those of Catch2 are not thread-safe.
 SeqId compute(AnyCache& cache, const Tokens& prompt) {
   const Opened opened = cache.try_open(prompt, {}).value();
   const Values values = values_of(prompt);
@@ -35,7 +35,7 @@ SeqId compute(AnyCache& cache, const Tokens& prompt) {
   return opened.seq;
 }
 
-/// Sends all requests to the peers `to` in turn, those that are refused again.
+/// Sends all requests to the peers `to` in turn; sends refused ones again.
 void prefill(AnyEngine& engine, std::uint64_t first_request, const std::vector<transport::Peer>& to,
              std::atomic<int>& cancelled) {
   Random random(first_request + 1);
@@ -72,7 +72,7 @@ void prefill(AnyEngine& engine, std::uint64_t first_request, const std::vector<t
   }
 }
 
-/// Takes sequences until it is told that there are no more; some it cancels. How many were right.
+/// Receives sequences until there are no more, and cancels some. Returns how many were correct.
 int decode(AnyEngine& engine, const std::atomic<bool>& all_sent, std::uint64_t seed) {
   Random random(seed);
   int right = 0;
@@ -134,7 +134,7 @@ TEST_CASE("Two engines prefill for two that decode, each in its thread", "[trans
   }
 }
 
-TEST_CASE("A receiver that goes while it is sent to is lost, and the sender's rows are its own again",
+TEST_CASE("A receiver that is destroyed during a transfer is lost, and the sender may change its rows again",
           "[transfer][threads]") {
   for (int round = 0; round < 20; ++round) {
     transport::InProcess hub({.peers = 2, .channels = 2, .window_messages = 4, .window_bytes = 2000});

@@ -21,7 +21,7 @@
 
 namespace kvc_test {
 
-/// What the transports of the cases are made with.
+/// The configuration of the transports.
 inline constexpr int contract_peers = 3;
 inline constexpr int contract_channels = 2;
 inline constexpr int contract_window_messages = 6;
@@ -30,7 +30,7 @@ inline constexpr int contract_window_bytes = 5000;
 template <kvc::transport::Transport T>
 class Contract {
  public:
-  /// `transport` is there when a case begins; a case may close it.
+  /// `transport` is open when a case begins; a case may close it.
   Contract(std::optional<T>& transport, Checks& checks) : transport_(transport), checks_(checks) {}
 
   struct Case {
@@ -57,7 +57,7 @@ class Contract {
   static std::span<const std::byte> bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
   static std::string text(std::span<const std::byte> b) { return {reinterpret_cast<const char*>(b.data()), b.size()}; }
 
-  /// Bytes that follow from a number.
+  /// Bytes that are a function of a number.
   static Bytes body_of(int number, std::size_t size) {
     Random random(static_cast<std::uint64_t>(number));
     Bytes all(size);
@@ -97,7 +97,7 @@ class Contract {
     expect(t().state(ticket) == expected,
            "a ticket is " + std::string(expected == kvc::transport::TicketState::done ? "done" : "failed"));
   }
-  /// As the transport's, without what peers say of having met.
+  /// As the transport's, without the messages of `meet`.
   std::optional<Arrival> poll(int channel) {
     if (channel == 0 && !early_.empty()) {
       std::optional<Arrival> arrival(std::move(early_.front()));
@@ -116,7 +116,7 @@ class Contract {
     until("a message on channel " + std::to_string(channel), [&] { return (arrival = poll(channel)).has_value(); });
     return std::move(*arrival);
   }
-  /// The next message, whose head and body are to be these.
+  /// Expects that the next message has this head and body.
   void take(int channel, const std::string& head, const Bytes& body, int seed) {
     Arrival arrival = next(channel);
     expect(text(arrival.head()) == head, "the head is " + head + ", not " + text(arrival.head()));
@@ -126,7 +126,7 @@ class Contract {
     until_settled(ticket, kvc::transport::TicketState::done);
     expect(to == body, "the body of " + head + " is what was sent");
   }
-  /// All have come here.
+  /// Waits until all peers have reached this point.
   void meet() {
     for (int peer = 0; peer < contract_peers; ++peer) {
       (void)send(peer, 0, "met");
@@ -140,7 +140,7 @@ class Contract {
         if (text(arrival->head()) == "met") {
           ++met_;
         } else {
-          early_.push_back(std::move(*arrival));  // of one who has met all already
+          early_.push_back(std::move(*arrival));  // from a peer that has met all already
         }
       }
       return true;
@@ -217,7 +217,7 @@ class Contract {
       while (sent < 1000 && t().try_send(1, 1, bytes(std::to_string(sent)))) {
         ++sent;
       }
-      // One may still count that the other has taken and not acknowledged.
+      // The window may still count one message, received but not acknowledged.
       expect(sent == contract_window_messages || sent == contract_window_messages - 1,
              "the window is full of messages");
       (void)send(2, 1, "the window to another peer is another");
@@ -272,7 +272,7 @@ class Contract {
     } else if (self() == 1) {
       Arrival arrival = next(1);
       Bytes to(body.size());
-      if (text(arrival.head()) == "cancelled") {  // it came before it was cancelled, or could not be
+      if (text(arrival.head()) == "cancelled") {  // it arrived before it was cancelled, or could not be cancelled
         const Ticket ticket = t().accept(std::move(arrival), cut(std::span(to), 3));
         until("the ticket settles", [&] { return t().state(ticket) != kvc::transport::TicketState::pending; });
         expect(t().state(ticket) == kvc::transport::TicketState::failed || to == body, "a body that is done is whole");
