@@ -15,11 +15,13 @@ namespace replay {
 using kvc::Index;
 using kvc::Pos;
 
+/// Part `number` of `of` equal parts of the trace.
 struct Part {
   std::size_t number = 1;
   std::size_t of = 1;
 };
 
+/// The parsed command line.
 struct Options {
   std::string trace;
   kvc_bench::ReadOptions read;

@@ -29,6 +29,7 @@ struct Result {
   std::optional<double> gap_recovered;  ///< (hits - lru's) / (belady's - lru's), if there is a gap
 };
 
+/// All results for one trace.
 struct Replay {
   Index blocks = 0;  ///< of all prompts; their tokens are trace.input_tokens()
   Index unique_blocks = 0;

@@ -55,6 +55,7 @@ struct ModelShape {
   }
 };
 
+/// A machine: some number of equal devices.
 struct Hardware {
   std::string name;
   double peak = 0;          ///< operations per second, dense, of one device
@@ -84,6 +85,7 @@ struct StepCost {
   Index decode_context = 0;  ///< of `context`, and of `pairs`: those of sequences with a single token
 };
 
+/// The time of a step for a model on a machine. The figures are the same with every compiler.
 class CostModel {
  public:
   /// Throws std::invalid_argument for a shape or a machine with an extent or rate of 0.
@@ -115,6 +117,7 @@ class CostModel {
   Hardware hardware_;
 };
 
+/// The work of a composed step. O(sequences of the step).
 template <class Cache>
 [[nodiscard]] StepCost cost_of(const Step<Cache>& step) {
   StepCost cost;

@@ -15,6 +15,7 @@
 
 namespace serving {
 
+/// Counts durations in nanoseconds, or any numbers >= 0.
 class Histogram {
  public:
   /// `value` >= 0. O(1).

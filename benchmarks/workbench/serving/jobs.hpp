@@ -47,6 +47,7 @@ struct Active {
   Time tpot = 0;
 };
 
+/// All requests that have not ended, their jobs, and the deadlines of impatient clients.
 class Jobs {
  public:
   [[nodiscard]] Job& operator[](std::size_t job) { return jobs_[job]; }

@@ -53,6 +53,7 @@ struct Latencies {
   Index good = 0;  ///< completed within the SLO
 };
 
+/// Collects the latencies of one run: over all requests, and by class of traffic.
 class Metrics {
  public:
   Metrics(const Slo& slo, std::size_t classes) : slo_(slo), by_class_(classes) {}

@@ -25,6 +25,7 @@ namespace serving {
 
 using generate::Threads;
 
+/// The clock of real runs.
 enum class ClockKind {
   wall,
   cpu  ///< processor time of this process: for one thread on a shared machine
@@ -40,6 +41,8 @@ enum class ClockKind {
 /// Called with every sampled token: request, which of its answers, place in the answer.
 using OnAnswer = std::function<void(Index request, int sample, Pos place, Token token)>;
 
+/// An Executor over a real decoder. Throws what the decoder throws, std::invalid_argument among them for a sequence that is
+/// longer than the positions of the model.
 class ModelExecutor {
  public:
   /// The model must outlive it.

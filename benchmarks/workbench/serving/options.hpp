@@ -12,6 +12,7 @@
 
 namespace serving {
 
+/// The parsed command line.
 struct Options {
   bool real = false;  // a decoder computes, rather than a cost model say how long it would take
   bool calibrate = false;

@@ -17,6 +17,7 @@ namespace serving {
   return request.tenant.empty() ? kvc::Salt{} : kvc::Salt(kvc::SaltKind::tenant, request.tenant);
 }
 
+/// For caches that cannot pin: pins nothing.
 template <class Cache>
 class Pins {
  public:
@@ -25,6 +26,7 @@ class Pins {
   void unpin_all(Cache&) noexcept {}
 };
 
+/// For caches that can pin: remembers the pinned prefixes until unpin_all.
 template <class Cache>
   requires requires(Cache& cache, std::span<const Token> prefix) { cache.try_pin(prefix, kvc::Salt{}); }
 class Pins<Cache> {

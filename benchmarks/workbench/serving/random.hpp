@@ -13,6 +13,7 @@ namespace serving {
   return x ^ (x >> 31);
 }
 
+/// SplitMix64. Equal seeds give equal numbers.
 class Random {
  public:
   explicit Random(std::uint64_t seed) noexcept : state_(seed) {}

@@ -18,6 +18,7 @@ namespace serving {
   return scramble(hash + static_cast<std::uint64_t>(token));
 }
 
+/// Serves the scenario over a cache with keys and values, and fills in the result.
 template <class Policy>
 void real_over(const Scenario& scenario, const SchedulerConfig& scheduling, const RealMachine& machine,
                const OnProgress& on_progress, const OnAnswer& on_answer, RunResult& result) {

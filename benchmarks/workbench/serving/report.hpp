@@ -29,6 +29,7 @@ struct Comparison {
 /// `real` are runs of the same requests as `simulated`: at least one.
 [[nodiscard]] Comparison compare(const RunResult& simulated, const std::vector<RunResult>& real);
 
+/// Everything that the program writes: the scenario, its runs, and the calibration.
 struct Report {
   Scenario scenario;
   std::vector<RunResult> runs;

@@ -35,6 +35,7 @@ struct Segment {
   Pos tokens = 0;
 };
 
+/// One request. `max_output_tokens` >= `output_tokens`, and the prompt has at least one token.
 struct Request {
   Index id = 0;  ///< in the order of arrival, from 0
   Time arrival = 0;

@@ -18,6 +18,7 @@ inline constexpr PolicyKind all_policies[] = {PolicyKind::contiguous_reserve, Po
                                               PolicyKind::paged, PolicyKind::prefix_shared};
 [[nodiscard]] std::string_view name(PolicyKind policy);
 
+/// The results of one run.
 struct RunResult {
   PolicyKind policy = PolicyKind::paged;
   std::string mode = "simulated";  ///< or "real"

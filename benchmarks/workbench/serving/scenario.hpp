@@ -18,6 +18,7 @@
 
 namespace serving {
 
+/// The input of a run, besides the policy: see docs/serving.md.
 struct Scenario {
   std::string name;
   std::string story;

@@ -9,6 +9,7 @@
 
 namespace serving {
 
+/// The order of work within a step.
 enum class Order {
   decode_first,  ///< every step decodes all that run, and prefills with what is left of its budget
   prefill_first  ///< a step prefills if it can, and decodes otherwise
@@ -23,6 +24,7 @@ enum class Victim {
   oldest     ///< of the others: to show the livelock
 };
 
+/// Parameters of a Scheduler; `validated` lists their ranges.
 struct SchedulerConfig {
   Index max_sequences = 256;  ///< running at once
   Pos step_tokens = 8192;     ///< budget of a step; a longer whole prompt has a prefill of its own

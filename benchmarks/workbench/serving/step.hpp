@@ -23,6 +23,7 @@
 
 namespace serving {
 
+/// A cache that a Scheduler can use: see the head of this file.
 template <class C>
 concept ServingCache = requires(C cache, const C& view, kvc::SeqId seq, std::span<const Token> tokens, Pos at,
                                 const kvc::OpenOptions& options, typename C::Append append) {
@@ -53,6 +54,7 @@ struct Work {
   std::size_t job = 0;            ///< for the scheduler
 };
 
+/// The work of one step, and the tokens that it samples.
 template <class Cache>
 struct Step {
   std::vector<Work<Cache>> work;
@@ -68,6 +70,7 @@ struct Step {
   }
 };
 
+/// Computes steps and keeps the time: see the head of this file.
 template <class E, class Cache>
 concept Executor =
     ServingCache<Cache> && requires(E executor, const E& clock, Time t, Cache& cache, Step<Cache>& step) {

@@ -24,6 +24,7 @@ struct ChunkTiming {
   std::vector<StepTiming> steps;
 };
 
+/// Timings of prefill, decode and chunks on one machine.
 struct CostCurve {
   Pos prompt = 0;                    ///< tokens of the prompts in `prefill` and `chunked`
   Index decoding = 0;                ///< sequences that decode beside a chunk

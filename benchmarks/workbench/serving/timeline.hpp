@@ -36,6 +36,7 @@ enum Owner : Index {
   owner_reserved = -4  ///< reserved by a sequence and unused
 };
 
+/// The owners of all cells of the map at one time.
 struct MapRow {
   Time time = 0;
   std::vector<Index> owners;  ///< by cell, in the order of the pool
@@ -47,6 +48,7 @@ struct Watch {
   Time to = std::numeric_limits<Time>::max();
 };
 
+/// Samples and maps of one run.
 class Timeline {
  public:
   /// Divides the pool into `map_cells` cells, or one per block if it has fewer; 0: no map.

@@ -17,6 +17,7 @@
 
 namespace serving {
 
+/// How a trace becomes requests.
 struct TraceOptions {
   kvc_bench::ReadOptions read;
   Index requests = 0;     ///< 0: those of the file. More: it is read again from its beginning, with other tokens

@@ -20,6 +20,7 @@ struct Lengths {
   [[nodiscard]] Pos most() const;
 };
 
+/// A class of requests; docs/serving.md describes its fields and their ranges.
 struct TrafficClass {
   std::string name;
   // Arrivals: a Poisson process of `rate` requests per second, or `burst` requests at once every `every` seconds.

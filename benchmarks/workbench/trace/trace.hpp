@@ -103,6 +103,7 @@ struct TraceRequest {
   std::string tenant;
 };
 
+/// How a trace is read. The defaults suit the published traces.
 struct ReadOptions {
   std::optional<TraceFormat> format;          ///< none: told by the first line
   std::optional<Pos> block_tokens;            ///< none: what the document says, or is usual for the format
@@ -133,6 +134,7 @@ struct Request {
 /// of the last one, is not usual for the format; else empty.
 [[nodiscard]] std::string note_on_blocks(TraceFormat format, Pos block_tokens, LastBlock last_block);
 
+/// A trace that was read as a whole.
 struct Trace {
   std::string name;  ///< the path it was read from
   TraceFormat format = TraceFormat::mooncake;
