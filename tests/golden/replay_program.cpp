@@ -105,7 +105,7 @@ const std::string line_b = R"({"timestamp": 5, "input_length": 1030, "output_len
 
 }  // namespace
 
-TEST_CASE("replay counts on the mooncake trace what an independent simulation counts", "[golden][replay]") {
+TEST_CASE("replay and an independent simulation count the same on the mooncake trace", "[golden][replay]") {
   check_counts("mooncake/conversation_trace.jsonl", 288'500, 182'790,
                {{1'000, 12'847, 12'559, 54'994},
                 {10'000, 61'046, 53'812, 105'710},
@@ -159,7 +159,7 @@ TEST_CASE("The default eviction finds more than lru on the mooncake trace, and n
   }
 }
 
-TEST_CASE("What the default gains holds up on shuffled and split traces", "[golden][replay]") {
+TEST_CASE("The gain of the default holds on shuffled and split traces", "[golden][replay]") {
   for (const char* options : {"--shuffle 1", "--shuffle 2", "--part 1/2", "--part 2/2"}) {
     CAPTURE(options);
     for (const auto& [capacity, beside] :
@@ -170,7 +170,7 @@ TEST_CASE("What the default gains holds up on shuffled and split traces", "[gold
   }
 }
 
-TEST_CASE("replay counts on the weka trace what an independent simulation counts", "[golden][replay]") {
+TEST_CASE("replay and an independent simulation count the same on the weka trace", "[golden][replay]") {
   check_counts("weka/weka_merged_test.rle.jsonl", 1'471'333, 62'740,
                {{10'000, 1'361'223, 1'324'560, 1'393'088},
                 {20'000, 1'401'674, 1'391'833, 1'408'593},
@@ -209,7 +209,7 @@ TEST_CASE("replay reads a trace of blocks of 1024 tokens as it is", "[golden][re
   REQUIRE_THAT(without.output, kvc_test::contains("blocks of 1024 tokens would fit: --block-tokens"));
 }
 
-TEST_CASE("replay counts on the sessions of a folder what it counts on the merged trace", "[golden][replay]") {
+TEST_CASE("replay counts the same on a folder of sessions and on the merged trace", "[golden][replay]") {
   const std::string path = kvc_test::data_file("weka/weka_merged_test.rle.jsonl");
   const TempFolder folder;
   // The merged trace is cut into sessions again, as they were published: session k began at k * 120 s.
@@ -253,7 +253,7 @@ TEST_CASE("replay counts on the sessions of a folder what it counts on the merge
   }
 }
 
-TEST_CASE("replay reads what serve-bench reads: its own format, pipes, gzip members", "[replay]") {
+TEST_CASE("replay reads the own format, pipes and gzip members", "[replay]") {
   const TempFolder folder;
   const std::string own = folder.write(
       "own.jsonl", R"({"timestamp": 0, "input_length": 40, "output_length": 0, "prefix": [["hash_ids", 32]]})"
@@ -276,7 +276,8 @@ TEST_CASE("replay reads what serve-bench reads: its own format, pipes, gzip memb
   REQUIRE_THAT(mixed.output, kvc_test::contains("/dev/stdin: byte ") && kvc_test::contains("neither zeros nor"));
 }
 
-TEST_CASE("replay counts hits by blocks and by tokens, and caches the beginning of what does not fit", "[replay]") {
+TEST_CASE("replay counts hits by blocks and by tokens, and caches the beginning of a prompt that does not fit",
+          "[replay]") {
   const TempFolder folder;
   const std::string trace = folder.write("t.jsonl", line_a + "\n" + line_a + "\n" + line_b + "\n");
   const auto lru_at = [&](const char* capacity) {
@@ -309,7 +310,7 @@ TEST_CASE("replay counts hits by blocks and by tokens, and caches the beginning 
   REQUIRE(tight.at("evictions") == 0);
 }
 
-TEST_CASE("replay names what is wrong with an option or a file, and leaves no half-written file", "[replay]") {
+TEST_CASE("replay names bad options and files, and leaves no half-written file", "[replay]") {
   const kvc_test::Run help = replay("--help");  // not within REQUIRE, which would report a skip as a failure
   REQUIRE(help.status == 0);
   const TempFolder folder;
@@ -351,7 +352,7 @@ TEST_CASE("replay names what is wrong with an option or a file, and leaves no ha
   REQUIRE_THAT(skipping.output, kvc_test::contains("1 bad line was skipped") && kvc_test::contains("is missing"));
 }
 
-TEST_CASE("replay draws its plot with gnuplot, or says that it is not there", "[replay]") {
+TEST_CASE("replay draws its plot with gnuplot, or reports that it is missing", "[replay]") {
   const TempFolder folder;
   const std::string trace = folder.write("it's.jsonl", line_a + "\n" + line_b + "\n");
   const std::string arguments =

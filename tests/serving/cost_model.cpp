@@ -5,7 +5,7 @@
 
 using namespace serving;
 
-TEST_CASE("The shapes of the models have the parameters that their makers name", "[serving]") {
+TEST_CASE("Shapes of models have as many parameters as their makers state", "[serving]") {
   const std::vector<std::pair<std::string, double>> billions = {{"llama-3-8b", 8.03},   {"llama-3-70b", 70.55},
                                                                 {"qwen2.5-7b", 7.62},   {"mistral-7b", 7.24},
                                                                 {"llama-2-13b", 13.02}, {"shakespeare-0.7m", 0.00073}};
@@ -22,7 +22,7 @@ TEST_CASE("The shapes of the models have the parameters that their makers name",
   }
 }
 
-TEST_CASE("A step takes what the larger of operations and bytes takes, and the overhead", "[serving]") {
+TEST_CASE("The time of a step is the larger of operations and bytes, plus the overhead", "[serving]") {
   // 2 layers: 4 x (2 x 2 x 4 + 2 x 1 x 4) = 96 attention weights, 3 x 4 x 8 = 96 of the MLP; classifier 4 x 10.
   const ModelShape model{"toy", 2, 4, 2, 1, 4, 8, 10, false, 2, 2, ""};
   REQUIRE(model.layer_parameters() == 384);

@@ -1,4 +1,4 @@
-// The figures and tables of docs/incidents.md and docs/serving.md are those that the commands beside them give.
+// The figures and tables of docs/incidents.md and docs/serving.md are the output of the commands beside them.
 #include <cmath>
 #include <fstream>
 #include <iterator>
@@ -42,7 +42,7 @@ std::string row(const std::string& title, const RunResult& run) {
   return out.str();
 }
 
-/// What the command runs of which it is the scenario.
+/// The runs of the command for a scenario.
 Report report_of(const std::string& scenario) {
   Report report{read_scenario(scenario), {}};
   for (const PolicyKind policy : all_policies) {
@@ -55,7 +55,7 @@ Report report_of(const std::string& scenario) {
 
 }  // namespace
 
-TEST_CASE("docs/incidents.md shows what its commands give", "[documents]") {
+TEST_CASE("docs/incidents.md shows the output of its commands", "[documents]") {
   const std::string name = GENERATE("policy-prefix-mixed", "knowledge-assistant", "multi-tenant", "chat-completions",
                                     "report-generator", "streaming-agents");
   CAPTURE(name);
@@ -79,7 +79,7 @@ TEST_CASE("docs/incidents.md shows what its commands give", "[documents]") {
   CHECK(read(folder + "incidents/" + name + ".svg").find(mark) != std::string::npos);
   REQUIRE(mark.find("--", 4) == mark.size() - 4);  // XML has no other dashes in a comment
   if (name == "knowledge-assistant") {
-    // What docs/serving.md shows of it, line by line, is what is printed.
+    // Every line of the output in docs/serving.md is printed.
     Report chunked{report.scenario, {}};
     for (const RunResult& run : report.runs) {
       if (run.chunk_tokens > 0) {

@@ -22,7 +22,7 @@ Runs run_all(const Scenario& scenario) {
     for (const bool chunked : {false, true}) {
       CAPTURE(scenario.name, name(policy), chunked);
       const RunResult& run = all.runs[{policy, chunked}] = simulate(scenario, policy, chunked);
-      // Whatever the policy, all requests end, and nothing is held at the end.
+      // Under every policy all requests end, and nothing is held at the end.
       const Metrics& m = run.metrics;
       REQUIRE(m.arrivals() == scenario.requests);
       REQUIRE(m.count(End::completed) + m.count(End::aborted) == scenario.requests);
@@ -43,11 +43,11 @@ Runs run_all(const Scenario& scenario) {
 double times(Time a, Time b) { return static_cast<double>(a) / static_cast<double>(b); }
 Time ttft(const RunResult& run, double percent) { return run.metrics.all().ttft.percentile(percent); }
 Time tpot(const RunResult& run, double percent) { return run.metrics.all().tpot.percentile(percent); }
-/// Share of the prompt tokens that need not be computed.
+/// Share of the prompt tokens that were cached.
 double saved(const RunResult& run) {
   return static_cast<double>(run.counters.prompt_tokens_found) / static_cast<double>(run.counters.prompt_tokens);
 }
-/// Times that something was put off though a quarter of the pool was free.
+/// Failures although a quarter of the pool was free.
 Index put_off(const RunResult& run) { return run.counters.failed_admissions_25 + run.counters.out_of_room_25; }
 
 /// The scenario with its own seed and four others: an incident is not an accident of one.
@@ -140,7 +140,7 @@ TEST_CASE("chat-completions: the P99 of the TTFT spikes, and chunks end the rest
     REQUIRE(runs.of(prefix_shared, chunked).counters.forks > 0);
     REQUIRE(runs.of(prefix_shared, chunked).metrics.count(End::aborted) > 0);
   }
-  // What a short message waits for behind a long prompt that is computed whole.
+  // A short message waits behind a long prompt that is computed whole.
   REQUIRE(times(runs.of(prefix_shared, false).metrics.of(0).ttft.percentile(99),
                 runs.of(prefix_shared, true).metrics.of(0).ttft.percentile(99)) >= 3);
   REQUIRE(times(runs.of(paged, false).metrics.itl().percentile(99.5),
@@ -191,7 +191,7 @@ TEST_CASE("streaming-agents: the TTFT goes up and the TPOT stays, and pinned pre
     REQUIRE(pinned.counters.pins == 24);
     REQUIRE(pinned.counters.out_of_room >= 3 * std::max<Index>(5, with_pages.counters.out_of_room));
     REQUIRE(ttft(with_pages, 50) > ttft(pinned, 50));
-    // The way out: share, and let go of what is not used.
+    // The cure: share prefixes, and unpin unused ones.
     const RunResult free = simulate(unpinned, prefix_shared, chunked);
     REQUIRE(free.counters.out_of_room <= pinned.counters.out_of_room / 3);
     REQUIRE(ttft(free, 50) < ttft(with_pages, 50));

@@ -70,7 +70,7 @@ TEST_CASE("TTFT, TPOT, ITL and throughput of two requests", "[serving]") {
   REQUIRE(outcome.counters.steps_with_prefill == 2);
 }
 
-TEST_CASE("Goodput counts what meets both halves of the objective", "[serving]") {
+TEST_CASE("Goodput counts requests that meet both objectives", "[serving]") {
   const Slo slo{100, 10};
   Metrics m(slo, 2);
   const auto end = [&](Time ttft, Time tpot, End how, std::size_t traffic_class) {

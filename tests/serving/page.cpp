@@ -45,7 +45,7 @@ void need_chart_library() {
   }
 }
 
-/// What the page counted of its own pixels: an object for each plot, by name.
+/// The pixel counts of the page: an object for each plot, by name.
 json drawn(const TempFolder& folder, const std::string& page) {
   const kvc_test::Run browser = kvc_test::run_program(
       "/usr/bin/env",
@@ -77,7 +77,7 @@ double share(const json& timeline, const std::string& column, double pool, doubl
 
 }  // namespace
 
-TEST_CASE("The page of serve-bench shows in a browser what the results say", "[page]") {
+TEST_CASE("In a browser, the page of serve-bench shows the results", "[page]") {
   const TempFolder folder;
   const kvc_test::Run run =
       serve_bench("--scenario report-generator --requests 300 --pool 53248 --chunked off --load 2.25,3.5 --json " +
@@ -140,7 +140,7 @@ TEST_CASE("The page of serve-bench shows in a browser what the results say", "[p
       REQUIRE(part("memory " + policy, series) == Approx(expected).margin(0.02 + 0.08 * expected));
       expected_parts += expected;
     }
-    // What remains is free, in one of two ways; between them is a line.
+    // The rest is free: the largest run, or elsewhere, with a line in between.
     const double covered = one.at("timeline").at("time_s").back().get<double>() / seconds;
     double free = 0;
     for (const char* series : {"free, elsewhere", "largest free run", "line"}) {
@@ -163,7 +163,7 @@ TEST_CASE("The page of serve-bench shows in a browser what the results say", "[p
   REQUIRE(plots.size() == 3 + 1 + 4 + 4 * 3);
 }
 
-TEST_CASE("serve-bench keeps and draws the memory of the part of a run that is watched", "[page]") {
+TEST_CASE("serve-bench records and draws the memory of the watched part of a run", "[page]") {
   const TempFolder folder;
   const std::string arguments = "--scenario report-generator --requests 300 --policy contiguous-grow --chunked off ";
   const kvc_test::Run run =
@@ -194,7 +194,7 @@ TEST_CASE("serve-bench keeps and draws the memory of the part of a run that is w
   }
 }
 
-TEST_CASE("A page names the package of the chart library where it is missing, before the work", "[page]") {
+TEST_CASE("A missing chart library is reported with its package, before the simulation", "[page]") {
   try {
     const serving::HtmlPage page("/no/such/chart.min.js");
     FAIL("there is no such library");
@@ -204,7 +204,7 @@ TEST_CASE("A page names the package of the chart library where it is missing, be
   }
 }
 
-TEST_CASE("Nothing in the results can end the element of the page that holds them", "[page]") {
+TEST_CASE("No text in the results can end the element of the page that holds them", "[page]") {
   need_chart_library();
   const std::string name = "</script><script>alert(1)</script>{{script}}";
   const std::string page = serving::HtmlPage().with(json{{"scenario", {{"name", name}}}}.dump());
@@ -216,7 +216,7 @@ TEST_CASE("Nothing in the results can end the element of the page that holds the
   REQUIRE(page.find("src=") == std::string::npos);  // nothing is to be fetched
 }
 
-TEST_CASE("serve-bench draws its figure with gnuplot, or says that it is not there", "[page]") {
+TEST_CASE("serve-bench draws its figure with gnuplot, or reports that it is missing", "[page]") {
   const TempFolder folder;
   const std::string arguments =
       "--scenario policy-prefix-mixed --requests 100 --plot '" + folder.file("figure.svg") + "' 2>&1";

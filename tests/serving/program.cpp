@@ -47,7 +47,7 @@ TEST_CASE("serve-bench prints tables and writes one JSON document", "[program]")
   }
 }
 
-TEST_CASE("serve-bench names what is wrong", "[program]") {
+TEST_CASE("serve-bench names bad options and files", "[program]") {
   struct Case {
     std::string arguments;
     int status;
@@ -93,7 +93,7 @@ TEST_CASE("serve-bench reads a pipe once for all of its runs", "[program]") {
   REQUIRE(completed == 4 * 2 * 2);
 }
 
-TEST_CASE("serve-bench names the fault of a trace, a scenario or a figure", "[program]") {
+TEST_CASE("serve-bench names the error of a trace, a scenario or a figure", "[program]") {
   const std::filesystem::path folder =
       std::filesystem::temp_directory_path() / ("kvc_serve_bench_faults_" + std::to_string(::getpid()));
   std::filesystem::create_directory(folder);

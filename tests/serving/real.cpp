@@ -31,7 +31,7 @@ Served serve(const Scenario& scenario, const kvc::llama::Model& model, PolicyKin
   return served;
 }
 
-/// Twelve requests that come at once: what is batched and preempted does not depend on time.
+/// Twelve requests that arrive at once: batches and preemptions do not depend on time.
 Scenario crowd(const kvc::llama::Model& model, Index pool_tokens) {
   Scenario scenario;
   scenario.name = "crowd";
@@ -56,7 +56,7 @@ Scenario crowd(const kvc::llama::Model& model, Index pool_tokens) {
 
 }  // namespace
 
-TEST_CASE("A request that is served among others is answered as it is alone", "[serving]") {
+TEST_CASE("A request gets the same answer alone and among others", "[serving]") {
   const kvc::llama::Model model = load_model("");
   Scenario alone = crowd(model, 4096);
   alone.scheduler.max_sequences = 1;
@@ -77,7 +77,7 @@ TEST_CASE("A request that is served among others is answered as it is alone", "[
       REQUIRE(c.failed_admissions > 0);
       REQUIRE((c.preemptions > 0) == (policy != PolicyKind::contiguous_reserve));
       REQUIRE((c.prompt_tokens_found > 0) == (policy == PolicyKind::prefix_shared));
-      // Simulated, the same decisions are made: with all requests there from the start, time decides nothing.
+      // A simulation decides the same: all requests arrive at the start, so time does not matter.
       Scenario simulated = crowded;
       simulated.hardware = find_hardware("a10");
       const Counters s = simulate(simulated, policy, chunked).counters;
@@ -104,7 +104,7 @@ TEST_CASE("Several answers of one request begin with the likeliest tokens", "[se
   }
 }
 
-TEST_CASE("A scenario that is longer than the model's positions is refused before it is run", "[serving]") {
+TEST_CASE("A scenario with requests longer than the model's positions is rejected before it runs", "[serving]") {
   const kvc::llama::Model model = load_model("");
   Scenario scenario = crowd(model, 4096);
   scenario.traffic.front().max_output = 500;
@@ -163,7 +163,7 @@ TEST_CASE("A fit finds the hardware that made the timings", "[serving]") {
   REQUIRE_THROWS_WITH(fit_hardware(shape, timings), kvc_test::contains("seconds"));
 }
 
-TEST_CASE("serve-bench serves with a model, and says how that was foreseen", "[program]") {
+TEST_CASE("serve-bench serves with a model, and compares the prediction", "[program]") {
   const kvc_test::Run run = kvc_test::run_program(
       KVC_SERVE_BENCH,
       "--mode real --scenario small-model-chat --requests 8 --policy paged --chunked on --calibrate --rounds 1 2>&1");

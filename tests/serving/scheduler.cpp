@@ -1,4 +1,4 @@
-// The scheduler over every policy: whatever comes, requests end once and nothing is left behind.
+// The scheduler over every policy: requests end once, and their memory is freed.
 #include "catch.hpp"
 #include "kvc/cache.hpp"
 #include "random_source.hpp"
@@ -72,7 +72,7 @@ void random_runs(const typename Policy::Config& config, bool never_preempts = fa
 
 }  // namespace
 
-TEST_CASE("Whatever comes, every request ends once and nothing is left in the pool", "[serving]") {
+TEST_CASE("Under random traffic every request ends once, and the pool ends empty", "[serving]") {
   using Mode = kvc::Contiguous::Mode;
   const kvc::Contiguous::Config reserve{.sequences = 13, .max_tokens = 200, .pool_tokens = 200, .mode = Mode::reserve};
   kvc::Contiguous::Config grow = reserve;
@@ -84,7 +84,7 @@ TEST_CASE("Whatever comes, every request ends once and nothing is left in the po
   SECTION("prefix-shared") { random_runs<kvc::PrefixShared<>>({.blocks = 50, .block_tokens = 4}); }
 }
 
-TEST_CASE("A step holds the budget, and chunks are no longer than they may be", "[serving]") {
+TEST_CASE("Steps and chunks stay within their limits", "[serving]") {
   std::vector<Request> requests;
   for (Index id = 0; id < 6; ++id) {
     requests.push_back(make_request(id, 0, 100, 10));
@@ -102,7 +102,7 @@ TEST_CASE("A step holds the budget, and chunks are no longer than they may be", 
   REQUIRE(whole.clock.steps < chunked.clock.steps);
 }
 
-TEST_CASE("Prefill-first lets decodes wait, decode-first lets them go along", "[serving]") {
+TEST_CASE("Prefill-first delays decodes, decode-first runs them in the same step", "[serving]") {
   // The first request is being answered when the second comes with a long prompt.
   const std::vector<Request> requests = {make_request(0, 0, 10, 20), make_request(1, 5 * millisecond, 400, 5)};
   const kvc::Paged::Config pool{.blocks = 100, .block_tokens = 16};
@@ -118,8 +118,7 @@ TEST_CASE("Prefill-first lets decodes wait, decode-first lets them go along", "[
   REQUIRE(longest_gap(Order::decode_first, 50) == 6 * millisecond + 100 * microsecond);
 }
 
-TEST_CASE("Requests are taken on in the order of their arrival, and one that has no room holds up the others",
-          "[serving]") {
+TEST_CASE("Requests are admitted in the order of arrival, and one without room blocks those behind it", "[serving]") {
   // Of 10 blocks the first request takes 6 and comes to need 8; the second needs 5, the third 1.
   const std::vector<Request> requests = {make_request(0, 0, 96, 30), make_request(1, 1, 80, 5),
                                          make_request(2, 2, 10, 5)};
@@ -132,7 +131,7 @@ TEST_CASE("Requests are taken on in the order of their arrival, and one that has
   REQUIRE(outcome.counters.preemptions == 0);
 }
 
-TEST_CASE("The watermark keeps room for those that run", "[serving]") {
+TEST_CASE("The watermark keeps room for running sequences", "[serving]") {
   std::vector<Request> requests;
   for (Index id = 0; id < 8; ++id) {
     requests.push_back(make_request(id, 0, 16, 40));
@@ -147,7 +146,7 @@ TEST_CASE("The watermark keeps room for those that run", "[serving]") {
 }
 
 namespace {
-/// How a request ends that is alone, in a pool of 32 tokens.
+/// The end of a request that is alone in a pool of 32 tokens.
 template <class Policy>
 End alone(const typename Policy::Config& config, Pos prompt, Pos output, Pos max_output) {
   Request request = make_request(0, 0, prompt, output);
@@ -206,7 +205,7 @@ TEST_CASE("A request without an answer ends with its prompt", "[serving]") {
   }
 }
 
-TEST_CASE("What is longer than the pool is refused, and what pins leave no room for too", "[serving]") {
+TEST_CASE("Requests that exceed the pool are refused, and so are those that pins leave no room for", "[serving]") {
   Request pinning = make_request(0, 0, 64, 2, 77);
   pinning.pinned_tokens = 64;
   // 10 blocks of 8: the second request fits only while 64 tokens are not pinned, the third never.
@@ -219,7 +218,7 @@ TEST_CASE("What is longer than the pool is refused, and what pins leave no room 
   REQUIRE(paged.metrics.count(End::refused) == 1);
 }
 
-TEST_CASE("A request that cannot go on even alone ends as out of memory", "[serving]") {
+TEST_CASE("A request that cannot continue even alone ends as out of memory", "[serving]") {
   Request pinning = make_request(0, 0, 64, 2, 77);
   pinning.pinned_tokens = 64;
   const std::vector<Request> requests = {pinning, make_request(1, second, 12, 20)};
@@ -228,8 +227,7 @@ TEST_CASE("A request that cannot go on even alone ends as out of memory", "[serv
   REQUIRE(outcome.clock.given.at({1, 0}) == 5);  // to the end of its second block
 }
 
-TEST_CASE("Several answers share one prompt, and where a fork finds no room, its prompt is computed again",
-          "[serving]") {
+TEST_CASE("Several answers share one prompt, and a fork without room recomputes it", "[serving]") {
   Request request = make_request(0, 0, 40, 10);
   request.samples = 4;
   const Outcome paged = serve_small<kvc::Paged>({.blocks = 40, .block_tokens = 16}, {}, {request});
@@ -246,7 +244,7 @@ TEST_CASE("Several answers share one prompt, and where a fork finds no room, its
   REQUIRE(contiguous.metrics.generated_tokens() == 40);
 }
 
-TEST_CASE("A client that goes away frees what it had, waiting or running", "[serving]") {
+TEST_CASE("A client that leaves frees its memory, waiting or running", "[serving]") {
   Request running = make_request(0, 0, 60, 1000);
   running.patience = 100 * millisecond;
   Request waiting = make_request(1, 0, 60, 1000);
@@ -260,7 +258,7 @@ TEST_CASE("A client that goes away frees what it had, waiting or running", "[ser
   REQUIRE(outcome.metrics.all().ttft.max() > 100 * millisecond);
 }
 
-TEST_CASE("A preempted sequence finds its own blocks again where they are cached", "[serving]") {
+TEST_CASE("A preempted sequence finds its own cached blocks again", "[serving]") {
   std::vector<Request> requests;
   for (Index id = 0; id < 4; ++id) {
     requests.push_back(make_request(id, id, 60, 60));
@@ -282,7 +280,7 @@ std::vector<Request> crowded() {
 }
 constexpr kvc::Paged::Config crowded_pool{.blocks = 10, .block_tokens = 16};
 
-/// As in engines whose users saw it: prompts are taken on when their first chunk has room.
+/// As in the engines where users met it: prompts are admitted when their first chunk has room.
 SchedulerConfig naive() {
   SchedulerConfig config;
   config.chunk_tokens = 16;
@@ -292,8 +290,7 @@ SchedulerConfig naive() {
 
 }  // namespace
 
-TEST_CASE("Sequences that preempt the oldest thrash for ever, and preempting the youngest makes progress",
-          "[serving]") {
+TEST_CASE("Preempting the oldest livelocks, preempting the youngest makes progress", "[serving]") {
   SchedulerConfig config = naive();
   config.victim = Victim::oldest;
   try {
@@ -310,9 +307,9 @@ TEST_CASE("Sequences that preempt the oldest thrash for ever, and preempting the
   REQUIRE(serve_small<kvc::Paged>(crowded_pool, config, crowded()).counters.preemptions < outcome.counters.preemptions);
 }
 
-TEST_CASE("Blocks that come back after a step do not lead to a livelock when they are counted on", "[serving]") {
-  // What vllm-ascend#16315 reports: the blocks of a preempted sequence stay until the step under way has ended, so
-  // preempting makes no room now; one sequence after the other is preempted for nothing, the needy one last.
+TEST_CASE("Blocks that are freed after a step cause no livelock if they are counted", "[serving]") {
+  // As vllm-ascend#16315 reports: the blocks of a preempted sequence stay until the current step has ended, so preempting
+  // frees no room now; one sequence after the other is preempted in vain, last the one that needs room.
   SchedulerConfig config = naive();
   config.deferred_free = true;
   config.counts_deferred = false;
@@ -323,7 +320,7 @@ TEST_CASE("Blocks that come back after a step do not lead to a livelock when the
   REQUIRE(outcome.counters.preemptions > 0);
 }
 
-TEST_CASE("The scheduler names what is wrong with a request or its configuration", "[serving]") {
+TEST_CASE("The scheduler names a bad request or configuration", "[serving]") {
   PolicyCache<kvc::Paged> cache({.blocks = 10, .block_tokens = 16});
   Metrics metrics(Slo{}, 1);
   SchedulerConfig config;
@@ -369,7 +366,7 @@ class RowWriter {
 
 }  // namespace
 
-TEST_CASE("A cache with keys and values is served like a policy without", "[serving]") {
+TEST_CASE("A cache with keys and values is scheduled like one without", "[serving]") {
   using Cache = kvc::KvCache<float, kvc::PrefixShared<>>;
   static_assert(ServingCache<Cache> && ServingCache<PolicyCache<kvc::PrefixShared<>>>);
   static_assert(Executor<RowWriter, Cache>);

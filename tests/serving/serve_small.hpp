@@ -1,4 +1,4 @@
-// Small runs of the scheduler, and what must hold after every one of them.
+// Small runs of the scheduler, with the checks that hold after every run.
 #pragma once
 
 #include <map>
@@ -18,7 +18,7 @@ namespace kvc_test {
 
 using namespace serving;
 
-/// A source that has its requests already.
+/// A source of listed requests.
 class Listed final : public Source {
  public:
   explicit Listed(std::vector<Request> requests) : requests_(std::move(requests)) {}
@@ -33,7 +33,7 @@ class Listed final : public Source {
   std::vector<std::string> names_{"all"};
 };
 
-/// A step takes a millisecond, and one more for every ten tokens. Looks at every step that comes along.
+/// A step takes a millisecond, and one more for every ten tokens. Checks every step.
 class StepClock {
  public:
   [[nodiscard]] Time now() const { return now_; }
@@ -77,7 +77,7 @@ struct Outcome {
   StepClock clock;
 };
 
-/// Serves the requests, and checks what must hold for any.
+/// Serves the requests, and checks the invariants of every run.
 template <class Policy>
 Outcome serve_small(const typename Policy::Config& config, const SchedulerConfig& scheduling,
                     const std::vector<Request>& requests) {
@@ -117,7 +117,7 @@ Outcome serve_small(const typename Policy::Config& config, const SchedulerConfig
     }
     REQUIRE(given == wanted);
   }
-  // Nothing is held any more.
+  // Nothing is held.
   scheduler.unpin_all();
   cache.verify();
   const kvc::Stats stats = cache.stats();

@@ -23,7 +23,7 @@ TEST_CASE("The same scenario gives the same document, bit for bit", "[scenario]"
   REQUIRE(document(4) != document(5));
 }
 
-TEST_CASE("Over time, the shares of the pool add up, and the map has an owner for every cell", "[scenario]") {
+TEST_CASE("The shares of the pool add up over time, and the map has an owner for every cell", "[scenario]") {
   Scenario scenario = read_scenario("report-generator");
   scenario.requests = 300;
   for (const PolicyKind policy : all_policies) {

@@ -1,4 +1,4 @@
-// Where requests come from: made-up traffic, the published traces, and files of one's own.
+// Sources of requests: synthetic traffic, published traces, and files in the own format.
 #include <unistd.h>
 
 #include <cmath>
@@ -62,7 +62,7 @@ const TrafficClass questions = [] {
 
 }  // namespace
 
-TEST_CASE("Made-up traffic is the same for a seed, and another for another", "[serving]") {
+TEST_CASE("Synthetic traffic depends on its seed alone", "[serving]") {
   const auto text = [](std::uint64_t seed) {
     TrafficSource source({questions}, 50, seed);
     std::string all;
@@ -130,7 +130,7 @@ TEST_CASE("Tokens stay within the vocabulary", "[serving]") {
   }
 }
 
-TEST_CASE("A mooncake trace becomes prompts that share what their blocks share", "[serving]") {
+TEST_CASE("Prompts of a mooncake trace share the tokens of their common blocks", "[serving]") {
   const TempFile file(
       "{\"timestamp\": 10, \"input_length\": 1100, \"output_length\": 3, \"hash_ids\": [0, 1, 2]}\n"
       "{\"timestamp\": 35, \"input_length\": 1030, \"output_length\": 0, \"hash_ids\": [0, 1, 3]}\n"
@@ -182,7 +182,7 @@ TEST_CASE("An azure trace gives lengths and arrivals", "[serving]") {
   REQUIRE(common_beginning(all[0], all[1]) == 0);
 }
 
-TEST_CASE("A file of one's own says all that a request can be", "[serving]") {
+TEST_CASE("The own format describes every property of a request", "[serving]") {
   const TempFile file(
       "{\"timestamp\": 0.5, \"input_length\": 30, \"output_length\": 4, \"prefix\": [[\"system\", 20]]}\n\n"
       "{\"timestamp\": 2, \"input_length\": 40, \"output_length\": 4, \"prefix\": [[\"system\", 20], [\"tools\", 10]],"
@@ -255,7 +255,7 @@ TEST_CASE("Traffic without a request is an error", "[serving]") {
   REQUIRE_THROWS_WITH(none.next(), kvc_test::contains("yields no request") && kvc_test::contains("until_s"));
 }
 
-TEST_CASE("What is wrong with a trace is named with its place", "[serving]") {
+TEST_CASE("Errors of a trace name their place", "[serving]") {
   const auto error_of = [](const std::string& text) -> std::string {
     const TempFile file(text);
     try {
@@ -288,7 +288,7 @@ TEST_CASE("What is wrong with a trace is named with its place", "[serving]") {
   }
 }
 
-TEST_CASE("What is wrong with a scenario is named by JSON pointer, value and what is allowed", "[serving]") {
+TEST_CASE("Errors of a scenario name JSON pointer, value and allowed values", "[serving]") {
   const std::string good = R"({"story": "s", "model": "llama-3-8b", "hardware": "a10", "requests": 10,
     "traffic": [{"name": "a", "rate": 1, "prompt": [1, 2], "output": 3}]})";
   REQUIRE(parse_scenario(good, "x").traffic.size() == 1);

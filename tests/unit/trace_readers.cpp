@@ -1,4 +1,4 @@
-// The readers of request traces: what they take, and how they name what they do not.
+// The reader of request traces: accepted input, and the errors for everything else.
 #include "catch.hpp"
 
 #if defined(KVC_HAVE_TRACE)
@@ -120,7 +120,7 @@ TEST_CASE("A line of each trace format gives its request", "[trace]") {
   REQUIRE(parse_line(azure, " 2115-12-31 23:59:60 ,\t17, 8 ").input_tokens == 17);
 }
 
-TEST_CASE("A bad line of a JSON trace is named with its field and what it must be", "[trace]") {
+TEST_CASE("Errors of a JSON trace name field, value and allowed values", "[trace]") {
   REQUIRE(mooncake_problem("0", "5", "1", "[0, 1]") ==
           "\"hash_ids\": has 2 entries, must have 0 or 1 (= input_length 5 / 512, rounded down or up); "
           "blocks of 2 tokens would fit: --block-tokens");
@@ -156,18 +156,18 @@ TEST_CASE("A bad line of a JSON trace is named with its field and what it must b
   REQUIRE(problem(mooncake, "12") == "is 12, must be a JSON object");
 }
 
-TEST_CASE("What a bad line holds is shown short, and without what a terminal would obey", "[trace]") {
+TEST_CASE("Errors show values in short and without control characters", "[trace]") {
   const std::string text = mooncake_problem("\"\\u001b[2J\xC3\xA9" + std::string(100'000, 'x') + "\"", "5", "1", "[0]");
   REQUIRE(text.size() < 150);
   REQUIRE(std::ranges::all_of(text, [](char c) { return ' ' <= c && c <= '~'; }));
 
-  // Values nested so deep that a recursion over them would run out of stack.
+  // A recursion over values nested so deep would exhaust the stack.
   const std::size_t depth = 1'000'000;
   const std::string nested = std::string(depth, '[') + std::string(depth, ']');
   REQUIRE_THAT(mooncake_problem(nested, "5", "1", "[0]"), kvc_test::contains("is an array"));
 }
 
-TEST_CASE("Runs of blocks are checked before they are written out", "[trace]") {
+TEST_CASE("Runs of blocks are checked before they are expanded", "[trace]") {
   REQUIRE(weka_problem("128", "[[0, 1]]") == "\"hash_runs\": has 1 ids, must have 2 (= input_length 128 / 64)");
   REQUIRE_THAT(weka_problem("128", "[[0, 16777216]]"), kvc_test::contains("has 16777216 ids, must have 2"));
   REQUIRE_THAT(weka_problem("128", "[[0, 1000000000000]]"),
@@ -183,7 +183,7 @@ TEST_CASE("Runs of blocks are checked before they are written out", "[trace]") {
   REQUIRE_THAT(weka_problem("128", "{\"0\": 2}"), kvc_test::contains("is an object, must be an array"));
 }
 
-TEST_CASE("A bad line of a CSV trace is named with its column and what it must be", "[trace]") {
+TEST_CASE("Errors of a CSV trace name column, value and allowed values", "[trace]") {
   const std::string time = "2023-11-16 18:17:03.9799600";
   REQUIRE_THAT(problem(azure, time + ",5"), kvc_test::contains("has 2 columns, must have the 3 of"));
   REQUIRE_THAT(problem(azure, time + ",5,6,7"), kvc_test::contains("has 4 columns, must have the 3 of"));
@@ -202,7 +202,7 @@ TEST_CASE("A bad line of a CSV trace is named with its column and what it must b
   }
 }
 
-TEST_CASE("A trace is read whatever its line ends, compressed or not", "[trace]") {
+TEST_CASE("A trace may have any line ends, compressed or not", "[trace]") {
   const std::string second = R"({"timestamp": 28, "input_length": 3, "output_length": 1, "hash_ids": [9]})";
   for (const std::string& end : {std::string("\n"), std::string("\r\n"), std::string("\n\n \r\n")}) {
     for (const std::string& last : {std::string(), end}) {
@@ -241,7 +241,7 @@ TEST_CASE("Requests of a trace without block ids share nothing, and arrive from 
   REQUIRE(trace.requests[1].blocks == std::vector<std::int32_t>{301, 302});
 }
 
-TEST_CASE("The first bad line ends the reading, or is counted", "[trace]") {
+TEST_CASE("The first bad line is an error, or skipped and counted", "[trace]") {
   const TempFile file(mooncake_line + "\n\n{\"timestamp\": -1}\n" + mooncake_line + "\nnonsense\n");
   REQUIRE(message_of(file.path()) ==
           file.path() + ":3: \"timestamp\": is -1, must be a number of milliseconds from 0 to 4611686018427");
@@ -256,7 +256,7 @@ TEST_CASE("The first bad line ends the reading, or is counted", "[trace]") {
   REQUIRE_THAT(message_of(all_bad.path(), skip), kvc_test::contains("holds no good request; the first bad line: "));
 }
 
-TEST_CASE("A file that is no trace is named", "[trace]") {
+TEST_CASE("A file that is not a trace is an error", "[trace]") {
   REQUIRE_THAT(message_of("/nowhere/t.jsonl"), kvc_test::contains("/nowhere/t.jsonl: cannot be opened: No such file"));
   const TempFile empty("");
   REQUIRE(message_of(empty.path()) == empty.path() + ": holds no request");
@@ -277,7 +277,7 @@ TEST_CASE("A file that is no trace is named", "[trace]") {
   REQUIRE_THAT(message_of(chat.path(), as_azure), kvc_test::contains(":1: must be the header TIMESTAMP,Con"));
 }
 
-TEST_CASE("A compressed trace that ends in the middle is an error wherever it ends", "[trace]") {
+TEST_CASE("A truncated gzip file is an error wherever it ends", "[trace]") {
   std::string text;
   for (int i = 0; i < 50; ++i) {
     text += mooncake_line + "\n";
@@ -300,7 +300,7 @@ TEST_CASE("A compressed trace that ends in the middle is an error wherever it en
   REQUIRE_THAT(message_of(file.path(), skip), kvc_test::contains(file.path() + ":"));
 }
 
-TEST_CASE("A file that asks for much more memory than it has bytes is given up", "[trace]") {
+TEST_CASE("A small file cannot ask for much memory", "[trace]") {
   std::string many = "TIMESTAMP,ContextTokens,GeneratedTokens\n";
   for (int i = 0; i < 300; ++i) {
     many += "2023-11-16 18:17:03,16777216,1\n";  // 2^20 blocks
@@ -323,7 +323,7 @@ std::string gzip(const std::string& text) {
   file.compress(text);
   return bytes_of(file.path());
 }
-/// How many requests a file of these bytes has, or its error without the name of the file.
+/// The number of requests in a file of these bytes, or its error.
 std::string outcome_of(const std::string& bytes, const ReadOptions& options = {}) {
   try {
     return std::to_string(read_trace(TraceInput::memory("t", bytes), options).requests.size());
@@ -454,7 +454,7 @@ TEST_CASE("Blocks may have any size, and the data show whether a last block is p
           "t:2: \"hash_ids\": has 3 entries, must have 2 (= floor(input_length 40 / 16), as in the lines above)");
   REQUIRE(outcome_of(line_of(33, "[1, 2, 3]") + line_of(40, "[1, 2]"), blocks_of(16)) ==
           "t:2: \"hash_ids\": has 2 entries, must have 3 (= ceil(input_length 40 / 16), as in the lines above)");
-  // Without an option the size of the format, and a word on what would fit.
+  // Without the option: the usual size of the format, and a size that would fit.
   REQUIRE_THAT(outcome_of(line_of(7331, "[0, 1, 2, 3, 4, 5, 6]")),
                kvc_test::contains("must have 14 or 15") && kvc_test::contains("blocks of 1024 tokens would fit"));
   for (const Pos bad : {Pos{0}, Pos{-5}, max_request_tokens + 1}) {
@@ -500,7 +500,7 @@ TEST_CASE("The format is told by the names of the fields, not by their values", 
   REQUIRE(outcome_of("TIMESTAMP, ContextTokens, GeneratedTokens\n2023-11-16 18:17:03.97, 48, 10\n") == "1");
 }
 
-TEST_CASE("The own format says all that a request can be, and nothing twice", "[trace]") {
+TEST_CASE("The own format describes every property of a request, and rejects contradictions", "[trace]") {
   const TraceRequest request = parse_line(
       own, R"({"timestamp": 2, "input_length": 40, "output_length": 0, "prefix": [["system", 20], ["tools", 10]],)"
            R"( "samples": 2, "abort_after": 7.5, "tenant": "a", "max_output_length": 9})");
@@ -526,7 +526,7 @@ TEST_CASE("The own format says all that a request can be, and nothing twice", "[
   REQUIRE_THAT(problem(own, with(R"("input_length": 3, "hash": 1)")), kvc_test::contains("\"hash\": is not known"));
 }
 
-TEST_CASE("Prompts of the own format share the blocks that they share tokens in", "[trace]") {
+TEST_CASE("Prompts of the own format share blocks where their tokens are equal", "[trace]") {
   const auto line = [](const std::string& fields) {
     return R"({"timestamp": 0, "output_length": 1, )" + fields + "}\n";
   };
