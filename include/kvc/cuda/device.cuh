@@ -32,8 +32,10 @@ inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 // --- scalar arithmetic
 
+/// The float with these bits, and the bits of a float.
 [[nodiscard]] __device__ __forceinline__ float from_bits(std::uint32_t bits) { return __uint_as_float(bits); }
 [[nodiscard]] __device__ __forceinline__ std::uint32_t to_bits(float x) { return __float_as_uint(x); }
+/// Products, sums, a * b + c with one rounding, and quotients, rounded to nearest even; never contracted.
 [[nodiscard]] __device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
 [[nodiscard]] __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 [[nodiscard]] __device__ __forceinline__ float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -77,7 +79,7 @@ template <Format F>
 #endif
 }
 
-/// The first element of a pair, and the second.
+/// The first element of a pair.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ float low_of(std::uint32_t pair) {
   static_assert(F == Format::f16 || F == Format::bf16);
@@ -91,6 +93,7 @@ template <Format F>
 #endif
   }
 }
+/// The second element of a pair.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ float high_of(std::uint32_t pair) {
   if constexpr (F == Format::bf16) {
@@ -99,10 +102,11 @@ template <Format F>
     return low_of<F>(pair >> 16);
   }
 }
-/// The pair of the low halves of two words, and that of the high halves.
+/// The pair of the low halves of two words.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t low_halves(std::uint32_t a, std::uint32_t b) {
   return __byte_perm(a, b, 0x5410);
 }
+/// The pair of the high halves of two words.
 [[nodiscard]] __device__ __forceinline__ std::uint32_t high_halves(std::uint32_t a, std::uint32_t b) {
   return __byte_perm(a, b, 0x7632);
 }
@@ -229,13 +233,14 @@ __device__ __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], 
 #endif
 }
 
-/// The maximum over the eight lanes with the same t, and their sum, added as a tree.
+/// The maximum over the eight lanes with the same t.
 [[nodiscard]] __device__ __forceinline__ float column_max(float x) {
   for (int distance = 4; distance < 32; distance *= 2) {
     x = maximum(x, __shfl_xor_sync(all_lanes, x, distance));
   }
   return x;
 }
+/// The sum over the eight lanes with the same t, added as a tree.
 [[nodiscard]] __device__ __forceinline__ float column_sum(float x) {
   for (int distance = 4; distance < 32; distance *= 2) {
     x = add(x, __shfl_xor_sync(all_lanes, x, distance));

@@ -15,6 +15,7 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
+/// How the elements of a row are stored.
 enum class Format : std::uint8_t {
   none,      ///< no kernel reads it
   f32,       ///< float

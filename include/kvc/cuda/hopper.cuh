@@ -34,8 +34,10 @@ namespace cuda {
 namespace device {
 
 #if defined(__CUDACC__)
+/// The driver's description of a tensor: see tensor_map.cuh.
 using TensorMap = CUtensorMap;
 #else
+/// Its emulation.
 using TensorMap = kvc_emulation::TensorMap;
 #endif
 
@@ -62,6 +64,7 @@ __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
+/// Arrives at the current phase of a barrier.
 __device__ __forceinline__ void arrive(Barrier& barrier) {
 #if defined(__CUDACC__)
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
@@ -136,14 +139,14 @@ __device__ __forceinline__ void fence_async_proxy() {
 #endif
 }
 
-/// Changes the registers per thread of this warpgroup, a multiple of 8: acquire_registers raises the number and waits
-/// until enough are free, release_registers lowers it.
+/// Raises the registers per thread of this warpgroup to a multiple of 8; waits until enough are free.
 template <int Registers>
 __device__ __forceinline__ void acquire_registers() {
 #if defined(__CUDACC__)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
 #endif
 }
+/// Lowers the registers per thread of this warpgroup to a multiple of 8.
 template <int Registers>
 __device__ __forceinline__ void release_registers() {
 #if defined(__CUDACC__)

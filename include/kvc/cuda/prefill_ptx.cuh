@@ -24,12 +24,14 @@ namespace device {
 #endif
 }
 
-/// A byte address in shared memory.
 #if defined(__CUDACC__)
+/// A byte address in shared memory.
 using SharedAddress = std::uint32_t;
 #else
+/// Its emulation: an address in host memory.
 using SharedAddress = std::uintptr_t;
 #endif
+/// The shared-memory address of a pointer into shared memory.
 [[nodiscard]] __device__ __forceinline__ SharedAddress shared_address(const void* p) {
 #if defined(__CUDACC__)
   return static_cast<SharedAddress>(__cvta_generic_to_shared(p));
