@@ -19,7 +19,7 @@ struct Wire {
 
   Wire(transport::InProcess& hub, transport::Peer self) : endpoint(hub, self) {
     const KvCache<float, Paged> like(snapshot_shape, {.blocks = 1, .block_tokens = 4});
-    description = describe(like);
+    description = snapshot::describe(like);
   }
   void say(const HeadWriter& head, std::size_t body_bytes = 0, transport::Channel channel = transfer::data_channel) {
     say(head.bytes(), body_bytes, channel);

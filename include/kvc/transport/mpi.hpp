@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
 #include <utility>
@@ -104,7 +105,8 @@ class Mpi {
       progress();
     }
     // Never destroyed: until it is finalised, MPI may use the memory of operations that are not complete.
-    static auto& left = *new Grave;
+    alignas(Grave) static std::byte place[sizeof(Grave)];
+    static Grave& left = *::new (place) Grave;
     left.operations.insert(left.operations.end(), active_.begin(), active_.end());
     left.operations.insert(left.operations.end(), grave_.operations.begin(), grave_.operations.end());
     control_.move_to(left.control);

@@ -4,7 +4,7 @@
 
 #include <mpi.h>
 #include <poll.h>
-#include <signal.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): kill is of POSIX
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
