@@ -228,13 +228,7 @@ TEST_CASE("emulated Hopper prefill: windows, softcap, and rows that see what com
 
 TEST_CASE("emulated Hopper prefill: large logits lose no precision", "[cuda]") {
   for (const float deviation : {10.0F, 20.0F}) {  // see emulated_decode.cpp
-    const PrefillSpec spec{.kv_heads = 1,
-                           .group = 4,
-                           .key_dim = 128,
-                           .value_dim = 128,
-                           .sequences = {{200, 20}},
-                           .query_scale = deviation,
-                           .seed = 5};
+    const PrefillSpec spec = large_logits(deviation);
     check<128, Eigen::bfloat16, Format::bf16>(spec, {.blocks = 13, .block_tokens = 16}, 2e-2F);
   }
 }

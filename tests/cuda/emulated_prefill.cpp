@@ -329,13 +329,7 @@ TEST_CASE("emulated prefill: what a row does not see is not noticed, infinite or
 
 TEST_CASE("emulated prefill: large logits lose no precision", "[cuda]") {
   for (const float deviation : {10.0F, 20.0F}) {  // see the same test of decode
-    const PrefillSpec spec{.kv_heads = 1,
-                           .group = 4,
-                           .key_dim = 128,
-                           .value_dim = 128,
-                           .sequences = {{200, 20}},
-                           .query_scale = deviation,
-                           .seed = 5};
+    const PrefillSpec spec = large_logits(deviation);
     check<128, Eigen::bfloat16, Format::bf16>(spec, {.blocks = 13, .block_tokens = 16}, 2e-2F);
     check<128, Eigen::half, Format::f16>(spec, {.blocks = 13, .block_tokens = 16}, 3e-3F);
     check<0, kvc::Int8, Format::bf16>(spec, {.blocks = 13, .block_tokens = 16}, 2e-2F);

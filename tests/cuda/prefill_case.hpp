@@ -36,7 +36,13 @@ struct PrefillSpec {
   std::uint64_t seed = 1;
 };
 
-/// Numbers of f32, f16 or bf16 in an array, as floats.
+/// Rows of dim 128, whose default scale is not a power of two, with logits of this standard deviation.
+inline PrefillSpec large_logits(float deviation) {
+  return {
+      .kv_heads = 1, .key_dim = 128, .value_dim = 128, .sequences = {{200, 20}}, .query_scale = deviation, .seed = 5};
+}
+
+/// Elements of f32, f16 or bf16 in an array, as floats.
 inline float element_at(Format format, const std::vector<std::byte>& bytes, Index i) {
   if (format == Format::f32) {
     float x;
