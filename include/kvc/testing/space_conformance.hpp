@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -44,7 +45,8 @@ void space_conformance(S& space, std::string_view name = "the space") {
     live.push_back(made);
   };
   // Room for nothing, for less and more than a cache line, and for more than a large page. Then again, after some are gone.
-  for (const std::size_t bytes : {0, 1, 63, 64, 65, 4096, 100000, (1 << 21) + 1, 64, 64}) {
+  for (const std::size_t bytes :
+       std::initializer_list<std::size_t>{0, 1, 63, 64, 65, 4096, 100000, (1 << 21) + 1, 64, 64}) {
     allocate(bytes);
   }
   for (const int round : {0, 1}) {
@@ -61,10 +63,10 @@ void space_conformance(S& space, std::string_view name = "the space") {
       }
     }
     if (round == 0) {
-      for (const std::size_t gone : {1, 4, 7}) {
+      for (const std::size_t gone : std::initializer_list<std::size_t>{1, 4, 7}) {
         space.deallocate(live[gone].data, live[gone].bytes);
       }
-      for (const std::size_t gone : {7, 4, 1}) {
+      for (const std::size_t gone : std::initializer_list<std::size_t>{7, 4, 1}) {
         live.erase(live.begin() + static_cast<std::ptrdiff_t>(gone));
       }
       allocate(4096);
@@ -92,8 +94,11 @@ void space_conformance(S& space, std::string_view name = "the space") {
       }
     }
   };
-  for (const auto& [at, bytes] :
-       {std::pair<std::ptrdiff_t, std::ptrdiff_t>{0, 1}, {3, 5}, {64, 4096}, {17, 19000}, {9, 0}}) {
+  struct Range {
+    std::ptrdiff_t at, bytes;
+  };
+  for (const Range range : {Range{0, 1}, {3, 5}, {64, 4096}, {17, 19000}, {9, 0}}) {
+    const std::ptrdiff_t at = range.at, bytes = range.bytes;
     check_copy(
         "copy(to, from, bytes)", [&] { space.copy(to + at, from + at + 1, static_cast<std::size_t>(bytes)); },
         [&](std::ptrdiff_t i) { return i >= at && i < at + bytes ? i + 1 : -1; });
