@@ -10,6 +10,7 @@ namespace kvc {
 inline namespace v0 {
 namespace io {
 
+/// Bytes to write to, and bytes to read.
 using ByteSpan = std::span<std::byte>;
 using ConstByteSpan = std::span<const std::byte>;
 

@@ -174,10 +174,12 @@ inline Model read_checkpoint(io::ByteSource& source) {
 /// is not exactly one checkpoint. A file of a kind that is known (GGUF, PyTorch, safetensors, a Git LFS pointer, …) is
 /// called by its name. Nothing has been allocated then but the message.
 [[nodiscard]] inline Model load_checkpoint(io::ByteSource& source) { return detail::read_checkpoint(source); }
+/// The same from a file.
 [[nodiscard]] inline Model load_checkpoint(const std::filesystem::path& path) {
   io::FileSource source = io::FileSource::regular(path);
   return load_checkpoint(source);
 }
+/// The same from memory, which `name` stands for in messages.
 [[nodiscard]] inline Model load_checkpoint(io::ConstByteSpan bytes, std::string name = "checkpoint in memory") {
   io::MemorySource source(bytes, std::move(name));
   return load_checkpoint(source);

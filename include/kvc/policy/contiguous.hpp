@@ -30,6 +30,8 @@
 namespace kvc {
 inline namespace v0 {
 
+/// One allocation of consecutive slots per sequence, from a pool that is one block. A sequence is one run. Mode::reserve takes
+/// its maximum at open and never moves; Mode::grow takes what is needed, and moves a sequence that cannot grow in place.
 class Contiguous {
  public:
   enum class Mode { reserve, grow };

@@ -54,6 +54,7 @@ concept EventListener =
       { listener(cleared) } noexcept;
     };
 
+/// A listener that hears nothing, at no cost: the default.
 struct NoEvents {
   static constexpr bool listens = false;
   void operator()(const auto&) noexcept {}

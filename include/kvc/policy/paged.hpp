@@ -24,6 +24,8 @@
 namespace kvc {
 inline namespace v0 {
 
+/// Blocks of equal size, and a table of blocks per sequence (PagedAttention, Kwon et al., SOSP 2023). Any free block serves any
+/// sequence; a sequence wastes less than one block. `fork` shares blocks, and an extension copies a shared tail first.
 class Paged {
  public:
   struct Config {

@@ -13,6 +13,7 @@
 namespace kvc {
 inline namespace v0 {
 
+/// The type of a part of a salt.
 enum class SaltKind : std::uint8_t { tenant = 1, lora = 2, multimodal = 3, custom = 4 };
 
 /// A sequence of typed byte strings, compared exactly. The default is "no salt", shared by all that give none.

@@ -40,9 +40,11 @@ KVC_ALWAYS_INLINE U32x16 broadcast_word(const float* p) noexcept {
   std::memcpy(&word, p, sizeof word);
   return {{reinterpret_cast<PartBits>(_mm512_set1_epi32(word))}};
 }
+/// The sixteen words at p, read and written.
 KVC_ALWAYS_INLINE U32x16 load_words(const float* p) noexcept { return as_words(load(p)); }
 KVC_ALWAYS_INLINE void store_words(float* p, const U32x16& x) noexcept { store(p, as_floats(x)); }
 
+/// The register of words, and words of a register.
 KVC_ALWAYS_INLINE __m512i raw(const U32x16& x) noexcept { return reinterpret_cast<__m512i>(x.part[0]); }
 KVC_ALWAYS_INLINE U32x16 words(__m512i x) noexcept { return {{reinterpret_cast<PartBits>(x)}}; }
 
@@ -54,22 +56,26 @@ KVC_ALWAYS_INLINE U32x16 load_bytes(const void* p, Index count) noexcept {
   return words(_mm512_maskz_loadu_epi8((__mmask64{1} << count) - 1, p));
 }
 
-/// Of each quarter of 16 bytes: the lower or upper halves, interleaved byte by byte or by two bytes.
+/// Of each quarter of 16 bytes of a and b: the lower halves, interleaved byte by byte.
 KVC_ALWAYS_INLINE U32x16 interleave_low8(const U32x16& a, const U32x16& b) noexcept {
   return words(_mm512_unpacklo_epi8(raw(a), raw(b)));
 }
+/// The upper halves, byte by byte.
 KVC_ALWAYS_INLINE U32x16 interleave_high8(const U32x16& a, const U32x16& b) noexcept {
   return words(_mm512_unpackhi_epi8(raw(a), raw(b)));
 }
+/// The lower halves, by two bytes.
 KVC_ALWAYS_INLINE U32x16 interleave_low16(const U32x16& a, const U32x16& b) noexcept {
   return words(_mm512_unpacklo_epi16(raw(a), raw(b)));
 }
+/// The upper halves, by two bytes.
 KVC_ALWAYS_INLINE U32x16 interleave_high16(const U32x16& a, const U32x16& b) noexcept {
   return words(_mm512_unpackhi_epi16(raw(a), raw(b)));
 }
 #endif
 
 #if KVC_SIMD_BF16_DOT
+/// sum + the products of two pairs of bfloat16 in each lane.
 KVC_ALWAYS_INLINE F32x16 dot_bf16(const F32x16& sum, const U32x16& a, const U32x16& b) noexcept {
   return {{_mm512_dpbf16_ps(sum.part[0], reinterpret_cast<__m512bh>(raw(a)), reinterpret_cast<__m512bh>(raw(b)))}};
 }
@@ -91,6 +97,7 @@ KVC_ALWAYS_INLINE U32x16 operator-(const U32x16& a, const U32x16& b) noexcept {
 KVC_ALWAYS_INLINE U32x16 shift_signed(const U32x16& x, unsigned by) noexcept {
   return words(_mm512_maskz_srai_epi32(0xffff, raw(x), by));
 }
+/// sum + the products of four pairs of bytes in each lane, one of each pair unsigned and the other signed.
 KVC_ALWAYS_INLINE U32x16 dot_bytes(const U32x16& sum, const U32x16& of_unsigned, const U32x16& of_signed) noexcept {
   return words(_mm512_dpbusd_epi32(raw(sum), raw(of_unsigned), raw(of_signed)));
 }

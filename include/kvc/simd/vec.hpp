@@ -57,10 +57,12 @@ using PartInts [[gnu::vector_size(part_lanes * 4)]] = std::int32_t;
 /// The same type, for loads and stores at any address and of any object.
 using LoosePart [[gnu::vector_size(part_lanes * 4), gnu::aligned(4), gnu::may_alias]] = float;
 
+/// Four, eight and sixteen floats, as the compiler has them.
 using F32x4 [[gnu::vector_size(16)]] = float;
 using F32x8 [[gnu::vector_size(32)]] = float;
 using WideF32x16 [[gnu::vector_size(64)]] = float;
 
+/// Sixteen floats, in as many registers as the target needs.
 struct F32x16 {
   Part part[parts];
 };
@@ -81,6 +83,7 @@ KVC_ALWAYS_INLINE float madd(float a, float b, float c) noexcept {
 #endif
 }
 
+/// The same in every lane of a register.
 KVC_ALWAYS_INLINE Part madd(Part a, Part b, Part c) noexcept {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -139,9 +142,11 @@ KVC_ALWAYS_INLINE F32x16 map(F f, const V&... v) noexcept {
 }
 }  // namespace detail
 
+/// x in every lane.
 KVC_ALWAYS_INLINE F32x16 broadcast(float x) noexcept {
   return detail::map([x]() __attribute__((always_inline)) { return x - Part{}; });
 }
+/// 0 in every lane.
 KVC_ALWAYS_INLINE F32x16 zero() noexcept { return F32x16{}; }
 
 /// Keeps x in a register where its every use would otherwise be a load: there are fewer of these than of multiplications.
@@ -172,11 +177,13 @@ KVC_ALWAYS_INLINE F32x16 load_partial(const float* p, Index count) noexcept {
 #endif
 }
 
+/// p[0..16) = the lanes, at any address.
 KVC_ALWAYS_INLINE void store(float* p, const F32x16& v) noexcept {
   detail::unroll<parts>(
       [&](auto i) __attribute__((always_inline)) { *reinterpret_cast<LoosePart*>(p + i * part_lanes) = v.part[i]; });
 }
 
+/// Two floats, and stores of two and of four at any address.
 using F32x2 [[gnu::vector_size(8)]] = float;
 KVC_ALWAYS_INLINE void store_two(float* p, const F32x2& v) noexcept { std::memcpy(p, &v, sizeof v); }
 KVC_ALWAYS_INLINE void store_four(float* p, const F32x4& v) noexcept { std::memcpy(p, &v, sizeof v); }
@@ -223,9 +230,11 @@ KVC_ALWAYS_INLINE F32x16 operator*(const F32x16& a, const F32x16& b) noexcept {
 KVC_ALWAYS_INLINE F32x16 operator/(const F32x16& a, const F32x16& b) noexcept {
   return detail::map([](Part x, Part y) __attribute__((always_inline)) { return x / y; }, a, b);
 }
+/// a * b + c in every lane, see madd of floats.
 KVC_ALWAYS_INLINE F32x16 madd(const F32x16& a, const F32x16& b, const F32x16& c) noexcept {
   return detail::map([](Part x, Part y, Part z) __attribute__((always_inline)) { return madd(x, y, z); }, a, b, c);
 }
+/// The larger of both in every lane.
 KVC_ALWAYS_INLINE F32x16 max(const F32x16& a, const F32x16& b) noexcept {
   return detail::map([](Part x, Part y) __attribute__((always_inline)) { return larger(x, y); }, a, b);
 }
@@ -246,6 +255,7 @@ KVC_ALWAYS_INLINE Result map_to(F f, const V&... v) noexcept {
 KVC_ALWAYS_INLINE F32x16 as_floats(const U32x16& x) noexcept {
   return detail::map_to<F32x16>([](PartBits p) __attribute__((always_inline)) { return reinterpret_cast<Part>(p); }, x);
 }
+/// The bits of the floats.
 KVC_ALWAYS_INLINE U32x16 as_words(const F32x16& x) noexcept {
   return detail::map_to<U32x16>([](Part p) __attribute__((always_inline)) { return reinterpret_cast<PartBits>(p); }, x);
 }

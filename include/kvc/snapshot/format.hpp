@@ -25,6 +25,8 @@ static_assert(std::endian::native == std::endian::little, "snapshots are little-
 
 /// The name of a section: four characters in file order.
 enum class SectionName : std::uint32_t {};
+
+/// The name that has these four characters.
 [[nodiscard]] constexpr SectionName section_name(const char (&text)[5]) noexcept {
   std::uint32_t name = 0;
   for (std::uint32_t i = 0; i < 4; ++i) {
@@ -59,6 +61,7 @@ inline constexpr std::array<unsigned char, 8> magic = {0x89, 'K', 'V', 'C', '\r'
 inline constexpr std::uint16_t major_version = 1;  ///< files of other major versions are rejected
 inline constexpr std::uint16_t minor_version = 0;  ///< later minor versions are read: they only add optional sections
 
+/// The first bytes of a file.
 struct FileHeader {
   std::array<unsigned char, 8> magic;
   std::uint16_t major;
@@ -68,6 +71,7 @@ struct FileHeader {
 };
 static_assert(sizeof(FileHeader) == 24);
 
+/// What precedes the payload of a section.
 struct SectionHeader {
   static constexpr std::uint32_t required = 1;  ///< flag: a reader that does not know the section rejects the file
   SectionName name;
