@@ -118,8 +118,8 @@ inline void init_barrier(const void* barrier, unsigned arrivals) {
 
 // --- copies
 
-/// What cuTensorMapEncodeTiled is told: four dimensions, the innermost first, of elements of 16 bits, with the swizzle
-/// of 128 bytes.
+/// The arguments of cuTensorMapEncodeTiled: four dimensions, the innermost first, of elements of 16 bits, with the
+/// swizzle of 128 bytes.
 struct TensorMap {
   std::byte* base = nullptr;
   std::array<std::uint64_t, 4> extents{};
@@ -210,7 +210,7 @@ inline bool sync_named(int id, int threads, bool condition) {
     meeting = {0, round + 1, false, meeting.any};
   }
   Block::current()->wait_until([&meeting, round] { return meeting.round != round; });
-  return meeting.result;  // nobody can have come to the next round's end before all have left this one
+  return meeting.result;  // the next round cannot end before all have left this one
 }
 
 // --- products

@@ -94,7 +94,7 @@ const PrefillSpec ragged{.kv_heads = 1, .sequences = {{0, 0}, {1, 1}, {70, 70}, 
 
 }  // namespace
 
-TEST_CASE("boxes: as many slots as a page surely holds", "[cuda]") {
+TEST_CASE("boxes: as many slots as are sure to lie in one block", "[cuda]") {
   using cuda::detail::tma_box_slots;
   REQUIRE(tma_box_slots(100, 16, 128) == 16);
   REQUIRE(tma_box_slots(100, 48, 128) == 16);

@@ -182,7 +182,7 @@ TEST_CASE("emulated products of tiles in shared memory are those of matrices", "
   };
   using namespace cuda::detail;
   using kvc::cuda::device::shared_address;
-  // What a lane has of scores, and of the output, of 16 rows from `row` on.
+  // The scores, and the outputs, that a lane holds of 16 rows from `row` on.
   const auto take_scores = [&](int row, float(&scores)[keys / 8][4]) {
     const int lane = static_cast<int>(threadIdx.x % 32U), g = lane / 4, t = lane % 4;
     for (int n = 0; n < keys / 8; ++n) {
@@ -293,7 +293,7 @@ TEST_CASE("emulated prefill: a row has the same bits in every batch and chunk, a
         REQUIRE(std::equal(same.begin(), same.end(), all.begin() + static_cast<std::ptrdiff_t>(c.out_bytes(first))));
       }
     }
-    // Chunks end before the sequence does, too: then nobody knows of the rest.
+    // A chunk that ends before the sequence will: the rest does not exist yet.
     const std::size_t b = 2;
     c.cache.truncate(c.sequences[b], 41);
     const std::vector<std::byte> same =

@@ -1,4 +1,4 @@
-// What host and kernels share: divisors, formats, strides, tables, plans, and when copies may go side by side.
+// Code that host and kernels share: divisors, formats, strides, tables, plans, and conflicts between copies.
 #include <algorithm>
 #include <map>
 #include <numeric>

@@ -37,7 +37,7 @@ class Batch {
   explicit Batch(const BatchLimits& limits) : limits_(checked(limits)), offsets_(limits_), upload_(offsets_.bytes) {}
 
   [[nodiscard]] const BatchLimits& limits() const noexcept { return limits_; }
-  /// What kernels read. Constant for the life of the batch.
+  /// The arguments of kernels. Constant for the life of the batch.
   [[nodiscard]] BatchView view() const noexcept {
     const std::byte* const p = upload_.device();
     const auto array = [p](std::size_t at) { return reinterpret_cast<const std::int32_t*>(p + at); };

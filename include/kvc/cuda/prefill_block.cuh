@@ -1,4 +1,4 @@
-// What a thread block of either tensor-core prefill kernel does around its products: find its tile of queries, load the
+// Parts of both tensor-core prefill kernels outside of their products: they find a tile of queries, load the
 // queries, determine which keys they see, and store the outputs.
 #pragma once
 

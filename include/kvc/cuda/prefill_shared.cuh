@@ -31,8 +31,8 @@ template <int Rows>
   return (chunk / 8 * Rows + row) * panel_row + (chunk % 8 ^ row % 8) * 16;
 }
 
-/// Addresses of mma operands in a tile of `Rows` rows. What differs between lanes is computed once; the address of a
-/// tile of 16 rows and 16 columns then differs by a constant, apart from the exclusive or.
+/// Addresses of mma operands in a tile of `Rows` rows. The part that differs between lanes is computed once; the
+/// address of a tile of 16 rows and 16 columns then differs by a constant, apart from the exclusive or.
 template <int Rows>
 class Fragments {
  public:

@@ -1,6 +1,6 @@
-// What a warp of a prefill kernel does with a tile of keys and values: scores, weights, and the state of its rows.
+// The work of a prefill warp on a tile of keys and values: scores, weights, and the state of its rows.
 //
-// With lane = 4 g + t, each lane holds, of 16 rows and 8 columns, what mma gives it: columns 2t and 2t + 1 of rows g
+// With lane = 4 g + t, each lane holds its mma fragment of 16 rows and 8 columns: columns 2t and 2t + 1 of rows g
 // and g + 8. Weights stay in registers: the result of one product has the layout that the next one takes as its
 // operand.
 #pragma once
