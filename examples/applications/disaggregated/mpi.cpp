@@ -16,7 +16,7 @@ bool has_mpi() { return true; }
 
 std::optional<RunRecord> run_over_mpi(const kvc::llama::Model& model, std::span<const Request> requests,
                                       const RunConfig& config, const std::function<void()>& before) {
-  MpiTransport transport(MPI_COMM_WORLD, {.channels = channels});
+  Mpi transport(MPI_COMM_WORLD, {.channels = channels});
   if (transport.self() >= config.prefill_engines) {
     EngineConfig own = config.decode;
     if (transport.self() == config.die_rank) {
@@ -26,20 +26,20 @@ std::optional<RunRecord> run_over_mpi(const kvc::llama::Model& model, std::span<
         }
       };
     }
-    DecodeEngine<MpiTransport> engine(model, transport, own);
+    DecodeEngine<Mpi> engine(model, transport, own);
     drive(transport, engine);
     return std::nullopt;
   }
   if (transport.self() != router_peer) {
-    PrefillEngine<MpiTransport> engine(model, transport, config.prefill);
+    PrefillEngine<Mpi> engine(model, transport, config.prefill);
     drive(transport, engine);
     return std::nullopt;
   }
   before();
-  Router<MpiTransport> router(transport, requests, config.router);
+  Router<Mpi> router(transport, requests, config.router);
   EngineConfig shared = config.prefill;
   shared.between_layers = [&] { router.step(); };
-  PrefillEngine<MpiTransport> engine(model, transport, shared);
+  PrefillEngine<Mpi> engine(model, transport, shared);
   drive(transport, router, engine);
   return router.record();
 }
