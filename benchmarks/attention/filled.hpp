@@ -127,7 +127,7 @@ class Filled {
     std::vector<kvc::SeqId> fillers;
     for (Index i = 0; i < cache_.policy().blocks(); ++i) {
       fillers.push_back(cache_.open());
-      cache_.commit(cache_.extend(fillers.back(), cache_.policy().block_tokens()));
+      cache_.commit(cache_.extend_without_tokens(fillers.back(), cache_.policy().block_tokens()));
     }
     std::ranges::shuffle(fillers, std::mt19937(3));
     for (const kvc::SeqId seq : fillers) {
@@ -139,7 +139,7 @@ class Filled {
     for (Index b = 0; b < batch.sequences; ++b) {
       if (batch.shared == 0) {
         sequences_.push_back(cache_.open());
-        cache_.commit(cache_.extend(sequences_.back(), batch.length));
+        cache_.commit(cache_.extend_without_tokens(sequences_.back(), batch.length));
       } else {
         std::vector<kvc::Token> tokens(static_cast<std::size_t>(batch.length));
         std::iota(tokens.begin(), tokens.end(), 0);

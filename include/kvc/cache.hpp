@@ -152,7 +152,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] Opened open(TokenSpan prompt, const OpenOptions& options = {}) {
     const std::optional<Opened> opened = try_open(prompt, options);
     if (!opened) {
-      throw_no_room("open", options.max_tokens);
+      throw_no_room("open", options.max_tokens, [&](const auto& p) { return p.why_not_open(options); });
     }
     return *opened;
   }
@@ -162,24 +162,39 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] Opened open(const OpenOptions& options) { return open(TokenSpan(), options); }
   [[nodiscard]] Opened open() { return open(OpenOptions{}); }
 
-  /// Reserves the next positions of a sequence: `count` of them, or one for each of `tokens`. With tokens, prefix-sharing
-  /// policies can find the rows again. All or nothing: without room try_extend gives an empty optional and extend throws
+  /// Reserves the next positions of a sequence: one for each of `tokens`, or `count` of them. All or nothing: without room try_extend gives an empty optional and extend throws
   /// CapacityError. A sequence has at most one extension under way; another throws std::invalid_argument.
   ///
   ///   extend(seq, 7)   extend(seq, tokens)   extend(seq, {1, 2, 3})
+  ///
+  /// A policy that matches prefixes finds rows again by their tokens: there, the form with `count` does not compile. Where the
+  /// tokens are not known, or nothing is to be found, `extend_without_tokens(seq, count)` says so.
   template <std::integral I>
   [[nodiscard]] std::optional<Append> try_extend(SeqId seq, I count) {
-    return try_extend(seq, checked_extension(count), std::span<const Token>{});
+    require_count_is_enough<I>();
+    return try_extend_without_tokens(seq, count);
   }
   [[nodiscard]] std::optional<Append> try_extend(SeqId seq, TokenSpan tokens) {
     return try_extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens);
   }
   template <std::integral I>
   [[nodiscard]] Append extend(SeqId seq, I count) {
-    return extend(seq, checked_extension(count), std::span<const Token>{});
+    require_count_is_enough<I>();
+    return extend_without_tokens(seq, count);
   }
   [[nodiscard]] Append extend(SeqId seq, TokenSpan tokens) {
     return extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens);
+  }
+
+  /// The same for `count` positions whose tokens the policy does not learn, under any policy. No prompt finds these rows, or
+  /// any behind them, before `publish_tokens` names their tokens; `stats().tokens_unknown` counts them.
+  template <std::integral I>
+  [[nodiscard]] std::optional<Append> try_extend_without_tokens(SeqId seq, I count) {
+    return try_extend(seq, checked_extension(count), std::span<const Token>{});
+  }
+  template <std::integral I>
+  [[nodiscard]] Append extend_without_tokens(SeqId seq, I count) {
+    return extend(seq, checked_extension(count), std::span<const Token>{});
   }
 
   /// Stores the rows of one layer for the positions of an append.
@@ -229,7 +244,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] SeqId fork(SeqId parent, I at) {
     const std::optional<SeqId> seq = try_fork(parent, at);
     if (!seq) {
-      throw_no_room("fork", static_cast<Index>(at));
+      throw_no_room("fork", static_cast<Index>(at),
+                    [&](const auto& p) { return p.why_not_fork(parent, static_cast<Pos>(at)); });
     }
     return *seq;
   }
@@ -331,6 +347,14 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return std::forward<F>(f)(policy_);
   }
 
+  template <class I>
+  static constexpr void require_count_is_enough() {
+    static_assert(
+        sizeof(I) == 0 || !KnowsTokens<P>,
+        "kvc: this policy finds rows again by their tokens: write extend(seq, tokens), or, for rows that no prompt "
+        "is to find, extend_without_tokens(seq, count)");
+  }
+
   std::optional<Append> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
     const std::optional<Extension> extension = policy_.try_extend(seq, count, tokens);
     if (!extension) {
@@ -344,7 +368,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   Append extend(SeqId seq, Pos count, std::span<const Token> tokens) {
     std::optional<Append> append = try_extend(seq, count, tokens);
     if (!append) {
-      throw_no_room("extend", count);
+      throw_no_room("extend", count, [&](const auto& p) { return p.why_not_extend(seq, count); });
     }
     return std::move(*append);
   }
@@ -435,9 +459,15 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
             "one of this cache under way");
   }
 
-  [[noreturn]] KVC_COLD void throw_no_room(const char* operation, Index tokens) const {
+  /// why(policy) gives the LimitMet, of a policy that explains its refusals.
+  template <class Why>
+  [[noreturn]] KVC_COLD void throw_no_room(const char* operation, Index tokens, Why why) const {
     const Stats now = stats();
-    throw_error(CapacityError(operation, tokens, now));
+    if constexpr (ExplainsRefusals<P>) {
+      throw_error(CapacityError(operation, tokens, now, why(policy_)));
+    } else {
+      throw_error(CapacityError(operation, tokens, now));
+    }
   }
 
   Shape shape_;

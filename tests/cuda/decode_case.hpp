@@ -181,7 +181,7 @@ class DecodeCase {
 
  private:
   void append(kvc::SeqId seq, Pos count) {
-    auto step = cache.extend(seq, count);
+    auto step = cache.extend_without_tokens(seq, count);
     const Index width = spec.kv_heads * spec.dim;
     std::vector<float> k(static_cast<std::size_t>(count * width)), v(k.size());
     for (std::size_t i = 0; i < k.size(); ++i) {

@@ -72,8 +72,8 @@ void check_cache(const typename P::Config& config, std::uint64_t seed) {
     Index rows = 0;
     for (const kvc::SeqId seq : open) {
       const auto count = static_cast<Pos>(below(9));
-      auto extended = host.try_extend(seq, count);
-      auto there = device.try_extend(seq, count);
+      auto extended = host.try_extend_without_tokens(seq, count);
+      auto there = device.try_extend_without_tokens(seq, count);
       CHECK(extended.has_value() == there.has_value());
       if (extended && there) {
         rows += count;
@@ -139,8 +139,8 @@ TEST(offload_and_restore) {
   KVC_CUDA(cudaMemcpyAsync(from.data(), noise.data(), pool_bytes, cudaMemcpyHostToDevice, stream));
   const kvc::SeqId a = from.open(), b = to.open();
   constexpr Pos length = 250;
-  from.commit(from.extend(a, length));
-  to.commit(to.extend(b, length));
+  from.commit(from.extend_without_tokens(a, length));
+  to.commit(to.extend_without_tokens(b, length));
   const auto row = static_cast<std::size_t>(4 * length) * static_cast<std::size_t>(cuda::row_bytes(Format::int8, 128));
   cuda::PinnedBuffer k(row), v(row), k_again(row), v_again(row);
   const std::vector<Pos> rows(1, length);

@@ -101,8 +101,8 @@ void check_append(const typename P::Config& config, const kvc::Shape& shape, cud
     for (const kvc::SeqId seq : sequences) {
       const Pos count = random.between(0, 9);
       rows += count;
-      appends.push_back(cache.extend(seq, count));
-      others.push_back(expected.extend(seq, count));
+      appends.push_back(cache.extend_without_tokens(seq, count));
+      others.push_back(expected.extend_without_tokens(seq, count));
     }
     const auto random_rows = [&](Index columns) {
       std::vector<float> x(static_cast<std::size_t>(rows * columns));
@@ -245,8 +245,8 @@ void check_copies(std::uint64_t seed) {
       open.erase(open.begin() + static_cast<std::ptrdiff_t>(at));
     } else {
       const Pos count = random.between(0, 9);
-      auto step = expected.try_extend(seq, count);
-      auto same = cache.try_extend(seq, count);
+      auto step = expected.try_extend_without_tokens(seq, count);
+      auto same = cache.try_extend_without_tokens(seq, count);
       REQUIRE(step.has_value() == same.has_value());
       if (step) {
         cache.space().flush();  // before the kernels of the step
@@ -320,7 +320,7 @@ TEST_CASE("emulated rows: gathered, lost and scattered, a sequence is what it wa
     std::vector<kvc::SeqId> sequences{cache.open(), cache.open()};
     std::vector<Pos> lengths{13, 5};
     for (std::size_t i = 0; i < 2; ++i) {
-      cache.commit(cache.extend(sequences[i], lengths[i]));
+      cache.commit(cache.extend_without_tokens(sequences[i], lengths[i]));
     }
     const HostBatch batch(
         kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(lengths)));

@@ -175,7 +175,7 @@ class PrefillCase {
 
  private:
   void append(kvc::SeqId seq, Pos count) {
-    auto step = cache.extend(seq, count);
+    auto step = cache.extend_without_tokens(seq, count);
     std::vector<float> row(static_cast<std::size_t>(std::max(spec.key_dim, spec.value_dim)));
     const auto encode = [&](Index dim, kvc::StorageOf<T>* to) {
       for (float& x : row) {

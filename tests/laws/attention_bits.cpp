@@ -18,7 +18,7 @@ void through_cache(const Case<T>& c, const typename Policy::Config& config, cons
   kvc::KvCache<T, Policy, Layout> cache(
       {.layers = 2, .kv_heads = s.kv_heads, .key_dim = s.key_dim, .value_dim = s.value_dim}, config);
   const kvc::SeqId seq = cache.open();
-  auto append = cache.extend(seq, s.length);
+  auto append = cache.extend_without_tokens(seq, s.length);
   cache.write(0, append, Matrix<float>(s.length, c.k_numbers.cols()).cref(),
               Matrix<float>(s.length, c.v_numbers.cols()).cref());
   cache.write(1, append, c.k_numbers.cref(), c.v_numbers.cref());

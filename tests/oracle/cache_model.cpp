@@ -178,8 +178,8 @@ TEMPLATE_TEST_CASE("An operation whose n-th allocation fails changes nothing, fo
   const std::vector<std::pair<const char*, std::function<void(State&)>>> operations{
       {"open", [&](State& s) { (void)s.cache.open(prompt); }},
       {"open with a new salt", [&](State& s) { (void)s.cache.open(prompt, salted); }},
-      {"extend by one", [&](State& s) { s.cache.commit(s.cache.extend(s.a, 1)); }},
-      {"extend by blocks", [&](State& s) { s.cache.commit(s.cache.extend(s.a, 30)); }},
+      {"extend by one", [&](State& s) { s.cache.commit(s.cache.extend_without_tokens(s.a, 1)); }},
+      {"extend by blocks", [&](State& s) { s.cache.commit(s.cache.extend_without_tokens(s.a, 30)); }},
       {"extend by tokens", [&](State& s) { s.cache.commit(s.cache.extend(s.a, prompt)); }},
       {"fork", [&](State& s) { (void)s.cache.fork(s.a, 5); }},
       {"truncate", [&](State& s) { s.cache.truncate(s.a, 2); }},

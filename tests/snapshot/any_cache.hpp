@@ -111,7 +111,7 @@ class CacheOf final : public AnyCache {
     return cache.try_open(prompt, options);
   }
   bool append(SeqId seq, const Tokens& tokens, const Values& values) override {
-    auto step = tokens.empty() ? cache.try_extend(seq, values.size()) : cache.try_extend(seq, tokens);
+    auto step = tokens.empty() ? cache.try_extend_without_tokens(seq, values.size()) : cache.try_extend(seq, tokens);
     if (!step) {
       return false;
     }

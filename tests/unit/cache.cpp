@@ -232,8 +232,8 @@ TEST_CASE("A batch follows blocks that a commit has merged, and takes no finishe
   cache.commit(std::move(first));
   cache.commit(std::move(second));
   std::vector<Append> steps;
-  steps.push_back(cache.extend(a.seq, 1));
-  steps.push_back(cache.extend(b.seq, 1));
+  steps.push_back(cache.extend_without_tokens(a.seq, 1));
+  steps.push_back(cache.extend_without_tokens(b.seq, 1));
   const BatchIndex batch = make_batch(cache, steps);
   REQUIRE(batch.kv_indices[0] == batch.kv_indices[2]);
   REQUIRE(batch.kv_indices[1] != batch.kv_indices[3]);
@@ -289,7 +289,7 @@ TEST_CASE("Distinct sequences may be written, and all read, at the same time", "
       cache.write(0, steps[0], ones, ones.leftCols(6));
       cache.write(1, steps[0], ones, ones.leftCols(6));
       cache.commit(std::move(steps[0]));
-      steps[0] = cache.extend(opened.seq, 5);
+      steps[0] = cache.extend_without_tokens(opened.seq, 5);
     }
   }
   std::atomic<int> right = 0;  // assertions are not for several threads
@@ -337,7 +337,7 @@ TEST_CASE("A cache passes on what a prefix-sharing policy offers", "[cache][pref
   REQUIRE(cache.admission(prompt, 4) == Admission::never);
   const auto pinned = cache.try_pin(prompt);
   REQUIRE(pinned->tokens == 4);
-  REQUIRE_FALSE(cache.try_extend(cache.open(), 6));  // two of four blocks are pinned
+  REQUIRE_FALSE(cache.try_extend_without_tokens(cache.open(), 6));  // two of four blocks are pinned
   cache.unpin(pinned->pin);
   REQUIRE(cache.events().poll()->tokens == std::vector<Token>{1, 2});
   cache.clear();

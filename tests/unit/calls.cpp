@@ -70,7 +70,7 @@ TEST_CASE("A sequence is extended by a list, and by what open returns", "[cache]
 TEST_CASE("A length that a sequence cannot have is refused with the length it has", "[cache][calls]") {
   Cache cache(shape, {.blocks = 64, .block_tokens = 4});
   const SeqId seq = cache.open();
-  cache.commit(cache.extend(seq, 6));
+  cache.commit(cache.extend_without_tokens(seq, 6));
   REQUIRE_THROWS_WITH(cache.truncate(seq, -1),
                       contains("length is -1, must be between 0 and 6, the length of the sequence"));
   REQUIRE_THROWS_WITH(cache.truncate(seq, 7U), contains("length is 7, must be between 0 and 6"));
@@ -87,7 +87,7 @@ TEST_CASE("Rows are Eigen expressions, matrices, maps and blocks", "[cache][call
   const Rows x = Rows::Random(3, 8), w = Rows::Random(8, 8);
   const auto stored = [&](auto&& k, const Rows& expected) {
     const SeqId seq = cache.open();
-    auto step = cache.extend(seq, expected.rows());
+    auto step = cache.extend_without_tokens(seq, expected.rows());
     cache.write(0, step, k, k);
     cache.commit(std::move(step));
     CHECK(keys_of(cache, seq) == expected);
@@ -112,7 +112,7 @@ TEST_CASE("Attention takes a vector of views and an expression for q", "[attenti
   std::vector<Cache::View> views;
   for (int i = 0; i < 3; ++i) {
     const SeqId seq = cache.open();
-    auto step = cache.extend(seq, 5);
+    auto step = cache.extend_without_tokens(seq, 5);
     cache.write(0, step, Rows::Random(5, 8), Rows::Random(5, 8));
     cache.commit(std::move(step));
     views.push_back(cache.view(0, seq));

@@ -6,6 +6,13 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "kvc/batch.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/policy/capabilities.hpp"
+#include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/events.hpp"
+#include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "kvc/policy/synchronized.hpp"
 #include "random_source.hpp"
@@ -16,6 +23,15 @@ using Tokens = std::vector<Token>;
 
 static_assert(Policy<Synchronized<PrefixShared<>>>);
 static_assert(Policy<Synchronized<PrefixShared<>, std::shared_mutex>>);
+
+// A lock takes no ability away.
+template <class P>
+constexpr bool can_all = BlockTablePolicy<P> && HasConfig<P> && CountsAvailable<P> && ListsSequences<P> &&
+                         ExplainsRefusals<P> && MatchesPrefixes<P> && AdmitsRequests<P> && PinsPrefixes<P> &&
+                         KnowsTokens<P> && KeepsPrefixes<P> && ClearsCache<P> && KeepsTime<P> && EmitsEvents<P>;
+static_assert(can_all<PrefixShared<>> && can_all<Synchronized<PrefixShared<>>>);
+static_assert(BoundsSequences<Synchronized<Contiguous>> && !BlockTablePolicy<Synchronized<Contiguous>>);
+static_assert(BlockTablePolicy<Synchronized<Paged>> && !KnowsTokens<Synchronized<Paged>>);
 
 /// One thread's requests: look, open, extend, commit or give up, fork, close. Rows stand in one integer per slot, written
 /// by the sequence that reserved it and read by those that match it: a race on them is a race of the cache.
@@ -142,4 +158,63 @@ TEST_CASE("Several operations of one thread can be kept together", "[prefix][thr
   });
   REQUIRE(cached == 8);
   REQUIRE(policy.with_shared_lock([](const PrefixShared<>& p) { return p.stats().blocks_cached; }) == 2);
+}
+
+TEST_CASE("A batch is made of a policy behind a lock while other threads use it", "[prefix][threads]") {
+  using Cache = KvCache<float, Synchronized<PrefixShared<Lru, ChainHash, EventRing>>>;
+  Cache cache({.key_dim = 1}, {.blocks = 64, .block_tokens = 4});
+  std::vector<SeqId> own;
+  std::vector<typename Cache::Append> steps;
+  for (Token i = 0; i < 3; ++i) {
+    own.push_back(cache.open());
+    cache.commit(cache.extend(own.back(), Tokens(static_cast<std::size_t>(5 + 3 * i), 100 + i)));
+    steps.push_back(cache.extend(own.back(), {7}));
+  }
+  const BatchIndex expected = make_batch(cache, steps);
+  REQUIRE(expected.seq_lens == std::vector<std::int32_t>{6, 9, 12});
+  REQUIRE(expected.kv_indptr == std::vector<std::int32_t>{0, 2, 5, 8});
+  REQUIRE(cache.with_block_table(own[1], [](std::span<const BlockId> table) { return table.size(); }) == 3);
+
+  std::atomic<bool> done = false;
+  std::vector<std::thread> others;
+  for (int t = 0; t < 2; ++t) {
+    others.emplace_back([&, t] {
+      for (Token i = 0; !done; ++i) {
+        const Tokens prompt(9, 1000 * (t + 1) + i % 50);
+        const Opened opened = cache.open(prompt);
+        if (auto step =
+                cache.try_extend(opened.seq, std::span(prompt).subspan(static_cast<std::size_t>(opened.cached)))) {
+          cache.commit(std::move(*step));
+        }
+        cache.close(opened.seq);
+      }
+    });
+  }
+  int different = 0;
+  for (int i = 0; i < 300; ++i) {
+    const BatchIndex batch = make_batch(cache, steps);
+    different += batch.kv_indices == expected.kv_indices && batch.block_table == expected.block_table ? 0 : 1;
+    (void)cache.with_events([](EventRing& events) { return events.poll(); });
+  }
+  done = true;
+  for (std::thread& thread : others) {
+    thread.join();
+  }
+  REQUIRE(different == 0);
+  REQUIRE(cache.available() > 0);
+  REQUIRE(cache.config().blocks == 64);
+  REQUIRE(cache.with_events([](EventRing& events) { return events.size() + events.lost(); }) > 0);
+  steps.clear();
+  cache.verify();
+}
+
+TEST_CASE("Copies of a policy behind a lock belong to the thread that asked for them", "[threads]") {
+  Synchronized<Contiguous> policy({.sequences = 3, .max_tokens = 8});
+  const SeqId seq = policy.try_open()->seq;
+  (void)policy.try_extend(seq, 5);
+  policy.commit(seq);
+  const Forked mine = *policy.try_fork(seq, 5);
+  std::thread([&] { (void)policy.try_fork(seq, 2); }).join();  // would overwrite the policy's own list
+  REQUIRE(mine.copies.size() == 1);
+  REQUIRE(mine.copies[0].count == 5);
 }

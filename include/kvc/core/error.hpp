@@ -19,28 +19,59 @@
 #include <utility>
 
 #include "kvc/config.hpp"
+#include "kvc/core/limit.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc {
 inline namespace v0 {
 
-/// No room for what was asked. Thrown by the plain forms; the operation has changed nothing. The message and the members
-/// tell what room there was; whether it was that or a limit of the policy's that was met, the policy's documentation says.
+/// No room for an operation, which has changed nothing. Thrown by the plain forms. The message and `limit()` say which
+/// limit was met, if the policy explains its refusals (see policy/capabilities.hpp).
 class CapacityError : public std::bad_alloc {
  public:
-  /// `operation` must be a literal.
-  CapacityError(const char* operation, Index tokens, const Stats& now) noexcept
-      : requested_(tokens), largest_free_run_(now.largest_free_run * now.block_tokens) {
-    std::snprintf(
-        message_, sizeof message_,
-        "kvc: no room to %s by %lld tokens: %lld sequences are open, %lld of %lld slots are free or evictable, "
-        "at most %lld of them for one sequence",
-        operation, static_cast<long long>(tokens), static_cast<long long>(now.sequences),
-        static_cast<long long>((now.blocks_free + now.blocks_cached) * now.block_tokens),
-        static_cast<long long>(now.blocks_total * now.block_tokens), static_cast<long long>(largest_free_run_));
+  /// `operation` must be a literal; `tokens` are those that room was wanted for; `now` are the counts of the policy.
+  CapacityError(const char* operation, Index tokens, const Stats& now, const LimitMet& met = {}) noexcept
+      : requested_(tokens), largest_free_run_(now.largest_free_run * now.block_tokens), met_(met) {
+    const auto print = [&](const char* format, auto... numbers) {
+      std::snprintf(message_, sizeof message_, format, operation, static_cast<long long>(tokens),
+                    static_cast<long long>(numbers)...);
+    };
+    switch (met.limit) {
+      case Limit::sequences:
+        print("kvc: no room to %s by %lld tokens: the limit of %lld open sequences is reached", met.allowed);
+        break;
+      case Limit::max_tokens:
+        print("kvc: no room to %s by %lld tokens: max_tokens of the sequence is %lld, and it would have %lld",
+              met.allowed, met.needed);
+        break;
+      case Limit::pool:
+        print(
+            "kvc: no room to %s by %lld tokens: %lld slots are needed, and of the pool's %lld slots %lld are free or "
+            "evictable; %lld sequences are open",
+            met.needed, now.blocks_total * now.block_tokens, met.allowed, now.sequences);
+        break;
+      case Limit::fragmentation:
+        print(
+            "kvc: no room to %s by %lld tokens: %lld slots in one piece are needed; %lld slots are free, but the "
+            "largest "
+            "hole has %lld",
+            met.needed, now.blocks_free * now.block_tokens, met.allowed);
+        break;
+      case Limit::none:
+        print(
+            "kvc: no room to %s by %lld tokens: %lld sequences are open, %lld of %lld slots are free or evictable, at "
+            "most %lld of them for one sequence",
+            now.sequences, (now.blocks_free + now.blocks_cached) * now.block_tokens,
+            now.blocks_total * now.block_tokens, largest_free_run_);
+    }
   }
   [[nodiscard]] const char* what() const noexcept override { return message_; }
+  /// The limit that was met; Limit::none if the policy does not say.
+  [[nodiscard]] Limit limit() const noexcept { return met_.limit; }
+  /// What the limit allows and what the operation needed, in the unit of the limit.
+  [[nodiscard]] Index allowed() const noexcept { return met_.allowed; }
+  [[nodiscard]] Index needed() const noexcept { return met_.needed; }
   /// Tokens that room was wanted for.
   [[nodiscard]] Index requested() const noexcept { return requested_; }
   /// Tokens that one new sequence could have had.
@@ -49,7 +80,8 @@ class CapacityError : public std::bad_alloc {
  private:
   Index requested_;
   Index largest_free_run_;
-  char message_[224];
+  LimitMet met_;
+  char message_[256];
 };
 
 namespace detail {

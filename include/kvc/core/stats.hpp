@@ -22,6 +22,9 @@ struct Stats {
   Index pins = 0;             ///< pinned prefixes; their blocks count as referenced
   Index tokens_stored = 0;    ///< slots that store a committed row of a sequence or a pin, a shared slot once
   Index tokens_reserved = 0;  ///< slots of referenced blocks
+  /// Committed positions whose tokens a policy that matches prefixes does not know, so that no prompt finds them or what
+  /// follows them: of open sequences now, and of closed ones at their end. 0 for policies that match nothing.
+  Index tokens_unknown = 0;
 
   // counters since construction
   Index prompt_tokens = 0;  ///< tokens of all prompts given to open; a prompt that is opened again counts again

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/limit.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
@@ -133,6 +134,28 @@ class Contiguous {
     sequences_.erase(seq);
   }
 
+  /// Which limit a new sequence, an extension or a fork would meet: `sequences`, `max_tokens`, the pool, or fragmentation.
+  /// O(holes).
+  [[nodiscard]] LimitMet why_not_open(const OpenOptions& options = {}) const {
+    require_between(options.max_tokens, Pos{0}, config_.max_tokens, "options.max_tokens");
+    return why_not_insert(options.max_tokens == 0 ? config_.max_tokens : options.max_tokens, 0);
+  }
+  [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
+    const Sequence& s = sequences_.at(seq);
+    const Pos need = s.lengths.checked_extension(seq, count, 0).last;
+    if (need > s.most) {
+      return {Limit::max_tokens, s.most, need};
+    }
+    // In grow mode only: beside its place, or in one piece elsewhere, while it has both.
+    const bool fits = need <= s.capacity || holes_.largest() >= need ||
+                      (s.capacity > 0 && holes_.free_at(s.start + s.capacity) >= need - s.capacity);
+    return fits ? LimitMet{} : why_no_hole(need);
+  }
+  [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const {
+    sequences_.at(seq).lengths.check_fork(at);
+    return why_not_insert(sequences_.at(seq).most, at);
+  }
+
   /// Slots that are free, in holes of whatever size. O(1).
   [[nodiscard]] Index available() const noexcept { return holes_.available(); }
   /// Most tokens of any sequence. O(1).
@@ -231,6 +254,18 @@ class Contiguous {
     return static_cast<Pos>(std::min<Index>(up, most));
   }
 
+  [[nodiscard]] LimitMet why_no_hole(Pos need) const noexcept {
+    return holes_.available() < need ? LimitMet{Limit::pool, holes_.available(), need}
+                                     : LimitMet{Limit::fragmentation, holes_.largest(), need};
+  }
+  [[nodiscard]] LimitMet why_not_insert(Pos most, Pos need) const noexcept {
+    if (sequences_.size() >= config_.sequences) {
+      return {Limit::sequences, config_.sequences, sequences_.size() + 1};
+    }
+    const Pos wanted = config_.mode == Mode::reserve ? most : need;
+    return holes_.largest() >= wanted ? LimitMet{} : why_no_hole(wanted);
+  }
+
   /// A new sequence with its first allocation: all of `most` (reserve), or `need` rounded up.
   std::optional<SeqId> try_insert(Pos most, Pos need) {
     if (sequences_.size() >= config_.sequences) {
@@ -299,7 +334,7 @@ class Contiguous {
   Index copied_tokens_ = 0;
 };
 static_assert(Policy<Contiguous> && CountsAvailable<Contiguous> && HasConfig<Contiguous> &&
-              BoundsSequences<Contiguous> && ListsSequences<Contiguous>);
+              BoundsSequences<Contiguous> && ListsSequences<Contiguous> && ExplainsRefusals<Contiguous>);
 
 }  // namespace v0
 }  // namespace kvc

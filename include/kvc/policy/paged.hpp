@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/limit.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_pool.hpp"
@@ -70,6 +71,16 @@ class Paged {
 
   void truncate(SeqId seq, Pos length) { tables_.truncate(seq, length); }
   void close(SeqId seq) { tables_.close(seq); }
+
+  /// Only the pool limits an extension; opening and forking always find room.
+  [[nodiscard]] LimitMet why_not_open(const OpenOptions& = {}) const noexcept { return {}; }
+  [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
+    return tables_.why_not_extend(tables_.at(seq), tables_.checked_range(tables_.at(seq), seq, count, 0));
+  }
+  [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const {
+    tables_.at(seq).lengths.check_fork(at);
+    return {};
+  }
 
   /// Blocks that are free. O(1).
   [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
@@ -142,7 +153,8 @@ class Paged {
   detail::BlockTables<Blocks, NoState> tables_;
   Index prompt_tokens_ = 0;
 };
-static_assert(BlockTablePolicy<Paged> && CountsAvailable<Paged> && HasConfig<Paged> && ListsSequences<Paged>);
+static_assert(BlockTablePolicy<Paged> && CountsAvailable<Paged> && HasConfig<Paged> && ListsSequences<Paged> &&
+              ExplainsRefusals<Paged>);
 
 }  // namespace v0
 }  // namespace kvc

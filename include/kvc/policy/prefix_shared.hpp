@@ -22,6 +22,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/limit.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/fwd.hpp"
@@ -235,6 +236,7 @@ class PrefixShared {
       blocks_.eviction.on_close(s.state.context, std::span(std::as_const(s.table)).first(s.state.cached_blocks),
                                 blocks_.now);
     }
+    tokens_unknown_ += tables_.unknown(s);
     tables_.release_sequence(seq);
     --sequences_;
   }
@@ -295,6 +297,16 @@ class PrefixShared {
   }
   [[nodiscard]] std::uint64_t time() const noexcept { return blocks_.now; }
 
+  /// Only the pool limits an extension; opening and forking always find room.
+  [[nodiscard]] LimitMet why_not_open(const OpenOptions& = {}) const noexcept { return {}; }
+  [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
+    return tables_.why_not_extend(tables_.at(seq), tables_.checked_range(tables_.at(seq), seq, count, 0));
+  }
+  [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const {
+    tables_.at(seq).lengths.check_fork(at);
+    return {};
+  }
+
   /// Blocks that are free or can be evicted. O(1).
   [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
 
@@ -339,6 +351,8 @@ class PrefixShared {
     stats.merges = tables_.merges();
     stats.evictions = blocks_.evictions();
     stats.sequences = sequences_;
+    stats.tokens_unknown = tokens_unknown_;
+    tables_.for_each([&](const Sequence& s) { stats.tokens_unknown += s.state.is_pin ? 0 : tables_.unknown(s); });
     stats.pins = pins_;
     return stats;
   }
@@ -395,6 +409,7 @@ class PrefixShared {
   Tables tables_;
   Index sequences_ = 0;
   Index pins_ = 0;
+  Index tokens_unknown_ = 0;  // of closed sequences
   Index prompt_tokens_ = 0;
   Index hit_tokens_ = 0;
   Index hits_ = 0;
@@ -403,7 +418,7 @@ class PrefixShared {
 static_assert(BlockTablePolicy<PrefixShared<>> && CountsAvailable<PrefixShared<>> && HasConfig<PrefixShared<>> &&
               ListsSequences<PrefixShared<>> && MatchesPrefixes<PrefixShared<>> && AdmitsRequests<PrefixShared<>> &&
               PinsPrefixes<PrefixShared<>> && KeepsPrefixes<PrefixShared<>> && ClearsCache<PrefixShared<>> &&
-              KeepsTime<PrefixShared<>> && EmitsEvents<PrefixShared<>>);
+              KeepsTime<PrefixShared<>> && EmitsEvents<PrefixShared<>> && ExplainsRefusals<PrefixShared<>>);
 
 }  // namespace v0
 }  // namespace kvc

@@ -209,7 +209,7 @@ class Restorer {
     }
     chain.open = true;
     if (chain.length > chain.shared) {
-      auto step = cache_->try_extend(chain.seq, chain.length - chain.shared);
+      auto step = cache_->try_extend_without_tokens(chain.seq, chain.length - chain.shared);
       if (!step) {
         return false;
       }

@@ -85,7 +85,8 @@ template <class Cache>
   }
   kvc::detail::ScopeGuard undo([&] { cache.close(opened->seq); });
   const auto rest = std::span(std::as_const(tokens)).subspan(static_cast<std::size_t>(opened->cached));
-  auto step = tokens.empty() ? cache.try_extend(opened->seq, offered.length) : cache.try_extend(opened->seq, rest);
+  auto step = tokens.empty() ? cache.try_extend_without_tokens(opened->seq, offered.length)
+                             : cache.try_extend(opened->seq, rest);
   if (!step) {
     return no_room(Outcome::no_room);
   }

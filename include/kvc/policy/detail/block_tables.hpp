@@ -15,6 +15,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/limit.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
@@ -126,6 +127,19 @@ class BlockTables {
     }
     s.lengths.reserve(range);
     return Extension{range, copies};
+  }
+
+  /// The reason for which extend_by_blocks has no room for this range, if it has none.
+  [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range) const noexcept {
+    const auto more = static_cast<Index>(blocks_for(range.last)) - static_cast<Index>(s.table.size());
+    const bool copies_tail = range.first < range.last && tail_rows(range.first) > 0 &&
+                             !blocks_.writable(s.table.back()) &&
+                             !(more + 1 > blocks_.available() && blocks_.reclaimable(s.table.back()));
+    const Index needed = std::max<Index>(more, 0) + (copies_tail ? 1 : 0);
+    if (needed <= blocks_.available()) {
+      return {};
+    }
+    return {Limit::pool, blocks_.available() * block_tokens_, needed * block_tokens_};
   }
 
   /// Whether commit will let go of a block.

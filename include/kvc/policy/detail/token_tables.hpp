@@ -129,6 +129,8 @@ class TokenTables
   [[nodiscard]] static Pos known(const Sequence& s) noexcept {
     return std::min(s.lengths.committed, s.state.unknown_from);
   }
+  /// And how many have not.
+  [[nodiscard]] static Index unknown(const Sequence& s) noexcept { return s.lengths.committed - known(s); }
   /// The tokens of the first reserved positions, as far as they are known.
   [[nodiscard]] std::vector<Token> known_tokens(const Sequence& s) const {
     std::vector<Token> tokens;
