@@ -129,9 +129,9 @@ void check_cache(const typename Cache::PolicyType::Config& config) {
   std::vector<SeqId> open;
   for (const int length : {0, 1, 5, 39, 70}) {
     open.push_back(cache.open());
-    cache.commit(cache.extend(open.back(), length));
+    cache.commit(cache.extend_without_tokens(open.back(), length));
   }
-  const auto under_way = cache.extend(open[1], 20);  // its rows lie behind those of others
+  const auto under_way = cache.extend_without_tokens(open[1], 20);  // its rows lie behind those of others
   for (const SeqId seq : open) {
     kv_view_conformance(cache.view(1, seq));
   }

@@ -165,7 +165,7 @@ TEST_CASE("Several transfers take turns on one connection, and a window of one m
   std::vector<SeqId> sequences;
   for (int i = 0; i < 3; ++i) {
     const SeqId seq = a.kv().open();
-    auto step = a.kv().extend(seq, 20);
+    auto step = a.kv().extend_without_tokens(seq, 20);
     for (Index layer = 0; layer < shape.layers; ++layer) {
       write(a.kv(), layer, step);
     }

@@ -248,8 +248,8 @@ TEST_CASE("A batch has the same tables in both forms", "[batch]") {
   std::vector<Cache::Append> steps;
   for (const Pos length : lengths) {
     const SeqId seq = cache.open();
-    cache.commit(cache.extend(seq, length));
-    steps.push_back(cache.extend(seq, length == 0 ? 0 : 2));
+    cache.commit(cache.extend_without_tokens(seq, length));
+    steps.push_back(cache.extend_without_tokens(seq, length == 0 ? 0 : 2));
   }
   const BatchIndex batch = make_batch(cache, steps);
   REQUIRE(batch.size() == 4);
