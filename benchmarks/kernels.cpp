@@ -50,7 +50,7 @@ class OneTile {
   using Tile = detail::KvTile<T>;
 
  public:
-  OneTile() : tile_(dim, dim, scratch_) {
+  OneTile() : tile_(dim, dim, 1.0F, scratch_) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     const Index size = Element<T>::row_size(dim);
@@ -94,12 +94,12 @@ class OneTile {
     std::fill_n(visible_, rows, ~std::uint64_t{0});
     std::fill_n(m_, rows, -std::numeric_limits<float>::infinity());
     std::fill_n(l_, rows, 0.0F);
-    detail::online_softmax(p_, visible_, rows, m_, l_, rescale_);
+    detail::online_softmax(p_, visible_, rows, m_, l_, rescale_, largest_);
   }
   void weights() {
     tile_.load_values();
     for (Index r = 0; r < rows; ++r) {
-      tile_.encode_weights(p_ + r * tile_keys, ~std::uint64_t{0}, w_ + r * weight_size);
+      tile_.encode_weights(p_ + r * tile_keys, largest_[r], ~std::uint64_t{0}, w_ + r * weight_size);
     }
   }
   void values() { add<rows <= detail::kernel_rows ? rows : 1>(); }
@@ -131,7 +131,7 @@ class OneTile {
   float* o_ = zeros(scratch_.take(rows * state_size));
   std::vector<float> scores_;
   std::uint64_t visible_[rows] = {};
-  float m_[rows] = {}, l_[rows] = {}, rescale_[rows] = {};
+  float m_[rows] = {}, l_[rows] = {}, rescale_[rows] = {}, largest_[rows] = {};
 
   static float* zeros(float* p) {
     std::fill_n(p, rows * state_size, 0.0F);

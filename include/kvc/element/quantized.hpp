@@ -23,7 +23,8 @@ inline namespace v0 {
 ///
 ///   row   dim codes (signed bytes), zeros up to a multiple of 4, scale (float, byte order of the machine)
 ///
-/// A row with a NaN or an infinity reads back as NaN throughout.
+/// A row with a NaN or an infinity reads back as NaN throughout. The scale is at least 2^-126: below 127 * 2^-126 (1.5e-36)
+/// the error of an element is up to 2^-127.
 struct Int8;
 
 /// The 8-bit floating point of 4 exponent and 3 mantissa bits, without infinities (OCP 8-bit Floating Point Specification, 2023).
@@ -40,7 +41,9 @@ struct Fp8E4M3;
 /// Byte i of the 16 of group g has the code of element 32 g + i in its low half and that of element 32 g + 16 + i in its high
 /// half. Codes that pad the last group are never read. Words have the byte order of the machine.
 ///
-/// A group with a NaN or an infinity reads back as NaN throughout.
+/// A group with a NaN or an infinity reads back as NaN throughout, and one whose elements are all below 2^-100 (7.9e-31) in
+/// magnitude as 0, whose scale would otherwise vanish. Elements beyond 1.875 * 2^126 (1.6e38) in magnitude are stored as that,
+/// so that no code times its scale is infinite.
 struct Int4;
 
 namespace detail {
@@ -157,6 +160,8 @@ struct Element<Int4> {
   using Storage = std::uint8_t;
   static constexpr std::string_view name = "int4";
   static constexpr Index group = 32;
+  static constexpr float smallest = 0x1p-100F;  ///< of the largest magnitude of a group that does not read back as 0
+  static constexpr float largest = 0x1.ep126F;  ///< magnitude of an element
   [[nodiscard]] static constexpr Index groups(Index dim) noexcept { return ceil_div(dim, group); }
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return 20 * groups(dim); }
   /// Offset of the words of scale and minimum in a row.
@@ -220,6 +225,12 @@ struct Element<Int4> {
       std::fill_n(to, 16, Storage{0});
       return 0x7fc07fc0U;
     }
+    if (std::max(-least, most) < smallest) {
+      std::fill_n(to, 16, Storage{0});
+      return 0;
+    }
+    least = std::clamp(least, -largest, largest);
+    most = std::clamp(most, -largest, largest);
     const Range range = range_of(least, most);
     const float minimum = range.minimum(), scale = range.scale();
     for (Index i = 0; i < 16; ++i) {

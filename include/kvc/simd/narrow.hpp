@@ -119,10 +119,22 @@ KVC_ALWAYS_INLINE U32x16 join_bytes(const U32x16& a, const U32x16& b, const U32x
   const __m512i ab = _mm512_packus_epi32(raw(a), raw(b)), cd = _mm512_packus_epi32(raw(c), raw(d));
   return words(_mm512_packus_epi16(ab, cd));
 }
+/// 16 * (c - 8) as a signed byte for the code c in the low half of each byte, or (half 1) in the high half.
+template <int half>
+KVC_ALWAYS_INLINE U32x16 signed_nibbles(const U32x16& x) noexcept {
+  const U32x16 high = half == 0 ? x << 4 : x;
+  return words(
+      _mm512_ternarylogic_epi32(raw(high), _mm512_set1_epi8(-16), _mm512_set1_epi8(-128), 0x6a));  // (x & y) ^ z
+}
 /// Lane 4 i + j of x in lane 4 j + i.
 KVC_ALWAYS_INLINE U32x16 transpose_lanes(const U32x16& x) noexcept {
   const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
   return words(_mm512_maskz_permutexvar_epi32(0xffff, order, raw(x)));
+}
+
+/// Word l % 4 of the four words at p, in lane l.
+KVC_ALWAYS_INLINE U32x16 repeat_four(const void* p) noexcept {
+  return words(_mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
 
 /// Word l / 4 of the four words at p, in lane l.

@@ -104,7 +104,7 @@ class AttentionCall {
     QueryTile<Tile> queries(
         dims, rows_.options(), item.head, item.queries,
         [&](Index i) { return rows_.query(item.sequence, item.first_row + i); }, prepared, count, scratch);
-    Tile kv(dims.key_dim, dims.value_dim, scratch);
+    Tile kv(dims.key_dim, dims.value_dim, dims.scale, scratch);
     const RowStates total = RowStates::at(scratch.take(RowStates::size(count, value_pad)), count, value_pad);
     const RowStates part = RowStates::at(scratch.take(RowStates::size(count, value_pad)), count, value_pad);
 

@@ -1,20 +1,21 @@
 // Bf16Tile: 64 positions of one head where the processor multiplies bfloat16 (simd::has_bf16_dot), at twice the rate
 // of floats.
 //
-// For element types whose numbers are bfloat16 numbers, which Fp8E4M3's are too. Queries and weights are rounded to
-// bfloat16; all sums are floats. Pairs go through one instruction:
+// For element types whose numbers are bfloat16 numbers, which includes Fp8E4M3. Queries and weights are rounded to
+// bfloat16; all sums are floats. One instruction multiplies and adds a pair of numbers:
 //
-//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two numbers each; a score is their fold
-//   values   words of the same number of positions 2 u and 2 u + 1, a sum is a chain over u, ascending
+//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two numbers each; a score is their fold,
+//            times the part of the scale that is no power of two: a query that was exact in bfloat16 stays exact
+//   values   words of the same number of positions 2 u and 2 u + 1; a sum is a chain over u, ascending
 //
-// A position of a pair that a row must not see is read as zeros, so that it cannot be noticed.
+// A position of a pair that a row must not see is read as zeros.
 #pragma once
 
 #include <cstring>
 #include <type_traits>
 
-#include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
+#include "kvc/attention/kernel/tile_base.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/simd/convert.hpp"
@@ -26,6 +27,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
+/// Pairs of bfloat16 numbers.
 struct Bf16DotTraits {
   using Number = simd::U32x16;
   using Sum = simd::F32x16;
@@ -37,8 +39,15 @@ struct Bf16DotTraits {
   }
 };
 
+/// The tile of bfloat16 and Fp8E4M3: see the head of this file.
 template <class T>
-class Bf16Tile {
+class Bf16Tile : public FloatSumTile<T> {
+  using Base = FloatSumTile<T>;
+  using Base::key_dim_;
+  using Base::once_;
+  using Base::prefetcher_;
+  using Base::rows_;
+  using Base::value_dim_;
   static_assert(std::is_same_v<T, Eigen::bfloat16> || std::is_same_v<T, Fp8E4M3>);
   using Storage = StorageOf<T>;
   static constexpr bool is_fp8 = std::is_same_v<T, Fp8E4M3>;
@@ -46,11 +55,8 @@ class Bf16Tile {
   static constexpr int chunk_vectors = int{chunk_numbers / simd::lanes};
 
  public:
-  using Element = T;
-  static constexpr bool exact_sums = false;
   static constexpr bool in_order = false;
   static constexpr Index key_pass = 64;
-  static constexpr int most_rows = packed_rows;
 
   /// Words of two numbers, in whole chunks.
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept {
@@ -69,6 +75,9 @@ class Bf16Tile {
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
     return tile_keys * query_floats(key_dim) + tile_keys / 2 * state_floats(value_dim) + state_floats(value_dim);
   }
+  [[nodiscard]] static ScaleParts scale_parts(float scale) noexcept {
+    return ScaleParts::power_of_two_in_queries(scale);
+  }
   static void prepare_query(const float* q, Index key_dim, float* to) noexcept {
     // Of 16 neighbours, those of each half stay together.
     for (Index d = 0; d < 2 * query_floats(key_dim); d += simd::lanes) {
@@ -81,23 +90,14 @@ class Bf16Tile {
     }
   }
 
-  Bf16Tile(Index key_dim, Index value_dim, Scratch& scratch)
-      : key_dim_(key_dim),
-        value_dim_(value_dim),
+  Bf16Tile(Index key_dim, Index value_dim, float scale, Scratch& scratch)
+      : Base(key_dim, value_dim),
+        score_factor_(scale_parts(scale).of_scores),
         keys_(scratch.take(tile_keys * query_floats(key_dim))),
         values_(scratch.take(tile_keys / 2 * state_floats(value_dim))),
         zeros_(scratch.take(state_floats(value_dim))) {
     std::fill_n(zeros_, state_floats(value_dim), 0.0F);
   }
-
-  void set(const KvTileRows<T>& rows, const KvTileRows<T>* next, Index count) noexcept {
-    rows_ = &rows;
-    once_ = count <= few_rows;
-    value_step_ = prefetcher_.begin_tile_evenly(rows, next, key_dim_, value_dim_, count);
-  }
-
-  [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
-  [[nodiscard]] Index value_step() const noexcept { return value_step_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if (!once_) {
@@ -108,20 +108,14 @@ class Bf16Tile {
   template <int R>
   KVC_OUT_OF_LINE void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
     score_packed<Bf16DotTraits, R>(q, q_stride, keys_, first / simd::lanes, ceil_div(last, Index{simd::lanes}),
-                                   query_floats(key_dim_) / simd::lanes, s);
+                                   query_floats(key_dim_) / simd::lanes, s,
+                                   ScaledScores{simd::broadcast(score_factor_)});
   }
   template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    constexpr int K = block_keys<R>;
-    const StoredKeys keys{rows_->k, key_dim_};
-    const Index vectors = query_floats(key_dim_) / simd::lanes;
-    Prefetcher prefetcher = prefetcher_;  // in registers
-    for (Index j = first / K * K; j < last; j += K) {
-      simd::F32x16 sum[R][K] = {};
-      add_keys<Bf16DotTraits, R>(q, q_stride, keys, j, vectors, sum, prefetcher);
-      store_scores<R, K>(sum, s + j);
-    }
-    prefetcher_ = prefetcher;
+    this->template score_blocks<Bf16DotTraits, R>(StoredKeys{rows_->k, key_dim_}, first, last,
+                                                  query_floats(key_dim_) / simd::lanes, q, q_stride, s,
+                                                  ScaledScores{simd::broadcast(score_factor_)});
   }
 
   /// Pairs are made once for all rows, unless these are few.
@@ -142,7 +136,7 @@ class Bf16Tile {
   }
 
   /// w = the weights as bfloat16; positions that are not visible have weight 0 in p.
-  void encode_weights(const float* p, std::uint64_t, float* w) noexcept {
+  void encode_weights(const float* p, float, std::uint64_t, float* w) noexcept {
     prefetcher_.prefetch_with_row();
     for (Index j = 0; j < tile_keys; j += 2 * simd::lanes) {
       const __m512bh pairs = _mm512_cvtne2ps_pbh(simd::load(p + j + simd::lanes).part[0], simd::load(p + j).part[0]);
@@ -265,12 +259,7 @@ class Bf16Tile {
     store_sums<R, C>(sum, to + d, pad, rescale);
   }
 
-  Index key_dim_;
-  Index value_dim_;
-  const KvTileRows<T>* rows_ = nullptr;
-  bool once_ = false;
-  Index value_step_ = tile_keys;
-  Prefetcher prefetcher_;
+  float score_factor_;
   float* keys_;    // [groups][query_floats][16] words, for many rows
   float* values_;  // [32][state_floats] words
   float* zeros_;   // a row of zeros

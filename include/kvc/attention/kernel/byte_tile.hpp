@@ -1,15 +1,15 @@
 // ByteTile: 64 positions of one head of Int8 where the processor multiplies bytes (simd::has_byte_dot).
 //
-// Queries and weights become integers of 15 and 16 bits, each an upper and a lower byte, the two planes of a row. Keys
-// are brought across positions: word c of 16 keys together, so that no sum goes across a vector. All sums of a tile are
-// exact integers, so their order does not matter:
+// Queries and weights are rounded to integers of 15 and 16 bits, each an upper and a lower byte: the two planes of a row.
+// Keys are transposed, so that word c of 16 keys is one vector and no sum goes across a vector. All sums of a tile are
+// exact integers, so that their order does not matter:
 //
 //   score    (128 * sum of upper * code + sum of lower * code) * scale of the query * scale of the key
 //   value    (256 * sum of upper * code + sum of lower * code) * scale of the weights, where the
 //            weights hold the scales of the values
 //
-// Error against exact arithmetic on the stored numbers: about 2^-15 of the largest number of a query, and 2^-17 of the
-// largest weight of a tile.
+// Rounding moves a number of a query by at most 2^-15 of the largest of its row, and a weight by at most 2^-17 of the
+// largest of its tile. Bounds on the output: kvc/attention/prefill.hpp.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@
 #include <cstring>
 #include <limits>
 
-#include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
+#include "kvc/attention/kernel/tile_base.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/simd/narrow.hpp"
 #include "kvc/simd/transpose.hpp"
@@ -30,25 +30,32 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Column c, a word of four unsigned bytes of each of 16 keys, in C groups of keys, goes into the sums of R rows of
-/// `planes` planes.
+/// Adds the products of one column, a word of four unsigned bytes of each of 16 keys, in C groups of keys, to the sums of
+/// R rows of `planes` planes.
 ///
-///   q     words of four signed bytes; rows lie `stride` apart, their planes `plane`
-///   keys  column c of the first group; those of the next begin `group` floats on
+///   q  words of four signed bytes; rows lie `stride` apart, their planes `plane`
+///   x  the column of each group
 template <int R, int planes, int C>
-KVC_ALWAYS_INLINE void add_byte_column(const float* q, Index stride, Index plane, const float* keys, Index group,
-                                       simd::U32x16 (&sum)[R * planes][C]) noexcept {
-  simd::U32x16 x[C];
-  simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
-    x[k] = simd::load_words(keys + k * group);
-    simd::pin(x[k]);
-  });
+KVC_ALWAYS_INLINE void add_bytes(const float* q, Index stride, Index plane, simd::U32x16 (&x)[C],
+                                 simd::U32x16 (&sum)[R * planes][C]) noexcept {
+  simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { simd::pin(x[k]); });
   simd::detail::unroll<R * planes>([&](auto i) __attribute__((always_inline)) {
     simd::U32x16 w = simd::broadcast_word(q + i / planes * stride + i % planes * plane);
     simd::pin(w);
     simd::detail::unroll<C>([&](auto k)
                                 __attribute__((always_inline)) { sum[i][k] = simd::dot_bytes(sum[i][k], x[k], w); });
   });
+}
+
+/// The same for a column in memory.
+///
+///   keys  column of the first group; those of the next begin `group` floats on
+template <int R, int planes, int C>
+KVC_ALWAYS_INLINE void add_byte_column(const float* q, Index stride, Index plane, const float* keys, Index group,
+                                       simd::U32x16 (&sum)[R * planes][C]) noexcept {
+  simd::U32x16 x[C];
+  simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { x[k] = simd::load_words(keys + k * group); });
+  add_bytes<R, planes>(q, stride, plane, x, sum);
 }
 
 /// Weights are four unsigned bytes, of four positions; values are codes.
@@ -74,9 +81,6 @@ KVC_ALWAYS_INLINE void interleave_four(const simd::U32x16 (&row)[4], simd::U32x1
   x[1] = interleave_high16(first, second);
 }
 
-/// 1 / largest for the largest of some weights, and 0 if nothing is left of them as floats.
-inline float reciprocal(float largest) noexcept { return largest < 0x1p-100F ? 0.0F : 1.0F / largest; }
-
 /// The largest magnitude of n numbers; NaN if any is.
 inline float largest_magnitude(const float* x, Index n) noexcept {
   simd::F32x16 top = simd::zero();
@@ -87,17 +91,13 @@ inline float largest_magnitude(const float* x, Index n) noexcept {
   return simd::max(top);
 }
 
-class ByteTile {
+/// The tile of Int8: see the head of this file.
+class ByteTile : public IntegerSumTile<ByteTile, Int8> {
+  using Base = IntegerSumTile<ByteTile, Int8>;
   using Storage = StorageOf<Int8>;
   static constexpr Index quads = tile_keys / 4;
 
  public:
-  using Element = Int8;
-  static constexpr bool exact_sums = true;
-  static constexpr bool in_order = false;
-  static constexpr Index key_pass = tile_keys;
-  static constexpr int most_rows = kernel_rows;
-
   [[nodiscard]] static constexpr Index columns(Index key_dim) noexcept { return ceil_div(key_dim, Index{4}); }
   /// Two planes, then what their sums begin with, then the scale.
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return padded(2 * columns(key_dim) + 3); }
@@ -140,24 +140,16 @@ class ByteTile {
     rest[2] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
   }
 
-  ByteTile(Index key_dim, Index value_dim, Scratch& scratch)
-      : key_dim_(key_dim),
-        value_dim_(value_dim),
+  ByteTile(Index key_dim, Index value_dim, float /*scale*/, Scratch& scratch)
+      : Base(key_dim, value_dim),
         keys_(scratch.take(tile_groups * group_floats(key_dim))),
         values_(scratch.take(quads * state_floats(value_dim))),
         key_scales_(scratch.take(tile_keys)),
         value_scales_(scratch.take(tile_keys)) {}
 
   void set(const KvTileRows<Int8>& rows, const KvTileRows<Int8>* next, Index count) noexcept {
-    rows_ = &rows;
-    once_ = count <= few_rows;
-    if (once_ || next != nullptr) {
-      const Index bytes = (rows.last - rows.first) * (key_dim_ + value_dim_);
-      prefetcher_.begin_tile(rows, next, rows.lines(), once_ ? bytes / ByteSpan::line : 0, count);
-    }
+    begin_tile(rows, next, count, key_dim_ + value_dim_);
   }
-
-  [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = columns(key_dim_);
@@ -174,22 +166,6 @@ class ByteTile {
       simd::store(key_scales_ + g * simd::lanes, simd::load_column(rows, 4 * count));
     }
     prefetcher_ = prefetcher;
-  }
-
-  template <int R>
-  void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    scores<R>(first, last, q, q_stride, s);
-  }
-  template <int R>
-  KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    const Index end = ceil_div(last, Index{simd::lanes});
-    Index g = first / simd::lanes;
-    for (; end - g >= 2; g += 2) {
-      score_groups<R, 2>(g, q, q_stride, s);
-    }
-    if (g < end) {
-      score_groups<R, 1>(g, q, q_stride, s);
-    }
   }
 
   void load_values() noexcept {
@@ -214,7 +190,8 @@ class ByteTile {
   }
 
   /// w = p times the scales of the values, as integers; 0 where a position is not visible, whatever its scale.
-  void encode_weights(const float* p, std::uint64_t visible, float* w) noexcept {
+  void encode_weights(const float* p, float, std::uint64_t visible, float* w) noexcept {
+    constexpr float most = 65535;  // of 16 bits
     prefetcher_.prefetch_with_row();
     simd::F32x16 x[tile_groups];
     for (int g = 0; g < tile_groups; ++g) {
@@ -223,16 +200,23 @@ class ByteTile {
                                    simd::load(value_scales_ + g * simd::lanes).part[0])}};
     }
     const float largest = simd::max(simd::max(simd::max(x[0], x[1]), simd::max(x[2], x[3])));
-    const simd::F32x16 factor = simd::broadcast(65535.0F * reciprocal(largest));
+    float step = largest / most, factor = most * (1.0F / largest);
+    if (largest < 0x1p-100F) [[unlikely]] {  // neither may leave the normal numbers
+      step = std::max(step, std::numeric_limits<float>::min());
+      factor = 0x1p-100F / step;
+      simd::detail::unroll<int{tile_groups}>(
+          [&](auto g) __attribute__((always_inline)) { x[g] = x[g] * simd::broadcast(0x1p100F); });
+    }
+    const simd::F32x16 to_codes = simd::broadcast(factor);
     simd::U32x16 upper[tile_groups], lower[tile_groups];
     simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-      const simd::U32x16 code = simd::to_integers(x[g] * factor);
+      const simd::U32x16 code = simd::to_integers(x[g] * to_codes);
       upper[g] = code >> 8;
       lower[g] = code & 0xffU;
     });
     simd::store_words(w, simd::transpose_lanes(simd::join_bytes(upper[0], upper[1], upper[2], upper[3])));
     simd::store_words(w + quads, simd::transpose_lanes(simd::join_bytes(lower[0], lower[1], lower[2], lower[3])));
-    w[2 * quads] = largest / 65535.0F;
+    w[2 * quads] = step;
   }
 
   /// to = to * rescale + what all visible positions add.
@@ -250,9 +234,7 @@ class ByteTile {
     }
   }
 
- private:
-  [[nodiscard]] static constexpr Index group_floats(Index dim) noexcept { return columns(dim) * simd::lanes; }
-
+  /// Scores of R rows and C groups of 16 keys from g on: for IntegerSumTile.
   template <int R, int C>
   KVC_ALWAYS_INLINE void score_groups(Index g, const float* q, Index q_stride, float* s) noexcept {
     const Index count = columns(key_dim_), group = group_floats(key_dim_);
@@ -277,6 +259,9 @@ class ByteTile {
                   x * simd::broadcast(rest[i * q_stride + 2]) * simd::load(key_scales_ + (g + k) * simd::lanes));
     });
   }
+
+ private:
+  [[nodiscard]] static constexpr Index group_floats(Index dim) noexcept { return columns(dim) * simd::lanes; }
 
   /// Numbers [d, d + 64) of the values of positions [4 u, 4 u + 4).
   KVC_ALWAYS_INLINE void load_four(Index u, Index d, simd::U32x16 (&row)[4]) const noexcept {
@@ -318,11 +303,6 @@ class ByteTile {
     store_sums<R, 2>(total, to, pad, rescale);
   }
 
-  Index key_dim_;
-  Index value_dim_;
-  const KvTileRows<Int8>* rows_ = nullptr;
-  bool once_ = false;
-  Prefetcher prefetcher_;
   float* keys_;    // [groups of 16 keys][columns][16] words
   float* values_;  // [quads][state_floats] words
   float* key_scales_;

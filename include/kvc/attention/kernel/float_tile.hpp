@@ -2,9 +2,9 @@
 //
 //   keys     lane l of a sum is a chain of multiply-adds over numbers l, l + 16, l + 32 ... of a row; a score is
 //            their fold
-//   values   added up by multiply-adds in ascending order of position
+//   values   a sum is a chain of multiply-adds over ascending positions
 //
-// Every element type is read as exactly the numbers that kvc::Element<T>::decode gives.
+// Rows are read as exactly the numbers that kvc::Element<T>::decode gives.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
+#include "kvc/attention/kernel/tile_base.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/simd/convert.hpp"
 
@@ -112,14 +112,19 @@ KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index f
   shared_prefetcher = prefetcher;
 }
 
+/// The tile of every element type without narrower arithmetic: see the head of this file.
 template <class T>
-class FloatTile {
+class FloatTile : public FloatSumTile<T> {
+  using Base = FloatSumTile<T>;
+  using Base::key_dim_;
+  using Base::once_;
+  using Base::prefetcher_;
+  using Base::rows_;
+  using Base::value_dim_;
+
  public:
-  using Element = T;
-  static constexpr bool exact_sums = false;
   static constexpr bool in_order = true;
   static constexpr Index key_pass = 32;
-  static constexpr int most_rows = packed_rows;
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return padded(key_dim); }
   [[nodiscard]] static constexpr Index weight_floats(Index) noexcept { return 0; }
   [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept { return padded(value_dim); }
@@ -127,26 +132,17 @@ class FloatTile {
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
     return tile_keys * (2 * padded(key_dim) + padded(value_dim));
   }
+  [[nodiscard]] static ScaleParts scale_parts(float scale) noexcept { return ScaleParts::in_queries(scale); }
   static void prepare_query(const float* q, Index key_dim, float* to) noexcept {
     std::copy_n(q, key_dim, to);
     std::fill(to + key_dim, to + padded(key_dim), 0.0F);
   }
 
-  FloatTile(Index key_dim, Index value_dim, Scratch& scratch)
-      : key_dim_(key_dim),
-        value_dim_(value_dim),
+  FloatTile(Index key_dim, Index value_dim, float /*scale*/, Scratch& scratch)
+      : Base(key_dim, value_dim),
         decoded_keys_(scratch.take(tile_keys * padded(key_dim))),
         packed_keys_(scratch.take(tile_keys * padded(key_dim))),
         decoded_values_(scratch.take(tile_keys * padded(value_dim))) {}
-
-  void set(const KvTileRows<T>& rows, const KvTileRows<T>* next, Index count) noexcept {
-    rows_ = &rows;
-    once_ = count <= few_rows;
-    value_step_ = prefetcher_.begin_tile_evenly(rows, next, key_dim_, value_dim_, count);
-  }
-
-  [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
-  [[nodiscard]] Index value_step() const noexcept { return value_step_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if constexpr (!is_plain<T>) {
@@ -170,10 +166,13 @@ class FloatTile {
   }
   template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
+    const Index vectors = padded(key_dim_) / simd::lanes;
     if constexpr (is_plain<T>) {
-      score_all<R>(PlainRows<T>{rows_->k, key_dim_}, first, last, q, q_stride, s);
+      this->template score_blocks<FloatDotTraits, R>(PlainRows<T>{rows_->k, key_dim_}, first, last, vectors, q,
+                                                     q_stride, s);
     } else {
-      score_all<R>(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last, q, q_stride, s);
+      this->template score_blocks<FloatDotTraits, R>(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last,
+                                                     vectors, q, q_stride, s);
     }
   }
 
@@ -182,7 +181,7 @@ class FloatTile {
       decode(rows_->v, value_dim_, decoded_values_);
     }
   }
-  void encode_weights(const float*, std::uint64_t, float*) noexcept { prefetcher_.prefetch_with_row(); }
+  void encode_weights(const float*, float, std::uint64_t, float*) noexcept { prefetcher_.prefetch_with_row(); }
 
   template <int R>
   KVC_OUT_OF_LINE void add_values(const float* p, Index first, Index last, const float* start, float* to,
@@ -213,26 +212,6 @@ class FloatTile {
     }
   }
 
-  template <int R, class Keys>
-  KVC_ALWAYS_INLINE void score_all(const Keys& keys, Index first, Index last, const float* q, Index q_stride,
-                                   float* s) noexcept {
-    constexpr int K = block_keys<R>;
-    const Index vectors = padded(key_dim_) / simd::lanes;
-    Prefetcher prefetcher = prefetcher_;  // in registers
-    for (Index j = first / K * K; j < last; j += K) {
-      simd::F32x16 sum[R][K] = {};
-      add_keys<FloatDotTraits, R>(q, q_stride, keys, j, vectors, sum, prefetcher);
-      store_scores<R, K>(sum, s + j);
-    }
-    prefetcher_ = prefetcher;
-  }
-
-  Index key_dim_;
-  Index value_dim_;
-  const KvTileRows<T>* rows_ = nullptr;
-  bool once_ = false;
-  Index value_step_ = tile_keys;
-  Prefetcher prefetcher_;
   float* decoded_keys_;    // [64, padded(key_dim)]
   float* packed_keys_;     // [groups][padded(key_dim)][16], for many rows
   float* decoded_values_;  // [64, padded(value_dim)]

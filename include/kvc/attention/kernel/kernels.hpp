@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <utility>
 
@@ -41,6 +42,22 @@ inline constexpr int kernel_rows = kernel_sums >= 24 ? 6 : kernel_sums >= 6 ? 2 
 
 /// Up to so many query rows it is faster to convert keys and values again for each block of rows than to keep them.
 inline constexpr Index few_rows = 16;
+
+/// The scale of the scores as a product of two factors: one for the queries, before they are rounded to narrower
+/// numbers, and one for the scores.
+struct ScaleParts {
+  float of_queries;
+  float of_scores;
+
+  /// All of it in the queries, which are floats or get a scale of their own.
+  [[nodiscard]] static ScaleParts in_queries(float scale) noexcept { return {scale, 1.0F}; }
+  /// The largest power of two not above |scale| in the queries: multiplying by it rounds nothing. (2^-126 if that would
+  /// be no normal number, and 1 for the scale 0.) The rest is at least 1 and below 2 in magnitude, but for these.
+  [[nodiscard]] static ScaleParts power_of_two_in_queries(float scale) noexcept {
+    const float power = scale == 0 ? 1.0F : std::ldexp(1.0F, std::max(std::ilogb(scale), -126));
+    return {power, scale / power};
+  }
+};
 
 struct FloatDotTraits {
   using Number = simd::F32x16;
@@ -121,16 +138,27 @@ KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys
   }
 }
 
-/// s[r * 64 + k] = fold of x[r][k]
-template <int R, int K>
-KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noexcept {
+/// Scores that need no factor, because the queries hold the whole scale.
+struct UnscaledScores {
+  KVC_ALWAYS_INLINE simd::F32x16 operator()(const simd::F32x16& s) const noexcept { return s; }
+};
+
+/// Scores that are multiplied by the part of the scale that the queries do not hold.
+struct ScaledScores {
+  simd::F32x16 factor;
+  KVC_ALWAYS_INLINE simd::F32x16 operator()(const simd::F32x16& s) const noexcept { return s * factor; }
+};
+
+/// s[r * 64 + k] = scale(fold of x[r][k])
+template <int R, int K, class Scale = UnscaledScores>
+KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s, const Scale& scale = {}) noexcept {
   static_assert(K == 4 || (K == 2 && R == 2));
   if constexpr (K == 4) {
     const auto rows = [&](auto first, auto count) __attribute__((always_inline)) {
       simd::F32x16 some[count][4];
       simd::detail::unroll<4 * count>(
           [&](auto i) __attribute__((always_inline)) { some[i / 4][i % 4] = x[first + i / 4][i % 4]; });
-      const simd::F32x16 sums = simd::fold_rows<count>(some);
+      const simd::F32x16 sums = scale(simd::fold_rows<count>(some));
       simd::detail::unroll<count>([&](auto i) __attribute__((always_inline)) {
         simd::store_four(s + (first + i) * tile_keys, simd::quarter<i>(sums));
       });
@@ -144,7 +172,7 @@ KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s) noe
     }
   } else {
     const simd::F32x16 all[1][4] = {{x[0][0], x[0][1], x[1][0], x[1][1]}};
-    const simd::F32x4 sums = simd::quarter<0>(simd::fold_rows<1>(all));
+    const simd::F32x4 sums = simd::quarter<0>(scale(simd::fold_rows<1>(all)));
     simd::store_two(s, __builtin_shufflevector(sums, sums, 0, 1));
     simd::store_two(s + tile_keys, __builtin_shufflevector(sums, sums, 2, 3));
   }
@@ -179,9 +207,9 @@ KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Inde
 }
 
 /// The bits of add_keys and store_scores, from packed keys of groups [first, last).
-template <class DotTraits, int R>
+template <class DotTraits, int R, class Scale = UnscaledScores>
 KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float* keys, Index first, Index last,
-                                    Index vectors, float* s) noexcept {
+                                    Index vectors, float* s, const Scale& scale = {}) noexcept {
   using Number = typename DotTraits::Number;
   using simd::F32x16;
   constexpr int most = std::clamp(kernel_sums / (3 * R), 1, 4);
@@ -223,6 +251,8 @@ KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float*
         total[i][k] = t == 0 ? part[i][k] : total[i][k] + part[i][k];
       });
     });
+    simd::detail::unroll<R * C>(
+        [&](auto n) __attribute__((always_inline)) { total[n / C][n % C] = scale(total[n / C][n % C]); });
     store_sums<R, C>(total, s + first * simd::lanes, tile_keys, nullptr);
   };
   for (; last - first >= most; first += most) {

@@ -1,28 +1,31 @@
-// KvTile<T>: the tile type of an element type on this target. It follows from what the processor can multiply.
-//
-// A tile type brings 64 positions of one head from the rows of a cache into the form that the kernels read:
+// KvTile<T>: 64 positions of one head, converted from the rows of a cache into the form that the kernels read. The
+// element type and the instructions of the target choose the tile type. Each tile type defines its accumulation order.
 //
 //   expression                               meaning
-//   exact_sums                               whether sums over the values of a tile are exact, so that any order will do
-//   key_pass                                 preferred number of keys per call of scores_of_many
-//   query_floats(key_dim)                    floats of a query row that prepare_query(q, key_dim, to) writes
-//   weight_floats(value_dim)                 floats of a row of weights that encode_weights writes; 0: p itself is read
-//   state_floats(value_dim), output_index(d) floats of an output in a state, and the index of number d in it; four
-//                                            numbers from a multiple of 4 are neighbours
-//   in_order                                 whether output_index(d) is d
+//   exact_sums                               sums over the values of a tile are exact, so that their order is free
+//   key_pass                                 keys per call of scores_of_many that keep the caches warm
+//   most_rows                                largest R of scores_of_many
+//   scale_parts(scale)                       ScaleParts: the factor of q before prepare_query, and that of the scores,
+//                                            which the tile applies; the constructor takes the scale
+//   query_floats(key_dim)                    size of a query row in the form of prepare_query(q, key_dim, to)
+//   weight_floats(value_dim)                 size of the weights of a row in the form of encode_weights; 0: p itself
+//   state_floats(value_dim)                  size of an output in a state
+//   output_index(d)                          index of number d in it; four numbers from a multiple of 4 are consecutive
+//   in_order                                 output_index(d) == d
 //   scratch_floats(key_dim, value_dim)       working memory that the constructor takes
-//   set(rows, next, count)                   `count` query rows read `rows` from now on, and `next` after that; both
-//                                            must stay in place until `next` is passed as rows
-//   prefetcher()                             prefetches `next` while `rows` is read
-//   load_keys()                              prepares the keys, once for all query rows
-//   scores<R>(first, last, q, q_stride, s)   scores of R rows for keys [first, last), and maybe for some neighbours
-//   scores_of_many<R>(...)                   the same bits, for many rows; R is at most `most_rows`
-//   load_values()                            prepares the values, once for all query rows
-//   encode_weights(p, visible, w)            encodes the weights as the values need them
-//   value_step()                             preferred positions per call of add_values, unless sums are exact
-//   add_values<R>(w, first, last, ...)       to = to * rescale + weighted values, R rows
+//   set(rows, next, count)                   makes `rows` current, for `count` query rows; prefetches `next` (may be
+//                                            null) while `rows` is read. Both stay valid until `next` is current
+//   prefetcher()                             the Prefetcher of `next`
+//   load_keys()                              work on the keys that all query rows share; before scores
+//   scores<R>(first, last, q, q_stride, s)   scores of R rows for keys [first, last), and possibly for neighbours
+//   scores_of_many<R>(...)                   the same bits, faster for more than few_rows rows
+//   load_values()                            work on the values that all query rows share; before encode_weights
+//   encode_weights(p, largest, visible, w)   weights p in the form that add_values reads; `largest` is the largest of
+//                                            them, `visible` has a bit per position
+//   value_step()                             without exact sums: preferred positions per add_values call
+//   add_values<R>(w, first, last, ...)       to = to * rescale + weighted values of [first, last), R rows
 //
-// s is [R, 64], p is [64], both for the positions of the tile in order.
+// s is [R, 64], p is [64], both indexed by position in the tile.
 #pragma once
 
 #include "kvc/attention/kernel/bf16_tile.hpp"
@@ -34,6 +37,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
+/// The tile type of an element type on this target.
 template <class T>
 struct KvTileOf {
   using Type = FloatTile<T>;

@@ -1,14 +1,26 @@
-// NibbleTile: 64 positions of one head of Int4 where the processor multiplies bytes (simd::has_byte_dot).
+// NibbleTile: 64 positions of one head of Int4, where the processor multiplies bytes (simd::has_byte_dot).
 //
-// Queries and weights become integers of 8 bits. Sums within a group of 32 numbers, and within a tile, are exact:
+// Sums within a group of 32 numbers, and within a tile, are exact integers:
 //
-//   score    sum over groups g of   scale of the key's g * sum of query code * code  +  minimum of g * sum of the
-//            query's g,   times the scale of the query; groups ascending, the two terms of each in this order
-//   value    for each number of group g:   largest / 255 * sum of weight code * code  +  sum of p * minimum of g
-//            where weights are p times the scales of g, and `largest` is the largest p of a tile times the largest scale
+//   score    scale of the query * sum over groups g of  (key scale of g * sum of query code * key code
+//                                                        + key minimum of g * sum of the query's numbers in g),
+//            groups in ascending order, the two terms of each in this order
+//   value    for each number of group g:  step of g * sum of weight code * (value code - 8)  +  sum of p * middle of g
+//            with middle = minimum + 8 * scale, so that the rounding of a weight is multiplied by at most 8
 //
-// Error against exact arithmetic on the stored numbers: about 2^-8 of the largest number of a query, and 2^-9 of
-// `largest`.
+// Query codes have 12 bits. Two numbers a and b share a byte of stored codes, a + 16 b, and three products of bytes give
+// both of them 12 bits, where two 8-bit halves of each would take four products. With signed bytes x, y, z:
+//
+//   256 * (x * a + y * b) + z * (a + 16 b)  =  (256 x + z) * a + (256 y + 16 z) * b
+//
+// The low four bits of z complete b's coefficient. Its high four bits complete a's, up to a sixteenth of a step that the
+// low ones leave, which is known when a's coefficient is rounded.
+//
+// A code is 7.5 on average, so that the errors of the query codes of a group matter most where they add up: some codes
+// are rounded the other way, so that their sum is that of the query to half a step.
+//
+// Rounding moves a number of a query by about 2^-12 of the largest of its row, and a weight by at most 2^-9 of the largest
+// of its tile. Bounds on the output: kvc/attention/prefill.hpp.
 #pragma once
 
 #include <algorithm>
@@ -26,35 +38,75 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Weights of four groups, of four positions each: sixteen bytes; a vector of values has a group in each quarter.
+/// Weights of four groups, of four positions each: sixteen bytes. A vector of values has a group in each quarter, or, if
+/// its lanes are transposed, in each fourth lane, where weights cost a load and no shuffle.
+template <bool transposed>
 struct NibbleValueDotTraits {
   using Number = simd::U32x16;
   using Sum = simd::U32x16;
   static constexpr int planes = 1;
-  KVC_ALWAYS_INLINE static Number weight(const float* p) noexcept { return simd::spread_four(p); }
+  KVC_ALWAYS_INLINE static Number weight(const float* p) noexcept {
+    return transposed ? simd::repeat_four(p) : simd::spread_four(p);
+  }
   KVC_ALWAYS_INLINE static Sum madd(const Number& w, const Number& x, const Sum& sum) noexcept {
     return simd::dot_bytes(sum, w, x);
   }
 };
 
-class NibbleTile {
+/// Codes of 12 bits for one group of 32 numbers of a query: see the head of this file.
+struct NibbleQueryGroup {
+  static constexpr int largest_code = 1904;  ///< so that x and y are bytes whatever z is
+
+  std::uint8_t x[16];  ///< of the numbers in the low halves of bytes
+  std::uint8_t y[16];  ///< of those in the high halves
+  std::uint8_t z[16];  ///< of both
+
+  /// low, high   numbers for the halves of bytes, in steps; at most largest_code in magnitude
+  /// count       numbers that exist; the others are 0
+  void encode(const simd::F32x16& low, const simd::F32x16& high, Index count) noexcept {
+    using simd::to_integers;
+    const simd::U32x16 b = to_integers(high), z_low = b & 15U;
+    const simd::F32x16 wanted = low - to_floats(z_low) * simd::broadcast(0x1p-4F);
+    simd::U32x16 a = to_integers(wanted);
+    simd::F32x16 error = wanted - to_floats(a);
+    // Where errors add up to more than half a step, the codes with the largest ones are rounded the other way.
+    const auto exists = static_cast<__mmask16>(count >= 16 ? 0xffffU : (1U << count) - 1U);
+    const float sum = simd::sum(error + (high - to_floats(b)));
+    const float sign = sum < 0 ? -1.0F : 1.0F;
+    error = error * simd::broadcast(sign);
+    const simd::U32x16 one = to_integers(simd::broadcast(sign));
+    for (float left = sum * sign; left > 0.5F; left -= 1) {
+      const simd::F32x16 candidates = {{_mm512_mask_blend_ps(exists, simd::broadcast(-2.0F).part[0], error.part[0])}};
+      const __mmask16 largest =
+          _mm512_cmp_ps_mask(candidates.part[0], simd::broadcast(simd::max(candidates)).part[0], _CMP_EQ_OQ);
+      const auto first = static_cast<__mmask16>(largest & -largest);
+      a = simd::words(_mm512_mask_add_epi32(raw(a), first, raw(a), raw(one)));
+      error.part[0] = _mm512_mask_sub_ps(error.part[0], first, error.part[0], simd::broadcast(1.0F).part[0]);
+    }
+    const simd::U32x16 eight = simd::words(_mm512_set1_epi32(8)), z_high = ((a + eight) & 15U) - eight;
+    simd::store_low_bytes(x, simd::shift_signed(a - z_high, 4));
+    simd::store_low_bytes(y, simd::shift_signed(b - z_low, 4) - z_high);
+    simd::store_low_bytes(z, (z_high << 4) + z_low);
+  }
+};
+
+/// The tile of Int4: see the head of this file.
+class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
+  using Base = IntegerSumTile<NibbleTile, Int4>;
   using Storage = StorageOf<Int4>;
   static constexpr Index quads = tile_keys / 4;
   static constexpr Index chunk_numbers = 128;  // four groups, whose codes are 64 bytes
+  static constexpr Index query_words = 13;     // of a group: x, y, z, and the sum of its numbers
+  static constexpr Index key_words = 14;       // of a group: bytes, codes of low and of high halves, scale, minimum
 
  public:
-  using Element = Int4;
-  static constexpr bool exact_sums = true;
-  static constexpr bool in_order = false;
-  static constexpr Index key_pass = tile_keys;
-  static constexpr int most_rows = kernel_rows;
-
   [[nodiscard]] static constexpr Index groups(Index dim) noexcept { return kvc::Element<Int4>::groups(dim); }
   [[nodiscard]] static constexpr Index chunks(Index dim) noexcept { return ceil_div(dim, chunk_numbers); }
-  /// For each group: four words of its first 16 numbers, four of the others, and its sum over the scale; then the
-  /// scale.
-  [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return padded(9 * groups(key_dim) + 1); }
-  /// For each chunk: weights [quads][4], scales [4], minima [4].
+  /// Groups, then the scale.
+  [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept {
+    return padded(query_words * groups(key_dim) + 1);
+  }
+  /// For each chunk: weights [quads][4], steps [4], sums over the middles [4].
   [[nodiscard]] static constexpr Index weight_floats(Index value_dim) noexcept {
     return padded(chunks(value_dim) * chunk_weights);
   }
@@ -66,50 +118,51 @@ class NibbleTile {
     return d / chunk_numbers * chunk_numbers + in_group / 4 * simd::lanes + d % chunk_numbers / 32 * 4 + d % 4;
   }
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
-    return tile_groups * group_floats(key_dim) + quads * state_floats(value_dim) + chunks(value_dim) * 8 * tile_keys +
+    return tile_groups * group_floats(key_dim) + quads * state_floats(value_dim) + range_floats(value_dim) +
            padded(4 * chunks(value_dim));
   }
 
   static void prepare_query(const float* q, Index key_dim, float* to) noexcept {
+    constexpr float most = NibbleQueryGroup::largest_code;
     const float largest = largest_magnitude(q, key_dim);
     const bool finite = largest <= std::numeric_limits<float>::max();
-    const float scale = std::max(largest / 127, std::numeric_limits<float>::min());
+    const float step = std::max(largest / most, std::numeric_limits<float>::min());
     std::memset(to, 0, static_cast<std::size_t>(query_floats(key_dim)) * sizeof(float));
-    for (Index d = 0; d < key_dim && finite; d += 32) {
-      float* const group = to + d / 32 * 9;
+    for (Index d = 0; d < key_dim && finite; d += 32, to += query_words) {
       simd::F32x16 x[2];
       simd::detail::unroll<2>([&](auto i) __attribute__((always_inline)) {
         const Index from = d + i * simd::lanes;
         x[i] = simd::load_partial(q + from, std::clamp(key_dim - from, Index{0}, Index{simd::lanes})) /
-               simd::broadcast(scale);
-        simd::store_low_bytes(group + 4 * i, simd::to_integers(x[i]));
+               simd::broadcast(step);
       });
-      group[8] = simd::sum(x[0] + x[1]);
+      NibbleQueryGroup codes;
+      static_assert(sizeof codes == 12 * sizeof(float));
+      codes.encode(x[0], x[1], key_dim - d);
+      std::memcpy(to, &codes, sizeof codes);
+      to[12] = 16 * simd::sum(x[0] + x[1]);  // sums of products are in sixteenths of a step
     }
-    to[9 * groups(key_dim)] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
+    if (!finite) {
+      to += query_words * groups(key_dim);
+    }
+    *to = finite ? step / 16 / key_factor : std::numeric_limits<float>::quiet_NaN();
   }
 
-  NibbleTile(Index key_dim, Index value_dim, Scratch& scratch)
-      : key_dim_(key_dim),
-        value_dim_(value_dim),
+  NibbleTile(Index key_dim, Index value_dim, float /*scale*/, Scratch& scratch)
+      : Base(key_dim, value_dim),
         keys_(scratch.take(tile_groups * group_floats(key_dim))),
         values_(scratch.take(quads * state_floats(value_dim))),
-        ranges_(scratch.take(chunks(value_dim) * 8 * tile_keys)),
-        tops_(scratch.take(padded(4 * chunks(value_dim)))) {}
-
-  void set(const KvTileRows<Int4>& rows, const KvTileRows<Int4>* next, Index count) noexcept {
-    rows_ = &rows;
-    once_ = count <= few_rows;
-    if (once_ || next != nullptr) {
-      const Index bytes = (rows.last - rows.first) * 16 * (groups(key_dim_) + groups(value_dim_));
-      prefetcher_.begin_tile(rows, next, rows.lines(), once_ ? bytes / ByteSpan::line : 0, count);
-    }
+        ranges_(scratch.take(range_floats(value_dim))),
+        tops_(scratch.take(padded(4 * chunks(value_dim)))) {
+    std::fill_n(ranges_, range_floats(value_dim), 0.0F);  // those of the last chunk that no group has stay 0
   }
 
-  [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
+  void set(const KvTileRows<Int4>& rows, const KvTileRows<Int4>* next, Index count) noexcept {
+    begin_tile(rows, next, count, 16 * (groups(key_dim_) + groups(value_dim_)));
+  }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = groups(key_dim_);
+    const simd::F32x16 factor = simd::broadcast(key_factor);
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
@@ -117,33 +170,20 @@ class NibbleTile {
           rows, 0, 4 * count, [&](Index c, const simd::F32x16(&x)[4]) __attribute__((always_inline)) {
             prefetcher_.prefetch(2);  // half of 16 keys times 16 bytes; the other half is for scores
             simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
-              float* const at = to + (c / 4 * 10 + i) * simd::lanes;
-              simd::store_words(at, as_words(x[i]) & 0x0f0f0f0fU);
-              simd::store_words(at + 4 * simd::lanes, (as_words(x[i]) >> 4) & 0x0f0f0f0fU);
+              float* const at = to + (c / 4 * key_words + i) * simd::lanes;
+              simd::store(at, x[i]);
+              if (!once_) {
+                simd::store_words(at + 4 * simd::lanes, as_words(x[i]) & 0x0f0f0f0fU);
+                simd::store_words(at + 8 * simd::lanes, (as_words(x[i]) >> 4) & 0x0f0f0f0fU);
+              }
             });
           });
       simd::for_each_column(rows, 4 * count, 5 * count,
                             [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-                              float* const at = to + ((c - 4 * count) * 10 + 8) * simd::lanes;
-                              simd::store(at, as_floats(x << 16));
-                              simd::store(at + simd::lanes, as_floats(x & 0xffff0000U));
+                              float* const at = to + ((c - 4 * count) * key_words + 12) * simd::lanes;
+                              simd::store(at, as_floats(x << 16) * factor);
+                              simd::store(at + simd::lanes, as_floats(x & 0xffff0000U) * factor);
                             });
-    }
-  }
-
-  template <int R>
-  void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    scores<R>(first, last, q, q_stride, s);
-  }
-  template <int R>
-  KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    const Index end = ceil_div(last, Index{simd::lanes});
-    Index g = first / simd::lanes;
-    for (; end - g >= 2; g += 2) {
-      score_groups<R, 2>(g, q, q_stride, s);
-    }
-    if (g < end) {
-      score_groups<R, 1>(g, q, q_stride, s);
     }
   }
 
@@ -152,13 +192,24 @@ class NibbleTile {
     for (Index g = 0; g < tile_groups; ++g) {
       simd::for_each_column(rows_->v + g * simd::lanes, 4 * count, 5 * count,
                             [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-                              float* const to = ranges_ + (c - 4 * count) * 2 * tile_keys + g * simd::lanes;
-                              simd::store(to, as_floats(x << 16));
-                              simd::store(to + tile_keys, as_floats(x & 0xffff0000U));
+                              Ranges& to = ranges(c - 4 * count);
+                              const simd::F32x16 scale = as_floats(x << 16);
+                              simd::store(to.scale + g * simd::lanes, scale);
+                              simd::store(to.middle + g * simd::lanes,
+                                          simd::madd(scale, simd::broadcast(8.0F), as_floats(x & 0xffff0000U)));
                             });
     }
     for (Index chunk = 0; chunk < chunks(value_dim_); ++chunk) {
-      simd::store_four(tops_ + 4 * chunk, largest_scales(chunk, ~std::uint64_t{0}));
+      const simd::F32x4 top = largest_scales(chunk, ~std::uint64_t{0});
+      simd::store_four(tops_ + 4 * chunk, top);
+      simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+        Ranges& of_group = ranges(4 * chunk + i);
+        const simd::F32x16 factor = simd::broadcast(255.0F / top[int{i}]);
+        simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
+          const simd::F32x16 scale = simd::load(of_group.scale + g * simd::lanes);
+          simd::store(of_group.relative + g * simd::lanes, scale * factor);
+        });
+      });
     }
     if (!once_) {
       for (Index u = rows_->first / 4; u < ceil_div(rows_->last, Index{4}); ++u) {
@@ -167,8 +218,8 @@ class NibbleTile {
           load_four(u, d, x);
           float* const to = values_ + u * state_floats(value_dim_) + d;
           simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
-            simd::store_words(to + k * simd::lanes, x[k] & 0x0f0f0f0fU);
-            simd::store_words(to + (4 + k) * simd::lanes, (x[k] >> 4) & 0x0f0f0f0fU);
+            simd::store_words(to + k * simd::lanes, simd::transpose_lanes(simd::signed_nibbles<0>(x[k])));
+            simd::store_words(to + (4 + k) * simd::lanes, simd::transpose_lanes(simd::signed_nibbles<1>(x[k])));
           });
         }
       }
@@ -176,40 +227,12 @@ class NibbleTile {
   }
 
   /// w = p times the scales of the groups, as integers; 0 where a position is not visible, whatever its scales.
-  void encode_weights(const float* p, std::uint64_t visible, float* w) noexcept {
+  void encode_weights(const float* p, float largest, std::uint64_t visible, float* w) noexcept {
     prefetcher_.prefetch_with_row();
-    simd::F32x16 weight[tile_groups];
-    simd::detail::unroll<int{tile_groups}>(
-        [&](auto g) __attribute__((always_inline)) { weight[g] = simd::load(p + g * simd::lanes); });
-    const simd::F32x4 largest_weight =
-        simd::max(simd::max(simd::max(weight[0], weight[1]), simd::max(weight[2], weight[3]))) - simd::F32x4{};
-    const Index count = groups(value_dim_);
-    for (Index chunk = 0; chunk < chunks(value_dim_); ++chunk, w += chunk_weights) {
-      // An upper bound of the products: that of a tile that is seen as a whole is known.
-      const simd::F32x4 top = visible == ~std::uint64_t{0} ? load_tops(chunk) : largest_scales(chunk, visible);
-      const simd::F32x4 largest = largest_weight * top;
-      const simd::F32x4 factor = largest < 0x1p-100F ? simd::F32x4{} : 255.0F / largest;
-      simd::F32x16 minima[4];
-      simd::U32x16 codes[4][tile_groups];
-      simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
-        const bool present = 4 * chunk + i < count;
-        const float* const scales = ranges_ + (4 * chunk + i) * 2 * tile_keys;
-        const simd::F32x16 of_group = simd::broadcast(factor[int{i}]);
-        minima[i] = simd::zero();
-        simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-          const auto mask = static_cast<__mmask16>(present ? visible >> (g * simd::lanes) : 0);
-          const simd::F32x16 product = {
-              {_mm512_maskz_mul_ps(mask, weight[g].part[0], simd::load(scales + g * simd::lanes).part[0])}};
-          minima[i] = {{_mm512_mask3_fmadd_ps(
-              weight[g].part[0], simd::load(scales + tile_keys + g * simd::lanes).part[0], minima[i].part[0], mask)}};
-          codes[i][g] = simd::to_integers(product * of_group);
-        });
-      });
-      simd::store_four(w + 4 * quads, largest / 255.0F);
-      simd::store_four(w + 4 * quads + 4, simd::sum_each(minima[0], minima[1], minima[2], minima[3]));
-      simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-        simd::store_words(w + g * simd::lanes, simd::join_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
-      });
+    if (visible == ~std::uint64_t{0}) {
+      encode_weights<true>(p, largest, visible, w);
+    } else {
+      encode_weights<false>(p, largest, visible, w);
     }
   }
 
@@ -219,33 +242,106 @@ class NibbleTile {
     const Index pad = state_floats(value_dim_);
     for (Index d = 0; d < pad; d += chunk_numbers, w += chunk_weights) {
       if (once_) {
-        add_half<R, 0, true>(w, first, last, d, to + d, rescale);
-        add_half<R, 1, true>(w, first, last, d, to + d + 4 * simd::lanes, rescale);
+        add_half<R, 0, From::rows>(w, first, last, d, to + d, rescale);
+        add_half<R, 1, From::bytes>(w, first, last, d, to + d + 4 * simd::lanes, rescale);
       } else {
-        add_half<R, 0, false>(w, first, last, d, to + d, rescale);
-        add_half<R, 1, false>(w, first, last, d, to + d + 4 * simd::lanes, rescale);
+        add_half<R, 0, From::kept_codes>(w, first, last, d, to + d, rescale);
+        add_half<R, 1, From::kept_codes>(w, first, last, d, to + d + 4 * simd::lanes, rescale);
       }
     }
   }
 
- private:
-  static constexpr Index chunk_weights = 4 * quads + 8;
-  /// For each group of 32 numbers: eight columns of codes, scales, minima.
-  [[nodiscard]] static constexpr Index group_floats(Index dim) noexcept { return groups(dim) * 10 * simd::lanes; }
+  /// Scores of R rows and C groups of 16 keys from g on: for IntegerSumTile.
+  template <int R, int C>
+  KVC_ALWAYS_INLINE void score_groups(Index g, const float* q, Index q_stride, float* s) noexcept {
+    if (once_) {
+      score_groups<R, C, true>(g, q, q_stride, s);
+    } else {
+      score_groups<R, C, false>(g, q, q_stride, s);
+    }
+  }
 
-  /// The largest scales of the four groups of a chunk, over the positions that are visible.
+ private:
+  template <int R, int C, bool from_bytes>
+  KVC_ALWAYS_INLINE void score_groups(Index g, const float* q, Index q_stride, float* s) noexcept {
+    const Index size = group_floats(key_dim_), count = groups(key_dim_);
+    simd::F32x16 total[R][C] = {};
+    const float* keys = keys_ + g * size;
+    const float* query = q;
+    for (Index i = 0; i < count; ++i, keys += key_words * simd::lanes, query += query_words) {
+      prefetcher_.prefetch(2 * C);
+      simd::U32x16 sum[R][C] = {};
+      simd::detail::unroll<8>([&](auto c) __attribute__((always_inline)) {
+        if constexpr (from_bytes) {
+          simd::U32x16 x[C];
+          simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
+            const simd::U32x16 bytes = simd::load_words(keys + k * size + c % 4 * simd::lanes);
+            x[k] = (c < 4 ? bytes : bytes >> 4) & 0x0f0f0f0fU;
+          });
+          add_bytes<R, 1>(query + c, q_stride, 0, x, sum);
+        } else {
+          add_byte_column<R, 1>(query + c, q_stride, 0, keys + (4 + c) * simd::lanes, size, sum);
+        }
+      });
+      simd::detail::unroll<R * C>([&](auto n)
+                                      __attribute__((always_inline)) { sum[n / C][n % C] = sum[n / C][n % C] << 8; });
+      simd::detail::unroll<4>([&](auto c) __attribute__((always_inline)) {
+        add_byte_column<R, 1>(query + 8 + c, q_stride, 0, keys + c * simd::lanes, size, sum);
+      });
+      simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
+        constexpr int r = n / C, k = n % C;
+        const float* const range = keys + k * size + 12 * simd::lanes;
+        total[r][k] = simd::madd(to_floats(sum[r][k]), simd::load(range), total[r][k]);
+        total[r][k] =
+            simd::madd(simd::load(range + simd::lanes), simd::broadcast(query[r * q_stride + 12]), total[r][k]);
+      });
+    }
+    simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
+      constexpr int r = n / C, k = n % C;
+      simd::store(s + r * tile_keys + (g + k) * simd::lanes,
+                  total[r][k] * simd::broadcast(q[r * q_stride + query_words * count]));
+    });
+  }
+
+  static constexpr Index chunk_weights = 4 * quads + 8;
+  /// Scales and minima of keys are multiplied by it, and scores divided: codes and their sums are below 2^24, so that no
+  /// key overflows a sum.
+  static constexpr float key_factor = 0x1p-24F;
+  /// Scales below this are read as if the largest of a tile were this, so that 255 / largest is finite.
+  static constexpr float least_top = 0x1p-118F;
+
+  /// What the values of one group have, for the positions of the tile.
+  struct Ranges {
+    float scale[tile_keys];
+    float relative[tile_keys];  ///< 255 for the largest scale of the tile
+    float middle[tile_keys];    ///< what code 8 stands for
+  };
+  static_assert(sizeof(Ranges) == 3 * tile_keys * sizeof(float));
+  [[nodiscard]] static constexpr Index range_floats(Index value_dim) noexcept {
+    return 4 * chunks(value_dim) * 3 * tile_keys;
+  }
+  [[nodiscard]] KVC_ALWAYS_INLINE Ranges& ranges(Index group) const noexcept {
+    return reinterpret_cast<Ranges*>(ranges_)[group];
+  }
+
+  /// For each group of 16 keys.
+  [[nodiscard]] static constexpr Index group_floats(Index dim) noexcept {
+    return groups(dim) * key_words * simd::lanes;
+  }
+
+  /// The largest scales of the four groups of a chunk over the positions that are visible, at least `least_top`.
   [[nodiscard]] KVC_ALWAYS_INLINE simd::F32x4 largest_scales(Index chunk, std::uint64_t visible) const noexcept {
     simd::F32x16 top[4];
     simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
-      const bool present = 4 * chunk + i < groups(value_dim_);
       simd::F32x16 x[tile_groups];
       simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-        const auto mask = static_cast<__mmask16>(present ? visible >> (g * simd::lanes) : 0);
-        x[g] = {{_mm512_maskz_loadu_ps(mask, ranges_ + (4 * chunk + i) * 2 * tile_keys + g * simd::lanes)}};
+        const auto mask = static_cast<__mmask16>(visible >> (g * simd::lanes));
+        x[g] = {{_mm512_maskz_loadu_ps(mask, ranges(4 * chunk + i).scale + g * simd::lanes)}};
       });
       top[i] = simd::max(simd::max(x[0], x[1]), simd::max(x[2], x[3]));
     });
-    return simd::max_each(top[0], top[1], top[2], top[3]);
+    const simd::F32x4 largest = simd::max_each(top[0], top[1], top[2], top[3]), least = least_top - simd::F32x4{};
+    return largest < least ? least : largest;  // NaN stays NaN
   }
   [[nodiscard]] KVC_ALWAYS_INLINE simd::F32x4 load_tops(Index chunk) const noexcept {
     simd::F32x4 top;
@@ -253,31 +349,45 @@ class NibbleTile {
     return top;
   }
 
-  template <int R, int C>
-  KVC_ALWAYS_INLINE void score_groups(Index g, const float* q, Index q_stride, float* s) noexcept {
-    const Index size = group_floats(key_dim_), count = groups(key_dim_);
-    simd::F32x16 total[R][C] = {};
-    const float* keys = keys_ + g * size;
-    const float* query = q;
-    for (Index i = 0; i < count; ++i, keys += 10 * simd::lanes, query += 9) {
-      prefetcher_.prefetch(2 * C);
-      simd::U32x16 sum[R][C] = {};
-      simd::detail::unroll<8>([&](auto c) __attribute__((always_inline)) {
-        add_byte_column<R, 1>(query + c, q_stride, 0, keys + c * simd::lanes, size, sum);
+  template <bool all>
+  KVC_ALWAYS_INLINE void encode_weights(const float* p, float largest, std::uint64_t visible, float* w) const noexcept {
+    simd::F32x16 weight[tile_groups], relative[tile_groups];
+    simd::detail::unroll<int{tile_groups}>(
+        [&](auto g) __attribute__((always_inline)) { weight[g] = simd::load(p + g * simd::lanes); });
+    constexpr float least = std::numeric_limits<float>::min();
+    largest = largest < least ? least : largest;  // NaN stays NaN
+    const simd::F32x16 factor = simd::broadcast(1.0F / largest);
+    simd::detail::unroll<int{tile_groups}>([&](auto g)
+                                               __attribute__((always_inline)) { relative[g] = weight[g] * factor; });
+    for (Index chunk = 0; chunk < chunks(value_dim_); ++chunk, w += chunk_weights) {
+      const simd::F32x4 top = all ? load_tops(chunk) : largest_scales(chunk, visible);
+      simd::F32x16 middles[4];
+      simd::U32x16 codes[4][tile_groups];
+      simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+        const Ranges& of_group = ranges(4 * chunk + i);
+        const simd::F32x16 scale_factor = simd::broadcast(255.0F / top[int{i}]);
+        middles[i] = simd::zero();
+        simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
+          const auto mask = static_cast<__mmask16>(all ? 0xffff : visible >> (g * simd::lanes));
+          simd::F32x16 scale;
+          if constexpr (all) {
+            scale = simd::load(of_group.relative + g * simd::lanes);
+            middles[i] = simd::madd(weight[g], simd::load(of_group.middle + g * simd::lanes), middles[i]);
+          } else {
+            scale = {{_mm512_maskz_mul_ps(mask, simd::load(of_group.scale + g * simd::lanes).part[0],
+                                          scale_factor.part[0])}};
+            middles[i] = {{_mm512_mask3_fmadd_ps(
+                weight[g].part[0], simd::load(of_group.middle + g * simd::lanes).part[0], middles[i].part[0], mask)}};
+          }
+          codes[i][g] = simd::to_integers(relative[g] * scale);
+        });
       });
-      simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
-        constexpr int r = n / C, k = n % C;
-        const float* const range = keys + k * size + 8 * simd::lanes;
-        total[r][k] = simd::madd(to_floats(sum[r][k]), simd::load(range), total[r][k]);
-        total[r][k] =
-            simd::madd(simd::load(range + simd::lanes), simd::broadcast(query[r * q_stride + 8]), total[r][k]);
+      simd::store_four(w + 4 * quads, top * (largest / (16 * 255.0F)));  // values are in sixteenths
+      simd::store_four(w + 4 * quads + 4, simd::sum_each(middles[0], middles[1], middles[2], middles[3]));
+      simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
+        simd::store_words(w + g * simd::lanes, simd::join_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
       });
     }
-    simd::detail::unroll<R * C>([&](auto n) __attribute__((always_inline)) {
-      constexpr int r = n / C, k = n % C;
-      simd::store(s + r * tile_keys + (g + k) * simd::lanes,
-                  total[r][k] * simd::broadcast(q[r * q_stride + 9 * count]));
-    });
   }
 
   /// Codes of four groups of the values of positions [4 u, 4 u + 4): vector k has numbers 4 k + [0, 4) of each group
@@ -298,7 +408,14 @@ class NibbleTile {
     x[3] = half[1];
   }
 
-  template <int R, int half, bool from_rows>
+  /// Where the numbers of a half of bytes come from.
+  enum class From {
+    rows,        ///< the rows of the cache; their bytes are kept for the other half
+    bytes,       ///< those bytes
+    kept_codes,  ///< what load_values made, with transposed lanes
+  };
+
+  template <int R, int half, From from>
   KVC_ALWAYS_INLINE void add_half(const float* w, Index first, Index last, Index d, float* to,
                                   const float* rescale) noexcept {
     const Index pad = state_floats(value_dim_), stride = weight_floats(value_dim_);
@@ -306,37 +423,42 @@ class NibbleTile {
     const Index end = ceil_div(last, Index{4});
     for (Index u = first / 4; u < end; ++u) {
       simd::U32x16 x[4];
-      if constexpr (from_rows) {
+      float* const kept = values_ + u * pad + d + (from == From::kept_codes ? 4 * half * simd::lanes : 0);
+      if constexpr (from != From::kept_codes) {
         prefetcher_.prefetch(2);  // half of 4 rows of 64 bytes
-        load_four(u, d, x);
-        simd::detail::unroll<4>(
-            [&](auto k) __attribute__((always_inline)) { x[k] = (half == 0 ? x[k] : x[k] >> 4) & 0x0f0f0f0fU; });
-      } else {
-        simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
-          x[k] = simd::load_words(values_ + u * pad + d + (4 * half + k) * simd::lanes);
-        });
       }
-      add_weighted<NibbleValueDotTraits, R>(w + 4 * u, stride, 0, x, sum);
+      if constexpr (from == From::rows) {
+        load_four(u, d, x);
+      }
+      simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
+        if constexpr (from == From::rows) {
+          simd::store_words(kept + k * simd::lanes, x[k]);
+        } else {
+          x[k] = simd::load_words(kept + k * simd::lanes);
+        }
+        if constexpr (from != From::kept_codes) {
+          x[k] = simd::signed_nibbles<half>(x[k]);
+        }
+      });
+      add_weighted<NibbleValueDotTraits<from == From::kept_codes>, R>(w + 4 * u, stride, 0, x, sum);
     }
+    // Otherwise g++ stores the sums in each turn of the loop.
+    simd::detail::unroll<R * 4>([&](auto n) __attribute__((always_inline)) { simd::pin(sum[n / 4][n % 4]); });
     simd::F32x16 total[R][4];
     simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-      const simd::F32x16 scale = as_floats(simd::spread_four(w + i * stride + 4 * quads));
-      const simd::F32x16 minimum = as_floats(simd::spread_four(w + i * stride + 4 * quads + 4));
+      const simd::F32x16 step = as_floats(simd::spread_four(w + i * stride + 4 * quads));
+      const simd::F32x16 middle = as_floats(simd::spread_four(w + i * stride + 4 * quads + 4));
       simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
-        total[i][k] = simd::madd(to_floats(sum[i][k]), scale, minimum);
+        const simd::U32x16 of_group = from == From::kept_codes ? simd::transpose_lanes(sum[i][k]) : sum[i][k];
+        total[i][k] = simd::madd(to_floats(of_group), step, middle);
       });
     });
     store_sums<R, 4>(total, to, pad, rescale);
   }
 
-  Index key_dim_;
-  Index value_dim_;
-  const KvTileRows<Int4>* rows_ = nullptr;
-  bool once_ = false;
-  Prefetcher prefetcher_;
-  float* keys_;    // [groups of 16 keys][groups][10][16]
-  float* values_;  // [quads][state_floats] words
-  float* ranges_;  // [groups][scale, minimum][64]
+  float* keys_;    // [groups of 16 keys][groups][key_words][16]
+  float* values_;  // [quads][state_floats] words, of codes or (few rows) of bytes
+  float* ranges_;  // [groups] Ranges
   float* tops_;    // [groups] largest scale
 };
 

@@ -19,15 +19,18 @@ namespace detail {
 ///   visible  [count] one bit per key, set if it counts; set to 0 if the largest score is -infinity
 ///   m, l     [count] largest score and sum of weights so far
 ///   rescale   [count] what sums over earlier weights must be multiplied with
+///   largest_weight  [count] of the tile, of each row in which a key counts
 ///
 /// Of each row: the largest lane of max(max(x0, x1), max(x2, x3)), and l = madd(l, rescale, simd::sum((x0 + x1) + (x2 +
 /// x3))).
-inline void online_softmax(float* s, std::uint64_t* visible, Index count, float* m, float* l, float* rescale) noexcept {
+inline void online_softmax(float* s, std::uint64_t* visible, Index count, float* m, float* l, float* rescale,
+                           float* largest_weight) noexcept {
   using simd::F32x16;
   constexpr float infinity = std::numeric_limits<float>::infinity();
   const auto at = [s, count](Index r, Index g) { return s + std::min(r, count - 1) * tile_keys + g * simd::lanes; };
 
-  alignas(64) float largest[simd::lanes], offset[simd::lanes], sums[simd::lanes];
+  alignas(64) float largest[simd::lanes] = {};  // of rows that do not exist too: numbers that no arithmetic is slow for
+  alignas(64) float top_weight[simd::lanes], offset[simd::lanes], sums[simd::lanes];
   for (Index first = 0; first < count; first += 4) {
     F32x16 top[4];
     simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
@@ -48,10 +51,12 @@ inline void online_softmax(float* s, std::uint64_t* visible, Index count, float*
 
   const F32x16 before = simd::load_partial(m, count), now = simd::max(before, simd::load(largest));
   simd::store(offset, now);
+  simd::store(top_weight, simd::exp_up_to_zero(simd::load(largest) - now));
   simd::store(largest, simd::exp_up_to_zero(before - now));
   for (Index r = 0; r < count; ++r) {
     m[r] = offset[r];
     rescale[r] = largest[r];
+    largest_weight[r] = top_weight[r];
     if (offset[r] == -infinity) {
       offset[r] = 0;  // the scores stay -infinity, the weights are 0
       rescale[r] = 1;

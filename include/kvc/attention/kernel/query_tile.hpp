@@ -61,23 +61,24 @@ class QueryTile {
   [[nodiscard]] static constexpr Index scratch_floats(const AttentionDims& dims, Index queries) noexcept {
     const Index rows = queries * dims.group;
     return rows * (tile_keys + Tile::weight_floats(dims.value_dim)) + Scratch::floats_for<Query>(queries) +
-           Scratch::floats_for<KeyRange>(rows) + Scratch::floats_for<std::uint64_t>(rows) + padded(rows) +
+           Scratch::floats_for<KeyRange>(rows) + Scratch::floats_for<std::uint64_t>(rows) + 2 * padded(rows) +
            kernel_rows * Tile::state_floats(dims.value_dim);
   }
 
-  /// Rows of q as the tile wants them, scaled.
+  /// Rows of q as the tile wants them, with the tile's part of the scale.
   ///
   ///   row(i) -> const float*   [key_dim], i < count
   ///   to                       [count, query_floats]
   ///   scaled                   [padded(key_dim)] working memory
   template <class F>
   static void prepare(const AttentionDims& dims, Index count, F row, float* scaled, float* to) {
+    const float factor = Tile::scale_parts(dims.scale).of_queries;
     for (Index i = 0; i < count; ++i) {
       if (i + rows_ahead < count) {
         prefetch_row(row(i + rows_ahead), dims.key_dim);
       }
       const float* const from = row(i);
-      std::transform(from, from + dims.key_dim, scaled, [scale = dims.scale](float x) { return x * scale; });
+      std::transform(from, from + dims.key_dim, scaled, [factor](float x) { return x * factor; });
       Tile::prepare_query(scaled, dims.key_dim, to + i * Tile::query_floats(dims.key_dim));
     }
   }
@@ -103,7 +104,8 @@ class QueryTile {
         query_(scratch.template take_as<Query>(queries)),
         keys_(scratch.template take_as<KeyRange>(queries * dims.group)),
         visible_(scratch.template take_as<std::uint64_t>(queries * dims.group)),
-        rescale_(scratch.take(padded(queries * dims.group))) {
+        rescale_(scratch.take(padded(queries * dims.group))),
+        largest_(scratch.take(padded(queries * dims.group))) {
     if (weight_size_ == 0) {
       w_ = p_;
       weight_size_ = tile_keys;
@@ -301,6 +303,7 @@ class QueryTile {
   KeyRange* keys_;          // [rows] that each may see: a copy per row saves a division in each tile
   std::uint64_t* visible_;  // [rows]
   float* rescale_;          // [rows]
+  float* largest_;          // [rows] weight of the tile
 };
 
 // Not inline, so that attention/extern.hpp keeps other files from instantiating it, and with it all kernels.
@@ -340,12 +343,12 @@ void QueryTile<Tile>::attend(Index head, Index first, Index last, Index base, Ti
   }
   for (Index r = begin; r < end; r += simd::lanes) {
     online_softmax(p_ + r * tile_keys, visible_ + r, std::min(Index{simd::lanes}, end - r), states.m + offset + r,
-                   states.l + offset + r, rescale_ + r);
+                   states.l + offset + r, rescale_ + r, largest_ + r);
   }
   tile.load_values();
   for (Index r = begin; r < end; ++r) {
     if (visible_[r] != 0) {
-      tile.encode_weights(p_ + r * tile_keys, visible_[r], w_ + r * weight_size_);
+      tile.encode_weights(p_ + r * tile_keys, largest_[r], visible_[r], w_ + r * weight_size_);
     }
   }
   values(begin, end, tile, states.o + offset * value_pad_);

@@ -101,7 +101,7 @@ class SplitCall {
               call.dims(), call.rows_.options(), item.first_head, queries(),
               [&](Index i) { return call.queries_[static_cast<std::size_t>(first_query_ + i)]; },
               call.prepared(item.first_head, group_.first), std::ssize(call.queries_) * call.dims().group, scratch_),
-          kv_(call.dims().key_dim, call.dims().value_dim, scratch_),
+          kv_(call.dims().key_dim, call.dims().value_dim, call.dims().scale, scratch_),
           own_(RowStates::at(scratch_.take(RowStates::size(states_, call.value_pad())), states_, call.value_pad())) {}
 
     void run() {
