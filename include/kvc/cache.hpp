@@ -22,6 +22,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/fwd.hpp"
+#include "kvc/layout/copy_rows.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/shape.hpp"
 #include "kvc/layout/verify.hpp"
@@ -404,28 +405,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     }
   }
 
-  /// The copies that a policy asks for: rows of all layers and heads, from one place of the pool to another.
   void copy_rows(std::span<const RowCopy> copies) {
-    const PoolExtents& extents = layout_.extents();
-    for (const RowCopy& copy : copies) {
-      copy_grid(copy, extents.key_row, layout_.k_stride(),
-                [&](BlockId block, Index layer, Index head, Pos slot) { return layout_.k(block, layer, head, slot); });
-      copy_grid(copy, extents.value_row, layout_.v_stride(),
-                [&](BlockId block, Index layer, Index head, Pos slot) { return layout_.v(block, layer, head, slot); });
-    }
-  }
-
-  /// The keys, or the values.  offset(block, layer, head, slot), in Storage objects
-  template <class Offset>
-  void copy_grid(const RowCopy& copy, Index row_size, Index stride, Offset offset) {
-    constexpr auto unit = static_cast<Index>(sizeof(Storage));
-    const Index to = offset(copy.to, 0, 0, copy.to_slot), from = offset(copy.from, 0, 0, copy.from_slot);
-    const Index layer = offset(copy.to, 1, 0, copy.to_slot) - to, head = offset(copy.to, 0, 1, copy.to_slot) - to;
-    copy_ranges(pool_.space(), coalesced({pool_.data() + to * unit,
-                                          pool_.data() + from * unit,
-                                          row_size * unit,
-                                          {shape_.layers, shape_.kv_heads, Index{copy.count}},
-                                          {layer * unit, head * unit, stride * unit}}));
+    kvc::layout::copy_rows(pool_.space(), pool_.data(), layout_, static_cast<Index>(sizeof(Storage)), copies);
   }
 
   /// Verified before the pool is allocated: rows that overlap would overwrite one another.

@@ -1,0 +1,44 @@
+// layout::copy_rows: carries out the copies that a policy asks for.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "kvc/core/types.hpp"
+#include "kvc/layout/layout.hpp"
+#include "kvc/memory/space.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace layout {
+
+/// Copies rows of all layers and heads from one place of a pool to another, one copy after the other.
+///
+///   pool   the memory of the pool, in `space`
+///   unit   bytes of a storage unit
+///
+/// Two calls of the space for each copy if it copies grids. Throws what the space throws.
+template <Layout L, Space S>
+void copy_rows(S& space, std::byte* pool, const L& layout, Index unit, std::span<const RowCopy> copies) {
+  const PoolExtents& extents = layout.extents();
+  // The keys, or the values:  offset(block, layer, head, slot), in storage units
+  const auto copy_part = [&](const RowCopy& copy, Index row_size, Index stride, auto offset) {
+    const Index to = offset(copy.to, 0, 0, copy.to_slot), from = offset(copy.from, 0, 0, copy.from_slot);
+    const Index layer = offset(copy.to, 1, 0, copy.to_slot) - to, head = offset(copy.to, 0, 1, copy.to_slot) - to;
+    copy_ranges(space, coalesced({pool + to * unit,
+                                  pool + from * unit,
+                                  row_size * unit,
+                                  {extents.layers, extents.kv_heads, Index{copy.count}},
+                                  {layer * unit, head * unit, stride * unit}}));
+  };
+  for (const RowCopy& copy : copies) {
+    copy_part(copy, extents.key_row, layout.k_stride(),
+              [&](BlockId block, Index l, Index head, Pos slot) { return layout.k(block, l, head, slot); });
+    copy_part(copy, extents.value_row, layout.v_stride(),
+              [&](BlockId block, Index l, Index head, Pos slot) { return layout.v(block, l, head, slot); });
+  }
+}
+
+}  // namespace layout
+}  // namespace v0
+}  // namespace kvc
