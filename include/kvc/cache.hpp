@@ -12,8 +12,9 @@
 #include <utility>
 #include <vector>
 
-#include "kvc/append.hpp"
-#include "kvc/cache_view.hpp"
+#include "kvc/cache/append.hpp"
+#include "kvc/cache/arguments.hpp"
+#include "kvc/cache/view.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/scope_guard.hpp"
@@ -33,47 +34,6 @@
 
 namespace kvc {
 inline namespace v0 {
-
-namespace detail {
-/// False, and depends on T.
-template <class T>
-inline constexpr bool is_element_type = ElementType<T>;
-template <class P>
-struct ConfigOf {
-  using Type = int;
-};
-template <class P>
-  requires requires { typename P::Config; }
-struct ConfigOf<P> {
-  using Type = typename P::Config;
-};
-}  // namespace detail
-
-/// Instantiated only if an argument is not what a KvCache needs: says which, and why. See the specialisation below.
-template <class T, class P, class L, class S>
-class KvCache {
-  static_assert(
-      detail::is_element_type<T>,
-      "kvc: the first argument of KvCache is no element type here. For Eigen::half and Eigen::bfloat16 include "
-      "kvc/element/float16.hpp; for Int8, Fp8E4M3 and Int4 kvc/element/quantized.hpp; for None "
-      "kvc/element/none.hpp. For a type of your own specialise kvc::Element (kvc/element/element.hpp).");
-  static_assert(
-      Policy<P>,
-      "kvc: the second argument of KvCache is not a policy. Include kvc/policy/contiguous.hpp, "
-      "kvc/policy/paged.hpp or kvc/policy/prefix_shared.hpp, or see kvc/policy/concept.hpp for one of your own; "
-      "the compiler names the expression that is missing.");
-  static_assert(Layout<L>,
-                "kvc: the third argument of KvCache is not a layout, see kvc/layout/layout.hpp; the compiler names the "
-                "expression that is missing.");
-  static_assert(Space<S>,
-                "kvc: the fourth argument of KvCache is not a space, see kvc/memory/space.hpp; the compiler names the "
-                "expression that is missing.");
-
- public:
-  template <class Config = typename detail::ConfigOf<P>::Type,
-            class Where = S>  // so that the constructor is not an error as well
-  explicit KvCache(const Shape&, const Config&, const Where& = Where{}) {}
-};
 
 /// The KV cache: keys and values of many sequences in one pool, which is allocated once and never moves. Binds four choices that
 /// do not know one another:
@@ -163,8 +123,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] Opened open(const OpenOptions& options) { return open(TokenSpan(), options); }
   [[nodiscard]] Opened open() { return open(OpenOptions{}); }
 
-  /// Reserves the next positions of a sequence: one for each of `tokens`, or `count` of them. All or nothing: without room try_extend gives an empty optional and extend throws
-  /// CapacityError. A sequence has at most one extension under way; another throws std::invalid_argument.
+  /// Reserves the next positions of a sequence: one for each of `tokens`, or `count` of them. All or nothing: without room
+  /// try_extend gives an empty optional and extend throws CapacityError. A sequence has at most one uncommitted extension;
+  /// another throws std::invalid_argument.
   ///
   ///   extend(seq, 7)   extend(seq, tokens)   extend(seq, {1, 2, 3})
   ///

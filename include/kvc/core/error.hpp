@@ -53,9 +53,8 @@ class CapacityError : public std::bad_alloc {
         break;
       case Limit::fragmentation:
         print(
-            "kvc: no room to %s by %lld tokens: %lld slots in one piece are needed; %lld slots are free, but the "
-            "largest "
-            "hole has %lld",
+            "kvc: no room to %s by %lld tokens: %lld slots in one piece are needed; %lld slots are free, "
+            "but the largest hole has %lld",
             met.needed, now.blocks_free * now.block_tokens, met.allowed);
         break;
       case Limit::none:
