@@ -1,14 +1,4 @@
-// Contiguous: one variable-size allocation per sequence, inside a fixed pool.
-//
-// The simplest policy, and the fastest to read: a sequence is one run. What it costs depends on the mode:
-//
-//   reserve   takes the maximum length at open. Never moves; wastes what the sequence does not come to use.
-//   grow      takes what is needed and grows, in place if the slots behind it are free, else by moving to a larger
-//             hole.
-//             Holes are left behind: memory may be free, and still no hole is large enough
-//             (`stats().largest_free_run`). A sequence that moves has both places until its extension is committed.
-//
-// The pool is a single block of `pool_tokens` slots. In stats(), a block is one slot.
+// Contiguous: one allocation of variable size per sequence, in a fixed pool.
 #pragma once
 
 #include <algorithm>
@@ -31,8 +21,15 @@
 namespace kvc {
 inline namespace v0 {
 
-/// One allocation of consecutive slots per sequence, from a pool that is one block. A sequence is one run. Mode::reserve takes
-/// its maximum at open and never moves; Mode::grow takes what is needed, and moves a sequence that cannot grow in place.
+/// One allocation of consecutive slots per sequence, in a pool that is a single block of `pool_tokens` slots. The simplest
+/// policy, and the fastest to read: a sequence is one run. Its costs depend on the mode:
+///
+///   reserve   takes the maximum length at open. Never moves a sequence; wastes the slots that a sequence never uses.
+///   grow      takes the slots that are needed. Grows a sequence in place if the slots behind it are free, and moves it to
+///             a larger hole otherwise; a sequence that moves has both places until its extension is committed. Leaves
+///             holes: slots may be free while no hole is large enough (Limit::fragmentation).
+///
+/// In stats(), a block is one slot.
 class Contiguous {
  public:
   enum class Mode { reserve, grow };
@@ -56,7 +53,7 @@ class Contiguous {
   [[nodiscard]] Index blocks() const noexcept { return 1; }
   [[nodiscard]] Pos block_tokens() const noexcept { return pool_tokens(config_); }
 
-  /// Nothing is ever found in place. No room: all sequences are open, or (reserve) no hole is large enough. O(holes).
+  /// Finds nothing in place. No room: config.sequences are open, or (reserve) no hole is large enough. O(holes).
   /// Throws std::invalid_argument if options.max_tokens is not between 0 and config.max_tokens.
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
     require_between(options.max_tokens, Pos{0}, config_.max_tokens, "options.max_tokens");
@@ -90,7 +87,7 @@ class Contiguous {
     holes_.free(std::exchange(s.replaced, {}));
   }
 
-  /// A sequence that moved is where it was.
+  /// A sequence that moved returns to its place.
   void rollback(SeqId seq) noexcept {
     if (Sequence* const open = sequences_.find(seq); open != nullptr && open->lengths.uncommitted) {
       Sequence& s = *open;
@@ -156,11 +153,11 @@ class Contiguous {
     return why_not_insert(sequences_.at(seq).most, at);
   }
 
-  /// Slots that are free, in holes of whatever size. O(1).
+  /// Free slots, in holes of any size. O(1).
   [[nodiscard]] Index available() const noexcept { return holes_.available(); }
   /// Most tokens of any sequence. O(1).
   [[nodiscard]] Pos max_tokens() const noexcept { return config_.max_tokens; }
-  /// All slots that a sequence has, those included that it has not come to use. O(1).
+  /// All slots of a sequence, used or not. O(1).
   [[nodiscard]] SlotRun allocation(SeqId seq) const {
     const Sequence& s = sequences_.at(seq);
     return {BlockId{0}, s.start, s.capacity, 0};
@@ -231,9 +228,9 @@ class Contiguous {
     SequenceLengths lengths;
     Pos start = 0;
     Pos capacity = 0;
-    Pos most = 0;                // what the sequence may grow to
-    Pos committed_capacity = 0;  // before the pending extension
-    detail::Region replaced;     // where the sequence was before the pending extension moved it
+    Pos most = 0;                // the most tokens of this sequence
+    Pos committed_capacity = 0;  // before the uncommitted extension
+    detail::Region replaced;     // its place before the uncommitted extension moved it
   };
 
   static Config validated(const Config& config) {

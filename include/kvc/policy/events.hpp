@@ -1,10 +1,9 @@
-// Events: what a prefix cache tells others about its index, so that a router can keep a copy of it.
+// Events: how a prefix cache reports its index, so that a router can keep a copy of it.
 //
-// A listener is a type parameter of PrefixShared. With NoEvents, the default, nothing is computed or stored for it.
-// Events are numbered from 0 without gaps: a receiver that misses one knows it, and begins again with what
-// PrefixShared::for_each_cached tells. A block id
-// names the cached block from its BlockStored to its BlockRemoved; a parent is always stored before, and removed after,
-// its children.
+// A listener is a type parameter of PrefixShared; with NoEvents, the default, nothing is computed or stored for it. Events
+// are numbered from 0 without gaps: a receiver notices that it missed one, and starts again from
+// PrefixShared::for_each_cached. A block id names the cached block from its BlockStored to its BlockRemoved; a parent is
+// stored before its children, and removed after them.
 #pragma once
 
 #include <concepts>
@@ -43,7 +42,8 @@ struct AllBlocksCleared {
   std::uint64_t number = 0;
 };
 
-/// What a listener must offer. Calls are made in the middle of an operation: they must not call the cache.
+/// The contract of a listener: callable, without exceptions, with each kind of event. It is called in the middle of an
+/// operation and must not call the cache.
 template <class L>
 concept EventListener =
     std::default_initializable<L> &&
@@ -61,7 +61,7 @@ struct NoEvents {
 };
 static_assert(EventListener<NoEvents>);
 
-/// Calls a function of yours.
+/// A listener that calls a function.
 class EventCallback {
  public:
   using Event = std::variant<BlockStored, BlockRemoved, AllBlocksCleared>;
@@ -81,10 +81,11 @@ class EventCallback {
 };
 static_assert(EventListener<EventCallback>);
 
-/// Keeps the last events until they are polled. When it is full the oldest is overwritten: a gap in the numbers shows it.
+/// A listener that keeps the last events until they are polled. If it is full, the oldest event is overwritten: a gap in the
+/// numbers shows it.
 class EventRing {
  public:
-  /// An event with its own copy of what the cache's own events only point to.
+  /// An event that owns its salt and tokens.
   struct Record {
     enum class Kind : std::uint8_t { stored, removed, cleared };
     Kind kind = Kind::cleared;
@@ -99,7 +100,7 @@ class EventRing {
 
   EventRing() : ring_(default_capacity) {}
 
-  /// Keeps `events` events from now on; those that wait are lost. One commit stores as many events as it fills blocks.
+  /// Keeps `events` events from now on; waiting ones are lost. A commit stores one event for each block that it fills.
   /// Throws std::invalid_argument if there are none.
   void resize(std::size_t events) {
     require(events > 0, "events", events, "at least 1");
@@ -124,7 +125,7 @@ class EventRing {
   void operator()(const BlockStored& event) noexcept {
     Record& record = next(Record::Kind::stored, event.number, event.block);
     record.parent = event.parent;
-    // A record's memory is used again. Should there be none for a larger one, the event is lost, and the gap shows it.
+    // A record's memory is reused. If a larger record cannot be allocated, the event is lost, and the gap shows it.
 #if KVC_HAS_EXCEPTIONS
     try {
 #endif

@@ -1,6 +1,4 @@
-// Orders in which a scheduler can take up waiting requests.
-//
-// Both give indices into the caller's own list and keep the order of equals.
+// Orders in which a scheduler can take waiting requests: indices into its list, stable for equal requests.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +24,7 @@ struct NoOptions {
 };
 }  // namespace detail
 
-/// Earliest first: arrival_of(request) is anything that can be compared. Fair, and blind to what is cached. O(n log n).
+/// Earliest first: arrival_of(request) is any value with an order. Fair, and ignores the cache. O(n log n).
 template <std::ranges::random_access_range R, class Arrival>
 [[nodiscard]] std::vector<std::size_t> order_of_arrival(const R& requests, Arrival arrival_of) {
   std::vector<std::size_t> order(static_cast<std::size_t>(std::ranges::size(requests)));
@@ -38,10 +36,10 @@ template <std::ranges::random_access_range R, class Arrival>
 }
 
 /// Most cached tokens first: requests that share a prefix follow one another while it is there (Zheng et al., SGLang,
-/// NeurIPS 2024, section 3). Requests without a cached prefix wait as long as there are others, so mind how long. The
-/// policy's answers are of now: taking up one request may change what another finds. O(tokens of all prompts + n log n).
-///   prompt_of(request)   something that stays while the request does: a span, or a reference to a vector of tokens
-///   options_of(request)  the OpenOptions that it would be opened with
+/// NeurIPS 2024, section 3). Requests without a cached prefix wait while there are others: limit how long. The order is of
+/// now: admitting one request may change the match of another. O(tokens of all prompts + n log n).
+///   prompt_of(request)   a range that lives as long as the request: a span, or a reference to a vector of tokens
+///   options_of(request)  the OpenOptions to open it with
 template <class P, std::ranges::random_access_range R, class PromptOf, class OptionsOf = detail::NoOptions>
   requires MatchesPrefixes<P> &&
            std::ranges::borrowed_range<std::invoke_result_t<PromptOf&, std::ranges::range_reference_t<const R>>>

@@ -1,8 +1,4 @@
 // Paged: a pool of blocks of equal size, and a table of blocks per sequence.
-//
-// No external fragmentation: any free block serves any sequence, and a sequence wastes less than one block. `fork`
-// shares blocks, at any position; the first of two holders to extend into a shared, partly filled block copies it. The
-// idea is PagedAttention (Kwon et al., SOSP 2023).
 #pragma once
 
 #include <algorithm>
@@ -25,8 +21,10 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Blocks of equal size, and a table of blocks per sequence (PagedAttention, Kwon et al., SOSP 2023). Any free block serves any
-/// sequence; a sequence wastes less than one block. `fork` shares blocks, and an extension copies a shared tail first.
+/// A pool of blocks of equal size, and a table of blocks per sequence (PagedAttention: Kwon et al., SOSP 2023).
+///
+/// No external fragmentation: any free block serves any sequence, and a sequence wastes less than one block. `fork`
+/// shares blocks, at any position; the first of two sequences that extends into a shared, partly filled block copies it.
 class Paged {
  public:
   struct Config {
@@ -47,7 +45,7 @@ class Paged {
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
 
-  /// Nothing is ever found in place. Takes no block, so there is always room. O(1).
+  /// Finds nothing in place. Takes no block, so there is always room. O(1).
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& = {}) {
     const SeqId seq = tables_.insert();
     prompt_tokens_ += static_cast<Index>(prompt.size());
@@ -144,7 +142,7 @@ class Paged {
       }
     }
     [[nodiscard]] bool writable(BlockId block) const noexcept { return pool.ref_count(block) == 1; }
-    [[nodiscard]] bool reclaimable(BlockId) const noexcept { return false; }  // what one holds alone is writable
+    [[nodiscard]] bool reclaimable(BlockId) const noexcept { return false; }  // a block with one reference is writable
     void reclaim(BlockId) noexcept {}
   };
 

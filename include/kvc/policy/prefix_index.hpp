@@ -48,9 +48,9 @@ class PrefixIndex {
     std::int32_t id_;
   };
 
-  /// Of children with a common beginning, how many of the newest are looked at.
+  /// Of children with a common beginning, how many of the newest are compared.
   static constexpr int children_scanned = 32;
-  /// Of a prompt, how many blocks are looked for at once.
+  /// Blocks of a prompt that are looked up at once.
   static constexpr std::size_t looked_ahead = 16;
 
   PrefixIndex(Index blocks, Pos block_tokens, Hash hash)
@@ -80,7 +80,7 @@ class PrefixIndex {
   [[nodiscard]] Index roots() const noexcept { return static_cast<Index>(root_of_.size()); }
   [[nodiscard]] std::size_t root_slots() const noexcept { return roots_.size(); }
 
-  /// The root of a salt, with one holder more. Throws std::bad_alloc; nothing has changed then.
+  /// The root of a salt, with one reference more. Throws std::bad_alloc; nothing has changed then.
   [[nodiscard]] Parent acquire_root(const Salt& salt) {
     if (const auto found = root_of_.find(salt.bytes()); found != root_of_.end()) {
       ++roots_[static_cast<std::size_t>(found->second)].ref_count;
@@ -136,8 +136,8 @@ class PrefixIndex {
 
   /// f(block) for the cached blocks that `tokens` begin with, in order; returns the last one, or `root`.
   ///
-  /// The hash of a prefix does not depend on what is found, so that of several blocks is computed, and their memory asked
-  /// for, before the first of them is looked at. Expected O(tokens).
+  /// The hash of a prefix does not depend on the blocks that are found: the hashes of several blocks are computed, and their
+  /// memory is prefetched, before the first of them is compared. Expected O(tokens).
   template <class F>
   Parent find_prefix(Parent root, std::span<const Token> tokens, F&& f) const noexcept {
     std::array<std::uint64_t, looked_ahead> hashes;
@@ -200,10 +200,10 @@ class PrefixIndex {
     return best;
   }
 
-  /// Asks for the memory that find and insert will look at, ahead of time.
+  /// Prefetches the memory that find and insert will read.
   void prefetch(std::uint64_t hash) const noexcept { prefetch(&buckets_[home(hash)]); }
 
-  /// Adds a full block under its tokens, unless one with its key is there: then that one is returned, else no_block.
+  /// Adds a full block under its tokens and returns no_block; if a block with its key is there, returns that one instead.
   /// Expected O(1).
   BlockId insert(BlockId block, Parent parent, std::uint64_t hash) noexcept {
     const std::span<const Token> own = std::as_const(*this).tokens(block);
@@ -316,13 +316,13 @@ class PrefixIndex {
     Index in_use = 0;
     for (std::size_t r = 0; r < roots_.size(); ++r) {
       const Root& root = roots_[r];
-      const Index ref_count = expected[r] + (r == 0 ? 1 : 0);  // the root of "no salt" is always held
+      const Index ref_count = expected[r] + (r == 0 ? 1 : 0);  // the root of "no salt" is always referenced
       const bool used = ref_count > 0 || root.first_child != no_block;
       const auto known = used ? root_of_.find(*root.salt) : root_of_.end();
       if ((used &&
            (root.ref_count != ref_count || known == root_of_.end() || known->second != static_cast<std::int32_t>(r)))) {
         throw_error(InvariantError("kvc: salt " + std::to_string(r) + " counts " + std::to_string(root.ref_count) +
-                                   " holders, and has " + std::to_string(ref_count)));
+                                   " references, and has " + std::to_string(ref_count)));
       }
       in_use += used ? 1 : 0;
     }
@@ -381,7 +381,7 @@ class PrefixIndex {
     return parent.is_root() ? roots_[parent.root_index()].first_child : entries_[parent.block()].first_child;
   }
 
-  /// Linear probing without tombstones: what was displaced over the emptied bucket moves up (Knuth, TAOCP 3, 6.4,
+  /// Linear probing without tombstones: entries that were displaced over the emptied bucket move up (Knuth, TAOCP 3, 6.4,
   /// algorithm R).
   void empty_bucket_of(BlockId block) noexcept {
     std::size_t hole = home(entries_[block].hash);

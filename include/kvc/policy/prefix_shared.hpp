@@ -1,15 +1,4 @@
-// PrefixShared: paged, and sequences that begin with the same tokens share the blocks of what they have in common.
-//
-// Every full block whose tokens are known is entered into an index when it is committed, and stays there, cached, after
-// its last holder has gone, until its room is needed. Opening a sequence with a prompt finds the longest cached prefix:
-// full blocks, and of one more block as many rows as match, which the first extend copies. At least one token of the
-// prompt is left over, so that there is something to compute. Matching is exact (see PrefixIndex). Sequences with
-// different salts share nothing.
-//
-// Two sequences that compute the same block at the same time end up sharing one: the second to commit gives up its own.
-//
-// A scheduler can ask what a prompt would find (match_length) and whether there is room for it (admission); an operator
-// can pin prefixes, so that they are never evicted, and limit what each tenant keeps; a router can listen to events.
+// PrefixShared: paged, and sequences that begin with the same tokens share blocks.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +28,7 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Handle of a pin. Like that of a sequence, it is recognised when it is out of date.
+/// Handle of a pin. A handle that outlived its pin is recognised.
 class PinId {
  public:
   PinId() = default;
@@ -48,18 +37,29 @@ class PinId {
  private:
   template <class, class, class>
   friend class PrefixShared;
-  explicit PinId(SeqId holder) : holder_(holder) {}
-  SeqId holder_;  // not for its owner: a pin is no sequence
+  explicit PinId(SeqId record) : record_(record) {}
+  SeqId record_;  // in the table of sequences; not given out, since a pin is no sequence
 };
 
-/// A new pin, and how many tokens of its prefix it holds.
+/// A new pin, and the number of tokens of its prefix that it protects.
 struct PrefixPin {
   PinId pin;
   Pos tokens = 0;
 };
 
-/// `Eviction` chooses what is given up when room is needed. `Events` hears of blocks that become and cease to be
-/// matchable. `Hash` is a parameter for tests; see ChainHash.
+/// Blocks as of Paged, and sequences that begin with the same tokens share the blocks of their common prefix.
+///
+/// Every full block whose tokens are known enters an index when it is committed. It stays there, cached, after its last
+/// sequence is closed, until it is evicted. `try_open` finds the longest cached prefix of a prompt: full blocks, and the
+/// rows that match of one more block, which the first extension copies. At least one token of the prompt is left to
+/// compute. Matching is exact (see PrefixIndex). Sequences of different salts share nothing. Of two sequences that
+/// compute the same block at the same time, the second to commit takes the block of the first and frees its own.
+///
+/// A scheduler can ask for the match of a prompt (match_length) and for its admission; an operator can pin prefixes and
+/// limit the cached blocks of a tenant; a router can listen to events.
+///
+/// `Eviction` chooses the victims when room is needed. `Events` hears of blocks that become or cease to be matchable.
+/// `Hash` is a parameter for tests: see ChainHash.
 template <class Eviction, class Hash, class Events>
 class PrefixShared {
   static_assert(EvictionPolicy<Eviction>,
@@ -77,8 +77,8 @@ class PrefixShared {
   struct Config {
     Index blocks = 0;       ///< blocks in the pool, less than 2^31
     Pos block_tokens = 16;  ///< slots in a block: the grain of sharing
-    Index watermark = 0;    ///< blocks that `admission` leaves for the sequences that are open; less than `blocks`
-    /// Cached blocks that a tenant keeps at most while nobody holds them; 0: no limit. All that name no tenant are one.
+    Index watermark = 0;    ///< blocks that `admission` keeps for the open sequences; less than `blocks`
+    /// Most evictable blocks of one tenant; 0: no limit. Sequences without a tenant share one quota.
     Index tenant_quota = 0;
     typename Eviction::Config eviction{};  ///< parameters of the eviction policy
   };
@@ -99,15 +99,15 @@ class PrefixShared {
   /// The listener: to set a callback, or to poll.
   [[nodiscard]] Events& events() noexcept { return blocks_.events; }
 
-  /// How many of the prompt's tokens `try_open` would find in place. Takes and changes nothing. O(prompt.size()).
+  /// How many tokens of the prompt `try_open` would find in place. Changes nothing. O(prompt.size()).
   [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const {
     (void)checked_count(prompt.size(), "prompt.size()");
     const std::optional<Parent> root = blocks_.index.find_root(options.salt);
     return root ? tables_.match(*root, all_but_one(prompt), [](BlockId) {}) : 0;
   }
 
-  /// Whether there is room for a prompt and `reserve` more tokens, beside config().watermark blocks. Takes and changes
-  /// nothing. O(prompt.size()).
+  /// Whether there is room for a prompt and `reserve` more tokens, beside config().watermark blocks. Changes nothing.
+  /// O(prompt.size()).
   [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0,
                                     const OpenOptions& options = {}) const {
     const Pos size = checked_count(prompt.size(), "prompt.size()");
@@ -117,26 +117,26 @@ class PrefixShared {
       return Admission::never;
     }
     Index found = 0;
-    Index unheld = 0;  // of what is found: not evictable any more once this sequence holds it
-    bool last_is_held = false;
+    Index evictable = 0;  // found blocks that cease to be evictable when this sequence references them
+    bool last_is_referenced = false;
     if (const std::optional<Parent> root = blocks_.index.find_root(options.salt)) {
       const Pos cached = tables_.match(*root, all_but_one(prompt), [&](BlockId block) {
         ++found;
-        last_is_held = blocks_.pool.ref_count(block) > 0;
-        unheld += last_is_held ? 0 : 1;
+        last_is_referenced = blocks_.pool.ref_count(block) > 0;
+        evictable += last_is_referenced ? 0 : 1;
       });
-      if (cached % config_.block_tokens != 0 && last_is_held) {
-        --found;  // the block that matches partly is copied; one that nobody else holds need not be
+      if (cached % config_.block_tokens != 0 && last_is_referenced) {
+        --found;  // a block that matches in part is copied, unless no other sequence references it
       }
     }
-    return wanted - found + config_.watermark <= blocks_.available() - unheld ? Admission::now : Admission::later;
+    return wanted - found + config_.watermark <= blocks_.available() - evictable ? Admission::now : Admission::later;
   }
   [[nodiscard]] bool can_admit(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const {
     return admission(prompt, reserve, options) == Admission::now;
   }
 
-  /// A sequence that begins with what is cached of `prompt`; `cached` < prompt.size() unless the prompt is empty.
-  /// Extend it by the rest of the prompt. Takes no block, so there is always room. O(prompt.size()).
+  /// A sequence that begins with the cached prefix of `prompt`; `cached` < prompt.size() unless the prompt is empty.
+  /// Extend it by the rest of the prompt. Takes no free block, so there is always room. O(prompt.size()).
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
     require_between(options.retention.priority, 0, 100, "options.retention.priority");
     const auto [seq, cached] = tables_.open_on(prompt, all_but_one(prompt), options.salt);
@@ -153,7 +153,7 @@ class PrefixShared {
     return Opened{seq, cached};
   }
 
-  /// Blocks can be matched later only if their tokens, and all before them, were given. O(blocks taken + tokens).
+  /// A prompt can find blocks later only if their tokens, and all tokens before them, are given. O(blocks taken + tokens).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
     Sequence& s = tables_.at(seq);
     const PosRange range = tables_.checked_range(s, seq, count, tokens.size());
@@ -164,8 +164,8 @@ class PrefixShared {
     return tables_.extend_by_blocks(s, range, tokens);
   }
 
-  /// Full blocks become matchable. A block that an equal one was cached for in the meantime is replaced by that one:
-  /// runs of the sequence that were read before may be stale after. Expected O(blocks filled * block_tokens).
+  /// Full blocks become matchable. If an equal block is cached already, the sequence takes that one and frees its own: runs
+  /// of the sequence that were read before are invalid. Expected O(blocks filled * block_tokens).
   void commit(SeqId seq) {
     Sequence& s = tables_.at(seq);
     s.lengths.check_uncommitted(seq);
@@ -185,13 +185,12 @@ class PrefixShared {
     tables_.forget_unknown_from(s, s.lengths.committed);
   }
 
-  /// Tells the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended
-  /// without them, since its rows were not to be matched before they were right. Full blocks become matchable, and a
-  /// block that an equal one is cached for is replaced by that one, as if the tokens had been told at once. They must be
-  /// those that the rows were computed from; for blocks that are shared with others, the ones that those were told.
-  /// Allocates nothing. Expected O(tokens).
-  /// Throws std::invalid_argument if tokens are known already, there are more tokens than positions, or a shared block
-  /// is cached with others.
+  /// Names the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended without
+  /// them, for example because its rows must not be found before all of them are written. Full blocks become matchable as
+  /// in `commit`. The tokens must be those that the rows were computed from; for blocks that are shared with other
+  /// sequences, the tokens that those know. Allocates nothing. Expected O(tokens).
+  /// Throws std::invalid_argument if tokens are known already, there are more tokens than committed positions, or a shared
+  /// block is cached with other tokens.
   void publish_tokens(SeqId seq, std::span<const Token> tokens) { tables_.publish_tokens(seq, tokens); }
   /// The tokens of the first positions, as far as they are known: at most reserved(seq) of them. O(tokens).
   [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const { return tables_.known_tokens(tables_.at(seq)); }
@@ -226,12 +225,12 @@ class PrefixShared {
     tables_.forget_unknown_from(s, length);
   }
 
-  /// Its cached blocks stay, for later prompts.
+  /// The cached blocks of the sequence stay, for later prompts.
   void close(SeqId seq) {
     Sequence& s = tables_.at(seq);
     require(!s.state.is_pin, "seq", seq, "an open sequence");
     ++blocks_.now;
-    // A request that was opened and then put off has not been one.
+    // A request that was opened and then postponed does not count as one.
     if (s.lengths.committed > s.state.found) {
       blocks_.eviction.on_close(s.state.context, std::span(std::as_const(s.table)).first(s.state.cached_blocks),
                                 blocks_.now);
@@ -241,8 +240,8 @@ class PrefixShared {
     --sequences_;
   }
 
-  /// Holds what is cached of a prefix, so that it is not evicted until `unpin`. Nothing if not one full block is cached.
-  /// Counts neither as a sequence nor as a hit. A prefix may be pinned any number of times. O(prefix.size()).
+  /// Protects the cached full blocks of a prefix from eviction until `unpin`; empty if there are none. Counts neither as a
+  /// sequence nor as a hit. A prefix may be pinned any number of times. O(prefix.size()).
   std::optional<PrefixPin> try_pin(std::span<const Token> prefix, const Salt& salt = {}) {
     const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(config_.block_tokens);
     const SeqId seq = tables_.open_on(prefix, prefix.first(whole), salt).seq;
@@ -259,17 +258,17 @@ class PrefixShared {
     ++pins_;
     return PrefixPin{PinId(seq), tokens};
   }
-  /// Throws std::invalid_argument if the pin is not there, or not any more: a pin cannot be taken back twice.
+  /// Throws std::invalid_argument if the pin is not valid: a pin cannot be removed twice.
   void unpin(PinId pin) {
-    require(tables_.contains(pin.holder_) && tables_.at(pin.holder_).state.is_pin, "pin", pin.holder_,
+    require(tables_.contains(pin.record_) && tables_.at(pin.record_).state.is_pin, "pin", pin.record_,
             "a pin that is there");
     ++blocks_.now;
-    tables_.release_sequence(pin.holder_);
+    tables_.release_sequence(pin.record_);
     --pins_;
   }
 
-  /// Forgets all that is cached: after new weights, say. Open sequences keep their rows, and these are never matched any
-  /// more; pins hold on to blocks that nobody will find, until `unpin`. O(blocks + sequences).
+  /// Drops everything cached, for example after a change of weights. Open sequences keep their rows, which are not
+  /// matchable any more; pins keep their blocks, which nobody finds, until `unpin`. O(blocks + sequences).
   void clear() noexcept {
     blocks_.clear();
     tables_.for_each([&](Sequence& s) {
@@ -279,8 +278,8 @@ class PrefixShared {
     });
   }
 
-  /// f(BlockStored) for every cached block, parents before their children, with the number that the next event will have:
-  /// where a listener begins, or begins again after it has lost events. O(cached blocks).
+  /// f(BlockStored) for every cached block, parents before their children, each with the number of the next event: the state
+  /// from which a listener starts, or starts again after it has lost events. O(cached blocks).
   template <class F>
   void for_each_cached(F&& f) const {
     blocks_.index.for_each([&](Parent root, Parent parent, BlockId block) {
@@ -289,9 +288,9 @@ class PrefixShared {
     });
   }
 
-  /// Logical time counts operations, but those that change nothing but a last block. A caller who wants the durations of
-  /// `Retention` in a unit of its own sets it from a clock that is finer than operations are frequent, such as
-  /// microseconds. It never goes back, and ends at 2^63.
+  /// Logical time counts operations, except extensions within a last block. To have the durations of `Retention` in a unit of
+  /// time, set it from a clock that ticks more often than operations happen, such as one of microseconds. It never goes
+  /// back, and ends at 2^63.
   void set_time(std::uint64_t now) noexcept {
     blocks_.now = std::max(blocks_.now, std::min(now, std::uint64_t{1} << 63));
   }
@@ -307,7 +306,7 @@ class PrefixShared {
     return {};
   }
 
-  /// Blocks that are free or can be evicted. O(1).
+  /// Free and evictable blocks. O(1).
   [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
 
   [[nodiscard]] bool contains(SeqId seq) const noexcept {

@@ -1,8 +1,4 @@
-// Salt: what, besides its tokens, a prefix depends on.
-//
-// Two prompts share blocks only if their salts are equal: same tenant, same LoRA adapter, same images behind the
-// placeholder tokens. Every part carries its type, so that an adapter that happens to be called like a tenant is still
-// another salt.
+// Salt: the properties of a prefix besides its tokens.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +12,9 @@ inline namespace v0 {
 /// The type of a part of a salt.
 enum class SaltKind : std::uint8_t { tenant = 1, lora = 2, multimodal = 3, custom = 4 };
 
-/// A sequence of typed byte strings, compared exactly. The default is "no salt", shared by all that give none.
+/// The properties of a prefix besides its tokens: tenant, LoRA adapter, images behind placeholder tokens. Two prompts share
+/// blocks only if their salts are equal. A sequence of typed byte strings, compared exactly: an adapter with the name of a
+/// tenant is a different salt. The default is "no salt", shared by all sequences that give none.
 class Salt {
  public:
   Salt() = default;
@@ -34,7 +32,7 @@ class Salt {
     return *this;
   }
 
-  /// The salt with this encoding, or nothing if no salt has it. For bytes from outside.
+  /// The salt with this encoding, or nothing if there is none: for bytes from files and peers.
   [[nodiscard]] static std::optional<Salt> from_bytes(std::string_view encoded) {
     for (std::string_view rest = encoded; !rest.empty();) {
       if (rest.size() < head) {
@@ -51,7 +49,7 @@ class Salt {
     return salt;
   }
 
-  /// The parts that name a tenant, encoded alike: equal for salts of one tenant, whatever else they hold.
+  /// The parts that name a tenant, encoded alike: equal for all salts of one tenant.
   [[nodiscard]] std::string tenant() const {
     std::string parts;
     for (std::size_t begin = 0; begin < bytes_.size();) {

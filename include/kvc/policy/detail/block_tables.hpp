@@ -3,7 +3,7 @@
 //
 // Position p of a sequence is slot p % block_tokens of block table[p / block_tokens]. A table covers exactly the
 // reserved positions. Only the last block can be partly filled, and it is written to only by a sequence that holds it
-// alone: try_extend copies a shared tail first. The block that the copy replaces stays held until commit or rollback,
+// alone: try_extend copies a shared tail first. The replaced block stays referenced until commit or rollback,
 // so that a rollback can bring it back.
 #pragma once
 
@@ -33,12 +33,13 @@ namespace detail {
 ///   expression            meaning
 ///   size()                blocks in all
 ///   available()           blocks that `allocate` could give, one after the other
-///   allocate()             a block with one holder, free or evicted; needs available() > 0
-///   ref(b), release(b)    one holder more, one less
-///   ref_referenced(b)     as ref, for a block that has a holder
-///   writable(b)           whether the only holder of b may overwrite its slots
+///   allocate()             a free or evicted block, with a reference count of 1; requires available() > 0
+///   ref(b)                one reference more
+///   release(b, state)     one reference less, of the sequence with this state
+///   ref_referenced(b)     as ref, for a block that has a reference
+///   writable(b)           whether b has one reference and its slots may be overwritten
 ///   reclaimable(b)        whether it may after reclaim(b)
-///   reclaim(b)            gives up what keeps the only holder of b from writing; takes no block, available() stays
+///   reclaim(b)            makes b, which has one reference, writable; takes no block, available() stays
 ///
 /// All noexcept.
 template <class B, class State>
@@ -142,7 +143,7 @@ class BlockTables {
     return {Limit::pool, blocks_.available() * block_tokens_, needed * block_tokens_};
   }
 
-  /// Whether commit will let go of a block.
+  /// Whether commit will release a block.
   [[nodiscard]] static bool has_replaced(const Sequence& s) noexcept { return s.replaced != no_block; }
   void commit(Sequence& s) noexcept {
     s.lengths.commit();

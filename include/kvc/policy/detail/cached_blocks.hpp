@@ -1,4 +1,4 @@
-// CachedBlocks: a pool of blocks that are free, held, or cached and held by nobody. Where PrefixShared gets its blocks.
+// CachedBlocks: a pool of blocks that are free, referenced, or evictable. PrefixShared gets its blocks from it.
 //
 // Binds the pool, the index, the eviction policy and the listener: every change of one that the others must know goes
 // through here.
@@ -81,7 +81,7 @@ class CachedBlocks {
     return pool.ref_count(block) == 1 && !index.contains(block);
   }
   [[nodiscard]] bool reclaimable(BlockId block) const noexcept { return pool.ref_count(block) == 1; }
-  /// Takes a block out of the index, and what is cached behind it, which nobody can hold who does not hold the block.
+  /// Removes a block from the index, and its cached descendants: whoever references these references the block too.
   void reclaim(BlockId block) noexcept {
     while (index.has_children(block)) {
       evict_last_of_chain(index.newest_child(block));
@@ -90,8 +90,8 @@ class CachedBlocks {
     ++evictions_;
   }
 
-  /// Enters a block that a sequence holds and has written; `root` is that of its prefix. If an equal one is cached
-  /// already, that is returned, else no_block.
+  /// Enters a block that a sequence references and has written; `root` is that of its prefix. If an equal block is cached
+  /// already, returns that one, else no_block.
   BlockId cache(SequenceContext& context, int tenant, Parent root, BlockId block, Parent parent, std::uint64_t hash,
                 Pos depth) noexcept {
     if (const BlockId equal = index.insert(block, parent, hash); equal != no_block) {
@@ -109,7 +109,7 @@ class CachedBlocks {
   /// The number that the next event will have.
   [[nodiscard]] std::uint64_t next_event() const noexcept { return events_; }
 
-  /// Forgets what is cached. Blocks that somebody holds stay held. O(blocks).
+  /// Drops everything cached. Referenced blocks stay referenced. O(blocks).
   void clear() noexcept {
     for (Index i = 0; i < pool.size(); ++i) {
       const BlockId block{static_cast<std::int32_t>(i)};
@@ -149,8 +149,8 @@ class CachedBlocks {
   }
 
  private:
-  /// Gives up an unheld block without cached children: the end of a line of descendants of `block`, or itself.
-  /// Descendants of an unheld block are unheld.
+  /// Evicts the last block of a chain of cached descendants of `block`, or the block itself if it has none. Descendants of
+  /// an evictable block are evictable.
   ///
   /// A policy that names a block with many descendants names it again until they are gone, so the way down is remembered.
   void evict_last_of_chain(BlockId block) noexcept {

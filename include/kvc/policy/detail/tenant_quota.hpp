@@ -1,4 +1,4 @@
-// TenantQuota: how many cached blocks each tenant keeps that nobody holds, and which of them must go first.
+// TenantQuota: how many evictable blocks each tenant has, and which of them must go first.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +33,7 @@ class TenantQuota {
   }
   [[nodiscard]] bool limited() const noexcept { return quota_ > 0; }
 
-  /// One holder more of a tenant: an open sequence. Throws std::bad_alloc; nothing has changed then.
+  /// One reference more to a tenant, of an open sequence. Throws std::bad_alloc; nothing has changed then.
   [[nodiscard]] int acquire(std::string_view tenant) {
     if (!limited()) {
       return none;
@@ -84,7 +84,7 @@ class TenantQuota {
       release(tenant_of_[block]);
     }
   }
-  /// A cached block is held by nobody, or is held again.
+  /// A cached block became evictable, or is referenced again.
   void on_evictable(BlockId block) noexcept {
     if (limited()) {
       lists_.push_newest(tenant_of_[block], block);
@@ -98,7 +98,8 @@ class TenantQuota {
     }
   }
 
-  /// The block that its tenant must give up because of this one, or no_block. It has no cached children.
+  /// The block that must be evicted because its tenant exceeds the quota by this one, or no_block. It has no cached
+  /// children.
   [[nodiscard]] BlockId in_excess(BlockId block) noexcept {
     if (!limited() || tenant(block).evictable <= quota_) {
       return no_block;
@@ -106,7 +107,7 @@ class TenantQuota {
     return lists_.oldest(tenant_of_[block]);
   }
 
-  /// `sequences` holders are open sequences, all others cached blocks. Throws InvariantError.
+  /// `sequences` are the references of open sequences; all others are of cached blocks. Throws InvariantError.
   template <class IsCached, class IsEvictable>
   void verify(std::span<const Index> sequences, IsCached is_cached, IsEvictable is_evictable) const {
     if (!limited()) {

@@ -57,7 +57,7 @@ class TokenTables
 
   using Base::Base;
 
-  /// Blocks that were given up for an equal one that was cached.
+  /// Blocks that were freed for an equal one that was cached.
   [[nodiscard]] Index merges() const noexcept { return merges_; }
 
   // --- finding -------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class TokenTables
     s.lengths.set(cached);
     return {seq, cached};
   }
-  /// Becomes a holder of the blocks that `open_on` found.
+  /// References the blocks that `open_on` found.
   void ref_blocks(const Sequence& s) noexcept {
     for (const BlockId block : s.table) {
       blocks_.ref(block);
@@ -187,7 +187,7 @@ class TokenTables
     ++blocks_.now;
     cache_full_blocks(s);
   }
-  /// After positions from `length` on were given up.
+  /// After the positions from `length` on were dropped.
   void forget_unknown_from(Sequence& s, Pos length) const noexcept {
     if (s.state.unknown_from >= length) {
       s.state.unknown_from = nowhere;
