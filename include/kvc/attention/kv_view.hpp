@@ -39,6 +39,8 @@ struct IgnoreRun {
 ///              row; an empty range has none. How a range is cut is up to the view: results do not depend on it
 ///   rows       row i of a run is that of position first + i. It lies at k + i * k_stride and v + i * v_stride, the same place
 ///              whatever range was asked for, and does not change while attention reads it
+///   heads      if two views have a position of head 0 in the same place, they have it in the same place in every head: a batch
+///              reads it once for both
 ///
 /// Attention holds a view to the first law: it throws std::invalid_argument where the runs lack a position that a query row may
 /// see.

@@ -107,13 +107,15 @@ struct KeyRange {
                 "not retained by its view", "retained, because a query row may see it");
 }
 
-/// Throws std::invalid_argument unless the view retains these keys of a head. O(runs).
+/// Throws std::invalid_argument unless the runs of these keys of a head are exactly these keys. O(runs).
 template <KvView View>
 void require_retained(const View& kv, Index head, KeyRange keys, Index sequence) {
   Index next = keys.first;
   if (keys.first < keys.last) {
-    kv.for_each_run(head, PosRange{static_cast<Pos>(keys.first), static_cast<Pos>(keys.last)},
-                    [&](const auto& run) { next += run.first == next ? run.rows : Index{0}; });
+    kv.for_each_run(head, PosRange{static_cast<Pos>(keys.first), static_cast<Pos>(keys.last)}, [&](const auto& run) {
+      const bool is_next = run.first == next && run.rows >= 1 && run.rows <= keys.last - next;
+      next += is_next ? run.rows : Index{0};
+    });
   }
   if (next < keys.last) {
     throw_not_retained(sequence, next);
