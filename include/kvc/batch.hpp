@@ -30,7 +30,7 @@ struct BatchTables {
   std::vector<std::int32_t> kv_indptr{0};  ///< [batch + 1]; entries before sequence i
   std::vector<std::int32_t> kv_indices;    ///< [kv_indptr[batch]]; the block of each entry
   std::vector<std::int32_t> first_slots;   ///< [kv_indptr[batch]]; the slot of its first position; empty if all are 0
-  std::vector<std::int32_t> seq_lens;      ///< [batch]; positions, with those of an extension under way
+  std::vector<std::int32_t> seq_lens;      ///< [batch]; positions, with those of an uncommitted extension
 
   /// Sequences of the batch.
   [[nodiscard]] std::int32_t size() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
@@ -102,13 +102,13 @@ void add_blocks(const P& policy, std::span<const SeqId> sequences, BatchTables& 
 }
 
 /// f(sequences, queries) of a range of Append, each with the rows that it reserves.
-/// Throws std::invalid_argument if one of them is not of this cache or no longer under way.
+/// Throws std::invalid_argument if one of them is not an uncommitted one of this cache.
 template <class Cache, std::ranges::input_range Appends, class F>
 [[nodiscard]] auto with_rows_of(const Cache& cache, const Appends& appends, F f) {
   std::vector<SeqId> sequences;
   std::vector<Pos> queries;
   for (const auto& append : appends) {
-    require(cache.owns(append), "append", "finished or of another cache", "one of this cache under way");
+    require(cache.owns(append), "append", "finished or of another cache", "an uncommitted one of this cache");
     sequences.push_back(append.seq());
     queries.push_back(append.size());
   }
@@ -144,7 +144,7 @@ template <Policy P>
 }
 
 /// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
-/// Throws std::invalid_argument if one of them is not of this cache or no longer under way.
+/// Throws std::invalid_argument if one of them is not an uncommitted one of this cache.
 template <class Cache, std::ranges::input_range Appends>
   requires Policy<typename Cache::PolicyType>
 [[nodiscard]] BatchTables make_tables(const Cache& cache, const Appends& appends) {
@@ -171,7 +171,7 @@ template <BlockTablePolicy P>
 }
 
 /// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
-/// Throws std::invalid_argument if one of them is not of this cache or no longer under way.
+/// Throws std::invalid_argument if one of them is not an uncommitted one of this cache.
 template <class Cache, std::ranges::input_range Appends>
   requires BlockTablePolicy<typename Cache::PolicyType>
 [[nodiscard]] BatchIndex make_batch(const Cache& cache, const Appends& appends) {

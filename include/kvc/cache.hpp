@@ -161,7 +161,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
 
   /// Stores the rows of one layer for the positions of an append.
   ///   k  [append.size(), kv_heads * key_dim]     v  [append.size(), kv_heads * value_dim]
-  /// Throws std::invalid_argument for other extents, a layer that is not there, or an append that is not under way here.
+  /// Throws std::invalid_argument for other extents, for a layer that is not there, and for an append that is not an
+  /// uncommitted one of this cache.
   void write(Index layer, const Append& append, MatrixArg<float> k, MatrixArg<float> v)
     requires S::host_accessible
   {
@@ -176,7 +177,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
 
   /// Makes the positions of an append part of their sequence: call it when all layers are written. (KVC_ASSERT checks that
   /// `write` was called for each, or for none: rows may also be written through `data()`.)
-  /// Throws std::invalid_argument if the append is not one of this cache that is still under way.
+  /// Throws std::invalid_argument if the append is not an uncommitted one of this cache.
   void commit(Append&& append) {
     require_own(append);
     KVC_ASSERT(append.writes_ == 0 || append.size() == 0 || append.writes_ >= shape_.layers);
@@ -219,7 +220,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   void truncate(SeqId seq, I length) {
     policy_.truncate(seq, checked_position(seq, length, "length"));
   }
-  /// Forgets the sequence. An append of it that is under way is taken back.
+  /// Forgets the sequence. It takes back an uncommitted append of the sequence.
   void close(SeqId seq) { policy_.close(seq); }
 
   [[nodiscard]] bool contains(SeqId seq) const noexcept { return policy_.contains(seq); }
@@ -398,7 +399,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   void require_layer(Index layer) const { require_between(layer, Index{0}, shape_.layers - 1, "layer"); }
   void require_own(const Append& append) const {
     require(owns(append), "append", "committed, rolled back, of another cache or of a closed sequence",
-            "one of this cache under way");
+            "an uncommitted one of this cache");
   }
 
   /// why(policy) gives the LimitMet, of a policy that explains its refusals.

@@ -56,9 +56,9 @@ TEST_CASE("Misuse of write and commit is refused and changes nothing", "[cache]"
   REQUIRE_THROWS_WITH(other.commit(std::move(step)), contains("append is"));
   cache.write(0, step, k, v);
   cache.write(1, step, k, v);
-  REQUIRE(step.under_way());
+  REQUIRE(step.uncommitted());
   cache.commit(std::move(step));
-  REQUIRE_FALSE(step.under_way());  // NOLINT: the point
+  REQUIRE_FALSE(step.uncommitted());  // NOLINT: the point
   REQUIRE(step.size() == 0);
   REQUIRE_THROWS_WITH(cache.commit(std::move(step)), contains("append is"));  // NOLINT: the point
   REQUIRE_THROWS_WITH(cache.view(5, seq), contains("layer is 5"));

@@ -53,7 +53,7 @@ TEST_CASE("A sequence is extended by a list, and by what open returns", "[cache]
   Cache cache(shape, {.blocks = 64, .block_tokens = 4});
   const auto opened = cache.open({1, 2, 3});
   Cache::Append append;  // empty
-  REQUIRE_FALSE(append.under_way());
+  REQUIRE_FALSE(append.uncommitted());
   REQUIRE(append.size() == 0);
   append.rollback();
   REQUIRE_THROWS_WITH(cache.commit(std::move(append)), contains("append is"));

@@ -36,7 +36,7 @@ class Append {
   ~Append() { rollback(); }
 
   /// Whether it has positions to commit or to roll back.
-  [[nodiscard]] bool under_way() const noexcept { return policy_ != nullptr; }
+  [[nodiscard]] bool uncommitted() const noexcept { return policy_ != nullptr; }
   [[nodiscard]] SeqId seq() const noexcept { return seq_; }         ///< the sequence
   [[nodiscard]] PosRange range() const noexcept { return range_; }  ///< the reserved positions
   [[nodiscard]] Pos size() const noexcept { return range_.size(); }

@@ -15,7 +15,7 @@ inline namespace v0 {
 namespace detail {
 template <class R>
 concept RangeOfTokens = std::convertible_to<R, std::span<const Token>>;
-/// Ranges that a caller may take for tokens: their numbers have another type, or do not lie one behind the other.
+/// Ranges that a caller may take for tokens: of another integer type, or not contiguous.
 template <class R>
 concept RangeOfOtherTokens = !RangeOfTokens<R> && std::ranges::input_range<R> &&
                              std::integral<std::remove_cvref_t<std::ranges::range_reference_t<R>>>;

@@ -55,8 +55,8 @@ struct SlotRun {
   friend constexpr bool operator==(const SlotRun&, const SlotRun&) = default;
 };
 
-/// Rows that must be copied from one place of the pool to another, in every layer and head. count == 0: nothing to
-/// copy. The two stretches never overlap.
+/// A copy that the owner of the memory carries out for a policy: `count` rows from one place of the pool to another, in every layer
+/// and head. The two ranges of slots do not overlap.
 struct RowCopy {
   BlockId from = no_block;
   BlockId to = no_block;

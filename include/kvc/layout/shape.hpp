@@ -7,12 +7,12 @@
 namespace kvc {
 inline namespace v0 {
 
-/// layers x kv_heads rows per token: a key of key_dim and a value of value_dim numbers each.
+/// layers x kv_heads rows per token: a key of key_dim and a value of value_dim elements each.
 struct Shape {
   Index layers = 1;
   Index kv_heads = 1;   ///< key/value heads; query heads may be any multiple (GQA, MQA)
-  Index key_dim = 0;    ///< numbers in the key of one head
-  Index value_dim = 0;  ///< numbers in the value of one head; 0 means the same as key_dim
+  Index key_dim = 0;    ///< elements in the key of one head
+  Index value_dim = 0;  ///< elements in the value of one head; 0 means the same as key_dim
 
   friend constexpr bool operator==(const Shape&, const Shape&) = default;
 };

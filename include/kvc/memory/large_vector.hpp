@@ -10,7 +10,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// An allocator on HostSpace, which gives large pages to what is large.
+/// An allocator on HostSpace, which gives large pages to large requests.
 template <class T>
 struct HostAllocator {
   using value_type = T;

@@ -23,11 +23,11 @@ class ContractError : public std::logic_error {
   using std::logic_error::logic_error;
 };
 
-/// Throws ContractError "kvc: SUBJECT breaks its contract: PIECES..." unless `ok`.
-inline void expect(bool ok, std::string_view subject, std::initializer_list<std::string_view> pieces) {
+/// Throws ContractError "kvc: SUBJECT breaks its contract: PARTS..." unless `ok`.
+inline void expect(bool ok, std::string_view subject, std::initializer_list<std::string_view> parts) {
   if (!ok) {
     throw_error(
-        ContractError(kvc::detail::concat({"kvc: ", subject, " breaks its contract: ", kvc::detail::concat(pieces)})));
+        ContractError(kvc::detail::concat({"kvc: ", subject, " breaks its contract: ", kvc::detail::concat(parts)})));
   }
 }
 
