@@ -148,7 +148,7 @@ TEST_CASE("save refuses a sequence that is not open, and impossible tokens", "[i
   const Tokens others = counting(2, 3);
   REQUIRE_THROWS_WITH(save({{seq, seven, {}}}), contains("tokens.size() is 7"));
   REQUIRE_THROWS_WITH(save({{seq, std::span(seven).first(6), {}}, {fork, others, {}}}),
-                      contains("others than those of a sequence that shares the rows"));
+                      contains("different from those of a sequence that shares the rows"));
   REQUIRE(sink.bytes().empty());
 }
 

@@ -169,7 +169,7 @@ TEST_CASE("Missing, repeated and misplaced sections are refused", "[io][format]"
   }
   Forge forged = good;
   forged.sections.back().header.index = 2;
-  REQUIRE_THAT(refuse(forged), contains("a layer below 2 that has not come yet, found 2"));
+  REQUIRE_THAT(refuse(forged), contains("a layer below 2 that has not been read yet, found 2"));
   forged.sections.back().header.index = ~std::uint64_t{0};
   REQUIRE_THAT(refuse(forged), contains("a layer below 2"));
   forged = good;
@@ -222,7 +222,7 @@ TEST_CASE("A stream of unknown length cannot make the reader allocate what it on
     Endless source(bytes);
     const Seen before(victim.cache);
     const std::size_t allocated = allocated_bytes();
-    REQUIRE_THROWS_WITH(victim.cache.try_load(source, {}), contains("and they end"));
+    REQUIRE_THROWS_WITH(victim.cache.try_load(source, {}), contains("the source ends"));
     REQUIRE(allocated_bytes() - allocated < std::size_t{2} << 20);
     REQUIRE(Seen(victim.cache) == before);
   }
@@ -291,9 +291,10 @@ TEST_CASE("Contradicting blocks and sequences are refused with the record", "[io
   constexpr auto most = std::numeric_limits<std::int32_t>::max();
   constexpr auto least = std::numeric_limits<std::int32_t>::min();
   for (const std::int32_t parent : {0, 1, blocks, most, -1 - salts, least}) {
-    REQUIRE_THAT(change("blks", 0, offsetof(Block, parent), parent), contains("block 0 with a parent before it"));
+    REQUIRE_THAT(change("blks", 0, offsetof(Block, parent), parent),
+                 contains("block 0 with the number of an earlier block"));
   }
-  REQUIRE_THAT(change("blks", leaf, offsetof(Block, parent), leaf), contains("with a parent before it"));
+  REQUIRE_THAT(change("blks", leaf, offsetof(Block, parent), leaf), contains("with the number of an earlier block"));
   for (const std::int32_t rows : {0, -1, 5, most, least}) {
     REQUIRE_THAT(change("blks", leaf, offsetof(Block, rows), rows), contains("rows between 1 and block_tokens"));
   }
@@ -310,7 +311,8 @@ TEST_CASE("Contradicting blocks and sequences are refused with the record", "[io
   }());
   for (std::int32_t s = 0; s < 3; ++s) {
     for (const std::int32_t last : {blocks, most, -1 - salts, least}) {
-      REQUIRE_THAT(change("seqs", s, offsetof(Sequence, last), last), contains("a last block or a salt that is there"));
+      REQUIRE_THAT(change("seqs", s, offsetof(Sequence, last), last),
+                   contains("the number of a block or of a salt as last block"));
     }
     for (const std::int32_t length : {0, -1, 100, most, least}) {
       REQUIRE_THAT(change("seqs", s, offsetof(Sequence, length), length),

@@ -284,7 +284,7 @@ TEST_CASE("A receiver can demand room for tokens to decode, and limits its trans
   run(*a, *b);
   (void)a->send(1, shorter, {});
   run(*a, *b);
-  REQUIRE(expect_sent(*a, transfer::Outcome::busy).reason == "1 transfers are under way");
+  REQUIRE(expect_sent(*a, transfer::Outcome::busy).reason == "1 transfers are in progress");
   a->finish(id);
   run(*a, *b);
   (void)expect_sent(*a, transfer::Outcome::complete);

@@ -121,8 +121,8 @@ TEST_CASE("Rows that are not the next ones end their transfer", "[transfer]") {
     a.expect(MessageKind::abort, transfer::Outcome::broken, reason);
   };
   constexpr std::size_t token = Wire::token;
-  aborted(Wire::rows(7, -1, 0, 3), 3 * token, "a layer that is not there");
-  aborted(Wire::rows(7, 2, 0, 3), 3 * token, "a layer that is not there");
+  aborted(Wire::rows(7, -1, 0, 3), 3 * token, "a layer that does not exist");
+  aborted(Wire::rows(7, 2, 0, 3), 3 * token, "a layer that does not exist");
   aborted(Wire::rows(7, 0, 0, 3), 3 * token, "expected 3, found 0 to 3");
   aborted(Wire::rows(7, 0, 4, 5), token, "expected 3, found 4 to 5");
   aborted(Wire::rows(7, 0, 3, 3), 0, "found 3 to 3");
@@ -132,7 +132,7 @@ TEST_CASE("Rows that are not the next ones end their transfer", "[transfer]") {
   aborted(Wire::rows(7, 0, 3, 10), 6 * token, "another size");
   aborted(Wire::rows(7, 0, 3, 10), 7 * token + 1, "another size");
   aborted(Wire::rows(7, 0, 3, 10), 0, "another size");
-  aborted(HeadWriter(MessageKind::rows, 7), 0, "a layer that is not there");
+  aborted(HeadWriter(MessageKind::rows, 7), 0, "a layer that does not exist");
   aborted(HeadWriter(MessageKind::end, 7), 0, "without all rows of layer 0");
   aborted(HeadWriter(MessageKind::done, 7), 0, "out of turn");
   aborted(HeadWriter(static_cast<MessageKind>(99), 7), 10, "out of turn");
