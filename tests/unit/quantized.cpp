@@ -256,6 +256,34 @@ TEST_CASE("A group of Int4 with NaN or infinity reads back as NaN, and the other
   }
 }
 
+TEST_CASE("A group of Int4 with only tiny elements reads back as 0, and the largest floats as the largest element",
+          "[quantized]") {
+  for (const float tiny : {0x1.fp-101F, 0x1p-126F, 0x1p-149F}) {
+    std::vector<float> x(64, -tiny);
+    x[3] = tiny;
+    x[40] = 1;  // in the other group
+    const std::vector<float> back = stored<Int4>(x);
+    CHECK(std::all_of(back.begin(), back.begin() + 32, [](float each) { return each == 0; }));
+    CHECK(back[40] == Approx(1).epsilon(0.01));
+  }
+  for (const float small : {0x1p-100F, 1e-30F}) {
+    std::vector<float> x(32, small);
+    x[3] = -small;
+    const std::vector<float> back = stored<Int4>(x);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      CAPTURE(i, small, back[i]);
+      CHECK(back[i] / x[i] == Approx(1).epsilon(0.2));
+    }
+  }
+  constexpr float most = std::numeric_limits<float>::max(), largest = Element<Int4>::largest;
+  std::vector<float> x(32, most);
+  CHECK(stored<Int4>(x) == std::vector<float>(32, largest));
+  x[5] = -most;
+  const std::vector<float> back = stored<Int4>(x);
+  CHECK(back[5] == -largest);
+  CHECK(back[6] == largest);
+}
+
 TEST_CASE("A row of Int4 is the codes of all groups, then their ranges", "[quantized]") {
   CHECK(Element<Int4>::row_size(128) == 80);
   CHECK(Element<Int4>::row_size(1) == 20);
@@ -368,7 +396,7 @@ TEMPLATE_TEST_CASE("Rows come back from a cache as they are stored, over every p
     constexpr Pos counts[] = {5, 1, 13};
     for (const Pos count : counts) {
       const Rows rows(random, count);
-      auto step = cache.extend(seq, count);
+      auto step = cache.extend_without_tokens(seq, count);
       const PosRange range = step.range();
       for (Index layer = 0; layer < shape.layers; ++layer) {
         cache.write(layer, step, rows.keys(count), rows.values(count));
