@@ -184,17 +184,23 @@ struct Element<Int4> {
     }
   }
 
-  /// Half a scale, and the rounding of floats.
+  /// Half a scale and the rounding of floats; the magnitude itself below `smallest`, and what exceeds `largest`.
   [[nodiscard]] static float max_error(const float* from, Index dim) noexcept {
-    float largest = 0;
+    float error = 0;
     for (Index g = 0; g < groups(dim); ++g) {
       const float* const x = from + g * group;
       const Index count = std::min(Index{group}, dim - g * group);
+      const float magnitude = detail::max_abs(x, count);
+      if (magnitude < smallest) {
+        error = std::max(error, magnitude);
+        continue;
+      }
       const auto [least, most] = std::minmax_element(x, x + count);
-      const Range range = range_of(*least, *most);
-      largest = std::max(largest, detail::bf16_to_float(range.step) / 2 + detail::max_abs(x, count) * 0x1p-20F);
+      const Range range = range_of(std::clamp(*least, -largest, largest), std::clamp(*most, -largest, largest));
+      error = std::max(
+          error, detail::bf16_to_float(range.step) / 2 + magnitude * 0x1p-20F + std::max(magnitude - largest, 0.0F));
     }
-    return largest;
+    return error;
   }
 
  private:

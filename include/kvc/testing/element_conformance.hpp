@@ -32,7 +32,7 @@ inline std::vector<std::vector<float>> rows_of(Index dim) {
       row.push_back(element(d));
     }
   };
-  for (const float scale : {0x1p-140F, 1e-30F, 1e-3F, 1.0F, 30.0F, 1e4F, 1e30F}) {
+  for (const float scale : {0x1p-140F, 1e-30F, 1e-3F, 1.0F, 30.0F, 1e4F, 1e30F, 1e38F}) {
     add([&](Index) { return scale * random(); });
     add([&](Index) { return scale * (2 + random()); });
   }
