@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/salt.hpp"
 #include "request.hpp"
 
@@ -28,7 +29,7 @@ class Pins {
 
 /// For caches that can pin: remembers the pinned prefixes until unpin_all.
 template <class Cache>
-  requires requires(Cache& cache, std::span<const Token> prefix) { cache.try_pin(prefix, kvc::Salt{}); }
+  requires kvc::PinsPrefixes<Cache>
 class Pins<Cache> {
  public:
   static constexpr bool possible = true;

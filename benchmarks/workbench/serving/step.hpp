@@ -88,8 +88,8 @@ template <kvc::Policy P>
 /// Slots that one sequence can have at most.
 template <kvc::Policy P>
 [[nodiscard]] Index longest_sequence(const P& policy) {
-  if constexpr (requires { policy.config().max_tokens; }) {
-    return std::min<Index>(pool_tokens(policy), policy.config().max_tokens);
+  if constexpr (kvc::BoundsSequences<P>) {
+    return std::min<Index>(pool_tokens(policy), policy.max_tokens());
   } else {
     return pool_tokens(policy);
   }

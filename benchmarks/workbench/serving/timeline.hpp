@@ -126,7 +126,7 @@ class Timeline {
     std::vector<Index> owners(static_cast<std::size_t>(cells), owner_free);
     if constexpr (in_blocks) {
       std::vector<Index> of_block(static_cast<std::size_t>(units), owner_free);
-      if constexpr (requires { policy.for_each_cached([](const auto&) {}); }) {
+      if constexpr (kvc::KeepsPrefixes<typename Cache::PolicyType>) {
         policy.for_each_cached(
             [&](const auto& stored) { of_block[static_cast<std::size_t>(stored.block)] = owner_cached; });
       }

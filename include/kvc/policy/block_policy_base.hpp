@@ -24,9 +24,9 @@ struct BlockSequence {
   std::vector<BlockId> table;
 };
 
-/// All of a Policy but its decisions: a class that derives from it adds `name`, `try_open`, `try_extend` and `try_fork`,
-/// and replaces any other member that it has a better way for. Every block of a table has one reference for it; blocks
-/// become free with their last reference. The members keep the contract of Policy.
+/// All of a Policy but its decisions: a class that derives from it adds `name`, `try_open`, `try_extend` and
+/// `try_fork`, and replaces any other member that it has a better way for. Every block of a table has one reference for
+/// it; blocks become free with their last reference. The members keep the contract of Policy.
 class BlockPolicyBase {
  public:
   struct Config {

@@ -69,8 +69,8 @@ class BlockPool {
     }
     return true;
   }
-  /// Drops blocks from the end of a table until it has at most `count`; those that lose their last reference become free.
-  /// O(blocks dropped).
+  /// Drops blocks from the end of a table until it has at most `count`; those that lose their last reference become
+  /// free. O(blocks dropped).
   void shrink(std::vector<BlockId>& table, Index count) noexcept {
     while (static_cast<Index>(table.size()) > count) {
       if (unref(table.back()) == 0) {

@@ -9,8 +9,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// f(SlotRun) for each block that `range` touches, in ascending order, where position p is slot p % block_tokens of block
-/// table[p / block_tokens]. O(blocks touched).
+/// f(SlotRun) for each block that `range` touches, in ascending order, where position p is slot p % block_tokens of
+/// block table[p / block_tokens]. O(blocks touched).
 template <class F>
 void for_each_block_run(std::span<const BlockId> table, Pos block_tokens, PosRange range, F&& f) {
   for (Pos p = range.first; p < range.last;) {

@@ -1,8 +1,9 @@
-// Capabilities: what a policy may be able to do beyond the contract of policy/concept.hpp, one concept for each ability.
+// Capabilities: what a policy may be able to do beyond the contract of policy/concept.hpp, one concept for each
+// ability.
 //
 // Generic code asks for an ability by its name. KvCache and Synchronized offer every ability of the policy that they
-// hold (detail/forwarded.hpp), so a cache of a synchronized policy has them all. In the tables, `p` is a P, `c` a const P,
-// `seq` the handle of an open sequence.
+// hold (detail/forwarded.hpp), so a cache of a synchronized policy has them all. In the tables, `p` is a P, `c` a const
+// P, `seq` the handle of an open sequence.
 #pragma once
 
 #include <concepts>
@@ -35,7 +36,7 @@ struct Ignore {
 /// A policy around another one, with a lock: Synchronized.
 ///
 ///   expression             | returns
-///   -----------------------+-------------------------------------------------------------------------------------------
+///   -----------------------+------------------------------------------------------------------------------------------
 ///   P::PolicyType          | the type of the policy behind the lock
 ///   p.with_lock(f)         | f(PolicyType&), all other threads kept out
 ///   c.with_shared_lock(f)  | f(const PolicyType&), all writers kept out
@@ -88,8 +89,8 @@ decltype(auto) with_shared_lock(const P& policy, F&& f) {
 ///
 ///   c.block_table(seq)   | std::span<const BlockId>, valid as long as runs are; throws std::invalid_argument; O(1)
 ///
-/// A policy with a lock has the ability if the policy behind the lock does. It cannot hand out the span; ask for it with
-/// `with_shared_lock(policy, [&](const auto& p) { ... p.block_table(seq) ... })`, which serves both kinds.
+/// A policy with a lock has the ability if the policy behind the lock does. It cannot hand out the span; ask for it
+/// with `with_shared_lock(policy, [&](const auto& p) { ... p.block_table(seq) ... })`, which serves both kinds.
 template <class P>
 concept BlockTablePolicy = Policy<P> && requires(const BarePolicy<P>& c, SeqId seq) {
   { c.block_table(seq) } -> std::same_as<std::span<const BlockId>>;

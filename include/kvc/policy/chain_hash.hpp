@@ -19,8 +19,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The hash of a chain of blocks: that of a block follows from its own tokens and the hash of its parent. The keys follow
-/// from the seed, which is new in each process unless one is given. O(tokens of the block).
+/// The hash of a chain of blocks: that of a block follows from its own tokens and the hash of its parent. The keys
+/// follow from the seed, which is new in each process unless one is given. O(tokens of the block).
 class ChainHash {
  public:
   explicit ChainHash(std::uint64_t seed = process_seed()) noexcept {

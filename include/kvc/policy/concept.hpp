@@ -104,9 +104,9 @@ struct IgnoreSlots {
 /// try_fork. verify throws InvariantError when the bookkeeping contradicts itself. An operation that throws has changed
 /// nothing. commit, truncate and close allocate nothing and cannot fail otherwise.
 ///
-/// **Uncommitted extensions.** A sequence has at most one. Until its commit or rollback, try_extend and truncate of that
-/// sequence are refused; commit, rollback, close, the const members, and try_fork (of committed positions) are allowed, and so
-/// is every operation on other sequences.
+/// **Uncommitted extensions.** A sequence has at most one. Until its commit or rollback, try_extend and truncate of
+/// that sequence are refused; commit, rollback, close, the const members, and try_fork (of committed positions) are
+/// allowed, and so is every operation on other sequences.
 ///
 /// **Copies** are carried out by the owner of the memory, in the order of the list, at once: before rows of the
 /// sequence are read or written and before any other operation on it or on its parent. The copies of one list do not

@@ -21,11 +21,12 @@
 namespace kvc {
 inline namespace v0 {
 
-/// One allocation of consecutive slots per sequence, in a pool that is a single block of `pool_tokens` slots. The simplest
-/// policy, and the fastest to read: a sequence is one run. Its costs depend on the mode:
+/// One allocation of consecutive slots per sequence, in a pool that is a single block of `pool_tokens` slots. The
+/// simplest policy, and the fastest to read: a sequence is one run. Its costs depend on the mode:
 ///
 ///   reserve   takes the maximum length at open. Never moves a sequence; wastes the slots that a sequence never uses.
-///   grow      takes the slots that are needed. Grows a sequence in place if the slots behind it are free, and moves it to
+///   grow      takes the slots that are needed. Grows a sequence in place if the slots behind it are free, and moves it
+///   to
 ///             a larger hole otherwise; a sequence that moves has both places until its extension is committed. Leaves
 ///             holes: slots may be free while no hole is large enough (Limit::fragmentation).
 ///
@@ -131,8 +132,8 @@ class Contiguous {
     sequences_.erase(seq);
   }
 
-  /// Which limit a new sequence, an extension or a fork would meet: `sequences`, `max_tokens`, the pool, or fragmentation.
-  /// O(holes).
+  /// Which limit a new sequence, an extension or a fork would meet: `sequences`, `max_tokens`, the pool, or
+  /// fragmentation. O(holes).
   [[nodiscard]] LimitMet why_not_open(const OpenOptions& options = {}) const {
     require_between(options.max_tokens, Pos{0}, config_.max_tokens, "options.max_tokens");
     return why_not_insert(options.max_tokens == 0 ? config_.max_tokens : options.max_tokens, 0);

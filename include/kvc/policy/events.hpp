@@ -1,9 +1,9 @@
 // Events: how a prefix cache reports its index, so that a router can keep a copy of it.
 //
-// A listener is a type parameter of PrefixShared; with NoEvents, the default, nothing is computed or stored for it. Events
-// are numbered from 0 without gaps: a receiver notices that it missed one, and starts again from
-// PrefixShared::for_each_cached. A block id names the cached block from its BlockStored to its BlockRemoved; a parent is
-// stored before its children, and removed after them.
+// A listener is a type parameter of PrefixShared; with NoEvents, the default, nothing is computed or stored for it.
+// Events are numbered from 0 without gaps: a receiver notices that it missed one, and starts again from
+// PrefixShared::for_each_cached. A block id names the cached block from its BlockStored to its BlockRemoved; a parent
+// is stored before its children, and removed after them.
 #pragma once
 
 #include <concepts>
@@ -81,8 +81,8 @@ class EventCallback {
 };
 static_assert(EventListener<EventCallback>);
 
-/// A listener that keeps the last events until they are polled. If it is full, the oldest event is overwritten: a gap in the
-/// numbers shows it.
+/// A listener that keeps the last events until they are polled. If it is full, the oldest event is overwritten: a gap
+/// in the numbers shows it.
 class EventRing {
  public:
   /// An event that owns its salt and tokens.

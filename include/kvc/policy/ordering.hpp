@@ -36,8 +36,8 @@ template <std::ranges::random_access_range R, class Arrival>
 }
 
 /// Most cached tokens first: requests that share a prefix follow one another while it is there (Zheng et al., SGLang,
-/// NeurIPS 2024, section 3). Requests without a cached prefix wait while there are others: limit how long. The order is of
-/// now: admitting one request may change the match of another. O(tokens of all prompts + n log n).
+/// NeurIPS 2024, section 3). Requests without a cached prefix wait while there are others: limit how long. The order is
+/// of now: admitting one request may change the match of another. O(tokens of all prompts + n log n).
 ///   prompt_of(request)   a range that lives as long as the request: a span, or a reference to a vector of tokens
 ///   options_of(request)  the OpenOptions to open it with
 template <class P, std::ranges::random_access_range R, class PromptOf, class OptionsOf = detail::NoOptions>

@@ -24,7 +24,8 @@ inline namespace v0 {
 /// A pool of blocks of equal size, and a table of blocks per sequence (PagedAttention: Kwon et al., SOSP 2023).
 ///
 /// No external fragmentation: any free block serves any sequence, and a sequence wastes less than one block. `fork`
-/// shares blocks, at any position; the first of two sequences that extends into a shared, partly filled block copies it.
+/// shares blocks, at any position; the first of two sequences that extends into a shared, partly filled block copies
+/// it.
 class Paged {
  public:
   struct Config {

@@ -4,7 +4,8 @@
 // has its parent cached, so by induction its key stands for the whole prefix, exactly. A hash only finds candidates:
 // parent and tokens are always compared, and keys with equal hashes live side by side.
 //
-// Everything but the roots is allocated at construction: 4 * block_tokens + 32 bytes per block, and 2 to 4 buckets of 16.
+// Everything but the roots is allocated at construction: 4 * block_tokens + 32 bytes per block, and 2 to 4 buckets of
+// 16.
 #pragma once
 
 #include <algorithm>
@@ -136,8 +137,8 @@ class PrefixIndex {
 
   /// f(block) for the cached blocks that `tokens` begin with, in order; returns the last one, or `root`.
   ///
-  /// The hash of a prefix does not depend on the blocks that are found: the hashes of several blocks are computed, and their
-  /// memory is prefetched, before the first of them is compared. Expected O(tokens).
+  /// The hash of a prefix does not depend on the blocks that are found: the hashes of several blocks are computed, and
+  /// their memory is prefetched, before the first of them is compared. Expected O(tokens).
   template <class F>
   Parent find_prefix(Parent root, std::span<const Token> tokens, F&& f) const noexcept {
     std::array<std::uint64_t, looked_ahead> hashes;
@@ -203,8 +204,8 @@ class PrefixIndex {
   /// Prefetches the memory that find and insert will read.
   void prefetch(std::uint64_t hash) const noexcept { prefetch(&buckets_[home(hash)]); }
 
-  /// Adds a full block under its tokens and returns no_block; if a block with its key is there, returns that one instead.
-  /// Expected O(1).
+  /// Adds a full block under its tokens and returns no_block; if a block with its key is there, returns that one
+  /// instead. Expected O(1).
   BlockId insert(BlockId block, Parent parent, std::uint64_t hash) noexcept {
     const std::span<const Token> own = std::as_const(*this).tokens(block);
     std::size_t i = home(hash);
@@ -381,8 +382,8 @@ class PrefixIndex {
     return parent.is_root() ? roots_[parent.root_index()].first_child : entries_[parent.block()].first_child;
   }
 
-  /// Linear probing without tombstones: entries that were displaced over the emptied bucket move up (Knuth, TAOCP 3, 6.4,
-  /// algorithm R).
+  /// Linear probing without tombstones: entries that were displaced over the emptied bucket move up (Knuth, TAOCP 3,
+  /// 6.4, algorithm R).
   void empty_bucket_of(BlockId block) noexcept {
     std::size_t hole = home(entries_[block].hash);
     while (buckets_[hole].block != block) {

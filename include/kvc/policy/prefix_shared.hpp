@@ -50,8 +50,8 @@ struct PrefixPin {
 /// Blocks as of Paged, and sequences that begin with the same tokens share the blocks of their common prefix.
 ///
 /// Every full block whose tokens are known enters an index when it is committed. It stays there, cached, after its last
-/// sequence is closed, until it is evicted. `try_open` finds the longest cached prefix of a prompt: full blocks, and the
-/// rows that match of one more block, which the first extension copies. At least one token of the prompt is left to
+/// sequence is closed, until it is evicted. `try_open` finds the longest cached prefix of a prompt: full blocks, and
+/// the rows that match of one more block, which the first extension copies. At least one token of the prompt is left to
 /// compute. Matching is exact (see PrefixIndex). Sequences of different salts share nothing. Of two sequences that
 /// compute the same block at the same time, the second to commit takes the block of the first and frees its own.
 ///
@@ -153,7 +153,8 @@ class PrefixShared {
     return Opened{seq, cached};
   }
 
-  /// A prompt can find blocks later only if their tokens, and all tokens before them, are given. O(blocks taken + tokens).
+  /// A prompt can find blocks later only if their tokens, and all tokens before them, are given. O(blocks taken +
+  /// tokens).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
     Sequence& s = tables_.at(seq);
     const PosRange range = tables_.checked_range(s, seq, count, tokens.size());
@@ -164,8 +165,8 @@ class PrefixShared {
     return tables_.extend_by_blocks(s, range, tokens);
   }
 
-  /// Full blocks become matchable. If an equal block is cached already, the sequence takes that one and frees its own: runs
-  /// of the sequence that were read before are invalid. Expected O(blocks filled * block_tokens).
+  /// Full blocks become matchable. If an equal block is cached already, the sequence takes that one and frees its own:
+  /// runs of the sequence that were read before are invalid. Expected O(blocks filled * block_tokens).
   void commit(SeqId seq) {
     Sequence& s = tables_.at(seq);
     s.lengths.check_uncommitted(seq);
@@ -185,12 +186,12 @@ class PrefixShared {
     tables_.forget_unknown_from(s, s.lengths.committed);
   }
 
-  /// Names the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended without
-  /// them, for example because its rows must not be found before all of them are written. Full blocks become matchable as
-  /// in `commit`. The tokens must be those that the rows were computed from; for blocks that are shared with other
-  /// sequences, the tokens that those know. Allocates nothing. Expected O(tokens).
-  /// Throws std::invalid_argument if tokens are known already, there are more tokens than committed positions, or a shared
-  /// block is cached with other tokens.
+  /// Names the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended
+  /// without them, for example because its rows must not be found before all of them are written. Full blocks become
+  /// matchable as in `commit`. The tokens must be those that the rows were computed from; for blocks that are shared
+  /// with other sequences, the tokens that those know. Allocates nothing. Expected O(tokens).
+  /// Throws std::invalid_argument if tokens are known already, there are more tokens than committed positions, or a
+  /// shared block is cached with other tokens.
   void publish_tokens(SeqId seq, std::span<const Token> tokens) { tables_.publish_tokens(seq, tokens); }
   /// The tokens of the first positions, as far as they are known: at most reserved(seq) of them. O(tokens).
   [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const { return tables_.known_tokens(tables_.at(seq)); }
@@ -240,8 +241,8 @@ class PrefixShared {
     --sequences_;
   }
 
-  /// Protects the cached full blocks of a prefix from eviction until `unpin`; empty if there are none. Counts neither as a
-  /// sequence nor as a hit. A prefix may be pinned any number of times. O(prefix.size()).
+  /// Protects the cached full blocks of a prefix from eviction until `unpin`; empty if there are none. Counts neither
+  /// as a sequence nor as a hit. A prefix may be pinned any number of times. O(prefix.size()).
   std::optional<PrefixPin> try_pin(std::span<const Token> prefix, const Salt& salt = {}) {
     const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(config_.block_tokens);
     const SeqId seq = tables_.open_on(prefix, prefix.first(whole), salt).seq;
@@ -278,8 +279,8 @@ class PrefixShared {
     });
   }
 
-  /// f(BlockStored) for every cached block, parents before their children, each with the number of the next event: the state
-  /// from which a listener starts, or starts again after it has lost events. O(cached blocks).
+  /// f(BlockStored) for every cached block, parents before their children, each with the number of the next event: the
+  /// state from which a listener starts, or starts again after it has lost events. O(cached blocks).
   template <class F>
   void for_each_cached(F&& f) const {
     blocks_.index.for_each([&](Parent root, Parent parent, BlockId block) {
@@ -288,9 +289,9 @@ class PrefixShared {
     });
   }
 
-  /// Logical time counts operations, except extensions within a last block. To have the durations of `Retention` in a unit of
-  /// time, set it from a clock that ticks more often than operations happen, such as one of microseconds. It never goes
-  /// back, and ends at 2^63.
+  /// Logical time counts operations, except extensions within a last block. To have the durations of `Retention` in a
+  /// unit of time, set it from a clock that ticks more often than operations happen, such as one of microseconds. It
+  /// never goes back, and ends at 2^63.
   void set_time(std::uint64_t now) noexcept {
     blocks_.now = std::max(blocks_.now, std::min(now, std::uint64_t{1} << 63));
   }

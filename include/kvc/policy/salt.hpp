@@ -12,9 +12,9 @@ inline namespace v0 {
 /// The type of a part of a salt.
 enum class SaltKind : std::uint8_t { tenant = 1, lora = 2, multimodal = 3, custom = 4 };
 
-/// The properties of a prefix besides its tokens: tenant, LoRA adapter, images behind placeholder tokens. Two prompts share
-/// blocks only if their salts are equal. A sequence of typed byte strings, compared exactly: an adapter with the name of a
-/// tenant is a different salt. The default is "no salt", shared by all sequences that give none.
+/// The properties of a prefix besides its tokens: tenant, LoRA adapter, images behind placeholder tokens. Two prompts
+/// share blocks only if their salts are equal. A sequence of typed byte strings, compared exactly: an adapter with the
+/// name of a tenant is a different salt. The default is "no salt", shared by all sequences that give none.
 class Salt {
  public:
   Salt() = default;

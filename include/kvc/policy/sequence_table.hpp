@@ -14,8 +14,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// A record for each open sequence. `Record` is default-constructible; if it has `void reset() noexcept`, that is called
-/// when its sequence is closed, so that it can keep memory for the next one; otherwise a new Record is assigned.
+/// A record for each open sequence. `Record` is default-constructible; if it has `void reset() noexcept`, that is
+/// called when its sequence is closed, so that it can keep memory for the next one; otherwise a new Record is assigned.
 ///
 /// Slots of closed sequences are used again, each time with a new generation: a handle that outlived its sequence is
 /// recognised. Records move when room is made, so references to them are valid until the next insert or reserve.

@@ -1,8 +1,8 @@
 // Synchronized<P>: a policy that several threads may use at once.
 //
-// One lock around the whole policy. Shards with a lock each would not help: requests that share a prefix belong into one
-// shard, and with one system prompt for all that is all of them, in a fraction of the pool. docs/prefix-sharing.md has
-// measurements.
+// One lock around the whole policy. Shards with a lock each would not help: requests that share a prefix belong into
+// one shard, and with one system prompt for all that is all of them, in a fraction of the pool. docs/prefix-sharing.md
+// has measurements.
 #pragma once
 
 #include <mutex>
@@ -24,13 +24,14 @@
 namespace kvc {
 inline namespace v0 {
 
-/// A Policy around a Policy, with all its abilities (see capabilities.hpp), so a cache of it works too: threads may open,
-/// extend, commit and close sequences of their own at once. Each sequence belongs to one thread at a time.
+/// A Policy around a Policy, with all its abilities (see capabilities.hpp), so a cache of it works too: threads may
+/// open, extend, commit and close sequences of their own at once. Each sequence belongs to one thread at a time.
 ///
 /// `Mutex` is any Lockable; with a SharedLockable, const operations run beside each other.
 ///
 /// The lists of copies in results are valid until the calling thread's next `try_extend` or `try_fork`, whatever other
-/// threads do. Runs are handed out after the lock is released: they stay valid, since the sequence belongs to the caller.
+/// threads do. Runs are handed out after the lock is released: they stay valid, since the sequence belongs to the
+/// caller.
 template <Policy P, class Mutex = AdaptiveMutex>
 class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
  public:

@@ -253,10 +253,10 @@ class EvictionCalls {
 
 }  // namespace detail
 
-/// Checks an eviction policy against the contract of policy/eviction/concept.hpp, in any order of calls that a cache may
-/// make: every victim is evictable, size() is the number of evictable blocks, and each block goes in the end. Which of the
-/// evictable blocks is the right victim is the policy's own. Takes milliseconds. Throws ContractError for the first law
-/// that does not hold.
+/// Checks an eviction policy against the contract of policy/eviction/concept.hpp, in any order of calls that a cache
+/// may make: every victim is evictable, size() is the number of evictable blocks, and each block goes in the end. Which
+/// of the evictable blocks is the right victim is the policy's own. Takes milliseconds. Throws ContractError for the
+/// first law that does not hold.
 template <EvictionPolicy E>
 void eviction_conformance(const typename E::Config& config = {}) {
   for (const Index blocks : {1, 2, 7, 40}) {

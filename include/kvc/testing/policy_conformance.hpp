@@ -424,7 +424,8 @@ void verify_law(const typename P::Config& config, std::string_view subject) {
 }  // namespace detail
 
 /// Checks a policy against the contract of policy/concept.hpp. `config` must give a pool of at least 96 slots, and room
-/// for 4 sequences of up to 24 tokens. Takes milliseconds. Throws ContractError for the first law that the policy breaks.
+/// for 4 sequences of up to 24 tokens. Takes milliseconds. Throws ContractError for the first law that the policy
+/// breaks.
 ///
 /// That verify() finds broken bookkeeping can be checked only for bookkeeping that is broken. The author of the policy
 /// says how, in a test; the policy befriends `template <class> struct kvc::testing::Corruption` (BlockPolicyBase does):

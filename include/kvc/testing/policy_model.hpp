@@ -87,8 +87,9 @@ inline auto counts(const Stats& s) {
                     s.tokens_stored, s.tokens_reserved);
 }
 
-/// Drives a policy, with a pool of one integer per slot in place of rows, and compares it with a model that knows nothing
-/// of blocks: a std::map from handles to vectors of values. Every member throws ContractError when the two differ.
+/// Drives a policy, with a pool of one integer per slot in place of rows, and compares it with a model that knows
+/// nothing of blocks: a std::map from handles to vectors of values. Every member throws ContractError when the two
+/// differ.
 ///
 /// A value stands for a row. It is a function of the salt and of all tokens up to its position, as a real row is, so a
 /// wrong match shows; positions whose tokens the policy does not know get values of their own. Sequences have small
@@ -144,8 +145,8 @@ class PolicyModel {
     return next_++;
   }
 
-  /// Reserves the positions and writes their rows; false if there is no room. Gives the policy the tokens, or only their
-  /// number.
+  /// Reserves the positions and writes their rows; false if there is no room. Gives the policy the tokens, or only
+  /// their number.
   bool extend(int id, const std::vector<Token>& tokens, bool with_tokens = true) {
     Sequence& s = open.at(id).second;
     const auto count = static_cast<Pos>(tokens.size());

@@ -90,8 +90,8 @@ class CachedBlocks {
     ++evictions_;
   }
 
-  /// Enters a block that a sequence references and has written; `root` is that of its prefix. If an equal block is cached
-  /// already, returns that one, else no_block.
+  /// Enters a block that a sequence references and has written; `root` is that of its prefix. If an equal block is
+  /// cached already, returns that one, else no_block.
   BlockId cache(SequenceContext& context, int tenant, Parent root, BlockId block, Parent parent, std::uint64_t hash,
                 Pos depth) noexcept {
     if (const BlockId equal = index.insert(block, parent, hash); equal != no_block) {
@@ -149,10 +149,11 @@ class CachedBlocks {
   }
 
  private:
-  /// Evicts the last block of a chain of cached descendants of `block`, or the block itself if it has none. Descendants of
-  /// an evictable block are evictable.
+  /// Evicts the last block of a chain of cached descendants of `block`, or the block itself if it has none. Descendants
+  /// of an evictable block are evictable.
   ///
-  /// A policy that names a block with many descendants names it again until they are gone, so the way down is remembered.
+  /// A policy that names a block with many descendants names it again until they are gone, so the way down is
+  /// remembered.
   void evict_last_of_chain(BlockId block) noexcept {
     BlockId end = chain_.victim == block ? chain_.end : block;
     while (index.has_children(end)) {

@@ -1,5 +1,5 @@
-// RecentKeys: the last so many keys that were added, each with a value. What an eviction policy remembers of blocks that
-// are not cached any more.
+// RecentKeys: the last so many keys that were added, each with a value. What an eviction policy remembers of blocks
+// that are not cached any more.
 //
 // Records are numbered in the order of adding and live in a ring: adding to a full ring forgets the oldest. A key that
 // is added again is found under its newest record. O(1) expected, and nothing is allocated after construction.

@@ -1,9 +1,9 @@
 // TokenTables: block tables that know their tokens, so that full blocks can be cached under them and found again. Lies
 // between BlockTables, which knows no tokens, and PrefixShared, whose sequences and pins these are.
 //
-// A block's tokens are written to the index when its slots are reserved, and the block is entered there when it is full,
-// committed, and all tokens from the first position to its end are known. A sequence that was extended without tokens
-// has no cached blocks from there on.
+// A block's tokens are written to the index when its slots are reserved, and the block is entered there when it is
+// full, committed, and all tokens from the first position to its end are known. A sequence that was extended without
+// tokens has no cached blocks from there on.
 #pragma once
 
 #include <algorithm>

@@ -22,8 +22,8 @@ struct StoredBlock {
 /// The contract of an eviction policy. The cache reports what happens to sequences and to cached blocks, and asks for a
 /// victim when it needs room. A block is **evictable** while it is cached and no sequence references it.
 ///
-/// In the table, `e` is an E, `c` a const E, `context` the SequenceContext of one sequence, `now` the logical time, which
-/// never decreases.
+/// In the table, `e` is an E, `c` a const E, `context` the SequenceContext of one sequence, `now` the logical time,
+/// which never decreases.
 ///
 ///   expression                              | meaning                                                    | complexity
 ///   ----------------------------------------+------------------------------------------------------------+-----------
@@ -58,9 +58,9 @@ struct StoredBlock {
 /// place, reported by on_acquired and on_uncached: descendants always go before ancestors, but each victim that has
 /// descendants costs the way down to them.
 ///
-/// **Not every call comes.** A sequence that added nothing (a request that was postponed) is not reported by on_close; it
-/// just releases its blocks, as truncate does. Pins release blocks with a SequenceContext that was never opened. A block
-/// may be acquired that was not in `found`: one that matched in part.
+/// **Not every call comes.** A sequence that added nothing (a request that was postponed) is not reported by on_close;
+/// it just releases its blocks, as truncate does. Pins release blocks with a SequenceContext that was never opened. A
+/// block may be acquired that was not in `found`: one that matched in part.
 template <class E>
 concept EvictionPolicy =
     std::default_initializable<typename E::Config> && std::copyable<typename E::Config> &&

@@ -16,12 +16,12 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Evicts the block that is cheapest to recompute, weighted by how often it was used and how long ago. For long prompts,
-/// whose last blocks attend to all blocks before them.
+/// Evicts the block that is cheapest to recompute, weighted by how often it was used and how long ago. For long
+/// prompts, whose last blocks attend to all blocks before them.
 ///
-/// Greedy-Dual-Size-Frequency: L. Cherkasova, "Improving WWW proxies performance with Greedy-Dual-Size-Frequency caching
-/// policy", HP Laboratories, 1998, after P. Cao, S. Irani, "Cost-aware WWW proxy caching algorithms", 1997. The victim
-/// is the block with the lowest
+/// Greedy-Dual-Size-Frequency: L. Cherkasova, "Improving WWW proxies performance with Greedy-Dual-Size-Frequency
+/// caching policy", HP Laboratories, 1998, after P. Cao, S. Irani, "Cost-aware WWW proxy caching algorithms", 1997. The
+/// victim is the block with the lowest
 ///
 ///   priority = clock + uses * cost,    cost = 1 + depth * config.slope,
 ///

@@ -18,8 +18,8 @@ inline namespace v0 {
 /// it later, from the end on.
 ///
 /// Referenced blocks stay in the queue, where they keep their place at no cost. If a victim is wanted and the oldest
-/// block is referenced, it leaves the queue, and returns at the oldest end when it is released. Such blocks return in the
-/// order of their release, the last one as the oldest.
+/// block is referenced, it leaves the queue, and returns at the oldest end when it is released. Such blocks return in
+/// the order of their release, the last one as the oldest.
 ///
 /// Every operation is O(1), `victim` amortised: each referenced block costs it one step. 10 bytes per block.
 class Fifo : public EvictionDefaults {

@@ -17,9 +17,9 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Evicts the block that the caller wants least. `Retention` says for each sequence how much its blocks should stay: the
-/// lowest priority goes first, and within one priority the block that was released first. For system prompts that must
-/// stay, and for requests that are known not to come again.
+/// Evicts the block that the caller wants least. `Retention` says for each sequence how much its blocks should stay:
+/// the lowest priority goes first, and within one priority the block that was released first. For system prompts that
+/// must stay, and for requests that are known not to come again.
 ///
 /// The last sequence that releases a block decides. When its duration has passed since, the block has the default
 /// priority, whether it had a higher or a lower one, and is the last of those to go: the priorities of TensorRT-LLM's

@@ -20,15 +20,15 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Evicts the block that is least likely to be used again soon, judged by the fate of prompts like the one that released
-/// it. docs/eviction.md says what each part of it gains.
+/// Evicts the block that is least likely to be used again soon, judged by the fate of prompts like the one that
+/// released it. docs/eviction.md says what each part of it gains.
 ///
 /// Nearly all reuse of a conversation is one event: the next prompt continues where this one ended. Its likelihood
-/// depends on the time since then, in the same way for all prompts up to a factor, and the factor depends on the kind of
-/// the prompt (proportional hazards: Cox, J. R. Stat. Soc. B 34, 1972). The kind is known when the sequence is closed:
-/// whether it added few, some or many blocks to the known ones, compared with other prompts. A long new text is mostly a
-/// task that is done with its answer; a short addition is mostly a turn of a conversation. The last block is a kind of
-/// its own, since it often ends in text that the next prompt replaces.
+/// depends on the time since then, in the same way for all prompts up to a factor, and the factor depends on the kind
+/// of the prompt (proportional hazards: Cox, J. R. Stat. Soc. B 34, 1972). The kind is known when the sequence is
+/// closed: whether it added few, some or many blocks to the known ones, compared with other prompts. A long new text is
+/// mostly a task that is done with its answer; a short addition is mostly a turn of a conversation. The last block is a
+/// kind of its own, since it often ends in text that the next prompt replaces.
 ///
 /// Each kind has a list in the order of release. The victim is, of the oldest blocks of the lists, the one with the
 /// lowest hazard (factor of the kind) * (hazard at its age). Both are learned from prompts that are remembered longer

@@ -31,8 +31,8 @@ inline namespace v0 {
 /// Referenced blocks stay in their queue. A referenced block that would be evicted leaves the queue, and returns at the
 /// oldest end when it is released.
 ///
-/// Every operation is O(1), `victim` amortised: each use and each referenced block costs it one step. 45 to 68 bytes per
-/// block, by how far the number of ghosts is from a power of two.
+/// Every operation is O(1), `victim` amortised: each use and each referenced block costs it one step. 45 to 68 bytes
+/// per block, by how far the number of ghosts is from a power of two.
 class S3Fifo : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "s3-fifo";

@@ -17,17 +17,17 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Keeps the blocks whose keys came often, also while they were not cached, and lets a new block stay only if it beats an
-/// old one. For popular prompts among many that come once.
+/// Keeps the blocks whose keys came often, also while they were not cached, and lets a new block stay only if it beats
+/// an old one. For popular prompts among many that come once.
 ///
-/// W-TinyLFU: G. Einziger, R. Friedman, B. Manes, "TinyLFU: a highly efficient cache admission policy", ACM Transactions
-/// on Storage 13(4), 2017. A new block enters a small window, an LRU list of a hundredth of the pool. The rest, main, is
-/// an LRU list in two segments: a block that is found while it is on probation becomes protected, and when more than
-/// four fifths are protected, the oldest of these returns to probation. While the window is too large, its oldest block
-/// and the oldest one on probation compete: the block whose key was seen less often is evicted, at a tie the one from
-/// the window. If that one wins, it is put on probation, and evicts nobody while main is smaller than its share.
-/// Frequencies are estimates of a FrequencySketch; a key is seen when its block is stored, and at each opening of a
-/// sequence that finds it.
+/// W-TinyLFU: G. Einziger, R. Friedman, B. Manes, "TinyLFU: a highly efficient cache admission policy", ACM
+/// Transactions on Storage 13(4), 2017. A new block enters a small window, an LRU list of a hundredth of the pool. The
+/// rest, main, is an LRU list in two segments: a block that is found while it is on probation becomes protected, and
+/// when more than four fifths are protected, the oldest of these returns to probation. While the window is too large,
+/// its oldest block and the oldest one on probation compete: the block whose key was seen less often is evicted, at a
+/// tie the one from the window. If that one wins, it is put on probation, and evicts nobody while main is smaller than
+/// its share. Frequencies are estimates of a FrequencySketch; a key is seen when its block is stored, and at each
+/// opening of a sequence that finds it.
 ///
 /// A cache has to take each computed block, so a block is rejected after it was cached, not before. Referenced blocks
 /// are in no list. Until the first victim is wanted there is room for all blocks, and the window hands on those that it
