@@ -1,4 +1,5 @@
 // Folds, columns, online_softmax, and the dot products of narrow numbers, each against the same spelt out.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -96,7 +97,7 @@ TEST_CASE("online_softmax makes weights of scores", "[simd]") {
     std::vector<float> s = before;
     std::mt19937_64 random(7);
     std::vector<std::uint64_t> visible(static_cast<std::size_t>(count));
-    std::vector<float> m(visible.size(), 0.25F), l(visible.size(), 2.0F), rescale(visible.size());
+    std::vector<float> m(visible.size(), 0.25F), l(visible.size(), 2.0F), rescale(visible.size()), top(visible.size());
     for (std::uint64_t& bits : visible) {
       bits = random();
     }
@@ -105,7 +106,7 @@ TEST_CASE("online_softmax makes weights of scores", "[simd]") {
     l.back() = 0;
     const std::vector<std::uint64_t> seen = visible;
     const std::vector<float> m_before = m;
-    detail::online_softmax(s.data(), visible.data(), count, m.data(), l.data(), rescale.data());
+    detail::online_softmax(s.data(), visible.data(), count, m.data(), l.data(), rescale.data(), top.data());
     for (std::size_t r = 0; r < visible.size(); ++r) {
       double largest = static_cast<double>(m_before[r]), sum = 0;
       for (std::size_t j = 0; j < 64; ++j) {
@@ -123,6 +124,10 @@ TEST_CASE("online_softmax makes weights of scores", "[simd]") {
             (seen[r] >> j & 1U) != 0 ? std::exp(static_cast<double>(before[r * 64 + j]) - largest) : 0.0;
         CHECK(std::abs(static_cast<double>(s[r * 64 + j]) - exact) < 3e-7);
         sum += exact;
+      }
+      if (visible[r] != 0) {
+        CHECK(top[r] == *std::max_element(s.begin() + static_cast<std::ptrdiff_t>(r * 64),
+                                          s.begin() + static_cast<std::ptrdiff_t>(r * 64 + 64)));
       }
       CHECK(static_cast<double>(m[r]) == largest);
       const double old = m_before[r] == -infinity ? 0.0 : 2.0 * std::exp(static_cast<double>(m_before[r]) - largest);
