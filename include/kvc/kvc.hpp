@@ -19,12 +19,12 @@
 #pragma once
 
 #include "kvc/attention/decode.hpp"
-#include "kvc/attention/kernel/scores.hpp"
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/mask.hpp"
 #include "kvc/attention/options.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/reference.hpp"
+#include "kvc/attention/scores.hpp"
 #include "kvc/attention/state.hpp"
 #include "kvc/batch.hpp"
 #include "kvc/cache.hpp"

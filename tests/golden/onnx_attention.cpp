@@ -11,7 +11,7 @@ TEST_CASE("ONNX Attention", "[attention][onnx]") { KVC_SKIP("compiled without pr
 #include <optional>
 
 #include "attend.hpp"
-#include "kvc/attention/kernel/scores.hpp"
+#include "kvc/attention/scores.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"

@@ -5,8 +5,8 @@
 
 #include "attention_case.hpp"
 #include "catch.hpp"
-#include "kvc/attention/kernel/scores.hpp"
 #include "kvc/attention/reference.hpp"
+#include "kvc/attention/scores.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/policy/paged.hpp"
 

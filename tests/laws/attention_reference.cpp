@@ -3,8 +3,8 @@
 
 #include "attention_case.hpp"
 #include "catch.hpp"
-#include "kvc/attention/kernel/scores.hpp"
 #include "kvc/attention/reference.hpp"
+#include "kvc/attention/scores.hpp"
 
 using namespace kvc_test;
 

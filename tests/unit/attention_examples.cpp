@@ -6,9 +6,9 @@
 #include "catch.hpp"
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/extern.hpp"
-#include "kvc/attention/kernel/scores.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/reference.hpp"
+#include "kvc/attention/scores.hpp"
 
 using namespace kvc;
 
