@@ -149,11 +149,11 @@ void run(const OnnxCase& c, const typename Policy::Config& config) {
   for (Index b = 0; b < q.batch; ++b) {
     const kvc::SeqId seq = cache.open();
     if (past_k.tokens > 0) {
-      auto past = cache.extend(seq, past_k.tokens);
+      auto past = cache.extend_without_tokens(seq, past_k.tokens);
       cache.write(0, past, past_k.sequence(b), past_v.sequence(b));
       cache.commit(std::move(past));
     }
-    auto append = cache.extend(seq, k.tokens);
+    auto append = cache.extend_without_tokens(seq, k.tokens);
     cache.write(0, append, k.sequence(b), v.sequence(b));
     cache.commit(std::move(append));
     cache.gather(0, seq, {0, static_cast<Pos>(total)}, present_k.sequence(b), present_v.sequence(b));
