@@ -91,7 +91,7 @@ void read_with_own_kernel() {
   }
   const kvc::BatchIndex batch = kvc::make_batch(cache, steps);  // build it after the last extend of a step
   for (std::size_t i = 0; i < sequences.size(); ++i) {
-    double sum = 0;  // of the first numbers of all keys
+    double sum = 0;  // of the first elements of all keys
     for (std::int32_t p = 0; p < batch.seq_lens[i]; ++p) {
       const std::int32_t block =
           batch.kv_indices[static_cast<std::size_t>(batch.kv_indptr[i] + p / batch.block_tokens)];

@@ -53,7 +53,7 @@ void share() {
 }
 
 void limit_tenants() {
-  // Cached blocks that no sequence holds: at most 4 for each tenant.
+  // Cached blocks that no sequence references: at most 4 for each tenant.
   Cache cache({.layers = 2, .kv_heads = 2, .key_dim = 64}, {.blocks = 64, .block_tokens = 16, .tenant_quota = 4});
   kvc::Salt salt(kvc::SaltKind::tenant, "alice");
   salt.add(kvc::SaltKind::lora, "summaries-v2");  // an adapter changes the rows, so it belongs to the salt

@@ -58,7 +58,7 @@ void send_a_sequence() {
   using Prefill = kvc::KvCache<float, kvc::PrefixShared<>>;
   using Decode = kvc::KvCache<float, kvc::Paged>;
   kvc::transport::InProcess hub({.peers = 2});
-  kvc::transport::InProcess::Endpoint to_decode(hub, 0), to_prefill(hub, 1);  // of each engine its own
+  kvc::transport::InProcess::Endpoint to_decode(hub, 0), to_prefill(hub, 1);  // one for each engine
 
   Prefill cache(shape, {.blocks = 32, .block_tokens = 16});
   kvc::transfer::Sender sender(cache, to_decode);
