@@ -46,7 +46,7 @@ struct IgnoreRun {
 /// see.
 ///
 /// Several threads may read one view at once. Copies are cheap and show the same. testing/kv_view_conformance.hpp checks the laws;
-/// a minimal view stands in tests/conformance/views.cpp.
+/// a minimal view is in tests/conformance/views.cpp.
 template <class V>
 concept KvView =
     ElementType<typename V::Element> && requires(const V& view, Index head, PosRange range, detail::IgnoreRun f) {

@@ -13,7 +13,7 @@ namespace kvc {
 inline namespace v0 {
 
 namespace detail {
-/// False, and depends on T.
+/// ElementType<T> as a value: an assertion of it fails without a list of constraints.
 template <class T>
 inline constexpr bool is_element_type = ElementType<T>;
 template <class P>

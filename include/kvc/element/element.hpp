@@ -43,7 +43,7 @@ struct Element;
 ///   deterministic  equal numbers give equal bytes
 ///   accurate       the errors of a row are within max_error
 ///
-/// testing/element_conformance.hpp checks the laws. A minimal element type stands in tests/conformance/elements.cpp.
+/// testing/element_conformance.hpp checks the laws. A minimal element type is in tests/conformance/elements.cpp.
 template <class T>
 concept ElementType = std::is_trivially_copyable_v<typename Element<T>::Storage> &&
                       requires(const float* in, float* out, typename Element<T>::Storage* row, Index dim) {

@@ -52,7 +52,7 @@ struct PoolExtents {
 ///              for k and for v: an offset is a sum of multiples of the four indices
 ///
 /// Copies are cheap and map alike. KvCache verifies a sample of the rows when it is constructed, and
-/// testing/layout_conformance.hpp all of them. A minimal layout stands in tests/user_layout.hpp.
+/// testing/layout_conformance.hpp all of them. A minimal layout is in tests/user_layout.hpp.
 template <class L>
 concept Layout = std::copyable<L> && std::constructible_from<L, const PoolExtents&> &&
                  requires(const L layout, BlockId block, Index i, Pos slot) {
@@ -95,7 +95,7 @@ class BlockedLayout {
   static constexpr Index times(Index a, Index b) {
     constexpr Index most = Index{1} << 60;
     if (a != 0 && b > most / a) {
-      throw_invalid("pool size", std::to_string(a) + " x " + std::to_string(b), "at most 2^60 elements");
+      throw_invalid("pool size", std::to_string(a) + " x " + std::to_string(b), "at most 2^60 units");
     }
     return a * b;
   }

@@ -32,7 +32,7 @@ inline namespace v0 {
 ///                               a GridCopy                    a device needs it; see copy_ranges
 ///
 /// A space is movable, and memory that it allocated stays valid when it moves. A copy takes O(bytes). KvCache calls a space from
-/// one thread at a time. testing/space_conformance.hpp checks the contract; a minimal space stands in
+/// one thread at a time. testing/space_conformance.hpp checks the contract; a minimal space is in
 /// tests/conformance/spaces.cpp.
 template <class S>
 concept Space = std::movable<S> && requires(S space, std::byte* to, const std::byte* from, std::size_t bytes) {

@@ -82,7 +82,7 @@ decltype(auto) with_shared_lock(const P& policy, F&& f) {
   }
 }
 
-// --- what a policy tells ---------------------------------------------------------------------------------------------
+// --- what a policy reports -------------------------------------------------------------------------------------------
 
 /// Sequences are tables of blocks, as paged kernels want them: position p of a sequence is slot p % block_tokens() of
 /// block block_table(seq)[p / block_tokens()]. The table covers the reserved positions.
@@ -149,7 +149,7 @@ concept MatchesPrefixes = requires(const P& c, std::span<const Token> prompt, co
   { c.match_length(prompt, options) } -> std::same_as<Pos>;
 };
 
-/// Says whether there is room for a request, what it would find in place considered, without taking any.
+/// Says whether there is room for a request, less what it would find in place. Takes none.
 ///
 ///   c.admission(prompt, reserve, options)  | Admission of the prompt and `reserve` more tokens; O(prompt)
 template <class P>

@@ -116,6 +116,8 @@ struct IgnoreSlots {
 /// back, truncated or closed. Operations on other sequences do not invalidate them.
 ///
 /// **Threads.** One writer at a time; const members are safe beside each other. `Synchronized<P>` adds a lock.
+///
+/// testing/policy_conformance.hpp checks the contract; a minimal policy is in tests/conformance/minimal_policy.hpp.
 template <class P>
 concept Policy = std::constructible_from<P, const typename P::Config&> &&
                  requires(P p, const P c, SeqId seq, Pos n, std::span<const Token> tokens, const OpenOptions& options) {

@@ -26,9 +26,8 @@ inline namespace v0 {
 ///
 ///   reserve   takes the maximum length at open. Never moves a sequence; wastes the slots that a sequence never uses.
 ///   grow      takes the slots that are needed. Grows a sequence in place if the slots behind it are free, and moves it
-///   to
-///             a larger hole otherwise; a sequence that moves has both places until its extension is committed. Leaves
-///             holes: slots may be free while no hole is large enough (Limit::fragmentation).
+///             to a larger hole otherwise; a sequence that moves has both places until its extension is committed.
+///             Leaves holes: slots may be free while no hole is large enough (Limit::fragmentation).
 ///
 /// In stats(), a block is one slot.
 class Contiguous {

@@ -1,7 +1,7 @@
 // exp and tanh of sixteen floats.
 //
 // exp: Cody and Waite's reduction (Software Manual for the Elementary Functions, 1980): x = k ln 2 + r with |r| <= ln 2
-// / 2, where k ln 2 is subtracted in two pieces so that r keeps its low bits; then e^r by a polynomial, and k added to
+// / 2, where k ln 2 is subtracted in two parts so that r keeps its low bits; then e^r by a polynomial, and k added to
 // the exponent. The polynomials are minimax fits in the relative error (Remez exchange), with the first terms held at
 // their exact values.
 //

@@ -4,7 +4,7 @@
 //   dot_bytes   sum + a[0] * b[0] + ... + a[3] * b[3]       four unsigned by four signed bytes a lane, the sum an int32
 //
 // dot_bf16 exists where `has_bf16_dot` is true, dot_bytes where `has_byte_dot` is: there is no slow form of them,
-// because attention then has another way that is faster. dot_bytes is exact, so that sums of it do not depend on their
+// because attention is faster without them there. dot_bytes is exact, so that sums of it do not depend on their
 // order; dot_bf16 rounds as the processor does (to nearest even after each of the two additions, subnormal numbers
 // taken for 0).
 #pragma once

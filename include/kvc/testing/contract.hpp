@@ -2,8 +2,9 @@
 // hold, and throws ContractError for the first that does not.
 //
 //   testing/policy_conformance.hpp     Policy          testing/space_conformance.hpp      Space
-//   testing/layout_conformance.hpp     Layout          testing/executor_conformance.hpp   Executor
-//   testing/element_conformance.hpp    ElementType     testing/kv_view_conformance.hpp    KvView
+//   testing/eviction_conformance.hpp   EvictionPolicy  testing/executor_conformance.hpp   Executor
+//   testing/layout_conformance.hpp     Layout          testing/kv_view_conformance.hpp    KvView
+//   testing/element_conformance.hpp    ElementType
 #pragma once
 
 #include <initializer_list>

@@ -310,7 +310,7 @@ class PolicyLaws {
     model_.check_all();
   }
 
-  /// Some thousand operations in an order that nobody chose, of which many find no room.
+  /// Some thousand random operations, many of which find no room.
   void random_operations() {
     std::uint32_t state = 1;
     const auto random = [&](int below) {
@@ -361,7 +361,7 @@ class PolicyLaws {
   }
 
  private:
-  void law(bool ok, std::initializer_list<std::string_view> pieces) const { model_.law(ok, pieces); }
+  void law(bool ok, std::initializer_list<std::string_view> parts) const { model_.law(ok, parts); }
   template <class F>
   void refuses(std::string_view what, F&& f) {
     law(throws<std::invalid_argument>(f), {what, " does not throw std::invalid_argument"});

@@ -116,8 +116,8 @@ class PolicyModel {
 
   [[nodiscard]] SeqId seq(int id) const { return open.at(id).first; }
 
-  /// Throws ContractError with these pieces unless `ok`.
-  void law(bool ok, std::initializer_list<std::string_view> pieces) const { expect(ok, subject_, pieces); }
+  /// Throws ContractError with these parts unless `ok`.
+  void law(bool ok, std::initializer_list<std::string_view> parts) const { expect(ok, subject_, parts); }
 
   static OpenOptions options(const std::string& salt) {
     OpenOptions options;

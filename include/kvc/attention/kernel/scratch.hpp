@@ -17,7 +17,7 @@ namespace detail {
 /// Rows are padded to a multiple of 16 numbers.
 [[nodiscard]] constexpr Index padded(Index count) noexcept { return ceil_div(count, Index{16}) * 16; }
 
-/// Aligned, uninitialised memory, taken piece by piece.
+/// Aligned, uninitialised memory, taken part by part.
 ///
 /// Comes from a buffer of this thread that grows to the largest size ever requested and is freed with the thread: fresh
 /// memory costs a page fault every 4 KiB, more than the arithmetic done in it. A thread has two such buffers, for a call
@@ -26,7 +26,7 @@ class Scratch {
  public:
   static constexpr std::size_t alignment = 64;
 
-  /// Room for `floats` floats in pieces that are multiples of 16. Throws std::bad_alloc.
+  /// Room for `floats` floats in parts that are multiples of 16. Throws std::bad_alloc.
   explicit Scratch(Index floats) : last_(floats) {
     pool_ = free_pool();
     if (pool_ == nullptr) {

@@ -1,5 +1,5 @@
-// BlockHeap: a binary heap of blocks by a key, that also knows where each block is. What eviction policies are made of
-// whose order is not one of lists.
+// BlockHeap: a binary heap of blocks by a key, that also knows where each block is. For eviction policies whose order
+// lists cannot express.
 //
 // push and erase are O(log blocks), all else is O(1); nothing is allocated after construction. 8 bytes per block, and
 // those of a key.

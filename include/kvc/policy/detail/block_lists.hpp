@@ -1,4 +1,4 @@
-// BlockLists: several doubly linked lists of blocks through one array. What eviction policies are made of.
+// BlockLists: several doubly linked lists of blocks through one array. Most eviction policies consist of them.
 //
 // A block is in at most one list. Everything but the constructor and add_list is O(1) and allocates nothing; 8 bytes
 // per block.
@@ -24,8 +24,8 @@ class BlockLists {
     }
   }
 
-  /// So that add_list does not allocate until there are so many. O(blocks) when it has to make room, which it then
-  /// makes for twice as many.
+  /// Makes room for so many lists: add_list does not allocate before there are as many. O(blocks) if it has to, and
+  /// then it makes room for twice as many.
   void reserve(int lists) {
     const std::size_t links = blocks_ + static_cast<std::size_t>(lists);
     if (links > links_.capacity()) {

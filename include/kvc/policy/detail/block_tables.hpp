@@ -63,7 +63,7 @@ class BlockTables {
   struct Sequence {
     SequenceLengths lengths;
     std::vector<BlockId> table;
-    BlockId replaced = no_block;  // shared tail that the pending extension has copied
+    BlockId replaced = no_block;  // shared tail that the uncommitted extension has copied
     State state{};
     void reset() noexcept {
       lengths = {};
@@ -177,8 +177,8 @@ class BlockTables {
     const std::size_t blocks = blocks_for(at);
     grow_capacity(s.table, blocks);
     undo.dismiss();
-    // Where the parent has copied its tail for a pending extension, the committed rows are in both; share what will
-    // stay.
+    // Where the parent has copied its tail for an uncommitted extension, the committed rows are in both; share what
+    // will stay.
     s.table.assign(p.table.begin(), p.table.begin() + static_cast<std::ptrdiff_t>(blocks));
     for (const BlockId block : s.table) {
       blocks_.ref_referenced(block);

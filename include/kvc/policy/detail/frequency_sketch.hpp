@@ -1,8 +1,8 @@
-// FrequencySketch: about how often each key was seen of late, in little room, whether its block is cached or not.
+// FrequencySketch: estimates how often each key was seen recently, whether or not its block is cached.
 //
 // A count-min sketch: a key has one counter in each of four rows, and the lowest of the four is its estimate, too high
-// only if all four are shared. Counters have four bits. After ten additions per key that it is made for all are halved,
-// so that what was frequent once does not stay so.
+// only if all four are shared. Counters have four bits. After ten additions per key that it has room for, all are
+// halved, so that a key that was frequent once does not stay so.
 //
 // G. Cormode, S. Muthukrishnan, "An improved data stream summary: the count-min sketch and its applications", 2005;
 // the halving is that of TinyLFU (see TinyLfu). O(1) amortised: a halving reads 8 to 16 bytes per key.
@@ -24,7 +24,7 @@ class FrequencySketch {
  public:
   static constexpr int largest = 15;
 
-  /// For about so many different keys at a time.
+  /// Room for about so many different keys at a time.
   explicit FrequencySketch(std::size_t keys)
       : words_(std::max(least_words, std::bit_ceil(keys))), period_(10 * std::max<std::size_t>(keys, 1)) {}
 

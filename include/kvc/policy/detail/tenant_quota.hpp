@@ -18,8 +18,8 @@ inline namespace v0 {
 namespace detail {
 
 /// Remembers the tenants of open sequences and of cached blocks, and lists the blocks of each from the oldest. O(1)
-/// expected, but that a tenant who is one more than there ever were may cost O(blocks); 12 bytes per block, if there is
-/// a quota at all.
+/// expected, but O(blocks) for a tenant that raises the largest number of tenants so far; 12 bytes per block, if there
+/// is a quota at all.
 class TenantQuota {
  public:
   static constexpr int none = -1;

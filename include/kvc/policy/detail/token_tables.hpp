@@ -129,7 +129,7 @@ class TokenTables
   [[nodiscard]] static Pos known(const Sequence& s) noexcept {
     return std::min(s.lengths.committed, s.state.unknown_from);
   }
-  /// And how many have not.
+  /// How many committed positions there are from the first unknown token on.
   [[nodiscard]] static Index unknown(const Sequence& s) noexcept { return s.lengths.committed - known(s); }
   /// The tokens of the first reserved positions, as far as they are known.
   [[nodiscard]] std::vector<Token> known_tokens(const Sequence& s) const {

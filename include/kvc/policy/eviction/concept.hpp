@@ -61,6 +61,8 @@ struct StoredBlock {
 /// **Not every call comes.** A sequence that added nothing (a request that was postponed) is not reported by on_close;
 /// it just releases its blocks, as truncate does. Pins release blocks with a SequenceContext that was never opened. A
 /// block may be acquired that was not in `found`: one that matched in part.
+///
+/// testing/eviction_conformance.hpp checks the contract; a minimal policy is in tests/conformance/evictions.cpp.
 template <class E>
 concept EvictionPolicy =
     std::default_initializable<typename E::Config> && std::copyable<typename E::Config> &&

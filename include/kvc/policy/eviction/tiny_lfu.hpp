@@ -30,8 +30,8 @@ inline namespace v0 {
 /// opening of a sequence that finds it.
 ///
 /// A cache has to take each computed block, so a block is rejected after it was cached, not before. Referenced blocks
-/// are in no list. Until the first victim is wanted there is room for all blocks, and the window hands on those that it
-/// cannot hold.
+/// are in no list. Until the first victim is wanted there is room for all blocks, and the window passes on those that
+/// it cannot hold.
 ///
 /// Every operation is O(1) amortised: see FrequencySketch. 32 to 40 bytes per block.
 class TinyLfu : public EvictionDefaults {
