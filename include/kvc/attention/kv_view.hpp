@@ -96,7 +96,7 @@ class DenseView {
     require_extents(v, k.rows(), kv_heads * value_row(), "v");
   }
 
-  /// For element types that store one object per number: the dimensions follow from the columns.
+  /// For element types that store one object per element: the dimensions follow from the columns.
   /// Throws std::invalid_argument where an extent does not fit.
   DenseView(MatrixRef<const StorageOf<T>> k, MatrixRef<const StorageOf<T>> v, Index kv_heads)
       : DenseView(k, v, kv_heads, dim_of(k, kv_heads), dim_of(v, kv_heads)) {}

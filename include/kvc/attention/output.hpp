@@ -52,13 +52,13 @@ class AttentionOutput {
     }
   }
 
-  /// The numbers of one row and head: outputs, or sums that are not normalised if `has_states()`.  [value_dim]
+  /// The elements of one row and head: outputs, or sums that are not normalised if `has_states()`.  [value_dim]
   [[nodiscard]] float* row(Index row, Index head, Index value_dim) const noexcept {
     return out_.row(row) + head * value_dim;
   }
   [[nodiscard]] bool has_states() const noexcept { return has_states_; }
 
-  /// Writes all but the numbers of `row`, from the state of one row and head. Real is float or double.
+  /// Writes all but the elements of `row`, from the state of one row and head. Real is float or double.
   template <class Real>
   void write_sums(Index row, Index head, Real m, Real l) const noexcept {
     if (has_states_) {

@@ -40,7 +40,7 @@ struct Element;
 ///
 /// Laws:
 ///   bounds         encode writes the row_size(dim) units of the row, all of them, and nothing else
-///   deterministic  equal numbers give equal bytes
+///   deterministic  equal elements give equal bytes
 ///   accurate       the errors of a row are within max_error
 ///
 /// testing/element_conformance.hpp checks the laws. A minimal element type is in tests/conformance/elements.cpp.

@@ -1,4 +1,4 @@
-// Rows of stored numbers as rows of floats, where a target has instructions for it. Every conversion here is exact.
+// Rows of stored elements as rows of floats, where a target has instructions for it. Every conversion here is exact.
 #pragma once
 
 #include <cstdint>

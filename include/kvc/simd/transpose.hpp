@@ -14,8 +14,7 @@ namespace detail {
 /// Words [0, 4) at byte `offset` of 16 rows: column c of the result has word c of row l in lane l.
 ///
 /// Lane by lane of 128 bits this is the transpose of a 4 x 4 matrix. Rows l, l + 4, l + 8 and l + 12 share a vector,
-/// so that only
-/// that step needs shuffles, and joining the rows is done by loads.
+/// so that only that step needs shuffles, and joining the rows is done by loads.
 template <class Row>
 KVC_ALWAYS_INLINE void transpose_four(const Row* const* rows, std::ptrdiff_t offset, F32x16 (&column)[4]) noexcept {
   using Loose [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = float;

@@ -1,10 +1,10 @@
 // Bf16Tile: 64 positions of one head where the processor multiplies bfloat16 (simd::has_bf16_dot), at twice the rate
 // of floats.
 //
-// For element types whose numbers are bfloat16 numbers, which includes Fp8E4M3. Queries and weights are rounded to
-// bfloat16; all sums are floats. One instruction multiplies and adds a pair of numbers:
+// For types whose elements are bfloat16 numbers, which includes Fp8E4M3. Queries and weights are rounded to
+// bfloat16; all sums are floats. One instruction multiplies and adds a pair of elements:
 //
-//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two numbers each; a score is their fold,
+//   keys     lane l of a sum is a chain over words l, l + 16, l + 32 ... of two elements each; a score is their fold,
 //            times the part of the scale that is no power of two: a query that was exact in bfloat16 stays exact
 //   values   words of the same number of positions 2 u and 2 u + 1; a sum is a chain over u, ascending
 //
@@ -51,26 +51,26 @@ class Bf16Tile : public FloatSumTile<T> {
   static_assert(std::is_same_v<T, Eigen::bfloat16> || std::is_same_v<T, Fp8E4M3>);
   using Storage = StorageOf<T>;
   static constexpr bool is_fp8 = std::is_same_v<T, Fp8E4M3>;
-  static constexpr Index chunk_numbers = 64 / Index{sizeof(Storage)};  // that are loaded together
-  static constexpr int chunk_vectors = int{chunk_numbers / simd::lanes};
+  static constexpr Index chunk_elements = 64 / Index{sizeof(Storage)};  // that are loaded together
+  static constexpr int chunk_vectors = int{chunk_elements / simd::lanes};
 
  public:
   static constexpr bool in_order = false;
   static constexpr Index key_pass = 64;
 
-  /// Words of two numbers, in whole chunks.
+  /// Words of two elements, in whole chunks.
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept {
-    return ceil_div(key_dim, chunk_numbers) * chunk_numbers / 2;
+    return ceil_div(key_dim, chunk_elements) * chunk_elements / 2;
   }
   [[nodiscard]] static constexpr Index weight_floats(Index) noexcept { return tile_keys / 2; }
   [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept {
-    return ceil_div(value_dim, chunk_numbers) * chunk_numbers;
+    return ceil_div(value_dim, chunk_elements) * chunk_elements;
   }
-  /// Number d of an output in a state: interleaving pairs leaves numbers in this order.
+  /// Element d of an output in a state: interleaving pairs leaves elements in this order.
   [[nodiscard]] static constexpr Index output_index(Index d) noexcept {
-    const Index chunk = d / chunk_numbers, i = d % chunk_numbers;
-    const Index quarter = chunk_numbers / 4, in_quarter = i % quarter;
-    return chunk * chunk_numbers + in_quarter / 4 * simd::lanes + i / quarter * 4 + in_quarter % 4;
+    const Index chunk = d / chunk_elements, i = d % chunk_elements;
+    const Index quarter = chunk_elements / 4, in_quarter = i % quarter;
+    return chunk * chunk_elements + in_quarter / 4 * simd::lanes + i / quarter * 4 + in_quarter % 4;
   }
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
     return tile_keys * query_floats(key_dim) + tile_keys / 2 * state_floats(value_dim) + state_floats(value_dim);
@@ -124,7 +124,7 @@ class Bf16Tile : public FloatSumTile<T> {
       const Index pad = state_floats(value_dim_);
       for (Index u = rows_->first / 2; u < ceil_div(rows_->last, Index{2}); ++u) {
         const Storage* const pair[2] = {rows_->v[2 * u], rows_->v[2 * u + 1]};
-        for (Index d = 0; d < pad; d += chunk_numbers) {
+        for (Index d = 0; d < pad; d += chunk_elements) {
           simd::U32x16 x[chunk_vectors];
           load_pairs(pair, d, x);
           simd::detail::unroll<chunk_vectors>([&](auto k) __attribute__((always_inline)) {
@@ -155,7 +155,7 @@ class Bf16Tile : public FloatSumTile<T> {
   }
 
  private:
-  /// Where number d of a query is, in halves of words: in the order in which load gives those of a key.
+  /// Where element d of a query is, in halves of words: in the order in which load gives those of a key.
   [[nodiscard]] static constexpr Index query_index(Index d) noexcept {
     const Index in_quarter = d % 16;
     return is_fp8 ? d / 64 * 64 + in_quarter / 8 * 32 + d % 64 / 16 * 8 + in_quarter % 8 : d;
@@ -169,7 +169,7 @@ class Bf16Tile : public FloatSumTile<T> {
     static constexpr int step = is_fp8 ? 2 : 1, bytes = 64;
     using Number = simd::U32x16;
     KVC_ALWAYS_INLINE void load(Index j, Index c, simd::U32x16 (&x)[step]) const noexcept {
-      const Index from = c / step * chunk_numbers;
+      const Index from = c / step * chunk_elements;
       const simd::U32x16 stored = simd::load_bytes(rows[j] + from, (dim - from) * Index{sizeof(Storage)});
       if constexpr (is_fp8) {
         __m512i low, high;
@@ -181,7 +181,7 @@ class Bf16Tile : public FloatSumTile<T> {
       }
     }
   };
-  /// Numbers [d, d + chunk_numbers) of two rows as pairs.
+  /// Elements [d, d + chunk_elements) of two rows as pairs.
   KVC_ALWAYS_INLINE void load_pairs(const Storage* const (&rows)[2], Index d,
                                     simd::U32x16 (&x)[chunk_vectors]) const noexcept {
     const Index bytes = (value_dim_ - d) * Index{sizeof(Storage)};
@@ -244,7 +244,7 @@ class Bf16Tile : public FloatSumTile<T> {
         const Storage* const pair[2] = {has_low ? rows_->v[2 * u] : zeros, has_high ? rows_->v[2 * u + 1] : zeros};
         simd::detail::unroll<C / chunk_vectors>([&](auto k) __attribute__((always_inline)) {
           simd::U32x16 part[chunk_vectors];
-          load_pairs(pair, d + k * chunk_numbers, part);
+          load_pairs(pair, d + k * chunk_elements, part);
           simd::detail::unroll<chunk_vectors>(
               [&](auto i) __attribute__((always_inline)) { x[k * chunk_vectors + i] = part[i]; });
         });

@@ -8,7 +8,7 @@
 //   value    (256 * sum of upper * code + sum of lower * code) * scale of the weights, where the
 //            weights hold the scales of the values
 //
-// Rounding moves a number of a query by at most 2^-15 of the largest of its row, and a weight by at most 2^-17 of the
+// Rounding moves an element of a query by at most 2^-15 of the largest of its row, and a weight by at most 2^-17 of the
 // largest of its tile. Bounds on the output: kvc/attention/prefill.hpp.
 #pragma once
 
@@ -69,7 +69,7 @@ struct ByteValueDotTraits {
   }
 };
 
-/// Words of four values of one number, from four rows of 64 bytes: two of the four vectors, which hold numbers
+/// Words of four values of one element, from four rows of 64 bytes: two of the four vectors, which hold elements
 /// 16 l + 8 half + [0, 4) and + [4, 8) in quarter l.
 template <int half>
 KVC_ALWAYS_INLINE void interleave_four(const simd::U32x16 (&row)[4], simd::U32x16 (&x)[2]) noexcept {
@@ -81,7 +81,7 @@ KVC_ALWAYS_INLINE void interleave_four(const simd::U32x16 (&row)[4], simd::U32x1
   x[1] = interleave_high16(first, second);
 }
 
-/// The largest magnitude of n numbers; NaN if any is.
+/// The largest magnitude of n elements; NaN if any is.
 inline float largest_magnitude(const float* x, Index n) noexcept {
   simd::F32x16 top = simd::zero();
   for (Index i = 0; i < n; i += simd::lanes) {
@@ -263,7 +263,7 @@ class ByteTile : public IntegerSumTile<ByteTile, Int8> {
  private:
   [[nodiscard]] static constexpr Index group_floats(Index dim) noexcept { return columns(dim) * simd::lanes; }
 
-  /// Numbers [d, d + 64) of the values of positions [4 u, 4 u + 4).
+  /// Elements [d, d + 64) of the values of positions [4 u, 4 u + 4).
   KVC_ALWAYS_INLINE void load_four(Index u, Index d, simd::U32x16 (&row)[4]) const noexcept {
     const Index bytes = value_dim_ - d;
     simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {

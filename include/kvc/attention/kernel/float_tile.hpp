@@ -1,10 +1,10 @@
 // FloatTile: 64 positions of one head in float arithmetic, for every element type and every target.
 //
-//   keys     lane l of a sum is a chain of multiply-adds over numbers l, l + 16, l + 32 ... of a row; a score is
+//   keys     lane l of a sum is a chain of multiply-adds over elements l, l + 16, l + 32 ... of a row; a score is
 //            their fold
 //   values   a sum is a chain of multiply-adds over ascending positions
 //
-// Rows are read as exactly the numbers that kvc::Element<T>::decode gives.
+// Rows are read as exactly the elements that kvc::Element<T>::decode gives.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@ template <class T>
 inline constexpr bool is_plain =
     std::is_same_v<T, float> || std::is_same_v<T, Eigen::half> || std::is_same_v<T, Eigen::bfloat16>;
 
-/// Stored numbers [16 c, 16 c + 16) of rows of a tile, as floats.
+/// Stored elements [16 c, 16 c + 16) of rows of a tile, as floats.
 template <class T>
 struct PlainRows {
   const T* const* rows;
@@ -68,12 +68,12 @@ struct DecodedRows {
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
 
-/// Sums of weighted values, R rows by `columns` numbers.
+/// Sums of weighted values, R rows by `columns` elements.
 ///
 ///   sum[i][d] = start[i][d] + sum over j of p[i * 64 + j] * v[j][d],  ascending j in [first, last)
 ///
 /// `start` null means 0. The sums go to `to` as in store_sums.
-///   v         v.load(j, c): numbers 16 c .. of value j
+///   v         v.load(j, c): elements 16 c .. of value j
 ///   start, to [R, columns], columns a multiple of 16
 template <int R, class Values>
 KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index first, Index last, const float* start,

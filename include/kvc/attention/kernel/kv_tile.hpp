@@ -10,7 +10,7 @@
 //   query_floats(key_dim)                    size of a query row in the form of prepare_query(q, key_dim, to)
 //   weight_floats(value_dim)                 size of the weights of a row in the form of encode_weights; 0: p itself
 //   state_floats(value_dim)                  size of an output in a state
-//   output_index(d)                          index of number d in it; four numbers from a multiple of 4 are consecutive
+//   output_index(d)                          index of element d in it; four from a multiple of 4 are consecutive
 //   in_order                                 output_index(d) == d
 //   scratch_floats(key_dim, value_dim)       working memory that the constructor takes
 //   set(rows, next, count)                   makes `rows` current, for `count` query rows; prefetches `next` (may be

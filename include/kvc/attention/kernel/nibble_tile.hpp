@@ -1,15 +1,15 @@
 // NibbleTile: 64 positions of one head of Int4, where the processor multiplies bytes (simd::has_byte_dot).
 //
-// Sums within a group of 32 numbers, and within a tile, are exact integers:
+// Sums within a group of 32 elements, and within a tile, are exact integers:
 //
 //   score    scale of the query * sum over groups g of  (key scale of g * sum of query code * key code
-//                                                        + key minimum of g * sum of the query's numbers in g),
+//                                                        + key minimum of g * sum of the query's elements in g),
 //            groups in ascending order, the two terms of each in this order
-//   value    for each number of group g:  step of g * sum of weight code * (value code - 8)  +  sum of p * middle of g
+//   value    for each element of group g:  step of g * sum of weight code * (value code - 8)  +  sum of p * middle of g
 //            with middle = minimum + 8 * scale, so that the rounding of a weight is multiplied by at most 8
 //
-// Query codes have 12 bits. Two numbers a and b share a byte of stored codes, a + 16 b, and three products of bytes give
-// both of them 12 bits, where two 8-bit halves of each would take four products. With signed bytes x, y, z:
+// Query codes have 12 bits. Two elements a and b share a byte of stored codes, a + 16 b, and three products of bytes
+// give both of them 12 bits, where two 8-bit halves of each would take four products. With signed bytes x, y, z:
 //
 //   256 * (x * a + y * b) + z * (a + 16 b)  =  (256 x + z) * a + (256 y + 16 z) * b
 //
@@ -19,8 +19,8 @@
 // A code is 7.5 on average, so that the errors of the query codes of a group matter most where they add up: some codes
 // are rounded the other way, so that their sum is that of the query to half a step.
 //
-// Rounding moves a number of a query by about 2^-12 of the largest of its row, and a weight by at most 2^-9 of the largest
-// of its tile. Bounds on the output: kvc/attention/prefill.hpp.
+// Rounding moves an element of a query by about 2^-12 of the largest of its row, and a weight by at most 2^-9 of the
+// largest of its tile. Bounds on the output: kvc/attention/prefill.hpp.
 #pragma once
 
 #include <algorithm>
@@ -53,16 +53,16 @@ struct NibbleValueDotTraits {
   }
 };
 
-/// Codes of 12 bits for one group of 32 numbers of a query: see the head of this file.
+/// Codes of 12 bits for one group of 32 elements of a query: see the head of this file.
 struct NibbleQueryGroup {
   static constexpr int largest_code = 1904;  ///< so that x and y are bytes whatever z is
 
-  std::uint8_t x[16];  ///< of the numbers in the low halves of bytes
+  std::uint8_t x[16];  ///< of the elements in the low halves of bytes
   std::uint8_t y[16];  ///< of those in the high halves
   std::uint8_t z[16];  ///< of both
 
-  /// low, high   numbers for the halves of bytes, in steps; at most largest_code in magnitude
-  /// count       numbers that exist; the others are 0
+  /// low, high   elements for the halves of bytes, in steps; at most largest_code in magnitude
+  /// count       elements that exist; the others are 0
   void encode(const simd::F32x16& low, const simd::F32x16& high, Index count) noexcept {
     using simd::to_integers;
     const simd::U32x16 b = to_integers(high), z_low = b & 15U;
@@ -95,13 +95,13 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
   using Base = IntegerSumTile<NibbleTile, Int4>;
   using Storage = StorageOf<Int4>;
   static constexpr Index quads = tile_keys / 4;
-  static constexpr Index chunk_numbers = 128;  // four groups, whose codes are 64 bytes
-  static constexpr Index query_words = 13;     // of a group: x, y, z, and the sum of its numbers
-  static constexpr Index key_words = 14;       // of a group: bytes, codes of low and of high halves, scale, minimum
+  static constexpr Index chunk_elements = 128;  // four groups, whose codes are 64 bytes
+  static constexpr Index query_words = 13;      // of a group: x, y, z, and the sum of its elements
+  static constexpr Index key_words = 14;        // of a group: bytes, codes of low and of high halves, scale, minimum
 
  public:
   [[nodiscard]] static constexpr Index groups(Index dim) noexcept { return kvc::Element<Int4>::groups(dim); }
-  [[nodiscard]] static constexpr Index chunks(Index dim) noexcept { return ceil_div(dim, chunk_numbers); }
+  [[nodiscard]] static constexpr Index chunks(Index dim) noexcept { return ceil_div(dim, chunk_elements); }
   /// Groups, then the scale.
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept {
     return padded(query_words * groups(key_dim) + 1);
@@ -111,11 +111,11 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
     return padded(chunks(value_dim) * chunk_weights);
   }
   [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept {
-    return chunks(value_dim) * chunk_numbers;
+    return chunks(value_dim) * chunk_elements;
   }
   [[nodiscard]] static constexpr Index output_index(Index d) noexcept {
     const Index in_group = d % 32;
-    return d / chunk_numbers * chunk_numbers + in_group / 4 * simd::lanes + d % chunk_numbers / 32 * 4 + d % 4;
+    return d / chunk_elements * chunk_elements + in_group / 4 * simd::lanes + d % chunk_elements / 32 * 4 + d % 4;
   }
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
     return tile_groups * group_floats(key_dim) + quads * state_floats(value_dim) + range_floats(value_dim) +
@@ -213,7 +213,7 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
     }
     if (!once_) {
       for (Index u = rows_->first / 4; u < ceil_div(rows_->last, Index{4}); ++u) {
-        for (Index d = 0; d < value_dim_; d += chunk_numbers) {
+        for (Index d = 0; d < value_dim_; d += chunk_elements) {
           simd::U32x16 x[4];
           load_four(u, d, x);
           float* const to = values_ + u * state_floats(value_dim_) + d;
@@ -240,7 +240,7 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
   template <int R>
   KVC_OUT_OF_LINE void add_values(const float* w, Index first, Index last, float* to, const float* rescale) noexcept {
     const Index pad = state_floats(value_dim_);
-    for (Index d = 0; d < pad; d += chunk_numbers, w += chunk_weights) {
+    for (Index d = 0; d < pad; d += chunk_elements, w += chunk_weights) {
       if (once_) {
         add_half<R, 0, From::rows>(w, first, last, d, to + d, rescale);
         add_half<R, 1, From::bytes>(w, first, last, d, to + d + 4 * simd::lanes, rescale);
@@ -390,7 +390,7 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
     }
   }
 
-  /// Codes of four groups of the values of positions [4 u, 4 u + 4): vector k has numbers 4 k + [0, 4) of each group
+  /// Codes of four groups of the values of positions [4 u, 4 u + 4): vector k has elements 4 k + [0, 4) of each group
   /// in its lower halves of bytes, and 16 + 4 k + [0, 4) in its upper.
   KVC_ALWAYS_INLINE void load_four(Index u, Index d, simd::U32x16 (&x)[4]) const noexcept {
     const Index bytes = 16 * groups(value_dim_) - d / 2;
@@ -408,7 +408,7 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
     x[3] = half[1];
   }
 
-  /// Where the numbers of a half of bytes come from.
+  /// Where the elements of a half of bytes come from.
   enum class From {
     rows,        ///< the rows of the cache; their bytes are kept for the other half
     bytes,       ///< those bytes

@@ -29,7 +29,7 @@ inline void online_softmax(float* s, std::uint64_t* visible, Index count, float*
   constexpr float infinity = std::numeric_limits<float>::infinity();
   const auto at = [s, count](Index r, Index g) { return s + std::min(r, count - 1) * tile_keys + g * simd::lanes; };
 
-  alignas(64) float largest[simd::lanes] = {};  // 0 for rows that do not exist: arithmetic on it is fast
+  alignas(64) float largest[simd::lanes] = {};  // 0 for groups of rows that do not exist: arithmetic on 0 is fast
   alignas(64) float top_weight[simd::lanes], offset[simd::lanes], sums[simd::lanes];
   for (Index first = 0; first < count; first += 4) {
     F32x16 top[4];

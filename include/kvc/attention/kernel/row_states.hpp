@@ -14,7 +14,7 @@ namespace detail {
 
 /// The states of a number of rows, in memory of the caller's.
 struct RowStates {
-  float* o;  // [rows, value_pad], numbers where the tile places them
+  float* o;  // [rows, value_pad], elements where the tile places them
   float* m;  // [rows]
   float* l;  // [rows]
 

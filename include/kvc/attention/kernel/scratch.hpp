@@ -14,7 +14,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Rows are padded to a multiple of 16 numbers.
+/// Rows are padded to a multiple of 16 elements.
 [[nodiscard]] constexpr Index padded(Index count) noexcept { return ceil_div(count, Index{16}) * 16; }
 
 /// Aligned, uninitialised memory, taken part by part.
