@@ -1,4 +1,4 @@
-// What the bookkeeping of a cache costs: append, open with a prefix, fork, per policy. Attention is in attention/.
+// The costs of a cache's bookkeeping: append, open with a prefix, fork, per policy. Attention is in attention/.
 #include <benchmark/benchmark.h>
 
 #include <numeric>

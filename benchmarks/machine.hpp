@@ -150,7 +150,7 @@ class MemoryReader {
     std::fill_n(reinterpret_cast<float*>(buffer_.data()), bytes / sizeof(float), 1.0F);
   }
 
-  /// Bytes per second of reading the next 1/`share` of the buffer; each thread reads one piece of it.
+  /// Bytes per second of reading the next 1/`share` of the buffer; each thread reads one part of it.
   double read(int threads, ReadWay way, std::size_t share = 1) {
     const std::size_t bytes = buffer_.size() / share;
     if (at_ + bytes > buffer_.size()) {
@@ -287,7 +287,7 @@ struct Limits {
 };
 inline constexpr double Limits::* all_limits[] = {&Limits::read, &Limits::fp32, &Limits::bf16, &Limits::int8};
 
-/// The limits of this machine, by number of threads; measured again as often as asked.
+/// The limits of this machine, by number of threads; measured again at each request.
 class Machine {
  public:
   /// Measures all limits once, in less than 0.1 s.

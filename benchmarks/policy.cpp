@@ -1,4 +1,4 @@
-// What bookkeeping costs: match, open, append, commit, fork, close and evict, in nanoseconds, by cached blocks and
+// The costs of bookkeeping: match, open, append, commit, fork, close and evict, in nanoseconds, by cached blocks and
 // prompt length. No keys or values are involved: a policy is integers.
 //
 // Where there is a lower bound it is measured by turns with the operation, in the same loop, and the counter `vs_bound`

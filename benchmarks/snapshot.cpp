@@ -8,7 +8,7 @@
 // Counters: `of_memcpy` is the bandwidth beside its memcpy, `of_warm_memcpy` beside memcpy between two buffers that are
 // there, both as ratios of medians of times that are measured by turns; `bytes_per_second` is of rows.
 //
-// The cache is 32 layers of 8 heads of 128 numbers of 16 bits, in blocks of 16 tokens: 64 KiB of a block in a layer.
+// The cache is 32 layers of 8 heads of 128 elements of 16 bits, in blocks of 16 tokens: 64 KiB of a block in a layer.
 #if __has_include(<xxhash.h>)
 
 #include <benchmark/benchmark.h>

@@ -7,7 +7,7 @@
 // Counters: `of_memcpy` is the bandwidth beside memcpy between two buffers that are there, by one thread, as the ratio
 // of medians of times that are measured by turns; `sent` is MiB of rows that were sent.
 //
-// The cache is 32 layers of 8 heads of 128 numbers of 16 bits, in blocks of 16 tokens: 64 KiB of a block in a layer.
+// The cache is 32 layers of 8 heads of 128 elements of 16 bits, in blocks of 16 tokens: 64 KiB of a block in a layer.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

@@ -24,7 +24,7 @@ struct SeededHash : kvc::ChainHash {
   SeededHash() : ChainHash(1) {}
 };
 
-/// Gives up what was let go of last: the least suitable block there is, and often one with descendants.
+/// Evicts the block that was released last: the least suitable one, and often one with descendants.
 class Mru : public kvc::EvictionDefaults {
  public:
   static constexpr std::string_view name = "mru";

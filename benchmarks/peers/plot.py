@@ -135,7 +135,7 @@ def limits(context, threads):
 
 
 def script(out, panels, facts, threads, context):
-    """What gnuplot is told. Bars are boxes at places of our own, so that a case without a series leaves no gap."""
+    """The script for gnuplot. Bars are boxes at places of our own, so that a case without a series leaves no gap."""
     operations = [operation for operation in PANELS if operation in panels]
     bars = max(sum(len(series) + 1.2 for series in panels[operation].values()) for operation in operations)
     width, panel, top = max(860, int(30 * bars) + 130), 310, 84

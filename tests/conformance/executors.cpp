@@ -1,4 +1,4 @@
-// The contract of Executor: ours keep it, a minimal model does, and wrong ones are told apart.
+// The contract of Executor: ours keep it, a minimal model does, and the suite rejects wrong ones.
 #include <exception>
 #include <mutex>
 #include <thread>

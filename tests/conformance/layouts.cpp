@@ -1,4 +1,4 @@
-// The contract of Layout: ours keep it, a minimal model does, and wrong ones are told apart.
+// The contract of Layout: ours keep it, a minimal model does, and the suite rejects wrong ones.
 #include "catch.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/verify.hpp"
@@ -105,7 +105,7 @@ TEST_CASE("A layout that breaks the contract is found, by the name of the row", 
   REQUIRE_THROWS_WITH(layout_conformance<TooSmall>(), contains("size() is"));
 }
 
-TEST_CASE("The corners of a large pool tell an overlap", "[layout][contract]") {
+TEST_CASE("The corners of a large pool show an overlap", "[layout][contract]") {
   const PoolExtents large{
       .blocks = 1, .block_tokens = 1 << 24, .layers = 80, .kv_heads = 8, .key_row = 128, .value_row = 128};
   layout::verify(HeadMajor(large));

@@ -1,4 +1,4 @@
-// The contract of Space: ours keeps it, a minimal model does, and wrong ones are told apart.
+// The contract of Space: ours keeps it, a minimal model does, and the suite rejects wrong ones.
 #include <cstring>
 #include <memory>
 #include <vector>

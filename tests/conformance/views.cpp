@@ -1,4 +1,4 @@
-// The contract of KvView: ours keep it, a minimal model does, and wrong ones are told apart.
+// The contract of KvView: ours keep it, a minimal model does, and the suite rejects wrong ones.
 #include <array>
 #include <vector>
 

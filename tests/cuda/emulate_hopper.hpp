@@ -74,7 +74,7 @@ inline void wait(const void* barrier, unsigned parity) {
   Block::current()->wait_until([=] { return state_of(barrier).phase % 2 != parity; });
 }
 
-// --- what is under way in a block
+// --- what is in flight in a block
 
 inline std::vector<std::function<void()>>& deliveries() {
   static std::vector<std::function<void()>> all;
@@ -107,7 +107,7 @@ inline void require_quiet() {
   }
   barrier_states().clear();
   if (!quiet) {
-    throw std::logic_error("a block has ended with copies, products or phases under way");
+    throw std::logic_error("a block has ended with copies, products or phases in flight");
   }
 }
 inline void init_barrier(const void* barrier, unsigned arrivals) {
@@ -305,7 +305,7 @@ inline void wgmma(bool bf16, int columns, float (*c)[4], const std::uint32_t (&a
   });
 }
 
-/// After a block that was reported: nothing is under way any more.
+/// After a block that was reported: nothing is in flight any more.
 inline void forget() {
   barrier_states().clear();
   deliveries().clear();

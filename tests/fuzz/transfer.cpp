@@ -86,7 +86,7 @@ class Exchange {
     time_ += std::chrono::hours(1);
     poll();
     expect(sender_.transfers() == 0 && receiver_.transfers() == 0 && receiver_.draining() == 0,
-           "nothing is under way with a peer that is gone");
+           "no transfer is in progress with a peer that is gone");
     step_.reset();
     cache_.close(growing_);
     cache_.close(written_);

@@ -26,7 +26,7 @@ using kvc::MatrixRef;
 using kvc::Pos;
 using kvc::PosRange;
 
-/// A row-major matrix that owns its numbers. (A vector of bool has no array of bool.)
+/// A row-major matrix that owns its elements. (A vector of bool has no array of bool.)
 template <class S>
 class Matrix {
  public:

@@ -114,7 +114,7 @@ class DecodeEngine {
     return counts;
   }
   void expect_free() {
-    world_->checks.expect(receiver_.transfers() == 0 && receiver_.draining() == 0, "no transfer is under way");
+    world_->checks.expect(receiver_.transfers() == 0 && receiver_.draining() == 0, "no transfer is in progress");
     world_->checks.expect_free(cache_);
   }
   /// Whether a transfer is in the middle: some rows have arrived, and more are in flight.

@@ -1,4 +1,4 @@
-// The same random operations under every eviction policy: whatever it gives up, no sequence loses a row.
+// The same random operations under every eviction policy: whatever it evicts, no sequence loses a row.
 #include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/fifo.hpp"
 #include "kvc/policy/eviction/lfu.hpp"

@@ -22,7 +22,7 @@ Runs run_all(const Scenario& scenario) {
     for (const bool chunked : {false, true}) {
       CAPTURE(scenario.name, name(policy), chunked);
       const RunResult& run = all.runs[{policy, chunked}] = simulate(scenario, policy, chunked);
-      // Under every policy all requests end, and nothing is held at the end.
+      // Under every policy all requests end, and no block is referenced at the end.
       const Metrics& m = run.metrics;
       REQUIRE(m.arrivals() == scenario.requests);
       REQUIRE(m.count(End::completed) + m.count(End::aborted) == scenario.requests);

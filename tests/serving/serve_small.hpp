@@ -117,7 +117,7 @@ Outcome serve_small(const typename Policy::Config& config, const SchedulerConfig
     }
     REQUIRE(given == wanted);
   }
-  // Nothing is held.
+  // No block is referenced.
   scheduler.unpin_all();
   cache.verify();
   const kvc::Stats stats = cache.stats();

@@ -143,7 +143,7 @@ TEMPLATE_TEST_CASE("Rows in 16 bits are rounded to nearest, and taken as they co
 }
 
 TEMPLATE_TEST_CASE("Offsets are 64-bit", "[cache]", HeadMajor, TokenMajor) {
-  // A pool of 2^32 + 2^21 numbers, of which only the first and the last block are ever touched.
+  // A pool of 2^32 + 2^21 elements, of which only the first and the last block are ever touched.
   constexpr Index dim = 1 << 20;
   using Cache = KvCache<Eigen::half, Paged, TestType>;
   Cache cache({.layers = 2, .kv_heads = 2, .key_dim = dim, .value_dim = 1}, {.blocks = 1025, .block_tokens = 1});

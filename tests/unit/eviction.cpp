@@ -1,4 +1,4 @@
-// The eviction policies: what each one gives up first, and what all of them owe to the cache.
+// The eviction policies: which block each evicts first, and what all of them promise to the cache.
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
@@ -51,7 +51,7 @@ struct Drive {
     policy.on_open(context, blocks, retention, ++now);
     return context;
   }
-  /// A sequence finds a block that nobody holds.
+  /// A sequence finds a block that nothing references.
   SequenceContext acquire(int block) {
     const SequenceContext context = open({block});
     policy.on_acquired(BlockId{block});

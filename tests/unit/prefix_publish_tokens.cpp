@@ -1,4 +1,4 @@
-// Tokens that are told after the rows were committed, and the encodings of salts.
+// Tokens that are published after the rows were committed, and the encodings of salts.
 #include <string>
 #include <vector>
 
@@ -21,7 +21,7 @@ SeqId silent(Tested& policy, Pos tokens) {
 }
 }  // namespace
 
-TEST_CASE("Blocks are found once their tokens are told", "[prefix][publish_tokens]") {
+TEST_CASE("Blocks are found once their tokens are published", "[prefix][publish_tokens]") {
   Tested policy({.blocks = 16, .block_tokens = 4});
   const SeqId seq = silent(policy, 11);
   REQUIRE(policy.known_tokens(seq).empty());
@@ -30,7 +30,7 @@ TEST_CASE("Blocks are found once their tokens are told", "[prefix][publish_token
   policy.verify();
   REQUIRE(policy.known_tokens(seq) == counting(0, 11));
   REQUIRE(policy.match_length(counting(0, 20)) == 8);
-  REQUIRE(policy.try_extend(seq, 1, counting(11, 1)));  // and goes on as if they had been told at once
+  REQUIRE(policy.try_extend(seq, 1, counting(11, 1)));  // and goes on as if they had been given at once
   policy.commit(seq);
   policy.verify();
   REQUIRE(policy.match_length(counting(0, 20)) == 12);
@@ -39,7 +39,7 @@ TEST_CASE("Blocks are found once their tokens are told", "[prefix][publish_token
   REQUIRE(policy.match_length(counting(0, 20)) == 12);
 }
 
-TEST_CASE("Some of the tokens may be told, and those behind them stay unknown", "[prefix][publish_tokens]") {
+TEST_CASE("Some of the tokens may be published, and those behind them stay unknown", "[prefix][publish_tokens]") {
   Tested policy({.blocks = 16, .block_tokens = 4});
   const SeqId seq = silent(policy, 11);
   policy.publish_tokens(seq, {});
@@ -49,13 +49,13 @@ TEST_CASE("Some of the tokens may be told, and those behind them stay unknown", 
   REQUIRE(policy.known_tokens(seq) == counting(0, 6));
   REQUIRE(policy.match_length(counting(0, 20)) == 4);
   REQUIRE(policy.try_extend(seq, 5, counting(11, 5)));
-  REQUIRE_THROWS_AS(policy.publish_tokens(seq, {}), std::invalid_argument);  // an extension is under way
+  REQUIRE_THROWS_AS(policy.publish_tokens(seq, {}), std::invalid_argument);  // an extension is uncommitted
   policy.commit(seq);
   policy.verify();
   REQUIRE(policy.match_length(counting(0, 20)) == 4);
 }
 
-TEST_CASE("Sequences that share blocks may each be told, in any order", "[prefix][publish_tokens]") {
+TEST_CASE("The tokens of sequences that share blocks may be published in any order", "[prefix][publish_tokens]") {
   for (const bool parent_first : {true, false}) {
     Tested policy({.blocks = 16, .block_tokens = 4});
     serve_and_close(policy, counting(0, 5));  // its first block is there already

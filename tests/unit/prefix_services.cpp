@@ -202,7 +202,7 @@ TEST_CASE("A tenant keeps no more cached blocks than its quota, and loses its ow
   REQUIRE(policy.match_length(counting(0, 9), tenant("a")) == 4);
   REQUIRE(policy.match_length(counting(100, 9), tenant("a")) == 8);
   REQUIRE(policy.match_length(counting(0, 9), tenant("b")) == 8);
-  // What is held does not count, until it is let go of.
+  // Referenced blocks do not count until they are released.
   const Opened big = serve(policy, counting(200, 24), tenant("b"));
   REQUIRE(policy.match_length(counting(0, 9), tenant("b")) == 8);
   policy.close(big.seq);
@@ -380,7 +380,7 @@ TEST_CASE("After clear nothing that was there is matched, and open sequences go 
   REQUIRE(policy.match_length(counting(0, 13)) == 0);
   REQUIRE(policy.length(open.seq) == 13);
   REQUIRE(policy.stats().blocks_cached == 0);
-  // What is computed on top of forgotten rows, or was under way, is not matchable either.
+  // What is computed on top of forgotten rows, or was uncommitted, is not matchable either.
   REQUIRE(policy.try_extend(open.seq, 7, counting(13, 7)));
   policy.commit(open.seq);
   policy.commit(pending.seq);

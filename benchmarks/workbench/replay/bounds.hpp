@@ -1,6 +1,6 @@
 // Reference hit counts on flat accesses: each block stands for itself, nothing is pinned, and a block is cached from its
-// access on. A cache of prefixes stays below belady, as it holds the blocks of a running request, and keeps no block
-// without those before it.
+// access on. A cache of prefixes stays below belady, as it references the blocks of a running request, and keeps no
+// block without those before it.
 #pragma once
 
 #include <array>

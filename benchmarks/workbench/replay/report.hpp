@@ -1,4 +1,4 @@
-// What is told about a replay: a table for people, JSON for programs.
+// The reports of a replay: a table for people, JSON for programs.
 #pragma once
 
 #include <iosfwd>

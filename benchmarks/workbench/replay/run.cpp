@@ -46,7 +46,7 @@ Result replay(const Configured<Eviction>& configured, const Trace& trace, Index 
     std::span<const kvc::Token> rest = std::span<const kvc::Token>(prompt).subspan(cached, count - cached);
     if (!policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest)) {
       ++result.refused;
-      rest = rest.first(static_cast<std::size_t>(capacity) - cached);  // no other request holds a block
+      rest = rest.first(static_cast<std::size_t>(capacity) - cached);  // no other request references a block
       policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest).value();
     }
     policy.commit(opened.seq);

@@ -86,7 +86,7 @@ class Source {
   [[nodiscard]] virtual std::optional<Request> next() = 0;
   /// Names of the classes of traffic, at least one.
   [[nodiscard]] virtual const std::vector<std::string>& classes() const = 0;
-  /// What a reader of the results should be told of how the requests were read; often empty. At the end.
+  /// A remark for the results on how the requests were read; often empty. Known at the end.
   [[nodiscard]] virtual std::string note() const { return {}; }
 };
 

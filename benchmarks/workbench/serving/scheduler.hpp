@@ -52,7 +52,7 @@ class Scheduler {
     sequences_.add(std::move(request));
   }
 
-  /// Ends the requests whose clients have left by `now`. Not while a step is under way.
+  /// Ends the requests whose clients have left by `now`. Not while a step is in progress.
   void expire(Time now) {
     while (const auto expired = jobs_.next_expired(now)) {
       sequences_.end_request(expired->first, expired->second, End::aborted);
@@ -120,7 +120,7 @@ class Scheduler {
     sequences_.close_deferred();
   }
 
-  /// Unpins all prefixes, at the end: afterwards nothing is held.
+  /// Unpins all prefixes, at the end: afterwards no block is referenced.
   void unpin_all() { sequences_.unpin_all(); }
 
   [[nodiscard]] Index waiting() const noexcept { return std::ssize(jobs_.waiting()); }

@@ -16,7 +16,7 @@ namespace serving {
 /// All in slots (tokens of room); used + wasted + cached + free == pool.
 struct Sample {
   Time time = 0;
-  Index used = 0;              ///< hold a row of a running sequence or a pinned prefix; shared ones count once
+  Index used = 0;              ///< store a row of a running sequence or a pinned prefix; shared ones count once
   Index wasted = 0;            ///< reserved and empty
   Index cached = 0;            ///< kept for later prompts, evictable
   Index free = 0;              ///< empty

@@ -59,7 +59,7 @@ class TrafficSource final : public Source {
   struct Stream {
     Random random;
     double arrival = 0;  // seconds, of the next request; negative: there is none
-    Index of_burst = 0;  // requests of the burst under way that have come
+    Index of_burst = 0;  // requests of the current burst that have come
   };
   void advance(std::size_t index);
 

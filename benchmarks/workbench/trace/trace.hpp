@@ -19,7 +19,7 @@
 //   TIMESTAMP                      date and time, UTC  1970 to 2115
 //
 // Ids name the full blocks of a prompt, and in some files a partly filled last one as well: floor or ceil of
-// input_length / block tokens. Which of the two it is, the first line shows in which they differ; all lines must agree.
+// input_length / block tokens. The first line in which the two differ decides; all lines must agree.
 //
 // The text comes from outside and nothing in it is believed: every field is checked for type, sign and range, and
 // against the other fields before anything of its size is allocated.
@@ -130,8 +130,8 @@ struct Request {
   }
 };
 
-/// What a reader should be told of the blocks of a trace that names them: a sentence where their size, or what ids say
-/// of the last one, is not usual for the format; else empty.
+/// A remark on the blocks of a trace that names them: a sentence where their size, or what ids say of the last one, is
+/// not usual for the format; else empty.
 [[nodiscard]] std::string note_on_blocks(TraceFormat format, Pos block_tokens, LastBlock last_block);
 
 /// A trace that was read as a whole.

@@ -152,7 +152,7 @@ bool ByteReader::next_member() {
   return true;
 }
 
-/// Inflates a piece; whether the member goes on.
+/// Inflates a part; returns whether the member continues.
 bool ByteReader::inflate_to(std::string& out) {
   const std::size_t had = out.size();
   out.resize(had + chunk);
