@@ -20,7 +20,7 @@ class Checks {
   template <class Cache>
   void expect_free(const Cache& cache) {
     cache.verify();  // throws
-    expect(cache.stats().blocks_referenced == 0, "no block is held");
+    expect(cache.stats().blocks_referenced == 0, "no block is referenced");
     expect(cache.stats().sequences == 0, "no sequence is open");
   }
   [[nodiscard]] const std::vector<std::string>& wrong() const noexcept { return wrong_; }

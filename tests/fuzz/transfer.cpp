@@ -91,7 +91,7 @@ class Exchange {
     cache_.close(growing_);
     cache_.close(written_);
     cache_.verify();
-    expect(cache_.stats().blocks_referenced == 0 && cache_.stats().sequences == 0, "nothing is held in the end");
+    expect(cache_.stats().blocks_referenced == 0 && cache_.stats().sequences == 0, "no block is referenced in the end");
   }
 
  private:

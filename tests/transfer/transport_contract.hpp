@@ -39,7 +39,7 @@ class Contract {
   };
   static std::vector<Case> cases() {
     return {{"order", &Contract::order},           {"bodies", &Contract::bodies},
-            {"window", &Contract::window},         {"letting go", &Contract::letting_go},
+            {"window", &Contract::window},         {"discarding", &Contract::discarding},
             {"cancelling", &Contract::cancelling}, {"to itself", &Contract::to_itself},
             {"waiting", &Contract::waiting},       {"closing", &Contract::closing},
             {"dropping", &Contract::dropping},     {"arguments", &Contract::arguments}};
@@ -241,15 +241,15 @@ class Contract {
     meet();
   }
 
-  void letting_go() {
+  void discarding() {
     const Bytes body = body_of(3, 100000);
     if (self() == 0) {
-      const Ticket let_go = send(1, 1, "let go", body);
+      const Ticket discarded = send(1, 1, "discarded", body);
       const Ticket taken = send(1, 1, "taken", body);
-      until_settled(let_go, kvc::transport::TicketState::done);
+      until_settled(discarded, kvc::transport::TicketState::done);
       until_settled(taken, kvc::transport::TicketState::done);
     } else if (self() == 1) {
-      expect(text(next(1).head()) == "let go", "the head of what is let go");
+      expect(text(next(1).head()) == "discarded", "the head of what is discarded");
       take(1, "taken", body, 9);
     }
     meet();

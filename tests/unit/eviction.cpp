@@ -143,7 +143,7 @@ TEST_CASE("Fifo: what was cached first goes first, used or not", "[eviction]") {
   REQUIRE(drive.evict_all() == Ids{0, 1, 2, 3});
 }
 
-TEST_CASE("Fifo: a held block keeps its place, and is oldest if its turn came meanwhile", "[eviction]") {
+TEST_CASE("Fifo: a referenced block keeps its place, and is oldest if its turn came meanwhile", "[eviction]") {
   Drive<Fifo> drive(5);
   drive.add({0, 1, 2, 3, 4});
   const auto first = drive.acquire(0);
@@ -169,7 +169,7 @@ TEST_CASE("Fifo: an old prefix goes with what was cached behind it later", "[evi
   REQUIRE(cached(policy, {5}) == 1);
 }
 
-TEST_CASE("Lfu: the least used goes first, of equally used ones the one let go of first", "[eviction]") {
+TEST_CASE("Lfu: the least used goes first, of equally used ones the one released first", "[eviction]") {
   Drive<Lfu> drive(5);
   drive.add({0, 1, 2, 3, 4});
   drive.use(0);
@@ -261,7 +261,7 @@ TEST_CASE("S3Fifo: used blocks of the main queue go round once for each use", "[
   REQUIRE(drive.evict_all() == Ids{2, 1, 0});
 }
 
-TEST_CASE("S3Fifo: a held block whose turn has come goes first once it is let go of", "[eviction]") {
+TEST_CASE("S3Fifo: a referenced block at the end of its queue goes first once it is released", "[eviction]") {
   Drive<S3Fifo> drive(10);
   drive.add(range(0, 10));
   const auto context = drive.acquire(0);
@@ -365,7 +365,7 @@ TEST_CASE("CostAware: of a prefix the end goes first, and does so as early as it
   REQUIRE(drive.evict_all() == Ids{3, 2, 1, 0});
 }
 
-TEST_CASE("Priority: the lowest goes first, within one what was let go of first", "[eviction]") {
+TEST_CASE("Priority: the lowest goes first, within one the block released first", "[eviction]") {
   Drive<Priority> drive(6);
   drive.add(0, 0, 0, {.priority = 100});
   drive.add(1, 1, 0, {.priority = 70});
@@ -376,7 +376,7 @@ TEST_CASE("Priority: the lowest goes first, within one what was let go of first"
   REQUIRE(drive.evict_all() == Ids{3, 2, 5, 1, 4, 0});
 }
 
-TEST_CASE("Priority: the last to let go of a block decides", "[eviction]") {
+TEST_CASE("Priority: the last sequence that releases a block decides", "[eviction]") {
   Drive<Priority> drive(2);
   drive.add(0, 0, 0, {.priority = 100, .duration = 1});
   drive.add(1, 1, 0, {.priority = 50});
@@ -397,7 +397,7 @@ TEST_CASE("Priority: after its duration a block has the default priority", "[evi
     drive.now += 100;
     REQUIRE(drive.evict_all() == Ids{2, 4, 0, 1, 3});
   }
-  SECTION("unless it is held meanwhile, and let go of anew") {
+  SECTION("unless it is referenced meanwhile, and released anew") {
     const auto context = drive.open({0}, {.priority = 90, .duration = 100});
     drive.policy.on_acquired(BlockId{0});
     drive.now += 100;
@@ -420,14 +420,14 @@ TEST_CASE("Priority: through a cache, with its clock", "[eviction]") {
   REQUIRE(cached(policy, {5, 6}) == 2);
 }
 
-TEST_CASE("A claimed block is not a victim", "[eviction]") {
+TEST_CASE("An acquired block is not a victim", "[eviction]") {
   for_each_policy([]<class E>() {
     Drive<E> drive(20);
     drive.add(range(0, 20));
-    for (int claimed = 0; claimed < 19; ++claimed) {  // one after the other, each just before it would go
+    for (int acquired = 0; acquired < 19; ++acquired) {  // one after the other, each just before it would go
       const auto victim = static_cast<int>(drive.policy.victim(drive.now));
       drive.acquire(victim);
-      REQUIRE(drive.policy.size() == 19 - claimed);
+      REQUIRE(drive.policy.size() == 19 - acquired);
       REQUIRE(static_cast<int>(drive.policy.victim(drive.now)) != victim);
     }
     drive.evict();
@@ -435,7 +435,7 @@ TEST_CASE("A claimed block is not a victim", "[eviction]") {
   });
 }
 
-TEST_CASE("A block that is not cached any more is not a victim, even if it is held meanwhile", "[eviction]") {
+TEST_CASE("A block that is not cached any more is not a victim, even if it is referenced meanwhile", "[eviction]") {
   for_each_policy([]<class E>() {
     Drive<E> drive(4);
     drive.add(range(0, 4));
@@ -471,7 +471,7 @@ TEST_CASE("Eviction of the head of a chain takes its end first", "[eviction]") {
   });
 }
 
-TEST_CASE("When all is held there is no victim and the answer comes at once", "[eviction]") {
+TEST_CASE("When all blocks are referenced there is no victim and the answer comes at once", "[eviction]") {
   for_each_policy([]<class E>() {
     PrefixShared<E> policy({.blocks = 16, .block_tokens = 1});
     const std::vector<Token> prompt{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
@@ -489,7 +489,7 @@ TEST_CASE("When all is held there is no victim and the answer comes at once", "[
 }
 
 // With a scan of all blocks per victim this would run into the time limit of the test.
-TEST_CASE("A victim among many held blocks is found at once", "[eviction]") {
+TEST_CASE("A victim among many referenced blocks is found at once", "[eviction]") {
   for_each_policy([]<class E>() {
     constexpr int blocks = 200'000;
     Drive<E> drive(blocks);
@@ -574,7 +574,7 @@ Index hits_of_turns_and_documents(Index capacity, int gap, int put_off = 0) {
 }
 }  // namespace
 
-TEST_CASE("The hazard learns which prompts are gone on from, where lru keeps nothing for long enough",
+TEST_CASE("The hazard learns which prompts are continued, where lru keeps nothing for long enough",
           "[eviction][hazard]") {
   // Between two turns 20 documents pass, 480 blocks: too many for a pool of 400, of which the turns need 200.
   const Index lru = hits_of_turns_and_documents<Lru>(400, 20);

@@ -74,7 +74,7 @@ TEST_CASE("The tokens of sequences that share blocks may be published in any ord
     REQUIRE(policy.block_table(parent)[0] == policy.block_table(child)[0]);
     REQUIRE(policy.block_table(parent)[1] == policy.block_table(child)[1]);
     REQUIRE(policy.block_table(parent)[1] == policy.block_table(tail)[1]);
-    REQUIRE(policy.stats().merges == 3);  // of the first block: each of the three held another
+    REQUIRE(policy.stats().merges == 3);  // of the first block: each of the three referenced another
     const SeqId other = policy.try_fork(silent(policy, 4), 4)->seq;
     policy.publish_tokens(other, counting(50, 4));
     REQUIRE_THROWS_WITH(policy.publish_tokens(policy.try_fork(other, 4)->seq, counting(60, 4)), contains("knows none"));

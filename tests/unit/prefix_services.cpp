@@ -49,7 +49,7 @@ TEST_CASE("A prompt is admitted if it fits beside the watermark", "[prefix][sche
   REQUIRE(policy.admission(counting(0, 25)) == Admission::never);
   REQUIRE(policy.admission(counting(0, 20), 4) == Admission::now);
   REQUIRE(policy.admission(counting(0, 20), 5) == Admission::never);
-  const Opened running = serve(policy, counting(0, 16));  // four blocks are held
+  const Opened running = serve(policy, counting(0, 16));  // four blocks are referenced
   REQUIRE(policy.can_admit(counting(100, 8)));
   REQUIRE(policy.admission(counting(100, 9)) == Admission::later);
   REQUIRE(policy.can_admit(counting(0, 24)));  // four of its six blocks are there
@@ -61,7 +61,7 @@ TEST_CASE("A prompt is admitted if it fits beside the watermark", "[prefix][sche
   REQUIRE_THROWS_WITH(policy.admission(counting(0, 4), -1), contains("reserve is -1"));
 }
 
-TEST_CASE("A prompt that fills the pool is admitted when nothing else is held, whatever is cached",
+TEST_CASE("A prompt that fills the pool is admitted when nothing else is referenced, whatever is cached",
           "[prefix][scheduling]") {
   Plain policy({.blocks = 4, .block_tokens = 4});
   REQUIRE(policy.can_admit(counting(0, 16)));
@@ -428,7 +428,7 @@ TEST_CASE("Double close: the second is an error, and changes nothing", "[prefix]
 
 TEST_CASE("Eviction of the head of a chain: its end goes first, and nothing is stranded", "[prefix][eviction][bug]") {
   PrefixShared<kvc_test::Mru, kvc_test::SeededHash> policy({.blocks = 4, .block_tokens = 2});
-  serve_and_close(policy, counting(0, 6));  // Mru names the head, which was let go of last
+  serve_and_close(policy, counting(0, 6));  // Mru names the head, which was released last
   serve_and_close(policy, counting(50, 4));
   REQUIRE(policy.match_length(counting(0, 7)) == 4);
   serve_and_close(policy, counting(60, 6));

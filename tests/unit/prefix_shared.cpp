@@ -138,7 +138,7 @@ TEST_CASE("No part of a salt can imitate two", "[salt]") {
   REQUIRE(Salt().empty());
 }
 
-TEST_CASE("A salt is remembered as long as somebody holds it or something is cached under it", "[prefix][salt]") {
+TEST_CASE("A salt is remembered as long as a sequence uses it or something is cached under it", "[prefix][salt]") {
   PrefixIndex<ChainHash> index(4, 2, ChainHash());
   REQUIRE(index.roots() == 1);  // "no salt"
   const auto a = index.acquire_root(Salt(SaltKind::tenant, "a"));
@@ -180,7 +180,7 @@ TEST_CASE("Full hash collisions neither leak nor displace", "[prefix][collision]
   }
 }
 
-TEST_CASE("Eviction takes the end of the oldest prefix first, and nothing that is held", "[prefix][eviction]") {
+TEST_CASE("Eviction takes the end of the oldest prefix first, and nothing that is referenced", "[prefix][eviction]") {
   PrefixShared<> policy({.blocks = 6, .block_tokens = 4});
   serve_and_close(policy, counting(0, 12));
   serve_and_close(policy, counting(100, 8));
@@ -199,7 +199,7 @@ TEST_CASE("Eviction takes the end of the oldest prefix first, and nothing that i
   REQUIRE(policy.stats().evictions == 3);
   REQUIRE(policy.stats().blocks_cached == 0);
   REQUIRE(policy.length(a.seq) == 8);
-  REQUIRE_FALSE(policy.try_extend(a.seq, 1, counting(0, 1)));  // everything is held: no room, at once
+  REQUIRE_FALSE(policy.try_extend(a.seq, 1, counting(0, 1)));  // everything is referenced: no room, at once
   policy.verify();
 }
 
@@ -207,7 +207,7 @@ TEST_CASE("A match protects what it found from the extension that follows", "[pr
   PrefixShared<> policy({.blocks = 4, .block_tokens = 4});
   serve_and_close(policy, counting(0, 8));
   const Opened opened = *policy.try_open(counting(0, 6) + counting(50, 8));
-  REQUIRE(opened.cached == 6);  // the second block is held for two of its rows
+  REQUIRE(opened.cached == 6);  // the second block is referenced for two of its rows
   const auto extension = policy.try_extend(opened.seq, 6, counting(50, 6));
   REQUIRE(extension);  // a copy of the second block, and one more: all four are in use
   REQUIRE(extension->copies[0].count == 2);
@@ -218,7 +218,7 @@ TEST_CASE("A match protects what it found from the extension that follows", "[pr
   REQUIRE(policy.stats().blocks_referenced == 2);
 }
 
-TEST_CASE("What fits an empty pool fits a pool in which nothing else is held", "[prefix][eviction]") {
+TEST_CASE("What fits an empty pool fits a pool in which nothing else is referenced", "[prefix][eviction]") {
   const auto same = GENERATE(1, 3, 4, 7, 8, 0);  // tokens that the second prompt has in common with the first
   PrefixShared<> policy({.blocks = 2, .block_tokens = 4});
   serve_and_close(policy, counting(0, 8));
@@ -236,7 +236,7 @@ TEST_CASE("What fits an empty pool fits a pool in which nothing else is held", "
 }
 
 TEST_CASE(
-    "Without room for its copy, a tail that is held alone is written in place, and what was cached behind it goes",
+    "Without room for its copy, a tail with one reference is written in place, and what was cached behind it goes",
     "[prefix][eviction]") {
   PrefixShared<> policy({.blocks = 4, .block_tokens = 4});
   serve_and_close(policy, counting(0, 16));

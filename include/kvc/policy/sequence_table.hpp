@@ -181,10 +181,10 @@ struct SequenceLengths {
  private:
   // Out of line, and with their argument by value: the checks of a decode step should cost a comparison each.
   [[noreturn]] KVC_COLD static void throw_uncommitted(SeqId seq) {
-    throw_invalid("seq", seq, "a sequence without an uncommitted extend");
+    throw_invalid("seq", seq, "a sequence without an uncommitted extension");
   }
   [[noreturn]] KVC_COLD static void throw_committed(SeqId seq) {
-    throw_invalid("seq", seq, "a sequence with an uncommitted extend");
+    throw_invalid("seq", seq, "a sequence with an uncommitted extension");
   }
   [[noreturn]] KVC_COLD static void throw_count(Pos count, Pos most) {
     throw_invalid("count", count, detail::concat({"between 0 and ", std::to_string(most)}));
