@@ -7,8 +7,8 @@
 //   weights         encodes the weights as the values need them
 //   values          the weighted sum of the values
 //
-// The column per_position is nanoseconds per position. `ideal` is the time of the multiply-adds alone at the peak of the
-// unit that does them, measured in the same run; the rest is loads, folds of sums, and conversions.
+// The column per_position is nanoseconds per position. `ideal` is the time of the multiply-adds alone at the peak of
+// the unit that does them, measured in the same run; the rest is loads, folds of sums, and conversions.
 //
 //   reads/<how>/threads:<t>    memory alone: decode stripped of its arithmetic
 //

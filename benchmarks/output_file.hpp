@@ -11,7 +11,8 @@
 
 namespace kvc_bench {
 
-/// Writes a temporary file and renames it when it is complete. A special file, such as /dev/stdout, is written directly.
+/// Writes a temporary file and renames it when it is complete. A special file, such as /dev/stdout, is written
+/// directly.
 class OutputFile {
  public:
   /// Throws std::runtime_error, which names the option, if the file cannot be written.

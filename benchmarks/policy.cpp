@@ -260,8 +260,8 @@ void append(benchmark::State& state) {
   state.counters["ns_fills_block"] = 1e9 * turns.seconds(2) / sequences;
 }
 
-/// Blocks that become cached: extend by a prompt of new tokens, commit, close, in a pool that is full of others, so that
-/// each block evicts one.
+/// Blocks that become cached: extend by a prompt of new tokens, commit, close, in a pool that is full of others, so
+/// that each block evicts one.
 template <class E>
 void commit_and_evict(benchmark::State& state) {
   const Index blocks = state.range(0);
@@ -329,8 +329,8 @@ void fork(benchmark::State& state) {
   state.counters["close_us"] = 1e6 * turns.seconds(1);
 }
 
-/// Independent policies, each with a lock and a share of the pool of its own, chosen by the first block of a prompt. What a
-/// sharded front would be; Synchronized is measured beside it.
+/// Independent policies, each with a lock and a share of the pool of its own, chosen by the first block of a prompt.
+/// What a sharded front would be; Synchronized is measured beside it.
 template <class P>
 class Sharded {
  public:
@@ -354,8 +354,8 @@ class Sharded {
   std::vector<std::unique_ptr<Synchronized<P, std::mutex>>> shards_;
 };
 
-/// Requests of several threads at once: how much of the prompt is cached (a router asks), open, compute what is missing,
-/// close. Nine of ten prompts of 2048 tokens are among 64 that come again.
+/// Requests of several threads at once: how much of the prompt is cached (a router asks), open, compute what is
+/// missing, close. Nine of ten prompts of 2048 tokens are among 64 that come again.
 template <class Choose>
 void requests(benchmark::State& state, Choose choose) {
   constexpr std::size_t tokens = 2048;

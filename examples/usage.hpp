@@ -5,8 +5,8 @@
 #include <string_view>
 #include <type_traits>
 
-/// Runs `example` and returns its exit code, 0 if it returns nothing. With --help prints `text`; any other argument is an
-/// error, 2.
+/// Runs `example` and returns its exit code, 0 if it returns nothing. With --help prints `text`; any other argument is
+/// an error, 2.
 template <class F>
 int run_example(int argc, char** argv, const char* text, F&& example) {
   if (argc > 1) {

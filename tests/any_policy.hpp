@@ -1,5 +1,5 @@
-// AnyPolicy: the policy concept, and pins and matches, as a virtual interface: long tests are compiled once and not once
-// per policy.
+// AnyPolicy: the policy concept, and pins and matches, as a virtual interface: long tests are compiled once and not
+// once per policy.
 #pragma once
 
 #include <memory>

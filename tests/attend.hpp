@@ -1,5 +1,5 @@
-// Attention over any view and any executor, compiled once, in attend.cpp. The code of attention is long, and a test that
-// names ten kinds of views would otherwise be compiled ten times.
+// Attention over any view and any executor, compiled once, in attend.cpp. The code of attention is long, and a test
+// that names ten kinds of views would otherwise be compiled ten times.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Transfers of a sequence from one process to another over MPI, beside plain MPI messages of the same sizes, by turns in
-// one run of two processes:
+// Transfers of a sequence from one process to another over MPI, beside plain MPI messages of the same sizes, by turns
+// in one run of two processes:
 //
 //   mpirun -n 2 build/release/benchmarks/transfer_mpi [ROUNDS [KiB of a message [KiB of a part]]]
 //

@@ -106,8 +106,8 @@ struct StdSimd {
     unroll<rows * keys>([&](auto i) __attribute__((always_inline)) { sum[i / keys][i % keys] = 0.0F; });
     ::score<V, lanes>(
         q, k, sum, [](const float* p) __attribute__((always_inline)) { return load(p); },
-        // Contracted by the compiler: std::experimental::fma of libstdc++ 12 works lane by lane, and became one instruction
-        // in some functions and not in others.
+        // Contracted by the compiler: std::experimental::fma of libstdc++ 12 works lane by lane, and became one
+        // instruction in some functions and not in others.
         [](const V& a, const V& b, const V& c) __attribute__((always_inline)) { return a * b + c; }, [](V&) {},
         [&]() __attribute__((always_inline)) {
           unroll<rows * keys>([&](auto i) __attribute__((always_inline)) {

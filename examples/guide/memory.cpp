@@ -1,4 +1,5 @@
-// Memory: how much a model needs, a pool in memory of your own, block sizes, and the pool as kernels of your own read it.
+// Memory: how much a model needs, a pool in memory of your own, block sizes, and the pool as kernels of your own read
+// it.
 #include <array>
 #include <cstddef>
 #include <cstdio>

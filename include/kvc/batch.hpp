@@ -117,8 +117,8 @@ template <class Cache, std::ranges::input_range Appends, class F>
 
 }  // namespace detail
 
-/// The tables of `sequences`, each with `queries[i]` query rows, for any policy. A policy with a lock is locked once for
-/// the whole batch. O(entries of the batch).
+/// The tables of `sequences`, each with `queries[i]` query rows, for any policy. A policy with a lock is locked once
+/// for the whole batch. O(entries of the batch).
 /// Throws std::invalid_argument if a handle is stale, the sizes differ, or a total exceeds 32 bits.
 template <Policy P>
 [[nodiscard]] BatchTables make_tables(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {

@@ -35,8 +35,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The KV cache: keys and values of many sequences in one pool, which is allocated once and never moves. Binds four choices that
-/// do not know one another:
+/// The KV cache: keys and values of many sequences in one pool, which is allocated once and never moves. Binds four
+/// choices that do not know one another:
 ///
 ///   T   ElementType   how a row is stored              float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, None
 ///   P   Policy        which slots a sequence holds     Contiguous, Paged, PrefixShared<>
@@ -47,19 +47,20 @@ inline namespace v0 {
 ///
 ///   open -> extend -> write, once per layer -> commit -> extend ... -> close
 ///
-/// `extend` reserves positions, all or nothing. Until `commit` only views of the own sequence see them; an Append that is destroyed
-/// uncommitted takes them back. Attention reads through `view(layer, seq)`. The abilities of the policy beyond its contract, such
-/// as match_length, admission or try_pin of PrefixShared, are members too: see policy/capabilities.hpp.
+/// `extend` reserves positions, all or nothing. Until `commit` only views of the own sequence see them; an Append that
+/// is destroyed uncommitted takes them back. Attention reads through `view(layer, seq)`. The abilities of the policy
+/// beyond its contract, such as match_length, admission or try_pin of PrefixShared, are members too: see
+/// policy/capabilities.hpp.
 ///
-/// Errors: a bad argument throws std::invalid_argument that names it. Without room the try_ form returns an empty optional and the
-/// plain form throws CapacityError. An operation that fails has changed nothing.
+/// Errors: a bad argument throws std::invalid_argument that names it. Without room the try_ form returns an empty
+/// optional and the plain form throws CapacityError. An operation that fails has changed nothing.
 ///
-/// Lifetimes: the cache does not move. Appends and views must not outlive it. A SeqId that outlived its sequence is detected. The
-/// runs of a view are valid until its sequence is extended, committed, rolled back, truncated or closed.
+/// Lifetimes: the cache does not move. Appends and views must not outlive it. A SeqId that outlived its sequence is
+/// detected. The runs of a view are valid until its sequence is extended, committed, rolled back, truncated or closed.
 ///
-/// Threads: members that are not const need one thread at a time, with one exception: `write`s of distinct Appends may run at the
-/// same time. Const members and attention on views may run in any number of threads, beside each other and beside `write`s,
-/// as long as nobody reads rows that are being written.
+/// Threads: members that are not const need one thread at a time, with one exception: `write`s of distinct Appends may
+/// run at the same time. Const members and attention on views may run in any number of threads, beside each other and
+/// beside `write`s, as long as nobody reads rows that are being written.
 template <ElementType T, Policy P, Layout L, Space S>
 class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
  public:
@@ -96,8 +97,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return layout_.block_size() / policy_.block_tokens() * static_cast<Index>(sizeof(Storage));
   }
 
-  /// A new sequence, or an empty optional if there is no room. The first `cached` tokens of `prompt` are in place: extend by
-  /// the rest. The plain form throws CapacityError if there is no room, and both throw std::invalid_argument for bad options.
+  /// A new sequence, or an empty optional if there is no room. The first `cached` tokens of `prompt` are in place:
+  /// extend by the rest. The plain form throws CapacityError if there is no room, and both throw std::invalid_argument
+  /// for bad options.
   ///
   ///   open()   open(prompt)   open({1, 2, 3})   open(prompt, options)   open({.max_tokens = 100})
   ///
@@ -123,14 +125,14 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] Opened open(const OpenOptions& options) { return open(TokenSpan(), options); }
   [[nodiscard]] Opened open() { return open(OpenOptions{}); }
 
-  /// Reserves the next positions of a sequence: one for each of `tokens`, or `count` of them. All or nothing: without room
-  /// try_extend gives an empty optional and extend throws CapacityError. A sequence has at most one uncommitted extension;
-  /// another throws std::invalid_argument.
+  /// Reserves the next positions of a sequence: one for each of `tokens`, or `count` of them. All or nothing: without
+  /// room try_extend gives an empty optional and extend throws CapacityError. A sequence has at most one uncommitted
+  /// extension; another throws std::invalid_argument.
   ///
   ///   extend(seq, 7)   extend(seq, tokens)   extend(seq, {1, 2, 3})
   ///
-  /// A policy that matches prefixes finds rows again by their tokens: there, the form with `count` does not compile. Where the
-  /// tokens are not known, or nothing is to be found, `extend_without_tokens(seq, count)` says so.
+  /// A policy that matches prefixes finds rows again by their tokens: there, the form with `count` does not compile.
+  /// Where the tokens are not known, or nothing is to be found, `extend_without_tokens(seq, count)` says so.
   template <std::integral I>
   [[nodiscard]] std::optional<Append> try_extend(SeqId seq, I count) {
     require_count_is_enough<I>();
@@ -148,8 +150,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens);
   }
 
-  /// The same for `count` positions whose tokens the policy does not learn, under any policy. No prompt finds these rows, or
-  /// any behind them, before `publish_tokens` names their tokens; `stats().tokens_unknown` counts them.
+  /// The same for `count` positions whose tokens the policy does not learn, under any policy. No prompt finds these
+  /// rows, or any behind them, before `publish_tokens` names their tokens; `stats().tokens_unknown` counts them.
   template <std::integral I>
   [[nodiscard]] std::optional<Append> try_extend_without_tokens(SeqId seq, I count) {
     return try_extend(seq, checked_extension(count), std::span<const Token>{});
@@ -175,8 +177,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     write_rows(layer, append, k.ref(), v.ref());
   }
 
-  /// Makes the positions of an append part of their sequence: call it when all layers are written. (KVC_ASSERT checks that
-  /// `write` was called for each, or for none: rows may also be written through `data()`.)
+  /// Makes the positions of an append part of their sequence: call it when all layers are written. (KVC_ASSERT checks
+  /// that `write` was called for each, or for none: rows may also be written through `data()`.)
   /// Throws std::invalid_argument if the append is not an uncommitted one of this cache.
   void commit(Append&& append) {
     require_own(append);
@@ -190,8 +192,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return append.policy_ == &policy_ && contains(append.seq_);
   }
 
-  /// A new sequence that begins with the first `at` positions of another, or with all committed ones. Without room try_fork
-  /// gives an empty optional and fork throws CapacityError. Throws std::invalid_argument unless 0 <= at <= length(parent).
+  /// A new sequence that begins with the first `at` positions of another, or with all committed ones. Without room
+  /// try_fork gives an empty optional and fork throws CapacityError. Throws std::invalid_argument unless 0 <= at <=
+  /// length(parent).
   template <std::integral I>
   [[nodiscard]] std::optional<SeqId> try_fork(SeqId parent, I at) {
     const std::optional<Forked> forked = policy_.try_fork(parent, checked_position(parent, at, "at"));

@@ -1,5 +1,5 @@
-// World: a router and engines that one thread advances in turns, with a clock of its own, so that runs repeat exactly and a
-// fault can happen at any moment.
+// World: a router and engines that one thread advances in turns, with a clock of its own, so that runs repeat exactly
+// and a fault can happen at any moment.
 #pragma once
 
 #include <functional>

@@ -1,5 +1,5 @@
-// Files of llama2.c from the outside: each loads as a whole, or is refused with a FormatError that names its source and an
-// offset within it; any text survives encode and decode.
+// Files of llama2.c from the outside: each loads as a whole, or is refused with a FormatError that names its source and
+// an offset within it; any text survives encode and decode.
 //
 // The first byte of the input says what follows: a checkpoint, a tokenizer and then a text, or a text for a fixed
 // vocabulary.

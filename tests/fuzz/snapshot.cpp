@@ -1,7 +1,7 @@
 // Snapshots from the outside: each loads as a whole, or is refused with a FormatError and leaves the cache as it was.
 //
-// The first byte selects how the rest is read: as it is, or with corrected checksums, without which no input gets beyond
-// the first header; and from a source of known length, or from one of unknown length in small parts.
+// The first byte selects how the rest is read: as it is, or with corrected checksums, without which no input gets
+// beyond the first header; and from a source of known length, or from one of unknown length in small parts.
 #include "kvc/snapshot/snapshot.hpp"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Traces from the outside: each line, session and file is read as requests, or refused with a TraceError that says where
-// and why.
+// Traces from the outside: each line, session and file is read as requests, or refused with a TraceError that says
+// where and why.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -1,5 +1,5 @@
-// A peer that sends anything to an engine that sends and receives at once: the engine goes on, its cache stays consistent,
-// it reports nothing as complete that is not, and it references nothing once the peer is lost.
+// A peer that sends anything to an engine that sends and receives at once: the engine goes on, its cache stays
+// consistent, it reports nothing as complete that is not, and it references nothing once the peer is lost.
 //
 // The input is a list of steps. The first byte of each selects the action; the head of a message stands in the input as
 // on the wire, so that the seeds are real exchanges. See `Script`.

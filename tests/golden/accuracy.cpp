@@ -1,7 +1,7 @@
-// How far attention over a cache is from the double reference, for each element type: over the same stored rows, and, on
-// random numbers, over the rows as they were before they were stored. On a trained model's rows the second is printed and
-// not checked: it is an error of storing alone, which no arithmetic can undo. (Queries and keys of that model reach 30 at
-// dimension 8, so that rounding the keys to binary16 moves a score by up to 0.01.)
+// How far attention over a cache is from the double reference, for each element type: over the same stored rows, and,
+// on random numbers, over the rows as they were before they were stored. On a trained model's rows the second is
+// printed and not checked: it is an error of storing alone, which no arithmetic can undo. (Queries and keys of that
+// model reach 30 at dimension 8, so that rounding the keys to binary16 moves a score by up to 0.01.)
 #include <cmath>
 #include <random>
 

@@ -1,5 +1,5 @@
-// Laws: how far attention is from exact arithmetic on the stored rows, for logits of every size, and for the smallest and
-// largest numbers. The bounds are those of kvc/attention/prefill.hpp.
+// Laws: how far attention is from exact arithmetic on the stored rows, for logits of every size, and for the smallest
+// and largest numbers. The bounds are those of kvc/attention/prefill.hpp.
 #include <algorithm>
 #include <array>
 #include <cmath>

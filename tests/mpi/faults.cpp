@@ -56,8 +56,8 @@ class PrefillEngine {
   void cancel(std::uint64_t request) { sender_.cancel(id_[request]); }
   transfer::Sender<KvCache<float, Paged>, transport::Mpi>& sender() { return sender_; }
 
-  /// Polls until all transfers have ended, and closes their sequences. Calls `each` after each poll; offers sequences again
-  /// that were refused for lack of room.
+  /// Polls until all transfers have ended, and closes their sequences. Calls `each` after each poll; offers sequences
+  /// again that were refused for lack of room.
   Counts run(const std::function<void()>& each = [] {}) {
     Counts counts;
     const bool in_time = run_until(world_->transport, [&] {

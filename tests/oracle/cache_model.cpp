@@ -1,4 +1,5 @@
-// Random operations on KvCache beside a plain model of it: rows in std::vectors. Every element type, layout and kind of policy.
+// Random operations on KvCache beside a plain model of it: rows in std::vectors. Every element type, layout and kind of
+// policy.
 #include <Eigen/Core>
 #include <functional>
 #include <map>

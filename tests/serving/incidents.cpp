@@ -1,5 +1,5 @@
-// The incidents of benchmarks/workbench/serving/scenarios: each has its symptoms under contiguous allocation, and loses them
-// under the right policy.
+// The incidents of benchmarks/workbench/serving/scenarios: each has its symptoms under contiguous allocation, and loses
+// them under the right policy.
 #include <map>
 
 #include "catch.hpp"

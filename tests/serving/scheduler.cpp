@@ -308,8 +308,8 @@ TEST_CASE("Preempting the oldest livelocks, preempting the youngest makes progre
 }
 
 TEST_CASE("Blocks that are freed after a step cause no livelock if they are counted", "[serving]") {
-  // As vllm-ascend#16315 reports: the blocks of a preempted sequence stay until the current step has ended, so preempting
-  // frees no room now; one sequence after the other is preempted in vain, last the one that needs room.
+  // As vllm-ascend#16315 reports: the blocks of a preempted sequence stay until the current step has ended, so
+  // preempting frees no room now; one sequence after the other is preempted in vain, last the one that needs room.
   SchedulerConfig config = naive();
   config.deferred_free = true;
   config.counts_deferred = false;

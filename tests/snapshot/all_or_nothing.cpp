@@ -1,4 +1,5 @@
-// A load without room, without memory or with damaged bytes changes nothing; and layers are sent while they are computed.
+// A load without room, without memory or with damaged bytes changes nothing; and layers are sent while they are
+// computed.
 #include <optional>
 #include <string>
 #include <vector>

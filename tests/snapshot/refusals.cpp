@@ -1,5 +1,5 @@
-// Invalid snapshots are refused with the offset of the error, and change nothing: truncated, with flipped bits, of another
-// shape or version, or forged.
+// Invalid snapshots are refused with the offset of the error, and change nothing: truncated, with flipped bits, of
+// another shape or version, or forged.
 #include <functional>
 #include <string>
 #include <vector>

@@ -1,6 +1,6 @@
-// The instructions of AVX-512 BF16 in those of AVX-512, for processors without them: included before everything else, so
-// that kvc compiles as for a processor that has them. As in the manual: sums and products of bfloat16 numbers round to
-// nearest even after each addition, the upper number of a pair first; subnormal numbers count as 0.
+// The instructions of AVX-512 BF16 in those of AVX-512, for processors without them: included before everything else,
+// so that kvc compiles as for a processor that has them. As in the manual: sums and products of bfloat16 numbers round
+// to nearest even after each addition, the upper number of a pair first; subnormal numbers count as 0.
 #pragma once
 
 #if defined(__AVX512BF16__)

@@ -1,4 +1,5 @@
-// A failure ends its own transfer only: the other side learns of it, both free their blocks, and other transfers finish.
+// A failure ends its own transfer only: the other side learns of it, both free their blocks, and other transfers
+// finish.
 #include <memory>
 #include <vector>
 

@@ -33,8 +33,8 @@ static_assert(can_all<PrefixShared<>> && can_all<Synchronized<PrefixShared<>>>);
 static_assert(BoundsSequences<Synchronized<Contiguous>> && !BlockTablePolicy<Synchronized<Contiguous>>);
 static_assert(BlockTablePolicy<Synchronized<Paged>> && !KnowsTokens<Synchronized<Paged>>);
 
-/// One thread's requests: look, open, extend, commit or give up, fork, close. Rows stand in one integer per slot, written
-/// by the sequence that reserved it and read by those that match it: a race on them is a race of the cache.
+/// One thread's requests: look, open, extend, commit or give up, fork, close. Rows stand in one integer per slot,
+/// written by the sequence that reserved it and read by those that match it: a race on them is a race of the cache.
 template <class P>
 void serve(P& policy, std::vector<std::uint64_t>& rows, std::uint64_t seed, std::atomic<int>& wrong) {
   kvc_test::Random random(seed);
@@ -125,7 +125,8 @@ TEMPLATE_TEST_CASE("Threads open, match, extend and close at one policy", "[pref
   REQUIRE(stats.hit_tokens > 0);
 }
 
-// The interleaving in which a failed try_lock could drop a wake-up is too rare to be met here: see AdaptiveMutex::try_lock.
+// The interleaving in which a failed try_lock could drop a wake-up is too rare to be met here: see
+// AdaptiveMutex::try_lock.
 TEST_CASE("An adaptive mutex lets in one at a time, and everybody in the end", "[threads]") {
   AdaptiveMutex mutex;
   for (int round = 0; round < 200; ++round) {

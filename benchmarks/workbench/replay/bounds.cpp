@@ -82,8 +82,8 @@ Hits belady(const Accesses& accesses, Index capacity) {
   std::vector<bool> cached(static_cast<std::size_t>(accesses.unique), false);
   Index room = capacity;
   Index useless = 0;  // cached and never accessed again: any of them may be evicted
-  // The next access of each cached block that has one. Entries of past accesses stay below all future ones and are never
-  // reached: an eviction finds a useless block, or one with a future access.
+  // The next access of each cached block that has one. Entries of past accesses stay below all future ones and are
+  // never reached: an eviction finds a useless block, or one with a future access.
   std::priority_queue<std::int32_t> next;
   for (std::size_t i = 0; i < accesses.size(); ++i) {
     const auto block = static_cast<std::size_t>(accesses.block[i]);

@@ -1,5 +1,5 @@
-// Reference hit counts on flat accesses: each block stands for itself, nothing is pinned, and a block is cached from its
-// access on. A cache of prefixes stays below belady, as it references the blocks of a running request, and keeps no
+// Reference hit counts on flat accesses: each block stands for itself, nothing is pinned, and a block is cached from
+// its access on. A cache of prefixes stays below belady, as it references the blocks of a running request, and keeps no
 // block without those before it.
 #pragma once
 
@@ -44,9 +44,9 @@ struct Hits {
 /// Evicts the block that was cached first. O(accesses).
 [[nodiscard]] Hits fifo(const Accesses& accesses, Index capacity);
 
-/// Evicts the block whose next access is the furthest away: no policy that caches every accessed block hits more often. A
-/// missing block is always cached, even if it would be the first to evict, as a cache of prefixes must. L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
-/// O(accesses log accesses).
+/// Evicts the block whose next access is the furthest away: no policy that caches every accessed block hits more often.
+/// A missing block is always cached, even if it would be the first to evict, as a cache of prefixes must. L. A. Belady,
+/// "A study of replacement algorithms for a virtual-storage computer", 1966. O(accesses log accesses).
 [[nodiscard]] Hits belady(const Accesses& accesses, Index capacity);
 
 }  // namespace replay

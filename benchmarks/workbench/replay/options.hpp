@@ -33,8 +33,8 @@ struct Options {
   std::string plot;  // empty: none
 };
 
-/// Fills `options`, and returns whether to continue. Where there is nothing to run (--help, an error), has said so and set
-/// the exit code: 0, or 2.
+/// Fills `options`, and returns whether to continue. Where there is nothing to run (--help, an error), has said so and
+/// set the exit code: 0, or 2.
 bool parse(int argc, char** argv, Options& options, int& exit_code);
 
 }  // namespace replay

@@ -28,8 +28,8 @@ struct RepeatableHash : kvc::ChainHash {
   RepeatableHash() : ChainHash(1) {}
 };
 
-/// A block number stands for a whole prefix, so the library sees it as a token, and its blocks hold one token. The policy
-/// works as with real tokens, except that a block has only one to hash and compare.
+/// A block number stands for a whole prefix, so the library sees it as a token, and its blocks hold one token. The
+/// policy works as with real tokens, except that a block has only one to hash and compare.
 template <class Eviction>
 Result replay(const Configured<Eviction>& configured, const Trace& trace, Index capacity,
               kvc_bench::Progress& progress) {

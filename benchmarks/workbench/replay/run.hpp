@@ -36,8 +36,8 @@ struct Replay {
   std::vector<Result> results;  ///< by capacity; then fifo, the policies, belady, unbounded
 };
 
-/// Replays requests one after another, in the order of the trace: each finds the cached part of its prompt, adds the rest,
-/// and ends. Answers are not cached, as traces do not name their blocks. `evictions` must include lru.
+/// Replays requests one after another, in the order of the trace: each finds the cached part of its prompt, adds the
+/// rest, and ends. Answers are not cached, as traces do not name their blocks. `evictions` must include lru.
 [[nodiscard]] Replay replay_all(const kvc_bench::Trace& trace, const std::vector<Index>& capacities,
                                 const std::vector<std::string>& evictions);
 

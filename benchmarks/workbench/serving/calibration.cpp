@@ -39,8 +39,8 @@ double loss(const std::vector<Asked>& steps, const Costs& costs) {
   return sum;
 }
 
-/// Least squares of weighted relative errors, given what bounds each step. No cost is negative: the most negative one is
-/// removed until there is none.
+/// Least squares of weighted relative errors, given what bounds each step. No cost is negative: the most negative one
+/// is removed until there is none.
 Costs solve(const std::vector<Asked>& steps, const std::vector<bool>& by_bytes) {
   const auto rows = static_cast<Index>(steps.size());
   Eigen::MatrixXd a(rows, unknowns);

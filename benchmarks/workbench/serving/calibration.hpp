@@ -27,9 +27,9 @@ struct Fit {
 /// Stands for operations or bytes per second where the timings show no limit.
 inline constexpr double no_limit = 1e21;
 
-/// The hardware under which the cost model comes closest to the timings: least squares of the relative errors, each step
-/// weighted by its time. The fit also decides which steps are bound by operations and which by bytes; a part that the
-/// timings do not show is 0, or `no_limit`.
+/// The hardware under which the cost model comes closest to the timings: least squares of the relative errors, each
+/// step weighted by its time. The fit also decides which steps are bound by operations and which by bytes; a part that
+/// the timings do not show is 0, or `no_limit`.
 ///
 /// The timings must cover steps of different kinds. Throws std::invalid_argument for fewer than 7 timings, or one of 0
 /// seconds.

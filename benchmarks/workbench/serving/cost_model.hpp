@@ -1,15 +1,14 @@
 // The time of a step by the roofline model: max(operations / peak, bytes / bandwidth) + overhead.
 //
 // Operations, a multiply-add counted as two: every token passes all matrices of the layers; every token whose successor
-// is sampled passes the classifier; a query at position p meets p + 1 keys and values in every query head. A decoder may
-// skip unused results: in the last layer it computes keys and values for all tokens, and the rest for the last token of
-// each sequence.
-// Bytes: the weights once per step, the keys and values of every sequence in the step once, rows that are written, and
-// rows that a policy moves (read and written). Activations, norms and softmax are neglected: at these sizes they are a few
-// per cent.
+// is sampled passes the classifier; a query at position p meets p + 1 keys and values in every query head. A decoder
+// may skip unused results: in the last layer it computes keys and values for all tokens, and the rest for the last
+// token of each sequence. Bytes: the weights once per step, the keys and values of every sequence in the step once,
+// rows that are written, and rows that a policy moves (read and written). Activations, norms and softmax are neglected:
+// at these sizes they are a few per cent.
 //
-// Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of a
-// few by bytes. Batching and chunks work in between.
+// Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of
+// a few by bytes. Batching and chunks work in between.
 #pragma once
 
 #include <string>

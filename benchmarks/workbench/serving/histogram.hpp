@@ -1,8 +1,8 @@
 // Percentiles of any number of durations, in memory that does not grow with it.
 //
-// Values below 1024 have a bucket each, larger ones share buckets of 1/512 of their size, so a percentile is at most 0.2 %
-// above the exact value (the idea is HdrHistogram's). A percentile is by nearest rank: the
-// smallest value that at least p % of all values do not exceed.
+// Values below 1024 have a bucket each, larger ones share buckets of 1/512 of their size, so a percentile is at most
+// 0.2 % above the exact value (the idea is HdrHistogram's). A percentile is by nearest rank: the smallest value that at
+// least p % of all values do not exceed.
 #pragma once
 
 #include <algorithm>

@@ -5,8 +5,8 @@
 
 namespace serving {
 
-/// Puts the JSON document, the chart library and the page's own script into one file. The constructor reads the parts of
-/// the page, so that a missing one is reported before the simulation.
+/// Puts the JSON document, the chart library and the page's own script into one file. The constructor reads the parts
+/// of the page, so that a missing one is reported before the simulation.
 class HtmlPage {
  public:
   /// Throws std::runtime_error, which names the package, if the chart library cannot be read.

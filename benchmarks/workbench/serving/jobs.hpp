@@ -1,7 +1,7 @@
 // The requests that a scheduler holds, and their jobs: one per answer.
 //
-// A job waits or runs, in one of two lists ordered by age: arrival of the request, then number of the answer. A preempted
-// job keeps its age. Indices of requests and jobs are reused after they ended; ids are not.
+// A job waits or runs, in one of two lists ordered by age: arrival of the request, then number of the answer. A
+// preempted job keeps its age. Indices of requests and jobs are reused after they ended; ids are not.
 #pragma once
 
 #include <algorithm>

@@ -63,8 +63,9 @@ std::string model_name(const Options& options) {
   return options.model.empty() ? "shakespeare-0.7m" : std::filesystem::path(options.model).filename().string();
 }
 
-/// Serves all requests in real time. To calibrate, steps are timed before each run, and both are repeated several times,
-/// so that a disturbance of the machine affects both. The report has the runs with the median TTFT, and the simulations.
+/// Serves all requests in real time. To calibrate, steps are timed before each run, and both are repeated several
+/// times, so that a disturbance of the machine affects both. The report has the runs with the median TTFT, and the
+/// simulations.
 void serve_and_measure(const Options& options, Report& report) {
   const kvc::llama::Model model = load_model(options.model);
   const RealMachine machine{&model, Threads(options.threads), options.clock};

@@ -1,8 +1,8 @@
 // Real time: a decoder computes each step over a cache with real keys and values.
 //
-// All sequences of a step go through the network as one batch. The likeliest token is sampled, so the answer to a request
-// depends on its prompt alone: not on the policy, the other sequences of its batches, or preemptions. Where a prompt is
-// forked, answer i begins with the i-th likeliest token.
+// All sequences of a step go through the network as one batch. The likeliest token is sampled, so the answer to a
+// request depends on its prompt alone: not on the policy, the other sequences of its batches, or preemptions. Where a
+// prompt is forked, answer i begins with the i-th likeliest token.
 #pragma once
 
 #include <algorithm>
@@ -41,8 +41,8 @@ enum class ClockKind {
 /// Called with every sampled token: request, which of its answers, place in the answer.
 using OnAnswer = std::function<void(Index request, int sample, Pos place, Token token)>;
 
-/// An Executor over a real decoder. Throws what the decoder throws, std::invalid_argument among them for a sequence that is
-/// longer than the positions of the model.
+/// An Executor over a real decoder. Throws what the decoder throws, std::invalid_argument among them for a sequence
+/// that is longer than the positions of the model.
 class ModelExecutor {
  public:
   /// The model must outlive it.

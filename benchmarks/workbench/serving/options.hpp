@@ -41,8 +41,8 @@ struct Options {
   std::string plot;
 };
 
-/// Fills `options`, and returns whether to continue. Where there is nothing to run (--help, --list, an error), has said so
-/// and set the exit code: 0, or 2.
+/// Fills `options`, and returns whether to continue. Where there is nothing to run (--help, --list, an error), has said
+/// so and set the exit code: 0, or 2.
 bool parse(int argc, char** argv, Options& options, int& exit_code);
 
 /// The scenario that the options ask for, with what they change in it. Throws std::runtime_error.

@@ -34,8 +34,8 @@ class Pins<Cache> {
  public:
   static constexpr bool possible = true;
 
-  /// Pins the first tokens of a computed prompt, if the request wants it and they are not pinned already. Returns whether
-  /// it did.
+  /// Pins the first tokens of a computed prompt, if the request wants it and they are not pinned already. Returns
+  /// whether it did.
   [[nodiscard]] bool pin(Cache& cache, const Request& request, std::span<const Token> prompt) {
     if (request.pinned_tokens == 0 || request.prompt.empty() ||
         !pinned_.insert({request.tenant, request.prompt.front().content}).second) {

@@ -7,9 +7,9 @@
 
 namespace serving {
 
-/// Writes an SVG file with gnuplot: the first run of each policy over time, and the percentiles of the TTFT of every run
-/// with the same load as the first. The file ends with `plot_mark`. Throws std::runtime_error if gnuplot fails, or a run
-/// has no sample.
+/// Writes an SVG file with gnuplot: the first run of each policy over time, and the percentiles of the TTFT of every
+/// run with the same load as the first. The file ends with `plot_mark`. Throws std::runtime_error if gnuplot fails, or
+/// a run has no sample.
 void plot(const std::string& path, const Report& report);
 
 /// An XML comment with a hash of the figure: tells whether a figure is current, without gnuplot.

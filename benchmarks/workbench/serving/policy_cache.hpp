@@ -9,8 +9,8 @@
 
 namespace serving {
 
-/// A cache whose rows have no bytes, so that only its policy works. It also says how many rows a policy had copied, for a
-/// cost model to charge.
+/// A cache whose rows have no bytes, so that only its policy works. It also says how many rows a policy had copied, for
+/// a cost model to charge.
 template <kvc::Policy P>
 class PolicyCache : public kvc::KvCache<kvc::None, P> {
  public:

@@ -1,4 +1,5 @@
-// Random numbers that are the same with every compiler and standard library: all follow from `next` by arithmetic. The generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+// Random numbers that are the same with every compiler and standard library: all follow from `next` by arithmetic. The
+// generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
 #pragma once
 
 #include <cmath>

@@ -44,8 +44,9 @@ struct RunResult {
 /// Called from time to time with the number of requests that have ended.
 using OnProgress = std::function<void(Index ended)>;
 
-/// Simulates the scenario, with prompts `chunked` or computed whole. At the end it checks every invariant of the policy;
-/// every slot is free or cached then. Throws the errors of the traffic source, Livelock, and kvc::InvariantError.
+/// Simulates the scenario, with prompts `chunked` or computed whole. At the end it checks every invariant of the
+/// policy; every slot is free or cached then. Throws the errors of the traffic source, Livelock, and
+/// kvc::InvariantError.
 [[nodiscard]] RunResult simulate(const Scenario& scenario, PolicyKind policy, bool chunked, double load = 1,
                                  const OnProgress& on_progress = {});
 

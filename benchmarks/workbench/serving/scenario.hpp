@@ -41,8 +41,8 @@ struct Scenario {
   /// The pool that the scenario names, or that the weights leave, in whole blocks.
   /// Throws std::runtime_error if they leave none, or the hardware has no room for it.
   [[nodiscard]] Index pool() const;
-  /// Its requests from the first on, arriving `load` times as often. Throws std::invalid_argument where there is neither traffic
-  /// nor a trace, and kvc_bench::TraceError.
+  /// Its requests from the first on, arriving `load` times as often. Throws std::invalid_argument where there is
+  /// neither traffic nor a trace, and kvc_bench::TraceError.
   [[nodiscard]] std::unique_ptr<Source> source(double load = 1) const;
 };
 

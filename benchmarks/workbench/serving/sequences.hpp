@@ -1,4 +1,5 @@
-// Carries out the decisions of a scheduler: sequences start, emit tokens, fork, are preempted, and end. Counts all of it.
+// Carries out the decisions of a scheduler: sequences start, emit tokens, fork, are preempted, and end. Counts all of
+// it.
 //
 // Under asynchronous scheduling the close of a preempted sequence is deferred, as the current step may still read it;
 // `close_deferred` closes it.
@@ -80,8 +81,8 @@ class Sequences {
   /// Number of sequences closed so far: room changed since if this did.
   [[nodiscard]] Index releases() const noexcept { return releases_; }
 
-  /// The positions of a job's work are committed, and these tokens follow: one, or after a prompt as many as the request
-  /// wants answers.
+  /// The positions of a job's work are committed, and these tokens follow: one, or after a prompt as many as the
+  /// request wants answers.
   void emit(std::size_t index, std::span<const Token> next, Time now) {
     const Job& job = jobs_[index];
     if (job.answered == 0 && job.sample == 0) {

@@ -49,8 +49,8 @@ class Bench {
 
   [[nodiscard]] Pos positions() const noexcept { return positions_; }
 
-  /// Measures each of these once, after one step that is not measured. The longest sequences come first, as positions are
-  /// computed only once.
+  /// Measures each of these once, after one step that is not measured. The longest sequences come first, as positions
+  /// are computed only once.
   void round(std::vector<Kind> kinds) {
     std::ranges::sort(kinds, std::greater{}, [](const Kind& kind) { return std::max(kind.first, kind.length); });
     for (const Kind& kind : kinds) {

@@ -11,11 +11,11 @@
 
 namespace serving {
 
-/// Times the steps of a server under requests made for this purpose: 1, 2, 4 ... 32 sequences at a time, prompts whole and
-/// in chunks, of all lengths that the positions of the model allow. All requests arrive at the start, so every round has
-/// the same steps; the time of each is the median of `rounds`. A time runs from the beginning of a step to the beginning
-/// of the next: it includes scheduling, sampling and bookkeeping, and processor caches are as cold as in service. A round
-/// takes one second with the model of the project.
+/// Times the steps of a server under requests made for this purpose: 1, 2, 4 ... 32 sequences at a time, prompts whole
+/// and in chunks, of all lengths that the positions of the model allow. All requests arrive at the start, so every
+/// round has the same steps; the time of each is the median of `rounds`. A time runs from the beginning of a step to
+/// the beginning of the next: it includes scheduling, sampling and bookkeeping, and processor caches are as cold as in
+/// service. A round takes one second with the model of the project.
 [[nodiscard]] std::vector<StepTiming> time_steps(const RealMachine& machine, int rounds);
 
 /// The steps of a prompt that is computed in chunks while other sequences decode.

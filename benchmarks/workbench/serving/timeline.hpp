@@ -1,7 +1,7 @@
 // The pool over time, in memory that does not grow with the run.
 //
-// A sample is due at regular times and taken at the end of the current step. When there are `most` samples, every second
-// one is dropped and the interval doubles; so between half and all of `most` samples cover a run of any length.
+// A sample is due at regular times and taken at the end of the current step. When there are `most` samples, every
+// second one is dropped and the interval doubles; so between half and all of `most` samples cover a run of any length.
 #pragma once
 
 #include <algorithm>

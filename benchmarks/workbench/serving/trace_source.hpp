@@ -25,8 +25,8 @@ struct TraceOptions {
   Pos max_output = 2048;  ///< what clients allow, where the file does not say it and the answer is not longer
 };
 
-/// Throws kvc_bench::TraceError, which names file, line and field: for what the reader rejects, a request before the one
-/// above it, and an arrival that is later than max_arrival at this load.
+/// Throws kvc_bench::TraceError, which names file, line and field: for what the reader rejects, a request before the
+/// one above it, and an arrival that is later than max_arrival at this load.
 class TraceSource final : public Source {
  public:
   TraceSource(const kvc_bench::TraceInput& input, const TraceOptions& options);

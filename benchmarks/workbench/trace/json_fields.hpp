@@ -30,8 +30,8 @@ class FieldError : public std::runtime_error {
   std::string problem_;
 };
 
-/// A view of one value within a document, which must outlive it. Every function that reads throws FieldError for a value
-/// of another type or range.
+/// A view of one value within a document, which must outlive it. Every function that reads throws FieldError for a
+/// value of another type or range.
 class Fields {
  public:
   explicit Fields(const Json& value, std::string where = "") : value_(&value), where_(std::move(where)) {}

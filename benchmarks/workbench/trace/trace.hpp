@@ -1,7 +1,7 @@
 // Traces of real inference traffic: when requests arrive, how long they are, and which blocks their prompts consist of.
 //
-// Five formats, told apart by their first line. A block id stands for a block and all that precedes it in its prompt, so
-// a block that was seen before means a whole prefix that was seen before.
+// Five formats, told apart by their first line. A block id stands for a block and all that precedes it in its prompt,
+// so a block that was seen before means a whole prefix that was seen before.
 //
 //   mooncake  JSON lines: timestamp, input_length, output_length, hash_ids = [id, ...]. Blocks of 512 tokens.
 //   weka      JSON lines: timestamp, input_length, output_length, hash_runs = [[first id, count], ...]. Blocks of 64.

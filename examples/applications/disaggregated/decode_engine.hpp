@@ -1,6 +1,6 @@
-// DecodeEngine: receives sequences whose prompts other engines have computed, and decodes them together, one token of each
-// per step. A sequence joins the batch as soon as all its rows have arrived and the batch has a place, and leaves with
-// its last token. Rows of other sequences arrive between the layers of a step.
+// DecodeEngine: receives sequences whose prompts other engines have computed, and decodes them together, one token of
+// each per step. A sequence joins the batch as soon as all its rows have arrived and the batch has a place, and leaves
+// with its last token. Rows of other sequences arrive between the layers of a step.
 //
 // A sequence without room for its next token waits for others to finish. If all wait, the newest one is preempted: it
 // gives up its blocks, and its prompt is computed again.

@@ -54,8 +54,8 @@ struct Clock {
   std::function<kvc::transport::TimePoint()> now = std::chrono::steady_clock::now;
   kvc::transport::TimePoint zero{};
   void start() { zero = now(); }
-  /// Starts when the router did. The clocks of one machine agree; on another machine it starts now, and times are off by
-  /// the delay of START.
+  /// Starts when the router did. The clocks of one machine agree; on another machine it starts now, and times are off
+  /// by the delay of START.
   void start(kvc::transport::TimePoint routers) {
     const kvc::transport::TimePoint here = now();
     zero = routers <= here && here - routers < std::chrono::seconds(1) ? routers : here;

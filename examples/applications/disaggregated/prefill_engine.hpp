@@ -1,12 +1,12 @@
-// PrefillEngine: computes prompts one after another, and sends each sequence to a decode engine, layer by layer while the
-// next layer is computed; the last layers travel while the next prompt is computed.
+// PrefillEngine: computes prompts one after another, and sends each sequence to a decode engine, layer by layer while
+// the next layer is computed; the last layers travel while the next prompt is computed.
 //
 //   queued --room in the pool--> computed, offered --complete--> handed over: its blocks stay cached
 //                                    |       ^
 //                    no room there --+       +-- again after a moment, or to another engine by order of the router
 //
-// A sequence stays open until a decode engine has it. If the decode engines are full, this pool fills up too, and prompts
-// wait: that is the back-pressure.
+// A sequence stays open until a decode engine has it. If the decode engines are full, this pool fills up too, and
+// prompts wait: that is the back-pressure.
 #pragma once
 
 #include <deque>

@@ -27,8 +27,8 @@ RunRecord run_in_process(const kvc::llama::Model& model, std::span<const Request
 
 /// Whether this program was built with MPI.
 bool has_mpi();
-/// Runs the part of this process, between MPI_Init and MPI_Finalize (which waits for ever if an engine has died; MPI_Abort
-/// ends the others then). Rank 0 returns the record. It runs `before` first, while the others wait.
+/// Runs the part of this process, between MPI_Init and MPI_Finalize (which waits for ever if an engine has died;
+/// MPI_Abort ends the others then). Rank 0 returns the record. It runs `before` first, while the others wait.
 std::optional<RunRecord> run_over_mpi(const kvc::llama::Model& model, std::span<const Request> requests,
                                       const RunConfig& config, const std::function<void()>& before);
 

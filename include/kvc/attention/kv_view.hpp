@@ -32,7 +32,8 @@ struct IgnoreRun {
 ///   v.for_each_run(head, range, f) 0 <= head < kv_heads(),    calls f(KvRun<T>) for runs of that head    O(runs of the range),
 ///                                  range within [0, length()) that together are exactly `range`          or a binary search more
 ///
-/// All are const. for_each_run may throw std::invalid_argument if its arguments are not as required, and nothing else of its own.
+/// All are const. for_each_run may throw std::invalid_argument if its arguments are not as required, and nothing else
+/// of its own.
 ///
 /// Laws:
 ///   runs       they are in ascending order, each begins at the position behind the one before it, and each has at least one
@@ -42,11 +43,11 @@ struct IgnoreRun {
 ///   heads      if two views have a position of head 0 in the same place, they have it in the same place in every head: a batch
 ///              reads it once for both
 ///
-/// Attention holds a view to the first law: it throws std::invalid_argument where the runs lack a position that a query row may
-/// see.
+/// Attention holds a view to the first law: it throws std::invalid_argument where the runs lack a position that a query
+/// row may see.
 ///
-/// Several threads may read one view at once. Copies are cheap and show the same. testing/kv_view_conformance.hpp checks the laws;
-/// a minimal view is in tests/conformance/views.cpp.
+/// Several threads may read one view at once. Copies are cheap and show the same. testing/kv_view_conformance.hpp
+/// checks the laws; a minimal view is in tests/conformance/views.cpp.
 template <class V>
 concept KvView =
     ElementType<typename V::Element> && requires(const V& view, Index head, PosRange range, detail::IgnoreRun f) {

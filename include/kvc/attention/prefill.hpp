@@ -22,13 +22,13 @@ inline namespace v0 {
 ///   out      [n, query_heads * value_dim], with or without lse, or states: see AttentionOutput. Overwritten; must not
 ///            overlap q or the cache
 ///
-/// **Bits.** A row has the same bits whatever rows, heads and sequences are computed beside it, in prefill as in decode,
-/// however the view is cut into runs, and on any executor. They are those of the target that was compiled for.
+/// **Bits.** A row has the same bits whatever rows, heads and sequences are computed beside it, in prefill as in
+/// decode, however the view is cut into runs, and on any executor. They are those of the target that was compiled for.
 ///
 /// **Accuracy.** Sums are floats. Products are those of floats, except where the processor multiplies narrower numbers
-/// (AVX-512 with BF16, or with VNNI): there, queries and weights are rounded to bfloat16 for bfloat16 and Fp8E4M3, to 15
-/// and 16 bits for Int8, to 12 and 8 bits for Int4. Bounds on the error against exact arithmetic on the stored rows, as
-/// parts of the largest value, for logits of standard deviation
+/// (AVX-512 with BF16, or with VNNI): there, queries and weights are rounded to bfloat16 for bfloat16 and Fp8E4M3, to
+/// 15 and 16 bits for Int8, to 12 and 8 bits for Int4. Bounds on the error against exact arithmetic on the stored rows,
+/// as parts of the largest value, for logits of standard deviation
 ///
 ///                                 1        4        10       20       30
 ///   floats                        1e-6     2e-6     3e-6     5e-6     1e-5
@@ -44,9 +44,9 @@ inline namespace v0 {
 /// std::invalid_argument naming the position if the view does not retain a key that a row may see, and std::bad_alloc;
 /// `out` may be partly written then.
 ///
-/// **Cost.** O(query_heads * pairs * (key_dim + value_dim)) for `pairs` of a row and a key that it may see by causality,
-/// window and `keys`; other keys are not read, or only where a row of the same tile sees them. A few allocations per
-/// call.
+/// **Cost.** O(query_heads * pairs * (key_dim + value_dim)) for `pairs` of a row and a key that it may see by
+/// causality, window and `keys`; other keys are not read, or only where a row of the same tile sees them. A few
+/// allocations per call.
 ///
 /// Method: tiles with a running maximum (FlashAttention, 2022), see attention/kernel/query_tile.hpp.
 template <KvView View, class Ex = Sequential>
@@ -61,7 +61,8 @@ void prefill(const View& kv, PosRange queries, MatrixArg<float> q, const Attenti
 }
 
 /// The same for a ragged batch of sequences, whose rows lie one after the other in q and out: chunks of prompts of any
-/// length and rows of decode (one position) side by side. Each row has the bits that a call for its sequence alone gives.
+/// length and rows of decode (one position) side by side. Each row has the bits that a call for its sequence alone
+/// gives.
 ///
 ///   views    one layer of each sequence, a contiguous range; all of the same heads and dims
 ///   queries  the positions of the rows of each sequence: [B], B == views.size(); may be empty

@@ -30,8 +30,8 @@ inline namespace v0 {
 /// Owns nothing: o lies in memory of the caller's.
 ///
 /// Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the running maximum; Dao et
-/// al., "FlashAttention" (2022), for carrying o along; the merge is that of split keys (Flash-Decoding, 2023) and shared
-/// prefixes (FlashInfer, 2024).
+/// al., "FlashAttention" (2022), for carrying o along; the merge is that of split keys (Flash-Decoding, 2023) and
+/// shared prefixes (FlashInfer, 2024).
 struct AttentionState {
   std::span<float> o;                                 ///< [value_dim] not normalised
   float m = -std::numeric_limits<float>::infinity();  ///< largest score
@@ -50,8 +50,8 @@ struct AttentionState {
     std::fill(o.begin(), o.end(), 0.0F);
   }
 
-  /// Merges the state of another set of keys, disjoint from this one's. Merging the identity, on either side, changes no bit.
-  /// Throws std::invalid_argument if their value_dim differ. O(value_dim).
+  /// Merges the state of another set of keys, disjoint from this one's. Merging the identity, on either side, changes
+  /// no bit. Throws std::invalid_argument if their value_dim differ. O(value_dim).
   void merge(const AttentionState& other) {
     require(o.size() == other.o.size(), "value_dim of a state to merge", other.o.size(), "that of the other");
     if (other.is_identity()) {
@@ -92,8 +92,8 @@ struct AttentionState {
 ///
 /// Outputs of another engine with their log-sum-exp are states, too: o = output, m = lse, l = 1.
 ///
-/// Merged in ascending order of keys, parts give the outputs of one call within its accuracy (see prefill), whatever the
-/// cuts: 2e-6 of the largest value for float. The bits are the same if every part but the first lies within 512
+/// Merged in ascending order of keys, parts give the outputs of one call within its accuracy (see prefill), whatever
+/// the cuts: 2e-6 of the largest value for float. The bits are the same if every part but the first lies within 512
 /// positions from a multiple of 512.
 struct AttentionStates {
   MatrixRef<float> o;  ///< [rows, query_heads * value_dim] not normalised

@@ -9,9 +9,9 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Positions that `KvCache::extend` reserved and that are not yet committed. An Append that is destroyed uncommitted takes
-/// its positions back, so it must not outlive its cache. It is empty when it was default-constructed, moved from, committed
-/// or rolled back. Movable, not copyable. P is the policy of the cache.
+/// Positions that `KvCache::extend` reserved and that are not yet committed. An Append that is destroyed uncommitted
+/// takes its positions back, so it must not outlive its cache. It is empty when it was default-constructed, moved from,
+/// committed or rolled back. Movable, not copyable. P is the policy of the cache.
 template <class P>
 class Append {
  public:
@@ -41,8 +41,8 @@ class Append {
   [[nodiscard]] PosRange range() const noexcept { return range_; }  ///< the reserved positions
   [[nodiscard]] Pos size() const noexcept { return range_.size(); }
 
-  /// Gives up the ownership of the positions: they stay reserved, neither committed nor taken back, until the sequence is
-  /// closed.
+  /// Gives up the ownership of the positions: they stay reserved, neither committed nor taken back, until the sequence
+  /// is closed.
   void release() noexcept { policy_ = nullptr; }
 
   /// Takes the positions back. Does nothing if it is empty, or if the sequence was closed, which took them back.

@@ -27,7 +27,8 @@ struct ConfigOf<P> {
 };
 }  // namespace detail
 
-/// Instantiated only if an argument is not what a KvCache needs: says which, and why. See the specialisation in kvc/cache.hpp.
+/// Instantiated only if an argument is not what a KvCache needs: says which, and why. See the specialisation in
+/// kvc/cache.hpp.
 template <class T, class P, class L, class S>
 class KvCache {
   static_assert(

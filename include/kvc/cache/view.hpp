@@ -12,9 +12,9 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The keys and values of one sequence in one layer: a KvView. A small value that owns nothing; the cache must outlive it.
-/// It always shows what the sequence has now. Runs that it hands out are valid until the sequence is extended, committed,
-/// rolled back, truncated or closed.
+/// The keys and values of one sequence in one layer: a KvView. A small value that owns nothing; the cache must outlive
+/// it. It always shows what the sequence has now. Runs that it hands out are valid until the sequence is extended,
+/// committed, rolled back, truncated or closed.
 template <class T, class P, class L>
 class CacheView {
  public:

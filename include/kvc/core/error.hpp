@@ -111,7 +111,8 @@ class FormatError : public std::runtime_error {
   Index offset_;
 };
 
-/// An invariant does not hold: verify() found that the bookkeeping of a policy contradicts itself, or a layout is wrong.
+/// An invariant does not hold: verify() found that the bookkeeping of a policy contradicts itself, or a layout is
+/// wrong.
 class InvariantError : public std::logic_error {
  public:
   using std::logic_error::logic_error;
@@ -159,7 +160,8 @@ std::string value_text(const V& value) {
 }
 }  // namespace detail
 
-/// Throws std::invalid_argument, such as "kvc: block_tokens is 0, must be at least 1". `allowed` completes "must be ...".
+/// Throws std::invalid_argument, such as "kvc: block_tokens is 0, must be at least 1". `allowed` completes "must be
+/// ...".
 template <class V>
 [[noreturn]] KVC_COLD void throw_invalid(std::string_view argument, const V& value, std::string_view allowed) {
   throw_error(std::invalid_argument(

@@ -1,7 +1,7 @@
 // MatrixRef and MatrixArg: row-major matrices that the caller owns.
 //
-// kvc takes keys, values and queries as MatrixArg and outputs as MatrixRef. Both convert from Eigen objects, but include
-// nothing of Eigen.
+// kvc takes keys, values and queries as MatrixArg and outputs as MatrixRef. Both convert from Eigen objects, but
+// include nothing of Eigen.
 #pragma once
 
 #include <concepts>
@@ -19,7 +19,8 @@ namespace kvc {
 inline namespace v0 {
 
 namespace detail {
-/// A dense matrix in the manner of Eigen: extents, strides, a pointer, and a flag that tells row-major from column-major.
+/// A dense matrix in the manner of Eigen: extents, strides, a pointer, and a flag that tells row-major from
+/// column-major.
 template <class M>
 concept DenseMatrix = requires(M& m) {
   { m.rows() } -> std::convertible_to<Index>;
@@ -40,8 +41,8 @@ concept MatrixExpression = std::same_as<typename E::Scalar, S> && requires(const
 
 /// A view of a row-major matrix  data  [rows, cols], with `stride` elements from the start of one row to that of the next.
 ///
-/// Converts from an Eigen matrix, map or block of the same scalar, and from a pointer with its extents. It owns nothing: the
-/// memory must outlive it. S is const for a view that only reads. Copies are cheap.
+/// Converts from an Eigen matrix, map or block of the same scalar, and from a pointer with its extents. It owns
+/// nothing: the memory must outlive it. S is const for a view that only reads. Copies are cheap.
 template <class S>
 class MatrixRef {
  public:

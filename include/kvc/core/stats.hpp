@@ -6,8 +6,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The bookkeeping of a policy at one moment. A block is the unit in which the policy gives out slots: `block_tokens` of them.
-/// blocks_free + blocks_cached + blocks_referenced == blocks_total, always.
+/// The bookkeeping of a policy at one moment. A block is the unit in which the policy gives out slots: `block_tokens`
+/// of them. blocks_free + blocks_cached + blocks_referenced == blocks_total, always.
 struct Stats {
   // now
   Pos block_tokens = 0;     ///< slots in a block
@@ -22,8 +22,8 @@ struct Stats {
   Index pins = 0;             ///< pinned prefixes; their blocks count as referenced
   Index tokens_stored = 0;    ///< slots that store a committed row of a sequence or a pin, a shared slot once
   Index tokens_reserved = 0;  ///< slots of referenced blocks
-  /// Committed positions whose tokens a policy that matches prefixes does not know, so that no prompt finds them or what
-  /// follows them: of open sequences now, and of closed ones at their end. 0 for policies that match nothing.
+  /// Committed positions whose tokens a policy that matches prefixes does not know, so that no prompt finds them or
+  /// what follows them: of open sequences now, and of closed ones at their end. 0 for policies that match nothing.
   Index tokens_unknown = 0;
 
   // counters since construction

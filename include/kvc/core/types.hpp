@@ -1,5 +1,5 @@
-// The integers of kvc: positions and counts of tokens have 32 bits, offsets 64, and a block id or the handle of a sequence
-// cannot be mixed up with either. Standard library only.
+// The integers of kvc: positions and counts of tokens have 32 bits, offsets 64, and a block id or the handle of a
+// sequence cannot be mixed up with either. Standard library only.
 #pragma once
 
 #include <compare>
@@ -25,7 +25,8 @@ inline constexpr BlockId no_block{-1};
 /// The number of a block.
 [[nodiscard]] constexpr Index to_index(BlockId block) noexcept { return static_cast<Index>(block); }
 
-/// The handle of an open sequence. The generation tells a handle that outlived its sequence from that of the next sequence.
+/// The handle of an open sequence. The generation tells a handle that outlived its sequence from that of the next
+/// sequence.
 struct SeqId {
   std::uint32_t slot = std::numeric_limits<std::uint32_t>::max();
   std::uint32_t generation = 0;
@@ -45,8 +46,8 @@ struct PosRange {
   friend constexpr bool operator==(PosRange, PosRange) = default;
 };
 
-/// A run: consecutive positions of a sequence that lie in consecutive slots of one block. Policies hand out runs; they hold no
-/// pointers and know no element type.
+/// A run: consecutive positions of a sequence that lie in consecutive slots of one block. Policies hand out runs; they
+/// hold no pointers and know no element type.
 struct SlotRun {
   BlockId block;  ///< where
   Pos offset;     ///< first slot within the block
@@ -55,8 +56,8 @@ struct SlotRun {
   friend constexpr bool operator==(const SlotRun&, const SlotRun&) = default;
 };
 
-/// A copy that the owner of the memory carries out for a policy: `count` rows from one place of the pool to another, in every layer
-/// and head. The two ranges of slots do not overlap.
+/// A copy that the owner of the memory carries out for a policy: `count` rows from one place of the pool to another, in
+/// every layer and head. The two ranges of slots do not overlap.
 struct RowCopy {
   BlockId from = no_block;
   BlockId to = no_block;

@@ -17,13 +17,13 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The trait that defines an element type: specialise it for a type of your own, as ElementType describes. T itself is only a
-/// name, and may be an incomplete type.
+/// The trait that defines an element type: specialise it for a type of your own, as ElementType describes. T itself is
+/// only a name, and may be an incomplete type.
 template <class T>
 struct Element;
 
-/// A type T with a specialisation E = Element<T>. A row is the key or the value of one head at one position: `dim` elements,
-/// stored in row_size(dim) consecutive objects of E::Storage. Arithmetic happens in float.
+/// A type T with a specialisation E = Element<T>. A row is the key or the value of one head at one position: `dim`
+/// elements, stored in row_size(dim) consecutive objects of E::Storage. Arithmetic happens in float.
 ///
 ///   expression               requires                     does / returns                                     complexity
 ///   E::Storage               trivially copyable           the unit of storage
@@ -36,7 +36,8 @@ struct Element;
 ///   E::max_error(from, dim)  from [dim] float, finite     optional: a bound of |decode(encode(from))[d] -    O(dim)
 ///                                                         from[d]| over all d; a float, infinity for none
 ///
-/// All functions are static and do not throw. `from` and `to` do not overlap, and have the alignment of their types only.
+/// All functions are static and do not throw. `from` and `to` do not overlap, and have the alignment of their types
+/// only.
 ///
 /// Laws:
 ///   bounds         encode writes the row_size(dim) units of the row, all of them, and nothing else

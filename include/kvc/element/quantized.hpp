@@ -23,11 +23,12 @@ inline namespace v0 {
 ///
 ///   row   dim codes (signed bytes), zeros up to a multiple of 4, scale (float, byte order of the machine)
 ///
-/// A row with a NaN or an infinity reads back as NaN throughout. The scale is at least 2^-126: below 127 * 2^-126 (1.5e-36)
-/// the error of an element is up to 2^-127.
+/// A row with a NaN or an infinity reads back as NaN throughout. The scale is at least 2^-126: below 127 * 2^-126
+/// (1.5e-36) the error of an element is up to 2^-127.
 struct Int8;
 
-/// The 8-bit floating point of 4 exponent and 3 mantissa bits, without infinities (OCP 8-bit Floating Point Specification, 2023).
+/// The 8-bit floating point of 4 exponent and 3 mantissa bits, without infinities (OCP 8-bit Floating Point
+/// Specification, 2023).
 ///
 ///   row   dim bytes
 ///
@@ -38,12 +39,12 @@ struct Fp8E4M3;
 ///
 ///   row   16 bytes of codes per group, then one word per group:  scale (bfloat16) | minimum (bfloat16) << 16
 ///
-/// Byte i of the 16 of group g has the code of element 32 g + i in its low half and that of element 32 g + 16 + i in its high
-/// half. Codes that pad the last group are never read. Words have the byte order of the machine.
+/// Byte i of the 16 of group g has the code of element 32 g + i in its low half and that of element 32 g + 16 + i in
+/// its high half. Codes that pad the last group are never read. Words have the byte order of the machine.
 ///
-/// A group with a NaN or an infinity reads back as NaN throughout, and one whose elements are all below 2^-100 (7.9e-31) in
-/// magnitude as 0, whose scale would otherwise vanish. Elements beyond 1.875 * 2^126 (1.6e38) in magnitude are stored as that,
-/// so that no code times its scale is infinite.
+/// A group with a NaN or an infinity reads back as NaN throughout, and one whose elements are all below 2^-100
+/// (7.9e-31) in magnitude as 0, whose scale would otherwise vanish. Elements beyond 1.875 * 2^126 (1.6e38) in magnitude
+/// are stored as that, so that no code times its scale is infinite.
 struct Int4;
 
 namespace detail {
@@ -53,7 +54,8 @@ inline constexpr float round_shift = 12582912.0F;
 
 [[nodiscard]] inline float bf16_to_float(std::uint32_t bits) noexcept { return std::bit_cast<float>(bits << 16); }
 
-/// The largest bfloat16 not above x, and the smallest not below it; x finite. They saturate at the largest finite numbers.
+/// The largest bfloat16 not above x, and the smallest not below it; x finite. They saturate at the largest finite
+/// numbers.
 [[nodiscard]] inline std::uint32_t bf16_below(float x) noexcept {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   const bool exact = (bits & 0xffffU) == 0;

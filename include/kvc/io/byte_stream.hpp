@@ -1,8 +1,8 @@
 // ByteSink and ByteSource: where bytes are written to and read from. Files are in io/file.hpp, memory is here, and a
 // program can add its own, a connection for example.
 //
-// Both take lists of spans: a sink gathers from the blocks of a pool, a source scatters into them, and nothing is copied
-// in between. One call moves about a quarter of a megabyte, so the cost of a virtual call does not show.
+// Both take lists of spans: a sink gathers from the blocks of a pool, a source scatters into them, and nothing is
+// copied in between. One call moves about a quarter of a megabyte, so the cost of a virtual call does not show.
 #pragma once
 
 #include <algorithm>

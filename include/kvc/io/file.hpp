@@ -157,8 +157,8 @@ class FileSource final : public ByteSource {
     }
   }
 
-  /// Opens a regular file, whose size is known. Throws FormatError as above, and for anything else; does not wait for the
-  /// writer of a FIFO.
+  /// Opens a regular file, whose size is known. Throws FormatError as above, and for anything else; does not wait for
+  /// the writer of a FIFO.
   [[nodiscard]] static FileSource regular(const std::filesystem::path& path) {
     struct stat status{};
     if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {

@@ -3,9 +3,9 @@
 //   HeadMajor    K [kv_heads, block_tokens, key_row]   V [kv_heads, block_tokens, value_row]
 //   TokenMajor   K [block_tokens, kv_heads, key_row]   V [block_tokens, kv_heads, value_row]
 //
-// In both, a block holds its layers one after the other, and a layer holds its keys, then its values, so that a block is
-// contiguous. HeadMajor suits attention, which reads the rows of one head. TokenMajor is the order that many kernels of
-// inference engines expect.
+// In both, a block holds its layers one after the other, and a layer holds its keys, then its values, so that a block
+// is contiguous. HeadMajor suits attention, which reads the rows of one head. TokenMajor is the order that many kernels
+// of inference engines expect.
 #pragma once
 
 #include <concepts>
@@ -42,8 +42,9 @@ struct PoolExtents {
 ///   l.v(block, layer, head, slot)  see below             offset of the row of that value
 ///   l.k_stride(), l.v_stride()                           from the row of one slot to that of the next
 ///
-/// Every expression takes O(1). All but the constructor are const and do not throw. Arguments of k and v are not negative and
-/// at most the extent: one block, layer, head or slot past the last is allowed, and callers compute strides from it.
+/// Every expression takes O(1). All but the constructor are const and do not throw. Arguments of k and v are not
+/// negative and at most the extent: one block, layer, head or slot past the last is allowed, and callers compute
+/// strides from it.
 ///
 /// Laws, for all rows of the pool:
 ///   bounds     a row lies in [0, size())

@@ -64,8 +64,8 @@ class LayerRows {
   bool keys_;
 };
 
-/// f(offset, units) for spans that are, in `order`, all rows of one layer in `slots`: the slots of one stored block. Both count
-/// storage units. O(spans).
+/// f(offset, units) for spans that are, in `order`, all rows of one layer in `slots`: the slots of one stored block.
+/// Both count storage units. O(spans).
 template <Layout L, class F>
 void for_each_row_span(const L& layout, Index layer, RowOrder order, std::span<const SlotSpan> slots, F&& f) {
   const Index heads = layout.extents().kv_heads;

@@ -62,7 +62,8 @@ inline void verify_disjoint(std::string_view layout, std::vector<Row>& rows) {
 
 }  // namespace detail
 
-/// Throws InvariantError, which names a row and the law that it breaks, unless the sampled rows keep the laws of Layout.
+/// Throws InvariantError, which names a row and the law that it breaks, unless the sampled rows keep the laws of
+/// Layout.
 template <Layout L>
 void verify(const L& layout, Sample sample = Sample::corners) {
   const PoolExtents& extents = layout.extents();

@@ -167,8 +167,8 @@ inline Model read_checkpoint(io::ByteSource& source) {
 
 }  // namespace detail
 
-/// Loads a checkpoint from a source of known size, from a file, or from memory of any alignment, which is copied; `name`
-/// stands for the memory in messages. Time and memory are linear in the size of the checkpoint.
+/// Loads a checkpoint from a source of known size, from a file, or from memory of any alignment, which is copied;
+/// `name` stands for the memory in messages. Time and memory are linear in the size of the checkpoint.
 ///
 /// Throws FormatError, which names the source, the offset and what was expected there, if the source cannot be read or
 /// is not exactly one checkpoint. A file of a kind that is known (GGUF, PyTorch, safetensors, a Git LFS pointer, …) is

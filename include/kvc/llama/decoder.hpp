@@ -15,8 +15,8 @@
 // The result of a row depends on its own tokens alone: the bits of its logits are the same whatever the policy, layout,
 // block size, chunks of the prefill, other rows of the batch, or number of threads.
 //
-// A caller that sends the cache elsewhere while it is computed passes `on_layer`, which is called for each layer as soon
-// as its keys and values are in place.
+// A caller that sends the cache elsewhere while it is computed passes `on_layer`, which is called for each layer as
+// soon as its keys and values are in place.
 //
 //   n  rows: tokens of all steps        dim, heads, kv_heads, vocab_size  as in Config
 #pragma once
@@ -94,8 +94,8 @@ class BatchRows {
   std::vector<Pos> positions_;
 };
 
-/// Attention of all rows of a batch in one layer: q, out [n, heads * head_dim]. Adjacent parts with one query each share
-/// a decode; a part with more queries is a prefill.
+/// Attention of all rows of a batch in one layer: q, out [n, heads * head_dim]. Adjacent parts with one query each
+/// share a decode; a part with more queries is a prefill.
 template <class Cache, Executor Ex>
 void attend(const Cache& cache, Index layer, std::span<const BatchPart> parts, MatrixRef<const float> q,
             MatrixRef<float> out, Ex& ex) {
@@ -207,15 +207,15 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
 
 }  // namespace detail
 
-/// Fills the positions of `step` with the keys and values of `tokens` [step.size()], in every layer. Skips what only the
-/// logits need: the rest of the last layer, and the classifier.
+/// Fills the positions of `step` with the keys and values of `tokens` [step.size()], in every layer. Skips what only
+/// the logits need: the rest of the last layer, and the classifier.
 ///
 ///   on_layer(Index layer)  called in the order of the layers, for each as soon as its rows are written for all steps. It
 ///                          may use the cache, but must only read the sequences of these steps
 ///
 /// Throws std::invalid_argument, before anything is written, if the model is not consistent (require_consistent), the
-/// cache has another shape than the model, the number of tokens is not that of the step, a token is not in the vocabulary,
-/// or a position is not below config.seq_len.
+/// cache has another shape than the model, the number of tokens is not that of the step, a token is not in the
+/// vocabulary, or a position is not below config.seq_len.
 template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
 void dec_kv(const Model& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
             Ex&& ex = {}, OnLayer&& on_layer = {}) {

@@ -1,8 +1,8 @@
 // linear: y = x W^T, the matrix product of a decoder.
 //
 // Each element of the result is one simd::dot, whose bits depend on its two rows alone: not on the number of rows, the
-// tiling, the addresses, or the number of threads. So a token gets the same activations in a prefill of any chunking, in
-// a batch and alone.
+// tiling, the addresses, or the number of threads. So a token gets the same activations in a prefill of any chunking,
+// in a batch and alone.
 #pragma once
 
 #include <algorithm>

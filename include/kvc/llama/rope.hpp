@@ -4,8 +4,8 @@
 //
 //   (a, b) -> (a cos - b sin, a sin + b cos)
 //
-// Two conventions exist for the pairs; each is a type here, `Interleaved` and `HalfSplit`. Elements beyond rotary_dim do
-// not change. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
+// Two conventions exist for the pairs; each is a type here, `Interleaved` and `HalfSplit`. Elements beyond rotary_dim
+// do not change. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
 #pragma once
 
 #include <Eigen/Core>

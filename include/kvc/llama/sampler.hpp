@@ -1,7 +1,7 @@
 // Sampler: draws the next token from logits: greedy, at a temperature, or from the nucleus (top-p) at a temperature.
 //
-// Top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020. It keeps the smallest set of most likely
-// tokens whose probabilities add up to p, and draws one of them in proportion.
+// Top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020. It keeps the smallest set of most
+// likely tokens whose probabilities add up to p, and draws one of them in proportion.
 #pragma once
 
 #include <algorithm>
@@ -26,9 +26,9 @@ struct SamplerConfig {
   std::uint64_t seed = 0;
 };
 
-/// Draws tokens. Equal seeds and logits give equal tokens on every platform: the generator and the conversion of its bits
-/// to [0, 1) are fixed here, unlike those of std::uniform_real_distribution, and probabilities are summed in double in
-/// the order of the ids.
+/// Draws tokens. Equal seeds and logits give equal tokens on every platform: the generator and the conversion of its
+/// bits to [0, 1) are fixed here, unlike those of std::uniform_real_distribution, and probabilities are summed in
+/// double in the order of the ids.
 class Sampler {
  public:
   /// Throws std::invalid_argument if the temperature is negative or not finite, or top_p is not in (0, 1].
@@ -91,8 +91,8 @@ class Sampler {
   /// Reduces `choices_` to the nucleus, the most likely first, and returns its weight.
   double keep_nucleus(double total) {
     const double wanted = config_.top_p * total;
-    // The tokens below this bound add up to less than 1 - p together, so none of them is in the nucleus, and they need not
-    // be sorted. The most likely token always stays.
+    // The tokens below this bound add up to less than 1 - p together, so none of them is in the nucleus, and they need
+    // not be sorted. The most likely token always stays.
     const double bound = std::min(1.0, (total - wanted) / static_cast<double>(choices_.size()));
     std::erase_if(choices_, [bound](const Choice& c) { return c.weight < bound; });
     std::sort(choices_.begin(), choices_.end(), [](const Choice& a, const Choice& b) {

@@ -35,8 +35,8 @@ class Tokenizer {
   static constexpr Token bos = 1;  ///< begins a text; a model that produces it has ended one
   static constexpr Token eos = 2;
 
-  /// Loads a vocabulary from a source of known size, from a file, or from memory, which is copied; `name` stands for the
-  /// memory in messages. `vocab_size` is that of the model; with 0 the vocabulary has as many tokens as the file.
+  /// Loads a vocabulary from a source of known size, from a file, or from memory, which is copied; `name` stands for
+  /// the memory in messages. `vocab_size` is that of the model; with 0 the vocabulary has as many tokens as the file.
   ///
   /// Throws FormatError, which names the source, the offset and what was expected there, if the source cannot be read,
   /// is truncated, has bytes after the last token, or is something else. Files of other kinds that are known are called
@@ -79,8 +79,8 @@ class Tokenizer {
   /// Throws std::invalid_argument, which names offset and value, for a byte that the vocabulary cannot spell.
   [[nodiscard]] std::vector<Token> encode(std::string_view text, bool with_bos = true) const;
 
-  /// The bytes that `token` adds to a text after `previous`: its spelling, or the one byte that <0xNN> stands for. After
-  /// a BOS the space that `encode` put in front is removed. The view is valid as long as the tokenizer.
+  /// The bytes that `token` adds to a text after `previous`: its spelling, or the one byte that <0xNN> stands for.
+  /// After a BOS the space that `encode` put in front is removed. The view is valid as long as the tokenizer.
   /// Throws std::invalid_argument if there is no such token.
   [[nodiscard]] std::string_view decode(Token previous, Token token) const {
     std::string_view text = spelling(token);
@@ -243,8 +243,8 @@ inline void Tokenizer::append_characters(std::string_view text, Index offset, st
 }
 
 inline void Tokenizer::merge_pairs(std::vector<Token>& tokens, std::size_t first) const {
-  // The tokens form a list; a merge keeps the left place and unlinks the right one, so places stay in order. A heap holds
-  // the candidates; one is discarded when it is popped if one of its places has changed since.
+  // The tokens form a list; a merge keeps the left place and unlinks the right one, so places stay in order. A heap
+  // holds the candidates; one is discarded when it is popped if one of its places has changed since.
   struct Place {
     Token token;
     std::size_t before;

@@ -31,8 +31,8 @@ inline namespace v0 {
 ///   s.copy(grid)                as copy, for each range of    optional: one call for many small ranges, as    the same
 ///                               a GridCopy                    a device needs it; see copy_ranges
 ///
-/// A space is movable, and memory that it allocated stays valid when it moves. A copy takes O(bytes). KvCache calls a space from
-/// one thread at a time. testing/space_conformance.hpp checks the contract; a minimal space is in
+/// A space is movable, and memory that it allocated stays valid when it moves. A copy takes O(bytes). KvCache calls a
+/// space from one thread at a time. testing/space_conformance.hpp checks the contract; a minimal space is in
 /// tests/conformance/spaces.cpp.
 template <class S>
 concept Space = std::movable<S> && requires(S space, std::byte* to, const std::byte* from, std::size_t bytes) {
@@ -82,9 +82,9 @@ void copy_ranges(S& space, const GridCopy& grid) {
   }
 }
 
-/// The memory of the CPU. The system gives it pages when they are first written, so that a pool costs only the memory that was
-/// ever used of it. Allocations of at least `large_page` bytes ask for large pages, which makes reading them faster by a tenth
-/// to a third; if the system has none, it gives small ones.
+/// The memory of the CPU. The system gives it pages when they are first written, so that a pool costs only the memory
+/// that was ever used of it. Allocations of at least `large_page` bytes ask for large pages, which makes reading them
+/// faster by a tenth to a third; if the system has none, it gives small ones.
 struct HostSpace {
   static constexpr bool host_accessible = true;
   static constexpr std::size_t alignment = 64;                     ///< of every allocation: a cache line

@@ -32,9 +32,9 @@ struct IgnoreItem {
 ///                                               at least 1; an Index. Work is cut accordingly; for
 ///                                               an executor without it, for 16
 ///
-/// Items differ in cost, and the more expensive ones come first: hand them out one by one rather than in equal shares, and start
-/// them in ascending order if possible. parallel_for is not called from within an item. testing/executor_conformance.hpp checks
-/// the contract; a minimal executor is in tests/conformance/executors.cpp.
+/// Items differ in cost, and the more expensive ones come first: hand them out one by one rather than in equal shares,
+/// and start them in ascending order if possible. parallel_for is not called from within an item.
+/// testing/executor_conformance.hpp checks the contract; a minimal executor is in tests/conformance/executors.cpp.
 template <class E>
 concept Executor =
     requires(std::remove_reference_t<E>& executor, Index n, detail::IgnoreItem f) { executor.parallel_for(n, f); };

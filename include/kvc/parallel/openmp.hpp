@@ -22,7 +22,8 @@ struct OpenMp {
 
   [[nodiscard]] Index concurrency() const noexcept { return threads > 0 ? threads : omp_get_max_threads(); }
 
-  /// Throws one of the exceptions that items threw, once all items are done; std::invalid_argument if `threads` is negative.
+  /// Throws one of the exceptions that items threw, once all items are done; std::invalid_argument if `threads` is
+  /// negative.
   template <class F>
   void parallel_for(Index n, F&& f) const {
     require(threads >= 0, "threads", threads, "at least 0");

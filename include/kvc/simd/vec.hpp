@@ -149,7 +149,8 @@ KVC_ALWAYS_INLINE F32x16 broadcast(float x) noexcept {
 /// 0 in every lane.
 KVC_ALWAYS_INLINE F32x16 zero() noexcept { return F32x16{}; }
 
-/// Keeps x in a register where its every use would otherwise be a load: there are fewer of these than of multiplications.
+/// Keeps x in a register where its every use would otherwise be a load: there are fewer of these than of
+/// multiplications.
 template <class V>
 KVC_ALWAYS_INLINE void pin([[maybe_unused]] V& x) noexcept {
 #if defined(__AVX512F__)

@@ -1,8 +1,8 @@
 // Contents: everything in a snapshot but the rows. Integers and tokens only.
 //
-// Each block is stored once, however many sequences reference it. A block names the block before it in its sequences, so
-// the blocks form a forest whose roots are salts, and a sequence is its last block and a length. A parent has a smaller
-// number than its children, so the format cannot express a cycle or a missing block.
+// Each block is stored once, however many sequences reference it. A block names the block before it in its sequences,
+// so the blocks form a forest whose roots are salts, and a sequence is its last block and a length. A parent has a
+// smaller number than its children, so the format cannot express a cycle or a missing block.
 #pragma once
 
 #include <algorithm>
@@ -136,7 +136,8 @@ inline void write_contents(SectionWriter& out, const format::DescriptionRecord& 
   out.section(section::sequences, std::as_bytes(std::span(c.sequences)));
 }
 
-/// Reads all sections that precede the rows, and checks everything that can be checked without them. Throws FormatError.
+/// Reads all sections that precede the rows, and checks everything that can be checked without them. Throws
+/// FormatError.
 class ContentsReader {
  public:
   explicit ContentsReader(SectionReader& in) : in_(in) {}

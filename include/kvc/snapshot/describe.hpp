@@ -13,7 +13,8 @@ namespace kvc {
 inline namespace v0 {
 namespace snapshot {
 
-/// The description of a cache: shape, bytes of a row, block size and names. A longer policy name is cut to 23 characters.
+/// The description of a cache: shape, bytes of a row, block size and names. A longer policy name is cut to 23
+/// characters.
 template <class Cache>
 [[nodiscard]] format::DescriptionRecord describe(const Cache& cache) {
   using T = typename Cache::Element;

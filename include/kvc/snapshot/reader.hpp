@@ -55,8 +55,8 @@ struct Loaded {
 ///   r.contents(), r.tokens()          | what the snapshot holds but the rows;    |
 ///                                     | the positions that need room             |
 ///
-/// Until `commit` nothing can be seen of it: no handle has been given out, and no prompt matches a row. A reader that is
-/// destroyed before rolls everything back; only the counters of stats() may have moved.
+/// Until `commit` nothing can be seen of it: no handle has been given out, and no prompt matches a row. A reader that
+/// is destroyed before rolls everything back; only the counters of stats() may have moved.
 template <class Cache>
 class Reader {
  public:

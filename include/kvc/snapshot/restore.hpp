@@ -1,9 +1,9 @@
 // Restorer: reserves room in a cache of any policy for the contents of a snapshot, and finds the place of each row.
 //
-// It uses only what every cache offers: open, fork, extend and commit. The longest sequence is opened; each other one is
-// forked from the one that shares most with it, so shared blocks are shared again. Where a policy copies (a tail, or all
-// rows of a contiguous sequence) the rows go to every copy. Tokens are published last, once all rows have been checked:
-// until then no prompt can match them and no handle has been given out, so everything can be rolled back.
+// It uses only what every cache offers: open, fork, extend and commit. The longest sequence is opened; each other one
+// is forked from the one that shares most with it, so shared blocks are shared again. Where a policy copies (a tail, or
+// all rows of a contiguous sequence) the rows go to every copy. Tokens are published last, once all rows have been
+// checked: until then no prompt can match them and no handle has been given out, so everything can be rolled back.
 #pragma once
 
 #include <algorithm>

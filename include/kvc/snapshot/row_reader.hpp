@@ -1,7 +1,7 @@
 // RowReader: reads the rows of one layer from a snapshot to their places in a pool.
 //
-// Rows of the element type of the cache are read straight to their places, whatever the block sizes and layouts. Rows of
-// another element type pass through a buffer of one batch.
+// Rows of the element type of the cache are read straight to their places, whatever the block sizes and layouts. Rows
+// of another element type pass through a buffer of one batch.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Sections: frames with checksums around the parts of a snapshot. The writer checksums bytes on their way out, while they
-// are in the processor's cache; the reader uses no number that it has not checked.
+// Sections: frames with checksums around the parts of a snapshot. The writer checksums bytes on their way out, while
+// they are in the processor's cache; the reader uses no number that it has not checked.
 #pragma once
 
 #include <algorithm>

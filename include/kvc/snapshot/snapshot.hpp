@@ -4,10 +4,10 @@
 //   snapshot::save(cache, std::span(&seq, 1), "one.kvc");           one sequence, or several
 //   snapshot::Loaded loaded = snapshot::load(other, "sessions.kvc");  loaded.sequences, in the order of saving
 //
-// A block that several sequences share is stored once, and is shared again after loading if the policy shares. The other
-// cache may have another policy, block size and layout; its shape must be the same and, unless LoadOptions says
-// otherwise, its element type. Rows come back bit for bit. Cached prefixes are found again. The order of eviction starts
-// anew. Pins are not saved; their blocks are, as cached ones.
+// A block that several sequences share is stored once, and is shared again after loading if the policy shares. The
+// other cache may have another policy, block size and layout; its shape must be the same and, unless LoadOptions says
+// otherwise, its element type. Rows come back bit for bit. Cached prefixes are found again. The order of eviction
+// starts anew. Pins are not saved; their blocks are, as cached ones.
 //
 // A file is replaced as a whole or not at all, whenever the process is killed (io::replace_file). Damaged bytes give a
 // FormatError that names source, offset and expectation. A load that fails changes nothing, and never allocates more
@@ -65,16 +65,16 @@ void save(const Cache& cache, std::span<const SeqId> sequences, To&& to, const S
   }
   save(cache, std::span<const SavedSequence>(saved), std::forward<To>(to), options);
 }
-/// Saves the whole cache: all open sequences in the order of Cache::sequences(), and the cached blocks. `to` is a sink or
-/// a path.
+/// Saves the whole cache: all open sequences in the order of Cache::sequences(), and the cached blocks. `to` is a sink
+/// or a path.
 template <class Cache, class To>
   requires(std::derived_from<std::remove_cvref_t<To>, io::ByteSink> || std::convertible_to<To, std::filesystem::path>)
 void save(const Cache& cache, To&& to, const SaveOptions& options = {}) {
   save(cache, std::span<const SeqId>(cache.sequences()), std::forward<To>(to), options);
 }
 
-/// Adds the sequences and cached blocks of a snapshot to a cache. Empty if there is no room for all of them; nothing has
-/// changed then. O(bytes).
+/// Adds the sequences and cached blocks of a snapshot to a cache. Empty if there is no room for all of them; nothing
+/// has changed then. O(bytes).
 ///
 /// Throws FormatError if the bytes are damaged or do not fit the cache. Nothing has changed then, unless room had to be
 /// made by evicting and the source cannot rewind.

@@ -4,8 +4,9 @@
 //   writer.layer(0) ... writer.layer(layers - 1);       in any order, each once
 //   writer.finish();
 //
-// So a layer can be sent while the next one is computed: with SaveOptions::reserved, the rows of an uncommitted extension
-// are saved too, layer by layer as they are written. The sink gathers the rows from the pool; they are not copied first.
+// So a layer can be sent while the next one is computed: with SaveOptions::reserved, the rows of an uncommitted
+// extension are saved too, layer by layer as they are written. The sink gathers the rows from the pool; they are not
+// copied first.
 #pragma once
 
 #include <algorithm>

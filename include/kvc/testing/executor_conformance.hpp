@@ -17,8 +17,8 @@ namespace kvc {
 inline namespace v0 {
 namespace testing {
 
-/// Checks the contract of Executor: every item runs exactly once, its writes are seen, its exceptions arrive. `name` is what
-/// errors call the executor. Throws ContractError for the first law that does not hold. Takes milliseconds.
+/// Checks the contract of Executor: every item runs exactly once, its writes are seen, its exceptions arrive. `name` is
+/// what errors call the executor. Throws ContractError for the first law that does not hold. Takes milliseconds.
 template <Executor E>
 void executor_conformance(E& executor, std::string_view name = "the executor") {
   if constexpr (requires { executor.concurrency(); }) {

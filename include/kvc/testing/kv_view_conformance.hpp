@@ -16,9 +16,10 @@ namespace kvc {
 inline namespace v0 {
 namespace testing {
 
-/// Checks the laws of KvView on all heads and on ranges of all kinds: the runs of a range are exactly that range, in order, and
-/// a row lies in the same place whatever range is asked for. `name` is what errors call the view. Reads no row. Throws
-/// ContractError for the first law that does not hold. O(kv_heads * length * ranges); take a view of less than some 1000 positions.
+/// Checks the laws of KvView on all heads and on ranges of all kinds: the runs of a range are exactly that range, in
+/// order, and a row lies in the same place whatever range is asked for. `name` is what errors call the view. Reads no
+/// row. Throws ContractError for the first law that does not hold. O(kv_heads * length * ranges); take a view of less
+/// than some 1000 positions.
 template <KvView V>
 void kv_view_conformance(const V& view, std::string_view name = "the view") {
   using Run = KvRun<typename V::Element>;

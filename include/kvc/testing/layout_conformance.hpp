@@ -13,8 +13,8 @@ namespace kvc {
 inline namespace v0 {
 namespace testing {
 
-/// Checks all laws of Layout on every row of some 200 small pools. Throws ContractError for the first that does not hold.
-/// Takes milliseconds.
+/// Checks all laws of Layout on every row of some 200 small pools. Throws ContractError for the first that does not
+/// hold. Takes milliseconds.
 template <Layout L>
 void layout_conformance() {
   const std::string subject = kvc::detail::concat({"layout ", L::name});

@@ -17,9 +17,9 @@ namespace kvc {
 inline namespace v0 {
 namespace testing {
 
-/// Checks the contract of Space: alignment, allocations apart from one another, copies. `name` is what errors call the space.
-/// Memory that the CPU cannot read is checked by its addresses only. Needs about 10 MB of it. Throws ContractError for the
-/// first law that does not hold.
+/// Checks the contract of Space: alignment, allocations apart from one another, copies. `name` is what errors call the
+/// space. Memory that the CPU cannot read is checked by its addresses only. Needs about 10 MB of it. Throws
+/// ContractError for the first law that does not hold.
 template <Space S>
 void space_conformance(S& space, std::string_view name = "the space") {
   struct Allocation {
@@ -56,7 +56,8 @@ void space_conformance(S& space, std::string_view name = "the space") {
     }
     return made.data;
   };
-  // Room for nothing, for less and more than a cache line, and for more than a large page. Then again, after some are gone.
+  // Room for nothing, for less and more than a cache line, and for more than a large page. Then again, after some are
+  // gone.
   for (const std::size_t bytes :
        std::initializer_list<std::size_t>{0, 1, 63, 64, 65, 4096, 100000, (1 << 21) + 1, 64, 64}) {
     allocate(bytes);

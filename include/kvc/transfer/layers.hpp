@@ -47,8 +47,8 @@ class LayerProgress {
   [[nodiscard]] bool has_next() const noexcept {
     return std::any_of(layers_.begin(), layers_.end(), [](const Layer& layer) { return layer.sent < layer.ready; });
   }
-  /// The rows to send next: at most `most` positions of the first layer with unsent ones, cut at the end of a block if that
-  /// leaves any. O(layers).
+  /// The rows to send next: at most `most` positions of the first layer with unsent ones, cut at the end of a block if
+  /// that leaves any. O(layers).
   [[nodiscard]] std::optional<Part> next(Index most, Pos block_tokens) const noexcept {
     const auto layer = std::find_if(layers_.begin(), layers_.end(), [](const Layer& l) { return l.sent < l.ready; });
     if (layer == layers_.end()) {

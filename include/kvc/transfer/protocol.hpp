@@ -1,8 +1,8 @@
 // The protocol that moves sequences from one cache to another over any transport: the messages, and the states of both
 // sides. Standard library only.
 //
-// A transfer moves one sequence from a sender (transfer/sender.hpp) to a receiver (transfer/receiver.hpp). Any number of
-// transfers share a connection: every message names its transfer. Messages to the receiver travel on `data_channel`,
+// A transfer moves one sequence from a sender (transfer/sender.hpp) to a receiver (transfer/receiver.hpp). Any number
+// of transfers share a connection: every message names its transfer. Messages to the receiver travel on `data_channel`,
 // replies to the sender on `reply_channel`. Each is a head of at most 512 bytes; OFFER and ROWS also have a body.
 //
 //   message     head, after MessageHead      body                      meaning
@@ -29,16 +29,16 @@
 //                 +--invalid, no room: REFUSE              +--CANCEL, invalid, cancel, timeout, loss---> failed: its
 //                                                             blocks are freed, ABORT is sent unless the sender knows
 //
-// Before END the receiving cache shows nothing of a sequence, and no prompt matches a prefix of it. Messages of a transfer
-// that has ended are ignored: they were in flight when it ended. The rows of a layer come in ascending order without a
-// gap; layers in any order, and interleaved.
+// Before END the receiving cache shows nothing of a sequence, and no prompt matches a prefix of it. Messages of a
+// transfer that has ended are ignored: they were in flight when it ended. The rows of a layer come in ascending order
+// without a gap; layers in any order, and interleaved.
 //
-// The body of ROWS consists of stored blocks in the order of layout/row_spans.hpp: positions [k * block_tokens, (k + 1) *
-// block_tokens) of the *sender's* block size, cut to [first, last), keys before values. A full block therefore leaves
+// The body of ROWS consists of stored blocks in the order of layout/row_spans.hpp: positions [k * block_tokens, (k + 1)
+// * block_tokens) of the *sender's* block size, cut to [first, last), keys before values. A full block therefore leaves
 // the pool as one span, and arrives as one span in a pool with the same block size and layout.
 //
-// All integers are little-endian; rows are sent as they lie in the pool. There is no checksum: the transport is reliable.
-// Every number from a peer is checked before it is used.
+// All integers are little-endian; rows are sent as they lie in the pool. There is no checksum: the transport is
+// reliable. Every number from a peer is checked before it is used.
 #pragma once
 
 #include <algorithm>

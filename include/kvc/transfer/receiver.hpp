@@ -63,17 +63,17 @@ struct ReceiverOptions {
 ///   r.next_timeout()                  | when `poll` gives up a transfer if no message arrives until then
 ///   r.transfers(), r.draining()       | transfers that are in progress; failed ones whose blocks are still in use
 ///
-/// Room for the whole sequence is reserved before the first row is requested. If there is none, the offer is refused and
-/// nothing has changed. Positions whose tokens this cache has already are not requested. Rows arrive straight in the
-/// blocks of the pool. The sequence is committed when all have arrived: before that no prompt matches a prefix of it, and
-/// a failure frees everything.
+/// Room for the whole sequence is reserved before the first row is requested. If there is none, the offer is refused
+/// and nothing has changed. Positions whose tokens this cache has already are not requested. Rows arrive straight in
+/// the blocks of the pool. The sequence is committed when all have arrived: before that no prompt matches a prefix of
+/// it, and a failure frees everything.
 ///
 /// Messages of peers are not trusted: one that violates the protocol (transfer/protocol.hpp) ends its transfer or is
 /// ignored, and no message makes a receiver allocate more than a sequence of the pool's size needs.
 ///
 /// Some receives can neither end nor be cancelled: over a transport between processes, from a peer that stopped in the
-/// middle of a message. Such a failure is reported at once, and the blocks stay reserved (`draining`) until the transport
-/// settles the receive; at the latest when it knows that the process of the peer has ended.
+/// middle of a message. Such a failure is reported at once, and the blocks stay reserved (`draining`) until the
+/// transport settles the receive; at the latest when it knows that the process of the peer has ended.
 ///
 /// Threads: one at a time. `poll`, `cancel` and the destructor have the rights of a writer to the cache; with
 /// Synchronized<Policy> others may use the cache meanwhile.

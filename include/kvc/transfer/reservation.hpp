@@ -46,9 +46,9 @@ struct Reservation {
 };
 
 /// Reserves room for an offered sequence. A policy that admits requests (AdmitsRequests) must also have room for
-/// `reserve_tokens` more, which are not reserved. `body` is the body of the OFFER, tokens and then the salt, whose sizes
-/// `read_offer` has checked. Returns a refusal if the salt is malformed or there is no room; nothing has changed then,
-/// and a policy that admits requests has evicted nothing. O(tokens).
+/// `reserve_tokens` more, which are not reserved. `body` is the body of the OFFER, tokens and then the salt, whose
+/// sizes `read_offer` has checked. Returns a refusal if the salt is malformed or there is no room; nothing has changed
+/// then, and a policy that admits requests has evicted nothing. O(tokens).
 template <class Cache>
 [[nodiscard]] std::variant<Refusal, Reservation<Cache>> reserve(Cache& cache, const Offered& offered,
                                                                 std::span<const std::byte> body, Pos reserve_tokens,

@@ -1,5 +1,5 @@
-// The rows of a sequence in a pool as the spans of a ROWS body: the same order on both sides, whatever the block sizes and
-// layouts.
+// The rows of a sequence in a pool as the spans of a ROWS body: the same order on both sides, whatever the block sizes
+// and layouts.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +19,8 @@ namespace detail {
 /// Finds the spans of positions of one sequence in one layer. Keeps its buffers between calls.
 class RowFinder {
  public:
-  /// Adds the spans of `range` to `to`, in stored blocks of `block_tokens`. `pool` is cache.data(); Byte is const if the
-  /// pool is. O(spans).
+  /// Adds the spans of `range` to `to`, in stored blocks of `block_tokens`. `pool` is cache.data(); Byte is const if
+  /// the pool is. O(spans).
   template <class Cache, class Storage, class Byte>
   void add(const Cache& cache, Storage* pool, SeqId seq, Index layer, PosRange range, layout::RowOrder order,
            Pos block_tokens, io::SpanList<Byte>& to) {

@@ -292,8 +292,8 @@ class Sender {
     if (t.rows.has_next()) {
       return send_rows(id, t);
     }
-    // Not before all rows have left: if this side gives up, its blocks are reused, and a receiver that has not taken the
-    // rows yet must not commit what it finds there.
+    // Not before all rows have left: if this side gives up, its blocks are reused, and a receiver that has not taken
+    // the rows yet must not commit what it finds there.
     if (t.finished && t.tickets.empty() && send(t, HeadWriter(Kind::end, id).add(t.payload), {})) {
       t.state = State::ending;
       return true;

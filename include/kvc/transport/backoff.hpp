@@ -12,8 +12,8 @@ inline namespace v0 {
 namespace transport {
 namespace detail {
 
-/// Yields at first, then sleeps for a quarter of the time since the wait began, at most `longest`. So a wait takes at most
-/// a quarter or `longest` more than needed, and an idle thread leaves the processor to others.
+/// Yields at first, then sleeps for a quarter of the time since the wait began, at most `longest`. So a wait takes at
+/// most a quarter or `longest` more than needed, and an idle thread leaves the processor to others.
 class Backoff {
  public:
   explicit Backoff(TimePoint begin) noexcept : begin_(begin) {}

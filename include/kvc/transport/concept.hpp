@@ -35,9 +35,9 @@ using SendSpans = std::span<const io::ConstByteSpan>;  ///< the memory that a bo
 using ReceiveSpans = std::span<const io::ByteSpan>;    ///< the memory that a body is received to
 
 /// Sends messages between peers. A message is a head and a body. The head is at most `max_message_head` bytes; it is
-/// copied when it is sent, and arrives whole. The body may be large; it is sent from its place and received to its place:
-/// the receiver reads the head first, and then says where the body goes (the active message of UCX). So rows travel from
-/// the blocks of one pool to those of another, and nobody buffers a body that was not requested.
+/// copied when it is sent, and arrives whole. The body may be large; it is sent from its place and received to its
+/// place: the receiver reads the head first, and then says where the body goes (the active message of UCX). So rows
+/// travel from the blocks of one pool to those of another, and nobody buffers a body that was not requested.
 ///
 ///   expression                     | does, returns
 ///   -------------------------------+----------------------------------------------------------------------------------
@@ -60,8 +60,8 @@ using ReceiveSpans = std::span<const io::ByteSpan>;    ///< the memory that a bo
 ///   t.drop(peer)                   | treats the peer as lost from now on: receives no body from it, sends it nothing
 ///
 /// Order. Messages of one sender on one channel arrive in the order of sending; channels are independent.
-/// Flow control. A window bounds the bytes and messages that a peer has sent on a channel and the other has not received;
-/// a single message may be larger. A peer that does not poll makes others keep no more than that.
+/// Flow control. A window bounds the bytes and messages that a peer has sent on a channel and the other has not
+/// received; a single message may be larger. A peer that does not poll makes others keep no more than that.
 /// Loss. Messages without a body that a peer sent before it closed may still arrive after is_lost returns true: read
 /// is_lost first, then poll until nothing arrives, then act on it. The tickets of a lost peer settle; between processes
 /// not before the transport knows that nobody uses the memory, which may be never.

@@ -30,7 +30,8 @@ namespace kvc {
 inline namespace v0 {
 namespace transport {
 
-/// Connects endpoints of one process; an Endpoint is a Transport. Thread-safe. All endpoints must be destroyed before it.
+/// Connects endpoints of one process; an Endpoint is a Transport. Thread-safe. All endpoints must be destroyed before
+/// it.
 ///
 /// A body is copied once, by the thread that accepts it, straight from the sender's memory to the receiver's, without
 /// the lock. Nothing is checksummed: the bytes do not leave memory.

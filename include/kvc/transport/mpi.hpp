@@ -44,14 +44,14 @@ namespace transport {
 ///
 /// Progress is made in poll, accept, cancel and wait, and in try_send when the window is full. It starts no thread.
 ///
-/// Peers that die: MPI reports nothing (and mpirun ends all ranks, unless it runs with --enable-recovery). A peer on the
-/// same machine is lost as soon as its process has ended; for one on another machine only the timeouts of transfers help.
-/// A peer that violates the protocol (a part that exceeds its body, a head of a bad size) is lost, too.
+/// Peers that die: MPI reports nothing (and mpirun ends all ranks, unless it runs with --enable-recovery). A peer on
+/// the same machine is lost as soon as its process has ended; for one on another machine only the timeouts of transfers
+/// help. A peer that violates the protocol (a part that exceeds its body, a head of a bad size) is lost, too.
 ///
-/// MPI cannot cancel a message that was sent or a part that was matched. A ticket of a peer that is lost or dropped stays
-/// pending, and its memory in use, until MPI no longer uses it or the process of that peer is known to have ended. For a
-/// silent peer on another machine this may be never. Until then the memory (the pool) must stay; a program that cannot
-/// wait ends with MPI_Abort.
+/// MPI cannot cancel a message that was sent or a part that was matched. A ticket of a peer that is lost or dropped
+/// stays pending, and its memory in use, until MPI no longer uses it or the process of that peer is known to have
+/// ended. For a silent peer on another machine this may be never. Until then the memory (the pool) must stay; a program
+/// that cannot wait ends with MPI_Abort.
 class Mpi {
   using Operation = detail::Operation;
   using OperationPtr = std::shared_ptr<Operation>;
@@ -225,8 +225,8 @@ class Mpi {
     return state(ticket) != TicketState::pending;
   }
 
-  /// MPI cannot sleep until a message arrives, so this polls (transport/backoff.hpp), every 1 ms at least, or every 100 us
-  /// while messages are in flight, which MPI may have to push on.
+  /// MPI cannot sleep until a message arrives, so this polls (transport/backoff.hpp), every 1 ms at least, or every 100
+  /// us while messages are in flight, which MPI may have to push on.
   bool wait(TimePoint until) {
     TimePoint now = std::chrono::steady_clock::now();
     for (const detail::Backoff backoff(now);; now = std::chrono::steady_clock::now()) {

@@ -1,7 +1,7 @@
 // Operation: a message that Mpi is sending, or a body that it is receiving in parts. Part of transport/mpi.hpp.
 //
-// A large span of a body is an MPI message of its own, straight from memory; small spans travel together, described by a
-// derived datatype. The receiver puts each part in its place, however its own spans are cut.
+// A large span of a body is an MPI message of its own, straight from memory; small spans travel together, described by
+// a derived datatype. The receiver puts each part in its place, however its own spans are cut.
 #pragma once
 
 #include <mpi.h>

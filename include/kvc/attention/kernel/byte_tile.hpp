@@ -1,8 +1,8 @@
 // ByteTile: 64 positions of one head of Int8 where the processor multiplies bytes (simd::has_byte_dot).
 //
-// Queries and weights are rounded to integers of 15 and 16 bits, each an upper and a lower byte: the two planes of a row.
-// Keys are transposed, so that word c of 16 keys is one vector and no sum goes across a vector. All sums of a tile are
-// exact integers, so that their order does not matter:
+// Queries and weights are rounded to integers of 15 and 16 bits, each an upper and a lower byte: the two planes of a
+// row. Keys are transposed, so that word c of 16 keys is one vector and no sum goes across a vector. All sums of a tile
+// are exact integers, so that their order does not matter:
 //
 //   score    (128 * sum of upper * code + sum of lower * code) * scale of the query * scale of the key
 //   value    (256 * sum of upper * code + sum of lower * code) * scale of the weights, where the
@@ -30,8 +30,8 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Adds the products of one column, a word of four unsigned bytes of each of 16 keys, in C groups of keys, to the sums of
-/// R rows of `planes` planes.
+/// Adds the products of one column, a word of four unsigned bytes of each of 16 keys, in C groups of keys, to the sums
+/// of R rows of `planes` planes.
 ///
 ///   q  words of four signed bytes; rows lie `stride` apart, their planes `plane`
 ///   x  the column of each group

@@ -71,7 +71,8 @@ class CallRows {
   [[nodiscard]] Query query(Index b, Index i) const {
     return {rows(b).first_row + i, visible_keys(rows(b).first_position + i, view(b).length(), options_)};
   }
-  /// Keys that any of rows [first, last) of sequence b may see. (Both ends of the keys of a row grow with its position.)
+  /// Keys that any of rows [first, last) of sequence b may see. (Both ends of the keys of a row grow with its
+  /// position.)
   [[nodiscard]] KeyRange keys(Index b, Index first, Index last) const {
     if (first >= last) {
       return {0, 0};

@@ -53,9 +53,9 @@ struct KvTileRows {
 
   [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
 
-  /// Finds positions base + [range.first, range.last), at least one. All other pointers are set to one of these rows, so
-  /// that reading through them is allowed. Returns the first position for which the view hands out no row, in which case
-  /// the rows must not be used. O(runs + 64).
+  /// Finds positions base + [range.first, range.last), at least one. All other pointers are set to one of these rows,
+  /// so that reading through them is allowed. Returns the first position for which the view hands out no row, in which
+  /// case the rows must not be used. O(runs + 64).
   template <class View>
   [[nodiscard]] std::optional<Index> locate(const View& kv, Index head, Index base, KeyRange range) {
     const Index lo = range.first, hi = range.last;
@@ -146,8 +146,8 @@ class Prefetcher {
     prefetch(std::max(distance - lead, Index{0}));
   }
 
-  /// The same for a tile whose rows are read in place, evenly, if there are few query rows, and otherwise once, before a
-  /// long computation. Returns the preferred positions per call of add_values.
+  /// The same for a tile whose rows are read in place, evenly, if there are few query rows, and otherwise once, before
+  /// a long computation. Returns the preferred positions per call of add_values.
   template <class T>
   [[nodiscard]] Index begin_tile_evenly(const KvTileRows<T>& now, const KvTileRows<T>* next, Index key_dim,
                                         Index value_dim, Index rows) noexcept {

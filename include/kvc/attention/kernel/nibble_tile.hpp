@@ -13,8 +13,8 @@
 //
 //   256 * (x * a + y * b) + z * (a + 16 b)  =  (256 x + z) * a + (256 y + 16 z) * b
 //
-// The low four bits of z complete b's coefficient. Its high four bits complete a's, up to a sixteenth of a step that the
-// low ones leave, which is known when a's coefficient is rounded.
+// The low four bits of z complete b's coefficient. Its high four bits complete a's, up to a sixteenth of a step that
+// the low ones leave, which is known when a's coefficient is rounded.
 //
 // A code is 7.5 on average, so that the errors of the query codes of a group matter most where they add up: some codes
 // are rounded the other way, so that their sum is that of the query to half a step.
@@ -38,8 +38,8 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Weights of four groups, of four positions each: sixteen bytes. A vector of values has a group in each quarter, or, if
-/// its lanes are transposed, in each fourth lane, where weights cost a load and no shuffle.
+/// Weights of four groups, of four positions each: sixteen bytes. A vector of values has a group in each quarter, or,
+/// if its lanes are transposed, in each fourth lane, where weights cost a load and no shuffle.
 template <bool transposed>
 struct NibbleValueDotTraits {
   using Number = simd::U32x16;
@@ -304,8 +304,8 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
   }
 
   static constexpr Index chunk_weights = 4 * quads + 8;
-  /// Scales and minima of keys are multiplied by it, and scores divided: codes and their sums are below 2^24, so that no
-  /// key overflows a sum.
+  /// Scales and minima of keys are multiplied by it, and scores divided: codes and their sums are below 2^24, so that
+  /// no key overflows a sum.
   static constexpr float key_factor = 0x1p-24F;
   /// Scales below this are read as if the largest of a tile were this, so that 255 / largest is finite.
   static constexpr float least_top = 0x1p-118F;

@@ -20,8 +20,8 @@ namespace detail {
 /// Aligned, uninitialised memory, taken part by part.
 ///
 /// Comes from a buffer of this thread that grows to the largest size ever requested and is freed with the thread: fresh
-/// memory costs a page fault every 4 KiB, more than the arithmetic done in it. A thread has two such buffers, for a call
-/// and for an item of it that runs on the same thread; if both are in use, memory is allocated.
+/// memory costs a page fault every 4 KiB, more than the arithmetic done in it. A thread has two such buffers, for a
+/// call and for an item of it that runs on the same thread; if both are in use, memory is allocated.
 class Scratch {
  public:
   static constexpr std::size_t alignment = 64;
