@@ -1,7 +1,7 @@
 // kvc: the KV cache of transformer inference. One include for an engine or for research code:
 //
 //   the cache       KvCache and Append, with batch tables for paged kernels
-//   policies        Contiguous, Paged, PrefixShared and all its eviction policies, Synchronized, the ordering of a batch
+//   policies        Contiguous, Paged, PrefixShared and all its eviction policies, Synchronized, orders of a batch
 //   element types   float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, None
 //   layouts         HeadMajor, TokenMajor
 //   attention       prefill, decode, reference, AttentionState, masks, and Sequential to run them

@@ -17,7 +17,7 @@ constexpr Index unknowns = 6;
 using Costs = Eigen::Matrix<double, unknowns, 1>;
 
 /// The work of a step, in the units of the costs.
-struct Asked {
+struct StepWork {
   double matrices = 0, prefill = 0, decode = 0, bytes = 0, sequences = 0;
   double seconds = 0;
 
@@ -30,9 +30,9 @@ struct Asked {
   }
 };
 
-double loss(const std::vector<Asked>& steps, const Costs& costs) {
+double loss(const std::vector<StepWork>& steps, const Costs& costs) {
   double sum = 0;
-  for (const Asked& step : steps) {
+  for (const StepWork& step : steps) {
     const double error = step.predicted(costs) / step.seconds - 1;
     sum += step.seconds * error * error;
   }
@@ -41,12 +41,12 @@ double loss(const std::vector<Asked>& steps, const Costs& costs) {
 
 /// Least squares of weighted relative errors, given what bounds each step. No cost is negative: the most negative one
 /// is removed until there is none.
-Costs solve(const std::vector<Asked>& steps, const std::vector<bool>& by_bytes) {
+Costs solve(const std::vector<StepWork>& steps, const std::vector<bool>& by_bytes) {
   const auto rows = static_cast<Index>(steps.size());
   Eigen::MatrixXd a(rows, unknowns);
   Eigen::VectorXd wanted(rows);
   for (Index i = 0; i < rows; ++i) {
-    const Asked& s = steps[static_cast<std::size_t>(i)];
+    const StepWork& s = steps[static_cast<std::size_t>(i)];
     const double compute = by_bytes[static_cast<std::size_t>(i)] ? 0 : 1;
     a.row(i) << compute * s.matrices, compute * s.prefill, compute * s.decode, (1 - compute) * s.bytes, 1, s.sequences;
     a.row(i) /= std::sqrt(s.seconds);  // relative, times the root of the weight
@@ -85,7 +85,7 @@ Costs solve(const std::vector<Asked>& steps, const std::vector<bool>& by_bytes) 
 }
 
 /// Alternates between solving and deciding what bounds each step, until neither changes the result.
-Costs refine(const std::vector<Asked>& steps, std::vector<bool> by_bytes) {
+Costs refine(const std::vector<StepWork>& steps, std::vector<bool> by_bytes) {
   Costs best = Costs::Zero();
   double least = std::numeric_limits<double>::infinity();
   for (int round = 0; round < 50; ++round) {
@@ -95,7 +95,7 @@ Costs refine(const std::vector<Asked>& steps, std::vector<bool> by_bytes) {
       best = costs;
     }
     std::vector<bool> next;
-    for (const Asked& step : steps) {
+    for (const StepWork& step : steps) {
       next.push_back(step.bound_by_bytes(costs));
     }
     if (next == by_bytes) {
@@ -126,7 +126,7 @@ std::vector<StepTiming> median_of(const std::vector<std::vector<StepTiming>>& ro
 Fit fit_hardware(const ModelShape& model, const std::vector<StepTiming>& timings) {
   kvc::require(timings.size() >= 7, "timings.size()", timings.size(), "at least 7");
   const CostModel counts(model, {"", 1, 1, 0, 1, 0, ""});  // for its counts alone
-  std::vector<Asked> steps;
+  std::vector<StepWork> steps;
   for (const StepTiming& timing : timings) {
     kvc::require(timing.seconds > 0, "seconds", timing.seconds, "above 0");
     steps.push_back({counts.matrix_operations(timing.cost), counts.prefill_attention_operations(timing.cost),
@@ -159,7 +159,7 @@ Fit fit_hardware(const ModelShape& model, const std::vector<StepTiming>& timings
   fit.hardware.per_sequence = best[5];
   fit.timings = timings.size();
   std::vector<double> errors;
-  for (const Asked& step : steps) {
+  for (const StepWork& step : steps) {
     errors.push_back(std::abs(step.predicted(best) / step.seconds - 1));
   }
   std::ranges::sort(errors);

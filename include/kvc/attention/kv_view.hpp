@@ -22,26 +22,30 @@ struct IgnoreRun {
 
 /// The keys and values of one sequence in one layer, as attention reads them: without copies and without virtual calls.
 ///
-///   expression                     requires                   returns / does                             complexity
-///   typename V::Element                                       the element type T of the rows, which are
-///                                                             read through kvc::Element<T>
-///   v.kv_heads()                                              key/value heads, >= 1; an Index            O(1)
-///   v.key_dim(), v.value_dim()                                elements in the key and in the value of    O(1)
-///                                                             one head, >= 1; an Index
-///   v.length()                                                positions [0, length()) can be read; a Pos O(1)
-///   v.for_each_run(head, range, f) 0 <= head < kv_heads(),    calls f(KvRun<T>) for runs of that head    O(runs of the range),
-///                                  range within [0, length()) that together are exactly `range`          or a binary search more
+///   expression                      requires              returns / does                        complexity
+///   typename V::Element                                   the element type T of the rows,
+///                                                         which are read through
+///                                                         kvc::Element<T>
+///   v.kv_heads()                                          key/value heads, >= 1; an Index       O(1)
+///   v.key_dim(), v.value_dim()                            elements in the key and in the value  O(1)
+///                                                         of one head, >= 1; an Index
+///   v.length()                                            positions [0, length()) can be read;  O(1)
+///                                                         a Pos
+///   v.for_each_run(head, range, f)  0 <= head <           calls f(KvRun<T>) for runs of that    O(runs of the
+///                                   kv_heads(), range     head that together are exactly        range), or a binary
+///                                   within [0, length())  `range`                               search more
 ///
 /// All are const. for_each_run may throw std::invalid_argument if its arguments are not as required, and nothing else
 /// of its own.
 ///
 /// Laws:
-///   runs       they are in ascending order, each begins at the position behind the one before it, and each has at least one
-///              row; an empty range has none. How a range is cut is up to the view: results do not depend on it
-///   rows       row i of a run is that of position first + i. It lies at k + i * k_stride and v + i * v_stride, the same place
-///              whatever range was asked for, and does not change while attention reads it
-///   heads      if two views have a position of head 0 in the same place, they have it in the same place in every head: a batch
-///              reads it once for both
+///   runs       they are in ascending order, each begins at the position behind the one before it, and each has at
+///              least one row; an empty range has none. How a range is cut is up to the view: results do not depend on
+///              it
+///   rows       row i of a run is that of position first + i. It lies at k + i * k_stride and v + i * v_stride, the
+///              same place whatever range is requested, and does not change while attention reads it
+///   heads      if two views have a position of head 0 in the same place, they have it in the same place in every head:
+///              a batch reads it once for both
 ///
 /// Attention holds a view to the first law: it throws std::invalid_argument where the runs lack a position that a query
 /// row may see.

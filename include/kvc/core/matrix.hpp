@@ -39,7 +39,8 @@ concept MatrixExpression = std::same_as<typename E::Scalar, S> && requires(const
 };
 }  // namespace detail
 
-/// A view of a row-major matrix  data  [rows, cols], with `stride` elements from the start of one row to that of the next.
+/// A view of a row-major matrix  data  [rows, cols], with `stride` elements from the start of one row to that of the
+/// next.
 ///
 /// Converts from an Eigen matrix, map or block of the same scalar, and from a pointer with its extents. It owns
 /// nothing: the memory must outlive it. S is const for a view that only reads. Copies are cheap.

@@ -31,16 +31,18 @@ struct PoolExtents {
 
 /// Maps (block, layer, head, slot) to an offset in the pool. All offsets and sizes count storage units.
 ///
-///   expression                     requires              returns                                    throws
-///   L(extents)                     extents not negative  a layout of that pool                      std::invalid_argument if the
-///                                                                                                   pool exceeds 2^60 units
+///   expression                     requires              returns                             throws
+///   L(extents)                     extents not negative  a layout of that pool               std::invalid_argument
+///                                                                                            if the pool exceeds
+///                                                                                            2^60 units
 ///   L::name                                              a name that no other layout has
 ///   l.extents()                                          the extents that it was made for
 ///   l.size()                                             units in the pool, at most 2^60
 ///   l.block_size()                                       units in one block
 ///   l.k(block, layer, head, slot)  see below             offset of the row of that key
 ///   l.v(block, layer, head, slot)  see below             offset of the row of that value
-///   l.k_stride(), l.v_stride()                           from the row of one slot to that of the next
+///   l.k_stride(), l.v_stride()                           from the row of one slot to that
+///                                                        of the next
 ///
 /// Every expression takes O(1). All but the constructor are const and do not throw. Arguments of k and v are not
 /// negative and at most the extent: one block, layer, head or slot past the last is allowed, and callers compute
@@ -49,8 +51,8 @@ struct PoolExtents {
 /// Laws, for all rows of the pool:
 ///   bounds     a row lies in [0, size())
 ///   disjoint   no two rows share a unit: neither two keys, nor two values, nor a key and a value
-///   even       the distances from block to block, layer to layer, head to head and slot to slot are the same everywhere,
-///              for k and for v: an offset is a sum of multiples of the four indices
+///   even       the distances from block to block, layer to layer, head to head and slot to slot are the same
+///              everywhere, for k and for v: an offset is a sum of multiples of the four indices
 ///
 /// Copies are cheap and map alike. KvCache verifies a sample of the rows when it is constructed, and
 /// testing/layout_conformance.hpp all of them. A minimal layout is in tests/user_layout.hpp.

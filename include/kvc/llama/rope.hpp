@@ -1,6 +1,7 @@
 // RoPE: rotary position embedding, on all or the first part of each head.
 //
-// The elements of a head form pairs, and pair i of a token at position p is rotated by  angle = p * theta^(-2i / rotary_dim):
+// The elements of a head form pairs, and pair i of a token at position p is rotated by
+// angle = p * theta^(-2i / rotary_dim):
 //
 //   (a, b) -> (a cos - b sin, a sin + b cos)
 //

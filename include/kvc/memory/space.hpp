@@ -20,16 +20,18 @@ inline namespace v0 {
 
 /// Allocates and copies bytes.
 ///
-///   expression                  requires                      does / returns                                  throws
-///   S::host_accessible                                        whether the CPU may read and write through the
-///                                                             pointers; a constant bool
-///   s.allocate(bytes)           bytes >= 0                    uninitialised memory, 64-byte aligned, apart    std::bad_alloc
-///                                                             from all other memory that is allocated
-///   s.deallocate(p, bytes)      p from allocate(bytes) of s   gives the memory back                           nothing
-///   s.copy(to, from, bytes)     both ranges in memory of s,   copies; later copies, and the caller if         anything: the cache
-///                               no overlap                    host_accessible, see the result                 undoes the operation
-///   s.copy(grid)                as copy, for each range of    optional: one call for many small ranges, as    the same
-///                               a GridCopy                    a device needs it; see copy_ranges
+///   expression               requires                      does / returns                         throws
+///   S::host_accessible                                     whether the CPU may read and write
+///                                                          through the pointers; a constant bool
+///   s.allocate(bytes)        bytes >= 0                    uninitialised memory, 64-byte          std::bad_alloc
+///                                                          aligned, apart from all other memory
+///                                                          that is allocated
+///   s.deallocate(p, bytes)   p from allocate(bytes) of s   frees the memory                       nothing
+///   s.copy(to, from, bytes)  both ranges in memory of s,   copies; later copies, and the caller   anything: the cache
+///                            no overlap                    if host_accessible, see the result     undoes the operation
+///   s.copy(grid)             as copy, for each range of a  optional: one call for many small      the same
+///                            GridCopy                      ranges, as a device needs it; see
+///                                                          copy_ranges
 ///
 /// A space is movable, and memory that it allocated stays valid when it moves. A copy takes O(bytes). KvCache calls a
 /// space from one thread at a time. testing/space_conformance.hpp checks the contract; a minimal space is in
