@@ -100,11 +100,11 @@ void transfer(benchmark::State& state, Pos block_tokens, Pos to_block_tokens, In
   Endpoint endpoint(hub, 0);
   transfer::Sender sender(from, endpoint, {.message_bytes = message_bytes});
   ReceiverThread<Target> receiver(hub, to);
-  const auto send = [&](std::span<const Token> told) {
+  const auto send = [&](std::span<const Token> known_tokens) {
     transfer::Offer offer;
     offer.to = 1;
     offer.seq = seq;
-    offer.tokens = told;
+    offer.tokens = known_tokens;
     sender.finish(sender.offer(offer));
     (void)transport::wait_for(endpoint, transport::no_deadline, [&] {
       sender.poll();

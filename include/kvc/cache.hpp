@@ -85,7 +85,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
 
   /// The shape, with its defaults filled in.
   [[nodiscard]] const Shape& shape() const noexcept { return shape_; }
+  /// The policy, for its const members. Changes go through the cache, which carries out the copies that they need.
   [[nodiscard]] const P& policy() const noexcept { return policy_; }
+  /// The layout of the pool.
   [[nodiscard]] const L& layout() const noexcept { return layout_; }
   /// The pool, layout().size() storage units: for kernels of your own.
   [[nodiscard]] const Storage* data() const noexcept { return reinterpret_cast<const Storage*>(pool_.data()); }
@@ -107,11 +109,16 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] std::optional<Opened> try_open(TokenSpan prompt, const OpenOptions& options = {}) {
     return policy_.try_open(prompt, options);
   }
+  /// The same for tokens in braces.
   [[nodiscard]] std::optional<Opened> try_open(std::initializer_list<Token> prompt, const OpenOptions& options = {}) {
     return try_open(TokenSpan(prompt), options);
   }
+  /// The same without a prompt.
   [[nodiscard]] std::optional<Opened> try_open(const OpenOptions& options) { return try_open(TokenSpan(), options); }
+  /// The same without a prompt, with the default options.
   [[nodiscard]] std::optional<Opened> try_open() { return try_open(OpenOptions{}); }
+  /// As try_open: a new sequence whose first `cached` tokens of `prompt` are in place. Throws CapacityError if there is
+  /// no room, std::invalid_argument for bad options.
   [[nodiscard]] Opened open(TokenSpan prompt, const OpenOptions& options = {}) {
     const std::optional<Opened> opened = try_open(prompt, options);
     if (!opened) {
@@ -119,10 +126,13 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     }
     return *opened;
   }
+  /// The same for tokens in braces.
   [[nodiscard]] Opened open(std::initializer_list<Token> prompt, const OpenOptions& options = {}) {
     return open(TokenSpan(prompt), options);
   }
+  /// The same without a prompt.
   [[nodiscard]] Opened open(const OpenOptions& options) { return open(TokenSpan(), options); }
+  /// The same without a prompt, with the default options.
   [[nodiscard]] Opened open() { return open(OpenOptions{}); }
 
   /// Reserves the next positions of a sequence: one for each of `tokens`, or `count` of them. All or nothing: without
@@ -138,14 +148,19 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     require_count_is_enough<I>();
     return try_extend_without_tokens(seq, count);
   }
+  /// The same, a position for each of `tokens`.
   [[nodiscard]] std::optional<Append> try_extend(SeqId seq, TokenSpan tokens) {
     return try_extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens);
   }
+  /// As try_extend: reserves `count` positions, all or nothing. Throws CapacityError if there is no room,
+  /// std::invalid_argument if the sequence has an uncommitted extension. Not for policies that match prefixes.
   template <std::integral I>
   [[nodiscard]] Append extend(SeqId seq, I count) {
     require_count_is_enough<I>();
     return extend_without_tokens(seq, count);
   }
+  /// As try_extend: reserves a position for each of `tokens`, all or nothing. Throws CapacityError if there is no room,
+  /// std::invalid_argument if the sequence has an uncommitted extension.
   [[nodiscard]] Append extend(SeqId seq, TokenSpan tokens) {
     return extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens);
   }
@@ -156,6 +171,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] std::optional<Append> try_extend_without_tokens(SeqId seq, I count) {
     return try_extend(seq, checked_extension(count), std::span<const Token>{});
   }
+  /// As try_extend_without_tokens. Throws CapacityError if there is no room.
   template <std::integral I>
   [[nodiscard]] Append extend_without_tokens(SeqId seq, I count) {
     return extend(seq, checked_extension(count), std::span<const Token>{});
@@ -206,6 +222,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     undo.dismiss();
     return forked->seq;
   }
+  /// As try_fork. Throws CapacityError if there is no room.
   template <std::integral I>
   [[nodiscard]] SeqId fork(SeqId parent, I at) {
     const std::optional<SeqId> seq = try_fork(parent, at);
@@ -215,6 +232,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     }
     return *seq;
   }
+  /// The same, with all committed positions.
   [[nodiscard]] SeqId fork(SeqId parent) { return fork(parent, length(parent)); }
 
   /// Forgets the positions from `length` on, such as the rejected tokens of speculative decoding.
@@ -226,6 +244,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// Forgets the sequence. It takes back an uncommitted append of the sequence.
   void close(SeqId seq) { policy_.close(seq); }
 
+  /// Whether the sequence is open.
   [[nodiscard]] bool contains(SeqId seq) const noexcept { return policy_.contains(seq); }
   /// Committed positions.
   [[nodiscard]] Pos length(SeqId seq) const { return policy_.length(seq); }
@@ -298,6 +317,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return policy_.events();
   }
 
+  /// The counters of the policy.
   [[nodiscard]] Stats stats() const { return policy_.stats(); }
   /// Checks the invariants of the bookkeeping. Slow. Throws InvariantError.
   void verify() const { policy_.verify(); }

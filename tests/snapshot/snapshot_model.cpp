@@ -72,11 +72,11 @@ void operate(Random& random, AnyCache& cache, std::vector<Held>& open, int opera
     switch (random.between(0, 9)) {
       default: {
         const Tokens tokens = random_tokens(random.one_in(4) ? 25 : 5);
-        const bool tell = h.known && !random.one_in(12);
-        const Values values = tell ? values_of(tokens, last) : values_of(tokens, last + 12345);
-        if (!tokens.empty() && cache.append(h.seq, tell ? tokens : Tokens{}, values)) {
+        const bool with_tokens = h.known && !random.one_in(12);
+        const Values values = with_tokens ? values_of(tokens, last) : values_of(tokens, last + 12345);
+        if (!tokens.empty() && cache.append(h.seq, with_tokens ? tokens : Tokens{}, values)) {
           h.values.insert(h.values.end(), values.begin(), values.end());
-          h.known = h.known && tell;
+          h.known = h.known && with_tokens;
         }
         break;
       }

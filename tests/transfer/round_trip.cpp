@@ -41,11 +41,11 @@ void check_pair(const MakeEngine& from, const MakeEngine& to) {
   for (const int length : {1, 3, 4, 7, 28, 45}) {
     const Tokens tokens = counting(1000 * length, length);
     const bool salted = length == 7;
-    const bool told = length != 45;
+    const bool with_tokens = length != 45;
     One one{tokens, values_of(tokens, salted ? 5 : 0), salted ? tenant : Salt(), {}};
     one.seq = a->cache().try_open({}, one.salt).value().seq;
-    REQUIRE(a->cache().append(one.seq, told ? tokens : Tokens(), one.values));
-    one.tokens.resize(told ? tokens.size() : 0);
+    REQUIRE(a->cache().append(one.seq, with_tokens ? tokens : Tokens(), one.values));
+    one.tokens.resize(with_tokens ? tokens.size() : 0);
     all.push_back(one);
   }
   std::vector<transfer::Id> ids;

@@ -262,10 +262,10 @@ TEST_CASE("A batch has the same tables in both forms", "[batch]") {
   for (std::size_t i = 0; i < 4; ++i) {
     // Every position is where the policy says, by either form.
     cache.policy().for_each_run(steps[i].seq(), {0, batch.seq_lens[i]}, [&](const SlotRun& run) {
-      const auto page = static_cast<std::size_t>(run.first / batch.block_tokens);
+      const auto entry = static_cast<std::size_t>(run.first / batch.block_tokens);
       const auto block = static_cast<std::int32_t>(run.block);
-      REQUIRE(batch.kv_indices[static_cast<std::size_t>(batch.kv_indptr[i]) + page] == block);
-      REQUIRE(batch.block_table[i * static_cast<std::size_t>(batch.max_blocks) + page] == block);
+      REQUIRE(batch.kv_indices[static_cast<std::size_t>(batch.kv_indptr[i]) + entry] == block);
+      REQUIRE(batch.block_table[i * static_cast<std::size_t>(batch.max_blocks) + entry] == block);
     });
   }
   REQUIRE(batch.block_table[2] == BatchIndex::padding);

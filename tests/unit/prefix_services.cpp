@@ -371,8 +371,8 @@ TEST_CASE("After clear nothing that was there is matched, and open sequences go 
   Plain policy({.blocks = 16, .block_tokens = 4});
   serve_and_close(policy, counting(0, 12));
   const Opened open = serve(policy, counting(0, 13));
-  const Opened pending = *policy.try_open(counting(50, 4));
-  REQUIRE(policy.try_extend(pending.seq, 4, counting(50, 4)));
+  const Opened unfinished = *policy.try_open(counting(50, 4));
+  REQUIRE(policy.try_extend(unfinished.seq, 4, counting(50, 4)));
   const Opened empty = *policy.try_open();
   const PinId pin = policy.try_pin(counting(0, 12))->pin;
   policy.clear();
@@ -383,9 +383,9 @@ TEST_CASE("After clear nothing that was there is matched, and open sequences go 
   // What is computed on top of forgotten rows, or was uncommitted, is not matchable either.
   REQUIRE(policy.try_extend(open.seq, 7, counting(13, 7)));
   policy.commit(open.seq);
-  policy.commit(pending.seq);
-  REQUIRE(policy.try_extend(pending.seq, 4, counting(54, 4)));
-  policy.commit(pending.seq);
+  policy.commit(unfinished.seq);
+  REQUIRE(policy.try_extend(unfinished.seq, 4, counting(54, 4)));
+  policy.commit(unfinished.seq);
   policy.verify();
   REQUIRE(policy.match_length(counting(0, 21)) == 0);
   REQUIRE(policy.match_length(counting(50, 9)) == 0);
@@ -395,7 +395,7 @@ TEST_CASE("After clear nothing that was there is matched, and open sequences go 
   REQUIRE(policy.match_length(counting(90, 5)) == 4);
   policy.unpin(pin);
   policy.close(open.seq);
-  policy.close(pending.seq);
+  policy.close(unfinished.seq);
   policy.close(empty.seq);
   policy.verify();
   REQUIRE(policy.stats().blocks_cached == 1);

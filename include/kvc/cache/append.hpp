@@ -37,9 +37,9 @@ class Append {
 
   /// Whether it has positions to commit or to roll back.
   [[nodiscard]] bool uncommitted() const noexcept { return policy_ != nullptr; }
-  [[nodiscard]] SeqId seq() const noexcept { return seq_; }         ///< the sequence
-  [[nodiscard]] PosRange range() const noexcept { return range_; }  ///< the reserved positions
-  [[nodiscard]] Pos size() const noexcept { return range_.size(); }
+  [[nodiscard]] SeqId seq() const noexcept { return seq_; }          ///< the sequence
+  [[nodiscard]] PosRange range() const noexcept { return range_; }   ///< the reserved positions
+  [[nodiscard]] Pos size() const noexcept { return range_.size(); }  ///< how many they are
 
   /// Gives up the ownership of the positions: they stay reserved, neither committed nor taken back, until the sequence
   /// is closed.
