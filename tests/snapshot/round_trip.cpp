@@ -166,9 +166,8 @@ TEST_CASE("Elements of 16 and 32 bits are converted when asked, and only then", 
     const Bytes bytes = from.saved(scene.sequences);
     const Seen before(to);
     if (from.element() != to.element()) {
-      REQUIRE_THROWS_WITH(to.loaded(bytes),
-                          contains("expected elements " + to.element() +
-                                   ", or snapshot::LoadOptions::convert_elements, found " + from.element()));
+      REQUIRE_THROWS_WITH(to.loaded(bytes), contains("expected elements " + to.element() +
+                                                     ", or LoadOptions::convert_elements, found " + from.element()));
       REQUIRE(Seen(to) == before);
     }
     const auto loaded = to.loaded(bytes, {.cached_prefixes = true, .convert_elements = true});

@@ -192,10 +192,11 @@ TEST_CASE("A batch is made of a policy behind a lock while other threads use it"
     });
   }
   int different = 0;
+  std::size_t events_seen = 0;
   for (int i = 0; i < 300; ++i) {
     const BatchIndex batch = make_batch(cache, steps);
     different += batch.kv_indices == expected.kv_indices && batch.block_table == expected.block_table ? 0 : 1;
-    (void)cache.with_events([](EventRing& events) { return events.poll(); });
+    events_seen += cache.with_events([](EventRing& events) { return events.poll(); }) ? 1 : 0;
   }
   done = true;
   for (std::thread& thread : others) {
@@ -204,7 +205,7 @@ TEST_CASE("A batch is made of a policy behind a lock while other threads use it"
   REQUIRE(different == 0);
   REQUIRE(cache.available() > 0);
   REQUIRE(cache.config().blocks == 64);
-  REQUIRE(cache.with_events([](EventRing& events) { return events.size() + events.lost(); }) > 0);
+  REQUIRE(events_seen > 0);
   steps.clear();
   cache.verify();
 }
