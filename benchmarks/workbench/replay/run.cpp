@@ -74,7 +74,7 @@ Result replay(std::string_view name, const Trace& trace, Index capacity, kvc_ben
   Result result;
   std::apply(
       [&](const auto&... each) {
-        ((each.name == name && (result = replay(each, trace, capacity, progress), true)) || ...);
+        (void)((each.name == name && (result = replay(each, trace, capacity, progress), true)) || ...);
       },
       replayed);
   return result;
