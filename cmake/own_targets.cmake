@@ -11,7 +11,7 @@ option(KVC_TBB "Use oneTBB in tests, examples and benchmarks, if it is found" ON
 set(KVC_SANITIZE "" CACHE STRING "Sanitizers for tests, examples and benchmarks, such as address,undefined")
 # Tests that AddressSanitizer leaves out.
 set(kvc_unsanitized golden/perplexity golden/accuracy golden/model_stories golden/generate_program serving/incidents
-  serving/documents laws/model_decoder)
+  serving/documents laws/model_decoder laws/attention_accuracy)
 
 find_package(Threads REQUIRED)
 if(KVC_OPENMP)
