@@ -15,6 +15,7 @@ KVC_DEMO_PACKAGES=(
 KVC_TEST_PACKAGES=(
   "catch2=the test framework"
   "pkg-config=the test of a pkg-config user"
+  "python3=reads the headers for the test of their comments"
   "universal-ctags=the test that an editor finds the definitions"
   "libbenchmark-dev=the benchmarks"
   "libxxhash-dev=the checksums of snapshots, optional"
