@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "kvc/policy/detail/block_heap.hpp"
 #include "kvc/policy/detail/frequency_sketch.hpp"
+#include "kvc/policy/eviction/block_heap.hpp"
 #include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/fifo.hpp"
 #include "kvc/policy/eviction/lfu.hpp"
@@ -508,7 +508,7 @@ TEST_CASE("A victim among many referenced blocks is found at once", "[eviction]"
 
 TEST_CASE("BlockHeap: comes out in the order of keys, whatever is taken out between", "[eviction]") {
   kvc_test::Random random(kvc_test::seed_or(7));
-  kvc::detail::BlockHeap<int> heap(50);
+  kvc::BlockHeap<int> heap(50);
   std::vector<int> key_of(50, -1);
   for (int i = 0; i < 5000; ++i) {
     const int block = random.between(0, 49);

@@ -11,7 +11,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
-#include "kvc/policy/detail/block_lists.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
 
 namespace kvc {
 inline namespace v0 {

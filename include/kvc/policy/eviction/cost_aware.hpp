@@ -10,7 +10,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
-#include "kvc/policy/detail/block_heap.hpp"
+#include "kvc/policy/eviction/block_heap.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
@@ -95,7 +95,7 @@ class CostAware : public EvictionDefaults {
   double released_priority_ = 0;  // the highest priority of the blocks released at now_
   std::uint64_t now_ = 0;
   std::uint64_t inserted_ = 0;
-  detail::BlockHeap<Key> heap_;
+  BlockHeap<Key> heap_;
   BlockArray<Entry> entries_;
 };
 static_assert(EvictionPolicy<CostAware>);

@@ -7,7 +7,7 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
-#include "kvc/policy/detail/block_lists.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
@@ -67,7 +67,7 @@ class Fifo : public EvictionDefaults {
     }
   }
 
-  detail::BlockLists queue_;
+  BlockLists queue_;
   BlockArray<State> states_;
   Index size_ = 0;
 };

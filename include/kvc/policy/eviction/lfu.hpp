@@ -9,7 +9,7 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
-#include "kvc/policy/detail/block_lists.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
@@ -63,7 +63,7 @@ class Lfu : public EvictionDefaults {
   static constexpr int ranks = 64;
   [[nodiscard]] static int list(std::uint64_t rank) noexcept { return static_cast<int>(rank % ranks); }
 
-  detail::BlockLists lists_;  // of rank r: list r % ranks
+  BlockLists lists_;  // of rank r: list r % ranks
   BlockArray<std::uint8_t> uses_;
   std::uint64_t lowest_ = 0;  // rank of the last victim: there is no lower one
   Index size_ = 0;

@@ -6,7 +6,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/detail/block_lists.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
@@ -37,7 +37,7 @@ class Lru : public EvictionDefaults {
   [[nodiscard]] Index size() const noexcept { return size_; }
 
  private:
-  detail::BlockLists list_;
+  BlockLists list_;
   Index size_ = 0;
 };
 static_assert(EvictionPolicy<Lru>);

@@ -10,8 +10,8 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
-#include "kvc/policy/detail/block_heap.hpp"
-#include "kvc/policy/detail/block_lists.hpp"
+#include "kvc/policy/eviction/block_heap.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
@@ -99,8 +99,8 @@ class Priority : public EvictionDefaults {
     }
   }
 
-  detail::BlockLists lists_;  // one per priority
-  detail::BlockHeap<Expiry> expiries_;
+  BlockLists lists_;  // one per priority
+  BlockHeap<Expiry> expiries_;
   BlockArray<std::uint8_t> priorities_;
   std::array<std::uint64_t, 2> used_{};  // bit p: list p holds a block
   std::uint64_t inserted_ = 0;

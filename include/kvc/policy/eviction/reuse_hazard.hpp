@@ -13,8 +13,8 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
-#include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/detail/recent_keys.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
@@ -349,7 +349,7 @@ class ReuseHazard {
   }
 
   Config config_;
-  detail::BlockLists lists_;
+  BlockLists lists_;
   BlockArray<std::uint64_t> released_;  // time of release
   BlockArray<std::uint64_t> keys_;
   Index size_ = 0;

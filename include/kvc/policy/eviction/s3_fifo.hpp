@@ -11,8 +11,8 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
-#include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/detail/recent_keys.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
@@ -156,7 +156,7 @@ class S3Fifo : public EvictionDefaults {
   }
 
   Index small_share_;
-  detail::BlockLists queues_;
+  BlockLists queues_;
   BlockArray<Entry> entries_;
   std::array<Index, 2> cached_{};  // cached blocks that belong to each queue, in it or not
   std::array<Index, 2> evictable_{};

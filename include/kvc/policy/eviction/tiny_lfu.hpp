@@ -10,8 +10,8 @@
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
-#include "kvc/policy/detail/block_lists.hpp"
 #include "kvc/policy/detail/frequency_sketch.hpp"
+#include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
@@ -133,7 +133,7 @@ class TinyLfu : public EvictionDefaults {
   Index window_share_;
   Index main_share_;
   Index protected_share_;
-  detail::BlockLists lists_;
+  BlockLists lists_;
   BlockArray<Entry> entries_;
   std::array<Index, 3> sizes_{};
   Index main_ = 0;             // cached blocks of main, referenced or not

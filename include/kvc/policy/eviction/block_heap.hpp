@@ -14,7 +14,6 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace detail {
 
 /// The lowest key is on top.
 template <class Key>
@@ -88,6 +87,5 @@ class BlockHeap {
   BlockArray<std::uint32_t> places_;  // of each block in heap_
 };
 
-}  // namespace detail
 }  // namespace v0
 }  // namespace kvc

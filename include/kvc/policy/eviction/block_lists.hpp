@@ -12,7 +12,6 @@
 
 namespace kvc {
 inline namespace v0 {
-namespace detail {
 
 class BlockLists {
  public:
@@ -73,10 +72,9 @@ class BlockLists {
     links_[next].older = block;
   }
 
-  LargeVector<Link> links_;  // [blocks + lists]
+  detail::LargeVector<Link> links_;  // [blocks + lists]
   std::uint32_t blocks_;
 };
 
-}  // namespace detail
 }  // namespace v0
 }  // namespace kvc
