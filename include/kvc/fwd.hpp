@@ -3,7 +3,8 @@
 //   #include "kvc/fwd.hpp"
 //   void step(kvc::KvCache<float, kvc::PrefixShared<>>& cache, kvc::SeqId seq);
 //
-// Standard library only. SeqId and BlockId are complete in core/types.hpp, which is as cheap.
+// Synchronized and DenseView are left out: their parameters are constrained by concepts, which a declaration would have
+// to include. Standard library only. SeqId and BlockId are complete in core/types.hpp, which is as cheap.
 #pragma once
 
 #include <cstdint>
@@ -53,6 +54,9 @@ struct Extension;
 struct Forked;
 class ChainHash;
 struct NoEvents;
+class EventCallback;
+class EventRing;
+class AdaptiveMutex;
 class CostAware;
 class Fifo;
 class Lfu;
@@ -65,6 +69,13 @@ class Contiguous;
 class Paged;
 template <class Eviction = ReuseHazard, class Hash = ChainHash, class Events = NoEvents>
 class PrefixShared;
+
+// attention
+struct AttentionOptions;
+struct AttentionState;
+struct AttentionStates;
+class AttentionMask;
+class AttentionOutput;
 
 // the cache
 template <class P>

@@ -1,8 +1,4 @@
-// BlockHeap: a binary heap of blocks by a key, that also knows where each block is. For eviction policies whose order
-// lists cannot express.
-//
-// push and erase are O(log blocks), all else is O(1); nothing is allocated after construction. 8 bytes per block, and
-// those of a key.
+// BlockHeap: for eviction policies whose order lists cannot express.
 #pragma once
 
 #include <cstdint>
@@ -15,15 +11,19 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The lowest key is on top.
+/// A binary heap of blocks by a key, with the lowest key on top. It knows where each block is, so that any block can be
+/// taken out. push and erase are O(log blocks), all else is O(1); nothing is allocated after construction. 8 bytes per
+/// block, and those of a key. Key is copyable and has operator<.
 template <class Key>
 class BlockHeap {
  public:
+  /// For blocks 0 .. blocks-1, empty. Throws std::bad_alloc. O(blocks).
   explicit BlockHeap(Index blocks) : places_(blocks, nowhere) { heap_.reserve(static_cast<std::size_t>(blocks)); }
 
   [[nodiscard]] bool empty() const noexcept { return heap_.empty(); }
   [[nodiscard]] Index size() const noexcept { return std::ssize(heap_); }
   [[nodiscard]] bool contains(BlockId block) const noexcept { return places_[block] != nowhere; }
+  /// The block with the lowest key, and that key. The heap must not be empty.
   [[nodiscard]] BlockId top() const noexcept { return heap_.front().block; }
   [[nodiscard]] const Key& top_key() const noexcept { return heap_.front().key; }
 

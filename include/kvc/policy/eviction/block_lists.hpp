@@ -1,7 +1,4 @@
-// BlockLists: several doubly linked lists of blocks through one array. Most eviction policies consist of them.
-//
-// A block is in at most one list. Everything but the constructor and add_list is O(1) and allocates nothing; 8 bytes
-// per block.
+// BlockLists: the lists that most eviction policies consist of.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +10,12 @@
 namespace kvc {
 inline namespace v0 {
 
+/// Several doubly linked lists of blocks through one array. A block is in at most one list. Everything but the
+/// constructor, reserve and add_list is O(1) and allocates nothing. 8 bytes per block. Arguments are not checked: a list
+/// that does not exist, or a block outside of [0, blocks), is undefined behaviour.
 class BlockLists {
  public:
+  /// For blocks 0 .. blocks-1, with lists 0 .. lists-1, all empty. Throws std::bad_alloc. O(blocks).
   explicit BlockLists(Index blocks, int lists = 1) : blocks_(static_cast<std::uint32_t>(blocks)) {
     reserve(lists);
     links_.resize(blocks_);
@@ -39,6 +40,7 @@ class BlockLists {
 
   /// Puts a block that is in no list at the newest end of one.
   void push_newest(int list, BlockId block) noexcept { put_before(end_of(list), static_cast<std::uint32_t>(block)); }
+  /// Puts a block that is in no list at the oldest end of one.
   void push_oldest(int list, BlockId block) noexcept {
     put_before(links_[end_of(list)].newer, static_cast<std::uint32_t>(block));
   }
@@ -50,9 +52,11 @@ class BlockLists {
     links_[link.newer].older = link.older;
   }
 
-  /// no_block if the list is empty.
+  /// The block at the oldest end; no_block if the list is empty.
   [[nodiscard]] BlockId oldest(int list) const noexcept { return block_at(links_[end_of(list)].newer); }
+  /// The block at the newest end; no_block if the list is empty.
   [[nodiscard]] BlockId newest(int list) const noexcept { return block_at(links_[end_of(list)].older); }
+  /// Whether no block is in the list.
   [[nodiscard]] bool empty(int list) const noexcept { return oldest(list) == no_block; }
 
  private:
