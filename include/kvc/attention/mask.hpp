@@ -48,7 +48,9 @@ class AttentionMask {
     return mask;
   }
 
+  /// Whether it lets every key be seen.
   [[nodiscard]] constexpr bool is_none() const noexcept { return kind_ == Kind::none; }
+  /// Keys that it covers; those beyond are invisible. max_pos if there is no mask.
   [[nodiscard]] constexpr Index cols() const noexcept { return is_none() ? Index{max_pos} : cols_; }
 
   /// The number to add to the score: 0, a finite number, or -infinity for a key that must not be seen. Requires key <

@@ -24,8 +24,11 @@ class CacheView {
   CacheView(const P& policy, const L& layout, const Shape& shape, const StorageOf<T>* pool, Index layer, SeqId seq)
       : policy_(&policy), layout_(&layout), shape_(&shape), pool_(pool), layer_(layer), seq_(seq) {}
 
+  /// Key/value heads.
   [[nodiscard]] Index kv_heads() const noexcept { return shape_->kv_heads; }
+  /// Elements in the key of one head.
   [[nodiscard]] Index key_dim() const noexcept { return shape_->key_dim; }
+  /// Elements in the value of one head.
   [[nodiscard]] Index value_dim() const noexcept { return shape_->value_dim; }
   /// Positions that can be read: the committed ones, and those of an uncommitted extension.
   [[nodiscard]] Pos length() const { return policy_->reserved(seq_); }

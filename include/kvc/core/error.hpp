@@ -70,6 +70,7 @@ class CapacityError : public std::bad_alloc {
   [[nodiscard]] Limit limit() const noexcept { return met_.limit; }
   /// What the limit allows and what the operation needed, in the unit of the limit.
   [[nodiscard]] Index allowed() const noexcept { return met_.allowed; }
+  /// What was needed of the limit, in its unit.
   [[nodiscard]] Index needed() const noexcept { return met_.needed; }
   /// Tokens that room was wanted for.
   [[nodiscard]] Index requested() const noexcept { return requested_; }

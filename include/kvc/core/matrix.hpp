@@ -75,10 +75,15 @@ class MatrixRef {
   constexpr MatrixRef(MatrixRef<Writable> other)  // NOLINT: converts by design
       : data_(other.data()), rows_(other.rows()), cols_(other.cols()), stride_(other.stride()) {}
 
+  /// The first element.
   [[nodiscard]] constexpr S* data() const noexcept { return data_; }
+  /// Number of rows.
   [[nodiscard]] constexpr Index rows() const noexcept { return rows_; }
+  /// Number of columns.
   [[nodiscard]] constexpr Index cols() const noexcept { return cols_; }
+  /// Elements from one row to the next.
   [[nodiscard]] constexpr Index stride() const noexcept { return stride_; }
+  /// The first element of row i. Not checked.
   [[nodiscard]] constexpr S* row(Index i) const noexcept { return data_ + i * stride_; }
 
   /// Rows [first, first + count). Throws std::invalid_argument if the matrix does not have them.
@@ -136,9 +141,13 @@ class MatrixArg {
 
   /// Lives as long as the MatrixArg.
   constexpr operator MatrixRef<const S>() const noexcept { return ref_; }  // NOLINT: converts by design
+  /// The rows, valid as long as this object.
   [[nodiscard]] constexpr MatrixRef<const S> ref() const noexcept { return ref_; }
+  /// Number of rows.
   [[nodiscard]] constexpr Index rows() const noexcept { return ref_.rows(); }
+  /// Number of columns.
   [[nodiscard]] constexpr Index cols() const noexcept { return ref_.cols(); }
+  /// The first element of row i. Not checked.
   [[nodiscard]] constexpr const S* row(Index i) const noexcept { return ref_.row(i); }
 
  private:

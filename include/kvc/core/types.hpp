@@ -42,6 +42,7 @@ struct PosRange {
     const Index positions = Index{last} - Index{first};
     return static_cast<Pos>(positions > max_pos ? max_pos : positions < -max_pos ? -max_pos : positions);
   }
+  /// Whether no position lies in it.
   [[nodiscard]] constexpr bool empty() const noexcept { return last <= first; }
   friend constexpr bool operator==(PosRange, PosRange) = default;
 };

@@ -125,9 +125,13 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
+  /// The first byte.
   [[nodiscard]] std::byte* data() noexcept { return data_; }
+  /// The first byte.
   [[nodiscard]] const std::byte* data() const noexcept { return data_; }
+  /// Bytes.
   [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
+  /// The space that the bytes are of.
   [[nodiscard]] S& space() noexcept { return space_; }
 
  private:

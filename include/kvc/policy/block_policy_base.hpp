@@ -34,45 +34,63 @@ class BlockPolicyBase {
     Pos block_tokens = 16;  ///< slots in a block
   };
 
+  /// Throws std::invalid_argument if a value of config is not allowed, and std::bad_alloc. O(blocks).
   explicit BlockPolicyBase(const Config& config) : pool_(config.blocks), config_(config) {
     require_between(config.block_tokens, Pos{1}, max_pos, "config.block_tokens");
   }
 
+  /// What it was made with. O(1).
   [[nodiscard]] const Config& config() const noexcept { return config_; }
+  /// Blocks in the pool. O(1).
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
+  /// Slots in a block. O(1).
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
+  /// Blocks that are free. O(1).
   [[nodiscard]] Index available() const noexcept { return pool_.available(); }
 
+  /// The reserved positions count from now on. Throws std::invalid_argument if seq has no uncommitted extension. O(1).
   void commit(SeqId seq) {
     sequences_.at(seq).lengths.check_uncommitted(seq);
     sequences_.at(seq).lengths.commit();
   }
+  /// Takes the reserved positions back; does nothing without an uncommitted extension. O(blocks that are freed).
   void rollback(SeqId seq) noexcept {
     if (BlockSequence* const s = sequences_.find(seq)) {
       s->lengths.rollback();
       pool_.shrink(s->table, blocks_for(s->lengths.committed));
     }
   }
+  /// Forgets the positions from `length` on. Throws std::invalid_argument if seq is not open, has an uncommitted
+  /// extension or fewer positions. O(blocks that are freed).
   void truncate(SeqId seq, Pos length) {
     BlockSequence& s = sequences_.at(seq);
     s.lengths.check_truncate(seq, length);
     s.lengths.set(length);
     pool_.shrink(s.table, blocks_for(length));
   }
+  /// Forgets the sequence, and what it has reserved. Throws std::invalid_argument if seq is not open. O(its blocks).
   void close(SeqId seq) {
     pool_.shrink(sequences_.at(seq).table, 0);
     sequences_.erase(seq);
   }
 
+  /// Whether seq is the handle of an open sequence. O(1).
   [[nodiscard]] bool contains(SeqId seq) const noexcept { return sequences_.contains(seq); }
+  /// Committed positions. Throws std::invalid_argument if seq is not open. O(1).
   [[nodiscard]] Pos length(SeqId seq) const { return sequences_.at(seq).lengths.committed; }
+  /// Committed and reserved positions. Throws std::invalid_argument if seq is not open. O(1).
   [[nodiscard]] Pos reserved(SeqId seq) const { return sequences_.at(seq).lengths.reserved; }
+  /// The blocks of the reserved positions. Throws std::invalid_argument if seq is not open. Valid until the
+  /// sequence changes. O(1).
   [[nodiscard]] std::span<const BlockId> block_table(SeqId seq) const { return sequences_.at(seq).table; }
+  /// f(SlotRun) over the positions of range, ascending. Throws std::invalid_argument unless range lies in
+  /// [0, reserved(seq)). O(blocks of the range).
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     sequences_.at(seq).lengths.check_range(range);
     for_each_block_run(sequences_.at(seq).table, config_.block_tokens, range, f);
   }
+  /// f(SeqId) for every open sequence. O(sequences that were ever open at once).
   template <class F>
   void for_each_sequence(F&& f) const {
     sequences_.for_each_handle([&](SeqId seq, const BlockSequence&) { f(seq); });
@@ -85,6 +103,7 @@ class BlockPolicyBase {
     sequences_.for_each([&](const BlockSequence& s) { stats.tokens_stored += s.lengths.committed; });
     return stats;
   }
+  /// Checks every count and table. Throws InvariantError. O(blocks + table entries).
   void verify() const {
     BlockArray<std::int32_t> references(config_.blocks, 0);
     Index referenced = 0;

@@ -29,9 +29,11 @@ class BlockPool {
     }
   }
 
+  /// Blocks in the pool, free or not. O(1).
   [[nodiscard]] Index size() const noexcept { return ref_counts_.size(); }
   /// Free blocks.
   [[nodiscard]] Index available() const noexcept { return static_cast<Index>(free_.size()); }
+  /// References to a block; 0 if it is free. O(1).
   [[nodiscard]] std::int32_t ref_count(BlockId block) const noexcept { return ref_counts_[block]; }
 
   /// A free block, with a reference count of 1. Requires available() > 0.

@@ -46,11 +46,15 @@ class Contiguous {
 
   static constexpr std::string_view name = "contiguous";
 
+  /// Throws std::invalid_argument if a value of config is not allowed, and std::bad_alloc. O(blocks).
   explicit Contiguous(const Config& config)
       : config_(validated(config)), holes_(pool_tokens(config_), 2 * config_.sequences) {}
 
+  /// What it was made with. O(1).
   [[nodiscard]] const Config& config() const noexcept { return config_; }
+  /// 1: the pool is one block. O(1).
   [[nodiscard]] Index blocks() const noexcept { return 1; }
+  /// Slots in the pool. O(1).
   [[nodiscard]] Pos block_tokens() const noexcept { return pool_tokens(config_); }
 
   /// Finds nothing in place. No room: config.sequences are open, or (reserve) no hole is large enough. O(holes).
@@ -80,6 +84,8 @@ class Contiguous {
     return Extension{range, copies};
   }
 
+  /// The reserved positions count from now on. Throws std::invalid_argument if seq has no uncommitted extension.
+  /// O(holes).
   void commit(SeqId seq) {
     Sequence& s = sequences_.at(seq);
     s.lengths.check_uncommitted(seq);
@@ -124,6 +130,7 @@ class Contiguous {
     }
   }
 
+  /// Forgets the sequence, and what it has reserved. Throws std::invalid_argument if seq is not open. O(holes).
   void close(SeqId seq) {
     Sequence& s = sequences_.at(seq);
     holes_.free(s.replaced);
@@ -137,6 +144,7 @@ class Contiguous {
     require_between(options.max_tokens, Pos{0}, config_.max_tokens, "options.max_tokens");
     return why_not_insert(options.max_tokens == 0 ? config_.max_tokens : options.max_tokens, 0);
   }
+  /// The limit that try_extend would meet; Limit::none if it would find room. Throws as try_extend does.
   [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
     const Sequence& s = sequences_.at(seq);
     const Pos need = s.lengths.checked_extension(seq, count, 0).last;
@@ -148,6 +156,7 @@ class Contiguous {
                       (s.capacity > 0 && holes_.free_at(s.start + s.capacity) >= need - s.capacity);
     return fits ? LimitMet{} : why_no_hole(need);
   }
+  /// The limit that try_fork would meet; Limit::none if it would find room. Throws as try_fork does.
   [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const {
     sequences_.at(seq).lengths.check_fork(at);
     return why_not_insert(sequences_.at(seq).most, at);
@@ -163,8 +172,11 @@ class Contiguous {
     return {BlockId{0}, s.start, s.capacity, 0};
   }
 
+  /// Whether seq is the handle of an open sequence. O(1).
   [[nodiscard]] bool contains(SeqId seq) const noexcept { return sequences_.contains(seq); }
+  /// Committed positions. Throws std::invalid_argument if seq is not open. O(1).
   [[nodiscard]] Pos length(SeqId seq) const { return sequences_.at(seq).lengths.committed; }
+  /// Committed and reserved positions. Throws std::invalid_argument if seq is not open. O(1).
   [[nodiscard]] Pos reserved(SeqId seq) const { return sequences_.at(seq).lengths.reserved; }
 
   /// One run, unless the range is empty. O(1).

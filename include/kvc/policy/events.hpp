@@ -118,6 +118,7 @@ class EventRing {
     ++begin_;
     return oldest;
   }
+  /// Events that wait. O(1).
   [[nodiscard]] std::size_t size() const noexcept { return static_cast<std::size_t>(end_ - begin_); }
   /// Events that were overwritten before they were polled.
   [[nodiscard]] std::uint64_t lost() const noexcept { return lost_; }

@@ -85,6 +85,7 @@ class PrefixShared {
 
   static constexpr std::string_view name = "prefix-shared";
 
+  /// Throws std::invalid_argument if a value of config is not allowed, and std::bad_alloc. O(blocks).
   explicit PrefixShared(const Config& config, Hash hash = Hash{})
       : config_(validated(config)),
         blocks_(config.blocks, config.block_tokens, config.tenant_quota, config.eviction, hash),
@@ -92,9 +93,13 @@ class PrefixShared {
   PrefixShared(const PrefixShared&) = delete;
   PrefixShared& operator=(const PrefixShared&) = delete;
 
+  /// What it was made with. O(1).
   [[nodiscard]] const Config& config() const noexcept { return config_; }
+  /// Blocks in the pool. O(1).
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
+  /// Slots in a block. O(1).
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
+  /// The eviction policy, for its figures.
   [[nodiscard]] const Eviction& eviction() const noexcept { return blocks_.eviction; }
   /// The listener: to set a callback, or to poll.
   [[nodiscard]] Events& events() noexcept { return blocks_.events; }
@@ -131,6 +136,7 @@ class PrefixShared {
     }
     return wanted - found + config_.watermark <= blocks_.available() - evictable ? Admission::now : Admission::later;
   }
+  /// Whether `admission` would answer Admission::now.
   [[nodiscard]] bool can_admit(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const {
     return admission(prompt, reserve, options) == Admission::now;
   }
@@ -176,6 +182,7 @@ class PrefixShared {
       s.lengths.commit();
     }
   }
+  /// Takes the reserved positions back; does nothing without an uncommitted extension. O(blocks that are freed).
   void rollback(SeqId seq) noexcept {
     if (!tables_.contains(seq)) {
       return;
@@ -218,6 +225,8 @@ class PrefixShared {
     return Forked{seq, {}};
   }
 
+  /// Forgets the positions from `length` on. Throws std::invalid_argument if seq is not open, has an uncommitted
+  /// extension or fewer positions. O(blocks that are freed).
   void truncate(SeqId seq, Pos length) {
     ++blocks_.now;
     Sequence& s = tables_.at(seq);
@@ -295,13 +304,16 @@ class PrefixShared {
   void set_time(std::uint64_t now) noexcept {
     blocks_.now = std::max(blocks_.now, std::min(now, std::uint64_t{1} << 63));
   }
+  /// The logical time now. O(1).
   [[nodiscard]] std::uint64_t time() const noexcept { return blocks_.now; }
 
   /// Only the pool limits an extension; opening and forking always find room.
   [[nodiscard]] LimitMet why_not_open(const OpenOptions& = {}) const noexcept { return {}; }
+  /// The limit that try_extend would meet; Limit::none if it would find room. Throws as try_extend does.
   [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
     return tables_.why_not_extend(tables_.at(seq), tables_.checked_range(tables_.at(seq), seq, count, 0));
   }
+  /// The limit that try_fork would meet; Limit::none if it would find room. Throws as try_fork does.
   [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const {
     tables_.at(seq).lengths.check_fork(at);
     return {};
@@ -310,15 +322,20 @@ class PrefixShared {
   /// Free and evictable blocks. O(1).
   [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
 
+  /// Whether seq is the handle of an open sequence. O(1).
   [[nodiscard]] bool contains(SeqId seq) const noexcept {
     return tables_.contains(seq) && !tables_.at(seq).state.is_pin;
   }
+  /// Committed positions. Throws std::invalid_argument if seq is not open. O(1).
   [[nodiscard]] Pos length(SeqId seq) const { return tables_.at(seq).lengths.committed; }
+  /// Committed and reserved positions. Throws std::invalid_argument if seq is not open. O(1).
   [[nodiscard]] Pos reserved(SeqId seq) const { return tables_.at(seq).lengths.reserved; }
   /// The blocks of the reserved positions. Valid until the sequence is extended, committed, rolled back, truncated or
   /// closed.
   [[nodiscard]] std::span<const BlockId> block_table(SeqId seq) const { return tables_.at(seq).table; }
 
+  /// f(SlotRun) over the positions of range, ascending. Throws std::invalid_argument unless range lies in
+  /// [0, reserved(seq)). O(blocks of the range).
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     tables_.for_each_run(seq, range, f);

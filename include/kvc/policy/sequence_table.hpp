@@ -67,6 +67,7 @@ class SequenceTable {
     }
     return entries_[seq.slot].record;
   }
+  /// The same for reading.
   [[nodiscard]] const Record& at(SeqId seq) const {
     if (!contains(seq)) [[unlikely]] {
       throw_not_open(seq);
@@ -88,6 +89,7 @@ class SequenceTable {
       }
     }
   }
+  /// The same with records that may be changed.
   template <class F>
   void for_each(F&& f) {
     for (Entry& entry : entries_) {
@@ -168,14 +170,17 @@ struct SequenceLengths {
     reserved = range.last;
     uncommitted = true;
   }
+  /// Ends an extension: what was reserved is committed.
   void commit() noexcept {
     committed = reserved;
     uncommitted = false;
   }
+  /// Ends an extension: what was reserved is forgotten.
   void rollback() noexcept {
     reserved = committed;
     uncommitted = false;
   }
+  /// Makes this the length of a sequence without an uncommitted extension.
   void set(Pos length) noexcept { *this = {length, length, false}; }
 
  private:

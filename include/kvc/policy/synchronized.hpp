@@ -39,6 +39,7 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
   using Config = typename P::Config;
   static constexpr std::string_view name = P::name;
 
+  /// Throws what the constructor of the policy throws.
   explicit Synchronized(const Config& config) : policy_(config) {}
 
   /// f(policy) with all other threads kept out: for several operations that belong together. Returns what f returns,
@@ -55,12 +56,16 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
     return std::forward<F>(f)(policy_);
   }
 
+  /// As of the policy; never changes, so without the lock.
   [[nodiscard]] Index blocks() const noexcept { return policy_.blocks(); }
+  /// As of the policy; never changes, so without the lock.
   [[nodiscard]] Pos block_tokens() const noexcept { return policy_.block_tokens(); }
 
+  /// As of the policy, with all other threads kept out.
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
     return with_lock([&](P& p) { return p.try_open(prompt, options); });
   }
+  /// As of the policy, with all other threads kept out. The list of copies belongs to the calling thread.
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
     return with_lock([&](P& p) {
       std::optional<Extension> extension = p.try_extend(seq, count, tokens);
@@ -72,12 +77,15 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
       return extension;
     });
   }
+  /// As of the policy, with all other threads kept out.
   void commit(SeqId seq) {
     with_lock([&](P& p) { p.commit(seq); });
   }
+  /// As of the policy, with all other threads kept out.
   void rollback(SeqId seq) noexcept {
     with_lock([&](P& p) { p.rollback(seq); });
   }
+  /// As of the policy, with all other threads kept out.
   std::optional<Forked> try_fork(SeqId parent, Pos at) {
     return with_lock([&](P& p) {
       std::optional<Forked> forked = p.try_fork(parent, at);
@@ -89,19 +97,24 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
       return forked;
     });
   }
+  /// As of the policy, with all other threads kept out.
   void truncate(SeqId seq, Pos length) {
     with_lock([&](P& p) { p.truncate(seq, length); });
   }
+  /// As of the policy, with all other threads kept out.
   void close(SeqId seq) {
     with_lock([&](P& p) { p.close(seq); });
   }
 
+  /// As of the policy, with writers kept out.
   [[nodiscard]] bool contains(SeqId seq) const noexcept {
     return with_shared_lock([&](const P& p) { return p.contains(seq); });
   }
+  /// As of the policy, with writers kept out.
   [[nodiscard]] Pos length(SeqId seq) const {
     return with_shared_lock([&](const P& p) { return p.length(seq); });
   }
+  /// As of the policy, with writers kept out.
   [[nodiscard]] Pos reserved(SeqId seq) const {
     return with_shared_lock([&](const P& p) { return p.reserved(seq); });
   }
@@ -114,9 +127,11 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
       f(run);
     }
   }
+  /// As of the policy, with writers kept out.
   [[nodiscard]] Stats stats() const {
     return with_shared_lock([](const P& p) { return p.stats(); });
   }
+  /// As of the policy, with writers kept out.
   void verify() const {
     with_shared_lock([](const P& p) { p.verify(); });
   }
