@@ -239,7 +239,6 @@ inline void check_onnx(const std::vector<float>& got, const OnnxTensor& expected
       return;
     }
   }
-  SUCCEED();
 }
 
 }  // namespace kvc_test
