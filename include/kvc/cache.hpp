@@ -91,6 +91,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] const L& layout() const noexcept { return layout_; }
   /// The pool, layout().size() storage units: for kernels of your own.
   [[nodiscard]] const Storage* data() const noexcept { return reinterpret_cast<const Storage*>(pool_.data()); }
+  /// The same, to be written by kernels of your own.
   [[nodiscard]] Storage* data() noexcept { return reinterpret_cast<Storage*>(pool_.data()); }
   /// The space that the pool lies in.
   [[nodiscard]] S& space() noexcept { return pool_.space(); }

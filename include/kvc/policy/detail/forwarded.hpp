@@ -66,11 +66,13 @@ class Forwarded {
   {
     return access([&](const P& p) { return p.why_not_open(options); });
   }
+  /// The same of try_extend. Throws as that does.
   [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const
     requires ExplainsRefusals<P>
   {
     return access([&](const P& p) { return p.why_not_extend(seq, count); });
   }
+  /// The same of try_fork. Throws as that does.
   [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const
     requires ExplainsRefusals<P>
   {
@@ -144,6 +146,7 @@ class Forwarded {
   {
     access([&](P& p) { p.set_time(now); });
   }
+  /// The logical time now.
   [[nodiscard]] std::uint64_t time() const
     requires KeepsTime<P>
   {
