@@ -94,9 +94,9 @@ class BlockPool {
     return stats;
   }
 
-  /// Compares the reference counts with `expected`, and checks that the free list has each block at most once and none
-  /// that is referenced. O(blocks). Throws InvariantError.
-  void verify(const BlockArray<std::int32_t>& expected) const {
+  /// Compares the reference counts with `expected`, and checks that all blocks without a reference but `kept` of them
+  /// are in the free list, each once. O(blocks). Throws InvariantError.
+  void verify(const BlockArray<std::int32_t>& expected, Index kept = 0) const {
     BlockArray<char> is_free(size(), 0);
     for (const BlockId block : free_) {
       if (is_free[block] != 0 || ref_count(block) != 0) {
@@ -105,12 +105,18 @@ class BlockPool {
       }
       is_free[block] = 1;
     }
+    Index unreferenced = 0;
     ref_counts_.for_each([&](BlockId block, std::int32_t count) {
+      unreferenced += count == 0 ? 1 : 0;
       if (count != expected[block]) {
         throw_error(InvariantError("kvc: block " + std::to_string(to_index(block)) + " has a reference count of " +
                                    std::to_string(count) + ", and " + std::to_string(expected[block]) + " references"));
       }
     });
+    if (unreferenced != available() + kept) {
+      throw_error(InvariantError("kvc: of " + std::to_string(unreferenced) + " blocks without a reference, " +
+                                 std::to_string(available()) + " are free and " + std::to_string(kept) + " kept"));
+    }
   }
 
  private:

@@ -165,6 +165,16 @@ struct SequenceLengths {
             "within the positions of the sequence");
   }
 
+  /// Checks that the counts agree, and that a table of so many blocks covers the reserved positions and no more. Throws
+  /// InvariantError.
+  void verify(std::size_t blocks, Pos block_tokens) const {
+    if (committed > reserved || (!uncommitted && committed != reserved) ||
+        static_cast<Index>(blocks) != ceil_div<Index>(reserved, block_tokens)) {
+      throw_error(InvariantError("kvc: a block table of " + std::to_string(blocks) + " blocks for " +
+                                 std::to_string(reserved) + " positions"));
+    }
+  }
+
   /// The effects of try_extend, commit, rollback, and of truncate or fork to a length.
   void reserve(PosRange range) noexcept {
     reserved = range.last;

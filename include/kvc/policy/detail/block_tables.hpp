@@ -252,11 +252,10 @@ class BlockTables {
   [[nodiscard]] BlockArray<std::int32_t> verify() const {
     BlockArray<std::int32_t> references(blocks_.size(), 0);
     sequences_.for_each([&](const Sequence& s) {
-      if (s.lengths.committed > s.lengths.reserved ||
-          (!s.lengths.uncommitted && s.lengths.committed != s.lengths.reserved) ||
-          (!s.lengths.uncommitted && s.replaced != no_block) || s.table.size() != blocks_for(s.lengths.reserved)) {
-        throw_error(InvariantError("kvc: a block table of " + std::to_string(s.table.size()) + " blocks for " +
-                                   std::to_string(s.lengths.reserved) + " positions"));
+      s.lengths.verify(s.table.size(), block_tokens_);
+      if (!s.lengths.uncommitted && s.replaced != no_block) {
+        throw_error(
+            InvariantError("kvc: a sequence without an uncommitted extension holds the block that one replaced"));
       }
       for (const BlockId block : s.table) {
         ++references[block];

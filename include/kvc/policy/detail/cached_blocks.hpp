@@ -132,16 +132,14 @@ class CachedBlocks {
   }
 
   void verify(const BlockArray<std::int32_t>& references, std::span<const Index> sequences_of_tenants) const {
-    pool.verify(references);
     index.verify();
-    Index referenced = 0;
     Index evictable = 0;
-    references.for_each([&](BlockId block, std::int32_t count) {
-      referenced += count > 0 ? 1 : 0;
-      evictable += count == 0 && index.contains(block) ? 1 : 0;
-    });
-    if (evictable != eviction.size() || referenced + evictable + pool.available() != pool.size()) {
-      throw_error(InvariantError("kvc: blocks are neither free nor evictable nor referenced"));
+    references.for_each(
+        [&](BlockId block, std::int32_t count) { evictable += count == 0 && index.contains(block) ? 1 : 0; });
+    pool.verify(references, evictable);
+    if (evictable != eviction.size()) {
+      throw_error(InvariantError("kvc: the eviction policy has " + std::to_string(eviction.size()) + " blocks, and " +
+                                 std::to_string(evictable) + " are evictable"));
     }
     quota.verify(
         sequences_of_tenants, [&](BlockId block) { return index.contains(block); },
