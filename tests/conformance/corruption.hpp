@@ -86,7 +86,7 @@ struct kvc::testing::Corruption<kvc::PrefixShared<Eviction, Hash, Events>> {
         s.state.unknown_from = s.lengths.reserved + 1;
         break;
       case kvc_test::block_ways + 2:
-        policy.blocks_.index.ref_root(s.state.root);
+        policy.blocks_.index.roots().ref(s.state.root);
         break;
       case kvc_test::block_ways + 3:
         ++policy.sequences_;

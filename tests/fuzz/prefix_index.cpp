@@ -41,8 +41,8 @@ void expect(bool ok, const char* what) {
 class Fuzzed {
  public:
   explicit Fuzzed(std::span<const std::uint8_t> input) : input_(input), index_(blocks, block_tokens, TwoBits{}) {
-    roots_ = {Parent::root(0), index_.acquire_root(Salt(SaltKind::tenant, "a")),
-              index_.acquire_root(Salt(SaltKind::lora, "a"))};
+    roots_ = {Parent::root(0), index_.roots().acquire(Salt(SaltKind::tenant, "a")),
+              index_.roots().acquire(Salt(SaltKind::lora, "a"))};
   }
 
   void run() {

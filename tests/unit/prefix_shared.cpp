@@ -140,22 +140,22 @@ TEST_CASE("No part of a salt can imitate two", "[salt]") {
 
 TEST_CASE("A salt is remembered as long as a sequence uses it or something is cached under it", "[prefix][salt]") {
   PrefixIndex<ChainHash> index(4, 2, ChainHash());
-  REQUIRE(index.roots() == 1);  // "no salt"
-  const auto a = index.acquire_root(Salt(SaltKind::tenant, "a"));
-  const auto b = index.acquire_root(Salt(SaltKind::tenant, "b"));
-  REQUIRE(index.acquire_root(Salt(SaltKind::tenant, "a")) == a);
-  REQUIRE(index.roots() == 3);
-  index.release_root(b);
-  REQUIRE(index.roots() == 2);
-  index.release_root(a);
-  REQUIRE(index.roots() == 2);
+  REQUIRE(index.roots().size() == 1);  // "no salt"
+  const auto a = index.roots().acquire(Salt(SaltKind::tenant, "a"));
+  const auto b = index.roots().acquire(Salt(SaltKind::tenant, "b"));
+  REQUIRE(index.roots().acquire(Salt(SaltKind::tenant, "a")) == a);
+  REQUIRE(index.roots().size() == 3);
+  index.roots().release(b);
+  REQUIRE(index.roots().size() == 2);
+  index.roots().release(a);
+  REQUIRE(index.roots().size() == 2);
   std::ranges::copy(Tokens{1, 2}, index.tokens(BlockId{0}).begin());
   (void)index.insert(BlockId{0}, a, index.chain_hash(a, Tokens{1, 2}));
-  index.release_root(a);
-  REQUIRE(index.roots() == 2);
+  index.roots().release(a);
+  REQUIRE(index.roots().size() == 2);
   index.erase(BlockId{0});
-  REQUIRE(index.roots() == 1);
-  REQUIRE(index.acquire_root(Salt(SaltKind::tenant, "c")) == a);  // its place is used again
+  REQUIRE(index.roots().size() == 1);
+  REQUIRE(index.roots().acquire(Salt(SaltKind::tenant, "c")) == a);  // its place is used again
 }
 
 TEST_CASE("A salt that nobody uses any more may come back", "[prefix][salt]") {

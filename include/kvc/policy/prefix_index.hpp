@@ -12,19 +12,16 @@
 #include <array>
 #include <bit>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
-#include <unordered_map>
 #include <utility>
-#include <vector>
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/memory/large_vector.hpp"
 #include "kvc/policy/block_array.hpp"
-#include "kvc/policy/salt.hpp"
+#include "kvc/policy/detail/prefix_roots.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -33,21 +30,7 @@ inline namespace v0 {
 template <class Hash>
 class PrefixIndex {
  public:
-  /// A block, or the root of a salt.
-  class Parent {
-   public:
-    constexpr explicit Parent(BlockId block) noexcept : id_(static_cast<std::int32_t>(block)) {}
-    static constexpr Parent root(std::int32_t root) noexcept { return Parent(BlockId{-1 - root}); }
-    [[nodiscard]] constexpr bool is_root() const noexcept { return id_ < 0; }
-    /// The block; not of a root.
-    [[nodiscard]] constexpr BlockId block() const noexcept { return BlockId{id_}; }
-    /// The number of a root; not of a block.
-    [[nodiscard]] constexpr std::size_t root_index() const noexcept { return static_cast<std::size_t>(-1 - id_); }
-    friend constexpr bool operator==(Parent, Parent) = default;
-
-   private:
-    std::int32_t id_;
-  };
+  using Parent = detail::PrefixParent;
 
   /// Of children with a common beginning, how many of the newest are compared.
   static constexpr int children_scanned = 32;
@@ -55,10 +38,9 @@ class PrefixIndex {
   static constexpr std::size_t looked_ahead = 16;
 
   PrefixIndex(Index blocks, Pos block_tokens, Hash hash)
-      : hash_(hash), block_tokens_(static_cast<std::size_t>(block_tokens)), entries_(blocks) {
+      : hash_(hash), block_tokens_(static_cast<std::size_t>(block_tokens)), roots_(hash), entries_(blocks) {
     tokens_.resize(static_cast<std::size_t>(blocks) * block_tokens_);
     buckets_.assign(std::bit_ceil(2 * static_cast<std::size_t>(blocks)), Bucket{});
-    (void)acquire_root(Salt{});  // the root of those who give no salt stays
   }
 
   /// Tokens of a block, for writing while it is not in the index.
@@ -77,41 +59,9 @@ class PrefixIndex {
   [[nodiscard]] Parent parent(BlockId block) const noexcept { return entries_[block].parent; }
   [[nodiscard]] std::uint64_t hash(BlockId block) const noexcept { return entries_[block].hash; }
   [[nodiscard]] Index size() const noexcept { return size_; }
-  /// Salts that are remembered: those of an open sequence or of a cached block, and "no salt".
-  [[nodiscard]] Index roots() const noexcept { return static_cast<Index>(root_of_.size()); }
-  [[nodiscard]] std::size_t root_slots() const noexcept { return roots_.size(); }
-
-  /// The root of a salt, with one reference more. Throws std::bad_alloc; nothing has changed then.
-  [[nodiscard]] Parent acquire_root(const Salt& salt) {
-    if (const auto found = root_of_.find(salt.bytes()); found != root_of_.end()) {
-      ++roots_[static_cast<std::size_t>(found->second)].ref_count;
-      return Parent::root(found->second);
-    }
-    if (free_roots_.empty()) {
-      free_roots_.reserve(roots_.size() + 1);  // so that release_root cannot fail
-      roots_.push_back(Root{});
-      free_roots_.push_back(static_cast<std::int32_t>(roots_.size() - 1));
-    }
-    const std::int32_t id = free_roots_.back();
-    Root& root = roots_[static_cast<std::size_t>(id)];
-    root.salt = &root_of_.emplace(salt.bytes(), id).first->first;
-    free_roots_.pop_back();
-    root.ref_count = 1;
-    root.hash = hash_(0, std::span<const Token>(&id, 1));
-    return Parent::root(id);
-  }
-  /// The root of a salt that is in use, without holding it.
-  [[nodiscard]] std::optional<Parent> find_root(const Salt& salt) const {
-    const auto found = root_of_.find(salt.bytes());
-    return found == root_of_.end() ? std::nullopt : std::optional(Parent::root(found->second));
-  }
-  /// Salt::bytes() of a root that is in use.
-  [[nodiscard]] const std::string& salt(Parent root) const noexcept { return *roots_[root.root_index()].salt; }
-  void ref_root(Parent root) noexcept { ++roots_[root.root_index()].ref_count; }
-  void release_root(Parent root) noexcept {
-    --roots_[root.root_index()].ref_count;
-    forget_root_if_unused(root);
-  }
+  /// The roots of the salts in use.
+  [[nodiscard]] const detail::PrefixRoots<Hash>& roots() const noexcept { return roots_; }
+  [[nodiscard]] detail::PrefixRoots<Hash>& roots() noexcept { return roots_; }
 
   /// The hash of the prefix that ends with `parent` and one more block of these tokens.
   [[nodiscard]] std::uint64_t chain_hash(Parent parent, std::span<const Token> tokens) const noexcept {
@@ -121,7 +71,7 @@ class PrefixIndex {
     return hash_(parent, tokens);
   }
   [[nodiscard]] std::uint64_t parent_hash(Parent parent) const noexcept {
-    return parent.is_root() ? roots_[parent.root_index()].hash : entries_[parent.block()].hash;
+    return parent.is_root() ? roots_.hash(parent) : entries_[parent.block()].hash;
   }
 
   /// The cached block with this key, or no_block. `tokens` is a full block; `hash` is its chain_hash. Expected O(1).
@@ -244,16 +194,15 @@ class PrefixIndex {
     empty_bucket_of(block);
     --size_;
     if (entry.parent.is_root()) {
-      forget_root_if_unused(entry.parent);
+      roots_.forget_if_unused(entry.parent);
     }
   }
 
   /// f(root, parent, block) for every cached block, parents before their children. O(blocks + roots).
   template <class F>
   void for_each(F&& f) const {
-    for (std::size_t r = 0; r < roots_.size(); ++r) {
-      const auto root = Parent::root(static_cast<std::int32_t>(r));
-      BlockId block = roots_[r].first_child;
+    roots_.for_each([&](Parent root) {
+      BlockId block = roots_.first_child(root);
       while (block != no_block) {
         f(root, entries_[block].parent, block);
         BlockId next_block = entries_[block].first_child;
@@ -268,7 +217,7 @@ class PrefixIndex {
         }
         block = next_block;
       }
-    }
+    });
   }
 
   /// Removes all blocks. O(blocks + buckets).
@@ -279,12 +228,12 @@ class PrefixIndex {
     }
     std::ranges::fill(buckets_, Bucket{});
     size_ = 0;
-    for (std::size_t r = 0; r < roots_.size(); ++r) {
-      if (roots_[r].first_child != no_block) {
-        roots_[r].first_child = no_block;
-        forget_root_if_unused(Parent::root(static_cast<std::int32_t>(r)));
+    roots_.for_each([&](Parent root) {
+      if (roots_.first_child(root) != no_block) {
+        roots_.first_child(root) = no_block;
+        roots_.forget_if_unused(root);
       }
-    }
+    });
   }
 
   /// Every cached block is found under its key, its parent is cached, and it is among its parent's children. O(blocks).
@@ -303,33 +252,11 @@ class PrefixIndex {
       check(find(entry.parent, tokens(block), entry.hash) == block, block, "is not found under its key");
       listed += count_children(Parent(block));
     });
-    for (std::size_t r = 0; r < roots_.size(); ++r) {
-      listed += count_children(Parent::root(static_cast<std::int32_t>(r)));
-    }
+    roots_.for_each([&](Parent root) { listed += count_children(root); });
     check(cached == size_, no_block, "(none): the number of cached blocks is wrong");
     check(listed == size_, no_block, "(none): lists of children and cached blocks differ");
     check(static_cast<Index>(buckets_.size()) - std::ranges::count(buckets_, no_block, &Bucket::block) == size_,
           no_block, "(none): buckets and cached blocks differ");
-  }
-
-  /// Compares the reference count of each root with `expected` [root_slots()]. Throws InvariantError.
-  void verify_roots(std::span<const Index> expected) const {
-    Index in_use = 0;
-    for (std::size_t r = 0; r < roots_.size(); ++r) {
-      const Root& root = roots_[r];
-      const Index ref_count = expected[r] + (r == 0 ? 1 : 0);  // the root of "no salt" is always referenced
-      const bool used = ref_count > 0 || root.first_child != no_block;
-      const auto known = used ? root_of_.find(*root.salt) : root_of_.end();
-      if ((used &&
-           (root.ref_count != ref_count || known == root_of_.end() || known->second != static_cast<std::int32_t>(r)))) {
-        throw_error(InvariantError("kvc: salt " + std::to_string(r) + " counts " + std::to_string(root.ref_count) +
-                                   " references, and has " + std::to_string(ref_count)));
-      }
-      in_use += used ? 1 : 0;
-    }
-    if (in_use != roots() || static_cast<std::size_t>(in_use) + free_roots_.size() != roots_.size()) {
-      throw_error(InvariantError("kvc: salts that nobody uses are remembered, or used ones are not"));
-    }
   }
 
  private:
@@ -345,12 +272,6 @@ class PrefixIndex {
     std::uint64_t hash = 0;
     BlockId block = no_block;
     Parent parent{no_block};
-  };
-  struct Root {
-    const std::string* salt = nullptr;  // the key in root_of_
-    std::uint64_t hash = 0;
-    Index ref_count = 0;  // open sequences
-    BlockId first_child = no_block;
   };
 
   [[nodiscard]] Token* first_token(BlockId block) noexcept {
@@ -376,10 +297,10 @@ class PrefixIndex {
   static void prefetch(const void* address) noexcept { __builtin_prefetch(address); }
 
   [[nodiscard]] BlockId& first_child(Parent parent) noexcept {
-    return parent.is_root() ? roots_[parent.root_index()].first_child : entries_[parent.block()].first_child;
+    return parent.is_root() ? roots_.first_child(parent) : entries_[parent.block()].first_child;
   }
   [[nodiscard]] BlockId first_child(Parent parent) const noexcept {
-    return parent.is_root() ? roots_[parent.root_index()].first_child : entries_[parent.block()].first_child;
+    return parent.is_root() ? roots_.first_child(parent) : entries_[parent.block()].first_child;
   }
 
   /// Linear probing without tombstones: entries that were displaced over the emptied bucket move up (Knuth, TAOCP 3,
@@ -401,14 +322,6 @@ class PrefixIndex {
     buckets_[hole] = Bucket{};
   }
 
-  void forget_root_if_unused(Parent parent) noexcept {
-    Root& root = roots_[parent.root_index()];
-    if (root.ref_count == 0 && root.first_child == no_block) {
-      root_of_.erase(root_of_.find(*root.salt));
-      free_roots_.push_back(static_cast<std::int32_t>(parent.root_index()));
-    }
-  }
-
   [[nodiscard]] Index count_children(Parent parent) const {
     Index count = 0;
     for (BlockId b = first_child(parent); b != no_block; b = entries_[b].next_sibling) {
@@ -425,12 +338,10 @@ class PrefixIndex {
 
   Hash hash_;
   std::size_t block_tokens_;
+  detail::PrefixRoots<Hash> roots_;
   BlockArray<Entry> entries_;
   detail::LargeVector<Token> tokens_;    // [blocks, block_tokens]
   detail::LargeVector<Bucket> buckets_;  // open addressing, at most half full
-  std::vector<Root> roots_;
-  std::vector<std::int32_t> free_roots_;
-  std::unordered_map<std::string, std::int32_t> root_of_;
   Index size_ = 0;
 };
 

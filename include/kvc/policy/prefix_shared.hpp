@@ -107,7 +107,7 @@ class PrefixShared {
   /// How many tokens of the prompt `try_open` would find in place. Changes nothing. O(prompt.size()).
   [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const {
     (void)checked_count(prompt.size(), "prompt.size()");
-    const std::optional<Parent> root = blocks_.index.find_root(options.salt);
+    const std::optional<Parent> root = blocks_.index.roots().find(options.salt);
     return root ? tables_.match(*root, all_but_one(prompt), [](BlockId) {}) : 0;
   }
 
@@ -124,7 +124,7 @@ class PrefixShared {
     Index found = 0;
     Index evictable = 0;  // found blocks that cease to be evictable when this sequence references them
     bool last_is_referenced = false;
-    if (const std::optional<Parent> root = blocks_.index.find_root(options.salt)) {
+    if (const std::optional<Parent> root = blocks_.index.roots().find(options.salt)) {
       const Pos cached = tables_.match(*root, all_but_one(prompt), [&](BlockId block) {
         ++found;
         last_is_referenced = blocks_.pool.ref_count(block) > 0;
@@ -204,7 +204,7 @@ class PrefixShared {
   [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const { return tables_.known_tokens(tables_.at(seq)); }
   /// Salt::bytes() of what the sequence was opened with. Valid until it is closed.
   [[nodiscard]] const std::string& salt_bytes(SeqId seq) const {
-    return blocks_.index.salt(tables_.at(seq).state.root);
+    return blocks_.index.roots().salt(tables_.at(seq).state.root);
   }
 
   /// Shares the blocks: takes none, so there is always room. O(blocks).
@@ -217,7 +217,7 @@ class PrefixShared {
     tables_.set_fills_at(s);
     s.state.context = {};
     s.state.found = at;
-    blocks_.index.ref_root(s.state.root);
+    blocks_.index.roots().ref(s.state.root);
     blocks_.quota.ref(s.state.tenant);
     blocks_.eviction.on_open(s.state.context, std::span(std::as_const(s.table)).first(s.state.cached_blocks),
                              s.state.retention, ++blocks_.now);
@@ -293,8 +293,8 @@ class PrefixShared {
   template <class F>
   void for_each_cached(F&& f) const {
     blocks_.index.for_each([&](Parent root, Parent parent, BlockId block) {
-      f(BlockStored{blocks_.next_event(), block, parent.is_root() ? no_block : parent.block(), blocks_.index.salt(root),
-                    blocks_.index.tokens(block)});
+      f(BlockStored{blocks_.next_event(), block, parent.is_root() ? no_block : parent.block(),
+                    blocks_.index.roots().salt(root), blocks_.index.tokens(block)});
     });
   }
 
@@ -377,7 +377,7 @@ class PrefixShared {
   /// O(blocks + table entries). Throws InvariantError.
   void verify() const {
     const BlockArray<std::int32_t> references = tables_.verify();
-    std::vector<Index> roots(blocks_.index.root_slots(), 0);
+    std::vector<Index> roots(blocks_.index.roots().slots(), 0);
     std::vector<Index> tenants(blocks_.quota.slots(), 0);
     Index sequences = 0;
     Index pins = 0;
@@ -399,7 +399,7 @@ class PrefixShared {
       }
     });
     blocks_.verify(references, tenants);
-    blocks_.index.verify_roots(roots);
+    blocks_.index.roots().verify(roots);
     if (sequences != sequences_ || pins != pins_) {
       throw_error(InvariantError("kvc: counts of sequences or pins are wrong"));
     }

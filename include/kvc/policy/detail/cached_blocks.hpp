@@ -100,7 +100,7 @@ class CachedBlocks {
     quota.on_cached(block, tenant);
     eviction.on_cached(context, StoredBlock{block, hash, depth}, now);
     if constexpr (Events::listens) {
-      events(BlockStored{events_++, block, parent.is_root() ? no_block : parent.block(), index.salt(root),
+      events(BlockStored{events_++, block, parent.is_root() ? no_block : parent.block(), index.roots().salt(root),
                          std::as_const(index).tokens(block)});
     }
     return no_block;

@@ -90,8 +90,8 @@ class TokenTables
     ScopeGuard undo([&] { this->erase_empty(seq); });
     const int tenant = blocks_.quota.limited() ? blocks_.quota.acquire(salt.tenant()) : TenantQuota::none;
     ScopeGuard undo_tenant([&] { blocks_.quota.release(tenant); });
-    const Parent root = blocks_.index.acquire_root(salt);
-    ScopeGuard undo_root([&] { blocks_.index.release_root(root); });
+    const Parent root = blocks_.index.roots().acquire(salt);
+    ScopeGuard undo_root([&] { blocks_.index.roots().release(root); });
     Sequence& s = this->at(seq);
     s.table.reserve(this->blocks_for(size));
     undo_root.dismiss();
@@ -119,7 +119,7 @@ class TokenTables
     const Parent root = this->at(seq).state.root;
     const int tenant = this->at(seq).state.tenant;
     this->close(seq);
-    blocks_.index.release_root(root);
+    blocks_.index.roots().release(root);
     blocks_.quota.release(tenant);
   }
 
