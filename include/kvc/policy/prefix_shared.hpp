@@ -24,28 +24,10 @@
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/eviction/reuse_hazard.hpp"
+#include "kvc/policy/prefix_pin.hpp"
 
 namespace kvc {
 inline namespace v0 {
-
-/// Handle of a pin. A handle that outlived its pin is recognised.
-class PinId {
- public:
-  PinId() = default;
-  friend constexpr bool operator==(PinId, PinId) = default;
-
- private:
-  template <class, class, class>
-  friend class PrefixShared;
-  explicit PinId(SeqId record) : record_(record) {}
-  SeqId record_;  // in the table of sequences; not given out, since a pin is no sequence
-};
-
-/// A new pin, and the number of tokens of its prefix that it protects.
-struct PrefixPin {
-  PinId pin;
-  Pos tokens = 0;
-};
 
 /// Blocks as of Paged, and sequences that begin with the same tokens share the blocks of their common prefix.
 ///
