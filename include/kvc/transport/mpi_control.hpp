@@ -28,10 +28,11 @@ class ControlMessages {
 
   /// False if MPI refuses to send.
   [[nodiscard]] bool send(MPI_Comm comm, Peer to, const ControlMessage& message) {
-    Sent& sent = sent_.emplace_back(Sent{message, MPI_REQUEST_NULL, to});
-    const int result = MPI_Isend(&sent.message, sizeof sent.message, MPI_BYTE, to, tag, comm, &sent.request);
+    Outgoing& outgoing = outgoing_.emplace_back(Outgoing{message, MPI_REQUEST_NULL, to});
+    const int result =
+        MPI_Isend(&outgoing.message, sizeof outgoing.message, MPI_BYTE, to, tag, comm, &outgoing.request);
     if (result != MPI_SUCCESS) {
-      sent_.pop_back();
+      outgoing_.pop_back();
     }
     return result == MPI_SUCCESS;
   }
@@ -56,33 +57,34 @@ class ControlMessages {
       }
     }
   }
-  /// Discards those that have left.
+  /// Discards the messages that MPI has sent.
   void test() {
-    sent_.remove_if([](Sent& sent) {
+    outgoing_.remove_if([](Outgoing& outgoing) {
       int done = 0;
-      MPI_Test(&sent.request, &done, MPI_STATUS_IGNORE);
+      MPI_Test(&outgoing.request, &done, MPI_STATUS_IGNORE);
       return done != 0;
     });
   }
-  [[nodiscard]] bool empty() const noexcept { return sent_.empty(); }
+  [[nodiscard]] bool empty() const noexcept { return outgoing_.empty(); }
   /// Moves messages to the peer `dead` to `grave`: MPI still refers to them.
   void bury(Peer dead, ControlMessages& grave) {
-    for (auto at = sent_.begin(); at != sent_.end();) {
+    for (auto at = outgoing_.begin(); at != outgoing_.end();) {
       const auto message = at++;
       if (message->to == dead) {
-        grave.sent_.splice(grave.sent_.end(), sent_, message);
+        grave.outgoing_.splice(grave.outgoing_.end(), outgoing_, message);
       }
     }
   }
-  void move_to(ControlMessages& other) { other.sent_.splice(other.sent_.end(), sent_); }
+  void move_to(ControlMessages& other) { other.outgoing_.splice(other.outgoing_.end(), outgoing_); }
 
  private:
-  struct Sent {
+  /// A message that MPI has not sent yet.
+  struct Outgoing {
     ControlMessage message;
     MPI_Request request;
     Peer to;
   };
-  std::list<Sent> sent_;  // stable addresses: MPI reads them
+  std::list<Outgoing> outgoing_;  // stable addresses: MPI reads them
 };
 
 }  // namespace detail

@@ -1,10 +1,5 @@
-// BlockTables: sequences as tables of fixed-size blocks, with sharing and copy-on-write. What Paged and PrefixShared
-// have in common; they differ in where blocks come from and go to.
-//
-// Position p of a sequence is slot p % block_tokens of block table[p / block_tokens]. A table covers exactly the
-// reserved positions. Only the last block can be partly filled, and it is written to only by a sequence that holds it
-// alone: try_extend copies a shared tail first. The replaced block stays referenced until commit or rollback,
-// so that a rollback can bring it back.
+// BlockTables: sequences as tables of blocks of equal size, with sharing and copy-on-write. Paged and PrefixShared are
+// made of it; they differ in the source of their blocks.
 #pragma once
 
 #include <algorithm>
@@ -28,20 +23,20 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Where blocks come from.
+/// The source of blocks: they are allocated from it and released to it. In the table, `s` is a source, `c` a const one,
+/// `b` a block of it, `state` the state of a sequence. No expression throws. All but `reclaim` are O(1), amortised.
 ///
-///   expression            meaning
-///   size()                blocks in all
-///   available()           blocks that `allocate` could give, one after the other
-///   allocate()             a free or evicted block, with a reference count of 1; requires available() > 0
-///   ref(b)                one reference more
-///   release(b, state)     one reference less, of the sequence with this state
-///   ref_referenced(b)     as ref, for a block that has a reference
-///   writable(b)           whether b has one reference and its slots may be overwritten
-///   reclaimable(b)        whether it may after reclaim(b)
-///   reclaim(b)            makes b, which has one reference, writable; takes no block, available() stays
-///
-/// All noexcept.
+///   expression          | requires            | returns and effects
+///   --------------------|---------------------|-------------------------------------------------------------
+///   c.size()            |                     | blocks in all
+///   c.available()       |                     | blocks that `allocate` can give, one after the other
+///   s.allocate()        | c.available() > 0   | a free or evicted block, with a reference count of 1
+///   s.ref(b)            | b is not free       | adds a reference
+///   s.ref_referenced(b) | b has a reference   | as ref(b)
+///   s.release(b, state) | b has a reference   | removes a reference, which the sequence with this state had
+///   c.writable(b)       | b has a reference   | whether it has no other, and its slots may be overwritten
+///   c.reclaimable(b)    | b has a reference   | whether `reclaim` makes it writable
+///   s.reclaim(b)        | c.reclaimable(b)    | makes b writable; takes no block, c.available() stays
 template <class B, class State>
 concept BlockSource = requires(B blocks, const B c, BlockId block, const State& state) {
   { c.size() } noexcept -> std::same_as<Index>;
@@ -55,7 +50,12 @@ concept BlockSource = requires(B blocks, const B c, BlockId block, const State& 
   { blocks.reclaim(block) } noexcept;
 };
 
-/// `State` is what a policy keeps per sequence beside its table.
+/// The open sequences with their block tables. Position p of a sequence is slot p % block_tokens of block
+/// table[p / block_tokens]. A table covers exactly the reserved positions. Only its last block can be partly filled, and
+/// only a sequence that is the only one to reference it writes to it: try_extend copies a shared tail first. The
+/// replaced block stays referenced until commit or rollback, so that a rollback can restore it.
+///
+/// `State` is what a policy keeps for each sequence beside its table.
 template <class Blocks, class State>
   requires BlockSource<Blocks, State>
 class BlockTables {
@@ -92,7 +92,8 @@ class BlockTables {
   [[nodiscard]] PosRange checked_range(const Sequence& s, SeqId seq, Pos count, std::size_t tokens) const {
     return s.lengths.checked_extension(seq, count, tokens);
   }
-  /// Nearly always a token or a few go to the last block: this needs no division. False if it does not do.
+  /// Reserves a range that fits into the last block, if that is writable; false if it does not. This is the usual case
+  /// of decoding, and needs no division.
   bool extend_in_place(Sequence& s, PosRange range) noexcept {
     if (range.last > slots(s.table.size()) || (range.first < range.last && !blocks_.writable(s.table.back()))) {
       return false;
@@ -104,7 +105,7 @@ class BlockTables {
     const std::size_t blocks = blocks_for(range.last);
     const Index more = static_cast<Index>(blocks - s.table.size());
     bool copies_tail = tail_rows(range.first) > 0 && !blocks_.writable(s.table.back());
-    // A tail that nobody else holds need not be copied to be written: where there is no room for the copy, it is not.
+    // A tail that no other sequence references need not be copied: without room for a copy it is reclaimed.
     const bool reclaims = copies_tail && more + 1 > blocks_.available() && blocks_.reclaimable(s.table.back());
     copies_tail = copies_tail && !reclaims;
     if (more + (copies_tail ? 1 : 0) > blocks_.available()) {
@@ -220,7 +221,7 @@ class BlockTables {
 
   [[nodiscard]] Index copied_tokens() const noexcept { return copied_tokens_; }
 
-  /// Fills in what sequences and their blocks say. O(blocks + table entries).
+  /// Fills in the figures of sequences and of their blocks. O(blocks + table entries).
   void add_to(Stats& stats) const {
     BlockArray<Pos> filled(blocks_.size(), -1);
     sequences_.for_each([&](const Sequence& s) {
@@ -297,7 +298,7 @@ class BlockTables {
     }
   }
 
-  /// Last block first: of a prefix that is kept for later, the end goes before the beginning.
+  /// Releases the last block first: of a prefix that stays cached, the end is then evicted before the beginning.
   void release_from(Sequence& s, std::size_t blocks) noexcept {
     while (s.table.size() > blocks) {
       const BlockId block = s.table.back();

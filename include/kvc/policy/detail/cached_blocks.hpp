@@ -1,7 +1,4 @@
 // CachedBlocks: a pool of blocks that are free, referenced, or evictable. PrefixShared gets its blocks from it.
-//
-// Binds the pool, the index, the eviction policy and the listener: every change of one that the others must know goes
-// through here.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +20,8 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
+/// The source of blocks of a prefix cache (see BlockSource): a pool, and the index, the eviction policy, the quota and the
+/// listener that must follow its changes. Each change that concerns several of them is one member function here.
 template <EvictionPolicy Eviction, class Hash, EventListener Events>
 class CachedBlocks {
  public:
@@ -62,7 +61,7 @@ class CachedBlocks {
     pool.ref(block);
   }
   void ref_referenced(BlockId block) noexcept { pool.ref(block); }
-  /// One reference less, of a sequence whose state has a `context`.
+  /// Removes a reference, which a sequence with this state had; `state` has a member `context`.
   void release(BlockId block, const auto& state) noexcept {
     if (pool.unref(block) > 0) {
       return;
@@ -81,7 +80,8 @@ class CachedBlocks {
     return pool.ref_count(block) == 1 && !index.contains(block);
   }
   [[nodiscard]] bool reclaimable(BlockId block) const noexcept { return pool.ref_count(block) == 1; }
-  /// Removes a block from the index, and its cached descendants: whoever references these references the block too.
+  /// Removes a block from the index, and its cached descendants, which nothing references: a sequence that references
+  /// a descendant references the block too.
   void reclaim(BlockId block) noexcept {
     while (index.has_children(block)) {
       evict_last_of_chain(index.newest_child(block));

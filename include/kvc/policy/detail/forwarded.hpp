@@ -1,4 +1,4 @@
-// Forwarded: the abilities of a policy, offered by a class that holds the policy.
+// Forwarded: offers the abilities of a policy as members of the class that holds the policy.
 #pragma once
 
 #include <cstdint>

@@ -1,11 +1,9 @@
 // FrequencySketch: estimates how often each key was seen recently, whether or not its block is cached.
 //
-// A count-min sketch: a key has one counter in each of four rows, and the lowest of the four is its estimate, too high
-// only if all four are shared. Counters have four bits. After ten additions per key that it has room for, all are
-// halved, so that a key that was frequent once does not stay so.
-//
-// G. Cormode, S. Muthukrishnan, "An improved data stream summary: the count-min sketch and its applications", 2005;
-// the halving is that of TinyLFU (see TinyLfu). O(1) amortised: a halving reads 8 to 16 bytes per key.
+// It is a count-min sketch (G. Cormode, S. Muthukrishnan, "An improved data stream summary: the count-min sketch and its
+// applications", 2005). A key has one counter of four bits in each of four rows. The lowest of the four is its estimate,
+// which is too high only if the key shares all four with other keys. Counters are halved, as in TinyLFU (see TinyLfu),
+// after ten additions per key that the sketch has room for: a key that was frequent once does not stay frequent.
 #pragma once
 
 #include <algorithm>
@@ -19,12 +17,13 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Keys are hashes: all their bits are taken to be random.
+/// Counts of keys. Keys are hashes: the sketch relies on all their bits being random. `add` is O(1) amortised; a halving
+/// reads 8 to 16 bytes per key.
 class FrequencySketch {
  public:
   static constexpr int largest = 15;
 
-  /// Room for about so many different keys at a time.
+  /// A sketch with room for about so many different keys at a time.
   explicit FrequencySketch(std::size_t keys)
       : words_(std::max(least_words, std::bit_ceil(keys))), period_(10 * std::max<std::size_t>(keys, 1)) {}
 
@@ -58,8 +57,8 @@ class FrequencySketch {
     std::size_t word;
     int shift;
   };
-  /// Two halves of a key make as many hashes as are wanted (Kirsch, Mitzenmacher, "Less hashing, same performance",
-  /// 2006).
+  /// Computes the hash of each row from the two halves of the key (Kirsch, Mitzenmacher, "Less hashing, same
+  /// performance", 2006).
   [[nodiscard]] Place place(std::uint64_t key, std::size_t row) const noexcept {
     const std::uint64_t hash = (key & 0xffffffffU) + row * (key >> 32 | 1);
     const std::size_t words_per_row = words_.size() / rows;

@@ -1,8 +1,5 @@
-// RecentKeys: the last so many keys that were added, each with a value. What an eviction policy remembers of blocks
-// that are not cached any more.
-//
-// Records are numbered in the order of adding and live in a ring: adding to a full ring forgets the oldest. A key that
-// is added again is found under its newest record. O(1) expected, and nothing is allocated after construction.
+// RecentKeys: the keys that were added last, each with a value. Eviction policies remember blocks in it that are not
+// cached any more.
 #pragma once
 
 #include <bit>
@@ -15,7 +12,9 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Keys are hashes: all their bits are taken to be random.
+/// A ring of records, numbered in the order in which they were added. A record that is added to a full ring replaces the
+/// oldest one. A key that is added again is found under its newest record. Keys are hashes: the table relies on all their
+/// bits being random. Every operation is O(1) expected and allocates nothing.
 template <class Value>
 class RecentKeys {
  public:

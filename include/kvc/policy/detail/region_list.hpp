@@ -1,7 +1,4 @@
-// RegionList: the holes of a pool from which regions of any size are taken.
-//
-// Holes are kept in the order of their addresses and neighbours are joined, so between two holes there is always
-// something taken, and there are at most (regions taken + 1) of them. Searching is linear in their number.
+// RegionList: the free memory of a pool in which regions have any size.
 #pragma once
 
 #include <algorithm>
@@ -15,16 +12,19 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
+/// Slots start .. start + size - 1 of a pool.
 struct Region {
   Pos start = 0;
   Pos size = 0;
 };
 
+/// The holes of a pool, in the order of their addresses. Adjacent holes are joined, so there are at most (allocated
+/// regions + 1) of them. Every operation is linear in the number of holes.
 class RegionList {
  public:
   enum class Fit { first, best };
 
-  /// One hole of `size` slots. At most `regions` regions will be taken at a time: nothing is allocated later on.
+  /// One hole of `size` slots. At most `regions` regions may be allocated at a time; memory for them is taken here.
   RegionList(Pos size, Index regions) : size_(size), free_(size) {
     holes_.reserve(static_cast<std::size_t>(std::min<Index>(regions, size)) + 1);
     holes_.push_back({0, size});
@@ -39,8 +39,8 @@ class RegionList {
     return most;
   }
 
-  /// Where a region of `want` slots could be taken, or, should no hole be that large, one of as many slots as the
-  /// largest hole has, if they are at least `need`. An empty region fits anywhere.
+  /// A region of `want` slots that is free. If no hole is so large, the largest hole, provided that it has at least
+  /// `need` slots. An empty region fits anywhere.
   [[nodiscard]] std::optional<Region> find(Pos want, Pos need, Fit fit) const noexcept {
     if (want == 0) {
       return Region{0, 0};
@@ -70,7 +70,7 @@ class RegionList {
     return hole != holes_.end() && hole->start == start ? hole->size : 0;
   }
 
-  /// Takes a region from the beginning of a hole, as `find` and `free_at` give it.
+  /// Allocates a region at the beginning of a hole: one that `find` or `free_at` returned.
   void allocate(Region region) noexcept {
     if (region.size == 0) {
       return;
@@ -85,7 +85,7 @@ class RegionList {
     }
   }
 
-  /// Gives a region back, and joins it with the holes beside it.
+  /// Frees a region, and joins it with the holes beside it.
   void free(Region region) noexcept {
     if (region.size == 0) {
       return;
@@ -108,7 +108,7 @@ class RegionList {
     }
   }
 
-  /// Checks that `taken` and the holes tile the pool, and that no two holes touch. Throws InvariantError.
+  /// Checks that the regions `taken` and the holes tile the pool, and that no two holes touch. Throws InvariantError.
   void verify(std::vector<Region> taken) const {
     Index total = 0;
     for (std::size_t i = 0; i < holes_.size(); ++i) {

@@ -17,9 +17,9 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Remembers the tenants of open sequences and of cached blocks, and lists the blocks of each from the oldest. O(1)
-/// expected, but O(blocks) for a tenant that raises the largest number of tenants so far; 12 bytes per block, if there
-/// is a quota at all.
+/// The tenants of open sequences and of cached blocks, each with a list of its evictable blocks, the oldest first.
+/// Operations are O(1) expected, but `acquire` is O(blocks) when there are more tenants than ever before. Takes 12 bytes
+/// per block, and none without a quota.
 class TenantQuota {
  public:
   static constexpr int none = -1;

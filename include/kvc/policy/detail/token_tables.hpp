@@ -1,9 +1,5 @@
-// TokenTables: block tables that know their tokens, so that full blocks can be cached under them and found again. Lies
-// between BlockTables, which knows no tokens, and PrefixShared, whose sequences and pins these are.
-//
-// A block's tokens are written to the index when its slots are reserved, and the block is entered there when it is
-// full, committed, and all tokens from the first position to its end are known. A sequence that was extended without
-// tokens has no cached blocks from there on.
+// TokenTables: block tables that know their tokens, so that full blocks can be cached under them and found again.
+// PrefixShared keeps its sequences and pins in one.
 #pragma once
 
 #include <algorithm>
@@ -43,6 +39,10 @@ struct SequenceState {
   [[no_unique_address]] SequenceContext context{};
 };
 
+/// BlockTables whose sequences know their tokens. The tokens of a block are written to the index when its slots are
+/// reserved. The block itself enters the index when it is full and committed, and all tokens from the first position to
+/// its end are known. A sequence that was extended without tokens has no cached blocks from there on.
+///
 /// `Blocks` is a CachedBlocks.
 template <class Blocks>
 class TokenTables
