@@ -22,21 +22,25 @@ struct IgnoreRun {
 
 /// The keys and values of one sequence in one layer, as attention reads them: without copies and without virtual calls.
 ///
-///   expression                      requires              returns / does                        complexity
-///   typename V::Element                                   the element type T of the rows,
-///                                                         which are read through
-///                                                         kvc::Element<T>
-///   v.kv_heads()                                          key/value heads, >= 1; an Index       O(1)
-///   v.key_dim(), v.value_dim()                            elements in the key and in the value  O(1)
-///                                                         of one head, >= 1; an Index
-///   v.length()                                            positions [0, length()) can be read;  O(1)
-///                                                         a Pos
-///   v.for_each_run(head, range, f)  0 <= head <           calls f(KvRun<T>) for runs of that    O(runs of the
-///                                   kv_heads(), range     head that together are exactly        range), or a binary
-///                                   within [0, length())  `range`                               search more
+///   expression                     | requires           | returns, does            | throws           | complexity
+///   -------------------------------+--------------------+--------------------------+------------------+---------------
+///   typename V::Element            |                    | the element type T of    |                  |
+///                                  |                    | the rows, which are read |                  |
+///                                  |                    | through kvc::Element<T>  |                  |
+///   v.kv_heads()                   |                    | Index: key/value heads,  | nothing          | O(1)
+///                                  |                    | at least 1               |                  |
+///   v.key_dim(), v.value_dim()     |                    | Index: elements in the   | nothing          | O(1)
+///                                  |                    | key and in the value of  |                  |
+///                                  |                    | one head, at least 1     |                  |
+///   v.length()                     |                    | Pos: positions [0,       | nothing          | O(1)
+///                                  |                    | length()) can be read    |                  |
+///   v.for_each_run(head, range, f) | 0 <= head <        | f(KvRun<T>) for runs of  | what f throws;   | O(runs of the
+///                                  | kv_heads(), range  | that head that together  | may throw        | range), or a
+///                                  | within [0,         | are exactly `range`      | invalid_argument | binary search
+///                                  | length())          |                          | where "requires" | more
+///                                  |                    |                          | is not met       |
 ///
-/// All are const. for_each_run may throw std::invalid_argument if its arguments are not as required, and nothing else
-/// of its own.
+/// All are const.
 ///
 /// Laws:
 ///   runs       they are in ascending order, each begins at the position behind the one before it, and each has at

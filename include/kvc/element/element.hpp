@@ -25,18 +25,24 @@ struct Element;
 /// A type T with a specialisation E = Element<T>. A row is the key or the value of one head at one position: `dim`
 /// elements, stored in row_size(dim) consecutive objects of E::Storage. Arithmetic happens in float.
 ///
-///   expression               requires                     does / returns                                     complexity
-///   E::Storage               trivially copyable           the unit of storage
-///   E::name                                               a name that no other element type has, "f32"
-///   E::row_size(dim)         dim >= 1                     storage units of a row, >= 0; an Index             O(1)
-///   E::encode(from, dim, to) from [dim] float,            stores from[0, dim) in the row at `to`             O(dim)
-///                            to [row_size(dim)] Storage
-///   E::decode(from, dim, to) from [row_size(dim)]         reads the row at `from` into to[0, dim)            O(dim)
-///                            Storage, to [dim] float
-///   E::max_error(from, dim)  from [dim] float, finite     optional: a bound of |decode(encode(from))[d] -    O(dim)
-///                                                         from[d]| over all d; a float, infinity for none
+///   expression               | requires                    | returns, does                       | throws | complexity
+///   -------------------------+-----------------------------+-------------------------------------+--------+-----------
+///   E::Storage               | trivially copyable          | the unit of storage                 |        |
+///   E::name                  |                             | a name that no other element type   |        |
+///                            |                             | has, "f32", convertible to          |        |
+///                            |                             | std::string_view                    |        |
+///   E::row_size(dim)         | dim >= 1                    | Index: storage units of a row, at   |        | O(1)
+///                            |                             | least 0                             |        |
+///   E::encode(from, dim, to) | from [dim] float,           | stores from[0, dim) in the row at   |        | O(dim)
+///                            | to [row_size(dim)] Storage  | `to`                                |        |
+///   E::decode(from, dim, to) | from [row_size(dim)]        | reads the row at `from` into to[0,  |        | O(dim)
+///                            | Storage, to [dim] float     | dim)                                |        |
+///   E::max_error(from, dim)  | from [dim] float, finite    | optional: float, a bound of         |        | O(dim)
+///                            |                             | |decode(encode(from))[d] - from[d]| |        |
+///                            |                             | over all d; infinity if there is    |        |
+///                            |                             | none                                |        |
 ///
-/// All functions are static and do not throw. `from` and `to` do not overlap, and have the alignment of their types
+/// All functions are static, and none throws. `from` and `to` do not overlap, and have the alignment of their types
 /// only.
 ///
 /// Laws:

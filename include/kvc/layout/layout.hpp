@@ -31,22 +31,30 @@ struct PoolExtents {
 
 /// Maps (block, layer, head, slot) to an offset in the pool. All offsets and sizes count storage units.
 ///
-///   expression                     requires              returns                             throws
-///   L(extents)                     extents not negative  a layout of that pool               std::invalid_argument
-///                                                                                            if the pool exceeds
-///                                                                                            2^60 units
-///   L::name                                              a name that no other layout has
-///   l.extents()                                          the extents that it was made for
-///   l.size()                                             units in the pool, at most 2^60
-///   l.block_size()                                       units in one block
-///   l.k(block, layer, head, slot)  see below             offset of the row of that key
-///   l.v(block, layer, head, slot)  see below             offset of the row of that value
-///   l.k_stride(), l.v_stride()                           from the row of one slot to that
-///                                                        of the next
+///   expression                    | requires              | returns, does            | throws             | complexity
+///   ------------------------------+-----------------------+--------------------------+--------------------+-----------
+///   L(extents)                    | extents not negative  | a layout of that pool    | invalid_argument:  | O(1)
+///                                 |                       |                          | the pool exceeds   |
+///                                 |                       |                          | 2^60 units         |
+///   L::name                       |                       | a name that no other     |                    |
+///                                 |                       | layout has, convertible  |                    |
+///                                 |                       | to std::string_view      |                    |
+///   l.extents()                   |                       | the extents that it was  |                    | O(1)
+///                                 |                       | made for                 |                    |
+///   l.size()                      |                       | Index: units in the      |                    | O(1)
+///                                 |                       | pool, at most 2^60       |                    |
+///   l.block_size()                |                       | Index: units in one      |                    | O(1)
+///                                 |                       | block                    |                    |
+///   l.k(block, layer, head, slot) | 0 <= argument <= its  | Index: offset of the row |                    | O(1)
+///                                 | extent                | of that key              |                    |
+///   l.v(block, layer, head, slot) | 0 <= argument <= its  | Index: offset of the row |                    | O(1)
+///                                 | extent                | of that value            |                    |
+///   l.k_stride(), l.v_stride()    |                       | Index: from the row of   |                    | O(1)
+///                                 |                       | one slot to that of the  |                    |
+///                                 |                       | next                     |                    |
 ///
-/// Every expression takes O(1). All but the constructor are const and do not throw. Arguments of k and v are not
-/// negative and at most the extent: one block, layer, head or slot past the last is allowed, and callers compute
-/// strides from it.
+/// All but the constructor are const and do not throw. k and v accept one block, layer, head or slot past the last:
+/// callers compute strides from it.
 ///
 /// Laws, for all rows of the pool:
 ///   bounds     a row lies in [0, size())

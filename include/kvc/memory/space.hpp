@@ -20,21 +20,25 @@ inline namespace v0 {
 
 /// Allocates and copies bytes.
 ///
-///   expression               requires                      does / returns                         throws
-///   S::host_accessible                                     whether the CPU may read and write
-///                                                          through the pointers; a constant bool
-///   s.allocate(bytes)        bytes >= 0                    uninitialised memory, 64-byte          std::bad_alloc
-///                                                          aligned, apart from all other memory
-///                                                          that is allocated
-///   s.deallocate(p, bytes)   p from allocate(bytes) of s   frees the memory                       nothing
-///   s.copy(to, from, bytes)  both ranges in memory of s,   copies; later copies, and the caller   anything: the cache
-///                            no overlap                    if host_accessible, see the result     undoes the operation
-///   s.copy(grid)             as copy, for each range of a  optional: one call for many small      the same
-///                            GridCopy                      ranges, as a device needs it; see
-///                                                          copy_ranges
+///   expression              | requires               | returns, does                  | throws           | complexity
+///   ------------------------+------------------------+--------------------------------+------------------+------------
+///   S::host_accessible      |                        | bool, constant: whether the    |                  |
+///                           |                        | CPU may read and write through |                  |
+///                           |                        | the pointers                   |                  |
+///   s.allocate(bytes)       |                        | std::byte*: uninitialised      | bad_alloc        | O(1), or
+///                           |                        | memory, 64-byte aligned, apart |                  | O(bytes)
+///                           |                        | from all other allocations     |                  |
+///   s.deallocate(p, bytes)  | p is from              | frees the memory               | nothing          | O(1), or
+///                           | allocate(bytes) of s   |                                |                  | O(bytes)
+///   s.copy(to, from, bytes) | both ranges in memory  | copies; later copies, and the  | anything: the    | O(bytes)
+///                           | of s, no overlap       | caller if host_accessible, see | cache undoes the |
+///                           |                        | the result                     | operation        |
+///   s.copy(grid)            | as copy, for each      | optional: one call for many    | as copy          | O(bytes)
+///                           | range of a GridCopy    | small ranges, as a device      |                  |
+///                           |                        | needs it; see copy_ranges      |                  |
 ///
-/// A space is movable, and memory that it allocated stays valid when it moves. A copy takes O(bytes). KvCache calls a
-/// space from one thread at a time. testing/space_conformance.hpp checks the contract; a minimal space is in
+/// A space is movable, and memory that it allocated stays valid when it moves. KvCache calls a space from one
+/// thread at a time. testing/space_conformance.hpp checks the contract; a minimal space is in
 /// tests/conformance/spaces.cpp.
 template <class S>
 concept Space = std::movable<S> && requires(S space, std::byte* to, const std::byte* from, std::size_t bytes) {

@@ -22,15 +22,19 @@ struct IgnoreItem {
 
 /// Runs the items of a call, on one thread or many. The results of kvc never depend on the executor.
 ///
-///   expression            requires          does / returns                            throws
-///   e.parallel_for(n, f)  n >= 0; f(i) may  calls f(i) exactly once for each i in     one of the exceptions that items
-///                         be called from    [0, n), in any order, on any threads;     threw, after all items that
-///                         several threads   returns when all calls have returned,     started have ended; items that
-///                                           and the caller sees what they wrote       did not start may be left out
-///   e.concurrency()                         optional: about how many items run at     nothing
-///                                           the same time, at least 1; an Index.
-///                                           Work is cut accordingly; for an executor
-///                                           without it, for 16
+///   expression           | requires           | returns, does                   | throws                  | complexity
+///   ---------------------+--------------------+---------------------------------+-------------------------+-----------
+///   e.parallel_for(n, f) | n >= 0; f(i) may   | calls f(i) exactly once for     | one of the exceptions   | O(n), and
+///                        | be called from     | each i in [0, n), in any order, | that items threw, after | the items
+///                        | several threads    | on any threads; returns when    | all items that started  |
+///                        |                    | all calls have returned, and    | have ended; items that  |
+///                        |                    | the caller sees what they wrote | did not start may be    |
+///                        |                    |                                 | left out                |
+///   e.concurrency()      |                    | optional: Index, about how many | nothing                 | O(1)
+///                        |                    | items run at the same time, at  |                         |
+///                        |                    | least 1. Work is cut            |                         |
+///                        |                    | accordingly; for an executor    |                         |
+///                        |                    | without it, for 16              |                         |
 ///
 /// Items differ in cost, and the more expensive ones come first: hand them out one by one rather than in equal shares,
 /// and start them in ascending order if possible. parallel_for is not called from within an item.

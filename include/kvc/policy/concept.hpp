@@ -58,40 +58,52 @@ struct IgnoreSlots {
 /// In the table, `p` is a P, `c` a const P, `seq` the handle of an open sequence, L its length, R its reserved length.
 /// n is the number of positions that an operation touches, b = block_tokens().
 ///
-///   expression                   | requires               | result and effect                          | complexity
-///   -----------------------------+------------------------+--------------------------------------------+-----------
-///   P::name                      |                        | a name for reports, convertible to         |
-///                                |                        | std::string_view                           |
-///   P(config)                    | config is valid        | an empty pool; allocates the tables whose  | O(blocks)
-///                                |                        | size the pool determines                   |
-///   c.blocks(), c.block_tokens() |                        | Index, Pos: the geometry, both at least 1; | O(1)
-///                                |                        | constant                                   |
-///   p.try_open(prompt, options)  |                        | optional<Opened>: a new sequence. What of  | O(prompt)
-///                                |                        | `prompt` is in place becomes its first     |
-///                                |                        | `cached` positions; cached < prompt.size() |
-///                                |                        | unless the prompt is empty                 |
-///   p.try_extend(seq, n, tokens) | nothing uncommitted;   | optional<Extension>: reserves positions    | O(n / b),
-///                                | 0 <= n; L + n fits Pos;| [L, L + n), all or none. `range` is        | or O(L)
-///                                | tokens is empty or n   | [L, L + n). Policies that match prefixes   | where rows
-///                                | tokens                 | record the tokens, others ignore them      | move
-///   p.commit(seq)                | something uncommitted  | L = R; the positions may be matched now    | O(n)
-///   p.rollback(seq)              |                        | R = L, and every sequence is as before      | O(n / b)
-///                                |                        | try_extend. Nothing if nothing is          |
-///                                |                        | uncommitted or seq is not open. noexcept   |
-///   p.try_fork(seq, at)          | 0 <= at <= L           | optional<Forked>: a new sequence with the  | O(at)
-///                                |                        | first `at` positions of seq                |
-///   p.truncate(seq, length)      | nothing uncommitted;   | L = R = length: drops the positions behind | O(n / b)
-///                                | 0 <= length <= L       |                                            |
-///   p.close(seq)                 |                        | drops the sequence and what it reserved    | O(R / b)
-///   c.contains(seq)              | any handle             | bool: whether the sequence is open;        | O(1)
-///                                |                        | noexcept                                   |
-///   c.length(seq)                |                        | Pos: L                                     | O(1)
-///   c.reserved(seq)              |                        | Pos: R, at least L                         | O(1)
-///   c.for_each_run(seq, range, f)| 0 <= range.first <=    | f(SlotRun) for each run of `range`         | O(n / b)
-///                                | range.last <= R        |                                            |
-///   c.stats()                    |                        | Stats, with                                | O(pool)
-///                                |                        | free + cached + referenced == total        |
-///   c.verify()                   |                        | void: recomputes all that is redundant     | O(pool)
+///   expression                    | requires             | returns, does               | throws           | complexity
+///   ------------------------------+----------------------+-----------------------------+------------------+-----------
+///   P::name                       |                      | a name for reports,         |                  |
+///                                 |                      | convertible to              |                  |
+///                                 |                      | std::string_view            |                  |
+///   P(config)                     | config is valid      | an empty pool; allocates    | invalid_argument | O(blocks)
+///                                 |                      | the tables whose size the   | bad_alloc        |
+///                                 |                      | pool determines             |                  |
+///   c.blocks(), c.block_tokens()  |                      | Index, Pos: the geometry,   |                  | O(1)
+///                                 |                      | both at least 1; constant   |                  |
+///   p.try_open(prompt, options)   | options the policy   | optional<Opened>: a new     | invalid_argument | O(prompt)
+///                                 | allows               | sequence. What of `prompt`  | bad_alloc        |
+///                                 |                      | is in place becomes its     |                  |
+///                                 |                      | first `cached` positions;   |                  |
+///                                 |                      | cached < prompt.size()      |                  |
+///                                 |                      | unless the prompt is empty  |                  |
+///   p.try_extend(seq, n, tokens)  | nothing uncommitted; | optional<Extension>:        | invalid_argument | O(n / b),
+///                                 | 0 <= n; L + n fits   | reserves positions [L, L +  | bad_alloc        | or O(L)
+///                                 | Pos; tokens is empty | n), all or none; `range`    |                  | where rows
+///                                 | or n tokens          | are these. Policies that    |                  | move
+///                                 |                      | match prefixes record the   |                  |
+///                                 |                      | tokens, others ignore them  |                  |
+///   p.commit(seq)                 | something            | L = R; the positions may be | invalid_argument | O(n)
+///                                 | uncommitted          | matched now                 |                  |
+///   p.rollback(seq)               | any handle           | R = L, and every sequence   | (noexcept)       | O(n / b)
+///                                 |                      | is as before try_extend.    |                  |
+///                                 |                      | Does nothing if nothing is  |                  |
+///                                 |                      | uncommitted or seq is not   |                  |
+///                                 |                      | open                        |                  |
+///   p.try_fork(seq, at)           | 0 <= at <= L         | optional<Forked>: a new     | invalid_argument | O(at)
+///                                 |                      | sequence with the first     | bad_alloc        |
+///                                 |                      | `at` positions of seq       |                  |
+///   p.truncate(seq, length)       | nothing uncommitted; | L = R = length: drops the   | invalid_argument | O(n / b)
+///                                 | 0 <= length <= L     | positions behind            |                  |
+///   p.close(seq)                  |                      | drops the sequence and what | invalid_argument | O(R / b)
+///                                 |                      | it reserved                 |                  |
+///   c.contains(seq)               | any handle           | bool: whether the sequence  | (noexcept)       | O(1)
+///                                 |                      | is open                     |                  |
+///   c.length(seq)                 |                      | Pos: L                      | invalid_argument | O(1)
+///   c.reserved(seq)               |                      | Pos: R, at least L          | invalid_argument | O(1)
+///   c.for_each_run(seq, range, f) | 0 <= range.first <=  | f(SlotRun) for each run of  | invalid_argument | O(n / b)
+///                                 | range.last <= R      | `range`                     |                  |
+///   c.stats()                     |                      | Stats, with free + cached + |                  | O(pool)
+///                                 |                      | referenced == total         |                  |
+///   c.verify()                    |                      | void: recomputes all that   | InvariantError   | O(pool)
+///                                 |                      | is redundant                |                  |
 ///
 /// **Positions are complete.** The runs of `for_each_run` cover every position of the range exactly once, in ascending
 /// order, without a gap: attention reads all that a sequence has reserved. Each run lies in one block of the pool. No
@@ -99,10 +111,10 @@ struct IgnoreSlots {
 ///
 /// **No room** is an expected outcome: the `try_` operations return an empty optional, and nothing has changed.
 ///
-/// **Throws.** What "requires" demands is checked, and std::invalid_argument names the argument, its value and what is
-/// allowed; this includes a handle whose sequence is closed. std::bad_alloc may come from try_open, try_extend and
-/// try_fork. verify throws InvariantError when the bookkeeping contradicts itself. An operation that throws has changed
-/// nothing. commit, truncate and close allocate nothing and cannot fail otherwise.
+/// **Throws.** A policy checks what the column "requires" demands, and that seq is open. If it is not so, it throws
+/// std::invalid_argument that names the argument, its value and what is allowed. verify throws InvariantError when the
+/// bookkeeping contradicts itself. An operation that throws has changed nothing. commit, truncate and close allocate
+/// nothing and cannot fail otherwise.
 ///
 /// **Uncommitted extensions.** A sequence has at most one. Until its commit or rollback, try_extend and truncate of
 /// that sequence are refused; commit, rollback, close, the const members, and try_fork (of committed positions) are

@@ -39,25 +39,54 @@ using ReceiveSpans = std::span<const io::ByteSpan>;    ///< the memory that a bo
 /// place: the receiver reads the head first, and then says where the body goes (the active message of UCX). So rows
 /// travel from the blocks of one pool to those of another, and nobody buffers a body that was not requested.
 ///
-///   expression                     | does, returns
-///   -------------------------------+----------------------------------------------------------------------------------
-///   t.self(), t.peers()            | number of this peer; how many there are: 0 <= peer < peers()
-///   t.channels()                   | streams from each peer to each other: 0 <= channel < channels()
-///   t.try_send(to, ch, head, body) | optional<Ticket>; empty if the window to that peer is full, and nothing was sent.
-///                                  | The list of spans is copied; the bytes must not change until the ticket is settled
-///   t.poll(ch)                     | optional<Arrival>: the next message on a channel, from any peer
-///   arrival.peer(), .head()        | the sender; span<const byte>, valid as long as the arrival
-///   arrival.body_bytes()           | size of the body
-///   t.accept(move(arrival), spans) | Ticket: receives the body to `spans`, of body_bytes() bytes in all, which nobody
-///                                  | else touches until the ticket is settled. The body of an arrival that is destroyed
-///                                  | without this is discarded, and counts as received
-///   t.state(ticket)                | TicketState; settled means done or failed
-///   t.cancel(ticket)               | bool: true if the message or body is settled now and the memory is the caller's;
-///                                  | false if it cannot be stopped now
-///   t.wait(until)                  | bool: true as soon as there may be news, false at `until`. Events since the last
-///                                  | wait count as news. Makes progress
-///   t.is_lost(peer)                | whether that peer has closed, has died, or was dropped
-///   t.drop(peer)                   | treats the peer as lost from now on: receives no body from it, sends it nothing
+///   expression                     | requires             | returns, does             | throws           | complexity
+///   -------------------------------+----------------------+---------------------------+------------------+------------
+///   t.self(), t.peers()            |                      | Peer: number of this      |                  | O(1)
+///                                  |                      | peer; how many there are  |                  |
+///   t.channels()                   |                      | Channel: streams from     |                  | O(1)
+///                                  |                      | each peer to each other   |                  |
+///   t.try_send(to, ch, head, body) | 0 <= to < peers(); 0 | optional<Ticket>; empty   | invalid_argument | O(head +
+///                                  | <= ch < channels();  | if the window to that     | bad_alloc        | spans)
+///                                  | head of at most      | peer is full, and nothing |                  |
+///                                  | max_message_head     | was sent. The list of     |                  |
+///                                  | bytes                | spans is copied; the      |                  |
+///                                  |                      | bytes must not change     |                  |
+///                                  |                      | until the ticket is       |                  |
+///                                  |                      | settled                   |                  |
+///   t.poll(ch)                     | 0 <= ch < channels() | optional<Arrival>: the    | invalid_argument | O(peers)
+///                                  |                      | next message on a         |                  |
+///                                  |                      | channel, from any peer    |                  |
+///   arrival.peer(), .head()        |                      | the sender; span<const    |                  | O(1)
+///                                  |                      | byte>, valid as long as   |                  |
+///                                  |                      | the arrival               |                  |
+///   arrival.body_bytes()           |                      | size of the body          |                  | O(1)
+///   t.accept(move(arrival), spans) | spans of             | Ticket: receives the body | invalid_argument | O(spans),
+///                                  | body_bytes() bytes   | to `spans`, which nobody  | bad_alloc        | or O(body)
+///                                  | in all               | else touches until the    |                  | where it is
+///                                  |                      | ticket is settled. The    |                  | copied
+///                                  |                      | body of an arrival that   |                  |
+///                                  |                      | is destroyed without this |                  |
+///                                  |                      | is discarded, and counts  |                  |
+///                                  |                      | as received               |                  |
+///   t.state(ticket)                | ticket of t          | TicketState; settled      |                  | O(1)
+///                                  |                      | means done or failed      |                  |
+///   t.cancel(ticket)               | ticket of t          | bool: true if the message |                  | O(1)
+///                                  |                      | or body is settled now    |                  |
+///                                  |                      | and the memory is the     |                  |
+///                                  |                      | caller's; false if it     |                  |
+///                                  |                      | cannot be stopped now     |                  |
+///   t.wait(until)                  |                      | bool: true as soon as     |                  |
+///                                  |                      | there may be news, false  |                  |
+///                                  |                      | at `until`. Events since  |                  |
+///                                  |                      | the last wait count as    |                  |
+///                                  |                      | news. Makes progress      |                  |
+///   t.is_lost(peer)                | 0 <= peer < peers()  | bool: whether that peer   | invalid_argument | O(1)
+///                                  |                      | has closed, has died, or  |                  |
+///                                  |                      | was dropped               |                  |
+///   t.drop(peer)                   | 0 <= peer < peers()  | treats the peer as lost   | invalid_argument | O(messages)
+///                                  |                      | from now on: receives no  |                  |
+///                                  |                      | body from it, sends it    |                  |
+///                                  |                      | nothing                   |                  |
 ///
 /// Order. Messages of one sender on one channel arrive in the order of sending; channels are independent.
 /// Flow control. A window bounds the bytes and messages that a peer has sent on a channel and the other has not

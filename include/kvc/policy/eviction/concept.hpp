@@ -25,33 +25,50 @@ struct StoredBlock {
 /// In the table, `e` is an E, `c` a const E, `context` the SequenceContext of one sequence, `now` the logical time,
 /// which never decreases.
 ///
-///   expression                              | meaning                                                    | complexity
-///   ----------------------------------------+------------------------------------------------------------+-----------
-///   E::name                                 | a name for reports, convertible to std::string_view        |
-///   E::Config                               | parameters; default-constructible, copyable. Users set it  |
-///                                           | as PrefixShared::Config::eviction                          |
-///   E::SequenceContext                      | state that E keeps for one open sequence;                  |
-///                                           | default-constructible, cheap to copy                       |
-///   E(blocks, config)                       | for the blocks 0 .. blocks-1, none of them cached;         | O(blocks)
-///                                           | allocates all memory that E will ever need. Throws         |
-///                                           | std::invalid_argument for a bad config, std::bad_alloc     |
-///   e.on_open(context, found, retention,    | a sequence was opened or forked; `found` are the cached    | O(found)
-///             now)                          | blocks at its beginning, in order, which it references.    |
-///                                           | on_acquired follows for those that were evictable          |
-///   e.on_cached(context, stored, now)       | a block that the sequence has computed became cached; the  | O(1)
-///                                           | sequence references it                                     |
-///   e.on_close(context, referenced, now)    | the sequence is about to release its cached blocks, which  | O(1)
-///                                           | are `referenced`, in order from its first position         |
-///   e.on_evictable(context, block, now)     | the last reference to a cached block was released          | O(1)
-///   e.on_acquired(block)                    | an evictable block is referenced again, or is about to be  | O(1)
-///                                           | removed from the cache                                     |
-///   e.on_uncached(block)                    | the block is not cached any more; it was not evictable     | O(1)
-///   e.victim(now)                           | an evictable block, the one to evict next; requires        | O(1)
-///                                           | size() > 0; the same until another member is called        |
-///   c.size()                                | Index: the number of evictable blocks                      | O(1)
+///   expression                    | requires         | returns, does                   | throws           | complexity
+///   ------------------------------+------------------+---------------------------------+------------------+-----------
+///   E::name                       |                  | a name for reports, convertible |                  |
+///                                 |                  | to std::string_view             |                  |
+///   E::Config                     |                  | parameters;                     |                  |
+///                                 |                  | default-constructible,          |                  |
+///                                 |                  | copyable. Users set it as       |                  |
+///                                 |                  | PrefixShared::Config::eviction  |                  |
+///   E::SequenceContext            |                  | state that E keeps for one open |                  |
+///                                 |                  | sequence;                       |                  |
+///                                 |                  | default-constructible, cheap to |                  |
+///                                 |                  | copy                            |                  |
+///   E(blocks, config)             | config is valid  | a policy for blocks 0 ..        | invalid_argument | O(blocks)
+///                                 |                  | blocks-1, none of them cached;  | bad_alloc        |
+///                                 |                  | allocates all memory that it    |                  |
+///                                 |                  | will ever need                  |                  |
+///   e.on_open(context, found,     |                  | a sequence was opened or        |                  | O(found)
+///     retention, now)             |                  | forked; `found` are the cached  |                  |
+///                                 |                  | blocks at its beginning, in     |                  |
+///                                 |                  | order, which it references.     |                  |
+///                                 |                  | on_acquired follows for those   |                  |
+///                                 |                  | that were evictable             |                  |
+///   e.on_cached(context, stored,  | stored.block is  | a block that the sequence has   |                  | O(1)
+///     now)                        | not cached       | computed became cached; the     |                  |
+///                                 |                  | sequence references it          |                  |
+///   e.on_close(context,           |                  | the sequence is about to        |                  | O(1)
+///     referenced, now)            |                  | release its cached blocks,      |                  |
+///                                 |                  | which are `referenced`, in      |                  |
+///                                 |                  | order from its first position   |                  |
+///   e.on_evictable(context,       | block is cached, | the last reference to the block |                  | O(1)
+///     block, now)                 | not evictable    | was released                    |                  |
+///   e.on_acquired(block)          | block is         | the block is referenced again,  |                  | O(1)
+///                                 | evictable        | or is about to be removed from  |                  |
+///                                 |                  | the cache                       |                  |
+///   e.on_uncached(block)          | block is cached, | the block is not cached any     |                  | O(1)
+///                                 | not evictable    | more                            |                  |
+///   e.victim(now)                 | c.size() > 0     | an evictable block, the one to  |                  | O(1)
+///                                 |                  | evict next; the same until      |                  |
+///                                 |                  | another member is called        |                  |
+///   c.size()                      |                  | Index: the number of evictable  |                  | O(1)
+///                                 |                  | blocks                          |                  |
 ///
-/// All members but the constructor are noexcept and allocate nothing. Complexities are amortised; a policy may state
-/// others.
+/// All members but the constructor are noexcept and allocate nothing. The cache keeps what the column "requires"
+/// demands; a policy need not check it. Complexities are amortised; a policy may state others.
 ///
 /// **Order of calls.** Blocks that one sequence releases together are reported last block first, with one `now`; so a
 /// block becomes evictable no later than its ancestors. The cache evicts a victim's deepest cached descendant in its
