@@ -67,8 +67,10 @@ class Block {
   static constexpr std::size_t stack_bytes = std::size_t{256} << 10;
   static inline bool last_warp_first = false;  ///< runs the warps of a block in descending order
 
-  Block(dim3 grid, dim3 at, unsigned threads) : grid_(grid), at_(at), fibers_(threads) {
+  Block(dim3 grid, dim3 at, unsigned threads)
+      : grid_(grid), at_(at), fibers_(threads), barrier_{threads}, warps_((threads + 31) / 32) {
     for (unsigned i = 0; i < threads; ++i) {
+      ++warps_[i / 32].members;
       fibers_[i].thread = i;
       if (stacks().size() <= i) {
         stacks().push_back(std::make_unique<std::byte[]>(stack_bytes));
@@ -134,6 +136,7 @@ class Block {
 
   void sync_block() {
     ++running_->block_round;
+    barrier_.arrive();
     wait();
   }
   /// Blocks this thread only, until `condition` holds.
@@ -157,6 +160,7 @@ class Block {
     std::memcpy(slot.bytes, &mine, sizeof(T));
     slot.operation = operation;
     const unsigned round = running_->warp_round++;
+    warps_[running_->thread / 32].arrive();
     wait();
     std::array<T, 32> all{};
     const unsigned first = running_->thread / 32 * 32;
@@ -175,6 +179,27 @@ class Block {
     std::byte bytes[64];
     int operation;
   };
+  /// Of threads that wait for each other, again and again.
+  struct Rounds {
+    unsigned members = 0;
+    unsigned round = 0;    // how often all have arrived
+    unsigned arrived = 0;  // since then
+
+    void arrive() {
+      ++arrived;
+      next_round();
+    }
+    void leave() {  // for ever: nobody waits for it
+      --members;
+      next_round();
+    }
+    void next_round() {
+      if (arrived == members) {
+        ++round;
+        arrived = 0;
+      }
+    }
+  };
   struct Fiber {
     ucontext_t context;
     Slot slots[2];
@@ -188,20 +213,8 @@ class Block {
 
   /// Whether all threads that the fiber waits for have arrived.
   [[nodiscard]] bool ready(const Fiber& fiber) const {
-    const unsigned first = fiber.thread / 32 * 32, last = std::min(first + 32, threads());
-    for (unsigned i = first; i < last; ++i) {
-      if (fibers_[i].warp_round < fiber.warp_round) {
-        return false;
-      }
-    }
-    return fiber.block_round == least_block_round() && (fiber.condition == nullptr || (*fiber.condition)());
-  }
-  [[nodiscard]] unsigned least_block_round() const {
-    unsigned least = ~0U;
-    for (const Fiber& fiber : fibers_) {
-      least = fiber.done ? least : std::min(least, fiber.block_round);
-    }
-    return least;
+    return fiber.warp_round == warps_[fiber.thread / 32].round && fiber.block_round == barrier_.round &&
+           (fiber.condition == nullptr || (*fiber.condition)());
   }
 
   static std::vector<std::unique_ptr<std::byte[]>>& stacks() {
@@ -240,7 +253,8 @@ class Block {
       block.error_ = std::current_exception();
     }
     block.running_->done = true;
-    block.running_->warp_round = ~0U;  // nobody waits for it
+    block.warps_[block.running_->thread / 32].leave();
+    block.barrier_.leave();
 #if defined(KVC_EMULATION_ASAN)
     __sanitizer_start_switch_fiber(nullptr, block.scheduler_stack_, block.scheduler_bytes_);
 #endif
@@ -249,6 +263,8 @@ class Block {
 
   dim3 grid_, at_;
   std::vector<Fiber> fibers_;
+  Rounds barrier_;
+  std::vector<Rounds> warps_;
   ucontext_t scheduler_{};
   Fiber* running_ = nullptr;
   const std::function<void()>* body_ = nullptr;
@@ -297,14 +313,11 @@ struct Three {
 // --- 16-bit elements, and products of tiles
 
 inline float from_f16(std::uint32_t bits) {
-  const std::uint32_t sign = (bits & 0x8000U) << 16, exponent = bits >> 10 & 31U, mantissa = bits & 0x3ffU;
-  if (exponent == 31) {
-    return std::bit_cast<float>(sign | 0x7f800000U | mantissa << 13);
+  const std::uint32_t sign = (bits & 0x8000U) << 16, magnitude = (bits & 0x7fffU) << 13;
+  if (magnitude >= 0x0f800000U) {  // infinite or NaN
+    return std::bit_cast<float>(sign | 0x7f800000U | magnitude);
   }
-  const float magnitude = exponent == 0
-                              ? std::ldexp(static_cast<float>(mantissa), -24)
-                              : std::ldexp(static_cast<float>(mantissa | 0x400U), static_cast<int>(exponent) - 25);
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
+  return std::bit_cast<float>(sign | magnitude) * 0x1p112F;  // from one bias to the other, exact for subnormals, too
 }
 inline std::uint32_t to_16_bits(bool bf16, float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
@@ -330,21 +343,27 @@ inline float from_16_bits(bool bf16, std::uint32_t bits) {
 enum Operation { shuffling, voting, multiplying, transposing, synchronising };
 
 inline void mma(bool bf16, float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-  struct Operands {
-    std::uint32_t a[4], b[2];
+  struct Operands {  // as floats: each lane converts its own, and not all lanes those of all
+    float a[4][2], b[2][2];
   };
-  const auto all = Block::current()->exchange(Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, multiplying);
+  const auto halves = [bf16](std::uint32_t pair, float(&to)[2]) {
+    to[0] = from_16_bits(bf16, pair & 0xffffU);
+    to[1] = from_16_bits(bf16, pair >> 16);
+  };
+  Operands mine;
+  for (unsigned i = 0; i < 4; ++i) {
+    halves(a[i], mine.a[i]);
+  }
+  halves(b[0], mine.b[0]);
+  halves(b[1], mine.b[1]);
+  const auto all = Block::current()->exchange(mine, multiplying);
   const unsigned lane = Block::current()->thread() % 32, g = lane / 4, t = lane % 4;
-  const auto half = [bf16](std::uint32_t pair, unsigned i) {
-    return from_16_bits(bf16, i == 0 ? pair & 0xffffU : pair >> 16);
-  };
   for (unsigned i = 0; i < 4; ++i) {
     const unsigned high_row = i / 2, column = 2 * t + i % 2;  // c[i] is row g + 8 high_row
     float sum = c[i];
     for (unsigned k = 0; k < 16; ++k) {
       const unsigned other = k % 8 / 2, high = k / 8;  // which lane of the row, of the column, holds k
-      sum = std::fma(half(all[4 * g + other].a[high_row + 2 * high], k % 2),
-                     half(all[4 * column + other].b[high], k % 2), sum);
+      sum = std::fma(all[4 * g + other].a[high_row + 2 * high][k % 2], all[4 * column + other].b[high][k % 2], sum);
     }
     c[i] = sum;
   }
