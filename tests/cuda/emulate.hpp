@@ -322,19 +322,20 @@ inline float from_f16(std::uint32_t bits) {
 inline std::uint32_t to_16_bits(bool bf16, float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   if (std::isnan(x)) {
-    return bf16 ? 0x7fffU : 0x7fffU;
+    return 0x7fffU;
   }
   if (bf16) {
     return (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
   }
-  const std::uint32_t sign = bits >> 16 & 0x8000U;
-  const double magnitude = std::fabs(static_cast<double>(x));
-  if (magnitude >= 65520.0) {
+  const std::uint32_t sign = bits >> 16 & 0x8000U, magnitude = bits & 0x7fffffffU;
+  const float size = std::bit_cast<float>(magnitude);
+  if (size >= 65520.0F) {
     return sign | 0x7c00U;
   }
-  const int exponent = magnitude < std::ldexp(1.0, -14) ? -14 : std::ilogb(magnitude);
-  const auto units = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
-  return sign | (units + (static_cast<std::uint32_t>(exponent + 14) << 10));
+  if (size < 0x1p-14F) {  // subnormal: the unit is that of floats from 0.5 on
+    return sign | (std::bit_cast<std::uint32_t>(size + 0.5F) - std::bit_cast<std::uint32_t>(0.5F));
+  }
+  return sign | ((magnitude - (112U << 23) + 0xfffU + (magnitude >> 13 & 1U)) >> 13);
 }
 inline float from_16_bits(bool bf16, std::uint32_t bits) {
   return bf16 ? std::bit_cast<float>(bits << 16) : from_f16(bits & 0xffffU);
