@@ -12,8 +12,8 @@ namespace kvc {
 inline namespace v0 {
 
 /// Stores nothing, in no memory:  KvCache<None, Policy>  opens, extends, commits and counts as any cache does, and its
-/// pool is empty. For simulations of a policy, of a scheduler or of traffic. `write` checks its arguments and drops the rows;
-/// `gather` gives NaN.
+/// pool is empty. For simulations of a policy, of a scheduler or of traffic. `write` checks its arguments and drops the
+/// rows; `gather` gives NaN.
 struct None;
 
 /// "none": rows of no bytes.

@@ -19,13 +19,13 @@
 namespace kvc {
 inline namespace v0 {
 
-/// A hash table from a parent and the tokens of one block to that block. The parent of a block is the block before it in
-/// its prefix, or the root of its salt. A cached block never changes, and its parent is cached; by induction its key
+/// A hash table from a parent and the tokens of one block to that block. The parent of a block is the block before it
+/// in its prefix, or the root of its salt. A cached block never changes, and its parent is cached; by induction its key
 /// stands for the whole prefix, exactly. A hash only finds candidates: parent and tokens are always compared, and keys
 /// with equal hashes are stored side by side.
 ///
-/// Everything but the roots is allocated at construction: for each block 4 * block_tokens + 32 bytes, and 2 to 4 buckets
-/// of 16 bytes.
+/// Everything but the roots is allocated at construction: for each block 4 * block_tokens + 32 bytes, and 2 to 4
+/// buckets of 16 bytes.
 ///
 /// `Hash` computes the hash of a prefix from its parent's and the tokens of its last block; see ChainHash.
 template <class Hash>

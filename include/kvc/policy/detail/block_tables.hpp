@@ -50,10 +50,10 @@ concept BlockSource = requires(B blocks, const B c, BlockId block, const State& 
   { blocks.reclaim(block) } noexcept;
 };
 
-/// The open sequences with their block tables. Position p of a sequence is slot p % block_tokens of block
-/// table[p / block_tokens]. A table covers exactly the reserved positions. Only its last block can be partly filled, and
-/// only a sequence that is the only one to reference it writes to it: try_extend copies a shared tail first. The
-/// replaced block stays referenced until commit or rollback, so that a rollback can restore it.
+/// The open sequences with their block tables. Position p of a sequence is slot p % block_tokens of block table[p /
+/// block_tokens]. A table covers exactly the reserved positions. Only its last block can be partly filled, and only a
+/// sequence that is the only one to reference it writes to it: try_extend copies a shared tail first. The replaced
+/// block stays referenced until commit or rollback, so that a rollback can restore it.
 ///
 /// `State` is what a policy keeps for each sequence beside its table.
 template <class Blocks, class State>

@@ -20,8 +20,8 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// The source of blocks of a prefix cache (see BlockSource): a pool, and the index, the eviction policy, the quota and the
-/// listener that must follow its changes. Each change that concerns several of them is one member function here.
+/// The source of blocks of a prefix cache (see BlockSource): a pool, and the index, the eviction policy, the quota and
+/// the listener that must follow its changes. Each change that concerns several of them is one member function here.
 template <EvictionPolicy Eviction, class Hash, EventListener Events>
 class CachedBlocks {
  public:

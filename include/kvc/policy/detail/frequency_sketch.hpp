@@ -1,9 +1,10 @@
 // FrequencySketch: estimates how often each key was seen recently, whether or not its block is cached.
 //
-// It is a count-min sketch (G. Cormode, S. Muthukrishnan, "An improved data stream summary: the count-min sketch and its
-// applications", 2005). A key has one counter of four bits in each of four rows. The lowest of the four is its estimate,
-// which is too high only if the key shares all four with other keys. Counters are halved, as in TinyLFU (see TinyLfu),
-// after ten additions per key that the sketch has room for: a key that was frequent once does not stay frequent.
+// It is a count-min sketch (G. Cormode, S. Muthukrishnan, "An improved data stream summary: the count-min sketch and
+// its applications", 2005). A key has one counter of four bits in each of four rows. The lowest of the four is its
+// estimate, which is too high only if the key shares all four with other keys. Counters are halved, as in TinyLFU (see
+// TinyLfu), after ten additions per key that the sketch has room for: a key that was frequent once does not stay
+// frequent.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +18,8 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Counts of keys. Keys are hashes: the sketch relies on all their bits being random. `add` is O(1) amortised; a halving
-/// reads 8 to 16 bytes per key.
+/// Counts of keys. Keys are hashes: the sketch relies on all their bits being random. `add` is O(1) amortised; a
+/// halving reads 8 to 16 bytes per key.
 class FrequencySketch {
  public:
   static constexpr int largest = 15;

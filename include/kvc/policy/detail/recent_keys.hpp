@@ -12,9 +12,9 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// A ring of records, numbered in the order in which they were added. A record that is added to a full ring replaces the
-/// oldest one. A key that is added again is found under its newest record. Keys are hashes: the table relies on all their
-/// bits being random. Every operation is O(1) expected and allocates nothing.
+/// A ring of records, numbered in the order in which they were added. A record that is added to a full ring replaces
+/// the oldest one. A key that is added again is found under its newest record. Keys are hashes: the table relies on all
+/// their bits being random. Every operation is O(1) expected and allocates nothing.
 template <class Value>
 class RecentKeys {
  public:

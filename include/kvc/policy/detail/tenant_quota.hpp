@@ -18,8 +18,8 @@ inline namespace v0 {
 namespace detail {
 
 /// The tenants of open sequences and of cached blocks, each with a list of its evictable blocks, the oldest first.
-/// Operations are O(1) expected, but `acquire` is O(blocks) when there are more tenants than ever before. Takes 12 bytes
-/// per block, and none without a quota.
+/// Operations are O(1) expected, but `acquire` is O(blocks) when there are more tenants than ever before. Takes 12
+/// bytes per block, and none without a quota.
 class TenantQuota {
  public:
   static constexpr int none = -1;

@@ -6,8 +6,8 @@
 //   BlockArray<T>      a value for each block
 //   Retention          what a caller says of how long blocks are wanted
 //
-// The contract is the table in policy/eviction/concept.hpp; testing/eviction_conformance.hpp checks a policy against it.
-// policy/eviction/lru.hpp is the shortest example.
+// The contract is the table in policy/eviction/concept.hpp; testing/eviction_conformance.hpp checks a policy against
+// it. policy/eviction/lru.hpp is the shortest example.
 #pragma once
 
 #include "kvc/core/error.hpp"

@@ -11,8 +11,8 @@ namespace kvc {
 inline namespace v0 {
 
 /// Several doubly linked lists of blocks through one array. A block is in at most one list. Everything but the
-/// constructor, reserve and add_list is O(1) and allocates nothing. 8 bytes per block. Arguments are not checked: a list
-/// that does not exist, or a block outside of [0, blocks), is undefined behaviour.
+/// constructor, reserve and add_list is O(1) and allocates nothing. 8 bytes per block. Arguments are not checked: a
+/// list that does not exist, or a block outside of [0, blocks), is undefined behaviour.
 class BlockLists {
  public:
   /// For blocks 0 .. blocks-1, with lists 0 .. lists-1, all empty. Throws std::bad_alloc. O(blocks).
