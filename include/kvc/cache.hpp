@@ -277,6 +277,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
         "kvc: the CPU cannot read this cache's memory. For a cache in device memory, include kvc/cuda/view.cuh "
         "and call kvc::cuda::view(cache, layer), or bring rows to the host with kvc/cuda/rows.cuh.");
   }
+  /// The same.
   template <class Where = S, class... Args>
     requires(!Where::host_accessible)
   void write(Index, const Append&, const Args&...) {
@@ -284,6 +285,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
                   "kvc: the CPU cannot write to this cache's memory. For a cache in device memory, include "
                   "kvc/cuda/append.cuh and call kvc::cuda::write.");
   }
+  /// The same.
   template <class Where = S, class... Args>
     requires(!Where::host_accessible)
   void gather(Index, SeqId, PosRange, const Args&...) const {

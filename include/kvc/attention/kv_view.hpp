@@ -110,9 +110,13 @@ class DenseView {
   DenseView(MatrixRef<const StorageOf<T>> k, MatrixRef<const StorageOf<T>> v, Index kv_heads)
       : DenseView(k, v, kv_heads, dim_of(k, kv_heads), dim_of(v, kv_heads)) {}
 
+  /// Key/value heads.
   [[nodiscard]] Index kv_heads() const noexcept { return kv_heads_; }
+  /// Elements in the key of one head.
   [[nodiscard]] Index key_dim() const noexcept { return key_dim_; }
+  /// Elements in the value of one head.
   [[nodiscard]] Index value_dim() const noexcept { return value_dim_; }
+  /// Positions, one for each row.
   [[nodiscard]] Pos length() const noexcept { return length_; }
 
   /// One run.

@@ -27,6 +27,7 @@ class AttentionMask {
   static constexpr AttentionMask boolean(const bool* mask, Index heads, Index rows, Index cols) {
     return AttentionMask(Kind::boolean, mask, nullptr, heads, rows, cols);
   }
+  /// The same of an array of numbers that are added to the scores.
   static constexpr AttentionMask additive(const float* mask, Index heads, Index rows, Index cols) {
     return AttentionMask(Kind::additive, nullptr, mask, heads, rows, cols);
   }
@@ -35,6 +36,7 @@ class AttentionMask {
   static constexpr AttentionMask boolean(MatrixRef<const bool> mask) {
     return boolean(mask.data(), 1, mask.rows(), mask.cols()).with_strides(0, mask.rows() == 1 ? 0 : mask.stride(), 1);
   }
+  /// The same of numbers that are added to the scores.
   static constexpr AttentionMask additive(MatrixRef<const float> mask) {
     return additive(mask.data(), 1, mask.rows(), mask.cols()).with_strides(0, mask.rows() == 1 ? 0 : mask.stride(), 1);
   }

@@ -38,6 +38,7 @@ class AttentionOutput {
   /// From an array  out  [rows, cols].
   AttentionOutput(float* out, Index rows, Index cols) : out_(out, rows, cols) {}
 
+  /// States instead of outputs.
   AttentionOutput(const AttentionStates& states)  // NOLINT: converts by design
       : out_(states.o), m_(states.m), l_(states.l), has_states_(true) {}
 
@@ -56,6 +57,7 @@ class AttentionOutput {
   [[nodiscard]] float* row(Index row, Index head, Index value_dim) const noexcept {
     return out_.row(row) + head * value_dim;
   }
+  /// Whether the call writes states instead of outputs.
   [[nodiscard]] bool has_states() const noexcept { return has_states_; }
 
   /// Writes all but the elements of `row`, from the state of one row and head. Real is float or double.

@@ -100,8 +100,11 @@ struct AttentionStates {
   MatrixRef<float> m;  ///< [rows, query_heads] largest score
   MatrixRef<float> l;  ///< [rows, query_heads] sum of exponentials relative to m
 
+  /// Query rows.
   [[nodiscard]] Index rows() const noexcept { return m.rows(); }
+  /// Query heads.
   [[nodiscard]] Index query_heads() const noexcept { return m.cols(); }
+  /// Elements of the output of one head.
   [[nodiscard]] Index value_dim() const noexcept { return query_heads() == 0 ? 0 : o.cols() / query_heads(); }
 
   /// A copy of m and l, and o where it lies.

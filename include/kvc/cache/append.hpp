@@ -17,6 +17,7 @@ class Append {
  public:
   /// Empty. Assign an extension to it.
   Append() = default;
+  /// Takes the positions over; `other` is empty then.
   Append(Append&& other) noexcept
       : policy_(std::exchange(other.policy_, nullptr)),
         seq_(other.seq_),

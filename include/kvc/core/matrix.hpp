@@ -57,6 +57,7 @@ class MatrixRef {
     require(cols >= 0, "cols", cols, "at least 0");
     require(rows <= 1 || stride >= cols, "stride", stride, "at least the number of columns");
   }
+  /// The same, with adjacent rows: stride = cols.
   constexpr MatrixRef(S* data, Index rows, Index cols) : MatrixRef(data, rows, cols, cols) {}
 
   /// From an Eigen matrix, map or block. Throws std::invalid_argument if the elements of a row are not adjacent.
@@ -113,7 +114,10 @@ class MatrixArg {
   template <class M>
     requires std::convertible_to<M, MatrixRef<const S>>
   constexpr MatrixArg(M&& m) : ref_(std::forward<M>(m)) {}  // NOLINT: converts by design
+  /// As MatrixRef: a matrix of adjacent rows at a pointer. Throws std::invalid_argument if an extent is negative.
   constexpr MatrixArg(const S* data, Index rows, Index cols) : ref_(data, rows, cols) {}
+  /// As MatrixRef: `stride` elements from row to row. Throws std::invalid_argument if an extent is negative, or
+  /// `stride` < cols with more than one row.
   constexpr MatrixArg(const S* data, Index rows, Index cols, Index stride) : ref_(data, rows, cols, stride) {}
 
   /// Evaluates an expression, into rows whatever its factors are. O(elements), and allocates. Throws std::bad_alloc.

@@ -34,12 +34,16 @@ inline constexpr bool are_tokens = RangeOfTokens<R>;
 /// TokenSpan as a variable.
 class TokenSpan {
  public:
+  /// No tokens.
   constexpr TokenSpan() noexcept = default;
+  /// The tokens of a contiguous range.
   template <detail::RangeOfTokens R>
   constexpr TokenSpan(R&& tokens) noexcept : tokens_(tokens) {}  // NOLINT: converts by design
+  /// The tokens of a list in braces.
   constexpr TokenSpan(std::initializer_list<Token> tokens) noexcept
       : tokens_(std::data(tokens), tokens.size()) {}  // NOLINT: converts by design
 
+  /// A range of another integer type: the error names the type to use.
   template <detail::RangeOfOtherTokens R>
   constexpr TokenSpan(const R&) noexcept {  // NOLINT: converts by design
     static_assert(
@@ -48,8 +52,11 @@ class TokenSpan {
         "std::span of them");
   }
 
+  /// The tokens.
   constexpr operator std::span<const Token>() const noexcept { return tokens_; }  // NOLINT: converts by design
+  /// Number of tokens.
   [[nodiscard]] constexpr std::size_t size() const noexcept { return tokens_.size(); }
+  /// Whether there is none.
   [[nodiscard]] constexpr bool empty() const noexcept { return tokens_.empty(); }
 
  private:

@@ -126,13 +126,17 @@ class HeadMajor : public detail::BlockedLayout {
   static constexpr std::string_view name = "head-major";
   using BlockedLayout::BlockedLayout;
 
+  /// Offset of the row of a key, in storage units. O(1).
   [[nodiscard]] constexpr Index k(BlockId block, Index layer, Index head, Pos slot) const noexcept {
     return k_base(block, layer) + (head * extents().block_tokens + slot) * extents().key_row;
   }
+  /// Offset of the row of a value, in storage units. O(1).
   [[nodiscard]] constexpr Index v(BlockId block, Index layer, Index head, Pos slot) const noexcept {
     return v_base(block, layer) + (head * extents().block_tokens + slot) * extents().value_row;
   }
+  /// Storage units from the key of one slot to that of the next.
   [[nodiscard]] constexpr Index k_stride() const noexcept { return extents().key_row; }
+  /// Storage units from the value of one slot to that of the next.
   [[nodiscard]] constexpr Index v_stride() const noexcept { return extents().value_row; }
 };
 static_assert(Layout<HeadMajor>);
@@ -143,13 +147,17 @@ class TokenMajor : public detail::BlockedLayout {
   static constexpr std::string_view name = "token-major";
   using BlockedLayout::BlockedLayout;
 
+  /// Offset of the row of a key, in storage units. O(1).
   [[nodiscard]] constexpr Index k(BlockId block, Index layer, Index head, Pos slot) const noexcept {
     return k_base(block, layer) + (slot * extents().kv_heads + head) * extents().key_row;
   }
+  /// Offset of the row of a value, in storage units. O(1).
   [[nodiscard]] constexpr Index v(BlockId block, Index layer, Index head, Pos slot) const noexcept {
     return v_base(block, layer) + (slot * extents().kv_heads + head) * extents().value_row;
   }
+  /// Storage units from the key of one slot to that of the next.
   [[nodiscard]] constexpr Index k_stride() const noexcept { return extents().kv_heads * extents().key_row; }
+  /// Storage units from the value of one slot to that of the next.
   [[nodiscard]] constexpr Index v_stride() const noexcept { return extents().kv_heads * extents().value_row; }
 };
 static_assert(Layout<TokenMajor>);

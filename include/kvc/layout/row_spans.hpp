@@ -43,11 +43,15 @@ struct SlotSpan {
 template <Layout L>
 class LayerRows {
  public:
+  /// The keys of a layer, or its values.
   LayerRows(const L& layout, Index layer, bool keys) : layout_(&layout), layer_(layer), keys_(keys) {}
+  /// Storage units of one row.
   [[nodiscard]] Index row_size() const noexcept {
     return keys_ ? layout_->extents().key_row : layout_->extents().value_row;
   }
+  /// Storage units from the row of one slot to that of the next.
   [[nodiscard]] Index stride() const noexcept { return keys_ ? layout_->k_stride() : layout_->v_stride(); }
+  /// Offset of a row, in storage units.
   [[nodiscard]] Index offset(BlockId block, Index head, Pos slot) const noexcept {
     return keys_ ? layout_->k(block, layer_, head, slot) : layout_->v(block, layer_, head, slot);
   }

@@ -107,9 +107,11 @@ struct HostSpace {
 #endif
     return p;
   }
+  /// Frees memory that `allocate` returned for so many bytes.
   void deallocate(std::byte* p, std::size_t bytes) noexcept {
     ::operator delete(p, std::align_val_t{alignment_of(bytes)});
   }
+  /// Copies bytes between ranges that do not overlap. O(bytes).
   void copy(std::byte* to, const std::byte* from, std::size_t bytes) noexcept { std::memcpy(to, from, bytes); }
 
  private:

@@ -45,7 +45,9 @@ concept Executor =
 
 /// Runs the items one after the other, on the calling thread.
 struct Sequential {
+  /// One item at a time.
   [[nodiscard]] static constexpr Index concurrency() noexcept { return 1; }
+  /// Calls f(0) .. f(n - 1), in this order. Throws what f throws, without the calls after it.
   template <class F>
   void parallel_for(Index n, F&& f) const {
     for (Index i = 0; i < n; ++i) {

@@ -9,12 +9,14 @@ inline namespace v0 {
 /// Spins briefly, then blocks. Lockable; not recursive. Uncontended, lock and unlock are one atomic operation each.
 class AdaptiveMutex {
  public:
+  /// Locks the mutex if it is unlocked; says whether it did.
   [[nodiscard]] bool try_lock() noexcept {
     // Not an exchange: it would overwrite `contended` when it fails, and nobody would wake the blocked threads.
     int expected = unlocked;
     return state_.load(std::memory_order_relaxed) == unlocked &&
            state_.compare_exchange_strong(expected, locked, std::memory_order_acquire, std::memory_order_relaxed);
   }
+  /// Locks the mutex; waits until it is unlocked.
   void lock() noexcept {
     for (int i = 0; i < spins; ++i) {
       if (try_lock()) {
@@ -26,6 +28,7 @@ class AdaptiveMutex {
       state_.wait(contended, std::memory_order_relaxed);
     }
   }
+  /// Unlocks the mutex, which the calling thread has locked.
   void unlock() noexcept {
     if (state_.exchange(unlocked, std::memory_order_release) == contended) {
       state_.notify_one();

@@ -23,6 +23,7 @@ inline namespace v0 {
 /// follow from the seed, which is new in each process unless one is given. O(tokens of the block).
 class ChainHash {
  public:
+  /// Keys that follow from the seed: equal seeds give equal hashes.
   explicit ChainHash(std::uint64_t seed = process_seed()) noexcept {
     for (std::uint32_t& key : keys_) {
       seed += multiplier;

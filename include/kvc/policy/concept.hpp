@@ -29,6 +29,7 @@ enum class Admission : std::uint8_t {
 struct Opened {
   SeqId seq;
   Pos cached = 0;
+  /// The handle of the sequence.
   constexpr operator SeqId() const noexcept { return seq; }  // NOLINT: converts by design
   friend constexpr bool operator==(const Opened&, const Opened&) = default;
 };

@@ -57,6 +57,7 @@ concept EventListener =
 /// A listener that hears nothing, at no cost: the default.
 struct NoEvents {
   static constexpr bool listens = false;
+  /// Ignores the event.
   void operator()(const auto&) noexcept {}
 };
 static_assert(EventListener<NoEvents>);
@@ -70,6 +71,7 @@ class EventCallback {
   /// It must not throw (std::terminate) and must not call the cache.
   void call(std::function<void(const Event&)> function) { function_ = std::move(function); }
 
+  /// Calls the function, if there is one.
   void operator()(const auto& event) noexcept {
     if (function_) {
       function_(Event(event));
@@ -98,6 +100,7 @@ class EventRing {
   static constexpr bool listens = true;
   static constexpr std::size_t default_capacity = 4096;
 
+  /// Keeps the last `default_capacity` events. Throws std::bad_alloc.
   EventRing() : ring_(default_capacity) {}
 
   /// Keeps `events` events from now on; waiting ones are lost. A commit stores one event for each block that it fills.
@@ -123,6 +126,7 @@ class EventRing {
   /// Events that were overwritten before they were polled.
   [[nodiscard]] std::uint64_t lost() const noexcept { return lost_; }
 
+  /// Keeps the event, with a copy of its salt and tokens. O(tokens).
   void operator()(const BlockStored& event) noexcept {
     Record& record = next(Record::Kind::stored, event.number, event.block);
     record.parent = event.parent;
@@ -139,7 +143,9 @@ class EventRing {
     }
 #endif
   }
+  /// Keeps the event. O(1).
   void operator()(const BlockRemoved& event) noexcept { next(Record::Kind::removed, event.number, event.block); }
+  /// Keeps the event. O(1).
   void operator()(const AllBlocksCleared& event) noexcept { next(Record::Kind::cleared, event.number, no_block); }
 
  private:

@@ -38,6 +38,8 @@ class PrefixIndex {
   /// Blocks of a prompt that are looked up at once.
   static constexpr std::size_t looked_ahead = 16;
 
+  /// An index for blocks 0 .. blocks-1 of block_tokens tokens, none of them cached. Throws std::bad_alloc. O(blocks *
+  /// block_tokens).
   PrefixIndex(Index blocks, Pos block_tokens, Hash hash)
       : hash_(hash), block_tokens_(static_cast<std::size_t>(block_tokens)), roots_(hash), entries_(blocks) {
     tokens_.resize(static_cast<std::size_t>(blocks) * block_tokens_);
@@ -46,31 +48,41 @@ class PrefixIndex {
 
   /// Tokens of a block, for writing while it is not in the index.
   [[nodiscard]] std::span<Token> tokens(BlockId block) noexcept { return {first_token(block), block_tokens_}; }
+  /// Tokens of a block.
   [[nodiscard]] std::span<const Token> tokens(BlockId block) const noexcept {
     return {first_token(block), block_tokens_};
   }
 
+  /// Whether the block is in the index. O(1), as the members up to `roots`.
   [[nodiscard]] bool contains(BlockId block) const noexcept { return entries_[block].cached; }
+  /// Whether a cached block follows this one in a prefix.
   [[nodiscard]] bool has_children(BlockId block) const noexcept { return entries_[block].first_child != no_block; }
   /// Of a block with cached children, the one that was inserted last.
   [[nodiscard]] BlockId newest_child(BlockId block) const noexcept { return entries_[block].first_child; }
+  /// Whether the block is cached and has this parent.
   [[nodiscard]] bool is_child(BlockId block, Parent parent) const noexcept {
     return entries_[block].cached && entries_[block].parent == parent;
   }
+  /// The parent of a cached block.
   [[nodiscard]] Parent parent(BlockId block) const noexcept { return entries_[block].parent; }
+  /// The hash of the prefix that ends with a cached block.
   [[nodiscard]] std::uint64_t hash(BlockId block) const noexcept { return entries_[block].hash; }
+  /// Cached blocks.
   [[nodiscard]] Index size() const noexcept { return size_; }
   /// The roots of the salts in use.
   [[nodiscard]] const detail::PrefixRoots<Hash>& roots() const noexcept { return roots_; }
+  /// The roots of the salts in use.
   [[nodiscard]] detail::PrefixRoots<Hash>& roots() noexcept { return roots_; }
 
   /// The hash of the prefix that ends with `parent` and one more block of these tokens.
   [[nodiscard]] std::uint64_t chain_hash(Parent parent, std::span<const Token> tokens) const noexcept {
     return hash_(parent_hash(parent), tokens);
   }
+  /// The same, with the hash of the prefix before the block.
   [[nodiscard]] std::uint64_t chain_hash(std::uint64_t parent, std::span<const Token> tokens) const noexcept {
     return hash_(parent, tokens);
   }
+  /// The hash of the prefix that ends with `parent`.
   [[nodiscard]] std::uint64_t parent_hash(Parent parent) const noexcept {
     return parent.is_root() ? roots_.hash(parent) : entries_[parent.block()].hash;
   }

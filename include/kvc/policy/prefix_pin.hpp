@@ -10,6 +10,7 @@ inline namespace v0 {
 /// Handle of a pin. A handle that outlived its pin is recognised.
 class PinId {
  public:
+  /// A handle that is never valid.
   PinId() = default;
   friend constexpr bool operator==(PinId, PinId) = default;
 

@@ -17,7 +17,9 @@ enum class SaltKind : std::uint8_t { tenant = 1, lora = 2, multimodal = 3, custo
 /// name of a tenant is a different salt. The default is "no salt", shared by all sequences that give none.
 class Salt {
  public:
+  /// "No salt".
   Salt() = default;
+  /// A salt of one part. Throws std::bad_alloc.
   Salt(SaltKind kind, std::string_view bytes) { add(kind, bytes); }
 
   /// Appends a part. Parts are ordered: the same parts in another order are another salt.
@@ -62,6 +64,7 @@ class Salt {
     }
     return parts;
   }
+  /// Whether this is "no salt".
   [[nodiscard]] bool empty() const noexcept { return bytes_.empty(); }
   /// The unambiguous encoding: equal if and only if the salts are.
   [[nodiscard]] const std::string& bytes() const noexcept { return bytes_; }

@@ -20,11 +20,15 @@ class BlockHeap {
   /// For blocks 0 .. blocks-1, empty. Throws std::bad_alloc. O(blocks).
   explicit BlockHeap(Index blocks) : places_(blocks, nowhere) { heap_.reserve(static_cast<std::size_t>(blocks)); }
 
+  /// Whether there is no block.
   [[nodiscard]] bool empty() const noexcept { return heap_.empty(); }
+  /// Number of blocks.
   [[nodiscard]] Index size() const noexcept { return std::ssize(heap_); }
+  /// Whether a block is in the heap.
   [[nodiscard]] bool contains(BlockId block) const noexcept { return places_[block] != nowhere; }
   /// The block with the lowest key, and that key. The heap must not be empty.
   [[nodiscard]] BlockId top() const noexcept { return heap_.front().block; }
+  /// The lowest key. The heap must not be empty.
   [[nodiscard]] const Key& top_key() const noexcept { return heap_.front().key; }
 
   /// Puts in a block that is not there.

@@ -102,6 +102,7 @@ concept EvictionPolicy =
 struct EvictionDefaults {
   struct Config {};
   struct SequenceContext {};
+  /// Ignores the call, as the other members do.
   void on_open(auto&, std::span<const BlockId>, const Retention&, std::uint64_t) noexcept {}
   void on_cached(auto&, const StoredBlock&, std::uint64_t) noexcept {}
   void on_close(auto&, std::span<const BlockId>, std::uint64_t) noexcept {}

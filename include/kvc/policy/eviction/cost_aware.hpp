@@ -47,34 +47,42 @@ class CostAware : public EvictionDefaults {
     double slope = default_slope;
   };
 
+  /// No block is cached; the default config. Throws std::bad_alloc. O(blocks).
   explicit CostAware(Index blocks) : CostAware(blocks, Config{}) {}
+  /// No block is cached. Throws std::invalid_argument if config.slope is negative, and std::bad_alloc. O(blocks).
   CostAware(Index blocks, const Config& config) : slope_(config.slope), heap_(blocks), entries_(blocks) {
     require(config.slope >= 0, "config.eviction.slope", config.slope, "at least 0");
   }
 
+  /// Counts a use of each block found. O(found).
   void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
                std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
       ++entries_[block].uses;
     }
   }
+  /// Counts the first use, and keeps the depth. O(1).
   void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     entries_[stored.block] = {.uses = 1, .depth = stored.depth};
   }
 
+  /// Gives the block its priority. O(log blocks).
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t now) noexcept {
     const double own = clock_ + entries_[block].uses * (1 + entries_[block].depth * slope_);
     released_priority_ = now == now_ ? std::max(released_priority_, own) : own;
     now_ = now;
     heap_.push(block, {released_priority_, inserted_++});
   }
+  /// The block has no priority. O(log blocks).
   void on_acquired(BlockId block) noexcept { heap_.erase(block); }
 
+  /// The block of the lowest priority, which becomes the clock. Requires size() > 0. O(1).
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size() > 0);
     clock_ = heap_.top_key().priority;
     return heap_.top();
   }
+  /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return heap_.size(); }
 
  private:

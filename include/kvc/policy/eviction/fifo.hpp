@@ -26,12 +26,15 @@ class Fifo : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "fifo";
 
+  /// No block is cached. Throws std::bad_alloc. O(blocks).
   explicit Fifo(Index blocks, const Config& = {}) : queue_(blocks), states_(blocks) {}
 
+  /// The block enters the queue. O(1).
   void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     queue_.push_newest(0, stored.block);
     states_[stored.block] = {.queued = true, .referenced = true};
   }
+  /// The block returns to the oldest end of the queue, if `victim` has removed it. O(1).
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     if (!states_[block].queued) {
       queue_.push_oldest(0, block);
@@ -39,12 +42,15 @@ class Fifo : public EvictionDefaults {
     states_[block] = {.queued = true, .referenced = false};
     ++size_;
   }
+  /// The block keeps its place in the queue. O(1).
   void on_acquired(BlockId block) noexcept {
     states_[block].referenced = true;
     --size_;
   }
+  /// The block leaves the queue. O(1).
   void on_uncached(BlockId block) noexcept { leave_queue(block); }
 
+  /// The oldest block; removes referenced blocks that are older. Requires size() > 0. O(1) amortised.
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size_ > 0);
     BlockId oldest = queue_.oldest(0);
@@ -53,6 +59,7 @@ class Fifo : public EvictionDefaults {
     }
     return oldest;
   }
+  /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return size_; }
 
  private:

@@ -30,26 +30,32 @@ class Lfu : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "lfu";
 
+  /// No block is cached. Throws std::bad_alloc. O(blocks).
   explicit Lfu(Index blocks, const Config& = {}) : lists_(blocks, ranks), uses_(blocks) {}
 
+  /// Counts a use of each block found. O(found).
   void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
                std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
       uses_[block] = std::min<std::uint8_t>(ranks - 2, uses_[block]) + 1;
     }
   }
+  /// Counts the first use. O(1).
   void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     uses_[stored.block] = 1;
   }
 
+  /// Ranks the block by its uses and the rank of the last victim. O(1).
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     lists_.push_newest(list(lowest_ + uses_[block]), block);
     ++size_;
   }
+  /// The block leaves its list. O(1).
   void on_acquired(BlockId block) noexcept {
     lists_.erase(block);
     --size_;
   }
+  /// The block of the lowest rank, of these the one that was released first. Requires size() > 0. O(1).
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size_ > 0);
     while (lists_.empty(list(lowest_))) {
@@ -57,6 +63,7 @@ class Lfu : public EvictionDefaults {
     }
     return lists_.oldest(list(lowest_));
   }
+  /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return size_; }
 
  private:

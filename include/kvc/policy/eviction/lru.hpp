@@ -20,20 +20,25 @@ class Lru : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "lru";
 
+  /// No block is cached. Throws std::bad_alloc. O(blocks).
   explicit Lru(Index blocks, const Config& = {}) : list_(blocks) {}
 
+  /// The block becomes the most recent one. O(1).
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     list_.push_newest(0, block);
     ++size_;
   }
+  /// The block leaves the list. O(1).
   void on_acquired(BlockId block) noexcept {
     list_.erase(block);
     --size_;
   }
+  /// The least recent block. Requires size() > 0. O(1).
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) const noexcept {
     KVC_ASSERT(size_ > 0);
     return list_.oldest(0);
   }
+  /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return size_; }
 
  private:

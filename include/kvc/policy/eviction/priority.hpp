@@ -34,15 +34,18 @@ class Priority : public EvictionDefaults {
     Retention retention{};
   };
 
+  /// No block is cached. Throws std::bad_alloc. O(blocks).
   explicit Priority(Index blocks, const Config& = {})
       : lists_(blocks, priorities), expiries_(blocks), priorities_(blocks) {}
 
+  /// The sequence keeps its retention: a priority of 0 to 100, and a duration. O(1).
   void on_open(SequenceContext& context, std::span<const BlockId>, const Retention& retention,
                std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(retention.priority >= 0 && retention.priority < priorities);
     context.retention = retention;
   }
 
+  /// The block has the priority of this sequence, until its duration has passed. O(1), O(log blocks) with a duration.
   void on_evictable(const SequenceContext& context, BlockId block, std::uint64_t now) noexcept {
     const auto& [priority, duration] = context.retention;
     push(priority, block);
@@ -51,6 +54,7 @@ class Priority : public EvictionDefaults {
     }
     ++size_;
   }
+  /// The block has no priority. O(1), O(log blocks) if it had a duration.
   void on_acquired(BlockId block) noexcept {
     take_out(block);
     if (expiries_.contains(block)) {
@@ -59,6 +63,8 @@ class Priority : public EvictionDefaults {
     --size_;
   }
 
+  /// The block of the lowest priority, of these the one that was released first; ends durations that have passed.
+  /// Requires size() > 0. O(1) amortised, O(log blocks) for each duration that ends.
   [[nodiscard]] BlockId victim(std::uint64_t now) noexcept {
     KVC_ASSERT(size_ > 0);
     while (!expiries_.empty() && expiries_.top_key().time <= now) {
@@ -70,6 +76,7 @@ class Priority : public EvictionDefaults {
     const std::size_t half = used_[0] != 0 ? 0 : 1;
     return lists_.oldest(static_cast<int>(64 * half) + std::countr_zero(used_[half]));
   }
+  /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return size_; }
 
  private:

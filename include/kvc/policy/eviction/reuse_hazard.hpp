@@ -58,7 +58,10 @@ class ReuseHazard {
     int smoothing = 3;              ///< of the hazard over ages: half octaves to each side
   };
 
+  /// No block is cached; the default config. Throws std::bad_alloc. O(blocks).
   explicit ReuseHazard(Index blocks) : ReuseHazard(blocks, Config{}) {}
+  /// No block is cached, and nothing is learned. Throws std::invalid_argument if a value of config is not allowed, and
+  /// std::bad_alloc. O(blocks).
   ReuseHazard(Index blocks, const Config& config)
       : config_(validated(config)),
         lists_(blocks, kinds),
@@ -68,6 +71,7 @@ class ReuseHazard {
     learn();
   }
 
+  /// Records that the prompt which the found blocks end is continued. O(1) amortised.
   void on_open(SequenceContext& context, std::span<const BlockId> found, const Retention&, std::uint64_t now) noexcept {
     context.known = static_cast<Pos>(found.size());
     // The prompt that this one continues ended here, or one block further, in text that has been replaced.
@@ -86,6 +90,7 @@ class ReuseHazard {
     }
   }
 
+  /// Chooses the kind of the sequence, and remembers its prompt. O(1) amortised.
   void on_close(SequenceContext& context, std::span<const BlockId> referenced, std::uint64_t now) noexcept {
     if (referenced.empty()) {
       return;
@@ -113,17 +118,21 @@ class ReuseHazard {
     }
   }
 
+  /// The block enters the list of its kind. O(1).
   void on_evictable(const SequenceContext& context, BlockId block, std::uint64_t now) noexcept {
     released_[block] = now;
     lists_.push_newest(block == context.tail ? tail_kind : context.kind, block);
     ++size_;
   }
+  /// The block leaves its list. O(1).
   void on_acquired(BlockId block) noexcept {
     lists_.erase(block);
     --size_;
   }
+  /// Nothing: prompts are remembered longer than their blocks.
   void on_uncached(BlockId) noexcept {}
 
+  /// Of the oldest blocks of the lists, the one with the lowest hazard. Requires size() > 0. O(1).
   [[nodiscard]] BlockId victim(std::uint64_t now) const noexcept {
     KVC_ASSERT(size_ > 0);
     BlockId victim = no_block;
@@ -141,6 +150,7 @@ class ReuseHazard {
     }
     return victim;
   }
+  /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return size_; }
 
   /// The learned hazard of a kind's blocks, relative to that of all blocks.

@@ -37,6 +37,7 @@ class S3Fifo : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "s3-fifo";
 
+  /// No block is cached. Throws std::bad_alloc. O(blocks).
   explicit S3Fifo(Index blocks, const Config& = {})
       : small_share_(std::max<Index>(1, blocks / 10)),
         queues_(blocks, 2),
@@ -44,6 +45,7 @@ class S3Fifo : public EvictionDefaults {
         ghost_share_(static_cast<std::size_t>(std::max<Index>(1, blocks - small_share_))),
         ghosts_(ghost_share_) {}
 
+  /// Counts a use of each block found. O(found).
   void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
                std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
@@ -51,6 +53,7 @@ class S3Fifo : public EvictionDefaults {
     }
   }
 
+  /// The block enters the main queue if its key is a ghost, otherwise the small queue. O(1).
   void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     const bool is_ghost = ghosts_.find(stored.key) != Ghosts::none;
     if (is_ghost) {
@@ -62,6 +65,7 @@ class S3Fifo : public EvictionDefaults {
     ++cached_[queue];
   }
 
+  /// The block returns to the oldest end of its queue, if `victim` has removed it. O(1).
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     Entry& e = entries_[block];
     if (!e.queued) {
@@ -71,6 +75,7 @@ class S3Fifo : public EvictionDefaults {
     e.referenced = false;
     ++evictable_[e.queue];
   }
+  /// The block keeps its place in the queue. O(1).
   void on_acquired(BlockId block) noexcept {
     entries_[block].referenced = true;
     --evictable_[entries_[block].queue];
@@ -78,6 +83,7 @@ class S3Fifo : public EvictionDefaults {
       victim_ = no_block;
     }
   }
+  /// The block leaves its queue; if that is the small one, its key becomes a ghost. O(1).
   void on_uncached(BlockId block) noexcept {
     const Entry& e = entries_[block];
     if (e.queued) {
@@ -92,6 +98,7 @@ class S3Fifo : public EvictionDefaults {
     }
   }
 
+  /// The block that the queues evict next; moves the blocks before it. Requires size() > 0. O(1) amortised.
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size() > 0);
     while (victim_ == no_block) {
@@ -100,6 +107,7 @@ class S3Fifo : public EvictionDefaults {
     }
     return victim_;
   }
+  /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return evictable_[small] + evictable_[main]; }
 
  private:

@@ -38,6 +38,7 @@ class TinyLfu : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "tiny-lfu";
 
+  /// No block is cached. Throws std::bad_alloc. O(blocks).
   explicit TinyLfu(Index blocks, const Config& = {})
       : window_share_(std::max<Index>(1, blocks / 100)),
         main_share_(blocks - window_share_),
@@ -46,6 +47,7 @@ class TinyLfu : public EvictionDefaults {
         entries_(blocks),
         frequencies_(static_cast<std::size_t>(blocks)) {}
 
+  /// Counts the keys of the blocks found. O(found).
   void on_open(const SequenceContext&, std::span<const BlockId> found, const Retention&,
                std::uint64_t /*now*/) noexcept {
     for (const BlockId block : found) {
@@ -53,11 +55,13 @@ class TinyLfu : public EvictionDefaults {
       entries_[block].found = true;
     }
   }
+  /// Counts the key of the block, which belongs to the window. O(1) amortised.
   void on_cached(const SequenceContext&, const StoredBlock& stored, std::uint64_t /*now*/) noexcept {
     frequencies_.add(stored.key);
     entries_[stored.block] = {.key = stored.key, .list = window, .found = false};
   }
 
+  /// The block enters its list: of those on probation, the protected one if it was found since. O(1).
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t /*now*/) noexcept {
     Entry& e = entries_[block];
     push(e.list == probation && e.found ? protected_ : e.list, block);
@@ -69,6 +73,7 @@ class TinyLfu : public EvictionDefaults {
       move_oldest(window, probation);
     }
   }
+  /// The block leaves its list. O(1).
   void on_acquired(BlockId block) noexcept {
     lists_.erase(block);
     --sizes_[entries_[block].list];
@@ -77,8 +82,10 @@ class TinyLfu : public EvictionDefaults {
     }
   }
 
+  /// The block counts for no list. O(1).
   void on_uncached(BlockId block) noexcept { main_ -= entries_[block].list == window ? 0 : 1; }
 
+  /// The block that loses the comparison of frequencies. Requires size() > 0. O(1) amortised.
   [[nodiscard]] BlockId victim(std::uint64_t /*now*/) noexcept {
     KVC_ASSERT(size() > 0);
     was_full_ = true;
@@ -87,6 +94,7 @@ class TinyLfu : public EvictionDefaults {
     }
     return victim_;
   }
+  /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return sizes_[window] + sizes_[probation] + sizes_[protected_]; }
 
  private:
