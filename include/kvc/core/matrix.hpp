@@ -37,6 +37,13 @@ concept MatrixExpression = std::same_as<typename E::Scalar, S> && requires(const
   { expression.eval() } -> std::convertible_to<typename E::PlainObject>;
   { E::PlainObject::IsRowMajor } -> std::convertible_to<bool>;
 };
+
+/// A matrix or an expression of another arithmetic type than float, where rows of float are wanted.
+template <class M, class S>
+concept OtherNumbers = std::same_as<S, float> && std::is_arithmetic_v<typename M::Scalar> &&
+                       !std::same_as<typename M::Scalar, float> && requires(const M& m) { m.eval(); };
+template <class M>
+inline constexpr bool has_floats = std::same_as<typename M::Scalar, float>;
 }  // namespace detail
 
 /// A view of a row-major matrix  data  [rows, cols], with `stride` elements from the start of one row to that of the
@@ -68,6 +75,14 @@ class MatrixRef {
     static_assert(std::remove_cvref_t<M>::IsRowMajor,
                   "kvc takes row-major matrices: one row per token. Declare the Eigen matrix with Eigen::RowMajor.");
     require(m.innerStride() == 1, "inner stride", static_cast<Index>(m.innerStride()), "1");
+  }
+
+  /// From a matrix of another arithmetic type: the error names the type to use.
+  template <class M>
+    requires detail::OtherNumbers<std::remove_cvref_t<M>, std::remove_const_t<S>>
+  constexpr MatrixRef(M&&) {  // NOLINT: converts by design
+    static_assert(detail::has_floats<std::remove_cvref_t<M>>,
+                  "kvc takes rows of float: declare the Eigen matrix with the scalar float, or pass m.cast<float>().");
   }
 
   /// A view that only reads, of one that may write.
