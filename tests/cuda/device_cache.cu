@@ -223,7 +223,7 @@ TEST(too_large_a_pool_is_no_room) {
 }
 
 /// A graph must not hold copies that a step has asked for: it would repeat them at every launch.
-TEST(copies_that_are_pending_are_not_captured) {
+TEST(copies_that_are_queued_are_not_captured) {
   using Cache = kvc::KvCache<__half, kvc::Paged, kvc::HeadMajor, cuda::DeviceSpace>;
   Stream stream;
   Cache cache({.layers = 1, .kv_heads = 1, .key_dim = 64}, {.blocks = 8, .block_tokens = 16},
@@ -232,7 +232,7 @@ TEST(copies_that_are_pending_are_not_captured) {
   cache.commit(cache.extend(parent, 5));
   cudaGraph_t graph = nullptr;
   KVC_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  (void)cuda::view(cache, 0);  // without pending copies that is no operation
+  (void)cuda::view(cache, 0);  // without queued copies that is no operation
   const kvc::SeqId fork = cache.fork(parent);
   auto step = cache.extend(fork, 1);  // copy-on-write
   bool refused = false;

@@ -236,9 +236,9 @@ inline float described(bool bf16, std::uint64_t matrix, unsigned row, unsigned c
   return from_16_bits(bf16, x);
 }
 inline void wgmma_commit() { products_of_thread(Block::current()->thread()).emplace_back(); }
-inline void wgmma_wait(std::size_t pending) {
+inline void wgmma_wait(std::size_t in_progress) {
   auto& groups = products_of_thread(Block::current()->thread());
-  while (groups.size() > pending + 1) {
+  while (groups.size() > in_progress + 1) {
     const auto group = std::move(groups.front());
     groups.erase(groups.begin());
     for (const auto& product : group) {

@@ -66,9 +66,9 @@ inline void copy_async(std::uintptr_t to, const std::byte* from, bool there) {
   }
 }
 inline void commit_copies() { copies_of_thread().emplace_back(); }
-inline void wait_copies(std::size_t pending) {
+inline void wait_copies(std::size_t in_progress) {
   auto& groups = copies_of_thread();
-  while (groups.size() > pending + 1) {
+  while (groups.size() > in_progress + 1) {
     for (const Copy& copy : groups.front()) {
       copy.run();
     }

@@ -186,7 +186,7 @@ struct QueuedSpace {
     copies.push(copy);
   }
   void flush() {
-    const auto& all = copies.waiting();
+    const auto& all = copies.queued();
     for (std::size_t first = 0; first < all.size(); first += cuda::max_copy_jobs) {
       const std::size_t count = std::min<std::size_t>(cuda::max_copy_jobs, all.size() - first);
       cuda::GridCopyJobs<cuda::max_copy_jobs> jobs{};

@@ -57,19 +57,19 @@ TEST_CASE("The decoder reports each layer as soon as its rows are written, and n
     k += v;
     return k;
   };
-  std::vector<kvc::llama::Matrix> told;
+  std::vector<kvc::llama::Matrix> reported;
   const kvc::llama::Matrix empty = rows_of(1);
   kvc::llama::dec_kv(model, cache, step, prompt, kvc::Sequential{}, [&](kvc::Index layer) {
-    REQUIRE(layer == static_cast<kvc::Index>(told.size()));
+    REQUIRE(layer == static_cast<kvc::Index>(reported.size()));
     if (layer == 0) {
       REQUIRE(rows_of(1) == empty);  // the next one is not begun
     }
-    told.push_back(rows_of(layer));
+    reported.push_back(rows_of(layer));
   });
-  REQUIRE(told.size() == 2);
-  REQUIRE(told[0] == rows_of(0));
-  REQUIRE(told[1] == rows_of(1));
-  REQUIRE(told[0] != told[1]);
+  REQUIRE(reported.size() == 2);
+  REQUIRE(reported[0] == rows_of(0));
+  REQUIRE(reported[1] == rows_of(1));
+  REQUIRE(reported[0] != reported[1]);
 }
 
 TEST_CASE("Any number of engines computes the outputs of one engine", "[engines]") {

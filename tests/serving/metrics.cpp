@@ -37,10 +37,10 @@ TEST_CASE("Percentiles of any size are at most 0.2 % above the value", "[serving
   std::ranges::sort(values);
   for (const int percent : {1, 5, 25, 50, 75, 95, 99, 100}) {
     const std::int64_t exact = values[static_cast<std::size_t>(percent) * 20 - 1];
-    const std::int64_t told = histogram.percentile(percent);
-    CAPTURE(percent, exact, told);
-    REQUIRE(told >= exact);
-    REQUIRE(told - exact <= exact / 500);
+    const std::int64_t estimate = histogram.percentile(percent);
+    CAPTURE(percent, exact, estimate);
+    REQUIRE(estimate >= exact);
+    REQUIRE(estimate - exact <= exact / 500);
   }
   REQUIRE(histogram.max() == values.back());
 }

@@ -76,25 +76,25 @@ void prefill(AnyEngine& engine, std::uint64_t first_request, const std::vector<t
 int decode(AnyEngine& engine, const std::atomic<bool>& all_sent, std::uint64_t seed) {
   Random random(seed);
   int right = 0;
-  std::vector<SeqId> held;
+  std::vector<SeqId> received;
   for (;;) {
     const bool last = all_sent;
     const bool any = engine.poll();
     while (const auto got = engine.next_received()) {
       if (got->outcome == transfer::Outcome::complete) {
         right += engine.cache().rows(got->seq) == engine.cache().rows_of(values_of(prompt_of(got->request))) ? 1 : 0;
-        held.push_back(got->seq);
+        received.push_back(got->seq);
       }
     }
-    if (held.size() > 3 || (!any && !held.empty())) {
-      engine.cache().close(held.front());
-      held.erase(held.begin());
+    if (received.size() > 3 || (!any && !received.empty())) {
+      engine.cache().close(received.front());
+      received.erase(received.begin());
     }
     if (random.one_in(50)) {
       engine.cancel_receiving(static_cast<transport::Peer>(random.between(0, 1)),
                               random.between<std::uint64_t>(0, 2 * requests));
     }
-    if (last && !any && held.empty()) {
+    if (last && !any && received.empty()) {
       return right;
     }
     if (!any) {

@@ -611,17 +611,17 @@ TEST_CASE("Factors stay within their bounds, and last blocks that nobody finds g
   std::uint64_t key = 1;
   for (int conversation = 0; conversation < 200; ++conversation) {
     // Two turns that share all but the last block of the first.
-    std::vector<BlockId> held;
+    std::vector<BlockId> blocks;
     ReuseHazard::SequenceContext first;
     hazard.on_open(first, {}, {}, ++now);
     for (int i = 0; i < 8; ++i) {
-      held.push_back(static_cast<BlockId>(conversation * 16 + i));
-      hazard.on_cached(first, {held.back(), key++ * 0x9e3779b97f4a7c15U, i}, now);
+      blocks.push_back(static_cast<BlockId>(conversation * 16 + i));
+      hazard.on_cached(first, {blocks.back(), key++ * 0x9e3779b97f4a7c15U, i}, now);
     }
-    hazard.on_close(first, held, ++now);
+    hazard.on_close(first, blocks, ++now);
     now += 20;
     ReuseHazard::SequenceContext second;
-    hazard.on_open(second, std::span(held).first(7), {}, now);
+    hazard.on_open(second, std::span(blocks).first(7), {}, now);
   }
   REQUIRE(hazard.factor(ReuseHazard::tail_kind) < 0.8);
   for (int kind = 0; kind < ReuseHazard::kinds; ++kind) {

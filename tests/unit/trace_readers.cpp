@@ -466,7 +466,7 @@ TEST_CASE("Blocks may have any size, and the data show whether a last block is p
           "Blocks of 1024 tokens; the trace names full blocks only.");
 }
 
-TEST_CASE("The format is told by the names of the fields, not by their values", "[trace]") {
+TEST_CASE("The names of the fields decide the format, not their values", "[trace]") {
   const auto format_of = [](const std::string& line) { return detect_format(line); };
   REQUIRE(format_of(mooncake_line) == mooncake);
   REQUIRE(format_of(weka_line) == weka);

@@ -74,7 +74,7 @@ class Batch {
     upload_.end(stream);
   }
   /// Uploads the tables of the sequences of `appends`, a range of Cache::Append; the query rows of each sequence are
-  /// the tokens that its append reserves. Launches the pending copies of the cache first. Returns the tables, which
+  /// the tokens that its append reserves. Launches the queued copies of the cache first. Returns the tables, which
   /// DecodeWork::upload needs. Throws as above, and if an append is not an uncommitted one of this cache.
   template <class Cache, class Appends>
   BatchTables upload(Cache& cache, const Appends& appends, cudaStream_t stream) {

@@ -57,17 +57,17 @@ __global__ void __launch_bounds__(copy_threads) copy_kernel(const __grid_constan
     const Unit* const from = reinterpret_cast<const Unit*>(job.from + offset);
     Unit* const to = reinterpret_cast<Unit*>(job.to + offset);
     for (std::uint32_t first = lane; first < job.units; first += 128) {
-      Unit held[4];
+      Unit units[4];
 #pragma unroll
       for (std::uint32_t i = 0; i < 4; ++i) {
         if (first + 32 * i < job.units) {
-          held[i] = device::load_streaming<Unit>(from + first + 32 * i);
+          units[i] = device::load_streaming<Unit>(from + first + 32 * i);
         }
       }
 #pragma unroll
       for (std::uint32_t i = 0; i < 4; ++i) {
         if (first + 32 * i < job.units) {
-          to[first + 32 * i] = held[i];
+          to[first + 32 * i] = units[i];
         }
       }
     }

@@ -14,19 +14,19 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Pending copies. None of them writes what another one reads or writes, so they may run concurrently.
+/// Copies that are not launched yet. None of them writes what another one reads or writes, so they may run concurrently.
 class CopyQueue {
  public:
-  [[nodiscard]] bool empty() const noexcept { return waiting_.empty(); }
-  [[nodiscard]] const std::vector<GridCopy>& waiting() const noexcept { return waiting_; }
-  void clear() noexcept { waiting_.clear(); }
-  void push(const GridCopy& copy) { waiting_.push_back(copy); }
+  [[nodiscard]] bool empty() const noexcept { return queued_.empty(); }
+  [[nodiscard]] const std::vector<GridCopy>& queued() const noexcept { return queued_; }
+  void clear() noexcept { queued_.clear(); }
+  void push(const GridCopy& copy) { queued_.push_back(copy); }
 
-  /// Whether `copy` reads or writes what a pending copy writes, or writes what one reads. The test compares the memory
+  /// Whether `copy` reads or writes what a queued copy writes, or writes what one reads. The test compares the memory
   /// ranges that each layer of a copy covers: copies of distinct blocks never conflict, nor do keys with values.
-  /// O(pending copies).
+  /// O(queued copies).
   [[nodiscard]] bool conflicts(const GridCopy& copy) const noexcept {
-    return std::any_of(waiting_.begin(), waiting_.end(), [&](const GridCopy& other) {
+    return std::any_of(queued_.begin(), queued_.end(), [&](const GridCopy& other) {
       return touch(copy.to, copy, other.to, other) || touch(copy.to, copy, other.from, other) ||
              touch(copy.from, copy, other.to, other);
     });
@@ -55,7 +55,7 @@ class CopyQueue {
     return distance < inner_extent(a) || distance + inner_extent(b) > period;
   }
 
-  std::vector<GridCopy> waiting_;
+  std::vector<GridCopy> queued_;
 };
 
 }  // namespace detail

@@ -43,7 +43,7 @@ struct DecodeLimits {
 namespace detail {
 /// Query rows that each kernel handles at once, as many as its registers hold: at most 32 for caches of 16-bit
 /// elements, 16 for caches of bytes, whose conversion to 16 bits takes registers, and 8 beyond dim 128.
-[[nodiscard]] constexpr RowTiles row_tiles(Format format, Index group, Index dim) noexcept {
+[[nodiscard]] constexpr ItemRows item_rows(Format format, Index group, Index dim) noexcept {
   const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
   return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
 }
@@ -76,7 +76,7 @@ class DecodeWork {
   [[nodiscard]] std::int32_t group() const noexcept {
     return static_cast<std::int32_t>(limits_.query_heads / limits_.kv_heads);
   }
-  [[nodiscard]] RowTiles tiles() const noexcept { return detail::row_tiles(limits_.format, group(), limits_.dim); }
+  [[nodiscard]] ItemRows item_rows() const noexcept { return detail::item_rows(limits_.format, group(), limits_.dim); }
   [[nodiscard]] Pos window() const noexcept { return window_; }
   [[nodiscard]] DecodePlanView view() const noexcept {
     const std::byte* const p = upload_.device();
@@ -106,7 +106,7 @@ class DecodeWork {
       positions += length;
     }
     require(positions <= limits_.positions, "positions of the batch", positions, "within the limit of the DecodeWork");
-    const DecodePlan plan = make_decode_plan(tables, group(), window, tiles(), share_prefixes);
+    const DecodePlan plan = make_decode_plan(tables, group(), window, item_rows(), share_prefixes);
     const std::int32_t counts[2] = {static_cast<std::int32_t>(plan.narrow.size()),
                                     static_cast<std::int32_t>(plan.wide.size())};
     std::byte* const p = upload_.begin(stream);
@@ -125,7 +125,7 @@ class DecodeWork {
     explicit Offsets(const DecodeLimits& limits) {
       const Index group = limits.query_heads / limits.kv_heads;
       const DecodeCapacity most = decode_capacity(limits.sequences, limits.positions, group,
-                                                  detail::row_tiles(limits.format, group, limits.dim));
+                                                  detail::item_rows(limits.format, group, limits.dim));
       partials = most.partials;
       items = most.items;
       require(items * limits.kv_heads <= max_pos, "limits.positions", limits.positions,
@@ -248,10 +248,10 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
                              work.group(),
                              scale,
                              options.softcap};
-  const RowTiles tiles = work.tiles();
-  detail::launch_decode_dim<F, Q>(a, tiles.narrow, false, stream);
-  if (tiles.wide > tiles.narrow) {
-    detail::launch_decode_dim<F, Q>(a, tiles.wide, true, stream);
+  const ItemRows rows = work.item_rows();
+  detail::launch_decode_dim<F, Q>(a, rows.narrow, false, stream);
+  if (rows.wide > rows.narrow) {
+    detail::launch_decode_dim<F, Q>(a, rows.wide, true, stream);
   }
   const dim3 grid(static_cast<unsigned>(std::min(batch.limits().sequences, limits.sequences)),
                   static_cast<unsigned>(limits.query_heads));

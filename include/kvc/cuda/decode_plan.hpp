@@ -43,7 +43,7 @@ struct DecodeMember {
 };
 
 /// Query rows that each of the two kernels handles at once: `narrow` for items of one sequence, `wide` for shared ones.
-struct RowTiles {
+struct ItemRows {
   std::int32_t narrow = 8;
   std::int32_t wide = 8;
 };
@@ -64,9 +64,9 @@ struct DecodeCapacity {
 /// Bounds for `sequences` sequences with `positions` positions together. A sequence has at most two splits more than it
 /// fills, and a split has at most one item for each tile of its query heads.
 [[nodiscard]] constexpr DecodeCapacity decode_capacity(Index sequences, Index positions, Index group,
-                                                       RowTiles tiles) noexcept {
+                                                       ItemRows item_rows) noexcept {
   const Index partials = positions / split_positions + 2 * sequences;
-  return {partials, partials * ceil_div(group, Index{tiles.narrow})};
+  return {partials, partials * ceil_div(group, Index{item_rows.narrow})};
 }
 
 namespace detail {
@@ -101,15 +101,15 @@ struct BlockRun {
 
 /// The plan for decoding one row of each sequence, at its last position.
 ///
-///   tables  block tables of the batch
-///   group   query heads per kv head
-///   window  positions that a row sees; 0: all
-///   tiles   query rows that each kernel handles at once
-///   share   whether to look for shared prefixes
+///   tables     block tables of the batch
+///   group      query heads per kv head
+///   window     positions that a row sees; 0: all
+///   item_rows  query rows that each kernel handles at once
+///   share      whether to look for shared prefixes
 ///
 /// O(table entries + items), and a sort of the sequences.
 [[nodiscard]] inline DecodePlan make_decode_plan(const BatchTables& tables, std::int32_t group, Pos window,
-                                                 RowTiles tiles, bool share = true) {
+                                                 ItemRows item_rows, bool share = true) {
   using kvc::detail::KeyRange, kvc::detail::SharedOrder, kvc::detail::SplitIndex;
   const auto visible = [&](Index b) {
     const Pos length = tables.seq_lens[static_cast<std::size_t>(b)];
@@ -129,8 +129,9 @@ struct BlockRun {
   // Adds items for these sequences, cut to the rows that a kernel handles.
   const auto add = [&](const std::vector<std::int32_t>& sequences, Index split, KeyRange keys) {
     const auto count = static_cast<std::int32_t>(sequences.size());
-    const std::int32_t rows = count * group <= tiles.narrow ? tiles.narrow : std::max(tiles.narrow, tiles.wide);
-    std::vector<DecodeItem>& items = rows == tiles.narrow ? plan.narrow : plan.wide;
+    const std::int32_t rows =
+        count * group <= item_rows.narrow ? item_rows.narrow : std::max(item_rows.narrow, item_rows.wide);
+    std::vector<DecodeItem>& items = rows == item_rows.narrow ? plan.narrow : plan.wide;
     const std::int32_t heads = std::min(group, rows), at_once = std::max(std::int32_t{1}, rows / group);
     for (std::int32_t begin = 0; begin < count; begin += at_once) {
       const std::int32_t taken = std::min(at_once, count - begin);

@@ -212,13 +212,13 @@ __device__ __forceinline__ void wgmma_commit() {
   kvc_emulation::wgmma_commit();
 #endif
 }
-/// Waits until at most the last `Pending` groups of this warp are still in progress.
-template <int Pending>
+/// Waits until at most the last `InProgress` groups of this warp are still in progress.
+template <int InProgress>
 __device__ __forceinline__ void wgmma_wait() {
 #if defined(__CUDACC__)
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(InProgress) : "memory");
 #else
-  kvc_emulation::wgmma_wait(Pending);
+  kvc_emulation::wgmma_wait(InProgress);
 #endif
 }
 /// Keeps the compiler from moving accesses to the registers of a product across this point.

@@ -62,14 +62,14 @@ __device__ __forceinline__ void commit_copies() {
   kvc_emulation::commit_copies();
 #endif
 }
-/// Waits until at most the last `Pending` groups of this thread are still in flight. A barrier then makes what it
+/// Waits until at most the last `InProgress` groups of this thread are still in progress. A barrier then makes what it
 /// copied visible to other threads.
-template <int Pending>
+template <int InProgress>
 __device__ __forceinline__ void wait_copies() {
 #if defined(__CUDACC__)
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(InProgress) : "memory");
 #else
-  kvc_emulation::wait_copies(Pending);
+  kvc_emulation::wait_copies(InProgress);
 #endif
 }
 

@@ -45,12 +45,12 @@ class DeviceSpace {
   }
   void deallocate(std::byte* p, std::size_t) noexcept { detail::report(cudaFreeAsync(p, stream_), "cudaFreeAsync"); }
 
-  /// Copies within device memory, after all pending copies.
+  /// Copies within device memory, after all queued copies.
   void copy(std::byte* to, const std::byte* from, std::size_t bytes) {
     flush();
     KVC_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
   }
-  /// Adds a pending copy: it precedes whatever is launched on the stream after the next flush(). Copies that conflict
+  /// Adds a queued copy: it precedes whatever is launched on the stream after the next flush(). Copies that conflict
   /// are launched in the order of their calls.
   void copy(const GridCopy& copy) {
     if (copies_.conflicts(copy)) {
@@ -58,15 +58,15 @@ class DeviceSpace {
     }
     copies_.push(copy);
   }
-  /// Launches all pending copies, up to 384 per launch. (A sequence has two: keys and values.)
+  /// Launches all queued copies, up to 384 per launch. (A sequence has two: keys and values.)
   /// Throws std::invalid_argument if there are any while the stream is being captured, since a graph would repeat them
-  /// at every launch; they stay pending then. Throws Error if a launch fails.
+  /// at every launch; they stay queued then. Throws Error if a launch fails.
   void flush() {
-    const std::vector<GridCopy>& all = copies_.waiting();
+    const std::vector<GridCopy>& all = copies_.queued();
     if (all.empty()) {
       return;
     }
-    detail::require_no_capture(stream_, "pending copies");
+    detail::require_no_capture(stream_, "queued copies");
     for (std::size_t first = 0; first < all.size(); first += max_copy_jobs) {
       const std::size_t count = std::min<std::size_t>(max_copy_jobs, all.size() - first);
       if (count <= few_copy_jobs) {

@@ -128,7 +128,7 @@ template <ElementType T, Layout L>
           block_slots};
 }
 
-/// One layer of a cache in device memory. Launches the cache's pending copies first: see DeviceSpace. Throws
+/// One layer of a cache in device memory. Launches the cache's queued copies first: see DeviceSpace. Throws
 /// std::invalid_argument if there is no such layer, Error.
 template <ElementType T, Policy P, Layout L, Space S>
 [[nodiscard]] LayerView<format_of<T>> view(KvCache<T, P, L, S>& cache, Index layer) {

@@ -29,12 +29,12 @@ namespace detail {
 
 /// Pairs of bfloat16 numbers.
 struct Bf16DotTraits {
-  using Number = simd::U32x16;
-  using Sum = simd::F32x16;
+  using Operand = simd::U32x16;
+  using Accumulator = simd::F32x16;
   static constexpr int planes = 1;
-  KVC_ALWAYS_INLINE static Number load(const float* p) noexcept { return simd::load_words(p); }
-  KVC_ALWAYS_INLINE static Number weight(const float* p) noexcept { return simd::broadcast_word(p); }
-  KVC_ALWAYS_INLINE static Sum madd(const Number& w, const Number& x, const Sum& sum) noexcept {
+  KVC_ALWAYS_INLINE static Operand load(const float* p) noexcept { return simd::load_words(p); }
+  KVC_ALWAYS_INLINE static Operand weight(const float* p) noexcept { return simd::broadcast_word(p); }
+  KVC_ALWAYS_INLINE static Accumulator madd(const Operand& w, const Operand& x, const Accumulator& sum) noexcept {
     return simd::dot_bf16(sum, w, x);
   }
 };
@@ -167,7 +167,7 @@ class Bf16Tile : public FloatSumTile<T> {
     const Storage* const* rows;
     Index dim;
     static constexpr int step = is_fp8 ? 2 : 1, bytes = 64;
-    using Number = simd::U32x16;
+    using Operand = simd::U32x16;
     KVC_ALWAYS_INLINE void load(Index j, Index c, simd::U32x16 (&x)[step]) const noexcept {
       const Index from = c / step * chunk_elements;
       const simd::U32x16 stored = simd::load_bytes(rows[j] + from, (dim - from) * Index{sizeof(Storage)});

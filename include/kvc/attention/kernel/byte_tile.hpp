@@ -60,11 +60,11 @@ KVC_ALWAYS_INLINE void add_byte_column(const float* q, Index stride, Index plane
 
 /// Weights are four unsigned bytes, of four positions; values are codes.
 struct ByteValueDotTraits {
-  using Number = simd::U32x16;
-  using Sum = simd::U32x16;
+  using Operand = simd::U32x16;
+  using Accumulator = simd::U32x16;
   static constexpr int planes = 2;
-  KVC_ALWAYS_INLINE static Number weight(const float* p) noexcept { return simd::broadcast_word(p); }
-  KVC_ALWAYS_INLINE static Sum madd(const Number& w, const Number& x, const Sum& sum) noexcept {
+  KVC_ALWAYS_INLINE static Operand weight(const float* p) noexcept { return simd::broadcast_word(p); }
+  KVC_ALWAYS_INLINE static Accumulator madd(const Operand& w, const Operand& x, const Accumulator& sum) noexcept {
     return simd::dot_bytes(sum, w, x);
   }
 };

@@ -42,7 +42,7 @@ struct PlainRows {
     }
   }
   static constexpr int step = 1, bytes = simd::lanes * sizeof(T);
-  using Number = simd::F32x16;
+  using Operand = simd::F32x16;
   KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept { return load_at(rows[j] + c * simd::lanes); }
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept {
     if ((c + 1) * simd::lanes <= dim) [[likely]] {
@@ -64,7 +64,7 @@ struct DecodedRows {
     return simd::load(first + j * stride + c * simd::lanes);
   }
   static constexpr int step = 1, bytes = simd::lanes * sizeof(StorageOf<T>);
-  using Number = simd::F32x16;
+  using Operand = simd::F32x16;
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
 

@@ -5,11 +5,12 @@
 // type defines one accumulation step:
 //
 //   expression                   meaning
-//   Number, Sum                  vectors of 16 lanes: factors, sums
-//   planes                       words per weight: 1, or 2 for an upper and a lower part
-//   DotTraits::madd(w, x, sum)        sum + w * x, lane by lane
-//   DotTraits::load(p)                16 lanes of a query row at p
-//   DotTraits::weight(p)              the weight at p as a factor
+//   DotTraits::Operand           a vector of 16 factors
+//   DotTraits::Accumulator       a vector of 16 sums of products
+//   DotTraits::planes            words per weight: 1, or 2 for an upper and a lower part
+//   DotTraits::madd(w, x, sum)   sum + w * x, lane by lane
+//   DotTraits::load(p)           16 lanes of a query row at p
+//   DotTraits::weight(p)         the weight at p as an operand
 #pragma once
 
 #include <algorithm>
@@ -60,12 +61,12 @@ struct ScaleParts {
 };
 
 struct FloatDotTraits {
-  using Number = simd::F32x16;
-  using Sum = simd::F32x16;
+  using Operand = simd::F32x16;
+  using Accumulator = simd::F32x16;
   static constexpr int planes = 1;
-  KVC_ALWAYS_INLINE static Number load(const float* p) noexcept { return simd::load(p); }
-  KVC_ALWAYS_INLINE static Number weight(const float* p) noexcept { return simd::broadcast(*p); }
-  KVC_ALWAYS_INLINE static Sum madd(const Number& w, const Number& x, const Sum& sum) noexcept {
+  KVC_ALWAYS_INLINE static Operand load(const float* p) noexcept { return simd::load(p); }
+  KVC_ALWAYS_INLINE static Operand weight(const float* p) noexcept { return simd::broadcast(*p); }
+  KVC_ALWAYS_INLINE static Accumulator madd(const Operand& w, const Operand& x, const Accumulator& sum) noexcept {
     return simd::madd(w, x, sum);
   }
 };
@@ -115,21 +116,21 @@ inline constexpr int block_keys = 4 * R <= std::max(kernel_sums, 4) ? 4 : 2;
 /// Products of R query rows and K keys from j on, lane by lane.
 ///
 ///   q      [R, q_stride] query rows
-///   keys   keys.load(j, c, x): vectors c, c + 1 ... of key j, `Keys::step` of them, with zeros past the end of the row,
-///          from `Keys::bytes` of it
+///   keys   keys.load(j, c, x): vectors c, c + 1 ... of key j, `Keys::step` of them, with zeros past the end of the
+///          row, from `Keys::bytes` of it
 ///   prefetcher  prefetches as many lines as are read
 template <class DotTraits, int R, int K, class Keys, class Prefetcher>
 KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index vectors,
-                                typename DotTraits::Sum (&sum)[R][K], Prefetcher& prefetcher) noexcept {
+                                typename DotTraits::Accumulator (&sum)[R][K], Prefetcher& prefetcher) noexcept {
   for (Index c = 0; c < vectors; c += Keys::step) {
     constexpr Index lines = ceil_div(Index{K} * Keys::bytes, Index{64});
-    typename DotTraits::Number x[K][Keys::step];
+    typename DotTraits::Operand x[K][Keys::step];
     prefetcher.prefetch(lines);
     simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { keys.load(j + k, c, x[k]); });
     simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
       simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) { simd::pin(x[k][v]); });
       simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-        typename DotTraits::Number w = DotTraits::load(q + i * q_stride + (c + v) * simd::lanes);
+        typename DotTraits::Operand w = DotTraits::load(q + i * q_stride + (c + v) * simd::lanes);
         simd::pin(w);
         simd::detail::unroll<K>(
             [&](auto k) __attribute__((always_inline)) { sum[i][k] = DotTraits::madd(w, x[k][v], sum[i][k]); });
@@ -194,7 +195,7 @@ KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Inde
       prefetcher.prefetch(simd::lanes * Keys::bytes / 64);
       simd::F32x16 row[Keys::step][simd::lanes];
       simd::detail::unroll<simd::lanes>([&](auto l) __attribute__((always_inline)) {
-        typename Keys::Number x[Keys::step];
+        typename Keys::Operand x[Keys::step];
         keys.load(g * simd::lanes + l, c, x);
         simd::detail::unroll<Keys::step>(
             [&](auto v) __attribute__((always_inline)) { row[v][l] = std::bit_cast<simd::F32x16>(x[v]); });
@@ -210,7 +211,7 @@ KVC_ALWAYS_INLINE void pack_keys(const Keys& keys, Index first, Index last, Inde
 template <class DotTraits, int R, class Scale = UnscaledScores>
 KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float* keys, Index first, Index last,
                                     Index vectors, float* s, const Scale& scale = {}) noexcept {
-  using Number = typename DotTraits::Number;
+  using Operand = typename DotTraits::Operand;
   using simd::F32x16;
   constexpr int most = std::clamp(kernel_sums / (3 * R), 1, 4);
   const Index group = vectors * simd::lanes * simd::lanes;
@@ -225,13 +226,13 @@ KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float*
         for (Index c = 0; c < vectors; ++c) {
           simd::detail::unroll<packed_lanes>([&](auto u) __attribute__((always_inline)) {
             constexpr int lane = t + 4 * (step * packed_lanes + u);
-            Number x[C];
+            Operand x[C];
             simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
-              x[k] = std::bit_cast<Number>(simd::load(from + k * group + (c * simd::lanes + lane) * simd::lanes));
+              x[k] = std::bit_cast<Operand>(simd::load(from + k * group + (c * simd::lanes + lane) * simd::lanes));
               simd::pin(x[k]);
             });
             simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-              Number w = DotTraits::weight(q + i * q_stride + c * simd::lanes + lane);
+              Operand w = DotTraits::weight(q + i * q_stride + c * simd::lanes + lane);
               simd::pin(w);
               simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
                 chain[u][i][k] = DotTraits::madd(w, x[k], chain[u][i][k]);
@@ -274,11 +275,12 @@ KVC_ALWAYS_INLINE void score_packed(const float* q, Index q_stride, const float*
 ///
 ///   w   weights of R rows, `stride` from one to the next, their planes `plane` apart
 template <class DotTraits, int R, int C>
-KVC_ALWAYS_INLINE void add_weighted(const float* w, Index stride, Index plane, const typename DotTraits::Number (&x)[C],
-                                    typename DotTraits::Sum (&sum)[R * DotTraits::planes][C]) noexcept {
+KVC_ALWAYS_INLINE void add_weighted(const float* w, Index stride, Index plane,
+                                    const typename DotTraits::Operand (&x)[C],
+                                    typename DotTraits::Accumulator (&sum)[R * DotTraits::planes][C]) noexcept {
   simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
     simd::detail::unroll<DotTraits::planes>([&](auto p) __attribute__((always_inline)) {
-      const typename DotTraits::Number weight = DotTraits::weight(w + i * stride + p * plane);
+      const typename DotTraits::Operand weight = DotTraits::weight(w + i * stride + p * plane);
       simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
         auto& to = sum[i * DotTraits::planes + p][k];
         to = DotTraits::madd(weight, x[k], to);

@@ -42,13 +42,13 @@ namespace detail {
 /// if its lanes are transposed, in each fourth lane, where weights cost a load and no shuffle.
 template <bool transposed>
 struct NibbleValueDotTraits {
-  using Number = simd::U32x16;
-  using Sum = simd::U32x16;
+  using Operand = simd::U32x16;
+  using Accumulator = simd::U32x16;
   static constexpr int planes = 1;
-  KVC_ALWAYS_INLINE static Number weight(const float* p) noexcept {
+  KVC_ALWAYS_INLINE static Operand weight(const float* p) noexcept {
     return transposed ? simd::repeat_four(p) : simd::spread_four(p);
   }
-  KVC_ALWAYS_INLINE static Sum madd(const Number& w, const Number& x, const Sum& sum) noexcept {
+  KVC_ALWAYS_INLINE static Accumulator madd(const Operand& w, const Operand& x, const Accumulator& sum) noexcept {
     return simd::dot_bytes(sum, w, x);
   }
 };
