@@ -7,10 +7,12 @@
 #include <sstream>
 #include <string_view>
 
+#include "common_options.hpp"
 #include "validators.hpp"
 
 namespace disaggregated {
 
+using namespace common_options;
 using namespace validators;
 
 Launch launched() {
@@ -51,12 +53,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("D")
       ->transform(whole(0, 64))
       ->capture_default_str();
-  auto* model =
-      app.add_option("--model", options.model, "Checkpoint in the legacy format of llama2.c")->type_name("FILE");
-  auto* tokenizer =
-      app.add_option("--tokenizer", options.tokenizer, "Its tokenizer, in the format of llama2.c")->type_name("FILE");
-  model->needs(tokenizer);
-  tokenizer->needs(model);
+  add_model(app, options.model, options.tokenizer);
   app.add_option("--requests", options.requests, R"(One a line: {"prompt": "text", "output_tokens": 32})")
       ->type_name("FILE");
   app.add_option("--text", options.text, "Cut prompts from this text, not from the one in the program")
@@ -77,10 +74,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("N")
       ->transform(whole(0))
       ->capture_default_str();
-  app.add_option("--seed", options.seed, "Of the cutting")
-      ->type_name("S")
-      ->transform(number<std::uint64_t>("a whole number from 0 to 2^64 - 1", [](std::uint64_t) { return true; }))
-      ->capture_default_str();
+  add_seed(app, options.seed, "Seed of the cutting");
   app.add_option("--interval", options.interval_ms, "Milliseconds between requests; 0: all are there at the start")
       ->type_name("MS")
       ->check(seconds)
@@ -89,10 +83,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("N")
       ->transform(whole(1, 1024))
       ->capture_default_str();
-  app.add_option("--block-tokens", options.block_tokens, "Tokens in a block")
-      ->type_name("N")
-      ->transform(whole(1, 65536))
-      ->capture_default_str();
+  add_block_tokens(app, options.block_tokens, "Tokens in a block");
   app.add_option("--prefill-blocks", options.prefill_blocks, "Blocks of a prefill engine; 0: for a batch of any length")
       ->type_name("N")
       ->transform(whole(0))
@@ -109,7 +100,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                "Also do the work on one engine with one thread, phase after phase; compare every token, and the time");
   app.add_option("--gantt", options.gantt, "Draw a Gantt chart of the engines, with gnuplot, as SVG")
       ->type_name("FILE");
-  app.add_option("--json", options.json, "Write all figures to this file")->type_name("FILE");
+  add_json(app, options.json);
   app.add_flag("--quiet", options.quiet, "No line for each request");
   app.add_option("--die-rank", options.die_rank, "")->group("");
   app.add_option("--die-after", options.die_after, "")->group("");

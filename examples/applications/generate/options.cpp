@@ -4,10 +4,12 @@
 #include <cmath>
 #include <iostream>
 
+#include "common_options.hpp"
 #include "validators.hpp"
 
 namespace generate {
 
+using namespace common_options;
 using namespace validators;
 
 bool parse(int argc, char** argv, Options& options, int& exit_code) {
@@ -21,12 +23,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "Exit code: 0 all is well; 1 a file that cannot be read, or no room; 2 a bad option, or a prompt that is too "
       "long.");
 
-  auto* model =
-      app.add_option("--model", options.model, "Checkpoint in the legacy format of llama2.c")->type_name("FILE");
-  auto* tokenizer =
-      app.add_option("--tokenizer", options.tokenizer, "Its tokenizer, in the format of llama2.c")->type_name("FILE");
-  model->needs(tokenizer);
-  tokenizer->needs(model);
+  add_model(app, options.model, options.tokenizer);
   // A callback of its own, and no extra arguments: CLI11 reads "[a,b]" and "{}" as lists where it fills a vector.
   app.add_option("--prompt", CLI::callback_t([&options](const CLI::results_t& texts) {
                    options.prompts.assign(texts.begin(), texts.end());
@@ -51,10 +48,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("P")
       ->check(number<double>("a number above 0 and at most 1", [](double p) { return p > 0 && p <= 1; }))
       ->capture_default_str();
-  app.add_option("--seed", options.seed, "Of the random draws")
-      ->type_name("S")
-      ->transform(number<std::uint64_t>("a whole number from 0 to 2^64 - 1", [](std::uint64_t) { return true; }))
-      ->capture_default_str();
+  add_seed(app, options.seed, "Seed of the random draws");
   app.add_option("--policy", options.policy, "contiguous, paged, prefix-shared or all")
       ->type_name("NAME")
       ->check(one_of({"contiguous", "paged", "prefix-shared", "all"}))
@@ -64,10 +58,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("NAME")
       ->check(one_of({"f32", "f16", "bf16", "int8", "fp8", "int4"}))
       ->capture_default_str();
-  app.add_option("--block-tokens", options.block_tokens, "Tokens in a block of the paged policies")
-      ->type_name("N")
-      ->transform(whole(1, 65536))
-      ->capture_default_str();
+  add_block_tokens(app, options.block_tokens, "Tokens in a block of the paged policies");
   app.add_option("--chunk", options.chunk, "Tokens of the prompt to compute at a time; 0: all at once")
       ->type_name("N")
       ->transform(whole(0))
@@ -76,7 +67,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("N")
       ->transform(whole(1, 4096))
       ->capture_default_str();
-  app.add_option("--json", options.json, "Write all figures to this file")->type_name("FILE");
+  add_json(app, options.json);
   app.add_flag("--quiet", options.quiet, "Print only the text, to stdout");
 
   try {
