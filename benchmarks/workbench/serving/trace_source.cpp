@@ -30,7 +30,10 @@ TraceOptions in_order(TraceOptions options) {
 }  // namespace
 
 TraceSource::TraceSource(const kvc_bench::TraceInput& input, const TraceOptions& options)
-    : input_(input), options_(in_order(options)), names_{"requests"}, reader_(input_, options_.read) {}
+    : input_(input),
+      options_(in_order(options)),
+      names_{"requests"},
+      reader_(input_, options_.read, options_.sessions) {}
 
 Request TraceSource::request_of(const TraceRequest& from) const {
   Request request;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,6 +21,8 @@ namespace serving {
 /// How a trace becomes requests.
 struct TraceOptions {
   kvc_bench::ReadOptions read;
+  /// Sources of one trace share it, so that a folder of sessions is parsed once.
+  std::shared_ptr<kvc_bench::SessionCache> sessions = std::make_shared<kvc_bench::SessionCache>();
   Index requests = 0;     ///< 0: those of the file. More: it is read again from its beginning, with other tokens
   double load = 1;        ///< how many times as fast as in the file requests come
   Pos max_output = 2048;  ///< what clients allow, where the file does not say it and the answer is not longer

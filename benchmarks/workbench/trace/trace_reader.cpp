@@ -66,7 +66,8 @@ class SessionMerger {
 
 }  // namespace
 
-TraceReader::TraceReader(TraceInput input, const ReadOptions& options) : input_(std::move(input)), options_(options) {
+TraceReader::TraceReader(TraceInput input, const ReadOptions& options, std::shared_ptr<SessionCache> cache)
+    : input_(std::move(input)), options_(options), cache_(std::move(cache)) {
   if (!input_.is_folder()) {
     lines_.emplace(input_);
   } else if (options_.format && *options_.format != TraceFormat::session) {
@@ -83,8 +84,8 @@ std::optional<TraceRequest> TraceReader::next() {
   std::optional<TraceRequest> request;
   if (!sessions_) {
     request = next_line();
-  } else if (static_cast<std::size_t>(read_) < sessions_->size()) {
-    request = (*sessions_)[static_cast<std::size_t>(read_)];
+  } else if (static_cast<std::size_t>(read_) < sessions_->requests.size()) {
+    request = sessions_->requests[static_cast<std::size_t>(read_)];
   }
   if (!request && read_ == 0) {
     throw TraceError(
@@ -143,6 +144,13 @@ void TraceReader::skip(const TraceError& error) {
 }
 
 void TraceReader::begin() {
+  if (cache_ != nullptr && cache_->sessions != nullptr) {
+    sessions_ = cache_->sessions;
+    parser_ = sessions_->parser;
+    skipped_lines_ = sessions_->skipped_lines;
+    first_skipped_ = sessions_->first_skipped;
+    return;
+  }
   if (input_.is_folder()) {
     read_folder();
     return;
@@ -167,6 +175,14 @@ void TraceReader::begin() {
   }
   if (format == TraceFormat::session) {
     read_sessions_of_file(begins_document);
+  }
+}
+
+void TraceReader::keep(std::vector<TraceRequest> sessions) {
+  sessions_ = std::make_shared<const ParsedSessions>(
+      ParsedSessions{std::move(sessions), parser_, skipped_lines_, first_skipped_});
+  if (cache_ != nullptr) {
+    cache_->sessions = sessions_;
   }
 }
 
@@ -197,7 +213,7 @@ void TraceReader::read_sessions_of_file(bool of_many_lines) {
       add(lines_->line(), place());
     } while (next_text());
   }
-  sessions_ = merger.finish();
+  keep(merger.finish());
 }
 
 void TraceReader::read_folder() {
@@ -230,7 +246,7 @@ void TraceReader::read_folder() {
       skip(error);
     }
   }
-  sessions_ = merger.finish();
+  keep(merger.finish());
 }
 
 }  // namespace kvc_bench

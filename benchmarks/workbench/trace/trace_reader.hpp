@@ -1,6 +1,7 @@
 // The one reader of traces: requests of any format, one after another.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,13 +12,26 @@
 
 namespace kvc_bench {
 
+/// The sessions of an input, which are parsed as a whole, and what a reader says of them.
+struct ParsedSessions {
+  std::vector<TraceRequest> requests;  ///< of all sessions, in the order of arrival
+  std::optional<LineParser> parser;
+  Index skipped_lines = 0;
+  std::string first_skipped;
+};
+/// Keeps the sessions that a reader has parsed, for the readers of the same input with the same options that follow.
+/// One thread at a time uses it.
+struct SessionCache {
+  std::shared_ptr<const ParsedSessions> sessions;
+};
+
 /// Requests in the order of the file, without keeping them. Sessions are read as a whole and come in the order of
 /// arrival: session k, by name in a folder, starts at k * session_gap. Lines may end with CR LF, the last one need not
 /// end, and blank lines are skipped.
 class TraceReader {
  public:
-  /// Throws TraceError if the input cannot be opened.
-  TraceReader(TraceInput input, const ReadOptions& options);
+  /// `cache` may be null. Throws TraceError if the input cannot be opened.
+  TraceReader(TraceInput input, const ReadOptions& options, std::shared_ptr<SessionCache> cache = nullptr);
 
   /// The next request; none at the end. Throws TraceError: for a malformed line, unless skip_bad, and where the file
   /// cannot be read to its end, has no known format, or holds no request.
@@ -42,6 +56,7 @@ class TraceReader {
   bool next_text();
   void read_folder();
   void read_sessions_of_file(bool of_many_lines);
+  void keep(std::vector<TraceRequest> sessions);
   [[nodiscard]] LinePlace place() const { return {input_.name(), lines_->number()}; }
   void skip(const TraceError& error);
 
@@ -55,8 +70,8 @@ class TraceReader {
   Nanoseconds last_arrival_ = 0;
   Index skipped_lines_ = 0;
   std::string first_skipped_;
-  // Of sessions, which are read as a whole: all requests in the order of arrival.
-  std::optional<std::vector<TraceRequest>> sessions_;
+  std::shared_ptr<SessionCache> cache_;
+  std::shared_ptr<const ParsedSessions> sessions_;  // null for the other formats
 };
 
 }  // namespace kvc_bench
