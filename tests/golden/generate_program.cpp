@@ -1,16 +1,13 @@
 // The program examples/generate, run as a user runs it.
-#include <unistd.h>
 
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "catch.hpp"
 #include "kvc/core/types.hpp"
 #include "run_program.hpp"
+#include "temp_files.hpp"
 #include "test_data.hpp"
 
 namespace {
@@ -19,18 +16,13 @@ kvc_test::Run generate(const std::string& arguments) { return kvc_test::run_prog
 
 constexpr const char* block_sizes[] = {"1", "7", "16", "64"};
 
-std::string file_text(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
 }  // namespace
 
 TEST_CASE("generate prints the golden text with every policy, block size, chunk and number of threads",
           "[golden][generate]") {
   const std::string folder = kvc_test::data_file("stories260k");
   // The file holds the text of 256 steps. That of 200 is its beginning.
-  const std::string golden = file_text(folder + "/golden/stories260K_greedy_200_steps.txt");
+  const std::string golden = kvc_test::file_text(folder + "/golden/stories260K_greedy_200_steps.txt");
   const std::string common = "--model " + folder + "/stories260K.bin --tokenizer " + folder +
                              "/tok512.bin --prompt '' --temperature 0 --quiet ";
   for (const char* policy : {"contiguous", "paged", "prefix-shared", "all"}) {
@@ -116,13 +108,12 @@ TEST_CASE("generate stores keys and values in every element type", "[generate]")
 }
 
 TEST_CASE("generate shows that only prefix-shared skips the prefill of what two prompts share", "[generate]") {
-  const std::string json =
-      std::filesystem::temp_directory_path() / ("kvc_generate_" + std::to_string(::getpid()) + ".json");
+  const kvc_test::TempFolder folder;
+  const std::string json = folder.file("report.json");
   const kvc_test::Run run = generate("--steps 170 --quiet --json " + json + " 2>&1");
   REQUIRE(run.status == 0);
   REQUIRE_THAT(run.output, kvc_test::contains("The night is long"));
-  const auto report = nlohmann::json::parse(file_text(json));
-  std::filesystem::remove(json);
+  const auto report = nlohmann::json::parse(kvc_test::file_text(json));
   REQUIRE(report.at("prompts").size() == 2);
   for (const auto& policy : report["prompts"][0].at("policies")) {
     REQUIRE(policy.at("reused_tokens") == 0);

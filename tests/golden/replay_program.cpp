@@ -1,12 +1,10 @@
 // The program benchmarks/replay, run as a user runs it: its counts on real traces are those of an independent
 // simulation.
-#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -15,6 +13,7 @@
 #include "catch.hpp"
 #include "kvc/core/types.hpp"
 #include "run_program.hpp"
+#include "temp_files.hpp"
 #include "test_data.hpp"
 
 namespace {
@@ -25,33 +24,6 @@ kvc_test::Run replay(const std::string& arguments, const std::string& environmen
   return kvc_test::run_program(KVC_REPLAY, arguments, environment);
 }
 
-/// A folder that goes away with the object.
-class TempFolder {
- public:
-  TempFolder() : path_(std::filesystem::temp_directory_path() / ("kvc_replay_" + std::to_string(::getpid()))) {
-    std::filesystem::create_directory(path_);
-  }
-  ~TempFolder() { std::filesystem::remove_all(path_); }
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-
-  [[nodiscard]] std::string file(const std::string& name) const { return path_ / name; }
-  [[nodiscard]] std::string write(const std::string& name, const std::string& text) const {
-    std::ofstream(file(name)) << text;
-    return file(name);
-  }
-  [[nodiscard]] std::string read(const std::string& name) const {
-    std::ifstream in(file(name), std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  }
-  [[nodiscard]] std::size_t files() const {
-    return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(path_), {}));
-  }
-
- private:
-  std::filesystem::path path_;
-};
-
 struct Figures {
   Index capacity, lru, fifo, belady;
 };
@@ -59,7 +31,7 @@ struct Figures {
 /// Replays a trace at all capacities at once, and compares each count.
 void check_counts(const std::string& trace, Index blocks, Index unique, const std::vector<Figures>& figures) {
   const std::string path = kvc_test::data_file(trace);
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   std::string capacities;
   for (const Figures& f : figures) {
     capacities += (capacities.empty() ? "" : ",") + std::to_string(f.capacity);
@@ -121,7 +93,7 @@ struct Beside {
 std::map<Index, Beside> default_beside_lru(const std::string& trace, const std::string& capacities,
                                            const std::string& options) {
   const std::string path = kvc_test::data_file(trace);
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   const kvc_test::Run run = replay("--trace '" + path + "' --capacity " + capacities + " --eviction default --json '" +
                                    folder.file("r.json") + "' " + options + " 2>&1");
   CAPTURE(run.output);
@@ -211,7 +183,7 @@ TEST_CASE("replay reads a trace of blocks of 1024 tokens as it is", "[golden][re
 
 TEST_CASE("replay counts the same on a folder of sessions and on the merged trace", "[golden][replay]") {
   const std::string path = kvc_test::data_file("weka/weka_merged_test.rle.jsonl");
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   // The merged trace is cut into sessions again, as they were published: session k began at k * 120 s.
   std::map<int, nlohmann::json> sessions;
   std::ifstream in(path);
@@ -254,7 +226,7 @@ TEST_CASE("replay counts the same on a folder of sessions and on the merged trac
 }
 
 TEST_CASE("replay reads the own format, pipes and gzip members", "[replay]") {
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   const std::string own = folder.write(
       "own.jsonl", R"({"timestamp": 0, "input_length": 40, "output_length": 0, "prefix": [["hash_ids", 32]]})"
                    "\n"
@@ -278,7 +250,7 @@ TEST_CASE("replay reads the own format, pipes and gzip members", "[replay]") {
 
 TEST_CASE("replay counts hits by blocks and by tokens, and caches the beginning of a prompt that does not fit",
           "[replay]") {
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   const std::string trace = folder.write("t.jsonl", line_a + "\n" + line_a + "\n" + line_b + "\n");
   const auto lru_at = [&](const char* capacity) {
     const kvc_test::Run run =
@@ -313,7 +285,7 @@ TEST_CASE("replay counts hits by blocks and by tokens, and caches the beginning 
 TEST_CASE("replay names bad options and files, and leaves no half-written file", "[replay]") {
   const kvc_test::Run help = replay("--help");  // not within REQUIRE, which would report a skip as a failure
   REQUIRE(help.status == 0);
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   const std::string trace = folder.write("t.jsonl", line_a + "\n{}\n");
   const std::string good = "--trace " + trace + " --skip-bad --capacity 5 ";
   struct Case {
@@ -345,7 +317,7 @@ TEST_CASE("replay names bad options and files, and leaves no half-written file",
       REQUIRE_THAT(run.output, kvc_test::contains(word));
     }
   }
-  REQUIRE(folder.files() == 1);  // the trace
+  REQUIRE(folder.files().size() == 1);  // the trace
 
   const kvc_test::Run skipping = replay(good + "2>&1");
   REQUIRE(skipping.status == 0);
@@ -353,14 +325,14 @@ TEST_CASE("replay names bad options and files, and leaves no half-written file",
 }
 
 TEST_CASE("replay draws its plot with gnuplot, or reports that it is missing", "[replay]") {
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   const std::string trace = folder.write("it's.jsonl", line_a + "\n" + line_b + "\n");
   const std::string arguments =
       "--trace \"" + trace + "\" --capacity 2,30,500 --plot \"" + folder.file("it's.svg") + "\" 2>&1";
   const kvc_test::Run absent = replay(arguments, "PATH=/nowhere");
   REQUIRE(absent.status == 1);
   REQUIRE_THAT(absent.output, kvc_test::contains("--plot") && kvc_test::contains("gnuplot-nox"));
-  REQUIRE(folder.files() == 1);
+  REQUIRE(folder.files().size() == 1);
   if (std::system("command -v gnuplot >/dev/null") != 0) {
     KVC_SKIP("gnuplot is not installed (Debian: gnuplot-nox)");
   }
@@ -369,5 +341,5 @@ TEST_CASE("replay draws its plot with gnuplot, or reports that it is missing", "
   REQUIRE(run.status == 0);
   const std::string svg = folder.read("it's.svg");
   REQUIRE_THAT(svg, kvc_test::contains("</svg>") && kvc_test::contains("it's.jsonl") && kvc_test::contains("belady"));
-  REQUIRE(folder.files() == 2);
+  REQUIRE(folder.files().size() == 2);
 }

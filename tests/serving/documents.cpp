@@ -1,21 +1,15 @@
 // The figures and tables of docs/incidents.md and docs/serving.md are the output of the commands beside them.
 #include <cmath>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 
 #include "catch.hpp"
 #include "plot.hpp"
 #include "run.hpp"
+#include "temp_files.hpp"
 
 using namespace serving;
 
 namespace {
-
-std::string read(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
 
 std::string grouped(Index value) {
   std::string text = std::to_string(value);
@@ -74,9 +68,9 @@ TEST_CASE("docs/incidents.md shows the output of its commands", "[documents]") {
   }
   INFO("run serve-bench --scenario " << name << " --plot docs/incidents/" << name << ".svg, and let the table be\n"
                                      << rows);
-  CHECK(read(folder + "incidents.md").find(rows) != std::string::npos);
+  CHECK(kvc_test::file_text(folder + "incidents.md").find(rows) != std::string::npos);
   const std::string mark = plot_mark(report);
-  CHECK(read(folder + "incidents/" + name + ".svg").find(mark) != std::string::npos);
+  CHECK(kvc_test::file_text(folder + "incidents/" + name + ".svg").find(mark) != std::string::npos);
   REQUIRE(mark.find("--", 4) == mark.size() - 4);  // XML has no other dashes in a comment
   if (name == "knowledge-assistant") {
     // Every line of the output in docs/serving.md is printed.
@@ -88,7 +82,7 @@ TEST_CASE("docs/incidents.md shows the output of its commands", "[documents]") {
     }
     std::ostringstream printed;
     print(printed, chunked);
-    const std::string text = read(folder + "serving.md");
+    const std::string text = kvc_test::file_text(folder + "serving.md");
     std::size_t at = text.find("mistral-7b on a10, simulated");
     REQUIRE(at != std::string::npos);
     std::istringstream shown(text.substr(at, text.find("```", at) - at));

@@ -1,39 +1,17 @@
 // The page of serve-bench --html, opened in a browser: its plots show what the results say.
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "catch.hpp"
 #include "html.hpp"
 #include "run_program.hpp"
+#include "temp_files.hpp"
 
 namespace {
 
 using nlohmann::json;
-
-/// A folder that goes away with the object.
-class TempFolder {
- public:
-  TempFolder() : path_(std::filesystem::temp_directory_path() / ("kvc_page_" + std::to_string(::getpid()))) {
-    std::filesystem::create_directory(path_);
-  }
-  ~TempFolder() { std::filesystem::remove_all(path_); }
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-  [[nodiscard]] std::string file(const std::string& name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
-
-std::string read(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
 
 kvc_test::Run serve_bench(const std::string& arguments) {
   return kvc_test::run_program(KVC_SERVE_BENCH, arguments + " 2>&1");
@@ -46,7 +24,7 @@ void need_chart_library() {
 }
 
 /// The pixel counts of the page: an object for each plot, by name.
-json drawn(const TempFolder& folder, const std::string& page) {
+json drawn(const kvc_test::TempFolder& folder, const std::string& page) {
   const kvc_test::Run browser = kvc_test::run_program(
       "/usr/bin/env",
       "chromium --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --window-size=1200,900 "
@@ -78,7 +56,7 @@ double share(const json& timeline, const std::string& column, double pool, doubl
 }  // namespace
 
 TEST_CASE("In a browser, the page of serve-bench shows the results", "[page]") {
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   const kvc_test::Run run =
       serve_bench("--scenario report-generator --requests 300 --pool 53248 --chunked off --load 2.25,3.5 --json " +
                   folder.file("r.json") + " --html " + folder.file("r.html"));
@@ -89,7 +67,7 @@ TEST_CASE("In a browser, the page of serve-bench shows the results", "[page]") {
     KVC_SKIP("no browser is installed (Debian: chromium)");
   }
   const json plots = drawn(folder, folder.file("r.html"));
-  const json results = json::parse(read(folder.file("r.json")));
+  const json results = json::parse(kvc_test::file_text(folder.file("r.json")));
   const auto pixels = [&](const std::string& plot, const std::string& series) {
     CAPTURE(plot, series);
     REQUIRE(plots.contains(plot));
@@ -164,13 +142,13 @@ TEST_CASE("In a browser, the page of serve-bench shows the results", "[page]") {
 }
 
 TEST_CASE("serve-bench records and draws the memory of the watched part of a run", "[page]") {
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   const std::string arguments = "--scenario report-generator --requests 300 --policy contiguous-grow --chunked off ";
   const kvc_test::Run run =
       serve_bench(arguments + "--watch 200,240 --json " + folder.file("r.json") + " --html " + folder.file("r.html"));
   need_chart_library();
   REQUIRE(run.status == 0);
-  const json results = json::parse(read(folder.file("r.json")));
+  const json results = json::parse(kvc_test::file_text(folder.file("r.json")));
   REQUIRE(results.at("watched") == json{{"from_s", 200.0}, {"to_s", 240.0}});
   for (const char* part : {"timeline", "map"}) {
     const auto times = results.at("runs").at(0).at(part).at("time_s").get<std::vector<double>>();
@@ -217,7 +195,7 @@ TEST_CASE("No text in the results can end the element of the page that holds the
 }
 
 TEST_CASE("serve-bench draws its figure with gnuplot, or reports that it is missing", "[page]") {
-  const TempFolder folder;
+  const kvc_test::TempFolder folder;
   const std::string arguments =
       "--scenario policy-prefix-mixed --requests 100 --plot '" + folder.file("figure.svg") + "' 2>&1";
   const kvc_test::Run absent = kvc_test::run_program(KVC_SERVE_BENCH, arguments, "PATH=/nowhere");
@@ -229,7 +207,7 @@ TEST_CASE("serve-bench draws its figure with gnuplot, or reports that it is miss
   const kvc_test::Run run = kvc_test::run_program(KVC_SERVE_BENCH, arguments);
   CAPTURE(run.output);
   REQUIRE(run.status == 0);
-  const std::string svg = read(folder.file("figure.svg"));
+  const std::string svg = kvc_test::file_text(folder.file("figure.svg"));
   for (const char* words : {"</svg>", "policy-prefix-mixed", "contiguous-grow", "TTFT (ms)", "largest free run"}) {
     REQUIRE_THAT(svg, kvc_test::contains(words));
   }

@@ -1,15 +1,13 @@
 // The program serve-bench, run as a user runs it.
-#include <unistd.h>
 
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <sstream>
 
 #include "catch.hpp"
 #include "run_program.hpp"
+#include "temp_files.hpp"
 
 namespace {
 kvc_test::Run serve_bench(const std::string& arguments) {
@@ -18,8 +16,8 @@ kvc_test::Run serve_bench(const std::string& arguments) {
 }  // namespace
 
 TEST_CASE("serve-bench prints tables and writes one JSON document", "[program]") {
-  const std::string path =
-      std::filesystem::temp_directory_path() / ("kvc_serve_bench_" + std::to_string(::getpid()) + ".json");
+  const kvc_test::TempFolder folder;
+  const std::string path = folder.file("report.json");
   const kvc_test::Run run = serve_bench(
       "--scenario policy-prefix-mixed --requests 200 --policy paged,prefix-shared "
       "--load 0.5,1 --seed 9 --json " +
@@ -29,9 +27,7 @@ TEST_CASE("serve-bench prints tables and writes one JSON document", "[program]")
   for (const char* words : {"seed 9", "TTFT p50", "prefix-shared", "prompt found", "documents"}) {
     REQUIRE_THAT(run.output, kvc_test::contains(words));
   }
-  std::ifstream in(path);
-  const auto report = nlohmann::json::parse(in);
-  std::filesystem::remove(path);
+  const auto report = nlohmann::json::parse(kvc_test::file_text(path));
   REQUIRE(report.at("schema") == 1);
   REQUIRE(report.at("scenario").at("seed") == 9);
   REQUIRE(report.at("runs").size() == 2 * 2 * 2);
@@ -94,36 +90,33 @@ TEST_CASE("serve-bench reads a pipe once for all of its runs", "[program]") {
 }
 
 TEST_CASE("serve-bench names the error of a trace, a scenario or a figure", "[program]") {
-  const std::filesystem::path folder =
-      std::filesystem::temp_directory_path() / ("kvc_serve_bench_faults_" + std::to_string(::getpid()));
-  std::filesystem::create_directory(folder);
-  const auto write = [&](const std::string& name, const std::string& text) {
-    std::ofstream(folder / name) << text;
-    return (folder / name).string();
-  };
+  const kvc_test::TempFolder folder;
   const std::string scenario = R"({"story": "s", "model": "llama-3-8b", "requests": 5, "hardware": )";
   struct Case {
     std::string arguments;
     std::vector<std::string> words;
   };
   const std::vector<Case> cases = {
-      {"--trace " + write("a.csv", "2023-11-16 18:17:03.97,48,10\n2023-11-16 18:17:04.03,17,8\n") + " --format azure",
+      {"--trace " + folder.write("a.csv", "2023-11-16 18:17:03.97,48,10\n2023-11-16 18:17:04.03,17,8\n") +
+           " --format azure",
        {"a.csv:1: must be the header TIMESTAMP,ContextTokens,GeneratedTokens"}},
-      {"--trace " + write("b.csv", "TIMESTAMP,GeneratedTokens,ContextTokens\n2023-11-16 18:17:03.97,48,10\n"),
+      {"--trace " + folder.write("b.csv", "TIMESTAMP,GeneratedTokens,ContextTokens\n2023-11-16 18:17:03.97,48,10\n"),
        {"b.csv:1: must be the header"}},
-      {"--trace " + write("c.jsonl", R"({"timestamp": 0, "input_length": 32})"),
+      {"--trace " + folder.write("c.jsonl", R"({"timestamp": 0, "input_length": 32})"),
        {"c.jsonl:1: \"output_length\": is missing"}},
-      {"--trace " + write("d.jsonl", R"({"timestamp": 0})"), {"own has \"output_length\"", "session has"}},
-      {"--trace " + write("e.jsonl", R"({"timestamp": 0, "input_length": 64, "output_length": 1})") +
-           " --pool 32 --plot " + (folder / "x.svg").string(),
+      {"--trace " + folder.write("d.jsonl", R"({"timestamp": 0})"), {"own has \"output_length\"", "session has"}},
+      {"--trace " + folder.write("e.jsonl", R"({"timestamp": 0, "input_length": 64, "output_length": 1})") +
+           " --pool 32 --plot " + folder.file("x.svg"),
        {std::system("command -v gnuplot >/dev/null") == 0
             ? "--plot: nothing to draw: the pool has room for none of the requests"
             : "gnuplot-nox"}},
-      {"--scenario " + write("f.json", scenario + R"("a100-80g", "traffic": [{"name": "a", "rate": 1e-6, "until_s": 3,)"
-                                                  R"( "prompt": 5, "output": 3}]})"),
+      {"--scenario " +
+           folder.write("f.json", scenario + R"("a100-80g", "traffic": [{"name": "a", "rate": 1e-6, "until_s": 3,)"
+                                             R"( "prompt": 5, "output": 3}]})"),
        {"the traffic yields no request"}},
-      {"--scenario " + write("g.json", scenario + R"({"peak": 1, "bandwidth": 1, "memory": 1e12}, "traffic": )"
-                                                  R"([{"name": "a", "rate": 1, "prompt": [100, 200], "output": 3}]})"),
+      {"--scenario " +
+           folder.write("g.json", scenario + R"({"peak": 1, "bandwidth": 1, "memory": 1e12}, "traffic": )"
+                                             R"([{"name": "a", "rate": 1, "prompt": [100, 200], "output": 3}]})"),
        {"the simulated time exceeds"}},
   };
   for (const Case& c : cases) {
@@ -134,5 +127,4 @@ TEST_CASE("serve-bench names the error of a trace, a scenario or a figure", "[pr
       REQUIRE_THAT(run.output, kvc_test::contains(words));
     }
   }
-  std::filesystem::remove_all(folder);
 }

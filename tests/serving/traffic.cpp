@@ -1,13 +1,11 @@
 // Sources of requests: synthetic traffic, published traces, and files in the own format.
-#include <unistd.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 
 #include "catch.hpp"
 #include "json_fields.hpp"
 #include "scenario.hpp"
+#include "temp_files.hpp"
 #include "test_data.hpp"
 #include "trace.hpp"
 
@@ -32,22 +30,6 @@ std::size_t common_beginning(const Request& a, const Request& b) {
   const auto y = tokens_of(b);
   return static_cast<std::size_t>(std::ranges::mismatch(x, y).in1 - x.begin());
 }
-
-/// A file that goes away with the object.
-class TempFile {
- public:
-  explicit TempFile(const std::string& text)
-      : path_(std::filesystem::temp_directory_path() / ("kvc_traffic_" + std::to_string(::getpid()))) {
-    std::ofstream(path_) << text;
-  }
-  ~TempFile() { std::filesystem::remove(path_); }
-  TempFile(const TempFile&) = delete;
-  TempFile& operator=(const TempFile&) = delete;
-  [[nodiscard]] std::string path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 const TrafficClass questions = [] {
   TrafficClass c;
@@ -131,7 +113,7 @@ TEST_CASE("Tokens stay within the vocabulary", "[serving]") {
 }
 
 TEST_CASE("Prompts of a mooncake trace share the tokens of their common blocks", "[serving]") {
-  const TempFile file(
+  const kvc_test::TempFile file(
       "{\"timestamp\": 10, \"input_length\": 1100, \"output_length\": 3, \"hash_ids\": [0, 1, 2]}\n"
       "{\"timestamp\": 35, \"input_length\": 1030, \"output_length\": 0, \"hash_ids\": [0, 1, 3]}\n"
       "{\"timestamp\": 35, \"input_length\": 600, \"output_length\": 9, \"hash_ids\": [0, 9]}\n");
@@ -161,7 +143,7 @@ TEST_CASE("Prompts of a mooncake trace share the tokens of their common blocks",
 }
 
 TEST_CASE("A weka trace names full blocks only, an azure trace none", "[serving]") {
-  const TempFile weka(
+  const kvc_test::TempFile weka(
       "{\"timestamp\":0,\"input_length\":150,\"output_length\":5,\"hash_runs\":[[4,2]]}\n"
       "{\"timestamp\":9,\"input_length\":150,\"output_length\":5,\"hash_runs\":[[4,2]]}\n");
   TraceSource source(TraceInput::open(weka.path()), {});
@@ -171,7 +153,7 @@ TEST_CASE("A weka trace names full blocks only, an azure trace none", "[serving]
 }
 
 TEST_CASE("An azure trace gives lengths and arrivals", "[serving]") {
-  const TempFile azure(
+  const kvc_test::TempFile azure(
       "TIMESTAMP,ContextTokens,GeneratedTokens\n"
       "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.6805900,374,109\n");
   TraceSource source(TraceInput::open(azure.path()), {});
@@ -183,7 +165,7 @@ TEST_CASE("An azure trace gives lengths and arrivals", "[serving]") {
 }
 
 TEST_CASE("The own format describes every property of a request", "[serving]") {
-  const TempFile file(
+  const kvc_test::TempFile file(
       "{\"timestamp\": 0.5, \"input_length\": 30, \"output_length\": 4, \"prefix\": [[\"system\", 20]]}\n\n"
       "{\"timestamp\": 2, \"input_length\": 40, \"output_length\": 4, \"prefix\": [[\"system\", 20], [\"tools\", 10]],"
       " \"samples\": 2, \"abort_after\": 7.5, \"tenant\": \"a\", \"max_output_length\": 9}\n"
@@ -257,7 +239,7 @@ TEST_CASE("Traffic without a request is an error", "[serving]") {
 
 TEST_CASE("Errors of a trace name their place", "[serving]") {
   const auto error_of = [](const std::string& text) -> std::string {
-    const TempFile file(text);
+    const kvc_test::TempFile file(text);
     try {
       TraceSource source(TraceInput::open(file.path()), {});
       (void)all_of(source);

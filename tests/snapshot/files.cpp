@@ -11,8 +11,6 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
-#include <random>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -20,41 +18,15 @@
 
 #include "any_cache.hpp"
 #include "random_source.hpp"
+#include "temp_files.hpp"
 
 namespace {
 using namespace kvc;
 using namespace kvc_test;
 namespace fs = std::filesystem;
 
-/// A temporary folder, in memory if there is a file system for that.
-class Folder {
- public:
-  Folder() {
-    const fs::path root = fs::is_directory("/dev/shm") ? fs::path("/dev/shm") : fs::temp_directory_path();
-    path_ = root / ("kvc_io_" + std::to_string(std::random_device{}()) + std::to_string(::getpid()));
-    fs::create_directory(path_);
-  }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  [[nodiscard]] fs::path operator/(const char* name) const { return path_ / name; }
-  [[nodiscard]] std::vector<std::string> files() const {
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(path_)) {
-      names.push_back(entry.path().filename().string());
-    }
-    std::sort(names.begin(), names.end());
-    return names;
-  }
-
- private:
-  fs::path path_;
-};
-std::string content(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
+/// Where files are synchronised at once, if there is a file system in memory.
+fs::path memory() { return fs::is_directory("/dev/shm") ? fs::path("/dev/shm") : fs::temp_directory_path(); }
 void put(io::ByteSink& sink, std::string_view text) {
   const io::ConstByteSpan bytes = std::as_bytes(std::span(text));
   sink.write(std::span(&bytes, 1));
@@ -71,17 +43,17 @@ Tokens prompt_of(Token first, int count) {
 }  // namespace
 
 TEST_CASE("A file is replaced atomically, and leaves no temporary file", "[io][file]") {
-  const Folder folder;
+  const TempFolder folder(memory());
   const fs::path path = folder / "a";
   io::replace_file(path, [](io::ByteSink& sink) { put(sink, "old"), put(sink, ""), put(sink, " one"); });
-  REQUIRE(content(path) == "old one");
+  REQUIRE(file_text(path) == "old one");
   fs::permissions(path, fs::perms::owner_read | fs::perms::owner_write);
   io::replace_file(path, [&](io::ByteSink& sink) {
     put(sink, "new");
-    REQUIRE(content(path) == "old one");
+    REQUIRE(file_text(path) == "old one");
     REQUIRE(folder.files() == std::vector<std::string>{"a", "a.saving"});
   });
-  REQUIRE(content(path) == "new");
+  REQUIRE(file_text(path) == "new");
   REQUIRE(fs::status(path).permissions() == (fs::perms::owner_read | fs::perms::owner_write));
   REQUIRE_THROWS_WITH(io::replace_file(path,
                                        [](io::ByteSink& sink) {
@@ -89,17 +61,17 @@ TEST_CASE("A file is replaced atomically, and leaves no temporary file", "[io][f
                                          throw std::runtime_error("no more");
                                        }),
                       "no more");
-  REQUIRE(content(path) == "new");
+  REQUIRE(file_text(path) == "new");
   REQUIRE(folder.files() == std::vector<std::string>{"a"});
   // A temporary file that a killed process left behind is used again.
   std::ofstream(folder / "a.saving") << "a longer text that nobody has finished writing";
   io::replace_file(path, [](io::ByteSink& sink) { put(sink, "short"); });
-  REQUIRE(content(path) == "short");
+  REQUIRE(file_text(path) == "short");
   REQUIRE(folder.files() == std::vector<std::string>{"a"});
 }
 
 TEST_CASE("Errors of the system are reported with the name of the file", "[io][file]") {
-  const Folder folder;
+  const TempFolder folder(memory());
   const auto nothing = [](io::ByteSink&) {};
   REQUIRE_THROWS_AS(io::replace_file(folder / "no/such/folder", nothing), std::system_error);
   REQUIRE_THROWS_WITH(io::replace_file(folder / "no/such/folder", nothing),
@@ -126,7 +98,7 @@ TEST_CASE("Errors of the system are reported with the name of the file", "[io][f
 }
 
 TEST_CASE("Only files are replaced: a directory, FIFO, device or socket stays, and nothing is written", "[io][file]") {
-  const Folder folder;
+  const TempFolder folder(memory());
   KvCache<float, Paged> cache(shape, {.blocks = 2});
   REQUIRE(::mkfifo((folder / "fifo").c_str(), 0600) == 0);
   fs::create_directory(folder / "folder");
@@ -186,7 +158,7 @@ TEST_CASE("Only files are replaced: a directory, FIFO, device or socket stays, a
 }
 
 TEST_CASE("A link to a file, or a dangling link, is replaced itself", "[io][file]") {
-  const Folder folder;
+  const TempFolder folder(memory());
   std::ofstream(folder / "file") << "old";
   fs::permissions(folder / "file", fs::perms::owner_read | fs::perms::owner_write);
   for (const char* target : {"file", "nowhere"}) {
@@ -195,14 +167,14 @@ TEST_CASE("A link to a file, or a dangling link, is replaced itself", "[io][file
     fs::create_symlink(target, folder / "link");
     io::replace_file(folder / "link", [](io::ByteSink& sink) { put(sink, "new"); });
     REQUIRE(fs::is_regular_file(fs::symlink_status(folder / "link")));
-    REQUIRE(content(folder / "link") == "new");
-    REQUIRE(content(folder / "file") == "old");
+    REQUIRE(file_text(folder / "link") == "new");
+    REQUIRE(file_text(folder / "file") == "old");
     REQUIRE_FALSE(fs::exists(folder / "nowhere"));
   }
 }
 
 TEST_CASE("Spans of all sizes are written and read in order", "[io][file]") {
-  const Folder folder;
+  const TempFolder folder(memory());
   Random random(seed_or(11));
   std::vector<std::byte> bytes(3'000'000);
   for (std::byte& b : bytes) {
@@ -232,14 +204,14 @@ TEST_CASE("Spans of all sizes are written and read in order", "[io][file]") {
 }
 
 TEST_CASE("A snapshot in a file equals one in memory", "[io][file]") {
-  const Folder folder;
+  const TempFolder folder(memory());
   Cache from({.blocks = 64, .block_tokens = 4}, shape);
   from.serve(prompt_of(1, 50));
   from.serve(prompt_of(30, 20));
   snapshot::save(from.cache, folder / "s.kvc");
   io::MemorySink sink;
   snapshot::save(from.cache, sink);
-  REQUIRE(content(folder / "s.kvc") ==
+  REQUIRE(file_text(folder / "s.kvc") ==
           std::string(reinterpret_cast<const char*>(sink.bytes().data()), sink.bytes().size()));
   io::FileSource source(folder / "s.kvc");
   const snapshot::Contents contents = snapshot::read_contents(source);
@@ -254,7 +226,7 @@ TEST_CASE("A snapshot in a file equals one in memory", "[io][file]") {
 }
 
 TEST_CASE("A process that is killed while it saves leaves the old snapshot or the new one, 200 times", "[io][file]") {
-  const Folder folder;
+  const TempFolder folder(memory());
   const fs::path path = folder / "s.kvc";
   Cache a({.blocks = 64, .block_tokens = 16}, shape);
   Cache b({.blocks = 64, .block_tokens = 16}, shape);

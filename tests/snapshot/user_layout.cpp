@@ -3,13 +3,13 @@
 
 #include <Eigen/Core>
 #include <filesystem>
-#include <random>
 
 #include "catch.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/snapshot/snapshot.hpp"
+#include "temp_files.hpp"
 
 namespace {
 using namespace kvc;
@@ -18,8 +18,8 @@ constexpr Shape shape{.layers = 3, .kv_heads = 2, .key_dim = 6, .value_dim = 5};
 
 template <class From, class To>
 void travels() {
-  const std::filesystem::path file =
-      std::filesystem::temp_directory_path() / ("kvc_user_layout_" + std::to_string(std::random_device{}()) + ".kvc");
+  const kvc_test::TempFolder folder;
+  const std::filesystem::path file = folder / "cache.kvc";
   From from(shape, {.blocks = 20, .block_tokens = 4});
   To to(shape, {.blocks = 30, .block_tokens = 4});
   const SeqId seq = from.open();
@@ -30,7 +30,6 @@ void travels() {
   from.commit(std::move(step));
   snapshot::save(from, file);
   const SeqId loaded = snapshot::load(to, file).sequences.at(0);
-  std::filesystem::remove(file);
   for (Index layer = 0; layer < 3; ++layer) {
     Rows k(11, 12), v(11, 10), k_loaded(11, 12), v_loaded(11, 10);
     from.gather(layer, seq, {0, 11}, k, v);

@@ -4,12 +4,12 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <random>
 
 #include "catch.hpp"
 #include "kvc/llama/checkpoint.hpp"
+#include "temp_files.hpp"
 #include "tiny_model.hpp"
 
 using kvc::FormatError;
@@ -38,20 +38,10 @@ void refuse(const std::vector<std::byte>& bytes, Index offset, const std::string
   }
 }
 
-/// A file that goes with the test.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(const std::vector<std::byte>& bytes)
-      : path_(std::filesystem::temp_directory_path() / ("kvc_checkpoint_" + std::to_string(std::random_device{}()))) {
-    std::ofstream(path_, std::ios::binary)
-        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  }
-  ~TemporaryFile() { std::filesystem::remove(path_); }
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
+/// A file of these bytes.
+kvc_test::TempFile file_of(const std::vector<std::byte>& bytes) {
+  return kvc_test::TempFile({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+}
 
 /// The float at a place of a checkpoint.
 float number(const std::vector<std::byte>& bytes, Index index) {
@@ -111,7 +101,7 @@ TEST_CASE("a checkpoint arrives tensor by tensor", "[model][checkpoint]") {
 
 TEST_CASE("a file and its bytes load alike", "[model][checkpoint]") {
   const auto bytes = kvc_test::tiny_checkpoint(kvc_test::tiny_config(), true);
-  const TemporaryFile file(bytes);
+  const kvc_test::TempFile file = file_of(bytes);
   const kvc::llama::Model a = load_checkpoint(file.path());
   const kvc::llama::Model b = load_checkpoint(bytes);
   CHECK(a.embedding == b.embedding);
@@ -140,8 +130,8 @@ TEST_CASE("a checkpoint cut short anywhere is refused", "[model][checkpoint]") {
   bytes = kvc_test::tiny_checkpoint(kvc_test::tiny_config(), own);
   bytes.pop_back();
   refuse(bytes, static_cast<Index>(whole - 1), "expected " + std::to_string(whole) + " bytes");
-  const TemporaryFile file(bytes);
-  CHECK_THROWS_WITH(load_checkpoint(file.path()), kvc_test::contains(file.path().string()));
+  const kvc_test::TempFile file = file_of(bytes);
+  CHECK_THROWS_WITH(load_checkpoint(file.path()), kvc_test::contains(file.path()));
 }
 
 TEST_CASE("a checkpoint with bytes after its end is refused", "[model][checkpoint]") {
@@ -188,7 +178,7 @@ TEST_CASE("a file of another kind is called by its name", "[model][checkpoint]")
     const auto file = out.take();
     refuse(file, 0, "a llama2.c checkpoint of the legacy format, found " + kind);
     if (!file.empty()) {
-      const TemporaryFile on_disk(file);
+      const kvc_test::TempFile on_disk = file_of(file);
       CHECK_THROWS_WITH(load_checkpoint(on_disk.path()), kvc_test::contains(kind));
     }
   }

@@ -3,45 +3,28 @@
 
 #if defined(KVC_HAVE_TRACE)
 
-#include <unistd.h>
 #include <zlib.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "temp_files.hpp"
 #include "trace_reader.hpp"
 
 namespace {
 using namespace kvc_bench;
 using enum TraceFormat;
 
-/// A file that goes away with the object.
-class TempFile {
- public:
-  explicit TempFile(const std::string& text) : path_(new_path()) { std::ofstream(path_, std::ios::binary) << text; }
-  ~TempFile() { std::filesystem::remove(path_); }
-  TempFile(const TempFile&) = delete;
-  TempFile& operator=(const TempFile&) = delete;
-  [[nodiscard]] const std::string& path() const { return path_; }
-
-  void compress(const std::string& text) const {
-    gzFile file = gzopen(path_.c_str(), "wb");
-    REQUIRE(gzwrite(file, text.data(), static_cast<unsigned>(text.size())) == static_cast<int>(text.size()));
-    REQUIRE(gzclose(file) == Z_OK);
-  }
-  void cut_to(std::uintmax_t bytes) const { std::filesystem::resize_file(path_, bytes); }
-
- private:
-  static std::string new_path() {
-    static int count = 0;
-    return std::filesystem::temp_directory_path() /
-           ("kvc_trace_" + std::to_string(::getpid()) + "_" + std::to_string(count++));
-  }
-  std::string path_;
-};
+/// Compresses `text` into a file.
+void compress(const kvc_test::TempFile& to, const std::string& text) {
+  gzFile file = gzopen(to.path().c_str(), "wb");
+  REQUIRE(gzwrite(file, text.data(), static_cast<unsigned>(text.size())) == static_cast<int>(text.size()));
+  REQUIRE(gzclose(file) == Z_OK);
+}
 
 const std::string mooncake_line =
     R"({"timestamp": 27, "input_length": 1025, "output_length": 52, "hash_ids": [0, 5, 2147483648]})";
@@ -206,12 +189,12 @@ TEST_CASE("A trace may have any line ends, compressed or not", "[trace]") {
   const std::string second = R"({"timestamp": 28, "input_length": 3, "output_length": 1, "hash_ids": [9]})";
   for (const std::string& end : {std::string("\n"), std::string("\r\n"), std::string("\n\n \r\n")}) {
     for (const std::string& last : {std::string(), end}) {
-      const TempFile file(mooncake_line + end + second + last);
+      const kvc_test::TempFile file(mooncake_line + end + second + last);
       const std::string text = mooncake_line + end + second + last;
       for (const bool compressed : {false, true}) {
         CAPTURE(end, last, compressed);
         if (compressed) {
-          file.compress(text);
+          compress(file, text);
         }
         const Trace trace = read_trace(file.path());
         REQUIRE(trace.name == file.path());
@@ -225,12 +208,12 @@ TEST_CASE("A trace may have any line ends, compressed or not", "[trace]") {
       }
     }
   }
-  const TempFile marked("\xEF\xBB\xBF" + weka_line);
+  const kvc_test::TempFile marked("\xEF\xBB\xBF" + weka_line);
   REQUIRE(read_trace(marked.path()).format == weka);
 }
 
 TEST_CASE("Requests of a trace without block ids share nothing, and arrive from 0 on", "[trace]") {
-  const TempFile file(azure_lines);
+  const kvc_test::TempFile file(azure_lines);
   const Trace trace = read_trace(file.path());
   REQUIRE(trace.format == azure);
   REQUIRE(trace.block_tokens == 16);
@@ -242,7 +225,7 @@ TEST_CASE("Requests of a trace without block ids share nothing, and arrive from 
 }
 
 TEST_CASE("The first bad line is an error, or skipped and counted", "[trace]") {
-  const TempFile file(mooncake_line + "\n\n{\"timestamp\": -1}\n" + mooncake_line + "\nnonsense\n");
+  const kvc_test::TempFile file(mooncake_line + "\n\n{\"timestamp\": -1}\n" + mooncake_line + "\nnonsense\n");
   REQUIRE(message_of(file.path()) ==
           file.path() + ":3: \"timestamp\": is -1, must be a number of milliseconds from 0 to 4611686018427");
   ReadOptions skip;
@@ -252,28 +235,28 @@ TEST_CASE("The first bad line is an error, or skipped and counted", "[trace]") {
   REQUIRE(trace.skipped_lines == 2);
   REQUIRE(trace.first_skipped == message_of(file.path()));
 
-  const TempFile all_bad("{\"hash_ids\": 1}\n");
+  const kvc_test::TempFile all_bad("{\"hash_ids\": 1}\n");
   REQUIRE_THAT(message_of(all_bad.path(), skip), kvc_test::contains("holds no good request; the first bad line: "));
 }
 
 TEST_CASE("A file that is not a trace is an error", "[trace]") {
   REQUIRE_THAT(message_of("/nowhere/t.jsonl"), kvc_test::contains("/nowhere/t.jsonl: cannot be opened: No such file"));
-  const TempFile empty("");
+  const kvc_test::TempFile empty("");
   REQUIRE(message_of(empty.path()) == empty.path() + ": holds no request");
-  const TempFile blank("\n\r\n");
+  const kvc_test::TempFile blank("\n\r\n");
   REQUIRE(message_of(blank.path()) == blank.path() + ": holds no request");
-  const TempFile header("TIMESTAMP,ContextTokens,GeneratedTokens\n");
+  const kvc_test::TempFile header("TIMESTAMP,ContextTokens,GeneratedTokens\n");
   REQUIRE(message_of(header.path()) == header.path() + ": holds no request");
 
   ReadOptions skip;
   skip.skip_bad = true;
-  const TempFile other("\n{\"id\": 1}\n");
+  const kvc_test::TempFile other("\n{\"id\": 1}\n");
   REQUIRE_THAT(message_of(other.path(), skip), kvc_test::contains(other.path() + ":2: begins like no known trace"));
-  const TempFile other_columns("TIMESTAMP,Tokens\n");
+  const kvc_test::TempFile other_columns("TIMESTAMP,Tokens\n");
   REQUIRE_THAT(message_of(other_columns.path(), skip), kvc_test::contains(":1: must be the header TIMESTAMP,Con"));
   ReadOptions as_azure;
   as_azure.format = azure;
-  const TempFile chat(mooncake_line);
+  const kvc_test::TempFile chat(mooncake_line);
   REQUIRE_THAT(message_of(chat.path(), as_azure), kvc_test::contains(":1: must be the header TIMESTAMP,Con"));
 }
 
@@ -284,18 +267,18 @@ TEST_CASE("A truncated gzip file is an error wherever it ends", "[trace]") {
   }
   ReadOptions skip;
   skip.skip_bad = true;
-  const TempFile file("");
-  file.compress(text);
+  const kvc_test::TempFile file("");
+  compress(file, text);
   const std::uintmax_t whole = std::filesystem::file_size(file.path());
   for (std::uintmax_t bytes = 2; bytes < whole; ++bytes) {
     CAPTURE(bytes);
-    file.compress(text);
-    file.cut_to(bytes);
+    compress(file, text);
+    std::filesystem::resize_file(file.path(), bytes);
     REQUIRE_THAT(message_of(file.path(), skip), kvc_test::contains("the file is truncated"));
     REQUIRE_THAT(message_of(file.path(), skip), kvc_test::contains(": byte " + std::to_string(bytes) + ": "));
   }
 
-  file.compress(text);
+  compress(file, text);
   std::fstream(file.path(), std::ios::binary | std::ios::in | std::ios::out).seekp(40) << "\xFF\x13\xFF\x77";
   REQUIRE_THAT(message_of(file.path(), skip), kvc_test::contains(file.path() + ":"));
 }
@@ -305,23 +288,19 @@ TEST_CASE("A small file cannot ask for much memory", "[trace]") {
   for (int i = 0; i < 300; ++i) {
     many += "2023-11-16 18:17:03,16777216,1\n";  // 2^20 blocks
   }
-  const TempFile lines(many);
+  const kvc_test::TempFile lines(many);
   REQUIRE_THAT(message_of(lines.path()), kvc_test::contains(":258: is one line too many: more than 268435456 blocks"));
 
-  const TempFile file("");
-  file.compress(std::string(max_line_bytes + (std::size_t{1} << 20), 'x'));
+  const kvc_test::TempFile file("");
+  compress(file, std::string(max_line_bytes + (std::size_t{1} << 20), 'x'));
   REQUIRE_THAT(message_of(file.path()), kvc_test::contains(":1: is longer than"));
 }
 
 namespace {
-std::string bytes_of(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
 std::string gzip(const std::string& text) {
-  const TempFile file("");
-  file.compress(text);
-  return bytes_of(file.path());
+  const kvc_test::TempFile file("");
+  compress(file, text);
+  return kvc_test::file_text(file.path());
 }
 /// The number of requests in a file of these bytes, or its error.
 std::string outcome_of(const std::string& bytes, const ReadOptions& options = {}) {
@@ -546,24 +525,6 @@ TEST_CASE("Prompts of the own format share blocks where their tokens are equal",
 }
 
 namespace {
-/// A folder of files that goes away with the object.
-class SessionFolder {
- public:
-  SessionFolder() : path_(std::filesystem::temp_directory_path() / ("kvc_sessions_" + std::to_string(::getpid()))) {
-    std::filesystem::create_directory(path_);
-  }
-  ~SessionFolder() { std::filesystem::remove_all(path_); }
-  SessionFolder(const SessionFolder&) = delete;
-  SessionFolder& operator=(const SessionFolder&) = delete;
-  [[nodiscard]] std::string path() const { return path_; }
-  void write(const std::string& name, const std::string& bytes) const {
-    std::ofstream(path_ / name, std::ios::binary) << bytes;
-  }
-
- private:
-  std::filesystem::path path_;
-};
-
 const std::string session_a = R"({"id": "a", "block_size": 64, "models": ["m"], "requests": [
   {"t": 0.0, "type": "n", "in": 130, "out": 5, "hash_ids": [1, 2]},
   {"t": 7.25, "in": 200, "out": 0, "hash_ids": [1, 2, 3], "stop": "end"}
@@ -584,7 +545,7 @@ TEST_CASE("Sessions are read one by one, line by line, and from a folder", "[tra
     REQUIRE(one.requests[1].output_tokens == 0);
     REQUIRE(one.requests[1].blocks == std::vector<std::int32_t>{0, 1, 2});
   }
-  const SessionFolder folder;
+  const kvc_test::TempFolder folder;
   folder.write("b.json", session_b);
   folder.write("a.json.gz", gzip(session_a));
   folder.write("README.md", "not a session");
@@ -605,16 +566,26 @@ TEST_CASE("Sessions are read one by one, line by line, and from a folder", "[tra
   std::string on_one_line = session_a;
   std::ranges::replace(on_one_line, '\n', ' ');
   check(read_trace(TraceInput::memory("t", on_one_line + "\n\n" + session_b + "\n"), options));
-  // Read again from the beginning.
-  TraceReader reader(TraceInput::open(folder.path()), options);
-  for (int round = 0; round < 2; ++round) {
-    int count = 0;
-    while (reader.next()) {
-      ++count;
+  // Read again from the beginning, also by a second reader, which parses nothing.
+  const auto cache = std::make_shared<SessionCache>();
+  TraceReader reader(TraceInput::open(folder.path()), options, cache);
+  const auto count = [](TraceReader& of) {
+    int requests = 0;
+    while (of.next()) {
+      ++requests;
     }
-    REQUIRE(count == 4);
+    return requests;
+  };
+  for (int round = 0; round < 2; ++round) {
+    REQUIRE(count(reader) == 4);
     reader.rewind();
   }
+  folder.write("a.json.gz", "no session any more");
+  TraceReader second(TraceInput::open(folder.path()), options, cache);
+  REQUIRE(count(second) == 4);
+  REQUIRE(second.block_tokens() == 64);
+  TraceReader other(TraceInput::open(folder.path()), options);
+  REQUIRE_THROWS_AS(other.next(), TraceError);
 }
 
 TEST_CASE("Sessions may share ids, and hold sub-agents", "[trace]") {
@@ -641,7 +612,7 @@ TEST_CASE("Sessions may share ids, and hold sub-agents", "[trace]") {
 }
 
 TEST_CASE("A bad session is named with its file and field", "[trace]") {
-  const SessionFolder folder;
+  const kvc_test::TempFolder folder;
   REQUIRE_THAT(message_of(folder.path()), kvc_test::contains("is a folder without a file *.json"));
   folder.write("a.json", session_a);
   folder.write("c.json", R"({"requests": [{"t": 0, "in": 64, "out": 1, "hash_ids": [1, 2]}]})");
