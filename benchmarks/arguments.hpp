@@ -1,5 +1,5 @@
-// Parsing that the command lines of the benchmark programs share: values in lists and callbacks, with the checks and
-// the messages of the examples' validators.
+// Parses values that several benchmark programs take, in lists and callbacks, with the checks and the messages of the
+// examples' validators.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -13,10 +13,11 @@
 //   reads/<how>/threads:<t>    memory alone: decode stripped of its arithmetic
 //
 //   plain              one stream in address order, left to the prefetcher of the processor
-//   tiles/prefetched   the tiles of a head-major cache in the order of decode, 32 KiB of keys, then of values, head after
-//                      head; prefetches one line of the next tile per line read, as attention does
+//   tiles/prefetched   the tiles of a head-major cache in the order of decode, 32 KiB of keys, then of values, head
+//                      after head; prefetches one line of the next tile per line read, as attention does
 //   tiles/plain        the same without prefetching
-//   blocks/prefetched  as tiles/prefetched, with the positions of a tile in four blocks of 16 of a pool, in random order
+//   blocks/prefetched  as tiles/prefetched, with the positions of a tile in four blocks of 16 of a pool, in random
+//                      order
 //   one_by_one         lines in random order, each found in the one before: the latency of one request
 //
 // The column GB/s is the rate, `of_limit` its share of the fastest read that was measured. one_by_one shows nanoseconds

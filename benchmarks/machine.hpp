@@ -1,4 +1,4 @@
-// What this machine can do, measured now: the limits that benchmarks compare themselves with.
+// Measures the limits of this machine, with which benchmarks compare their figures.
 //
 //   read       bytes per second from memory: a buffer far larger than the caches, in large pages, read in the fastest
 //              of several ways (number of streams, distance and level of the software prefetch). A limit that was

@@ -4,8 +4,9 @@
 // Where there is a lower bound it is measured by turns with the operation, in the same loop, and the counter `vs_bound`
 // is the ratio of the two medians: machines are shared, and their speed varies.
 //
-//   match, open         bound: chained XXH3 of each block and an open-addressing table of hashes, which compares no token
-//                       and so is not exact; the counter `vs_memcmp` is beside comparing the prompt's tokens with a copy
+//   match, open         bound: chained XXH3 of each block and an open-addressing table of hashes, which compares no
+//                       token and so is not exact; the counter `vs_memcmp` is beside comparing the prompt's tokens with
+//                       a copy
 //   fork                bound: copying the block table and counting the references
 //   commit, evict, ...  ns per block
 #include <benchmark/benchmark.h>

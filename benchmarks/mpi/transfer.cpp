@@ -4,8 +4,8 @@
 //   mpirun -n 2 build/release/benchmarks/transfer_mpi [ROUNDS [KiB of a message [KiB of a part]]]
 //
 //   transfer     one sequence of 4096 tokens (512 MiB), from the offer until the sender knows that it is complete
-//   blocks       as many bytes in messages of 64 KiB, which is what a block has in a layer: MPI_Isend and MPI_Irecv, 256
-//                in flight, between buffers that are in memory already, and an answer at the end
+//   blocks       as many bytes in messages of 64 KiB, the size of a block in a layer: MPI_Isend and MPI_Irecv, 256 in
+//                flight, between buffers that are in memory already, and an answer at the end
 //   large        the same in messages of 2 MiB, 8 in flight
 //
 // It prints medians, and the bandwidth of the transfer as a part of each of the others'. Exit code: 0 all is well; 2 a

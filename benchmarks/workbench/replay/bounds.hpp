@@ -1,6 +1,6 @@
-// Reference hit counts on flat accesses: each block stands for itself, nothing is pinned, and a block is cached from
-// its access on. A cache of prefixes stays below belady, as it references the blocks of a running request, and keeps no
-// block without those before it.
+// Reference hit counts on flat accesses: blocks do not depend on each other, none is pinned, and a block is cached from
+// its access on. A prefix cache cannot reach the count of belady, because it references the blocks of a running request
+// and keeps no block without those before it.
 #pragma once
 
 #include <array>

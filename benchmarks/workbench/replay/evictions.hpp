@@ -1,5 +1,5 @@
-// The eviction policies of the library that a trace is replayed through: these lists are the one place to add one. And
-// the default without some of its parts, which shows what each is worth.
+// The eviction policies that a trace is replayed through. A new policy is added to these lists and nowhere else. Variants
+// of the default policy lack one of its parts each, and so show the gain of that part.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// The command line.
+// The options of replay on the command line.
 #pragma once
 
 #include <cstddef>

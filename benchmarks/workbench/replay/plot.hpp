@@ -1,4 +1,4 @@
-// Draws hit rates over capacities with gnuplot, which is started as a program.
+// Draws hit rates over capacities. Starts gnuplot for it.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// The cost model of a machine, from measured steps.
+// Fits the cost model to the measured steps of a machine.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// A figure of the cost of prefill, decode and chunks on a machine: measurements and formula.
+// Draws the cost of prefill, decode and chunks on a machine: the measured times, and those of the formula.
 #pragma once
 
 #include <iosfwd>

@@ -1,4 +1,4 @@
-// Percentiles of any number of durations, in memory that does not grow with it.
+// Histogram: percentiles of any number of durations, in a fixed amount of memory.
 //
 // Values below 1024 have a bucket each, larger ones share buckets of 1/512 of their size, so a percentile is at most
 // 0.2 % above the exact value (the idea is HdrHistogram's). A percentile is by nearest rank: the smallest value that at

@@ -1,4 +1,4 @@
-// The results as one page with plots, which a browser shows without network access.
+// Writes the results as one page with plots. A browser shows it without network access.
 #pragma once
 
 #include <string>

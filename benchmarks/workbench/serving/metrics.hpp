@@ -8,8 +8,8 @@
 //   goodput     completed requests whose TTFT and TPOT (the largest of its answers') are within the SLO, per second of
 //               the same time
 //
-// A request that wants no answer has neither TTFT nor TPOT; within the SLO is the end of its prefill.
-// TTFT, TPOT and end to end are those of completed requests; ITL is of all tokens that were given out.
+// A request without answer has neither TTFT nor TPOT; it is within the SLO if its prefill ends within the TTFT. TTFT,
+// TPOT and end to end count completed requests only, ITL counts all tokens.
 #pragma once
 
 #include <optional>

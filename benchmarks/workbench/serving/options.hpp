@@ -1,4 +1,4 @@
-// The command line.
+// The options of serve-bench on the command line.
 #pragma once
 
 #include <cstdint>

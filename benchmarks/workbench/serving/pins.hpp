@@ -1,4 +1,4 @@
-// Prefixes that stay in the cache once they are computed, for caches that can pin.
+// Pins the prefixes of a scenario in caches that can pin, once they are computed.
 #pragma once
 
 #include <set>

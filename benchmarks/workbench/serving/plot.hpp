@@ -1,4 +1,4 @@
-// The results as one figure for a document: the pool over time under each policy, and the latency that clients saw.
+// Draws the results as one figure for a document: the pool over time under each policy, and the latencies of clients.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// Random numbers that are the same with every compiler and standard library: all follow from `next` by arithmetic. The
+// Random numbers that do not depend on the compiler or the standard library: all follow from `next` by arithmetic. The
 // generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
 #pragma once
 

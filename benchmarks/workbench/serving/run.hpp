@@ -1,4 +1,4 @@
-// One scenario under one policy.
+// Runs one scenario under one policy.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// One run over one cache, with or without bytes, and one executor, simulated or real.
+// Runs a scenario over one cache, with or without bytes, and one executor, simulated or real.
 #pragma once
 
 #include <memory>

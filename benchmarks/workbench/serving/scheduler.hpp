@@ -3,16 +3,16 @@
 // It composes one step after another: one token of every sequence that decodes, and prompts, whole or in chunks, up to
 // a budget of tokens. It reads no clock: the caller passes the time, and an Executor decides how long a step takes.
 //
-//   admission    first come, first served. A sequence is admitted when its whole prompt has room (or only its first chunk,
-//                if so configured) and the watermark stays free; while nothing runs, the watermark does not apply. A
-//                sequence without room even then is refused.
+//   admission    first come, first served. A sequence is admitted when its whole prompt has room (or only its first
+//                chunk, if so configured) and the watermark stays free; while nothing runs, the watermark does not
+//                apply. A sequence without room even then is refused.
 //   preemption   by recomputation. A sequence without room for its next tokens preempts the youngest, possibly itself.
-//                Age is the order of arrival, and a preempted sequence keeps its own. So the oldest is never preempted for
-//                another, gets the room that it needs, and ends: there is no livelock. The other order exists to show the
-//                livelock. A step that preempts admits nothing: otherwise the freed room would go to the next in the
-//                queue, and running sequences would starve.
-//   fork         a request for several answers computes its prompt once; then its sequence is forked for each answer. If a
-//                fork finds no room, the prompt of that answer is recomputed later.
+//                Age is the order of arrival, and a preempted sequence keeps its own. So the oldest is never preempted
+//                for another, gets the room that it needs, and ends: there is no livelock. The other order exists to
+//                show the livelock. A step that preempts admits nothing: otherwise the freed room would go to the next
+//                in the queue, and running sequences would starve.
+//   fork         a request for several answers computes its prompt once; then its sequence is forked for each answer. If
+//                a fork finds no room, the prompt of that answer is recomputed later.
 //   abort        `expire` ends the requests whose clients left, waiting or running.
 //
 // In any case every request ends exactly once, and every opened sequence is closed. The scheduler decides; Sequences

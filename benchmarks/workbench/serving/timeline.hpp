@@ -1,4 +1,4 @@
-// The pool over time, in memory that does not grow with the run.
+// Timeline: the state of the pool over time, in a fixed amount of memory.
 //
 // A sample is due at regular times and taken at the end of the current step. When there are `most` samples, every
 // second one is dropped and the interval doubles; so between half and all of `most` samples cover a run of any length.

@@ -5,7 +5,7 @@
 //
 //   mooncake  JSON lines: timestamp, input_length, output_length, hash_ids = [id, ...]. Blocks of 512 tokens.
 //   weka      JSON lines: timestamp, input_length, output_length, hash_runs = [[first id, count], ...]. Blocks of 64.
-//   session   What the KV cache tester publishes: one JSON document per session, or a folder of them, with
+//   session   The format of the KV cache tester: one JSON document per session, or a folder of them, with
 //             requests = [{t, in, out, hash_ids}, ...]. Blocks of block_size tokens, or 64. A request may hold requests
 //             of its own, those of a sub-agent.
 //   azure     CSV with the header TIMESTAMP,ContextTokens,GeneratedTokens. It names no blocks: nothing is shared.
@@ -21,8 +21,8 @@
 // Ids name the full blocks of a prompt, and in some files a partly filled last one as well: floor or ceil of
 // input_length / block tokens. The first line in which the two differ decides; all lines must agree.
 //
-// The text comes from outside and nothing in it is believed: every field is checked for type, sign and range, and
-// against the other fields before anything of its size is allocated.
+// The text is not trusted: every field is checked for type, sign and range, and against the other fields, before
+// anything of its size is allocated.
 #pragma once
 
 #include <cstdint>

@@ -36,6 +36,7 @@ class Batch {
   /// Throws std::invalid_argument if a limit is out of range, OutOfMemory, Error.
   explicit Batch(const BatchLimits& limits) : limits_(checked(limits)), offsets_(limits_), upload_(offsets_.bytes) {}
 
+  /// The limits that it was made for.
   [[nodiscard]] const BatchLimits& limits() const noexcept { return limits_; }
   /// The arguments of kernels. Constant for the life of the batch.
   [[nodiscard]] BatchView view() const noexcept {

@@ -19,10 +19,12 @@ namespace cuda {
 /// A call of the CUDA runtime, or a kernel launch, failed. what() names the call, the code and its description.
 class Error : public std::runtime_error {
  public:
+  /// The error of a call of the CUDA runtime.
   Error(const char* call, cudaError_t code)
       : std::runtime_error(
             kvc::detail::concat({"kvc: ", call, " failed: ", cudaGetErrorName(code), ", ", cudaGetErrorString(code)})),
         code_(code) {}
+  /// The code that the call returned.
   [[nodiscard]] cudaError_t code() const noexcept { return code_; }
 
  private:
@@ -32,6 +34,7 @@ class Error : public std::runtime_error {
 /// The device, or pinned host memory, cannot provide so many bytes.
 class OutOfMemory : public std::bad_alloc {
  public:
+  /// The failure to allocate so many bytes.
   OutOfMemory(const char* call, std::size_t bytes) noexcept {
     std::snprintf(message_, sizeof message_, "kvc: %s failed: no %zu bytes of memory", call, bytes);
   }

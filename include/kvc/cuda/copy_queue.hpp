@@ -14,7 +14,8 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Copies that are not launched yet. None of them writes what another one reads or writes, so they may run concurrently.
+/// Copies that are not launched yet. None of them writes what another one reads or writes, so they may run
+/// concurrently.
 class CopyQueue {
  public:
   [[nodiscard]] bool empty() const noexcept { return queued_.empty(); }

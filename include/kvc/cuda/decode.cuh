@@ -72,12 +72,17 @@ class DecodeWork {
         partials_(static_cast<std::size_t>(offsets_.partials * limits_.query_heads * limits_.dim) * sizeof(float)),
         partial_sums_(static_cast<std::size_t>(offsets_.partials * limits_.query_heads * 2) * sizeof(float)) {}
 
+  /// The limits that it was made for.
   [[nodiscard]] const DecodeLimits& limits() const noexcept { return limits_; }
+  /// Query heads per kv head.
   [[nodiscard]] std::int32_t group() const noexcept {
     return static_cast<std::int32_t>(limits_.query_heads / limits_.kv_heads);
   }
+  /// Query rows that each kernel handles at once.
   [[nodiscard]] ItemRows item_rows() const noexcept { return detail::item_rows(limits_.format, group(), limits_.dim); }
+  /// The window of the current plan; 0: none.
   [[nodiscard]] Pos window() const noexcept { return window_; }
+  /// The current plan, in device memory.
   [[nodiscard]] DecodePlanView view() const noexcept {
     const std::byte* const p = upload_.device();
     return {reinterpret_cast<const std::int32_t*>(p + offsets_.counts),
@@ -86,7 +91,9 @@ class DecodeWork {
             reinterpret_cast<const DecodeMember*>(p + offsets_.members),
             reinterpret_cast<const std::int32_t*>(p + offsets_.partial_begin)};
   }
+  /// Partial outputs of splits in device memory.
   [[nodiscard]] float* partials() const noexcept { return reinterpret_cast<float*>(partials_.data()); }
+  /// Largest scores and sums of the partial outputs in device memory.
   [[nodiscard]] float* partial_sums() const noexcept { return reinterpret_cast<float*>(partial_sums_.data()); }
 
   /// Plans the decode of one row of each sequence and uploads the plan. The plan serves all layers with this window.

@@ -27,6 +27,7 @@ class Divisor {
     }
     factor_ = (std::uint64_t{1} << shift_) / static_cast<std::uint64_t>(divisor) + 1;
   }
+  /// The divisor.
   [[nodiscard]] KVC_HOST_DEVICE constexpr std::int32_t value() const noexcept { return value_; }
   /// n / value(). Requires n < 2^31.
   [[nodiscard]] KVC_HOST_DEVICE constexpr std::uint32_t quotient(std::uint32_t n) const noexcept {

@@ -17,12 +17,15 @@ template <>
 struct Element<__half> {
   using Storage = __half;
   static constexpr std::string_view name = "f16";
+  /// Storage units of a row: one for each element.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
+  /// Rounds each element to the nearest value, ties to even. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
     for (Index d = 0; d < dim; ++d) {
       to[d] = __float2half_rn(from[d]);
     }
   }
+  /// The exact values. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept {
     for (Index d = 0; d < dim; ++d) {
       to[d] = __half2float(from[d]);
@@ -36,12 +39,15 @@ template <>
 struct Element<__nv_bfloat16> {
   using Storage = __nv_bfloat16;
   static constexpr std::string_view name = "bf16";
+  /// Storage units of a row: one for each element.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
+  /// Rounds each element to the nearest value, ties to even. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
     for (Index d = 0; d < dim; ++d) {
       to[d] = __float2bfloat16_rn(from[d]);
     }
   }
+  /// The exact values. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept {
     for (Index d = 0; d < dim; ++d) {
       to[d] = __bfloat162float(from[d]);

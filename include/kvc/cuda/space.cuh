@@ -34,6 +34,7 @@ class DeviceSpace {
   DeviceSpace(DeviceSpace&&) = default;
   DeviceSpace& operator=(DeviceSpace&&) = default;
 
+  /// The stream of its copies.
   [[nodiscard]] cudaStream_t stream() const noexcept { return stream_; }
 
   /// Memory aligned to 256 bytes, not initialised. Throws std::invalid_argument while the stream is being captured.
@@ -43,6 +44,7 @@ class DeviceSpace {
     detail::check_allocation(cudaMallocAsync(&p, std::max<std::size_t>(bytes, 1), stream_), "cudaMallocAsync", bytes);
     return static_cast<std::byte*>(p);
   }
+  /// Frees memory that `allocate` returned, after the work on the stream.
   void deallocate(std::byte* p, std::size_t) noexcept { detail::report(cudaFreeAsync(p, stream_), "cudaFreeAsync"); }
 
   /// Copies within device memory, after all queued copies.

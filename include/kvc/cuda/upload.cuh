@@ -26,8 +26,11 @@ class PinnedBuffer {
   ~PinnedBuffer() { detail::report(cudaFreeHost(data_), "cudaFreeHost"); }
   PinnedBuffer(const PinnedBuffer&) = delete;
   PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+  /// The first byte.
   [[nodiscard]] std::byte* data() noexcept { return data_; }
+  /// The first byte.
   [[nodiscard]] const std::byte* data() const noexcept { return data_; }
+  /// Bytes.
   [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
 
  private:
@@ -47,7 +50,9 @@ class DeviceBuffer {
   ~DeviceBuffer() { detail::report(cudaFree(data_), "cudaFree"); }
   DeviceBuffer(const DeviceBuffer&) = delete;
   DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  /// The first byte, in device memory.
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
+  /// Bytes.
   [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
 
  private:
@@ -119,6 +124,7 @@ class BufferLayout {
     bytes_ = (bytes_ + static_cast<std::size_t>(count) * sizeof(T) + 15) / 16 * 16;
     return at;
   }
+  /// Bytes of the buffer that all arrays need.
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
 
  private:

@@ -29,6 +29,7 @@ struct RowStrides {
   Index head;   ///< stride from kv head to kv head
   Index slot;   ///< stride from slot to slot of one head
 
+  /// Offset of a row, in bytes.
   [[nodiscard]] KVC_HOST_DEVICE constexpr Index offset(Index of_block, Index of_head, Index of_slot) const noexcept {
     return base + of_block * block + of_head * head + of_slot * slot;
   }
@@ -48,9 +49,11 @@ struct LayerView {
   Index blocks;       ///< blocks of the pool; 0: unknown
   Index block_slots;  ///< slots per block of the pool; 0: unknown
 
+  /// The key of a slot in device memory.
   [[nodiscard]] KVC_HOST_DEVICE std::byte* k_row(Index block, Index head, Index slot) const noexcept {
     return pool + k.offset(block, head, slot);
   }
+  /// The value of a slot in device memory.
   [[nodiscard]] KVC_HOST_DEVICE std::byte* v_row(Index block, Index head, Index slot) const noexcept {
     return pool + v.offset(block, head, slot);
   }

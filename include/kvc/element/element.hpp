@@ -80,9 +80,13 @@ template <>
 struct Element<float> {
   using Storage = float;
   static constexpr std::string_view name = "f32";
+  /// Storage units of a row: one for each element.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
+  /// Copies the row. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept { std::copy_n(from, dim, to); }
+  /// Copies the row. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept { std::copy_n(from, dim, to); }
+  /// 0: elements are stored as they are.
   [[nodiscard]] static float max_error(const float* /*from*/, Index /*dim*/) noexcept { return 0; }
 };
 static_assert(ElementType<float>);

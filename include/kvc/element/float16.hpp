@@ -17,12 +17,15 @@ template <>
 struct Element<Eigen::half> {
   using Storage = Eigen::half;
   static constexpr std::string_view name = "f16";
+  /// Storage units of a row: one for each element.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
+  /// Rounds each element to the nearest value, ties to even. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
     for (Index d = 0; d < dim; ++d) {
       to[d] = Eigen::half(from[d]);
     }
   }
+  /// The exact values. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept {
     for (Index d = 0; d < dim; ++d) {
       to[d] = static_cast<float>(from[d]);
@@ -41,12 +44,15 @@ template <>
 struct Element<Eigen::bfloat16> {
   using Storage = Eigen::bfloat16;
   static constexpr std::string_view name = "bf16";
+  /// Storage units of a row: one for each element.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
+  /// Rounds each element to the nearest value, ties to even. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
     for (Index d = 0; d < dim; ++d) {
       to[d] = Eigen::bfloat16(from[d]);
     }
   }
+  /// The exact values. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept {
     for (Index d = 0; d < dim; ++d) {  // the upper half of a float; written so that compilers vectorise it
       to[d] = std::bit_cast<float>(static_cast<std::uint32_t>(from[d].value) << 16);

@@ -21,11 +21,15 @@ template <>
 struct Element<None> {
   using Storage = std::byte;
   static constexpr std::string_view name = "none";
+  /// 0: nothing is stored.
   [[nodiscard]] static constexpr Index row_size(Index /*dim*/) noexcept { return 0; }
+  /// Stores nothing.
   static void encode(const float* /*from*/, Index /*dim*/, Storage* /*to*/) noexcept {}
+  /// NaN for each element. O(dim).
   static void decode(const Storage* /*from*/, Index dim, float* to) noexcept {
     std::fill_n(to, dim, std::numeric_limits<float>::quiet_NaN());
   }
+  /// Infinity: there is no bound.
   [[nodiscard]] static float max_error(const float* /*from*/, Index /*dim*/) noexcept {
     return std::numeric_limits<float>::infinity();
   }

@@ -3,8 +3,8 @@
 //   type      bytes of a row           dim 128   an element is            largest error
 //   Int8      dim, padded to 4, + 4    132       code * scale             max |x| / 254
 //   Fp8E4M3   dim                      128       the value of its byte    |x| / 16 from 2^-6 to 448, 2^-10 below
-//   Int4      20 per 32 elements       80        code * scale + minimum   (max - min) / 30 of its group, and the rounding of scale
-//                                                                         and minimum to bfloat16
+//   Int4      20 per 32 elements       80        code * scale + minimum   (max - min) / 30 of its group, and the
+//                                                                         rounding of scale and minimum to bfloat16
 #pragma once
 
 #include <algorithm>
@@ -94,10 +94,12 @@ template <>
 struct Element<Int8> {
   using Storage = std::uint8_t;
   static constexpr std::string_view name = "int8";
+  /// Bytes of a row: dim, padded to a multiple of 4, and 4 for the scale.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return scale_offset(dim) + 4; }
   /// Offset of the scale in a row.
   [[nodiscard]] static constexpr Index scale_offset(Index dim) noexcept { return ceil_div(dim, Index{4}) * 4; }
 
+  /// Stores the codes, then the scale of the row. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
     std::uint32_t largest = 0;  // as bits: magnitudes compare like integers, and NaN is above all
     for (Index d = 0; d < dim; ++d) {
@@ -118,6 +120,7 @@ struct Element<Int8> {
     std::fill(to + dim, to + scale_offset(dim), Storage{0});
     std::memcpy(to + scale_offset(dim), &scale, sizeof scale);
   }
+  /// code * scale for each element. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept {
     float scale;
     std::memcpy(&scale, from + scale_offset(dim), sizeof scale);
@@ -137,12 +140,15 @@ template <>
 struct Element<Fp8E4M3> {
   using Storage = std::uint8_t;
   static constexpr std::string_view name = "fp8";
+  /// Bytes of a row: dim.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
+  /// Rounds each element to the nearest value of a byte. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
     for (Index d = 0; d < dim; ++d) {
       to[d] = detail::fp8_e4m3_from_float(from[d]);
     }
   }
+  /// The value of each byte. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept {
     for (Index d = 0; d < dim; ++d) {
       to[d] = detail::fp8_e4m3_to_float(from[d]);
@@ -164,17 +170,21 @@ struct Element<Int4> {
   static constexpr Index group = 32;
   static constexpr float smallest = 0x1p-100F;  ///< of the largest magnitude of a group that does not read back as 0
   static constexpr float largest = 0x1.ep126F;  ///< magnitude of an element
+  /// Groups of 32 elements in a row, the last one perhaps partly filled.
   [[nodiscard]] static constexpr Index groups(Index dim) noexcept { return ceil_div(dim, group); }
+  /// Bytes of a row: 20 for each group.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return 20 * groups(dim); }
   /// Offset of the words of scale and minimum in a row.
   [[nodiscard]] static constexpr Index range_offset(Index dim) noexcept { return 16 * groups(dim); }
 
+  /// Stores codes, scale and minimum of each group. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
     for (Index g = 0; g < groups(dim); ++g) {
       const std::uint32_t range = encode_group(from + g * group, std::min(Index{group}, dim - g * group), to + g * 16);
       std::memcpy(to + range_offset(dim) + 4 * g, &range, sizeof range);
     }
   }
+  /// code * scale + minimum for each element. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept {
     const Storage* const ranges = from + range_offset(dim);
     for (Index d = 0; d < dim; ++d) {

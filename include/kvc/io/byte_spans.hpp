@@ -41,15 +41,18 @@ class SpanList {
       spans_.push_back(span);
     }
   }
+  /// Forgets all spans.
   void clear() noexcept {
     spans_.clear();
     bytes_ = 0;
   }
   /// Makes room for `count` spans.
   void reserve(std::size_t count) { spans_.reserve(count); }
+  /// The spans, in order.
   [[nodiscard]] std::span<const std::span<Byte>> spans() const noexcept { return spans_; }
   /// Bytes of all spans.
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+  /// Whether there is no span.
   [[nodiscard]] bool empty() const noexcept { return spans_.empty(); }
 
  private:

@@ -30,6 +30,7 @@ namespace io {
 class ByteSink {
  public:
   virtual ~ByteSink() = default;
+  /// Takes all bytes of the spans. Throws what it likes, if it cannot.
   virtual void write(std::span<const ConstByteSpan> spans) = 0;
 
  protected:
@@ -52,10 +53,15 @@ class ByteSink {
 class ByteSource {
  public:
   virtual ~ByteSource() = default;
+  /// Fills the spans; returns the bytes read, fewer only at the end. Throws FormatError if reading fails.
   virtual std::size_t read(std::span<const ByteSpan> spans) = 0;
+  /// Bytes that are still to come; empty if that is unknown.
   [[nodiscard]] virtual std::optional<std::uint64_t> left() const { return std::nullopt; }
+  /// Whether `rewind` works.
   [[nodiscard]] virtual bool can_rewind() const { return false; }
+  /// The last `bytes` bytes will be read again. Throws std::invalid_argument for more than were read.
   virtual void rewind(std::uint64_t bytes) { require(bytes == 0, "bytes", bytes, "0: the source cannot rewind"); }
+  /// The name of the source in messages.
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
  protected:
@@ -75,6 +81,7 @@ class MemorySink final : public ByteSink {
       bytes_.insert(bytes_.end(), span.begin(), span.end());
     }
   }
+  /// All bytes that were written.
   [[nodiscard]] const std::vector<std::byte>& bytes() const noexcept { return bytes_; }
   /// Moves the bytes out; the sink is empty afterwards.
   [[nodiscard]] std::vector<std::byte> take() noexcept { return std::exchange(bytes_, {}); }
@@ -88,6 +95,7 @@ class MemorySink final : public ByteSink {
 /// A source over memory of any alignment, which must outlive it.
 class MemorySource final : public ByteSource {
  public:
+  /// Reads these bytes, which must outlive it.
   explicit MemorySource(ConstByteSpan bytes, std::string name = "bytes in memory")
       : ByteSource(std::move(name)), bytes_(bytes) {}
 

@@ -28,10 +28,13 @@ class ExactReader {
     size_ = static_cast<Index>(*source.left());
   }
 
+  /// The name of the source.
   [[nodiscard]] const std::string& name() const noexcept { return source_->name(); }
   /// Bytes of the whole source, counted from where it stood at construction.
   [[nodiscard]] Index size() const noexcept { return size_; }
+  /// Bytes that were read.
   [[nodiscard]] Index offset() const noexcept { return offset_; }
+  /// Bytes that are still to be read.
   [[nodiscard]] Index left() const noexcept { return size_ - offset_; }
 
   /// Throws FormatError at the current offset.

@@ -50,6 +50,7 @@ enum class Logits {
 
 /// The default hook for written layers: does nothing.
 struct NoLayerHook {
+  /// Does nothing.
   void operator()(Index /*layer*/) const noexcept {}
 };
 
@@ -210,8 +211,8 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
 /// Fills the positions of `step` with the keys and values of `tokens` [step.size()], in every layer. Skips what only
 /// the logits need: the rest of the last layer, and the classifier.
 ///
-///   on_layer(Index layer)  called in the order of the layers, for each as soon as its rows are written for all steps. It
-///                          may use the cache, but must only read the sequences of these steps
+///   on_layer(Index layer)  called in the order of the layers, for each as soon as its rows are written for all steps.
+///                          It may use the cache, but must only read the sequences of these steps
 ///
 /// Throws std::invalid_argument, before anything is written, if the model is not consistent (require_consistent), the
 /// cache has another shape than the model, the number of tokens is not that of the step, a token is not in the

@@ -34,7 +34,9 @@ struct Config {
   float rope_theta = 10000.0F;
   float norm_epsilon = 1e-5F;
 
+  /// Elements of one head.
   [[nodiscard]] constexpr Index head_dim() const noexcept { return dim / heads; }
+  /// Elements in the keys, or in the values, of all kv heads.
   [[nodiscard]] constexpr Index kv_dim() const noexcept { return kv_heads * head_dim(); }
 
   /// The shape of a cache for this model.
@@ -65,6 +67,7 @@ struct Model {
   Matrix own_classifier;      ///< [vocab_size, dim], or empty if the embedding is the classifier
   RopeTable rope;             ///< [seq_len, head_dim / 2], or narrower for partial rotation
 
+  /// The matrix of the logits  [vocab_size, dim].
   [[nodiscard]] const Matrix& classifier() const noexcept {
     return own_classifier.size() == 0 ? embedding : own_classifier;
   }

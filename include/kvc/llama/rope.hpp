@@ -26,13 +26,17 @@ namespace llama {
 
 /// Pairs of neighbours, (0, 1), (2, 3), …: the paper, Meta's Llama checkpoints, llama2.c.
 struct Interleaved {
+  /// The first element of pair i.
   [[nodiscard]] static constexpr Index first(Index i, Index /*half*/) noexcept { return 2 * i; }
+  /// The second element of pair i.
   [[nodiscard]] static constexpr Index second(Index i, Index /*half*/) noexcept { return 2 * i + 1; }
 };
 
 /// Pairs across the halves, (0, half), (1, half + 1), …: GPT-NeoX, Hugging Face's Llama checkpoints.
 struct HalfSplit {
+  /// The first element of pair i.
   [[nodiscard]] static constexpr Index first(Index i, Index /*half*/) noexcept { return i; }
+  /// The second element of pair i.
   [[nodiscard]] static constexpr Index second(Index i, Index half) noexcept { return half + i; }
 };
 
@@ -80,9 +84,13 @@ class RopeTable {
     }
   }
 
+  /// Positions in the table.
   [[nodiscard]] Index positions() const noexcept { return cos_.rows(); }
+  /// Elements of a head that are rotated.
   [[nodiscard]] Index rotary_dim() const noexcept { return 2 * cos_.cols(); }
+  /// Cosines of position p, one for each pair.
   [[nodiscard]] const float* cos(Pos p) const noexcept { return cos_.data() + p * cos_.cols(); }
+  /// Sines of position p, one for each pair.
   [[nodiscard]] const float* sin(Pos p) const noexcept { return sin_.data() + p * sin_.cols(); }
 
  private:

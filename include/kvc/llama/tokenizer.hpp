@@ -46,16 +46,19 @@ class Tokenizer {
     io::ExactReader in(source);
     return Tokenizer(in, vocab_size);
   }
+  /// The same from a file. Throws FormatError that names it.
   [[nodiscard]] static Tokenizer load(const std::filesystem::path& path, Index vocab_size = 0) {
     io::FileSource source = io::FileSource::regular(path);
     return load(source, vocab_size);
   }
+  /// The same from bytes.
   [[nodiscard]] static Tokenizer load(io::ConstByteSpan bytes, Index vocab_size = 0,
                                       std::string name = "tokenizer in memory") {
     io::MemorySource source(bytes, std::move(name));
     return load(source, vocab_size);
   }
 
+  /// Tokens in the vocabulary.
   [[nodiscard]] Index vocab_size() const noexcept { return static_cast<Index>(spellings_.size()); }
 
   /// The spelling of a token in the vocabulary. Throws std::invalid_argument if there is no such token.

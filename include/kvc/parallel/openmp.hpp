@@ -20,6 +20,7 @@ inline namespace v0 {
 struct OpenMp {
   int threads = 0;
 
+  /// Threads that run the items.
   [[nodiscard]] Index concurrency() const noexcept { return threads > 0 ? threads : omp_get_max_threads(); }
 
   /// Throws one of the exceptions that items threw, once all items are done; std::invalid_argument if `threads` is

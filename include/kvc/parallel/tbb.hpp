@@ -24,6 +24,7 @@ class Tbb {
   /// Throws std::invalid_argument if `threads` is negative.
   explicit Tbb(int threads = 0) : arena_(slots(threads)) {}
 
+  /// Threads that run the items.
   [[nodiscard]] Index concurrency() const noexcept { return arena_.max_concurrency(); }
 
   /// Throws one of the exceptions that items threw. Items that had not started by then are left out.

@@ -26,7 +26,7 @@
 #endif
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__ASSOCIATIVE_MATH__)
 #error \
-    "kvc/attention needs IEEE arithmetic (infinities mark masked keys, sums have a fixed order): compile without -ffast-math"
+    "kvc/attention needs IEEE arithmetic (infinities mark masked keys, sums have an order): compile without -ffast-math"
 #endif
 
 #if defined(__AVX__)

@@ -42,24 +42,30 @@ struct Loaded {
 /// Loads one snapshot. Cache and source must outlive it, and nobody else may use the cache until it has committed or is
 /// destroyed.
 ///
-///   expression                        | does                                     | throws
-///   ----------------------------------+------------------------------------------+------------------------------------
-///   Reader r(cache, source, options)  | reads and checks all but the rows        | FormatError: no snapshot, or none
-///                                     | O(blocks + tokens)                       | that this cache can hold
-///   r.try_reserve()                   | reserves room for everything; false if   | FormatError: where room must be made
-///                                     | there is none, and nothing has changed   | by evicting and the source can
-///                                     |                                          | rewind, all rows are checked first
-///   r.next_layer()                    | reads the next layer to its place; its   | FormatError
-///                                     | number, or nothing after the last one    |
-///   r.commit()                        | makes all of it part of the cache        | std::bad_alloc; nothing has changed
-///   r.contents(), r.tokens()          | what the snapshot holds but the rows;    |
-///                                     | the positions that need room             |
+///   expression                       | does                             | throws                        | complexity
+///   ---------------------------------+----------------------------------+-------------------------------+-------------
+///   Reader r(cache, source, options) | reads and checks all but the     | FormatError: no snapshot, or  | O(blocks +
+///                                    | rows                             | none that this cache can hold | tokens)
+///   r.try_reserve()                  | reserves room for everything;    | FormatError: where room must  | O(blocks +
+///                                    | false if there is none, and      | be made by evicting and the   | tokens)
+///                                    | nothing has changed              | source can rewind, all rows   | or O(bytes)
+///                                    |                                  | are checked first             |
+///   r.next_layer()                   | reads the next layer to its      | FormatError                   | O(bytes)
+///                                    | place; its number, or nothing    |                               |
+///                                    | after the last one               |                               |
+///   r.commit()                       | makes all of it part of the      | bad_alloc; nothing has        | O(blocks +
+///                                    | cache                            | changed                       | tokens)
+///   r.contents(), r.tokens()         | what the snapshot holds but the  |                               | O(1)
+///                                    | rows; the positions that need    |                               |
+///                                    | room                             |                               |
 ///
 /// Until `commit` nothing can be seen of it: no handle has been given out, and no prompt matches a row. A reader that
 /// is destroyed before rolls everything back; only the counters of stats() may have moved.
 template <class Cache>
 class Reader {
  public:
+  /// Reads and checks all but the rows. O(blocks + tokens). Throws FormatError for what is no snapshot, or none that
+  /// this cache can hold.
   Reader(Cache& cache, io::ByteSource& source, const LoadOptions& options = {})
       : cache_(&cache),
         in_(source),
@@ -72,9 +78,12 @@ class Reader {
   Reader(const Reader&) = delete;
   Reader& operator=(const Reader&) = delete;
 
+  /// What the snapshot holds, but the rows.
   [[nodiscard]] const Contents& contents() const noexcept { return contents_; }
+  /// Positions that need room.
   [[nodiscard]] Index tokens() const noexcept { return restorer_.tokens(); }
 
+  /// Reserves room for everything; false if there is none, and nothing has changed. Throws FormatError.
   [[nodiscard]] bool try_reserve() {
     require(!reserved_, "try_reserve", "called again", "called once");
     const Stats now = cache_->stats();
@@ -91,6 +100,8 @@ class Reader {
     return reserved_;
   }
 
+  /// Reads the next layer to its place; returns its number, or nothing after the last one. O(bytes). Throws
+  /// FormatError.
   std::optional<Index> next_layer() {
     require(reserved_ && !ended_, "next_layer", "called before try_reserve or after the end", "called in between");
     const std::optional<Index> layer = begin_layer();
@@ -103,6 +114,7 @@ class Reader {
     return layer;
   }
 
+  /// Makes all of it part of the cache. Throws std::bad_alloc; nothing has changed then.
   [[nodiscard]] Loaded commit() {
     require(ended_, "commit", "called before the end was read", "called after it");
     ended_ = reserved_ = false;

@@ -41,16 +41,19 @@ struct SaveOptions {
 /// Writes one snapshot. Cache, sink and the tokens in `sequences` must outlive it. Until `finish` the saved sequences
 /// must not change; rows of a layer may be written until `layer` saves them.
 ///
-///   expression                               | does                          | throws
-///   -----------------------------------------+-------------------------------+--------------------------------------
-///   Writer w(cache, sequences, sink, options)| writes all but the rows       | std::invalid_argument: a sequence is
-///                                            | O(blocks + tokens)            | not open, or has other tokens than a
-///                                            |                               | sequence that shares its rows
-///   w.layer(l)                               | writes the rows of layer l    | std::invalid_argument: l is no layer,
-///                                            | O(bytes)                      | or was written before
-///   w.finish()                               | writes the end, without which | std::invalid_argument: a layer was
-///                                            | the bytes are no snapshot     | not written
-///   w.contents()                             | returns what was written so far
+///   expression                                | does                     | throws                       | complexity
+///   ------------------------------------------+--------------------------+------------------------------+-------------
+///   Writer w(cache, sequences, sink, options) | writes all but the rows  | invalid_argument: a sequence | O(blocks +
+///                                             |                          | is not open, or has other    | tokens)
+///                                             |                          | tokens than a sequence that  |
+///                                             |                          | shares its rows              |
+///   w.layer(l)                                | writes the rows of layer | invalid_argument: l is no    | O(bytes)
+///                                             | l                        | layer, or was written before |
+///   w.finish()                                | writes the end, without  | invalid_argument: a layer    | O(1)
+///                                             | which the bytes are no   | was not written              |
+///                                             | snapshot                 |                              |
+///   w.contents()                              | returns what was written |                              | O(1)
+///                                             | so far                   |                              |
 ///
 /// All of them also throw what the sink throws.
 template <class Cache>
@@ -59,6 +62,8 @@ class Writer {
   using Policy = typename Cache::PolicyType;
   using Layout = typename Cache::LayoutType;
 
+  /// Writes all but the rows. O(blocks + tokens). Throws std::invalid_argument if a sequence is not open, or has other
+  /// tokens than one that shares its rows.
   Writer(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
          const SaveOptions& options = {})
       : cache_(&cache), slots_(collect(sequences, options)), out_(sink) {
@@ -66,8 +71,11 @@ class Writer {
     detail::write_contents(out_, describe(cache), contents_);
   }
 
+  /// What was written so far.
   [[nodiscard]] const Contents& contents() const noexcept { return contents_; }
 
+  /// Writes the rows of a layer. O(bytes). Throws std::invalid_argument if there is no such layer, or it was written
+  /// before.
   void layer(Index layer) {
     require_between(layer, Index{0}, cache_->shape().layers - 1, "layer");
     require(!written_[static_cast<std::size_t>(layer)], "layer", layer, "one that was not written yet");
@@ -83,6 +91,7 @@ class Writer {
     written_[static_cast<std::size_t>(layer)] = true;
   }
 
+  /// Writes the end. Throws std::invalid_argument if a layer was not written.
   void finish() {
     for (std::size_t i = 0; i < written_.size(); ++i) {
       require(written_[i], "layer", i, "written before finish");

@@ -48,10 +48,12 @@ enum class Outcome : std::uint32_t {
 /// Thrown by `require_complete` for a failed transfer.
 class Error : public std::runtime_error {
  public:
+  /// The outcome, and a reason in words, which may be empty.
   Error(Outcome outcome, std::string_view reason)
       : std::runtime_error(
             kvc::detail::concat({"kvc: transfer ", to_text(outcome), reason.empty() ? "" : ": ", reason})),
         outcome_(outcome) {}
+  /// How the transfer ended.
   [[nodiscard]] Outcome outcome() const noexcept { return outcome_; }
 
  private:

@@ -52,16 +52,24 @@ struct ReceiverOptions {
 
 /// Receives sequences into a cache. Cache and transport must outlive it.
 ///
-///   expression                        | does, returns
-///   ----------------------------------+-------------------------------------------------------------------------------
-///   Receiver r(cache, t, options)     | throws std::invalid_argument if an option or the number of channels is bad
-///   r.poll(now, most_bytes)           | takes messages, reserves room, commits; true if anything happened. Receives
-///                                     | bodies of up to most_bytes, and the message that exceeds them
-///   r.next()                          | the next finished transfer, in the order in which they ended, or nothing.
-///                                     | Refused offers are not reported
-///   r.cancel(peer, request)           | gives up the transfers of a peer's request; ignores finished ones
-///   r.next_timeout()                  | when `poll` gives up a transfer if no message arrives until then
-///   r.transfers(), r.draining()       | transfers that are in progress; failed ones whose blocks are still in use
+///   expression                    | does, returns                          | throws                   | complexity
+///   ------------------------------+----------------------------------------+--------------------------+---------------
+///   Receiver r(cache, t, options) |                                        | invalid_argument: an     | O(1)
+///                                 |                                        | option or the number of  |
+///                                 |                                        | channels is bad          |
+///   r.poll(now, most_bytes)       | takes messages, reserves room,         |                          | O(transfers +
+///                                 | commits; true if anything happened.    |                          | messages)
+///                                 | Receives bodies of up to most_bytes,   |                          |
+///                                 | and the message that exceeds them      |                          |
+///   r.next()                      | the next finished transfer, in the     |                          | O(1)
+///                                 | order in which they ended, or nothing. |                          |
+///                                 | Refused offers are not reported        |                          |
+///   r.cancel(peer, request)       | gives up the transfers of a peer's     |                          | O(transfers)
+///                                 | request; ignores finished ones         |                          |
+///   r.next_timeout()              | when `poll` gives up a transfer if no  |                          | O(transfers)
+///                                 | message arrives until then             |                          |
+///   r.transfers(), r.draining()   | transfers that are in progress; failed |                          | O(1)
+///                                 | ones whose blocks are still in use     |                          |
 ///
 /// Room for the whole sequence is reserved before the first row is requested. If there is none, the offer is refused
 /// and nothing has changed. Positions whose tokens this cache has already are not requested. Rows arrive straight in
@@ -80,6 +88,7 @@ struct ReceiverOptions {
 template <class Cache, transport::Transport T>
 class Receiver {
  public:
+  /// Throws std::invalid_argument if an option or the number of channels is bad.
   Receiver(Cache& cache, T& transport, const ReceiverOptions& options = {})
       : cache_(&cache), transport_(&transport), options_(options), own_(snapshot::describe(cache)) {
     require_between(options.retention.priority, 0, 100, "options.retention.priority");
@@ -106,6 +115,8 @@ class Receiver {
     }
   }
 
+  /// Takes messages, reserves room, commits; true if anything happened. Receives bodies of up to most_bytes, and the
+  /// message that exceeds them.
   bool poll(TimePoint now = std::chrono::steady_clock::now(), std::uint64_t most_bytes = ~std::uint64_t{0}) {
     bool any = outbox_.send(*transport_);
     for (auto& [key, t] : transfers_) {
@@ -127,6 +138,7 @@ class Receiver {
     }
     return free_settled() || any;
   }
+  /// When `poll` gives up a transfer if no message arrives until then.
   [[nodiscard]] TimePoint next_timeout() const {
     TimePoint next = no_deadline;
     for (const auto& [key, t] : transfers_) {
@@ -135,6 +147,7 @@ class Receiver {
     return next;
   }
 
+  /// Gives up the transfers of a peer's request; ignores finished ones.
   void cancel(Peer from, std::uint64_t request) {
     for (auto at = transfers_.begin(); at != transfers_.end();) {
       const auto next = std::next(at);
@@ -145,6 +158,7 @@ class Receiver {
     }
   }
 
+  /// The next finished transfer, or nothing.
   [[nodiscard]] std::optional<Received> next() {
     if (received_.empty()) {
       return std::nullopt;
@@ -153,7 +167,9 @@ class Receiver {
     received_.pop_front();
     return received;
   }
+  /// Transfers that are in progress.
   [[nodiscard]] std::size_t transfers() const noexcept { return transfers_.size(); }
+  /// Failed transfers whose blocks are still in use.
   [[nodiscard]] std::size_t draining() const noexcept { return draining_.size(); }
 
  private:

@@ -60,27 +60,32 @@ struct SenderOptions {
 
 /// Sends sequences of a cache. Cache and transport must outlive it.
 ///
-///   expression                       | does, returns                                       | throws invalid_argument
-///   ---------------------------------+-----------------------------------------------------+---------------------------
-///   Sender s(cache, t, options)      |                                                     | an option is bad, or t has
-///                                    |                                                     | too few channels
-///   s.offer(offer, now)              | begins a transfer, and returns its Id. Committed    | no such sequence or peer,
-///                                    | positions count as ready. O(tokens)                 | length < 1, tokens neither
-///                                    |                                                     | none nor one per position
-///   s.ready(id, layer, last)         | the rows of a layer before position `last` are      | no such layer, or not so
-///                                    | written and may be sent                             | many positions
-///   s.finish(id, payload)            | all rows are written. The payload travels with the  | payload > 488 bytes, or
-///                                    | end; the first new token, for example               | positions are missing
-///   s.cancel(id)                     | gives up a transfer                                 |
-///   s.poll(now)                      | takes replies and sends as much as the windows      |
-///                                    | allow; true if anything happened                    |
-///   s.next()                         | the next finished transfer, in the order in which   |
-///                                    | they ended, or nothing                              |
-///   s.in_flight(id)                  | messages that the transport is reading from the     |
-///                                    | pool; 0 after the transfer ended                    |
-///   s.next_timeout()                 | when `poll` gives up a transfer if no message       |
-///                                    | arrives until then                                  |
-///   s.transfers()                    | transfers that are in progress                      |
+///   expression                  | does, returns                        | throws invalid_argument      | complexity
+///   ----------------------------+--------------------------------------+------------------------------+---------------
+///   Sender s(cache, t, options) |                                      | an option is bad, or t has   | O(1)
+///                               |                                      | too few channels             |
+///   s.offer(offer, now)         | begins a transfer, and returns its   | no such sequence or peer,    | O(tokens)
+///                               | Id. Committed positions count as     | length < 1, tokens neither   |
+///                               | ready                                | none nor one per position    |
+///   s.ready(id, layer, last)    | the rows of a layer before position  | no such layer, or not so     | O(transfers +
+///                               | `last` are written and may be sent   | many positions               | messages)
+///   s.finish(id, payload)       | all rows are written. The payload    | payload > 488 bytes, or      | O(transfers +
+///                               | travels with the end; the first new  | positions are missing        | messages)
+///                               | token, for example                   |                              |
+///   s.cancel(id)                | gives up a transfer                  |                              | O(messages in
+///                               |                                      |                              | flight)
+///   s.poll(now)                 | takes replies and sends as much as   |                              | O(transfers +
+///                               | the windows allow; true if anything  |                              | messages)
+///                               | happened                             |                              |
+///   s.next()                    | the next finished transfer, in the   |                              | O(1)
+///                               | order in which they ended, or        |                              |
+///                               | nothing                              |                              |
+///   s.in_flight(id)             | messages that the transport is       |                              | O(messages in
+///                               | reading from the pool; 0 after the   |                              | flight)
+///                               | transfer ended                       |                              |
+///   s.next_timeout()            | when `poll` gives up a transfer if   |                              | O(transfers)
+///                               | no message arrives until then        |                              |
+///   s.transfers()               | transfers that are in progress       |                              | O(1)
 ///
 /// `ready`, `finish` and `cancel` ignore a transfer that has ended. Nothing waits: a message that cannot be sent now is
 /// sent by a later `poll`, so `poll` must be called until the transfer ends.
@@ -96,6 +101,7 @@ struct SenderOptions {
 template <class Cache, transport::Transport T>
 class Sender {
  public:
+  /// Throws std::invalid_argument if an option is bad, or the transport has too few channels.
   Sender(const Cache& cache, T& transport, const SenderOptions& options = {})
       : cache_(&cache), transport_(&transport), options_(options), description_(snapshot::describe(cache)) {
     require(options.message_bytes >= 1, "options.message_bytes", options.message_bytes, "at least 1");
@@ -118,6 +124,8 @@ class Sender {
     }
   }
 
+  /// Begins a transfer. O(tokens). Throws std::invalid_argument if there is no such sequence or peer, the length is
+  /// less than 1, or the tokens are neither none nor one per position.
   Id offer(const Offer& offer, TimePoint now = std::chrono::steady_clock::now()) {
     require_between(offer.to, Peer{0}, transport_->peers() - 1, "offer.to");
     require(cache_->contains(offer.seq), "offer.seq", offer.seq, "an open sequence");
@@ -143,6 +151,8 @@ class Sender {
     return id;
   }
 
+  /// The rows of a layer before position `last` are written and may be sent. Throws std::invalid_argument if there is
+  /// no such layer, or fewer positions.
   void ready(Id id, Index layer, Pos last) {
     require_between(layer, Index{0}, cache_->shape().layers - 1, "layer");
     const auto at = transfers_.find(id);
@@ -155,6 +165,8 @@ class Sender {
     send_all();
   }
 
+  /// All rows are written. Throws std::invalid_argument if positions are missing, or the payload has more than 488
+  /// bytes.
   void finish(Id id, std::span<const std::byte> payload = {}) {
     require(payload.size() <= detail::max_payload_bytes, "payload.size()", payload.size(), "at most 488");
     const auto at = transfers_.find(id);
@@ -170,12 +182,14 @@ class Sender {
     send_all();
   }
 
+  /// Gives up a transfer, unless it has ended.
   void cancel(Id id) {
     if (const auto at = transfers_.find(id); at != transfers_.end()) {
       fail(at, Outcome::cancelled, "by the sender");
     }
   }
 
+  /// Takes replies, and sends as much as the windows allow; true if anything happened.
   bool poll(TimePoint now = std::chrono::steady_clock::now()) {
     bool any = false;
     for (auto& [id, t] : transfers_) {
@@ -193,6 +207,7 @@ class Sender {
     std::erase_if(abandoned_, [&](const Abandoned& a) { return is_settled(a.ticket); });
     return send_all() || any;
   }
+  /// When `poll` gives up a transfer if no message arrives until then.
   [[nodiscard]] TimePoint next_timeout() const {
     TimePoint next = no_deadline;
     for (const auto& [id, t] : transfers_) {
@@ -201,6 +216,7 @@ class Sender {
     return next;
   }
 
+  /// The next finished transfer, or nothing.
   [[nodiscard]] std::optional<Sent> next() {
     if (sent_.empty()) {
       return std::nullopt;
@@ -209,7 +225,9 @@ class Sender {
     sent_.pop_front();
     return sent;
   }
+  /// Transfers that are in progress.
   [[nodiscard]] std::size_t transfers() const noexcept { return transfers_.size(); }
+  /// Messages of a transfer that the transport is reading from the pool.
   [[nodiscard]] std::size_t in_flight(Id id) const {
     const auto at = transfers_.find(id);
     return at == transfers_.end()

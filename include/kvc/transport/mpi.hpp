@@ -86,6 +86,7 @@ class Mpi {
       peers_[i].process = std::move(processes[i]);
     }
   }
+  /// With the default configuration.
   explicit Mpi(MPI_Comm comm) : Mpi(comm, Config()) {}
   Mpi(const Mpi&) = delete;
   Mpi& operator=(const Mpi&) = delete;
@@ -117,10 +118,14 @@ class Mpi {
   using Ticket = detail::MpiTicket;
   using Arrival = detail::MpiArrival;
 
+  /// The rank of this process.
   [[nodiscard]] Peer self() const noexcept { return self_; }
+  /// Processes of the communicator.
   [[nodiscard]] Peer peers() const noexcept { return static_cast<Peer>(peers_.size()); }
+  /// Streams from each peer to each other.
   [[nodiscard]] Channel channels() const noexcept { return config_.channels; }
 
+  /// Sends a message, its body in parts; empty if the window to that peer is full.
   std::optional<Ticket> try_send(Peer to, Channel channel, std::span<const std::byte> head, SendSpans body = {}) {
     require_peer(to);
     require_channel(channel);
@@ -158,6 +163,7 @@ class Mpi {
     return Ticket(operation);
   }
 
+  /// The next message on a channel, from any peer. Makes progress.
   std::optional<Arrival> poll(Channel channel) {
     require_channel(channel);
     progress();
@@ -195,6 +201,7 @@ class Mpi {
     }
   }
 
+  /// Receives the body of an arrival to `spans`.
   Ticket accept(Arrival&& arrival, ReceiveSpans spans) {
     require(io::total_bytes(spans) == arrival.body_bytes(), "spans", io::total_bytes(spans),
             "as many bytes as the body has");
@@ -209,6 +216,7 @@ class Mpi {
     return Ticket(operation);
   }
 
+  /// The state of a message or body.
   [[nodiscard]] TicketState state(const Ticket& ticket) const noexcept {
     if (ticket.operation_ == nullptr) {
       return TicketState::done;
@@ -241,11 +249,13 @@ class Mpi {
     }
   }
 
+  /// Whether the peer has closed, has died, or was dropped.
   [[nodiscard]] bool is_lost(Peer peer) const {
     require_peer(peer);
     return peers_[static_cast<std::size_t>(peer)].lost;
   }
 
+  /// Treats the peer as lost from now on.
   void drop(Peer peer) {
     require_peer(peer);
     lose(peer);

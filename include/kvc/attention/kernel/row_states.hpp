@@ -1,4 +1,4 @@
-// RowStates: the states of many query rows, as the kernels carry them on.
+// RowStates: the states of many query rows, between two calls of the kernels.
 #pragma once
 
 #include <algorithm>

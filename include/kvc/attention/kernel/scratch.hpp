@@ -1,4 +1,4 @@
-// Working memory of attention: one buffer per thread, kept from call to call.
+// The working memory of attention: each thread has one buffer, and keeps it from call to call.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// The integers of planning a batch: which splits its sequences have, and which sequences begin in the same memory. Both
-// attention on the CPU and attention on a GPU plan with them.
+// Plans a batch, in integers only: which splits its sequences have, and which sequences begin in the same memory.
+// Attention on the CPU and attention on a GPU share it.
 #pragma once
 
 #include <algorithm>

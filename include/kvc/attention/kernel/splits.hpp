@@ -1,4 +1,4 @@
-// How the splits of a batch become work items, and the order in which a thread goes through one.
+// Turns the splits of a batch into work items, and orders the work within an item.
 #pragma once
 
 #include <algorithm>

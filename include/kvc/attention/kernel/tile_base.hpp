@@ -1,5 +1,5 @@
-// What the tiles of kv_tile.hpp have in common: the rows that they read now, the prefetcher, and how one call becomes
-// blocks of keys.
+// TileBase: the parts that the tiles of kv_tile.hpp share. These are the current rows, the prefetcher, and the cutting
+// of a call into blocks of keys.
 #pragma once
 
 #include <algorithm>
