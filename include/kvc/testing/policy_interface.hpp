@@ -13,7 +13,8 @@ namespace kvc {
 inline namespace v0 {
 namespace testing {
 
-/// The Policy concept as virtual functions, so that long tests are compiled once and not once per policy.
+/// The Policy concept as virtual functions, so that long tests are compiled once and not once per policy. Each function
+/// is the expression of the same name in the table of Policy.
 struct PolicyInterface {
   virtual ~PolicyInterface() = default;
   [[nodiscard]] virtual Index blocks() const = 0;
@@ -37,8 +38,11 @@ struct PolicyInterface {
 template <Policy P, class Interface = PolicyInterface>
 class PolicyAdapter : public Interface {
  public:
+  /// Makes the policy.
   explicit PolicyAdapter(const typename P::Config& config) : policy_(config) {}
+  /// The policy itself.
   [[nodiscard]] P& policy() noexcept { return policy_; }
+  /// The policy itself.
   [[nodiscard]] const P& policy() const noexcept { return policy_; }
 
   [[nodiscard]] Index blocks() const override { return policy_.blocks(); }

@@ -47,6 +47,7 @@ inline auto counts(const Stats& s) {
 class PolicyModel {
  public:
   using Value = std::uint64_t;
+  /// What a sequence must hold.
   struct Sequence {
     std::string salt;
     std::vector<Value> rows;         // committed
@@ -62,13 +63,15 @@ class PolicyModel {
         subject_(std::move(subject)),
         memory_(static_cast<std::size_t>(policy.blocks() * policy.block_tokens()), 0) {}
 
-  std::map<int, std::pair<SeqId, Sequence>> open;
+  std::map<int, std::pair<SeqId, Sequence>> open;  ///< the open sequences by number
 
+  /// The handle of a sequence, in the policy.
   [[nodiscard]] SeqId seq(int id) const { return open.at(id).first; }
 
   /// Throws ContractError with these parts unless `ok`.
   void law(bool ok, std::initializer_list<std::string_view> parts) const { expect(ok, subject_, parts); }
 
+  /// The options that sequences with this salt are opened with; "" gives none.
   static OpenOptions options(const std::string& salt) {
     OpenOptions options;
     if (!salt.empty()) {
@@ -78,6 +81,7 @@ class PolicyModel {
     return options;
   }
 
+  /// Opens a sequence, and returns its number; empty if there is no room.
   std::optional<int> open_sequence(const std::vector<Token>& prompt = {}, const std::string& salt = "") {
     const std::optional<Opened> opened = policy_.try_open(prompt, options(salt));
     if (!opened) {
@@ -127,6 +131,7 @@ class PolicyModel {
     return true;
   }
 
+  /// Commits the uncommitted extension.
   void commit(int id) {
     policy_.commit(seq(id));
     Sequence& s = open.at(id).second;
@@ -138,11 +143,13 @@ class PolicyModel {
     s.extending = false;
   }
 
+  /// Takes the uncommitted extension back.
   void rollback(int id) {
     policy_.rollback(seq(id));
     open.at(id).second.extending = false;
   }
 
+  /// Forks a sequence, and returns the number of the new one; empty if there is no room.
   std::optional<int> fork(int id, Pos at) {
     const std::optional<Forked> forked = policy_.try_fork(seq(id), at);
     if (!forked) {
@@ -159,6 +166,7 @@ class PolicyModel {
     return next_++;
   }
 
+  /// Truncates a sequence, and its values.
   void truncate(int id, Pos length) {
     policy_.truncate(seq(id), length);
     Sequence& s = open.at(id).second;
@@ -166,6 +174,7 @@ class PolicyModel {
     s.tokens.resize(std::min(s.tokens.size(), s.rows.size()));
   }
 
+  /// Closes a sequence, and forgets its values.
   void close(int id) {
     policy_.close(seq(id));
     open.erase(id);
