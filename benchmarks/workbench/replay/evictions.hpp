@@ -1,5 +1,5 @@
-// The eviction policies that a trace is replayed through. A new policy is added to these lists and nowhere else. Variants
-// of the default policy lack one of its parts each, and so show the gain of that part.
+// The eviction policies that a trace is replayed through. A new policy is added to these lists and nowhere else.
+// Variants of the default policy lack one of its parts each, and so show the gain of that part.
 #pragma once
 
 #include <array>

@@ -11,8 +11,8 @@
 //                for another, gets the room that it needs, and ends: there is no livelock. The other order exists to
 //                show the livelock. A step that preempts admits nothing: otherwise the freed room would go to the next
 //                in the queue, and running sequences would starve.
-//   fork         a request for several answers computes its prompt once; then its sequence is forked for each answer. If
-//                a fork finds no room, the prompt of that answer is recomputed later.
+//   fork         a request for several answers computes its prompt once; then its sequence is forked for each answer.
+//                If a fork finds no room, the prompt of that answer is recomputed later.
 //   abort        `expire` ends the requests whose clients left, waiting or running.
 //
 // In any case every request ends exactly once, and every opened sequence is closed. The scheduler decides; Sequences

@@ -49,8 +49,8 @@ class KvCache {
                 "expression that is missing.");
 
  public:
-  template <class Config = typename detail::ConfigOf<P>::Type,
-            class Where = S>  // so that the constructor is not an error as well
+  /// Takes what a cache takes, so that its call is not an error as well.
+  template <class Config = typename detail::ConfigOf<P>::Type, class Where = S>
   explicit KvCache(const Shape&, const Config&, const Where& = Where{}) {}
 };
 

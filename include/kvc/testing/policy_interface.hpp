@@ -17,6 +17,7 @@ namespace testing {
 /// is the expression of the same name in the table of Policy.
 struct PolicyInterface {
   virtual ~PolicyInterface() = default;
+  /// The expressions of the contract.
   [[nodiscard]] virtual Index blocks() const = 0;
   [[nodiscard]] virtual Pos block_tokens() const = 0;
   virtual std::optional<Opened> try_open(std::span<const Token> prompt, const OpenOptions& options) = 0;

@@ -1,8 +1,8 @@
 // SplitCall: sequences with few query rows, as in decode, whose keys are split among threads.
 //
 // A call has three steps, and the items of a step run in parallel. `prepare` converts rows of q into the form of the
-// kernels, `work` computes the states of rows over some splits, `merge` merges the states of each row in ascending order
-// and writes the result.
+// kernels, `work` computes the states of rows over some splits, `merge` merges the states of each row in ascending
+// order and writes the result.
 #pragma once
 
 #include <algorithm>
