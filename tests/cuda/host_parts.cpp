@@ -78,6 +78,9 @@ TEST_CASE("options that kernels do not support are refused", "[cuda]") {
   REQUIRE(cuda::kernel_scale({}, 64) == 0.125F);
   REQUIRE(cuda::kernel_scale({.scale = 3.0F}, 64) == 3.0F);
   REQUIRE_THROWS_WITH(cuda::kernel_scale({.mask = kvc::AttentionMask::additive(zeros, 1, 1, 4)}, 64), contains("mask"));
+  REQUIRE_THROWS_WITH(cuda::kernel_scale({.sinks = zeros}, 64), contains("sinks.size() is 4, must be 0 on a GPU"));
+  REQUIRE_THROWS_WITH(cuda::kernel_scale({.chunk = 8}, 64), contains("chunk is 8, must be 0 on a GPU"));
+  REQUIRE_THROWS_WITH(cuda::kernel_scale({.window = 8, .kept = 4}, 64), contains("kept is 4, must be 0 on a GPU"));
   REQUIRE_THROWS_WITH(cuda::kernel_scale({.keys = {0, 5}}, 64), contains("keys"));
   REQUIRE_THROWS_WITH(cuda::kernel_scale({.window = -1}, 64), contains("window"));
 }

@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <ostream>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -64,8 +65,9 @@ struct CaseShape {
   Pos length = 1;
   PosRange queries{0, 1};
   bool causal = true;
-  Pos window = 0;
+  Pos window = 0, chunk = 0, kept = 0;
   float softcap = 0;
+  bool sinks = false;
   enum class Mask { none, boolean, additive } mask = Mask::none;
   Index mask_heads = 1, mask_rows = 1, mask_cols = 1;
 
@@ -75,8 +77,9 @@ struct CaseShape {
 inline std::ostream& operator<<(std::ostream& out, const CaseShape& s) {
   return out << s.kv_heads << " kv heads x " << s.group << ", dims " << s.key_dim << "/" << s.value_dim << ", length "
              << s.length << ", queries [" << s.queries.first << ", " << s.queries.last << "), causal " << s.causal
-             << ", window " << s.window << ", softcap " << s.softcap << ", mask " << static_cast<int>(s.mask) << " ["
-             << s.mask_heads << ", " << s.mask_rows << ", " << s.mask_cols << "]";
+             << ", window " << s.window << ", chunk " << s.chunk << ", kept " << s.kept << ", softcap " << s.softcap
+             << ", sinks " << s.sinks << ", mask " << static_cast<int>(s.mask) << " [" << s.mask_heads << ", "
+             << s.mask_rows << ", " << s.mask_cols << "]";
 }
 
 inline CaseShape random_shape(Random& random, Pos longest) {
@@ -93,6 +96,12 @@ inline CaseShape random_shape(Random& random, Pos longest) {
   s.queries = {first, first + rows};
   s.causal = !random.one_in(3);
   s.window = random.one_in(3) ? random.between(1, 200) : 0;
+  if (random.one_in(4)) {
+    constexpr Pos chunks[] = {1, 2, 7, 63, 64, 65, 100, 128, 200, 512, 513, 1000};
+    s.chunk = chunks[random.between(0, 11)];
+  }
+  s.kept = random.one_in(2) ? 0 : random.one_in(2) ? random.between(1, 16) : random.between(1, longest);
+  s.sinks = random.one_in(3);
   s.softcap = random.one_in(3) ? random.uniform(0.5F, 30.0F) : 0.0F;
   if (random.one_in(2)) {
     s.mask = random.one_in(2) ? CaseShape::Mask::boolean : CaseShape::Mask::additive;
@@ -101,6 +110,18 @@ inline CaseShape random_shape(Random& random, Pos longest) {
     s.mask_cols = random.one_in(3) ? random.between(Index{0}, Index{s.length}) : s.length;
   }
   return s;
+}
+
+/// The sinks of a problem: some that leave nothing of the keys, some that do nothing, some between.
+inline std::vector<float> random_sinks(const CaseShape& shape, Random& random) {
+  std::vector<float> sinks(shape.sinks ? static_cast<std::size_t>(shape.query_heads()) : 0);
+  for (float& logit : sinks) {
+    logit = !random.one_in(3)  ? random.uniform(-4, 4)
+            : random.one_in(3) ? -std::numeric_limits<float>::infinity()
+            : random.one_in(2) ? random.uniform(-1e5F, 1e5F)
+                               : random.uniform(-100, 100);
+  }
+  return sinks;
 }
 
 /// A problem with its numbers. T is the element type of keys and values.
@@ -113,6 +134,7 @@ struct Case {
   Matrix<float> q;
   Matrix<bool> bools;
   Matrix<float> floats;
+  std::vector<float> sinks;  // [query_heads] or empty
 
   Case(const CaseShape& s, Random& random)
       : shape(s),
@@ -122,7 +144,8 @@ struct Case {
         v(s.length, s.kv_heads * kvc::Element<T>::row_size(s.value_dim)),
         q(s.queries.size(), s.query_heads() * s.key_dim),
         bools(s.mask_heads * s.mask_rows, s.mask_cols),
-        floats(s.mask_heads * s.mask_rows, s.mask_cols) {
+        floats(s.mask_heads * s.mask_rows, s.mask_cols),
+        sinks(random_sinks(s, random)) {
     const auto fill = [&](auto& m, auto number) {
       for (Index i = 0; i < m.rows(); ++i) {
         for (Index j = 0; j < m.cols(); ++j) {
@@ -165,7 +188,14 @@ struct Case {
 
   /// Options for the rows [first, first + rows) and the query heads [head, head + heads).
   kvc::AttentionOptions options(Index first, Index rows, Index head, Index heads) const {
-    kvc::AttentionOptions o{.causal = shape.causal, .window = shape.window, .softcap = shape.softcap};
+    kvc::AttentionOptions o{.causal = shape.causal,
+                            .window = shape.window,
+                            .chunk = shape.chunk,
+                            .kept = shape.kept,
+                            .softcap = shape.softcap};
+    if (!sinks.empty()) {
+      o.sinks = std::span(sinks).subspan(static_cast<std::size_t>(head), static_cast<std::size_t>(heads));
+    }
     const Index head_stride = shape.mask_heads == 1 ? 0 : shape.mask_rows * shape.mask_cols;
     const Index row_stride = shape.mask_rows == 1 ? 0 : shape.mask_cols;
     const Index start = head * head_stride + first * row_stride;
@@ -181,17 +211,22 @@ struct Case {
 
   Matrix<float> out() const { return Matrix<float>(q.rows(), shape.query_heads() * shape.value_dim); }
 
-  /// Whether row i of head h may attend to position j: the rules once more.
+  /// Whether a row at position p may attend to position j by all but the entries of the mask: the rules once more.
+  bool in_sight(Index p, Index j) const {
+    if ((shape.causal && j > p) || (shape.mask != CaseShape::Mask::none && j >= shape.mask_cols)) {
+      return false;
+    }
+    const bool in_window = shape.window == 0 || p - j < shape.window;
+    const bool in_chunk = shape.chunk == 0 || p < shape.chunk || j >= p - p % shape.chunk;
+    return j < shape.kept || (in_window && in_chunk);
+  }
+  /// Whether row i of head h may attend to position j.
   bool visible(Index h, Index i, Index j) const {
-    const Index p = shape.queries.first + i;
-    if ((shape.causal && j > p) || (shape.window > 0 && p - j >= shape.window)) {
+    if (!in_sight(shape.queries.first + i, j)) {
       return false;
     }
     if (shape.mask == CaseShape::Mask::none) {
       return true;
-    }
-    if (j >= shape.mask_cols) {
-      return false;
     }
     const Index row = (shape.mask_heads == 1 ? 0 : h) * shape.mask_rows + (shape.mask_rows == 1 ? 0 : i);
     return shape.mask == CaseShape::Mask::boolean ? bools(row, j)

@@ -62,13 +62,12 @@ std::string missing(Index position, Index sequence = 0) {
   return "position " + std::to_string(position) + " of sequence " + std::to_string(sequence) + " is not retained";
 }
 
-/// The first key that a row of the case may see by causality and window, within [first, last), or -1.
+/// The first key that a row of the case may see by all but the entries of the mask, within [first, last), or -1.
 template <class T>
 Index first_seen(const Case<T>& c, Pos first, Pos last) {
   for (Index j = first; j < last; ++j) {
     for (Index p = c.shape.queries.first; p < c.shape.queries.last; ++p) {
-      if ((!c.shape.causal || j <= p) && (c.shape.window == 0 || p - j < c.shape.window) &&
-          (c.shape.mask == CaseShape::Mask::none || j < c.shape.mask_cols)) {
+      if (c.in_sight(p, j)) {
         return j;
       }
     }
@@ -117,7 +116,7 @@ TEST_CASE("A gap in one sequence of a batch is found, and named", "[attention]")
     shape.length = std::max(shape.length, 20);
     shape.queries = {0, random.between(Pos{2}, Pos{9})};
     shape.mask = CaseShape::Mask::none;
-    shape.window = 0;
+    shape.window = shape.chunk = 0;
     const Case<float> c(shape, random);
     const auto wrong = static_cast<std::size_t>(random.between(Index{0}, c.q.rows() - 1));
     const Pos gap = random.between(Pos{0}, shape.length - 1);

@@ -52,7 +52,7 @@ Result in_parts(const Case<T>& c, const std::vector<Pos>& cuts) {
     total.ref().merge(part.ref());
   }
   Result result{c.out(), Matrix<float>(c.q.rows(), c.shape.query_heads())};
-  total.ref().write_output(result.out.ref(), result.lse.ref());
+  total.ref().write_output(result.out.ref(), result.lse.ref(), c.sinks);
   return result;
 }
 
@@ -116,7 +116,7 @@ TEMPLATE_TEST_CASE("A part without keys changes no bit, on either side", "[atten
   over_cases<TestType>(704, [](const Case<TestType>& c, Random&) {
     OwnedStates whole_states = states_of(c, {0, kvc::max_pos});
     Result expected{c.out(), Matrix<float>(c.q.rows(), c.shape.query_heads())};
-    whole_states.ref().write_output(expected.out.ref(), expected.lse.ref());
+    whole_states.ref().write_output(expected.out.ref(), expected.lse.ref(), c.sinks);
     CHECK(same(expected.out, all_keys(c).out));
 
     const OwnedStates none = states_of(c, {c.shape.length, kvc::max_pos});
@@ -142,6 +142,7 @@ TEMPLATE_TEST_CASE("Outputs and their log-sum-exp are states that merge", "[atte
       OwnedStates states(c);
       kvc::AttentionOptions options = c.options();
       options.keys = keys;
+      options.sinks = {};
       std::fill_n(states.l.row(0), states.l.rows() * states.l.cols(), 1.0F);
       Attend<TestType>::prefill(c.view(), c.shape.queries, c.q.cref(), {states.o.ref(), states.m.ref()}, options);
       return states;
@@ -149,7 +150,7 @@ TEMPLATE_TEST_CASE("Outputs and their log-sum-exp are states that merge", "[atte
     OwnedStates total = normalised({0, cut}), rest = normalised({cut, kvc::max_pos});
     total.ref().merge(rest.ref());
     Matrix<float> out = c.out();
-    total.ref().write_output(out.ref());
+    total.ref().write_output(out.ref(), {}, c.sinks);
     CHECK(largest_difference(out, whole(c)) < 2 * attention_error<TestType> * largest_value);
   });
 }
@@ -171,7 +172,7 @@ TEMPLATE_TEST_CASE("States of a batch that decodes, in parts, give what one call
     const Pos cut = random.between(Pos{0}, shape.length);
     CAPTURE(seed, i, shape, cut);
     const std::span<const AnyView<TestType>> all(views);
-    kvc::AttentionOptions options{.window = shape.window, .softcap = shape.softcap};
+    kvc::AttentionOptions options = c.options();
     Matrix<float> expected = c.out(), out = c.out();
     Attend<TestType>::decode(all, c.q.cref(), expected.ref(), options);
     OwnedStates prefix(c), rest(c);
@@ -180,7 +181,7 @@ TEMPLATE_TEST_CASE("States of a batch that decodes, in parts, give what one call
     options.keys = {cut, kvc::max_pos};
     Attend<TestType>::decode(all, c.q.cref(), rest.ref(), options);
     prefix.ref().merge(rest.ref());
-    prefix.ref().write_output(out.ref());
+    prefix.ref().write_output(out.ref(), {}, c.sinks);
     CHECK(largest_difference(out, expected) < attention_error<TestType> * largest_value);
   }
 }
@@ -194,7 +195,7 @@ TEST_CASE("The reference gives states, too", "[attention]") {
     OwnedStates states(c);
     kvc::reference(c.view(), c.shape.queries, c.q.cref(), states.ref(), c.options());
     Matrix<float> out = c.out();
-    states.ref().write_output(out.ref());
+    states.ref().write_output(out.ref(), {}, c.sinks);
     CHECK(largest_difference(out, whole(c)) < 4e-6 * largest_value);
   }
 }

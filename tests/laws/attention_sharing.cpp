@@ -118,7 +118,9 @@ TEMPLATE_TEST_CASE("A batch that shares prefixes has the bits of each sequence a
     const std::vector<AnyView<TestType>> views = views_of(cache, sequences);
     const Matrix<float> q = random_queries(std::ssize(sequences), shape, random);
     Matrix<float> batch(q.rows(), shape.query_heads() * shape.value_dim), on_threads(q.rows(), batch.cols());
-    const kvc::AttentionOptions options{.window = shape.window, .softcap = shape.softcap};
+    const std::vector<float> sinks = random_sinks(shape, random);
+    const kvc::AttentionOptions options{
+        .window = shape.window, .chunk = shape.chunk, .kept = shape.kept, .softcap = shape.softcap, .sinks = sinks};
     const std::span<const AnyView<TestType>> all(views);
     Attend<TestType>::decode(all, q.cref(), batch.ref(), options);
     struct Backwards {
@@ -166,7 +168,9 @@ TEMPLATE_TEST_CASE("A batch has the same bits however finely it is cut", "[atten
     const Pos block_tokens = random.one_in(2) ? 4096 : random.one_in(2) ? 16 : random.between(Pos{1}, Pos{200});
     // A window begins in another split for each length.
     const Pos window = random.one_in(2) ? kvc::AttentionOptions{}.window : random.between(Pos{1}, Pos{1500});
-    CAPTURE(seed, i, shape, block_tokens, window);
+    const Pos chunk = random.one_in(3) ? random.between(Pos{1}, Pos{1500}) : 0;
+    const Pos kept = random.one_in(2) ? random.between(Pos{1}, Pos{700}) : 0;
+    CAPTURE(seed, i, shape, block_tokens, window, chunk, kept);
     kvc::KvCache<TestType, kvc::PrefixShared<>> cache(
         {.layers = 1, .kv_heads = shape.kv_heads, .key_dim = shape.key_dim, .value_dim = shape.value_dim},
         {.blocks = 8 * (4096 / block_tokens + 2), .block_tokens = block_tokens});
@@ -183,7 +187,9 @@ TEMPLATE_TEST_CASE("A batch has the same bits however finely it is cut", "[atten
     const Matrix<float> q = random_queries(std::ssize(sequences), shape, random);
     Matrix<float> expected(q.rows(), shape.query_heads() * shape.value_dim), cut(q.rows(), expected.cols());
     const std::span<const AnyView<TestType>> all(views);
-    const kvc::AttentionOptions options{.window = window, .softcap = shape.softcap};
+    const std::vector<float> sinks = random_sinks(shape, random);
+    const kvc::AttentionOptions options{
+        .window = window, .chunk = chunk, .kept = kept, .softcap = shape.softcap, .sinks = sinks};
     for (Index b = 0; b < q.rows(); ++b) {  // each alone, where all is one run
       Attend<TestType>::decode(views[static_cast<std::size_t>(b)], q.cref().middle_rows(b, 1),
                                expected.ref().middle_rows(b, 1), options);

@@ -10,6 +10,7 @@ using namespace kvc;
 using detail::KeyRange;
 using detail::SharedOrder;
 using detail::SplitIndex;
+using detail::VisibleKeys;
 
 namespace {
 
@@ -58,7 +59,8 @@ std::vector<Index> shared_by_sequence(const SharedOrder& order) {
 
 TEST_CASE("Splits are numbered by sequence, from the first that a row sees", "[attention]") {
   const std::vector<KeyRange> keys{{0, 513}, {0, 0}, {1000, 1600}, {512, 1024}, {700, 700}};
-  const SplitIndex splits(std::ssize(keys), [&](Index b) { return keys[static_cast<std::size_t>(b)]; });
+  const SplitIndex splits(std::ssize(keys),
+                          [&](Index b) { return VisibleKeys{{0, 0}, keys[static_cast<std::size_t>(b)]}; });
   const std::vector<Index> counts{2, 0, 3, 1, 0}, begins{0, 2, 2, 5, 6};
   for (Index b = 0; b < std::ssize(keys); ++b) {
     CAPTURE(b);
@@ -75,6 +77,39 @@ TEST_CASE("Splits are numbered by sequence, from the first that a row sees", "[a
   CHECK_FALSE(splits.contains(1, 0));
   CHECK_FALSE(splits.contains(4, 1));
   CHECK(SplitIndex().total() == 0);
+}
+
+TEST_CASE("Splits that hold no key of a sequence have no number", "[attention]") {
+  const std::vector<VisibleKeys> keys{
+      {{0, 4}, {5000, 5001}},     // splits 0 and 9
+      {{4, 513}, {1024, 1600}},   // 0 to 3
+      {{0, 4}, {100, 600}},       // 0 and 1
+      {{500, 600}, {700, 1025}},  // 0, 1 and 2
+      {{0, 4}, {300, 300}},       // 0
+      {{600, 700}, {900, 901}},   // 1
+  };
+  const std::vector<std::vector<Index>> expected{{0, 9}, {0, 1, 2, 3}, {0, 1}, {0, 1, 2}, {0}, {1}};
+  const SplitIndex splits(std::ssize(keys), [&](Index b) { return keys[static_cast<std::size_t>(b)]; });
+  Index number = 0;
+  for (std::size_t b = 0; b < keys.size(); ++b) {
+    CAPTURE(b);
+    const auto sequence = static_cast<Index>(b);
+    CHECK(splits.begin(sequence) == number);
+    CHECK(splits.count(sequence) == std::ssize(expected[b]));
+    CHECK(splits.first(sequence) == expected[b].front());
+    std::vector<Index> found, visited;
+    for (Index split = 0; split < splits.end(); ++split) {
+      if (splits.contains(sequence, split)) {
+        found.push_back(split);
+        CHECK(splits.number(sequence, split) == number++);
+      }
+    }
+    detail::for_each_split(keys[b], [&](Index split) { visited.push_back(split); });
+    CHECK(found == expected[b]);
+    CHECK(visited == expected[b]);
+  }
+  CHECK(splits.total() == number);
+  CHECK(splits.end() == 10);
 }
 
 TEST_CASE("Sequences that begin in the same place are neighbours, and share whole units", "[attention]") {

@@ -22,7 +22,8 @@ inline namespace v0 {
 ///   prefill(kv, queries, q, states);            states  AttentionStates, to be merged with those of other keys
 ///
 /// `lse` is the natural logarithm of the sum over the keys that a row sees of exp(score), the score as AttentionOptions
-/// defines it, soft cap and additive mask included; -infinity for a row that sees no key.
+/// defines it, soft cap and additive mask included, sinks not; -infinity for a row that sees no key. States do not
+/// include sinks either.
 class AttentionOutput {
  public:
   /// An `lse` without rows and columns is not written.

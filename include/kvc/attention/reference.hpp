@@ -40,7 +40,7 @@ void reference(const View& kv, PosRange queries, MatrixArg<float> q, const Atten
   std::vector<float> k(static_cast<std::size_t>(D)), v(static_cast<std::size_t>(Dv));
   std::vector<double> o(static_cast<std::size_t>(Dv));
   for (Index i = 0; i < q.rows(); ++i) {
-    const detail::KeyRange keys = keys_of(i);
+    const detail::VisibleKeys keys = keys_of(i);
     for (Index h = 0; h < H; ++h) {
       double m = -std::numeric_limits<double>::infinity();  // largest score so far
       double l = 0;                                         // sum of exp(s - m)
@@ -75,12 +75,18 @@ void reference(const View& kv, PosRange queries, MatrixArg<float> q, const Atten
           }
         }
       };
-      if (keys.first < keys.last) {
-        kv.for_each_run(h / G, {static_cast<Pos>(keys.first), static_cast<Pos>(keys.last)}, add_run);
-      }
-      const double divisor = l == 0 || out.has_states() ? 1.0 : l;
-      std::transform(o.begin(), o.end(), out.row(i, h, Dv), [&](double x) { return static_cast<float>(x / divisor); });
+      detail::for_each_run_of(kv, h / G, keys.kept, add_run);
+      detail::for_each_run_of(kv, h / G, keys.recent, add_run);
       out.write_sums(i, h, m, l);
+      double rescale = 1, divisor = 1;
+      if (!out.has_states() && l != 0) {
+        const double sink = options.sinks.empty() ? -HUGE_VAL : double{options.sinks[static_cast<std::size_t>(h)]};
+        const double larger = std::max(m, sink);
+        rescale = std::exp(m - larger);
+        divisor = l * rescale + std::exp(sink - larger);
+      }
+      std::transform(o.begin(), o.end(), out.row(i, h, Dv),
+                     [&](double x) { return static_cast<float>(x * rescale / divisor); });
     }
   }
 }

@@ -15,8 +15,8 @@ inline namespace v0 {
 enum class ScoreStage {
   raw,         ///< scale * (q . k), of every pair
   softcapped,  ///< after the soft cap
-  masked,      ///< after mask, causality and window; -infinity where a key is invisible
-  softmax,     ///< probabilities; all 0 in a row that sees no key
+  masked,      ///< after mask, causality, window and chunk; -infinity where a key is invisible
+  softmax,     ///< probabilities, which with a sink add up to less than 1; all 0 in a row that sees no key
 };
 
 /// Writes the scores of query head h and row i, at position queries.first + i, against all positions, to row h * n + i
@@ -25,7 +25,8 @@ enum class ScoreStage {
 ///   q    [n, query_heads * key_dim]      n == queries.size()
 ///   out  [query_heads * n, kv.length()]  overwritten: an array [query_heads, n, length]
 ///
-/// Throws std::invalid_argument if extents or options do not fit, or if the view does not retain a position.
+/// Throws std::invalid_argument if extents or options do not fit, or if the view does not retain a position: from
+/// ScoreStage::masked on, one that the row may see.
 /// O(n * query_heads * length * key_dim).
 template <KvView View>
 void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q, ScoreStage stage,
@@ -40,9 +41,13 @@ void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q
   std::vector<double> s(static_cast<std::size_t>(kv.length()));
   for (Index h = 0; h < dims.query_heads; ++h) {
     for (Index i = 0; i < n; ++i) {
-      const detail::KeyRange seen = detail::visible_keys(Index{queries.first} + i, kv.length(), options);
-      detail::require_retained(kv, h / dims.group, {0, Index{kv.length()}}, 0);
-      kv.for_each_run(h / dims.group, {0, kv.length()}, [&](const KvRun<T>& run) {
+      detail::VisibleKeys keys{{0, 0}, {0, Index{kv.length()}}};
+      if (stage >= ScoreStage::masked) {
+        keys = detail::visible_keys(Index{queries.first} + i, kv.length(), options);
+      }
+      detail::require_retained(kv, h / dims.group, keys, 0);
+      std::fill(s.begin(), s.end(), -HUGE_VAL);
+      const auto add_run = [&](const KvRun<T>& run) {
         for (Index r = 0; r < run.rows; ++r) {
           const Index j = run.first + r;
           Element<T>::decode(run.k + r * run.k_stride, dims.key_dim, k.data());
@@ -56,16 +61,18 @@ void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q
             x = options.softcap * std::tanh(x / options.softcap);
           }
           if (stage >= ScoreStage::masked) {
-            const double bias =
-                seen.first <= j && j < seen.last ? static_cast<double>(options.mask.bias(h, i, j)) : -HUGE_VAL;
+            const auto bias = static_cast<double>(options.mask.bias(h, i, j));
             x = bias == -HUGE_VAL ? bias : x + bias;  // even if an invisible key is NaN
           }
           s[static_cast<std::size_t>(j)] = x;
         }
-      });
+      };
+      detail::for_each_run_of(kv, h / dims.group, keys.kept, add_run);
+      detail::for_each_run_of(kv, h / dims.group, keys.recent, add_run);
       if (stage == ScoreStage::softmax) {
-        const double m = s.empty() ? 0.0 : *std::max_element(s.begin(), s.end());
-        double l = 0;
+        const double sink = options.sinks.empty() ? -HUGE_VAL : double{options.sinks[static_cast<std::size_t>(h)]};
+        const double m = s.empty() ? sink : std::max(*std::max_element(s.begin(), s.end()), sink);
+        double l = sink == -HUGE_VAL ? 0.0 : std::exp(sink - m);
         for (double& x : s) {
           x = x == -HUGE_VAL ? 0.0 : std::exp(x - m);
           l += x;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <span>
 
+#include "kvc/attention/options.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/types.hpp"
@@ -74,11 +75,40 @@ struct AttentionState {
     }
   }
 
+  /// Merges a sink (AttentionOptions::sinks), which is the state {o = 0, m = logit, l = 1}: once, when all keys have been
+  /// merged. From then on `log_sum_exp()` includes it. O(value_dim).
+  void add_sink(float logit) noexcept {
+    if (logit == -std::numeric_limits<float>::infinity()) {
+      return;
+    }
+    if (is_identity()) {
+      m = logit;
+      l = 1;
+      return;
+    }
+    const float largest = (m > logit || m != m) ? m : logit;  // NaN must win, as in merge
+    const float a = simd::exp(m - largest);
+    l = simd::madd(l, a, simd::exp(logit - largest));
+    m = largest;
+    for (float& x : o) {
+      x *= a;
+    }
+  }
+
   /// out[d] = o[d] / l, or 0 for the identity: the attention output  [value_dim]. O(value_dim).
   void write_output(float* out) const noexcept {
     for (std::size_t d = 0; d < o.size(); ++d) {
       out[d] = l == 0 ? 0.0F : o[d] / l;
     }
+  }
+  /// The same after `add_sink(logit)`, which is not kept. `out` may be `o`.
+  void write_output(float* out, float logit) const noexcept {
+    if (out != o.data()) {
+      std::copy(o.begin(), o.end(), out);
+    }
+    AttentionState all{{out, o.size()}, m, l};
+    all.add_sink(logit);
+    all.write_output(out);
   }
 };
 
@@ -90,7 +120,8 @@ struct AttentionState {
 ///   first_part.merge(second_part);
 ///   first_part.write_output(out, lse);
 ///
-/// Outputs of another engine with their log-sum-exp are states, too: o = output, m = lse, l = 1.
+/// Outputs of another engine with their log-sum-exp are states, too: o = output, m = lse, l = 1. States are of keys
+/// alone, without sinks: `write_output` adds these to what has been merged, once.
 ///
 /// Merged in ascending order of keys, parts give the outputs of one call within its accuracy (see prefill), whatever
 /// the cuts: 2e-6 of the largest value for float. The bits are the same if every part but the first lies within 512
@@ -138,11 +169,13 @@ struct AttentionStates {
 
   /// Writes the outputs, and their log-sum-exp unless `lse` is empty. `out` may be `o`.
   ///
-  ///   out  [rows, query_heads * value_dim]     lse  [rows, query_heads]
+  ///   out    [rows, query_heads * value_dim]     lse  [rows, query_heads]
+  ///   sinks  [query_heads] or empty: those of AttentionOptions, which states do not include, for the outputs alone
   ///
-  /// Throws std::invalid_argument if extents do not fit.
-  void write_output(MatrixRef<float> out, MatrixRef<float> lse = {}) const {
+  /// Throws std::invalid_argument if extents do not fit, or if a sink is neither finite nor -infinity.
+  void write_output(MatrixRef<float> out, MatrixRef<float> lse = {}, std::span<const float> sinks = {}) const {
     require_consistent();
+    detail::require_sinks(sinks, query_heads());
     require_extents(out, o.rows(), o.cols(), "out");
     const bool has_lse = lse.rows() > 0 || lse.cols() > 0;
     if (has_lse) {
@@ -150,9 +183,14 @@ struct AttentionStates {
     }
     for_each([&](Index row, Index head) {
       const AttentionState s = state(row, head);
-      s.write_output(out.row(row) + head * value_dim());
       if (has_lse) {
         lse.row(row)[head] = s.log_sum_exp();
+      }
+      float* const to = out.row(row) + head * value_dim();
+      if (sinks.empty()) {
+        s.write_output(to);
+      } else {
+        s.write_output(to, sinks[static_cast<std::size_t>(head)]);
       }
     });
   }

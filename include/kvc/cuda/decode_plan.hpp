@@ -110,12 +110,12 @@ struct BlockRun {
 /// O(table entries + items), and a sort of the sequences.
 [[nodiscard]] inline DecodePlan make_decode_plan(const BatchTables& tables, std::int32_t group, Pos window,
                                                  ItemRows item_rows, bool share = true) {
-  using kvc::detail::KeyRange, kvc::detail::SharedOrder, kvc::detail::SplitIndex;
+  using kvc::detail::KeyRange, kvc::detail::SharedOrder, kvc::detail::SplitIndex, kvc::detail::VisibleKeys;
   const auto visible = [&](Index b) {
     const Pos length = tables.seq_lens[static_cast<std::size_t>(b)];
     return KeyRange{window > 0 && length > window ? length - window : 0, length};
   };
-  const SplitIndex splits(tables.size(), visible);
+  const SplitIndex splits(tables.size(), [&](Index b) { return VisibleKeys{{0, 0}, visible(b)}; });
   const SharedOrder order = share ? detail::order_by_blocks(tables) : SharedOrder::unshared(tables.size());
 
   DecodePlan plan;

@@ -8,8 +8,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvc/attention/kernel/call_rows.hpp"
@@ -108,29 +110,31 @@ class AttentionCall {
     const RowStates total = RowStates::at(scratch.take(RowStates::size(count, value_pad)), count, value_pad);
     const RowStates part = RowStates::at(scratch.take(RowStates::size(count, value_pad)), count, value_pad);
 
-    const KeyRange range = rows_.keys(item.sequence, item.first_row, item.first_row + item.queries);
+    const VisibleKeys keys = rows_.keys(item.sequence, item.first_row, item.first_row + item.queries);
     total.reset(count, value_pad);
-    const Index first_split = range.first / split_keys;
-    for (Index split = first_split; split * split_keys < range.last; ++split) {
-      const KeyRange keys{std::max(range.first, split * split_keys), std::min(range.last, (split + 1) * split_keys)};
-      if (split == first_split) {  // merging into the identity changes no bit
-        attend_split(item, keys, queries, kv, total);
+    bool is_first = true;
+    for_each_split(keys, [&](Index split) {
+      if (std::exchange(is_first, false)) {  // merging into the identity changes no bit
+        attend_split(item, keys, split, queries, kv, total);
       } else {
         part.reset(count, value_pad);
-        attend_split(item, keys, queries, kv, part);
+        attend_split(item, keys, split, queries, kv, part);
         total.merge(part, count, value_pad);
       }
-    }
+    });
     rows_.write(item.sequence, item.first_row, item.head, item.queries, total);
   }
 
-  /// Carries the states over keys of one split.
-  void attend_split(const TileItem& item, KeyRange keys, QueryTile<Tile>& queries, Tile& kv,
+  /// Carries the states over the keys of one split.
+  void attend_split(const TileItem& item, const VisibleKeys& keys, Index split, QueryTile<Tile>& queries, Tile& kv,
                     const RowStates& states) const {
     KvTileRows<typename View::Element> located;
-    for (Index base = keys.first / tile_keys * tile_keys; base < keys.last; base += tile_keys) {
-      const KeyRange within{std::max(keys.first - base, Index{0}), std::min(keys.last - base, tile_keys)};
-      if (const auto gap = located.locate(rows_.view(item.sequence), item.head, base, within)) {
+    for (Index base = split * split_keys; base < (split + 1) * split_keys; base += tile_keys) {
+      const std::uint64_t visible = tile_bits(keys, base);
+      if (visible == 0) {
+        continue;
+      }
+      if (const auto gap = located.locate(rows_.view(item.sequence), item.head, base, visible)) {
         rows_.missing().report(item.sequence, *gap);
         return;
       }

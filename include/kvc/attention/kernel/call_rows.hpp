@@ -71,14 +71,15 @@ class CallRows {
   [[nodiscard]] Query query(Index b, Index i) const {
     return {rows(b).first_row + i, visible_keys(rows(b).first_position + i, view(b).length(), options_)};
   }
-  /// Keys that any of rows [first, last) of sequence b may see. (Both ends of the keys of a row grow with its
-  /// position.)
-  [[nodiscard]] KeyRange keys(Index b, Index first, Index last) const {
+  /// Keys that any of rows [first, last) of sequence b may see.
+  [[nodiscard]] VisibleKeys keys(Index b, Index first, Index last) const {
     if (first >= last) {
-      return {0, 0};
+      return {{0, 0}, {0, 0}};
     }
-    const KeyRange early = query(b, first).keys, late = query(b, last - 1).keys;
-    return early.first < late.last ? KeyRange{early.first, late.last} : KeyRange{0, 0};
+    // All ends of the keys of a row grow with its position, and what the early row keeps the late one keeps, too.
+    const VisibleKeys early = query(b, first).keys, late = query(b, last - 1).keys;
+    const KeyRange recent{std::max(early.recent.first, Index{options_.keys.first}), late.recent.last};
+    return {early.kept, recent.empty() ? KeyRange{recent.last, recent.last} : recent};
   }
 
   /// Brings rows [first, first + queries) of sequence b, those of one kv head, into the form of the kernels.
@@ -109,8 +110,12 @@ class CallRows {
   }
 
   /// Writes one row and head. Overwrites state.o, padded to value_pad.
-  void write_row(const AttentionState& state, Index row, Index query_head) const noexcept {
+  void write_row(AttentionState state, Index row, Index query_head) const noexcept {
     float* const to = out_.row(row, query_head, dims_.value_dim);
+    out_.write_sums(row, query_head, state.m, state.l);
+    if (!options_.sinks.empty() && !out_.has_states()) {
+      state.add_sink(options_.sinks[static_cast<std::size_t>(query_head)]);
+    }
     const simd::F32x16 sum = simd::broadcast(state.l == 0 || out_.has_states() ? 1.0F : state.l);
     float* const o = state.o.data();
     Index d = 0;
@@ -126,7 +131,6 @@ class CallRows {
       std::copy_n(o + Tile::output_index(d), 4, to + d);
     }
     std::copy_n(o + Tile::output_index(d), dims_.value_dim - d, to + d);
-    out_.write_sums(row, query_head, state.m, state.l);
   }
 
  private:

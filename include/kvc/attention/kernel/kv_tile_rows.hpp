@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -15,6 +16,16 @@
 namespace kvc {
 inline namespace v0 {
 namespace detail {
+
+/// The keys of a range that lie in the tile at position `base`, one bit each.
+[[nodiscard]] inline std::uint64_t tile_bits(KeyRange keys, Index base) noexcept {
+  const auto within = [base](Index position) { return std::clamp(position - base, Index{0}, tile_keys); };
+  const Index first = within(keys.first), last = within(keys.last);
+  return first < last ? ~std::uint64_t{0} >> (tile_keys - (last - first)) << first : 0;
+}
+[[nodiscard]] inline std::uint64_t tile_bits(const VisibleKeys& keys, Index base) noexcept {
+  return tile_bits(keys.recent, base) | tile_bits(keys.kept, base);
+}
 
 /// Consecutive bytes, and the cache lines that hold them.
 struct ByteSpan {
@@ -47,45 +58,55 @@ template <class T>
 struct KvTileRows {
   const StorageOf<T>* k[tile_keys];
   const StorageOf<T>* v[tile_keys];
-  Index first = 0;  // rows [first, last) of the tile are there
+  Index first = 0;  // the rows of the tile that are there are among [first, last)
   Index last = 0;
   ByteSpans keys, values;
 
   [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
 
-  /// Finds positions base + [range.first, range.last), at least one. All other pointers are set to one of these rows,
-  /// so that reading through them is allowed. Returns the first position for which the view hands out no row, in which
-  /// case the rows must not be used. O(runs + 64).
+  /// Finds the positions base + i of the bits i of `visible`, at least one. All other pointers are set to one of these
+  /// rows, so that reading through them is allowed. Returns the first position for which the view hands out no row, in
+  /// which case the rows must not be used. O(runs + 64).
   template <class View>
-  [[nodiscard]] std::optional<Index> locate(const View& kv, Index head, Index base, KeyRange range) {
-    const Index lo = range.first, hi = range.last;
-    first = lo;
-    last = hi;
+  [[nodiscard]] std::optional<Index> locate(const View& kv, Index head, Index base, std::uint64_t visible) {
+    first = std::countr_zero(visible);
+    last = tile_keys - std::countl_zero(visible);
     keys.count = 0;
     values.count = 0;
-    const Index k_row = Element<T>::row_size(kv.key_dim()), v_row = Element<T>::row_size(kv.value_dim());
-    Index at = lo;
-    kv.for_each_run(head, PosRange{static_cast<Pos>(base + lo), static_cast<Pos>(base + hi)}, [&](const KvRun<T>& run) {
-      if (run.first != base + at || run.rows < 1 || run.rows > hi - at) [[unlikely]] {
-        return;  // a gap, after which nothing is where it should be
+    Index end = 0;  // of the pointers that are set
+    for (std::uint64_t left = visible; left != 0;) {
+      const Index lo = std::countr_zero(left), hi = lo + std::countr_one(left >> lo);
+      left &= hi == tile_keys ? 0 : ~std::uint64_t{0} << hi;
+      if (const auto missing = locate_range(kv, head, base, {lo, hi})) [[unlikely]] {
+        return missing;
       }
-      point(k + at, run.k, run.rows, run.k_stride);
-      point(v + at, run.v, run.rows, run.v_stride);
-      add_spans(run.k, run.rows, run.k_stride, k_row, keys);
-      add_spans(run.v, run.rows, run.v_stride, v_row, values);
-      at += run.rows;
-    });
-    if (at != hi) [[unlikely]] {
-      return base + at;
+      std::fill(k + end, k + lo, k[lo]);
+      std::fill(v + end, v + lo, v[lo]);
+      end = hi;
     }
-    std::fill(k, k + lo, k[lo]);
-    std::fill(k + hi, k + tile_keys, k[lo]);
-    std::fill(v, v + lo, v[lo]);
-    std::fill(v + hi, v + tile_keys, v[lo]);
+    std::fill(k + end, k + tile_keys, k[first]);
+    std::fill(v + end, v + tile_keys, v[first]);
     return std::nullopt;
   }
 
  private:
+  template <class View>
+  [[nodiscard]] std::optional<Index> locate_range(const View& kv, Index head, Index base, KeyRange range) {
+    const Index k_row = Element<T>::row_size(kv.key_dim()), v_row = Element<T>::row_size(kv.value_dim());
+    Index at = range.first;
+    kv.for_each_run(head, PosRange{static_cast<Pos>(base + range.first), static_cast<Pos>(base + range.last)},
+                    [&](const KvRun<T>& run) {
+                      if (run.first != base + at || run.rows < 1 || run.rows > range.last - at) [[unlikely]] {
+                        return;  // a gap, after which nothing is where it should be
+                      }
+                      point(k + at, run.k, run.rows, run.k_stride);
+                      point(v + at, run.v, run.rows, run.v_stride);
+                      add_spans(run.k, run.rows, run.k_stride, k_row, keys);
+                      add_spans(run.v, run.rows, run.v_stride, v_row, values);
+                      at += run.rows;
+                    });
+    return at == range.last ? std::nullopt : std::optional(base + at);
+  }
   static void point(const StorageOf<T>** to, const StorageOf<T>* rows, Index count, Index stride) noexcept {
     for (Index r = 0; r < count; ++r) {
       to[r] = rows + r * stride;

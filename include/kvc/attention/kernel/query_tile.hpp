@@ -55,13 +55,13 @@ class QueryTile {
   /// A row of q: its number, and the keys that it may see (visible_keys).
   struct Query {
     Index row;
-    KeyRange keys;
+    VisibleKeys keys;
   };
 
   [[nodiscard]] static constexpr Index scratch_floats(const AttentionDims& dims, Index queries) noexcept {
     const Index rows = queries * dims.group;
     return rows * (tile_keys + Tile::weight_floats(dims.value_dim)) + Scratch::floats_for<Query>(queries) +
-           Scratch::floats_for<KeyRange>(rows) + Scratch::floats_for<std::uint64_t>(rows) + 2 * padded(rows) +
+           Scratch::floats_for<VisibleKeys>(rows) + Scratch::floats_for<std::uint64_t>(rows) + 2 * padded(rows) +
            kernel_rows * Tile::state_floats(dims.value_dim);
   }
 
@@ -102,7 +102,7 @@ class QueryTile {
         w_(scratch.take(queries * dims.group * weight_size_)),
         sums_(scratch.take(kernel_rows * value_pad_)),
         query_(scratch.template take_as<Query>(queries)),
-        keys_(scratch.template take_as<KeyRange>(queries * dims.group)),
+        keys_(scratch.template take_as<VisibleKeys>(queries * dims.group)),
         visible_(scratch.template take_as<std::uint64_t>(queries * dims.group)),
         rescale_(scratch.take(padded(queries * dims.group))),
         largest_(scratch.take(padded(queries * dims.group))) {
@@ -120,7 +120,7 @@ class QueryTile {
 
   /// Carries `states` of queries [first, last) over the tile of keys at position `base`, of kv head first_head + head.
   ///
-  ///   keys     all keys of the tile that any of these queries may see
+  ///   keys     all keys of the tile that any of these queries may see, at least
   ///   next     the rows that will be read after these, or null
   ///   states   of all queries and heads, numbered as the rows are
   void attend(Index head, Index first, Index last, Index base, Tile& tile,
@@ -131,21 +131,17 @@ class QueryTile {
   [[nodiscard]] Index query_head(Index head, Index r) const noexcept {
     return (first_head_ + head) * dims_.group + r % dims_.group;
   }
-  /// The keys of the tile that the query of row r may see, the mask apart; relative to the tile.
-  [[nodiscard]] KeyRange seen(Index r, Index base) const noexcept {
-    const auto within = [&](Index position) { return std::clamp(position - base, Index{0}, tile_keys); };
-    return {within(keys_[r].first), within(keys_[r].last)};
-  }
-
   /// Whether queries [first, last) may see the whole tile.
   [[nodiscard]] bool see_all(Index first, Index last, Index base) const noexcept {
     return std::all_of(query_ + first, query_ + last, [base](const Query& query) {
-      return query.keys.first <= base && query.keys.last >= base + tile_keys;
+      const auto [kept, recent] = query.keys;
+      return (recent.first <= base && recent.last >= base + tile_keys) ||
+             (kept.first <= base && kept.last >= base + tile_keys);
     });
   }
 
   /// Calls f(integral constant R, r, from, to) for blocks of R <= most rows [r, r + R) that cover [begin, end), with
-  /// the keys [from, to) within [first, last) that some row of the block sees: all of them if `all`.
+  /// the keys [from, to) within [first, last) among which are all that a row of the block sees: all of them if `all`.
   template <int most, class F>
   KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, bool all,
                                 F f) const noexcept {
@@ -154,14 +150,12 @@ class QueryTile {
         f(count, r, first, last);
         return;
       }
-      KeyRange range = {tile_keys, 0};
+      std::uint64_t seen = 0;
       for (Index i = r; i < r + count; ++i) {
-        const KeyRange keys_of_row = seen(i, base);
-        if (keys_of_row.first < keys_of_row.last) {
-          range = {std::min(range.first, keys_of_row.first), std::max(range.last, keys_of_row.last)};
-        }
+        seen |= tile_bits(keys_[i], base);
       }
-      const Index from = std::max(first, range.first), to = std::min(last, range.last);
+      const Index from = std::max(first, Index{std::countr_zero(seen)});
+      const Index to = std::min(last, tile_keys - std::countl_zero(seen));
       if (from < to) {
         f(count, r, from, to);
       }
@@ -170,11 +164,10 @@ class QueryTile {
 
   /// Scale, soft cap and mask of row r; which keys of the tile it sees, as bits.
   std::uint64_t mask_row(Index head, Index r, Index base, float* s) const noexcept {
-    const auto [first, last] = seen(r, base);
-    if (first >= last) {
+    std::uint64_t visible = tile_bits(keys_[r], base);
+    if (visible == 0) {
       return 0;
     }
-    std::uint64_t visible = (~std::uint64_t{0} >> (tile_keys - (last - first))) << first;
     if (options_.softcap > 0) {
       const simd::F32x16 cap = simd::broadcast(options_.softcap);
       for (Index j = 0; j < tile_keys; j += simd::lanes) {
@@ -182,7 +175,8 @@ class QueryTile {
       }
     }
     if (!options_.mask.is_none()) {
-      for (Index j = first; j < last; ++j) {
+      for (std::uint64_t left = visible; left != 0; left &= left - 1) {
+        const Index j = std::countr_zero(left);
         const float bias = options_.mask.bias(query_head(head, r), query_[r / dims_.group].row, base + j);
         s[j] += bias;
         if (bias == -std::numeric_limits<float>::infinity()) {
@@ -300,7 +294,7 @@ class QueryTile {
   float* w_;                // [rows, weight_size] encoded weights
   float* sums_;             // [kernel_rows, value_pad]
   Query* query_;            // [queries]
-  KeyRange* keys_;          // [rows] that each may see: a copy per row saves a division in each tile
+  VisibleKeys* keys_;       // [rows] that each may see: a copy per row saves a division in each tile
   std::uint64_t* visible_;  // [rows]
   float* rescale_;          // [rows]
   float* largest_;          // [rows] weight of the tile

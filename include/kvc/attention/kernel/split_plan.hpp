@@ -18,20 +18,58 @@ namespace detail {
 /// Positions of a split, from a multiple of as many. Fixed, so that a sequence is split alike in every batch.
 inline constexpr Index split_keys = 512;
 
+/// The splits in which keys lie: [kept_first, kept_last), and behind them [first, last).
+struct KeySplits {
+  Index kept_first;
+  Index kept_last;
+  Index first;
+  Index last;
+
+  [[nodiscard]] static KeySplits of(const VisibleKeys& keys) noexcept {
+    KeySplits splits{0, 0, ceil_div(keys.recent.first, split_keys), 0};
+    splits.last = splits.first;
+    if (!keys.recent.empty()) {
+      splits.first = keys.recent.first / split_keys;
+      splits.last = ceil_div(keys.recent.last, split_keys);
+    }
+    if (!keys.kept.empty()) {
+      splits.kept_first = keys.kept.first / split_keys;
+      splits.kept_last = std::min(ceil_div(keys.kept.last, split_keys), splits.first);
+    }
+    return splits;
+  }
+
+  [[nodiscard]] constexpr Index kept() const noexcept { return kept_last - kept_first; }
+  [[nodiscard]] constexpr Index count() const noexcept { return kept() + last - first; }
+  [[nodiscard]] constexpr bool contains(Index split) const noexcept {
+    return (first <= split && split < last) || (kept_first <= split && split < kept_last);
+  }
+};
+
+/// f(split) for the splits in which keys lie, ascending.
+template <class F>
+void for_each_split(const VisibleKeys& keys, F f) {
+  const KeySplits splits = KeySplits::of(keys);
+  for (Index split = splits.kept_first; split < splits.kept_last; ++split) {
+    f(split);
+  }
+  for (Index split = splits.first; split < splits.last; ++split) {
+    f(split);
+  }
+}
+
 /// The splits of a batch, numbered: those of sequence 0 first, then those of sequence 1, ...
 class SplitIndex {
  public:
   SplitIndex() = default;
 
-  ///   keys_of(b) -> KeyRange   b < sequences; keys that any row of sequence b may see
+  ///   keys_of(b) -> VisibleKeys   b < sequences; keys that any row of sequence b may see
   template <class F>
-  SplitIndex(Index sequences, F keys_of) : first_(static_cast<std::size_t>(sequences)), begin_(first_.size() + 1) {
-    for (std::size_t b = 0; b < first_.size(); ++b) {
-      const KeyRange keys = keys_of(static_cast<Index>(b));
-      first_[b] = keys.first / split_keys;
-      const Index end = keys.first < keys.last ? ceil_div(keys.last, split_keys) : first_[b];
-      begin_[b + 1] = begin_[b] + end - first_[b];
-      end_ = std::max(end_, end);
+  SplitIndex(Index sequences, F keys_of) : splits_(static_cast<std::size_t>(sequences)), begin_(splits_.size() + 1) {
+    for (std::size_t b = 0; b < splits_.size(); ++b) {
+      splits_[b] = KeySplits::of(keys_of(static_cast<Index>(b)));
+      begin_[b + 1] = begin_[b] + splits_[b].count();
+      end_ = std::max({end_, splits_[b].last, splits_[b].kept_last});
     }
   }
 
@@ -39,17 +77,22 @@ class SplitIndex {
   [[nodiscard]] Index end() const noexcept { return end_; }                    ///< one past the last split
   [[nodiscard]] Index begin(Index b) const noexcept { return begin_[at(b)]; }  ///< splits before those of b
   [[nodiscard]] Index count(Index b) const noexcept { return begin_[at(b) + 1] - begin_[at(b)]; }
-  [[nodiscard]] Index first(Index b) const noexcept { return first_[at(b)]; }  ///< the first split of b
-  [[nodiscard]] bool contains(Index b, Index split) const noexcept {
-    return split >= first(b) && split < first(b) + count(b);
+  /// The first split of b, if it has one.
+  [[nodiscard]] Index first(Index b) const noexcept {
+    const KeySplits& splits = splits_[at(b)];
+    return splits.kept() > 0 ? splits.kept_first : splits.first;
   }
+  [[nodiscard]] bool contains(Index b, Index split) const noexcept { return splits_[at(b)].contains(split); }
   /// The number of a split that sequence b has.
-  [[nodiscard]] Index number(Index b, Index split) const noexcept { return begin(b) + split - first(b); }
+  [[nodiscard]] Index number(Index b, Index split) const noexcept {
+    const KeySplits& splits = splits_[at(b)];
+    return begin(b) + (split < splits.first ? split - splits.kept_first : splits.kept() + split - splits.first);
+  }
 
  private:
   [[nodiscard]] static constexpr std::size_t at(Index b) noexcept { return static_cast<std::size_t>(b); }
 
-  std::vector<Index> first_;  // [sequences]
+  std::vector<KeySplits> splits_;  // [sequences]
   std::vector<Index> begin_ = {0};
   Index end_ = 0;
 };

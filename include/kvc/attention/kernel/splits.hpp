@@ -2,10 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <tuple>
 #include <vector>
 
 #include "kvc/attention/kernel/kernels.hpp"
+#include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/split_plan.hpp"
 
 namespace kvc {
@@ -17,7 +19,7 @@ inline constexpr Index split_tiles = split_keys / tile_keys;
 /// The sequences of a batch in their shared order. All members below speak of the i-th sequence of that order.
 struct SplitBatch {
   SharedOrder order;
-  std::vector<KeyRange> keys;      ///< [sequences] that any row of it may see
+  std::vector<VisibleKeys> keys;   ///< [sequences] that any row of it may see
   std::vector<Index> first_query;  ///< [sequences + 1] rows of q of the sequences before
   SplitIndex splits;
 
@@ -145,8 +147,8 @@ struct Step {
   Index tile;   ///< its positions begin at tile * tile_keys
   Index first;  ///< sequences [first, last) of the batch
   Index last;
-  Index head;     ///< relative to the first head of the item
-  KeyRange keys;  ///< relative to the tile
+  Index head;          ///< relative to the first head of the item
+  std::uint64_t keys;  ///< of the tile that any of the sequences may see, one bit each
 };
 
 /// The steps of a work item in the order in which the cache lies in memory: tiles outside, then the sequences that
@@ -186,7 +188,7 @@ class Steps {
   /// Before the first step.
   [[nodiscard]] Step start() const {
     const SplitGroup& group = groups_[static_cast<std::size_t>(item_.first_group)];
-    return {item_.first_group, group.split * split_tiles, group.first, group.first, 0, {0, 0}};
+    return {item_.first_group, group.split * split_tiles, group.first, group.first, 0, 0};
   }
 
   /// To the next sequences with keys in a tile.
@@ -195,7 +197,7 @@ class Steps {
       if (!next_sequences()) {
         return false;
       }
-    } while (step_.keys.first >= step_.keys.last);
+    } while (step_.keys == 0);
     return true;
   }
   /// To the next sequences that share a tile, of this tile or of the next.
@@ -211,11 +213,9 @@ class Steps {
     }
     const Index base = step_.tile * tile_keys, end = group_of(step_).last;
     step_.first = step_.last;
-    step_.keys = {tile_keys, 0};
+    step_.keys = 0;
     do {
-      const KeyRange range = batch_.keys[static_cast<std::size_t>(step_.last)];
-      step_.keys.first = std::min(step_.keys.first, std::max(range.first - base, Index{0}));
-      step_.keys.last = std::max(step_.keys.last, std::min(range.last - base, tile_keys));
+      step_.keys |= tile_bits(batch_.keys[static_cast<std::size_t>(step_.last)], base);
       ++step_.last;
     } while (step_.last < end && batch_.shared(step_.last) > base);
     return true;
