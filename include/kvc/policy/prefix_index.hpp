@@ -41,7 +41,7 @@ class PrefixIndex {
   /// An index for blocks 0 .. blocks-1 of block_tokens tokens, none of them cached. Throws std::bad_alloc. O(blocks *
   /// block_tokens).
   PrefixIndex(Index blocks, Pos block_tokens, Hash hash)
-      : hash_(hash), block_tokens_(static_cast<std::size_t>(block_tokens)), roots_(hash), entries_(blocks) {
+      : hash_(hash), block_tokens_(static_cast<std::size_t>(block_tokens)), entries_(blocks), roots_(hash) {
     tokens_.resize(static_cast<std::size_t>(blocks) * block_tokens_);
     buckets_.assign(std::bit_ceil(2 * static_cast<std::size_t>(blocks)), Bucket{});
   }
@@ -351,10 +351,10 @@ class PrefixIndex {
 
   Hash hash_;
   std::size_t block_tokens_;
-  detail::PrefixRoots<Hash> roots_;
   BlockArray<Entry> entries_;
   detail::LargeVector<Token> tokens_;    // [blocks, block_tokens]
   detail::LargeVector<Bucket> buckets_;  // open addressing, at most half full
+  detail::PrefixRoots<Hash> roots_;
   Index size_ = 0;
 };
 
