@@ -104,6 +104,9 @@ def members(text, first, last, public):
             if text[at] in "([{":
                 body = text[at] == "{" and text[start:at].rstrip()
                 at = closing(text, at)
+                nested = body and re.match(r"(class|struct)\b", head_of(body))
+                if nested and public:
+                    yield from members(text, text.index("{", start + len(body)) + 1, at - 1, nested.group(1) == "struct")
                 if body and not re.search(r"(\brequires|[,:(]\s*\w+)$", re.sub(r"\([^()]*\)$", "", body)):
                     break
             else:

@@ -99,8 +99,11 @@ class InProcess {
         return *this;
       }
       ~Arrival() { discard(); }
+      /// The sender.
       [[nodiscard]] Peer peer() const noexcept { return message_->from; }
+      /// The head. Valid as long as the arrival.
       [[nodiscard]] std::span<const std::byte> head() const noexcept { return message_->head; }
+      /// Bytes of the body.
       [[nodiscard]] std::uint64_t body_bytes() const noexcept { return message_->bytes; }
 
      private:
@@ -130,10 +133,14 @@ class InProcess {
       }
     }
 
+    /// The number of this peer.
     [[nodiscard]] Peer self() const noexcept { return self_; }
+    /// Peers of the hub.
     [[nodiscard]] Peer peers() const noexcept { return hub_->config_.peers; }
+    /// Streams from each peer to each other.
     [[nodiscard]] Channel channels() const noexcept { return hub_->config_.channels; }
 
+    /// Sends a message; empty if the window to that peer is full.
     std::optional<Ticket> try_send(Peer to, Channel channel, std::span<const std::byte> head, SendSpans body = {}) {
       require_peer(to);
       require_channel(channel);
@@ -166,6 +173,7 @@ class InProcess {
       return Ticket(message);
     }
 
+    /// The next message on a channel, from any peer.
     std::optional<Arrival> poll(Channel channel) {
       require_channel(channel);
       const std::lock_guard lock(hub_->mutex_);
@@ -187,6 +195,7 @@ class InProcess {
       return std::nullopt;
     }
 
+    /// Copies the body of an arrival to `spans`.
     Ticket accept(Arrival&& arrival, ReceiveSpans spans) {
       require(io::total_bytes(spans) == arrival.body_bytes(), "spans", io::total_bytes(spans),
               "as many bytes as the body has");
@@ -205,6 +214,7 @@ class InProcess {
       return {};
     }
 
+    /// The state of a message or body.
     [[nodiscard]] TicketState state(const Ticket& ticket) const noexcept {
       return ticket.message_ == nullptr ? ticket.settled_ : ticket.message_->state.load();
     }
@@ -218,6 +228,7 @@ class InProcess {
       return true;
     }
 
+    /// Blocks until there may be news, or until the time.
     bool wait(TimePoint until) {
       std::unique_lock lock(hub_->mutex_);
       Mailbox& own = hub_->box(self_);
@@ -230,6 +241,7 @@ class InProcess {
       return std::exchange(seen_, own.events) != own.events;
     }
 
+    /// Whether the peer has closed, or was dropped.
     [[nodiscard]] bool is_lost(Peer peer) const {
       require_peer(peer);
       const std::lock_guard lock(hub_->mutex_);
