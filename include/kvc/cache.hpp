@@ -14,6 +14,7 @@
 
 #include "kvc/cache/append.hpp"
 #include "kvc/cache/arguments.hpp"
+#include "kvc/cache/pool_layout.hpp"
 #include "kvc/cache/view.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
@@ -24,9 +25,10 @@
 #include "kvc/element/element.hpp"
 #include "kvc/fwd.hpp"
 #include "kvc/layout/copy_rows.hpp"
+#include "kvc/layout/group_layout.hpp"
+#include "kvc/layout/layer_groups.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/shape.hpp"
-#include "kvc/layout/verify.hpp"
 #include "kvc/memory/space.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
@@ -75,30 +77,49 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// Throws std::invalid_argument for a bad shape or configuration, std::bad_alloc if the space has not so much memory,
   /// InvariantError if rows of the layout overlap or lie outside of the pool.
   explicit KvCache(const Shape& shape, const typename P::Config& config, S space = S{})
-      : shape_(validated(shape)),
-        policy_(config),
-        layout_(PoolExtents{policy_.blocks(), policy_.block_tokens(), shape_.layers, shape_.kv_heads,
-                            kvc::Element<T>::row_size(shape_.key_dim), kvc::Element<T>::row_size(shape_.value_dim)}),
-        pool_(std::move(space), pool_bytes(layout_)) {}
+      : KvCache(LayerGroups(shape), config, std::move(space)) {}
+
+  /// The same for a model whose layers differ. A policy that holds several groups in one pool (HoldsGroups) gives all
+  /// blocks the same number of bytes: `config.block_tokens` positions of the heaviest group, and about as many bytes of
+  /// positions of each other one. Throws std::invalid_argument, too, if the policy holds only one group of full
+  /// attention and the layers are not one.
+  explicit KvCache(const LayerGroups& layers, const typename P::Config& config, S space = S{})
+      : layers_(layers),
+        policy_(make_policy(layers_, config)),
+        layouts_(layers_, policy_),
+        pool_(std::move(space), static_cast<std::size_t>(layouts_.size()) * sizeof(Storage)) {}
   KvCache(const KvCache&) = delete;  // views and appends point into it
   KvCache& operator=(const KvCache&) = delete;
 
-  /// The shape, with its defaults filled in.
-  [[nodiscard]] const Shape& shape() const noexcept { return shape_; }
+  /// The layers of the model, and their groups.
+  [[nodiscard]] const LayerGroups& layers() const noexcept { return layers_; }
+  /// The shape of a group, with its defaults filled in; without an argument that of the first, which is the only one
+  /// of a cache that was made from a Shape.
+  [[nodiscard]] const Shape& shape(Index group = 0) const noexcept {
+    return layers_.groups()[static_cast<std::size_t>(group)].shape;
+  }
   /// The policy, for its const members. Changes go through the cache, which carries out the copies that they need.
   [[nodiscard]] const P& policy() const noexcept { return policy_; }
-  /// The layout of the pool.
-  [[nodiscard]] const L& layout() const noexcept { return layout_; }
-  /// The pool, layout().size() storage units: for kernels of your own.
+  /// The layout of the pool, of a cache with one group. With several, that within a block of the first group.
+  [[nodiscard]] const L& layout() const noexcept { return layouts_[0].layout(); }
+  /// Where the rows of a group lie in the pool.
+  [[nodiscard]] const GroupLayout<L>& group_layout(Index group) const noexcept { return layouts_[group]; }
+  /// The pool, layout().size() storage units where there is one group: for kernels of your own.
   [[nodiscard]] const Storage* data() const noexcept { return reinterpret_cast<const Storage*>(pool_.data()); }
   /// The same, to be written by kernels of your own.
   [[nodiscard]] Storage* data() noexcept { return reinterpret_cast<Storage*>(pool_.data()); }
   /// The space that the pool lies in.
   [[nodiscard]] S& space() noexcept { return pool_.space(); }
-  /// Bytes of keys and values that one token takes, in all layers.
+  /// Bytes of keys and values that one token takes, in all layers that store tokens, until groups drop it.
   [[nodiscard]] Index bytes_per_token() const noexcept {
-    return layout_.block_size() / policy_.block_tokens() * static_cast<Index>(sizeof(Storage));
+    Index bytes = 0;
+    for (const LayerGroup& group : layers_.groups()) {
+      bytes += group.cross_rows == 0 ? row_bytes<T>(group.shape) : 0;
+    }
+    return bytes;
   }
+  /// Bytes of the pool.
+  [[nodiscard]] Index pool_bytes() const noexcept { return layouts_.size() * static_cast<Index>(sizeof(Storage)); }
 
   /// A new sequence, or an empty optional if there is no room. The first `cached` tokens of `prompt` are in place:
   /// extend by the rest. The plain form throws CapacityError if there is no room, and both throw std::invalid_argument
@@ -180,8 +201,10 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
 
   /// Stores the rows of one layer for the positions of an append.
   ///   k  [append.size(), kv_heads * key_dim]     v  [append.size(), kv_heads * value_dim]
-  /// Throws std::invalid_argument for other extents, for a layer that is not there, and for an append that is not an
-  /// uncommitted one of this cache.
+  /// A cross-attention layer takes the rows of the other input, all of them with the first append of a sequence
+  /// (`rows_to_write` counts them), and none later.
+  /// Throws std::invalid_argument for other extents, for a layer that is not there or reads the rows of another one, and
+  /// for an append that is not an uncommitted one of this cache.
   void write(Index layer, const Append& append, MatrixArg<float> k, MatrixArg<float> v)
     requires S::host_accessible
   {
@@ -194,12 +217,20 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     write_rows(layer, append, k.ref(), v.ref());
   }
 
+  /// How many rows `write` takes of a layer: append.size(); of a cross-attention layer all rows of the other input if
+  /// this is the first append of the sequence, else 0; 0 of a layer that reads the rows of another one.
+  [[nodiscard]] Pos rows_to_write(Index layer, const Append& append) const {
+    require_own(append);
+    const LayerPlace place = layers_.place(layer);
+    return place.is_owner ? group_range(append, place.group).size() : 0;
+  }
+
   /// Makes the positions of an append part of their sequence: call it when all layers are written. (KVC_ASSERT checks
   /// that `write` was called for each, or for none: rows may also be written through `data()`.)
   /// Throws std::invalid_argument if the append is not an uncommitted one of this cache.
   void commit(Append&& append) {
     require_own(append);
-    KVC_ASSERT(append.writes_ == 0 || append.size() == 0 || append.writes_ >= shape_.layers);
+    KVC_ASSERT(append.writes_ == 0 || append.size() == 0 || append.writes_ >= layers_to_write(append));
     policy_.commit(append.seq_);
     append.policy_ = nullptr;
     append.range_ = {};
@@ -263,9 +294,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] View view(Index layer, SeqId seq) const
     requires S::host_accessible
   {
-    require_layer(layer);
+    const LayerPlace place = layers_.place(layer);
     require(contains(seq), "seq", seq, "an open sequence");
-    return View(policy_, layout_, shape_, data(), layer, seq);
+    return View(policy_, layouts_[place.group], shape(place.group), data(), place.group, place.layer, seq);
   }
 
   /// The CPU cannot read what lies elsewhere: `view`, `write` and `gather` of such a cache say where its own are.
@@ -295,21 +326,27 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
 
   /// Reads rows back as float, in the shapes of `write`: k [range.size(), kv_heads * key_dim], v likewise.
+  /// Throws std::invalid_argument for other extents, and if the layer does not retain a position of the range; k and v
+  /// may be partly written then.
   void gather(Index layer, SeqId seq, PosRange range, MatrixRef<float> k, MatrixRef<float> v) const
     requires S::host_accessible
   {
     require(0 <= range.first && range.first <= range.last, "range", range, "within the positions of the sequence");
-    require_extents(k, range.size(), shape_.kv_heads * shape_.key_dim, "k");
-    require_extents(v, range.size(), shape_.kv_heads * shape_.value_dim, "v");
     const View rows = view(layer, seq);
-    for (Index head = 0; head < shape_.kv_heads; ++head) {
+    const Shape& shape = this->shape(layers_.place(layer).group);
+    require_extents(k, range.size(), shape.kv_heads * shape.key_dim, "k");
+    require_extents(v, range.size(), shape.kv_heads * shape.value_dim, "v");
+    for (Index head = 0; head < shape.kv_heads; ++head) {
+      Pos next = range.first;
       rows.for_each_run(head, range, [&](const KvRun<T>& run) {
+        next += run.first == next ? static_cast<Pos>(run.rows) : 0;
         for (Index i = 0; i < run.rows; ++i) {
           const Index row = run.first - range.first + i;
-          kvc::Element<T>::decode(run.k + i * run.k_stride, shape_.key_dim, k.row(row) + head * shape_.key_dim);
-          kvc::Element<T>::decode(run.v + i * run.v_stride, shape_.value_dim, v.row(row) + head * shape_.value_dim);
+          kvc::Element<T>::decode(run.k + i * run.k_stride, shape.key_dim, k.row(row) + head * shape.key_dim);
+          kvc::Element<T>::decode(run.v + i * run.v_stride, shape.value_dim, v.row(row) + head * shape.value_dim);
         }
       });
+      require(next == range.last, "range", range, "retained by the layer's group: see retained_from");
     }
   }
 
@@ -364,24 +401,50 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
 
   template <class From>
   void write_rows(Index layer, const Append& append, MatrixRef<const From> k, MatrixRef<const From> v) {
-    require_layer(layer);
+    const LayerPlace place = layers_.place(layer);
+    require(place.is_owner, "layer", layer, "one that stores rows: this one reads those of another layer");
     require_own(append);
-    require_extents(k, append.size(), shape_.kv_heads * shape_.key_dim, "k");
-    require_extents(v, append.size(), shape_.kv_heads * shape_.value_dim, "v");
+    const Shape& shape = this->shape(place.group);
+    const GroupLayout<L>& layout = layouts_[place.group];
+    const PosRange range = group_range(append, place.group);
+    require_extents(k, range.size(), shape.kv_heads * shape.key_dim, "k");
+    require_extents(v, range.size(), shape.kv_heads * shape.value_dim, "v");
     ++append.writes_;
-    policy_.for_each_run(append.seq_, append.range_, [&](const SlotRun& run) {
-      const Index first = run.first - append.range_.first;
-      for (Index head = 0; head < shape_.kv_heads; ++head) {
-        Storage* key = data() + layout_.k(run.block, layer, head, run.offset);
-        Storage* value = data() + layout_.v(run.block, layer, head, run.offset);
+    const auto write_run = [&](const SlotRun& run) {
+      const Index first = run.first - range.first;
+      for (Index head = 0; head < shape.kv_heads; ++head) {
+        Storage* key = data() + layout.k(run.block, place.layer, head, run.offset);
+        Storage* value = data() + layout.v(run.block, place.layer, head, run.offset);
         for (Index row = first; row < first + run.count; ++row) {
-          store(k.row(row) + head * shape_.key_dim, shape_.key_dim, key);
-          store(v.row(row) + head * shape_.value_dim, shape_.value_dim, value);
-          key += layout_.k_stride();
-          value += layout_.v_stride();
+          store(k.row(row) + head * shape.key_dim, shape.key_dim, key);
+          store(v.row(row) + head * shape.value_dim, shape.value_dim, value);
+          key += layout.k_stride();
+          value += layout.v_stride();
         }
       }
-    });
+    };
+    if constexpr (HoldsGroups<P>) {
+      policy_.for_each_run(append.seq_, place.group, range, write_run);
+    } else {
+      policy_.for_each_run(append.seq_, range, write_run);
+    }
+  }
+
+  /// The positions of a group that an append reserves.
+  [[nodiscard]] PosRange group_range(const Append& append, Index group) const {
+    if constexpr (HoldsGroups<P>) {
+      return layers_.groups().size() == 1 ? append.range_ : policy_.extension(append.seq_, group);
+    } else {
+      return append.range_;
+    }
+  }
+  /// Layers that store rows of an append.
+  [[nodiscard]] Index layers_to_write(const Append& append) const {
+    Index layers = 0;
+    for (std::size_t g = 0; g < layers_.groups().size(); ++g) {
+      layers += group_range(append, static_cast<Index>(g)).empty() ? 0 : layers_.groups()[g].shape.layers;
+    }
+    return layers;
   }
 
   template <class From>
@@ -394,13 +457,19 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
 
   void copy_rows(std::span<const RowCopy> copies) {
-    kvc::layout::copy_rows(pool_.space(), pool_.data(), layout_, static_cast<Index>(sizeof(Storage)), copies);
+    kvc::layout::copy_rows(pool_.space(), pool_.data(), layouts_.groups(), static_cast<Index>(sizeof(Storage)), copies);
   }
 
-  /// Verified before the pool is allocated: rows that overlap would overwrite one another.
-  static std::size_t pool_bytes(const L& layout) {
-    kvc::layout::verify(layout);
-    return static_cast<std::size_t>(layout.size()) * sizeof(Storage);
+  static P make_policy(const LayerGroups& layers, const typename P::Config& config) {
+    require(layers.layers() > 0, "layers", layers.layers(), "at least 1");
+    const GroupRules rules = layers.rules(row_bytes<T>);
+    if constexpr (HoldsGroups<P>) {
+      return P(config, rules);
+    } else {
+      require(rules.is_plain(), "layers", std::to_string(rules.groups.size()) + " group(s)",
+              detail::concat({"one group of full attention: ", P::name, " holds no other"}));
+      return P(config);
+    }
   }
 
   template <std::integral I>
@@ -422,7 +491,6 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return static_cast<Pos>(position);
   }
 
-  void require_layer(Index layer) const { require_between(layer, Index{0}, shape_.layers - 1, "layer"); }
   void require_own(const Append& append) const {
     require(owns(append), "append", "committed, rolled back, of another cache or of a closed sequence",
             "an uncommitted one of this cache");
@@ -439,9 +507,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     }
   }
 
-  Shape shape_;
+  LayerGroups layers_;
   P policy_;
-  L layout_;
+  PoolLayout<T, L> layouts_;
   Buffer<S> pool_;
 };
 

@@ -7,7 +7,9 @@
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/fwd.hpp"
+#include "kvc/layout/group_layout.hpp"
 #include "kvc/layout/shape.hpp"
+#include "kvc/policy/capabilities.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -21,8 +23,9 @@ class CacheView {
   using Element = T;
 
   /// `KvCache::view` makes views.
-  CacheView(const P& policy, const L& layout, const Shape& shape, const StorageOf<T>* pool, Index layer, SeqId seq)
-      : policy_(&policy), layout_(&layout), shape_(&shape), pool_(pool), layer_(layer), seq_(seq) {}
+  CacheView(const P& policy, const GroupLayout<L>& layout, const Shape& shape, const StorageOf<T>* pool, Index group,
+            Index layer, SeqId seq)
+      : policy_(&policy), layout_(&layout), shape_(&shape), pool_(pool), group_(group), layer_(layer), seq_(seq) {}
 
   /// Key/value heads.
   [[nodiscard]] Index kv_heads() const noexcept { return shape_->kv_heads; }
@@ -30,27 +33,39 @@ class CacheView {
   [[nodiscard]] Index key_dim() const noexcept { return shape_->key_dim; }
   /// Elements in the value of one head.
   [[nodiscard]] Index value_dim() const noexcept { return shape_->value_dim; }
-  /// Positions that can be read: the committed ones, and those of an uncommitted extension.
-  [[nodiscard]] Pos length() const { return policy_->reserved(seq_); }
+  /// The committed positions, and those of an uncommitted extension. The layer group may have dropped some of them.
+  [[nodiscard]] Pos length() const {
+    if constexpr (HoldsGroups<P>) {
+      return policy_->positions(seq_, group_);
+    } else {
+      return policy_->reserved(seq_);
+    }
+  }
 
-  /// f(KvRun<T>) with the rows of one head for the positions of `range`, in ascending order.
-  /// Throws std::invalid_argument if the range is not within [0, length()).
+  /// f(KvRun<T>) with the rows of one head for the positions of `range` that the layer group retains, in ascending
+  /// order. Throws std::invalid_argument if the range is not within [0, length()).
   template <class F>
   void for_each_run(Index head, PosRange range, F&& f) const {
     KVC_ASSERT(0 <= head && head < kv_heads());
-    policy_->for_each_run(seq_, range, [&](const SlotRun& run) {
+    const auto hand_out = [&](const SlotRun& run) {
       f(KvRun<T>{pool_ + layout_->k(run.block, layer_, head, run.offset),
                  pool_ + layout_->v(run.block, layer_, head, run.offset), Index{run.count}, layout_->k_stride(),
                  layout_->v_stride(), run.first});
-    });
+    };
+    if constexpr (HoldsGroups<P>) {
+      policy_->for_each_run(seq_, group_, range, hand_out);
+    } else {
+      policy_->for_each_run(seq_, range, hand_out);
+    }
   }
 
  private:
   const P* policy_;
-  const L* layout_;
+  const GroupLayout<L>* layout_;
   const Shape* shape_;
   const StorageOf<T>* pool_;
-  Index layer_;
+  Index group_;
+  Index layer_;  // of the group
   SeqId seq_;
 };
 

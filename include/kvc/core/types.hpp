@@ -58,13 +58,14 @@ struct SlotRun {
 };
 
 /// A copy that the owner of the memory carries out for a policy: `count` rows from one place of the pool to another, in
-/// every layer and head. The two ranges of slots do not overlap.
+/// every layer and head of one layer group. The two ranges of slots do not overlap.
 struct RowCopy {
   BlockId from = no_block;
   BlockId to = no_block;
   Pos from_slot = 0;
   Pos to_slot = 0;
   Pos count = 0;
+  std::int32_t group = 0;  ///< whose rows the blocks hold; 0 where there is one group
 };
 
 /// The quotient, rounded up; both >= 0, and the denominator not 0.

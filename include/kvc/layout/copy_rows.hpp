@@ -5,6 +5,7 @@
 #include <span>
 
 #include "kvc/core/types.hpp"
+#include "kvc/layout/group_layout.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/memory/space.hpp"
 
@@ -12,17 +13,19 @@ namespace kvc {
 inline namespace v0 {
 namespace layout {
 
-/// Copies rows of all layers and heads from one place of a pool to another, one copy after the other.
+/// Copies rows of all layers and heads of a group from one place of a pool to another, one copy after the other.
 ///
-///   pool   the memory of the pool, in `space`
-///   unit   bytes of a storage unit
+///   pool      the memory of the pool, in `space`
+///   layouts   one for each layer group
+///   unit      bytes of a storage unit
 ///
 /// Two calls of the space for each copy if it copies grids. Throws what the space throws.
 template <Layout L, Space S>
-void copy_rows(S& space, std::byte* pool, const L& layout, Index unit, std::span<const RowCopy> copies) {
-  const PoolExtents& extents = layout.extents();
+void copy_rows(S& space, std::byte* pool, std::span<const GroupLayout<L>> layouts, Index unit,
+               std::span<const RowCopy> copies) {
   // The keys, or the values:  offset(block, layer, head, slot), in storage units
-  const auto copy_part = [&](const RowCopy& copy, Index row_size, Index stride, auto offset) {
+  const auto copy_part = [&](const PoolExtents& extents, const RowCopy& copy, Index row_size, Index stride,
+                             auto offset) {
     const Index to = offset(copy.to, 0, 0, copy.to_slot), from = offset(copy.from, 0, 0, copy.from_slot);
     const Index layer = offset(copy.to, 1, 0, copy.to_slot) - to, head = offset(copy.to, 0, 1, copy.to_slot) - to;
     copy_ranges(space, coalesced({pool + to * unit,
@@ -32,9 +35,11 @@ void copy_rows(S& space, std::byte* pool, const L& layout, Index unit, std::span
                                   {layer * unit, head * unit, stride * unit}}));
   };
   for (const RowCopy& copy : copies) {
-    copy_part(copy, extents.key_row, layout.k_stride(),
+    const GroupLayout<L>& layout = layouts[static_cast<std::size_t>(copy.group)];
+    const PoolExtents& extents = layout.extents();
+    copy_part(extents, copy, extents.key_row, layout.k_stride(),
               [&](BlockId block, Index l, Index head, Pos slot) { return layout.k(block, l, head, slot); });
-    copy_part(copy, extents.value_row, layout.v_stride(),
+    copy_part(extents, copy, extents.value_row, layout.v_stride(),
               [&](BlockId block, Index l, Index head, Pos slot) { return layout.v(block, l, head, slot); });
   }
 }

@@ -14,10 +14,12 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/core/group_rule.hpp"
 #include "kvc/core/limit.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/events.hpp"
+#include "kvc/policy/group_table.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {
@@ -125,6 +127,55 @@ concept BoundsSequences = requires(const P& c) {
 ///   c.for_each_sequence(f)  | f(SeqId) for each; f must not call the policy; O(sequences that were ever open at once)
 template <class P>
 concept ListsSequences = requires(const P& c) { c.for_each_sequence(detail::Ignore{}); };
+
+/// Holds several layer groups under one SeqId: every operation is one of all groups. Groups are numbered from 0;
+/// group < c.groups().
+///
+///   expression                         | result
+///   -----------------------------------+------------------------------------------------------------------------------
+///   P(config, rules)                   | as P(config), for these groups; throws std::invalid_argument for bad rules
+///   P::shares_blocks                   | bool: blocks of all groups are of one pool, whose blocks have as many bytes
+///                                      | as the largest block of any group; otherwise each group has a pool of its own
+///   c.group_rules()                    | const GroupRules&: the groups; constant
+///   c.groups()                         | Index: their number
+///   c.block_tokens(group)              | Pos: slots in a block of this group; constant
+///   c.positions(seq, group)            | Pos: committed and reserved positions of the group: reserved(seq), or of a
+///                                      | cross-attention group its rows, which the first extension reserves
+///   c.extension(seq, group)            | PosRange: those that the uncommitted extension reserves
+///   c.retained_from(seq, group)        | Pos: truncate and try_fork accept lengths from here on
+///   c.for_each_run(seq, group, range,  | f(SlotRun) for the positions of `range` that the group retains, in ascending
+///                  f)                  | order; 0 <= range.first <= range.last <= positions(seq, group)
+///   c.stats(group)                     | Stats of one group: the blocks that it holds, and hits lost because of it
+///
+/// All throw std::invalid_argument if seq is not open. The members without a group speak of group 0 where they hand out
+/// blocks (for_each_run, block_table), and of the pool where they count them. A group **retains** what
+/// GroupRule::retained says, and `rewind` positions more: all that a row behind the committed positions sees. Rows that
+/// are not retained are released at commit. `truncate` and `try_fork` to a length for which a row is gone throw
+/// std::invalid_argument that names group and position, and change nothing. Numbers of tokens and blocks in Stats are
+/// those of all groups together.
+template <class P>
+concept HoldsGroups = Policy<P> && std::constructible_from<P, const typename P::Config&, const GroupRules&> &&
+                      requires(const P& c, SeqId seq, Index group) {
+                        { P::shares_blocks } -> std::convertible_to<bool>;
+                        { c.group_rules() } -> std::same_as<const GroupRules&>;
+                        { c.groups() } -> std::same_as<Index>;
+                        { c.block_tokens(group) } -> std::same_as<Pos>;
+                        { c.positions(seq, group) } -> std::same_as<Pos>;
+                        { c.extension(seq, group) } -> std::same_as<PosRange>;
+                        { c.retained_from(seq, group) } -> std::same_as<Pos>;
+                        c.for_each_run(seq, group, PosRange{}, detail::IgnoreSlots{});
+                        { c.stats(group) } -> std::same_as<Stats>;
+                      };
+
+/// Hands out the blocks of a group as a table, as paged kernels want them.
+///
+///   c.group_blocks(seq, group)         | GroupBlocks, valid as long as runs are; throws std::invalid_argument; O(1)
+///
+/// A policy with a lock has the ability if the policy behind the lock does.
+template <class P>
+concept GroupTablePolicy = HoldsGroups<P> && requires(const BarePolicy<P>& c, SeqId seq, Index group) {
+  { c.group_blocks(seq, group) } -> std::same_as<GroupBlocks>;
+};
 
 /// Says which limit an operation would meet: the reason when a `try_` operation found no room. Limit::none if it would
 /// find room now.

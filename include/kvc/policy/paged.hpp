@@ -1,12 +1,14 @@
 // Paged: a pool of blocks of equal size, and a table of blocks per sequence.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
 #include "kvc/core/limit.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
@@ -15,6 +17,7 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/corruption.hpp"
 #include "kvc/policy/detail/block_tables.hpp"
+#include "kvc/policy/detail/group_tables.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -24,19 +27,28 @@ inline namespace v0 {
 /// No external fragmentation: any free block serves any sequence, and a sequence wastes less than one block. `fork`
 /// shares blocks, at any position; the first of two sequences that extends into a shared, partly filled block copies
 /// it.
+///
+/// With several layer groups, or one that does not keep everything, each sequence has a table for each group. All blocks
+/// have the same bytes, so that any free block serves any group: a block holds `block_tokens` positions of the heaviest
+/// group, and more of lighter ones (see block_tokens(group)).
 class Paged {
  public:
   struct Config {
     Index blocks = 0;       ///< blocks in the pool, less than 2^31
-    Pos block_tokens = 16;  ///< slots in a block
+    Pos block_tokens = 16;  ///< slots in a block; with several groups, of the one with the largest rows
   };
 
   static constexpr std::string_view name = "paged";
+  static constexpr bool shares_blocks = true;
 
-  /// Throws std::invalid_argument if a value of config is not allowed, and std::bad_alloc. O(blocks).
-  explicit Paged(const Config& config)
-      : config_(config), blocks_(config.blocks), tables_(blocks_, config.block_tokens) {
+  /// Throws std::invalid_argument if a value of config or of rules is not allowed, and std::bad_alloc. O(blocks).
+  explicit Paged(const Config& config, const GroupRules& rules = {})
+      : config_(config), rules_(rules), blocks_(config.blocks), tables_(blocks_, config.block_tokens) {
     require_between(config.block_tokens, Pos{1}, max_pos, "config.block_tokens");
+    require_valid(rules);
+    if (!rules.is_plain()) {
+      grouped_ = std::make_unique<Grouped>(blocks_, rules, detail::block_sizes(rules, config.block_tokens), false);
+    }
   }
   Paged(const Paged&) = delete;
   Paged& operator=(const Paged&) = delete;
@@ -50,43 +62,62 @@ class Paged {
 
   /// Finds nothing in place. Takes no block, so there is always room. O(1).
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& = {}) {
-    const SeqId seq = tables_.insert();
+    const SeqId seq = grouped_ ? grouped_->insert() : tables_.insert();
     prompt_tokens_ += static_cast<Index>(prompt.size());
     return Opened{seq, 0};
   }
 
   /// O(blocks taken).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
+    if (grouped_) [[unlikely]] {
+      return grouped_->try_extend(seq, grouped_->at(seq).lengths.checked_extension(seq, count, tokens.size()));
+    }
     return tables_.try_extend(seq, count, tokens.size());
   }
 
   /// The reserved positions count from now on. Throws std::invalid_argument if seq has no uncommitted extension. O(1).
   void commit(SeqId seq) {
+    if (grouped_) [[unlikely]] {
+      Grouped::Sequence& s = grouped_->at(seq);
+      s.lengths.check_uncommitted(seq);
+      grouped_->commit(s);
+      grouped_->drop(s);
+      return;
+    }
     auto& s = tables_.at(seq);
     s.lengths.check_uncommitted(seq);
     tables_.commit(s);
   }
   /// Takes the reserved positions back; does nothing without an uncommitted extension. O(blocks that are freed).
-  void rollback(SeqId seq) noexcept { tables_.rollback(seq); }
+  void rollback(SeqId seq) noexcept { grouped_ ? grouped_->rollback(seq) : tables_.rollback(seq); }
 
   /// Shares the blocks: takes none, so there is always room. O(blocks).
-  std::optional<Forked> try_fork(SeqId parent, Pos at) { return Forked{tables_.fork(parent, at), {}}; }
+  std::optional<Forked> try_fork(SeqId parent, Pos at) {
+    return Forked{grouped_ ? grouped_->fork(parent, at) : tables_.fork(parent, at), {}};
+  }
 
   /// Forgets the positions from `length` on. Throws std::invalid_argument if seq is not open, has an uncommitted
   /// extension or fewer positions. O(blocks that are freed).
-  void truncate(SeqId seq, Pos length) { tables_.truncate(seq, length); }
+  void truncate(SeqId seq, Pos length) { grouped_ ? grouped_->truncate(seq, length) : tables_.truncate(seq, length); }
   /// Forgets the sequence, and what it has reserved. Throws std::invalid_argument if seq is not open. O(its blocks).
-  void close(SeqId seq) { tables_.close(seq); }
+  void close(SeqId seq) { grouped_ ? grouped_->close(seq) : tables_.close(seq); }
 
   /// Only the pool limits an extension; opening and forking always find room.
   [[nodiscard]] LimitMet why_not_open(const OpenOptions& = {}) const noexcept { return {}; }
   /// The limit that try_extend would meet; Limit::none if it would find room. Throws as try_extend does.
   [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
+    if (grouped_) [[unlikely]] {
+      const Grouped::Sequence& s = grouped_->at(seq);
+      return grouped_->why_not_extend(s, s.lengths.checked_extension(seq, count, 0), config_.block_tokens);
+    }
     return tables_.why_not_extend(tables_.at(seq), tables_.checked_range(tables_.at(seq), seq, count, 0));
   }
   /// The limit that try_fork would meet; Limit::none if it would find room. Throws as try_fork does.
   [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const {
-    tables_.at(seq).lengths.check_fork(at);
+    lengths(seq).check_fork(at);
+    if (grouped_) [[unlikely]] {
+      grouped_->require_retained(grouped_->at(seq), at, "at");
+    }
     return {};
   }
 
@@ -94,34 +125,100 @@ class Paged {
   [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
 
   /// Whether seq is the handle of an open sequence. O(1).
-  [[nodiscard]] bool contains(SeqId seq) const noexcept { return tables_.contains(seq); }
+  [[nodiscard]] bool contains(SeqId seq) const noexcept {
+    return grouped_ ? grouped_->contains(seq) : tables_.contains(seq);
+  }
   /// Committed positions. Throws std::invalid_argument if seq is not open. O(1).
-  [[nodiscard]] Pos length(SeqId seq) const { return tables_.at(seq).lengths.committed; }
+  [[nodiscard]] Pos length(SeqId seq) const { return lengths(seq).committed; }
   /// Committed and reserved positions. Throws std::invalid_argument if seq is not open. O(1).
-  [[nodiscard]] Pos reserved(SeqId seq) const { return tables_.at(seq).lengths.reserved; }
-  /// The blocks of the reserved positions. Valid until the sequence is extended, truncated or closed.
-  [[nodiscard]] std::span<const BlockId> block_table(SeqId seq) const { return tables_.at(seq).table; }
+  [[nodiscard]] Pos reserved(SeqId seq) const { return lengths(seq).reserved; }
+  /// The blocks of the reserved positions. Valid until the sequence is extended, truncated or closed. Throws
+  /// std::invalid_argument if there are several groups, or one that drops positions: see group_blocks.
+  [[nodiscard]] std::span<const BlockId> block_table(SeqId seq) const {
+    require(!grouped_, "groups", groups(), "one that keeps everything; otherwise call group_blocks");
+    return tables_.at(seq).table;
+  }
 
   /// f(SlotRun) over the positions of range, ascending. Throws std::invalid_argument unless range lies in
   /// [0, reserved(seq)). O(blocks of the range).
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
-    tables_.for_each_run(seq, range, f);
+    if (grouped_) [[unlikely]] {
+      grouped_->for_each_run(seq, 0, range, f);
+    } else {
+      tables_.for_each_run(seq, range, f);
+    }
+  }
+
+  /// The layer groups. O(1), as all of the following but for_each_run and stats.
+  [[nodiscard]] const GroupRules& group_rules() const noexcept { return rules_; }
+  /// How many they are.
+  [[nodiscard]] Index groups() const noexcept { return static_cast<Index>(rules_.groups.size()); }
+  /// Slots in a block of one group.
+  [[nodiscard]] Pos block_tokens(Index group) const {
+    require_group(group);
+    return grouped_ ? grouped_->block_tokens(group) : config_.block_tokens;
+  }
+  /// Positions of a group that can be read: see HoldsGroups, as for all that follow.
+  [[nodiscard]] Pos positions(SeqId seq, Index group) const {
+    require_group(group);
+    return grouped_ ? grouped_->positions(grouped_->at(seq), group) : reserved(seq);
+  }
+  /// The positions of a group that the uncommitted extension reserves.
+  [[nodiscard]] PosRange extension(SeqId seq, Index group) const {
+    require_group(group);
+    return grouped_ ? grouped_->extension(grouped_->at(seq), group) : PosRange{length(seq), reserved(seq)};
+  }
+  /// The smallest length to which the group lets the sequence be cut, or forked at.
+  [[nodiscard]] Pos retained_from(SeqId seq, Index group) const {
+    require_group(group);
+    return grouped_ ? grouped_->retained_from(grouped_->at(seq), group) : (void(lengths(seq)), 0);
+  }
+  /// The blocks of a group. Valid until the sequence is extended, committed, truncated or closed.
+  [[nodiscard]] GroupBlocks group_blocks(SeqId seq, Index group) const {
+    require_group(group);
+    return grouped_ ? grouped_->parts(grouped_->at(seq), group) : GroupBlocks{{}, 0, block_table(seq)};
+  }
+  /// f(SlotRun) over the positions of range that the group retains, ascending. O(blocks of the range).
+  template <class F>
+  void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
+    if (grouped_) [[unlikely]] {
+      require_group(group);
+      grouped_->for_each_run(seq, group, range, f);
+    } else {
+      tables_.for_each_run(seq, range, f);
+    }
+  }
+  /// The blocks that sequences hold of one group, and their rows. O(blocks + table entries).
+  [[nodiscard]] Stats stats(Index group) const {
+    require_group(group);
+    if (!grouped_) {
+      return stats();
+    }
+    Stats stats;
+    stats.block_tokens = block_tokens(group);
+    stats.sequences = grouped_->size();
+    grouped_->add_to(stats, group);
+    return stats;
   }
 
   /// f(SeqId) for every open sequence. O(sequences that were ever open at once).
   template <class F>
   void for_each_sequence(F&& f) const {
-    tables_.for_each_handle([&](SeqId seq, const auto&) { f(seq); });
+    const auto visit = [&](SeqId seq, const auto&) { f(seq); };
+    grouped_ ? grouped_->for_each_handle(visit) : tables_.for_each_handle(visit);
   }
 
   /// Rows copied since construction, as in stats(). O(1).
-  [[nodiscard]] Index copied_tokens() const noexcept { return tables_.copied_tokens(); }
+  [[nodiscard]] Index copied_tokens() const noexcept {
+    return grouped_ ? grouped_->copied_tokens() : tables_.copied_tokens();
+  }
 
   /// O(blocks + table entries).
   [[nodiscard]] Stats stats() const {
     Stats stats;
-    tables_.add_to(stats);
+    stats.block_tokens = config_.block_tokens;
+    grouped_ ? grouped_->add_to(stats) : tables_.add_to(stats);
     stats.blocks_free = blocks_.available();
     stats.largest_free_run = stats.blocks_free;
     stats.prompt_tokens = prompt_tokens_;
@@ -129,7 +226,7 @@ class Paged {
   }
 
   /// O(blocks + table entries). Throws InvariantError.
-  void verify() const { blocks_.pool.verify(tables_.verify()); }
+  void verify() const { blocks_.pool.verify(grouped_ ? grouped_->verify() : tables_.verify()); }
 
  private:
   template <class>
@@ -142,6 +239,7 @@ class Paged {
     [[nodiscard]] Index size() const noexcept { return pool.size(); }
     [[nodiscard]] Index available() const noexcept { return pool.available(); }
     [[nodiscard]] BlockId allocate() noexcept { return pool.allocate(); }
+    [[nodiscard]] BlockId allocate(Index /*group*/) noexcept { return pool.allocate(); }
     void ref(BlockId block) noexcept { pool.ref(block); }
     void ref_referenced(BlockId block) noexcept { pool.ref(block); }
     void release(BlockId block, const NoState&) noexcept {
@@ -150,17 +248,27 @@ class Paged {
       }
     }
     [[nodiscard]] bool writable(BlockId block) const noexcept { return pool.ref_count(block) == 1; }
+    [[nodiscard]] bool writable(BlockId block, Pos /*rows*/) const noexcept { return writable(block); }
     [[nodiscard]] bool reclaimable(BlockId) const noexcept { return false; }  // a block with one reference is writable
+    [[nodiscard]] bool reclaimable(BlockId, Pos /*rows*/) const noexcept { return false; }
     void reclaim(BlockId) noexcept {}
   };
+  using Grouped = detail::GroupTables<Blocks, NoState>;
+
+  [[nodiscard]] const SequenceLengths& lengths(SeqId seq) const {
+    return grouped_ ? grouped_->at(seq).lengths : tables_.at(seq).lengths;
+  }
+  void require_group(Index group) const { require_between(group, Index{0}, groups() - 1, "group"); }
 
   Config config_;
+  GroupRules rules_;
   Blocks blocks_;
-  detail::BlockTables<Blocks, NoState> tables_;
+  detail::BlockTables<Blocks, NoState> tables_;  // of one group that keeps everything
+  std::unique_ptr<Grouped> grouped_;             // of other groups
   Index prompt_tokens_ = 0;
 };
-static_assert(BlockTablePolicy<Paged> && CountsAvailable<Paged> && HasConfig<Paged> && ListsSequences<Paged> &&
-              ExplainsRefusals<Paged>);
+static_assert(BlockTablePolicy<Paged> && GroupTablePolicy<Paged> && CountsAvailable<Paged> && HasConfig<Paged> &&
+              ListsSequences<Paged> && ExplainsRefusals<Paged>);
 
 }  // namespace v0
 }  // namespace kvc

@@ -41,6 +41,10 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
 
   /// Throws what the constructor of the policy throws.
   explicit Synchronized(const Config& config) : policy_(config) {}
+  /// For several layer groups. Throws what the constructor of the policy throws.
+  Synchronized(const Config& config, const GroupRules& rules)
+    requires HoldsGroups<P>
+      : policy_(config, rules) {}
 
   /// f(policy) with all other threads kept out: for several operations that belong together. Returns what f returns,
   /// which must not refer to the policy.
@@ -126,6 +130,55 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
     for (const SlotRun& run : runs) {
       f(run);
     }
+  }
+  /// As of the policy; it says how blocks of several groups lie.
+  static constexpr bool shares_blocks = [] {
+    if constexpr (HoldsGroups<P>) {
+      return bool{P::shares_blocks};
+    } else {
+      return false;
+    }
+  }();
+  /// As of the policy; never changes, so without the lock.
+  [[nodiscard]] const GroupRules& group_rules() const noexcept
+    requires HoldsGroups<P>
+  {
+    return policy_.group_rules();
+  }
+  /// As of the policy; never changes, so without the lock.
+  [[nodiscard]] Pos block_tokens(Index group) const
+    requires HoldsGroups<P>
+  {
+    return policy_.block_tokens(group);
+  }
+  /// As of the policy, with writers kept out.
+  [[nodiscard]] Pos positions(SeqId seq, Index group) const
+    requires HoldsGroups<P>
+  {
+    return with_shared_lock([&](const P& p) { return p.positions(seq, group); });
+  }
+  /// As of the policy, with writers kept out.
+  [[nodiscard]] PosRange extension(SeqId seq, Index group) const
+    requires HoldsGroups<P>
+  {
+    return with_shared_lock([&](const P& p) { return p.extension(seq, group); });
+  }
+  /// f is called without the lock, so that its work does not keep other threads waiting.
+  template <class F>
+    requires HoldsGroups<P>
+  void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
+    std::vector<SlotRun> runs;
+    with_shared_lock(
+        [&](const P& p) { p.for_each_run(seq, group, range, [&](const SlotRun& run) { runs.push_back(run); }); });
+    for (const SlotRun& run : runs) {
+      f(run);
+    }
+  }
+  /// As of the policy, with writers kept out.
+  [[nodiscard]] Stats stats(Index group) const
+    requires HoldsGroups<P>
+  {
+    return with_shared_lock([&](const P& p) { return p.stats(group); });
   }
   /// As of the policy, with writers kept out.
   [[nodiscard]] Stats stats() const {

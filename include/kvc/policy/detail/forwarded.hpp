@@ -60,6 +60,36 @@ class Forwarded {
     });
   }
 
+  /// The layer groups of the policy.
+  [[nodiscard]] Index groups() const
+    requires HoldsGroups<P>
+  {
+    return access([](const P& p) { return p.groups(); });
+  }
+  /// The smallest length to which a group lets `truncate` and `fork` go. Throws std::invalid_argument if the sequence is
+  /// not open or the group is not there. O(1).
+  [[nodiscard]] Pos retained_from(SeqId seq, Index group) const
+    requires HoldsGroups<P>
+  {
+    return access([&](const P& p) { return p.retained_from(seq, group); });
+  }
+  /// The counters of one group: the blocks that it holds, and tokens of hits lost because of it.
+  [[nodiscard]] Stats group_stats(Index group) const
+    requires HoldsGroups<P>
+  {
+    return access([&](const P& p) { return p.stats(group); });
+  }
+  /// f(GroupBlocks) with the blocks of a sequence in one group, valid during the call; returns what f returns. f must
+  /// not call this object.
+  template <class F>
+    requires GroupTablePolicy<P>
+  decltype(auto) with_group_blocks(SeqId seq, Index group, F&& f) const {
+    return access([&](const P& p) -> decltype(auto) {
+      return kvc::with_shared_lock(
+          p, [&](const auto& bare) -> decltype(auto) { return f(bare.group_blocks(seq, group)); });
+    });
+  }
+
   /// The limit that an operation would meet now; Limit::none if it would find room.
   [[nodiscard]] LimitMet why_not_open(const OpenOptions& options = {}) const
     requires ExplainsRefusals<P>

@@ -1,0 +1,99 @@
+// PoolLayout: the rows of all layer groups in one pool.
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/layout/group_layout.hpp"
+#include "kvc/layout/layer_groups.hpp"
+#include "kvc/layout/layout.hpp"
+#include "kvc/layout/verify.hpp"
+#include "kvc/policy/capabilities.hpp"
+
+namespace kvc {
+inline namespace v0 {
+
+/// Bytes of one position in all layers of a shape, stored as T.
+template <ElementType T>
+[[nodiscard]] Index row_bytes(const Shape& shape) {
+  return shape.layers * shape.kv_heads * (Element<T>::row_size(shape.key_dim) + Element<T>::row_size(shape.value_dim)) *
+         static_cast<Index>(sizeof(StorageOf<T>));
+}
+
+/// Where the rows of each layer group lie, and how large the pool is. With one group the pool is that of the layout L.
+/// Where groups share blocks, a block has the bytes of the largest block of any group, rounded up to cache lines;
+/// otherwise the pools of the groups follow one another.
+template <ElementType T, Layout L>
+class PoolLayout {
+ public:
+  /// Throws std::invalid_argument if the pool exceeds 2^60 units, InvariantError if rows of L overlap or lie outside.
+  template <Policy P>
+  PoolLayout(const LayerGroups& layers, const P& policy) {
+    const std::span<const LayerGroup> groups = layers.groups();
+    std::vector<L> own;
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      const Shape& shape = groups[g].shape;
+      own.emplace_back(PoolExtents{policy.blocks(), block_tokens(policy, g), shape.layers, shape.kv_heads,
+                                   Element<T>::row_size(shape.key_dim), Element<T>::row_size(shape.value_dim)});
+      layout::verify(own.back());
+    }
+    if (own.size() == 1) {
+      groups_.emplace_back(own[0]);
+      units_ = own[0].size();
+      return;
+    }
+    constexpr Index most = Index{1} << 60;
+    if constexpr (HoldsGroups<P>) {
+      if (P::shares_blocks) {
+        Index stride = 0;
+        for (const L& layout : own) {
+          stride = std::max(stride, lines(layout.block_size()));
+        }
+        require(stride <= most / policy.blocks(), "units in a block", stride, "at most 2^60 units in the pool");
+        for (const L& layout : own) {
+          groups_.emplace_back(layout, 0, stride);
+        }
+        units_ = stride * policy.blocks();
+        return;
+      }
+    }
+    for (const L& layout : own) {
+      require(layout.size() <= most - units_, "units in the pool", units_, "at most 2^60");
+      groups_.emplace_back(layout, units_, layout.block_size());
+      units_ += lines(layout.size());
+    }
+  }
+
+  /// Storage units in the pool.
+  [[nodiscard]] Index size() const noexcept { return units_; }
+  /// One for each group.
+  [[nodiscard]] std::span<const GroupLayout<L>> groups() const noexcept { return groups_; }
+  [[nodiscard]] const GroupLayout<L>& operator[](Index group) const noexcept {
+    return groups_[static_cast<std::size_t>(group)];
+  }
+
+ private:
+  /// Units, rounded up to whole cache lines.
+  [[nodiscard]] static constexpr Index lines(Index units) noexcept {
+    constexpr Index line = std::max<Index>(64 / static_cast<Index>(sizeof(StorageOf<T>)), 1);
+    return ceil_div(units, line) * line;
+  }
+  template <class P>
+  [[nodiscard]] static Pos block_tokens(const P& policy, std::size_t group) {
+    if constexpr (HoldsGroups<P>) {
+      return policy.block_tokens(static_cast<Index>(group));
+    } else {
+      return policy.block_tokens();
+    }
+  }
+
+  std::vector<GroupLayout<L>> groups_;
+  Index units_ = 0;
+};
+
+}  // namespace v0
+}  // namespace kvc

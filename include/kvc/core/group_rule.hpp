@@ -1,0 +1,52 @@
+// GroupRule and GroupRules: what a policy knows of the layer groups of a model.
+#pragma once
+
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/retained.hpp"
+#include "kvc/core/types.hpp"
+
+namespace kvc {
+inline namespace v0 {
+
+/// One layer group, in integers. `LayerGroups::rules` (layout/layer_groups.hpp) makes them for a model.
+struct GroupRule {
+  Retained retained{};  ///< the positions that it keeps
+  Pos cross_rows = 0;   ///< cross attention: rows of another input, written once; 0: rows of the sequence's own tokens
+  Index row_weight =
+      1;  ///< memory of one position in all layers of the group, in a unit that all groups have in common
+
+  friend constexpr bool operator==(const GroupRule&, const GroupRule&) = default;
+};
+
+/// The layer groups that a policy holds, and the reserve that all of them have in common.
+struct GroupRules {
+  std::vector<GroupRule> groups{GroupRule{}};
+  /// A sequence can be cut back by so many committed positions at any time: speculative decoding needs as many as it
+  /// proposes tokens.
+  Pos rewind = 0;
+
+  /// Whether it is one group of full attention, which every policy can hold.
+  [[nodiscard]] bool is_plain() const noexcept {
+    return groups.size() == 1 && groups[0].retained.everything() && groups[0].cross_rows == 0;
+  }
+};
+
+/// Throws std::invalid_argument, naming the member, unless there is a group of tokens and all values are possible.
+inline void require_valid(const GroupRules& rules) {
+  bool has_tokens = false;
+  for (const GroupRule& rule : rules.groups) {
+    require_valid(rule.retained);
+    require(rule.cross_rows >= 0, "cross_rows", rule.cross_rows, "at least 0 (0: no cross attention)");
+    require(rule.cross_rows == 0 || rule.retained.everything(), "cross_rows", rule.cross_rows,
+            "0 in a group with a window or chunks");
+    require_between(rule.row_weight, Index{1}, Index{max_pos}, "row_weight");
+    has_tokens = has_tokens || rule.cross_rows == 0;
+  }
+  require(has_tokens, "groups", rules.groups.size(), "at least one that holds rows of the sequence's own tokens");
+  require(rules.rewind >= 0, "rewind", rules.rewind, "at least 0");
+}
+
+}  // namespace v0
+}  // namespace kvc

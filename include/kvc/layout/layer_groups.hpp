@@ -1,0 +1,156 @@
+// LayerGroups: the layers of a model, and which of them are alike.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
+#include "kvc/core/retained.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/layout/shape.hpp"
+
+namespace kvc {
+inline namespace v0 {
+
+/// What one layer of a model stores of each token, and for how long.
+struct LayerKind {
+  Index kv_heads = 1;   ///< key/value heads
+  Index key_dim = 0;    ///< elements in the key of one head
+  Index value_dim = 0;  ///< elements in the value of one head; 0 means the same as key_dim
+  Pos window = 0;       ///< sliding window: a row sees so many keys, its own among them; 0: no window
+  Pos chunk = 0;        ///< chunked attention: a row sees no key before the last multiple of this; 0: no chunks
+  Pos kept = 0;         ///< with a window or chunks: the first positions that every row sees all the same
+  Pos cross_rows = 0;   ///< cross attention: rows of another input, written with the first tokens; 0: of own tokens
+
+  friend constexpr bool operator==(const LayerKind&, const LayerKind&) = default;
+};
+
+/// Layers that store the same kind of row and keep the same positions.
+struct LayerGroup {
+  Shape shape;          ///< its layers, and the rows of each
+  Retained retained{};  ///< the positions that it keeps
+  Pos cross_rows = 0;   ///< rows of another input; 0: of the sequence's own tokens
+  friend constexpr bool operator==(const LayerGroup&, const LayerGroup&) = default;
+};
+
+/// Where the rows of a model layer are.
+struct LayerPlace {
+  Index group = 0;
+  Index layer = 0;       ///< layer of the group
+  bool is_owner = true;  ///< false: the layer reads rows that another one writes
+};
+
+/// The layers of a model, in the order in which the model runs them. Equal kinds are one group.
+///
+///   LayerGroups layers;                                            // Gemma 3: five layers with a window, then one without
+///   for (int i = 0; i < 62; ++i) {
+///     layers.add({.kv_heads = 16, .key_dim = 128, .window = i % 6 == 5 ? 0 : 1024});
+///   }
+///   KvCache<float, PrefixShared<>> cache(layers, {.blocks = 1000});
+///
+/// A Shape converts to it: one group. Layers are numbered from 0, as those of the model; groups in the order in which
+/// their first layers were added.
+class LayerGroups {
+ public:
+  LayerGroups() = default;
+  /// shape.layers layers of full attention that are all alike. Throws std::invalid_argument for a bad shape.
+  LayerGroups(const Shape& shape) {  // NOLINT: converts by design
+    const Shape valid = validated(shape);
+    groups_.push_back({valid});
+    for (Index layer = 0; layer < valid.layers; ++layer) {
+      places_.push_back({0, layer});
+    }
+  }
+
+  /// Adds a layer and returns its number. Throws std::invalid_argument that names the member of `kind` that is not
+  /// allowed. O(groups).
+  Index add(const LayerKind& kind) {
+    LayerGroup group{validated(Shape{1, kind.kv_heads, kind.key_dim, kind.value_dim}),
+                     {kind.window, kind.chunk, kind.kept},
+                     kind.cross_rows};
+    require_valid(group.retained);
+    require(kind.cross_rows >= 0, "cross_rows", kind.cross_rows, "at least 0 (0: no cross attention)");
+    require(kind.cross_rows == 0 || group.retained.everything(), "cross_rows", kind.cross_rows,
+            "0 in a layer with a window or chunks");
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      group.shape.layers = groups_[g].shape.layers;
+      if (groups_[g] == group) {
+        ++groups_[g].shape.layers;
+        return add_place({static_cast<Index>(g), group.shape.layers});
+      }
+    }
+    group.shape.layers = 1;
+    groups_.push_back(group);
+    return add_place({static_cast<Index>(groups_.size()) - 1, 0});
+  }
+  /// Adds `count` layers of one kind; returns the number of the first. Throws as `add`.
+  Index add(const LayerKind& kind, Index count) {
+    require(count >= 1, "count", count, "at least 1");
+    const Index first = add(kind);
+    for (Index i = 1; i < count; ++i) {
+      add(kind);
+    }
+    return first;
+  }
+  /// Adds a layer that stores nothing and reads the rows of an earlier one, later in the same pass. Returns its number.
+  /// Throws std::invalid_argument if there is no such layer.
+  Index add_reader_of(Index layer) {
+    LayerPlace place = this->place(layer);
+    place.is_owner = false;
+    return add_place(place);
+  }
+  /// Keeps so many positions more than the next query needs, so that a sequence can be cut back by as many at any time:
+  /// speculative decoding needs as many as it proposes tokens.
+  LayerGroups& with_rewind(Pos positions) {
+    require(positions >= 0, "rewind", positions, "at least 0");
+    rewind_ = positions;
+    return *this;
+  }
+
+  /// Layers of the model, readers included.
+  [[nodiscard]] Index layers() const noexcept { return static_cast<Index>(places_.size()); }
+  [[nodiscard]] std::span<const LayerGroup> groups() const noexcept { return groups_; }
+  [[nodiscard]] Pos rewind() const noexcept { return rewind_; }
+  /// Where the rows of a layer are. Throws std::invalid_argument if there is no such layer. O(1).
+  [[nodiscard]] LayerPlace place(Index layer) const {
+    require_between(layer, Index{0}, layers() - 1, "layer");
+    return places_[static_cast<std::size_t>(layer)];
+  }
+
+  /// What a policy has to know. `weight(shape)` is the memory of one position in all layers of a group; the default
+  /// counts elements.
+  template <class F>
+  [[nodiscard]] GroupRules rules(F weight) const {
+    GroupRules rules{{}, rewind_};
+    for (const LayerGroup& group : groups_) {
+      rules.groups.push_back({group.retained, group.cross_rows, weight(group.shape)});
+    }
+    return rules;
+  }
+  [[nodiscard]] GroupRules rules() const {
+    return rules([](const Shape& s) { return s.layers * s.kv_heads * (s.key_dim + s.value_dim); });
+  }
+
+  friend bool operator==(const LayerGroups& a, const LayerGroups& b) noexcept {
+    return a.groups_ == b.groups_ && a.rewind_ == b.rewind_ &&
+           std::ranges::equal(a.places_, b.places_, [](const LayerPlace& x, const LayerPlace& y) {
+             return x.group == y.group && x.layer == y.layer && x.is_owner == y.is_owner;
+           });
+  }
+
+ private:
+  Index add_place(LayerPlace place) {
+    places_.push_back(place);
+    return layers() - 1;
+  }
+
+  std::vector<LayerGroup> groups_;
+  std::vector<LayerPlace> places_;
+  Pos rewind_ = 0;
+};
+
+}  // namespace v0
+}  // namespace kvc

@@ -1,0 +1,457 @@
+// GroupTables: sequences with a table of blocks in each layer group, with sharing, copy-on-write, and release of what a
+// group does not keep. What Paged and PrefixShared have in common when they hold several groups.
+//
+// Every operation is one of all groups: it counts what all of them need before it changes any. Rows are dropped at
+// commit, never before: a pass of many tokens sees all of them.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
+#include "kvc/core/limit.hpp"
+#include "kvc/core/scope_guard.hpp"
+#include "kvc/core/stats.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/detail/block_sizes.hpp"
+#include "kvc/policy/group_table.hpp"
+#include "kvc/policy/sequence_table.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+/// Where blocks come from. All noexcept.
+///
+///   expression             meaning
+///   size()                 blocks in all
+///   available()            blocks that `allocate` could give, one after the other
+///   allocate(group)        a free or evicted block, with one reference; requires available() > 0
+///   ref(b)                 one reference more
+///   release(b, state)      one reference less, of the sequence with this state
+///   writable(b, rows)      whether a sequence that has the first `rows` rows of b may write those behind them
+///   reclaimable(b, rows)   whether it may after reclaim(b)
+///   reclaim(b)             makes b, which has one reference, writable; takes no block, available() stays
+template <class B, class State>
+concept GroupBlockSource = requires(B blocks, const B c, BlockId block, Index group, Pos rows, const State& state) {
+  { c.size() } noexcept -> std::same_as<Index>;
+  { c.available() } noexcept -> std::same_as<Index>;
+  { blocks.allocate(group) } noexcept -> std::same_as<BlockId>;
+  { blocks.ref(block) } noexcept;
+  { blocks.release(block, state) } noexcept;
+  { c.writable(block, rows) } noexcept -> std::same_as<bool>;
+  { c.reclaimable(block, rows) } noexcept -> std::same_as<bool>;
+  { blocks.reclaim(block) } noexcept;
+};
+
+/// `State` is what a policy keeps per sequence beside its tables.
+template <class Blocks, class State>
+  requires GroupBlockSource<Blocks, State>
+class GroupTables {
+ public:
+  struct Sequence {
+    SequenceLengths lengths;
+    std::vector<GroupTable> tables;  // [groups]
+    std::vector<BlockId> replaced;   // [groups] shared tails that the uncommitted extension has copied
+    bool has_cross = false;          // rows of other inputs are committed
+    bool adds_cross = false;         // the uncommitted extension reserves them
+    State state{};
+    void reset() noexcept {
+      lengths = {};
+      for (GroupTable& table : tables) {
+        table.clear();
+      }
+      std::ranges::fill(replaced, no_block);
+      has_cross = false;
+      adds_cross = false;
+      state = {};
+    }
+  };
+
+  /// `slack` of a group: see GroupTable::drop.
+  GroupTables(Blocks& blocks, const GroupRules& rules, const BlockSizes& sizes, bool keeps_slack)
+      : blocks_(blocks), rules_(rules), keeps_slack_(keeps_slack) {
+    for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
+      empty_.emplace_back(rules_.groups[g].retained, sizes.tokens[g]);
+      has_cross_groups_ = has_cross_groups_ || rules_.groups[g].cross_rows > 0;
+    }
+    copies_.reserve(empty_.size());
+  }
+
+  [[nodiscard]] const GroupRules& rules() const noexcept { return rules_; }
+  [[nodiscard]] Index groups() const noexcept { return static_cast<Index>(empty_.size()); }
+  [[nodiscard]] const GroupRule& rule(Index group) const noexcept { return rules_.groups[at_group(group)]; }
+  [[nodiscard]] bool is_cross(Index group) const noexcept { return rule(group).cross_rows > 0; }
+  [[nodiscard]] Pos block_tokens(Index group) const noexcept { return empty_[at_group(group)].block_tokens(); }
+
+  [[nodiscard]] SeqId insert() {
+    const SeqId seq = sequences_.insert();
+    Sequence& s = sequences_.at(seq);
+    if (s.tables.empty()) {
+      ScopeGuard undo([&] { sequences_.erase(seq); });
+      s.replaced.assign(empty_.size(), no_block);
+      s.tables = empty_;
+      undo.dismiss();
+    }
+    return seq;
+  }
+  [[nodiscard]] Sequence& at(SeqId seq) { return sequences_.at(seq); }
+  [[nodiscard]] const Sequence& at(SeqId seq) const { return sequences_.at(seq); }
+  [[nodiscard]] bool contains(SeqId seq) const noexcept { return sequences_.contains(seq); }
+  [[nodiscard]] Index size() const noexcept { return sequences_.size(); }
+
+  /// Reserves rows in every group. O(groups + blocks taken).
+  std::optional<Extension> try_extend(SeqId seq, PosRange range) {
+    Sequence& s = sequences_.at(seq);
+    Needs needs = needs_of(s, range);
+    if (needs.blocks + needs.copies > blocks_.available()) {
+      // A tail that nobody else holds need not be copied to be written: where there is no room, none is.
+      if (needs.blocks + needs.copies - needs.reclaimable > blocks_.available()) {
+        return std::nullopt;
+      }
+    } else {
+      needs.reclaimable = 0;
+    }
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      s.tables[g].reserve(end_of(s, g, range.last));  // the last thing that can fail
+    }
+    copies_.clear();
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      GroupTable& table = s.tables[g];
+      const auto group = static_cast<Index>(g);
+      if (const Pos rows = shared_rows(s, g, range); rows > 0) {
+        BlockId& tail = table[table.end() - 1];
+        if (needs.reclaimable > 0 && blocks_.reclaimable(tail, rows)) {
+          blocks_.reclaim(tail);
+        } else {
+          s.replaced[g] = std::exchange(tail, blocks_.allocate(group));
+          copies_.push_back({s.replaced[g], tail, 0, 0, rows, static_cast<std::int32_t>(g)});
+          ++copy_count_;
+          copied_tokens_ += rows;
+        }
+      }
+      for (const Pos end = end_of(s, g, range.last); table.end() < end;) {
+        table.push(blocks_.allocate(group));
+      }
+    }
+    s.adds_cross = has_cross_groups_ && !s.has_cross;
+    s.lengths.reserve(range);
+    return Extension{range, copies_};
+  }
+
+  /// The reason for which try_extend has no room for this range, if it has none.
+  [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range, Pos unit) const noexcept {
+    const Needs needs = needs_of(s, range);
+    const Index least = needs.blocks + needs.copies - needs.reclaimable;
+    return least <= blocks_.available() ? LimitMet{} : LimitMet{Limit::pool, blocks_.available() * unit, least * unit};
+  }
+
+  /// The positions of a group that the uncommitted extension reserves: those of the sequence, or all rows of another
+  /// input where the extension is the first.
+  [[nodiscard]] PosRange extension(const Sequence& s, Index group) const noexcept {
+    if (is_cross(group)) {
+      return {0, s.adds_cross ? rule(group).cross_rows : 0};
+    }
+    return {s.lengths.committed, s.lengths.reserved};
+  }
+  /// Positions of a group that can be read: committed and reserved ones.
+  [[nodiscard]] Pos positions(const Sequence& s, Index group) const noexcept {
+    if (is_cross(group)) {
+      return s.has_cross || s.adds_cross ? rule(group).cross_rows : 0;
+    }
+    return s.lengths.reserved;
+  }
+
+  /// The lengths count; shared tails that were copied are released. `drop` follows.
+  void commit(Sequence& s) noexcept {
+    s.lengths.commit();
+    s.has_cross = s.has_cross || s.adds_cross;
+    s.adds_cross = false;
+    for (BlockId& block : s.replaced) {
+      if (block != no_block) {
+        blocks_.release(std::exchange(block, no_block), s.state);
+      }
+    }
+  }
+  /// Releases what no group keeps. O(groups), and of a group that drops blocks O(blocks that it holds).
+  void drop(Sequence& s) noexcept {
+    drop(s, [](std::size_t, Pos, BlockId) {});
+  }
+  /// The same, with f(group, number, block) before each block is released.
+  template <class F>
+  void drop(Sequence& s, F&& f) noexcept {
+    const Pos length = std::max(s.lengths.committed - rules_.rewind, 0);
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      GroupTable& table = s.tables[g];
+      table.retain(length);
+      table.drop(slack(g), [&](Pos number, BlockId block) {
+        f(g, number, block);
+        blocks_.release(block, s.state);
+      });
+    }
+  }
+
+  void rollback(SeqId seq) noexcept {
+    if (!sequences_.contains(seq) || !sequences_.at(seq).lengths.uncommitted) {
+      return;
+    }
+    Sequence& s = sequences_.at(seq);
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      GroupTable& table = s.tables[g];
+      if (is_cross(static_cast<Index>(g))) {
+        release_to(s, table, s.has_cross ? table.blocks().size() : 0);
+        continue;
+      }
+      release_to(s, table, table.size_at(s.lengths.committed));
+      if (s.replaced[g] != no_block) {
+        blocks_.release(std::exchange(table[table.end() - 1], s.replaced[g]), s.state);
+        s.replaced[g] = no_block;
+      }
+    }
+    s.adds_cross = false;
+    s.lengths.rollback();
+  }
+
+  /// Throws unless a sequence that ends at `length` still finds all that it needs, in every group.
+  void require_retained(const Sequence& s, Pos length, std::string_view argument) const {
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      if (!s.tables[g].can_end_at(length)) [[unlikely]] {
+        throw_invalid(argument, length,
+                      concat({"at least ", std::to_string(s.tables[g].retained_from()), ": group ", std::to_string(g),
+                              " does not retain position ",
+                              std::to_string(std::max(rules_.groups[g].retained.first_seen(length),
+                                                      rules_.groups[g].retained.kept)),
+                              " any more"}));
+      }
+    }
+  }
+
+  /// A new sequence that shares the blocks of the first `at` positions. O(blocks shared).
+  SeqId fork(SeqId parent, Pos at) {
+    sequences_.at(parent).lengths.check_fork(at);
+    require_retained(sequences_.at(parent), at, "at");
+    const SeqId seq = insert();
+    ScopeGuard undo([&] { sequences_.erase(seq); });
+    const Sequence& p = sequences_.at(parent);
+    Sequence& s = sequences_.at(seq);
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      if (!is_cross(static_cast<Index>(g))) {
+        s.tables[g].assign(p.tables[g], at);
+      } else if (p.has_cross) {
+        s.tables[g].assign(p.tables[g], rules_.groups[g].cross_rows);
+      }
+    }
+    undo.dismiss();
+    s.has_cross = p.has_cross;
+    ref_blocks(s);
+    s.lengths.set(at);
+    return seq;
+  }
+
+  /// O(groups + blocks released).
+  void truncate(SeqId seq, Pos length) {
+    Sequence& s = sequences_.at(seq);
+    s.lengths.check_truncate(seq, length);
+    require_retained(s, length, "length");
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      if (!is_cross(static_cast<Index>(g))) {
+        release_to(s, s.tables[g], s.tables[g].size_at(length));
+        s.tables[g].cut(length);
+      }
+    }
+    s.lengths.set(length);
+  }
+
+  /// O(blocks).
+  void close(SeqId seq) {
+    require(sequences_.contains(seq), "seq", seq, "an open sequence");
+    rollback(seq);
+    Sequence& s = sequences_.at(seq);
+    for (GroupTable& table : s.tables) {
+      release_to(s, table, 0);
+    }
+    sequences_.erase(seq);
+  }
+  /// Takes back an `insert`. The sequence must reference no block.
+  void erase_empty(SeqId seq) noexcept { sequences_.erase(seq); }
+
+  /// References the blocks of all tables.
+  void ref_blocks(const Sequence& s) noexcept {
+    for (const GroupTable& table : s.tables) {
+      for (const BlockId block : table.blocks()) {
+        blocks_.ref(block);
+      }
+    }
+  }
+
+  [[nodiscard]] Pos retained_from(const Sequence& s, Index group) const noexcept {
+    return s.tables[at_group(group)].retained_from();
+  }
+  [[nodiscard]] GroupBlocks parts(const Sequence& s, Index group) const noexcept {
+    return s.tables[at_group(group)].parts();
+  }
+  /// f(SlotRun) for the retained positions of a range of a group.
+  template <class F>
+  void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
+    const Sequence& s = sequences_.at(seq);
+    require(0 <= range.first && range.first <= range.last && range.last <= positions(s, group), "range", range,
+            "within the positions of the sequence");
+    s.tables[at_group(group)].for_each_run(range, f);
+  }
+
+  [[nodiscard]] Index copied_tokens() const noexcept { return copied_tokens_; }
+
+  /// Fills in what sequences and their blocks say of one group; `stats.block_tokens` stays. O(blocks + table entries).
+  void add_to(Stats& stats, Index group) const {
+    BlockArray<Pos> filled(blocks_.size(), -1);
+    sequences_.for_each([&](const Sequence& s) { fill(filled, s, at_group(group)); });
+    for (const Pos rows : filled.values()) {
+      if (rows >= 0) {
+        ++stats.blocks_referenced;
+        stats.tokens_stored += rows;
+        stats.tokens_reserved += block_tokens(group);
+      }
+    }
+  }
+  /// The same of all groups together.
+  void add_to(Stats& stats) const {
+    for (Index group = 0; group < groups(); ++group) {
+      add_to(stats, group);
+    }
+    stats.blocks_total = blocks_.size();
+    stats.sequences = sequences_.size();
+    stats.copies = copy_count_;
+    stats.copied_tokens = copied_tokens_;
+  }
+
+  /// Checks each sequence against its own counts; returns the references to each block. Throws InvariantError.
+  [[nodiscard]] BlockArray<std::int32_t> verify() const {
+    BlockArray<std::int32_t> references(blocks_.size(), 0);
+    sequences_.for_each([&](const Sequence& s) {
+      if (s.lengths.committed > s.lengths.reserved ||
+          (!s.lengths.uncommitted && (s.lengths.committed != s.lengths.reserved || s.adds_cross))) {
+        throw_error(InvariantError("kvc: the lengths of a sequence contradict each other"));
+      }
+      for (std::size_t g = 0; g < s.tables.size(); ++g) {
+        const GroupTable& table = s.tables[g];
+        const Pos length = positions(s, static_cast<Index>(g));
+        if (table.end() != ceil_div(length, table.block_tokens()) ||
+            (!s.lengths.uncommitted && s.replaced[g] != no_block) || !table.can_end_at(s.lengths.committed)) {
+          throw_error(InvariantError("kvc: group " + std::to_string(g) + " has blocks up to number " +
+                                     std::to_string(table.end()) + " for " + std::to_string(length) + " positions"));
+        }
+        for (const BlockId block : table.blocks()) {
+          ++references[block];
+        }
+        if (s.replaced[g] != no_block) {
+          ++references[s.replaced[g]];
+        }
+      }
+    });
+    return references;
+  }
+
+  template <class F>
+  void for_each(F&& f) const {
+    sequences_.for_each(f);
+  }
+  template <class F>
+  void for_each(F&& f) {
+    sequences_.for_each(f);
+  }
+  template <class F>
+  void for_each_handle(F&& f) const {
+    sequences_.for_each_handle(f);
+  }
+
+  /// Positions that a dropped block must lie before those that are kept.
+  [[nodiscard]] Pos slack(std::size_t group) const noexcept { return keeps_slack_ ? empty_[group].block_tokens() : 0; }
+
+ private:
+  /// What an extension takes.
+  struct Needs {
+    Index blocks = 0;       // new ones
+    Index copies = 0;       // of shared tails
+    Index reclaimable = 0;  // of these copies, those that can be avoided
+  };
+
+  [[nodiscard]] static constexpr std::size_t at_group(Index group) noexcept { return static_cast<std::size_t>(group); }
+
+  /// Blocks that a group has after an extension to `length`.
+  [[nodiscard]] Pos end_of(const Sequence& s, std::size_t g, Pos length) const noexcept {
+    const GroupTable& table = s.tables[g];
+    const Pos cross = rules_.groups[g].cross_rows;
+    return std::max(table.end(), ceil_div(cross > 0 ? cross : length, table.block_tokens()));
+  }
+  /// Rows of the last block that must be copied before the next one is written; 0: none.
+  [[nodiscard]] Pos shared_rows(const Sequence& s, std::size_t g, PosRange range) const noexcept {
+    const GroupTable& table = s.tables[g];
+    if (range.empty() || rules_.groups[g].cross_rows > 0) {
+      return 0;
+    }
+    const Pos rows = range.first % table.block_tokens();
+    return rows > 0 && !blocks_.writable(table[table.end() - 1], rows) ? rows : 0;
+  }
+  [[nodiscard]] Needs needs_of(const Sequence& s, PosRange range) const noexcept {
+    Needs needs;
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      const GroupTable& table = s.tables[g];
+      needs.blocks += end_of(s, g, range.last) - table.end();
+      if (const Pos rows = shared_rows(s, g, range); rows > 0) {
+        ++needs.copies;
+        needs.reclaimable += blocks_.reclaimable(table[table.end() - 1], rows) ? 1 : 0;
+      }
+    }
+    return needs;
+  }
+
+  /// Last block first: of a prefix that is kept for later, the end goes before the beginning.
+  void release_to(Sequence& s, GroupTable& table, std::size_t size) noexcept {
+    while (table.blocks().size() > size) {
+      blocks_.release(table.pop(), s.state);
+    }
+  }
+
+  void fill(BlockArray<Pos>& filled, const Sequence& s, std::size_t g) const {
+    const GroupTable& table = s.tables[g];
+    const Pos committed =
+        is_cross(static_cast<Index>(g)) ? (s.has_cross ? rules_.groups[g].cross_rows : 0) : s.lengths.committed;
+    const auto put = [&](BlockId block, Pos number) {
+      Pos& most = filled[block];
+      const Index rows = Index{committed} - Index{number} * table.block_tokens();
+      most = std::max(most, static_cast<Pos>(std::clamp<Index>(rows, 0, table.block_tokens())));
+    };
+    const GroupBlocks parts = table.parts();
+    for (std::size_t i = 0; i < parts.kept.size(); ++i) {
+      put(parts.kept[i], static_cast<Pos>(i));
+    }
+    for (std::size_t i = 0; i < parts.rest.size(); ++i) {
+      put(parts.rest[i], parts.first + static_cast<Pos>(i));
+    }
+    if (s.replaced[g] != no_block) {
+      put(s.replaced[g], committed / table.block_tokens());
+    }
+  }
+
+  Blocks& blocks_;
+  GroupRules rules_;
+  bool keeps_slack_;
+  bool has_cross_groups_ = false;
+  std::vector<GroupTable> empty_;  // [groups]
+  SequenceTable<Sequence> sequences_;
+  std::vector<RowCopy> copies_;  // of the last extension
+  Index copy_count_ = 0;
+  Index copied_tokens_ = 0;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc
