@@ -76,7 +76,8 @@ struct kvc::testing::Corruption<kvc::Paged> {
 template <class Eviction, class Hash, class Events>
 struct kvc::testing::Corruption<kvc::PrefixShared<Eviction, Hash, Events>> {
   static constexpr int ways = kvc_test::block_ways + 5;
-  static void apply(PrefixShared<Eviction, Hash, Events>& policy, SeqId seq, int way) {
+  static void apply(PrefixShared<Eviction, Hash, Events>& prefix_shared, SeqId seq, int way) {
+    auto& policy = *prefix_shared.plain_;
     auto& s = policy.tables_.at(seq);
     switch (way) {
       case kvc_test::block_ways:

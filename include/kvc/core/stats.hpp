@@ -31,9 +31,11 @@ struct Stats {
   Index hit_tokens = 0;     ///< those of them that were found in place
   Index hits = 0;           ///< full blocks of prompts that were found
   Index misses = 0;         ///< full blocks of prompts that were not found
-  Index merges = 0;         ///< blocks that a commit replaced by an equal cached one
-  Index evictions = 0;      ///< cached blocks that were evicted
-  Index copies = 0;         ///< copy-on-write copies and moves
+  Index lost_tokens =
+      0;                ///< of stats(group): tokens that would have been found, too, had this layer group kept its rows
+  Index merges = 0;     ///< blocks that a commit replaced by an equal cached one
+  Index evictions = 0;  ///< cached blocks that were evicted
+  Index copies = 0;     ///< copy-on-write copies and moves
   Index copied_tokens = 0;  ///< rows that they copied
 
   /// Share of the reserved slots that store nothing, in [0, 1].

@@ -31,11 +31,15 @@ struct BlockStored {
   BlockId parent = no_block;      ///< the block before it in its prefix; no_block: it is the first
   std::string_view salt;          ///< Salt::bytes() of its prefix
   std::span<const Token> tokens;  ///< its own
+  /// Layer group whose rows it holds. With several groups, a block may hold the tokens of several nodes of the index:
+  /// each of them is reported, with the same block, and `parent` is the block of the node before it in this group.
+  std::int32_t group = 0;
 };
 /// A block is not matchable any more.
 struct BlockRemoved {
   std::uint64_t number = 0;
   BlockId block = no_block;
+  std::int32_t group = 0;  ///< layer group whose rows it held
 };
 /// No block is matchable any more. Takes the place of a BlockRemoved for each.
 struct AllBlocksCleared {
@@ -96,6 +100,7 @@ class EventRing {
     BlockId parent = no_block;
     std::string salt;
     std::vector<Token> tokens;
+    std::int32_t group = 0;
   };
   static constexpr bool listens = true;
   static constexpr std::size_t default_capacity = 4096;
@@ -130,6 +135,7 @@ class EventRing {
   void operator()(const BlockStored& event) noexcept {
     Record& record = next(Record::Kind::stored, event.number, event.block);
     record.parent = event.parent;
+    record.group = event.group;
     // A record's memory is reused. If a larger record cannot be allocated, the event is lost, and the gap shows it.
 #if KVC_HAS_EXCEPTIONS
     try {
@@ -144,7 +150,9 @@ class EventRing {
 #endif
   }
   /// Keeps the event. O(1).
-  void operator()(const BlockRemoved& event) noexcept { next(Record::Kind::removed, event.number, event.block); }
+  void operator()(const BlockRemoved& event) noexcept {
+    next(Record::Kind::removed, event.number, event.block).group = event.group;
+  }
   /// Keeps the event. O(1).
   void operator()(const AllBlocksCleared& event) noexcept { next(Record::Kind::cleared, event.number, no_block); }
 
@@ -159,6 +167,7 @@ class EventRing {
     record.number = number;
     record.block = block;
     record.parent = no_block;
+    record.group = 0;
     record.salt.clear();
     record.tokens.clear();
     return record;

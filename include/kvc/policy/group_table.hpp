@@ -129,11 +129,14 @@ class GroupTable {
     kept_from_ = other.kept_from_;
     cut(length);
   }
-  /// Makes it an empty table whose next block, behind `kept` ones that are still to be pushed, has number `first`.
-  void start(Pos first, Pos kept_from) noexcept {
-    blocks_.clear();
-    first_ = std::max(first, kept_blocks_);
-    kept_from_ = kept_from;
+  /// Makes it the table of a sequence of `length` that has only what the next row sees, and the whole of the block that
+  /// `length` lies in. The blocks are no_block, and to be set. Throws std::bad_alloc; nothing has changed then.
+  void begin_at(Pos length) {
+    const Pos end = ceil_div(length, block_tokens_);
+    const Pos first = std::max(std::min(retained_.first_seen(length) / block_tokens_, end), kept_blocks_);
+    blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
+    first_ = end > kept_blocks_ ? first : kept_blocks_;
+    kept_from_ = length > retained_.kept ? retained_.first_seen(length) : 0;
   }
 
   /// f(SlotRun) for the retained positions of `range`.

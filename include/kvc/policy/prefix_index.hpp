@@ -57,6 +57,7 @@ class PrefixIndex {
   [[nodiscard]] bool contains(BlockId block) const noexcept { return entries_[block].cached; }
   /// Whether a cached block follows this one in a prefix.
   [[nodiscard]] bool has_children(BlockId block) const noexcept { return entries_[block].first_child != no_block; }
+  [[nodiscard]] bool has_children(Parent parent) const noexcept { return first_child(parent) != no_block; }
   /// Of a block with cached children, the one that was inserted last.
   [[nodiscard]] BlockId newest_child(BlockId block) const noexcept { return entries_[block].first_child; }
   /// Whether the block is cached and has this parent.
@@ -153,15 +154,18 @@ class PrefixIndex {
   /// The child of `parent` that begins with the most of `tokens` (at least one), among the newest `children_scanned`.
   [[nodiscard]] Partial find_longest(Parent parent, std::span<const Token> tokens) const noexcept {
     Partial best;
+    for_each_partial(parent, tokens, [&](const Partial& child) { best = child.count > best.count ? child : best; });
+    return best;
+  }
+  /// f(Partial) for the newest `children_scanned` children of `parent`, each with the number of tokens at its beginning
+  /// that it has in common with `tokens`; newest first.
+  template <class F>
+  void for_each_partial(Parent parent, std::span<const Token> tokens, F&& f) const noexcept {
     BlockId child = first_child(parent);
     for (int i = 0; i < children_scanned && child != no_block; ++i, child = entries_[child].next_sibling) {
-      const std::span<const Token> theirs = this->tokens(child);
-      const auto end = std::ranges::mismatch(theirs, tokens).in2;
-      if (const auto count = static_cast<Pos>(end - tokens.begin()); count > best.count) {
-        best = {child, count};
-      }
+      const auto end = std::ranges::mismatch(this->tokens(child), tokens).in2;
+      f(Partial{child, static_cast<Pos>(end - tokens.begin())});
     }
-    return best;
   }
 
   /// Prefetches the memory that find and insert will read.

@@ -15,8 +15,9 @@ inline namespace v0 {
 /// A block that has become cached.
 struct StoredBlock {
   BlockId block = no_block;
-  std::uint64_t key = 0;  ///< hash of its prefix: equal prefixes have equal keys, different ones nearly always not
-  Pos depth = 0;          ///< blocks before it in its prefix
+  std::uint64_t key = 0;   ///< hash of its prefix: equal prefixes have equal keys, different ones nearly always not
+  Pos depth = 0;           ///< blocks before it in its prefix
+  std::int32_t group = 0;  ///< layer group whose rows it holds; all blocks have the same bytes
 };
 
 /// The contract of an eviction policy. The cache reports what happens to sequences and to cached blocks, and asks for a

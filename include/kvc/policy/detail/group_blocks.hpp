@@ -1,0 +1,297 @@
+// GroupCachedBlocks: the blocks of several layer groups in one pool, each free, referenced, or evictable.
+//
+// Binds the pool, the index of prefixes, the eviction policy, quotas and the listener: every change of one that the
+// others must know goes through here. All blocks have the same number of bytes, so a victim of any group makes room for
+// any other.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/block_pool.hpp"
+#include "kvc/policy/detail/block_sizes.hpp"
+#include "kvc/policy/detail/group_nodes.hpp"
+#include "kvc/policy/detail/tenant_quota.hpp"
+#include "kvc/policy/events.hpp"
+#include "kvc/policy/eviction/concept.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+template <EvictionPolicy Eviction, class Hash, EventListener Events>
+class GroupCachedBlocks {
+ public:
+  using Nodes = GroupNodes<Hash>;
+  using Node = typename Nodes::Node;
+  using Parent = typename Nodes::Parent;
+  using SequenceContext = typename Eviction::SequenceContext;
+
+  BlockPool pool;
+  Nodes nodes;
+  Eviction eviction;
+  TenantQuota quota;
+  [[no_unique_address]] Events events;
+  std::uint64_t now = 0;
+
+  GroupCachedBlocks(Index blocks, Index index_nodes, const GroupRules& rules, const BlockSizes& sizes,
+                    Index tenant_quota, const typename Eviction::Config& eviction_config, const Hash& hash)
+      : pool(blocks),
+        nodes(blocks, index_nodes, sizes, hash),
+        eviction(blocks, eviction_config),
+        quota(blocks, tenant_quota),
+        evictable_(rules.groups.size(), 0) {
+    for (const GroupRule& rule : rules.groups) {
+      keeps_everything_.push_back(rule.retained.everything() ? 1 : 0);
+    }
+  }
+
+  [[nodiscard]] Index size() const noexcept { return pool.size(); }
+  [[nodiscard]] Index available() const noexcept { return pool.available() + eviction.size(); }
+  [[nodiscard]] Index evictions() const noexcept { return evictions_; }
+  /// Evictable blocks of a group.
+  [[nodiscard]] Index evictable(std::size_t group) const noexcept { return evictable_[group]; }
+
+  [[nodiscard]] BlockId allocate(Index /*group*/) noexcept {
+    if (pool.available() == 0) {
+      evict_for(eviction.victim(now));
+    }
+    return pool.allocate();
+  }
+  void ref(BlockId block) noexcept {
+    if (pool.ref_count(block) == 0) {
+      acquire(block);
+    }
+    pool.ref(block);
+  }
+  /// One reference less, of a sequence whose state has a `context`.
+  void release(BlockId block, const auto& state) noexcept {
+    if (pool.unref(block) > 0) {
+      return;
+    }
+    if (!nodes.is_cached(block)) {
+      pool.free(block);
+      return;
+    }
+    make_evictable(block, state);
+    if (const BlockId excess = quota.in_excess(block); excess != no_block) {
+      evict_for(excess);
+    }
+  }
+  /// Whether the rows behind the first `rows` may be written: nobody else holds the block, and no prefix has them.
+  [[nodiscard]] bool writable(BlockId block, Pos rows) const noexcept {
+    return pool.ref_count(block) == 1 && (!nodes.is_cached(block) || nodes.rows(block) <= rows);
+  }
+  [[nodiscard]] bool reclaimable(BlockId block, Pos /*rows*/) const noexcept { return pool.ref_count(block) == 1; }
+  /// Takes a block with one reference from the index, and with it what is of use only behind it.
+  void reclaim(BlockId block) noexcept {
+    if (!nodes.is_cached(block)) {
+      return;
+    }
+    if (is_needed_by_descendants(block)) {
+      victim_ = no_block;
+      while (evict_descendant(nodes.last_node(block), nodes.last_node(block))) {
+      }
+    }
+    uncache(block);
+    ++evictions_;
+  }
+
+  /// A block of a sequence that a node gets: it becomes cached, unless it is already.
+  void attach(SequenceContext& context, int tenant, Parent root, Node node, std::size_t group, BlockId block) noexcept {
+    const bool was_cached = nodes.is_cached(block);
+    nodes.attach(node, group, block);
+    if (!was_cached) {
+      quota.on_cached(block, tenant);
+      eviction.on_cached(context, StoredBlock{block, key(node, group), nodes.number(node, group), as_group(group)},
+                         now);
+    }
+    if constexpr (Events::listens) {
+      events(stored(events_++, root, node, group, block));
+    }
+  }
+  /// A sequence that references `own` takes the cached block `equal`, which has the same rows, in its place.
+  void merge(BlockId own, BlockId equal, const auto& state) noexcept {
+    ref(equal);
+    if (nodes.is_cached(own)) {
+      nodes.replace(own, equal);
+      forget(own, nodes.group(equal));
+    }
+    release(own, state);
+  }
+  /// Takes a block that a sequence references from the index: what nobody could ever hit is not kept.
+  void uncache(BlockId block) noexcept {
+    const std::size_t group = nodes.group(block);
+    if (block == victim_) {
+      victim_ = no_block;
+    }
+    nodes.detach(block);
+    forget(block, group);
+  }
+
+  /// Makes a free node, if one can be had by evicting. False if not.
+  bool make_free_node() noexcept {
+    while (!nodes.has_free_node()) {
+      if (eviction.size() == 0) {
+        return false;
+      }
+      evict_for(eviction.victim(now));
+    }
+    return true;
+  }
+
+  /// An evictable block is used, and is then as new as one that is released now.
+  void refresh(BlockId block, const auto& state) noexcept {
+    if (nodes.is_cached(block) && pool.ref_count(block) == 0) {
+      acquire(block);
+      make_evictable(block, state);
+    }
+  }
+
+  [[nodiscard]] std::uint64_t next_event() const noexcept { return events_; }
+  /// The event of a node that got a block. Not of a node without one.
+  [[nodiscard]] BlockStored stored(std::uint64_t number, Parent root, Node node, std::size_t group,
+                                   BlockId block) const noexcept {
+    const Parent parent = nodes.index.parent(node);
+    return {number,
+            block,
+            parent.is_root() ? no_block : nodes.block(parent.block(), group),
+            nodes.index.roots().salt(root),
+            nodes.index.tokens(node),
+            as_group(group)};
+  }
+
+  /// Drops everything cached. Referenced blocks stay referenced; nobody may end at a node any more. O(blocks + nodes).
+  void clear() noexcept {
+    for (Index i = 0; i < pool.size(); ++i) {
+      const BlockId block{static_cast<std::int32_t>(i)};
+      if (!nodes.is_cached(block)) {
+        continue;
+      }
+      if (pool.ref_count(block) == 0) {
+        acquire(block);
+        pool.free(block);
+      }
+      eviction.on_uncached(block);
+      quota.on_uncached(block);
+    }
+    nodes.clear();
+    victim_ = no_block;
+    if constexpr (Events::listens) {
+      events(AllBlocksCleared{events_++});
+    }
+  }
+
+  void verify(const BlockArray<std::int32_t>& references, const BlockArray<std::int32_t>& ends,
+              std::span<const Index> sequences_of_tenants) const {
+    nodes.verify(ends);
+    std::vector<Index> evictable(evictable_.size(), 0);
+    Index all = 0;
+    references.for_each([&](BlockId block, std::int32_t count) {
+      if (count == 0 && nodes.is_cached(block)) {
+        ++evictable[nodes.group(block)];
+        ++all;
+      }
+    });
+    pool.verify(references, all);
+    if (evictable != evictable_ || all != eviction.size()) {
+      throw_error(InvariantError("kvc: the eviction policy has " + std::to_string(eviction.size()) + " blocks, and " +
+                                 std::to_string(all) + " are evictable"));
+    }
+    quota.verify(
+        sequences_of_tenants, [&](BlockId block) { return nodes.is_cached(block); },
+        [&](BlockId block) { return pool.ref_count(block) == 0; });
+  }
+
+ private:
+  [[nodiscard]] static std::int32_t as_group(std::size_t group) noexcept { return static_cast<std::int32_t>(group); }
+  /// Of the same prefix, another key in each group.
+  [[nodiscard]] std::uint64_t key(Node node, std::size_t group) const noexcept {
+    return nodes.index.hash(node) + group * 0x9e37'79b9'7f4a'7c15U;
+  }
+
+  void acquire(BlockId block) noexcept {
+    eviction.on_acquired(block);
+    quota.on_acquired(block);
+    --evictable_[nodes.group(block)];
+  }
+  void make_evictable(BlockId block, const auto& state) noexcept {
+    eviction.on_evictable(state.context, block, now);
+    quota.on_evictable(block);
+    ++evictable_[nodes.group(block)];
+  }
+  /// Of a block that is not in the index any more.
+  void forget(BlockId block, std::size_t group) noexcept {
+    eviction.on_uncached(block);
+    quota.on_uncached(block);
+    if constexpr (Events::listens) {
+      events(BlockRemoved{events_++, block, as_group(group)});
+    }
+    (void)group;
+  }
+
+  /// Whether no hit can go beyond this block without it: it is full, and its group keeps everything.
+  [[nodiscard]] bool is_needed_by_descendants(BlockId block) const noexcept {
+    return keeps_everything_[nodes.group(block)] != 0 && nodes.is_full(block);
+  }
+
+  void evict(BlockId block) noexcept {
+    acquire(block);
+    uncache(block);
+    pool.free(block);
+    ++evictions_;
+  }
+
+  /// Evicts a block that the eviction policy named, or in its place one that is of use only behind it: descendants go
+  /// before ancestors. A policy that names a block with many descendants names it again until they are gone, so the way
+  /// down is remembered.
+  void evict_for(BlockId victim) noexcept {
+    if (is_needed_by_descendants(victim)) {
+      const Node top = nodes.last_node(victim);
+      if (victim_ != victim) {
+        nodes.watch(top);
+        victim_ = victim;
+      }
+      if (evict_descendant(top, nodes.watched())) {
+        return;
+      }
+    }
+    evict(victim);
+  }
+  /// Evicts a block of the newest leaf below `from`, which is `top` or lies below it. False if `top` is a leaf, or all
+  /// of that leaf's blocks are referenced.
+  bool evict_descendant(Node top, Node from) noexcept {
+    Node leaf = from;
+    while (nodes.index.has_children(leaf)) {
+      leaf = nodes.index.newest_child(leaf);
+    }
+    if (leaf == top) {
+      return false;
+    }
+    for (const BlockId block : nodes.blocks_of(leaf)) {
+      if (block != no_block && pool.ref_count(block) == 0) {
+        nodes.watch(leaf);  // if it is removed, its closest ancestor that is left takes its place
+        evict(block);
+        return true;
+      }
+    }
+    return false;
+  }
+
+  BlockId victim_ = no_block;  // nodes.watched() is its last node, or lies below that
+  Index evictions_ = 0;
+  std::vector<Index> evictable_;        // [groups]
+  std::vector<char> keeps_everything_;  // [groups]
+  std::uint64_t events_ = 0;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -1,0 +1,250 @@
+// GroupNodes: the prefix index of several layer groups.
+//
+// A node of the index stands for (parent, node_tokens tokens), as a cached block does where there is one group. It may
+// have a block in each group: one that holds the rows of its tokens, and all rows before them in that block. A block
+// holds the tokens of one or several nodes, one after the other; its **last node** is the deepest of those that have it.
+// So the deepest node of a prefix within the span of a block has a block with all rows of the prefix in that span.
+//
+// A node stays as long as it has a block, a child, or a sequence that ends there.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/block_array.hpp"
+#include "kvc/policy/detail/block_sizes.hpp"
+#include "kvc/policy/prefix_index.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+template <class Hash>
+class GroupNodes {
+ public:
+  using HashType = Hash;
+  using Index_ = PrefixIndex<Hash>;
+  using Parent = typename Index_::Parent;
+  using Node = BlockId;  ///< the index counts nodes, not blocks
+  static constexpr Node no_node = no_block;
+
+  GroupNodes(Index blocks, Index nodes, const BlockSizes& sizes, Hash hash)
+      : index(nodes, sizes.node_tokens, hash),
+        sizes_(sizes),
+        nodes_(nodes),
+        blocks_of_(static_cast<std::size_t>(nodes) * sizes.tokens.size(), no_block),
+        holders_(blocks) {
+    free_.resize(static_cast<std::size_t>(nodes));
+    for (std::size_t i = 0; i < free_.size(); ++i) {
+      free_[i] = static_cast<Node>(free_.size() - 1 - i);
+    }
+  }
+
+  Index_ index;
+
+  [[nodiscard]] Pos node_tokens() const noexcept { return sizes_.node_tokens; }
+  [[nodiscard]] Pos block_tokens(std::size_t group) const noexcept { return sizes_.tokens[group]; }
+  [[nodiscard]] std::size_t groups() const noexcept { return sizes_.tokens.size(); }
+  [[nodiscard]] bool has_free_node() const noexcept { return !free_.empty(); }
+
+  /// The position behind the tokens of a node; 0 for a root.
+  [[nodiscard]] Pos end(Parent node) const noexcept { return node.is_root() ? 0 : nodes_[node.block()].end; }
+  /// The block of a node in a group, or no_block.
+  [[nodiscard]] BlockId block(Node node, std::size_t group) const noexcept { return blocks_of(node)[group]; }
+  [[nodiscard]] std::span<const BlockId> blocks_of(Node node) const noexcept {
+    return {blocks_of_.data() + static_cast<std::size_t>(node) * groups(), groups()};
+  }
+  /// The number of the block, in its group, that holds the tokens of a node.
+  [[nodiscard]] Pos number(Node node, std::size_t group) const noexcept {
+    return (nodes_[node].end - 1) / block_tokens(group);
+  }
+
+  // --- nodes ---------------------------------------------------------------------------------------------------------
+
+  /// A new node, which has no block. Requires has_free_node().
+  Node insert(Parent parent, std::span<const Token> tokens, std::uint64_t hash) noexcept {
+    const Node node = free_.back();
+    free_.pop_back();
+    std::ranges::copy(tokens, index.tokens(node).begin());
+    nodes_[node] = {end(parent) + node_tokens(), 0};
+    const Node same = index.insert(node, parent, hash);
+    KVC_ASSERT(same == no_node);
+    (void)same;
+    return node;
+  }
+  /// One more sequence ends at this node.
+  void ref(Parent node) noexcept {
+    if (!node.is_root()) {
+      ++nodes_[node.block()].ref_count;
+    }
+  }
+  /// One sequence less ends there. Removes the node, and ancestors, if nothing needs them any more.
+  void unref(Parent node) noexcept {
+    if (!node.is_root()) {
+      --nodes_[node.block()].ref_count;
+      prune(node.block());
+    }
+  }
+
+  // --- blocks --------------------------------------------------------------------------------------------------------
+
+  [[nodiscard]] bool is_cached(BlockId block) const noexcept { return holders_[block].node != no_node; }
+  [[nodiscard]] Node last_node(BlockId block) const noexcept { return holders_[block].node; }
+  [[nodiscard]] std::size_t group(BlockId block) const noexcept {
+    return static_cast<std::size_t>(holders_[block].group);
+  }
+  /// Rows of a cached block that its nodes stand for, from the first on.
+  [[nodiscard]] Pos rows(BlockId block) const noexcept {
+    const Pos tokens = block_tokens(group(block));
+    return (nodes_[holders_[block].node].end - 1) % tokens + 1;
+  }
+  /// Whether the rows of its nodes fill the block.
+  [[nodiscard]] bool is_full(BlockId block) const noexcept { return rows(block) == block_tokens(group(block)); }
+
+  /// Gives a node, which has none in this group, a block: a new one, or one that an ancestor in its span has.
+  void attach(Node node, std::size_t group, BlockId block) noexcept {
+    blocks_at(node)[group] = block;
+    Holder& holder = holders_[block];
+    if (holder.node == no_node || nodes_[holder.node].end < nodes_[node].end) {
+      holder.node = node;
+    }
+    holder.group = static_cast<std::int32_t>(group);
+  }
+  /// Gives its nodes another block, which holds the same rows and more.
+  void replace(BlockId block, BlockId other) noexcept {
+    for_each_node(block, [&](Node node) { blocks_at(node)[group(block)] = other; });
+    holders_[block] = {};
+  }
+  /// Takes a block from its nodes. Nodes that nothing needs any more are removed.
+  void detach(BlockId block) noexcept {
+    const Node last = last_node(block);
+    for_each_node(block, [&](Node node) { blocks_at(node)[group(block)] = no_block; });
+    holders_[block] = {};
+    prune(last);
+  }
+
+  /// A mark of a block for its owner's use; false when it is attached.
+  [[nodiscard]] bool is_marked(BlockId block) const noexcept { return holders_[block].marked; }
+  void mark(BlockId block) noexcept { holders_[block].marked = true; }
+
+  /// Remembers one node: when it is removed, its parent takes its place.
+  void watch(Node node) noexcept { watched_ = node; }
+  [[nodiscard]] Node watched() const noexcept { return watched_; }
+
+  /// Removes all nodes and takes all blocks from them. Nobody may end at a node any more.
+  void clear() noexcept {
+    index.clear();
+    std::ranges::fill(blocks_of_, no_block);
+    std::ranges::fill(holders_.values(), Holder{});
+    free_.resize(static_cast<std::size_t>(nodes_.size()));  // within its capacity
+    for (std::size_t i = 0; i < free_.size(); ++i) {
+      free_[i] = static_cast<Node>(free_.size() - 1 - i);
+    }
+  }
+
+  /// Compares sequences that end at nodes with `expected` [nodes]. O(nodes). Throws InvariantError.
+  void verify(const BlockArray<std::int32_t>& expected) const {
+    index.verify();
+    Index cached = 0;
+    nodes_.for_each([&](Node node, const NodeData& data) {
+      if (!index.contains(node)) {
+        return;
+      }
+      ++cached;
+      const Parent parent = index.parent(node);
+      bool has_block = false;
+      for (std::size_t g = 0; g < groups(); ++g) {
+        const BlockId block = this->block(node, g);
+        has_block = has_block || block != no_block;
+        check(block == no_block || (is_cached(block) && group(block) == g && is_ancestor(node, last_node(block), g)),
+              node, "has a block that does not know it");
+      }
+      check(data.end == end(parent) + node_tokens(), node, "has another end than its parent says");
+      check(data.ref_count == expected[node], node, "counts other sequences than end there");
+      check(has_block || index.has_children(node) || data.ref_count > 0, node, "is of no use");
+    });
+    check(cached + static_cast<Index>(free_.size()) == nodes_.size(), no_node, "(none): nodes are lost");
+    holders_.for_each([&](BlockId block, const Holder& holder) {
+      check(holder.node == no_node || this->block(holder.node, group(block)) == block, holder.node,
+            "does not have the block whose last node it is");
+    });
+  }
+  [[nodiscard]] Index nodes() const noexcept { return nodes_.size(); }
+
+ private:
+  struct NodeData {
+    Pos end = 0;
+    std::int32_t ref_count = 0;
+  };
+  struct Holder {
+    Node node = no_node;  // the last one
+    std::int32_t group = 0;
+    bool marked = false;
+  };
+
+  [[nodiscard]] std::span<BlockId> blocks_at(Node node) noexcept {
+    return {blocks_of_.data() + static_cast<std::size_t>(node) * groups(), groups()};
+  }
+  /// f(node) for all nodes that have a cached block, deepest first.
+  template <class F>
+  void for_each_node(BlockId block, F&& f) noexcept {
+    const std::size_t g = group(block);
+    const Pos number = this->number(last_node(block), g);
+    for (Parent at(last_node(block)); !at.is_root() && this->number(at.block(), g) == number;
+         at = index.parent(at.block())) {
+      if (this->block(at.block(), g) == block) {
+        f(at.block());
+      }
+    }
+  }
+  void prune(Node node) noexcept {
+    while (!index.has_children(node) && nodes_[node].ref_count == 0 &&
+           std::ranges::all_of(blocks_of(node), [](BlockId block) { return block == no_block; })) {
+      const Parent parent = index.parent(node);
+      index.erase(node);
+      free_.push_back(node);
+      if (node == watched_) {
+        watched_ = parent.is_root() ? no_node : parent.block();
+      }
+      if (parent.is_root()) {
+        return;
+      }
+      node = parent.block();
+    }
+  }
+  /// Whether `node` is `last` or an ancestor of it in the span of one block.
+  [[nodiscard]] bool is_ancestor(Node node, Node last, std::size_t group) const noexcept {
+    for (Parent at(last); !at.is_root() && number(at.block(), group) == number(node, group);
+         at = index.parent(at.block())) {
+      if (at.block() == node) {
+        return true;
+      }
+    }
+    return false;
+  }
+  static void check(bool ok, Node node, const char* what) {
+    if (!ok) [[unlikely]] {
+      throw_error(InvariantError("kvc: node " + std::to_string(to_index(node)) + " of the prefix index " + what));
+    }
+  }
+
+  BlockSizes sizes_;
+  BlockArray<NodeData> nodes_;
+  LargeVector<BlockId> blocks_of_;  // [nodes, groups]
+  BlockArray<Holder> holders_;      // [blocks]
+  Node watched_ = no_node;
+  std::vector<Node> free_;  // a stack; never grows beyond its first capacity
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -1,0 +1,299 @@
+// GroupedPrefixShared: PrefixShared with several layer groups, or one that drops rows. The contracts are those of
+// PrefixShared.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
+#include "kvc/core/limit.hpp"
+#include "kvc/core/stats.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/corruption.hpp"
+#include "kvc/policy/detail/group_blocks.hpp"
+#include "kvc/policy/detail/grouped_prefixes.hpp"
+#include "kvc/policy/prefix_shared_config.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+template <class Eviction, class Hash, class Events>
+class GroupedPrefixShared {
+  using Blocks = GroupCachedBlocks<Eviction, Hash, Events>;
+  using Tables = GroupedPrefixes<Blocks>;
+  using Parent = typename Tables::Parent;
+  using Sequence = typename Tables::Sequence;
+
+ public:
+  using Config = PrefixSharedConfig<Eviction>;
+
+  GroupedPrefixShared(const Config& config, const GroupRules& rules, const Hash& hash)
+      : GroupedPrefixShared(config, rules, checked_sizes(config, rules), hash) {}
+  GroupedPrefixShared(const GroupedPrefixShared&) = delete;
+  GroupedPrefixShared& operator=(const GroupedPrefixShared&) = delete;
+
+  [[nodiscard]] const Eviction& eviction() const noexcept { return blocks_.eviction; }
+  [[nodiscard]] Events& events() noexcept { return blocks_.events; }
+
+  [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options) const {
+    (void)checked_count(prompt.size(), "prompt.size()");
+    const std::optional<Parent> root = blocks_.nodes.index.roots().find(options.salt);
+    return root ? tables_.match(*root, all_but_one(prompt)).length() : 0;
+  }
+
+  /// `now` may be too careful: blocks that are found are counted only if they are whole.
+  [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve, const OpenOptions& options) const {
+    const Pos size = checked_count(prompt.size(), "prompt.size()");
+    require_between(reserve, Pos{0}, static_cast<Pos>(max_pos - size), "reserve");
+    const auto most = [&](Pos tokens) {
+      const Pos pass = config_.pass_tokens > 0 ? std::min(config_.pass_tokens, tokens) : tokens;
+      return std::max(tables_.most_blocks(size, pass), tables_.most_blocks(size + reserve, std::min(reserve, Pos{1})));
+    };
+    if (most(std::min(size, Pos{1})) > config_.blocks - config_.watermark) {
+      return Admission::never;  // even if the prompt came token by token
+    }
+    Index found = 0;
+    Index evictable = 0;  // found blocks that cease to be evictable when this sequence references them
+    Pos cached = 0;
+    if (const std::optional<Parent> root = blocks_.nodes.index.roots().find(options.salt)) {
+      const auto hit = tables_.match(*root, all_but_one(prompt));
+      cached = hit.length();
+      tables_.for_each_found(hit, [&](std::size_t g, Pos number, BlockId block) {
+        found += (Index{number} + 1) * blocks_.nodes.block_tokens(g) <= cached ? 1 : 0;
+        evictable += blocks_.pool.ref_count(block) == 0 ? 1 : 0;
+      });
+    }
+    const Index wanted = std::max<Index>(most(size - cached) - found, 0);
+    return wanted + config_.watermark <= blocks_.available() - evictable ? Admission::now : Admission::later;
+  }
+
+  std::optional<Opened> try_open(std::span<const Token> prompt, const OpenOptions& options) {
+    require_between(options.retention.priority, 0, 100, "options.retention.priority");
+    const auto [seq, cached] = tables_.open_on(prompt, all_but_one(prompt), options.salt);
+    Sequence& s = tables_.at(seq);
+    s.state.retention = options.retention;
+    blocks_.eviction.on_open(s.state.context, tables_.leading_blocks(s), s.state.retention, blocks_.now);
+    tables_.take_found(s);
+    tables_.count_lost();
+    const Pos node = blocks_.nodes.node_tokens();
+    ++sequences_;
+    prompt_tokens_ += static_cast<Index>(prompt.size());
+    hit_tokens_ += cached;
+    hits_ += cached / node;
+    misses_ += static_cast<Index>(prompt.size()) / node - cached / node;
+    return Opened{seq, cached};
+  }
+
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
+    return tables_.try_extend(seq, count, tokens);
+  }
+  void commit(SeqId seq) { tables_.commit(seq); }
+  void rollback(SeqId seq) noexcept { tables_.rollback(seq); }
+
+  void publish_tokens(SeqId seq, std::span<const Token> tokens) { tables_.publish_tokens(seq, tokens); }
+  [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const { return tables_.known_tokens(tables_.at(seq)); }
+  [[nodiscard]] const std::string& salt_bytes(SeqId seq) const {
+    return blocks_.nodes.index.roots().salt(tables_.at(seq).state.root);
+  }
+
+  std::optional<Forked> try_fork(SeqId parent, Pos at) {
+    const SeqId seq = tables_.fork(parent, at);
+    Sequence& s = tables_.at(seq);
+    blocks_.eviction.on_open(s.state.context, tables_.leading_blocks(s), s.state.retention, ++blocks_.now);
+    ++sequences_;
+    return Forked{seq, {}};
+  }
+  void truncate(SeqId seq, Pos length) { tables_.truncate(seq, length); }
+  void close(SeqId seq) {
+    Sequence& s = tables_.at(seq);
+    require(!s.state.is_pin, "seq", seq, "an open sequence");
+    ++blocks_.now;
+    // A request that was opened and then postponed does not count as one.
+    if (s.lengths.committed > s.state.found) {
+      blocks_.eviction.on_close(s.state.context, tables_.leading_blocks(s), blocks_.now);
+    }
+    tokens_unknown_ += tables_.unknown(s);
+    tables_.release_sequence(seq);
+    --sequences_;
+  }
+
+  std::optional<Opened> try_pin(std::span<const Token> prefix, const Salt& salt) {
+    const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(blocks_.nodes.node_tokens());
+    const Opened pin = tables_.open_on(prefix, prefix.first(whole), salt);
+    if (pin.cached == 0) {
+      tables_.release_sequence(pin.seq);
+      return std::nullopt;
+    }
+    Sequence& s = tables_.at(pin.seq);
+    tables_.take_found(s);
+    s.state.is_pin = true;
+    ++pins_;
+    return pin;
+  }
+  void unpin(SeqId pin) {
+    require(tables_.contains(pin) && tables_.at(pin).state.is_pin, "pin", pin, "a pin that is there");
+    ++blocks_.now;
+    tables_.release_sequence(pin);
+    --pins_;
+  }
+
+  void clear() noexcept {
+    blocks_.clear();
+    tables_.for_each([&](Sequence& s) { tables_.forget_index(s); });
+  }
+
+  template <class F>
+  void for_each_cached(F&& f) const {
+    blocks_.nodes.index.for_each([&](Parent root, Parent, BlockId node) {
+      for (std::size_t g = 0; g < blocks_.nodes.groups(); ++g) {
+        if (const BlockId block = blocks_.nodes.block(node, g); block != no_block) {
+          f(blocks_.stored(blocks_.next_event(), root, node, g, block));
+        }
+      }
+    });
+  }
+
+  void set_time(std::uint64_t now) noexcept {
+    blocks_.now = std::max(blocks_.now, std::min(now, std::uint64_t{1} << 63));
+  }
+  [[nodiscard]] std::uint64_t time() const noexcept { return blocks_.now; }
+
+  [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
+    const Sequence& s = tables_.at(seq);
+    return tables_.why_not_extend(s, s.lengths.checked_extension(seq, count, 0), config_.block_tokens);
+  }
+  [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const {
+    tables_.at(seq).lengths.check_fork(at);
+    tables_.require_retained(tables_.at(seq), at, "at");
+    return {};
+  }
+  [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
+  [[nodiscard]] bool contains(SeqId seq) const noexcept {
+    return tables_.contains(seq) && !tables_.at(seq).state.is_pin;
+  }
+  [[nodiscard]] Pos length(SeqId seq) const { return tables_.at(seq).lengths.committed; }
+  [[nodiscard]] Pos reserved(SeqId seq) const { return tables_.at(seq).lengths.reserved; }
+
+  [[nodiscard]] Pos block_tokens(Index group) const noexcept { return tables_.block_tokens(group); }
+  [[nodiscard]] Pos positions(SeqId seq, Index group) const { return tables_.positions(tables_.at(seq), group); }
+  [[nodiscard]] PosRange extension(SeqId seq, Index group) const { return tables_.extension(tables_.at(seq), group); }
+  [[nodiscard]] Pos retained_from(SeqId seq, Index group) const {
+    return tables_.retained_from(tables_.at(seq), group);
+  }
+  [[nodiscard]] GroupBlocks group_blocks(SeqId seq, Index group) const { return tables_.parts(tables_.at(seq), group); }
+  template <class F>
+  void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
+    tables_.for_each_run(seq, group, range, f);
+  }
+  [[nodiscard]] Stats stats(Index group) const {
+    Stats stats;
+    stats.block_tokens = tables_.block_tokens(group);
+    stats.sequences = sequences_;
+    tables_.add_to(stats, group);
+    stats.blocks_cached = blocks_.evictable(static_cast<std::size_t>(group));
+    stats.lost_tokens = tables_.lost(group);
+    return stats;
+  }
+
+  template <class F>
+  void for_each_sequence(F&& f) const {
+    tables_.for_each_handle([&](SeqId seq, const Sequence& s) {
+      if (!s.state.is_pin) {
+        f(seq);
+      }
+    });
+  }
+  [[nodiscard]] Index copied_tokens() const noexcept { return tables_.copied_tokens(); }
+
+  [[nodiscard]] Stats stats() const {
+    Stats stats;
+    stats.block_tokens = config_.block_tokens;
+    tables_.add_to(stats);
+    stats.blocks_free = blocks_.pool.available();
+    stats.blocks_cached = blocks_.eviction.size();
+    stats.largest_free_run = blocks_.available();
+    stats.prompt_tokens = prompt_tokens_;
+    stats.hit_tokens = hit_tokens_;
+    stats.hits = hits_;
+    stats.misses = misses_;
+    stats.merges = tables_.merges();
+    stats.evictions = blocks_.evictions();
+    stats.sequences = sequences_;
+    stats.tokens_unknown = tokens_unknown_;
+    tables_.for_each([&](const Sequence& s) { stats.tokens_unknown += s.state.is_pin ? 0 : tables_.unknown(s); });
+    stats.pins = pins_;
+    return stats;
+  }
+
+  void verify() const {
+    const BlockArray<std::int32_t> references = tables_.verify();
+    std::vector<Index> roots(blocks_.nodes.index.roots().slots(), 0);
+    std::vector<Index> tenants(blocks_.quota.slots(), 0);
+    BlockArray<std::int32_t> ends(blocks_.nodes.nodes(), 0);
+    Index sequences = 0;
+    Index pins = 0;
+    tables_.for_each([&](const Sequence& s) {
+      ++(s.state.is_pin ? pins : sequences);
+      ++roots[s.state.root.root_index()];
+      if (s.state.tenant != TenantQuota::none) {
+        ++tenants[static_cast<std::size_t>(s.state.tenant)];
+      }
+      if (!s.state.last.is_root()) {
+        ++ends[s.state.last.block()];
+      }
+      tables_.verify_sequence(s);
+    });
+    blocks_.verify(references, ends, tenants);
+    blocks_.nodes.index.roots().verify(roots);
+    if (sequences != sequences_ || pins != pins_) {
+      throw_error(InvariantError("kvc: counts of sequences or pins are wrong"));
+    }
+  }
+
+ private:
+  template <class>
+  friend struct testing::Corruption;
+
+  GroupedPrefixShared(const Config& config, const GroupRules& rules, const BlockSizes& sizes, const Hash& hash)
+      : config_(config),
+        blocks_(config.blocks, index_nodes(config, rules, sizes), rules, sizes, config.tenant_quota, config.eviction,
+                hash),
+        tables_(blocks_, rules, sizes) {}
+
+  [[nodiscard]] static BlockSizes checked_sizes(const Config& config, const GroupRules& rules) {
+    require(rules.groups.size() <= max_groups, "groups", rules.groups.size(), "at most 16");
+    return block_sizes(rules, config.block_tokens);
+  }
+  [[nodiscard]] static Index index_nodes(const Config& config, const GroupRules& rules, const BlockSizes& sizes) {
+    const Pos most = *std::max_element(sizes.tokens.begin(), sizes.tokens.end());
+    const bool keeps = std::ranges::any_of(rules.groups, [](const GroupRule& r) { return r.retained.everything(); });
+    const double tokens = config.index_tokens > 0 ? static_cast<double>(config.index_tokens)
+                                                  : static_cast<double>(config.blocks) * most * (keeps ? 2 : 8);
+    return static_cast<Index>(std::clamp(tokens / sizes.node_tokens, 1.0, static_cast<double>(1 << 29)));
+  }
+  [[nodiscard]] static std::span<const Token> all_but_one(std::span<const Token> prompt) noexcept {
+    return prompt.first(prompt.empty() ? 0 : prompt.size() - 1);
+  }
+
+  Config config_;
+  Blocks blocks_;
+  Tables tables_;
+  Index sequences_ = 0;
+  Index pins_ = 0;
+  Index tokens_unknown_ = 0;  // of closed sequences
+  Index prompt_tokens_ = 0;
+  Index hit_tokens_ = 0;
+  Index hits_ = 0;
+  Index misses_ = 0;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

@@ -1,0 +1,539 @@
+// GroupedPrefixes: PrefixShared with several layer groups.
+//
+// A sequence knows the last node of the index that its tokens lead to, and its tokens behind that node. Commit adds
+// nodes for what has become known, gives them the blocks that the sequence still holds, and then drops what no group
+// keeps. A dropped block leaves the index, too, unless a later prompt could end there: nobody could ever hit the middle
+// of a long prompt. The places where prompts end are the end of a prompt, of a sequence, of a fork, and positions where
+// prefixes part.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/scope_guard.hpp"
+#include "kvc/core/stats.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/detail/group_blocks.hpp"
+#include "kvc/policy/detail/group_hit.hpp"
+#include "kvc/policy/detail/group_tables.hpp"
+#include "kvc/policy/salt.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+/// What a sequence, or a pin, keeps beside its tables.
+template <class Parent, class SequenceContext>
+struct GroupSequenceState {
+  static constexpr Pos nowhere = max_pos;
+
+  Parent root = Parent::root(0);
+  Parent last = Parent::root(0);  // node that the tokens lead to; the sequence counts as ending there
+  std::vector<Token> tokens;      // known ones behind that node
+  Pos unknown_from = nowhere;     // first position whose token is not known
+  Pos found = 0;                  // tokens that were in place when it was opened
+  Pos prompt_end = 0;
+  int tenant = TenantQuota::none;
+  bool is_pin = false;
+  Retention retention{};
+  std::vector<BlockId> ends;  // dropped blocks where its prompt ends
+  [[no_unique_address]] SequenceContext context{};
+
+  GroupSequenceState& operator=(const GroupSequenceState&) = default;
+};
+
+/// Sequences and pins over a GroupCachedBlocks.
+template <class Blocks>
+class GroupedPrefixes
+    : public GroupTables<Blocks, GroupSequenceState<typename Blocks::Parent, typename Blocks::SequenceContext>> {
+ public:
+  using Parent = typename Blocks::Parent;
+  using State = GroupSequenceState<Parent, typename Blocks::SequenceContext>;
+  using Base = GroupTables<Blocks, State>;
+  using Sequence = typename Base::Sequence;
+  static constexpr Pos nowhere = State::nowhere;
+
+  GroupedPrefixes(Blocks& blocks, const GroupRules& rules, const BlockSizes& sizes)
+      : Base(blocks, rules, sizes, true), blocks_(blocks), node_tokens_(sizes.node_tokens) {
+    for (std::size_t g = 0; g < rules.groups.size(); ++g) {
+      const Retained& retained = rules.groups[g].retained;
+      reach_ += retained.everything()
+                    ? 0
+                    : (Index{std::max(retained.window, retained.chunk)} + rules.rewind) / sizes.tokens[g] + 4;
+    }
+    lost_.assign(rules.groups.size(), 0);
+  }
+
+  [[nodiscard]] Index merges() const noexcept { return merges_; }
+  /// Tokens of hits that were lost because of a group.
+  [[nodiscard]] Index lost(Index group) const noexcept { return lost_[static_cast<std::size_t>(group)]; }
+
+  // --- finding -------------------------------------------------------------------------------------------------------
+
+  using Hit = GroupHit<typename Blocks::Nodes::HashType>;
+
+  /// The longest valid hit of `tokens`, to the token. O(tokens * groups / node_tokens).
+  [[nodiscard]] Hit match(Parent root, std::span<const Token> tokens) const noexcept {
+    Hit hit(blocks_.nodes, this->rules());
+    std::size_t matched = 0;
+    const Parent last = blocks_.nodes.index.find_prefix(root, tokens, [&](BlockId node) {
+      hit.add(node);
+      matched += static_cast<std::size_t>(node_tokens_);
+    });
+    const auto rest =
+        tokens.subspan(matched, std::min(static_cast<std::size_t>(node_tokens_), tokens.size() - matched));
+    if (!rest.empty()) {
+      blocks_.nodes.index.for_each_partial(last, rest,
+                                           [&](const auto& child) { hit.add_partial(child.block, child.count); });
+    }
+    return hit;
+  }
+
+  /// f(group, number, block) for the blocks that a sequence needs which begins with a hit. Each comes once, in
+  /// descending order of its number in its group. O(nodes that groups need).
+  template <class F>
+  void for_each_found(const Hit& hit, F&& f) const noexcept {
+    const auto& nodes = blocks_.nodes;
+    for (std::size_t g = 0; g < nodes.groups(); ++g) {
+      const Retained& retained = this->rules().groups[g].retained;
+      const Pos first = retained.first_seen(hit.length()) / this->block_tokens(static_cast<Index>(g));
+      const Pos kept = ceil_div(std::min(retained.kept, hit.length()), this->block_tokens(static_cast<Index>(g)));
+      Pos next = max_pos;  // number of the last block that was found
+      Parent at(hit.partial());
+      if (hit.partial() == Blocks::Nodes::no_node) {
+        at = hit.node() == Blocks::Nodes::no_node ? Parent::root(0) : Parent(hit.node());
+      }
+      for (; !at.is_root() && next > 0; at = nodes.index.parent(at.block())) {
+        const Pos number = nodes.number(at.block(), g);
+        const BlockId block = nodes.block(at.block(), g);
+        if (number < first && kept == 0) {
+          break;
+        }
+        if (block != no_block && number < next && (number >= first || number < kept)) {
+          f(g, number, block);
+          next = number;
+        }
+      }
+    }
+  }
+
+  /// A new sequence with the tables of what is found of `tokens`, which begin the prompt. References nothing yet.
+  Opened open_on(std::span<const Token> prompt, std::span<const Token> tokens, const Salt& salt) {
+    const Pos size = checked_count(prompt.size(), "prompt.size()");
+    const SeqId seq = this->insert();
+    ScopeGuard undo([&] { this->erase_empty(seq); });
+    const int tenant = blocks_.quota.limited() ? blocks_.quota.acquire(salt.tenant()) : TenantQuota::none;
+    ScopeGuard undo_tenant([&] { blocks_.quota.release(tenant); });
+    const Parent root = blocks_.nodes.index.roots().acquire(salt);
+    ScopeGuard undo_root([&] { blocks_.nodes.index.roots().release(root); });
+    Sequence& s = this->at(seq);
+    s.state.tokens.reserve(2 * static_cast<std::size_t>(node_tokens_));  // so that truncate cannot fail
+    s.state.ends.reserve(static_cast<std::size_t>(2 * reach_));
+    const Hit hit = match(root, tokens);
+    for (GroupTable& table : s.tables) {
+      table.begin_at(hit.length());
+    }
+    undo_root.dismiss();
+    undo_tenant.dismiss();
+    undo.dismiss();
+
+    ++blocks_.now;
+    for_each_found(hit, [&](std::size_t g, Pos number, BlockId block) {
+      if (s.tables[g].has(number)) {
+        s.tables[g][number] = block;
+      }
+    });
+    s.state.root = root;
+    s.state.last = hit.node() == Blocks::Nodes::no_node ? root : Parent(hit.node());
+    blocks_.nodes.ref(s.state.last);
+    const Pos indexed = blocks_.nodes.end(s.state.last);
+    s.state.tokens.assign(tokens.begin() + indexed, tokens.begin() + hit.length());
+    s.state.tenant = tenant;
+    s.state.found = hit.length();
+    s.state.prompt_end = size;
+    s.lengths.set(hit.length());
+    for (std::size_t g = 0; g < lost_.size(); ++g) {
+      last_lost_[g] = hit.lost(g);
+    }
+    return {seq, hit.length()};
+  }
+  /// References what open_on has found. A prompt has ended or gone on there, and another may.
+  void take_found(const Sequence& s) noexcept {
+    this->ref_blocks(s);
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      if (!this->rules().groups[g].retained.everything()) {
+        for (const BlockId block : s.tables[g].blocks()) {
+          blocks_.nodes.mark(block);
+        }
+      }
+    }
+  }
+  /// Counts the hit of the last open_on.
+  void count_lost() noexcept {
+    for (std::size_t g = 0; g < lost_.size(); ++g) {
+      lost_[g] += last_lost_[g];
+    }
+  }
+  /// Erases a sequence, or a pin.
+  void release_sequence(SeqId seq) {
+    Sequence& s = this->at(seq);
+    const Parent root = s.state.root;
+    const int tenant = s.state.tenant;
+    for (const BlockId block : s.state.ends) {  // as new as those that are released now
+      blocks_.refresh(block, s.state);
+    }
+    const Parent last = std::exchange(s.state.last, root);
+    this->close(seq);
+    blocks_.nodes.unref(last);
+    blocks_.nodes.index.roots().release(root);
+    blocks_.quota.release(tenant);
+  }
+
+  // --- tokens --------------------------------------------------------------------------------------------------------
+
+  /// Of the committed positions, how many from the first on have known tokens.
+  [[nodiscard]] static Pos known(const Sequence& s) noexcept {
+    return std::min(s.lengths.committed, s.state.unknown_from);
+  }
+  [[nodiscard]] static Index unknown(const Sequence& s) noexcept { return s.lengths.committed - known(s); }
+  /// Positions whose tokens lead to the sequence's node.
+  [[nodiscard]] Pos indexed(const Sequence& s) const noexcept { return blocks_.nodes.end(s.state.last); }
+  /// The tokens of the first reserved positions, as far as they are known.
+  [[nodiscard]] std::vector<Token> known_tokens(const Sequence& s) const {
+    std::vector<Token> tokens(static_cast<std::size_t>(indexed(s)));
+    for (Parent at = s.state.last; !at.is_root(); at = blocks_.nodes.index.parent(at.block())) {
+      std::ranges::copy(std::as_const(blocks_.nodes.index).tokens(at.block()),
+                        tokens.begin() + (blocks_.nodes.end(at) - node_tokens_));
+    }
+    tokens.insert(tokens.end(), s.state.tokens.begin(), s.state.tokens.end());
+    return tokens;
+  }
+
+  /// As that of GroupTables; remembers the tokens.
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
+    Sequence& s = this->at(seq);
+    const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
+    const bool are_known = s.state.unknown_from > range.first && !range.empty() && !tokens.empty();
+    if (are_known) {
+      s.state.tokens.reserve(grown(s.state.tokens.size() + tokens.size(), s.state.tokens.capacity()));
+    }
+    std::optional<Extension> extension = Base::try_extend(seq, range);
+    if (extension && are_known) {
+      s.state.tokens.insert(s.state.tokens.end(), tokens.begin(), tokens.end());
+    } else if (extension && !range.empty()) {
+      s.state.unknown_from = std::min(s.state.unknown_from, range.first);
+    }
+    return extension;
+  }
+  void rollback(SeqId seq) noexcept {
+    if (!this->contains(seq)) {
+      return;
+    }
+    ++blocks_.now;
+    Base::rollback(seq);
+    forget_tokens(this->at(seq));
+  }
+  /// Commits, makes what is known matchable, and drops what no group keeps.
+  void commit(SeqId seq) {
+    Sequence& s = this->at(seq);
+    s.lengths.check_uncommitted(seq);
+    ++blocks_.now;
+    const Pos before = s.lengths.committed;
+    Base::commit(s);
+    index_tokens(s, before);
+    drop(s);
+  }
+  void truncate(SeqId seq, Pos length) {
+    ++blocks_.now;
+    Base::truncate(seq, length);
+    Sequence& s = this->at(seq);
+    if (length < indexed(s)) {
+      Parent last = s.state.last;
+      Parent cut = last;
+      while (blocks_.nodes.end(last) > length) {
+        cut = std::exchange(last, blocks_.nodes.index.parent(last.block()));
+      }
+      const auto kept = std::as_const(blocks_.nodes.index)
+                            .tokens(cut.block())
+                            .first(static_cast<std::size_t>(length - blocks_.nodes.end(last)));
+      s.state.tokens.assign(kept.begin(), kept.end());
+      blocks_.nodes.ref(last);
+      blocks_.nodes.unref(std::exchange(s.state.last, last));
+    }
+    forget_tokens(s);
+  }
+
+  /// A sequence that begins as another. References its blocks.
+  SeqId fork(SeqId parent, Pos at) {
+    const SeqId seq = Base::fork(parent, at);
+    const Sequence& p = this->at(parent);
+    Sequence& s = this->at(seq);
+    Parent last = p.state.last;
+    Parent cut = last;
+    while (blocks_.nodes.end(last) > at) {
+      cut = std::exchange(last, blocks_.nodes.index.parent(last.block()));
+    }
+    ScopeGuard undo([&] { Base::close(seq); });
+    s.state.tokens.reserve(std::max(p.state.tokens.size(), 2 * static_cast<std::size_t>(node_tokens_)));
+    s.state.ends.reserve(static_cast<std::size_t>(2 * reach_));
+    undo.dismiss();
+    const Pos behind = at - blocks_.nodes.end(last);
+    const std::span<const Token> tokens =
+        cut == last ? std::span<const Token>(p.state.tokens) : std::as_const(blocks_.nodes.index).tokens(cut.block());
+    s.state.tokens.assign(tokens.begin(), tokens.begin() + std::min(behind, static_cast<Pos>(tokens.size())));
+    s.state.root = p.state.root;
+    s.state.last = last;
+    s.state.tenant = p.state.tenant;
+    s.state.retention = p.state.retention;
+    s.state.unknown_from = p.state.unknown_from < at ? p.state.unknown_from : nowhere;
+    s.state.found = at;
+    s.state.prompt_end = at;
+    blocks_.nodes.ref(last);
+    blocks_.nodes.index.roots().ref(s.state.root);
+    blocks_.quota.ref(s.state.tenant);
+    mark_end(s, {at, at});
+    return seq;
+  }
+
+  /// See PrefixShared::publish_tokens.
+  void publish_tokens(SeqId seq, std::span<const Token> tokens) {
+    Sequence& s = this->at(seq);
+    s.lengths.check_committed(seq);
+    require(tokens.size() <= static_cast<std::size_t>(s.lengths.committed), "tokens.size()", tokens.size(),
+            "at most the length of the sequence");
+    require(known(s) == 0, "seq", seq, "a sequence that knows none of its tokens");
+    if (tokens.empty()) {
+      return;
+    }
+    for (const GroupTable& table : s.tables) {
+      for (const BlockId block : table.blocks()) {
+        if (blocks_.nodes.is_cached(block)) {
+          require_same_tokens(block, tokens);
+        }
+      }
+    }
+    s.state.tokens.assign(tokens.begin(), tokens.end());
+    const auto count = static_cast<Pos>(tokens.size());
+    s.state.unknown_from = count == s.lengths.committed ? nowhere : count;
+    ++blocks_.now;
+    index_tokens(s, 0);
+    drop(s);
+  }
+
+  /// After everything cached was dropped.
+  void forget_index(Sequence& s) noexcept {
+    s.state.last = s.state.root;
+    s.state.tokens.clear();
+    s.state.ends.clear();
+    s.state.unknown_from = s.lengths.reserved > 0 ? 0 : nowhere;
+  }
+
+  /// The blocks that show an eviction policy where a sequence is: those of the first group that keeps everything, or of
+  /// the first group. As many as lead to its node.
+  [[nodiscard]] std::span<const BlockId> leading_blocks(const Sequence& s) const noexcept {
+    std::size_t leader = 0;
+    for (std::size_t g = this->rules().groups.size(); g-- > 0;) {
+      leader = this->rules().groups[g].retained.everything() && this->rules().groups[g].cross_rows == 0 ? g : leader;
+    }
+    const std::span<const BlockId> blocks = s.tables[leader].parts().rest;
+    std::size_t cached = 0;
+    while (cached < blocks.size() && blocks_.nodes.is_cached(blocks[cached])) {
+      ++cached;
+    }
+    return blocks.first(cached);
+  }
+
+  /// Blocks that a sequence of `length` holds at most while it is extended by `pass` tokens to it.
+  [[nodiscard]] Index most_blocks(Pos length, Pos pass) const noexcept {
+    Index blocks = 0;
+    for (Index g = 0; g < this->groups(); ++g) {
+      const GroupRule& rule = this->rule(g);
+      const Pos tokens = this->block_tokens(g);
+      const Index all = ceil_div(rule.cross_rows > 0 ? rule.cross_rows : length, tokens);
+      if (rule.retained.everything()) {
+        blocks += all;
+        continue;
+      }
+      Index rows = max_pos;
+      if (rule.retained.window > 0) {
+        rows = rule.retained.window;
+      }
+      if (rule.retained.chunk > 0) {
+        rows = std::min(rows, Index{rule.retained.chunk});
+      }
+      blocks += std::min(all, ceil_div(Index{rule.retained.kept}, Index{tokens}) +
+                                  ceil_div(rows + this->rules().rewind + pass, Index{tokens}) + 2);
+    }
+    return blocks;
+  }
+
+  void verify_sequence(const Sequence& s) const {
+    const bool knows_all = s.state.unknown_from == nowhere;
+    const Pos known_end = indexed(s) + static_cast<Pos>(s.state.tokens.size());
+    if (known_end != (knows_all ? s.lengths.reserved : s.state.unknown_from) ||
+        (!knows_all && s.state.unknown_from >= std::max(1, s.lengths.reserved))) {
+      throw_error(InvariantError("kvc: a sequence knows " + std::to_string(known_end) + " tokens of " +
+                                 std::to_string(s.lengths.reserved)));
+    }
+  }
+
+ private:
+  [[nodiscard]] static std::size_t grown(std::size_t size, std::size_t capacity) noexcept {
+    return size <= capacity ? capacity : std::max(size, 2 * capacity);
+  }
+
+  /// After positions were dropped from the end.
+  void forget_tokens(Sequence& s) const noexcept {
+    if (s.state.unknown_from >= s.lengths.reserved) {
+      s.state.unknown_from = nowhere;
+    }
+    const auto behind = static_cast<std::size_t>(std::max(s.lengths.reserved - indexed(s), 0));
+    if (s.state.tokens.size() > behind) {
+      s.state.tokens.resize(behind);
+    }
+  }
+
+  /// Adds nodes for what is known, and gives them, and those that were there without, the blocks of the sequence.
+  ///   before   positions that were committed before this commit
+  void index_tokens(Sequence& s, Pos before) noexcept {
+    auto& nodes = blocks_.nodes;
+    const Pos known_end = known(s);
+    const auto n = static_cast<std::size_t>(node_tokens_);
+    const Parent old_last = s.state.last;
+    Parent last = old_last;
+    Pos end = nodes.end(last);
+    std::size_t used = 0;
+    PosRange parting{0, 0};  // where prefixes part
+    nodes.ref(last);         // so that making room for the next node cannot remove it
+    while (end + node_tokens_ <= known_end) {
+      const auto tokens = std::span<const Token>(s.state.tokens).subspan(used, n);
+      const std::uint64_t hash = nodes.index.chain_hash(last, tokens);
+      BlockId node = nodes.index.find(last, tokens, hash);
+      if (node == no_block) {
+        if (!blocks_.make_free_node()) {
+          break;
+        }
+        if (nodes.index.has_children(last)) {
+          parting = {end, end + node_tokens_};
+        }
+        node = nodes.insert(last, tokens, hash);
+      }
+      nodes.ref(Parent(node));
+      nodes.unref(std::exchange(last, Parent(node)));
+      end += node_tokens_;
+      used += n;
+    }
+    const Pos prompt_end = s.state.prompt_end;
+    bool ends_prompt = before < prompt_end && prompt_end <= s.lengths.committed;
+    if (!(last == old_last)) {
+      ends_prompt = ends_prompt || (nodes.end(old_last) <= prompt_end && prompt_end < end);  // its node is full now
+      s.state.last = last;
+      s.state.tokens.erase(s.state.tokens.begin(), s.state.tokens.begin() + static_cast<std::ptrdiff_t>(used));
+      attach_blocks(s, old_last, parting);
+      mark_end(s, parting);
+    }
+    nodes.unref(old_last);
+    if (ends_prompt) {
+      mark_end(s, {prompt_end, prompt_end});
+    }
+  }
+  /// From the sequence's node up to the old one, which has its blocks already.
+  void attach_blocks(Sequence& s, Parent old_last, PosRange parting) noexcept {
+    auto& nodes = blocks_.nodes;
+    const Pos length = std::max(s.lengths.committed - this->rules().rewind, 0);
+    const PosRange prompt{s.state.prompt_end, s.state.prompt_end};
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      const Retained& retained = this->rules().groups[g].retained;
+      if (this->rules().groups[g].cross_rows > 0) {
+        continue;
+      }
+      GroupTable& table = s.tables[g];
+      const Pos stays_from = (retained.first_seen(length) - this->slack(g)) / table.block_tokens();
+      for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block())) {
+        const Pos number = nodes.number(at.block(), g);
+        if (!table.has(number) || (number < stays_from && !is_for_end(g, number, parting) &&
+                                   !is_for_end(g, number, prompt) && number >= table.first())) {
+          continue;
+        }
+        const BlockId own = table[number];
+        const BlockId there = nodes.block(at.block(), g);
+        if (there == no_block) {
+          blocks_.attach(s.state.context, s.state.tenant, s.state.root, at.block(), g, own);
+        } else if (there != own && nodes.end(at) % table.block_tokens() == 0) {
+          table[number] = there;
+          blocks_.merge(own, there, s.state);
+          ++merges_;
+        }
+      }
+    }
+  }
+
+  /// Whether a hit that ends in `ends`, or up to a block before it, needs a block.
+  [[nodiscard]] bool is_for_end(std::size_t group, Pos number, PosRange ends) const noexcept {
+    const Retained& retained = this->rules().groups[group].retained;
+    const Pos tokens = this->block_tokens(static_cast<Index>(group));
+    const Index first = Index{retained.first_seen(std::max(ends.first - tokens, 0))};
+    return ends.last > 0 && (Index{number} + 1) * tokens > first && Index{number} * tokens < ends.last;
+  }
+  /// Keeps what a hit that ends there needs from being forgotten when the sequence drops it.
+  void mark_end(Sequence& s, PosRange ends) noexcept {
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      const GroupTable& table = s.tables[g];
+      const Retained& retained = this->rules().groups[g].retained;
+      if (retained.everything()) {
+        continue;
+      }
+      const Pos first = retained.first_seen(std::max(ends.first - table.block_tokens(), 0)) / table.block_tokens();
+      for (Pos number = std::max(first, table.first()); number < table.end() && is_for_end(g, number, ends); ++number) {
+        if (blocks_.nodes.is_cached(table[number])) {
+          blocks_.nodes.mark(table[number]);
+        }
+      }
+    }
+  }
+  void drop(Sequence& s) noexcept {
+    Base::drop(s, [&](std::size_t, Pos, BlockId block) {
+      if (!blocks_.nodes.is_cached(block)) {
+        return;
+      }
+      if (blocks_.nodes.is_marked(block)) {
+        if (s.state.ends.size() < s.state.ends.capacity()) {
+          s.state.ends.push_back(block);
+        }
+      } else if (blocks_.pool.ref_count(block) == 1) {
+        blocks_.uncache(block);
+      }
+    });
+  }
+
+  /// Throws unless the first tokens are those of the prefix that a block is cached with.
+  void require_same_tokens(BlockId block, std::span<const Token> tokens) const {
+    for (Parent at(blocks_.nodes.last_node(block)); !at.is_root(); at = blocks_.nodes.index.parent(at.block())) {
+      const auto theirs = std::as_const(blocks_.nodes.index).tokens(at.block());
+      const auto first = static_cast<std::size_t>(blocks_.nodes.end(at) - node_tokens_);
+      const auto count = std::min(theirs.size(), tokens.size() - std::min(first, tokens.size()));
+      require(std::ranges::equal(theirs.first(count), tokens.subspan(std::min(first, tokens.size()), count)), "tokens",
+              first, "those that a shared block is cached with");
+    }
+  }
+
+  Blocks& blocks_;
+  Pos node_tokens_;
+  Index reach_ = 0;          // blocks that a hit needs in groups that drop rows
+  std::vector<Index> lost_;  // [groups]
+  std::array<Pos, max_groups> last_lost_{};
+  Index merges_ = 0;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

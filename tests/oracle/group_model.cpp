@@ -1,0 +1,583 @@
+// Policies with several layer groups against a plain model: sets of positions, and a brute-force search for the longest
+// valid hit. Rows are written into a model of the memory, so that a wrong row is seen wherever it comes from.
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "catch.hpp"
+#include "failing_allocation.hpp"
+#include "kvc/core/group_rule.hpp"
+#include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+#include "random_source.hpp"
+
+using namespace kvc;
+using kvc_test::Random;
+
+namespace {
+
+using Tokens = std::vector<Token>;
+
+/// The first `length` positions that a group of this rule still has when rows in [kept, from) are gone.
+std::set<Pos> retained_positions(const GroupRule& rule, Pos from, Pos length) {
+  std::set<Pos> positions;
+  for (Pos p = 0; p < length; ++p) {
+    if (p < rule.retained.kept || p >= from) {
+      positions.insert(p);
+    }
+  }
+  return positions;
+}
+
+/// What a row at `position` sees of the positions before it, by the definition.
+std::set<Pos> seen_positions(const Retained& rule, Pos position) {
+  std::set<Pos> positions;
+  for (Pos j = 0; j < position; ++j) {
+    const bool in_window = rule.window == 0 || position - j < rule.window;
+    const bool in_chunk = rule.chunk == 0 || j >= position / rule.chunk * rule.chunk;
+    if (j < rule.kept || (in_window && in_chunk)) {
+      positions.insert(j);
+    }
+  }
+  return positions;
+}
+
+struct ModelSequence {
+  Tokens tokens;  // of the committed and reserved positions
+  Pos committed = 0;
+  bool uncommitted = false;
+  bool known = true;
+  std::string salt;
+  std::vector<Pos> from;  // [groups] rows in [kept, from) are gone
+};
+
+struct Node {
+  BlockId parent = no_block;  // no_block: a root
+  Tokens tokens;
+  std::vector<BlockId> blocks;
+};
+/// The nodes of a prefix index.
+struct Tree {
+  std::map<BlockId, Node> nodes;
+  std::map<std::pair<std::string, BlockId>, std::vector<BlockId>> children;  // of a root: (salt, no_block)
+  Pos node_tokens = 1;
+};
+
+}  // namespace
+
+/// Shows the index of a policy with groups.
+template <class Eviction, class Hash, class Events>
+struct kvc::testing::Corruption<PrefixShared<Eviction, Hash, Events>> {
+  static void read(const PrefixShared<Eviction, Hash, Events>& policy, auto& tree) {
+    const auto& nodes = policy.grouped_->blocks_.nodes;
+    tree.node_tokens = nodes.node_tokens();
+    nodes.index.for_each([&](auto root, auto parent, BlockId node) {
+      auto& added = tree.nodes[node];
+      const auto tokens = std::as_const(nodes.index).tokens(node);
+      added.tokens.assign(tokens.begin(), tokens.end());
+      const auto blocks = nodes.blocks_of(node);
+      added.blocks.assign(blocks.begin(), blocks.end());
+      added.parent = parent.is_root() ? no_block : parent.block();
+      tree.children[{parent.is_root() ? nodes.index.roots().salt(root) : std::string(), added.parent}].push_back(node);
+    });
+  }
+};
+
+namespace {
+
+Tree index_of(const PrefixShared<Lru>& policy) {
+  Tree tree;
+  testing::Corruption<PrefixShared<Lru>>::read(policy, tree);
+  return tree;
+}
+
+/// The longest prefix of `tokens` for which every group has, on one path of the index, all positions that a row behind
+/// it sees, and the whole block that it ends in. Tries every length.
+Pos longest_hit(const PrefixShared<Lru>& policy, const Tree& tree, const std::string& salt,
+                std::span<const Token> tokens) {
+  const auto children_of = [&](BlockId node) {
+    const auto found = tree.children.find({node == no_block ? salt : std::string(), node});
+    return found == tree.children.end() ? std::vector<BlockId>{} : found->second;
+  };
+  std::vector<BlockId> path;
+  BlockId at = no_block;
+  for (std::size_t used = 0; used + static_cast<std::size_t>(tree.node_tokens) <= tokens.size();) {
+    BlockId next = no_block;
+    for (const BlockId child : children_of(at)) {
+      if (std::ranges::equal(tree.nodes.at(child).tokens,
+                             tokens.subspan(used, static_cast<std::size_t>(tree.node_tokens)))) {
+        next = child;
+      }
+    }
+    if (next == no_block) {
+      break;
+    }
+    path.push_back(at = next);
+    used += static_cast<std::size_t>(tree.node_tokens);
+  }
+  const auto valid = [&](const std::vector<BlockId>& nodes, Pos length) {
+    const auto has = [&](std::size_t group, Pos position) {  // a node of the same block, at it or behind, has a block
+      const Pos block = policy.block_tokens(static_cast<Index>(group));
+      for (std::size_t i = static_cast<std::size_t>(position / tree.node_tokens); i < nodes.size(); ++i) {
+        if (static_cast<Pos>(i) * tree.node_tokens / block == position / block &&
+            tree.nodes.at(nodes[i]).blocks[group] != no_block) {
+          return true;
+        }
+      }
+      return false;
+    };
+    for (std::size_t g = 0; g < policy.group_rules().groups.size(); ++g) {
+      std::set<Pos> needed = seen_positions(policy.group_rules().groups[g].retained, length);
+      const Pos block = policy.block_tokens(static_cast<Index>(g));
+      for (Pos p = length / block * block; p < length; ++p) {
+        needed.insert(p);
+      }
+      // The last position must be there as of the last node: nodes behind it are another prompt's.
+      if (!std::ranges::all_of(needed, [&](Pos p) { return has(g, p); })) {
+        return false;
+      }
+    }
+    return true;
+  };
+  Pos best = 0;
+  const auto whole = static_cast<Pos>(path.size()) * tree.node_tokens;
+  for (Pos length = whole; length > 0 && best == 0; --length) {
+    const auto nodes = static_cast<std::ptrdiff_t>(ceil_div(length, tree.node_tokens));
+    if (valid({path.begin(), path.begin() + nodes}, length)) {
+      best = length;
+    }
+  }
+  for (const BlockId child : children_of(at)) {
+    const std::span<const Token> rest = tokens.subspan(static_cast<std::size_t>(whole));
+    const auto& theirs = tree.nodes.at(child).tokens;
+    const auto common = static_cast<Pos>(std::ranges::mismatch(theirs, rest).in1 - theirs.begin());
+    std::vector<BlockId> nodes = path;
+    nodes.push_back(child);
+    for (Pos count = common; count > 0; --count) {
+      if (valid(nodes, whole + count)) {
+        best = std::max(best, whole + count);
+      }
+    }
+  }
+  return best;
+}
+
+template <class P>
+class GroupModel {
+ public:
+  static constexpr bool finds_prefixes = KnowsTokens<P>;
+
+  GroupModel(Random& random, const typename P::Config& config, const GroupRules& rules)
+      : random_(random), policy_(config, rules), rules_(rules) {}
+
+  void step() {
+    switch (random_.between(0, 19)) {
+      case 0:
+      case 1:
+      case 2:
+        open();
+        break;
+      case 3:
+        fork();
+        break;
+      case 4:
+        truncate();
+        break;
+      case 5:
+      case 6:
+        close();
+        break;
+      case 7:
+        clear();
+        break;
+      default:
+        extend();
+    }
+    check();
+  }
+  [[nodiscard]] Index hits() const { return hits_; }
+  [[nodiscard]] Index refusals() const { return refusals_; }
+  [[nodiscard]] Index dropped() const { return dropped_; }
+
+ private:
+  using Row = std::pair<std::string, std::uint64_t>;  // of which prefix: a salt, and a hash of its tokens
+
+  [[nodiscard]] static std::uint64_t row_of(std::span<const Token> tokens, Pos position) {
+    std::uint64_t hash = 1469598103934665603U;
+    for (Pos p = 0; p <= position; ++p) {
+      hash = (hash ^ static_cast<std::uint64_t>(tokens[static_cast<std::size_t>(p)] + 1)) * 1099511628211U;
+    }
+    return hash;
+  }
+  [[nodiscard]] SeqId any() { return open_[random_.between<std::size_t>(0, open_.size() - 1)].first; }
+  [[nodiscard]] ModelSequence& model(SeqId seq) {
+    return std::ranges::find(open_, seq, &std::pair<SeqId, ModelSequence>::first)->second;
+  }
+
+  /// Tokens of few kinds, often those of a prompt before.
+  Tokens make_prompt() {
+    Tokens tokens;
+    if (!prompts_.empty() && !random_.one_in(4)) {
+      tokens = prompts_[random_.between<std::size_t>(0, prompts_.size() - 1)];
+      tokens.resize(random_.between<std::size_t>(0, tokens.size()));
+    }
+    const int more = random_.one_in(3) ? random_.between(0, 40) : random_.between(0, 6);
+    for (int i = 0; i < more; ++i) {
+      tokens.push_back(random_.between(0, 2));
+    }
+    if (prompts_.size() < 12) {
+      prompts_.push_back(tokens);
+    } else {
+      prompts_[random_.between<std::size_t>(0, prompts_.size() - 1)] = tokens;
+    }
+    return tokens;
+  }
+
+  void open() {
+    if (open_.size() >= 8) {
+      return;
+    }
+    const Tokens prompt = make_prompt();
+    OpenOptions options;
+    if (random_.one_in(8)) {
+      options.salt = Salt(SaltKind::tenant, "other");
+    }
+    Pos expected = 0;
+    if constexpr (finds_prefixes) {
+      const std::span<const Token> tokens(prompt);
+      expected = longest_hit(policy_, index_of(policy_), options.salt.bytes(),
+                             tokens.first(prompt.empty() ? 0 : prompt.size() - 1));
+      REQUIRE(policy_.match_length(prompt, options) == expected);
+    }
+    const std::optional<Opened> opened = policy_.try_open(prompt, options);
+    REQUIRE(opened);
+    REQUIRE(opened->cached == expected);
+    hits_ += expected > 0 ? 1 : 0;
+    ModelSequence s;
+    s.tokens.assign(prompt.begin(), prompt.begin() + expected);
+    s.committed = expected;
+    s.salt = options.salt.bytes();
+    s.known = true;
+    for (const GroupRule& rule : rules_.groups) {
+      s.from.push_back(expected > rule.retained.kept ? rule.retained.first_seen(expected) : 0);
+    }
+    open_.emplace_back(opened->seq, s);
+    waiting_.push_back({opened->seq, Tokens(prompt.begin() + expected, prompt.end())});
+  }
+
+  void extend() {
+    if (open_.empty()) {
+      return;
+    }
+    const SeqId seq = any();
+    ModelSequence& s = model(seq);
+    Tokens tokens;
+    const auto waits = std::ranges::find(waiting_, seq, &std::pair<SeqId, Tokens>::first);
+    if (waits != waiting_.end() && !waits->second.empty()) {  // a prompt, in one pass or in chunks
+      const auto count =
+          random_.one_in(2) ? waits->second.size() : random_.between<std::size_t>(1, waits->second.size());
+      tokens.assign(waits->second.begin(), waits->second.begin() + static_cast<std::ptrdiff_t>(count));
+    } else {
+      for (int i = random_.one_in(6) ? random_.between(0, 9) : 1; i > 0; --i) {
+        tokens.push_back(random_.between(0, 2));
+      }
+    }
+    const auto count = static_cast<Pos>(tokens.size());
+    const bool tells = !random_.one_in(40);
+    const Index available = policy_.available();
+    const LimitMet why = policy_.why_not_extend(seq, count);
+    const Stats before = policy_.stats();
+    const std::span<const Token> given = tells ? std::span<const Token>(tokens) : std::span<const Token>();
+    std::optional<Extension> extension;
+    bool failed = false;
+    {
+      const kvc_test::FailAllocation fail(random_.one_in(16) ? random_.between(0, 2) : 1000);
+      try {
+        extension = policy_.try_extend(seq, count, given);
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+    }
+    if (failed) {
+      ++failures_;
+      REQUIRE(policy_.available() == available);
+      REQUIRE(policy_.stats().blocks_referenced == before.blocks_referenced);
+      REQUIRE(policy_.reserved(seq) == s.committed);
+      return;
+    }
+    finish(seq, s, tokens, tells, extension, why);
+  }
+
+  void finish(SeqId seq, ModelSequence& s, const Tokens& tokens, bool tells, const std::optional<Extension>& extension,
+              const LimitMet& why) {
+    REQUIRE(extension.has_value() == (why.limit == Limit::none));
+    if (!extension) {
+      ++refusals_;
+      REQUIRE(policy_.reserved(seq) == s.committed);
+      return;
+    }
+    const auto count = static_cast<Pos>(tokens.size());
+    REQUIRE(extension->range == PosRange{s.committed, s.committed + count});
+    copy(extension->copies);
+    s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
+    // Every row of every group is written, and can be read before the commit.
+    for (Index g = 0; g < policy_.groups(); ++g) {
+      const PosRange range = policy_.extension(seq, g);
+      REQUIRE(range == extension->range);
+      Pos rows = 0;
+      policy_.for_each_run(seq, g, range, [&](const SlotRun& run) {
+        for (Pos i = 0; i < run.count; ++i) {
+          memory_[{run.block, run.offset + i}] = {g, Row{s.salt, row_of(s.tokens, run.first + i)}};
+        }
+        rows += run.count;
+      });
+      REQUIRE(rows == count);
+    }
+    s.uncommitted = true;
+    check_rows(seq, s);
+    if (random_.one_in(5)) {
+      policy_.rollback(seq);
+      s.tokens.resize(static_cast<std::size_t>(s.committed));
+      s.uncommitted = false;
+      return;
+    }
+    policy_.commit(seq);
+    s.uncommitted = false;
+    s.committed += count;
+    s.known = s.known && (tells || count == 0);
+    for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
+      const Pos first = rules_.groups[g].retained.first_seen(std::max(s.committed - rules_.rewind, 0));
+      dropped_ += first > s.from[g] ? 1 : 0;
+      s.from[g] = std::max(s.from[g], first);
+    }
+    if (const auto waits = std::ranges::find(waiting_, seq, &std::pair<SeqId, Tokens>::first);
+        waits != waiting_.end()) {
+      waits->second.erase(waits->second.begin(),
+                          waits->second.begin() + std::min<std::ptrdiff_t>(count, std::ssize(waits->second)));
+    }
+  }
+
+  [[nodiscard]] bool can_end_at(const ModelSequence& s, Pos length) const {
+    for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
+      const Retained& rule = rules_.groups[g].retained;
+      if (s.from[g] > rule.kept && length > rule.kept && rule.first_seen(length) < s.from[g]) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  void fork() {
+    if (open_.empty() || open_.size() >= 8) {
+      return;
+    }
+    const SeqId parent = any();
+    const Pos at = random_.one_in(2) ? model(parent).committed : random_.between(0, model(parent).committed);
+    if (!can_end_at(model(parent), at)) {
+      REQUIRE_THROWS_AS(policy_.try_fork(parent, at), std::invalid_argument);
+      ++refusals_;
+      return;
+    }
+    const std::optional<Forked> forked = policy_.try_fork(parent, at);
+    REQUIRE(forked);
+    REQUIRE(forked->copies.empty());
+    ModelSequence s = model(parent);
+    s.uncommitted = false;
+    s.tokens.resize(static_cast<std::size_t>(at));
+    s.committed = at;
+    cut(s, at);
+    open_.emplace_back(forked->seq, s);
+  }
+  void truncate() {
+    if (open_.empty()) {
+      return;
+    }
+    const SeqId seq = any();
+    ModelSequence& s = model(seq);
+    const Pos length = random_.between(std::max(0, s.committed - random_.between(0, 12)), s.committed);
+    if (!can_end_at(s, length)) {
+      const Stats before = policy_.stats();
+      REQUIRE_THROWS_AS(policy_.truncate(seq, length), std::invalid_argument);
+      REQUIRE(policy_.length(seq) == s.committed);
+      REQUIRE(policy_.stats().blocks_referenced == before.blocks_referenced);
+      ++refusals_;
+      return;
+    }
+    policy_.truncate(seq, length);
+    s.tokens.resize(static_cast<std::size_t>(length));
+    s.committed = length;
+    cut(s, length);
+    std::erase_if(waiting_, [&](const auto& w) { return w.first == seq; });
+  }
+  void cut(ModelSequence& s, Pos length) const {
+    for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
+      if (length <= rules_.groups[g].retained.kept) {
+        s.from[g] = 0;
+      }
+    }
+  }
+  void close() {
+    if (open_.empty()) {
+      return;
+    }
+    const SeqId seq = any();
+    policy_.close(seq);
+    std::erase_if(open_, [&](const auto& s) { return s.first == seq; });
+    std::erase_if(waiting_, [&](const auto& w) { return w.first == seq; });
+  }
+  void clear() {
+    if constexpr (finds_prefixes) {
+      if (random_.one_in(30)) {
+        policy_.clear();
+      }
+    }
+  }
+
+  void copy(std::span<const RowCopy> copies) {
+    for (const RowCopy& c : copies) {
+      for (Pos i = 0; i < c.count; ++i) {
+        const auto from = memory_.find({c.from, c.from_slot + i});
+        REQUIRE(from != memory_.end());
+        REQUIRE(from->second.first == c.group);
+        memory_[{c.to, c.to_slot + i}] = from->second;
+      }
+    }
+  }
+
+  void check_rows(SeqId seq, const ModelSequence& s) {
+    for (Index g = 0; g < policy_.groups(); ++g) {
+      const auto length = static_cast<Pos>(s.tokens.size());
+      REQUIRE(policy_.positions(seq, g) == length);
+      std::set<Pos> positions;
+      policy_.for_each_run(seq, g, {0, length}, [&](const SlotRun& run) {
+        REQUIRE(run.offset + run.count <= policy_.block_tokens(g));
+        for (Pos i = 0; i < run.count; ++i) {
+          positions.insert(run.first + i);
+          const auto row = memory_.find({run.block, run.offset + i});
+          REQUIRE(row != memory_.end());
+          REQUIRE(row->second.first == g);
+          REQUIRE(row->second.second == Row{s.salt, row_of(s.tokens, run.first + i)});
+        }
+      });
+      REQUIRE(positions == retained_positions(rules_.groups[static_cast<std::size_t>(g)],
+                                              s.from[static_cast<std::size_t>(g)], length));
+    }
+  }
+
+  void check() {
+    policy_.verify();
+    const Stats stats = policy_.stats();
+    REQUIRE(stats.blocks_free + stats.blocks_cached + stats.blocks_referenced == stats.blocks_total);
+    REQUIRE(stats.sequences == std::ssize(open_));
+    Index bound = 0;
+    for (auto& [seq, s] : open_) {
+      REQUIRE(policy_.length(seq) == s.committed);
+      if (!s.uncommitted) {
+        check_rows(seq, s);
+      }
+      for (Index g = 0; g < policy_.groups(); ++g) {
+        const auto at = static_cast<std::size_t>(g);
+        const auto rows = static_cast<Index>(
+            retained_positions(rules_.groups[at], s.from[at], static_cast<Pos>(s.tokens.size())).size());
+        bound += ceil_div(rows, Index{policy_.block_tokens(g)}) + (rules_.groups[at].retained.everything() ? 0 : 3);
+      }
+    }
+    REQUIRE(stats.blocks_referenced <= bound);
+  }
+
+  Random& random_;
+  P policy_;
+  GroupRules rules_;
+  std::vector<std::pair<SeqId, ModelSequence>> open_;
+  std::vector<std::pair<SeqId, Tokens>> waiting_;
+  std::vector<Tokens> prompts_;
+  std::map<std::pair<BlockId, Pos>, std::pair<Index, Row>> memory_;
+  Index hits_ = 0, refusals_ = 0, dropped_ = 0, failures_ = 0;
+};
+
+GroupRules random_rules(Random& random) {
+  GroupRules rules{{}, random.one_in(2) ? 0 : random.between(1, 5)};
+  const int groups = random.between(1, 3);
+  for (int g = 0; g < groups; ++g) {
+    GroupRule rule;
+    switch (random.between(0, 4)) {
+      case 0:
+        break;
+      case 1:
+        rule.retained.chunk = random.between(1, 12);
+        break;
+      default:
+        rule.retained.window = random.between(1, 14);
+    }
+    if (!rule.retained.everything() && random.one_in(3)) {
+      rule.retained.kept = random.between(1, 6);
+    }
+    rule.row_weight = random.one_in(2) ? 1 : random.between(1, 6);
+    rules.groups.push_back(rule);
+  }
+  if (rules.is_plain()) {
+    rules.groups[0].retained.window = 4;
+  }
+  return rules;
+}
+
+std::string text(const GroupRules& rules, Pos block_tokens, Index blocks) {
+  std::string text = std::to_string(blocks) + " blocks of " + std::to_string(block_tokens) + ", rewind " +
+                     std::to_string(rules.rewind);
+  for (const GroupRule& rule : rules.groups) {
+    text += "; window " + std::to_string(rule.retained.window) + " chunk " + std::to_string(rule.retained.chunk) +
+            " kept " + std::to_string(rule.retained.kept) + " weight " + std::to_string(rule.row_weight);
+  }
+  return text;
+}
+
+template <class P>
+void run_model(std::uint64_t fixed, int operations) {
+  const std::uint64_t seed = kvc_test::seed_or(fixed);
+  CAPTURE(seed);
+  Random random(seed);
+  Index hits = 0, refusals = 0, dropped = 0;
+  for (int done = 0; done < operations;) {
+    const GroupRules rules = random_rules(random);
+    const Pos block_tokens = random.between(1, 6);
+    const Index blocks = random.between(8, 60);
+    CAPTURE(text(rules, block_tokens, blocks));
+    typename P::Config config{};
+    config.blocks = blocks;
+    config.block_tokens = block_tokens;
+    if constexpr (KnowsTokens<P>) {
+      config.index_tokens = random.one_in(4) ? random.between(20, 200) : 0;
+      config.tenant_quota = random.one_in(4) ? random.between(1, 10) : 0;
+    }
+    GroupModel<P> model(random, config, rules);
+    for (int i = 0; i < 500 && done < operations; ++i, ++done) {
+      CAPTURE(i);
+      model.step();
+    }
+    hits += model.hits();
+    refusals += model.refusals();
+    dropped += model.dropped();
+  }
+  CHECK(dropped > operations / 50);
+  CHECK(refusals > operations / 200);
+  if (GroupModel<P>::finds_prefixes) {
+    CHECK(hits > operations / 100);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("Paged with random layer groups does what sets of positions do") {
+  run_model<Paged>(4711, kvc_test::operations_or(20'000));
+}
+
+TEST_CASE("PrefixShared with random layer groups finds the longest valid hit, and no wrong row") {
+  run_model<PrefixShared<Lru>>(4712, kvc_test::operations_or(100'000));
+}
