@@ -246,8 +246,8 @@ class PlainPrefixShared {
   template <class F>
   void for_each_cached(F&& f) const {
     blocks_.index.for_each([&](Parent root, Parent parent, BlockId block) {
-      f(BlockStored{blocks_.next_event(), block, parent.is_root() ? no_block : parent.block(), blocks_.index.roots().salt(root),
-                    blocks_.index.tokens(block)});
+      f(BlockStored{blocks_.next_event(), block, parent.is_root() ? no_block : parent.block(),
+                    blocks_.index.roots().salt(root), blocks_.index.tokens(block)});
     });
   }
 
