@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "engines/world.hpp"
+#include "kvc/attention/extern.hpp"  // the kernels are compiled once, for all tests
 #include "kvc/llama/decoder.hpp"
 #include "run.hpp"
 
