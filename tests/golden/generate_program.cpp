@@ -25,17 +25,20 @@ TEST_CASE("generate prints the golden text with every policy, block size, chunk 
   const std::string golden = kvc_test::file_text(folder + "/golden/stories260K_greedy_200_steps.txt");
   const std::string common = "--model " + folder + "/stories260K.bin --tokenizer " + folder +
                              "/tok512.bin --prompt '' --temperature 0 --quiet ";
-  for (const char* policy : {"contiguous", "paged", "prefix-shared", "all"}) {
-    for (const char* blocks : block_sizes) {
-      for (const char* work : {"--chunk 0 --threads 1", "--chunk 3 --threads 2"}) {
-        const std::string arguments =
-            common + "--policy " + policy + " --block-tokens " + blocks + " " + work + " 2>/dev/null --steps ";
-        CAPTURE(arguments);
-        const kvc_test::Run whole = generate(arguments + "256");
-        REQUIRE(whole.status == 0);
-        REQUIRE(whole.output == golden);
-      }
+  const auto require_golden = [&](const std::string& options) {
+    CAPTURE(options);
+    const kvc_test::Run whole = generate(common + options + " --steps 256 2>/dev/null");
+    REQUIRE(whole.status == 0);
+    REQUIRE(whole.output == golden);
+  };
+  for (const char* blocks : block_sizes) {
+    for (const char* work : {"--chunk 0 --threads 1", "--chunk 3 --threads 2"}) {
+      // All policies compute the text, and the program fails where they do not agree.
+      require_golden(std::string("--policy all --block-tokens ") + blocks + " " + work);
     }
+  }
+  for (const char* policy : {"contiguous", "paged", "prefix-shared"}) {
+    require_golden(std::string("--policy ") + policy + " --block-tokens 7 --chunk 3 --threads 2");
   }
   const kvc_test::Run part = generate(common + "--steps 200 2>/dev/null");
   REQUIRE(part.status == 0);
