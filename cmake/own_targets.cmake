@@ -70,14 +70,16 @@ endif()
 if(KVC_ENABLE_CUDA)
   set(KVC_CUDA_TARGETS "compute_80,code=[sm_80,compute_80];compute_90a,code=sm_90a" CACHE STRING
     "Values of nvcc's -gencode arch= for tests and benchmarks")
+  add_library(kvc_own_nvcc INTERFACE)  # for no architecture yet
+  target_include_directories(kvc_own_nvcc INTERFACE "${PROJECT_SOURCE_DIR}/include")  # and so without Eigen
+  target_compile_options(kvc_own_nvcc INTERFACE $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:
+    -std=c++20 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wconversion,-Wshadow,-Werror>)
   add_library(kvc_own_cuda INTERFACE)
-  target_include_directories(kvc_own_cuda INTERFACE "${PROJECT_SOURCE_DIR}/include")  # and so without Eigen
+  target_link_libraries(kvc_own_cuda INTERFACE kvc_own_nvcc)
   foreach(arch IN LISTS KVC_CUDA_TARGETS)
     target_compile_options(kvc_own_cuda INTERFACE
       "$<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:SHELL:-gencode \"arch=${arch}\">")
   endforeach()
-  target_compile_options(kvc_own_cuda INTERFACE $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:
-    -std=c++20 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wconversion,-Wshadow,-Werror>)
 endif()
 if(KVC_XXHASH_INCLUDE_DIR)
   target_include_directories(kvc_own SYSTEM INTERFACE "${KVC_XXHASH_INCLUDE_DIR}")
