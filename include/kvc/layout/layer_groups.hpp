@@ -130,6 +130,7 @@ class LayerGroups {
     }
     return rules;
   }
+  /// The same with the default weight.
   [[nodiscard]] GroupRules rules() const {
     return rules([](const Shape& s) { return s.layers * s.kv_heads * (s.key_dim + s.value_dim); });
   }
