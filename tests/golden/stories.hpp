@@ -1,15 +1,14 @@
 // The trained model stories260K and its golden outputs, where they are present.
 #pragma once
 
-#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "catch.hpp"
+#include "differences.hpp"
 #include "kvc/llama/checkpoint.hpp"
 #include "kvc/llama/llama.hpp"
 #include "kvc/llama/tokenizer.hpp"
@@ -39,20 +38,5 @@ struct Stories {
     return m;
   }
 };
-
-/// The largest difference between two matrices of the same extents; NaN counts as infinite.
-inline float largest_difference(kvc::MatrixRef<const float> a, kvc::MatrixRef<const float> b) {
-  REQUIRE(a.rows() == b.rows());
-  REQUIRE(a.cols() == b.cols());
-  float largest = 0;
-  for (kvc::Index r = 0; r < a.rows(); ++r) {
-    for (kvc::Index i = 0; i < a.cols(); ++i) {
-      const float difference = std::abs(a.row(r)[i] - b.row(r)[i]);
-      if (!(difference <= largest))
-        largest = difference == difference ? difference : std::numeric_limits<float>::infinity();
-    }
-  }
-  return largest;
-}
 
 }  // namespace kvc_test

@@ -1,0 +1,166 @@
+// The layers of real architectures with float64-verified results: what a cache got, and what attention gave.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/layout/layer_groups.hpp"
+#include "npy.hpp"
+#include "temp_files.hpp"
+#include "test_data.hpp"
+
+namespace kvc_test {
+
+/// One layer: its rows as they are appended to a cache, its queries, and its results.
+struct ModelLayer {
+  kvc::Index query_heads = 0;
+  kvc::LayerKind kind;
+  std::optional<kvc::Index> reads;  // the layer whose rows it reads
+  float scale = 0;
+  float softcap = 0;
+  std::vector<float> sinks;  // [query_heads] or empty
+  Npy<float> q, k, v, out;   // [T, heads, dim]
+
+  [[nodiscard]] kvc::AttentionOptions options() const {
+    return {.scale = scale, .window = kind.window, .chunk = kind.chunk, .softcap = softcap, .sinks = sinks};
+  }
+};
+
+/// All layers of one architecture, as its manifest describes them.
+struct LayersOfModel {
+  std::string name;          // of the folder
+  std::string architecture;  // as the manifest calls it
+  std::string unsupported;   // not empty: the first layer that no group of today can hold. There are no layers then
+  kvc::Pos prefill = 0;      // tokens that the model read in one pass; the others came one by one
+  std::vector<kvc::Token> tokens;  // [T]
+  std::vector<ModelLayer> layers;
+
+  [[nodiscard]] kvc::Pos length() const { return static_cast<kvc::Pos>(tokens.size()); }
+  /// As a user writes it.
+  [[nodiscard]] kvc::LayerGroups groups() const {
+    kvc::LayerGroups groups;
+    for (const ModelLayer& layer : layers) {
+      layer.reads ? groups.add_reader_of(*layer.reads) : groups.add(layer.kind);
+    }
+    return groups;
+  }
+};
+
+namespace detail {
+
+/// Why a cache cannot hold a layer; empty if it can.
+inline std::string unsupported(const nlohmann::json& layer) {
+  const std::string kind = layer.at("kind");
+  if (kind != "full" && kind != "window" && kind != "chunk") {
+    return "kind " + kind;
+  }
+  if ((layer.at("window") > 0) != (kind == "window") || (layer.at("chunk") > 0) != (kind == "chunk")) {
+    return "kind " + kind + " with window " + layer.at("window").dump() + " and chunk " + layer.at("chunk").dump();
+  }
+  // Rows of another form: k and v of these layers are not what a cache of the model holds.
+  for (const char* member : {"mla", "top_k", "index_heads", "reads_selection_of"}) {
+    if (layer.contains(member)) {
+      return "a layer with \"" + std::string(member) + "\"";
+    }
+  }
+  return {};
+}
+
+template <class S>
+Npy<S> array(const std::filesystem::path& folder, const nlohmann::json& entry, const std::vector<kvc::Index>& extents) {
+  Npy<S> array = read_npy<S>(folder / entry.at("file").get<std::string>());
+  if (array.extents != extents || entry.at("extents").get<std::vector<kvc::Index>>() != extents) {
+    throw std::runtime_error(folder.string() + "/" + entry.at("file").get<std::string>() +
+                             " has other extents than its layer says");
+  }
+  return array;
+}
+
+inline ModelLayer model_layer(const std::filesystem::path& folder, const nlohmann::json& entry, kvc::Index tokens) {
+  ModelLayer layer;
+  const auto extent = [&](const char* name) { return entry.at(name).get<kvc::Index>(); };
+  layer.query_heads = extent("query_heads");
+  layer.kind = {.kv_heads = extent("kv_heads"),
+                .key_dim = extent("key_dim"),
+                .value_dim = extent("value_dim"),
+                .window = entry.at("window"),
+                .chunk = entry.at("chunk")};
+  if (entry.contains("reads_cache_of")) {
+    layer.reads = extent("reads_cache_of");
+  }
+  layer.scale = entry.at("scale");
+  layer.softcap = entry.at("softcap");
+  if (!entry.at("sinks").is_null()) {
+    layer.sinks = entry.at("sinks").get<std::vector<float>>();
+  }
+  const nlohmann::json& arrays = entry.at("arrays");
+  layer.q = array<float>(folder, arrays.at("q"), {tokens, layer.query_heads, layer.kind.key_dim});
+  layer.k = array<float>(folder, arrays.at("k"), {tokens, layer.kind.kv_heads, layer.kind.key_dim});
+  layer.v = array<float>(folder, arrays.at("v"), {tokens, layer.kind.kv_heads, layer.kind.value_dim});
+  layer.out = array<float>(folder, arrays.at("out"), {tokens, layer.query_heads, layer.kind.value_dim});
+  return layer;
+}
+
+}  // namespace detail
+
+/// Reads one folder. Throws std::exception if anything in it is not as its manifest says.
+inline LayersOfModel read_layers_of_model(const std::filesystem::path& folder) {
+  const auto manifest = nlohmann::json::parse(file_text(folder / "manifest.json"));
+  LayersOfModel model;
+  model.name = folder.filename();
+  model.architecture = manifest.at("architecture");
+  model.prefill = manifest.at("prefill");
+  const auto tokens = manifest.at("T").get<kvc::Index>();
+  model.tokens = detail::array<std::int32_t>(folder, manifest.at("tokens"), {tokens}).data;
+  for (const auto& entry : manifest.at("layers")) {
+    const auto number = static_cast<kvc::Index>(model.layers.size());
+    if (entry.at("layer") != number) {
+      throw std::runtime_error(folder.string() + ": layer " + std::to_string(number) + " is not the next one");
+    }
+    model.unsupported = detail::unsupported(entry);
+    if (!model.unsupported.empty()) {
+      model.unsupported = "layer " + std::to_string(number) + ": " + model.unsupported;
+      model.layers.clear();
+      break;
+    }
+    model.layers.push_back(detail::model_layer(folder, entry, tokens));
+  }
+  return model;
+}
+
+/// All folders below KVC_MODEL_LAYERS, or below model_layers of the test data. The running test case ends as skipped
+/// where there is no such folder, and fails where it is empty.
+inline std::vector<LayersOfModel> all_model_layers() {
+  const char* given = std::getenv("KVC_MODEL_LAYERS");
+  const std::string root = given != nullptr && *given != '\0' ? given : data_file("model_layers");
+  if (!std::filesystem::exists(root)) {
+    KVC_SKIP("no " << root << "; set KVC_MODEL_LAYERS to a folder of model layers");
+  }
+  std::vector<std::filesystem::path> folders;
+  for (const auto& entry : std::filesystem::directory_iterator(root)) {
+    if (entry.is_directory()) {
+      folders.push_back(entry.path());
+    }
+  }
+  std::ranges::sort(folders);
+  std::vector<LayersOfModel> models;
+  for (const auto& folder : folders) {
+    INFO(folder.string());
+    models.push_back(read_layers_of_model(folder));
+    CHECK((models.back().layers.empty() == !models.back().unsupported.empty()));
+  }
+  INFO(root);
+  REQUIRE(!models.empty());
+  return models;
+}
+
+}  // namespace kvc_test
