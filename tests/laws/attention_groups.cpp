@@ -422,8 +422,9 @@ class World {
 
 }  // namespace
 
-#define KVC_GROUP_POLICIES kvc_test::Paged1, kvc_test::Paged4, kvc_test::Paged7, kvc_test::Prefix1, kvc_test::Prefix4, \
-    kvc_test::Prefix7, kvc_test::PrefixMru, kvc_test::Colliding4
+#define KVC_GROUP_POLICIES                                                                                       \
+  kvc_test::Paged1, kvc_test::Paged4, kvc_test::Paged7, kvc_test::Prefix1, kvc_test::Prefix4, kvc_test::Prefix7, \
+      kvc_test::PrefixMru, kvc_test::Colliding4
 
 TEMPLATE_TEST_CASE("Attention over layer groups has the bits of attention over all rows, or is an error",
                    "[attention][groups]", KVC_GROUP_POLICIES) {
