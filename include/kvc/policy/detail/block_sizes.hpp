@@ -2,7 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
@@ -20,40 +20,48 @@ struct BlockSizes {
   std::vector<Pos> tokens;  ///< [groups] positions in a block
 };
 
-/// The most of a block that a group may leave unused at its end, where the divisors of block_tokens allow it.
-inline constexpr Index most_waste_denominator = 64;
-
-/// Sizes for which a block of the heaviest group holds about `block_tokens` positions, and no group leaves more than
-/// 1/64 of a block unused at its end, if node_tokens can be chosen so. O(block_tokens * groups).
+/// Sizes for which a block of the heaviest group holds `block_tokens` positions, and no group leaves more than 1/64 of a
+/// block unused at its end. Where no grain that divides block_tokens allows that, the heaviest group's blocks hold up to
+/// four times as many; where that does not either, what wastes least: less than 1 / (8 * block_tokens) of a block.
+/// O(groups).
 [[nodiscard]] inline BlockSizes block_sizes(const GroupRules& rules, Pos block_tokens) {
+  constexpr double most_waste = 1.0 / 64;
   Index heaviest = 1;
   for (const GroupRule& rule : rules.groups) {
     heaviest = std::max(heaviest, rule.row_weight);
   }
-  BlockSizes best;
-  double least_waste = 2;
-  for (Pos parts = 1; parts <= block_tokens; ++parts) {  // nodes in a block of the heaviest group
-    if (block_tokens % parts != 0) {
-      continue;
-    }
-    const Pos node_tokens = block_tokens / parts;
+  // The sizes with nodes of node_tokens positions, `parts` of them in a block of the heaviest group.
+  const auto sizes_with = [&](Pos node_tokens, Index parts, double& waste) {
     BlockSizes sizes{node_tokens, {}};
-    Index block = 0;  // weight
-    Index lightest = 0;
+    Index largest = 0, smallest = max_pos;  // weight of the positions in a block
     for (const GroupRule& rule : rules.groups) {
       const Index nodes = std::max<Index>((2 * parts * heaviest + rule.row_weight) / (2 * rule.row_weight), 1);
-      const Index tokens = std::min<Index>(nodes * node_tokens, max_pos / node_tokens * node_tokens);
+      const Index tokens = std::min(nodes, Index{max_pos} / node_tokens) * node_tokens;
       sizes.tokens.push_back(static_cast<Pos>(tokens));
-      block = std::max(block, tokens * rule.row_weight);
-      lightest = lightest == 0 ? tokens * rule.row_weight : std::min(lightest, tokens * rule.row_weight);
+      largest = std::max(largest, tokens * rule.row_weight);
+      smallest = sizes.tokens.size() == 1 ? largest : std::min(smallest, tokens * rule.row_weight);
     }
-    const double waste = 1.0 - static_cast<double>(lightest) / static_cast<double>(block);
-    if (waste < least_waste) {
-      least_waste = waste;
-      best = sizes;
-    }
-    if (waste * static_cast<double>(most_waste_denominator) <= 1.0) {
-      break;
+    waste = 1.0 - static_cast<double>(smallest) / static_cast<double>(largest);
+    return sizes;
+  };
+  BlockSizes best;
+  double least_waste = 2;
+  for (const Index factor : {1, 2, 4}) {
+    const Index size = std::min(factor * block_tokens, Index{max_pos});
+    for (Pos parts = 1; parts <= std::min(block_tokens, Pos{4096}); ++parts) {
+      if (block_tokens % parts != 0) {
+        continue;
+      }
+      const Pos node_tokens = block_tokens / parts;
+      double waste = 0;
+      BlockSizes sizes = sizes_with(node_tokens, size / node_tokens, waste);
+      if (waste < least_waste) {
+        least_waste = waste;
+        best = std::move(sizes);
+      }
+      if (least_waste <= most_waste) {
+        return best;
+      }
     }
   }
   return best;

@@ -1,0 +1,372 @@
+// Layer groups: what goes wrong elsewhere with layers that differ, each as a case of its own.
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/element/none.hpp"
+#include "kvc/layout/layer_groups.hpp"
+#include "kvc/policy/detail/block_sizes.hpp"
+#include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+
+using namespace kvc;
+using Catch::Matchers::Contains;
+
+namespace {
+
+using Tokens = std::vector<Token>;
+
+GroupRules rules_of(std::vector<Retained> groups) {
+  GroupRules rules{{}, 0};
+  for (const Retained& retained : groups) {
+    rules.groups.push_back({retained, 0, 1});
+  }
+  return rules;
+}
+
+Tokens tokens_from(Token first, int count) {
+  Tokens tokens(static_cast<std::size_t>(count));
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+Tokens joined(Tokens a, const Tokens& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+/// Opens, computes what is not found, in passes of at most `pass` tokens, and returns the sequence.
+template <class P>
+Opened prefill(P& policy, const Tokens& prompt, Pos pass = max_pos) {
+  const Opened opened = *policy.try_open(prompt);
+  const std::span<const Token> rest = std::span(prompt).subspan(static_cast<std::size_t>(opened.cached));
+  for (std::size_t done = 0; done < rest.size();) {
+    const auto count = std::min(rest.size() - done, static_cast<std::size_t>(pass));
+    REQUIRE(policy.try_extend(opened.seq, static_cast<Pos>(count), rest.subspan(done, count)));
+    policy.commit(opened.seq);
+    done += count;
+  }
+  policy.verify();
+  return opened;
+}
+
+constexpr Retained full{};
+constexpr Retained window(Pos positions) { return {positions, 0, 0}; }
+
+}  // namespace
+
+TEST_CASE("Window blocks of a long prompt do not flush cached prefixes") {
+  // A pool that holds the prefix and a long prompt's full rows, but not all rows of its window, too.
+  PrefixShared<Lru> policy({.blocks = 120, .block_tokens = 16}, rules_of({full, window(32)}));
+  const Tokens document = tokens_from(0, 320);
+  policy.close(prefill(policy, document, 64).seq);
+  const Tokens other = tokens_from(10'000, 16 * 80);
+  policy.close(prefill(policy, other, 64).seq);
+  CHECK(policy.stats().evictions == 0);
+  CHECK(policy.match_length(joined(document, {-1})) == 320);
+  CHECK(policy.match_length(joined(other, {-1})) == 16 * 80);
+}
+
+TEST_CASE("A tail of exactly the needed blocks survives a divergence inside the last block") {
+  // The window needs the last 31 rows, which lie in two blocks when the length is a multiple of 16.
+  for (Pos shorter = 1; shorter < 16; ++shorter) {
+    CAPTURE(shorter);
+    PrefixShared<Lru> policy({.blocks = 100, .block_tokens = 16}, rules_of({full, window(32)}));
+    const Tokens prompt = tokens_from(0, 160);
+    policy.close(prefill(policy, prompt, 16).seq);
+    Tokens next(prompt.begin(), prompt.end() - shorter);
+    next.push_back(-1);
+    next.push_back(-2);
+    CHECK(policy.match_length(next) == 160 - shorter);
+    const Opened opened = prefill(policy, next);
+    CHECK(opened.cached == 160 - shorter);
+  }
+}
+
+TEST_CASE("Room for one group is never made of what another group has just matched") {
+  PrefixShared<Lru> policy({.blocks = 30, .block_tokens = 4}, rules_of({full, window(8), {0, 16, 0}}));
+  const Tokens prompt = tokens_from(0, 40);
+  policy.close(prefill(policy, prompt).seq);
+  const Opened opened = *policy.try_open(joined(prompt, {-1}));
+  REQUIRE(opened.cached == 40);
+  std::vector<std::vector<BlockId>> matched;
+  for (Index g = 0; g < policy.groups(); ++g) {
+    const GroupBlocks blocks = policy.group_blocks(opened.seq, g);
+    matched.emplace_back(blocks.rest.begin(), blocks.rest.end());
+  }
+  // As much as there is room for, from other sequences: everything that can be evicted is.
+  const SeqId other = policy.try_open()->seq;
+  Pos taken = 0;
+  while (policy.try_extend(other, 1, Tokens{taken + 1000})) {
+    policy.commit(other);
+    ++taken;
+  }
+  CHECK(taken > 0);
+  for (Index g = 0; g < policy.groups(); ++g) {
+    const GroupBlocks blocks = policy.group_blocks(opened.seq, g);
+    CHECK(std::ranges::equal(blocks.rest, matched[static_cast<std::size_t>(g)]));
+  }
+  policy.verify();
+}
+
+TEST_CASE("Admission knows that windows recycle their blocks") {
+  // 1000 tokens in a window of 64: 63 blocks in all, of which the window holds 4 and one pass.
+  const auto admission_of = [](Pos pass_tokens, Index blocks) {
+    const PrefixShared<Lru> policy({.blocks = blocks, .block_tokens = 16, .pass_tokens = pass_tokens},
+                                   rules_of({window(64)}));
+    return policy.admission(tokens_from(0, 1000), 500);
+  };
+  CHECK(admission_of(0, 20) == Admission::later);  // not in one pass
+  CHECK(admission_of(64, 20) == Admission::now);
+  CHECK(admission_of(64, 5) == Admission::never);
+
+  SECTION("and what it admits runs to its end") {
+    PrefixShared<Lru> policy({.blocks = 20, .block_tokens = 16, .pass_tokens = 64}, rules_of({window(64)}));
+    REQUIRE(policy.can_admit(tokens_from(0, 1000), 500));
+    const Opened opened = prefill(policy, tokens_from(0, 1000), 64);
+    for (Token t = 0; t < 500; ++t) {
+      REQUIRE(policy.try_extend(opened.seq, 1, Tokens{t}));
+      policy.commit(opened.seq);
+    }
+    CHECK(policy.length(opened.seq) == 1500);
+  }
+}
+
+TEST_CASE("Three groups, one of them without its last block, still hit") {
+  PrefixShared<Lru> policy({.blocks = 200, .block_tokens = 16}, rules_of({full, window(48), {0, 64, 0}}));
+  const Tokens prompt = tokens_from(0, 200);  // ends inside a block
+  policy.close(prefill(policy, prompt, 50).seq);
+  // The last 8 tokens are in no full block: they are computed again, and all before them is found.
+  CHECK(policy.match_length(joined(prompt, {-1})) == 192);
+  CHECK(prefill(policy, joined(prompt, {-1})).cached == 192);
+  for (Index g = 0; g < policy.groups(); ++g) {
+    CAPTURE(g);
+    CHECK(policy.stats(g).lost_tokens == 0);
+  }
+}
+
+TEST_CASE("A second prompt with the same system prompt finds it, once the first has shown where they part") {
+  PrefixShared<Lru> policy({.blocks = 400, .block_tokens = 16}, rules_of({full, window(32)}));
+  const Tokens system = tokens_from(0, 480);
+  for (Token user = 1; user <= 3; ++user) {
+    const Tokens prompt = joined(system, tokens_from(1000 * user, 320));
+    const Opened opened = prefill(policy, prompt, 64);
+    // Nobody knows before the second user that prompts part there; the window's rows of that place are gone.
+    CHECK(opened.cached == (user <= 2 ? 0 : 480));
+    policy.close(opened.seq);
+  }
+  CHECK(policy.stats(0).lost_tokens == 0);
+  CHECK(policy.stats(1).lost_tokens == 480);  // the second user's, for want of the window's rows
+}
+
+TEST_CASE("A pass sees all of its rows, and what the window drops goes at commit") {
+  Paged policy({.blocks = 64, .block_tokens = 4}, rules_of({full, window(8)}));
+  const SeqId seq = policy.try_open()->seq;
+  REQUIRE(policy.try_extend(seq, 40));
+  const auto rows = [&](Index group) {
+    Pos count = 0;
+    policy.for_each_run(seq, group, {0, policy.positions(seq, group)}, [&](const SlotRun& run) { count += run.count; });
+    return count;
+  };
+  CHECK(rows(1) == 40);
+  policy.commit(seq);
+  CHECK(rows(0) == 40);
+  CHECK(rows(1) == 7);
+  CHECK(policy.stats(1).blocks_referenced == 2);
+  CHECK(policy.retained_from(seq, 0) == 0);
+  CHECK(policy.retained_from(seq, 1) == 40);
+}
+
+TEST_CASE("What is gone is refused with its group and position, and a rewind reserve keeps it") {
+  GroupRules rules = rules_of({full, window(8)});
+  Paged policy({.blocks = 64, .block_tokens = 4}, rules);
+  const SeqId seq = policy.try_open()->seq;
+  REQUIRE(policy.try_extend(seq, 40));
+  policy.commit(seq);
+  CHECK_THROWS_WITH(policy.truncate(seq, 38),
+                    Contains("length is 38, must be at least 40: group 1 does not retain position 31"));
+  CHECK_THROWS_WITH(policy.try_fork(seq, 20), Contains("at is 20") && Contains("group 1"));
+  CHECK(policy.length(seq) == 40);
+  policy.verify();
+
+  rules.rewind = 5;
+  Paged patient({.blocks = 64, .block_tokens = 4}, rules);
+  const SeqId other = patient.try_open()->seq;
+  REQUIRE(patient.try_extend(other, 40));
+  patient.commit(other);
+  CHECK(patient.retained_from(other, 1) == 35);
+  patient.truncate(other, 35);
+  CHECK_THROWS_AS(patient.truncate(other, 34), std::invalid_argument);
+  REQUIRE(patient.try_extend(other, 3));
+  patient.commit(other);
+  patient.verify();
+}
+
+TEST_CASE("An extension takes room in all groups or in none") {
+  Paged policy({.blocks = 5, .block_tokens = 4}, rules_of({full, window(8), window(4)}));
+  const SeqId seq = policy.try_open()->seq;
+  CHECK_FALSE(policy.try_extend(seq, 8));  // two blocks in each of three groups
+  CHECK(policy.available() == 5);
+  CHECK(policy.why_not_extend(seq, 8) == LimitMet{Limit::pool, 20, 24});
+  REQUIRE(policy.try_extend(seq, 4));
+  CHECK(policy.available() == 2);
+  policy.rollback(seq);
+  CHECK(policy.available() == 5);
+  policy.verify();
+}
+
+TEST_CASE("Memory that one group does not use serves any other") {
+  Paged policy({.blocks = 40, .block_tokens = 4}, rules_of({full, window(4)}));
+  const SeqId seq = policy.try_open()->seq;
+  Pos length = 0;
+  while (policy.try_extend(seq, 4)) {
+    policy.commit(seq);
+    length += 4;
+  }
+  // The window holds a block of kept rows and needs one for the next pass; the rest is the full group's.
+  CHECK(length == 4 * 38);
+}
+
+TEST_CASE("Blocks of equal bytes hold positions by the weight of a group") {
+  const auto sizes = [](std::vector<Index> weights, Pos block_tokens) {
+    GroupRules rules{{}, 0};
+    for (const Index weight : weights) {
+      rules.groups.push_back({{}, 0, weight});
+    }
+    return detail::block_sizes(rules, block_tokens);
+  };
+  CHECK(sizes({15, 3}, 16).tokens == std::vector<Pos>{16, 80});
+  CHECK(sizes({15, 3}, 16).node_tokens == 16);
+  CHECK(sizes({12, 12}, 16).tokens == std::vector<Pos>{16, 16});
+  for (const auto& weights : std::vector<std::vector<Index>>{{52, 10}, {36, 12}, {27, 9}, {7, 3}, {40, 33, 2}}) {
+    const detail::BlockSizes chosen = sizes(weights, 16);
+    Index largest = 0;
+    for (std::size_t g = 0; g < weights.size(); ++g) {
+      largest = std::max(largest, chosen.tokens[g] * weights[g]);
+      CHECK(chosen.tokens[g] % chosen.node_tokens == 0);
+    }
+    for (std::size_t g = 0; g < weights.size(); ++g) {
+      CHECK(64 * (largest - chosen.tokens[g] * weights[g]) <= largest);
+    }
+  }
+}
+
+TEST_CASE("A model's layers map to groups, in order, and readers to their owners") {
+  LayerGroups layers;
+  for (int i = 0; i < 12; ++i) {
+    layers.add({.kv_heads = 2, .key_dim = 16, .window = i % 6 == 5 ? 0 : 8});
+  }
+  const Index reader = layers.add_reader_of(5);
+  CHECK(layers.layers() == 13);
+  REQUIRE(layers.groups().size() == 2);
+  CHECK(layers.groups()[0].shape == Shape{10, 2, 16, 16});
+  CHECK(layers.groups()[1].shape == Shape{2, 2, 16, 16});
+  CHECK(layers.place(11).layer == 1);
+  CHECK(layers.place(reader).group == 1);
+  CHECK(layers.place(reader).layer == 0);
+  CHECK_FALSE(layers.place(reader).is_owner);
+  CHECK_THROWS_WITH(layers.add_reader_of(99), Contains("layer is 99, must be between 0 and 12"));
+  CHECK_THROWS_WITH(layers.add({.key_dim = 8, .window = -1}), Contains("window is -1"));
+  CHECK_THROWS_WITH(layers.add({.key_dim = 8, .kept = 4}), Contains("kept is 4"));
+  CHECK_THROWS_WITH(layers.add({.key_dim = 8, .window = 4, .cross_rows = 4}), Contains("cross_rows is 4"));
+  CHECK_THROWS_WITH(layers.add({.key_dim = 0}), Contains("shape.key_dim is 0"));
+
+  KvCache<float, Paged> cache(layers, {.blocks = 20, .block_tokens = 4});
+  const SeqId seq = cache.open();
+  auto append = cache.extend(seq, 1);
+  const std::vector<float> row(32, 1.0F);
+  CHECK_THROWS_WITH(cache.write(reader, append, {row.data(), 1, 32}, {row.data(), 1, 32}),
+                    Contains("layer is 12, must be one that stores rows"));
+  CHECK(cache.rows_to_write(reader, append) == 0);
+  CHECK(cache.rows_to_write(0, append) == 1);
+}
+
+TEST_CASE("Rows of another input are written with the first append, shared by forks, and stay") {
+  LayerGroups layers;
+  layers.add({.kv_heads = 1, .key_dim = 4}, 2);
+  const Index cross = layers.add({.kv_heads = 1, .key_dim = 4, .cross_rows = 7});
+  KvCache<float, Paged> cache(layers, {.blocks = 40, .block_tokens = 4});
+  const SeqId seq = cache.open();
+  const auto write = [&](SeqId to, Pos count, Pos cross_rows) {
+    auto append = cache.extend(to, count);
+    CHECK(cache.rows_to_write(cross, append) == cross_rows);
+    std::vector<float> rows(4 * static_cast<std::size_t>(std::max(count, cross_rows)));
+    std::iota(rows.begin(), rows.end(), 0.0F);
+    for (Index layer = 0; layer < 2; ++layer) {
+      cache.write(layer, append, {rows.data(), count, 4}, {rows.data(), count, 4});
+    }
+    if (cross_rows > 0) {
+      cache.write(cross, append, {rows.data(), cross_rows, 4}, {rows.data(), cross_rows, 4});
+    }
+    cache.commit(std::move(append));
+    cache.verify();
+  };
+  { const auto dropped = cache.extend(seq, 3); }  // takes its cross rows back
+  CHECK(cache.stats().blocks_referenced == 0);
+  write(seq, 3, 7);
+  CHECK(cache.view(cross, seq).length() == 7);
+  write(seq, 2, 0);
+  const SeqId child = cache.fork(seq, 2);
+  CHECK(cache.view(cross, child).length() == 7);
+  write(child, 1, 0);
+  cache.truncate(seq, 0);
+  CHECK(cache.view(cross, seq).length() == 7);
+  std::vector<float> k(28), v(28);
+  cache.gather(cross, seq, {0, 7}, {k.data(), 7, 4}, {v.data(), 7, 4});
+  CHECK(k[27] == 27.0F);
+  cache.close(seq);
+  cache.close(child);
+  CHECK(cache.stats().blocks_referenced == 0);
+}
+
+TEST_CASE("A policy that knows nothing of groups says so") {
+  LayerGroups layers;
+  layers.add({.key_dim = 4, .window = 4});
+  struct OneGroup : Paged {
+    explicit OneGroup(const Config& config) : Paged(config) {}
+  };
+  static_assert(Policy<OneGroup> && !HoldsGroups<OneGroup>);
+  CHECK_THROWS_WITH((KvCache<float, OneGroup>(layers, {.blocks = 4})), Contains("paged holds no other"));
+  CHECK_NOTHROW(KvCache<float, OneGroup>({.key_dim = 4}, {.blocks = 4}));
+}
+
+TEST_CASE("Pins, quotas, events and salts work over groups") {
+  PrefixShared<Lru, ChainHash, EventRing> policy({.blocks = 40, .block_tokens = 4, .tenant_quota = 12},
+                                                 rules_of({full, window(6)}));
+  const Tokens prompt = tokens_from(0, 32);
+  policy.close(prefill(policy, prompt).seq);
+  CHECK(policy.stats().blocks_cached <= 12);
+  const auto pin = policy.try_pin(std::span(prompt).first(16));
+  // The window's rows of a place where no prompt has ended are gone.
+  CHECK_FALSE(pin);
+  const auto end = policy.try_pin(prompt);
+  REQUIRE(end);
+  CHECK(end->tokens > 0);
+  policy.verify();
+  const SeqId filler = policy.try_open()->seq;
+  for (Token t = 100; policy.try_extend(filler, 1, Tokens{t}); ++t) {
+    policy.commit(filler);
+  }
+  CHECK(policy.match_length(joined(prompt, {-1})) == end->tokens);
+  policy.unpin(end->pin);
+  policy.close(filler);
+  policy.verify();
+  CHECK(policy.match_length(joined(prompt, {-1}), {.salt = Salt(SaltKind::tenant, "other")}) == 0);
+  bool other_group = false;
+  while (const auto event = policy.events().poll()) {
+    other_group = other_group || event->group == 1;
+  }
+  CHECK(other_group);
+  Index listed = 0;
+  policy.for_each_cached([&](const BlockStored& stored) { listed += stored.group == 1 ? 1 : 0; });
+  CHECK(listed > 0);
+  policy.clear();
+  policy.verify();
+  CHECK(policy.stats().blocks_free == 40);
+}
