@@ -54,10 +54,14 @@ std::vector<Model> models() {
     mllama.add({.kv_heads = 8, .key_dim = 128, .cross_rows = i % 5 == 3 ? 4 * 1601 : 0});
   }
   return {
-      {"Gemma 3 27B", alternating(62, 6, {.kv_heads = 16, .key_dim = 128, .window = 1024}, {.kv_heads = 16, .key_dim = 128})},
-      {"Gemma 3 270M", alternating(18, 6, {.kv_heads = 1, .key_dim = 256, .window = 512}, {.kv_heads = 1, .key_dim = 256})},
-      {"gpt-oss 20B", alternating(24, 2, {.kv_heads = 8, .key_dim = 64, .window = 128}, {.kv_heads = 8, .key_dim = 64})},
-      {"Ministral-like", alternating(36, 4, {.kv_heads = 8, .key_dim = 128, .window = 4096}, {.kv_heads = 8, .key_dim = 128})},
+      {"Gemma 3 27B",
+       alternating(62, 6, {.kv_heads = 16, .key_dim = 128, .window = 1024}, {.kv_heads = 16, .key_dim = 128})},
+      {"Gemma 3 270M",
+       alternating(18, 6, {.kv_heads = 1, .key_dim = 256, .window = 512}, {.kv_heads = 1, .key_dim = 256})},
+      {"gpt-oss 20B",
+       alternating(24, 2, {.kv_heads = 8, .key_dim = 64, .window = 128}, {.kv_heads = 8, .key_dim = 64})},
+      {"Ministral-like",
+       alternating(36, 4, {.kv_heads = 8, .key_dim = 128, .window = 4096}, {.kv_heads = 8, .key_dim = 128})},
       {"Llama 4", alternating(48, 4, {.kv_heads = 8, .key_dim = 128, .chunk = 8192}, {.kv_heads = 8, .key_dim = 128})},
       {"mllama", mllama},
   };
@@ -74,8 +78,9 @@ Index row_bytes(const Shape& shape) {
 
 /// Positions that the next query of a sequence sees.
 Index rows_needed(const LayerGroup& group) {
-  return group.cross_rows > 0 ? group.cross_rows
-                              : length - std::min(std::max(group.retained.first_seen(length), group.retained.kept), length);
+  return group.cross_rows > 0
+             ? group.cross_rows
+             : length - std::min(std::max(group.retained.first_seen(length), group.retained.kept), length);
 }
 
 /// What as many sequences hold in groups of as many layers as the smallest group has, padded, in pages of 16 tokens.
@@ -114,8 +119,9 @@ void held(benchmark::State& state, const Model& model) {
       const SeqId seq = policy.try_open(tokens)->seq;
       for (Pos done = 0; done < length; done += pass) {
         const Pos count = std::min(pass, length - done);
-        if (!policy.try_extend(seq, count, std::span(tokens).subspan(static_cast<std::size_t>(done),
-                                                                     static_cast<std::size_t>(count)))) {
+        if (!policy.try_extend(
+                seq, count,
+                std::span(tokens).subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(count)))) {
           state.SkipWithError("no room");
           return;
         }
@@ -125,8 +131,7 @@ void held(benchmark::State& state, const Model& model) {
     held = policy.stats().blocks_referenced * block_bytes;
   }
   const auto gib = [](Index bytes) { return static_cast<double>(bytes) / static_cast<double>(Index{1} << 30); };
-  const double bound =
-      1.03 * gib(needed) + gib(sequences * static_cast<Index>(rules.groups.size()) * block_bytes);
+  const double bound = 1.03 * gib(needed) + gib(sequences * static_cast<Index>(rules.groups.size()) * block_bytes);
   state.counters["needed"] = gib(needed);
   state.counters["held"] = gib(held);
   state.counters["over"] = gib(held) / gib(needed);
@@ -144,9 +149,7 @@ double median(std::vector<double>& values) {
 }
 
 GroupRules one_group() { return {}; }
-GroupRules three_groups() {
-  return {{GroupRule{}, GroupRule{{1024, 0, 0}, 0, 1}, GroupRule{{0, 2048, 0}, 0, 1}}, 0};
-}
+GroupRules three_groups() { return {{GroupRule{}, GroupRule{{1024, 0, 0}, 0, 1}, GroupRule{{0, 2048, 0}, 0, 1}}, 0}; }
 
 Tokens random_tokens(std::size_t count, std::uint64_t seed) {
   std::mt19937_64 random(seed);

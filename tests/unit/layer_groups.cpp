@@ -307,7 +307,9 @@ TEST_CASE("Rows of another input are written with the first append, shared by fo
     cache.commit(std::move(append));
     cache.verify();
   };
-  { const auto dropped = cache.extend(seq, 3); }  // takes its cross rows back
+  {
+    const auto dropped = cache.extend(seq, 3);
+  }  // takes its cross rows back
   CHECK(cache.stats().blocks_referenced == 0);
   write(seq, 3, 7);
   CHECK(cache.view(cross, seq).length() == 7);

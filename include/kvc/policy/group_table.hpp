@@ -27,20 +27,26 @@ namespace detail {
 class GroupTable {
  public:
   GroupTable() = default;
-  GroupTable(const Retained& retained, Pos block_tokens)
+  /// `slack`: positions that a block must lie before those that are retained to be dropped. `grows`: it holds rows of
+  /// the sequence's own tokens, not of another input.
+  GroupTable(const Retained& retained, Pos block_tokens, Pos slack, bool grows)
       : retained_(retained),
+        grows_(grows),
         block_tokens_(block_tokens),
-        kept_blocks_(retained.everything() ? 0 : ceil_div(retained.kept, block_tokens)),
-        first_(kept_blocks_) {}
+        slack_(slack),
+        kept_blocks_(retained.everything() ? 0 : ceil_div(retained.kept, block_tokens)) {
+    set_first(kept_blocks_);
+  }
 
   /// Forgets everything, but not its memory.
   void clear() noexcept {
     blocks_.clear();
-    first_ = kept_blocks_;
+    set_first(kept_blocks_);
     kept_from_ = 0;
   }
 
   [[nodiscard]] Pos block_tokens() const noexcept { return block_tokens_; }
+  [[nodiscard]] bool grows() const noexcept { return grows_; }
   [[nodiscard]] std::span<const BlockId> blocks() const noexcept { return blocks_; }
   [[nodiscard]] bool empty() const noexcept { return blocks_.empty(); }
   [[nodiscard]] GroupBlocks parts() const noexcept {
@@ -63,13 +69,20 @@ class GroupTable {
   [[nodiscard]] BlockId& operator[](Pos number) noexcept { return blocks_[index_of(number)]; }
   [[nodiscard]] BlockId operator[](Pos number) const noexcept { return blocks_[index_of(number)]; }
 
-  /// Positions in [kept, kept_from()) are gone, in none if kept_from() <= kept.
-  [[nodiscard]] Pos kept_from() const noexcept { return kept_from_; }
+  // `length` is the committed length of the sequence, less the rewind reserve.
+
+  /// Positions in [kept, kept_from(length)) are gone, in none if that is at most kept.
+  [[nodiscard]] Pos kept_from(Pos length) const noexcept { return std::max(kept_from_, retained_.first_seen(length)); }
   /// The smallest length to which the sequence can be cut, whatever it was cut to before.
-  [[nodiscard]] Pos retained_from() const noexcept { return retained_.sees_only_from(kept_from_); }
-  /// Whether all positions that a row at `length` sees are there.
-  [[nodiscard]] bool can_end_at(Pos length) const noexcept {
-    return kept_from_ <= retained_.kept || length <= retained_.kept || retained_.first_seen(length) >= kept_from_;
+  [[nodiscard]] Pos retained_from(Pos length) const noexcept { return retained_.sees_only_from(kept_from(length)); }
+  /// Whether all positions that a row at `end` sees are there.
+  [[nodiscard]] bool can_end_at(Pos end, Pos length) const noexcept {
+    const Pos from = kept_from(length);
+    return from <= retained_.kept || end <= retained_.kept || retained_.first_seen(end) >= from;
+  }
+  /// The least length with which `drop` has something to do.
+  [[nodiscard]] Pos drops_at() const noexcept {
+    return retained_.everything() ? max_pos : retained_.sees_only_from(std::max(drops_at_, retained_.kept + 1));
   }
 
   /// How many of its blocks a sequence of `length` has, to which this one can be cut.
@@ -96,13 +109,14 @@ class GroupTable {
     return block;
   }
 
-  /// Says that a sequence of `length` keeps nothing that no row from there on sees. O(1).
-  void retain(Pos length) noexcept { kept_from_ = std::max(kept_from_, retained_.first_seen(length)); }
-  /// Takes out the blocks that end `slack` positions or more before kept_from(): f(number, block) for each, ascending.
-  /// O(blocks that are there), if there are any.
+  /// Remembers what a sequence of `length` retains, before it is cut.
+  void settle(Pos length) noexcept { kept_from_ = kept_from(length); }
+  /// Takes out the blocks that end `slack` positions or more before what is retained: f(number, block) for each,
+  /// ascending. O(blocks that are there), if there are any.
   template <class F>
-  void drop(Pos slack, F&& f) noexcept {
-    const Pos until = std::min(end(), std::max(kept_from_ - slack, 0) / block_tokens_);
+  void drop(Pos length, F&& f) noexcept {
+    settle(length);
+    const Pos until = std::min(end(), std::max(kept_from_ - slack_, 0) / block_tokens_);
     if (until <= first_) {
       return;
     }
@@ -112,21 +126,22 @@ class GroupTable {
       f(first_ + static_cast<Pos>(block - from), *block);
     }
     blocks_.erase(from, to);
-    first_ = until;
+    set_first(until);
   }
   /// After the sequence was cut to `length`, to which it can be cut. Blocks behind size_at(length) are popped first.
   void cut(Pos length) noexcept {
     if (length <= retained_.kept) {
       kept_from_ = 0;
-      first_ = kept_blocks_;
+      set_first(kept_blocks_);
     }
   }
   /// Makes it the table of the first `length` positions of another one, which can be cut to there. Throws
   /// std::bad_alloc; nothing has changed then.
-  void assign(const GroupTable& other, Pos length) {
+  ///   settled   that of `other`
+  void assign(const GroupTable& other, Pos length, Pos settled) {
     blocks_.assign(other.blocks_.begin(), other.blocks_.begin() + static_cast<std::ptrdiff_t>(other.size_at(length)));
-    first_ = other.first_;
-    kept_from_ = other.kept_from_;
+    set_first(other.first_);
+    kept_from_ = other.kept_from(settled);
     cut(length);
   }
   /// Makes it the table of a sequence of `length` that has only what the next row sees, and the whole of the block that
@@ -135,22 +150,27 @@ class GroupTable {
     const Pos end = ceil_div(length, block_tokens_);
     const Pos first = std::max(std::min(retained_.first_seen(length) / block_tokens_, end), kept_blocks_);
     blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
-    first_ = end > kept_blocks_ ? first : kept_blocks_;
+    set_first(end > kept_blocks_ ? first : kept_blocks_);
     kept_from_ = length > retained_.kept ? retained_.first_seen(length) : 0;
   }
 
   /// f(SlotRun) for the retained positions of `range`.
   template <class F>
-  void for_each_run(PosRange range, F&& f) const {
-    if (kept_from_ <= retained_.kept) {
+  void for_each_run(PosRange range, Pos length, F&& f) const {
+    const Pos from = kept_from(length);
+    if (from <= retained_.kept) {
       runs_of(range, f);
       return;
     }
     runs_of({range.first, std::min(range.last, retained_.kept)}, f);
-    runs_of({std::max(range.first, kept_from_), range.last}, f);
+    runs_of({std::max(range.first, from), range.last}, f);
   }
 
  private:
+  void set_first(Pos first) noexcept {
+    first_ = first;
+    drops_at_ = static_cast<Pos>(std::min((Index{first} + 1) * block_tokens_ + slack_, Index{max_pos}));
+  }
   [[nodiscard]] std::size_t kept_size() const noexcept { return static_cast<std::size_t>(kept_blocks_); }
   [[nodiscard]] std::size_t index_of(Pos number) const noexcept {
     return static_cast<std::size_t>(number < kept_blocks_ ? number : kept_blocks_ + number - first_);
@@ -167,10 +187,13 @@ class GroupTable {
 
   std::vector<BlockId> blocks_;
   Retained retained_{};
+  bool grows_ = true;
   Pos block_tokens_ = 1;
+  Pos slack_ = 0;
   Pos kept_blocks_ = 0;  // blocks of the kept positions, which are never dropped
   Pos first_ = 0;        // number of the block behind them
   Pos kept_from_ = 0;
+  Pos drops_at_ = 0;  // with this kept_from() a block can be dropped
 };
 
 }  // namespace detail

@@ -70,7 +70,8 @@ class Paged {
   /// O(blocks taken).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
     if (grouped_) [[unlikely]] {
-      return grouped_->try_extend(seq, grouped_->at(seq).lengths.checked_extension(seq, count, tokens.size()));
+      Grouped::Sequence& s = grouped_->at(seq);
+      return grouped_->try_extend(s, s.lengths.checked_extension(seq, count, tokens.size()));
     }
     return tables_.try_extend(seq, count, tokens.size());
   }
@@ -248,6 +249,8 @@ class Paged {
       }
     }
     [[nodiscard]] bool writable(BlockId block) const noexcept { return pool.ref_count(block) == 1; }
+    [[nodiscard]] bool unshared(BlockId block) const noexcept { return pool.ref_count(block) == 1; }
+    [[nodiscard]] bool is_private(BlockId block) const noexcept { return unshared(block); }
     [[nodiscard]] bool writable(BlockId block, Pos /*rows*/) const noexcept { return writable(block); }
     [[nodiscard]] bool reclaimable(BlockId) const noexcept { return false; }  // a block with one reference is writable
     [[nodiscard]] bool reclaimable(BlockId, Pos /*rows*/) const noexcept { return false; }

@@ -71,6 +71,9 @@ class GroupCachedBlocks {
     }
     pool.ref(block);
   }
+  void ref_referenced(BlockId block) noexcept { pool.ref(block); }
+  [[nodiscard]] bool unshared(BlockId block) const noexcept { return pool.ref_count(block) == 1; }
+  [[nodiscard]] bool is_private(BlockId block) const noexcept { return unshared(block) && !nodes.is_cached(block); }
   /// One reference less, of a sequence whose state has a `context`.
   void release(BlockId block, const auto& state) noexcept {
     if (pool.unref(block) > 0) {

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
 #include "kvc/core/limit.hpp"
@@ -37,6 +38,9 @@ namespace detail {
 ///   allocate(group)        a free or evicted block, with one reference; requires available() > 0
 ///   ref(b)                 one reference more
 ///   release(b, state)      one reference less, of the sequence with this state
+///   ref_referenced(b)      as ref, for a block that has a reference
+///   unshared(b)            whether b has one reference
+///   is_private(b)          whether it has one reference, and no prefix that is found can give it another
 ///   writable(b, rows)      whether a sequence that has the first `rows` rows of b may write those behind them
 ///   reclaimable(b, rows)   whether it may after reclaim(b)
 ///   reclaim(b)             makes b, which has one reference, writable; takes no block, available() stays
@@ -46,6 +50,9 @@ concept GroupBlockSource = requires(B blocks, const B c, BlockId block, Index gr
   { c.available() } noexcept -> std::same_as<Index>;
   { blocks.allocate(group) } noexcept -> std::same_as<BlockId>;
   { blocks.ref(block) } noexcept;
+  { blocks.ref_referenced(block) } noexcept;
+  { c.unshared(block) } noexcept -> std::same_as<bool>;
+  { c.is_private(block) } noexcept -> std::same_as<bool>;
   { blocks.release(block, state) } noexcept;
   { c.writable(block, rows) } noexcept -> std::same_as<bool>;
   { c.reclaimable(block, rows) } noexcept -> std::same_as<bool>;
@@ -61,26 +68,35 @@ class GroupTables {
     SequenceLengths lengths;
     std::vector<GroupTable> tables;  // [groups]
     std::vector<BlockId> replaced;   // [groups] shared tails that the uncommitted extension has copied
-    bool has_cross = false;          // rows of other inputs are committed
-    bool adds_cross = false;         // the uncommitted extension reserves them
+    Pos fits_until = 0;         // length that all tails have room for; 0: it is not known whether they are writable
+    Pos drops_at = 0;           // committed length, less the reserve, with which a group can drop a block
+    bool owns_tails = false;    // nobody holds a tail of these, or can come to hold it, but by a fork
+    bool has_cross = false;     // rows of other inputs are committed
+    bool has_replaced = false;  // one of them at least
+    bool adds_cross = false;    // the uncommitted extension reserves them
     State state{};
     void reset() noexcept {
       lengths = {};
+      fits_until = 0;
+      drops_at = 0;
+      owns_tails = false;
       for (GroupTable& table : tables) {
         table.clear();
       }
       std::ranges::fill(replaced, no_block);
+      has_replaced = false;
       has_cross = false;
       adds_cross = false;
       state = {};
     }
   };
 
-  /// `slack` of a group: see GroupTable::drop.
+  /// `keeps_slack`: a group holds a block more than it retains, see GroupTable.
   GroupTables(Blocks& blocks, const GroupRules& rules, const BlockSizes& sizes, bool keeps_slack)
       : blocks_(blocks), rules_(rules), keeps_slack_(keeps_slack) {
     for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
-      empty_.emplace_back(rules_.groups[g].retained, sizes.tokens[g]);
+      empty_.emplace_back(rules_.groups[g].retained, sizes.tokens[g], slack_of(sizes.tokens[g]),
+                          rules_.groups[g].cross_rows == 0);
       has_cross_groups_ = has_cross_groups_ || rules_.groups[g].cross_rows > 0;
     }
     copies_.reserve(empty_.size());
@@ -109,8 +125,15 @@ class GroupTables {
   [[nodiscard]] Index size() const noexcept { return sequences_.size(); }
 
   /// Reserves rows in every group. O(groups + blocks taken).
-  std::optional<Extension> try_extend(SeqId seq, PosRange range) {
-    Sequence& s = sequences_.at(seq);
+  std::optional<Extension> try_extend(Sequence& s, PosRange range) {
+    // Nearly always a token goes to the last blocks.
+    if (range.last <= s.fits_until && !range.empty() && (s.owns_tails || has_unshared_tails(s))) [[likely]] {
+      s.lengths.reserve(range);
+      return Extension{range, {}};
+    }
+    return extend_by_blocks(s, range);
+  }
+  KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range) {
     Needs needs = needs_of(s, range);
     if (needs.blocks + needs.copies > blocks_.available()) {
       // A tail that nobody else holds need not be copied to be written: where there is no room, none is.
@@ -133,6 +156,7 @@ class GroupTables {
           blocks_.reclaim(tail);
         } else {
           s.replaced[g] = std::exchange(tail, blocks_.allocate(group));
+          s.has_replaced = true;
           copies_.push_back({s.replaced[g], tail, 0, 0, rows, static_cast<std::int32_t>(g)});
           ++copy_count_;
           copied_tokens_ += rows;
@@ -143,6 +167,9 @@ class GroupTables {
       }
     }
     s.adds_cross = has_cross_groups_ && !s.has_cross;
+    if (!range.empty()) {
+      set_fits_until(s);
+    }
     s.lengths.reserve(range);
     return Extension{range, copies_};
   }
@@ -173,6 +200,10 @@ class GroupTables {
   /// The lengths count; shared tails that were copied are released. `drop` follows.
   void commit(Sequence& s) noexcept {
     s.lengths.commit();
+    if (!s.has_replaced && !s.adds_cross) [[likely]] {
+      return;
+    }
+    s.has_replaced = false;
     s.has_cross = s.has_cross || s.adds_cross;
     s.adds_cross = false;
     for (BlockId& block : s.replaced) {
@@ -188,15 +219,13 @@ class GroupTables {
   /// The same, with f(group, number, block) before each block is released.
   template <class F>
   void drop(Sequence& s, F&& f) noexcept {
-    const Pos length = std::max(s.lengths.committed - rules_.rewind, 0);
-    for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      GroupTable& table = s.tables[g];
-      table.retain(length);
-      table.drop(slack(g), [&](Pos number, BlockId block) {
-        f(g, number, block);
-        blocks_.release(block, s.state);
-      });
+    if (settled(s) >= s.drops_at) [[unlikely]] {
+      drop_blocks(s, f);
     }
+  }
+  /// The length by which the groups of a sequence know what they retain.
+  [[nodiscard]] Pos settled(const Sequence& s) const noexcept {
+    return std::max(s.lengths.committed - rules_.rewind, 0);
   }
 
   void rollback(SeqId seq) noexcept {
@@ -217,16 +246,18 @@ class GroupTables {
       }
     }
     s.adds_cross = false;
+    s.has_replaced = false;
+    s.fits_until = 0;
     s.lengths.rollback();
   }
 
   /// Throws unless a sequence that ends at `length` still finds all that it needs, in every group.
   void require_retained(const Sequence& s, Pos length, std::string_view argument) const {
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      if (!s.tables[g].can_end_at(length)) [[unlikely]] {
+      if (!s.tables[g].can_end_at(length, settled(s))) [[unlikely]] {
         throw_invalid(argument, length,
-                      concat({"at least ", std::to_string(s.tables[g].retained_from()), ": group ", std::to_string(g),
-                              " does not retain position ",
+                      concat({"at least ", std::to_string(s.tables[g].retained_from(settled(s))), ": group ",
+                              std::to_string(g), " does not retain position ",
                               std::to_string(std::max(rules_.groups[g].retained.first_seen(length),
                                                       rules_.groups[g].retained.kept)),
                               " any more"}));
@@ -244,14 +275,19 @@ class GroupTables {
     Sequence& s = sequences_.at(seq);
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       if (!is_cross(static_cast<Index>(g))) {
-        s.tables[g].assign(p.tables[g], at);
+        s.tables[g].assign(p.tables[g], at, settled(p));
       } else if (p.has_cross) {
-        s.tables[g].assign(p.tables[g], rules_.groups[g].cross_rows);
+        s.tables[g].assign(p.tables[g], rules_.groups[g].cross_rows, 0);
       }
     }
     undo.dismiss();
+    sequences_.at(parent).owns_tails = false;
     s.has_cross = p.has_cross;
-    ref_blocks(s);
+    for (const GroupTable& table : s.tables) {
+      for (const BlockId block : table.blocks()) {
+        blocks_.ref_referenced(block);
+      }
+    }
     s.lengths.set(at);
     return seq;
   }
@@ -263,10 +299,13 @@ class GroupTables {
     require_retained(s, length, "length");
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       if (!is_cross(static_cast<Index>(g))) {
+        s.tables[g].settle(settled(s));
         release_to(s, s.tables[g], s.tables[g].size_at(length));
         s.tables[g].cut(length);
       }
     }
+    s.fits_until = 0;
+    s.drops_at = 0;
     s.lengths.set(length);
   }
 
@@ -293,7 +332,7 @@ class GroupTables {
   }
 
   [[nodiscard]] Pos retained_from(const Sequence& s, Index group) const noexcept {
-    return s.tables[at_group(group)].retained_from();
+    return s.tables[at_group(group)].retained_from(settled(s));
   }
   [[nodiscard]] GroupBlocks parts(const Sequence& s, Index group) const noexcept {
     return s.tables[at_group(group)].parts();
@@ -304,7 +343,7 @@ class GroupTables {
     const Sequence& s = sequences_.at(seq);
     require(0 <= range.first && range.first <= range.last && range.last <= positions(s, group), "range", range,
             "within the positions of the sequence");
-    s.tables[at_group(group)].for_each_run(range, f);
+    s.tables[at_group(group)].for_each_run(range, settled(s), f);
   }
 
   [[nodiscard]] Index copied_tokens() const noexcept { return copied_tokens_; }
@@ -344,7 +383,9 @@ class GroupTables {
         const GroupTable& table = s.tables[g];
         const Pos length = positions(s, static_cast<Index>(g));
         if (table.end() != ceil_div(length, table.block_tokens()) ||
-            (!s.lengths.uncommitted && s.replaced[g] != no_block) || !table.can_end_at(s.lengths.committed)) {
+            (table.grows() && Index{s.fits_until} > Index{table.end()} * table.block_tokens()) ||
+            (!s.lengths.uncommitted && s.replaced[g] != no_block) ||
+            !table.can_end_at(s.lengths.committed, settled(s))) {
           throw_error(InvariantError("kvc: group " + std::to_string(g) + " has blocks up to number " +
                                      std::to_string(table.end()) + " for " + std::to_string(length) + " positions"));
         }
@@ -373,9 +414,46 @@ class GroupTables {
   }
 
   /// Positions that a dropped block must lie before those that are kept.
-  [[nodiscard]] Pos slack(std::size_t group) const noexcept { return keeps_slack_ ? empty_[group].block_tokens() : 0; }
+  [[nodiscard]] Pos slack(std::size_t group) const noexcept { return slack_of(empty_[group].block_tokens()); }
 
  private:
+  [[nodiscard]] Pos slack_of(Pos block_tokens) const noexcept { return keeps_slack_ ? block_tokens : 0; }
+
+  /// Whether nobody else holds the last blocks, which are writable otherwise. O(groups).
+  [[nodiscard]] bool has_unshared_tails(const Sequence& s) const noexcept {
+    for (const GroupTable& table : s.tables) {
+      if (table.grows() && !blocks_.unshared(table.blocks().back())) [[unlikely]] {
+        return false;
+      }
+    }
+    return true;
+  }
+  void set_fits_until(Sequence& s) const noexcept {
+    s.fits_until = max_pos;
+    s.owns_tails = true;
+    for (const GroupTable& table : s.tables) {
+      if (table.grows()) {
+        s.owns_tails = s.owns_tails && blocks_.is_private(table.blocks().back());
+        s.fits_until = static_cast<Pos>(std::min(Index{s.fits_until}, Index{table.end()} * table.block_tokens()));
+      }
+    }
+  }
+
+  template <class F>
+  KVC_OUT_OF_LINE void drop_blocks(Sequence& s, F&& f) noexcept {
+    s.drops_at = max_pos;
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      GroupTable& table = s.tables[g];
+      if (table.grows()) {
+        table.drop(settled(s), [&](Pos number, BlockId block) {
+          f(g, number, block);
+          blocks_.release(block, s.state);
+        });
+        s.drops_at = std::min(s.drops_at, table.drops_at());
+      }
+    }
+  }
+
   /// What an extension takes.
   struct Needs {
     Index blocks = 0;       // new ones

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/stats.hpp"
@@ -223,11 +224,13 @@ class GroupedPrefixes
     Sequence& s = this->at(seq);
     const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
     const bool are_known = s.state.unknown_from > range.first && !range.empty() && !tokens.empty();
-    if (are_known) {
-      s.state.tokens.reserve(grown(s.state.tokens.size() + tokens.size(), s.state.tokens.capacity()));
+    if (are_known && s.state.tokens.size() + tokens.size() > s.state.tokens.capacity()) [[unlikely]] {
+      s.state.tokens.reserve(std::max(s.state.tokens.size() + tokens.size(), 2 * s.state.tokens.capacity()));
     }
-    std::optional<Extension> extension = Base::try_extend(seq, range);
-    if (extension && are_known) {
+    std::optional<Extension> extension = Base::try_extend(s, range);
+    if (extension && are_known && tokens.size() == 1) [[likely]] {
+      s.state.tokens.push_back(tokens[0]);
+    } else if (extension && are_known) {
       s.state.tokens.insert(s.state.tokens.end(), tokens.begin(), tokens.end());
     } else if (extension && !range.empty()) {
       s.state.unknown_from = std::min(s.state.unknown_from, range.first);
@@ -249,7 +252,10 @@ class GroupedPrefixes
     ++blocks_.now;
     const Pos before = s.lengths.committed;
     Base::commit(s);
-    index_tokens(s, before);
+    const bool ends_prompt = before < s.state.prompt_end && s.state.prompt_end <= s.lengths.committed;
+    if (s.state.tokens.size() >= static_cast<std::size_t>(node_tokens_) || ends_prompt) [[unlikely]] {
+      index_tokens(s, ends_prompt);
+    }
     drop(s);
   }
   void truncate(SeqId seq, Pos length) {
@@ -325,7 +331,7 @@ class GroupedPrefixes
     const auto count = static_cast<Pos>(tokens.size());
     s.state.unknown_from = count == s.lengths.committed ? nowhere : count;
     ++blocks_.now;
-    index_tokens(s, 0);
+    index_tokens(s, s.state.prompt_end <= s.lengths.committed);
     drop(s);
   }
 
@@ -345,11 +351,11 @@ class GroupedPrefixes
       leader = this->rules().groups[g].retained.everything() && this->rules().groups[g].cross_rows == 0 ? g : leader;
     }
     const std::span<const BlockId> blocks = s.tables[leader].parts().rest;
-    std::size_t cached = 0;
-    while (cached < blocks.size() && blocks_.nodes.is_cached(blocks[cached])) {
-      ++cached;
+    if (this->rules().groups[leader].retained.everything()) {
+      return blocks.first(static_cast<std::size_t>(indexed(s) / this->block_tokens(static_cast<Index>(leader))));
     }
-    return blocks.first(cached);
+    const auto end = std::ranges::find_if(blocks, [&](BlockId block) { return !blocks_.nodes.is_cached(block); });
+    return blocks.first(static_cast<std::size_t>(end - blocks.begin()));
   }
 
   /// Blocks that a sequence of `length` holds at most while it is extended by `pass` tokens to it.
@@ -387,10 +393,6 @@ class GroupedPrefixes
   }
 
  private:
-  [[nodiscard]] static std::size_t grown(std::size_t size, std::size_t capacity) noexcept {
-    return size <= capacity ? capacity : std::max(size, 2 * capacity);
-  }
-
   /// After positions were dropped from the end.
   void forget_tokens(Sequence& s) const noexcept {
     if (s.state.unknown_from >= s.lengths.reserved) {
@@ -403,8 +405,8 @@ class GroupedPrefixes
   }
 
   /// Adds nodes for what is known, and gives them, and those that were there without, the blocks of the sequence.
-  ///   before   positions that were committed before this commit
-  void index_tokens(Sequence& s, Pos before) noexcept {
+  ///   ends_prompt   whether the end of the prompt was committed now
+  KVC_OUT_OF_LINE void index_tokens(Sequence& s, bool ends_prompt) noexcept {
     auto& nodes = blocks_.nodes;
     const Pos known_end = known(s);
     const auto n = static_cast<std::size_t>(node_tokens_);
@@ -433,7 +435,6 @@ class GroupedPrefixes
       used += n;
     }
     const Pos prompt_end = s.state.prompt_end;
-    bool ends_prompt = before < prompt_end && prompt_end <= s.lengths.committed;
     if (!(last == old_last)) {
       ends_prompt = ends_prompt || (nodes.end(old_last) <= prompt_end && prompt_end < end);  // its node is full now
       s.state.last = last;
@@ -467,6 +468,7 @@ class GroupedPrefixes
         const BlockId own = table[number];
         const BlockId there = nodes.block(at.block(), g);
         if (there == no_block) {
+          s.owns_tails = false;
           blocks_.attach(s.state.context, s.state.tenant, s.state.root, at.block(), g, own);
         } else if (there != own && nodes.end(at) % table.block_tokens() == 0) {
           table[number] = there;
