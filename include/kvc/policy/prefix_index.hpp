@@ -103,8 +103,10 @@ class PrefixIndex {
   ///
   /// The hash of a prefix does not depend on the blocks that are found: the hashes of several blocks are computed, and
   /// their memory is prefetched, before the first of them is compared. Expected O(tokens).
-  template <class F>
-  Parent find_prefix(Parent root, std::span<const Token> tokens, F&& f) const noexcept {
+  ///
+  /// `prefetch_more(block)` is called for blocks that f will perhaps be called with, some time before.
+  template <class F, class Prefetch>
+  Parent find_prefix(Parent root, std::span<const Token> tokens, F&& f, Prefetch&& prefetch_more) const noexcept {
     std::array<std::uint64_t, looked_ahead> hashes;
     std::array<const Bucket*, looked_ahead> candidates;
     Parent parent = root;
@@ -126,6 +128,7 @@ class PrefixIndex {
           break;  // and nothing behind it can be cached
         }
         prefetch(this->tokens(candidates[i]->block).data());
+        prefetch_more(candidates[i]->block);
       }
       for (std::size_t i = 0; i < count; ++i) {
         const auto chunk = tokens.subspan(i * block_tokens_, block_tokens_);
@@ -145,6 +148,12 @@ class PrefixIndex {
       tokens = tokens.subspan(count * block_tokens_);
     }
     return parent;
+  }
+
+  /// The same without more.
+  template <class F>
+  Parent find_prefix(Parent root, std::span<const Token> tokens, F&& f) const noexcept {
+    return find_prefix(root, tokens, f, [](BlockId) {});
   }
 
   struct Partial {

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
@@ -31,24 +32,77 @@ class GroupHit {
   using Node = typename Nodes::Node;
 
  public:
-  GroupHit(const Nodes& nodes, const GroupRules& rules) : nodes_(nodes), rules_(rules) {}
+  /// `path`, if there is one, receives the nodes of the walk; it has room for them.
+  GroupHit(const Nodes& nodes, const GroupRules& rules, std::vector<Node>* path)
+      : nodes_(nodes), rules_(rules), path_(path) {
+    for (std::size_t g = 0; g < nodes.groups(); ++g) {
+      groups_[g].nodes_left = nodes.block_tokens(g) / nodes.node_tokens();
+    }
+  }
 
   /// The next node of the prefix.
   void add(Node node) noexcept {
-    const Pos end = nodes_.end(typename Nodes::Parent(node));
+    if (path_ != nullptr) {
+      path_->push_back(node);
+    }
     last_ = node;
-    if (is_valid(node, end, true)) {
-      length_ = end;
+    end_ += nodes_.node_tokens();
+    const std::span<const BlockId> blocks = nodes_.blocks_of(node);
+    Shorts shorts;
+    for (std::size_t g = 0; g < blocks.size(); ++g) {
+      const Retained& retained = rules_.groups[g].retained;
+      Group& group = groups_[g];
+      const bool has = blocks[g] != no_block;
+      const bool ends_block = --group.nodes_left == 0;
+      bool is_valid = has && group.from == 0;
+      if (is_valid) {
+        group.from_zero = end_;
+      } else if (!retained.everything()) {
+        Pos first = retained.window > 0 && end_ >= retained.window ? end_ - retained.window + 1 : 0;
+        if (retained.chunk > 0) {
+          while (end_ - group.chunk_start >= retained.chunk) {
+            group.chunk_start += retained.chunk;
+          }
+          first = std::max(first, group.chunk_start);
+        }
+        is_valid = (has ? group.from <= first : first >= end_ && ends_block) &&
+                   group.from_zero >= std::min(retained.kept, end_);
+      }
+      if (!is_valid) {
+        shorts.add(g);
+      }
+      if (ends_block) {
+        group.nodes_left = nodes_.block_tokens(g) / nodes_.node_tokens();
+        group.from = has ? group.from : end_;
+      }
+    }
+    if (is_longer(shorts, end_)) {
       node_ = node;
+      count_ = end_ / nodes_.node_tokens();
     }
   }
   /// A child of the last node, or of the root, that has its first `count` tokens in common with the prompt. The node is
   /// not the last one afterwards.
   void add_partial(Node child, Pos count) noexcept {
-    const Pos start = nodes_.end(typename Nodes::Parent(child)) - nodes_.node_tokens();
-    if (count > 0 && start + count > length_ && is_valid(child, start + count, false)) {
-      length_ = start + count;
+    const Pos length = end_ + count;
+    if (count == 0 || length <= length_) {
+      return;
+    }
+    const std::span<const BlockId> blocks = nodes_.blocks_of(child);
+    Shorts shorts;
+    for (std::size_t g = 0; g < blocks.size(); ++g) {
+      const Retained& retained = rules_.groups[g].retained;
+      const Pos first = retained.first_seen(length);
+      const bool has = blocks[g] != no_block;
+      const bool has_window = has ? groups_[g].from <= first : first >= length && length % nodes_.block_tokens(g) == 0;
+      const bool has_kept = (has && groups_[g].from == 0) || groups_[g].from_zero >= std::min(retained.kept, length);
+      if (!(has_window && has_kept)) {
+        shorts.add(g);
+      }
+    }
+    if (is_longer(shorts, length)) {
       node_ = last_;
+      count_ = end_ / nodes_.node_tokens();
       partial_ = child;
     }
   }
@@ -59,49 +113,46 @@ class GroupHit {
   [[nodiscard]] Node node() const noexcept { return node_; }
   /// The node that it has in part, or no node.
   [[nodiscard]] Node partial() const noexcept { return partial_; }
+  /// How many nodes it has whole: the first ones of the path.
+  [[nodiscard]] Pos whole_nodes() const noexcept { return count_; }
   /// How many tokens longer it would be if this group had all rows.
-  [[nodiscard]] Pos lost(std::size_t group) const noexcept { return std::max(longest_without_[group] - length_, 0); }
+  [[nodiscard]] Pos lost(std::size_t group) const noexcept {
+    return std::max(groups_[group].longest_without - length_, 0);
+  }
 
  private:
-  /// `moves`: the walk goes on from this node.
-  [[nodiscard]] bool is_valid(Node node, Pos length, bool moves) noexcept {
-    const std::span<const BlockId> blocks = nodes_.blocks_of(node);
-    std::size_t short_group = 0;
-    int short_groups = 0;
-    for (std::size_t g = 0; g < blocks.size(); ++g) {
-      const Retained& retained = rules_.groups[g].retained;
-      const Pos block_tokens = nodes_.block_tokens(g);
-      const bool has = blocks[g] != no_block;
-      Pos& from = from_[g];            // rows in [from, start of this block) are there
-      Pos& from_zero = from_zero_[g];  // rows in [0, from_zero) are there
-      const Pos behind = moves ? length : 0;
-      if (has && from == 0) {
-        from_zero = std::max(from_zero, behind);
-      }
-      const Pos first = retained.first_seen(length);
-      const bool ends_block = length % block_tokens == 0;
-      const bool has_window = has ? from <= first : first >= length && ends_block;
-      const bool has_kept = retained.kept == 0 || (has && from == 0) || from_zero >= std::min(retained.kept, length);
-      if (!(has_window && has_kept)) {
-        ++short_groups;
-        short_group = g;
-      }
-      if (moves && ends_block && !has) {
-        from = length;
-      }
+  struct Group {
+    Pos from = 0;         // rows in [from, start of the present block) are there
+    Pos from_zero = 0;    // rows in [0, from_zero) are there
+    Pos nodes_left = 0;   // of the present block
+    Pos chunk_start = 0;  // of the present chunk
+    Pos longest_without = 0;
+  };
+  /// The groups for which a length is no hit.
+  struct Shorts {
+    std::size_t last = 0;
+    int count = 0;
+    void add(std::size_t group) noexcept {
+      last = group;
+      ++count;
     }
-    if (short_groups == 1) {
-      longest_without_[short_group] = std::max(longest_without_[short_group], length);
+  };
+  [[nodiscard]] bool is_longer(const Shorts& shorts, Pos length) noexcept {
+    if (shorts.count == 0) {
+      length_ = length;
+    } else if (shorts.count == 1) {
+      groups_[shorts.last].longest_without = length;
     }
-    return short_groups == 0;
+    return shorts.count == 0;
   }
 
   const Nodes& nodes_;
   const GroupRules& rules_;
-  std::array<Pos, max_groups> from_{};
-  std::array<Pos, max_groups> from_zero_{};
-  std::array<Pos, max_groups> longest_without_{};
+  std::vector<Node>* path_;
+  std::array<Group, max_groups> groups_{};
+  Pos end_ = 0;
   Pos length_ = 0;
+  Pos count_ = 0;
   Node last_ = Nodes::no_node;
   Node node_ = Nodes::no_node;
   Node partial_ = Nodes::no_node;

@@ -63,9 +63,11 @@ class GroupedPrefixShared {
     Index evictable = 0;  // found blocks that cease to be evictable when this sequence references them
     Pos cached = 0;
     if (const std::optional<Parent> root = blocks_.nodes.index.roots().find(options.salt)) {
-      const auto hit = tables_.match(*root, all_but_one(prompt));
+      std::vector<BlockId> path;
+      path.reserve(prompt.size() / static_cast<std::size_t>(blocks_.nodes.node_tokens()));
+      const auto hit = tables_.match(*root, all_but_one(prompt), &path);
       cached = hit.length();
-      tables_.for_each_found(hit, [&](std::size_t g, Pos number, BlockId block) {
+      tables_.for_each_found(hit, path, [&](std::size_t g, Pos number, BlockId block) {
         found += (Index{number} + 1) * blocks_.nodes.block_tokens(g) <= cached ? 1 : 0;
         evictable += blocks_.pool.ref_count(block) == 0 ? 1 : 0;
       });

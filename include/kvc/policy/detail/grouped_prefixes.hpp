@@ -83,13 +83,18 @@ class GroupedPrefixes
   using Hit = GroupHit<typename Blocks::Nodes::HashType>;
 
   /// The longest valid hit of `tokens`, to the token. O(tokens * groups / node_tokens).
-  [[nodiscard]] Hit match(Parent root, std::span<const Token> tokens) const noexcept {
-    Hit hit(blocks_.nodes, this->rules());
+  ///   path   receives the nodes, if it is there; it has room for all of `tokens`
+  [[nodiscard]] Hit match(Parent root, std::span<const Token> tokens,
+                          std::vector<BlockId>* path = nullptr) const noexcept {
+    Hit hit(blocks_.nodes, this->rules(), path);
     std::size_t matched = 0;
-    const Parent last = blocks_.nodes.index.find_prefix(root, tokens, [&](BlockId node) {
-      hit.add(node);
-      matched += static_cast<std::size_t>(node_tokens_);
-    });
+    const Parent last = blocks_.nodes.index.find_prefix(
+        root, tokens,
+        [&](BlockId node) {
+          hit.add(node);
+          matched += static_cast<std::size_t>(node_tokens_);
+        },
+        [&](BlockId node) { blocks_.nodes.prefetch(node); });
     const auto rest =
         tokens.subspan(matched, std::min(static_cast<std::size_t>(node_tokens_), tokens.size() - matched));
     if (!rest.empty()) {
@@ -99,30 +104,34 @@ class GroupedPrefixes
     return hit;
   }
 
-  /// f(group, number, block) for the blocks that a sequence needs which begins with a hit. Each comes once, in
-  /// descending order of its number in its group. O(nodes that groups need).
+  /// f(group, number, block) for the blocks that a sequence needs which begins with a hit, ascending in each group.
+  /// O(blocks that groups need).
+  ///   path   the nodes of the hit's prefix
   template <class F>
-  void for_each_found(const Hit& hit, F&& f) const noexcept {
+  void for_each_found(const Hit& hit, std::span<const BlockId> path, F&& f) const noexcept {
     const auto& nodes = blocks_.nodes;
+    const Pos whole = hit.whole_nodes();
+    const Pos count = whole + (hit.partial() != Blocks::Nodes::no_node ? 1 : 0);
     for (std::size_t g = 0; g < nodes.groups(); ++g) {
       const Retained& retained = this->rules().groups[g].retained;
-      const Pos first = retained.first_seen(hit.length()) / this->block_tokens(static_cast<Index>(g));
-      const Pos kept = ceil_div(std::min(retained.kept, hit.length()), this->block_tokens(static_cast<Index>(g)));
-      Pos next = max_pos;  // number of the last block that was found
-      Parent at(hit.partial());
-      if (hit.partial() == Blocks::Nodes::no_node) {
-        at = hit.node() == Blocks::Nodes::no_node ? Parent::root(0) : Parent(hit.node());
+      const Pos block_tokens = nodes.block_tokens(g);
+      const Pos block_nodes = block_tokens / node_tokens_;
+      const auto find = [&](Pos number) {  // the deepest node in the span of the block has all rows of the hit in it
+        for (Pos i = std::min((number + 1) * block_nodes, count) - 1; i >= number * block_nodes; --i) {
+          const BlockId node = i < whole ? path[static_cast<std::size_t>(i)] : hit.partial();
+          if (const BlockId block = nodes.block(node, g); block != no_block) {
+            f(g, number, block);
+            return;
+          }
+        }
+      };
+      const Pos end = ceil_div(hit.length(), block_tokens);
+      const Pos kept = std::min(ceil_div(retained.kept, block_tokens), end);
+      for (Pos number = 0; number < kept; ++number) {
+        find(number);
       }
-      for (; !at.is_root() && next > 0; at = nodes.index.parent(at.block())) {
-        const Pos number = nodes.number(at.block(), g);
-        const BlockId block = nodes.block(at.block(), g);
-        if (number < first && kept == 0) {
-          break;
-        }
-        if (block != no_block && number < next && (number >= first || number < kept)) {
-          f(g, number, block);
-          next = number;
-        }
+      for (Pos number = std::max(retained.first_seen(hit.length()) / block_tokens, kept); number < end; ++number) {
+        find(number);
       }
     }
   }
@@ -139,7 +148,9 @@ class GroupedPrefixes
     Sequence& s = this->at(seq);
     s.state.tokens.reserve(2 * static_cast<std::size_t>(node_tokens_));  // so that truncate cannot fail
     s.state.ends.reserve(static_cast<std::size_t>(2 * reach_));
-    const Hit hit = match(root, tokens);
+    path_.clear();
+    path_.reserve(tokens.size() / static_cast<std::size_t>(node_tokens_));
+    const Hit hit = match(root, tokens, &path_);
     for (GroupTable& table : s.tables) {
       table.begin_at(hit.length());
     }
@@ -148,7 +159,7 @@ class GroupedPrefixes
     undo.dismiss();
 
     ++blocks_.now;
-    for_each_found(hit, [&](std::size_t g, Pos number, BlockId block) {
+    for_each_found(hit, path_, [&](std::size_t g, Pos number, BlockId block) {
       if (s.tables[g].has(number)) {
         s.tables[g][number] = block;
       }
@@ -533,6 +544,7 @@ class GroupedPrefixes
   Index reach_ = 0;          // blocks that a hit needs in groups that drop rows
   std::vector<Index> lost_;  // [groups]
   std::array<Pos, max_groups> last_lost_{};
+  std::vector<BlockId> path_;  // of the last prompt
   Index merges_ = 0;
 };
 
