@@ -5,7 +5,6 @@
 #include <array>
 #include <cstddef>
 #include <span>
-#include <vector>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
@@ -32,19 +31,46 @@ class GroupHit {
   using Node = typename Nodes::Node;
 
  public:
-  /// `path`, if there is one, receives the nodes of the walk; it has room for them.
-  GroupHit(const Nodes& nodes, const GroupRules& rules, std::vector<Node>* path)
-      : nodes_(nodes), rules_(rules), path_(path) {
+  GroupHit(const Nodes& nodes, const GroupRules& rules) : nodes_(nodes), rules_(rules) {
     for (std::size_t g = 0; g < nodes.groups(); ++g) {
       groups_[g].nodes_left = nodes.block_tokens(g) / nodes.node_tokens();
     }
   }
 
+  /// Takes all of a path, and `count` tokens of a child of its last node, if that is a valid hit: nearly always it is,
+  /// and to see it takes less than to walk down. False if it is not, or not obviously.
+  [[nodiscard]] bool take_all(std::span<const Node> path, Node child, Pos count) noexcept {
+    const auto whole = static_cast<Pos>(path.size());
+    const Pos length = whole * nodes_.node_tokens() + count;
+    for (std::size_t g = 0; g < nodes_.groups(); ++g) {
+      const Retained& retained = rules_.groups[g].retained;
+      const Pos block_tokens = nodes_.block_tokens(g);
+      const Pos block_nodes = block_tokens / nodes_.node_tokens();
+      const Pos all = whole + (count > 0 ? 1 : 0);
+      const auto has = [&](Pos first, Pos last) {  // blocks [first, last)
+        for (Pos end = (first + 1) * block_nodes; first < last; ++first, end += block_nodes) {
+          const Pos node = std::min(end, all) - 1;
+          if (nodes_.block(node < whole ? path[static_cast<std::size_t>(node)] : child, g) == no_block) {
+            return false;
+          }
+        }
+        return true;
+      };
+      const Pos blocks = ceil_div(length, block_tokens);
+      if (!has(retained.first_seen(length) / block_tokens, blocks) ||
+          !has(0, ceil_div(std::min(retained.kept, length), block_tokens))) {
+        return false;
+      }
+    }
+    length_ = length;
+    node_ = path.empty() ? Nodes::no_node : path.back();
+    partial_ = count > 0 ? child : Nodes::no_node;
+    count_ = whole;
+    return true;
+  }
+
   /// The next node of the prefix.
   void add(Node node) noexcept {
-    if (path_ != nullptr) {
-      path_->push_back(node);
-    }
     last_ = node;
     end_ += nodes_.node_tokens();
     const std::span<const BlockId> blocks = nodes_.blocks_of(node);
@@ -148,7 +174,6 @@ class GroupHit {
 
   const Nodes& nodes_;
   const GroupRules& rules_;
-  std::vector<Node>* path_;
   std::array<Group, max_groups> groups_{};
   Pos end_ = 0;
   Pos length_ = 0;

@@ -45,7 +45,12 @@ class GroupedPrefixShared {
   [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options) const {
     (void)checked_count(prompt.size(), "prompt.size()");
     const std::optional<Parent> root = blocks_.nodes.index.roots().find(options.salt);
-    return root ? tables_.match(*root, all_but_one(prompt)).length() : 0;
+    if (!root) {
+      return 0;
+    }
+    std::vector<BlockId> path;
+    tables_.reserve_path(path, prompt);
+    return tables_.match(*root, all_but_one(prompt), path).length();
   }
 
   /// `now` may be too careful: blocks that are found are counted only if they are whole.
@@ -64,8 +69,8 @@ class GroupedPrefixShared {
     Pos cached = 0;
     if (const std::optional<Parent> root = blocks_.nodes.index.roots().find(options.salt)) {
       std::vector<BlockId> path;
-      path.reserve(prompt.size() / static_cast<std::size_t>(blocks_.nodes.node_tokens()));
-      const auto hit = tables_.match(*root, all_but_one(prompt), &path);
+      tables_.reserve_path(path, prompt);
+      const auto hit = tables_.match(*root, all_but_one(prompt), path);
       cached = hit.length();
       tables_.for_each_found(hit, path, [&](std::size_t g, Pos number, BlockId block) {
         found += (Index{number} + 1) * blocks_.nodes.block_tokens(g) <= cached ? 1 : 0;

@@ -83,25 +83,27 @@ class GroupedPrefixes
   using Hit = GroupHit<typename Blocks::Nodes::HashType>;
 
   /// The longest valid hit of `tokens`, to the token. O(tokens * groups / node_tokens).
-  ///   path   receives the nodes, if it is there; it has room for all of `tokens`
-  [[nodiscard]] Hit match(Parent root, std::span<const Token> tokens,
-                          std::vector<BlockId>* path = nullptr) const noexcept {
-    Hit hit(blocks_.nodes, this->rules(), path);
-    std::size_t matched = 0;
-    const Parent last = blocks_.nodes.index.find_prefix(
-        root, tokens,
-        [&](BlockId node) {
-          hit.add(node);
-          matched += static_cast<std::size_t>(node_tokens_);
-        },
-        [&](BlockId node) { blocks_.nodes.prefetch(node); });
-    const auto rest =
-        tokens.subspan(matched, std::min(static_cast<std::size_t>(node_tokens_), tokens.size() - matched));
-    if (!rest.empty()) {
-      blocks_.nodes.index.for_each_partial(last, rest,
-                                           [&](const auto& child) { hit.add_partial(child.block, child.count); });
+  ///   path   receives the nodes that the tokens lead to; reserve_path has made room
+  [[nodiscard]] Hit match(Parent root, std::span<const Token> tokens, std::vector<BlockId>& path) const noexcept {
+    const auto& nodes = blocks_.nodes;
+    const Parent last = nodes.index.find_prefix(
+        root, tokens, [&](BlockId node) { path.push_back(node); }, [&](BlockId node) { nodes.prefetch(node); });
+    const auto n = static_cast<std::size_t>(node_tokens_);
+    const std::size_t matched = path.size() * n;
+    const auto rest = tokens.subspan(matched, std::min(n, tokens.size() - matched));
+    const auto longest = nodes.index.find_longest(last, rest);
+    Hit hit(nodes, this->rules());
+    if (hit.take_all(path, longest.block, longest.count)) {
+      return hit;
     }
+    for (const BlockId node : path) {
+      hit.add(node);
+    }
+    nodes.index.for_each_partial(last, rest, [&](const auto& child) { hit.add_partial(child.block, child.count); });
     return hit;
+  }
+  void reserve_path(std::vector<BlockId>& path, std::span<const Token> tokens) const {
+    path.reserve(tokens.size() / static_cast<std::size_t>(node_tokens_));
   }
 
   /// f(group, number, block) for the blocks that a sequence needs which begins with a hit, ascending in each group.
@@ -149,8 +151,8 @@ class GroupedPrefixes
     s.state.tokens.reserve(2 * static_cast<std::size_t>(node_tokens_));  // so that truncate cannot fail
     s.state.ends.reserve(static_cast<std::size_t>(2 * reach_));
     path_.clear();
-    path_.reserve(tokens.size() / static_cast<std::size_t>(node_tokens_));
-    const Hit hit = match(root, tokens, &path_);
+    reserve_path(path_, tokens);
+    const Hit hit = match(root, tokens, path_);
     for (GroupTable& table : s.tables) {
       table.begin_at(hit.length());
     }
