@@ -59,6 +59,20 @@ class GroupTable {
     return blocks_.size() < kept_size() ? static_cast<Pos>(blocks_.size())
                                         : first_ + static_cast<Pos>(blocks_.size() - kept_size());
   }
+  /// What `end` would be after an extension to `length`. Mostly without a division: an extension takes a block or none.
+  [[nodiscard]] Pos end_for(Pos length) const noexcept {
+    const Pos now = end();
+    const Index slots = Index{now} * block_tokens_;
+    if (length <= slots + block_tokens_) [[likely]] {
+      return length <= slots ? now : now + 1;
+    }
+    return ceil_div(length, block_tokens_);
+  }
+  /// Rows of a sequence of `length` in the last block; 0 if it is full.
+  [[nodiscard]] Pos tail_rows(Pos length) const noexcept {
+    const Index slots = Index{end()} * block_tokens_;
+    return length < slots ? static_cast<Pos>(length - (slots - block_tokens_)) : 0;
+  }
   /// The number of the first block that is not one of the kept ones.
   [[nodiscard]] Pos first() const noexcept { return first_; }
   /// Whether a block is there.
@@ -116,7 +130,11 @@ class GroupTable {
   template <class F>
   void drop(Pos length, F&& f) noexcept {
     settle(length);
-    const Pos until = std::min(end(), std::max(kept_from_ - slack_, 0) / block_tokens_);
+    if (kept_from_ < drops_at_) {
+      return;
+    }
+    const bool is_one = kept_from_ - slack_ < Index{block_tokens_} * (first_ + 2);
+    const Pos until = std::min(end(), is_one ? first_ + 1 : (kept_from_ - slack_) / block_tokens_);
     if (until <= first_) {
       return;
     }

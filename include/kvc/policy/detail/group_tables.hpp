@@ -465,18 +465,16 @@ class GroupTables {
 
   /// Blocks that a group has after an extension to `length`.
   [[nodiscard]] Pos end_of(const Sequence& s, std::size_t g, Pos length) const noexcept {
-    const GroupTable& table = s.tables[g];
-    const Pos cross = rules_.groups[g].cross_rows;
-    return std::max(table.end(), ceil_div(cross > 0 ? cross : length, table.block_tokens()));
+    return s.tables[g].end_for(s.tables[g].grows() ? length : rules_.groups[g].cross_rows);
   }
   /// Rows of the last block that must be copied before the next one is written; 0: none.
   [[nodiscard]] Pos shared_rows(const Sequence& s, std::size_t g, PosRange range) const noexcept {
     const GroupTable& table = s.tables[g];
-    if (range.empty() || rules_.groups[g].cross_rows > 0) {
+    if (range.empty() || !table.grows()) {
       return 0;
     }
-    const Pos rows = range.first % table.block_tokens();
-    return rows > 0 && !blocks_.writable(table[table.end() - 1], rows) ? rows : 0;
+    const Pos rows = table.tail_rows(range.first);
+    return rows > 0 && !blocks_.writable(table.blocks().back(), rows) ? rows : 0;
   }
   [[nodiscard]] Needs needs_of(const Sequence& s, PosRange range) const noexcept {
     Needs needs;

@@ -471,9 +471,12 @@ class GroupedPrefixes
         continue;
       }
       GroupTable& table = s.tables[g];
-      const Pos stays_from = (retained.first_seen(length) - this->slack(g)) / table.block_tokens();
-      for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block())) {
-        const Pos number = nodes.number(at.block(), g);
+      const bool is_one_node = nodes.index.parent(s.state.last.block()) == old_last;  // it is in a block that stays
+      const Pos stays_from = is_one_node ? 0 : (retained.first_seen(length) - this->slack(g)) / table.block_tokens();
+      Pos end = nodes.end(s.state.last);
+      Pos number = (end - 1) / table.block_tokens();
+      for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block()), end -= node_tokens_) {
+        number -= end <= Index{number} * table.block_tokens() ? 1 : 0;
         if (!table.has(number) || (number < stays_from && !is_for_end(g, number, parting) &&
                                    !is_for_end(g, number, prompt) && number >= table.first())) {
           continue;
@@ -483,7 +486,7 @@ class GroupedPrefixes
         if (there == no_block) {
           s.owns_tails = false;
           blocks_.attach(s.state.context, s.state.tenant, s.state.root, at.block(), g, own);
-        } else if (there != own && nodes.end(at) % table.block_tokens() == 0) {
+        } else if (there != own && end == Index{number + 1} * table.block_tokens()) {
           table[number] = there;
           blocks_.merge(own, there, s.state);
           ++merges_;
