@@ -93,9 +93,11 @@ void check_dropped(const LayersOfModel& model, const Cache& cache, kvc::SeqId se
       cache.gather(number, seq, {position, position + 1}, {k.data(), 1, static_cast<Index>(k.size())},
                    {v.data(), 1, static_cast<Index>(v.size())});
     };
-    CHECK_NOTHROW(gather(model.length() - 1));
+    if (seen < model.length()) {  // a window of 1 keeps nothing for the next token
+      CHECK_NOTHROW(gather(seen));
+      CHECK_NOTHROW(gather(model.length() - 1));
+    }
     if (seen > 0) {
-      CHECK_NOTHROW(gather(std::min(seen, model.length() - 1)));
       CHECK_THROWS_AS(gather(seen - 1), std::invalid_argument);
     }
   }
