@@ -462,7 +462,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
 
   static P make_policy(const LayerGroups& layers, const typename P::Config& config) {
     require(layers.layers() > 0, "layers", layers.layers(), "at least 1");
-    const GroupRules rules = layers.rules([](const Shape& shape) { return std::max<Index>(row_bytes<T>(shape), 1); });
+    const GroupRules rules = row_bytes<T>(layers.groups()[0].shape) > 0 ? layers.rules(row_bytes<T>) : layers.rules();
     if constexpr (HoldsGroups<P>) {
       return P(config, rules);
     } else {
