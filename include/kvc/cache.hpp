@@ -202,9 +202,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// Stores the rows of one layer for the positions of an append.
   ///   k  [append.size(), kv_heads * key_dim]     v  [append.size(), kv_heads * value_dim]
   /// A cross-attention layer takes the rows of the other input, all of them with the first append of a sequence
-  /// (`rows_to_write` counts them), and none later.
-  /// Throws std::invalid_argument for other extents, for a layer that is not there or reads the rows of another one, and
-  /// for an append that is not an uncommitted one of this cache.
+  /// (`rows_to_write` counts them), and none later. Throws std::invalid_argument for other extents, for a layer that is
+  /// not there or reads the rows of another one, and for an append that is not an uncommitted one of this cache.
   void write(Index layer, const Append& append, MatrixArg<float> k, MatrixArg<float> v)
     requires S::host_accessible
   {

@@ -45,7 +45,7 @@ struct LayerPlace {
 
 /// The layers of a model, in the order in which the model runs them. Equal kinds are one group.
 ///
-///   LayerGroups layers;                                            // Gemma 3: five layers with a window, then one without
+///   LayerGroups layers;  // Gemma 3: five layers with a window, then one without
 ///   for (int i = 0; i < 62; ++i) {
 ///     layers.add({.kv_heads = 16, .key_dim = 128, .window = i % 6 == 5 ? 0 : 1024});
 ///   }

@@ -28,9 +28,9 @@ inline namespace v0 {
 /// shares blocks, at any position; the first of two sequences that extends into a shared, partly filled block copies
 /// it.
 ///
-/// With several layer groups, or one that does not keep everything, each sequence has a table for each group. All blocks
-/// have the same bytes, so that any free block serves any group: a block holds `block_tokens` positions of the heaviest
-/// group, and more of lighter ones (see block_tokens(group)).
+/// With several layer groups, or one that does not keep everything, each sequence has a table for each group. All
+/// blocks have the same bytes, so that any free block serves any group: a block holds `block_tokens` positions of the
+/// heaviest group, and more of lighter ones (see block_tokens(group)).
 class Paged {
  public:
   struct Config {

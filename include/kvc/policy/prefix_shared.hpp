@@ -43,11 +43,11 @@ inline namespace v0 {
 /// A scheduler can ask for the match of a prompt (match_length) and for its admission; an operator can pin prefixes and
 /// limit the cached blocks of a tenant; a router can listen to events.
 ///
-/// With several layer groups, or one that does not keep everything, a prefix is found as far as **every** group has what
-/// the next row sees: of a group that keeps everything all rows, of one with a window the last window - 1. Blocks of all
-/// groups have the same bytes and lie in one pool. A group releases at commit what it does not keep; what a later prompt
-/// could end with stays cached: the rows before the end of a prompt, of a sequence or of a fork, and before positions
-/// where prefixes part. Groups of cross attention are never found: such a sequence starts anew.
+/// With several layer groups, or one that does not keep everything, a prefix is found as far as **every** group has
+/// what the next row sees: of a group that keeps everything all rows, of one with a window the last window - 1. Blocks
+/// of all groups have the same bytes and lie in one pool. A group releases at commit what it does not keep; what a
+/// later prompt could end with stays cached: the rows before the end of a prompt, of a sequence or of a fork, and
+/// before positions where prefixes part. Groups of cross attention are never found: such a sequence starts anew.
 ///
 /// `Eviction` chooses the victims when room is needed. `Events` hears of blocks that become or cease to be matchable.
 /// `Hash` is a parameter for tests: see ChainHash.

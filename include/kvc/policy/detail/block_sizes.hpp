@@ -20,9 +20,9 @@ struct BlockSizes {
   std::vector<Pos> tokens;  ///< [groups] positions in a block
 };
 
-/// Sizes for which a block of the heaviest group holds `block_tokens` positions, and no group leaves more than 1/64 of a
-/// block unused at its end. Where no grain that divides block_tokens allows that, the heaviest group's blocks hold up to
-/// four times as many; where that does not either, what wastes least: less than 1 / (8 * block_tokens) of a block.
+/// Sizes for which a block of the heaviest group holds `block_tokens` positions, and no group leaves more than 1/64 of
+/// a block unused at its end. Where no grain that divides block_tokens allows that, the heaviest group's blocks hold up
+/// to four times as many; where that does not either, what wastes least: less than 1 / (8 * block_tokens) of a block.
 /// O(groups).
 [[nodiscard]] inline BlockSizes block_sizes(const GroupRules& rules, Pos block_tokens) {
   constexpr double most_waste = 1.0 / 64;

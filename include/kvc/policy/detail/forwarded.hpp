@@ -66,8 +66,8 @@ class Forwarded {
   {
     return access([](const P& p) { return p.groups(); });
   }
-  /// The smallest length to which a group lets `truncate` and `fork` go. Throws std::invalid_argument if the sequence is
-  /// not open or the group is not there. O(1).
+  /// The smallest length to which a group lets `truncate` and `fork` go. Throws std::invalid_argument if the sequence
+  /// is not open or the group is not there. O(1).
   [[nodiscard]] Pos retained_from(SeqId seq, Index group) const
     requires HoldsGroups<P>
   {

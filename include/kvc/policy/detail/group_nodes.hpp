@@ -2,8 +2,8 @@
 //
 // A node of the index stands for (parent, node_tokens tokens), as a cached block does where there is one group. It may
 // have a block in each group: one that holds the rows of its tokens, and all rows before them in that block. A block
-// holds the tokens of one or several nodes, one after the other; its **last node** is the deepest of those that have it.
-// So the deepest node of a prefix within the span of a block has a block with all rows of the prefix in that span.
+// holds the tokens of one or several nodes, one after the other; its **last node** is the deepest of those that have
+// it. So the deepest node of a prefix within the span of a block has a block with all rows of the prefix in that span.
 //
 // A node stays as long as it has a block, a child, or a sequence that ends there.
 #pragma once
