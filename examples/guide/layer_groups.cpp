@@ -1,0 +1,127 @@
+// Layer groups: the layers of real models in a few lines each, and what one sequence holds in them. Bookkeeping only:
+// the policy works without one byte of keys and values.
+#include <algorithm>
+#include <cstdio>
+#include <vector>
+
+#include "../usage.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/policy/paged.hpp"
+
+namespace {
+
+kvc::LayerGroups mistral_7b() {
+  kvc::LayerGroups layers;
+  layers.add({.kv_heads = 8, .key_dim = 128, .window = 4096}, 32);
+  return layers;
+}
+
+kvc::LayerGroups gemma_2_9b() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 42; ++i) {
+    layers.add({.kv_heads = 8, .key_dim = 256, .window = i % 2 == 0 ? 4096 : 0});
+  }
+  return layers;
+}
+
+kvc::LayerGroups gemma_3_27b() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 62; ++i) {
+    layers.add({.kv_heads = 16, .key_dim = 128, .window = i % 6 == 5 ? 0 : 1024});
+  }
+  return layers;
+}
+
+kvc::LayerGroups gemma_3_270m() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 18; ++i) {
+    layers.add({.kv_heads = 1, .key_dim = 256, .window = i % 6 == 5 ? 0 : 512});
+  }
+  return layers;
+}
+
+kvc::LayerGroups gemma_3n_e4b() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 20; ++i) {
+    layers.add({.kv_heads = 2, .key_dim = 256, .window = i % 5 == 4 ? 0 : 512});
+  }
+  for (int i = 20; i < 35; ++i) {
+    layers.add_reader_of(i % 5 == 4 ? 19 : 18);  // the last layer of its kind that has rows of its own
+  }
+  return layers;
+}
+
+kvc::LayerGroups gpt_oss_20b() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 24; ++i) {
+    layers.add({.kv_heads = 8, .key_dim = 64, .window = i % 2 == 0 ? 128 : 0});
+  }
+  return layers;
+}
+
+/// Three layers with a window for each one without, as in Ministral.
+kvc::LayerGroups ministral_like() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 36; ++i) {
+    layers.add({.kv_heads = 8, .key_dim = 128, .window = i % 4 == 0 ? 0 : 4096});
+  }
+  return layers;
+}
+
+kvc::LayerGroups llama_4_scout() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 48; ++i) {
+    layers.add({.kv_heads = 8, .key_dim = 128, .chunk = i % 4 == 3 ? 0 : 8192});
+  }
+  return layers;
+}
+
+/// Llama 3.2 Vision 11B. Every fifth layer reads the rows of an image: four tiles of 1601 rows.
+kvc::LayerGroups mllama() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 40; ++i) {
+    layers.add({.kv_heads = 8, .key_dim = 128, .cross_rows = i % 5 == 3 ? 4 * 1601 : 0});
+  }
+  return layers;
+}
+
+/// What one sequence of 32,000 tokens holds, prefilled in passes of 2,000, beside one shape for all layers.
+void hold(const char* name, const kvc::LayerGroups& layers) {
+  constexpr kvc::Pos tokens = 32'000;
+  const kvc::GroupRules rules = layers.rules(kvc::row_bytes<Eigen::bfloat16>);
+  kvc::Paged policy({.blocks = 20'000, .block_tokens = 16}, rules);
+  const kvc::SeqId seq = policy.try_open()->seq;
+  for (kvc::Pos done = 0; done < tokens; done += 2'000) {
+    (void)policy.try_extend(seq, 2'000).value();
+    policy.commit(seq);
+  }
+  kvc::Index block = 0;  // bytes
+  kvc::Index one_shape = 0;
+  for (kvc::Index g = 0; g < policy.groups(); ++g) {
+    const kvc::GroupRule& rule = rules.groups[static_cast<std::size_t>(g)];
+    block = std::max(block, policy.block_tokens(g) * rule.row_weight);
+    one_shape += tokens * rule.row_weight;
+  }
+  constexpr double mib = 1 << 20;
+  std::printf("%-14s  %2ld layers, %2ld groups  %7.0f MiB  %7.0f MiB\n", name, static_cast<long>(layers.layers()),
+              static_cast<long>(policy.groups()), static_cast<double>(policy.stats().blocks_referenced * block) / mib,
+              static_cast<double>(one_shape) / mib);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_example(argc, argv, "The layer groups of nine models, and what a long sequence holds in them.", [] {
+    std::printf("%-14s  %21s  %11s  %11s\n", "", "", "groups", "one shape");
+    hold("Mistral 7B", mistral_7b());
+    hold("Gemma 2 9B", gemma_2_9b());
+    hold("Gemma 3 27B", gemma_3_27b());
+    hold("Gemma 3 270M", gemma_3_270m());
+    hold("Gemma 3n E4B", gemma_3n_e4b());
+    hold("gpt-oss 20B", gpt_oss_20b());
+    hold("Ministral-like", ministral_like());
+    hold("Llama 4 Scout", llama_4_scout());
+    hold("mllama", mllama());
+  });
+}
