@@ -372,3 +372,57 @@ TEST_CASE("Pins, quotas, events and salts work over groups") {
   policy.verify();
   CHECK(policy.stats().blocks_free == 40);
 }
+
+TEST_CASE("Rows of another input are found by the salt that names it") {
+  GroupRules rules = rules_of({full, full});
+  rules.groups[1].cross_rows = 10;
+  PrefixShared<Lru> policy({.blocks = 60, .block_tokens = 4}, rules);
+  const Tokens prompt = tokens_from(0, 21);
+  const auto run = [&](const OpenOptions& options) {
+    const Opened opened = *policy.try_open(prompt, options);
+    const std::span<const Token> rest = std::span(prompt).subspan(static_cast<std::size_t>(opened.cached));
+    REQUIRE(policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest));
+    const Pos written = policy.extension(opened.seq, 1).size();
+    policy.commit(opened.seq);
+    policy.verify();
+    CHECK(policy.positions(opened.seq, 1) == 10);
+    policy.close(opened.seq);
+    policy.verify();
+    return std::pair(opened.cached, written);
+  };
+  const OpenOptions cat{.salt = Salt(SaltKind::multimodal, "cat.png")},
+      dog{.salt = Salt(SaltKind::multimodal, "dog.png")};
+  CHECK(run({}) == std::pair<Pos, Pos>(0, 10));
+  CHECK(run({}) == std::pair<Pos, Pos>(0, 10));  // without a salt nobody knows whose rows they are
+  CHECK(run(cat) == std::pair<Pos, Pos>(0, 10));
+  CHECK(run(cat) == std::pair<Pos, Pos>(20, 0));
+  CHECK(run(dog) == std::pair<Pos, Pos>(0, 10));
+  CHECK(policy.match_length(prompt, cat) == 20);
+
+  SECTION("two that compute them at once end up sharing them") {
+    const OpenOptions bird{.salt = Salt(SaltKind::multimodal, "bird.png")};
+    const SeqId a = policy.try_open(prompt, bird)->seq, b = policy.try_open(prompt, bird)->seq;
+    REQUIRE(policy.try_extend(a, 21, prompt));
+    REQUIRE(policy.try_extend(b, 21, prompt));
+    policy.commit(a);
+    policy.commit(b);
+    policy.verify();
+    CHECK(std::ranges::equal(policy.group_blocks(a, 1).rest, policy.group_blocks(b, 1).rest));
+    policy.close(a);
+    policy.close(b);
+    policy.verify();
+  }
+  SECTION("one of them that is evicted takes the others along") {
+    const SeqId filler = policy.try_open()->seq;
+    for (Token t = 0; policy.try_extend(filler, 1, Tokens{1000 + t}); ++t) {
+      policy.commit(filler);
+      policy.verify();
+    }
+    policy.close(filler);
+    CHECK(policy.match_length(prompt, cat) == 0);
+    CHECK(run(cat) == std::pair<Pos, Pos>(0, 10));
+    policy.clear();
+    policy.verify();
+    CHECK(policy.stats().blocks_free == 60);
+  }
+}

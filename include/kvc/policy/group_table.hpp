@@ -162,6 +162,8 @@ class GroupTable {
     kept_from_ = other.kept_from(settled);
     cut(length);
   }
+  /// Makes it a table of these blocks. Throws std::bad_alloc; nothing has changed then.
+  void assign(std::span<const BlockId> blocks) { blocks_.assign(blocks.begin(), blocks.end()); }
   /// Makes it the table of a sequence of `length` that has only what the next row sees, and the whole of the block that
   /// `length` lies in. The blocks are no_block, and to be set. Throws std::bad_alloc; nothing has changed then.
   void begin_at(Pos length) {

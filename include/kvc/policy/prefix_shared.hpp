@@ -47,7 +47,9 @@ inline namespace v0 {
 /// what the next row sees: of a group that keeps everything all rows, of one with a window the last window - 1. Blocks
 /// of all groups have the same bytes and lie in one pool. A group releases at commit what it does not keep; what a
 /// later prompt could end with stays cached: the rows before the end of a prompt, of a sequence or of a fork, and
-/// before positions where prefixes part. Groups of cross attention are never found: such a sequence starts anew.
+/// before positions where prefixes part. The rows of another input, for cross attention, are found by the salt,
+/// which must name that input: a sequence without a salt starts anew, and so computes them anew. A sequence that is
+/// opened with a salt whose rows are there has them, whatever is found of its prompt.
 ///
 /// `Eviction` chooses the victims when room is needed. `Events` hears of blocks that become or cease to be matchable.
 /// `Hash` is a parameter for tests: see ChainHash.

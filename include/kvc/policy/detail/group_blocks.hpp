@@ -49,7 +49,7 @@ class GroupCachedBlocks {
         quota(blocks, tenant_quota),
         evictable_(rules.groups.size(), 0) {
     for (const GroupRule& rule : rules.groups) {
-      keeps_everything_.push_back(rule.retained.everything() ? 1 : 0);
+      keeps_everything_.push_back(rule.retained.everything() && rule.cross_rows == 0 ? 1 : 0);
     }
   }
 
@@ -131,12 +131,53 @@ class GroupCachedBlocks {
   }
   /// Takes a block that a sequence references from the index: what nobody could ever hit is not kept.
   void uncache(BlockId block) noexcept {
+    if (nodes.is_cross(block)) {
+      drop_cross(block);
+      return;
+    }
     const std::size_t group = nodes.group(block);
     if (block == victim_) {
       victim_ = no_block;
     }
     nodes.detach(block);
     forget(block, group);
+  }
+
+  // --- rows of other inputs ------------------------------------------------------------------------------------------
+  //
+  // A root, which stands for a salt, has all blocks with rows of the other input, or none; it is in use as long as it
+  // has them. The empty salt has none: it does not say which input it is.
+
+  /// Makes room, so that attach_cross cannot fail. Throws std::bad_alloc.
+  void reserve_cross(Parent root, std::size_t blocks) {
+    if (root.root_index() >= cross_.size()) {
+      cross_.resize(root.root_index() + 1);
+    }
+    cross_[root.root_index()].reserve(blocks);
+  }
+  /// The blocks of a root, group after group.
+  [[nodiscard]] std::span<const BlockId> cross(Parent root) const noexcept {
+    return root.root_index() < cross_.size() ? std::span<const BlockId>(cross_[root.root_index()])
+                                             : std::span<const BlockId>();
+  }
+  /// A block that a sequence references and has written becomes one of its root.
+  void attach_cross(SequenceContext& context, int tenant, Parent root, std::size_t group, BlockId block) noexcept {
+    std::vector<BlockId>& all = cross_[root.root_index()];
+    if (all.empty()) {
+      nodes.index.roots().ref(root);
+    }
+    nodes.attach_cross(root, group, block);
+    quota.on_cached(block, tenant);
+    const std::uint64_t key = nodes.index.roots().hash(root) + (all.size() + 1) * 0x9e37'79b9'7f4a'7c15U;
+    eviction.on_cached(context, StoredBlock{block, key, static_cast<Pos>(all.size()), as_group(group)}, now);
+    all.push_back(block);
+    if constexpr (Events::listens) {
+      events(stored_cross(events_++, root, group, block));
+    }
+  }
+  [[nodiscard]] BlockStored stored_cross(std::uint64_t number, Parent root, std::size_t group,
+                                         BlockId block) const noexcept {
+    return {number, block, no_block, nodes.index.roots().salt(root), {}, as_group(group)};
   }
 
   /// Makes a free node, if one can be had by evicting. False if not.
@@ -186,6 +227,12 @@ class GroupCachedBlocks {
       quota.on_uncached(block);
     }
     nodes.clear();
+    for (std::size_t r = 0; r < cross_.size(); ++r) {
+      if (!cross_[r].empty()) {
+        cross_[r].clear();
+        nodes.index.roots().release(Parent::root(static_cast<std::int32_t>(r)));
+      }
+    }
     victim_ = no_block;
     if constexpr (Events::listens) {
       events(AllBlocksCleared{events_++});
@@ -195,6 +242,19 @@ class GroupCachedBlocks {
   void verify(const BlockArray<std::int32_t>& references, const BlockArray<std::int32_t>& ends,
               std::span<const Index> sequences_of_tenants) const {
     nodes.verify(ends);
+    Index cross = 0;
+    for (std::size_t r = 0; r < cross_.size(); ++r) {
+      for (const BlockId block : cross_[r]) {
+        ++cross;
+        if (!nodes.is_cross(block) || nodes.cross_root(block).root_index() != r) {
+          throw_error(InvariantError("kvc: a block with rows of another input is not that of its salt"));
+        }
+      }
+    }
+    references.for_each([&](BlockId block, std::int32_t) { cross -= nodes.is_cross(block) ? 1 : 0; });
+    if (cross != 0) {
+      throw_error(InvariantError("kvc: blocks with rows of another input belong to no salt"));
+    }
     std::vector<Index> evictable(evictable_.size(), 0);
     Index all = 0;
     references.for_each([&](BlockId block, std::int32_t count) {
@@ -238,6 +298,28 @@ class GroupCachedBlocks {
       events(BlockRemoved{events_++, block, as_group(group)});
     }
     (void)group;
+  }
+
+  /// Takes all blocks from the root of this one, which is about to be used for something else or is referenced. Without
+  /// one of them the others are of no use: those that nobody references are free.
+  void drop_cross(BlockId block) noexcept {
+    const Parent root = nodes.cross_root(block);
+    std::vector<BlockId>& all = cross_[root.root_index()];
+    for (const BlockId each : all) {
+      const std::size_t group = nodes.group(each);
+      const bool is_free = each != block && pool.ref_count(each) == 0;
+      if (is_free) {
+        acquire(each);
+        ++evictions_;
+      }
+      nodes.detach_cross(each);
+      forget(each, group);
+      if (is_free) {
+        pool.free(each);
+      }
+    }
+    all.clear();
+    nodes.index.roots().release(root);
   }
 
   /// Whether no hit can go beyond this block without it: it is full, and its group keeps everything.
@@ -290,8 +372,9 @@ class GroupCachedBlocks {
 
   BlockId victim_ = no_block;  // nodes.watched() is its last node, or lies below that
   Index evictions_ = 0;
-  std::vector<Index> evictable_;        // [groups]
-  std::vector<char> keeps_everything_;  // [groups]
+  std::vector<std::vector<BlockId>> cross_;  // [roots] blocks with rows of another input
+  std::vector<Index> evictable_;             // [groups]
+  std::vector<char> keeps_everything_;       // [groups]
   std::uint64_t events_ = 0;
 };
 

@@ -24,6 +24,8 @@ inline constexpr std::size_t max_groups = 16;
 ///   its kept positions before L, and
 ///   every position in [first_seen(L), L), and, where L is no multiple of its block size, the whole block before L
 ///
+/// and, of a group of cross attention, all rows of the other input.
+///
 /// For each group, the walk carries from where on all rows up to the present node are there. O(groups) per node.
 template <class Hash>
 class GroupHit {
@@ -31,7 +33,9 @@ class GroupHit {
   using Node = typename Nodes::Node;
 
  public:
-  GroupHit(const Nodes& nodes, const GroupRules& rules) : nodes_(nodes), rules_(rules) {
+  /// `has_cross`: the rows of the other input are there.
+  GroupHit(const Nodes& nodes, const GroupRules& rules, bool has_cross)
+      : nodes_(nodes), rules_(rules), has_cross_(has_cross) {
     for (std::size_t g = 0; g < nodes.groups(); ++g) {
       groups_[g].nodes_left = nodes.block_tokens(g) / nodes.node_tokens();
     }
@@ -43,6 +47,12 @@ class GroupHit {
     const auto whole = static_cast<Pos>(path.size());
     const Pos length = whole * nodes_.node_tokens() + count;
     for (std::size_t g = 0; g < nodes_.groups(); ++g) {
+      if (rules_.groups[g].cross_rows > 0) {
+        if (!has_cross_) {
+          return false;
+        }
+        continue;
+      }
       const Retained& retained = rules_.groups[g].retained;
       const Pos block_tokens = nodes_.block_tokens(g);
       const Pos block_nodes = block_tokens / nodes_.node_tokens();
@@ -81,7 +91,9 @@ class GroupHit {
       const bool has = blocks[g] != no_block;
       const bool ends_block = --group.nodes_left == 0;
       bool is_valid = has && group.from == 0;
-      if (is_valid) {
+      if (rules_.groups[g].cross_rows > 0) {
+        is_valid = has_cross_;
+      } else if (is_valid) {
         group.from_zero = end_;
       } else if (!retained.everything()) {
         Pos first = retained.window > 0 && end_ >= retained.window ? end_ - retained.window + 1 : 0;
@@ -119,6 +131,12 @@ class GroupHit {
     for (std::size_t g = 0; g < blocks.size(); ++g) {
       const Retained& retained = rules_.groups[g].retained;
       const Pos first = retained.first_seen(length);
+      if (rules_.groups[g].cross_rows > 0) {
+        if (!has_cross_) {
+          shorts.add(g);
+        }
+        continue;
+      }
       const bool has = blocks[g] != no_block;
       const bool has_window = has ? groups_[g].from <= first : first >= length && length % nodes_.block_tokens(g) == 0;
       const bool has_kept = (has && groups_[g].from == 0) || groups_[g].from_zero >= std::min(retained.kept, length);
@@ -174,6 +192,7 @@ class GroupHit {
 
   const Nodes& nodes_;
   const GroupRules& rules_;
+  bool has_cross_;
   std::array<Group, max_groups> groups_{};
   Pos end_ = 0;
   Pos length_ = 0;

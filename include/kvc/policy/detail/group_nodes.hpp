@@ -99,7 +99,17 @@ class GroupNodes {
 
   // --- blocks --------------------------------------------------------------------------------------------------------
 
-  [[nodiscard]] bool is_cached(BlockId block) const noexcept { return holders_[block].node != no_node; }
+  /// Whether a node has the block, or it holds rows of another input for the prompts of a root.
+  [[nodiscard]] bool is_cached(BlockId block) const noexcept {
+    return holders_[block].node != no_node || is_cross(block);
+  }
+  [[nodiscard]] bool is_cross(BlockId block) const noexcept { return holders_[block].root >= 0; }
+  /// The root of a block that is_cross.
+  [[nodiscard]] Parent cross_root(BlockId block) const noexcept { return Parent::root(holders_[block].root); }
+  void attach_cross(Parent root, std::size_t group, BlockId block) noexcept {
+    holders_[block] = {no_node, static_cast<std::int32_t>(group), false, static_cast<std::int32_t>(root.root_index())};
+  }
+  void detach_cross(BlockId block) noexcept { holders_[block] = {}; }
   [[nodiscard]] Node last_node(BlockId block) const noexcept { return holders_[block].node; }
   [[nodiscard]] std::size_t group(BlockId block) const noexcept {
     return static_cast<std::size_t>(holders_[block].group);
@@ -191,6 +201,7 @@ class GroupNodes {
     Node node = no_node;  // the last one
     std::int32_t group = 0;
     bool marked = false;
+    std::int32_t root = -1;  // of a block with rows of another input
   };
 
   [[nodiscard]] std::span<BlockId> blocks_at(Node node) noexcept {

@@ -72,6 +72,10 @@ class GroupedPrefixShared {
       tables_.reserve_path(path, prompt);
       const auto hit = tables_.match(*root, all_but_one(prompt), path);
       cached = hit.length();
+      for (const BlockId block : blocks_.cross(*root)) {
+        ++found;
+        evictable += blocks_.pool.ref_count(block) == 0 ? 1 : 0;
+      }
       tables_.for_each_found(hit, path, [&](std::size_t g, Pos number, BlockId block) {
         found += (Index{number} + 1) * blocks_.nodes.block_tokens(g) <= cached ? 1 : 0;
         evictable += blocks_.pool.ref_count(block) == 0 ? 1 : 0;
@@ -158,6 +162,11 @@ class GroupedPrefixShared {
 
   template <class F>
   void for_each_cached(F&& f) const {
+    blocks_.nodes.index.roots().for_each([&](Parent root) {
+      for (const BlockId block : blocks_.cross(root)) {
+        f(blocks_.stored_cross(blocks_.next_event(), root, blocks_.nodes.group(block), block));
+      }
+    });
     blocks_.nodes.index.for_each([&](Parent root, Parent, BlockId node) {
       for (std::size_t g = 0; g < blocks_.nodes.groups(); ++g) {
         if (const BlockId block = blocks_.nodes.block(node, g); block != no_block) {
@@ -257,6 +266,8 @@ class GroupedPrefixShared {
       }
       tables_.verify_sequence(s);
     });
+    blocks_.nodes.index.roots().for_each(
+        [&](Parent root) { roots[root.root_index()] += blocks_.cross(root).empty() ? 0 : 1; });
     blocks_.verify(references, ends, tenants);
     blocks_.nodes.index.roots().verify(roots);
     if (sequences != sequences_ || pins != pins_) {

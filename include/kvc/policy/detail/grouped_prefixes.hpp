@@ -71,7 +71,11 @@ class GroupedPrefixes
                     ? 0
                     : (Index{std::max(retained.window, retained.chunk)} + rules.rewind) / sizes.tokens[g] + 4;
     }
+    reach_ = std::min(reach_, blocks.size());
     lost_.assign(rules.groups.size(), 0);
+    for (std::size_t g = 0; g < rules.groups.size(); ++g) {
+      cross_blocks_ += this->is_cross(static_cast<Index>(g)) ? cross_blocks(g) : 0;
+    }
   }
 
   [[nodiscard]] Index merges() const noexcept { return merges_; }
@@ -92,7 +96,7 @@ class GroupedPrefixes
     const std::size_t matched = path.size() * n;
     const auto rest = tokens.subspan(matched, std::min(n, tokens.size() - matched));
     const auto longest = nodes.index.find_longest(last, rest);
-    Hit hit(nodes, this->rules());
+    Hit hit(nodes, this->rules(), !blocks_.cross(root).empty());
     if (hit.take_all(path, longest.block, longest.count)) {
       return hit;
     }
@@ -115,6 +119,9 @@ class GroupedPrefixes
     const Pos whole = hit.whole_nodes();
     const Pos count = whole + (hit.partial() != Blocks::Nodes::no_node ? 1 : 0);
     for (std::size_t g = 0; g < nodes.groups(); ++g) {
+      if (this->is_cross(static_cast<Index>(g))) {
+        continue;
+      }
       const Retained& retained = this->rules().groups[g].retained;
       const Pos block_tokens = nodes.block_tokens(g);
       const Pos block_nodes = block_tokens / node_tokens_;
@@ -153,8 +160,18 @@ class GroupedPrefixes
     path_.clear();
     reserve_path(path_, tokens);
     const Hit hit = match(root, tokens, path_);
-    for (GroupTable& table : s.tables) {
-      table.begin_at(hit.length());
+    std::span<const BlockId> cross = blocks_.cross(root);
+    s.has_cross = !cross.empty();
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      if (!this->is_cross(static_cast<Index>(g))) {
+        s.tables[g].begin_at(hit.length());
+      } else if (s.has_cross) {
+        s.tables[g].assign(cross.first(cross_blocks(g)));
+        cross = cross.subspan(cross_blocks(g));
+      }
+    }
+    if (cross_blocks_ > 0 && !salt.bytes().empty()) {
+      blocks_.reserve_cross(root, cross_blocks_);
     }
     undo_root.dismiss();
     undo_tenant.dismiss();
@@ -264,7 +281,11 @@ class GroupedPrefixes
     s.lengths.check_uncommitted(seq);
     ++blocks_.now;
     const Pos before = s.lengths.committed;
+    const bool adds_cross = s.adds_cross;
     Base::commit(s);
+    if (adds_cross) [[unlikely]] {
+      keep_cross(s);
+    }
     const bool ends_prompt = before < s.state.prompt_end && s.state.prompt_end <= s.lengths.committed;
     if (s.state.tokens.size() >= static_cast<std::size_t>(node_tokens_) || ends_prompt) [[unlikely]] {
       index_tokens(s, ends_prompt);
@@ -406,6 +427,38 @@ class GroupedPrefixes
   }
 
  private:
+  /// Blocks of the rows of another input in a group.
+  [[nodiscard]] std::size_t cross_blocks(std::size_t group) const noexcept {
+    return static_cast<std::size_t>(
+        ceil_div(this->rules().groups[group].cross_rows, this->block_tokens(static_cast<Index>(group))));
+  }
+  /// The rows of another input, which are committed, serve later prompts with the same salt; or those that are there
+  /// serve this sequence, too.
+  void keep_cross(Sequence& s) noexcept {
+    if (blocks_.nodes.index.roots().salt(s.state.root).empty()) {
+      return;
+    }
+    const std::span<const BlockId> there = blocks_.cross(s.state.root);
+    const bool is_first = there.empty();
+    std::size_t next = 0;
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      if (!this->is_cross(static_cast<Index>(g))) {
+        continue;
+      }
+      for (Pos number = 0; number < s.tables[g].end(); ++number) {
+        BlockId& own = s.tables[g][number];
+        if (is_first) {
+          blocks_.attach_cross(s.state.context, s.state.tenant, s.state.root, g, own);
+        } else {
+          const BlockId before = std::exchange(own, there[next]);
+          blocks_.merge(before, there[next], s.state);
+          ++next;
+          ++merges_;
+        }
+      }
+    }
+  }
+
   /// After positions were dropped from the end.
   void forget_tokens(Sequence& s) const noexcept {
     if (s.state.unknown_from >= s.lengths.reserved) {
@@ -549,7 +602,8 @@ class GroupedPrefixes
   Index reach_ = 0;          // blocks that a hit needs in groups that drop rows
   std::vector<Index> lost_;  // [groups]
   std::array<Pos, max_groups> last_lost_{};
-  std::vector<BlockId> path_;  // of the last prompt
+  std::size_t cross_blocks_ = 0;  // of all groups
+  std::vector<BlockId> path_;     // of the last prompt
   Index merges_ = 0;
 };
 
