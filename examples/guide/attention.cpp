@@ -105,9 +105,15 @@ void restrict_keys(Cache& cache) {
   Matrix out(tokens, query_row);
   const kvc::PosRange all{0, tokens};
 
-  kvc::prefill(cache.view(0, seq), all, q, out, {.window = 32});      // each query sees its last 32 keys
-  kvc::prefill(cache.view(0, seq), all, q, out, {.softcap = 50.0F});  // scores become 50 tanh(s / 50)
-  kvc::prefill(cache.view(0, seq), all, q, out, {.causal = false});   // an encoder, or an image in a prompt
+  kvc::prefill(cache.view(0, seq), all, q, out, {.window = 32});             // each query sees its last 32 keys
+  kvc::prefill(cache.view(0, seq), all, q, out, {.window = 32, .kept = 4});  // and the first 4 (StreamingLLM)
+  kvc::prefill(cache.view(0, seq), all, q, out, {.chunk = 64});              // those from the last multiple of 64 on
+  kvc::prefill(cache.view(0, seq), all, q, out, {.softcap = 50.0F});         // scores become 50 tanh(s / 50)
+  kvc::prefill(cache.view(0, seq), all, q, out, {.causal = false});          // an encoder, or an image in a prompt
+
+  // A learned logit for each query head, which takes its part of the softmax and has no value (gpt-oss).
+  const std::vector<float> sinks(query_heads, -1.0F);
+  kvc::prefill(cache.view(0, seq), all, q, out, {.sinks = sinks});
 
   // A mask of booleans [rows, keys] for all heads: here every second key.
   Eigen::Matrix<bool, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> seen(tokens, tokens);

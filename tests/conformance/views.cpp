@@ -152,6 +152,20 @@ TEST_CASE("A view of the caller's keeps the contract", "[view][contract]") {
   kv_view_conformance(DenseView<float>({k.data(), 30, 8}, {v.data(), 30, 6}, 2));
 }
 
+TEST_CASE("A view that retains some positions keeps the contract", "[view][contract]") {
+  static const Threes rows;
+  const std::vector<PosRange> all_but_seven{{0, 7}, {8, 50}};
+  kv_view_conformance(Of<WithGaps>{&rows}, all_but_seven);
+  REQUIRE_THROWS_WITH(kv_view_conformance(Of<WithGaps>{&rows}, std::vector<PosRange>{{0, 7}, {9, 50}}),
+                      contains("a run begins at position 8 instead of 9"));
+  REQUIRE_THROWS_WITH(kv_view_conformance(Of<Whole>{&rows}, all_but_seven),
+                      contains("a run has position 7, which is not retained"));
+  REQUIRE_THROWS_WITH(kv_view_conformance(Of<WithGaps>{&rows}, std::vector<PosRange>{{0, 4}, {20, 50}}),
+                      contains("a run begins at position 4 instead of 20"));
+  REQUIRE_THROWS_WITH(kv_view_conformance(Of<WithGaps>{&rows}, std::vector<PosRange>{}),
+                      contains("a run begins at position 0 instead of"));
+}
+
 TEST_CASE("A view that breaks the contract is found", "[view][contract]") {
   static const Threes rows;
   REQUIRE_THROWS_WITH(kv_view_conformance(Of<Overlapping>{&rows}), contains("a run begins at position 2 instead of 3"));

@@ -1,6 +1,7 @@
 // Attention on problems small enough to compute by hand.
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "catch.hpp"
@@ -67,6 +68,49 @@ TEST_CASE("A window counts the row's own position", "[attention]") {
   check(example, {3, 6}, {.scale = 1, .window = 2}, {18, 0, 0});
   // Without causality a window limits the past only.
   check(example, {0, 3}, {.scale = 1, .causal = false, .window = 1}, {14, 15.6F, 18});
+}
+
+TEST_CASE("A row sees the keys of its own chunk", "[attention]") {
+  const Scalar kv{{0, ln2, ln3, 0, 0}, {6, 12, 18, 24, 30}};
+  check(kv, {0, 5}, {.scale = 1, .chunk = 2}, {6, 10, 18, (18 * 3 + 24) / 4.0F, 30});
+  check(kv, {0, 5}, {.scale = 1, .chunk = 1}, {6, 12, 18, 24, 30});
+  check(kv, {3, 8}, {.scale = 1, .chunk = 4}, {(6 + 12 * 2 + 18 * 3 + 24) / 7.0F, 30, 30, 30, 30});
+  check(kv, {8, 9}, {.scale = 1, .chunk = 4}, {0});  // its chunk begins behind the last key
+  // With a window, the keys of both; without causality, a chunk limits the past only.
+  check(kv, {3, 4}, {.scale = 1, .window = 1, .chunk = 2}, {24});
+  check(kv, {3, 4}, {.scale = 1, .window = 4, .chunk = 2}, {(18 * 3 + 24) / 4.0F});
+  check(kv, {2, 3}, {.scale = 1, .causal = false, .chunk = 2}, {(18 * 3 + 24 + 30) / 5.0F});
+}
+
+TEST_CASE("A row sees the kept positions, and those of its window or chunk", "[attention]") {
+  const Scalar kv{{0, ln2, ln3, 0, 0}, {6, 12, 18, 24, 30}};
+  check(kv, {0, 5}, {.scale = 1, .window = 1, .kept = 1}, {6, 10, (6 + 18 * 3) / 4.0F, 15, 18});
+  check(kv, {0, 5}, {.scale = 1, .window = 1, .kept = 3}, {6, 10, 14, (84 + 24) / 7.0F, (84 + 30) / 7.0F});
+  check(kv, {3, 5}, {.scale = 1, .chunk = 4, .kept = 1}, {(84 + 24) / 7.0F, 18});
+  check(kv, {9, 10}, {.scale = 1, .window = 2, .kept = 2}, {10});
+  check(kv, {4, 5}, {.scale = 1, .window = 1, .kept = 2, .keys = {1, 4}}, {12});
+  check(kv, {4, 5}, {.scale = 1, .window = 1, .kept = 2, .keys = {2, 5}}, {30});
+  check(kv, {0, 2}, {.scale = 1, .kept = 4}, {6, 10});  // all are visible anyway, but no later one
+}
+
+TEST_CASE("A sink takes its part of the softmax and adds nothing", "[attention]") {
+  const float of_three = ln3, none = -infinity, all = 1e30F;
+  const auto sink = [](const float& logit) { return std::span(&logit, 1); };
+  check(example, {2, 3}, {.scale = 1, .sinks = sink(of_three)}, {84.0F / 9});
+  check(example, {0, 2}, {.scale = 1, .sinks = sink(of_three)}, {6.0F / 4, 30.0F / 6});
+  check(example, {2, 3}, {.scale = 1, .sinks = sink(none)}, {14});
+  check(example, {2, 3}, {.scale = 1, .sinks = sink(all)}, {0});
+  check(example, {-1, 0}, {.scale = 1, .sinks = sink(of_three)}, {0});
+  // Neither scale nor soft cap nor mask apply to it.
+  const bool see[] = {true, false, false};
+  check(example, {2, 3}, {.scale = 0, .softcap = 0.1F, .sinks = sink(of_three)}, {36.0F / 6});
+  check(example, {2, 3}, {.scale = 1, .mask = AttentionMask::boolean(see, 1, 1, 3), .sinks = sink(of_three)}, {1.5F});
+  const std::vector<float> q{1};
+  std::vector<float> p(3);
+  attention_scores(example.view(), {2, 3}, MatrixRef<const float>(q.data(), 1, 1), ScoreStage::softmax,
+                   MatrixRef<float>(p.data(), 1, 3), {.scale = 1, .sinks = sink(of_three)});
+  CHECK(p[0] == Approx(1.0 / 9));
+  CHECK(p[2] == Approx(3.0 / 9));
 }
 
 TEST_CASE("The soft cap bends the scores before the mask is added", "[attention]") {

@@ -33,6 +33,10 @@ Sequence sequence(std::vector<Run> runs) {
 }
 
 SharedOrder order_of(const std::vector<Sequence>& batch, Index unit, int* visited = nullptr) {
+  const auto length = [&](Index b) {
+    const Sequence& runs = batch[static_cast<std::size_t>(b)];
+    return runs.empty() ? 0 : runs.back().first + runs.back().rows;
+  };
   const auto visit = [&](Index b, Index most, auto f) {
     for (const Run& run : batch[static_cast<std::size_t>(b)]) {
       if (run.first < most) {
@@ -42,7 +46,7 @@ SharedOrder order_of(const std::vector<Sequence>& batch, Index unit, int* visite
     }
   };
   return detail::find_shared_order<Run>(
-      std::ssize(batch), unit, visit, [](const Run& x, const Run& y) { return x.place < y.place; },
+      std::ssize(batch), unit, length, visit, [](const Run& x, const Run& y) { return x.place < y.place; },
       [](const Run& x, const Run& y) { return x.place == y.place; });
 }
 
@@ -139,12 +143,18 @@ TEST_CASE("Sequences that begin in the same place are neighbours, and share whol
   CHECK(order_of({}, 1).sequence.empty());
 }
 
-TEST_CASE("Runs are shared up to the first that differs in its rows or lies behind a gap", "[attention]") {
+TEST_CASE("Runs are shared up to the first that differs in its rows or its gap", "[attention]") {
   const auto common = [](const Sequence& a, const Sequence& b) { return order_of({a, b}, 1).shared[1]; };
   CHECK(common(sequence({{1, 5}, {2, 5}}), sequence({{1, 5}, {2, 9}})) == 10);
   CHECK(common(sequence({{1, 5}, {2, 5}}), sequence({{1, 4}, {2, 5}})) == 4);
   CHECK(common(sequence({{1, 5}, {2, 5}}), sequence({{1, 5}, {2, 5, 6}})) == 5);
-  CHECK(common(sequence({{1, 5, 3}}), sequence({{1, 5, 3}})) == 0);  // neither has the first positions
+  CHECK(common(sequence({{1, 5, 3}}), sequence({{1, 5, 3}})) == 8);  // neither has the first positions
+  CHECK(common(sequence({{1, 5, 3}}), sequence({{1, 5, 4}})) == 3);
+  CHECK(common(sequence({{1, 5, 3}}), sequence({{2, 5, 3}})) == 3);
+  CHECK(common(sequence({{1, 5, 3}}), sequence({})) == 0);
+  CHECK(common(sequence({{1, 5}, {2, 5, 10}}), sequence({{1, 5}, {2, 5, 10}, {3, 1, 20}})) == 15);
+  CHECK(common(sequence({{1, 5}, {2, 5, 10}}), sequence({{1, 5}, {2, 5, 12}})) == 10);
+  CHECK(common(sequence({{1, 5}, {2, 5, 10}}), sequence({{1, 5}})) == 5);
 }
 
 TEST_CASE("Only sequences that share their first unit are read whole", "[attention]") {

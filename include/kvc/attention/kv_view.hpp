@@ -32,27 +32,28 @@ struct IgnoreRun {
 ///   v.key_dim(), v.value_dim()     |                    | Index: elements in the   | nothing          | O(1)
 ///                                  |                    | key and in the value of  |                  |
 ///                                  |                    | one head, at least 1     |                  |
-///   v.length()                     |                    | Pos: positions [0,       | nothing          | O(1)
-///                                  |                    | length()) can be read    |                  |
+///   v.length()                     |                    | Pos: the position behind | nothing          | O(1)
+///                                  |                    | the last of the sequence |                  |
 ///   v.for_each_run(head, range, f) | 0 <= head <        | f(KvRun<T>) for runs of  | what f throws;   | O(runs of the
 ///                                  | kv_heads(), range  | that head that together  | may throw        | range), or a
-///                                  | within [0,         | are exactly `range`      | invalid_argument | binary search
-///                                  | length())          |                          | where "requires" | more
+///                                  | within [0,         | are exactly the retained | invalid_argument | binary search
+///                                  | length())          | positions of `range`     | where "requires" | more
 ///                                  |                    |                          | is not met       |
 ///
 /// All are const.
 ///
 /// Laws:
-///   runs       they are in ascending order, each begins at the position behind the one before it, and each has at
-///              least one row; an empty range has none. How a range is cut is up to the view: results do not depend on
-///              it
+///   runs       they are in ascending order, do not overlap, and each has at least one row; an empty range has none.
+///              Between runs lie positions that the view does not retain, if any. How retained positions are cut into
+///              runs is up to the view: results do not depend on it
 ///   rows       row i of a run is that of position first + i. It lies at k + i * k_stride and v + i * v_stride, the
 ///              same place whatever range is requested, and does not change while attention reads it
-///   heads      if two views have a position of head 0 in the same place, they have it in the same place in every head:
-///              a batch reads it once for both
+///   heads      if two views have a position of head 0 in the same place, or neither retains it, the same is true of
+///              every head: a batch reads it once for both
 ///
-/// Attention holds a view to the first law: it throws std::invalid_argument where the runs lack a position that a query
-/// row may see.
+/// Most views retain all positions. That of a window layer may retain what later rows can see: its last positions, and
+/// kept ones at the beginning. Attention reads rows of positions that a query row may see, and no others. Where the
+/// runs lack one of these it throws std::invalid_argument, which names the position and the sequence.
 ///
 /// Several threads may read one view at once. Copies are cheap and show the same. testing/kv_view_conformance.hpp
 /// checks the laws; a minimal view is in tests/conformance/views.cpp.

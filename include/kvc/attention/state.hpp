@@ -91,7 +91,7 @@ struct AttentionState {
     l = simd::madd(l, a, simd::exp(logit - largest));
     m = largest;
     for (float& x : o) {
-      x *= a;
+      x = simd::madd(x, a, 0.0F);  // the bits of merge
     }
   }
 

@@ -81,10 +81,10 @@ struct BlockRun {
 
 /// The sequences of a batch, ordered so that those that share whole splits are neighbours.
 [[nodiscard]] inline kvc::detail::SharedOrder order_by_blocks(const BatchTables& tables) {
-  const auto visit = [&](Index b, Index most, auto f) {
+  const auto length = [&](Index b) { return Index{tables.seq_lens[static_cast<std::size_t>(b)]}; };
+  const auto visit = [&](Index b, Index end, auto f) {
     const auto sequence = static_cast<std::int32_t>(b);
     const auto blocks = tables.blocks_of(sequence), slots = tables.first_slots_of(sequence);
-    const Index end = std::min(most, Index{tables.seq_lens[static_cast<std::size_t>(b)]});
     Index first = 0;
     for (std::size_t i = 0; first < end; ++i, first += tables.block_tokens) {
       f(BlockRun{blocks[i], slots.empty() ? 0 : slots[i], std::min(Index{tables.block_tokens}, end - first), first});
@@ -94,7 +94,7 @@ struct BlockRun {
     return x.block != y.block ? x.block < y.block : x.slot < y.slot;
   };
   const auto same = [](const BlockRun& x, const BlockRun& y) { return x.block == y.block && x.slot == y.slot; };
-  return kvc::detail::find_shared_order<BlockRun>(tables.size(), kvc::detail::split_keys, visit, before, same);
+  return kvc::detail::find_shared_order<BlockRun>(tables.size(), kvc::detail::split_keys, length, visit, before, same);
 }
 
 }  // namespace detail

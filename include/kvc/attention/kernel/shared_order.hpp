@@ -13,15 +13,16 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Sequences share a position if its key and its value are at the same address for both, in whole tiles. The runs of kv
-/// head 0 stand for those of all heads.
+/// Sequences share a position if its key and its value are at the same address for both, or if neither retains it, in
+/// whole tiles. The runs of kv head 0 stand for those of all heads.
 ///
 ///   view(b) -> const View&   b < count
 template <class ViewOf>
 [[nodiscard]] SharedOrder shared_order(Index count, ViewOf view) {
   using Run = KvRun<typename std::remove_cvref_t<decltype(view(0))>::Element>;
-  const auto visit = [&](Index b, Index most, auto f) {
-    view(b).for_each_run(0, PosRange{0, static_cast<Pos>(std::min(most, Index{view(b).length()}))}, f);
+  const auto length = [&](Index b) { return Index{view(b).length()}; };
+  const auto visit = [&](Index b, Index end, auto f) {
+    view(b).for_each_run(0, PosRange{0, static_cast<Pos>(end)}, f);
   };
   const auto before = [](const Run& x, const Run& y) {
     return x.k != y.k ? std::less<>{}(x.k, y.k) : std::less<>{}(x.v, y.v);
@@ -29,7 +30,7 @@ template <class ViewOf>
   const auto same = [](const Run& x, const Run& y) {
     return x.k == y.k && x.v == y.v && x.k_stride == y.k_stride && x.v_stride == y.v_stride;
   };
-  return find_shared_order<Run>(count, tile_keys, visit, before, same);
+  return find_shared_order<Run>(count, tile_keys, length, visit, before, same);
 }
 
 }  // namespace detail

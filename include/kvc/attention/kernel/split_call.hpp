@@ -141,8 +141,8 @@ class SplitCall {
     bool locate(const Step& step, KvTileRows<T>& to) const {
       const Index b = call_.batch_.sequence(step.first);
       const auto gap = to.locate(call_.rows_.view(b), item_.first_head + step.head, step.tile * tile_keys, step.keys);
-      if (gap) {
-        call_.rows_.missing().report(b, *gap);
+      if (gap) [[unlikely]] {
+        call_.rows_.missing().report(call_.first_to_see(*gap, step), *gap);
       }
       return !gap;
     }
@@ -223,6 +223,15 @@ class SplitCall {
       }
     }
     return queries;
+  }
+
+  /// The first sequence of a step that may see a position, which one of them does.
+  [[nodiscard]] Index first_to_see(Index position, const Step& step) const {
+    Index i = step.first;
+    while (i + 1 < step.last && tile_bits(batch_.keys[static_cast<std::size_t>(i)], position) % 2 == 0) {
+      ++i;
+    }
+    return batch_.sequence(i);
   }
 
   /// Whether the keys of a head are contiguous for more than a tile, where this split of the i-th sequence begins. The

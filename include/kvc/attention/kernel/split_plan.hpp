@@ -101,7 +101,7 @@ class SplitIndex {
 /// of their prefixes.
 struct SharedOrder {
   std::vector<Index> sequence;  ///< [sequences] a permutation
-  std::vector<Index> shared;    ///< [sequences] positions that this one has in common with the one before; [0] is 0
+  std::vector<Index> shared;    ///< [sequences] positions up to which this one is like the one before; [0] is 0
 
   /// Sequences in their own order that share nothing.
   [[nodiscard]] static SharedOrder unshared(Index count) {
@@ -113,27 +113,34 @@ struct SharedOrder {
 };
 
 /// Finds the shared prefixes of a batch from the runs of its sequences. Sequences share a position if a run of each has
-/// it in the same place.
+/// it in the same place, or if neither has it.
 ///
 ///   Run            `rows` consecutive positions from position `first` on, in one place
 ///   unit           shared positions are counted in multiples of this
-///   visit(b, n, f) calls f(run) for the runs of the first n positions of sequence b, ascending
+///   length(b)      positions of sequence b
+///   visit(b, n, f) calls f(run) for the runs of the first n <= length(b) positions of sequence b, ascending
 ///   before(x, y)   a strict order of the places of runs
 ///   same(x, y)     whether two runs begin in the same place, with the same distances
 ///
 /// O(count log count) where nothing is shared; one visit of all runs of those that share their first `unit` positions.
-template <class Run, class Visit, class Before, class Same>
-[[nodiscard]] SharedOrder find_shared_order(Index count, Index unit, Visit visit, Before before, Same same) {
+template <class Run, class Length, class Visit, class Before, class Same>
+[[nodiscard]] SharedOrder find_shared_order(Index count, Index unit, Length length, Visit visit, Before before,
+                                            Same same) {
   if (count <= 1) {
     return SharedOrder::unshared(count);
   }
   struct Sequence {
     Index number;
+    Index end;  // of the positions that were read
     std::vector<Run> runs;
+
+    /// Where run i begins; the end, if there is none.
+    [[nodiscard]] Index first(std::size_t i) const { return i < runs.size() ? runs[i].first : end; }
   };
   const auto read_runs = [&](Sequence& s, Index most) {
+    s.end = std::min(most, length(s.number));
     s.runs.clear();
-    visit(s.number, most, [&](const Run& run) { s.runs.push_back(run); });
+    visit(s.number, s.end, [&](const Run& run) { s.runs.push_back(run); });
   };
   // By places first, so that neighbours are those with most in common.
   const auto in_order = [&](const Sequence& a, const Sequence& b) {
@@ -142,18 +149,17 @@ template <class Run, class Visit, class Before, class Same>
         [&](const Run& x, const Run& y) { return before(x, y) || (!before(y, x) && x.rows > y.rows); });
   };
   const auto shared_positions = [&](const Sequence& a, const Sequence& b) {
-    Index positions = 0;
-    for (std::size_t i = 0; i < std::min(a.runs.size(), b.runs.size()); ++i) {
-      const Run &x = a.runs[i], &y = b.runs[i];
-      if (x.first != positions || y.first != positions || !same(x, y)) {
-        break;
+    for (std::size_t i = 0;; ++i) {
+      Index positions = std::min(a.first(i), b.first(i));  // neither has those behind the run before
+      const bool both = i < a.runs.size() && i < b.runs.size() && a.first(i) == b.first(i);
+      if (both && same(a.runs[i], b.runs[i])) {
+        positions += std::min(a.runs[i].rows, b.runs[i].rows);
+        if (a.runs[i].rows == b.runs[i].rows) {
+          continue;
+        }
       }
-      positions += std::min(x.rows, y.rows);
-      if (x.rows != y.rows) {
-        break;
-      }
+      return positions / unit * unit;
     }
-    return positions / unit * unit;
   };
 
   std::vector<Sequence> sequences(static_cast<std::size_t>(count));
