@@ -1,4 +1,5 @@
 // Several threads at one policy.
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <shared_mutex>
@@ -33,14 +34,24 @@ static_assert(can_all<PrefixShared<>> && can_all<Synchronized<PrefixShared<>>>);
 static_assert(BoundsSequences<Synchronized<Contiguous>> && !BlockTablePolicy<Synchronized<Contiguous>>);
 static_assert(BlockTablePolicy<Synchronized<Paged>> && !KnowsTokens<Synchronized<Paged>>);
 
+/// Slots of a block in the group that has the most.
+template <class P>
+Pos most_slots(const P& policy) {
+  Pos most = 0;
+  for (Index g = 0; g < policy.groups(); ++g) {
+    most = std::max(most, policy.block_tokens(g));
+  }
+  return most;
+}
+
 /// One thread's requests: look, open, extend, commit or give up, fork, close. Rows stand in one integer per slot,
 /// written by the sequence that reserved it and read by those that match it: a race on them is a race of the cache.
 template <class P>
 void serve(P& policy, std::vector<std::uint64_t>& rows, std::uint64_t seed, std::atomic<int>& wrong) {
   kvc_test::Random random(seed);
-  const Pos block_tokens = policy.block_tokens();
+  const Pos slots = most_slots(policy);
   const auto row = [&](const SlotRun& run, Pos i) -> std::uint64_t& {
-    return rows[static_cast<std::size_t>(to_index(run.block) * block_tokens + run.offset + i)];
+    return rows[static_cast<std::size_t>(to_index(run.block) * slots + run.offset + i)];
   };
   for (int request = 0; request < 1500; ++request) {
     Tokens prompt(random.between<std::size_t>(1, 40));
@@ -66,38 +77,40 @@ void serve(P& policy, std::vector<std::uint64_t>& rows, std::uint64_t seed, std:
     for (const RowCopy& copy : extension->copies) {
       for (Pos i = 0; i < copy.count; ++i) {
         const auto at = [&](BlockId block, Pos slot) {
-          return static_cast<std::size_t>(to_index(block) * block_tokens + slot + i);
+          return static_cast<std::size_t>(to_index(block) * slots + slot + i);
         };
         rows[at(copy.to, copy.to_slot)] = rows[at(copy.from, copy.from_slot)];
       }
     }
-    policy.for_each_run(opened.seq, extension->range, [&](const SlotRun& run) {
-      for (Pos i = 0; i < run.count; ++i) {
-        row(run, i) = values[static_cast<std::size_t>(run.first + i)];
-      }
-    });
+    for (Index g = 0; g < policy.groups(); ++g) {
+      policy.for_each_run(opened.seq, g, extension->range, [&](const SlotRun& run) {
+        for (Pos i = 0; i < run.count; ++i) {
+          row(run, i) = values[static_cast<std::size_t>(run.first + i)];
+        }
+      });
+    }
     if (random.one_in(8)) {
       policy.rollback(opened.seq);
     } else {
       policy.commit(opened.seq);
     }
-    policy.for_each_run(opened.seq, {0, policy.length(opened.seq)}, [&](const SlotRun& run) {
-      for (Pos i = 0; i < run.count; ++i) {
-        wrong += row(run, i) == values[static_cast<std::size_t>(run.first + i)] ? 0 : 1;
-      }
-    });
+    for (Index g = 0; g < policy.groups(); ++g) {
+      policy.for_each_run(opened.seq, g, {0, policy.length(opened.seq)}, [&](const SlotRun& run) {
+        for (Pos i = 0; i < run.count; ++i) {
+          wrong += row(run, i) == values[static_cast<std::size_t>(run.first + i)] ? 0 : 1;
+        }
+      });
+    }
     if (random.one_in(4)) {
       policy.close(policy.try_fork(opened.seq, policy.length(opened.seq))->seq);
     }
     policy.close(opened.seq);
   }
 }
-}  // namespace
 
-TEMPLATE_TEST_CASE("Threads open, match, extend and close at one policy", "[prefix][threads]",
-                   Synchronized<PrefixShared<>>, (Synchronized<PrefixShared<>, std::shared_mutex>)) {
-  TestType policy({.blocks = 64, .block_tokens = 4});
-  std::vector<std::uint64_t> rows(static_cast<std::size_t>(policy.blocks() * policy.block_tokens()));
+template <class P>
+void serve_with_threads(P& policy) {
+  std::vector<std::uint64_t> rows(static_cast<std::size_t>(policy.blocks() * most_slots(policy)));
   std::atomic<int> wrong = 0;
   std::atomic<bool> done = false;
   std::vector<std::thread> threads;
@@ -123,6 +136,20 @@ TEMPLATE_TEST_CASE("Threads open, match, extend and close at one policy", "[pref
   REQUIRE(stats.blocks_referenced == 0);
   REQUIRE(stats.evictions > 0);
   REQUIRE(stats.hit_tokens > 0);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("Threads open, match, extend and close at one policy", "[prefix][threads]",
+                   Synchronized<PrefixShared<>>, (Synchronized<PrefixShared<>, std::shared_mutex>)) {
+  SECTION("of one group") {
+    TestType policy({.blocks = 64, .block_tokens = 4});
+    serve_with_threads(policy);
+  }
+  SECTION("of several, in blocks of other sizes") {
+    TestType policy({.blocks = 64, .block_tokens = 4}, {{{{}, 0, 1}, {{6, 0, 0}, 0, 3}, {{0, 8, 2}, 0, 1}}, 2});
+    serve_with_threads(policy);
+  }
 }
 
 // The interleaving in which a failed try_lock could drop a wake-up is too rare to be met here: see
