@@ -8,6 +8,7 @@
 
 #include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/detail/retained_rows.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -30,7 +31,7 @@ class GroupTable {
   /// `slack`: positions that a block must lie before those that are retained to be dropped. `grows`: it holds rows of
   /// the sequence's own tokens, not of another input.
   GroupTable(const Retained& retained, Pos block_tokens, Pos slack, bool grows)
-      : retained_(retained),
+      : rows_(retained),
         grows_(grows),
         block_tokens_(block_tokens),
         slack_(slack),
@@ -42,7 +43,7 @@ class GroupTable {
   void clear() noexcept {
     blocks_.clear();
     set_first(kept_blocks_);
-    kept_from_ = 0;
+    rows_.clear();
   }
 
   [[nodiscard]] Pos block_tokens() const noexcept { return block_tokens_; }
@@ -85,18 +86,16 @@ class GroupTable {
 
   // `length` is the committed length of the sequence, less the rewind reserve.
 
-  /// Positions in [kept, kept_from(length)) are gone, in none if that is at most kept.
-  [[nodiscard]] Pos kept_from(Pos length) const noexcept { return std::max(kept_from_, retained_.first_seen(length)); }
-  /// The smallest length to which the sequence can be cut, whatever it was cut to before.
-  [[nodiscard]] Pos retained_from(Pos length) const noexcept { return retained_.sees_only_from(kept_from(length)); }
-  /// Whether all positions that a row at `end` sees are there.
-  [[nodiscard]] bool can_end_at(Pos end, Pos length) const noexcept {
-    const Pos from = kept_from(length);
-    return from <= retained_.kept || end <= retained_.kept || retained_.first_seen(end) >= from;
+  /// Which rows are there. The table has their blocks, and may have those of earlier ones.
+  [[nodiscard]] RetainedRows rows(Pos length) const noexcept {
+    RetainedRows rows = rows_;
+    rows.retain(length);
+    return rows;
   }
   /// The least length with which `drop` has something to do.
   [[nodiscard]] Pos drops_at() const noexcept {
-    return retained_.everything() ? max_pos : retained_.sees_only_from(std::max(drops_at_, retained_.kept + 1));
+    const Retained& rule = rows_.rule();
+    return rule.everything() ? max_pos : rule.sees_only_from(std::max(drops_at_, rule.kept + 1));
   }
 
   /// How many of its blocks a sequence of `length` has, to which this one can be cut.
@@ -124,17 +123,18 @@ class GroupTable {
   }
 
   /// Remembers what a sequence of `length` retains, before it is cut.
-  void settle(Pos length) noexcept { kept_from_ = kept_from(length); }
+  void settle(Pos length) noexcept { rows_.retain(length); }
   /// Takes out the blocks that end `slack` positions or more before what is retained: f(number, block) for each,
   /// ascending. O(blocks that are there), if there are any.
   template <class F>
   void drop(Pos length, F&& f) noexcept {
     settle(length);
-    if (kept_from_ < drops_at_) {
+    const Pos kept_from = rows_.from();
+    if (kept_from < drops_at_) {
       return;
     }
-    const bool is_one = kept_from_ - slack_ < Index{block_tokens_} * (first_ + 2);
-    const Pos until = std::min(end(), is_one ? first_ + 1 : (kept_from_ - slack_) / block_tokens_);
+    const bool is_one = kept_from - slack_ < Index{block_tokens_} * (first_ + 2);
+    const Pos until = std::min(end(), is_one ? first_ + 1 : (kept_from - slack_) / block_tokens_);
     if (until <= first_) {
       return;
     }
@@ -148,8 +148,8 @@ class GroupTable {
   }
   /// After the sequence was cut to `length`, to which it can be cut. Blocks behind size_at(length) are popped first.
   void cut(Pos length) noexcept {
-    if (length <= retained_.kept) {
-      kept_from_ = 0;
+    rows_.cut(length);
+    if (length <= rows_.rule().kept) {
       set_first(kept_blocks_);
     }
   }
@@ -159,7 +159,7 @@ class GroupTable {
   void assign(const GroupTable& other, Pos length, Pos settled) {
     blocks_.assign(other.blocks_.begin(), other.blocks_.begin() + static_cast<std::ptrdiff_t>(other.size_at(length)));
     set_first(other.first_);
-    kept_from_ = other.kept_from(settled);
+    rows_ = other.rows(settled);
     cut(length);
   }
   /// Makes it a table of these blocks. Throws std::bad_alloc; nothing has changed then.
@@ -168,22 +168,22 @@ class GroupTable {
   /// `length` lies in. The blocks are no_block, and to be set. Throws std::bad_alloc; nothing has changed then.
   void begin_at(Pos length) {
     const Pos end = ceil_div(length, block_tokens_);
-    const Pos first = std::max(std::min(retained_.first_seen(length) / block_tokens_, end), kept_blocks_);
+    const Pos first = std::max(std::min(rows_.rule().first_seen(length) / block_tokens_, end), kept_blocks_);
     blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
     set_first(end > kept_blocks_ ? first : kept_blocks_);
-    kept_from_ = length > retained_.kept ? retained_.first_seen(length) : 0;
+    rows_.begin_at(length);
   }
 
   /// f(SlotRun) for the retained positions of `range`.
   template <class F>
   void for_each_run(PosRange range, Pos length, F&& f) const {
-    const Pos from = kept_from(length);
-    if (from <= retained_.kept) {
+    const RetainedRows rows = this->rows(length);
+    if (!rows.drops()) {
       runs_of(range, f);
       return;
     }
-    runs_of({range.first, std::min(range.last, retained_.kept)}, f);
-    runs_of({std::max(range.first, from), range.last}, f);
+    runs_of({range.first, std::min(range.last, rows.rule().kept)}, f);
+    runs_of({std::max(range.first, rows.from()), range.last}, f);
   }
 
  private:
@@ -206,14 +206,13 @@ class GroupTable {
   }
 
   std::vector<BlockId> blocks_;
-  Retained retained_{};
+  RetainedRows rows_;
   bool grows_ = true;
   Pos block_tokens_ = 1;
   Pos slack_ = 0;
   Pos kept_blocks_ = 0;  // blocks of the kept positions, which are never dropped
   Pos first_ = 0;        // number of the block behind them
-  Pos kept_from_ = 0;
-  Pos drops_at_ = 0;  // with this kept_from() a block can be dropped
+  Pos drops_at_ = 0;  // with this rows_.from() a block can be dropped
 };
 
 }  // namespace detail

@@ -254,14 +254,7 @@ class GroupTables {
   /// Throws unless a sequence that ends at `length` still finds all that it needs, in every group.
   void require_retained(const Sequence& s, Pos length, std::string_view argument) const {
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      if (!s.tables[g].can_end_at(length, settled(s))) [[unlikely]] {
-        throw_invalid(argument, length,
-                      concat({"at least ", std::to_string(s.tables[g].retained_from(settled(s))), ": group ",
-                              std::to_string(g), " does not retain position ",
-                              std::to_string(std::max(rules_.groups[g].retained.first_seen(length),
-                                                      rules_.groups[g].retained.kept)),
-                              " any more"}));
-      }
+      s.tables[g].rows(settled(s)).require_end_at(length, g, argument);
     }
   }
 
@@ -332,7 +325,7 @@ class GroupTables {
   }
 
   [[nodiscard]] Pos retained_from(const Sequence& s, Index group) const noexcept {
-    return s.tables[at_group(group)].retained_from(settled(s));
+    return s.tables[at_group(group)].rows(settled(s)).retained_from();
   }
   [[nodiscard]] GroupBlocks parts(const Sequence& s, Index group) const noexcept {
     return s.tables[at_group(group)].parts();
@@ -385,7 +378,7 @@ class GroupTables {
         if (table.end() != ceil_div(length, table.block_tokens()) ||
             (table.grows() && Index{s.fits_until} > Index{table.end()} * table.block_tokens()) ||
             (!s.lengths.uncommitted && s.replaced[g] != no_block) ||
-            !table.can_end_at(s.lengths.committed, settled(s))) {
+            !table.rows(settled(s)).can_end_at(s.lengths.committed)) {
           throw_error(InvariantError("kvc: group " + std::to_string(g) + " has blocks up to number " +
                                      std::to_string(table.end()) + " for " + std::to_string(length) + " positions"));
         }
