@@ -498,11 +498,16 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// why(policy) gives the LimitMet, of a policy that explains its refusals.
   template <class Why>
   [[noreturn]] KVC_COLD void throw_no_room(const char* operation, Index tokens, Why why) const {
-    const Stats now = stats();
     if constexpr (ExplainsRefusals<P>) {
-      throw_error(CapacityError(operation, tokens, now, why(policy_)));
+      const LimitMet met = why(policy_);
+      if constexpr (HoldsGroups<P>) {
+        if (met.group >= 0) {
+          throw_error(CapacityError(operation, tokens, policy_.stats(met.group), met));
+        }
+      }
+      throw_error(CapacityError(operation, tokens, stats(), met));
     } else {
-      throw_error(CapacityError(operation, tokens, now));
+      throw_error(CapacityError(operation, tokens, stats()));
     }
   }
 

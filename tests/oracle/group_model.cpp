@@ -1,18 +1,21 @@
 // Policies with several layer groups against a plain model: sets of positions, and a brute-force search for the longest
 // valid hit. Rows are written into a model of the memory, so that a wrong row is seen wherever it comes from.
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <set>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "catch.hpp"
 #include "failing_allocation.hpp"
 #include "kvc/core/group_rule.hpp"
+#include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
@@ -55,8 +58,29 @@ struct ModelSequence {
   bool uncommitted = false;
   bool known = true;
   std::string salt;
-  std::vector<Pos> from;  // [groups] rows in [kept, from) are gone
+  std::vector<Pos> from;    // [groups] rows in [kept, from) are gone
+  Pos most = max_pos;       // tokens
+  std::uint64_t input = 0;  // names the rows of cross-attention groups
+  bool has_cross = false;
 };
+
+/// The most slots that Contiguous may take for a committed sequence.
+Index most_slots(const Contiguous::Config& config, const GroupRules& rules, std::size_t group, const ModelSequence& s) {
+  const GroupRule& rule = rules.groups[group];
+  if (rule.cross_rows > 0) {
+    return rule.cross_rows;
+  }
+  const Pos window = rule.retained.window > 0 ? rule.retained.window : max_pos;
+  const Pos chunk = rule.retained.chunk > 0 ? rule.retained.chunk : max_pos;
+  const Index kept = rule.retained.kept;
+  const Index resting = Index{std::min(window, chunk)} - 1 + rules.rewind;
+  if (config.mode == Contiguous::Mode::reserve) {
+    const Pos pass = config.pass_tokens == 0 ? config.max_tokens : config.pass_tokens;
+    return std::min(Index{s.most}, kept + resting + pass);
+  }
+  const Index rows = rule.retained.everything() ? Index{s.committed} : resting;
+  return kept + ceil_div(rows + config.growth_tokens, Index{config.growth_tokens}) * config.growth_tokens;
+}
 
 struct Node {
   BlockId parent = no_block;  // no_block: a root
@@ -173,6 +197,8 @@ template <class P>
 class GroupModel {
  public:
   static constexpr bool finds_prefixes = KnowsTokens<P>;
+  static constexpr bool shares = P::shares_blocks;
+  static constexpr bool is_contiguous = std::same_as<P, Contiguous>;
 
   GroupModel(Random& random, const typename P::Config& config, const GroupRules& rules)
       : random_(random), policy_(config, rules), rules_(rules) {}
@@ -216,6 +242,16 @@ class GroupModel {
     }
     return hash;
   }
+  [[nodiscard]] Pos cross_rows(Index group) const { return rules_.groups[static_cast<std::size_t>(group)].cross_rows; }
+  [[nodiscard]] Pos positions(const ModelSequence& s, Index group) const {
+    return cross_rows(group) == 0 ? static_cast<Pos>(s.tokens.size()) : s.has_cross ? cross_rows(group) : 0;
+  }
+  [[nodiscard]] Row row_of(const ModelSequence& s, Index group, Pos position) const {
+    if (cross_rows(group) > 0) {
+      return {"cross", (s.input << 32U) + static_cast<std::uint64_t>(position)};
+    }
+    return {s.salt, row_of(s.tokens, position)};
+  }
   [[nodiscard]] SeqId any() { return open_[random_.between<std::size_t>(0, open_.size() - 1)].first; }
   [[nodiscard]] ModelSequence& model(SeqId seq) {
     return std::ranges::find(open_, seq, &std::pair<SeqId, ModelSequence>::first)->second;
@@ -249,6 +285,9 @@ class GroupModel {
     if (random_.one_in(8)) {
       options.salt = Salt(SaltKind::tenant, "other");
     }
+    if constexpr (is_contiguous) {
+      options.max_tokens = random_.one_in(4) ? random_.between(1, policy_.max_tokens()) : 0;
+    }
     Pos expected = 0;
     if constexpr (finds_prefixes) {
       const std::span<const Token> tokens(prompt);
@@ -256,8 +295,13 @@ class GroupModel {
                              tokens.first(prompt.empty() ? 0 : prompt.size() - 1));
       REQUIRE(policy_.match_length(prompt, options) == expected);
     }
+    const LimitMet why = policy_.why_not_open(options);
     const std::optional<Opened> opened = policy_.try_open(prompt, options);
-    REQUIRE(opened);
+    REQUIRE(opened.has_value() == (why.limit == Limit::none));
+    if (!opened) {
+      ++refusals_;
+      return;
+    }
     REQUIRE(opened->cached == expected);
     hits_ += expected > 0 ? 1 : 0;
     ModelSequence s;
@@ -265,6 +309,10 @@ class GroupModel {
     s.committed = expected;
     s.salt = options.salt.bytes();
     s.known = true;
+    s.input = ++inputs_;
+    if constexpr (is_contiguous) {
+      s.most = options.max_tokens == 0 ? policy_.max_tokens() : options.max_tokens;
+    }
     for (const GroupRule& rule : rules_.groups) {
       s.from.push_back(expected > rule.retained.kept ? rule.retained.first_seen(expected) : 0);
     }
@@ -318,6 +366,9 @@ class GroupModel {
   void finish(SeqId seq, ModelSequence& s, const Tokens& tokens, bool tells, const std::optional<Extension>& extension,
               const LimitMet& why) {
     REQUIRE(extension.has_value() == (why.limit == Limit::none));
+    if constexpr (is_contiguous) {
+      check_room(s, static_cast<Pos>(tokens.size()), why, extension.has_value());
+    }
     if (!extension) {
       ++refusals_;
       REQUIRE(policy_.reserved(seq) == s.committed);
@@ -330,21 +381,24 @@ class GroupModel {
     // Every row of every group is written, and can be read before the commit.
     for (Index g = 0; g < policy_.groups(); ++g) {
       const PosRange range = policy_.extension(seq, g);
-      REQUIRE(range == extension->range);
+      const Pos cross = cross_rows(g);
+      REQUIRE(range == (cross > 0 ? PosRange{0, s.has_cross ? 0 : cross} : extension->range));
       Pos rows = 0;
       policy_.for_each_run(seq, g, range, [&](const SlotRun& run) {
         for (Pos i = 0; i < run.count; ++i) {
-          memory_[{run.block, run.offset + i}] = {g, Row{s.salt, row_of(s.tokens, run.first + i)}};
+          memory_[place(g, run.block, run.offset + i)] = {g, row_of(s, g, run.first + i)};
         }
         rows += run.count;
       });
-      REQUIRE(rows == count);
+      REQUIRE(rows == range.size());
     }
+    const bool had_cross = std::exchange(s.has_cross, true);
     s.uncommitted = true;
     check_rows(seq, s);
     if (random_.one_in(5)) {
       policy_.rollback(seq);
       s.tokens.resize(static_cast<std::size_t>(s.committed));
+      s.has_cross = had_cross;
       s.uncommitted = false;
       return;
     }
@@ -362,6 +416,35 @@ class GroupModel {
       waits->second.erase(waits->second.begin(),
                           waits->second.begin() + std::min<std::ptrdiff_t>(count, std::ssize(waits->second)));
     }
+  }
+
+  /// Whether Contiguous found room for `count` positions more, and the reason if not, are right.
+  void check_room(const ModelSequence& s, Pos count, const LimitMet& why, bool found) const {
+    const Contiguous::Config& config = policy_.config();
+    if (s.committed + count > s.most) {
+      REQUIRE(why == LimitMet{Limit::max_tokens, s.most, s.committed + count});
+      return;
+    }
+    Index fits = max_pos;
+    bool may_refuse = false;
+    for (Index g = 0; g < policy_.groups(); ++g) {
+      const auto at = static_cast<std::size_t>(g);
+      const Retained& rule = rules_.groups[at].retained;
+      const auto rows = std::ssize(retained_positions(rules_.groups[at], s.from[at], positions(s, g)));
+      if (cross_rows(g) == 0) {
+        fits = std::min(fits, most_slots(config, rules_, at, s) - rows);
+      }
+      may_refuse = may_refuse || policy_.stats(g).largest_free_run <
+                                     rows + rule.kept + std::max(count, s.has_cross ? 0 : cross_rows(g));
+    }
+    if (config.mode == Contiguous::Mode::grow) {
+      REQUIRE((found || may_refuse));
+      REQUIRE((found || why.limit == Limit::pool || why.limit == Limit::fragmentation));
+      REQUIRE((found || (why.needed > why.allowed && why.allowed >= policy_.stats(why.group).largest_free_run)));
+      return;
+    }
+    REQUIRE(found == (count <= fits));
+    REQUIRE((found || (why.limit == Limit::pass_tokens && why.allowed == fits && why.needed == count)));
   }
 
   [[nodiscard]] bool can_end_at(const ModelSequence& s, Pos length) const {
@@ -385,11 +468,18 @@ class GroupModel {
       ++refusals_;
       return;
     }
+    const LimitMet why = policy_.why_not_fork(parent, at);
     const std::optional<Forked> forked = policy_.try_fork(parent, at);
-    REQUIRE(forked);
-    REQUIRE(forked->copies.empty());
+    REQUIRE(forked.has_value() == (why.limit == Limit::none));
+    if (!forked) {
+      ++refusals_;
+      return;
+    }
+    REQUIRE((forked->copies.empty() || !shares));
+    copy(forked->copies);
     ModelSequence s = model(parent);
     s.uncommitted = false;
+    s.input = s.has_cross ? s.input : ++inputs_;
     s.tokens.resize(static_cast<std::size_t>(at));
     s.committed = at;
     cut(s, at);
@@ -440,30 +530,34 @@ class GroupModel {
     }
   }
 
+  /// Where a row lies: in blocks that groups share, or in a pool of the group.
+  [[nodiscard]] static std::tuple<Index, BlockId, Pos> place(Index group, BlockId block, Pos slot) {
+    return {shares ? 0 : group, block, slot};
+  }
   void copy(std::span<const RowCopy> copies) {
     for (const RowCopy& c : copies) {
       for (Pos i = 0; i < c.count; ++i) {
-        const auto from = memory_.find({c.from, c.from_slot + i});
+        const auto from = memory_.find(place(c.group, c.from, c.from_slot + i));
         REQUIRE(from != memory_.end());
         REQUIRE(from->second.first == c.group);
-        memory_[{c.to, c.to_slot + i}] = from->second;
+        memory_[place(c.group, c.to, c.to_slot + i)] = from->second;
       }
     }
   }
 
   void check_rows(SeqId seq, const ModelSequence& s) {
     for (Index g = 0; g < policy_.groups(); ++g) {
-      const auto length = static_cast<Pos>(s.tokens.size());
+      const auto length = positions(s, g);
       REQUIRE(policy_.positions(seq, g) == length);
       std::set<Pos> positions;
       policy_.for_each_run(seq, g, {0, length}, [&](const SlotRun& run) {
         REQUIRE(run.offset + run.count <= policy_.block_tokens(g));
         for (Pos i = 0; i < run.count; ++i) {
           positions.insert(run.first + i);
-          const auto row = memory_.find({run.block, run.offset + i});
+          const auto row = memory_.find(place(g, run.block, run.offset + i));
           REQUIRE(row != memory_.end());
           REQUIRE(row->second.first == g);
-          REQUIRE(row->second.second == Row{s.salt, row_of(s.tokens, run.first + i)});
+          REQUIRE(row->second.second == row_of(s, g, run.first + i));
         }
       });
       REQUIRE(positions == retained_positions(rules_.groups[static_cast<std::size_t>(g)],
@@ -484,8 +578,11 @@ class GroupModel {
       }
       for (Index g = 0; g < policy_.groups(); ++g) {
         const auto at = static_cast<std::size_t>(g);
-        const auto rows = static_cast<Index>(
-            retained_positions(rules_.groups[at], s.from[at], static_cast<Pos>(s.tokens.size())).size());
+        const auto rows = static_cast<Index>(retained_positions(rules_.groups[at], s.from[at], positions(s, g)).size());
+        if constexpr (is_contiguous) {
+          bound += most_slots(policy_.config(), rules_, at, s);
+          continue;
+        }
         bound += ceil_div(rows, Index{policy_.block_tokens(g)}) + (rules_.groups[at].retained.everything() ? 0 : 3);
       }
     }
@@ -498,11 +595,12 @@ class GroupModel {
   std::vector<std::pair<SeqId, ModelSequence>> open_;
   std::vector<std::pair<SeqId, Tokens>> waiting_;
   std::vector<Tokens> prompts_;
-  std::map<std::pair<BlockId, Pos>, std::pair<Index, Row>> memory_;
+  std::map<std::tuple<Index, BlockId, Pos>, std::pair<Index, Row>> memory_;  // of each row, and whose it is
+  std::uint64_t inputs_ = 0;
   Index hits_ = 0, refusals_ = 0, dropped_ = 0, failures_ = 0;
 };
 
-GroupRules random_rules(Random& random) {
+GroupRules random_rules(Random& random, bool with_cross) {
   GroupRules rules{{}, random.one_in(2) ? 0 : random.between(1, 5)};
   const int groups = random.between(1, 3);
   for (int g = 0; g < groups; ++g) {
@@ -525,37 +623,64 @@ GroupRules random_rules(Random& random) {
   if (rules.is_plain()) {
     rules.groups[0].retained.window = 4;
   }
+  if (with_cross && random.one_in(4)) {
+    rules.groups.insert(rules.groups.begin() + random.between(0, groups), {{}, random.between(1, 9), 1});
+  }
   return rules;
 }
 
-std::string text(const GroupRules& rules, Pos block_tokens, Index blocks) {
-  std::string text = std::to_string(blocks) + " blocks of " + std::to_string(block_tokens) + ", rewind " +
-                     std::to_string(rules.rewind);
+std::string text(const GroupRules& rules) {
+  std::string text = "rewind " + std::to_string(rules.rewind);
   for (const GroupRule& rule : rules.groups) {
     text += "; window " + std::to_string(rule.retained.window) + " chunk " + std::to_string(rule.retained.chunk) +
-            " kept " + std::to_string(rule.retained.kept) + " weight " + std::to_string(rule.row_weight);
+            " kept " + std::to_string(rule.retained.kept) + " weight " + std::to_string(rule.row_weight) + " cross " +
+            std::to_string(rule.cross_rows);
   }
   return text;
 }
 
 template <class P>
-void run_model(std::uint64_t fixed, int operations) {
+typename P::Config blocks_config(Random& random) {
+  typename P::Config config{};
+  config.block_tokens = random.between(1, 6);
+  config.blocks = random.between(8, 60);
+  if constexpr (KnowsTokens<P>) {
+    config.index_tokens = random.one_in(4) ? random.between(20, 200) : 0;
+    config.tenant_quota = random.one_in(4) ? random.between(1, 10) : 0;
+  }
+  return config;
+}
+
+template <Contiguous::Mode mode>
+Contiguous::Config regions_config(Random& random) {
+  Contiguous::Config config{.sequences = random.between(1, 8), .max_tokens = random.between(10, 90), .mode = mode};
+  config.pool_tokens = random.one_in(2) ? 0 : random.between(config.max_tokens / 2, 5 * config.max_tokens);
+  config.fit = random.one_in(2) ? Contiguous::Fit::first : Contiguous::Fit::best;
+  config.growth_tokens = random.between(1, 6);
+  config.pass_tokens = random.one_in(3) ? 0 : random.between(1, 30);
+  return config;
+}
+
+std::string text(const Contiguous::Config& config) {
+  return std::to_string(config.sequences) + " sequences of " + std::to_string(config.max_tokens) + ", pool " +
+         std::to_string(config.pool_tokens) + ", growth " + std::to_string(config.growth_tokens) + ", pass " +
+         std::to_string(config.pass_tokens) + ", fit " + std::to_string(static_cast<int>(config.fit));
+}
+template <class Config>
+std::string text(const Config& config) {
+  return std::to_string(config.blocks) + " blocks of " + std::to_string(config.block_tokens);
+}
+
+template <class P>
+void run_model(std::uint64_t fixed, int operations, typename P::Config (*make_config)(Random&)) {
   const std::uint64_t seed = kvc_test::seed_or(fixed);
   CAPTURE(seed);
   Random random(seed);
   Index hits = 0, refusals = 0, dropped = 0;
   for (int done = 0; done < operations;) {
-    const GroupRules rules = random_rules(random);
-    const Pos block_tokens = random.between(1, 6);
-    const Index blocks = random.between(8, 60);
-    CAPTURE(text(rules, block_tokens, blocks));
-    typename P::Config config{};
-    config.blocks = blocks;
-    config.block_tokens = block_tokens;
-    if constexpr (KnowsTokens<P>) {
-      config.index_tokens = random.one_in(4) ? random.between(20, 200) : 0;
-      config.tenant_quota = random.one_in(4) ? random.between(1, 10) : 0;
-    }
+    const GroupRules rules = random_rules(random, !KnowsTokens<P>);
+    const typename P::Config config = make_config(random);
+    CAPTURE(text(rules), text(config));
     GroupModel<P> model(random, config, rules);
     for (int i = 0; i < 500 && done < operations; ++i, ++done) {
       CAPTURE(i);
@@ -575,9 +700,17 @@ void run_model(std::uint64_t fixed, int operations) {
 }  // namespace
 
 TEST_CASE("Paged with random layer groups does what sets of positions do") {
-  run_model<Paged>(4711, kvc_test::operations_or(20'000));
+  run_model<Paged>(4711, kvc_test::operations_or(20'000), blocks_config<Paged>);
+}
+
+TEST_CASE("Contiguous with random layer groups does what sets of positions do, with all slots taken at open") {
+  run_model<Contiguous>(4713, kvc_test::operations_or(20'000), regions_config<Contiguous::Mode::reserve>);
+}
+
+TEST_CASE("Contiguous with random layer groups does what sets of positions do, with regions that grow and move") {
+  run_model<Contiguous>(4714, kvc_test::operations_or(20'000), regions_config<Contiguous::Mode::grow>);
 }
 
 TEST_CASE("PrefixShared with random layer groups finds the longest valid hit, and no wrong row") {
-  run_model<PrefixShared<Lru>>(4712, kvc_test::operations_or(100'000));
+  run_model<PrefixShared<Lru>>(4712, kvc_test::operations_or(100'000), blocks_config<PrefixShared<Lru>>);
 }

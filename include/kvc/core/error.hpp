@@ -10,6 +10,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <new>
 #include <stdexcept>
@@ -30,7 +31,8 @@ inline namespace v0 {
 /// limit was met, if the policy explains its refusals (see policy/capabilities.hpp).
 class CapacityError : public std::bad_alloc {
  public:
-  /// `operation` must be a literal; `tokens` are those that room was wanted for; `now` are the counts of the policy.
+  /// `operation` must be a literal; `tokens` are those that room was wanted for; `now` are the counts of the policy, or
+  /// of the group that `met` names.
   CapacityError(const char* operation, Index tokens, const Stats& now, const LimitMet& met = {}) noexcept
       : requested_(tokens), largest_free_run_(now.largest_free_run * now.block_tokens), met_(met) {
     const auto print = [&](const char* format, auto... numbers) {
@@ -57,12 +59,20 @@ class CapacityError : public std::bad_alloc {
             "but the largest hole has %lld",
             met.needed, now.blocks_free * now.block_tokens, met.allowed);
         break;
+      case Limit::pass_tokens:
+        print("kvc: no room to %s by %lld tokens: %lld of them would fit now, and more in further extensions",
+              met.allowed);
+        break;
       case Limit::none:
         print(
             "kvc: no room to %s by %lld tokens: %lld sequences are open, %lld of %lld slots are free or evictable, at "
             "most %lld of them for one sequence",
             now.sequences, (now.blocks_free + now.blocks_cached) * now.block_tokens,
             now.blocks_total * now.block_tokens, largest_free_run_);
+    }
+    if (met.group >= 0) {
+      const std::size_t used = std::strlen(message_);
+      std::snprintf(message_ + used, sizeof message_ - used, " (layer group %lld)", static_cast<long long>(met.group));
     }
   }
   [[nodiscard]] const char* what() const noexcept override { return message_; }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -9,12 +10,14 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
 #include "kvc/core/limit.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/corruption.hpp"
+#include "kvc/policy/detail/group_regions.hpp"
 #include "kvc/policy/detail/region_list.hpp"
 #include "kvc/policy/sequence_table.hpp"
 
@@ -30,39 +33,65 @@ inline namespace v0 {
 ///             Leaves holes: slots may be free while no hole is large enough (Limit::fragmentation).
 ///
 /// In stats(), a block is one slot.
+///
+/// With several layer groups, or one that does not keep everything, each group has a pool of its own, and does not lend
+/// slots to another one. A group that drops rows keeps them in a ring: kept positions lie in front, and the slot of a
+/// row that no query sees any more is used again. During an extension the rows before it that are retained and all of
+/// its own have to be there. So a sequence needs of such a group at most
+///
+///   kept + min(window, chunk) - 1 + rewind + pass_tokens   slots, and never more than its most tokens.
+///
+///   reserve   takes these slots at open. A larger extension finds no room (Limit::pass_tokens) unless it fits all the
+///             same, as the first ones of a sequence do.
+///   grow      takes what an extension needs, and at commit frees what is not retained, but for a multiple of
+///             growth_tokens that has room for another extension like it. A ring that moves, or grows while its rows
+///             wrap, is copied: RowCopy::group says of which group.
 class Contiguous {
  public:
   enum class Mode { reserve, grow };
   using Fit = detail::RegionList::Fit;  ///< first: the lowest hole that is large enough; best: the smallest
 
   struct Config {
-    Index sequences = 1;    ///< most sequences open at once
-    Pos max_tokens = 0;     ///< most tokens of one sequence
-    Index pool_tokens = 0;  ///< slots in the pool, less than 2^31; 0 means sequences * max_tokens
+    Index sequences = 1;  ///< most sequences open at once
+    Pos max_tokens = 0;   ///< most tokens of one sequence
+    /// Slots in the pool, less than 2^31; 0 means sequences * max_tokens. With several layer groups, those in the pool of
+    /// each that keeps everything. Another one has as many in proportion to what a sequence of max_tokens needs of it,
+    /// and enough for one sequence; where pool_tokens is 0, enough for all.
+    Index pool_tokens = 0;
     Mode mode = Mode::reserve;
     Fit fit = Fit::first;
     Pos growth_tokens = 16;  ///< grow mode: allocations are rounded up to a multiple of this where there is room
+    /// Most tokens of one extension, for layer groups that drop rows; 0 means max_tokens, with which such a group takes
+    /// no fewer slots than others. Without such groups it has no effect. In grow mode it only sizes the pools.
+    Pos pass_tokens = 0;
   };
 
   static constexpr std::string_view name = "contiguous";
+  static constexpr bool shares_blocks = false;
 
-  /// Throws std::invalid_argument if a value of config is not allowed, and std::bad_alloc. O(blocks).
-  explicit Contiguous(const Config& config)
-      : config_(validated(config)), holes_(pool_tokens(config_), 2 * config_.sequences) {}
+  /// Throws std::invalid_argument if a value of config or of rules is not allowed, and std::bad_alloc. O(sequences).
+  explicit Contiguous(const Config& config, const GroupRules& rules = {})
+      : config_(validated(config, rules)),
+        rules_(rules),
+        holes_(rules.is_plain() ? pool_tokens(config_) : 1, rules.is_plain() ? 2 * config_.sequences : 1) {
+    if (!rules.is_plain()) {
+      grouped_ = std::make_unique<detail::GroupRegions>(rules_, region_options(config_));
+    }
+  }
 
   /// What it was made with. O(1).
   [[nodiscard]] const Config& config() const noexcept { return config_; }
   /// 1: the pool is one block. O(1).
   [[nodiscard]] Index blocks() const noexcept { return 1; }
-  /// Slots in the pool. O(1).
-  [[nodiscard]] Pos block_tokens() const noexcept { return pool_tokens(config_); }
+  /// Slots in the pool; with several layer groups, in that of the first. O(1).
+  [[nodiscard]] Pos block_tokens() const noexcept { return grouped_ ? grouped_->slots(0) : pool_tokens(config_); }
 
   /// Finds nothing in place. No room: config.sequences are open, or (reserve) no hole is large enough. O(holes).
   /// Throws std::invalid_argument if options.max_tokens is not between 0 and config.max_tokens.
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
     require_between(options.max_tokens, Pos{0}, config_.max_tokens, "options.max_tokens");
     const Pos most = options.max_tokens == 0 ? config_.max_tokens : options.max_tokens;
-    const std::optional<SeqId> seq = try_insert(most, Pos{0});
+    const std::optional<SeqId> seq = grouped_ ? grouped_->try_open(most) : try_insert(most, Pos{0});
     if (!seq) {
       return std::nullopt;
     }
@@ -70,8 +99,12 @@ class Contiguous {
     return Opened{*seq, 0};
   }
 
-  /// No room: beyond the sequence's maximum, or (grow) no hole is large enough. O(holes).
+  /// No room: beyond the sequence's maximum, or (grow) no hole is large enough, or (reserve) a group that drops rows has
+  /// no room for so many at once. O(holes).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
+    if (grouped_) [[unlikely]] {
+      return grouped_->try_extend(seq, grouped_->at(seq).lengths.checked_extension(seq, count, tokens.size()));
+    }
     Sequence& s = sequences_.at(seq);
     const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
     const Pos need = range.last;
@@ -87,6 +120,10 @@ class Contiguous {
   /// The reserved positions count from now on. Throws std::invalid_argument if seq has no uncommitted extension.
   /// O(holes).
   void commit(SeqId seq) {
+    if (grouped_) [[unlikely]] {
+      grouped_->commit(seq);
+      return;
+    }
     Sequence& s = sequences_.at(seq);
     s.lengths.check_uncommitted(seq);
     s.lengths.commit();
@@ -95,6 +132,10 @@ class Contiguous {
 
   /// A sequence that moved returns to its place.
   void rollback(SeqId seq) noexcept {
+    if (grouped_) [[unlikely]] {
+      grouped_->rollback(seq);
+      return;
+    }
     if (Sequence* const open = sequences_.find(seq); open != nullptr && open->lengths.uncommitted) {
       Sequence& s = *open;
       shrink(s, s.replaced.size > 0 ? 0 : s.committed_capacity);
@@ -108,6 +149,9 @@ class Contiguous {
 
   /// Copies the rows: two contiguous sequences cannot share any. No room: as try_open.
   std::optional<Forked> try_fork(SeqId parent, Pos at) {
+    if (grouped_) [[unlikely]] {
+      return grouped_->try_fork(parent, at);
+    }
     const Sequence& p = sequences_.at(parent);
     p.lengths.check_fork(at);
     const Pos start = p.start;
@@ -122,6 +166,10 @@ class Contiguous {
 
   /// In grow mode the slots behind the new end are free again.
   void truncate(SeqId seq, Pos length) {
+    if (grouped_) [[unlikely]] {
+      grouped_->truncate(seq, length);
+      return;
+    }
     Sequence& s = sequences_.at(seq);
     s.lengths.check_truncate(seq, length);
     s.lengths.set(length);
@@ -132,20 +180,29 @@ class Contiguous {
 
   /// Forgets the sequence, and what it has reserved. Throws std::invalid_argument if seq is not open. O(holes).
   void close(SeqId seq) {
+    if (grouped_) [[unlikely]] {
+      grouped_->close(seq);
+      return;
+    }
     Sequence& s = sequences_.at(seq);
     holes_.free(s.replaced);
     shrink(s, 0);
     sequences_.erase(seq);
   }
 
-  /// Which limit a new sequence, an extension or a fork would meet: `sequences`, `max_tokens`, the pool, or
-  /// fragmentation. O(holes).
+  /// Which limit a new sequence, an extension or a fork would meet: `sequences`, `max_tokens`, `pass_tokens`, the pool,
+  /// or fragmentation. O(holes).
   [[nodiscard]] LimitMet why_not_open(const OpenOptions& options = {}) const {
     require_between(options.max_tokens, Pos{0}, config_.max_tokens, "options.max_tokens");
-    return why_not_insert(options.max_tokens == 0 ? config_.max_tokens : options.max_tokens, 0);
+    const Pos most = options.max_tokens == 0 ? config_.max_tokens : options.max_tokens;
+    return grouped_ ? grouped_->why_not_open(most) : why_not_insert(most, 0);
   }
   /// The limit that try_extend would meet; Limit::none if it would find room. Throws as try_extend does.
   [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
+    if (grouped_) [[unlikely]] {
+      const auto& s = grouped_->at(seq);
+      return grouped_->why_not_extend(s, s.lengths.checked_extension(seq, count, 0));
+    }
     const Sequence& s = sequences_.at(seq);
     const Pos need = s.lengths.checked_extension(seq, count, 0).last;
     if (need > s.most) {
@@ -158,30 +215,41 @@ class Contiguous {
   }
   /// The limit that try_fork would meet; Limit::none if it would find room. Throws as try_fork does.
   [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const {
+    if (grouped_) [[unlikely]] {
+      return grouped_->why_not_fork(seq, at);
+    }
     sequences_.at(seq).lengths.check_fork(at);
     return why_not_insert(sequences_.at(seq).most, at);
   }
 
-  /// Free slots, in holes of any size. O(1).
-  [[nodiscard]] Index available() const noexcept { return holes_.available(); }
+  /// Free slots, in holes of any size, of all layer groups. O(1).
+  [[nodiscard]] Index available() const noexcept { return grouped_ ? grouped_->available() : holes_.available(); }
   /// Most tokens of any sequence. O(1).
   [[nodiscard]] Pos max_tokens() const noexcept { return config_.max_tokens; }
-  /// All slots of a sequence, used or not. O(1).
+  /// All slots of a sequence, used or not. Throws std::invalid_argument if seq is not open, or there are several layer
+  /// groups, or one that drops positions. O(1).
   [[nodiscard]] SlotRun allocation(SeqId seq) const {
+    require(!grouped_, "groups", groups(), "one that keeps everything");
     const Sequence& s = sequences_.at(seq);
     return {BlockId{0}, s.start, s.capacity, 0};
   }
 
   /// Whether seq is the handle of an open sequence. O(1).
-  [[nodiscard]] bool contains(SeqId seq) const noexcept { return sequences_.contains(seq); }
+  [[nodiscard]] bool contains(SeqId seq) const noexcept {
+    return grouped_ ? grouped_->contains(seq) : sequences_.contains(seq);
+  }
   /// Committed positions. Throws std::invalid_argument if seq is not open. O(1).
-  [[nodiscard]] Pos length(SeqId seq) const { return sequences_.at(seq).lengths.committed; }
+  [[nodiscard]] Pos length(SeqId seq) const { return lengths(seq).committed; }
   /// Committed and reserved positions. Throws std::invalid_argument if seq is not open. O(1).
-  [[nodiscard]] Pos reserved(SeqId seq) const { return sequences_.at(seq).lengths.reserved; }
+  [[nodiscard]] Pos reserved(SeqId seq) const { return lengths(seq).reserved; }
 
   /// One run, unless the range is empty. O(1).
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
+    if (grouped_) [[unlikely]] {
+      grouped_->for_each_run(seq, 0, range, f);
+      return;
+    }
     const Sequence& s = sequences_.at(seq);
     s.lengths.check_range(range);
     if (!range.empty()) {
@@ -189,19 +257,72 @@ class Contiguous {
     }
   }
 
+  /// The layer groups. O(1), as all of the following but stats.
+  [[nodiscard]] const GroupRules& group_rules() const noexcept { return rules_; }
+  /// How many they are.
+  [[nodiscard]] Index groups() const noexcept { return static_cast<Index>(rules_.groups.size()); }
+  /// Slots in the pool of one group.
+  [[nodiscard]] Pos block_tokens(Index group) const {
+    require_group(group);
+    return grouped_ ? grouped_->slots(group) : block_tokens();
+  }
+  /// Positions of a group that can be read: see HoldsGroups, as for all that follow.
+  [[nodiscard]] Pos positions(SeqId seq, Index group) const {
+    require_group(group);
+    return grouped_ ? grouped_->positions(grouped_->at(seq), group) : reserved(seq);
+  }
+  /// The positions of a group that the uncommitted extension reserves.
+  [[nodiscard]] PosRange extension(SeqId seq, Index group) const {
+    require_group(group);
+    return grouped_ ? grouped_->extension(grouped_->at(seq), group) : PosRange{length(seq), reserved(seq)};
+  }
+  /// The smallest length to which the group lets the sequence be cut, or forked at.
+  [[nodiscard]] Pos retained_from(SeqId seq, Index group) const {
+    require_group(group);
+    return grouped_ ? grouped_->retained_from(grouped_->at(seq), group) : (void(lengths(seq)), 0);
+  }
+  /// f(SlotRun) over the positions of range that the group retains, ascending: at most three runs.
+  template <class F>
+  void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
+    if (grouped_) [[unlikely]] {
+      require_group(group);
+      grouped_->for_each_run(seq, group, range, f);
+    } else {
+      for_each_run(seq, range, f);
+    }
+  }
+  /// The pool of one group, and its rows. O(sequences + holes).
+  [[nodiscard]] Stats stats(Index group) const {
+    require_group(group);
+    if (!grouped_) {
+      return stats();
+    }
+    Stats stats;
+    stats.block_tokens = 1;
+    stats.sequences = grouped_->size();
+    grouped_->add_to(stats, group);
+    return stats;
+  }
+
   /// f(SeqId) for every open sequence. O(sequences that were ever open at once).
   template <class F>
   void for_each_sequence(F&& f) const {
-    sequences_.for_each_handle([&](SeqId seq, const auto&) { f(seq); });
+    const auto visit = [&](SeqId seq, const auto&) { f(seq); };
+    grouped_ ? grouped_->for_each_handle(visit) : sequences_.for_each_handle(visit);
   }
 
   /// Rows copied since construction, as in stats(). O(1).
-  [[nodiscard]] Index copied_tokens() const noexcept { return copied_tokens_; }
+  [[nodiscard]] Index copied_tokens() const noexcept { return grouped_ ? grouped_->copied_tokens() : copied_tokens_; }
 
   /// O(sequences + holes).
   [[nodiscard]] Stats stats() const {
     Stats stats;
     stats.block_tokens = 1;
+    stats.prompt_tokens = prompt_tokens_;
+    if (grouped_) {
+      grouped_->add_to(stats);
+      return stats;
+    }
     stats.blocks_total = block_tokens();
     stats.blocks_free = holes_.available();
     stats.blocks_referenced = stats.blocks_total - stats.blocks_free;
@@ -209,7 +330,6 @@ class Contiguous {
     stats.sequences = sequences_.size();
     sequences_.for_each([&](const Sequence& s) { stats.tokens_stored += s.lengths.committed; });
     stats.tokens_reserved = stats.blocks_referenced;
-    stats.prompt_tokens = prompt_tokens_;
     stats.copies = copies_;
     stats.copied_tokens = copied_tokens_;
     return stats;
@@ -217,6 +337,10 @@ class Contiguous {
 
   /// Sequences and holes tile the pool: no overlap, no gap. O(n log n). Throws InvariantError.
   void verify() const {
+    if (grouped_) {
+      grouped_->verify();
+      return;
+    }
     std::vector<detail::Region> taken;
     sequences_.for_each([&](const Sequence& s) {
       if (s.lengths.committed > s.lengths.reserved || s.lengths.reserved > s.capacity || s.capacity > s.most) {
@@ -245,10 +369,15 @@ class Contiguous {
     detail::Region replaced;     // its place before the uncommitted extension moved it
   };
 
-  static Config validated(const Config& config) {
+  static Config validated(const Config& config, const GroupRules& rules) {
+    require_valid(rules);
     require_between(config.sequences, Index{1}, Index{max_pos}, "config.sequences");
     require_between(config.max_tokens, Pos{1}, max_pos, "config.max_tokens");
     require_between(config.growth_tokens, Pos{1}, max_pos, "config.growth_tokens");
+    require_between(config.pass_tokens, Pos{0}, max_pos, "config.pass_tokens");
+    if (!rules.is_plain() && config.pool_tokens == 0) {
+      return config;  // the pool of each group has a size of its own
+    }
     require_between(config.pool_tokens == 0 ? config.sequences * config.max_tokens : config.pool_tokens, Index{1},
                     Index{max_pos},
                     config.pool_tokens == 0 ? "config.sequences * config.max_tokens" : "config.pool_tokens");
@@ -257,6 +386,21 @@ class Contiguous {
   static Pos pool_tokens(const Config& config) noexcept {
     return static_cast<Pos>(config.pool_tokens == 0 ? config.sequences * config.max_tokens : config.pool_tokens);
   }
+
+  static detail::RegionOptions region_options(const Config& config) noexcept {
+    return {.reserves = config.mode == Mode::reserve,
+            .fit = config.fit,
+            .sequences = config.sequences,
+            .max_tokens = config.max_tokens,
+            .pass_tokens = config.pass_tokens == 0 ? config.max_tokens : config.pass_tokens,
+            .pool_tokens = config.pool_tokens,
+            .growth_tokens = config.growth_tokens};
+  }
+
+  [[nodiscard]] const SequenceLengths& lengths(SeqId seq) const {
+    return grouped_ ? grouped_->at(seq).lengths : sequences_.at(seq).lengths;
+  }
+  void require_group(Index group) const { require_between(group, Index{0}, groups() - 1, "group"); }
 
   [[nodiscard]] Pos rounded(Pos need, Pos most) const noexcept {
     const Index up = ceil_div<Index>(need, config_.growth_tokens) * config_.growth_tokens;
@@ -335,14 +479,16 @@ class Contiguous {
   }
 
   Config config_;
-  detail::RegionList holes_;
+  GroupRules rules_;
+  detail::RegionList holes_;  // these three of one group that keeps everything
   SequenceTable<Sequence> sequences_;
-  RowCopy copy_;  // of the last operation that copied rows
+  RowCopy copy_;                                   // of the last operation that copied rows
+  std::unique_ptr<detail::GroupRegions> grouped_;  // of other groups
   Index prompt_tokens_ = 0;
   Index copies_ = 0;
   Index copied_tokens_ = 0;
 };
-static_assert(Policy<Contiguous> && CountsAvailable<Contiguous> && HasConfig<Contiguous> &&
+static_assert(HoldsGroups<Contiguous> && CountsAvailable<Contiguous> && HasConfig<Contiguous> &&
               BoundsSequences<Contiguous> && ListsSequences<Contiguous> && ExplainsRefusals<Contiguous>);
 
 }  // namespace v0

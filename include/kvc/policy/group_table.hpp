@@ -212,7 +212,7 @@ class GroupTable {
   Pos slack_ = 0;
   Pos kept_blocks_ = 0;  // blocks of the kept positions, which are never dropped
   Pos first_ = 0;        // number of the block behind them
-  Pos drops_at_ = 0;  // with this rows_.from() a block can be dropped
+  Pos drops_at_ = 0;     // with this rows_.from() a block can be dropped
 };
 
 }  // namespace detail
