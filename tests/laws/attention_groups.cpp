@@ -219,7 +219,7 @@ class World {
     prompts_.push_back(all);
     return true;
   }
-  /// Cuts a sequence back, or forks it, as far back as all groups allow. Further they refuse.
+  /// Cuts a sequence back, or forks it, as far back as all groups allow. Further they refuse, but for the beginning.
   void go_back(Sequence& s) {
     const auto length = static_cast<Pos>(s.tokens.size());
     Pos from = 0;
@@ -227,7 +227,7 @@ class World {
       const Pos group_from = cache_.policy().retained_from(s.seq, group);
       CHECK(group_from <= std::max({s.longest - rewind_, s.found, 0}));
       from = std::max(from, group_from);
-      if (group_from > 0 && cache_.layers().groups()[static_cast<std::size_t>(group)].retained.kept == 0) {
+      if (group_from > 1 && cache_.layers().groups()[static_cast<std::size_t>(group)].retained.kept == 0) {
         CHECK_THROWS_AS(cache_.truncate(s.seq, group_from - 1), std::invalid_argument);
         CHECK_THROWS_AS(cache_.try_fork(s.seq, group_from - 1), std::invalid_argument);
       }
