@@ -119,7 +119,8 @@ template <class Cache, std::ranges::input_range Appends, class F>
 
 /// The tables of `sequences`, each with `queries[i]` query rows, for any policy. A policy with a lock is locked once
 /// for the whole batch. O(entries of the batch).
-/// Throws std::invalid_argument if a handle is stale, the sizes differ, or a total exceeds 32 bits.
+/// Throws std::invalid_argument if a handle is stale, the sizes differ, a total exceeds 32 bits, or the policy has layer
+/// groups.
 template <Policy P>
 [[nodiscard]] BatchTables make_tables(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
   require(sequences.size() == queries.size(), "queries.size()", queries.size(), "the number of sequences");
@@ -131,6 +132,9 @@ template <Policy P>
     tables.q_indptr.push_back(static_cast<std::int32_t>(rows));
   }
   with_shared_lock(policy, [&](const auto& bare) {
+    if constexpr (HoldsGroups<P>) {
+      require(bare.group_rules().is_plain(), "policy.groups()", bare.groups(), "one that keeps everything");
+    }
     for (const SeqId seq : sequences) {
       tables.seq_lens.push_back(bare.reserved(seq));
     }

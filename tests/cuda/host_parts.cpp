@@ -261,3 +261,23 @@ TEST_CASE("copies wait together unless one needs the other", "[cuda]") {
   REQUIRE(queue.conflicts(copy(2048, 64, 64, 4, 120)));  // another period: by what is spanned
   REQUIRE_FALSE(queue.conflicts(copy(2048, 448, 64, 1, 128)));
 }
+
+TEST_CASE("a view of a cache with layer groups is refused", "[cuda]") {
+  struct Space : kvc::HostSpace {
+    static void flush() {}
+  };
+  using Cache = kvc::KvCache<float, kvc::Paged, kvc::HeadMajor, Space>;
+  const kvc::Shape shape{.layers = 2, .kv_heads = 1, .key_dim = 8};
+  Cache plain(shape, {.blocks = 2, .block_tokens = 4});
+  REQUIRE(cuda::view(plain, 1).blocks == 2);
+  kvc::LayerGroups windows;
+  windows.add({.kv_heads = 1, .key_dim = 8, .window = 4}, 2);
+  kvc::LayerGroups reader(shape);
+  reader.add_reader_of(0);
+  for (const kvc::LayerGroups& layers : {windows, reader}) {
+    Cache cache(layers, {.blocks = 2, .block_tokens = 4});
+    REQUIRE_THROWS_WITH(cuda::view(cache, 1), contains("cuda::view knows no other"));
+  }
+  Cache cache(windows, {.blocks = 2, .block_tokens = 4});
+  REQUIRE_THROWS_WITH(kvc::make_tables(cache.policy(), {}, {}), contains("policy.groups() is 1"));
+}

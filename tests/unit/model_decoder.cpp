@@ -245,6 +245,13 @@ TEST_CASE("dec checks its arguments", "[model][decoder]") {
   auto wrong_step = wrong.extend(wrong.open(), three);
   CHECK_THROWS_WITH(kvc::llama::dec_kv(model, wrong, wrong_step, three), message("cache.shape()"));
 
+  const kvc::Shape shape = c.cache_shape();
+  kvc::LayerGroups layers;
+  layers.add({.kv_heads = shape.kv_heads, .key_dim = shape.key_dim, .window = 8}, shape.layers);
+  Cache grouped(layers, {.blocks = 2, .block_tokens = 8});
+  auto grouped_step = grouped.extend(grouped.open(), three);
+  CHECK_THROWS_WITH(kvc::llama::dec_kv(model, grouped, grouped_step, three), message("llama::dec knows no other"));
+
   CHECK(kvc::llama::dec(model, cache, std::span<const Cache::Append>(), std::vector<Token>{}).rows() == 0);
 }
 

@@ -13,6 +13,7 @@
 #include <span>
 
 #include "kvc/batch.hpp"
+#include "kvc/cache/one_group.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/upload.cuh"
@@ -76,9 +77,11 @@ class Batch {
   }
   /// Uploads the tables of the sequences of `appends`, a range of Cache::Append; the query rows of each sequence are
   /// the tokens that its append reserves. Launches the queued copies of the cache first. Returns the tables, which
-  /// DecodeWork::upload needs. Throws as above, and if an append is not an uncommitted one of this cache.
+  /// DecodeWork::upload needs. Throws as above, and if an append is not an uncommitted one of this cache or the cache
+  /// has layer groups.
   template <class Cache, class Appends>
   BatchTables upload(Cache& cache, const Appends& appends, cudaStream_t stream) {
+    require_one_group(cache, "cuda::Batch");
     BatchTables tables = make_tables(cache, appends);
     cache.space().flush();
     upload(tables, stream);

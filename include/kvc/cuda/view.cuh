@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kvc/cache.hpp"
+#include "kvc/cache/one_group.hpp"
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
@@ -132,13 +133,14 @@ template <ElementType T, Layout L>
 }
 
 /// One layer of a cache in device memory. Launches the cache's queued copies first: see DeviceSpace. Throws
-/// std::invalid_argument if there is no such layer, Error.
+/// std::invalid_argument if there is no such layer, or for a cache with layer groups; Error.
 template <ElementType T, Policy P, Layout L, Space S>
 [[nodiscard]] LayerView<format_of<T>> view(KvCache<T, P, L, S>& cache, Index layer) {
   static_assert(
       requires(S& space) { space.flush(); },
       "kvc::cuda::view is for caches in device memory: KvCache<T, Policy, Layout, kvc::cuda::DeviceSpace>, from "
       "kvc/cuda/space.cuh. For a cache in host memory call cache.view(layer, seq).");
+  require_one_group(cache, "cuda::view");
   require_between(layer, Index{0}, cache.shape().layers - 1, "layer");
   cache.space().flush();
   return layer_view<T>(reinterpret_cast<std::byte*>(cache.data()), cache.layout(), cache.shape(), layer);

@@ -29,6 +29,7 @@
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/cache.hpp"
+#include "kvc/cache/one_group.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/llama/linear.hpp"
@@ -141,6 +142,7 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
             "below the model's sequence length, " + std::to_string(c.seq_len));
     batch.add(step.seq(), step.range());
   }
+  require_one_group(cache, "llama::dec");
   require(cache.shape() == c.cache_shape(), "cache.shape()", "of another model", "config.cache_shape() of this one");
   require(static_cast<Index>(tokens.size()) == batch.rows(), "tokens.size()", tokens.size(),
           "the size of all steps together, " + std::to_string(batch.rows()));
@@ -215,8 +217,8 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
 ///                          It may use the cache, but must only read the sequences of these steps
 ///
 /// Throws std::invalid_argument, before anything is written, if the model is not consistent (require_consistent), the
-/// cache has another shape than the model, the number of tokens is not that of the step, a token is not in the
-/// vocabulary, or a position is not below config.seq_len.
+/// cache has layer groups or another shape than the model, the number of tokens is not that of the step, a token is not
+/// in the vocabulary, or a position is not below config.seq_len.
 template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
 void dec_kv(const Model& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
             Ex&& ex = {}, OnLayer&& on_layer = {}) {

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/cache/one_group.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
@@ -67,7 +68,7 @@ class Reader {
   /// Reads and checks all but the rows. O(blocks + tokens). Throws FormatError for what is no snapshot, or none that
   /// this cache can hold.
   Reader(Cache& cache, io::ByteSource& source, const LoadOptions& options = {})
-      : cache_(&cache),
+      : cache_(&one_group(cache)),
         in_(source),
         contents_(detail::ContentsReader(in_).read()),
         restorer_(cache, contents_, options.cached_prefixes),
@@ -127,6 +128,10 @@ class Reader {
   using T = typename Cache::Element;
   using Description = format::DescriptionRecord;
 
+  [[nodiscard]] static Cache& one_group(Cache& cache) {
+    require_one_group(cache, "snapshot::Reader");
+    return cache;
+  }
   /// Reports a field of the description, which is the first section.
   [[noreturn]] KVC_COLD void refuse(std::size_t field, const std::string& expected, const std::string& found) const {
     in_.fail_at(sizeof(format::FileHeader) + sizeof(format::SectionHeader) + field,

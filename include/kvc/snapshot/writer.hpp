@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/cache/one_group.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
@@ -102,6 +103,7 @@ class Writer {
  private:
   [[nodiscard]] std::vector<layout::SlotSpan> collect(std::span<const SavedSequence> sequences,
                                                       const SaveOptions& options) {
+    require_one_group(*cache_, "snapshot::Writer");
     detail::set_description(contents_, describe(*cache_));
     detail::Collector collector(contents_);
     const Policy& policy = cache_->policy();

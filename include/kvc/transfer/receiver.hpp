@@ -25,6 +25,7 @@
 #include <variant>
 #include <vector>
 
+#include "kvc/cache/one_group.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
@@ -56,7 +57,8 @@ struct ReceiverOptions {
 ///   ------------------------------+----------------------------------------+--------------------------+---------------
 ///   Receiver r(cache, t, options) |                                        | invalid_argument: an     | O(1)
 ///                                 |                                        | option or the number of  |
-///                                 |                                        | channels is bad          |
+///                                 |                                        | channels is bad, or the  |
+///                                 |                                        | cache has layer groups   |
 ///   r.poll(now, most_bytes)       | takes messages, reserves room,         |                          | O(transfers +
 ///                                 | commits; true if anything happened.    |                          | messages)
 ///                                 | Receives bodies of up to most_bytes,   |                          |
@@ -88,9 +90,10 @@ struct ReceiverOptions {
 template <class Cache, transport::Transport T>
 class Receiver {
  public:
-  /// Throws std::invalid_argument if an option or the number of channels is bad.
+  /// Throws std::invalid_argument if an option or the number of channels is bad, or the cache has layer groups.
   Receiver(Cache& cache, T& transport, const ReceiverOptions& options = {})
       : cache_(&cache), transport_(&transport), options_(options), own_(snapshot::describe(cache)) {
+    require_one_group(cache, "transfer::Receiver");
     require_between(options.retention.priority, 0, 100, "options.retention.priority");
     require(options.reserve_tokens >= 0, "options.reserve_tokens", options.reserve_tokens, "at least 0");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");

@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/cache/one_group.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
@@ -62,8 +63,9 @@ struct SenderOptions {
 ///
 ///   expression                  | does, returns                        | throws invalid_argument      | complexity
 ///   ----------------------------+--------------------------------------+------------------------------+---------------
-///   Sender s(cache, t, options) |                                      | an option is bad, or t has   | O(1)
-///                               |                                      | too few channels             |
+///   Sender s(cache, t, options) |                                      | an option is bad, t has too  | O(1)
+///                               |                                      | few channels, or the cache   |
+///                               |                                      | has layer groups             |
 ///   s.offer(offer, now)         | begins a transfer, and returns its   | no such sequence or peer,    | O(tokens)
 ///                               | Id. Committed positions count as     | length < 1, tokens neither   |
 ///                               | ready                                | none nor one per position    |
@@ -101,9 +103,10 @@ struct SenderOptions {
 template <class Cache, transport::Transport T>
 class Sender {
  public:
-  /// Throws std::invalid_argument if an option is bad, or the transport has too few channels.
+  /// Throws std::invalid_argument if an option is bad, the transport has too few channels, or the cache has layer groups.
   Sender(const Cache& cache, T& transport, const SenderOptions& options = {})
       : cache_(&cache), transport_(&transport), options_(options), description_(snapshot::describe(cache)) {
+    require_one_group(cache, "transfer::Sender");
     require(options.message_bytes >= 1, "options.message_bytes", options.message_bytes, "at least 1");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
   }
