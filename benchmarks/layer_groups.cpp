@@ -72,7 +72,8 @@ constexpr Pos length = 32'000;
 constexpr Pos pass = 2'048;
 constexpr Index element_bytes = 2;  // bf16
 
-Index row_bytes(const Shape& shape) {
+Index row_bytes(const LayerGroup& group) {
+  const Shape& shape = group.shape;
   return shape.layers * shape.kv_heads * (shape.key_dim + shape.value_dim) * element_bytes;
 }
 
@@ -91,8 +92,8 @@ Index padded_bytes(const LayerGroups& layers) {
   }
   Index bytes = 0;
   for (const LayerGroup& group : layers.groups()) {
-    Shape page = group.shape;
-    page.layers = ceil_div(group.shape.layers, least) * least;
+    LayerGroup page = group;
+    page.shape.layers = ceil_div(group.shape.layers, least) * least;
     bytes += ceil_div(rows_needed(group), Index{16}) * 16 * row_bytes(page);
   }
   return sequences * bytes;
@@ -106,8 +107,8 @@ void held(benchmark::State& state, const Model& model) {
   for (std::size_t g = 0; g < rules.groups.size(); ++g) {
     const LayerGroup& group = model.layers.groups()[g];
     block_bytes = std::max(block_bytes, sizes.tokens[g] * rules.groups[g].row_weight);
-    needed += sequences * rows_needed(group) * row_bytes(group.shape);
-    one_shape += sequences * std::max<Index>(length, group.cross_rows) * row_bytes(group.shape);
+    needed += sequences * rows_needed(group) * row_bytes(group);
+    one_shape += sequences * std::max<Index>(length, group.cross_rows) * row_bytes(group);
   }
   const Index blocks = one_shape / block_bytes + 64 * sequences;
   Index held = 0;

@@ -114,7 +114,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] Index bytes_per_token() const noexcept {
     Index bytes = 0;
     for (const LayerGroup& group : layers_.groups()) {
-      bytes += group.cross_rows == 0 ? row_bytes<T>(group.shape) : 0;
+      bytes += group.cross_rows == 0 ? row_bytes<T>(group) : 0;
     }
     return bytes;
   }
@@ -208,6 +208,13 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     requires S::host_accessible
   {
     write_rows(layer, append, k.ref(), v.ref());
+  }
+  /// Stores the rows of a latent layer:  rows  [append.size(), kv_heads * key_dim]. Throws as above, and for a layer
+  /// that is not latent.
+  void write(Index layer, const Append& append, MatrixArg<float> rows)
+    requires S::host_accessible
+  {
+    write_rows(layer, append, rows.ref(), MatrixRef<const float>());
   }
   /// The same for rows of T, which are stored as they are.
   void write(Index layer, const Append& append, MatrixArg<T> k, MatrixArg<T> v)
@@ -406,8 +413,13 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     const Shape& shape = this->shape(place.group);
     const GroupLayout<L>& layout = layouts_[place.group];
     const PosRange range = group_range(append, place.group);
-    require_extents(k, range.size(), shape.kv_heads * shape.key_dim, "k");
-    require_extents(v, range.size(), shape.kv_heads * shape.value_dim, "v");
+    require_extents(k, range.size(), shape.kv_heads * shape.key_dim, layout.latent() ? "rows" : "k");
+    if (layout.latent()) {
+      require(v.rows() == 0 && v.cols() == 0, "layer", layer,
+              "one that stores values, to write any: write(layer, append, rows)");
+    } else {
+      require_extents(v, range.size(), shape.kv_heads * shape.value_dim, "v");
+    }
     ++append.writes_;
     const auto write_run = [&](const SlotRun& run) {
       const Index first = run.first - range.first;
@@ -416,7 +428,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
         Storage* value = data() + layout.v(run.block, place.layer, head, run.offset);
         for (Index row = first; row < first + run.count; ++row) {
           store(k.row(row) + head * shape.key_dim, shape.key_dim, key);
-          store(v.row(row) + head * shape.value_dim, shape.value_dim, value);
+          if (!layout.latent()) {
+            store(v.row(row) + head * shape.value_dim, shape.value_dim, value);
+          }
           key += layout.k_stride();
           value += layout.v_stride();
         }
@@ -461,7 +475,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
 
   static P make_policy(const LayerGroups& layers, const typename P::Config& config) {
     require(layers.layers() > 0, "layers", layers.layers(), "at least 1");
-    const GroupRules rules = row_bytes<T>(layers.groups()[0].shape) > 0 ? layers.rules(row_bytes<T>) : layers.rules();
+    const GroupRules rules = row_bytes<T>(layers.groups()[0]) > 0 ? layers.rules(row_bytes<T>) : layers.rules();
     if constexpr (HoldsGroups<P>) {
       return P(config, rules);
     } else {

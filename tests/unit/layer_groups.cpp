@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "kvc/attention/prefill.hpp"
 #include "kvc/cache.hpp"
-#include "kvc/element/none.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/layout/layer_groups.hpp"
 #include "kvc/policy/detail/block_sizes.hpp"
 #include "kvc/policy/eviction/lru.hpp"
@@ -425,4 +426,56 @@ TEST_CASE("Rows of another input are found by the salt that names it") {
     policy.verify();
     CHECK(policy.stats().blocks_free == 60);
   }
+}
+
+TEST_CASE("Latent rows are stored once, and give the bits of keys and values apart") {
+  constexpr Index key_dim = 24, value_dim = 16;
+  LayerGroups layers;
+  layers.add({.kv_heads = 1, .key_dim = key_dim, .value_dim = value_dim, .latent = true}, 2);
+  const Index keys_only = layers.add({.kv_heads = 1, .key_dim = 8, .latent = true});
+  KvCache<float, PrefixShared<Lru>> cache(layers, {.blocks = 20, .block_tokens = 4});
+  KvCache<float, PrefixShared<Lru>> apart(Shape{2, 1, key_dim, value_dim}, {.blocks = 20, .block_tokens = 4});
+  CHECK(cache.bytes_per_token() == (2 * key_dim + 8) * 4);
+  const Tokens tokens = tokens_from(0, 11);
+  std::vector<float> rows(11 * key_dim), values(11 * value_dim), q(11 * 3 * key_dim), out(11 * 3 * value_dim);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    rows[i] = static_cast<float>(i * 37 % 101) / 50 - 1;
+  }
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = rows[i / value_dim * key_dim + i % value_dim];
+  }
+  for (std::size_t i = 0; i < q.size(); ++i) {
+    q[i] = static_cast<float>(i * 53 % 97) / 50 - 1;
+  }
+  std::vector<float> expected(out.size());
+  const SeqId seq = cache.open(), other = apart.open();
+  auto append = cache.extend(seq, tokens), other_append = apart.extend(other, tokens);
+  for (Index layer = 0; layer < 2; ++layer) {
+    cache.write(layer, append, {rows.data(), 11, key_dim});
+    apart.write(layer, other_append, {rows.data(), 11, key_dim}, {values.data(), 11, value_dim});
+  }
+  cache.write(keys_only, append, {q.data(), 11, 8});
+  CHECK_THROWS_WITH(cache.write(0, append, {rows.data(), 11, key_dim}, {values.data(), 11, value_dim}),
+                    Contains("layer is 0, must be one that stores values"));
+  prefill(cache.view(1, seq), append.range(), MatrixArg<float>(q.data(), 11, 3 * key_dim),
+          {out.data(), 11, 3 * value_dim}, {.scale = 0.2F});
+  prefill(apart.view(1, other), other_append.range(), MatrixArg<float>(q.data(), 11, 3 * key_dim),
+          {expected.data(), 11, 3 * value_dim}, {.scale = 0.2F});
+  CHECK(out == expected);
+  cache.commit(std::move(append));
+  cache.verify();
+  std::vector<float> k(11 * key_dim), v(11 * value_dim);
+  cache.gather(0, seq, {0, 11}, {k.data(), 11, key_dim}, {v.data(), 11, value_dim});
+  CHECK(k == rows);
+  CHECK(v == values);
+  // A copied tail brings its rows along.
+  const SeqId child = cache.fork(seq, 10);
+  auto next = cache.extend(child, {99});
+  std::vector<float> last(key_dim, 0.5F);
+  cache.write(0, next, {last.data(), 1, key_dim});
+  cache.gather(0, child, {0, 10}, {k.data(), 10, key_dim}, {v.data(), 10, value_dim});
+  CHECK(std::ranges::equal(std::span(k).first(10 * key_dim), std::span(rows).first(10 * key_dim)));
+
+  CHECK_THROWS_WITH((KvCache<Int8, Paged>(layers, {.blocks = 4})), Contains("element type int8"));
+  CHECK_THROWS_WITH(layers.add({.key_dim = 8, .value_dim = 9, .latent = true}), Contains("value_dim is 9"));
 }

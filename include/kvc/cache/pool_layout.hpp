@@ -17,10 +17,16 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Bytes of one position in all layers of a shape, stored as T.
+/// Storage units of the value of one head in a group: none if it is the beginning of the key.
 template <ElementType T>
-[[nodiscard]] Index row_bytes(const Shape& shape) {
-  return shape.layers * shape.kv_heads * (Element<T>::row_size(shape.key_dim) + Element<T>::row_size(shape.value_dim)) *
+[[nodiscard]] Index value_row_size(const LayerGroup& group) {
+  return group.latent ? 0 : Element<T>::row_size(group.shape.value_dim);
+}
+/// Bytes of one position in all layers of a group, stored as T.
+template <ElementType T>
+[[nodiscard]] Index row_bytes(const LayerGroup& group) {
+  const Shape& shape = group.shape;
+  return shape.layers * shape.kv_heads * (Element<T>::row_size(shape.key_dim) + value_row_size<T>(group)) *
          static_cast<Index>(sizeof(StorageOf<T>));
 }
 
@@ -38,11 +44,14 @@ class PoolLayout {
     for (std::size_t g = 0; g < groups.size(); ++g) {
       const Shape& shape = groups[g].shape;
       own.emplace_back(PoolExtents{policy.blocks(), block_tokens(policy, g), shape.layers, shape.kv_heads,
-                                   Element<T>::row_size(shape.key_dim), Element<T>::row_size(shape.value_dim)});
+                                   Element<T>::row_size(shape.key_dim), value_row_size<T>(groups[g])});
+      require(!groups[g].latent || RowPrefixElement<T>, "latent", true,
+              detail::concat({"false for element type ", Element<T>::name,
+                              ", whose rows do not begin with those of fewer elements"}));
       layout::verify(own.back());
     }
     if (own.size() == 1) {
-      groups_.emplace_back(own[0]);
+      groups_.emplace_back(own[0], groups[0].latent);
       units_ = own[0].size();
       return;
     }
@@ -54,17 +63,17 @@ class PoolLayout {
           stride = std::max(stride, lines(layout.block_size()));
         }
         require(stride <= most / policy.blocks(), "units in a block", stride, "at most 2^60 units in the pool");
-        for (const L& layout : own) {
-          groups_.emplace_back(layout, 0, stride);
+        for (std::size_t g = 0; g < own.size(); ++g) {
+          groups_.emplace_back(own[g], groups[g].latent, 0, stride);
         }
         units_ = stride * policy.blocks();
         return;
       }
     }
-    for (const L& layout : own) {
-      require(layout.size() <= most - units_, "units in the pool", units_, "at most 2^60");
-      groups_.emplace_back(layout, units_, layout.block_size());
-      units_ += lines(layout.size());
+    for (std::size_t g = 0; g < own.size(); ++g) {
+      require(own[g].size() <= most - units_, "units in the pool", units_, "at most 2^60");
+      groups_.emplace_back(own[g], groups[g].latent, units_, own[g].block_size());
+      units_ += lines(own[g].size());
     }
   }
 

@@ -60,6 +60,13 @@ concept ElementType = std::is_trivially_copyable_v<typename Element<T>::Storage>
                         Element<T>::decode(static_cast<const typename Element<T>::Storage*>(row), dim, out);
                       };
 
+/// An element type whose rows begin with the rows of fewer elements: the first row_size(n) units of a row of more than n
+/// elements are the row of its first n. Says so by a constant of Element<T>:
+///
+///   E::has_row_prefixes      | true
+template <class T>
+concept RowPrefixElement = ElementType<T> && requires { requires Element<T>::has_row_prefixes; };
+
 /// The unit of storage of an element type.
 template <class T>
 using StorageOf = typename Element<T>::Storage;
@@ -80,6 +87,7 @@ template <>
 struct Element<float> {
   using Storage = float;
   static constexpr std::string_view name = "f32";
+  static constexpr bool has_row_prefixes = true;
   /// Storage units of a row: one for each element.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
   /// Copies the row. O(dim).

@@ -17,6 +17,7 @@ template <>
 struct Element<Eigen::half> {
   using Storage = Eigen::half;
   static constexpr std::string_view name = "f16";
+  static constexpr bool has_row_prefixes = true;
   /// Storage units of a row: one for each element.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
   /// Rounds each element to the nearest value, ties to even. O(dim).
@@ -44,6 +45,7 @@ template <>
 struct Element<Eigen::bfloat16> {
   using Storage = Eigen::bfloat16;
   static constexpr std::string_view name = "bf16";
+  static constexpr bool has_row_prefixes = true;
   /// Storage units of a row: one for each element.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
   /// Rounds each element to the nearest value, ties to even. O(dim).

@@ -21,6 +21,7 @@ template <>
 struct Element<None> {
   using Storage = std::byte;
   static constexpr std::string_view name = "none";
+  static constexpr bool has_row_prefixes = true;
   /// 0: nothing is stored.
   [[nodiscard]] static constexpr Index row_size(Index /*dim*/) noexcept { return 0; }
   /// Stores nothing.

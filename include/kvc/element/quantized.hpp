@@ -140,6 +140,7 @@ template <>
 struct Element<Fp8E4M3> {
   using Storage = std::uint8_t;
   static constexpr std::string_view name = "fp8";
+  static constexpr bool has_row_prefixes = true;
   /// Bytes of a row: dim.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
   /// Rounds each element to the nearest value of a byte. O(dim).

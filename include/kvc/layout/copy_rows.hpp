@@ -39,6 +39,9 @@ void copy_rows(S& space, std::byte* pool, std::span<const GroupLayout<L>> layout
     const PoolExtents& extents = layout.extents();
     copy_part(extents, copy, extents.key_row, layout.k_stride(),
               [&](BlockId block, Index l, Index head, Pos slot) { return layout.k(block, l, head, slot); });
+    if (layout.latent()) {
+      continue;
+    }
     copy_part(extents, copy, extents.value_row, layout.v_stride(),
               [&](BlockId block, Index l, Index head, Pos slot) { return layout.v(block, l, head, slot); });
   }

@@ -24,6 +24,10 @@ struct LayerKind {
   Pos chunk = 0;        ///< chunked attention: a row sees no key before the last multiple of this; 0: no chunks
   Pos kept = 0;         ///< with a window or chunks: the first positions that every row sees all the same
   Pos cross_rows = 0;   ///< cross attention: rows of another input, written with the first tokens; 0: of own tokens
+  /// The value is the first value_dim elements of the key, and is stored once: the latent rows of MLA, or, with
+  /// value_dim == key_dim, rows of keys alone, such as those of the indexer of sparse attention. For element types whose
+  /// rows begin with those of fewer elements: float, Eigen::half, Eigen::bfloat16, Fp8E4M3.
+  bool latent = false;
 
   friend constexpr bool operator==(const LayerKind&, const LayerKind&) = default;
 };
@@ -33,6 +37,7 @@ struct LayerGroup {
   Shape shape;          ///< its layers, and the rows of each
   Retained retained{};  ///< the positions that it keeps
   Pos cross_rows = 0;   ///< rows of another input; 0: of the sequence's own tokens
+  bool latent = false;  ///< the value is the beginning of the key, and not stored
   friend constexpr bool operator==(const LayerGroup&, const LayerGroup&) = default;
 };
 
@@ -70,7 +75,10 @@ class LayerGroups {
   Index add(const LayerKind& kind) {
     LayerGroup group{validated(Shape{1, kind.kv_heads, kind.key_dim, kind.value_dim}),
                      {kind.window, kind.chunk, kind.kept},
-                     kind.cross_rows};
+                     kind.cross_rows,
+                     kind.latent};
+    require(!kind.latent || group.shape.value_dim <= group.shape.key_dim, "value_dim", group.shape.value_dim,
+            "at most key_dim in a latent layer");
     require_valid(group.retained);
     require(kind.cross_rows >= 0, "cross_rows", kind.cross_rows, "at least 0 (0: no cross attention)");
     require(kind.cross_rows == 0 || group.retained.everything(), "cross_rows", kind.cross_rows,
@@ -125,19 +133,22 @@ class LayerGroups {
     return places_[static_cast<std::size_t>(layer)];
   }
 
-  /// What a policy has to know. `weight(shape)` is the memory of one position in all layers of a group; the default
-  /// counts elements.
+  /// What a policy has to know. `weight(group)` is the memory of one position in all layers of a group, for example
+  /// row_bytes<T>; the default counts elements.
   template <class F>
   [[nodiscard]] GroupRules rules(F weight) const {
     GroupRules rules{{}, rewind_};
     for (const LayerGroup& group : groups_) {
-      rules.groups.push_back({group.retained, group.cross_rows, weight(group.shape)});
+      rules.groups.push_back({group.retained, group.cross_rows, weight(group)});
     }
     return rules;
   }
   /// The same with the default weight.
   [[nodiscard]] GroupRules rules() const {
-    return rules([](const Shape& s) { return s.layers * s.kv_heads * (s.key_dim + s.value_dim); });
+    return rules([](const LayerGroup& group) {
+      const Shape& s = group.shape;
+      return s.layers * s.kv_heads * (s.key_dim + (group.latent ? 0 : s.value_dim));
+    });
   }
 
   friend bool operator==(const LayerGroups& a, const LayerGroups& b) noexcept {
