@@ -20,6 +20,14 @@
 
 namespace kvc_test {
 
+/// Rows of an indexer, which says what the rows of its layer see.
+struct Indexer {
+  kvc::Index heads = 0;
+  kvc::Index dim = 0;
+  float scale = 0;
+  Npy<float> q, w, k;  // [T, heads, dim], [T, heads], [T, dim]
+};
+
 /// One layer: its rows as they are appended to a cache, its queries, and its results.
 struct ModelLayer {
   kvc::Index query_heads = 0;
@@ -28,7 +36,12 @@ struct ModelLayer {
   float scale = 0;
   float softcap = 0;
   std::vector<float> sinks;  // [query_heads] or empty
-  Npy<float> q, k, v, out;   // [T, heads, dim]
+  Npy<float> q, k, v, out;   // [T, heads, dim]; of latent rows k alone, q absorbed, and out before w_uv
+  std::optional<Indexer> indexer;
+  Npy<std::int32_t> selected;  // [T, top_k] positions that a row sees, then -1; empty: all that the kind lets it see
+
+  /// Of plain float arithmetic on these data, absolute.
+  [[nodiscard]] float tolerance() const { return kind.latent ? 1e-5F : 2e-6F; }
 
   [[nodiscard]] kvc::AttentionOptions options() const {
     return {.scale = scale, .window = kind.window, .chunk = kind.chunk, .softcap = softcap, .sinks = sinks};
@@ -45,13 +58,24 @@ struct LayersOfModel {
   std::vector<ModelLayer> layers;
 
   [[nodiscard]] kvc::Pos length() const { return static_cast<kvc::Pos>(tokens.size()); }
-  /// As a user writes it.
+  /// As a user writes it: the layers, and behind them the rows of their indexers.
   [[nodiscard]] kvc::LayerGroups groups() const {
     kvc::LayerGroups groups;
     for (const ModelLayer& layer : layers) {
       layer.reads ? groups.add_reader_of(*layer.reads) : groups.add(layer.kind);
     }
+    for (const ModelLayer& layer : layers) {
+      if (layer.indexer) {
+        groups.add({.kv_heads = 1, .key_dim = layer.indexer->dim, .latent = true});
+      }
+    }
     return groups;
+  }
+  /// The number, in groups(), of the rows of a layer's indexer.
+  [[nodiscard]] kvc::Index index_layer(kvc::Index layer) const {
+    return static_cast<kvc::Index>(layers.size()) +
+           std::count_if(layers.begin(), layers.begin() + layer,
+                         [](const ModelLayer& l) { return l.indexer.has_value(); });
   }
 };
 
@@ -60,17 +84,14 @@ namespace detail {
 /// Why a cache cannot hold a layer; empty if it can.
 inline std::string unsupported(const nlohmann::json& layer) {
   const std::string kind = layer.at("kind");
-  if (kind != "full" && kind != "window" && kind != "chunk") {
+  if (kind != "full" && kind != "window" && kind != "chunk" && kind != "top-k") {
     return "kind " + kind;
   }
   if ((layer.at("window") > 0) != (kind == "window") || (layer.at("chunk") > 0) != (kind == "chunk")) {
     return "kind " + kind + " with window " + layer.at("window").dump() + " and chunk " + layer.at("chunk").dump();
   }
-  // Rows of another form: k and v of these layers are not what a cache of the model holds.
-  for (const char* member : {"mla", "top_k", "index_heads", "reads_selection_of"}) {
-    if (layer.contains(member)) {
-      return "a layer with \"" + std::string(member) + "\"";
-    }
+  if (kind == "top-k" && !layer.at("arrays").contains("selected")) {
+    return "kind top-k without a selection";
   }
   return {};
 }
@@ -103,6 +124,28 @@ inline ModelLayer model_layer(const std::filesystem::path& folder, const nlohman
     layer.sinks = entry.at("sinks").get<std::vector<float>>();
   }
   const nlohmann::json& arrays = entry.at("arrays");
+  if (arrays.contains("selected")) {
+    layer.selected = array<std::int32_t>(folder, arrays.at("selected"), {tokens, extent("top_k")});
+  }
+  if (entry.contains("index_heads")) {
+    Indexer indexer{extent("index_heads"), extent("index_dim"), entry.at("index_scale"), {}, {}, {}};
+    indexer.q = array<float>(folder, arrays.at("index_q"), {tokens, indexer.heads, indexer.dim});
+    indexer.w = array<float>(folder, arrays.at("index_w"), {tokens, indexer.heads});
+    indexer.k = array<float>(folder, arrays.at("index_k"), {tokens, indexer.dim});
+    layer.indexer = std::move(indexer);
+  }
+  if (entry.contains("mla")) {  // what a cache of the model holds is one row for all heads
+    const auto rank = entry.at("mla").at("kv_lora_rank").get<kvc::Index>();
+    const kvc::Index row = rank + entry.at("mla").at("qk_rope_head_dim").get<kvc::Index>();
+    layer.kind.kv_heads = 1;
+    layer.kind.key_dim = row;
+    layer.kind.value_dim = rank;
+    layer.kind.latent = true;
+    layer.q = array<float>(folder, arrays.at("q_absorbed"), {tokens, layer.query_heads, row});
+    layer.k = array<float>(folder, arrays.at("latent"), {tokens, row});
+    layer.out = array<float>(folder, arrays.at("out_latent"), {tokens, layer.query_heads, rank});
+    return layer;
+  }
   layer.q = array<float>(folder, arrays.at("q"), {tokens, layer.query_heads, layer.kind.key_dim});
   layer.k = array<float>(folder, arrays.at("k"), {tokens, layer.kind.kv_heads, layer.kind.key_dim});
   layer.v = array<float>(folder, arrays.at("v"), {tokens, layer.kind.kv_heads, layer.kind.value_dim});

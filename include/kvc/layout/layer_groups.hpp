@@ -122,10 +122,11 @@ class LayerGroups {
   [[nodiscard]] Index layers() const noexcept { return static_cast<Index>(places_.size()); }
   [[nodiscard]] std::span<const LayerGroup> groups() const noexcept { return groups_; }
   [[nodiscard]] Pos rewind() const noexcept { return rewind_; }
-  /// Whether a Shape says the same: one group of full attention, and no layer reads the rows of another one.
+  /// Whether a Shape says the same: one group of full attention with keys and values, and no layer reads the rows of
+  /// another one.
   [[nodiscard]] bool is_plain() const noexcept {
     return groups_.size() == 1 && groups_[0].retained.everything() && groups_[0].cross_rows == 0 &&
-           layers() == groups_[0].shape.layers;
+           !groups_[0].latent && layers() == groups_[0].shape.layers;
   }
   /// Where the rows of a layer are. Throws std::invalid_argument if there is no such layer. O(1).
   [[nodiscard]] LayerPlace place(Index layer) const {
