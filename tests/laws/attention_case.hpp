@@ -276,6 +276,18 @@ void over_cases(std::uint64_t fixed_seed, F f) {
   }
 }
 
+/// A base of views of another one's rows that differ in their runs.
+template <class View>
+struct OfView {
+  using Element = typename View::Element;
+  View all;
+
+  Index kv_heads() const { return all.kv_heads(); }
+  Index key_dim() const { return all.key_dim(); }
+  Index value_dim() const { return all.value_dim(); }
+  Pos length() const { return all.length(); }
+};
+
 /// The rows of a dense view, moved to random places at odd addresses, each head cut into runs in another way, with NaN
 /// between. Copies show the same rows.
 template <class T>

@@ -16,39 +16,27 @@ namespace {
 
 /// A view without the positions [first, last) of one kv head, or of all.
 template <class T>
-struct Gappy {
-  using Element = T;
-  kvc::DenseView<T> all;
+struct Gappy : OfView<kvc::DenseView<T>> {
   Pos first, last;
   Index head = all_heads;
   static constexpr Index all_heads = -1;
 
-  Index kv_heads() const { return all.kv_heads(); }
-  Index key_dim() const { return all.key_dim(); }
-  Index value_dim() const { return all.value_dim(); }
-  Pos length() const { return all.length(); }
   template <class F>
   void for_each_run(Index h, PosRange range, F&& f) const {
     if (h != head && head != all_heads) {
-      all.for_each_run(h, range, f);
+      this->all.for_each_run(h, range, f);
       return;
     }
-    all.for_each_run(h, {range.first, std::max(range.first, std::min(range.last, first))}, f);
-    all.for_each_run(h, {std::min(range.last, std::max(range.first, last)), range.last}, f);
+    this->all.for_each_run(h, {range.first, std::max(range.first, std::min(range.last, first))}, f);
+    this->all.for_each_run(h, {std::min(range.last, std::max(range.first, last)), range.last}, f);
   }
 };
 static_assert(kvc::KvView<Gappy<float>>);
 
 /// A view whose runs are wrong in another way: `change` is applied to each.
-struct Wrong {
-  using Element = float;
-  kvc::DenseView<float> all;
+struct Wrong : OfView<kvc::DenseView<float>> {
   void (*change)(kvc::KvRun<float>&);
 
-  Index kv_heads() const { return all.kv_heads(); }
-  Index key_dim() const { return all.key_dim(); }
-  Index value_dim() const { return all.value_dim(); }
-  Pos length() const { return all.length(); }
   template <class F>
   void for_each_run(Index h, PosRange range, F&& f) const {
     all.for_each_run(h, range, [&](kvc::KvRun<float> run) {
@@ -85,7 +73,7 @@ TEMPLATE_TEST_CASE("A gap that a row may see is an error, and one that none sees
     }
     const Pos first = random.between(Pos{0}, c.shape.length - 1);
     const Pos last = random.one_in(2) ? first + 1 : random.between(first + 1, c.shape.length);
-    const Gappy<TestType> view{c.view(), first, last, random.between(Index{0}, c.shape.kv_heads - 1)};
+    const Gappy<TestType> view{{c.view()}, first, last, random.between(Index{0}, c.shape.kv_heads - 1)};
     const Index seen = first_seen(c, first, last);
     CAPTURE(first, last, view.head, seen);
     Matrix<float> out = c.out(), reference = c.out();
@@ -124,7 +112,7 @@ TEST_CASE("A gap in one sequence of a batch is found, and named", "[attention]")
     std::vector<PosRange> queries;
     for (std::size_t b = 0; b < static_cast<std::size_t>(c.q.rows()); ++b) {
       if (b == wrong) {
-        views.emplace_back(Gappy<float>{c.view(), gap, gap + 1});
+        views.emplace_back(Gappy<float>{{c.view()}, gap, gap + 1});
       } else {
         views.emplace_back(c.view());  // begins in the same memory
       }
@@ -149,7 +137,7 @@ TEST_CASE("Runs that are not those that were asked for are an error", "[attentio
   const Case<float> c(shape, random);
   Matrix<float> out = c.out();
   const auto refuses = [&](void (*change)(kvc::KvRun<float>&)) {
-    const Wrong view{c.view(), change};
+    const Wrong view{{c.view()}, change};
     CHECK_THROWS_AS(Attend<float>::decode(view, c.q.cref(), out.ref()), std::invalid_argument);
     CHECK_THROWS_AS(kvc::reference(view, shape.queries, c.q.cref(), out.ref()), std::invalid_argument);
   };

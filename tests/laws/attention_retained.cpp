@@ -18,15 +18,9 @@ namespace {
 
 /// A view of the positions of another one that `retained` has, one entry each.
 template <class T>
-struct Retaining {
-  using Element = T;
-  AnyView<T> all;
+struct Retaining : OfView<AnyView<T>> {
   std::vector<bool> retained;
 
-  Index kv_heads() const { return all.kv_heads(); }
-  Index key_dim() const { return all.key_dim(); }
-  Index value_dim() const { return all.value_dim(); }
-  Pos length() const { return all.length(); }
   template <class F>
   void for_each_run(Index h, PosRange range, F&& f) const {
     for (Pos at = range.first; at < range.last;) {
@@ -34,7 +28,7 @@ struct Retaining {
       const auto last = std::find(begin, end, !*begin);
       const auto next = static_cast<Pos>(last - retained.begin());
       if (*begin) {
-        all.for_each_run(h, {at, next}, f);
+        this->all.for_each_run(h, {at, next}, f);
       }
       at = next;
     }
@@ -87,7 +81,7 @@ TEMPLATE_TEST_CASE("Whatever else is retained, the bits are the same", "[attenti
     CAPTURE(seed, i, shape);
     const Matrix<float> expected = whole(c);
     Matrix<float> out = c.out(), reference = c.out(), in_chunks = c.out();
-    const Retaining<TestType> view{c.view(), in_sight_of(c, shape.queries, random)};
+    const Retaining<TestType> view{{c.view()}, in_sight_of(c, shape.queries, random)};
     Attend<TestType>::prefill(view, shape.queries, c.q.cref(), out.ref(), c.options(), ThreadPerCall{2});
     CHECK(same(out, expected));
     if constexpr (std::same_as<TestType, float>) {
@@ -99,7 +93,7 @@ TEMPLATE_TEST_CASE("Whatever else is retained, the bits are the same", "[attenti
       const Index count = std::min(random.between(Index{1}, Index{40}), c.q.rows() - first);
       const Pos position = shape.queries.first + static_cast<Pos>(first);
       const PosRange rows{position, position + static_cast<Pos>(count)};
-      Attend<TestType>::prefill(Retaining<TestType>{c.view(), in_sight_of(c, rows, random)}, rows,
+      Attend<TestType>::prefill(Retaining<TestType>{{c.view()}, in_sight_of(c, rows, random)}, rows,
                                 c.q.cref().middle_rows(first, count), in_chunks.ref().middle_rows(first, count),
                                 c.options(first, count, 0, shape.query_heads()));
       first += count;
@@ -126,7 +120,7 @@ TEMPLATE_TEST_CASE("In a batch, each sequence needs what its own rows see", "[at
                              : random.between(std::max(0, shape.length - 100), shape.length);
       queries.push_back({length - 1, length});
       std::vector<bool> retained = in_sight_of(c, queries.back(), random);
-      views.emplace_back(Retaining<TestType>{c.view(length), std::move(retained)});
+      views.emplace_back(Retaining<TestType>{{c.view(length)}, std::move(retained)});
       Attend<TestType>::decode(c.view(length), c.q.cref().middle_rows(row, 1), expected.ref().middle_rows(row, 1),
                                c.options());
     }
@@ -141,6 +135,26 @@ TEMPLATE_TEST_CASE("In a batch, each sequence needs what its own rows see", "[at
   }
 }
 
+TEST_CASE("Of sequences that lack the same position, the one whose row sees it is named", "[attention]") {
+  Random random(3);
+  CaseShape shape;
+  shape.length = 200;
+  shape.window = 100;
+  shape.queries = {0, 2};  // a row each
+  const Case<float> c(shape, random);
+  Matrix<float> out = c.out();
+  std::vector<bool> retained(200, true);
+  retained[60] = false;
+  const auto decode = [&](Pos first, Pos second) {
+    const std::vector<AnyView<float>> views{Retaining<float>{{c.view(first)}, retained},
+                                            Retaining<float>{{c.view(second)}, retained}};
+    Attend<float>::decode(std::span<const AnyView<float>>(views), c.q.cref(), out.ref(), c.options());
+  };
+  CHECK_NOTHROW(decode(200, 161));
+  CHECK_THROWS_WITH(decode(200, 160), contains("position 60 of sequence 1 is not retained"));
+  CHECK_THROWS_WITH(decode(150, 200), contains("position 60 of sequence 0 is not retained"));
+}
+
 TEST_CASE("A position outside of `keys` need not be retained", "[attention]") {
   const std::uint64_t seed = seed_or(903);
   Random random(seed);
@@ -152,7 +166,7 @@ TEST_CASE("A position outside of `keys` need not be retained", "[attention]") {
     CAPTURE(seed, i, shape, first, last);
     kvc::AttentionOptions options = c.options();
     options.keys = {first, last};
-    Retaining<float> view{c.view(), std::vector<bool>(static_cast<std::size_t>(shape.length))};
+    Retaining<float> view{{c.view()}, std::vector<bool>(static_cast<std::size_t>(shape.length))};
     std::fill(view.retained.begin() + first, view.retained.begin() + last, true);
     Matrix<float> out = c.out(), expected = c.out();
     Attend<float>::prefill(view, shape.queries, c.q.cref(), out.ref(), options);
@@ -164,15 +178,9 @@ TEST_CASE("A position outside of `keys` need not be retained", "[attention]") {
 namespace {
 
 /// Counts the positions that it hands out.
-struct Counting {
-  using Element = float;
-  kvc::DenseView<float> all;
+struct Counting : OfView<kvc::DenseView<float>> {
   std::shared_ptr<std::atomic<Index>> count = std::make_shared<std::atomic<Index>>(0);
 
-  Index kv_heads() const { return all.kv_heads(); }
-  Index key_dim() const { return all.key_dim(); }
-  Index value_dim() const { return all.value_dim(); }
-  Pos length() const { return all.length(); }
   template <class F>
   void for_each_run(Index h, PosRange range, F&& f) const {
     *count += range.size();
@@ -189,7 +197,7 @@ TEST_CASE("Attention asks for the positions that a row sees, however long the se
   const auto asked = [&](Pos rows, const kvc::AttentionOptions& options) {
     shape.queries = {shape.length - rows, shape.length};
     const Case<float> c(shape, random);
-    const Counting view{c.view()};
+    const Counting view{{c.view()}};
     Matrix<float> out = c.out();
     Attend<float>::prefill(view, shape.queries, c.q.cref(), out.ref(), options);
     return view.count->load();
