@@ -53,6 +53,9 @@ std::vector<Model> models() {
   for (Index i = 0; i < 40; ++i) {
     mllama.add({.kv_heads = 8, .key_dim = 128, .cross_rows = i % 5 == 3 ? 4 * 1601 : 0});
   }
+  LayerGroups deepseek;  // V3.2: latent rows, and beside each layer the keys of its indexer
+  deepseek.add({.kv_heads = 1, .key_dim = 576, .value_dim = 512, .latent = true}, 61);
+  deepseek.add({.kv_heads = 1, .key_dim = 128, .latent = true}, 61);
   return {
       {"Gemma 3 27B",
        alternating(62, 6, {.kv_heads = 16, .key_dim = 128, .window = 1024}, {.kv_heads = 16, .key_dim = 128})},
@@ -64,6 +67,7 @@ std::vector<Model> models() {
        alternating(36, 4, {.kv_heads = 8, .key_dim = 128, .window = 4096}, {.kv_heads = 8, .key_dim = 128})},
       {"Llama 4", alternating(48, 4, {.kv_heads = 8, .key_dim = 128, .chunk = 8192}, {.kv_heads = 8, .key_dim = 128})},
       {"mllama", mllama},
+      {"DeepSeek V3.2", deepseek},
   };
 }
 

@@ -86,6 +86,14 @@ kvc::LayerGroups mllama() {
   return layers;
 }
 
+/// Latent rows (MLA): the value is the beginning of the key. Behind the layers, the keys of their indexers.
+kvc::LayerGroups deepseek_v3_2() {
+  kvc::LayerGroups layers;
+  layers.add({.kv_heads = 1, .key_dim = 576, .value_dim = 512, .latent = true}, 61);
+  layers.add({.kv_heads = 1, .key_dim = 128, .latent = true}, 61);
+  return layers;
+}
+
 /// What one sequence of 32,000 tokens holds, prefilled in passes of 2,000, beside one shape for all layers.
 void hold(const char* name, const kvc::LayerGroups& layers) {
   constexpr kvc::Pos tokens = 32'000;
@@ -104,7 +112,7 @@ void hold(const char* name, const kvc::LayerGroups& layers) {
     one_shape += tokens * rule.row_weight;
   }
   constexpr double mib = 1 << 20;
-  std::printf("%-14s  %2ld layers, %2ld groups  %7.0f MiB  %7.0f MiB\n", name, static_cast<long>(layers.layers()),
+  std::printf("%-14s  %3ld layers, %2ld groups  %7.0f MiB  %7.0f MiB\n", name, static_cast<long>(layers.layers()),
               static_cast<long>(policy.groups()), static_cast<double>(policy.stats().blocks_referenced * block) / mib,
               static_cast<double>(one_shape) / mib);
 }
@@ -112,8 +120,8 @@ void hold(const char* name, const kvc::LayerGroups& layers) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run_example(argc, argv, "The layer groups of nine models, and what a long sequence holds in them.", [] {
-    std::printf("%-14s  %21s  %11s  %11s\n", "", "", "groups", "one shape");
+  return run_example(argc, argv, "The layer groups of ten models, and what a long sequence holds in them.", [] {
+    std::printf("%-14s  %22s  %11s  %11s\n", "", "", "groups", "one shape");
     hold("Mistral 7B", mistral_7b());
     hold("Gemma 2 9B", gemma_2_9b());
     hold("Gemma 3 27B", gemma_3_27b());
@@ -123,5 +131,6 @@ int main(int argc, char** argv) {
     hold("Ministral-like", ministral_like());
     hold("Llama 4 Scout", llama_4_scout());
     hold("mllama", mllama());
+    hold("DeepSeek V3.2", deepseek_v3_2());
   });
 }
