@@ -14,6 +14,7 @@
 #include "catch.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/layout/layer_groups.hpp"
+#include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "policies.hpp"
 
@@ -420,10 +421,21 @@ class World {
   std::vector<Tokens> prompts_;
 };
 
+/// Contiguous with rings of few slots: a window and a short pass.
+template <class C>
+struct Rings : C {
+  static kvc::Contiguous::Config config(Pos tokens, Index sequences, Pos max_tokens) {
+    auto config = C::config(tokens, sequences, max_tokens);
+    config.pass_tokens = 9;
+    return config;
+  }
+};
+
 }  // namespace
 
 #define KVC_GROUP_POLICIES                                                                                       \
-  kvc_test::Paged1, kvc_test::Paged4, kvc_test::Paged7, kvc_test::Prefix1, kvc_test::Prefix4, kvc_test::Prefix7, \
+  kvc_test::Reserve, kvc_test::GrowFirst, Rings<kvc_test::Reserve>, Rings<kvc_test::GrowBest>, kvc_test::Paged1, \
+      kvc_test::Paged4, kvc_test::Paged7, kvc_test::Prefix1, kvc_test::Prefix4, kvc_test::Prefix7,               \
       kvc_test::PrefixMru, kvc_test::Colliding4
 
 TEMPLATE_TEST_CASE("Attention over layer groups has the bits of attention over all rows, or is an error",
