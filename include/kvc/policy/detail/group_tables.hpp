@@ -87,7 +87,11 @@ class GroupTables {
       has_replaced = false;
       has_cross = false;
       adds_cross = false;
-      state = {};
+      if constexpr (requires { state.reset(); }) {
+        state.reset();
+      } else {
+        state = {};
+      }
     }
   };
 

@@ -49,7 +49,15 @@ struct GroupSequenceState {
   std::vector<BlockId> ends;  // dropped blocks where its prompt ends
   [[no_unique_address]] SequenceContext context{};
 
-  GroupSequenceState& operator=(const GroupSequenceState&) = default;
+  /// Forgets everything, but not its memory.
+  void reset() noexcept {
+    GroupSequenceState fresh;
+    fresh.tokens.swap(tokens);
+    fresh.tokens.clear();
+    fresh.ends.swap(ends);
+    fresh.ends.clear();
+    *this = std::move(fresh);
+  }
 };
 
 /// Sequences and pins over a GroupCachedBlocks.
