@@ -199,6 +199,16 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return extend(seq, checked_extension(count), std::span<const Token>{});
   }
 
+  /// Reserves the rows of an empty sequence that was computed elsewhere, without room for what its groups have dropped;
+  /// empty if there is no room. The rows are written through `data()`, see RestoresSequences. Throws
+  /// std::invalid_argument if the sequence is not empty, or for impossible options.
+  [[nodiscard]] std::optional<Append> try_restore(SeqId seq, const RestoreOptions& options)
+    requires RestoresSequences<P>
+  {
+    const std::optional<Extension> extension = policy_.try_restore(seq, options);
+    return extension ? std::optional<Append>(Append(&policy_, seq, extension->range)) : std::nullopt;
+  }
+
   /// Stores the rows of one layer for the positions of an append.
   ///   k  [append.size(), kv_heads * key_dim]     v  [append.size(), kv_heads * value_dim]
   /// A cross-attention layer takes the rows of the other input, all of them with the first append of a sequence

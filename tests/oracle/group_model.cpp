@@ -223,6 +223,9 @@ class GroupModel {
       case 7:
         clear();
         break;
+      case 8:
+        restore();
+        break;
       default:
         extend();
     }
@@ -231,6 +234,7 @@ class GroupModel {
   [[nodiscard]] Index hits() const { return hits_; }
   [[nodiscard]] Index refusals() const { return refusals_; }
   [[nodiscard]] Index dropped() const { return dropped_; }
+  [[nodiscard]] Index restored() const { return restored_; }
 
  private:
   using Row = std::pair<std::string, std::uint64_t>;  // of which prefix: a salt, and a hash of its tokens
@@ -361,6 +365,128 @@ class GroupModel {
       return;
     }
     finish(seq, s, tokens, tells, extension, why);
+  }
+
+  /// A sequence that was computed elsewhere: with the rows that its groups retain, or fewer.
+  void restore() {
+    if (open_.size() >= 8) {
+      return;
+    }
+    ModelSequence s;
+    s.tokens = make_prompt();
+    OpenOptions options;
+    if (random_.one_in(8)) {
+      options.salt = Salt(SaltKind::tenant, "other");
+    }
+    s.salt = options.salt.bytes();
+    const auto length = static_cast<Pos>(s.tokens.size());
+    const std::optional<Opened> opened = policy_.try_open({}, options);
+    if (!opened) {
+      ++refusals_;
+      return;
+    }
+    const SeqId seq = opened->seq;
+    s.input = ++inputs_;
+    if constexpr (is_contiguous) {
+      s.most = policy_.max_tokens();
+    }
+    std::vector<PosRange> missing;
+    for (const GroupRule& rule : rules_.groups) {
+      PosRange gap{0, 0};
+      if (const Pos most = rule.retained.first_seen(length); most > rule.retained.kept) {
+        const Pos last = random_.between(rule.retained.kept, most);
+        gap = {random_.between(rule.retained.kept, last), last};
+      }
+      missing.push_back(gap.empty() ? PosRange{0, 0} : gap);
+      const Pos from = std::max(rule.retained.first_seen(std::max(length - rules_.rewind, 0)), missing.back().last);
+      s.from.push_back(from > rule.retained.kept ? from : 0);
+    }
+    RestoreOptions restored{.length = length, .missing = missing};
+    if (!open_.empty() && random_.one_in(2)) {
+      const SeqId like = any();
+      const ModelSequence& other = model(like);
+      if (other.salt == s.salt) {
+        const auto common =
+            std::ranges::mismatch(std::span(other.tokens).first(static_cast<std::size_t>(other.committed)), s.tokens);
+        restored.like = like;
+        restored.shared = random_.between(0, static_cast<Pos>(common.in2 - s.tokens.begin()));
+        restored.shares_cross = other.has_cross && random_.one_in(2);
+        s.input = restored.shares_cross ? other.input : s.input;
+      }
+    }
+    const Stats before = policy_.stats();
+    std::optional<Extension> extension;
+    try {
+      const kvc_test::FailAllocation fail(random_.one_in(16) ? random_.between(0, 2) : 1000);
+      extension = policy_.try_restore(seq, restored);
+      refusals_ += extension ? 0 : 1;
+    } catch (const std::bad_alloc&) {
+      ++failures_;
+    }
+    if (!extension) {
+      REQUIRE(policy_.stats().blocks_referenced == before.blocks_referenced);
+      REQUIRE(policy_.reserved(seq) == 0);
+      policy_.close(seq);
+      return;
+    }
+    REQUIRE(extension->range == PosRange{0, length});
+    REQUIRE(extension->copies.empty());
+    write_restored(seq, s, missing);
+    if (random_.one_in(6)) {  // it goes on as an empty one
+      policy_.rollback(seq);
+      REQUIRE(policy_.stats().blocks_referenced == before.blocks_referenced);
+      s.input = ++inputs_;
+      s.tokens.clear();
+      s.from.assign(s.from.size(), 0);
+      open_.emplace_back(seq, s);
+      return;
+    }
+    policy_.commit(seq);
+    s.committed = length;
+    s.has_cross = true;
+    if constexpr (finds_prefixes) {
+      const auto known = random_.one_in(6) ? random_.between<std::size_t>(0, s.tokens.size()) : s.tokens.size();
+      policy_.publish_tokens(seq, std::span<const Token>(s.tokens).first(known));
+      s.known = known == s.tokens.size();
+    }
+    ++restored_;
+    open_.emplace_back(seq, s);
+  }
+  /// Writes the rows of all slots of a restored sequence but the missing ones, which hold anything.
+  void write_restored(SeqId seq, const ModelSequence& s, const std::vector<PosRange>& missing) {
+    const auto length = static_cast<Pos>(s.tokens.size());
+    for (Index g = 0; g < policy_.groups(); ++g) {
+      if (!GroupTablePolicy<P> || cross_rows(g) > 0) {
+        policy_.for_each_run(seq, g, {0, policy_.positions(seq, g)}, [&](const SlotRun& run) {
+          for (Pos i = 0; i < run.count; ++i) {
+            memory_[place(g, run.block, run.offset + i)] = {g, row_of(s, g, run.first + i)};
+          }
+        });
+        continue;
+      }
+      if constexpr (GroupTablePolicy<P>) {
+        const GroupBlocks blocks = policy_.group_blocks(seq, g);
+        const PosRange gap = missing[static_cast<std::size_t>(g)];
+        REQUIRE(blocks.missing == gap);
+        const auto write = [&](BlockId block, Pos number) {
+          for (Pos slot = 0; slot < policy_.block_tokens(g); ++slot) {
+            const Pos position = number * policy_.block_tokens(g) + slot;
+            if (position >= length || (gap.first <= position && position < gap.last)) {
+              auto& there = memory_.try_emplace(place(g, block, slot), g, Row{"nothing", 0}).first->second;
+              there = there.first == g ? there : std::pair{g, Row{"nothing", 0}};
+            } else {
+              memory_[place(g, block, slot)] = {g, row_of(s, g, position)};
+            }
+          }
+        };
+        for (std::size_t i = 0; i < blocks.kept.size(); ++i) {
+          write(blocks.kept[i], static_cast<Pos>(i));
+        }
+        for (std::size_t i = 0; i < blocks.rest.size(); ++i) {
+          write(blocks.rest[i], blocks.first + static_cast<Pos>(i));
+        }
+      }
+    }
   }
 
   void finish(SeqId seq, ModelSequence& s, const Tokens& tokens, bool tells, const std::optional<Extension>& extension,
@@ -597,7 +723,7 @@ class GroupModel {
   std::vector<Tokens> prompts_;
   std::map<std::tuple<Index, BlockId, Pos>, std::pair<Index, Row>> memory_;  // of each row, and whose it is
   std::uint64_t inputs_ = 0;
-  Index hits_ = 0, refusals_ = 0, dropped_ = 0, failures_ = 0;
+  Index hits_ = 0, refusals_ = 0, dropped_ = 0, failures_ = 0, restored_ = 0;
 };
 
 GroupRules random_rules(Random& random, bool with_cross) {
@@ -676,7 +802,7 @@ void run_model(std::uint64_t fixed, int operations, typename P::Config (*make_co
   const std::uint64_t seed = kvc_test::seed_or(fixed);
   CAPTURE(seed);
   Random random(seed);
-  Index hits = 0, refusals = 0, dropped = 0;
+  Index hits = 0, refusals = 0, dropped = 0, restored = 0;
   for (int done = 0; done < operations;) {
     const GroupRules rules = random_rules(random, !KnowsTokens<P>);
     const typename P::Config config = make_config(random);
@@ -689,8 +815,10 @@ void run_model(std::uint64_t fixed, int operations, typename P::Config (*make_co
     hits += model.hits();
     refusals += model.refusals();
     dropped += model.dropped();
+    restored += model.restored();
   }
   CHECK(dropped > operations / 50);
+  CHECK(restored > operations / 200);
   CHECK(refusals > operations / 200);
   if (GroupModel<P>::finds_prefixes) {
     CHECK(hits > operations / 100);

@@ -20,6 +20,7 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/group_table.hpp"
+#include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {
@@ -175,6 +176,22 @@ concept HoldsGroups = Policy<P> && std::constructible_from<P, const typename P::
 template <class P>
 concept GroupTablePolicy = HoldsGroups<P> && requires(const BarePolicy<P>& c, SeqId seq, Index group) {
   { c.group_blocks(seq, group) } -> std::same_as<GroupBlocks>;
+};
+
+/// Takes back a sequence that was computed elsewhere, or earlier, without room for what its groups have dropped. For a
+/// policy with one group of full attention it is an extension of an empty sequence.
+///
+///   p.try_restore(seq, options)   | an optional Extension of [0, options.length): rows to write, then `commit` or
+///                                 | `rollback`, as of try_extend; empty, and nothing has changed, if there is no room;
+///                                 | throws std::invalid_argument if seq is not empty, or for impossible options
+///
+/// The rows to write are those of all slots that the policy holds for positions of the sequence, but for those in
+/// options.missing, and those of other inputs that c.extension(seq, group) names. Blocks may hold a few positions more
+/// than a group retains (group_blocks lists them), so that a prompt can find them. Tokens are not given: a policy that
+/// KnowsTokens learns them by publish_tokens.
+template <class P>
+concept RestoresSequences = HoldsGroups<P> && requires(P& p, SeqId seq, const RestoreOptions& options) {
+  { p.try_restore(seq, options) } -> std::same_as<std::optional<Extension>>;
 };
 
 /// Says which limit an operation would meet: the reason when a `try_` operation found no room. Limit::none if it would

@@ -117,6 +117,13 @@ class Contiguous {
     return Extension{range, copies};
   }
 
+  /// Reserves the rows of a sequence that was computed elsewhere: see RestoresSequences. O(holes).
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
+    detail::require_valid(options, rules_);
+    lengths(seq).check_restore(seq);
+    return grouped_ ? grouped_->try_restore(seq, options) : try_extend(seq, options.length);
+  }
+
   /// The reserved positions count from now on. Throws std::invalid_argument if seq has no uncommitted extension.
   /// O(holes).
   void commit(SeqId seq) {
@@ -489,7 +496,8 @@ class Contiguous {
   Index copied_tokens_ = 0;
 };
 static_assert(HoldsGroups<Contiguous> && CountsAvailable<Contiguous> && HasConfig<Contiguous> &&
-              BoundsSequences<Contiguous> && ListsSequences<Contiguous> && ExplainsRefusals<Contiguous>);
+              BoundsSequences<Contiguous> && ListsSequences<Contiguous> && ExplainsRefusals<Contiguous> &&
+              RestoresSequences<Contiguous>);
 
 }  // namespace v0
 }  // namespace kvc

@@ -19,6 +19,7 @@ struct GroupBlocks {
   std::span<const BlockId> kept;  ///< blocks 0 .. kept.size() - 1
   Pos first = 0;                  ///< number of the first block of `rest`
   std::span<const BlockId> rest;  ///< blocks first .. first + rest.size() - 1
+  PosRange missing{};  ///< positions that these blocks may have slots for, but no rows: see RestoresSequences
 };
 
 namespace detail {
@@ -44,6 +45,7 @@ class GroupTable {
     blocks_.clear();
     set_first(kept_blocks_);
     rows_.clear();
+    missing_ = {};
   }
 
   [[nodiscard]] Pos block_tokens() const noexcept { return block_tokens_; }
@@ -52,7 +54,7 @@ class GroupTable {
   [[nodiscard]] bool empty() const noexcept { return blocks_.empty(); }
   [[nodiscard]] GroupBlocks parts() const noexcept {
     const std::size_t kept = std::min(blocks_.size(), kept_size());
-    return {std::span(blocks_).first(kept), first_, std::span(blocks_).subspan(kept)};
+    return {std::span(blocks_).first(kept), first_, std::span(blocks_).subspan(kept), missing_};
   }
 
   /// Blocks from the first position on, those that were dropped included.
@@ -79,6 +81,20 @@ class GroupTable {
   /// Whether a block is there.
   [[nodiscard]] bool has(Pos number) const noexcept {
     return number < std::min(kept_blocks_, end()) || (number >= first_ && number < end());
+  }
+  /// Whether a block that is there has the rows of all its positions that the sequence has.
+  [[nodiscard]] bool is_complete(Pos number) const noexcept {
+    return Index{number} * block_tokens_ >= missing_.last || (Index{number} + 1) * block_tokens_ <= missing_.first;
+  }
+  /// f(number) for the blocks that are there, ascending.
+  template <class F>
+  void for_each_number(F&& f) const {
+    for (Pos number = 0; number < std::min(kept_blocks_, end()); ++number) {
+      f(number);
+    }
+    for (Pos number = first_; number < end(); ++number) {
+      f(number);
+    }
   }
   /// A block that is there.
   [[nodiscard]] BlockId& operator[](Pos number) noexcept { return blocks_[index_of(number)]; }
@@ -151,6 +167,7 @@ class GroupTable {
     rows_.cut(length);
     if (length <= rows_.rule().kept) {
       set_first(kept_blocks_);
+      missing_ = {};
     }
   }
   /// Makes it the table of the first `length` positions of another one, which can be cut to there. Throws
@@ -160,6 +177,7 @@ class GroupTable {
     blocks_.assign(other.blocks_.begin(), other.blocks_.begin() + static_cast<std::ptrdiff_t>(other.size_at(length)));
     set_first(other.first_);
     rows_ = other.rows(settled);
+    missing_ = other.missing_;
     cut(length);
   }
   /// Makes it a table of these blocks. Throws std::bad_alloc; nothing has changed then.
@@ -172,6 +190,25 @@ class GroupTable {
     blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
     set_first(end > kept_blocks_ ? first : kept_blocks_);
     rows_.begin_at(length);
+  }
+  /// Makes it the table of a sequence that has the rows that one of length `settled` retains, and those of the blocks
+  /// that `drop` leaves, but none of `missing`. The blocks are no_block, and to be set. Throws std::bad_alloc; nothing
+  /// has changed then.
+  void restore(Pos length, Pos settled, PosRange missing) {
+    RetainedRows rows(rows_.rule());
+    rows.retain(settled);
+    rows.lose(missing.last);
+    const Pos end = ceil_div(length, block_tokens_);
+    Pos first = kept_blocks_;
+    if (rows.drops() && end > kept_blocks_) {
+      const Pos seen = rows.from() / block_tokens_;
+      const Pos with_slack = std::max(rows.from() - slack_, 0) / block_tokens_;
+      first = std::max({first, with_slack, std::min(ceil_div(missing.last, block_tokens_), seen)});
+    }
+    blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
+    set_first(first);
+    rows_ = rows;
+    missing_ = missing;
   }
 
   /// f(SlotRun) for the retained positions of `range`.
@@ -213,6 +250,7 @@ class GroupTable {
   Pos kept_blocks_ = 0;  // blocks of the kept positions, which are never dropped
   Pos first_ = 0;        // number of the block behind them
   Pos drops_at_ = 0;     // with this rows_.from() a block can be dropped
+  PosRange missing_{};   // a sequence that was restored never had these rows
 };
 
 }  // namespace detail

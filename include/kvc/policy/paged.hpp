@@ -76,6 +76,16 @@ class Paged {
     return tables_.try_extend(seq, count, tokens.size());
   }
 
+  /// Reserves the rows of a sequence that was computed elsewhere: see RestoresSequences. O(blocks).
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
+    if (grouped_) {
+      return grouped_->try_restore(seq, options);
+    }
+    detail::require_valid(options, rules_);
+    lengths(seq).check_restore(seq);
+    return tables_.try_extend(seq, options.length, 0);
+  }
+
   /// The reserved positions count from now on. Throws std::invalid_argument if seq has no uncommitted extension. O(1).
   void commit(SeqId seq) {
     if (grouped_) [[unlikely]] {
@@ -271,7 +281,7 @@ class Paged {
   Index prompt_tokens_ = 0;
 };
 static_assert(BlockTablePolicy<Paged> && GroupTablePolicy<Paged> && CountsAvailable<Paged> && HasConfig<Paged> &&
-              ListsSequences<Paged> && ExplainsRefusals<Paged>);
+              ListsSequences<Paged> && ExplainsRefusals<Paged> && RestoresSequences<Paged>);
 
 }  // namespace v0
 }  // namespace kvc

@@ -128,6 +128,17 @@ class PrefixShared {
     return ask([&](auto& p) { return p.try_extend(seq, count, tokens); });
   }
 
+  /// Reserves the rows of a sequence that was computed elsewhere, for publish_tokens after the commit: see
+  /// RestoresSequences. O(blocks).
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
+    if (grouped_) {
+      return grouped_->try_restore(seq, options);
+    }
+    detail::require_valid(options, rules_);
+    require(plain_->reserved(seq) == 0, "seq", seq, "an empty sequence");
+    return plain_->try_extend(seq, options.length, {});
+  }
+
   /// Full blocks become matchable. If an equal block is cached already, the sequence takes that one and frees its own:
   /// runs of the sequence that were read before are invalid. Expected O(blocks filled * block_tokens).
   void commit(SeqId seq) {
@@ -349,7 +360,7 @@ static_assert(BlockTablePolicy<PrefixShared<>> && GroupTablePolicy<PrefixShared<
               HasConfig<PrefixShared<>> && ListsSequences<PrefixShared<>> && MatchesPrefixes<PrefixShared<>> &&
               AdmitsRequests<PrefixShared<>> && PinsPrefixes<PrefixShared<>> && KeepsPrefixes<PrefixShared<>> &&
               ClearsCache<PrefixShared<>> && KeepsTime<PrefixShared<>> && EmitsEvents<PrefixShared<>> &&
-              ExplainsRefusals<PrefixShared<>>);
+              RestoresSequences<PrefixShared<>> && ExplainsRefusals<PrefixShared<>>);
 
 }  // namespace v0
 }  // namespace kvc

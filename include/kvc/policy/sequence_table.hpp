@@ -157,6 +157,11 @@ struct SequenceLengths {
     check_committed(seq);
     require_between(length, Pos{0}, committed, "length");
   }
+  /// Throws unless the sequence is empty, so that try_restore is allowed.
+  void check_restore(SeqId seq) const {
+    check_committed(seq);
+    require(committed == 0, "seq", seq, "an empty sequence");
+  }
   /// Throws unless try_fork(seq, at) is allowed.
   void check_fork(Pos at) const { require_between(at, Pos{0}, committed, "at"); }
   /// Throws unless for_each_run(seq, range, f) is allowed.

@@ -82,6 +82,12 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
     });
   }
   /// As of the policy, with all other threads kept out.
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options)
+    requires RestoresSequences<P>
+  {
+    return with_lock([&](P& p) { return p.try_restore(seq, options); });
+  }
+  /// As of the policy, with all other threads kept out.
   void commit(SeqId seq) {
     with_lock([&](P& p) { p.commit(seq); });
   }

@@ -27,6 +27,7 @@
 #include "kvc/policy/detail/region_sizes.hpp"
 #include "kvc/policy/detail/retained_rows.hpp"
 #include "kvc/policy/detail/ring.hpp"
+#include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/sequence_table.hpp"
 
 namespace kvc {
@@ -129,6 +130,21 @@ class GroupRegions {
     s.lengths.reserve(range);
     return Extension{range, copies_};
   }
+  /// Reserves the rows of a sequence that was computed elsewhere: see RestoresSequences. O(holes).
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) noexcept {
+    Sequence& s = *sequences_.find(seq);
+    for (std::size_t g = 0; g < pools_.size(); ++g) {
+      if (!is_cross(g)) {
+        s.groups[g].retained.retain(std::max(options.length - rules_.rewind, 0));
+        s.groups[g].retained.lose(missing_of(rules_, g, options).last);
+      }
+    }
+    std::optional<Extension> extension = try_extend(seq, {0, options.length});
+    if (!extension) {
+      forget_rows(s);
+    }
+    return extension;
+  }
   /// The limit that try_extend would meet.
   [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range) const noexcept {
     if (range.last > s.most) {
@@ -210,6 +226,9 @@ class GroupRegions {
     }
     s->adds_cross = false;
     s->lengths.rollback();
+    if (s->lengths.committed == 0) {
+      forget_rows(*s);
+    }
   }
 
   /// Throws unless a sequence that ends at `length` still finds all that it needs, in every group.
@@ -374,6 +393,12 @@ class GroupRegions {
 
   [[nodiscard]] static constexpr std::size_t at_group(Index group) noexcept { return static_cast<std::size_t>(group); }
   [[nodiscard]] bool is_cross(std::size_t g) const noexcept { return rules_.groups[g].cross_rows > 0; }
+  /// Of a sequence of no positions.
+  static void forget_rows(Sequence& s) noexcept {
+    for (Rows& rows : s.groups) {
+      rows.retained.clear();
+    }
+  }
 
   /// So many slots of a ring, rounded up where the most tokens of the sequence allow it.
   [[nodiscard]] Pos rounded(std::size_t g, Pos slots, Pos most) const noexcept {

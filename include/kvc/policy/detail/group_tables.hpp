@@ -24,6 +24,7 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/block_sizes.hpp"
 #include "kvc/policy/group_table.hpp"
+#include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/sequence_table.hpp"
 
 namespace kvc {
@@ -185,6 +186,67 @@ class GroupTables {
     return least <= blocks_.available() ? LimitMet{} : LimitMet{Limit::pool, blocks_.available() * unit, least * unit};
   }
 
+  /// Reserves the rows of a sequence that was computed elsewhere: see RestoresSequences. O(groups + blocks).
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
+    require_valid(options, rules_);
+    sequences_.at(seq).lengths.check_restore(seq);
+    Sequence* const like = options.like ? &sequences_.at(*options.like) : nullptr;
+    Sequence& s = sequences_.at(seq);
+    ScopeGuard undo([&] { forget_rows(s); });
+    const bool adds_cross = has_cross_groups_ && !s.has_cross;
+    const auto shares = [&](std::size_t g, Pos number) {
+      if (like == nullptr) {
+        return false;
+      }
+      const GroupTable& table = like->tables[g];
+      if (!table.grows()) {
+        return options.shares_cross && like->has_cross;
+      }
+      const Index last = std::min((Index{number} + 1) * table.block_tokens(), Index{options.length});
+      return last <= std::min(options.shared, like->lengths.committed) && table.has(number) &&
+             table.is_complete(number);
+    };
+    Index taken = 0;
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      GroupTable& table = s.tables[g];
+      if (!table.grows() && !adds_cross) {
+        continue;
+      }
+      const Pos length = table.grows() ? options.length : rules_.groups[g].cross_rows;
+      const Pos settled = std::max(options.length - rules_.rewind, 0);
+      Index blocks = 0;
+      if (table.grows()) {
+        table.restore(length, settled, missing_of(rules_, g, options));
+      } else {
+        table.restore(length, 0, {0, 0});
+      }
+      table.for_each_number([&](Pos number) { blocks += shares(g, number) ? 0 : 1; });
+      taken += blocks;
+    }
+    if (taken > blocks_.available()) {
+      return std::nullopt;
+    }
+    undo.dismiss();
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      GroupTable& table = s.tables[g];
+      if (!table.grows() && !adds_cross) {
+        continue;
+      }
+      table.for_each_number([&](Pos number) {
+        if (shares(g, number)) {
+          table[number] = like->tables[g][number];
+          blocks_.ref_referenced(table[number]);
+          like->owns_tails = false;
+        } else {
+          table[number] = blocks_.allocate(static_cast<Index>(g));
+        }
+      });
+    }
+    s.adds_cross = adds_cross;
+    s.lengths.reserve({0, options.length});
+    return Extension{{0, options.length}, {}};
+  }
+
   /// The positions of a group that the uncommitted extension reserves: those of the sequence, or all rows of another
   /// input where the extension is the first.
   [[nodiscard]] PosRange extension(const Sequence& s, Index group) const noexcept {
@@ -253,6 +315,9 @@ class GroupTables {
     s.has_replaced = false;
     s.fits_until = 0;
     s.lengths.rollback();
+    if (s.lengths.committed == 0) {
+      forget_rows(s);
+    }
   }
 
   /// Throws unless a sequence that ends at `length` still finds all that it needs, in every group.
@@ -432,6 +497,15 @@ class GroupTables {
       if (table.grows()) {
         s.owns_tails = s.owns_tails && blocks_.is_private(table.blocks().back());
         s.fits_until = static_cast<Pos>(std::min(Index{s.fits_until}, Index{table.end()} * table.block_tokens()));
+      }
+    }
+  }
+
+  /// Of a sequence of no positions, which references no blocks but those of other inputs.
+  void forget_rows(Sequence& s) noexcept {
+    for (GroupTable& table : s.tables) {
+      if (table.grows() || !s.has_cross) {
+        table.clear();
       }
     }
   }

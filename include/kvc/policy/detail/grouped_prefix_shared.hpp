@@ -105,6 +105,9 @@ class GroupedPrefixShared {
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
     return tables_.try_extend(seq, count, tokens);
   }
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
+    return tables_.try_restore(seq, options);
+  }
   void commit(SeqId seq) { tables_.commit(seq); }
   void rollback(SeqId seq) noexcept { tables_.rollback(seq); }
 

@@ -275,6 +275,14 @@ class GroupedPrefixes
     }
     return extension;
   }
+  /// As that of GroupTables. Tokens become known by publish_tokens.
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
+    std::optional<Extension> extension = Base::try_restore(seq, options);
+    if (extension && options.length > 0) {
+      this->at(seq).state.unknown_from = 0;
+    }
+    return extension;
+  }
   void rollback(SeqId seq) noexcept {
     if (!this->contains(seq)) {
       return;
@@ -372,6 +380,9 @@ class GroupedPrefixes
     s.state.tokens.assign(tokens.begin(), tokens.end());
     const auto count = static_cast<Pos>(tokens.size());
     s.state.unknown_from = count == s.lengths.committed ? nowhere : count;
+    if (s.state.prompt_end == 0) {  // it was opened without a prompt: a later one may go on here
+      s.state.prompt_end = count;
+    }
     ++blocks_.now;
     index_tokens(s, s.state.prompt_end <= s.lengths.committed);
     drop(s);
@@ -538,8 +549,9 @@ class GroupedPrefixes
       Pos number = (end - 1) / table.block_tokens();
       for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block()), end -= node_tokens_) {
         number -= end <= Index{number} * table.block_tokens() ? 1 : 0;
-        if (!table.has(number) || (number < stays_from && !is_for_end(g, number, parting) &&
-                                   !is_for_end(g, number, prompt) && number >= table.first())) {
+        if (!table.has(number) || !table.is_complete(number) ||
+            (number < stays_from && !is_for_end(g, number, parting) && !is_for_end(g, number, prompt) &&
+             number >= table.first())) {
           continue;
         }
         const BlockId own = table[number];

@@ -46,6 +46,8 @@ class RetainedRows {
 
   /// Says that a sequence of `length` keeps nothing that no row from there on sees.
   void retain(Pos length) noexcept { from_ = std::max(from_, rule_.first_seen(length)); }
+  /// Says that the rows before `from` are gone, too, but for kept ones; no row that is still to come sees them.
+  void lose(Pos from) noexcept { from_ = std::max(from_, from); }
   /// After the sequence was cut to `length`, at which it can end.
   void cut(Pos length) noexcept { from_ = length <= rule_.kept ? 0 : from_; }
   /// A sequence of `length` that has only what the next row sees.
