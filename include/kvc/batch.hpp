@@ -8,12 +8,15 @@
 #include <cstdint>
 #include <ranges>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/group_table.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -24,6 +27,18 @@ inline namespace v0 {
 /// Each table entry stands for block_tokens consecutive positions of a sequence in consecutive slots of a block. With a
 /// BlockTablePolicy an entry is a block. With another policy it is a whole sequence (block_tokens == max_pos) if every
 /// sequence of the batch is a single run, and a single position otherwise.
+///
+/// Tables of a **layer group** (`make_tables(policy, group, ...)`) have entries only for what is there. Entry e of
+/// sequence i begins at position
+///
+///   e * block_tokens                                         if e < kept_entries[i]
+///   kv_starts[i] + (e - kept_entries[i]) * block_tokens      otherwise
+///
+/// The entries on both sides of what is gone may have rows that are gone; who attends by the rule of
+/// the group never sees them. A kernel with a window takes such tables as they are where kept_entries are 0. It counts
+/// positions from the first entry on, and takes kv_lens for the lengths: then all positions of a sequence, those of its
+/// query rows too, are less by kv_starts[i]. A kernel with chunks has to add kv_starts[i]. Kept positions lie before a
+/// jump that such a kernel does not know of: attend to them in a call of their own, and merge both by their log-sum-exp.
 struct BatchTables {
   Pos block_tokens = 1;                    ///< positions per entry
   std::vector<std::int32_t> q_indptr{0};   ///< [batch + 1]; query rows before sequence i
@@ -31,11 +46,19 @@ struct BatchTables {
   std::vector<std::int32_t> kv_indices;    ///< [kv_indptr[batch]]; the block of each entry
   std::vector<std::int32_t> first_slots;   ///< [kv_indptr[batch]]; the slot of its first position; empty if all are 0
   std::vector<std::int32_t> seq_lens;      ///< [batch]; positions, with those of an uncommitted extension
+  // Of a layer group; otherwise these three are empty, and nothing is gone.
+  std::vector<std::int32_t> kept_entries;  ///< [batch]; entries before the positions that are gone: of kept positions
+  std::vector<std::int32_t> kv_starts;     ///< [batch]; the position of the entry behind those; 0 if none are gone
+  std::vector<std::int32_t> kv_lens;       ///< [batch]; positions in entries: seq_lens less those that have none
 
   /// Sequences of the batch.
   [[nodiscard]] std::int32_t size() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
   /// Query rows of the batch.
   [[nodiscard]] std::int32_t queries() const noexcept { return q_indptr.back(); }
+  /// Whether a sequence has positions without an entry: a layer group has dropped them.
+  [[nodiscard]] bool has_gaps() const noexcept {
+    return std::ranges::any_of(kv_starts, [](std::int32_t start) { return start > 0; });
+  }
   /// The blocks of the entries of sequence i.
   [[nodiscard]] std::span<const std::int32_t> blocks_of(std::int32_t i) const { return entries_of(kv_indices, i); }
   /// The first slots of the entries of sequence i; empty if first_slots is.
@@ -51,7 +74,8 @@ struct BatchTables {
 };
 
 /// The tables of a batch of a BlockTablePolicy in two forms: compressed rows, with last_page_len as FlashInfer takes
-/// it, and a dense table, as FlashAttention and others take it.
+/// it, and a dense table, as FlashAttention and others take it. Both have the same entries in the same order; of a layer
+/// group kv_lens counts the slots in use.
 struct BatchIndex : BatchTables {
   static constexpr std::int32_t padding = -1;  ///< in block_table, behind the last block of a sequence
 
@@ -62,43 +86,119 @@ struct BatchIndex : BatchTables {
 
 namespace detail {
 
+/// The entries of one sequence, and then their end.
+inline void add_entries(BatchTables& tables, std::span<const BlockId> blocks) {
+  for (const BlockId block : blocks) {
+    tables.kv_indices.push_back(static_cast<std::int32_t>(block));
+  }
+}
+inline void end_entries(BatchTables& tables) {
+  const auto entries = static_cast<Index>(tables.kv_indices.size());
+  require(entries <= max_pos, "blocks of the batch", entries, "at most 2^31 - 1");
+  tables.kv_indptr.push_back(static_cast<std::int32_t>(entries));
+}
+
 /// The entries of sequences that are not tables of blocks, appended to tables that have their lengths.
-template <class P>
-void add_runs(const P& policy, std::span<const SeqId> sequences, BatchTables& tables) {
+/// visit(seq, length, f) calls f(SlotRun) for the runs of a sequence.
+template <class F>
+void add_runs(std::span<const SeqId> sequences, BatchTables& tables, F visit) {
   Index positions = 0;
   bool one_run_each = true;
   for (std::size_t i = 0; i < sequences.size(); ++i) {
-    const Pos length = tables.seq_lens[i];
-    positions += length;
     int runs = 0;
-    policy.for_each_run(sequences[i], {0, length}, [&](const SlotRun&) { ++runs; });
+    visit(sequences[i], tables.seq_lens[i], [&](const SlotRun& run) {
+      positions += run.count;
+      ++runs;
+    });
     one_run_each = one_run_each && runs <= 1;
   }
   require(one_run_each || positions <= max_pos, "positions of the batch", positions, "at most 2^31 - 1");
   tables.block_tokens = one_run_each ? max_pos : 1;
   for (std::size_t i = 0; i < sequences.size(); ++i) {
-    policy.for_each_run(sequences[i], {0, tables.seq_lens[i]}, [&](const SlotRun& run) {
+    visit(sequences[i], tables.seq_lens[i], [&](const SlotRun& run) {
       for (Pos row = 0; row < (one_run_each ? 1 : run.count); ++row) {
         tables.kv_indices.push_back(static_cast<std::int32_t>(run.block));
         tables.first_slots.push_back(run.offset + row);
       }
     });
-    tables.kv_indptr.push_back(static_cast<std::int32_t>(tables.kv_indices.size()));
+    end_entries(tables);
   }
 }
-
 /// The entries of sequences that are tables of blocks, appended likewise.
 template <class P>
 void add_blocks(const P& policy, std::span<const SeqId> sequences, BatchTables& tables) {
   tables.block_tokens = policy.block_tokens();
   for (const SeqId seq : sequences) {
-    for (const BlockId block : policy.block_table(seq)) {
-      tables.kv_indices.push_back(static_cast<std::int32_t>(block));
-    }
-    const auto blocks = static_cast<Index>(tables.kv_indices.size());
-    require(blocks <= max_pos, "blocks of the batch", blocks, "at most 2^31 - 1");
-    tables.kv_indptr.push_back(static_cast<std::int32_t>(blocks));
+    add_entries(tables, policy.block_table(seq));
+    end_entries(tables);
   }
+}
+
+/// Says of a sequence of a group that its positions in [covered, start) have no entry.
+inline void add_gap(BatchTables& tables, Pos length, Pos covered, Pos start) {
+  const bool gone = start > covered;
+  tables.kept_entries.push_back(gone ? covered / tables.block_tokens : 0);
+  tables.kv_starts.push_back(gone ? start : 0);
+  tables.kv_lens.push_back(gone ? length - (start - covered) : length);
+}
+/// The same of one layer group.
+template <class P>
+void add_group_runs(const P& policy, Index group, std::span<const SeqId> sequences, BatchTables& tables) {
+  const auto visit = [&](SeqId seq, Pos length, auto f) { policy.for_each_run(seq, group, {0, length}, f); };
+  add_runs(sequences, tables, visit);
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    Pos covered = 0;
+    Pos start = tables.seq_lens[i];
+    visit(sequences[i], tables.seq_lens[i], [&](const SlotRun& run) {
+      covered += run.first == covered ? run.count : 0;
+      start = run.first > covered ? std::min(start, run.first) : start;
+    });
+    add_gap(tables, tables.seq_lens[i], covered, start);
+  }
+}
+template <class P>
+void add_group_blocks(const P& policy, Index group, std::span<const SeqId> sequences, BatchTables& tables) {
+  tables.block_tokens = policy.block_tokens(group);
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const GroupBlocks blocks = policy.group_blocks(sequences[i], group);
+    add_entries(tables, blocks.kept);
+    add_entries(tables, blocks.rest);
+    end_entries(tables);
+    const Pos length = tables.seq_lens[i];
+    const Index covered = std::ssize(blocks.kept) * Index{tables.block_tokens};
+    add_gap(tables, length, static_cast<Pos>(std::min(covered, Index{length})),
+            length > covered ? blocks.first * tables.block_tokens : 0);
+  }
+}
+
+/// Tables with query rows, and no entries yet.
+[[nodiscard]] inline BatchTables with_queries(std::span<const SeqId> sequences, std::span<const Pos> queries) {
+  require(sequences.size() == queries.size(), "queries.size()", queries.size(), "the number of sequences");
+  BatchTables tables;
+  Index rows = 0;
+  for (const Pos count : queries) {
+    rows += count;
+    require(count >= 0 && rows <= max_pos, "rows of queries", rows, "between 0 and 2^31 - 1 in all");
+    tables.q_indptr.push_back(static_cast<std::int32_t>(rows));
+  }
+  return tables;
+}
+
+/// The second form beside the first.
+[[nodiscard]] inline BatchIndex in_both_forms(BatchTables&& tables) {
+  BatchIndex batch{std::move(tables), 0, {}, {}};
+  const std::vector<std::int32_t>& lengths = batch.kv_lens.empty() ? batch.seq_lens : batch.kv_lens;
+  for (std::int32_t i = 0; i < batch.size(); ++i) {
+    const Pos length = lengths[static_cast<std::size_t>(i)];
+    batch.max_blocks = std::max(batch.max_blocks, static_cast<Index>(batch.blocks_of(i).size()));
+    batch.last_page_len.push_back(length == 0 ? 0 : (length - 1) % batch.block_tokens + 1);
+  }
+  batch.block_table.assign(static_cast<std::size_t>(batch.size() * batch.max_blocks), BatchIndex::padding);
+  for (std::int32_t i = 0; i < batch.size(); ++i) {
+    const std::span<const std::int32_t> blocks = batch.blocks_of(i);
+    std::copy(blocks.begin(), blocks.end(), batch.block_table.begin() + i * batch.max_blocks);
+  }
+  return batch;
 }
 
 /// f(sequences, queries) of a range of Append, each with the rows that it reserves.
@@ -117,70 +217,95 @@ template <class Cache, std::ranges::input_range Appends, class F>
 
 }  // namespace detail
 
-/// The tables of `sequences`, each with `queries[i]` query rows, for any policy. A policy with a lock is locked once
-/// for the whole batch. O(entries of the batch).
-/// Throws std::invalid_argument if a handle is stale, the sizes differ, a total exceeds 32 bits, or the policy has layer
-/// groups.
+/// The tables of `sequences`, each with `queries[i]` query rows, for any policy with one group of full attention. A
+/// policy with a lock is locked once for the whole batch. O(entries of the batch).
+/// Throws std::invalid_argument if a handle is stale, the sizes differ, a total exceeds 32 bits, or the policy holds
+/// other layer groups, each of which has tables of its own.
 template <Policy P>
 [[nodiscard]] BatchTables make_tables(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
-  require(sequences.size() == queries.size(), "queries.size()", queries.size(), "the number of sequences");
-  BatchTables tables;
-  Index rows = 0;
-  for (const Pos count : queries) {
-    rows += count;
-    require(count >= 0 && rows <= max_pos, "rows of queries", rows, "between 0 and 2^31 - 1 in all");
-    tables.q_indptr.push_back(static_cast<std::int32_t>(rows));
+  if constexpr (HoldsGroups<P>) {
+    const GroupRules& rules = policy.group_rules();
+    require(rules.is_plain(), "policy.groups()", rules.groups.size(),
+            "one that keeps everything; otherwise name the group, as in make_tables(policy, group, ...)");
   }
+  BatchTables tables = detail::with_queries(sequences, queries);
   with_shared_lock(policy, [&](const auto& bare) {
-    if constexpr (HoldsGroups<P>) {
-      require(bare.group_rules().is_plain(), "policy.groups()", bare.groups(), "one that keeps everything");
-    }
     for (const SeqId seq : sequences) {
       tables.seq_lens.push_back(bare.reserved(seq));
     }
     if constexpr (BlockTablePolicy<P>) {
       detail::add_blocks(bare, sequences, tables);
     } else {
-      detail::add_runs(bare, sequences, tables);
+      detail::add_runs(sequences, tables,
+                       [&](SeqId seq, Pos length, auto f) { bare.for_each_run(seq, {0, length}, f); });
+    }
+  });
+  return tables;
+}
+/// The tables of one layer group, with entries only for what is there. `seq_lens` counts positions of the group: of a
+/// cross-attention group the rows of the other input. O(entries of the batch).
+/// Throws std::invalid_argument if a handle is stale, the group is not there, the sizes differ, or a total exceeds 32
+/// bits.
+template <HoldsGroups P>
+[[nodiscard]] BatchTables make_tables(const P& policy, Index group, std::span<const SeqId> sequences,
+                                      std::span<const Pos> queries) {
+  (void)policy.block_tokens(group);  // throws if it is not there
+  BatchTables tables = detail::with_queries(sequences, queries);
+  with_shared_lock(policy, [&](const auto& bare) {
+    for (const SeqId seq : sequences) {
+      tables.seq_lens.push_back(bare.positions(seq, group));
+    }
+    if constexpr (GroupTablePolicy<P>) {
+      detail::add_group_blocks(bare, group, sequences, tables);
+    } else {
+      detail::add_group_runs(bare, group, sequences, tables);
     }
   });
   return tables;
 }
 
 /// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
-/// Throws std::invalid_argument if one of them is not an uncommitted one of this cache.
+/// Throws std::invalid_argument as above, and if one of them is not an uncommitted one of this cache.
 template <class Cache, std::ranges::input_range Appends>
   requires Policy<typename Cache::PolicyType>
 [[nodiscard]] BatchTables make_tables(const Cache& cache, const Appends& appends) {
   return detail::with_rows_of(
       cache, appends, [&](auto sequences, auto queries) { return make_tables(cache.policy(), sequences, queries); });
 }
+/// The same of one layer group: of layer i that of number cache.layers().place(i).group.
+template <class Cache, std::ranges::input_range Appends>
+  requires HoldsGroups<typename Cache::PolicyType>
+[[nodiscard]] BatchTables make_tables(const Cache& cache, Index group, const Appends& appends) {
+  return detail::with_rows_of(cache, appends, [&](auto sequences, auto queries) {
+    return make_tables(cache.policy(), group, sequences, queries);
+  });
+}
 
 /// The tables of `sequences` in both forms, each with `queries[i]` query rows. A policy with a lock is locked once for
 /// the whole batch. O(blocks of the batch, padded). Throws as make_tables does.
 template <BlockTablePolicy P>
 [[nodiscard]] BatchIndex make_batch(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
-  BatchIndex batch{make_tables(policy, sequences, queries), 0, {}, {}};
-  for (std::int32_t i = 0; i < batch.size(); ++i) {
-    const Pos length = batch.seq_lens[static_cast<std::size_t>(i)];
-    batch.max_blocks = std::max(batch.max_blocks, static_cast<Index>(batch.blocks_of(i).size()));
-    batch.last_page_len.push_back(length == 0 ? 0 : (length - 1) % batch.block_tokens + 1);
-  }
-  batch.block_table.assign(sequences.size() * static_cast<std::size_t>(batch.max_blocks), BatchIndex::padding);
-  for (std::int32_t i = 0; i < batch.size(); ++i) {
-    const std::span<const std::int32_t> blocks = batch.blocks_of(i);
-    std::copy(blocks.begin(), blocks.end(), batch.block_table.begin() + i * batch.max_blocks);
-  }
-  return batch;
+  return detail::in_both_forms(make_tables(policy, sequences, queries));
+}
+/// The same of one layer group.
+template <GroupTablePolicy P>
+[[nodiscard]] BatchIndex make_batch(const P& policy, Index group, std::span<const SeqId> sequences,
+                                    std::span<const Pos> queries) {
+  return detail::in_both_forms(make_tables(policy, group, sequences, queries));
 }
 
 /// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
-/// Throws std::invalid_argument if one of them is not an uncommitted one of this cache.
+/// Throws std::invalid_argument as above, and if one of them is not an uncommitted one of this cache.
 template <class Cache, std::ranges::input_range Appends>
   requires BlockTablePolicy<typename Cache::PolicyType>
 [[nodiscard]] BatchIndex make_batch(const Cache& cache, const Appends& appends) {
-  return detail::with_rows_of(
-      cache, appends, [&](auto sequences, auto queries) { return make_batch(cache.policy(), sequences, queries); });
+  return detail::in_both_forms(make_tables(cache, appends));
+}
+/// The same of one layer group.
+template <class Cache, std::ranges::input_range Appends>
+  requires GroupTablePolicy<typename Cache::PolicyType>
+[[nodiscard]] BatchIndex make_batch(const Cache& cache, Index group, const Appends& appends) {
+  return detail::in_both_forms(make_tables(cache, group, appends));
 }
 
 }  // namespace v0

@@ -53,9 +53,11 @@ class Batch {
 
   /// Replaces the batch. Kernels that were launched on `stream` before still read the old tables, later ones read the
   /// new. Does not wait for the device unless two uploads are still in flight. O(table entries).
-  /// Throws std::invalid_argument if the batch exceeds the limits or the stream is being captured (nothing has changed
-  /// then), Error.
+  /// Throws std::invalid_argument if the batch exceeds the limits, positions are gone (see BatchTables::has_gaps) or the
+  /// stream is being captured (nothing has changed then), Error.
   void upload(const BatchTables& tables, cudaStream_t stream) {
+    require(!tables.has_gaps(), "tables", "without entries for positions that a layer group has dropped",
+            "of sequences that have all of theirs: the kernels of kvc::cuda read no others");
     require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
             "within the limit of the Batch");
     require(static_cast<Index>(tables.kv_indices.size()) <= limits_.blocks, "blocks of the batch",

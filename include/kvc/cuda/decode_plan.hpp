@@ -107,10 +107,13 @@ struct BlockRun {
 ///   item_rows  query rows that each kernel handles at once
 ///   share      whether to look for shared prefixes
 ///
-/// O(table entries + items), and a sort of the sequences.
+/// O(table entries + items), and a sort of the sequences. Throws std::invalid_argument if positions are gone: see
+/// BatchTables::has_gaps.
 [[nodiscard]] inline DecodePlan make_decode_plan(const BatchTables& tables, std::int32_t group, Pos window,
                                                  ItemRows item_rows, bool share = true) {
   using kvc::detail::KeyRange, kvc::detail::SharedOrder, kvc::detail::SplitIndex, kvc::detail::VisibleKeys;
+  require(!tables.has_gaps(), "tables", "without entries for positions that a layer group has dropped",
+          "of sequences that have all of theirs: the kernels of kvc::cuda read no others");
   const auto visible = [&](Index b) {
     const Pos length = tables.seq_lens[static_cast<std::size_t>(b)];
     return KeyRange{window > 0 && length > window ? length - window : 0, length};
