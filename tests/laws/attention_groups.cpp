@@ -172,8 +172,11 @@ class World {
     for (int i = random_.between(0, 12); i > 0; --i) {
       s.tokens.push_back(random_.between(0, 1));
     }
-    s.other_input.resize(20, random_.between(0, 100));
-    const auto opened = cache_.try_open(s.tokens);
+    const int input = random_.between(0, 2);  // which a salt names, or nobody
+    s.other_input.assign(20, input);
+    const bool is_named = !random_.one_in(4);
+    const auto opened = cache_.try_open(
+        s.tokens, {.salt = is_named ? kvc::Salt(kvc::SaltKind::multimodal, std::to_string(input)) : kvc::Salt()});
     if (!opened) {
       return;
     }
