@@ -56,6 +56,7 @@ kvc::LayerKind random_kind(Random& random, bool may_cross) {
   if (kind.window + kind.chunk > 0 && random.one_in(3)) {
     kind.kept = random.between(1, 9);
   }
+  kind.latent = random.one_in(4);
   return kind;
 }
 
@@ -106,6 +107,21 @@ void fill(Matrix<float>& rows, const Tokens& tokens, Pos first, Row row, Index l
     prefix = mixed(prefix, static_cast<std::uint64_t>(tokens[static_cast<std::size_t>(p)]));
     for (Index i = 0; p >= first && i < rows.cols(); ++i) {
       rows(p - first, i) = static_cast<float>(mixed(prefix, static_cast<std::uint64_t>(i)) >> 40U) * 0x1p-22F - 2;
+    }
+  }
+}
+
+/// Keys and values of a layer at positions [first, first + k.rows()).
+void fill(Matrix<float>& k, Matrix<float>& v, const Tokens& tokens, Pos first, const kvc::LayerKind& kind,
+          Index layer) {
+  fill(k, tokens, first, Row::key, layer);
+  if (!kind.latent) {
+    fill(v, tokens, first, Row::value, layer);
+    return;
+  }
+  for (Index i = 0; i < k.rows(); ++i) {
+    for (Index h = 0; h < kind.kv_heads; ++h) {  // the value is the beginning of the key
+      std::copy_n(k.row(i) + h * kind.key_dim, kind.value_dim, v.row(i) + h * kind.value_dim);
     }
   }
 }
@@ -303,9 +319,12 @@ class World {
     const Pos rows = cache_.rows_to_write(number, append);
     CHECK((rows == append.size() || (is_cross && (rows == 0 || rows == layer.kind.cross_rows))));
     Matrix<float> k(rows, layer.kind.kv_heads * layer.kind.key_dim), v(rows, layer.kind.kv_heads * value_dim(layer));
-    fill(k, is_cross ? s.other_input : tokens, first, Row::key, number);
-    fill(v, is_cross ? s.other_input : tokens, first, Row::value, number);
-    cache_.write(number, append, k.cref(), v.cref());
+    fill(k, v, is_cross ? s.other_input : tokens, first, layer.kind, number);
+    if (layer.kind.latent) {
+      cache_.write(number, append, k.cref());
+    } else {
+      cache_.write(number, append, k.cref(), v.cref());
+    }
   }
 
   Matrix<float> queries(Index number, const Tokens& tokens, PosRange range) const {
@@ -335,8 +354,7 @@ class World {
     const kvc::SeqId seq = cache.open();
     auto append = cache.extend(seq, rows);
     Matrix<float> k(rows, layer.kind.kv_heads * layer.kind.key_dim), v(rows, layer.kind.kv_heads * value_dim(layer));
-    fill(k, input, 0, Row::key, layer.owner);
-    fill(v, input, 0, Row::value, layer.owner);
+    fill(k, v, input, 0, layer.kind, layer.owner);
     cache.write(0, append, k.cref(), v.cref());
     Matrix<float> out(range.size(), layer.query_heads * value_dim(layer));
     Attend<float>::prefill(cache.view(0, seq), range, queries(number, tokens, range).cref(), out.ref(), options);
@@ -405,8 +423,7 @@ class World {
       return;
     }
     gather();
-    fill(expected_k, s.tokens, range.first, Row::key, layer.owner);
-    fill(expected_v, s.tokens, range.first, Row::value, layer.owner);
+    fill(expected_k, expected_v, s.tokens, range.first, layer.kind, layer.owner);
     CHECK(same(k, expected_k));
     CHECK(same(v, expected_v));
   }
