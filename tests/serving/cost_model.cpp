@@ -6,9 +6,11 @@
 using namespace serving;
 
 TEST_CASE("Shapes of models have as many parameters as their makers state", "[serving]") {
-  const std::vector<std::pair<std::string, double>> billions = {{"llama-3-8b", 8.03},   {"llama-3-70b", 70.55},
-                                                                {"qwen2.5-7b", 7.62},   {"mistral-7b", 7.24},
-                                                                {"llama-2-13b", 13.02}, {"shakespeare-0.7m", 0.00073}};
+  // Gemma 3 and Llama 4 without their encoders of images, of 0.4 and 0.9 billions.
+  const std::vector<std::pair<std::string, double>> billions = {
+      {"llama-3-8b", 8.03},   {"llama-3-70b", 70.55}, {"qwen2.5-7b", 7.62},
+      {"mistral-7b", 7.24},   {"llama-2-13b", 13.02}, {"shakespeare-0.7m", 0.00073},
+      {"gemma-3-27b", 27.02}, {"gpt-oss-20b", 20.91}, {"llama-4-scout", 107.77}};
   REQUIRE(billions.size() == known_models().size());
   for (const auto& [name, expected] : billions) {
     CAPTURE(name);
@@ -16,6 +18,12 @@ TEST_CASE("Shapes of models have as many parameters as their makers state", "[se
   }
   REQUIRE(find_model("llama-3-8b").kv_bytes_per_token() == 131072);
   REQUIRE(find_model("llama-2-13b").kv_bytes_per_token() == 819200);
+  // Of a mixture of experts, those that a token is multiplied with.
+  const ModelShape& gpt_oss = find_model("gpt-oss-20b");
+  REQUIRE((gpt_oss.layer_parameters() + gpt_oss.classifier_parameters()) / 1e9 == Approx(3.6).epsilon(0.01));
+  REQUIRE(gpt_oss.weights() / (1 << 30) == Approx(12.8).epsilon(0.01));  // the size of the published weights
+  const ModelShape& scout = find_model("llama-4-scout");
+  REQUIRE((scout.layer_parameters() + scout.embeddings()) / 1e9 == Approx(17).epsilon(0.02));
   for (const Hardware& hardware : known_hardware()) {
     CAPTURE(hardware.name);
     REQUIRE_FALSE(hardware.source.empty());
@@ -74,4 +82,62 @@ TEST_CASE("Single queries have a rate of their own, and the last layer may be fo
   hardware.decode_peak = 100;
   hardware.per_sequence = 3;
   REQUIRE(CostModel(model, hardware).time(cost) == Approx(1e9 * (matrices / 1000 + prefill / 500 + decode / 100 + 6)));
+}
+
+TEST_CASE("A layer with a window or chunks has the attention of what it sees", "[serving]") {
+  for (const kvc::Retained& retained :
+       {kvc::Retained{}, kvc::Retained{.window = 5}, kvc::Retained{.window = 5, .kept = 3}, kvc::Retained{.chunk = 8},
+        kvc::Retained{.window = 6, .chunk = 8, .kept = 2}}) {
+    for (Pos first = 0; first < 20; ++first) {
+      for (Pos last = first + 1; last < 24; ++last) {
+        CAPTURE(retained.window, retained.chunk, retained.kept, first, last);
+        Index pairs = 0, rows = 0;
+        for (Pos key = 0; key < last; ++key) {
+          Index queries = 0;
+          for (Pos query = std::max(first, key); query < last; ++query) {
+            const bool in_window = retained.window == 0 || query - key < retained.window;
+            const bool in_chunk = retained.chunk == 0 || key >= query / retained.chunk * retained.chunk;
+            queries += key < retained.kept || (in_window && in_chunk) ? 1 : 0;
+          }
+          pairs += queries;
+          rows += queries > 0 ? 1 : 0;
+        }
+        REQUIRE(pairs_seen(retained, {first, last}) == pairs);
+        REQUIRE(rows_seen(retained, {first, last}) == rows);
+      }
+    }
+  }
+  // A toy of three layers, two of them with a window of 8: a query of one token after 99 others.
+  ModelShape model{"toy", 3, 4, 2, 1, 4, 8, 10, false, 2, 2, ""};
+  const Hardware hardware{"", 1e3, 1e3, 1e9, 1, 0, ""};
+  const StepCost everything{.tokens = 1, .wanted = 1, .pairs = 100, .context = 100, .decode_context = 100};
+  StepCost cost = everything;
+  cost.groups = {{8, 8, 8}, {100, 100, 100}};
+  const CostModel alike(model, hardware);
+  model.groups = {{2, {.window = 8}}, {1}};
+  const CostModel grouped(model, hardware);
+  REQUIRE(alike.decode_attention_operations(cost) == 4 * 8 * 300);
+  REQUIRE(grouped.decode_attention_operations(cost) == 4 * 8 * 116);
+  REQUIRE(grouped.prefill_attention_operations(cost) == 0);
+  REQUIRE(alike.bytes(cost) - grouped.bytes(cost) == Approx(16 * (300 - 116)));  // 16 bytes for a row of one layer
+  REQUIRE(grouped.matrix_operations(cost) == alike.matrix_operations(everything));
+  model.groups = {{2, {.window = 8}}};
+  REQUIRE_THROWS_WITH(CostModel(model, hardware), kvc_test::contains("layers of the model"));
+}
+
+TEST_CASE("A step reads the experts that its tokens choose", "[serving]") {
+  ModelShape model{"toy", 2, 4, 2, 1, 4, 8, 10, false, 2, 2, ""};
+  model.experts = {.count = 4, .chosen = 2, .shared = 1, .weight_bytes = 0.5};
+  // Attention 96 and router 16 in each layer; of 5 MLPs of 96 a token passes 3.
+  REQUIRE(model.layer_parameters() == 2 * (96 + 16) + 2 * 3 * 96);
+  REQUIRE(model.parameters() == 2 * (96 + 16) + 2 * 5 * 96 + 80);
+  REQUIRE(model.weights() == 2 * (2 * (96 + 16) + 80) + 2 * 5 * 96 / 2);
+  const CostModel cost(model, {"", 1e3, 1e3, 1e9, 1, 0, ""});
+  const double rest = 2 * (2 * (96 + 16) + 40);
+  const auto experts = [&](Index tokens) {
+    return (cost.bytes({.tokens = tokens}) - rest - 32.0 * static_cast<double>(tokens)) / (2 * 48);
+  };
+  REQUIRE(experts(1) == Approx(3));  // two chosen, and the shared one
+  REQUIRE(experts(2) == Approx(4));  // half of them in the first token, and half of the others in the second
+  REQUIRE(experts(100) == Approx(5));
 }

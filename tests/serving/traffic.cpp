@@ -274,6 +274,8 @@ TEST_CASE("Errors of a scenario name JSON pointer, value and allowed values", "[
   const std::string good = R"({"story": "s", "model": "llama-3-8b", "hardware": "a10", "requests": 10,
     "traffic": [{"name": "a", "rate": 1, "prompt": [1, 2], "output": 3}]})";
   REQUIRE(parse_scenario(good, "x").traffic.size() == 1);
+  const std::string toy =
+      R"({"layers": 3, "hidden": 8, "heads": 2, "kv_heads": 1, "head_dim": 4, "ffn": 8, "vocabulary": 16, )";
   struct Case {
     std::string pointer;
     std::string value;  // null: the field goes away
@@ -283,6 +285,12 @@ TEST_CASE("Errors of a scenario name JSON pointer, value and allowed values", "[
       {"/story", "null", "\"/story\": is missing"},
       {"/model", "\"gpt\"", "\"/model\": is \"gpt\", must be one of llama-3-8b"},
       {"/model", "{\"layers\": 0}", "\"/model/layers\": is 0, must be a whole number from 1"},
+      {"/model", toy + R"("groups": [{"layers": 1}, {"layers": 3}]})",
+       "\"/model/groups\": has 4 layers, must have the 3 of the model"},
+      {"/model", toy + R"("groups": [{"layers": 3, "kept": 1}]})",
+       "\"/model/groups/0/kept\": is 1, must be 0, or with"},
+      {"/model", toy + R"("groups": [{"layers": 3, "window": 0}]})", "\"/model/groups/0/window\": is 0"},
+      {"/model", toy + R"("experts": {"count": 2, "chosen": 3}})", "\"/model/experts/chosen\": is 3"},
       {"/hardware", "{\"base\": \"a10\", \"devices\": 0}", "\"/hardware/devices\": is 0"},
       {"/hardware", "{\"peak\": 1}", "\"/hardware/bandwidth\": is missing"},
       {"/requests", "1.5", "\"/requests\": is 1.5, must be a whole number from 1"},

@@ -6,6 +6,18 @@
 #include "kvc/core/error.hpp"
 
 namespace serving {
+namespace {
+
+/// base to the power of `exponent`, with the same bits everywhere, which std::pow does not promise.
+double power(double base, Index exponent) noexcept {
+  double result = 1;
+  for (; exponent > 0; exponent /= 2, base *= base) {
+    result *= exponent % 2 == 1 ? base : 1;
+  }
+  return result;
+}
+
+}  // namespace
 
 const std::vector<ModelShape>& known_models() {
   // Shapes: config.json of the models as their makers published them, at bf16; the small one is fp32.
@@ -16,6 +28,41 @@ const std::vector<ModelShape>& known_models() {
       {"mistral-7b", 32, 4096, 32, 8, 128, 14336, 32000, false, 2, 2, "config.json of mistralai/Mistral-7B-v0.1"},
       {"shakespeare-0.7m", 4, 128, 8, 4, 16, 304, 512, true, 4, 4, "examples/model/README.md of this project"},
       {"llama-2-13b", 40, 5120, 40, 40, 128, 13824, 32000, false, 2, 2, "config.json of meta-llama/Llama-2-13b-hf"},
+      // Models whose layers differ, without their encoders of images.
+      {.name = "gemma-3-27b",
+       .layers = 62,
+       .hidden = 5376,
+       .heads = 32,
+       .kv_heads = 16,
+       .head_dim = 128,
+       .ffn = 21504,
+       .vocabulary = 262208,
+       .tied_embeddings = true,
+       .source = "config.json of google/gemma-3-27b-it: five of six layers have a window of 1024",
+       .groups = {{52, {.window = 1024}}, {10}}},
+      {.name = "gpt-oss-20b",
+       .layers = 24,
+       .hidden = 2880,
+       .heads = 64,
+       .kv_heads = 8,
+       .head_dim = 64,
+       .ffn = 2880,
+       .vocabulary = 201088,
+       .source = "config.json of openai/gpt-oss-20b: every other layer has a window of 128; 4 of 32 experts, MXFP4",
+       .groups = {{12, {.window = 128}}, {12}},
+       .experts = {.count = 32, .chosen = 4, .weight_bytes = 4.25 / 8}},
+      {.name = "llama-4-scout",
+       .layers = 48,
+       .hidden = 5120,
+       .heads = 40,
+       .kv_heads = 8,
+       .head_dim = 128,
+       .ffn = 8192,
+       .vocabulary = 202048,
+       .source = "config.json of meta-llama/Llama-4-Scout-17B-16E: three of four layers have chunks of 8192; 1 of 16 "
+                 "experts and a shared one",
+       .groups = {{36, {.chunk = 8192}}, {12}},
+       .experts = {.count = 16, .chosen = 1, .shared = 1}},
   };
   return models;
 }
@@ -35,12 +82,38 @@ const std::vector<Hardware>& known_hardware() {
   return hardware;
 }
 
+kvc::LayerGroups ModelShape::layer_groups() const {
+  kvc::LayerGroups all;
+  const std::vector<ModelGroup> alike = {{layers}};
+  for (const ModelGroup& group : groups.empty() ? alike : groups) {
+    all.add({.kv_heads = kv_heads,
+             .key_dim = head_dim,
+             .window = group.retained.window,
+             .chunk = group.retained.chunk,
+             .kept = group.retained.kept},
+            group.layers);
+  }
+  return all;
+}
+
 CostModel::CostModel(ModelShape model, Hardware hardware) : model_(std::move(model)), hardware_(std::move(hardware)) {
   kvc::require(model_.layers > 0 && model_.hidden > 0 && model_.heads > 0 && model_.kv_heads > 0 &&
                    model_.head_dim > 0 && model_.ffn > 0 && model_.vocabulary > 0,
                "model", model_.name, "a shape whose every extent is at least 1");
   kvc::require(model_.weight_bytes > 0 && model_.kv_bytes > 0, "model", model_.name,
                "one whose numbers have more than 0 bytes");
+  Index grouped = 0;
+  for (const ModelGroup& group : model_.groups) {
+    kvc::require(group.layers > 0, "layers of a group", group.layers, "at least 1");
+    kvc::require_valid(group.retained);
+    grouped += group.layers;
+  }
+  kvc::require(model_.groups.empty() || (grouped == model_.layers && !model_.last_rows_only), "layers of all groups",
+               grouped, "the layers of the model, all of them computed for all tokens");
+  const Experts& experts = model_.experts;
+  kvc::require(experts.count >= 1, "experts.count", experts.count, "at least 1 (1: an MLP that every token passes)");
+  kvc::require_between(experts.chosen, Index{1}, experts.count, "experts.chosen");
+  kvc::require(experts.shared >= 0, "experts.shared", experts.shared, "at least 0");
   kvc::require(hardware_.peak > 0 && hardware_.bandwidth > 0 && hardware_.devices > 0 && hardware_.overhead >= 0 &&
                    hardware_.attention_peak >= 0 && hardware_.decode_peak >= 0 && hardware_.per_sequence >= 0,
                "hardware", hardware_.name, "one with peak, bandwidth and devices above 0, and no negative overhead");
@@ -55,22 +128,46 @@ double CostModel::matrix_operations(const StepCost& cost) const noexcept {
   return 2 * ((all - of_last) * tokens + of_last * last + model_.classifier_parameters() * wanted);
 }
 
+double CostModel::over_layers(const StepCost& cost, Index AttentionCost::* what) const noexcept {
+  double sum = 0;
+  for (std::size_t g = 0; g < model_.groups.size(); ++g) {
+    sum += static_cast<double>(model_.groups[g].layers * (cost.groups[g].*what));
+  }
+  return sum;
+}
+
 double CostModel::prefill_attention_operations(const StepCost& cost) const noexcept {
+  if (!model_.groups.empty()) {
+    return pair_operations() *
+           (over_layers(cost, &AttentionCost::pairs) - over_layers(cost, &AttentionCost::decode_context));
+  }
   const auto pairs = static_cast<double>(cost.pairs - cost.decode_context);
   const auto in_last = model_.last_rows_only ? 0 : pairs;
   return pair_operations() * (static_cast<double>(model_.layers - 1) * pairs + in_last);
 }
 
 double CostModel::decode_attention_operations(const StepCost& cost) const noexcept {
+  if (!model_.groups.empty()) {
+    return pair_operations() * over_layers(cost, &AttentionCost::decode_context);
+  }
   // In the last layer all queries may be single ones.
   const auto in_last = static_cast<double>(model_.last_rows_only ? cost.context : cost.decode_context);
   return pair_operations() * (static_cast<double>((model_.layers - 1) * cost.decode_context) + in_last);
 }
 
 double CostModel::bytes(const StepCost& cost) const noexcept {
-  const double weights = (model_.layer_parameters() + model_.classifier_parameters()) * model_.weight_bytes;
-  const Index rows = cost.context + cost.tokens + 2 * cost.copied;
-  return weights + model_.kv_bytes_per_token() * static_cast<double>(rows);
+  const Experts& experts = model_.experts;
+  // As many tokens as the step has choose evenly and independently.
+  const double missed =
+      power(1 - static_cast<double>(experts.chosen) / static_cast<double>(experts.count), cost.tokens);
+  const double read = static_cast<double>(experts.count) * (1 - missed) + static_cast<double>(experts.shared);
+  const double weights = (model_.common_parameters() + model_.classifier_parameters()) * model_.weight_bytes +
+                         static_cast<double>(model_.layers) * read * model_.expert_parameters() * model_.expert_bytes();
+  const auto written = static_cast<double>(cost.tokens + 2 * cost.copied);
+  const double seen = model_.groups.empty()
+                          ? static_cast<double>(cost.context)
+                          : over_layers(cost, &AttentionCost::context) / static_cast<double>(model_.layers);
+  return weights + model_.kv_bytes_per_token() * (seen + written);
 }
 
 Time CostModel::time(const StepCost& cost) const noexcept {

@@ -1,23 +1,46 @@
 // The time of a step by the roofline model: max(operations / peak, bytes / bandwidth) + overhead.
 //
-// Operations, a multiply-add counted as two: every token passes all matrices of the layers; every token whose successor
-// is sampled passes the classifier; a query at position p meets p + 1 keys and values in every query head. A decoder
+// Operations, a multiply-add counted as two: every token passes all matrices of the layers, of a mixture of experts
+// those that are chosen for it; every token whose successor is sampled passes the classifier; a query at position p
+// meets p + 1 keys and values in every query head, or in a layer with a window or chunks those that it sees. A decoder
 // may skip unused results: in the last layer it computes keys and values for all tokens, and the rest for the last
-// token of each sequence. Bytes: the weights once per step, the keys and values of every sequence in the step once,
-// rows that are written, and rows that a policy moves (read and written). Activations, norms and softmax are neglected:
-// at these sizes they are a few per cent.
+// token of each sequence. Bytes: the weights once per step, of experts those that some token of the step chooses; the
+// keys and values that a sequence in the step sees, once; rows that are written; and rows that a policy moves (read and
+// written, in all layers). Activations, norms and softmax are neglected: at these sizes they are a few per cent.
 //
 // Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of
 // a few by bytes. Batching and chunks work in between.
+//
+// What a layer sees does not depend on what is stored: a layer with a window reads its window, whether or not the cache
+// keeps the rows before it.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "kvc/core/retained.hpp"
+#include "kvc/layout/layer_groups.hpp"
 #include "step.hpp"
 
 namespace serving {
+
+/// Layers of a model whose queries see the same positions.
+struct ModelGroup {
+  Index layers = 0;
+  kvc::Retained retained{};
+};
+
+/// A mixture of experts in place of the MLP of each layer; by default there is none.
+struct Experts {
+  Index count = 1;          ///< in a layer, of which a router chooses
+  Index chosen = 1;         ///< so many for each token
+  Index shared = 0;         ///< further ones, which every token passes
+  double weight_bytes = 0;  ///< per parameter of an expert; 0: as of the other parameters
+};
 
 /// A decoder of the Llama family.
 struct ModelShape {
@@ -27,31 +50,53 @@ struct ModelShape {
   Index heads = 0;
   Index kv_heads = 0;
   Index head_dim = 0;
-  Index ffn = 0;  ///< width of the gated MLP: three matrices of hidden x ffn
+  Index ffn = 0;  ///< width of the gated MLP, or of one expert: three matrices of hidden x ffn
   Index vocabulary = 0;
   bool tied_embeddings = false;  ///< the classifier is the embedding
   double weight_bytes = 2;       ///< per parameter
   double kv_bytes = 2;           ///< per number of a key or value
   std::string source;
-  bool last_rows_only = false;  ///< queries of the last layer, and all after them, for one token of each sequence
+  bool last_rows_only = false;       ///< queries of the last layer, and all after them, for one token of each sequence
+  std::vector<ModelGroup> groups{};  ///< all layers, by what their queries see; none: every layer sees everything
+  Experts experts{};
 
-  /// Parameters that every token is multiplied with.
+  /// Parameters that a token is multiplied with.
   [[nodiscard]] double layer_parameters() const noexcept {
+    return common_parameters() + static_cast<double>(layers * (experts.chosen + experts.shared)) * expert_parameters();
+  }
+  /// Of all layers: attention, and the router.
+  [[nodiscard]] double common_parameters() const noexcept {
     const auto queries = static_cast<double>(hidden * head_dim * 2 * heads);
-    const auto mlp = static_cast<double>(3 * hidden * ffn);
-    return static_cast<double>(layers) * (queries + kv_parameters() + mlp);
+    const auto router = static_cast<double>(experts.count > 1 ? hidden * experts.count : 0);
+    return static_cast<double>(layers) * (queries + kv_parameters() + router);
   }
   /// Of one layer, those that make keys and values.
   [[nodiscard]] double kv_parameters() const noexcept { return static_cast<double>(2 * hidden * head_dim * kv_heads); }
+  /// Of the MLP of one layer, or of one expert.
+  [[nodiscard]] double expert_parameters() const noexcept { return static_cast<double>(3 * hidden * ffn); }
+  /// MLPs in all layers.
+  [[nodiscard]] double all_experts() const noexcept {
+    return static_cast<double>(layers * (experts.count + experts.shared));
+  }
   [[nodiscard]] double classifier_parameters() const noexcept { return static_cast<double>(hidden * vocabulary); }
+  [[nodiscard]] double embeddings() const noexcept { return classifier_parameters() * (tied_embeddings ? 1 : 2); }
+  /// Bytes of a parameter of an MLP.
+  [[nodiscard]] double expert_bytes() const noexcept {
+    return experts.weight_bytes > 0 ? experts.weight_bytes : weight_bytes;
+  }
   /// Without norms and biases: a ten-thousandth.
   [[nodiscard]] double parameters() const noexcept {
-    return layer_parameters() + classifier_parameters() * (tied_embeddings ? 1 : 2);
+    return common_parameters() + all_experts() * expert_parameters() + embeddings();
   }
-  [[nodiscard]] double weights() const noexcept { return parameters() * weight_bytes; }
+  [[nodiscard]] double weights() const noexcept {
+    return (common_parameters() + embeddings()) * weight_bytes + all_experts() * expert_parameters() * expert_bytes();
+  }
+  /// In all layers, until a window or a chunk drops the token.
   [[nodiscard]] double kv_bytes_per_token() const noexcept {
     return static_cast<double>(2 * layers * kv_heads * head_dim) * kv_bytes;
   }
+  /// The layers as a cache is told them.
+  [[nodiscard]] kvc::LayerGroups layer_groups() const;
 };
 
 /// A machine: some number of equal devices.
@@ -73,6 +118,13 @@ struct Hardware {
 [[nodiscard]] const std::vector<ModelShape>& known_models();
 [[nodiscard]] const std::vector<Hardware>& known_hardware();
 
+/// The work of attention in one layer of a group.
+struct AttentionCost {
+  Index pairs = 0;           ///< of a query and a key that it sees, in one head
+  Index context = 0;         ///< rows that are read, of all sequences
+  Index decode_context = 0;  ///< of both: those of sequences with a single token
+};
+
 /// The work of a step.
 struct StepCost {
   Index tokens = 0;   ///< computed
@@ -81,19 +133,23 @@ struct StepCost {
   Index context = 0;  ///< positions read, of all sequences
   Index copied = 0;   ///< rows moved within the pool
   Index sequences = 0;
-  Index decode_context = 0;  ///< of `context`, and of `pairs`: those of sequences with a single token
+  Index decode_context = 0;             ///< of `context`, and of `pairs`: those of sequences with a single token
+  std::vector<AttentionCost> groups{};  ///< of each group of the model; `pairs` and what follows are of a layer that
+                                        ///< sees everything
 };
 
 /// The time of a step for a model on a machine. The figures are the same with every compiler.
 class CostModel {
  public:
-  /// Throws std::invalid_argument for a shape or a machine with an extent or rate of 0.
+  /// Throws std::invalid_argument for a shape or a machine with an extent or rate of 0, and for groups that have not as
+  /// many layers as the model.
   CostModel(ModelShape model, Hardware hardware);
 
   [[nodiscard]] const ModelShape& model() const noexcept { return model_; }
   [[nodiscard]] const Hardware& hardware() const noexcept { return hardware_; }
 
-  /// Of matrices, of attention of several queries of a sequence, and of attention of single ones.
+  /// Of matrices, of attention of several queries of a sequence, and of attention of single ones. Where the model has
+  /// groups, so must the cost: `cost_of(step, model().groups)`.
   [[nodiscard]] double matrix_operations(const StepCost& cost) const noexcept;
   [[nodiscard]] double prefill_attention_operations(const StepCost& cost) const noexcept;
   [[nodiscard]] double decode_attention_operations(const StepCost& cost) const noexcept;
@@ -107,6 +163,8 @@ class CostModel {
   [[nodiscard]] Index pool_tokens(double usable = 0.9) const noexcept;
 
  private:
+  /// The sum over all layers, of a model with groups.
+  [[nodiscard]] double over_layers(const StepCost& cost, Index AttentionCost::* what) const noexcept;
   /// Of one query and one key, in all heads of one layer.
   [[nodiscard]] double pair_operations() const noexcept {
     return 4 * static_cast<double>(model_.heads * model_.head_dim);
@@ -116,19 +174,39 @@ class CostModel {
   Hardware hardware_;
 };
 
-/// The work of a composed step. O(sequences of the step).
+/// Keys that the queries at these positions see in a layer: the sum over them. O(range.size()).
+[[nodiscard]] constexpr Index pairs_seen(const kvc::Retained& retained, kvc::PosRange range) noexcept {
+  Index pairs = 0;
+  for (Pos position = range.first; position < range.last; ++position) {
+    pairs += position + 1 - std::max(0, retained.first_seen(position) - retained.kept);
+  }
+  return pairs;
+}
+/// Rows that at least one of them sees. O(1).
+[[nodiscard]] constexpr Index rows_seen(const kvc::Retained& retained, kvc::PosRange range) noexcept {
+  return range.last - std::max(0, retained.first_seen(range.first) - retained.kept);
+}
+
+/// The work of a composed step, for a model with these groups. O(sequences of the step), and with groups O(its tokens).
 template <class Cache>
-[[nodiscard]] StepCost cost_of(const Step<Cache>& step) {
+[[nodiscard]] StepCost cost_of(const Step<Cache>& step, std::span<const ModelGroup> groups = {}) {
   StepCost cost;
   cost.tokens = step.prefill_tokens + step.decode_tokens;
   cost.wanted = std::ssize(step.sampled);
   cost.sequences = std::ssize(step.work);
+  cost.groups.resize(groups.size());
   for (const Work<Cache>& work : step.work) {
     const kvc::PosRange range = work.append.range();
     const Index n = range.size();
     cost.pairs += n * range.first + n * (n + 1) / 2;
     cost.context += range.last;
     cost.decode_context += n == 1 ? range.last : 0;
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      const Index rows = rows_seen(groups[g].retained, range);
+      cost.groups[g].pairs += pairs_seen(groups[g].retained, range);
+      cost.groups[g].context += rows;
+      cost.groups[g].decode_context += n == 1 ? rows : 0;
+    }
   }
   return cost;
 }

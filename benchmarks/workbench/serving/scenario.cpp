@@ -44,12 +44,45 @@ const T& find(const std::vector<T>& known, const std::string& name, const char* 
   return *found;
 }
 
+/// Layers by what their queries see: as many as the model has.
+std::vector<ModelGroup> parse_groups(const Fields& list, Index layers) {
+  std::vector<ModelGroup> groups;
+  Index sum = 0;
+  for (const Fields& fields : list.items()) {
+    fields.only({"layers", "window", "chunk", "kept"});
+    ModelGroup group;
+    group.layers = fields.at("layers").whole(1, layers);
+    group.retained.window = fields.whole_or<Pos>("window", 1, max_tokens, 0);
+    group.retained.chunk = fields.whole_or<Pos>("chunk", 1, max_tokens, 0);
+    group.retained.kept = fields.whole_or<Pos>("kept", 0, max_tokens, 0);
+    if (group.retained.kept > 0 && group.retained.everything()) {
+      fields.at("kept").reject("0, or with a window or a chunk");
+    }
+    sum += group.layers;
+    groups.push_back(group);
+  }
+  if (sum != layers) {
+    list.fail("has " + std::to_string(sum) + " layers, must have the " + std::to_string(layers) + " of the model");
+  }
+  return groups;
+}
+
+Experts parse_experts(const Fields& fields) {
+  fields.only({"count", "chosen", "shared", "weight_bytes"});
+  Experts experts;
+  experts.count = fields.at("count").whole(1, 1 << 16);
+  experts.chosen = fields.at("chosen").whole(1, experts.count);
+  experts.shared = fields.whole_or<Index>("shared", 0, 1 << 16, 0);
+  experts.weight_bytes = fields.number_or("weight_bytes", 0.1, 8, 0);
+  return experts;
+}
+
 ModelShape parse_model(const Fields& fields) {
   if (fields.value().is_string()) {
     return known_models()[fields.choice(names_of(known_models()))];
   }
   fields.only({"name", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocabulary", "tied_embeddings",
-               "weight_bytes", "kv_bytes", "source"});
+               "weight_bytes", "kv_bytes", "source", "groups", "experts"});
   constexpr Index most = 1 << 20;
   ModelShape model;
   model.name = fields.text_or("name", "own model");
@@ -64,6 +97,12 @@ ModelShape parse_model(const Fields& fields) {
   model.weight_bytes = fields.number_or("weight_bytes", 0.1, 8, 2);
   model.kv_bytes = fields.number_or("kv_bytes", 0.1, 8, 2);
   model.source = fields.text_or("source", "the scenario");
+  if (fields.has("groups")) {
+    model.groups = parse_groups(fields.at("groups"), model.layers);
+  }
+  if (fields.has("experts")) {
+    model.experts = parse_experts(fields.at("experts"));
+  }
   return model;
 }
 

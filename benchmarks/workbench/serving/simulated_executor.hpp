@@ -28,7 +28,7 @@ class SimulatedExecutor {
 
   template <class Cache>
   void run(Cache& cache, Step<Cache>& step) {
-    StepCost cost = cost_of(step);
+    StepCost cost = cost_of(step, model_.model().groups);
     cost.copied = cache.take_copied_tokens();
     now_ += model_.time(cost);
     if (now_ > max_clock) {
