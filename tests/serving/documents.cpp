@@ -1,5 +1,6 @@
 // The figures and tables of docs/incidents.md and docs/serving.md are the output of the commands beside them.
 #include <cmath>
+#include <cstdio>
 #include <sstream>
 
 #include "catch.hpp"
@@ -89,6 +90,32 @@ TEST_CASE("docs/incidents.md shows the output of its commands", "[documents]") {
     INFO(printed.str());
     for (std::string line; std::getline(shown, line);) {
       CHECK(printed.str().find(line + "\n") != std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("docs/serving.md shows what layer groups save", "[documents]") {
+  const auto cell = [](double value, int digits) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.*f", digits, value);
+    return std::string(text);
+  };
+  const std::string text = kvc_test::file_text(KVC_SOURCE_DIR "/docs/serving.md");
+  Scenario scenario = read_scenario("window-model");
+  const double pool = static_cast<double>(scenario.pool()) * scenario.model.kv_bytes_per_token() / 1e9;
+  for (const bool one_shape : {false, true}) {
+    scenario.one_shape = one_shape;
+    const RunResult run = simulate(scenario, PolicyKind::prefix_shared, true);
+    const std::string begin = "| " + label(run) + " | 1.00 | ";
+    const std::size_t at = text.find(begin);
+    REQUIRE(at != std::string::npos);
+    const std::string row = text.substr(at, text.find('\n', at) - at);
+    CAPTURE(row);
+    for (const std::string& value :
+         {cell(run.metrics.per_second(run.metrics.all().good), 2), cell(100 * run.use.mean_share(), 0) + " % of",
+          std::to_string(run.counters.delayed), cell(run.use.mean_running(), 1),
+          cell(run.use.mean_share() * pool / run.use.mean_running(), 2)}) {
+      CHECK_THAT(row, kvc_test::contains("| " + value));
     }
   }
 }

@@ -51,11 +51,12 @@ TEST_CASE("serve-bench names bad options and files", "[program]") {
   };
   const std::vector<Case> cases = {
       {"--help", 0, {"--scenario", "--policy", "Examples:", "Exit code"}},
-      {"--list", 0, {"streaming-agents", "llama-3-8b", "h100-sxm"}},
+      {"--list", 0, {"streaming-agents", "llama-3-8b", "gemma-3-27b", "h100-sxm"}},
       {"", 2, {"one of --scenario and --trace"}},
       {"--scenario a --trace b", 2, {"one of --scenario and --trace"}},
       {"--scenario a --policy lru", 2, {"--policy", "\"lru\"", "contiguous-reserve"}},
       {"--scenario a --chunked maybe", 2, {"--chunked", "\"maybe\"", "on, off, both"}},
+      {"--scenario a --groups maybe", 2, {"--groups", "\"maybe\"", "on, off, both"}},
       {"--scenario a --load 0", 2, {"--load", "\"0\"", "from 0.001"}},
       {"--scenario a --requests 0", 2, {"--requests"}},
       {"--scenario multi-tenant --max-output 5", 2, {"--max-output", "--trace"}},

@@ -45,7 +45,8 @@ SchedulerConfig any_config(kvc_test::Random& random) {
 }
 
 template <class Policy>
-void random_runs(const typename Policy::Config& config, bool never_preempts = false) {
+void random_runs(const typename Policy::Config& config, bool never_preempts = false,
+                 const kvc::LayerGroups& layers = kvc::Shape{.layers = 1, .kv_heads = 1, .key_dim = 1}) {
   const std::uint64_t seed = kvc_test::seed_or(7);
   CAPTURE(seed);
   kvc_test::Random random(seed);
@@ -58,7 +59,7 @@ void random_runs(const typename Policy::Config& config, bool never_preempts = fa
     const SchedulerConfig scheduling = any_config(random);
     CAPTURE(scheduling.max_sequences, scheduling.step_tokens, scheduling.chunk_tokens, scheduling.watermark_tokens,
             static_cast<int>(scheduling.order), static_cast<int>(scheduling.admit), scheduling.deferred_free);
-    const Outcome outcome = serve_small<Policy>(config, scheduling, any_requests(random, 40));
+    const Outcome outcome = serve_small<Policy>(config, scheduling, any_requests(random, 40), layers);
     preemptions += outcome.counters.preemptions;
     forks += outcome.counters.forks;
     aborted += outcome.metrics.count(End::aborted);
@@ -82,6 +83,14 @@ TEST_CASE("Under random traffic every request ends once, and the pool ends empty
   SECTION("contiguous, grow") { random_runs<kvc::Contiguous>(grow); }
   SECTION("paged") { random_runs<kvc::Paged>({.blocks = 50, .block_tokens = 4}); }
   SECTION("prefix-shared") { random_runs<kvc::PrefixShared<>>({.blocks = 50, .block_tokens = 4}); }
+  kvc::LayerGroups groups;
+  groups.add({.key_dim = 4});
+  groups.add({.key_dim = 4, .window = 9}, 3);
+  groups.add({.key_dim = 4, .chunk = 16, .kept = 2});
+  SECTION("paged, groups") { random_runs<kvc::Paged>({.blocks = 40, .block_tokens = 4}, false, groups); }
+  SECTION("prefix-shared, groups") {
+    random_runs<kvc::PrefixShared<>>({.blocks = 40, .block_tokens = 4}, false, groups);
+  }
 }
 
 TEST_CASE("Steps and chunks stay within their limits", "[serving]") {

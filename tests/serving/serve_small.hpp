@@ -79,10 +79,14 @@ struct Outcome {
 
 /// Serves the requests, and checks the invariants of every run.
 template <class Policy>
-Outcome serve_small(const typename Policy::Config& config, const SchedulerConfig& scheduling,
-                    const std::vector<Request>& requests) {
+Outcome serve_small(typename Policy::Config config, const SchedulerConfig& scheduling,
+                    const std::vector<Request>& requests,
+                    const kvc::LayerGroups& layers = kvc::Shape{.layers = 1, .kv_heads = 1, .key_dim = 1}) {
   Outcome outcome;
-  PolicyCache<Policy> cache(config);
+  if constexpr (requires { config.pass_tokens; }) {
+    config.pass_tokens = scheduling.chunk_tokens;
+  }
+  PolicyCache<Policy> cache(config, layers);
   Scheduler scheduler(cache, scheduling, outcome.metrics);
   Listed source(requests);
   serve(cache, scheduler, source, outcome.clock, [&](Time) {

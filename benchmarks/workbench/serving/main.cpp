@@ -13,6 +13,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cost_curve.hpp"
@@ -52,10 +53,25 @@ OnProgress shown_by(kvc_bench::Progress& progress, const Scenario& scenario) {
 
 void simulate_all(const Options& options, Report& report) {
   (void)report.scenario.pool();
-  kvc_bench::Progress progress(runs_of(options));
+  Scenario scenario = report.scenario;
+  // Layers that differ are kept in each of the ways that are asked for; where a policy has but one, once.
+  const auto for_each_way = [&](PolicyKind policy, auto&& f) {
+    std::optional<LayerMemory> last;
+    for (const bool one_shape : options.one_shape) {
+      scenario.one_shape = one_shape;
+      if (std::exchange(last, layer_memory(scenario, policy)) != layer_memory(scenario, policy)) {
+        f();
+      }
+    }
+  };
+  std::size_t runs = 0;
+  for_each_run(options, [&](double, PolicyKind policy, bool) { for_each_way(policy, [&] { ++runs; }); });
+  kvc_bench::Progress progress(runs);
   for_each_run(options, [&](double load, PolicyKind policy, bool chunked) {
-    progress.step(std::string(name(policy)) + (chunked ? ", chunked" : ""));
-    report.runs.push_back(simulate(report.scenario, policy, chunked, load, shown_by(progress, report.scenario)));
+    for_each_way(policy, [&] {
+      progress.step(std::string(name(policy)) + (chunked ? ", chunked" : ""));
+      report.runs.push_back(simulate(scenario, policy, chunked, load, shown_by(progress, scenario)));
+    });
   });
 }
 

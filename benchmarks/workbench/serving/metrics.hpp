@@ -12,6 +12,7 @@
 // TPOT and end to end count completed requests only, ITL counts all tokens.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -114,6 +115,34 @@ class Metrics {
   Index generated_ = 0;
   Time first_ = 0;
   Time last_ = 0;
+};
+
+/// What a run takes of its pool, step by step.
+class PoolUse {
+ public:
+  /// `used` of `slots` slots are held by sequences and pins, from now until the next call.
+  void observe(Time now, Index used, Index slots, Index running) {
+    const double share = static_cast<double>(used) / static_cast<double>(slots);
+    const auto lasted = static_cast<double>(since_ < 0 ? 0 : now - since_);
+    share_ += lasted * last_share_;
+    running_ += lasted * static_cast<double>(last_running_);
+    time_ += lasted;
+    since_ = now;
+    last_share_ = share;
+    last_running_ = running;
+    most_ = std::max(most_, share);
+  }
+  /// Share of the pool, over time.
+  [[nodiscard]] double mean_share() const noexcept { return time_ > 0 ? share_ / time_ : 0; }
+  [[nodiscard]] double most_share() const noexcept { return most_; }
+  /// Sequences, over time.
+  [[nodiscard]] double mean_running() const noexcept { return time_ > 0 ? running_ / time_ : 0; }
+
+ private:
+  double share_ = 0, running_ = 0, time_ = 0;  // time integrals
+  double last_share_ = 0, most_ = 0;
+  Index last_running_ = 0;
+  Time since_ = -1;
 };
 
 /// Counters of a scheduler.

@@ -89,6 +89,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "  serve-bench --scenario streaming-agents --policy paged,prefix-shared --load 0.5,1,2 --json results.json\n"
       "  serve-bench --scenario multi-tenant --html report.html\n"
       "  serve-bench --scenario mine.json --chunked on\n"
+      "  serve-bench --scenario window-model --groups both --chunked on\n"
       "  serve-bench --mode real --scenario small-model-chat --calibrate\n"
       "  serve-bench --trace conversation_trace.jsonl --model llama-3-70b --hardware h100-sxm --devices 4\n\n"
       "A scenario describes machine, model and traffic; docs/serving.md lists its fields, those of traces, and those "
@@ -102,6 +103,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "between policies; 2 a bad option.");
 
   std::string chunked = "both";
+  std::string groups = "on";
   std::string order;
   bool list = false;
   app.add_option("--scenario", options.scenario, "A scenario of this program (see --list), or a file")
@@ -125,6 +127,12 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   app.add_option("--chunk", options.chunk_tokens, "Tokens of a chunk [the scenario's]")
       ->type_name("TOKENS")
       ->check(CLI::Range(1, 1 << 24));
+  app.add_option("--groups", groups,
+                 "Of a model whose layers differ: on, windows and chunks drop what no query sees any more; off, one "
+                 "shape for all: every layer keeps every row, in as many bytes; or both. contiguous-* always "
+                 "have one shape here: their groups would have pools of their own")
+      ->type_name("WHICH")
+      ->capture_default_str();
   app.add_option("--order", order, "Order within a step: decode-first or prefill-first [the scenario's]")
       ->type_name("NAME");
   options.loads = {1};
@@ -219,6 +227,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
     options.read = trace_arguments.options();
     options.chunked =
         one_of<std::vector<bool>>("--chunked", chunked, {{"on", {true}}, {"off", {false}}, {"both", {false, true}}});
+    options.one_shape =
+        one_of<std::vector<bool>>("--groups", groups, {{"on", {false}}, {"off", {true}}, {"both", {false, true}}});
     options.pins = !no_pins;
     if (!watch.empty()) {
       options.watch = parse_watch(watch);

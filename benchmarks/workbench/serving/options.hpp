@@ -25,6 +25,7 @@ struct Options {
   kvc_bench::ReadOptions read;  // of the trace
   std::vector<PolicyKind> policies;
   std::vector<bool> chunked;
+  std::vector<bool> one_shape;  // of a model whose layers differ
   std::vector<double> loads;
   std::string model, hardware;  // empty: the scenario's
   std::optional<Index> devices;

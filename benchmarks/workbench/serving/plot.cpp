@@ -29,11 +29,11 @@ std::vector<const RunResult*> runs_of(const Report& report) {
   return runs;
 }
 
-/// The first run of each policy.
+/// The first run of each policy, and way of keeping layers.
 std::vector<const RunResult*> one_each(const std::vector<const RunResult*>& runs) {
   std::vector<const RunResult*> firsts;
   for (const RunResult* run : runs) {
-    if (std::ranges::none_of(firsts, [&](const RunResult* first) { return first->policy == run->policy; })) {
+    if (std::ranges::none_of(firsts, [&](const RunResult* first) { return label(*first) == label(*run); })) {
       firsts.push_back(run);
     }
   }
@@ -95,7 +95,7 @@ void write_memory(std::ostream& out, const RunResult& run, std::size_t number, b
   // Nothing was admitted, and a sequence ran out of room, with a quarter of the pool free.
   write_marks(out, run.timeline.samples(), &Sample::blocked_25, 1.07, "#D55E00");
   write_marks(out, run.timeline.samples(), &Sample::out_of_room_25, 1.02, "#000000");
-  out << "set title " << quoted(std::string(name(run.policy))) << " offset 0,0.6\n"
+  out << "set title " << quoted(label(run)) << " offset 0,0.6\n"
       << "set ylabel " << quoted(leftmost ? "share of the pool (%)" : "") << "\nset format y '"
       << (leftmost ? "%.0f" : "") << "'\nplot ";
   for (std::size_t part = parts.size(); part-- > 0;) {  // each hides of the one before what is below its own top
@@ -138,7 +138,7 @@ void write_latency(std::ostream& out, const std::vector<const RunResult*>& runs)
   out << "$latency << END\n";
   for (const RunResult* run : runs) {
     // Names of policies have no quotes.
-    out << '"' << name(run->policy) << (both ? run->chunk_tokens == 0 ? "\\nwhole prompts" : "\\nchunks" : "") << '"';
+    out << '"' << label(*run) << (both ? run->chunk_tokens == 0 ? "\\nwhole prompts" : "\\nchunks" : "") << '"';
     for (const double percent : percents) {
       const double value = static_cast<double>(run->metrics.all().ttft.percentile(percent)) / static_cast<double>(unit);
       least = value > 0 ? std::min(least, value) : least;

@@ -15,7 +15,10 @@ template <kvc::Policy P>
 class PolicyCache : public kvc::KvCache<kvc::None, P> {
  public:
   explicit PolicyCache(const typename P::Config& config)
-      : kvc::KvCache<kvc::None, P>({.layers = 1, .kv_heads = 1, .key_dim = 1}, config) {}
+      : PolicyCache(config, kvc::Shape{.layers = 1, .kv_heads = 1, .key_dim = 1}) {}
+  /// For a model whose layers differ. Rows weigh as many units as they have elements.
+  PolicyCache(const typename P::Config& config, const kvc::LayerGroups& layers)
+      : kvc::KvCache<kvc::None, P>(layers, config) {}
 
   /// Rows that were copied since the last call. O(1).
   [[nodiscard]] Index take_copied_tokens() noexcept {

@@ -23,7 +23,7 @@ template <class Policy>
 void real_over(const Scenario& scenario, const SchedulerConfig& scheduling, const RealMachine& machine,
                const OnProgress& on_progress, const OnAnswer& on_answer, RunResult& result) {
   kvc::KvCache<float, Policy> cache(machine.model->config.cache_shape(),
-                                    pool_config<Policy>(scenario, result.policy, scheduling));
+                                    pool_config<Policy>(scenario, result, scheduling));
   const auto begin = std::chrono::steady_clock::now();
   const Time processor = read_clock(ClockKind::cpu);
   ModelExecutor executor(*machine.model, machine.threads, machine.clock,

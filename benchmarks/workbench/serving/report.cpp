@@ -38,10 +38,10 @@ std::string with_quarter(Index count, Index quarter) {
   return count == 0 ? "0" : grouped(count) + " (" + grouped(quarter) + ")";
 }
 
-/// The policy of a run, and its mode where a report has both.
+/// The label of a run, and its mode where a report has both.
 std::string label(const Report& report, const RunResult& run) {
   const bool mixed = std::ranges::any_of(report.runs, [&](const RunResult& other) { return other.mode != run.mode; });
-  return std::string(name(run.policy)) + (mixed ? ", " + run.mode : "");
+  return label(run) + (mixed ? ", " + run.mode : "");
 }
 
 using Row = std::vector<std::string>;
@@ -158,8 +158,23 @@ OrderedJson map_json(const std::vector<MapRow>& rows) {
           {"owners", std::move(owners)}};
 }
 
+OrderedJson model_groups_json(const ModelShape& model) {
+  OrderedJson groups = OrderedJson::array();
+  for (const ModelGroup& group : model.groups) {
+    groups.push_back({{"layers", group.layers},
+                      {"window", group.retained.window},
+                      {"chunk", group.retained.chunk},
+                      {"kept", group.retained.kept}});
+  }
+  return groups;
+}
+
 OrderedJson run_json(const RunResult& run) {
   const Metrics& m = run.metrics;
+  OrderedJson groups = OrderedJson::array();
+  for (const GroupResult& group : run.groups) {
+    groups.push_back({{"block_tokens", group.block_tokens}, {"lost_tokens", group.lost_tokens}});
+  }
   OrderedJson classes = OrderedJson::array();
   for (std::size_t i = 0; i < run.classes.size(); ++i) {
     OrderedJson one = {{"name", run.classes[i]}};
@@ -171,6 +186,8 @@ OrderedJson run_json(const RunResult& run) {
           {"chunk_tokens", run.chunk_tokens},
           {"order", run.order == Order::decode_first ? "decode-first" : "prefill-first"},
           {"load", run.load},
+          {"layers", name(run.layers)},
+          {"groups", std::move(groups)},
           {"pool_tokens", run.pool_tokens},
           {"watermark_tokens", run.watermark_tokens},
           {"requests",
@@ -189,6 +206,11 @@ OrderedJson run_json(const RunResult& run) {
             {"requests_per_s", m.per_second(m.count(End::completed))},
             {"goodput_per_s", m.per_second(m.all().good)}}},
           {"counters", counters_json(run.counters)},
+          {"pool_use",
+           {{"blocks", run.stats.blocks_total},
+            {"mean", run.use.mean_share()},
+            {"most", run.use.most_share()},
+            {"running", run.use.mean_running()}}},
           {"evictions", run.stats.evictions},
           {"copied_tokens", run.stats.copied_tokens},
           {"timeline", timeline_json(run.timeline.samples())},
@@ -225,6 +247,31 @@ OrderedJson calibration_json(const Report& report) {
           {"overhead_us", h.overhead * 1e6},
           {"per_sequence_us", h.per_sequence * 1e6},
           {"comparisons", std::move(comparisons)}};
+}
+
+/// What the sequences of each run hold, where the layers of the model differ.
+void print_layers(std::ostream& out, const Report& report) {
+  const Scenario& s = report.scenario;
+  out << "\nlayers: ";
+  for (const ModelGroup& group : s.model.groups) {
+    const kvc::Retained& r = group.retained;
+    out << (&group == s.model.groups.data() ? "" : ", ") << group.layers
+        << (r.window > 0  ? " with a window of " + grouped(r.window)
+            : r.chunk > 0 ? " with chunks of " + grouped(r.chunk)
+                          : " that keep everything");
+  }
+  const double pool = static_cast<double>(s.pool()) * s.model.kv_bytes_per_token();
+  out << "; use of the pool, over time\n";
+  std::vector<Row> rows = {
+      {"policy", "prefill", "load", "blocks", "used", "most", "used, GB", "running", "GB a sequence"}};
+  for (const RunResult& run : report.runs) {
+    const double held = run.use.mean_share() * pool / 1e9;
+    const double running = run.use.mean_running();
+    rows.push_back({label(report, run), chunk_text(run), fixed(run.load, 2), grouped(run.stats.blocks_total),
+                    fixed(100 * run.use.mean_share(), 0, " %"), fixed(100 * run.use.most_share(), 0, " %"),
+                    fixed(held, 1), fixed(running, 1), running > 0 ? fixed(held / running, 2) : "-"});
+  }
+  print_table(out, rows);
 }
 
 /// The measurement of real runs, and the result of the calibration.
@@ -329,6 +376,9 @@ void print(std::ostream& out, const Report& report) {
   print_table(out, latency);
   out << "\nmemory; in parentheses: with at least 25 % of the pool free\n";
   print_table(out, memory);
+  if (!s.model.groups.empty()) {
+    print_layers(out, report);
+  }
   if (!report.runs.empty() && report.runs.front().classes.size() > 1) {
     std::vector<Row> rows = {{"policy", "prefill", "load"}};
     for (const std::string& one : report.runs.front().classes) {
@@ -385,6 +435,7 @@ std::string to_json(const Report& report) {
                                   {"parameters", s.model.parameters()},
                                   {"weight_bytes", s.model.weights()},
                                   {"kv_bytes_per_token", s.model.kv_bytes_per_token()},
+                                  {"groups", model_groups_json(s.model)},
                                   {"source", s.model.source}}},
                                 {"hardware",
                                  {{"name", s.hardware.name},

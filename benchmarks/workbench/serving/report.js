@@ -44,6 +44,7 @@ const prefill = (run) => run.chunk_tokens === 0 ? 'whole prompts' : `chunks of $
 const distinct = (values) => [...new Set(values)];
 
 const runs = results.runs;
+runs.filter((run) => run.layers !== 'alike').forEach((run) => run.policy += `, ${run.layers}`);
 if (distinct(runs.map((run) => run.mode)).length > 1) {
   runs.forEach((run) => run.policy += `, ${run.mode}`);  // from here on runs of one policy differ in name
 }
@@ -68,7 +69,7 @@ function head() {
   const devices = hardware.devices > 1 ? `${hardware.devices} × ` : '';
   const rows = {
     'model': `${model.name}, ${scaled(model.parameters, '')} parameters, ` +
-        `${(model.kv_bytes_per_token / 1024).toFixed(0)} KiB per token in the cache (${model.source})`,
+        `${(model.kv_bytes_per_token / 1024).toFixed(0)} KiB per token in all layers of the cache (${model.source})`,
     'hardware': `${devices}${hardware.name}: ${scaled(hardware.peak, 'FLOPS')}, ` +
         (hardware.bandwidth < 1e18 ? `${scaled(hardware.bandwidth, 'B/s')}` : 'no limit by bytes seen') +
         (hardware.memory > 0 ? `, ${scaled(hardware.memory, 'B')} each` : '') + ` (${hardware.source})`,
@@ -256,7 +257,7 @@ function loadPlots() {
     .filter(({policy, how}) => runs.some((run) => run.policy === policy && prefill(run) === how));
   // Where there are real and simulated runs, `policy` says which: "paged, real". What is simulated is a thin line.
   const colourOf = (policy) => colours.policies[policy.split(', ')[0]] || '#000000';
-  const thin = (policy) => policy.endsWith(', simulated');
+  const thin = (policy) => policy.endsWith(', simulated') || policy.endsWith(', one shape');
   const dashed = (how) => prefills.indexOf(how) > 0;
   legend('load-legend', kinds.map(({policy, how}) =>
     [prefills.length > 1 ? `${policy}, ${how}` : policy, colourOf(policy), dashed(how) ? 'dashed' : 'solid']));

@@ -1,8 +1,11 @@
 #include "run.hpp"
 
+#include <algorithm>
 #include <chrono>
+#include <stdexcept>
 
 #include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/detail/block_sizes.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "policy_cache.hpp"
@@ -17,7 +20,10 @@ void simulate_over(const Scenario& scenario, const SchedulerConfig& scheduling, 
                    RunResult& result) {
   const CostModel model(scenario.model, scenario.hardware);
   SimulatedExecutor executor(model);
-  PolicyCache<Policy> cache(pool_config<Policy>(scenario, result.policy, scheduling));
+  PolicyCache<Policy> cache(pool_config<Policy>(scenario, result, scheduling),
+                            result.layers == LayerMemory::groups
+                                ? scenario.model.layer_groups()
+                                : kvc::Shape{.layers = 1, .kv_heads = 1, .key_dim = 1});
   serve_over(cache, executor, scenario, scheduling, on_progress, result);
 }
 
@@ -37,10 +43,55 @@ std::string_view name(PolicyKind policy) {
   return "";
 }
 
+std::string_view name(LayerMemory layers) {
+  switch (layers) {
+    case LayerMemory::alike:
+      return "alike";
+    case LayerMemory::groups:
+      return "groups";
+    case LayerMemory::one_shape:
+      return "one shape";
+  }
+  return "";
+}
+
+LayerMemory layer_memory(const Scenario& scenario, PolicyKind policy) {
+  if (scenario.model.groups.empty()) {
+    return LayerMemory::alike;
+  }
+  const bool in_groups = policy == PolicyKind::paged || policy == PolicyKind::prefix_shared;
+  return in_groups && !scenario.one_shape ? LayerMemory::groups : LayerMemory::one_shape;
+}
+
+std::string label(const RunResult& run) {
+  std::string text(name(run.policy));
+  return run.layers == LayerMemory::alike ? text : text + ", " + std::string(name(run.layers));
+}
+
+Index grouped_blocks(const Scenario& scenario) {
+  const kvc::GroupRules rules = scenario.model.layer_groups().rules();
+  const kvc::detail::BlockSizes sizes = kvc::detail::block_sizes(rules, scenario.block_tokens);
+  Index token = 0, block = 0;  // elements
+  for (std::size_t g = 0; g < rules.groups.size(); ++g) {
+    token += rules.groups[g].row_weight;
+    block = std::max(block, sizes.tokens[g] * rules.groups[g].row_weight);
+  }
+  const Index tokens = scenario.pool();
+  const auto blocks =
+      static_cast<Index>(static_cast<double>(tokens) * static_cast<double>(token) / static_cast<double>(block));
+  if (blocks == 0) {
+    throw std::runtime_error("a pool of " + std::to_string(tokens) + " tokens has no room for one block of the layer " +
+                             "groups, which is as large as " + std::to_string(kvc::ceil_div(block, token)) + " tokens");
+  }
+  return blocks;
+}
+
 SchedulerConfig begin_run(const Scenario& scenario, PolicyKind policy, bool chunked, double load, RunResult& result) {
   result.policy = policy;
   result.load = load;
-  result.pool_tokens = scenario.pool();
+  result.layers = layer_memory(scenario, policy);
+  result.pool_tokens =
+      result.layers == LayerMemory::groups ? grouped_blocks(scenario) * scenario.block_tokens : scenario.pool();
   SchedulerConfig scheduling = scenario.scheduler;
   scheduling.chunk_tokens = chunked ? scheduling.chunk_tokens : 0;
   scheduling.watermark_tokens = static_cast<Pos>(scenario.watermark * static_cast<double>(result.pool_tokens));

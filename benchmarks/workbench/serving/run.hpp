@@ -18,6 +18,23 @@ inline constexpr PolicyKind all_policies[] = {PolicyKind::contiguous_reserve, Po
                                               PolicyKind::paged, PolicyKind::prefix_shared};
 [[nodiscard]] std::string_view name(PolicyKind policy);
 
+/// How a run keeps the rows of the layers of a model.
+enum class LayerMemory {
+  alike,     ///< its layers are all alike
+  groups,    ///< in layer groups: windows and chunks drop what no query sees any more
+  one_shape  ///< its layers differ, and every layer keeps every row
+};
+[[nodiscard]] std::string_view name(LayerMemory layers);
+/// Under the scenario's model and `one_shape`. Contiguous policies have one shape: their groups would have pools of their
+/// own, of sizes that no scenario names.
+[[nodiscard]] LayerMemory layer_memory(const Scenario& scenario, PolicyKind policy);
+
+/// One layer group at the end of a run.
+struct GroupResult {
+  Pos block_tokens = 0;   ///< of its blocks
+  Index lost_tokens = 0;  ///< prompt tokens that would have been found, too, had this group kept its rows
+};
+
 /// The results of one run.
 struct RunResult {
   PolicyKind policy = PolicyKind::paged;
@@ -25,13 +42,16 @@ struct RunResult {
   Pos chunk_tokens = 0;            ///< 0: prompts were computed whole
   Order order = Order::decode_first;
   double load = 1;
-  Index pool_tokens = 0;
+  LayerMemory layers = LayerMemory::alike;
+  Index pool_tokens = 0;  ///< slots of the pool; with layer groups, block_tokens for each block
   Pos watermark_tokens = 0;
   std::vector<std::string> classes;
   std::string source_note;  ///< Source::note()
   Metrics metrics{Slo{}, 0};
   Counters counters;
-  kvc::Stats stats;  ///< at the end, pins and all requests gone
+  PoolUse use;
+  std::vector<GroupResult> groups;  ///< of a run in layer groups
+  kvc::Stats stats;                 ///< at the end, pins and all requests gone
   Timeline timeline;
   double wall_seconds = 0;  ///< the only figure of a simulation that differs from run to run
   // Of a real run.
@@ -40,6 +60,9 @@ struct RunResult {
 
   RunResult() : timeline({}, 0, 0, 0) {}
 };
+
+/// The policy of a run, and how it keeps the layers where they differ: "paged, groups".
+[[nodiscard]] std::string label(const RunResult& run);
 
 /// Called from time to time with the number of requests that have ended.
 using OnProgress = std::function<void(Index ended)>;

@@ -12,19 +12,27 @@ namespace serving {
 [[nodiscard]] SchedulerConfig begin_run(const Scenario& scenario, PolicyKind policy, bool chunked, double load,
                                         RunResult& result);
 
-/// The pool of a scenario.
+/// Blocks of a pool of layer groups that has as many bytes as the pool of the scenario. Throws std::runtime_error if
+/// there is not one.
+[[nodiscard]] Index grouped_blocks(const Scenario& scenario);
+
+/// The pool of a run that begin_run has begun.
 template <class Policy>
-[[nodiscard]] typename Policy::Config pool_config(const Scenario& scenario, PolicyKind policy,
+[[nodiscard]] typename Policy::Config pool_config(const Scenario& scenario, const RunResult& run,
                                                   const SchedulerConfig& scheduling) {
-  const Index tokens = scenario.pool();
   if constexpr (kvc::BlockTablePolicy<Policy>) {
-    return {.blocks = tokens / scenario.block_tokens, .block_tokens = scenario.block_tokens};
+    typename Policy::Config config{.blocks = run.pool_tokens / scenario.block_tokens,
+                                   .block_tokens = scenario.block_tokens};
+    if constexpr (requires { config.pass_tokens; }) {
+      config.pass_tokens = scheduling.chunk_tokens;
+    }
+    return config;
   } else {
     using Mode = typename Policy::Mode;
     return {.sequences = scheduling.max_sequences + 1,
-            .max_tokens = static_cast<Pos>(tokens),
-            .pool_tokens = tokens,
-            .mode = policy == PolicyKind::contiguous_reserve ? Mode::reserve : Mode::grow,
+            .max_tokens = static_cast<Pos>(run.pool_tokens),
+            .pool_tokens = run.pool_tokens,
+            .mode = run.policy == PolicyKind::contiguous_reserve ? Mode::reserve : Mode::grow,
             .growth_tokens = scenario.growth_tokens};
   }
 }
@@ -38,14 +46,22 @@ void serve_over(Cache& cache, E& executor, const Scenario& scenario, const Sched
   result.metrics = Metrics(scenario.slo, result.classes.size());
   result.timeline = Timeline(scenario.watch);
   Scheduler scheduler(cache, scheduling, result.metrics);
+  const auto& policy = cache.policy();
+  const Index slots = pool_tokens(policy);
   Index steps = 0;
   serve(cache, scheduler, *source, executor, [&](Time now) {
+    result.use.observe(now, slots - available_tokens(policy), slots, scheduler.running());
     result.timeline.observe(now, cache, scheduler);
     if (on_progress && ++steps % 256 == 0) {
       on_progress(result.metrics.all().requests);
     }
   });
   result.source_note = source->note();
+  if constexpr (PoolsGroups<typename Cache::PolicyType>) {
+    for (Index g = 0; has_groups(policy) && g < policy.groups(); ++g) {
+      result.groups.push_back({policy.block_tokens(g), policy.stats(g).lost_tokens});
+    }
+  }
   scheduler.unpin_all();
   result.counters = scheduler.counters();
   cache.verify();

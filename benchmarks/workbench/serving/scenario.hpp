@@ -24,8 +24,9 @@ struct Scenario {
   std::string story;
   ModelShape model;
   Hardware hardware;
-  double usable = 0.9;    ///< share of the memory for weights and cache; the rest is for activations
-  Index pool_tokens = 0;  ///< slots of the pool; 0: what the weights leave
+  double usable = 0.9;     ///< share of the memory for weights and cache; the rest is for activations
+  Index pool_tokens = 0;   ///< tokens that the pool holds if every layer keeps every row; 0: what the weights leave
+  bool one_shape = false;  ///< the cache knows no layer groups: every layer keeps every row
   Pos block_tokens = 16;
   double watermark = 0.01;    ///< share of the pool
   Pos growth_tokens = 16;     ///< by which a contiguous allocation grows
@@ -38,7 +39,8 @@ struct Scenario {
   std::uint64_t seed = 1;
   Watch watch;  ///< the part of the run with timelines and maps of the pool
 
-  /// The pool that the scenario names, or that the weights leave, in whole blocks.
+  /// The pool that the scenario names, or that the weights leave, in whole blocks, in tokens of which every layer keeps
+  /// its row. Also where there are layer groups: their pool has the same bytes.
   /// Throws std::runtime_error if they leave none, or the hardware has no room for it.
   [[nodiscard]] Index pool() const;
   /// Its requests from the first on, arriving `load` times as often. Throws std::invalid_argument where there is

@@ -37,7 +37,9 @@ class Scheduler {
  public:
   /// Throws std::invalid_argument for a bad configuration. Cache and metrics must outlive it.
   Scheduler(Cache& cache, const SchedulerConfig& config, Metrics& metrics)
-      : cache_(cache), config_(validated(config)), sequences_(cache, metrics, config.max_sequences) {}
+      : cache_(cache),
+        config_(validated(config)),
+        sequences_(cache, metrics, config.max_sequences, config.chunk_tokens) {}
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
@@ -276,6 +278,12 @@ class Scheduler {
     Index sum = 0;
     for (const std::size_t index : jobs_.running()) {
       const Job& job = jobs_[index];
+      if constexpr (PoolsGroups<typename Cache::PolicyType>) {
+        if (has_groups(cache_.policy())) {
+          sum += slots_to_come(cache_.policy(), job.seq, job.known(), config_.chunk_tokens);
+          continue;
+        }
+      }
       if constexpr (in_blocks) {
         sum += job.known() - cache_.policy().reserved(job.seq);
       } else {
@@ -303,7 +311,8 @@ class Scheduler {
     options.max_tokens =
         static_cast<Pos>(std::min(longest_sequence(cache_.policy()), Index{r.prompt_tokens()} + r.max_output_tokens));
     options.salt = salt_of(r);
-    if (!may_have_room(cache_, tokens.first(first), std::min(spare, kvc::max_pos - job.known()), options)) {
+    if (!may_have_room(cache_, tokens.first(first), std::min(spare, kvc::max_pos - job.known()), config_.chunk_tokens,
+                       options)) {
       return Admitted::no;
     }
     const auto opened = cache_.try_open(tokens, options);

@@ -21,8 +21,13 @@ namespace serving {
 template <ServingCache Cache>
 class Sequences {
  public:
-  Sequences(Cache& cache, Metrics& metrics, Index most_running)
-      : cache_(cache), metrics_(metrics), most_running_(most_running), pool_(pool_tokens(cache.policy())) {}
+  /// Prompts are computed in passes of `pass` tokens; 0: in one.
+  Sequences(Cache& cache, Metrics& metrics, Index most_running, Pos pass)
+      : cache_(cache),
+        metrics_(metrics),
+        most_running_(most_running),
+        pass_(pass),
+        pool_(pool_tokens(cache.policy())) {}
 
   [[nodiscard]] Jobs& jobs() noexcept { return jobs_; }
   [[nodiscard]] const Jobs& jobs() const noexcept { return jobs_; }
@@ -35,8 +40,8 @@ class Sequences {
   void add(Request request) {
     metrics_.arrived(request.arrival);
     const bool reserves = reserves_maximum(cache_.policy());
-    if (request.slots(reserves ? request.max_output_tokens : request.output_tokens) >
-        longest_sequence(cache_.policy())) {
+    if (!fits_alone(cache_.policy(), request.slots(reserves ? request.max_output_tokens : request.output_tokens),
+                    pass_)) {
       metrics_.ended({request.id, request.traffic_class, End::refused, request.arrival, request.arrival, {}, 0});
     } else {
       jobs_.add(std::move(request));
@@ -210,6 +215,7 @@ class Sequences {
   Cache& cache_;
   Metrics& metrics_;
   Index most_running_;
+  Pos pass_;
   Index pool_;
   Counters counters_;
   Jobs jobs_;

@@ -17,6 +17,7 @@
 #include <span>
 #include <vector>
 
+#include "group_room.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "request.hpp"
@@ -79,20 +80,32 @@ concept Executor =
       executor.run(cache, step);
     };
 
-/// Slots of the pool.
+/// Slots of the pool: block_tokens() for each block. With layer groups a block of another group may have more of them,
+/// and slots measure blocks.
 template <kvc::Policy P>
 [[nodiscard]] Index pool_tokens(const P& policy) {
   return policy.blocks() * policy.block_tokens();
 }
 
-/// Slots that one sequence can have at most.
+/// Tokens that one sequence can have at most, as far as they can be counted alone: not where there are layer groups.
 template <kvc::Policy P>
 [[nodiscard]] Index longest_sequence(const P& policy) {
   if constexpr (kvc::BoundsSequences<P>) {
     return std::min<Index>(pool_tokens(policy), policy.max_tokens());
   } else {
-    return pool_tokens(policy);
+    return has_groups(policy) ? Index{kvc::max_pos} : pool_tokens(policy);
   }
+}
+
+/// Whether an empty pool has room for a sequence of `tokens`, computed in passes of `pass` tokens; 0: in one.
+template <kvc::Policy P>
+[[nodiscard]] bool fits_alone(const P& policy, Index tokens, Pos pass) {
+  if constexpr (PoolsGroups<P>) {
+    if (has_groups(policy)) {
+      return most_blocks(policy, tokens, pass) <= policy.blocks();
+    }
+  }
+  return tokens <= longest_sequence(policy);
 }
 
 /// Whether a sequence takes all slots that its client allows when it is opened.
@@ -116,12 +129,17 @@ template <kvc::Policy P>
   }
 }
 
-/// Whether a new sequence of `tokens` may find room beside `spare` more slots. For a policy that needs contiguous room
-/// this is necessary but not sufficient: only trying tells.
+/// Whether a new sequence of `tokens`, computed in passes of `pass` (0: in one), may find room beside `spare` more slots.
+/// For a policy that needs contiguous room this is necessary but not sufficient: only trying tells.
 template <ServingCache C>
-[[nodiscard]] bool may_have_room(const C& cache, std::span<const Token> tokens, Pos spare,
+[[nodiscard]] bool may_have_room(const C& cache, std::span<const Token> tokens, Pos spare, Pos pass,
                                  const kvc::OpenOptions& options) {
   const auto& policy = cache.policy();
+  if constexpr (PoolsGroups<typename C::PolicyType>) {
+    if (has_groups(policy)) {
+      return groups_have_room(policy, tokens, spare, pass, options);
+    }
+  }
   if constexpr (kvc::AdmitsRequests<typename C::PolicyType>) {
     return policy.can_admit(tokens, spare, options);
   } else if constexpr (kvc::BlockTablePolicy<typename C::PolicyType>) {

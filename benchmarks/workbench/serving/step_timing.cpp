@@ -191,8 +191,7 @@ std::vector<StepTiming> serve_to_calibrate(const RealMachine& machine) {
     for (const bool chunked : {false, true}) {
       RunResult result;
       const SchedulerConfig scheduling = begin_run(scenario, PolicyKind::paged, chunked, 1, result);
-      TimedCache cache(machine.model->config.cache_shape(),
-                       pool_config<kvc::Paged>(scenario, PolicyKind::paged, scheduling));
+      TimedCache cache(machine.model->config.cache_shape(), pool_config<kvc::Paged>(scenario, result, scheduling));
       ModelExecutor executor(*machine.model, machine.threads, machine.clock);
       StepTimer timer(executor);
       serve_over(cache, timer, scenario, scheduling, {}, result);

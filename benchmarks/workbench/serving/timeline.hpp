@@ -13,7 +13,7 @@
 
 namespace serving {
 
-/// All in slots (tokens of room); used + wasted + cached + free == pool.
+/// All in slots (tokens of room; with layer groups, block_tokens() for each block); used + wasted + cached + free == pool.
 struct Sample {
   Time time = 0;
   Index used = 0;              ///< store a row of a running sequence or a pinned prefix; shared ones count once
@@ -103,9 +103,10 @@ class Timeline {
   static Sample sample(Time now, const Cache& cache, const Scheduler<Cache>& scheduler) {
     const kvc::Stats stats = cache.stats();
     const Index block = stats.block_tokens;
+    const Index used = used_slots(cache.policy(), stats);
     return {now,
-            stats.tokens_stored,
-            stats.tokens_reserved - stats.tokens_stored,
+            used,
+            stats.blocks_referenced * block - used,
             stats.blocks_cached * block,
             stats.blocks_free * block,
             stats.largest_free_run * block,
@@ -113,6 +114,35 @@ class Timeline {
             scheduler.running(),
             scheduler.counters().blocked_25,
             scheduler.counters().out_of_room_25};
+  }
+
+  /// With layer groups a block of each group counts as block_tokens() slots, however many it has.
+  template <class Policy>
+  static Index used_slots(const Policy& policy, const kvc::Stats& stats) {
+    if constexpr (PoolsGroups<Policy>) {
+      if (has_groups(policy)) {
+        Index used = 0;
+        for (Index g = 0; g < policy.groups(); ++g) {
+          used += policy.stats(g).tokens_stored * stats.block_tokens / policy.block_tokens(g);
+        }
+        return used;
+      }
+    }
+    return stats.tokens_stored;
+  }
+
+  /// f(BlockId) for each block that a sequence holds.
+  template <class Policy, class F>
+  static void for_each_block(const Policy& policy, kvc::SeqId seq, F&& f) {
+    if constexpr (PoolsGroups<Policy>) {
+      for (Index g = 0; g < policy.groups(); ++g) {
+        const kvc::GroupBlocks parts = policy.group_blocks(seq, g);
+        std::ranges::for_each(parts.kept, f);
+        std::ranges::for_each(parts.rest, f);
+      }
+    } else {
+      std::ranges::for_each(policy.block_table(seq), f);
+    }
   }
 
   /// Of each cell the owner of the slot or block in its middle.
@@ -131,10 +161,10 @@ class Timeline {
             [&](const auto& stored) { of_block[static_cast<std::size_t>(stored.block)] = owner_cached; });
       }
       scheduler.for_each_running([&](Index request, kvc::SeqId seq) {
-        for (const kvc::BlockId block : policy.block_table(seq)) {
+        for_each_block(policy, seq, [&](kvc::BlockId block) {
           Index& owner = of_block[static_cast<std::size_t>(block)];
           owner = owner >= 0 && owner != request ? Index{owner_shared} : owner == owner_shared ? owner : request;
-        }
+        });
       });
       for (Index cell = 0; cell < cells; ++cell) {
         owners[static_cast<std::size_t>(cell)] = of_block[static_cast<std::size_t>(middle(cell))];
