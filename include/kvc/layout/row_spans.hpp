@@ -39,8 +39,8 @@ struct SlotSpan {
   Pos count = 0;
 };
 
-/// Offsets and stride of the keys, or of the values, of one layer. Refers to the layout.
-template <Layout L>
+/// Offsets and stride of the keys, or of the values, of one layer. Refers to the layout: a Layout or a GroupLayout.
+template <class L>
 class LayerRows {
  public:
   /// The keys of a layer, or its values.
@@ -70,7 +70,7 @@ class LayerRows {
 
 /// f(offset, units) for spans that are, in `order`, all rows of one layer in `slots`: the slots of one stored block.
 /// Both count storage units. O(spans).
-template <Layout L, class F>
+template <class L, class F>
 void for_each_row_span(const L& layout, Index layer, RowOrder order, std::span<const SlotSpan> slots, F&& f) {
   const Index heads = layout.extents().kv_heads;
   for (const bool keys : {true, false}) {

@@ -1,6 +1,7 @@
 // The format of snapshots as structs; docs/format.md describes it byte by byte. Standard library only.
 //
 //   file header, then sections: desc, salt, blks, tokn, seqs, one layr per layer in any order, end
+//   with layer groups:          desc, salt, blks, tokn, seqs, grps, lmap, gblk, tabl, one layr per stored layer, end
 //   section:  SectionHeader | payload | XXH3 of the payload (8 bytes)
 //
 // All integers are little-endian. Rows are stored as they lie in the pool of a little-endian machine.
@@ -50,6 +51,10 @@ inline constexpr SectionName salts = section_name("salt");
 inline constexpr SectionName blocks = section_name("blks");
 inline constexpr SectionName tokens = section_name("tokn");
 inline constexpr SectionName sequences = section_name("seqs");
+inline constexpr SectionName groups = section_name("grps");
+inline constexpr SectionName layer_map = section_name("lmap");
+inline constexpr SectionName group_blocks = section_name("gblk");
+inline constexpr SectionName tables = section_name("tabl");
 inline constexpr SectionName layer = section_name("layr");
 inline constexpr SectionName end = section_name("end ");
 }  // namespace section
@@ -59,6 +64,7 @@ namespace format {
 /// As in PNG, these bytes do not survive a transfer in text mode or over a 7-bit channel.
 inline constexpr std::array<unsigned char, 8> magic = {0x89, 'K', 'V', 'C', '\r', '\n', 0x1a, '\n'};
 inline constexpr std::uint16_t major_version = 1;  ///< files of other major versions are rejected
+inline constexpr std::uint16_t group_version = 2;  ///< the major version of snapshots of caches with layer groups
 inline constexpr std::uint16_t minor_version = 0;  ///< later minor versions are read: they only add optional sections
 
 /// The first bytes of a file.
@@ -136,6 +142,42 @@ struct SequenceRecord {
 };
 static_assert(sizeof(SequenceRecord) == 16);
 
+/// Element of grps: a layer group.
+struct GroupRecord {
+  std::uint64_t layers;  ///< that store rows
+  std::uint64_t kv_heads;
+  std::uint64_t key_dim;
+  std::uint64_t value_dim;
+  std::uint64_t key_row_bytes;
+  std::uint64_t value_row_bytes;
+  std::int32_t window;
+  std::int32_t chunk;
+  std::int32_t kept;
+  std::int32_t cross_rows;
+};
+static_assert(sizeof(GroupRecord) == 64);
+/// Bytes of the rows of one token in one layer.
+[[nodiscard]] constexpr std::uint64_t token_bytes(const GroupRecord& g) noexcept {
+  return g.kv_heads * (g.key_row_bytes + g.value_row_bytes);
+}
+
+/// Element of lmap: where the rows of a layer of the model are.
+struct LayerRecord {
+  std::int32_t group;
+  std::int32_t layer;   ///< of the group
+  std::uint32_t reads;  ///< 1: it reads the rows that another layer writes; else 0
+};
+static_assert(sizeof(LayerRecord) == 12);
+
+/// Element of gblk: rows of a group at consecutive positions, stored once however many sequences reference them.
+struct GroupBlockRecord {
+  std::int32_t group;
+  std::int32_t first;  ///< position of its first row
+  std::int32_t rows;   ///< at least 1
+  std::uint32_t zero;
+};
+static_assert(sizeof(GroupBlockRecord) == 16);
+
 /// Payload of end.
 struct EndRecord {
   std::uint64_t sections;  ///< that precede this one
@@ -147,7 +189,8 @@ static_assert(sizeof(EndRecord) == 16);
 template <class Record>
 concept Plain = std::is_trivially_copyable_v<Record> && std::has_unique_object_representations_v<Record>;
 static_assert(Plain<FileHeader> && Plain<SectionHeader> && Plain<DescriptionRecord> && Plain<BlockRecord> &&
-              Plain<SequenceRecord> && Plain<EndRecord>);
+              Plain<SequenceRecord> && Plain<EndRecord> && Plain<GroupRecord> && Plain<LayerRecord> &&
+              Plain<GroupBlockRecord>);
 
 /// The largest extents that a header may claim, those of a Shape, so that products of them do not overflow.
 inline constexpr std::uint64_t most_extent = std::uint64_t{1} << 24;

@@ -72,9 +72,10 @@ class Reader {
         in_(source),
         contents_(detail::ContentsReader(in_).read()),
         restorer_(cache, contents_, options.cached_prefixes),
-        rows_(cache, contents_, order(), decoder(options)) {
+        rows_(cache, contents_, detail::order_of(in_, contents_),
+              detail::decoder_of<T>(in_, contents_, options.convert_elements)),
+        layers_(contents_.shape.layers) {
     require_fit();
-    written_.resize(static_cast<std::size_t>(contents_.shape.layers), false);
   }
   Reader(const Reader&) = delete;
   Reader& operator=(const Reader&) = delete;
@@ -95,7 +96,7 @@ class Reader {
         in_.finish();
       }
       in_.rewind(rows);
-      written_.assign(written_.size(), false);
+      layers_.restart(contents_.shape.layers);
     }
     reserved_ = restorer_.try_reserve();
     return reserved_;
@@ -132,33 +133,8 @@ class Reader {
     require_one_group(cache, "snapshot::Reader");
     return cache;
   }
-  /// Reports a field of the description, which is the first section.
   [[noreturn]] KVC_COLD void refuse(std::size_t field, const std::string& expected, const std::string& found) const {
-    in_.fail_at(sizeof(format::FileHeader) + sizeof(format::SectionHeader) + field,
-                kvc::detail::concat({expected, ", found ", found}));
-  }
-
-  [[nodiscard]] layout::RowOrder order() const {
-    for (const layout::RowOrder order : {layout::RowOrder::head_major, layout::RowOrder::token_major}) {
-      if (contents_.layout == layout::to_text(order)) {
-        return order;
-      }
-    }
-    refuse(offsetof(Description, layout), "layout head-major or token-major", contents_.layout);
-  }
-  [[nodiscard]] detail::RowDecoder decoder(const LoadOptions& options) const {
-    const std::string own(Element<T>::name);
-    if (contents_.element == own) {
-      return nullptr;
-    }
-    const detail::RowDecoder decode = detail::row_decoder(contents_.element);
-    const bool convertible = decode != nullptr && detail::row_decoder(own) != nullptr;
-    if (!convertible || !options.convert_elements) {
-      refuse(offsetof(Description, element),
-             kvc::detail::concat({"elements ", own, convertible ? ", or LoadOptions::convert_elements" : ""}),
-             contents_.element);
-    }
-    return decode;
+    detail::refuse_description(in_, field, expected, found);
   }
   void require_fit() const {
     const Shape& own = cache_->shape();
@@ -173,8 +149,10 @@ class Reader {
     same(own.kv_heads, s.kv_heads, offsetof(Description, kv_heads), "kv_heads");
     same(own.key_dim, s.key_dim, offsetof(Description, key_dim), "key_dim");
     same(own.value_dim, s.value_dim, offsetof(Description, value_dim), "value_dim");
-    same(row_bytes(s.key_dim), contents_.key_row_bytes, offsetof(Description, key_row_bytes), "bytes of a key");
-    same(row_bytes(s.value_dim), contents_.value_row_bytes, offsetof(Description, value_row_bytes), "bytes of a value");
+    same(detail::stored_row_bytes<T>(contents_.element, s.key_dim), contents_.key_row_bytes,
+         offsetof(Description, key_row_bytes), "bytes of a key");
+    same(detail::stored_row_bytes<T>(contents_.element, s.value_dim), contents_.value_row_bytes,
+         offsetof(Description, value_row_bytes), "bytes of a value");
     // A few bytes of a sequence record can ask for a large block table. Allow no more than the bytes of the rows, which
     // the source must have.
     const std::uint64_t table_bytes = format::bounded_product(restorer_.table_entries(), sizeof(BlockId));
@@ -186,43 +164,9 @@ class Reader {
                                        std::to_string(table_bytes), " bytes"}));
     }
   }
-  [[nodiscard]] Index row_bytes(Index dim) const {
-    const std::string& element = contents_.element;
-    return element == Element<T>::name ? Element<T>::row_size(dim) * static_cast<Index>(sizeof(StorageOf<T>))
-                                       : dim * (element == Element<float>::name ? 4 : 2);
-  }
-
   /// The layer of the next section, or nothing after reading the end.
   [[nodiscard]] std::optional<Index> begin_layer() {
-    const format::SectionHeader& header = in_.next();
-    const std::uint64_t at = in_.section_offset();
-    if (header.name == section::end) {
-      for (std::size_t i = 0; i < written_.size(); ++i) {
-        if (!written_[i]) {
-          in_.fail_at(at, kvc::detail::concat({"section layr of layer ", std::to_string(i), ", found the end"}));
-        }
-      }
-      if (header.index != 0) {
-        in_.fail_at(at + offsetof(format::SectionHeader, index), "index 0");
-      }
-      in_.end();
-      return std::nullopt;
-    }
-    if (header.name != section::layer) {
-      in_.fail_at(at, kvc::detail::concat({"section layr or end, found ", to_text(header.name)}));
-    }
-    if (header.index >= written_.size() || written_[static_cast<std::size_t>(header.index)]) {
-      in_.fail_at(at + offsetof(format::SectionHeader, index),
-                  kvc::detail::concat({"a layer below ", std::to_string(written_.size()),
-                                       " that has not been read yet, found ", std::to_string(header.index)}));
-    }
-    if (header.size != contents_.layer_bytes()) {
-      in_.fail_at(in_.size_offset(),
-                  kvc::detail::concat({std::to_string(contents_.layer_bytes()), " bytes, the rows of a layer, found ",
-                                       std::to_string(header.size)}));
-    }
-    written_[static_cast<std::size_t>(header.index)] = true;
-    return static_cast<Index>(header.index);
+    return layers_.next(in_, [&](Index) { return contents_.layer_bytes(); });
   }
 
   Cache* cache_;
@@ -230,7 +174,7 @@ class Reader {
   Contents contents_;
   detail::Restorer<Cache> restorer_;
   detail::RowReader<Cache> rows_;
-  std::vector<bool> written_;
+  detail::LayerSections layers_;
   bool reserved_ = false;
   bool ended_ = false;
 };

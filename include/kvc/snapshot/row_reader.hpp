@@ -9,9 +9,11 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
+#include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/element/float16.hpp"
@@ -38,6 +40,57 @@ void decode_row(const std::byte* from, Index dim, float* to) {
          : element == Element<Eigen::half>::name     ? &decode_row<Eigen::half>
          : element == Element<Eigen::bfloat16>::name ? &decode_row<Eigen::bfloat16>
                                                      : nullptr;
+}
+
+/// Reports a field of the description, which is the first section.
+[[noreturn]] KVC_COLD inline void refuse_description(const SectionReader& in, std::size_t field,
+                                                     const std::string& expected, const std::string& found) {
+  in.fail_at(sizeof(format::FileHeader) + sizeof(format::SectionHeader) + field,
+             kvc::detail::concat({expected, ", found ", found}));
+}
+/// The order of the rows of a snapshot. Throws FormatError if it is none.
+[[nodiscard]] inline layout::RowOrder order_of(const SectionReader& in, const Contents& contents) {
+  for (const layout::RowOrder order : {layout::RowOrder::head_major, layout::RowOrder::token_major}) {
+    if (contents.layout == layout::to_text(order)) {
+      return order;
+    }
+  }
+  refuse_description(in, offsetof(format::DescriptionRecord, layout), "layout head-major or token-major",
+                     contents.layout);
+}
+/// How rows of a snapshot become rows of T: null if they are such. Throws FormatError if they cannot.
+template <class T>
+[[nodiscard]] RowDecoder decoder_of(const SectionReader& in, const Contents& contents, bool converts) {
+  const std::string own(Element<T>::name);
+  if (contents.element == own) {
+    return nullptr;
+  }
+  const RowDecoder decode = row_decoder(contents.element);
+  const bool convertible = decode != nullptr && row_decoder(own) != nullptr;
+  if (!convertible || !converts) {
+    refuse_description(in, offsetof(format::DescriptionRecord, element),
+                       kvc::detail::concat({"elements ", own, convertible ? ", or LoadOptions::convert_elements" : ""}),
+                       contents.element);
+  }
+  return decode;
+}
+/// Bytes of a row of `dim` numbers in a snapshot that a cache of T can load.
+template <class T>
+[[nodiscard]] Index stored_row_bytes(const std::string& element, Index dim) {
+  return element == Element<T>::name ? Element<T>::row_size(dim) * static_cast<Index>(sizeof(StorageOf<T>))
+                                     : dim * (element == Element<float>::name ? 4 : 2);
+}
+/// Stores a row of a snapshot. `floats` is scratch.
+template <class T>
+void store_row(RowDecoder decode, std::span<const std::byte> from, Index dim, StorageOf<T>* to,
+               std::vector<float>& floats) {
+  if (decode == nullptr) {
+    std::memcpy(to, from.data(), from.size());
+    return;
+  }
+  floats.resize(static_cast<std::size_t>(dim));
+  decode(from.data(), dim, floats.data());
+  Element<T>::encode(floats.data(), dim, to);
 }
 
 /// Cache and contents must outlive it.
@@ -109,23 +162,13 @@ class RowReader {
           const auto row = static_cast<Pos>(order_ == layout::RowOrder::head_major ? i % rows : i / heads);
           if (row < wanted) {
             const auto [block, slot] = at.find(row);
-            store(from, dim, row_bytes, cache_->data() + part.offset(block, head, slot));
+            store_row<T>(decode_, {from, row_bytes}, dim, cache_->data() + part.offset(block, head, slot), floats_);
           }
         }
         next += count;
       }
     }
   }
-  void store(const std::byte* from, Index dim, std::size_t row_bytes, Storage* to) {
-    if (decode_ == nullptr) {
-      std::memcpy(to, from, row_bytes);
-      return;
-    }
-    floats_.resize(static_cast<std::size_t>(dim));
-    decode_(from, dim, floats_.data());
-    Element<T>::encode(floats_.data(), dim, to);
-  }
-
   /// Finds the slot of a row; fast for ascending rows.
   struct Cursor {
     std::span<const layout::SlotSpan> slots;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -71,8 +72,8 @@ class Batch {
 class SectionWriter {
  public:
   /// Writes the file header.
-  explicit SectionWriter(io::ByteSink& sink) : sink_(&sink) {
-    format::FileHeader header{format::magic, format::major_version, format::minor_version, 0, 0};
+  explicit SectionWriter(io::ByteSink& sink, std::uint16_t version = format::major_version) : sink_(&sink) {
+    format::FileHeader header{format::magic, version, format::minor_version, 0, 0};
     header.checksum = Checksum::of(bytes_of(header).first(offsetof(format::FileHeader, checksum)));
     put(bytes_of(header));
   }
@@ -131,18 +132,18 @@ class SectionWriter {
 /// Reads the file header, and sections with their checksums. Throws FormatError for whatever is wrong.
 class SectionReader {
  public:
-  /// Reads the file header. Throws FormatError.
-  explicit SectionReader(io::ByteSource& source) : source_(&source) {
+  /// Reads the file header, of this major version. Throws FormatError.
+  explicit SectionReader(io::ByteSource& source, std::uint16_t version = format::major_version) : source_(&source) {
     format::FileHeader header{};
     take(writable_bytes_of(header), "the header of a kvc snapshot");
     if (header.magic != format::magic) {
       fail_at(0, "a kvc snapshot, which begins with \\x89KVC");
     }
     // The version comes first: another version may have another header.
-    if (header.major != format::major_version) {
+    if (header.major != version) {
       fail_at(offsetof(format::FileHeader, major),
-              kvc::detail::concat({"version ", std::to_string(format::major_version), " of the format, found ",
-                                   std::to_string(header.major)}));
+              kvc::detail::concat(
+                  {"version ", std::to_string(version), " of the format, found ", std::to_string(header.major)}));
     }
     require_checksum(header.checksum, bytes_of(header).first(offsetof(format::FileHeader, checksum)),
                      offsetof(format::FileHeader, checksum), "the file header");
@@ -282,8 +283,9 @@ class SectionReader {
 
  private:
   static bool is_known(SectionName name) noexcept {
-    constexpr std::array known = {section::description, section::salts, section::blocks, section::tokens,
-                                  section::sequences,   section::layer, section::end};
+    constexpr std::array known = {section::description, section::salts,  section::blocks,    section::tokens,
+                                  section::sequences,   section::groups, section::layer_map, section::group_blocks,
+                                  section::tables,      section::layer,  section::end};
     return std::find(known.begin(), known.end(), name) != known.end();
   }
   void check_size() const {
@@ -329,6 +331,51 @@ class SectionReader {
   std::uint64_t offset_ = 0;
   std::uint64_t at_ = 0;
   std::uint64_t left_ = 0;
+};
+
+/// The layers of a snapshot, which stand in any order, each once, before the end.
+class LayerSections {
+ public:
+  explicit LayerSections(Index layers) { restart(layers); }
+  void restart(Index layers) { written_.assign(static_cast<std::size_t>(layers), false); }
+
+  /// Reads the header of the next layer, which has bytes_of(layer) bytes, and returns its number; or reads the end, and
+  /// returns nothing. Throws FormatError.
+  template <class F>
+  [[nodiscard]] std::optional<Index> next(SectionReader& in, F&& bytes_of) {
+    const format::SectionHeader& header = in.next();
+    const std::uint64_t at = in.section_offset();
+    if (header.name == section::end) {
+      for (std::size_t i = 0; i < written_.size(); ++i) {
+        if (!written_[i]) {
+          in.fail_at(at, kvc::detail::concat({"section layr of layer ", std::to_string(i), ", found the end"}));
+        }
+      }
+      if (header.index != 0) {
+        in.fail_at(at + offsetof(format::SectionHeader, index), "index 0");
+      }
+      in.end();
+      return std::nullopt;
+    }
+    if (header.name != section::layer) {
+      in.fail_at(at, kvc::detail::concat({"section layr or end, found ", to_text(header.name)}));
+    }
+    if (header.index >= written_.size() || written_[static_cast<std::size_t>(header.index)]) {
+      in.fail_at(at + offsetof(format::SectionHeader, index),
+                 kvc::detail::concat({"a layer below ", std::to_string(written_.size()),
+                                      " that has not been read yet, found ", std::to_string(header.index)}));
+    }
+    const auto layer = static_cast<Index>(header.index);
+    if (const std::uint64_t bytes = bytes_of(layer); header.size != bytes) {
+      in.fail_at(in.size_offset(), kvc::detail::concat({std::to_string(bytes), " bytes, the rows of a layer, found ",
+                                                        std::to_string(header.size)}));
+    }
+    written_[static_cast<std::size_t>(layer)] = true;
+    return layer;
+  }
+
+ private:
+  std::vector<bool> written_;
 };
 
 }  // namespace detail

@@ -1,0 +1,304 @@
+// GroupContents: everything in a snapshot of a cache with layer groups but the rows. Integers and tokens only.
+//
+// Of each group, rows at consecutive positions are a stored block, once however many sequences reference them, and a
+// sequence is a list of blocks per group. Positions that no block has are those that the group has dropped.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/retained.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/layout/layer_groups.hpp"
+#include "kvc/snapshot/contents.hpp"
+#include "kvc/snapshot/format.hpp"
+#include "kvc/snapshot/row_reader.hpp"
+#include "kvc/snapshot/sections.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace snapshot {
+namespace detail {
+
+/// The contents of a snapshot of a cache with layer groups but the rows.
+struct GroupContents {
+  Contents histories;  ///< tokens, salts and lengths of the sequences; `shape` is that of the first group
+  std::vector<format::GroupRecord> groups;
+  std::vector<format::LayerRecord> layers;
+  std::vector<format::GroupBlockRecord> blocks;
+  std::vector<std::int32_t> tables;  ///< by sequence and group: a count, and so many block numbers
+
+  // Derived from the above.
+  std::vector<std::size_t> table_at;  ///< [sequences, groups] index in `tables` of the count
+  std::vector<PosRange> missing;      ///< [sequences, groups] positions without rows
+  std::vector<std::uint64_t> rows;    ///< [groups] of all blocks
+
+  /// Blocks of a sequence in a group, by position.
+  [[nodiscard]] std::span<const std::int32_t> table(std::size_t sequence, std::size_t group) const noexcept {
+    const std::size_t at = table_at[sequence * groups.size() + group];
+    return std::span(tables).subspan(at + 1, static_cast<std::size_t>(tables[at]));
+  }
+  /// Positions of a sequence in a group.
+  [[nodiscard]] Pos length(std::size_t sequence, std::size_t group) const noexcept {
+    return groups[group].cross_rows > 0 ? groups[group].cross_rows : histories.sequences[sequence].length;
+  }
+  /// The positions of a block that a sequence has.
+  [[nodiscard]] PosRange range(std::int32_t block, std::size_t sequence, std::size_t group) const noexcept {
+    const format::GroupBlockRecord& b = blocks[static_cast<std::size_t>(block)];
+    return {b.first, std::min<Pos>(b.first + b.rows, length(sequence, group))};
+  }
+  /// Layers that store rows, in the order of the groups.
+  [[nodiscard]] Index stored_layers() const noexcept {
+    std::uint64_t sum = 0;
+    for (const format::GroupRecord& g : groups) {
+      sum += g.layers;
+    }
+    return static_cast<Index>(sum);
+  }
+  /// The group of a stored layer, and its number in the group.
+  [[nodiscard]] LayerPlace place(Index stored_layer) const noexcept {
+    Index group = 0;
+    for (; stored_layer >= static_cast<Index>(groups[static_cast<std::size_t>(group)].layers); ++group) {
+      stored_layer -= static_cast<Index>(groups[static_cast<std::size_t>(group)].layers);
+    }
+    return {group, stored_layer};
+  }
+  /// Bytes of all rows of a stored layer.
+  [[nodiscard]] std::uint64_t layer_bytes(Index stored_layer) const noexcept {
+    const auto g = static_cast<std::size_t>(place(stored_layer).group);
+    return format::bounded_product(rows[g], format::token_bytes(groups[g]));
+  }
+};
+
+/// The groups of a cache, with rows of `row_bytes(dim)` bytes.
+template <class F>
+[[nodiscard]] std::vector<format::GroupRecord> describe_groups(const LayerGroups& layers, F row_bytes) {
+  std::vector<format::GroupRecord> groups;
+  const auto count = [](Index i) { return static_cast<std::uint64_t>(i); };
+  for (const LayerGroup& g : layers.groups()) {
+    groups.push_back({count(g.shape.layers), count(g.shape.kv_heads), count(g.shape.key_dim), count(g.shape.value_dim),
+                      count(row_bytes(g.shape.key_dim)), count(row_bytes(g.shape.value_dim)), g.retained.window,
+                      g.retained.chunk, g.retained.kept, g.cross_rows});
+  }
+  return groups;
+}
+/// Where the rows of the layers of a model are.
+[[nodiscard]] inline std::vector<format::LayerRecord> describe_layers(const LayerGroups& layers) {
+  std::vector<format::LayerRecord> records;
+  for (Index i = 0; i < layers.layers(); ++i) {
+    const LayerPlace place = layers.place(i);
+    records.push_back(
+        {static_cast<std::int32_t>(place.group), static_cast<std::int32_t>(place.layer), place.is_owner ? 0U : 1U});
+  }
+  return records;
+}
+
+/// Derives the number of rows.
+inline void count_rows(GroupContents& c) {
+  c.rows.assign(c.groups.size(), 0);
+  for (const format::GroupBlockRecord& b : c.blocks) {
+    c.rows[static_cast<std::size_t>(b.group)] += static_cast<std::uint64_t>(b.rows);
+  }
+}
+
+/// Writes all sections that precede the rows.
+inline void write_contents(SectionWriter& out, const format::DescriptionRecord& description, const GroupContents& c) {
+  write_contents(out, description, c.histories);
+  out.section(section::groups, std::as_bytes(std::span(c.groups)));
+  out.section(section::layer_map, std::as_bytes(std::span(c.layers)));
+  out.section(section::group_blocks, std::as_bytes(std::span(c.blocks)));
+  out.section(section::tables, std::as_bytes(std::span(c.tables)));
+}
+
+/// Reads all sections that precede the rows, and checks that a cache with these layers, whose elements are T, can hold
+/// them. Throws FormatError.
+template <class T>
+class GroupContentsReader {
+ public:
+  GroupContentsReader(SectionReader& in, const LayerGroups& layers) : in_(in), layers_(layers) {}
+
+  [[nodiscard]] GroupContents read() {
+    c_.histories = ContentsReader(in_).read();
+    c_.groups = same<format::GroupRecord>(section::groups, "groups", describe_groups(layers_, [&](Index dim) {
+                                            return stored_row_bytes<T>(c_.histories.element, dim);
+                                          }));
+    c_.layers = same<format::LayerRecord>(section::layer_map, "layers", describe_layers(layers_));
+    read_blocks();
+    count_rows(c_);
+    read_tables();
+    return std::move(c_);
+  }
+
+ private:
+  std::uint64_t expect(SectionName name) {
+    const format::SectionHeader& header = in_.next();
+    if (header.name != name) {
+      in_.fail_at(in_.section_offset(),
+                  kvc::detail::concat({"section ", to_text(name), ", found ", to_text(header.name)}));
+    }
+    if (header.index != 0) {
+      in_.fail_at(in_.section_offset() + offsetof(format::SectionHeader, index), "index 0");
+    }
+    return in_.payload_offset();
+  }
+  /// Reads records that must be those of the cache.
+  template <class Record>
+  [[nodiscard]] std::vector<Record> same(SectionName name, const char* what, const std::vector<Record>& own) {
+    const std::uint64_t base = expect(name);
+    std::vector<Record> records = in_.records<Record>(what);
+    for (std::size_t i = 0; i < std::min(own.size(), records.size()); ++i) {
+      if (std::memcmp(&own[i], &records[i], sizeof(Record)) != 0) {
+        in_.fail_at(base + i * sizeof(Record), kvc::detail::concat({what, " as the cache has, found number ",
+                                                                    std::to_string(i), " to be another"}));
+      }
+    }
+    if (own.size() != records.size()) {
+      in_.fail_at(base, kvc::detail::concat({std::to_string(own.size()), " ", what, ", as the cache has, found ",
+                                             std::to_string(records.size())}));
+    }
+    return records;
+  }
+
+  void read_blocks() {
+    const std::uint64_t base = expect(section::group_blocks);
+    c_.blocks = in_.records<format::GroupBlockRecord>("blocks of groups");
+    if (c_.blocks.size() > static_cast<std::size_t>(max_pos)) {
+      in_.fail_at(base, "at most 2^31 - 1 blocks");
+    }
+    for (std::size_t i = 0; i < c_.blocks.size(); ++i) {
+      const format::GroupBlockRecord& b = c_.blocks[i];
+      const bool is_group = b.group >= 0 && static_cast<std::size_t>(b.group) < c_.groups.size();
+      const std::int32_t cross = is_group ? c_.groups[static_cast<std::size_t>(b.group)].cross_rows : 0;
+      const Pos most = cross > 0 ? cross : max_pos;
+      if (!is_group || b.first < 0 || b.rows < 1 || b.first > most - b.rows || b.zero != 0) {
+        in_.fail_at(base + i * sizeof b,
+                    kvc::detail::concat({"block ", std::to_string(i), " of a group, with rows at its positions"}));
+      }
+    }
+  }
+
+  void read_tables() {
+    base_ = expect(section::tables);
+    c_.tables = in_.records<std::int32_t>("tables");
+    std::size_t at = 0;
+    for (std::size_t s = 0; s < c_.histories.sequences.size(); ++s) {
+      const std::size_t begin = at;
+      bool has_cross = c_.histories.sequences[s].length > 0;
+      for (std::size_t g = 0; g < c_.groups.size(); ++g) {
+        const std::size_t left = c_.tables.size() - at;
+        if (left == 0 || c_.tables[at] < 0 || static_cast<std::size_t>(c_.tables[at]) > left - 1) {
+          fail(at, s, "as many blocks as it announces for each group");
+        }
+        c_.table_at.push_back(at);
+        c_.missing.push_back({0, 0});
+        has_cross = has_cross || (c_.groups[g].cross_rows > 0 && c_.tables[at] > 0);
+        at += 1 + static_cast<std::size_t>(c_.tables[at]);
+      }
+      for (std::size_t g = 0; g < c_.groups.size(); ++g) {
+        if (c_.groups[g].cross_rows == 0 || has_cross) {
+          read_table(s, g);
+        } else if (!c_.table(s, g).empty()) {
+          fail(begin, s, "rows of another input in each group that has such, or in none");
+        }
+      }
+    }
+    if (at != c_.tables.size()) {
+      in_.fail_at(base_ + at * sizeof(std::int32_t), "the end of the tables");
+    }
+  }
+  /// Checks that blocks follow one another, but for positions that the group drops.
+  void read_table(std::size_t s, std::size_t g) {
+    const format::GroupRecord& group = c_.groups[g];
+    const Retained rule{group.window, group.chunk, group.kept};
+    const Pos length = c_.length(s, g);
+    const Pos kept = std::min(rule.kept, length);
+    const Pos seen = rule.everything() ? 0 : rule.first_seen(length);
+    PosRange& missing = c_.missing[s * c_.groups.size() + g];
+    const std::size_t table_at = c_.table_at[s * c_.groups.size() + g];
+    Pos next = 0;
+    const auto go_on_at = [&](Pos first, std::size_t at) {
+      if (first == next) {
+        return;
+      }
+      if (first < next || !missing.empty() || next < kept || first > seen) {
+        fail(at, s, "rows of all positions that its next row sees, in ascending order");
+      }
+      missing = {next, first};
+    };
+    const std::span<const std::int32_t> table = c_.table(s, g);
+    for (std::size_t i = 0; i < table.size(); ++i) {
+      const std::size_t at = table_at + 1 + i;
+      if (table[i] < 0 || static_cast<std::size_t>(table[i]) >= c_.blocks.size() ||
+          static_cast<std::size_t>(c_.blocks[static_cast<std::size_t>(table[i])].group) != g) {
+        fail(at, s, "the number of a block of the group");
+      }
+      const PosRange range = c_.range(table[i], s, g);
+      if (range.empty()) {
+        fail(at, s, "blocks that begin before its end");
+      }
+      go_on_at(range.first, at);
+      next = range.last;
+    }
+    go_on_at(length, table_at);
+  }
+  [[noreturn]] void fail(std::size_t at, std::size_t sequence, const char* expected) const {
+    in_.fail_at(base_ + at * sizeof(std::int32_t),
+                kvc::detail::concat({"sequence ", std::to_string(sequence), " with ", expected}));
+  }
+
+  SectionReader& in_;
+  const LayerGroups& layers_;
+  GroupContents c_;
+  std::uint64_t base_ = 0;
+};
+
+/// f(SlotRun) for the rows that a policy holds of the first `end` positions of a sequence in a group, ascending. With
+/// block tables these are all rows of its blocks, of which a group may see only some.
+template <class P, class F>
+void for_each_stored_run(const P& policy, SeqId seq, Index group, Pos end, F&& f) {
+  if constexpr (GroupTablePolicy<P>) {
+    std::vector<SlotRun> runs;
+    with_shared_lock(policy, [&](const auto& bare) {
+      const GroupBlocks blocks = bare.group_blocks(seq, group);
+      const Pos size = bare.block_tokens(group);
+      const auto add = [&](BlockId block, PosRange range) {
+        if (!range.empty()) {
+          runs.push_back({block, range.first % size, range.size(), range.first});
+        }
+      };
+      const auto add_block = [&](BlockId block, Pos number) {
+        const Index first = Index{number} * size;
+        if (first >= end) {
+          return;
+        }
+        const PosRange range{static_cast<Pos>(first), static_cast<Pos>(std::min<Index>(first + size, end))};
+        if (blocks.missing.empty()) {
+          add(block, range);
+          return;
+        }
+        add(block, {range.first, std::min(range.last, blocks.missing.first)});
+        add(block, {std::max(range.first, blocks.missing.last), range.last});
+      };
+      for (std::size_t i = 0; i < blocks.kept.size(); ++i) {
+        add_block(blocks.kept[i], static_cast<Pos>(i));
+      }
+      for (std::size_t i = 0; i < blocks.rest.size(); ++i) {
+        add_block(blocks.rest[i], blocks.first + static_cast<Pos>(i));
+      }
+    });
+    std::ranges::for_each(runs, f);
+  } else {
+    policy.for_each_run(seq, group, {0, end}, f);
+  }
+}
+
+}  // namespace detail
+}  // namespace snapshot
+}  // namespace v0
+}  // namespace kvc

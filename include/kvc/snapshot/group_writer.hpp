@@ -1,0 +1,155 @@
+// Saves a cache with layer groups: version 2 of the format.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/io/byte_stream.hpp"
+#include "kvc/layout/row_spans.hpp"
+#include "kvc/policy/capabilities.hpp"
+#include "kvc/policy/salt.hpp"
+#include "kvc/snapshot/collect.hpp"
+#include "kvc/snapshot/describe.hpp"
+#include "kvc/snapshot/group_contents.hpp"
+#include "kvc/snapshot/writer.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace snapshot {
+namespace detail {
+
+/// Turns sequences into the contents of a snapshot.
+template <class Cache>
+class GroupCollector {
+ public:
+  using Policy = typename Cache::PolicyType;
+
+  explicit GroupCollector(const Cache& cache) : cache_(cache) {
+    using T = typename Cache::Element;
+    description_ = describe(cache);
+    description_.block_tokens = static_cast<std::uint32_t>(max_pos);  // a history is one block
+    set_description(c_.histories, description_);
+    c_.histories.first_token.push_back(0);
+    c_.groups =
+        describe_groups(cache.layers(), [&](Index dim) { return stored_row_bytes<T>(c_.histories.element, dim); });
+    c_.layers = describe_layers(cache.layers());
+    slots_.resize(c_.groups.size());
+  }
+
+  void add(const SavedSequence& saved, const SaveOptions& options) {
+    const Policy& policy = cache_.policy();
+    require(policy.contains(saved.seq), "seq", saved.seq, "an open sequence");
+    const Pos length = options.reserved ? policy.reserved(saved.seq) : policy.length(saved.seq);
+    require(saved.tokens.size() <= static_cast<std::size_t>(length), "tokens.size()", saved.tokens.size(),
+            "at most the length of the sequence");
+    std::vector<Token> tokens(saved.tokens.begin(), saved.tokens.end());
+    Salt salt = saved.salt;
+    if constexpr (KnowsTokens<Policy>) {
+      tokens = policy.known_tokens(saved.seq);
+      tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(length)));
+      salt = Salt::from_bytes(policy.salt_bytes(saved.seq)).value();
+    }
+    add_history(salt, length, tokens);
+    for (std::size_t g = 0; g < c_.groups.size(); ++g) {
+      const auto group = static_cast<Index>(g);
+      Pos end = length;
+      if (c_.groups[g].cross_rows > 0) {
+        const bool is_reserved = !policy.extension(saved.seq, group).empty();
+        end = is_reserved && !options.reserved ? 0 : policy.positions(saved.seq, group);
+      }
+      const std::size_t at = c_.tables.size();
+      c_.tables.push_back(0);
+      for_each_stored_run(policy, saved.seq, group, end, [&](const SlotRun& run) {
+        ++c_.tables[at];
+        c_.tables.push_back(add_block(g, run));
+      });
+    }
+  }
+  /// Writes all sections.
+  void write(io::ByteSink& sink) {
+    count_rows(c_);
+    std::vector<std::size_t> next(slots_.size());
+    for (const format::GroupBlockRecord& b : c_.blocks) {
+      const auto g = static_cast<std::size_t>(b.group);
+      slots_[g][next[g]++].count = b.rows;
+    }
+    SectionWriter out(sink, format::group_version);
+    write_contents(out, description_, c_);
+    for (Index layer = 0; layer < c_.stored_layers(); ++layer) {
+      const LayerPlace place = c_.place(layer);
+      out.begin(section::layer, c_.layer_bytes(layer), static_cast<std::uint64_t>(layer));
+      const auto* const pool = cache_.data();
+      for (const layout::SlotSpan& span : slots_[static_cast<std::size_t>(place.group)]) {
+        layout::for_each_row_span(cache_.group_layout(place.group), place.layer,
+                                  layout::row_order<typename Cache::LayoutType>(), std::span(&span, 1),
+                                  [&](Index at, Index count) {
+                                    out.add(std::as_bytes(std::span(pool + at, static_cast<std::size_t>(count))));
+                                  });
+      }
+      out.finish();
+    }
+    out.end();
+  }
+
+ private:
+  void add_history(const Salt& salt, Pos length, const std::vector<Token>& tokens) {
+    const auto [entry, is_new] =
+        salts_.try_emplace(std::string(salt.bytes()), static_cast<std::int32_t>(c_.histories.salts.size()));
+    if (is_new) {
+      c_.histories.salts.push_back(salt);
+    }
+    const auto known = static_cast<Pos>(tokens.size());
+    std::int32_t last = -1 - entry->second;
+    if (length > 0) {
+      c_.histories.blocks.push_back({last, length, known, 0});
+      last = static_cast<std::int32_t>(c_.histories.blocks.size()) - 1;
+      c_.histories.tokens.insert(c_.histories.tokens.end(), tokens.begin(), tokens.end());
+    }
+    c_.histories.sequences.push_back({last, length, known, 0});
+  }
+  std::int32_t add_block(std::size_t group, const SlotRun& run) {
+    const auto [entry, is_new] =
+        numbers_.try_emplace({group, run.block, run.offset, run.first}, static_cast<std::int32_t>(c_.blocks.size()));
+    if (is_new) {
+      require(c_.blocks.size() < static_cast<std::size_t>(max_pos), "blocks to save", c_.blocks.size(),
+              "less than 2^31 - 1");
+      c_.blocks.push_back({static_cast<std::int32_t>(group), run.first, run.count, 0});
+      slots_[group].push_back({run.block, run.offset, run.count});
+    }
+    Pos& rows = c_.blocks[static_cast<std::size_t>(entry->second)].rows;
+    rows = std::max(rows, run.count);
+    return entry->second;
+  }
+
+  const Cache& cache_;
+  format::DescriptionRecord description_{};
+  GroupContents c_;
+  std::vector<std::vector<layout::SlotSpan>> slots_;  // [groups] the places of the blocks in the pool
+  std::map<std::tuple<std::size_t, BlockId, Pos, Pos>, std::int32_t> numbers_;
+  std::map<std::string, std::int32_t> salts_;
+};
+
+/// Saves sequences of a cache with layer groups. Throws as Writer does.
+template <class Cache>
+void save_groups(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
+                 const SaveOptions& options) {
+  GroupCollector<Cache> collector(cache);
+  for (const SavedSequence& saved : sequences) {
+    collector.add(saved, options);
+  }
+  collector.write(sink);
+}
+
+}  // namespace detail
+}  // namespace snapshot
+}  // namespace v0
+}  // namespace kvc
