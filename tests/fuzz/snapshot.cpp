@@ -24,6 +24,16 @@ namespace {
 using namespace kvc;
 using Bytes = std::vector<std::byte>;
 constexpr Shape shape{.layers = 2, .kv_heads = 2, .key_dim = 1, .value_dim = 1};
+/// Two layers of full attention and a window, of cross attention where a bit of the input says so.
+LayerGroups grouped(bool with_cross) {
+  LayerGroups layers;
+  layers.add({.kv_heads = 2, .key_dim = 1});
+  layers.add({.kv_heads = 2, .key_dim = 1, .window = 3, .kept = 1});
+  if (with_cross) {
+    layers.add({.kv_heads = 2, .key_dim = 1, .cross_rows = 3});
+  }
+  return layers;
+}
 
 void expect(bool ok, const char* what) {
   if (!ok) {
@@ -45,9 +55,12 @@ class Trickle final : public io::ByteSource {
 template <class Cache>
 Bytes rows(const Cache& cache, SeqId seq) {
   Bytes all;
-  for (Index layer = 0; layer < shape.layers; ++layer) {
+  for (Index layer = 0; layer < cache.layers().layers(); ++layer) {
+    const bool is_cross =
+        cache.layers().groups()[static_cast<std::size_t>(cache.layers().place(layer).group)].cross_rows > 0;
+    const Pos end = is_cross ? cache.policy().positions(seq, cache.layers().place(layer).group) : cache.length(seq);
     for (Index head = 0; head < shape.kv_heads; ++head) {
-      cache.view(layer, seq).for_each_run(head, {0, cache.length(seq)}, [&](const auto& run) {
+      cache.view(layer, seq).for_each_run(head, {0, end}, [&](const auto& run) {
         for (Index i = 0; i < run.rows; ++i) {
           for (const auto* row : {run.k + i * run.k_stride, run.v + i * run.v_stride}) {
             const auto bytes = std::as_bytes(std::span(row, 1));
@@ -72,11 +85,11 @@ auto seen(const Cache& cache) {
 }
 
 template <class T, class P, class L>
-void load(const typename P::Config& config, std::span<const std::byte> bytes, bool trickles,
+void load(const LayerGroups& layers, const typename P::Config& config, std::span<const std::byte> bytes, bool trickles,
           const snapshot::LoadOptions& options) {
   using Cache = KvCache<T, P, L>;
-  Cache cache(shape, config);
-  std::memset(static_cast<void*>(cache.data()), 0, static_cast<std::size_t>(cache.layout().size()) * sizeof(T));
+  Cache cache(layers, config);
+  std::memset(static_cast<void*>(cache.data()), 0, static_cast<std::size_t>(cache.pool_bytes()));
   const std::vector<Token> own{1, 2, 3};
   cache.commit(cache.extend(cache.open(own).seq, own));
   const auto before = seen(cache);
@@ -102,7 +115,7 @@ void load(const typename P::Config& config, std::span<const std::byte> bytes, bo
   // The loaded cache can be saved, and comes back.
   io::MemorySink sink;
   snapshot::save(cache, std::span<const SeqId>(sequences), sink);
-  KvCache<T, Paged, HeadMajor> again(shape, {.blocks = 4096, .block_tokens = 1});
+  KvCache<T, Paged, HeadMajor> again(layers, {.blocks = 4096, .block_tokens = 1});
   io::MemorySource source(sink.bytes());
   const auto loaded = snapshot::try_load(again, source);
   again.verify();
@@ -126,9 +139,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   const bool trickles = (how & 4) != 0;
   const snapshot::LoadOptions options{.cached_prefixes = (how & 8) == 0, .convert_elements = (how & 16) != 0};
-  load<float, PrefixShared<Lru>, HeadMajor>({.blocks = 64, .block_tokens = 2}, bytes, trickles, options);
-  load<float, Paged, TokenMajor>({.blocks = 32, .block_tokens = 3}, bytes, trickles, options);
+  // Version 2 is for caches with layer groups.
+  const bool is_grouped = bytes.size() > 8 && bytes[8] == std::byte{2};
+  const LayerGroups layers = is_grouped ? grouped((how & 32) != 0) : LayerGroups(shape);
+  load<float, PrefixShared<Lru>, HeadMajor>(layers, {.blocks = 64, .block_tokens = 2}, bytes, trickles, options);
+  load<float, Paged, TokenMajor>(layers, {.blocks = 32, .block_tokens = 3}, bytes, trickles, options);
   load<float, Contiguous, HeadMajor>(
-      {.sequences = 8, .max_tokens = 40, .pool_tokens = 160, .mode = Contiguous::Mode::grow}, bytes, trickles, options);
+      layers, {.sequences = 8, .max_tokens = 40, .pool_tokens = 160, .mode = Contiguous::Mode::grow}, bytes, trickles,
+      options);
   return 0;
 }

@@ -146,7 +146,7 @@ class ContentsReader {
     read_description();
     read_salts();
     read_blocks();
-    expect(section::tokens);
+    in_.expect(section::tokens);
     c_.tokens = in_.records<Token>("tokens");
     if (c_.tokens.size() != c_.first_token.back()) {
       in_.fail_at(in_.size_offset(),
@@ -158,20 +158,8 @@ class ContentsReader {
   }
 
  private:
-  const format::SectionHeader& expect(SectionName name) {
-    const format::SectionHeader& header = in_.next();
-    if (header.name != name) {
-      in_.fail_at(in_.section_offset(),
-                  kvc::detail::concat({"section ", to_text(name), ", found ", to_text(header.name)}));
-    }
-    if (header.index != 0) {
-      in_.fail_at(in_.section_offset() + offsetof(format::SectionHeader, index), "index 0");
-    }
-    return header;
-  }
-
   void read_description() {
-    if (expect(section::description).size != sizeof(format::DescriptionRecord)) {
+    if (in_.expect(section::description).size != sizeof(format::DescriptionRecord)) {
       in_.fail_at(
           in_.size_offset(),
           kvc::detail::concat({"a description of ", std::to_string(sizeof(format::DescriptionRecord)), " bytes"}));
@@ -213,7 +201,7 @@ class ContentsReader {
   }
 
   void read_salts() {
-    expect(section::salts);
+    in_.expect(section::salts);
     const std::uint64_t base = in_.payload_offset();
     const std::vector<std::byte> bytes = in_.records<std::byte>("salts");
     for (std::size_t at = 0; at < bytes.size();) {
@@ -238,7 +226,7 @@ class ContentsReader {
   }
 
   void read_blocks() {
-    expect(section::blocks);
+    in_.expect(section::blocks);
     const std::uint64_t base = in_.payload_offset();
     c_.blocks = in_.records<format::BlockRecord>("blocks");
     if (c_.blocks.size() > static_cast<std::size_t>(max_pos)) {
@@ -276,7 +264,7 @@ class ContentsReader {
   }
 
   void read_sequences() {
-    expect(section::sequences);
+    in_.expect(section::sequences);
     const std::uint64_t base = in_.payload_offset();
     c_.sequences = in_.records<format::SequenceRecord>("sequences");
     for (std::size_t i = 0; i < c_.sequences.size(); ++i) {

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
@@ -16,6 +18,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/layout/layer_groups.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/format.hpp"
 #include "kvc/snapshot/row_reader.hpp"
@@ -137,14 +140,7 @@ class GroupContentsReader {
 
  private:
   std::uint64_t expect(SectionName name) {
-    const format::SectionHeader& header = in_.next();
-    if (header.name != name) {
-      in_.fail_at(in_.section_offset(),
-                  kvc::detail::concat({"section ", to_text(name), ", found ", to_text(header.name)}));
-    }
-    if (header.index != 0) {
-      in_.fail_at(in_.section_offset() + offsetof(format::SectionHeader, index), "index 0");
-    }
+    (void)in_.expect(name);
     return in_.payload_offset();
   }
   /// Reads records that must be those of the cache.

@@ -47,21 +47,11 @@ class GroupCollector {
 
   void add(const SavedSequence& saved, const SaveOptions& options) {
     const Policy& policy = cache_.policy();
-    require(policy.contains(saved.seq), "seq", saved.seq, "an open sequence");
-    const Pos length = options.reserved ? policy.reserved(saved.seq) : policy.length(saved.seq);
-    require(saved.tokens.size() <= static_cast<std::size_t>(length), "tokens.size()", saved.tokens.size(),
-            "at most the length of the sequence");
-    std::vector<Token> tokens(saved.tokens.begin(), saved.tokens.end());
-    Salt salt = saved.salt;
-    if constexpr (KnowsTokens<Policy>) {
-      tokens = policy.known_tokens(saved.seq);
-      tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(length)));
-      salt = Salt::from_bytes(policy.salt_bytes(saved.seq)).value();
-    }
-    add_history(salt, length, tokens);
+    const History history = history_of(policy, saved, options);
+    add_history(history);
     for (std::size_t g = 0; g < c_.groups.size(); ++g) {
       const auto group = static_cast<Index>(g);
-      Pos end = length;
+      Pos end = history.length;
       if (c_.groups[g].cross_rows > 0) {
         const bool is_reserved = !policy.extension(saved.seq, group).empty();
         end = is_reserved && !options.reserved ? 0 : policy.positions(saved.seq, group);
@@ -101,20 +91,21 @@ class GroupCollector {
   }
 
  private:
-  void add_history(const Salt& salt, Pos length, const std::vector<Token>& tokens) {
+  void add_history(const History& history) {
+    Contents& h = c_.histories;
     const auto [entry, is_new] =
-        salts_.try_emplace(std::string(salt.bytes()), static_cast<std::int32_t>(c_.histories.salts.size()));
+        salts_.try_emplace(std::string(history.salt.bytes()), static_cast<std::int32_t>(h.salts.size()));
     if (is_new) {
-      c_.histories.salts.push_back(salt);
+      h.salts.push_back(history.salt);
     }
-    const auto known = static_cast<Pos>(tokens.size());
+    const auto known = static_cast<Pos>(history.tokens.size());
     std::int32_t last = -1 - entry->second;
-    if (length > 0) {
-      c_.histories.blocks.push_back({last, length, known, 0});
-      last = static_cast<std::int32_t>(c_.histories.blocks.size()) - 1;
-      c_.histories.tokens.insert(c_.histories.tokens.end(), tokens.begin(), tokens.end());
+    if (history.length > 0) {
+      h.blocks.push_back({last, history.length, known, 0});
+      last = static_cast<std::int32_t>(h.blocks.size()) - 1;
+      h.tokens.insert(h.tokens.end(), history.tokens.begin(), history.tokens.end());
     }
-    c_.histories.sequences.push_back({last, length, known, 0});
+    h.sequences.push_back({last, history.length, known, 0});
   }
   std::int32_t add_block(std::size_t group, const SlotRun& run) {
     const auto [entry, is_new] =

@@ -30,14 +30,17 @@ namespace snapshot {
 
 /// What to load, and how.
 struct LoadOptions {
-  bool cached_prefixes = true;    ///< load cached blocks that no sequence references, if the policy keeps such
+  /// Load cached blocks that no sequence references, if the policy keeps such. Without effect for layer groups.
+  bool cached_prefixes = true;
   bool convert_elements = false;  ///< allow f32, f16 and bf16 for each other, rounding to nearest
 };
 
 /// The result of loading a snapshot.
 struct Loaded {
   std::vector<SeqId> sequences;  ///< in the order in which they were saved
-  Contents contents;             ///< contents.tokens_of(i): the known tokens of sequence i
+  /// contents.tokens_of(i): the known tokens of sequence i. With layer groups, `shape` is that of the first one, and
+  /// `blocks` has one for each sequence.
+  Contents contents;
 };
 
 /// Loads one snapshot. Cache and source must outlive it, and nobody else may use the cache until it has committed or is

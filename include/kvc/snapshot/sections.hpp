@@ -182,6 +182,18 @@ class SectionReader {
     }
   }
 
+  /// Reads the header of the next known section, which must be this one.
+  const format::SectionHeader& expect(SectionName name) {
+    const format::SectionHeader& header = next();
+    if (header.name != name) {
+      fail_at(section_offset(), kvc::detail::concat({"section ", to_text(name), ", found ", to_text(header.name)}));
+    }
+    if (header.index != 0) {
+      fail_at(section_offset() + offsetof(format::SectionHeader, index), "index 0");
+    }
+    return header;
+  }
+
   /// Reads the payload of a small section as records. Memory grows with the bytes that arrive, not with the announced
   /// size.
   template <format::Plain Record>

@@ -51,11 +51,11 @@ namespace snapshot {
 template <class Cache>
 void save(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
           const SaveOptions& options = {}) {
-  if (!cache.layers().is_plain()) {
-    if constexpr (HoldsGroups<typename Cache::PolicyType>) {
+  if constexpr (HoldsGroups<typename Cache::PolicyType>) {
+    if (!cache.layers().is_plain()) {
       detail::save_groups(cache, sequences, sink, options);
+      return;
     }
-    return;
   }
   Writer<Cache> writer(cache, sequences, sink, options);
   for (Index layer = 0; layer < cache.shape().layers; ++layer) {
@@ -90,7 +90,8 @@ void save(const Cache& cache, To&& to, const SaveOptions& options = {}) {
 /// has changed then. O(bytes).
 ///
 /// Throws FormatError if the bytes are damaged or do not fit the cache. Nothing has changed then, unless room had to be
-/// made by evicting and the source cannot rewind.
+/// made by evicting and the source cannot rewind. Throws std::invalid_argument for layer groups of a policy that cannot
+/// restore sequences (RestoresSequences).
 template <class Cache>
 [[nodiscard]] std::optional<Loaded> try_load(Cache& cache, io::ByteSource& source, const LoadOptions& options = {}) {
   if constexpr (RestoresSequences<typename Cache::PolicyType>) {

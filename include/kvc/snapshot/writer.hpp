@@ -24,6 +24,7 @@
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/events.hpp"
+#include "kvc/policy/salt.hpp"
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/describe.hpp"
@@ -35,9 +36,36 @@ namespace snapshot {
 
 /// What to save beside the committed positions of the sequences.
 struct SaveOptions {
-  bool cached_prefixes = true;  ///< the blocks that the policy has cached for later prompts, if it caches any
-  bool reserved = false;        ///< the positions of an uncommitted extension
+  /// The blocks that the policy has cached for later prompts, if it caches any. Without effect for layer groups.
+  bool cached_prefixes = true;
+  bool reserved = false;  ///< the positions of an uncommitted extension
 };
+
+namespace detail {
+
+/// What is saved of a sequence beside its rows.
+struct History {
+  Pos length;
+  Salt salt;
+  std::vector<Token> tokens;  // known ones
+};
+/// Throws std::invalid_argument if the sequence is not open, or is shorter than its tokens.
+template <class P>
+[[nodiscard]] History history_of(const P& policy, const SavedSequence& saved, const SaveOptions& options) {
+  require(policy.contains(saved.seq), "seq", saved.seq, "an open sequence");
+  History history{options.reserved ? policy.reserved(saved.seq) : policy.length(saved.seq), saved.salt,
+                  std::vector<Token>(saved.tokens.begin(), saved.tokens.end())};
+  const auto length = static_cast<std::size_t>(history.length);
+  require(saved.tokens.size() <= length, "tokens.size()", saved.tokens.size(), "at most the length of the sequence");
+  if constexpr (KnowsTokens<P>) {
+    history.tokens = policy.known_tokens(saved.seq);
+    history.tokens.resize(std::min(history.tokens.size(), length));
+    history.salt = Salt::from_bytes(policy.salt_bytes(saved.seq)).value();
+  }
+  return history;
+}
+
+}  // namespace detail
 
 /// Writes one snapshot. Cache, sink and the tokens in `sequences` must outlive it. Until `finish` the saved sequences
 /// must not change; rows of a layer may be written until `layer` saves them.
@@ -113,20 +141,10 @@ class Writer {
       }
     }
     for (const SavedSequence& saved : sequences) {
-      require(policy.contains(saved.seq), "seq", saved.seq, "an open sequence");
-      const Pos length = options.reserved ? policy.reserved(saved.seq) : policy.length(saved.seq);
-      require(saved.tokens.size() <= static_cast<std::size_t>(length), "tokens.size()", saved.tokens.size(),
-              "at most the length of the sequence");
+      detail::History history = detail::history_of(policy, saved, options);
       std::vector<SlotRun> runs;
-      policy.for_each_run(saved.seq, {0, length}, [&](const SlotRun& run) { runs.push_back(run); });
-      std::vector<Token> tokens(saved.tokens.begin(), saved.tokens.end());
-      Salt salt = saved.salt;
-      if constexpr (KnowsTokens<Policy>) {
-        tokens = policy.known_tokens(saved.seq);
-        tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(length)));
-        salt = Salt::from_bytes(policy.salt_bytes(saved.seq)).value();
-      }
-      collector.add_sequence(salt, std::move(runs), std::move(tokens));
+      policy.for_each_run(saved.seq, {0, history.length}, [&](const SlotRun& run) { runs.push_back(run); });
+      collector.add_sequence(history.salt, std::move(runs), std::move(history.tokens));
     }
     collector.add_ends();
     return collector.finish();
