@@ -90,7 +90,7 @@ TEST_CASE("A request has room if what its layers retain has, in passes of the sc
   // 200 tokens: 25 blocks of the others; of the window at most 16 + 8 rows in passes of 8, or all 200.
   const std::vector<Request> one = {make_request(0, 0, 190, 11)};
   SchedulerConfig scheduling;
-  const auto ends = [&]<class Policy>(Index blocks, const Policy*) {
+  const auto end_of = [&]<class Policy>(Index blocks, const Policy*) {
     const Outcome outcome = serve_small<Policy>({.blocks = blocks, .block_tokens = 4}, scheduling, one, six_layers());
     return outcome.metrics.count(End::completed) == 1 ? End::completed : End::refused;
   };
@@ -102,10 +102,10 @@ TEST_CASE("A request has room if what its layers retain has, in passes of the sc
   for (const Pos chunk : {8, 0}) {
     CAPTURE(chunk);
     scheduling.chunk_tokens = chunk;
-    REQUIRE(ends(needed(200, chunk), static_cast<const kvc::Paged*>(nullptr)) == End::completed);
-    REQUIRE(ends(needed(200, chunk) - 1, static_cast<const kvc::Paged*>(nullptr)) == End::refused);
-    REQUIRE(ends(needed(200, chunk), static_cast<const kvc::PrefixShared<>*>(nullptr)) == End::completed);
-    REQUIRE(ends(needed(200, chunk) - 1, static_cast<const kvc::PrefixShared<>*>(nullptr)) == End::refused);
+    REQUIRE(end_of(needed(200, chunk), static_cast<const kvc::Paged*>(nullptr)) == End::completed);
+    REQUIRE(end_of(needed(200, chunk) - 1, static_cast<const kvc::Paged*>(nullptr)) == End::refused);
+    REQUIRE(end_of(needed(200, chunk), static_cast<const kvc::PrefixShared<>*>(nullptr)) == End::completed);
+    REQUIRE(end_of(needed(200, chunk) - 1, static_cast<const kvc::PrefixShared<>*>(nullptr)) == End::refused);
   }
 }
 
