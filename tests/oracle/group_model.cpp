@@ -17,8 +17,11 @@
 #include "kvc/core/group_rule.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/eviction/priority.hpp"
+#include "kvc/policy/eviction/reuse_hazard.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
+#include "policies.hpp"
 #include "random_source.hpp"
 
 using namespace kvc;
@@ -56,11 +59,11 @@ struct ModelSequence {
   Tokens tokens;  // of the committed and reserved positions
   Pos committed = 0;
   bool uncommitted = false;
-  bool known = true;
+  Pos known = 0;  // tokens that the policy knows
   std::string salt;
-  std::vector<Pos> from;    // [groups] rows in [kept, from) are gone
-  Pos most = max_pos;       // tokens
-  std::uint64_t input = 0;  // names the rows of cross-attention groups
+  std::vector<Pos> from;  // [groups] rows in [kept, from) are gone
+  Pos most = max_pos;     // tokens
+  std::string input;      // names the rows of cross-attention groups
   bool has_cross = false;
 };
 
@@ -91,6 +94,7 @@ struct Node {
 struct Tree {
   std::map<BlockId, Node> nodes;
   std::map<std::pair<std::string, BlockId>, std::vector<BlockId>> children;  // of a root: (salt, no_block)
+  std::set<std::string> inputs;  // salts for which rows of another input are cached
   Pos node_tokens = 1;
 };
 
@@ -116,16 +120,22 @@ struct kvc::testing::Corruption<PrefixShared<Eviction, Hash, Events>> {
 
 namespace {
 
-Tree index_of(const PrefixShared<Lru>& policy) {
+template <class P>
+Tree index_of(const P& policy) {
   Tree tree;
-  testing::Corruption<PrefixShared<Lru>>::read(policy, tree);
+  testing::Corruption<P>::read(policy, tree);
+  policy.for_each_cached([&](const BlockStored& stored) {
+    if (policy.group_rules().groups[static_cast<std::size_t>(stored.group)].cross_rows > 0) {
+      tree.inputs.insert(std::string(stored.salt));
+    }
+  });
   return tree;
 }
 
 /// The longest prefix of `tokens` for which every group has, on one path of the index, all positions that a row behind
 /// it sees, and the whole block that it ends in. Tries every length.
-Pos longest_hit(const PrefixShared<Lru>& policy, const Tree& tree, const std::string& salt,
-                std::span<const Token> tokens) {
+template <class P>
+Pos longest_hit(const P& policy, const Tree& tree, const std::string& salt, std::span<const Token> tokens) {
   const auto children_of = [&](BlockId node) {
     const auto found = tree.children.find({node == no_block ? salt : std::string(), node});
     return found == tree.children.end() ? std::vector<BlockId>{} : found->second;
@@ -158,6 +168,12 @@ Pos longest_hit(const PrefixShared<Lru>& policy, const Tree& tree, const std::st
       return false;
     };
     for (std::size_t g = 0; g < policy.group_rules().groups.size(); ++g) {
+      if (policy.group_rules().groups[g].cross_rows > 0) {
+        if (!tree.inputs.contains(salt)) {
+          return false;
+        }
+        continue;
+      }
       std::set<Pos> needed = seen_positions(policy.group_rules().groups[g].retained, length);
       const Pos block = policy.block_tokens(static_cast<Index>(g));
       for (Pos p = length / block * block; p < length; ++p) {
@@ -193,18 +209,59 @@ Pos longest_hit(const PrefixShared<Lru>& policy, const Tree& tree, const std::st
   return best;
 }
 
+/// What a router knows that hears all events: the cached nodes, each with its block in a group.
+class Mirror {
+ public:
+  using Stored = std::tuple<BlockId, std::int32_t, std::string, Tokens>;
+
+  void apply(const EventRing::Record& event) {
+    REQUIRE(event.number == next_++);
+    switch (event.kind) {
+      case EventRing::Record::Kind::stored:
+        stored_.emplace(event.block, event.group, event.salt, event.tokens);
+        break;
+      case EventRing::Record::Kind::removed:
+        REQUIRE(std::erase_if(stored_, [&](const Stored& stored) {
+                  REQUIRE((std::get<0>(stored) != event.block || std::get<1>(stored) == event.group));
+                  return std::get<0>(stored) == event.block;
+                }) > 0);
+        break;
+      case EventRing::Record::Kind::cleared:
+        stored_.clear();
+        break;
+    }
+  }
+  [[nodiscard]] const std::multiset<Stored>& stored() const { return stored_; }
+
+ private:
+  std::multiset<Stored> stored_;
+  std::uint64_t next_ = 0;
+};
+
 template <class P>
 class GroupModel {
  public:
   static constexpr bool finds_prefixes = KnowsTokens<P>;
   static constexpr bool shares = P::shares_blocks;
   static constexpr bool is_contiguous = std::same_as<P, Contiguous>;
+  static constexpr bool emits_events = finds_prefixes && !std::is_same_v<P, Paged> && requires(P& p) {
+    { p.events() } -> std::same_as<EventRing&>;
+  };
 
   GroupModel(Random& random, const typename P::Config& config, const GroupRules& rules)
       : random_(random), policy_(config, rules), rules_(rules) {}
 
   void step() {
-    switch (random_.between(0, 19)) {
+    switch (random_.between(0, 22)) {
+      case 20:
+        pin();
+        break;
+      case 21:
+        publish();
+        break;
+      case 22:
+        admit();
+        break;
       case 0:
       case 1:
       case 2:
@@ -235,6 +292,8 @@ class GroupModel {
   [[nodiscard]] Index refusals() const { return refusals_; }
   [[nodiscard]] Index dropped() const { return dropped_; }
   [[nodiscard]] Index restored() const { return restored_; }
+  [[nodiscard]] Index admitted() const { return admitted_; }
+  [[nodiscard]] Index never() const { return never_; }
 
  private:
   using Row = std::pair<std::string, std::uint64_t>;  // of which prefix: a salt, and a hash of its tokens
@@ -252,7 +311,7 @@ class GroupModel {
   }
   [[nodiscard]] Row row_of(const ModelSequence& s, Index group, Pos position) const {
     if (cross_rows(group) > 0) {
-      return {"cross", (s.input << 32U) + static_cast<std::uint64_t>(position)};
+      return {s.input, static_cast<std::uint64_t>(position)};
     }
     return {s.salt, row_of(s.tokens, position)};
   }
@@ -280,18 +339,35 @@ class GroupModel {
     return tokens;
   }
 
-  void open() {
-    if (open_.size() >= 8) {
-      return;
-    }
-    const Tokens prompt = make_prompt();
+  OpenOptions make_options() {
     OpenOptions options;
-    if (random_.one_in(8)) {
-      options.salt = Salt(SaltKind::tenant, "other");
+    if (random_.one_in(has_cross() ? 2 : 8)) {
+      options.salt = Salt(SaltKind::tenant, random_.one_in(4) ? "third" : "other");
+    }
+    if (random_.one_in(3)) {
+      options.retention.priority = random_.between(0, 100);
+      options.retention.duration =
+          random_.one_in(2) ? Retention::forever : random_.between(std::uint64_t{0}, std::uint64_t{40});
     }
     if constexpr (is_contiguous) {
       options.max_tokens = random_.one_in(4) ? random_.between(1, policy_.max_tokens()) : 0;
     }
+    return options;
+  }
+  [[nodiscard]] bool has_cross() const {
+    return std::ranges::any_of(rules_.groups, [](const GroupRule& rule) { return rule.cross_rows > 0; });
+  }
+  /// What names the rows of another input: the salt, where they are found by it.
+  [[nodiscard]] std::string new_input(const std::string& salt) {
+    return finds_prefixes && !salt.empty() ? salt : "input " + std::to_string(++inputs_);
+  }
+  void open() {
+    if (open_.size() >= 8) {
+      return;
+    }
+    (void)open(make_prompt(), make_options());
+  }
+  std::optional<SeqId> open(const Tokens& prompt, const OpenOptions& options) {
     Pos expected = 0;
     if constexpr (finds_prefixes) {
       const std::span<const Token> tokens(prompt);
@@ -304,7 +380,7 @@ class GroupModel {
     REQUIRE(opened.has_value() == (why.limit == Limit::none));
     if (!opened) {
       ++refusals_;
-      return;
+      return std::nullopt;
     }
     REQUIRE(opened->cached == expected);
     hits_ += expected > 0 ? 1 : 0;
@@ -312,8 +388,11 @@ class GroupModel {
     s.tokens.assign(prompt.begin(), prompt.begin() + expected);
     s.committed = expected;
     s.salt = options.salt.bytes();
-    s.known = true;
-    s.input = ++inputs_;
+    s.known = expected;
+    s.input = new_input(s.salt);
+    if constexpr (finds_prefixes) {
+      s.has_cross = has_cross() && index_of(policy_).inputs.contains(s.salt);
+    }
     if constexpr (is_contiguous) {
       s.most = options.max_tokens == 0 ? policy_.max_tokens() : options.max_tokens;
     }
@@ -322,6 +401,7 @@ class GroupModel {
     }
     open_.emplace_back(opened->seq, s);
     waiting_.push_back({opened->seq, Tokens(prompt.begin() + expected, prompt.end())});
+    return opened->seq;
   }
 
   void extend() {
@@ -342,7 +422,8 @@ class GroupModel {
       }
     }
     const auto count = static_cast<Pos>(tokens.size());
-    const bool tells = !random_.one_in(40);
+    // A sequence that has begun without its tokens mostly goes on like that, so that they can be published.
+    const bool tells = s.known < s.committed ? random_.one_in(4) : !random_.one_in(s.committed == 0 ? 8 : 40);
     const Index available = policy_.available();
     const LimitMet why = policy_.why_not_extend(seq, count);
     const Stats before = policy_.stats();
@@ -369,7 +450,7 @@ class GroupModel {
 
   /// A sequence that was computed elsewhere: with the rows that its groups retain, or fewer.
   void restore() {
-    if (open_.size() >= 8) {
+    if (open_.size() >= 8 || (finds_prefixes && has_cross())) {
       return;
     }
     ModelSequence s;
@@ -386,7 +467,7 @@ class GroupModel {
       return;
     }
     const SeqId seq = opened->seq;
-    s.input = ++inputs_;
+    s.input = new_input(s.salt);
     if constexpr (is_contiguous) {
       s.most = policy_.max_tokens();
     }
@@ -435,7 +516,7 @@ class GroupModel {
     if (random_.one_in(6)) {  // it goes on as an empty one
       policy_.rollback(seq);
       REQUIRE(policy_.stats().blocks_referenced == before.blocks_referenced);
-      s.input = ++inputs_;
+      s.input = new_input(s.salt);
       s.tokens.clear();
       s.from.assign(s.from.size(), 0);
       open_.emplace_back(seq, s);
@@ -447,7 +528,7 @@ class GroupModel {
     if constexpr (finds_prefixes) {
       const auto known = random_.one_in(6) ? random_.between<std::size_t>(0, s.tokens.size()) : s.tokens.size();
       policy_.publish_tokens(seq, std::span<const Token>(s.tokens).first(known));
-      s.known = known == s.tokens.size();
+      s.known = static_cast<Pos>(known);
     }
     ++restored_;
     open_.emplace_back(seq, s);
@@ -521,26 +602,35 @@ class GroupModel {
     const bool had_cross = std::exchange(s.has_cross, true);
     s.uncommitted = true;
     check_rows(seq, s);
-    if (random_.one_in(5)) {
-      policy_.rollback(seq);
+    if (random_.one_in(16)) {
+      check_stats();
+    }
+    if (random_.one_in(5) && !always_commits_) {
+      without_allocation([&] { policy_.rollback(seq); });
       s.tokens.resize(static_cast<std::size_t>(s.committed));
       s.has_cross = had_cross;
       s.uncommitted = false;
       return;
     }
-    policy_.commit(seq);
+    without_allocation([&] { policy_.commit(seq); });
     s.uncommitted = false;
-    s.committed += count;
-    s.known = s.known && (tells || count == 0);
-    for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
-      const Pos first = rules_.groups[g].retained.first_seen(std::max(s.committed - rules_.rewind, 0));
-      dropped_ += first > s.from[g] ? 1 : 0;
-      s.from[g] = std::max(s.from[g], first);
+    if (s.known == s.committed && tells) {
+      s.known += count;
     }
+    s.committed += count;
+    drop(s);
     if (const auto waits = std::ranges::find(waiting_, seq, &std::pair<SeqId, Tokens>::first);
         waits != waiting_.end()) {
       waits->second.erase(waits->second.begin(),
                           waits->second.begin() + std::min<std::ptrdiff_t>(count, std::ssize(waits->second)));
+    }
+  }
+
+  void drop(ModelSequence& s) {
+    for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
+      const Pos first = rules_.groups[g].retained.first_seen(std::max(s.committed - rules_.rewind, 0));
+      dropped_ += first > s.from[g] ? 1 : 0;
+      s.from[g] = std::max(s.from[g], first);
     }
   }
 
@@ -605,9 +695,10 @@ class GroupModel {
     copy(forked->copies);
     ModelSequence s = model(parent);
     s.uncommitted = false;
-    s.input = s.has_cross ? s.input : ++inputs_;
+    s.input = s.has_cross ? s.input : new_input(s.salt);
     s.tokens.resize(static_cast<std::size_t>(at));
     s.committed = at;
+    s.known = std::min(s.known, at);
     cut(s, at);
     open_.emplace_back(forked->seq, s);
   }
@@ -626,9 +717,10 @@ class GroupModel {
       ++refusals_;
       return;
     }
-    policy_.truncate(seq, length);
+    without_allocation([&] { policy_.truncate(seq, length); });
     s.tokens.resize(static_cast<std::size_t>(length));
     s.committed = length;
+    s.known = std::min(s.known, length);
     cut(s, length);
     std::erase_if(waiting_, [&](const auto& w) { return w.first == seq; });
   }
@@ -643,16 +735,154 @@ class GroupModel {
     if (open_.empty()) {
       return;
     }
-    const SeqId seq = any();
-    policy_.close(seq);
+    close(any());
+  }
+  void close(SeqId seq) {
+    without_allocation([&] { policy_.close(seq); });
     std::erase_if(open_, [&](const auto& s) { return s.first == seq; });
     std::erase_if(waiting_, [&](const auto& w) { return w.first == seq; });
   }
   void clear() {
     if constexpr (finds_prefixes) {
       if (random_.one_in(30)) {
-        policy_.clear();
+        without_allocation([&] { policy_.clear(); });
+        for (auto& [seq, s] : open_) {
+          s.known = 0;
+        }
+        for (Pin& pin : pins_) {
+          pin.is_cleared = true;
+        }
       }
+    }
+  }
+
+  void pin() {
+    if constexpr (finds_prefixes) {
+      if (!pins_.empty() && random_.one_in(2)) {
+        const auto at = pins_.begin() + random_.between<std::ptrdiff_t>(0, std::ssize(pins_) - 1);
+        without_allocation([&] { policy_.unpin(at->pin.pin); });
+        pins_.erase(at);
+        return;
+      }
+      if (pins_.size() >= 3) {
+        return;
+      }
+      const Tokens prefix = make_prompt();
+      const OpenOptions options = make_options();
+      const Tree tree = index_of(policy_);
+      const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(tree.node_tokens);
+      const Pos expected =
+          longest_hit(policy_, tree, options.salt.bytes(), std::span<const Token>(prefix).first(whole));
+      const std::optional<PrefixPin> pinned = policy_.try_pin(prefix, options.salt);
+      REQUIRE((pinned ? pinned->tokens : 0) == expected);
+      if (pinned) {
+        pins_.push_back({*pinned, Tokens(prefix.begin(), prefix.begin() + expected), options, false});
+      }
+    }
+  }
+  void publish() {
+    if constexpr (finds_prefixes) {
+      for (auto& [seq, s] : open_) {
+        if (s.known > 0 || s.committed == 0) {
+          continue;
+        }
+        const Pos count = random_.one_in(3) ? random_.between(0, s.committed) : s.committed;
+        policy_.publish_tokens(seq, std::span<const Token>(s.tokens).first(static_cast<std::size_t>(count)));
+        s.known = count;
+        drop(s);
+        return;
+      }
+    }
+  }
+  /// What is admitted runs to its end; what never can run does not even alone.
+  void admit() {
+    if constexpr (finds_prefixes) {
+      if (open_.size() >= 8) {
+        return;
+      }
+      const Tokens prompt = make_prompt();
+      const Pos reserve = random_.one_in(3) ? 0 : random_.between(1, 30);
+      const OpenOptions options = make_options();
+      const Admission admission = policy_.admission(prompt, reserve, options);
+      const auto run = [&](SeqId seq, Pos length, auto extend_by) {
+        const auto end = static_cast<Pos>(prompt.size());
+        while (length < end + reserve) {
+          const Pos pass = policy_.config().pass_tokens;
+          const Pos count = length >= end ? 1 : pass > 0 ? std::min(pass, end - length) : end - length;
+          Tokens tokens;
+          for (Pos p = length; p < length + count; ++p) {
+            tokens.push_back(p < end ? prompt[static_cast<std::size_t>(p)] : random_.between(0, 2));
+          }
+          if (!extend_by(seq, tokens)) {
+            return false;
+          }
+          length += count;
+        }
+        return true;
+      };
+      const auto extend_here = [&](SeqId to, const Tokens& tokens) {
+        const auto count = static_cast<Pos>(tokens.size());
+        const LimitMet why = policy_.why_not_extend(to, count);
+        const auto extension = policy_.try_extend(to, count, tokens);
+        finish(to, model(to), tokens, true, extension, why);
+        return extension.has_value();
+      };
+      CAPTURE(prompt.size(), reserve, policy_.config().pass_tokens, policy_.config().watermark);
+      if (admission == Admission::now) {
+        ++admitted_;
+        const SeqId seq = *open(prompt, options);
+        std::erase_if(waiting_, [&](const auto& w) { return w.first == seq; });
+        always_commits_ = true;
+        REQUIRE(run(seq, policy_.length(seq), extend_here));
+        always_commits_ = false;
+        if (random_.one_in(2)) {
+          close(seq);
+        }
+      } else if (admission == Admission::later) {
+        REQUIRE(policy_.available() < policy_.blocks());  // there is something to wait for
+      } else {
+        ++never_;
+        auto config = policy_.config();
+        config.blocks -= config.watermark;
+        config.watermark = 0;
+        P alone(config, rules_);
+        // Where nobody holds a block, that of this policy: waiting would not help.
+        if (policy_.available() == policy_.blocks()) {
+          if (policy_.config().watermark > 0) {
+            return;
+          }
+          const SeqId seq = *open(prompt, options);
+          std::erase_if(waiting_, [&](const auto& w) { return w.first == seq; });
+          always_commits_ = true;
+          REQUIRE_FALSE(run(seq, policy_.length(seq), extend_here));
+          always_commits_ = false;
+          return;
+        }
+        const SeqId seq = alone.try_open(prompt, options)->seq;
+        REQUIRE_FALSE(run(seq, 0, [&](SeqId to, const Tokens& tokens) {
+          if (!alone.try_extend(to, static_cast<Pos>(tokens.size()), tokens)) {
+            return false;
+          }
+          alone.commit(to);
+          return true;
+        }));
+      }
+    }
+  }
+
+  /// Ends of operations must not fail, so they must not allocate. (A listener may.)
+  template <class F>
+  void without_allocation(F&& f) {
+    if constexpr (emits_events) {
+      f();
+    } else {
+      bool failed = false;
+      {
+        const kvc_test::FailAllocation fail(0);
+        f();
+        failed = fail.failed();
+      }
+      REQUIRE_FALSE(failed);
     }
   }
 
@@ -672,7 +902,9 @@ class GroupModel {
   }
 
   void check_rows(SeqId seq, const ModelSequence& s) {
+    Pos least = 0;
     for (Index g = 0; g < policy_.groups(); ++g) {
+      least = std::max(least, policy_.retained_from(seq, g));
       const auto length = positions(s, g);
       REQUIRE(policy_.positions(seq, g) == length);
       std::set<Pos> positions;
@@ -689,12 +921,68 @@ class GroupModel {
       REQUIRE(positions == retained_positions(rules_.groups[static_cast<std::size_t>(g)],
                                               s.from[static_cast<std::size_t>(g)], length));
     }
+    REQUIRE(least <= s.committed);
+    for (Pos length = least; length <= s.committed; ++length) {
+      REQUIRE(can_end_at(s, length));  // and truncate and fork do what it says
+    }
+    if constexpr (finds_prefixes) {
+      if (!s.uncommitted) {
+        const Tokens known = policy_.known_tokens(seq);
+        REQUIRE(known == Tokens(s.tokens.begin(), s.tokens.begin() + s.known));
+      }
+    }
+  }
+  void check_stats() {
+    const Stats all = policy_.stats();
+    REQUIRE(all.blocks_free + all.blocks_cached + all.blocks_referenced == all.blocks_total);
+    REQUIRE(all.tokens_stored <= all.tokens_reserved);
+    Stats sum;
+    for (Index g = 0; g < policy_.groups(); ++g) {
+      const Stats one = policy_.stats(g);
+      REQUIRE(one.block_tokens == (is_contiguous ? 1 : policy_.block_tokens(g)));
+      REQUIRE(one.tokens_reserved == one.blocks_referenced * one.block_tokens);
+      sum.blocks_cached += one.blocks_cached;
+      sum.blocks_referenced += one.blocks_referenced;
+      sum.tokens_stored += one.tokens_stored;
+      sum.tokens_reserved += one.tokens_reserved;
+    }
+    REQUIRE(sum.blocks_cached == all.blocks_cached);
+    REQUIRE(sum.blocks_referenced == all.blocks_referenced);
+    REQUIRE(sum.tokens_stored == all.tokens_stored);
+    REQUIRE(sum.tokens_reserved == all.tokens_reserved);
+  }
+  void check_events() {
+    if constexpr (emits_events) {
+      while (const auto event = policy_.events().poll()) {
+        mirror_.apply(*event);
+      }
+      std::multiset<Mirror::Stored> listed;
+      policy_.for_each_cached([&](const BlockStored& stored) {
+        listed.emplace(stored.block, stored.group, std::string(stored.salt),
+                       Tokens(stored.tokens.begin(), stored.tokens.end()));
+      });
+      REQUIRE(listed == mirror_.stored());
+    }
+  }
+  void check_pins() {
+    if constexpr (finds_prefixes) {
+      REQUIRE(policy_.stats().pins == std::ssize(pins_));
+      for (const Pin& pin : pins_) {
+        if (!pin.is_cleared) {
+          Tokens prompt = pin.tokens;
+          prompt.push_back(99);
+          REQUIRE(policy_.match_length(prompt, pin.options) == std::ssize(pin.tokens));
+        }
+      }
+    }
   }
 
   void check() {
     policy_.verify();
+    check_stats();
+    check_events();
+    check_pins();
     const Stats stats = policy_.stats();
-    REQUIRE(stats.blocks_free + stats.blocks_cached + stats.blocks_referenced == stats.blocks_total);
     REQUIRE(stats.sequences == std::ssize(open_));
     Index bound = 0;
     for (auto& [seq, s] : open_) {
@@ -712,21 +1000,40 @@ class GroupModel {
         bound += ceil_div(rows, Index{policy_.block_tokens(g)}) + (rules_.groups[at].retained.everything() ? 0 : 3);
       }
     }
+    for (const Pin& pin : pins_) {
+      for (Index g = 0; g < policy_.groups(); ++g) {
+        const GroupRule& rule = rules_.groups[static_cast<std::size_t>(g)];
+        const Index rows = rule.cross_rows > 0
+                               ? Index{rule.cross_rows}
+                               : std::ssize(seen_positions(rule.retained, static_cast<Pos>(pin.tokens.size())));
+        bound += ceil_div(rows, Index{policy_.block_tokens(g)}) + 2;
+      }
+    }
     REQUIRE(stats.blocks_referenced <= bound);
   }
+
+  struct Pin {
+    PrefixPin pin;
+    Tokens tokens;
+    OpenOptions options;
+    bool is_cleared;
+  };
 
   Random& random_;
   P policy_;
   GroupRules rules_;
+  std::vector<Pin> pins_;
+  Mirror mirror_;
+  bool always_commits_ = false;
   std::vector<std::pair<SeqId, ModelSequence>> open_;
   std::vector<std::pair<SeqId, Tokens>> waiting_;
   std::vector<Tokens> prompts_;
   std::map<std::tuple<Index, BlockId, Pos>, std::pair<Index, Row>> memory_;  // of each row, and whose it is
   std::uint64_t inputs_ = 0;
-  Index hits_ = 0, refusals_ = 0, dropped_ = 0, failures_ = 0, restored_ = 0;
+  Index hits_ = 0, refusals_ = 0, dropped_ = 0, failures_ = 0, restored_ = 0, admitted_ = 0, never_ = 0;
 };
 
-GroupRules random_rules(Random& random, bool with_cross) {
+GroupRules random_rules(Random& random) {
   GroupRules rules{{}, random.one_in(2) ? 0 : random.between(1, 5)};
   const int groups = random.between(1, 3);
   for (int g = 0; g < groups; ++g) {
@@ -749,7 +1056,7 @@ GroupRules random_rules(Random& random, bool with_cross) {
   if (rules.is_plain()) {
     rules.groups[0].retained.window = 4;
   }
-  if (with_cross && random.one_in(4)) {
+  if (random.one_in(4)) {
     rules.groups.insert(rules.groups.begin() + random.between(0, groups), {{}, random.between(1, 9), 1});
   }
   return rules;
@@ -773,6 +1080,8 @@ typename P::Config blocks_config(Random& random) {
   if constexpr (KnowsTokens<P>) {
     config.index_tokens = random.one_in(4) ? random.between(20, 200) : 0;
     config.tenant_quota = random.one_in(4) ? random.between(1, 10) : 0;
+    config.watermark = random.one_in(4) ? random.between(Index{1}, Index{5}) : 0;
+    config.pass_tokens = random.one_in(2) ? random.between(1, 10) : 0;
   }
   return config;
 }
@@ -802,9 +1111,9 @@ void run_model(std::uint64_t fixed, int operations, typename P::Config (*make_co
   const std::uint64_t seed = kvc_test::seed_or(fixed);
   CAPTURE(seed);
   Random random(seed);
-  Index hits = 0, refusals = 0, dropped = 0, restored = 0;
+  Index hits = 0, refusals = 0, dropped = 0, restored = 0, admitted = 0, never = 0;
   for (int done = 0; done < operations;) {
-    const GroupRules rules = random_rules(random, !KnowsTokens<P>);
+    const GroupRules rules = random_rules(random);
     const typename P::Config config = make_config(random);
     CAPTURE(text(rules), text(config));
     GroupModel<P> model(random, config, rules);
@@ -816,12 +1125,16 @@ void run_model(std::uint64_t fixed, int operations, typename P::Config (*make_co
     refusals += model.refusals();
     dropped += model.dropped();
     restored += model.restored();
+    admitted += model.admitted();
+    never += model.never();
   }
   CHECK(dropped > operations / 50);
   CHECK(restored > operations / 200);
   CHECK(refusals > operations / 200);
   if (GroupModel<P>::finds_prefixes) {
     CHECK(hits > operations / 100);
+    CHECK(admitted > operations / 200);
+    CHECK(never > operations / 10000);
   }
 }
 
@@ -841,4 +1154,11 @@ TEST_CASE("Contiguous with random layer groups does what sets of positions do, w
 
 TEST_CASE("PrefixShared with random layer groups finds the longest valid hit, and no wrong row") {
   run_model<PrefixShared<Lru>>(4712, kvc_test::operations_or(100'000), blocks_config<PrefixShared<Lru>>);
+}
+
+TEMPLATE_TEST_CASE("PrefixShared with layer groups is right with other evictions, with hashes that collide, and events",
+                   "", (PrefixShared<kvc_test::Mru, kvc_test::SeededHash, EventRing>), (PrefixShared<Priority>),
+                   (PrefixShared<ReuseHazard, kvc_test::SeededHash, EventRing>),
+                   (PrefixShared<Lru, kvc_test::ConstantHash>)) {
+  run_model<TestType>(4713, kvc_test::operations_or(20'000), blocks_config<TestType>);
 }

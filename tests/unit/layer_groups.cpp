@@ -123,9 +123,11 @@ TEST_CASE("Admission knows that windows recycle their blocks") {
                                    rules_of({window(64)}));
     return policy.admission(tokens_from(0, 1000), 500);
   };
-  CHECK(admission_of(0, 20) == Admission::later);  // not in one pass
+  CHECK(admission_of(0, 20) == Admission::never);  // not in one pass
   CHECK(admission_of(64, 20) == Admission::now);
-  CHECK(admission_of(64, 5) == Admission::never);
+  // Of 64 n positions 63 are kept, and the whole blocks of them and of one position more; then comes a pass.
+  CHECK(admission_of(64, 9) == Admission::now);
+  CHECK(admission_of(64, 8) == Admission::never);
 
   SECTION("and what it admits runs to its end") {
     PrefixShared<Lru> policy({.blocks = 20, .block_tokens = 16, .pass_tokens = 64}, rules_of({window(64)}));
@@ -136,6 +138,70 @@ TEST_CASE("Admission knows that windows recycle their blocks") {
       policy.commit(opened.seq);
     }
     CHECK(policy.length(opened.seq) == 1500);
+  }
+}
+
+TEST_CASE("Admission waits only where there is something to wait for") {
+  PrefixShared<Lru> policy({.blocks = 20, .block_tokens = 16, .pass_tokens = 64}, rules_of({full, window(64)}));
+  const Tokens prompt = tokens_from(0, 160);
+  CHECK(policy.admission(prompt, 64) == Admission::now);  // 14 blocks, and 6 of the window
+  CHECK(policy.admission(prompt, 80) == Admission::never);
+  const Opened opened = prefill(policy, prompt, 64);
+  CHECK(policy.admission(tokens_from(1000, 160)) == Admission::later);
+  // The other sequence's blocks of the window serve this one only for a while.
+  CHECK(policy.admission(joined(prompt, {-1}), 1) == Admission::now);
+  CHECK(policy.admission(joined(prompt, {-1}), 47) == Admission::later);
+  policy.close(opened.seq);
+  CHECK(policy.admission(tokens_from(1000, 160)) == Admission::now);
+}
+
+TEST_CASE("A sequence that fills the index leaves the prefixes of others") {
+  PrefixShared<Lru> policy({.blocks = 200, .block_tokens = 4, .index_tokens = 1000}, rules_of({window(8)}));
+  std::vector<Tokens> prompts;
+  for (Token user = 1; user <= 5; ++user) {
+    prompts.push_back(tokens_from(10'000 * user, 40));
+    policy.close(prefill(policy, prompts.back()).seq);
+  }
+  const Opened endless = prefill(policy, tokens_from(0, 5000), 100);
+  CHECK(policy.length(endless.seq) == 5000);
+  CHECK(policy.stats().evictions == 0);
+  for (const Tokens& prompt : prompts) {
+    CHECK(policy.match_length(joined(prompt, {-1})) == 40);
+  }
+}
+
+TEST_CASE("Limits of positions are no limit: windows, chunks, kept rows and a reserve of all of them") {
+  for (const Retained& retained : std::vector<Retained>{{max_pos, 0, 0},
+                                                        {0, max_pos, 0},
+                                                        {max_pos, max_pos, max_pos},
+                                                        {4, 0, max_pos},
+                                                        {0, 4, max_pos},
+                                                        {1, 1, 0}}) {
+    for (const Pos rewind : {0, max_pos}) {
+      CAPTURE(retained.window, retained.chunk, retained.kept, rewind);
+      GroupRules rules = rules_of({full, retained, window(3)});
+      rules.groups[0].row_weight = max_pos;  // blocks of the other groups hold all positions that there can be
+      rules.rewind = rewind;
+      PrefixShared<Lru> policy({.blocks = 8, .block_tokens = 2, .index_tokens = 100}, rules);
+      Paged paged({.blocks = 8, .block_tokens = 2}, rules);
+      const Tokens prompt = tokens_from(0, 9);
+      CHECK(policy.admission(prompt, 0) == Admission::now);
+      CHECK(policy.admission(prompt, max_pos - 9) == Admission::never);
+      const Opened opened = prefill(policy, prompt, 3);
+      policy.close(opened.seq);
+      CHECK(policy.match_length(joined(prompt, {-1})) == 9);
+      const Opened again = prefill(policy, joined(prompt, {-1}), 1);
+      CHECK(again.cached == 9);
+      policy.truncate(again.seq, policy.retained_from(again.seq, 2));
+      const SeqId seq = paged.try_open()->seq;
+      for (int i = 0; i < 9; ++i) {
+        REQUIRE(paged.try_extend(seq, 1));
+        paged.commit(seq);
+      }
+      CHECK(paged.retained_from(seq, 2) == (rewind == 0 ? 9 : 0));
+      CHECK_FALSE(paged.try_extend(seq, max_pos - 9));
+      paged.verify();
+    }
   }
 }
 
@@ -478,4 +544,23 @@ TEST_CASE("Latent rows are stored once, and give the bits of keys and values apa
 
   CHECK_THROWS_WITH((KvCache<Int8, Paged>(layers, {.blocks = 4})), Contains("element type int8"));
   CHECK_THROWS_WITH(layers.add({.key_dim = 8, .value_dim = 9, .latent = true}), Contains("value_dim is 9"));
+}
+
+TEST_CASE("Rows of another input without a prefix are no prefix that can be pinned") {
+  GroupRules rules = rules_of({window(6), full});
+  rules.groups.insert(rules.groups.begin(), {{}, 7, 1});  // the first group is not that of the tokens
+  PrefixShared<> policy({.blocks = 40, .block_tokens = 4}, rules);
+  const OpenOptions image{.salt = Salt(SaltKind::tenant, "image")};
+  const Tokens prompt = tokens_from(0, 20);
+  const SeqId seq = policy.try_open(prompt, image)->seq;
+  REQUIRE(policy.try_extend(seq, 20, prompt));
+  policy.commit(seq);
+  policy.close(seq);
+  CHECK_FALSE(policy.try_pin(tokens_from(100, 20), image.salt));
+  policy.verify();
+  const auto pin = policy.try_pin(prompt, image.salt);
+  REQUIRE(pin);
+  CHECK(pin->tokens == 20);
+  policy.unpin(pin->pin);
+  policy.verify();
 }

@@ -20,7 +20,7 @@ inline namespace v0 {
 
 /// Whether a request can be admitted.
 enum class Admission : std::uint8_t {
-  never,  ///< it does not fit into an empty pool
+  never,  ///< it does not fit into an empty pool, or not now, although no sequence has a block
   later,  ///< it does not fit now
   now
 };

@@ -3,7 +3,7 @@
 // A listener is a type parameter of PrefixShared; with NoEvents, the default, nothing is computed or stored for it.
 // Events are numbered from 0 without gaps: a receiver notices that it missed one, and starts again from
 // PrefixShared::for_each_cached. A block id names the cached block from its BlockStored to its BlockRemoved; a parent
-// is stored before its children, and removed after them.
+// is stored before its children, and removed after them; in a group that drops rows, in any order.
 #pragma once
 
 #include <concepts>
@@ -32,7 +32,8 @@ struct BlockStored {
   std::string_view salt;          ///< Salt::bytes() of its prefix
   std::span<const Token> tokens;  ///< its own
   /// Layer group whose rows it holds. With several groups, a block may hold the tokens of several nodes of the index:
-  /// each of them is reported, with the same block, and `parent` is the block of the node before it in this group.
+  /// each of them is reported, with the same block, and `parent` is the block of the node before it in this group, or
+  /// no_block if that has none: a group with a window has blocks in the middle of a prefix.
   std::int32_t group = 0;
 };
 /// A block is not matchable any more.

@@ -111,7 +111,10 @@ class GroupTable {
   /// The least length with which `drop` has something to do.
   [[nodiscard]] Pos drops_at() const noexcept {
     const Retained& rule = rows_.rule();
-    return rule.everything() ? max_pos : rule.sees_only_from(std::max(drops_at_, rule.kept + 1));
+    if (rule.everything() || rule.kept == max_pos) {
+      return max_pos;
+    }
+    return rule.sees_only_from(std::max(drops_at_, rule.kept + 1));
   }
 
   /// How many of its blocks a sequence of `length` has, to which this one can be cut.

@@ -152,7 +152,8 @@ class PrefixShared {
   /// Names the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended
   /// without them, for example because its rows must not be found before all of them are written. Full blocks become
   /// matchable as in `commit`. The tokens must be those that the rows were computed from; for blocks that are shared
-  /// with other sequences, the tokens that those know. Allocates nothing. Expected O(tokens).
+  /// with other sequences, the tokens that those know. Expected O(tokens * groups). Allocates nothing with one group
+  /// that keeps everything; with other groups it throws std::bad_alloc, and nothing has changed then.
   /// Throws std::invalid_argument if tokens are known already, there are more tokens than committed positions, or a
   /// shared block is cached with other tokens.
   void publish_tokens(SeqId seq, std::span<const Token> tokens) {

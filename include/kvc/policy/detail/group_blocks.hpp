@@ -124,8 +124,14 @@ class GroupCachedBlocks {
   void merge(BlockId own, BlockId equal, const auto& state) noexcept {
     ref(equal);
     if (nodes.is_cached(own)) {
-      nodes.replace(own, equal);
-      forget(own, nodes.group(equal));
+      const std::size_t group = nodes.group(equal);
+      forget(own, group);
+      nodes.replace(own, equal, [&](Node node) {
+        if constexpr (Events::listens) {
+          events(stored(events_++, state.root, node, group, equal));
+        }
+        (void)node;
+      });
     }
     release(own, state);
   }
@@ -180,15 +186,13 @@ class GroupCachedBlocks {
     return {number, block, no_block, nodes.index.roots().salt(root), {}, as_group(group)};
   }
 
-  /// Makes a free node, if one can be had by evicting. False if not.
+  /// Makes a free node by evicting. False if there is none after a few evictions: most nodes lead to where open
+  /// sequences are, then, and more evictions would be in vain, too.
   bool make_free_node() noexcept {
-    while (!nodes.has_free_node()) {
-      if (eviction.size() == 0) {
-        return false;
-      }
+    for (int tries = 0; tries < most_tries && !nodes.has_free_node() && eviction.size() > 0; ++tries) {
       evict_for(eviction.victim(now));
     }
-    return true;
+    return nodes.has_free_node();
   }
 
   /// An evictable block is used, and is then as new as one that is released now.
@@ -369,6 +373,8 @@ class GroupCachedBlocks {
     }
     return false;
   }
+
+  static constexpr int most_tries = 64;
 
   BlockId victim_ = no_block;  // nodes.watched() is its last node, or lies below that
   Index evictions_ = 0;

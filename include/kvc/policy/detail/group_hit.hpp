@@ -58,8 +58,8 @@ class GroupHit {
       const Pos block_nodes = block_tokens / nodes_.node_tokens();
       const Pos all = whole + (count > 0 ? 1 : 0);
       const auto has = [&](Pos first, Pos last) {  // blocks [first, last)
-        for (Pos end = (first + 1) * block_nodes; first < last; ++first, end += block_nodes) {
-          const Pos node = std::min(end, all) - 1;
+        for (Index end = (Index{first} + 1) * block_nodes; first < last; ++first, end += block_nodes) {
+          const auto node = static_cast<Pos>(std::min(end, Index{all}) - 1);
           if (nodes_.block(node < whole ? path[static_cast<std::size_t>(node)] : child, g) == no_block) {
             return false;
           }

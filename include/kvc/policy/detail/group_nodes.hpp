@@ -122,6 +122,11 @@ class GroupNodes {
   /// Whether the rows of its nodes fill the block.
   [[nodiscard]] bool is_full(BlockId block) const noexcept { return rows(block) == block_tokens(group(block)); }
 
+  /// The hash of the prefix that ends with the last node of a block; 0 of a block that no node has.
+  [[nodiscard]] std::uint64_t prefix(BlockId block) const noexcept {
+    return last_node(block) == no_node ? 0 : index.hash(last_node(block));
+  }
+
   /// Gives a node, which has none in this group, a block: a new one, or one that an ancestor in its span has.
   void attach(Node node, std::size_t group, BlockId block) noexcept {
     blocks_at(node)[group] = block;
@@ -131,9 +136,13 @@ class GroupNodes {
     }
     holder.group = static_cast<std::int32_t>(group);
   }
-  /// Gives its nodes another block, which holds the same rows and more.
-  void replace(BlockId block, BlockId other) noexcept {
-    for_each_node(block, [&](Node node) { blocks_at(node)[group(block)] = other; });
+  /// Gives its nodes another block, which holds the same rows and more; f(node) for each, ancestors first.
+  template <class F>
+  void replace(BlockId block, BlockId other, F&& f) noexcept {
+    for (Node first = first_node(block); first != no_node; first = first_node(block)) {
+      blocks_at(first)[group(block)] = other;
+      f(first);
+    }
     holders_[block] = {};
   }
   /// Takes a block from its nodes. Nodes that nothing needs any more are removed.
@@ -218,6 +227,12 @@ class GroupNodes {
         f(at.block());
       }
     }
+  }
+  /// Of the nodes that have a cached block, the first of the prefix; no_node if there is none any more.
+  [[nodiscard]] Node first_node(BlockId block) noexcept {
+    Node first = no_node;
+    for_each_node(block, [&](Node node) { first = node; });
+    return first;
   }
   void prune(Node node) noexcept {
     while (!index.has_children(node) && nodes_[node].ref_count == 0 &&

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -53,19 +54,13 @@ class GroupedPrefixShared {
     return tables_.match(*root, all_but_one(prompt), path).length();
   }
 
-  /// `now` may be too careful: blocks that are found are counted only if they are whole.
   [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve, const OpenOptions& options) const {
     const Pos size = checked_count(prompt.size(), "prompt.size()");
     require_between(reserve, Pos{0}, static_cast<Pos>(max_pos - size), "reserve");
-    const auto most = [&](Pos tokens) {
-      const Pos pass = config_.pass_tokens > 0 ? std::min(config_.pass_tokens, tokens) : tokens;
-      return std::max(tables_.most_blocks(size, pass), tables_.most_blocks(size + reserve, std::min(reserve, Pos{1})));
-    };
-    if (most(std::min(size, Pos{1})) > config_.blocks - config_.watermark) {
-      return Admission::never;  // even if the prompt came token by token
-    }
-    Index found = 0;
+    const Pos pass = config_.pass_tokens > 0 ? config_.pass_tokens : max_pos;
+    Index found = 0;      // blocks that this sequence need not take as long as it needs them
     Index evictable = 0;  // found blocks that cease to be evictable when this sequence references them
+    std::array<PosRange, max_groups> others{};  // found blocks of other sequences, until the group drops them
     Pos cached = 0;
     if (const std::optional<Parent> root = blocks_.nodes.index.roots().find(options.salt)) {
       std::vector<BlockId> path;
@@ -77,12 +72,28 @@ class GroupedPrefixShared {
         evictable += blocks_.pool.ref_count(block) == 0 ? 1 : 0;
       }
       tables_.for_each_found(hit, path, [&](std::size_t g, Pos number, BlockId block) {
-        found += (Index{number} + 1) * blocks_.nodes.block_tokens(g) <= cached ? 1 : 0;
-        evictable += blocks_.pool.ref_count(block) == 0 ? 1 : 0;
+        const bool is_evictable = blocks_.pool.ref_count(block) == 0;
+        // A block that is found in part is copied, unless no other sequence references it.
+        const bool is_whole = (Index{number} + 1) * blocks_.nodes.block_tokens(g) <= cached;
+        if (is_evictable || (is_whole && tables_.keeps(g, number))) {
+          ++found;
+        } else if (is_whole) {
+          others[g] = {others[g].empty() ? number : others[g].first, number + 1};
+        }
+        evictable += is_evictable ? 1 : 0;
       });
     }
-    const Index wanted = std::max<Index>(most(size - cached) - found, 0);
-    return wanted + config_.watermark <= blocks_.available() - evictable ? Admission::now : Admission::later;
+    const auto fits = [&](Pos from, const auto& shared, Index room) {
+      return tables_.most_blocks(from, size, pass, reserve) <= room ||
+             tables_.peak_blocks(from, size, pass, reserve, shared, room) <= room;
+    };
+    if (fits(cached, others, blocks_.available() - evictable - config_.watermark + found)) {
+      return Admission::now;
+    }
+    const bool can_wait = blocks_.available() < config_.blocks;  // for another sequence
+    return can_wait && fits(0, std::array<PosRange, max_groups>{}, config_.blocks - config_.watermark)
+               ? Admission::later
+               : Admission::never;
   }
 
   std::optional<Opened> try_open(std::span<const Token> prompt, const OpenOptions& options) {
@@ -141,12 +152,12 @@ class GroupedPrefixShared {
   std::optional<Opened> try_pin(std::span<const Token> prefix, const Salt& salt) {
     const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(blocks_.nodes.node_tokens());
     const Opened pin = tables_.open_on(prefix, prefix.first(whole), salt);
-    if (pin.cached == 0) {
+    Sequence& s = tables_.at(pin.seq);
+    tables_.take_found(s);
+    if (pin.cached == 0) {  // it may have rows of another input all the same
       tables_.release_sequence(pin.seq);
       return std::nullopt;
     }
-    Sequence& s = tables_.at(pin.seq);
-    tables_.take_found(s);
     s.state.is_pin = true;
     ++pins_;
     return pin;

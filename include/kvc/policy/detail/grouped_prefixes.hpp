@@ -46,7 +46,11 @@ struct GroupSequenceState {
   int tenant = TenantQuota::none;
   bool is_pin = false;
   Retention retention{};
-  std::vector<BlockId> ends;  // dropped blocks where its prompt ends
+  struct End {
+    BlockId block;
+    std::uint64_t prefix;  // hash of what it held
+  };
+  std::vector<End> ends;  // dropped blocks where its prompt ends
   [[no_unique_address]] SequenceContext context{};
 
   /// Forgets everything, but not its memory.
@@ -227,8 +231,10 @@ class GroupedPrefixes
     Sequence& s = this->at(seq);
     const Parent root = s.state.root;
     const int tenant = s.state.tenant;
-    for (const BlockId block : s.state.ends) {  // as new as those that are released now
-      blocks_.refresh(block, s.state);
+    for (const auto& [block, prefix] : s.state.ends) {  // as new as those that are released now
+      if (blocks_.nodes.prefix(block) == prefix) {      // another block may have its number now
+        blocks_.refresh(block, s.state);
+      }
     }
     const Parent last = std::exchange(s.state.last, root);
     this->close(seq);
@@ -371,9 +377,10 @@ class GroupedPrefixes
       return;
     }
     for (const GroupTable& table : s.tables) {
+      Parent same = s.state.root;
       for (const BlockId block : table.blocks()) {
-        if (blocks_.nodes.is_cached(block)) {
-          require_same_tokens(block, tokens);
+        if (blocks_.nodes.last_node(block) != Blocks::Nodes::no_node) {
+          same = require_same_tokens(block, tokens, same);
         }
       }
     }
@@ -397,11 +404,14 @@ class GroupedPrefixes
   }
 
   /// The blocks that show an eviction policy where a sequence is: those of the first group that keeps everything, or of
-  /// the first group. As many as lead to its node.
+  /// the first group with rows of its own tokens. As many as lead to its node.
   [[nodiscard]] std::span<const BlockId> leading_blocks(const Sequence& s) const noexcept {
-    std::size_t leader = 0;
-    for (std::size_t g = this->rules().groups.size(); g-- > 0;) {
-      leader = this->rules().groups[g].retained.everything() && this->rules().groups[g].cross_rows == 0 ? g : leader;
+    const auto& groups = this->rules().groups;
+    std::size_t leader = groups.size();
+    for (std::size_t g = groups.size(); g-- > 0;) {
+      const bool is_better =
+          leader == groups.size() || groups[g].retained.everything() || !groups[leader].retained.everything();
+      leader = groups[g].cross_rows == 0 && is_better ? g : leader;
     }
     const std::span<const BlockId> blocks = s.tables[leader].parts().rest;
     if (this->rules().groups[leader].retained.everything()) {
@@ -411,28 +421,45 @@ class GroupedPrefixes
     return blocks.first(static_cast<std::size_t>(end - blocks.begin()));
   }
 
-  /// Blocks that a sequence of `length` holds at most while it is extended by `pass` tokens to it.
-  [[nodiscard]] Index most_blocks(Pos length, Pos pass) const noexcept {
-    Index blocks = 0;
+  /// Whether a group never drops a block.
+  [[nodiscard]] bool keeps(std::size_t group, Pos number) const noexcept {
+    const Retained& retained = this->rules().groups[group].retained;
+    return retained.everything() || number < ceil_div(retained.kept, this->block_tokens(static_cast<Index>(group)));
+  }
+  /// A bound of peak_blocks. O(groups).
+  [[nodiscard]] Index most_blocks(Pos from, Pos size, Pos pass, Pos reserve) const noexcept {
+    Index prefill = 0, decode = 0;
     for (Index g = 0; g < this->groups(); ++g) {
-      const GroupRule& rule = this->rule(g);
-      const Pos tokens = this->block_tokens(g);
-      const Index all = ceil_div(rule.cross_rows > 0 ? rule.cross_rows : length, tokens);
-      if (rule.retained.everything()) {
-        blocks += all;
-        continue;
-      }
-      Index rows = max_pos;
-      if (rule.retained.window > 0) {
-        rows = rule.retained.window;
-      }
-      if (rule.retained.chunk > 0) {
-        rows = std::min(rows, Index{rule.retained.chunk});
-      }
-      blocks += std::min(all, ceil_div(Index{rule.retained.kept}, Index{tokens}) +
-                                  ceil_div(rows + this->rules().rewind + pass, Index{tokens}) + 2);
+      prefill += most_blocks(g, size, std::min(pass, static_cast<Pos>(size - from)));
+      decode += most_blocks(g, size + reserve, std::min(reserve, Pos{1}));
     }
-    return blocks;
+    return std::max(prefill, decode);
+  }
+  /// The blocks that a sequence holds at most which begins with `from` positions, is extended to `size` in passes of
+  /// at most `pass` tokens, and then `reserve` times by one. Ends as soon as they are more than `room`. O(passes *
+  /// groups).
+  ///   found   [groups] blocks that others hold: they do not count as long as the sequence has them
+  [[nodiscard]] Index peak_blocks(Pos from, Pos size, Pos pass, Pos reserve, std::span<const PosRange> found,
+                                  Index room) const noexcept {
+    Index peak = 0;
+    for (Pos length = from; length < size + reserve && peak <= room;) {
+      const Pos next = length < size ? length + std::min(pass, static_cast<Pos>(size - length)) : length + 1;
+      Index blocks = 0;
+      for (Index g = 0; g < this->groups(); ++g) {
+        const GroupRule& rule = this->rule(g);
+        const Pos tokens = this->block_tokens(g);
+        const PosRange others = found[static_cast<std::size_t>(g)];
+        const Pos kept_from = rule.retained.first_seen(std::max(length - this->rules().rewind, 0));
+        const Pos kept = rule.retained.everything() ? 0 : ceil_div(rule.retained.kept, tokens);
+        const Pos first = std::max((kept_from - this->slack(static_cast<std::size_t>(g))) / tokens, kept);
+        const Pos end = ceil_div(rule.cross_rows > 0 ? rule.cross_rows : next, tokens);
+        blocks +=
+            std::min(kept, end) + std::max(end - first, 0) - std::max(others.last - std::max(others.first, first), 0);
+      }
+      peak = std::max(peak, blocks);
+      length = next;
+    }
+    return peak;
   }
 
   void verify_sequence(const Sequence& s) const {
@@ -478,6 +505,25 @@ class GroupedPrefixes
     }
   }
 
+  /// Blocks of a group that a sequence of `length` holds at most while it is extended by `pass` tokens to it.
+  [[nodiscard]] Index most_blocks(Index group, Pos length, Pos pass) const noexcept {
+    const GroupRule& rule = this->rule(group);
+    const Pos tokens = this->block_tokens(group);
+    const Index all = ceil_div(rule.cross_rows > 0 ? rule.cross_rows : length, tokens);
+    if (rule.retained.everything()) {
+      return all;
+    }
+    Index rows = max_pos;
+    if (rule.retained.window > 0) {
+      rows = rule.retained.window;
+    }
+    if (rule.retained.chunk > 0) {
+      rows = std::min(rows, Index{rule.retained.chunk});
+    }
+    return std::min(all, ceil_div(Index{rule.retained.kept}, Index{tokens}) +
+                             ceil_div(rows + this->rules().rewind + pass, Index{tokens}) + 2);
+  }
+
   /// After positions were dropped from the end.
   void forget_tokens(Sequence& s) const noexcept {
     if (s.state.unknown_from >= s.lengths.reserved) {
@@ -506,7 +552,8 @@ class GroupedPrefixes
       const std::uint64_t hash = nodes.index.chain_hash(last, tokens);
       BlockId node = nodes.index.find(last, tokens, hash);
       if (node == no_block) {
-        if (!blocks_.make_free_node()) {
+        // A sequence that has half of a full index for itself takes no more: others' prefixes are worth as much.
+        if (!nodes.has_free_node() && (Index{end} / node_tokens_ >= nodes.nodes() / 2 || !blocks_.make_free_node())) {
           break;
         }
         if (nodes.index.has_children(last)) {
@@ -598,7 +645,7 @@ class GroupedPrefixes
       }
       if (blocks_.nodes.is_marked(block)) {
         if (s.state.ends.size() < s.state.ends.capacity()) {
-          s.state.ends.push_back(block);
+          s.state.ends.push_back({block, blocks_.nodes.prefix(block)});
         }
       } else if (blocks_.pool.ref_count(block) == 1) {
         blocks_.uncache(block);
@@ -606,15 +653,18 @@ class GroupedPrefixes
     });
   }
 
-  /// Throws unless the first tokens are those of the prefix that a block is cached with.
-  void require_same_tokens(BlockId block, std::span<const Token> tokens) const {
-    for (Parent at(blocks_.nodes.last_node(block)); !at.is_root(); at = blocks_.nodes.index.parent(at.block())) {
+  /// Throws unless the first tokens are those of the prefix that a block is cached with. Returns its last node.
+  ///   same   a node for which that is known: mostly one shortly before, so that a prefix is walked once
+  Parent require_same_tokens(BlockId block, std::span<const Token> tokens, Parent same) const {
+    const Parent last(blocks_.nodes.last_node(block));
+    for (Parent at = last; !at.is_root() && !(at == same); at = blocks_.nodes.index.parent(at.block())) {
       const auto theirs = std::as_const(blocks_.nodes.index).tokens(at.block());
       const auto first = static_cast<std::size_t>(blocks_.nodes.end(at) - node_tokens_);
       const auto count = std::min(theirs.size(), tokens.size() - std::min(first, tokens.size()));
       require(std::ranges::equal(theirs.first(count), tokens.subspan(std::min(first, tokens.size()), count)), "tokens",
               first, "those that a shared block is cached with");
     }
+    return last;
   }
 
   Blocks& blocks_;
