@@ -54,6 +54,7 @@ class RestorePlan {
         }
       }
       limit_to_equal_tokens(s);
+      limit_to_equal_blocks(s);
     }
   }
 
@@ -145,6 +146,28 @@ class RestorePlan {
     const auto common = static_cast<std::size_t>(std::ranges::mismatch(mine, theirs).in1 - mine.begin());
     if (common < std::min(mine.size(), theirs.size())) {
       like.shared = std::min(like.shared, static_cast<Pos>(common));
+    }
+  }
+
+  /// Rows of the same tokens that were computed twice may differ in their bits: they stay apart.
+  void limit_to_equal_blocks(std::size_t s) {
+    Like& like = like_[s];
+    for (std::size_t g = 0; g < c_.groups.size() && like.owner >= 0; ++g) {
+      if (c_.groups[g].cross_rows > 0) {
+        continue;
+      }
+      const auto other = static_cast<std::size_t>(like.owner);
+      std::span<const std::int32_t> theirs = c_.table(other, g);
+      for (const std::int32_t block : c_.table(s, g)) {
+        const PosRange range = c_.range(block, s, g);
+        while (!theirs.empty() && c_.range(theirs[0], other, g).last <= range.first) {
+          theirs = theirs.subspan(1);
+        }
+        if (!theirs.empty() && theirs[0] != block && c_.range(theirs[0], other, g).first < range.last) {
+          like.shared = std::min(like.shared, std::max(range.first, c_.range(theirs[0], other, g).first));
+          break;
+        }
+      }
     }
   }
 
