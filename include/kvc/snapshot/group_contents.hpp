@@ -186,14 +186,14 @@ class GroupContentsReader {
     for (std::size_t s = 0; s < c_.histories.sequences.size(); ++s) {
       const std::size_t begin = at;
       bool has_cross = c_.histories.sequences[s].length > 0;
-      for (std::size_t g = 0; g < c_.groups.size(); ++g) {
+      for (const auto& group : c_.groups) {
         const std::size_t left = c_.tables.size() - at;
         if (left == 0 || c_.tables[at] < 0 || static_cast<std::size_t>(c_.tables[at]) > left - 1) {
           fail(at, s, "as many blocks as it announces for each group");
         }
         c_.table_at.push_back(at);
         c_.missing.push_back({0, 0});
-        has_cross = has_cross || (c_.groups[g].cross_rows > 0 && c_.tables[at] > 0);
+        has_cross = has_cross || (group.cross_rows > 0 && c_.tables[at] > 0);
         at += 1 + static_cast<std::size_t>(c_.tables[at]);
       }
       for (std::size_t g = 0; g < c_.groups.size(); ++g) {

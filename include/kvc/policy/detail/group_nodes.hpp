@@ -32,8 +32,8 @@ template <class Hash>
 class GroupNodes {
  public:
   using HashType = Hash;
-  using Index_ = PrefixIndex<Hash>;
-  using Parent = typename Index_::Parent;
+  using PrefixIndexType = PrefixIndex<Hash>;
+  using Parent = typename PrefixIndexType::Parent;
   using Node = BlockId;  ///< the index counts nodes, not blocks
   static constexpr Node no_node = no_block;
 
@@ -49,7 +49,7 @@ class GroupNodes {
     }
   }
 
-  Index_ index;
+  PrefixIndexType index;
 
   [[nodiscard]] Pos node_tokens() const noexcept { return sizes_.node_tokens; }
   [[nodiscard]] Pos block_tokens(std::size_t group) const noexcept { return sizes_.tokens[group]; }
