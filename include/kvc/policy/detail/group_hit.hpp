@@ -1,10 +1,11 @@
-// GroupHit: the longest prefix that is there in every layer group.
+// GroupHit: the longest prefix that is there in every layer group, and the blocks that hold it.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
@@ -201,6 +202,66 @@ class GroupHit {
   Node node_ = Nodes::no_node;
   Node partial_ = Nodes::no_node;
 };
+
+/// The longest valid hit of `tokens` below a root, to the token. The last node of a hit may match in part: a child of the
+/// deepest node that matches whole. O(tokens * groups / node_tokens).
+///   has_cross   the rows of the other input are there
+///   path        receives the nodes that match whole; it is empty and has room for them
+template <class Hash>
+[[nodiscard]] GroupHit<Hash> find_hit(const GroupNodes<Hash>& nodes, const GroupRules& rules, bool has_cross,
+                                      typename GroupNodes<Hash>::Parent root, std::span<const Token> tokens,
+                                      std::vector<BlockId>& path) noexcept {
+  const auto last = nodes.index.find_prefix(
+      root, tokens, [&](BlockId node) { path.push_back(node); }, [&](BlockId node) { nodes.prefetch(node); });
+  const auto n = static_cast<std::size_t>(nodes.node_tokens());
+  const std::size_t matched = path.size() * n;
+  const auto rest = tokens.subspan(matched, std::min(n, tokens.size() - matched));
+  const auto longest = nodes.index.find_longest(last, rest);
+  GroupHit<Hash> hit(nodes, rules, has_cross);
+  if (hit.take_all(path, longest.block, longest.count)) {
+    return hit;
+  }
+  for (const BlockId node : path) {
+    hit.add(node);
+  }
+  nodes.index.for_each_partial(last, rest, [&](const auto& child) { hit.add_partial(child.block, child.count); });
+  return hit;
+}
+
+/// f(group, number, block) for the blocks that a sequence needs which begins with a hit, ascending in each group, but
+/// none of rows of another input. O(blocks that groups need).
+///   path   the nodes of the hit's prefix
+template <class Hash, class F>
+void for_each_found_block(const GroupNodes<Hash>& nodes, const GroupRules& rules, const GroupHit<Hash>& hit,
+                          std::span<const BlockId> path, F&& f) noexcept {
+  const Pos whole = hit.whole_nodes();
+  const Pos count = whole + (hit.partial() != GroupNodes<Hash>::no_node ? 1 : 0);
+  for (std::size_t g = 0; g < nodes.groups(); ++g) {
+    if (rules.groups[g].cross_rows > 0) {
+      continue;
+    }
+    const Retained& retained = rules.groups[g].retained;
+    const Pos block_tokens = nodes.block_tokens(g);
+    const Pos block_nodes = block_tokens / nodes.node_tokens();
+    const auto find = [&](Pos number) {  // the deepest node in the span of the block has all rows of the hit in it
+      for (Pos i = std::min((number + 1) * block_nodes, count) - 1; i >= number * block_nodes; --i) {
+        const BlockId node = i < whole ? path[static_cast<std::size_t>(i)] : hit.partial();
+        if (const BlockId block = nodes.block(node, g); block != no_block) {
+          f(g, number, block);
+          return;
+        }
+      }
+    };
+    const Pos end = ceil_div(hit.length(), block_tokens);
+    const Pos kept = std::min(ceil_div(retained.kept, block_tokens), end);
+    for (Pos number = 0; number < kept; ++number) {
+      find(number);
+    }
+    for (Pos number = std::max(retained.first_seen(hit.length()) / block_tokens, kept); number < end; ++number) {
+      find(number);
+    }
+  }
+}
 
 }  // namespace detail
 }  // namespace v0

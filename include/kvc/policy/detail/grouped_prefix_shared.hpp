@@ -18,7 +18,9 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/corruption.hpp"
 #include "kvc/policy/detail/group_blocks.hpp"
+#include "kvc/policy/detail/group_demand.hpp"
 #include "kvc/policy/detail/grouped_prefixes.hpp"
+#include "kvc/policy/detail/prefix_engine.hpp"
 #include "kvc/policy/prefix_shared_config.hpp"
 
 namespace kvc {
@@ -26,23 +28,25 @@ inline namespace v0 {
 namespace detail {
 
 template <class Eviction, class Hash, class Events>
-class GroupedPrefixShared {
+class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, GroupCachedBlocks<Eviction, Hash, Events>,
+                                                GroupedPrefixes<GroupCachedBlocks<Eviction, Hash, Events>>> {
   using Blocks = GroupCachedBlocks<Eviction, Hash, Events>;
   using Tables = GroupedPrefixes<Blocks>;
+  using Engine = PrefixEngine<PrefixSharedConfig<Eviction>, Blocks, Tables>;
   using Parent = typename Tables::Parent;
   using Sequence = typename Tables::Sequence;
+  using Engine::all_but_one;
+  using Engine::blocks_;
+  using Engine::config_;
+  using Engine::pins_;
+  using Engine::sequences_;
+  using Engine::tables_;
 
  public:
   using Config = PrefixSharedConfig<Eviction>;
 
   GroupedPrefixShared(const Config& config, const GroupRules& rules, const Hash& hash)
       : GroupedPrefixShared(config, rules, checked_sizes(config, rules), hash) {}
-  GroupedPrefixShared(const GroupedPrefixShared&) = delete;
-  GroupedPrefixShared& operator=(const GroupedPrefixShared&) = delete;
-
-  [[nodiscard]] const Eviction& eviction() const noexcept { return blocks_.eviction; }
-  [[nodiscard]] Events& events() noexcept { return blocks_.events; }
-
   [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options) const {
     (void)checked_count(prompt.size(), "prompt.size()");
     const std::optional<Parent> root = blocks_.nodes.index.roots().find(options.salt);
@@ -75,7 +79,7 @@ class GroupedPrefixShared {
         const bool is_evictable = blocks_.pool.ref_count(block) == 0;
         // A block that is found in part is copied, unless no other sequence references it.
         const bool is_whole = (Index{number} + 1) * blocks_.nodes.block_tokens(g) <= cached;
-        if (is_evictable || (is_whole && tables_.keeps(g, number))) {
+        if (is_evictable || (is_whole && demand_.keeps(g, number))) {
           ++found;
         } else if (is_whole) {
           others[g] = {others[g].empty() ? number : others[g].first, number + 1};
@@ -84,8 +88,8 @@ class GroupedPrefixShared {
       });
     }
     const auto fits = [&](Pos from, const auto& shared, Index room) {
-      return tables_.most_blocks(from, size, pass, reserve) <= room ||
-             tables_.peak_blocks(from, size, pass, reserve, shared, room) <= room;
+      return demand_.most_blocks(from, size, pass, reserve) <= room ||
+             demand_.peak_blocks(from, size, pass, reserve, shared, room) <= room;
     };
     if (fits(cached, others, blocks_.available() - evictable - config_.watermark + found)) {
       return Admission::now;
@@ -104,12 +108,8 @@ class GroupedPrefixShared {
     blocks_.eviction.on_open(s.state.context, tables_.leading_blocks(s), s.state.retention, blocks_.now);
     tables_.take_found(s);
     tables_.count_lost();
-    const Pos node = blocks_.nodes.node_tokens();
-    ++sequences_;
-    prompt_tokens_ += static_cast<Index>(prompt.size());
-    hit_tokens_ += cached;
-    hits_ += cached / node;
-    misses_ += static_cast<Index>(prompt.size()) / node - cached / node;
+    const Pos unit = blocks_.nodes.node_tokens();
+    this->count_open(prompt, cached, cached / unit, unit);
     return Opened{seq, cached};
   }
 
@@ -122,8 +122,6 @@ class GroupedPrefixShared {
   void commit(SeqId seq) { tables_.commit(seq); }
   void rollback(SeqId seq) noexcept { tables_.rollback(seq); }
 
-  void publish_tokens(SeqId seq, std::span<const Token> tokens) { tables_.publish_tokens(seq, tokens); }
-  [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const { return tables_.known_tokens(tables_.at(seq)); }
   [[nodiscard]] const std::string& salt_bytes(SeqId seq) const {
     return blocks_.nodes.index.roots().salt(tables_.at(seq).state.root);
   }
@@ -136,22 +134,8 @@ class GroupedPrefixShared {
     return Forked{seq, {}};
   }
   void truncate(SeqId seq, Pos length) { tables_.truncate(seq, length); }
-  void close(SeqId seq) {
-    Sequence& s = tables_.at(seq);
-    require(!s.state.is_pin, "seq", seq, "an open sequence");
-    ++blocks_.now;
-    // A request that was opened and then postponed does not count as one.
-    if (s.lengths.committed > s.state.found) {
-      blocks_.eviction.on_close(s.state.context, tables_.leading_blocks(s), blocks_.now);
-    }
-    tokens_unknown_ += tables_.unknown(s);
-    tables_.release_sequence(seq);
-    --sequences_;
-  }
-
   std::optional<Opened> try_pin(std::span<const Token> prefix, const Salt& salt) {
-    const auto whole = prefix.size() - prefix.size() % static_cast<std::size_t>(blocks_.nodes.node_tokens());
-    const Opened pin = tables_.open_on(prefix, prefix.first(whole), salt);
+    const Opened pin = tables_.open_on(prefix, this->whole_units(prefix, blocks_.nodes.node_tokens()), salt);
     Sequence& s = tables_.at(pin.seq);
     tables_.take_found(s);
     if (pin.cached == 0) {  // it may have rows of another input all the same
@@ -162,13 +146,6 @@ class GroupedPrefixShared {
     ++pins_;
     return pin;
   }
-  void unpin(SeqId pin) {
-    require(tables_.contains(pin) && tables_.at(pin).state.is_pin, "pin", pin, "a pin that is there");
-    ++blocks_.now;
-    tables_.release_sequence(pin);
-    --pins_;
-  }
-
   void clear() noexcept {
     blocks_.clear();
     tables_.for_each([&](Sequence& s) { tables_.forget_index(s); });
@@ -190,11 +167,6 @@ class GroupedPrefixShared {
     });
   }
 
-  void set_time(std::uint64_t now) noexcept {
-    blocks_.now = std::max(blocks_.now, std::min(now, std::uint64_t{1} << 63));
-  }
-  [[nodiscard]] std::uint64_t time() const noexcept { return blocks_.now; }
-
   [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
     const Sequence& s = tables_.at(seq);
     return tables_.why_not_extend(s, s.lengths.checked_extension(seq, count, 0), config_.block_tokens);
@@ -204,13 +176,6 @@ class GroupedPrefixShared {
     tables_.require_retained(tables_.at(seq), at, "at");
     return {};
   }
-  [[nodiscard]] Index available() const noexcept { return blocks_.available(); }
-  [[nodiscard]] bool contains(SeqId seq) const noexcept {
-    return tables_.contains(seq) && !tables_.at(seq).state.is_pin;
-  }
-  [[nodiscard]] Pos length(SeqId seq) const { return tables_.at(seq).lengths.committed; }
-  [[nodiscard]] Pos reserved(SeqId seq) const { return tables_.at(seq).lengths.reserved; }
-
   [[nodiscard]] Pos block_tokens(Index group) const noexcept { return tables_.block_tokens(group); }
   [[nodiscard]] Pos positions(SeqId seq, Index group) const { return tables_.positions(tables_.at(seq), group); }
   [[nodiscard]] PosRange extension(SeqId seq, Index group) const { return tables_.extension(tables_.at(seq), group); }
@@ -222,6 +187,7 @@ class GroupedPrefixShared {
   void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
     tables_.for_each_run(seq, group, range, f);
   }
+  using Engine::stats;
   [[nodiscard]] Stats stats(Index group) const {
     Stats stats;
     stats.block_tokens = tables_.block_tokens(group);
@@ -232,61 +198,19 @@ class GroupedPrefixShared {
     return stats;
   }
 
-  template <class F>
-  void for_each_sequence(F&& f) const {
-    tables_.for_each_handle([&](SeqId seq, const Sequence& s) {
-      if (!s.state.is_pin) {
-        f(seq);
-      }
-    });
-  }
-  [[nodiscard]] Index copied_tokens() const noexcept { return tables_.copied_tokens(); }
-
-  [[nodiscard]] Stats stats() const {
-    Stats stats;
-    stats.block_tokens = config_.block_tokens;
-    tables_.add_to(stats);
-    stats.blocks_free = blocks_.pool.available();
-    stats.blocks_cached = blocks_.eviction.size();
-    stats.largest_free_run = blocks_.available();
-    stats.prompt_tokens = prompt_tokens_;
-    stats.hit_tokens = hit_tokens_;
-    stats.hits = hits_;
-    stats.misses = misses_;
-    stats.merges = tables_.merges();
-    stats.evictions = blocks_.evictions();
-    stats.sequences = sequences_;
-    stats.tokens_unknown = tokens_unknown_;
-    tables_.for_each([&](const Sequence& s) { stats.tokens_unknown += s.state.is_pin ? 0 : tables_.unknown(s); });
-    stats.pins = pins_;
-    return stats;
-  }
-
   void verify() const {
     const BlockArray<std::int32_t> references = tables_.verify();
-    std::vector<Index> roots(blocks_.nodes.index.roots().slots(), 0);
-    std::vector<Index> tenants(blocks_.quota.slots(), 0);
     BlockArray<std::int32_t> ends(blocks_.nodes.nodes(), 0);
-    Index sequences = 0;
-    Index pins = 0;
-    tables_.for_each([&](const Sequence& s) {
-      ++(s.state.is_pin ? pins : sequences);
-      ++roots[s.state.root.root_index()];
-      if (s.state.tenant != TenantQuota::none) {
-        ++tenants[static_cast<std::size_t>(s.state.tenant)];
-      }
+    auto holders = this->verify_holders(blocks_.nodes.index.roots().slots(), [&](const Sequence& s) {
       if (!s.state.last.is_root()) {
         ++ends[s.state.last.block()];
       }
       tables_.verify_sequence(s);
     });
     blocks_.nodes.index.roots().for_each(
-        [&](Parent root) { roots[root.root_index()] += blocks_.cross(root).empty() ? 0 : 1; });
-    blocks_.verify(references, ends, tenants);
-    blocks_.nodes.index.roots().verify(roots);
-    if (sequences != sequences_ || pins != pins_) {
-      throw_error(InvariantError("kvc: counts of sequences or pins are wrong"));
-    }
+        [&](Parent root) { holders.roots[root.root_index()] += blocks_.cross(root).empty() ? 0 : 1; });
+    blocks_.verify(references, ends, holders.tenants);
+    blocks_.nodes.index.roots().verify(holders.roots);
   }
 
  private:
@@ -294,10 +218,14 @@ class GroupedPrefixShared {
   friend struct testing::Corruption;
 
   GroupedPrefixShared(const Config& config, const GroupRules& rules, const BlockSizes& sizes, const Hash& hash)
-      : config_(config),
-        blocks_(config.blocks, index_nodes(config, rules, sizes), rules, sizes, config.tenant_quota, config.eviction,
-                hash),
-        tables_(blocks_, rules, sizes) {}
+      : Engine(
+            config,
+            [&] {
+              return Blocks(config.blocks, index_nodes(config, rules, sizes), rules, sizes, config.tenant_quota,
+                            config.eviction, hash);
+            },
+            [&](Blocks& blocks) { return Tables(blocks, rules, sizes); }),
+        demand_(rules, sizes) {}
 
   [[nodiscard]] static BlockSizes checked_sizes(const Config& config, const GroupRules& rules) {
     require(rules.groups.size() <= max_groups, "groups", rules.groups.size(), "at most 16");
@@ -310,20 +238,8 @@ class GroupedPrefixShared {
                                                   : static_cast<double>(config.blocks) * most * (keeps ? 2 : 8);
     return static_cast<Index>(std::clamp(tokens / sizes.node_tokens, 1.0, static_cast<double>(1 << 29)));
   }
-  [[nodiscard]] static std::span<const Token> all_but_one(std::span<const Token> prompt) noexcept {
-    return prompt.first(prompt.empty() ? 0 : prompt.size() - 1);
-  }
 
-  Config config_;
-  Blocks blocks_;
-  Tables tables_;
-  Index sequences_ = 0;
-  Index pins_ = 0;
-  Index tokens_unknown_ = 0;  // of closed sequences
-  Index prompt_tokens_ = 0;
-  Index hit_tokens_ = 0;
-  Index hits_ = 0;
-  Index misses_ = 0;
+  GroupDemand demand_;
 };
 
 }  // namespace detail

@@ -25,44 +25,13 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/group_blocks.hpp"
 #include "kvc/policy/detail/group_hit.hpp"
+#include "kvc/policy/detail/group_sequence_state.hpp"
 #include "kvc/policy/detail/group_tables.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {
 inline namespace v0 {
 namespace detail {
-
-/// What a sequence, or a pin, keeps beside its tables.
-template <class Parent, class SequenceContext>
-struct GroupSequenceState {
-  static constexpr Pos nowhere = max_pos;
-
-  Parent root = Parent::root(0);
-  Parent last = Parent::root(0);  // node that the tokens lead to; the sequence counts as ending there
-  std::vector<Token> tokens;      // known ones behind that node
-  Pos unknown_from = nowhere;     // first position whose token is not known
-  Pos found = 0;                  // tokens that were in place when it was opened
-  Pos prompt_end = 0;
-  int tenant = TenantQuota::none;
-  bool is_pin = false;
-  Retention retention{};
-  struct End {
-    BlockId block;
-    std::uint64_t prefix;  // hash of what it held
-  };
-  std::vector<End> ends;  // dropped blocks where its prompt ends
-  [[no_unique_address]] SequenceContext context{};
-
-  /// Forgets everything, but not its memory.
-  void reset() noexcept {
-    GroupSequenceState fresh;
-    fresh.tokens.swap(tokens);
-    fresh.tokens.clear();
-    fresh.ends.swap(ends);
-    fresh.ends.clear();
-    *this = std::move(fresh);
-  }
-};
 
 /// Sequences and pins over a GroupCachedBlocks.
 template <class Blocks>
@@ -98,63 +67,17 @@ class GroupedPrefixes
 
   using Hit = GroupHit<typename Blocks::Nodes::HashType>;
 
-  /// The longest valid hit of `tokens`, to the token. O(tokens * groups / node_tokens).
-  ///   path   receives the nodes that the tokens lead to; reserve_path has made room
+  /// The longest valid hit of `tokens`: see find_hit. `reserve_path` has made room in `path`.
   [[nodiscard]] Hit match(Parent root, std::span<const Token> tokens, std::vector<BlockId>& path) const noexcept {
-    const auto& nodes = blocks_.nodes;
-    const Parent last = nodes.index.find_prefix(
-        root, tokens, [&](BlockId node) { path.push_back(node); }, [&](BlockId node) { nodes.prefetch(node); });
-    const auto n = static_cast<std::size_t>(node_tokens_);
-    const std::size_t matched = path.size() * n;
-    const auto rest = tokens.subspan(matched, std::min(n, tokens.size() - matched));
-    const auto longest = nodes.index.find_longest(last, rest);
-    Hit hit(nodes, this->rules(), !blocks_.cross(root).empty());
-    if (hit.take_all(path, longest.block, longest.count)) {
-      return hit;
-    }
-    for (const BlockId node : path) {
-      hit.add(node);
-    }
-    nodes.index.for_each_partial(last, rest, [&](const auto& child) { hit.add_partial(child.block, child.count); });
-    return hit;
+    return find_hit(blocks_.nodes, this->rules(), !blocks_.cross(root).empty(), root, tokens, path);
   }
   void reserve_path(std::vector<BlockId>& path, std::span<const Token> tokens) const {
     path.reserve(tokens.size() / static_cast<std::size_t>(node_tokens_));
   }
-
-  /// f(group, number, block) for the blocks that a sequence needs which begins with a hit, ascending in each group.
-  /// O(blocks that groups need).
-  ///   path   the nodes of the hit's prefix
+  /// f(group, number, block) for the blocks of a hit: see for_each_found_block.
   template <class F>
   void for_each_found(const Hit& hit, std::span<const BlockId> path, F&& f) const noexcept {
-    const auto& nodes = blocks_.nodes;
-    const Pos whole = hit.whole_nodes();
-    const Pos count = whole + (hit.partial() != Blocks::Nodes::no_node ? 1 : 0);
-    for (std::size_t g = 0; g < nodes.groups(); ++g) {
-      if (this->is_cross(static_cast<Index>(g))) {
-        continue;
-      }
-      const Retained& retained = this->rules().groups[g].retained;
-      const Pos block_tokens = nodes.block_tokens(g);
-      const Pos block_nodes = block_tokens / node_tokens_;
-      const auto find = [&](Pos number) {  // the deepest node in the span of the block has all rows of the hit in it
-        for (Pos i = std::min((number + 1) * block_nodes, count) - 1; i >= number * block_nodes; --i) {
-          const BlockId node = i < whole ? path[static_cast<std::size_t>(i)] : hit.partial();
-          if (const BlockId block = nodes.block(node, g); block != no_block) {
-            f(g, number, block);
-            return;
-          }
-        }
-      };
-      const Pos end = ceil_div(hit.length(), block_tokens);
-      const Pos kept = std::min(ceil_div(retained.kept, block_tokens), end);
-      for (Pos number = 0; number < kept; ++number) {
-        find(number);
-      }
-      for (Pos number = std::max(retained.first_seen(hit.length()) / block_tokens, kept); number < end; ++number) {
-        find(number);
-      }
-    }
+    for_each_found_block(blocks_.nodes, this->rules(), hit, path, f);
   }
 
   /// A new sequence with the tables of what is found of `tokens`, which begin the prompt. References nothing yet.
@@ -421,47 +344,6 @@ class GroupedPrefixes
     return blocks.first(static_cast<std::size_t>(end - blocks.begin()));
   }
 
-  /// Whether a group never drops a block.
-  [[nodiscard]] bool keeps(std::size_t group, Pos number) const noexcept {
-    const Retained& retained = this->rules().groups[group].retained;
-    return retained.everything() || number < ceil_div(retained.kept, this->block_tokens(static_cast<Index>(group)));
-  }
-  /// A bound of peak_blocks. O(groups).
-  [[nodiscard]] Index most_blocks(Pos from, Pos size, Pos pass, Pos reserve) const noexcept {
-    Index prefill = 0, decode = 0;
-    for (Index g = 0; g < this->groups(); ++g) {
-      prefill += most_blocks(g, size, std::min(pass, static_cast<Pos>(size - from)));
-      decode += most_blocks(g, size + reserve, std::min(reserve, Pos{1}));
-    }
-    return std::max(prefill, decode);
-  }
-  /// The blocks that a sequence holds at most which begins with `from` positions, is extended to `size` in passes of
-  /// at most `pass` tokens, and then `reserve` times by one. Ends as soon as they are more than `room`. O(passes *
-  /// groups).
-  ///   found   [groups] blocks that others hold: they do not count as long as the sequence has them
-  [[nodiscard]] Index peak_blocks(Pos from, Pos size, Pos pass, Pos reserve, std::span<const PosRange> found,
-                                  Index room) const noexcept {
-    Index peak = 0;
-    for (Pos length = from; length < size + reserve && peak <= room;) {
-      const Pos next = length < size ? length + std::min(pass, static_cast<Pos>(size - length)) : length + 1;
-      Index blocks = 0;
-      for (Index g = 0; g < this->groups(); ++g) {
-        const GroupRule& rule = this->rule(g);
-        const Pos tokens = this->block_tokens(g);
-        const PosRange others = found[static_cast<std::size_t>(g)];
-        const Pos kept_from = rule.retained.first_seen(std::max(length - this->rules().rewind, 0));
-        const Pos kept = rule.retained.everything() ? 0 : ceil_div(rule.retained.kept, tokens);
-        const Pos first = std::max((kept_from - this->slack(static_cast<std::size_t>(g))) / tokens, kept);
-        const Pos end = ceil_div(rule.cross_rows > 0 ? rule.cross_rows : next, tokens);
-        blocks +=
-            std::min(kept, end) + std::max(end - first, 0) - std::max(others.last - std::max(others.first, first), 0);
-      }
-      peak = std::max(peak, blocks);
-      length = next;
-    }
-    return peak;
-  }
-
   void verify_sequence(const Sequence& s) const {
     const bool knows_all = s.state.unknown_from == nowhere;
     const Pos known_end = indexed(s) + static_cast<Pos>(s.state.tokens.size());
@@ -503,25 +385,6 @@ class GroupedPrefixes
         }
       }
     }
-  }
-
-  /// Blocks of a group that a sequence of `length` holds at most while it is extended by `pass` tokens to it.
-  [[nodiscard]] Index most_blocks(Index group, Pos length, Pos pass) const noexcept {
-    const GroupRule& rule = this->rule(group);
-    const Pos tokens = this->block_tokens(group);
-    const Index all = ceil_div(rule.cross_rows > 0 ? rule.cross_rows : length, tokens);
-    if (rule.retained.everything()) {
-      return all;
-    }
-    Index rows = max_pos;
-    if (rule.retained.window > 0) {
-      rows = rule.retained.window;
-    }
-    if (rule.retained.chunk > 0) {
-      rows = std::min(rows, Index{rule.retained.chunk});
-    }
-    return std::min(all, ceil_div(Index{rule.retained.kept}, Index{tokens}) +
-                             ceil_div(rows + this->rules().rewind + pass, Index{tokens}) + 2);
   }
 
   /// After positions were dropped from the end.

@@ -108,6 +108,10 @@ class TokenTables
     s.lengths.set(cached);
     return {seq, cached};
   }
+  /// The blocks that show an eviction policy where a sequence is: those that are cached, from the first on.
+  [[nodiscard]] std::span<const BlockId> leading_blocks(const Sequence& s) const noexcept {
+    return std::span(s.table).first(s.state.cached_blocks);
+  }
   /// References the blocks that `open_on` found.
   void ref_blocks(const Sequence& s) noexcept {
     for (const BlockId block : s.table) {

@@ -1,0 +1,50 @@
+// GroupSequenceState: what a sequence, or a pin, of a prefix cache with several layer groups keeps beside its tables.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/types.hpp"
+#include "kvc/policy/detail/tenant_quota.hpp"
+#include "kvc/policy/retention.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+/// `Parent` is a node of the index or a root.
+template <class Parent, class SequenceContext>
+struct GroupSequenceState {
+  static constexpr Pos nowhere = max_pos;
+
+  Parent root = Parent::root(0);
+  Parent last = Parent::root(0);  // node that the tokens lead to; the sequence counts as ending there
+  std::vector<Token> tokens;      // known ones behind that node
+  Pos unknown_from = nowhere;     // first position whose token is not known
+  Pos found = 0;                  // tokens that were in place when it was opened
+  Pos prompt_end = 0;
+  int tenant = TenantQuota::none;
+  bool is_pin = false;
+  Retention retention{};
+  struct End {
+    BlockId block;
+    std::uint64_t prefix;  // hash of what it held
+  };
+  std::vector<End> ends;  // dropped blocks where its prompt ends
+  [[no_unique_address]] SequenceContext context{};
+
+  /// Forgets everything, but not its memory.
+  void reset() noexcept {
+    GroupSequenceState fresh;
+    fresh.tokens.swap(tokens);
+    fresh.tokens.clear();
+    fresh.ends.swap(ends);
+    fresh.ends.clear();
+    *this = std::move(fresh);
+  }
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc
