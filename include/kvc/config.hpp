@@ -37,7 +37,7 @@
 // Before a loop that must stay one.
 #if defined(__clang__)
 #define KVC_NOT_UNROLLED _Pragma("clang loop unroll(disable)")
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__CUDACC__)
 #define KVC_NOT_UNROLLED _Pragma("GCC unroll 1")
 #else
 #define KVC_NOT_UNROLLED

@@ -56,24 +56,22 @@ class PoolLayout {
       return;
     }
     constexpr Index most = Index{1} << 60;
-    if constexpr (HoldsGroups<P>) {
-      if (P::shares_blocks) {
-        Index stride = 0;
-        for (const L& layout : own) {
-          stride = std::max(stride, lines(layout.block_size()));
-        }
-        require(stride <= most / policy.blocks(), "units in a block", stride, "at most 2^60 units in the pool");
-        for (std::size_t g = 0; g < own.size(); ++g) {
-          groups_.emplace_back(own[g], groups[g].latent, 0, stride);
-        }
-        units_ = stride * policy.blocks();
-        return;
+    if constexpr (shares_blocks<P>()) {
+      Index stride = 0;
+      for (const L& layout : own) {
+        stride = std::max(stride, lines(layout.block_size()));
       }
-    }
-    for (std::size_t g = 0; g < own.size(); ++g) {
-      require(own[g].size() <= most - units_, "units in the pool", units_, "at most 2^60");
-      groups_.emplace_back(own[g], groups[g].latent, units_, own[g].block_size());
-      units_ += lines(own[g].size());
+      require(stride <= most / policy.blocks(), "units in a block", stride, "at most 2^60 units in the pool");
+      for (std::size_t g = 0; g < own.size(); ++g) {
+        groups_.emplace_back(own[g], groups[g].latent, 0, stride);
+      }
+      units_ = stride * policy.blocks();
+    } else {
+      for (std::size_t g = 0; g < own.size(); ++g) {
+        require(own[g].size() <= most - units_, "units in the pool", units_, "at most 2^60");
+        groups_.emplace_back(own[g], groups[g].latent, units_, own[g].block_size());
+        units_ += lines(own[g].size());
+      }
     }
   }
 
@@ -90,6 +88,15 @@ class PoolLayout {
   [[nodiscard]] static constexpr Index lines(Index units) noexcept {
     constexpr Index line = std::max<Index>(64 / static_cast<Index>(sizeof(StorageOf<T>)), 1);
     return ceil_div(units, line) * line;
+  }
+  /// Whether a free block of the policy P serves any group.
+  template <class P>
+  [[nodiscard]] static constexpr bool shares_blocks() noexcept {
+    if constexpr (HoldsGroups<P>) {
+      return P::shares_blocks;
+    } else {
+      return false;
+    }
   }
   template <class P>
   [[nodiscard]] static Pos block_tokens(const P& policy, std::size_t group) {
