@@ -107,3 +107,4 @@ endforeach()
 add_library(kvc_own_kernels STATIC EXCLUDE_FROM_ALL ${kvc_kernel_sources})
 target_link_libraries(kvc_own_kernels PUBLIC kvc_own)
 target_compile_options(kvc_own_kernels PRIVATE ${KVC_KERNEL_FLAGS})
+set_target_properties(kvc_own_kernels PROPERTIES UNITY_BUILD_BATCH_SIZE 2)  # they take longest, and share little

@@ -89,14 +89,14 @@ struct WithoutItems {
 static_assert(!Executor<WithoutItems>);
 
 template <class E>
-void check() {
+void check_executor() {
   E executor;
   executor_conformance(executor);
 }
 }  // namespace
 
 TEMPLATE_TEST_CASE("An executor keeps the contract", "[executor][contract][threads]", Sequential, TwoThreads) {
-  check<TestType>();
+  check_executor<TestType>();
 }
 #if defined(_OPENMP) && !defined(__SANITIZE_THREAD__)  // a sanitizer does not see the barriers of OpenMP
 TEST_CASE("OpenMp keeps the contract of executors", "[executor][contract]") {
@@ -108,9 +108,9 @@ TEST_CASE("OpenMp keeps the contract of executors", "[executor][contract]") {
 #endif
 
 TEST_CASE("An executor that breaks the contract is found", "[executor][contract]") {
-  REQUIRE_THROWS_WITH(check<Skips>(), contains("runs item 0 of 1 0 times instead of once"));
-  REQUIRE_THROWS_WITH(check<Repeats>(), contains("runs item 3 of 7 2 times instead of once"));
-  REQUIRE_THROWS_WITH(check<FromOne>(), contains("runs an item that is not one of 1"));
-  REQUIRE_THROWS_WITH(check<SwallowsExceptions>(), contains("loses the exception of an item"));
-  REQUIRE_THROWS_WITH(check<NoThreads>(), contains("concurrency() is 0"));
+  REQUIRE_THROWS_WITH(check_executor<Skips>(), contains("runs item 0 of 1 0 times instead of once"));
+  REQUIRE_THROWS_WITH(check_executor<Repeats>(), contains("runs item 3 of 7 2 times instead of once"));
+  REQUIRE_THROWS_WITH(check_executor<FromOne>(), contains("runs an item that is not one of 1"));
+  REQUIRE_THROWS_WITH(check_executor<SwallowsExceptions>(), contains("loses the exception of an item"));
+  REQUIRE_THROWS_WITH(check_executor<NoThreads>(), contains("concurrency() is 0"));
 }

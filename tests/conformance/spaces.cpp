@@ -75,21 +75,21 @@ struct WithoutCopy {
 static_assert(!Space<WithoutCopy>);
 
 template <class S>
-void check() {
+void check_space() {
   S space;
   space_conformance(space);
 }
 }  // namespace
 
-TEMPLATE_TEST_CASE("A space keeps the contract", "[space][contract]", HostSpace, Plain) { check<TestType>(); }
+TEMPLATE_TEST_CASE("A space keeps the contract", "[space][contract]", HostSpace, Plain) { check_space<TestType>(); }
 
 TEST_CASE("A space that breaks the contract is found", "[space][contract]") {
-  REQUIRE_THROWS_WITH(check<Misaligned>(),
+  REQUIRE_THROWS_WITH(check_space<Misaligned>(),
                       contains("the space breaks its contract") && contains("not 64-byte aligned"));
-  REQUIRE_THROWS_WITH(check<Overlapping>(), contains("overlaps an earlier allocation"));
-  REQUIRE_THROWS_WITH(check<Rounding>(), contains("copy(to, from, bytes) gives wrong bytes"));
-  REQUIRE_THROWS_WITH(check<Overrunning>(), contains("copy(to, from, bytes) writes a byte beyond its range"));
-  REQUIRE_THROWS_WITH(check<Transposing>(), contains("a copy of a grid"));
+  REQUIRE_THROWS_WITH(check_space<Overlapping>(), contains("overlaps an earlier allocation"));
+  REQUIRE_THROWS_WITH(check_space<Rounding>(), contains("copy(to, from, bytes) gives wrong bytes"));
+  REQUIRE_THROWS_WITH(check_space<Overrunning>(), contains("copy(to, from, bytes) writes a byte beyond its range"));
+  REQUIRE_THROWS_WITH(check_space<Transposing>(), contains("a copy of a grid"));
 }
 
 TEST_CASE("A cache lies in a space of the caller's", "[space][cache]") {

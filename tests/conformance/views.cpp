@@ -58,7 +58,7 @@ struct Whole {
     }
   }
 };
-struct Overlapping {
+struct OverlappingRuns {
   void operator()(auto run, PosRange range) const {
     for (Pos p = range.first; p < range.last; p += 2) {
       run(p, std::min(p + 3, range.last));
@@ -168,7 +168,8 @@ TEST_CASE("A view that retains some positions keeps the contract", "[view][contr
 
 TEST_CASE("A view that breaks the contract is found", "[view][contract]") {
   static const Threes rows;
-  REQUIRE_THROWS_WITH(kv_view_conformance(Of<Overlapping>{&rows}), contains("a run begins at position 2 instead of 3"));
+  REQUIRE_THROWS_WITH(kv_view_conformance(Of<OverlappingRuns>{&rows}),
+                      contains("a run begins at position 2 instead of 3"));
   REQUIRE_THROWS_WITH(kv_view_conformance(Of<WithGaps>{&rows}), contains("a run begins at position 8 instead of 7"));
   REQUIRE_THROWS_WITH(kv_view_conformance(Of<Descending>{&rows}), contains("a run begins at position 49 instead of 0"));
   REQUIRE_THROWS_WITH(kv_view_conformance(Of<WithEmptyRuns>{&rows}), contains("a run has 0 rows"));

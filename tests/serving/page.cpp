@@ -6,16 +6,12 @@
 
 #include "catch.hpp"
 #include "html.hpp"
-#include "run_program.hpp"
+#include "serve_bench.hpp"
 #include "temp_files.hpp"
 
 namespace {
 
 using nlohmann::json;
-
-kvc_test::Run serve_bench(const std::string& arguments) {
-  return kvc_test::run_program(KVC_SERVE_BENCH, arguments + " 2>&1");
-}
 
 void need_chart_library() {
   if (!std::filesystem::exists(KVC_CHART_LIBRARY)) {
@@ -57,9 +53,9 @@ double share(const json& timeline, const std::string& column, double pool, doubl
 
 TEST_CASE("In a browser, the page of serve-bench shows the results", "[page]") {
   const kvc_test::TempFolder folder;
-  const kvc_test::Run run =
-      serve_bench("--scenario report-generator --requests 300 --pool 53248 --chunked off --load 2.25,3.5 --json " +
-                  folder.file("r.json") + " --html " + folder.file("r.html"));
+  const kvc_test::Run run = kvc_test::serve_bench(
+      "--scenario report-generator --requests 300 --pool 53248 --chunked off --load 2.25,3.5 --json " +
+      folder.file("r.json") + " --html " + folder.file("r.html"));
   need_chart_library();
   INFO(run.output);
   REQUIRE(run.status == 0);
@@ -144,8 +140,8 @@ TEST_CASE("In a browser, the page of serve-bench shows the results", "[page]") {
 TEST_CASE("serve-bench records and draws the memory of the watched part of a run", "[page]") {
   const kvc_test::TempFolder folder;
   const std::string arguments = "--scenario report-generator --requests 300 --policy contiguous-grow --chunked off ";
-  const kvc_test::Run run =
-      serve_bench(arguments + "--watch 200,240 --json " + folder.file("r.json") + " --html " + folder.file("r.html"));
+  const kvc_test::Run run = kvc_test::serve_bench(arguments + "--watch 200,240 --json " + folder.file("r.json") +
+                                                  " --html " + folder.file("r.html"));
   need_chart_library();
   REQUIRE(run.status == 0);
   const json results = json::parse(kvc_test::file_text(folder.file("r.json")));
@@ -166,7 +162,7 @@ TEST_CASE("serve-bench records and draws the memory of the watched part of a run
   REQUIRE(memory.at("pixels").at("used").get<double>() / memory.at("area").get<double>() ==
           Approx(share(timeline, "used", results.at("pool").at("tokens"), 40)).margin(0.05));
   for (const char* watch : {"1", "5,5", "a,3", "3,", "-1,4"}) {
-    const kvc_test::Run bad = serve_bench(arguments + "--watch=" + watch);
+    const kvc_test::Run bad = kvc_test::serve_bench(arguments + "--watch=" + watch);
     REQUIRE(bad.status == 2);
     REQUIRE_THAT(bad.output, kvc_test::contains("--watch") && kvc_test::contains("whole numbers of seconds"));
   }

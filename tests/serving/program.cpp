@@ -6,19 +6,13 @@
 #include <sstream>
 
 #include "catch.hpp"
-#include "run_program.hpp"
+#include "serve_bench.hpp"
 #include "temp_files.hpp"
-
-namespace {
-kvc_test::Run serve_bench(const std::string& arguments) {
-  return kvc_test::run_program(KVC_SERVE_BENCH, arguments + " 2>&1");
-}
-}  // namespace
 
 TEST_CASE("serve-bench prints tables and writes one JSON document", "[program]") {
   const kvc_test::TempFolder folder;
   const std::string path = folder.file("report.json");
-  const kvc_test::Run run = serve_bench(
+  const kvc_test::Run run = kvc_test::serve_bench(
       "--scenario policy-prefix-mixed --requests 200 --policy paged,prefix-shared "
       "--load 0.5,1 --seed 9 --json " +
       path);
@@ -67,7 +61,7 @@ TEST_CASE("serve-bench names bad options and files", "[program]") {
       {"--scenario multi-tenant --json /no/such/file", 1, {"--json", "/no/such/file"}},
   };
   for (const Case& c : cases) {
-    const kvc_test::Run run = serve_bench(c.arguments);
+    const kvc_test::Run run = kvc_test::serve_bench(c.arguments);
     CAPTURE(c.arguments, run.output);
     REQUIRE(run.status == c.status);
     for (const std::string& words : c.words) {
@@ -121,7 +115,7 @@ TEST_CASE("serve-bench names the error of a trace, a scenario or a figure", "[pr
        {"the simulated time exceeds"}},
   };
   for (const Case& c : cases) {
-    const kvc_test::Run run = serve_bench(c.arguments + " --policy paged");
+    const kvc_test::Run run = kvc_test::serve_bench(c.arguments + " --policy paged");
     CAPTURE(c.arguments, run.output);
     REQUIRE(run.status == 1);
     for (const std::string& words : c.words) {

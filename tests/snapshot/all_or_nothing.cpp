@@ -7,18 +7,11 @@
 #include "any_cache.hpp"
 #include "failing_allocation.hpp"
 #include "forge.hpp"
+#include "serve.hpp"
 
 namespace {
 using namespace kvc;
 using namespace kvc_test;
-
-Tokens counting(Token first, int count) {
-  Tokens tokens(static_cast<std::size_t>(count));
-  for (Token& token : tokens) {
-    token = first++;
-  }
-  return tokens;
-}
 
 /// Two sequences of 19 tokens that share 8: with blocks of 4, 8 blocks.
 Bytes eight_blocks() {

@@ -5,18 +5,12 @@
 
 #include "any_cache.hpp"
 #include "random_source.hpp"
+#include "serve.hpp"
 
 namespace {
 using namespace kvc;
 using namespace kvc_test;
 
-Tokens counting(Token first, int count) {
-  Tokens tokens(static_cast<std::size_t>(count));
-  for (Token& token : tokens) {
-    token = first++;
-  }
-  return tokens;
-}
 const Salt tenant(SaltKind::tenant, "a tenant");
 constexpr Value tenant_value = 77;  // rows of another tenant differ
 

@@ -20,9 +20,11 @@
 #include "kvc/policy/eviction/tiny_lfu.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "random_source.hpp"
+#include "serve.hpp"
 
 namespace {
 using namespace kvc;
+using kvc_test::serve_and_close;
 using Ids = std::vector<int>;
 
 constexpr std::uint64_t hash_of(std::uint64_t name) {
@@ -115,18 +117,6 @@ void for_each_policy(F&& f) {
   run.template operator()<TinyLfu>();
 }
 
-/// The prompt is computed, but for what is cached, and closed. How much was cached.
-template <class P>
-Pos serve(P& policy, const std::vector<Token>& prompt, const OpenOptions& options = {}) {
-  const Opened opened = *policy.try_open(prompt, options);
-  const auto rest = std::span(prompt).subspan(static_cast<std::size_t>(opened.cached));
-  REQUIRE(policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest));
-  policy.commit(opened.seq);
-  policy.close(opened.seq);
-  policy.verify();
-  return opened.cached;
-}
-
 /// How many blocks of the prompt are cached, in blocks of one token.
 template <class P>
 Pos cached(const P& policy, std::vector<Token> prompt) {
@@ -156,14 +146,14 @@ TEST_CASE("Fifo: a referenced block keeps its place, and is oldest if its turn c
 
 TEST_CASE("Fifo: an old prefix goes with what was cached behind it later", "[eviction]") {
   PrefixShared<Fifo> policy({.blocks = 6, .block_tokens = 1});
-  serve(policy, {1, 2});
-  serve(policy, {8, 9});
-  serve(policy, {1, 2, 3, 4});
-  serve(policy, {5});
+  serve_and_close(policy, {1, 2});
+  serve_and_close(policy, {8, 9});
+  serve_and_close(policy, {1, 2, 3, 4});
+  serve_and_close(policy, {5});
   REQUIRE(cached(policy, {1, 2, 3, 4}) == 3);
-  serve(policy, {6, 7});
+  serve_and_close(policy, {6, 7});
   REQUIRE(cached(policy, {1, 2, 3, 4}) == 1);
-  serve(policy, {10, 11});
+  serve_and_close(policy, {10, 11});
   REQUIRE(cached(policy, {1, 2, 3, 4}) == 0);
   REQUIRE(cached(policy, {8, 9}) == 1);
   REQUIRE(cached(policy, {5}) == 1);
@@ -408,14 +398,14 @@ TEST_CASE("Priority: after its duration a block has the default priority", "[evi
 
 TEST_CASE("Priority: through a cache, with its clock", "[eviction]") {
   PrefixShared<Priority> policy({.blocks = 6, .block_tokens = 1});
-  serve(policy, {1, 2}, {.retention = {.priority = 80, .duration = 1000}});
-  serve(policy, {3, 4});
-  serve(policy, {5, 6}, {.retention = {.priority = 50}});
-  serve(policy, {7, 8});
+  serve_and_close(policy, {1, 2}, {.retention = {.priority = 80, .duration = 1000}});
+  serve_and_close(policy, {3, 4});
+  serve_and_close(policy, {5, 6}, {.retention = {.priority = 50}});
+  serve_and_close(policy, {7, 8});
   REQUIRE(cached(policy, {1, 2}) == 2);
   REQUIRE(cached(policy, {3, 4}) == 0);
   policy.set_time(policy.time() + 1000);
-  serve(policy, {9, 10, 11, 12});
+  serve_and_close(policy, {9, 10, 11, 12});
   REQUIRE(cached(policy, {1, 2}) == 0);
   REQUIRE(cached(policy, {5, 6}) == 2);
 }
@@ -457,7 +447,7 @@ TEST_CASE("Eviction of the head of a chain takes its end first", "[eviction]") {
   for_each_policy([]<class E>() {
     PrefixShared<E> policy({.blocks = 8, .block_tokens = 1});
     const std::vector<Token> chain{1, 2, 3, 4, 5, 6};
-    serve(policy, chain);
+    serve_and_close(policy, chain);
     REQUIRE(cached(policy, chain) == 6);
     const SeqId other = policy.try_open({})->seq;
     REQUIRE(policy.try_extend(other, 2));
