@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "any_groups.hpp"
 #include "catch.hpp"
 #include "forge.hpp"
 #include "kvc/element/float16.hpp"
@@ -21,172 +22,22 @@ namespace {
 using namespace kvc;
 using namespace kvc_test;
 using Bytes = std::vector<std::byte>;
-using Tokens = std::vector<Token>;
-using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-/// Full attention, a window, a window with kept positions, chunks, and a layer that reads the rows of another one.
-LayerGroups mixed_layers() {
-  LayerGroups layers;
-  layers.add({.kv_heads = 2, .key_dim = 3, .value_dim = 2});
-  layers.add({.kv_heads = 1, .key_dim = 2, .window = 5}, 2);
-  layers.add({.kv_heads = 1, .key_dim = 4, .window = 3, .kept = 2});
-  layers.add_reader_of(1);
-  layers.add({.kv_heads = 2, .key_dim = 1, .chunk = 6});
-  return layers;
-}
-LayerGroups cross_layers() {
-  LayerGroups layers;
-  layers.add({.kv_heads = 1, .key_dim = 2, .window = 4});
-  layers.add({.kv_heads = 2, .key_dim = 2, .cross_rows = 7});
-  return layers;
-}
-
-/// A number that depends on the tokens up to a position, the layer and the column, and that bf16 holds exactly.
-float number_of(std::uint64_t history, Index layer, Index column) {
-  const std::uint64_t h = (history * 31 + static_cast<std::uint64_t>(layer * 100 + column)) * 0x9e3779b97f4a7c15U;
-  return static_cast<float>(h >> 56U) - 128.0F;
-}
-std::uint64_t history_of(const Tokens& tokens, Pos position) {
-  std::uint64_t h = 7;
-  for (Pos p = 0; p <= position; ++p) {
-    h = (h ^ static_cast<std::uint64_t>(tokens[static_cast<std::size_t>(p)] + 1)) * 0x100000001b3U;
-  }
-  return h;
-}
-
-/// A cache behind an interface.
-struct AnyGroups {
-  virtual ~AnyGroups() = default;
-  virtual std::string name() const = 0;
-  virtual bool finds() const = 0;
-  virtual SeqId open(const Salt& salt) = 0;
-  virtual bool extend(SeqId seq, const Tokens& all, Pos count) = 0;
-  virtual std::optional<SeqId> fork(SeqId seq, Pos at) = 0;
-  virtual void truncate(SeqId seq, Pos length) = 0;
-  virtual void close(SeqId seq) = 0;
-  virtual Pos length(SeqId seq) const = 0;
-  virtual Pos match(const Tokens& prompt, const Salt& salt) const = 0;
-  virtual Opened open_prompt(const Tokens& prompt, const Salt& salt) = 0;
-  virtual Stats stats() const = 0;
-  /// Checks that all retained rows of a sequence are those of its tokens, and that they are what the next row sees.
-  virtual void check(SeqId seq, const Tokens& tokens) const = 0;
-  virtual void verify() const = 0;
+/// A cache that is saved and loaded.
+struct AnySaved : AnyGroups {
   virtual Bytes saved(const std::vector<SeqId>& sequences, const std::vector<Tokens>& tokens) const = 0;
   virtual std::optional<snapshot::Loaded> loaded(std::span<const std::byte> bytes, bool converts = false) = 0;
 };
 
 template <class T, class P, class L>
-struct GroupsOf final : AnyGroups {
-  using Cache = KvCache<T, P, L>;
-  Cache cache;
-  GroupsOf(const LayerGroups& layers, const typename P::Config& config) : cache(layers, config) {
-    std::memset(static_cast<void*>(cache.data()), 0x55, static_cast<std::size_t>(cache.pool_bytes()));
-  }
-  std::string name() const override {
-    return std::string(P::name) + " of " + std::to_string(cache.policy().block_tokens()) + " " + std::string(L::name);
-  }
-  bool finds() const override { return KnowsTokens<P>; }
-  SeqId open(const Salt& salt) override {
-    OpenOptions options;
-    options.salt = salt;
-    return cache.open(options);
-  }
-  Matrix rows(Index layer, PosRange range, const Tokens& tokens, bool keys) const {
-    const LayerPlace place = cache.layers().place(layer);
-    const Shape& shape = cache.shape(place.group);
-    const bool cross = cache.layers().groups()[static_cast<std::size_t>(place.group)].cross_rows > 0;
-    Matrix m(range.size(), shape.kv_heads * (keys ? shape.key_dim : shape.value_dim));
-    for (Index i = 0; i < m.rows(); ++i) {
-      const Pos p = range.first + static_cast<Pos>(i);
-      const std::uint64_t history =
-          cross ? static_cast<std::uint64_t>(tokens[0]) * 1000 + static_cast<std::uint64_t>(p) : history_of(tokens, p);
-      for (Index c = 0; c < m.cols(); ++c) {
-        m(i, c) = number_of(history, place.group * 10 + place.layer, keys ? c : c + 50);
-      }
-    }
-    return m;
-  }
-  bool extend(SeqId seq, const Tokens& all, Pos count) override {
-    const Pos from = cache.length(seq);
-    auto step =
-        cache.try_extend(seq, std::span(all).subspan(static_cast<std::size_t>(from), static_cast<std::size_t>(count)));
-    if (!step) {
-      return false;
-    }
-    for (Index layer = 0; layer < cache.layers().layers(); ++layer) {
-      if (cache.layers().place(layer).is_owner) {
-        const Pos size = cache.rows_to_write(layer, *step);
-        const bool cross =
-            cache.layers().groups()[static_cast<std::size_t>(cache.layers().place(layer).group)].cross_rows > 0;
-        const PosRange range = cross ? PosRange{0, size} : PosRange{from, from + size};
-        cache.write(layer, *step, rows(layer, range, all, true), rows(layer, range, all, false));
-      }
-    }
-    cache.commit(std::move(*step));
-    return true;
-  }
-  std::optional<SeqId> fork(SeqId seq, Pos at) override {
-    try {
-      return cache.try_fork(seq, at);
-    } catch (const std::invalid_argument&) {
-      return std::nullopt;
-    }
-  }
-  void truncate(SeqId seq, Pos length) override {
-    try {
-      cache.truncate(seq, length);
-    } catch (const std::invalid_argument&) {
-    }
-  }
-  void close(SeqId seq) override { cache.close(seq); }
-  Pos length(SeqId seq) const override { return cache.length(seq); }
-  Pos match(const Tokens& prompt, const Salt& salt) const override {
-    if constexpr (KnowsTokens<P>) {
-      OpenOptions options;
-      options.salt = salt;
-      return cache.match_length(prompt, options);
-    }
-    return 0;
-  }
-  Opened open_prompt(const Tokens& prompt, const Salt& salt) override {
-    OpenOptions options;
-    options.salt = salt;
-    return cache.open(prompt, options);
-  }
-  Stats stats() const override { return cache.stats(); }
-  void verify() const override { cache.verify(); }
-  void check(SeqId seq, const Tokens& tokens) const override {
-    const Pos length = cache.length(seq);
-    for (Index layer = 0; layer < cache.layers().layers(); ++layer) {
-      const LayerPlace place = cache.layers().place(layer);
-      const LayerGroup& group = cache.layers().groups()[static_cast<std::size_t>(place.group)];
-      const Pos end = group.cross_rows > 0 ? (length > 0 ? group.cross_rows : 0) : length;
-      REQUIRE(cache.policy().positions(seq, place.group) == end);
-      std::vector<Pos> there;
-      cache.policy().for_each_run(seq, place.group, {0, end}, [&](const SlotRun& run) {
-        for (Pos p = run.first; p < run.first + run.count; ++p) {
-          there.push_back(p);
-        }
-      });
-      for (const Pos p : there) {
-        Matrix k(1, group.shape.kv_heads * group.shape.key_dim);
-        Matrix v(1, group.shape.kv_heads * group.shape.value_dim);
-        cache.gather(layer, seq, {p, p + 1}, k, v);
-        REQUIRE(k == rows(layer, {p, p + 1}, tokens, true));
-        REQUIRE(v == rows(layer, {p, p + 1}, tokens, false));
-      }
-      for (Pos p = 0; p < end; ++p) {
-        if (p < group.retained.kept || p >= group.retained.first_seen(end)) {
-          REQUIRE(std::ranges::binary_search(there, p));
-        }
-      }
-    }
-  }
+struct SavedOf final : GroupsOf<T, P, L, AnySaved> {
+  using GroupsOf<T, P, L, AnySaved>::GroupsOf;
+  using GroupsOf<T, P, L, AnySaved>::cache;
   Bytes saved(const std::vector<SeqId>& sequences, const std::vector<Tokens>& tokens) const override {
     std::vector<snapshot::SavedSequence> list;
     for (std::size_t i = 0; i < sequences.size(); ++i) {
       list.push_back({sequences[i], {}, {}});
-      if (!finds()) {
+      if (!this->finds()) {
         list.back().tokens = std::span(tokens[i]).first(static_cast<std::size_t>(cache.length(sequences[i])));
       }
     }
@@ -201,10 +52,10 @@ struct GroupsOf final : AnyGroups {
 };
 
 using Prefix = PrefixShared<Lru>;
-using Make = std::function<std::unique_ptr<AnyGroups>(const LayerGroups&)>;
+using Make = std::function<std::unique_ptr<AnySaved>(const LayerGroups&)>;
 template <class T, class P, class L>
 Make make(const typename P::Config& config) {
-  return [config](const LayerGroups& layers) { return std::make_unique<GroupsOf<T, P, L>>(layers, config); };
+  return [config](const LayerGroups& layers) { return std::make_unique<SavedOf<T, P, L>>(layers, config); };
 }
 std::vector<Make> makers() {
   return {make<float, Paged, HeadMajor>({.blocks = 900, .block_tokens = 1}),
@@ -281,7 +132,7 @@ TEST_CASE("A cache with layer groups comes back under any policy, block size and
   const std::uint64_t seed = seed_or(20);
   CAPTURE(seed);
   Random random(seed);
-  for (const LayerGroups& layers : {mixed_layers(), cross_layers(), mixed_layers().with_rewind(3)}) {
+  for (const LayerGroups& layers : {mixed_layers(), cross_layers(), mixed_layers().with_rewind(3), latent_layers()}) {
     for (const Make& from : makers()) {
       const auto source = from(layers);
       const std::vector<Saved> saved = random_sequences(*source, random);
@@ -316,7 +167,7 @@ TEST_CASE("A cache with layer groups comes back under any policy, block size and
 
 TEST_CASE("Sequences that were loaded with layer groups are found by their tokens", "[io]") {
   for (const LayerGroups& layers : {mixed_layers(), cross_layers()}) {
-    GroupsOf<float, Prefix, HeadMajor> source(layers, {.blocks = 200, .block_tokens = 4});
+    SavedOf<float, Prefix, HeadMajor> source(layers, {.blocks = 200, .block_tokens = 4});
     Tokens tokens;
     for (Token i = 0; i < 40; ++i) {
       tokens.push_back(i);
@@ -326,7 +177,7 @@ TEST_CASE("Sequences that were loaded with layer groups are found by their token
     REQUIRE(source.extend(seq, tokens, 32));
     const Bytes bytes = source.saved({seq}, {tokens});
     for (const Pos block : {4, 2}) {
-      GroupsOf<float, Prefix, TokenMajor> cache(layers, {.blocks = 400, .block_tokens = block});
+      SavedOf<float, Prefix, TokenMajor> cache(layers, {.blocks = 400, .block_tokens = block});
       const auto loaded = cache.loaded(bytes);
       REQUIRE(loaded);
       REQUIRE(cache.match(tokens, salt) == source.match(tokens, salt));
@@ -347,25 +198,25 @@ TEST_CASE("Sequences that were loaded with layer groups are found by their token
 }
 
 TEST_CASE("A snapshot with layer groups is refused by a cache with others, and loads with other elements", "[io]") {
-  GroupsOf<float, Paged, HeadMajor> source(mixed_layers(), {.blocks = 100, .block_tokens = 4});
+  SavedOf<float, Paged, HeadMajor> source(mixed_layers(), {.blocks = 100, .block_tokens = 4});
   const Tokens tokens(60, 3);
   const SeqId seq = source.open({});
   REQUIRE(source.extend(seq, tokens, 20));
   const Bytes bytes = source.saved({seq}, {tokens});
 
-  GroupsOf<float, Paged, HeadMajor> other(cross_layers(), {.blocks = 100, .block_tokens = 4});
+  SavedOf<float, Paged, HeadMajor> other(cross_layers(), {.blocks = 100, .block_tokens = 4});
   REQUIRE_THROWS_WITH(other.loaded(bytes), contains("groups as the cache has, found number 0"));
   const Shape shape{.layers = 1, .kv_heads = 2, .key_dim = 3, .value_dim = 2};
-  GroupsOf<float, Paged, HeadMajor> plain(shape, {.blocks = 100, .block_tokens = 4});
+  SavedOf<float, Paged, HeadMajor> plain(shape, {.blocks = 100, .block_tokens = 4});
   REQUIRE_THROWS_WITH(plain.loaded(bytes), contains("version 1 of the format, found 2"));
-  GroupsOf<float, Paged, HeadMajor> into(mixed_layers(), {.blocks = 100, .block_tokens = 4});
+  SavedOf<float, Paged, HeadMajor> into(mixed_layers(), {.blocks = 100, .block_tokens = 4});
   REQUIRE_THROWS_WITH(into.loaded(plain.saved({}, {})), contains("version 2 of the format, found 1"));
-  GroupsOf<Eigen::bfloat16, Paged, TokenMajor> small(mixed_layers(), {.blocks = 100, .block_tokens = 3});
+  SavedOf<Eigen::bfloat16, Paged, TokenMajor> small(mixed_layers(), {.blocks = 100, .block_tokens = 3});
   REQUIRE_THROWS_WITH(small.loaded(bytes), contains("or LoadOptions::convert_elements"));
   const auto converted = small.loaded(bytes, true);
   REQUIRE(converted);
   small.check(converted->sequences[0], tokens);
-  GroupsOf<float, Paged, HeadMajor> full(mixed_layers(), {.blocks = 6, .block_tokens = 4});
+  SavedOf<float, Paged, HeadMajor> full(mixed_layers(), {.blocks = 6, .block_tokens = 4});
   REQUIRE(!full.loaded(bytes));
   REQUIRE(full.stats().blocks_free == 6);
   REQUIRE(full.stats().sequences == 0);
@@ -377,13 +228,13 @@ TEST_CASE("A snapshot with layer groups is refused by a cache with others, and l
 }
 
 TEST_CASE("A damaged snapshot with layer groups is refused, and changes nothing", "[io][format]") {
-  GroupsOf<float, Prefix, HeadMajor> source(mixed_layers(), {.blocks = 100, .block_tokens = 2});
+  SavedOf<float, Prefix, HeadMajor> source(mixed_layers(), {.blocks = 100, .block_tokens = 2});
   const Tokens tokens(60, 3);
   const SeqId seq = source.open({});
   REQUIRE(source.extend(seq, tokens, 13));
   REQUIRE(source.fork(seq, 13));
   const Bytes bytes = source.saved({seq, *source.fork(seq, 13)}, {});
-  GroupsOf<float, Prefix, HeadMajor> cache(mixed_layers(), {.blocks = 100, .block_tokens = 2});
+  SavedOf<float, Prefix, HeadMajor> cache(mixed_layers(), {.blocks = 100, .block_tokens = 2});
   const auto refuses = [&](std::span<const std::byte> damaged) {
     try {
       const auto loaded = cache.loaded(damaged);
@@ -410,7 +261,7 @@ TEST_CASE("A damaged snapshot with layer groups is refused, and changes nothing"
       for (const std::int32_t value : {-2, 0, 1, 7, 1 << 30}) {
         Forge forged = good;
         forged.sections[section].set(word * 4, value);
-        GroupsOf<float, Prefix, HeadMajor> victim(mixed_layers(), {.blocks = 100, .block_tokens = 2});
+        SavedOf<float, Prefix, HeadMajor> victim(mixed_layers(), {.blocks = 100, .block_tokens = 2});
         try {
           (void)victim.loaded(forged.bytes());
         } catch (const FormatError&) {

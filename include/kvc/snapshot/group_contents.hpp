@@ -18,8 +18,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/layout/layer_groups.hpp"
-#include "kvc/policy/capabilities.hpp"
 #include "kvc/snapshot/contents.hpp"
+#include "kvc/snapshot/describe.hpp"
 #include "kvc/snapshot/format.hpp"
 #include "kvc/snapshot/row_reader.hpp"
 #include "kvc/snapshot/sections.hpp"
@@ -78,29 +78,6 @@ struct GroupContents {
     return format::bounded_product(rows[g], format::token_bytes(groups[g]));
   }
 };
-
-/// The groups of a cache, with rows of `row_bytes(dim)` bytes.
-template <class F>
-[[nodiscard]] std::vector<format::GroupRecord> describe_groups(const LayerGroups& layers, F row_bytes) {
-  std::vector<format::GroupRecord> groups;
-  const auto count = [](Index i) { return static_cast<std::uint64_t>(i); };
-  for (const LayerGroup& g : layers.groups()) {
-    groups.push_back({count(g.shape.layers), count(g.shape.kv_heads), count(g.shape.key_dim), count(g.shape.value_dim),
-                      count(row_bytes(g.shape.key_dim)), count(row_bytes(g.shape.value_dim)), g.retained.window,
-                      g.retained.chunk, g.retained.kept, g.cross_rows});
-  }
-  return groups;
-}
-/// Where the rows of the layers of a model are.
-[[nodiscard]] inline std::vector<format::LayerRecord> describe_layers(const LayerGroups& layers) {
-  std::vector<format::LayerRecord> records;
-  for (Index i = 0; i < layers.layers(); ++i) {
-    const LayerPlace place = layers.place(i);
-    records.push_back(
-        {static_cast<std::int32_t>(place.group), static_cast<std::int32_t>(place.layer), place.is_owner ? 0U : 1U});
-  }
-  return records;
-}
 
 /// Derives the number of rows.
 inline void count_rows(GroupContents& c) {
@@ -253,46 +230,6 @@ class GroupContentsReader {
   GroupContents c_;
   std::uint64_t base_ = 0;
 };
-
-/// f(SlotRun) for the rows that a policy holds of the first `end` positions of a sequence in a group, ascending. With
-/// block tables these are all rows of its blocks, of which a group may see only some.
-template <class P, class F>
-void for_each_stored_run(const P& policy, SeqId seq, Index group, Pos end, F&& f) {
-  if constexpr (GroupTablePolicy<P>) {
-    std::vector<SlotRun> runs;
-    with_shared_lock(policy, [&](const auto& bare) {
-      const GroupBlocks blocks = bare.group_blocks(seq, group);
-      const Pos size = bare.block_tokens(group);
-      const auto add = [&](BlockId block, PosRange range) {
-        if (!range.empty()) {
-          runs.push_back({block, range.first % size, range.size(), range.first});
-        }
-      };
-      const auto add_block = [&](BlockId block, Pos number) {
-        const Index first = Index{number} * size;
-        if (first >= end) {
-          return;
-        }
-        const PosRange range{static_cast<Pos>(first), static_cast<Pos>(std::min<Index>(first + size, end))};
-        if (blocks.missing.empty()) {
-          add(block, range);
-          return;
-        }
-        add(block, {range.first, std::min(range.last, blocks.missing.first)});
-        add(block, {std::max(range.first, blocks.missing.last), range.last});
-      };
-      for (std::size_t i = 0; i < blocks.kept.size(); ++i) {
-        add_block(blocks.kept[i], static_cast<Pos>(i));
-      }
-      for (std::size_t i = 0; i < blocks.rest.size(); ++i) {
-        add_block(blocks.rest[i], blocks.first + static_cast<Pos>(i));
-      }
-    });
-    std::ranges::for_each(runs, f);
-  } else {
-    policy.for_each_run(seq, group, {0, end}, f);
-  }
-}
 
 }  // namespace detail
 }  // namespace snapshot

@@ -23,6 +23,7 @@
 #include "kvc/io/byte_stream.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/capabilities.hpp"
+#include "kvc/policy/detail/stored_runs.hpp"
 #include "kvc/policy/restore_options.hpp"
 #include "kvc/snapshot/group_contents.hpp"
 #include "kvc/snapshot/reader.hpp"
@@ -320,16 +321,16 @@ class GroupLoader {
           continue;  // its salt says which other input it is, and the rows are there
         }
         std::size_t i = 0;
-        for_each_stored_run(cache_.policy(), sequences[s], static_cast<Index>(g), c_.length(s, g),
-                            [&](const SlotRun& run) {
-                              if (!seen.emplace(g, run.block, run.offset).second) {
-                                return;
-                              }
-                              while (c_.range(table[i], s, g).last <= run.first) {
-                                ++i;
-                              }
-                              add_targets(s, g, run, table.subspan(i));
-                            });
+        kvc::detail::for_each_stored_run(cache_.policy(), sequences[s], static_cast<Index>(g), {0, c_.length(s, g)},
+                                         [&](const SlotRun& run) {
+                                           if (!seen.emplace(g, run.block, run.offset).second) {
+                                             return;
+                                           }
+                                           while (c_.range(table[i], s, g).last <= run.first) {
+                                             ++i;
+                                           }
+                                           add_targets(s, g, run, table.subspan(i));
+                                         });
       }
     }
     for (std::vector<Target>& targets : targets_) {
@@ -390,6 +391,9 @@ class GroupLoader {
     for (const bool keys : {true, false}) {
       const layout::LayerRows part(cache_.group_layout(place.group), place.layer, keys);
       const auto row_bytes = static_cast<std::size_t>(keys ? group.key_row_bytes : group.value_row_bytes);
+      if (row_bytes == 0) {
+        continue;  // the value is the beginning of the key
+      }
       scratch_.resize(std::max(scratch_.size(), row_bytes));
       const Index most = static_cast<Index>(scratch_.size() / row_bytes);
       for (Index begin = 0; begin < rows * heads;) {

@@ -16,6 +16,7 @@
 #include "kvc/io/byte_stream.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/capabilities.hpp"
+#include "kvc/policy/detail/stored_runs.hpp"
 #include "kvc/policy/salt.hpp"
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/describe.hpp"
@@ -58,7 +59,7 @@ class GroupCollector {
       }
       const std::size_t at = c_.tables.size();
       c_.tables.push_back(0);
-      for_each_stored_run(policy, saved.seq, group, end, [&](const SlotRun& run) {
+      kvc::detail::for_each_stored_run(policy, saved.seq, group, {0, end}, [&](const SlotRun& run) {
         ++c_.tables[at];
         c_.tables.push_back(add_block(g, run));
       });

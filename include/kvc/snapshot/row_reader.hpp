@@ -19,6 +19,7 @@
 #include "kvc/element/float16.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/snapshot/contents.hpp"
+#include "kvc/snapshot/describe.hpp"
 #include "kvc/snapshot/restore.hpp"
 #include "kvc/snapshot/sections.hpp"
 
@@ -77,8 +78,7 @@ template <class T>
 /// Bytes of a row of `dim` numbers in a snapshot that a cache of T can load.
 template <class T>
 [[nodiscard]] Index stored_row_bytes(const std::string& element, Index dim) {
-  return element == Element<T>::name ? Element<T>::row_size(dim) * static_cast<Index>(sizeof(StorageOf<T>))
-                                     : dim * (element == Element<float>::name ? 4 : 2);
+  return element == Element<T>::name ? bytes_of_row<T>(dim) : dim * (element == Element<float>::name ? 4 : 2);
 }
 /// Stores a row of a snapshot. `floats` is scratch.
 template <class T>
