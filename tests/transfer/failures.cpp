@@ -334,13 +334,3 @@ TEST_CASE("Invalid offers are refused before anything is sent", "[transfer]") {
   REQUIRE_THROWS_WITH(a->offer(offer), contains("offer.seq is"));
   REQUIRE(a->transfers() == 0);
 }
-
-TEST_CASE("A cache with layer groups is refused", "[transfer]") {
-  transport::InProcess hub({});
-  transport::InProcess::Endpoint endpoint(hub, 0);
-  LayerGroups layers;
-  layers.add({.kv_heads = 1, .key_dim = 2, .window = 4}, 2);
-  KvCache<float, Paged> cache(layers, {.blocks = 4, .block_tokens = 4});
-  REQUIRE_THROWS_WITH(transfer::Sender(cache, endpoint), contains("transfer::Sender knows no other"));
-  REQUIRE_THROWS_WITH(transfer::Receiver(cache, endpoint), contains("transfer::Receiver knows no other"));
-}

@@ -1,4 +1,5 @@
-// LayerProgress: how far each layer of a sequence is written and sent, and which rows to send next.
+// WantedRows: which positions of a layer travel. LayerProgress: how far each layer of a sequence is written and sent, and
+// which rows to send next.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +14,26 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
+/// Positions whose rows travel, of one layer group: [first, last), which are among the first of the sequence, and
+/// [then, end). Of a group that keeps everything these are [then, end) alone; first == last then.
+struct WantedRows {
+  Pos first = 0;
+  Pos last = 0;
+  Pos then = 0;
+  Pos end = 0;
+
+  /// From `from` on.
+  [[nodiscard]] static constexpr WantedRows all(Pos from, Pos end) noexcept { return {from, from, from, end}; }
+  /// The next position, where those before `position` have travelled.
+  [[nodiscard]] constexpr Pos next(Pos position) const noexcept { return position == last ? then : position; }
+  /// The first one.
+  [[nodiscard]] constexpr Pos begin() const noexcept { return next(first); }
+  /// The end of the stretch that `position` is in.
+  [[nodiscard]] constexpr Pos stretch_end(Pos position) const noexcept { return position < last ? last : end; }
+
+  friend constexpr bool operator==(const WantedRows&, const WantedRows&) = default;
+};
+
 /// Counts positions, layer by layer.
 class LayerProgress {
  public:
@@ -23,50 +44,47 @@ class LayerProgress {
   };
 
   LayerProgress() = default;
-  /// The first `ready` positions of each layer are written, and none is sent.
-  LayerProgress(Index layers, Pos ready) : layers_(static_cast<std::size_t>(layers), Layer{ready, 0}) {}
+  /// Nothing is written.
+  explicit LayerProgress(Index layers) : layers_(static_cast<std::size_t>(layers)) {}
 
   /// Positions of `layer` before `last` are written.
   void ready(Index layer, Pos last) noexcept {
     Layer& own = layers_[static_cast<std::size_t>(layer)];
     own.ready = std::max(own.ready, last);
   }
-  /// The same for all layers.
-  void all_ready(Pos last) noexcept {
-    for (Layer& layer : layers_) {
-      layer.ready = std::max(layer.ready, last);
-    }
+  /// Sends only what the receiver wants of a layer.
+  void want(Index layer, const WantedRows& wanted) noexcept {
+    Layer& own = layers_[static_cast<std::size_t>(layer)];
+    own.wanted = wanted;
+    own.sent = wanted.begin();
   }
-  /// The receiver has the positions before `first` already.
-  void skip(Pos first) noexcept {
-    for (Layer& layer : layers_) {
-      layer.sent = first;
-    }
-  }
-  /// Whether there is something to send. O(layers).
-  [[nodiscard]] bool has_next() const noexcept {
-    return std::any_of(layers_.begin(), layers_.end(), [](const Layer& layer) { return layer.sent < layer.ready; });
-  }
-  /// The rows to send next: at most `most` positions of the first layer with unsent ones, cut at the end of a block if
-  /// that leaves any. O(layers).
-  [[nodiscard]] std::optional<Part> next(Index most, Pos block_tokens) const noexcept {
+  /// The first layer with unsent rows. O(layers).
+  [[nodiscard]] std::optional<Index> next_layer() const noexcept {
     const auto layer = std::find_if(layers_.begin(), layers_.end(), [](const Layer& l) { return l.sent < l.ready; });
-    if (layer == layers_.end()) {
-      return std::nullopt;
-    }
-    Index last = std::min<Index>(layer->ready, layer->sent + most);
-    if (last < layer->ready && last - last % block_tokens > layer->sent) {
+    return layer == layers_.end() ? std::nullopt : std::optional(layer - layers_.begin());
+  }
+  /// The rows of a layer to send next, of which there are some: at most `most` positions, cut at the end of a block if
+  /// that leaves any.
+  [[nodiscard]] Part next(Index layer, Index most, Pos block_tokens) const noexcept {
+    const Layer& own = layers_[static_cast<std::size_t>(layer)];
+    const Pos ready = std::min(own.ready, own.wanted.stretch_end(own.sent));
+    Index last = std::min<Index>(ready, own.sent + most);
+    if (last < ready && last - last % block_tokens > own.sent) {
       last -= last % block_tokens;
     }
-    return Part{layer - layers_.begin(), {layer->sent, static_cast<Pos>(last)}};
+    return Part{layer, {own.sent, static_cast<Pos>(last)}};
   }
   /// The rows of `part` have been sent.
-  void sent(const Part& part) noexcept { layers_[static_cast<std::size_t>(part.layer)].sent = part.range.last; }
+  void sent(const Part& part) noexcept {
+    Layer& own = layers_[static_cast<std::size_t>(part.layer)];
+    own.sent = own.wanted.next(part.range.last);
+  }
 
  private:
   struct Layer {
-    Pos ready;
-    Pos sent;
+    Pos ready = 0;
+    Pos sent = 0;  // the next position to send
+    WantedRows wanted{};
   };
   std::vector<Layer> layers_;
 };

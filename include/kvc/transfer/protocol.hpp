@@ -37,6 +37,11 @@
 // * block_tokens) of the *sender's* block size, cut to [first, last), keys before values. A full block therefore leaves
 // the pool as one span, and arrives as one span in a pool with the same block size and layout.
 //
+// A cache with layer groups speaks version 2: see transfer/group_offer.hpp. Its OFFER has two counts more in the head and
+// the description of the groups at the beginning of the body, its ACCEPT the positions that the receiver wants of each
+// group, and ROWS counts the layers that store rows. A cache whose layers are one group of full attention, each with
+// rows of its own, speaks version 1. Only the version of an OFFER is checked.
+//
 // All integers are little-endian; rows are sent as they lie in the pool. There is no checksum: the transport is
 // reliable. Every number from a peer is checked before it is used.
 #pragma once
@@ -71,6 +76,7 @@ enum class MessageKind : std::uint32_t { offer = 1, rows, end, cancel, accept, r
 
 inline constexpr std::uint32_t magic = 0x5443564bU;  // "KVCT"
 inline constexpr std::uint16_t major_version = 1;    // offers of other versions are refused
+inline constexpr std::uint16_t group_version = 2;    // the major version of caches with layer groups
 inline constexpr std::uint16_t minor_version = 0;
 
 struct MessageHead {
@@ -89,8 +95,19 @@ struct OfferRecord {
   std::uint32_t salt_bytes;  // in the body, behind them
   std::uint32_t zero;
 };
+struct GroupCountsRecord {  // behind OfferRecord, with layer groups
+  std::uint32_t groups;
+  std::uint32_t layers;  // of the model
+};
+struct OfferedGroupRecord {  // in the body, with layer groups: one for each, then snapshot::format::LayerRecord
+  snapshot::format::GroupRecord group;
+  std::int32_t block_tokens;  // of the sender
+  std::int32_t gone_first;    // positions [gone_first, gone_last) are not sent
+  std::int32_t gone_last;
+  std::uint32_t zero;
+};
 struct RowsRecord {
-  std::int32_t layer;
+  std::int32_t layer;  // with layer groups: those of group 0 that store rows, then those of group 1, and so on
   std::int32_t first;
   std::int32_t last;
   std::uint32_t zero;
@@ -99,6 +116,11 @@ struct AcceptRecord {
   std::int32_t first;
   std::uint32_t zero;
 };
+struct WantedRecord {  // behind AcceptRecord, one for each layer group: positions [first, last), and from `then` on
+  std::int32_t first;
+  std::int32_t last;
+  std::int32_t then;
+};
 struct RefusalRecord {
   Outcome outcome;
   std::uint32_t offset;  // of the invalid field in the head
@@ -106,17 +128,20 @@ struct RefusalRecord {
 static_assert(sizeof(MessageHead) == 24 && sizeof(OfferRecord) == 152 && sizeof(RowsRecord) == 16);
 static_assert(snapshot::format::Plain<MessageHead> && snapshot::format::Plain<OfferRecord> &&
               snapshot::format::Plain<RowsRecord> && snapshot::format::Plain<AcceptRecord> &&
-              snapshot::format::Plain<RefusalRecord>);
+              snapshot::format::Plain<RefusalRecord> && snapshot::format::Plain<GroupCountsRecord> &&
+              snapshot::format::Plain<OfferedGroupRecord> && snapshot::format::Plain<WantedRecord>);
 
 inline constexpr std::size_t max_payload_bytes = transport::max_message_head - sizeof(MessageHead);
 inline constexpr std::size_t most_text_bytes = max_payload_bytes - sizeof(RefusalRecord);
 inline constexpr std::uint32_t most_salt_bytes = 1U << 16;
+inline constexpr std::size_t most_groups = 32;  // so that an ACCEPT has room for what is wanted of each
+static_assert(sizeof(AcceptRecord) + most_groups * sizeof(WantedRecord) <= max_payload_bytes);
 
 /// Assembles the head of a message.
 class HeadWriter {
  public:
-  HeadWriter(MessageKind kind, Id transfer) {
-    add(MessageHead{magic, major_version, minor_version, kind, 0, transfer});
+  HeadWriter(MessageKind kind, Id transfer, std::uint16_t version = major_version) {
+    add(MessageHead{magic, version, minor_version, kind, 0, transfer});
   }
   template <snapshot::format::Plain Record>
   HeadWriter& add(const Record& record) noexcept {
@@ -160,10 +185,11 @@ class HeadReader {
 struct Refusal {
   Outcome outcome;
   std::string reason;
-  std::size_t offset = 0;
+  std::size_t offset = 0;  // 0: none
 };
-[[nodiscard]] inline HeadWriter refusal_head(MessageKind kind, Id transfer, const Refusal& refusal) {
-  HeadWriter head(kind, transfer);
+[[nodiscard]] inline HeadWriter refusal_head(MessageKind kind, Id transfer, const Refusal& refusal,
+                                             std::uint16_t version = major_version) {
+  HeadWriter head(kind, transfer, version);
   head.add(RefusalRecord{refusal.outcome, static_cast<std::uint32_t>(refusal.offset)});
   head.add(std::as_bytes(std::span(refusal.reason)));
   return head;

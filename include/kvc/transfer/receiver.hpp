@@ -25,18 +25,20 @@
 #include <variant>
 #include <vector>
 
-#include "kvc/cache/one_group.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/snapshot/describe.hpp"
+#include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/offer.hpp"
 #include "kvc/transfer/outbox.hpp"
 #include "kvc/transfer/outcome.hpp"
 #include "kvc/transfer/protocol.hpp"
 #include "kvc/transfer/reservation.hpp"
-#include "kvc/transfer/rows.hpp"
+#include "kvc/transfer/row_sink.hpp"
+#include "kvc/transfer/stored_layers.hpp"
 #include "kvc/transport/concept.hpp"
 
 namespace kvc {
@@ -55,10 +57,12 @@ struct ReceiverOptions {
 ///
 ///   expression                    | does, returns                          | throws                   | complexity
 ///   ------------------------------+----------------------------------------+--------------------------+---------------
-///   Receiver r(cache, t, options) |                                        | invalid_argument: an     | O(1)
+///   Receiver r(cache, t, options) |                                        | invalid_argument: an     | O(layers)
 ///                                 |                                        | option or the number of  |
 ///                                 |                                        | channels is bad, or the  |
 ///                                 |                                        | cache has layer groups   |
+///                                 |                                        | that its policy cannot   |
+///                                 |                                        | restore, or more than 32 |
 ///   r.poll(now, most_bytes)       | takes messages, reserves room,         |                          | O(transfers +
 ///                                 | commits; true if anything happened.    |                          | messages)
 ///                                 | Receives bodies of up to most_bytes,   |                          |
@@ -78,8 +82,16 @@ struct ReceiverOptions {
 /// the blocks of the pool. The sequence is committed when all have arrived: before that no prompt matches a prefix of
 /// it, and a failure frees everything.
 ///
+/// **Layer groups.** The layers of both caches must be the same: kinds, order, and which layer reads which; rewind
+/// reserves may differ. A sequence takes the blocks that one of its length holds, and not more while it arrives. Of what
+/// PrefixShared finds of its tokens, in all groups at once, whole blocks are not requested: in a block that is found in
+/// part the rows travel. Its tokens are published after the commit, so that prompts find it: to its end, if the sender
+/// has the rows from the first of the block of this cache that the end lies in. A receiver with a larger reserve than
+/// the sender's can go back as far as the sender could.
+///
 /// Messages of peers are not trusted: one that violates the protocol (transfer/protocol.hpp) ends its transfer or is
-/// ignored, and no message makes a receiver allocate more than a sequence of the pool's size needs.
+/// ignored, and no message makes a receiver allocate more than the description of a sequence of the pool's
+/// size needs, or, where all groups drop rows, as many bytes as the pool has.
 ///
 /// Some receives can neither end nor be cancelled: over a transport between processes, from a peer that stopped in the
 /// middle of a message. Such a failure is reported at once, and the blocks stay reserved (`draining`) until the
@@ -90,10 +102,10 @@ struct ReceiverOptions {
 template <class Cache, transport::Transport T>
 class Receiver {
  public:
-  /// Throws std::invalid_argument if an option or the number of channels is bad, or the cache has layer groups.
+  /// Throws std::invalid_argument if an option or the number of channels is bad, or the cache has layer groups that its
+  /// policy cannot restore (RestoresSequences), or more than 32.
   Receiver(Cache& cache, T& transport, const ReceiverOptions& options = {})
-      : cache_(&cache), transport_(&transport), options_(options), own_(snapshot::describe(cache)) {
-    require_one_group(cache, "transfer::Receiver");
+      : cache_(&cache), transport_(&transport), options_(options), own_(snapshot::describe(cache)), rows_(cache) {
     require_between(options.retention.priority, 0, 100, "options.retention.priority");
     require(options.reserve_tokens >= 0, "options.reserve_tokens", options.reserve_tokens, "at least 0");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
@@ -176,6 +188,7 @@ class Receiver {
   [[nodiscard]] std::size_t draining() const noexcept { return draining_.size(); }
 
  private:
+  using Policy = typename Cache::PolicyType;
   using Ticket = typename T::Ticket;
   using Arrival = typename T::Arrival;
   using Append = typename Cache::Append;
@@ -201,7 +214,9 @@ class Receiver {
     State state = State::opening;
     Resources resources;
     detail::Offered offered;
-    std::vector<Pos> layers;  // first position of the next rows of each
+    std::vector<detail::WantedRows> wanted;  // [groups]
+    std::vector<Pos> layers;                 // [stored layers] first position of the next rows
+    std::vector<Token> tokens;               // to publish when it is committed
     Pos cached = 0;
     std::uint64_t bytes = 0;
     std::vector<std::byte> payload;
@@ -243,11 +258,12 @@ class Receiver {
       receive_rows(at, in, std::move(arrival));
     } else if (head->kind == Kind::end && t.state == State::receiving) {
       t.payload.assign(in.rest().begin(), in.rest().end());
-      const auto behind = std::find_if(t.layers.begin(), t.layers.end(), [&](Pos p) { return p != t.offered.length; });
-      if (behind != t.layers.end()) {
-        fail(at, {Outcome::broken, kvc::detail::concat({"it ended without all rows of layer ",
-                                                        std::to_string(behind - t.layers.begin())})});
-        return;
+      for (Index layer = 0; layer < layers().size(); ++layer) {
+        if (t.layers[static_cast<std::size_t>(layer)] != wanted(t, layer).end) {
+          fail(at,
+               {Outcome::broken, kvc::detail::concat({"it ended without all rows of layer ", std::to_string(layer)})});
+          return;
+        }
       }
       t.state = State::ending;
     } else if (head->kind == Kind::cancel) {
@@ -261,10 +277,10 @@ class Receiver {
   std::optional<Refusal> begin(const Key& key, const Head& head, detail::HeadReader& in, Arrival&& arrival,
                                TimePoint now) {
     Transfer t;
-    if (std::optional<Refusal> refusal = read_offer(head, in, arrival.body_bytes(), own_, t.offered)) {
+    if (std::optional<Refusal> refusal = read_offer(head, in, arrival.body_bytes(), own_, layers(), t.offered)) {
       return refusal;
     }
-    if (!detail::can_ever_hold(*cache_, t.offered.length)) {
+    if (!rows_.can_ever_hold(t.offered)) {
       return Refusal{Outcome::never_fits, kvc::detail::concat({std::to_string(t.offered.length),
                                                                " positions are more than this pool allows"})};
     }
@@ -282,7 +298,7 @@ class Receiver {
   }
   /// Reserves room for the sequence; its tokens have arrived. Returns a refusal if there is none.
   std::optional<Refusal> open(Transfer& t) {
-    auto reserved = detail::reserve(*cache_, t.offered, t.resources.offer, options_.reserve_tokens, options_.retention);
+    auto reserved = rows_.reserve(t.offered, t.resources.offer, options_.reserve_tokens, options_.retention);
     if (auto* refusal = std::get_if<Refusal>(&reserved)) {
       return std::move(*refusal);
     }
@@ -290,9 +306,18 @@ class Receiver {
     t.resources.seq = room.seq;
     t.resources.step.emplace(std::move(room.step));
     t.cached = room.cached;
-    t.layers.assign(static_cast<std::size_t>(cache_->shape().layers), t.cached);
+    t.wanted = std::move(room.wanted);
+    t.tokens = std::move(room.tokens);
+    for (Index layer = 0; layer < layers().size(); ++layer) {
+      t.layers.push_back(wanted(t, layer).begin());
+    }
     t.resources.offer = {};
     return std::nullopt;
+  }
+  [[nodiscard]] const detail::StoredLayers& layers() const noexcept { return rows_.layers(); }
+  /// What is to be received of a stored layer.
+  [[nodiscard]] const detail::WantedRows& wanted(const Transfer& t, Index layer) const noexcept {
+    return t.wanted[static_cast<std::size_t>(layers().place(layer).group)];
   }
 
   void receive_rows(typename Transfers::iterator at, detail::HeadReader& in, Arrival&& arrival) {
@@ -303,7 +328,8 @@ class Receiver {
       return;
     }
     Pos& next = t.layers[static_cast<std::size_t>(record->layer)];
-    if (record->first != next || record->last <= record->first || record->last > t.offered.length) {
+    const detail::WantedRows& rows = wanted(t, record->layer);
+    if (record->first != next || record->last <= record->first || record->last > rows.stretch_end(next)) {
       fail(at, {Outcome::broken,
                 kvc::detail::concat({"rows of layer ", std::to_string(record->layer),
                                      " that are not the next: expected ", std::to_string(next), ", found ",
@@ -311,16 +337,15 @@ class Receiver {
       return;
     }
     const PosRange range{record->first, record->last};
-    if (arrival.body_bytes() != static_cast<std::uint64_t>(range.size()) * snapshot::format::token_bytes(own_)) {
+    if (arrival.body_bytes() !=
+        static_cast<std::uint64_t>(range.size()) * layers().token_bytes(layers().place(record->layer).group)) {
       fail(at, {Outcome::broken, "a body of another size than its rows"});
       return;
     }
-    spans_.clear();
-    finder_.add(*cache_, cache_->data(), t.resources.seq, record->layer, range, t.offered.order, t.offered.block_tokens,
-                spans_);
     t.bytes += arrival.body_bytes();
-    t.resources.tickets.push_back(transport_->accept(std::move(arrival), spans_.spans()));
-    next = range.last;
+    t.resources.tickets.push_back(
+        transport_->accept(std::move(arrival), rows_.find(t.resources.seq, record->layer, range, t.offered)));
+    next = rows.next(range.last);
   }
 
   /// Advances a transfer by the bodies that have arrived, and checks its timeout. True if anything happened.
@@ -348,13 +373,10 @@ class Receiver {
         return true;
       }
       t.state = State::receiving;
-      outbox_.add(*transport_, at->first.from, reply_channel,
-                  HeadWriter(Kind::accept, at->first.id).add(detail::AcceptRecord{t.cached, 0}));
+      outbox_.add(*transport_, at->first.from, reply_channel, acceptance(at->first.id, t));
     }
     if (t.state == State::ending && !failed && t.resources.tickets.empty()) {
-      cache_->commit(std::move(*t.resources.step));
-      outbox_.add(*transport_, at->first.from, reply_channel, HeadWriter(Kind::done, at->first.id));
-      report(at, Outcome::complete, {});
+      complete(at);
       return true;
     }
     if (failed || t.lost) {
@@ -368,13 +390,33 @@ class Receiver {
     return any;
   }
 
+  [[nodiscard]] HeadWriter acceptance(Id id, const Transfer& t) const {
+    HeadWriter head(Kind::accept, id, layers().version());
+    head.add(detail::AcceptRecord{t.cached, 0});
+    rows_.add_wanted(t.wanted, head);
+    return head;
+  }
+  void complete(typename Transfers::iterator at) {
+    Transfer& t = at->second;
+    cache_->commit(std::move(*t.resources.step));
+    outbox_.add(*transport_, at->first.from, reply_channel, HeadWriter(Kind::done, at->first.id, layers().version()));
+    const SeqId seq = t.resources.seq;
+    const std::vector<Token> tokens = std::move(t.tokens);
+    report(at, Outcome::complete, {});
+    if constexpr (KnowsTokens<Policy>) {
+      if (!tokens.empty()) {
+        cache_->publish_tokens(seq, tokens);
+      }
+    }
+  }
   void refuse(const Key& key, const Refusal& refusal) {
-    outbox_.add(*transport_, key.from, reply_channel, refusal_head(Kind::refuse, key.id, refusal));
+    outbox_.add(*transport_, key.from, reply_channel, refusal_head(Kind::refuse, key.id, refusal, layers().version()));
   }
   void fail(typename Transfers::iterator at, const Refusal& refusal, bool notify = true) {
     Resources resources = std::move(at->second.resources);
     if (notify) {
-      outbox_.add(*transport_, at->first.from, reply_channel, refusal_head(Kind::abort, at->first.id, refusal));
+      outbox_.add(*transport_, at->first.from, reply_channel,
+                  refusal_head(Kind::abort, at->first.id, refusal, layers().version()));
     }
     std::erase_if(resources.tickets, [&](Ticket& ticket) { return transport_->cancel(ticket); });
     if (resources.tickets.empty()) {
@@ -416,12 +458,11 @@ class Receiver {
   T* transport_;
   ReceiverOptions options_;
   snapshot::format::DescriptionRecord own_;
+  detail::RowSink<Cache> rows_;
   Transfers transfers_;
   std::list<Draining> draining_;
   std::deque<Received> received_;
   detail::Outbox<T> outbox_;
-  io::SpanList<std::byte> spans_;
-  detail::RowFinder finder_;
 };
 
 }  // namespace transfer

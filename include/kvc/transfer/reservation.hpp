@@ -1,4 +1,4 @@
-// Reservation: room for an offered sequence, all of it or none.
+// Reservation: room for an offered sequence of a plain cache, all of it or none.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +17,7 @@
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/salt.hpp"
+#include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/offer.hpp"
 #include "kvc/transfer/protocol.hpp"
 
@@ -43,7 +44,34 @@ struct Reservation {
   SeqId seq;
   typename Cache::Append step;
   Pos cached;
+  std::vector<WantedRows> wanted;  // [groups]
+  std::vector<Token> tokens;       // to publish when the sequence is committed
 };
+
+/// What an OFFER says of the tokens of a sequence.
+struct Prompt {
+  std::vector<Token> tokens;
+  Salt salt;
+};
+/// Reads tokens and then the salt, whose sizes `read_offer` has checked; nothing if the salt is malformed.
+[[nodiscard]] inline std::optional<Prompt> read_prompt(const Offered& offered, std::span<const std::byte> bytes) {
+  Prompt prompt{std::vector<Token>(static_cast<std::size_t>(offered.tokens)), {}};
+  const auto token_bytes = bytes.first(prompt.tokens.size() * sizeof(Token));
+  if (!token_bytes.empty()) {
+    std::memcpy(prompt.tokens.data(), token_bytes.data(), token_bytes.size());
+  }
+  const auto salt_bytes = bytes.subspan(token_bytes.size());
+  std::optional<Salt> salt = Salt::from_bytes({reinterpret_cast<const char*>(salt_bytes.data()), salt_bytes.size()});
+  if (!salt) {
+    return std::nullopt;
+  }
+  prompt.salt = std::move(*salt);
+  return prompt;
+}
+[[nodiscard]] inline Refusal malformed_salt() { return {Outcome::broken, "the salt of the offer is malformed"}; }
+[[nodiscard]] inline Refusal no_room(Outcome outcome, const Offered& offered) {
+  return {outcome, kvc::detail::concat({"for ", std::to_string(offered.length), " positions"})};
+}
 
 /// Reserves room for an offered sequence. A policy that admits requests (AdmitsRequests) must also have room for
 /// `reserve_tokens` more, which are not reserved. `body` is the body of the OFFER, tokens and then the salt, whose
@@ -53,22 +81,13 @@ template <class Cache>
 [[nodiscard]] std::variant<Refusal, Reservation<Cache>> reserve(Cache& cache, const Offered& offered,
                                                                 std::span<const std::byte> body, Pos reserve_tokens,
                                                                 const Retention& retention) {
-  const auto no_room = [&](Outcome outcome) {
-    return Refusal{outcome, kvc::detail::concat({"for ", std::to_string(offered.length), " positions"})};
-  };
-  std::vector<Token> tokens(static_cast<std::size_t>(offered.tokens));
-  const auto token_bytes = body.first(tokens.size() * sizeof(Token));
-  if (!tokens.empty()) {
-    std::memcpy(tokens.data(), token_bytes.data(), token_bytes.size());
+  const std::optional<Prompt> prompt = read_prompt(offered, body);
+  if (!prompt) {
+    return malformed_salt();
   }
-  const auto salt_bytes = body.subspan(token_bytes.size());
-  const std::optional<Salt> salt =
-      Salt::from_bytes({reinterpret_cast<const char*>(salt_bytes.data()), salt_bytes.size()});
-  if (!salt) {
-    return Refusal{Outcome::broken, "the salt of the offer is malformed"};
-  }
+  const std::vector<Token>& tokens = prompt->tokens;
   OpenOptions options;
-  options.salt = *salt;
+  options.salt = prompt->salt;
   options.retention = retention;
   if constexpr (AdmitsRequests<typename Cache::PolicyType>) {
     // An attempt to reserve would evict before it fails. For unknown tokens only their number matters.
@@ -76,22 +95,23 @@ template <class Cache>
     const Admission admission =
         tokens.empty() ? cache.admission({}, offered.length + more, options) : cache.admission(tokens, more, options);
     if (admission != Admission::now) {
-      return no_room(admission == Admission::never ? Outcome::never_fits : Outcome::no_room);
+      return no_room(admission == Admission::never ? Outcome::never_fits : Outcome::no_room, offered);
     }
   }
   const std::optional<Opened> opened = cache.try_open(tokens, options);
   if (!opened) {
-    return no_room(Outcome::no_room);
+    return no_room(Outcome::no_room, offered);
   }
   kvc::detail::ScopeGuard undo([&] { cache.close(opened->seq); });
-  const auto rest = std::span(std::as_const(tokens)).subspan(static_cast<std::size_t>(opened->cached));
+  const auto rest = std::span(tokens).subspan(static_cast<std::size_t>(opened->cached));
   auto step = tokens.empty() ? cache.try_extend_without_tokens(opened->seq, offered.length)
                              : cache.try_extend(opened->seq, rest);
   if (!step) {
-    return no_room(Outcome::no_room);
+    return no_room(Outcome::no_room, offered);
   }
   undo.dismiss();
-  return Reservation<Cache>{opened->seq, std::move(*step), opened->cached};
+  return Reservation<Cache>{
+      opened->seq, std::move(*step), opened->cached, {WantedRows::all(opened->cached, offered.length)}, {}};
 }
 
 }  // namespace detail

@@ -24,17 +24,16 @@
 #include <utility>
 #include <vector>
 
-#include "kvc/cache/one_group.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/io/byte_spans.hpp"
 #include "kvc/policy/salt.hpp"
 #include "kvc/snapshot/describe.hpp"
 #include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/outbox.hpp"
 #include "kvc/transfer/outcome.hpp"
 #include "kvc/transfer/protocol.hpp"
-#include "kvc/transfer/rows.hpp"
+#include "kvc/transfer/row_source.hpp"
+#include "kvc/transfer/stored_layers.hpp"
 #include "kvc/transport/concept.hpp"
 
 namespace kvc {
@@ -63,14 +62,20 @@ struct SenderOptions {
 ///
 ///   expression                  | does, returns                        | throws invalid_argument      | complexity
 ///   ----------------------------+--------------------------------------+------------------------------+---------------
-///   Sender s(cache, t, options) |                                      | an option is bad, t has too  | O(1)
+///   Sender s(cache, t, options) |                                      | an option is bad, t has too  | O(layers)
 ///                               |                                      | few channels, or the cache   |
-///                               |                                      | has layer groups             |
-///   s.offer(offer, now)         | begins a transfer, and returns its   | no such sequence or peer,    | O(tokens)
-///                               | Id. Committed positions count as     | length < 1, tokens neither   |
-///                               | ready                                | none nor one per position    |
+///                               |                                      | has more than 32 layer       |
+///                               |                                      | groups                       |
+///   s.offer(offer, now)         | begins a transfer, and returns its   | no such sequence or peer,    | O(tokens +
+///                               | Id. Committed positions count as     | length < 1, tokens neither   | layers)
+///                               | ready                                | none nor one per position,   |
+///                               |                                      | or a group that does not     |
+///                               |                                      | retain what follows `length` |
+///                               |                                      | positions                    |
 ///   s.ready(id, layer, last)    | the rows of a layer before position  | no such layer, or not so     | O(transfers +
-///                               | `last` are written and may be sent   | many positions               | messages)
+///                               | `last` are written and may be sent;  | many positions               | messages)
+///                               | of a cross-attention layer all rows  |                              |
+///                               | are, of a reader there are none      |                              |
 ///   s.finish(id, payload)       | all rows are written. The payload    | payload > 488 bytes, or      | O(transfers +
 ///                               | travels with the end; the first new  | positions are missing        | messages)
 ///                               | token, for example                   |                              |
@@ -99,14 +104,24 @@ struct SenderOptions {
 /// read the pool, for a receiver that will not use the bytes: END follows all rows. So pool and transport must live on;
 /// the sequence need not.
 ///
+/// **Layer groups.** Of a group that drops rows only those travel that it still has when the sequence has `length`
+/// positions: its kept positions, and the others from its window or chunk on, at the rewind reserve of this cache. So a
+/// prompt that is computed in chunks may be committed chunk by chunk, and rows that a commit drops are never missed; the
+/// rows of a window leave when its last tokens are computed. A sequence that is committed beyond `length`, or cut, drops
+/// rows that were to travel: its transfer ends as cancelled, unless they have left.
+///
 /// Threads: one at a time. It reads the cache as its const members do.
 template <class Cache, transport::Transport T>
 class Sender {
  public:
-  /// Throws std::invalid_argument if an option is bad, the transport has too few channels, or the cache has layer groups.
+  /// Throws std::invalid_argument if an option is bad, the transport has too few channels, or the cache has more than 32
+  /// layer groups.
   Sender(const Cache& cache, T& transport, const SenderOptions& options = {})
-      : cache_(&cache), transport_(&transport), options_(options), description_(snapshot::describe(cache)) {
-    require_one_group(cache, "transfer::Sender");
+      : cache_(&cache),
+        transport_(&transport),
+        options_(options),
+        description_(snapshot::describe(cache)),
+        rows_(cache) {
     require(options.message_bytes >= 1, "options.message_bytes", options.message_bytes, "at least 1");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
   }
@@ -127,8 +142,9 @@ class Sender {
     }
   }
 
-  /// Begins a transfer. O(tokens). Throws std::invalid_argument if there is no such sequence or peer, the length is
-  /// less than 1, or the tokens are neither none nor one per position.
+  /// Begins a transfer. O(tokens + layers). Throws std::invalid_argument if there is no such sequence or peer, the
+  /// length is less than 1 or one to which a layer group cannot be cut any more, or the tokens are neither none nor one
+  /// per position.
   Id offer(const Offer& offer, TimePoint now = std::chrono::steady_clock::now()) {
     require_between(offer.to, Peer{0}, transport_->peers() - 1, "offer.to");
     require(cache_->contains(offer.seq), "offer.seq", offer.seq, "an open sequence");
@@ -143,29 +159,33 @@ class Sender {
     t.offer.length = length;
     const auto tokens = std::as_bytes(offer.tokens);
     const auto salt = std::as_bytes(std::span(offer.salt.bytes()));
-    t.body->assign(tokens.begin(), tokens.end());
+    t.gone = rows_.describe_groups(offer.seq, length, *t.body);
+    t.body->insert(t.body->end(), tokens.begin(), tokens.end());
     t.body->insert(t.body->end(), salt.begin(), salt.end());
     t.tokens = static_cast<std::int32_t>(offer.tokens.size());
     t.offer.tokens = {};
-    t.rows = detail::LayerProgress(cache_->shape().layers, std::min(length, cache_->length(offer.seq)));
+    t.rows = detail::LayerProgress(layers().size());
+    rows_.all_ready(std::min(length, cache_->length(offer.seq)), t.rows);
     t.heard = now;
     const Id id = ++last_id_;
-    advance(id, transfers_.emplace(id, std::move(t)).first->second);
+    advance(transfers_.emplace(id, std::move(t)).first);
     return id;
   }
 
   /// The rows of a layer before position `last` are written and may be sent. Throws std::invalid_argument if there is
   /// no such layer, or fewer positions.
   void ready(Id id, Index layer, Pos last) {
-    require_between(layer, Index{0}, cache_->shape().layers - 1, "layer");
+    require_between(layer, Index{0}, cache_->layers().layers() - 1, "layer");
     const auto at = transfers_.find(id);
     if (at == transfers_.end()) {
       return;
     }
     Transfer& t = at->second;
     require_between(last, Pos{0}, std::min(t.offer.length, cache_->policy().reserved(t.offer.seq)), "last");
-    t.rows.ready(layer, last);
-    send_all();
+    if (const std::optional<Index> stored = layers().number_of(layer); stored && last > 0) {
+      t.rows.ready(*stored, layers().end(layers().place(*stored).group, last));
+      send_all();
+    }
   }
 
   /// All rows are written. Throws std::invalid_argument if positions are missing, or the payload has more than 488
@@ -179,7 +199,7 @@ class Sender {
     Transfer& t = at->second;
     require(cache_->policy().reserved(t.offer.seq) >= t.offer.length, "finish", cache_->policy().reserved(t.offer.seq),
             "called when the sequence has all positions that were offered");
-    t.rows.all_ready(t.offer.length);
+    rows_.all_ready(t.offer.length, t.rows);
     t.payload.assign(payload.begin(), payload.end());
     t.finished = true;
     send_all();
@@ -251,6 +271,7 @@ class Sender {
     std::int32_t tokens = 0;
     std::shared_ptr<std::vector<std::byte>> body = std::make_shared<std::vector<std::byte>>();  // of OFFER
     detail::LayerProgress rows;
+    std::vector<PosRange> gone;  // [groups] positions that are not offered
     std::vector<std::byte> payload;
     std::deque<Ticket> tickets;
     State state = State::unsent;
@@ -276,23 +297,28 @@ class Sender {
   }
 
   [[nodiscard]] static bool is_waiting(const Transfer& t) noexcept {
-    return t.state != State::sending || !t.tickets.empty() || t.finished || t.rows.has_next();
+    return t.state != State::sending || !t.tickets.empty() || t.finished || t.rows.next_layer();
   }
 
   bool send_all() {
     bool any = outbox_.send(*transport_);
     for (bool sent = true; sent;) {  // one message of each in turn: a large transfer does not delay others
       sent = false;
-      for (auto& [id, t] : transfers_) {
-        sent = advance(id, t) || sent;
+      for (auto at = transfers_.begin(); at != transfers_.end();) {
+        sent = advance(at++) || sent;
       }
       any = any || sent;
     }
     return any;
   }
 
-  /// Sends the next message of a transfer. False if there is none, or the window is full.
-  bool advance(Id id, Transfer& t) {
+  [[nodiscard]] const detail::StoredLayers& layers() const noexcept { return rows_.layers(); }
+  [[nodiscard]] HeadWriter head(Kind kind, Id id) const { return {kind, id, layers().version()}; }
+
+  /// Sends the next message of a transfer, or ends it. False if there is none, or the window is full.
+  bool advance(typename Transfers::iterator at) {
+    const Id id = at->first;
+    Transfer& t = at->second;
     if (t.state == State::unsent) {
       detail::OfferRecord record{description_,
                                  t.offer.request,
@@ -300,8 +326,13 @@ class Sender {
                                  t.tokens,
                                  static_cast<std::uint32_t>(t.offer.salt.bytes().size()),
                                  0};
+      HeadWriter offer = head(Kind::offer, id).add(record);
+      if (!layers().is_plain()) {
+        offer.add(detail::GroupCountsRecord{static_cast<std::uint32_t>(layers().groups().size()),
+                                            static_cast<std::uint32_t>(layers().model_layers().size())});
+      }
       const std::span<const std::byte> body(*t.body);
-      if (!send(t, HeadWriter(Kind::offer, id).add(record), std::span(&body, body.empty() ? 0 : 1))) {
+      if (!send(t, offer, std::span(&body, body.empty() ? 0 : 1))) {
         return false;
       }
       t.state = State::offered;
@@ -310,31 +341,32 @@ class Sender {
     if (t.state != State::sending) {
       return false;
     }
-    if (t.rows.has_next()) {
-      return send_rows(id, t);
+    if (const std::optional<Index> layer = t.rows.next_layer()) {
+      return send_rows(at, *layer);
     }
     // Not before all rows have left: if this side gives up, its blocks are reused, and a receiver that has not taken
     // the rows yet must not commit what it finds there.
-    if (t.finished && t.tickets.empty() && send(t, HeadWriter(Kind::end, id).add(t.payload), {})) {
+    if (t.finished && t.tickets.empty() && send(t, head(Kind::end, id).add(t.payload), {})) {
       t.state = State::ending;
       return true;
     }
     return false;
   }
-  bool send_rows(Id id, Transfer& t) {
-    const std::uint64_t token_bytes = snapshot::format::token_bytes(description_);
-    const Index most = std::max<Index>(1, options_.message_bytes / static_cast<Index>(token_bytes));
-    const Pos block_tokens = cache_->policy().block_tokens();
-    const auto [layer, range] = t.rows.next(most, block_tokens).value();
-    spans_.clear();
-    finder_.add(*cache_, cache_->data(), t.offer.seq, layer, range, layout::row_order<typename Cache::LayoutType>(),
-                block_tokens, spans_);
-    const detail::RowsRecord record{static_cast<std::int32_t>(layer), range.first, range.last, 0};
-    if (!send(t, HeadWriter(Kind::rows, id).add(record), spans_.spans())) {
+  bool send_rows(typename Transfers::iterator at, Index layer) {
+    Transfer& t = at->second;
+    const auto part = rows_.next(t.rows, layer, options_.message_bytes);
+    if (!rows_.find(t.offer.seq, part)) {
+      fail(at, Outcome::cancelled,
+           kvc::detail::concat({"the sequence has dropped rows of stored layer ", std::to_string(layer),
+                                " at positions from ", std::to_string(part.range.first), " on"}));
+      return true;
+    }
+    const detail::RowsRecord record{static_cast<std::int32_t>(layer), part.range.first, part.range.last, 0};
+    if (!send(t, head(Kind::rows, at->first).add(record), rows_.spans())) {
       return false;
     }
-    t.rows.sent({layer, range});
-    t.bytes += static_cast<std::uint64_t>(range.size()) * token_bytes;
+    t.rows.sent(part);
+    t.bytes += static_cast<std::uint64_t>(part.range.size()) * layers().token_bytes(layers().place(layer).group);
     return true;
   }
   bool send(Transfer& t, const HeadWriter& head, transport::SendSpans body) {
@@ -363,9 +395,9 @@ class Sender {
     t.heard = now;
     if (head->kind == Kind::accept && t.state == State::offered) {
       const auto record = in.take<detail::AcceptRecord>();
-      if (record && 0 <= record->first && record->first < std::max(1, t.tokens)) {
+      if (record && 0 <= record->first && record->first < std::max(1, t.tokens) &&
+          rows_.want(record->first, t.offer.length, t.gone, in, t.rows)) {
         t.cached = record->first;
-        t.rows.skip(record->first);
         t.state = State::sending;
         return;
       }
@@ -413,7 +445,7 @@ class Sender {
       }
     }
     if (notify && t.state != State::unsent) {
-      outbox_.add(*transport_, t.offer.to, data_channel, HeadWriter(Kind::cancel, at->first));
+      outbox_.add(*transport_, t.offer.to, data_channel, head(Kind::cancel, at->first));
     }
     end(at, outcome, std::move(reason));
   }
@@ -428,13 +460,12 @@ class Sender {
   T* transport_;
   SenderOptions options_;
   snapshot::format::DescriptionRecord description_;
+  detail::RowSource<Cache> rows_;
   Transfers transfers_;
   std::vector<Abandoned> abandoned_;
   std::deque<Sent> sent_;
   detail::Outbox<T> outbox_;
   Id last_id_ = 0;
-  io::SpanList<const std::byte> spans_;
-  detail::RowFinder finder_;
 };
 
 }  // namespace transfer
