@@ -215,6 +215,46 @@ TEST_CASE("END is sent after all rows have left, and not before", "[transfer]") 
   REQUIRE(in.take<MessageHead>()->kind == MessageKind::end);
 }
 
+TEST_CASE("A cache without layer groups speaks version 1, and nothing else", "[transfer]") {
+  Attack a;
+  const Tokens prompt = counting(1, 10);
+  const SeqId seq = a.victim->cache().serve(prompt);
+  const transfer::Id id = a.victim->send(1, seq, prompt);
+  const auto expect = [&](MessageKind kind, transport::Channel channel, std::size_t record, std::uint64_t body) {
+    const auto message = a.wire.endpoint.poll(channel);
+    REQUIRE(message);
+    const MessageHead head = HeadReader(message->head()).take<MessageHead>().value();
+    REQUIRE(head.kind == kind);
+    REQUIRE(head.major == 1);
+    REQUIRE(head.minor == 0);
+    REQUIRE(message->head().size() == sizeof(MessageHead) + record);
+    REQUIRE(message->body_bytes() == body);
+  };
+  expect(MessageKind::offer, transfer::data_channel, 152, 10 * sizeof(Token));
+  a.wire.say(HeadWriter(MessageKind::accept, id).add(AcceptRecord{4, 0}), 0, transfer::reply_channel);
+  (void)a.victim->poll();
+  expect(MessageKind::rows, transfer::data_channel, 16, 6 * Wire::token);
+  expect(MessageKind::rows, transfer::data_channel, 16, 6 * Wire::token);
+  (void)a.victim->poll();
+  expect(MessageKind::end, transfer::data_channel, 0, 0);
+  a.wire.say(HeadWriter(MessageKind::done, id), 0, transfer::reply_channel);
+  (void)a.victim->poll();
+  (void)expect_sent(*a.victim, transfer::Outcome::complete);
+
+  a.wire.say(a.wire.offer_of(2, a.wire.record(3)));
+  (void)a.victim->poll();
+  expect(MessageKind::accept, transfer::reply_channel, 8, 0);
+  for (const int layer : {0, 1}) {
+    a.wire.say(Wire::rows(2, layer, 0, 3), 3 * Wire::token);
+  }
+  a.wire.say(HeadWriter(MessageKind::end, 2));
+  (void)a.victim->poll();
+  expect(MessageKind::done, transfer::reply_channel, 0, 0);
+  a.victim->cache().close(expect_received(*a.victim, transfer::Outcome::complete).seq);
+  a.victim->cache().close(seq);
+  require_free(*a.victim);
+}
+
 TEST_CASE("A peer cannot interfere with the transfer of another peer", "[transfer]") {
   transport::InProcess hub({.peers = 3});
   const auto victim = make_engine<float, Prefix4>(hub, 0, 64);
