@@ -7,17 +7,13 @@
 #include <ostream>
 
 #include "evictions.hpp"
+#include "text.hpp"
 
 namespace replay {
 namespace {
 
 using kvc_bench::Trace;
-
-std::string fixed(double value, int digits, const char* unit = "") {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f%s", digits, value, unit);
-  return text;
-}
+using text::fixed;
 
 double share(Index part, Index all) { return all == 0 ? 0 : static_cast<double>(part) / static_cast<double>(all); }
 

@@ -10,11 +10,13 @@
 #include <vector>
 
 #include "gnuplot.hpp"
+#include "text.hpp"
 
 namespace serving {
 namespace {
 
 using kvc_bench::quoted;
+using text::fixed;
 
 struct Point {
   Index x = 0;
@@ -59,12 +61,6 @@ std::pair<Series, Series> by_chunk(const CostModel& model, const CostCurve& curv
     longest.points.push_back(most);
   }
   return {whole, longest};
-}
-
-std::string fixed(double value, int digits) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.*f", digits, value);
-  return text;
 }
 
 void print(std::ostream& out, std::string_view unit, const Series& series) {

@@ -6,9 +6,12 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "text.hpp"
+
 namespace serving {
 namespace {
 
+using text::fixed;
 using OrderedJson = nlohmann::ordered_json;
 
 double ms(double time) { return time / millisecond; }
@@ -16,11 +19,6 @@ double ms(Time time) { return ms(static_cast<double>(time)); }
 double seconds(Time time) { return static_cast<double>(time) / second; }
 double share(Index part, Index all) { return all == 0 ? 0 : static_cast<double>(part) / static_cast<double>(all); }
 
-std::string fixed(double value, int digits, const char* unit = "") {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f%s", digits, value, unit);
-  return text;
-}
 std::string grouped(Index value) {
   std::string text = std::to_string(value);
   for (std::size_t at = text.size(); at > 3;) {

@@ -6,14 +6,13 @@
 #include <ostream>
 #include <span>
 
+#include "text.hpp"
+
 namespace disaggregated {
 namespace {
 
-std::string fixed(double value, int digits, const char* unit = "") {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f%s", digits, value, unit);
-  return text;
-}
+using text::fixed;
+
 std::string ms(Time time, int digits = 2) { return fixed(static_cast<double>(time) * 1e-6, digits, " ms"); }
 std::string kib(std::uint64_t bytes) { return fixed(static_cast<double>(bytes) / 1024, 1, " KiB"); }
 std::string mib(std::uint64_t bytes) { return fixed(static_cast<double>(bytes) / (1024 * 1024), 2, " MiB"); }

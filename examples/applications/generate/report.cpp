@@ -4,14 +4,12 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "text.hpp"
+
 namespace generate {
 namespace {
 
-std::string fixed(double value, int digits, const char* unit) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f%s", digits, value, unit);
-  return text;
-}
+using text::fixed;
 
 std::string bytes(Index count) {
   const auto value = static_cast<double>(count);
