@@ -126,9 +126,9 @@ class GroupTable {
     return kept_size() + static_cast<std::size_t>(std::max(std::min(end(), wanted) - first_, 0));
   }
 
-  /// Makes room for blocks up to number `end`; throws std::bad_alloc.
-  void reserve(Pos end) {
-    const auto size = blocks_.size() + static_cast<std::size_t>(std::max(end - this->end(), 0));
+  /// Makes room for `count` blocks more; throws std::bad_alloc.
+  void reserve(Index count) {
+    const auto size = blocks_.size() + static_cast<std::size_t>(count);
     if (size > blocks_.capacity()) {
       blocks_.reserve(std::max(size, 2 * blocks_.capacity()));
     }

@@ -108,13 +108,14 @@ class GroupCachedBlocks {
   }
 
   /// A block of a sequence that a node gets: it becomes cached, unless it is already.
-  void attach(SequenceContext& context, int tenant, Parent root, Node node, std::size_t group, BlockId block) noexcept {
+  ///   number   which block of its group it is, from the first position on
+  void attach(SequenceContext& context, int tenant, Parent root, Node node, std::size_t group, Pos number,
+              BlockId block) noexcept {
     const bool was_cached = nodes.is_cached(block);
-    nodes.attach(node, group, block);
+    nodes.attach(node, group, number * nodes.block_tokens(group), block);
     if (!was_cached) {
       quota.on_cached(block, tenant);
-      eviction.on_cached(context, StoredBlock{block, key(node, group), nodes.number(node, group), as_group(group)},
-                         now);
+      eviction.on_cached(context, StoredBlock{block, key(node, group), number, as_group(group)}, now);
     }
     if constexpr (Events::listens) {
       events(stored(events_++, root, node, group, block));

@@ -65,10 +65,6 @@ class GroupNodes {
   }
   /// Prefetches the blocks of a node.
   void prefetch(Node node) const noexcept { __builtin_prefetch(blocks_of(node).data()); }
-  /// The number of the block, in its group, that holds the tokens of a node.
-  [[nodiscard]] Pos number(Node node, std::size_t group) const noexcept {
-    return (nodes_[node].end - 1) / block_tokens(group);
-  }
 
   // --- nodes ---------------------------------------------------------------------------------------------------------
 
@@ -107,7 +103,8 @@ class GroupNodes {
   /// The root of a block that is_cross.
   [[nodiscard]] Parent cross_root(BlockId block) const noexcept { return Parent::root(holders_[block].root); }
   void attach_cross(Parent root, std::size_t group, BlockId block) noexcept {
-    holders_[block] = {no_node, static_cast<std::int32_t>(group), false, static_cast<std::int32_t>(root.root_index())};
+    holders_[block] = {no_node, static_cast<std::int32_t>(group), 0, static_cast<std::int32_t>(root.root_index()),
+                       false};
   }
   void detach_cross(BlockId block) noexcept { holders_[block] = {}; }
   [[nodiscard]] Node last_node(BlockId block) const noexcept { return holders_[block].node; }
@@ -116,8 +113,7 @@ class GroupNodes {
   }
   /// Rows of a cached block that its nodes stand for, from the first on.
   [[nodiscard]] Pos rows(BlockId block) const noexcept {
-    const Pos tokens = block_tokens(group(block));
-    return (nodes_[holders_[block].node].end - 1) % tokens + 1;
+    return nodes_[holders_[block].node].end - holders_[block].first;
   }
   /// Whether the rows of its nodes fill the block.
   [[nodiscard]] bool is_full(BlockId block) const noexcept { return rows(block) == block_tokens(group(block)); }
@@ -128,13 +124,15 @@ class GroupNodes {
   }
 
   /// Gives a node, which has none in this group, a block: a new one, or one that an ancestor in its span has.
-  void attach(Node node, std::size_t group, BlockId block) noexcept {
+  ///   first   the position of the block's first row
+  void attach(Node node, std::size_t group, Pos first, BlockId block) noexcept {
     blocks_at(node)[group] = block;
     Holder& holder = holders_[block];
     if (holder.node == no_node || nodes_[holder.node].end < nodes_[node].end) {
       holder.node = node;
     }
     holder.group = static_cast<std::int32_t>(group);
+    holder.first = first;
   }
   /// Gives its nodes another block, which holds the same rows and more; f(node) for each, ancestors first.
   template <class F>
@@ -188,6 +186,8 @@ class GroupNodes {
         has_block = has_block || block != no_block;
         check(block == no_block || (is_cached(block) && group(block) == g && is_ancestor(node, last_node(block), g)),
               node, "has a block that does not know it");
+        check(block == no_block || holders_[block].first % block_tokens(g) == 0, node,
+              "has a block that begins elsewhere");
       }
       check(data.end == end(parent) + node_tokens(), node, "has another end than its parent says");
       check(data.ref_count == expected[node], node, "counts other sequences than end there");
@@ -209,8 +209,9 @@ class GroupNodes {
   struct Holder {
     Node node = no_node;  // the last one
     std::int32_t group = 0;
-    bool marked = false;
+    Pos first = 0;           // position of its first row
     std::int32_t root = -1;  // of a block with rows of another input
+    bool marked = false;
   };
 
   [[nodiscard]] std::span<BlockId> blocks_at(Node node) noexcept {
@@ -220,9 +221,8 @@ class GroupNodes {
   template <class F>
   void for_each_node(BlockId block, F&& f) noexcept {
     const std::size_t g = group(block);
-    const Pos number = this->number(last_node(block), g);
-    for (Parent at(last_node(block)); !at.is_root() && this->number(at.block(), g) == number;
-         at = index.parent(at.block())) {
+    const Pos first = holders_[block].first;
+    for (Parent at(last_node(block)); end(at) > first; at = index.parent(at.block())) {
       if (this->block(at.block(), g) == block) {
         f(at.block());
       }
@@ -251,8 +251,8 @@ class GroupNodes {
   }
   /// Whether `node` is `last` or an ancestor of it in the span of one block.
   [[nodiscard]] bool is_ancestor(Node node, Node last, std::size_t group) const noexcept {
-    for (Parent at(last); !at.is_root() && number(at.block(), group) == number(node, group);
-         at = index.parent(at.block())) {
+    const Pos first = (end(Parent(node)) - 1) / block_tokens(group) * block_tokens(group);
+    for (Parent at(last); end(at) > first; at = index.parent(at.block())) {
       if (at.block() == node) {
         return true;
       }

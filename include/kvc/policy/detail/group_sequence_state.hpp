@@ -34,6 +34,10 @@ struct GroupSequenceState {
   std::vector<End> ends;  // dropped blocks where its prompt ends
   [[no_unique_address]] SequenceContext context{};
 
+  /// Whether all tokens are known, and there is memory for the next one.
+  [[nodiscard]] bool can_add_token() const noexcept {
+    return unknown_from == nowhere && tokens.size() < tokens.capacity();
+  }
   /// Forgets everything, but not its memory.
   void reset() noexcept {
     GroupSequenceState fresh;

@@ -105,6 +105,7 @@ class GroupTables {
       has_cross_groups_ = has_cross_groups_ || rules_.groups[g].cross_rows > 0;
     }
     copies_.reserve(empty_.size());
+    needs_.resize(empty_.size());
   }
 
   [[nodiscard]] const GroupRules& rules() const noexcept { return rules_; }
@@ -131,57 +132,63 @@ class GroupTables {
 
   /// Reserves rows in every group. O(groups + blocks taken).
   std::optional<Extension> try_extend(Sequence& s, PosRange range) {
-    // Nearly always a token goes to the last blocks.
-    if (range.last <= s.fits_until && !range.empty() && (s.owns_tails || has_unshared_tails(s))) [[likely]] {
+    if (fits(s, range)) [[likely]] {
       s.lengths.reserve(range);
       return Extension{range, {}};
     }
     return extend_by_blocks(s, range);
   }
+  /// Whether the last blocks have room for a range, and can be written. Nearly always for one token.
+  [[nodiscard]] bool fits(const Sequence& s, PosRange range) const noexcept {
+    return range.last <= s.fits_until && !range.empty() && (s.owns_tails || has_unshared_tails(s));
+  }
   KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range) {
-    Needs needs = needs_of(s, range);
-    if (needs.blocks + needs.copies > blocks_.available()) {
+    Needs sum;
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      needs_[g] = needs_of(s, g, range);
+      sum.add(needs_[g]);
+    }
+    bool reclaims = false;
+    if (sum.blocks + sum.copies > blocks_.available()) {
       // A tail that nobody else holds need not be copied to be written: where there is no room, none is.
-      if (needs.blocks + needs.copies - needs.reclaimable > blocks_.available()) {
+      if (sum.blocks + sum.copies - sum.reclaimable > blocks_.available()) {
         return std::nullopt;
       }
-    } else {
-      needs.reclaimable = 0;
+      reclaims = true;
     }
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      s.tables[g].reserve(end_of(s, g, range.last));  // the last thing that can fail
+      s.tables[g].reserve(needs_[g].blocks);  // the last thing that can fail
     }
     copies_.clear();
+    s.fits_until = range.empty() ? s.fits_until : max_pos;
+    s.owns_tails = s.owns_tails || !range.empty();
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      const Needs& needs = needs_[g];
       GroupTable& table = s.tables[g];
       const auto group = static_cast<Index>(g);
-      if (const Pos rows = shared_rows(s, g, range); rows > 0) {
-        BlockId& tail = table[table.end() - 1];
-        if (needs.reclaimable > 0 && blocks_.reclaimable(tail, rows)) {
-          blocks_.reclaim(tail);
-        } else {
-          s.replaced[g] = std::exchange(tail, blocks_.allocate(group));
-          s.has_replaced = true;
-          copies_.push_back({s.replaced[g], tail, 0, 0, rows, static_cast<std::int32_t>(g)});
-          ++copy_count_;
-          copied_tokens_ += rows;
-        }
+      if (needs.copies > 0) [[unlikely]] {
+        write_tail(s, g, table.tail_rows(range.first), reclaims && needs.reclaimable > 0);
       }
-      for (const Pos end = end_of(s, g, range.last); table.end() < end;) {
+      for (Index i = 0; i < needs.blocks; ++i) {
         table.push(blocks_.allocate(group));
+      }
+      if (table.grows() && !range.empty()) {
+        // A block that was allocated now is nobody else's.
+        s.owns_tails = s.owns_tails && (needs.blocks > 0 || blocks_.is_private(table.blocks().back()));
+        s.fits_until = static_cast<Pos>(std::min(Index{s.fits_until}, Index{table.end()} * table.block_tokens()));
       }
     }
     s.adds_cross = has_cross_groups_ && !s.has_cross;
-    if (!range.empty()) {
-      set_fits_until(s);
-    }
     s.lengths.reserve(range);
     return Extension{range, copies_};
   }
 
   /// The reason for which try_extend has no room for this range, if it has none.
   [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range, Pos unit) const noexcept {
-    const Needs needs = needs_of(s, range);
+    Needs needs;
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      needs.add(needs_of(s, g, range));
+    }
     const Index least = needs.blocks + needs.copies - needs.reclaimable;
     return least <= blocks_.available() ? LimitMet{} : LimitMet{Limit::pool, blocks_.available() * unit, least * unit};
   }
@@ -490,17 +497,6 @@ class GroupTables {
     }
     return true;
   }
-  void set_fits_until(Sequence& s) const noexcept {
-    s.fits_until = max_pos;
-    s.owns_tails = true;
-    for (const GroupTable& table : s.tables) {
-      if (table.grows()) {
-        s.owns_tails = s.owns_tails && blocks_.is_private(table.blocks().back());
-        s.fits_until = static_cast<Pos>(std::min(Index{s.fits_until}, Index{table.end()} * table.block_tokens()));
-      }
-    }
-  }
-
   /// Of a sequence of no positions, which references no blocks but those of other inputs.
   void forget_rows(Sequence& s) noexcept {
     for (GroupTable& table : s.tables) {
@@ -530,6 +526,11 @@ class GroupTables {
     Index blocks = 0;       // new ones
     Index copies = 0;       // of shared tails
     Index reclaimable = 0;  // of these copies, those that can be avoided
+    void add(const Needs& other) noexcept {
+      blocks += other.blocks;
+      copies += other.copies;
+      reclaimable += other.reclaimable;
+    }
   };
 
   [[nodiscard]] static constexpr std::size_t at_group(Index group) noexcept { return static_cast<std::size_t>(group); }
@@ -547,17 +548,28 @@ class GroupTables {
     const Pos rows = table.tail_rows(range.first);
     return rows > 0 && !blocks_.writable(table.blocks().back(), rows) ? rows : 0;
   }
-  [[nodiscard]] Needs needs_of(const Sequence& s, PosRange range) const noexcept {
-    Needs needs;
-    for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      const GroupTable& table = s.tables[g];
-      needs.blocks += end_of(s, g, range.last) - table.end();
-      if (const Pos rows = shared_rows(s, g, range); rows > 0) {
-        ++needs.copies;
-        needs.reclaimable += blocks_.reclaimable(table[table.end() - 1], rows) ? 1 : 0;
-      }
+  [[nodiscard]] Needs needs_of(const Sequence& s, std::size_t g, PosRange range) const noexcept {
+    const GroupTable& table = s.tables[g];
+    Needs needs{end_of(s, g, range.last) - table.end(), 0, 0};
+    if (const Pos rows = shared_rows(s, g, range); rows > 0) [[unlikely]] {
+      needs.copies = 1;
+      needs.reclaimable = blocks_.reclaimable(table.blocks().back(), rows) ? 1 : 0;
     }
     return needs;
+  }
+  /// Makes the last block of a group, which is shared or cached, one that can be written behind its first `rows`.
+  void write_tail(Sequence& s, std::size_t g, Pos rows, bool reclaims) noexcept {
+    GroupTable& table = s.tables[g];
+    BlockId& tail = table[table.end() - 1];
+    if (reclaims) {
+      blocks_.reclaim(tail);
+      return;
+    }
+    s.replaced[g] = std::exchange(tail, blocks_.allocate(static_cast<Index>(g)));
+    s.has_replaced = true;
+    copies_.push_back({s.replaced[g], tail, 0, 0, rows, static_cast<std::int32_t>(g)});  // within its capacity
+    ++copy_count_;
+    copied_tokens_ += rows;
   }
 
   /// Last block first: of a prefix that is kept for later, the end goes before the beginning.
@@ -595,6 +607,7 @@ class GroupTables {
   std::vector<GroupTable> empty_;  // [groups]
   SequenceTable<Sequence> sequences_;
   std::vector<RowCopy> copies_;  // of the last extension
+  std::vector<Needs> needs_;     // [groups] of the last extension
   Index copy_count_ = 0;
   Index copied_tokens_ = 0;
 };

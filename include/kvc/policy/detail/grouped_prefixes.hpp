@@ -190,14 +190,21 @@ class GroupedPrefixes
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
     Sequence& s = this->at(seq);
     const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
+    if (tokens.size() == 1 && s.state.can_add_token() && this->fits(s, range)) [[likely]] {
+      s.state.tokens.push_back(tokens[0]);
+      s.lengths.reserve(range);
+      return Extension{range, {}};
+    }
+    return extend_by_tokens(s, range, tokens);
+  }
+  KVC_OUT_OF_LINE std::optional<Extension> extend_by_tokens(Sequence& s, PosRange range,
+                                                            std::span<const Token> tokens) {
     const bool are_known = s.state.unknown_from > range.first && !range.empty() && !tokens.empty();
-    if (are_known && s.state.tokens.size() + tokens.size() > s.state.tokens.capacity()) [[unlikely]] {
+    if (are_known && s.state.tokens.size() + tokens.size() > s.state.tokens.capacity()) {
       s.state.tokens.reserve(std::max(s.state.tokens.size() + tokens.size(), 2 * s.state.tokens.capacity()));
     }
     std::optional<Extension> extension = Base::try_extend(s, range);
-    if (extension && are_known && tokens.size() == 1) [[likely]] {
-      s.state.tokens.push_back(tokens[0]);
-    } else if (extension && are_known) {
+    if (extension && are_known) {
       s.state.tokens.insert(s.state.tokens.end(), tokens.begin(), tokens.end());
     } else if (extension && !range.empty()) {
       s.state.unknown_from = std::min(s.state.unknown_from, range.first);
@@ -468,7 +475,7 @@ class GroupedPrefixes
         const BlockId there = nodes.block(at.block(), g);
         if (there == no_block) {
           s.owns_tails = false;
-          blocks_.attach(s.state.context, s.state.tenant, s.state.root, at.block(), g, own);
+          blocks_.attach(s.state.context, s.state.tenant, s.state.root, at.block(), g, number, own);
         } else if (there != own && end == Index{number + 1} * table.block_tokens()) {
           table[number] = there;
           blocks_.merge(own, there, s.state);
@@ -483,10 +490,13 @@ class GroupedPrefixes
     const Retained& retained = this->rules().groups[group].retained;
     const Pos tokens = this->block_tokens(static_cast<Index>(group));
     const Index first = Index{retained.first_seen(std::max(ends.first - tokens, 0))};
-    return ends.last > 0 && (Index{number} + 1) * tokens > first && Index{number} * tokens < ends.last;
+    return (Index{number} + 1) * tokens > first && Index{number} * tokens < ends.last;
   }
   /// Keeps what a hit that ends there needs from being forgotten when the sequence drops it.
   void mark_end(Sequence& s, PosRange ends) noexcept {
+    if (ends.last == 0) {
+      return;
+    }
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       const GroupTable& table = s.tables[g];
       const Retained& retained = this->rules().groups[g].retained;
