@@ -39,6 +39,9 @@ target_compile_options(kvc_own INTERFACE
   -Wall -Wextra -Wpedantic -Wconversion -Wshadow
   # g++ 12 and 13 see an overlap in every "literal" + std::string of the standard library.
   $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
+if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  target_compile_options(kvc_own INTERFACE -Wno-shadow)  # warns of names of another file
+endif()
 if(KVC_WERROR)
   target_compile_options(kvc_own INTERFACE -Werror)
 endif()
