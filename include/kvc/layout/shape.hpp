@@ -19,7 +19,7 @@ struct Shape {
 
 /// The shape with its defaults filled in.
 /// Throws std::invalid_argument if a count is not positive (value_dim: negative) or above 2^24, or if a token has more
-/// than 2^40 elements.
+/// than 2^28 elements.
 [[nodiscard]] constexpr Shape validated(Shape shape) {
   constexpr Index most = Index{1} << 24;
   require_between(shape.layers, Index{1}, most, "shape.layers");
@@ -29,10 +29,10 @@ struct Shape {
   if (shape.value_dim == 0) {
     shape.value_dim = shape.key_dim;
   }
-  // So that bytes of a token, summed over the layers of any model, cannot overflow.
-  constexpr Index most_elements = Index{1} << 40;
+  // So that the bytes of a token, in any element type, fit into 31 bits (GroupRule).
+  constexpr Index most_elements = Index{1} << 28;
   require(shape.layers * shape.kv_heads <= most_elements / (shape.key_dim + shape.value_dim), "shape.layers",
-          shape.layers, "at most 2^40 elements in a token, all layers and heads together");
+          shape.layers, "at most 2^28 elements in a token, all layers and heads together");
   return shape;
 }
 
