@@ -32,8 +32,9 @@ TEST_CASE("A bad shape is refused with its name and value", "[cache]") {
   REQUIRE_THROWS_WITH(Cache({.key_dim = 1}, {.blocks = 1, .block_tokens = 0}), contains("config.block_tokens is 0"));
   REQUIRE_THROWS_WITH(Cache({.layers = 1 << 24, .kv_heads = 1 << 24, .key_dim = 1 << 24}, config),
                       contains("shape.layers is 16777216") && contains("at most 2^28 elements in a token"));
-  // A token of 2^28 elements is allowed, a pool of 2^62 is not.
-  REQUIRE_THROWS_WITH(Cache({.layers = 1 << 15, .key_dim = 1 << 12}, {.blocks = 1 << 30}), contains("pool size"));
+  // A token of 2^28 elements is allowed, a pool of 2^61 is not.
+  REQUIRE_THROWS_WITH(Cache({.layers = 1 << 15, .key_dim = 1 << 12}, {.blocks = 1 << 13, .block_tokens = 1 << 20}),
+                      contains("pool size"));
   REQUIRE_THROWS_WITH((KvCache<float, PrefixShared<>>({.key_dim = 1}, {.blocks = 1, .block_tokens = -2})),
                       contains("config.block_tokens is -2"));
 }
