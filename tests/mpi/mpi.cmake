@@ -5,7 +5,7 @@ foreach(fault IN LISTS faults)
   list(APPEND tests mpi/faults/${fault})
 endforeach()
 
-if(NOT "transfer" IN_LIST KVC_TEST_SUITES OR KVC_TEST_SPEC)
+if(NOT "mpi" IN_LIST KVC_TEST_SUITES OR KVC_TEST_SPEC)
   return()
 endif()
 if(NOT TARGET kvc::mpi OR NOT MPIEXEC_EXECUTABLE)
