@@ -29,7 +29,7 @@ struct Shape {
   if (shape.value_dim == 0) {
     shape.value_dim = shape.key_dim;
   }
-  // So that the bytes of a token, in any element type, fit into 31 bits (GroupRule).
+  // So that products of these counts cannot overflow. GroupRule limits the bytes, which depend on the element type.
   constexpr Index most_elements = Index{1} << 28;
   require(shape.layers * shape.kv_heads <= most_elements / (shape.key_dim + shape.value_dim), "shape.layers",
           shape.layers, "at most 2^28 elements in a token, all layers and heads together");

@@ -160,8 +160,10 @@ class GroupTables {
       s.tables[g].reserve(needs_[g].blocks);  // the last thing that can fail
     }
     copies_.clear();
-    s.fits_until = range.empty() ? s.fits_until : max_pos;
-    s.owns_tails = s.owns_tails || !range.empty();
+    if (!range.empty()) {  // known again when all groups have been looked at
+      s.fits_until = max_pos;
+      s.owns_tails = true;
+    }
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       const Needs& needs = needs_[g];
       GroupTable& table = s.tables[g];
