@@ -28,7 +28,6 @@ namespace detail {
 /// those that were dropped. It references nothing: BlockSource does.
 class GroupTable {
  public:
-  GroupTable() = default;
   /// `slack`: positions that a block must lie before those that are retained to be dropped. `grows`: it holds rows of
   /// the sequence's own tokens, not of another input.
   GroupTable(const Retained& retained, Pos block_tokens, Pos slack, bool grows)
@@ -62,10 +61,12 @@ class GroupTable {
     return blocks_.size() < kept_size() ? static_cast<Pos>(blocks_.size())
                                         : first_ + static_cast<Pos>(blocks_.size() - kept_size());
   }
+  /// Positions that the blocks have slots for, from the first one on.
+  [[nodiscard]] Index room() const noexcept { return Index{end()} * block_tokens_; }
   /// What `end` would be after an extension to `length`. Mostly without a division: an extension takes a block or none.
   [[nodiscard]] Pos end_for(Pos length) const noexcept {
     const Pos now = end();
-    const Index slots = Index{now} * block_tokens_;
+    const Index slots = room();
     if (length <= slots + block_tokens_) [[likely]] {
       return length <= slots ? now : now + 1;
     }
@@ -73,7 +74,7 @@ class GroupTable {
   }
   /// Rows of a sequence of `length` in the last block; 0 if it is full.
   [[nodiscard]] Pos tail_rows(Pos length) const noexcept {
-    const Index slots = Index{end()} * block_tokens_;
+    const Index slots = room();
     return length < slots ? static_cast<Pos>(length - (slots - block_tokens_)) : 0;
   }
   /// The number of the first block that is not one of the kept ones.
@@ -109,13 +110,7 @@ class GroupTable {
     return rows;
   }
   /// The least length with which `drop` has something to do.
-  [[nodiscard]] Pos drops_at() const noexcept {
-    const Retained& rule = rows_.rule();
-    if (rule.everything() || rule.kept == max_pos) {
-      return max_pos;
-    }
-    return rule.sees_only_from(std::max(drops_at_, rule.kept + 1));
-  }
+  [[nodiscard]] Pos drops_at() const noexcept { return drops_at_; }
 
   /// How many of its blocks a sequence of `length` has, to which this one can be cut.
   [[nodiscard]] std::size_t size_at(Pos length) const noexcept {
@@ -133,6 +128,8 @@ class GroupTable {
       blocks_.reserve(std::max(size, 2 * blocks_.capacity()));
     }
   }
+  /// Whether there is room for a block without `reserve`.
+  [[nodiscard]] bool can_push() const noexcept { return blocks_.size() < blocks_.capacity(); }
   void push(BlockId block) noexcept { blocks_.push_back(block); }
   /// Takes the last block.
   [[nodiscard]] BlockId pop() noexcept {
@@ -147,11 +144,11 @@ class GroupTable {
   /// ascending. O(blocks that are there), if there are any.
   template <class F>
   void drop(Pos length, F&& f) noexcept {
-    settle(length);
-    const Pos kept_from = rows_.from();
-    if (kept_from < drops_at_) {
+    if (length < drops_at_) {
       return;
     }
+    settle(length);
+    const Pos kept_from = rows_.from();
     const bool is_one = kept_from - slack_ < Index{block_tokens_} * (first_ + 2);
     const Pos until = std::min(end(), is_one ? first_ + 1 : (kept_from - slack_) / block_tokens_);
     if (until <= first_) {
@@ -178,7 +175,8 @@ class GroupTable {
   ///   settled   that of `other`
   void assign(const GroupTable& other, Pos length, Pos settled) {
     blocks_.assign(other.blocks_.begin(), other.blocks_.begin() + static_cast<std::ptrdiff_t>(other.size_at(length)));
-    set_first(other.first_);
+    first_ = other.first_;
+    drops_at_ = other.drops_at_;
     rows_ = other.rows(settled);
     missing_ = other.missing_;
     cut(length);
@@ -228,8 +226,15 @@ class GroupTable {
 
  private:
   void set_first(Pos first) noexcept {
+    if (first == first_) {
+      return;
+    }
     first_ = first;
-    drops_at_ = static_cast<Pos>(std::min((Index{first} + 1) * block_tokens_ + slack_, Index{max_pos}));
+    const Retained& rule = rows_.rule();
+    if (!rule.everything() && rule.kept < max_pos) {
+      const Index gone_until = std::max((Index{first} + 1) * block_tokens_ + slack_, Index{rule.kept} + 1);
+      drops_at_ = rule.sees_only_from(static_cast<Pos>(std::min(gone_until, Index{max_pos})));
+    }
   }
   [[nodiscard]] std::size_t kept_size() const noexcept { return static_cast<std::size_t>(kept_blocks_); }
   [[nodiscard]] std::size_t index_of(Pos number) const noexcept {
@@ -250,10 +255,10 @@ class GroupTable {
   bool grows_ = true;
   Pos block_tokens_ = 1;
   Pos slack_ = 0;
-  Pos kept_blocks_ = 0;  // blocks of the kept positions, which are never dropped
-  Pos first_ = 0;        // number of the block behind them
-  Pos drops_at_ = 0;     // with this rows_.from() a block can be dropped
-  PosRange missing_{};   // a sequence that was restored never had these rows
+  Pos kept_blocks_ = 0;     // blocks of the kept positions, which are never dropped
+  Pos first_ = -1;          // number of the block behind them
+  Pos drops_at_ = max_pos;  // with this length, less the reserve, a block can be dropped
+  PosRange missing_{};      // a sequence that was restored never had these rows
 };
 
 }  // namespace detail

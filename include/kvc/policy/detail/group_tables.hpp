@@ -143,6 +143,9 @@ class GroupTables {
     return range.last <= s.fits_until && !range.empty() && (s.owns_tails || has_unshared_tails(s));
   }
   KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range) {
+    if (extend_by_one_block(s, range)) [[likely]] {
+      return Extension{range, {}};
+    }
     Needs sum;
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       needs_[g] = needs_of(s, g, range);
@@ -521,6 +524,41 @@ class GroupTables {
         s.drops_at = std::min(s.drops_at, table.drops_at());
       }
     }
+  }
+
+  /// The extension of one more token, nearly always: each group takes one block, or none, and copies no tail. False,
+  /// and nothing has changed, where it is another one. O(groups).
+  [[nodiscard]] bool extend_by_one_block(Sequence& s, PosRange range) noexcept {
+    if (range.empty() || has_cross_groups_) {
+      return false;
+    }
+    Index taken = 0;
+    for (const GroupTable& table : s.tables) {
+      const Index room = table.room();
+      if (range.last > room) {
+        if (range.first < room || range.last > room + table.block_tokens() || !table.can_push()) {
+          return false;
+        }
+        ++taken;
+      } else if (!blocks_.is_private(table.blocks().back())) {
+        return false;
+      }
+    }
+    if (taken > blocks_.available()) {
+      return false;
+    }
+    Index fits_until = max_pos;
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      GroupTable& table = s.tables[g];
+      if (range.last > table.room()) {
+        table.push(blocks_.allocate(static_cast<Index>(g)));
+      }
+      fits_until = std::min(fits_until, table.room());
+    }
+    s.fits_until = static_cast<Pos>(fits_until);
+    s.owns_tails = true;
+    s.lengths.reserve(range);
+    return true;
   }
 
   /// What an extension takes.
