@@ -1,7 +1,9 @@
 // KvCache<T, Policy, Layout, Space>: the keys and values of many sequences, in one pool.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -197,6 +199,70 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   template <std::integral I>
   [[nodiscard]] Append extend_without_tokens(SeqId seq, I count) {
     return extend(seq, checked_extension(count), std::span<const Token>{});
+  }
+
+  /// As try_extend, of a model with recurrent layers: also reserves their states after each of `states_at` tokens of the
+  /// sequence, for the caller to write. They must ascend, above the present length; the new length is always one. A
+  /// later prompt finds its prefix as far as there are states (see docs/layer-groups.md), and `truncate` and `fork` go
+  /// to these lengths.
+  [[nodiscard]] std::optional<Append> try_extend(SeqId seq, TokenSpan tokens, std::span<const Pos> states_at)
+    requires HoldsStates<P>
+  {
+    return try_extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens, states_at);
+  }
+  /// As try_extend. Throws CapacityError if there is no room.
+  [[nodiscard]] Append extend(SeqId seq, TokenSpan tokens, std::span<const Pos> states_at)
+    requires HoldsStates<P>
+  {
+    return extend(seq, checked_count(tokens.size(), "tokens.size()"), tokens, states_at);
+  }
+  /// The same for lengths in braces.
+  [[nodiscard]] Append extend(SeqId seq, TokenSpan tokens, std::initializer_list<Pos> states_at)
+    requires HoldsStates<P>
+  {
+    return extend(seq, tokens, std::span(states_at.begin(), states_at.size()));
+  }
+
+  /// The lengths, ascending, of which an append wants the states of recurrent layers: those that `extend` was asked for,
+  /// those that a policy wants to find prefixes, and that of its end. Empty if there are no such layers. Valid until the
+  /// commit. O(states).
+  [[nodiscard]] std::span<const Pos> states_to_write(const Append& append) const
+    requires HoldsStates<P>
+  {
+    require_own(append);
+    const std::span<const Pos> all = policy_.state_lengths(append.seq_);
+    return all.subspan(static_cast<std::size_t>(std::ranges::upper_bound(all, append.range_.first) - all.begin()));
+  }
+  /// The bytes of a recurrent layer's state after `length` tokens, one of states_to_write(append), to be written before
+  /// the commit. They begin on a line of 64 bytes. Nobody else reads them before. Throws std::invalid_argument for
+  /// another layer, length or append.
+  [[nodiscard]] std::span<std::byte> state_to_write(Index layer, const Append& append, Pos length)
+    requires(HoldsStates<P> && S::host_accessible)
+  {
+    require_own(append);
+    require(length > append.range_.first, "length", length, "one of states_to_write");
+    const Index offset = state_offset(layer, append.seq_, length);
+    return {reinterpret_cast<std::byte*>(data() + offset), state_bytes(layer)};
+  }
+  /// The state of a recurrent layer after `length` tokens of the sequence; without it, after the committed ones. Empty
+  /// for length 0: the state is the model's initial one then. Throws std::invalid_argument for another layer, and for a
+  /// length of which there is no state (policy().state_lengths has all of them).
+  [[nodiscard]] std::span<const std::byte> state(Index layer, SeqId seq, Pos length) const
+    requires(HoldsStates<P> && S::host_accessible)
+  {
+    if (length == 0) {
+      (void)layers_.state_place(layer);
+      require(contains(seq), "seq", seq, "an open sequence");
+      return {};
+    }
+    const Index offset = state_offset(layer, seq, length);
+    return {reinterpret_cast<const std::byte*>(data() + offset), state_bytes(layer)};
+  }
+  /// The same after the committed tokens: what the next pass begins from.
+  [[nodiscard]] std::span<const std::byte> state(Index layer, SeqId seq) const
+    requires(HoldsStates<P> && S::host_accessible)
+  {
+    return state(layer, seq, length(seq));
   }
 
   /// Reserves the rows of an empty sequence that was computed elsewhere, without room for what its groups have dropped;
@@ -397,8 +463,24 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
         "is to find, extend_without_tokens(seq, count)");
   }
 
-  std::optional<Append> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
-    const std::optional<Extension> extension = policy_.try_extend(seq, count, tokens);
+  [[nodiscard]] Index state_offset(Index layer, SeqId seq, Pos length) const {
+    const StatePlace place = layers_.state_place(layer);
+    return layouts_.state(place, policy_.state_blocks(seq, place.kind, length));
+  }
+  [[nodiscard]] std::size_t state_bytes(Index layer) const {
+    return static_cast<std::size_t>(layers_.states()[static_cast<std::size_t>(layers_.state_place(layer).kind)].bytes);
+  }
+
+  std::optional<Append> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
+                                   std::span<const Pos> states_at = {}) {
+    const std::optional<Extension> extension = [&] {
+      if constexpr (HoldsStates<P>) {
+        return states_at.empty() ? policy_.try_extend(seq, count, tokens)
+                                 : policy_.try_extend(seq, count, tokens, states_at);
+      } else {
+        return policy_.try_extend(seq, count, tokens);
+      }
+    }();
     if (!extension) {
       return std::nullopt;
     }
@@ -407,8 +489,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return append;
   }
 
-  Append extend(SeqId seq, Pos count, std::span<const Token> tokens) {
-    std::optional<Append> append = try_extend(seq, count, tokens);
+  Append extend(SeqId seq, Pos count, std::span<const Token> tokens, std::span<const Pos> states_at = {}) {
+    std::optional<Append> append = try_extend(seq, count, tokens, states_at);
     if (!append) {
       throw_no_room("extend", count, [&](const auto& p) { return p.why_not_extend(seq, count); });
     }
@@ -484,7 +566,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
 
   static P make_policy(const LayerGroups& layers, const typename P::Config& config) {
-    require(layers.layers() > 0, "layers", layers.layers(), "at least 1");
+    require(!layers.groups().empty(), "layers", layers.layers(), "at least one that stores rows");
+    require(HoldsStates<P> || layers.states().empty(), "layers.states().size()", layers.states().size(),
+            detail::concat({"0: ", P::name, " holds no recurrent states"}));
     const GroupRules rules = row_bytes<T>(layers.groups()[0]) > 0 ? layers.rules(row_bytes<T>) : layers.rules();
     if constexpr (HoldsGroups<P>) {
       return P(config, rules);

@@ -50,7 +50,7 @@ class PoolLayout {
                               ", whose rows do not begin with those of fewer elements"}));
       layout::verify(own.back());
     }
-    if (own.size() == 1) {
+    if (own.size() == 1 && layers.states().empty()) {
       groups_.emplace_back(own[0], groups[0].latent);
       units_ = own[0].size();
       return;
@@ -61,6 +61,14 @@ class PoolLayout {
       for (const L& layout : own) {
         stride = std::max(stride, lines(layout.block_size()));
       }
+      if constexpr (HoldsStates<P>) {
+        for (std::size_t k = 0; k < layers.states().size() && stride > 0; ++k) {  // none where nothing is stored
+          const Index bytes = LayerGroups::aligned_state_bytes(layers.states()[k]);
+          states_.push_back({policy.state_sizes(static_cast<Index>(k)).in_block, bytes});
+          stride = std::max(stride, lines(ceil_div(states_.back().in_block * bytes, unit_bytes)));
+        }
+      }
+      stride_ = stride;
       require(stride <= most / policy.blocks(), "units in a block", stride, "at most 2^60 units in the pool");
       for (std::size_t g = 0; g < own.size(); ++g) {
         groups_.emplace_back(own[g], groups[g].latent, 0, stride);
@@ -75,6 +83,13 @@ class PoolLayout {
     }
   }
 
+  /// The offset of the state of a recurrent layer, in storage units. `blocks` are those of its kind.
+  [[nodiscard]] Index state(const StatePlace& place, std::span<const BlockId> blocks) const {
+    require(!states_.empty(), "element type", Element<T>::name, "one that stores something, to read or write states");
+    const State& state = states_[static_cast<std::size_t>(place.kind)];
+    const BlockId block = blocks[static_cast<std::size_t>(place.layer / state.in_block)];
+    return to_index(block) * stride_ + place.layer % state.in_block * (state.bytes / unit_bytes);
+  }
   /// Storage units in the pool.
   [[nodiscard]] Index size() const noexcept { return units_; }
   /// One for each group.
@@ -84,6 +99,11 @@ class PoolLayout {
   }
 
  private:
+  static constexpr Index unit_bytes = std::max<Index>(static_cast<Index>(sizeof(StorageOf<T>)), 1);
+  struct State {
+    Index in_block;
+    Index bytes;
+  };
   /// Units, rounded up to whole cache lines.
   [[nodiscard]] static constexpr Index lines(Index units) noexcept {
     constexpr Index line = std::max<Index>(64 / static_cast<Index>(sizeof(StorageOf<T>)), 1);
@@ -108,6 +128,8 @@ class PoolLayout {
   }
 
   std::vector<GroupLayout<L>> groups_;
+  std::vector<State> states_;  // [kinds]
+  Index stride_ = 0;           // units from one block to the next, where groups share them
   Index units_ = 0;
 };
 

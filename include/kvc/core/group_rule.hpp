@@ -20,16 +20,33 @@ struct GroupRule {
   friend constexpr bool operator==(const GroupRule&, const GroupRule&) = default;
 };
 
+/// Recurrent states, such as those of Mamba or of a gated delta rule, of layers whose states have the same bytes. A
+/// state is opaque, and stands for exactly so many tokens: nothing can be cut from it.
+struct StateRule {
+  Index layers = 1;  ///< each has a state
+  Index weight = 1;  ///< memory of the state of one layer, in the unit of row_weight
+
+  friend constexpr bool operator==(const StateRule&, const StateRule&) = default;
+};
+
+/// How a policy puts the states of one kind into blocks: that of layer i is number i % in_block of block i / in_block.
+struct StateSizes {
+  Index in_block = 0;  ///< states of layers in a block
+  Index blocks = 0;    ///< blocks for the states of all layers
+};
+
 /// The layer groups that a policy holds, and the reserve that all of them have in common.
 struct GroupRules {
   std::vector<GroupRule> groups{GroupRule{}};
   /// A sequence can be cut back by so many committed positions at any time: speculative decoding needs as many as it
   /// proposes tokens.
   Pos rewind = 0;
+  /// States of recurrent layers, beside the rows of the groups.
+  std::vector<StateRule> states{};
 
   /// Whether it is one group of full attention, which every policy can hold.
   [[nodiscard]] bool is_plain() const noexcept {
-    return groups.size() == 1 && groups[0].retained.everything() && groups[0].cross_rows == 0;
+    return groups.size() == 1 && groups[0].retained.everything() && groups[0].cross_rows == 0 && states.empty();
   }
 };
 
@@ -43,6 +60,10 @@ inline void require_valid(const GroupRules& rules) {
             "0 in a group with a window or chunks");
     require_between(rule.row_weight, Index{1}, Index{max_pos}, "row_weight");
     has_tokens = has_tokens || rule.cross_rows == 0;
+  }
+  for (const StateRule& rule : rules.states) {
+    require_between(rule.layers, Index{1}, Index{max_pos}, "states.layers");
+    require_between(rule.weight, Index{1}, Index{max_pos}, "states.weight");
   }
   require(has_tokens, "groups", rules.groups.size(), "at least one that holds rows of the sequence's own tokens");
   require(rules.rewind >= 0, "rewind", rules.rewind, "at least 0");

@@ -1,6 +1,7 @@
 // LayerGroups: the layers of a model, and which of them are alike.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
 #include <string>
@@ -41,11 +42,24 @@ struct LayerGroup {
   friend constexpr bool operator==(const LayerGroup&, const LayerGroup&) = default;
 };
 
+/// Recurrent layers whose states have the same bytes.
+struct StateGroup {
+  Index layers = 0;
+  Index bytes = 0;  ///< of the state of one layer
+  friend constexpr bool operator==(const StateGroup&, const StateGroup&) = default;
+};
+
 /// Where the rows of a model layer are.
 struct LayerPlace {
   Index group = 0;
   Index layer = 0;       ///< layer of the group
   bool is_owner = true;  ///< false: the layer reads rows that another one writes
+};
+
+/// Where the state of a recurrent layer is.
+struct StatePlace {
+  Index kind = 0;   ///< its StateGroup
+  Index layer = 0;  ///< layer of that
 };
 
 /// The layers of a model, in the order in which the model runs them. Equal kinds are one group.
@@ -106,9 +120,29 @@ class LayerGroups {
   /// Adds a layer that stores nothing and reads the rows of an earlier one, later in the same pass. Returns its number.
   /// Throws std::invalid_argument if there is no such layer.
   Index add_reader_of(Index layer) {
-    LayerPlace place = this->place(layer);
+    LayerPlace place = this->place(layer);  // throws for a recurrent one
     place.is_owner = false;
     return add_place(place);
+  }
+  /// Adds a recurrent layer, whose state takes `bytes` bytes whatever the number of tokens: see KvCache::state. Returns
+  /// its number. A model needs one layer at least that stores rows. Throws std::invalid_argument. O(groups).
+  Index add_state(Index bytes) {
+    require_between(bytes, Index{1}, most_state_bytes, "bytes");
+    auto kind = std::ranges::find(states_, bytes, &StateGroup::bytes);
+    if (kind == states_.end()) {
+      kind = states_.insert(states_.end(), {0, bytes});
+    }
+    places_.push_back({-1 - (kind - states_.begin()), kind->layers++});
+    return layers() - 1;
+  }
+  /// Adds `count` such layers; returns the number of the first. Throws as above.
+  Index add_state(Index bytes, Index count) {
+    require(count >= 1, "count", count, "at least 1");
+    const Index first = add_state(bytes);
+    for (Index i = 1; i < count; ++i) {
+      add_state(bytes);
+    }
+    return first;
   }
   /// Keeps so many positions more than the next query needs, so that a sequence can be cut back by as many at any time:
   /// speculative decoding needs as many as it proposes tokens.
@@ -121,39 +155,63 @@ class LayerGroups {
   /// Layers of the model, readers included.
   [[nodiscard]] Index layers() const noexcept { return static_cast<Index>(places_.size()); }
   [[nodiscard]] std::span<const LayerGroup> groups() const noexcept { return groups_; }
+  /// Recurrent layers, in kinds of equal size.
+  [[nodiscard]] std::span<const StateGroup> states() const noexcept { return states_; }
   [[nodiscard]] Pos rewind() const noexcept { return rewind_; }
   /// Whether a Shape says the same: one group of full attention with keys and values, and no layer reads the rows of
   /// another one.
   [[nodiscard]] bool is_plain() const noexcept {
     return groups_.size() == 1 && groups_[0].retained.everything() && groups_[0].cross_rows == 0 &&
-           !groups_[0].latent && layers() == groups_[0].shape.layers;
+           !groups_[0].latent && states_.empty() && layers() == groups_[0].shape.layers;
   }
-  /// Where the rows of a layer are. Throws std::invalid_argument if there is no such layer. O(1).
+  /// Where the rows of a layer are. Throws std::invalid_argument if there is no such layer, or it is recurrent. O(1).
   [[nodiscard]] LayerPlace place(Index layer) const {
     require_between(layer, Index{0}, layers() - 1, "layer");
-    return places_[static_cast<std::size_t>(layer)];
+    const LayerPlace& place = places_[static_cast<std::size_t>(layer)];
+    require(place.group >= 0, "layer", layer, "one that stores rows: this one has a recurrent state");
+    return place;
+  }
+  /// Whether a layer is recurrent. Throws std::invalid_argument if there is no such layer. O(1).
+  [[nodiscard]] bool is_recurrent(Index layer) const {
+    require_between(layer, Index{0}, layers() - 1, "layer");
+    return places_[static_cast<std::size_t>(layer)].group < 0;
+  }
+  /// Where the state of a layer is. Throws std::invalid_argument unless the layer is recurrent. O(1).
+  [[nodiscard]] StatePlace state_place(Index layer) const {
+    require(is_recurrent(layer), "layer", layer, "a recurrent one: this one stores rows");
+    const LayerPlace& place = places_[static_cast<std::size_t>(layer)];
+    return {-1 - place.group, place.layer};
   }
 
   /// What a policy has to know. `weight(group)` is the memory of one position in all layers of a group, for example
-  /// row_bytes<T>; the default counts elements.
+  /// row_bytes<T>, in units of `unit` bytes.
   template <class F>
-  [[nodiscard]] GroupRules rules(F weight) const {
-    GroupRules rules{{}, rewind_};
+  [[nodiscard]] GroupRules rules(F weight, Index unit = 1) const {
+    GroupRules rules{{}, rewind_, {}};
     for (const LayerGroup& group : groups_) {
       rules.groups.push_back({group.retained, group.cross_rows, weight(group)});
     }
+    for (const StateGroup& kind : states_) {
+      rules.states.push_back({kind.layers, ceil_div(aligned_state_bytes(kind), unit)});
+    }
     return rules;
   }
-  /// The same with the default weight.
+  /// The same for elements of two bytes.
   [[nodiscard]] GroupRules rules() const {
-    return rules([](const LayerGroup& group) {
-      const Shape& s = group.shape;
-      return s.layers * s.kv_heads * (s.key_dim + (group.latent ? 0 : s.value_dim));
-    });
+    return rules(
+        [](const LayerGroup& group) {
+          const Shape& s = group.shape;
+          return s.layers * s.kv_heads * (s.key_dim + (group.latent ? 0 : s.value_dim));
+        },
+        2);
+  }
+  /// Bytes from the state of one layer to that of the next: each begins on a line of 64 bytes.
+  [[nodiscard]] static constexpr Index aligned_state_bytes(const StateGroup& kind) noexcept {
+    return ceil_div(kind.bytes, Index{64}) * 64;
   }
 
   friend bool operator==(const LayerGroups& a, const LayerGroups& b) noexcept {
-    return a.groups_ == b.groups_ && a.rewind_ == b.rewind_ &&
+    return a.groups_ == b.groups_ && a.states_ == b.states_ && a.rewind_ == b.rewind_ &&
            std::ranges::equal(a.places_, b.places_, [](const LayerPlace& x, const LayerPlace& y) {
              return x.group == y.group && x.layer == y.layer && x.is_owner == y.is_owner;
            });
@@ -165,8 +223,11 @@ class LayerGroups {
     return layers() - 1;
   }
 
+  static constexpr Index most_state_bytes = Index{1} << 30;
+
   std::vector<LayerGroup> groups_;
-  std::vector<LayerPlace> places_;
+  std::vector<StateGroup> states_;
+  std::vector<LayerPlace> places_;  // of a recurrent layer the group is -1 - kind
   Pos rewind_ = 0;
 };
 

@@ -178,6 +178,30 @@ concept GroupTablePolicy = HoldsGroups<P> && requires(const BarePolicy<P>& c, Se
   { c.group_blocks(seq, group) } -> std::same_as<GroupBlocks>;
 };
 
+/// Keeps the states of recurrent layers beside rows (GroupRules::states), under the same SeqId and in the same blocks. A
+/// state stands for exactly so many tokens. Every extension reserves one for its end; commit releases the older ones.
+///
+///   p.try_extend(seq, count, tokens,   | as try_extend, and reserves states after each of `states_at` tokens, too, which
+///                states_at)            | must ascend in (reserved(seq), reserved(seq) + count]
+///   c.state_lengths(seq)               | std::span<const Pos>: lengths of which the sequence has states, ascending;
+///                                      | those above length(seq) are to be written before the commit
+///   c.state_blocks(seq, kind, length)  | std::span<const BlockId>: where the states of one kind after `length` tokens
+///                                      | lie; kind < c.group_rules().states.size()
+///   c.state_sizes(kind)                | StateSizes: how they lie in these blocks; constant
+///
+/// A sequence keeps the states of its length, and of lengths above length(seq) - rewind. `truncate` and `try_fork` go to
+/// a length of which there are states, or to 0, and throw std::invalid_argument for others. A prefix is found as far as
+/// there are states. All throw std::invalid_argument if seq is not open or there is no such state. What a span shows is
+/// valid as long as runs are.
+template <class P>
+concept HoldsStates = HoldsGroups<P> && requires(P& p, const BarePolicy<P>& c, SeqId seq, Pos n, Index kind,
+                                                 std::span<const Token> tokens, std::span<const Pos> states_at) {
+  { p.try_extend(seq, n, tokens, states_at) } -> std::same_as<std::optional<Extension>>;
+  { c.state_lengths(seq) } -> std::same_as<std::span<const Pos>>;
+  { c.state_blocks(seq, kind, n) } -> std::same_as<std::span<const BlockId>>;
+  { c.state_sizes(kind) } -> std::same_as<StateSizes>;
+};
+
 /// Takes back a sequence that was computed elsewhere, or earlier, without room for what its groups have dropped. For a
 /// policy with one group of full attention it is an extension of an empty sequence.
 ///

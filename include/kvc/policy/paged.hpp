@@ -69,10 +69,17 @@ class Paged {
 
   /// O(blocks taken).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
+    return try_extend(seq, count, tokens, {});
+  }
+  /// The same, with blocks for the recurrent states after `states_at` tokens, too: see HoldsStates.
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
+                                      std::span<const Pos> states_at) {
     if (grouped_) [[unlikely]] {
       Grouped::Sequence& s = grouped_->at(seq);
-      return grouped_->try_extend(s, s.lengths.checked_extension(seq, count, tokens.size()));
+      const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
+      return grouped_->try_extend(s, range, grouped_->wanted_states(range, states_at));
     }
+    require(states_at.empty(), "states_at.size()", states_at.size(), "0: there are no recurrent layers");
     return tables_.try_extend(seq, count, tokens.size());
   }
 
@@ -92,6 +99,7 @@ class Paged {
       Grouped::Sequence& s = grouped_->at(seq);
       s.lengths.check_uncommitted(seq);
       grouped_->commit(s);
+      grouped_->drop_states(s, 0, [](std::span<const BlockId>) {});
       grouped_->drop(s);
       return;
     }
@@ -200,6 +208,20 @@ class Paged {
       tables_.for_each_run(seq, range, f);
     }
   }
+  /// Lengths of which the sequence has recurrent states: see HoldsStates, as for the next two.
+  [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const {
+    return grouped_ ? grouped_->state_lengths(grouped_->at(seq)) : (void(lengths(seq)), std::span<const Pos>());
+  }
+  /// The blocks of the states of one kind. Valid until the sequence is extended, committed, truncated or closed.
+  [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
+    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
+    return grouped_->state_blocks(grouped_->at(seq), kind, length);
+  }
+  /// How the states of one kind lie in blocks.
+  [[nodiscard]] StateSizes state_sizes(Index kind) const {
+    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
+    return grouped_->state_sizes(kind);
+  }
   /// The blocks that sequences hold of one group, and their rows. O(blocks + table entries).
   [[nodiscard]] Stats stats(Index group) const {
     require_group(group);
@@ -280,8 +302,8 @@ class Paged {
   std::unique_ptr<Grouped> grouped_;             // of other groups
   Index prompt_tokens_ = 0;
 };
-static_assert(BlockTablePolicy<Paged> && GroupTablePolicy<Paged> && CountsAvailable<Paged> && HasConfig<Paged> &&
-              ListsSequences<Paged> && ExplainsRefusals<Paged> && RestoresSequences<Paged>);
+static_assert(HoldsStates<Paged> && BlockTablePolicy<Paged> && GroupTablePolicy<Paged> && CountsAvailable<Paged> &&
+              HasConfig<Paged> && ListsSequences<Paged> && ExplainsRefusals<Paged> && RestoresSequences<Paged>);
 
 }  // namespace v0
 }  // namespace kvc

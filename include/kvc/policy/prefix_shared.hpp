@@ -125,7 +125,20 @@ class PrefixShared {
   /// A prompt can find blocks later only if their tokens, and all tokens before them, are given. O(blocks taken +
   /// tokens).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
-    return ask([&](auto& p) { return p.try_extend(seq, count, tokens); });
+    if (grouped_) [[unlikely]] {
+      return grouped_->try_extend(seq, count, tokens, {});
+    }
+    return plain_->try_extend(seq, count, tokens);
+  }
+  /// The same, with blocks for the recurrent states after `states_at` tokens, too: see HoldsStates. They stay for later
+  /// prompts as the end of a prompt does.
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
+                                      std::span<const Pos> states_at) {
+    if (grouped_) [[unlikely]] {
+      return grouped_->try_extend(seq, count, tokens, states_at);
+    }
+    require(states_at.empty(), "states_at.size()", states_at.size(), "0: there are no recurrent layers");
+    return plain_->try_extend(seq, count, tokens);
   }
 
   /// Reserves the rows of a sequence that was computed elsewhere, for publish_tokens after the commit: see
@@ -304,6 +317,20 @@ class PrefixShared {
       plain_->for_each_run(seq, range, f);
     }
   }
+  /// Lengths of which the sequence has recurrent states: see HoldsStates, as for the next two.
+  [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const {
+    return grouped_ ? grouped_->state_lengths(seq) : (void(length(seq)), std::span<const Pos>());
+  }
+  /// The blocks of the states of one kind. Valid until the sequence is extended, committed, truncated or closed.
+  [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
+    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
+    return grouped_->state_blocks(seq, kind, length);
+  }
+  /// How the states of one kind lie in blocks.
+  [[nodiscard]] StateSizes state_sizes(Index kind) const {
+    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
+    return grouped_->state_sizes(kind);
+  }
   /// The blocks that sequences hold of one group, those that are cached, and hits lost because of it. O(blocks + table
   /// entries).
   [[nodiscard]] Stats stats(Index group) const {
@@ -357,11 +384,11 @@ class PrefixShared {
   std::optional<Plain> plain_;
   std::unique_ptr<Grouped> grouped_;
 };
-static_assert(BlockTablePolicy<PrefixShared<>> && GroupTablePolicy<PrefixShared<>> && CountsAvailable<PrefixShared<>> &&
-              HasConfig<PrefixShared<>> && ListsSequences<PrefixShared<>> && MatchesPrefixes<PrefixShared<>> &&
-              AdmitsRequests<PrefixShared<>> && PinsPrefixes<PrefixShared<>> && KeepsPrefixes<PrefixShared<>> &&
-              ClearsCache<PrefixShared<>> && KeepsTime<PrefixShared<>> && EmitsEvents<PrefixShared<>> &&
-              RestoresSequences<PrefixShared<>> && ExplainsRefusals<PrefixShared<>>);
+static_assert(HoldsStates<PrefixShared<>> && BlockTablePolicy<PrefixShared<>> && GroupTablePolicy<PrefixShared<>> &&
+              CountsAvailable<PrefixShared<>> && HasConfig<PrefixShared<>> && ListsSequences<PrefixShared<>> &&
+              MatchesPrefixes<PrefixShared<>> && AdmitsRequests<PrefixShared<>> && PinsPrefixes<PrefixShared<>> &&
+              KeepsPrefixes<PrefixShared<>> && ClearsCache<PrefixShared<>> && KeepsTime<PrefixShared<>> &&
+              EmitsEvents<PrefixShared<>> && RestoresSequences<PrefixShared<>> && ExplainsRefusals<PrefixShared<>>);
 
 }  // namespace v0
 }  // namespace kvc

@@ -71,15 +71,14 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
   }
   /// As of the policy, with all other threads kept out. The list of copies belongs to the calling thread.
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
-    return with_lock([&](P& p) {
-      std::optional<Extension> extension = p.try_extend(seq, count, tokens);
-      if (extension && !extension->copies.empty()) {
-        detail::ScopeGuard undo([&] { p.rollback(seq); });
-        extension->copies = own_copies(extension->copies);
-        undo.dismiss();
-      }
-      return extension;
-    });
+    return extend_with(seq, [&](P& p) { return p.try_extend(seq, count, tokens); });
+  }
+  /// The same, with recurrent states after `states_at` tokens.
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
+                                      std::span<const Pos> states_at)
+    requires HoldsStates<P>
+  {
+    return extend_with(seq, [&](P& p) { return p.try_extend(seq, count, tokens, states_at); });
   }
   /// As of the policy, with all other threads kept out.
   std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options)
@@ -180,6 +179,24 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
       f(run);
     }
   }
+  /// As of the policy, with writers kept out. Changes only with the sequence.
+  [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const
+    requires HoldsStates<P>
+  {
+    return with_shared_lock([&](const P& p) { return p.state_lengths(seq); });
+  }
+  /// As of the policy, with writers kept out. Changes only with the sequence.
+  [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const
+    requires HoldsStates<P>
+  {
+    return with_shared_lock([&](const P& p) { return p.state_blocks(seq, kind, length); });
+  }
+  /// As of the policy; never changes, so without the lock.
+  [[nodiscard]] StateSizes state_sizes(Index kind) const
+    requires HoldsStates<P>
+  {
+    return policy_.state_sizes(kind);
+  }
   /// As of the policy, with writers kept out.
   [[nodiscard]] Stats stats(Index group) const
     requires HoldsGroups<P>
@@ -206,6 +223,18 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
     return with_shared_lock(std::forward<F>(f));
   }
 
+  template <class F>
+  std::optional<Extension> extend_with(SeqId seq, F&& f) {
+    return with_lock([&](P& p) {
+      std::optional<Extension> extension = f(p);
+      if (extension && !extension->copies.empty()) {
+        detail::ScopeGuard undo([&] { p.rollback(seq); });
+        extension->copies = own_copies(extension->copies);
+        undo.dismiss();
+      }
+      return extension;
+    });
+  }
   /// The policy's own list belongs to whoever has the lock next.
   static std::span<const RowCopy> own_copies(std::span<const RowCopy> copies) {
     thread_local std::vector<RowCopy> own;

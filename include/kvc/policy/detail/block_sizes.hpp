@@ -16,23 +16,50 @@ namespace detail {
 /// All blocks of a pool have the same number of bytes, so that any free block serves any group. A position of a light
 /// group takes fewer bytes than one of a heavy group, so a block holds more of them.
 struct BlockSizes {
-  Pos node_tokens = 0;      ///< divides the block sizes of all groups: the grain of the prefix index
-  std::vector<Pos> tokens;  ///< [groups] positions in a block
+  Pos node_tokens = 0;             ///< divides the block sizes of all groups: the grain of the prefix index
+  std::vector<Pos> tokens;         ///< [groups] positions in a block
+  std::vector<StateSizes> states;  ///< [kinds of states]
+
+  /// Blocks of the states of all layers after one length.
+  [[nodiscard]] Index state_blocks() const noexcept {
+    Index blocks = 0;
+    for (const StateSizes& kind : states) {
+      blocks += kind.blocks;
+    }
+    return blocks;
+  }
 };
+
+/// How many states of layers fit into a block, and how many blocks all of them take.
+inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
+  Index block = 1;
+  for (std::size_t g = 0; g < rules.groups.size(); ++g) {
+    block = std::max(block, sizes.tokens[g] * rules.groups[g].row_weight);
+  }
+  for (const StateRule& rule : rules.states) {
+    const Index in_block = std::clamp(block / rule.weight, Index{1}, rule.layers);
+    sizes.states.push_back({in_block, ceil_div(rule.layers, in_block)});
+  }
+}
 
 /// Sizes for which a block of the heaviest group holds `block_tokens` positions, and no group leaves more than 1/64 of
 /// a block unused at its end. Where no grain that divides block_tokens allows that, the heaviest group's blocks hold up
 /// to four times as many; where that does not either, what wastes least: less than 1 / (8 * block_tokens) of a block.
-/// O(groups).
+/// A block has room for the state of one layer at least: where states are large, it holds a multiple of `block_tokens`
+/// positions. O(groups).
 [[nodiscard]] inline BlockSizes block_sizes(const GroupRules& rules, Pos block_tokens) {
   constexpr double most_waste = 1.0 / 64;
   Index heaviest = 1;
   for (const GroupRule& rule : rules.groups) {
     heaviest = std::max(heaviest, rule.row_weight);
   }
+  Index least = block_tokens;
+  for (const StateRule& rule : rules.states) {
+    least = std::max(least, ceil_div(rule.weight, heaviest * block_tokens) * block_tokens);
+  }
   // The sizes with nodes of node_tokens positions, `parts` of them in a block of the heaviest group.
   const auto sizes_with = [&](Pos node_tokens, Index parts, double& waste) {
-    BlockSizes sizes{node_tokens, {}};
+    BlockSizes sizes{node_tokens, {}, {}};
     Index largest = 0, smallest = max_pos;  // weight of the positions in a block
     for (const GroupRule& rule : rules.groups) {
       const Index nodes = std::max<Index>((2 * parts * heaviest + rule.row_weight) / (2 * rule.row_weight), 1);
@@ -47,7 +74,7 @@ struct BlockSizes {
   BlockSizes best;
   double least_waste = 2;
   for (const Index factor : {1, 2, 4}) {
-    const Index size = std::min(factor * block_tokens, Index{max_pos});
+    const Index size = std::min(factor * least, Index{max_pos});
     for (Pos parts = 1; parts <= std::min(block_tokens, Pos{4096}); ++parts) {
       if (block_tokens % parts != 0) {
         continue;
@@ -60,10 +87,12 @@ struct BlockSizes {
         best = std::move(sizes);
       }
       if (least_waste <= most_waste) {
+        add_states(best, rules);
         return best;
       }
     }
   }
+  add_states(best, rules);
   return best;
 }
 

@@ -44,7 +44,9 @@ class CachedBlocks {
         quota(blocks, tenant_quota) {}
 
   [[nodiscard]] Index size() const noexcept { return pool.size(); }
-  [[nodiscard]] Index available() const noexcept { return pool.available() + eviction.size(); }
+  [[nodiscard]] Index available() const noexcept { return pool.available() + evictable(); }
+  /// Blocks that eviction would make free.
+  [[nodiscard]] Index evictable() const noexcept { return eviction.size(); }
   [[nodiscard]] Index evictions() const noexcept { return evictions_; }
 
   [[nodiscard]] BlockId allocate() noexcept {

@@ -47,16 +47,24 @@ class GroupCachedBlocks {
         nodes(blocks, index_nodes, sizes, hash),
         eviction(blocks, eviction_config),
         quota(blocks, tenant_quota),
-        evictable_(rules.groups.size(), 0) {
+        evictable_(nodes.slots(), 0) {
     for (const GroupRule& rule : rules.groups) {
       keeps_everything_.push_back(rule.retained.everything() && rule.cross_rows == 0 ? 1 : 0);
+      others_.push_back(0);
+    }
+    for (const StateSizes& kind : sizes.states) {
+      keeps_everything_.push_back(0);
+      others_.push_back(kind.blocks - 1);
+      next_ = BlockArray<BlockId>(blocks, no_block);
     }
   }
 
   [[nodiscard]] Index size() const noexcept { return pool.size(); }
-  [[nodiscard]] Index available() const noexcept { return pool.available() + eviction.size(); }
+  [[nodiscard]] Index available() const noexcept { return pool.available() + evictable(); }
+  /// Blocks that eviction would make free: those that the eviction policy has, and the others of states.
+  [[nodiscard]] Index evictable() const noexcept { return eviction.size() + evictable_others_; }
   [[nodiscard]] Index evictions() const noexcept { return evictions_; }
-  /// Evictable blocks of a group.
+  /// Evictable blocks of a slot that the eviction policy has.
   [[nodiscard]] Index evictable(std::size_t group) const noexcept { return evictable_[group]; }
 
   [[nodiscard]] BlockId allocate(Index /*group*/) noexcept {
@@ -121,6 +129,43 @@ class GroupCachedBlocks {
       events(stored(events_++, root, node, group, block));
     }
   }
+  /// The states of one kind that a sequence references, after the last token of a node: the first block becomes cached,
+  /// and the index references the others as long as it is.
+  void attach_state(SequenceContext& context, int tenant, Parent root, Node node, std::size_t kind,
+                    std::span<const BlockId> blocks) noexcept {
+    const std::size_t slot = nodes.groups() + kind;
+    const auto number = static_cast<Pos>(nodes.end(Parent(node)) / nodes.node_tokens() - 1);
+    nodes.attach_state(node, kind, blocks[0]);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      next_[blocks[i]] = i + 1 < blocks.size() ? blocks[i + 1] : no_block;
+      if (i > 0) {
+        pool.ref(blocks[i]);
+      }
+    }
+    quota.on_cached(blocks[0], tenant);
+    eviction.on_cached(context, StoredBlock{blocks[0], key(node, slot), number, as_group(slot)}, now);
+    if constexpr (Events::listens) {
+      events(stored(events_++, root, node, slot, blocks[0]));
+    }
+  }
+  /// The block of cached states behind this one; no_block behind the last one.
+  [[nodiscard]] BlockId next_of_state(BlockId block) const noexcept { return next_[block]; }
+  /// f(block) for all blocks of the states that begin with a cached one.
+  template <class F>
+  void for_each_of_state(BlockId first, F&& f) const noexcept {
+    for (BlockId block = first; block != no_block; block = next_[block]) {
+      f(block);
+    }
+  }
+  /// Adds the references that the index has to blocks of states.
+  void add_references(BlockArray<std::int32_t>& references) const noexcept {
+    for (Index i = 0; i < next_.size(); ++i) {
+      const BlockId first{static_cast<std::int32_t>(i)};
+      if (nodes.is_cached(first) && nodes.group(first) >= nodes.groups()) {
+        for_each_of_state(first, [&](BlockId block) { references[block] += block == first ? 0 : 1; });
+      }
+    }
+  }
   /// A sequence that references `own` takes the cached block `equal`, which has the same rows, in its place.
   void merge(BlockId own, BlockId equal, const auto& state) noexcept {
     ref(equal);
@@ -148,6 +193,7 @@ class GroupCachedBlocks {
     }
     nodes.detach(block);
     forget(block, group);
+    release_others(block, group);
   }
 
   // --- rows of other inputs ------------------------------------------------------------------------------------------
@@ -224,12 +270,14 @@ class GroupCachedBlocks {
       if (!nodes.is_cached(block)) {
         continue;
       }
+      const std::size_t group = nodes.group(block);
       if (pool.ref_count(block) == 0) {
         acquire(block);
         pool.free(block);
       }
       eviction.on_uncached(block);
       quota.on_uncached(block);
+      release_others(block, group);
     }
     nodes.clear();
     for (std::size_t r = 0; r < cross_.size(); ++r) {
@@ -289,11 +337,26 @@ class GroupCachedBlocks {
     eviction.on_acquired(block);
     quota.on_acquired(block);
     --evictable_[nodes.group(block)];
+    evictable_others_ -= others_[nodes.group(block)];
   }
   void make_evictable(BlockId block, const auto& state) noexcept {
     eviction.on_evictable(state.context, block, now);
     quota.on_evictable(block);
     ++evictable_[nodes.group(block)];
+    evictable_others_ += others_[nodes.group(block)];
+  }
+  /// The index has the states that begin with `first` no more.
+  void release_others(BlockId first, std::size_t group) noexcept {
+    if (others_[group] == 0) {
+      return;
+    }
+    for (BlockId block = next_[first]; block != no_block;) {
+      const BlockId next = next_[block];
+      if (pool.unref(block) == 0) {
+        pool.free(block);
+      }
+      block = next;
+    }
   }
   /// Of a block that is not in the index any more.
   void forget(BlockId block, std::size_t group) noexcept {
@@ -380,8 +443,11 @@ class GroupCachedBlocks {
   BlockId victim_ = no_block;  // nodes.watched() is its last node, or lies below that
   Index evictions_ = 0;
   std::vector<std::vector<BlockId>> cross_;  // [roots] blocks with rows of another input
-  std::vector<Index> evictable_;             // [groups]
-  std::vector<char> keeps_everything_;       // [groups]
+  std::vector<Index> evictable_;             // [slots]
+  std::vector<char> keeps_everything_;       // [slots]
+  std::vector<Index> others_;                // [slots] blocks of states behind the first one
+  BlockArray<BlockId> next_;                 // of a block of cached states, the next one
+  Index evictable_others_ = 0;
   std::uint64_t events_ = 0;
 };
 

@@ -26,7 +26,7 @@ class GroupDemand {
   }
   /// A bound of peak_blocks. O(groups).
   [[nodiscard]] Index most_blocks(Pos from, Pos size, Pos pass, Pos reserve) const noexcept {
-    Index prefill = 0, decode = 0;
+    Index prefill = states(), decode = prefill;
     for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
       prefill += most_blocks(g, size, std::min(pass, static_cast<Pos>(size - from)));
       decode += most_blocks(g, size + reserve, std::min(reserve, Pos{1}));
@@ -42,7 +42,7 @@ class GroupDemand {
     Index peak = 0;
     for (Pos length = from; length < size + reserve && peak <= room;) {
       const Pos next = length < size ? length + std::min(pass, static_cast<Pos>(size - length)) : length + 1;
-      Index blocks = 0;
+      Index blocks = states();
       for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
         const GroupRule& rule = rules_.groups[g];
         const Pos tokens = sizes_.tokens[g];
@@ -61,6 +61,9 @@ class GroupDemand {
   }
 
  private:
+  /// Blocks of recurrent states: those that a pass begins from, those of the last whole node, and those that it writes
+  /// at its end, at the end of the prompt and where prompts part. Those that are asked for beside them are not counted.
+  [[nodiscard]] Index states() const noexcept { return sizes_.state_blocks() * (Index{5} + rules_.rewind); }
   /// Blocks of a group that a sequence of `length` holds at most while it is extended by `pass` tokens to it.
   [[nodiscard]] Index most_blocks(std::size_t group, Pos length, Pos pass) const noexcept {
     const GroupRule& rule = rules_.groups[group];

@@ -25,7 +25,8 @@ inline constexpr std::size_t max_groups = 16;
 ///   its kept positions before L, and
 ///   every position in [first_seen(L), L), and, where L is no multiple of its block size, the whole block before L
 ///
-/// and, of a group of cross attention, all rows of the other input.
+/// and, of a group of cross attention, all rows of the other input. Where there are recurrent layers, a hit ends behind
+/// the last token of a node that has their states. They count as a group of their own, behind the others.
 ///
 /// For each group, the walk carries from where on all rows up to the present node are there. O(groups) per node.
 template <class Hash>
@@ -73,6 +74,9 @@ class GroupHit {
         return false;
       }
     }
+    if (nodes_.slots() > nodes_.groups() && (count > 0 || (!path.empty() && !nodes_.has_states(path.back())))) {
+      return false;
+    }
     length_ = length;
     node_ = path.empty() ? Nodes::no_node : path.back();
     partial_ = count > 0 ? child : Nodes::no_node;
@@ -86,7 +90,7 @@ class GroupHit {
     end_ += nodes_.node_tokens();
     const std::span<const BlockId> blocks = nodes_.blocks_of(node);
     Shorts shorts;
-    for (std::size_t g = 0; g < blocks.size(); ++g) {
+    for (std::size_t g = 0; g < nodes_.groups(); ++g) {
       const Retained& retained = rules_.groups[g].retained;
       Group& group = groups_[g];
       const bool has = blocks[g] != no_block;
@@ -115,6 +119,9 @@ class GroupHit {
         group.from = has ? group.from : end_;
       }
     }
+    if (!nodes_.has_states(node)) {
+      shorts.add(nodes_.groups());
+    }
     if (is_longer(shorts, end_)) {
       node_ = node;
       count_ = end_ / nodes_.node_tokens();
@@ -129,7 +136,10 @@ class GroupHit {
     }
     const std::span<const BlockId> blocks = nodes_.blocks_of(child);
     Shorts shorts;
-    for (std::size_t g = 0; g < blocks.size(); ++g) {
+    if (nodes_.slots() > nodes_.groups()) {
+      return;
+    }
+    for (std::size_t g = 0; g < nodes_.groups(); ++g) {
       const Retained& retained = rules_.groups[g].retained;
       const Pos first = retained.first_seen(length);
       if (rules_.groups[g].cross_rows > 0) {
@@ -194,7 +204,7 @@ class GroupHit {
   const Nodes& nodes_;
   const GroupRules& rules_;
   bool has_cross_;
-  std::array<Group, max_groups> groups_{};
+  std::array<Group, max_groups + 1> groups_{};  // the last one: of states
   Pos end_ = 0;
   Pos length_ = 0;
   Pos count_ = 0;

@@ -5,6 +5,9 @@
 // holds the tokens of one or several nodes, one after the other; its **last node** is the deepest of those that have
 // it. So the deepest node of a prefix within the span of a block has a block with all rows of the prefix in that span.
 //
+// Beside the groups a node has a slot for each kind of recurrent states: the first block of those after the last of its
+// tokens.
+//
 // A node stays as long as it has a block, a child, or a sequence that ends there.
 #pragma once
 
@@ -41,7 +44,8 @@ class GroupNodes {
       : index(nodes, sizes.node_tokens, hash),
         sizes_(sizes),
         nodes_(nodes),
-        blocks_of_(static_cast<std::size_t>(nodes) * sizes.tokens.size(), no_block),
+        slots_(sizes.tokens.size() + sizes.states.size()),
+        blocks_of_(static_cast<std::size_t>(nodes) * slots_, no_block),
         holders_(blocks) {
     free_.resize(static_cast<std::size_t>(nodes));
     for (std::size_t i = 0; i < free_.size(); ++i) {
@@ -54,14 +58,20 @@ class GroupNodes {
   [[nodiscard]] Pos node_tokens() const noexcept { return sizes_.node_tokens; }
   [[nodiscard]] Pos block_tokens(std::size_t group) const noexcept { return sizes_.tokens[group]; }
   [[nodiscard]] std::size_t groups() const noexcept { return sizes_.tokens.size(); }
+  /// Groups and kinds of states: slot groups() + kind is that of a kind. Members that take a group take a slot.
+  [[nodiscard]] std::size_t slots() const noexcept { return slots_; }
   [[nodiscard]] bool has_free_node() const noexcept { return !free_.empty(); }
 
   /// The position behind the tokens of a node; 0 for a root.
   [[nodiscard]] Pos end(Parent node) const noexcept { return node.is_root() ? 0 : nodes_[node.block()].end; }
+  /// Whether a node has all kinds of states. True where there are none.
+  [[nodiscard]] bool has_states(Node node) const noexcept {
+    return std::ranges::find(blocks_of(node).subspan(groups()), no_block) == blocks_of(node).end();
+  }
   /// The block of a node in a group, or no_block.
   [[nodiscard]] BlockId block(Node node, std::size_t group) const noexcept { return blocks_of(node)[group]; }
   [[nodiscard]] std::span<const BlockId> blocks_of(Node node) const noexcept {
-    return {blocks_of_.data() + static_cast<std::size_t>(node) * groups(), groups()};
+    return {blocks_of_.data() + static_cast<std::size_t>(node) * slots_, slots_};
   }
   /// Prefetches the blocks of a node.
   void prefetch(Node node) const noexcept { __builtin_prefetch(blocks_of(node).data()); }
@@ -134,6 +144,10 @@ class GroupNodes {
     holder.group = static_cast<std::int32_t>(group);
     holder.first = first;
   }
+  /// Gives a node the first block of its states of one kind.
+  void attach_state(Node node, std::size_t kind, BlockId block) noexcept {
+    attach(node, groups() + kind, nodes_[node].end - node_tokens(), block);
+  }
   /// Gives its nodes another block, which holds the same rows and more; f(node) for each, ancestors first.
   template <class F>
   void replace(BlockId block, BlockId other, F&& f) noexcept {
@@ -189,6 +203,12 @@ class GroupNodes {
         check(block == no_block || holders_[block].first % block_tokens(g) == 0, node,
               "has a block that begins elsewhere");
       }
+      for (std::size_t g = groups(); g < slots(); ++g) {
+        const BlockId block = this->block(node, g);
+        has_block = has_block || block != no_block;
+        check(block == no_block || (is_cached(block) && group(block) == g && last_node(block) == node), node,
+              "has a state that does not know it");
+      }
       check(data.end == end(parent) + node_tokens(), node, "has another end than its parent says");
       check(data.ref_count == expected[node], node, "counts other sequences than end there");
       check(has_block || index.has_children(node) || data.ref_count > 0, node, "is of no use");
@@ -215,7 +235,7 @@ class GroupNodes {
   };
 
   [[nodiscard]] std::span<BlockId> blocks_at(Node node) noexcept {
-    return {blocks_of_.data() + static_cast<std::size_t>(node) * groups(), groups()};
+    return {blocks_of_.data() + static_cast<std::size_t>(node) * slots_, slots_};
   }
   /// f(node) for all nodes that have a cached block, deepest first.
   template <class F>
@@ -267,7 +287,8 @@ class GroupNodes {
 
   BlockSizes sizes_;
   BlockArray<NodeData> nodes_;
-  LargeVector<BlockId> blocks_of_;  // [nodes, groups]
+  std::size_t slots_;
+  LargeVector<BlockId> blocks_of_;  // [nodes, slots]
   BlockArray<Holder> holders_;      // [blocks]
   Node watched_ = no_node;
   std::vector<Node> free_;  // a stack; never grows beyond its first capacity

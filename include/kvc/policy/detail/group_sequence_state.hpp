@@ -32,6 +32,7 @@ struct GroupSequenceState {
     std::uint64_t prefix;  // hash of what it held
   };
   std::vector<End> ends;  // dropped blocks where its prompt ends
+  Pos branch = 0;         // here its prompt went on as another one had, but there were no recurrent states
   [[no_unique_address]] SequenceContext context{};
 
   /// Whether all tokens are known, and there is memory for the next one.

@@ -23,6 +23,7 @@
 #include "kvc/policy/block_array.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/block_sizes.hpp"
+#include "kvc/policy/detail/state_table.hpp"
 #include "kvc/policy/group_table.hpp"
 #include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/sequence_table.hpp"
@@ -69,6 +70,7 @@ class GroupTables {
     SequenceLengths lengths;
     std::vector<GroupTable> tables;  // [groups]
     std::vector<BlockId> replaced;   // [groups] shared tails that the uncommitted extension has copied
+    StateTable states;               // of recurrent layers
     Pos fits_until = 0;         // length that all tails have room for; 0: it is not known whether they are writable
     Pos drops_at = 0;           // committed length, less the reserve, with which a group can drop a block
     bool owns_tails = false;    // nobody holds a tail of these, or can come to hold it, but by a fork
@@ -85,6 +87,7 @@ class GroupTables {
         table.clear();
       }
       std::ranges::fill(replaced, no_block);
+      states.clear();
       has_replaced = false;
       has_cross = false;
       adds_cross = false;
@@ -98,7 +101,11 @@ class GroupTables {
 
   /// `keeps_slack`: a group holds a block more than it retains, see GroupTable.
   GroupTables(Blocks& blocks, const GroupRules& rules, const BlockSizes& sizes, bool keeps_slack)
-      : blocks_(blocks), rules_(rules), keeps_slack_(keeps_slack) {
+      : blocks_(blocks),
+        rules_(rules),
+        keeps_slack_(keeps_slack),
+        states_(sizes.states),
+        state_blocks_(sizes.state_blocks()) {
     for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
       empty_.emplace_back(rules_.groups[g].retained, sizes.tokens[g], slack_of(sizes.tokens[g]),
                           rules_.groups[g].cross_rows == 0);
@@ -121,6 +128,7 @@ class GroupTables {
       ScopeGuard undo([&] { sequences_.erase(seq); });
       s.replaced.assign(empty_.size(), no_block);
       s.tables = empty_;
+      s.states = StateTable(state_blocks_);
       undo.dismiss();
     }
     return seq;
@@ -130,23 +138,25 @@ class GroupTables {
   [[nodiscard]] bool contains(SeqId seq) const noexcept { return sequences_.contains(seq); }
   [[nodiscard]] Index size() const noexcept { return sequences_.size(); }
 
-  /// Reserves rows in every group. O(groups + blocks taken).
-  std::optional<Extension> try_extend(Sequence& s, PosRange range) {
+  /// Reserves rows in every group, and blocks for states: of lengths within the range, ascending, the last one its end.
+  /// O(groups + blocks taken).
+  std::optional<Extension> try_extend(Sequence& s, PosRange range, std::span<const WantedState> states = {}) {
     if (fits(s, range)) [[likely]] {
       s.lengths.reserve(range);
       return Extension{range, {}};
     }
-    return extend_by_blocks(s, range);
+    return extend_by_blocks(s, range, states);
   }
   /// Whether the last blocks have room for a range, and can be written. Nearly always for one token.
   [[nodiscard]] bool fits(const Sequence& s, PosRange range) const noexcept {
     return range.last <= s.fits_until && !range.empty() && (s.owns_tails || has_unshared_tails(s));
   }
-  KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range) {
+  KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range,
+                                                            std::span<const WantedState> states) {
     if (extend_by_one_block(s, range)) [[likely]] {
       return Extension{range, {}};
     }
-    Needs sum;
+    Needs sum{static_cast<Index>(states.size()) * state_blocks_, 0, 0};
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       needs_[g] = needs_of(s, g, range);
       sum.add(needs_[g]);
@@ -160,8 +170,9 @@ class GroupTables {
       reclaims = true;
     }
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      s.tables[g].reserve(needs_[g].blocks);  // the last thing that can fail
+      s.tables[g].reserve(needs_[g].blocks);
     }
+    s.states.reserve(states.size());  // the last thing that can fail
     copies_.clear();
     if (!range.empty()) {  // known again when all groups have been looked at
       s.fits_until = max_pos;
@@ -183,6 +194,12 @@ class GroupTables {
         s.fits_until = static_cast<Pos>(std::min(Index{s.fits_until}, Index{table.end()} * table.block_tokens()));
       }
     }
+    for (const WantedState& state : states) {
+      s.states.push(state, [&] { return blocks_.allocate(groups()); });
+    }
+    if (has_states()) {  // each extension takes blocks for them
+      s.fits_until = 0;
+    }
     s.adds_cross = has_cross_groups_ && !s.has_cross;
     s.lengths.reserve(range);
     return Extension{range, copies_};
@@ -190,7 +207,7 @@ class GroupTables {
 
   /// The reason for which try_extend has no room for this range, if it has none.
   [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range, Pos unit) const noexcept {
-    Needs needs;
+    Needs needs{range.empty() ? 0 : state_blocks_, 0, 0};
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       needs.add(needs_of(s, g, range));
     }
@@ -201,6 +218,7 @@ class GroupTables {
   /// Reserves the rows of a sequence that was computed elsewhere: see RestoresSequences. O(groups + blocks).
   std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
     require_valid(options, rules_);
+    require(!has_states(), "states", rules_.states.size(), "0: the states of a sequence cannot be restored");
     sequences_.at(seq).lengths.check_restore(seq);
     Sequence* const like = options.like ? &sequences_.at(*options.like) : nullptr;
     Sequence& s = sequences_.at(seq);
@@ -290,6 +308,15 @@ class GroupTables {
       }
     }
   }
+  /// Releases the states that no query begins from any more: see StateTable::drop. f(blocks of a length) before they are
+  /// released. O(states of the sequence).
+  template <class F>
+  void drop_states(Sequence& s, Pos grain, F&& f) noexcept {
+    s.states.drop(settled(s), grain, [&](std::span<const BlockId> blocks) {
+      f(blocks);
+      release_state(s, blocks);
+    });
+  }
   /// Releases what no group keeps. O(groups), and of a group that drops blocks O(blocks that it holds).
   void drop(Sequence& s) noexcept {
     drop(s, [](std::size_t, Pos, BlockId) {});
@@ -323,6 +350,7 @@ class GroupTables {
         s.replaced[g] = no_block;
       }
     }
+    s.states.cut(s.lengths.committed, [&](std::span<const BlockId> blocks) { release_state(s, blocks); });
     s.adds_cross = false;
     s.has_replaced = false;
     s.fits_until = 0;
@@ -337,6 +365,61 @@ class GroupTables {
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       s.tables[g].rows(settled(s)).require_end_at(length, g, argument);
     }
+    if (!s.states.can_end_at(length)) [[unlikely]] {
+      std::string there = "0";
+      for (const Pos have : s.states.lengths()) {
+        there += ", " + std::to_string(have);
+      }
+      throw_invalid(argument, length, concat({"one of ", there, ": of no other length are there recurrent states"}));
+    }
+  }
+
+  [[nodiscard]] bool has_states() const noexcept { return state_blocks_ > 0; }
+  /// The states that an extension is to write: those that are asked for, those of `more` that lie in it, which are kept
+  /// for later prompts, too, and that of its end. Valid until the next call. Throws std::invalid_argument unless `asked`
+  /// ascends within the range.
+  [[nodiscard]] std::span<const WantedState> wanted_states(PosRange range, std::span<const Pos> asked,
+                                                           std::span<const Pos> more = {}) {
+    require(asked.empty() || has_states(), "states_at.size()", asked.size(), "0: there are no recurrent layers");
+    wanted_.clear();
+    if (!has_states() || range.empty()) {
+      require(asked.empty(), "states_at.size()", asked.size(), "0: the extension has no tokens");
+      return {};
+    }
+    for (Pos before = range.first; const Pos length : asked) {
+      require(before < length && length <= range.last, "states_at", length,
+              "ascending, above the present length and at most that of the extension");
+      before = length;
+      wanted_.push_back({length, true});
+    }
+    for (const Pos length : more) {
+      if (range.first < length && length <= range.last) {
+        wanted_.push_back({length, true});
+      }
+    }
+    wanted_.push_back({range.last, false});
+    std::ranges::stable_sort(wanted_, {}, &WantedState::length);
+    const auto same = std::ranges::unique(wanted_, {}, &WantedState::length);  // the first of equal ones, which is kept
+    wanted_.erase(same.begin(), same.end());
+    return wanted_;
+  }
+  /// Lengths of which a sequence has states, those of the uncommitted extension last.
+  [[nodiscard]] std::span<const Pos> state_lengths(const Sequence& s) const noexcept { return s.states.lengths(); }
+  /// How the states of one kind lie in blocks.
+  [[nodiscard]] StateSizes state_sizes(Index kind) const {
+    require_between(kind, Index{0}, static_cast<Index>(states_.size()) - 1, "kind");
+    return states_[at_group(kind)];
+  }
+  /// The blocks of one kind of states after `length` tokens. Throws std::invalid_argument if there are none.
+  [[nodiscard]] std::span<const BlockId> state_blocks(const Sequence& s, Index kind, Pos length) const {
+    const StateSizes sizes = state_sizes(kind);
+    const std::span<const BlockId> all = s.states.blocks(length);
+    require(!all.empty(), "length", length, "one of which the sequence has recurrent states: see state_lengths");
+    std::size_t first = 0;
+    for (std::size_t k = 0; k < at_group(kind); ++k) {
+      first += static_cast<std::size_t>(states_[k].blocks);
+    }
+    return all.subspan(first, static_cast<std::size_t>(sizes.blocks));
   }
 
   /// A new sequence that shares the blocks of the first `at` positions. O(blocks shared).
@@ -354,7 +437,15 @@ class GroupTables {
         s.tables[g].assign(p.tables[g], rules_.groups[g].cross_rows, 0);
       }
     }
+    s.states.reserve(1);
     undo.dismiss();
+    if (const std::span<const BlockId> blocks = p.states.blocks(at); !blocks.empty()) {
+      auto next = blocks.begin();
+      s.states.push({at}, [&] {
+        blocks_.ref_referenced(*next);
+        return *next++;
+      });
+    }
     sequences_.at(parent).owns_tails = false;
     s.has_cross = p.has_cross;
     for (const GroupTable& table : s.tables) {
@@ -378,6 +469,7 @@ class GroupTables {
         s.tables[g].cut(length);
       }
     }
+    s.states.cut(length, [&](std::span<const BlockId> blocks) { release_state(s, blocks); });
     s.fits_until = 0;
     s.drops_at = 0;
     s.lengths.set(length);
@@ -391,6 +483,7 @@ class GroupTables {
     for (GroupTable& table : s.tables) {
       release_to(s, table, 0);
     }
+    s.states.cut(0, [&](std::span<const BlockId> blocks) { release_state(s, blocks); });
     sequences_.erase(seq);
   }
   /// Takes back an `insert`. The sequence must reference no block.
@@ -402,6 +495,9 @@ class GroupTables {
       for (const BlockId block : table.blocks()) {
         blocks_.ref(block);
       }
+    }
+    for (const BlockId block : s.states.blocks()) {
+      blocks_.ref(block);
     }
   }
 
@@ -439,6 +535,13 @@ class GroupTables {
     for (Index group = 0; group < groups(); ++group) {
       add_to(stats, group);
     }
+    BlockArray<char> is_state(has_states() ? blocks_.size() : 0, 0);
+    sequences_.for_each([&](const Sequence& s) {
+      for (const BlockId block : s.states.blocks()) {
+        stats.blocks_referenced += is_state[block] == 0 ? 1 : 0;
+        is_state[block] = 1;
+      }
+    });
     stats.blocks_total = blocks_.size();
     stats.sequences = sequences_.size();
     stats.copies = copy_count_;
@@ -452,6 +555,14 @@ class GroupTables {
       if (s.lengths.committed > s.lengths.reserved ||
           (!s.lengths.uncommitted && (s.lengths.committed != s.lengths.reserved || s.adds_cross))) {
         throw_error(InvariantError("kvc: the lengths of a sequence contradict each other"));
+      }
+      const std::span<const Pos> states = s.states.lengths();
+      if (!s.states.can_end_at(s.lengths.committed) || !s.states.can_end_at(s.lengths.reserved) ||
+          (!states.empty() && (states.front() <= 0 || states.back() > s.lengths.reserved))) {
+        throw_error(InvariantError("kvc: a sequence lacks a recurrent state, or has one of another length"));
+      }
+      for (const BlockId block : s.states.blocks()) {
+        ++references[block];
       }
       for (std::size_t g = 0; g < s.tables.size(); ++g) {
         const GroupTable& table = s.tables[g];
@@ -529,7 +640,7 @@ class GroupTables {
   /// The extension of one more token, nearly always: each group takes one block, or none, and copies no tail. False,
   /// and nothing has changed, where it is another one. O(groups).
   [[nodiscard]] bool extend_by_one_block(Sequence& s, PosRange range) noexcept {
-    if (range.empty() || has_cross_groups_) {
+    if (range.empty() || has_cross_groups_ || has_states()) {
       return false;
     }
     Index taken = 0;
@@ -612,6 +723,12 @@ class GroupTables {
     copied_tokens_ += rows;
   }
 
+  /// The first block of a state last: an index has the state by that one.
+  void release_state(Sequence& s, std::span<const BlockId> blocks) noexcept {
+    for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
+      blocks_.release(*block, s.state);
+    }
+  }
   /// Last block first: of a prefix that is kept for later, the end goes before the beginning.
   void release_to(Sequence& s, GroupTable& table, std::size_t size) noexcept {
     while (table.blocks().size() > size) {
@@ -644,10 +761,13 @@ class GroupTables {
   GroupRules rules_;
   bool keeps_slack_;
   bool has_cross_groups_ = false;
-  std::vector<GroupTable> empty_;  // [groups]
+  std::vector<StateSizes> states_;  // [kinds of states]
+  Index state_blocks_;              // of the states of one length; 0: there are none
+  std::vector<GroupTable> empty_;   // [groups]
   SequenceTable<Sequence> sequences_;
-  std::vector<RowCopy> copies_;  // of the last extension
-  std::vector<Needs> needs_;     // [groups] of the last extension
+  std::vector<RowCopy> copies_;      // of the last extension
+  std::vector<Needs> needs_;         // [groups] of the last extension
+  std::vector<WantedState> wanted_;  // of the last extension
   Index copy_count_ = 0;
   Index copied_tokens_ = 0;
 };

@@ -113,8 +113,9 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
     return Opened{seq, cached};
   }
 
-  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
-    return tables_.try_extend(seq, count, tokens);
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
+                                      std::span<const Pos> states_at) {
+    return tables_.try_extend(seq, count, tokens, states_at);
   }
   std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
     return tables_.try_restore(seq, options);
@@ -159,7 +160,7 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
       }
     });
     blocks_.nodes.index.for_each([&](Parent root, Parent, BlockId node) {
-      for (std::size_t g = 0; g < blocks_.nodes.groups(); ++g) {
+      for (std::size_t g = 0; g < blocks_.nodes.slots(); ++g) {
         if (const BlockId block = blocks_.nodes.block(node, g); block != no_block) {
           f(blocks_.stored(blocks_.next_event(), root, node, g, block));
         }
@@ -183,6 +184,11 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
     return tables_.retained_from(tables_.at(seq), group);
   }
   [[nodiscard]] GroupBlocks group_blocks(SeqId seq, Index group) const { return tables_.parts(tables_.at(seq), group); }
+  [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const { return tables_.state_lengths(tables_.at(seq)); }
+  [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
+    return tables_.state_blocks(tables_.at(seq), kind, length);
+  }
+  [[nodiscard]] StateSizes state_sizes(Index kind) const { return tables_.state_sizes(kind); }
   template <class F>
   void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
     tables_.for_each_run(seq, group, range, f);
@@ -199,7 +205,8 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
   }
 
   void verify() const {
-    const BlockArray<std::int32_t> references = tables_.verify();
+    BlockArray<std::int32_t> references = tables_.verify();
+    blocks_.add_references(references);
     BlockArray<std::int32_t> ends(blocks_.nodes.nodes(), 0);
     auto holders = this->verify_holders(blocks_.nodes.index.roots().slots(), [&](const Sequence& s) {
       if (!s.state.last.is_root()) {
@@ -229,6 +236,7 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
 
   [[nodiscard]] static BlockSizes checked_sizes(const Config& config, const GroupRules& rules) {
     require(rules.groups.size() <= max_groups, "groups", rules.groups.size(), "at most 16");
+    require(rules.states.size() <= max_groups, "states", rules.states.size(), "at most 16 sizes of recurrent states");
     return block_sizes(rules, config.block_tokens);
   }
   [[nodiscard]] static Index index_nodes(const Config& config, const GroupRules& rules, const BlockSizes& sizes) {

@@ -53,14 +53,15 @@ class GroupedPrefixes
                     : (Index{std::max(retained.window, retained.chunk)} + rules.rewind) / sizes.tokens[g] + 4;
     }
     reach_ = std::min(reach_, blocks.size());
-    lost_.assign(rules.groups.size(), 0);
+    reach_ += rules.states.empty() ? 0 : 4 * static_cast<Index>(rules.states.size());
+    lost_.assign(rules.groups.size() + (rules.states.empty() ? 0 : 1), 0);
     for (std::size_t g = 0; g < rules.groups.size(); ++g) {
       cross_blocks_ += this->is_cross(static_cast<Index>(g)) ? cross_blocks(g) : 0;
     }
   }
 
   [[nodiscard]] Index merges() const noexcept { return merges_; }
-  /// Tokens of hits that were lost because of a group.
+  /// Tokens of hits that were lost because of a group; of number groups(): because of recurrent states.
   [[nodiscard]] Index lost(Index group) const noexcept { return lost_[static_cast<std::size_t>(group)]; }
 
   // --- finding -------------------------------------------------------------------------------------------------------
@@ -105,6 +106,7 @@ class GroupedPrefixes
         cross = cross.subspan(cross_blocks(g));
       }
     }
+    s.states.reserve(1);
     if (cross_blocks_ > 0 && !salt.bytes().empty()) {
       blocks_.reserve_cross(root, cross_blocks_);
     }
@@ -120,6 +122,9 @@ class GroupedPrefixes
     });
     s.state.root = root;
     s.state.last = hit.node() == Blocks::Nodes::no_node ? root : Parent(hit.node());
+    if (this->has_states() && hit.length() > 0) {
+      add_found_states(s, hit.node());
+    }
     blocks_.nodes.ref(s.state.last);
     const Pos indexed = blocks_.nodes.end(s.state.last);
     s.state.tokens.assign(tokens.begin() + indexed, tokens.begin() + hit.length());
@@ -129,6 +134,10 @@ class GroupedPrefixes
     s.lengths.set(hit.length());
     for (std::size_t g = 0; g < lost_.size(); ++g) {
       last_lost_[g] = hit.lost(g);
+    }
+    if (this->has_states()) {
+      const Pos rows = hit.length() + hit.lost(lost_.size() - 1);  // a multiple of node_tokens
+      s.state.branch = rows > hit.length() ? rows : 0;
     }
     return {seq, hit.length()};
   }
@@ -140,6 +149,11 @@ class GroupedPrefixes
         for (const BlockId block : s.tables[g].blocks()) {
           blocks_.nodes.mark(block);
         }
+      }
+    }
+    for (const BlockId block : s.states.blocks()) {
+      if (blocks_.nodes.is_cached(block)) {
+        blocks_.nodes.mark(block);
       }
     }
   }
@@ -187,23 +201,30 @@ class GroupedPrefixes
   }
 
   /// As that of GroupTables; remembers the tokens.
-  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
+                                      std::span<const Pos> states_at = {}) {
     Sequence& s = this->at(seq);
     const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
+    if (this->has_states() || !states_at.empty()) [[unlikely]] {
+      // For a prompt that goes on from this one, for the same prompt again, and where prompts have parted.
+      const std::array<Pos, 2> more{static_cast<Pos>(std::max(s.state.prompt_end - 1, 0) / node_tokens_ * node_tokens_),
+                                    s.state.branch};
+      return extend_by_tokens(s, range, tokens, this->wanted_states(range, states_at, more));
+    }
     if (tokens.size() == 1 && s.state.can_add_token() && this->fits(s, range)) [[likely]] {
       s.state.tokens.push_back(tokens[0]);
       s.lengths.reserve(range);
       return Extension{range, {}};
     }
-    return extend_by_tokens(s, range, tokens);
+    return extend_by_tokens(s, range, tokens, {});
   }
-  KVC_OUT_OF_LINE std::optional<Extension> extend_by_tokens(Sequence& s, PosRange range,
-                                                            std::span<const Token> tokens) {
+  KVC_OUT_OF_LINE std::optional<Extension> extend_by_tokens(Sequence& s, PosRange range, std::span<const Token> tokens,
+                                                            std::span<const WantedState> states) {
     const bool are_known = s.state.unknown_from > range.first && !range.empty() && !tokens.empty();
     if (are_known && s.state.tokens.size() + tokens.size() > s.state.tokens.capacity()) {
       s.state.tokens.reserve(std::max(s.state.tokens.size() + tokens.size(), 2 * s.state.tokens.capacity()));
     }
-    std::optional<Extension> extension = Base::try_extend(s, range);
+    std::optional<Extension> extension = Base::try_extend(s, range, states);
     if (extension && are_known) {
       s.state.tokens.insert(s.state.tokens.end(), tokens.begin(), tokens.end());
     } else if (extension && !range.empty()) {
@@ -242,6 +263,10 @@ class GroupedPrefixes
     if (s.state.tokens.size() >= static_cast<std::size_t>(node_tokens_) || ends_prompt) [[unlikely]] {
       index_tokens(s, ends_prompt);
     }
+    if (this->has_states()) {
+      index_states(s, before);
+      drop_states(s);
+    }
     drop(s);
   }
   void truncate(SeqId seq, Pos length) {
@@ -278,6 +303,7 @@ class GroupedPrefixes
     s.state.tokens.reserve(std::max(p.state.tokens.size(), 2 * static_cast<std::size_t>(node_tokens_)));
     s.state.ends.reserve(static_cast<std::size_t>(2 * reach_));
     undo.dismiss();
+    s.state.branch = 0;
     const Pos behind = at - blocks_.nodes.end(last);
     const std::span<const Token> tokens =
         cut == last ? std::span<const Token>(p.state.tokens) : std::as_const(blocks_.nodes.index).tokens(cut.block());
@@ -322,6 +348,9 @@ class GroupedPrefixes
     }
     ++blocks_.now;
     index_tokens(s, s.state.prompt_end <= s.lengths.committed);
+    if (this->has_states()) {
+      index_states(s, 0);
+    }
     drop(s);
   }
 
@@ -512,18 +541,67 @@ class GroupedPrefixes
     }
   }
   void drop(Sequence& s) noexcept {
-    Base::drop(s, [&](std::size_t, Pos, BlockId block) {
-      if (!blocks_.nodes.is_cached(block)) {
-        return;
-      }
-      if (blocks_.nodes.is_marked(block)) {
-        if (s.state.ends.size() < s.state.ends.capacity()) {
-          s.state.ends.push_back({block, blocks_.nodes.prefix(block)});
-        }
-      } else if (blocks_.pool.ref_count(block) == 1) {
-        blocks_.uncache(block);
+    Base::drop(s, [&](std::size_t, Pos, BlockId block) { forget_unless_end(s, block); });
+  }
+  /// Of the states, those of whole nodes stay as long as windows do: a later prompt may begin with all that there is.
+  void drop_states(Sequence& s) noexcept {
+    Base::drop_states(s, node_tokens_, [&](std::span<const BlockId> blocks) {
+      for (const BlockId block : blocks) {  // the first ones of each kind are known to the index
+        forget_unless_end(s, block);
       }
     });
+  }
+  /// A block that a sequence is about to drop leaves the index unless a prompt could end there.
+  void forget_unless_end(Sequence& s, BlockId block) noexcept {
+    if (!blocks_.nodes.is_cached(block)) {
+      return;
+    }
+    if (blocks_.nodes.is_marked(block)) {
+      if (s.state.ends.size() < s.state.ends.capacity()) {
+        s.state.ends.push_back({block, blocks_.nodes.prefix(block)});
+      }
+    } else if (blocks_.pool.ref_count(block) == 1) {
+      blocks_.uncache(block);
+    }
+  }
+
+  /// The states behind a node that a hit ends with, which has all of them.
+  void add_found_states(Sequence& s, typename Blocks::Node node) noexcept {
+    std::size_t kind = 0;
+    BlockId next = no_block;
+    s.states.push({blocks_.nodes.end(Parent(node)), true}, [&] {
+      const BlockId block = next != no_block ? next : blocks_.nodes.block(node, this->rules().groups.size() + kind++);
+      next = blocks_.next_of_state(block);
+      return block;
+    });
+  }
+  /// Gives nodes the states of lengths above `before` that end with them.
+  void index_states(Sequence& s, Pos before) noexcept {
+    auto& nodes = blocks_.nodes;
+    Parent at = s.state.last;
+    const std::span<const Pos> lengths = s.states.lengths();
+    for (std::size_t i = s.states.count_to(s.lengths.committed); i-- > 0 && lengths[i] > before;) {
+      if (lengths[i] % node_tokens_ != 0 || lengths[i] > indexed(s)) {
+        continue;
+      }
+      while (nodes.end(at) > lengths[i]) {
+        at = nodes.index.parent(at.block());
+      }
+      std::span<const BlockId> blocks = s.states.of(i);
+      for (Index kind = 0; kind < static_cast<Index>(this->rules().states.size()); ++kind) {
+        const auto count = static_cast<std::size_t>(this->state_sizes(kind).blocks);
+        const BlockId first = blocks[0];
+        if (!nodes.is_cached(first) &&
+            nodes.block(at.block(), nodes.groups() + static_cast<std::size_t>(kind)) == no_block) {
+          blocks_.attach_state(s.state.context, s.state.tenant, s.state.root, at.block(),
+                               static_cast<std::size_t>(kind), blocks.first(count));
+        }
+        if (s.states.is_kept(i) && nodes.is_cached(first)) {
+          nodes.mark(first);
+        }
+        blocks = blocks.subspan(count);
+      }
+    }
   }
 
   /// Throws unless the first tokens are those of the prefix that a block is cached with. Returns its last node.
@@ -543,8 +621,8 @@ class GroupedPrefixes
   Blocks& blocks_;
   Pos node_tokens_;
   Index reach_ = 0;          // blocks that a hit needs in groups that drop rows
-  std::vector<Index> lost_;  // [groups]
-  std::array<Pos, max_groups> last_lost_{};
+  std::vector<Index> lost_;  // [groups], and because of states
+  std::array<Pos, max_groups + 1> last_lost_{};
   std::size_t cross_blocks_ = 0;  // of all groups
   std::vector<BlockId> path_;     // of the last prompt
   Index merges_ = 0;

@@ -81,7 +81,7 @@ class PrefixEngine {
     stats.block_tokens = config_.block_tokens;
     tables_.add_to(stats);
     stats.blocks_free = blocks_.pool.available();
-    stats.blocks_cached = blocks_.eviction.size();
+    stats.blocks_cached = blocks_.evictable();
     stats.largest_free_run = blocks_.available();
     stats.prompt_tokens = prompt_tokens_;
     stats.hit_tokens = hit_tokens_;

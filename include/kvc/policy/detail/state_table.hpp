@@ -1,0 +1,128 @@
+// StateTable: the recurrent states that one sequence holds.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "kvc/core/types.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+/// A state that an extension is to write.
+struct WantedState {
+  Pos length = 0;        ///< tokens that it stands for
+  bool is_kept = false;  ///< a later prompt is to find it
+};
+
+/// For some lengths of a sequence, ascending, the blocks that hold the states of all layers after so many tokens. What
+/// is written once is never changed, so sequences share it. It references nothing: GroupTables does.
+class StateTable {
+ public:
+  StateTable() = default;
+  /// `blocks`: those of one length.
+  explicit StateTable(Index blocks) : blocks_of_one_(static_cast<std::size_t>(blocks)) {}
+
+  [[nodiscard]] std::span<const Pos> lengths() const noexcept { return lengths_; }
+  /// Of all lengths, one after the other.
+  [[nodiscard]] std::span<const BlockId> blocks() const noexcept { return blocks_; }
+  /// Of one length; empty if it has no state.
+  [[nodiscard]] std::span<const BlockId> blocks(Pos length) const noexcept {
+    const auto found = std::ranges::lower_bound(lengths_, length);
+    return found == lengths_.end() || *found != length ? std::span<const BlockId>()
+                                                       : of(static_cast<std::size_t>(found - lengths_.begin()));
+  }
+  /// Whether a sequence can be cut to this length, or go on from it. Nothing is needed to begin.
+  [[nodiscard]] bool can_end_at(Pos length) const noexcept {
+    return length == 0 || blocks_of_one_ == 0 || std::ranges::binary_search(lengths_, length);
+  }
+  /// How many lengths are at most `length`.
+  [[nodiscard]] std::size_t count_to(Pos length) const noexcept {
+    return static_cast<std::size_t>(std::ranges::upper_bound(lengths_, length) - lengths_.begin());
+  }
+  [[nodiscard]] std::span<const BlockId> of(std::size_t i) const noexcept {
+    return std::span(blocks_).subspan(i * blocks_of_one_, blocks_of_one_);
+  }
+  [[nodiscard]] bool is_kept(std::size_t i) const noexcept { return kept_[i] != 0; }
+
+  void clear() noexcept {
+    lengths_.clear();
+    blocks_.clear();
+    kept_.clear();
+  }
+  /// Makes room for `count` lengths more; throws std::bad_alloc.
+  void reserve(std::size_t count) {
+    const std::size_t size = lengths_.size() + count;
+    if (size > lengths_.capacity()) {
+      const std::size_t room = std::max(size, 2 * lengths_.capacity());
+      lengths_.reserve(room);
+      kept_.reserve(room);
+      blocks_.reserve(room * blocks_of_one_);
+    }
+  }
+  /// Adds the greatest length, with the blocks that next() gives. Requires room.
+  template <class F>
+  void push(const WantedState& state, F&& next) noexcept {
+    lengths_.push_back(state.length);
+    kept_.push_back(state.is_kept ? 1 : 0);
+    for (std::size_t i = 0; i < blocks_of_one_; ++i) {
+      blocks_.push_back(next());
+    }
+  }
+  /// Takes out all lengths above this one: f(blocks of a length), the greatest first.
+  template <class F>
+  void cut(Pos length, F&& f) noexcept {
+    while (!lengths_.empty() && lengths_.back() > length) {
+      f(of(lengths_.size() - 1));
+      pop();
+    }
+  }
+  /// Takes out what no query behind `settled` tokens begins from: f(blocks of a length) for all lengths but the greatest
+  /// that is at most `settled`, those above it, and, for later prompts, the greatest multiple of `grain` among the
+  /// others (0: none). O(lengths).
+  template <class F>
+  void drop(Pos settled, Pos grain, F&& f) noexcept {
+    const std::size_t now = count_to(settled);
+    if (now <= 1) {
+      return;
+    }
+    std::size_t last_whole = now;
+    for (std::size_t i = 0; i < now && grain > 0; ++i) {
+      last_whole = lengths_[i] % grain == 0 ? i : last_whole;
+    }
+    std::size_t to = 0;
+    for (std::size_t i = 0; i < lengths_.size(); ++i) {
+      if (i + 1 < now && i != last_whole) {
+        f(of(i));
+        continue;
+      }
+      lengths_[to] = lengths_[i];
+      kept_[to] = kept_[i];
+      std::copy_n(blocks_.begin() + static_cast<std::ptrdiff_t>(i * blocks_of_one_), blocks_of_one_,
+                  blocks_.begin() + static_cast<std::ptrdiff_t>(to * blocks_of_one_));
+      ++to;
+    }
+    lengths_.resize(to);
+    kept_.resize(to);
+    blocks_.resize(to * blocks_of_one_);
+  }
+
+ private:
+  void pop() noexcept {
+    lengths_.pop_back();
+    kept_.pop_back();
+    blocks_.resize(blocks_.size() - blocks_of_one_);
+  }
+
+  std::size_t blocks_of_one_ = 0;
+  std::vector<Pos> lengths_;
+  std::vector<char> kept_;       // [lengths]
+  std::vector<BlockId> blocks_;  // [lengths, blocks of one]
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc
