@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "delta_rule.hpp"
 #include "kvc/attention/options.hpp"
 #include "kvc/layout/layer_groups.hpp"
 #include "npy.hpp"
@@ -38,6 +39,7 @@ struct ModelLayer {
   std::vector<float> sinks;  // [query_heads] or empty
   Npy<float> q, k, v, out;   // [T, heads, dim]; of latent rows k alone, q absorbed, and out before w_uv
   std::optional<Indexer> indexer;
+  std::optional<DeltaRule> recurrent;  // a recurrent layer, which has nothing of the above
   Npy<std::int32_t> selected;  // [T, top_k] positions that a row sees, then -1; empty: all that the kind lets it see
 
   /// Of plain float arithmetic on these data, absolute.
@@ -62,7 +64,9 @@ struct LayersOfModel {
   [[nodiscard]] kvc::LayerGroups groups() const {
     kvc::LayerGroups groups;
     for (const ModelLayer& layer : layers) {
-      layer.reads ? groups.add_reader_of(*layer.reads) : groups.add(layer.kind);
+      layer.recurrent ? groups.add_state(layer.recurrent->bytes())
+      : layer.reads   ? groups.add_reader_of(*layer.reads)
+                      : groups.add(layer.kind);
     }
     for (const ModelLayer& layer : layers) {
       if (layer.indexer) {
@@ -70,6 +74,9 @@ struct LayersOfModel {
       }
     }
     return groups;
+  }
+  [[nodiscard]] bool is_recurrent() const {
+    return std::ranges::any_of(layers, [](const ModelLayer& layer) { return layer.recurrent.has_value(); });
   }
   /// The number, in groups(), of the rows of a layer's indexer.
   [[nodiscard]] kvc::Index index_layer(kvc::Index layer) const {
@@ -84,6 +91,9 @@ namespace detail {
 /// Why a cache cannot hold a layer; empty if it can.
 inline std::string unsupported(const nlohmann::json& layer) {
   const std::string kind = layer.at("kind");
+  if (kind == "linear") {
+    return layer.contains("conv_kernel") ? std::string() : "kind linear without a convolution";
+  }
   if (kind != "full" && kind != "window" && kind != "chunk" && kind != "top-k") {
     return "kind " + kind;
   }
@@ -106,9 +116,35 @@ Npy<S> array(const std::filesystem::path& folder, const nlohmann::json& entry, c
   return array;
 }
 
+inline DeltaRule delta_rule(const std::filesystem::path& folder, const nlohmann::json& entry, kvc::Index tokens) {
+  const auto extent = [&](const char* name) { return entry.at(name).get<kvc::Index>(); };
+  const nlohmann::json& arrays = entry.at("arrays");
+  DeltaRule rule;
+  rule.key_heads = extent("key_heads");
+  rule.value_heads = extent("value_heads");
+  rule.key_dim = extent("key_dim");
+  rule.value_dim = extent("value_dim");
+  rule.kernel = extent("conv_kernel");
+  rule.channels = extent("channels");
+  rule.state_positions = entry.at("state_positions").get<std::vector<kvc::Pos>>();
+  const auto positions = static_cast<kvc::Index>(rule.state_positions.size());
+  rule.conv_in = array<float>(folder, arrays.at("conv_in"), {tokens, rule.channels});
+  rule.conv_w = array<float>(folder, arrays.at("conv_w"), {rule.channels, rule.kernel});
+  rule.g = array<float>(folder, arrays.at("g"), {tokens, rule.value_heads});
+  rule.beta = array<float>(folder, arrays.at("beta"), {tokens, rule.value_heads});
+  rule.out = array<float>(folder, arrays.at("out"), {tokens, rule.value_heads, rule.value_dim});
+  rule.conv_state = array<float>(folder, arrays.at("conv_state"), {positions, rule.channels, rule.kernel});
+  rule.state = array<float>(folder, arrays.at("state"), {positions, rule.value_heads, rule.key_dim, rule.value_dim});
+  return rule;
+}
+
 inline ModelLayer model_layer(const std::filesystem::path& folder, const nlohmann::json& entry, kvc::Index tokens) {
   ModelLayer layer;
   const auto extent = [&](const char* name) { return entry.at(name).get<kvc::Index>(); };
+  if (entry.at("kind") == "linear") {
+    layer.recurrent = delta_rule(folder, entry, tokens);
+    return layer;
+  }
   layer.query_heads = extent("query_heads");
   layer.kind = {.kv_heads = extent("kv_heads"),
                 .key_dim = extent("key_dim"),

@@ -26,6 +26,8 @@ template <class T>
 /// The groups of a cache, with rows of `row_bytes(dim)` bytes.
 template <class F>
 [[nodiscard]] std::vector<format::GroupRecord> describe_groups(const LayerGroups& layers, F row_bytes) {
+  require(layers.states().empty(), "layers.states().size()", layers.states().size(),
+          "0: recurrent states cannot be stored or sent yet");
   std::vector<format::GroupRecord> groups;
   const auto count = [](Index i) { return static_cast<std::uint64_t>(i); };
   for (const LayerGroup& g : layers.groups()) {
