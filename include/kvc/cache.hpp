@@ -96,7 +96,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// The layers of the model, and their groups.
   [[nodiscard]] const LayerGroups& layers() const noexcept { return layers_; }
   /// The shape of a group, with its defaults filled in; without an argument that of the first, which is the only one
-  /// of a cache that was made from a Shape.
+  /// of a cache that was made from a Shape. There must be one: a model of recurrent layers alone has none.
   [[nodiscard]] const Shape& shape(Index group = 0) const noexcept {
     return layers_.groups()[static_cast<std::size_t>(group)].shape;
   }
@@ -566,10 +566,10 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
 
   static P make_policy(const LayerGroups& layers, const typename P::Config& config) {
-    require(!layers.groups().empty(), "layers", layers.layers(), "at least one that stores rows");
+    require(layers.layers() > 0, "layers", layers.layers(), "at least 1");
     require(HoldsStates<P> || layers.states().empty(), "layers.states().size()", layers.states().size(),
             detail::concat({"0: ", P::name, " holds no recurrent states"}));
-    const GroupRules rules = row_bytes<T>(layers.groups()[0]) > 0 ? layers.rules(row_bytes<T>) : layers.rules();
+    const GroupRules rules = kvc::Element<T>::row_size(1) > 0 ? layers.rules(row_bytes<T>) : layers.rules();
     if constexpr (HoldsGroups<P>) {
       return P(config, rules);
     } else {

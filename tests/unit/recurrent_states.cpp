@@ -210,6 +210,32 @@ TEST_CASE("Admission counts the states of a sequence", "[states][prefix]") {
   CHECK(cache.admission(tokens_from(5000, 8 * 20), 0) == Admission::now);
 }
 
+TEST_CASE("A model may have recurrent layers alone", "[states][prefix]") {
+  LayerGroups layers;
+  layers.add_state(1000, 3);
+  layers.add_state(100);
+  Shared cache(layers, {.blocks = 60, .block_tokens = 8});
+  CHECK(cache.policy().state_sizes(0).blocks == 3);
+  CHECK(cache.policy().state_sizes(1).blocks == 1);
+  const Opened first = serve(cache, tokens_from(0, 45));
+  CHECK(cache.stats().blocks_referenced == 8);  // at the end, and at the last whole block
+  CHECK(cache.length(first.seq) == 45);
+  cache.close(first.seq);
+  const Opened second = serve(cache, tokens_from(0, 100));
+  CHECK(second.cached == 40);
+  CHECK(cache.admission(tokens_from(0, 1000), 1000) == Admission::now);  // whatever their number
+  cache.truncate(second.seq, 0);
+  cache.close(second.seq);
+  cache.verify();
+  KvCache<float, Paged> paged(layers, {.blocks = 8});
+  const SeqId seq = paged.open();
+  paged.commit(paged.extend(seq, 100'000));
+  CHECK(paged.stats().blocks_referenced == 4);
+  paged.commit(paged.extend(seq, 1));
+  CHECK_FALSE(paged.try_extend(seq, tokens_from(0, 2), std::vector<Pos>{100'002}));
+  paged.verify();
+}
+
 TEST_CASE("A policy with a lock holds states if the policy behind the lock does", "[states]") {
   KvCache<float, Synchronized<PrefixShared<Lru>>> cache(model(), {.blocks = 100, .block_tokens = 8});
   const SeqId seq = cache.open();
@@ -224,10 +250,6 @@ TEST_CASE("A policy with a lock holds states if the policy behind the lock does"
 TEST_CASE("What does not know states refuses a model with recurrent layers", "[states]") {
   CHECK_THROWS_WITH((KvCache<float, Contiguous>(model(), {.sequences = 1, .max_tokens = 10})),
                     Contains("contiguous holds no recurrent states"));
-  LayerGroups only;
-  only.add_state(100);
-  CHECK_THROWS_WITH((KvCache<float, Paged>(only, {.blocks = 10})), Contains("at least one that stores rows"));
-
   Shared cache(model(), {.blocks = 100, .block_tokens = 8});
   io::MemorySink to;
   CHECK_THROWS_WITH(snapshot::save(cache, to), Contains("recurrent states cannot be stored"));

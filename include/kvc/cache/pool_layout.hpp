@@ -62,7 +62,7 @@ class PoolLayout {
         stride = std::max(stride, lines(layout.block_size()));
       }
       if constexpr (HoldsStates<P>) {
-        for (std::size_t k = 0; k < layers.states().size() && stride > 0; ++k) {  // none where nothing is stored
+        for (std::size_t k = 0; k < layers.states().size() && Element<T>::row_size(1) > 0; ++k) {
           const Index bytes = LayerGroups::aligned_state_bytes(layers.states()[k]);
           states_.push_back({policy.state_sizes(static_cast<Index>(k)).in_block, bytes});
           stride = std::max(stride, lines(ceil_div(states_.back().in_block * bytes, unit_bytes)));

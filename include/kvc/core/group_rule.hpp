@@ -50,7 +50,8 @@ struct GroupRules {
   }
 };
 
-/// Throws std::invalid_argument, naming the member, unless there is a group of tokens and all values are possible.
+/// Throws std::invalid_argument, naming the member, unless there is a group of tokens, or there are recurrent states
+/// alone, and all values are possible.
 inline void require_valid(const GroupRules& rules) {
   bool has_tokens = false;
   for (const GroupRule& rule : rules.groups) {
@@ -65,7 +66,8 @@ inline void require_valid(const GroupRules& rules) {
     require_between(rule.layers, Index{1}, Index{max_pos}, "states.layers");
     require_between(rule.weight, Index{1}, Index{max_pos}, "states.weight");
   }
-  require(has_tokens, "groups", rules.groups.size(), "at least one that holds rows of the sequence's own tokens");
+  require(has_tokens || (rules.groups.empty() && !rules.states.empty()), "groups", rules.groups.size(),
+          "at least one that holds rows of the sequence's own tokens, or none beside recurrent states");
   require(rules.rewind >= 0, "rewind", rules.rewind, "at least 0");
 }
 

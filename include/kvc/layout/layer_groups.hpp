@@ -125,7 +125,7 @@ class LayerGroups {
     return add_place(place);
   }
   /// Adds a recurrent layer, whose state takes `bytes` bytes whatever the number of tokens: see KvCache::state. Returns
-  /// its number. A model needs one layer at least that stores rows. Throws std::invalid_argument. O(groups).
+  /// its number. Throws std::invalid_argument. O(groups).
   Index add_state(Index bytes) {
     require_between(bytes, Index{1}, most_state_bytes, "bytes");
     auto kind = std::ranges::find(states_, bytes, &StateGroup::bytes);

@@ -37,6 +37,9 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
     block = std::max(block, sizes.tokens[g] * rules.groups[g].row_weight);
   }
   for (const StateRule& rule : rules.states) {
+    block = std::max(block, rule.weight);
+  }
+  for (const StateRule& rule : rules.states) {
     const Index in_block = std::clamp(block / rule.weight, Index{1}, rule.layers);
     sizes.states.push_back({in_block, ceil_div(rule.layers, in_block)});
   }
@@ -72,6 +75,11 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
     return sizes;
   };
   BlockSizes best;
+  if (rules.groups.empty()) {
+    best.node_tokens = block_tokens;
+    add_states(best, rules);
+    return best;
+  }
   double least_waste = 2;
   for (const Index factor : {1, 2, 4}) {
     const Index size = std::min(factor * least, Index{max_pos});

@@ -511,8 +511,12 @@ class GroupTables {
   template <class F>
   void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
     const Sequence& s = sequences_.at(seq);
-    require(0 <= range.first && range.first <= range.last && range.last <= positions(s, group), "range", range,
+    const Pos end = s.tables.empty() ? s.lengths.reserved : positions(s, group);
+    require(0 <= range.first && range.first <= range.last && range.last <= end, "range", range,
             "within the positions of the sequence");
+    if (s.tables.empty()) {
+      return;  // states alone
+    }
     s.tables[at_group(group)].for_each_run(range, settled(s), f);
   }
 

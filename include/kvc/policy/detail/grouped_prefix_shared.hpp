@@ -240,7 +240,7 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
     return block_sizes(rules, config.block_tokens);
   }
   [[nodiscard]] static Index index_nodes(const Config& config, const GroupRules& rules, const BlockSizes& sizes) {
-    const Pos most = *std::max_element(sizes.tokens.begin(), sizes.tokens.end());
+    const Pos most = sizes.tokens.empty() ? sizes.node_tokens : std::ranges::max(sizes.tokens);
     const bool keeps = std::ranges::any_of(rules.groups, [](const GroupRule& r) { return r.retained.everything(); });
     const double tokens = config.index_tokens > 0 ? static_cast<double>(config.index_tokens)
                                                   : static_cast<double>(config.blocks) * most * (keeps ? 2 : 8);

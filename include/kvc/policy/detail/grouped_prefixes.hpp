@@ -372,6 +372,9 @@ class GroupedPrefixes
           leader == groups.size() || groups[g].retained.everything() || !groups[leader].retained.everything();
       leader = groups[g].cross_rows == 0 && is_better ? g : leader;
     }
+    if (leader == groups.size()) {
+      return {};  // states alone
+    }
     const std::span<const BlockId> blocks = s.tables[leader].parts().rest;
     if (this->rules().groups[leader].retained.everything()) {
       return blocks.first(static_cast<std::size_t>(indexed(s) / this->block_tokens(static_cast<Index>(leader))));
