@@ -41,6 +41,9 @@ typename C::Policy::Config config_for(const LayersOfModel& model, Pos pass) {
   if constexpr (requires { config.pass_tokens; }) {
     config.pass_tokens = pass;
   }
+  if constexpr (requires { config.states; }) {
+    config.states = 12;
+  }
   return config;
 }
 
@@ -154,20 +157,15 @@ template <class Cache>
 auto extend(const LayersOfModel& model, Cache& cache, kvc::SeqId seq, Pos count) {
   const Pos first = cache.length(seq);
   const auto tokens = std::span(model.tokens).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
-  if constexpr (kvc::HoldsStates<typename Cache::PolicyType>) {
-    std::vector<Pos> asked;
-    for (const ModelLayer& layer : model.layers) {
-      for (const Pos position :
-           layer.recurrent&& asked.empty() ? layer.recurrent->state_positions : std::vector<Pos>()) {
-        if (first <= position && position < first + count) {
-          asked.push_back(position + 1);
-        }
+  std::vector<Pos> asked;
+  for (const ModelLayer& layer : model.layers) {
+    for (const Pos position : layer.recurrent&& asked.empty() ? layer.recurrent->state_positions : std::vector<Pos>()) {
+      if (first <= position && position < first + count) {
+        asked.push_back(position + 1);
       }
     }
-    return cache.extend(seq, tokens, asked);
-  } else {
-    return cache.extend(seq, tokens);
   }
+  return cache.extend(seq, tokens, asked);
 }
 
 /// The next `count` tokens as a model computes them: layer by layer, each one writes what it owns and reads. Compares
@@ -179,11 +177,9 @@ void pass(const LayersOfModel& model, Cache& cache, kvc::SeqId seq, Pos count) {
   for (Index number = 0; number < std::ssize(model.layers); ++number) {
     const ModelLayer& layer = model.layers[static_cast<std::size_t>(number)];
     CAPTURE(number, range);
-    if constexpr (kvc::HoldsStates<typename Cache::PolicyType>) {
-      if (layer.recurrent) {
-        pass_recurrent(*layer.recurrent, cache, number, append);
-        continue;
-      }
+    if (layer.recurrent) {
+      pass_recurrent(*layer.recurrent, cache, number, append);
+      continue;
     }
     if (!layer.reads && layer.kind.latent) {
       cache.write(number, append, layer.k.rows_of(range));
@@ -271,12 +267,6 @@ TEMPLATE_TEST_CASE("model_layers: every layer gives the model's results over a g
         {model.length()}, {1}, {1, 7, 2, 13, 3, 1, 5}, {model.prefill, 1, 1, 1, 1, 1, 1, 1}};
     for (std::size_t way = 0; way < ways.size() && !model.layers.empty(); ++way) {
       CAPTURE(model.name, way);
-      if (model.is_recurrent() && !kvc::HoldsStates<typename TestType::Policy>) {
-        const auto config = config_for<TestType>(model, model.length());
-        CHECK_THROWS_WITH((kvc::KvCache<float, typename TestType::Policy>(model.groups(), config)),
-                          Catch::Contains("holds no recurrent states"));
-        break;
-      }
       kvc::KvCache<float, typename TestType::Policy> cache(
           model.groups(), config_for<TestType>(model, *std::ranges::max_element(ways[way])));
       const kvc::SeqId seq = cache.open();

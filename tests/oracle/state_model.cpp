@@ -132,6 +132,10 @@ class Run {
       kvc_test::FailAllocation fail(allowed);
       try {
         opened = cache_.try_open(prompt);
+        if (!opened) {
+          ++refused_;
+          return;
+        }
       } catch (const std::bad_alloc&) {
       }
     }
@@ -214,9 +218,12 @@ class Run {
       return;
     }
     try {
-      const SeqId seq = cache_.fork(s.seq, at);
+      const std::optional<SeqId> seq = cache_.try_fork(s.seq, at);
       REQUIRE((at == 0 || s.states.contains(at)));
-      Sequence other{seq, {s.tokens.begin(), s.tokens.begin() + at}, {}};
+      if (!seq) {
+        return;
+      }
+      Sequence other{*seq, {s.tokens.begin(), s.tokens.begin() + at}, {}};
       if (at > 0) {
         other.states = {at};
       }
@@ -304,8 +311,9 @@ class Run {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("Recurrent states are those of the tokens before them", "[states][model]", kvc_test::Paged4,
-                   kvc_test::Paged7, kvc_test::Prefix4, kvc_test::Prefix7, kvc_test::PrefixMru, kvc_test::Colliding4) {
+TEMPLATE_TEST_CASE("Recurrent states are those of the tokens before them", "[states][model]", kvc_test::Reserve,
+                   kvc_test::GrowFirst, kvc_test::Paged4, kvc_test::Paged7, kvc_test::Prefix4, kvc_test::Prefix7,
+                   kvc_test::PrefixMru, kvc_test::Colliding4) {
   const std::uint64_t seed = kvc_test::seed_or(GENERATE(std::uint64_t{3}, kvc_test::any_seed));
   INFO("KVC_TEST_SEED=" << seed);
   Random random(seed);
@@ -313,7 +321,11 @@ TEMPLATE_TEST_CASE("Recurrent states are those of the tokens before them", "[sta
   for (const bool has_window : {false, true}) {
     CAPTURE(has_window);
     const Model model(random, has_window);
-    Run<typename TestType::Policy> run(model, TestType::config(random.between<Pos>(200, 400), 8, 60), random);
+    auto config = TestType::config(random.between<Pos>(200, 400), 8, 60);
+    if constexpr (requires { config.states; }) {
+      config.states = 40;
+    }
+    Run<typename TestType::Policy> run(model, config, random);
     run(operations);
   }
 }

@@ -227,6 +227,12 @@ TEST_CASE("A model may have recurrent layers alone", "[states][prefix]") {
   cache.truncate(second.seq, 0);
   cache.close(second.seq);
   cache.verify();
+  KvCache<float, Contiguous> contiguous(layers, {.max_tokens = 1000});
+  const SeqId one = contiguous.open();
+  contiguous.commit(contiguous.extend(one, 1000));
+  CHECK(contiguous.state(2, one).size() == 1000);
+  CHECK(contiguous.state(3, one).size() == 100);
+  contiguous.verify();
   KvCache<float, Paged> paged(layers, {.blocks = 8});
   const SeqId seq = paged.open();
   paged.commit(paged.extend(seq, 100'000));
@@ -234,6 +240,39 @@ TEST_CASE("A model may have recurrent layers alone", "[states][prefix]") {
   paged.commit(paged.extend(seq, 1));
   CHECK_FALSE(paged.try_extend(seq, tokens_from(0, 2), std::vector<Pos>{100'002}));
   paged.verify();
+}
+
+TEST_CASE("Contiguous has room for so many states of each sequence", "[states]") {
+  const auto mode = GENERATE(Contiguous::Mode::reserve, Contiguous::Mode::grow);
+  KvCache<float, Contiguous> cache(model().with_rewind(1),
+                                   {.sequences = 2, .max_tokens = 40, .mode = mode, .states = 4});
+  const SeqId seq = cache.open(), other = cache.open();
+  for (const SeqId s : {seq, other}) {
+    auto append = cache.extend(s, tokens_from(0, 10), {4, 8, 9});
+    for (const Pos length : cache.states_to_write(append)) {
+      for (Index layer = 1; layer <= 3; ++layer) {
+        std::ranges::fill(cache.state_to_write(layer, append, length),
+                          static_cast<std::byte>(length + 20 * layer + (s == seq ? 0 : 100)));
+      }
+    }
+    cache.commit(std::move(append));
+    CHECK(list(cache.policy().state_lengths(s)) == std::vector<Pos>{9, 10});
+  }
+  CHECK(static_cast<int>(cache.state(2, seq)[999]) == 50);
+  CHECK(static_cast<int>(cache.state(2, other)[0]) == 150);
+  CHECK_THROWS_WITH(cache.extend(seq, tokens_from(10, 5), {11, 12}), Contains("at most 4 lengths (config.states)"));
+  cache.commit(cache.extend(seq, tokens_from(10, 5), {12}));
+  CHECK(cache.length(seq) == 15);
+  cache.close(other);
+  const SeqId fork = cache.fork(seq, 12);
+  CHECK(list(cache.policy().state_lengths(fork)) == std::vector<Pos>{12});
+  cache.truncate(seq, 12);
+  cache.close(seq);
+  CHECK(cache.state(1, fork).size() == 1000);
+  cache.verify();
+  CHECK_THROWS_WITH(
+      (KvCache<float, Contiguous>(model().with_rewind(1), {.sequences = 2, .max_tokens = 40, .states = 2})),
+      Contains("config.states is 2, must be 0, or at least 2 and the reserve"));
 }
 
 TEST_CASE("A policy with a lock holds states if the policy behind the lock does", "[states]") {
@@ -248,8 +287,6 @@ TEST_CASE("A policy with a lock holds states if the policy behind the lock does"
 }
 
 TEST_CASE("What does not know states refuses a model with recurrent layers", "[states]") {
-  CHECK_THROWS_WITH((KvCache<float, Contiguous>(model(), {.sequences = 1, .max_tokens = 10})),
-                    Contains("contiguous holds no recurrent states"));
   Shared cache(model(), {.blocks = 100, .block_tokens = 8});
   io::MemorySink to;
   CHECK_THROWS_WITH(snapshot::save(cache, to), Contains("recurrent states cannot be stored"));

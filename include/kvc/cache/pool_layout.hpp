@@ -56,19 +56,24 @@ class PoolLayout {
       return;
     }
     constexpr Index most = Index{1} << 60;
+    if constexpr (HoldsStates<P>) {
+      for (std::size_t k = 0; k < layers.states().size() && Element<T>::row_size(1) > 0; ++k) {
+        const Index bytes = LayerGroups::aligned_state_bytes(layers.states()[k]);
+        const StateSizes sizes = policy.state_sizes(static_cast<Index>(k));
+        states_.push_back({sizes.in_block, bytes, 0, lines(ceil_div(sizes.in_block * bytes, unit_bytes)), sizes.pool});
+      }
+    }
     if constexpr (shares_blocks<P>()) {
       Index stride = 0;
       for (const L& layout : own) {
         stride = std::max(stride, lines(layout.block_size()));
       }
-      if constexpr (HoldsStates<P>) {
-        for (std::size_t k = 0; k < layers.states().size() && Element<T>::row_size(1) > 0; ++k) {
-          const Index bytes = LayerGroups::aligned_state_bytes(layers.states()[k]);
-          states_.push_back({policy.state_sizes(static_cast<Index>(k)).in_block, bytes});
-          stride = std::max(stride, lines(ceil_div(states_.back().in_block * bytes, unit_bytes)));
-        }
+      for (const State& state : states_) {
+        stride = std::max(stride, state.stride);
       }
-      stride_ = stride;
+      for (State& state : states_) {
+        state.stride = stride;
+      }
       require(stride <= most / policy.blocks(), "units in a block", stride, "at most 2^60 units in the pool");
       for (std::size_t g = 0; g < own.size(); ++g) {
         groups_.emplace_back(own[g], groups[g].latent, 0, stride);
@@ -80,6 +85,12 @@ class PoolLayout {
         groups_.emplace_back(own[g], groups[g].latent, units_, own[g].block_size());
         units_ += lines(own[g].size());
       }
+      for (State& state : states_) {
+        require(state.pool == 0 || state.stride <= (most - units_) / state.pool, "units in the pool", units_,
+                "at most 2^60");
+        state.base = units_;
+        units_ += state.stride * state.pool;
+      }
     }
   }
 
@@ -88,7 +99,7 @@ class PoolLayout {
     require(!states_.empty(), "element type", Element<T>::name, "one that stores something, to read or write states");
     const State& state = states_[static_cast<std::size_t>(place.kind)];
     const BlockId block = blocks[static_cast<std::size_t>(place.layer / state.in_block)];
-    return to_index(block) * stride_ + place.layer % state.in_block * (state.bytes / unit_bytes);
+    return state.base + to_index(block) * state.stride + place.layer % state.in_block * (state.bytes / unit_bytes);
   }
   /// Storage units in the pool.
   [[nodiscard]] Index size() const noexcept { return units_; }
@@ -102,7 +113,10 @@ class PoolLayout {
   static constexpr Index unit_bytes = std::max<Index>(static_cast<Index>(sizeof(StorageOf<T>)), 1);
   struct State {
     Index in_block;
-    Index bytes;
+    Index bytes;   // from one layer to the next
+    Index base;    // units
+    Index stride;  // units from one block to the next
+    Index pool;    // blocks of its own
   };
   /// Units, rounded up to whole cache lines.
   [[nodiscard]] static constexpr Index lines(Index units) noexcept {
@@ -129,7 +143,6 @@ class PoolLayout {
 
   std::vector<GroupLayout<L>> groups_;
   std::vector<State> states_;  // [kinds]
-  Index stride_ = 0;           // units from one block to the next, where groups share them
   Index units_ = 0;
 };
 

@@ -33,6 +33,7 @@ struct StateRule {
 struct StateSizes {
   Index in_block = 0;  ///< states of layers in a block
   Index blocks = 0;    ///< blocks for the states of all layers
+  Index pool = 0;      ///< blocks of a pool that this kind has for itself; 0: they are those of the groups
 };
 
 /// The layer groups that a policy holds, and the reserve that all of them have in common.

@@ -64,6 +64,9 @@ class Contiguous {
     /// Most tokens of one extension, for layer groups that drop rows; 0 means max_tokens, with which such a group takes
     /// no fewer slots than others. Without such groups it has no effect. In grow mode it only sizes the pools.
     Pos pass_tokens = 0;
+    /// Recurrent layers: the most lengths of which one sequence has states, those of the extension included; 0 means as
+    /// many as a sequence needs that asks for none beside its ends: 2 and the reserve for speculation.
+    Pos states = 0;
   };
 
   static constexpr std::string_view name = "contiguous";
@@ -75,7 +78,7 @@ class Contiguous {
         rules_(rules),
         holes_(rules.is_plain() ? pool_tokens(config_) : 1, rules.is_plain() ? 2 * config_.sequences : 1) {
     if (!rules.is_plain()) {
-      grouped_ = std::make_unique<detail::GroupRegions>(rules_, region_options(config_));
+      grouped_ = std::make_unique<detail::GroupRegions>(rules_, region_options(config_, rules_.rewind));
     }
   }
 
@@ -84,7 +87,9 @@ class Contiguous {
   /// 1: the pool is one block. O(1).
   [[nodiscard]] Index blocks() const noexcept { return 1; }
   /// Slots in the pool; with several layer groups, in that of the first. O(1).
-  [[nodiscard]] Pos block_tokens() const noexcept { return grouped_ ? grouped_->slots(0) : pool_tokens(config_); }
+  [[nodiscard]] Pos block_tokens() const noexcept {
+    return grouped_ && groups() > 0 ? grouped_->slots(0) : pool_tokens(config_);
+  }
 
   /// Finds nothing in place. No room: config.sequences are open, or (reserve) no hole is large enough. O(holes).
   /// Throws std::invalid_argument if options.max_tokens is not between 0 and config.max_tokens.
@@ -102,9 +107,17 @@ class Contiguous {
   /// No room: beyond the sequence's maximum, or (grow) no hole is large enough, or (reserve) a group that drops rows has
   /// no room for so many at once. O(holes).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
+    return try_extend(seq, count, tokens, {});
+  }
+  /// The same, with room for the recurrent states after `states_at` tokens, too: see HoldsStates. Throws
+  /// std::invalid_argument, too, if the sequence would have states of more than config.states lengths.
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
+                                      std::span<const Pos> states_at) {
     if (grouped_) [[unlikely]] {
-      return grouped_->try_extend(seq, grouped_->at(seq).lengths.checked_extension(seq, count, tokens.size()));
+      return grouped_->try_extend(seq, grouped_->at(seq).lengths.checked_extension(seq, count, tokens.size()),
+                                  states_at);
     }
+    require(states_at.empty(), "states_at.size()", states_at.size(), "0: there are no recurrent layers");
     Sequence& s = sequences_.at(seq);
     const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
     const Pos need = range.last;
@@ -298,6 +311,21 @@ class Contiguous {
       for_each_run(seq, range, f);
     }
   }
+  /// Lengths of which the sequence has recurrent states: see HoldsStates, as for the next two.
+  [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const {
+    return grouped_ ? grouped_->state_lengths(grouped_->at(seq)) : (void(lengths(seq)), std::span<const Pos>());
+  }
+  /// The block of the states of one kind, of a pool of that kind. Valid until the sequence is extended, committed,
+  /// truncated or closed.
+  [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
+    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
+    return grouped_->state_blocks(grouped_->at(seq), kind, length);
+  }
+  /// How the states of one kind lie in blocks: all in one.
+  [[nodiscard]] StateSizes state_sizes(Index kind) const {
+    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
+    return grouped_->state_sizes(kind);
+  }
   /// The pool of one group, and its rows. O(sequences + holes).
   [[nodiscard]] Stats stats(Index group) const {
     require_group(group);
@@ -382,6 +410,8 @@ class Contiguous {
     require_between(config.max_tokens, Pos{1}, max_pos, "config.max_tokens");
     require_between(config.growth_tokens, Pos{1}, max_pos, "config.growth_tokens");
     require_between(config.pass_tokens, Pos{0}, max_pos, "config.pass_tokens");
+    require(config.states == 0 || config.states >= rules.rewind + 2, "config.states", config.states,
+            "0, or at least 2 and the reserve for speculation");
     if (!rules.is_plain() && config.pool_tokens == 0) {
       return config;  // the pool of each group has a size of its own
     }
@@ -394,14 +424,15 @@ class Contiguous {
     return static_cast<Pos>(config.pool_tokens == 0 ? config.sequences * config.max_tokens : config.pool_tokens);
   }
 
-  static detail::RegionOptions region_options(const Config& config) noexcept {
+  static detail::RegionOptions region_options(const Config& config, Pos rewind) noexcept {
     return {.reserves = config.mode == Mode::reserve,
             .fit = config.fit,
             .sequences = config.sequences,
             .max_tokens = config.max_tokens,
             .pass_tokens = config.pass_tokens == 0 ? config.max_tokens : config.pass_tokens,
             .pool_tokens = config.pool_tokens,
-            .growth_tokens = config.growth_tokens};
+            .growth_tokens = config.growth_tokens,
+            .states = config.states == 0 ? Index{rewind} + 2 : config.states};
   }
 
   [[nodiscard]] const SequenceLengths& lengths(SeqId seq) const {
@@ -495,9 +526,9 @@ class Contiguous {
   Index copies_ = 0;
   Index copied_tokens_ = 0;
 };
-static_assert(HoldsGroups<Contiguous> && CountsAvailable<Contiguous> && HasConfig<Contiguous> &&
-              BoundsSequences<Contiguous> && ListsSequences<Contiguous> && ExplainsRefusals<Contiguous> &&
-              RestoresSequences<Contiguous>);
+static_assert(HoldsStates<Contiguous> && HoldsGroups<Contiguous> && CountsAvailable<Contiguous> &&
+              HasConfig<Contiguous> && BoundsSequences<Contiguous> && ListsSequences<Contiguous> &&
+              ExplainsRefusals<Contiguous> && RestoresSequences<Contiguous>);
 
 }  // namespace v0
 }  // namespace kvc

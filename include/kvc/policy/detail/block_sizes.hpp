@@ -41,7 +41,7 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
   }
   for (const StateRule& rule : rules.states) {
     const Index in_block = std::clamp(block / rule.weight, Index{1}, rule.layers);
-    sizes.states.push_back({in_block, ceil_div(rule.layers, in_block)});
+    sizes.states.push_back({in_block, ceil_div(rule.layers, in_block), 0});
   }
 }
 

@@ -22,11 +22,13 @@
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/block_pool.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/region_list.hpp"
 #include "kvc/policy/detail/region_sizes.hpp"
 #include "kvc/policy/detail/retained_rows.hpp"
 #include "kvc/policy/detail/ring.hpp"
+#include "kvc/policy/detail/state_table.hpp"
 #include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/sequence_table.hpp"
 
@@ -47,6 +49,7 @@ class GroupRegions {
   struct Sequence {
     SequenceLengths lengths;
     std::vector<Rows> groups;
+    StateTable states;        // of recurrent layers: of each length one block for all kinds
     Pos most = 0;             // the most tokens of this sequence
     bool has_cross = false;   // rows of other inputs are committed
     bool adds_cross = false;  // the uncommitted extension reserves them
@@ -57,13 +60,14 @@ class GroupRegions {
         rows.kept = rows.kept_before = {};
         rows.ring = rows.ring_before = {};
       }
+      states.clear();
       has_cross = adds_cross = false;
     }
   };
 
   /// Throws std::invalid_argument if a pool has 2^31 slots or more, std::bad_alloc.
   GroupRegions(const GroupRules& rules, const RegionOptions& options)
-      : rules_(rules), options_(options), sizes_(rules_, options_) {
+      : rules_(rules), options_(options), sizes_(rules_, options_), states_(state_slots()) {
     for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
       const Index slots = sizes_.pool(g);
       require(slots <= max_pos, concat({"slots in the pool of group ", std::to_string(g)}), slots,
@@ -103,12 +107,18 @@ class GroupRegions {
   /// The limit that try_open would meet.
   [[nodiscard]] LimitMet why_not_open(Pos most) const { return why_not_insert(most, nullptr, 0); }
 
-  /// Reserves rows in every group. O(holes).
-  std::optional<Extension> try_extend(SeqId seq, PosRange range) noexcept {
-    Sequence& s = *sequences_.find(seq);
+  /// Reserves rows in every group, and a block for the states of each length that is wanted. O(holes + states).
+  std::optional<Extension> try_extend(SeqId seq, PosRange range, std::span<const Pos> states_at = {}) {
+    Sequence& s = sequences_.at(seq);
+    const std::span<const WantedState> wanted = wanted_.list(has_states(), range, states_at, {});
+    const Index held = std::ssize(s.states.lengths()) + std::ssize(wanted);
+    require(held <= options_.states, "states_at.size()", states_at.size(),
+            concat({"so many that the sequence has states of at most ", std::to_string(options_.states),
+                    " lengths (config.states)"}));
     if (range.last > s.most) {
       return std::nullopt;
     }
+    s.states.reserve(wanted.size());  // the last thing that can fail
     for (std::size_t g = 0; g < pools_.size(); ++g) {
       if (const std::optional<Place> place = place_of(s, g, range.last)) {
         found_[g] = *place;
@@ -126,12 +136,16 @@ class GroupRegions {
         copy(g, rows.ring_before, rows.ring, in_ring(s, g, s.lengths.committed));
       }
     }
+    for (const WantedState& state : wanted) {
+      push_states(s, state, states_.allocate());
+    }
     s.adds_cross = has_cross_groups_ && !s.has_cross;
     s.lengths.reserve(range);
     return Extension{range, copies_};
   }
   /// Reserves the rows of a sequence that was computed elsewhere: see RestoresSequences. O(holes).
-  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) noexcept {
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
+    require(!has_states(), "states", rules_.states.size(), "0: the states of a sequence cannot be restored");
     Sequence& s = *sequences_.find(seq);
     for (std::size_t g = 0; g < pools_.size(); ++g) {
       if (!is_cross(g)) {
@@ -203,6 +217,8 @@ class GroupRegions {
         shrink(s, g, next);
       }
     }
+    s.states.drop(std::max(s.lengths.committed - rules_.rewind, 0), 0,
+                  [&](std::span<const BlockId> blocks) { release_states(blocks); });
   }
   void rollback(SeqId seq) noexcept {
     Sequence* const s = sequences_.find(seq);
@@ -224,6 +240,7 @@ class GroupRegions {
       rows.kept = std::exchange(rows.kept_before, {});
       rows.ring = std::exchange(rows.ring_before, {});
     }
+    s->states.cut(s->lengths.committed, [&](std::span<const BlockId> blocks) { release_states(blocks); });
     s->adds_cross = false;
     s->lengths.rollback();
     if (s->lengths.committed == 0) {
@@ -236,6 +253,21 @@ class GroupRegions {
     for (std::size_t g = 0; g < s.groups.size(); ++g) {
       s.groups[g].retained.require_end_at(length, g, argument);
     }
+    s.states.require_end_at(length, argument);
+  }
+
+  [[nodiscard]] bool has_states() const noexcept { return !rules_.states.empty(); }
+  [[nodiscard]] std::span<const Pos> state_lengths(const Sequence& s) const noexcept { return s.states.lengths(); }
+  /// Throws std::invalid_argument if there are no such states.
+  [[nodiscard]] std::span<const BlockId> state_blocks(const Sequence& s, Index kind, Pos length) const {
+    require_between(kind, Index{0}, std::ssize(rules_.states) - 1, "kind");
+    const std::span<const BlockId> all = s.states.blocks(length);
+    require(!all.empty(), "length", length, "one of which the sequence has recurrent states: see state_lengths");
+    return all.subspan(at_group(kind), 1);
+  }
+  [[nodiscard]] StateSizes state_sizes(Index kind) const {
+    require_between(kind, Index{0}, std::ssize(rules_.states) - 1, "kind");
+    return {rules_.states[at_group(kind)].layers, 1, states_.size()};
   }
 
   /// A new sequence with copies of what the first `at` positions have. O(holes).
@@ -248,6 +280,10 @@ class GroupRegions {
     Sequence& s = sequences_.at(*seq);
     copies_.clear();
     s.has_cross = p.has_cross;
+    if (const std::span<const BlockId> blocks = p.states.blocks(at); !blocks.empty()) {
+      states_.ref(blocks[0]);
+      push_states(s, {at}, blocks[0]);
+    }
     for (std::size_t g = 0; g < pools_.size(); ++g) {
       const Rows& from = p.groups[g];
       Rows& to = s.groups[g];
@@ -274,6 +310,7 @@ class GroupRegions {
     Sequence& s = sequences_.at(seq);
     s.lengths.check_truncate(seq, length);
     require_retained(s, length, "length");
+    s.states.cut(length, [&](std::span<const BlockId> blocks) { release_states(blocks); });
     s.lengths.set(length);
     for (std::size_t g = 0; g < pools_.size(); ++g) {
       if (is_cross(g)) {
@@ -292,7 +329,8 @@ class GroupRegions {
   void close(SeqId seq) {
     require(sequences_.contains(seq), "seq", seq, "an open sequence");
     rollback(seq);
-    const Sequence& s = sequences_.at(seq);
+    Sequence& s = sequences_.at(seq);
+    s.states.cut(0, [&](std::span<const BlockId> blocks) { release_states(blocks); });
     for (std::size_t g = 0; g < pools_.size(); ++g) {
       pools_[g].holes.free(s.groups[g].kept);
       pools_[g].holes.free(s.groups[g].ring.region);
@@ -307,8 +345,12 @@ class GroupRegions {
   template <class F>
   void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
     const Sequence& s = sequences_.at(seq);
-    require(0 <= range.first && range.first <= range.last && range.last <= positions(s, group), "range", range,
+    const Pos end = s.groups.empty() ? s.lengths.reserved : positions(s, group);
+    require(0 <= range.first && range.first <= range.last && range.last <= end, "range", range,
             "within the positions of the sequence");
+    if (s.groups.empty()) {
+      return;  // states alone
+    }
     const Rows& rows = s.groups[at_group(group)];
     if (const Pos last = std::min(range.last, rows.retained.rule().kept); range.first < last) {
       f(SlotRun{BlockId{0}, rows.kept.start + range.first, last - range.first, range.first});
@@ -372,6 +414,16 @@ class GroupRegions {
       });
       pools_[g].holes.verify(std::move(taken));
     }
+    BlockArray<std::int32_t> references(states_.size(), 0);
+    sequences_.for_each([&](const Sequence& s) {
+      if (!s.states.can_end_at(s.lengths.committed) || std::ssize(s.states.lengths()) > options_.states) {
+        throw_error(InvariantError("kvc: a sequence lacks a recurrent state, or has too many"));
+      }
+      for (const Pos length : s.states.lengths()) {
+        ++references[s.states.blocks(length)[0]];
+      }
+    });
+    states_.verify(references);
   }
 
  private:
@@ -393,6 +445,23 @@ class GroupRegions {
 
   [[nodiscard]] static constexpr std::size_t at_group(Index group) noexcept { return static_cast<std::size_t>(group); }
   [[nodiscard]] bool is_cross(std::size_t g) const noexcept { return rules_.groups[g].cross_rows > 0; }
+  /// Blocks for states. Throws std::invalid_argument if they are too many.
+  [[nodiscard]] Index state_slots() const {
+    if (rules_.states.empty()) {
+      return 1;
+    }
+    require(options_.states <= max_pos / options_.sequences, "config.states", options_.states,
+            "less than 2^31 / config.sequences");
+    return options_.sequences * options_.states;
+  }
+  void push_states(Sequence& s, const WantedState& state, BlockId block) noexcept {
+    s.states.push(state, [&] { return block; });
+  }
+  void release_states(std::span<const BlockId> blocks) noexcept {
+    if (states_.unref(blocks[0]) == 0) {
+      states_.free(blocks[0]);
+    }
+  }
   /// Of a sequence of no positions.
   static void forget_rows(Sequence& s) noexcept {
     for (Rows& rows : s.groups) {
@@ -516,9 +585,11 @@ class GroupRegions {
     }
     const SeqId seq = sequences_.insert();
     Sequence& s = sequences_.at(seq);
-    if (s.groups.empty()) {
+    if (s.most == 0) {  // its first use
       ScopeGuard undo([&] { sequences_.erase(seq); });
       s.groups = empty_;
+      s.states = StateTable(std::ssize(rules_.states));
+      s.states.reserve(2);
       undo.dismiss();
     }
     s.most = most;
@@ -564,6 +635,8 @@ class GroupRegions {
   RegionOptions options_;
   RegionSizes sizes_;
   bool has_cross_groups_ = false;
+  BlockPool states_;          // a block has the states of all layers after one length
+  WantedStates wanted_;       // of the last extension
   std::vector<Pool> pools_;   // [groups]
   std::vector<Rows> empty_;   // [groups]
   std::vector<Place> found_;  // [groups], of the operation in hand

@@ -365,43 +365,14 @@ class GroupTables {
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       s.tables[g].rows(settled(s)).require_end_at(length, g, argument);
     }
-    if (!s.states.can_end_at(length)) [[unlikely]] {
-      std::string there = "0";
-      for (const Pos have : s.states.lengths()) {
-        there += ", " + std::to_string(have);
-      }
-      throw_invalid(argument, length, concat({"one of ", there, ": of no other length are there recurrent states"}));
-    }
+    s.states.require_end_at(length, argument);
   }
 
   [[nodiscard]] bool has_states() const noexcept { return state_blocks_ > 0; }
-  /// The states that an extension is to write: those that are asked for, those of `more` that lie in it, which are kept
-  /// for later prompts, too, and that of its end. Valid until the next call. Throws std::invalid_argument unless `asked`
-  /// ascends within the range.
+  /// See WantedStates::list.
   [[nodiscard]] std::span<const WantedState> wanted_states(PosRange range, std::span<const Pos> asked,
                                                            std::span<const Pos> more = {}) {
-    require(asked.empty() || has_states(), "states_at.size()", asked.size(), "0: there are no recurrent layers");
-    wanted_.clear();
-    if (!has_states() || range.empty()) {
-      require(asked.empty(), "states_at.size()", asked.size(), "0: the extension has no tokens");
-      return {};
-    }
-    for (Pos before = range.first; const Pos length : asked) {
-      require(before < length && length <= range.last, "states_at", length,
-              "ascending, above the present length and at most that of the extension");
-      before = length;
-      wanted_.push_back({length, true});
-    }
-    for (const Pos length : more) {
-      if (range.first < length && length <= range.last) {
-        wanted_.push_back({length, true});
-      }
-    }
-    wanted_.push_back({range.last, false});
-    std::ranges::stable_sort(wanted_, {}, &WantedState::length);
-    const auto same = std::ranges::unique(wanted_, {}, &WantedState::length);  // the first of equal ones, which is kept
-    wanted_.erase(same.begin(), same.end());
-    return wanted_;
+    return wanted_.list(has_states(), range, asked, more);
   }
   /// Lengths of which a sequence has states, those of the uncommitted extension last.
   [[nodiscard]] std::span<const Pos> state_lengths(const Sequence& s) const noexcept { return s.states.lengths(); }
@@ -769,9 +740,9 @@ class GroupTables {
   Index state_blocks_;              // of the states of one length; 0: there are none
   std::vector<GroupTable> empty_;   // [groups]
   SequenceTable<Sequence> sequences_;
-  std::vector<RowCopy> copies_;      // of the last extension
-  std::vector<Needs> needs_;         // [groups] of the last extension
-  std::vector<WantedState> wanted_;  // of the last extension
+  std::vector<RowCopy> copies_;  // of the last extension
+  std::vector<Needs> needs_;     // [groups] of the last extension
+  WantedStates wanted_;          // of the last extension
   Index copy_count_ = 0;
   Index copied_tokens_ = 0;
 };

@@ -21,6 +21,7 @@ struct RegionOptions {
   Pos pass_tokens = 1;
   Index pool_tokens = 0;  ///< 0: sequences * capacity in each group
   Pos growth_tokens = 1;
+  Index states = 1;  ///< lengths of which a sequence has recurrent states at most
 };
 
 /// Of one group each. References the rules and options that it is made of. O(1) throughout.

@@ -1,11 +1,14 @@
-// StateTable: the recurrent states that one sequence holds.
+// StateTable: the recurrent states that one sequence has. WantedStates: those that an extension is to write.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc {
@@ -16,6 +19,41 @@ namespace detail {
 struct WantedState {
   Pos length = 0;        ///< tokens that it stands for
   bool is_kept = false;  ///< a later prompt is to find it
+};
+
+class WantedStates {
+ public:
+  /// The states that an extension is to write: those that are asked for, those of `more` that lie in it, which are kept
+  /// for later prompts, too, and that of its end. Valid until the next call. Throws std::invalid_argument unless `asked`
+  /// ascends within the range, and is empty where there are no recurrent layers or no tokens.
+  [[nodiscard]] std::span<const WantedState> list(bool has_states, PosRange range, std::span<const Pos> asked,
+                                                  std::span<const Pos> more) {
+    require(asked.empty() || has_states, "states_at.size()", asked.size(), "0: there are no recurrent layers");
+    list_.clear();
+    if (!has_states || range.empty()) {
+      require(asked.empty(), "states_at.size()", asked.size(), "0: the extension has no tokens");
+      return {};
+    }
+    for (Pos before = range.first; const Pos length : asked) {
+      require(before < length && length <= range.last, "states_at", length,
+              "ascending, above the present length and at most that of the extension");
+      before = length;
+      list_.push_back({length, true});
+    }
+    for (const Pos length : more) {
+      if (range.first < length && length <= range.last) {
+        list_.push_back({length, true});
+      }
+    }
+    list_.push_back({range.last, false});
+    std::ranges::stable_sort(list_, {}, &WantedState::length);
+    const auto same = std::ranges::unique(list_, {}, &WantedState::length);  // of equal ones the first, which is kept
+    list_.erase(same.begin(), same.end());
+    return list_;
+  }
+
+ private:
+  std::vector<WantedState> list_;
 };
 
 /// For some lengths of a sequence, ascending, the blocks that hold the states of all layers after so many tokens. What
@@ -38,6 +76,17 @@ class StateTable {
   /// Whether a sequence can be cut to this length, or go on from it. Nothing is needed to begin.
   [[nodiscard]] bool can_end_at(Pos length) const noexcept {
     return length == 0 || blocks_of_one_ == 0 || std::ranges::binary_search(lengths_, length);
+  }
+  /// Throws std::invalid_argument, which names the lengths that are possible, unless can_end_at(length).
+  void require_end_at(Pos length, std::string_view argument) const {
+    if (can_end_at(length)) [[likely]] {
+      return;
+    }
+    std::string there = "0";
+    for (const Pos have : lengths_) {
+      there += ", " + std::to_string(have);
+    }
+    throw_invalid(argument, length, concat({"one of ", there, ": of no other length are there recurrent states"}));
   }
   /// How many lengths are at most `length`.
   [[nodiscard]] std::size_t count_to(Pos length) const noexcept {
@@ -81,8 +130,8 @@ class StateTable {
     }
   }
   /// Takes out what no query behind `settled` tokens begins from: f(blocks of a length) for all lengths but the greatest
-  /// that is at most `settled`, those above it, and, for later prompts, the greatest multiple of `grain` among the
-  /// others (0: none). O(lengths).
+  /// that is at most `settled`, those above it, and, for later prompts, the greatest multiple of `grain` that is at
+  /// most `settled` (0: none). O(lengths).
   template <class F>
   void drop(Pos settled, Pos grain, F&& f) noexcept {
     const std::size_t now = count_to(settled);
