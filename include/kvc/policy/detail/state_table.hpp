@@ -47,8 +47,8 @@ class WantedStates {
     }
     list_.push_back({range.last, false});
     std::ranges::stable_sort(list_, {}, &WantedState::length);
-    const auto same = std::ranges::unique(list_, {}, &WantedState::length);  // of equal ones the first, which is kept
-    list_.erase(same.begin(), same.end());
+    const auto is_same = [](const WantedState& a, const WantedState& b) { return a.length == b.length; };
+    list_.erase(std::unique(list_.begin(), list_.end(), is_same), list_.end());  // the first of equal ones stays
     return list_;
   }
 
