@@ -83,8 +83,8 @@ inline std::ostream& operator<<(std::ostream& out, const CaseShape& s) {
 }
 
 inline CaseShape random_shape(Random& random, Pos longest) {
-  constexpr Index dims[] = {1, 8, 16, 20, 33, 64, 80, 96, 100, 128, 192, 256};
-  const auto dim = [&] { return dims[random.between(0, 11)]; };
+  constexpr Index dims[] = {1, 8, 16, 20, 33, 64, 80, 96, 100, 128, 192, 256, 300, 320};
+  const auto dim = [&] { return dims[random.between(0, 13)]; };
   CaseShape s;
   s.kv_heads = random.between(1, 3);
   s.group = random.one_in(3) ? 1 : random.between(1, 9);

@@ -4,6 +4,9 @@
 //            their fold
 //   values   a sum is a chain of multiply-adds over ascending positions
 //
+// Long rows (more than 256 elements, such as the 576 of MLA) are read as floats by all query rows: in place, or from
+// where they were decoded once. Values that are the beginnings of the keys are read there.
+//
 // Rows are read as exactly the elements that kvc::Element<T>::decode gives.
 #pragma once
 
@@ -68,20 +71,28 @@ struct DecodedRows {
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
 
+/// Rows of floats wherever they lie, in whole vectors.
+struct FloatRows {
+  const float* const* rows;
+  static constexpr int step = 1, bytes = simd::lanes * sizeof(float);
+  using Operand = simd::F32x16;
+  KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept { return simd::load(rows[j] + c * simd::lanes); }
+  KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
+};
+
 /// Sums of weighted values, R rows by `columns` elements.
 ///
 ///   sum[i][d] = start[i][d] + sum over j of p[i * 64 + j] * v[j][d],  ascending j in [first, last)
 ///
-/// `start` null means 0. The sums go to `to` as in store_sums.
+/// for columns d in [from, end) alone. `start` null means 0. The sums go to `to` as in store_sums.
 ///   v         v.load(j, c): elements 16 c .. of value j
-///   start, to [R, columns], columns a multiple of 16
-template <int R, class Values>
-KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index first, Index last, const float* start,
-                                        float* to, const float* rescale, Index columns,
-                                        Prefetcher& shared_prefetcher) noexcept {
+///   start, to [R, columns], columns a multiple of 16, as are from and end
+template <int R, class Values, class Prefetches>
+KVC_ALWAYS_INLINE void add_float_columns(const float* p, const Values& v, Index first, Index last, const float* start,
+                                         float* to, const float* rescale, Index columns, Index from, Index end,
+                                         Prefetches& prefetcher) noexcept {
   using simd::F32x16;
   constexpr int most = std::clamp(kernel_sums / R, 1, R == 1 ? 8 : 4);
-  Prefetcher prefetcher = shared_prefetcher;  // in registers
   const auto block = [&](Index d, auto count) __attribute__((always_inline)) {
     constexpr int C = decltype(count)::value;
     F32x16 sum[R][C] = {};
@@ -100,15 +111,24 @@ KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index f
     }
     store_sums<R, C>(sum, to + d, columns, rescale);
   };
-  Index d = 0;
-  for (; columns - d >= most * simd::lanes; d += most * simd::lanes) {
+  Index d = from;
+  for (; end - d >= most * simd::lanes; d += most * simd::lanes) {
     block(d, std::integral_constant<int, most>{});
   }
   if constexpr (most > 1) {
-    for (; d < columns; d += simd::lanes) {
+    for (; d < end; d += simd::lanes) {
       block(d, std::integral_constant<int, 1>{});
     }
   }
+}
+
+/// The same of all columns.
+template <int R, class Values>
+KVC_ALWAYS_INLINE void add_float_values(const float* p, const Values& v, Index first, Index last, const float* start,
+                                        float* to, const float* rescale, Index columns,
+                                        Prefetcher& shared_prefetcher) noexcept {
+  Prefetcher prefetcher = shared_prefetcher;  // in registers
+  add_float_columns<R>(p, v, first, last, start, to, rescale, columns, 0, columns, prefetcher);
   shared_prefetcher = prefetcher;
 }
 
@@ -123,6 +143,9 @@ class FloatTile : public FloatSumTile<T> {
   using Base::value_dim_;
 
  public:
+  static constexpr bool has_long_rows = true;
+  static constexpr Index long_pass = 8;      // 18 KiB of 576 elements
+  static constexpr Index long_columns = 64;  // 16 KiB of a tile
   static constexpr bool in_order = true;
   static constexpr Index key_pass = 32;
   [[nodiscard]] static constexpr Index query_floats(Index key_dim) noexcept { return padded(key_dim); }
@@ -142,13 +165,37 @@ class FloatTile : public FloatSumTile<T> {
       : Base(key_dim, value_dim),
         decoded_keys_(scratch.take(tile_keys * padded(key_dim))),
         packed_keys_(scratch.take(tile_keys * padded(key_dim))),
-        decoded_values_(scratch.take(tile_keys * padded(value_dim))) {}
+        decoded_values_(scratch.take(tile_keys * padded(value_dim))) {
+    for (Index j = 0; j < tile_keys; ++j) {
+      decoded_key_rows_[j] = decoded_keys_ + j * padded(key_dim);
+      decoded_value_rows_[j] = decoded_values_ + j * padded(value_dim);
+    }
+  }
+
+  void set(const KvTileRows<T>& rows, const KvTileRows<T>* next, Index count) noexcept {
+    is_long_ = key_dim_ > long_key && count > kernel_rows;
+    if (!is_long_) {
+      Base::set(rows, next, count);
+      return;
+    }
+    rows_ = &rows;
+    once_ = false;
+    long_keys_ = decoded_key_rows_;
+    long_values_ = values_in_decoded_keys() ? decoded_key_rows_ : decoded_value_rows_;
+    if constexpr (std::is_same_v<T, float>) {
+      long_keys_ = keys_are_decoded() ? long_keys_ : rows.k;
+      long_values_ = values_in_place() ? rows.v : long_values_;
+    }
+    const Index calls = ceil_div(tile_keys, long_pass) + ceil_div(value_dim_, long_columns);
+    lines_per_call_ = ceil_div(prefetcher_.begin_tile_spread(rows, next), calls * ceil_div(count, Index{kernel_rows}));
+  }
+  [[nodiscard]] bool is_long() const noexcept { return is_long_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if constexpr (!is_plain<T>) {
       decode(rows_->k, key_dim_, decoded_keys_);
     }
-    if (!once_) {
+    if (!once_ && !is_long_) {
       const Index first = rows_->first / simd::lanes, last = ceil_div(rows_->last, Index{simd::lanes});
       if constexpr (is_plain<T>) {
         pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_keys_,
@@ -159,6 +206,19 @@ class FloatTile : public FloatSumTile<T> {
       }
     }
   }
+  /// Work on keys [first, first + long_pass), before their scores.
+  void load_long_keys(Index first) noexcept {
+    if (is_plain<T> && keys_are_decoded()) {
+      decode_range(rows_->k, key_dim_, decoded_keys_, first, first + long_pass);
+    }
+  }
+  template <int R>
+  KVC_OUT_OF_LINE void scores_of_long(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
+    SpreadPrefetcher prefetcher(prefetcher_, lines_per_call_);
+    Base::template score_blocks<FloatDotTraits, R>(FloatRows{long_keys_}, first, last, padded(key_dim_) / simd::lanes,
+                                                   q, q_stride, s, UnscaledScores{}, prefetcher);
+  }
+
   template <int R>
   KVC_OUT_OF_LINE void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
     score_packed<FloatDotTraits, R>(q, q_stride, packed_keys_, first / simd::lanes, ceil_div(last, Index{simd::lanes}),
@@ -177,7 +237,7 @@ class FloatTile : public FloatSumTile<T> {
   }
 
   void load_values() noexcept {
-    if (!values_in_place()) {
+    if (!values_in_place() && !values_in_decoded_keys()) {
       decode(rows_->v, value_dim_, decoded_values_);
     }
   }
@@ -193,8 +253,16 @@ class FloatTile : public FloatSumTile<T> {
         return;
       }
     }
-    add_float_values<R>(p, DecodedRows<T>{decoded_values_, padded(value_dim_)}, first, last, start, to, rescale,
-                        padded(value_dim_), prefetcher_);
+    add_float_values<R>(p, decoded_values(), first, last, start, to, rescale, padded(value_dim_), prefetcher_);
+  }
+
+  [[nodiscard]] Index value_columns() const noexcept { return padded(value_dim_); }
+  template <int R>
+  KVC_OUT_OF_LINE void add_long_values(const float* p, Index from, float* to, const float* rescale) noexcept {
+    SpreadPrefetcher prefetcher(prefetcher_, lines_per_call_);
+    const Index columns = padded(value_dim_);
+    add_float_columns<R>(p, FloatRows{long_values_}, 0, tile_keys, nullptr, to, rescale, columns, from,
+                         std::min(from + long_columns, columns), prefetcher);
   }
 
  private:
@@ -203,15 +271,36 @@ class FloatTile : public FloatSumTile<T> {
     return (std::is_same_v<T, float> || (is_plain<T> && once_)) && value_dim_ % simd::lanes == 0;
   }
 
+  /// Whether decoded_keys_ has the keys: floats are read in place if they fill whole vectors.
+  [[nodiscard]] bool keys_are_decoded() const noexcept {
+    return !is_plain<T> || (is_long_ && !(std::is_same_v<T, float> && key_dim_ % simd::lanes == 0));
+  }
+  [[nodiscard]] bool values_in_decoded_keys() const noexcept { return rows_->values_in_keys && keys_are_decoded(); }
+  [[nodiscard]] DecodedRows<T> decoded_values() const noexcept {
+    return values_in_decoded_keys() ? DecodedRows<T>{decoded_keys_, padded(key_dim_)}
+                                    : DecodedRows<T>{decoded_values_, padded(value_dim_)};
+  }
+
   void decode(const StorageOf<T>* const* rows, Index dim, float* to) const noexcept {
     // In whole groups of 16: the other pointers lead to some row.
-    for (Index j = rows_->first / simd::lanes * simd::lanes;
-         j < ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes; ++j) {
+    decode_range(rows, dim, to, rows_->first / simd::lanes * simd::lanes,
+                 ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes);
+  }
+  static void decode_range(const StorageOf<T>* const* rows, Index dim, float* to, Index first, Index last) noexcept {
+    for (Index j = first; j < last; ++j) {
       kvc::Element<T>::decode(rows[j], dim, to + j * padded(dim));
       std::fill(to + j * padded(dim) + dim, to + (j + 1) * padded(dim), 0.0F);
     }
   }
 
+  static constexpr Index long_key = 256;  // elements. Packed keys of one pass fill the first-level cache then
+
+  bool is_long_ = false;
+  const float* const* long_keys_ = nullptr;    // [64] rows that scores_of_long reads
+  const float* const* long_values_ = nullptr;  // [64] rows that add_long_values reads
+  const float* decoded_key_rows_[tile_keys];
+  const float* decoded_value_rows_[tile_keys];
+  Index lines_per_call_ = 0;
   float* decoded_keys_;    // [64, padded(key_dim)]
   float* packed_keys_;     // [groups][padded(key_dim)][16], for many rows
   float* decoded_values_;  // [64, padded(value_dim)]

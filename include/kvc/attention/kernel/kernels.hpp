@@ -96,6 +96,29 @@ KVC_ALWAYS_INLINE void for_row_blocks(Index first, Index last, F f) {
   }
 }
 
+/// The same blocks from the last to the first.
+template <int most = kernel_rows, class F>
+KVC_ALWAYS_INLINE void for_row_blocks_backwards(Index first, Index last, F f) {
+  if constexpr (most > 1) {
+    if ((last - first) % most % 2 != 0) {
+      f(--last, std::integral_constant<int, 1>{});
+    }
+  }
+  if constexpr (most > 2) {
+    if ((last - first) % most % 4 != 0) {
+      f(last -= 2, std::integral_constant<int, 2>{});
+    }
+  }
+  if constexpr (most > 4) {
+    if ((last - first) % most != 0) {
+      f(last -= 4, std::integral_constant<int, 4>{});
+    }
+  }
+  while (last > first) {
+    f(last -= most, std::integral_constant<int, most>{});
+  }
+}
+
 /// to[i][0, 16 C) = to[i] * rescale[i] + sum[i], or = sum[i] where rescale is null.
 template <int R, int C>
 KVC_ALWAYS_INLINE void store_sums(const simd::F32x16 (&sum)[R][C], float* to, Index stride,

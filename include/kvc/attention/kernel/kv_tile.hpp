@@ -24,6 +24,14 @@
 //                                            them, `visible` has a bit per position
 //   value_step()                             without exact sums: preferred positions per add_values call
 //   add_values<R>(w, first, last, ...)       to = to * rescale + weighted values of [first, last), R rows
+//   has_long_rows                            whether it has the members below, for rows that are longer than caches and
+//                                            registers like, such as latent ones: few keys at a time with all query
+//                                            rows, few columns of the values at a time with all query rows
+//   is_long()                                after set: whether to use these, with the same bits
+//   load_long_keys(first)                    work on keys [first, first + long_pass), instead of load_keys
+//   scores_of_long<R>(...)                   scores<R> of keys among these
+//   value_columns()                          columns of a value, in steps of long_columns:
+//   add_long_values<R>(w, from, to, rescale) add_values<R> of the whole tile for columns from `from` on
 //
 // s is [R, 64], p is [64], both indexed by position in the tile.
 #pragma once

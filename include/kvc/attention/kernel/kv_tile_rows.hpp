@@ -60,7 +60,8 @@ struct KvTileRows {
   const StorageOf<T>* v[tile_keys];
   Index first = 0;  // the rows of the tile that are there are among [first, last)
   Index last = 0;
-  ByteSpans keys, values;
+  ByteSpans keys, values;       // values: none where they are the beginnings of the keys
+  bool values_in_keys = false;  // v is k: latent rows
 
   [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
 
@@ -73,6 +74,7 @@ struct KvTileRows {
     last = tile_keys - std::countl_zero(visible);
     keys.count = 0;
     values.count = 0;
+    values_in_keys = RowPrefixElement<T> && kv.value_dim() <= kv.key_dim();
     Index end = 0;  // of the pointers that are set
     for (std::uint64_t left = visible; left != 0;) {
       const Index lo = std::countr_zero(left), hi = lo + std::countr_one(left >> lo);
@@ -102,7 +104,10 @@ struct KvTileRows {
                       point(k + at, run.k, run.rows, run.k_stride);
                       point(v + at, run.v, run.rows, run.v_stride);
                       add_spans(run.k, run.rows, run.k_stride, k_row, keys);
-                      add_spans(run.v, run.rows, run.v_stride, v_row, values);
+                      if (run.v != run.k || run.v_stride != run.k_stride || !values_in_keys) {
+                        values_in_keys = false;
+                        add_spans(run.v, run.rows, run.v_stride, v_row, values);
+                      }
                       at += run.rows;
                     });
     return at == range.last ? std::nullopt : std::optional(base + at);
@@ -184,13 +189,30 @@ class Prefetcher {
     return ahead < now.keys.lines() ? Index{simd::lanes} : tile_keys;
   }
 
+  /// Only `next` is prefetched, while `now` is read: by a SpreadPrefetcher. Returns its lines.
+  template <class T>
+  [[nodiscard]] Index begin_tile_spread(const KvTileRows<T>& now, const KvTileRows<T>* next) noexcept {
+    at_ = paused_at_ = nullptr;
+    with_row_ = 0;
+    parts_[0] = &now.keys;
+    parts_[1] = &now.values;
+    parts_[2] = next == nullptr ? nullptr : &next->keys;
+    parts_[3] = next == nullptr ? nullptr : &next->values;
+    part_ = 2;
+    span_ = -1;
+    follow();
+    return next == nullptr ? 0 : next->lines();
+  }
+
+  /// To the cache of that level: 1 or 2.
+  template <int level = 1>
   KVC_ALWAYS_INLINE void prefetch(Index lines) noexcept {
     if (at_ == nullptr) {
       return;
     }
     KVC_NOT_UNROLLED
     for (; lines > 0; --lines) {
-      __builtin_prefetch(at_, 0, 3);
+      __builtin_prefetch(at_, 0, level == 1 ? 3 : 2);
       at_ += ByteSpan::line;
       if (at_ >= end_) [[unlikely]] {
         follow();
@@ -244,6 +266,28 @@ class Prefetcher {
   Index span_ = -1;
   const std::byte* paused_at_ = nullptr;
   Index with_row_ = 0;
+};
+
+/// Prefetches to the second-level cache, one line for each step of a loop until `lines` are: for long computations that
+/// read a tile from there. Use it as a local variable, so that it lies in registers.
+class SpreadPrefetcher {
+ public:
+  SpreadPrefetcher(Prefetcher& of, Index lines) noexcept : of_(of), own_(of), left_(lines) {}
+  ~SpreadPrefetcher() { of_ = own_; }
+  SpreadPrefetcher(const SpreadPrefetcher&) = delete;
+  SpreadPrefetcher& operator=(const SpreadPrefetcher&) = delete;
+
+  KVC_ALWAYS_INLINE void prefetch(Index) noexcept {
+    if (left_ > 0) {
+      --left_;
+      own_.template prefetch<2>(1);
+    }
+  }
+
+ private:
+  Prefetcher& of_;
+  Prefetcher own_;
+  Index left_;
 };
 
 }  // namespace detail

@@ -140,12 +140,12 @@ class QueryTile {
     });
   }
 
-  /// Calls f(integral constant R, r, from, to) for blocks of R <= most rows [r, r + R) that cover [begin, end), with
-  /// the keys [from, to) within [first, last) among which are all that a row of the block sees: all of them if `all`.
-  template <int most, class F>
+  /// Calls f(integral constant R, r, from, to) for blocks of R <= most rows [r, r + R) that cover [begin, end), the last
+  /// first if `backwards`, with the keys [from, to) within [first, last) among which are all that a row of the block sees: all of them if `all`.
+  template <int most, bool backwards = false, class F>
   KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, bool all,
                                 F f) const noexcept {
-    for_row_blocks<most>(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+    const auto block = [&](Index r, auto count) __attribute__((always_inline)) {
       if (all) {
         f(count, r, first, last);
         return;
@@ -159,7 +159,40 @@ class QueryTile {
       if (from < to) {
         f(count, r, from, to);
       }
-    });
+    };
+    if constexpr (backwards) {
+      for_row_blocks_backwards<most>(begin, end, block);
+    } else {
+      for_row_blocks<most>(begin, end, block);
+    }
+  }
+
+  [[nodiscard]] static bool is_long(const Tile& tile) noexcept {
+    if constexpr (Tile::has_long_rows) {
+      return tile.is_long();
+    } else {
+      return false;
+    }
+  }
+
+  /// Scores of all rows for a few keys at a time: there and back, so that the rows that are still in the first-level
+  /// cache come first.
+  KVC_ALWAYS_INLINE void scores_of_long_rows(Index begin, Index end, Index base, bool all, const float* q, Tile& tile,
+                                             const KvTileRows<typename Tile::Element>& keys) const noexcept {
+    if constexpr (Tile::has_long_rows) {
+      const auto block = [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
+        tile.template scores_of_long<count>(from, to, q + r * query_size_, query_size_, p_ + r * tile_keys);
+      };
+      for (Index at = keys.first / Tile::long_pass * Tile::long_pass; at < keys.last; at += Tile::long_pass) {
+        const Index first = std::max(at, keys.first), last = std::min(at + Tile::long_pass, keys.last);
+        tile.load_long_keys(at);
+        if (at % (2 * Tile::long_pass) == 0) {
+          scores<kernel_rows>(begin, end, base, first, last, all, block);
+        } else {
+          scores<kernel_rows, true>(begin, end, base, first, last, all, block);
+        }
+      }
+    }
   }
 
   /// Scale, soft cap and mask of row r; which keys of the tile it sees, as bits.
@@ -192,6 +225,18 @@ class QueryTile {
     std::uint64_t of_all = ~std::uint64_t{0};
     for (Index r = begin; r < end; ++r) {
       of_all &= visible_[r];
+    }
+    if constexpr (Tile::has_long_rows) {
+      if (of_all == ~std::uint64_t{0} && tile.is_long()) {
+        // The values of so many columns stay in the first-level cache for all rows.
+        for (Index d = 0; d < tile.value_columns(); d += Tile::long_columns) {
+          for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+            tile.template add_long_values<decltype(count)::value>(w_ + r * weight_size_, d, o + r * value_pad_,
+                                                                  rescale_ + r);
+          });
+        }
+        return;
+      }
     }
     for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
       constexpr int R = decltype(count)::value;
@@ -310,7 +355,9 @@ void QueryTile<Tile>::attend(Index head, Index first, Index last, Index base, Ti
   const bool all = see_all(first, last, base);
   tile.set(keys, next, end - begin);
   tile.load_keys();
-  if (end - begin <= few_rows) {
+  if (is_long(tile)) {
+    scores_of_long_rows(begin, end, base, all, q, tile, keys);
+  } else if (end - begin <= few_rows) {
     scores<kernel_rows>(begin, end, base, keys.first, keys.last, all,
                         [&](auto count, Index r, Index from, Index to) __attribute__((always_inline)) {
                           tile.template scores<count>(from, to, q + r * query_size_, query_size_, p_ + r * tile_keys);

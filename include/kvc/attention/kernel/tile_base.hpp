@@ -34,6 +34,7 @@ template <class T>
 class FloatSumTile : public TileBase<T> {
  public:
   static constexpr bool exact_sums = false;
+  static constexpr bool has_long_rows = false;
   static constexpr int most_rows = packed_rows;
 
   void set(const KvTileRows<T>& rows, const KvTileRows<T>* next, Index count) noexcept {
@@ -51,14 +52,20 @@ class FloatSumTile : public TileBase<T> {
   template <class DotTraits, int R, class Keys, class Scale = UnscaledScores>
   KVC_ALWAYS_INLINE void score_blocks(const Keys& keys, Index first, Index last, Index vectors, const float* q,
                                       Index q_stride, float* s, const Scale& scale = {}) noexcept {
-    constexpr int K = block_keys<R>;
     Prefetcher prefetcher = this->prefetcher_;  // in registers
+    score_blocks<DotTraits, R>(keys, first, last, vectors, q, q_stride, s, scale, prefetcher);
+    this->prefetcher_ = prefetcher;
+  }
+  template <class DotTraits, int R, class Keys, class Scale, class Prefetches>
+  KVC_ALWAYS_INLINE static void score_blocks(const Keys& keys, Index first, Index last, Index vectors, const float* q,
+                                             Index q_stride, float* s, const Scale& scale,
+                                             Prefetches& prefetcher) noexcept {
+    constexpr int K = block_keys<R>;
     for (Index j = first / K * K; j < last; j += K) {
       simd::F32x16 sum[R][K] = {};
       add_keys<DotTraits, R>(q, q_stride, keys, j, vectors, sum, prefetcher);
       store_scores<R, K>(sum, s + j, scale);
     }
-    this->prefetcher_ = prefetcher;
   }
 
  private:
@@ -72,6 +79,7 @@ template <class Tile, class T>
 class IntegerSumTile : public TileBase<T> {
  public:
   static constexpr bool exact_sums = true;
+  static constexpr bool has_long_rows = false;
   static constexpr bool in_order = false;
   static constexpr Index key_pass = tile_keys;
   static constexpr int most_rows = kernel_rows;
