@@ -241,7 +241,7 @@ void append(benchmark::State& state) {
       for (const SeqId seq : open) {
         policy.truncate(seq, 0);
       }
-      if constexpr (requires { policy.clear(); }) {
+      if constexpr (kvc::ClearsCache<P>) {
         policy.clear();  // so that none has to be evicted: that is measured below
       }
       length = 0;

@@ -20,8 +20,8 @@ namespace {
 /// Bytes of keys and values that one token takes, before there is any pool.
 template <class T>
 kvc::Index bytes_per_token(const kvc::Shape& shape) {
-  const kvc::Index numbers = kvc::Element<T>::row_size(shape.key_dim) + kvc::Element<T>::row_size(shape.value_dim);
-  return shape.layers * shape.kv_heads * numbers * static_cast<kvc::Index>(sizeof(kvc::StorageOf<T>));
+  const kvc::Index units = kvc::Element<T>::row_size(shape.key_dim) + kvc::Element<T>::row_size(shape.value_dim);
+  return shape.layers * shape.kv_heads * units * static_cast<kvc::Index>(sizeof(kvc::StorageOf<T>));
 }
 
 void size_a_pool() {

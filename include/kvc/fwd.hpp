@@ -41,6 +41,9 @@ struct None;
 // layout, memory, parallel
 struct Shape;
 struct PoolExtents;
+struct LayerKind;
+struct LayerGroup;
+class LayerGroups;
 class HeadMajor;
 class TokenMajor;
 struct HostSpace;
@@ -49,9 +52,11 @@ struct Sequential;
 // policy
 class Salt;
 struct OpenOptions;
+struct RestoreOptions;
 struct Opened;
 struct Extension;
 struct Forked;
+struct GroupBlocks;
 class ChainHash;
 struct NoEvents;
 class EventCallback;

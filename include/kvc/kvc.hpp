@@ -4,6 +4,7 @@
 //   policies        Contiguous, Paged, PrefixShared and all its eviction policies, Synchronized, orders of a batch
 //   element types   float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, None
 //   layouts         HeadMajor, TokenMajor
+//   layer groups    LayerGroups: layers with windows, chunks, cross attention or latent rows in one cache
 //   attention       prefill, decode, reference, AttentionState, masks, and Sequential to run them
 //
 // Needs the standard library and Eigen. Not in it, and included one by one:
@@ -32,6 +33,7 @@
 #include "kvc/element/float16.hpp"
 #include "kvc/element/none.hpp"
 #include "kvc/element/quantized.hpp"
+#include "kvc/layout/layer_groups.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/memory/space.hpp"
 #include "kvc/parallel/executor.hpp"

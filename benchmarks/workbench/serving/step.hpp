@@ -108,10 +108,16 @@ template <kvc::Policy P>
   return tokens <= longest_sequence(policy);
 }
 
+/// A policy with a mode in which a sequence takes all its slots when it is opened.
+template <class P>
+concept HasReserveMode = kvc::HasConfig<P> && requires(const typename P::Config& config) {
+  { config.mode == P::Mode::reserve } -> std::convertible_to<bool>;
+};
+
 /// Whether a sequence takes all slots that its client allows when it is opened.
 template <kvc::Policy P>
 [[nodiscard]] bool reserves_maximum(const P& policy) {
-  if constexpr (requires { P::Mode::reserve; }) {
+  if constexpr (HasReserveMode<P>) {
     return policy.config().mode == P::Mode::reserve;
   } else {
     return false;

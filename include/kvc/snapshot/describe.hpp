@@ -17,7 +17,7 @@ namespace snapshot {
 
 namespace detail {
 
-/// Bytes of a row of `dim` numbers of element type T.
+/// Bytes of a row of `dim` elements of type T.
 template <class T>
 [[nodiscard]] constexpr Index bytes_of_row(Index dim) {
   return Element<T>::row_size(dim) * static_cast<Index>(sizeof(StorageOf<T>));

@@ -86,10 +86,10 @@ class RestorePlan {
       if (!step) {
         return false;
       }
-      if constexpr (requires { owner.commit(std::move(*step)); }) {
-        owner.commit(std::move(*step));
-      } else {
+      if constexpr (Policy<Owner>) {
         owner.commit(open->seq);
+      } else {
+        owner.commit(std::move(*step));
       }
     }
     return true;

@@ -75,7 +75,7 @@ template <class T>
   }
   return decode;
 }
-/// Bytes of a row of `dim` numbers in a snapshot that a cache of T can load.
+/// Bytes of a row of `dim` elements in a snapshot that a cache of T can load.
 template <class T>
 [[nodiscard]] Index stored_row_bytes(const std::string& element, Index dim) {
   return element == Element<T>::name ? bytes_of_row<T>(dim) : dim * (element == Element<float>::name ? 4 : 2);

@@ -31,7 +31,7 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
-/// Which of the first `end` positions of a sequence a policy does not hold in a group: one stretch, which begins where
+/// Which of the first `end` positions of a sequence a policy does not hold in a group: one range, which begins where
 /// the rows from the first position on end; {0, 0} if none. O(blocks).
 template <HoldsGroups P>
 [[nodiscard]] PosRange not_held(const P& policy, SeqId seq, Index group, Pos end) {

@@ -171,7 +171,7 @@ template <class Cache>
     for (std::size_t g = 0; g < groups; ++g) {
       PosRange gone = offered.groups[g].gone;
       if (found && layers.groups()[g].cross_rows == 0) {
-        // The rows behind the kept ones are one stretch: it begins where blocks are shared, if any are.
+        // The rows behind the kept ones are one range: it begins where blocks are shared, if any are.
         const Pos size = cache.policy().block_tokens(static_cast<Index>(g));
         const PosRange not_found = not_held(cache.policy(), found->seq, static_cast<Index>(g), found->cached);
         if (!not_found.empty() && Index{not_found.last} + size <= found->cached) {

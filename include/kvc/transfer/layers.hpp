@@ -28,8 +28,8 @@ struct WantedRows {
   [[nodiscard]] constexpr Pos next(Pos position) const noexcept { return position == last ? then : position; }
   /// The first one.
   [[nodiscard]] constexpr Pos begin() const noexcept { return next(first); }
-  /// The end of the stretch that `position` is in.
-  [[nodiscard]] constexpr Pos stretch_end(Pos position) const noexcept { return position < last ? last : end; }
+  /// The end of the range that `position` is in.
+  [[nodiscard]] constexpr Pos range_end(Pos position) const noexcept { return position < last ? last : end; }
 
   friend constexpr bool operator==(const WantedRows&, const WantedRows&) = default;
 };
@@ -67,7 +67,7 @@ class LayerProgress {
   /// that leaves any.
   [[nodiscard]] Part next(Index layer, Index most, Pos block_tokens) const noexcept {
     const Layer& own = layers_[static_cast<std::size_t>(layer)];
-    const Pos ready = std::min(own.ready, own.wanted.stretch_end(own.sent));
+    const Pos ready = std::min(own.ready, own.wanted.range_end(own.sent));
     Index last = std::min<Index>(ready, own.sent + most);
     if (last < ready && last - last % block_tokens > own.sent) {
       last -= last % block_tokens;

@@ -329,7 +329,7 @@ class Receiver {
     }
     Pos& next = t.layers[static_cast<std::size_t>(record->layer)];
     const detail::WantedRows& rows = wanted(t, record->layer);
-    if (record->first != next || record->last <= record->first || record->last > rows.stretch_end(next)) {
+    if (record->first != next || record->last <= record->first || record->last > rows.range_end(next)) {
       fail(at, {Outcome::broken,
                 kvc::detail::concat({"rows of layer ", std::to_string(record->layer),
                                      " that are not the next: expected ", std::to_string(next), ", found ",

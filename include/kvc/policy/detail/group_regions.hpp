@@ -355,8 +355,8 @@ class GroupRegions {
     if (const Pos last = std::min(range.last, rows.retained.rule().kept); range.first < last) {
       f(SlotRun{BlockId{0}, rows.kept.start + range.first, last - range.first, range.first});
     }
-    rows.ring.for_each_piece({std::max(range.first, rows.retained.first()), range.last},
-                             [&](Pos slot, Pos first, Pos count) { f(SlotRun{BlockId{0}, slot, count, first}); });
+    rows.ring.for_each_run({std::max(range.first, rows.retained.first()), range.last},
+                           [&](Pos slot, Pos first, Pos count) { f(SlotRun{BlockId{0}, slot, count, first}); });
   }
 
   [[nodiscard]] Index copied_tokens() const noexcept { return copied_tokens_; }
