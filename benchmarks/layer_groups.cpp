@@ -88,7 +88,7 @@ Index rows_needed(const LayerGroup& group) {
              : length - std::min(std::max(group.retained.first_seen(length), group.retained.kept), length);
 }
 
-/// What as many sequences hold in groups of as many layers as the smallest group has, padded, in pages of 16 tokens.
+/// Bytes of as many sequences in groups of as many layers as the smallest group has, padded, in pages of 16 tokens.
 Index padded_bytes(const LayerGroups& layers) {
   Index least = layers.layers();
   for (const LayerGroup& group : layers.groups()) {

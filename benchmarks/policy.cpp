@@ -81,7 +81,7 @@ class Turns {
   std::vector<std::vector<double>> times_;
 };
 
-/// What the program has allocated, where the C library tells; else 0.
+/// Bytes that the program has allocated, where the C library counts them; else 0.
 double allocated_bytes() {
 #ifdef __GLIBC__
   const struct mallinfo2 info = mallinfo2();
@@ -102,7 +102,7 @@ void cache_prompt(P& policy, const std::vector<Token>& prompt) {
 }
 
 #ifdef KVC_HAVE_XXHASH
-/// What others do: a prefix is the hash of its last block, chained, and found by that alone.
+/// The way of others: a prefix is the hash of its last block, chained, and found by that alone.
 class HashOnly {
  public:
   explicit HashOnly(std::size_t blocks) : slots_(std::bit_ceil(2 * blocks)) {}
@@ -331,7 +331,7 @@ void fork(benchmark::State& state) {
 }
 
 /// Independent policies, each with a lock and a share of the pool of its own, chosen by the first block of a prompt.
-/// What a sharded front would be; Synchronized is measured beside it.
+/// Stands for a sharded front; Synchronized is measured beside it.
 template <class P>
 class Sharded {
  public:

@@ -99,7 +99,7 @@ int serve_requests() {
       ++preemptions;
     }
 
-    // What a batched kernel needs; a model would run here.
+    // The tables that a batched kernel reads; a model would run here.
     const kvc::BatchIndex index = kvc::make_batch(cache, appends);
     if (index.size() != static_cast<kvc::Index>(running.size())) {
       return 1;

@@ -17,9 +17,9 @@
 //   build/release/benchmarks/attention --benchmark_list_tests                        their names
 //   build/release/benchmarks/attention --benchmark_out=FILE.json                     for benchmarks/peers/plot.py
 //
-// What the columns say, of the median call:
+// The columns, of the median call:
 //
-//   KV_GB/s   bytes of keys and values that must be read, over the time. What sequences share counts once.
+//   KV_GB/s   bytes of keys and values that must be read, over the time. Rows that sequences share count once.
 //   GFLOP/s   2 * (key dim + value dim) operations for each pair of a query head's row and a key that it may see
 //   limit_ms  the larger of bytes / read and operations / peak: no kernel is faster. The peak is that of the unit which
 //             the processor has for the element: bf16 for bf16 and fp8, int8 for int8 and int4, else fp32.
@@ -29,8 +29,8 @@
 // On a shared machine memory and clock change by a factor of two within minutes, and two virtual processors may find
 // themselves on one core. So the limits are measured again and again between the calls of every case, on as many
 // threads, and medians are compared. Where of_best is far below the roofline the machine was busy, for the case and the
-// limits alike. What the limits were at the start is in the context of the output; how far they varied is printed at
-// the end.
+// limits alike. The context of the output has the limits at the start; the program prints at the end how far they
+// varied.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

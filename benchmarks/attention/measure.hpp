@@ -1,4 +1,4 @@
-// What all cases of benchmarks/attention share: their names, how they are timed, and what they are compared with.
+// The common parts of all cases of benchmarks/attention: names, timing, and the limits to compare with.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -27,7 +27,7 @@ inline Unit unit_of(const std::string& element) {
   return element == "f32" || element == "f16" ? Unit::fp32 : Unit::int8;
 }
 
-/// What one call cannot avoid.
+/// The least work of one call.
 struct Work {
   double bytes;       // of keys and values that it reads from memory
   double operations;  // a multiplication and an addition for each number of each pair of a row and a key it may see

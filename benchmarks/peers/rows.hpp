@@ -1,5 +1,5 @@
-// What the peers read: keys and values of many layers, in memory of the kind that kvc::HostSpace gives. It is the best
-// case for them: the rows of a tensor without gaps, large pages.
+// The rows that the peers read: keys and values of many layers, in memory of the kind that kvc::HostSpace gives. It is
+// the best case for them: the rows of a tensor without gaps, large pages.
 #pragma once
 
 #include <algorithm>

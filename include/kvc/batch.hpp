@@ -34,7 +34,7 @@ inline namespace v0 {
 ///   e * block_tokens                                         if e < kept_entries[i]
 ///   kv_starts[i] + (e - kept_entries[i]) * block_tokens      otherwise
 ///
-/// The entries on both sides of what is gone may have rows that are gone; who attends by the rule of
+/// The entries on both sides of the missing ones may have rows that are gone; attention by the rule of
 /// the group never sees them. A kernel with a window takes such tables as they are where kept_entries are 0. It counts
 /// positions from the first entry on, and takes kv_lens for the lengths: then all positions of a sequence, those of its
 /// query rows too, are less by kv_starts[i]. A kernel with chunks has to add kv_starts[i]. Kept positions lie before a

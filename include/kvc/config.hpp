@@ -17,7 +17,7 @@
 #endif
 #endif
 
-// What the host and the kernels of kvc/cuda share.
+// Functions that the host and the kernels of kvc/cuda share.
 #if defined(__CUDACC__)
 #define KVC_HOST_DEVICE __host__ __device__
 #else

@@ -1,4 +1,4 @@
-// What the documents show exists: code is text of files that are compiled, output is printed by the programs, commands
+// Everything that the documents show exists: code is text of files that are compiled, output is printed by the programs, commands
 // name programs with such options, and links and paths lead somewhere.
 #include <algorithm>
 #include <filesystem>
@@ -111,7 +111,7 @@ fs::path source_of(const std::string& program) {
   return {};
 }
 
-/// What a program prints for --help; empty where it was not built.
+/// The output of a program for --help; empty where it was not built.
 const std::string& help_of(const std::string& program) {
   static std::map<std::string, std::string> known;
   const auto [at, is_new] = known.try_emplace(program);

@@ -4,8 +4,8 @@
 //   NAME/test_data_set_0/input_K.pb     the tensor of the graph's K-th input
 //   NAME/test_data_set_0/output_K.pb    what the graph's K-th output must be
 //
-// Needs protobuf: include it where KVC_HAVE_PROTOBUF is defined. What cannot be read is a std::runtime_error that says
-// why.
+// Needs protobuf: include it where KVC_HAVE_PROTOBUF is defined. Throws std::runtime_error, with the reason, for a file
+// that it cannot read.
 #pragma once
 
 #include <Eigen/Core>

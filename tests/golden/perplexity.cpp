@@ -1,4 +1,4 @@
-// What the element type of a cache costs a language model: its perplexity on text that it was not trained on.
+// The cost of the element type of a cache to a language model: its perplexity on text that it was not trained on.
 #include <algorithm>
 #include <cmath>
 

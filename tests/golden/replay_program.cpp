@@ -63,7 +63,7 @@ void check_counts(const std::string& trace, Index blocks, Index unique, const st
     REQUIRE(results.at("belady").at("gap_recovered") == 1.0);
     REQUIRE(results.at("lru").at("gap_recovered") == 0.0);
     REQUIRE(results.at("unbounded").at("gap_recovered").is_null());
-    // What came in and did not stay was evicted; at the end each cache is full.
+    // Each block that came in and did not stay was evicted; at the end each cache is full.
     for (const char* name : {"lru", "fifo", "belady"}) {
       REQUIRE(results.at(name).at("evictions") == blocks - hits(name) - f.capacity);
       REQUIRE(results.at(name).at("refused") == 0);

@@ -59,7 +59,7 @@ inline bool same_row(const float* a, const float* b, Index n) {
   return true;
 }
 
-/// What varies from problem to problem.
+/// The dimensions that vary from problem to problem.
 struct CaseShape {
   Index kv_heads = 1, group = 1, key_dim = 1, value_dim = 1;
   Pos length = 1;
@@ -234,7 +234,7 @@ struct Case {
   }
 };
 
-/// What every other way of computing it has to give.
+/// The expected result of every other way of computing it.
 template <class T>
 Matrix<float> whole(const Case<T>& c) {
   Matrix<float> out = c.out();

@@ -166,7 +166,7 @@ class World {
       extend(s, tokens);
     }
   }
-  /// What is stored and what is gone agree with what attention and gather say.
+  /// The stored and the missing rows agree with attention and gather.
   void check_stored() {
     for (const Sequence& s : sequences_) {
       for (Index layer = 0; layer < std::ssize(layers_); ++layer) {

@@ -55,7 +55,7 @@ CaseShape random_hiding_shape(Random& random, int number) {
   return shape;
 }
 
-/// What rows at these positions see, and by chance more.
+/// The positions that rows at these positions see, and by chance more.
 template <class T>
 std::vector<bool> in_sight_of(const Case<T>& c, PosRange rows, Random& random) {
   std::vector<bool> seen(static_cast<std::size_t>(c.shape.length));

@@ -36,7 +36,7 @@ std::vector<kvc::Token> random_tokens(Random& random, Pos count) {
   return tokens;
 }
 
-/// What a sequence shows, in one piece.
+/// The rows of a sequence, in one piece.
 template <class T>
 Case<T> copy_of(const kvc::KvCache<T, kvc::PrefixShared<>>& cache, kvc::SeqId seq, CaseShape shape, Random& random) {
   shape.length = cache.length(seq);

@@ -31,7 +31,7 @@ namespace {
 
 constexpr Pos length = 90;
 
-/// What every other way of computing has to give: contiguous, in one go, on one thread.
+/// The expected result of every other way of computing: contiguous, in one go, on one thread.
 const Matrix& expected() {
   static const Matrix logits = [] {
     kvc::KvCache<float, Contiguous> cache(tiny_config().cache_shape(), pool_for<Contiguous>(length, 1));

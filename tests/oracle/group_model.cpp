@@ -42,7 +42,7 @@ std::set<Pos> retained_positions(const GroupRule& rule, Pos from, Pos length) {
   return positions;
 }
 
-/// What a row at `position` sees of the positions before it, by the definition.
+/// The positions that a row at `position` sees, by the definition.
 std::set<Pos> seen_positions(const Retained& rule, Pos position) {
   std::set<Pos> positions;
   for (Pos j = 0; j < position; ++j) {
@@ -209,7 +209,7 @@ Pos longest_hit(const P& policy, const Tree& tree, const std::string& salt, std:
   return best;
 }
 
-/// What a router knows that hears all events: the cached nodes, each with its block in a group.
+/// The knowledge of a router that hears all events: the cached nodes, each with its block in a group.
 class Mirror {
  public:
   using Stored = std::tuple<BlockId, std::int32_t, std::string, Tokens>;
@@ -357,7 +357,7 @@ class GroupModel {
   [[nodiscard]] bool has_cross() const {
     return std::ranges::any_of(rules_.groups, [](const GroupRule& rule) { return rule.cross_rows > 0; });
   }
-  /// What names the rows of another input: the salt, where they are found by it.
+  /// The name of the rows of another input: the salt, where they are found by it.
   [[nodiscard]] std::string new_input(const std::string& salt) {
     return finds_prefixes && !salt.empty() ? salt : "input " + std::to_string(++inputs_);
   }
@@ -794,7 +794,7 @@ class GroupModel {
       }
     }
   }
-  /// What is admitted runs to its end; what never can run does not even alone.
+  /// An admitted request runs to its end; one that is never admitted does not run even alone.
   void admit() {
     if constexpr (finds_prefixes) {
       if (open_.size() >= 8) {

@@ -7,7 +7,7 @@
 
 namespace kvc_test {
 
-/// What the program writes, standard error included, and its status.
+/// The output of the program, standard error included, and its status.
 inline Run serve_bench(const std::string& arguments) { return run_program(KVC_SERVE_BENCH, arguments + " 2>&1"); }
 
 }  // namespace kvc_test

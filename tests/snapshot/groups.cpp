@@ -154,7 +154,7 @@ TEST_CASE("A cache with layer groups comes back under any policy, block size and
         if (cache->name() == source->name()) {
           CHECK(cache->stats().blocks_referenced <= source->stats().blocks_referenced + std::ssize(saved));
         }
-        // What was loaded is saved and loaded again.
+        // The loaded cache is saved and loaded again.
         const auto third = to(layers);
         const auto again = third->loaded(cache->saved(loaded->sequences, tokens));
         REQUIRE(again);

@@ -50,7 +50,7 @@ SharedOrder order_of(const std::vector<Sequence>& batch, Index unit, int* visite
       [](const Run& x, const Run& y) { return x.place == y.place; });
 }
 
-/// What sequence b shares with the one before it in the order; -1 if it is the first.
+/// For each sequence b, the rows that it shares with the one before it in the order; -1 if it is the first.
 std::vector<Index> shared_by_sequence(const SharedOrder& order) {
   std::vector<Index> shared(order.sequence.size());
   for (std::size_t i = 0; i < shared.size(); ++i) {

@@ -1,4 +1,4 @@
-// What Contiguous does beyond the common contract: its two modes, its fits, and the failure it is known for.
+// Contiguous beyond the common contract: its two modes, its fits, and the failure it is known for.
 #include "kvc/policy/contiguous.hpp"
 
 #include "catch.hpp"

@@ -1,4 +1,4 @@
-// What Contiguous does with layer groups: rings, their pools, and the limits that they meet.
+// Contiguous with layer groups: rings, their pools, and the limits that they meet.
 #include <Eigen/Core>
 #include <optional>
 #include <string>

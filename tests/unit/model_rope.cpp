@@ -18,7 +18,7 @@ Matrix ramp(Index rows, Index cols) {
   return m;
 }
 
-/// What the formula says about element j of a head.
+/// Element j of a head by the formula.
 double turned(const float* head, Index j, Index a, Index b, Index i, Pos p, Index rotary_dim) {
   const double angle = p * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(rotary_dim));
   const double x = static_cast<double>(head[a]);

@@ -62,7 +62,7 @@ using Cut = std::size_t (*)(const std::string& rest);
 
 bool continues(char c) { return (static_cast<unsigned char>(c) & 0xC0U) == 0x80U; }
 
-/// What kvc documents: the bytes that UTF-8 puts together.
+/// The rule that kvc documents: the bytes that UTF-8 puts together.
 std::size_t cut_utf8(const std::string& rest) {
   const auto lead = static_cast<unsigned char>(rest[0]);
   std::size_t wanted = 0;
@@ -74,7 +74,7 @@ std::size_t cut_utf8(const std::string& rest) {
   return 1 + found;
 }
 
-/// What llama2.c does: any byte, and continuation bytes up to four in all.
+/// The rule of llama2.c: any byte, and continuation bytes up to four in all.
 std::size_t cut_like_llama2c(const std::string& rest) {
   std::size_t length = 1;
   while (length < 4 && length < rest.size() && continues(rest[length])) ++length;

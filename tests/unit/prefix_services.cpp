@@ -1,4 +1,4 @@
-// What PrefixShared offers beside the policy contract: pins, quotas, events, questions of a scheduler, clear. And the
+// PrefixShared beside the policy contract: pins, quotas, events, questions of a scheduler, clear. And the
 // ways in which prefix caches of others have gone wrong, each by its name.
 #include <array>
 #include <map>
@@ -229,7 +229,7 @@ TEST_CASE("The quota is a tenant's, whatever else its salts hold", "[prefix][quo
 // --- events -------------------------------------------------------------------------------------
 
 namespace {
-/// What a router keeps: enough to say how much of a prompt the cache holds.
+/// The state of a router: enough to say how much of a prompt the cache holds.
 class Mirror {
  public:
   void apply(const EventRing::Record& event) {
@@ -380,7 +380,7 @@ TEST_CASE("After clear nothing that was there is matched, and open sequences go 
   REQUIRE(policy.match_length(counting(0, 13)) == 0);
   REQUIRE(policy.length(open.seq) == 13);
   REQUIRE(policy.stats().blocks_cached == 0);
-  // What is computed on top of forgotten rows, or was uncommitted, is not matchable either.
+  // Rows computed on top of forgotten rows, and rows that were uncommitted, are not matchable either.
   REQUIRE(policy.try_extend(open.seq, 7, counting(13, 7)));
   policy.commit(open.seq);
   policy.commit(unfinished.seq);

@@ -1,4 +1,4 @@
-// What PrefixShared does beyond the common contract: matching, sharing, merging, eviction.
+// PrefixShared beyond the common contract: matching, sharing, merging, eviction.
 #include "kvc/policy/prefix_shared.hpp"
 
 #include <algorithm>

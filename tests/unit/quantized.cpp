@@ -55,7 +55,7 @@ bool all_nan(const std::vector<float>& x) {
   return std::all_of(x.begin(), x.end(), [](float each) { return std::isnan(each); });
 }
 
-/// What the OCP specification says a code of E4M3 is.
+/// The value of a code of E4M3 by the OCP specification.
 float e4m3(int code) {
   const int exponent = code >> 3 & 15, mantissa = code & 7;
   if (exponent == 15 && mantissa == 7) {

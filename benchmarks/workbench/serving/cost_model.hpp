@@ -11,7 +11,7 @@
 // Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of
 // a few by bytes. Batching and chunks work in between.
 //
-// What a layer sees does not depend on what is stored: a layer with a window reads its window, whether or not the cache
+// A layer reads the same rows whatever the cache stores: a layer with a window reads its window, whether or not the cache
 // keeps the rows before it.
 #pragma once
 
@@ -95,7 +95,7 @@ struct ModelShape {
   [[nodiscard]] double kv_bytes_per_token() const noexcept {
     return static_cast<double>(2 * layers * kv_heads * head_dim) * kv_bytes;
   }
-  /// The layers as a cache is told them.
+  /// The layers, as the constructor of a cache takes them.
   [[nodiscard]] kvc::LayerGroups layer_groups() const;
 };
 

@@ -117,7 +117,7 @@ class Metrics {
   Time last_ = 0;
 };
 
-/// What a run takes of its pool, step by step.
+/// The part of its pool that a run takes, step by step.
 class PoolUse {
  public:
   /// `used` of `slots` slots are held by sequences and pins, from now until the next call.

@@ -247,7 +247,7 @@ OrderedJson calibration_json(const Report& report) {
           {"comparisons", std::move(comparisons)}};
 }
 
-/// What the sequences of each run hold, where the layers of the model differ.
+/// Prints the rows that the sequences of each run hold, where the layers of the model differ.
 void print_layers(std::ostream& out, const Report& report) {
   const Scenario& s = report.scenario;
   out << "\nlayers: ";

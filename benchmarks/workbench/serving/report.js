@@ -10,7 +10,7 @@ window.addEventListener('error', (event) => {
 
 const results = JSON.parse(document.getElementById('results').textContent);
 
-// The colours of Okabe and Ito, which colour-blind people can tell apart. What is no sequence is white, grey or black.
+// The colours of Okabe and Ito, which colour-blind people can tell apart. Memory without a sequence is white, grey or black.
 const blue = '#0072b2', orange = '#e69f00', green = '#009e73', pink = '#cc79a7', sky = '#56b4e9', vermilion = '#d55e00';
 const colours = {
   used: blue, wasted: orange, cached: sky, scattered: '#e3b4cf', run: '#f4f4f4', runLine: '#000000',
@@ -255,7 +255,7 @@ function loadPlots() {
   }
   const kinds = policies.flatMap((policy) => prefills.map((how) => ({policy, how})))
     .filter(({policy, how}) => runs.some((run) => run.policy === policy && prefill(run) === how));
-  // Where there are real and simulated runs, `policy` says which: "paged, real". What is simulated is a thin line.
+  // Where there are real and simulated runs, `policy` says which: "paged, real". Simulated runs are thin lines.
   const colourOf = (policy) => colours.policies[policy.split(', ')[0]] || '#000000';
   const thin = (policy) => policy.endsWith(', simulated') || policy.endsWith(', one shape');
   const dashed = (how) => prefills.indexOf(how) > 0;
@@ -369,7 +369,7 @@ function timePlots() {
     element('h3', card, {textContent: run.policy});
     const t = run.timeline, pool = run.pool_tokens;
     const share = (value) => 100 * value / pool;
-    // What is free at the end of the pool beyond its whole blocks is of no use to anybody: it goes to the largest run.
+    // No sequence can use the slots behind the last whole block of the pool: they are added to the largest free run.
     const largest = t.free.map((free, i) => Math.min(free, t.largest_free_run[i]));
     const parts = [
       ['used', colours.used, t.used], ['reserved, not used', colours.wasted, t.wasted],
@@ -470,7 +470,7 @@ function legends() {
     ['reserved by a sequence, not used', colours.map.reserved], ['free', colours.map.free]]);
 }
 
-// What is chosen there, or the first, where there is nothing to choose.
+// The value chosen there, or the first, where there is nothing to choose.
 function choice(id, values) {
   const select = byId(id).querySelector('select');
   return select ? values[select.selectedIndex] : values[0];
@@ -515,7 +515,7 @@ function drawn() {
   });
 }
 
-/// What a cost model that was fitted to measured steps says of requests that were then served.
+/// The predictions of a cost model, fitted to measured steps, for requests that were then served.
 function calibration() {
   const fit = results.calibration;
   if (!fit) {

@@ -73,7 +73,7 @@ inline constexpr Pos max_request_tokens = Pos{1} << 24;
 /// Blocks of all prompts of a trace that is read as a whole, at most: 1 GiB of ids.
 inline constexpr Index max_trace_blocks = Index{1} << 28;
 
-/// What block ids say of the last block of a prompt.
+/// Whether block ids cover the last block of a prompt.
 enum class LastBlock {
   unknown,  ///< all prompts so far were whole numbers of blocks
   full,     ///< ids name full blocks only: floor(input / block tokens) of them

@@ -45,7 +45,7 @@ class TraceArguments {
         ->needs(trace);
   }
 
-  /// What was said. Throws CLI::ValidationError.
+  /// The options given. Throws CLI::ValidationError.
   [[nodiscard]] ReadOptions options() const {
     ReadOptions options;
     if (format_ != "auto") {

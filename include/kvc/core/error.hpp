@@ -78,9 +78,9 @@ class CapacityError : public std::bad_alloc {
   [[nodiscard]] const char* what() const noexcept override { return message_; }
   /// The limit that was met; Limit::none if the policy does not say.
   [[nodiscard]] Limit limit() const noexcept { return met_.limit; }
-  /// What the limit allows and what the operation needed, in the unit of the limit.
+  /// The amount that the limit allows, in its unit.
   [[nodiscard]] Index allowed() const noexcept { return met_.allowed; }
-  /// What was needed of the limit, in its unit.
+  /// The amount that the operation needed, in the unit of the limit.
   [[nodiscard]] Index needed() const noexcept { return met_.needed; }
   /// Tokens that room was wanted for.
   [[nodiscard]] Index requested() const noexcept { return requested_; }

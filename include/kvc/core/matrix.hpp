@@ -125,7 +125,7 @@ class MatrixArg {
  public:
   /// A matrix of no rows.
   constexpr MatrixArg() = default;
-  /// What MatrixRef<const S> takes: a matrix, a map, a block, another view. No copy.
+  /// From any argument that MatrixRef<const S> takes: a matrix, a map, a block, another view. No copy.
   template <class M>
     requires std::convertible_to<M, MatrixRef<const S>>
   constexpr MatrixArg(M&& m) : ref_(std::forward<M>(m)) {}  // NOLINT: converts by design

@@ -9,7 +9,7 @@
 namespace kvc {
 inline namespace v0 {
 
-/// What a query row sees, and so which committed positions must be kept for the next one. A row at position p sees the
+/// The positions that a query row sees, and so the committed ones to keep for the next row. A row at position p sees the
 /// keys at positions j <= p with
 ///
 ///   j < kept,   or   p - j < window (if window > 0)  and  j >= p / chunk * chunk (if chunk > 0)

@@ -38,7 +38,7 @@ class BlockPolicyBase {
     require_between(config.block_tokens, Pos{1}, max_pos, "config.block_tokens");
   }
 
-  /// What it was made with. O(1).
+  /// The configuration. O(1).
   [[nodiscard]] const Config& config() const noexcept { return config_; }
   /// Blocks in the pool. O(1).
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }

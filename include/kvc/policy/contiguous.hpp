@@ -45,7 +45,7 @@ inline namespace v0 {
 ///             same, as the first ones of a sequence do.
 ///   grow      takes what an extension needs, and at commit frees what is not retained, but for a multiple of
 ///             growth_tokens that has room for another extension like it. A ring that moves, or grows while its rows
-///             wrap, is copied: RowCopy::group says of which group.
+///             wrap, is copied: RowCopy::group is its group.
 class Contiguous {
  public:
   enum class Mode { reserve, grow };
@@ -82,7 +82,7 @@ class Contiguous {
     }
   }
 
-  /// What it was made with. O(1).
+  /// The configuration. O(1).
   [[nodiscard]] const Config& config() const noexcept { return config_; }
   /// 1: the pool is one block. O(1).
   [[nodiscard]] Index blocks() const noexcept { return 1; }

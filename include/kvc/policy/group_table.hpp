@@ -63,7 +63,7 @@ class GroupTable {
   }
   /// Positions that the blocks have slots for, from the first one on.
   [[nodiscard]] Index room() const noexcept { return Index{end()} * block_tokens_; }
-  /// What `end` would be after an extension to `length`. Mostly without a division: an extension takes a block or none.
+  /// The value of `end` after an extension to `length`. Mostly without a division: an extension takes a block or none.
   [[nodiscard]] Pos end_for(Pos length) const noexcept {
     const Pos now = end();
     const Index slots = room();

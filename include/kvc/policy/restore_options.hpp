@@ -14,7 +14,7 @@
 namespace kvc {
 inline namespace v0 {
 
-/// What RestoresSequences reserves. Rows that a group would have dropped take no room.
+/// The rows that RestoresSequences reserves. Rows that a group would have dropped take no room.
 struct RestoreOptions {
   Pos length = 0;  ///< positions of the sequence
   /// [groups] positions whose rows nobody has, none of which a row behind the sequence sees. Empty: all positions that a

@@ -49,7 +49,7 @@ inline constexpr int part_lanes = 4;
 inline constexpr int lanes = 16;
 inline constexpr int parts = lanes / part_lanes;
 
-/// What one register holds, and its bits, in which sums may wrap around.
+/// The lanes of one register, and their bits, in which sums may wrap around.
 using Part [[gnu::vector_size(part_lanes * 4)]] = float;
 using PartBits [[gnu::vector_size(part_lanes * 4)]] = std::uint32_t;
 using PartInts [[gnu::vector_size(part_lanes * 4)]] = std::int32_t;

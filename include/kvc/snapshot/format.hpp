@@ -77,7 +77,7 @@ struct FileHeader {
 };
 static_assert(sizeof(FileHeader) == 24);
 
-/// What precedes the payload of a section.
+/// The header before the payload of a section.
 struct SectionHeader {
   static constexpr std::uint32_t required = 1;  ///< flag: a reader that does not know the section rejects the file
   SectionName name;

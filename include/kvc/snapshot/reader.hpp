@@ -28,7 +28,7 @@ namespace kvc {
 inline namespace v0 {
 namespace snapshot {
 
-/// What to load, and how.
+/// Options of loading.
 struct LoadOptions {
   /// Load cached blocks that no sequence references, if the policy keeps such. Without effect for layer groups.
   bool cached_prefixes = true;
@@ -83,7 +83,7 @@ class Reader {
   Reader(const Reader&) = delete;
   Reader& operator=(const Reader&) = delete;
 
-  /// What the snapshot holds, but the rows.
+  /// The contents of the snapshot without the rows.
   [[nodiscard]] const Contents& contents() const noexcept { return contents_; }
   /// Positions that need room.
   [[nodiscard]] Index tokens() const noexcept { return restorer_.tokens(); }

@@ -34,7 +34,7 @@ namespace kvc {
 inline namespace v0 {
 namespace snapshot {
 
-/// What to save beside the committed positions of the sequences.
+/// Options of saving: what goes into the snapshot beside the committed positions of the sequences.
 struct SaveOptions {
   /// The blocks that the policy has cached for later prompts, if it caches any. Without effect for layer groups.
   bool cached_prefixes = true;
@@ -43,7 +43,7 @@ struct SaveOptions {
 
 namespace detail {
 
-/// What is saved of a sequence beside its rows.
+/// The saved parts of a sequence beside its rows.
 struct History {
   Pos length;
   Salt salt;
@@ -100,7 +100,7 @@ class Writer {
     detail::write_contents(out_, describe(cache), contents_);
   }
 
-  /// What was written so far.
+  /// The contents written so far.
   [[nodiscard]] const Contents& contents() const noexcept { return contents_; }
 
   /// Writes the rows of a layer. O(bytes). Throws std::invalid_argument if there is no such layer, or it was written

@@ -1,5 +1,5 @@
-// What the conformance suites of kvc share. They need no test framework: a suite is a function that returns when all
-// laws hold, and throws ContractError for the first that does not.
+// Parts that the conformance suites of kvc share. They need no test framework: a suite is a function that returns when
+// all laws hold, and throws ContractError for the first that does not.
 //
 //   testing/policy_conformance.hpp     Policy          testing/space_conformance.hpp      Space
 //   testing/eviction_conformance.hpp   EvictionPolicy  testing/executor_conformance.hpp   Executor

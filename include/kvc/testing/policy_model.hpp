@@ -47,7 +47,7 @@ inline auto counts(const Stats& s) {
 class PolicyModel {
  public:
   using Value = std::uint64_t;
-  /// What a sequence must hold.
+  /// The expected contents of a sequence.
   struct Sequence {
     std::string salt;
     std::vector<Value> rows;         // committed

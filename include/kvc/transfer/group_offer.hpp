@@ -1,4 +1,4 @@
-// What an OFFER says of layer groups: version 2 of the protocol.
+// The part of an OFFER about layer groups: version 2 of the protocol.
 //
 // Its body begins with a record for each group and one for each layer of the model, which must be those of the receiver.
 // Of a group that drops rows only those travel that the sender still has when the sequence has its whole length: it says

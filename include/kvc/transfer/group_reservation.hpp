@@ -143,7 +143,7 @@ template <class Cache>
       return no_room(admission == Admission::never ? Outcome::never_fits : Outcome::no_room, offered);
     }
   }
-  // What is found of the prompt is held by a sequence of its own until the new one shares it.
+  // A sequence of its own references the rows found for the prompt until the new one shares them.
   std::optional<Opened> found;
   const auto release_found = [&] {
     if (found) {

@@ -63,8 +63,8 @@ class LayerProgress {
     const auto layer = std::find_if(layers_.begin(), layers_.end(), [](const Layer& l) { return l.sent < l.ready; });
     return layer == layers_.end() ? std::nullopt : std::optional(layer - layers_.begin());
   }
-  /// The rows of a layer to send next, of which there are some: at most `most` positions, cut at the end of a block if
-  /// that leaves any.
+  /// The next rows to send of a layer that has unsent rows: at most `most` positions, cut at the end of a block unless
+  /// nothing is left then.
   [[nodiscard]] Part next(Index layer, Index most, Pos block_tokens) const noexcept {
     const Layer& own = layers_[static_cast<std::size_t>(layer)];
     const Pos ready = std::min(own.ready, own.wanted.range_end(own.sent));

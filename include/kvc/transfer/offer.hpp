@@ -23,7 +23,7 @@ namespace detail {
 
 /// An offered sequence.
 struct Offered {
-  /// What the sender says of a layer group.
+  /// A layer group, as the sender describes it.
   struct Group {
     Pos block_tokens = 1;
     PosRange gone{0, 0};  // positions whose rows it does not send: no row behind the sequence sees them

@@ -197,7 +197,7 @@ class Receiver {
   using Refusal = detail::Refusal;
   using Head = detail::MessageHead;
 
-  /// What a transfer uses of the cache and of the transport.
+  /// Resources of the cache and of the transport that a transfer uses.
   struct Resources {
     std::vector<std::byte> offer;  // tokens and salt
     SeqId seq{};
@@ -315,7 +315,7 @@ class Receiver {
     return std::nullopt;
   }
   [[nodiscard]] const detail::StoredLayers& layers() const noexcept { return rows_.layers(); }
-  /// What is to be received of a stored layer.
+  /// The rows to receive of a stored layer.
   [[nodiscard]] const detail::WantedRows& wanted(const Transfer& t, Index layer) const noexcept {
     return t.wanted[static_cast<std::size_t>(layers().place(layer).group)];
   }

@@ -48,7 +48,7 @@ struct Reservation {
   std::vector<Token> tokens;       // to publish when the sequence is committed
 };
 
-/// What an OFFER says of the tokens of a sequence.
+/// The tokens of a sequence, as an OFFER names them.
 struct Prompt {
   std::vector<Token> tokens;
   Salt salt;

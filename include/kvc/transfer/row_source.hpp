@@ -61,8 +61,8 @@ class RowSource {
       progress.ready(layer, layers_.end(layers_.place(layer).group, length));
     }
   }
-  /// Notes what an ACCEPT, of which AcceptRecord has been taken, wants: positions from `first` on, or what it says of
-  /// each layer group. False if these are not offered: `gone` is what describe_groups has returned.
+  /// Records the rows that an ACCEPT wants: positions from `first` on, or those that the rest of it, behind AcceptRecord,
+  /// names for each layer group. False if they are not offered. `gone` is the result of describe_groups.
   [[nodiscard]] bool want(Pos first, Pos length, std::span<const PosRange> gone, HeadReader& in,
                           LayerProgress& progress) const {
     std::vector<WantedRows> wanted;

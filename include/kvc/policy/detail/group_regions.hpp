@@ -523,7 +523,7 @@ class GroupRegions {
       return std::nullopt;
     }
     const Region ring{found->start + kept, found->size - kept};
-    // What the commit leaves is to lie at the front, so that the slots behind it are free again.
+    // The rows that the commit leaves must lie at the front, so that the slots behind it are free again.
     Index first = old.first;
     if (!is_cross(g)) {
       first = std::max(first, Index{rules_.groups[g].retained.first_seen(std::max(last - rules_.rewind, 0))});

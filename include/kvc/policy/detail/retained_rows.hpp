@@ -14,7 +14,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// What every policy with layer groups has to know of one sequence in one group, wherever its rows lie: positions in
+/// The positions that one sequence has in one group, whatever the policy and wherever its rows lie: positions in
 /// [rule().kept, from()) are gone, and in none if from() <= rule().kept. O(1) throughout.
 class RetainedRows {
  public:

@@ -143,7 +143,7 @@ class TenantQuota {
   [[nodiscard]] Tenant& tenant(BlockId block) noexcept { return tenants_[static_cast<std::size_t>(tenant_of_[block])]; }
 
   Index quota_;
-  BlockLists lists_;  // one per tenant: its cached blocks that nobody holds
+  BlockLists lists_;  // one per tenant: its cached blocks that nothing references
   BlockArray<int> tenant_of_;
   std::vector<Tenant> tenants_;
   std::vector<int> free_;

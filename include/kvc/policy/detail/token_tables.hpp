@@ -23,7 +23,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// What a sequence, or a pin, keeps beside its table.
+/// The record of a sequence, or of a pin, beside its table.
 template <class Parent, class SequenceContext>
 struct SequenceState {
   static constexpr Pos nowhere = max_pos;
