@@ -94,7 +94,8 @@ kvc::LayerGroups deepseek_v3_2() {
   return layers;
 }
 
-/// Prints the rows that one sequence of 32,000 tokens holds, prefilled in passes of 2,000, beside one shape for all layers.
+/// Prints the rows that one sequence of 32,000 tokens holds, prefilled in passes of 2,000, beside one shape for all
+/// layers.
 void hold(const char* name, const kvc::LayerGroups& layers) {
   constexpr kvc::Pos tokens = 32'000;
   const kvc::GroupRules rules = layers.rules(kvc::row_bytes<Eigen::bfloat16>);

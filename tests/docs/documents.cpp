@@ -1,5 +1,5 @@
-// Everything that the documents show exists: code is text of files that are compiled, output is printed by the programs, commands
-// name programs with such options, and links and paths lead somewhere.
+// Everything that the documents show exists: code is text of files that are compiled, output is printed by the
+// programs, commands name programs with such options, and links and paths lead somewhere.
 #include <algorithm>
 #include <filesystem>
 #include <map>

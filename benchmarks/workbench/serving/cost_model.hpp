@@ -11,8 +11,8 @@
 // Weights are read once for all tokens of a step: a prefill of thousands of tokens is bound by operations, a decode of
 // a few by bytes. Batching and chunks work in between.
 //
-// A layer reads the same rows whatever the cache stores: a layer with a window reads its window, whether or not the cache
-// keeps the rows before it.
+// A layer reads the same rows whatever the cache stores: a layer with a window reads its window, whether or not the
+// cache keeps the rows before it.
 #pragma once
 
 #include <algorithm>

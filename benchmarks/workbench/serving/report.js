@@ -10,7 +10,8 @@ window.addEventListener('error', (event) => {
 
 const results = JSON.parse(document.getElementById('results').textContent);
 
-// The colours of Okabe and Ito, which colour-blind people can tell apart. Memory without a sequence is white, grey or black.
+// The colours of Okabe and Ito, which colour-blind people can tell apart. Memory without a sequence is white, grey or
+// black.
 const blue = '#0072b2', orange = '#e69f00', green = '#009e73', pink = '#cc79a7', sky = '#56b4e9', vermilion = '#d55e00';
 const colours = {
   used: blue, wasted: orange, cached: sky, scattered: '#e3b4cf', run: '#f4f4f4', runLine: '#000000',

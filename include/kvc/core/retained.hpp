@@ -9,8 +9,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The positions that a query row sees, and so the committed ones to keep for the next row. A row at position p sees the
-/// keys at positions j <= p with
+/// The positions that a query row sees, and so the committed ones to keep for the next row. A row at position p sees
+/// the keys at positions j <= p with
 ///
 ///   j < kept,   or   p - j < window (if window > 0)  and  j >= p / chunk * chunk (if chunk > 0)
 ///

@@ -108,9 +108,9 @@ struct IgnoreSlots {
 ///
 /// **Positions are complete.** The runs of `for_each_run` cover every position of the range exactly once, in ascending
 /// order, without a gap: attention reads all that a sequence has reserved. Each run lies in one block of the pool. No
-/// two positions of one sequence share a slot; two sequences share a slot only if neither can write to it. A policy with
-/// layer groups that drop positions is the exception: its for_each_run gives the positions that group 0 retains, in
-/// blocks of block_tokens(0) slots (see HoldsGroups).
+/// two positions of one sequence share a slot; two sequences share a slot only if neither can write to it. A policy
+/// with layer groups that drop positions is the exception: its for_each_run gives the positions that group 0 retains,
+/// in blocks of block_tokens(0) slots (see HoldsGroups).
 ///
 /// **No room** is an expected outcome: the `try_` operations return an empty optional, and nothing has changed.
 ///

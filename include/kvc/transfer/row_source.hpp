@@ -61,8 +61,8 @@ class RowSource {
       progress.ready(layer, layers_.end(layers_.place(layer).group, length));
     }
   }
-  /// Records the rows that an ACCEPT wants: positions from `first` on, or those that the rest of it, behind AcceptRecord,
-  /// names for each layer group. False if they are not offered. `gone` is the result of describe_groups.
+  /// Records the rows that an ACCEPT wants: positions from `first` on, or those that the rest of it, behind
+  /// AcceptRecord, names for each layer group. False if they are not offered. `gone` is the result of describe_groups.
   [[nodiscard]] bool want(Pos first, Pos length, std::span<const PosRange> gone, HeadReader& in,
                           LayerProgress& progress) const {
     std::vector<WantedRows> wanted;
