@@ -51,7 +51,7 @@ class GroupTable {
   [[nodiscard]] bool grows() const noexcept { return grows_; }
   [[nodiscard]] std::span<const BlockId> blocks() const noexcept { return blocks_; }
   [[nodiscard]] bool empty() const noexcept { return blocks_.empty(); }
-  [[nodiscard]] GroupBlocks parts() const noexcept {
+  [[nodiscard]] GroupBlocks group_blocks() const noexcept {
     const std::size_t kept = std::min(blocks_.size(), kept_size());
     return {std::span(blocks_).first(kept), first_, std::span(blocks_).subspan(kept), missing_};
   }

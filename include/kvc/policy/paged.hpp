@@ -196,7 +196,7 @@ class Paged {
   /// The blocks of a group. Valid until the sequence is extended, committed, truncated or closed.
   [[nodiscard]] GroupBlocks group_blocks(SeqId seq, Index group) const {
     require_group(group);
-    return grouped_ ? grouped_->parts(grouped_->at(seq), group) : GroupBlocks{{}, 0, block_table(seq)};
+    return grouped_ ? grouped_->group_blocks(grouped_->at(seq), group) : GroupBlocks{{}, 0, block_table(seq)};
   }
   /// f(SlotRun) over the positions of range that the group retains, ascending. O(blocks of the range).
   template <class F>

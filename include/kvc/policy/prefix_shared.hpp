@@ -94,22 +94,22 @@ class PrefixShared {
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
   /// The eviction policy, for its figures.
   [[nodiscard]] const Eviction& eviction() const noexcept {
-    return ask([](const auto& p) -> const Eviction& { return p.eviction(); });
+    return access([](const auto& p) -> const Eviction& { return p.eviction(); });
   }
   /// The listener: to set a callback, or to poll.
   [[nodiscard]] Events& events() noexcept {
-    return ask([](auto& p) -> Events& { return p.events(); });
+    return access([](auto& p) -> Events& { return p.events(); });
   }
 
   /// How many tokens of the prompt `try_open` would find in place. Changes nothing. O(prompt.size()).
   [[nodiscard]] Pos match_length(std::span<const Token> prompt, const OpenOptions& options = {}) const {
-    return ask([&](const auto& p) { return p.match_length(prompt, options); });
+    return access([&](const auto& p) { return p.match_length(prompt, options); });
   }
   /// Whether there is room for a prompt and `reserve` more tokens, beside config().watermark blocks. A group that drops
   /// rows needs room for those that it keeps and for one pass: config().pass_tokens. Changes nothing. O(prompt.size()).
   [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0,
                                     const OpenOptions& options = {}) const {
-    return ask([&](const auto& p) { return p.admission(prompt, reserve, options); });
+    return access([&](const auto& p) { return p.admission(prompt, reserve, options); });
   }
   /// Whether `admission` would answer Admission::now.
   [[nodiscard]] bool can_admit(std::span<const Token> prompt, Pos reserve = 0, const OpenOptions& options = {}) const {
@@ -119,7 +119,7 @@ class PrefixShared {
   /// A sequence that begins with the cached prefix of `prompt`; `cached` < prompt.size() unless the prompt is empty.
   /// Extend it by the rest of the prompt. Takes no free block, so there is always room. O(prompt.size()).
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& options = {}) {
-    return ask([&](auto& p) { return p.try_open(prompt, options); });
+    return access([&](auto& p) { return p.try_open(prompt, options); });
   }
 
   /// A prompt can find blocks later only if their tokens, and all tokens before them, are given. O(blocks taken +
@@ -155,11 +155,11 @@ class PrefixShared {
   /// Full blocks become matchable. If an equal block is cached already, the sequence takes that one and frees its own:
   /// runs of the sequence that were read before are invalid. Expected O(blocks filled * block_tokens).
   void commit(SeqId seq) {
-    ask([&](auto& p) { p.commit(seq); });
+    access([&](auto& p) { p.commit(seq); });
   }
   /// Takes the reserved positions back; does nothing without an uncommitted extension. O(blocks that are freed).
   void rollback(SeqId seq) noexcept {
-    ask([&](auto& p) { p.rollback(seq); });
+    access([&](auto& p) { p.rollback(seq); });
   }
 
   /// Names the tokens of the first committed positions of a sequence that knows none of its tokens: it was extended
@@ -170,95 +170,95 @@ class PrefixShared {
   /// Throws std::invalid_argument if tokens are known already, there are more tokens than committed positions, or a
   /// shared block is cached with other tokens.
   void publish_tokens(SeqId seq, std::span<const Token> tokens) {
-    ask([&](auto& p) { p.publish_tokens(seq, tokens); });
+    access([&](auto& p) { p.publish_tokens(seq, tokens); });
   }
   /// The tokens of the first positions, as far as they are known: at most reserved(seq) of them. O(tokens).
   [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const {
-    return ask([&](const auto& p) { return p.known_tokens(seq); });
+    return access([&](const auto& p) { return p.known_tokens(seq); });
   }
   /// Salt::bytes() of what the sequence was opened with. Valid until it is closed.
   [[nodiscard]] const std::string& salt_bytes(SeqId seq) const {
-    return ask([&](const auto& p) -> const std::string& { return p.salt_bytes(seq); });
+    return access([&](const auto& p) -> const std::string& { return p.salt_bytes(seq); });
   }
 
   /// Shares the blocks: takes none, so there is always room. O(blocks).
   std::optional<Forked> try_fork(SeqId parent, Pos at) {
-    return ask([&](auto& p) { return p.try_fork(parent, at); });
+    return access([&](auto& p) { return p.try_fork(parent, at); });
   }
 
   /// Forgets the positions from `length` on. Throws std::invalid_argument if seq is not open, has an uncommitted
   /// extension or fewer positions, or if a group has dropped a row that the next one sees. O(blocks that are freed).
   void truncate(SeqId seq, Pos length) {
-    ask([&](auto& p) { p.truncate(seq, length); });
+    access([&](auto& p) { p.truncate(seq, length); });
   }
 
   /// The cached blocks of the sequence stay, for later prompts.
   void close(SeqId seq) {
-    ask([&](auto& p) { p.close(seq); });
+    access([&](auto& p) { p.close(seq); });
   }
 
   /// Protects the cached full blocks of a prefix from eviction until `unpin`; empty if there are none. Counts neither
   /// as a sequence nor as a hit. A prefix may be pinned any number of times. O(prefix.size()).
   std::optional<PrefixPin> try_pin(std::span<const Token> prefix, const Salt& salt = {}) {
-    const std::optional<Opened> pinned = ask([&](auto& p) { return p.try_pin(prefix, salt); });
+    const std::optional<Opened> pinned = access([&](auto& p) { return p.try_pin(prefix, salt); });
     return pinned ? std::optional(PrefixPin{PinId(pinned->seq), pinned->cached}) : std::nullopt;
   }
   /// Throws std::invalid_argument if the pin is not valid: a pin cannot be removed twice.
   void unpin(PinId pin) {
-    ask([&](auto& p) { p.unpin(pin.record_); });
+    access([&](auto& p) { p.unpin(pin.record_); });
   }
 
   /// Drops everything cached, for example after a change of weights. Open sequences keep their rows, which are not
   /// matchable any more; pins keep their blocks, which nobody finds, until `unpin`. O(blocks + sequences).
   void clear() noexcept {
-    ask([](auto& p) { p.clear(); });
+    access([](auto& p) { p.clear(); });
   }
 
   /// f(BlockStored) for every cached block, parents before their children, each with the number of the next event: the
   /// state from which a listener starts, or starts again after it has lost events. O(cached blocks).
   template <class F>
   void for_each_cached(F&& f) const {
-    ask([&](const auto& p) { p.for_each_cached(f); });
+    access([&](const auto& p) { p.for_each_cached(f); });
   }
 
   /// Logical time counts operations, except extensions within a last block. To have the durations of `Retention` in a
   /// unit of time, set it from a clock that ticks more often than operations happen, such as one of microseconds. It
   /// never goes back, and ends at 2^63.
   void set_time(std::uint64_t now) noexcept {
-    ask([&](auto& p) { p.set_time(now); });
+    access([&](auto& p) { p.set_time(now); });
   }
   /// The logical time now. O(1).
   [[nodiscard]] std::uint64_t time() const noexcept {
-    return ask([](const auto& p) { return p.time(); });
+    return access([](const auto& p) { return p.time(); });
   }
 
   /// Only the pool limits an extension; opening and forking always find room.
   [[nodiscard]] LimitMet why_not_open(const OpenOptions& = {}) const noexcept { return {}; }
   /// The limit that try_extend would meet; Limit::none if it would find room. Throws as try_extend does.
   [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
-    return ask([&](const auto& p) { return p.why_not_extend(seq, count); });
+    return access([&](const auto& p) { return p.why_not_extend(seq, count); });
   }
   /// The limit that try_fork would meet; Limit::none if it would find room. Throws as try_fork does.
   [[nodiscard]] LimitMet why_not_fork(SeqId seq, Pos at) const {
-    return ask([&](const auto& p) { return p.why_not_fork(seq, at); });
+    return access([&](const auto& p) { return p.why_not_fork(seq, at); });
   }
 
   /// Free and evictable blocks. O(1).
   [[nodiscard]] Index available() const noexcept {
-    return ask([](const auto& p) { return p.available(); });
+    return access([](const auto& p) { return p.available(); });
   }
 
   /// Whether seq is the handle of an open sequence. O(1).
   [[nodiscard]] bool contains(SeqId seq) const noexcept {
-    return ask([&](const auto& p) { return p.contains(seq); });
+    return access([&](const auto& p) { return p.contains(seq); });
   }
   /// Committed positions. Throws std::invalid_argument if seq is not open. O(1).
   [[nodiscard]] Pos length(SeqId seq) const {
-    return ask([&](const auto& p) { return p.length(seq); });
+    return access([&](const auto& p) { return p.length(seq); });
   }
   /// Committed and reserved positions. Throws std::invalid_argument if seq is not open. O(1).
   [[nodiscard]] Pos reserved(SeqId seq) const {
-    return ask([&](const auto& p) { return p.reserved(seq); });
+    return access([&](const auto& p) { return p.reserved(seq); });
   }
   /// The blocks of the reserved positions. Valid until the sequence is extended, committed, rolled back, truncated or
   /// closed. Throws std::invalid_argument if there are several groups, or one that drops positions: see group_blocks.
@@ -341,37 +341,38 @@ class PrefixShared {
   /// f(SeqId) for every open sequence. O(sequences and pins that were ever there at once).
   template <class F>
   void for_each_sequence(F&& f) const {
-    ask([&](const auto& p) { p.for_each_sequence(f); });
+    access([&](const auto& p) { p.for_each_sequence(f); });
   }
 
   /// Rows copied since construction, as in stats(). O(1).
   [[nodiscard]] Index copied_tokens() const noexcept {
-    return ask([](const auto& p) { return p.copied_tokens(); });
+    return access([](const auto& p) { return p.copied_tokens(); });
   }
 
   /// O(blocks + table entries).
   [[nodiscard]] Stats stats() const {
-    return ask([](const auto& p) { return p.stats(); });
+    return access([](const auto& p) { return p.stats(); });
   }
   /// O(blocks + table entries). Throws InvariantError.
   void verify() const {
-    ask([](const auto& p) { p.verify(); });
+    access([](const auto& p) { p.verify(); });
   }
 
  private:
   template <class>
   friend struct testing::Corruption;
 
-  /// f of the one that is there. A cache of one group that keeps everything does without what groups need.
+  /// f(policy) with the one that is there. A cache of one group that keeps everything does without the parts that
+  /// several groups need.
   template <class F>
-  KVC_ALWAYS_INLINE decltype(auto) ask(F&& f) {
+  KVC_ALWAYS_INLINE decltype(auto) access(F&& f) {
     if (grouped_) [[unlikely]] {
       return f(*grouped_);
     }
     return f(*plain_);
   }
   template <class F>
-  KVC_ALWAYS_INLINE decltype(auto) ask(F&& f) const {
+  KVC_ALWAYS_INLINE decltype(auto) access(F&& f) const {
     if (grouped_) [[unlikely]] {
       return f(std::as_const(*grouped_));
     }

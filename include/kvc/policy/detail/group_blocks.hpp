@@ -96,7 +96,7 @@ class GroupCachedBlocks {
       evict_for(excess);
     }
   }
-  /// Whether the rows behind the first `rows` may be written: nobody else holds the block, and no prefix has them.
+  /// Whether the rows behind the first `rows` may be written: nothing else references the block, and no prefix has them.
   [[nodiscard]] bool writable(BlockId block, Pos rows) const noexcept {
     return pool.ref_count(block) == 1 && (!nodes.is_cached(block) || nodes.rows(block) <= rows);
   }
@@ -369,7 +369,7 @@ class GroupCachedBlocks {
   }
 
   /// Takes all blocks from the root of this one, which is about to be used for something else or is referenced. Without
-  /// one of them the others are of no use: those that nobody references are free.
+  /// one of them the others are of no use: those that nothing references are free.
   void drop_cross(BlockId block) noexcept {
     const Parent root = nodes.cross_root(block);
     std::vector<BlockId>& all = cross_[root.root_index()];

@@ -73,7 +73,7 @@ class GroupTables {
     StateTable states;               // of recurrent layers
     Pos fits_until = 0;         // length that all tails have room for; 0: it is not known whether they are writable
     Pos drops_at = 0;           // committed length, less the reserve, with which a group can drop a block
-    bool owns_tails = false;    // nobody holds a tail of these, or can come to hold it, but by a fork
+    bool owns_tails = false;    // nothing else references a tail of these, or can come to do so but by a fork
     bool has_cross = false;     // rows of other inputs are committed
     bool has_replaced = false;  // one of them at least
     bool adds_cross = false;    // the uncommitted extension reserves them
@@ -163,7 +163,7 @@ class GroupTables {
     }
     bool reclaims = false;
     if (sum.blocks + sum.copies > blocks_.available()) {
-      // A tail that nobody else holds need not be copied to be written: where there is no room, none is.
+      // A tail that nothing else references need not be copied to be written: where there is no room, none is.
       if (sum.blocks + sum.copies - sum.reclaimable > blocks_.available()) {
         return std::nullopt;
       }
@@ -189,7 +189,7 @@ class GroupTables {
         table.push(blocks_.allocate(group));
       }
       if (table.grows() && !range.empty()) {
-        // A block that was allocated now is nobody else's.
+        // Nothing else references a block that was allocated now.
         s.owns_tails = s.owns_tails && (needs.blocks > 0 || blocks_.is_private(table.blocks().back()));
         s.fits_until = static_cast<Pos>(std::min(Index{s.fits_until}, Index{table.end()} * table.block_tokens()));
       }
@@ -475,8 +475,8 @@ class GroupTables {
   [[nodiscard]] Pos retained_from(const Sequence& s, Index group) const noexcept {
     return s.tables[at_group(group)].rows(settled(s)).retained_from();
   }
-  [[nodiscard]] GroupBlocks parts(const Sequence& s, Index group) const noexcept {
-    return s.tables[at_group(group)].parts();
+  [[nodiscard]] GroupBlocks group_blocks(const Sequence& s, Index group) const noexcept {
+    return s.tables[at_group(group)].group_blocks();
   }
   /// f(SlotRun) for the retained positions of a range of a group.
   template <class F>
@@ -579,7 +579,7 @@ class GroupTables {
  private:
   [[nodiscard]] Pos slack_of(Pos block_tokens) const noexcept { return keeps_slack_ ? block_tokens : 0; }
 
-  /// Whether nobody else holds the last blocks, which are writable otherwise. O(groups).
+  /// Whether nothing else references the last blocks, which are writable otherwise. O(groups).
   [[nodiscard]] bool has_unshared_tails(const Sequence& s) const noexcept {
     for (const GroupTable& table : s.tables) {
       if (table.grows() && !blocks_.unshared(table.blocks().back())) [[unlikely]] {
@@ -720,12 +720,12 @@ class GroupTables {
       const Index rows = Index{committed} - Index{number} * table.block_tokens();
       most = std::max(most, static_cast<Pos>(std::clamp<Index>(rows, 0, table.block_tokens())));
     };
-    const GroupBlocks parts = table.parts();
-    for (std::size_t i = 0; i < parts.kept.size(); ++i) {
-      put(parts.kept[i], static_cast<Pos>(i));
+    const GroupBlocks blocks = table.group_blocks();
+    for (std::size_t i = 0; i < blocks.kept.size(); ++i) {
+      put(blocks.kept[i], static_cast<Pos>(i));
     }
-    for (std::size_t i = 0; i < parts.rest.size(); ++i) {
-      put(parts.rest[i], parts.first + static_cast<Pos>(i));
+    for (std::size_t i = 0; i < blocks.rest.size(); ++i) {
+      put(blocks.rest[i], blocks.first + static_cast<Pos>(i));
     }
     if (s.replaced[g] != no_block) {
       put(s.replaced[g], committed / table.block_tokens());

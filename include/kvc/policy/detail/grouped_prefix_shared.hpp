@@ -20,7 +20,7 @@
 #include "kvc/policy/detail/group_blocks.hpp"
 #include "kvc/policy/detail/group_demand.hpp"
 #include "kvc/policy/detail/grouped_prefixes.hpp"
-#include "kvc/policy/detail/prefix_engine.hpp"
+#include "kvc/policy/detail/prefix_policy_base.hpp"
 #include "kvc/policy/prefix_shared_config.hpp"
 
 namespace kvc {
@@ -28,19 +28,20 @@ inline namespace v0 {
 namespace detail {
 
 template <class Eviction, class Hash, class Events>
-class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, GroupCachedBlocks<Eviction, Hash, Events>,
-                                                GroupedPrefixes<GroupCachedBlocks<Eviction, Hash, Events>>> {
+class GroupedPrefixShared
+    : public PrefixPolicyBase<PrefixSharedConfig<Eviction>, GroupCachedBlocks<Eviction, Hash, Events>,
+                              GroupedPrefixes<GroupCachedBlocks<Eviction, Hash, Events>>> {
   using Blocks = GroupCachedBlocks<Eviction, Hash, Events>;
   using Tables = GroupedPrefixes<Blocks>;
-  using Engine = PrefixEngine<PrefixSharedConfig<Eviction>, Blocks, Tables>;
+  using Base = PrefixPolicyBase<PrefixSharedConfig<Eviction>, Blocks, Tables>;
   using Parent = typename Tables::Parent;
   using Sequence = typename Tables::Sequence;
-  using Engine::all_but_one;
-  using Engine::blocks_;
-  using Engine::config_;
-  using Engine::pins_;
-  using Engine::sequences_;
-  using Engine::tables_;
+  using Base::all_but_one;
+  using Base::blocks_;
+  using Base::config_;
+  using Base::pins_;
+  using Base::sequences_;
+  using Base::tables_;
 
  public:
   using Config = PrefixSharedConfig<Eviction>;
@@ -183,7 +184,9 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
   [[nodiscard]] Pos retained_from(SeqId seq, Index group) const {
     return tables_.retained_from(tables_.at(seq), group);
   }
-  [[nodiscard]] GroupBlocks group_blocks(SeqId seq, Index group) const { return tables_.parts(tables_.at(seq), group); }
+  [[nodiscard]] GroupBlocks group_blocks(SeqId seq, Index group) const {
+    return tables_.group_blocks(tables_.at(seq), group);
+  }
   [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const { return tables_.state_lengths(tables_.at(seq)); }
   [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
     return tables_.state_blocks(tables_.at(seq), kind, length);
@@ -193,7 +196,7 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
   void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
     tables_.for_each_run(seq, group, range, f);
   }
-  using Engine::stats;
+  using Base::stats;
   [[nodiscard]] Stats stats(Index group) const {
     Stats stats;
     stats.block_tokens = tables_.block_tokens(group);
@@ -208,16 +211,16 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
     BlockArray<std::int32_t> references = tables_.verify();
     blocks_.add_references(references);
     BlockArray<std::int32_t> ends(blocks_.nodes.nodes(), 0);
-    auto holders = this->verify_holders(blocks_.nodes.index.roots().slots(), [&](const Sequence& s) {
+    auto counts = this->verify_reference_counts(blocks_.nodes.index.roots().slots(), [&](const Sequence& s) {
       if (!s.state.last.is_root()) {
         ++ends[s.state.last.block()];
       }
       tables_.verify_sequence(s);
     });
     blocks_.nodes.index.roots().for_each(
-        [&](Parent root) { holders.roots[root.root_index()] += blocks_.cross(root).empty() ? 0 : 1; });
-    blocks_.verify(references, ends, holders.tenants);
-    blocks_.nodes.index.roots().verify(holders.roots);
+        [&](Parent root) { counts.roots[root.root_index()] += blocks_.cross(root).empty() ? 0 : 1; });
+    blocks_.verify(references, ends, counts.tenants);
+    blocks_.nodes.index.roots().verify(counts.roots);
   }
 
  private:
@@ -225,7 +228,7 @@ class GroupedPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Gr
   friend struct testing::Corruption;
 
   GroupedPrefixShared(const Config& config, const GroupRules& rules, const BlockSizes& sizes, const Hash& hash)
-      : Engine(
+      : Base(
             config,
             [&] {
               return Blocks(config.blocks, index_nodes(config, rules, sizes), rules, sizes, config.tenant_quota,

@@ -375,7 +375,7 @@ class GroupedPrefixes
     if (leader == groups.size()) {
       return {};  // states alone
     }
-    const std::span<const BlockId> blocks = s.tables[leader].parts().rest;
+    const std::span<const BlockId> blocks = s.tables[leader].group_blocks().rest;
     if (this->rules().groups[leader].retained.everything()) {
       return blocks.first(static_cast<std::size_t>(indexed(s) / this->block_tokens(static_cast<Index>(leader))));
     }

@@ -19,7 +19,7 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/corruption.hpp"
 #include "kvc/policy/detail/cached_blocks.hpp"
-#include "kvc/policy/detail/prefix_engine.hpp"
+#include "kvc/policy/detail/prefix_policy_base.hpp"
 #include "kvc/policy/detail/token_tables.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/concept.hpp"
@@ -31,25 +31,25 @@ inline namespace v0 {
 namespace detail {
 
 template <class Eviction, class Hash, class Events>
-class PlainPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, CachedBlocks<Eviction, Hash, Events>,
-                                              TokenTables<CachedBlocks<Eviction, Hash, Events>>> {
+class PlainPrefixShared : public PrefixPolicyBase<PrefixSharedConfig<Eviction>, CachedBlocks<Eviction, Hash, Events>,
+                                                  TokenTables<CachedBlocks<Eviction, Hash, Events>>> {
   using Blocks = CachedBlocks<Eviction, Hash, Events>;
   using Tables = TokenTables<Blocks>;
-  using Engine = PrefixEngine<PrefixSharedConfig<Eviction>, Blocks, Tables>;
+  using Base = PrefixPolicyBase<PrefixSharedConfig<Eviction>, Blocks, Tables>;
   using Parent = typename Tables::Parent;
   using Sequence = typename Tables::Sequence;
-  using Engine::all_but_one;
-  using Engine::blocks_;
-  using Engine::config_;
-  using Engine::pins_;
-  using Engine::sequences_;
-  using Engine::tables_;
+  using Base::all_but_one;
+  using Base::blocks_;
+  using Base::config_;
+  using Base::pins_;
+  using Base::sequences_;
+  using Base::tables_;
 
  public:
   using Config = PrefixSharedConfig<Eviction>;
 
   PlainPrefixShared(const Config& config, const Hash& hash)
-      : Engine(
+      : Base(
             config,
             [&] { return Blocks(config.blocks, config.block_tokens, config.tenant_quota, config.eviction, hash); },
             [&](Blocks& blocks) { return Tables(blocks, config.block_tokens); }) {}
@@ -200,7 +200,7 @@ class PlainPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Cach
 
   void verify() const {
     const BlockArray<std::int32_t> references = tables_.verify();
-    const auto holders = this->verify_holders(blocks_.index.roots().slots(), [&](const Sequence& s) {
+    const auto counts = this->verify_reference_counts(blocks_.index.roots().slots(), [&](const Sequence& s) {
       if ((s.state.unknown_from != Tables::nowhere && s.state.unknown_from >= std::max(1, s.lengths.reserved)) ||
           s.state.cached_blocks > tables_.full_blocks(tables_.known(s)) || s.state.fills_at != tables_.fills_at(s)) {
         throw_error(InvariantError("kvc: a sequence knows more tokens than it has"));
@@ -212,8 +212,8 @@ class PlainPrefixShared : public PrefixEngine<PrefixSharedConfig<Eviction>, Cach
         }
       }
     });
-    blocks_.verify(references, holders.tenants);
-    blocks_.index.roots().verify(holders.roots);
+    blocks_.verify(references, counts.tenants);
+    blocks_.index.roots().verify(counts.roots);
   }
 
  private:

@@ -117,7 +117,7 @@ class PrefixRoots {
       in_use += used ? 1 : 0;
     }
     if (in_use != size() || static_cast<std::size_t>(in_use) + free_roots_.size() != roots_.size()) {
-      throw_error(InvariantError("kvc: salts that nobody uses are remembered, or used ones are not"));
+      throw_error(InvariantError("kvc: salts that nothing references are remembered, or used ones are not"));
     }
   }
 

@@ -129,7 +129,7 @@ class TenantQuota {
       }
     }
     if (ids_.size() + free_.size() != tenants_.size()) {
-      throw_error(InvariantError("kvc: tenants that nobody uses are remembered, or used ones are not"));
+      throw_error(InvariantError("kvc: tenants that nothing references are remembered, or used ones are not"));
     }
   }
   [[nodiscard]] std::size_t slots() const noexcept { return tenants_.size(); }

@@ -1,4 +1,4 @@
-// PrefixEngine: what PrefixShared does alike with one plain layer group and with several.
+// PrefixPolicyBase: the common part of PrefixShared with one plain layer group and with several.
 #pragma once
 
 #include <algorithm>
@@ -18,16 +18,16 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// The base of both engines of PrefixShared: the members that do not depend on how blocks and tables look, and the
+/// The base of PlainPrefixShared and GroupedPrefixShared: the members that do not depend on how blocks and tables look, and the
 /// counters. The contracts of public members are those of PrefixShared. `Blocks` are the blocks with their index, and
 /// `Tables` the sequences and pins over them.
 template <class Config, class Blocks, class Tables>
-class PrefixEngine {
+class PrefixPolicyBase {
  public:
   using Sequence = typename Tables::Sequence;
 
-  PrefixEngine(const PrefixEngine&) = delete;
-  PrefixEngine& operator=(const PrefixEngine&) = delete;
+  PrefixPolicyBase(const PrefixPolicyBase&) = delete;
+  PrefixPolicyBase& operator=(const PrefixPolicyBase&) = delete;
 
   [[nodiscard]] const auto& eviction() const noexcept { return blocks_.eviction; }
   [[nodiscard]] auto& events() noexcept { return blocks_.events; }
@@ -99,7 +99,7 @@ class PrefixEngine {
  protected:
   /// From the prvalues that make_blocks() and make_tables(blocks) return: neither can be moved.
   template <class MakeBlocks, class MakeTables>
-  PrefixEngine(const Config& config, MakeBlocks make_blocks, MakeTables make_tables)
+  PrefixPolicyBase(const Config& config, MakeBlocks make_blocks, MakeTables make_tables)
       : config_(config), blocks_(make_blocks()), tables_(make_tables(blocks_)) {}
 
   /// A match leaves at least one token to compute.
@@ -120,29 +120,29 @@ class PrefixEngine {
     misses_ += static_cast<Index>(prompt.size()) / unit - hits;
   }
 
-  /// How many sequences and pins hold each root of the index and each tenant.
-  struct Holders {
+  /// How many sequences and pins reference each root of the index and each tenant.
+  struct ReferenceCounts {
     std::vector<Index> roots;
     std::vector<Index> tenants;
   };
   /// f(sequence) for all sequences and pins, which are counted. Throws InvariantError if the counters are wrong.
   template <class F>
-  [[nodiscard]] Holders verify_holders(std::size_t roots, F&& f) const {
-    Holders holders{std::vector<Index>(roots, 0), std::vector<Index>(blocks_.quota.slots(), 0)};
+  [[nodiscard]] ReferenceCounts verify_reference_counts(std::size_t roots, F&& f) const {
+    ReferenceCounts counts{std::vector<Index>(roots, 0), std::vector<Index>(blocks_.quota.slots(), 0)};
     Index sequences = 0;
     Index pins = 0;
     tables_.for_each([&](const Sequence& s) {
       ++(s.state.is_pin ? pins : sequences);
-      ++holders.roots[s.state.root.root_index()];
+      ++counts.roots[s.state.root.root_index()];
       if (s.state.tenant != TenantQuota::none) {
-        ++holders.tenants[static_cast<std::size_t>(s.state.tenant)];
+        ++counts.tenants[static_cast<std::size_t>(s.state.tenant)];
       }
       f(s);
     });
     if (sequences != sequences_ || pins != pins_) {
       throw_error(InvariantError("kvc: counts of sequences or pins are wrong"));
     }
-    return holders;
+    return counts;
   }
 
   Config config_;
