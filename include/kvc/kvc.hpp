@@ -5,7 +5,7 @@
 //   element types   float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, None
 //   layouts         HeadMajor, TokenMajor
 //   layer groups    LayerGroups: layers with windows, chunks, cross attention or latent rows in one cache
-//   attention       prefill, decode, reference, AttentionState, masks, and Sequential to run them
+//   attention       prefill, decode, reference, AttentionState, masks, selections, and Sequential to run them
 //
 // Needs the standard library and Eigen. Not in it, and included one by one:
 //
@@ -26,6 +26,7 @@
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/reference.hpp"
 #include "kvc/attention/scores.hpp"
+#include "kvc/attention/selection.hpp"
 #include "kvc/attention/state.hpp"
 #include "kvc/batch.hpp"
 #include "kvc/cache.hpp"

@@ -20,6 +20,7 @@
 #include "attend.hpp"
 #include "catch.hpp"
 #include "differences.hpp"
+#include "kvc/attention/selection.hpp"
 #include "kvc/cache.hpp"
 #include "policies.hpp"
 
@@ -56,9 +57,9 @@ struct Results {
   kvc::MatrixRef<float> matrix;
 };
 
-/// Which positions the rows of a pass see: all, or those that were selected for them.
-struct Selection {
-  Selection(const ModelLayer& layer, PosRange range)
+/// The positions that were selected for the rows of a pass, as a mask.
+struct SelectionMask {
+  SelectionMask(const ModelLayer& layer, PosRange range)
       : rows(range.size()),
         length(range.last),
         seen(std::make_unique<bool[]>(static_cast<std::size_t>(rows) * static_cast<std::size_t>(length))) {
@@ -74,6 +75,19 @@ struct Selection {
   Pos rows, length;
   std::unique_ptr<bool[]> seen;  // [rows, length]
 };
+
+/// The same as tables, one for each row.
+std::vector<kvc::Selection> selections_of(const ModelLayer& layer, PosRange range) {
+  std::vector<kvc::Selection> selections;
+  for (Pos p = range.first; p < range.last; ++p) {
+    const std::int32_t* const row = layer.selected.matrix().row(p);
+    std::vector<Pos> positions;
+    std::copy_if(row, row + layer.selected.extents[1], std::back_inserter(positions), [](Pos j) { return j >= 0; });
+    std::ranges::sort(positions);
+    selections.push_back(kvc::Selection::of_positions(positions));
+  }
+  return selections;
+}
 
 /// The rows that the indexer of a layer wrote select what the model selected: the top_k highest index scores, of equal
 /// ones the first.
@@ -191,7 +205,7 @@ void pass(const LayersOfModel& model, Cache& cache, kvc::SeqId seq, Pos count) {
       check_selection(layer, cache, model.index_layer(number), seq, range.last - 1);
     }
     kvc::AttentionOptions options = layer.options();
-    std::optional<Selection> selection;
+    std::optional<SelectionMask> selection;
     if (!layer.selected.extents.empty()) {
       selection.emplace(layer, range);
       options.mask = selection->mask();
@@ -199,6 +213,15 @@ void pass(const LayersOfModel& model, Cache& cache, kvc::SeqId seq, Pos count) {
     Results out(count, layer);
     Attend<float>::prefill(cache.view(number, seq), range, layer.q.rows_of(range), out.matrix, options);
     CHECK(largest_difference(out.matrix, layer.out.rows_of(range)) <= layer.tolerance());
+    if (!layer.selected.extents.empty()) {
+      const std::vector<kvc::Selection> selections = selections_of(layer, range);
+      const auto selected = kvc::selected_views(cache.view(number, seq), std::span(selections));
+      const std::vector<AnyView<float>> views(selected.begin(), selected.end());
+      Results decoded(count, layer);
+      Attend<float>::decode(std::span<const AnyView<float>>(views), layer.q.rows_of(range), decoded.matrix,
+                            layer.options());
+      CHECK(largest_difference(decoded.matrix, layer.out.rows_of(range)) <= layer.tolerance());
+    }
     if (count == 1) {
       Results decoded(count, layer);
       Attend<float>::decode(cache.view(number, seq), layer.q.rows_of(range), decoded.matrix, options);
