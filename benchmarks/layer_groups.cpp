@@ -4,7 +4,7 @@
 //             needed      rows that the next query sees
 //             held        blocks that sequences hold
 //             over        held / needed
-//             bound       (1.03 * needed + one block for each group and sequence) / needed
+//             bound       (1.03 * needed + one block for each group, kind of states, and sequence) / needed
 //             one_shape   one shape for all: every layer keeps every row (times needed)
 //             padded      equal pages of as many layers as the smallest group has, the rest padded (times needed)
 // match, append, fork   three groups beside one, by turns in the same loop; the counter `vs_one` is the ratio of the
@@ -48,6 +48,15 @@ LayerGroups alternating(Index count, Index period, LayerKind local, LayerKind fu
   return layers;
 }
 
+/// `count` layers of which one in every `period` stores rows, the first one number `first`, and the others have states.
+LayerGroups hybrid(Index count, Index period, Index first, Index state_bytes, LayerKind rows) {
+  LayerGroups layers;
+  for (Index i = 0; i < count; ++i) {
+    i % period == first ? layers.add(rows) : layers.add_state(state_bytes);
+  }
+  return layers;
+}
+
 std::vector<Model> models() {
   LayerGroups mllama;  // Llama 3.2 Vision 11B: every fifth layer reads the rows of an image of four tiles
   for (Index i = 0; i < 40; ++i) {
@@ -56,6 +65,8 @@ std::vector<Model> models() {
   LayerGroups deepseek;  // V3.2: latent rows, and beside each layer the keys of its indexer
   deepseek.add({.kv_heads = 1, .key_dim = 576, .value_dim = 512, .latent = true}, 61);
   deepseek.add({.kv_heads = 1, .key_dim = 128, .latent = true}, 61);
+  LayerGroups kimi;  // K2: latent rows alone
+  kimi.add({.kv_heads = 1, .key_dim = 576, .value_dim = 512, .latent = true}, 61);
   return {
       {"Gemma 3 27B",
        alternating(62, 6, {.kv_heads = 16, .key_dim = 128, .window = 1024}, {.kv_heads = 16, .key_dim = 128})},
@@ -68,6 +79,11 @@ std::vector<Model> models() {
       {"Llama 4", alternating(48, 4, {.kv_heads = 8, .key_dim = 128, .chunk = 8192}, {.kv_heads = 8, .key_dim = 128})},
       {"mllama", mllama},
       {"DeepSeek V3.2", deepseek},
+      {"Kimi K2", kimi},
+      // 32 value heads of 128 x 128 in float, and three inputs of the convolution in bfloat16
+      {"Qwen3-Next 80B", hybrid(48, 4, 3, 32 * 128 * 128 * 4 + 3 * 8192 * 2, {.kv_heads = 2, .key_dim = 256})},
+      // 8192 channels of 16 numbers in float, and three inputs of the convolution in bfloat16
+      {"Jamba", hybrid(32, 8, 4, 8192 * 16 * 4 + 3 * 8192 * 2, {.kv_heads = 8, .key_dim = 128})},
   };
 }
 
@@ -78,7 +94,7 @@ constexpr Index element_bytes = 2;  // bf16
 
 Index row_bytes(const LayerGroup& group) {
   const Shape& shape = group.shape;
-  return shape.layers * shape.kv_heads * (shape.key_dim + shape.value_dim) * element_bytes;
+  return shape.layers * shape.kv_heads * (shape.key_dim + (group.latent ? 0 : shape.value_dim)) * element_bytes;
 }
 
 /// Positions that the next query of a sequence sees.
@@ -114,6 +130,12 @@ void held(benchmark::State& state, const Model& model) {
     needed += sequences * rows_needed(group) * row_bytes(group);
     one_shape += sequences * std::max<Index>(length, group.cross_rows) * row_bytes(group);
   }
+  Index states = 0;
+  for (const StateGroup& kind : model.layers.states()) {
+    states += sequences * kind.layers * kind.bytes;
+  }
+  needed += states;
+  one_shape += states;
   const Index blocks = one_shape / block_bytes + 64 * sequences;
   Index held = 0;
   for (auto _ : state) {
@@ -136,13 +158,14 @@ void held(benchmark::State& state, const Model& model) {
     held = policy.stats().blocks_referenced * block_bytes;
   }
   const auto gib = [](Index bytes) { return static_cast<double>(bytes) / static_cast<double>(Index{1} << 30); };
-  const double bound = 1.03 * gib(needed) + gib(sequences * static_cast<Index>(rules.groups.size()) * block_bytes);
+  const auto tables = static_cast<Index>(rules.groups.size() + rules.states.size());
+  const double bound = 1.03 * gib(needed) + gib(sequences * tables * block_bytes);
   state.counters["needed"] = gib(needed);
   state.counters["held"] = gib(held);
   state.counters["over"] = gib(held) / gib(needed);
   state.counters["bound"] = bound / gib(needed);
   state.counters["one_shape"] = gib(one_shape) / gib(needed);
-  state.counters["padded"] = gib(padded_bytes(model.layers)) / gib(needed);
+  state.counters["padded"] = gib(padded_bytes(model.layers) + states) / gib(needed);
 }
 
 // --- what groups cost ------------------------------------------------------------------------------------------------

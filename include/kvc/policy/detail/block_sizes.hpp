@@ -48,17 +48,17 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
 /// Sizes for which a block of the heaviest group holds `block_tokens` positions, and no group leaves more than 1/64 of
 /// a block unused at its end. Where no grain that divides block_tokens allows that, the heaviest group's blocks hold up
 /// to four times as many; where that does not either, what wastes least: less than 1 / (8 * block_tokens) of a block.
-/// A block has room for the state of one layer at least: where states are large, it holds a multiple of `block_tokens`
-/// positions. O(groups).
+/// A block has room for the state of one layer at least: where states are large, it holds as many positions more.
+/// O(groups).
 [[nodiscard]] inline BlockSizes block_sizes(const GroupRules& rules, Pos block_tokens) {
   constexpr double most_waste = 1.0 / 64;
   Index heaviest = 1;
   for (const GroupRule& rule : rules.groups) {
     heaviest = std::max(heaviest, rule.row_weight);
   }
-  Index least = block_tokens;
+  Index largest_state = 0;
   for (const StateRule& rule : rules.states) {
-    least = std::max(least, ceil_div(rule.weight, heaviest * block_tokens) * block_tokens);
+    largest_state = std::max(largest_state, rule.weight);
   }
   // The sizes with nodes of node_tokens positions, `parts` of them in a block of the heaviest group.
   const auto sizes_with = [&](Pos node_tokens, Index parts, double& waste) {
@@ -71,6 +71,11 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
       largest = std::max(largest, tokens * rule.row_weight);
       smallest = sizes.tokens.size() == 1 ? largest : std::min(smallest, tokens * rule.row_weight);
     }
+    for (const StateRule& rule : rules.states) {
+      if (const Index in_block = std::max(largest / rule.weight, Index{1}); in_block < rule.layers) {
+        smallest = std::min(smallest, in_block * rule.weight);
+      }
+    }
     waste = 1.0 - static_cast<double>(smallest) / static_cast<double>(largest);
     return sizes;
   };
@@ -82,12 +87,13 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
   }
   double least_waste = 2;
   for (const Index factor : {1, 2, 4}) {
-    const Index size = std::min(factor * least, Index{max_pos});
     for (Pos parts = 1; parts <= std::min(block_tokens, Pos{4096}); ++parts) {
       if (block_tokens % parts != 0) {
         continue;
       }
       const Pos node_tokens = block_tokens / parts;
+      const Index least = std::max<Index>(block_tokens, ceil_div(largest_state, heaviest * node_tokens) * node_tokens);
+      const Index size = std::min(factor * least, Index{max_pos} / node_tokens * node_tokens);
       double waste = 0;
       BlockSizes sizes = sizes_with(node_tokens, size / node_tokens, waste);
       if (waste < least_waste) {
