@@ -321,7 +321,7 @@ TEMPLATE_TEST_CASE("Recurrent states are those of the tokens before them", "[sta
   for (const bool has_window : {false, true}) {
     CAPTURE(has_window);
     const Model model(random, has_window);
-    auto config = TestType::config(random.between<Pos>(200, 400), 8, 60);
+    auto config = TestType::config(random.between<Pos>(100, 180), 8, 60);
     if constexpr (requires { config.states; }) {
       config.states = 40;
     }

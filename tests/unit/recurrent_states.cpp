@@ -34,7 +34,7 @@ std::vector<Token> tokens_from(Token first, std::size_t count) {
   std::iota(tokens.begin(), tokens.end(), first);
   return tokens;
 }
-std::vector<Token> operator+(std::vector<Token> a, const std::vector<Token>& b) {
+std::vector<Token> joined(std::vector<Token> a, const std::vector<Token>& b) {
   a.insert(a.end(), b.begin(), b.end());
   return a;
 }
@@ -42,7 +42,7 @@ std::vector<Pos> list(std::span<const Pos> lengths) { return {lengths.begin(), l
 
 /// Opens with a prompt and computes it in one pass. Returns how much of it was found.
 template <class Cache>
-Opened serve(Cache& cache, const std::vector<Token>& prompt, std::vector<Pos> asked = {}) {
+Opened computed(Cache& cache, const std::vector<Token>& prompt, std::vector<Pos> asked = {}) {
   const Opened opened = cache.open(prompt);
   cache.commit(cache.extend(opened.seq, std::span(prompt).subspan(static_cast<std::size_t>(opened.cached)), asked));
   return opened;
@@ -141,7 +141,7 @@ TEST_CASE("A prompt is found as far as there are states", "[states][prefix]") {
   const std::vector<Token> system = tokens_from(1000, 32);
   const auto cached = [&](const std::vector<Token>& prompt) {
     const Pos length = cache.match_length(prompt);
-    const Opened opened = serve(cache, prompt);
+    const Opened opened = computed(cache, prompt);
     CHECK(opened.cached == length);
     cache.close(opened.seq);
     cache.verify();
@@ -152,29 +152,29 @@ TEST_CASE("A prompt is found as far as there are states", "[states][prefix]") {
     const std::vector<Token> prompt = tokens_from(0, 45);
     CHECK(cached(prompt) == 0);
     CHECK(cached(prompt) == 40);
-    CHECK(cached(prompt + system) == 40);
+    CHECK(cached(joined(prompt, system)) == 40);
     CHECK(cached(tokens_from(0, 30)) == 0);  // there are rows, but no state
   }
   SECTION("where two prompts have parted, once both have shown it") {
-    CHECK(cached(system + tokens_from(0, 20)) == 0);
-    CHECK(cached(system + tokens_from(100, 20)) == 0);
-    CHECK(cached(system + tokens_from(200, 20)) == 32);
-    CHECK(cached(system + tokens_from(300, 20)) == 32);
+    CHECK(cached(joined(system, tokens_from(0, 20))) == 0);
+    CHECK(cached(joined(system, tokens_from(100, 20))) == 0);
+    CHECK(cached(joined(system, tokens_from(200, 20))) == 32);
+    CHECK(cached(joined(system, tokens_from(300, 20))) == 32);
   }
   SECTION("where the caller asked for a state, of whole blocks") {
-    const Opened first = serve(cache, system + tokens_from(0, 20), {9, 32});
+    const Opened first = computed(cache, joined(system, tokens_from(0, 20)), {9, 32});
     CHECK(list(cache.policy().state_lengths(first.seq)) == std::vector<Pos>{48, 52});
     cache.close(first.seq);
-    CHECK(cached(system + tokens_from(100, 20)) == 32);
+    CHECK(cached(joined(system, tokens_from(100, 20))) == 32);
   }
   SECTION("at the last whole block of an answer") {
-    const Opened first = serve(cache, tokens_from(0, 20));
+    const Opened first = computed(cache, tokens_from(0, 20));
     for (Token token = 20; token < 31; ++token) {
       cache.commit(cache.extend(first.seq, std::vector<Token>{token}));
     }
     CHECK(list(cache.policy().state_lengths(first.seq)) == std::vector<Pos>{24, 31});
     cache.close(first.seq);
-    CHECK(cached(tokens_from(0, 31) + system) == 24);
+    CHECK(cached(joined(tokens_from(0, 31), system)) == 24);
     CHECK(cache.stats().blocks_referenced == 0);
   }
 }
@@ -183,7 +183,7 @@ TEST_CASE("States are evicted with all their blocks, and make room for anything"
   Shared cache(model(), {.blocks = 40, .block_tokens = 8});
   Index evictions = 0;
   for (Token i = 0; i < 20; ++i) {
-    const Opened opened = serve(cache, tokens_from(1000 * i, 30));
+    const Opened opened = computed(cache, tokens_from(1000 * i, 30));
     cache.close(opened.seq);
     cache.verify();
     const Stats stats = cache.stats();
@@ -204,7 +204,7 @@ TEST_CASE("Admission counts the states of a sequence", "[states][prefix]") {
   // 5 lengths of 3 blocks each: before and after a pass, of the last whole block, of the prompt, and where prompts part.
   CHECK(cache.admission(tokens_from(0, 8 * 20), 0) == Admission::now);
   CHECK(cache.admission(tokens_from(0, 8 * 30), 0) == Admission::never);
-  const Opened opened = serve(cache, tokens_from(0, 8 * 20));
+  const Opened opened = computed(cache, tokens_from(0, 8 * 20));
   CHECK(cache.admission(tokens_from(5000, 8 * 20), 0) == Admission::later);
   cache.close(opened.seq);
   CHECK(cache.admission(tokens_from(5000, 8 * 20), 0) == Admission::now);
@@ -217,11 +217,11 @@ TEST_CASE("A model may have recurrent layers alone", "[states][prefix]") {
   Shared cache(layers, {.blocks = 60, .block_tokens = 8});
   CHECK(cache.policy().state_sizes(0).blocks == 3);
   CHECK(cache.policy().state_sizes(1).blocks == 1);
-  const Opened first = serve(cache, tokens_from(0, 45));
+  const Opened first = computed(cache, tokens_from(0, 45));
   CHECK(cache.stats().blocks_referenced == 8);  // at the end, and at the last whole block
   CHECK(cache.length(first.seq) == 45);
   cache.close(first.seq);
-  const Opened second = serve(cache, tokens_from(0, 100));
+  const Opened second = computed(cache, tokens_from(0, 100));
   CHECK(second.cached == 40);
   CHECK(cache.admission(tokens_from(0, 1000), 1000) == Admission::now);  // whatever their number
   cache.truncate(second.seq, 0);

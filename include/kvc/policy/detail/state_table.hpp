@@ -107,9 +107,9 @@ class StateTable {
     const std::size_t size = lengths_.size() + count;
     if (size > lengths_.capacity()) {
       const std::size_t room = std::max(size, 2 * lengths_.capacity());
-      lengths_.reserve(room);
-      kept_.reserve(room);
       blocks_.reserve(room * blocks_of_one_);
+      kept_.reserve(room);
+      lengths_.reserve(room);  // the last one: its capacity says what all have
     }
   }
   /// Adds the greatest length, with the blocks that next() gives. Requires room.
