@@ -82,9 +82,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
       : KvCache(LayerGroups(shape), config, std::move(space)) {}
 
   /// The same for a model whose layers differ. A policy that holds several groups in one pool (HoldsGroups) gives all
-  /// blocks the same number of bytes: `config.block_tokens` positions of the heaviest group, and about as many bytes of
-  /// positions of each other one. Throws std::invalid_argument, too, if the policy holds only one group of full
-  /// attention and the layers are not one.
+  /// blocks the same number of bytes: at least `config.block_tokens` positions of the group with the largest rows, and
+  /// about as many bytes of positions of each other one; policy().block_tokens(group) is the number. Throws
+  /// std::invalid_argument, too, if the policy holds only one group of full attention and the layers are not one.
   explicit KvCache(const LayerGroups& layers, const typename P::Config& config, S space = S{})
       : layers_(layers),
         policy_(make_policy(layers_, config)),
@@ -372,7 +372,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return all;
   }
 
-  /// What attention reads of one sequence in one layer.
+  /// The keys and values of one sequence in one layer, for attention.
   [[nodiscard]] View view(Index layer, SeqId seq) const
     requires S::host_accessible
   {

@@ -39,7 +39,7 @@ template <class C>
 typename C::Policy::Config config_for(const LayersOfModel& model, Pos pass) {
   const auto groups = static_cast<Pos>(model.groups().groups().size());
   auto config = C::config(4 * groups * (model.length() + 32) * (model.is_recurrent() ? 8 : 1), 4, model.length());
-  if constexpr (requires { config.pass_tokens; }) {
+  if constexpr (kvc::ConfiguresPasses<typename C::Policy>) {
     config.pass_tokens = pass;
   }
   if constexpr (requires { config.states; }) {

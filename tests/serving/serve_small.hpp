@@ -83,7 +83,7 @@ Outcome serve_small(typename Policy::Config config, const SchedulerConfig& sched
                     const std::vector<Request>& requests,
                     const kvc::LayerGroups& layers = kvc::Shape{.layers = 1, .kv_heads = 1, .key_dim = 1}) {
   Outcome outcome;
-  if constexpr (requires { config.pass_tokens; }) {
+  if constexpr (kvc::ConfiguresPasses<Policy>) {
     config.pass_tokens = scheduling.chunk_tokens;
   }
   PolicyCache<Policy> cache(config, layers);

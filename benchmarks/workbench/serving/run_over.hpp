@@ -23,7 +23,7 @@ template <class Policy>
   if constexpr (kvc::BlockTablePolicy<Policy>) {
     typename Policy::Config config{.blocks = run.pool_tokens / scenario.block_tokens,
                                    .block_tokens = scenario.block_tokens};
-    if constexpr (requires { config.pass_tokens; }) {
+    if constexpr (kvc::ConfiguresPasses<Policy>) {
       config.pass_tokens = scheduling.chunk_tokens;
     }
     return config;

@@ -5,8 +5,8 @@
 //
 //   template class kvc::detail::QueryTile<kvc::detail::KvTile<float>>;
 //
-// otherwise the linker reports QueryTile::attend as undefined. Compile both files for the same target, which decides
-// the kernels of a type.
+// (C++ allows no alias there, so these two names are part of the API.) Otherwise the linker reports QueryTile::attend
+// as undefined. Compile both files for the same target, which decides the kernels of a type.
 #pragma once
 
 #include "kvc/attention/kernel/kv_tile.hpp"

@@ -16,7 +16,7 @@
 namespace kvc {
 inline namespace v0 {
 
-/// What one layer of a model stores of each token, and for how long.
+/// The rows that one layer of a model stores of each token, and how long they are kept.
 struct LayerKind {
   Index kv_heads = 1;   ///< key/value heads
   Index key_dim = 0;    ///< elements in the key of one head
@@ -183,8 +183,8 @@ class LayerGroups {
     return {-1 - place.group, place.layer};
   }
 
-  /// What a policy has to know. `weight(group)` is the memory of one position in all layers of a group, for example
-  /// row_bytes<T>, in units of `unit` bytes.
+  /// The rules of these groups for a policy. `weight(group)` is the memory of one position in all layers of a group,
+  /// for example row_bytes<T>, in units of `unit` bytes.
   template <class F>
   [[nodiscard]] GroupRules rules(F weight, Index unit = 1) const {
     GroupRules rules{{}, rewind_, {}};

@@ -107,6 +107,14 @@ concept HasConfig = requires(const P& c) {
   { c.config() } -> std::same_as<const typename P::Config&>;
 };
 
+/// Its configuration says how a prefill is divided: a group that drops rows holds what it retains, and one pass.
+///
+///   P::Config::pass_tokens  | Pos: most tokens of one pass of a prefill; 0: see the policy
+template <class P>
+concept ConfiguresPasses = requires(typename P::Config& config) {
+  { config.pass_tokens } -> std::same_as<Pos&>;
+};
+
 /// Counts the room that is left, in the unit of Stats: blocks, or slots where the pool is one block.
 ///
 ///   c.available()        | Index: free or evictable; O(1)
@@ -149,11 +157,12 @@ concept ListsSequences = requires(const P& c) { c.for_each_sequence(detail::Igno
 ///   c.stats(group)                     | Stats of one group: the blocks that it holds, and hits lost because of it
 ///
 /// All throw std::invalid_argument if seq is not open. The members without a group speak of group 0 where they hand out
-/// blocks (for_each_run, block_table), and of the pool where they count them. A group **retains** what
-/// GroupRule::retained says, and `rewind` positions more: all that a row behind the committed positions sees. Rows that
-/// are not retained are released at commit. `truncate` and `try_fork` to a length for which a row is gone throw
-/// std::invalid_argument that names group and position, and change nothing. Numbers of tokens and blocks in Stats are
-/// those of all groups together.
+/// blocks (for_each_run, block_table): c.for_each_run(seq, range, f) leaves out the positions that group 0 has dropped,
+/// and its runs lie in blocks of block_tokens(0) slots. They speak of the pool where they count them. A group
+/// **retains** what GroupRule::retained says, and `rewind` positions more: all that a row behind the committed
+/// positions sees. Rows that are not retained are released at commit. `truncate` and `try_fork` to a length for which a
+/// row is gone throw std::invalid_argument that names group and position, and change nothing. Numbers of tokens and
+/// blocks in Stats are those of all groups together.
 template <class P>
 concept HoldsGroups = Policy<P> && std::constructible_from<P, const typename P::Config&, const GroupRules&> &&
                       requires(const P& c, SeqId seq, Index group) {

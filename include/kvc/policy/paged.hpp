@@ -29,13 +29,16 @@ inline namespace v0 {
 /// it.
 ///
 /// With several layer groups, or one that does not keep everything, each sequence has a table for each group. All
-/// blocks have the same bytes, so that any free block serves any group: a block holds `block_tokens` positions of the
-/// heaviest group, and more of lighter ones (see block_tokens(group)).
+/// blocks have the same bytes, so that any free block serves any group: a block holds at least `block_tokens` positions
+/// of the group with the largest rows, and more of the others. block_tokens(group) is the number of each: see Config.
 class Paged {
  public:
   struct Config {
-    Index blocks = 0;       ///< blocks in the pool, less than 2^31
-    Pos block_tokens = 16;  ///< slots in a block; with several groups, of the one with the largest rows
+    Index blocks = 0;  ///< blocks in the pool, less than 2^31
+    /// Slots in a block. With several groups: of the one with the largest rows, at least. That group gets up to four
+    /// times as many where no group shall leave more than 1/64 of a block unused, and a multiple where the state of a
+    /// recurrent layer takes more than a block: see block_tokens(group).
+    Pos block_tokens = 16;
   };
 
   static constexpr std::string_view name = "paged";
@@ -53,11 +56,11 @@ class Paged {
   Paged(const Paged&) = delete;
   Paged& operator=(const Paged&) = delete;
 
-  /// What it was made with. O(1).
+  /// The configuration. O(1).
   [[nodiscard]] const Config& config() const noexcept { return config_; }
   /// Blocks in the pool. O(1).
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
-  /// Slots in a block. O(1).
+  /// config().block_tokens: the slots of a block; with several groups see block_tokens(group). O(1).
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
 
   /// Finds nothing in place. Takes no block, so there is always room. O(1).
@@ -158,8 +161,8 @@ class Paged {
     return tables_.at(seq).table;
   }
 
-  /// f(SlotRun) over the positions of range, ascending. Throws std::invalid_argument unless range lies in
-  /// [0, reserved(seq)). O(blocks of the range).
+  /// f(SlotRun) over the positions of range, ascending; with several groups, over those that group 0 retains. Throws
+  /// std::invalid_argument unless range lies in [0, reserved(seq)). O(blocks of the range).
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     if (grouped_) [[unlikely]] {

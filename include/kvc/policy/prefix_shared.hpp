@@ -32,6 +32,31 @@
 namespace kvc {
 inline namespace v0 {
 
+namespace detail {
+/// Takes the place of an eviction policy in a configuration.
+struct NoEviction {
+  struct Config {};
+};
+}  // namespace detail
+
+/// Instantiated only if an argument is not what PrefixShared needs: says which, and why. The specialisation below is
+/// the policy.
+template <class Eviction, class Hash, class Events>
+class PrefixShared {
+  static_assert(EvictionPolicy<Eviction>,
+                "kvc: the first argument of PrefixShared is not an eviction policy, see "
+                "kvc/policy/eviction/concept.hpp; the compiler names the missing expression.");
+  static_assert(EventListener<Events>,
+                "kvc: the third argument of PrefixShared is not a listener of events, see "
+                "kvc/policy/events.hpp; the compiler names the missing expression.");
+
+ public:
+  using Config = PrefixSharedConfig<detail::NoEviction>;
+
+  /// Takes what the policy takes, so that its call is not an error as well.
+  explicit PrefixShared(const Config&, const GroupRules& = {}) {}
+};
+
 /// Blocks as of Paged, and sequences that begin with the same tokens share the blocks of their common prefix.
 ///
 /// Every full block whose tokens are known enters an index when it is committed. It stays there, cached, after its last
@@ -53,14 +78,8 @@ inline namespace v0 {
 ///
 /// `Eviction` chooses the victims when room is needed. `Events` hears of blocks that become or cease to be matchable.
 /// `Hash` is a parameter for tests: see ChainHash.
-template <class Eviction, class Hash, class Events>
-class PrefixShared {
-  static_assert(EvictionPolicy<Eviction>,
-                "kvc: the first argument of PrefixShared is not an eviction policy, see "
-                "kvc/policy/eviction/concept.hpp; the compiler names the missing expression.");
-  static_assert(EventListener<Events>,
-                "kvc: the third argument of PrefixShared is not a listener of events, see "
-                "kvc/policy/events.hpp; the compiler names the missing expression.");
+template <EvictionPolicy Eviction, class Hash, EventListener Events>
+class PrefixShared<Eviction, Hash, Events> {
   using Plain = detail::PlainPrefixShared<Eviction, Hash, Events>;
   using Grouped = detail::GroupedPrefixShared<Eviction, Hash, Events>;
 
@@ -86,11 +105,11 @@ class PrefixShared {
   PrefixShared(const PrefixShared&) = delete;
   PrefixShared& operator=(const PrefixShared&) = delete;
 
-  /// What it was made with. O(1).
+  /// The configuration. O(1).
   [[nodiscard]] const Config& config() const noexcept { return config_; }
   /// Blocks in the pool. O(1).
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
-  /// Slots in a block; with several groups, of the one with the largest rows. O(1).
+  /// config().block_tokens: the slots of a block; with several groups see block_tokens(group). O(1).
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
   /// The eviction policy, for its figures.
   [[nodiscard]] const Eviction& eviction() const noexcept {
@@ -267,8 +286,8 @@ class PrefixShared {
     return plain_->block_table(seq);
   }
 
-  /// f(SlotRun) over the positions of range, ascending. Throws std::invalid_argument unless range lies in
-  /// [0, reserved(seq)). O(blocks of the range).
+  /// f(SlotRun) over the positions of range, ascending; with several groups, over those that group 0 retains. Throws
+  /// std::invalid_argument unless range lies in [0, reserved(seq)). O(blocks of the range).
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     if (grouped_) [[unlikely]] {

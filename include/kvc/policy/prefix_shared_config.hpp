@@ -10,10 +10,12 @@ inline namespace v0 {
 /// PrefixShared::Config.
 template <class Eviction>
 struct PrefixSharedConfig {
-  Index blocks = 0;       ///< blocks in the pool, less than 2^31
-  Pos block_tokens = 16;  ///< slots in a block: the grain of sharing; with several groups, of the one with the largest
-                          ///< rows
-  Index watermark = 0;    ///< blocks that `admission` keeps for the open sequences; less than `blocks`
+  Index blocks = 0;  ///< blocks in the pool, less than 2^31
+  /// Slots in a block: the grain of sharing. With several groups: of the one with the largest rows, at least. That
+  /// group gets up to four times as many where no group shall leave more than 1/64 of a block unused, and a multiple
+  /// where the state of a recurrent layer takes more than a block: see block_tokens(group).
+  Pos block_tokens = 16;
+  Index watermark = 0;  ///< blocks that `admission` keeps for the open sequences; less than `blocks`
   /// Most evictable blocks of one tenant; 0: no limit. Sequences without a tenant share one quota.
   Index tenant_quota = 0;
   typename Eviction::Config eviction{};  ///< parameters of the eviction policy

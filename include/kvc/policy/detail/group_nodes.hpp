@@ -133,7 +133,7 @@ class GroupNodes {
     return last_node(block) == no_node ? 0 : index.hash(last_node(block));
   }
 
-  /// Gives a node, which has none in this group, a block: a new one, or one that an ancestor in its span has.
+  /// Gives a block to a node that has none in this group: a new block, or that of an ancestor in its span.
   ///   first   the position of the block's first row
   void attach(Node node, std::size_t group, Pos first, BlockId block) noexcept {
     blocks_at(node)[group] = block;

@@ -647,7 +647,7 @@ class GroupTables {
     return true;
   }
 
-  /// What an extension takes.
+  /// The blocks that an extension takes.
   struct Needs {
     Index blocks = 0;       // new ones
     Index copies = 0;       // of shared tails
