@@ -44,11 +44,14 @@ using Evictions = std::tuple<kvc::ReuseHazard, kvc::Lru, kvc::Fifo, kvc::Lfu, kv
 /// The default without some of its parts, or with other parameters.
 using Variant = Configured<kvc::ReuseHazard>;
 inline constexpr auto variants = std::tuple(
-    Variant{"hazard-without-memory", {.remembers_evicted = false}},  //
-    Variant{"hazard-without-sizes", {.sizes = false}}, Variant{"hazard-without-tails", {.tails = false}},
+    Variant{"hazard-unguarded", {.guarded = false}},  //
+    Variant{"hazard-without-memory", {.remembers_evicted = false}}, Variant{"hazard-without-sizes", {.sizes = false}},
+    Variant{"hazard-without-roles", {.roles = false}}, Variant{"hazard-without-tails", {.tails = false}},
     Variant{"hazard-full-trust", {.trust = 1, .largest_factor = 100}}, Variant{"hazard-half-trust", {.trust = 0.35}},
-    Variant{"hazard-prior-5", {.prior_prompts = 5}}, Variant{"hazard-prior-80", {.prior_prompts = 80}},
-    Variant{"hazard-smoothing-1", {.smoothing = 1}}, Variant{"hazard-smoothing-6", {.smoothing = 6}});
+    Variant{"hazard-prior-20", {.prior_prompts = 20}}, Variant{"hazard-doubt-0", {.doubt = 0}},
+    Variant{"hazard-doubt-2", {.doubt = 2}}, Variant{"hazard-smoothing-1", {.smoothing = 1}},
+    Variant{"hazard-smoothing-6", {.smoothing = 6}}, Variant{"hazard-allowance-1/64", {.allowance = 1.0 / 64}},
+    Variant{"hazard-allowance-1/16", {.allowance = 1.0 / 16}});
 
 inline constexpr auto replayed = std::tuple_cat(each_by_default(static_cast<Evictions*>(nullptr)), variants);
 

@@ -103,6 +103,7 @@ std::string to_json(const Trace& trace, const Replay& replay) {
   for (const Result& r : replay.results) {
     report["results"].push_back({
         {"eviction", r.eviction},
+        {"default", r.eviction == eviction_name<DefaultEviction>},
         {"capacity", r.capacity},
         {"accounting", name(r.accounting)},
         {"requests", trace.requests.size()},

@@ -45,6 +45,11 @@ class BlockLists {
     put_before(links_[end_of(list)].newer, static_cast<std::uint32_t>(block));
   }
 
+  /// Puts a block that is in no list next to one that is in a list, at its older side.
+  void push_before(BlockId newer, BlockId block) noexcept {
+    put_before(static_cast<std::uint32_t>(newer), static_cast<std::uint32_t>(block));
+  }
+
   /// Takes a block out of the list that it is in.
   void erase(BlockId block) noexcept {
     const Link link = links_[static_cast<std::size_t>(block)];
@@ -56,6 +61,13 @@ class BlockLists {
   [[nodiscard]] BlockId oldest(int list) const noexcept { return block_at(links_[end_of(list)].newer); }
   /// The block at the newest end; no_block if the list is empty.
   [[nodiscard]] BlockId newest(int list) const noexcept { return block_at(links_[end_of(list)].older); }
+  /// The neighbours of a block in its list; no_block at the ends.
+  [[nodiscard]] BlockId newer(BlockId block) const noexcept {
+    return block_at(links_[static_cast<std::size_t>(block)].newer);
+  }
+  [[nodiscard]] BlockId older(BlockId block) const noexcept {
+    return block_at(links_[static_cast<std::size_t>(block)].older);
+  }
   /// Whether no block is in the list.
   [[nodiscard]] bool empty(int list) const noexcept { return oldest(list) == no_block; }
 
