@@ -369,6 +369,10 @@ inline void mma(bool bf16, float (&c)[4], const std::uint32_t (&a)[4], const std
     c[i] = sum;
   }
 }
+inline int count_lanes(bool condition) {
+  const auto all = Block::current()->exchange(condition, voting);
+  return static_cast<int>(std::count(all.begin(), all.end(), true));
+}
 inline std::uint32_t transpose(std::uint32_t pair) {
   const auto all = Block::current()->exchange(pair, transposing);
   const unsigned lane = Block::current()->thread() % 32, g = lane / 4, t = lane % 4;

@@ -2,6 +2,7 @@
 // sequences of a batch. It can apply RoPE to the keys, and to the queries of the same tokens.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -28,12 +29,15 @@ void require_rows(const MatrixRef<Scalar>& m, Index cols, Index most_rows, const
 }
 
 template <class Scalar, Format F>
-void launch_append(const AppendArguments<F>& a, cudaStream_t stream) {
+void launch_append(const AppendArguments<F>& a, Index most_rows, cudaStream_t stream) {
   constexpr Format I = format_of<Scalar>;
+  // A warp for each head of each row, where that is less than fills a device.
+  const Index warps = most_rows * (2 * Index{a.kv.kv_heads} + a.query_heads);
+  const auto blocks = static_cast<unsigned>(std::min(ceil_div(warps, Index{rows_threads / 32}), Index{rows_blocks}));
   if (a.kv.key_dim <= 128 && a.kv.value_dim <= 128) {
-    append_kernel<I, F, true><<<rows_blocks, rows_threads, 0, stream>>>(a);
+    append_kernel<I, F, true><<<blocks, rows_threads, 0, stream>>>(a);
   } else {
-    append_kernel<I, F, false><<<rows_blocks, rows_threads, 0, stream>>>(a);
+    append_kernel<I, F, false><<<blocks, rows_threads, 0, stream>>>(a);
   }
   check_launch("append_kernel");
 }
@@ -77,6 +81,10 @@ void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Scalar> k
     require(rope.rotary_dim > 0 && rope.rotary_dim % 16 == 0 && rope.rotary_dim <= kv.key_dim, "rope.rotary_dim",
             rope.rotary_dim, "a multiple of 16, at most key_dim");
     require(rope.cos != nullptr && rope.sin != nullptr, "rope", "without tables", "with tables in device memory");
+    for (const float* const table : {rope.cos, rope.sin}) {
+      require(reinterpret_cast<std::uintptr_t>(table) % 16 == 0, "rope", reinterpret_cast<std::uintptr_t>(table),
+              "tables at addresses that are multiples of 16");
+    }
   } else {
     query_heads = 0;  // without RoPE queries stay as they are
   }
@@ -84,7 +92,7 @@ void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Scalar> k
       AppendArguments<F>{kv, batch.view(), reinterpret_cast<const std::byte*>(k.data()),
                          reinterpret_cast<const std::byte*>(v.data()), reinterpret_cast<std::byte*>(q.data()),
                          k.stride(), v.stride(), q.stride(), static_cast<std::int32_t>(query_heads), rope},
-      stream);
+      most, stream);
 }
 
 }  // namespace cuda

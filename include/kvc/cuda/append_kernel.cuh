@@ -3,8 +3,10 @@
 // The stored rows have the bits that KvCache::write and llama::rope produce on a CPU with fused multiply-adds; a NaN
 // stays NaN, but may have another payload.
 //
-// One warp handles one head of one token. Each lane handles 8 elements. If both dims are at most 128, half of the warp
-// handles the key and the other half the value; otherwise the warp handles them one after the other.
+// A warp takes one row (a token) and keeps its page, its position and its angles of rotation while it goes through the
+// heads, several at a time: their loads are in flight together. If there are fewer rows than warps, several warps share
+// the heads of a row. Each lane handles 8 elements of a head. If both dims are at most 128, half of the warp handles the
+// key and the other half the value, or each half one query; otherwise keys and values follow each other.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +28,8 @@ enum class RopePairing : std::uint8_t { none, interleaved, half_split };
 struct RopeView {
   RopePairing pairing = RopePairing::none;
   std::int32_t rotary_dim = 0;  ///< a multiple of 16, at most key_dim
-  const float* cos = nullptr;   ///< [positions, rotary_dim / 2]
-  const float* sin = nullptr;
+  const float* cos = nullptr;   ///< [positions, rotary_dim / 2], at a multiple of 16 bytes
+  const float* sin = nullptr;   ///< likewise
 };
 
 /// Arguments of append_kernel. Strides count elements from token to token, so a matrix may be part of a wider one.
@@ -47,64 +49,105 @@ struct AppendArguments {
 
 namespace detail {
 
-/// Loads eight elements of format I at p and converts them to float.
+/// Eight elements of format I as they are stored: a chunk of a row.
 template <Format I>
-__device__ __forceinline__ void load_elements(const std::byte* p, float (&x)[8]) {
-  if constexpr (I == Format::f32) {
-    const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 16);
-    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
-  } else {
-    const uint4 words = *reinterpret_cast<const uint4*>(p);  // not a read-only load: the kernel also writes queries
-    const std::uint32_t all[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[2 * i] = device::low_of<I>(all[i]);
-      x[2 * i + 1] = device::high_of<I>(all[i]);
-    }
+struct InputChunk {
+  static_assert(code_bytes(I) >= 2);
+  static constexpr int size = code_bytes(I) / 2;
+  uint4 units[size];
+};
+template <Format I>
+[[nodiscard]] __device__ __forceinline__ InputChunk<I> load_chunk(const std::byte* p) {
+  InputChunk<I> out;  // by loads that are not read-only: the kernel also writes queries
+  for (int i = 0; i < InputChunk<I>::size; ++i) {
+    out.units[i] = *reinterpret_cast<const uint4*>(p + 16 * i);
   }
+  return out;
 }
 template <Format I>
-__device__ __forceinline__ void store_elements(std::byte* p, const float (&x)[8]) {
-  if constexpr (I == Format::f32) {
-    *reinterpret_cast<float4*>(p) = {x[0], x[1], x[2], x[3]};
-    *reinterpret_cast<float4*>(p + 16) = {x[4], x[5], x[6], x[7]};
-  } else {
-    *reinterpret_cast<uint4*>(p) = {device::pack<I>(x[0], x[1]), device::pack<I>(x[2], x[3]),
-                                    device::pack<I>(x[4], x[5]), device::pack<I>(x[6], x[7])};
+__device__ __forceinline__ void store_chunk(std::byte* p, const InputChunk<I>& chunk) {
+  for (int i = 0; i < InputChunk<I>::size; ++i) {
+    *reinterpret_cast<uint4*>(p + 16 * i) = chunk.units[i];
+  }
+}
+/// The elements of a chunk as floats.
+template <Format I>
+__device__ __forceinline__ void to_floats(const InputChunk<I>& chunk, float (&x)[8]) {
+#pragma unroll
+  for (int i = 0; i < InputChunk<I>::size; ++i) {
+    const std::uint32_t words[4] = {chunk.units[i].x, chunk.units[i].y, chunk.units[i].z, chunk.units[i].w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if constexpr (I == Format::f32) {
+        x[4 * i + j] = device::from_bits(words[j]);
+      } else {
+        x[2 * j] = device::low_of<I>(words[j]);
+        x[2 * j + 1] = device::high_of<I>(words[j]);
+      }
+    }
   }
 }
 
-/// Rotates elements 8 chunk .. 8 chunk + 7 of the head at `head`; x holds these elements.
-template <Format I>
-__device__ __forceinline__ void rotate(const RopeView& rope, Pos position, const std::byte* head, int chunk,
-                                       float (&x)[8]) {
-  if (rope.pairing == RopePairing::none || 8 * chunk >= rope.rotary_dim) {
-    return;
-  }
-  const int half = rope.rotary_dim / 2;
-  const float* const cos = rope.cos + Index{position} * half;
-  const float* const sin = rope.sin + Index{position} * half;
-  if (rope.pairing == RopePairing::interleaved) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float c = cos[4 * chunk + i], s = sin[4 * chunk + i], first = x[2 * i], second = x[2 * i + 1];
-      x[2 * i] = device::multiply_add(first, c, -device::multiply(second, s));
-      x[2 * i + 1] = device::multiply_add(first, s, device::multiply(second, c));
+/// How a lane rotates the 8 elements of its chunk, in each head of one position: element i becomes
+/// first[i] * by_first[i] + second[i] * by_second[i], where (first[i], second[i]) is the pair that it belongs to.
+struct Rotation {
+  bool applies;  ///< whether RoPE rotates this chunk of a key
+  int first;     ///< the chunk that holds the first elements of the pairs
+  int second;    ///< the chunk that holds the second elements; the same if interleaved
+  float by_first[8];
+  float by_second[8];
+
+  /// Loads the angles of a position.
+  __device__ __forceinline__ Rotation(const RopeView& rope, Pos position, int chunk)
+      : applies(rope.pairing != RopePairing::none && 8 * chunk < rope.rotary_dim), first(chunk), second(chunk) {
+    if (!applies) {
+      return;
     }
-  } else {
-    const bool is_first = 8 * chunk < half;
-    const int pair = is_first ? 8 * chunk : 8 * chunk - half;
-    float other[8];
-    load_elements<I>(head + (is_first ? 8 * chunk + half : pair) * code_bytes(I), other);
+    const int half = rope.rotary_dim / 2;
+    const bool interleaved = rope.pairing == RopePairing::interleaved, is_first = 8 * chunk < half;
+    int pair = 4 * chunk;
+    if (!interleaved) {
+      first = is_first ? chunk : chunk - half / 8;
+      second = first + half / 8;
+      pair = 8 * first;
+    }
+    const Index at = Index{position} * half + pair;
+    const auto load = [at](const float* from, int i) { return *reinterpret_cast<const float4*>(from + at + i); };
+    const float4 c0 = load(rope.cos, 0), s0 = load(rope.sin, 0);
+    if (interleaved) {
+      const float c[4] = {c0.x, c0.y, c0.z, c0.w}, s[4] = {s0.x, s0.y, s0.z, s0.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        by_first[2 * i] = c[i], by_second[2 * i] = -s[i];
+        by_first[2 * i + 1] = s[i], by_second[2 * i + 1] = c[i];
+      }
+    } else {
+      const float4 c1 = load(rope.cos, 4), s1 = load(rope.sin, 4);
+      const float c[8] = {c0.x, c0.y, c0.z, c0.w, c1.x, c1.y, c1.z, c1.w};
+      const float s[8] = {s0.x, s0.y, s0.z, s0.w, s1.x, s1.y, s1.z, s1.w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        by_first[i] = is_first ? c[i] : s[i];
+        by_second[i] = is_first ? -s[i] : c[i];
+      }
+    }
+  }
+  /// x, the elements of chunk `first`, becomes the rotated elements; y holds those of chunk `second`.
+  __device__ __forceinline__ void apply(bool interleaved, float (&x)[8], float (&y)[8]) const {
+    if (interleaved) {
+#pragma unroll
+      for (int i = 0; i < 8; i += 2) {
+        y[i] = y[i + 1];
+        x[i + 1] = x[i];
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const float c = cos[pair + i], s = sin[pair + i];
-      x[i] = is_first ? device::multiply_add(x[i], c, -device::multiply(other[i], s))
-                      : device::multiply_add(other[i], s, device::multiply(x[i], c));
+      // The product that is rounded is -(second * sin), or second * cos.
+      x[i] = device::multiply_add(x[i], by_first[i], device::multiply(y[i], by_second[i]));
     }
   }
-}
+};
 
 /// The scale of an Int8 row whose elements are spread over `lanes` lanes, eight in each; NaN if an element is not
 /// finite. All lanes of the warp must take part.
@@ -130,28 +173,105 @@ __device__ __forceinline__ void rotate(const RopeView& rope, Pos position, const
 
 /// Stores eight elements of a row in format F. For Int8, `scale` is the scale of the row; chunk 0 stores it.
 template <Format F>
-__device__ __forceinline__ void store_chunk(std::byte* row, int chunk, int dim, const float (&x)[8], float scale) {
-  if constexpr (code_bytes(F) >= 2) {
-    store_elements<F>(row + 8 * chunk * code_bytes(F), x);
+__device__ __forceinline__ void store_elements(std::byte* row, int chunk, int dim, const float (&x)[8], float scale) {
+  if constexpr (F == Format::f32) {
+    *reinterpret_cast<float4*>(row + 32 * chunk) = {x[0], x[1], x[2], x[3]};
+    *reinterpret_cast<float4*>(row + 32 * chunk + 16) = {x[4], x[5], x[6], x[7]};
+  } else if constexpr (code_bytes(F) == 2) {
+    *reinterpret_cast<uint4*>(row + 16 * chunk) = {device::pack<F>(x[0], x[1]), device::pack<F>(x[2], x[3]),
+                                                   device::pack<F>(x[4], x[5]), device::pack<F>(x[6], x[7])};
   } else {
-    std::uint32_t words[2] = {0, 0};
+    std::uint32_t words[2];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      std::uint32_t code;
+    for (int i = 0; i < 2; ++i) {
       if constexpr (F == Format::fp8_e4m3) {
-        code = device::narrow_fp8(x[i]);
+        words[i] = device::narrow_fp8(x[4 * i], x[4 * i + 1]) | device::narrow_fp8(x[4 * i + 2], x[4 * i + 3]) << 16;
       } else {
-        const float quotient = scale == scale ? device::divide(x[i], scale) : 0.0F;
-        const float rounded = device::add(device::add(quotient, 12582912.0F), -12582912.0F);
-        code = static_cast<std::uint32_t>(static_cast<std::int32_t>(rounded)) & 0xffU;
+        words[i] = 0;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float quotient = scale == scale ? device::divide(x[4 * i + j], scale) : 0.0F;
+          // The low byte of a float of this size is that of the integer.
+          words[i] |= (device::to_bits(device::add(quotient, 12582912.0F)) & 0xffU) << (8 * j);
+        }
       }
-      words[i / 4] |= code << (8 * (i % 4));
     }
     auto* const to = reinterpret_cast<std::uint32_t*>(row + 8 * chunk);
     to[0] = words[0];
     to[1] = words[1];
     if (F == Format::int8 && chunk == 0) {
       *reinterpret_cast<float*>(row + scale_offset(dim)) = scale;
+    }
+  }
+}
+
+/// Where a lane finds its rows of a few heads: keys, values or queries.
+struct HeadRows {
+  const std::byte* from;  ///< the row of the first head
+  Index from_stride;      ///< bytes from head to head
+  std::byte* to;
+  Index to_stride;
+  int dim;
+  int heads;     ///< that are left; the lane stores as many of them as fit a step
+  bool rotates;  ///< whether its chunk is rotated
+};
+
+/// Heads of a step. A step loads all of its chunks before it stores any.
+inline constexpr int copied_heads = 4, converted_heads = 2;
+
+/// Copies the rows of a step as they are.
+template <Format F>
+__device__ __forceinline__ void copy_heads(const HeadRows& rows, int chunk) {
+  const int at = 8 * chunk * code_bytes(F);
+  InputChunk<F> all[copied_heads];
+#pragma unroll
+  for (int i = 0; i < copied_heads; ++i) {
+    if (8 * chunk < rows.dim && i < rows.heads) {
+      all[i] = load_chunk<F>(rows.from + i * rows.from_stride + at);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < copied_heads; ++i) {
+    if (8 * chunk < rows.dim && i < rows.heads) {
+      store_chunk<F>(rows.to + i * rows.to_stride + at, all[i]);
+    }
+  }
+}
+
+/// Rotates the rows of a step, if the lane's rows are to be, and stores them in format F. All lanes of the warp take
+/// part.
+template <Format I, Format F, int Lanes>
+__device__ __forceinline__ void convert_heads(const HeadRows& rows, int chunk, const Rotation& rotation,
+                                              bool interleaved) {
+  constexpr int unit = 8 * code_bytes(I);
+  const bool inside = 8 * chunk < rows.dim;
+  const int own = (rows.rotates ? rotation.first : chunk) * unit, partner = rotation.second * unit;
+  InputChunk<I> first[converted_heads] = {}, second[converted_heads] = {};
+#pragma unroll
+  for (int i = 0; i < converted_heads; ++i) {
+    if (inside && i < rows.heads) {
+      first[i] = load_chunk<I>(rows.from + i * rows.from_stride + own);
+    }
+    if (rows.rotates && i < rows.heads) {
+      second[i] = load_chunk<I>(rows.from + i * rows.from_stride + partner);
+    }
+  }
+  __syncwarp();  // queries are rotated in place: all lanes read before any lane writes
+#pragma unroll
+  for (int i = 0; i < converted_heads; ++i) {
+    float x[8];
+    to_floats(first[i], x);
+    if (rows.rotates) {
+      float y[8];
+      to_floats(second[i], y);
+      rotation.apply(interleaved, x, y);
+    }
+    float scale = 0.0F;
+    if constexpr (F == Format::int8) {
+      scale = int8_scale(x, Lanes);  // a warp operation: outside the branch below
+    }
+    if (inside && i < rows.heads) {
+      store_elements<F>(rows.to + i * rows.to_stride, chunk, rows.dim, x, scale);
     }
   }
 }
@@ -164,54 +284,58 @@ __device__ __forceinline__ void store_chunk(std::byte* row, int chunk, int dim, 
 ///   F        format of the cache
 ///   Halves   key_dim and value_dim are at most 128
 template <Format I, Format F, bool Halves>
-__global__ void __launch_bounds__(detail::rows_threads) append_kernel(const __grid_constant__ AppendArguments<F> a) {
+__global__ void __launch_bounds__(detail::rows_threads, 3) append_kernel(const __grid_constant__ AppendArguments<F> a) {
   constexpr int lanes = Halves ? 16 : 32, unit = code_bytes(I);
-  const int lane = static_cast<int>(threadIdx.x % 32U), chunk = lane % lanes;
-  const int heads = a.kv.kv_heads + a.query_heads;
+  const int lane = static_cast<int>(threadIdx.x % 32U), chunk = lane % lanes, half = lane / lanes;
+  const bool rotates = a.rope.pairing != RopePairing::none, interleaved = a.rope.pairing == RopePairing::interleaved;
+  // Steps of a row: its keys and values, or first all keys and then all values; then its queries, in pairs if Halves.
+  const int at_once = I == F && !rotates ? detail::copied_heads : detail::converted_heads;
+  constexpr int queries_at_once = detail::converted_heads * (Halves ? 2 : 1);
+  const int key_steps = (a.kv.kv_heads + at_once - 1) / at_once, kv_steps = Halves ? key_steps : 2 * key_steps;
+  const int steps = kv_steps + (rotates ? (a.query_heads + queries_at_once - 1) / queries_at_once : 0);
+
   const Index warps = Index{gridDim.x} * (detail::rows_threads / 32);
-  const Index works = Index{a.batch.header->queries} * heads;
+  const Index rows = a.batch.header->queries;
+  int shift = 0;  // 2^shift warps share a row
+  while (1 << shift < steps && rows << (shift + 1) <= warps) {
+    ++shift;
+  }
   for (Index work = Index{blockIdx.x} * (detail::rows_threads / 32) + static_cast<Index>(threadIdx.x / 32U);
-       work < works; work += warps) {
-    const auto row = static_cast<std::int32_t>(work / heads);
-    const auto head = static_cast<int>(work % heads);
+       work < rows << shift; work += warps) {
+    const auto row = static_cast<std::int32_t>(work >> shift);
+    const int first_step = static_cast<int>(work - (Index{row} << shift));
     const detail::BatchRow of = detail::batch_row(a.batch, row);
-    if (head >= a.kv.kv_heads) {  // a query: all lanes read before any lane writes
-      const int dim = a.kv.key_dim;
-      std::byte* const at = a.q + (row * a.q_stride + Index{head - a.kv.kv_heads} * dim) * unit;
-      const bool mine = lane < lanes && 8 * chunk < dim;
-      float x[8] = {};
-      if (mine) {
-        detail::load_elements<I>(at + 8 * chunk * unit, x);
-        detail::rotate<I>(a.rope, of.position, at, chunk, x);
-      }
-      __syncwarp();
-      if (mine) {
-        detail::store_elements<I>(at + 8 * chunk * unit, x);
-      }
-      continue;
-    }
     const RowLocation location = a.batch.locate(of.sequence, of.position);
-#pragma unroll
-    for (int pass = 0; pass < (Halves ? 1 : 2); ++pass) {
-      const bool is_key = Halves ? lane < 16 : pass == 0;
-      const int dim = is_key ? a.kv.key_dim : a.kv.value_dim;
-      const std::byte* const from = is_key ? a.k + (row * a.k_stride + Index{head} * dim) * unit
-                                           : a.v + (row * a.v_stride + Index{head} * dim) * unit;
-      float x[8] = {};
-      if (8 * chunk < dim) {
-        detail::load_elements<I>(from + 8 * chunk * unit, x);
-        if (is_key) {
-          detail::rotate<I>(a.rope, of.position, from, chunk, x);
+    const detail::Rotation rotation(a.rope, of.position, chunk);
+#pragma unroll 1
+    for (int step = first_step; step < steps; step += 1 << shift) {
+      if (step < kv_steps) {
+        const bool is_key = Halves ? half == 0 : step < key_steps;
+        const int head = at_once * (Halves || is_key ? step : step - key_steps);
+        const int dim = is_key ? a.kv.key_dim : a.kv.value_dim;
+        const Index stride = is_key ? a.k_stride : a.v_stride;
+        const detail::HeadRows heads{
+            (is_key ? a.k : a.v) + (row * stride + Index{head} * dim) * unit,
+            Index{dim} * unit,
+            is_key ? a.kv.k_row(location.block, head, location.slot) : a.kv.v_row(location.block, head, location.slot),
+            is_key ? a.kv.k.head : a.kv.v.head,
+            dim,
+            a.kv.kv_heads - head,
+            is_key && rotation.applies};
+        if constexpr (I == F) {
+          if (!rotates) {
+            detail::copy_heads<F>(heads, chunk);
+            continue;
+          }
         }
-      }
-      float scale = 0.0F;
-      if constexpr (F == Format::int8) {
-        scale = detail::int8_scale(x, lanes);  // a warp operation: outside the branch below
-      }
-      if (8 * chunk < dim) {
-        std::byte* const to =
-            is_key ? a.kv.k_row(location.block, head, location.slot) : a.kv.v_row(location.block, head, location.slot);
-        detail::store_chunk<F>(to, chunk, dim, x, scale);
+        detail::convert_heads<I, F, lanes>(heads, chunk, rotation, interleaved);
+      } else {
+        const int head = queries_at_once * (step - kv_steps) + half, dim = a.kv.key_dim, left = a.query_heads - head;
+        std::byte* const at = a.q + (row * a.q_stride + Index{head} * dim) * unit;
+        const Index stride = Index{Halves ? 2 * dim : dim} * unit;
+        detail::convert_heads<I, I, lanes>(
+            {at, stride, at, stride, dim, Halves ? (left + 1) / 2 : left, rotation.applies}, chunk, rotation,
+            interleaved);
       }
     }
   }

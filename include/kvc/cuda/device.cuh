@@ -167,6 +167,16 @@ __device__ __forceinline__ void widen_int8(std::uint32_t codes, std::uint32_t (&
   code = magnitude > 0x7f800000U ? 0x7fU : code;
   return code | sign;
 }
+/// The nearest Fp8E4M3 codes of two numbers, the first in the low byte. A NaN may lose its sign.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t narrow_fp8(float low, float high) {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  std::uint16_t codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+  return codes;
+#else
+  return narrow_fp8(low) | narrow_fp8(high) << 8;
+#endif
+}
 
 // --- memory
 
@@ -230,6 +240,15 @@ __device__ __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], 
   return out;
 #else
   return kvc_emulation::transpose(pair);
+#endif
+}
+
+/// The number of lanes for which the condition holds.
+[[nodiscard]] __device__ __forceinline__ int count_lanes(bool condition) {
+#if defined(__CUDACC__)
+  return __popc(__ballot_sync(all_lanes, condition ? 1 : 0));
+#else
+  return kvc_emulation::count_lanes(condition);
 #endif
 }
 
