@@ -8,6 +8,7 @@
 #include "decode_case.hpp"
 #include "kvc/cuda/copy_queue.hpp"
 #include "kvc/cuda/decode_plan.hpp"
+#include "kvc/cuda/remembered.hpp"
 #include "kvc/cuda/view.cuh"
 #include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"
@@ -280,4 +281,38 @@ TEST_CASE("a view of a cache with layer groups is refused", "[cuda]") {
   }
   Cache cache(windows, {.blocks = 2, .block_tokens = 4});
   REQUIRE_THROWS_WITH(kvc::make_tables(cache.policy(), {}, {}), contains("policy.groups() is 1"));
+}
+
+TEST_CASE("what the driver answers is asked for once per device", "[cuda]") {
+  cuda::detail::PerDevice known;
+  int asked = 0;
+  const auto answer = [&](int with) { return [&asked, with] { return ++asked, with; }; };
+  REQUIRE(known.get(0, answer(0)) == 0);  // 0 is an answer, too
+  REQUIRE(known.get(0, answer(7)) == 0);
+  REQUIRE(known.get(3, answer(132)) == 132);
+  REQUIRE(known.get(3, answer(7)) == 132);
+  REQUIRE(asked == 2);
+  REQUIRE_THROWS(known.get(1, []() -> int { throw std::runtime_error("no device"); }));
+  REQUIRE(known.get(1, answer(5)) == 5);
+  REQUIRE(known.get(64, answer(6)) == 6);  // more devices than it keeps numbers of
+  REQUIRE(known.get(64, answer(8)) == 8);
+}
+
+TEST_CASE("the tensor maps of recent layers are kept, and a displaced one is made again", "[cuda]") {
+  cuda::detail::RecentValues<std::pair<int, int>, int> recent(4);
+  int made = 0;
+  const auto of = [&](int pool, int layer) {
+    return recent.get({pool, layer}, static_cast<std::size_t>(layer), [&] { return ++made, 100 * pool + layer; });
+  };
+  for (int round = 0; round < 3; ++round) {
+    for (int layer = 0; layer < 4; ++layer) {
+      REQUIRE(of(1, layer) == 100 + layer);
+    }
+  }
+  REQUIRE(made == 4);
+  REQUIRE(of(1, 5) == 105);  // displaces layer 1
+  REQUIRE(of(2, 0) == 200);  // the same place, another key
+  REQUIRE(of(1, 1) == 101);
+  REQUIRE(of(1, 3) == 103);
+  REQUIRE(made == 7);
 }

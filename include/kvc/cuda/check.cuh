@@ -65,6 +65,12 @@ inline void check_launch(const char* kernel) {
     throw_error(Error(kvc::detail::concat({"the launch of ", kernel}).c_str(), status));
   }
 }
+/// The number of the current device.
+[[nodiscard]] inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
 /// For destructors: prints an error instead of throwing. A driver that is already shut down is not an error.
 inline void report(cudaError_t status, const char* call) noexcept {
   if (status != cudaSuccess && status != cudaErrorCudartUnloading) {

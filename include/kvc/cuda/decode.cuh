@@ -24,6 +24,7 @@
 #include "kvc/cuda/element.cuh"
 #include "kvc/cuda/merge_kernel.cuh"
 #include "kvc/cuda/options.hpp"
+#include "kvc/cuda/remembered.hpp"
 #include "kvc/cuda/upload.cuh"
 
 namespace kvc {
@@ -48,14 +49,16 @@ namespace detail {
   return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
 }
 
-/// How many thread blocks of a kernel the device can hold at once.
+/// How many thread blocks of a kernel the current device can hold at once. `known` is that kernel's own.
 template <class Kernel>
-[[nodiscard]] unsigned resident_blocks(Kernel kernel, int threads) {
-  int device = 0, processors = 0, blocks = 0;
-  KVC_CUDA(cudaGetDevice(&device));
-  KVC_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  KVC_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
-  return static_cast<unsigned>(std::max(blocks, 1) * processors);
+[[nodiscard]] unsigned resident_blocks(PerDevice& known, Kernel kernel, int threads) {
+  const int device = current_device();
+  return static_cast<unsigned>(known.get(device, [&] {
+    int processors = 0, blocks = 0;
+    KVC_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    KVC_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
+    return std::max(blocks, 1) * processors;
+  }));
 }
 }  // namespace detail
 
@@ -174,8 +177,9 @@ namespace detail {
 
 template <Format F, Format Q, int D, int N>
 void launch_decode(const DecodeArguments<F>& a, bool wide, cudaStream_t stream) {
-  decode_kernel<F, Q, D, N>
-      <<<resident_blocks(decode_kernel<F, Q, D, N>, decode_threads), decode_threads, 0, stream>>>(a, wide);
+  static PerDevice known;
+  const unsigned blocks = resident_blocks(known, decode_kernel<F, Q, D, N>, decode_threads);
+  decode_kernel<F, Q, D, N><<<blocks, decode_threads, 0, stream>>>(a, wide);
   check_launch("decode_kernel");
 }
 

@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
@@ -27,6 +28,7 @@
 #include "kvc/cuda/prefill_hopper.cuh"
 #include "kvc/cuda/prefill_kernel.cuh"
 #include "kvc/cuda/prefill_plain.cuh"
+#include "kvc/cuda/remembered.hpp"
 #include "kvc/cuda/tensor_map.cuh"
 #include "kvc/cuda/tma_boxes.hpp"
 
@@ -40,6 +42,15 @@ namespace cuda {
 ///   warps  as best, but never the Hopper kernel
 ///   plain  the plain kernel, which takes everything
 enum class PrefillKernel { best, warps, plain };
+
+/// How a call of cuda::prefill computes.
+///
+///   plain        by the plain kernel
+///   warps        by warps, with mma.sync
+///   warpgroups   by warpgroups, with wgmma; threads copy the keys and values
+///   bulk_copies  by warpgroups, with wgmma; boxes of a tensor are copied (TMA), unless the entries of a batch's tables
+///                stand for fewer positions than a box: then as warpgroups
+enum class PrefillPath { plain, warps, warpgroups, bulk_copies };
 
 /// Limits of one batch, where they are below those of the Batch: fewer thread blocks are launched without work. Query
 /// rows of the batch beyond them are left unwritten.
@@ -65,9 +76,12 @@ template <Format F>
 
 /// Whether the device grants a thread block so much dynamic shared memory, beside what kernels declare.
 [[nodiscard]] inline bool has_shared_memory(int bytes) {
-  int device = 0, most = 0;
-  KVC_CUDA(cudaGetDevice(&device));
-  KVC_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  static PerDevice known;
+  const int device = current_device(), most = known.get(device, [device] {
+    int granted = 0;
+    KVC_CUDA(cudaDeviceGetAttribute(&granted, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return granted;
+  });
   return bytes + (3 << 10) <= most;
 }
 
@@ -77,12 +91,21 @@ inline constexpr bool prefill_by_warpgroups = false;
 inline constexpr bool prefill_by_warpgroups = true;
 #endif
 
-/// Whether the device runs code compiled for sm_90a. Compiled for others, the kernel is empty and takes few registers.
+/// Whether the device runs code compiled for sm_90a, for which the kernel is then granted its shared memory. Compiled
+/// for others, the kernel is empty and takes few registers.
 template <Format F, int D>
 [[nodiscard]] bool has_hopper_kernel() {
-  cudaFuncAttributes attributes{};
-  KVC_CUDA(cudaFuncGetAttributes(&attributes, prefill_hopper_kernel<F, D>));
-  return attributes.numRegs > 64;
+  static PerDevice known;
+  return known.get(current_device(), [] {
+    cudaFuncAttributes attributes{};
+    KVC_CUDA(cudaFuncGetAttributes(&attributes, prefill_hopper_kernel<F, D>));
+    if (attributes.numRegs <= 64) {
+      return 0;
+    }
+    KVC_CUDA(cudaFuncSetAttribute(prefill_hopper_kernel<F, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  HopperTraits<D>::shared_bytes));
+    return 1;
+  }) != 0;
 }
 
 /// Tensor maps of the keys and values; maps.box is 0 if no tensor can describe them.
@@ -92,8 +115,13 @@ template <int D, Format F>
   const std::int32_t box = tma_box_slots(kv.blocks, kv.block_slots, HopperTraits<D>::keys);
   const auto k = tma_tensor(kv.k, kv.key_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
   const auto v = tma_tensor(kv.v, kv.value_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
-  if (k && v && k->token_major == v->token_major && make_tensor_map(maps.k, kv.pool, F, *k) &&
-      make_tensor_map(maps.v, kv.pool, F, *v)) {
+  if (!k || !v || k->token_major != v->token_major) {
+    return maps;
+  }
+  const MadeTensorMap of_k = tensor_map(kv.pool, F, *k), of_v = tensor_map(kv.pool, F, *v);
+  if (of_k.possible && of_v.possible) {
+    maps.k = of_k.map;
+    maps.v = of_v.map;
     maps.box = box;
     maps.token_major = k->token_major;
   }
@@ -107,23 +135,58 @@ template <Format F>
   return dim3(static_cast<unsigned>(slots), static_cast<unsigned>(a.kv.kv_heads * a.tiles.head_tiles));
 }
 
+/// The path of a kernel for tensor cores.
+template <Format F, int D>
+[[nodiscard]] PrefillPath tensor_core_path(const LayerView<F>& kv, bool warpgroups) {
+  if constexpr (prefill_by_warpgroups) {
+    if (warpgroups && has_hopper_kernel<F, D>()) {
+      return prefill_tensor_maps<D>(kv).box > 0 ? PrefillPath::bulk_copies : PrefillPath::warpgroups;
+    }
+  }
+  return PrefillPath::warps;
+}
+
 template <Format F, int D>
 void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, bool warpgroups, cudaStream_t stream) {
   const dim3 grid = prefill_grid(a, bounds);
   if constexpr (prefill_by_warpgroups) {
     if (warpgroups && has_hopper_kernel<F, D>()) {
       using Traits = HopperTraits<D>;
-      constexpr auto kernel = prefill_hopper_kernel<F, D>;
-      KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::shared_bytes));
-      kernel<<<grid, Traits::threads, Traits::shared_bytes, stream>>>(a, prefill_tensor_maps<D>(a.kv));
+      const PrefillTensorMaps maps = prefill_tensor_maps<D>(a.kv);
+      prefill_hopper_kernel<F, D><<<grid, Traits::threads, Traits::shared_bytes, stream>>>(a, maps);
       return check_launch("prefill_hopper_kernel");
     }
   }
   using Traits = PrefillTraits<D>;
   constexpr auto kernel = prefill_kernel<F, D>;
-  KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::shared_bytes));
+  static PerDevice granted;
+  (void)granted.get(current_device(), [] {
+    KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::shared_bytes));
+    return 0;
+  });
   kernel<<<grid, Traits::threads, Traits::shared_bytes, stream>>>(a);
   check_launch("prefill_kernel");
+}
+
+/// The head dim of the tensor-core kernels that take the cache, with queries of format Q; 0 if none does.
+template <Format F, Format Q>
+[[nodiscard]] int tensor_core_dim(const LayerView<F>& kv, PrefillKernel kernel) {
+  if constexpr (F == Q && code_bytes(F) == 2) {
+    const int dim = prefill_dim(kv.key_dim > kv.value_dim ? kv.key_dim : kv.value_dim);
+    if (kernel != PrefillKernel::plain && is_chunk_aligned(kv) &&
+        (dim <= 192 || (dim == 256 && has_shared_memory(PrefillTraits<256>::shared_bytes)))) {
+      return dim;
+    }
+  }
+  return 0;
+}
+/// Calls f(std::integral_constant<int, D>) for the head dim D of a tensor-core kernel.
+template <class F>
+auto with_dim(int dim, F f) {
+  return dim == 64    ? f(std::integral_constant<int, 64>{})
+         : dim == 128 ? f(std::integral_constant<int, 128>{})
+         : dim == 192 ? f(std::integral_constant<int, 192>{})
+                      : f(std::integral_constant<int, 256>{});
 }
 
 template <Format F, Format Q>
@@ -212,27 +275,28 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
     return;
   }
   if constexpr (F == Q && code_bytes(F) == 2) {
-    const int dim = detail::prefill_dim(kv.key_dim > kv.value_dim ? kv.key_dim : kv.value_dim);
-    const bool warpgroups = kernel == PrefillKernel::best;
-    if (detail::is_chunk_aligned(kv) && a.scale > 0 && kernel != PrefillKernel::plain) {
-      switch (dim) {
-        case 64:
-          return detail::launch_prefill<F, 64>(a, most, warpgroups, stream);
-        case 128:
-          return detail::launch_prefill<F, 128>(a, most, warpgroups, stream);
-        case 192:
-          return detail::launch_prefill<F, 192>(a, most, warpgroups, stream);
-        case 256:
-          if (detail::has_shared_memory(detail::PrefillTraits<256>::shared_bytes)) {
-            return detail::launch_prefill<F, 256>(a, most, warpgroups, stream);
-          }
-          break;
-        default:
-          break;
-      }
+    const int dim = detail::tensor_core_dim<F, Q>(kv, kernel);
+    if (dim != 0 && a.scale > 0) {
+      return detail::with_dim(dim, [&](auto d) {
+        detail::launch_prefill<F, decltype(d)::value>(a, most, kernel == PrefillKernel::best, stream);
+      });
     }
   }
   detail::launch_plain_prefill<F, Q>(a, most, stream);
+}
+
+/// How prefill() computes with these arguments and a positive scale on the current device. Throws Error.
+template <class Scalar, Format F>
+[[nodiscard]] PrefillPath prefill_path(const LayerView<F>& kv, PrefillKernel kernel = PrefillKernel::best) {
+  if constexpr (F == format_of<Scalar> && code_bytes(F) == 2) {
+    const int dim = detail::tensor_core_dim<F, format_of<Scalar>>(kv, kernel);
+    if (dim != 0) {
+      return detail::with_dim(dim, [&](auto d) {
+        return detail::tensor_core_path<F, decltype(d)::value>(kv, kernel == PrefillKernel::best);
+      });
+    }
+  }
+  return PrefillPath::plain;
 }
 
 }  // namespace cuda

@@ -8,6 +8,7 @@
 
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/format.hpp"
+#include "kvc/cuda/remembered.hpp"
 #include "kvc/cuda/tma_boxes.hpp"
 
 namespace kvc {
@@ -55,6 +56,31 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
                 pool + rows.base, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
                 CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+/// A tensor map; not `possible` if the driver refuses the tensor.
+struct MadeTensorMap {
+  CUtensorMap map;
+  bool possible;
+};
+/// The map of a pool's rows, made when it is asked for the first time: a map is a function of addresses and sizes. Each
+/// thread keeps 256 of them, those of 128 layers.
+[[nodiscard]] inline MadeTensorMap tensor_map(std::byte* pool, Format format, const TmaTensor& rows) {
+  struct Key {
+    std::byte* pool;
+    Format format;
+    TmaTensor rows;
+    bool operator==(const Key&) const = default;
+  };
+  thread_local RecentValues<Key, MadeTensorMap> recent(256);
+  // Layers follow each other at multiples of a large power of two: its upper bits decide, too.
+  auto hash = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(pool + rows.base)) * 0x9e3779b97f4a7c15U;
+  hash ^= hash >> 32;
+  return recent.get({pool, format, rows}, static_cast<std::size_t>(hash), [&] {
+    MadeTensorMap made{};
+    made.possible = make_tensor_map(made.map, pool, format, rows);
+    return made;
+  });
 }
 
 }  // namespace detail

@@ -23,6 +23,8 @@ struct TmaTensor {
   std::array<std::uint64_t, 3> strides;  ///< bytes, of dimensions 1 to 3
   std::array<std::uint32_t, 4> box;      ///< 64 elements of some slots of one head of one block
   bool token_major;                      ///< heads vary faster than slots
+
+  friend bool operator==(const TmaTensor&, const TmaTensor&) = default;
 };
 
 /// The tensor of a layer's rows with `dim` 16-bit elements and boxes of `box` slots; empty if a tensor map cannot have
