@@ -72,7 +72,16 @@ endif()
 # What is compiled by nvcc here, for Ampere and Hopper; others translate the first at run time. Warnings are errors.
 if(KVC_ENABLE_CUDA)
   set(KVC_CUDA_TARGETS "compute_80,code=[sm_80,compute_80];compute_90a,code=sm_90a" CACHE STRING
-    "Values of nvcc's -gencode arch= for tests and benchmarks")
+    "Values of nvcc's -gencode arch= for tests and benchmarks; all: also those that convert fp8 by instructions of their own")
+  if(KVC_CUDA_TARGETS STREQUAL "all")
+    set(KVC_CUDA_TARGETS "compute_80,code=[sm_80,compute_80]" "compute_90a,code=sm_90a")
+    execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --list-gpu-arch OUTPUT_VARIABLE kvc_known_targets)
+    foreach(arch IN ITEMS 89 100 120)  # Ada and Blackwell, where the compiler has them
+      if(kvc_known_targets MATCHES "compute_${arch}\n")
+        list(APPEND KVC_CUDA_TARGETS "compute_${arch},code=sm_${arch}")
+      endif()
+    endforeach()
+  endif()
   add_library(kvc_own_nvcc INTERFACE)  # for no architecture yet
   target_include_directories(kvc_own_nvcc INTERFACE "${PROJECT_SOURCE_DIR}/include")  # and so without Eigen
   target_compile_options(kvc_own_nvcc INTERFACE $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:

@@ -51,6 +51,18 @@ std::vector<float> times(cudaStream_t stream, int repeats, F f) {
   return all;
 }
 
+/// Keeps the device busy for so many clocks, so that work which the host queues meanwhile starts without waiting for it.
+template <int = 0>
+__global__ void spin_kernel(long long clocks) {
+  const long long start = clock64();
+  while (clock64() - start < clocks) {
+  }
+}
+inline void spin(long long clocks, cudaStream_t stream) {
+  spin_kernel<><<<1, 1, 0, stream>>>(clocks);
+  kvc::cuda::detail::check_launch("spin_kernel");
+}
+
 inline void report(const char* name, const char* kind, double amount, const std::vector<float>& sorted) {
   std::printf("result\t%s\t%s\t%.0f\t%.6f\t%.6f\t%.6f\n", name, kind, amount,
               static_cast<double>(sorted[sorted.size() / 2]), static_cast<double>(sorted.front()),

@@ -24,7 +24,8 @@ struct Setup {
   Pos positions;
   Pos prefix = 0;  ///< of the positions: shared by all
   bool share = true;
-  Index layers = 2;  ///< input sets
+  Index layers = 2;    ///< input sets
+  bool graph = false;  ///< time a graph of the decodes of all layers, as a step of generation launches them
 };
 constexpr Index query_heads = 32, kv_heads = 8, dim = 128;
 
@@ -80,10 +81,28 @@ void run(const Setup& setup, const typename P::Config& config) {
     const cuda::DeviceBuffer q(row), out(row);
     fill<Format::bf16>(q.data(), static_cast<Index>(row), 256, stream);
     const double bytes = 2.0 * static_cast<double>(setup.batch * setup.positions * kv_heads) * cuda::row_bytes(F, dim);
-    report(setup.name, "bytes", bytes, times(stream, 30, [&](int i) {
-             cuda::decode(cuda::view(cache, i % setup.layers), batch, work, reinterpret_cast<const Scalar*>(q.data()),
-                          reinterpret_cast<Scalar*>(out.data()), {}, stream);
-           }));
+    const auto decode = [&](Index layer) {
+      cuda::decode(cuda::view(cache, layer), batch, work, reinterpret_cast<const Scalar*>(q.data()),
+                   reinterpret_cast<Scalar*>(out.data()), {}, stream);
+    };
+    if (setup.graph) {
+      cudaGraph_t graph = nullptr;
+      cudaGraphExec_t runnable = nullptr;
+      (void)cuda::view(cache, 0);  // queued copies are launched, and the stream waited for, before the capture
+      KVC_CUDA(cudaStreamSynchronize(stream));
+      KVC_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+      for (Index layer = 0; layer < setup.layers; ++layer) {
+        decode(layer);
+      }
+      KVC_CUDA(cudaStreamEndCapture(stream, &graph));
+      KVC_CUDA(cudaGraphInstantiate(&runnable, graph, 0));
+      report(setup.name, "bytes", bytes * static_cast<double>(setup.layers),
+             times(stream, 30, [&](int) { KVC_CUDA(cudaGraphLaunch(runnable, stream)); }));
+      KVC_CUDA(cudaGraphExecDestroy(runnable));
+      KVC_CUDA(cudaGraphDestroy(graph));
+    } else {
+      report(setup.name, "bytes", bytes, times(stream, 30, [&](int i) { decode(i % setup.layers); }));
+    }
   }
   KVC_CUDA(cudaStreamDestroy(stream));
 }
@@ -110,5 +129,10 @@ int main() {
   paged<Scalar>({"decode bf16, 256 x 1024, paged 16", 256, 1024});
   paged<Scalar>({"decode bf16, 64 share 8192, read once", 64, 8208, 8192, true, 8});
   paged<Scalar>({"decode bf16, 64 share 8192, each by itself", 64, 8208, 8192, false, 8});
+  paged<Scalar>({"decode bf16, 1 x 8192, 32 layers in a graph", 1, 8192, 0, true, 32, true});
+  paged<Scalar>({"decode bf16, 8 x 1024, 32 layers in a graph", 8, 1024, 0, true, 32, true});
+  // With 32 layers the blocks of one layer are 2 MiB apart: each lies in another page of the device's memory.
+  paged<Scalar>({"decode bf16, 16 x 8192, paged 16, 2 layers", 16, 8192});
+  paged<Scalar>({"decode bf16, 16 x 8192, paged 16, 32 layers", 16, 8192, 0, true, 32});
   return 0;
 }

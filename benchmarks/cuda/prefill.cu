@@ -42,6 +42,9 @@ void prefill(const char* name, Index batch, Pos positions, Pos queries, Index di
     const auto bytes = static_cast<std::size_t>(batch * queries * query_heads * dim) * 2;
     const cuda::DeviceBuffer q(bytes), out(bytes);
     fill<Format::bf16>(q.data(), static_cast<Index>(bytes), 256, stream);
+    constexpr const char* paths[] = {"plain kernel", "by warps", "by warpgroups", "by warpgroups, bulk copies"};
+    std::printf("path\t%s\t%s\n", name,
+                paths[static_cast<int>(cuda::prefill_path<Scalar>(cuda::view(cache, 0), kernel))]);
     const double keys = static_cast<double>(queries) * (static_cast<double>(positions) - 0.5 * (queries - 1));
     report(name, "flops", 4.0 * static_cast<double>(batch * query_heads * dim) * keys, times(stream, 20, [&](int i) {
              cuda::prefill(cuda::view(cache, i % layers), of, query_heads, reinterpret_cast<const Scalar*>(q.data()),

@@ -127,6 +127,30 @@ TEST(prefill_int8_bf16) { check_random<kvc::Int8, __nv_bfloat16>(13, 3e-2F); }
 TEST(prefill_fp8_f16) { check_random<kvc::Fp8E4M3, __half>(14, 5e-3F); }
 TEST(prefill_float) { check_random<float, float>(15, 1e-5F); }
 
+/// The fast kernel is the one that runs where it was compiled for the device: on Hopper with bulk copies, unless blocks
+/// are smaller than a box.
+TEST(prefill_takes_the_fast_path) {
+  using Case = PrefillCase<__nv_bfloat16, kvc::Paged, kvc::HeadMajor, Format::bf16>;
+  using cuda::PrefillKernel, cuda::PrefillPath;
+  int device = 0, major = 0;
+  KVC_CUDA(cudaGetDevice(&device));
+  KVC_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  const bool hopper = major == 9 && cuda::detail::prefill_by_warpgroups;
+  for (const Pos block_tokens : {16, 5}) {
+    Case c({.key_dim = 128, .value_dim = 128, .sequences = {{64, 64}}}, {.blocks = 20, .block_tokens = block_tokens});
+    PrefillOnDevice<Case> there(c);
+    const PrefillPath path = cuda::prefill_path<__nv_bfloat16>(there.view());
+    std::printf("  blocks of %d: path %d (0: plain, 1: warps, 2: warpgroups, 3: bulk copies)\n", block_tokens,
+                static_cast<int>(path));
+    CHECK(path == (!hopper              ? PrefillPath::warps
+                   : block_tokens == 16 ? PrefillPath::bulk_copies
+                                        : PrefillPath::warpgroups))
+        << "blocks of" << block_tokens << "compute capability" << major;
+    CHECK(cuda::prefill_path<__nv_bfloat16>(there.view(), PrefillKernel::warps) == PrefillPath::warps);
+    CHECK(cuda::prefill_path<__nv_bfloat16>(there.view(), PrefillKernel::plain) == PrefillPath::plain);
+  }
+}
+
 TEST(prefill_a_long_prompt) {
   check<__nv_bfloat16, __nv_bfloat16, kvc::Paged>(
       {.kv_heads = 1, .group = 4, .key_dim = 128, .value_dim = 128, .sequences = {{2500, 700}, {1, 1}, {600, 600}}},
