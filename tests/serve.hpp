@@ -19,6 +19,11 @@ inline Tokens counting(kvc::Token first, int count) {
   return tokens;
 }
 
+inline Tokens joined(Tokens a, const Tokens& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
 /// Opens, computes what is not cached, commits.
 template <class P>
 kvc::Opened serve(P& policy, const Tokens& prompt, const kvc::OpenOptions& options = {}) {

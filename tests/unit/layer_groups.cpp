@@ -16,13 +16,13 @@
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
+#include "serve.hpp"
 
 using namespace kvc;
+using namespace kvc_test;
 using Catch::Matchers::Contains;
 
 namespace {
-
-using Tokens = std::vector<Token>;
 
 GroupRules rules_of(std::vector<Retained> groups) {
   GroupRules rules{{}, 0};
@@ -30,16 +30,6 @@ GroupRules rules_of(std::vector<Retained> groups) {
     rules.groups.push_back({retained, 0, 1});
   }
   return rules;
-}
-
-Tokens tokens_from(Token first, int count) {
-  Tokens tokens(static_cast<std::size_t>(count));
-  std::iota(tokens.begin(), tokens.end(), first);
-  return tokens;
-}
-Tokens joined(Tokens a, const Tokens& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
 }
 
 /// Opens, computes what is not found, in passes of at most `pass` tokens, and returns the sequence.
@@ -65,9 +55,9 @@ constexpr Retained window(Pos positions) { return {positions, 0, 0}; }
 TEST_CASE("Window blocks of a long prompt do not flush cached prefixes") {
   // A pool that holds the prefix and a long prompt's full rows, but not all rows of its window, too.
   PrefixShared<Lru> policy({.blocks = 120, .block_tokens = 16}, rules_of({full, window(32)}));
-  const Tokens document = tokens_from(0, 320);
+  const Tokens document = counting(0, 320);
   policy.close(prefill(policy, document, 64).seq);
-  const Tokens other = tokens_from(10'000, 16 * 80);
+  const Tokens other = counting(10'000, 16 * 80);
   policy.close(prefill(policy, other, 64).seq);
   CHECK(policy.stats().evictions == 0);
   CHECK(policy.match_length(joined(document, {-1})) == 320);
@@ -79,7 +69,7 @@ TEST_CASE("A tail of exactly the needed blocks survives a divergence inside the 
   for (Pos shorter = 1; shorter < 16; ++shorter) {
     CAPTURE(shorter);
     PrefixShared<Lru> policy({.blocks = 100, .block_tokens = 16}, rules_of({full, window(32)}));
-    const Tokens prompt = tokens_from(0, 160);
+    const Tokens prompt = counting(0, 160);
     policy.close(prefill(policy, prompt, 16).seq);
     Tokens next(prompt.begin(), prompt.end() - shorter);
     next.push_back(-1);
@@ -92,7 +82,7 @@ TEST_CASE("A tail of exactly the needed blocks survives a divergence inside the 
 
 TEST_CASE("Room for one group is never made of what another group has just matched") {
   PrefixShared<Lru> policy({.blocks = 30, .block_tokens = 4}, rules_of({full, window(8), {0, 16, 0}}));
-  const Tokens prompt = tokens_from(0, 40);
+  const Tokens prompt = counting(0, 40);
   policy.close(prefill(policy, prompt).seq);
   const Opened opened = *policy.try_open(joined(prompt, {-1}));
   REQUIRE(opened.cached == 40);
@@ -121,7 +111,7 @@ TEST_CASE("Admission knows that windows recycle their blocks") {
   const auto admission_of = [](Pos pass_tokens, Index blocks) {
     const PrefixShared<Lru> policy({.blocks = blocks, .block_tokens = 16, .pass_tokens = pass_tokens},
                                    rules_of({window(64)}));
-    return policy.admission(tokens_from(0, 1000), 500);
+    return policy.admission(counting(0, 1000), 500);
   };
   CHECK(admission_of(0, 20) == Admission::never);  // not in one pass
   CHECK(admission_of(64, 20) == Admission::now);
@@ -131,8 +121,8 @@ TEST_CASE("Admission knows that windows recycle their blocks") {
 
   SECTION("and what it admits runs to its end") {
     PrefixShared<Lru> policy({.blocks = 20, .block_tokens = 16, .pass_tokens = 64}, rules_of({window(64)}));
-    REQUIRE(policy.can_admit(tokens_from(0, 1000), 500));
-    const Opened opened = prefill(policy, tokens_from(0, 1000), 64);
+    REQUIRE(policy.can_admit(counting(0, 1000), 500));
+    const Opened opened = prefill(policy, counting(0, 1000), 64);
     for (Token t = 0; t < 500; ++t) {
       REQUIRE(policy.try_extend(opened.seq, 1, Tokens{t}));
       policy.commit(opened.seq);
@@ -143,26 +133,26 @@ TEST_CASE("Admission knows that windows recycle their blocks") {
 
 TEST_CASE("Admission waits only where there is something to wait for") {
   PrefixShared<Lru> policy({.blocks = 20, .block_tokens = 16, .pass_tokens = 64}, rules_of({full, window(64)}));
-  const Tokens prompt = tokens_from(0, 160);
+  const Tokens prompt = counting(0, 160);
   CHECK(policy.admission(prompt, 64) == Admission::now);  // 14 blocks, and 6 of the window
   CHECK(policy.admission(prompt, 80) == Admission::never);
   const Opened opened = prefill(policy, prompt, 64);
-  CHECK(policy.admission(tokens_from(1000, 160)) == Admission::later);
+  CHECK(policy.admission(counting(1000, 160)) == Admission::later);
   // The other sequence's blocks of the window serve this one only for a while.
   CHECK(policy.admission(joined(prompt, {-1}), 1) == Admission::now);
   CHECK(policy.admission(joined(prompt, {-1}), 47) == Admission::later);
   policy.close(opened.seq);
-  CHECK(policy.admission(tokens_from(1000, 160)) == Admission::now);
+  CHECK(policy.admission(counting(1000, 160)) == Admission::now);
 }
 
 TEST_CASE("A sequence that fills the index leaves the prefixes of others") {
   PrefixShared<Lru> policy({.blocks = 200, .block_tokens = 4, .index_tokens = 1000}, rules_of({window(8)}));
   std::vector<Tokens> prompts;
   for (Token user = 1; user <= 5; ++user) {
-    prompts.push_back(tokens_from(10'000 * user, 40));
+    prompts.push_back(counting(10'000 * user, 40));
     policy.close(prefill(policy, prompts.back()).seq);
   }
-  const Opened endless = prefill(policy, tokens_from(0, 5000), 100);
+  const Opened endless = prefill(policy, counting(0, 5000), 100);
   CHECK(policy.length(endless.seq) == 5000);
   CHECK(policy.stats().evictions == 0);
   for (const Tokens& prompt : prompts) {
@@ -184,7 +174,7 @@ TEST_CASE("Limits of positions are no limit: windows, chunks, kept rows and a re
       rules.rewind = rewind;
       PrefixShared<Lru> policy({.blocks = 8, .block_tokens = 2, .index_tokens = 100}, rules);
       Paged paged({.blocks = 8, .block_tokens = 2}, rules);
-      const Tokens prompt = tokens_from(0, 9);
+      const Tokens prompt = counting(0, 9);
       CHECK(policy.admission(prompt, 0) == Admission::now);
       CHECK(policy.admission(prompt, max_pos - 9) == Admission::never);
       const Opened opened = prefill(policy, prompt, 3);
@@ -207,7 +197,7 @@ TEST_CASE("Limits of positions are no limit: windows, chunks, kept rows and a re
 
 TEST_CASE("Three groups, one of them without its last block, still hit") {
   PrefixShared<Lru> policy({.blocks = 200, .block_tokens = 16}, rules_of({full, window(48), {0, 64, 0}}));
-  const Tokens prompt = tokens_from(0, 200);  // ends inside a block
+  const Tokens prompt = counting(0, 200);  // ends inside a block
   policy.close(prefill(policy, prompt, 50).seq);
   // The last 8 tokens are in no full block: they are computed again, and all before them is found.
   CHECK(policy.match_length(joined(prompt, {-1})) == 192);
@@ -220,9 +210,9 @@ TEST_CASE("Three groups, one of them without its last block, still hit") {
 
 TEST_CASE("A second prompt with the same system prompt finds it, once the first has shown where they part") {
   PrefixShared<Lru> policy({.blocks = 400, .block_tokens = 16}, rules_of({full, window(32)}));
-  const Tokens system = tokens_from(0, 480);
+  const Tokens system = counting(0, 480);
   for (Token user = 1; user <= 3; ++user) {
-    const Tokens prompt = joined(system, tokens_from(1000 * user, 320));
+    const Tokens prompt = joined(system, counting(1000 * user, 320));
     const Opened opened = prefill(policy, prompt, 64);
     // Nobody knows before the second user that prompts part there; the window's rows of that place are gone.
     CHECK(opened.cached == (user <= 2 ? 0 : 480));
@@ -408,7 +398,7 @@ TEST_CASE("A policy that knows nothing of groups says so") {
 TEST_CASE("Pins, quotas, events and salts work over groups") {
   PrefixShared<Lru, ChainHash, EventRing> policy({.blocks = 40, .block_tokens = 4, .tenant_quota = 12},
                                                  rules_of({full, window(6)}));
-  const Tokens prompt = tokens_from(0, 32);
+  const Tokens prompt = counting(0, 32);
   policy.close(prefill(policy, prompt).seq);
   CHECK(policy.stats().blocks_cached <= 12);
   const auto pin = policy.try_pin(std::span(prompt).first(16));
@@ -444,7 +434,7 @@ TEST_CASE("Rows of another input are found by the salt that names it") {
   GroupRules rules = rules_of({full, full});
   rules.groups[1].cross_rows = 10;
   PrefixShared<Lru> policy({.blocks = 60, .block_tokens = 4}, rules);
-  const Tokens prompt = tokens_from(0, 21);
+  const Tokens prompt = counting(0, 21);
   const auto run = [&](const OpenOptions& options) {
     const Opened opened = *policy.try_open(prompt, options);
     const std::span<const Token> rest = std::span(prompt).subspan(static_cast<std::size_t>(opened.cached));
@@ -502,7 +492,7 @@ TEST_CASE("Latent rows are stored once, and give the bits of keys and values apa
   KvCache<float, PrefixShared<Lru>> cache(layers, {.blocks = 20, .block_tokens = 4});
   KvCache<float, PrefixShared<Lru>> apart(Shape{2, 1, key_dim, value_dim}, {.blocks = 20, .block_tokens = 4});
   CHECK(cache.bytes_per_token() == (2 * key_dim + 8) * 4);
-  const Tokens tokens = tokens_from(0, 11);
+  const Tokens tokens = counting(0, 11);
   std::vector<float> rows(11 * key_dim), values(11 * value_dim), q(11 * 3 * key_dim), out(11 * 3 * value_dim);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     rows[i] = static_cast<float>(i * 37 % 101) / 50 - 1;
@@ -551,12 +541,12 @@ TEST_CASE("Rows of another input without a prefix are no prefix that can be pinn
   rules.groups.insert(rules.groups.begin(), {{}, 7, 1});  // the first group is not that of the tokens
   PrefixShared<> policy({.blocks = 40, .block_tokens = 4}, rules);
   const OpenOptions image{.salt = Salt(SaltKind::tenant, "image")};
-  const Tokens prompt = tokens_from(0, 20);
+  const Tokens prompt = counting(0, 20);
   const SeqId seq = policy.try_open(prompt, image)->seq;
   REQUIRE(policy.try_extend(seq, 20, prompt));
   policy.commit(seq);
   policy.close(seq);
-  CHECK_FALSE(policy.try_pin(tokens_from(100, 20), image.salt));
+  CHECK_FALSE(policy.try_pin(counting(100, 20), image.salt));
   policy.verify();
   const auto pin = policy.try_pin(prompt, image.salt);
   REQUIRE(pin);

@@ -14,10 +14,7 @@ namespace {
 using namespace kvc;
 using namespace kvc_test;
 
-Tokens operator+(Tokens a, const Tokens& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
+Tokens operator+(Tokens a, const Tokens& b) { return joined(std::move(a), b); }
 
 OpenOptions salted(SaltKind kind, const std::string& bytes) { return {.salt = Salt(kind, bytes)}; }
 }  // namespace

@@ -1,7 +1,6 @@
 // States of recurrent layers: where they lie, which lengths have them, and what prompts find.
 #include <algorithm>
 #include <cstddef>
-#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -15,10 +14,12 @@
 #include "kvc/policy/prefix_shared.hpp"
 #include "kvc/policy/synchronized.hpp"
 #include "kvc/snapshot/snapshot.hpp"
+#include "serve.hpp"
 
 namespace {
 using namespace kvc;
-using Catch::Contains;
+using namespace kvc_test;
+using Catch::Matchers::Contains;
 using Shared = KvCache<float, PrefixShared<Lru>>;
 
 /// One layer with rows of 128 bytes, and three recurrent ones with states of 1000.
@@ -29,15 +30,6 @@ LayerGroups model() {
   return layers;
 }
 
-std::vector<Token> tokens_from(Token first, std::size_t count) {
-  std::vector<Token> tokens(count);
-  std::iota(tokens.begin(), tokens.end(), first);
-  return tokens;
-}
-std::vector<Token> joined(std::vector<Token> a, const std::vector<Token>& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
 std::vector<Pos> list(std::span<const Pos> lengths) { return {lengths.begin(), lengths.end()}; }
 
 /// Opens with a prompt and computes it in one pass. Returns how much of it was found.
@@ -91,7 +83,7 @@ TEST_CASE("An extension has a state to read and those to write", "[states]") {
   KvCache<float, Paged> cache(model(), {.blocks = 100, .block_tokens = 8});
   const SeqId seq = cache.open();
   CHECK(cache.state(1, seq).empty());  // the initial one
-  auto append = cache.extend(seq, tokens_from(0, 10), {4, 7});
+  auto append = cache.extend(seq, counting(0, 10), {4, 7});
   CHECK(list(cache.states_to_write(append)) == std::vector<Pos>{4, 7, 10});
   for (const Pos length : {4, 7, 10}) {
     for (Index layer = 1; layer <= 3; ++layer) {
@@ -114,9 +106,9 @@ TEST_CASE("An extension has a state to read and those to write", "[states]") {
   CHECK_THROWS_WITH(cache.state(3, seq, 7), Contains("length is 7, must be one of which"));
   CHECK_THROWS_WITH(cache.truncate(seq, 7), Contains("length is 7, must be one of 0, 10"));
   CHECK_THROWS_WITH(cache.fork(seq, 9), Contains("at is 9, must be one of 0, 10"));
-  CHECK_THROWS_WITH(cache.extend(seq, tokens_from(0, 3), {10}), Contains("states_at is 10, must be ascending"));
-  CHECK_THROWS_WITH(cache.extend(seq, tokens_from(0, 3), {14}), Contains("states_at is 14"));
-  CHECK_THROWS_WITH(cache.extend(seq, tokens_from(0, 3), {12, 11}), Contains("states_at is 11"));
+  CHECK_THROWS_WITH(cache.extend(seq, counting(0, 3), {10}), Contains("states_at is 10, must be ascending"));
+  CHECK_THROWS_WITH(cache.extend(seq, counting(0, 3), {14}), Contains("states_at is 14"));
+  CHECK_THROWS_WITH(cache.extend(seq, counting(0, 3), {12, 11}), Contains("states_at is 11"));
   CHECK(cache.length(seq) == 10);
   cache.truncate(seq, 0);
   CHECK(cache.state(3, seq).empty());
@@ -126,19 +118,19 @@ TEST_CASE("An extension has a state to read and those to write", "[states]") {
 TEST_CASE("With a reserve for speculation a sequence goes back to states that it asked for", "[states]") {
   KvCache<float, Paged> cache(model().with_rewind(4), {.blocks = 100, .block_tokens = 8});
   const SeqId seq = cache.open();
-  cache.commit(cache.extend(seq, tokens_from(0, 10)));
-  cache.commit(cache.extend(seq, tokens_from(10, 4), {11, 12, 13}));  // proposed tokens
+  cache.commit(cache.extend(seq, counting(0, 10)));
+  cache.commit(cache.extend(seq, counting(10, 4), {11, 12, 13}));  // proposed tokens
   CHECK(list(cache.policy().state_lengths(seq)) == std::vector<Pos>{10, 11, 12, 13, 14});
   cache.truncate(seq, 12);  // two were accepted
   CHECK(list(cache.policy().state_lengths(seq)) == std::vector<Pos>{10, 11, 12});
-  cache.commit(cache.extend(seq, tokens_from(12, 5)));
+  cache.commit(cache.extend(seq, counting(12, 5)));
   CHECK(list(cache.policy().state_lengths(seq)) == std::vector<Pos>{12, 17});
   cache.verify();
 }
 
 TEST_CASE("A prompt is found as far as there are states", "[states][prefix]") {
   Shared cache(model(), {.blocks = 400, .block_tokens = 8});
-  const std::vector<Token> system = tokens_from(1000, 32);
+  const std::vector<Token> system = counting(1000, 32);
   const auto cached = [&](const std::vector<Token>& prompt) {
     const Pos length = cache.match_length(prompt);
     const Opened opened = computed(cache, prompt);
@@ -149,32 +141,32 @@ TEST_CASE("A prompt is found as far as there are states", "[states][prefix]") {
   };
 
   SECTION("at the end of a prompt, in whole blocks, so that the same prompt and a longer one find it") {
-    const std::vector<Token> prompt = tokens_from(0, 45);
+    const std::vector<Token> prompt = counting(0, 45);
     CHECK(cached(prompt) == 0);
     CHECK(cached(prompt) == 40);
     CHECK(cached(joined(prompt, system)) == 40);
-    CHECK(cached(tokens_from(0, 30)) == 0);  // there are rows, but no state
+    CHECK(cached(counting(0, 30)) == 0);  // there are rows, but no state
   }
   SECTION("where two prompts have parted, once both have shown it") {
-    CHECK(cached(joined(system, tokens_from(0, 20))) == 0);
-    CHECK(cached(joined(system, tokens_from(100, 20))) == 0);
-    CHECK(cached(joined(system, tokens_from(200, 20))) == 32);
-    CHECK(cached(joined(system, tokens_from(300, 20))) == 32);
+    CHECK(cached(joined(system, counting(0, 20))) == 0);
+    CHECK(cached(joined(system, counting(100, 20))) == 0);
+    CHECK(cached(joined(system, counting(200, 20))) == 32);
+    CHECK(cached(joined(system, counting(300, 20))) == 32);
   }
   SECTION("where the caller asked for a state, of whole blocks") {
-    const Opened first = computed(cache, joined(system, tokens_from(0, 20)), {9, 32});
+    const Opened first = computed(cache, joined(system, counting(0, 20)), {9, 32});
     CHECK(list(cache.policy().state_lengths(first.seq)) == std::vector<Pos>{48, 52});
     cache.close(first.seq);
-    CHECK(cached(joined(system, tokens_from(100, 20))) == 32);
+    CHECK(cached(joined(system, counting(100, 20))) == 32);
   }
   SECTION("at the last whole block of an answer") {
-    const Opened first = computed(cache, tokens_from(0, 20));
+    const Opened first = computed(cache, counting(0, 20));
     for (Token token = 20; token < 31; ++token) {
       cache.commit(cache.extend(first.seq, std::vector<Token>{token}));
     }
     CHECK(list(cache.policy().state_lengths(first.seq)) == std::vector<Pos>{24, 31});
     cache.close(first.seq);
-    CHECK(cached(joined(tokens_from(0, 31), system)) == 24);
+    CHECK(cached(joined(counting(0, 31), system)) == 24);
     CHECK(cache.stats().blocks_referenced == 0);
   }
 }
@@ -183,7 +175,7 @@ TEST_CASE("States are evicted with all their blocks, and make room for anything"
   Shared cache(model(), {.blocks = 40, .block_tokens = 8});
   Index evictions = 0;
   for (Token i = 0; i < 20; ++i) {
-    const Opened opened = computed(cache, tokens_from(1000 * i, 30));
+    const Opened opened = computed(cache, counting(1000 * i, 30));
     cache.close(opened.seq);
     cache.verify();
     const Stats stats = cache.stats();
@@ -193,21 +185,21 @@ TEST_CASE("States are evicted with all their blocks, and make room for anything"
   }
   CHECK(evictions > 0);
   const SeqId all = cache.open();
-  cache.commit(cache.extend(all, tokens_from(50'000, 8 * 37)));  // and three blocks of a state
+  cache.commit(cache.extend(all, counting(50'000, 8 * 37)));  // and three blocks of a state
   CHECK(cache.stats().blocks_free + cache.stats().blocks_cached == 0);
-  CHECK_FALSE(cache.try_extend(all, tokens_from(0, 1)));
+  CHECK_FALSE(cache.try_extend(all, counting(0, 1)));
   cache.verify();
 }
 
 TEST_CASE("Admission counts the states of a sequence", "[states][prefix]") {
   Shared cache(model(), {.blocks = 40, .block_tokens = 8});
   // 5 lengths of 3 blocks each: before and after a pass, of the last whole block, of the prompt, and where prompts part.
-  CHECK(cache.admission(tokens_from(0, 8 * 20), 0) == Admission::now);
-  CHECK(cache.admission(tokens_from(0, 8 * 30), 0) == Admission::never);
-  const Opened opened = computed(cache, tokens_from(0, 8 * 20));
-  CHECK(cache.admission(tokens_from(5000, 8 * 20), 0) == Admission::later);
+  CHECK(cache.admission(counting(0, 8 * 20), 0) == Admission::now);
+  CHECK(cache.admission(counting(0, 8 * 30), 0) == Admission::never);
+  const Opened opened = computed(cache, counting(0, 8 * 20));
+  CHECK(cache.admission(counting(5000, 8 * 20), 0) == Admission::later);
   cache.close(opened.seq);
-  CHECK(cache.admission(tokens_from(5000, 8 * 20), 0) == Admission::now);
+  CHECK(cache.admission(counting(5000, 8 * 20), 0) == Admission::now);
 }
 
 TEST_CASE("A model may have recurrent layers alone", "[states][prefix]") {
@@ -217,13 +209,13 @@ TEST_CASE("A model may have recurrent layers alone", "[states][prefix]") {
   Shared cache(layers, {.blocks = 60, .block_tokens = 8});
   CHECK(cache.policy().state_sizes(0).blocks == 3);
   CHECK(cache.policy().state_sizes(1).blocks == 1);
-  const Opened first = computed(cache, tokens_from(0, 45));
+  const Opened first = computed(cache, counting(0, 45));
   CHECK(cache.stats().blocks_referenced == 8);  // at the end, and at the last whole block
   CHECK(cache.length(first.seq) == 45);
   cache.close(first.seq);
-  const Opened second = computed(cache, tokens_from(0, 100));
+  const Opened second = computed(cache, counting(0, 100));
   CHECK(second.cached == 40);
-  CHECK(cache.admission(tokens_from(0, 1000), 1000) == Admission::now);  // whatever their number
+  CHECK(cache.admission(counting(0, 1000), 1000) == Admission::now);  // whatever their number
   cache.truncate(second.seq, 0);
   cache.close(second.seq);
   cache.verify();
@@ -238,7 +230,7 @@ TEST_CASE("A model may have recurrent layers alone", "[states][prefix]") {
   paged.commit(paged.extend(seq, 100'000));
   CHECK(paged.stats().blocks_referenced == 4);
   paged.commit(paged.extend(seq, 1));
-  CHECK_FALSE(paged.try_extend(seq, tokens_from(0, 2), std::vector<Pos>{100'002}));
+  CHECK_FALSE(paged.try_extend(seq, counting(0, 2), std::vector<Pos>{100'002}));
   paged.verify();
 }
 
@@ -248,7 +240,7 @@ TEST_CASE("Contiguous has room for so many states of each sequence", "[states]")
                                    {.sequences = 2, .max_tokens = 40, .mode = mode, .states = 4});
   const SeqId seq = cache.open(), other = cache.open();
   for (const SeqId s : {seq, other}) {
-    auto append = cache.extend(s, tokens_from(0, 10), {4, 8, 9});
+    auto append = cache.extend(s, counting(0, 10), {4, 8, 9});
     for (const Pos length : cache.states_to_write(append)) {
       for (Index layer = 1; layer <= 3; ++layer) {
         std::ranges::fill(cache.state_to_write(layer, append, length),
@@ -260,8 +252,8 @@ TEST_CASE("Contiguous has room for so many states of each sequence", "[states]")
   }
   CHECK(static_cast<int>(cache.state(2, seq)[999]) == 50);
   CHECK(static_cast<int>(cache.state(2, other)[0]) == 150);
-  CHECK_THROWS_WITH(cache.extend(seq, tokens_from(10, 5), {11, 12}), Contains("at most 4 lengths (config.states)"));
-  cache.commit(cache.extend(seq, tokens_from(10, 5), {12}));
+  CHECK_THROWS_WITH(cache.extend(seq, counting(10, 5), {11, 12}), Contains("at most 4 lengths (config.states)"));
+  cache.commit(cache.extend(seq, counting(10, 5), {12}));
   CHECK(cache.length(seq) == 15);
   cache.close(other);
   const SeqId fork = cache.fork(seq, 12);
@@ -278,12 +270,12 @@ TEST_CASE("Contiguous has room for so many states of each sequence", "[states]")
 TEST_CASE("A policy with a lock holds states if the policy behind the lock does", "[states]") {
   KvCache<float, Synchronized<PrefixShared<Lru>>> cache(model(), {.blocks = 100, .block_tokens = 8});
   const SeqId seq = cache.open();
-  auto append = cache.extend(seq, tokens_from(0, 10), {8});
+  auto append = cache.extend(seq, counting(0, 10), {8});
   std::ranges::fill(cache.state_to_write(2, append, 10), std::byte{7});
   cache.commit(std::move(append));
   CHECK(cache.state(2, seq)[0] == std::byte{7});
   cache.close(seq);
-  CHECK(cache.match_length(tokens_from(0, 10)) == 8);
+  CHECK(cache.match_length(counting(0, 10)) == 8);
 }
 
 TEST_CASE("What does not know states refuses a model with recurrent layers", "[states]") {
@@ -293,12 +285,12 @@ TEST_CASE("What does not know states refuses a model with recurrent layers", "[s
 
   KvCache<None, Paged> none(model(), {.blocks = 100, .block_tokens = 8});
   const SeqId seq = none.open();
-  const auto append = none.extend(seq, tokens_from(0, 4));
+  const auto append = none.extend(seq, counting(0, 4));
   CHECK(list(none.states_to_write(append)) == std::vector<Pos>{4});
   CHECK_THROWS_WITH(none.state_to_write(1, append, 4), Contains("element type is none"));
 
   KvCache<float, Paged> plain(Shape{1, 1, 16}, {.blocks = 10});
   const SeqId other = plain.open();
-  CHECK_THROWS_WITH(plain.extend(other, tokens_from(0, 4), {2}), Contains("there are no recurrent layers"));
+  CHECK_THROWS_WITH(plain.extend(other, counting(0, 4), {2}), Contains("there are no recurrent layers"));
   CHECK(plain.states_to_write(plain.extend(other, 4)).empty());
 }
