@@ -322,16 +322,8 @@ class GroupedPrefixes
     return seq;
   }
 
-  /// See PrefixShared::publish_tokens.
-  void publish_tokens(SeqId seq, std::span<const Token> tokens) {
-    Sequence& s = this->at(seq);
-    s.lengths.check_committed(seq);
-    require(tokens.size() <= static_cast<std::size_t>(s.lengths.committed), "tokens.size()", tokens.size(),
-            "at most the length of the sequence");
-    require(known(s) == 0, "seq", seq, "a sequence that knows none of its tokens");
-    if (tokens.empty()) {
-      return;
-    }
+  /// As that of TokenTables: at least one token, and none is known.
+  void publish_tokens(Sequence& s, std::span<const Token> tokens) {
     for (const GroupTable& table : s.tables) {
       Parent same = s.state.root;
       for (const BlockId block : table.blocks()) {

@@ -32,7 +32,16 @@ class PrefixPolicyBase {
   [[nodiscard]] const auto& eviction() const noexcept { return blocks_.eviction; }
   [[nodiscard]] auto& events() noexcept { return blocks_.events; }
 
-  void publish_tokens(SeqId seq, std::span<const Token> tokens) { tables_.publish_tokens(seq, tokens); }
+  void publish_tokens(SeqId seq, std::span<const Token> tokens) {
+    Sequence& s = tables_.at(seq);
+    s.lengths.check_committed(seq);
+    require(tokens.size() <= static_cast<std::size_t>(s.lengths.committed), "tokens.size()", tokens.size(),
+            "at most the length of the sequence");
+    require(tables_.known(s) == 0, "seq", seq, "a sequence that knows none of its tokens");
+    if (!tokens.empty()) {
+      tables_.publish_tokens(s, tokens);
+    }
+  }
   [[nodiscard]] std::vector<Token> known_tokens(SeqId seq) const { return tables_.known_tokens(tables_.at(seq)); }
 
   void close(SeqId seq) {
@@ -111,7 +120,7 @@ class PrefixPolicyBase {
     return prefix.first(prefix.size() - prefix.size() % static_cast<std::size_t>(unit));
   }
 
-  /// Counts a new sequence, of whose prompt `cached` tokens and `hits` units of the index were found.
+  /// Counts a new sequence. The match found `cached` tokens of its prompt, in `hits` units of the index.
   void count_open(std::span<const Token> prompt, Pos cached, Index hits, Pos unit) noexcept {
     ++sequences_;
     prompt_tokens_ += static_cast<Index>(prompt.size());

@@ -12,7 +12,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// How regions are given out: members of Contiguous::Config, valid.
+/// How regions are allocated: members of Contiguous::Config, valid.
 struct RegionOptions {
   bool reserves = true;  ///< all of a sequence's slots at open; otherwise those that are needed
   RegionList::Fit fit = RegionList::Fit::first;

@@ -164,16 +164,9 @@ class TokenTables
       copy_tokens(s, range, tokens);
     }
   }
-  /// The tokens of the first committed positions of a sequence that knows none: see PrefixShared::publish_tokens.
-  void publish_tokens(SeqId seq, std::span<const Token> tokens) {
-    Sequence& s = this->at(seq);
-    s.lengths.check_committed(seq);
-    require(tokens.size() <= static_cast<std::size_t>(s.lengths.committed), "tokens.size()", tokens.size(),
-            "at most the length of the sequence");
-    require(known(s) == 0, "seq", seq, "a sequence that knows none of its tokens");
-    if (tokens.empty()) {
-      return;
-    }
+  /// The tokens, at least one, of the first committed positions of a sequence that knows none: see
+  /// PrefixShared::publish_tokens.
+  void publish_tokens(Sequence& s, std::span<const Token> tokens) {
     const auto count = static_cast<Pos>(tokens.size());
     const auto of = [&](const SlotRun& run) {
       return tokens.subspan(static_cast<std::size_t>(run.first), static_cast<std::size_t>(run.count));
