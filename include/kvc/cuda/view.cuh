@@ -17,6 +17,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/divisor.hpp"
 #include "kvc/cuda/format.hpp"
+#include "kvc/memory/space.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -117,27 +118,28 @@ template <ElementType T, Layout L>
     return RowStrides{base * unit, (offset(1, layer, 0, 0) - base) * unit, (offset(0, layer, 1, 0) - base) * unit,
                       (offset(0, layer, 0, 1) - base) * unit};
   };
-  Index blocks = 0, block_slots = 0;
-  if constexpr (requires { layout.extents(); }) {
-    blocks = layout.extents().blocks;
-    block_slots = layout.extents().block_tokens;
-  }
   return {pool,
           strides([&](int block, Index l, Index head, Pos slot) { return layout.k(BlockId{block}, l, head, slot); }),
           strides([&](int block, Index l, Index head, Pos slot) { return layout.v(BlockId{block}, l, head, slot); }),
           static_cast<std::int32_t>(shape.kv_heads),
           static_cast<std::int32_t>(shape.key_dim),
           static_cast<std::int32_t>(shape.value_dim),
-          blocks,
-          block_slots};
+          layout.extents().blocks,
+          layout.extents().block_tokens};
 }
+
+/// A space that queues copies of rows until it is asked to launch them: DeviceSpace.
+///
+///   s.flush()   launches the queued copies; throws Error
+template <class S>
+concept QueuesCopies = Space<S> && requires(S& s) { s.flush(); };
 
 /// One layer of a cache in device memory. Launches the cache's queued copies first: see DeviceSpace. Throws
 /// std::invalid_argument if there is no such layer, or for a cache with layer groups; Error.
 template <ElementType T, Policy P, Layout L, Space S>
 [[nodiscard]] LayerView<format_of<T>> view(KvCache<T, P, L, S>& cache, Index layer) {
   static_assert(
-      requires(S& space) { space.flush(); },
+      QueuesCopies<S>,
       "kvc::cuda::view is for caches in device memory: KvCache<T, Policy, Layout, kvc::cuda::DeviceSpace>, from "
       "kvc/cuda/space.cuh. For a cache in host memory call cache.view(layer, seq).");
   require_one_group(cache, "cuda::view");
