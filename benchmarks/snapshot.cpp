@@ -2,8 +2,8 @@
 //
 //   memory    to and from a buffer that is there: beside memcpy between two buffers that are there
 //   file      to and from a file in a memory file system (/dev/shm, or the folder that KVC_SNAPSHOT_FOLDER names):
-//             beside memcpy to and from a mapped file there, which is new each time as a snapshot is. What the system
-//             takes to find pages for a file, or to map them, is in both.
+//             beside memcpy to and from a mapped file there, which is new each time as a snapshot is. Both include
+//             the time in which the system finds pages for a file, or maps them.
 //
 // Counters: `of_memcpy` is the bandwidth beside its memcpy, `of_warm_memcpy` beside memcpy between two buffers that are
 // there, both as ratios of medians of times that are measured by turns; `bytes_per_second` is of rows.

@@ -69,7 +69,8 @@ if(KVC_SANITIZE)
     target_compile_options(kvc_own INTERFACE -fno-sanitize=null,object-size,pointer-overflow)
   endif()
 endif()
-# What is compiled by nvcc here, for Ampere and Hopper; others translate the first at run time. Warnings are errors.
+# Options of targets that nvcc compiles here, for Ampere and Hopper; other devices translate the code of the first at
+# run time. Warnings are errors.
 if(KVC_ENABLE_CUDA)
   set(KVC_CUDA_TARGETS "compute_80,code=[sm_80,compute_80];compute_90a,code=sm_90a" CACHE STRING
     "Values of nvcc's -gencode arch= for tests and benchmarks; all: also those that convert fp8 by instructions of their own")

@@ -247,7 +247,7 @@ class Run {
     check(s);
   }
 
-  /// What must be there after a commit: the state of the length less the reserve, and those above it. There may be more.
+  /// The states that must be there after a commit: that of the length less the reserve, and those above it; maybe more.
   void keep(Sequence& s) {
     const std::span<const Pos> held = cache_.policy().state_lengths(s.seq);
     const Pos settled = std::max(static_cast<Pos>(s.tokens.size()) - model_.layers.rewind(), 0);

@@ -55,7 +55,7 @@ inline constexpr auto variants = std::tuple(
 
 inline constexpr auto replayed = std::tuple_cat(each_by_default(static_cast<Evictions*>(nullptr)), variants);
 
-/// What PrefixShared<> evicts with.
+/// The eviction policy of a PrefixShared.
 template <class Policy>
 struct EvictionOf;
 template <class Eviction, class Hash, class Events>

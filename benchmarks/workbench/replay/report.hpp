@@ -12,7 +12,7 @@ namespace replay {
 /// 1234567 as 1,234,567.
 [[nodiscard]] std::string grouped(Index value);
 
-/// What was read, and one table per capacity.
+/// Prints a summary of the trace, and one table per capacity.
 void print(std::ostream& out, const kvc_bench::Trace& trace, const Replay& replay);
 
 /// Everything, as one JSON object.

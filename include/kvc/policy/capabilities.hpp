@@ -65,7 +65,7 @@ struct BarePolicyOf<P> {
 template <class P>
 using BarePolicy = typename detail::BarePolicyOf<P>::Type;
 
-/// f(bare policy) under the lock of `policy`, if it has one. What f returns must not refer to the policy.
+/// f(bare policy) under the lock of `policy`, if it has one. The result of f must not refer to the policy.
 template <class P, class F>
 decltype(auto) with_lock(P& policy, F&& f) {
   if constexpr (LocksItself<P>) {
@@ -200,7 +200,7 @@ concept GroupTablePolicy = HoldsGroups<P> && requires(const BarePolicy<P>& c, Se
 ///
 /// A sequence keeps the states of its length, and of lengths above length(seq) - rewind. `truncate` and `try_fork` go to
 /// a length of which there are states, or to 0, and throw std::invalid_argument for others. A prefix is found as far as
-/// there are states. All throw std::invalid_argument if seq is not open or there is no such state. What a span shows is
+/// there are states. All throw std::invalid_argument if seq is not open or there is no such state. Spans are
 /// valid as long as runs are.
 template <class P>
 concept HoldsStates = HoldsGroups<P> && requires(P& p, const BarePolicy<P>& c, SeqId seq, Pos n, Index kind,

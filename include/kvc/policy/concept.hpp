@@ -70,9 +70,10 @@ struct IgnoreSlots {
 ///   c.blocks(), c.block_tokens()  |                      | Index, Pos: the geometry,   |                  | O(1)
 ///                                 |                      | both at least 1; constant   |                  |
 ///   p.try_open(prompt, options)   | options the policy   | optional<Opened>: a new     | invalid_argument | O(prompt)
-///                                 | allows               | sequence. What of `prompt`  | bad_alloc        |
-///                                 |                      | is in place becomes its     |                  |
-///                                 |                      | first `cached` positions;   |                  |
+///                                 | allows               | sequence. The prefix of     | bad_alloc        |
+///                                 |                      | `prompt` that is in place   |                  |
+///                                 |                      | becomes its first `cached`  |                  |
+///                                 |                      | positions;                  |                  |
 ///                                 |                      | cached < prompt.size()      |                  |
 ///                                 |                      | unless the prompt is empty  |                  |
 ///   p.try_extend(seq, n, tokens)  | nothing uncommitted; | optional<Extension>:        | invalid_argument | O(n / b),

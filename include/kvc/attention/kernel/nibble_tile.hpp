@@ -265,7 +265,7 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
   /// Scales below this are read as if the largest of a tile were this, so that 255 / largest is finite.
   static constexpr float least_top = 0x1p-118F;
 
-  /// What the values of one group have, for the positions of the tile.
+  /// Scale and middle of one group of values, for each position of the tile.
   struct Ranges {
     float scale[tile_keys];
     float relative[tile_keys];  ///< 255 for the largest scale of the tile
