@@ -94,6 +94,25 @@ kvc::LayerGroups deepseek_v3_2() {
   return layers;
 }
 
+/// Recurrent layers have a state instead of rows: 32 matrices of 128 x 128 in float, and the last three inputs of a
+/// convolution of 8192 channels in bfloat16.
+kvc::LayerGroups qwen3_next_80b() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 48; ++i) {
+    i % 4 == 3 ? layers.add({.kv_heads = 2, .key_dim = 256}) : layers.add_state(32 * 128 * 128 * 4 + 3 * 8192 * 2);
+  }
+  return layers;
+}
+
+/// Jamba: one layer of eight attends, the others are Mamba.
+kvc::LayerGroups jamba() {
+  kvc::LayerGroups layers;
+  for (int i = 0; i < 32; ++i) {
+    i % 8 == 4 ? layers.add({.kv_heads = 8, .key_dim = 128}) : layers.add_state(8192 * 16 * 4 + 3 * 8192 * 2);
+  }
+  return layers;
+}
+
 /// Prints the rows that one sequence of 32,000 tokens holds, prefilled in passes of 2,000, beside one shape for all
 /// layers.
 void hold(const char* name, const kvc::LayerGroups& layers) {
@@ -112,16 +131,20 @@ void hold(const char* name, const kvc::LayerGroups& layers) {
     block = std::max(block, policy.block_tokens(g) * rule.row_weight);
     one_shape += tokens * rule.row_weight;
   }
+  for (const kvc::StateRule& rule : rules.states) {
+    one_shape += rule.layers * rule.weight;
+  }
   constexpr double mib = 1 << 20;
   std::printf("%-14s  %3ld layers, %2ld groups  %7.0f MiB  %7.0f MiB\n", name, static_cast<long>(layers.layers()),
-              static_cast<long>(policy.groups()), static_cast<double>(policy.stats().blocks_referenced * block) / mib,
+              static_cast<long>(policy.groups()) + static_cast<long>(rules.states.size()),
+              static_cast<double>(policy.stats().blocks_referenced * block) / mib,
               static_cast<double>(one_shape) / mib);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run_example(argc, argv, "The layer groups of ten models, and what a long sequence holds in them.", [] {
+  return run_example(argc, argv, "The layer groups of twelve models, and what a long sequence holds in them.", [] {
     std::printf("%-14s  %22s  %11s  %11s\n", "", "", "groups", "one shape");
     hold("Mistral 7B", mistral_7b());
     hold("Gemma 2 9B", gemma_2_9b());
@@ -133,5 +156,7 @@ int main(int argc, char** argv) {
     hold("Llama 4 Scout", llama_4_scout());
     hold("mllama", mllama());
     hold("DeepSeek V3.2", deepseek_v3_2());
+    hold("Qwen3-Next 80B", qwen3_next_80b());
+    hold("Jamba", jamba());
   });
 }
