@@ -42,7 +42,7 @@ typename C::Policy::Config config_for(const LayersOfModel& model, Pos pass) {
   if constexpr (kvc::ConfiguresPasses<typename C::Policy>) {
     config.pass_tokens = pass;
   }
-  if constexpr (requires { config.states; }) {
+  if constexpr (kvc::ConfiguresStates<typename C::Policy>) {
     config.states = 12;
   }
   return config;

@@ -322,7 +322,7 @@ TEMPLATE_TEST_CASE("Recurrent states are those of the tokens before them", "[sta
     CAPTURE(has_window);
     const Model model(random, has_window);
     auto config = TestType::config(random.between<Pos>(100, 180), 8, 60);
-    if constexpr (requires { config.states; }) {
+    if constexpr (kvc::ConfiguresStates<typename TestType::Policy>) {
       config.states = 40;
     }
     Run<typename TestType::Policy> run(model, config, random);

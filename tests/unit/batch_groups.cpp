@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("Each group's tables follow sequences on their way, under eve
   rules.groups.push_back({{.chunk = 5}, 0, 2});
   rules.groups.push_back({{.window = 1}, 0, 1});
   typename TestType::Config config{};
-  if constexpr (requires { config.blocks; }) {
+  if constexpr (BlockTablePolicy<TestType>) {
     config.blocks = 200;
     config.block_tokens = 4;
   } else {

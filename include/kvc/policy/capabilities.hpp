@@ -115,6 +115,14 @@ concept ConfiguresPasses = requires(typename P::Config& config) {
   { config.pass_tokens } -> std::same_as<Pos&>;
 };
 
+/// Its configuration limits the states of recurrent layers that one sequence has, for which it keeps room.
+///
+///   P::Config::states       | Pos: most lengths of which a sequence has states; 0: see the policy
+template <class P>
+concept ConfiguresStates = requires(typename P::Config& config) {
+  { config.states } -> std::same_as<Pos&>;
+};
+
 /// Counts the room that is left, in the unit of Stats: blocks, or slots where the pool is one block.
 ///
 ///   c.available()        | Index: free or evictable; O(1)

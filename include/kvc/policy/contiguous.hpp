@@ -263,7 +263,8 @@ class Contiguous {
   /// Committed and reserved positions. Throws std::invalid_argument if seq is not open. O(1).
   [[nodiscard]] Pos reserved(SeqId seq) const { return lengths(seq).reserved; }
 
-  /// One run, unless the range is empty. O(1).
+  /// f(SlotRun) with one run, unless the range is empty; with several groups, with at most three, over the positions
+  /// that group 0 retains. O(1).
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     if (grouped_) [[unlikely]] {
