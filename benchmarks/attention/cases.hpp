@@ -9,6 +9,7 @@
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/extern.hpp"
 #include "kvc/attention/prefill.hpp"
+#include "kvc/attention/selection.hpp"
 #include "kvc/parallel/executor.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
@@ -36,7 +37,34 @@ class AttentionCases {
         policy_(std::string(P::name) + (block_tokens > 0 ? std::to_string(block_tokens) : "")) {}
 
   void add_decode(const Heads& heads, Pos length) const {
-    add_batch("decode/" + element + "/" + policy_ + dims(heads) + "/kv:" + std::to_string(length), heads, {length});
+    add_batch(kind("decode", heads) + "/kv:" + std::to_string(length), heads, {length});
+  }
+
+  /// Over `count` positions of `length`: random ones, or those of random blocks of 16.
+  void add_decode_selected(const Heads& heads, Pos length, Pos count) const {
+    for (const bool scattered : {true, false}) {
+      const std::string data = kind("decode_selected", heads) + "/kv:" + std::to_string(length);
+      const std::string name = kind("decode_selected", heads) + (scattered ? "/positions:" : "/blocks:") +
+                               std::to_string(count) + "/kv:" + std::to_string(length) + "/threads:1";
+      add(name, [=, block_tokens = block_tokens_](benchmark::State& state) {
+        const auto filled = kept<Filled<T, P>>(data, heads, Batch{length}, block_tokens, working_set());
+        const std::vector<float> q = random_numbers(heads.query * heads.key_dim, 4);
+        std::vector<float> out(static_cast<std::size_t>(heads.query * heads.value_dim));
+        std::vector<kvc::Selection> selections;  // so many that no call finds the rows of an earlier one in a cache
+        for (unsigned seed = 0; seed < 64; ++seed) {
+          selections.push_back(
+              scattered ? kvc::Selection::of_positions(kvc::top_positions(random_numbers(length, seed), count))
+                        : kvc::Selection::of_blocks(kvc::top_positions(random_numbers(length / 16, seed), count / 16),
+                                                    16, length));
+        }
+        const Work work{static_cast<double>(count) * filled->position_bytes(),
+                        heads.operations(static_cast<double>(count)), unit_of(element)};
+        measure(state, 1, work, [&](std::size_t i) {
+          const kvc::SelectedView view(filled->views(i).front(), selections[i % selections.size()]);
+          kvc::decode(view, {q.data(), 1, heads.query * heads.key_dim}, {out.data(), 1, heads.query * heads.value_dim});
+        });
+      });
+    }
   }
 
   void add_decode_shared(const Heads& heads, const Batch& batch, Pos prompt) const {
@@ -49,7 +77,7 @@ class AttentionCases {
 
   void add_prefill(const Heads& heads, Pos length) const {
     const std::string n = std::to_string(length);
-    const std::string name = "prefill/" + element + "/" + policy_ + dims(heads) + "/q:" + n + "/kv:" + n;
+    const std::string name = kind("prefill", heads) + "/q:" + n + "/kv:" + n;
     for (const int threads : thread_counts()) {
       add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
         const auto filled = kept<Filled<T, P>>(name, heads, Batch{length}, block_tokens, std::size_t{0});
@@ -68,6 +96,10 @@ class AttentionCases {
   }
 
  private:
+  [[nodiscard]] std::string kind(const std::string& what, const Heads& heads) const {
+    return heads.latent ? what + "_latent/" + element + "/" + policy_ + "/heads:" + std::to_string(heads.query)
+                        : what + "/" + element + "/" + policy_ + dims(heads);
+  }
   static std::string dims(const Heads& heads) {
     if (heads.key_dim == 128 && heads.value_dim == 128) {
       return "";
@@ -136,6 +168,24 @@ void add_cases() {
     contiguous.add_prefill({.key_dim = dim, .value_dim = dim}, 2048);
   }
   contiguous.add_prefill({.key_dim = 192, .value_dim = 128}, 2048);
+
+  if constexpr (kvc::RowPrefixElement<T>) {
+    for (const Index query_heads : {16, 128}) {
+      const Heads latent{.query = query_heads, .kv = 1, .key_dim = 576, .value_dim = 512, .latent = true};
+      for (const Pos length : {4096, 32768}) {
+        contiguous.add_decode(latent, length);
+        paged64.add_decode(latent, length);
+      }
+      paged64.add_prefill(latent, 2048);
+    }
+  }
+  paged16.add_decode(heads, 2048);
+  paged16.add_decode_selected(heads, 65536, 2048);
+  if constexpr (kvc::RowPrefixElement<T>) {
+    const Heads latent{.query = 16, .kv = 1, .key_dim = 576, .value_dim = 512, .latent = true};
+    paged64.add_decode(latent, 2048);
+    paged64.add_decode_selected(latent, 65536, 2048);
+  }
 }
 
 }  // namespace kvc_bench

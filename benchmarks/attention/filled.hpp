@@ -44,7 +44,7 @@ template <class T, class P>
 class Filled {
  public:
   Filled(const Heads& heads, const Batch& batch, Pos block_tokens, std::size_t bytes)
-      : cache_(shape(heads, batch, bytes), config(batch, block_tokens)) {
+      : cache_(model(heads, batch, bytes), config(batch, block_tokens)) {
     fill(heads);
     if constexpr (!std::is_same_v<P, kvc::Contiguous>) {
       shuffle_blocks();
@@ -72,13 +72,15 @@ class Filled {
   }
 
  private:
-  static kvc::Shape shape(const Heads& heads, const Batch& batch, std::size_t bytes) {
+  static kvc::LayerGroups model(const Heads& heads, const Batch& batch, std::size_t bytes) {
     using Element = kvc::Element<T>;
-    const Index row = (Element::row_size(heads.key_dim) + Element::row_size(heads.value_dim)) *
+    const Index row = (Element::row_size(heads.key_dim) + (heads.latent ? 0 : Element::row_size(heads.value_dim))) *
                       static_cast<Index>(sizeof(kvc::StorageOf<T>));
     const Index layer = batch.distinct() * heads.kv * row;
-    return {std::max(Index{1}, kvc::ceil_div(static_cast<Index>(bytes), layer)), heads.kv, heads.key_dim,
-            heads.value_dim};
+    kvc::LayerGroups layers;
+    layers.add({.kv_heads = heads.kv, .key_dim = heads.key_dim, .value_dim = heads.value_dim, .latent = heads.latent},
+               std::max(Index{1}, kvc::ceil_div(static_cast<Index>(bytes), layer)));
+    return layers;
   }
 
   static typename P::Config config(const Batch& batch, Pos block_tokens) {
@@ -115,7 +117,9 @@ class Filled {
     };
     for (Index i = 0; i < cache_.policy().blocks() * layers(); ++i) {
       put(keys, Element::row_size(heads.key_dim));
-      put(values, Element::row_size(heads.value_dim));
+      if (!heads.latent) {
+        put(values, Element::row_size(heads.value_dim));
+      }
     }
     if (to != cache_.data() + cache_.layout().size()) {
       throw std::logic_error("the pool has another layout than benchmarks/attention fills");

@@ -5,6 +5,12 @@
 //   decode_shared/<element>/<policy>/heads:<kv heads>/seqs:<n>/shared:<n>/kv:<n>/threads:<t>
 //                                                          one new token of each sequence of a batch; they share a
 //                                                          prefix ("unshared" instead of a policy: they do not)
+//   decode_latent/<element>/<policy>/heads:<query heads>/kv:<n>/threads:<t>, prefill_latent/...
+//                                                          the same of latent rows (MLA), absorbed: one kv head, 576
+//                                                          elements of which the first 512 are the value
+//   decode_selected/<element>/<policy>/positions:<n>/kv:<n>/threads:1, .../blocks:<n>/...
+//                                                          one new token over a selection: n random positions, or those
+//                                                          of random blocks of 16
 //   peer_eigen/decode/..., peer_ggml/decode/...            the same work by others, as far as they are installed
 //
 // 32 query heads, 8 kv heads, dimension 128 unless the name says dim:<key>[-<value>]. The number behind a policy is the

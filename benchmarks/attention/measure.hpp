@@ -43,6 +43,7 @@ struct Heads {
   kvc::Index kv = 8;
   kvc::Index key_dim = 128;
   kvc::Index value_dim = 128;
+  bool latent = false;  // the value is the beginning of the key, and takes no memory of its own
   [[nodiscard]] double operations(double pairs) const {
     return 2.0 * pairs * static_cast<double>(query) * static_cast<double>(key_dim + value_dim);
   }
