@@ -186,8 +186,10 @@ class FloatTile : public FloatSumTile<T> {
       long_keys_ = keys_are_decoded() ? long_keys_ : rows.k;
       long_values_ = values_in_place() ? rows.v : long_values_;
     }
+    prefetcher_.stop();
+    spread_ = next == nullptr ? SpreadPrefetcher<T>() : SpreadPrefetcher<T>(*next, key_dim_, value_dim_);
     const Index calls = ceil_div(tile_keys, long_pass) + ceil_div(value_dim_, long_columns);
-    lines_per_call_ = ceil_div(prefetcher_.begin_tile_spread(rows, next), calls * ceil_div(count, Index{kernel_rows}));
+    lines_per_call_ = ceil_div(spread_.lines(), calls * ceil_div(count, Index{kernel_rows}));
   }
   [[nodiscard]] bool is_long() const noexcept { return is_long_; }
 
@@ -214,7 +216,7 @@ class FloatTile : public FloatSumTile<T> {
   }
   template <int R>
   KVC_OUT_OF_LINE void scores_of_long(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    SpreadPrefetcher prefetcher(prefetcher_, lines_per_call_);
+    SomeLines prefetcher(spread_, lines_per_call_);
     Base::template score_blocks<FloatDotTraits, R>(FloatRows{long_keys_}, first, last, padded(key_dim_) / simd::lanes,
                                                    q, q_stride, s, UnscaledScores{}, prefetcher);
   }
@@ -259,7 +261,7 @@ class FloatTile : public FloatSumTile<T> {
   [[nodiscard]] Index value_columns() const noexcept { return padded(value_dim_); }
   template <int R>
   KVC_OUT_OF_LINE void add_long_values(const float* p, Index from, float* to, const float* rescale) noexcept {
-    SpreadPrefetcher prefetcher(prefetcher_, lines_per_call_);
+    SomeLines prefetcher(spread_, lines_per_call_);
     const Index columns = padded(value_dim_);
     add_float_columns<R>(p, FloatRows{long_values_}, 0, tile_keys, nullptr, to, rescale, columns, from,
                          std::min(from + long_columns, columns), prefetcher);
@@ -300,6 +302,7 @@ class FloatTile : public FloatSumTile<T> {
   const float* const* long_values_ = nullptr;  // [64] rows that add_long_values reads
   const float* decoded_key_rows_[tile_keys];
   const float* decoded_value_rows_[tile_keys];
+  SpreadPrefetcher<T> spread_;  // of the next tile, while this one is long
   Index lines_per_call_ = 0;
   float* decoded_keys_;    // [64, padded(key_dim)]
   float* packed_keys_;     // [groups][padded(key_dim)][16], for many rows
