@@ -91,7 +91,7 @@ TEST_CASE("On any traffic the default eviction finds nearly as much as leaf-firs
       CHECK(counts.lru_hits == lru);
       CHECK(found - lru == counts.gains - counts.losses);
 
-      const auto allowed = static_cast<double>(lru) / 2048 + static_cast<double>(capacity) / 16 +
+      const auto allowed = static_cast<double>(lru) / 4096 + static_cast<double>(capacity) / 16 +
                            static_cast<double>(longest_prompt(workload));
       CHECK(static_cast<double>(found) >= static_cast<double>(lru) - allowed);
       if (lru > 0) {
@@ -163,7 +163,7 @@ TEST_CASE("An adversary who asks for what only LRU has gets no more than the all
     };
     serve(lru, lru_hits);
     serve(learned, learned_hits);
-    worst = std::max(worst, lru_hits - learned_hits - lru_hits / 2048);
+    worst = std::max(worst, lru_hits - learned_hits - lru_hits / 4096);
   }
   CAPTURE(lru_hits, learned_hits, worst, attacks);
   CHECK(attacks > 0);

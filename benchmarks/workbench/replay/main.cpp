@@ -1,6 +1,7 @@
 // replay: counts the blocks of recorded prompts that a prefix cache finds again, with each eviction policy.
 //
 //   replay --trace conversation_trace.jsonl --capacity 1000,10000,50000
+//   replay --workloads 30 --plot distribution.svg
 //   replay --trace t.jsonl.gz --capacity 20000 --eviction default --json results.json --plot hits.svg
 //
 // Only the policy runs, on block numbers: without keys, values, or a model. See replay --help.
@@ -8,7 +9,9 @@
 #include <new>
 #include <optional>
 #include <stdexcept>
+#include <vector>
 
+#include "families.hpp"
 #include "gnuplot.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
@@ -31,6 +34,19 @@ void run(const Options& options) {
   if (!options.plot.empty()) {
     kvc_bench::require_gnuplot("--plot");
     svg.emplace("--plot", options.plot);
+  }
+
+  if (options.workloads > 0) {
+    const std::vector<FamilyResult> results = replay_families(options.workloads, options.workloads_seed);
+    print(std::cout, results);
+    if (!std::cout.flush()) {
+      throw std::runtime_error("cannot write to standard output");
+    }
+    if (svg) {
+      plot(svg->working_path(), results);
+      svg->finish();
+    }
+    return;
   }
 
   kvc_bench::Trace trace = kvc_bench::read_trace(options.trace, options.read);

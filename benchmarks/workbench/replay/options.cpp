@@ -87,7 +87,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "Examples:\n"
       "  replay --trace conversation_trace.jsonl --capacity 10000\n"
       "  replay --trace t.jsonl.gz --capacity 1000,10000,50000 --eviction lru,default --plot hits.svg\n"
-      "  replay --trace t.jsonl --format weka --capacity 20000 --json results.json --skip-bad\n\n"
+      "  replay --trace t.jsonl --format weka --capacity 20000 --json results.json --skip-bad\n"
+      "  replay --workloads 30 --seed 7\n\n"
       "lru is always replayed, and so are three references on single blocks, as if a block could stay without those\n"
       "before it (accounting \"flat\"): fifo; belady, which knows the future and bounds every policy; and unbounded, "
       "a\n"
@@ -99,9 +100,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "Exit code: 0 success; 1 a file that cannot be read or written; 2 a bad option.");
 
   kvc_bench::TraceArguments trace_arguments;
-  CLI::Option* const trace = app.add_option("--trace", options.trace, "The requests: a file, a pipe or a folder")
-                                 ->type_name("FILE")
-                                 ->required();
+  CLI::Option* const trace =
+      app.add_option("--trace", options.trace, "The requests: a file, a pipe or a folder")->type_name("FILE");
   trace_arguments.add_to(app, trace);
   app.add_option("--capacity", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.capacities = parse_capacities(texts);
@@ -110,8 +110,18 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                  "Blocks in the pool; several: one replay for each")
       ->type_name("BLOCKS[,BLOCKS...]")
       ->take_all()
-      ->allow_extra_args(false)
-      ->required();
+      ->allow_extra_args(false);
+  CLI::Option* const workloads =
+      app.add_option("--workloads", options.workloads,
+                     "Instead of a trace: generate so many workloads, and compare the default with lru on each, at\n"
+                     "0.5, 2, 10 and 40 % of its different blocks")
+          ->type_name("COUNT")
+          ->check(CLI::Range(1, 10'000))
+          ->excludes(trace);
+  app.add_option("--seed", options.workloads_seed, "Of the first workloads [1]")
+      ->type_name("SEED")
+      ->check(CLI::NonNegativeNumber)
+      ->needs(workloads);
   options.evictions = parse_evictions({"all"});
   app.add_option("--eviction", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.evictions = parse_evictions(texts);
@@ -135,11 +145,22 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                  "their second block in common are a conversation")
       ->type_name("SEED")
       ->check(CLI::NonNegativeNumber);
+  for (const char* of_a_trace : {"--capacity", "--eviction", "--json", "--part", "--shuffle"}) {
+    workloads->excludes(app.get_option(of_a_trace));
+  }
   bool skip_bad = false;
   app.add_flag("--skip-bad", skip_bad, "Count malformed lines and go on, instead of stopping at the first");
 
   try {
     app.parse(argc, argv);
+    if (options.workloads == 0) {
+      if (options.trace.empty()) {
+        throw CLI::RequiredError("--trace");
+      }
+      if (options.capacities.empty()) {
+        throw CLI::RequiredError("--capacity");
+      }
+    }
     options.read = trace_arguments.options();
     options.read.skip_bad = skip_bad;
     return true;

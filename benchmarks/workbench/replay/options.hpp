@@ -29,6 +29,8 @@ struct Options {
   std::vector<std::string> evictions;  // names of library policies, in the order of their list, each once
   Part part;                           // of the trace
   std::optional<std::uint64_t> shuffle;
+  std::size_t workloads = 0;  // generated ones, instead of a trace
+  std::uint64_t workloads_seed = 1;
   std::string json;  // empty: none
   std::string plot;  // empty: none
 };

@@ -39,7 +39,7 @@ inline namespace v0 {
 ///
 ///     hits >= hits of LRU * (1 - allowance_per_hit) - allowance - blocks of the longest prompt
 ///
-/// where the allowance is 1/32 of the blocks, or two usual prompts if these are more, but never more than 1/16.
+/// where the allowance is 1/32 of the blocks, or eight usual prompts if these are more, but never more than 1/16.
 ///
 /// O(1) per block; about 48 bytes per block.
 class ReuseHazard {
@@ -203,7 +203,7 @@ class ReuseHazard {
   using Continued = ReuseModel::Continued;
   static constexpr std::size_t least_prompts = 256;
   static constexpr std::size_t blocks_per_prompt = 4;  // of the pool, per record; a prompt mostly has two
-  static constexpr double usual_prompts = 2;           // that may be lost; fewer are too few to learn from
+  static constexpr double usual_prompts = 8;           // that may be lost; fewer are too few to learn from
 
   struct Choice {
     BlockId block = no_block;

@@ -30,7 +30,7 @@ struct ReuseConfig {
   int smoothing = 3;                      ///< of the hazard over ages: half octaves to each side
   bool guarded = true;                    ///< there is no guarantee otherwise
   double allowance = 1.0 / 32;            ///< hits of LRU that may be lost, as a share of the blocks, 0 to 1
-  double allowance_per_hit = 1.0 / 2048;  ///< hits of LRU that may be lost, as a share of its hits, 0 to 1
+  double allowance_per_hit = 1.0 / 4096;  ///< hits of LRU that may be lost, as a share of its hits, 0 to 1
 };
 
 /// Estimates the hazard of a prompt: the chance per unit of time that a prompt which ended `age` ago is continued now.
