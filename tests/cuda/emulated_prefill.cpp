@@ -51,10 +51,10 @@ std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const kvc::BatchTables& t
     kvc_emulation::launch({static_cast<unsigned>(tables.queries() + 2), grid_y}, cuda::detail::plain_threads,
                           [&] { cuda::plain_prefill_kernel<F, Q>(a); });
   } else {
-    static_assert(cuda::detail::PrefillTraits<D>::shared_bytes <= 163 << 10, "Ampere has no more");
+    static_assert(cuda::detail::PrefillTraits<D, F>::shared_bytes <= 163 << 10, "Ampere has no more");
     const auto slots = static_cast<unsigned>(cuda::max_prefill_tiles(tiles, tables.size() + 1, tables.queries() + 3));
     kvc_emulation::launch({slots, static_cast<unsigned>(c.spec.kv_heads * tiles.head_tiles)},
-                          cuda::detail::PrefillTraits<D>::threads, [&] { cuda::prefill_kernel<F, D>(a); });
+                          cuda::detail::PrefillTraits<D, F>::threads, [&] { cuda::prefill_kernel<F, Q, D>(a); });
   }
   return out;
 }
@@ -327,11 +327,42 @@ TEST_CASE("emulated prefill: what a row does not see is not noticed, infinite or
   }
 }
 
+TEST_CASE("emulated prefill: rows of bytes become 16-bit elements in shared memory", "[cuda]") {
+  for (const bool last_warp_first : {true, false}) {
+    kvc_emulation::Block::last_warp_first = last_warp_first;
+    check<64, kvc::Fp8E4M3, Format::f16>(ragged, {.blocks = 40, .block_tokens = 16}, 3e-3F);
+    check<64, kvc::Int8, Format::f16, kvc::TokenMajor>(ragged, {.blocks = 90, .block_tokens = 7}, 2e-2F);
+  }
+  PrefillSpec spec{.kv_heads = 2, .group = 3, .key_dim = 72, .value_dim = 104, .sequences = {{130, 40}, {20, 20}}};
+  spec.options = {.window = 50, .softcap = 1.5F};
+  check<128, kvc::Fp8E4M3, Format::bf16>(spec, {.blocks = 20, .block_tokens = 16}, 2e-2F);
+  check<128, kvc::Int8, Format::bf16, kvc::TokenMajor, kvc::Contiguous>(spec, {.sequences = 2, .max_tokens = 140},
+                                                                        2e-2F);
+}
+
+TEST_CASE("emulated prefill: scales of rows that a row does not see are not noticed, even NaN", "[cuda]") {
+  const PrefillSpec spec{.kv_heads = 1, .group = 4, .sequences = {{100, 60}}};
+  PrefillCase<kvc::Int8, kvc::Paged, kvc::HeadMajor, Format::f16> c(spec, {.blocks = 12, .block_tokens = 16});
+  const std::vector<std::byte> before = run<64>(c, c.tables, c.q);
+  const std::vector<std::byte> alone = run<64>(c, c.tables_of(c.sequences, {20}), c.q_rows(40, 20));
+  REQUIRE(std::equal(alone.begin(), alone.end(), before.begin() + static_cast<std::ptrdiff_t>(c.out_bytes(40))));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::memcpy(c.value_row(0, 0, 70) + 64, &nan, 4);
+  const std::vector<std::byte> after = run<64>(c, c.tables, c.q);
+  REQUIRE(c.difference(after, c.expected()) < 2e-2F);
+  const auto unharmed = static_cast<std::ptrdiff_t>(c.out_bytes(70 - 40));
+  REQUIRE(std::equal(before.begin(), before.begin() + unharmed, after.begin()));
+  const bool noticed = before != after;
+  REQUIRE(noticed);
+}
+
 TEST_CASE("emulated prefill: large logits lose no precision", "[cuda]") {
   for (const float deviation : {10.0F, 20.0F}) {  // see the same test of decode
     const PrefillSpec spec = large_logits(deviation);
     check<128, Eigen::bfloat16, Format::bf16>(spec, {.blocks = 13, .block_tokens = 16}, 2e-2F);
     check<128, Eigen::half, Format::f16>(spec, {.blocks = 13, .block_tokens = 16}, 3e-3F);
     check<0, kvc::Int8, Format::bf16>(spec, {.blocks = 13, .block_tokens = 16}, 2e-2F);
+    check<128, kvc::Int8, Format::bf16>(spec, {.blocks = 13, .block_tokens = 16},
+                                        3e-2F);  // weights times scales are bf16
   }
 }

@@ -284,7 +284,8 @@ __device__ __forceinline__ void convert_heads(const HeadRows& rows, int chunk, c
 ///   F        format of the cache
 ///   Halves   key_dim and value_dim are at most 128
 template <Format I, Format F, bool Halves>
-__global__ void __launch_bounds__(detail::rows_threads, 3) append_kernel(const __grid_constant__ AppendArguments<F> a) {
+__global__ void __launch_bounds__(detail::rows_threads, I == Format::f32 ? 2 : 3)
+    append_kernel(const __grid_constant__ AppendArguments<F> a) {
   constexpr int lanes = Halves ? 16 : 32, unit = code_bytes(I);
   const int lane = static_cast<int>(threadIdx.x % 32U), chunk = lane % lanes, half = lane / lanes;
   const bool rotates = a.rope.pairing != RopePairing::none, interleaved = a.rope.pairing == RopePairing::interleaved;

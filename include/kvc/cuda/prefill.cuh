@@ -6,8 +6,8 @@
 //   cuda::prefill(layer, batch, query_heads, q, out, options, stream);
 //
 // Caches of f16 and bf16 use tensor cores: on Hopper, in code compiled for sm_90a, by warpgroups (prefill_hopper.cuh),
-// elsewhere by warps (prefill_kernel.cuh). Other caches use a plain kernel (prefill_plain.cuh) that is many times
-// slower. Define KVC_CUDA_NO_WARPGROUPS in every file that includes this header to leave the Hopper kernel out.
+// elsewhere by warps (prefill_kernel.cuh). So do caches of fp8 and int8, by warps, up to dim 128. Others use a plain
+// kernel (prefill_plain.cuh) that is many times slower. Define KVC_CUDA_NO_WARPGROUPS in every file that includes this header to leave the Hopper kernel out.
 //
 // Each kernel gives a row the same bits in every batch and chunk, for every policy, layout and block size. These bits
 // differ between kernels, from the CPU, and from cuda::decode: sums are taken in another order, and the tensor-core
@@ -64,11 +64,12 @@ namespace detail {
 /// The head dim that a tensor-core kernel is compiled for.
 [[nodiscard]] constexpr int prefill_dim(int dim) noexcept { return (dim + 63) / 64 * 64; }
 
-/// Whether rows can be copied in chunks of 16 bytes.
+/// Whether rows can be loaded in chunks of 8 elements: 16 bytes at once, 8 of Fp8E4M3, and twice 4 of Int8.
 template <Format F>
 [[nodiscard]] bool is_chunk_aligned(const LayerView<F>& kv) noexcept {
+  constexpr Index unit = F == Format::int8 ? 4 : 8 * code_bytes(F);
   const auto whole = [](const RowStrides& s) {
-    return s.base % 16 == 0 && s.block % 16 == 0 && s.head % 16 == 0 && s.slot % 16 == 0;
+    return s.base % unit == 0 && s.block % unit == 0 && s.head % unit == 0 && s.slot % unit == 0;
   };
   return kv.key_dim % 8 == 0 && kv.value_dim % 8 == 0 && whole(kv.k) && whole(kv.v) &&
          reinterpret_cast<std::uintptr_t>(kv.pool) % 16 == 0;
@@ -136,9 +137,9 @@ template <Format F>
 }
 
 /// The path of a kernel for tensor cores.
-template <Format F, int D>
+template <Format F, Format Q, int D>
 [[nodiscard]] PrefillPath tensor_core_path(const LayerView<F>& kv, bool warpgroups) {
-  if constexpr (prefill_by_warpgroups) {
+  if constexpr (prefill_by_warpgroups && F == Q) {
     if (warpgroups && has_hopper_kernel<F, D>()) {
       return prefill_tensor_maps<D>(kv).box > 0 ? PrefillPath::bulk_copies : PrefillPath::warpgroups;
     }
@@ -146,10 +147,10 @@ template <Format F, int D>
   return PrefillPath::warps;
 }
 
-template <Format F, int D>
+template <Format F, Format Q, int D>
 void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, bool warpgroups, cudaStream_t stream) {
   const dim3 grid = prefill_grid(a, bounds);
-  if constexpr (prefill_by_warpgroups) {
+  if constexpr (prefill_by_warpgroups && F == Q) {
     if (warpgroups && has_hopper_kernel<F, D>()) {
       using Traits = HopperTraits<D>;
       const PrefillTensorMaps maps = prefill_tensor_maps<D>(a.kv);
@@ -157,8 +158,8 @@ void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, b
       return check_launch("prefill_hopper_kernel");
     }
   }
-  using Traits = PrefillTraits<D>;
-  constexpr auto kernel = prefill_kernel<F, D>;
+  using Traits = PrefillTraits<D, F>;
+  constexpr auto kernel = prefill_kernel<F, Q, D>;
   static PerDevice granted;
   (void)granted.get(current_device(), [] {
     KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::shared_bytes));
@@ -171,22 +172,27 @@ void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, b
 /// The head dim of the tensor-core kernels that take the cache, with queries of format Q; 0 if none does.
 template <Format F, Format Q>
 [[nodiscard]] int tensor_core_dim(const LayerView<F>& kv, PrefillKernel kernel) {
-  if constexpr (F == Q && code_bytes(F) == 2) {
+  if constexpr (has_prefill_kernel(F, Q)) {
     const int dim = prefill_dim(kv.key_dim > kv.value_dim ? kv.key_dim : kv.value_dim);
     if (kernel != PrefillKernel::plain && is_chunk_aligned(kv) &&
-        (dim <= 192 || (dim == 256 && has_shared_memory(PrefillTraits<256>::shared_bytes)))) {
+        (dim <= (F == Q ? 192 : 128) ||
+         (F == Q && dim == 256 && has_shared_memory(PrefillTraits<256, F>::shared_bytes)))) {
       return dim;
     }
   }
   return 0;
 }
-/// Calls f(std::integral_constant<int, D>) for the head dim D of a tensor-core kernel.
-template <class F>
-auto with_dim(int dim, F f) {
-  return dim == 64    ? f(std::integral_constant<int, 64>{})
-         : dim == 128 ? f(std::integral_constant<int, 128>{})
-         : dim == 192 ? f(std::integral_constant<int, 192>{})
-                      : f(std::integral_constant<int, 256>{});
+/// Calls f(std::integral_constant<int, D>) for the head dim D of a tensor-core kernel; caches of bytes have two.
+template <Format F, class Call>
+auto with_dim(int dim, Call f) {
+  if constexpr (code_bytes(F) == 1) {
+    return dim == 64 ? f(std::integral_constant<int, 64>{}) : f(std::integral_constant<int, 128>{});
+  } else {
+    return dim == 64    ? f(std::integral_constant<int, 64>{})
+           : dim == 128 ? f(std::integral_constant<int, 128>{})
+           : dim == 192 ? f(std::integral_constant<int, 192>{})
+                        : f(std::integral_constant<int, 256>{});
+  }
 }
 
 template <Format F, Format Q>
@@ -259,7 +265,7 @@ template <Format F>
 ///
 /// The tensor-core kernels take a cache whose format is that of Scalar, f16 or bf16; dims that are multiples of 8 up to
 /// 256 (computed as 64, 128, 192 or 256); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory
-/// per block.
+/// per block. With Scalar __half or __nv_bfloat16 they also take caches of Fp8E4M3 and Int8, of dims up to 128.
 ///
 /// Throws std::invalid_argument if shapes, options, bounds or alignment do not fit, Error if a launch fails.
 template <class Scalar, Format F>
@@ -274,11 +280,11 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
   if (most.queries == 0) {
     return;
   }
-  if constexpr (F == Q && code_bytes(F) == 2) {
+  if constexpr (detail::has_prefill_kernel(F, Q)) {
     const int dim = detail::tensor_core_dim<F, Q>(kv, kernel);
     if (dim != 0 && a.scale > 0) {
-      return detail::with_dim(dim, [&](auto d) {
-        detail::launch_prefill<F, decltype(d)::value>(a, most, kernel == PrefillKernel::best, stream);
+      return detail::with_dim<F>(dim, [&](auto d) {
+        detail::launch_prefill<F, Q, decltype(d)::value>(a, most, kernel == PrefillKernel::best, stream);
       });
     }
   }
@@ -288,11 +294,12 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
 /// How prefill() computes with these arguments and a positive scale on the current device. Throws Error.
 template <class Scalar, Format F>
 [[nodiscard]] PrefillPath prefill_path(const LayerView<F>& kv, PrefillKernel kernel = PrefillKernel::best) {
-  if constexpr (F == format_of<Scalar> && code_bytes(F) == 2) {
-    const int dim = detail::tensor_core_dim<F, format_of<Scalar>>(kv, kernel);
+  constexpr Format Q = format_of<Scalar>;
+  if constexpr (detail::has_prefill_kernel(F, Q)) {
+    const int dim = detail::tensor_core_dim<F, Q>(kv, kernel);
     if (dim != 0) {
-      return detail::with_dim(dim, [&](auto d) {
-        return detail::tensor_core_path<F, decltype(d)::value>(kv, kernel == PrefillKernel::best);
+      return detail::with_dim<F>(dim, [&](auto d) {
+        return detail::tensor_core_path<F, Q, decltype(d)::value>(kv, kernel == PrefillKernel::best);
       });
     }
   }

@@ -140,8 +140,8 @@ __device__ __forceinline__ void store_lse(const PrefillArguments<F>& a, const Qu
 }
 
 /// Normalises the rows of a warp and stores them, and their log-sum-exp if it is wanted. They pass through the part of
-/// the tile of queries that held the warp's rows, which no thread may read any more.
-template <Format F, int D, int T>
+/// the tile of queries that held the warp's rows, which no thread may read any more. Q: format of the output.
+template <Format Q, Format F, int D, int T>
 __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const QueryTile& tile, const BlockHeads& heads,
                                            const RowState<D, T>& state, std::byte* q_tile) {
   constexpr int chunks = D / 8;
@@ -163,7 +163,7 @@ __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const Q
         const float low = device::add(device::multiply(state.o[i][n][2 * half], factor), 0.0F);
         const float high = device::add(device::multiply(state.o[i][n][2 * half + 1], factor), 0.0F);
         *reinterpret_cast<std::uint32_t*>(q_tile + chunk_offset<prefill_rows>(row, n) + 4 * (lane % 4)) =
-            device::pack<F>(low, high);
+            device::pack<Q>(low, high);
       }
     }
   }

@@ -1,4 +1,5 @@
-// The prefill kernel for tensor cores by warps (mma.sync), for caches of f16 and bf16: flash attention over blocks.
+// The prefill kernel for tensor cores by warps (mma.sync), for caches of f16, bf16, fp8 and int8: flash attention over
+// blocks.
 //
 // A thread block takes one tile of queries (prefill_tile.cuh) of one kv head and goes through the tiles of 64 keys that
 // some of its rows see. Tiles beyond the diagonal or before the window are not loaded. Tiles of keys begin at multiples
@@ -14,6 +15,10 @@
 // There is a barrier at each arrival; after it no warp reads what the next copy overwrites. Meanwhile the block looks
 // up where the rows of tile j + 2 lie.
 //
+// Rows of bytes become rows of 16-bit elements on their way to shared memory, which is exact: registers hold the next
+// keys while keys are multiplied, and the next values while values are. The scales of Int8 rows multiply scores and
+// weights in float.
+//
 // The order of operations on a query row depends on its position only, and no operation mixes rows. A tile that a row
 // does not see changes no bit of it: its weights are exactly 0, and its maximum does not move. Values that are not
 // finite do not reach rows that do not see them.
@@ -21,6 +26,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/device.cuh"
@@ -37,34 +43,50 @@ namespace cuda {
 
 namespace detail {
 
-/// Sizes of tiles and thread blocks for head dim D.
-template <int D>
+/// Sizes of tiles and thread blocks for head dim D. Where rows are widened, registers hold them for a while.
+template <int D, Format F>
 struct PrefillTraits {
-  static constexpr int tiles = D <= 128 ? 2 : 1;  ///< tiles of 16 rows per warp
+  static constexpr bool widens = code_bytes(F) == 1;
+  static constexpr int tiles = D <= 128 && !widens ? 2 : 1;  ///< tiles of 16 rows per warp
   static constexpr int warps = prefill_rows / (16 * tiles);
   static constexpr int threads = 32 * warps;
-  static constexpr int blocks = D <= 128 ? 2 : 1;  ///< thread blocks per multiprocessor, limited by registers
+  /// Thread blocks per multiprocessor, limited by registers.
+  static constexpr int blocks = D <= (!widens ? 128 : F == Format::int8 ? 0 : 64) ? 2 : 1;
   static constexpr int row_bytes = 2 * D;
   /// The tiles of queries, of keys and of values.
   static constexpr int shared_bytes = (prefill_rows + 2 * prefill_keys) * row_bytes;
 };
 
+/// Whether the kernel takes caches of format F with queries of format Q.
+[[nodiscard]] KVC_HOST_DEVICE constexpr bool has_prefill_kernel(Format F, Format Q) noexcept {
+  return code_bytes(Q) == 2 && (F == Q || code_bytes(F) == 1);
+}
+/// The format in which weights and values are multiplied. Codes of one byte are exact in both 16-bit formats, but
+/// weights that include the scale of an Int8 row may exceed the range of f16.
+[[nodiscard]] KVC_HOST_DEVICE constexpr Format prefill_value_format(Format F, Format Q) noexcept {
+  return F == Format::int8 ? Format::bf16 : Q;
+}
+
 }  // namespace detail
 
 /// gridDim.x >= max_prefill_tiles, gridDim.y == kv_heads * head_tiles; threads and shared memory as in PrefillTraits.
 ///
-///   F  format of the cache, the queries and the output: f16 or bf16
+///   F  format of the cache: Q, fp8_e4m3 or int8
+///   Q  format of the queries and the output: f16 or bf16
 ///   D  64, 128, 192 or 256: key_dim and value_dim, both multiples of 8, rounded up
 ///
 /// Requires a positive scale: the kernel takes the maximum of scores before it scales them.
-template <Format F, int D>
-__global__ void __launch_bounds__(detail::PrefillTraits<D>::threads, detail::PrefillTraits<D>::blocks)
+template <Format F, Format Q, int D>
+__global__ void __launch_bounds__(detail::PrefillTraits<D, F>::threads, detail::PrefillTraits<D, F>::blocks)
     prefill_kernel(const __grid_constant__ PrefillArguments<F> a) {
-  static_assert(F == Format::f16 || F == Format::bf16);
-  using Traits = detail::PrefillTraits<D>;
+  static_assert(detail::has_prefill_kernel(F, Q));
+  constexpr Format V = detail::prefill_value_format(F, Q);
+  using Traits = detail::PrefillTraits<D, F>;
+  constexpr bool widens = Traits::widens;
   constexpr int T = Traits::tiles;
   __shared__ detail::BlockTile found;
   __shared__ detail::RowAddresses rows[2];
+  __shared__ float scales[2][F == Format::int8 ? prefill_keys : 1];  // of keys, of values
   if (!detail::find_tile(a, found)) {
     return;
   }
@@ -73,19 +95,30 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D>::threads, detail::Pre
   const int warp = static_cast<int>(threadIdx.x / 32U), lane = static_cast<int>(threadIdx.x % 32U);
 
   std::byte* const shared = device::dynamic_shared();
-  std::byte* const v_shared = shared + (prefill_rows + prefill_keys) * Traits::row_bytes;
+  std::byte* const k_shared = shared + prefill_rows * Traits::row_bytes;
+  std::byte* const v_shared = k_shared + prefill_keys * Traits::row_bytes;
   const device::SharedAddress q_tile = device::shared_address(shared);
   const device::SharedAddress k_tile = q_tile + prefill_rows * Traits::row_bytes;
   const device::SharedAddress v_tile = k_tile + prefill_keys * Traits::row_bytes;
+  std::conditional_t<widens, detail::CodeTile<widens ? F : Format::int8, D, prefill_keys, Traits::threads>, int> codes;
+  // Starts to copy keys, or values, to shared memory, or to registers where they are widened.
   const auto copy_keys = [&](const detail::RowAddresses& of) {
-    detail::copy_tile<D, prefill_keys, Traits::threads>(k_tile, a.kv.key_dim, a.kv.pool,
-                                                        [&](int r) { return of.k[r]; });
-    device::commit_copies();
+    const auto row = [&](int r) { return of.k[r]; };
+    if constexpr (widens) {
+      codes.load(a.kv.key_dim, row);
+    } else {
+      detail::copy_tile<D, prefill_keys, Traits::threads>(k_tile, a.kv.key_dim, a.kv.pool, row);
+      device::commit_copies();
+    }
   };
   const auto copy_values = [&](const detail::RowAddresses& of) {
-    detail::copy_tile<D, prefill_keys, Traits::threads>(v_tile, a.kv.value_dim, a.kv.pool,
-                                                        [&](int r) { return of.v[r]; });
-    device::commit_copies();
+    const auto row = [&](int r) { return of.v[r]; };
+    if constexpr (widens) {
+      codes.load(a.kv.value_dim, row);
+    } else {
+      detail::copy_tile<D, prefill_keys, Traits::threads>(v_tile, a.kv.value_dim, a.kv.pool, row);
+      device::commit_copies();
+    }
   };
   const auto visible_to = [&](int i, int half) {
     const int row = 16 * (T * warp + i) + 8 * half + lane / 4;
@@ -101,6 +134,11 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D>::threads, detail::Pre
   lookup.end(a.kv, heads.kv_head, rows[1]);
   __syncthreads();
   copy_keys(rows[0]);
+  if constexpr (widens) {
+    device::commit_copies();  // of the queries
+    codes.template store<Q>(k_shared, scales[0]);
+    copy_values(rows[0]);
+  }
 
   detail::RowState<D, T> state;
   state.reset();
@@ -113,15 +151,30 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D>::threads, detail::Pre
     const int buffer = (j - first) % 2;
     device::wait_copies<0>();
     __syncthreads();  // keys j are there, and no warp needs values j - 1 any more
-    copy_values(rows[buffer]);
+    if constexpr (widens) {
+      codes.template store<V>(v_shared, scales[1]);
+      if (j + 1 < last) {
+        copy_keys(rows[1 - buffer]);
+      }
+    } else {
+      copy_values(rows[buffer]);
+    }
     lookup.begin(found.blocks, (Index{j} + 2) * prefill_keys, tile.length);
 
     float s[T][prefill_keys / 8][4];
-    detail::multiply_keys<F, D>(q, k, s);
+    detail::multiply_keys<Q, D>(q, k, s);
+    if constexpr (F == Format::int8) {
+      detail::scale_scores(s, scales[0]);
+    }
     device::wait_copies<0>();
     __syncthreads();  // values j are there, and no warp needs keys j any more
     if (j + 1 < last) {
-      copy_keys(rows[1 - buffer]);
+      if constexpr (widens) {
+        codes.template store<Q>(k_shared, scales[0]);
+        copy_values(rows[1 - buffer]);
+      } else {
+        copy_keys(rows[1 - buffer]);
+      }
     }
     lookup.end(a.kv, heads.kv_head, rows[buffer]);
 
@@ -129,17 +182,23 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D>::threads, detail::Pre
     const Pos base = j * prefill_keys;
     if (detail::needs_mask<prefill_keys>(a, tile, j)) {
       detail::rescale(state, detail::online_softmax<true>(s, state, scale, base, visible_to));
-      const bool special = detail::multiply_values<F, true>(v, s, state);
+      if constexpr (F == Format::int8) {
+        detail::scale_weights<true>(s, scales[1], base, visible_to);
+      }
+      const bool special = detail::multiply_values<V, true>(v, s, state);
       if (__any_sync(device::all_lanes, special)) {
-        detail::add_nonfinite<F, prefill_keys>(v_shared, state, base, visible_to);
+        detail::add_nonfinite<V, prefill_keys>(v_shared, state, base, visible_to);
       }
     } else {
       detail::rescale(state, detail::online_softmax<false>(s, state, scale, base, visible_to));
-      detail::multiply_values<F, false>(v, s, state);
+      if constexpr (F == Format::int8) {
+        detail::scale_weights<false>(s, scales[1], base, visible_to);
+      }
+      detail::multiply_values<V, false>(v, s, state);
     }
   }
   __syncwarp();  // no lane reads queries any more
-  detail::store_rows<F>(a, tile, heads, state, shared);
+  detail::store_rows<Q>(a, tile, heads, state, shared);
 }
 
 }  // namespace cuda

@@ -1,5 +1,5 @@
-// A plain prefill kernel. It takes every format and shape; sums are in float. It serves caches of float, Fp8E4M3 and
-// Int8, and dims that are not multiples of 8, and device tests compare the fast kernels with it.
+// A plain prefill kernel. It takes every format and shape; sums are in float. It serves caches of float, those of
+// bytes beyond dim 128, and dims that are not multiples of 8, and device tests compare the fast kernels with it.
 //
 // A warp handles one query row of one head. Of each 32 keys, a lane computes the score of one; then each lane updates
 // its share of the output's elements.

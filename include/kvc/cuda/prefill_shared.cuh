@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kvc/core/types.hpp"
+#include "kvc/cuda/chunk.cuh"
 #include "kvc/cuda/divisor.hpp"
 #include "kvc/cuda/prefill_ptx.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
@@ -113,6 +114,57 @@ __device__ __forceinline__ void copy_tile(SharedAddress tile, int dim, const std
                        there);
   }
 }
+
+/// A tile of rows of bytes on its way to shared memory, in the registers of all threads of the block. It is loaded early
+/// and stored late, to hide the latency of device memory.
+template <Format F, int D, int Rows, int Threads>
+class CodeTile {
+  static constexpr int chunks = D / 8, each = Rows * chunks / Threads;
+  static_assert(code_bytes(F) == 1 && Rows * chunks % Threads == 0 && Rows <= Threads);
+
+ public:
+  /// Loads row r from address_of(r). Rows that do not exist, and elements from `dim` on, become zeros.
+  template <class AddressOf>
+  __device__ __forceinline__ void load(int dim, AddressOf address_of) {
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      const int at = static_cast<int>(threadIdx.x) + i * Threads, chunk = at % chunks;
+      const std::byte* const from = address_of(at / chunks);
+      if (from != nullptr && 8 * chunk < dim) {
+        codes_[i].template load<false>(from, chunk);
+      } else {
+        codes_[i].zero();
+      }
+    }
+    if constexpr (F == Format::int8) {
+      if (threadIdx.x < static_cast<unsigned>(Rows)) {
+        const std::byte* const from = address_of(static_cast<int>(threadIdx.x));
+        scale_ = from == nullptr ? 0.0F : device::load_readonly<float>(from + scale_offset(dim));
+      }
+    }
+  }
+  /// Stores the rows in format C, exactly, and the scales of Int8 rows to `scales`.
+  template <Format C>
+  __device__ __forceinline__ void store(std::byte* tile, float* scales) const {
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      const int at = static_cast<int>(threadIdx.x) + i * Threads;
+      std::uint32_t pairs[4];
+      codes_[i].template widen<C>(pairs);
+      *reinterpret_cast<uint4*>(tile + chunk_offset<Rows>(at / chunks, at % chunks)) = {pairs[0], pairs[1], pairs[2],
+                                                                                        pairs[3]};
+    }
+    if constexpr (F == Format::int8) {
+      if (threadIdx.x < static_cast<unsigned>(Rows)) {
+        scales[threadIdx.x] = scale_;
+      }
+    }
+  }
+
+ private:
+  Chunk<F> codes_[each];
+  float scale_ = 0.0F;
+};
 
 }  // namespace detail
 }  // namespace cuda

@@ -212,6 +212,46 @@ __device__ __forceinline__ void rescale(RowState<D, T>& state, const RescaleFact
   }
 }
 
+/// Multiplies the scores of 8 C keys by the scales of the keys.
+template <int C, int T>
+__device__ __forceinline__ void scale_scores(float (&s)[T][C][4], const float* scales) {
+  const int t = static_cast<int>(threadIdx.x % 4U);
+#pragma unroll
+  for (int n = 0; n < C; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float scale = scales[8 * n + 2 * t + e];
+#pragma unroll
+      for (int tile = 0; tile < T; ++tile) {
+        s[tile][n][e] = device::multiply(s[tile][n][e], scale);
+        s[tile][n][2 + e] = device::multiply(s[tile][n][2 + e], scale);
+      }
+    }
+  }
+}
+/// Multiplies the weights of 8 C keys by the scales of their values, for rows that see them: the weights of others stay
+/// 0 even if a scale is NaN. Arguments as for online_softmax.
+template <bool Masked, int C, int T, class Visible>
+__device__ __forceinline__ void scale_weights(float (&s)[T][C][4], const float* scales, Pos base, Visible visible) {
+  const int t = static_cast<int>(threadIdx.x % 4U);
+#pragma unroll
+  for (int tile = 0; tile < T; ++tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const VisibleKeys keys = Masked ? visible(tile, half) : VisibleKeys{0, 0};
+#pragma unroll
+      for (int n = 0; n < C; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int key = 8 * n + 2 * t + e;
+          float& x = s[tile][n][2 * half + e];
+          x = !Masked || keys.has(base + key) ? device::multiply(x, scales[key]) : 0.0F;
+        }
+      }
+    }
+  }
+}
+
 /// O += P V; s holds the weights. A weight of 0 times a value that is not finite is NaN. So with DropNonfinite, for
 /// tiles in which some rows do not see some keys, such values are replaced by 0; returns whether there are any.
 template <Format F, bool DropNonfinite, int D, int T>
