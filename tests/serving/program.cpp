@@ -1,9 +1,13 @@
 // The program serve-bench, run as a user runs it.
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "catch.hpp"
 #include "serve_bench.hpp"
@@ -70,6 +74,40 @@ TEST_CASE("serve-bench names bad options and files", "[program]") {
   }
 }
 
+TEST_CASE("serve-bench prints no percentiles where there are no values", "[program]") {
+  const auto cells = [](const std::string& output, const std::string& table) {
+    std::istringstream lines(output.substr(output.find(table)));
+    std::string line;
+    for (int i = 0; i < 3; ++i) {  // its title, its head, its first row
+      REQUIRE(std::getline(lines, line));
+    }
+    std::istringstream row(line);
+    return std::vector<std::string>(std::istream_iterator<std::string>(row), {});
+  };
+  const kvc_test::TempFolder folder;
+  const std::string two_classes = folder.write(
+      "two.json", R"({"story": "s", "model": "llama-3-8b", "hardware": "a100-80g", "requests": 3, "traffic": [)"
+                  R"({"name": "a", "rate": 1, "prompt": 5, "output": 3},)"
+                  R"({"name": "b", "rate": 1e-6, "prompt": 5, "output": 3}]})");
+  kvc_test::Run run = kvc_test::serve_bench("--scenario " + two_classes + " --policy paged");
+  CAPTURE(run.output);
+  REQUIRE(run.status == 0);
+  std::vector<std::string> row = cells(run.output, "TTFT by class");
+  REQUIRE(row.size() == 7);
+  REQUIRE(row[3] != "-");
+  REQUIRE(row[5] == "-");
+  REQUIRE(row[6] == "-");
+
+  // The first token of a request that is aborted never comes; an answer of one token has no time between two.
+  const std::string trace =
+      folder.write("aborted.jsonl", R"({"timestamp": 0, "input_length": 32000, "output_length": 1, "abort_after": 1})"
+                                    "\n");
+  run = kvc_test::serve_bench("--trace " + trace + " --policy paged --chunked on");
+  REQUIRE(run.status == 0);
+  row = cells(run.output, "latency, in ms");
+  REQUIRE(std::count(row.begin() + 4, row.end(), "-") == 7);
+}
+
 TEST_CASE("serve-bench reads a pipe once for all of its runs", "[program]") {
   const std::string line = R"({"timestamp": 0, "input_length": 32, "output_length": 1})";
   const kvc_test::Run run = kvc_test::run_program(KVC_SERVE_BENCH, "--trace /dev/stdin --load 1,2 --requests 3 2>&1",
@@ -105,6 +143,8 @@ TEST_CASE("serve-bench names the error of a trace, a scenario or a figure", "[pr
        {std::system("command -v gnuplot >/dev/null") == 0
             ? "--plot: nothing to draw: the pool has room for none of the requests"
             : "gnuplot-nox"}},
+      {"--scenario " + folder.write("h.json", "{\"story\": nil}"), {"h.json: is not JSON: error at byte 11"}},
+      {"--scenario " + folder.write("i.json", "[]"), {"i.json: is an array of 0, must be an object"}},
       {"--scenario " +
            folder.write("f.json", scenario + R"("a100-80g", "traffic": [{"name": "a", "rate": 1e-6, "until_s": 3,)"
                                              R"( "prompt": 5, "output": 3}]})"),

@@ -131,7 +131,7 @@ TEST_CASE("Errors of a JSON trace name field, value and allowed values", "[trace
   REQUIRE(problem(mooncake, weka_line) == "\"hash_ids\": is missing");
 
   REQUIRE_THAT(problem(mooncake, ""), kvc_test::contains("is not JSON"));
-  REQUIRE_THAT(problem(mooncake, mooncake_line.substr(0, 50)), kvc_test::contains("is not JSON: error at byte 51"));
+  REQUIRE_THAT(problem(mooncake, mooncake_line.substr(0, 50)), kvc_test::contains("is not JSON: error at byte 50"));
   REQUIRE_THAT(problem(mooncake, mooncake_line + "{}"), kvc_test::contains("is not JSON"));
   REQUIRE_THAT(problem(mooncake, "{\"timestamp\": 1e999}"), kvc_test::contains("is not JSON: a number is too large"));
   REQUIRE_THAT(problem(mooncake, "{\"timestamp\": \"\xFF\"}"), kvc_test::contains("is not JSON"));
@@ -355,10 +355,9 @@ TEST_CASE("A NUL byte does not end a line", "[trace]") {
   const std::string nul(1, '\0');
   const std::string good = line_at("1");
   const std::string line = good.substr(0, good.size() - 1);
-  REQUIRE(outcome_of(good + line + nul + "\n") ==
-          "t:2: is not JSON: byte " + std::to_string(line.size() + 1) + " is NUL");
+  REQUIRE(outcome_of(good + line + nul + "\n") == "t:2: is not JSON: byte " + std::to_string(line.size()) + " is NUL");
   REQUIRE_THAT(outcome_of(good + line + nul + " and more\n"), kvc_test::contains("is NUL"));
-  REQUIRE_THAT(outcome_of(good + nul), kvc_test::contains("t:2: is not JSON: byte 1 is NUL"));
+  REQUIRE_THAT(outcome_of(good + nul), kvc_test::contains("t:2: is not JSON: byte 0 is NUL"));
   REQUIRE_THAT(outcome_of(azure_lines + "2023-11-16 18:17:04,17,8" + nul + "\n"),
                kvc_test::contains("t:4: \"GeneratedTokens\": is \"8\\u0000\""));
 }

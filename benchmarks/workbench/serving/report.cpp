@@ -31,6 +31,10 @@ std::string shown(Time time) {
   const double value = ms(time);
   return value < 10 ? fixed(value, 2) : value < 100 ? fixed(value, 1) : grouped(std::llround(value));
 }
+/// A percentile; "-" where there is no value, such as a class without requests.
+std::string percentile(const Histogram& histogram, double percent) {
+  return histogram.count() == 0 ? "-" : shown(histogram.percentile(percent));
+}
 /// A count, and the part of it with a quarter of the pool free.
 std::string with_quarter(Index count, Index quarter) {
   return count == 0 ? "0" : grouped(count) + " (" + grouped(quarter) + ")";
@@ -353,10 +357,10 @@ void print(std::ostream& out, const Report& report) {
     const Row head = {label(report, run), chunk_text(run), fixed(run.load, 2)};
     latency.push_back(head);
     for (const std::string& cell :
-         {grouped(m.count(End::completed)), shown(m.all().ttft.percentile(50)), shown(m.all().ttft.percentile(95)),
-          shown(m.all().ttft.percentile(99)), shown(m.all().tpot.percentile(50)), shown(m.all().tpot.percentile(95)),
-          shown(m.all().tpot.percentile(99)), shown(m.itl().percentile(99)),
-          fixed(m.per_second(m.generated_tokens()), 0), fixed(m.per_second(m.all().good), 2)}) {
+         {grouped(m.count(End::completed)), percentile(m.all().ttft, 50), percentile(m.all().ttft, 95),
+          percentile(m.all().ttft, 99), percentile(m.all().tpot, 50), percentile(m.all().tpot, 95),
+          percentile(m.all().tpot, 99), percentile(m.itl(), 99), fixed(m.per_second(m.generated_tokens()), 0),
+          fixed(m.per_second(m.all().good), 2)}) {
       latency.back().push_back(cell);
     }
     memory.push_back(head);
@@ -386,8 +390,8 @@ void print(std::ostream& out, const Report& report) {
     for (const RunResult& run : report.runs) {
       rows.push_back({label(report, run), chunk_text(run), fixed(run.load, 2)});
       for (std::size_t i = 0; i < run.classes.size(); ++i) {
-        rows.back().push_back(shown(run.metrics.of(i).ttft.percentile(50)));
-        rows.back().push_back(shown(run.metrics.of(i).ttft.percentile(99)));
+        rows.back().push_back(percentile(run.metrics.of(i).ttft, 50));
+        rows.back().push_back(percentile(run.metrics.of(i).ttft, 99));
       }
     }
     out << "\nTTFT by class, in ms\n";

@@ -34,7 +34,7 @@ std::string escaped(std::string_view key) {
 }  // namespace
 
 FieldError::FieldError(const std::string& where, const std::string& problem)
-    : std::runtime_error("\"" + (where.empty() ? "/" : where) + "\": " + problem), where_(where), problem_(problem) {}
+    : std::runtime_error((where.empty() ? "" : "\"" + where + "\": ") + problem), where_(where), problem_(problem) {}
 
 std::string shown(std::string_view text) { return shown(Json(std::string(text.substr(0, 64)))); }
 
@@ -49,12 +49,13 @@ std::string shown(const Json& value) {
 
 Json parse_json(std::string_view text) {
   if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
-    throw FieldError("", "is not JSON: byte " + std::to_string(nul + 1) + " is NUL");
+    throw FieldError("", "is not JSON: byte " + std::to_string(nul) + " is NUL");
   }
   try {
     return Json::parse(text, nullptr, true, true);
   } catch (const Json::parse_error& error) {
-    throw FieldError("", "is not JSON: error at byte " + std::to_string(error.byte));
+    // The library counts from 1, the character that it did not expect included.
+    throw FieldError("", "is not JSON: error at byte " + std::to_string(error.byte - (error.byte > 0 ? 1 : 0)));
   } catch (const Json::out_of_range&) {
     throw FieldError("", "is not JSON: a number is too large");
   }

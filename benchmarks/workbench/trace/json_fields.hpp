@@ -18,7 +18,7 @@ namespace kvc_bench {
 
 using Json = nlohmann::json;
 
-/// A field has a wrong value. `where()` is its JSON pointer.
+/// A field has a wrong value. `where()` is its JSON pointer; empty for the whole document, which what() does not name.
 class FieldError : public std::runtime_error {
  public:
   FieldError(const std::string& where, const std::string& problem);
@@ -82,8 +82,8 @@ class Fields {
   std::string where_;
 };
 
-/// Parses one JSON document. `//` comments are allowed. Throws FieldError, also for a NUL byte, at which the parser
-/// would stop and take what precedes it for the whole.
+/// Parses one JSON document. `//` comments are allowed. Throws FieldError with the offset of the error, from 0, also
+/// for a NUL byte, at which the parser would stop and take the text before it for the whole.
 [[nodiscard]] Json parse_json(std::string_view text);
 
 /// A value in short and printable ASCII. Nested values are not written out, which would recurse as deep as they do.
