@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
+#include <span>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "../usage.hpp"
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/prefill.hpp"
+#include "kvc/attention/selection.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/policy/paged.hpp"
@@ -172,6 +174,28 @@ void use_threads(Cache& cache) {
 }
 
 /// `attention time`: how long one decode takes with the options that this file was compiled with.
+void attend_to_selected(Cache& cache) {
+  const kvc::Pos tokens = 1000;
+  const Cache::View kv = cache.view(0, sequence_of(cache, tokens));
+  const Matrix q = Matrix::Random(1, query_row);
+  Matrix out(1, query_row), same(1, query_row);
+  std::vector<float> scores(tokens);  // those of the query row, as an indexer computes them from its own rows
+  std::generate(scores.begin(), scores.end(), [n = 0]() mutable { return std::sin(0.7F * static_cast<float>(n++)); });
+
+  const auto top = kvc::Selection::of_positions(kvc::top_positions(scores, 200));
+  kvc::decode(kvc::SelectedView(kv, top), q, out);  // reads 200 rows. Other layers may reuse `top`
+
+  const auto first = std::span(scores).first(63);  // of the pages: one for 16 positions each
+  const auto pages = kvc::Selection::of_blocks(kvc::top_positions(first, 10), 16, tokens);
+  kvc::decode(kvc::SelectedView(kv, pages), q, out);
+
+  const auto all = kvc::Selection::of_positions(kvc::top_positions(scores, tokens));
+  kvc::decode(kvc::SelectedView(kv, all), q, same);
+  kvc::decode(kv, q, out);
+  std::printf("%d positions, %d in pages; a selection of all %d gives %s bits\n", top.size(), pages.size(), all.size(),
+              same == out ? "the same" : "other");
+}
+
 void time_a_decode() {
   const kvc::Pos tokens = 4096;
   kvc::KvCache<Eigen::bfloat16, kvc::Paged> cache({.layers = 1, .kv_heads = 8, .key_dim = 128},
@@ -208,5 +232,6 @@ int main(int argc, char** argv) {
         restrict_keys(cache);
         merge_parts(cache);
         use_threads(cache);
+        attend_to_selected(cache);
       });
 }
