@@ -31,7 +31,8 @@ inline namespace v0 {
 /// **Guarantee.** A shadow of leaf-first LRU (LruShadow) counts the hits that only one of the two caches has, and the
 /// ghosts: blocks that only LRU still caches. The credit is what may be lost:
 ///
-///     credit = allowance + allowance_per_hit * (hits of LRU) + (hits that LRU does not have) - (hits that only LRU has)
+///     credit = allowance + allowance_per_hit * (hits of LRU)
+///              + (hits that LRU does not have) - (hits that only LRU has)
 ///
 /// A learned victim that LRU would keep becomes a ghost, so it is evicted only while there are fewer ghosts than
 /// credit. Otherwise a block goes that costs nothing against LRU: one that LRU has evicted, or the one that it evicts
