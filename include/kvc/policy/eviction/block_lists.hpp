@@ -61,10 +61,11 @@ class BlockLists {
   [[nodiscard]] BlockId oldest(int list) const noexcept { return block_at(links_[end_of(list)].newer); }
   /// The block at the newest end; no_block if the list is empty.
   [[nodiscard]] BlockId newest(int list) const noexcept { return block_at(links_[end_of(list)].older); }
-  /// The neighbours of a block in its list; no_block at the ends.
+  /// The next newer block in the list of a block; no_block if it is the newest.
   [[nodiscard]] BlockId newer(BlockId block) const noexcept {
     return block_at(links_[static_cast<std::size_t>(block)].newer);
   }
+  /// The next older block in its list; no_block if it is the oldest.
   [[nodiscard]] BlockId older(BlockId block) const noexcept {
     return block_at(links_[static_cast<std::size_t>(block)].older);
   }
