@@ -700,8 +700,8 @@ class GroupTables {
 
   /// The first block of a state last: an index has the state by that one.
   void release_state(Sequence& s, std::span<const BlockId> blocks) noexcept {
-    for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
-      blocks_.release(*block, s.state);
+    for (std::size_t i = blocks.size(); i-- > 0;) {
+      blocks_.release(blocks[i], s.state);
     }
   }
   /// Last block first: of a prefix that is kept for later, the end goes before the beginning.

@@ -16,8 +16,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The parts and parameters of ReuseModel and of ReuseHazard, for experiments. The values are not fitted to a trace:
-/// docs/eviction.md shows how little they matter.
+/// The parts and parameters of ReuseModel and of ReuseHazard, for experiments. The values were
+/// chosen over several traces and generated workloads, not for one: docs/eviction.md shows how much each part matters.
 struct ReuseConfig {
   bool remembers_evicted = true;          ///< prompts are recognised when their blocks are computed again
   bool sizes = true;                      ///< prompts are of one size otherwise
