@@ -172,7 +172,8 @@ class ReuseHazard {
     if (!config_.guarded || !shadow_.contains(learned.block) || at_risk + 1 <= credit_) {
       return learned.block;
     }
-    // What costs no hit of LRU: its own victim, unless it has too much to lose already, or a block that it has evicted.
+    // A victim that costs no hit of LRU: the victim of LRU, unless too much is at risk already, or a block that LRU has
+    // evicted.
     const BlockId next = shadow_.next();
     Choice safe = next != no_block && at_risk <= credit_ ? choice(next, now) : Choice{};
     for (const Choice& oldest : oldest_) {
