@@ -159,6 +159,17 @@ TEST_CASE("A prompt is found as far as there are states", "[states][prefix]") {
     cache.close(first.seq);
     CHECK(cached(joined(system, counting(100, 20))) == 32);
   }
+  SECTION("where a sequence was forked") {
+    const Opened first = computed(cache, counting(0, 16));
+    const SeqId fork = cache.fork(first.seq, 16);
+    for (const SeqId seq : {first.seq, fork}) {
+      cache.commit(cache.extend(seq, counting(seq == fork ? 100 : 200, 8)));
+      CHECK(list(cache.policy().state_lengths(seq)) == std::vector<Pos>{24});
+    }
+    cache.close(first.seq);
+    cache.close(fork);
+    CHECK(cached(joined(counting(0, 16), system)) == 16);
+  }
   SECTION("at the last whole block of an answer") {
     const Opened first = computed(cache, counting(0, 20));
     for (Token token = 20; token < 31; ++token) {

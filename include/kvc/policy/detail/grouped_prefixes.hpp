@@ -151,11 +151,7 @@ class GroupedPrefixes
         }
       }
     }
-    for (const BlockId block : s.states.blocks()) {
-      if (blocks_.nodes.is_cached(block)) {
-        blocks_.nodes.mark(block);
-      }
-    }
+    mark_states(s);
   }
   /// Counts the hit of the last open_on.
   void count_lost() noexcept {
@@ -319,6 +315,7 @@ class GroupedPrefixes
     blocks_.nodes.index.roots().ref(s.state.root);
     blocks_.quota.ref(s.state.tenant);
     mark_end(s, {at, at});
+    mark_states(s);
     return seq;
   }
 
@@ -537,6 +534,14 @@ class GroupedPrefixes
   }
   void drop(Sequence& s) noexcept {
     Base::drop(s, [&](std::size_t, Pos, BlockId block) { forget_unless_end(s, block); });
+  }
+  /// The states that a sequence begins from stay for later prompts: one has ended or gone on there, and another may.
+  void mark_states(const Sequence& s) noexcept {
+    for (const BlockId block : s.states.blocks()) {
+      if (blocks_.nodes.is_cached(block)) {
+        blocks_.nodes.mark(block);
+      }
+    }
   }
   /// Of the states, those of whole nodes stay as long as windows do: a later prompt may begin with all that there is.
   void drop_states(Sequence& s) noexcept {
