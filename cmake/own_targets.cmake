@@ -11,7 +11,8 @@ option(KVC_TBB "Use oneTBB in tests, examples and benchmarks, if it is found" ON
 set(KVC_SANITIZE "" CACHE STRING "Sanitizers for tests, examples and benchmarks, such as address,undefined")
 # Tests that AddressSanitizer leaves out.
 set(kvc_unsanitized golden/perplexity golden/accuracy golden/model_stories golden/generate_program golden/replay_program
-  golden/lru_on_a_trace serving/incidents serving/documents laws/model_decoder laws/attention_accuracy)
+  golden/lru_on_a_trace oracle/eviction_guarantee serving/incidents serving/documents laws/model_decoder
+  laws/attention_accuracy)
 
 find_package(Threads REQUIRED)
 if(KVC_OPENMP)

@@ -225,7 +225,7 @@ TEST_CASE("A snapshot in a file equals one in memory", "[io][file]") {
   REQUIRE(to.rows(loaded.sequences[1]) == from.rows(from.sequences()[1]));
 }
 
-TEST_CASE("A process that is killed while it saves leaves the old snapshot or the new one, 200 times", "[io][file]") {
+TEST_CASE("A process that is killed while it saves leaves the old snapshot or the new one", "[io][file]") {
   const TempFolder folder(memory());
   const fs::path path = folder / "s.kvc";
   Cache a({.blocks = 64, .block_tokens = 16}, shape);
@@ -236,7 +236,7 @@ TEST_CASE("A process that is killed while it saves leaves the old snapshot or th
   Random random(seed_or(3));
   int of_b = 0;
   int interrupted = 0;
-  for (int kill = 0; kill < 200; ++kill) {
+  for (int kill = 0; kill < kvc_test::cases_or(400); ++kill) {
     CAPTURE(kill);
     const pid_t child = ::fork();
     REQUIRE(child >= 0);

@@ -243,7 +243,8 @@ TEST_CASE("A damaged snapshot with layer groups is refused, and changes nothing"
       return cache.stats().blocks_free == 100 && cache.stats().sequences == 0;
     }
   };
-  for (std::size_t at = 0; at < bytes.size(); ++at) {
+  const auto step = static_cast<std::size_t>(100 / kvc_test::cases_or(100));
+  for (std::size_t at = 0; at < bytes.size(); at += step) {
     Bytes damaged = bytes;
     damaged[at] ^= std::byte{1};
     if (at < 10 || at >= 12) {  // the minor version
@@ -257,7 +258,7 @@ TEST_CASE("A damaged snapshot with layer groups is refused, and changes nothing"
   int refused = 0;
   for (std::size_t section = 0; section < good.sections.size(); ++section) {
     const std::size_t words = good.sections[section].payload.size() / 4;
-    for (std::size_t word = 0; word < std::min<std::size_t>(words, 200); ++word) {
+    for (std::size_t word = 0; word < std::min<std::size_t>(words, 200); word += step) {
       for (const std::int32_t value : {-2, 0, 1, 7, 1 << 30}) {
         Forge forged = good;
         forged.sections[section].set(word * 4, value);
@@ -272,5 +273,5 @@ TEST_CASE("A damaged snapshot with layer groups is refused, and changes nothing"
       }
     }
   }
-  REQUIRE(refused > 500);
+  REQUIRE(refused > static_cast<int>(500 / step));
 }

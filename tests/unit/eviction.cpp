@@ -481,7 +481,7 @@ TEST_CASE("When all blocks are referenced there is no victim and the answer come
 // With a scan of all blocks per victim this would run into the time limit of the test.
 TEST_CASE("A victim among many referenced blocks is found at once", "[eviction]") {
   for_each_policy([]<class E>() {
-    constexpr int blocks = 200'000;
+    const int blocks = kvc_test::cases_or(200'000);
     Drive<E> drive(blocks);
     typename E::SequenceContext holder{};
     for (int block = 1; block < blocks; ++block) {
