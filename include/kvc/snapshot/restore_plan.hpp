@@ -1,0 +1,169 @@
+// RestorePlan: how the sequences of a snapshot with layer groups are restored, and what they share.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/types.hpp"
+#include "kvc/policy/concept.hpp"
+#include "kvc/policy/restore_options.hpp"
+#include "kvc/policy/salt.hpp"
+#include "kvc/snapshot/group_contents.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace snapshot {
+namespace detail {
+
+/// How the sequences of a snapshot are restored.
+class RestorePlan {
+ public:
+  explicit RestorePlan(const GroupContents& contents) : c_(contents), order_(contents.histories.sequences.size()) {
+    std::iota(order_.begin(), order_.end(), std::size_t{0});
+    std::ranges::stable_sort(order_, [&](std::size_t a, std::size_t b) { return length(a) > length(b); });
+    std::vector<std::int32_t> owners(c_.blocks.size(), -1);
+    like_.resize(order_.size());
+    for (const std::size_t s : order_) {
+      for (std::size_t g = 0; g < c_.groups.size(); ++g) {
+        for (const std::int32_t block : c_.table(s, g)) {
+          std::int32_t& owner = owners[static_cast<std::size_t>(block)];
+          if (owner < 0) {
+            owner = static_cast<std::int32_t>(s);
+          } else if (static_cast<std::size_t>(owner) != s) {
+            add_shared(s, g, static_cast<std::size_t>(owner), block);
+          }
+        }
+      }
+      limit_to_equal_tokens(s);
+      limit_to_equal_blocks(s);
+    }
+  }
+
+  /// Restores all sequences in an owner: a cache, or a policy without rows. `opened(i, seq)` is called for
+  /// each before its rows are reserved. False if there is no room; sequences stay open then.
+  template <class Owner, class F>
+  [[nodiscard]] bool try_restore(Owner& owner, F&& opened) const {
+    std::vector<SeqId> handles(order_.size());
+    for (const std::size_t s : order_) {
+      OpenOptions options;
+      options.salt = salt(s);
+      const std::optional<Opened> open = owner.try_open(std::span<const Token>{}, options);
+      if (!open) {
+        return false;
+      }
+      handles[s] = open->seq;
+      opened(s, open->seq);
+      if (!has_rows(s)) {
+        continue;
+      }
+      RestoreOptions restored{.length = length(s), .missing = missing(s)};
+      if (like_[s].owner >= 0) {
+        restored.like = handles[static_cast<std::size_t>(like_[s].owner)];
+        restored.shared = like_[s].shared;
+        restored.shares_cross = like_[s].cross;
+      }
+      auto step = owner.try_restore(open->seq, restored);
+      if (!step) {
+        return false;
+      }
+      if constexpr (Policy<Owner>) {
+        owner.commit(open->seq);
+      } else {
+        owner.commit(std::move(*step));
+      }
+    }
+    return true;
+  }
+  /// Sequences in the order in which they are restored.
+  [[nodiscard]] std::span<const std::size_t> order() const noexcept { return order_; }
+
+ private:
+  struct Like {
+    std::int32_t owner = -1;
+    Pos shared = 0;
+    bool cross = false;
+  };
+
+  [[nodiscard]] Pos length(std::size_t s) const noexcept { return c_.histories.sequences[s].length; }
+  [[nodiscard]] const Salt& salt(std::size_t s) const {
+    return c_.histories.salts[static_cast<std::size_t>(c_.histories.salt_of(c_.histories.sequences[s].last))];
+  }
+  [[nodiscard]] std::span<const PosRange> missing(std::size_t s) const noexcept {
+    return std::span(c_.missing).subspan(s * c_.groups.size(), c_.groups.size());
+  }
+  [[nodiscard]] bool has_rows(std::size_t s) const noexcept {
+    for (std::size_t g = 0; g < c_.groups.size(); ++g) {
+      if (!c_.table(s, g).empty()) {
+        return true;
+      }
+    }
+    return length(s) > 0;
+  }
+  void add_shared(std::size_t s, std::size_t g, std::size_t owner, std::int32_t block) {
+    Like& like = like_[s];
+    const bool is_cross = c_.groups[g].cross_rows > 0;
+    const Pos end = is_cross ? 0 : std::min(c_.range(block, s, g).last, c_.range(block, owner, g).last);
+    if (like.owner < 0 || end > like.shared) {
+      like.cross = like.cross && like.owner == static_cast<std::int32_t>(owner);
+      like.owner = static_cast<std::int32_t>(owner);
+      like.shared = std::max(like.shared, end);
+    }
+    like.cross = like.cross || (is_cross && like.owner == static_cast<std::int32_t>(owner));
+  }
+  /// Rows are shared only behind equal tokens, as far as these are known, and for equal salts: anybody can write a file
+  /// that says otherwise.
+  void limit_to_equal_tokens(std::size_t s) {
+    Like& like = like_[s];
+    if (like.owner < 0) {
+      return;
+    }
+    const auto other = static_cast<std::size_t>(like.owner);
+    if (salt(s).bytes() != salt(other).bytes()) {
+      like = {};
+      return;
+    }
+    const std::vector<Token> mine = c_.histories.tokens_of(s);
+    const std::vector<Token> theirs = c_.histories.tokens_of(other);
+    const auto common = static_cast<std::size_t>(std::ranges::mismatch(mine, theirs).in1 - mine.begin());
+    if (common < std::min(mine.size(), theirs.size())) {
+      like.shared = std::min(like.shared, static_cast<Pos>(common));
+    }
+  }
+
+  /// Rows of the same tokens that were computed twice may differ in their bits: they stay apart.
+  void limit_to_equal_blocks(std::size_t s) {
+    Like& like = like_[s];
+    for (std::size_t g = 0; g < c_.groups.size() && like.owner >= 0; ++g) {
+      if (c_.groups[g].cross_rows > 0) {
+        continue;
+      }
+      const auto other = static_cast<std::size_t>(like.owner);
+      std::span<const std::int32_t> theirs = c_.table(other, g);
+      for (const std::int32_t block : c_.table(s, g)) {
+        const PosRange range = c_.range(block, s, g);
+        while (!theirs.empty() && c_.range(theirs[0], other, g).last <= range.first) {
+          theirs = theirs.subspan(1);
+        }
+        if (!theirs.empty() && theirs[0] != block && c_.range(theirs[0], other, g).first < range.last) {
+          like.shared = std::min(like.shared, std::max(range.first, c_.range(theirs[0], other, g).first));
+          break;
+        }
+      }
+    }
+  }
+
+  const GroupContents& c_;
+  std::vector<std::size_t> order_;
+  std::vector<Like> like_;  // [sequences]
+};
+
+}  // namespace detail
+}  // namespace snapshot
+}  // namespace v0
+}  // namespace kvc
