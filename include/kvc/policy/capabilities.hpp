@@ -202,6 +202,8 @@ concept GroupTablePolicy = HoldsGroups<P> && requires(const BarePolicy<P>& c, Se
 ///                states_at)            | must ascend in (reserved(seq), reserved(seq) + count]
 ///   c.state_lengths(seq)               | std::span<const Pos>: lengths of which the sequence has states, ascending;
 ///                                      | those above length(seq) are to be written before the commit
+///   c.keeps_state(seq, length)         | bool: whether it has states after `length` tokens when all that is reserved now
+///                                      | is committed
 ///   c.state_blocks(seq, kind, length)  | std::span<const BlockId>: where the states of one kind after `length` tokens
 ///                                      | lie; kind < c.group_rules().states.size()
 ///   c.state_sizes(kind)                | StateSizes: how they lie in these blocks; constant
@@ -215,6 +217,7 @@ concept HoldsStates = HoldsGroups<P> && requires(P& p, const BarePolicy<P>& c, S
                                                  std::span<const Token> tokens, std::span<const Pos> states_at) {
   { p.try_extend(seq, n, tokens, states_at) } -> std::same_as<std::optional<Extension>>;
   { c.state_lengths(seq) } -> std::same_as<std::span<const Pos>>;
+  { c.keeps_state(seq, n) } -> std::same_as<bool>;
   { c.state_blocks(seq, kind, n) } -> std::same_as<std::span<const BlockId>>;
   { c.state_sizes(kind) } -> std::same_as<StateSizes>;
 };
@@ -228,8 +231,10 @@ concept HoldsStates = HoldsGroups<P> && requires(P& p, const BarePolicy<P>& c, S
 ///
 /// The rows to write are those of all slots that the policy holds for positions of the sequence, but for those in
 /// options.missing, and those of other inputs that c.extension(seq, group) names. Blocks may hold a few positions more
-/// than a group retains (group_blocks lists them), so that a prompt can find them. Tokens are not given: a policy that
-/// KnowsTokens learns them by publish_tokens.
+/// than a group retains (group_blocks lists them), so that a prompt can find them. The states to write, of a policy that
+/// HoldsStates, are those of c.state_lengths(seq): of options.states the ones that a sequence of this length keeps, and no
+/// more than it has room for; but for those in the blocks of options.like. Tokens are not given: a policy that KnowsTokens
+/// learns them by publish_tokens.
 template <class P>
 concept RestoresSequences = HoldsGroups<P> && requires(P& p, SeqId seq, const RestoreOptions& options) {
   { p.try_restore(seq, options) } -> std::same_as<std::optional<Extension>>;

@@ -316,6 +316,10 @@ class Contiguous {
   [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const {
     return grouped_ ? grouped_->state_lengths(grouped_->at(seq)) : (void(lengths(seq)), std::span<const Pos>());
   }
+  /// Whether the sequence has states after `length` tokens when all that is reserved is committed: see HoldsStates.
+  [[nodiscard]] bool keeps_state(SeqId seq, Pos length) const {
+    return grouped_ ? grouped_->keeps_state(grouped_->at(seq), length) : (void(lengths(seq)), false);
+  }
   /// The block of the states of one kind, of a pool of that kind. Valid until the sequence is extended, committed,
   /// truncated or closed.
   [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {

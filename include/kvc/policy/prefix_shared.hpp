@@ -340,6 +340,10 @@ class PrefixShared<Eviction, Hash, Events> {
   [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const {
     return grouped_ ? grouped_->state_lengths(seq) : (void(length(seq)), std::span<const Pos>());
   }
+  /// Whether the sequence has states after `length` tokens when all that is reserved is committed: see HoldsStates.
+  [[nodiscard]] bool keeps_state(SeqId seq, Pos length) const {
+    return grouped_ ? grouped_->keeps_state(seq, length) : (void(this->length(seq)), false);
+  }
   /// The blocks of the states of one kind. Valid until the sequence is extended, committed, truncated or closed.
   [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
     require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");

@@ -14,7 +14,14 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The rows that RestoresSequences reserves. Rows that a group would have dropped take no room.
+/// The states of recurrent layers after so many tokens of a sequence that is restored.
+struct RestoredState {
+  Pos length = 0;          ///< tokens that they stand for
+  bool is_shared = false;  ///< RestoreOptions::like has the same ones after as many tokens, and may share them
+};
+
+/// The rows and states that RestoresSequences reserves. Rows that a group would have dropped take no room, and neither do
+/// states that the sequence would have released.
 struct RestoreOptions {
   Pos length = 0;  ///< positions of the sequence
   /// [groups] positions whose rows nobody has, none of which a row behind the sequence sees. Empty: all positions that a
@@ -25,6 +32,9 @@ struct RestoreOptions {
   std::optional<SeqId> like{};
   Pos shared = 0;
   bool shares_cross = false;  ///< and rows of the same other input
+  /// Of a model with recurrent layers: the states that there are, by ascending length, the last one of `length`. None of
+  /// an empty sequence.
+  std::span<const RestoredState> states{};
 };
 
 namespace detail {
@@ -53,6 +63,16 @@ inline void require_valid(const RestoreOptions& options, const GroupRules& rules
             "positions that no row behind the sequence sees");
   }
   require_between(options.shared, Pos{0}, options.length, "options.shared");
+  const bool has_states = !rules.states.empty() && options.length > 0;
+  require(options.states.empty() || has_states, "options.states.size()", options.states.size(),
+          "0: there are no recurrent layers, or no tokens");
+  Pos before = 0;
+  for (const RestoredState& state : options.states) {
+    require(before < state.length, "options.states", state.length, "ascending lengths above 0");
+    before = state.length;
+  }
+  require(before == (has_states ? options.length : 0), "options.states", before,
+          "such that the last one has the length of the sequence");
 }
 
 }  // namespace detail

@@ -185,6 +185,12 @@ class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
   {
     return with_shared_lock([&](const P& p) { return p.state_lengths(seq); });
   }
+  /// As of the policy, with writers kept out.
+  [[nodiscard]] bool keeps_state(SeqId seq, Pos length) const
+    requires HoldsStates<P>
+  {
+    return with_shared_lock([&](const P& p) { return p.keeps_state(seq, length); });
+  }
   /// As of the policy, with writers kept out. Changes only with the sequence.
   [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const
     requires HoldsStates<P>

@@ -143,17 +143,24 @@ class GroupRegions {
     s.lengths.reserve(range);
     return Extension{range, copies_};
   }
-  /// Reserves the rows of a sequence that was computed elsewhere: see RestoresSequences. O(holes).
+  /// Reserves the rows and states of a sequence that was computed elsewhere: see RestoresSequences. It has room for one
+  /// state more, so that it can go on. O(holes + states).
   std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
-    require(!has_states(), "states", rules_.states.size(), "0: the states of a sequence cannot be restored");
     Sequence& s = *sequences_.find(seq);
+    const Pos settled = std::max(options.length - rules_.rewind, 0);
+    std::vector<Pos> states;
+    for (const WantedState& state : wanted_.restored(options.states, settled, 0, options_.states - 1)) {
+      states.push_back(state.length);
+    }
     for (std::size_t g = 0; g < pools_.size(); ++g) {
       if (!is_cross(g)) {
-        s.groups[g].retained.retain(std::max(options.length - rules_.rewind, 0));
+        s.groups[g].retained.retain(settled);
         s.groups[g].retained.lose(missing_of(rules_, g, options).last);
       }
     }
-    std::optional<Extension> extension = try_extend(seq, {0, options.length});
+    ScopeGuard undo([&] { forget_rows(s); });
+    std::optional<Extension> extension = try_extend(seq, {0, options.length}, states);
+    undo.dismiss();
     if (!extension) {
       forget_rows(s);
     }
@@ -258,6 +265,10 @@ class GroupRegions {
 
   [[nodiscard]] bool has_states() const noexcept { return !rules_.states.empty(); }
   [[nodiscard]] std::span<const Pos> state_lengths(const Sequence& s) const noexcept { return s.states.lengths(); }
+  /// Whether a sequence has states after `length` tokens when all that is reserved is committed. O(states).
+  [[nodiscard]] bool keeps_state(const Sequence& s, Pos length) const noexcept {
+    return s.states.keeps(length, std::max(s.lengths.reserved - rules_.rewind, 0), 0);
+  }
   /// Throws std::invalid_argument if there are no such states.
   [[nodiscard]] std::span<const BlockId> state_blocks(const Sequence& s, Index kind, Pos length) const {
     require_between(kind, Index{0}, std::ssize(rules_.states) - 1, "kind");

@@ -215,10 +215,10 @@ class GroupTables {
     return least <= blocks_.available() ? LimitMet{} : LimitMet{Limit::pool, blocks_.available() * unit, least * unit};
   }
 
-  /// Reserves the rows of a sequence that was computed elsewhere: see RestoresSequences. O(groups + blocks).
-  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
+  /// Reserves the rows and states of a sequence that was computed elsewhere: see RestoresSequences. O(groups + blocks).
+  ///   grain   the states of its last multiple are for later prompts: see KeptStates
+  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options, Pos grain = 0) {
     require_valid(options, rules_);
-    require(!has_states(), "states", rules_.states.size(), "0: the states of a sequence cannot be restored");
     sequences_.at(seq).lengths.check_restore(seq);
     Sequence* const like = options.like ? &sequences_.at(*options.like) : nullptr;
     Sequence& s = sequences_.at(seq);
@@ -236,14 +236,22 @@ class GroupTables {
       return last <= std::min(options.shared, like->lengths.committed) && table.has(number) &&
              table.is_complete(number);
     };
+    const Pos settled = std::max(options.length - rules_.rewind, 0);
+    const std::span<const WantedState> states = wanted_.restored(options.states, settled, grain);
+    const auto shared_state = [&](const WantedState& state) {
+      return like != nullptr && state.is_shared ? like->states.blocks(state.length) : std::span<const BlockId>();
+    };
+    s.states.reserve(states.size());
     Index taken = 0;
+    for (const WantedState& state : states) {
+      taken += shared_state(state).empty() ? state_blocks_ : 0;
+    }
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       GroupTable& table = s.tables[g];
       if (!table.grows() && !adds_cross) {
         continue;
       }
       const Pos length = table.grows() ? options.length : rules_.groups[g].cross_rows;
-      const Pos settled = std::max(options.length - rules_.rewind, 0);
       Index blocks = 0;
       if (table.grows()) {
         table.restore(length, settled, missing_of(rules_, g, options));
@@ -270,6 +278,17 @@ class GroupTables {
         } else {
           table[number] = blocks_.allocate(static_cast<Index>(g));
         }
+      });
+    }
+    for (const WantedState& state : states) {
+      const std::span<const BlockId> theirs = shared_state(state);
+      auto next = theirs.begin();
+      s.states.push(state, [&] {
+        if (theirs.empty()) {
+          return blocks_.allocate(groups());
+        }
+        blocks_.ref_referenced(*next);
+        return *next++;
       });
     }
     s.adds_cross = adds_cross;
@@ -376,6 +395,10 @@ class GroupTables {
   }
   /// Lengths of which a sequence has states, those of the uncommitted extension last.
   [[nodiscard]] std::span<const Pos> state_lengths(const Sequence& s) const noexcept { return s.states.lengths(); }
+  /// Whether a sequence has states after `length` tokens when all that is reserved is committed. O(states).
+  [[nodiscard]] bool keeps_state(const Sequence& s, Pos length, Pos grain) const noexcept {
+    return s.states.keeps(length, std::max(s.lengths.reserved - rules_.rewind, 0), grain);
+  }
   /// How the states of one kind lie in blocks.
   [[nodiscard]] StateSizes state_sizes(Index kind) const {
     require_between(kind, Index{0}, static_cast<Index>(states_.size()) - 1, "kind");

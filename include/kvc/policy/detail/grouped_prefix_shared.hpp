@@ -188,6 +188,7 @@ class GroupedPrefixShared
     return tables_.group_blocks(tables_.at(seq), group);
   }
   [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const { return tables_.state_lengths(tables_.at(seq)); }
+  [[nodiscard]] bool keeps_state(SeqId seq, Pos length) const { return tables_.keeps_state(tables_.at(seq), length); }
   [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
     return tables_.state_blocks(tables_.at(seq), kind, length);
   }

@@ -230,11 +230,15 @@ class GroupedPrefixes
   }
   /// As that of GroupTables. Tokens become known by publish_tokens.
   std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
-    std::optional<Extension> extension = Base::try_restore(seq, options);
+    std::optional<Extension> extension = Base::try_restore(seq, options, node_tokens_);
     if (extension && options.length > 0) {
       this->at(seq).state.unknown_from = 0;
     }
     return extension;
+  }
+  /// As that of GroupTables.
+  [[nodiscard]] bool keeps_state(const Sequence& s, Pos length) const noexcept {
+    return Base::keeps_state(s, length, node_tokens_);
   }
   void rollback(SeqId seq) noexcept {
     if (!this->contains(seq)) {

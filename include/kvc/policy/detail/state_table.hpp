@@ -1,4 +1,5 @@
-// StateTable: the recurrent states that one sequence has. WantedStates: those that an extension is to write.
+// StateTable: the recurrent states that one sequence has. WantedStates: those that an extension is to write. KeptStates:
+// those that a sequence keeps.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/restore_options.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -17,8 +19,31 @@ namespace detail {
 
 /// A state that an extension is to write.
 struct WantedState {
-  Pos length = 0;        ///< tokens that it stands for
-  bool is_kept = false;  ///< a later prompt is to find it
+  Pos length = 0;          ///< tokens that it stands for
+  bool is_kept = false;    ///< a later prompt is to find it
+  bool is_shared = false;  ///< of a restored sequence: RestoredState::is_shared
+};
+
+/// Which of some ascending lengths a sequence keeps states of whose next query begins behind `settled` tokens or more:
+/// the greatest that is at most `settled`, those above it, and, for later prompts, the greatest multiple of `grain` that
+/// is at most `settled` (0: none).
+class KeptStates {
+ public:
+  /// length_of(i) for i < count. O(count).
+  template <class F>
+  KeptStates(std::size_t count, Pos settled, Pos grain, F&& length_of) noexcept : last_whole_(count) {
+    for (; settled_ < count && length_of(settled_) <= settled; ++settled_) {
+      last_whole_ = grain > 0 && length_of(settled_) % grain == 0 ? settled_ : last_whole_;
+    }
+  }
+  /// Whether it keeps number i.
+  [[nodiscard]] bool operator()(std::size_t i) const noexcept { return i + 1 >= settled_ || i == last_whole_; }
+  /// How many lengths are at most `settled`.
+  [[nodiscard]] std::size_t settled() const noexcept { return settled_; }
+
+ private:
+  std::size_t settled_ = 0;
+  std::size_t last_whole_;
 };
 
 class WantedStates {
@@ -50,6 +75,20 @@ class WantedStates {
     const auto is_same = [](const WantedState& a, const WantedState& b) { return a.length == b.length; };
     list_.erase(std::unique(list_.begin(), list_.end(), is_same), list_.end());  // the first of equal ones stays
     return list_;
+  }
+  /// Of the states that there are of a restored sequence those that it keeps: see KeptStates. At most the last `most`.
+  /// Later prompts are to find them. Valid until the next call.
+  [[nodiscard]] std::span<const WantedState> restored(std::span<const RestoredState> states, Pos settled, Pos grain,
+                                                      Index most = max_pos) {
+    list_.clear();
+    const KeptStates keeps(states.size(), settled, grain, [&](std::size_t i) { return states[i].length; });
+    for (std::size_t i = 0; i < states.size(); ++i) {
+      if (keeps(i)) {
+        list_.push_back({states[i].length, true, states[i].is_shared});
+      }
+    }
+    const auto count = static_cast<std::size_t>(std::min(most, std::ssize(list_)));
+    return std::span<const WantedState>(list_).last(count);
   }
 
  private:
@@ -129,22 +168,26 @@ class StateTable {
       pop();
     }
   }
-  /// Takes out what no query behind `settled` tokens begins from: f(blocks of a length) for all lengths but the greatest
-  /// that is at most `settled`, those above it, and, for later prompts, the greatest multiple of `grain` that is at
-  /// most `settled` (0: none). O(lengths).
+  /// Which lengths `drop` leaves.
+  [[nodiscard]] KeptStates kept(Pos settled, Pos grain) const noexcept {
+    return {lengths_.size(), settled, grain, [this](std::size_t i) { return lengths_[i]; }};
+  }
+  /// Whether there is a state of this length, and `drop` leaves it.
+  [[nodiscard]] bool keeps(Pos length, Pos settled, Pos grain) const noexcept {
+    const std::size_t count = count_to(length);
+    return count > 0 && lengths_[count - 1] == length && kept(settled, grain)(count - 1);
+  }
+  /// Takes out what no query behind `settled` tokens begins from: f(blocks of a length) for all lengths but those of
+  /// KeptStates. O(lengths).
   template <class F>
   void drop(Pos settled, Pos grain, F&& f) noexcept {
-    const std::size_t now = count_to(settled);
-    if (now <= 1) {
+    const KeptStates keeps = kept(settled, grain);
+    if (keeps.settled() <= 1) {
       return;
-    }
-    std::size_t last_whole = now;
-    for (std::size_t i = 0; i < now && grain > 0; ++i) {
-      last_whole = lengths_[i] % grain == 0 ? i : last_whole;
     }
     std::size_t to = 0;
     for (std::size_t i = 0; i < lengths_.size(); ++i) {
-      if (i + 1 < now && i != last_whole) {
+      if (!keeps(i)) {
         f(of(i));
         continue;
       }
