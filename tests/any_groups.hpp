@@ -1,5 +1,5 @@
-// AnyGroups: a cache with layer groups behind an interface, whose rows are functions of the tokens before them; and layers
-// that differ.
+// AnyGroups: a cache with layer groups behind an interface, whose rows and states are functions of the tokens before them;
+// and layers that differ.
 #pragma once
 
 #include <Eigen/Core>
@@ -63,6 +63,23 @@ inline LayerGroups latent_layers() {
   return layers;
 }
 
+/// Recurrent layers of two sizes beside full attention and a window.
+inline LayerGroups recurrent_layers() {
+  LayerGroups layers;
+  layers.add_state(100);
+  layers.add({.kv_heads = 2, .key_dim = 3, .value_dim = 2});
+  layers.add_state(24, 2);
+  layers.add({.kv_heads = 1, .key_dim = 2, .window = 5});
+  layers.add_state(100);
+  return layers;
+}
+/// Nothing but recurrent layers.
+inline LayerGroups states_alone() {
+  LayerGroups layers;
+  layers.add_state(40, 3);
+  return layers;
+}
+
 /// A number that depends on the tokens up to a position, the layer and the column, and that bf16 holds exactly.
 inline float row_number(std::uint64_t history, Index layer, Index column) {
   const std::uint64_t h = (history * 31 + static_cast<std::uint64_t>(layer * 100 + column)) * 0x9e3779b97f4a7c15U;
@@ -74,6 +91,15 @@ inline std::uint64_t history_at(const Tokens& tokens, Pos position) {
     h = (h ^ static_cast<std::uint64_t>(tokens[static_cast<std::size_t>(p)] + 1)) * 0x100000001b3U;
   }
   return h;
+}
+
+/// Changes the state of a recurrent layer by the next token.
+inline void step_state(std::span<std::byte> state, Index layer, Token token) {
+  for (std::size_t i = 0; i < state.size(); ++i) {
+    const auto before = static_cast<unsigned>(state[i]) + static_cast<unsigned>(state[(i + 1) % state.size()]);
+    state[i] = static_cast<std::byte>(
+        (before * 31 + static_cast<unsigned>(token) * 7 + static_cast<unsigned>(layer) + i) & 255U);
+  }
 }
 
 /// A cache with layer groups behind an interface.
@@ -90,7 +116,8 @@ struct AnyGroups {
   virtual Pos match(const Tokens& prompt, const Salt& salt) const = 0;
   virtual Opened open_prompt(const Tokens& prompt, const Salt& salt) = 0;
   virtual Stats stats() const = 0;
-  /// Checks that all retained rows of a sequence are those of its tokens, and that they are what the next row sees.
+  /// Checks that all retained rows and states of a sequence are those of its tokens, and that the next row finds all that
+  /// it needs.
   virtual void check(SeqId seq, const Tokens& tokens) const = 0;
   virtual void verify() const = 0;
 };
@@ -128,8 +155,12 @@ struct GroupsOf : Base {
     }
     return m;
   }
-  /// Writes the rows of a layer, unless it reads those of another one.
+  /// Writes the rows of a layer, unless it reads those of another one; or its states, which follow from the one before.
   void write(Index layer, const typename Cache::Append& step, const Tokens& all) {
+    if (cache.layers().is_recurrent(layer)) {
+      write_states(layer, step, all);
+      return;
+    }
     const LayerPlace place = cache.layers().place(layer);
     if (!place.is_owner) {
       return;
@@ -141,6 +172,21 @@ struct GroupsOf : Base {
     } else {
       cache.write(layer, step, rows(layer, range, all, true), rows(layer, range, all, false));
     }
+  }
+  void write_states(Index layer, const typename Cache::Append& step, const Tokens& all) {
+    std::vector<std::byte> state = empty_state(layer);
+    std::ranges::copy(cache.state(layer, step.seq()), state.begin());
+    Pos length = step.range().first;
+    for (const Pos wanted : cache.states_to_write(step)) {
+      for (; length < wanted; ++length) {
+        step_state(state, layer, all[static_cast<std::size_t>(length)]);
+      }
+      std::ranges::copy(state, cache.state_to_write(layer, step, wanted).begin());
+    }
+  }
+  std::vector<std::byte> empty_state(Index layer) const {
+    const auto kind = static_cast<std::size_t>(cache.layers().state_place(layer).kind);
+    return std::vector<std::byte>(static_cast<std::size_t>(cache.layers().states()[kind].bytes));
   }
   bool extend(SeqId seq, const Tokens& all, Pos count) override {
     const Pos from = cache.length(seq);
@@ -188,6 +234,10 @@ struct GroupsOf : Base {
   void check(SeqId seq, const Tokens& tokens) const override {
     const Pos length = cache.length(seq);
     for (Index layer = 0; layer < cache.layers().layers(); ++layer) {
+      if (cache.layers().is_recurrent(layer)) {
+        check_states(layer, seq, tokens);
+        continue;
+      }
       const LayerPlace place = cache.layers().place(layer);
       const LayerGroup& group = cache.layers().groups()[static_cast<std::size_t>(place.group)];
       const Pos end = group.cross_rows > 0 ? (length > 0 ? group.cross_rows : 0) : length;
@@ -211,6 +261,17 @@ struct GroupsOf : Base {
         }
       }
     }
+  }
+  void check_states(Index layer, SeqId seq, const Tokens& tokens) const {
+    std::vector<std::byte> state = empty_state(layer);
+    Pos at = 0;
+    for (const Pos length : cache.policy().state_lengths(seq)) {
+      for (; at < length; ++at) {
+        step_state(state, layer, tokens[static_cast<std::size_t>(at)]);
+      }
+      REQUIRE(std::ranges::equal(cache.state(layer, seq, length), state));
+    }
+    REQUIRE(at == cache.length(seq));
   }
 };
 

@@ -1,5 +1,5 @@
-// Snapshots of caches with layer groups: rows come back bit for bit in a cache of any policy, block size and layout, a
-// loaded sequence goes on and is found by its tokens, and damage is an error.
+// Snapshots of caches with layer groups: rows and states come back bit for bit in a cache of any policy, block size and
+// layout, a loaded sequence goes on and is found by its tokens, and damage is an error.
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -132,7 +132,9 @@ TEST_CASE("A cache with layer groups comes back under any policy, block size and
   const std::uint64_t seed = seed_or(20);
   CAPTURE(seed);
   Random random(seed);
-  for (const LayerGroups& layers : {mixed_layers(), cross_layers(), mixed_layers().with_rewind(3), latent_layers()}) {
+  for (const LayerGroups& layers :
+       {mixed_layers(), cross_layers(), mixed_layers().with_rewind(3), latent_layers(), recurrent_layers(),
+        recurrent_layers().with_rewind(4), states_alone().with_rewind(2)}) {
     for (const Make& from : makers()) {
       const auto source = from(layers);
       const std::vector<Saved> saved = random_sequences(*source, random);
@@ -166,7 +168,7 @@ TEST_CASE("A cache with layer groups comes back under any policy, block size and
 }
 
 TEST_CASE("Sequences that were loaded with layer groups are found by their tokens", "[io]") {
-  for (const LayerGroups& layers : {mixed_layers(), cross_layers()}) {
+  for (const LayerGroups& layers : {mixed_layers(), cross_layers(), recurrent_layers(), states_alone()}) {
     SavedOf<float, Prefix, HeadMajor> source(layers, {.blocks = 200, .block_tokens = 4});
     Tokens tokens;
     for (Token i = 0; i < 40; ++i) {
@@ -227,14 +229,88 @@ TEST_CASE("A snapshot with layer groups is refused by a cache with others, and l
   REQUIRE_THROWS_WITH(snapshot::Reader(source.cache, from), contains("snapshot::Reader knows no other"));
 }
 
+TEST_CASE("A snapshot of other recurrent states is refused, and says which", "[io][states]") {
+  const auto cache_of = [](const LayerGroups& layers) {
+    return std::make_unique<SavedOf<float, Paged, HeadMajor>>(layers, Paged::Config{.blocks = 100, .block_tokens = 4});
+  };
+  const auto model = [](Index bytes, int states) {
+    LayerGroups layers;
+    layers.add({.kv_heads = 1, .key_dim = 2});
+    layers.add_state(bytes, states);
+    return layers;
+  };
+  const auto refused = [&](const LayerGroups& saved, const LayerGroups& own, const char* reason) {
+    const auto source = cache_of(saved);
+    const Tokens tokens(60, 3);
+    const SeqId seq = source->open({});
+    REQUIRE(source->extend(seq, tokens, 9));
+    const auto cache = cache_of(own);
+    REQUIRE_THROWS_WITH(cache->loaded(source->saved({seq}, {tokens})), contains(reason));
+    REQUIRE(cache->stats().blocks_free == 100);
+  };
+  refused(model(128, 2), model(256, 2), "256 bytes in a state of kind 0, as the cache has, found 128");
+  refused(model(128, 2), model(128, 3), "4 layers, as the cache has, found 3");
+  LayerGroups rows;
+  rows.add({.kv_heads = 1, .key_dim = 2}, 2);
+  rows.add({.kv_heads = 1, .key_dim = 2, .window = 3});
+  refused(model(128, 2), rows, "groups");
+  refused(rows, model(128, 2), "groups");
+  LayerGroups other;  // the same states in other layers
+  other.add_state(128, 2);
+  other.add({.kv_heads = 1, .key_dim = 2});
+  refused(model(128, 2), other, "layers as the cache has, found number 0 to be another");
+}
+
+TEST_CASE("States that sequences share are stored once, and shared again", "[io][states]") {
+  const LayerGroups layers = recurrent_layers().with_rewind(6);
+  SavedOf<float, Paged, HeadMajor> source(layers, {.blocks = 300, .block_tokens = 4});
+  Tokens tokens;
+  for (Token i = 0; i < 60; ++i) {
+    tokens.push_back(i % 7);
+  }
+  const SeqId seq = source.open({});
+  REQUIRE(source.extend(seq, tokens, 16));
+  REQUIRE(source.extend(seq, tokens, 3));
+  const SeqId at_16 = source.fork(seq, 16).value();
+  const SeqId at_19 = source.fork(seq, 19).value();
+  const Bytes bytes = source.saved({at_16, seq, at_19}, {tokens, tokens, tokens});
+  REQUIRE(Forge(bytes).at("stat").payload.size() == 2 * 100);  // after 16 and after 19 tokens
+  SavedOf<float, Paged, TokenMajor> cache(layers, {.blocks = 300, .block_tokens = 4});
+  const auto loaded = cache.loaded(bytes).value();
+  REQUIRE(cache.stats().blocks_referenced == source.stats().blocks_referenced);
+  const auto blocks = [&](std::size_t i, Pos length) {
+    return cache.cache.policy().state_blocks(loaded.sequences[i], 0, length)[0];
+  };
+  REQUIRE(blocks(0, 16) == blocks(1, 16));
+  REQUIRE(blocks(1, 19) == blocks(2, 19));
+  for (std::size_t i = 0; i < 3; ++i) {
+    cache.check(loaded.sequences[i], tokens);
+    REQUIRE(cache.extend(loaded.sequences[i], tokens, 5));
+    cache.check(loaded.sequences[i], tokens);
+  }
+  cache.verify();
+
+  // A policy takes those that it has room for and a sequence keeps: here that of the end, and one more.
+  SavedOf<float, Contiguous, HeadMajor> other(recurrent_layers(), {.sequences = 4, .max_tokens = 60});
+  const auto again = other.loaded(bytes).value();
+  for (std::size_t i = 0; i < 3; ++i) {
+    REQUIRE(other.cache.policy().state_lengths(again.sequences[i]).size() == 1);
+    REQUIRE(other.extend(again.sequences[i], tokens, 5));
+    other.check(again.sequences[i], tokens);
+  }
+}
+
 TEST_CASE("A damaged snapshot with layer groups is refused, and changes nothing", "[io][format]") {
-  SavedOf<float, Prefix, HeadMajor> source(mixed_layers(), {.blocks = 100, .block_tokens = 2});
+  const bool has_states = GENERATE(false, true);
+  const LayerGroups layers = has_states ? recurrent_layers().with_rewind(20) : mixed_layers();
+  SavedOf<float, Prefix, HeadMajor> source(layers, {.blocks = 100, .block_tokens = 2});
   const Tokens tokens(60, 3);
   const SeqId seq = source.open({});
-  REQUIRE(source.extend(seq, tokens, 13));
+  REQUIRE(source.extend(seq, tokens, 8));
+  REQUIRE(source.extend(seq, tokens, 5));
   REQUIRE(source.fork(seq, 13));
   const Bytes bytes = source.saved({seq, *source.fork(seq, 13)}, {});
-  SavedOf<float, Prefix, HeadMajor> cache(mixed_layers(), {.blocks = 100, .block_tokens = 2});
+  SavedOf<float, Prefix, HeadMajor> cache(layers, {.blocks = 100, .block_tokens = 2});
   const auto refuses = [&](std::span<const std::byte> damaged) {
     try {
       const auto loaded = cache.loaded(damaged);
@@ -246,8 +322,8 @@ TEST_CASE("A damaged snapshot with layer groups is refused, and changes nothing"
   const auto step = static_cast<std::size_t>(100 / kvc_test::cases_or(100));
   for (std::size_t at = 0; at < bytes.size(); at += step) {
     Bytes damaged = bytes;
-    damaged[at] ^= std::byte{1};
-    if (at < 10 || at >= 12) {  // the minor version
+    for (unsigned bit = 1; bit < 256 && (at < 10 || at >= 12); bit *= 2) {  // not the minor version
+      damaged[at] = bytes[at] ^ static_cast<std::byte>(bit);
       INFO(at);
       REQUIRE(refuses(damaged));
     }
@@ -262,7 +338,7 @@ TEST_CASE("A damaged snapshot with layer groups is refused, and changes nothing"
       for (const std::int32_t value : {-2, 0, 1, 7, 1 << 30}) {
         Forge forged = good;
         forged.sections[section].set(word * 4, value);
-        SavedOf<float, Prefix, HeadMajor> victim(mixed_layers(), {.blocks = 100, .block_tokens = 2});
+        SavedOf<float, Prefix, HeadMajor> victim(layers, {.blocks = 100, .block_tokens = 2});
         try {
           (void)victim.loaded(forged.bytes());
         } catch (const FormatError&) {

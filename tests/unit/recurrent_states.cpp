@@ -7,13 +7,11 @@
 #include "catch.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/element/none.hpp"
-#include "kvc/io/byte_stream.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "kvc/policy/synchronized.hpp"
-#include "kvc/snapshot/snapshot.hpp"
 #include "serve.hpp"
 
 namespace {
@@ -290,10 +288,6 @@ TEST_CASE("A policy with a lock holds states if the policy behind the lock does"
 }
 
 TEST_CASE("What does not know states refuses a model with recurrent layers", "[states]") {
-  Shared cache(model(), {.blocks = 100, .block_tokens = 8});
-  io::MemorySink to;
-  CHECK_THROWS_WITH(snapshot::save(cache, to), Contains("recurrent states cannot be stored"));
-
   KvCache<None, Paged> none(model(), {.blocks = 100, .block_tokens = 8});
   const SeqId seq = none.open();
   const auto append = none.extend(seq, counting(0, 4));

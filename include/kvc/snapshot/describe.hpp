@@ -26,8 +26,6 @@ template <class T>
 /// The groups of a cache, with rows of `row_bytes(dim)` bytes.
 template <class F>
 [[nodiscard]] std::vector<format::GroupRecord> describe_groups(const LayerGroups& layers, F row_bytes) {
-  require(layers.states().empty(), "layers.states().size()", layers.states().size(),
-          "0: recurrent states cannot be stored or sent yet");
   std::vector<format::GroupRecord> groups;
   const auto count = [](Index i) { return static_cast<std::uint64_t>(i); };
   for (const LayerGroup& g : layers.groups()) {
@@ -37,10 +35,15 @@ template <class F>
   }
   return groups;
 }
-/// Where the rows of the layers of a model are.
+/// Where the rows of the layers of a model are, or their states.
 [[nodiscard]] inline std::vector<format::LayerRecord> describe_layers(const LayerGroups& layers) {
   std::vector<format::LayerRecord> records;
   for (Index i = 0; i < layers.layers(); ++i) {
+    if (layers.is_recurrent(i)) {
+      const StatePlace place = layers.state_place(i);
+      records.push_back({static_cast<std::int32_t>(-1 - place.kind), static_cast<std::int32_t>(place.layer), 0});
+      continue;
+    }
     const LayerPlace place = layers.place(i);
     records.push_back(
         {static_cast<std::int32_t>(place.group), static_cast<std::int32_t>(place.layer), place.is_owner ? 0U : 1U});
@@ -50,14 +53,14 @@ template <class F>
 
 }  // namespace detail
 
-/// The description of a cache: shape, bytes of a row, block size and names. A longer policy name is cut to 23
-/// characters.
+/// The description of a cache: shape of the first layer group, bytes of a row, block size and names. Of recurrent layers
+/// alone the extents are 1. A longer policy name is cut to 23 characters.
 template <class Cache>
 [[nodiscard]] format::DescriptionRecord describe(const Cache& cache) {
   using T = typename Cache::Element;
   static_assert(kvc::Element<T>::name.size() < format::Name{}.size(),
                 "the name of an element type is too long to store");
-  const Shape& shape = cache.shape();
+  const Shape shape = cache.layers().groups().empty() ? Shape{1, 1, 1, 1} : cache.shape();
   const auto count = [](Index i) { return static_cast<std::uint64_t>(i); };
   const auto row_bytes = [&](Index dim) { return count(detail::bytes_of_row<T>(dim)); };
   return {count(shape.layers),

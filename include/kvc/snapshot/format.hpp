@@ -2,6 +2,7 @@
 //
 //   file header, then sections: desc, salt, blks, tokn, seqs, one layr per layer in any order, end
 //   with layer groups:          desc, salt, blks, tokn, seqs, grps, lmap, gblk, tabl, one layr per stored layer, end
+//   with recurrent layers:      ... tabl, stks, sttb, one layr per stored layer, one stat per recurrent layer, end
 //   section:  SectionHeader | payload | XXH3 of the payload (8 bytes)
 //
 // All integers are little-endian. Rows are stored as they lie in the pool of a little-endian machine.
@@ -55,7 +56,10 @@ inline constexpr SectionName groups = section_name("grps");
 inline constexpr SectionName layer_map = section_name("lmap");
 inline constexpr SectionName group_blocks = section_name("gblk");
 inline constexpr SectionName tables = section_name("tabl");
+inline constexpr SectionName state_kinds = section_name("stks");
+inline constexpr SectionName states = section_name("sttb");
 inline constexpr SectionName layer = section_name("layr");
+inline constexpr SectionName state_layer = section_name("stat");
 inline constexpr SectionName end = section_name("end ");
 }  // namespace section
 
@@ -82,7 +86,7 @@ struct SectionHeader {
   static constexpr std::uint32_t required = 1;  ///< flag: a reader that does not know the section rejects the file
   SectionName name;
   std::uint32_t flags;     ///< all other bits are 0
-  std::uint64_t index;     ///< layr: the layer; else 0
+  std::uint64_t index;     ///< layr, stat: the layer; else 0
   std::uint64_t size;      ///< bytes of the payload
   std::uint64_t checksum;  ///< XXH3 of the 24 bytes before
 };
@@ -161,10 +165,10 @@ static_assert(sizeof(GroupRecord) == 64);
   return g.kv_heads * (g.key_row_bytes + g.value_row_bytes);
 }
 
-/// Element of lmap: where the rows of a layer of the model are.
+/// Element of lmap: where the rows of a layer of the model are, or its states.
 struct LayerRecord {
-  std::int32_t group;
-  std::int32_t layer;   ///< of the group
+  std::int32_t group;   ///< of a recurrent layer -1 - k, of kind k
+  std::int32_t layer;   ///< of the group, or of the kind
   std::uint32_t reads;  ///< 1: it reads the rows that another layer writes; else 0
 };
 static_assert(sizeof(LayerRecord) == 12);
@@ -178,6 +182,22 @@ struct GroupBlockRecord {
 };
 static_assert(sizeof(GroupBlockRecord) == 16);
 
+/// Element of stks: recurrent layers whose states have the same bytes.
+struct StateKindRecord {
+  std::uint64_t layers;
+  std::uint64_t bytes;  ///< of the state of one layer
+};
+static_assert(sizeof(StateKindRecord) == 16);
+
+/// Element of sttb: the states of a sequence after so many tokens. They are stored once however many sequences have them.
+struct StateRecord {
+  std::int32_t sequence;
+  std::int32_t length;  ///< tokens that they stand for
+  std::int32_t number;  ///< of the stored states: at most one more than all before it
+  std::uint32_t zero;
+};
+static_assert(sizeof(StateRecord) == 16);
+
 /// Payload of end.
 struct EndRecord {
   std::uint64_t sections;  ///< that precede this one
@@ -190,7 +210,7 @@ template <class Record>
 concept Plain = std::is_trivially_copyable_v<Record> && std::has_unique_object_representations_v<Record>;
 static_assert(Plain<FileHeader> && Plain<SectionHeader> && Plain<DescriptionRecord> && Plain<BlockRecord> &&
               Plain<SequenceRecord> && Plain<EndRecord> && Plain<GroupRecord> && Plain<LayerRecord> &&
-              Plain<GroupBlockRecord>);
+              Plain<GroupBlockRecord> && Plain<StateKindRecord> && Plain<StateRecord>);
 
 /// The largest extents that a header may claim, those of a Shape, so that products of them do not overflow.
 inline constexpr std::uint64_t most_extent = std::uint64_t{1} << 24;

@@ -1,13 +1,15 @@
-// GroupContents: everything in a snapshot of a cache with layer groups but the rows. Integers and tokens only.
+// GroupContents: everything in a snapshot of a cache with layer groups but the rows and states. Integers and tokens only.
 //
 // Of each group, rows at consecutive positions are a stored block, once however many sequences reference them, and a
-// sequence is a list of blocks per group. Positions that no block has are those that the group has dropped.
+// sequence is a list of blocks per group. Positions that no block has are those that the group has dropped. The states of
+// all recurrent layers after one length are a stored state, once however many sequences have it.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <span>
 #include <string>
 #include <utility>
@@ -21,6 +23,7 @@
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/describe.hpp"
 #include "kvc/snapshot/format.hpp"
+#include "kvc/snapshot/recurrent_layers.hpp"
 #include "kvc/snapshot/row_reader.hpp"
 #include "kvc/snapshot/sections.hpp"
 
@@ -29,19 +32,27 @@ inline namespace v0 {
 namespace snapshot {
 namespace detail {
 
-/// The contents of a snapshot of a cache with layer groups but the rows.
+/// The contents of a snapshot of a cache with layer groups but the rows and states.
 struct GroupContents {
   Contents histories;  ///< tokens, salts and lengths of the sequences; `shape` is that of the first group
   std::vector<format::GroupRecord> groups;
   std::vector<format::LayerRecord> layers;
   std::vector<format::GroupBlockRecord> blocks;
   std::vector<std::int32_t> tables;  ///< by sequence and group: a count, and so many block numbers
+  RecurrentLayers recurrent;
+  std::vector<format::StateRecord> states;  ///< by sequence and length
 
   // Derived from the above.
   std::vector<std::size_t> table_at;  ///< [sequences, groups] index in `tables` of the count
   std::vector<PosRange> missing;      ///< [sequences, groups] positions without rows
   std::vector<std::uint64_t> rows;    ///< [groups] of all blocks
+  std::vector<std::size_t> state_at;  ///< [sequences + 1] index in `states` of the first one
+  std::size_t stored_states = 0;      ///< of all layers after one length each
 
+  /// The states of a sequence, by length.
+  [[nodiscard]] std::span<const format::StateRecord> states_of(std::size_t sequence) const noexcept {
+    return std::span(states).subspan(state_at[sequence], state_at[sequence + 1] - state_at[sequence]);
+  }
   /// Blocks of a sequence in a group, by position.
   [[nodiscard]] std::span<const std::int32_t> table(std::size_t sequence, std::size_t group) const noexcept {
     const std::size_t at = table_at[sequence * groups.size() + group];
@@ -72,8 +83,12 @@ struct GroupContents {
     }
     return {group, stored_layer};
   }
-  /// Bytes of all rows of a stored layer.
+  /// Bytes of all rows of a stored layer; behind these layers are the recurrent ones, with all states of one.
   [[nodiscard]] std::uint64_t layer_bytes(Index stored_layer) const noexcept {
+    if (const Index with_rows = stored_layers(); stored_layer >= with_rows) {
+      return format::bounded_product(stored_states,
+                                     static_cast<std::uint64_t>(recurrent.bytes(stored_layer - with_rows)));
+    }
     const auto g = static_cast<std::size_t>(place(stored_layer).group);
     return format::bounded_product(rows[g], format::token_bytes(groups[g]));
   }
@@ -87,6 +102,16 @@ inline void count_rows(GroupContents& c) {
   }
 }
 
+/// Derives where the states of each sequence are, and how many there are in all.
+inline void count_states(GroupContents& c) {
+  c.state_at.assign(c.histories.sequences.size() + 1, 0);
+  for (const format::StateRecord& state : c.states) {
+    ++c.state_at[static_cast<std::size_t>(state.sequence) + 1];
+    c.stored_states = std::max(c.stored_states, static_cast<std::size_t>(state.number) + 1);
+  }
+  std::partial_sum(c.state_at.begin(), c.state_at.end(), c.state_at.begin());
+}
+
 /// Writes all sections that precede the rows.
 inline void write_contents(SectionWriter& out, const format::DescriptionRecord& description, const GroupContents& c) {
   write_contents(out, description, c.histories);
@@ -94,6 +119,10 @@ inline void write_contents(SectionWriter& out, const format::DescriptionRecord& 
   out.section(section::layer_map, std::as_bytes(std::span(c.layers)));
   out.section(section::group_blocks, std::as_bytes(std::span(c.blocks)));
   out.section(section::tables, std::as_bytes(std::span(c.tables)));
+  if (c.recurrent.size() > 0) {
+    out.section(section::state_kinds, std::as_bytes(c.recurrent.kinds()));
+    out.section(section::states, std::as_bytes(std::span(c.states)));
+  }
 }
 
 /// Reads all sections that precede the rows, and checks that a cache with these layers, whose elements are T, can hold
@@ -112,6 +141,12 @@ class GroupContentsReader {
     read_blocks();
     count_rows(c_);
     read_tables();
+    c_.recurrent = RecurrentLayers(layers_);
+    if (c_.recurrent.size() > 0) {
+      read_state_kinds();
+      read_states();
+    }
+    count_states(c_);
     return std::move(c_);
   }
 
@@ -219,6 +254,70 @@ class GroupContentsReader {
       next = range.last;
     }
     go_on_at(length, table_at);
+  }
+
+  void read_state_kinds() {
+    const std::uint64_t base = expect(section::state_kinds);
+    const auto kinds = in_.records<format::StateKindRecord>("kinds of recurrent states");
+    const auto own = c_.recurrent.kinds();
+    for (std::size_t k = 0; k < std::min(own.size(), kinds.size()); ++k) {
+      const auto same = [&](std::uint64_t ours, std::uint64_t found, std::size_t field, const char* what) {
+        if (ours != found) {
+          in_.fail_at(base + k * sizeof(format::StateKindRecord) + field,
+                      kvc::detail::concat({std::to_string(ours), what, std::to_string(k), ", as the cache has, found ",
+                                           std::to_string(found)}));
+        }
+      };
+      same(own[k].layers, kinds[k].layers, offsetof(format::StateKindRecord, layers), " layers with states of kind ");
+      same(own[k].bytes, kinds[k].bytes, offsetof(format::StateKindRecord, bytes), " bytes in a state of kind ");
+    }
+    if (own.size() != kinds.size()) {
+      in_.fail_at(
+          base, kvc::detail::concat({std::to_string(own.size()), " kinds of recurrent states, as the cache has, found ",
+                                     std::to_string(kinds.size())}));
+    }
+  }
+  /// Checks that each sequence has states by ascending length, the last one of its own length.
+  void read_states() {
+    base_ = expect(section::states);
+    c_.states = in_.records<format::StateRecord>("states");
+    std::vector<Pos> lengths;  // [stored states]
+    std::size_t sequence = 0;
+    Pos before = 0;
+    const auto end_sequence = [&](std::size_t i) {
+      if (before != c_.histories.sequences[sequence].length) {
+        fail_state(i, "states after the last token of sequence ", sequence);
+      }
+      ++sequence;
+      before = 0;
+    };
+    for (std::size_t i = 0; i < c_.states.size(); ++i) {
+      const format::StateRecord& state = c_.states[i];
+      if (state.sequence < 0 || static_cast<std::size_t>(state.sequence) >= c_.histories.sequences.size()) {
+        fail_state(i, "the number of a sequence of ", c_.histories.sequences.size());
+      }
+      while (sequence < static_cast<std::size_t>(state.sequence)) {
+        end_sequence(i);
+      }
+      if (static_cast<std::size_t>(state.sequence) < sequence || state.length <= before || state.zero != 0) {
+        fail_state(i, "states by sequence and length, found another one of sequence ", sequence);
+      }
+      if (state.number < 0 || static_cast<std::size_t>(state.number) > lengths.size()) {
+        fail_state(i, "the number of stored states, at most ", lengths.size());
+      }
+      if (static_cast<std::size_t>(state.number) == lengths.size()) {
+        lengths.push_back(state.length);
+      } else if (lengths[static_cast<std::size_t>(state.number)] != state.length) {
+        fail_state(i, "the same length wherever it is, of stored states ", static_cast<std::size_t>(state.number));
+      }
+      before = state.length;
+    }
+    while (sequence < c_.histories.sequences.size()) {
+      end_sequence(c_.states.size());
+    }
+  }
+  [[noreturn]] void fail_state(std::size_t i, const char* expected, std::size_t number) const {
+    in_.fail_at(base_ + i * sizeof(format::StateRecord), kvc::detail::concat({expected, std::to_string(number)}));
   }
   [[noreturn]] void fail(std::size_t at, std::size_t sequence, const char* expected) const {
     in_.fail_at(base_ + at * sizeof(std::int32_t),

@@ -1,7 +1,7 @@
 // Loads a snapshot of a cache with layer groups: version 2 of the format.
 //
 // Sequences are restored one after the other, the longest first (RestoresSequences), and share the blocks of the one
-// before that has most in common with them. Then the rows are read. Tokens are published last: until then no prompt
+// before that has most in common with them. Then rows and states are read. Tokens are published last: until then no prompt
 // matches a row and no handle has been given out, so everything can be taken back.
 #pragma once
 
@@ -25,6 +25,7 @@
 #include "kvc/policy/detail/stored_runs.hpp"
 #include "kvc/snapshot/group_contents.hpp"
 #include "kvc/snapshot/reader.hpp"
+#include "kvc/snapshot/recurrent_layers.hpp"
 #include "kvc/snapshot/restore.hpp"
 #include "kvc/snapshot/restore_plan.hpp"
 #include "kvc/snapshot/row_reader.hpp"
@@ -50,7 +51,7 @@ class GroupLoader {
         order_(order_of(in_, c_.histories)),
         decode_(decoder_of<T>(in_, c_.histories, options.convert_elements)),
         plan_(c_),
-        layers_(c_.stored_layers()),
+        layers_(c_.stored_layers(), c_.recurrent.size()),
         scratch_(batch_bytes) {
     require_small_tables();
   }
@@ -89,8 +90,13 @@ class GroupLoader {
       return std::nullopt;
     }
     add_targets(sequences, had_cross);
+    add_state_targets(sequences);
     while (const std::optional<Index> layer = next_layer()) {
-      read_rows(*layer);
+      if (const Index recurrent = *layer - c_.stored_layers(); recurrent >= 0) {
+        read_states(recurrent);
+      } else {
+        read_rows(*layer);
+      }
       in_.finish();
     }
     if constexpr (KnowsTokens<Policy>) {
@@ -133,6 +139,12 @@ class GroupLoader {
         }
       }
     }
+    std::uint64_t state_bytes = 0;
+    for (const format::StateKindRecord& kind : c_.recurrent.kinds()) {
+      state_bytes += kind.layers * kind.bytes;
+    }
+    bytes = std::min(most, bytes + format::bounded_product(c_.stored_states, state_bytes));
+    entries += c_.states.size() * static_cast<std::uint64_t>(c_.recurrent.size());  // a block for a layer, at most
     if (const std::uint64_t table_bytes = format::bounded_product(entries, sizeof(BlockId)); table_bytes > bytes) {
       in_.fail_at(sizeof(format::FileHeader),
                   kvc::detail::concat({"sequences whose block tables are smaller than the rows, found ",
@@ -162,7 +174,7 @@ class GroupLoader {
         in_.finish();
       }
       in_.rewind(rows);
-      layers_.restart(c_.stored_layers());
+      layers_.restart();
     }
     return true;
   }
@@ -206,6 +218,43 @@ class GroupLoader {
       }
       targets_[g].push_back(
           {block, true, first - range.first, {run.block, run.offset + (first - run.first), last - first}});
+    }
+  }
+
+  /// Finds the places of all states that the sequences keep.
+  void add_state_targets(const std::vector<SeqId>& sequences) {
+    std::set<BlockId> seen;
+    for (std::size_t s = 0; s < sequences.size(); ++s) {
+      for (const Pos length : state_lengths(cache_.policy(), sequences[s])) {
+        if (seen.insert(state_block(cache_.policy(), sequences[s], length)).second) {
+          const auto states = c_.states_of(s);
+          const auto state = std::ranges::lower_bound(states, length, {}, &format::StateRecord::length);
+          state_targets_.push_back({static_cast<std::size_t>(state->number), sequences[s], length});
+        }
+      }
+    }
+    std::ranges::stable_sort(state_targets_, {}, &StateTarget::number);
+  }
+  /// Reads the states of a recurrent layer to their first places, and copies them to the others.
+  void read_states(Index recurrent) {
+    const Index layer = c_.recurrent.model_layer(recurrent);
+    const auto bytes = static_cast<std::uint64_t>(c_.recurrent.bytes(recurrent));
+    std::span<const StateTarget> targets = state_targets_;
+    for (std::size_t number = 0; number < c_.stored_states; ++number) {
+      io::ByteSpan first;
+      for (; !targets.empty() && targets[0].number == number; targets = targets.subspan(1)) {
+        const io::ByteSpan to = writable_state_bytes(cache_, layer, targets[0].seq, targets[0].length);
+        if (first.empty()) {
+          first = to;
+          in_.add(to);
+          in_.flush();
+        } else {
+          std::ranges::copy(first, to.begin());
+        }
+      }
+      if (first.empty()) {
+        in_.skip(bytes);
+      }
     }
   }
 
@@ -290,6 +339,12 @@ class GroupLoader {
   LayerSections layers_;
   std::vector<SeqId> opened_;
   std::vector<std::vector<Target>> targets_;  // [groups] by stored block and row
+  struct StateTarget {
+    std::size_t number;  // of the stored state
+    SeqId seq;
+    Pos length;
+  };
+  std::vector<StateTarget> state_targets_;  // by number
   std::vector<layout::SlotSpan> slots_;
   std::vector<std::byte> scratch_;
   std::vector<float> floats_;

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
@@ -21,6 +22,7 @@
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/describe.hpp"
 #include "kvc/snapshot/group_contents.hpp"
+#include "kvc/snapshot/recurrent_layers.hpp"
 #include "kvc/snapshot/writer.hpp"
 
 namespace kvc {
@@ -43,6 +45,7 @@ class GroupCollector {
     c_.groups =
         describe_groups(cache.layers(), [&](Index dim) { return stored_row_bytes<T>(c_.histories.element, dim); });
     c_.layers = describe_layers(cache.layers());
+    c_.recurrent = RecurrentLayers(cache.layers());
     slots_.resize(c_.groups.size());
   }
 
@@ -64,10 +67,16 @@ class GroupCollector {
         c_.tables.push_back(add_block(g, run));
       });
     }
+    for (const Pos states : state_lengths(policy, saved.seq)) {
+      if (states <= history.length) {
+        add_state(saved.seq, states);
+      }
+    }
   }
   /// Writes all sections.
   void write(io::ByteSink& sink) {
     count_rows(c_);
+    count_states(c_);
     std::vector<std::size_t> next(slots_.size());
     for (const format::GroupBlockRecord& b : c_.blocks) {
       const auto g = static_cast<std::size_t>(b.group);
@@ -85,6 +94,13 @@ class GroupCollector {
                                   [&](Index at, Index count) {
                                     out.add(std::as_bytes(std::span(pool + at, static_cast<std::size_t>(count))));
                                   });
+      }
+      out.finish();
+    }
+    for (Index layer = 0; layer < c_.recurrent.size(); ++layer) {
+      out.begin(section::state_layer, c_.layer_bytes(c_.stored_layers() + layer), static_cast<std::uint64_t>(layer));
+      for (const auto& [seq, length] : states_) {
+        out.add(state_bytes(cache_, c_.recurrent.model_layer(layer), seq, length));
       }
       out.finish();
     }
@@ -122,12 +138,24 @@ class GroupCollector {
     return entry->second;
   }
 
+  /// Of the last sequence.
+  void add_state(SeqId seq, Pos length) {
+    const auto [entry, is_new] = state_numbers_.try_emplace(state_block(cache_.policy(), seq, length),
+                                                            static_cast<std::int32_t>(states_.size()));
+    if (is_new) {
+      states_.emplace_back(seq, length);
+    }
+    c_.states.push_back({static_cast<std::int32_t>(c_.histories.sequences.size()) - 1, length, entry->second, 0});
+  }
+
   const Cache& cache_;
   format::DescriptionRecord description_{};
   GroupContents c_;
   std::vector<std::vector<layout::SlotSpan>> slots_;  // [groups] the places of the blocks in the pool
   std::map<std::tuple<std::size_t, BlockId, Pos, Pos>, std::int32_t> numbers_;
   std::map<std::string, std::int32_t> salts_;
+  std::vector<std::pair<SeqId, Pos>> states_;  // a place of each stored state
+  std::map<BlockId, std::int32_t> state_numbers_;
 };
 
 /// Saves sequences of a cache with layer groups. Throws as Writer does.

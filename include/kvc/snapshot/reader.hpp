@@ -99,7 +99,7 @@ class Reader {
         in_.finish();
       }
       in_.rewind(rows);
-      layers_.restart(contents_.shape.layers);
+      layers_.restart();
     }
     reserved_ = restorer_.try_reserve();
     return reserved_;

@@ -28,6 +28,7 @@ class RestorePlan {
     std::iota(order_.begin(), order_.end(), std::size_t{0});
     std::ranges::stable_sort(order_, [&](std::size_t a, std::size_t b) { return length(a) > length(b); });
     std::vector<std::int32_t> owners(c_.blocks.size(), -1);
+    std::vector<std::int32_t> state_owners(c_.stored_states, -1);
     like_.resize(order_.size());
     for (const std::size_t s : order_) {
       for (std::size_t g = 0; g < c_.groups.size(); ++g) {
@@ -38,6 +39,15 @@ class RestorePlan {
           } else if (static_cast<std::size_t>(owner) != s) {
             add_shared(s, g, static_cast<std::size_t>(owner), block);
           }
+        }
+      }
+      for (const format::StateRecord& state : c_.states_of(s)) {
+        std::int32_t& owner = state_owners[static_cast<std::size_t>(state.number)];
+        if (owner < 0) {
+          owner = static_cast<std::int32_t>(s);
+        } else if (like_[s].owner < 0) {  // nothing but states is shared
+          like_[s].owner = owner;
+          like_[s].shared = state.length;
         }
       }
       limit_to_equal_tokens(s);
@@ -62,12 +72,14 @@ class RestorePlan {
       if (!has_rows(s)) {
         continue;
       }
+      const std::vector<RestoredState> states = states_to_restore(s);
       RestoreOptions restored{.length = length(s), .missing = missing(s)};
       if (like_[s].owner >= 0) {
         restored.like = handles[static_cast<std::size_t>(like_[s].owner)];
         restored.shared = like_[s].shared;
         restored.shares_cross = like_[s].cross;
       }
+      restored.states = states;
       auto step = owner.try_restore(open->seq, restored);
       if (!step) {
         return false;
@@ -88,6 +100,7 @@ class RestorePlan {
     std::int32_t owner = -1;
     Pos shared = 0;
     bool cross = false;
+    Pos same_tokens = max_pos;  // so many at most, as far as they are known
   };
 
   [[nodiscard]] Pos length(std::size_t s) const noexcept { return c_.histories.sequences[s].length; }
@@ -132,8 +145,22 @@ class RestorePlan {
     const std::vector<Token> theirs = c_.histories.tokens_of(other);
     const auto common = static_cast<std::size_t>(std::ranges::mismatch(mine, theirs).in1 - mine.begin());
     if (common < std::min(mine.size(), theirs.size())) {
-      like.shared = std::min(like.shared, static_cast<Pos>(common));
+      like.same_tokens = static_cast<Pos>(common);
+      like.shared = std::min(like.shared, like.same_tokens);
     }
+  }
+  /// States are shared if the file says so, and behind equal tokens.
+  [[nodiscard]] std::vector<RestoredState> states_to_restore(std::size_t s) const {
+    std::vector<RestoredState> states;
+    const Like& like = like_[s];
+    for (const format::StateRecord& state : c_.states_of(s)) {
+      const bool is_shared =
+          like.owner >= 0 && state.length <= like.same_tokens &&
+          std::ranges::any_of(c_.states_of(static_cast<std::size_t>(like.owner)),
+                              [&](const format::StateRecord& theirs) { return theirs.number == state.number; });
+      states.push_back({state.length, is_shared});
+    }
+    return states;
   }
 
   /// Rows of the same tokens that were computed twice may differ in their bits: they stay apart.

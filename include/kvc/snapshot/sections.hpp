@@ -295,9 +295,10 @@ class SectionReader {
 
  private:
   static bool is_known(SectionName name) noexcept {
-    constexpr std::array known = {section::description, section::salts,  section::blocks,    section::tokens,
-                                  section::sequences,   section::groups, section::layer_map, section::group_blocks,
-                                  section::tables,      section::layer,  section::end};
+    constexpr std::array known = {section::description, section::salts,       section::blocks,    section::tokens,
+                                  section::sequences,   section::groups,      section::layer_map, section::group_blocks,
+                                  section::tables,      section::state_kinds, section::states,    section::layer,
+                                  section::state_layer, section::end};
     return std::find(known.begin(), known.end(), name) != known.end();
   }
   void check_size() const {
@@ -345,11 +346,15 @@ class SectionReader {
   std::uint64_t left_ = 0;
 };
 
-/// The layers of a snapshot, which stand in any order, each once, before the end.
+/// The layers of a snapshot, which stand in any order, each once, before the end. Recurrent layers are counted behind
+/// those that store rows.
 class LayerSections {
  public:
-  explicit LayerSections(Index layers) { restart(layers); }
-  void restart(Index layers) { written_.assign(static_cast<std::size_t>(layers), false); }
+  explicit LayerSections(Index layers, Index recurrent = 0)
+      : layers_(static_cast<std::size_t>(layers)), recurrent_(static_cast<std::size_t>(recurrent)) {
+    restart();
+  }
+  void restart() { written_.assign(layers_ + recurrent_, false); }
 
   /// Reads the header of the next layer, which has bytes_of(layer) bytes, and returns its number; or reads the end, and
   /// returns nothing. Throws FormatError.
@@ -360,7 +365,9 @@ class LayerSections {
     if (header.name == section::end) {
       for (std::size_t i = 0; i < written_.size(); ++i) {
         if (!written_[i]) {
-          in.fail_at(at, kvc::detail::concat({"section layr of layer ", std::to_string(i), ", found the end"}));
+          const bool has_rows = i < layers_;
+          in.fail_at(at, kvc::detail::concat({"section ", has_rows ? "layr" : "stat", " of layer ",
+                                              std::to_string(has_rows ? i : i - layers_), ", found the end"}));
         }
       }
       if (header.index != 0) {
@@ -369,24 +376,30 @@ class LayerSections {
       in.end();
       return std::nullopt;
     }
-    if (header.name != section::layer) {
+    const bool has_rows = header.name == section::layer;
+    if (!has_rows && (header.name != section::state_layer || recurrent_ == 0)) {
       in.fail_at(at, kvc::detail::concat({"section layr or end, found ", to_text(header.name)}));
     }
-    if (header.index >= written_.size() || written_[static_cast<std::size_t>(header.index)]) {
+    const std::size_t first = has_rows ? 0 : layers_;
+    const std::size_t count = has_rows ? layers_ : recurrent_;
+    if (header.index >= count || written_[first + static_cast<std::size_t>(header.index)]) {
       in.fail_at(at + offsetof(format::SectionHeader, index),
-                 kvc::detail::concat({"a layer below ", std::to_string(written_.size()),
-                                      " that has not been read yet, found ", std::to_string(header.index)}));
+                 kvc::detail::concat({"a layer below ", std::to_string(count), " that has not been read yet, found ",
+                                      std::to_string(header.index)}));
     }
-    const auto layer = static_cast<Index>(header.index);
-    if (const std::uint64_t bytes = bytes_of(layer); header.size != bytes) {
-      in.fail_at(in.size_offset(), kvc::detail::concat({std::to_string(bytes), " bytes, the rows of a layer, found ",
-                                                        std::to_string(header.size)}));
+    const std::size_t layer = first + static_cast<std::size_t>(header.index);
+    if (const std::uint64_t bytes = bytes_of(static_cast<Index>(layer)); header.size != bytes) {
+      in.fail_at(in.size_offset(),
+                 kvc::detail::concat({std::to_string(bytes), has_rows ? " bytes, the rows" : " bytes, the states",
+                                      " of a layer, found ", std::to_string(header.size)}));
     }
-    written_[static_cast<std::size_t>(layer)] = true;
-    return layer;
+    written_[layer] = true;
+    return static_cast<Index>(layer);
   }
 
  private:
+  std::size_t layers_;     // that store rows
+  std::size_t recurrent_;  // layers
   std::vector<bool> written_;
 };
 

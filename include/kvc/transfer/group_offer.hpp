@@ -2,7 +2,8 @@
 //
 // Its body begins with a record for each group and one for each layer of the model, which must be those of the receiver.
 // Of a group that drops rows only those travel that the sender still has when the sequence has its whole length: it says
-// which are `gone` then. So it does not matter which rows the sender drops while the transfer is in progress.
+// which are `gone` then. So it does not matter which rows the sender drops while the transfer is in progress. The same
+// holds for states of recurrent layers: it names the lengths of which it will have them.
 #pragma once
 
 #include <algorithm>
@@ -22,6 +23,7 @@
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/detail/stored_runs.hpp"
 #include "kvc/snapshot/format.hpp"
+#include "kvc/snapshot/recurrent_layers.hpp"
 #include "kvc/transfer/offer.hpp"
 #include "kvc/transfer/protocol.hpp"
 #include "kvc/transfer/stored_layers.hpp"
@@ -71,17 +73,51 @@ template <HoldsGroups P>
   return {std::min(now.first, then.first), std::max(now.last, then.last)};
 }
 
+/// The lengths of which a sequence has recurrent states now, and will have when it has `length` positions; the greatest 64
+/// of them, that of `length` last. Throws std::invalid_argument if it has no state of `length`. O(states).
+template <HoldsGroups P>
+[[nodiscard]] std::vector<Pos> states_at(const P& policy, SeqId seq, Pos length) {
+  std::vector<Pos> lengths;
+  if constexpr (HoldsStates<P>) {
+    if (policy.group_rules().states.empty()) {
+      return lengths;
+    }
+    if (policy.reserved(seq) < length) {
+      return {length};  // what else there will be, the extensions will say
+    }
+    const bool is_committed = policy.length(seq) >= length;
+    for (const Pos states : policy.state_lengths(seq)) {
+      if (states == length || (states < length && (is_committed || policy.keeps_state(seq, states)))) {
+        lengths.push_back(states);
+      }
+    }
+    require(!lengths.empty() && lengths.back() == length, "offer.length", length,
+            "one of which the sequence has recurrent states");
+    lengths.erase(lengths.begin(),
+                  lengths.end() - std::min(std::ssize(lengths), static_cast<std::ptrdiff_t>(most_states)));
+  }
+  return lengths;
+}
+
 template <snapshot::format::Plain Record>
 void append_record(std::vector<std::byte>& to, const Record& record) {
   const auto bytes = std::as_bytes(std::span(&record, 1));
   to.insert(to.end(), bytes.begin(), bytes.end());
 }
 
-/// Adds the description of the groups to the body of an OFFER. Returns what is gone of each. O(layers + blocks).
+/// What an OFFER promises of a sequence of a cache with layer groups.
+struct Promised {
+  std::vector<PosRange> gone;  // [groups] positions that are not sent
+  std::vector<Pos> states;     // lengths of which states are
+};
+
+/// Adds the description of the groups and states to the body of an OFFER. Throws std::invalid_argument if the sequence
+/// has no state of `length`. O(layers + blocks).
 template <HoldsGroups P>
-std::vector<PosRange> append_groups(std::vector<std::byte>& body, const StoredLayers& layers, const P& policy,
-                                    SeqId seq, Pos length) {
-  std::vector<PosRange> gone;
+Promised append_groups(std::vector<std::byte>& body, const StoredLayers& layers, const P& policy, SeqId seq,
+                       Pos length) {
+  Promised promised{{}, states_at(policy, seq, length)};
+  std::vector<PosRange>& gone = promised.gone;
   for (std::size_t g = 0; g < layers.groups().size(); ++g) {
     const auto group = static_cast<Index>(g);
     gone.push_back(gone_at(policy, seq, group, length));
@@ -91,7 +127,13 @@ std::vector<PosRange> append_groups(std::vector<std::byte>& body, const StoredLa
   for (const snapshot::format::LayerRecord& layer : layers.model_layers()) {
     append_record(body, layer);
   }
-  return gone;
+  for (const snapshot::format::StateKindRecord& kind : layers.recurrent().kinds()) {
+    append_record(body, kind);
+  }
+  for (const Pos states : promised.states) {
+    append_record(body, states);
+  }
+  return promised;
 }
 
 /// Takes a record from the beginning of `bytes`, which has it.
@@ -141,7 +183,21 @@ template <snapshot::format::Plain Record>
   return different(kvc::detail::concat({"layer ", std::to_string(layer), " to be"}), text(own), text(found));
 }
 
-/// Reads the description of the groups, which `body` begins with: read_offer has checked how long it is. A refusal if it
+/// A refusal, which names the first difference, unless two kinds of recurrent states are alike.
+[[nodiscard]] inline std::optional<Refusal> compare_states(std::size_t kind,
+                                                           const snapshot::format::StateKindRecord& own,
+                                                           const snapshot::format::StateKindRecord& found) {
+  const std::string of_kind = kvc::detail::concat({" in kind ", std::to_string(kind), " of states"});
+  if (own.bytes != found.bytes) {
+    return different("bytes", std::to_string(own.bytes) + of_kind, std::to_string(found.bytes));
+  }
+  if (own.layers != found.layers) {
+    return different("layers", std::to_string(own.layers) + of_kind, std::to_string(found.layers));
+  }
+  return std::nullopt;
+}
+
+/// Reads the description of the groups and states, which `body` begins with: read_offer has checked how long it is. A refusal if it
 /// is invalid, or the groups or layers are not those of the cache.
 [[nodiscard]] inline std::optional<Refusal> read_groups(std::span<const std::byte> body, const StoredLayers& layers,
                                                         Offered& offered) {
@@ -169,6 +225,23 @@ template <snapshot::format::Plain Record>
     if (std::optional<Refusal> refusal = compare_layer(i, layers.model_layers()[i], found)) {
       return refusal;
     }
+  }
+  for (std::size_t k = 0; k < layers.recurrent().kinds().size(); ++k) {
+    const auto found = take_record<snapshot::format::StateKindRecord>(body);
+    if (std::optional<Refusal> refusal = compare_states(k, layers.recurrent().kinds()[k], found)) {
+      return refusal;
+    }
+  }
+  offered.states.clear();
+  for (std::size_t i = 0; i < offered.state_lengths; ++i) {
+    const Pos before = offered.states.empty() ? 0 : offered.states.back();
+    offered.states.push_back(take_record<Pos>(body));
+    if (offered.states.back() <= before) {
+      return Refusal{Outcome::broken, "states whose lengths do not ascend"};
+    }
+  }
+  if (!offered.states.empty() && offered.states.back() != offered.length) {
+    return Refusal{Outcome::broken, "no states of the length of the sequence"};
   }
   return std::nullopt;
 }

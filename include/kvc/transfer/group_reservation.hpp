@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <utility>
@@ -17,6 +18,7 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/stored_runs.hpp"
 #include "kvc/policy/restore_options.hpp"
+#include "kvc/snapshot/recurrent_layers.hpp"
 #include "kvc/transfer/group_offer.hpp"
 #include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/offer.hpp"
@@ -56,6 +58,11 @@ template <class Cache>
       blocks += Index{kept_blocks} + std::max(ceil_div(end, size) - std::max(seen / size, kept_blocks), 0);
     } else if (Index{kept} + (end - seen) > slots) {
       return false;
+    }
+  }
+  if constexpr (Policy::shares_blocks && HoldsStates<Policy>) {
+    for (std::size_t k = 0; k < rules.states.size(); ++k) {
+      blocks += policy.state_sizes(static_cast<Index>(k)).blocks;
     }
   }
   return blocks <= policy.blocks() &&
@@ -114,6 +121,22 @@ template <HoldsGroups P>
   }
   if (wanted.first == wanted.last) {
     wanted.first = wanted.last = wanted.then;
+  }
+  return wanted;
+}
+
+/// Which of the offered states are to be received: those that a sequence keeps and does not share with `found`, if there
+/// is one. See WantedStatesRecord.
+template <HoldsGroups P>
+[[nodiscard]] std::uint64_t wanted_states(const P& policy, SeqId seq, std::span<const Pos> offered,
+                                          const std::optional<Opened>& found) {
+  std::uint64_t wanted = 0;
+  for (const Pos length : snapshot::detail::state_lengths(policy, seq)) {
+    const bool is_shared =
+        found && found->cached == length &&
+        snapshot::detail::state_block(policy, seq, length) == snapshot::detail::state_block(policy, found->seq, length);
+    const auto i = static_cast<unsigned>(std::ranges::lower_bound(offered, length) - offered.begin());
+    wanted |= is_shared ? 0 : std::uint64_t{1} << i;
   }
   return wanted;
 }
@@ -180,11 +203,16 @@ template <class Cache>
       }
       missing.push_back(gone);
     }
+    std::vector<RestoredState> states;
+    for (const Pos length : offered.states) {
+      states.push_back({length, found && found->cached == length});
+    }
     RestoreOptions restored{.length = offered.length, .missing = missing};
     if (found) {
       restored.like = found->seq;
       restored.shared = found->cached;
     }
+    restored.states = states;
     return cache.try_restore(opened->seq, restored);
   };
   auto step = try_restore();
@@ -208,9 +236,11 @@ template <class Cache>
     wanted.push_back(has_cross[g] ? WantedRows::all(end, end)  // the salt names the other input
                                   : wanted_rows(cache.policy(), opened->seq, group, end, blocks));
   }
+  const std::uint64_t states = wanted_states(cache.policy(), opened->seq, offered.states, found);
   const Pos cached = found ? found->cached : 0;
   undo.dismiss();
-  return Reservation<Cache>{opened->seq, std::move(*step), cached, std::move(wanted), std::move(prompt->tokens)};
+  return Reservation<Cache>{opened->seq,       std::move(*step),          cached,
+                            std::move(wanted), std::move(prompt->tokens), states};
 }
 
 }  // namespace detail

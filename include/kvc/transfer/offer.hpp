@@ -32,8 +32,10 @@ struct Offered {
   Pos length = 0;
   Pos tokens = 0;
   layout::RowOrder order{};
-  std::size_t groups_bytes = 0;  // of the body: the description of layer groups, before the tokens
+  std::size_t groups_bytes = 0;  // of the body: the description of layer groups and states, before the tokens
   std::vector<Group> groups;     // of a plain cache there is one; with layer groups they come with the body
+  std::size_t state_lengths = 0;
+  std::vector<Pos> states;  // [state_lengths] of which states are offered, ascending; they come with the body
 };
 
 /// A refusal of what is not as the cache has it.
@@ -109,6 +111,7 @@ struct Offered {
   if (!record || !counts) {
     return Refusal{Outcome::broken, "the offer is too short"};
   }
+  const StateCountsRecord states = in.take<StateCountsRecord>().value_or(StateCountsRecord{0, 0});
   if (std::optional<Refusal> refusal = compare(own, record->description, layers.is_plain())) {
     return refusal;
   }
@@ -121,9 +124,17 @@ struct Offered {
       return different("layers", std::to_string(layers.model_layers().size()), std::to_string(counts->layers),
                        at + offsetof(GroupCountsRecord, layers));
     }
+    if (states.kinds != layers.recurrent().kinds().size()) {
+      return different("kinds of recurrent states", std::to_string(layers.recurrent().kinds().size()),
+                       std::to_string(states.kinds), at + sizeof(GroupCountsRecord));
+    }
+    if (states.lengths > most_states || (states.lengths > 0) != (states.kinds > 0)) {
+      return Refusal{Outcome::broken, "states of no length, or of more than 64"};
+    }
   }
   const std::size_t groups_bytes =
-      counts->groups * sizeof(OfferedGroupRecord) + counts->layers * sizeof(snapshot::format::LayerRecord);
+      counts->groups * sizeof(OfferedGroupRecord) + counts->layers * sizeof(snapshot::format::LayerRecord) +
+      (layers.is_plain() ? 0 : states.kinds * sizeof(snapshot::format::StateKindRecord) + states.lengths * sizeof(Pos));
   if (record->length < 1 || (record->tokens != 0 && record->tokens != record->length) ||
       record->salt_bytes > most_salt_bytes ||
       body_bytes != groups_bytes + sizeof(Token) * static_cast<std::uint64_t>(record->tokens) + record->salt_bytes) {
@@ -136,6 +147,7 @@ struct Offered {
                       ? layout::RowOrder::token_major
                       : layout::RowOrder::head_major;
   offered.groups_bytes = groups_bytes;
+  offered.state_lengths = layers.is_plain() ? 0 : states.lengths;
   offered.groups.assign(1, {static_cast<Pos>(record->description.block_tokens), {0, 0}});
   return std::nullopt;
 }

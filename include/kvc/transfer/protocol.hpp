@@ -3,11 +3,12 @@
 //
 // A transfer moves one sequence from a sender (transfer/sender.hpp) to a receiver (transfer/receiver.hpp). Any number
 // of transfers share a connection: every message names its transfer. Messages to the receiver travel on `data_channel`,
-// replies to the sender on `reply_channel`. Each is a head of at most 512 bytes; OFFER and ROWS also have a body.
+// replies to the sender on `reply_channel`. Each is a head of at most 512 bytes; OFFER, ROWS and STATE also have a body.
 //
 //   message     head, after MessageHead      body                      meaning
 //   OFFER       OfferRecord                  tokens, then salt         describes a sequence and asks for room
 //   ROWS        RowsRecord                   rows of one layer         positions [first, last) of a layer
+//   STATE       SentStateRecord              a state of one layer      of a recurrent layer, after so many tokens
 //   END         payload                                                all rows have left
 //   CANCEL                                                             the sender gives up
 //   ACCEPT      AcceptRecord                                           room is reserved; send rows from `first` on
@@ -42,6 +43,10 @@
 // group, and ROWS counts the layers that store rows. A cache whose layers are one group of full attention, each with
 // rows of its own, speaks version 1. Only the version of an OFFER is checked.
 //
+// With recurrent layers the head of an OFFER has two counts more, its body the kinds of states and the lengths of which
+// states are offered, and an ACCEPT says which of these lengths the receiver wants. A STATE is the state of one layer. The
+// states of a layer come by ascending length; layers in any order, and between ROWS.
+//
 // All integers are little-endian; rows are sent as they lie in the pool. There is no checksum: the transport is
 // reliable. Every number from a peer is checked before it is used.
 #pragma once
@@ -72,7 +77,7 @@ inline constexpr Channel first_free_channel = 2;  ///< channels from here on bel
 
 namespace detail {
 
-enum class MessageKind : std::uint32_t { offer = 1, rows, end, cancel, accept, refuse, done, abort };
+enum class MessageKind : std::uint32_t { offer = 1, rows, end, cancel, accept, refuse, done, abort, state };
 
 inline constexpr std::uint32_t magic = 0x5443564bU;  // "KVCT"
 inline constexpr std::uint16_t major_version = 1;    // offers of other versions are refused
@@ -99,7 +104,12 @@ struct GroupCountsRecord {  // behind OfferRecord, with layer groups
   std::uint32_t groups;
   std::uint32_t layers;  // of the model
 };
-struct OfferedGroupRecord {  // in the body, with layer groups: one for each, then snapshot::format::LayerRecord
+struct StateCountsRecord {  // behind GroupCountsRecord, with recurrent layers
+  std::uint32_t kinds;
+  std::uint32_t lengths;  // of which states are offered: at most most_states
+};
+struct OfferedGroupRecord {  // in the body, with layer groups: one for each, then snapshot::format::LayerRecord; with
+                             // recurrent layers then snapshot::format::StateKindRecord and the lengths, 4 bytes each
   snapshot::format::GroupRecord group;
   std::int32_t block_tokens;  // of the sender
   std::int32_t gone_first;    // positions [gone_first, gone_last) are not sent
@@ -121,6 +131,13 @@ struct WantedRecord {  // behind AcceptRecord, one for each layer group: positio
   std::int32_t last;
   std::int32_t then;
 };
+struct WantedStatesRecord {  // behind these, with recurrent layers
+  std::uint64_t lengths;     // bit i: the states of the i-th offered length
+};
+struct SentStateRecord {
+  std::int32_t layer;   // those of kind 0, then those of kind 1, and so on
+  std::int32_t length;  // tokens that it stands for
+};
 struct RefusalRecord {
   Outcome outcome;
   std::uint32_t offset;  // of the invalid field in the head
@@ -129,13 +146,17 @@ static_assert(sizeof(MessageHead) == 24 && sizeof(OfferRecord) == 152 && sizeof(
 static_assert(snapshot::format::Plain<MessageHead> && snapshot::format::Plain<OfferRecord> &&
               snapshot::format::Plain<RowsRecord> && snapshot::format::Plain<AcceptRecord> &&
               snapshot::format::Plain<RefusalRecord> && snapshot::format::Plain<GroupCountsRecord> &&
-              snapshot::format::Plain<OfferedGroupRecord> && snapshot::format::Plain<WantedRecord>);
+              snapshot::format::Plain<OfferedGroupRecord> && snapshot::format::Plain<WantedRecord> &&
+              snapshot::format::Plain<StateCountsRecord> && snapshot::format::Plain<WantedStatesRecord> &&
+              snapshot::format::Plain<SentStateRecord>);
 
 inline constexpr std::size_t max_payload_bytes = transport::max_message_head - sizeof(MessageHead);
 inline constexpr std::size_t most_text_bytes = max_payload_bytes - sizeof(RefusalRecord);
 inline constexpr std::uint32_t most_salt_bytes = 1U << 16;
 inline constexpr std::size_t most_groups = 32;  // so that an ACCEPT has room for what is wanted of each
-static_assert(sizeof(AcceptRecord) + most_groups * sizeof(WantedRecord) <= max_payload_bytes);
+inline constexpr std::size_t most_states = 64;  // lengths, the bits of WantedStatesRecord
+static_assert(sizeof(AcceptRecord) + most_groups * sizeof(WantedRecord) + sizeof(WantedStatesRecord) <=
+              max_payload_bytes);
 
 /// Assembles the head of a message.
 class HeadWriter {

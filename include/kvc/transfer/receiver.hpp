@@ -38,6 +38,7 @@
 #include "kvc/transfer/protocol.hpp"
 #include "kvc/transfer/reservation.hpp"
 #include "kvc/transfer/row_sink.hpp"
+#include "kvc/transfer/state_progress.hpp"
 #include "kvc/transfer/stored_layers.hpp"
 #include "kvc/transport/concept.hpp"
 
@@ -216,7 +217,9 @@ class Receiver {
     detail::Offered offered;
     std::vector<detail::WantedRows> wanted;  // [groups]
     std::vector<Pos> layers;                 // [stored layers] first position of the next rows
-    std::vector<Token> tokens;               // to publish when it is committed
+    std::uint64_t wanted_states = 0;         // of the offered ones: see WantedStatesRecord
+    detail::StateProgress states;
+    std::vector<Token> tokens;  // to publish when it is committed
     Pos cached = 0;
     std::uint64_t bytes = 0;
     std::vector<std::byte> payload;
@@ -256,6 +259,8 @@ class Receiver {
     t.heard = now;
     if (head->kind == Kind::rows && t.state == State::receiving) {
       receive_rows(at, in, std::move(arrival));
+    } else if (head->kind == Kind::state && t.state == State::receiving) {
+      receive_state(at, in, std::move(arrival));
     } else if (head->kind == Kind::end && t.state == State::receiving) {
       t.payload.assign(in.rest().begin(), in.rest().end());
       for (Index layer = 0; layer < layers().size(); ++layer) {
@@ -264,6 +269,11 @@ class Receiver {
                {Outcome::broken, kvc::detail::concat({"it ended without all rows of layer ", std::to_string(layer)})});
           return;
         }
+      }
+      if (const std::optional<Index> layer = t.states.next_missing()) {
+        fail(at, {Outcome::broken,
+                  kvc::detail::concat({"it ended without all states of recurrent layer ", std::to_string(*layer)})});
+        return;
       }
       t.state = State::ending;
     } else if (head->kind == Kind::cancel) {
@@ -308,6 +318,10 @@ class Receiver {
     t.cached = room.cached;
     t.wanted = std::move(room.wanted);
     t.tokens = std::move(room.tokens);
+    t.wanted_states = room.states;
+    t.states = detail::StateProgress(layers().recurrent().size(), std::move(t.offered.states));
+    [[maybe_unused]] const bool are_offered = t.states.want(t.wanted_states);
+    KVC_ASSERT(are_offered);
     for (Index layer = 0; layer < layers().size(); ++layer) {
       t.layers.push_back(wanted(t, layer).begin());
     }
@@ -346,6 +360,24 @@ class Receiver {
     t.resources.tickets.push_back(
         transport_->accept(std::move(arrival), rows_.find(t.resources.seq, record->layer, range, t.offered)));
     next = rows.next(range.last);
+  }
+
+  void receive_state(typename Transfers::iterator at, detail::HeadReader& in, Arrival&& arrival) {
+    Transfer& t = at->second;
+    const auto record = in.take<detail::SentStateRecord>();
+    if (!record || record->layer < 0 || record->layer >= layers().recurrent().size() ||
+        t.states.next(record->layer) != std::optional(Pos{record->length})) {
+      fail(at, {Outcome::broken, "a recurrent state that is not the next"});
+      return;
+    }
+    if (arrival.body_bytes() != static_cast<std::uint64_t>(layers().recurrent().bytes(record->layer))) {
+      fail(at, {Outcome::broken, "a body of another size than its state"});
+      return;
+    }
+    t.bytes += arrival.body_bytes();
+    t.resources.tickets.push_back(
+        transport_->accept(std::move(arrival), rows_.find_state(t.resources.seq, record->layer, record->length)));
+    t.states.advance(record->layer);
   }
 
   /// Advances a transfer by the bodies that have arrived, and checks its timeout. True if anything happened.
@@ -393,7 +425,7 @@ class Receiver {
   [[nodiscard]] HeadWriter acceptance(Id id, const Transfer& t) const {
     HeadWriter head(Kind::accept, id, layers().version());
     head.add(detail::AcceptRecord{t.cached, 0});
-    rows_.add_wanted(t.wanted, head);
+    rows_.add_wanted(t.wanted, t.wanted_states, head);
     return head;
   }
   void complete(typename Transfers::iterator at) {

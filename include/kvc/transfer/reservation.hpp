@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <optional>
 #include <span>
@@ -46,6 +47,7 @@ struct Reservation {
   Pos cached;
   std::vector<WantedRows> wanted;  // [groups]
   std::vector<Token> tokens;       // to publish when the sequence is committed
+  std::uint64_t states = 0;        // which of the offered states are wanted: see WantedStatesRecord
 };
 
 /// The tokens of a sequence, as an OFFER names them.
@@ -111,7 +113,7 @@ template <class Cache>
   }
   undo.dismiss();
   return Reservation<Cache>{
-      opened->seq, std::move(*step), opened->cached, {WantedRows::all(opened->cached, offered.length)}, {}};
+      opened->seq, std::move(*step), opened->cached, {WantedRows::all(opened->cached, offered.length)}, {}, 0};
 }
 
 }  // namespace detail

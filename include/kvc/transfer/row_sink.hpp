@@ -1,7 +1,8 @@
-// RowSink: the rows of a cache that a receiver reserves and writes.
+// RowSink: the rows and states of a cache that a receiver reserves and writes.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <variant>
@@ -12,6 +13,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/policy/capabilities.hpp"
+#include "kvc/snapshot/recurrent_layers.hpp"
 #include "kvc/transfer/group_reservation.hpp"
 #include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/offer.hpp"
@@ -58,10 +60,13 @@ class RowSink {
     }
     return detail::reserve(*cache_, offered, body, reserve_tokens, retention);
   }
-  /// Adds what is wanted of each layer group to an ACCEPT: of a plain cache nothing.
-  void add_wanted(std::span<const WantedRows> wanted, HeadWriter& accept) const {
+  /// Adds what is wanted of each layer group, and which states are, to an ACCEPT: of a plain cache nothing.
+  void add_wanted(std::span<const WantedRows> wanted, std::uint64_t states, HeadWriter& accept) const {
     for (std::size_t g = 0; g < wanted.size() && !layers_.is_plain(); ++g) {
       accept.add(WantedRecord{wanted[g].first, wanted[g].last, wanted[g].then});
+    }
+    if (layers_.recurrent().size() > 0) {
+      accept.add(WantedStatesRecord{states});
     }
   }
 
@@ -79,6 +84,13 @@ class RowSink {
       }
     }
     finder_.add(*cache_, cache_->data(), seq, layer, range, offered.order, block_tokens, spans_);
+    return spans_.spans();
+  }
+  /// The place of a reserved state of a recurrent layer. Valid until the next call.
+  [[nodiscard]] transport::ReceiveSpans find_state(SeqId seq, Index recurrent, Pos length) {
+    spans_.clear();
+    spans_.add(
+        snapshot::detail::writable_state_bytes(*cache_, layers_.recurrent().model_layer(recurrent), seq, length));
     return spans_.spans();
   }
 

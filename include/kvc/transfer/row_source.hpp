@@ -1,4 +1,4 @@
-// RowSource: the rows of a cache that a sender reads.
+// RowSource: the rows and states of a cache that a sender reads.
 #pragma once
 
 #include <algorithm>
@@ -13,10 +13,12 @@
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/capabilities.hpp"
+#include "kvc/snapshot/recurrent_layers.hpp"
 #include "kvc/transfer/group_offer.hpp"
 #include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/protocol.hpp"
 #include "kvc/transfer/rows.hpp"
+#include "kvc/transfer/state_progress.hpp"
 #include "kvc/transfer/stored_layers.hpp"
 #include "kvc/transport/concept.hpp"
 
@@ -25,7 +27,7 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
-/// Says which rows of a sequence there are to send, and finds them: of a plain cache, or by layer groups.
+/// Says which rows and states of a sequence there are to send, and finds them: of a plain cache, or by layer groups.
 template <class Cache>
 class RowSource {
  public:
@@ -36,11 +38,11 @@ class RowSource {
 
   [[nodiscard]] const StoredLayers& layers() const noexcept { return layers_; }
 
-  /// Adds what an OFFER says of layer groups to its body. Returns which positions of each group are not offered; of
-  /// a plain cache nothing. Throws std::invalid_argument if a group does not have all that a row behind `length`
-  /// positions sees.
-  [[nodiscard]] std::vector<PosRange> describe_groups(SeqId seq, Pos length, std::vector<std::byte>& body) const {
-    std::vector<PosRange> gone;
+  /// Adds what an OFFER says of layer groups and states to its body. Returns which positions of each group are not
+  /// offered, and which states are; of a plain cache nothing. Throws std::invalid_argument if a group does not have all
+  /// that a row behind `length` positions sees, or there is no state of that length.
+  [[nodiscard]] Promised describe_groups(SeqId seq, Pos length, std::vector<std::byte>& body) const {
+    Promised promised;
     if constexpr (HoldsGroups<Policy>) {
       if (!layers_.is_plain()) {
         const Policy& policy = cache_->policy();
@@ -50,10 +52,10 @@ class RowSource {
                   kvc::detail::concat({"at least ", std::to_string(least), ", from which on group ",
                                        std::to_string(group), " retains what a row sees"}));
         }
-        gone = append_groups(body, layers_, policy, seq, length);
+        promised = append_groups(body, layers_, policy, seq, length);
       }
     }
-    return gone;
+    return promised;
   }
   /// The first `length` positions of all layers are written; `length` may be 0.
   void all_ready(Pos length, LayerProgress& progress) const noexcept {
@@ -61,10 +63,11 @@ class RowSource {
       progress.ready(layer, layers_.end(layers_.place(layer).group, length));
     }
   }
-  /// Records the rows that an ACCEPT wants: positions from `first` on, or those that the rest of it, behind
-  /// AcceptRecord, names for each layer group. False if they are not offered. `gone` is the result of describe_groups.
+  /// Records the rows and states that an ACCEPT wants: positions from `first` on, or those that the rest of it, behind
+  /// AcceptRecord, names for each layer group, and the states that it names. False if they are not offered. `gone` is of
+  /// the result of describe_groups.
   [[nodiscard]] bool want(Pos first, Pos length, std::span<const PosRange> gone, HeadReader& in,
-                          LayerProgress& progress) const {
+                          LayerProgress& progress, StateProgress& states) const {
     std::vector<WantedRows> wanted;
     for (std::size_t g = 0; g < layers_.groups().size(); ++g) {
       const Pos end = layers_.end(static_cast<Index>(g), length);
@@ -82,6 +85,12 @@ class RowSource {
           return false;  // their places may have other rows by now
         }
         wanted.back() = {record->first, record->last, record->then, end};
+      }
+    }
+    if (layers_.recurrent().size() > 0) {
+      const std::optional<WantedStatesRecord> record = in.take<WantedStatesRecord>();
+      if (!record || !states.want(record->lengths)) {
+        return false;
       }
     }
     for (Index layer = 0; layer < layers_.size(); ++layer) {
@@ -109,6 +118,15 @@ class RowSource {
       }
     }
     finder_.add(*cache_, cache_->data(), seq, part.layer, part.range, order, block_tokens(0), spans_);
+    return true;
+  }
+  /// Finds the state of a recurrent layer after `length` tokens. False if the policy does not hold it any more.
+  [[nodiscard]] bool find_state(SeqId seq, Index recurrent, Pos length) {
+    spans_.clear();
+    if (!std::ranges::binary_search(snapshot::detail::state_lengths(cache_->policy(), seq), length)) {
+      return false;
+    }
+    spans_.add(snapshot::detail::state_bytes(*cache_, layers_.recurrent().model_layer(recurrent), seq, length));
     return true;
   }
   [[nodiscard]] transport::SendSpans spans() const noexcept { return spans_.spans(); }

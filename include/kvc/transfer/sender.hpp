@@ -33,6 +33,7 @@
 #include "kvc/transfer/outcome.hpp"
 #include "kvc/transfer/protocol.hpp"
 #include "kvc/transfer/row_source.hpp"
+#include "kvc/transfer/state_progress.hpp"
 #include "kvc/transfer/stored_layers.hpp"
 #include "kvc/transport/concept.hpp"
 
@@ -159,13 +160,16 @@ class Sender {
     t.offer.length = length;
     const auto tokens = std::as_bytes(offer.tokens);
     const auto salt = std::as_bytes(std::span(offer.salt.bytes()));
-    t.gone = rows_.describe_groups(offer.seq, length, *t.body);
+    detail::Promised promised = rows_.describe_groups(offer.seq, length, *t.body);
+    t.gone = std::move(promised.gone);
+    t.states = detail::StateProgress(layers().recurrent().size(), std::move(promised.states));
     t.body->insert(t.body->end(), tokens.begin(), tokens.end());
     t.body->insert(t.body->end(), salt.begin(), salt.end());
     t.tokens = static_cast<std::int32_t>(offer.tokens.size());
     t.offer.tokens = {};
     t.rows = detail::LayerProgress(layers().size());
     rows_.all_ready(std::min(length, cache_->length(offer.seq)), t.rows);
+    t.states.all_ready(std::min(length, cache_->length(offer.seq)));
     t.heard = now;
     const Id id = ++last_id_;
     advance(transfers_.emplace(id, std::move(t)).first);
@@ -185,6 +189,9 @@ class Sender {
     if (const std::optional<Index> stored = layers().number_of(layer); stored && last > 0) {
       t.rows.ready(*stored, layers().end(layers().place(*stored).group, last));
       send_all();
+    } else if (const std::optional<Index> recurrent = layers().recurrent().number_of(layer)) {
+      t.states.ready(*recurrent, last);
+      send_all();
     }
   }
 
@@ -200,6 +207,7 @@ class Sender {
     require(cache_->policy().reserved(t.offer.seq) >= t.offer.length, "finish", cache_->policy().reserved(t.offer.seq),
             "called when the sequence has all positions that were offered");
     rows_.all_ready(t.offer.length, t.rows);
+    t.states.all_ready(t.offer.length);
     t.payload.assign(payload.begin(), payload.end());
     t.finished = true;
     send_all();
@@ -271,6 +279,7 @@ class Sender {
     std::int32_t tokens = 0;
     std::shared_ptr<std::vector<std::byte>> body = std::make_shared<std::vector<std::byte>>();  // of OFFER
     detail::LayerProgress rows;
+    detail::StateProgress states;
     std::vector<PosRange> gone;  // [groups] positions that are not offered
     std::vector<std::byte> payload;
     std::deque<Ticket> tickets;
@@ -297,7 +306,8 @@ class Sender {
   }
 
   [[nodiscard]] static bool is_waiting(const Transfer& t) noexcept {
-    return t.state != State::sending || !t.tickets.empty() || t.finished || t.rows.next_layer();
+    return t.state != State::sending || !t.tickets.empty() || t.finished || t.rows.next_layer() ||
+           t.states.next_ready();
   }
 
   bool send_all() {
@@ -331,6 +341,10 @@ class Sender {
         offer.add(detail::GroupCountsRecord{static_cast<std::uint32_t>(layers().groups().size()),
                                             static_cast<std::uint32_t>(layers().model_layers().size())});
       }
+      if (layers().recurrent().size() > 0) {
+        offer.add(detail::StateCountsRecord{static_cast<std::uint32_t>(layers().recurrent().kinds().size()),
+                                            static_cast<std::uint32_t>(t.states.offered().size())});
+      }
       const std::span<const std::byte> body(*t.body);
       if (!send(t, offer, std::span(&body, body.empty() ? 0 : 1))) {
         return false;
@@ -343,6 +357,9 @@ class Sender {
     }
     if (const std::optional<Index> layer = t.rows.next_layer()) {
       return send_rows(at, *layer);
+    }
+    if (const std::optional<Index> layer = t.states.next_ready()) {
+      return send_state(at, *layer);
     }
     // Not before all rows have left: if this side gives up, its blocks are reused, and a receiver that has not taken
     // the rows yet must not commit what it finds there.
@@ -367,6 +384,22 @@ class Sender {
     }
     t.rows.sent(part);
     t.bytes += static_cast<std::uint64_t>(part.range.size()) * layers().token_bytes(layers().place(layer).group);
+    return true;
+  }
+  bool send_state(typename Transfers::iterator at, Index recurrent) {
+    Transfer& t = at->second;
+    const Pos length = *t.states.next(recurrent);
+    if (!rows_.find_state(t.offer.seq, recurrent, length)) {
+      fail(at, Outcome::cancelled,
+           kvc::detail::concat({"the sequence has no recurrent states of length ", std::to_string(length)}));
+      return true;
+    }
+    const detail::SentStateRecord record{static_cast<std::int32_t>(recurrent), length};
+    if (!send(t, head(Kind::state, at->first).add(record), rows_.spans())) {
+      return false;
+    }
+    t.states.advance(recurrent);
+    t.bytes += static_cast<std::uint64_t>(layers().recurrent().bytes(recurrent));
     return true;
   }
   bool send(Transfer& t, const HeadWriter& head, transport::SendSpans body) {
@@ -396,7 +429,7 @@ class Sender {
     if (head->kind == Kind::accept && t.state == State::offered) {
       const auto record = in.take<detail::AcceptRecord>();
       if (record && 0 <= record->first && record->first < std::max(1, t.tokens) &&
-          rows_.want(record->first, t.offer.length, t.gone, in, t.rows)) {
+          rows_.want(record->first, t.offer.length, t.gone, in, t.rows, t.states)) {
         t.cached = record->first;
         t.state = State::sending;
         return;

@@ -12,6 +12,7 @@
 #include "kvc/layout/layer_groups.hpp"
 #include "kvc/snapshot/describe.hpp"
 #include "kvc/snapshot/format.hpp"
+#include "kvc/snapshot/recurrent_layers.hpp"
 #include "kvc/transfer/protocol.hpp"
 
 namespace kvc {
@@ -29,7 +30,8 @@ class StoredLayers {
       : is_plain_(cache.layers().is_plain()),
         groups_(
             snapshot::detail::describe_groups(cache.layers(), snapshot::detail::bytes_of_row<typename Cache::Element>)),
-        layers_(snapshot::detail::describe_layers(cache.layers())) {
+        layers_(snapshot::detail::describe_layers(cache.layers())),
+        recurrent_(cache.layers()) {
     require(groups_.size() <= most_groups, "cache.layers().groups().size()", groups_.size(), "at most 32");
     for (std::size_t g = 0; g < groups_.size(); ++g) {
       firsts_.push_back(size());
@@ -47,16 +49,19 @@ class StoredLayers {
   [[nodiscard]] Index size() const noexcept { return static_cast<Index>(places_.size()); }
   /// Which layer of which group number `layer` is.
   [[nodiscard]] LayerPlace place(Index layer) const noexcept { return places_[static_cast<std::size_t>(layer)]; }
-  /// The number of a layer of the model; nothing if it reads the rows of another one.
+  /// The number of a layer of the model; nothing if it reads the rows of another one, or has states.
   [[nodiscard]] std::optional<Index> number_of(Index model_layer) const noexcept {
     const snapshot::format::LayerRecord& layer = layers_[static_cast<std::size_t>(model_layer)];
-    return layer.reads != 0 ? std::nullopt
-                            : std::optional(firsts_[static_cast<std::size_t>(layer.group)] + Index{layer.layer});
+    return layer.reads != 0 || layer.group < 0
+               ? std::nullopt
+               : std::optional(firsts_[static_cast<std::size_t>(layer.group)] + Index{layer.layer});
   }
   /// The groups.
   [[nodiscard]] std::span<const snapshot::format::GroupRecord> groups() const noexcept { return groups_; }
   /// The layers of the model.
   [[nodiscard]] std::span<const snapshot::format::LayerRecord> model_layers() const noexcept { return layers_; }
+  /// The layers with recurrent states, which have numbers of their own.
+  [[nodiscard]] const snapshot::detail::RecurrentLayers& recurrent() const noexcept { return recurrent_; }
   /// Positions of a group in a sequence of `length`: as many, or the rows of another input.
   [[nodiscard]] Pos end(Index group, Pos length) const noexcept {
     const Pos cross = groups_[static_cast<std::size_t>(group)].cross_rows;
@@ -71,6 +76,7 @@ class StoredLayers {
   bool is_plain_;
   std::vector<snapshot::format::GroupRecord> groups_;
   std::vector<snapshot::format::LayerRecord> layers_;
+  snapshot::detail::RecurrentLayers recurrent_;
   std::vector<Index> firsts_;       // [groups] number of the first layer
   std::vector<LayerPlace> places_;  // [size()]
 };
