@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/attention/compressed.hpp"
 #include "kvc/cache/append.hpp"
 #include "kvc/cache/arguments.hpp"
 #include "kvc/cache/pool_layout.hpp"
@@ -300,11 +301,12 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
 
   /// How many rows `write` takes of a layer: append.size(); of a cross-attention layer all rows of the other input if
-  /// this is the first append of the sequence, else 0; 0 of a layer that reads the rows of another one.
+  /// this is the first append of the sequence, else 0; of a layer with compressed rows those whose last token the append
+  /// has; 0 of a layer that reads the rows of another one.
   [[nodiscard]] Pos rows_to_write(Index layer, const Append& append) const {
     require_own(append);
     const LayerPlace place = layers_.place(layer);
-    return place.is_owner ? group_range(append, place.group).size() : 0;
+    return place.is_owner ? group_rows(append, place.group).size() : 0;
   }
 
   /// Makes the positions of an append part of their sequence: call it when all layers are written. (KVC_ASSERT checks
@@ -378,7 +380,33 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   {
     const LayerPlace place = layers_.place(layer);
     require(contains(seq), "seq", seq, "an open sequence");
+    require(tokens_per_row(place.group) == 1, "layer", layer,
+            "one with a row for each token: for compressed rows call compressed_view");
     return View(policy_, layouts_[place.group], shape(place.group), data(), place.group, place.layer, seq);
+  }
+
+  /// The compressed rows of a layer that end within the first `tokens` positions: those that a query row at position
+  /// tokens - 1 sees. Throws std::invalid_argument for a layer without such rows, and for positions that are not there.
+  [[nodiscard]] CompressedView<View> compressed_view(Index layer, SeqId seq, Pos tokens) const
+    requires S::host_accessible
+  {
+    const LayerPlace place = layers_.place(layer);
+    require(contains(seq), "seq", seq, "an open sequence");
+    require(tokens_per_row(place.group) > 1, "layer", layer, "one with compressed rows: for others call view");
+    return {View(policy_, layouts_[place.group], shape(place.group), data(), place.group, place.layer, seq),
+            tokens_per_row(place.group), tokens};
+  }
+  /// The same for each position of a range, such as append.range(): decode takes them as a batch.
+  [[nodiscard]] std::vector<CompressedView<View>> compressed_views(Index layer, SeqId seq, PosRange range) const
+    requires S::host_accessible
+  {
+    require(0 <= range.first && range.first <= range.last, "range", range, "within the positions of the sequence");
+    std::vector<CompressedView<View>> views;
+    views.reserve(static_cast<std::size_t>(range.size()));
+    for (Pos position = range.first; position < range.last; ++position) {
+      views.push_back(compressed_view(layer, seq, position + 1));
+    }
+    return views;
   }
 
   /// The CPU cannot read what lies elsewhere: `view`, `write` and `gather` of such a cache say where its own are.
@@ -504,27 +532,30 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     require_own(append);
     const Shape& shape = this->shape(place.group);
     const GroupLayout<L>& layout = layouts_[place.group];
-    const PosRange range = group_range(append, place.group);
-    require_extents(k, range.size(), shape.kv_heads * shape.key_dim, layout.latent() ? "rows" : "k");
+    const PosRange rows = group_rows(append, place.group);
+    const Pos tokens = tokens_per_row(place.group);  // each row has the slots of so many
+    const Index key_dim = shape.key_dim * tokens, value_dim = shape.value_dim * tokens;
+    require_extents(k, rows.size(), shape.kv_heads * key_dim, layout.latent() ? "rows" : "k");
     if (layout.latent()) {
       require(v.rows() == 0 && v.cols() == 0, "layer", layer,
               "one that stores values, to write any: write(layer, append, rows)");
     } else {
-      require_extents(v, range.size(), shape.kv_heads * shape.value_dim, "v");
+      require_extents(v, rows.size(), shape.kv_heads * value_dim, "v");
     }
     ++append.writes_;
+    const PosRange range{rows.first * tokens, rows.last * tokens};
     const auto write_run = [&](const SlotRun& run) {
-      const Index first = run.first - range.first;
+      const Index first = (run.first - range.first) / tokens;
       for (Index head = 0; head < shape.kv_heads; ++head) {
         Storage* key = data() + layout.k(run.block, place.layer, head, run.offset);
         Storage* value = data() + layout.v(run.block, place.layer, head, run.offset);
-        for (Index row = first; row < first + run.count; ++row) {
-          store(k.row(row) + head * shape.key_dim, shape.key_dim, key);
+        for (Index row = first; row < first + run.count / tokens; ++row) {
+          store(k.row(row) + head * key_dim, key_dim, key);
           if (!layout.latent()) {
-            store(v.row(row) + head * shape.value_dim, shape.value_dim, value);
+            store(v.row(row) + head * value_dim, value_dim, value);
           }
-          key += layout.k_stride();
-          value += layout.v_stride();
+          key += layout.k_stride() * tokens;
+          value += layout.v_stride() * tokens;
         }
       }
     };
@@ -543,11 +574,21 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
       return append.range_;
     }
   }
+  /// The rows of a group that an append has to write, numbered as in `view`, or as compressed rows.
+  [[nodiscard]] PosRange group_rows(const Append& append, Index group) const {
+    const PosRange range = group_range(append, group);
+    const Pos tokens = tokens_per_row(group);
+    return {range.first / tokens, range.last / tokens};
+  }
+  /// Tokens that a row of a group stands for.
+  [[nodiscard]] Pos tokens_per_row(Index group) const noexcept {
+    return layers_.groups()[static_cast<std::size_t>(group)].tokens_per_row;
+  }
   /// Layers that store rows of an append.
   [[nodiscard]] Index layers_to_write(const Append& append) const {
     Index layers = 0;
     for (std::size_t g = 0; g < layers_.groups().size(); ++g) {
-      layers += group_range(append, static_cast<Index>(g)).empty() ? 0 : layers_.groups()[g].shape.layers;
+      layers += group_rows(append, static_cast<Index>(g)).empty() ? 0 : layers_.groups()[g].shape.layers;
     }
     return layers;
   }

@@ -19,6 +19,7 @@
 //   kvc/fwd.hpp                                     forward declarations
 #pragma once
 
+#include "kvc/attention/compressed.hpp"
 #include "kvc/attention/decode.hpp"
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/mask.hpp"

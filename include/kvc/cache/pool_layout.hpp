@@ -49,6 +49,7 @@ class PoolLayout {
               detail::concat({"false for element type ", Element<T>::name,
                               ", whose rows do not begin with those of fewer elements"}));
       layout::verify(own.back());
+      require_whole_rows(own.back(), groups[g]);
     }
     if (own.size() == 1 && layers.states().empty()) {
       groups_.emplace_back(own[0], groups[0].latent);
@@ -110,6 +111,18 @@ class PoolLayout {
   }
 
  private:
+  /// Compressed rows lie in the slots of their tokens: these must follow one another, and be as large as one row.
+  static void require_whole_rows(const L& layout, const LayerGroup& group) {
+    const Index tokens = group.tokens_per_row, key = group.shape.key_dim, value = group.shape.value_dim;
+    require(tokens == 1 || (Element<T>::row_size(key * tokens) == Element<T>::row_size(key) * tokens &&
+                            Element<T>::row_size(value * tokens) == Element<T>::row_size(value) * tokens),
+            "tokens_per_row", tokens,
+            detail::concat({"1 for element type ", Element<T>::name, ": its rows have scales"}));
+    require(tokens == 1 || (layout.k_stride() == Element<T>::row_size(key) &&
+                            (group.latent || layout.v_stride() == Element<T>::row_size(value))),
+            "tokens_per_row", tokens, "1 in a layout in which the slots of a head do not follow one another");
+  }
+
   static constexpr Index unit_bytes = std::max<Index>(static_cast<Index>(sizeof(StorageOf<T>)), 1);
   struct State {
     Index in_block;

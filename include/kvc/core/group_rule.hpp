@@ -15,7 +15,8 @@ struct GroupRule {
   Retained retained{};  ///< the positions that it keeps
   Pos cross_rows = 0;   ///< cross attention: rows of another input, written once; 0: rows of the sequence's own tokens
   Index row_weight =
-      1;  ///< memory of one position in all layers of the group, in a unit that all groups have in common
+      1;          ///< memory of one position in all layers of the group, in a unit that all groups have in common
+  Pos grain = 1;  ///< a block of the group holds a multiple of so many positions
 
   friend constexpr bool operator==(const GroupRule&, const GroupRule&) = default;
 };
@@ -47,7 +48,8 @@ struct GroupRules {
 
   /// Whether it is one group of full attention, which every policy can hold.
   [[nodiscard]] bool is_plain() const noexcept {
-    return groups.size() == 1 && groups[0].retained.everything() && groups[0].cross_rows == 0 && states.empty();
+    return groups.size() == 1 && groups[0].retained.everything() && groups[0].cross_rows == 0 && groups[0].grain == 1 &&
+           states.empty();
   }
 };
 
@@ -61,6 +63,7 @@ inline void require_valid(const GroupRules& rules) {
     require(rule.cross_rows == 0 || rule.retained.everything(), "cross_rows", rule.cross_rows,
             "0 in a group with a window or chunks");
     require_between(rule.row_weight, Index{1}, Index{max_pos}, "row_weight");
+    require_between(rule.grain, Pos{1}, Pos{1} << 16, "grain");
     has_tokens = has_tokens || rule.cross_rows == 0;
   }
   for (const StateRule& rule : rules.states) {

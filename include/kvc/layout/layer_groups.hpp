@@ -29,16 +29,21 @@ struct LayerKind {
   /// value_dim == key_dim, rows of keys alone, such as those of the indexer of sparse attention. For element types whose
   /// rows begin with those of fewer elements: float, Eigen::half, Eigen::bfloat16, Fp8E4M3.
   bool latent = false;
+  /// Compressed rows: one row of key_dim (and value_dim) elements for so many consecutive tokens, written with the last
+  /// of them; 1: a row for each token. It divides key_dim and value_dim, and such a layer keeps everything. For element
+  /// types without scales: float, Eigen::half, Eigen::bfloat16, Fp8E4M3.
+  Pos tokens_per_row = 1;
 
   friend constexpr bool operator==(const LayerKind&, const LayerKind&) = default;
 };
 
 /// Layers that store the same kind of row and keep the same positions.
 struct LayerGroup {
-  Shape shape;          ///< its layers, and the rows of each
-  Retained retained{};  ///< the positions that it keeps
-  Pos cross_rows = 0;   ///< rows of another input; 0: of the sequence's own tokens
-  bool latent = false;  ///< the value is the beginning of the key, and not stored
+  Shape shape;             ///< its layers, and what each stores of a token: a row, or its share of a compressed one
+  Retained retained{};     ///< the positions that it keeps
+  Pos cross_rows = 0;      ///< rows of another input; 0: of the sequence's own tokens
+  bool latent = false;     ///< the value is the beginning of the key, and not stored
+  Pos tokens_per_row = 1;  ///< more than 1: compressed rows, each for so many tokens
   friend constexpr bool operator==(const LayerGroup&, const LayerGroup&) = default;
 };
 
@@ -87,10 +92,16 @@ class LayerGroups {
   /// Adds a layer and returns its number. Throws std::invalid_argument that names the member of `kind` that is not
   /// allowed. O(groups).
   Index add(const LayerKind& kind) {
-    LayerGroup group{validated(Shape{1, kind.kv_heads, kind.key_dim, kind.value_dim}),
-                     {kind.window, kind.chunk, kind.kept},
-                     kind.cross_rows,
-                     kind.latent};
+    Shape row = validated(Shape{1, kind.kv_heads, kind.key_dim, kind.value_dim});
+    const Pos share = kind.tokens_per_row;
+    require_between(share, Pos{1}, Pos{1} << 16, "tokens_per_row");
+    require(row.key_dim % share == 0, "key_dim", row.key_dim, "a multiple of tokens_per_row");
+    require(row.value_dim % share == 0, "value_dim", row.value_dim, "a multiple of tokens_per_row");
+    row.key_dim /= share;
+    row.value_dim /= share;
+    LayerGroup group{row, {kind.window, kind.chunk, kind.kept}, kind.cross_rows, kind.latent, share};
+    require(share == 1 || (group.retained.everything() && kind.cross_rows == 0), "tokens_per_row", share,
+            "1 in a layer with a window, chunks or rows of another input");
     require(!kind.latent || group.shape.value_dim <= group.shape.key_dim, "value_dim", group.shape.value_dim,
             "at most key_dim in a latent layer");
     require_valid(group.retained);
@@ -162,7 +173,8 @@ class LayerGroups {
   /// another one.
   [[nodiscard]] bool is_plain() const noexcept {
     return groups_.size() == 1 && groups_[0].retained.everything() && groups_[0].cross_rows == 0 &&
-           !groups_[0].latent && states_.empty() && layers() == groups_[0].shape.layers;
+           !groups_[0].latent && groups_[0].tokens_per_row == 1 && states_.empty() &&
+           layers() == groups_[0].shape.layers;
   }
   /// Where the rows of a layer are. Throws std::invalid_argument if there is no such layer, or it is recurrent. O(1).
   [[nodiscard]] LayerPlace place(Index layer) const {
@@ -189,7 +201,7 @@ class LayerGroups {
   [[nodiscard]] GroupRules rules(F weight, Index unit = 1) const {
     GroupRules rules{{}, rewind_, {}};
     for (const LayerGroup& group : groups_) {
-      rules.groups.push_back({group.retained, group.cross_rows, weight(group)});
+      rules.groups.push_back({group.retained, group.cross_rows, weight(group), group.tokens_per_row});
     }
     for (const StateGroup& kind : states_) {
       rules.states.push_back({kind.layers, ceil_div(aligned_state_bytes(kind), unit)});

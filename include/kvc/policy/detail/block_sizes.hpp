@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -65,8 +66,10 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
     BlockSizes sizes{node_tokens, {}, {}};
     Index largest = 0, smallest = max_pos;  // weight of the positions in a block
     for (const GroupRule& rule : rules.groups) {
-      const Index nodes = std::max<Index>((2 * parts * heaviest + rule.row_weight) / (2 * rule.row_weight), 1);
-      const Index tokens = std::min(nodes, Index{max_pos} / node_tokens) * node_tokens;
+      const Index unit = std::lcm(Index{node_tokens}, Index{rule.grain});
+      const Index unit_weight = unit * rule.row_weight;
+      const Index units = std::max<Index>((2 * parts * node_tokens * heaviest + unit_weight) / (2 * unit_weight), 1);
+      const Index tokens = std::min(units, Index{max_pos} / unit) * unit;
       sizes.tokens.push_back(static_cast<Pos>(tokens));
       largest = std::max(largest, tokens * rule.row_weight);
       smallest = sizes.tokens.size() == 1 ? largest : std::min(smallest, tokens * rule.row_weight);
