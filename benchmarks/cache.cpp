@@ -1,6 +1,10 @@
-// The costs of a cache's bookkeeping: append, open with a prefix, fork, per policy. Attention is in attention/.
+// The costs of a cache's bookkeeping: append, open with a prefix, fork, and a checkpoint of recurrent states, per policy.
+// Attention is in attention/.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cstring>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -77,6 +81,59 @@ void fork(benchmark::State& state) {
   }
 }
 
+/// The states of Qwen3-Next's 36 recurrent layers after one more token: extend, write, commit. `of_memcpy` is the time of
+/// a memcpy of as many bytes, into memory that was not touched for as long, over that of the checkpoint: medians of
+/// measurements by turns.
+template <class P>
+void checkpoint(benchmark::State& state) {
+  using Clock = std::chrono::steady_clock;
+  constexpr Index layers = 36, bytes = 32 * 128 * 128 * 4 + 3 * 8192 * 2;
+  LayerGroups model;
+  model.add({.kv_heads = 2, .key_dim = 256});
+  model.add_state(bytes, layers);
+  typename P::Config config{};
+  if constexpr (std::is_same_v<P, Contiguous>) {
+    config = {.sequences = 1, .max_tokens = 1 << 16, .states = 4};
+  } else {
+    config = {.blocks = 5 * layers, .block_tokens = 16};
+  }
+  KvCache<float, P> cache(model, config);
+  const SeqId seq = cache.open();
+  const std::vector<std::byte> from(static_cast<std::size_t>(layers * bytes), std::byte{1});
+  std::vector<std::vector<std::byte>> to(4, std::vector<std::byte>(from.size(), std::byte{2}));
+  std::vector<double> copies, checkpoints;
+  const auto timed = [](auto&& f) {
+    const auto start = Clock::now();
+    f();
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  for (auto _ : state) {
+    checkpoints.push_back(timed([&] {
+      auto step = cache.extend_without_tokens(seq, 1);
+      for (const Pos length : cache.states_to_write(step)) {
+        for (Index layer = 0; layer < layers; ++layer) {
+          const std::span<std::byte> target = cache.state_to_write(1 + layer, step, length);
+          std::memcpy(target.data(), from.data() + layer * bytes, target.size());
+        }
+      }
+      cache.commit(std::move(step));
+    }));
+    state.SetIterationTime(checkpoints.back());
+    std::vector<std::byte>& target = to[copies.size() % to.size()];
+    copies.push_back(timed([&] {
+      std::memcpy(target.data(), from.data(), from.size());
+      benchmark::DoNotOptimize(target.data());
+      benchmark::ClobberMemory();
+    }));
+  }
+  const auto median = [](std::vector<double>& all) {
+    std::ranges::nth_element(all, all.begin() + std::ssize(all) / 2);
+    return all[all.size() / 2];
+  };
+  state.counters["MiB"] = static_cast<double>(from.size()) / (1 << 20);
+  state.counters["of_memcpy"] = median(copies) / median(checkpoints);
+}
+
 template <class P>
 void add_policy() {
   const std::string policy(P::name);
@@ -87,6 +144,9 @@ void add_policy() {
       ->Arg(1024)
       ->Arg(16384);
   benchmark::RegisterBenchmark(name("fork").c_str(), fork<P>)->ArgName("tokens")->Arg(1024)->Arg(16384);
+  benchmark::RegisterBenchmark(name("checkpoint").c_str(), checkpoint<P>)
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond);
 }
 }  // namespace
 
