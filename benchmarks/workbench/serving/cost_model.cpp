@@ -19,54 +19,6 @@ double power(double base, Index exponent) noexcept {
 
 }  // namespace
 
-const std::vector<ModelShape>& known_models() {
-  // Shapes: config.json of the models as their makers published them, at bf16; the small one is fp32.
-  static const std::vector<ModelShape> models = {
-      {"llama-3-8b", 32, 4096, 32, 8, 128, 14336, 128256, false, 2, 2, "config.json of meta-llama/Meta-Llama-3-8B"},
-      {"llama-3-70b", 80, 8192, 64, 8, 128, 28672, 128256, false, 2, 2, "config.json of meta-llama/Meta-Llama-3-70B"},
-      {"qwen2.5-7b", 28, 3584, 28, 4, 128, 18944, 152064, false, 2, 2, "config.json of Qwen/Qwen2.5-7B"},
-      {"mistral-7b", 32, 4096, 32, 8, 128, 14336, 32000, false, 2, 2, "config.json of mistralai/Mistral-7B-v0.1"},
-      {"shakespeare-0.7m", 4, 128, 8, 4, 16, 304, 512, true, 4, 4, "examples/model/README.md of this project"},
-      {"llama-2-13b", 40, 5120, 40, 40, 128, 13824, 32000, false, 2, 2, "config.json of meta-llama/Llama-2-13b-hf"},
-      // Models whose layers differ, without their encoders of images.
-      {.name = "gemma-3-27b",
-       .layers = 62,
-       .hidden = 5376,
-       .heads = 32,
-       .kv_heads = 16,
-       .head_dim = 128,
-       .ffn = 21504,
-       .vocabulary = 262208,
-       .tied_embeddings = true,
-       .source = "config.json of google/gemma-3-27b-it: five of six layers have a window of 1024",
-       .groups = {{52, {.window = 1024}}, {10}}},
-      {.name = "gpt-oss-20b",
-       .layers = 24,
-       .hidden = 2880,
-       .heads = 64,
-       .kv_heads = 8,
-       .head_dim = 64,
-       .ffn = 2880,
-       .vocabulary = 201088,
-       .source = "config.json of openai/gpt-oss-20b: every other layer has a window of 128; 4 of 32 experts, MXFP4",
-       .groups = {{12, {.window = 128}}, {12}},
-       .experts = {.count = 32, .chosen = 4, .weight_bytes = 4.25 / 8}},
-      {.name = "llama-4-scout",
-       .layers = 48,
-       .hidden = 5120,
-       .heads = 40,
-       .kv_heads = 8,
-       .head_dim = 128,
-       .ffn = 8192,
-       .vocabulary = 202048,
-       .source = "config.json of meta-llama/Llama-4-Scout-17B-16E: three of four layers have chunks of 8192; 1 of 16 "
-                 "experts and a shared one",
-       .groups = {{36, {.chunk = 8192}}, {12}},
-       .experts = {.count = 16, .chosen = 1, .shared = 1}},
-  };
-  return models;
-}
-
 const std::vector<Hardware>& known_hardware() {
   // Peak of dense bf16 on tensor cores: where a data sheet gives it with sparsity, half of that.
   static const std::vector<Hardware> hardware = {
@@ -80,20 +32,6 @@ const std::vector<Hardware>& known_hardware() {
        "NVIDIA L40S data sheet: 362.05 TFLOPS (733 with sparsity), 864 GB/s, 48 GB"},
   };
   return hardware;
-}
-
-kvc::LayerGroups ModelShape::layer_groups() const {
-  kvc::LayerGroups all;
-  const std::vector<ModelGroup> alike = {{layers}};
-  for (const ModelGroup& group : groups.empty() ? alike : groups) {
-    all.add({.kv_heads = kv_heads,
-             .key_dim = head_dim,
-             .window = group.retained.window,
-             .chunk = group.retained.chunk,
-             .kept = group.retained.kept},
-            group.layers);
-  }
-  return all;
 }
 
 CostModel::CostModel(ModelShape model, Hardware hardware) : model_(std::move(model)), hardware_(std::move(hardware)) {

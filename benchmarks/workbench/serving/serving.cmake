@@ -2,7 +2,7 @@
 # what it lacks. Included by each folder that links it, since what find_package finds is known to that folder only.
 include("${CMAKE_CURRENT_LIST_DIR}/../trace/trace.cmake")
 if(TARGET kvc_trace AND NOT TARGET kvc_serve)
-  set(kvc_serve_sources calibration cost_curve cost_model html plot real real_contiguous real_paged
+  set(kvc_serve_sources calibration cost_curve cost_model html model_shape plot real real_contiguous real_paged
     real_prefix_shared report run scenario step_timing trace_source traffic)
   list(TRANSFORM kvc_serve_sources PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
   list(TRANSFORM kvc_serve_sources APPEND ".cpp")
