@@ -24,13 +24,18 @@ namespace {
 using namespace kvc;
 using Bytes = std::vector<std::byte>;
 constexpr Shape shape{.layers = 2, .kv_heads = 2, .key_dim = 1, .value_dim = 1};
-/// Two layers of full attention and a window, of cross attention where a bit of the input says so.
-LayerGroups grouped(bool with_cross) {
+/// Two layers of full attention and a window, of cross attention and of recurrent states where bits of the input say so.
+LayerGroups grouped(bool with_cross, bool with_states) {
   LayerGroups layers;
   layers.add({.kv_heads = 2, .key_dim = 1});
   layers.add({.kv_heads = 2, .key_dim = 1, .window = 3, .kept = 1});
   if (with_cross) {
     layers.add({.kv_heads = 2, .key_dim = 1, .cross_rows = 3});
+  }
+  if (with_states) {
+    layers.add_state(5, 2);
+    layers.add_state(3);
+    layers.with_rewind(4);
   }
   return layers;
 }
@@ -51,11 +56,16 @@ class Trickle final : public io::ByteSource {
   io::MemorySource inner_;
 };
 
-/// Rows of one sequence as they are stored, by layer, head and position.
+/// Rows and states of one sequence as they are stored, by layer, head and position.
 template <class Cache>
 Bytes rows(const Cache& cache, SeqId seq) {
   Bytes all;
   for (Index layer = 0; layer < cache.layers().layers(); ++layer) {
+    if (cache.layers().is_recurrent(layer)) {
+      const auto state = cache.state(layer, seq);
+      all.insert(all.end(), state.begin(), state.end());
+      continue;
+    }
     const bool is_cross =
         cache.layers().groups()[static_cast<std::size_t>(cache.layers().place(layer).group)].cross_rows > 0;
     const Pos end = is_cross ? cache.policy().positions(seq, cache.layers().place(layer).group) : cache.length(seq);
@@ -141,7 +151,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const snapshot::LoadOptions options{.cached_prefixes = (how & 8) == 0, .convert_elements = (how & 16) != 0};
   // Version 2 is for caches with layer groups.
   const bool is_grouped = bytes.size() > 8 && bytes[8] == std::byte{2};
-  const LayerGroups layers = is_grouped ? grouped((how & 32) != 0) : LayerGroups(shape);
+  const LayerGroups layers = is_grouped ? grouped((how & 32) != 0, (how & 64) != 0) : LayerGroups(shape);
   load<float, PrefixShared<Lru>, HeadMajor>(layers, {.blocks = 64, .block_tokens = 2}, bytes, trickles, options);
   load<float, Paged, TokenMajor>(layers, {.blocks = 32, .block_tokens = 3}, bytes, trickles, options);
   load<float, Contiguous, HeadMajor>(

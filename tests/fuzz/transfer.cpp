@@ -67,8 +67,8 @@ class Script {
 template <class P>
 class Exchange {
  public:
-  explicit Exchange(const typename P::Config& config) : cache_(shape, config) {
-    std::memset(static_cast<void*>(cache_.data()), 0, static_cast<std::size_t>(cache_.layout().size()) * sizeof(float));
+  explicit Exchange(const typename P::Config& config, const LayerGroups& layers = shape) : cache_(layers, config) {
+    std::memset(static_cast<void*>(cache_.data()), 0, static_cast<std::size_t>(cache_.pool_bytes()));
     std::iota(prompt_.begin(), prompt_.end(), 1);
     written_ = cache_.open(prompt_).seq;
     cache_.commit(cache_.extend(written_, prompt_));
@@ -187,7 +187,8 @@ class Exchange {
       if (sent->outcome == transfer::Outcome::complete) {
         listen(false);
         expect(ended_.contains(sent->id), "complete without its end having been said");
-        expect(sent->bytes == static_cast<std::uint64_t>(own_tokens - sent->cached) * shape.layers * token_bytes_,
+        expect(!cache_.layers().is_plain() ||
+                   sent->bytes == static_cast<std::uint64_t>(own_tokens - sent->cached) * shape.layers * token_bytes_,
                "complete with all rows sent");
       }
     }
@@ -196,7 +197,8 @@ class Exchange {
       if (got->outcome == transfer::Outcome::complete) {
         expect(cache_.length(got->seq) == got->length && 0 <= got->cached && got->cached < got->length,
                "a sequence of the length that was offered");
-        expect(got->bytes == static_cast<std::uint64_t>(got->length - got->cached) * shape.layers * token_bytes_,
+        expect(!cache_.layers().is_plain() ||
+                   got->bytes == static_cast<std::uint64_t>(got->length - got->cached) * shape.layers * token_bytes_,
                "complete with all rows received");
         cache_.close(got->seq);
       } else {
@@ -230,5 +232,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   Exchange<PrefixShared<Lru>>({.blocks = pool_tokens / 4, .block_tokens = 4}).run(script);
   Exchange<Contiguous>({.sequences = 8, .max_tokens = 40, .pool_tokens = pool_tokens, .mode = Contiguous::Mode::grow})
       .run(script);
+  LayerGroups layers;
+  layers.add({.kv_heads = 1, .key_dim = 2, .window = 3});
+  layers.add_state(7, 2);
+  Exchange<PrefixShared<Lru>>({.blocks = pool_tokens / 4, .block_tokens = 4}, layers).run(script);
   return 0;
 }
