@@ -8,9 +8,9 @@ using namespace serving;
 TEST_CASE("Shapes of models have as many parameters as their makers state", "[serving]") {
   // Gemma 3 and Llama 4 without their encoders of images, of 0.4 and 0.9 billions.
   const std::vector<std::pair<std::string, double>> billions = {
-      {"llama-3-8b", 8.03},   {"llama-3-70b", 70.55}, {"qwen2.5-7b", 7.62},
-      {"mistral-7b", 7.24},   {"llama-2-13b", 13.02}, {"shakespeare-0.7m", 0.00073},
-      {"gemma-3-27b", 27.02}, {"gpt-oss-20b", 20.91}, {"llama-4-scout", 107.77}};
+      {"llama-3-8b", 8.03},      {"llama-3-70b", 70.55},        {"qwen2.5-7b", 7.62},    {"mistral-7b", 7.24},
+      {"llama-2-13b", 13.02},    {"shakespeare-0.7m", 0.00073}, {"gemma-3-27b", 27.02},  {"gpt-oss-20b", 20.91},
+      {"llama-4-scout", 107.77}, {"jamba-52b", 51.6},           {"qwen3-next-80b", 79.7}};
   REQUIRE(billions.size() == known_models().size());
   for (const auto& [name, expected] : billions) {
     CAPTURE(name);
@@ -24,6 +24,13 @@ TEST_CASE("Shapes of models have as many parameters as their makers state", "[se
   REQUIRE(gpt_oss.weights() / (1 << 30) == Approx(12.8).epsilon(0.01));  // the size of the published weights
   const ModelShape& scout = find_model("llama-4-scout");
   REQUIRE((scout.layer_parameters() + scout.embeddings()) / 1e9 == Approx(17).epsilon(0.02));
+  const ModelShape& qwen = find_model("qwen3-next-80b");
+  REQUIRE((qwen.layer_parameters() + qwen.embeddings()) / 1e9 == Approx(3.9).epsilon(0.01));
+  REQUIRE(qwen.kv_bytes_per_token() == 12 * 2 * 2 * 256 * 2);
+  REQUIRE(qwen.state_bytes() == 36 * 2'146'304);
+  const ModelShape& jamba = find_model("jamba-52b");
+  REQUIRE((jamba.layer_parameters() + jamba.embeddings()) / 1e9 == Approx(12).epsilon(0.02));
+  REQUIRE(jamba.state_bytes() == 28 * 573'440);
   for (const Hardware& hardware : known_hardware()) {
     CAPTURE(hardware.name);
     REQUIRE_FALSE(hardware.source.empty());
@@ -48,6 +55,24 @@ TEST_CASE("The time of a step is the larger of operations and bytes, plus the ov
   REQUIRE(CostModel(model, {"", 1, 1, 100, 1, 0, ""}).pool_tokens() == 0);
   REQUIRE_THROWS_WITH(CostModel(model, Hardware{}), kvc_test::contains("peak"));
   REQUIRE_THROWS_WITH(CostModel(ModelShape{}, slow_compute), kvc_test::contains("model"));
+}
+
+TEST_CASE("A step reads and writes the states of its sequences, and each token changes them", "[serving]") {
+  ModelShape model{"toy", 4, 4, 2, 1, 4, 8, 10, false, 2, 2, ""};
+  model.groups = {{1}};
+  model.states = {{.layers = 3, .bytes = 100, .parameters = 50, .operations = 7}};
+  // 1 layer with attention of 96 weights and 3 with 50; 4 MLPs of 96.
+  REQUIRE(model.layer_parameters() == 96 + 3 * 50 + 4 * 96);
+  REQUIRE(model.kv_bytes_per_token() == 16);
+  const CostModel cost_model(model, {"", 1e12, 1e3, 1e9, 1, 0.5, ""});
+  const StepCost cost{.tokens = 5, .wanted = 2, .sequences = 2, .groups = {{.pairs = 9, .context = 6}}};
+  REQUIRE(cost_model.recurrence_operations(cost) == 5 * 3 * 7);
+  REQUIRE(cost_model.operations(cost) == 2 * (630 * 5 + 40 * 2) + 4 * 8 * 9 + 5 * 3 * 7);
+  REQUIRE(cost_model.bytes(cost) == 2 * (630 + 40) + 16 * (6 + 5) + 2 * 2 * 300);
+  model.groups = {{2}};
+  REQUIRE_THROWS_WITH(CostModel(model, find_hardware("a10")), kvc_test::contains("layers of all groups is 5"));
+  model.groups = {};
+  REQUIRE_THROWS_WITH(CostModel(model, find_hardware("a10")), kvc_test::contains("groups is 0"));
 }
 
 TEST_CASE("Prefill is bound by operations and decode by bytes", "[serving]") {

@@ -49,7 +49,7 @@ TEST_CASE("serve-bench names bad options and files", "[program]") {
   };
   const std::vector<Case> cases = {
       {"--help", 0, {"--scenario", "--policy", "Examples:", "Exit code"}},
-      {"--list", 0, {"streaming-agents", "llama-3-8b", "gemma-3-27b", "h100-sxm"}},
+      {"--list", 0, {"streaming-agents", "llama-3-8b", "gemma-3-27b", "qwen3-next-80b", "jamba-52b", "h100-sxm"}},
       {"", 2, {"one of --scenario and --trace"}},
       {"--scenario a --trace b", 2, {"one of --scenario and --trace"}},
       {"--scenario a --policy lru", 2, {"--policy", "\"lru\"", "contiguous-reserve"}},

@@ -46,12 +46,20 @@ CostModel::CostModel(ModelShape model, Hardware hardware) : model_(std::move(mod
     kvc::require_valid(group.retained);
     grouped += group.layers;
   }
+  for (const ModelStates& kind : model_.states) {
+    kvc::require(kind.layers > 0 && kind.bytes > 0 && kind.parameters >= 0 && kind.operations >= 0, "states",
+                 kind.layers, "of at least 1 layer and 1 byte, with no negative parameters or operations");
+    grouped += kind.layers;
+  }
+  kvc::require(model_.states.empty() || !model_.groups.empty(), "groups", model_.groups.size(),
+               "at least 1 beside recurrent layers");
   kvc::require(model_.groups.empty() || (grouped == model_.layers && !model_.last_rows_only), "layers of all groups",
                grouped, "the layers of the model, all of them computed for all tokens");
   const Experts& experts = model_.experts;
   kvc::require(experts.count >= 1, "experts.count", experts.count, "at least 1 (1: an MLP that every token passes)");
   kvc::require_between(experts.chosen, Index{1}, experts.count, "experts.chosen");
   kvc::require(experts.shared >= 0, "experts.shared", experts.shared, "at least 0");
+  kvc::require_between(experts.every, Index{1}, model_.layers, "experts.every");
   kvc::require(hardware_.peak > 0 && hardware_.bandwidth > 0 && hardware_.devices > 0 && hardware_.overhead >= 0 &&
                    hardware_.attention_peak >= 0 && hardware_.decode_peak >= 0 && hardware_.per_sequence >= 0,
                "hardware", hardware_.name, "one with peak, bandwidth and devices above 0, and no negative overhead");
@@ -99,23 +107,33 @@ double CostModel::bytes(const StepCost& cost) const noexcept {
   const double missed =
       power(1 - static_cast<double>(experts.chosen) / static_cast<double>(experts.count), cost.tokens);
   const double read = static_cast<double>(experts.count) * (1 - missed) + static_cast<double>(experts.shared);
+  const double mlps = model_.expert_layers() * read + model_.mlp_layers();
   const double weights = (model_.common_parameters() + model_.classifier_parameters()) * model_.weight_bytes +
-                         static_cast<double>(model_.layers) * read * model_.expert_parameters() * model_.expert_bytes();
+                         mlps * model_.expert_parameters() * model_.expert_bytes();
   const auto written = static_cast<double>(cost.tokens + 2 * cost.copied);
   const double seen = model_.groups.empty()
                           ? static_cast<double>(cost.context)
-                          : over_layers(cost, &AttentionCost::context) / static_cast<double>(model_.layers);
-  return weights + model_.kv_bytes_per_token() * (seen + written);
+                          : over_layers(cost, &AttentionCost::context) / static_cast<double>(model_.attention_layers());
+  const double states = 2 * static_cast<double>(cost.sequences) * model_.state_bytes();
+  return weights + model_.kv_bytes_per_token() * (seen + written) + states;
+}
+
+double CostModel::recurrence_operations(const StepCost& cost) const noexcept {
+  double of_a_token = 0;
+  for (const ModelStates& kind : model_.states) {
+    of_a_token += static_cast<double>(kind.layers) * kind.operations;
+  }
+  return static_cast<double>(cost.tokens) * of_a_token;
 }
 
 Time CostModel::time(const StepCost& cost) const noexcept {
   const auto devices = static_cast<double>(hardware_.devices);
   const double attention_peak = hardware_.attention_peak > 0 ? hardware_.attention_peak : hardware_.peak;
   const double decode_peak = hardware_.decode_peak > 0 ? hardware_.decode_peak : attention_peak;
-  const double compute =
-      (matrix_operations(cost) / hardware_.peak + prefill_attention_operations(cost) / attention_peak +
-       decode_attention_operations(cost) / decode_peak) /
-      devices;
+  const double compute = (matrix_operations(cost) / hardware_.peak +
+                          (prefill_attention_operations(cost) + recurrence_operations(cost)) / attention_peak +
+                          decode_attention_operations(cost) / decode_peak) /
+                         devices;
   const double traffic = bytes(cost) / (hardware_.bandwidth * devices);
   const double overhead = hardware_.overhead + hardware_.per_sequence * static_cast<double>(cost.sequences);
   const double nanoseconds = (std::max(compute, traffic) + overhead) * 1e9;

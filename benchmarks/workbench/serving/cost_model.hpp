@@ -12,7 +12,8 @@
 // a few by bytes. Batching and chunks work in between.
 //
 // A layer reads the same rows whatever the cache stores: a layer with a window reads its window, whether or not the
-// cache keeps the rows before it.
+// cache keeps the rows before it. A recurrent layer reads and writes the state of each sequence in the step once, and
+// each token changes it; what it takes to write the states in between that a prefix cache wants is neglected.
 #pragma once
 
 #include <algorithm>
@@ -81,8 +82,11 @@ class CostModel {
   [[nodiscard]] double matrix_operations(const StepCost& cost) const noexcept;
   [[nodiscard]] double prefill_attention_operations(const StepCost& cost) const noexcept;
   [[nodiscard]] double decode_attention_operations(const StepCost& cost) const noexcept;
+  /// Of recurrent layers on their states.
+  [[nodiscard]] double recurrence_operations(const StepCost& cost) const noexcept;
   [[nodiscard]] double operations(const StepCost& cost) const noexcept {
-    return matrix_operations(cost) + prefill_attention_operations(cost) + decode_attention_operations(cost);
+    return matrix_operations(cost) + prefill_attention_operations(cost) + decode_attention_operations(cost) +
+           recurrence_operations(cost);
   }
   [[nodiscard]] double bytes(const StepCost& cost) const noexcept;
   /// At least 1 ns, at most max_clock.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <span>
 
 #include "kvc/core/group_rule.hpp"
@@ -24,13 +25,26 @@ template <kvc::Policy P>
   }
 }
 
+/// Blocks of the states of all recurrent layers after one length. O(kinds of states).
+template <PoolsGroups P>
+[[nodiscard]] Index state_blocks(const P& policy) {
+  Index blocks = 0;
+  if constexpr (kvc::HoldsStates<P>) {
+    for (std::size_t k = 0; k < policy.group_rules().states.size(); ++k) {
+      blocks += policy.state_sizes(static_cast<Index>(k)).blocks;
+    }
+  }
+  return blocks;
+}
+
 /// Blocks that a sequence of `length` tokens holds at most while it is extended to this length in passes of `pass`
 /// tokens; 0: in one. A group that keeps everything holds all rows; one that drops rows what it keeps, one pass, and
-/// blocks that are partly in use. The bound by which PrefixShared admits. O(groups).
+/// blocks that are partly in use; of recurrent layers the states that a pass begins from and those that it writes: at
+/// its end, and where prefixes are found also at three other lengths. The bound by which PrefixShared admits. O(groups).
 template <PoolsGroups P>
 [[nodiscard]] Index most_blocks(const P& policy, Index length, Index pass) {
   pass = pass == 0 ? length : std::min(pass, length);
-  Index blocks = 0;
+  Index blocks = state_blocks(policy) * ((kvc::AdmitsRequests<P> ? 5 : 2) + policy.group_rules().rewind);
   for (Index g = 0; g < policy.groups(); ++g) {
     const kvc::Retained& retained = policy.group_rules().groups[static_cast<std::size_t>(g)].retained;
     const Index tokens = policy.block_tokens(g);
@@ -55,6 +69,9 @@ template <PoolsGroups P>
     const kvc::GroupBlocks parts = policy.group_blocks(seq, g);
     blocks += std::ssize(parts.kept) + std::ssize(parts.rest);
   }
+  if constexpr (kvc::HoldsStates<P>) {
+    blocks += std::ssize(policy.state_lengths(seq)) * state_blocks(policy);
+  }
   return blocks;
 }
 
@@ -64,7 +81,8 @@ template <PoolsGroups P>
 [[nodiscard]] Index slots_to_come(const P& policy, kvc::SeqId seq, Pos length, Pos pass) {
   const Pos rest = length - policy.reserved(seq);
   if (rest <= 1) {
-    return rest * policy.groups();  // of a decode: one in each group, of which windows free as many
+    // Of a decode: one in each group, of which windows free as many; and states, of which the commit frees as many.
+    return rest * (policy.groups() + state_blocks(policy) * policy.block_tokens());
   }
   const Index most = most_blocks(policy, length, pass == 0 ? rest : std::min(pass, rest));
   return std::max<Index>(most - held_blocks(policy, seq), 0) * policy.block_tokens();

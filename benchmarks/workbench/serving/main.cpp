@@ -59,6 +59,9 @@ void simulate_all(const Options& options, Report& report) {
     std::optional<LayerMemory> last;
     for (const bool one_shape : options.one_shape) {
       scenario.one_shape = one_shape;
+      if (options.all_policies && !one_shape && !can_serve(scenario, policy)) {
+        continue;
+      }
       if (std::exchange(last, layer_memory(scenario, policy)) != layer_memory(scenario, policy)) {
         f();
       }

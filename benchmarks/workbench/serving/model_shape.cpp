@@ -46,6 +46,45 @@ const std::vector<ModelShape>& known_models() {
                  "experts and a shared one",
        .groups = {{36, {.chunk = 8192}}, {12}},
        .experts = {.count = 16, .chosen = 1, .shared = 1}},
+      // Models with recurrent layers. Of a gated delta rule a token changes each number of the state by 7 operations: it
+      // decays, is multiplied with the key, gets what the value adds, and is multiplied with the query. Parameters of one
+      // such layer: matrices to queries, keys, values and gates, from the values, and a convolution.
+      {.name = "qwen3-next-80b",
+       .layers = 48,
+       .hidden = 2048,
+       .heads = 16,
+       .kv_heads = 2,
+       .head_dim = 256,
+       .ffn = 512,
+       .vocabulary = 151936,
+       .source = "config.json of Qwen/Qwen3-Next-80B-A3B-Instruct: three of four layers are a gated delta rule of 32 "
+                 "heads of 128 x 128; 10 of 512 experts and a shared one",
+       .groups = {{12}},
+       .experts = {.count = 512, .chosen = 10, .shared = 1},
+       .states = {{.layers = 36,
+                   .bytes = 32 * 128 * 128 * 4 + 3 * 8192 * 2,  // in float, and 3 inputs of the convolution in bf16
+                   .parameters = 2048 * (2 * 2048 + 2 * 4096 + 2 * 32) + 4096 * 2048 + 4 * 8192,
+                   .operations = 7 * 32 * 128 * 128}},
+       .gated = true},
+      // Of Mamba a token changes each number by 6: a decay, which is an exponential of the step, and the input; then it is
+      // multiplied by what is read out. Of its parameters, 256 are the rank of the step, and 16 numbers are a channel's state.
+      {.name = "jamba-52b",
+       .layers = 32,
+       .hidden = 4096,
+       .heads = 32,
+       .kv_heads = 8,
+       .head_dim = 128,
+       .ffn = 14336,
+       .vocabulary = 65536,
+       .source =
+           "config.json of ai21labs/Jamba-v0.1: one of eight layers has attention, the others are Mamba of 8192 x "
+           "16; every other layer has 2 of 16 experts",
+       .groups = {{4}},
+       .experts = {.count = 16, .chosen = 2, .every = 2},
+       .states = {{.layers = 28,
+                   .bytes = 8192 * 16 * 4 + 3 * 8192 * 2,
+                   .parameters = 4096 * 2 * 8192 + 8192 * (256 + 2 * 16) + 256 * 8192 + 8192 * 4096 + 8192 * (4 + 16),
+                   .operations = 6 * 8192 * 16}}},
   };
   return models;
 }
@@ -60,6 +99,9 @@ kvc::LayerGroups ModelShape::layer_groups() const {
              .chunk = group.retained.chunk,
              .kept = group.retained.kept},
             group.layers);
+  }
+  for (const ModelStates& kind : states) {
+    all.add_state(kind.bytes, kind.layers);
   }
   return all;
 }

@@ -115,9 +115,11 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   options.policies = parse_policies({"all"});
   app.add_option("--policy", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.policies = parse_policies(texts);
+                   options.all_policies = false;
                    return true;
                  }),
-                 "contiguous-reserve, contiguous-grow, paged, prefix-shared, or all [all]")
+                 "contiguous-reserve, contiguous-grow, paged, prefix-shared, or all [all that can hold the model: with "
+                 "recurrent layers the last two]")
       ->type_name("NAME[,NAME...]")
       ->take_all()
       ->allow_extra_args(false);

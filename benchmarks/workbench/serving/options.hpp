@@ -24,6 +24,7 @@ struct Options {
   std::string trace;
   kvc_bench::ReadOptions read;  // of the trace
   std::vector<PolicyKind> policies;
+  bool all_policies = true;  ///< none was named: those that cannot hold the model are left out
   std::vector<bool> chunked;
   std::vector<bool> one_shape;  // of a model whose layers differ
   std::vector<double> loads;

@@ -160,6 +160,14 @@ OrderedJson map_json(const std::vector<MapRow>& rows) {
           {"owners", std::move(owners)}};
 }
 
+OrderedJson model_states_json(const ModelShape& model) {
+  OrderedJson states = OrderedJson::array();
+  for (const ModelStates& kind : model.states) {
+    states.push_back({{"layers", kind.layers}, {"bytes", kind.bytes}});
+  }
+  return states;
+}
+
 OrderedJson model_groups_json(const ModelShape& model) {
   OrderedJson groups = OrderedJson::array();
   for (const ModelGroup& group : model.groups) {
@@ -261,6 +269,9 @@ void print_layers(std::ostream& out, const Report& report) {
         << (r.window > 0  ? " with a window of " + grouped(r.window)
             : r.chunk > 0 ? " with chunks of " + grouped(r.chunk)
                           : " that keep everything");
+  }
+  for (const ModelStates& kind : s.model.states) {
+    out << ", " << kind.layers << " with a state of " << grouped(kind.bytes) << " bytes";
   }
   const double pool = static_cast<double>(s.pool()) * s.model.kv_bytes_per_token();
   out << "; use of the pool, over time\n";
@@ -438,6 +449,7 @@ std::string to_json(const Report& report) {
                                   {"weight_bytes", s.model.weights()},
                                   {"kv_bytes_per_token", s.model.kv_bytes_per_token()},
                                   {"groups", model_groups_json(s.model)},
+                                  {"states", model_states_json(s.model)},
                                   {"source", s.model.source}}},
                                 {"hardware",
                                  {{"name", s.hardware.name},

@@ -63,6 +63,10 @@ LayerMemory layer_memory(const Scenario& scenario, PolicyKind policy) {
   return in_groups && !scenario.one_shape ? LayerMemory::groups : LayerMemory::one_shape;
 }
 
+bool can_serve(const Scenario& scenario, PolicyKind policy) {
+  return scenario.model.states.empty() || layer_memory(scenario, policy) == LayerMemory::groups;
+}
+
 std::string label(const RunResult& run) {
   std::string text(name(run.policy));
   return run.layers == LayerMemory::alike ? text : text + ", " + std::string(name(run.layers));
@@ -76,6 +80,9 @@ Index grouped_blocks(const Scenario& scenario) {
     token += rules.groups[g].row_weight;
     block = std::max(block, sizes.tokens[g] * rules.groups[g].row_weight);
   }
+  for (std::size_t k = 0; k < rules.states.size(); ++k) {
+    block = std::max(block, sizes.states[k].in_block * rules.states[k].weight);
+  }
   const Index tokens = scenario.pool();
   const auto blocks =
       static_cast<Index>(static_cast<double>(tokens) * static_cast<double>(token) / static_cast<double>(block));
@@ -87,6 +94,11 @@ Index grouped_blocks(const Scenario& scenario) {
 }
 
 SchedulerConfig begin_run(const Scenario& scenario, PolicyKind policy, bool chunked, double load, RunResult& result) {
+  if (!can_serve(scenario, policy)) {
+    throw std::runtime_error("the model " + scenario.model.name + " has recurrent layers, which " +
+                             std::string(name(policy)) + " does not hold in one shape for all layers: see --policy " +
+                             "paged,prefix-shared and --groups on");
+  }
   result.policy = policy;
   result.load = load;
   result.layers = layer_memory(scenario, policy);

@@ -28,6 +28,8 @@ enum class LayerMemory {
 /// Under the scenario's model and `one_shape`. Contiguous policies have one shape: their groups would have pools of their
 /// own, of sizes that no scenario names.
 [[nodiscard]] LayerMemory layer_memory(const Scenario& scenario, PolicyKind policy);
+/// Whether the policy can: recurrent layers have no place in one shape for all layers.
+[[nodiscard]] bool can_serve(const Scenario& scenario, PolicyKind policy);
 
 /// One layer group at the end of a run.
 struct GroupResult {

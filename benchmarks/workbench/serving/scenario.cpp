@@ -44,7 +44,19 @@ const T& find(const std::vector<T>& known, const std::string& name, const char* 
   return *found;
 }
 
-/// Layers by what their queries see: as many as the model has.
+std::vector<ModelStates> parse_states(const Fields& list, Index layers) {
+  std::vector<ModelStates> states;
+  for (const Fields& fields : list.items()) {
+    fields.only({"layers", "bytes", "parameters", "operations"});
+    states.push_back({.layers = fields.at("layers").whole(1, layers),
+                      .bytes = fields.at("bytes").whole(1, Index{1} << 30),
+                      .parameters = fields.number_or("parameters", 0, 1e12, 0),
+                      .operations = fields.number_or("operations", 0, 1e12, 0)});
+  }
+  return states;
+}
+
+/// Layers with attention, by what their queries see: so many.
 std::vector<ModelGroup> parse_groups(const Fields& list, Index layers) {
   std::vector<ModelGroup> groups;
   Index sum = 0;
@@ -62,18 +74,20 @@ std::vector<ModelGroup> parse_groups(const Fields& list, Index layers) {
     groups.push_back(group);
   }
   if (sum != layers) {
-    list.fail("has " + std::to_string(sum) + " layers, must have the " + std::to_string(layers) + " of the model");
+    list.fail("has " + std::to_string(sum) + " layers, must have the " + std::to_string(layers) +
+              " of the model, less those with states");
   }
   return groups;
 }
 
-Experts parse_experts(const Fields& fields) {
-  fields.only({"count", "chosen", "shared", "weight_bytes"});
+Experts parse_experts(const Fields& fields, Index layers) {
+  fields.only({"count", "chosen", "shared", "weight_bytes", "every"});
   Experts experts;
   experts.count = fields.at("count").whole(1, 1 << 16);
   experts.chosen = fields.at("chosen").whole(1, experts.count);
   experts.shared = fields.whole_or<Index>("shared", 0, 1 << 16, 0);
   experts.weight_bytes = fields.number_or("weight_bytes", 0.1, 8, 0);
+  experts.every = fields.whole_or<Index>("every", 1, layers, 1);
   return experts;
 }
 
@@ -82,7 +96,7 @@ ModelShape parse_model(const Fields& fields) {
     return known_models()[fields.choice(names_of(known_models()))];
   }
   fields.only({"name", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocabulary", "tied_embeddings",
-               "weight_bytes", "kv_bytes", "source", "groups", "experts"});
+               "weight_bytes", "kv_bytes", "source", "groups", "experts", "states", "gated"});
   constexpr Index most = 1 << 20;
   ModelShape model;
   model.name = fields.text_or("name", "own model");
@@ -97,11 +111,15 @@ ModelShape parse_model(const Fields& fields) {
   model.weight_bytes = fields.number_or("weight_bytes", 0.1, 8, 2);
   model.kv_bytes = fields.number_or("kv_bytes", 0.1, 8, 2);
   model.source = fields.text_or("source", "the scenario");
-  if (fields.has("groups")) {
-    model.groups = parse_groups(fields.at("groups"), model.layers);
+  model.gated = fields.has("gated") && fields.at("gated").flag();
+  if (fields.has("states")) {
+    model.states = parse_states(fields.at("states"), model.layers);
+  }
+  if (fields.has("groups") || !model.states.empty()) {
+    model.groups = parse_groups(fields.at("groups"), model.attention_layers());
   }
   if (fields.has("experts")) {
-    model.experts = parse_experts(fields.at("experts"));
+    model.experts = parse_experts(fields.at("experts"), model.layers);
   }
   return model;
 }

@@ -122,10 +122,13 @@ class Timeline {
     if constexpr (PoolsGroups<Policy>) {
       if (has_groups(policy)) {
         Index used = 0;
+        Index states = stats.blocks_referenced;  // blocks that are of no group
         for (Index g = 0; g < policy.groups(); ++g) {
-          used += policy.stats(g).tokens_stored * stats.block_tokens / policy.block_tokens(g);
+          const kvc::Stats group = policy.stats(g);
+          used += group.tokens_stored * stats.block_tokens / policy.block_tokens(g);
+          states -= group.blocks_referenced;
         }
-        return used;
+        return used + states * stats.block_tokens;
       }
     }
     return stats.tokens_stored;
@@ -139,6 +142,13 @@ class Timeline {
         const kvc::GroupBlocks parts = policy.group_blocks(seq, g);
         std::ranges::for_each(parts.kept, f);
         std::ranges::for_each(parts.rest, f);
+      }
+      if constexpr (kvc::HoldsStates<Policy>) {
+        for (const Pos length : policy.state_lengths(seq)) {
+          for (std::size_t kind = 0; kind < policy.group_rules().states.size(); ++kind) {
+            std::ranges::for_each(policy.state_blocks(seq, static_cast<Index>(kind), length), f);
+          }
+        }
       }
     } else {
       std::ranges::for_each(policy.block_table(seq), f);
