@@ -7,6 +7,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -129,6 +130,94 @@ TEST_CASE("The default eviction finds more than lru on the mooncake trace, and n
     CAPTURE(capacity);
     REQUIRE(beside.of_lru >= 999);
   }
+}
+
+namespace {
+/// Hit blocks of lru by capacity, with what the layers of a model keep.
+std::map<Index, Index> lru_hits(const std::string& path, const std::string& capacities, const std::string& model) {
+  const kvc_test::TempFolder folder;
+  const kvc_test::Run run = replay("--trace '" + path + "' --capacity " + capacities + " --eviction lru --json '" +
+                                   folder.file("r.json") + "' --model " + model + " 2>&1");
+  CAPTURE(run.output);
+  REQUIRE(run.status == 0);
+  REQUIRE_THAT(run.output, kvc_test::contains("of the layer groups of " + model));
+  const auto report = nlohmann::json::parse(folder.read("r.json"));
+  REQUIRE(report.at("model") == model);
+  std::map<Index, Index> hits;
+  for (const auto& result : report.at("results")) {
+    REQUIRE(result.at("gap_recovered").is_null());
+    REQUIRE(result.at("refused") == 0);
+    if (result.at("eviction") == "lru") {
+      hits[result.at("capacity")] = result.at("hit_blocks");
+    }
+  }
+  return hits;
+}
+
+/// Blocks that a cache without end finds of a model with recurrent layers: as far as there are rows, and there behind
+/// the last block that has states. A prompt leaves some behind its end and its last whole block, and where it found rows
+/// and no states.
+Index found_with_states(const std::string& path) {
+  std::set<int> rows, states;
+  Index found = 0;
+  std::ifstream in(path);
+  for (std::string text; std::getline(in, text);) {
+    const auto line = nlohmann::json::parse(text);
+    const std::vector<int> blocks = line.at("hash_ids");
+    const std::size_t whole = line.at("input_length").get<std::size_t>() / 512;
+    std::size_t with_rows = 0;
+    while (with_rows < blocks.size() && rows.contains(blocks[with_rows])) {
+      ++with_rows;
+    }
+    std::size_t hit = with_rows;
+    while (hit > 0 && !states.contains(blocks[hit - 1])) {
+      --hit;
+    }
+    found += static_cast<Index>(hit);
+    states.insert(blocks.back());
+    if (hit < whole) {
+      states.insert(blocks[whole - 1]);
+    }
+    if (hit < with_rows) {
+      states.insert(blocks[with_rows - 1]);
+    }
+    rows.insert(blocks.begin(), blocks.end());
+  }
+  return found;
+}
+}  // namespace
+
+TEST_CASE("replay holds what the layers of a model keep", "[golden][replay]") {
+  const std::string path = kvc_test::data_file("mooncake/conversation_trace.jsonl");
+  REQUIRE(lru_hits(path, "1000,10000", "llama-3-8b") == std::map<Index, Index>{{1'000, 12'847}, {10'000, 61'046}});
+  // In the same memory windows leave room for more prefixes.
+  REQUIRE(lru_hits(path, "10000", "gemma-3-27b").at(10'000) > 61'046 * 1.1);
+  // States take room, and a prompt is found where there are some.
+  REQUIRE(found_with_states(path) == 101'530);
+  for (const char* model : {"qwen3-next-80b", "jamba-52b"}) {
+    const auto hits = lru_hits(path, "10000,3000000", model);
+    REQUIRE(hits.at(3'000'000) == 101'530);
+    REQUIRE(hits.at(10'000) < 61'046);
+  }
+}
+
+TEST_CASE("replay finds a prompt of a recurrent model behind whole blocks, and where prompts have parted", "[replay]") {
+  const kvc_test::TempFolder folder;
+  const auto line = [](const std::string& blocks, int tokens) {
+    return R"({"timestamp": 0, "input_length": )" + std::to_string(tokens) + R"(, "output_length": 1, "hash_ids": [)" +
+           blocks + "]}\n";
+  };
+  const auto hits = [&](const std::string& lines) {
+    return lru_hits(folder.write("t.jsonl", lines), "1000", "jamba-52b").at(1'000);
+  };
+  const std::string first = line("0, 1, 2", 1100);  // of the last block 76 tokens
+  REQUIRE(hits(first + line("0, 1, 2", 1100)) == 3);
+  REQUIRE(hits(first + line("0, 1, 3", 1536)) == 2);  // the first prompt goes on
+  REQUIRE(hits(first + line("0, 4", 1024)) == 0);     // another one parts from it earlier,
+  REQUIRE(hits(first + line("0, 4", 1024) + line("0, 5", 1024)) == 1);
+  const kvc_test::Run small = replay("--trace " + folder.file("t.jsonl") + " --capacity 1 --model qwen3-next-80b 2>&1");
+  REQUIRE(small.status == 1);
+  REQUIRE_THAT(small.output, kvc_test::contains("--capacity 1 has no room for one block of qwen3-next-80b"));
 }
 
 TEST_CASE("The gain of the default holds on shuffled and split traces", "[golden][replay]") {
@@ -300,6 +389,7 @@ TEST_CASE("replay names bad options and files, and leaves no half-written file",
       {"--trace x --capacity 5,", 2, {"--capacity", "\"\""}},
       {"--trace x --capacity 1e3", 2, {"--capacity", "\"1e3\""}},
       {good + "--eviction lru,lifo", 2, {"--eviction", "\"lifo\"", "lru", "default"}},
+      {good + "--model gpt", 2, {"--model", "\"gpt\"", "llama-3-8b", "qwen3-next-80b"}},
       {good + "--format csv", 2, {"--format", "\"csv\"", "mooncake, weka, session, azure, own"}},
       {good + "--block-tokens 0", 2, {"--block-tokens", "\"0\"", "from 1 to 16777216"}},
       {good + "--block-tokens 16k", 2, {"--block-tokens", "\"16k\""}},

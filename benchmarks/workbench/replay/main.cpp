@@ -5,6 +5,7 @@
 //   replay --trace t.jsonl.gz --capacity 20000 --eviction default --json results.json --plot hits.svg
 //
 // Only the policy runs, on block numbers: without keys, values, or a model. See replay --help.
+#include <algorithm>
 #include <iostream>
 #include <new>
 #include <optional>
@@ -13,6 +14,8 @@
 
 #include "families.hpp"
 #include "gnuplot.hpp"
+#include "held_model.hpp"
+#include "model_shape.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
 #include "plot.hpp"
@@ -57,7 +60,12 @@ void run(const Options& options) {
   if (trace.requests.empty()) {
     throw std::runtime_error("--part leaves no request of the trace");
   }
-  const Replay replay = replay_all(trace, options.capacities, options.evictions);
+  std::optional<HeldModel> model;
+  if (!options.model.empty()) {
+    model.emplace(*std::ranges::find(serving::known_models(), options.model, &serving::ModelShape::name),
+                  trace.block_tokens);
+  }
+  const Replay replay = replay_all(trace, options.capacities, options.evictions, model);
   print(std::cout, trace, replay);
   if (!std::cout.flush()) {
     throw std::runtime_error("cannot write to standard output");

@@ -10,6 +10,7 @@
 #include "arguments.hpp"
 #include "bounds.hpp"
 #include "evictions.hpp"
+#include "model_shape.hpp"
 #include "trace_arguments.hpp"
 
 namespace replay {
@@ -28,6 +29,17 @@ std::vector<Index> parse_capacities(const CLI::results_t& texts) {
   std::ranges::sort(capacities);
   capacities.erase(std::unique(capacities.begin(), capacities.end()), capacities.end());
   return capacities;
+}
+
+std::string parse_model(const std::string& name) {
+  std::string all;
+  for (const serving::ModelShape& model : serving::known_models()) {
+    if (model.name == name) {
+      return name;
+    }
+    all.append(all.empty() ? "" : ", ").append(model.name);
+  }
+  reject("--model", name, "one of " + all);
 }
 
 Part parse_part(const std::string& text) {
@@ -88,12 +100,19 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "  replay --trace conversation_trace.jsonl --capacity 10000\n"
       "  replay --trace t.jsonl.gz --capacity 1000,10000,50000 --eviction lru,default --plot hits.svg\n"
       "  replay --trace t.jsonl --format weka --capacity 20000 --json results.json --skip-bad\n"
+      "  replay --trace conversation_trace.jsonl --capacity 10000 --model qwen3-next-80b\n"
       "  replay --workloads 30 --seed 7\n\n"
       "lru is always replayed, and so are three references on single blocks, as if a block could stay without those\n"
       "before it (accounting \"flat\"): fifo; belady, which knows the future and bounds every policy; and unbounded, "
       "a\n"
       "cache that never evicts. \"gap recovered\" is the position of a policy between lru (0 %) and belady (100 %).\n"
       "A prompt with more blocks than the pool counts as refused; the beginning that fits is cached.\n"
+      "With --model the capacity is memory: that of so many blocks, all rows of all layers. In it the layer groups of "
+      "the\n"
+      "model hold what they keep: windows and chunks in whole blocks, and states of recurrent layers at the end of a\n"
+      "prompt and where prompts have parted. Prompts are computed in passes of 8,192 tokens, and count as refused "
+      "where\n"
+      "one has no room. Of the references only unbounded is given: the others hold every row.\n"
       "Plots are drawn by gnuplot (Debian: gnuplot-nox).\n\n" +
       std::string(kvc_bench::formats_help) +
       "\n"
@@ -140,12 +159,18 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                  }),
                  "Only the K-th of N equal parts of the trace")
       ->type_name("K/N");
+  app.add_option("--model", CLI::callback_t([&](const CLI::results_t& texts) {
+                   options.model = parse_model(texts.front());
+                   return true;
+                 }),
+                 "Hold what the layers of this model keep: one that serve-bench --list names")
+      ->type_name("NAME");
   app.add_option("--shuffle", options.shuffle,
                  "Conversations keep their own times and swap their starts at random; requests that have\n"
                  "their second block in common are a conversation")
       ->type_name("SEED")
       ->check(CLI::NonNegativeNumber);
-  for (const char* of_a_trace : {"--capacity", "--eviction", "--json", "--part", "--shuffle"}) {
+  for (const char* of_a_trace : {"--capacity", "--eviction", "--json", "--part", "--shuffle", "--model"}) {
     workloads->excludes(app.get_option(of_a_trace));
   }
   bool skip_bad = false;

@@ -29,6 +29,7 @@ struct Options {
   std::vector<std::string> evictions;  // names of library policies, in the order of their list, each once
   Part part;                           // of the trace
   std::optional<std::uint64_t> shuffle;
+  std::string model;          // of serving::known_models(); empty: none
   std::size_t workloads = 0;  // generated ones, instead of a trace
   std::uint64_t workloads_seed = 1;
   std::string json;  // empty: none

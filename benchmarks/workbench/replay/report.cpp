@@ -69,7 +69,11 @@ void print(std::ostream& out, const Trace& trace, const Replay& replay) {
   for (std::size_t i = 0; i < replay.results.size(); ++i) {
     const Result& r = replay.results[i];
     if (rows.empty()) {
-      out << "\ncapacity " << grouped(r.capacity) << (r.capacity == 1 ? " block" : " blocks") << '\n';
+      out << "\ncapacity " << grouped(r.capacity) << (r.capacity == 1 ? " block" : " blocks");
+      if (!replay.model.empty()) {
+        out << "; in this memory, " << grouped(r.pool_blocks) << " of the layer groups of " << replay.model;
+      }
+      out << '\n';
       rows.push_back({"eviction", "accounting", "hit blocks", "hit rate", "by tokens", "evictions", "gap recovered",
                       "ns/block", "refused"});
     }
@@ -98,6 +102,7 @@ std::string to_json(const Trace& trace, const Replay& replay) {
       {"input_tokens", tokens},
       {"skipped_lines", trace.skipped_lines},
       {"default", eviction_name<DefaultEviction>},
+      {"model", replay.model.empty() ? Json(nullptr) : Json(replay.model)},
       {"results", Json::array()},
   };
   for (const Result& r : replay.results) {
@@ -105,6 +110,7 @@ std::string to_json(const Trace& trace, const Replay& replay) {
         {"eviction", r.eviction},
         {"default", r.eviction == eviction_name<DefaultEviction>},
         {"capacity", r.capacity},
+        {"pool_blocks", r.pool_blocks},
         {"accounting", name(r.accounting)},
         {"requests", trace.requests.size()},
         {"blocks", replay.blocks},

@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <span>
+#include <stdexcept>
 #include <tuple>
 
 #include "evictions.hpp"
@@ -28,14 +29,36 @@ struct RepeatableHash : kvc::ChainHash {
   RepeatableHash() : ChainHash(1) {}
 };
 
+/// Computes the blocks of a prompt from `cached` on, in passes. A later prompt may go on behind its `whole` first blocks:
+/// the last one may be partly filled. False if a pass finds no room.
+template <class Policy>
+bool compute(Policy& policy, kvc::SeqId seq, std::span<const kvc::Token> prompt, std::size_t cached, std::size_t count,
+             std::size_t whole, const HeldModel& model) {
+  for (std::size_t at = cached; at < count;) {
+    const std::size_t size = std::min(model.pass_blocks(), count - at);
+    std::vector<Pos> states;
+    if (model.has_states() && at < whole && whole <= at + size && whole < count) {
+      states.push_back(static_cast<Pos>(whole));
+    }
+    if (!policy.try_extend(seq, static_cast<Pos>(size), prompt.subspan(at, size), states)) {
+      return false;
+    }
+    policy.commit(seq);
+    at += size;
+  }
+  return true;
+}
+
 /// A block number stands for a whole prefix, so the library sees it as a token, and its blocks hold one token. The
 /// policy works as with real tokens, except that a block has only one to hash and compare.
 template <class Eviction>
-Result replay(const Configured<Eviction>& configured, const Trace& trace, Index capacity,
+Result replay(const Configured<Eviction>& configured, const Trace& trace, Index capacity, const HeldModel* model,
               kvc_bench::Progress& progress) {
-  kvc::PrefixShared<Eviction, RepeatableHash> policy(
-      {.blocks = capacity, .block_tokens = 1, .eviction = configured.config});
   Result result;
+  result.pool_blocks = model == nullptr ? capacity : model->pool_blocks(capacity);
+  kvc::PrefixShared<Eviction, RepeatableHash> policy(
+      {.blocks = result.pool_blocks, .block_tokens = 1, .eviction = configured.config},
+      model == nullptr ? kvc::GroupRules{} : model->rules());
   std::vector<kvc::Token> prompt;
   const auto replay_one = [&](const Request& request) {
     const std::size_t count = request.blocks.size();
@@ -43,6 +66,14 @@ Result replay(const Configured<Eviction>& configured, const Trace& trace, Index 
     prompt.push_back(-1);  // the token that a match must leave; it is not computed
     const kvc::Opened opened = policy.try_open(prompt).value();
     const auto cached = static_cast<std::size_t>(opened.cached);
+    if (!policy.group_rules().is_plain()) {
+      const auto whole = static_cast<std::size_t>(request.input_tokens / trace.block_tokens);
+      result.refused += compute(policy, opened.seq, prompt, cached, count, whole, *model) ? 0 : 1;
+      policy.close(opened.seq);
+      result.hits.blocks += opened.cached;
+      result.hits.tokens += request.tokens_in_first(cached, trace.block_tokens);
+      return;
+    }
     std::span<const kvc::Token> rest = std::span<const kvc::Token>(prompt).subspan(cached, count - cached);
     if (!policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest)) {
       ++result.refused;
@@ -70,11 +101,12 @@ Result replay(const Configured<Eviction>& configured, const Trace& trace, Index 
 }
 
 /// Through the policy of this name.
-Result replay(std::string_view name, const Trace& trace, Index capacity, kvc_bench::Progress& progress) {
+Result replay(std::string_view name, const Trace& trace, Index capacity, const HeldModel* model,
+              kvc_bench::Progress& progress) {
   Result result;
   std::apply(
       [&](const auto&... each) {
-        (void)((each.name == name && (result = replay(each, trace, capacity, progress), true)) || ...);
+        (void)((each.name == name && (result = replay(each, trace, capacity, model, progress), true)) || ...);
       },
       replayed);
   return result;
@@ -86,6 +118,7 @@ Result reference(std::string_view name, Index capacity, F&& count) {
   result.eviction = name;
   result.accounting = Accounting::flat;
   result.capacity = capacity;
+  result.pool_blocks = capacity;
   result.seconds = seconds_of([&] { result.hits = count(); });
   return result;
 }
@@ -106,28 +139,40 @@ void compare(std::span<Result> results) {
 
 }  // namespace
 
-Replay replay_all(const Trace& trace, const std::vector<Index>& capacities, const std::vector<std::string>& evictions) {
-  kvc_bench::Progress progress(capacities.size() * (evictions.size() + bound_names.size()));
+Replay replay_all(const Trace& trace, const std::vector<Index>& capacities, const std::vector<std::string>& evictions,
+                  const std::optional<HeldModel>& model) {
+  kvc_bench::Progress progress(capacities.size() * (evictions.size() + (model ? 1 : bound_names.size())));
   const Accesses accesses = accesses_of(trace);
   Replay all;
   all.blocks = static_cast<Index>(accesses.size());
   all.unique_blocks = accesses.unique;
+  all.model = model ? model->name() : "";
   for (const Index capacity : capacities) {
     const auto step = [&](std::string_view name) {
       progress.step(std::string(name).append(" at ").append(std::to_string(capacity)).append(" blocks"));
     };
     const std::size_t begin = all.results.size();
-    step("fifo");
-    all.results.push_back(reference("fifo", capacity, [&] { return fifo(accesses, capacity); }));
+    if (model && model->pool_blocks(capacity) == 0) {
+      throw std::runtime_error("--capacity " + std::to_string(capacity) + " has no room for one block of " +
+                               model->name());
+    }
+    if (!model) {
+      step("fifo");
+      all.results.push_back(reference("fifo", capacity, [&] { return fifo(accesses, capacity); }));
+    }
     for (const std::string& eviction : evictions) {
       step(eviction);
-      all.results.push_back(replay(eviction, trace, capacity, progress));
+      all.results.push_back(replay(eviction, trace, capacity, model ? &*model : nullptr, progress));
     }
-    step("belady");
-    all.results.push_back(reference("belady", capacity, [&] { return belady(accesses, capacity); }));
+    if (!model) {
+      step("belady");
+      all.results.push_back(reference("belady", capacity, [&] { return belady(accesses, capacity); }));
+    }
     step("unbounded");
     all.results.push_back(reference("unbounded", capacity, [&] { return unbounded(accesses); }));
-    compare(std::span(all.results).subspan(begin));
+    if (!model) {
+      compare(std::span(all.results).subspan(begin));
+    }
   }
   return all;
 }
