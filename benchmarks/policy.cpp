@@ -393,6 +393,27 @@ void requests_synchronized(benchmark::State& state) {
   static Synchronized<PrefixShared<>, Mutex> policy({.blocks = 32'768, .block_tokens = block_tokens});
   requests(state, [](const auto&) -> auto& { return policy; });
 }
+/// Routers that ask how much of a prompt is cached, and whether there is room for it; nobody writes.
+template <class Mutex>
+void readers(benchmark::State& state) {
+  constexpr std::size_t tokens = 2048;
+  static Synchronized<PrefixShared<>, Mutex> policy({.blocks = 32'768, .block_tokens = block_tokens});
+  static const std::vector<Token> prompt = [] {
+    std::vector<Token> all = random_tokens(tokens, 1);
+    const Opened opened = *policy.try_open(all);
+    (void)policy.try_extend(opened.seq, static_cast<Pos>(tokens), all);
+    policy.commit(opened.seq);
+    policy.close(opened.seq);
+    return all;
+  }();
+  const auto asked = std::span<const Token>(prompt).first(static_cast<std::size_t>(state.range(0)));
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(policy.match_length(asked));
+    benchmark::DoNotOptimize(policy.admission(asked));
+  }
+  state.counters["asked_per_s"] =
+      benchmark::Counter(2 * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+}
 void requests_sharded(benchmark::State& state) {
   static Sharded<PrefixShared<>> policies({.blocks = 32'768, .block_tokens = block_tokens}, 8);
   requests(state, [](const auto& prompt) -> auto& { return policies.of(prompt); });
@@ -425,12 +446,25 @@ void register_all() {
   for (const int threads : {1, 2, 4}) {
     using Function = void (*)(benchmark::State&);
     const std::pair<const char*, Function> fronts[] = {
+        {"requests/shared_adaptive", requests_synchronized<SharedAdaptiveMutex>},
         {"requests/adaptive", requests_synchronized<AdaptiveMutex>},
         {"requests/shared_mutex", requests_synchronized<std::shared_mutex>},
         {"requests/mutex", requests_synchronized<std::mutex>},
         {"requests/sharded:8", requests_sharded}};
     for (const auto& [name, function] : fronts) {
       benchmark::RegisterBenchmark(name, function)->Threads(threads)->UseRealTime()->Unit(benchmark::kMicrosecond);
+    }
+    const std::pair<const char*, Function> locks[] = {{"readers/shared_adaptive", readers<SharedAdaptiveMutex>},
+                                                      {"readers/adaptive", readers<AdaptiveMutex>},
+                                                      {"readers/shared_mutex", readers<std::shared_mutex>}};
+    for (const auto& [name, function] : locks) {
+      benchmark::RegisterBenchmark(name, function)
+          ->ArgName("tokens")
+          ->Arg(64)
+          ->Arg(2048)
+          ->Threads(threads)
+          ->UseRealTime()
+          ->Unit(benchmark::kMicrosecond);
     }
   }
 }

@@ -62,6 +62,7 @@ struct NoEvents;
 class EventCallback;
 class EventRing;
 class AdaptiveMutex;
+class SharedAdaptiveMutex;
 class CostAware;
 class Fifo;
 class Lfu;

@@ -1,6 +1,7 @@
 // Several threads at one policy.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <shared_mutex>
 #include <thread>
@@ -9,12 +10,14 @@
 #include "catch.hpp"
 #include "kvc/batch.hpp"
 #include "kvc/cache.hpp"
+#include "kvc/policy/adaptive_mutex.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
+#include "kvc/policy/shared_adaptive_mutex.hpp"
 #include "kvc/policy/synchronized.hpp"
 #include "random_source.hpp"
 
@@ -23,6 +26,7 @@ using namespace kvc;
 using Tokens = std::vector<Token>;
 
 static_assert(Policy<Synchronized<PrefixShared<>>>);
+static_assert(Policy<Synchronized<PrefixShared<>, AdaptiveMutex>>);
 static_assert(Policy<Synchronized<PrefixShared<>, std::shared_mutex>>);
 
 // A lock takes no ability away.
@@ -141,7 +145,7 @@ void serve_with_threads(P& policy) {
 }  // namespace
 
 TEMPLATE_TEST_CASE("Threads open, match, extend and close at one policy", "[prefix][threads]",
-                   Synchronized<PrefixShared<>>, (Synchronized<PrefixShared<>, std::shared_mutex>)) {
+                   Synchronized<PrefixShared<>>, (Synchronized<PrefixShared<>, AdaptiveMutex>)) {
   SECTION("of one group") {
     TestType policy({.blocks = 64, .block_tokens = 4});
     serve_with_threads(policy);
@@ -171,6 +175,73 @@ TEST_CASE("An adaptive mutex lets in one at a time, and everybody in the end", "
     }
     REQUIRE(mutex.try_lock());
     mutex.unlock();
+  }
+}
+
+TEST_CASE("A shared adaptive mutex keeps writers from all others, and readers from writers", "[threads]") {
+  SharedAdaptiveMutex mutex;
+  SECTION("in turn") {
+    mutex.lock_shared();
+    mutex.lock_shared();  // as another thread would
+    REQUIRE_FALSE(mutex.try_lock());
+    REQUIRE(mutex.try_lock_shared());
+    mutex.unlock_shared();
+    mutex.unlock_shared();
+    REQUIRE_FALSE(mutex.try_lock());
+    mutex.unlock_shared();
+    REQUIRE(mutex.try_lock());
+    REQUIRE_FALSE(mutex.try_lock());
+    REQUIRE_FALSE(mutex.try_lock_shared());
+    mutex.unlock();
+    REQUIRE(mutex.try_lock_shared());
+    mutex.unlock_shared();
+  }
+  SECTION("at once: what it protects is not atomic, and a reader never sees half of a change") {
+    Index a = 0, b = 0;
+    std::atomic<Index> torn = 0;
+    constexpr Index writes = 3000;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 2; ++i) {
+      threads.emplace_back([&] {
+        for (Index n = 0; n < writes; ++n) {
+          const std::unique_lock lock(mutex);
+          ++a;
+          ++b;
+        }
+      });
+      threads.emplace_back([&] {
+        for (Index seen = 0; seen < 2 * writes;) {
+          const std::shared_lock lock(mutex);
+          torn += a != b ? 1 : 0;
+          seen = a;
+        }
+      });
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+    REQUIRE(torn == 0);
+    REQUIRE(a == 2 * writes);
+  }
+  SECTION("a writer that is blocked is woken by the last reader, and readers by the writer") {
+    for (int round = 0; round < 20; ++round) {
+      mutex.lock_shared();
+      std::atomic<int> in = 0;
+      std::thread writer([&] {
+        const std::unique_lock lock(mutex);
+        ++in;
+      });
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // longer than it spins
+      REQUIRE(in == 0);
+      std::thread reader([&] {
+        const std::shared_lock lock(mutex);
+        ++in;
+      });
+      mutex.unlock_shared();
+      writer.join();
+      reader.join();
+      REQUIRE(in == 2);
+    }
   }
 }
 

@@ -5,6 +5,18 @@
 
 namespace kvc {
 inline namespace v0 {
+namespace detail {
+
+/// Tells the processor that a thread waits in a loop.
+inline void spin_pause() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace detail
 
 /// Spins briefly, then blocks. Lockable; not recursive. Uncontended, lock and unlock are one atomic operation each.
 class AdaptiveMutex {
@@ -14,7 +26,7 @@ class AdaptiveMutex {
     // Not an exchange: it would overwrite `contended` when it fails, and nobody would wake the blocked threads.
     int expected = unlocked;
     return state_.load(std::memory_order_relaxed) == unlocked &&
-           state_.compare_exchange_strong(expected, locked, std::memory_order_acquire, std::memory_order_relaxed);
+           state_.compare_exchange_strong(expected, locked, std::memory_order_seq_cst, std::memory_order_relaxed);
   }
   /// Locks the mutex; waits until it is unlocked.
   void lock() noexcept {
@@ -22,9 +34,9 @@ class AdaptiveMutex {
       if (try_lock()) {
         return;
       }
-      pause();
+      detail::spin_pause();
     }
-    while (state_.exchange(contended, std::memory_order_acquire) != unlocked) {
+    while (state_.exchange(contended, std::memory_order_seq_cst) != unlocked) {
       state_.wait(contended, std::memory_order_relaxed);
     }
   }
@@ -35,19 +47,14 @@ class AdaptiveMutex {
     }
   }
 
+  /// Whether a thread has it. With what the caller stored before, in the one order of sequentially consistent operations.
+  [[nodiscard]] bool is_locked() const noexcept { return state_.load(std::memory_order_seq_cst) != unlocked; }
+
  private:
   static constexpr int unlocked = 0;
   static constexpr int locked = 1;
   static constexpr int contended = 2;  // locked, and a thread may be blocked
   static constexpr int spins = 2000;
-
-  static void pause() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
 
   std::atomic<int> state_ = unlocked;
 };

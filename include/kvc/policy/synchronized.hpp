@@ -17,9 +17,9 @@
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
-#include "kvc/policy/adaptive_mutex.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/forwarded.hpp"
+#include "kvc/policy/shared_adaptive_mutex.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -27,12 +27,12 @@ inline namespace v0 {
 /// A Policy around a Policy, with all its abilities (see capabilities.hpp), so a cache of it works too: threads may
 /// open, extend, commit and close sequences of their own at once. Each sequence belongs to one thread at a time.
 ///
-/// `Mutex` is any Lockable; with a SharedLockable, const operations run beside each other.
+/// `Mutex` is any Lockable; with a SharedLockable, such as the default, const operations run beside each other.
 ///
 /// The lists of copies in results are valid until the calling thread's next `try_extend` or `try_fork`, whatever other
 /// threads do. Runs are handed out after the lock is released: they stay valid, since the sequence belongs to the
 /// caller.
-template <Policy P, class Mutex = AdaptiveMutex>
+template <Policy P, class Mutex = SharedAdaptiveMutex>
 class Synchronized : public detail::Forwarded<Synchronized<P, Mutex>, P> {
  public:
   using PolicyType = P;

@@ -1,0 +1,110 @@
+// SharedAdaptiveMutex: a mutex for critical sections of microseconds that any number of readers share.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "kvc/policy/adaptive_mutex.hpp"
+
+namespace kvc {
+inline namespace v0 {
+
+/// Spins briefly, then blocks. SharedLockable; not recursive, neither in one mode nor across both. Readers that come
+/// while a writer waits are let in after it.
+///
+/// A reader counts itself in a cache line that no other core writes, so readers do not slow one another down. A writer
+/// looks at the lines that readers of this mutex have used, as many as threads that ever read, at most 32. Uncontended,
+/// either takes two atomic operations to lock and unlock.
+class SharedAdaptiveMutex {
+ public:
+  /// Locks for one thread, if nobody has a lock; says whether it did.
+  [[nodiscard]] bool try_lock() noexcept {
+    if (!writer_.try_lock()) {
+      return false;
+    }
+    for (std::uint32_t slot = 0; slot < used_.load(std::memory_order_seq_cst); ++slot) {
+      if (slots_[slot].readers.load(std::memory_order_seq_cst) != 0) {
+        writer_.unlock();
+        return false;
+      }
+    }
+    return true;
+  }
+  /// Locks for one thread; waits until nobody has a lock.
+  void lock() noexcept {
+    writer_.lock();
+    for (std::uint32_t slot = 0; slot < used_.load(std::memory_order_seq_cst); ++slot) {
+      wait_for_none(slots_[slot].readers);
+    }
+  }
+  /// Unlocks; the calling thread has locked.
+  void unlock() noexcept { writer_.unlock(); }
+
+  /// Locks for readers, unless a writer has or waits for the lock; says whether it did.
+  [[nodiscard]] bool try_lock_shared() noexcept {
+    std::atomic<std::int32_t>& readers = own_slot();
+    // Either this thread sees the writer, or the writer sees this thread: both first write, then read.
+    readers.fetch_add(1, std::memory_order_seq_cst);
+    if (!writer_.is_locked()) [[likely]] {
+      return true;
+    }
+    leave(readers);
+    return false;
+  }
+  /// Locks for readers; waits for writers.
+  void lock_shared() noexcept {
+    if (!try_lock_shared()) [[unlikely]] {
+      writer_.lock();  // so no writer has it, and the next one will see this thread
+      own_slot().fetch_add(1, std::memory_order_seq_cst);
+      writer_.unlock();
+    }
+  }
+  /// Unlocks; the calling thread has locked for readers.
+  void unlock_shared() noexcept { leave(own_slot()); }
+
+ private:
+  static constexpr std::uint32_t most_slots = 32;
+  static constexpr int spins = 2000;
+  struct alignas(64) Slot {
+    std::atomic<std::int32_t> readers = 0;
+  };
+
+  /// The number of the calling thread, from 0 on. Threads whose numbers are most_slots apart share a slot.
+  [[nodiscard]] static std::uint32_t thread_number() noexcept {
+    static std::atomic<std::uint32_t> threads = 0;
+    thread_local const std::uint32_t number = threads.fetch_add(1, std::memory_order_relaxed);
+    return number;
+  }
+  [[nodiscard]] std::atomic<std::int32_t>& own_slot() noexcept {
+    const std::uint32_t slot = thread_number() % most_slots;
+    for (std::uint32_t used = used_.load(std::memory_order_acquire); used <= slot;) {
+      used_.compare_exchange_weak(used, slot + 1, std::memory_order_seq_cst, std::memory_order_acquire);
+    }
+    return slots_[slot].readers;
+  }
+  static void wait_for_none(const std::atomic<std::int32_t>& readers) noexcept {
+    for (int i = 0; i < spins; ++i) {
+      if (readers.load(std::memory_order_seq_cst) == 0) {
+        return;
+      }
+      detail::spin_pause();
+    }
+    while (const std::int32_t some = readers.load(std::memory_order_seq_cst)) {
+      readers.wait(some, std::memory_order_seq_cst);
+    }
+  }
+  void leave(std::atomic<std::int32_t>& readers) noexcept {
+    readers.fetch_sub(1, std::memory_order_seq_cst);
+    if (writer_.is_locked()) [[unlikely]] {
+      readers.notify_all();  // it may be blocked
+    }
+  }
+
+  std::array<Slot, most_slots> slots_;
+  alignas(64) std::atomic<std::uint32_t> used_ = 0;  // slots, from the first on, that readers have used
+  AdaptiveMutex writer_;
+};
+
+}  // namespace v0
+}  // namespace kvc
