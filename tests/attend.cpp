@@ -40,5 +40,6 @@ template struct Attend<Eigen::bfloat16>;
 template struct Attend<kvc::Int8>;
 template struct Attend<kvc::Fp8E4M3>;
 template struct Attend<kvc::Int4>;
+template struct Attend<Int8AndBf16>;
 
 }  // namespace kvc_test

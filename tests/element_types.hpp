@@ -9,6 +9,7 @@
 
 #include "kvc/element/element.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/element/mixed.hpp"
 #include "kvc/element/quantized.hpp"
 
 namespace kvc_test {
@@ -26,6 +27,9 @@ template <>
 inline constexpr double attention_error<kvc::Fp8E4M3> = 1e-2;
 template <>
 inline constexpr double attention_error<kvc::Int4> = 3e-2;
+
+/// A mixed element type, with a split that random dims lie on both sides of.
+using Int8AndBf16 = kvc::Mixed<kvc::Int8, 64, Eigen::bfloat16>;
 
 /// Storage objects whose bytes are all ones: whatever a row of them is read as, it is NaN throughout.
 template <class T>

@@ -43,7 +43,8 @@ inline namespace v0 {
 /// The KV cache: keys and values of many sequences in one pool, which is allocated once and never moves. Binds four
 /// choices that do not know one another:
 ///
-///   T   ElementType   how a row is stored              float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, None
+///   T   ElementType   how a row is stored              float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4,
+///                                                      Mixed, None
 ///   P   Policy        which slots a sequence holds     Contiguous, Paged, PrefixShared<>
 ///   L   Layout        where the row of a slot lies     HeadMajor, TokenMajor
 ///   S   Space         the memory of the pool           HostSpace, cuda::DeviceSpace
@@ -453,7 +454,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
         for (Index i = 0; i < run.rows; ++i) {
           const Index row = run.first - range.first + i;
           kvc::Element<T>::decode(run.k + i * run.k_stride, shape.key_dim, k.row(row) + head * shape.key_dim);
-          kvc::Element<T>::decode(run.v + i * run.v_stride, shape.value_dim, v.row(row) + head * shape.value_dim);
+          detail::decode_value(run, i, shape.key_dim, shape.value_dim, v.row(row) + head * shape.value_dim);
         }
       });
       require(next == range.last, "range", range, "retained by the layer's group: see retained_from");

@@ -7,6 +7,7 @@
 #include "kvc/cache.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/element/mixed.hpp"
 #include "kvc/element/none.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/policy/paged.hpp"
@@ -19,6 +20,8 @@ struct TooLong;    // writes one unit more than row_size
 struct TooShort;   // leaves the last unit of a row of three as it was
 struct Overrun;    // decodes one element more than dim
 struct Unstated;   // states no error
+struct NoPrefix;   // says that its rows begin with those of fewer elements, and they do not
+struct Longer;     // reads more elements of a prefix than it is asked for
 struct Nameless;   // no element type
 }  // namespace
 
@@ -83,6 +86,16 @@ struct Element<Unstated> {
   static void decode(const Storage* from, Index dim, float* to) { std::copy_n(from, dim, to); }
 };
 template <>
+struct Element<NoPrefix> : Element<Int8> {
+  static constexpr bool has_row_prefixes = true;
+};
+template <>
+struct Element<Longer> : Element<Int8> {
+  static void decode_prefix(const Storage* from, Index dim, Index count, float* to) {
+    Element<Int8>::decode_prefix(from, dim, std::min(count + 1, dim), to);
+  }
+};
+template <>
 struct Element<Nameless> {
   using Storage = float;
   static constexpr Index row_size(Index dim) { return dim; }
@@ -98,10 +111,15 @@ namespace {
 using namespace kvc;
 using kvc_test::contains;
 using testing::element_conformance;
+
+using Fp8AndBf16 = Mixed<Fp8E4M3, 32, Eigen::bfloat16>;
+using Int8AndBf16 = Mixed<Int8, 33, Eigen::bfloat16>;
+using Int4AndFloat = Mixed<Int4, 4, float>;
+using HalfAndInt8 = Mixed<Eigen::half, 7, Int8>;
 }  // namespace
 
 TEMPLATE_TEST_CASE("An element type keeps the contract", "[element][contract]", float, Eigen::half, Eigen::bfloat16,
-                   Int8, Fp8E4M3, Int4, None, Fixed) {
+                   Int8, Fp8E4M3, Int4, None, Fixed, Fp8AndBf16, Int8AndBf16, Int4AndFloat, HalfAndInt8) {
   element_conformance<TestType>();
 }
 
@@ -114,8 +132,35 @@ TEST_CASE("An element type that breaks the contract is found", "[element][contra
   REQUIRE_THROWS_WITH(element_conformance<TooLong>(), contains("encode writes beyond the row_size units"));
   REQUIRE_THROWS_WITH(element_conformance<TooShort>(), contains("encode leaves a part of the row as it was at dim 3"));
   REQUIRE_THROWS_WITH(element_conformance<Overrun>(), contains("decode writes beyond the dim elements"));
+  REQUIRE_THROWS_WITH(element_conformance<NoPrefix>(),
+                      contains("the first 1 elements are read as other numbers alone"));
+  REQUIRE_THROWS_WITH(element_conformance<Longer>(), contains("decode_prefix writes beyond"));
   REQUIRE_THROWS_WITH(element_conformance<Int8>([](const float*, Index) { return 1e-6F; }),
                       contains("element type int8 breaks its contract: decode gives"));
+}
+
+TEST_CASE("A mixed row is a row of its first part and one of the rest", "[element]") {
+  using Mla = Mixed<Fp8E4M3, 512, Eigen::bfloat16>;
+  REQUIRE(Element<Mla>::name == "fp8:512+bf16");
+  REQUIRE(Element<Mla>::row_size(576) * Index{sizeof(StorageOf<Mla>)} == 512 + 64 * 2);
+  REQUIRE(Element<Mixed<Int8, 512, Eigen::bfloat16>>::row_size(576) * Index{sizeof(StorageOf<Mla>)} == 512 + 4 + 128);
+  REQUIRE(Element<Int8AndBf16>::name == "int8:33+bf16");
+
+  std::vector<float> row(40), back(40), first(33), rest(7);
+  for (std::size_t d = 0; d < row.size(); ++d) {
+    row[d] = static_cast<float>(d) * 0.37F - 5;
+  }
+  std::vector<StorageOf<Int8AndBf16>> stored(static_cast<std::size_t>(Element<Int8AndBf16>::row_size(40)));
+  Element<Int8AndBf16>::encode(row.data(), 40, stored.data());
+  Element<Int8AndBf16>::decode(stored.data(), 40, back.data());
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(Element<Int8>::row_size(33)));
+  Element<Int8>::encode(row.data(), 33, codes.data());
+  Element<Int8>::decode(codes.data(), 33, first.data());
+  for (std::size_t d = 0; d < rest.size(); ++d) {
+    rest[d] = static_cast<float>(Eigen::bfloat16(row[33 + d]));
+  }
+  REQUIRE(std::equal(first.begin(), first.end(), back.begin()));
+  REQUIRE(std::equal(rest.begin(), rest.end(), back.begin() + 33));
 }
 
 TEST_CASE("A cache of None counts as any other and has no memory", "[element]") {

@@ -20,33 +20,6 @@ TEMPLATE_TEST_CASE("Attention does not depend on how the view is cut into runs",
   });
 }
 
-TEMPLATE_TEST_CASE("Values that are the beginnings of their keys have the bits of values apart", "[attention]",
-                   KVC_ALL_ELEMENTS) {
-  if constexpr (!kvc::RowPrefixElement<TestType>) {
-    SUCCEED("a row does not begin with the rows of fewer elements: no latent rows");
-  } else {
-    over_cases<TestType>(107, [](const Case<TestType>& any, Random& random) {
-      CaseShape shape = any.shape;
-      shape.kv_heads = shape.mask_heads = 1;
-      shape.key_dim = random.one_in(3) ? 576 : shape.key_dim;
-      shape.value_dim = random.one_in(3) ? shape.key_dim : random.between(Index{1}, shape.key_dim);
-      Case<TestType> c(shape, random);
-      for (Index i = 0; i < shape.length; ++i) {
-        std::copy_n(c.k.row(i), c.v.cols(), c.v.row(i));
-      }
-      const kvc::DenseView<TestType> latent(
-          c.k.cref(), MatrixRef<const kvc::StorageOf<TestType>>(c.k.row(0), c.k.rows(), c.v.cols(), c.k.cols()), 1,
-          shape.key_dim, shape.value_dim);
-      Matrix<float> out = c.out();
-      Attend<TestType>::prefill(latent, shape.queries, c.q.cref(), out.ref(), c.options());
-      CHECK(same(out, whole(c)));
-      const CutView<TestType> cut(latent, random, 3);  // copies keys and values
-      Attend<TestType>::prefill(cut, shape.queries, c.q.cref(), out.ref(), c.options());
-      CHECK(same(out, whole(c)));
-    });
-  }
-}
-
 TEMPLATE_TEST_CASE("Attention does not depend on how the queries are chunked", "[attention]", KVC_ALL_ELEMENTS) {
   over_cases<TestType>(102, [](const Case<TestType>& c, Random& random) {
     const Matrix<float> expected = whole(c);

@@ -52,7 +52,7 @@ void reference(const View& kv, PosRange queries, MatrixArg<float> q, const Atten
             continue;
           }
           Element<T>::decode(run.k + r * run.k_stride, D, k.data());
-          Element<T>::decode(run.v + r * run.v_stride, Dv, v.data());
+          detail::decode_value(run, r, D, Dv, v.data());
           double s = 0;
           for (Index d = 0; d < D; ++d) {
             s += static_cast<double>(q.row(i)[h * D + d]) * static_cast<double>(k[static_cast<std::size_t>(d)]);

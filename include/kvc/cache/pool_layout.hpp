@@ -45,9 +45,6 @@ class PoolLayout {
       const Shape& shape = groups[g].shape;
       own.emplace_back(PoolExtents{policy.blocks(), block_tokens(policy, g), shape.layers, shape.kv_heads,
                                    Element<T>::row_size(shape.key_dim), value_row_size<T>(groups[g])});
-      require(!groups[g].latent || RowPrefixElement<T>, "latent", true,
-              detail::concat({"false for element type ", Element<T>::name,
-                              ", whose rows do not begin with those of fewer elements"}));
       layout::verify(own.back());
       require_whole_rows(own.back(), groups[g]);
     }

@@ -3,6 +3,7 @@
 //   element/element.hpp     float
 //   element/float16.hpp     Eigen::half, Eigen::bfloat16
 //   element/quantized.hpp   Int8, Fp8E4M3, Int4
+//   element/mixed.hpp       Mixed: the first elements of a row stored in one way, the others in another
 //   element/none.hpp        None, which stores nothing
 #pragma once
 
@@ -11,6 +12,7 @@
 #include <concepts>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "kvc/core/types.hpp"
 
@@ -41,6 +43,9 @@ struct Element;
 ///                            |                             | |decode(encode(from))[d] - from[d]| |        |
 ///                            |                             | over all d; infinity if there is    |        |
 ///                            |                             | none                                |        |
+///   E::decode_prefix(from,   | from [row_size(dim)]        | optional: reads the first `count`   |        | O(count)
+///     dim, count, to)        | Storage, to [count] float,  | elements of a row of `dim`. Without |        |
+///                            | 1 <= count <= dim           | it all of them are read             |        |
 ///
 /// All functions are static, and none throws. `from` and `to` do not overlap, and have the alignment of their types
 /// only.
@@ -49,6 +54,7 @@ struct Element;
 ///   bounds         encode writes the row_size(dim) units of the row, all of them, and nothing else
 ///   deterministic  equal elements give equal bytes
 ///   accurate       the errors of a row are within max_error
+///   prefixes       the first elements of a row are the same numbers, to the bit, read alone and with the others
 ///
 /// testing/element_conformance.hpp checks the laws. A minimal element type is in tests/conformance/elements.cpp.
 template <class T>
@@ -61,7 +67,8 @@ concept ElementType = std::is_trivially_copyable_v<typename Element<T>::Storage>
                       };
 
 /// An element type whose rows begin with the rows of fewer elements: the first row_size(n) units of a row of more than n
-/// elements are the row of its first n. Says so by a constant of Element<T>:
+/// elements are the row of its first n. Kernels that know nothing of latent rows read their values so. Says so by a
+/// constant of Element<T>:
 ///
 ///   E::has_row_prefixes      | true
 template <class T>
@@ -70,6 +77,24 @@ concept RowPrefixElement = ElementType<T> && requires { requires Element<T>::has
 /// The unit of storage of an element type.
 template <class T>
 using StorageOf = typename Element<T>::Storage;
+
+/// Reads the first `count` elements of a row of `dim`: the value of a latent row.
+///
+///   from  [row_size(dim)]     to  [count], 1 <= count <= dim
+///
+/// O(count) for types that say how, O(dim) and an allocation for others.
+template <ElementType T>
+void decode_prefix(const StorageOf<T>* from, Index dim, Index count, float* to) {
+  if constexpr (RowPrefixElement<T>) {
+    Element<T>::decode(from, count, to);
+  } else if constexpr (requires { Element<T>::decode_prefix(from, dim, count, to); }) {
+    Element<T>::decode_prefix(from, dim, count, to);
+  } else {
+    std::vector<float> all(static_cast<std::size_t>(dim));
+    Element<T>::decode(from, dim, all.data());
+    std::copy_n(all.data(), count, to);
+  }
+}
 
 namespace detail {
 /// The largest |from[d]|; elements are finite.
@@ -103,6 +128,9 @@ static_assert(ElementType<float>);
 ///
 ///   k  [rows, row_size(key_dim)]    k_stride storage units from row to row
 ///   v  [rows, row_size(value_dim)]  v_stride storage units from row to row
+///
+/// Where keys and values are in the same place, with the same stride, the rows are latent: the value of each is the
+/// first value_dim elements of its key, and value_dim is at most key_dim.
 template <class T>
 struct KvRun {
   const StorageOf<T>* k;
@@ -111,7 +139,22 @@ struct KvRun {
   Index k_stride;
   Index v_stride;
   Pos first;  ///< position of the first row in its sequence
+
+  /// Whether each value is the beginning of its key.
+  [[nodiscard]] constexpr bool is_latent() const noexcept { return v == k && v_stride == k_stride; }
 };
+
+namespace detail {
+/// Reads the value of row i of a run.  to [value_dim]
+template <ElementType T>
+void decode_value(const KvRun<T>& run, Index i, Index key_dim, Index value_dim, float* to) {
+  if (run.is_latent() && value_dim < key_dim) {
+    decode_prefix<T>(run.k + i * run.k_stride, key_dim, value_dim, to);
+  } else {
+    Element<T>::decode(run.v + i * run.v_stride, value_dim, to);
+  }
+}
+}  // namespace detail
 
 }  // namespace v0
 }  // namespace kvc

@@ -121,10 +121,12 @@ struct Element<Int8> {
     std::memcpy(to + scale_offset(dim), &scale, sizeof scale);
   }
   /// code * scale for each element. O(dim).
-  static void decode(const Storage* from, Index dim, float* to) noexcept {
+  static void decode(const Storage* from, Index dim, float* to) noexcept { decode_prefix(from, dim, dim, to); }
+  /// The same for the first `count` of them. O(count).
+  static void decode_prefix(const Storage* from, Index dim, Index count, float* to) noexcept {
     float scale;
     std::memcpy(&scale, from + scale_offset(dim), sizeof scale);
-    for (Index d = 0; d < dim; ++d) {
+    for (Index d = 0; d < count; ++d) {
       to[d] = static_cast<float>(static_cast<std::int8_t>(from[d])) * scale;
     }
   }
@@ -186,9 +188,11 @@ struct Element<Int4> {
     }
   }
   /// code * scale + minimum for each element. O(dim).
-  static void decode(const Storage* from, Index dim, float* to) noexcept {
+  static void decode(const Storage* from, Index dim, float* to) noexcept { decode_prefix(from, dim, dim, to); }
+  /// The same for the first `count` of them. O(count).
+  static void decode_prefix(const Storage* from, Index dim, Index count, float* to) noexcept {
     const Storage* const ranges = from + range_offset(dim);
-    for (Index d = 0; d < dim; ++d) {
+    for (Index d = 0; d < count; ++d) {
       const Index g = d / group, i = d % group;
       std::uint32_t range;
       std::memcpy(&range, ranges + 4 * g, sizeof range);

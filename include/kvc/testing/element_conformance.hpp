@@ -1,6 +1,7 @@
 // The contract of ElementType as a suite: testing::element_conformance<MyType>().
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -46,7 +47,7 @@ inline std::vector<std::vector<float>> rows_of(Index dim) {
 }  // namespace detail
 
 /// Checks the laws of ElementType: `encode` and `decode` write what they must and nothing else, equal rows give equal
-/// bytes, and the error is within Element<T>::max_error, or, where the type states none, within `max_error(from, dim)`.
+/// bytes, the first elements of a row are the same numbers alone, and the error is within Element<T>::max_error, or, where the type states none, within `max_error(from, dim)`.
 /// Throws ContractError for the first law that does not hold. Takes milliseconds.
 template <ElementType T, class MaxError>
 void element_conformance(MaxError max_error) {
@@ -81,6 +82,16 @@ void element_conformance(MaxError max_error) {
         for (std::size_t f = 0; f < margin; ++f) {
           expect(back[f] == untouched && back[back.size() - 1 - f] == untouched, subject,
                  {"decode writes beyond the dim elements of the row", at_dim});
+        }
+        for (const Index count : {Index{1}, ceil_div(dim, Index{2}), dim}) {
+          const auto prefix = static_cast<std::size_t>(count);
+          std::vector<float> first(prefix + margin, untouched);
+          decode_prefix<T>(storage.data() + margin, dim, count, first.data());
+          expect(std::memcmp(first.data(), back.data() + margin, prefix * sizeof(float)) == 0, subject,
+                 {"the first ", std::to_string(count), " elements are read as other numbers alone", at_dim});
+          expect(std::all_of(first.begin() + static_cast<std::ptrdiff_t>(prefix), first.end(),
+                             [](float x) { return x == untouched; }),
+                 subject, {"decode_prefix writes beyond the elements that are asked for", at_dim});
         }
         const float bound = max_error(row.data(), dim);
         expect(bound >= 0, subject, {"max_error is ", std::to_string(bound), at_dim});

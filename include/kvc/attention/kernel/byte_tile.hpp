@@ -169,8 +169,9 @@ class ByteTile : public IntegerSumTile<ByteTile, Int8> {
   }
 
   void load_values() noexcept {
+    const Index scale = kvc::Element<Int8>::scale_offset(value_row_dim());
     for (Index j = 0; j < tile_keys; j += simd::lanes) {
-      simd::store(value_scales_ + j, simd::load_column(rows_->v + j, kvc::Element<Int8>::scale_offset(value_dim_)));
+      simd::store(value_scales_ + j, simd::load_column(rows_->v + j, scale));
     }
     if (!once_) {
       for (Index u = rows_->first / 4; u < ceil_div(rows_->last, Index{4}); ++u) {

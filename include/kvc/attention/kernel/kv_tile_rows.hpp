@@ -74,7 +74,7 @@ struct KvTileRows {
     last = tile_keys - std::countl_zero(visible);
     keys.count = 0;
     values.count = 0;
-    values_in_keys = RowPrefixElement<T> && kv.value_dim() <= kv.key_dim();
+    values_in_keys = kv.value_dim() <= kv.key_dim();
     Index end = 0;  // of the pointers that are set
     for (std::uint64_t left = visible; left != 0;) {
       const Index lo = std::countr_zero(left), hi = lo + std::countr_one(left >> lo);
@@ -104,7 +104,7 @@ struct KvTileRows {
                       point(k + at, run.k, run.rows, run.k_stride);
                       point(v + at, run.v, run.rows, run.v_stride);
                       add_spans(run.k, run.rows, run.k_stride, k_row, keys);
-                      if (run.v != run.k || run.v_stride != run.k_stride || !values_in_keys) {
+                      if (!run.is_latent() || !values_in_keys) {
                         values_in_keys = false;
                         add_spans(run.v, run.rows, run.v_stride, v_row, values);
                       }

@@ -143,11 +143,11 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
   }
 
   void load_values() noexcept {
-    const Index count = groups(value_dim_);
+    const Index first = 4 * groups(value_row_dim());  // the word of the first group
     for (Index g = 0; g < tile_groups; ++g) {
-      simd::for_each_column(rows_->v + g * simd::lanes, 4 * count, 5 * count,
+      simd::for_each_column(rows_->v + g * simd::lanes, first, first + groups(value_dim_),
                             [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-                              Ranges& to = ranges(c - 4 * count);
+                              Ranges& to = ranges(c - first);
                               const simd::F32x16 scale = as_floats(x << 16);
                               simd::store(to.scale + g * simd::lanes, scale);
                               simd::store(to.middle + g * simd::lanes,

@@ -20,6 +20,9 @@ class TileBase {
   [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
 
  protected:
+  /// Elements of the row that a value is read from: those of the key where it is the beginning of one.
+  [[nodiscard]] Index value_row_dim() const noexcept { return rows_->values_in_keys ? key_dim_ : value_dim_; }
+
   TileBase(Index key_dim, Index value_dim) noexcept : key_dim_(key_dim), value_dim_(value_dim) {}
 
   Index key_dim_;
