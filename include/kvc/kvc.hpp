@@ -2,10 +2,11 @@
 //
 //   the cache       KvCache and Append, with batch tables for paged kernels
 //   policies        Contiguous, Paged, PrefixShared and all its eviction policies, Synchronized, orders of a batch
-//   element types   float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, None
+//   element types   float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, Mixed, None
 //   layouts         HeadMajor, TokenMajor
 //   layer groups    LayerGroups: layers with windows, chunks, cross attention or latent rows in one cache
-//   attention       prefill, decode, reference, AttentionState, masks, selections, and Sequential to run them
+//   attention       prefill, also of expanded latent rows, decode, reference, AttentionState, masks, selections, and
+//                   Sequential to run them
 //
 // Needs the standard library and Eigen. Not in it, and included one by one:
 //
@@ -21,6 +22,7 @@
 
 #include "kvc/attention/compressed.hpp"
 #include "kvc/attention/decode.hpp"
+#include "kvc/attention/expanded.hpp"
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/mask.hpp"
 #include "kvc/attention/options.hpp"
@@ -33,6 +35,7 @@
 #include "kvc/cache.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/element/mixed.hpp"
 #include "kvc/element/none.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/layout/layer_groups.hpp"

@@ -50,6 +50,19 @@ class AttentionMask {
     return mask;
   }
 
+  /// The part of the mask that is for one query head and rows [first_row, first_row + rows), as a mask of one head and
+  /// these rows. Not checked.
+  [[nodiscard]] constexpr AttentionMask part(Index head, Index first_row, Index rows) const noexcept {
+    AttentionMask mask = *this;
+    const Index offset = head * head_stride_ + first_row * row_stride_;
+    mask.bools_ = kind_ == Kind::boolean ? bools_ + offset : nullptr;
+    mask.floats_ = kind_ == Kind::additive ? floats_ + offset : nullptr;
+    mask.heads_ = 1;
+    mask.rows_ = rows;
+    mask.head_stride_ = 0;
+    return mask;
+  }
+
   /// Whether it lets every key be seen.
   [[nodiscard]] constexpr bool is_none() const noexcept { return kind_ == Kind::none; }
   /// Keys that it covers; those beyond are invisible. max_pos if there is no mask.

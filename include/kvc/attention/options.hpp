@@ -157,6 +157,18 @@ struct VisibleKeys {
   return {{begin < kept ? begin : 0, begin < kept ? kept : 0}, {first, last}};
 }
 
+/// The keys that any of the rows at positions [first, last) may see.
+[[nodiscard]] inline VisibleKeys visible_keys(Index first, Index last, Pos length,
+                                              const AttentionOptions& options) noexcept {
+  if (first >= last) {
+    return {{0, 0}, {0, 0}};
+  }
+  // All ends of the keys of a row grow with its position, and what the early row keeps the late one keeps, too.
+  const VisibleKeys early = visible_keys(first, length, options), late = visible_keys(last - 1, length, options);
+  const KeyRange recent{std::max(early.recent.first, Index{options.keys.first}), late.recent.last};
+  return {early.kept, recent.empty() ? KeyRange{recent.last, recent.last} : recent};
+}
+
 /// Reports a view that does not hand out a row that a query row may see.
 [[noreturn]] KVC_COLD inline void throw_not_retained(Index sequence, Index position) {
   throw_invalid("position " + std::to_string(position) + " of sequence " + std::to_string(sequence),

@@ -73,13 +73,8 @@ class CallRows {
   }
   /// Keys that any of rows [first, last) of sequence b may see.
   [[nodiscard]] VisibleKeys keys(Index b, Index first, Index last) const {
-    if (first >= last) {
-      return {{0, 0}, {0, 0}};
-    }
-    // All ends of the keys of a row grow with its position, and what the early row keeps the late one keeps, too.
-    const VisibleKeys early = query(b, first).keys, late = query(b, last - 1).keys;
-    const KeyRange recent{std::max(early.recent.first, Index{options_.keys.first}), late.recent.last};
-    return {early.kept, recent.empty() ? KeyRange{recent.last, recent.last} : recent};
+    const Index position = rows(b).first_position;
+    return visible_keys(position + first, position + last, view(b).length(), options_);
   }
 
   /// Brings rows [first, first + queries) of sequence b, those of one kv head, into the form of the kernels.

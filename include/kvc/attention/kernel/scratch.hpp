@@ -20,8 +20,9 @@ namespace detail {
 /// Aligned, uninitialised memory, taken part by part.
 ///
 /// Comes from a buffer of this thread that grows to the largest size ever requested and is freed with the thread: fresh
-/// memory costs a page fault every 4 KiB, more than the arithmetic done in it. A thread has two such buffers, for a
-/// call and for an item of it that runs on the same thread; if both are in use, memory is allocated.
+/// memory costs a page fault every 4 KiB, more than the arithmetic done in it. A thread has three such buffers, for a
+/// call, for an item of it that runs on the same thread, and for a call that makes such calls; if all are in use, memory
+/// is allocated.
 class Scratch {
  public:
   static constexpr std::size_t alignment = 64;
@@ -76,7 +77,7 @@ class Scratch {
     bool taken = false;
   };
   static Pool* free_pool() noexcept {
-    thread_local Pool pools[2];
+    thread_local Pool pools[3];
     for (Pool& pool : pools) {
       if (!pool.taken) {
         return &pool;

@@ -1,0 +1,427 @@
+// Prefill of latent rows (MLA) in expanded form: rows become the keys and values of each query head, some positions at
+// a time, and the parts are merged.
+//
+// The row of a token is  [latent | rest],  the rest being a key with positional encoding that all heads share. With the
+// up-projections W_uk and W_uv of the model, two forms of attention give the same output but for rounding:
+//
+//   absorbed   queries of row_dim elements meet the rows as they are, and the output, of latent_dim elements, goes
+//              through W_uv: kvc::prefill and kvc::decode over the view, no code of its own
+//   expanded   each row becomes, for each head, a key of key_dim elements and a value of value_dim: prefill_expanded
+//
+// In DeepSeek V3 a pair of a query row and a key takes 1,088 multiplications in absorbed form and 320 in expanded form.
+// Expanding a row takes 131,072, in each head. So it pays for many query rows: see expansion_pays.
+//
+// Source of both forms: DeepSeek-V2 (2024), which calls the attention multi-head latent attention.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "kvc/attention/kernel/row_states.hpp"
+#include "kvc/attention/kernel/scratch.hpp"
+#include "kvc/attention/kernel/split_plan.hpp"
+#include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/attention/output.hpp"
+#include "kvc/attention/prefill.hpp"
+#include "kvc/attention/state.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/matrix.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/parallel/executor.hpp"
+#include "kvc/simd/dot.hpp"
+
+namespace kvc {
+inline namespace v0 {
+
+/// Elements of a latent row, and of the keys and values that one head makes of it. DeepSeek V3: {576, 512, 192, 128}.
+struct LatentExtents {
+  Index row_dim;     ///< of the row: latent_dim and the elements behind them, which all heads share
+  Index latent_dim;  ///< of the latent, with which the row begins; the value_dim of the layer in a cache
+  Index key_dim;     ///< of an expanded key: those made of the latent, and the shared ones
+  Index value_dim;   ///< of an expanded value
+
+  friend constexpr bool operator==(const LatentExtents&, const LatentExtents&) = default;
+
+  /// Elements of an expanded key that are made of the latent.
+  [[nodiscard]] constexpr Index projected_key_dim() const noexcept { return key_dim - (row_dim - latent_dim); }
+  /// Multiplications that expand one row in one head, or that absorb one query and project one output.
+  [[nodiscard]] constexpr Index projection_size() const noexcept {
+    return latent_dim * (projected_key_dim() + value_dim);
+  }
+};
+
+/// What makes keys and values of latent rows: UpProjections, or a type of the caller's, with weights of any kind.
+///
+///   expression               | requires                      | returns, does                          | complexity
+///   -------------------------+-------------------------------+----------------------------------------+-----------
+///   e.heads()                |                               | Index: query heads, at least 1         | O(1)
+///   e.extents()              |                               | LatentExtents                          | O(1)
+///   e.expand(head, rows,     | rows [n, row_dim] float,      | writes the keys and values of one head | O(n *
+///     k, v)                  | k [n, key_dim] float,         | of n rows; k and v may have strides    | projection
+///                            | v [n, value_dim] float        |                                        | size)
+///
+/// All are const, and several threads may call them at once.
+///
+/// Law:
+///   rows   the key and the value of a row have the same bits whatever rows are beside it, and however many. A product
+///          that does not keep this (that of a BLAS, say) gives results within rounding, whose bits depend on the cuts
+template <class E>
+concept LatentExpansion =
+    requires(const E& e, Index head, MatrixRef<const float> rows, MatrixRef<float> k, MatrixRef<float> v) {
+      { e.heads() } -> std::same_as<Index>;
+      { e.extents() } -> std::same_as<LatentExtents>;
+      e.expand(head, rows, k, v);
+    };
+
+/// The up-projections of a layer in float, as a LatentExpansion:
+///
+///   key    [W_uk[head] latent | rest]        value    W_uv[head] latent
+///
+/// Refers to the caller's matrices, which must outlive it.
+class UpProjections {
+ public:
+  ///   w_uk      [heads * projected_key_dim, latent_dim]     w_uv  [heads * value_dim, latent_dim]
+  ///   rest_dim  elements of a row behind the latent
+  ///
+  /// Throws std::invalid_argument if an extent does not fit.
+  UpProjections(MatrixRef<const float> w_uk, MatrixRef<const float> w_uv, Index heads, Index rest_dim)
+      : UpProjections(w_uk, w_uv, heads, checked_part(w_uk, heads, "w_uk"), checked_part(w_uv, heads, "w_uv"), 0,
+                      rest_dim) {}
+
+  /// From one matrix that has, for each head, the rows of W_uk and then those of W_uv: kv_b_proj of DeepSeek's files.
+  ///
+  ///   w  [heads * (projected_key_dim + value_dim), latent_dim]
+  ///
+  /// Throws std::invalid_argument if an extent does not fit.
+  [[nodiscard]] static UpProjections of_kv_b(MatrixRef<const float> w, Index heads, Index projected_key_dim,
+                                             Index rest_dim) {
+    const Index both = checked_part(w, heads, "w");
+    require(projected_key_dim >= 1 && projected_key_dim < both, "projected_key_dim", projected_key_dim,
+            "at least 1, and less than the rows of a head, " + std::to_string(both));
+    return UpProjections(w, w.middle_rows(projected_key_dim, w.rows() - projected_key_dim), heads, projected_key_dim,
+                         both - projected_key_dim, both, rest_dim);
+  }
+
+  /// Query heads.
+  [[nodiscard]] Index heads() const noexcept { return heads_; }
+  /// Elements of rows, keys and values.
+  [[nodiscard]] LatentExtents extents() const noexcept {
+    return {latent_dim() + rest_dim_, latent_dim(), key_rows_ + rest_dim_, value_rows_};
+  }
+
+  /// Keys and values of one head, in the fixed order of simd::dot. O(n * projection_size).
+  void expand(Index head, MatrixRef<const float> rows, MatrixRef<float> k, MatrixRef<float> v) const noexcept {
+    const auto row = [&](Index i) { return rows.row(i); };
+    const auto key = [&](Index e) { return w_uk_.row(head * key_step_ + e); };
+    const auto value = [&](Index e) { return w_uv_.row(head * value_step_ + e); };
+    simd::dot_rows(rows.rows(), row, key_rows_, key, latent_dim(), k.data(), k.stride());
+    simd::dot_rows(rows.rows(), row, value_rows_, value, latent_dim(), v.data(), v.stride());
+    for (Index i = 0; i < rows.rows(); ++i) {
+      std::copy_n(rows.row(i) + latent_dim(), rest_dim_, k.row(i) + key_rows_);
+    }
+  }
+
+ private:
+  ///   step  rows from one head to the next, of both; 0: as many as each has
+  UpProjections(MatrixRef<const float> w_uk, MatrixRef<const float> w_uv, Index heads, Index key_rows, Index value_rows,
+                Index step, Index rest_dim)
+      : w_uk_(w_uk),
+        w_uv_(w_uv),
+        heads_(heads),
+        key_rows_(key_rows),
+        value_rows_(value_rows),
+        key_step_(step == 0 ? key_rows : step),
+        value_step_(step == 0 ? value_rows : step),
+        rest_dim_(rest_dim) {
+    require(w_uk.cols() >= 1, "columns of w_uk", w_uk.cols(), "at least 1");
+    require(w_uv.cols() == w_uk.cols(), "columns of w_uv", w_uv.cols(), "those of w_uk");
+    require(rest_dim >= 0, "rest_dim", rest_dim, "at least 0");
+  }
+  static Index checked_part(const MatrixRef<const float>& w, Index heads, const char* name) {
+    require(heads >= 1, "heads", heads, "at least 1");
+    require(w.rows() >= heads && w.rows() % heads == 0, std::string("rows of ") + name, w.rows(),
+            "a positive multiple of heads");
+    return w.rows() / heads;
+  }
+  [[nodiscard]] Index latent_dim() const noexcept { return w_uk_.cols(); }
+
+  MatrixRef<const float> w_uk_;
+  MatrixRef<const float> w_uv_;
+  Index heads_;
+  Index key_rows_;
+  Index value_rows_;
+  Index key_step_;
+  Index value_step_;
+  Index rest_dim_;
+};
+static_assert(LatentExpansion<UpProjections>);
+
+/// Parts of the arithmetic peak that the kernels of both forms reach. Measured with floats on a Xeon with AVX-512 by
+/// `benchmarks/attention --benchmark_filter=prefill_latent`; another machine may have its own.
+struct LatentRates {
+  double absorbed = 0.75;    ///< attention over rows of row_dim elements
+  double expanded = 0.75;    ///< attention over expanded keys and values
+  double projection = 0.75;  ///< expanding rows; absorbing queries and projecting outputs, which the caller does
+};
+
+/// Whether the expanded form of a prefill takes less time than the absorbed one: the last `query_rows` of a sequence,
+/// causal, over `keys` positions, their own among them. Counts multiplications in one head:
+///
+///   absorbed   query_rows * projection_size / projection + pairs * (row_dim + latent_dim) / absorbed
+///   expanded         keys * projection_size / projection + pairs * (key_dim + value_dim)  / expanded
+///
+///   pairs = query_rows * (keys - query_rows) + query_rows * (query_rows + 1) / 2
+///
+/// A first pass over a prompt (query_rows == keys) is always cheaper in expanded form. O(1).
+[[nodiscard]] constexpr bool expansion_pays(const LatentExtents& extents, Index query_rows, Index keys,
+                                            const LatentRates& rates = {}) noexcept {
+  const auto rows = static_cast<double>(query_rows), all = static_cast<double>(keys);
+  const double pairs = rows * (all - rows) + rows * (rows + 1) / 2;
+  const double projection = static_cast<double>(extents.projection_size()) / rates.projection;
+  const double absorbed = static_cast<double>(extents.row_dim + extents.latent_dim) / rates.absorbed;
+  const double expanded = static_cast<double>(extents.key_dim + extents.value_dim) / rates.expanded;
+  return all * projection + pairs * expanded < rows * projection + pairs * absorbed;
+}
+
+namespace detail {
+
+/// The expanded keys and values of one head in one split: a view of its positions alone.
+class ExpandedSplit {
+ public:
+  using Element = float;
+
+  ///   k  [split_keys, key_dim]     v  [split_keys, value_dim]
+  ExpandedSplit(const float* k, const float* v, const LatentExtents& extents, Index first, Pos length)
+      : k_(k), v_(v), key_dim_(extents.key_dim), value_dim_(extents.value_dim), first_(first), length_(length) {}
+
+  [[nodiscard]] static Index kv_heads() noexcept { return 1; }
+  [[nodiscard]] Index key_dim() const noexcept { return key_dim_; }
+  [[nodiscard]] Index value_dim() const noexcept { return value_dim_; }
+  [[nodiscard]] Pos length() const noexcept { return length_; }
+  template <class F>
+  void for_each_run(Index, PosRange range, F&& f) const {
+    const Index first = std::max(Index{range.first}, first_), last = std::min(Index{range.last}, first_ + split_keys);
+    if (first < last) {
+      f(KvRun<float>{k_ + (first - first_) * key_dim_, v_ + (first - first_) * value_dim_, last - first, key_dim_,
+                     value_dim_, static_cast<Pos>(first)});
+    }
+  }
+
+ private:
+  const float* k_;
+  const float* v_;
+  Index key_dim_;
+  Index value_dim_;
+  Index first_;
+  Pos length_;
+};
+static_assert(KvView<ExpandedSplit>);
+
+/// One call of prefill_expanded, checked.
+template <class View, class E>
+class ExpandedCall {
+ public:
+  ExpandedCall(const View& kv, const E& expansion, PosRange queries, MatrixRef<const float> q,
+               const AttentionOutput& out, const AttentionOptions& options)
+      : kv_(kv),
+        expansion_(expansion),
+        extents_(expansion.extents()),
+        heads_(expansion.heads()),
+        queries_(queries),
+        q_(q),
+        out_(out),
+        options_(options),
+        keys_(visible_keys(queries.first, queries.last, kv.length(), options)) {}
+
+  template <class Ex>
+  void run(Ex& executor) {
+    const Index rows = queries_.size(), workers = std::min(heads_, concurrency(executor));
+    const Index row_pad = padded(extents_.row_dim);
+    const Index work_floats = padded(split_keys * extents_.key_dim) + padded(split_keys * extents_.value_dim) +
+                              RowStates::size(rows, extents_.value_dim);
+    Scratch scratch(split_keys * row_pad + 2 * padded(heads_ * rows) + workers * padded(work_floats));
+    latent_ = {scratch.take(split_keys * row_pad), split_keys, extents_.row_dim, row_pad};
+    m_ = scratch.take(padded(heads_ * rows));
+    l_ = scratch.take(padded(heads_ * rows));
+    float* const work = scratch.take(workers * padded(work_floats));
+
+    bool is_first = true;
+    for_each_split(keys_, [&](Index split) {
+      read_rows(split);
+      executor.parallel_for(workers, [&](Index w) {
+        for (Index head = w; head < heads_; head += workers) {
+          attend(head, split, is_first, work + w * padded(work_floats));
+        }
+      });
+      is_first = false;
+    });
+    executor.parallel_for(workers, [&](Index w) {
+      for (Index head = w; head < heads_; head += workers) {
+        if (is_first) {
+          states(head).reset();
+        }
+        write(head);
+      }
+    });
+  }
+
+ private:
+  /// f(range) for the keys of a split that a row may see.
+  template <class F>
+  void for_each_range(Index split, F f) const {
+    for (const KeyRange& keys : {keys_.kept, keys_.recent}) {
+      const KeyRange range{std::max(keys.first, split * split_keys), std::min(keys.last, (split + 1) * split_keys)};
+      if (!range.empty()) {
+        f(range);
+      }
+    }
+  }
+
+  /// The latent rows of a split, as floats, each at the place of its position.
+  void read_rows(Index split) {
+    using T = typename View::Element;
+    for_each_range(split, [&](KeyRange range) {
+      for_each_run_of(kv_, 0, range, [&](const KvRun<T>& run) {
+        for (Index r = 0; r < run.rows; ++r) {
+          Element<T>::decode(run.k + r * run.k_stride, extents_.row_dim,
+                             latent_.row(run.first + r - split * split_keys));
+        }
+      });
+    });
+  }
+
+  /// The states of all rows in one head: o where the call writes its output.
+  [[nodiscard]] AttentionStates states(Index head) const {
+    const Index rows = queries_.size();
+    float* const o = out_.row(0, head, extents_.value_dim);
+    return {{o, rows, extents_.value_dim, rows > 1 ? out_.row(1, head, extents_.value_dim) - o : extents_.value_dim},
+            {m_ + head * rows, rows, 1},
+            {l_ + head * rows, rows, 1}};
+  }
+
+  /// Carries the states of one head over the keys of a split.
+  void attend(Index head, Index split, bool is_first, float* work) const {
+    const Index rows = queries_.size(), base = split * split_keys;
+    float* const k = work;
+    float* const v = k + padded(split_keys * extents_.key_dim);
+    float* const part = v + padded(split_keys * extents_.value_dim);
+    for_each_range(split, [&](KeyRange range) {
+      const Index at = range.first - base, count = range.last - range.first;
+      expansion_.expand(head, MatrixRef<const float>(latent_).middle_rows(at, count),
+                        {k + at * extents_.key_dim, count, extents_.key_dim},
+                        {v + at * extents_.value_dim, count, extents_.value_dim});
+    });
+
+    // Of a causal call, rows before the split see nothing of it. The first split makes the states of all rows.
+    const Index unseen = options_.causal && !is_first ? std::clamp(base - queries_.first, Index{0}, rows) : 0;
+    const Index count = rows - unseen;
+    if (count == 0) {
+      return;
+    }
+    AttentionOptions options = options_;
+    options.keys = {std::max(options.keys.first, static_cast<Pos>(base)),
+                    std::min(options.keys.last, static_cast<Pos>(std::min(base + split_keys, Index{max_pos})))};
+    options.mask = options_.mask.part(head, unseen, count);
+    options.sinks = {};
+    const MatrixRef<const float> q(q_.row(unseen) + head * extents_.key_dim, count, extents_.key_dim, q_.stride());
+    const PosRange queries{queries_.first + static_cast<Pos>(unseen), queries_.last};
+    const ExpandedSplit view(k, v, extents_, base, kv_.length());
+    AttentionStates total = states(head);
+    if (is_first) {
+      prefill(view, queries, q, total, options);
+      return;
+    }
+    const RowStates of_part = RowStates::at(part, count, extents_.value_dim);
+    const AttentionStates seen{{of_part.o, count, extents_.value_dim}, {of_part.m, count, 1}, {of_part.l, count, 1}};
+    prefill(view, queries, q, seen, options);
+    AttentionStates{total.o.middle_rows(unseen, count), total.m.middle_rows(unseen, count),
+                    total.l.middle_rows(unseen, count)}
+        .merge(seen);
+  }
+
+  /// Makes the output of the states of one head.
+  void write(Index head) const {
+    const AttentionStates all = states(head);
+    for (Index i = 0; i < queries_.size(); ++i) {
+      const AttentionState state = all.state(i, 0);
+      out_.write_sums(i, head, state.m, state.l);
+      if (out_.has_states()) {
+        continue;
+      }
+      if (options_.sinks.empty()) {
+        state.write_output(state.o.data());
+      } else {
+        state.write_output(state.o.data(), options_.sinks[static_cast<std::size_t>(head)]);
+      }
+    }
+  }
+
+  const View& kv_;
+  const E& expansion_;
+  LatentExtents extents_;
+  Index heads_;
+  PosRange queries_;
+  MatrixRef<const float> q_;
+  AttentionOutput out_;
+  const AttentionOptions& options_;
+  VisibleKeys keys_;         // that any row may see
+  MatrixRef<float> latent_;  // [split_keys, row_dim] the rows of the current split
+  float* m_ = nullptr;       // [heads, rows]
+  float* l_ = nullptr;       // [heads, rows]
+};
+
+}  // namespace detail
+
+/// Attention of the rows of one sequence over latent rows, in expanded form: as `prefill`, with these differences.
+///
+///   kv         one layer of latent rows of one sequence: one kv head, of row_dim elements. Its values are not read
+///   expansion  makes keys and values of the rows: UpProjections, or any LatentExpansion
+///   q          [n, heads * key_dim], not absorbed
+///   out        [n, heads * value_dim], with or without lse, or states: see AttentionOutput. Overwritten; must not
+///              overlap q, the cache or the weights
+///
+/// The default scale is 1 / sqrt(key_dim); the absorbed form needs the same one, named.
+///
+/// **Bits.** Those that `prefill` gives over a view of all keys and values expanded beforehand, if the expansion keeps
+/// its law. So they depend neither on policy, layout, block size, executor nor on how a prompt is cut into passes. They
+/// are not those of the absorbed form, which rounds other sums: outputs differ by about 1e-6 of the largest value, and
+/// by what absorbing the queries rounds.
+///
+/// **Memory.** 512 positions are expanded at a time, in one head for each thread, and merged as AttentionState: they
+/// stay in the second-level cache. Keys and values that a pass has expanded for itself need not be expanded again:
+///
+///   prefill_expanded(kv, projections, queries, q, before, {.keys = {0, cached}});      // states
+///   prefill(kvc::DenseView<float>(k, v, heads), {0, n}, q, own);                       // states of the new tokens
+///   before.merge(own);
+///
+/// **Errors.** Throws std::invalid_argument if extents or options do not fit, or if the view does not retain a key that
+/// a row may see; nothing has been written then. Throws what the expansion throws, and std::bad_alloc; `out` may be
+/// partly written then.
+///
+/// **Cost.** O(heads * (keys * projection_size + pairs * (key_dim + value_dim))), see expansion_pays.
+template <KvView View, LatentExpansion E, class Ex = Sequential>
+  requires Executor<Ex>
+void prefill_expanded(const View& kv, const E& expansion, PosRange queries, MatrixArg<float> q,
+                      const AttentionOutput& out, const AttentionOptions& options = {}, Ex&& executor = {}) {
+  const LatentExtents extents = expansion.extents();
+  const Index heads = expansion.heads(), rows = q.rows();
+  require(kv.kv_heads() == 1, "kv_heads", kv.kv_heads(), "1: latent rows serve all query heads");
+  require(kv.key_dim() == extents.row_dim, "key_dim of the view", kv.key_dim(),
+          "row_dim of the expansion, " + std::to_string(extents.row_dim));
+  require(queries.size() == rows, "queries", queries, "as many positions as q has rows");
+  require_extents(q.ref(), rows, heads * extents.key_dim, "q");
+  const AttentionDims dims = attention_dims(detail::ExpandedSplit(nullptr, nullptr, extents, 0, kv.length()), q,
+                                            options);  // checks the options
+  out.require_fits(dims, rows);
+  detail::require_retained(kv, 0, detail::visible_keys(queries.first, queries.last, kv.length(), options), 0);
+  if (rows > 0) {
+    detail::ExpandedCall<View, E>(kv, expansion, queries, q, out, options).run(executor);
+  }
+}
+
+}  // namespace v0
+}  // namespace kvc
