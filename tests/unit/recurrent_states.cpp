@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "catch.hpp"
@@ -12,6 +13,7 @@
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "kvc/policy/synchronized.hpp"
+#include "random_source.hpp"
 #include "serve.hpp"
 
 namespace {
@@ -198,6 +200,47 @@ TEST_CASE("States are evicted with all their blocks, and make room for anything"
   CHECK(cache.stats().blocks_free + cache.stats().blocks_cached == 0);
   CHECK_FALSE(cache.try_extend(all, counting(0, 1)));
   cache.verify();
+}
+
+namespace {
+/// What the default eviction and LRU find of the same requests, in tokens: some prompts are continued, long ones are not.
+std::pair<std::vector<Pos>, std::vector<Pos>> found_by_both(const GroupRules& rules) {
+  PrefixShared<> learned({.blocks = 160, .block_tokens = 4}, rules);
+  PrefixShared<Lru> lru({.blocks = 160, .block_tokens = 4}, rules);
+  Random random(seed_or(5));
+  std::vector<std::vector<Token>> talks(12);
+  Token fresh = 0;
+  std::pair<std::vector<Pos>, std::vector<Pos>> found;
+  for (int i = 0; i < 4000; ++i) {
+    std::vector<Token> once;
+    std::vector<Token>& prompt = random.one_in(3) ? once : talks[random.between<std::size_t>(0, talks.size() - 1)];
+    if (prompt.size() > 60) {
+      prompt.clear();
+    }
+    for (int more = &prompt == &once ? 48 : 6; more > 0; --more) {
+      prompt.push_back(fresh++);
+    }
+    const auto computed_by = [&](auto& policy) {
+      const Opened opened = *policy.try_open(prompt);
+      const auto rest = std::span(prompt).subspan(static_cast<std::size_t>(opened.cached));
+      REQUIRE(policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest).has_value());
+      policy.commit(opened.seq);
+      policy.close(opened.seq);
+      return opened.cached;
+    };
+    found.first.push_back(computed_by(learned));
+    found.second.push_back(computed_by(lru));
+  }
+  return found;
+}
+}  // namespace
+
+TEST_CASE("Where there are states, the default eviction does as LRU does", "[states][prefix][eviction]") {
+  const auto [learned, lru] = found_by_both(model().rules());
+  REQUIRE(std::ranges::count_if(lru, [](Pos found) { return found > 0; }) > 100);
+  REQUIRE(learned == lru);
+  const auto [other, plain] = found_by_both({});
+  REQUIRE(other != plain);  // else the comparison would show nothing
 }
 
 TEST_CASE("Admission counts the states of a sequence", "[states][prefix]") {

@@ -57,6 +57,11 @@ class GroupCachedBlocks {
       others_.push_back(kind.blocks - 1);
       next_ = BlockArray<BlockId>(blocks, no_block);
     }
+    if constexpr (FollowsLru<Eviction>) {
+      if (!rules.states.empty()) {
+        eviction.follow_lru();
+      }
+    }
   }
 
   [[nodiscard]] Index size() const noexcept { return pool.size(); }

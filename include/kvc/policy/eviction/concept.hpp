@@ -99,6 +99,14 @@ concept EvictionPolicy =
       { c.size() } noexcept -> std::same_as<Index>;
     };
 
+/// An eviction policy that learns what blocks are worth, each as much as any other. A cache in which that is not so tells
+/// it, right after it was made, to do as leaf-first LRU does: where recurrent layers have states, a hit needs one, and
+/// the rows without a state are worth nothing.
+template <class E>
+concept FollowsLru = EvictionPolicy<E> && requires(E e) {
+  { e.follow_lru() } noexcept;
+};
+
 /// Base class of an eviction policy that has no parameters, keeps nothing per sequence, or ignores some of the calls.
 struct EvictionDefaults {
   struct Config {};

@@ -186,6 +186,14 @@ class ReuseHazard {
   /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return size_; }
 
+  /// From now on no hit of LRU is at risk: with `guarded`, victims are those of leaf-first LRU. See FollowsLru.
+  void follow_lru() noexcept {
+    config_.allowance = 0;
+    config_.allowance_per_hit = 0;
+    credit_ = 0;
+    most_credit_ = 0;
+  }
+
   /// The estimated chance per unit of time that an evictable block is used again now. It is good for comparing blocks:
   /// times what a miss costs, divided by the bytes, it is what keeping the block for a moment is worth. O(1).
   [[nodiscard]] double hazard(BlockId block, std::uint64_t now) const noexcept {
