@@ -17,6 +17,7 @@
 #include "kvc/attention/selection.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/parallel/spmd.hpp"
 #include "kvc/policy/paged.hpp"
 
 #ifdef _OPENMP
@@ -173,6 +174,27 @@ void use_threads(Cache& cache) {
   cache.close(seq);
 }
 
+/// An engine whose threads all enter an operation, as those of ggml enter a custom operator.
+void enter_with_all_threads(Cache& cache) {
+  const kvc::SeqId seq = sequence_of(cache, 2000);
+  const Matrix q = Matrix::Random(1, query_row);
+  Matrix one(1, query_row), all(1, query_row);
+  kvc::decode(cache.view(0, seq), q, one);
+
+  kvc::Spmd spmd;  // one for the engine
+  const auto operation = [&](int thread, int threads) {
+    spmd.run(thread, threads, [&](auto& team) { kvc::decode(cache.view(0, seq), q, all, {}, team); });
+  };
+  {
+    std::vector<std::jthread> engine;
+    for (int thread = 0; thread < 3; ++thread) {
+      engine.emplace_back(operation, thread, 3);
+    }
+  }  // joins
+  std::printf("all threads of an engine: %s bits\n", one == all ? "the same" : "other");
+  cache.close(seq);
+}
+
 /// `attention time`: how long one decode takes with the options that this file was compiled with.
 void attend_to_selected(Cache& cache) {
   const kvc::Pos tokens = 1000;
@@ -232,6 +254,7 @@ int main(int argc, char** argv) {
         restrict_keys(cache);
         merge_parts(cache);
         use_threads(cache);
+        enter_with_all_threads(cache);
         attend_to_selected(cache);
       });
 }

@@ -48,6 +48,7 @@ class HeadMajor;
 class TokenMajor;
 struct HostSpace;
 struct Sequential;
+class Spmd;
 
 // policy
 class Salt;

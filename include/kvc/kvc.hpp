@@ -11,6 +11,7 @@
 // Needs the standard library and Eigen. Not in it, and included one by one:
 //
 //   kvc/parallel/openmp.hpp, kvc/parallel/tbb.hpp   threads: they need OpenMP, oneTBB
+//   kvc/parallel/spmd.hpp                           threads of an engine that all enter an operation
 //   kvc/snapshot/snapshot.hpp                       caches in files: needs xxHash
 //   kvc/transport/, kvc/transfer/                   caches between engines; transport/mpi.hpp needs MPI
 //   kvc/cuda/                                       caches in device memory: needs the CUDA compiler

@@ -1,5 +1,9 @@
 // Law: the output of attention is the same bits on any number of threads.
+#include <thread>
+#include <vector>
+
 #include "attention_case.hpp"
+#include "kvc/parallel/spmd.hpp"
 
 using namespace kvc_test;
 
@@ -11,5 +15,21 @@ TEMPLATE_TEST_CASE("Attention does not depend on the threads", "[attention][thre
     Matrix<float> out = c.out();
     Attend<TestType>::prefill(c.view(), c.shape.queries, c.q.cref(), out.ref(), c.options(), ThreadPerCall{threads});
     CHECK(same(out, expected));
+
+    // The threads of an engine that all enter the operation.
+    Matrix<float> entered = c.out();
+    kvc::Spmd spmd;
+    const auto enter = [&](int thread) {
+      spmd.run(thread, threads, [&](auto& team) {
+        Attend<TestType>::prefill(c.view(), c.shape.queries, c.q.cref(), entered.ref(), c.options(), team);
+      });
+    };
+    std::vector<std::jthread> others;
+    for (int thread = 1; thread < threads; ++thread) {
+      others.emplace_back(enter, thread);
+    }
+    enter(0);
+    others.clear();  // joins
+    CHECK(same(entered, expected));
   });
 }

@@ -3,6 +3,7 @@
 //   parallel/executor.hpp   Sequential
 //   parallel/openmp.hpp     OpenMp
 //   parallel/tbb.hpp        Tbb
+//   parallel/spmd.hpp       Spmd, for engines whose threads all enter an operation
 #pragma once
 
 #include <algorithm>

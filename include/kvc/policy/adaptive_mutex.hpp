@@ -3,21 +3,10 @@
 
 #include <atomic>
 
+#include "kvc/core/spin_pause.hpp"
+
 namespace kvc {
 inline namespace v0 {
-namespace detail {
-
-/// Tells the processor that a thread waits in a loop.
-inline void spin_pause() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-}  // namespace detail
-
 /// Spins briefly, then blocks. Lockable; not recursive. Uncontended, lock and unlock are one atomic operation each.
 class AdaptiveMutex {
  public:
