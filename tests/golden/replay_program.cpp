@@ -54,18 +54,21 @@ void check_counts(const std::string& trace, Index blocks, Index unique, const st
         results[result.at("eviction")] = result;
       }
     }
-    REQUIRE(results.size() == 4);
+    REQUIRE(results.size() == 5);
     const auto hits = [&](const char* name) { return results.at(name).at("hit_blocks").get<Index>(); };
     REQUIRE(hits("lru") == f.lru);
     REQUIRE(hits("fifo") == f.fifo);
     REQUIRE(hits("belady") == f.belady);
     REQUIRE(hits("unbounded") == blocks - unique);
+    REQUIRE(hits("belady-held") <= f.belady);
+    REQUIRE(hits("belady-held") >= f.lru);
     REQUIRE(results.at("lru").at("accounting") == "chain");
+    REQUIRE(results.at("belady-held").at("held_gap_recovered") == 1.0);
     REQUIRE(results.at("belady").at("gap_recovered") == 1.0);
     REQUIRE(results.at("lru").at("gap_recovered") == 0.0);
     REQUIRE(results.at("unbounded").at("gap_recovered").is_null());
     // Each block that came in and did not stay was evicted; at the end each cache is full.
-    for (const char* name : {"lru", "fifo", "belady"}) {
+    for (const char* name : {"lru", "fifo", "belady", "belady-held"}) {
       REQUIRE(results.at(name).at("evictions") == blocks - hits(name) - f.capacity);
       REQUIRE(results.at(name).at("refused") == 0);
     }

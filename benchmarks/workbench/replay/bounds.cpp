@@ -1,8 +1,10 @@
 #include "bounds.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <queue>
 #include <unordered_map>
+#include <utility>
 
 #include "kvc/core/error.hpp"
 
@@ -26,6 +28,7 @@ Accesses accesses_of(const kvc_bench::Trace& trace) {
       accesses.tokens.push_back(tokens - before);
       before = tokens;
     }
+    accesses.end.push_back(static_cast<std::int32_t>(accesses.block.size()));
   }
   accesses.unique = static_cast<Index>(numbers.size());
 
@@ -108,6 +111,59 @@ Hits belady(const Accesses& accesses, Index capacity) {
       ++useless;
     } else {
       next.push(accesses.next[i]);
+    }
+  }
+  return hits;
+}
+
+Hits belady_held(const Accesses& accesses, Index capacity) {
+  Hits hits;
+  const auto none = static_cast<std::int32_t>(accesses.size());
+  // The next access to the same block, of those that prompts which are cut to the capacity have.
+  std::vector<std::int32_t> next(accesses.size(), none);
+  std::vector<std::int32_t> next_of_block(static_cast<std::size_t>(accesses.unique), none);
+  const auto begin_of = [&](std::size_t prompt) { return prompt == 0 ? 0 : accesses.end[prompt - 1]; };
+  const auto end_of = [&](std::size_t prompt) {
+    return static_cast<std::int32_t>(std::min<Index>(accesses.end[prompt], begin_of(prompt) + capacity));
+  };
+  const auto block_of = [&](std::int32_t i) {
+    return static_cast<std::size_t>(accesses.block[static_cast<std::size_t>(i)]);
+  };
+  for (std::size_t prompt = accesses.end.size(); prompt-- > 0;) {
+    for (std::int32_t i = end_of(prompt); i-- > begin_of(prompt);) {
+      next[static_cast<std::size_t>(i)] = std::exchange(next_of_block[block_of(i)], i);
+    }
+  }
+  std::vector<bool> cached(static_cast<std::size_t>(accesses.unique), false);
+  Index room = capacity;
+  Index useless = 0;                        // cached, in no later prompt, and not held
+  std::priority_queue<std::int32_t> later;  // as in belady, without the running prompt's
+  for (std::size_t prompt = 0; prompt < accesses.end.size(); ++prompt) {
+    for (std::int32_t i = begin_of(prompt); i < end_of(prompt); ++i) {
+      if (cached[block_of(i)]) {
+        ++hits.blocks;
+        hits.tokens += accesses.tokens[static_cast<std::size_t>(i)];
+        continue;
+      }
+      if (room > 0) {
+        --room;
+      } else {
+        ++hits.evictions;
+        if (useless > 0) {
+          --useless;
+        } else {
+          cached[block_of(later.top())] = false;
+          later.pop();
+        }
+      }
+      cached[block_of(i)] = true;
+    }
+    for (std::int32_t i = begin_of(prompt); i < end_of(prompt); ++i) {
+      if (next[static_cast<std::size_t>(i)] == none) {
+        ++useless;
+      } else {
+        later.push(next[static_cast<std::size_t>(i)]);
+      }
     }
   }
   return hits;

@@ -45,6 +45,9 @@ std::string ticks(Index least, Index most, double margin) {
 /// References are grey, dashed and have thin points. The colours are those of Okabe and Ito, which colour-blind people
 /// can tell apart.
 std::string style(const std::string& eviction, Accounting accounting, std::size_t number) {
+  if (eviction == "belady-held") {
+    return "with linespoints lw 2 dt '-' pt 2 ps 0.5 lc rgb '#808080'";
+  }
   if (accounting == Accounting::flat) {
     return eviction == "unbounded" ? "with linespoints lw 2 dt '_' pt 2 ps 0.5 lc rgb '#A0A0A0'"
            : eviction == "belady"  ? "with linespoints lw 2 dt '-' pt 1 ps 0.5 lc rgb '#404040'"

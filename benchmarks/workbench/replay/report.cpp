@@ -22,7 +22,7 @@ double ns_per_block(const Result& result, const Replay& replay) {
 }
 
 /// Columns as wide as their widest cell; the first two are words, the others numbers.
-using Row = std::array<std::string, 9>;
+using Row = std::array<std::string, 10>;
 void print_table(std::ostream& out, const std::vector<Row>& rows) {
   std::array<std::size_t, std::tuple_size_v<Row>> widths{};
   for (const Row& row : rows) {
@@ -75,13 +75,14 @@ void print(std::ostream& out, const Trace& trace, const Replay& replay) {
       }
       out << '\n';
       rows.push_back({"eviction", "accounting", "hit blocks", "hit rate", "by tokens", "evictions", "gap recovered",
-                      "ns/block", "refused"});
+                      "of held", "ns/block", "refused"});
     }
     rows.push_back({r.eviction, std::string(name(r.accounting)), grouped(r.hits.blocks),
                     fixed(100 * share(r.hits.blocks, replay.blocks), 2, " %"),
                     fixed(100 * share(r.hits.tokens, tokens), 2, " %"), grouped(r.hits.evictions),
-                    r.gap_recovered ? fixed(100 * *r.gap_recovered, 1, " %") : "-", fixed(ns_per_block(r, replay), 1),
-                    grouped(r.refused)});
+                    r.gap_recovered ? fixed(100 * *r.gap_recovered, 1, " %") : "-",
+                    r.held_gap_recovered ? fixed(100 * *r.held_gap_recovered, 1, " %") : "-",
+                    fixed(ns_per_block(r, replay), 1), grouped(r.refused)});
     if (i + 1 == replay.results.size() || replay.results[i + 1].capacity != r.capacity) {
       print_table(out, rows);
       rows.clear();
@@ -120,6 +121,7 @@ std::string to_json(const Trace& trace, const Replay& replay) {
         {"hit_rate_tokens", share(r.hits.tokens, tokens)},
         {"evictions", r.hits.evictions},
         {"gap_recovered", r.gap_recovered ? Json(*r.gap_recovered) : Json(nullptr)},
+        {"held_gap_recovered", r.held_gap_recovered ? Json(*r.held_gap_recovered) : Json(nullptr)},
         {"ns_per_block", ns_per_block(r, replay)},
         {"seconds", r.seconds},
         {"refused", r.refused},

@@ -123,17 +123,22 @@ Result reference(std::string_view name, Index capacity, F&& count) {
   return result;
 }
 
-/// Fills in gap_recovered of the results of one capacity. Unbounded has another capacity.
+/// Fills in the shares of the gap of the results of one capacity. Unbounded has another capacity.
 void compare(std::span<Result> results) {
   const auto hits = [&](std::string_view name) {
     return std::ranges::find(results, name, &Result::eviction)->hits.blocks;
   };
   const Index lru = hits("lru");
-  const Index gap = hits("belady") - lru;
-  for (Result& result : results) {
-    if (gap != 0 && result.eviction != "unbounded") {
-      result.gap_recovered = static_cast<double>(result.hits.blocks - lru) / static_cast<double>(gap);
+  const auto share_of = [&](const Result& result, std::string_view best) -> std::optional<double> {
+    const Index gap = hits(best) - lru;
+    if (gap == 0 || result.eviction == "unbounded") {
+      return std::nullopt;
     }
+    return static_cast<double>(result.hits.blocks - lru) / static_cast<double>(gap);
+  };
+  for (Result& result : results) {
+    result.gap_recovered = share_of(result, "belady");
+    result.held_gap_recovered = share_of(result, "belady-held");
   }
 }
 
@@ -167,6 +172,12 @@ Replay replay_all(const Trace& trace, const std::vector<Index>& capacities, cons
     if (!model) {
       step("belady");
       all.results.push_back(reference("belady", capacity, [&] { return belady(accesses, capacity); }));
+      step("belady-held");
+      Result held = reference("belady-held", capacity, [&] { return belady_held(accesses, capacity); });
+      held.accounting = Accounting::chain;
+      held.refused = std::ranges::count_if(
+          trace.requests, [&](const Request& request) { return std::ssize(request.blocks) > capacity; });
+      all.results.push_back(held);
     }
     step("unbounded");
     all.results.push_back(reference("unbounded", capacity, [&] { return unbounded(accesses); }));

@@ -26,9 +26,10 @@ struct Result {
   Index capacity = 0;
   Index pool_blocks = 0;  ///< of the policy: with a model, in as many bytes as `capacity` blocks of all rows have
   Hits hits;
-  Index refused = 0;                    ///< requests with more blocks than the pool; their beginning was cached
-  double seconds = 0;                   ///< of the replay alone
-  std::optional<double> gap_recovered;  ///< (hits - lru's) / (belady's - lru's), if there is a gap
+  Index refused = 0;                         ///< requests with more blocks than the pool; their beginning was cached
+  double seconds = 0;                        ///< of the replay alone
+  std::optional<double> gap_recovered;       ///< (hits - lru's) / (belady's - lru's), if there is a gap
+  std::optional<double> held_gap_recovered;  ///< the same of belady-held
 };
 
 /// All results for one trace.
@@ -37,7 +38,7 @@ struct Replay {
   Index unique_blocks = 0;
   std::string model;  ///< empty: blocks are all that is held
   std::vector<Result>
-      results;  ///< by capacity; then fifo, the policies, belady, unbounded; with a model no fifo or belady
+      results;  ///< by capacity; then fifo, the policies, belady, belady-held, unbounded; with a model only the policies and unbounded
 };
 
 /// Replays requests one after another, in the order of the trace: each finds the cached part of its prompt, adds the
