@@ -46,8 +46,8 @@ inline namespace v0 {
 ///   T   ElementType   how a row is stored              float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4,
 ///                                                      Mixed, None
 ///   P   Policy        which slots a sequence holds     Contiguous, Paged, PrefixShared<>
-///   L   Layout        where the row of a slot lies     HeadMajor, TokenMajor
-///   S   Space         the memory of the pool           HostSpace, cuda::DeviceSpace
+///   L   Layout        where the row of a slot lies     HeadMajor, TokenMajor, LayerMajor<>
+///   S   Space         the memory of the pool           HostSpace, BorrowedSpace, cuda::DeviceSpace
 ///
 /// The life of a sequence:
 ///
@@ -124,6 +124,15 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
   /// Bytes of the pool.
   [[nodiscard]] Index pool_bytes() const noexcept { return layouts_.size() * static_cast<Index>(sizeof(Storage)); }
+  /// Bytes that the pool of a cache has which is constructed with the same arguments: what to lend a BorrowedSpace.
+  /// Throws as the constructor does. Makes a policy for it, and no pool.
+  [[nodiscard]] static Index pool_bytes(const LayerGroups& layers, const typename P::Config& config) {
+    return PoolLayout<T, L>(layers, make_policy(layers, config)).size() * static_cast<Index>(sizeof(Storage));
+  }
+  /// The same for layers that are all alike.
+  [[nodiscard]] static Index pool_bytes(const Shape& shape, const typename P::Config& config) {
+    return pool_bytes(LayerGroups(shape), config);
+  }
 
   /// A new sequence, or an empty optional if there is no room. The first `cached` tokens of `prompt` are in place:
   /// extend by the rest. The plain form throws CapacityError if there is no room, and both throw std::invalid_argument

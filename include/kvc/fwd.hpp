@@ -46,7 +46,10 @@ struct LayerGroup;
 class LayerGroups;
 class HeadMajor;
 class TokenMajor;
+template <class Order = TokenMajor>
+class LayerMajor;
 struct HostSpace;
+class BorrowedSpace;
 struct Sequential;
 class Spmd;
 

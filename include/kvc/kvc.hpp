@@ -3,7 +3,8 @@
 //   the cache       KvCache and Append, with batch tables for paged kernels
 //   policies        Contiguous, Paged, PrefixShared and all its eviction policies, Synchronized, orders of a batch
 //   element types   float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, Mixed, None
-//   layouts         HeadMajor, TokenMajor
+//   layouts         HeadMajor, TokenMajor, LayerMajor
+//   spaces          HostSpace, BorrowedSpace
 //   layer groups    LayerGroups: layers with windows, chunks, cross attention or latent rows in one cache
 //   attention       prefill, also of expanded latent rows, decode, reference, AttentionState, masks, selections, and
 //                   Sequential to run them
@@ -40,7 +41,9 @@
 #include "kvc/element/none.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/layout/layer_groups.hpp"
+#include "kvc/layout/layer_major.hpp"
 #include "kvc/layout/layout.hpp"
+#include "kvc/memory/borrowed_space.hpp"
 #include "kvc/memory/space.hpp"
 #include "kvc/parallel/executor.hpp"
 #include "kvc/policy/contiguous.hpp"

@@ -1,5 +1,6 @@
 // The contract of Layout: ours keep it, a minimal model does, and the suite rejects wrong ones.
 #include "catch.hpp"
+#include "kvc/layout/layer_major.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/verify.hpp"
 #include "kvc/testing/layout_conformance.hpp"
@@ -87,8 +88,8 @@ struct WithoutStride : Interleaved {
 static_assert(!Layout<WithoutStride>);
 }  // namespace
 
-TEMPLATE_TEST_CASE("A layout keeps the contract", "[layout][contract]", HeadMajor, TokenMajor, Interleaved,
-                   LayersFirst) {
+TEMPLATE_TEST_CASE("A layout keeps the contract", "[layout][contract]", HeadMajor, TokenMajor, LayerMajor<>,
+                   LayerMajor<HeadMajor>, Interleaved, LayersFirst) {
   layout_conformance<TestType>();
 }
 
@@ -110,7 +111,37 @@ TEST_CASE("The corners of a large pool show an overlap", "[layout][contract]") {
       .blocks = 1, .block_tokens = 1 << 24, .layers = 80, .kv_heads = 8, .key_row = 128, .value_row = 128};
   layout::verify(HeadMajor(large));
   layout::verify(TokenMajor(large));
+  layout::verify(LayerMajor<>(large));
+  layout::verify(LayerMajor<HeadMajor>(large));
   layout::verify(LayersFirst(large));
   REQUIRE_THROWS_WITH(layout::verify(ValueIsKey(large)), contains("overlaps the value"));
   REQUIRE_THROWS_WITH(layout::verify(ValueTooNear(large)), contains("overlaps the value"));
+}
+
+TEST_CASE("A layer-major pool has two tensors for each layer", "[layout]") {
+  const PoolExtents extents{.blocks = 5, .block_tokens = 4, .layers = 3, .kv_heads = 2, .key_row = 6, .value_row = 3};
+  // Keys of a layer: 5 x 4 x 2 x 6 = 240 units; its values: 120.
+  const LayerMajor<TokenMajor> nhd(extents);
+  REQUIRE(nhd.size() == 3 * 360);
+  REQUIRE(nhd.layer_size() == 360);
+  REQUIRE(nhd.block_size() == 3 * 72);
+  REQUIRE(nhd.k(BlockId{0}, 0, 0, 0) == 0);
+  REQUIRE(nhd.v(BlockId{0}, 0, 0, 0) == 240);
+  REQUIRE(nhd.k(BlockId{2}, 1, 1, 3) == 360 + 2 * 48 + 3 * 12 + 6);
+  REQUIRE(nhd.v(BlockId{2}, 1, 1, 3) == 360 + 240 + 2 * 24 + 3 * 6 + 3);
+  REQUIRE(nhd.k_stride() == 12);
+  REQUIRE(nhd.v_stride() == 6);
+  const LayerMajor<HeadMajor> hnd(extents);
+  REQUIRE(hnd.size() == nhd.size());
+  REQUIRE(hnd.k(BlockId{2}, 1, 1, 3) == 360 + 2 * 48 + 24 + 3 * 6);
+  REQUIRE(hnd.v(BlockId{2}, 1, 1, 3) == 360 + 240 + 2 * 24 + 12 + 3 * 3);
+  REQUIRE(hnd.k_stride() == 6);
+  REQUIRE(hnd.v_stride() == 3);
+  REQUIRE_THROWS_WITH(LayerMajor<>({.blocks = Index{1} << 30,
+                                    .block_tokens = 1 << 10,
+                                    .layers = 1 << 10,
+                                    .kv_heads = 1 << 5,
+                                    .key_row = 1 << 6,
+                                    .value_row = 1 << 6}),
+                      contains("pool size is 1024 x") && contains("must be at most 2^60 units"));
 }

@@ -1,10 +1,13 @@
 // The contract of Space: ours keeps it, a minimal model does, and the suite rejects wrong ones.
+#include <array>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <vector>
 
 #include "catch.hpp"
 #include "kvc/cache.hpp"
+#include "kvc/memory/borrowed_space.hpp"
 #include "kvc/memory/space.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/testing/space_conformance.hpp"
@@ -105,4 +108,78 @@ TEST_CASE("A cache lies in a space of the caller's", "[space][cache]") {
   cache.gather(0, child, {0, 2}, {k.data(), 2, 3}, {v.data(), 2, 3});
   REQUIRE(std::equal(k.begin(), k.end(), rows.begin()));
   REQUIRE(k == v);
+}
+
+namespace {
+/// Memory of an engine, aligned to cache lines.
+struct Memory {
+  explicit Memory(std::size_t bytes) : bytes_(bytes), data(HostSpace{}.allocate(bytes)) {}
+  ~Memory() { HostSpace{}.deallocate(data, bytes_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  std::size_t bytes_;
+  std::byte* data;
+};
+}  // namespace
+
+TEST_CASE("A borrowed space keeps the contract", "[space][contract]") {
+  Memory memory(16 << 20);
+  BorrowedSpace space(memory.data, 16 << 20);
+  space_conformance(space);
+}
+
+TEST_CASE("A borrowed space hands out memory from the front, in cache lines", "[space]") {
+  Memory memory(1000);
+  BorrowedSpace space(std::span(memory.data, 1000));
+  REQUIRE(space.size() == 1000);
+  std::byte* const first = space.allocate(1);
+  REQUIRE(first == memory.data);
+  std::byte* const second = space.allocate(64);
+  REQUIRE(second == memory.data + 64);
+  REQUIRE(space.available() == 1000 - 128);
+  space.deallocate(first, 1);  // not the latest
+  REQUIRE(space.available() == 1000 - 128);
+  space.deallocate(second, 64);
+  REQUIRE(space.available() == 1000 - 64);
+  std::byte* const rest = space.allocate(1000 - 64);  // ends within a line, as the memory does
+  REQUIRE(rest == memory.data + 64);
+  REQUIRE(space.available() == 0);
+  REQUIRE_THROWS_AS(space.allocate(1), std::bad_alloc);
+
+  BorrowedSpace moved = std::move(space);
+  REQUIRE(moved.size() == 1000);
+  moved.deallocate(rest, 1000 - 64);
+  REQUIRE(moved.available() == 1000 - 64);
+  static_assert(!std::is_copy_constructible_v<BorrowedSpace>, "two caches must not get the same memory");
+}
+
+TEST_CASE("A borrowed space refuses memory that is not aligned, and says what is missing", "[space]") {
+  Memory memory(4096);
+  const auto address = reinterpret_cast<std::uintptr_t>(memory.data);
+  REQUIRE_THROWS_WITH(BorrowedSpace(memory.data + 8, 64),
+                      contains("memory is " + std::to_string(address + 8) + ", must be aligned to 64 bytes"));
+  REQUIRE_THROWS_WITH(BorrowedSpace(nullptr, 64), contains("memory is null"));
+  REQUIRE_NOTHROW(BorrowedSpace(nullptr, 0));
+
+  using Cache = KvCache<float, Paged, HeadMajor, BorrowedSpace>;
+  const Shape shape{.layers = 2, .key_dim = 4};
+  const Paged::Config config{.blocks = 4, .block_tokens = 4};
+  REQUIRE(Cache::pool_bytes(shape, config) == 4 * 4 * 2 * 8 * 4);  // slots x layers x (key and value) x float
+  REQUIRE_THROWS_WITH(Cache(shape, config, BorrowedSpace(memory.data, 1000)),
+                      "kvc: 1024 bytes are wanted of borrowed memory, of whose 1000 bytes 1000 are left");
+  {
+    Cache cache(shape, config, BorrowedSpace(memory.data, 1024));
+    REQUIRE(cache.pool_bytes() == 1024);
+    REQUIRE(reinterpret_cast<std::byte*>(cache.data()) == memory.data);
+    const SeqId seq = cache.open();
+    auto step = cache.extend(seq, 1);
+    const std::array<float, 4> row{1, 2, 3, 4};
+    for (Index layer = 0; layer < 2; ++layer) {
+      cache.write(layer, step, {row.data(), 1, 4}, {row.data(), 1, 4});
+    }
+    cache.commit(std::move(step));
+  }
+  float first = 0;  // the memory is still there, with what the cache left in it
+  std::memcpy(&first, memory.data, sizeof first);
+  REQUIRE(first == 1);
 }

@@ -53,13 +53,55 @@ Outputs outputs(const typename P::Config& config) {
 }
 }  // namespace
 
-TEMPLATE_TEST_CASE("A user's layout gives the bits of HeadMajor", "[layout][cache]", kvc_test::Interleaved,
-                   kvc_test::LayersFirst) {
+TEMPLATE_TEST_CASE("Any layout gives the bits of HeadMajor", "[layout][cache]", TokenMajor, LayerMajor<>,
+                   LayerMajor<HeadMajor>, kvc_test::Interleaved, kvc_test::LayersFirst) {
   const Paged::Config paged{.blocks = 20, .block_tokens = 4};
   REQUIRE(outputs<float, Paged, TestType>(paged) == outputs<float, Paged, HeadMajor>(paged));
   REQUIRE(outputs<Int8, Paged, TestType>(paged) == outputs<Int8, Paged, HeadMajor>(paged));
   const Contiguous::Config contiguous{.sequences = 2, .max_tokens = 40};
   REQUIRE(outputs<Int4, Contiguous, TestType>(contiguous) == outputs<Int4, Contiguous, HeadMajor>(contiguous));
+}
+
+namespace {
+/// The rows of a cache with a window group beside one of full attention, after the window has dropped some.
+template <class L, class P>
+std::vector<Rows> rows_of_groups(const typename P::Config& config) {
+  LayerGroups layers;
+  layers.add({.kv_heads = 2, .key_dim = 6, .value_dim = 3, .window = 5}, 2);
+  layers.add({.kv_heads = 1, .key_dim = 8}, 3);
+  KvCache<float, P, L> cache(layers, config);
+  srand(11);
+  const SeqId first = cache.open(), second = cache.open();
+  std::vector<Rows> found;
+  for (int round = 0; round < 6; ++round) {
+    for (const SeqId seq : {first, second}) {
+      auto step = cache.extend(seq, 3);
+      for (Index layer = 0; layer < 5; ++layer) {
+        const bool window = layer < 2;
+        cache.write(layer, step, Rows::Random(3, window ? 12 : 8), Rows::Random(3, window ? 6 : 8));
+      }
+      cache.commit(std::move(step));
+    }
+  }
+  for (const SeqId seq : {first, second}) {
+    for (Index layer = 0; layer < 5; ++layer) {
+      const bool window = layer < 2;
+      const PosRange range{window ? 14 : 0, 18};
+      found.emplace_back(range.size(), window ? 12 : 8);
+      found.emplace_back(range.size(), window ? 6 : 8);
+      cache.gather(layer, seq, range, found[found.size() - 2], found[found.size() - 1]);
+    }
+  }
+  return found;
+}
+}  // namespace
+
+TEMPLATE_TEST_CASE("Any layout holds layer groups", "[layout][cache][groups]", TokenMajor, LayerMajor<>,
+                   LayerMajor<HeadMajor>, kvc_test::Interleaved, kvc_test::LayersFirst) {
+  const Paged::Config paged{.blocks = 24, .block_tokens = 4};  // a pool that the groups share
+  REQUIRE(rows_of_groups<TestType, Paged>(paged) == rows_of_groups<HeadMajor, Paged>(paged));
+  const Contiguous::Config contiguous{.sequences = 2, .max_tokens = 40};  // a pool for each group
+  REQUIRE(rows_of_groups<TestType, Contiguous>(contiguous) == rows_of_groups<HeadMajor, Contiguous>(contiguous));
 }
 
 TEST_CASE("A layout whose rows overlap is refused when the cache is constructed", "[layout][cache]") {

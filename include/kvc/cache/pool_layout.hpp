@@ -63,8 +63,11 @@ class PoolLayout {
     }
     if constexpr (shares_blocks<P>()) {
       Index stride = 0;
-      for (const L& layout : own) {
-        stride = std::max(stride, lines(layout.block_size()));
+      for (L& layout : own) {
+        PoolExtents block = layout.extents();  // of a pool of one block, which every block is laid out like
+        block.blocks = 1;
+        layout = L(block);
+        stride = std::max(stride, lines(layout.size()));
       }
       for (const State& state : states_) {
         stride = std::max(stride, state.stride);
@@ -74,13 +77,13 @@ class PoolLayout {
       }
       require(stride <= most / policy.blocks(), "units in a block", stride, "at most 2^60 units in the pool");
       for (std::size_t g = 0; g < own.size(); ++g) {
-        groups_.emplace_back(own[g], groups[g].latent, 0, stride);
+        groups_.emplace_back(own[g], groups[g].latent, policy.blocks(), stride);
       }
       units_ = stride * policy.blocks();
     } else {
       for (std::size_t g = 0; g < own.size(); ++g) {
         require(own[g].size() <= most - units_, "units in the pool", units_, "at most 2^60");
-        groups_.emplace_back(own[g], groups[g].latent, units_, own[g].block_size());
+        groups_.emplace_back(own[g], groups[g].latent, units_);
         units_ += lines(own[g].size());
       }
       for (State& state : states_) {

@@ -8,27 +8,33 @@ namespace kvc {
 inline namespace v0 {
 
 /// The layout of the rows of one layer group. Of a cache with one group it maps as L does. Where groups have a pool in
-/// common, its blocks begin at `base`, are `stride` apart, and within each the rows of the group lie as L says. Offsets
+/// common, its blocks are evenly apart, and within each the rows of the group lie as in a pool of one block. Offsets
 /// and sizes count storage units; arguments are those of Layout. O(1), and does not throw.
 template <Layout L>
 class GroupLayout {
  public:
-  /// A group that has the pool of `layout` for itself. `latent`: the value is the beginning of the key.
-  GroupLayout(const L& layout, bool latent)
+  /// A group that has a pool of its own, laid out by `layout`, which begins at `base`. `latent`: the value is the
+  /// beginning of the key.
+  GroupLayout(const L& layout, bool latent, Index base = 0)
       : layout_(layout),
+        extents_(layout.extents()),
         latent_(latent),
+        base_(base),
         k_block_(layout.k(BlockId{1}, 0, 0, 0) - layout.k(BlockId{0}, 0, 0, 0)),
         v_block_(layout.v(BlockId{1}, 0, 0, 0) - layout.v(BlockId{0}, 0, 0, 0)) {}
-  /// A group whose blocks, each laid out as the first block of `layout`, begin at `base` and are `stride` apart.
-  GroupLayout(const L& layout, bool latent, Index base, Index stride)
-      : layout_(layout), latent_(latent), base_(base), k_block_(stride), v_block_(stride) {}
+  /// A group with blocks of a pool that others have in common: `blocks` of them, `stride` apart. `block` is the layout
+  /// of a pool of one block: each block is laid out like it, whether or not L keeps the rows of a block together.
+  GroupLayout(const L& block, bool latent, Index blocks, Index stride)
+      : layout_(block), extents_(block.extents()), latent_(latent), k_block_(stride), v_block_(stride) {
+    extents_.blocks = blocks;
+  }
 
   /// Whether the value is the beginning of the key.
   [[nodiscard]] bool latent() const noexcept { return latent_; }
   /// The layout within a block.
   [[nodiscard]] const L& layout() const noexcept { return layout_; }
-  /// The extents that it was made for.
-  [[nodiscard]] const PoolExtents& extents() const noexcept { return layout_.extents(); }
+  /// The rows of the group, and the blocks that may hold them.
+  [[nodiscard]] const PoolExtents& extents() const noexcept { return extents_; }
 
   /// The offset of a key.
   [[nodiscard]] Index k(BlockId block, Index layer, Index head, Pos slot) const noexcept {
@@ -46,6 +52,7 @@ class GroupLayout {
 
  private:
   L layout_;
+  PoolExtents extents_;
   bool latent_;
   Index base_ = 0;
   Index k_block_;  // from one block to the next

@@ -5,7 +5,7 @@
 //
 // In both, a block holds its layers one after the other, and a layer holds its keys, then its values, so that a block
 // is contiguous. HeadMajor suits attention, which reads the rows of one head. TokenMajor is the order that many kernels
-// of inference engines expect.
+// of inference engines expect. layout/layer_major.hpp has a pool for each layer, with blocks in either order.
 #pragma once
 
 #include <concepts>
