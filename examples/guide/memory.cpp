@@ -4,8 +4,6 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <new>
 #include <vector>
 
 #include "../usage.hpp"
@@ -13,6 +11,10 @@
 #include "kvc/cache.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
+#include "kvc/interop/slots.hpp"
+#include "kvc/interop/tensors.hpp"
+#include "kvc/layout/layer_major.hpp"
+#include "kvc/memory/borrowed_space.hpp"
 #include "kvc/policy/paged.hpp"
 
 namespace {
@@ -37,30 +39,15 @@ void size_a_pool() {
 }
 
 /// Memory of an arena that the engine owns: huge pages, shared memory, one NUMA node.
-struct ArenaSpace {
-  static constexpr bool host_accessible = true;
-  std::byte* arena;
-  std::size_t size;
-
-  std::byte* allocate(std::size_t bytes) const {
-    if (bytes > size) {
-      throw std::bad_alloc();
-    }
-    return arena;
-  }
-  void deallocate(std::byte*, std::size_t) const noexcept {}  // the arena belongs to the engine
-  void copy(std::byte* to, const std::byte* from, std::size_t bytes) const { std::memcpy(to, from, bytes); }
-};
-static_assert(kvc::Space<ArenaSpace>);
-
 void use_own_memory() {
+  using Cache = kvc::KvCache<float, kvc::Paged, kvc::HeadMajor, kvc::BorrowedSpace>;
+  const kvc::Shape shape{.layers = 1, .kv_heads = 2, .key_dim = 16};
+  const kvc::Paged::Config config{.blocks = 8, .block_tokens = 16};
   alignas(64) static std::array<std::byte, 1 << 16> arena;
-  using Cache = kvc::KvCache<float, kvc::Paged, kvc::HeadMajor, ArenaSpace>;
-  Cache cache({.layers = 1, .kv_heads = 2, .key_dim = 16}, {.blocks = 8, .block_tokens = 16},
-              ArenaSpace{arena.data(), arena.size()});
+  const kvc::Index bytes = Cache::pool_bytes(shape, config);  // before there is a cache
+  Cache cache(shape, config, kvc::BorrowedSpace(arena.data(), static_cast<std::size_t>(bytes)));
   const bool inside = reinterpret_cast<std::byte*>(cache.data()) == arena.data();
-  std::printf("a pool of %ld bytes lies in %s\n", static_cast<long>(128 * cache.bytes_per_token()),
-              inside ? "the arena" : "other memory");
+  std::printf("a pool of %ld bytes lies in %s\n", static_cast<long>(bytes), inside ? "the arena" : "other memory");
 }
 
 /// Small blocks waste little and share much; large blocks are read faster and need shorter tables.
@@ -105,6 +92,24 @@ void read_with_own_kernel() {
   }
 }
 
+/// What kernels of others take: the tensors of a layer, where new rows go, and the tables of the batch.
+void feed_other_kernels() {
+  using Cache = kvc::KvCache<float, kvc::Paged, kvc::LayerMajor<>>;  // a pool for each layer, NHD
+  Cache cache({.layers = 2, .kv_heads = 2, .key_dim = 64}, {.blocks = 8, .block_tokens = 16});
+  std::vector<Cache::Append> steps;
+  steps.push_back(cache.extend(cache.open(), 20));
+  kvc::interop::LayerTensors layer = kvc::interop::layer_tensors(cache, 1);
+  const kvc::interop::DLTensor keys = layer.k.dl_tensor();                               // for whatever reads DLPack
+  const std::vector<std::int64_t> slots = kvc::interop::slot_mapping(cache, steps, 32);  // padded with -1
+  const kvc::BatchIndex batch = kvc::make_batch(cache, steps);
+  std::printf("keys [%ld, %ld, %ld, %ld], strides [%ld, %ld, %ld, %ld]\n", static_cast<long>(keys.shape[0]),
+              static_cast<long>(keys.shape[1]), static_cast<long>(keys.shape[2]), static_cast<long>(keys.shape[3]),
+              static_cast<long>(keys.strides[0]), static_cast<long>(keys.strides[1]),
+              static_cast<long>(keys.strides[2]), static_cast<long>(keys.strides[3]));
+  std::printf("row 19 goes to slot %ld, row 20 to %ld; %ld blocks\n", static_cast<long>(slots[19]),
+              static_cast<long>(slots[20]), static_cast<long>(batch.max_blocks));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -115,5 +120,6 @@ int main(int argc, char** argv) {
         use_own_memory();
         compare_block_sizes();
         read_with_own_kernel();
+        feed_other_kernels();
       });
 }

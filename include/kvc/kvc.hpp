@@ -16,6 +16,7 @@
 //   kvc/snapshot/snapshot.hpp                       caches in files: needs xxHash
 //   kvc/transport/, kvc/transfer/                   caches between engines; transport/mpi.hpp needs MPI
 //   kvc/cuda/                                       caches in device memory: needs the CUDA compiler
+//   kvc/interop/, kvc/cache/fingerprint.hpp         what kernels and caches of others need to know
 //   kvc/policy/author.hpp, kvc/testing/             to write and to test policies, layouts, ... of your own
 //   kvc/attention/extern.hpp                        attention compiled once per program
 //   kvc/llama/                                      a small reference decoder, namespace kvc::llama
