@@ -57,6 +57,7 @@ struct DLTensor {
 struct DLManagedTensorVersioned {
   DLPackVersion version;
   void* manager_ctx;
+  /// Called once by the receiver, who does not use the tensor afterwards.
   void (*deleter)(DLManagedTensorVersioned* self);
   std::uint64_t flags;  ///< bit 0: read-only
   DLTensor dl_tensor;

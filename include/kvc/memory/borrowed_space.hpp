@@ -20,6 +20,7 @@ inline namespace v0 {
 /// The memory that was lent is too small. The message names the bytes that were asked for, and those that are left.
 class OutOfBorrowedMemory : public std::bad_alloc {
  public:
+  /// Of memory of `lent` bytes, `requested` are wanted and `available` are left.
   OutOfBorrowedMemory(std::size_t requested, std::size_t available, std::size_t lent) noexcept
       : requested_(requested), available_(available) {
     std::snprintf(message_, sizeof message_,
