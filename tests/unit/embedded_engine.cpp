@@ -2,7 +2,11 @@
 // with its number, as those of ggml run a graph; nothing of the engine is kvc's but the cache.
 #include <Eigen/Core>
 #include <barrier>
+#include <cstddef>
+#include <cstdint>
+#include <span>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "catch.hpp"
@@ -109,7 +113,7 @@ Matrix plain(const Model& model, const Tokens& tokens) {
   for (std::size_t layer = 0; layer < layers; ++layer) {
     const Matrix k = x * model.k[layer], v = x * model.v[layer], q = x * model.q[layer];
     const kvc::DenseView<float> kv({k.data(), length, k.cols()}, {v.data(), length, v.cols()}, kv_heads);
-    kvc::reference::prefill(kv, {0, length}, q, out);
+    kvc::reference(kv, {0, length}, q, out);
     x += out;
   }
   return x.bottomRows(1);
