@@ -1,5 +1,5 @@
-# install() for users of find_package(kvc) and of pkg-config. Everything installed is independent of
-# the architecture, and relocatable.
+# install() for users of find_package(kvc) and of pkg-config. Everything installed is relocatable, and, without
+# KVC_ATTENTION, independent of the architecture.
 
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
@@ -13,6 +13,12 @@ if(TARGET kvc_with_cuda)
   install(TARGETS kvc_with_cuda EXPORT kvcTargets)
 endif()
 install(EXPORT kvcTargets NAMESPACE kvc:: DESTINATION "${kvc_cmake_dir}")
+set(kvc_architecture ARCH_INDEPENDENT)
+if(KVC_ATTENTION)
+  install(TARGETS kvc_attention EXPORT kvcAttentionTargets ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+  install(EXPORT kvcAttentionTargets NAMESPACE kvc:: DESTINATION "${kvc_cmake_dir}")
+  set(kvc_architecture)
+endif()
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 
 configure_package_config_file(
@@ -20,7 +26,7 @@ configure_package_config_file(
   INSTALL_DESTINATION "${kvc_cmake_dir}"
   NO_SET_AND_CHECK_MACRO)
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/cmake/kvcConfigVersion.cmake"
-  COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+  COMPATIBILITY SameMinorVersion ${kvc_architecture})
 install(FILES
   "${PROJECT_BINARY_DIR}/cmake/kvcConfig.cmake"
   "${PROJECT_BINARY_DIR}/cmake/kvcConfigVersion.cmake"

@@ -110,15 +110,8 @@ endif()
 # kvc_own_kernels: the kernels of attention, once for all programs here that include kvc/attention/extern.hpp, and with
 # an optimisation of their own, whatever the program has.
 set(KVC_KERNEL_FLAGS "" CACHE STRING "Compiler options of the kernels of attention, after those of the build type")
-set(kvc_kernel_sources)
-foreach(element IN ITEMS float Eigen::half Eigen::bfloat16 kvc::Int8 kvc::Fp8E4M3 kvc::Int4)
-  string(REGEX REPLACE ".*:" "" name "${element}")
-  set(source "${PROJECT_BINARY_DIR}/kernels/${name}.cpp")
-  file(CONFIGURE OUTPUT "${source}" CONTENT "#include <kvc/attention/extern.hpp>\n
-template class kvc::detail::QueryTile<kvc::detail::KvTile<@element@>>;\n" @ONLY)
-  list(APPEND kvc_kernel_sources "${source}")
-endforeach()
-add_library(kvc_own_kernels STATIC EXCLUDE_FROM_ALL ${kvc_kernel_sources})
+kvc_kernel_sources(kvc_own_kernel_sources ${kvc_elements})
+add_library(kvc_own_kernels STATIC EXCLUDE_FROM_ALL ${kvc_own_kernel_sources})
 target_link_libraries(kvc_own_kernels PUBLIC kvc_own)
 target_compile_options(kvc_own_kernels PRIVATE ${KVC_KERNEL_FLAGS})
 set_target_properties(kvc_own_kernels PROPERTIES UNITY_BUILD_BATCH_SIZE 2)  # they take longest, and share little

@@ -21,6 +21,10 @@
 #include "kvc/attention/output.hpp"
 #include "kvc/parallel/executor.hpp"
 
+#ifdef KVC_ATTENTION_IS_COMPILED  // defined where a program links the CMake target kvc::attention
+#include "kvc/attention/extern.hpp"
+#endif
+
 namespace kvc {
 inline namespace v0 {
 namespace detail {
