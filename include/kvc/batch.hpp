@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <ranges>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
+#include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
@@ -35,7 +37,8 @@ inline namespace v0 {
 ///   kv_starts[i] + (e - kept_entries[i]) * block_tokens      otherwise
 ///
 /// The entries on both sides of the missing ones may have rows that are gone; attention by the rule of
-/// the group never sees them. A kernel with a window takes such tables as they are where kept_entries are 0. It counts
+/// the group never sees them: see require_rows_for. The kernels of kvc::cuda take all such tables. A kernel of another
+/// library with a window takes them as they are where kept_entries are 0. It counts
 /// positions from the first entry on, and takes kv_lens for the lengths: then all positions of a sequence, those of its
 /// query rows too, are less by kv_starts[i]. A kernel with chunks has to add kv_starts[i]. Kept positions lie before a
 /// jump that such a kernel does not know of: attend to them in a call of their own, and merge both by their log-sum-exp.
@@ -46,10 +49,13 @@ struct BatchTables {
   std::vector<std::int32_t> kv_indices;    ///< [kv_indptr[batch]]; the block of each entry
   std::vector<std::int32_t> first_slots;   ///< [kv_indptr[batch]]; the slot of its first position; empty if all are 0
   std::vector<std::int32_t> seq_lens;      ///< [batch]; positions, with those of an uncommitted extension
-  // Of a layer group; otherwise these three are empty, and nothing is gone.
+  // Of a layer group; otherwise these are empty, and nothing is gone.
   std::vector<std::int32_t> kept_entries;  ///< [batch]; entries before the positions that are gone: of kept positions
   std::vector<std::int32_t> kv_starts;     ///< [batch]; the position of the entry behind those; 0 if none are gone
   std::vector<std::int32_t> kv_lens;       ///< [batch]; positions in entries: seq_lens less those that have none
+  std::vector<std::int32_t> rows_from;     ///< [batch]; positions from here on have rows; 0 if none are gone
+  Index group = 0;                         ///< its number
+  Retained retained{};                     ///< its rule: rows of the first retained.kept positions are there, too
 
   /// Sequences of the batch.
   [[nodiscard]] std::int32_t size() const noexcept { return static_cast<std::int32_t>(seq_lens.size()); }
@@ -58,6 +64,26 @@ struct BatchTables {
   /// Whether a sequence has positions without an entry: a layer group has dropped them.
   [[nodiscard]] bool has_gaps() const noexcept {
     return std::ranges::any_of(kv_starts, [](std::int32_t start) { return start > 0; });
+  }
+  /// Throws std::invalid_argument, naming sequence and position, if a query row of the batch that sees what `seen` says
+  /// would see a position of which the row is gone. O(batch).
+  void require_rows_for(const Retained& seen) const {
+    for (std::int32_t i = 0; i < static_cast<std::int32_t>(rows_from.size()); ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      const Pos queries = q_indptr[at + 1] - q_indptr[at], first_row = seq_lens[at] - queries;
+      if (queries == 0 || rows_from[at] <= retained.kept) {
+        continue;
+      }
+      const Pos first = seen.first_seen(first_row);
+      // What the first row sees is [0, seen.kept) and [first, first_row]; later rows see no position before these.
+      const Pos lacking = seen.kept > retained.kept ? retained.kept : std::max(first, retained.kept);
+      require(
+          seen.kept <= retained.kept && first >= rows_from[at],
+          detail::concat({"position ", std::to_string(lacking), " of sequence ", std::to_string(i), " of the batch"}),
+          "gone",
+          detail::concat(
+              {"one whose row is there, because the row at position ", std::to_string(first_row), " sees it"}));
+    }
   }
   /// The blocks of the entries of sequence i.
   [[nodiscard]] std::span<const std::int32_t> blocks_of(std::int32_t i) const { return entries_of(kv_indices, i); }
@@ -134,9 +160,11 @@ void add_blocks(const P& policy, std::span<const SeqId> sequences, BatchTables& 
   }
 }
 
-/// Says of a sequence of a group that its positions in [covered, start) have no entry.
-inline void add_gap(BatchTables& tables, Pos length, Pos covered, Pos start) {
+/// Says of a sequence of a group that its positions in [covered, start) have no entry, and those behind the kept ones
+/// no rows before `rows_from`.
+inline void add_gap(BatchTables& tables, Pos length, Pos covered, Pos start, Pos rows_from) {
   const bool gone = start > covered;
+  tables.rows_from.push_back(rows_from);
   tables.kept_entries.push_back(gone ? covered / tables.block_tokens : 0);
   tables.kv_starts.push_back(gone ? start : 0);
   tables.kv_lens.push_back(gone ? length - (start - covered) : length);
@@ -153,8 +181,23 @@ void add_group_runs(const P& policy, Index group, std::span<const SeqId> sequenc
       covered += run.first == covered ? run.count : 0;
       start = run.first > covered ? std::min(start, run.first) : start;
     });
-    add_gap(tables, tables.seq_lens[i], covered, start);
+    add_gap(tables, tables.seq_lens[i], covered, start, start > covered ? start : 0);
   }
+}
+/// The first position from `start` on that a sequence of a group retains; `length` if there is none. O(1) where it lies
+/// within a few blocks.
+template <class P>
+[[nodiscard]] Pos first_retained(const P& policy, SeqId seq, Index group, Pos start, Pos length) {
+  Pos first = length;
+  const auto look = [&](Pos from, Pos to) {
+    policy.for_each_run(seq, group, {from, to}, [&](const SlotRun& run) { first = std::min(first, run.first); });
+  };
+  const Pos near = static_cast<Pos>(std::min(Index{length}, start + Index{4} * policy.block_tokens(group)));
+  look(start, near);
+  if (first == length && near < length) {
+    look(near, length);
+  }
+  return first;
 }
 template <class P>
 void add_group_blocks(const P& policy, Index group, std::span<const SeqId> sequences, BatchTables& tables) {
@@ -166,8 +209,14 @@ void add_group_blocks(const P& policy, Index group, std::span<const SeqId> seque
     end_entries(tables);
     const Pos length = tables.seq_lens[i];
     const Index covered = std::ssize(blocks.kept) * Index{tables.block_tokens};
-    add_gap(tables, length, static_cast<Pos>(std::min(covered, Index{length})),
-            length > covered ? blocks.first * tables.block_tokens : 0);
+    const Pos start = length > covered ? blocks.first * tables.block_tokens : 0;
+    const Pos kept = tables.retained.kept;
+    Pos rows_from = 0;
+    if (!tables.retained.everything() && length > kept) {
+      rows_from = first_retained(policy, sequences[i], group, start > covered ? start : kept, length);
+    }
+    add_gap(tables, length, static_cast<Pos>(std::min(covered, Index{length})), start,
+            rows_from > kept ? rows_from : 0);
   }
 }
 
@@ -251,6 +300,8 @@ template <HoldsGroups P>
                                       std::span<const Pos> queries) {
   (void)policy.block_tokens(group);  // throws if it is not there
   BatchTables tables = detail::with_queries(sequences, queries);
+  tables.group = group;
+  tables.retained = policy.group_rules().groups[static_cast<std::size_t>(group)].retained;
   with_shared_lock(policy, [&](const auto& bare) {
     for (const SeqId seq : sequences) {
       tables.seq_lens.push_back(bare.positions(seq, group));
