@@ -245,10 +245,11 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return all.subspan(static_cast<std::size_t>(std::ranges::upper_bound(all, append.range_.first) - all.begin()));
   }
   /// The bytes of a recurrent layer's state after `length` tokens, one of states_to_write(append), to be written before
-  /// the commit. They begin on a line of 64 bytes. Nobody else reads them before. Throws std::invalid_argument for
-  /// another layer, length or append.
+  /// the commit. They begin on a line of 64 bytes. Nobody else reads them before. Where the CPU cannot access the pool
+  /// they are addresses of its memory, for kernels: see cuda::state_to_write. Throws std::invalid_argument for another
+  /// layer, length or append.
   [[nodiscard]] std::span<std::byte> state_to_write(Index layer, const Append& append, Pos length)
-    requires(HoldsStates<P> && S::host_accessible)
+    requires HoldsStates<P>
   {
     require_own(append);
     require(length > append.range_.first, "length", length, "one of states_to_write");
@@ -259,7 +260,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// for length 0: the state is the model's initial one then. Throws std::invalid_argument for another layer, and for a
   /// length of which there is no state (policy().state_lengths has all of them).
   [[nodiscard]] std::span<const std::byte> state(Index layer, SeqId seq, Pos length) const
-    requires(HoldsStates<P> && S::host_accessible)
+    requires HoldsStates<P>
   {
     if (length == 0) {
       (void)layers_.state_place(layer);
@@ -271,7 +272,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
   /// The same after the committed tokens: what the next pass begins from.
   [[nodiscard]] std::span<const std::byte> state(Index layer, SeqId seq) const
-    requires(HoldsStates<P> && S::host_accessible)
+    requires HoldsStates<P>
   {
     return state(layer, seq, length(seq));
   }
