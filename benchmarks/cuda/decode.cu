@@ -76,7 +76,7 @@ void run(const Setup& setup, const typename P::Config& config) {
                            .dim = dim,
                            .format = F});
     batch.upload(tables, stream);
-    work.upload(tables, 0, stream, setup.share);
+    work.upload(tables, {}, stream, setup.share);
     const std::size_t row = static_cast<std::size_t>(setup.batch * query_heads * dim) * 2;
     const cuda::DeviceBuffer q(row), out(row);
     fill<Format::bf16>(q.data(), static_cast<Index>(row), 256, stream);

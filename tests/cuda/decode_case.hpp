@@ -61,15 +61,18 @@ static_assert(kvc::Policy<Untabled> && !kvc::BlockTablePolicy<Untabled>);
 struct HostBatch {
   explicit HostBatch(const kvc::BatchTables& of)
       : tables(of),
-        header{of.size(), of.queries(), kvc::cuda::Divisor(of.block_tokens), !of.first_slots.empty()},
+        gaps(kvc::cuda::entry_gaps(of)),
+        header(of),
         view{&header,
              tables.q_indptr.data(),
              tables.kv_indptr.data(),
              tables.kv_indices.data(),
              tables.first_slots.data(),
-             tables.seq_lens.data()} {}
+             tables.seq_lens.data(),
+             gaps.data()} {}
   HostBatch(const HostBatch&) = delete;
   kvc::BatchTables tables;
+  std::vector<kvc::cuda::EntryGap> gaps;
   kvc::cuda::BatchHeader header;
   kvc::cuda::BatchView view;
 };
@@ -141,6 +144,9 @@ class DecodeCase {
   [[nodiscard]] Index rows() const { return static_cast<Index>(sequences.size()); }
   [[nodiscard]] Index query_heads() const { return spec.kv_heads * spec.group; }
   [[nodiscard]] Index layer() const { return spec.layers - 1; }
+  [[nodiscard]] auto layer_view() {
+    return kvc::cuda::layer_view<T>(reinterpret_cast<std::byte*>(cache.data()), cache.layout(), cache.shape(), layer());
+  }
   [[nodiscard]] kvc::cuda::AttentionOptions options() const { return {.window = spec.window, .softcap = spec.softcap}; }
 
   /// The queries of sequence b as floats.

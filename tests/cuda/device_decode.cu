@@ -63,7 +63,7 @@ std::vector<std::uint16_t> run(OnDevice<Case>& device, const kvc::BatchTables& t
   const DeviceArray<float> sums(static_cast<std::size_t>(tables.size() * device.c.query_heads()) + 1);
   const DeviceArray<std::uint16_t> in(q), out(q.size());
   device.batch.upload(tables, stream);
-  device.work.upload(tables, device.c.spec.window, stream, share);
+  device.work.upload(tables, {.window = device.c.spec.window}, stream, share);
   cuda::decode(device.view(), device.batch, device.work, reinterpret_cast<const Scalar*>(in.data()),
                reinterpret_cast<Scalar*>(out.data()), device.c.options(), stream,
                lse == nullptr ? nullptr : sums.data());
@@ -193,7 +193,7 @@ TEST(decode_beyond_2_to_31_elements) {
   Stream stream;
   const DeviceArray<std::uint16_t> in(c.q), out(c.q.size());
   batch.upload(tables, stream);
-  work.upload(tables, 0, stream);
+  work.upload(tables, {}, stream);
   cuda::decode(cuda::layer_view<__nv_bfloat16>(pool.data(), layout, c.cache.shape(), c.layer()), batch, work,
                reinterpret_cast<const __nv_bfloat16*>(in.data()), reinterpret_cast<__nv_bfloat16*>(out.data()), {},
                stream);
@@ -213,7 +213,7 @@ TEST(decode_in_a_graph) {
   kvc::BatchTables none;
   none.block_tokens = 16;
   device.batch.upload(none, stream);
-  device.work.upload(none, 0, stream);
+  device.work.upload(none, {}, stream);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t runnable = nullptr;
   KVC_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
@@ -235,7 +235,7 @@ TEST(decode_in_a_graph) {
       const kvc::BatchTables tables = kvc::make_tables(
           c.cache.policy(), std::span<const kvc::SeqId>(c.sequences).first(count), std::span<const Pos>(ones));
       device.batch.upload(tables, stream);
-      device.work.upload(tables, 0, stream);
+      device.work.upload(tables, {}, stream);
       KVC_CUDA(cudaMemsetAsync(out.data(), 0xff, out.size() * 2, stream));
       KVC_CUDA(cudaGraphLaunch(runnable, stream));
       if (count % 2 == 1) {
@@ -260,7 +260,7 @@ TEST(decode_refuses_what_does_not_fit) {
   Stream stream;
   const DeviceArray<std::uint16_t> in(c.q), out(c.q.size());
   device.batch.upload(c.tables, stream);
-  device.work.upload(c.tables, 0, stream);
+  device.work.upload(c.tables, {}, stream);
   const auto refused = [&](const cuda::AttentionOptions& options, std::size_t offset) {
     try {
       cuda::decode(device.view(), device.batch, device.work, reinterpret_cast<const __half*>(in.data() + offset),
@@ -306,7 +306,7 @@ void decode_a_step(const kvc::Shape& shape, const std::vector<Request>& running,
   for (const Request& request : running) {
     steps.push_back(cache.extend(request.seq, {request.token}));
   }
-  work.upload(batch.upload(cache, steps, stream), /*window=*/0, stream);
+  work.upload(batch.upload(cache, steps, stream), /*seen=*/{}, stream);  // rows see everything
 
   for (kvc::Index layer = 0; layer < shape.layers; ++layer) {  // this part may be a CUDA graph
     kvc::cuda::write(kvc::cuda::view(cache, layer), batch, k, v, stream, rope, q);

@@ -147,7 +147,7 @@ inline void tma_copy_box(std::uintptr_t to, const TensorMap& map, const std::int
       for (std::size_t d = 1; d < 4; ++d) {
         const auto index = static_cast<std::uint64_t>(from[d]) + in_box[d];
         there = there && index < map.extents[d];
-        source += index * map.strides[d - 1];
+        source += there ? index * map.strides[d - 1] : 0;
       }
       for (std::size_t i = 0; i < 64; ++i) {
         const auto index = static_cast<std::uint64_t>(from[0]) + i;

@@ -1,13 +1,12 @@
 // The decode kernels, run thread by thread on the CPU, against the definition of attention.
-#include "emulate.hpp"
+#include "emulate_tiles.hpp"
 // (first: it stands for CUDA)
 
 #include <algorithm>
 
 #include "catch.hpp"
 #include "decode_case.hpp"
-#include "kvc/cuda/decode_kernel.cuh"
-#include "kvc/cuda/merge_kernel.cuh"
+#include "emulate_attention.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/policy/contiguous.hpp"
@@ -25,36 +24,13 @@ constexpr std::uint16_t poison = 0xffff;  // NaN in both formats
 template <int D, int N, int Wide, class T, class P, class L, Format Q>
 std::vector<std::uint16_t> run(DecodeCase<T, P, L, Q>& c, const kvc::BatchTables& tables,
                                const std::vector<std::uint16_t>& q, bool share, std::vector<float>* lse = nullptr) {
-  constexpr Format F = cuda::format_of<T>;
-  const cuda::DecodePlan plan =
-      cuda::make_decode_plan(tables, static_cast<std::int32_t>(c.spec.group), c.spec.window, {8 * N, 8 * Wide}, share);
-  const HostBatch batch(tables);
-  const std::int32_t items[2] = {static_cast<std::int32_t>(plan.narrow.size()),
-                                 static_cast<std::int32_t>(plan.wide.size())};
-  const std::size_t states = static_cast<std::size_t>(plan.partial_begin.back() * c.query_heads());
-  std::vector<float> partials(states * static_cast<std::size_t>(c.spec.dim), std::nanf("")),
-      partial_sums(states * 2, std::nanf(""));
   std::vector<std::uint16_t> out(q.size(), poison);
   if (lse != nullptr) {
     lse->assign(static_cast<std::size_t>(tables.size() * c.query_heads()), std::nanf(""));
   }
-  const cuda::DecodeArguments<F> a{
-      cuda::layer_view<T>(reinterpret_cast<std::byte*>(c.cache.data()), c.cache.layout(), c.cache.shape(), c.layer()),
-      batch.view,
-      {items, plan.narrow.data(), plan.wide.data(), plan.members.data(), plan.partial_begin.data()},
-      reinterpret_cast<const std::byte*>(q.data()),
-      reinterpret_cast<std::byte*>(out.data()),
-      lse == nullptr ? nullptr : lse->data(),
-      partials.data(),
-      partial_sums.data(),
-      static_cast<std::int32_t>(c.query_heads()),
-      static_cast<std::int32_t>(c.spec.group),
-      cuda::kernel_scale(c.options(), c.spec.dim),
-      c.spec.softcap};
-  kvc_emulation::launch({3}, 128, [&] { cuda::decode_kernel<F, Q, D, N>(a, false); });
-  kvc_emulation::launch({2}, 128, [&] { cuda::decode_kernel<F, Q, D, Wide>(a, true); });
-  kvc_emulation::launch({static_cast<unsigned>(tables.size() + 1), static_cast<unsigned>(c.query_heads())}, 128,
-                        [&] { cuda::merge_kernel<F, Q>(a); });
+  emulate_decode<D, N, Wide, cuda::format_of<T>, Q>(
+      c.layer_view(), tables, static_cast<std::int32_t>(c.spec.group), reinterpret_cast<const std::byte*>(q.data()),
+      reinterpret_cast<std::byte*>(out.data()), c.options(), share, lse == nullptr ? nullptr : lse->data());
   return out;
 }
 

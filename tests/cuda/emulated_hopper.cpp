@@ -7,6 +7,8 @@
 #include <limits>
 
 #include "catch.hpp"
+#include "group_case.hpp"
+#include "kvc/cuda/prefill_arguments.cuh"
 #include "kvc/cuda/prefill_hopper.cuh"
 #include "kvc/cuda/tma_boxes.hpp"
 #include "kvc/element/float16.hpp"
@@ -36,20 +38,11 @@ std::vector<std::byte> run(Case& c, const kvc::BatchTables& tables, const std::v
   if (lse != nullptr) {
     lse->assign(static_cast<std::size_t>(tables.queries() * c.query_heads()), std::nanf(""));
   }
-  const cuda::PrefillTiles tiles = cuda::make_prefill_tiles(static_cast<std::int32_t>(c.spec.group));
+  const cuda::PrefillArguments<F> a =
+      cuda::detail::prefill_arguments(c.layer_view(), batch.view, c.query_heads(), q.data(), out.data(),
+                                      lse == nullptr ? nullptr : lse->data(), c.options());
+  const cuda::PrefillTiles& tiles = a.tiles;
   std::byte* const pool = reinterpret_cast<std::byte*>(c.cache.data());
-  const cuda::PrefillArguments<F> a{cuda::layer_view<T>(pool, c.cache.layout(), c.cache.shape(), c.layer()),
-                                    batch.view,
-                                    tiles,
-                                    q.data(),
-                                    out.data(),
-                                    lse == nullptr ? nullptr : lse->data(),
-                                    static_cast<std::int32_t>(c.query_heads()),
-                                    static_cast<std::int32_t>(c.spec.group),
-                                    cuda::kernel_scale(c.spec.options, c.spec.key_dim),
-                                    c.spec.options.softcap,
-                                    c.spec.options.window,
-                                    c.spec.options.causal};
   cuda::PrefillTensorMaps maps{};
   if (boxes) {
     maps.box = cuda::detail::tma_box_slots(a.kv.blocks, a.kv.block_slots, Traits::keys);
@@ -64,7 +57,7 @@ std::vector<std::byte> run(Case& c, const kvc::BatchTables& tables, const std::v
   }
   static_assert(Traits::shared_bytes + 1024 <= 227 << 10, "Hopper has no more");
   const auto slots = static_cast<unsigned>(cuda::max_prefill_tiles(tiles, tables.size() + 1, tables.queries() + 3));
-  kvc_emulation::launch({slots, static_cast<unsigned>(c.spec.kv_heads * tiles.head_tiles)}, Traits::threads,
+  kvc_emulation::launch({slots, static_cast<unsigned>(a.kv.kv_heads * tiles.head_tiles)}, Traits::threads,
                         [&] { cuda::prefill_hopper_kernel<F, D>(a, maps); });
   return out;
 }
@@ -82,6 +75,27 @@ void check(const PrefillSpec& spec, const typename P::Config& config, float tole
   REQUIRE(lse_difference(lse, expected_lse) < 4e-6F);
   const bool same = run<D>(c, c.tables, c.q, false) == out;
   REQUIRE(same);
+}
+
+/// The same of a layer group. The bits are those of a cache that keeps everything, too.
+template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged>
+void check_group(GroupSpec spec, const typename P::Config& config, float tolerance) {
+  spec.sinks = true;
+  GroupCase<T, P, L, Q> c(spec, config);
+  std::vector<float> lse;
+  const std::vector<std::byte> out = run<D>(c, c.tables, c.q, true, &lse);
+  std::vector<float> expected_lse;
+  const float difference = c.difference(out, c.expected(expected_lse));
+  CAPTURE(D, spec.kind.window, spec.kind.chunk, difference);
+  REQUIRE(difference < tolerance);
+  REQUIRE(lse_difference(lse, expected_lse) < 4e-6F);
+  const bool same = run<D>(c, c.tables, c.q, false) == out;
+  REQUIRE(same);
+  spec.kind.window = spec.kind.chunk = 0;
+  spec.alone = spec.kind.cross_rows == 0;  // a cache has rows of its own
+  GroupCase<T, kvc::Paged, kvc::HeadMajor, Q> full(spec, {.blocks = 100, .block_tokens = 16});
+  const bool as_in_full = run<D>(full, full.tables, c.q) == out;
+  REQUIRE(as_in_full);
 }
 
 /// Copies and products as late as can be, or at once.
@@ -224,6 +238,29 @@ TEST_CASE("emulated Hopper prefill: windows, softcap, and rows that see what com
   }
   spec.options = {.scale = 3.0F, .causal = false, .window = 200};
   check<64, Eigen::half, Format::f16>(spec, {.blocks = 40, .block_tokens = 16}, 4e-3F);
+}
+
+TEST_CASE("emulated Hopper prefill of layer groups: windows, chunks, sinks, latent rows and other inputs",
+          "[cuda][groups]") {
+  GroupSpec spec;
+  const auto set = [&](const kvc::LayerKind& kind, std::vector<PrefillSequence> sequences) {
+    spec.kind = kind;
+    spec.options = options_of(kind);
+    spec.sequences = std::move(sequences);
+  };
+  for (const auto& [window, chunk] : {std::pair<Pos, Pos>{1, 0}, {40, 0}, {150, 0}, {0, 24}, {50, 24}}) {
+    set({.kv_heads = 1, .key_dim = 64, .window = window, .chunk = chunk}, {{1, 1}, {70, 70}, {400, 20}});
+    check_group<64, Eigen::half, Format::f16>(spec, {.blocks = 100, .block_tokens = 16}, 3e-3F);
+    // A ring, of which every slot is an entry, and one stretch that begins with the window.
+    check_group<64, Eigen::half, Format::f16, kvc::TokenMajor, kvc::Contiguous>(
+        spec, {.sequences = 3, .max_tokens = 400, .pass_tokens = 70}, 3e-3F);
+    check_group<64, Eigen::half, Format::f16, kvc::HeadMajor, kvc::Contiguous>(
+        spec, {.sequences = 3, .max_tokens = 400}, 3e-3F);
+  }
+  set({.kv_heads = 1, .key_dim = 144, .value_dim = 128, .window = 90, .latent = true}, {{200, 20}, {30, 30}});
+  check_group<192, Eigen::bfloat16, Format::bf16>(spec, {.blocks = 60, .block_tokens = 16}, 2e-2F);
+  set({.kv_heads = 2, .key_dim = 64, .cross_rows = 130}, {{1, 1}, {200, 150}});
+  check_group<64, Eigen::half, Format::f16>(spec, {.blocks = 60, .block_tokens = 16}, 3e-3F);
 }
 
 TEST_CASE("emulated Hopper prefill: large logits lose no precision", "[cuda]") {

@@ -7,8 +7,7 @@
 #include <set>
 
 #include "catch.hpp"
-#include "kvc/cuda/prefill_kernel.cuh"
-#include "kvc/cuda/prefill_plain.cuh"
+#include "emulate_attention.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/policy/contiguous.hpp"
@@ -25,37 +24,12 @@ using kvc::Pos;
 template <int D, class T, class P, class L, Format Q>
 std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const kvc::BatchTables& tables, const std::vector<std::byte>& q,
                            std::vector<float>* lse = nullptr) {
-  constexpr Format F = cuda::format_of<T>;
-  const HostBatch batch(tables);
   std::vector<std::byte> out(c.out_bytes(tables.queries()), std::byte{0xff});  // NaN
   if (lse != nullptr) {
     lse->assign(static_cast<std::size_t>(tables.queries() * c.query_heads()), std::nanf(""));
   }
-  const cuda::PrefillTiles tiles = cuda::make_prefill_tiles(static_cast<std::int32_t>(c.spec.group));
-  const cuda::PrefillArguments<F> a{
-      cuda::layer_view<T>(reinterpret_cast<std::byte*>(c.cache.data()), c.cache.layout(), c.cache.shape(), c.layer()),
-      batch.view,
-      tiles,
-      q.data(),
-      out.data(),
-      lse == nullptr ? nullptr : lse->data(),
-      static_cast<std::int32_t>(c.query_heads()),
-      static_cast<std::int32_t>(c.spec.group),
-      cuda::kernel_scale(c.spec.options, c.spec.key_dim),
-      c.spec.options.softcap,
-      c.spec.options.window,
-      c.spec.options.causal};
-  if constexpr (D == 0) {
-    const auto grid_y =
-        static_cast<unsigned>((c.query_heads() + cuda::detail::plain_warps - 1) / cuda::detail::plain_warps);
-    kvc_emulation::launch({static_cast<unsigned>(tables.queries() + 2), grid_y}, cuda::detail::plain_threads,
-                          [&] { cuda::plain_prefill_kernel<F, Q>(a); });
-  } else {
-    static_assert(cuda::detail::PrefillTraits<D, F>::shared_bytes <= 163 << 10, "Ampere has no more");
-    const auto slots = static_cast<unsigned>(cuda::max_prefill_tiles(tiles, tables.size() + 1, tables.queries() + 3));
-    kvc_emulation::launch({slots, static_cast<unsigned>(c.spec.kv_heads * tiles.head_tiles)},
-                          cuda::detail::PrefillTraits<D, F>::threads, [&] { cuda::prefill_kernel<F, Q, D>(a); });
-  }
+  emulate_prefill<D, cuda::format_of<T>, Q>(c.layer_view(), tables, c.query_heads(), q.data(), out.data(), c.options(),
+                                            lse == nullptr ? nullptr : lse->data());
   return out;
 }
 

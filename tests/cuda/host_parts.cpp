@@ -1,14 +1,17 @@
 // Code that host and kernels share: divisors, formats, strides, tables, plans, and conflicts between copies.
 #include <algorithm>
 #include <map>
-#include <numeric>
 #include <set>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "catch.hpp"
 #include "decode_case.hpp"
 #include "kvc/cuda/copy_queue.hpp"
 #include "kvc/cuda/decode_plan.hpp"
 #include "kvc/cuda/remembered.hpp"
+#include "kvc/cuda/state.cuh"
 #include "kvc/cuda/view.cuh"
 #include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"
@@ -23,6 +26,13 @@ using namespace kvc_test;
 namespace cuda = kvc::cuda;
 using kvc::Index;
 using kvc::Pos;
+
+/// A space that stands for device memory: nothing may be read from it.
+struct FarSpace : kvc::HostSpace {
+  static constexpr bool host_accessible = false;
+  int flushed = 0;
+  void flush() { ++flushed; }
+};
 
 /// One sequence per list of blocks.
 kvc::BatchTables tables_of(Pos block_tokens, const std::vector<std::vector<std::int32_t>>& blocks,
@@ -76,14 +86,60 @@ TEST_CASE("formats of element types", "[cuda]") {
 
 TEST_CASE("options that kernels do not support are refused", "[cuda]") {
   const float zeros[4] = {};
-  REQUIRE(cuda::kernel_scale({}, 64) == 0.125F);
-  REQUIRE(cuda::kernel_scale({.scale = 3.0F}, 64) == 3.0F);
-  REQUIRE_THROWS_WITH(cuda::kernel_scale({.mask = kvc::AttentionMask::additive(zeros, 1, 1, 4)}, 64), contains("mask"));
-  REQUIRE_THROWS_WITH(cuda::kernel_scale({.sinks = zeros}, 64), contains("sinks.size() is 4, must be 0 on a GPU"));
-  REQUIRE_THROWS_WITH(cuda::kernel_scale({.chunk = 8}, 64), contains("chunk is 8, must be 0 on a GPU"));
-  REQUIRE_THROWS_WITH(cuda::kernel_scale({.window = 8, .kept = 4}, 64), contains("kept is 4, must be 0 on a GPU"));
-  REQUIRE_THROWS_WITH(cuda::kernel_scale({.keys = {0, 5}}, 64), contains("keys"));
-  REQUIRE_THROWS_WITH(cuda::kernel_scale({.window = -1}, 64), contains("window"));
+  const auto scale = [](const cuda::AttentionOptions& options) { return cuda::kernel_scale(options, 64, 4); };
+  REQUIRE(scale({}) == 0.125F);
+  REQUIRE(scale({.scale = 3.0F, .window = 8, .chunk = 4, .kept = 2, .sinks = zeros}) == 3.0F);
+  REQUIRE_THROWS_WITH(scale({.mask = kvc::AttentionMask::additive(zeros, 1, 1, 4)}), contains("mask"));
+  REQUIRE_THROWS_WITH(scale({.sinks = std::span(zeros).first(3)}),
+                      contains("sinks.size() is 3, must be 0 or the number of query heads"));
+  REQUIRE_THROWS_WITH(scale({.keys = {0, 5}}), contains("keys"));
+  REQUIRE_THROWS_WITH(scale({.window = -1}), contains("window"));
+}
+
+TEST_CASE("a layer refuses options by which a row could see what its group drops", "[cuda]") {
+  using kvc::Retained;
+  const auto check = [](const Retained& rule, const Retained& seen) {
+    cuda::LayerRule layer;
+    layer.retained = rule;
+    cuda::detail::require_retains(layer, seen);
+  };
+  check({}, {});
+  check({}, {.window = 5, .chunk = 7, .kept = 2});
+  check({.window = 8, .kept = 2}, {.window = 8, .kept = 2});
+  check({.window = 8}, {.window = 3});
+  check({.window = 8}, {.chunk = 8});
+  check({.chunk = 12}, {.chunk = 4});
+  check({.chunk = 12}, {.window = 1});
+  REQUIRE_THROWS_WITH(check({.window = 8}, {}), contains("window is 0, must be at least 1 and at most 8"));
+  REQUIRE_THROWS_WITH(check({.window = 8}, {.window = 9}), contains("window is 9"));
+  REQUIRE_THROWS_WITH(check({.window = 8}, {.chunk = 9}), contains("window is 0"));
+  REQUIRE_THROWS_WITH(check({.chunk = 12}, {.chunk = 5}), contains("chunk is 5, must be a divisor of 12"));
+  REQUIRE_THROWS_WITH(check({.chunk = 12}, {.window = 2}), contains("chunk is 0"));
+  REQUIRE_THROWS_WITH(check({.window = 8, .kept = 2}, {.window = 8, .kept = 3}),
+                      contains("kept is 3, must be at most 2"));
+  // Nothing else is seen: by every row up to 40.
+  for (const Pos window : {0, 1, 3, 8}) {
+    for (const Pos chunk : {0, 1, 4, 5}) {
+      for (const Retained rule : {Retained{.window = 4}, Retained{.chunk = 4}, Retained{.window = 3, .chunk = 20}}) {
+        const Retained seen{.window = window, .chunk = chunk};
+        bool accepted = true;
+        try {
+          check(rule, seen);
+        } catch (const std::invalid_argument&) {
+          accepted = false;
+        }
+        for (Pos p = 0; p < 40 && accepted; ++p) {
+          REQUIRE(seen.first_seen(p) >= rule.first_seen(p));
+        }
+      }
+    }
+  }
+  cuda::LayerRule rule;
+  rule.group = 2;
+  rule.writable = false;
+  cuda::detail::require_same_group(rule, 2);
+  REQUIRE_THROWS_WITH(cuda::detail::require_same_group(rule, 1), contains("group of the tables is 1"));
+  REQUIRE_THROWS_WITH(cuda::detail::require_writable(rule), contains("reads those of another layer"));
 }
 
 TEMPLATE_TEST_CASE("a layer view finds the rows of a layout, beyond 2^31 elements too", "[cuda]", kvc::HeadMajor,
@@ -153,7 +209,11 @@ TEST_CASE("tables give the place of every position, whatever the policy", "[cuda
 TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]") {
   Random random(5);
   for (int round = 0; round < 200; ++round) {
-    const Pos block_tokens = random.between(1, 40), window = random.one_in(3) ? random.between(1, 2000) : 0;
+    const Pos block_tokens = random.between(1, 40);
+    kvc::Retained seen;
+    seen.window = random.one_in(3) ? random.between(1, 2000) : 0;
+    seen.chunk = random.one_in(4) ? random.between(1, 2000) : 0;
+    seen.kept = !seen.everything() && random.one_in(2) ? random.between(1, 1500) : 0;
     const std::int32_t group = random.between(1, 40);
     const std::int32_t narrow = 8 << random.between(0, 2), wide = std::max(narrow, 8 << random.between(0, 2));
     std::vector<std::vector<std::int32_t>> blocks;
@@ -175,24 +235,23 @@ TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]
       lengths.push_back(length);
     }
     const kvc::BatchTables tables = tables_of(block_tokens, blocks, lengths);
-    const cuda::DecodePlan plan = cuda::make_decode_plan(tables, group, window, {narrow, wide}, !random.one_in(4));
-    std::map<std::array<std::int32_t, 3>, int> covered;  // sequence, split, head of the group
-    std::map<std::array<std::int32_t, 2>, std::pair<Pos, Pos>> ranges;
+    const cuda::DecodePlan plan = cuda::make_decode_plan(tables, group, seen, {narrow, wide}, !random.one_in(4));
+    std::map<std::array<std::int32_t, 2>, std::set<std::pair<Pos, Pos>>> covered;  // sequence, head of the group
+    std::map<std::array<std::int32_t, 2>, std::int32_t> partials;                  // sequence, first position
     const auto visit = [&](const cuda::DecodeItem& item, std::int32_t rows) {
       REQUIRE(item.members * item.heads <= rows);
       REQUIRE(item.first < item.last);
-      const Pos split = item.first / cuda::split_positions;
-      REQUIRE((item.last - 1) / cuda::split_positions == split);
+      REQUIRE((item.last - 1) / cuda::split_positions == item.first / cuda::split_positions);
       for (std::int32_t m = 0; m < item.members; ++m) {
         const cuda::DecodeMember member = plan.members[static_cast<std::size_t>(item.first_member + m)];
         const auto b = static_cast<std::size_t>(member.sequence);
         for (std::int32_t head = 0; head < item.heads; ++head) {
-          ++covered[{member.sequence, split, item.first_head + head}];
+          const bool is_new = covered[{member.sequence, item.first_head + head}].insert({item.first, item.last}).second;
+          REQUIRE(is_new);
         }
-        ranges[{member.sequence, split}] = {item.first, item.last};
-        const Pos first_split = (window > 0 ? std::max(lengths[b] - window, 0) : 0) / cuda::split_positions;
-        const std::int32_t count = plan.partial_begin[b + 1] - plan.partial_begin[b];
-        REQUIRE(member.partial == (count == 1 ? -1 : plan.partial_begin[b] + split - first_split));
+        const std::array<std::int32_t, 2> split{member.sequence, item.first};
+        REQUIRE((partials.count(split) == 0 || partials[split] == member.partial));  // the same for all heads
+        partials[split] = member.partial;
         for (Pos block = item.first / block_tokens; block <= (item.last - 1) / block_tokens; ++block) {
           REQUIRE(blocks[b][static_cast<std::size_t>(block)] ==
                   blocks[static_cast<std::size_t>(item.sequence)][static_cast<std::size_t>(block)]);
@@ -205,27 +264,44 @@ TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]
     for (const cuda::DecodeItem& item : plan.wide) {
       visit(item, wide);
     }
-    const Index positions = std::accumulate(lengths.begin(), lengths.end(), Index{0});
+    Index positions = 0;
+    for (const Pos length : lengths) {
+      for (Pos p = 0; p < length; ++p) {
+        positions += p < seen.kept || p >= seen.first_seen(length - 1) ? 1 : 0;
+      }
+    }
     const cuda::DecodeCapacity most = cuda::decode_capacity(sequences, positions, group, {narrow, wide});
     REQUIRE(plan.partial_begin.back() <= most.partials);
     REQUIRE(std::ssize(plan.members) <= most.partials);
     REQUIRE(std::ssize(plan.narrow) <= most.items);
     REQUIRE(std::ssize(plan.wide) <= most.items);
-    std::size_t expected = 0;
     for (int b = 0; b < sequences; ++b) {
       const Pos length = lengths[static_cast<std::size_t>(b)];
-      Pos at = window > 0 ? std::max(length - window, 0) : 0;
-      while (at < length) {
-        const Pos split = at / cuda::split_positions, end = std::min(length, (split + 1) * cuda::split_positions);
-        REQUIRE(ranges[{b, split}] == std::pair(at, end));
-        for (std::int32_t head = 0; head < group; ++head) {
-          REQUIRE(covered[{b, split, head}] == 1);
-          ++expected;
+      const Pos first = length > 0 ? seen.first_seen(length - 1) : 0;
+      // Its splits, in the order of their partial results: each position that the row sees lies in one of them.
+      std::vector<std::pair<Pos, Pos>> splits;
+      const auto add_range = [&](Pos from, Pos to) {
+        while (from < to) {
+          const Pos end = std::min(to, (from / cuda::split_positions + 1) * cuda::split_positions);
+          splits.emplace_back(from, end);
+          from = end;
         }
-        at = end;
+      };
+      if (first > seen.kept) {
+        add_range(0, seen.kept);
+      }
+      add_range(first > seen.kept ? first : 0, length);
+      const std::int32_t begin = plan.partial_begin[static_cast<std::size_t>(b)];
+      REQUIRE(plan.partial_begin[static_cast<std::size_t>(b) + 1] == begin + static_cast<std::int32_t>(splits.size()));
+      for (std::int32_t head = 0; head < group; ++head) {
+        const bool same = covered[{b, head}] == std::set(splits.begin(), splits.end());
+        REQUIRE(same);
+      }
+      for (std::size_t i = 0; i < splits.size(); ++i) {
+        const std::int32_t expected = splits.size() == 1 ? -1 : begin + static_cast<std::int32_t>(i);
+        REQUIRE(partials[{b, splits[i].first}] == expected);
       }
     }
-    REQUIRE(covered.size() == expected);
   }
 }
 
@@ -238,10 +314,10 @@ TEST_CASE("a plan reads a shared prefix once for as many rows as fit", "[cuda]")
     blocks[static_cast<std::size_t>(i)].push_back(100 + i);
   }
   const kvc::BatchTables tables = tables_of(16, blocks, std::vector<Pos>(16, 1030));
-  const cuda::DecodePlan plan = cuda::make_decode_plan(tables, 4, 0, {8, 32});
+  const cuda::DecodePlan plan = cuda::make_decode_plan(tables, 4, {}, {8, 32});
   REQUIRE(plan.wide.size() == 4);     // two splits, eight sequences of four heads at a time
   REQUIRE(plan.narrow.size() == 16);  // the end of each
-  const cuda::DecodePlan alone = cuda::make_decode_plan(tables, 4, 0, {8, 32}, false);
+  const cuda::DecodePlan alone = cuda::make_decode_plan(tables, 4, {}, {8, 32}, false);
   REQUIRE(alone.wide.empty());
   REQUIRE(alone.narrow.size() == 48);
 }
@@ -263,24 +339,103 @@ TEST_CASE("copies wait together unless one needs the other", "[cuda]") {
   REQUIRE_FALSE(queue.conflicts(copy(2048, 448, 64, 1, 128)));
 }
 
-TEST_CASE("a view of a cache with layer groups is refused", "[cuda]") {
+TEST_CASE("a view of a layer finds the rows of its group", "[cuda]") {
   struct Space : kvc::HostSpace {
     static void flush() {}
   };
-  using Cache = kvc::KvCache<float, kvc::Paged, kvc::HeadMajor, Space>;
-  const kvc::Shape shape{.layers = 2, .kv_heads = 1, .key_dim = 8};
-  Cache plain(shape, {.blocks = 2, .block_tokens = 4});
-  REQUIRE(cuda::view(plain, 1).blocks == 2);
-  kvc::LayerGroups windows;
-  windows.add({.kv_heads = 1, .key_dim = 8, .window = 4}, 2);
-  kvc::LayerGroups reader(shape);
-  reader.add_reader_of(0);
-  for (const kvc::LayerGroups& layers : {windows, reader}) {
-    Cache cache(layers, {.blocks = 2, .block_tokens = 4});
-    REQUIRE_THROWS_WITH(cuda::view(cache, 1), contains("cuda::view knows no other"));
-  }
-  Cache cache(windows, {.blocks = 2, .block_tokens = 4});
-  REQUIRE_THROWS_WITH(kvc::make_tables(cache.policy(), {}, {}), contains("policy.groups() is 1"));
+  const auto check = [](auto& cache) {
+    using Cache = std::remove_reference_t<decltype(cache)>;
+    using Storage = typename Cache::Storage;
+    for (Index layer = 0; layer < cache.layers().layers(); ++layer) {
+      const kvc::LayerPlace place = cache.layers().place(layer);
+      const kvc::LayerGroup& group = cache.layers().groups()[static_cast<std::size_t>(place.group)];
+      const auto& layout = cache.group_layout(place.group);
+      const auto view = cuda::view(cache, layer);
+      REQUIRE(view.rule.group == place.group);
+      REQUIRE(view.rule.retained == group.retained);
+      REQUIRE(view.rule.latent == group.latent);
+      REQUIRE(view.rule.cross == (group.cross_rows > 0));
+      REQUIRE(view.rule.writable == place.is_owner);
+      REQUIRE(view.kv_heads == group.shape.kv_heads);
+      REQUIRE(view.key_dim == group.shape.key_dim);
+      REQUIRE(view.value_dim == group.shape.value_dim);
+      const auto at = [&](std::byte* row) { return reinterpret_cast<Storage*>(row) - cache.data(); };
+      for (const int block : {0, 1}) {
+        for (Index head = 0; head < group.shape.kv_heads; ++head) {
+          for (const Pos slot : {0, 3}) {
+            const kvc::BlockId id{block};
+            REQUIRE(at(view.k_row(block, head, slot)) == layout.k(id, place.layer, head, slot));
+            REQUIRE(at(view.v_row(block, head, slot)) == layout.v(id, place.layer, head, slot));
+          }
+        }
+      }
+    }
+  };
+  kvc::LayerGroups layers;
+  layers.add({.kv_heads = 2, .key_dim = 8});
+  layers.add({.kv_heads = 1, .key_dim = 24, .value_dim = 16, .window = 4}, 2);
+  layers.add({.kv_heads = 1, .key_dim = 16, .value_dim = 8, .latent = true});
+  layers.add_reader_of(1);
+  layers.add({.kv_heads = 2, .key_dim = 8, .cross_rows = 7});
+  kvc::KvCache<float, kvc::Paged, kvc::HeadMajor, Space> paged(layers, {.blocks = 2, .block_tokens = 4});
+  check(paged);
+  kvc::KvCache<Eigen::half, kvc::Contiguous, kvc::TokenMajor, Space> contiguous(layers,
+                                                                                {.sequences = 2, .max_tokens = 40});
+  REQUIRE(cuda::view(contiguous, 1).blocks == contiguous.policy().blocks());
+  kvc::LayerGroups compressed = layers;
+  compressed.add({.kv_heads = 1, .key_dim = 8, .tokens_per_row = 4});
+  kvc::KvCache<float, kvc::Paged, kvc::HeadMajor, Space> rows(compressed, {.blocks = 8, .block_tokens = 4});
+  REQUIRE_THROWS_WITH(cuda::view(rows, 6), contains("read no compressed rows"));
+  kvc::KvCache<kvc::Int8, kvc::Paged, kvc::HeadMajor, Space> bytes(layers, {.blocks = 8, .block_tokens = 4});
+  (void)cuda::view(bytes, 0);
+  REQUIRE_THROWS_WITH(cuda::view(bytes, 3), contains("read no latent rows of int8"));
+  kvc::LayerGroups recurrent = layers;
+  recurrent.add_state(100);
+  kvc::KvCache<float, kvc::Paged, kvc::HeadMajor, Space> states(recurrent, {.blocks = 8, .block_tokens = 4});
+  REQUIRE_THROWS_WITH(cuda::view(states, 6), contains("this one has a recurrent state"));
+  REQUIRE_THROWS_WITH(cuda::view(states, 7), contains("layer is 7"));
+  REQUIRE_THROWS_WITH(kvc::make_tables(paged.policy(), {}, {}), contains("policy.groups() is 4"));
+}
+
+TEST_CASE("states in device memory have addresses there, and queued copies precede them", "[cuda]") {
+  kvc::LayerGroups layers;
+  layers.add({.kv_heads = 1, .key_dim = 8});
+  layers.add_state(100, 2);
+  const auto check = [](auto& cache) {
+    const kvc::SeqId seq = cache.open();
+    REQUIRE(cuda::state(cache, 1, seq).empty());
+    auto append = cache.extend(seq, kvc::TokenSpan({1, 2, 3, 4, 5}), {2});
+    const std::span<const Pos> lengths = cache.states_to_write(append);
+    REQUIRE(std::vector<Pos>(lengths.begin(), lengths.end()) == std::vector<Pos>{2, 5});
+    const auto* const pool = reinterpret_cast<const std::byte*>(cache.data());
+    std::set<const std::byte*> places;
+    for (const Pos length : lengths) {
+      for (const Index layer : {1, 2}) {
+        const int before = cache.space().flushed;
+        const std::span<std::byte> state = cuda::state_to_write(cache, layer, append, length);
+        REQUIRE(cache.space().flushed == before + 1);
+        REQUIRE(state.size() == 100);
+        REQUIRE((state.data() - pool) % 64 == 0);
+        REQUIRE(state.data() >= pool);
+        REQUIRE(state.data() + 100 <= pool + cache.pool_bytes());
+        REQUIRE(cuda::state(cache, layer, seq, length).data() == state.data());
+        places.insert(state.data());
+      }
+    }
+    REQUIRE(places.size() == 4);
+    REQUIRE_THROWS_WITH(cuda::state_to_write(cache, 0, append, 5), contains("a recurrent one"));
+    REQUIRE_THROWS_WITH(cuda::state_to_write(cache, 1, append, 4), contains("length is 4"));
+    const std::byte* const last = cuda::state(cache, 2, seq, 5).data();
+    cache.commit(std::move(append));
+    REQUIRE(cuda::state(cache, 2, seq).data() == last);
+    const kvc::SeqId fork = cache.fork(seq);
+    REQUIRE(cuda::state(cache, 2, fork).data() == last);  // shared: it never changes
+  };
+  kvc::KvCache<float, kvc::Paged, kvc::HeadMajor, FarSpace> paged(layers, {.blocks = 30, .block_tokens = 4});
+  check(paged);
+  kvc::KvCache<kvc::Int8, kvc::PrefixShared<>, kvc::HeadMajor, FarSpace> shared(layers,
+                                                                                {.blocks = 60, .block_tokens = 4});
+  check(shared);
 }
 
 TEST_CASE("what the driver answers is asked for once per device", "[cuda]") {

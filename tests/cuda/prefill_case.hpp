@@ -98,6 +98,10 @@ class PrefillCase {
 
   [[nodiscard]] Index query_heads() const { return spec.kv_heads * spec.group; }
   [[nodiscard]] Index layer() const { return 1; }
+  [[nodiscard]] auto layer_view() {
+    return kvc::cuda::layer_view<T>(reinterpret_cast<std::byte*>(cache.data()), cache.layout(), cache.shape(), layer());
+  }
+  [[nodiscard]] const kvc::AttentionOptions& options() const { return spec.options; }
   [[nodiscard]] kvc::BatchTables tables_of(const std::vector<kvc::SeqId>& of, const std::vector<Pos>& rows) const {
     return kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(of), std::span<const Pos>(rows));
   }

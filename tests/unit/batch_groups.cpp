@@ -156,11 +156,44 @@ TEST_CASE("The appends of a grouped cache are a batch of each group", "[batch][g
   REQUIRE_THROWS_WITH(make_batch(cache, 3, steps), contains("group is 3, must be between 0 and 2"));
   REQUIRE_THROWS_WITH(make_tables(cache.policy(), -1, sequences, std::vector<Pos>{1, 4}), contains("group is -1"));
   REQUIRE_THROWS_WITH(make_tables(cache.policy(), 0, sequences, std::vector<Pos>{1}), contains("queries.size() is 1"));
-  // Kernels that know of no gap are not given one.
-  REQUIRE_THROWS_WITH(cuda::make_decode_plan(make_tables(cache, 1, steps), 1, 3, {1, 1}),
-                      contains("positions that a layer group has dropped"));
+  // A plan by which a row sees no more than the group keeps is made, and no other.
+  REQUIRE(cuda::make_decode_plan(make_tables(cache, 1, steps), 1, {.window = 3}, {1, 1}).narrow.size() == 2);
+  REQUIRE_THROWS_WITH(cuda::make_decode_plan(make_tables(cache, 1, steps), 1, {.window = 4}, {1, 1}),
+                      contains("position 6 of sequence 0 of the batch is gone, must be one whose row is there, because "
+                               "the row at position 9 sees it"));
+  REQUIRE_THROWS_WITH(cuda::make_decode_plan(make_tables(cache, 1, steps), 1, {}, {1, 1}), contains("position 0"));
   steps[0].rollback();
   REQUIRE_THROWS_WITH(make_tables(cache, 0, steps), contains("append is finished"));
+}
+
+TEST_CASE("Tables say from where on there are rows, and refuse query rows that see others", "[batch][groups]") {
+  Paged policy({.blocks = 64, .block_tokens = 4}, three_groups(2));
+  const std::vector<SeqId> sequences = sequences_of(policy, std::vector<Pos>{21, 3, 9});
+  REQUIRE(policy.try_extend(sequences[0], 2));
+  REQUIRE(policy.try_extend(sequences[1], 7));
+  const auto tables = [&](Index group, std::vector<Pos> queries) {
+    return make_tables(policy, group, sequences, queries);
+  };
+  // Of 21 positions the window of 6 and a reserve of 2 leave 14 and later ones, of 9 positions 2 and later ones.
+  REQUIRE(tables(0, {2, 7, 0}).rows_from == Ints{0, 0, 0});
+  REQUIRE(tables(1, {2, 7, 0}).rows_from == Ints{14, 0, 2});
+  REQUIRE(tables(2, {2, 7, 0}).rows_from == Ints{15, 0, 3});
+  REQUIRE(tables(1, {2, 7, 0}).retained == Retained{.window = 6});
+  REQUIRE(tables(2, {2, 7, 0}).retained == Retained{.window = 5, .kept = 2});
+  for (const Index group : {0, 1, 2}) {
+    const BatchTables step = tables(group, {4, 10, 2});  // rows of the reserve, too
+    step.require_rows_for(step.retained);
+  }
+  const auto refuses = [&](Index group, std::vector<Pos> queries, const Retained& seen, const char* what) {
+    REQUIRE_THROWS_WITH(tables(group, queries).require_rows_for(seen), contains(what));
+  };
+  refuses(1, {5, 7, 0}, {.window = 6}, "position 13 of sequence 0");
+  refuses(1, {2, 7, 3}, {.window = 6}, "position 1 of sequence 2");
+  refuses(2, {2, 7, 0}, {.window = 5, .kept = 3}, "position 2 of sequence 0");
+  refuses(2, {2, 7, 0}, {}, "position 2 of sequence 0");
+  tables(2, {0, 7, 0}).require_rows_for({});  // nothing is gone of a sequence with query rows
+  tables(2, {2, 7, 0}).require_rows_for({.window = 3});
+  tables(2, {2, 7, 0}).require_rows_for({.chunk = 5, .kept = 1});  // from 20 on
 }
 
 TEST_CASE("One group of full attention has the same tables with its number and without", "[batch][groups]") {

@@ -59,13 +59,20 @@ void launch_append(const AppendArguments<F>& a, Index most_rows, cudaStream_t st
 /// elements. Rows beyond those of the uploaded batch are neither read nor written. The call does not synchronise and
 /// may be captured in a graph.
 ///
-/// Throws std::invalid_argument if a shape, stride, address or rotary_dim does not fit, or a dim is not a multiple of 8
-/// up to 256; cuda::Error if the launch fails.
+/// Of a cross-attention layer the tables are those of Batch::upload_cross_rows, and the rows those of the other input.
+///
+/// Throws std::invalid_argument if a shape, stride, address or rotary_dim does not fit, a dim is not a multiple of 8 up
+/// to 256, the batch is of another layer group, or the layer is latent or reads the rows of another one; cuda::Error if
+/// the launch fails.
 template <class Scalar, Format F>
 void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Scalar> k, MatrixRef<const Scalar> v,
            cudaStream_t stream, const RopeView& rope = {}, MatrixRef<Scalar> q = {}) {
   static_assert(format_of<Scalar> == Format::f32 || code_bytes(format_of<Scalar>) == 2,
                 "keys and values come as float, __half or __nv_bfloat16");
+  detail::require_same_group(kv.rule, batch.group());
+  detail::require_writable(kv.rule);
+  require(!kv.rule.latent, "layer", "latent",
+          "one that stores values, to write any: write(layer, batch, rows, stream)");
   require(kv.key_dim % 8 == 0 && kv.key_dim <= 256, "key_dim", kv.key_dim, "a multiple of 8 up to 256");
   require(kv.value_dim % 8 == 0 && kv.value_dim <= 256, "value_dim", kv.value_dim, "a multiple of 8 up to 256");
   const Index most = batch.limits().queries;
@@ -93,6 +100,29 @@ void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Scalar> k
                          reinterpret_cast<const std::byte*>(v.data()), reinterpret_cast<std::byte*>(q.data()),
                          k.stride(), v.stride(), q.stride(), static_cast<std::int32_t>(query_heads), rope},
       most, stream);
+}
+
+/// Stores the latent rows, or the keys alone, of a batch's query rows: as above, for a layer without values.
+///
+///   rows  [queries, kv_heads * key_dim], with RoPE where the model has it
+///
+/// Throws as above, and if the layer is not latent or key_dim is not a multiple of 16 up to 4096.
+template <class Scalar, Format F>
+void write(const LayerView<F>& kv, const Batch& batch, MatrixRef<const Scalar> rows, cudaStream_t stream) {
+  static_assert(format_of<Scalar> == Format::f32 || code_bytes(format_of<Scalar>) == 2,
+                "rows come as float, __half or __nv_bfloat16");
+  detail::require_same_group(kv.rule, batch.group());
+  detail::require_writable(kv.rule);
+  require(kv.rule.latent, "layer", "one that stores values", "latent: write(layer, batch, k, v, stream)");
+  require(kv.key_dim % 16 == 0 && kv.key_dim <= 4096, "key_dim", kv.key_dim, "a multiple of 16 up to 4096");
+  const Index most = batch.limits().queries;
+  detail::require_rows(rows, Index{kv.kv_heads} * kv.key_dim, most, "rows");
+  for (std::int32_t head = 0; head < kv.kv_heads; ++head) {
+    detail::launch_append<Scalar>(
+        detail::latent_append_arguments<format_of<Scalar>>(
+            kv, batch.view(), reinterpret_cast<const std::byte*>(rows.data()), rows.stride(), head),
+        most, stream);
+  }
 }
 
 }  // namespace cuda

@@ -88,6 +88,27 @@ __device__ __forceinline__ void to_floats(const InputChunk<I>& chunk, float (&x)
   }
 }
 
+/// The arguments that store the latent rows of one head, in parts: the first half of a row as keys of several heads, the
+/// second half as their values. `rows` have `stride` elements of format I each. key_dim must be a multiple of 16.
+template <Format I, Format F>
+[[nodiscard]] AppendArguments<F> latent_append_arguments(const LayerView<F>& kv, const BatchView& batch,
+                                                         const std::byte* rows, Index stride, std::int32_t head) {
+  const std::int32_t half = kv.key_dim / 2;
+  std::int32_t dim = 128;  // the largest part that a half of a warp copies at once
+  while (half % dim != 0) {
+    dim -= 8;
+  }
+  LayerView<F> parts = kv;
+  parts.k.base += head * kv.k.head;
+  parts.k.head = Index{dim} * code_bytes(F);
+  parts.v = parts.k;
+  parts.v.base += Index{half} * code_bytes(F);
+  parts.kv_heads = half / dim;
+  parts.key_dim = parts.value_dim = dim;
+  const std::byte* const first = rows + Index{head} * kv.key_dim * code_bytes(I);
+  return {parts, batch, first, first + Index{half} * code_bytes(I), nullptr, stride, stride, 0, 0, {}};
+}
+
 /// How a lane rotates the 8 elements of its chunk, in each head of one position: element i becomes
 /// first[i] * by_first[i] + second[i] * by_second[i], where (first[i], second[i]) is the pair that it belongs to.
 struct Rotation {

@@ -4,6 +4,10 @@
 //   batch.upload(cache, steps, stream);                                       // each step, after the last extend
 //   cuda::write(cuda::view(cache, layer), batch, ...);                        // each layer; may be a captured graph
 //
+// A model with layer groups has a Batch for each group, and passes its number:
+//
+//   batches[g].upload(cache, g, steps, stream);                               // each step and group
+//
 // Device addresses are fixed, and kernels read all sizes on the device. So a graph that was captured with one batch
 // also runs with the next.
 #pragma once
@@ -11,9 +15,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "kvc/batch.hpp"
-#include "kvc/cache/one_group.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/upload.cuh"
@@ -30,7 +36,8 @@ struct BatchLimits {
   Index queries = 0;  ///< query rows of all sequences
 };
 
-/// The block tables of a batch in device memory. Allocates at construction only; not copyable.
+/// The block tables of a batch in device memory. Allocates at construction only; not copyable. It serves one layer group:
+/// that of its first upload.
 class Batch {
  public:
   /// Allocates device and pinned memory for batches up to `limits`.
@@ -39,6 +46,8 @@ class Batch {
 
   /// The limits that it was made for.
   [[nodiscard]] const BatchLimits& limits() const noexcept { return limits_; }
+  /// The layer group of its tables; -1 before the first upload.
+  [[nodiscard]] Index group() const noexcept { return group_; }
   /// The arguments of kernels. Constant for the life of the batch.
   [[nodiscard]] BatchView view() const noexcept {
     const std::byte* const p = upload_.device();
@@ -48,34 +57,37 @@ class Batch {
             array(offsets_.kv_indptr),
             array(offsets_.kv_indices),
             array(offsets_.first_slots),
-            array(offsets_.seq_lens)};
+            array(offsets_.seq_lens),
+            reinterpret_cast<const EntryGap*>(p + offsets_.gaps)};
   }
 
   /// Replaces the batch. Kernels that were launched on `stream` before still read the old tables, later ones read the
   /// new. Does not wait for the device unless two uploads are still in flight. O(table entries).
-  /// Throws std::invalid_argument if the batch exceeds the limits, positions are gone (see BatchTables::has_gaps) or the
-  /// stream is being captured (nothing has changed then), Error.
+  /// Throws std::invalid_argument if the batch exceeds the limits, is of another layer group than the batches before,
+  /// has a query row that sees a position whose row is gone (BatchTables::require_rows_for), or the stream is being
+  /// captured (nothing has changed then), Error.
   void upload(const BatchTables& tables, cudaStream_t stream) {
-    require(!tables.has_gaps(), "tables", "without entries for positions that a layer group has dropped",
-            "of sequences that have all of theirs: the kernels of kvc::cuda read no others");
+    require(group_ == -1 || tables.group == group_, "group of the tables", tables.group,
+            "that of the earlier uploads: a Batch serves one layer group");
+    tables.require_rows_for(tables.retained);
     require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
             "within the limit of the Batch");
     require(static_cast<Index>(tables.kv_indices.size()) <= limits_.blocks, "blocks of the batch",
             tables.kv_indices.size(), "within the limit of the Batch");
     require(tables.queries() <= limits_.queries, "rows of queries", tables.queries(), "within the limit of the Batch");
     std::byte* const p = upload_.begin(stream);
-    const BatchHeader header{tables.size(), tables.queries(), Divisor(tables.block_tokens),
-                             !tables.first_slots.empty()};
+    const BatchHeader header(tables);
+    const std::vector<EntryGap> gaps = entry_gaps(tables);
     detail::put(p, offsets_.header, std::span<const BatchHeader>(&header, 1));
-    const auto put = [p](std::size_t at, const std::vector<std::int32_t>& from) {
-      return detail::put(p, at, std::span<const std::int32_t>(from));
-    };
+    const auto put = [p](std::size_t at, const auto& from) { return detail::put(p, at, std::span(from)); };
     put(offsets_.q_indptr, tables.q_indptr);
     put(offsets_.kv_indptr, tables.kv_indptr);
     put(offsets_.seq_lens, tables.seq_lens);
+    put(offsets_.gaps, gaps);
     upload_.send(0, put(offsets_.kv_indices, tables.kv_indices), stream);
     upload_.send(offsets_.first_slots, put(offsets_.first_slots, tables.first_slots), stream);
     upload_.end(stream);
+    group_ = tables.group;
   }
   /// Uploads the tables of the sequences of `appends`, a range of Cache::Append; the query rows of each sequence are
   /// the tokens that its append reserves. Launches the queued copies of the cache first. Returns the tables, which
@@ -83,11 +95,27 @@ class Batch {
   /// has layer groups.
   template <class Cache, class Appends>
   BatchTables upload(Cache& cache, const Appends& appends, cudaStream_t stream) {
-    require_one_group(cache, "cuda::Batch");
-    BatchTables tables = make_tables(cache, appends);
-    cache.space().flush();
-    upload(tables, stream);
-    return tables;
+    return upload_of(cache, make_tables(cache, appends), stream);
+  }
+  /// The same of one layer group: of layer i that of number cache.layers().place(i).group. Of a cross-attention group
+  /// the tables are for attention; upload_cross_rows has those for `write`.
+  template <class Cache, class Appends>
+  BatchTables upload(Cache& cache, Index group, const Appends& appends, cudaStream_t stream) {
+    return upload_of(cache, make_tables(cache, group, appends), stream);
+  }
+  /// The tables to write a cross-attention group by. The query rows of a sequence are the rows of its other input if its
+  /// append is the first one, and none otherwise (KvCache::rows_to_write). Throws as above, and if the group is another.
+  template <class Cache, class Appends>
+  BatchTables upload_cross_rows(Cache& cache, Index group, const Appends& appends, cudaStream_t stream) {
+    BatchTables tables = make_tables(cache, group, appends);
+    require(cache.layers().groups()[static_cast<std::size_t>(group)].cross_rows > 0, "group", group,
+            "one of cross attention");
+    std::size_t i = 0;
+    for (const auto& append : appends) {
+      tables.q_indptr[i + 1] = tables.q_indptr[i] + cache.policy().extension(append.seq(), group).size();
+      ++i;
+    }
+    return upload_of(cache, std::move(tables), stream);
   }
 
  private:
@@ -98,12 +126,19 @@ class Batch {
       q_indptr = layout.add<std::int32_t>(limits.sequences + 1);
       kv_indptr = layout.add<std::int32_t>(limits.sequences + 1);
       seq_lens = layout.add<std::int32_t>(limits.sequences);
+      gaps = layout.add<EntryGap>(limits.sequences);
       kv_indices = layout.add<std::int32_t>(limits.blocks);
       first_slots = layout.add<std::int32_t>(limits.blocks);
       bytes = layout.bytes();
     }
-    std::size_t header, q_indptr, kv_indptr, seq_lens, kv_indices, first_slots, bytes;
+    std::size_t header, q_indptr, kv_indptr, seq_lens, gaps, kv_indices, first_slots, bytes;
   };
+  template <class Cache>
+  BatchTables upload_of(Cache& cache, BatchTables tables, cudaStream_t stream) {
+    cache.space().flush();
+    upload(tables, stream);
+    return tables;
+  }
   static const BatchLimits& checked(const BatchLimits& limits) {
     require_between(limits.sequences, Index{1}, Index{max_pos}, "limits.sequences");
     require_between(limits.blocks, Index{1}, Index{max_pos}, "limits.blocks");
@@ -114,6 +149,7 @@ class Batch {
   BatchLimits limits_;
   Offsets offsets_;
   Upload upload_;
+  Index group_ = -1;
 };
 
 }  // namespace cuda

@@ -2,7 +2,7 @@
 //
 //   cuda::DecodeWork work({.sequences = 256, .positions = 1 << 20, .query_heads = 32, .kv_heads = 8, .dim = 128,
 //                          .format = cuda::format_of<T>});                                         // once
-//   work.upload(tables, window, stream);                                                           // each step
+//   work.upload(tables, {.window = 1024}, stream);                                                 // each step
 //   cuda::decode(cuda::view(cache, layer), batch, work, q, out, options, stream);                  // each layer
 //
 // A row has the same bits in every batch, for every policy, layout and block size, and whether or not its prefix is
@@ -17,9 +17,11 @@
 #include <type_traits>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/retained.hpp"
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/decode_kernel.cuh"
+#include "kvc/cuda/decode_limits.hpp"
 #include "kvc/cuda/decode_plan.hpp"
 #include "kvc/cuda/element.cuh"
 #include "kvc/cuda/merge_kernel.cuh"
@@ -31,24 +33,7 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// The largest batch that a DecodeWork can plan for, and the shape of the model.
-struct DecodeLimits {
-  Index sequences = 0;
-  Index positions = 0;  ///< of all sequences together; shared positions count once per sequence
-  Index query_heads = 0;
-  Index kv_heads = 0;
-  Index dim = 0;                 ///< key_dim and value_dim
-  Format format = Format::none;  ///< of the cache: format_of<T>
-};
-
 namespace detail {
-/// Query rows that each kernel handles at once, as many as its registers hold: at most 32 for caches of 16-bit
-/// elements, 16 for caches of bytes, whose conversion to 16 bits takes registers, and 8 beyond dim 128.
-[[nodiscard]] constexpr ItemRows item_rows(Format format, Index group, Index dim) noexcept {
-  const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
-  return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
-}
-
 /// How many thread blocks of a kernel the current device can hold at once. `known` is that kernel's own.
 template <class Kernel>
 [[nodiscard]] unsigned resident_blocks(PerDevice& known, Kernel kernel, int threads) {
@@ -69,7 +54,7 @@ class DecodeWork {
   /// Throws std::invalid_argument if a limit is not positive, dim is not a multiple of 8 up to 256, query_heads is not
   /// a multiple of kv_heads, or the format is not f16, bf16, fp8_e4m3 or int8; OutOfMemory; Error.
   explicit DecodeWork(const DecodeLimits& limits)
-      : limits_(checked(limits)),
+      : limits_(detail::checked(limits)),
         offsets_(limits_),
         upload_(offsets_.bytes),
         partials_(static_cast<std::size_t>(offsets_.partials * limits_.query_heads * limits_.dim) * sizeof(float)),
@@ -83,8 +68,10 @@ class DecodeWork {
   }
   /// Query rows that each kernel handles at once.
   [[nodiscard]] ItemRows item_rows() const noexcept { return detail::item_rows(limits_.format, group(), limits_.dim); }
-  /// The window of the current plan; 0: none.
-  [[nodiscard]] Pos window() const noexcept { return window_; }
+  /// What rows see by the current plan.
+  [[nodiscard]] const Retained& seen() const noexcept { return seen_; }
+  /// The layer group of the tables of the current plan; -1 before the first one.
+  [[nodiscard]] Index layer_group() const noexcept { return layer_group_; }
   /// The current plan, in device memory.
   [[nodiscard]] DecodePlanView view() const noexcept {
     const std::byte* const p = upload_.device();
@@ -99,24 +86,27 @@ class DecodeWork {
   /// Largest scores and sums of the partial outputs in device memory.
   [[nodiscard]] float* partial_sums() const noexcept { return reinterpret_cast<float*>(partial_sums_.data()); }
 
-  /// Plans the decode of one row of each sequence and uploads the plan. The plan serves all layers with this window.
+  /// Plans the decode of one row of each sequence and uploads the plan. The plan serves all layers of a group whose rows
+  /// see as much.
   ///
   ///   tables          those of the Batch that decode() gets
+  ///   seen            what a row sees: the window, chunk and kept of the options that decode() gets; {}: everything
   ///   share_prefixes  read a prefix that sequences share once for all of them; this changes no bit of the result
   ///
   /// Does not wait for the device unless two uploads are still in flight. O(entries + items), and a sort of the batch.
-  /// Throws std::invalid_argument if the batch exceeds the limits, the window is negative, or the stream is being
-  /// captured; Error.
-  void upload(const BatchTables& tables, Pos window, cudaStream_t stream, bool share_prefixes = true) {
-    require(window >= 0, "window", window, "at least 0 (0: no window)");
+  /// Throws std::invalid_argument if the batch exceeds the limits, `seen` is not possible, a row sees a position whose
+  /// row is gone, or the stream is being captured; Error.
+  void upload(const BatchTables& tables, const Retained& seen, cudaStream_t stream, bool share_prefixes = true) {
+    require_valid(seen);
     require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
             "within the limit of the DecodeWork");
     Index positions = 0;
     for (const std::int32_t length : tables.seq_lens) {
-      positions += length;
+      const DecodeKeys keys = decode_keys(seen, length);
+      positions += keys.kept + (keys.length - keys.first);
     }
     require(positions <= limits_.positions, "positions of the batch", positions, "within the limit of the DecodeWork");
-    const DecodePlan plan = make_decode_plan(tables, group(), window, item_rows(), share_prefixes);
+    const DecodePlan plan = make_decode_plan(tables, group(), seen, item_rows(), share_prefixes);
     const std::int32_t counts[2] = {static_cast<std::int32_t>(plan.narrow.size()),
                                     static_cast<std::int32_t>(plan.wide.size())};
     std::byte* const p = upload_.begin(stream);
@@ -127,7 +117,8 @@ class DecodeWork {
     upload_.send(offsets_.members, detail::put(p, offsets_.members, std::span<const DecodeMember>(plan.members)),
                  stream);
     upload_.end(stream);
-    window_ = window;
+    seen_ = seen;
+    layer_group_ = tables.group;
   }
 
  private:
@@ -151,26 +142,13 @@ class DecodeWork {
     Index partials, items;
     std::size_t counts, partial_begin, narrow, wide, members, bytes;
   };
-  static const DecodeLimits& checked(const DecodeLimits& limits) {
-    require_between(limits.sequences, Index{1}, Index{max_pos}, "limits.sequences");
-    require_between(limits.positions, Index{1}, Index{1} << 38, "limits.positions");
-    require_between(limits.kv_heads, Index{1}, Index{1} << 16, "limits.kv_heads");
-    require_between(limits.query_heads, Index{1}, Index{65535}, "limits.query_heads");
-    require(limits.query_heads % limits.kv_heads == 0, "limits.query_heads", limits.query_heads,
-            "a multiple of kv_heads");
-    require(limits.dim >= 8 && limits.dim <= 256 && limits.dim % 8 == 0, "limits.dim", limits.dim,
-            "a multiple of 8 up to 256");
-    require(limits.format != Format::none && limits.format != Format::f32, "limits.format",
-            static_cast<int>(limits.format), "f16, bf16, fp8_e4m3 or int8: format_of<T> of the cache");
-    return limits;
-  }
-
   DecodeLimits limits_;
   Offsets offsets_;
   Upload upload_;
   DeviceBuffer partials_;
   DeviceBuffer partial_sums_;
-  Pos window_ = 0;
+  Retained seen_{};
+  Index layer_group_ = -1;
 };
 
 namespace detail {
@@ -215,13 +193,14 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 /// out[b] = attention of query row b, at the last position of sequence b, over the positions that `options` let it see.
 ///
 ///   kv           one layer of a cache; f16 or bf16 (then Scalar is the same type), Fp8E4M3 or Int8
-///   batch        the uploaded tables
+///   batch        the uploaded tables of its layer group
 ///   work         the uploaded plan of the same tables
 ///   q            [batch, query_heads * dim]
 ///   out          [batch, query_heads * dim], overwritten; 0 for a sequence without positions
 ///   lse          [batch, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over
-///                the visible positions, -infinity for a sequence without positions. Results over disjoint sets of keys
-///                merge by these weights.
+///                the visible positions, without sinks; -infinity for a sequence without positions. Results over
+///                disjoint sets of keys, without sinks, merge by these weights.
+///   options      window, chunk and kept are those that were planned for; sinks are in device memory
 ///   Scalar       __half or __nv_bfloat16
 ///
 /// All arrays are in device memory; q and out are at multiples of 16 bytes. Query head h reads kv head
@@ -229,7 +208,10 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 /// caches of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it. The call allocates
 /// nothing, does not synchronise, and may be captured in a graph: sizes and work items are read on the device.
 ///
-/// Throws std::invalid_argument if shapes, options or alignment do not fit, Error if a launch fails.
+/// Latent rows have key_dim != value_dim, or more than 256 elements: prefill() takes them, with one row per sequence.
+///
+/// Throws std::invalid_argument if shapes, options or alignment do not fit, a row could see what the layer's group drops,
+/// or the batch is of another group; Error if a launch fails.
 template <class Scalar, Format F>
 void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Scalar* q, Scalar* out,
             const AttentionOptions& options, cudaStream_t stream, float* lse = nullptr) {
@@ -238,12 +220,9 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
   static_assert(F == Q || code_bytes(F) == 1,
                 "a cache of 16-bit elements takes queries of the same, and one of float none");
   const DecodeLimits& limits = work.limits();
-  const float scale = kernel_scale(options, kv.key_dim);
-  require(F == limits.format, "format", static_cast<int>(F), "that of the DecodeWork");
-  require(kv.kv_heads == limits.kv_heads, "kv_heads", kv.kv_heads, "that of the DecodeWork");
-  require(kv.key_dim == limits.dim, "key_dim", kv.key_dim, "the dim of the DecodeWork");
-  require(kv.value_dim == limits.dim, "value_dim", kv.value_dim, "the dim of the DecodeWork");
-  require(options.window == work.window(), "window", options.window, "that which was planned for");
+  detail::require_same_group(kv.rule, batch.group());
+  detail::require_same_group(kv.rule, work.layer_group());
+  const float scale = detail::checked_decode(kv, limits, work.seen(), options);
   detail::require_aligned(q, 16, "q");
   detail::require_aligned(out, 16, "out");
 
@@ -253,6 +232,7 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
                              reinterpret_cast<const std::byte*>(q),
                              reinterpret_cast<std::byte*>(out),
                              lse,
+                             options.sinks.empty() ? nullptr : options.sinks.data(),
                              work.partials(),
                              work.partial_sums(),
                              static_cast<std::int32_t>(limits.query_heads),

@@ -45,6 +45,7 @@ struct DecodeArguments {
   const std::byte* q;   ///< [batch, query_heads * key_dim]
   std::byte* out;       ///< [batch, query_heads * value_dim]
   float* lse;           ///< [batch, query_heads] natural logarithms, or null
+  const float* sinks;   ///< [query_heads] logits, or null
   float* partials;      ///< [partials, query_heads, value_dim]; outputs of splits, not divided by their sums
   float* partial_sums;  ///< [partials, query_heads, 2]; largest score * log2(e), and sum of exponentials relative to it
   std::int32_t query_heads;
@@ -62,12 +63,13 @@ __device__ __forceinline__ void locate_rows(const DecodeArguments<F>& a, const B
                                             const DecodeItem& item, Shared& shared) {
   const int split = item.first / split_positions * split_positions;
   const std::int32_t first_entry = a.batch.kv_indptr[item.sequence];
+  const EntryGap gap = a.batch.gap(header, item.sequence);
   RowLocation locations[split_positions / decode_threads];
 #pragma unroll
   for (int i = 0; i < split_positions / decode_threads; ++i) {
     const Pos position = split + i * decode_threads + static_cast<int>(threadIdx.x);
     const Pos inside = position < item.first ? item.first : position < item.last ? position : item.last - 1;
-    locations[i] = a.batch.locate(header, first_entry, inside);
+    locations[i] = a.batch.locate(header, first_entry, gap.without(inside));
   }
 #pragma unroll
   for (int i = 0; i < split_positions / decode_threads; ++i) {
@@ -106,7 +108,7 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
       const Index at = (Index{of.member.sequence} * a.query_heads + of.head) * dim + 8 * lane;
       chunk = device::load_readonly<uint4>(a.q + 2 * at);
     }
-    float scale = a.softcap > 0 ? a.scale : device::multiply(a.scale, log2_e);
+    float scale = a.softcap > 0 ? a.scale : device::multiply(a.scale, device::log2_e);
     if constexpr (Q != C) {
       // Multiplies the row by a power of two such that its largest magnitude lies in [1, 2), and its scale by the
       // inverse. Both are exact, but for elements below 2^-14 of the largest, which f16 rounds.
@@ -184,6 +186,7 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
         weights[w] = device::exp2(device::add(shared.m[8 * w + row], -reference));
         l = device::multiply_add(shared.l[8 * w + row], weights[w], l);
       }
+      const float divisor = device::sink_divisor(a.sinks, of.head, m, l);
       const Index out_row = Index{of.member.sequence} * a.query_heads + of.head;
       const Index partial_row = Index{of.member.partial} * a.query_heads + of.head;
       for (int d = static_cast<int>(threadIdx.x) % 16 * 4; d < dim; d += 64) {
@@ -199,7 +202,7 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
         if (of.member.partial >= 0) {
           *reinterpret_cast<float4*>(a.partials + partial_row * dim + d) = {o[0], o[1], o[2], o[3]};
         } else {
-          const auto value = [l](float x) { return l == 0.0F ? 0.0F : device::divide(x, l); };
+          const auto value = [divisor](float x) { return divisor == 0.0F ? 0.0F : device::divide(x, divisor); };
           *reinterpret_cast<uint2*>(a.out + 2 * (out_row * dim + d)) = {device::pack<Q>(value(o[0]), value(o[1])),
                                                                         device::pack<Q>(value(o[2]), value(o[3]))};
         }

@@ -2,7 +2,8 @@
 // tables, once per step and window; it serves all layers.
 //
 // Each sequence is cut into splits of 512 positions at multiples of 512, independent of the rest of the batch, so its
-// result has the same bits in every batch. A work item is one split, of one sequence or of all sequences that have the
+// result has the same bits in every batch. Kept positions and those of the window have splits of their own, unless there
+// is no gap between them; whether positions in the gap are stored makes no difference. A work item is one split, of one sequence or of all sequences that have the
 // same blocks there: the rows of a shared prefix are read once for as many query rows as fit an item. Only whole splits
 // are shared, and only by sequences that see all of the split. (Shared prefixes: Hydragen, 2024, and FlashInfer's
 // cascade, 2024. Fixed splits: Flash-Decoding, 2023.)
@@ -10,11 +11,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "kvc/attention/kernel/split_plan.hpp"
 #include "kvc/batch.hpp"
-#include "kvc/core/error.hpp"
+#include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc {
@@ -61,11 +63,11 @@ struct DecodeCapacity {
   Index partials;  ///< of partial results, and of members
   Index items;     ///< of either list
 };
-/// Bounds for `sequences` sequences with `positions` positions together. A sequence has at most two splits more than it
-/// fills, and a split has at most one item for each tile of its query heads.
+/// Bounds for `sequences` sequences with `positions` visible positions together. A sequence has at most three splits more
+/// than it fills, and a split has at most one item for each tile of its query heads.
 [[nodiscard]] constexpr DecodeCapacity decode_capacity(Index sequences, Index positions, Index group,
                                                        ItemRows item_rows) noexcept {
-  const Index partials = positions / split_positions + 2 * sequences;
+  const Index partials = positions / split_positions + 3 * sequences;
   return {partials, partials * ceil_div(group, Index{item_rows.narrow})};
 }
 
@@ -85,8 +87,16 @@ struct BlockRun {
   const auto visit = [&](Index b, Index end, auto f) {
     const auto sequence = static_cast<std::int32_t>(b);
     const auto blocks = tables.blocks_of(sequence), slots = tables.first_slots_of(sequence);
+    const bool gone = !tables.kv_starts.empty() && tables.kv_starts[static_cast<std::size_t>(b)] > 0;
+    const Index kept = gone ? tables.kept_entries[static_cast<std::size_t>(b)] : std::ssize(blocks);
     Index first = 0;
-    for (std::size_t i = 0; first < end; ++i, first += tables.block_tokens) {
+    for (std::size_t i = 0; i < blocks.size(); ++i, first += tables.block_tokens) {
+      if (std::cmp_equal(i, kept)) {
+        first = tables.kv_starts[static_cast<std::size_t>(b)];
+      }
+      if (first >= end) {
+        break;
+      }
       f(BlockRun{blocks[i], slots.empty() ? 0 : slots[i], std::min(Index{tables.block_tokens}, end - first), first});
     }
   };
@@ -99,38 +109,52 @@ struct BlockRun {
 
 }  // namespace detail
 
+/// What a row at the last position of a sequence sees: [0, kept) and [first, length), with a gap between them, or
+/// [first, length) alone. For a sequence without positions both are empty.
+struct DecodeKeys {
+  Pos kept;
+  Pos first;
+  Pos length;
+};
+[[nodiscard]] constexpr DecodeKeys decode_keys(const Retained& seen, Pos length) noexcept {
+  const Pos first = length > 0 ? seen.first_seen(length - 1) : 0;
+  return first <= seen.kept ? DecodeKeys{0, 0, length} : DecodeKeys{seen.kept, first, length};
+}
+
 /// The plan for decoding one row of each sequence, at its last position.
 ///
 ///   tables     block tables of the batch
 ///   group      query heads per kv head
-///   window     positions that a row sees; 0: all
+///   seen       positions that a row sees
 ///   item_rows  query rows that each kernel handles at once
 ///   share      whether to look for shared prefixes
 ///
-/// O(table entries + items), and a sort of the sequences. Throws std::invalid_argument if positions are gone: see
-/// BatchTables::has_gaps.
-[[nodiscard]] inline DecodePlan make_decode_plan(const BatchTables& tables, std::int32_t group, Pos window,
+/// O(table entries + items), and a sort of the sequences. Throws std::invalid_argument if a row sees a position whose row
+/// is gone: see BatchTables::require_rows_for.
+[[nodiscard]] inline DecodePlan make_decode_plan(const BatchTables& tables, std::int32_t group, const Retained& seen,
                                                  ItemRows item_rows, bool share = true) {
   using kvc::detail::KeyRange, kvc::detail::SharedOrder, kvc::detail::SplitIndex, kvc::detail::VisibleKeys;
-  require(!tables.has_gaps(), "tables", "without entries for positions that a layer group has dropped",
-          "of sequences that have all of theirs: the kernels of kvc::cuda read no others");
-  const auto visible = [&](Index b) {
-    const Pos length = tables.seq_lens[static_cast<std::size_t>(b)];
-    return KeyRange{window > 0 && length > window ? length - window : 0, length};
-  };
-  const SplitIndex splits(tables.size(), [&](Index b) { return VisibleKeys{{0, 0}, visible(b)}; });
+  tables.require_rows_for(seen);
+  const auto keys_of = [&](Index b) { return decode_keys(seen, tables.seq_lens[static_cast<std::size_t>(b)]); };
+  const SplitIndex kept_splits(tables.size(), [&](Index b) { return VisibleKeys{{0, 0}, {0, keys_of(b).kept}}; });
+  const SplitIndex splits(tables.size(),
+                          [&](Index b) { return VisibleKeys{{0, 0}, {keys_of(b).first, keys_of(b).length}}; });
   const SharedOrder order = share ? detail::order_by_blocks(tables) : SharedOrder::unshared(tables.size());
 
   DecodePlan plan;
   for (std::int32_t b = 0; b < tables.size(); ++b) {
-    plan.partial_begin.push_back(static_cast<std::int32_t>(splits.begin(b)));
+    plan.partial_begin.push_back(static_cast<std::int32_t>(kept_splits.begin(b) + splits.begin(b)));
   }
-  plan.partial_begin.push_back(static_cast<std::int32_t>(splits.total()));
-  const auto member = [&](std::int32_t b, Index split) {
-    return DecodeMember{b, splits.count(b) == 1 ? -1 : static_cast<std::int32_t>(splits.number(b, split))};
+  plan.partial_begin.push_back(static_cast<std::int32_t>(kept_splits.total() + splits.total()));
+  // Partial results of kept positions come first.
+  const auto member = [&](std::int32_t b, Index split, bool kept) {
+    const Index kept_count = kept_splits.count(b);
+    const Index number = kept ? kept_splits.number(b, split) + splits.begin(b)
+                              : kept_splits.begin(b) + kept_count + splits.number(b, split);
+    return DecodeMember{b, kept_count + splits.count(b) == 1 ? -1 : static_cast<std::int32_t>(number)};
   };
   // Adds items for these sequences, cut to the rows that a kernel handles.
-  const auto add = [&](const std::vector<std::int32_t>& sequences, Index split, KeyRange keys) {
+  const auto add = [&](const std::vector<std::int32_t>& sequences, Index split, bool kept, KeyRange keys) {
     const auto count = static_cast<std::int32_t>(sequences.size());
     const std::int32_t rows =
         count * group <= item_rows.narrow ? item_rows.narrow : std::max(item_rows.narrow, item_rows.wide);
@@ -140,7 +164,7 @@ struct BlockRun {
       const std::int32_t taken = std::min(at_once, count - begin);
       const auto first_member = static_cast<std::int32_t>(plan.members.size());
       for (std::int32_t i = 0; i < taken; ++i) {
-        plan.members.push_back(member(sequences[static_cast<std::size_t>(begin + i)], split));
+        plan.members.push_back(member(sequences[static_cast<std::size_t>(begin + i)], split, kept));
       }
       for (std::int32_t head = 0; head < group; head += heads) {
         items.push_back({sequences.front(), first_member, taken, static_cast<std::int32_t>(keys.first),
@@ -150,28 +174,34 @@ struct BlockRun {
   };
 
   std::vector<std::int32_t> together, alone(1);
-  for (Index split = 0; split < splits.end(); ++split) {
-    const KeyRange whole{split * split_positions, (split + 1) * split_positions};
-    for_each_sharing(order, whole.last, [&](Index begin, Index end) {
-      together.clear();
-      for (Index i = begin; i < end; ++i) {
-        const auto b = static_cast<std::int32_t>(order.sequence[static_cast<std::size_t>(i)]);
-        if (!splits.contains(b, split)) {
-          continue;
+  const auto add_splits = [&](const SplitIndex& of, bool kept) {
+    for (Index split = 0; split < of.end(); ++split) {
+      const KeyRange whole{split * split_positions, (split + 1) * split_positions};
+      for_each_sharing(order, whole.last, [&](Index begin, Index end) {
+        together.clear();
+        for (Index i = begin; i < end; ++i) {
+          const auto b = static_cast<std::int32_t>(order.sequence[static_cast<std::size_t>(i)]);
+          if (!of.contains(b, split)) {
+            continue;
+          }
+          const DecodeKeys all = keys_of(b);
+          const Index first = kept ? 0 : all.first, last = kept ? all.kept : all.length;
+          const KeyRange keys{std::max(whole.first, first), std::min(whole.last, last)};
+          if (end - begin > 1 && keys.last - keys.first == split_positions) {
+            together.push_back(b);
+          } else {
+            alone[0] = b;
+            add(alone, split, kept, keys);
+          }
         }
-        const KeyRange keys{std::max(whole.first, visible(b).first), std::min(whole.last, visible(b).last)};
-        if (end - begin > 1 && keys.last - keys.first == split_positions) {
-          together.push_back(b);
-        } else {
-          alone[0] = b;
-          add(alone, split, keys);
+        if (!together.empty()) {
+          add(together, split, kept, whole);
         }
-      }
-      if (!together.empty()) {
-        add(together, split, whole);
-      }
-    });
-  }
+      });
+    }
+  };
+  add_splits(kept_splits, true);
+  add_splits(splits, false);
   return plan;
 }
 

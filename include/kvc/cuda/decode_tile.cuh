@@ -22,7 +22,6 @@ namespace detail {
 
 inline constexpr int decode_warps = 4;
 inline constexpr int decode_threads = 32 * decode_warps;
-inline constexpr float log2_e = 1.4426950408889634F;
 
 /// Tiles of 16 positions per step, chosen so that keys take about 32 registers.
 [[nodiscard]] KVC_HOST_DEVICE constexpr int tiles_per_step(Format format, int dim) noexcept {
@@ -105,7 +104,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[T][4], int n, const Ke
           x = device::multiply(x, keys.scales[tile][i]);
         }
         if (softcap > 0) {
-          x = device::multiply(device::multiply(softcap, tanhf(device::divide(x, softcap))), log2_e);
+          x = device::multiply(device::multiply(softcap, tanhf(device::divide(x, softcap))), device::log2_e);
         }
         x = range.has(16 * tile + key_position(lane, i)) ? x : device::minus_infinity;
         s[tile][2 * i + e] = x;

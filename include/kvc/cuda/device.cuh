@@ -29,6 +29,7 @@ namespace device {
 
 inline constexpr unsigned all_lanes = 0xffffffffU;
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+inline constexpr float log2_e = 1.4426950408889634F;
 
 // --- scalar arithmetic
 
@@ -58,6 +59,13 @@ inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 [[nodiscard]] __device__ __forceinline__ float log_sum_exp(float m, float l) {
   constexpr float ln_2 = 0.69314718055994531F;
   return l == 0.0F ? minus_infinity : multiply(add(m, fast_log2(l)), ln_2);
+}
+
+/// What the outputs of a row are divided by: l, the sum of its weights relative to 2^m, and the weight of its sink.
+/// `sinks` are logits of all query heads, or null. 0 if l is 0: a row that sees no key has no output. (The weight of a
+/// sink far above all scores is infinite, and the outputs are 0: they would be below 2^-127 of the values.)
+[[nodiscard]] __device__ __forceinline__ float sink_divisor(const float* sinks, int head, float m, float l) {
+  return sinks == nullptr || l == 0.0F ? l : add(l, exp2(add(multiply(sinks[head], log2_e), -m)));
 }
 
 // --- pairs of 16-bit elements in a word; the first is in the low half

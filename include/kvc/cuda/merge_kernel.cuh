@@ -81,6 +81,7 @@ __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __g
   for (int w = 0; w < warps; ++w) {
     l = device::add(l, sums[w]);
   }
+  l = device::sink_divisor(a.sinks, head, m, l);
   for (int d = 2 * static_cast<int>(threadIdx.x); d < dim; d += 2 * detail::decode_threads) {
     float low = 0.0F, high = 0.0F;
     for (int w = 0; w < warps; ++w) {

@@ -7,7 +7,8 @@
 //
 // Caches of f16 and bf16 use tensor cores: on Hopper, in code compiled for sm_90a, by warpgroups (prefill_hopper.cuh),
 // elsewhere by warps (prefill_kernel.cuh). So do caches of fp8 and int8, by warps, up to dim 128. Others use a plain
-// kernel (prefill_plain.cuh) that is many times slower. Define KVC_CUDA_NO_WARPGROUPS in every file that includes this header to leave the Hopper kernel out.
+// kernel (prefill_plain.cuh) that is many times slower; so do latent rows of more than 256 elements, and kept positions.
+// Define KVC_CUDA_NO_WARPGROUPS in every file that includes this header to leave the Hopper kernel out.
 //
 // Each kernel gives a row the same bits in every batch and chunk, for every policy, layout and block size. These bits
 // differ between kernels, from the CPU, and from cuda::decode: sums are taken in another order, and the tensor-core
@@ -25,6 +26,7 @@
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/element.cuh"
 #include "kvc/cuda/options.hpp"
+#include "kvc/cuda/prefill_arguments.cuh"
 #include "kvc/cuda/prefill_hopper.cuh"
 #include "kvc/cuda/prefill_kernel.cuh"
 #include "kvc/cuda/prefill_plain.cuh"
@@ -38,7 +40,7 @@ namespace cuda {
 
 /// The kernel that cuda::prefill uses.
 ///
-///   best   the fastest that takes the cache, the dims and the device
+///   best   the fastest that takes the cache, the dims, the options and the device
 ///   warps  as best, but never the Hopper kernel
 ///   plain  the plain kernel, which takes everything
 enum class PrefillKernel { best, warps, plain };
@@ -204,34 +206,6 @@ void launch_plain_prefill(const PrefillArguments<F>& a, const PrefillBounds& bou
   check_launch("plain_prefill_kernel");
 }
 
-/// Checks the arguments of a call and collects them for the kernels.
-template <Format F>
-[[nodiscard]] PrefillArguments<F> prefill_arguments(const LayerView<F>& kv, const Batch& batch, Index query_heads,
-                                                    const void* q, void* out, float* lse,
-                                                    const AttentionOptions& options) {
-  const float scale = kernel_scale(options, kv.key_dim);
-  require(query_heads >= 1 && query_heads <= 65535 && query_heads % kv.kv_heads == 0, "query_heads", query_heads,
-          "a positive multiple of kv_heads, up to 65535");
-  require(kv.key_dim >= 1 && kv.value_dim >= 1 && plain_shared_bytes(kv.key_dim, kv.value_dim) <= 48 << 10,
-          "key_dim + value_dim", Index{kv.key_dim} + kv.value_dim, "at most 3072, and each at least 1");
-  for (const void* p : {q, static_cast<const void*>(out)}) {
-    const auto address = reinterpret_cast<std::uintptr_t>(p);
-    require(address % 16 == 0, p == q ? "q" : "out", address, "an address that is a multiple of 16");
-  }
-  const auto group = static_cast<std::int32_t>(query_heads / kv.kv_heads);
-  return {kv,
-          batch.view(),
-          make_prefill_tiles(group),
-          static_cast<const std::byte*>(q),
-          static_cast<std::byte*>(out),
-          lse,
-          static_cast<std::int32_t>(query_heads),
-          group,
-          scale,
-          options.softcap,
-          options.window,
-          options.causal};
-}
 [[nodiscard]] inline PrefillBounds checked_bounds(const Batch& batch, const std::optional<PrefillBounds>& bounds) {
   const BatchLimits& limits = batch.limits();
   if (!bounds) {
@@ -247,13 +221,14 @@ template <Format F>
 /// out[i] = attention of query row i over the keys that it sees; 0 if it sees none.
 ///
 ///   kv           one layer of a cache, with the keys and values of all positions of the batch, also those of its rows
-///   batch        the uploaded tables; sequence b has query rows q_indptr[b] .. q_indptr[b + 1] - 1, at its last
-///                positions
+///   batch        the uploaded tables of its layer group; sequence b has query rows q_indptr[b] .. q_indptr[b + 1] - 1,
+///                at its last positions (of a cross-attention layer: anywhere)
 ///   q            [queries, query_heads * key_dim], row-major
 ///   out          [queries, query_heads * value_dim], row-major, overwritten; must not overlap q
 ///   lse          [queries, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over
-///                the keys that the row sees, -infinity if it sees none. Results over disjoint sets of keys merge by
-///                these weights.
+///                the keys that the row sees, without sinks; -infinity if it sees none. Results over disjoint sets of
+///                keys, without sinks, merge by these weights.
+///   options      sinks are in device memory; mask and keys are refused
 ///   bounds       the limits of this batch; default: those of the Batch
 ///   Scalar       float, __half or __nv_bfloat16
 ///
@@ -263,11 +238,12 @@ template <Format F>
 /// captured in a graph: sizes are read on the device. O(visible (row, key) pairs * query_heads * (key_dim +
 /// value_dim)).
 ///
-/// The tensor-core kernels take a cache whose format is that of Scalar, f16 or bf16; dims that are multiples of 8 up to
-/// 256 (computed as 64, 128, 192 or 256); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory
+/// The tensor-core kernels take options without kept positions; a cache whose format is that of Scalar, f16 or bf16; dims
+/// that are multiples of 8 up to 256 (computed as 64, 128, 192 or 256); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory
 /// per block. With Scalar __half or __nv_bfloat16 they also take caches of Fp8E4M3 and Int8, of dims up to 128.
 ///
-/// Throws std::invalid_argument if shapes, options, bounds or alignment do not fit, Error if a launch fails.
+/// Throws std::invalid_argument if shapes, options, bounds or alignment do not fit, a row could see what the layer's
+/// group drops, or the batch is of another group; Error if a launch fails.
 template <class Scalar, Format F>
 void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, const Scalar* q, Scalar* out,
              const AttentionOptions& options, cudaStream_t stream, float* lse = nullptr,
@@ -276,13 +252,14 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
   static_assert(Q == Format::f32 || Q == Format::f16 || Q == Format::bf16,
                 "queries are float, __half or __nv_bfloat16");
   const PrefillBounds most = detail::checked_bounds(batch, bounds);
-  const PrefillArguments<F> a = detail::prefill_arguments(kv, batch, query_heads, q, out, lse, options);
+  detail::require_same_group(kv.rule, batch.group());
+  const PrefillArguments<F> a = detail::prefill_arguments(kv, batch.view(), query_heads, q, out, lse, options);
   if (most.queries == 0) {
     return;
   }
   if constexpr (detail::has_prefill_kernel(F, Q)) {
     const int dim = detail::tensor_core_dim<F, Q>(kv, kernel);
-    if (dim != 0 && a.scale > 0) {
+    if (dim != 0 && a.scale > 0 && a.kept == 0) {
       return detail::with_dim<F>(dim, [&](auto d) {
         detail::launch_prefill<F, Q, decltype(d)::value>(a, most, kernel == PrefillKernel::best, stream);
       });
@@ -291,7 +268,8 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
   detail::launch_plain_prefill<F, Q>(a, most, stream);
 }
 
-/// How prefill() computes with these arguments and a positive scale on the current device. Throws Error.
+/// How prefill() computes with these arguments, a positive scale and no kept positions on the current device. Throws
+/// Error.
 template <class Scalar, Format F>
 [[nodiscard]] PrefillPath prefill_path(const LayerView<F>& kv, PrefillKernel kernel = PrefillKernel::best) {
   constexpr Format Q = format_of<Scalar>;

@@ -41,13 +41,17 @@ template <Format F>
     const std::uint32_t first = tiles_before(row, b), slot = blockIdx.x;
     QueryTile tile;
     if (first <= slot && slot < tiles_before(end, b + 1)) {
-      const Pos length = a.batch.seq_lens[b];
-      if (tile_at(a.tiles, static_cast<std::int32_t>(slot - first), length - (end - row), length, tile)) {
+      const Pos length = a.batch.seq_lens[b], rows_end = a.cross ? end - row : length;
+      if (tile_at(a.tiles, static_cast<std::int32_t>(slot - first), rows_end - (end - row), rows_end, tile)) {
         tile.sequence = b;
         tile.row = row;
+        tile.length = length;
         const Index entry = a.batch.kv_indptr[b];
+        const EntryGap gap = a.batch.gap(*a.batch.header, b);
+        const Pos lowest = first_seen(a, tile.first);
         found.blocks = {&a.batch.header->block_tokens, a.batch.kv_indices + entry,
-                        a.batch.header->has_first_slots ? a.batch.first_slots + entry : nullptr};
+                        a.batch.header->has_first_slots ? a.batch.first_slots + entry : nullptr, lowest,
+                        lowest - gap.without(lowest)};
         found.queries = tile;
       }
     }
@@ -92,7 +96,7 @@ __device__ __forceinline__ void copy_queries(SharedAddress to, const PrefillArgu
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ VisibleKeys visible_to(const PrefillArguments<F>& a, const QueryTile& tile,
                                                                 Pos p) {
-  return visible_keys(p, tile.length, a.causal, a.window);
+  return visible_keys(a, p, tile.length);
 }
 
 /// Tiles of keys [first, last) that some row of the tile of queries sees. Both ends of what a row sees grow with its
@@ -110,8 +114,8 @@ template <int Keys, Format F>
 [[nodiscard]] __device__ __forceinline__ bool needs_mask(const PrefillArguments<F>& a, const QueryTile& tile,
                                                          std::int32_t j) {
   const Index key = Index{j} * Keys, past = Index{tile.begin} + a.tiles.positions.value();
-  return (a.causal && key + Keys - 1 > tile.begin) || (a.window > 0 && past - 1 - key >= a.window) ||
-         key + Keys > tile.length;
+  return (a.causal && key + Keys - 1 > tile.begin) ||
+         first_seen(a, static_cast<Pos>(past < max_pos ? past - 1 : max_pos - 1)) > key || key + Keys > tile.length;
 }
 
 /// The sum of a row's weights, from the columns of its four lanes.
@@ -147,6 +151,7 @@ __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const Q
   constexpr int chunks = D / 8;
   const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
   const int first_row = 16 * T * warp;
+  const float exponent = ScoreScale(a.scale, a.softcap).exponent;
   if (a.lse != nullptr) {
     store_lse(a, tile, heads, state);
   }
@@ -154,9 +159,15 @@ __device__ __forceinline__ void store_rows(const PrefillArguments<F>& a, const Q
   for (int i = 0; i < T; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float l = row_sum(state.l[i][half]);
-      const float factor = l == 0.0F ? 0.0F : device::divide(1.0F, l);
+      float l = row_sum(state.l[i][half]);
       const int row = first_row + 16 * i + 8 * half + lane / 4;
+      if (a.sinks != nullptr) {
+        const std::int32_t head = tile_row(a.tiles, tile, heads.first, row).head;
+        l = head < a.group ? device::sink_divisor(a.sinks, heads.kv_head * a.group + head,
+                                                  device::multiply(state.m[i][half], exponent), l)
+                           : l;
+      }
+      const float factor = l == 0.0F ? 0.0F : device::divide(1.0F, l);
 #pragma unroll
       for (int n = 0; n < chunks; ++n) {
         // Adding 0 turns a -0 that came from underflow into 0, as one more tile of keys would have.

@@ -93,6 +93,16 @@ struct HopperBarriers {
   device::Barrier k_full[Stages], k_empty[Stages], v_full[Stages], v_empty[Stages];
 };
 
+/// Where the box of positions from p on lies. Where no row sees the first of them, that may be before the first slot of
+/// the pool, whose rows are zeros; where no row sees any, it is the place of the first box that some row sees.
+__device__ __forceinline__ RowLocation box_location(const SequenceBlocks& blocks, Pos p, int box) {
+  const Pos first = blocks.lowest - p >= box ? blocks.lowest & -box : p;  // box is a power of two
+  const Pos inside = first > blocks.lowest ? first : blocks.lowest;
+  RowLocation location = blocks.locate(inside);
+  location.slot -= inside - first;
+  return location;
+}
+
 /// The producer copies one tile of keys or values as boxes: lane i of one warp issues box i.
 template <int D>
 __device__ __forceinline__ void tma_copy_boxes(SharedAddress to, const device::TensorMap& map,
@@ -107,7 +117,7 @@ __device__ __forceinline__ void tma_copy_boxes(SharedAddress to, const device::T
   }
   __syncwarp();
   if (lane < boxes) {
-    const RowLocation location = tile.blocks.locate(static_cast<Pos>(base + lane * box));
+    const RowLocation location = box_location(tile.blocks, static_cast<Pos>(base + lane * box), box);
 #pragma unroll
     for (int panel = 0; panel < Traits::panels; ++panel) {
       const std::int32_t at[4] = {64 * panel, maps.token_major ? kv_head : location.slot,
@@ -126,7 +136,7 @@ __device__ __forceinline__ void copy_rows(SharedAddress to, int dim, const std::
   const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U) % 4;
   const Index position = Index{j} * keys + rows * warp + lane % rows;
   const std::byte* mine = nullptr;
-  if (position < tile.queries.length) {
+  if (position >= tile.blocks.lowest && position < tile.queries.length) {
     mine = row_of(tile.blocks.locate(static_cast<Pos>(position)));
   }
 #pragma unroll 2

@@ -1,5 +1,6 @@
-// A plain prefill kernel. It takes every format and shape; sums are in float. It serves caches of float, those of
-// bytes beyond dim 128, and dims that are not multiples of 8, and device tests compare the fast kernels with it.
+// A plain prefill kernel. It takes every format and shape, and all options; sums are in float. It serves caches of float,
+// those of bytes beyond dim 128, dims that are not multiples of 8, latent rows of more than 256 elements, and kept
+// positions. Device tests compare the fast kernels with it.
 //
 // A warp handles one query row of one head. Of each 32 keys, a lane computes the score of one; then each lane updates
 // its share of the output's elements.
@@ -12,6 +13,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/format.hpp"
+#include "kvc/cuda/prefill_arguments.cuh"
 #include "kvc/cuda/prefill_ptx.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
 
@@ -20,14 +22,6 @@ inline namespace v0 {
 namespace cuda {
 
 namespace detail {
-
-inline constexpr int plain_warps = 4;
-inline constexpr int plain_threads = 32 * plain_warps;
-
-/// Dynamic shared memory of a thread block: the query row and the output of each warp.
-[[nodiscard]] constexpr Index plain_shared_bytes(Index key_dim, Index value_dim) noexcept {
-  return plain_warps * (key_dim + value_dim) * static_cast<Index>(sizeof(float));
-}
 
 /// Element d of a row, without its scale.
 template <Format F>
@@ -102,8 +96,11 @@ __global__ void __launch_bounds__(detail::plain_threads)
   }
   const int kv_head = head / a.group;
   const Pos length = a.batch.seq_lens[sequence];
-  const Pos position = length - (a.batch.q_indptr[sequence + 1] - row);
-  const auto [first, last] = detail::visible_keys(position, length, a.causal, a.window);
+  const std::int32_t begin_row = a.batch.q_indptr[sequence], end_row = a.batch.q_indptr[sequence + 1];
+  const Pos position = a.cross ? row - begin_row : length - (end_row - row);
+  const detail::VisibleKeys keys = detail::visible_keys(a, position, length);
+  const Pos kept = keys.first <= a.kept ? 0 : a.kept;  // the row sees [0, kept), and from `first` on
+  const Pos first = keys.first <= a.kept ? 0 : keys.first, last = keys.last;
 
   float* const q = reinterpret_cast<float*>(device::dynamic_shared()) + warp * (key_dim + value_dim);
   float* const o = q + key_dim;
@@ -117,8 +114,10 @@ __global__ void __launch_bounds__(detail::plain_threads)
 
   float m = device::minus_infinity;  // largest score so far
   float l = 0.0F;                    // sum of exp(s - m)
-  for (Pos base = first; base < last; base += 32) {
-    const bool visible = lane < last - base;
+#pragma unroll 1
+  for (Pos base = kept > 0 ? 0 : first; base < last; base = base < kept && base + 32 >= kept ? first : base + 32) {
+    const Pos left = (base < kept ? kept : last) - base;
+    const bool visible = lane < left;
     float s = device::minus_infinity;
     Index v_offset = 0;
     if (visible) {
@@ -141,7 +140,7 @@ __global__ void __launch_bounds__(detail::plain_threads)
     for (int d = lane; d < value_dim; d += 32) {
       o[d] *= factor;
     }
-    for (int i = 0; i < 32 && i < last - base; ++i) {
+    for (int i = 0; i < 32 && i < left; ++i) {
       const std::byte* const v = a.kv.pool + __shfl_sync(device::all_lanes, v_offset, i);
       const float w = __shfl_sync(device::all_lanes, weight, i) * detail::scale_of<F>(v, value_dim);
       for (int d = lane; d < value_dim; d += 32) {
@@ -152,8 +151,10 @@ __global__ void __launch_bounds__(detail::plain_threads)
   if (a.lse != nullptr && lane == 0) {
     a.lse[Index{row} * a.query_heads + head] = l == 0.0F ? device::minus_infinity : m + logf(l);
   }
+  const float divisor = a.sinks == nullptr || l == 0.0F ? l : l + expf(a.sinks[head] - m);
   for (int d = lane; d < value_dim; d += 32) {
-    detail::store_element<Q>(a.out, (Index{row} * a.query_heads + head) * value_dim + d, l == 0.0F ? 0.0F : o[d] / l);
+    detail::store_element<Q>(a.out, (Index{row} * a.query_heads + head) * value_dim + d,
+                             divisor == 0.0F ? 0.0F : o[d] / divisor);
   }
 }
 

@@ -62,8 +62,12 @@ struct SequenceBlocks {
   const Divisor* block_tokens;
   const std::int32_t* blocks;
   const std::int32_t* first_slots;  ///< null if every entry begins with slot 0
+  Pos lowest;                       ///< no row of the tile sees a position before this one, which may have no entry
+  Pos gone;                         ///< positions before `lowest` without entries
 
+  /// The place of position p >= lowest.
   [[nodiscard]] __device__ __forceinline__ RowLocation locate(Pos p) const {
+    p -= gone;
     const auto nth = static_cast<std::int32_t>(block_tokens->quotient(static_cast<std::uint32_t>(p)));
     const std::int32_t first = first_slots == nullptr ? 0 : first_slots[nth];
     return {blocks[nth], first + p - nth * block_tokens->value()};
@@ -79,10 +83,11 @@ struct RowAddresses {
 /// The location of one row of a tile. It is looked up early and stored late, to hide the latency of the block table.
 class RowLookup {
  public:
-  /// Looks up row threadIdx.x of the tile that begins at position `base` of a sequence of `length` positions.
+  /// Looks up row threadIdx.x of the tile that begins at position `base` of a sequence of `length` positions. Positions
+  /// that no row sees have none.
   __device__ __forceinline__ void begin(const SequenceBlocks& blocks, Index base, Pos length) {
     const Index position = base + static_cast<Index>(threadIdx.x);
-    there_ = threadIdx.x < static_cast<unsigned>(prefill_keys) && position < length;
+    there_ = threadIdx.x < static_cast<unsigned>(prefill_keys) && position >= blocks.lowest && position < length;
     location_ = there_ ? blocks.locate(static_cast<Pos>(position)) : RowLocation{0, 0};
   }
   template <Format F>

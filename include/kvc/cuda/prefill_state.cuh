@@ -27,9 +27,8 @@ struct ScoreScale {
   float tangent;   ///< 0 without a softcap; otherwise 2 * log2(e) * scale / softcap
 
   __device__ __forceinline__ ScoreScale(float scale, float softcap) {
-    constexpr float log2_e = 1.4426950408889634F;
-    exponent = (softcap > 0 ? softcap : scale) * log2_e;
-    tangent = softcap > 0 ? 2 * log2_e * scale / softcap : 0.0F;
+    exponent = (softcap > 0 ? softcap : scale) * device::log2_e;
+    tangent = softcap > 0 ? 2 * device::log2_e * scale / softcap : 0.0F;
   }
   /// tanh(scale * s / softcap) = 1 - 2 / (1 + exp(2 scale * s / softcap))
   [[nodiscard]] __device__ __forceinline__ float softcapped(float s) const {

@@ -56,25 +56,41 @@ struct PrefillArguments {
   const std::byte* q;  ///< [queries, query_heads * key_dim]
   std::byte* out;      ///< [queries, query_heads * value_dim]
   float* lse;          ///< [queries, query_heads] natural logarithms, or null
+  const float* sinks;  ///< [query_heads] logits, or null
   std::int32_t query_heads;
   std::int32_t group;  ///< query heads per kv head
   float scale;
   float softcap;
   Pos window;
+  Divisor chunk;  ///< max_pos: no chunks
+  Pos kept;       ///< the plain kernel only
   bool causal;
+  bool cross;  ///< keys of another input: rows are numbered from 0, and see all keys
 };
 
 namespace detail {
 
-/// Keys [first, last) that a row at position p sees in a sequence of `length` positions.
+/// Keys [first, last) that a row sees.
 struct VisibleKeys {
   Pos first;
   Pos last;
   [[nodiscard]] KVC_HOST_DEVICE constexpr bool has(Pos key) const noexcept { return first <= key && key < last; }
 };
-[[nodiscard]] KVC_HOST_DEVICE constexpr VisibleKeys visible_keys(Pos p, Pos length, bool causal, Pos window) noexcept {
-  const Pos first = window > 0 && p >= window ? p - window + 1 : 0;
-  return {first, causal && p < length ? p + 1 : length};
+/// The first key that a row at position p sees by its window and its chunk. Grows with p.
+template <Format F>
+[[nodiscard]] KVC_HOST_DEVICE constexpr Pos first_seen(const PrefillArguments<F>& a, Pos p) noexcept {
+  Pos first = a.window > 0 && p >= a.window ? p - a.window + 1 : 0;
+  if (a.chunk.value() != max_pos) {
+    const auto chunk = static_cast<Pos>(a.chunk.quotient(static_cast<std::uint32_t>(p))) * a.chunk.value();
+    first = chunk > first ? chunk : first;
+  }
+  return first;
+}
+/// What a row at position p sees in a sequence of `length` positions, without kept ones.
+template <Format F>
+[[nodiscard]] KVC_HOST_DEVICE constexpr VisibleKeys visible_keys(const PrefillArguments<F>& a, Pos p,
+                                                                 Pos length) noexcept {
+  return {first_seen(a, p), a.causal && p < length ? p + 1 : length};
 }
 
 /// A tile of queries. It begins at position `begin`; rows exist for positions [first, last).
@@ -82,13 +98,14 @@ struct QueryTile {
   std::int32_t sequence;
   std::int32_t row;  ///< index in q of the row at position `start`
   Pos start;         ///< position of the sequence's first query row
-  Pos length;        ///< positions of the sequence
+  Pos length;        ///< positions of the sequence, or rows of the other input: keys
   Pos begin;
   Pos first;
   Pos last;
 };
 
-/// Tile `slot` of a sequence, counted from its end, since the last tiles have most keys. False if there is none.
+/// Tile `slot` of a sequence with rows at positions [start, length), counted from its end, since the last tiles have
+/// most keys. False if there is none.
 [[nodiscard]] KVC_HOST_DEVICE constexpr bool tile_at(const PrefillTiles& tiles, std::int32_t slot, Pos start,
                                                      Pos length, QueryTile& tile) noexcept {
   if (length <= start) {

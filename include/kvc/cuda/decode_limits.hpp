@@ -1,0 +1,75 @@
+// DecodeLimits: what a DecodeWork is made for, and the checks of a decode. This header needs no CUDA.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/retained.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/cuda/decode_plan.hpp"
+#include "kvc/cuda/format.hpp"
+#include "kvc/cuda/options.hpp"
+#include "kvc/cuda/view.cuh"
+
+namespace kvc {
+inline namespace v0 {
+namespace cuda {
+
+/// The largest batch that a DecodeWork can plan for, and the shape of the model.
+struct DecodeLimits {
+  Index sequences = 0;
+  Index positions = 0;  ///< that rows see, of all sequences together; shared ones count once per sequence
+  Index query_heads = 0;
+  Index kv_heads = 0;
+  Index dim = 0;                 ///< key_dim and value_dim
+  Format format = Format::none;  ///< of the cache: format_of<T>
+};
+
+namespace detail {
+/// Query rows that each kernel handles at once, as many as its registers hold: at most 32 for caches of 16-bit
+/// elements, 16 for caches of bytes, whose conversion to 16 bits takes registers, and 8 beyond dim 128.
+[[nodiscard]] constexpr ItemRows item_rows(Format format, Index group, Index dim) noexcept {
+  const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
+  return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
+}
+
+/// The limits. Throws std::invalid_argument, naming the one that is not possible.
+[[nodiscard]] inline const DecodeLimits& checked(const DecodeLimits& limits) {
+  require_between(limits.sequences, Index{1}, Index{max_pos}, "limits.sequences");
+  require_between(limits.positions, Index{1}, Index{1} << 38, "limits.positions");
+  require_between(limits.kv_heads, Index{1}, Index{1} << 16, "limits.kv_heads");
+  require_between(limits.query_heads, Index{1}, Index{65535}, "limits.query_heads");
+  require(limits.query_heads % limits.kv_heads == 0, "limits.query_heads", limits.query_heads,
+          "a multiple of kv_heads");
+  require(limits.dim >= 8 && limits.dim <= 256 && limits.dim % 8 == 0, "limits.dim", limits.dim,
+          "a multiple of 8 up to 256");
+  require(limits.format != Format::none && limits.format != Format::f32, "limits.format",
+          static_cast<int>(limits.format), "f16, bf16, fp8_e4m3 or int8: format_of<T> of the cache");
+  return limits;
+}
+
+/// The scale of a decode of this layer; `planned` is what rows see by the plan. Throws std::invalid_argument, naming the
+/// argument, if the layer or the options do not fit the limits or the plan, or a row could see what the layer's group
+/// drops.
+template <Format F>
+[[nodiscard]] float checked_decode(const LayerView<F>& kv, const DecodeLimits& limits, const Retained& planned,
+                                   const AttentionOptions& options) {
+  require(F == limits.format, "format", static_cast<int>(F), "that of the DecodeWork");
+  require(kv.kv_heads == limits.kv_heads, "kv_heads", kv.kv_heads, "that of the DecodeWork");
+  require(kv.key_dim == limits.dim, "key_dim", kv.key_dim, "the dim of the DecodeWork");
+  require(kv.value_dim == limits.dim, "value_dim", kv.value_dim,
+          kv.rule.latent ? "the dim of the DecodeWork: cuda::prefill takes latent rows, with one row per sequence"
+                         : "the dim of the DecodeWork");
+  const float scale = kernel_scale(options, kv.key_dim, limits.query_heads);
+  require(options.window == planned.window, "window", options.window, "that which was planned for");
+  require(options.chunk == planned.chunk, "chunk", options.chunk, "that which was planned for");
+  require(options.kept == planned.kept, "kept", options.kept, "that which was planned for");
+  require_retains(kv.rule, planned);
+  return scale;
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace kvc
