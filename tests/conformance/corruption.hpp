@@ -110,7 +110,7 @@ template <>
 struct kvc::testing::Corruption<kvc::Contiguous> {
   static constexpr int ways = 4;
   static void apply(Contiguous& policy, SeqId seq, int way) {
-    auto& s = policy.sequences_.at(seq);
+    auto& s = policy.plain_->sequences_.at(seq);
     switch (way) {
       case 0:
         ++s.start;
@@ -122,7 +122,7 @@ struct kvc::testing::Corruption<kvc::Contiguous> {
         s.lengths.committed = s.lengths.reserved + 1;
         break;
       default:
-        policy.holes_.free({s.start, s.capacity});
+        policy.plain_->holes_.free({s.start, s.capacity});
     }
   }
 };

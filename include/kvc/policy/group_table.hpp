@@ -48,6 +48,7 @@ class GroupTable {
   }
 
   [[nodiscard]] Pos block_tokens() const noexcept { return block_tokens_; }
+  [[nodiscard]] Pos slack() const noexcept { return slack_; }
   [[nodiscard]] bool grows() const noexcept { return grows_; }
   [[nodiscard]] std::span<const BlockId> blocks() const noexcept { return blocks_; }
   [[nodiscard]] bool empty() const noexcept { return blocks_.empty(); }
@@ -140,8 +141,8 @@ class GroupTable {
 
   /// Remembers what a sequence of `length` retains, before it is cut.
   void settle(Pos length) noexcept { rows_.retain(length); }
-  /// Takes out the blocks that end `slack` positions or more before what is retained: f(number, block) for each,
-  /// ascending. O(blocks that are there), if there are any.
+  /// Takes out the blocks that end `slack` positions or more before what is retained: f(block) for each, ascending.
+  /// O(blocks that are there), if there are any.
   template <class F>
   void drop(Pos length, F&& f) noexcept {
     if (length < drops_at_) {
@@ -156,9 +157,7 @@ class GroupTable {
     }
     const auto from = blocks_.begin() + static_cast<std::ptrdiff_t>(kept_size());
     const auto to = from + (until - first_);
-    for (auto block = from; block != to; ++block) {
-      f(first_ + static_cast<Pos>(block - from), *block);
-    }
+    std::for_each(from, to, f);
     blocks_.erase(from, to);
     set_first(until);
   }

@@ -17,6 +17,7 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/corruption.hpp"
 #include "kvc/policy/detail/block_tables.hpp"
+#include "kvc/policy/detail/group_members.hpp"
 #include "kvc/policy/detail/group_tables.hpp"
 
 namespace kvc {
@@ -31,7 +32,7 @@ inline namespace v0 {
 /// With several layer groups, or one that does not keep everything, each sequence has a table for each group. All
 /// blocks have the same bytes, so that any free block serves any group: a block holds at least `block_tokens` positions
 /// of the group with the largest rows, and more of the others. block_tokens(group) is the number of each: see Config.
-class Paged {
+class Paged : public detail::GroupMembers<Paged> {
  public:
   struct Config {
     Index blocks = 0;  ///< blocks in the pool, less than 2^31
@@ -46,9 +47,8 @@ class Paged {
 
   /// Throws std::invalid_argument if a value of config or of rules is not allowed, and std::bad_alloc. O(blocks).
   explicit Paged(const Config& config, const GroupRules& rules = {})
-      : config_(config), rules_(rules), blocks_(config.blocks), tables_(blocks_, config.block_tokens) {
+      : GroupMembers(rules), config_(config), blocks_(config.blocks), tables_(blocks_, config.block_tokens) {
     require_between(config.block_tokens, Pos{1}, max_pos, "config.block_tokens");
-    require_valid(rules);
     if (!rules.is_plain()) {
       grouped_ = std::make_unique<Grouped>(blocks_, rules, detail::block_sizes(rules, config.block_tokens), false);
     }
@@ -62,6 +62,7 @@ class Paged {
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
   /// config().block_tokens: the slots of a block; with several groups see block_tokens(group). O(1).
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
+  using GroupMembers::block_tokens;
 
   /// Finds nothing in place. Takes no block, so there is always room. O(1).
   std::optional<Opened> try_open(std::span<const Token> prompt = {}, const OpenOptions& = {}) {
@@ -91,7 +92,7 @@ class Paged {
     if (grouped_) {
       return grouped_->try_restore(seq, options);
     }
-    detail::require_valid(options, rules_);
+    detail::require_valid(options, group_rules());
     lengths(seq).check_restore(seq);
     return tables_.try_extend(seq, options.length, 0);
   }
@@ -166,69 +167,13 @@ class Paged {
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     if (grouped_) [[unlikely]] {
-      grouped_->for_each_run(seq, 0, range, f);
+      grouped_->for_each_run(grouped_->at(seq), 0, range, f);
     } else {
       tables_.for_each_run(seq, range, f);
     }
   }
+  using GroupMembers::for_each_run;
 
-  /// The layer groups. O(1), as all of the following but for_each_run and stats.
-  [[nodiscard]] const GroupRules& group_rules() const noexcept { return rules_; }
-  /// How many they are.
-  [[nodiscard]] Index groups() const noexcept { return static_cast<Index>(rules_.groups.size()); }
-  /// Slots in a block of one group.
-  [[nodiscard]] Pos block_tokens(Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->block_tokens(group) : config_.block_tokens;
-  }
-  /// Positions of a group that can be read: see HoldsGroups, as for all that follow.
-  [[nodiscard]] Pos positions(SeqId seq, Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->positions(grouped_->at(seq), group) : reserved(seq);
-  }
-  /// The positions of a group that the uncommitted extension reserves.
-  [[nodiscard]] PosRange extension(SeqId seq, Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->extension(grouped_->at(seq), group) : PosRange{length(seq), reserved(seq)};
-  }
-  /// The smallest length to which the group lets the sequence be cut, or forked at.
-  [[nodiscard]] Pos retained_from(SeqId seq, Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->retained_from(grouped_->at(seq), group) : (void(lengths(seq)), 0);
-  }
-  /// The blocks of a group. Valid until the sequence is extended, committed, truncated or closed.
-  [[nodiscard]] GroupBlocks group_blocks(SeqId seq, Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->group_blocks(grouped_->at(seq), group) : GroupBlocks{{}, 0, block_table(seq)};
-  }
-  /// f(SlotRun) over the positions of range that the group retains, ascending. O(blocks of the range).
-  template <class F>
-  void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
-    if (grouped_) [[unlikely]] {
-      require_group(group);
-      grouped_->for_each_run(seq, group, range, f);
-    } else {
-      tables_.for_each_run(seq, range, f);
-    }
-  }
-  /// Lengths of which the sequence has recurrent states: see HoldsStates, as for the next two.
-  [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const {
-    return grouped_ ? grouped_->state_lengths(grouped_->at(seq)) : (void(lengths(seq)), std::span<const Pos>());
-  }
-  /// Whether the sequence has states after `length` tokens when all that is reserved is committed: see HoldsStates.
-  [[nodiscard]] bool keeps_state(SeqId seq, Pos length) const {
-    return grouped_ ? grouped_->keeps_state(grouped_->at(seq), length, 0) : (void(lengths(seq)), false);
-  }
-  /// The blocks of the states of one kind. Valid until the sequence is extended, committed, truncated or closed.
-  [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
-    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
-    return grouped_->state_blocks(grouped_->at(seq), kind, length);
-  }
-  /// How the states of one kind lie in blocks.
-  [[nodiscard]] StateSizes state_sizes(Index kind) const {
-    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
-    return grouped_->state_sizes(kind);
-  }
   /// The blocks that sequences hold of one group, and their rows. O(blocks + table entries).
   [[nodiscard]] Stats stats(Index group) const {
     require_group(group);
@@ -279,7 +224,6 @@ class Paged {
     [[nodiscard]] Index size() const noexcept { return pool.size(); }
     [[nodiscard]] Index available() const noexcept { return pool.available(); }
     [[nodiscard]] BlockId allocate() noexcept { return pool.allocate(); }
-    [[nodiscard]] BlockId allocate(Index /*group*/) noexcept { return pool.allocate(); }
     void ref(BlockId block) noexcept { pool.ref(block); }
     void ref_referenced(BlockId block) noexcept { pool.ref(block); }
     void release(BlockId block, const NoState&) noexcept {
@@ -300,10 +244,10 @@ class Paged {
   [[nodiscard]] const SequenceLengths& lengths(SeqId seq) const {
     return grouped_ ? grouped_->at(seq).lengths : tables_.at(seq).lengths;
   }
-  void require_group(Index group) const { require_between(group, Index{0}, groups() - 1, "group"); }
+  friend class detail::GroupMembers<Paged>;
+  [[nodiscard]] const Grouped* grouped() const noexcept { return grouped_.get(); }
 
   Config config_;
-  GroupRules rules_;
   Blocks blocks_;
   detail::BlockTables<Blocks, NoState> tables_;  // of one group that keeps everything
   std::unique_ptr<Grouped> grouped_;             // of other groups

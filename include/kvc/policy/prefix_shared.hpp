@@ -21,6 +21,7 @@
 #include "kvc/policy/chain_hash.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/corruption.hpp"
+#include "kvc/policy/detail/group_members.hpp"
 #include "kvc/policy/detail/grouped_prefix_shared.hpp"
 #include "kvc/policy/detail/plain_prefix_shared.hpp"
 #include "kvc/policy/events.hpp"
@@ -79,9 +80,10 @@ class PrefixShared {
 /// `Eviction` chooses the victims when room is needed. `Events` hears of blocks that become or cease to be matchable.
 /// `Hash` is a parameter for tests: see ChainHash.
 template <EvictionPolicy Eviction, class Hash, EventListener Events>
-class PrefixShared<Eviction, Hash, Events> {
+class PrefixShared<Eviction, Hash, Events> : public detail::GroupMembers<PrefixShared<Eviction, Hash, Events>> {
   using Plain = detail::PlainPrefixShared<Eviction, Hash, Events>;
   using Grouped = detail::GroupedPrefixShared<Eviction, Hash, Events>;
+  using Groups = detail::GroupMembers<PrefixShared>;
 
  public:
   using Config = PrefixSharedConfig<Eviction>;
@@ -91,9 +93,8 @@ class PrefixShared<Eviction, Hash, Events> {
 
   /// Throws std::invalid_argument if a value of config or of rules is not allowed, and std::bad_alloc. O(blocks).
   explicit PrefixShared(const Config& config, const GroupRules& rules = {}, const Hash& hash = Hash{})
-      : config_(config), rules_(rules) {
+      : Groups(rules), config_(config) {
     require_valid(config);
-    require_valid(rules);
     if (rules.is_plain()) {
       plain_.emplace(config, hash);
     } else {
@@ -111,6 +112,7 @@ class PrefixShared<Eviction, Hash, Events> {
   [[nodiscard]] Index blocks() const noexcept { return config_.blocks; }
   /// config().block_tokens: the slots of a block; with several groups see block_tokens(group). O(1).
   [[nodiscard]] Pos block_tokens() const noexcept { return config_.block_tokens; }
+  using Groups::block_tokens;
   /// The eviction policy, for its figures.
   [[nodiscard]] const Eviction& eviction() const noexcept {
     return access([](const auto& p) -> const Eviction& { return p.eviction(); });
@@ -166,7 +168,7 @@ class PrefixShared<Eviction, Hash, Events> {
     if (grouped_) {
       return grouped_->try_restore(seq, options);
     }
-    detail::require_valid(options, rules_);
+    detail::require_valid(options, this->group_rules());
     require(plain_->reserved(seq) == 0, "seq", seq, "an empty sequence");
     return plain_->try_extend(seq, options.length, {});
   }
@@ -282,7 +284,7 @@ class PrefixShared<Eviction, Hash, Events> {
   /// The blocks of the reserved positions. Valid until the sequence is extended, committed, rolled back, truncated or
   /// closed. Throws std::invalid_argument if there are several groups, or one that drops positions: see group_blocks.
   [[nodiscard]] std::span<const BlockId> block_table(SeqId seq) const {
-    require(!grouped_, "groups", groups(), "one that keeps everything; otherwise call group_blocks");
+    require(!grouped_, "groups", this->groups(), "one that keeps everything; otherwise call group_blocks");
     return plain_->block_table(seq);
   }
 
@@ -291,73 +293,17 @@ class PrefixShared<Eviction, Hash, Events> {
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     if (grouped_) [[unlikely]] {
-      grouped_->for_each_run(seq, 0, range, f);
+      grouped()->for_each_run(grouped()->at(seq), 0, range, f);
     } else {
       plain_->for_each_run(seq, range, f);
     }
   }
+  using Groups::for_each_run;
 
-  /// The layer groups. O(1), as all of the following but for_each_run and stats.
-  [[nodiscard]] const GroupRules& group_rules() const noexcept { return rules_; }
-  /// How many they are.
-  [[nodiscard]] Index groups() const noexcept { return static_cast<Index>(rules_.groups.size()); }
-  /// Slots in a block of one group.
-  [[nodiscard]] Pos block_tokens(Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->block_tokens(group) : config_.block_tokens;
-  }
-  /// Positions of a group that can be read: see HoldsGroups, as for all that follow.
-  [[nodiscard]] Pos positions(SeqId seq, Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->positions(seq, group) : reserved(seq);
-  }
-  /// The positions of a group that the uncommitted extension reserves.
-  [[nodiscard]] PosRange extension(SeqId seq, Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->extension(seq, group) : PosRange{length(seq), reserved(seq)};
-  }
-  /// The smallest length to which the group lets the sequence be cut, or forked at.
-  [[nodiscard]] Pos retained_from(SeqId seq, Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->retained_from(seq, group) : (void(length(seq)), 0);
-  }
-  /// The blocks of a group. Valid until the sequence is extended, committed, rolled back, truncated or closed.
-  [[nodiscard]] GroupBlocks group_blocks(SeqId seq, Index group) const {
-    require_group(group);
-    return grouped_ ? grouped_->group_blocks(seq, group) : GroupBlocks{{}, 0, block_table(seq)};
-  }
-  /// f(SlotRun) over the positions of range that the group retains, ascending. O(blocks of the range).
-  template <class F>
-  void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
-    if (grouped_) [[unlikely]] {
-      require_group(group);
-      grouped_->for_each_run(seq, group, range, f);
-    } else {
-      plain_->for_each_run(seq, range, f);
-    }
-  }
-  /// Lengths of which the sequence has recurrent states: see HoldsStates, as for the next two.
-  [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const {
-    return grouped_ ? grouped_->state_lengths(seq) : (void(length(seq)), std::span<const Pos>());
-  }
-  /// Whether the sequence has states after `length` tokens when all that is reserved is committed: see HoldsStates.
-  [[nodiscard]] bool keeps_state(SeqId seq, Pos length) const {
-    return grouped_ ? grouped_->keeps_state(seq, length) : (void(this->length(seq)), false);
-  }
-  /// The blocks of the states of one kind. Valid until the sequence is extended, committed, truncated or closed.
-  [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
-    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
-    return grouped_->state_blocks(seq, kind, length);
-  }
-  /// How the states of one kind lie in blocks.
-  [[nodiscard]] StateSizes state_sizes(Index kind) const {
-    require(grouped_ != nullptr, "kind", kind, "none: there are no recurrent layers");
-    return grouped_->state_sizes(kind);
-  }
   /// The blocks that sequences hold of one group, those that are cached, and hits lost because of it. O(blocks + table
   /// entries).
   [[nodiscard]] Stats stats(Index group) const {
-    require_group(group);
+    this->require_group(group);
     return grouped_ ? grouped_->stats(group) : plain_->stats();
   }
 
@@ -401,10 +347,10 @@ class PrefixShared<Eviction, Hash, Events> {
     }
     return f(*plain_);
   }
-  void require_group(Index group) const { require_between(group, Index{0}, groups() - 1, "group"); }
+  friend class detail::GroupMembers<PrefixShared>;
+  [[nodiscard]] const auto* grouped() const noexcept { return grouped_ ? &grouped_->sequences() : nullptr; }
 
   Config config_;
-  GroupRules rules_;
   std::optional<Plain> plain_;
   std::unique_ptr<Grouped> grouped_;
 };

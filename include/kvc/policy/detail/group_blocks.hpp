@@ -1,8 +1,4 @@
 // GroupCachedBlocks: the blocks of several layer groups in one pool, each free, referenced, or evictable.
-//
-// Binds the pool, the index of prefixes, the eviction policy, quotas and the listener: every change of one that the
-// others must know goes through here. All blocks have the same number of bytes, so a victim of any group makes room for
-// any other.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +13,9 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_pool.hpp"
 #include "kvc/policy/detail/block_sizes.hpp"
+#include "kvc/policy/detail/cross_blocks.hpp"
 #include "kvc/policy/detail/group_nodes.hpp"
+#include "kvc/policy/detail/state_chains.hpp"
 #include "kvc/policy/detail/tenant_quota.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/concept.hpp"
@@ -26,6 +24,9 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
+/// The source of blocks of GroupedPrefixes (see GroupBlockSource): binds the pool, the index of prefixes, the eviction
+/// policy, quotas and the listener. Every change of one that the others must know goes through here. All blocks have the
+/// same number of bytes, so a victim of any group makes room for any other.
 template <EvictionPolicy Eviction, class Hash, EventListener Events>
 class GroupCachedBlocks {
  public:
@@ -47,15 +48,11 @@ class GroupCachedBlocks {
         nodes(blocks, index_nodes, sizes, hash),
         eviction(blocks, eviction_config),
         quota(blocks, tenant_quota),
-        evictable_(nodes.slots(), 0) {
-    for (const GroupRule& rule : rules.groups) {
-      keeps_everything_.push_back(rule.retained.everything() && rule.cross_rows == 0 ? 1 : 0);
-      others_.push_back(0);
-    }
-    for (const StateSizes& kind : sizes.states) {
-      keeps_everything_.push_back(0);
-      others_.push_back(kind.blocks - 1);
-      next_ = BlockArray<BlockId>(blocks, no_block);
+        evictable_(nodes.slots(), 0),
+        keeps_everything_(nodes.slots(), 0),
+        states_(blocks, nodes.groups(), sizes.states) {
+    for (std::size_t g = 0; g < nodes.groups(); ++g) {
+      keeps_everything_[g] = rules.groups[g].retained.everything() && rules.groups[g].cross_rows == 0 ? 1 : 0;
     }
     if constexpr (FollowsLru<Eviction>) {
       if (!rules.states.empty()) {
@@ -69,10 +66,12 @@ class GroupCachedBlocks {
   /// Blocks that eviction would make free: those that the eviction policy has, and the others of states.
   [[nodiscard]] Index evictable() const noexcept { return eviction.size() + evictable_others_; }
   [[nodiscard]] Index evictions() const noexcept { return evictions_; }
+  /// Blocks of one state of a kind behind the first one; 0 of a layer group.
+  [[nodiscard]] Index others(std::size_t slot) const noexcept { return states_.others(slot); }
   /// Evictable blocks of a slot that the eviction policy has.
   [[nodiscard]] Index evictable(std::size_t group) const noexcept { return evictable_[group]; }
 
-  [[nodiscard]] BlockId allocate(Index /*group*/) noexcept {
+  [[nodiscard]] BlockId allocate() noexcept {
     if (pool.available() == 0) {
       evict_for(eviction.victim(now));
     }
@@ -141,11 +140,9 @@ class GroupCachedBlocks {
     const std::size_t slot = nodes.groups() + kind;
     const auto number = static_cast<Pos>(nodes.end(Parent(node)) / nodes.node_tokens() - 1);
     nodes.attach_state(node, kind, blocks[0]);
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      next_[blocks[i]] = i + 1 < blocks.size() ? blocks[i + 1] : no_block;
-      if (i > 0) {
-        pool.ref(blocks[i]);
-      }
+    states_.link(blocks);
+    for (const BlockId other : blocks.subspan(1)) {
+      pool.ref(other);
     }
     quota.on_cached(blocks[0], tenant);
     eviction.on_cached(context, StoredBlock{blocks[0], key(node, slot), number, as_group(slot)}, now);
@@ -154,20 +151,13 @@ class GroupCachedBlocks {
     }
   }
   /// The block of cached states behind this one; no_block behind the last one.
-  [[nodiscard]] BlockId next_of_state(BlockId block) const noexcept { return next_[block]; }
-  /// f(block) for all blocks of the states that begin with a cached one.
-  template <class F>
-  void for_each_of_state(BlockId first, F&& f) const noexcept {
-    for (BlockId block = first; block != no_block; block = next_[block]) {
-      f(block);
-    }
-  }
+  [[nodiscard]] BlockId next_of_state(BlockId block) const noexcept { return states_.next(block); }
   /// Adds the references that the index has to blocks of states.
   void add_references(BlockArray<std::int32_t>& references) const noexcept {
-    for (Index i = 0; i < next_.size(); ++i) {
+    for (Index i = 0; i < pool.size(); ++i) {
       const BlockId first{static_cast<std::int32_t>(i)};
-      if (nodes.is_cached(first) && nodes.group(first) >= nodes.groups()) {
-        for_each_of_state(first, [&](BlockId block) { references[block] += block == first ? 0 : 1; });
+      if (nodes.is_cached(first)) {
+        states_.for_each_other(first, nodes.group(first), [&](BlockId block) { ++references[block]; });
       }
     }
   }
@@ -202,33 +192,22 @@ class GroupCachedBlocks {
   }
 
   // --- rows of other inputs ------------------------------------------------------------------------------------------
-  //
-  // A root, which stands for a salt, has all blocks with rows of the other input, or none; it is in use as long as it
-  // has them. The empty salt has none: it does not say which input it is.
 
   /// Makes room, so that attach_cross cannot fail. Throws std::bad_alloc.
-  void reserve_cross(Parent root, std::size_t blocks) {
-    if (root.root_index() >= cross_.size()) {
-      cross_.resize(root.root_index() + 1);
-    }
-    cross_[root.root_index()].reserve(blocks);
-  }
-  /// The blocks of a root, group after group.
-  [[nodiscard]] std::span<const BlockId> cross(Parent root) const noexcept {
-    return root.root_index() < cross_.size() ? std::span<const BlockId>(cross_[root.root_index()])
-                                             : std::span<const BlockId>();
-  }
+  void reserve_cross(Parent root, std::size_t blocks) { cross_.reserve(root, blocks); }
+  /// The blocks of a root, group after group: see CrossBlocks.
+  [[nodiscard]] std::span<const BlockId> cross(Parent root) const noexcept { return cross_.of(root); }
   /// A block that a sequence references and has written becomes one of its root.
   void attach_cross(SequenceContext& context, int tenant, Parent root, std::size_t group, BlockId block) noexcept {
-    std::vector<BlockId>& all = cross_[root.root_index()];
-    if (all.empty()) {
+    const std::size_t number = cross(root).size();
+    if (number == 0) {
       nodes.index.roots().ref(root);
     }
     nodes.attach_cross(root, group, block);
     quota.on_cached(block, tenant);
-    const std::uint64_t key = nodes.index.roots().hash(root) + (all.size() + 1) * 0x9e37'79b9'7f4a'7c15U;
-    eviction.on_cached(context, StoredBlock{block, key, static_cast<Pos>(all.size()), as_group(group)}, now);
-    all.push_back(block);
+    const std::uint64_t key = nodes.index.roots().hash(root) + (number + 1) * 0x9e37'79b9'7f4a'7c15U;
+    eviction.on_cached(context, StoredBlock{block, key, static_cast<Pos>(number), as_group(group)}, now);
+    cross_.add(root, block);
     if constexpr (Events::listens) {
       events(stored_cross(events_++, root, group, block));
     }
@@ -285,12 +264,7 @@ class GroupCachedBlocks {
       release_others(block, group);
     }
     nodes.clear();
-    for (std::size_t r = 0; r < cross_.size(); ++r) {
-      if (!cross_[r].empty()) {
-        cross_[r].clear();
-        nodes.index.roots().release(Parent::root(static_cast<std::int32_t>(r)));
-      }
-    }
+    cross_.clear_all([&](Parent root) { nodes.index.roots().release(root); });
     victim_ = no_block;
     if constexpr (Events::listens) {
       events(AllBlocksCleared{events_++});
@@ -300,15 +274,7 @@ class GroupCachedBlocks {
   void verify(const BlockArray<std::int32_t>& references, const BlockArray<std::int32_t>& ends,
               std::span<const Index> sequences_of_tenants) const {
     nodes.verify(ends);
-    Index cross = 0;
-    for (std::size_t r = 0; r < cross_.size(); ++r) {
-      for (const BlockId block : cross_[r]) {
-        ++cross;
-        if (!nodes.is_cross(block) || nodes.cross_root(block).root_index() != r) {
-          throw_error(InvariantError("kvc: a block with rows of another input is not that of its salt"));
-        }
-      }
-    }
+    Index cross = cross_.verify(nodes);
     references.for_each([&](BlockId block, std::int32_t) { cross -= nodes.is_cross(block) ? 1 : 0; });
     if (cross != 0) {
       throw_error(InvariantError("kvc: blocks with rows of another input belong to no salt"));
@@ -342,26 +308,21 @@ class GroupCachedBlocks {
     eviction.on_acquired(block);
     quota.on_acquired(block);
     --evictable_[nodes.group(block)];
-    evictable_others_ -= others_[nodes.group(block)];
+    evictable_others_ -= states_.others(nodes.group(block));
   }
   void make_evictable(BlockId block, const auto& state) noexcept {
     eviction.on_evictable(state.context, block, now);
     quota.on_evictable(block);
     ++evictable_[nodes.group(block)];
-    evictable_others_ += others_[nodes.group(block)];
+    evictable_others_ += states_.others(nodes.group(block));
   }
   /// The index has the states that begin with `first` no more.
   void release_others(BlockId first, std::size_t group) noexcept {
-    if (others_[group] == 0) {
-      return;
-    }
-    for (BlockId block = next_[first]; block != no_block;) {
-      const BlockId next = next_[block];
+    states_.for_each_other(first, group, [&](BlockId block) {
       if (pool.unref(block) == 0) {
         pool.free(block);
       }
-      block = next;
-    }
+    });
   }
   /// Of a block that is not in the index any more.
   void forget(BlockId block, std::size_t group) noexcept {
@@ -377,8 +338,7 @@ class GroupCachedBlocks {
   /// one of them the others are of no use: those that nothing references are free.
   void drop_cross(BlockId block) noexcept {
     const Parent root = nodes.cross_root(block);
-    std::vector<BlockId>& all = cross_[root.root_index()];
-    for (const BlockId each : all) {
+    for (const BlockId each : cross(root)) {
       const std::size_t group = nodes.group(each);
       const bool is_free = each != block && pool.ref_count(each) == 0;
       if (is_free) {
@@ -391,7 +351,7 @@ class GroupCachedBlocks {
         pool.free(each);
       }
     }
-    all.clear();
+    cross_.clear(root);
     nodes.index.roots().release(root);
   }
 
@@ -447,12 +407,11 @@ class GroupCachedBlocks {
 
   BlockId victim_ = no_block;  // nodes.watched() is its last node, or lies below that
   Index evictions_ = 0;
-  std::vector<std::vector<BlockId>> cross_;  // [roots] blocks with rows of another input
-  std::vector<Index> evictable_;             // [slots]
-  std::vector<char> keeps_everything_;       // [slots]
-  std::vector<Index> others_;                // [slots] blocks of states behind the first one
-  BlockArray<BlockId> next_;                 // of a block of cached states, the next one
-  Index evictable_others_ = 0;
+  CrossBlocks cross_;
+  std::vector<Index> evictable_;        // [slots]
+  std::vector<char> keeps_everything_;  // [slots]
+  StateChains states_;
+  Index evictable_others_ = 0;  // blocks of states behind the first one
   std::uint64_t events_ = 0;
 };
 

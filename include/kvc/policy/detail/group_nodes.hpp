@@ -73,6 +73,28 @@ class GroupNodes {
   [[nodiscard]] std::span<const BlockId> blocks_of(Node node) const noexcept {
     return {blocks_of_.data() + static_cast<std::size_t>(node) * slots_, slots_};
   }
+  /// The tokens that lead to a node. O(tokens). Throws std::bad_alloc.
+  [[nodiscard]] std::vector<Token> tokens_to(Parent node) const {
+    std::vector<Token> tokens(static_cast<std::size_t>(end(node)));
+    for (Parent at = node; !at.is_root(); at = index.parent(at.block())) {
+      std::ranges::copy(index.tokens(at.block()), tokens.begin() + (end(at) - node_tokens()));
+    }
+    return tokens;
+  }
+  /// Throws std::invalid_argument unless `tokens` begin as the prefix that a block is cached with, or the other way
+  /// round. Returns the last node of the block.
+  ///   same   a node for which that is known: mostly one shortly before, so that a prefix is walked once
+  Parent require_tokens(BlockId block, std::span<const Token> tokens, Parent same) const {
+    const Parent last(last_node(block));
+    for (Parent at = last; !at.is_root() && !(at == same); at = index.parent(at.block())) {
+      const auto theirs = index.tokens(at.block());
+      const auto first = static_cast<std::size_t>(end(at) - node_tokens());
+      const auto count = std::min(theirs.size(), tokens.size() - std::min(first, tokens.size()));
+      require(std::ranges::equal(theirs.first(count), tokens.subspan(std::min(first, tokens.size()), count)), "tokens",
+              first, "those that a shared block is cached with");
+    }
+    return last;
+  }
   /// Prefetches the blocks of a node.
   void prefetch(Node node) const noexcept { __builtin_prefetch(blocks_of(node).data()); }
 

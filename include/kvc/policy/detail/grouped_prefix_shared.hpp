@@ -178,25 +178,8 @@ class GroupedPrefixShared
     tables_.require_retained(tables_.at(seq), at, "at");
     return {};
   }
-  [[nodiscard]] Pos block_tokens(Index group) const noexcept { return tables_.block_tokens(group); }
-  [[nodiscard]] Pos positions(SeqId seq, Index group) const { return tables_.positions(tables_.at(seq), group); }
-  [[nodiscard]] PosRange extension(SeqId seq, Index group) const { return tables_.extension(tables_.at(seq), group); }
-  [[nodiscard]] Pos retained_from(SeqId seq, Index group) const {
-    return tables_.retained_from(tables_.at(seq), group);
-  }
-  [[nodiscard]] GroupBlocks group_blocks(SeqId seq, Index group) const {
-    return tables_.group_blocks(tables_.at(seq), group);
-  }
-  [[nodiscard]] std::span<const Pos> state_lengths(SeqId seq) const { return tables_.state_lengths(tables_.at(seq)); }
-  [[nodiscard]] bool keeps_state(SeqId seq, Pos length) const { return tables_.keeps_state(tables_.at(seq), length); }
-  [[nodiscard]] std::span<const BlockId> state_blocks(SeqId seq, Index kind, Pos length) const {
-    return tables_.state_blocks(tables_.at(seq), kind, length);
-  }
-  [[nodiscard]] StateSizes state_sizes(Index kind) const { return tables_.state_sizes(kind); }
-  template <class F>
-  void for_each_run(SeqId seq, Index group, PosRange range, F&& f) const {
-    tables_.for_each_run(seq, group, range, f);
-  }
+  /// The sequences and pins.
+  [[nodiscard]] const Tables& sequences() const noexcept { return tables_; }
   using Base::stats;
   [[nodiscard]] Stats stats(Index group) const {
     Stats stats;

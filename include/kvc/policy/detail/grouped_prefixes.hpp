@@ -1,10 +1,4 @@
-// GroupedPrefixes: PrefixShared with several layer groups.
-//
-// A sequence knows the last node of the index that its tokens lead to, and its tokens behind that node. Commit adds
-// nodes for what has become known, gives them the blocks that the sequence still holds, and then drops what no group
-// keeps. A dropped block leaves the index, too, unless a later prompt could end there: nobody could ever hit the middle
-// of a long prompt. The places where prompts end are the end of a prompt, of a sequence, of a fork, and positions where
-// prefixes part.
+// GroupedPrefixes: the sequences and pins of PrefixShared with several layer groups, which know their tokens.
 #pragma once
 
 #include <algorithm>
@@ -25,6 +19,7 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/group_blocks.hpp"
 #include "kvc/policy/detail/group_hit.hpp"
+#include "kvc/policy/detail/group_indexer.hpp"
 #include "kvc/policy/detail/group_sequence_state.hpp"
 #include "kvc/policy/detail/group_tables.hpp"
 #include "kvc/policy/salt.hpp"
@@ -33,7 +28,9 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Sequences and pins over a GroupCachedBlocks.
+/// A sequence knows the last node of the index that its tokens lead to, and its tokens behind that node. Commit adds
+/// nodes for what has become known, gives them the blocks that the sequence still holds, and then drops what no group
+/// keeps: see GroupIndexer and PrefixEnds. `Blocks` is a GroupCachedBlocks.
 template <class Blocks>
 class GroupedPrefixes
     : public GroupTables<Blocks, GroupSequenceState<typename Blocks::Parent, typename Blocks::SequenceContext>> {
@@ -45,7 +42,10 @@ class GroupedPrefixes
   static constexpr Pos nowhere = State::nowhere;
 
   GroupedPrefixes(Blocks& blocks, const GroupRules& rules, const BlockSizes& sizes)
-      : Base(blocks, rules, sizes, true), blocks_(blocks), node_tokens_(sizes.node_tokens) {
+      : Base(blocks, rules, sizes, true),
+        blocks_(blocks),
+        node_tokens_(sizes.node_tokens),
+        indexer_(blocks, Base::rules_) {
     for (std::size_t g = 0; g < rules.groups.size(); ++g) {
       const Retained& retained = rules.groups[g].retained;
       reach_ += retained.everything()
@@ -56,11 +56,11 @@ class GroupedPrefixes
     reach_ += rules.states.empty() ? 0 : 4 * static_cast<Index>(rules.states.size());
     lost_.assign(rules.groups.size() + (rules.states.empty() ? 0 : 1), 0);
     for (std::size_t g = 0; g < rules.groups.size(); ++g) {
-      cross_blocks_ += this->is_cross(static_cast<Index>(g)) ? cross_blocks(g) : 0;
+      cross_blocks_ += this->is_cross(g) ? cross_blocks(g) : 0;
     }
   }
 
-  [[nodiscard]] Index merges() const noexcept { return merges_; }
+  [[nodiscard]] Index merges() const noexcept { return indexer_.merges(); }
   /// Tokens of hits that were lost because of a group; of number groups(): because of recurrent states.
   [[nodiscard]] Index lost(Index group) const noexcept { return lost_[static_cast<std::size_t>(group)]; }
 
@@ -99,7 +99,7 @@ class GroupedPrefixes
     std::span<const BlockId> cross = blocks_.cross(root);
     s.has_cross = !cross.empty();
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      if (!this->is_cross(static_cast<Index>(g))) {
+      if (s.tables[g].grows()) {
         s.tables[g].begin_at(hit.length());
       } else if (s.has_cross) {
         s.tables[g].assign(cross.first(cross_blocks(g)));
@@ -141,17 +141,10 @@ class GroupedPrefixes
     }
     return {seq, hit.length()};
   }
-  /// References what open_on has found. A prompt has ended or gone on there, and another may.
+  /// References what open_on has found.
   void take_found(const Sequence& s) noexcept {
     this->ref_blocks(s);
-    for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      if (!this->rules().groups[g].retained.everything()) {
-        for (const BlockId block : s.tables[g].blocks()) {
-          blocks_.nodes.mark(block);
-        }
-      }
-    }
-    mark_states(s);
+    indexer_.ends().mark_found(s);
   }
   /// Counts the hit of the last open_on.
   void count_lost() noexcept {
@@ -164,11 +157,7 @@ class GroupedPrefixes
     Sequence& s = this->at(seq);
     const Parent root = s.state.root;
     const int tenant = s.state.tenant;
-    for (const auto& [block, prefix] : s.state.ends) {  // as new as those that are released now
-      if (blocks_.nodes.prefix(block) == prefix) {      // another block may have its number now
-        blocks_.refresh(block, s.state);
-      }
-    }
+    indexer_.ends().refresh(s);
     const Parent last = std::exchange(s.state.last, root);
     this->close(seq);
     blocks_.nodes.unref(last);
@@ -187,11 +176,7 @@ class GroupedPrefixes
   [[nodiscard]] Pos indexed(const Sequence& s) const noexcept { return blocks_.nodes.end(s.state.last); }
   /// The tokens of the first reserved positions, as far as they are known.
   [[nodiscard]] std::vector<Token> known_tokens(const Sequence& s) const {
-    std::vector<Token> tokens(static_cast<std::size_t>(indexed(s)));
-    for (Parent at = s.state.last; !at.is_root(); at = blocks_.nodes.index.parent(at.block())) {
-      std::ranges::copy(std::as_const(blocks_.nodes.index).tokens(at.block()),
-                        tokens.begin() + (blocks_.nodes.end(at) - node_tokens_));
-    }
+    std::vector<Token> tokens = blocks_.nodes.tokens_to(s.state.last);
     tokens.insert(tokens.end(), s.state.tokens.begin(), s.state.tokens.end());
     return tokens;
   }
@@ -257,14 +242,14 @@ class GroupedPrefixes
     const bool adds_cross = s.adds_cross;
     Base::commit(s);
     if (adds_cross) [[unlikely]] {
-      keep_cross(s);
+      indexer_.attach_cross(s);
     }
     const bool ends_prompt = before < s.state.prompt_end && s.state.prompt_end <= s.lengths.committed;
     if (s.state.tokens.size() >= static_cast<std::size_t>(node_tokens_) || ends_prompt) [[unlikely]] {
-      index_tokens(s, ends_prompt);
+      indexer_.index_tokens(s, known(s), ends_prompt);
     }
     if (this->has_states()) {
-      index_states(s, before);
+      indexer_.attach_states(s, before);
       drop_states(s);
     }
     drop(s);
@@ -318,8 +303,8 @@ class GroupedPrefixes
     blocks_.nodes.ref(last);
     blocks_.nodes.index.roots().ref(s.state.root);
     blocks_.quota.ref(s.state.tenant);
-    mark_end(s, {at, at});
-    mark_states(s);
+    indexer_.ends().mark(s, {at, at});
+    indexer_.ends().mark_states(s);
     return seq;
   }
 
@@ -329,7 +314,7 @@ class GroupedPrefixes
       Parent same = s.state.root;
       for (const BlockId block : table.blocks()) {
         if (blocks_.nodes.last_node(block) != Blocks::Nodes::no_node) {
-          same = require_same_tokens(block, tokens, same);
+          same = blocks_.nodes.require_tokens(block, tokens, same);
         }
       }
     }
@@ -340,9 +325,9 @@ class GroupedPrefixes
       s.state.prompt_end = count;
     }
     ++blocks_.now;
-    index_tokens(s, s.state.prompt_end <= s.lengths.committed);
+    indexer_.index_tokens(s, known(s), s.state.prompt_end <= s.lengths.committed);
     if (this->has_states()) {
-      index_states(s, 0);
+      indexer_.attach_states(s, 0);
     }
     drop(s);
   }
@@ -392,33 +377,6 @@ class GroupedPrefixes
     return static_cast<std::size_t>(
         ceil_div(this->rules().groups[group].cross_rows, this->block_tokens(static_cast<Index>(group))));
   }
-  /// The rows of another input, which are committed, serve later prompts with the same salt; or those that are there
-  /// serve this sequence, too.
-  void keep_cross(Sequence& s) noexcept {
-    if (blocks_.nodes.index.roots().salt(s.state.root).empty()) {
-      return;
-    }
-    const std::span<const BlockId> there = blocks_.cross(s.state.root);
-    const bool is_first = there.empty();
-    std::size_t next = 0;
-    for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      if (!this->is_cross(static_cast<Index>(g))) {
-        continue;
-      }
-      for (Pos number = 0; number < s.tables[g].end(); ++number) {
-        BlockId& own = s.tables[g][number];
-        if (is_first) {
-          blocks_.attach_cross(s.state.context, s.state.tenant, s.state.root, g, own);
-        } else {
-          const BlockId before = std::exchange(own, there[next]);
-          blocks_.merge(before, there[next], s.state);
-          ++next;
-          ++merges_;
-        }
-      }
-    }
-  }
-
   /// After positions were dropped from the end.
   void forget_tokens(Sequence& s) const noexcept {
     if (s.state.unknown_from >= s.lengths.reserved) {
@@ -430,145 +388,17 @@ class GroupedPrefixes
     }
   }
 
-  /// Adds nodes for what is known, and gives them, and those that were there without, the blocks of the sequence.
-  ///   ends_prompt   whether the end of the prompt was committed now
-  KVC_OUT_OF_LINE void index_tokens(Sequence& s, bool ends_prompt) noexcept {
-    auto& nodes = blocks_.nodes;
-    const Pos known_end = known(s);
-    const auto n = static_cast<std::size_t>(node_tokens_);
-    const Parent old_last = s.state.last;
-    Parent last = old_last;
-    Pos end = nodes.end(last);
-    std::size_t used = 0;
-    PosRange parting{0, 0};  // where prefixes part
-    nodes.ref(last);         // so that making room for the next node cannot remove it
-    while (end + node_tokens_ <= known_end) {
-      const auto tokens = std::span<const Token>(s.state.tokens).subspan(used, n);
-      const std::uint64_t hash = nodes.index.chain_hash(last, tokens);
-      BlockId node = nodes.index.find(last, tokens, hash);
-      if (node == no_block) {
-        // A sequence that has half of a full index for itself takes no more: others' prefixes are worth as much.
-        if (!nodes.has_free_node() && (Index{end} / node_tokens_ >= nodes.nodes() / 2 || !blocks_.make_free_node())) {
-          break;
-        }
-        if (nodes.index.has_children(last)) {
-          parting = {end, end + node_tokens_};
-        }
-        node = nodes.insert(last, tokens, hash);
-      }
-      nodes.ref(Parent(node));
-      nodes.unref(std::exchange(last, Parent(node)));
-      end += node_tokens_;
-      used += n;
-    }
-    const Pos prompt_end = s.state.prompt_end;
-    if (!(last == old_last)) {
-      ends_prompt = ends_prompt || (nodes.end(old_last) <= prompt_end && prompt_end < end);  // its node is full now
-      s.state.last = last;
-      s.state.tokens.erase(s.state.tokens.begin(), s.state.tokens.begin() + static_cast<std::ptrdiff_t>(used));
-      attach_blocks(s, old_last, parting);
-      mark_end(s, parting);
-    }
-    nodes.unref(old_last);
-    if (ends_prompt) {
-      mark_end(s, {prompt_end, prompt_end});
-    }
-  }
-  /// From the sequence's node up to the old one, which has its blocks already.
-  void attach_blocks(Sequence& s, Parent old_last, PosRange parting) noexcept {
-    auto& nodes = blocks_.nodes;
-    const Pos length = std::max(s.lengths.committed - this->rules().rewind, 0);
-    const PosRange prompt{s.state.prompt_end, s.state.prompt_end};
-    for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      const Retained& retained = this->rules().groups[g].retained;
-      if (this->rules().groups[g].cross_rows > 0) {
-        continue;
-      }
-      GroupTable& table = s.tables[g];
-      const bool is_one_node = nodes.index.parent(s.state.last.block()) == old_last;  // it is in a block that stays
-      const Pos stays_from = is_one_node ? 0 : (retained.first_seen(length) - this->slack(g)) / table.block_tokens();
-      Pos end = nodes.end(s.state.last);
-      Pos number = (end - 1) / table.block_tokens();
-      for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block()), end -= node_tokens_) {
-        number -= end <= Index{number} * table.block_tokens() ? 1 : 0;
-        if (!table.has(number) || !table.is_complete(number) ||
-            (number < stays_from && !is_for_end(g, number, parting) && !is_for_end(g, number, prompt) &&
-             number >= table.first())) {
-          continue;
-        }
-        const BlockId own = table[number];
-        const BlockId there = nodes.block(at.block(), g);
-        if (there == no_block) {
-          s.owns_tails = false;
-          blocks_.attach(s.state.context, s.state.tenant, s.state.root, at.block(), g, number, own);
-        } else if (there != own && end == Index{number + 1} * table.block_tokens()) {
-          table[number] = there;
-          blocks_.merge(own, there, s.state);
-          ++merges_;
-        }
-      }
-    }
-  }
-
-  /// Whether a hit that ends in `ends`, or up to a block before it, needs a block.
-  [[nodiscard]] bool is_for_end(std::size_t group, Pos number, PosRange ends) const noexcept {
-    const Retained& retained = this->rules().groups[group].retained;
-    const Pos tokens = this->block_tokens(static_cast<Index>(group));
-    const Index first = Index{retained.first_seen(std::max(ends.first - tokens, 0))};
-    return (Index{number} + 1) * tokens > first && Index{number} * tokens < ends.last;
-  }
-  /// Keeps what a hit that ends there needs from being forgotten when the sequence drops it.
-  void mark_end(Sequence& s, PosRange ends) noexcept {
-    if (ends.last == 0) {
-      return;
-    }
-    for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      const GroupTable& table = s.tables[g];
-      const Retained& retained = this->rules().groups[g].retained;
-      if (retained.everything()) {
-        continue;
-      }
-      const Pos first = retained.first_seen(std::max(ends.first - table.block_tokens(), 0)) / table.block_tokens();
-      for (Pos number = std::max(first, table.first()); number < table.end() && is_for_end(g, number, ends); ++number) {
-        if (blocks_.nodes.is_cached(table[number])) {
-          blocks_.nodes.mark(table[number]);
-        }
-      }
-    }
-  }
   void drop(Sequence& s) noexcept {
-    Base::drop(s, [&](std::size_t, Pos, BlockId block) { forget_unless_end(s, block); });
-  }
-  /// The states that a sequence begins from stay for later prompts: one has ended or gone on there, and another may.
-  void mark_states(const Sequence& s) noexcept {
-    for (const BlockId block : s.states.blocks()) {
-      if (blocks_.nodes.is_cached(block)) {
-        blocks_.nodes.mark(block);
-      }
-    }
+    Base::drop(s, [&](BlockId block) { indexer_.ends().forget_unless_end(s, block); });
   }
   /// Of the states, those of whole nodes stay as long as windows do: a later prompt may begin with all that there is.
   void drop_states(Sequence& s) noexcept {
     Base::drop_states(s, node_tokens_, [&](std::span<const BlockId> blocks) {
       for (const BlockId block : blocks) {  // the first ones of each kind are known to the index
-        forget_unless_end(s, block);
+        indexer_.ends().forget_unless_end(s, block);
       }
     });
   }
-  /// A block that a sequence is about to drop leaves the index unless a prompt could end there.
-  void forget_unless_end(Sequence& s, BlockId block) noexcept {
-    if (!blocks_.nodes.is_cached(block)) {
-      return;
-    }
-    if (blocks_.nodes.is_marked(block)) {
-      if (s.state.ends.size() < s.state.ends.capacity()) {
-        s.state.ends.push_back({block, blocks_.nodes.prefix(block)});
-      }
-    } else if (blocks_.pool.ref_count(block) == 1) {
-      blocks_.uncache(block);
-    }
-  }
-
   /// The states behind a node that a hit ends with, which has all of them.
   void add_found_states(Sequence& s, typename Blocks::Node node) noexcept {
     std::size_t kind = 0;
@@ -579,49 +409,6 @@ class GroupedPrefixes
       return block;
     });
   }
-  /// Gives nodes the states of lengths above `before` that end with them.
-  void index_states(Sequence& s, Pos before) noexcept {
-    auto& nodes = blocks_.nodes;
-    Parent at = s.state.last;
-    const std::span<const Pos> lengths = s.states.lengths();
-    for (std::size_t i = s.states.count_to(s.lengths.committed); i-- > 0 && lengths[i] > before;) {
-      if (lengths[i] % node_tokens_ != 0 || lengths[i] > indexed(s)) {
-        continue;
-      }
-      while (nodes.end(at) > lengths[i]) {
-        at = nodes.index.parent(at.block());
-      }
-      std::span<const BlockId> blocks = s.states.of(i);
-      for (Index kind = 0; kind < static_cast<Index>(this->rules().states.size()); ++kind) {
-        const auto count = static_cast<std::size_t>(this->state_sizes(kind).blocks);
-        const BlockId first = blocks[0];
-        if (!nodes.is_cached(first) &&
-            nodes.block(at.block(), nodes.groups() + static_cast<std::size_t>(kind)) == no_block) {
-          blocks_.attach_state(s.state.context, s.state.tenant, s.state.root, at.block(),
-                               static_cast<std::size_t>(kind), blocks.first(count));
-        }
-        if (s.states.is_kept(i) && nodes.is_cached(first)) {
-          nodes.mark(first);
-        }
-        blocks = blocks.subspan(count);
-      }
-    }
-  }
-
-  /// Throws unless the first tokens are those of the prefix that a block is cached with. Returns its last node.
-  ///   same   a node for which that is known: mostly one shortly before, so that a prefix is walked once
-  Parent require_same_tokens(BlockId block, std::span<const Token> tokens, Parent same) const {
-    const Parent last(blocks_.nodes.last_node(block));
-    for (Parent at = last; !at.is_root() && !(at == same); at = blocks_.nodes.index.parent(at.block())) {
-      const auto theirs = std::as_const(blocks_.nodes.index).tokens(at.block());
-      const auto first = static_cast<std::size_t>(blocks_.nodes.end(at) - node_tokens_);
-      const auto count = std::min(theirs.size(), tokens.size() - std::min(first, tokens.size()));
-      require(std::ranges::equal(theirs.first(count), tokens.subspan(std::min(first, tokens.size()), count)), "tokens",
-              first, "those that a shared block is cached with");
-    }
-    return last;
-  }
-
   Blocks& blocks_;
   Pos node_tokens_;
   Index reach_ = 0;          // blocks that a hit needs in groups that drop rows
@@ -629,7 +416,7 @@ class GroupedPrefixes
   std::array<Pos, max_groups + 1> last_lost_{};
   std::size_t cross_blocks_ = 0;  // of all groups
   std::vector<BlockId> path_;     // of the last prompt
-  Index merges_ = 0;
+  GroupIndexer<Blocks, Sequence> indexer_;
 };
 
 }  // namespace detail

@@ -1,0 +1,182 @@
+// GroupIndexer: gives the nodes of the prefix index the blocks that sequences have computed.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include "kvc/config.hpp"
+#include "kvc/core/group_rule.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/detail/prefix_ends.hpp"
+#include "kvc/policy/group_table.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+/// Adds nodes for tokens that have become known, and attaches the blocks that a sequence still holds. Where a node has a
+/// block already, the sequence takes that one. `Blocks` is a GroupCachedBlocks, and a sequence that of a
+/// GroupedPrefixes, with its lengths committed. References what it is made of. No member throws but the constructor.
+template <class Blocks, class Sequence>
+class GroupIndexer {
+  using Parent = typename Blocks::Parent;
+
+ public:
+  GroupIndexer(Blocks& blocks, const GroupRules& rules)
+      : blocks_(blocks), rules_(rules), ends_(blocks, rules), node_tokens_(blocks.nodes.node_tokens()) {}
+
+  [[nodiscard]] PrefixEnds<Blocks, Sequence>& ends() noexcept { return ends_; }
+  /// Blocks of sequences that were released for an equal one that was cached.
+  [[nodiscard]] Index merges() const noexcept { return merges_; }
+
+  /// Adds nodes for the tokens of the first `known` positions, and gives them, and those that were there without, the
+  /// blocks of the sequence. Expected O(tokens + nodes * groups).
+  ///   ends_prompt   whether the end of the prompt was committed now
+  KVC_OUT_OF_LINE void index_tokens(Sequence& s, Pos known, bool ends_prompt) noexcept {
+    auto& nodes = blocks_.nodes;
+    const auto n = static_cast<std::size_t>(node_tokens_);
+    const Parent old_last = s.state.last;
+    Parent last = old_last;
+    const Pos old_end = nodes.end(last);
+    Pos end = old_end;
+    std::size_t used = 0;
+    PosRange parting{0, 0};  // where prefixes part
+    nodes.ref(last);         // so that making room for the next node cannot remove it
+    while (end + node_tokens_ <= known) {
+      const auto tokens = std::span<const Token>(s.state.tokens).subspan(used, n);
+      const std::uint64_t hash = nodes.index.chain_hash(last, tokens);
+      BlockId node = nodes.index.find(last, tokens, hash);
+      if (node == no_block) {
+        // A sequence that has half of a full index for itself takes no more: others' prefixes are worth as much.
+        if (!nodes.has_free_node() && (Index{end} / node_tokens_ >= nodes.nodes() / 2 || !blocks_.make_free_node())) {
+          break;
+        }
+        if (nodes.index.has_children(last)) {
+          parting = {end, end + node_tokens_};
+        }
+        node = nodes.insert(last, tokens, hash);
+      }
+      nodes.ref(Parent(node));
+      nodes.unref(std::exchange(last, Parent(node)));
+      end += node_tokens_;
+      used += n;
+    }
+    const Pos prompt_end = s.state.prompt_end;
+    if (end > old_end) {
+      ends_prompt = ends_prompt || (old_end <= prompt_end && prompt_end < end);  // its node is full now
+      s.state.last = last;
+      s.state.tokens.erase(s.state.tokens.begin(), s.state.tokens.begin() + static_cast<std::ptrdiff_t>(used));
+      attach_blocks(s, old_last, parting);
+      ends_.mark(s, parting);
+    }
+    nodes.unref(old_last);
+    if (ends_prompt) {
+      ends_.mark(s, {prompt_end, prompt_end});
+    }
+  }
+
+  /// The rows of another input, which are committed, serve later prompts with the same salt; or those that are there
+  /// serve this sequence, too. O(blocks).
+  void attach_cross(Sequence& s) noexcept {
+    if (blocks_.nodes.index.roots().salt(s.state.root).empty()) {
+      return;
+    }
+    const std::span<const BlockId> there = blocks_.cross(s.state.root);
+    const bool is_first = there.empty();
+    std::size_t next = 0;
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      if (s.tables[g].grows()) {
+        continue;
+      }
+      for (Pos number = 0; number < s.tables[g].end(); ++number) {
+        BlockId& own = s.tables[g][number];
+        if (is_first) {
+          blocks_.attach_cross(s.state.context, s.state.tenant, s.state.root, g, own);
+        } else {
+          const BlockId before = std::exchange(own, there[next]);
+          blocks_.merge(before, there[next], s.state);
+          ++next;
+          ++merges_;
+        }
+      }
+    }
+  }
+
+  /// Gives nodes the states of lengths above `before` that end with them. O(states + nodes).
+  void attach_states(Sequence& s, Pos before) noexcept {
+    auto& nodes = blocks_.nodes;
+    Parent at = s.state.last;
+    const std::span<const Pos> lengths = s.states.lengths();
+    for (std::size_t i = s.states.count_to(s.lengths.committed); i-- > 0 && lengths[i] > before;) {
+      if (lengths[i] % node_tokens_ != 0 || lengths[i] > nodes.end(s.state.last)) {
+        continue;
+      }
+      while (nodes.end(at) > lengths[i]) {
+        at = nodes.index.parent(at.block());
+      }
+      std::span<const BlockId> blocks = s.states.of(i);
+      for (std::size_t kind = 0; kind < rules_.states.size(); ++kind) {
+        const std::size_t slot = nodes.groups() + kind;
+        const auto count = static_cast<std::size_t>(1 + blocks_.others(slot));
+        const BlockId first = blocks[0];
+        if (!nodes.is_cached(first) && nodes.block(at.block(), slot) == no_block) {
+          blocks_.attach_state(s.state.context, s.state.tenant, s.state.root, at.block(), kind, blocks.first(count));
+        }
+        if (s.states.is_kept(i) && nodes.is_cached(first)) {
+          nodes.mark(first);
+        }
+        blocks = blocks.subspan(count);
+      }
+    }
+  }
+
+ private:
+  /// From the sequence's node up to the old one, which has its blocks already.
+  void attach_blocks(Sequence& s, Parent old_last, PosRange parting) noexcept {
+    auto& nodes = blocks_.nodes;
+    const Pos length = std::max(s.lengths.committed - rules_.rewind, 0);
+    const PosRange prompt{s.state.prompt_end, s.state.prompt_end};
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      GroupTable& table = s.tables[g];
+      if (!table.grows()) {
+        continue;
+      }
+      const bool is_one_node = nodes.index.parent(s.state.last.block()) == old_last;  // it is in a block that stays
+      const Pos stays_from =
+          is_one_node ? 0 : (rules_.groups[g].retained.first_seen(length) - table.slack()) / table.block_tokens();
+      Pos end = nodes.end(s.state.last);
+      Pos number = (end - 1) / table.block_tokens();
+      for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block()), end -= node_tokens_) {
+        number -= end <= Index{number} * table.block_tokens() ? 1 : 0;
+        if (!table.has(number) || !table.is_complete(number) ||
+            (number < stays_from && !ends_.needs(g, table, number, parting) && !ends_.needs(g, table, number, prompt) &&
+             number >= table.first())) {
+          continue;
+        }
+        const BlockId own = table[number];
+        const BlockId there = nodes.block(at.block(), g);
+        if (there == no_block) {
+          s.owns_tails = false;
+          blocks_.attach(s.state.context, s.state.tenant, s.state.root, at.block(), g, number, own);
+        } else if (there != own && end == Index{number + 1} * table.block_tokens()) {
+          table[number] = there;
+          blocks_.merge(own, there, s.state);
+          ++merges_;
+        }
+      }
+    }
+  }
+
+  Blocks& blocks_;
+  const GroupRules& rules_;
+  PrefixEnds<Blocks, Sequence> ends_;
+  Pos node_tokens_;
+  Index merges_ = 0;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc

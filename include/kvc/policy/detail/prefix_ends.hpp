@@ -1,0 +1,100 @@
+// PrefixEnds: which blocks stay cached although their group has dropped them, because a later prompt could end there.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/group_rule.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/policy/group_table.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+/// A dropped block leaves the index unless a later prompt could end in it: nobody could ever hit the middle of a long
+/// prompt. The places where prompts end are the end of a prompt, of a sequence, of a fork, and positions where prefixes
+/// part. Marks the blocks that a hit there needs. `Blocks` is a GroupCachedBlocks, and a sequence that of a
+/// GroupedPrefixes. References what it is made of. No member throws but the constructor.
+template <class Blocks, class Sequence>
+class PrefixEnds {
+ public:
+  PrefixEnds(Blocks& blocks, const GroupRules& rules) : blocks_(blocks), rules_(rules) {}
+
+  /// Whether a hit that ends in `ends`, or up to a block before it, needs a block. O(1).
+  [[nodiscard]] bool needs(std::size_t group, const GroupTable& table, Pos number, PosRange ends) const noexcept {
+    const Pos tokens = table.block_tokens();
+    const Index first = Index{rules_.groups[group].retained.first_seen(std::max(ends.first - tokens, 0))};
+    return (Index{number} + 1) * tokens > first && Index{number} * tokens < ends.last;
+  }
+  /// Marks what a hit that ends there needs, of the blocks that a sequence has. O(blocks marked).
+  void mark(Sequence& s, PosRange ends) noexcept {
+    if (ends.last == 0) {
+      return;
+    }
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      const GroupTable& table = s.tables[g];
+      const Retained& retained = rules_.groups[g].retained;
+      if (retained.everything()) {
+        continue;
+      }
+      const Pos first = retained.first_seen(std::max(ends.first - table.block_tokens(), 0)) / table.block_tokens();
+      for (Pos number = std::max(first, table.first()); number < table.end() && needs(g, table, number, ends);
+           ++number) {
+        mark(table[number]);
+      }
+    }
+  }
+  /// Marks all blocks that a sequence begins with. A prompt has ended or gone on there, and another may. O(blocks).
+  void mark_found(const Sequence& s) noexcept {
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      if (!rules_.groups[g].retained.everything()) {
+        std::ranges::for_each(s.tables[g].blocks(), [&](BlockId block) { blocks_.nodes.mark(block); });
+      }
+    }
+    mark_states(s);
+  }
+  /// Marks the states that a sequence begins from. O(states).
+  void mark_states(const Sequence& s) noexcept {
+    std::ranges::for_each(s.states.blocks(), [&](BlockId block) { mark(block); });
+  }
+
+  /// A block that a sequence is about to release leaves the index unless it is marked. O(1).
+  void forget_unless_end(Sequence& s, BlockId block) noexcept {
+    if (!blocks_.nodes.is_cached(block)) {
+      return;
+    }
+    if (blocks_.nodes.is_marked(block)) {
+      if (s.state.ends.size() < s.state.ends.capacity()) {
+        s.state.ends.push_back({block, blocks_.nodes.prefix(block)});
+      }
+    } else if (blocks_.pool.ref_count(block) == 1) {
+      blocks_.uncache(block);
+    }
+  }
+  /// What a sequence has released and left in the index is as new as what it releases now. O(blocks).
+  void refresh(const Sequence& s) noexcept {
+    for (const auto& [block, prefix] : s.state.ends) {
+      if (blocks_.nodes.prefix(block) == prefix) {  // another block may have its number now
+        blocks_.refresh(block, s.state);
+      }
+    }
+  }
+
+ private:
+  void mark(BlockId block) noexcept {
+    if (blocks_.nodes.is_cached(block)) {
+      blocks_.nodes.mark(block);
+    }
+  }
+
+  Blocks& blocks_;
+  const GroupRules& rules_;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc
