@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,23 +25,22 @@ class BlockPool {
     require_between(blocks, Index{1}, Index{max_pos}, "config.blocks");
     ref_counts_ = BlockArray<std::int32_t>(blocks, 0);
     free_.resize(static_cast<std::size_t>(blocks));
-    for (std::size_t i = 0; i < free_.size(); ++i) {
-      free_[i] = static_cast<BlockId>(free_.size() - 1 - i);
+    for (; free_count_ < free_.size(); ++free_count_) {
+      free_[free_count_] = static_cast<BlockId>(free_.size() - 1 - free_count_);
     }
   }
 
   /// Blocks in the pool, free or not. O(1).
   [[nodiscard]] Index size() const noexcept { return ref_counts_.size(); }
   /// Free blocks.
-  [[nodiscard]] Index available() const noexcept { return static_cast<Index>(free_.size()); }
+  [[nodiscard]] Index available() const noexcept { return static_cast<Index>(free_count_); }
   /// References to a block; 0 if it is free. O(1).
   [[nodiscard]] std::int32_t ref_count(BlockId block) const noexcept { return ref_counts_[block]; }
 
   /// A free block, with a reference count of 1. Requires available() > 0.
   [[nodiscard]] BlockId allocate() noexcept {
-    KVC_ASSERT(!free_.empty());
-    const BlockId block = free_.back();
-    free_.pop_back();
+    KVC_ASSERT(free_count_ > 0);
+    const BlockId block = free_[--free_count_];
     ref_counts_[block] = 1;
     return block;
   }
@@ -53,8 +53,8 @@ class BlockPool {
   }
   /// Makes a block with a reference count of 0 free.
   void free(BlockId block) noexcept {
-    KVC_ASSERT(ref_count(block) == 0 && free_.size() < static_cast<std::size_t>(ref_counts_.size()));
-    free_.push_back(block);
+    KVC_ASSERT(ref_count(block) == 0 && free_count_ < free_.size());
+    free_[free_count_++] = block;
   }
 
   /// Appends free blocks to a table until it has `count` of them, all or none. False if too few are free: nothing has
@@ -98,7 +98,7 @@ class BlockPool {
   /// are in the free list, each once. O(blocks). Throws InvariantError.
   void verify(const BlockArray<std::int32_t>& expected, Index kept = 0) const {
     BlockArray<char> is_free(size(), 0);
-    for (const BlockId block : free_) {
+    for (const BlockId block : std::span(free_).first(free_count_)) {
       if (is_free[block] != 0 || ref_count(block) != 0) {
         throw_error(
             InvariantError("kvc: block " + std::to_string(to_index(block)) + " is free twice, or free and referenced"));
@@ -121,7 +121,8 @@ class BlockPool {
 
  private:
   BlockArray<std::int32_t> ref_counts_;
-  std::vector<BlockId> free_;  // a stack; never grows beyond its first capacity
+  std::vector<BlockId> free_;  // a stack of room for all blocks, of which the first free_count_ are on it
+  std::size_t free_count_ = 0;
 };
 
 }  // namespace v0

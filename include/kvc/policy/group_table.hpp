@@ -88,6 +88,13 @@ class GroupTable {
   [[nodiscard]] bool is_complete(Pos number) const noexcept {
     return Index{number} * block_tokens_ >= missing_.last || (Index{number} + 1) * block_tokens_ <= missing_.first;
   }
+  /// Where such a block is in the table; nullptr if it is not there, or lacks rows.
+  [[nodiscard]] BlockId* find_complete(Pos number) noexcept {
+    if (number == end() - 1 && missing_.empty()) [[likely]] {
+      return &blocks_.back();
+    }
+    return has(number) && is_complete(number) ? &(*this)[number] : nullptr;
+  }
   /// f(number) for the blocks that are there, ascending.
   template <class F>
   void for_each_number(F&& f) const {
@@ -97,6 +104,11 @@ class GroupTable {
     for (Pos number = first_; number < end(); ++number) {
       f(number);
     }
+  }
+  /// The number of the block of a position before the end of the last block. Mostly without a division: it is the last.
+  [[nodiscard]] Pos number_of(Pos position) const noexcept {
+    const Pos last = end() - 1;
+    return position >= Index{last} * block_tokens_ ? last : position / block_tokens_;
   }
   /// A block that is there.
   [[nodiscard]] BlockId& operator[](Pos number) noexcept { return blocks_[index_of(number)]; }
@@ -131,6 +143,7 @@ class GroupTable {
   }
   /// Whether there is room for a block without `reserve`.
   [[nodiscard]] bool can_push() const noexcept { return blocks_.size() < blocks_.capacity(); }
+  /// Adds a block, within the room.
   void push(BlockId block) noexcept { blocks_.push_back(block); }
   /// Takes the last block.
   [[nodiscard]] BlockId pop() noexcept {

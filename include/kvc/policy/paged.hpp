@@ -73,15 +73,16 @@ class Paged : public detail::GroupMembers<Paged> {
 
   /// O(blocks taken).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
-    return try_extend(seq, count, tokens, {});
+    if (grouped_) [[unlikely]] {
+      return grouped_->try_extend(seq, count, tokens.size());
+    }
+    return tables_.try_extend(seq, count, tokens.size());
   }
   /// The same, with blocks for the recurrent states after `states_at` tokens, too: see HoldsStates.
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
                                       std::span<const Pos> states_at) {
     if (grouped_) [[unlikely]] {
-      Grouped::Sequence& s = grouped_->at(seq);
-      const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
-      return grouped_->try_extend(s, range, grouped_->wanted_states(range, states_at));
+      return grouped_->try_extend(seq, count, tokens.size(), states_at);
     }
     require(states_at.empty(), "states_at.size()", states_at.size(), "0: there are no recurrent layers");
     return tables_.try_extend(seq, count, tokens.size());
@@ -100,11 +101,7 @@ class Paged : public detail::GroupMembers<Paged> {
   /// The reserved positions count from now on. Throws std::invalid_argument if seq has no uncommitted extension. O(1).
   void commit(SeqId seq) {
     if (grouped_) [[unlikely]] {
-      Grouped::Sequence& s = grouped_->at(seq);
-      s.lengths.check_uncommitted(seq);
-      grouped_->commit(s);
-      grouped_->drop_states(s, 0, [](std::span<const BlockId>) {});
-      grouped_->drop(s);
+      grouped_->commit(seq);
       return;
     }
     auto& s = tables_.at(seq);

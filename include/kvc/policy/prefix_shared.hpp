@@ -147,7 +147,7 @@ class PrefixShared<Eviction, Hash, Events> : public detail::GroupMembers<PrefixS
   /// tokens).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
     if (grouped_) [[unlikely]] {
-      return grouped_->try_extend(seq, count, tokens, {});
+      return grouped_->try_extend(seq, count, tokens);
     }
     return plain_->try_extend(seq, count, tokens);
   }

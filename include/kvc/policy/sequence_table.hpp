@@ -185,6 +185,11 @@ struct SequenceLengths {
     reserved = range.last;
     uncommitted = true;
   }
+  /// The same by one position, which is returned.
+  PosRange append() noexcept {
+    reserve({committed, committed + 1});
+    return {committed, reserved};
+  }
   /// Ends an extension: what was reserved is committed.
   void commit() noexcept {
     committed = reserved;

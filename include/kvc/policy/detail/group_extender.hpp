@@ -83,9 +83,13 @@ class GroupExtender {
     }
     states_.add(s.states, states);
     if (!states_.empty()) {  // each extension takes blocks for them
-      s.fits_until = 0;
+      s.forget_tails();
     }
+    s.appends_until = s.owns_tails ? s.fits_until : 0;
     s.adds_cross = adds_cross;
+    if (s.has_replaced || adds_cross) {  // its commit does more
+      s.quiet_until = 0;
+    }
     s.lengths.reserve(range);
     return Extension{range, copies_.list()};
   }
@@ -162,7 +166,7 @@ class GroupExtender {
       }
       fits_until = std::min(fits_until, table.room());
     }
-    s.fits_until = static_cast<Pos>(fits_until);
+    s.fits_until = s.appends_until = static_cast<Pos>(fits_until);
     s.owns_tails = true;
     s.lengths.reserve(range);
     return true;

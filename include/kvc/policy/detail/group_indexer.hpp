@@ -44,9 +44,8 @@ class GroupIndexer {
     Pos end = old_end;
     std::size_t used = 0;
     PosRange parting{0, 0};  // where prefixes part
-    nodes.ref(last);         // so that making room for the next node cannot remove it
     while (end + node_tokens_ <= known) {
-      const auto tokens = std::span<const Token>(s.state.tokens).subspan(used, n);
+      const auto tokens = s.state.tokens.all().subspan(used, n);
       const std::uint64_t hash = nodes.index.chain_hash(last, tokens);
       BlockId node = nodes.index.find(last, tokens, hash);
       if (node == no_block) {
@@ -59,8 +58,11 @@ class GroupIndexer {
         }
         node = nodes.insert(last, tokens, hash);
       }
-      nodes.ref(Parent(node));
-      nodes.unref(std::exchange(last, Parent(node)));
+      nodes.ref(Parent(node));  // so that making room for the next node cannot remove it
+      if (end > old_end) {      // the sequence still counts at its old node
+        nodes.unref(last);
+      }
+      last = Parent(node);
       end += node_tokens_;
       used += n;
     }
@@ -68,11 +70,11 @@ class GroupIndexer {
     if (end > old_end) {
       ends_prompt = ends_prompt || (old_end <= prompt_end && prompt_end < end);  // its node is full now
       s.state.last = last;
-      s.state.tokens.erase(s.state.tokens.begin(), s.state.tokens.begin() + static_cast<std::ptrdiff_t>(used));
+      s.state.tokens.drop_front(used);
       attach_blocks(s, old_last, parting);
       ends_.mark(s, parting);
+      nodes.unref(old_last);
     }
-    nodes.unref(old_last);
     if (ends_prompt) {
       ends_.mark(s, {prompt_end, prompt_end});
     }
@@ -134,39 +136,48 @@ class GroupIndexer {
   }
 
  private:
-  /// From the sequence's node up to the old one, which has its blocks already.
+  /// Gives the nodes from the sequence's node up to the old one, which has its blocks already, those of the sequence.
   void attach_blocks(Sequence& s, Parent old_last, PosRange parting) noexcept {
     auto& nodes = blocks_.nodes;
-    const Pos length = std::max(s.lengths.committed - rules_.rewind, 0);
-    const PosRange prompt{s.state.prompt_end, s.state.prompt_end};
+    const auto last = s.state.last.block();
+    const bool is_one_node = nodes.index.parent(last) == old_last;  // it is in blocks that stay
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       GroupTable& table = s.tables[g];
       if (!table.grows()) {
         continue;
       }
-      const bool is_one_node = nodes.index.parent(s.state.last.block()) == old_last;  // it is in a block that stays
-      const Pos stays_from =
-          is_one_node ? 0 : (rules_.groups[g].retained.first_seen(length) - table.slack()) / table.block_tokens();
       Pos end = nodes.end(s.state.last);
-      Pos number = (end - 1) / table.block_tokens();
+      Pos number = table.number_of(end - 1);
+      if (is_one_node) [[likely]] {
+        attach_block(s, g, number, last, end);
+        continue;
+      }
+      const Pos length = std::max(s.lengths.committed - rules_.rewind, 0);
+      const PosRange prompt{s.state.prompt_end, s.state.prompt_end};
+      const Pos stays_from = (rules_.groups[g].retained.first_seen(length) - table.slack()) / table.block_tokens();
       for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block()), end -= node_tokens_) {
         number -= end <= Index{number} * table.block_tokens() ? 1 : 0;
-        if (!table.has(number) || !table.is_complete(number) ||
-            (number < stays_from && !ends_.needs(g, table, number, parting) && !ends_.needs(g, table, number, prompt) &&
-             number >= table.first())) {
-          continue;
-        }
-        const BlockId own = table[number];
-        const BlockId there = nodes.block(at.block(), g);
-        if (there == no_block) {
-          s.owns_tails = false;
-          blocks_.attach(s.state.context, s.state.tenant, s.state.root, at.block(), g, number, own);
-        } else if (there != own && end == Index{number + 1} * table.block_tokens()) {
-          table[number] = there;
-          blocks_.merge(own, there, s.state);
-          ++merges_;
+        if (number >= stays_from || number < table.first() || ends_.needs(g, table, number, parting) ||
+            ends_.needs(g, table, number, prompt)) {
+          attach_block(s, g, number, at.block(), end);
         }
       }
+    }
+  }
+  /// Gives a node, which ends at `end`, the block of a sequence, or the sequence that of the node.
+  void attach_block(Sequence& s, std::size_t g, Pos number, BlockId node, Pos end) noexcept {
+    GroupTable& table = s.tables[g];
+    BlockId* const own = table.find_complete(number);
+    if (own == nullptr) {
+      return;
+    }
+    const BlockId there = blocks_.nodes.block(node, g);
+    if (there == no_block) {
+      s.share_tails();
+      blocks_.attach(s.state.context, s.state.tenant, s.state.root, node, g, number, *own);
+    } else if (there != *own && end == Index{number + 1} * table.block_tokens()) {
+      blocks_.merge(std::exchange(*own, there), there, s.state);
+      ++merges_;
     }
   }
 

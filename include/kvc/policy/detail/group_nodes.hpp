@@ -119,8 +119,7 @@ class GroupNodes {
   }
   /// One sequence less ends there. Removes the node, and ancestors, if nothing needs them any more.
   void unref(Parent node) noexcept {
-    if (!node.is_root()) {
-      --nodes_[node.block()].ref_count;
+    if (!node.is_root() && --nodes_[node.block()].ref_count == 0 && !index.has_children(node)) {
       prune(node.block());
     }
   }

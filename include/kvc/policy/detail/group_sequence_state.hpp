@@ -7,6 +7,7 @@
 
 #include "kvc/core/types.hpp"
 #include "kvc/policy/detail/tenant_quota.hpp"
+#include "kvc/policy/detail/token_buffer.hpp"
 #include "kvc/policy/retention.hpp"
 
 namespace kvc {
@@ -20,7 +21,7 @@ struct GroupSequenceState {
 
   Parent root = Parent::root(0);
   Parent last = Parent::root(0);  // node that the tokens lead to; the sequence counts as ending there
-  std::vector<Token> tokens;      // known ones behind that node
+  TokenBuffer tokens;             // known ones behind that node
   Pos unknown_from = nowhere;     // first position whose token is not known
   Pos found = 0;                  // tokens that were in place when it was opened
   Pos prompt_end = 0;
@@ -35,14 +36,10 @@ struct GroupSequenceState {
   Pos branch = 0;         // here its prompt went on as another one had, but there were no recurrent states
   [[no_unique_address]] SequenceContext context{};
 
-  /// Whether all tokens are known, and there is memory for the next one.
-  [[nodiscard]] bool can_add_token() const noexcept {
-    return unknown_from == nowhere && tokens.size() < tokens.capacity();
-  }
   /// Forgets everything, but not its memory.
   void reset() noexcept {
     GroupSequenceState fresh;
-    fresh.tokens.swap(tokens);
+    std::swap(fresh.tokens, tokens);
     fresh.tokens.clear();
     fresh.ends.swap(ends);
     fresh.ends.clear();

@@ -72,16 +72,20 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
     return seq;
   }
 
-  /// Reserves rows in every group, and blocks for states: see GroupExtender. O(groups + blocks taken).
-  std::optional<Extension> try_extend(Sequence& s, PosRange range, std::span<const WantedState> states = {}) {
-    if (fits(s, range)) [[likely]] {
-      s.lengths.reserve(range);
-      return Extension{range, {}};
+  /// Reserves rows in every group, and blocks for states. O(groups + blocks taken); O(1), nearly always, for one token.
+  KVC_OUT_OF_LINE std::optional<Extension> try_extend(SeqId seq, Pos count, std::size_t tokens) {
+    Sequence& s = sequences_.at(seq);
+    if (s.appends(count, tokens)) [[likely]] {
+      return Extension{s.lengths.append(), {}};
     }
-    return extender_.extend_by_blocks(s, range, states, this->wants_cross(s));
+    return try_extend(seq, count, tokens, {});
   }
-  /// Whether the last blocks have room for a range, and can be written. Nearly always for one token.
-  [[nodiscard]] bool fits(const Sequence& s, PosRange range) const noexcept { return extender_.fits(s, range); }
+  KVC_OUT_OF_LINE std::optional<Extension> try_extend(SeqId seq, Pos count, std::size_t tokens,
+                                                      std::span<const Pos> states_at) {
+    Sequence& s = sequences_.at(seq);
+    const PosRange range = s.lengths.checked_extension(seq, count, tokens);
+    return try_reserve(s, range, wanted_states(range, states_at));
+  }
   /// The reason for which try_extend has no room for this range, if it has none.
   [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range, Pos unit) const noexcept {
     return extender_.why_not_extend(s, range, unit);
@@ -102,43 +106,22 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
     }
     states_.restore(s.states, states, their_states);
     s.adds_cross = this->wants_cross(s);
+    s.quiet_until = 0;
     s.lengths.reserve({0, options.length});
     return Extension{{0, options.length}, {}};
   }
 
-  /// The lengths count; shared tails that were copied are released. `drop` follows.
-  void commit(Sequence& s) noexcept {
-    s.lengths.commit();
-    if (!s.has_replaced && !s.adds_cross) [[likely]] {
+  /// The reserved positions count, and what no group keeps is released. Throws std::invalid_argument if nothing is
+  /// uncommitted. O(1) nearly always; otherwise O(groups), and of a group that drops blocks O(blocks that it holds).
+  KVC_OUT_OF_LINE void commit(SeqId seq) {
+    Sequence& s = sequences_.at(seq);
+    s.lengths.check_uncommitted(seq);
+    if (s.lengths.reserved < s.quiet_until) [[likely]] {
+      s.lengths.commit();
       return;
     }
-    s.has_replaced = false;
-    s.has_cross = s.has_cross || s.adds_cross;
-    s.adds_cross = false;
-    for (BlockId& block : s.replaced) {
-      if (block != no_block) {
-        blocks_.release(std::exchange(block, no_block), s.state);
-      }
-    }
+    commit_and_drop(s);
   }
-  /// Releases the states that no query begins from any more: see StateTable::drop. f(blocks of a length) before they are
-  /// released. O(states of the sequence).
-  template <class F>
-  void drop_states(Sequence& s, Pos grain, F&& f) noexcept {
-    states_.drop(s.states, this->settled(s), grain, s.state, f);
-  }
-  /// Releases what no group keeps. O(groups), and of a group that drops blocks O(blocks that it holds).
-  void drop(Sequence& s) noexcept {
-    drop(s, [](BlockId) {});
-  }
-  /// The same, with f(block) before each block is released.
-  template <class F>
-  void drop(Sequence& s, F&& f) noexcept {
-    if (this->settled(s) >= s.drops_at) [[unlikely]] {
-      drop_blocks(s, f);
-    }
-  }
-
   void rollback(SeqId seq) noexcept {
     Sequence* const found = sequences_.find(seq);
     if (found == nullptr || !found->lengths.uncommitted) {
@@ -160,7 +143,7 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
     states_.cut(s.states, s.lengths.committed, s.state);
     s.adds_cross = false;
     s.has_replaced = false;
-    s.fits_until = 0;
+    s.forget_tails();
     s.lengths.rollback();
     if (s.lengths.committed == 0) {
       s.forget_rows();
@@ -193,7 +176,7 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
     s.states.reserve(1);
     undo.dismiss();
     states_.share(p.states, at, s.states);
-    sequences_.at(parent).owns_tails = false;
+    sequences_.at(parent).share_tails();
     s.has_cross = p.has_cross;
     for (const GroupTable& table : s.tables) {
       for (const BlockId block : table.blocks()) {
@@ -217,8 +200,9 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
       }
     }
     states_.cut(s.states, length, s.state);
-    s.fits_until = 0;
+    s.forget_tails();
     s.drops_at = 0;
+    s.quiet_until = 0;
     s.lengths.set(length);
   }
 
@@ -267,11 +251,6 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
   [[nodiscard]] std::span<const BlockId> state_blocks(const Sequence& s, Index kind, Pos length) const {
     return states_.of(s.states, kind, length);
   }
-  /// See WantedStates::list. Valid until the next call.
-  [[nodiscard]] std::span<const WantedState> wanted_states(PosRange range, std::span<const Pos> asked,
-                                                           std::span<const Pos> more = {}) {
-    return states_.wanted(range, asked, more);
-  }
 
   // --- counts --------------------------------------------------------------------------------------------------------
 
@@ -293,14 +272,49 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
   [[nodiscard]] BlockArray<std::int32_t> verify() const { return count_references(*this, blocks_.size()); }
 
  protected:
-  using Base::rules_;
-  using Base::sequences_;
+  // --- the steps of an extension, for a policy that does more between them ---------------------------------------------
 
- private:
-  [[nodiscard]] static constexpr std::size_t at_group(Index group) noexcept { return static_cast<std::size_t>(group); }
-
+  /// See WantedStates::list. Valid until the next call.
+  [[nodiscard]] std::span<const WantedState> wanted_states(PosRange range, std::span<const Pos> asked,
+                                                           std::span<const Pos> more = {}) {
+    return states_.empty() && asked.empty() ? std::span<const WantedState>() : states_.wanted(range, asked, more);
+  }
+  /// Any extension: see GroupExtender::extend_by_blocks.
+  std::optional<Extension> try_reserve(Sequence& s, PosRange range, std::span<const WantedState> states) {
+    if (extender_.fits(s, range)) {
+      s.lengths.reserve(range);
+      return Extension{range, {}};
+    }
+    return extender_.extend_by_blocks(s, range, states, this->wants_cross(s));
+  }
+  /// The lengths count; shared tails that were copied are released. `drop` follows.
+  void settle(Sequence& s) noexcept {
+    s.lengths.commit();
+    if (!s.has_replaced && !s.adds_cross) [[likely]] {
+      return;
+    }
+    s.has_replaced = false;
+    s.has_cross = s.has_cross || s.adds_cross;
+    s.adds_cross = false;
+    for (BlockId& block : s.replaced) {
+      if (block != no_block) {
+        blocks_.release(std::exchange(block, no_block), s.state);
+      }
+    }
+  }
+  /// Releases the states that no query begins from any more: see StateTable::drop. f(blocks of a length) before they are
+  /// released. O(states of the sequence).
   template <class F>
-  KVC_OUT_OF_LINE void drop_blocks(Sequence& s, F&& f) noexcept {
+  void drop_states(Sequence& s, Pos grain, F&& f) noexcept {
+    states_.drop(s.states, this->settled(s), grain, s.state, f);
+  }
+  /// Releases what no group keeps; f(block) before each block is released. O(groups), and of a group that drops blocks
+  /// O(blocks that it holds).
+  template <class F>
+  void drop(Sequence& s, F&& f) noexcept {
+    if (this->settled(s) < s.drops_at) {
+      return;
+    }
     s.drops_at = max_pos;
     for (GroupTable& table : s.tables) {
       if (table.grows()) {
@@ -312,6 +326,23 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
       }
     }
   }
+  /// The least committed length with which a settled sequence can drop something; 0 where there are states.
+  [[nodiscard]] Pos quiet_until(const Sequence& s) const noexcept {
+    return this->has_states() ? 0 : static_cast<Pos>(std::min(Index{s.drops_at} + rules_.rewind, Index{max_pos}));
+  }
+
+  using Base::rules_;
+  using Base::sequences_;
+
+ private:
+  KVC_OUT_OF_LINE void commit_and_drop(Sequence& s) noexcept {
+    settle(s);
+    drop_states(s, 0, [](std::span<const BlockId>) {});
+    drop(s, [](BlockId) {});
+    s.quiet_until = quiet_until(s);
+  }
+  [[nodiscard]] static constexpr std::size_t at_group(Index group) noexcept { return static_cast<std::size_t>(group); }
+
   /// Last block first: of a prefix that is kept for later, the end goes before the beginning.
   void release_to(Sequence& s, GroupTable& table, std::size_t size) noexcept {
     while (table.blocks().size() > size) {

@@ -114,6 +114,9 @@ class GroupedPrefixShared
     return Opened{seq, cached};
   }
 
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
+    return tables_.try_extend(seq, count, tokens);
+  }
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
                                       std::span<const Pos> states_at) {
     return tables_.try_extend(seq, count, tokens, states_at);

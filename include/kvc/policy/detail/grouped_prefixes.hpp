@@ -127,7 +127,8 @@ class GroupedPrefixes
     }
     blocks_.nodes.ref(s.state.last);
     const Pos indexed = blocks_.nodes.end(s.state.last);
-    s.state.tokens.assign(tokens.begin() + indexed, tokens.begin() + hit.length());
+    s.state.tokens.assign(
+        tokens.first(static_cast<std::size_t>(hit.length())).subspan(static_cast<std::size_t>(indexed)));
     s.state.tenant = tenant;
     s.state.found = hit.length();
     s.state.prompt_end = size;
@@ -177,41 +178,24 @@ class GroupedPrefixes
   /// The tokens of the first reserved positions, as far as they are known.
   [[nodiscard]] std::vector<Token> known_tokens(const Sequence& s) const {
     std::vector<Token> tokens = blocks_.nodes.tokens_to(s.state.last);
-    tokens.insert(tokens.end(), s.state.tokens.begin(), s.state.tokens.end());
+    const std::span<const Token> behind = s.state.tokens.all();
+    tokens.insert(tokens.end(), behind.begin(), behind.end());
     return tokens;
   }
 
   /// As that of GroupTables; remembers the tokens.
-  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
-                                      std::span<const Pos> states_at = {}) {
+  KVC_OUT_OF_LINE std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
     Sequence& s = this->at(seq);
-    const PosRange range = s.lengths.checked_extension(seq, count, tokens.size());
-    if (this->has_states() || !states_at.empty()) [[unlikely]] {
-      // For a prompt that goes on from this one, for the same prompt again, and where prompts have parted.
-      const std::array<Pos, 2> more{static_cast<Pos>(std::max(s.state.prompt_end - 1, 0) / node_tokens_ * node_tokens_),
-                                    s.state.branch};
-      return extend_by_tokens(s, range, tokens, this->wanted_states(range, states_at, more));
+    if (s.appends(count, tokens.size()) && !tokens.empty()) [[likely]] {
+      s.state.tokens.push(tokens[0]);
+      return Extension{s.lengths.append(), {}};
     }
-    if (tokens.size() == 1 && s.state.can_add_token() && this->fits(s, range)) [[likely]] {
-      s.state.tokens.push_back(tokens[0]);
-      s.lengths.reserve(range);
-      return Extension{range, {}};
-    }
-    return extend_by_tokens(s, range, tokens, {});
+    return try_extend(seq, count, tokens, {});
   }
-  KVC_OUT_OF_LINE std::optional<Extension> extend_by_tokens(Sequence& s, PosRange range, std::span<const Token> tokens,
-                                                            std::span<const WantedState> states) {
-    const bool are_known = s.state.unknown_from > range.first && !range.empty() && !tokens.empty();
-    if (are_known && s.state.tokens.size() + tokens.size() > s.state.tokens.capacity()) {
-      s.state.tokens.reserve(std::max(s.state.tokens.size() + tokens.size(), 2 * s.state.tokens.capacity()));
-    }
-    std::optional<Extension> extension = Base::try_extend(s, range, states);
-    if (extension && are_known) {
-      s.state.tokens.insert(s.state.tokens.end(), tokens.begin(), tokens.end());
-    } else if (extension && !range.empty()) {
-      s.state.unknown_from = std::min(s.state.unknown_from, range.first);
-    }
-    return extension;
+  KVC_OUT_OF_LINE std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
+                                                      std::span<const Pos> states_at) {
+    Sequence& s = this->at(seq);
+    return extend_by_tokens(s, s.lengths.checked_extension(seq, count, tokens.size()), tokens, states_at);
   }
   /// As that of GroupTables. Tokens become known by publish_tokens.
   std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
@@ -234,25 +218,14 @@ class GroupedPrefixes
     forget_tokens(this->at(seq));
   }
   /// Commits, makes what is known matchable, and drops what no group keeps.
-  void commit(SeqId seq) {
+  KVC_OUT_OF_LINE void commit(SeqId seq) {
     Sequence& s = this->at(seq);
     s.lengths.check_uncommitted(seq);
-    ++blocks_.now;
-    const Pos before = s.lengths.committed;
-    const bool adds_cross = s.adds_cross;
-    Base::commit(s);
-    if (adds_cross) [[unlikely]] {
-      indexer_.attach_cross(s);
+    if (s.lengths.reserved < s.quiet_until) [[likely]] {
+      s.lengths.commit();
+      return;
     }
-    const bool ends_prompt = before < s.state.prompt_end && s.state.prompt_end <= s.lengths.committed;
-    if (s.state.tokens.size() >= static_cast<std::size_t>(node_tokens_) || ends_prompt) [[unlikely]] {
-      indexer_.index_tokens(s, known(s), ends_prompt);
-    }
-    if (this->has_states()) {
-      indexer_.attach_states(s, before);
-      drop_states(s);
-    }
-    drop(s);
+    commit_blocks(s);
   }
   void truncate(SeqId seq, Pos length) {
     ++blocks_.now;
@@ -267,7 +240,7 @@ class GroupedPrefixes
       const auto kept = std::as_const(blocks_.nodes.index)
                             .tokens(cut.block())
                             .first(static_cast<std::size_t>(length - blocks_.nodes.end(last)));
-      s.state.tokens.assign(kept.begin(), kept.end());
+      s.state.tokens.assign(kept);
       blocks_.nodes.ref(last);
       blocks_.nodes.unref(std::exchange(s.state.last, last));
     }
@@ -291,8 +264,8 @@ class GroupedPrefixes
     s.state.branch = 0;
     const Pos behind = at - blocks_.nodes.end(last);
     const std::span<const Token> tokens =
-        cut == last ? std::span<const Token>(p.state.tokens) : std::as_const(blocks_.nodes.index).tokens(cut.block());
-    s.state.tokens.assign(tokens.begin(), tokens.begin() + std::min(behind, static_cast<Pos>(tokens.size())));
+        cut == last ? p.state.tokens.all() : std::as_const(blocks_.nodes.index).tokens(cut.block());
+    s.state.tokens.assign(tokens.first(std::min(static_cast<std::size_t>(behind), tokens.size())));
     s.state.root = p.state.root;
     s.state.last = last;
     s.state.tenant = p.state.tenant;
@@ -318,7 +291,8 @@ class GroupedPrefixes
         }
       }
     }
-    s.state.tokens.assign(tokens.begin(), tokens.end());
+    s.state.tokens.reserve(tokens.size());
+    s.state.tokens.assign(tokens);
     const auto count = static_cast<Pos>(tokens.size());
     s.state.unknown_from = count == s.lengths.committed ? nowhere : count;
     if (s.state.prompt_end == 0) {  // it was opened without a prompt: a later one may go on here
@@ -330,6 +304,7 @@ class GroupedPrefixes
       indexer_.attach_states(s, 0);
     }
     drop(s);
+    set_quiet_until(s);
   }
 
   /// After everything cached was dropped.
@@ -338,6 +313,8 @@ class GroupedPrefixes
     s.state.tokens.clear();
     s.state.ends.clear();
     s.state.unknown_from = s.lengths.reserved > 0 ? 0 : nowhere;
+    s.quiet_until = 0;
+    s.share_tails();  // so that no token is added in place
   }
 
   /// The blocks that show an eviction policy where a sequence is: those of the first group that keeps everything, or of
@@ -372,6 +349,68 @@ class GroupedPrefixes
   }
 
  private:
+  /// An extension that takes blocks, or has not just one token that is known.
+  std::optional<Extension> extend_by_tokens(Sequence& s, PosRange range, std::span<const Token> tokens,
+                                            std::span<const Pos> states_at) {
+    const bool are_known = s.state.unknown_from > range.first && !range.empty() && !tokens.empty();
+    if (are_known && s.state.tokens.size() + tokens.size() > s.state.tokens.capacity()) {
+      s.state.tokens.reserve(std::max(s.state.tokens.size() + tokens.size(), 2 * s.state.tokens.capacity()));
+    }
+    std::optional<Extension> extension = this->try_reserve(s, range, wanted_states(s, range, states_at));
+    if (extension && are_known) {
+      s.state.tokens.append(tokens);
+    } else if (extension && !range.empty()) {
+      s.state.unknown_from = std::min(s.state.unknown_from, range.first);
+    }
+    // The next tokens are added in place as long as all are known and there is memory for them.
+    const Index room = Index{indexed(s)} + static_cast<Index>(s.state.tokens.capacity());
+    s.appends_until = s.state.unknown_from == nowhere ? static_cast<Pos>(std::min(Index{s.appends_until}, room)) : 0;
+    return extension;
+  }
+  /// The states that an extension is to write: see WantedStates::list.
+  [[nodiscard]] std::span<const WantedState> wanted_states(const Sequence& s, PosRange range,
+                                                           std::span<const Pos> states_at) {
+    if (!this->has_states() && states_at.empty()) [[likely]] {
+      return {};
+    }
+    // For a prompt that goes on from this one, for the same prompt again, and where prompts have parted.
+    const std::array<Pos, 2> more{static_cast<Pos>(std::max(s.state.prompt_end - 1, 0) / node_tokens_ * node_tokens_),
+                                  s.state.branch};
+    return Base::wanted_states(range, states_at, more);
+  }
+  /// A commit that does more than to count.
+  KVC_OUT_OF_LINE void commit_blocks(Sequence& s) noexcept {
+    ++blocks_.now;
+    const Pos before = s.lengths.committed;
+    const bool adds_cross = s.adds_cross;
+    this->settle(s);
+    if (adds_cross) [[unlikely]] {
+      indexer_.attach_cross(s);
+    }
+    const bool ends_prompt = before < s.state.prompt_end && s.state.prompt_end <= s.lengths.committed;
+    if (s.state.tokens.size() >= static_cast<std::size_t>(node_tokens_) || ends_prompt) [[unlikely]] {
+      indexer_.index_tokens(s, known(s), ends_prompt);
+    }
+    if (this->has_states()) {
+      indexer_.attach_states(s, before);
+      drop_states(s);
+    }
+    drop(s);
+    set_quiet_until(s);
+  }
+  /// Says up to which length the next commits do nothing but count.
+  void set_quiet_until(Sequence& s) const noexcept {
+    Index until = this->quiet_until(s);
+    if (s.state.unknown_from == nowhere) {
+      until = std::min(until, Index{indexed(s)} + node_tokens_);
+    } else if (s.state.tokens.size() >= static_cast<std::size_t>(node_tokens_)) {
+      until = 0;  // there was no free node for them
+    }
+    if (s.lengths.committed < s.state.prompt_end) {
+      until = std::min(until, Index{s.state.prompt_end});
+    }
+    s.quiet_until = static_cast<Pos>(until);
+  }
   /// Blocks of the rows of another input in a group.
   [[nodiscard]] std::size_t cross_blocks(std::size_t group) const noexcept {
     return static_cast<std::size_t>(
@@ -382,10 +421,7 @@ class GroupedPrefixes
     if (s.state.unknown_from >= s.lengths.reserved) {
       s.state.unknown_from = nowhere;
     }
-    const auto behind = static_cast<std::size_t>(std::max(s.lengths.reserved - indexed(s), 0));
-    if (s.state.tokens.size() > behind) {
-      s.state.tokens.resize(behind);
-    }
+    s.state.tokens.cut(static_cast<std::size_t>(std::max(s.lengths.reserved - indexed(s), 0)));
   }
 
   void drop(Sequence& s) noexcept {

@@ -62,7 +62,7 @@ template <class Blocks, class Sequence>
       if (is_shared(g, number)) {
         table[number] = like->tables[g][number];
         blocks.ref_referenced(table[number]);
-        like->owns_tails = false;
+        like->share_tails();
       } else {
         table[number] = blocks.allocate();
       }
