@@ -43,6 +43,7 @@ class GroupTable {
   void clear() noexcept {
     blocks_.clear();
     set_first(kept_blocks_);
+    count_end();
     rows_.clear();
     missing_ = {};
   }
@@ -58,18 +59,14 @@ class GroupTable {
   }
 
   /// Blocks from the first position on, those that were dropped included.
-  [[nodiscard]] Pos end() const noexcept {
-    return blocks_.size() < kept_size() ? static_cast<Pos>(blocks_.size())
-                                        : first_ + static_cast<Pos>(blocks_.size() - kept_size());
-  }
+  [[nodiscard]] Pos end() const noexcept { return end_; }
   /// Positions that the blocks have slots for, from the first one on.
   [[nodiscard]] Index room() const noexcept { return Index{end()} * block_tokens_; }
   /// The value of `end` after an extension to `length`. Mostly without a division: an extension takes a block or none.
   [[nodiscard]] Pos end_for(Pos length) const noexcept {
-    const Pos now = end();
     const Index slots = room();
     if (length <= slots + block_tokens_) [[likely]] {
-      return length <= slots ? now : now + 1;
+      return length <= slots ? end_ : end_ + 1;
     }
     return ceil_div(length, block_tokens_);
   }
@@ -90,7 +87,7 @@ class GroupTable {
   }
   /// Where such a block is in the table; nullptr if it is not there, or lacks rows.
   [[nodiscard]] BlockId* find_complete(Pos number) noexcept {
-    if (number == end() - 1 && missing_.empty()) [[likely]] {
+    if (number == end_ - 1 && number >= first_ && missing_.empty()) [[likely]] {
       return &blocks_.back();
     }
     return has(number) && is_complete(number) ? &(*this)[number] : nullptr;
@@ -144,11 +141,15 @@ class GroupTable {
   /// Whether there is room for a block without `reserve`.
   [[nodiscard]] bool can_push() const noexcept { return blocks_.size() < blocks_.capacity(); }
   /// Adds a block, within the room.
-  void push(BlockId block) noexcept { blocks_.push_back(block); }
+  void push(BlockId block) noexcept {
+    blocks_.push_back(block);
+    ++end_;
+  }
   /// Takes the last block.
   [[nodiscard]] BlockId pop() noexcept {
     const BlockId block = blocks_.back();
     blocks_.pop_back();
+    count_end();
     return block;
   }
 
@@ -172,13 +173,14 @@ class GroupTable {
     const auto to = from + (until - first_);
     std::for_each(from, to, f);
     blocks_.erase(from, to);
-    set_first(until);
+    set_first(until);  // the end stays
   }
   /// After the sequence was cut to `length`, to which it can be cut. Blocks behind size_at(length) are popped first.
   void cut(Pos length) noexcept {
     rows_.cut(length);
     if (length <= rows_.rule().kept) {
       set_first(kept_blocks_);
+      count_end();
       missing_ = {};
     }
   }
@@ -191,10 +193,14 @@ class GroupTable {
     drops_at_ = other.drops_at_;
     rows_ = other.rows(settled);
     missing_ = other.missing_;
+    count_end();
     cut(length);
   }
   /// Makes it a table of these blocks. Throws std::bad_alloc; nothing has changed then.
-  void assign(std::span<const BlockId> blocks) { blocks_.assign(blocks.begin(), blocks.end()); }
+  void assign(std::span<const BlockId> blocks) {
+    blocks_.assign(blocks.begin(), blocks.end());
+    count_end();
+  }
   /// Makes it the table of a sequence of `length` that has only what the next row sees, and the whole of the block that
   /// `length` lies in. The blocks are no_block, and to be set. Throws std::bad_alloc; nothing has changed then.
   void begin_at(Pos length) {
@@ -202,6 +208,7 @@ class GroupTable {
     const Pos first = std::max(std::min(rows_.rule().first_seen(length) / block_tokens_, end), kept_blocks_);
     blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
     set_first(end > kept_blocks_ ? first : kept_blocks_);
+    count_end();
     rows_.begin_at(length);
   }
   /// Makes it the table of a sequence that has the rows that one of length `settled` retains, and those of the blocks
@@ -220,6 +227,7 @@ class GroupTable {
     }
     blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
     set_first(first);
+    count_end();
     rows_ = rows;
     missing_ = missing;
   }
@@ -248,6 +256,11 @@ class GroupTable {
       drops_at_ = rule.sees_only_from(static_cast<Pos>(std::min(gone_until, Index{max_pos})));
     }
   }
+  /// After blocks were added or taken out at the end.
+  void count_end() noexcept {
+    const auto size = static_cast<Pos>(blocks_.size());
+    end_ = size < kept_blocks_ ? size : first_ + (size - kept_blocks_);
+  }
   [[nodiscard]] std::size_t kept_size() const noexcept { return static_cast<std::size_t>(kept_blocks_); }
   [[nodiscard]] std::size_t index_of(Pos number) const noexcept {
     return static_cast<std::size_t>(number < kept_blocks_ ? number : kept_blocks_ + number - first_);
@@ -269,6 +282,7 @@ class GroupTable {
   Pos slack_ = 0;
   Pos kept_blocks_ = 0;     // blocks of the kept positions, which are never dropped
   Pos first_ = -1;          // number of the block behind them
+  Pos end_ = 0;             // number of the block behind the last one
   Pos drops_at_ = max_pos;  // with this length, less the reserve, a block can be dropped
   PosRange missing_{};      // a sequence that was restored never had these rows
 };

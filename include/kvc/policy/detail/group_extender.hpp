@@ -35,15 +35,51 @@ class GroupExtender {
   [[nodiscard]] bool fits(const Sequence& s, PosRange range) const noexcept {
     return range.last <= s.fits_until && !range.empty() && (s.owns_tails || has_unshared_tails(s));
   }
+  /// The extension of one more token, without states or rows of other inputs, nearly always: each group takes one block,
+  /// or none, and copies no tail. False, and nothing has changed, where it is another one. O(groups).
+  [[nodiscard]] bool extend_by_one_block(Sequence& s, PosRange range) noexcept {
+    if (range.empty()) {
+      return false;
+    }
+    Index taken = 0;
+    for (const GroupTable& table : s.tables) {
+      if (!table.grows()) {
+        continue;
+      }
+      const Index room = table.room();
+      if (range.last > room) {
+        if (range.first < room || range.last > room + table.block_tokens() || !table.can_push()) {
+          return false;
+        }
+        ++taken;
+      } else if (!blocks_.is_private(table.blocks().back())) {
+        return false;
+      }
+    }
+    if (taken > blocks_.available()) {
+      return false;
+    }
+    Index fits_until = max_pos;
+    for (GroupTable& table : s.tables) {
+      if (!table.grows()) {
+        continue;
+      }
+      if (range.last > table.room()) {
+        table.push(blocks_.allocate());
+      }
+      fits_until = std::min(fits_until, table.room());
+    }
+    s.fits_until = s.appends_until = static_cast<Pos>(fits_until);
+    s.owns_tails = true;
+    s.lengths.reserve(range);
+    return true;
+  }
   /// Reserves rows in every group, and blocks for states: of lengths within the range, ascending, the last one its end.
   /// Empty, and nothing has changed, if there is no room. Throws std::bad_alloc; nothing has changed then.
   /// O(groups + blocks taken).
   ///   adds_cross   the rows of other inputs are reserved, too
   KVC_OUT_OF_LINE std::optional<Extension> extend_by_blocks(Sequence& s, PosRange range,
                                                             std::span<const WantedState> states, bool adds_cross) {
-    if (states.empty() && !adds_cross && extend_by_one_block(s, range)) [[likely]] {
-      return Extension{range, {}};
-    }
     Needs sum{static_cast<Index>(states.size()) * states_.blocks_of_one(), 0, 0};
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       needs_[g] = needs_of(s, g, range);
@@ -129,46 +165,6 @@ class GroupExtender {
         return false;
       }
     }
-    return true;
-  }
-
-  /// The extension of one more token, nearly always: each group takes one block, or none, and copies no tail. False,
-  /// and nothing has changed, where it is another one. O(groups).
-  [[nodiscard]] bool extend_by_one_block(Sequence& s, PosRange range) noexcept {
-    if (range.empty()) {
-      return false;
-    }
-    Index taken = 0;
-    for (const GroupTable& table : s.tables) {
-      if (!table.grows()) {
-        continue;
-      }
-      const Index room = table.room();
-      if (range.last > room) {
-        if (range.first < room || range.last > room + table.block_tokens() || !table.can_push()) {
-          return false;
-        }
-        ++taken;
-      } else if (!blocks_.is_private(table.blocks().back())) {
-        return false;
-      }
-    }
-    if (taken > blocks_.available()) {
-      return false;
-    }
-    Index fits_until = max_pos;
-    for (GroupTable& table : s.tables) {
-      if (!table.grows()) {
-        continue;
-      }
-      if (range.last > table.room()) {
-        table.push(blocks_.allocate());
-      }
-      fits_until = std::min(fits_until, table.room());
-    }
-    s.fits_until = s.appends_until = static_cast<Pos>(fits_until);
-    s.owns_tails = true;
-    s.lengths.reserve(range);
     return true;
   }
 

@@ -285,7 +285,11 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
       s.lengths.reserve(range);
       return Extension{range, {}};
     }
-    return extender_.extend_by_blocks(s, range, states, this->wants_cross(s));
+    const bool adds_cross = this->wants_cross(s);
+    if (states.empty() && !adds_cross && extender_.extend_by_one_block(s, range)) [[likely]] {
+      return Extension{range, {}};
+    }
+    return extender_.extend_by_blocks(s, range, states, adds_cross);
   }
   /// The lengths count; shared tails that were copied are released. `drop` follows.
   void settle(Sequence& s) noexcept {
