@@ -145,12 +145,15 @@ class GroupTable {
     blocks_.push_back(block);
     ++end_;
   }
-  /// Takes the last block.
-  [[nodiscard]] BlockId pop() noexcept {
-    const BlockId block = blocks_.back();
-    blocks_.pop_back();
+  /// Takes out the last blocks until `size` are left: f(block) for each, the last one first. f must not look at the table.
+  template <class F>
+  void shrink(std::size_t size, F&& f) noexcept {
+    while (blocks_.size() > size) {
+      const BlockId block = blocks_.back();
+      blocks_.pop_back();
+      f(block);
+    }
     count_end();
-    return block;
   }
 
   /// Remembers what a sequence of `length` retains, before it is cut.

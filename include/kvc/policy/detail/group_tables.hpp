@@ -349,9 +349,7 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
 
   /// Last block first: of a prefix that is kept for later, the end goes before the beginning.
   void release_to(Sequence& s, GroupTable& table, std::size_t size) noexcept {
-    while (table.blocks().size() > size) {
-      blocks_.release(table.pop(), s.state);
-    }
+    table.shrink(size, [&](BlockId block) { blocks_.release(block, s.state); });
   }
 
   Blocks& blocks_;
