@@ -16,8 +16,11 @@
 #include "kvc/layout/layer_groups.hpp"
 #include "kvc/policy/detail/block_sizes.hpp"
 #include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/eviction/reuse_hazard.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
+#include "policies.hpp"
+#include "random_source.hpp"
 #include "serve.hpp"
 
 using namespace kvc;
@@ -587,4 +590,47 @@ TEST_CASE("Rows of another input without a prefix are no prefix that can be pinn
   CHECK(pin->tokens == 20);
   policy.unpin(pin->pin);
   policy.verify();
+}
+
+namespace {
+
+/// Tokens that are found of conversations whose last token is replaced with each turn, between prompts that come once. A
+/// block of the group that keeps everything holds three times the tokens of one of the window.
+template <class Eviction>
+Index found_of_conversations() {
+  const GroupRules rules{{GroupRule{{}, 0, 1}, GroupRule{{8, 0, 0}, 0, 3}}, 0};
+  PrefixShared<Eviction, SeededHash> policy({.blocks = 200, .block_tokens = 1}, rules);
+  Random random(7);
+  std::vector<Tokens> conversations(12);
+  Token next = 0;
+  const auto add = [&](Tokens& tokens, int count) {
+    for (int i = 0; i < count; ++i) {
+      tokens.push_back(next++);
+    }
+  };
+  for (int i = 0; i < 3000; ++i) {
+    Tokens prompt;
+    if (random.one_in(2)) {
+      add(prompt, 12);
+    } else {
+      Tokens& tokens = conversations[random.between<std::size_t>(0, conversations.size() - 1)];
+      if (tokens.size() > 60) {
+        tokens.clear();
+      }
+      tokens.resize(tokens.empty() ? 0 : tokens.size() - 1);
+      add(tokens, 9);
+      prompt = tokens;
+    }
+    policy.close(prefill(policy, prompt).seq);
+  }
+  policy.verify();
+  return policy.stats().hit_tokens;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "The default eviction does not take the end of a prompt from a group whose block holds more than is replaced") {
+  // As the end of other prompts it would go first, and then nothing is found, however much of the windows is left.
+  CHECK(found_of_conversations<ReuseHazard>() > found_of_conversations<Lru>() * 5 / 4);
 }

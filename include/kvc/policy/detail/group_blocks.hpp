@@ -127,7 +127,10 @@ class GroupCachedBlocks {
     nodes.attach(node, group, number * nodes.block_tokens(group), block);
     if (!was_cached) {
       quota.on_cached(block, tenant);
-      eviction.on_cached(context, StoredBlock{block, key(node, group), number, as_group(group)}, now);
+      eviction.on_cached(context,
+                         StoredBlock{block, key(node, group), number, as_group(group),
+                                     nodes.block_tokens(group) / nodes.node_tokens()},
+                         now);
     }
     if constexpr (Events::listens) {
       events(stored(events_++, root, node, group, block));

@@ -18,6 +18,9 @@ struct StoredBlock {
   std::uint64_t key = 0;   ///< hash of its prefix: equal prefixes have equal keys, different ones nearly always not
   Pos depth = 0;           ///< blocks before it in its prefix
   std::int32_t group = 0;  ///< layer group whose rows it holds; all blocks have the same bytes
+  /// Nodes of the prefix index that it has room for: 1, unless blocks of layer groups hold different numbers of tokens.
+  /// A prompt that ends with the block and lacks it is found by as much less, or, where a group has a window, not at all.
+  Pos nodes = 1;
 };
 
 /// The contract of an eviction policy. The cache reports what happens to sequences and to cached blocks, and asks for a

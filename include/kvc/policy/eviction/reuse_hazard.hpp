@@ -66,6 +66,7 @@ class ReuseHazard {
         released_(blocks),
         keys_(blocks),
         kind_(blocks),
+        is_node_(blocks, 0),
         model_(std::max(least_prompts, static_cast<std::size_t>(blocks) / blocks_per_prompt), config),
         shadow_(blocks, most_ghosts(blocks)),
         most_credit_(static_cast<double>(most_ghosts(blocks)) - 1) {
@@ -92,6 +93,7 @@ class ReuseHazard {
   void on_cached(SequenceContext& context, const StoredBlock& stored, std::uint64_t now) noexcept {
     chosen_ = false;
     keys_[stored.block] = stored.key;
+    is_node_[stored.block] = stored.nodes == 1 ? 1 : 0;
     shadow_.compute(stored.key);
     if (config_.remembers_evicted && model_.record_continuation(stored.key, now) != Continued::nothing) {
       context.known = std::max(context.known, stored.depth + 1);
@@ -112,7 +114,9 @@ class ReuseHazard {
     const std::uint64_t last = keys_[referenced.back()];
     // A single block is the tail of nothing.
     const std::uint64_t before_last = referenced.size() > 1 ? keys_[referenced[referenced.size() - 2]] : last;
-    if (model_.remember(before_last, last, context.kind, added, now)) {
+    // The last node of a prompt is mostly replaced in the next one. A block of several nodes holds more, without which
+    // that one would find far less, so it goes when the others do.
+    if (model_.remember(before_last, last, context.kind, added, now) && is_node_[referenced.back()] != 0) {
       context.tail = referenced.back();
     }
     const auto blocks = static_cast<double>(released_.size());
@@ -259,6 +263,7 @@ class ReuseHazard {
   BlockArray<std::uint64_t> released_;  // time of release
   BlockArray<std::uint64_t> keys_;
   BlockArray<std::uint8_t> kind_;
+  BlockArray<std::uint8_t> is_node_;  // it has room for one node of the index
   Index size_ = 0;
   ReuseModel model_;
 
