@@ -7,6 +7,7 @@
 
 #include "filled.hpp"
 #include "kvc/attention/decode.hpp"
+#include "kvc/attention/expanded.hpp"
 #include "kvc/attention/extern.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/selection.hpp"
@@ -75,27 +76,64 @@ class AttentionCases {
               heads, batch);
   }
 
-  void add_prefill(const Heads& heads, Pos length) const {
-    const std::string n = std::to_string(length);
-    const std::string name = kind("prefill", heads) + "/q:" + n + "/kv:" + n;
+  void add_prefill(const Heads& heads, Pos length) const { add_prefill(heads, length, length); }
+
+  /// The last `rows` positions of `length`.
+  void add_prefill(const Heads& heads, Pos rows, Pos length) const {
+    const std::string name = kind("prefill", heads) + of(rows, length);
     for (const int threads : thread_counts()) {
       add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(name, heads, Batch{length}, block_tokens, std::size_t{0});
-        const std::vector<float> q = random_numbers(length * heads.query * heads.key_dim, 4);
-        std::vector<float> out(static_cast<std::size_t>(length * heads.query * heads.value_dim));
-        const double n_pairs = 0.5 * static_cast<double>(length) * (static_cast<double>(length) + 1);  // unmasked
-        const Work work{static_cast<double>(length) * filled->position_bytes(), heads.operations(n_pairs),
+        const auto filled = kept<Filled<T, P>>(kind("prefill", heads) + of(0, length), heads, Batch{length},
+                                               block_tokens, std::size_t{0});
+        const std::vector<float> q = random_numbers(rows * heads.query * heads.key_dim, 4);
+        std::vector<float> out(static_cast<std::size_t>(rows * heads.query * heads.value_dim));
+        const Work work{static_cast<double>(length) * filled->position_bytes(), heads.operations(pairs(rows, length)),
                         unit_of(element)};
         const auto view = filled->views(0).front();
         measure(state, threads, work, [&](std::size_t) {
-          kvc::prefill(view, kvc::PosRange{0, length}, {q.data(), length, heads.query * heads.key_dim},
-                       {out.data(), length, heads.query * heads.value_dim}, {}, executor(threads));
+          kvc::prefill(view, kvc::PosRange{length - rows, length}, {q.data(), rows, heads.query * heads.key_dim},
+                       {out.data(), rows, heads.query * heads.value_dim}, {}, executor(threads));
+        });
+      });
+    }
+  }
+
+  /// The same over latent rows in expanded form, with keys of 192 elements and values of 128.
+  void add_prefill_expanded(const Heads& heads, Pos rows, Pos length) const {
+    const std::string name = kind("prefill", heads) + of(rows, length) + "/expanded";
+    for (const int threads : thread_counts()) {
+      add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
+        const auto filled = kept<Filled<T, P>>(kind("prefill", heads) + of(0, length), heads, Batch{length},
+                                               block_tokens, std::size_t{0});
+        const kvc::LatentExtents extents{heads.key_dim, heads.value_dim, 192, 128};
+        const Index heads_dim = heads.query * extents.value_dim;  // of both projections
+        const std::vector<float> w_uk = random_numbers(heads_dim * extents.latent_dim, 5);
+        const std::vector<float> w_uv = random_numbers(heads_dim * extents.latent_dim, 6);
+        const kvc::UpProjections projections({w_uk.data(), heads_dim, extents.latent_dim},
+                                             {w_uv.data(), heads_dim, extents.latent_dim}, heads.query,
+                                             extents.row_dim - extents.latent_dim);
+        const std::vector<float> q = random_numbers(rows * heads.query * extents.key_dim, 4);
+        std::vector<float> out(static_cast<std::size_t>(rows * heads_dim));
+        const Heads expanded{.query = heads.query, .key_dim = extents.key_dim, .value_dim = extents.value_dim};
+        const double expanding = 2.0 * length * static_cast<double>(heads.query * extents.projection_size());
+        const Work work{static_cast<double>(length) * filled->position_bytes(),
+                        expanding + expanded.operations(pairs(rows, length)), unit_of(element)};
+        const auto view = filled->views(0).front();
+        measure(state, threads, work, [&](std::size_t) {
+          kvc::prefill_expanded(view, projections, kvc::PosRange{length - rows, length},
+                                {q.data(), rows, heads.query * extents.key_dim}, {out.data(), rows, heads_dim}, {},
+                                executor(threads));
         });
       });
     }
   }
 
  private:
+  /// Pairs of one of the last `rows` positions and a key that it sees.
+  static double pairs(Pos rows, Pos length) {
+    return static_cast<double>(rows) * (length - rows) + 0.5 * static_cast<double>(rows) * (rows + 1.0);
+  }
+  static std::string of(Pos rows, Pos length) { return "/q:" + std::to_string(rows) + "/kv:" + std::to_string(length); }
   [[nodiscard]] std::string kind(const std::string& what, const Heads& heads) const {
     return heads.latent ? what + "_latent/" + element + "/" + policy_ + "/heads:" + std::to_string(heads.query)
                         : what + "/" + element + "/" + policy_ + dims(heads);
@@ -114,9 +152,8 @@ class AttentionCases {
         const auto filled = kept<Filled<T, P>>(name, heads, batch, block_tokens, working_set());
         const std::vector<float> q = random_numbers(batch.sequences * heads.query * heads.key_dim, 4);
         std::vector<float> out(static_cast<std::size_t>(batch.sequences * heads.query * heads.value_dim));
-        const double pairs = static_cast<double>(batch.sequences) * batch.length;
-        const Work work{static_cast<double>(batch.distinct()) * filled->position_bytes(), heads.operations(pairs),
-                        unit_of(element)};
+        const Work work{static_cast<double>(batch.distinct()) * filled->position_bytes(),
+                        heads.operations(static_cast<double>(batch.sequences) * batch.length), unit_of(element)};
         std::vector<std::vector<typename Filled<T, P>::View>> layers;
         for (Index layer = 0; layer < filled->layers(); ++layer) {
           layers.push_back(filled->views(static_cast<std::size_t>(layer)));
@@ -169,23 +206,25 @@ void add_cases() {
   }
   contiguous.add_prefill({.key_dim = 192, .value_dim = 128}, 2048);
 
-  if constexpr (kvc::RowPrefixElement<T>) {
-    for (const Index query_heads : {16, 128}) {
-      const Heads latent{.query = query_heads, .kv = 1, .key_dim = 576, .value_dim = 512, .latent = true};
-      for (const Pos length : {4096, 32768}) {
-        contiguous.add_decode(latent, length);
-        paged64.add_decode(latent, length);
-      }
-      paged64.add_prefill(latent, 2048);
+  const auto latent = [](Index query_heads) {
+    return Heads{.query = query_heads, .kv = 1, .key_dim = 576, .value_dim = 512, .latent = true};
+  };
+  for (const Index query_heads : {16, 128}) {
+    for (const Pos length : {4096, 32768}) {
+      contiguous.add_decode(latent(query_heads), length);
+      paged64.add_decode(latent(query_heads), length);
     }
+    paged64.add_prefill(latent(query_heads), 2048);
+    paged64.add_prefill_expanded(latent(query_heads), 2048, 2048);
+  }
+  for (const Pos rows : {64, 128, 256, 512}) {  // where one form becomes cheaper than the other
+    paged64.add_prefill(latent(16), rows, 4096);
+    paged64.add_prefill_expanded(latent(16), rows, 4096);
   }
   paged16.add_decode(heads, 2048);
   paged16.add_decode_selected(heads, 65536, 2048);
-  if constexpr (kvc::RowPrefixElement<T>) {
-    const Heads latent{.query = 16, .kv = 1, .key_dim = 576, .value_dim = 512, .latent = true};
-    paged64.add_decode(latent, 2048);
-    paged64.add_decode_selected(latent, 65536, 2048);
-  }
+  paged64.add_decode(latent(16), 2048);
+  paged64.add_decode_selected(latent(16), 65536, 2048);
 }
 
 }  // namespace kvc_bench

@@ -8,6 +8,8 @@
 //   decode_latent/<element>/<policy>/heads:<query heads>/kv:<n>/threads:<t>, prefill_latent/...
 //                                                          the same of latent rows (MLA), absorbed: one kv head, 576
 //                                                          elements of which the first 512 are the value
+//   prefill_latent/.../expanded/threads:<t>                with keys of 192 and values of 128 elements for each head,
+//                                                          made of the rows in the call
 //   decode_selected/<element>/<policy>/positions:<n>/kv:<n>/threads:1, .../blocks:<n>/...
 //                                                          one new token over a selection: n random positions, or those
 //                                                          of random blocks of 16
