@@ -160,12 +160,12 @@ class UpProjections {
 };
 static_assert(LatentExpansion<UpProjections>);
 
-/// Parts of the arithmetic peak that the kernels of both forms reach. Measured with floats on a Xeon with AVX-512 by
-/// `benchmarks/attention --benchmark_filter=prefill_latent`; another machine may have its own.
+/// Parts of the arithmetic peak that the kernels of both forms reach; their ratios matter. Measured with floats on a Xeon
+/// with AVX-512 by `benchmarks/attention --benchmark_filter=prefill_latent`; another machine may have its own.
 struct LatentRates {
-  double absorbed = 0.75;    ///< attention over rows of row_dim elements
-  double expanded = 0.75;    ///< attention over expanded keys and values
-  double projection = 0.75;  ///< expanding rows; absorbing queries and projecting outputs, which the caller does
+  double absorbed = 0.75;   ///< attention over rows of row_dim elements
+  double expanded = 0.6;    ///< attention over expanded keys and values
+  double projection = 0.6;  ///< expanding rows; absorbing queries and projecting outputs, which the caller does
 };
 
 /// Whether the expanded form of a prefill takes less time than the absorbed one: the last `query_rows` of a sequence,

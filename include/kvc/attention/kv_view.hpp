@@ -67,6 +67,24 @@ concept KvView =
       view.for_each_run(head, range, f);
     };
 
+/// From the row of a head to that of the next head at the same position, in storage units.
+struct HeadStrides {
+  Index k;
+  Index v;
+};
+
+/// A view whose heads lie at the same distance from one another at every position. Attention looks the rows of one head
+/// up and knows those of all.
+///
+///   expression             | requires | returns, does                                          | throws  | complexity
+///   -----------------------+----------+--------------------------------------------------------+---------+-----------
+///   v.head_strides()       |          | HeadStrides: the rows of head h + 1 lie so far behind  | nothing | O(1)
+///                          |          | those of head h, in runs with the same strides         |         |
+template <class V>
+concept EvenHeadsView = KvView<V> && requires(const V& view) {
+  { view.head_strides() } -> std::same_as<HeadStrides>;
+};
+
 /// Several views in contiguous memory: a std::vector, std::span or array of them.
 template <class R>
 concept KvViewRange = std::ranges::contiguous_range<const R> && std::ranges::sized_range<const R> &&

@@ -163,6 +163,13 @@ class SelectedView {
   /// Selected positions.
   [[nodiscard]] Pos length() const noexcept { return selection_->size(); }
 
+  /// Those of the view.
+  [[nodiscard]] HeadStrides head_strides() const noexcept
+    requires EvenHeadsView<View>
+  {
+    return view_.head_strides();
+  }
+
   /// f(KvRun) for runs of rows that are consecutive in the view, numbered by rank. A row that the view does not retain
   /// is left out: attention reports its rank.
   template <class F>

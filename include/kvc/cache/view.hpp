@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "kvc/attention/kv_view.hpp"
 #include "kvc/config.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
@@ -57,6 +58,12 @@ class CacheView {
     } else {
       policy_->for_each_run(seq_, range, hand_out);
     }
+  }
+
+  /// From each head to the next: a layout has them evenly spaced.
+  [[nodiscard]] HeadStrides head_strides() const noexcept {
+    return {layout_->k(BlockId{0}, layer_, 1, 0) - layout_->k(BlockId{0}, layer_, 0, 0),
+            layout_->v(BlockId{0}, layer_, 1, 0) - layout_->v(BlockId{0}, layer_, 0, 0)};
   }
 
  private:

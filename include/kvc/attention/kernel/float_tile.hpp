@@ -174,6 +174,15 @@ class FloatTile : public FloatSumTile<T> {
 
   void set(const KvTileRows<T>& rows, const KvTileRows<T>* next, Index count) noexcept {
     is_long_ = key_dim_ > long_key && count > kernel_rows;
+    is_scattered_ = is_plain<T> && !is_long_ && count <= few_rows && rows.is_scattered();
+    if (is_scattered_) {
+      rows_ = &rows;
+      once_ = true;
+      prefetcher_.stop();
+      row_prefetcher_.finish();
+      row_prefetcher_ = next == nullptr ? RowPrefetcher<T>() : RowPrefetcher<T>(*next, key_dim_, value_dim_);
+      return;
+    }
     if (!is_long_) {
       Base::set(rows, next, count);
       return;
@@ -230,8 +239,15 @@ class FloatTile : public FloatSumTile<T> {
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
     const Index vectors = padded(key_dim_) / simd::lanes;
     if constexpr (is_plain<T>) {
-      this->template score_blocks<FloatDotTraits, R>(PlainRows<T>{rows_->k, key_dim_}, first, last, vectors, q,
-                                                     q_stride, s);
+      const PlainRows<T> keys{rows_->k, key_dim_};
+      if (is_scattered_) {
+        RowPrefetcher<T> prefetcher = row_prefetcher_;  // in registers
+        Base::template score_blocks<FloatDotTraits, R>(keys, first, last, vectors, q, q_stride, s, UnscaledScores{},
+                                                       prefetcher);
+        row_prefetcher_ = prefetcher;
+        return;
+      }
+      this->template score_blocks<FloatDotTraits, R>(keys, first, last, vectors, q, q_stride, s);
     } else {
       this->template score_blocks<FloatDotTraits, R>(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last,
                                                      vectors, q, q_stride, s);
@@ -249,6 +265,13 @@ class FloatTile : public FloatSumTile<T> {
   KVC_OUT_OF_LINE void add_values(const float* p, Index first, Index last, const float* start, float* to,
                                   const float* rescale) noexcept {
     if constexpr (is_plain<T>) {
+      if (values_in_place() && is_scattered_) {
+        RowPrefetcher<T> prefetcher = row_prefetcher_;  // in registers
+        add_float_columns<R>(p, PlainRows<T>{rows_->v, value_dim_}, first, last, start, to, rescale, value_dim_, 0,
+                             value_dim_, prefetcher);
+        row_prefetcher_ = prefetcher;
+        return;
+      }
       if (values_in_place()) {
         add_float_values<R>(p, PlainRows<T>{rows_->v, value_dim_}, first, last, start, to, rescale, value_dim_,
                             prefetcher_);
@@ -304,9 +327,11 @@ class FloatTile : public FloatSumTile<T> {
   const float* decoded_value_rows_[tile_keys];
   SpreadPrefetcher<T> spread_;  // of the next tile, while this one is long
   Index lines_per_call_ = 0;
-  float* decoded_keys_;    // [64, padded(key_dim)]
-  float* packed_keys_;     // [groups][padded(key_dim)][16], for many rows
-  float* decoded_values_;  // [64, padded(value_dim)]
+  bool is_scattered_ = false;        // few query rows read rows that lie apart, in place
+  RowPrefetcher<T> row_prefetcher_;  // of the next tile then
+  float* decoded_keys_;              // [64, padded(key_dim)]
+  float* packed_keys_;               // [groups][padded(key_dim)][16], for many rows
+  float* decoded_values_;            // [64, padded(value_dim)]
 };
 
 }  // namespace detail

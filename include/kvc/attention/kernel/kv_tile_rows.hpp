@@ -51,6 +51,13 @@ struct ByteSpans {
     }
     return lines;
   }
+  /// Those of `other`, `bytes` further on.
+  void shift(const ByteSpans& other, Index bytes) noexcept {
+    count = other.count;
+    for (Index i = 0; i < count; ++i) {
+      of[i] = {other.of[i].begin + bytes, other.of[i].end + bytes};
+    }
+  }
 };
 
 /// Pointers to the rows of one head.
@@ -64,6 +71,8 @@ struct KvTileRows {
   bool values_in_keys = false;  // v is k: latent rows
 
   [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
+  /// Whether most rows lie apart from their neighbours, as those of selected positions do.
+  [[nodiscard]] bool is_scattered() const noexcept { return 2 * keys.count > last - first; }
 
   /// Finds the positions base + i of the bits i of `visible`, at least one. All other pointers are set to one of these
   /// rows, so that reading through them is allowed. Returns the first position for which the view hands out no row, in
@@ -89,6 +98,19 @@ struct KvTileRows {
     std::fill(k + end, k + tile_keys, k[first]);
     std::fill(v + end, v + tile_keys, v[first]);
     return std::nullopt;
+  }
+
+  /// The same for the next head of a view whose heads lie `distance` apart, from the rows of the head before. O(64).
+  void locate_next_head(const KvTileRows& before, HeadStrides distance) noexcept {
+    for (Index j = 0; j < tile_keys; ++j) {
+      k[j] = before.k[j] + distance.k;
+      v[j] = before.v[j] + distance.v;
+    }
+    first = before.first;
+    last = before.last;
+    keys.shift(before.keys, distance.k * Index{sizeof(StorageOf<T>)});
+    values.shift(before.values, distance.v * Index{sizeof(StorageOf<T>)});
+    values_in_keys = before.values_in_keys;
   }
 
  private:
@@ -319,6 +341,67 @@ class SpreadPrefetcher {
   Index row_ = 0;
   Index at_ = 0;     // bytes behind the beginning of a row
   Index bytes_ = 0;  // of a row
+  Rows values_ = nullptr;
+  Index value_bytes_ = 0;
+};
+
+/// Prefetches the rows of a tile that lie apart to the second-level cache, while the tile before it is read: row by row,
+/// all lines of a row at once. Memory answers lines that are neighbours faster when they are requested together.
+template <class T>
+class RowPrefetcher {
+ public:
+  RowPrefetcher() = default;
+  /// The keys of `tile`, then its values, unless these are the beginnings of the keys.
+  RowPrefetcher(const KvTileRows<T>& tile, Index key_dim, Index value_dim) noexcept
+      : next_(tile.k), end_(tile.k + tile_keys), bytes_(bytes(key_dim)), row_lines_(ceil_div(bytes_, ByteSpan::line)) {
+    if (!tile.values_in_keys) {
+      values_ = tile.v;
+      value_bytes_ = bytes(value_dim);
+    }
+  }
+
+  /// As many lines are being read: prefetches a row whenever they make one.
+  KVC_ALWAYS_INLINE void prefetch(Index lines) noexcept {
+    read_ += lines;
+    if (read_ >= row_lines_) {
+      read_ -= row_lines_;
+      prefetch_row();
+    }
+  }
+  /// All that is left.
+  void finish() noexcept {
+    while (next_ != end_) {
+      prefetch_row();
+    }
+  }
+
+ private:
+  using Rows = const StorageOf<T>* const*;
+
+  [[nodiscard]] static Index bytes(Index dim) noexcept {
+    return Element<T>::row_size(dim) * Index{sizeof(StorageOf<T>)};
+  }
+  KVC_ALWAYS_INLINE void prefetch_row() noexcept {
+    if (next_ == end_) {
+      return;
+    }
+    const auto* const row = reinterpret_cast<const std::byte*>(*next_);
+    KVC_NOT_UNROLLED
+    for (Index at = 0; at < bytes_; at += ByteSpan::line) {
+      __builtin_prefetch(row + at, 0, 2);
+    }
+    if (++next_ == end_ && values_ != nullptr) {
+      next_ = std::exchange(values_, nullptr);
+      end_ = next_ + tile_keys;
+      bytes_ = value_bytes_;
+    }
+  }
+
+  Rows next_ = nullptr;  // of which as many follow as lie before end_
+  Rows end_ = nullptr;
+  Index bytes_ = 0;  // of a row
+  Index row_lines_ = 1;
+  Index read_ = 0;  // lines since the last row
   Rows values_ = nullptr;
   Index value_bytes_ = 0;
 };

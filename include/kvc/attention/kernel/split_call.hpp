@@ -117,7 +117,7 @@ class SplitCall {
       begin_split(now);
       for (int current = 0; more; current = 1 - current) {
         more = steps.next(next);
-        if (more && !locate(next, located[1 - current])) {
+        if (more && !locate_next(now, located[current], next, located[1 - current])) {
           return;
         }
         rows_.attend(now.head, queries_before(now.first), queries_before(now.last), now.tile * tile_keys, kv_,
@@ -145,6 +145,17 @@ class SplitCall {
         call_.rows_.missing().report(call_.first_to_see(*gap, step), *gap);
       }
       return !gap;
+    }
+
+    /// The same after `now`, whose rows are `located`.
+    bool locate_next(const Step& now, const KvTileRows<T>& located, const Step& next, KvTileRows<T>& to) const {
+      if constexpr (EvenHeadsView<View>) {
+        if (next.head == now.head + 1 && next.tile == now.tile && next.first == now.first && next.last == now.last) {
+          to.locate_next_head(located, call_.rows_.view(call_.batch_.sequence(next.first)).head_strides());
+          return true;
+        }
+      }
+      return locate(next, to);
     }
 
     // Rows of one head, or of all, whose states are carried on at the same time.
