@@ -80,11 +80,10 @@ class AttentionCases {
 
   /// The last `rows` positions of `length`.
   void add_prefill(const Heads& heads, Pos rows, Pos length) const {
-    const std::string name = kind("prefill", heads) + of(rows, length);
+    const std::string data = kind("prefill", heads) + of(0, length), name = kind("prefill", heads) + of(rows, length);
     for (const int threads : thread_counts()) {
       add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(kind("prefill", heads) + of(0, length), heads, Batch{length},
-                                               block_tokens, std::size_t{0});
+        const auto filled = kept<Filled<T, P>>(data, heads, Batch{length}, block_tokens, std::size_t{0});
         const std::vector<float> q = random_numbers(rows * heads.query * heads.key_dim, 4);
         std::vector<float> out(static_cast<std::size_t>(rows * heads.query * heads.value_dim));
         const Work work{static_cast<double>(length) * filled->position_bytes(), heads.operations(pairs(rows, length)),
@@ -100,11 +99,11 @@ class AttentionCases {
 
   /// The same over latent rows in expanded form, with keys of 192 elements and values of 128.
   void add_prefill_expanded(const Heads& heads, Pos rows, Pos length) const {
+    const std::string data = kind("prefill", heads) + of(0, length);
     const std::string name = kind("prefill", heads) + of(rows, length) + "/expanded";
     for (const int threads : thread_counts()) {
       add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(kind("prefill", heads) + of(0, length), heads, Batch{length},
-                                               block_tokens, std::size_t{0});
+        const auto filled = kept<Filled<T, P>>(data, heads, Batch{length}, block_tokens, std::size_t{0});
         const kvc::LatentExtents extents{heads.key_dim, heads.value_dim, 192, 128};
         const Index heads_dim = heads.query * extents.value_dim;  // of both projections
         const std::vector<float> w_uk = random_numbers(heads_dim * extents.latent_dim, 5);
