@@ -99,6 +99,12 @@ struct Short {
   }
 };
 
+/// Says that its heads lie further apart than they do, or as they do.
+template <Index distance>
+struct Apart : Of<Whole> {
+  HeadStrides head_strides() const { return {distance, distance}; }
+};
+
 /// The rows of a range lie where it begins.
 struct Moving : Of<Whole> {
   template <class F>
@@ -175,6 +181,9 @@ TEST_CASE("A view that breaks the contract is found", "[view][contract]") {
   REQUIRE_THROWS_WITH(kv_view_conformance(Of<WithEmptyRuns>{&rows}), contains("a run has 0 rows"));
   REQUIRE_THROWS_WITH(kv_view_conformance(Of<Beyond>{&rows}), contains("a run ends at position 4 when [0, 1)"));
   REQUIRE_THROWS_WITH(kv_view_conformance(Of<Short>{&rows}), contains("the runs end at position 49"));
+  kv_view_conformance(Apart<100>{{&rows}});
+  REQUIRE_THROWS_WITH(kv_view_conformance(Apart<101>{{&rows}}),
+                      contains("position 0 of head 1 does not lie head_strides()"));
   REQUIRE_THROWS_WITH(kv_view_conformance(Moving{{&rows}}), contains("the row of position 1 lies elsewhere"));
   // A copy that owns its rows shows other memory.
   REQUIRE_THROWS_WITH(kv_view_conformance(rows), contains("lies elsewhere"));

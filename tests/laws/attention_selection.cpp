@@ -10,6 +10,10 @@
 
 #include "attention_case.hpp"
 #include "catch.hpp"
+#include "kvc/attention/decode.hpp"
+#include "kvc/attention/extern.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/policy/paged.hpp"
 #include "kvc/testing/kv_view_conformance.hpp"
 
 using namespace kvc_test;
@@ -95,6 +99,33 @@ TEMPLATE_TEST_CASE("A selection has the bits of a cache of the selected rows alo
     Attend<TestType>::prefill(SelectedView(cut, selection), shape.queries, c.q.cref(), out.ref(), rows.options());
     CHECK(same(out, whole(rows)));
   });
+}
+
+TEMPLATE_TEST_CASE("Heads that are found from the first head have the bits of heads that are looked up", "[attention]",
+                   kvc::HeadMajor, kvc::TokenMajor) {
+  using Cache = kvc::KvCache<float, kvc::Paged, TestType>;
+  static_assert(kvc::EvenHeadsView<SelectedView<typename Cache::View>> && !kvc::EvenHeadsView<AnyView<float>>);
+  Random random(seed_or(1305));
+  const Pos length = 700;
+  Cache cache({.layers = 2, .kv_heads = 3, .key_dim = 20, .value_dim = 12}, {.blocks = 200, .block_tokens = 8});
+  const kvc::SeqId seq = cache.open();
+  auto step = cache.extend(seq, length);
+  Matrix<float> k(length, 60), v(length, 36), q(2, 120), out(2, 72), expected(2, 72);
+  for (Index layer = 0; layer < 2; ++layer) {
+    for (Matrix<float>* m : {&k, &v, &q}) {
+      std::generate_n(m->row(0), m->rows() * m->cols(), [&] { return random.uniform(-2, 2); });
+    }
+    cache.write(layer, step, k.cref(), v.cref());
+  }
+  cache.commit(std::move(step));
+  const std::vector<Selection> selections = {Selection::of_positions(some_positions(random, length)),
+                                             Selection::of_blocks(std::vector<Pos>{1, 5, 6, 40}, 16, length)};
+  const auto views = kvc::selected_views(cache.view(1, seq), std::span(selections));
+  kvc::decode(views, q.cref(), out.ref());
+  const std::vector<AnyView<float>> looked_up(views.begin(), views.end());
+  Attend<float>::decode(std::span<const AnyView<float>>(looked_up), q.cref(), expected.ref());
+  CHECK(same(out, expected));
+  CHECK_NOTHROW(kvc::testing::kv_view_conformance(SelectedView(cache.view(1, seq), selections[1])));
 }
 
 TEST_CASE("The selected positions of a view are a view", "[attention]") {

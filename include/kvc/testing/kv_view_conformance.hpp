@@ -18,7 +18,8 @@ inline namespace v0 {
 namespace testing {
 
 /// Checks the laws of KvView on all heads and on ranges of all kinds: the runs of a range are exactly the retained
-/// positions of that range, in order, and a row lies in the same place whatever range is asked for. Reads no row.
+/// positions of that range, in order, and a row lies in the same place whatever range is asked for; of an EvenHeadsView,
+/// heads lie as far apart as it says. Reads no row.
 ///
 ///   retained  the positions that the view has to retain: ranges in ascending order with gaps between
 ///   name      what errors call the view
@@ -50,12 +51,14 @@ void kv_view_conformance(const V& view, std::span<const PosRange> retained, std:
     ends.push_back(p);
   }
   const V copy = view;
+  const auto place = [](const Run& run, Index row) {
+    return std::pair(run.k + row * run.k_stride, run.v + row * run.v_stride);
+  };
+  using Places = std::vector<decltype(place(Run{}, 0))>;
+  Places places_before;  // of the head before
   for (Index head = 0; head < view.kv_heads(); ++head) {
-    const auto place = [&](const Run& run, Index row) {
-      return std::pair(run.k + row * run.k_stride, run.v + row * run.v_stride);
-    };
     // Of all positions, when the whole range is asked for.
-    std::vector<decltype(place(Run{}, 0))> places(static_cast<std::size_t>(length));
+    Places places(static_cast<std::size_t>(length));
     const auto check = [&](const V& of, PosRange range, auto each_row) {
       const std::string asked =
           kvc::detail::concat({" when [", std::to_string(range.first), ", ", std::to_string(range.last), ") of head ",
@@ -88,6 +91,17 @@ void kv_view_conformance(const V& view, std::span<const PosRange> retained, std:
       }
     }
     check(copy, {0, length}, same_place);
+    if constexpr (EvenHeadsView<V>) {
+      const HeadStrides strides = view.head_strides();
+      for (std::size_t p = 0; p < places_before.size(); ++p) {
+        expect(places[p].first == nullptr || (places[p].first == places_before[p].first + strides.k &&
+                                              places[p].second == places_before[p].second + strides.v),
+               name,
+               {"position ", std::to_string(p), " of head ", std::to_string(head),
+                " does not lie head_strides() behind that of the head before"});
+      }
+    }
+    places_before = std::move(places);
   }
 }
 
