@@ -24,7 +24,7 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// The source of blocks of GroupedPrefixes (see GroupBlockSource): binds the pool, the index of prefixes, the eviction
+/// The source of blocks of GroupTokenTables (see GroupBlockSource): binds the pool, the index of prefixes, the eviction
 /// policy, quotas and the listener. Every change of one that the others must know goes through here. All blocks have the
 /// same number of bytes, so a victim of any group makes room for any other.
 template <EvictionPolicy Eviction, class Hash, EventListener Events>

@@ -19,7 +19,7 @@ namespace detail {
 
 /// Adds nodes for tokens that have become known, and attaches the blocks that a sequence still holds. Where a node has a
 /// block already, the sequence takes that one. `Blocks` is a GroupCachedBlocks, and a sequence that of a
-/// GroupedPrefixes, with its lengths committed. References what it is made of. No member throws but the constructor.
+/// GroupTokenTables, with its lengths committed. References what it is made of. No member throws but the constructor.
 template <class Blocks, class Sequence>
 class GroupIndexer {
   using Parent = typename Blocks::Parent;

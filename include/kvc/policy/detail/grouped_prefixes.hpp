@@ -1,4 +1,4 @@
-// GroupedPrefixes: the sequences and pins of PrefixShared with several layer groups, which know their tokens.
+// GroupedPrefixes: the sequences and pins of PrefixShared with several layer groups.
 #pragma once
 
 #include <algorithm>
@@ -19,52 +19,35 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/group_blocks.hpp"
 #include "kvc/policy/detail/group_hit.hpp"
-#include "kvc/policy/detail/group_indexer.hpp"
-#include "kvc/policy/detail/group_sequence_state.hpp"
-#include "kvc/policy/detail/group_tables.hpp"
+#include "kvc/policy/detail/group_token_tables.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// A sequence knows the last node of the index that its tokens lead to, and its tokens behind that node. Commit adds
-/// nodes for what has become known, gives them the blocks that the sequence still holds, and then drops what no group
-/// keeps: see GroupIndexer and PrefixEnds. `Blocks` is a GroupCachedBlocks.
+/// Finds what is cached of a prompt, and opens sequences and pins on it. `Blocks` is a GroupCachedBlocks.
 template <class Blocks>
-class GroupedPrefixes
-    : public GroupTables<Blocks, GroupSequenceState<typename Blocks::Parent, typename Blocks::SequenceContext>> {
- public:
-  using Parent = typename Blocks::Parent;
-  using State = GroupSequenceState<Parent, typename Blocks::SequenceContext>;
-  using Base = GroupTables<Blocks, State>;
-  using Sequence = typename Base::Sequence;
-  static constexpr Pos nowhere = State::nowhere;
+class GroupedPrefixes : public GroupTokenTables<Blocks> {
+  using Base = GroupTokenTables<Blocks>;
+  using Base::blocks_;
+  using Base::indexer_;
+  using Base::node_tokens_;
+  using Base::reach_;
 
-  GroupedPrefixes(Blocks& blocks, const GroupRules& rules, const BlockSizes& sizes)
-      : Base(blocks, rules, sizes, true),
-        blocks_(blocks),
-        node_tokens_(sizes.node_tokens),
-        indexer_(blocks, Base::rules_) {
-    for (std::size_t g = 0; g < rules.groups.size(); ++g) {
-      const Retained& retained = rules.groups[g].retained;
-      reach_ += retained.everything()
-                    ? 0
-                    : (Index{std::max(retained.window, retained.chunk)} + rules.rewind) / sizes.tokens[g] + 4;
-    }
-    reach_ = std::min(reach_, blocks.size());
-    reach_ += rules.states.empty() ? 0 : 4 * static_cast<Index>(rules.states.size());
+ public:
+  using typename Base::Parent;
+  using typename Base::Sequence;
+
+  GroupedPrefixes(Blocks& blocks, const GroupRules& rules, const BlockSizes& sizes) : Base(blocks, rules, sizes) {
     lost_.assign(rules.groups.size() + (rules.states.empty() ? 0 : 1), 0);
     for (std::size_t g = 0; g < rules.groups.size(); ++g) {
       cross_blocks_ += this->is_cross(g) ? cross_blocks(g) : 0;
     }
   }
 
-  [[nodiscard]] Index merges() const noexcept { return indexer_.merges(); }
   /// Tokens of hits that were lost because of a group; of number groups(): because of recurrent states.
   [[nodiscard]] Index lost(Index group) const noexcept { return lost_[static_cast<std::size_t>(group)]; }
-
-  // --- finding -------------------------------------------------------------------------------------------------------
 
   using Hit = GroupHit<typename Blocks::Nodes::HashType>;
 
@@ -166,157 +149,6 @@ class GroupedPrefixes
     blocks_.quota.release(tenant);
   }
 
-  // --- tokens --------------------------------------------------------------------------------------------------------
-
-  /// Of the committed positions, how many from the first on have known tokens.
-  [[nodiscard]] static Pos known(const Sequence& s) noexcept {
-    return std::min(s.lengths.committed, s.state.unknown_from);
-  }
-  [[nodiscard]] static Index unknown(const Sequence& s) noexcept { return s.lengths.committed - known(s); }
-  /// Positions whose tokens lead to the sequence's node.
-  [[nodiscard]] Pos indexed(const Sequence& s) const noexcept { return blocks_.nodes.end(s.state.last); }
-  /// The tokens of the first reserved positions, as far as they are known.
-  [[nodiscard]] std::vector<Token> known_tokens(const Sequence& s) const {
-    std::vector<Token> tokens = blocks_.nodes.tokens_to(s.state.last);
-    const std::span<const Token> behind = s.state.tokens.all();
-    tokens.insert(tokens.end(), behind.begin(), behind.end());
-    return tokens;
-  }
-
-  /// As that of GroupTables; remembers the tokens.
-  KVC_OUT_OF_LINE std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
-    Sequence& s = this->at(seq);
-    if (s.appends(count, tokens.size()) && !tokens.empty()) [[likely]] {
-      s.state.tokens.push(tokens[0]);
-      return Extension{s.lengths.append(), {}};
-    }
-    return try_extend(seq, count, tokens, {});
-  }
-  KVC_OUT_OF_LINE std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
-                                                      std::span<const Pos> states_at) {
-    Sequence& s = this->at(seq);
-    return extend_by_tokens(s, s.lengths.checked_extension(seq, count, tokens.size()), tokens, states_at);
-  }
-  /// As that of GroupTables. Tokens become known by publish_tokens.
-  std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
-    std::optional<Extension> extension = Base::try_restore(seq, options, node_tokens_);
-    if (extension && options.length > 0) {
-      this->at(seq).state.unknown_from = 0;
-    }
-    return extension;
-  }
-  /// As that of GroupTables.
-  [[nodiscard]] bool keeps_state(const Sequence& s, Pos length) const noexcept {
-    return Base::keeps_state(s, length, node_tokens_);
-  }
-  void rollback(SeqId seq) noexcept {
-    if (!this->contains(seq)) {
-      return;
-    }
-    ++blocks_.now;
-    Base::rollback(seq);
-    forget_tokens(this->at(seq));
-  }
-  /// Commits, makes what is known matchable, and drops what no group keeps.
-  KVC_OUT_OF_LINE void commit(SeqId seq) {
-    Sequence& s = this->at(seq);
-    s.lengths.check_uncommitted(seq);
-    if (s.lengths.reserved < s.quiet_until) [[likely]] {
-      s.lengths.commit();
-      return;
-    }
-    commit_blocks(s);
-  }
-  void truncate(SeqId seq, Pos length) {
-    ++blocks_.now;
-    Base::truncate(seq, length);
-    Sequence& s = this->at(seq);
-    if (length < indexed(s)) {
-      Parent last = s.state.last;
-      Parent cut = last;
-      while (blocks_.nodes.end(last) > length) {
-        cut = std::exchange(last, blocks_.nodes.index.parent(last.block()));
-      }
-      const auto kept = std::as_const(blocks_.nodes.index)
-                            .tokens(cut.block())
-                            .first(static_cast<std::size_t>(length - blocks_.nodes.end(last)));
-      s.state.tokens.assign(kept);
-      blocks_.nodes.ref(last);
-      blocks_.nodes.unref(std::exchange(s.state.last, last));
-    }
-    forget_tokens(s);
-  }
-
-  /// A sequence that begins as another. References its blocks.
-  SeqId fork(SeqId parent, Pos at) {
-    const SeqId seq = Base::fork(parent, at);
-    const Sequence& p = this->at(parent);
-    Sequence& s = this->at(seq);
-    Parent last = p.state.last;
-    Parent cut = last;
-    while (blocks_.nodes.end(last) > at) {
-      cut = std::exchange(last, blocks_.nodes.index.parent(last.block()));
-    }
-    ScopeGuard undo([&] { Base::close(seq); });
-    s.state.tokens.reserve(std::max(p.state.tokens.size(), 2 * static_cast<std::size_t>(node_tokens_)));
-    s.state.ends.reserve(static_cast<std::size_t>(2 * reach_));
-    undo.dismiss();
-    s.state.branch = 0;
-    const Pos behind = at - blocks_.nodes.end(last);
-    const std::span<const Token> tokens =
-        cut == last ? p.state.tokens.all() : std::as_const(blocks_.nodes.index).tokens(cut.block());
-    s.state.tokens.assign(tokens.first(std::min(static_cast<std::size_t>(behind), tokens.size())));
-    s.state.root = p.state.root;
-    s.state.last = last;
-    s.state.tenant = p.state.tenant;
-    s.state.retention = p.state.retention;
-    s.state.unknown_from = p.state.unknown_from < at ? p.state.unknown_from : nowhere;
-    s.state.found = at;
-    s.state.prompt_end = at;
-    blocks_.nodes.ref(last);
-    blocks_.nodes.index.roots().ref(s.state.root);
-    blocks_.quota.ref(s.state.tenant);
-    indexer_.ends().mark(s, {at, at});
-    indexer_.ends().mark_states(s);
-    return seq;
-  }
-
-  /// As that of TokenTables: at least one token, and none is known.
-  void publish_tokens(Sequence& s, std::span<const Token> tokens) {
-    for (const GroupTable& table : s.tables) {
-      Parent same = s.state.root;
-      for (const BlockId block : table.blocks()) {
-        if (blocks_.nodes.last_node(block) != Blocks::Nodes::no_node) {
-          same = blocks_.nodes.require_tokens(block, tokens, same);
-        }
-      }
-    }
-    s.state.tokens.reserve(tokens.size());
-    s.state.tokens.assign(tokens);
-    const auto count = static_cast<Pos>(tokens.size());
-    s.state.unknown_from = count == s.lengths.committed ? nowhere : count;
-    if (s.state.prompt_end == 0) {  // it was opened without a prompt: a later one may go on here
-      s.state.prompt_end = count;
-    }
-    ++blocks_.now;
-    indexer_.index_tokens(s, known(s), s.state.prompt_end <= s.lengths.committed);
-    if (this->has_states()) {
-      indexer_.attach_states(s, 0);
-    }
-    drop(s);
-    set_quiet_until(s);
-  }
-
-  /// After everything cached was dropped.
-  void forget_index(Sequence& s) noexcept {
-    s.state.last = s.state.root;
-    s.state.tokens.clear();
-    s.state.ends.clear();
-    s.state.unknown_from = s.lengths.reserved > 0 ? 0 : nowhere;
-    s.quiet_until = 0;
-    s.share_tails();  // so that no token is added in place
-  }
-
   /// The blocks that show an eviction policy where a sequence is: those of the first group that keeps everything, or of
   /// the first group with rows of its own tokens. As many as lead to its node.
   [[nodiscard]] std::span<const BlockId> leading_blocks(const Sequence& s) const noexcept {
@@ -332,108 +164,17 @@ class GroupedPrefixes
     }
     const std::span<const BlockId> blocks = s.tables[leader].group_blocks().rest;
     if (this->rules().groups[leader].retained.everything()) {
-      return blocks.first(static_cast<std::size_t>(indexed(s) / this->block_tokens(static_cast<Index>(leader))));
+      return blocks.first(static_cast<std::size_t>(this->indexed(s) / this->block_tokens(static_cast<Index>(leader))));
     }
     const auto end = std::ranges::find_if(blocks, [&](BlockId block) { return !blocks_.nodes.is_cached(block); });
     return blocks.first(static_cast<std::size_t>(end - blocks.begin()));
   }
 
-  void verify_sequence(const Sequence& s) const {
-    const bool knows_all = s.state.unknown_from == nowhere;
-    const Pos known_end = indexed(s) + static_cast<Pos>(s.state.tokens.size());
-    if (known_end != (knows_all ? s.lengths.reserved : s.state.unknown_from) ||
-        (!knows_all && s.state.unknown_from >= std::max(1, s.lengths.reserved))) {
-      throw_error(InvariantError("kvc: a sequence knows " + std::to_string(known_end) + " tokens of " +
-                                 std::to_string(s.lengths.reserved)));
-    }
-  }
-
  private:
-  /// An extension that takes blocks, or has not just one token that is known.
-  std::optional<Extension> extend_by_tokens(Sequence& s, PosRange range, std::span<const Token> tokens,
-                                            std::span<const Pos> states_at) {
-    const bool are_known = s.state.unknown_from > range.first && !range.empty() && !tokens.empty();
-    if (are_known && s.state.tokens.size() + tokens.size() > s.state.tokens.capacity()) {
-      s.state.tokens.reserve(std::max(s.state.tokens.size() + tokens.size(), 2 * s.state.tokens.capacity()));
-    }
-    std::optional<Extension> extension = this->try_reserve(s, range, wanted_states(s, range, states_at));
-    if (extension && are_known) {
-      s.state.tokens.append(tokens);
-    } else if (extension && !range.empty()) {
-      s.state.unknown_from = std::min(s.state.unknown_from, range.first);
-    }
-    // The next tokens are added in place as long as all are known and there is memory for them.
-    const Index room = Index{indexed(s)} + static_cast<Index>(s.state.tokens.capacity());
-    s.appends_until = s.state.unknown_from == nowhere ? static_cast<Pos>(std::min(Index{s.appends_until}, room)) : 0;
-    return extension;
-  }
-  /// The states that an extension is to write: see WantedStates::list.
-  [[nodiscard]] std::span<const WantedState> wanted_states(const Sequence& s, PosRange range,
-                                                           std::span<const Pos> states_at) {
-    if (!this->has_states() && states_at.empty()) [[likely]] {
-      return {};
-    }
-    // For a prompt that goes on from this one, for the same prompt again, and where prompts have parted.
-    const std::array<Pos, 2> more{static_cast<Pos>(std::max(s.state.prompt_end - 1, 0) / node_tokens_ * node_tokens_),
-                                  s.state.branch};
-    return Base::wanted_states(range, states_at, more);
-  }
-  /// A commit that does more than to count.
-  KVC_OUT_OF_LINE void commit_blocks(Sequence& s) noexcept {
-    ++blocks_.now;
-    const Pos before = s.lengths.committed;
-    const bool adds_cross = s.adds_cross;
-    this->settle(s);
-    if (adds_cross) [[unlikely]] {
-      indexer_.attach_cross(s);
-    }
-    const bool ends_prompt = before < s.state.prompt_end && s.state.prompt_end <= s.lengths.committed;
-    if (s.state.tokens.size() >= static_cast<std::size_t>(node_tokens_) || ends_prompt) [[unlikely]] {
-      indexer_.index_tokens(s, known(s), ends_prompt);
-    }
-    if (this->has_states()) {
-      indexer_.attach_states(s, before);
-      drop_states(s);
-    }
-    drop(s);
-    set_quiet_until(s);
-  }
-  /// Says up to which length the next commits do nothing but count.
-  void set_quiet_until(Sequence& s) const noexcept {
-    Index until = this->quiet_until(s);
-    if (s.state.unknown_from == nowhere) {
-      until = std::min(until, Index{indexed(s)} + node_tokens_);
-    } else if (s.state.tokens.size() >= static_cast<std::size_t>(node_tokens_)) {
-      until = 0;  // there was no free node for them
-    }
-    if (s.lengths.committed < s.state.prompt_end) {
-      until = std::min(until, Index{s.state.prompt_end});
-    }
-    s.quiet_until = static_cast<Pos>(until);
-  }
   /// Blocks of the rows of another input in a group.
   [[nodiscard]] std::size_t cross_blocks(std::size_t group) const noexcept {
     return static_cast<std::size_t>(
         ceil_div(this->rules().groups[group].cross_rows, this->block_tokens(static_cast<Index>(group))));
-  }
-  /// After positions were dropped from the end.
-  void forget_tokens(Sequence& s) const noexcept {
-    if (s.state.unknown_from >= s.lengths.reserved) {
-      s.state.unknown_from = nowhere;
-    }
-    s.state.tokens.cut(static_cast<std::size_t>(std::max(s.lengths.reserved - indexed(s), 0)));
-  }
-
-  void drop(Sequence& s) noexcept {
-    Base::drop(s, [&](BlockId block) { indexer_.ends().forget_unless_end(s, block); });
-  }
-  /// Of the states, those of whole nodes stay as long as windows do: a later prompt may begin with all that there is.
-  void drop_states(Sequence& s) noexcept {
-    Base::drop_states(s, node_tokens_, [&](std::span<const BlockId> blocks) {
-      for (const BlockId block : blocks) {  // the first ones of each kind are known to the index
-        indexer_.ends().forget_unless_end(s, block);
-      }
-    });
   }
   /// The states behind a node that a hit ends with, which has all of them.
   void add_found_states(Sequence& s, typename Blocks::Node node) noexcept {
@@ -445,14 +186,11 @@ class GroupedPrefixes
       return block;
     });
   }
-  Blocks& blocks_;
-  Pos node_tokens_;
-  Index reach_ = 0;          // blocks that a hit needs in groups that drop rows
+
   std::vector<Index> lost_;  // [groups], and because of states
   std::array<Pos, max_groups + 1> last_lost_{};
   std::size_t cross_blocks_ = 0;  // of all groups
   std::vector<BlockId> path_;     // of the last prompt
-  GroupIndexer<Blocks, Sequence> indexer_;
 };
 
 }  // namespace detail

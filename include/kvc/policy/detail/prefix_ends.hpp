@@ -18,7 +18,7 @@ namespace detail {
 /// A dropped block leaves the index unless a later prompt could end in it: nobody could ever hit the middle of a long
 /// prompt. The places where prompts end are the end of a prompt, of a sequence, of a fork, and positions where prefixes
 /// part. Marks the blocks that a hit there needs. `Blocks` is a GroupCachedBlocks, and a sequence that of a
-/// GroupedPrefixes. References what it is made of. No member throws but the constructor.
+/// GroupTokenTables. References what it is made of. No member throws but the constructor.
 template <class Blocks, class Sequence>
 class PrefixEnds {
  public:
