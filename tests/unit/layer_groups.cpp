@@ -594,8 +594,8 @@ TEST_CASE("Rows of another input without a prefix are no prefix that can be pinn
 
 namespace {
 
-/// Tokens that are found of conversations whose last token is replaced with each turn, between prompts that come once. A
-/// block of the group that keeps everything holds three times the tokens of one of the window.
+/// Tokens that are found of conversations whose last token is replaced with each turn, between prompts that come once.
+/// A block of the group that keeps everything holds three times the tokens of one of the window.
 template <class Eviction>
 Index found_of_conversations() {
   const GroupRules rules{{GroupRule{{}, 0, 1}, GroupRule{{8, 0, 0}, 0, 3}}, 0};

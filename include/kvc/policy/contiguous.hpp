@@ -72,9 +72,9 @@ class Contiguous : public detail::GroupMembers<Contiguous> {
   struct Config {
     Index sequences = 1;  ///< most sequences open at once
     Pos max_tokens = 0;   ///< most tokens of one sequence
-    /// Slots in the pool, less than 2^31; 0 means sequences * max_tokens. With several layer groups, those in the pool of
-    /// each that keeps everything. Another one has as many in proportion to what a sequence of max_tokens needs of it,
-    /// and enough for one sequence; where pool_tokens is 0, enough for all.
+    /// Slots in the pool, less than 2^31; 0 means sequences * max_tokens. With several layer groups, those in the pool
+    /// of each that keeps everything. Another one has as many in proportion to what a sequence of max_tokens needs of
+    /// it, and enough for one sequence; where pool_tokens is 0, enough for all.
     Index pool_tokens = 0;
     Mode mode = Mode::reserve;
     Fit fit = Fit::first;
@@ -122,8 +122,8 @@ class Contiguous : public detail::GroupMembers<Contiguous> {
     return Opened{*seq, 0};
   }
 
-  /// No room: beyond the sequence's maximum, or (grow) no hole is large enough, or (reserve) a group that drops rows has
-  /// no room for so many at once. O(holes).
+  /// No room: beyond the sequence's maximum, or (grow) no hole is large enough, or (reserve) a group that drops rows
+  /// has no room for so many at once. O(holes).
   std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens = {}) {
     return try_extend(seq, count, tokens, {});
   }

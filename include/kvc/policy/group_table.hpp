@@ -145,7 +145,8 @@ class GroupTable {
     blocks_.push_back(block);
     ++end_;
   }
-  /// Takes out the last blocks until `size` are left: f(block) for each, the last one first. f must not look at the table.
+  /// Takes out the last blocks until `size` are left: f(block) for each, the last one first. f must not look at the
+  /// table.
   template <class F>
   void shrink(std::size_t size, F&& f) noexcept {
     while (blocks_.size() > size) {

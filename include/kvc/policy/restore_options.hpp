@@ -20,20 +20,20 @@ struct RestoredState {
   bool is_shared = false;  ///< RestoreOptions::like has the same ones after as many tokens, and may share them
 };
 
-/// The rows and states that RestoresSequences reserves. Rows that a group would have dropped take no room, and neither do
-/// states that the sequence would have released.
+/// The rows and states that RestoresSequences reserves. Rows that a group would have dropped take no room, and neither
+/// do states that the sequence would have released.
 struct RestoreOptions {
   Pos length = 0;  ///< positions of the sequence
-  /// [groups] positions whose rows nobody has, none of which a row behind the sequence sees. Empty: all positions that a
-  /// group does not retain.
+  /// [groups] positions whose rows nobody has, none of which a row behind the sequence sees. Empty: all positions that
+  /// a group does not retain.
   std::span<const PosRange> missing{};
   /// An open sequence that has the same tokens at the first `shared` positions, and the same rows. Blocks of these are
   /// shared where the policy shares blocks.
   std::optional<SeqId> like{};
   Pos shared = 0;
   bool shares_cross = false;  ///< and rows of the same other input
-  /// Of a model with recurrent layers: the states that there are, by ascending length, the last one of `length`. None of
-  /// an empty sequence.
+  /// Of a model with recurrent layers: the states that there are, by ascending length, the last one of `length`. None
+  /// of an empty sequence.
   std::span<const RestoredState> states{};
 };
 

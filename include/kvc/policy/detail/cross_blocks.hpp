@@ -15,7 +15,8 @@ inline namespace v0 {
 namespace detail {
 
 /// A root of the prefix index, which stands for a salt, has all blocks with rows of the other input, or none; it is in
-/// use as long as it has them. The empty salt has none: it does not say which input it is. O(1) unless stated otherwise.
+/// use as long as it has them. The empty salt has none: it does not say which input it is. O(1) unless stated
+/// otherwise.
 class CrossBlocks {
  public:
   /// Makes room, so that `add` cannot fail. Throws std::bad_alloc.

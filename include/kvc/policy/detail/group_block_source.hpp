@@ -10,8 +10,8 @@ inline namespace v0 {
 namespace detail {
 
 /// The source of blocks of GroupTables: they are allocated from it and released to it, and a block serves any group. In
-/// the table, `s` is a source, `c` a const one, `b` a block of it, `state` the state of a sequence. No expression throws.
-/// All but `reclaim` are O(1), amortised.
+/// the table, `s` is a source, `c` a const one, `b` a block of it, `state` the state of a sequence. No expression
+/// throws. All but `reclaim` are O(1), amortised.
 ///
 ///   expression             | requires           | returns and effects
 ///   -----------------------|--------------------|---------------------------------------------------------------------

@@ -25,8 +25,8 @@ inline namespace v0 {
 namespace detail {
 
 /// The source of blocks of GroupTokenTables (see GroupBlockSource): binds the pool, the index of prefixes, the eviction
-/// policy, quotas and the listener. Every change of one that the others must know goes through here. All blocks have the
-/// same number of bytes, so a victim of any group makes room for any other.
+/// policy, quotas and the listener. Every change of one that the others must know goes through here. All blocks have
+/// the same number of bytes, so a victim of any group makes room for any other.
 template <EvictionPolicy Eviction, class Hash, EventListener Events>
 class GroupCachedBlocks {
  public:
@@ -100,7 +100,8 @@ class GroupCachedBlocks {
       evict_for(excess);
     }
   }
-  /// Whether the rows behind the first `rows` may be written: nothing else references the block, and no prefix has them.
+  /// Whether the rows behind the first `rows` may be written: nothing else references the block, and no prefix has
+  /// them.
   [[nodiscard]] bool writable(BlockId block, Pos rows) const noexcept {
     return pool.ref_count(block) == 1 && (!nodes.is_cached(block) || nodes.rows(block) <= rows);
   }

@@ -35,8 +35,8 @@ class GroupExtender {
   [[nodiscard]] bool fits(const Sequence& s, PosRange range) const noexcept {
     return range.last <= s.fits_until && !range.empty() && (s.owns_tails || has_unshared_tails(s));
   }
-  /// The extension of one more token, without states or rows of other inputs, nearly always: each group takes one block,
-  /// or none, and copies no tail. False, and nothing has changed, where it is another one. O(groups).
+  /// The extension of one more token, without states or rows of other inputs, nearly always: each group takes one
+  /// block, or none, and copies no tail. False, and nothing has changed, where it is another one. O(groups).
   [[nodiscard]] bool extend_by_one_block(Sequence& s, PosRange range) noexcept {
     if (range.empty()) {
       return false;

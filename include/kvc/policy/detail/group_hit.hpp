@@ -213,8 +213,8 @@ class GroupHit {
   Node partial_ = Nodes::no_node;
 };
 
-/// The longest valid hit of `tokens` below a root, to the token. The last node of a hit may match in part: a child of the
-/// deepest node that matches whole. O(tokens * groups / node_tokens).
+/// The longest valid hit of `tokens` below a root, to the token. The last node of a hit may match in part: a child of
+/// the deepest node that matches whole. O(tokens * groups / node_tokens).
 ///   has_cross   the rows of the other input are there
 ///   path        receives the nodes that match whole; it is empty and has room for them
 template <class Hash>

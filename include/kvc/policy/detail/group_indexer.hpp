@@ -17,8 +17,8 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Adds nodes for tokens that have become known, and attaches the blocks that a sequence still holds. Where a node has a
-/// block already, the sequence takes that one. `Blocks` is a GroupCachedBlocks, and a sequence that of a
+/// Adds nodes for tokens that have become known, and attaches the blocks that a sequence still holds. Where a node has
+/// a block already, the sequence takes that one. `Blocks` is a GroupCachedBlocks, and a sequence that of a
 /// GroupTokenTables, with its lengths committed. References what it is made of. No member throws but the constructor.
 template <class Blocks, class Sequence>
 class GroupIndexer {

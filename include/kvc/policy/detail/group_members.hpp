@@ -34,7 +34,8 @@ class GroupMembers {
     const auto* const grouped = self().grouped();
     return grouped ? grouped->block_tokens(group) : self().block_tokens();
   }
-  /// Positions of a group that can be read. Throws std::invalid_argument, too, if seq is not open, as all that follow do.
+  /// Positions of a group that can be read. Throws std::invalid_argument, too, if seq is not open, as all that follow
+  /// do.
   [[nodiscard]] Pos positions(SeqId seq, Index group) const {
     require_group(group);
     const auto* const grouped = self().grouped();

@@ -33,8 +33,8 @@ inline namespace v0 {
 namespace detail {
 
 /// Each group has a pool of its own. Every operation is one of all groups: it finds room in all of them before it
-/// changes any. Rows are dropped at commit, never before: a pass of many tokens sees all of them. Contracts are those of
-/// Policy unless they are stated.
+/// changes any. Rows are dropped at commit, never before: a pass of many tokens sees all of them. Contracts are those
+/// of Policy unless they are stated.
 class GroupRegions : public GroupSequences<RegionSequence> {
  public:
   using Sequence = RegionSequence;
@@ -169,7 +169,8 @@ class GroupRegions : public GroupSequences<RegionSequence> {
     }
   }
 
-  /// Throws std::invalid_argument unless a sequence that ends at `length` still finds all that it needs, in every group.
+  /// Throws std::invalid_argument unless a sequence that ends at `length` still finds all that it needs, in every
+  /// group.
   void require_retained(const Sequence& s, Pos length, std::string_view argument) const {
     for (std::size_t g = 0; g < s.groups.size(); ++g) {
       s.groups[g].retained.require_end_at(length, g, argument);

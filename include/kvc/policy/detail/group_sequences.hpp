@@ -31,9 +31,9 @@ struct GroupSequence {
   }
 };
 
-/// The open sequences of a policy, and the positions that each has in each group. `Sequence` derives from GroupSequence.
-/// A base of GroupTables and GroupRegions, which know where the rows lie. Members are O(1) unless they say otherwise;
-/// those that take a handle throw std::invalid_argument if no such sequence is open.
+/// The open sequences of a policy, and the positions that each has in each group. `Sequence` derives from
+/// GroupSequence. A base of GroupTables and GroupRegions, which know where the rows lie. Members are O(1) unless they
+/// say otherwise; those that take a handle throw std::invalid_argument if no such sequence is open.
 template <class Sequence>
 class GroupSequences {
  public:

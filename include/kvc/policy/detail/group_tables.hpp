@@ -150,7 +150,8 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
     }
   }
 
-  /// Throws std::invalid_argument unless a sequence that ends at `length` still finds all that it needs, in every group.
+  /// Throws std::invalid_argument unless a sequence that ends at `length` still finds all that it needs, in every
+  /// group.
   void require_retained(const Sequence& s, Pos length, std::string_view argument) const {
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       s.tables[g].rows(this->settled(s)).require_end_at(length, g, argument);
@@ -272,7 +273,7 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
   [[nodiscard]] BlockArray<std::int32_t> verify() const { return count_references(*this, blocks_.size()); }
 
  protected:
-  // --- the steps of an extension, for a policy that does more between them ---------------------------------------------
+  // --- the steps of an extension, for a policy that does more between them -------------------------------------------
 
   /// See WantedStates::list. Valid until the next call.
   [[nodiscard]] std::span<const WantedState> wanted_states(PosRange range, std::span<const Pos> asked,
@@ -306,8 +307,8 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
       }
     }
   }
-  /// Releases the states that no query begins from any more: see StateTable::drop. f(blocks of a length) before they are
-  /// released. O(states of the sequence).
+  /// Releases the states that no query begins from any more: see StateTable::drop. f(blocks of a length) before they
+  /// are released. O(states of the sequence).
   template <class F>
   void drop_states(Sequence& s, Pos grain, F&& f) noexcept {
     states_.drop(s.states, this->settled(s), grain, s.state, f);

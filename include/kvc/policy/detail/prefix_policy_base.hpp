@@ -18,9 +18,9 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// The base of PlainPrefixShared and GroupedPrefixShared: the members that do not depend on how blocks and tables look, and the
-/// counters. The contracts of public members are those of PrefixShared. `Blocks` are the blocks with their index, and
-/// `Tables` the sequences and pins over them.
+/// The base of PlainPrefixShared and GroupedPrefixShared: the members that do not depend on how blocks and tables look,
+/// and the counters. The contracts of public members are those of PrefixShared. `Blocks` are the blocks with their
+/// index, and `Tables` the sequences and pins over them.
 template <class Config, class Blocks, class Tables>
 class PrefixPolicyBase {
  public:

@@ -84,8 +84,8 @@ class RegionPool {
 
   // --- a sequence that is there --------------------------------------------------------------------------------------
 
-  /// Where the rows of an extension to `last` positions have room: where they are, in place if the slots behind the ring
-  /// are free, or elsewhere.
+  /// Where the rows of an extension to `last` positions have room: where they are, in place if the slots behind the
+  /// ring are free, or elsewhere.
   [[nodiscard]] std::optional<RegionPlace> place_of(const RegionSequence& s, Pos last) const noexcept {
     const RegionRows& rows = s.groups[group_];
     const Region now = rows.ring.region;
@@ -192,8 +192,8 @@ class RegionPool {
 
   // --- a new sequence ------------------------------------------------------------------------------------------------
 
-  /// Where a new sequence of at most `most` tokens has room: all that it may ever need (reserve), or the rows that it has
-  /// as a fork at `at` of `parent`, if there is one.
+  /// Where a new sequence of at most `most` tokens has room: all that it may ever need (reserve), or the rows that it
+  /// has as a fork at `at` of `parent`, if there is one.
   [[nodiscard]] std::optional<RegionPlace> place_of_new(Pos most, const RegionSequence* parent, Pos at) const noexcept {
     const Need need = need_of_new(most, parent, at);
     const Pos ring = options_.reserves || is_cross() ? need.ring : rounded(need.ring, most);

@@ -103,8 +103,8 @@ class StateBlocks {
   void cut(StateTable& table, Pos length, const auto& state) noexcept {
     table.cut(length, [&](std::span<const BlockId> blocks) { release(blocks, state); });
   }
-  /// Releases the states that no query begins from any more: see StateTable::drop. f(blocks of a length) before they are
-  /// released.
+  /// Releases the states that no query begins from any more: see StateTable::drop. f(blocks of a length) before they
+  /// are released.
   template <class F>
   void drop(StateTable& table, Pos settled, Pos grain, const auto& state, F&& f) noexcept {
     table.drop(settled, grain, [&](std::span<const BlockId> blocks) {

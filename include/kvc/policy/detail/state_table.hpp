@@ -1,5 +1,5 @@
-// StateTable: the recurrent states that one sequence has. WantedStates: those that an extension is to write. KeptStates:
-// those that a sequence keeps.
+// StateTable: the recurrent states that one sequence has. WantedStates: those that an extension is to write.
+// KeptStates: those that a sequence keeps.
 #pragma once
 
 #include <algorithm>
@@ -25,8 +25,8 @@ struct WantedState {
 };
 
 /// Which of some ascending lengths a sequence keeps states of whose next query begins behind `settled` tokens or more:
-/// the greatest that is at most `settled`, those above it, and, for later prompts, the greatest multiple of `grain` that
-/// is at most `settled` (0: none).
+/// the greatest that is at most `settled`, those above it, and, for later prompts, the greatest multiple of `grain`
+/// that is at most `settled` (0: none).
 class KeptStates {
  public:
   /// length_of(i) for i < count. O(count).
@@ -49,8 +49,8 @@ class KeptStates {
 class WantedStates {
  public:
   /// The states that an extension is to write: those that are asked for, those of `more` that lie in it, which are kept
-  /// for later prompts, too, and that of its end. Valid until the next call. Throws std::invalid_argument unless `asked`
-  /// ascends within the range, and is empty where there are no recurrent layers or no tokens.
+  /// for later prompts, too, and that of its end. Valid until the next call. Throws std::invalid_argument unless
+  /// `asked` ascends within the range, and is empty where there are no recurrent layers or no tokens.
   [[nodiscard]] std::span<const WantedState> list(bool has_states, PosRange range, std::span<const Pos> asked,
                                                   std::span<const Pos> more) {
     require(asked.empty() || has_states, "states_at.size()", asked.size(), "0: there are no recurrent layers");

@@ -19,7 +19,8 @@ struct StoredBlock {
   Pos depth = 0;           ///< blocks before it in its prefix
   std::int32_t group = 0;  ///< layer group whose rows it holds; all blocks have the same bytes
   /// Nodes of the prefix index that it has room for: 1, unless blocks of layer groups hold different numbers of tokens.
-  /// A prompt that ends with the block and lacks it is found by as much less, or, where a group has a window, not at all.
+  /// A prompt that ends with the block and lacks it is found by as much less, or, where a group has a window, not at
+  /// all.
   Pos nodes = 1;
 };
 
@@ -102,9 +103,9 @@ concept EvictionPolicy =
       { c.size() } noexcept -> std::same_as<Index>;
     };
 
-/// An eviction policy that learns what blocks are worth, each as much as any other. A cache in which that is not so tells
-/// it, right after it was made, to do as leaf-first LRU does: where recurrent layers have states, a hit needs one, and
-/// the rows without a state are worth nothing.
+/// An eviction policy that learns what blocks are worth, each as much as any other. A cache in which that is not so
+/// tells it, right after it was made, to do as leaf-first LRU does: where recurrent layers have states, a hit needs
+/// one, and the rows without a state are worth nothing.
 template <class E>
 concept FollowsLru = EvictionPolicy<E> && requires(E e) {
   { e.follow_lru() } noexcept;
