@@ -20,6 +20,8 @@
 #include "attend.hpp"
 #include "catch.hpp"
 #include "differences.hpp"
+#include "kvc/attention/expanded.hpp"
+#include "kvc/attention/extern.hpp"
 #include "kvc/attention/selection.hpp"
 #include "kvc/cache.hpp"
 #include "policies.hpp"
@@ -213,6 +215,14 @@ void pass(const LayersOfModel& model, Cache& cache, kvc::SeqId seq, Pos count) {
     Results out(count, layer);
     Attend<float>::prefill(cache.view(number, seq), range, layer.q.rows_of(range), out.matrix, options);
     CHECK(largest_difference(out.matrix, layer.out.rows_of(range)) <= layer.tolerance());
+    if (layer.expanded) {
+      const Index columns = layer.query_heads * layer.expanded->extents.value_dim;
+      std::vector<float> of_heads(static_cast<std::size_t>(count * columns));
+      kvc::prefill_expanded(cache.view(number, seq), layer.expanded->projections(), range,
+                            layer.expanded->q.rows_of(range), {of_heads.data(), count, columns}, options);
+      CHECK(largest_difference({of_heads.data(), count, columns}, layer.expanded->out.rows_of(range)) <=
+            layer.tolerance());
+    }
     if (!layer.selected.extents.empty()) {
       const std::vector<kvc::Selection> selections = selections_of(layer, range);
       const auto selected = kvc::selected_views(cache.view(number, seq), std::span(selections));

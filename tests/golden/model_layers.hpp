@@ -13,6 +13,7 @@
 
 #include "catch.hpp"
 #include "delta_rule.hpp"
+#include "kvc/attention/expanded.hpp"
 #include "kvc/attention/options.hpp"
 #include "kvc/layout/layer_groups.hpp"
 #include "npy.hpp"
@@ -29,6 +30,20 @@ struct Indexer {
   Npy<float> q, w, k;  // [T, heads, dim], [T, heads], [T, dim]
 };
 
+/// The expanded form of latent rows.
+struct ExpandedForm {
+  kvc::LatentExtents extents;
+  Npy<float> q, w_uk, w_uv,
+      out;  // [T, heads, key_dim], [heads, key_dim - rest, latent], [heads, value_dim, latent], ...
+
+  [[nodiscard]] kvc::UpProjections projections() const {
+    return {{w_uk.data.data(), w_uk.extents[0] * w_uk.extents[1], extents.latent_dim},
+            {w_uv.data.data(), w_uv.extents[0] * w_uv.extents[1], extents.latent_dim},
+            w_uk.extents[0],
+            extents.row_dim - extents.latent_dim};
+  }
+};
+
 /// One layer: its rows as they are appended to a cache, its queries, and its results.
 struct ModelLayer {
   kvc::Index query_heads = 0;
@@ -36,8 +51,9 @@ struct ModelLayer {
   std::optional<kvc::Index> reads;  // the layer whose rows it reads
   float scale = 0;
   float softcap = 0;
-  std::vector<float> sinks;  // [query_heads] or empty
-  Npy<float> q, k, v, out;   // [T, heads, dim]; of latent rows k alone, q absorbed, and out before w_uv
+  std::vector<float> sinks;              // [query_heads] or empty
+  Npy<float> q, k, v, out;               // [T, heads, dim]; of latent rows k alone, q absorbed, and out before w_uv
+  std::optional<ExpandedForm> expanded;  // of latent rows
   std::optional<Indexer> indexer;
   std::optional<DeltaRule> recurrent;  // a recurrent layer, which has nothing of the above
   Npy<std::int32_t> selected;  // [T, top_k] positions that a row sees, then -1; empty: all that the kind lets it see
@@ -180,6 +196,15 @@ inline ModelLayer model_layer(const std::filesystem::path& folder, const nlohman
     layer.q = array<float>(folder, arrays.at("q_absorbed"), {tokens, layer.query_heads, row});
     layer.k = array<float>(folder, arrays.at("latent"), {tokens, row});
     layer.out = array<float>(folder, arrays.at("out_latent"), {tokens, layer.query_heads, rank});
+    if (arrays.contains("w_uk")) {
+      ExpandedForm expanded{{row, rank, extent("key_dim"), extent("value_dim")}, {}, {}, {}, {}};
+      const kvc::Index heads = layer.query_heads, key_dim = expanded.extents.key_dim, dim = expanded.extents.value_dim;
+      expanded.q = array<float>(folder, arrays.at("q"), {tokens, heads, key_dim});
+      expanded.w_uk = array<float>(folder, arrays.at("w_uk"), {heads, expanded.extents.projected_key_dim(), rank});
+      expanded.w_uv = array<float>(folder, arrays.at("w_uv"), {heads, dim, rank});
+      expanded.out = array<float>(folder, arrays.at("out"), {tokens, heads, dim});
+      layer.expanded = std::move(expanded);
+    }
     return layer;
   }
   layer.q = array<float>(folder, arrays.at("q"), {tokens, layer.query_heads, layer.kind.key_dim});
