@@ -634,3 +634,16 @@ TEST_CASE(
   // As the end of other prompts it would go first, and then nothing is found, however much of the windows is left.
   CHECK(found_of_conversations<ReuseHazard>() > found_of_conversations<Lru>() * 5 / 4);
 }
+
+TEST_CASE("Tokens that are published again give the index no block of a group in which the sequence holds none") {
+  PrefixShared<Lru> policy({.blocks = 20, .block_tokens = 2}, rules_of({full, Retained{0, 1, 0}}));
+  const Tokens tokens = counting(0, 5);
+  policy.close(prefill(policy, tokens).seq);
+  const Opened opened = *policy.try_open(tokens);
+  REQUIRE(opened.cached == 4);
+  REQUIRE(policy.group_blocks(opened.seq, 1).rest.empty());  // a row at 4 sees no row of the chunk before it
+  policy.clear();
+  policy.publish_tokens(opened.seq, std::span(tokens).first(4));
+  policy.verify();
+  CHECK(policy.match_length(tokens) == 4);
+}
