@@ -90,6 +90,33 @@ TEST_CASE("Any number of engines computes the outputs of one engine", "[engines]
   }
 }
 
+TEST_CASE("Engines serve a model with windows, and send the rows that these leave", "[engines]") {
+  for (const auto& [prefill, decode] : {std::pair(1, 2), std::pair(2, 3)}) {
+    INFO(prefill << " prefill engines, " << decode << " decode engines");
+    World world({.prefill = prefill, .decode = decode, .model = &model_with_window()}, some_requests(12, 6, 3));
+    world.run();
+    world.check_all_done();
+    REQUIRE(attempts(world) == 0);
+    constexpr std::uint64_t row_bytes = 2 * 12 * 4;  // of a position in one layer
+    for (const RequestRecord& r : world.record().requests) {
+      const auto positions = static_cast<std::uint64_t>(r.prompt_tokens);
+      REQUIRE(r.handover.bytes <= (positions + std::min<std::uint64_t>(positions, 6 + 8)) * row_bytes);
+      if (r.handover.kept == 0) {
+        REQUIRE(r.handover.bytes >= (positions + std::min<std::uint64_t>(positions, 6)) * row_bytes);
+      }
+    }
+  }
+  // And through faults: a decode engine dies in the middle.
+  World world({.decode = 3, .model = &model_with_window()}, some_requests(8));
+  world.at_tick = [&](int tick) {
+    if (tick == 40) {
+      world.kill(1);
+    }
+  };
+  world.run();
+  world.check_all_done();
+}
+
 TEST_CASE("Rows of a prefix that a decode engine has are not sent to it again", "[engines]") {
   World world({}, some_requests(12, 6, 24));
   world.run();

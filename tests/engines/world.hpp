@@ -33,6 +33,16 @@ inline const kvc::llama::Model& model_of_engines() {
   static const kvc::llama::Model model = tiny_model();
   return model;
 }
+/// The same, with a window in its first layer.
+inline const kvc::llama::Model& model_with_window() {
+  static const kvc::llama::Model model = [] {
+    kvc::llama::Model m = tiny_model();
+    m.config.window = 7;
+    m.config.full_every = 2;
+    return m;
+  }();
+  return model;
+}
 
 /// Prompts of 5 to 40 tokens that share their first `shared` tokens.
 inline std::vector<Request> some_requests(std::uint64_t count, Pos output_tokens = 6, Pos shared = 1) {
@@ -53,6 +63,7 @@ struct Sizes {
   kvc::Index decode_blocks = 80;
   Pos reserve_tokens = 8;
   InProcess::Config transport = {};
+  const kvc::llama::Model* model = &model_of_engines();
 };
 
 class World {
@@ -79,12 +90,12 @@ class World {
       tick();
     };
     for (Peer peer = 0; peer < sizes.prefill; ++peer) {
-      prefill_.push_back(std::make_unique<PrefillEngine>(model_of_engines(), *endpoints_[index(peer)], engine));
+      prefill_.push_back(std::make_unique<PrefillEngine>(*sizes.model, *endpoints_[index(peer)], engine));
     }
     engine.blocks = sizes.decode_blocks;
     engine.between_layers = [] {};
     for (Peer peer = sizes.prefill; peer < sizes.prefill + sizes.decode; ++peer) {
-      decode_.push_back(std::make_unique<DecodeEngine>(model_of_engines(), *endpoints_[index(peer)], engine));
+      decode_.push_back(std::make_unique<DecodeEngine>(*sizes.model, *endpoints_[index(peer)], engine));
     }
     stalled_.resize(endpoints_.size());
   }
@@ -175,7 +186,7 @@ class World {
     if (expected_.empty()) {
       disaggregated::EngineConfig one;
       one.block_tokens = 16;
-      expected_ = disaggregated::run_alone(model_of_engines(), requests_, one).outputs;
+      expected_ = disaggregated::run_alone(*sizes_.model, requests_, one).outputs;
     }
     return expected_;
   }

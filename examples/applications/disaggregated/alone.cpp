@@ -7,11 +7,13 @@ namespace disaggregated {
 
 Alone run_alone(const kvc::llama::Model& model, std::span<const Request> requests, const EngineConfig& config) {
   kvc::PrefixShared<>::Config pool = config.pool();
+  const kvc::LayerGroups layers = model.config.cache_layers();
   pool.blocks = 1;
   for (const Request& r : requests) {
-    pool.blocks += kvc::ceil_div<Index>(static_cast<Index>(r.prompt.size()) + r.output_tokens, config.block_tokens) + 1;
+    const Index length = static_cast<Index>(r.prompt.size()) + r.output_tokens;
+    pool.blocks += std::ssize(layers.groups()) * (kvc::ceil_div(length, Index{config.block_tokens}) + 1);
   }
-  Cache cache(model.config.cache_shape(), pool);
+  Cache cache(layers, pool);
   Clock clock = config.clock;
   clock.start();
   Alone run;

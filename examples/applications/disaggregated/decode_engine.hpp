@@ -24,7 +24,7 @@ class DecodeEngine {
       : model_(&model),
         transport_(&transport),
         config_(std::move(config)),
-        cache_(model.config.cache_shape(), config_.pool()),
+        cache_(model.config.cache_layers(), config_.pool()),
         receiver_(cache_, transport, {.timeout = config_.timeout, .reserve_tokens = config_.reserve_tokens}),
         post_(transport, to_engines, to_router),
         slots_(static_cast<std::size_t>(config_.batch), false) {

@@ -49,7 +49,9 @@ Loaded load(const Options& o) {
   Loaded loaded{o.model.empty() ? kvc::llama::load_checkpoint(embedded_model(), "embedded model")
                                 : kvc::llama::load_checkpoint(o.model),
                 {}};
-  const kvc::llama::Config& c = loaded.model.config;
+  kvc::llama::Config& c = loaded.model.config;
+  c.window = o.window;
+  c.full_every = 4;
   const auto tokenizer = o.tokenizer.empty()
                              ? kvc::llama::Tokenizer::load(embedded_tokenizer(), c.vocab_size, "embedded tokenizer")
                              : kvc::llama::Tokenizer::load(o.tokenizer, c.vocab_size);
@@ -91,7 +93,10 @@ RunConfig configure(const Options& o, const Loaded& loaded) {
   for (const Request& request : loaded.requests) {
     engine.reserve_tokens = std::max(engine.reserve_tokens, request.output_tokens);
   }
-  const Index batch_blocks = o.batch * kvc::ceil_div<Index>(loaded.model.config.seq_len, o.block_tokens);
+  // With a window, a sequence has blocks in two groups.
+  const Index sequence_blocks =
+      (o.window > 0 ? 2 : 1) * kvc::ceil_div<Index>(loaded.model.config.seq_len, o.block_tokens);
+  const Index batch_blocks = o.batch * sequence_blocks;
   config.prefill = config.decode = engine;
   config.prefill.blocks = o.prefill_blocks == 0 ? batch_blocks : o.prefill_blocks;
   config.decode.blocks = o.decode_blocks == 0 ? 2 * batch_blocks : o.decode_blocks;
@@ -131,7 +136,10 @@ int run(Options options, bool over_mpi, int ranks, bool& lost) {
   Report report;
   report.options = &options;
   report.transport = over_mpi ? "MPI" : "threads of one process";
-  report.token_bytes = 2 * loaded.model.config.layers * loaded.model.config.kv_dim() * Index{sizeof(float)};
+  const kvc::llama::Config& c = loaded.model.config;
+  for (Index layer = 0; layer < c.layers; ++layer) {
+    report.token_bytes += c.window_of(layer) == 0 ? 2 * c.kv_dim() * Index{sizeof(float)} : 0;
+  }
   const auto alone = [&] {
     if (options.check) {
       EngineConfig one = config.decode;

@@ -35,7 +35,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   app.footer(
       "  disaggregated                      one prefill and two decode engines, as threads\n"
       "  mpirun -n 3 disaggregated          the same as processes (--oversubscribe on fewer than three cores)\n"
-      "  disaggregated --check --gantt g.svg\n\n"
+      "  disaggregated --check --gantt g.svg\n"
+      "  disaggregated --check --window 64  a model with layer groups\n\n"
       "Exit code: 0 all is well; 1 a request that was not served, an output that differs, a file that cannot be read\n"
       "or written; 2 a bad option.");
 
@@ -84,6 +85,12 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->transform(whole(1, 1024))
       ->capture_default_str();
   add_block_tokens(app, options.block_tokens, "Tokens in a block");
+  app.add_option("--window", options.window,
+                 "Positions that all layers see but every fourth one: the cache then holds two layer groups, and rows\n"
+                 "before the windows are dropped and not sent. The model was trained without. 0: no window")
+      ->type_name("N")
+      ->transform(whole(0))
+      ->capture_default_str();
   app.add_option("--prefill-blocks", options.prefill_blocks, "Blocks of a prefill engine; 0: for a batch of any length")
       ->type_name("N")
       ->transform(whole(0))

@@ -25,6 +25,7 @@ struct Options {
   double interval_ms = 0;
   int batch = 8;
   kvc::Pos block_tokens = 16;
+  kvc::Pos window = 0;     // 0: every layer sees all positions
   int prefill_blocks = 0;  // 0: room for as many sequences as are in a batch, of any length
   int decode_blocks = 0;   // 0: twice that
   double timeout_s = 10;

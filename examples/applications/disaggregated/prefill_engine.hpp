@@ -28,7 +28,7 @@ class PrefillEngine {
       : model_(&model),
         transport_(&transport),
         config_(std::move(config)),
-        cache_(model.config.cache_shape(), config_.pool()),
+        cache_(model.config.cache_layers(), config_.pool()),
         sender_(cache_, transport, {.timeout = config_.timeout}),
         post_(transport, to_engines, to_router) {
     post_.send(router_peer, Kind::ready);

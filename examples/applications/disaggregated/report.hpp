@@ -14,7 +14,7 @@ namespace disaggregated {
 struct Report {
   const Options* options = nullptr;
   std::string transport;
-  Index token_bytes = 0;  // of keys and values, in all layers
+  Index token_bytes = 0;  // of keys and values, in all layers that see all positions
   RunRecord run;
   std::optional<Alone> alone;
 

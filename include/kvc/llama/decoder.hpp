@@ -99,8 +99,9 @@ class BatchRows {
 /// Attention of all rows of a batch in one layer: q, out [n, heads * head_dim]. Adjacent parts with one query each
 /// share a decode; a part with more queries is a prefill.
 template <class Cache, Executor Ex>
-void attend(const Cache& cache, Index layer, std::span<const BatchPart> parts, MatrixRef<const float> q,
+void attend(const Cache& cache, Index layer, Pos window, std::span<const BatchPart> parts, MatrixRef<const float> q,
             MatrixRef<float> out, Ex& ex) {
+  const AttentionOptions options{.window = window};
   while (!parts.empty()) {
     const BatchPart& part = parts.front();
     std::vector<typename Cache::View> views;
@@ -110,12 +111,12 @@ void attend(const Cache& cache, Index layer, std::span<const BatchPart> parts, M
     if (views.empty()) {
       const Index rows = part.positions.size();
       prefill(cache.view(layer, part.seq), part.positions, q.middle_rows(part.row, rows),
-              out.middle_rows(part.row, rows), {}, ex);
+              out.middle_rows(part.row, rows), options, ex);
       parts = parts.subspan(1);
     } else {
       const auto rows = static_cast<Index>(views.size());
       decode(std::span<const typename Cache::View>(views), q.middle_rows(part.row, rows),
-             out.middle_rows(part.row, rows), {}, ex);
+             out.middle_rows(part.row, rows), options, ex);
       parts = parts.subspan(views.size());
     }
   }
@@ -142,8 +143,13 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
             "below the model's sequence length, " + std::to_string(c.seq_len));
     batch.add(step.seq(), step.range());
   }
-  require_one_group(cache, "llama::dec");
-  require(cache.shape() == c.cache_shape(), "cache.shape()", "of another model", "config.cache_shape() of this one");
+  if (c.window > 0) {
+    require(cache.layers() == c.cache_layers().with_rewind(cache.layers().rewind()), "cache.layers()",
+            "of another model", "config.cache_layers() of this one");
+  } else {
+    require_one_group(cache, "llama::dec");
+    require(cache.shape() == c.cache_shape(), "cache.shape()", "of another model", "config.cache_shape() of this one");
+  }
   require(static_cast<Index>(tokens.size()) == batch.rows(), "tokens.size()", tokens.size(),
           "the size of all steps together, " + std::to_string(batch.rows()));
 
@@ -186,7 +192,7 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
     Matrix out(x.rows(), c.dim);
     linear(h, w.wq, q, ex);
     rope(Interleaved{}, model.rope, batch.positions(), q, c.head_dim());
-    attend(cache, l, batch.parts(), q, out, ex);
+    attend(cache, l, c.window_of(l), batch.parts(), q, out, ex);
     tap(l, q, out);
     linear(out, w.wo, h, ex);
     x += h;
@@ -217,8 +223,8 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
 ///                          It may use the cache, but must only read the sequences of these steps
 ///
 /// Throws std::invalid_argument, before anything is written, if the model is not consistent (require_consistent), the
-/// cache has layer groups or another shape than the model, the number of tokens is not that of the step, a token is not
-/// in the vocabulary, or a position is not below config.seq_len.
+/// cache has other layers than the model (config.cache_layers()), the number of tokens is not that of the step, a token
+/// is not in the vocabulary, or a position is not below config.seq_len.
 template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
 void dec_kv(const Model& model, Cache& cache, const typename Cache::Append& step, std::span<const Token> tokens,
             Ex&& ex = {}, OnLayer&& on_layer = {}) {

@@ -10,6 +10,7 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/layout/layer_groups.hpp"
 #include "kvc/layout/shape.hpp"
 #include "kvc/llama/rope.hpp"
 
@@ -21,7 +22,7 @@ namespace llama {
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using RowVector = Eigen::Matrix<float, 1, Eigen::Dynamic>;
 
-/// The extents and constants of a model. All are positive, heads is a multiple of kv_heads, and dim an even multiple of
+/// The extents and constants of a model. All but the last two are positive, heads is a multiple of kv_heads, and dim an even multiple of
 /// heads: see require_consistent.
 struct Config {
   Index dim = 0;         ///< of the residual stream
@@ -33,13 +34,27 @@ struct Config {
   Index seq_len = 0;  ///< positions that the model was trained for
   float rope_theta = 10000.0F;
   float norm_epsilon = 1e-5F;
+  Pos window = 0;        ///< positions that a layer sees, the row's own among them; 0: all. Checkpoints do not say
+  Index full_every = 0;  ///< with a window: one layer of so many, the last of them, sees all positions; 0: none does
 
   /// Elements of one head.
   [[nodiscard]] constexpr Index head_dim() const noexcept { return dim / heads; }
   /// Elements in the keys, or in the values, of all kv heads.
   [[nodiscard]] constexpr Index kv_dim() const noexcept { return kv_heads * head_dim(); }
 
-  /// The shape of a cache for this model.
+  /// The window of a layer; 0: it sees all positions.
+  [[nodiscard]] constexpr Pos window_of(Index layer) const noexcept {
+    return full_every > 0 && layer % full_every == full_every - 1 ? 0 : window;
+  }
+  /// The layers of a cache for this model.
+  [[nodiscard]] LayerGroups cache_layers() const {
+    LayerGroups groups;
+    for (Index layer = 0; layer < layers; ++layer) {
+      groups.add({.kv_heads = kv_heads, .key_dim = head_dim(), .value_dim = head_dim(), .window = window_of(layer)});
+    }
+    return groups;
+  }
+  /// The shape of a cache for this model, if it has no window.
   [[nodiscard]] constexpr Shape cache_shape() const noexcept {
     return {.layers = layers, .kv_heads = kv_heads, .key_dim = head_dim(), .value_dim = head_dim()};
   }
@@ -92,6 +107,8 @@ inline void require_consistent(const Config& c) {
     throw_invalid("config.dim", c.dim, "an even multiple of config.heads, " + std::to_string(c.heads));
   }
   require(c.norm_epsilon >= 0.0F, "config.norm_epsilon", c.norm_epsilon, "at least 0");
+  require(c.window >= 0, "config.window", c.window, "at least 0 (0: no window)");
+  require(c.full_every >= 0, "config.full_every", c.full_every, "at least 0 (0: all layers have the window)");
 }
 
 /// The same for a model: its weights must also have the extents that its configuration says. O(layers).
