@@ -261,6 +261,57 @@ TEST_CASE("A snapshot of other recurrent states is refused, and says which", "[i
   refused(model(128, 2), other, "layers as the cache has, found number 0 to be another");
 }
 
+TEST_CASE("Compressed rows come back where their tokens are", "[io]") {
+  const auto model = [](Pos tokens_per_row) {
+    LayerGroups layers;
+    layers.add({.kv_heads = 2, .key_dim = 16, .value_dim = 8, .tokens_per_row = tokens_per_row}, 2);
+    layers.add({.kv_heads = 1, .key_dim = 2, .window = 5});
+    return layers;
+  };
+  using Cache = KvCache<float, Paged>;
+  Cache source(model(4), {.blocks = 100, .block_tokens = 8});
+  const SeqId seq = source.open();
+  constexpr Pos length = 30;
+  auto step = source.extend(seq, length);
+  for (Index layer = 0; layer < 2; ++layer) {
+    const Pos count = source.rows_to_write(layer, step);
+    REQUIRE(count == length / 4);
+    source.write(layer, step, RowMatrix::Random(count, 32), RowMatrix::Random(count, 16));
+  }
+  source.write(2, step, RowMatrix::Random(length, 2), RowMatrix::Random(length, 2));
+  source.commit(std::move(step));
+  io::MemorySink sink;
+  snapshot::save(source, std::vector<SeqId>{seq}, sink);
+  for (const Pos block : {4, 12}) {
+    Cache cache(model(4), {.blocks = 100, .block_tokens = block});
+    io::MemorySource from(sink.bytes(), "some bytes");
+    const SeqId got = snapshot::load(cache, from).sequences[0];
+    for (Index layer = 0; layer < 2; ++layer) {
+      const auto mine = source.compressed_view(layer, seq, length), theirs = cache.compressed_view(layer, got, length);
+      for (Index head = 0; head < 2; ++head) {
+        const auto rows_of = [&](const auto& view) {
+          std::vector<float> all;
+          view.for_each_run(head, {0, length / 4}, [&](const KvRun<float>& run) {
+            for (Index i = 0; i < run.rows; ++i) {
+              all.insert(all.end(), run.k + i * run.k_stride, run.k + i * run.k_stride + 16);
+              all.insert(all.end(), run.v + i * run.v_stride, run.v + i * run.v_stride + 8);
+            }
+          });
+          return all;
+        };
+        REQUIRE(rows_of(mine).size() == 24 * (length / 4));
+        REQUIRE(rows_of(mine) == rows_of(theirs));
+      }
+    }
+  }
+  LayerGroups other;  // whose tokens have as many elements
+  other.add({.kv_heads = 2, .key_dim = 4, .value_dim = 2}, 2);
+  other.add({.kv_heads = 1, .key_dim = 2, .window = 5});
+  Cache cache(other, {.blocks = 100, .block_tokens = 8});
+  io::MemorySource from(sink.bytes(), "some bytes");
+  REQUIRE_THROWS_WITH(snapshot::load(cache, from), contains("groups as the cache has, found number 0 to be another"));
+}
+
 TEST_CASE("States that sequences share are stored once, and shared again", "[io][states]") {
   const LayerGroups layers = recurrent_layers().with_rewind(6);
   SavedOf<float, Paged, HeadMajor> source(layers, {.blocks = 300, .block_tokens = 4});

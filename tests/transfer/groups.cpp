@@ -567,6 +567,9 @@ TEST_CASE("Layers that differ are recognised, and the sender learns which", "[tr
   refused(changed([](K k) { k.kv_heads = 1; }), one(kind), "expected kv_heads 2 in group 1, found 1");
   refused(changed([](K k) { k.key_dim = k.value_dim = 3; }), one(kind), "expected key_dim 4 in group 1, found 3");
   refused(changed([](K k) { k.value_dim = 3; }), one(kind), "expected value_dim 4 in group 1, found 3");
+  refused(changed([](K k) { k = {.kv_heads = 2, .key_dim = 4, .tokens_per_row = 2}; }),
+          changed([](K k) { k = {.kv_heads = 2, .key_dim = 2, .window = 1 << 20}; }),
+          "expected tokens_per_row 1 in group 1, found 2");
   refused(changed([](K k) { k.latent = true; }), one(kind), "expected bytes of a value 16 in group 1, found 0");
   refused(changed([](K k) { k = {.kv_heads = 2, .key_dim = 4, .cross_rows = 3}; }), one(kind),
           "expected window 8 in group 1, found 0");

@@ -29,7 +29,8 @@ template <class F>
   std::vector<format::GroupRecord> groups;
   const auto count = [](Index i) { return static_cast<std::uint64_t>(i); };
   for (const LayerGroup& g : layers.groups()) {
-    groups.push_back({count(g.shape.layers), count(g.shape.kv_heads), count(g.shape.key_dim), count(g.shape.value_dim),
+    groups.push_back({static_cast<std::uint32_t>(g.shape.layers), static_cast<std::uint32_t>(g.tokens_per_row - 1),
+                      count(g.shape.kv_heads), count(g.shape.key_dim), count(g.shape.value_dim),
                       count(row_bytes(g.shape.key_dim)), count(g.latent ? 0 : row_bytes(g.shape.value_dim)),
                       g.retained.window, g.retained.chunk, g.retained.kept, g.cross_rows});
   }

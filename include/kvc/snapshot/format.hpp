@@ -148,7 +148,8 @@ static_assert(sizeof(SequenceRecord) == 16);
 
 /// Element of grps: a layer group.
 struct GroupRecord {
-  std::uint64_t layers;  ///< that store rows
+  std::uint32_t layers;       ///< that store rows
+  std::uint32_t more_tokens;  ///< of compressed rows: tokens of a row beside the first one; else 0
   std::uint64_t kv_heads;
   std::uint64_t key_dim;
   std::uint64_t value_dim;

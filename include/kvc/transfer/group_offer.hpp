@@ -155,8 +155,10 @@ template <snapshot::format::Plain Record>
   };
   const auto pos = [](std::int32_t p) { return static_cast<std::uint64_t>(static_cast<std::uint32_t>(p)); };
   for (const Member& m :
-       {Member{"layers", own.layers, found.layers}, Member{"kv_heads", own.kv_heads, found.kv_heads},
-        Member{"key_dim", own.key_dim, found.key_dim}, Member{"value_dim", own.value_dim, found.value_dim},
+       {Member{"layers", own.layers, found.layers},
+        Member{"tokens_per_row", std::uint64_t{own.more_tokens} + 1, std::uint64_t{found.more_tokens} + 1},
+        Member{"kv_heads", own.kv_heads, found.kv_heads}, Member{"key_dim", own.key_dim, found.key_dim},
+        Member{"value_dim", own.value_dim, found.value_dim},
         Member{"bytes of a key", own.key_row_bytes, found.key_row_bytes},
         Member{"bytes of a value", own.value_row_bytes, found.value_row_bytes},
         Member{"window", pos(own.window), pos(found.window)}, Member{"chunk", pos(own.chunk), pos(found.chunk)},

@@ -68,7 +68,7 @@ struct Sent {
   std::uint64_t request;  ///< the number of the offer
   Outcome outcome;
   Pos cached;           ///< positions that the receiver had already
-  std::uint64_t bytes;  ///< of rows that were sent
+  std::uint64_t bytes;  ///< of rows and states that were sent
   std::string reason;   ///< of a failure, in words
 };
 
@@ -81,7 +81,7 @@ struct Received {
   SeqId seq;                       ///< if complete: committed, and the caller's to close; otherwise no sequence
   Pos length;                      ///< positions
   Pos cached;                      ///< of these, how many were in the cache already
-  std::uint64_t bytes;             ///< of rows that arrived
+  std::uint64_t bytes;             ///< of rows and states that arrived
   std::vector<std::byte> payload;  ///< that the sender gave to `finish`
   std::string reason;              ///< of a failure, in words
 };

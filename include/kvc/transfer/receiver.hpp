@@ -90,6 +90,9 @@ struct ReceiverOptions {
 /// has the rows from the first of the block of this cache that the end lies in. A receiver with a larger reserve than
 /// the sender's can go back as far as the sender could.
 ///
+/// **Recurrent layers.** Of the offered states those travel that a sequence of its length keeps here, but for those that
+/// were found in place with its tokens.
+///
 /// Messages of peers are not trusted: one that violates the protocol (transfer/protocol.hpp) ends its transfer or is
 /// ignored, and no message makes a receiver allocate more than the description of a sequence of the pool's
 /// size needs, or, where all groups drop rows, as many bytes as the pool has.

@@ -76,7 +76,9 @@ struct SenderOptions {
 ///   s.ready(id, layer, last)    | the rows of a layer before position  | no such layer, or not so     | O(transfers +
 ///                               | `last` are written and may be sent;  | many positions               | messages)
 ///                               | of a cross-attention layer all rows  |                              |
-///                               | are, of a reader there are none      |                              |
+///                               | are, of a recurrent one its states   |                              |
+///                               | up to there, of a reader there are   |                              |
+///                               | none                                 |                              |
 ///   s.finish(id, payload)       | all rows are written. The payload    | payload > 488 bytes, or      | O(transfers +
 ///                               | travels with the end; the first new  | positions are missing        | messages)
 ///                               | token, for example                   |                              |
@@ -110,6 +112,10 @@ struct SenderOptions {
 /// prompt that is computed in chunks may be committed chunk by chunk, and rows that a commit drops are never missed; the
 /// rows of a window leave when its last tokens are computed. A sequence that is committed beyond `length`, or cut, drops
 /// rows that were to travel: its transfer ends as cancelled, unless they have left.
+///
+/// **Recurrent layers.** The states of `length` travel. If the sequence has so many positions, committed or reserved, when
+/// it is offered, then also those of lesser lengths that it keeps: the last 64 lengths at most. A message has the state
+/// of one layer, whatever message_bytes is.
 ///
 /// Threads: one at a time. It reads the cache as its const members do.
 template <class Cache, transport::Transport T>
