@@ -165,7 +165,14 @@ struct GroupsOf : Base {
     if (!place.is_owner) {
       return;
     }
-    const bool cross = cache.layers().groups()[static_cast<std::size_t>(place.group)].cross_rows > 0;
+    const LayerGroup& group = cache.layers().groups()[static_cast<std::size_t>(place.group)];
+    if (group.tokens_per_row > 1) {  // these are not checked here
+      const Index count = cache.rows_to_write(layer, step), columns = group.shape.kv_heads * group.tokens_per_row;
+      cache.write(layer, step, RowMatrix::Zero(count, columns * group.shape.key_dim),
+                  RowMatrix::Zero(count, columns * group.shape.value_dim));
+      return;
+    }
+    const bool cross = group.cross_rows > 0;
     const PosRange range = cross ? PosRange{0, cache.rows_to_write(layer, step)} : step.range();
     if (cache.group_layout(place.group).latent()) {
       cache.write(layer, step, rows(layer, range, all, true));

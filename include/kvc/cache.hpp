@@ -270,6 +270,13 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     const Index offset = state_offset(layer, seq, length);
     return {reinterpret_cast<const std::byte*>(data() + offset), state_bytes(layer)};
   }
+  /// The state of a recurrent layer in these blocks, which are those of its kind: see HoldsStates and CachedPrefix.
+  [[nodiscard]] std::span<const std::byte> state(Index layer, std::span<const BlockId> blocks) const
+    requires(HoldsStates<P> && S::host_accessible)
+  {
+    const Index offset = layouts_.state(layers_.state_place(layer), blocks);
+    return {reinterpret_cast<const std::byte*>(data() + offset), state_bytes(layer)};
+  }
   /// The same after the committed tokens: what the next pass begins from.
   [[nodiscard]] std::span<const std::byte> state(Index layer, SeqId seq) const
     requires HoldsStates<P>

@@ -229,6 +229,71 @@ TEST_CASE("A snapshot with layer groups is refused by a cache with others, and l
   REQUIRE_THROWS_WITH(snapshot::Reader(source.cache, from), contains("snapshot::Reader knows no other"));
 }
 
+TEST_CASE("Prefixes that no sequence references come back with layer groups", "[io]") {
+  for (const LayerGroups& layers : {mixed_layers(), cross_layers(), latent_layers(), mixed_layers().with_rewind(3),
+                                    recurrent_layers(), states_alone()}) {
+    SavedOf<float, Prefix, HeadMajor> source(layers, {.blocks = 600, .block_tokens = 4});
+    const Salt salt(SaltKind::multimodal, "an input");
+    std::vector<Tokens> prompts;
+    for (const int number : {1, 2, 3, 4, 5}) {  // the first three begin alike
+      Tokens prompt(60, number > 3 ? 9 : 8);
+      prompt[0] = 8;
+      for (std::size_t i = 17; i < prompt.size(); ++i) {
+        prompt[i] = static_cast<Token>((i * i + static_cast<std::size_t>(number)) % 7);
+      }
+      prompts.push_back(prompt);
+    }
+    std::vector<Pos> found;
+    for (const Tokens& prompt : prompts) {
+      const Tokens beginning(prompt.begin(), prompt.begin() + 38);
+      const Opened opened = source.open_prompt(beginning, salt);
+      REQUIRE(source.extend(opened.seq, prompt, 38 - opened.cached));
+      for (int i = 0; i < 9; ++i) {
+        REQUIRE(source.extend(opened.seq, prompt, 1));
+      }
+      if (&prompt != &prompts[1]) {
+        source.close(opened.seq);
+      }
+    }
+    for (const Tokens& prompt : prompts) {
+      found.push_back(source.match(prompt, salt));
+      REQUIRE(found.back() >= 16);
+    }
+    const Bytes bytes = source.saved({}, {});
+    for (const Pos block : {4, 2, 8}) {
+      SavedOf<float, Prefix, TokenMajor> cache(layers, {.blocks = 1500, .block_tokens = block});
+      CAPTURE(block, layers.groups().size(), layers.states().size());
+      REQUIRE(cache.loaded(bytes)->sequences.empty());
+      cache.verify();
+      REQUIRE(cache.stats().blocks_referenced == 0);
+      for (std::size_t i = 0; i < prompts.size(); ++i) {
+        const Pos match = cache.match(prompts[i], salt);
+        if (block == 4) {
+          REQUIRE(match == found[i]);
+        }
+        const Opened opened = cache.open_prompt(prompts[i], salt);
+        REQUIRE(opened.cached == match);
+        if (match > 0) {
+          cache.check(opened.seq, prompts[i]);
+        }
+        cache.close(opened.seq);
+      }
+      cache.verify();
+    }
+    // Without room in a policy that finds nothing, or where they are not wanted, they are left out.
+    SavedOf<float, Paged, HeadMajor> paged(layers, {.blocks = 1, .block_tokens = 4});
+    REQUIRE(paged.loaded(bytes)->sequences.empty());
+    REQUIRE(paged.stats().blocks_free == 1);
+    SavedOf<float, Prefix, HeadMajor> without(layers, {.blocks = 600, .block_tokens = 4});
+    io::MemorySource from(bytes, "some bytes");
+    REQUIRE(snapshot::try_load(without.cache, from, {.cached_prefixes = false}));
+    REQUIRE(without.match(prompts[0], salt) == 0);
+    SavedOf<float, Prefix, HeadMajor> full(layers, {.blocks = 3, .block_tokens = 4});
+    REQUIRE(!full.loaded(bytes));
+    REQUIRE(full.stats().blocks_free == 3);
+  }
+}
+
 TEST_CASE("A snapshot of other recurrent states is refused, and says which", "[io][states]") {
   const auto cache_of = [](const LayerGroups& layers) {
     return std::make_unique<SavedOf<float, Paged, HeadMajor>>(layers, Paged::Config{.blocks = 100, .block_tokens = 4});

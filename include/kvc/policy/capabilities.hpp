@@ -298,6 +298,16 @@ concept KnowsTokens = requires(P& p, const P& c, SeqId seq, std::span<const Toke
 template <class P>
 concept KeepsPrefixes = KnowsTokens<P> && requires(const P& c) { c.for_each_cached(detail::Ignore{}); };
 
+/// Lists what it keeps in several layer groups, by the prompts that would find it.
+///
+///   c.for_each_cached_prefix(f)  | f(CachedPrefix) for prefixes that together have all rows and states which a prompt
+///                                | could find; f must not call the policy
+///
+/// A policy with a lock has the ability if the policy behind the lock does.
+template <class P>
+concept ListsCachedPrefixes =
+    KeepsPrefixes<BarePolicy<P>> && requires(const BarePolicy<P>& c) { c.for_each_cached_prefix(detail::Ignore{}); };
+
 /// Forgets everything cached at once.
 ///
 ///   p.clear()             | void; noexcept; open sequences keep their rows; O(pool)

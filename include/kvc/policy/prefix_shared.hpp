@@ -242,6 +242,15 @@ class PrefixShared<Eviction, Hash, Events> : public detail::GroupMembers<PrefixS
     access([&](const auto& p) { p.for_each_cached(f); });
   }
 
+  /// f(CachedPrefix) for prefixes that together have all that a prompt could find, where there are several layer groups:
+  /// see ListsCachedPrefixes. With one group of full attention there is none: see for_each_cached.
+  template <class F>
+  void for_each_cached_prefix(F&& f) const {
+    if (grouped_) {
+      grouped_->for_each_cached_prefix(f);
+    }
+  }
+
   /// Logical time counts operations, except extensions within a last block. To have the durations of `Retention` in a
   /// unit of time, set it from a clock that ticks more often than operations happen, such as one of microseconds. It
   /// never goes back, and ends at 2^63.

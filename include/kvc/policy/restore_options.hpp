@@ -32,6 +32,7 @@ struct RestoreOptions {
   std::optional<SeqId> like{};
   Pos shared = 0;
   bool shares_cross = false;  ///< and rows of the same other input
+  bool defers_cross = false;  ///< prompts find rows of another input after publish_tokens, and not after the commit
   /// Of a model with recurrent layers: the states that there are, by ascending length, the last one of `length`. None
   /// of an empty sequence.
   std::span<const RestoredState> states{};

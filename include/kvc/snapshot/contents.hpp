@@ -140,7 +140,8 @@ inline void write_contents(SectionWriter& out, const format::DescriptionRecord& 
 /// FormatError.
 class ContentsReader {
  public:
-  explicit ContentsReader(SectionReader& in) : in_(in) {}
+  /// `with_prefixes`: sequences may be cached prefixes.
+  explicit ContentsReader(SectionReader& in, bool with_prefixes = false) : in_(in), with_prefixes_(with_prefixes) {}
 
   [[nodiscard]] Contents read() {
     read_description();
@@ -285,7 +286,10 @@ class ContentsReader {
       check(0 <= s.known_tokens && s.known_tokens <= s.length && s.known_tokens <= known(s.last),
             offsetof(format::SequenceRecord, known_tokens), "at most as many known tokens as its blocks",
             s.known_tokens);
-      check(s.zero == 0, offsetof(format::SequenceRecord, zero), "zeros", s.zero);
+      check(s.flags == 0 || (with_prefixes_ && s.flags == format::SequenceRecord::cached && s.length > 0 &&
+                             s.known_tokens == s.length),
+            offsetof(format::SequenceRecord, flags),
+            with_prefixes_ ? "flags 0, or 1 where all its tokens are known" : "zeros", s.flags);
     }
   }
   /// Leading positions with known tokens of a sequence whose last block is `last`. The known tokens of a block continue
@@ -304,6 +308,7 @@ class ContentsReader {
   }
 
   SectionReader& in_;
+  bool with_prefixes_;
   Contents c_;
   std::vector<Pos> known_;
 };

@@ -139,10 +139,11 @@ static_assert(sizeof(BlockRecord) == 16);
 
 /// Element of seqs.
 struct SequenceRecord {
-  std::int32_t last;          ///< its last block; -1 - s: it is empty, salt s
-  std::int32_t length;        ///< positions; the last one is in the last block
-  std::int32_t known_tokens;  ///< leading positions whose tokens this sequence knows
-  std::uint32_t zero;
+  static constexpr std::uint32_t cached = 1;  ///< flag: no sequence, but a prefix that is cached in layer groups
+  std::int32_t last;                          ///< its last block; -1 - s: it is empty, salt s
+  std::int32_t length;                        ///< positions; the last one is in the last block
+  std::int32_t known_tokens;                  ///< leading positions whose tokens this sequence knows
+  std::uint32_t flags;                        ///< in version 1 always 0
 };
 static_assert(sizeof(SequenceRecord) == 16);
 

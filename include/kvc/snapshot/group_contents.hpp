@@ -53,6 +53,10 @@ struct GroupContents {
   [[nodiscard]] std::span<const format::StateRecord> states_of(std::size_t sequence) const noexcept {
     return std::span(states).subspan(state_at[sequence], state_at[sequence + 1] - state_at[sequence]);
   }
+  /// Whether a sequence stands for a prefix that was cached.
+  [[nodiscard]] bool is_cached(std::size_t sequence) const noexcept {
+    return histories.sequences[sequence].flags == format::SequenceRecord::cached;
+  }
   /// Blocks of a sequence in a group, by position.
   [[nodiscard]] std::span<const std::int32_t> table(std::size_t sequence, std::size_t group) const noexcept {
     const std::size_t at = table_at[sequence * groups.size() + group];
@@ -133,7 +137,7 @@ class GroupContentsReader {
   GroupContentsReader(SectionReader& in, const LayerGroups& layers) : in_(in), layers_(layers) {}
 
   [[nodiscard]] GroupContents read() {
-    c_.histories = ContentsReader(in_).read();
+    c_.histories = ContentsReader(in_, true).read();
     c_.groups = same<format::GroupRecord>(section::groups, "groups", describe_groups(layers_, [&](Index dim) {
                                             return stored_row_bytes<T>(c_.histories.element, dim);
                                           }));

@@ -50,7 +50,7 @@ class GroupLoader {
         c_(GroupContentsReader<T>(in_, cache.layers()).read()),
         order_(order_of(in_, c_.histories)),
         decode_(decoder_of<T>(in_, c_.histories, options.convert_elements)),
-        plan_(c_),
+        plan_(c_, options.cached_prefixes && KeepsPrefixes<BarePolicy<Policy>>),
         layers_(c_.stored_layers(), c_.recurrent.size()),
         scratch_(batch_bytes) {
     require_small_tables();
@@ -99,13 +99,25 @@ class GroupLoader {
       }
       in_.finish();
     }
+    Loaded loaded;
+    loaded.sequences.reserve(sequences.size());  // the last thing that can fail but for publish_tokens
     if constexpr (KnowsTokens<Policy>) {
-      for (std::size_t s = 0; s < sequences.size(); ++s) {
+      for (const std::size_t s : plan_.order()) {
         cache_.publish_tokens(sequences[s], c_.histories.tokens_of(s));
       }
     }
+    for (std::size_t s = 0; s < sequences.size(); ++s) {
+      if (!c_.is_cached(s)) {
+        loaded.sequences.push_back(sequences[s]);
+      }
+    }
     opened_.clear();
-    Loaded loaded{std::move(sequences), {}};
+    for (const std::size_t s : plan_.order()) {
+      if (c_.is_cached(s)) {
+        cache_.close(sequences[s]);  // it stays for later prompts
+      }
+    }
+    std::erase_if(c_.histories.sequences, [](const format::SequenceRecord& s) { return s.flags != 0; });
     loaded.contents = std::move(c_.histories);
     return loaded;
   }
@@ -224,7 +236,7 @@ class GroupLoader {
   /// Finds the places of all states that the sequences keep.
   void add_state_targets(const std::vector<SeqId>& sequences) {
     std::set<BlockId> seen;
-    for (std::size_t s = 0; s < sequences.size(); ++s) {
+    for (const std::size_t s : plan_.order()) {
       for (const Pos length : state_lengths(cache_.policy(), sequences[s])) {
         if (seen.insert(state_block(cache_.policy(), sequences[s], length)).second) {
           const auto states = c_.states_of(s);

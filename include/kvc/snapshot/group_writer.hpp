@@ -16,6 +16,7 @@
 #include "kvc/element/element.hpp"
 #include "kvc/io/byte_stream.hpp"
 #include "kvc/layout/row_spans.hpp"
+#include "kvc/policy/cached_prefix.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/detail/stored_runs.hpp"
 #include "kvc/policy/salt.hpp"
@@ -69,8 +70,26 @@ class GroupCollector {
     }
     for (const Pos states : state_lengths(policy, saved.seq)) {
       if (states <= history.length) {
-        add_state(saved.seq, states);
+        add_state(states, state_blocks(policy, saved.seq, states));
       }
+    }
+  }
+  /// Adds a cached prefix as a sequence with a flag.
+  void add(const CachedPrefix& prefix) {
+    const auto length = static_cast<Pos>(prefix.tokens.size());
+    add_history({length, Salt::from_bytes(prefix.salt).value(), {prefix.tokens.begin(), prefix.tokens.end()}});
+    c_.histories.sequences.back().flags = format::SequenceRecord::cached;
+    std::span<const CachedPrefix::Block> blocks = prefix.blocks;
+    for (std::size_t g = 0; g < c_.groups.size(); ++g) {
+      const std::size_t at = c_.tables.size();
+      c_.tables.push_back(0);
+      for (; !blocks.empty() && static_cast<std::size_t>(blocks[0].group) == g; blocks = blocks.subspan(1)) {
+        ++c_.tables[at];
+        c_.tables.push_back(add_block(g, {blocks[0].block, 0, blocks[0].rows, blocks[0].first}));
+      }
+    }
+    if (!prefix.states.empty()) {
+      add_state(length, {prefix.states.begin(), prefix.states.end()});
     }
   }
   /// Writes all sections.
@@ -99,8 +118,8 @@ class GroupCollector {
     }
     for (Index layer = 0; layer < c_.recurrent.size(); ++layer) {
       out.begin(section::state_layer, c_.layer_bytes(c_.stored_layers() + layer), static_cast<std::uint64_t>(layer));
-      for (const auto& [seq, length] : states_) {
-        out.add(state_bytes(cache_, c_.recurrent.model_layer(layer), seq, length));
+      for (const std::vector<BlockId>& blocks : states_) {
+        out.add(state_bytes(cache_, c_.recurrent.model_layer(layer), blocks));
       }
       out.finish();
     }
@@ -138,12 +157,11 @@ class GroupCollector {
     return entry->second;
   }
 
-  /// Of the last sequence.
-  void add_state(SeqId seq, Pos length) {
-    const auto [entry, is_new] = state_numbers_.try_emplace(state_block(cache_.policy(), seq, length),
-                                                            static_cast<std::int32_t>(states_.size()));
+  /// Of the last sequence. `blocks`: of all kinds.
+  void add_state(Pos length, std::vector<BlockId> blocks) {
+    const auto [entry, is_new] = state_numbers_.try_emplace(blocks, static_cast<std::int32_t>(states_.size()));
     if (is_new) {
-      states_.emplace_back(seq, length);
+      states_.push_back(std::move(blocks));
     }
     c_.states.push_back({static_cast<std::int32_t>(c_.histories.sequences.size()) - 1, length, entry->second, 0});
   }
@@ -154,8 +172,8 @@ class GroupCollector {
   std::vector<std::vector<layout::SlotSpan>> slots_;  // [groups] the places of the blocks in the pool
   std::map<std::tuple<std::size_t, BlockId, Pos, Pos>, std::int32_t> numbers_;
   std::map<std::string, std::int32_t> salts_;
-  std::vector<std::pair<SeqId, Pos>> states_;  // a place of each stored state
-  std::map<BlockId, std::int32_t> state_numbers_;
+  std::vector<std::vector<BlockId>> states_;  // the place of each stored state
+  std::map<std::vector<BlockId>, std::int32_t> state_numbers_;
 };
 
 /// Saves sequences of a cache with layer groups. Throws as Writer does.
@@ -165,6 +183,13 @@ void save_groups(const Cache& cache, std::span<const SavedSequence> sequences, i
   GroupCollector<Cache> collector(cache);
   for (const SavedSequence& saved : sequences) {
     collector.add(saved, options);
+  }
+  if constexpr (ListsCachedPrefixes<typename Cache::PolicyType>) {
+    if (options.cached_prefixes) {
+      with_shared_lock(cache.policy(), [&](const auto& policy) {
+        policy.for_each_cached_prefix([&](const CachedPrefix& prefix) { collector.add(prefix); });
+      });
+    }
   }
   collector.write(sink);
 }

@@ -30,7 +30,7 @@ namespace snapshot {
 
 /// Options of loading.
 struct LoadOptions {
-  /// Load cached blocks that no sequence references, if the policy keeps such. Without effect for layer groups.
+  /// Load what was cached and no sequence references, if the policy keeps such.
   bool cached_prefixes = true;
   bool convert_elements = false;  ///< allow f32, f16 and bf16 for each other, rounding to nearest
 };
@@ -39,7 +39,7 @@ struct LoadOptions {
 struct Loaded {
   std::vector<SeqId> sequences;  ///< in the order in which they were saved
   /// contents.tokens_of(i): the known tokens of sequence i. With layer groups, `shape` is that of the first one, and
-  /// `blocks` has one for each sequence.
+  /// `blocks` has one for each sequence, and for each prefix that was cached.
   Contents contents;
 };
 

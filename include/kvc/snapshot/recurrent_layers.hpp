@@ -84,6 +84,31 @@ template <class P>
     return no_block;
   }
 }
+/// The blocks of all kinds of states of a sequence after `length` tokens, one kind after the other.
+template <class P>
+[[nodiscard]] std::vector<BlockId> state_blocks(const P& policy, SeqId seq, Pos length) {
+  std::vector<BlockId> all;
+  if constexpr (HoldsStates<P>) {
+    for (std::size_t kind = 0; kind < policy.group_rules().states.size(); ++kind) {
+      const std::span<const BlockId> blocks = policy.state_blocks(seq, static_cast<Index>(kind), length);
+      all.insert(all.end(), blocks.begin(), blocks.end());
+    }
+  }
+  return all;
+}
+/// The state of a recurrent layer of the model that lies in these blocks of all kinds.
+template <class Cache>
+[[nodiscard]] io::ConstByteSpan state_bytes(const Cache& cache, Index model_layer, std::span<const BlockId> blocks) {
+  if constexpr (requires { cache.state(model_layer, blocks); }) {
+    const Index kind = cache.layers().state_place(model_layer).kind;
+    for (Index k = 0; k < kind; ++k) {
+      blocks = blocks.subspan(static_cast<std::size_t>(cache.policy().state_sizes(k).blocks));
+    }
+    return cache.state(model_layer, blocks);
+  } else {
+    return {};
+  }
+}
 /// The state of a recurrent layer of the model after `length` tokens: in the pool, `bytes` of them.
 template <class Cache>
 [[nodiscard]] io::ConstByteSpan state_bytes(const Cache& cache, Index model_layer, SeqId seq, Pos length) {

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <numeric>
 #include <optional>
 #include <span>
 #include <utility>
@@ -24,12 +23,17 @@ namespace detail {
 /// How the sequences of a snapshot are restored.
 class RestorePlan {
  public:
-  explicit RestorePlan(const GroupContents& contents) : c_(contents), order_(contents.histories.sequences.size()) {
-    std::iota(order_.begin(), order_.end(), std::size_t{0});
+  /// `with_cached`: cached prefixes are restored, too.
+  RestorePlan(const GroupContents& contents, bool with_cached) : c_(contents) {
+    for (std::size_t s = 0; s < contents.histories.sequences.size(); ++s) {
+      if (with_cached || !contents.is_cached(s)) {
+        order_.push_back(s);
+      }
+    }
     std::ranges::stable_sort(order_, [&](std::size_t a, std::size_t b) { return length(a) > length(b); });
     std::vector<std::int32_t> owners(c_.blocks.size(), -1);
     std::vector<std::int32_t> state_owners(c_.stored_states, -1);
-    like_.resize(order_.size());
+    like_.resize(contents.histories.sequences.size());
     for (const std::size_t s : order_) {
       for (std::size_t g = 0; g < c_.groups.size(); ++g) {
         for (const std::int32_t block : c_.table(s, g)) {
@@ -59,7 +63,7 @@ class RestorePlan {
   /// each before its rows are reserved. False if there is no room; sequences stay open then.
   template <class Owner, class F>
   [[nodiscard]] bool try_restore(Owner& owner, F&& opened) const {
-    std::vector<SeqId> handles(order_.size());
+    std::vector<SeqId> handles(like_.size());
     for (const std::size_t s : order_) {
       OpenOptions options;
       options.salt = salt(s);
@@ -80,6 +84,7 @@ class RestorePlan {
         restored.shares_cross = like_[s].cross;
       }
       restored.states = states;
+      restored.defers_cross = true;  // its rows are not there yet
       auto step = owner.try_restore(open->seq, restored);
       if (!step) {
         return false;

@@ -36,7 +36,7 @@ namespace snapshot {
 
 /// Options of saving: what goes into the snapshot beside the committed positions of the sequences.
 struct SaveOptions {
-  /// The blocks that the policy has cached for later prompts, if it caches any. Without effect for layer groups.
+  /// The blocks that the policy has cached for later prompts, if it caches any.
   bool cached_prefixes = true;
   bool reserved = false;  ///< the positions of an uncommitted extension
 };

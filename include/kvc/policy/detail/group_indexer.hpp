@@ -97,12 +97,14 @@ class GroupIndexer {
         BlockId& own = s.tables[g][number];
         if (is_first) {
           blocks_.attach_cross(s.state.context, s.state.tenant, s.state.root, g, own);
-        } else {
+          continue;
+        }
+        if (own != there[next]) {
           const BlockId before = std::exchange(own, there[next]);
           blocks_.merge(before, there[next], s.state);
-          ++next;
           ++merges_;
         }
+        ++next;
       }
     }
   }

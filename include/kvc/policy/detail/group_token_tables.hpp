@@ -91,8 +91,10 @@ class GroupTokenTables
   /// As that of GroupTables. Tokens become known by publish_tokens.
   std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
     std::optional<Extension> extension = Base::try_restore(seq, options, node_tokens_);
-    if (extension && options.length > 0) {
-      this->at(seq).state.unknown_from = 0;
+    if (extension) {
+      auto& state = this->at(seq).state;
+      state.unknown_from = options.length > 0 ? 0 : state.unknown_from;
+      state.defers_cross = options.defers_cross;
     }
     return extension;
   }
@@ -184,6 +186,9 @@ class GroupTokenTables
     }
     s.state.tokens.reserve(tokens.size());
     s.state.tokens.assign(tokens);
+    if (std::exchange(s.state.defers_cross, false) && s.has_cross) {
+      indexer_.attach_cross(s);
+    }
     const auto count = static_cast<Pos>(tokens.size());
     s.state.unknown_from = count == s.lengths.committed ? nowhere : count;
     if (s.state.prompt_end == 0) {  // it was opened without a prompt: a later one may go on here
@@ -260,7 +265,7 @@ class GroupTokenTables
     const Pos before = s.lengths.committed;
     const bool adds_cross = s.adds_cross;
     this->settle(s);
-    if (adds_cross) [[unlikely]] {
+    if (adds_cross && !s.state.defers_cross) [[unlikely]] {
       indexer_.attach_cross(s);
     }
     const bool ends_prompt = before < s.state.prompt_end && s.state.prompt_end <= s.lengths.committed;

@@ -17,6 +17,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/corruption.hpp"
+#include "kvc/policy/detail/cached_prefix_list.hpp"
 #include "kvc/policy/detail/group_blocks.hpp"
 #include "kvc/policy/detail/group_demand.hpp"
 #include "kvc/policy/detail/grouped_prefixes.hpp"
@@ -170,6 +171,11 @@ class GroupedPrefixShared
         }
       }
     });
+  }
+
+  template <class F>
+  void for_each_cached_prefix(F&& f) const {
+    CachedPrefixList<Blocks>(blocks_, tables_.rules()).for_each(f);
   }
 
   [[nodiscard]] LimitMet why_not_extend(SeqId seq, Pos count) const {
