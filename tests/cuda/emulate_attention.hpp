@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "catch.hpp"
 #include "decode_case.hpp"  // HostBatch
 #include "kvc/cuda/decode_kernel.cuh"
 #include "kvc/cuda/decode_limits.hpp"
@@ -68,6 +69,7 @@ void emulate_prefill(const kvc::cuda::LayerView<F>& kv, const kvc::BatchTables& 
                           kvc::cuda::detail::plain_threads, [&] { kvc::cuda::plain_prefill_kernel<F, Q>(a); });
   } else {
     using Traits = kvc::cuda::detail::PrefillTraits<D, F>;
+    REQUIRE(kvc::cuda::detail::fit_tensor_cores(a));
     static_assert(Traits::shared_bytes <= 163 << 10, "Ampere has no more");
     const auto slots =
         static_cast<unsigned>(kvc::cuda::max_prefill_tiles(a.tiles, tables.size() + 1, tables.queries() + 3));

@@ -94,10 +94,10 @@ GroupSpec layer(Pos window, Pos chunk, Pos kept, std::vector<PrefillSequence> se
   return spec;
 }
 
-constexpr Pos kinds[][3] = {{1, 0, 0},   {5, 0, 0},   {16, 0, 0}, {40, 0, 0},  {600, 0, 0}, {0, 24, 0},
-                            {0, 512, 0}, {40, 24, 0}, {20, 0, 3}, {20, 0, 16}, {7, 0, 40},  {0, 24, 5}};
+constexpr Pos kinds[][3] = {{1, 0, 0},   {5, 0, 0},   {16, 0, 0}, {40, 0, 0},  {600, 0, 0}, {0, 7, 0}, {0, 33, 0},
+                            {0, 512, 0}, {40, 33, 0}, {20, 0, 3}, {20, 0, 16}, {7, 0, 40},  {0, 24, 5}};
 /// Of these one of each sort, where the kernels take long.
-constexpr Pos some_kinds[][3] = {{1, 0, 0}, {16, 0, 0}, {40, 24, 0}, {20, 0, 3}};
+constexpr Pos some_kinds[][3] = {{1, 0, 0}, {16, 0, 0}, {40, 33, 0}, {20, 0, 3}};
 
 }  // namespace
 
@@ -160,11 +160,10 @@ TEST_CASE("emulated prefill of layer groups: windows, chunks and kept positions"
   const std::vector<PrefillSequence> sequences{{1, 1}, {70, 40}, {9, 0}, {130, 1}, {200, 20}};
   for (const auto& [window, chunk, kept] : kinds) {
     GroupSpec spec = layer(window, chunk, kept, sequences);
-    spec.group = 3;
     check_prefill<0, float, Format::f32>(spec, {.blocks = 200, .block_tokens = 16}, 3e-6F);
     check_prefill<0, float, Format::f32, TokenRows, kvc::Contiguous>(
         spec, {.sequences = 5, .max_tokens = 200, .pass_tokens = 40}, 3e-6F);
-    if (kept == 0) {  // the fast kernel takes no others
+    if (kept == 0 && chunk != 7) {  // the fast kernel takes no others
       check_prefill<64, Eigen::half, Format::f16>(spec, {.blocks = 200, .block_tokens = 16}, 3e-3F);
       check_prefill<64, kvc::Int8, Format::f16, TokenRows>(spec, {.blocks = 400, .block_tokens = 7}, 2e-2F);
     }

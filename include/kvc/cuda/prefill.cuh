@@ -238,7 +238,8 @@ void launch_plain_prefill(const PrefillArguments<F>& a, const PrefillBounds& bou
 /// captured in a graph: sizes are read on the device. O(visible (row, key) pairs * query_heads * (key_dim +
 /// value_dim)).
 ///
-/// The tensor-core kernels take options without kept positions; a cache whose format is that of Scalar, f16 or bf16; dims
+/// The tensor-core kernels take options without kept positions, and chunks that are no shorter than a tile of queries (128
+/// positions, divided by the query heads of a kv head); a cache whose format is that of Scalar, f16 or bf16; dims
 /// that are multiples of 8 up to 256 (computed as 64, 128, 192 or 256); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory
 /// per block. With Scalar __half or __nv_bfloat16 they also take caches of Fp8E4M3 and Int8, of dims up to 128.
 ///
@@ -259,7 +260,7 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
   }
   if constexpr (detail::has_prefill_kernel(F, Q)) {
     const int dim = detail::tensor_core_dim<F, Q>(kv, kernel);
-    if (dim != 0 && a.scale > 0 && a.kept == 0) {
+    if (dim != 0 && detail::fit_tensor_cores(a)) {
       return detail::with_dim<F>(dim, [&](auto d) {
         detail::launch_prefill<F, Q, decltype(d)::value>(a, most, kernel == PrefillKernel::best, stream);
       });
@@ -268,8 +269,8 @@ void prefill(const LayerView<F>& kv, const Batch& batch, Index query_heads, cons
   detail::launch_plain_prefill<F, Q>(a, most, stream);
 }
 
-/// How prefill() computes with these arguments, a positive scale and no kept positions on the current device. Throws
-/// Error.
+/// How prefill() computes with these arguments and a positive scale, without kept positions and short chunks, on the
+/// current device. Throws Error.
 template <class Scalar, Format F>
 [[nodiscard]] PrefillPath prefill_path(const LayerView<F>& kv, PrefillKernel kernel = PrefillKernel::best) {
   constexpr Format Q = format_of<Scalar>;

@@ -24,6 +24,13 @@ struct BlockTile {
   SequenceBlocks blocks;
 };
 
+/// The keys that a row of a tile at position p sees.
+template <Format F>
+[[nodiscard]] __device__ __forceinline__ VisibleKeys visible_to(const PrefillArguments<F>& a, const QueryTile& tile,
+                                                                Pos p) {
+  return visible_keys(a, p, p >= tile.next_chunk ? tile.next_chunk : tile.chunk, tile.length);
+}
+
 /// Finds the tile of this thread block; false if there is none. All threads must call it.
 template <Format F>
 [[nodiscard]] __device__ __forceinline__ bool find_tile(const PrefillArguments<F>& a, BlockTile& found) {
@@ -46,9 +53,11 @@ template <Format F>
         tile.sequence = b;
         tile.row = row;
         tile.length = length;
+        tile.chunk = chunk_of(a, tile.begin);
+        tile.next_chunk = a.chunk.value() < max_pos - tile.chunk ? tile.chunk + a.chunk.value() : max_pos;
         const Index entry = a.batch.kv_indptr[b];
         const EntryGap gap = a.batch.gap(*a.batch.header, b);
-        const Pos lowest = first_seen(a, tile.first);
+        const Pos lowest = visible_to(a, tile, tile.first).first;
         found.blocks = {&a.batch.header->block_tokens, a.batch.kv_indices + entry,
                         a.batch.header->has_first_slots ? a.batch.first_slots + entry : nullptr, lowest,
                         lowest - gap.without(lowest)};
@@ -92,13 +101,6 @@ __device__ __forceinline__ void copy_queries(SharedAddress to, const PrefillArgu
   });
 }
 
-/// The keys that a row at position p sees.
-template <Format F>
-[[nodiscard]] __device__ __forceinline__ VisibleKeys visible_to(const PrefillArguments<F>& a, const QueryTile& tile,
-                                                                Pos p) {
-  return visible_keys(a, p, tile.length);
-}
-
 /// Tiles of keys [first, last) that some row of the tile of queries sees. Both ends of what a row sees grow with its
 /// position, so the first and the last row decide.
 struct KeyTiles {
@@ -114,8 +116,8 @@ template <int Keys, Format F>
 [[nodiscard]] __device__ __forceinline__ bool needs_mask(const PrefillArguments<F>& a, const QueryTile& tile,
                                                          std::int32_t j) {
   const Index key = Index{j} * Keys, past = Index{tile.begin} + a.tiles.positions.value();
-  return (a.causal && key + Keys - 1 > tile.begin) ||
-         first_seen(a, static_cast<Pos>(past < max_pos ? past - 1 : max_pos - 1)) > key || key + Keys > tile.length;
+  const VisibleKeys last = visible_to(a, tile, static_cast<Pos>(past < max_pos ? past - 1 : max_pos - 1));
+  return (a.causal && key + Keys - 1 > tile.begin) || last.first > key || key + Keys > tile.length;
 }
 
 /// The sum of a row's weights, from the columns of its four lanes.

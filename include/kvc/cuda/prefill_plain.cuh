@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(detail::plain_threads)
   const Pos length = a.batch.seq_lens[sequence];
   const std::int32_t begin_row = a.batch.q_indptr[sequence], end_row = a.batch.q_indptr[sequence + 1];
   const Pos position = a.cross ? row - begin_row : length - (end_row - row);
-  const detail::VisibleKeys keys = detail::visible_keys(a, position, length);
+  const detail::VisibleKeys keys = detail::visible_keys(a, position, detail::chunk_of(a, position), length);
   const Pos kept = keys.first <= a.kept ? 0 : a.kept;  // the row sees [0, kept), and from `first` on
   const Pos first = keys.first <= a.kept ? 0 : keys.first, last = keys.last;
 

@@ -61,7 +61,7 @@ struct PrefillArguments {
   std::int32_t group;  ///< query heads per kv head
   float scale;
   float softcap;
-  Pos window;
+  Pos back;       ///< positions before its own that a row sees: those of the window, or max_pos
   Divisor chunk;  ///< max_pos: no chunks
   Pos kept;       ///< the plain kernel only
   bool causal;
@@ -76,21 +76,17 @@ struct VisibleKeys {
   Pos last;
   [[nodiscard]] KVC_HOST_DEVICE constexpr bool has(Pos key) const noexcept { return first <= key && key < last; }
 };
-/// The first key that a row at position p sees by its window and its chunk. Grows with p.
+/// The first position of the chunk of position p.
 template <Format F>
-[[nodiscard]] KVC_HOST_DEVICE constexpr Pos first_seen(const PrefillArguments<F>& a, Pos p) noexcept {
-  Pos first = a.window > 0 && p >= a.window ? p - a.window + 1 : 0;
-  if (a.chunk.value() != max_pos) {
-    const auto chunk = static_cast<Pos>(a.chunk.quotient(static_cast<std::uint32_t>(p))) * a.chunk.value();
-    first = chunk > first ? chunk : first;
-  }
-  return first;
+[[nodiscard]] KVC_HOST_DEVICE constexpr Pos chunk_of(const PrefillArguments<F>& a, Pos p) noexcept {
+  return static_cast<Pos>(a.chunk.quotient(static_cast<std::uint32_t>(p))) * a.chunk.value();
 }
-/// What a row at position p sees in a sequence of `length` positions, without kept ones.
+/// What a row at position p sees, without kept positions, in a sequence of `length` positions, by its window and by its
+/// chunk, which begins at `chunk`.
 template <Format F>
-[[nodiscard]] KVC_HOST_DEVICE constexpr VisibleKeys visible_keys(const PrefillArguments<F>& a, Pos p,
+[[nodiscard]] KVC_HOST_DEVICE constexpr VisibleKeys visible_keys(const PrefillArguments<F>& a, Pos p, Pos chunk,
                                                                  Pos length) noexcept {
-  return {first_seen(a, p), a.causal && p < length ? p + 1 : length};
+  return {p - a.back > chunk ? p - a.back : chunk, a.causal && p < length ? p + 1 : length};
 }
 
 /// A tile of queries. It begins at position `begin`; rows exist for positions [first, last).
@@ -102,6 +98,8 @@ struct QueryTile {
   Pos begin;
   Pos first;
   Pos last;
+  Pos chunk;       ///< where the chunk of position `begin` begins
+  Pos next_chunk;  ///< and the next one; a tile has rows of no third one
 };
 
 /// Tile `slot` of a sequence with rows at positions [start, length), counted from its end, since the last tiles have
