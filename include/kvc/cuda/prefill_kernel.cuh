@@ -86,6 +86,8 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D, F>::threads, detail::
   constexpr int T = Traits::tiles;
   __shared__ detail::BlockTile found;
   __shared__ detail::RowAddresses rows[2];
+  // What each row of the tile sees. With wider heads registers would spill for it.
+  __shared__ detail::VisibleKeys visible[D == 64 ? prefill_rows : 1];
   __shared__ float scales[2][F == Format::int8 ? prefill_keys : 1];  // of keys, of values
   if (!detail::find_tile(a, found)) {
     return;
@@ -120,9 +122,21 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D, F>::threads, detail::
       device::commit_copies();
     }
   };
+  const auto keys_of_row = [&](int row) {
+    return detail::visible_to(a, tile, detail::tile_row(a.tiles, tile, 0, row).position);
+  };
+  if constexpr (D == 64) {
+    if (threadIdx.x < static_cast<unsigned>(prefill_rows)) {
+      visible[threadIdx.x] = keys_of_row(static_cast<int>(threadIdx.x));
+    }
+  }
   const auto visible_to = [&](int i, int half) {
     const int row = 16 * (T * warp + i) + 8 * half + lane / 4;
-    return detail::visible_to(a, tile, detail::tile_row(a.tiles, tile, 0, row).position);
+    if constexpr (D == 64) {
+      return visible[row];
+    } else {
+      return keys_of_row(row);
+    }
   };
   const auto [first, last] = detail::key_tiles<prefill_keys>(a, tile);
 
