@@ -10,6 +10,7 @@
 #include "kvc/policy/prefix_shared.hpp"
 #include "random_source.hpp"
 
+namespace block_table_test {
 namespace {
 using namespace kvc;
 using kvc::interop::BlockTable;
@@ -104,3 +105,5 @@ TEST_CASE("A block table equals one that is built anew, whatever happens to its 
   }
   REQUIRE(written > 100);
 }
+
+}  // namespace block_table_test

@@ -20,6 +20,7 @@
 #include "kvc/parallel/spmd.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 
+namespace embedded_engine_test {
 namespace {
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Tokens = std::vector<kvc::Token>;
@@ -137,3 +138,5 @@ TEST_CASE("An engine with memory and threads of its own embeds a cache", "[embed
     REQUIRE(two == alone);  // the same bits on any number of threads
   }
 }
+
+}  // namespace embedded_engine_test

@@ -19,6 +19,7 @@
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 
+namespace interop_test {
 namespace {
 using namespace kvc;
 using namespace kvc::interop;
@@ -272,3 +273,5 @@ TEST_CASE("A fingerprint says whether rows or blocks can be exchanged", "[intero
   REQUIRE(fingerprint(Cache(reader, config)).text.ends_with("model layers 0.0 0.0r"));
   REQUIRE(fingerprint(Cache(one, config)).hash != fingerprint(Cache(two, config)).hash);
 }
+
+}  // namespace interop_test

@@ -10,6 +10,7 @@
 #include "catch.hpp"
 #include "kvc/testing/executor_conformance.hpp"
 
+namespace spmd_test {
 namespace {
 using namespace kvc;
 using kvc_test::contains;
@@ -125,3 +126,5 @@ TEST_CASE("Spmd refuses a thread that is not one of them, and has not begun a ru
   spmd.run(0, 1, [&](auto&) { ran = true; });
   REQUIRE(ran);
 }
+
+}  // namespace spmd_test
