@@ -322,7 +322,7 @@ TEST_CASE("Contradicting blocks and sequences are refused with the record", "[io
       REQUIRE_THAT(change("seqs", s, offsetof(Sequence, known_tokens), known),
                    contains("at most as many known tokens"));
     }
-    REQUIRE_THAT(change("seqs", s, offsetof(Sequence, zero), 1), contains("zeros"));
+    REQUIRE_THAT(change("seqs", s, offsetof(Sequence, flags), 1), contains("zeros"));
     REQUIRE_THAT(change("seqs", s, offsetof(Sequence, last), -1), contains("a length that ends in its last block"));
   }
   for (const char* section : {"desc", "blks", "tokn", "seqs"}) {
