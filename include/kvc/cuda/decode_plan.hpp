@@ -116,6 +116,7 @@ struct DecodeKeys {
   Pos first;
   Pos length;
 };
+/// These keys, of a sequence of `length` positions in a group or under options that see `seen`.
 [[nodiscard]] constexpr DecodeKeys decode_keys(const Retained& seen, Pos length) noexcept {
   const Pos first = length > 0 ? seen.first_seen(length - 1) : 0;
   return first <= seen.kept ? DecodeKeys{0, 0, length} : DecodeKeys{seen.kept, first, length};

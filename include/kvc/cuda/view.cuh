@@ -107,6 +107,7 @@ struct BatchHeader {
   bool has_gaps = false;
 
   BatchHeader() = default;
+  /// The scalars of these tables.
   explicit BatchHeader(const BatchTables& tables)
       : size(tables.size()),
         queries(tables.queries()),

@@ -57,8 +57,8 @@ struct DLTensor {
 struct DLManagedTensorVersioned {
   DLPackVersion version;
   void* manager_ctx;
-  /// Called once by the receiver, who does not use the tensor afterwards.
-  void (*deleter)(DLManagedTensorVersioned* self);
+  using Deleter = void(DLManagedTensorVersioned* self);
+  Deleter* deleter;     ///< called once by the receiver, who does not use the tensor afterwards
   std::uint64_t flags;  ///< bit 0: read-only
   DLTensor dl_tensor;
 };
