@@ -79,94 +79,97 @@ Hits fifo(const Accesses& accesses, Index capacity) {
   return hits;
 }
 
-Hits belady(const Accesses& accesses, Index capacity) {
-  Hits hits;
-  const auto none = static_cast<std::int32_t>(accesses.size());
-  std::vector<bool> cached(static_cast<std::size_t>(accesses.unique), false);
-  Index room = capacity;
-  Index useless = 0;  // cached and never accessed again: any of them may be evicted
-  // The next access of each cached block that has one. Entries of past accesses stay below all future ones and are
-  // never reached: an eviction finds a useless block, or one with a future access.
-  std::priority_queue<std::int32_t> next;
-  for (std::size_t i = 0; i < accesses.size(); ++i) {
-    const auto block = static_cast<std::size_t>(accesses.block[i]);
-    if (cached[block]) {
-      ++hits.blocks;
-      hits.tokens += accesses.tokens[i];
-    } else {
-      if (room > 0) {
-        --room;
-      } else {
-        ++hits.evictions;
-        if (useless > 0) {
-          --useless;
-        } else {
-          cached[static_cast<std::size_t>(accesses.block[static_cast<std::size_t>(next.top())])] = false;
-          next.pop();
-        }
-      }
-      cached[block] = true;
+namespace {
+/// A cache that evicts the block whose next access is the furthest away.
+class FurthestNext {
+ public:
+  FurthestNext(const Accesses& accesses, Index capacity)
+      : accesses_(accesses), cached_(static_cast<std::size_t>(accesses.unique), false), room_(capacity) {}
+
+  /// Access i: a hit, or the block is cached, and another one evicted where there is no room.
+  void access(std::size_t i) {
+    const auto block = static_cast<std::size_t>(accesses_.block[i]);
+    if (cached_[block]) {
+      ++hits_.blocks;
+      hits_.tokens += accesses_.tokens[i];
+      return;
     }
-    if (accesses.next[i] == none) {
-      ++useless;
+    if (room_ > 0) {
+      --room_;
     } else {
-      next.push(accesses.next[i]);
+      evict();
+    }
+    cached_[block] = true;
+  }
+  /// The block of an access may be evicted from now on; its next access is `next`, or none if that is size().
+  void release(std::int32_t next) {
+    if (static_cast<std::size_t>(next) == accesses_.size()) {
+      ++useless_;
+    } else {
+      next_.push(next);
     }
   }
-  return hits;
+  [[nodiscard]] const Hits& hits() const noexcept { return hits_; }
+
+ private:
+  void evict() {
+    ++hits_.evictions;
+    if (useless_ > 0) {
+      --useless_;
+      return;
+    }
+    cached_[static_cast<std::size_t>(accesses_.block[static_cast<std::size_t>(next_.top())])] = false;
+    next_.pop();
+  }
+
+  const Accesses& accesses_;
+  std::vector<bool> cached_;
+  Index room_;
+  Index useless_ = 0;  // cached and never accessed again: any of them may be evicted
+  // The next access of each cached block that has one. Entries of past accesses stay below all future ones and are
+  // never reached: an eviction finds a useless block, or one with a future access.
+  std::priority_queue<std::int32_t> next_;
+  Hits hits_;
+};
+}  // namespace
+
+Hits belady(const Accesses& accesses, Index capacity) {
+  FurthestNext cache(accesses, capacity);
+  for (std::size_t i = 0; i < accesses.size(); ++i) {
+    cache.access(i);
+    cache.release(accesses.next[i]);
+  }
+  return cache.hits();
 }
 
 Hits belady_held(const Accesses& accesses, Index capacity) {
-  Hits hits;
-  const auto none = static_cast<std::int32_t>(accesses.size());
   // The next access to the same block, of those that prompts which are cut to the capacity have.
+  const auto none = static_cast<std::int32_t>(accesses.size());
   std::vector<std::int32_t> next(accesses.size(), none);
   std::vector<std::int32_t> next_of_block(static_cast<std::size_t>(accesses.unique), none);
-  const auto begin_of = [&](std::size_t prompt) { return prompt == 0 ? 0 : accesses.end[prompt - 1]; };
-  const auto end_of = [&](std::size_t prompt) {
-    return static_cast<std::int32_t>(std::min<Index>(accesses.end[prompt], begin_of(prompt) + capacity));
+  const auto begin_of = [&](std::size_t prompt) {
+    return prompt == 0 ? std::size_t{0} : static_cast<std::size_t>(accesses.end[prompt - 1]);
   };
-  const auto block_of = [&](std::int32_t i) {
-    return static_cast<std::size_t>(accesses.block[static_cast<std::size_t>(i)]);
+  const auto end_of = [&](std::size_t prompt) {
+    return std::min(static_cast<std::size_t>(accesses.end[prompt]),
+                    begin_of(prompt) + static_cast<std::size_t>(capacity));
   };
   for (std::size_t prompt = accesses.end.size(); prompt-- > 0;) {
-    for (std::int32_t i = end_of(prompt); i-- > begin_of(prompt);) {
-      next[static_cast<std::size_t>(i)] = std::exchange(next_of_block[block_of(i)], i);
+    for (std::size_t i = end_of(prompt); i-- > begin_of(prompt);) {
+      std::int32_t& later = next_of_block[static_cast<std::size_t>(accesses.block[i])];
+      next[i] = std::exchange(later, static_cast<std::int32_t>(i));
     }
   }
-  std::vector<bool> cached(static_cast<std::size_t>(accesses.unique), false);
-  Index room = capacity;
-  Index useless = 0;                        // cached, in no later prompt, and not held
-  std::priority_queue<std::int32_t> later;  // as in belady, without the running prompt's
+  FurthestNext cache(accesses, capacity);
   for (std::size_t prompt = 0; prompt < accesses.end.size(); ++prompt) {
-    for (std::int32_t i = begin_of(prompt); i < end_of(prompt); ++i) {
-      if (cached[block_of(i)]) {
-        ++hits.blocks;
-        hits.tokens += accesses.tokens[static_cast<std::size_t>(i)];
-        continue;
-      }
-      if (room > 0) {
-        --room;
-      } else {
-        ++hits.evictions;
-        if (useless > 0) {
-          --useless;
-        } else {
-          cached[block_of(later.top())] = false;
-          later.pop();
-        }
-      }
-      cached[block_of(i)] = true;
+    for (std::size_t i = begin_of(prompt); i < end_of(prompt); ++i) {
+      cache.access(i);
     }
-    for (std::int32_t i = begin_of(prompt); i < end_of(prompt); ++i) {
-      if (next[static_cast<std::size_t>(i)] == none) {
-        ++useless;
-      } else {
-        later.push(next[static_cast<std::size_t>(i)]);
-      }
+    for (std::size_t i = begin_of(prompt); i < end_of(prompt); ++i) {  // it held them until now
+      cache.release(next[i]);
     }
   }
-  return hits;
+  return cache.hits();
 }
 
 }  // namespace replay
