@@ -18,6 +18,7 @@
 #include "kvc/policy/corruption.hpp"
 #include "kvc/policy/detail/group_members.hpp"
 #include "kvc/policy/detail/group_regions.hpp"
+#include "kvc/policy/detail/plain_or_grouped.hpp"
 #include "kvc/policy/detail/plain_regions.hpp"
 #include "kvc/policy/detail/region_list.hpp"
 #include "kvc/policy/detail/region_sizes.hpp"
@@ -48,23 +49,8 @@ inline namespace v0 {
 ///   grow      takes what an extension needs, and at commit frees what is not retained, but for a multiple of
 ///             growth_tokens that has room for another extension like it. A ring that moves, or grows while its rows
 ///             wrap, is copied: RowCopy::group is its group.
-class Contiguous : public detail::GroupMembers<Contiguous> {
-  /// f(regions) with those that are there.
-  template <class F>
-  KVC_ALWAYS_INLINE decltype(auto) access(F&& f) {
-    if (grouped_) [[unlikely]] {
-      return f(*grouped_);
-    }
-    return f(*plain_);
-  }
-  template <class F>
-  KVC_ALWAYS_INLINE decltype(auto) access(F&& f) const {
-    if (grouped_) [[unlikely]] {
-      return f(std::as_const(*grouped_));
-    }
-    return f(*plain_);
-  }
-
+class Contiguous : public detail::GroupMembers<Contiguous>,
+                   private detail::PlainOrGrouped<detail::PlainRegions, detail::GroupRegions> {
  public:
   enum class Mode { reserve, grow };
   using Fit = detail::RegionList::Fit;  ///< first: the lowest hole that is large enough; best: the smallest
@@ -304,8 +290,6 @@ class Contiguous : public detail::GroupMembers<Contiguous> {
   }
 
   Config config_;
-  std::optional<detail::PlainRegions> plain_;      // of one group that keeps everything
-  std::unique_ptr<detail::GroupRegions> grouped_;  // of other groups
   Index prompt_tokens_ = 0;
 };
 static_assert(HoldsStates<Contiguous> && HoldsGroups<Contiguous> && CountsAvailable<Contiguous> &&

@@ -23,6 +23,7 @@
 #include "kvc/policy/corruption.hpp"
 #include "kvc/policy/detail/group_members.hpp"
 #include "kvc/policy/detail/grouped_prefix_shared.hpp"
+#include "kvc/policy/detail/plain_or_grouped.hpp"
 #include "kvc/policy/detail/plain_prefix_shared.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/concept.hpp"
@@ -80,10 +81,17 @@ class PrefixShared {
 /// `Eviction` chooses the victims when room is needed. `Events` hears of blocks that become or cease to be matchable.
 /// `Hash` is a parameter for tests: see ChainHash.
 template <EvictionPolicy Eviction, class Hash, EventListener Events>
-class PrefixShared<Eviction, Hash, Events> : public detail::GroupMembers<PrefixShared<Eviction, Hash, Events>> {
+class PrefixShared<Eviction, Hash, Events>
+    : public detail::GroupMembers<PrefixShared<Eviction, Hash, Events>>,
+      private detail::PlainOrGrouped<detail::PlainPrefixShared<Eviction, Hash, Events>,
+                                     detail::GroupedPrefixShared<Eviction, Hash, Events>> {
   using Plain = detail::PlainPrefixShared<Eviction, Hash, Events>;
   using Grouped = detail::GroupedPrefixShared<Eviction, Hash, Events>;
   using Groups = detail::GroupMembers<PrefixShared>;
+  using Parts = detail::PlainOrGrouped<Plain, Grouped>;
+  using Parts::access;
+  using Parts::grouped_;
+  using Parts::plain_;
 
  public:
   using Config = PrefixSharedConfig<Eviction>;
@@ -340,28 +348,10 @@ class PrefixShared<Eviction, Hash, Events> : public detail::GroupMembers<PrefixS
   template <class>
   friend struct testing::Corruption;
 
-  /// f(policy) with the one that is there. A cache of one group that keeps everything does without the parts that
-  /// several groups need.
-  template <class F>
-  KVC_ALWAYS_INLINE decltype(auto) access(F&& f) {
-    if (grouped_) [[unlikely]] {
-      return f(*grouped_);
-    }
-    return f(*plain_);
-  }
-  template <class F>
-  KVC_ALWAYS_INLINE decltype(auto) access(F&& f) const {
-    if (grouped_) [[unlikely]] {
-      return f(std::as_const(*grouped_));
-    }
-    return f(*plain_);
-  }
   friend class detail::GroupMembers<PrefixShared>;
   [[nodiscard]] const auto* grouped() const noexcept { return grouped_ ? &grouped_->sequences() : nullptr; }
 
   Config config_;
-  std::optional<Plain> plain_;
-  std::unique_ptr<Grouped> grouped_;
 };
 static_assert(HoldsStates<PrefixShared<>> && BlockTablePolicy<PrefixShared<>> && GroupTablePolicy<PrefixShared<>> &&
               CountsAvailable<PrefixShared<>> && HasConfig<PrefixShared<>> && ListsSequences<PrefixShared<>> &&

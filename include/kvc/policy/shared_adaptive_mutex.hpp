@@ -13,9 +13,10 @@ inline namespace v0 {
 /// Spins briefly, then blocks. SharedLockable; not recursive, neither in one mode nor across both. Readers that come
 /// while a writer waits are let in after it.
 ///
-/// A reader counts itself in a cache line that no other core writes, so readers do not slow one another down. A writer
-/// looks at the lines that readers of this mutex have used, as many as threads that ever read, at most 32. Uncontended,
-/// either takes two atomic operations to lock and unlock.
+/// A reader counts itself in a cache line that no other core writes, so readers do not slow one another down. There are
+/// 32 lines, for threads by the numbers in which they first lock any such mutex. A writer looks at those up to the last
+/// one that readers of this mutex have used: none if there were no readers. Uncontended, either takes two atomic
+/// operations to lock and unlock.
 class SharedAdaptiveMutex {
  public:
   /// Locks for one thread, if nobody has a lock; says whether it did.
