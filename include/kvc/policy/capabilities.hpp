@@ -19,6 +19,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/events.hpp"
+#include "kvc/policy/expected_prefix.hpp"
 #include "kvc/policy/group_table.hpp"
 #include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/salt.hpp"
@@ -278,6 +279,23 @@ concept AdmitsRequests = requires(const P& c, std::span<const Token> prompt, Pos
 template <class P>
 concept PinsPrefixes =
     requires(P& p, std::span<const Token> prefix, const Salt& salt) { p.unpin(p.try_pin(prefix, salt)->pin); };
+
+/// Takes rows that were computed elsewhere, or earlier, into its cache, beside its sequences: reserves blocks, and makes
+/// them matchable as they are written.
+///
+///   p.try_expect(prefix, salt)  | std::optional<ExpectedPrefix>: blocks to write, held by a pin; empty, and nothing has
+///                               | changed, if there is no room; O(prefix)
+///   p.arrive(pin, length)       | bool: the rows of the first `length` tokens are written, and prompts find them; false if
+///                               | none are expected any more, as after p.clear(); length counts whole blocks
+///   p.unpin(pin)                | void: frees what has not arrived
+///
+/// Throw std::invalid_argument for a policy with several layer groups, for a pin that is not valid and for other lengths.
+template <class P>
+concept ExpectsPrefixes = requires(P& p, std::span<const Token> prefix, const Salt& salt, PinId pin, Pos length) {
+  { p.try_expect(prefix, salt) } -> std::same_as<std::optional<ExpectedPrefix>>;
+  { p.arrive(pin, length) } -> std::same_as<bool>;
+  p.unpin(pin);
+};
 
 /// Remembers the tokens of sequences, and finds rows again by them. On such a policy, extending a sequence without its
 /// tokens makes all that follows impossible to find.

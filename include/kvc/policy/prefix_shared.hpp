@@ -237,6 +237,26 @@ class PrefixShared<Eviction, Hash, Events>
     access([&](auto& p) { p.unpin(pin.record_); });
   }
 
+  /// Reserves room for the full blocks of a prefix that are not cached, for rows that come from elsewhere: whoever calls
+  /// it writes them, and says `arrive`. All or nothing: empty if there is no room. May evict. Counts neither as a sequence
+  /// nor as a hit. Throws std::invalid_argument if there are several groups, or one that drops positions.
+  /// O(prefix.size()).
+  std::optional<ExpectedPrefix> try_expect(std::span<const Token> prefix, const Salt& salt = {}) {
+    require(!grouped_, "groups", this->groups(), "one that keeps everything");
+    const auto expected = plain_->try_expect(prefix, salt);
+    return expected ? std::optional(ExpectedPrefix{PinId(expected->pin), expected->cached, expected->blocks})
+                    : std::nullopt;
+  }
+  /// The rows of the first `length` tokens of an expected prefix are in place: their blocks become matchable. An equal
+  /// block that was computed in the meantime stays, and the one that arrived is freed. False, and nothing has changed, if
+  /// nothing is expected any more: all of it has arrived, or the cache was cleared, so that the rows are those of other
+  /// weights. Throws std::invalid_argument if the pin is not valid, or unless `length` counts whole blocks, at least as
+  /// many as before. Expected O(blocks that arrive * block_tokens).
+  bool arrive(PinId pin, Pos length) {
+    require(!grouped_, "groups", this->groups(), "one that keeps everything");
+    return plain_->arrive(pin.record_, length);
+  }
+
   /// Drops everything cached, for example after a change of weights. Open sequences keep their rows, which are not
   /// matchable any more; pins keep their blocks, which nobody finds, until `unpin`. O(blocks + sequences).
   void clear() noexcept {
@@ -353,11 +373,12 @@ class PrefixShared<Eviction, Hash, Events>
 
   Config config_;
 };
-static_assert(HoldsStates<PrefixShared<>> && BlockTablePolicy<PrefixShared<>> && GroupTablePolicy<PrefixShared<>> &&
-              CountsAvailable<PrefixShared<>> && HasConfig<PrefixShared<>> && ListsSequences<PrefixShared<>> &&
-              MatchesPrefixes<PrefixShared<>> && AdmitsRequests<PrefixShared<>> && PinsPrefixes<PrefixShared<>> &&
-              KeepsPrefixes<PrefixShared<>> && ClearsCache<PrefixShared<>> && KeepsTime<PrefixShared<>> &&
-              EmitsEvents<PrefixShared<>> && RestoresSequences<PrefixShared<>> && ExplainsRefusals<PrefixShared<>>);
+static_assert(ExpectsPrefixes<PrefixShared<>> && HoldsStates<PrefixShared<>> && BlockTablePolicy<PrefixShared<>> &&
+              GroupTablePolicy<PrefixShared<>> && CountsAvailable<PrefixShared<>> && HasConfig<PrefixShared<>> &&
+              ListsSequences<PrefixShared<>> && MatchesPrefixes<PrefixShared<>> && AdmitsRequests<PrefixShared<>> &&
+              PinsPrefixes<PrefixShared<>> && KeepsPrefixes<PrefixShared<>> && ClearsCache<PrefixShared<>> &&
+              KeepsTime<PrefixShared<>> && EmitsEvents<PrefixShared<>> && RestoresSequences<PrefixShared<>> &&
+              ExplainsRefusals<PrefixShared<>>);
 
 }  // namespace v0
 }  // namespace kvc

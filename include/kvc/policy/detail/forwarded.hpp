@@ -140,6 +140,20 @@ class Forwarded {
   void unpin(Pin pin) {
     access([&](P& p) { p.unpin(pin); });
   }
+  /// Reserves room for the blocks of a prefix that are not cached, for rows that come from elsewhere; empty if there is no
+  /// room. O(prefix.size()).
+  [[nodiscard]] std::optional<ExpectedPrefix> try_expect(TokenSpan prefix, const Salt& salt = {})
+    requires ExpectsPrefixes<P>
+  {
+    return access([&](P& p) { return p.try_expect(prefix, salt); });
+  }
+  /// The rows of the first `length` tokens of an expected prefix are written: from now on prompts find them. False if none
+  /// are expected any more. Throws std::invalid_argument if the pin is not valid, and for a length that is not allowed.
+  bool arrive(PinId pin, Pos length)
+    requires ExpectsPrefixes<P>
+  {
+    return access([&](P& p) { return p.arrive(pin, length); });
+  }
   /// Names the tokens of rows that were committed without them: from now on prompts find the rows.
   void publish_tokens(SeqId seq, TokenSpan tokens)
     requires KnowsTokens<P>

@@ -166,9 +166,45 @@ class PlainPrefixShared : public PrefixPolicyBase<PrefixSharedConfig<Eviction>, 
     ++pins_;
     return Opened{seq, tokens};
   }
+
+  struct Expected {
+    SeqId pin;
+    Pos cached = 0;
+    std::span<const BlockId> blocks;
+  };
+  std::optional<Expected> try_expect(std::span<const Token> prefix, const Salt& salt) {
+    const std::span<const Token> whole = this->whole_units(prefix, config_.block_tokens);
+    const SeqId seq = tables_.open_on(whole, whole, salt).seq;
+    Sequence& s = tables_.at(seq);
+    const std::size_t found = s.state.cached_blocks;
+    s.table.resize(found);  // without one that matches partly
+    s.lengths.set(static_cast<Pos>(tables_.slots(found)));
+    tables_.ref_blocks(s);
+    s.state.is_pin = true;
+    ++pins_;
+    ScopeGuard undo([&] { this->unpin(seq); });
+    if (!tables_.expect(s, whole.subspan(static_cast<std::size_t>(s.lengths.committed)))) {
+      return std::nullopt;
+    }
+    undo.dismiss();
+    return Expected{seq, static_cast<Pos>(tables_.slots(found)), std::span<const BlockId>(s.table).subspan(found)};
+  }
+  bool arrive(SeqId pin, Pos length) {
+    require(tables_.contains(pin) && tables_.at(pin).state.is_pin, "pin", pin, "a pin that is there");
+    Sequence& s = tables_.at(pin);
+    if (!s.state.expects) {
+      return false;
+    }
+    require(s.state.unknown_from <= length && length <= s.lengths.committed && length % config_.block_tokens == 0,
+            "length", length, "whole blocks of the prefix, and no less than before");
+    tables_.arrive(s, length);
+    return true;
+  }
+
   void clear() noexcept {
     blocks_.clear();
     tables_.for_each([&](Sequence& s) {
+      s.state.expects = false;  // rows that arrive now were computed before
       s.state.unknown_from = s.lengths.reserved > 0 ? 0 : Tables::nowhere;
       s.state.cached_blocks = 0;
       tables_.set_fills_at(s);

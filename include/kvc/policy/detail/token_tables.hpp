@@ -35,6 +35,7 @@ struct SequenceState {
   Pos fills_at = nowhere;         // length at which the next block is full and can be cached
   int tenant = TenantQuota::none;
   bool is_pin = false;
+  bool expects = false;  // a pin: its last blocks are reserved for rows that arrive, and their tokens are known to it
   Retention retention{};
   [[no_unique_address]] SequenceContext context{};
 };
@@ -181,6 +182,26 @@ class TokenTables
       }
     });
     s.state.unknown_from = count == s.lengths.committed ? nowhere : count;
+    ++blocks_.now;
+    cache_full_blocks(s);
+  }
+  /// Reserves the blocks of `tokens` behind those that `open_on` found, and remembers their tokens, for `arrive`. False
+  /// if there is no room; nothing has changed then. Throws std::bad_alloc, likewise.
+  bool expect(Sequence& s, std::span<const Token> tokens) {
+    const PosRange range{s.lengths.committed, s.lengths.committed + static_cast<Pos>(tokens.size())};
+    if (!range.empty() && !extend_by_blocks(s, range, tokens)) {
+      return false;
+    }
+    this->commit(s);
+    s.state.expects = !range.empty();
+    s.state.unknown_from = range.empty() ? nowhere : range.first;
+    set_fills_at(s);
+    return true;
+  }
+  /// The rows of the first `length` positions are in place.
+  void arrive(Sequence& s, Pos length) noexcept {
+    s.state.expects = length < s.lengths.committed;
+    s.state.unknown_from = s.state.expects ? length : nowhere;
     ++blocks_.now;
     cache_full_blocks(s);
   }

@@ -1,0 +1,132 @@
+// PrefixShared::try_expect and arrive: blocks of a prefix whose rows come from elsewhere.
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+#include "catch.hpp"
+#include "kvc/policy/eviction/lru.hpp"
+#include "kvc/policy/prefix_shared.hpp"
+#include "kvc/policy/synchronized.hpp"
+#include "policies.hpp"
+#include "serve.hpp"
+
+namespace {
+
+using namespace kvc;
+using namespace kvc_test;
+using Expecting = PrefixShared<Lru, SeededHash>;
+
+void compute_prompt(Expecting& policy, std::span<const Token> tokens) {
+  const Opened opened = policy.try_open(tokens).value();
+  const auto rest = tokens.subspan(static_cast<std::size_t>(opened.cached));
+  REQUIRE(policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest));
+  policy.commit(opened.seq);
+  policy.close(opened.seq);
+}
+
+}  // namespace
+
+TEST_CASE("An expected block is found once it has arrived, and not before", "[prefix][expect]") {
+  Expecting policy({.blocks = 12, .block_tokens = 4});
+  const std::vector<Token> prompt = counting(0, 18);
+  compute_prompt(policy, std::span(prompt).first(6));  // one full block, and a part
+  const auto expected = policy.try_expect(prompt);
+  REQUIRE(expected);
+  CHECK(expected->cached == 4);
+  CHECK(expected->blocks.size() == 3);
+  CHECK(policy.match_length(prompt) == 4);
+  CHECK(policy.available() == 8);
+  policy.verify();
+  CHECK(policy.arrive(expected->pin, 12));
+  CHECK(policy.match_length(prompt) == 12);
+  policy.verify();
+  SECTION("the rest arrives") {
+    CHECK(policy.arrive(expected->pin, 16));
+    CHECK(policy.match_length(prompt) == 16);
+    CHECK_FALSE(policy.arrive(expected->pin, 16));
+    policy.unpin(expected->pin);
+    CHECK(policy.match_length(prompt) == 16);
+  }
+  SECTION("what has not arrived is given up") {
+    policy.unpin(expected->pin);
+    CHECK(policy.match_length(prompt) == 12);
+    CHECK_THROWS_AS(policy.arrive(expected->pin, 16), std::invalid_argument);
+  }
+  SECTION("a block that was computed in the meantime stays") {
+    compute_prompt(policy, prompt);
+    CHECK(policy.arrive(expected->pin, 16));
+    CHECK(policy.stats().merges == 1);
+    policy.unpin(expected->pin);
+    CHECK(policy.match_length(prompt) == 16);
+  }
+  SECTION("rows from before a clear are not taken") {
+    policy.clear();
+    CHECK_FALSE(policy.arrive(expected->pin, 16));
+    CHECK(policy.match_length(prompt) == 0);
+    policy.unpin(expected->pin);
+  }
+  SECTION("lengths that are not whole blocks of the prefix, or less than before, are refused") {
+    for (const Pos length : {8, 13, 20}) {
+      CHECK_THROWS_AS(policy.arrive(expected->pin, length), std::invalid_argument);
+    }
+    policy.unpin(expected->pin);
+  }
+  policy.verify();
+  CHECK(policy.available() == 12);
+  CHECK(policy.stats().sequences == 0);
+  CHECK(policy.stats().pins == 0);
+}
+
+TEST_CASE("Without room for all expected blocks nothing is expected", "[prefix][expect]") {
+  Expecting policy({.blocks = 4, .block_tokens = 4});
+  const std::vector<Token> other = counting(100, 8);
+  const Opened held = policy.try_open(other).value();
+  REQUIRE(policy.try_extend(held.seq, 8, other));
+  policy.commit(held.seq);
+  const std::vector<Token> prompt = counting(0, 12);
+  CHECK_FALSE(policy.try_expect(prompt));
+  policy.verify();
+  CHECK(policy.stats().pins == 0);
+  policy.close(held.seq);
+  const auto expected = policy.try_expect(prompt);  // evicts
+  REQUIRE(expected);
+  CHECK(policy.match_length(other) < 7);
+  policy.unpin(expected->pin);
+  const auto nothing = policy.try_expect(std::span(prompt).first(3));
+  REQUIRE(nothing);
+  CHECK(nothing->blocks.empty());
+  CHECK_FALSE(policy.arrive(nothing->pin, 0));
+  policy.unpin(nothing->pin);
+  policy.verify();
+}
+
+TEST_CASE("Expected blocks of one salt are not found under another; groups are refused", "[prefix][expect]") {
+  Expecting policy({.blocks = 8, .block_tokens = 4});
+  const Salt salt(SaltKind::tenant, "a");
+  const std::vector<Token> prompt = counting(0, 9);
+  const auto expected = policy.try_expect(prompt, salt);
+  REQUIRE(expected);
+  CHECK(policy.arrive(expected->pin, 8));
+  CHECK(policy.match_length(prompt) == 0);
+  CHECK(policy.match_length(prompt, {.salt = salt}) == 8);
+  policy.unpin(expected->pin);
+  policy.verify();
+
+  GroupRules window;
+  window.groups.resize(2);
+  window.groups[1].retained.window = 4;
+  Expecting grouped({.blocks = 8, .block_tokens = 4}, window);
+  CHECK_THROWS_AS(grouped.try_expect(prompt), std::invalid_argument);
+}
+
+TEST_CASE("A policy with a lock expects prefixes as well", "[prefix][expect]") {
+  using Locked = Synchronized<Expecting>;
+  static_assert(ExpectsPrefixes<Locked>);
+  Locked policy({.blocks = 8, .block_tokens = 4});
+  const std::vector<Token> prompt = counting(0, 9);
+  const auto expected = policy.try_expect(prompt);
+  REQUIRE(expected);
+  CHECK(policy.arrive(expected->pin, 8));
+  CHECK(policy.match_length(prompt) == 8);
+  policy.unpin(expected->pin);
+}
