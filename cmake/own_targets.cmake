@@ -31,7 +31,18 @@ set(kvc_mpirun ${CMAKE_COMMAND} -E env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_A
 # kvc/snapshot needs the header of xxHash, and nothing to link.
 find_path(KVC_XXHASH_INCLUDE_DIR xxhash.h)
 mark_as_advanced(KVC_XXHASH_INCLUDE_DIR)
-message(STATUS "xxHash, for kvc/snapshot: ${KVC_XXHASH_INCLUDE_DIR}")
+message(STATUS "xxHash, for kvc/snapshot and kvc/tier: ${KVC_XXHASH_INCLUDE_DIR}")
+
+# kvc/tier needs libsodium for keys, hiredis for Redis, and can use liburing for files.
+find_path(KVC_SODIUM_INCLUDE_DIR sodium.h)
+find_library(KVC_SODIUM_LIBRARY sodium)
+find_path(KVC_HIREDIS_INCLUDE_DIR hiredis/hiredis.h)
+find_library(KVC_HIREDIS_LIBRARY hiredis)
+find_path(KVC_URING_INCLUDE_DIR liburing.h)
+find_library(KVC_URING_LIBRARY uring)
+mark_as_advanced(KVC_SODIUM_INCLUDE_DIR KVC_SODIUM_LIBRARY KVC_HIREDIS_INCLUDE_DIR KVC_HIREDIS_LIBRARY
+  KVC_URING_INCLUDE_DIR KVC_URING_LIBRARY)
+message(STATUS "kvc/tier: libsodium ${KVC_SODIUM_LIBRARY}, hiredis ${KVC_HIREDIS_LIBRARY}, liburing ${KVC_URING_LIBRARY}")
 
 add_library(kvc_own INTERFACE)
 target_link_libraries(kvc_own INTERFACE kvc::kvc Threads::Threads)
@@ -95,6 +106,14 @@ if(KVC_ENABLE_CUDA)
       "$<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:SHELL:-gencode \"arch=${arch}\">")
   endforeach()
 endif()
+# kvc_own_tiers: for what uses kvc/tier with all libraries that are there.
+add_library(kvc_own_tiers INTERFACE)
+foreach(kvc_library IN ITEMS SODIUM HIREDIS URING)
+  if(KVC_${kvc_library}_INCLUDE_DIR AND KVC_${kvc_library}_LIBRARY)
+    target_link_libraries(kvc_own_tiers INTERFACE "${KVC_${kvc_library}_LIBRARY}")
+    target_compile_definitions(kvc_own_tiers INTERFACE KVC_HAVE_${kvc_library})
+  endif()
+endforeach()
 if(KVC_XXHASH_INCLUDE_DIR)
   target_include_directories(kvc_own SYSTEM INTERFACE "${KVC_XXHASH_INCLUDE_DIR}")
 endif()

@@ -15,6 +15,8 @@
 //   kvc/parallel/spmd.hpp                           threads of an engine that all enter an operation
 //   kvc/snapshot/snapshot.hpp                       caches in files: needs xxHash
 //   kvc/transport/, kvc/transfer/                   caches between engines; transport/mpi.hpp needs MPI
+//   kvc/tier/                                       blocks in slower memory, in files and on servers: key_chain.hpp
+//                                                   needs libsodium, record.hpp xxHash
 //   kvc/cuda/                                       caches in device memory: needs the CUDA compiler
 //   kvc/interop/, kvc/cache/fingerprint.hpp         what kernels and caches of others need to know
 //   kvc/policy/author.hpp, kvc/testing/             to write and to test policies, layouts, ... of your own

@@ -1,0 +1,189 @@
+// Records: what a store keeps under the key of a block. A record is a head and a payload:
+//
+//   head      fixed part (FixedHead) | the tokens of the block | one checksum per part of the payload | checksum of the head
+//   payload   the bytes of the block, in parts of equal size, a layer each for example
+//
+// Whoever reads a record compares all that the head says with what is expected, and the payload with its checksums. A
+// record that does not pass is refused, for a reason that has a name; to its reader it is a miss. Checksums are XXH3 with
+// 64 bits, and all integers are little-endian. Needs xxHash, as snapshots do.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
+#include "kvc/snapshot/checksum.hpp"
+#include "kvc/tier/key.hpp"
+#include "kvc/tier/record_info.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace tier {
+
+static_assert(std::endian::native == std::endian::little, "records are little-endian and are read in place");
+
+namespace detail {
+
+/// The first bytes of every record, in the order of the file.
+struct FixedHead {
+  std::array<char, 8> magic;
+  std::uint32_t version;
+  std::uint32_t head_bytes;  // of the whole head
+  Digest key, parent, format, salt;
+  std::uint64_t payload_bytes;
+  std::int32_t group;
+  std::uint32_t parts;
+  std::uint32_t tokens;
+  std::uint32_t reserved;  // 0
+};
+static_assert(sizeof(FixedHead) == 168);
+
+inline constexpr std::array<char, 8> record_magic{'k', 'v', 'c', 'b', 'l', 'o', 'c', 'k'};
+inline constexpr std::uint32_t record_version = 1;
+
+/// XXH3 of bytes [first, first + bytes) of the concatenation of spans.
+template <class Span>
+[[nodiscard]] std::uint64_t checksum_of(std::span<const Span> spans, std::uint64_t first,
+                                        std::uint64_t bytes) noexcept {
+  std::size_t i = 0;
+  while (i < spans.size() && first >= spans[i].size()) {
+    first -= spans[i++].size();
+  }
+  if (bytes == 0 || (i < spans.size() && spans[i].size() - first >= bytes)) {  // in one span
+    return snapshot::detail::Checksum::of(bytes == 0 ? io::ConstByteSpan()
+                                                     : io::ConstByteSpan(spans[i]).subspan(first, bytes));
+  }
+  snapshot::detail::Checksum sum;
+  for (; bytes > 0 && i < spans.size(); ++i, first = 0) {
+    const std::uint64_t count = std::min<std::uint64_t>(bytes, spans[i].size() - first);
+    sum.add(io::ConstByteSpan(spans[i]).subspan(first, count));
+    bytes -= count;
+  }
+  return sum.value();
+}
+
+}  // namespace detail
+
+/// Bytes of the head of a record. O(1).
+[[nodiscard]] constexpr std::size_t record_head_bytes(std::size_t tokens, std::size_t parts) noexcept {
+  return sizeof(detail::FixedHead) + tokens * sizeof(Token) + (parts + 1) * sizeof(std::uint64_t);
+}
+/// Bytes of the head of a record of this block. O(1).
+[[nodiscard]] constexpr std::size_t record_head_bytes(const RecordInfo& block) noexcept {
+  return record_head_bytes(block.tokens.size(), block.parts);
+}
+
+/// Writes the head of the record of `block`, whose payload is `payload`, to `head`, of record_head_bytes(block) bytes.
+/// Throws as require_recordable, before anything is written. O(payload): computes the checksums.
+inline void write_record_head(const RecordInfo& block, std::span<const io::ConstByteSpan> payload, io::ByteSpan head) {
+  const std::uint64_t bytes = io::total_bytes(payload);
+  require_recordable(block, bytes);
+  require(head.size() == record_head_bytes(block), "head", head.size(), "record_head_bytes(block) bytes");
+  const detail::FixedHead fixed{detail::record_magic,
+                                detail::record_version,
+                                static_cast<std::uint32_t>(head.size()),
+                                block.key,
+                                block.parent,
+                                block.format,
+                                block.salt,
+                                bytes,
+                                block.group,
+                                block.parts,
+                                static_cast<std::uint32_t>(block.tokens.size()),
+                                0};
+  std::byte* to = head.data();
+  const auto put = [&to](const void* from, std::size_t count) {
+    if (count > 0) {
+      std::memcpy(to, from, count);
+      to += count;
+    }
+  };
+  put(&fixed, sizeof fixed);
+  put(block.tokens.data(), block.tokens.size_bytes());
+  for (std::uint64_t part = 0; part < block.parts; ++part) {
+    const std::uint64_t part_bytes = bytes / block.parts;
+    const std::uint64_t sum = detail::checksum_of(payload, part * part_bytes, part_bytes);
+    put(&sum, sizeof sum);
+  }
+  const std::uint64_t sum = snapshot::detail::Checksum::of(head.first(head.size() - sizeof(std::uint64_t)));
+  put(&sum, sizeof sum);
+}
+
+/// Whether `head`, bytes from a store, is the whole head of a record of exactly this block with `payload_bytes` bytes of
+/// payload: Refusal::none, or the first reason why not, in the order of the enumeration. Trusts no byte of it.
+/// O(tokens + parts).
+[[nodiscard]] inline Refusal check_record_head(io::ConstByteSpan head, const RecordInfo& block,
+                                               std::uint64_t payload_bytes) noexcept {
+  detail::FixedHead fixed{};
+  if (head.size() < sizeof fixed) {
+    return Refusal::truncated;
+  }
+  std::memcpy(&fixed, head.data(), sizeof fixed);
+  if (fixed.magic != detail::record_magic) {
+    return Refusal::no_record;
+  }
+  if (fixed.version != detail::record_version) {
+    return Refusal::version;
+  }
+  if (fixed.tokens > max_record_tokens || fixed.parts > max_record_parts || fixed.parts == 0 ||
+      fixed.head_bytes != record_head_bytes(fixed.tokens, fixed.parts)) {
+    return Refusal::head_checksum;
+  }
+  if (head.size() < fixed.head_bytes) {
+    return Refusal::truncated;
+  }
+  const std::size_t summed = fixed.head_bytes - sizeof(std::uint64_t);
+  std::uint64_t sum = 0;
+  std::memcpy(&sum, head.data() + summed, sizeof sum);
+  if (sum != snapshot::detail::Checksum::of(head.first(summed))) {
+    return Refusal::head_checksum;
+  }
+  // The tokens lie at any address: they are compared as bytes, the rest as members.
+  const bool equal_tokens = fixed.tokens == block.tokens.size() &&
+                            (fixed.tokens == 0 || std::memcmp(head.data() + sizeof fixed, block.tokens.data(),
+                                                              block.tokens.size_bytes()) == 0);
+  const RecordInfo stored{fixed.key,
+                          fixed.parent,
+                          fixed.format,
+                          fixed.salt,
+                          fixed.group,
+                          fixed.parts,
+                          equal_tokens ? block.tokens : std::span<const Token>()};
+  if (!equal_tokens) {
+    const Refusal before_tokens = compare(stored, fixed.payload_bytes, block, payload_bytes);
+    return before_tokens < Refusal::tokens && before_tokens != Refusal::none ? before_tokens : Refusal::tokens;
+  }
+  return compare(stored, fixed.payload_bytes, block, payload_bytes);
+}
+
+/// Whether the bytes of `parts` of the payload, which lie in `spans`, have the checksums of the head, which has passed
+/// check_record_head: Refusal::none or Refusal::payload_checksum. O(bytes).
+template <class Span>
+[[nodiscard]] Refusal check_record_payload(io::ConstByteSpan head, const RecordInfo& block, PartRange parts,
+                                           std::span<const Span> spans) noexcept {
+  parts = parts.within(block.parts);
+  const std::uint64_t part_bytes = parts.count == 0 ? 0 : io::total_bytes(spans) / parts.count;
+  const std::byte* sums = head.data() + sizeof(detail::FixedHead) + block.tokens.size_bytes();
+  for (std::uint32_t i = 0; i < parts.count; ++i) {
+    std::uint64_t sum = 0;
+    std::memcpy(&sum, sums + sizeof sum * (parts.first + i), sizeof sum);
+    if (sum != detail::checksum_of(spans, i * part_bytes, part_bytes)) {
+      return Refusal::payload_checksum;
+    }
+  }
+  return Refusal::none;
+}
+
+}  // namespace tier
+}  // namespace v0
+}  // namespace kvc
