@@ -4,7 +4,7 @@
 //   testing/policy_conformance.hpp     Policy          testing/space_conformance.hpp      Space
 //   testing/eviction_conformance.hpp   EvictionPolicy  testing/executor_conformance.hpp   Executor
 //   testing/layout_conformance.hpp     Layout          testing/kv_view_conformance.hpp    KvView
-//   testing/element_conformance.hpp    ElementType
+//   testing/element_conformance.hpp    ElementType     testing/block_store_conformance.hpp  BlockStore
 #pragma once
 
 #include <initializer_list>

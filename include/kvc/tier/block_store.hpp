@@ -39,6 +39,12 @@ enum class StoreOutcome : std::uint8_t {
   failed    ///< the store could not do it: disk, connection, time-out. Nothing is known of the record
 };
 
+/// What a write does that finds no room.
+enum class WhenFull : std::uint8_t {
+  evict,  ///< evicts records, the least recently used first, but no record before those whose parent it is
+  refuse  ///< ends as `full`: the owner of the store decides what to erase
+};
+
 /// Reports the end of an operation.
 struct Completion {
   Ticket ticket = 0;

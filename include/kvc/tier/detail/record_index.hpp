@@ -1,0 +1,217 @@
+// RecordIndex: the records of a store by key, and which of them to evict next. Standard library only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <unordered_map>
+#include <utility>
+
+#include "kvc/core/error.hpp"
+#include "kvc/tier/key.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace tier {
+namespace detail {
+
+/// A table from keys to values. A record is evictable as long as no child of it is stored: a prefix is found from its
+/// first block on, and children without their parent would be of no use to anybody. Of the evictable ones, the least
+/// recently used is the next victim.
+///
+///   expression              | requires                | returns, does                                    | complexity
+///   ------------------------+-------------------------+--------------------------------------------------+-----------
+///   t.find(key)             |                         | Record*, or nullptr. Valid until it is erased    | O(1)
+///   t.insert(key, parent, v)| no record has this key  | Record*. Its use is the most recent. Strong      | O(1)
+///                           |                         | guarantee: std::bad_alloc changes nothing        |
+///   t.touch(record)         |                         | Its use is the most recent                       | O(1), *
+///   t.erase(record)         |                         | Its parent may become evictable                  | O(1), *
+///   t.victim()              |                         | Record*: the next to evict; nullptr if there is  | O(1)
+///                           |                         | no record                                        |
+///   t.size()                |                         | number of records                                | O(1)
+///
+/// * O(log of the records whose children are gone) for those.
+///
+/// A key that is a parent of records, but has no record, has an entry that counts these.
+template <class Value>
+class RecordIndex {
+ public:
+  struct Entry;
+  using Record = std::pair<const BlockKey, Entry>;
+  struct Entry {
+    Value value{};
+
+   private:
+    friend class RecordIndex;
+    enum class Place : std::uint8_t { nowhere, in_list, in_tree };
+    Record* parent = nullptr;
+    Record* before = nullptr;  // neighbours in the list of evictable records, in the order of their use
+    Record* after = nullptr;
+    std::uint64_t used = 0;      // the time of its last use
+    std::uint32_t children = 0;  // records whose parent it is
+    bool stored = false;         // else it only counts
+    Place place = Place::nowhere;
+  };
+
+  RecordIndex() = default;
+  RecordIndex(const RecordIndex&) = delete;
+  RecordIndex& operator=(const RecordIndex&) = delete;
+
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  void reserve(std::size_t records) { entries_.reserve(records); }
+
+  [[nodiscard]] Record* find(const BlockKey& key) noexcept {
+    const auto found = entries_.find(key);
+    return found == entries_.end() || !found->second.stored ? nullptr : &*found;
+  }
+  [[nodiscard]] const Record* find(const BlockKey& key) const noexcept {
+    const auto found = entries_.find(key);
+    return found == entries_.end() || !found->second.stored ? nullptr : &*found;
+  }
+
+  Record* insert(const BlockKey& key, const BlockKey& parent, Value value) {
+    const auto [above, is_new] = entries_.try_emplace(parent);
+    Record* const parent_record = &*above;
+    Record* record = nullptr;
+#if KVC_HAS_EXCEPTIONS
+    try {
+      record = &*entries_.try_emplace(key).first;
+    } catch (...) {
+      if (is_new) {
+        entries_.erase(parent_record->first);
+      }
+      throw;
+    }
+#else
+    (void)is_new;
+    record = &*entries_.try_emplace(key).first;
+#endif
+    Entry& entry = record->second;
+    KVC_ASSERT(!entry.stored);
+    entry.value = std::move(value);
+    entry.stored = true;
+    entry.used = ++clock_;
+    ++size_;
+    if (record != parent_record) {  // no block is its own parent, but a damaged file may say so
+      entry.parent = parent_record;
+      ++parent_record->second.children;
+      if (parent_record->second.place != Entry::Place::nowhere) {
+        leave(*parent_record);
+      }
+    }
+    if (entry.children == 0) {
+      append(*record);
+    }
+    return record;
+  }
+
+  void touch(Record& record) noexcept {
+    Entry& entry = record.second;
+    if (entry.place != Entry::Place::nowhere) {
+      leave(record);
+      entry.used = ++clock_;
+      append(record);
+    } else {
+      entry.used = ++clock_;
+    }
+  }
+
+  void erase(Record& record) noexcept {
+    Entry& entry = record.second;
+    if (entry.place != Entry::Place::nowhere) {
+      leave(record);
+    }
+    Record* const parent = entry.parent;
+    entry.parent = nullptr;
+    entry.stored = false;
+    entry.value = Value{};
+    --size_;
+    if (entry.children == 0) {
+      entries_.erase(entries_.find(record.first));
+    }
+    if (parent != nullptr && --parent->second.children == 0) {
+      if (!parent->second.stored) {
+        entries_.erase(entries_.find(parent->first));
+      } else {
+        return_to_order(*parent);
+      }
+    }
+  }
+
+  [[nodiscard]] Record* victim() noexcept {
+    if (tree_.empty()) {
+      return oldest_;
+    }
+    Record* const in_tree = tree_.begin()->second;
+    return oldest_ == nullptr || in_tree->second.used < oldest_->second.used ? in_tree : oldest_;
+  }
+
+  /// Calls `each(Record&)` for every record, in any order; it must not insert or erase.
+  template <class F>
+  void for_each(F&& each) {
+    for (Record& record : entries_) {
+      if (record.second.stored) {
+        each(record);
+      }
+    }
+  }
+
+ private:
+  using Place = typename Entry::Place;
+
+  /// At the end of the list: its use is the most recent.
+  void append(Record& record) noexcept {
+    Entry& entry = record.second;
+    entry.before = newest_;
+    entry.after = nullptr;
+    (newest_ != nullptr ? newest_->second.after : oldest_) = &record;
+    newest_ = &record;
+    entry.place = Place::in_list;
+  }
+  /// A record that has become evictable keeps the time of its use, which may lie anywhere in the list: it goes to a tree
+  /// beside it, unless it is older than all of the list.
+  void return_to_order(Record& record) noexcept {
+    Entry& entry = record.second;
+    if (oldest_ == nullptr || entry.used < oldest_->second.used) {
+      entry.before = nullptr;
+      entry.after = oldest_;
+      (oldest_ != nullptr ? oldest_->second.before : newest_) = &record;
+      oldest_ = &record;
+      entry.place = Place::in_list;
+      return;
+    }
+#if KVC_HAS_EXCEPTIONS
+    try {
+#endif
+      tree_.emplace(entry.used, &record);
+      entry.place = Place::in_tree;
+#if KVC_HAS_EXCEPTIONS
+    } catch (...) {  // no memory for the tree: it counts as just used
+      entry.used = ++clock_;
+      append(record);
+    }
+#endif
+  }
+  void leave(Record& record) noexcept {
+    Entry& entry = record.second;
+    if (entry.place == Place::in_tree) {
+      tree_.erase(entry.used);
+    } else {
+      (entry.before != nullptr ? entry.before->second.after : oldest_) = entry.after;
+      (entry.after != nullptr ? entry.after->second.before : newest_) = entry.before;
+    }
+    entry.place = Place::nowhere;
+  }
+
+  std::unordered_map<BlockKey, Entry, BlockKeyHash> entries_;
+  std::map<std::uint64_t, Record*> tree_;
+  Record* oldest_ = nullptr;  // the list of evictable records that are not in the tree
+  Record* newest_ = nullptr;
+  std::uint64_t clock_ = 0;
+  std::size_t size_ = 0;
+};
+
+}  // namespace detail
+}  // namespace tier
+}  // namespace v0
+}  // namespace kvc
