@@ -1,12 +1,14 @@
 // The contract of BlockStore: a minimal model and HostStore keep it, and the suite rejects wrong stores.
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "catch.hpp"
 #include "kvc/testing/block_store_conformance.hpp"
+#include "kvc/testing/faulty_store.hpp"
 #include "kvc/tier/host_store.hpp"
 #include "minimal_store.hpp"
 
@@ -231,4 +233,68 @@ TEST_CASE("A host store that may not evict says that it is full, and changes not
 TEST_CASE("The settings of a host store are checked", "[tier][host]") {
   REQUIRE_THROWS_WITH(HostStore<>({.bytes = 1 << 20, .chunk_bytes = 100}), contains("chunk_bytes is 100"));
   REQUIRE_THROWS_WITH(HostStore<>({.bytes = 1000}), contains("bytes is 1000, must be at least chunk_bytes"));
+}
+
+namespace {
+/// A FaultyStore with the store behind it.
+struct FaultyHost {
+  explicit FaultyHost(const testing::Faults& faults) : faulty(host, faults) {}
+  HostStore<> host{small_host};
+  testing::FaultyStore<HostStore<>> faulty;
+};
+/// The same as one object that can be returned.
+struct DelayingStore : private std::unique_ptr<FaultyHost> {
+  DelayingStore() : std::unique_ptr<FaultyHost>(std::make_unique<FaultyHost>(testing::Faults{.delay = 5})) {}
+  static constexpr bool persistent = false;
+  Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) {
+    return get()->faulty.lookup(keys, found);
+  }
+  Ticket read(const RecordInfo& block, std::span<const io::ByteSpan> spans, PartRange parts = {}) {
+    return get()->faulty.read(block, spans, parts);
+  }
+  Ticket write(const RecordInfo& block, std::span<const io::ConstByteSpan> spans) {
+    return get()->faulty.write(block, spans);
+  }
+  Ticket erase(const BlockKey& key) { return get()->faulty.erase(key); }
+  std::optional<Completion> poll() { return get()->faulty.poll(); }
+  bool cancel(Ticket ticket) { return get()->faulty.cancel(ticket); }
+  bool wait(TimePoint until) { return get()->faulty.wait(until); }
+  [[nodiscard]] std::size_t under_way() const { return get()->faulty.under_way(); }
+  [[nodiscard]] std::uint64_t capacity() const { return get()->faulty.capacity(); }
+  [[nodiscard]] StoreStats stats() const { return get()->faulty.stats(); }
+};
+}  // namespace
+
+TEST_CASE("A faulty store without faults keeps the contract, late and out of order", "[tier][faults]") {
+  check_store<DelayingStore>();
+}
+
+TEST_CASE("A faulty store fails, refuses, loses and is full as often as it is told, and never lies", "[tier][faults]") {
+  FaultyHost both({.fails = 0.1, .full = 0.1, .loses = 0.1, .vanishes = 0.1, .corrupts = 0.1, .delay = 7});
+  auto& store = both.faulty;
+  const ChainBlock block(1, 0, 640);
+  const io::ConstByteSpan from = block.bytes;
+  std::vector<std::byte> to(640);
+  const io::ByteSpan into = to;
+  int ends[2][5] = {};
+  for (int i = 0; i < 1000; ++i) {
+    const bool writes = i % 2 == 0;
+    const Ticket ticket =
+        writes ? store.write(block.info, std::span(&from, 1)) : store.read(block.info, std::span(&into, 1));
+    REQUIRE(tier::drain(store, TimePoint::max(), [&](const Completion& ended) {
+      REQUIRE(ended.ticket == ticket);
+      ++ends[writes ? 0 : 1][static_cast<int>(ended.outcome)];
+      if (ended.outcome == StoreOutcome::done && !writes) {
+        REQUIRE(to == block.bytes);
+      }
+    }));
+    std::fill(to.begin(), to.end(), std::byte{});
+  }
+  for (const StoreOutcome outcome : {StoreOutcome::done, StoreOutcome::full, StoreOutcome::failed}) {
+    CHECK(ends[0][static_cast<int>(outcome)] > 20);
+  }
+  for (const StoreOutcome outcome :
+       {StoreOutcome::done, StoreOutcome::missing, StoreOutcome::refused, StoreOutcome::failed}) {
+    CHECK(ends[1][static_cast<int>(outcome)] > 20);
+  }
 }

@@ -41,6 +41,9 @@ struct StoredBlock {
       info.format.bytes[i] = static_cast<std::byte>(i + 50);
       info.salt.bytes[i] = static_cast<std::byte>(i + 150);
     }
+    for (std::size_t i = 0; i < 4; ++i) {
+      info.key.bytes[8 + i] = static_cast<std::byte>(number >> 8 * i);  // no two blocks have the same key
+    }
     info.parts = parts;
     std::uint64_t state = static_cast<std::uint64_t>(number) * 2 + 1;
     for (std::byte& byte : bytes) {

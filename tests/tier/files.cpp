@@ -1,0 +1,419 @@
+// FileStore: the contract, restarts, processes that share a directory, damage, limits and kills.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../random_source.hpp"
+#include "../temp_files.hpp"
+#include "catch.hpp"
+#include "kvc/testing/block_store_conformance.hpp"
+#include "kvc/tier/file_store.hpp"
+
+namespace {
+using namespace kvc;
+using namespace kvc::tier;
+using kvc_test::contains;
+using kvc_test::TempFolder;
+using FileBlock = testing::detail::StoredBlock;
+
+/// Files that need not outlive the test lie in memory, where there is such a folder.
+std::string files_root() { return std::filesystem::exists("/dev/shm") ? "/dev/shm" : "/tmp"; }
+
+FileStore::Config small_files(const TempFolder& folder) {
+  return {.folder = folder.path(),
+          .bytes = 1 << 20,
+          .segment_bytes = 128 << 10,
+          .threads = 2,
+          .refresh = std::chrono::milliseconds(0)};
+}
+
+Completion finish(FileStore& store, Ticket ticket) {
+  std::optional<Completion> ended;
+  REQUIRE(tier::drain(store, std::chrono::steady_clock::now() + std::chrono::seconds(30),
+                      [&](const Completion& each) { ended = each; }));
+  REQUIRE(ended);
+  REQUIRE(ended->ticket == ticket);
+  return *ended;
+}
+StoreOutcome put_file(FileStore& store, const FileBlock& block) {
+  const io::ConstByteSpan span = block.bytes;
+  return finish(store, store.write(block.record(), std::span(&span, 1))).outcome;
+}
+Completion get_file(FileStore& store, const FileBlock& block) {
+  std::vector<std::byte> to(block.bytes.size());
+  const io::ByteSpan span = to;
+  const Completion ended = finish(store, store.read(block.record(), std::span(&span, 1)));
+  if (ended.outcome == StoreOutcome::done) {
+    REQUIRE(to == block.bytes);
+  }
+  return ended;
+}
+StoreOutcome erase_file(FileStore& store, const FileBlock& block) {
+  return finish(store, store.erase(block.info.key)).outcome;
+}
+std::uint64_t bytes_on_disk(const TempFolder& folder) {
+  std::uint64_t sum = 0;
+  for (const std::string& name : folder.files()) {
+    struct stat status{};
+    REQUIRE(::stat(folder.file(name).c_str(), &status) == 0);
+    sum += static_cast<std::uint64_t>(status.st_blocks) * 512;
+  }
+  return sum;
+}
+/// Changes one byte of a file.
+void damage(const std::string& path, off_t at) {
+  const int fd = ::open(path.c_str(), O_RDWR);
+  REQUIRE(fd >= 0);
+  unsigned char byte = 0;
+  REQUIRE(::pread(fd, &byte, 1, at) == 1);
+  byte ^= 0x20;
+  REQUIRE(::pwrite(fd, &byte, 1, at) == 1);
+  (void)::close(fd);
+}
+constexpr off_t first_record = 4096 + 4096;  // header, and a table of 32 entries
+}  // namespace
+
+TEST_CASE("A store in files keeps the contract", "[tier][file]") {
+  const TempFolder folder(files_root());
+  testing::block_store_conformance([&] { return FileStore(small_files(folder)); });
+  FileStore::Config config = small_files(folder);
+  config.when_full = WhenFull::refuse;
+  config.durability = Durability::machine;
+  testing::block_store_conformance([&] { return FileStore(config); });
+}
+
+TEST_CASE("Blocks in files are found after a restart", "[tier][file]") {
+  const TempFolder folder(files_root());
+  std::vector<FileBlock> blocks;
+  for (int i = 0; i < 30; ++i) {
+    blocks.emplace_back(i, 5000 + static_cast<std::size_t>(i) * 8, 2);
+  }
+  {
+    FileStore store(small_files(folder));
+    for (const FileBlock& block : blocks) {
+      REQUIRE(put_file(store, block) == StoreOutcome::done);
+    }
+    REQUIRE(erase_file(store, blocks[7]) == StoreOutcome::done);
+    REQUIRE(store.segments() > 1);
+  }
+  FileStore store(small_files(folder));
+  REQUIRE(store.stats().records == 29);
+  for (int i = 0; i < 30; ++i) {
+    REQUIRE(get_file(store, blocks[static_cast<std::size_t>(i)]).outcome ==
+            (i == 7 ? StoreOutcome::missing : StoreOutcome::done));
+  }
+}
+
+TEST_CASE("The limit of a store in files is one on bytes of the disk", "[tier][file]") {
+  const TempFolder folder(files_root());
+  FileStore store(small_files(folder));
+  for (int i = 0; i < 300; ++i) {
+    REQUIRE(put_file(store, FileBlock(i, 3000 + static_cast<std::size_t>(i % 7) * 4000)) == StoreOutcome::done);
+    REQUIRE(store.stats().bytes <= store.capacity());
+    if (i % 10 == 0) {
+      REQUIRE(bytes_on_disk(folder) <= store.capacity());
+    }
+  }
+  REQUIRE(store.stats().evicted > 200);
+  REQUIRE(get_file(store, FileBlock(299, 3000 + 299 % 7 * 4000)).outcome == StoreOutcome::done);
+  REQUIRE(get_file(store, FileBlock(0, 3000)).outcome == StoreOutcome::missing);
+}
+
+TEST_CASE("Sparse files are joined, and their records stay", "[tier][file]") {
+  const TempFolder folder(files_root());
+  std::vector<FileBlock> blocks;
+  for (int i = 0; i < 100; ++i) {
+    blocks.emplace_back(i, 7000);
+  }
+  FileStore store(small_files(folder));
+  for (const FileBlock& block : blocks) {
+    REQUIRE(put_file(store, block) == StoreOutcome::done);
+  }
+  const std::size_t before = store.segments();
+  REQUIRE(before >= 7);
+  for (std::size_t i = 0; i < 100; ++i) {
+    if (i % 5 != 0) {
+      REQUIRE(erase_file(store, blocks[i]) == StoreOutcome::done);
+    }
+  }
+  for (int i = 0; i < 1000 && folder.files().size() > before / 2; ++i) {  // threads do it behind us
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  REQUIRE(folder.files().size() <= before / 2);
+  for (std::size_t i = 0; i < 100; ++i) {
+    REQUIRE(get_file(store, blocks[i]).outcome == (i % 5 == 0 ? StoreOutcome::done : StoreOutcome::missing));
+  }
+}
+
+TEST_CASE("A damaged, truncated or foreign record in a file is refused, and is a miss from then on", "[tier][file]") {
+  const FileBlock block(1, 5000);
+  const auto refusal = [&](auto spoil) {
+    const TempFolder folder(files_root());
+    {
+      FileStore store(small_files(folder));
+      REQUIRE(put_file(store, block) == StoreOutcome::done);
+    }
+    spoil(folder.file(folder.files().at(0)));
+    FileStore store(small_files(folder));
+    const Completion ended = get_file(store, block);
+    if (ended.outcome == StoreOutcome::refused) {
+      REQUIRE(store.stats().refused == 1);
+      REQUIRE(get_file(store, block).outcome == StoreOutcome::missing);
+    }
+    REQUIRE(put_file(store, block) == StoreOutcome::done);
+    REQUIRE(get_file(store, block).outcome == StoreOutcome::done);
+    return ended.outcome == StoreOutcome::refused ? ended.refusal : Refusal::none;
+  };
+  REQUIRE(refusal([](const std::string& path) { damage(path, first_record); }) == Refusal::no_record);
+  REQUIRE(refusal([](const std::string& path) { damage(path, first_record + 100); }) == Refusal::head_checksum);
+  REQUIRE(refusal([](const std::string& path) { damage(path, first_record + 4000); }) == Refusal::payload_checksum);
+  // A damaged entry or header, or a file that is cut off: the record is not there.
+  REQUIRE(refusal([](const std::string& path) { damage(path, 4096 + 5); }) == Refusal::none);
+  REQUIRE(refusal([](const std::string& path) { damage(path, 0); }) == Refusal::none);
+  REQUIRE(refusal([](const std::string& path) { REQUIRE(::truncate(path.c_str(), first_record + 1000) == 0); }) ==
+          Refusal::none);
+  REQUIRE(refusal([](const std::string& path) { REQUIRE(::truncate(path.c_str(), 10) == 0); }) == Refusal::none);
+  // A record that another block left under the key.
+  const TempFolder folder(files_root());
+  FileStore store(small_files(folder));
+  FileBlock other(2, 5000);
+  other.info.key = block.info.key;
+  REQUIRE(put_file(store, other) == StoreOutcome::done);
+  REQUIRE(get_file(store, block).refusal == Refusal::tokens);
+  REQUIRE(get_file(store, other).outcome == StoreOutcome::done);  // it is not damaged: it stays
+}
+
+TEST_CASE("Stores that share a directory find each other's blocks", "[tier][file]") {
+  const TempFolder folder(files_root());
+  const FileBlock a(1, 9000), b(2, 9000), c(3, 700);
+  FileStore first(small_files(folder));
+  {
+    FileStore second(small_files(folder));
+    REQUIRE(put_file(first, a) == StoreOutcome::done);
+    REQUIRE(get_file(second, a).outcome == StoreOutcome::done);
+    REQUIRE(put_file(second, b) == StoreOutcome::done);
+    REQUIRE(get_file(first, b).outcome == StoreOutcome::done);
+    // What the owner erases is gone for the other, which had found it.
+    REQUIRE(erase_file(second, b) == StoreOutcome::done);
+    REQUIRE(get_file(first, b).outcome == StoreOutcome::missing);
+    // What another erases is only gone for him.
+    REQUIRE(erase_file(second, a) == StoreOutcome::done);
+    REQUIRE(get_file(second, a).outcome == StoreOutcome::missing);
+    REQUIRE(get_file(first, a).outcome == StoreOutcome::done);
+    REQUIRE(put_file(second, c) == StoreOutcome::done);
+    REQUIRE(first.stats().bytes <= 1 << 20);
+  }
+  // The second is gone: its segments are the first's at the next look.
+  REQUIRE(get_file(first, FileBlock(9, 10)).outcome == StoreOutcome::missing);
+  REQUIRE(get_file(first, c).outcome == StoreOutcome::done);
+  REQUIRE(erase_file(first, c) == StoreOutcome::done);
+  FileStore third(small_files(folder));
+  REQUIRE(get_file(third, c).outcome == StoreOutcome::missing);
+  REQUIRE(get_file(third, a).outcome == StoreOutcome::done);
+}
+
+TEST_CASE("Other files of a directory are left alone, and a segment that nobody finished is removed", "[tier][file]") {
+  const TempFolder folder(files_root());
+  folder.write("notes.txt", "mine");
+  folder.write("text.kvcseg", "no segment");
+  folder.write("0.kvcseg.new", "half a header");
+  FileStore store(small_files(folder));
+  REQUIRE(folder.files() == std::vector<std::string>{"notes.txt", "text.kvcseg"});
+  REQUIRE(put_file(store, FileBlock(1, 100)) == StoreOutcome::done);
+  REQUIRE(folder.read("notes.txt") == "mine");
+}
+
+TEST_CASE("A directory that cannot be used is an error at once, or makes writes fail", "[tier][file]") {
+  const TempFolder folder(files_root());
+  folder.write("file", "");
+  REQUIRE_THROWS_AS(FileStore({.folder = folder / "file"}), std::system_error);
+  REQUIRE_THROWS_WITH(FileStore({.folder = folder / "file" / "below"}), contains("cannot keep blocks in"));
+  REQUIRE_THROWS_WITH(FileStore({.folder = ""}), contains("folder"));
+  REQUIRE_THROWS_WITH(FileStore({.folder = folder / "x", .threads = 0}), contains("threads is 0"));
+
+  const FileBlock block(1, 3000), other(2, 3000);
+  FileStore::Config config = small_files(folder);
+  config.folder = folder / "new" / "below";
+  {
+    FileStore store(config);
+    REQUIRE(put_file(store, block) == StoreOutcome::done);
+  }
+  // Read-only, for a process that is not root.
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    std::filesystem::permissions(config.folder, std::filesystem::perms(0555));
+    for (const auto& each : std::filesystem::directory_iterator(config.folder)) {
+      std::filesystem::permissions(each.path(), std::filesystem::perms(0444));
+    }
+    std::filesystem::permissions(folder.path(), std::filesystem::perms(0755));
+    int answer = ::geteuid() == 0 && ::seteuid(65534) != 0 ? 99 : 0;
+    if (answer == 0) {
+      FileStore store(config);
+      std::vector<std::byte> to(3000);
+      const io::ByteSpan into = to;
+      const io::ConstByteSpan from = other.bytes;
+      const auto outcome = [&](Ticket) {
+        Completion ended;
+        (void)tier::drain(store, TimePoint::max(), [&](const Completion& each) { ended = each; });
+        return ended.outcome;
+      };
+      const bool is_read =
+          outcome(store.read(block.record(), std::span(&into, 1))) == StoreOutcome::done && to == block.bytes;
+      const bool has_failed = outcome(store.write(other.record(), std::span(&from, 1))) == StoreOutcome::failed;
+      const bool says_why = store.last_error().find("cannot make a segment in") == 0;
+      const bool again = outcome(store.read(block.record(), std::span(&into, 1))) == StoreOutcome::done;
+      answer = is_read && has_failed && says_why && again ? 0 : 1;
+    }
+    ::_exit(answer);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(WIFEXITED(status));
+  REQUIRE(WEXITSTATUS(status) == 0);
+}
+
+TEST_CASE("A disk that is full makes a write `full`, and loses nothing", "[tier][file]") {
+  const TempFolder folder(files_root());
+  const FileBlock block(1, 3000), large(2, 100000);
+  const pid_t child = ::fork();  // the limit is one of the process
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    FileStore store(small_files(folder));
+    const auto outcome = [&](Ticket) {
+      Completion ended;
+      (void)tier::drain(store, TimePoint::max(), [&](const Completion& each) { ended = each; });
+      return ended.outcome;
+    };
+    (void)::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{50000, 50000};
+    (void)::setrlimit(RLIMIT_FSIZE, &limit);
+    const io::ConstByteSpan small = block.bytes, much = large.bytes;
+    std::vector<std::byte> to(3000);
+    const io::ByteSpan into = to;
+    const bool is_written = outcome(store.write(block.record(), std::span(&small, 1))) == StoreOutcome::done;
+    const bool is_full = outcome(store.write(large.record(), std::span(&much, 1))) == StoreOutcome::full;
+    const bool is_read = outcome(store.read(block.record(), std::span(&into, 1))) == StoreOutcome::done;
+    const bool has_one = store.stats().records == 1;
+    ::_exit((is_written ? 0 : 1) + (is_full ? 0 : 2) + (is_read ? 0 : 4) + (has_one ? 0 : 8));
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(WIFEXITED(status));
+  REQUIRE(WEXITSTATUS(status) == 0);
+  FileStore store(small_files(folder));
+  REQUIRE(get_file(store, block).outcome == StoreOutcome::done);
+  REQUIRE(get_file(store, large).outcome == StoreOutcome::missing);
+}
+
+TEST_CASE("A process that is killed while it writes leaves each record whole or none", "[tier][file]") {
+  const TempFolder folder(files_root());
+  kvc_test::Random random(kvc_test::seed_or(19));
+  constexpr int numbers = 40;
+  int found = 0, absent = 0;
+  const int kills = kvc_test::operations_or(0) >= 1000000 ? 200 : kvc_test::cases_or(60);
+  for (int kill = 0; kill < kills; ++kill) {
+    CAPTURE(kill);
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      FileStore store(small_files(folder));
+      for (int i = kill;; ++i) {  // writes, replaces and erases
+        const FileBlock block(i % numbers, 2000 + static_cast<std::size_t>(i % numbers) * 400);
+        const io::ConstByteSpan span = block.bytes;
+        (void)store.erase(FileBlock((i + 7) % numbers, 0).info.key);
+        (void)store.write(block.record(), std::span(&span, 1));
+        (void)tier::drain(store, TimePoint::max(), [](const Completion&) {});
+      }
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random.between(500, 5000)));
+    REQUIRE(::kill(child, SIGKILL) == 0);
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    REQUIRE(WIFSIGNALED(status));
+    FileStore store(small_files(folder));
+    for (int i = 0; i < numbers; ++i) {
+      const FileBlock block(i, 2000 + static_cast<std::size_t>(i) * 400);
+      const StoreOutcome outcome = get_file(store, block).outcome;
+      REQUIRE((outcome == StoreOutcome::done || outcome == StoreOutcome::missing));  // never refused: no half record
+      ++(outcome == StoreOutcome::done ? found : absent);
+    }
+    REQUIRE(bytes_on_disk(folder) <= store.capacity());
+  }
+  REQUIRE(found > 0);
+  REQUIRE(absent > 0);
+}
+
+TEST_CASE("A store in files is used from one thread while its own work", "[tier][file][threads]") {
+  const TempFolder folder(files_root());
+  FileStore::Config config = small_files(folder);
+  config.bytes = 256 << 10;
+  config.segment_bytes = 32 << 10;
+  config.threads = 4;
+  std::vector<FileBlock> blocks;
+  for (int i = 0; i < 24; ++i) {
+    blocks.emplace_back(i, 1000 + static_cast<std::size_t>(i) * 700, 2);
+  }
+  FileStore store(config);
+  kvc_test::Random random(kvc_test::seed_or(5));
+  struct UnderWay {
+    Ticket ticket;
+    std::size_t block;
+    std::vector<std::byte> to;
+  };
+  std::vector<UnderWay> reads;
+  int done = 0;
+  for (int i = 0; i < 1500; ++i) {
+    const std::size_t number = random.between<std::size_t>(0, blocks.size() - 1);
+    const FileBlock& block = blocks[number];
+    const io::ConstByteSpan from = block.bytes;
+    switch (random.between(0, 5)) {
+      case 0:
+        (void)store.erase(block.info.key);
+        break;
+      case 1:
+      case 2:
+        (void)store.write(block.record(), std::span(&from, 1));
+        break;
+      default: {
+        reads.push_back({0, number, std::vector<std::byte>(block.bytes.size())});
+        const io::ByteSpan into = reads.back().to;
+        reads.back().ticket = store.read(block.record(), std::span(&into, 1));
+      }
+    }
+    while (store.under_way() > 12) {
+      (void)store.wait(TimePoint::max());
+      while (const auto ended = store.poll()) {
+        REQUIRE(ended->outcome != StoreOutcome::failed);
+        if (ended->operation != StoreOperation::read) {
+          continue;
+        }
+        const auto read =
+            std::find_if(reads.begin(), reads.end(), [&](const UnderWay& r) { return r.ticket == ended->ticket; });
+        REQUIRE(read != reads.end());
+        REQUIRE(ended->outcome != StoreOutcome::refused);
+        if (ended->outcome == StoreOutcome::done) {
+          REQUIRE(read->to == blocks[read->block].bytes);
+          ++done;
+        }
+        reads.erase(read);
+      }
+    }
+  }
+  REQUIRE(done > 50);
+  REQUIRE(store.stats().bytes <= config.bytes);
+}
