@@ -111,6 +111,16 @@ concept FollowsLru = EvictionPolicy<E> && requires(E e) {
   { e.follow_lru() } noexcept;
 };
 
+/// An eviction policy that estimates how likely blocks are to be used again: slower tiers keep those that are likelier than
+/// others (tier/tiers_config.hpp).
+///
+///   c.hazard(block, now)   | double: the estimated chance per unit of time that a block is used again now, which is
+///                          | evictable, or was the last victim; O(1)
+template <class E>
+concept EstimatesReuse = EvictionPolicy<E> && requires(const E c, BlockId block, std::uint64_t now) {
+  { c.hazard(block, now) } noexcept -> std::same_as<double>;
+};
+
 /// Base class of an eviction policy that has no parameters, keeps nothing per sequence, or ignores some of the calls.
 struct EvictionDefaults {
   struct Config {};

@@ -1,0 +1,302 @@
+// Writer: brings cached blocks of a pool to the tiers that lack them.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include "kvc/config.hpp"
+#include "kvc/core/error.hpp"
+#include "kvc/core/scope_guard.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
+#include "kvc/policy/block_array.hpp"
+#include "kvc/policy/events.hpp"
+#include "kvc/policy/eviction/concept.hpp"
+#include "kvc/tier/detail/tier_link.hpp"
+#include "kvc/tier/pool_bytes.hpp"
+#include "kvc/tier/pool_keys.hpp"
+#include "kvc/tier/tiers_config.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace tier {
+namespace detail {
+
+/// Hears what the cache stores and removes. A block is only written while it is cached: its rows are complete then and do
+/// not change. Bytes are copied before a store reads them, unless it copies at once, so no write under way refers to the
+/// pool. A block that leaves the pool unwritten is copied aside while the event is reported, before anybody can overwrite
+/// it, if its parent is held already and there is room aside; otherwise it is lost to the tier.
+template <class Cache>
+class Writer {
+ public:
+  Writer(Cache& cache, const TiersConfig& config, std::vector<TierLink>& tiers, PoolKeys& keys,
+         const PoolBytes<Cache>& bytes)
+      : cache_(cache),
+        tiers_(tiers),
+        keys_(keys),
+        bytes_(bytes),
+        most_(config.writes),
+        reserve_(config.reserve > 0 ? config.reserve : cache.policy().blocks() / 8),
+        came_from_(cache.policy().blocks(), nobody) {
+    path_.reserve(static_cast<std::size_t>(cache.policy().blocks()));
+    spans_.reserve(bytes.pieces());
+    if (std::ranges::any_of(tiers, [](const TierLink& t) { return t.rule != WriteRule::never; })) {
+      staged_.resize(config.writes);
+      for (Staged& staged : staged_) {
+        staged.bytes.resize(bytes.bytes());
+        staged.tokens.resize(static_cast<std::size_t>(cache.policy().block_tokens()));
+      }
+    }
+  }
+
+  // --- events, in the middle of an operation of the cache ------------------------------------------------------------
+
+  void operator()(const BlockStored& event) noexcept {
+#if KVC_HAS_EXCEPTIONS
+    try {
+#endif
+      if (!keys_.store(event)) {
+        return;
+      }
+#if KVC_HAS_EXCEPTIONS
+    } catch (...) {  // without a name the block cannot be stored; the cache itself is whole
+      return;
+    }
+#endif
+    for (std::size_t t = 0; t < tiers_.size(); ++t) {
+      if (came_from_[event.block] == t) {
+        tiers_[t].queue.hold(event.block);
+      } else if (tiers_[t].rule != WriteRule::selective) {
+        plan(tiers_[t], event.block);
+      }
+    }
+  }
+  void operator()(const BlockRemoved& event) noexcept {
+    if (keys_.find(event.block) == nullptr) {
+      return;
+    }
+    for (std::size_t t = 0; t < tiers_.size(); ++t) {
+      WriteQueue& queue = tiers_[t].queue;
+      const bool ready = queue.state(event.block) == WriteState::ready;
+      if (ready || (queue.state(event.block) == WriteState::none && worth(tiers_[t], event.block))) {
+        rescue(t, event.block);
+      }
+      queue.forget(event.block);
+    }
+    for (Staged& staged : staged_) {
+      staged.block = staged.block == event.block ? no_block : staged.block;
+    }
+    keys_.remove(event.block);
+  }
+  void operator()(const AllBlocksCleared&) noexcept {
+    for (TierLink& tier : tiers_) {
+      tier.queue.clear();
+    }
+    for (Staged& staged : staged_) {
+      staged.block = no_block;
+      staged.use = staged.use == Use::rescued ? Use::free : staged.use;
+    }
+    keys_.clear();
+  }
+
+  /// The rows of a block that is about to become cached came from this tier.
+  void set_came_from(BlockId block, std::size_t tier) noexcept { came_from_[block] = static_cast<std::uint8_t>(tier); }
+  void forget_came_from(BlockId block) noexcept { came_from_[block] = nobody; }
+  /// Later prompts have found these blocks, the first ones of a prefix.
+  void found(std::span<const BlockId> blocks) noexcept {
+    for (const BlockId block : blocks) {
+      if (keys_.find(block) == nullptr) {
+        return;
+      }
+      for (TierLink& tier : tiers_) {
+        if (tier.rule != WriteRule::never && tier.queue.state(block) == WriteState::none) {
+          (void)tier.queue.add(block, keys_.parent(block));
+        }
+      }
+    }
+  }
+  /// The tier has evicted the record of this key.
+  void lose(std::size_t tier, const BlockKey& key) noexcept {
+    const BlockId block = keys_.find(key);
+    if (block != no_block && tiers_[tier].queue.state(block) == WriteState::held) {
+      tiers_[tier].queue.forget(block);
+    }
+  }
+
+  // --- writes --------------------------------------------------------------------------------------------------------
+
+  /// Begins to write the next blocks that a rule wants written, `all`: whatever the rule, to one tier. `ended()` is called
+  /// after a write to a store that copies at once, to complete it. Returns how many were begun.
+  template <class F>
+  std::size_t write(std::size_t t, bool all, F&& ended) {
+    TierLink& tier = tiers_[t];
+    std::size_t count = 0;
+    for (Staged& staged : staged_) {
+      if (staged.use == Use::rescued && staged.tier == t) {
+        send(staged);
+        ++count;
+      }
+    }
+    while (count < most_ && (all || due(tier)) && (tier.store.copies_at_once() || free_stage() != nullptr)) {
+      const std::optional<BlockId> block = tier.queue.take();
+      if (!block) {
+        break;
+      }
+      kvc::detail::ScopeGuard undo([&] { tier.queue.put_back(*block); });
+      if (tier.store.copies_at_once()) {
+        tier.reserve();
+        spans_.clear();
+        bytes_.for_each(*block, [&](io::ByteSpan piece) { spans_.push_back(piece); });
+        const Ticket ticket = tier.store.write(*keys_.find(*block), spans_);
+        tier.remember({.operation = StoreOperation::write, .ticket = ticket, .block = *block});
+        undo.dismiss();
+        ended();
+      } else {
+        Staged& staged = *free_stage();
+        fill(staged, t, *block);
+        send(staged);
+        undo.dismiss();
+      }
+      ++count;
+    }
+    return count;
+  }
+
+  /// A write has ended.
+  void ended(std::size_t t, const Begun& begun, StoreOutcome outcome) noexcept {
+    TierLink& tier = tiers_[t];
+    BlockId block = begun.block;
+    if (block == no_block) {
+      Staged& staged = staged_[begun.item];
+      block = staged.block;
+      staged.use = Use::free;
+      staged.block = no_block;
+    }
+    const bool done = outcome == StoreOutcome::done;
+    tier.stats.stored += done ? 1 : 0;
+    tier.stats.bytes_stored += done ? static_cast<Index>(bytes_.bytes()) : 0;
+    tier.stats.store_full += outcome == StoreOutcome::full ? 1 : 0;
+    tier.stats.store_failed += !done && outcome != StoreOutcome::full ? 1 : 0;
+    if (block == no_block) {  // it left the pool
+      return;
+    }
+    if (done) {
+      tier.queue.finish(block);
+    } else {
+      tier.queue.forget(block);
+    }
+  }
+
+  /// Blocks that were copied aside and not yet sent.
+  [[nodiscard]] std::size_t rescued() const noexcept {
+    return static_cast<std::size_t>(std::ranges::count(staged_, Use::rescued, &Staged::use));
+  }
+
+ private:
+  enum class Use : std::uint8_t { free, rescued, under_way };
+  struct Staged {
+    Use use = Use::free;
+    std::size_t tier = 0;
+    BlockId block = no_block;  // while it is in the pool
+    RecordInfo info{};
+    std::vector<Token> tokens;
+    std::vector<std::byte> bytes;
+  };
+  static constexpr std::uint8_t nobody = 0xff;
+
+  /// Plans to write a block, and what lacks of the blocks before it.
+  void plan(TierLink& tier, BlockId block) noexcept {
+    if (tier.rule == WriteRule::never) {
+      return;
+    }
+    path_.clear();
+    for (; block != no_block && tier.queue.state(block) == WriteState::none; block = keys_.parent(block)) {
+      if (keys_.find(block) == nullptr) {
+        return;
+      }
+      path_.push_back(block);
+    }
+    for (; !path_.empty(); path_.pop_back()) {
+      const BlockId next = path_.back();
+      (void)tier.queue.add(next, keys_.parent(next));
+    }
+  }
+
+  /// Whether the rule wants blocks written now.
+  [[nodiscard]] bool due(const TierLink& tier) const noexcept {
+    return tier.rule != WriteRule::back || cache_.available() - tier.queue.pending() < reserve_;
+  }
+  /// Whether WriteRule::selective keeps a block that leaves the pool and that no prompt has found.
+  [[nodiscard]] bool worth(TierLink& tier, BlockId block) noexcept {
+    const BlockId parent = keys_.parent(block);
+    if (tier.rule != WriteRule::selective || (parent != no_block && tier.queue.state(parent) != WriteState::held)) {
+      return false;
+    }
+    if constexpr (EstimatesReuse<std::remove_cvref_t<decltype(cache_.policy().eviction())>>) {
+      const double hazard = cache_.policy().eviction().hazard(block, cache_.policy().time());
+      const bool more = hazard > mean_hazard_;
+      mean_hazard_ += (hazard - mean_hazard_) / 256;  // of the last blocks that left
+      tier.stats.not_worth += more ? 0 : 1;
+      return more;
+    } else {
+      ++tier.stats.not_worth;
+      return false;
+    }
+  }
+
+  [[nodiscard]] Staged* free_stage() noexcept {
+    const auto found = std::ranges::find(staged_, Use::free, &Staged::use);
+    return found == staged_.end() ? nullptr : &*found;
+  }
+  void fill(Staged& staged, std::size_t tier, BlockId block) noexcept {
+    staged.tier = tier;
+    staged.block = block;
+    staged.info = *keys_.find(block);
+    std::ranges::copy(staged.info.tokens, staged.tokens.begin());
+    staged.info.tokens = staged.tokens;
+    bytes_.copy_out(block, staged.bytes.data());
+  }
+  void rescue(std::size_t t, BlockId block) noexcept {
+    Staged* const staged = free_stage();
+    if (staged == nullptr) {
+      return;
+    }
+    fill(*staged, t, block);
+    staged->use = Use::rescued;
+    ++tiers_[t].stats.rescued;
+    if (tiers_[t].queue.state(block) == WriteState::ready) {
+      tiers_[t].queue.take(block);
+    }
+  }
+  void send(Staged& staged) {
+    TierLink& tier = tiers_[staged.tier];
+    tier.reserve();
+    const io::ConstByteSpan bytes(staged.bytes);
+    const Ticket ticket = tier.store.write(staged.info, std::span(&bytes, 1));
+    tier.remember({.operation = StoreOperation::write,
+                   .ticket = ticket,
+                   .item = static_cast<std::size_t>(&staged - staged_.data())});
+    staged.use = Use::under_way;
+  }
+
+  Cache& cache_;
+  std::vector<TierLink>& tiers_;
+  PoolKeys& keys_;
+  const PoolBytes<Cache>& bytes_;
+  std::size_t most_;
+  Index reserve_;
+  BlockArray<std::uint8_t> came_from_;
+  std::vector<BlockId> path_;
+  std::vector<io::ConstByteSpan> spans_;
+  std::vector<Staged> staged_;
+  double mean_hazard_ = 0;
+};
+
+}  // namespace detail
+}  // namespace tier
+}  // namespace v0
+}  // namespace kvc
