@@ -30,6 +30,8 @@
 #include "kvc/attention/expanded.hpp"
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/mask.hpp"
+#include "kvc/attention/memory_plan.hpp"
+#include "kvc/attention/memory_plan_choice.hpp"
 #include "kvc/attention/options.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/reference.hpp"

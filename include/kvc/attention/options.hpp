@@ -12,6 +12,7 @@
 
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/mask.hpp"
+#include "kvc/attention/memory_plan.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/types.hpp"
@@ -53,6 +54,8 @@ struct AttentionOptions {
   AttentionMask mask = {};
   std::span<const float> sinks = {};  ///< [query_heads] a logit each, finite or -infinity, of the caller's; empty: none
   PosRange keys = {0, max_pos};       ///< the keys that any row may see: a part of them, to be merged (AttentionStates)
+  /// How decode prefetches, which changes no bit; none: as memory_plan_choice.hpp says. Not used on a GPU.
+  std::optional<MemoryPlan> memory_plan = {};
 };
 
 /// The scale of a call, with its default filled in.
@@ -65,6 +68,9 @@ struct AttentionOptions {
   require(options.kept >= 0, "kept", options.kept, "at least 0");
   require(options.softcap >= 0 && std::isfinite(options.softcap), "softcap", options.softcap,
           "finite and at least 0 (0: off)");
+  if (options.memory_plan) {
+    require_between(options.memory_plan->lines, std::int32_t{0}, MemoryPlan::max_lines, "memory_plan.lines");
+  }
   return scale;
 }
 

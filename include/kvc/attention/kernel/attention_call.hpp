@@ -54,9 +54,13 @@ class AttentionCall {
     }
     SplitCall<View> splits(rows_, few, concurrency(executor));
     executor.parallel_for(splits.query_items(), [&](Index i) { splits.prepare(i); });
-    executor.parallel_for(tile_count + splits.work_items(), [&](Index i) {
-      i < tile_count ? run_tile(tiles[static_cast<std::size_t>(i)]) : splits.work(i - tile_count);
-    });
+    if (tile_count == 0) {
+      splits.time_work([&] { executor.parallel_for(splits.work_items(), [&](Index i) { splits.work(i); }); });
+    } else {
+      executor.parallel_for(tile_count + splits.work_items(), [&](Index i) {
+        i < tile_count ? run_tile(tiles[static_cast<std::size_t>(i)]) : splits.work(i - tile_count);
+      });
+    }
     rows_.missing().throw_if_reported();
     executor.parallel_for(splits.query_items(), [&](Index i) { splits.merge(i); });
   }

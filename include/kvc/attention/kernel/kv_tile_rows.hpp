@@ -10,6 +10,7 @@
 
 #include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/memory_plan.hpp"
 #include "kvc/attention/options.hpp"
 #include "kvc/element/element.hpp"
 
@@ -152,8 +153,16 @@ struct KvTileRows {
 
 /// Prefetches one cache line per line that is read, a fixed distance ahead, in address order: memory would drop most
 /// requests of a burst. One instruction makes all requests, so that the prefetchers of the processor follow its stream.
+/// A MemoryPlan says how far ahead, and to which cache.
 class Prefetcher {
  public:
+  /// From the next tile on, which must be the first.
+  void set_plan(const MemoryPlan& plan) noexcept {
+    planned_ = plan.lines;
+    off_ = plan.level == MemoryPlan::Level::none;
+    to_second_ = plan.level == MemoryPlan::Level::second;
+  }
+
   /// About as many lines as are in flight when memory is saturated. Measured from 64 to 240: docs/performance.md.
   static constexpr Index few_lines = 104;
 
@@ -166,6 +175,9 @@ class Prefetcher {
   template <class T>
   void begin_tile(const KvTileRows<T>& now, const KvTileRows<T>* next, Index distance, Index prefetched,
                   Index rows) noexcept {
+    if (off_) {
+      return;
+    }
     resume();
     if (part_ < 2 || parts_[2] != &now.keys) {  // `now` is not the tile that was announced
       at_ = nullptr;
@@ -206,9 +218,17 @@ class Prefetcher {
       return tile_keys;
     }
     const Index bytes = (now.last - now.first) * (key_dim + value_dim) * Index{sizeof(StorageOf<T>)};
-    const Index ahead = distance(now);
+    const Index ahead = distance(planned_, now);
     begin_tile(now, next, ahead, bytes / ByteSpan::line, rows);
     return ahead < now.keys.lines() ? Index{simd::lanes} : tile_keys;
+  }
+
+  /// The same for a tile that is read in bursts: a whole tile ahead, unless the plan says otherwise. `prefetched` as in
+  /// begin_tile.
+  template <class T>
+  void begin_tile_in_bursts(const KvTileRows<T>& now, const KvTileRows<T>* next, Index prefetched,
+                            Index rows) noexcept {
+    begin_tile(now, next, planned_ > 0 && rows <= few_rows ? planned_ : now.lines(), prefetched, rows);
   }
 
   /// Nothing is prefetched, and nothing has been announced.
@@ -224,7 +244,11 @@ class Prefetcher {
     }
     KVC_NOT_UNROLLED
     for (; lines > 0; --lines) {
-      __builtin_prefetch(at_, 0, 3);
+      if (to_second_) {
+        __builtin_prefetch(at_, 0, 2);
+      } else {
+        __builtin_prefetch(at_, 0, 3);
+      }
       at_ += ByteSpan::line;
       if (at_ >= end_) [[unlikely]] {
         follow();
@@ -249,12 +273,15 @@ class Prefetcher {
   }
 
  private:
-  /// The distance where a tile is read evenly. If the keys are contiguous and the first-level cache holds keys and
+  /// The distance where a tile is read evenly, unless one is planned. If the keys are contiguous and the first-level cache holds keys and
   /// values, that of the keys: values are prefetched while keys are read, and the next keys while values are. Otherwise
   /// as many lines as memory can have in flight.
   template <class T>
-  [[nodiscard]] static Index distance(const KvTileRows<T>& now) noexcept {
+  [[nodiscard]] static Index distance(Index planned, const KvTileRows<T>& now) noexcept {
     constexpr Index most = 256;
+    if (planned > 0) {
+      return planned;
+    }
     const Index lines = now.keys.lines();
     return now.keys.count == 1 && lines <= most ? std::max(lines, few_lines) : few_lines;
   }
@@ -278,6 +305,9 @@ class Prefetcher {
   Index span_ = -1;
   const std::byte* paused_at_ = nullptr;
   Index with_row_ = 0;
+  Index planned_ = 0;  // lines; 0: none
+  bool off_ = false;
+  bool to_second_ = false;
 };
 
 /// Prefetches the rows of a tile to the second-level cache, line by line: for long computations that read the tile before

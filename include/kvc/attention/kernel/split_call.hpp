@@ -6,7 +6,11 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kvc/attention/kernel/call_rows.hpp"
@@ -14,6 +18,7 @@
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/shared_order.hpp"
 #include "kvc/attention/kernel/splits.hpp"
+#include "kvc/attention/memory_plan_choice.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -36,8 +41,9 @@ class SplitCall {
         batch_(make_batch(rows, sequences)),
         queries_(queries_of(rows, batch_)),
         groups_(make_split_groups(batch_, most_rows, dims().kv_heads, dims().group)),
+        plan_(choose_plan(threads)),
         items_(make_work_items(groups_, batch_, dims().kv_heads, most_rows, threads,
-                               [this](const SplitGroup& g) { return is_contiguous(g.first, g.split); })),
+                               [this](const SplitGroup& g) { return is_by_head(g); })),
         scratch_(query_floats() + RowStates::size(state_count(), value_pad())),
         q_(scratch_.take(query_floats())),
         states_(RowStates::at(scratch_.take(RowStates::size(state_count(), value_pad())), state_count(), value_pad())),
@@ -54,6 +60,18 @@ class SplitCall {
     Scratch scaled(padded(dims().key_dim));
     rows_.prepare(batch_.sequence(i), 0, head, batch_.queries(i, i + 1), scaled.take(padded(dims().key_dim)),
                   prepared(head, i));
+  }
+
+  /// Runs f(), which runs all work items and nothing else. Its time may decide the MemoryPlan of later calls.
+  template <class F>
+  void time_work(F f) const {
+    if (plan_.entry < 0) {
+      f();
+      return;
+    }
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    MemoryPlanChooser::instance().add(plan_, std::chrono::steady_clock::now() - start);
   }
 
   void work(Index item) const { ItemWork(*this, items_[static_cast<std::size_t>(item)]).run(); }
@@ -103,7 +121,9 @@ class SplitCall {
               [&](Index i) { return call.queries_[static_cast<std::size_t>(first_query_ + i)]; },
               call.prepared(item.first_head, group_.first), std::ssize(call.queries_) * call.dims().group, scratch_),
           kv_(call.dims().key_dim, call.dims().value_dim, call.dims().scale, scratch_),
-          own_(RowStates::at(scratch_.take(RowStates::size(states_, call.value_pad())), states_, call.value_pad())) {}
+          own_(RowStates::at(scratch_.take(RowStates::size(states_, call.value_pad())), states_, call.value_pad())) {
+      kv_.prefetcher().set_plan(call.plan_.plan);
+    }
 
     void run() {
       Steps steps(call_.batch_, call_.groups_, item_);
@@ -245,19 +265,69 @@ class SplitCall {
     return batch_.sequence(i);
   }
 
-  /// Whether the keys of a head are contiguous for more than a tile, where this split of the i-th sequence begins. The
-  /// first head stands for all, and the split for those after it.
-  [[nodiscard]] bool is_contiguous(Index i, Index split) const {
+  /// Positions of a head that are contiguous, about, where this split of the i-th sequence begins; 2 * tile_keys at most.
+  /// The first head stands for all, and the split for those after it.
+  struct RunLengths {
+    Index longest = 0;
+    Index mean = 0;
+  };
+  [[nodiscard]] RunLengths run_lengths(Index i, Index split) const {
     const View& view = rows_.view(batch_.sequence(i));
     const Index length = view.length(), first = std::min(split * split_keys, length);
-    Index longest = 0;
-    view.for_each_run(0, PosRange{static_cast<Pos>(first), static_cast<Pos>(std::min(first + 2 * tile_keys, length))},
-                      [&](const KvRun<T>& run) {
-                        if (run.k_stride == Element<T>::row_size(dims().key_dim)) {
-                          longest = std::max(longest, run.rows);
-                        }
-                      });
-    return longest > tile_keys;
+    const Index last = std::min(first + 2 * tile_keys, length);
+    RunLengths runs;
+    Index count = 0;
+    view.for_each_run(0, PosRange{static_cast<Pos>(first), static_cast<Pos>(last)}, [&](const KvRun<T>& run) {
+      const bool together = run.k_stride == Element<T>::row_size(dims().key_dim);
+      runs.longest = together ? std::max(runs.longest, run.rows) : runs.longest;
+      count += together ? 1 : run.rows;
+    });
+    runs.mean = count > 0 ? (last - first) / count : 0;
+    return runs;
+  }
+
+  /// Whether the work on a group goes one head after the other.
+  [[nodiscard]] bool is_by_head(const SplitGroup& g) const {
+    switch (plan_.plan.heads) {
+      case MemoryPlan::Heads::in_turn:
+        return false;
+      case MemoryPlan::Heads::one_by_one:
+        return true;
+      case MemoryPlan::Heads::by_layout:
+        break;
+    }
+    return run_lengths(g.first, g.split).longest > tile_keys;
+  }
+
+  [[nodiscard]] MemoryPlanChooser::Use choose_plan(Index threads) const {
+    if (const auto& plan = rows_.options().memory_plan) {
+      return {*plan};
+    }
+    if (groups_.empty()) {
+      return {};
+    }
+    // Plans are for rows that are read from memory and used once.
+    const SplitGroup& first = groups_.front();
+    const bool once = std::ranges::all_of(groups_, [](const SplitGroup& g) { return g.rows <= few_rows; });
+    if (!once) {
+      return {};
+    }
+    const Index row = Element<T>::row_size(dims().key_dim) + Element<T>::row_size(dims().value_dim);
+    Index positions = 0;
+    for (const SplitGroup& g : groups_) {
+      const auto within = [&](KeyRange keys) {
+        const Index begin = g.split * split_keys;
+        return std::max(std::min(keys.last, begin + split_keys) - std::max(keys.first, begin), Index{0});
+      };
+      const VisibleKeys& keys = batch_.keys[static_cast<std::size_t>(g.first)];
+      positions += within(keys.kept) + within(keys.recent);
+    }
+    static_assert(MemoryPlanKind::most_run == 2 * tile_keys);
+    const auto mean = static_cast<std::uint64_t>(run_lengths(first.first, first.split).mean);
+    const auto run = static_cast<Index>(std::bit_floor(mean + mean / 2));  // some blocks are neighbours
+    return MemoryPlanChooser::instance().use(
+        {std::string(Element<T>::name), run, dims().kv_heads, dims().key_dim, dims().value_dim, threads > 1},
+        positions * dims().kv_heads * row * Index{sizeof(StorageOf<T>)});
   }
 
   /// [splits, kv_heads] where each is found. Splits whose states were merged into those of an earlier one are not
@@ -289,6 +359,7 @@ class SplitCall {
   SplitBatch batch_;
   std::vector<Query> queries_;
   std::vector<SplitGroup> groups_;
+  MemoryPlanChooser::Use plan_;
   std::vector<WorkItem> items_;
   Scratch scratch_;
   float* q_;          // [kv_heads, queries, group, query_size]

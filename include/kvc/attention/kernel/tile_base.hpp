@@ -115,7 +115,7 @@ class IntegerSumTile : public TileBase<T> {
     this->once_ = count <= few_rows;
     if (this->once_ || next != nullptr) {
       const Index bytes = (rows.last - rows.first) * row_bytes;
-      this->prefetcher_.begin_tile(rows, next, rows.lines(), this->once_ ? bytes / ByteSpan::line : 0, count);
+      this->prefetcher_.begin_tile_in_bursts(rows, next, this->once_ ? bytes / ByteSpan::line : 0, count);
     }
   }
 };
