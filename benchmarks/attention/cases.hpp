@@ -1,6 +1,7 @@
 // The cases of kvc for one element type.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -16,6 +17,7 @@
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "measure.hpp"
+#include "memory_plans.hpp"
 #if defined(_OPENMP)
 #include "kvc/parallel/openmp.hpp"
 #endif
@@ -38,7 +40,8 @@ class AttentionCases {
         policy_(std::string(P::name) + (block_tokens > 0 ? std::to_string(block_tokens) : "")) {}
 
   void add_decode(const Heads& heads, Pos length) const {
-    add_batch(kind("decode", heads) + "/kv:" + std::to_string(length), heads, {length});
+    const std::string of_heads = heads.kv == 8 || heads.latent ? "" : "/heads:" + std::to_string(heads.kv);
+    add_batch(kind("decode", heads) + of_heads + "/kv:" + std::to_string(length), heads, {length});
   }
 
   /// Over `count` positions of `length`: random ones, or those of random blocks of 16.
@@ -157,11 +160,15 @@ class AttentionCases {
         for (Index layer = 0; layer < filled->layers(); ++layer) {
           layers.push_back(filled->views(static_cast<std::size_t>(layer)));
         }
-        measure(state, threads, work, [&](std::size_t i) {
+        const auto call = [&](std::size_t i, std::optional<kvc::MemoryPlan> plan) {
           const std::span<const typename Filled<T, P>::View> views = layers[i % layers.size()];
           kvc::decode(views, {q.data(), batch.sequences, heads.query * heads.key_dim},
-                      {out.data(), batch.sequences, heads.query * heads.value_dim}, {}, executor(threads));
-        });
+                      {out.data(), batch.sequences, heads.query * heads.value_dim}, {.memory_plan = plan},
+                      executor(threads));
+        };
+        decide_memory_plan(call);
+        measure(state, threads, work, [&](std::size_t i) { call(i, std::nullopt); });
+        compare_memory_plans(state, call);
       });
     }
   }
@@ -185,6 +192,10 @@ void add_cases() {
       policy.add_decode(heads, length);
     }
   });
+  for (const Index kv_heads : {1, 32}) {
+    const Heads of{.query = 4 * kv_heads, .kv = kv_heads};
+    contiguous.add_decode(of, 16384), paged16.add_decode(of, 16384), paged64.add_decode(of, 16384);
+  }
   for (const Index dim : {64, 80, 96, 192, 256}) {
     contiguous.add_decode({.key_dim = dim, .value_dim = dim}, 16384);
   }

@@ -15,7 +15,8 @@
 //                                                          of random blocks of 16
 //   peer_eigen/decode/..., peer_ggml/decode/...            the same work by others, as far as they are installed
 //
-// 32 query heads, 8 kv heads, dimension 128 unless the name says dim:<key>[-<value>]. The number behind a policy is the
+// 32 query heads, 8 kv heads, dimension 128 unless the name says dim:<key>[-<value>] or heads:<kv heads> (then four query
+// heads for each). The number behind a policy is the
 // tokens of a block; blocks lie in random order. A cache has so many layers that the calls, each on the next layer,
 // read twice the last-level cache and 1 GiB at least before one comes again: keys and values come from memory. (In
 // prefill they need not.)
@@ -33,6 +34,12 @@
 //             the processor has for the element: bf16 for bf16 and fp8, int8 for int8 and int4, else fp32.
 //   of_best   limit over time, with the best limits that this run has seen so far
 //   roofline  limit over time, with the limits measured by turns with the calls of the case: the median of both
+//
+// and for decode, how it prefetches (kvc/attention/memory_plan.hpp):
+//
+//   plan          index in kvc::memory_plans of the plan that was chosen by measurement; the label is its text
+//   of_best_plan  time with the fastest plan over time with the choice
+//   ms[PLAN]      time with each plan, by turns: medians
 //
 // On a shared machine memory and clock change by a factor of two within minutes, and two virtual processors may find
 // themselves on one core. So the limits are measured again and again between the calls of every case, on as many
