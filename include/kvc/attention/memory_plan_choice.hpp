@@ -53,6 +53,7 @@ struct MemoryPlanKind {
   friend bool operator==(const MemoryPlanKind&, const MemoryPlanKind&) = default;
 };
 
+/// The text of a kind, which tells kinds apart.
 [[nodiscard]] inline std::string to_string(const MemoryPlanKind& kind) {
   return kind.element + "/runs:" + std::to_string(kind.run) + "/heads:" + std::to_string(kind.kv_heads) +
          "/dims:" + std::to_string(kind.key_dim) + "-" + std::to_string(kind.value_dim) +
