@@ -84,21 +84,52 @@ struct Outcome {
 };
 
 /// Operations go from the thread that calls the store to those that work for it, and their completions come back. Each
-/// operation is waiting, then taken by a worker, then ended, and then gone.
+/// operation is waiting, then taken by a worker, then ended, and then gone. There may be several lanes, each with workers
+/// of its own; a lookup may be given to all of them, and ends when all have ended their share of it.
 class OperationQueue {
  public:
+  explicit OperationQueue(std::size_t lanes = 1) : waiting_(lanes) {}
+
   // For the thread that calls the store.
 
   /// Begins an operation. Throws std::bad_alloc; nothing has begun then.
-  Ticket add(Operation&& operation) {
+  Ticket add(Operation&& operation, std::size_t lane = 0) {
     const std::lock_guard lock(mutex_);
     std::list<Completion> spare(1);
     operation.ticket = last_ + 1;
-    waiting_.push_back(std::move(operation));
-    spare_.splice(spare_.end(), spare);
-    ++under_way_;
-    work_.notify_one();
-    return ++last_;
+    waiting_[lane].push_back(std::move(operation));
+    return added(spare);
+  }
+  /// Begins a lookup of which each lane does a share. It is done if one of them is.
+  Ticket add_to_all(std::span<const BlockKey> keys, std::span<std::uint8_t> found) {
+    if (waiting_.size() == 1) {
+      return add(Operation::lookup(keys, found));
+    }
+    const std::lock_guard lock(mutex_);
+    std::list<Completion> spare(1);
+    std::vector<std::deque<Operation>> shares(waiting_.size());  // all that needs memory comes first
+    for (std::deque<Operation>& share : shares) {
+      share.push_back(Operation::lookup(keys, found));
+      share.back().ticket = last_ + 1;
+    }
+    shared_.push_back({last_ + 1, waiting_.size(), {}});
+    std::size_t lane = 0;
+#if KVC_HAS_EXCEPTIONS
+    try {
+#endif
+      for (; lane < waiting_.size(); ++lane) {
+        waiting_[lane].push_back(std::move(shares[lane].front()));
+      }
+#if KVC_HAS_EXCEPTIONS
+    } catch (...) {
+      while (lane > 0) {
+        waiting_[--lane].pop_back();
+      }
+      shared_.pop_back();
+      throw;
+    }
+#endif
+    return added(spare);
   }
   [[nodiscard]] std::optional<Completion> poll() {
     const std::lock_guard lock(mutex_);
@@ -114,8 +145,18 @@ class OperationQueue {
   bool cancel(Ticket ticket) {
     const std::lock_guard lock(mutex_);
     const auto is_it = [ticket](const auto& each) { return each.ticket == ticket; };
-    if (const auto found = std::find_if(waiting_.begin(), waiting_.end(), is_it); found != waiting_.end()) {
-      waiting_.erase(found);
+    std::size_t waiting = 0;
+    for (const std::deque<Operation>& lane : waiting_) {
+      waiting += static_cast<std::size_t>(std::count_if(lane.begin(), lane.end(), is_it));
+    }
+    const auto shared = std::find_if(shared_.begin(), shared_.end(), is_it);
+    if (waiting > 0 && (shared == shared_.end() || shared->left == waiting)) {
+      for (std::deque<Operation>& lane : waiting_) {
+        lane.erase(std::remove_if(lane.begin(), lane.end(), is_it), lane.end());
+      }
+      if (shared != shared_.end()) {
+        shared_.erase(shared);
+      }
       spare_.pop_front();
     } else if (const auto over = std::find_if(ended_.begin(), ended_.end(), is_it); over != ended_.end()) {
       ended_.erase(over);
@@ -149,30 +190,45 @@ class OperationQueue {
   void stop() {
     const std::lock_guard lock(mutex_);
     is_stopped_ = true;
-    waiting_.clear();
+    for (std::deque<Operation>& lane : waiting_) {
+      lane.clear();
+    }
     work_.notify_all();
   }
 
   // For the workers.
 
-  /// Waits for an operation, and takes it, and up to `most` of those that wait. Empty: the queue is stopped.
-  [[nodiscard]] std::vector<Operation> take(std::size_t most = 1) {
+  /// Waits for an operation of a lane, and takes it, and up to `most` of those that wait. Empty: the queue is stopped.
+  [[nodiscard]] std::vector<Operation> take(std::size_t most = 1, std::size_t lane = 0) {
     std::unique_lock lock(mutex_);
-    work_.wait(lock, [this] { return is_stopped_ || !waiting_.empty(); });
-    return take_now(most);
-  }
-  /// Takes up to `most` operations, if any wait.
-  [[nodiscard]] std::vector<Operation> try_take(std::size_t most) {
-    const std::lock_guard lock(mutex_);
-    return take_now(most);
+    std::deque<Operation>& waiting = waiting_[lane];
+    work_.wait(lock, [&] { return is_stopped_ || !waiting.empty(); });
+    std::vector<Operation> taken;
+    taken.reserve(std::min(most, waiting.size()));
+    while (!waiting.empty() && taken.size() < most) {
+      taken.push_back(std::move(waiting.front()));
+      waiting.pop_front();
+    }
+    return taken;
   }
   [[nodiscard]] bool is_stopped() const {
     const std::lock_guard lock(mutex_);
     return is_stopped_;
   }
   /// Reports the end of an operation that was taken. Its bytes are the caller's again.
-  void end(const Operation& operation, const Outcome& how) noexcept {
+  void end(const Operation& operation, Outcome how) noexcept {
     const std::lock_guard lock(mutex_);
+    const auto shared = std::find_if(shared_.begin(), shared_.end(),
+                                     [&](const Shared& each) { return each.ticket == operation.ticket; });
+    if (shared != shared_.end()) {
+      shared->sum.count += how.count;
+      shared->sum.outcome = how.outcome == StoreOutcome::done ? how.outcome : shared->sum.outcome;
+      if (--shared->left > 0) {
+        return;
+      }
+      how = shared->sum;
+      shared_.erase(shared);
+    }
     ended_.splice(ended_.end(), spare_, spare_.begin());
     ended_.back() = {operation.ticket, operation.kind, how.outcome, how.refusal, how.count};
     count(operation, how);
@@ -180,13 +236,18 @@ class OperationQueue {
   }
 
  private:
-  [[nodiscard]] std::vector<Operation> take_now(std::size_t most) {
-    std::vector<Operation> taken;
-    while (!waiting_.empty() && taken.size() < most) {
-      taken.push_back(std::move(waiting_.front()));
-      waiting_.pop_front();
-    }
-    return taken;
+  /// A lookup that several lanes do.
+  struct Shared {
+    Ticket ticket;
+    std::size_t left;  // lanes that have not ended it
+    Outcome sum;
+  };
+
+  Ticket added(std::list<Completion>& spare) noexcept {
+    spare_.splice(spare_.end(), spare);
+    ++under_way_;
+    waiting_.size() == 1 ? work_.notify_one() : work_.notify_all();
+    return ++last_;
   }
   void count(const Operation& operation, const Outcome& how) noexcept {
     switch (how.outcome) {
@@ -225,9 +286,10 @@ class OperationQueue {
   }
 
   mutable std::mutex mutex_;
-  std::condition_variable work_;  // there is an operation to take, or none will come
-  std::condition_variable news_;  // an operation has ended
-  std::deque<Operation> waiting_;
+  std::condition_variable work_;                // there is an operation to take, or none will come
+  std::condition_variable news_;                // an operation has ended
+  std::vector<std::deque<Operation>> waiting_;  // by lane
+  std::vector<Shared> shared_;
   std::list<Completion> ended_;
   std::list<Completion> spare_;  // one for each operation that has not ended: to report an end needs no memory
   StoreStats stats_;

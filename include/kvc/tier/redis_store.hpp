@@ -1,0 +1,366 @@
+// RedisStore: a BlockStore on servers that speak the protocol of Redis (Redis, Valkey, KeyDB). Needs hiredis (Debian:
+// libhiredis-dev), to be linked, and xxHash. POSIX.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "kvc/core/error.hpp"
+#include "kvc/core/scope_guard.hpp"
+#include "kvc/tier/block_store.hpp"
+#include "kvc/tier/detail/operation_queue.hpp"
+#include "kvc/tier/detail/redis_connection.hpp"
+#include "kvc/tier/record.hpp"
+
+namespace kvc {
+inline namespace v0 {
+namespace tier {
+
+/// An address of a server.
+struct RedisServer {
+  std::string host = "127.0.0.1";
+  int port = 6379;
+  friend bool operator==(const RedisServer&, const RedisServer&) = default;
+};
+
+/// Keeps each block as one value, head and payload, under the key PREFIX + 64 hexadecimal digits. One thread and one
+/// connection for each server; commands are pipelined, and payloads are sent straight from the caller's memory.
+///
+///   several servers      a block lies on the server with the highest hash of (server, key): rendezvous hashing (Thaler
+///                        and Ravishankar, 1998). When one is added or removed, only the blocks of that one move
+///   room, eviction       are the server's: maxmemory and maxmemory-policy. A server that evicts nothing makes a write
+///                        `full`
+///   a server that is     operations on it are `failed`, at once as long as it is known to be down; it is asked again
+///   gone or hangs        after Config::retry. A lookup finds nothing there, and fails if all servers do.
+///                        Config::timeout bounds each wait for bytes
+///   damage               the record has checksums from its writer to its reader; what does not pass is refused
+///
+/// Whoever can write to a server can serve wrong bytes with right checksums: servers are trusted, as the network is.
+/// What it fulfils: BlockStore.
+class RedisStore {
+ public:
+  /// The settings.
+  struct Config {
+    std::vector<RedisServer> servers{RedisServer{}};
+    std::string prefix = "kvc:";              ///< of all keys
+    std::size_t pipeline = 16;                ///< operations that a connection has under way at most
+    std::chrono::milliseconds timeout{1000};  ///< for a connection, and for each wait for bytes
+    std::chrono::milliseconds retry{500};     ///< from a failure to the next attempt to connect
+  };
+  static constexpr bool persistent = true;
+
+  /// Does not connect yet: the first operation does. Throws std::invalid_argument.
+  explicit RedisStore(const Config& config) : config_(checked(config)), queue_(config_.servers.size()) {
+    kvc::detail::ScopeGuard join([this] { end(); });
+    for (const RedisServer& server : config_.servers) {
+      servers_.push_back(std::make_unique<Server>(server, config_.timeout));
+    }
+    for (std::size_t i = 0; i < servers_.size(); ++i) {
+      servers_[i]->thread = std::thread([this, i] { work(i); });
+    }
+    join.dismiss();
+  }
+  ~RedisStore() { end(); }
+  RedisStore(const RedisStore&) = delete;
+  RedisStore& operator=(const RedisStore&) = delete;
+
+  /// See BlockStore.
+  [[nodiscard]] Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) {
+    detail::require_lookup(keys, found);
+    return queue_.add_to_all(keys, found);
+  }
+  /// See BlockStore.
+  [[nodiscard]] Ticket read(const RecordInfo& block, std::span<const io::ByteSpan> spans, PartRange parts = {}) {
+    return queue_.add(detail::Operation::read(block, spans, parts), server_of(block.key));
+  }
+  /// See BlockStore.
+  [[nodiscard]] Ticket write(const RecordInfo& block, std::span<const io::ConstByteSpan> spans) {
+    return queue_.add(detail::Operation::write(block, spans), server_of(block.key));
+  }
+  /// See BlockStore.
+  [[nodiscard]] Ticket erase(const BlockKey& key) { return queue_.add(detail::Operation::erase(key), server_of(key)); }
+  /// See BlockStore.
+  [[nodiscard]] std::optional<Completion> poll() { return queue_.poll(); }
+  /// See BlockStore. True for operations that have not been sent, or that have ended.
+  bool cancel(Ticket ticket) { return queue_.cancel(ticket); }
+  /// See BlockStore.
+  [[nodiscard]] bool wait(TimePoint until) { return queue_.wait(until); }
+  /// See BlockStore.
+  [[nodiscard]] std::size_t under_way() const { return queue_.under_way(); }
+  /// Unlimited: the servers know their limits.
+  [[nodiscard]] std::uint64_t capacity() const noexcept { return unlimited; }
+  /// See BlockStore. The records and bytes that the servers hold are not known, and stay 0.
+  [[nodiscard]] StoreStats stats() const { return queue_.stats(); }
+  /// Why the latest operation failed that did, with the server; empty if none has.
+  [[nodiscard]] std::string last_error() const {
+    const std::lock_guard lock(error_mutex_);
+    return last_error_;
+  }
+  /// The number of the server that a key belongs to. O(servers).
+  [[nodiscard]] std::size_t server_of(const BlockKey& key) const noexcept {
+    std::size_t best = 0;
+    std::uint64_t highest = 0;
+    for (std::size_t i = 0; i < servers_.size(); ++i) {
+      struct {
+        std::uint64_t server;
+        BlockKey key;
+      } const both{servers_[i]->hash, key};
+      const std::uint64_t score = snapshot::detail::Checksum::of(std::as_bytes(std::span(&both, 1)));
+      if (i == 0 || score > highest) {
+        best = i;
+        highest = score;
+      }
+    }
+    return best;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Server {
+    Server(const RedisServer& server, std::chrono::milliseconds timeout)
+        : name(kvc::detail::concat({server.host, ":", std::to_string(server.port)})),
+          hash(snapshot::detail::Checksum::of(std::as_bytes(std::span(name)))),
+          connection(server.host, server.port, timeout) {}
+    std::string name;
+    std::uint64_t hash;
+    detail::RedisConnection connection;
+    Clock::time_point retry_at{};
+    std::thread thread;
+  };
+
+  static Config checked(Config config) {
+    require(!config.servers.empty(), "servers", config.servers.size(), "at least one");
+    require(config.servers.size() <= 1024, "servers", config.servers.size(), "at most 1024");
+    require(config.pipeline >= 1, "pipeline", config.pipeline, "at least 1");
+    require(config.timeout.count() >= 1, "timeout", config.timeout.count(), "at least 1 ms");
+    return config;
+  }
+  void end() {
+    queue_.stop();
+    for (const std::unique_ptr<Server>& server : servers_) {
+      server->connection.interrupt();
+      if (server->thread.joinable()) {
+        server->thread.join();
+      }
+    }
+  }
+
+  void work(std::size_t number) {
+    Server& server = *servers_[number];
+    for (;;) {
+      std::vector<detail::Operation> taken = queue_.take(config_.pipeline, number);
+      if (taken.empty()) {
+        return;
+      }
+      std::size_t ended = 0;
+#if KVC_HAS_EXCEPTIONS
+      try {
+        perform(number, taken, ended);
+      } catch (const std::exception& error) {  // no memory: replies may be on their way to nobody
+        note(server, error.what());
+        server.connection.close("no memory");
+      }
+#else
+      perform(number, taken, ended);
+#endif
+      for (; ended < taken.size(); ++ended) {
+        forget(taken[ended], number);
+        queue_.end(taken[ended], {});
+      }
+    }
+  }
+  /// Sends all commands of the operations, and ends each as its replies come. `ended`: those that were.
+  void perform(std::size_t number, const std::vector<detail::Operation>& operations, std::size_t& ended) {
+    Server& server = *servers_[number];
+    if (!server.connection.is_open()) {
+      if (Clock::now() < server.retry_at) {
+        return;
+      }
+      if (!server.connection.connect()) {
+        fail(server);
+        return;
+      }
+    }
+    std::vector<std::vector<std::byte>> heads(operations.size());
+    for (std::size_t i = 0; i < operations.size(); ++i) {
+      send(number, operations[i], heads[i]);
+    }
+    if (!server.connection.flush()) {
+      fail(server);
+      return;
+    }
+    for (; ended < operations.size(); ++ended) {
+      const std::optional<detail::Outcome> how = receive(number, operations[ended]);
+      if (!how) {
+        fail(server);
+        return;
+      }
+      queue_.end(operations[ended], *how);
+    }
+  }
+
+  [[nodiscard]] std::string key_of(const BlockKey& key) const { return config_.prefix + key.hex(); }
+
+  void send(std::size_t number, const detail::Operation& operation, std::vector<std::byte>& head) {
+    detail::RedisConnection& to = servers_[number]->connection;
+    const RecordInfo& block = operation.block;
+    switch (operation.kind) {
+      case StoreOperation::lookup:
+        for (const BlockKey& key : operation.keys) {
+          if (server_of(key) == number) {
+            to.add({"EXISTS", key_of(key)});
+          }
+        }
+        return;
+      case StoreOperation::read:
+        if (operation.parts == PartRange{0, block.parts}) {
+          to.add({"GET", key_of(block.key)});
+        } else {
+          const std::uint64_t head_bytes = record_head_bytes(block);
+          const std::uint64_t first = head_bytes + operation.payload / block.parts * operation.parts.first;
+          to.add({"GETRANGE", key_of(block.key), "0", std::to_string(head_bytes - 1)});
+          to.add({"GETRANGE", key_of(block.key), std::to_string(first),
+                  std::to_string(first + std::max<std::uint64_t>(operation.bytes, 1) - 1)});
+        }
+        return;
+      case StoreOperation::write: {
+        head.resize(record_head_bytes(block));
+        write_record_head(block, operation.from, head);
+        std::vector<io::ConstByteSpan> spans{head};
+        spans.insert(spans.end(), operation.from.begin(), operation.from.end());
+        to.add({"SET", key_of(block.key), ""}, spans);
+        return;
+      }
+      case StoreOperation::erase:
+        to.add({"DEL", key_of(block.key)});
+        return;
+    }
+  }
+
+  /// Takes the replies to an operation. Nothing: the connection is closed.
+  std::optional<detail::Outcome> receive(std::size_t number, const detail::Operation& operation) {
+    Server& server = *servers_[number];
+    if (operation.kind == StoreOperation::lookup) {
+      std::uint64_t count = 0;
+      for (std::size_t i = 0; i < operation.keys.size(); ++i) {
+        if (server_of(operation.keys[i]) != number) {
+          continue;
+        }
+        const detail::RedisReply reply = server.connection.reply();
+        if (reply == nullptr) {
+          return std::nullopt;
+        }
+        operation.found[i] = reply->type == REDIS_REPLY_INTEGER && reply->integer == 1 ? 1 : 0;
+        count += operation.found[i];
+      }
+      return detail::Outcome{StoreOutcome::done, {}, count};
+    }
+    const detail::RedisReply reply = server.connection.reply();
+    const bool has_two =
+        operation.kind == StoreOperation::read && operation.parts != PartRange{0, operation.block.parts};
+    const detail::RedisReply second = has_two ? server.connection.reply() : nullptr;
+    if (reply == nullptr || (has_two && second == nullptr)) {
+      return std::nullopt;
+    }
+    for (const redisReply* each : {reply.get(), second.get()}) {
+      if (each != nullptr && each->type == REDIS_REPLY_ERROR) {
+        return refused_by(server, {each->str, each->len});
+      }
+    }
+    switch (operation.kind) {
+      case StoreOperation::read:
+        return has_two ? read(operation, bytes_of(*reply), bytes_of(*second), reply->type == REDIS_REPLY_STRING)
+                       : read_whole(operation, *reply);
+      case StoreOperation::write:
+        return detail::Outcome{StoreOutcome::done, {}, operation.bytes};
+      default:
+        return detail::Outcome{
+            reply->type == REDIS_REPLY_INTEGER && reply->integer == 1 ? StoreOutcome::done : StoreOutcome::missing,
+            {},
+            0};
+    }
+  }
+  [[nodiscard]] static io::ConstByteSpan bytes_of(const redisReply& reply) noexcept {
+    return reply.type == REDIS_REPLY_STRING ? std::as_bytes(std::span(reply.str, reply.len)) : io::ConstByteSpan();
+  }
+  [[nodiscard]] static detail::Outcome read_whole(const detail::Operation& operation, const redisReply& reply) {
+    const io::ConstByteSpan bytes = bytes_of(reply);
+    const std::size_t head = std::min(bytes.size(), record_head_bytes(operation.block));
+    return read(operation, bytes, bytes.subspan(head), reply.type == REDIS_REPLY_STRING);
+  }
+  /// The bytes of a head, and what follows it, and of the parts. A range of nothing is an empty string to the server.
+  [[nodiscard]] static detail::Outcome read(const detail::Operation& operation, io::ConstByteSpan head,
+                                            io::ConstByteSpan payload, bool is_there) {
+    if (!is_there || head.empty()) {
+      return {StoreOutcome::missing, {}, 0};
+    }
+    Refusal refusal = check_record_head(head, operation.block, operation.payload);
+    if (refusal == Refusal::none && payload.size() < operation.bytes) {
+      refusal = Refusal::truncated;
+    }
+    if (refusal == Refusal::none) {
+      payload = payload.first(static_cast<std::size_t>(operation.bytes));
+      refusal =
+          check_record_payload(head, operation.block, operation.parts, std::span<const io::ConstByteSpan>(&payload, 1));
+    }
+    if (refusal != Refusal::none) {
+      return {StoreOutcome::refused, refusal, 0};
+    }
+    for (const io::ByteSpan span : operation.to) {
+      if (!span.empty()) {
+        std::memcpy(span.data(), payload.data(), span.size());
+        payload = payload.subspan(span.size());
+      }
+    }
+    return {StoreOutcome::done, {}, operation.bytes};
+  }
+  /// The server answers with an error.
+  detail::Outcome refused_by(Server& server, std::string_view message) {
+    if (message.starts_with("OOM ")) {
+      return {StoreOutcome::full, {}, 0};
+    }
+    note(server, message);
+    return {};
+  }
+
+  /// Keys of a server that does not answer are not found.
+  void forget(const detail::Operation& operation, std::size_t number) noexcept {
+    for (std::size_t i = 0; i < operation.found.size(); ++i) {
+      if (server_of(operation.keys[i]) == number) {
+        operation.found[i] = 0;
+      }
+    }
+  }
+  void fail(Server& server) {
+    server.retry_at = Clock::now() + config_.retry;
+    note(server, server.connection.error());
+  }
+  void note(const Server& server, std::string_view what) {
+    std::string text = kvc::detail::concat({server.name, ": ", what});
+    const std::lock_guard lock(error_mutex_);
+    last_error_ = std::move(text);
+  }
+
+  Config config_;
+  detail::OperationQueue queue_;
+  std::vector<std::unique_ptr<Server>> servers_;
+  mutable std::mutex error_mutex_;
+  std::string last_error_;
+};
+static_assert(BlockStore<RedisStore>);
+
+}  // namespace tier
+}  // namespace v0
+}  // namespace kvc
