@@ -163,15 +163,15 @@ TEMPLATE_TEST_CASE("Each kind of memory that llama.cpp has a class for is a few 
     CAPTURE(layers.layers(), layers.groups().size(), layers.states().size());
     const kvc::GroupRules rules = layers.rules();
     TestType policy(memory<TestType>(), rules);
-    std::vector<Token> tokens(4000);
+    std::vector<Token> tokens(2000);
     std::iota(tokens.begin(), tokens.end(), 1);
-    const SeqId seq = policy.try_open(std::span(tokens).first(3000))->seq;
-    serve(policy, seq, tokens, 3000);
+    const SeqId seq = policy.try_open(std::span(tokens).first(1500))->seq;
+    serve(policy, seq, tokens, 1500);
     for (Index g = 0; g < policy.groups(); ++g) {
       const Pos window = rules.groups[static_cast<std::size_t>(g)].retained.window;
       Pos rows = 0;
-      policy.for_each_run(seq, g, {0, 3000}, [&](const kvc::SlotRun& run) { rows += run.count; });
-      CHECK(rows == (window == 0 ? 3000 : window - 1));
+      policy.for_each_run(seq, g, {0, 1500}, [&](const kvc::SlotRun& run) { rows += run.count; });
+      CHECK(rows == (window == 0 ? 1500 : window - 1));
       const bool pools = std::same_as<TestType, kvc::Contiguous>;  // one piece for each sequence
       CHECK((pools || policy.block_tokens(g) % rules.groups[static_cast<std::size_t>(g)].grain == 0));
     }
@@ -185,18 +185,18 @@ TEMPLATE_TEST_CASE("Each kind of memory that llama.cpp has a class for is a few 
         states += rule.layers * rule.weight;
       }
       const bool shares = std::same_as<TestType, kvc::PrefixShared<>>;
-      CHECK(held <= 1.04 * static_cast<double>(needed(rules, 3000) + (shares ? states : 0)) +
+      CHECK(held <= 1.04 * static_cast<double>(needed(rules, 1500) + (shares ? states : 0)) +
                         static_cast<double>((shares ? 2 : 1) * kinds * block_weight(policy)));
     }
-    const SeqId fork = policy.try_fork(seq, 3000)->seq;
-    serve(policy, fork, tokens, 3100);
-    serve(policy, seq, tokens, 3050);
+    const SeqId fork = policy.try_fork(seq, 1500)->seq;
+    serve(policy, fork, tokens, 1600);
+    serve(policy, seq, tokens, 1550);
     policy.verify();
     policy.close(fork);
     policy.close(seq);
     if constexpr (std::same_as<TestType, kvc::PrefixShared<>>) {
-      const auto again = *policy.try_open(std::span(tokens).first(3200));
-      CHECK(again.cached > 2900);
+      const auto again = *policy.try_open(std::span(tokens).first(1700));
+      CHECK(again.cached > 1400);
       policy.close(again.seq);
     }
     policy.verify();

@@ -1,2 +1,2 @@
-// Beside one translation unit for each .cuh: they link together.
+// Beside translation units that nvcc compiles: they link together.
 int main() { return 0; }
