@@ -2,12 +2,16 @@
 #include "kvc/element/quantized.hpp"
 
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "catch.hpp"
 #include "element_types.hpp"
 #include "kvc/cache.hpp"
+#include "kvc/simd/convert.hpp"
 #include "policies.hpp"
 #include "random_source.hpp"
 
@@ -421,4 +425,23 @@ TEMPLATE_TEST_CASE("Rows come back from a cache as they are stored, over every p
   check(static_cast<Int8*>(nullptr));
   check(static_cast<Fp8E4M3*>(nullptr));
   check(static_cast<Int4*>(nullptr));
+}
+
+TEST_CASE("fp8: codes that a processor looks up are the floats of Element::decode, in their order", "[element]") {
+#if defined(__AVX512VBMI__)
+  std::vector<std::uint8_t> codes(576);
+  for (const kvc::Index count : {1, 15, 16, 17, 63, 64, 65, 80, 128, 129, 256, 576}) {
+    for (unsigned first = 0; first < 256; first += count < 256 ? 5 : 97) {
+      std::iota(codes.begin(), codes.end(), static_cast<std::uint8_t>(first));
+      const auto padded = static_cast<std::size_t>(kvc::ceil_div(count, kvc::Index{16}) * 16);
+      std::vector<float> expected(padded + 1, 0.0F), got(padded + 1, 7.0F);
+      kvc::Element<kvc::Fp8E4M3>::decode(codes.data(), count, expected.data());
+      expected.back() = 7;  // nothing is written behind the padding
+      kvc::simd::decode_e4m3(codes.data(), count, got.data());
+      REQUIRE(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+    }
+  }
+#else
+  KVC_SKIP("this processor has no permutation of bytes");
+#endif
 }

@@ -99,7 +99,43 @@ KVC_ALWAYS_INLINE void look_up_e4m3(__m512i codes, __m512i& low, __m512i& high) 
   high = _mm512_permutex2var_epi8(half(e4m3_table.high), codes, half(e4m3_table.high + 64));
   high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0xf8);  // high | (codes & sign)
 }
+
+/// Where each byte comes from so that decode_e4m3 leaves codes in their order: unpacking takes bytes by eights of each 16,
+/// and makes of each pair one float of each of two vectors.
+struct E4M3Order {
+  alignas(64) std::uint8_t from[64];
+};
+[[nodiscard]] constexpr E4M3Order e4m3_order() noexcept {
+  E4M3Order order{};
+  for (unsigned i = 0; i < 64; ++i) {
+    const unsigned quarter = i / 16, half = i / 8 % 2, pair = i / 2 % 4, odd = i % 2;
+    order.from[i] = static_cast<std::uint8_t>(32 * half + 16 * odd + 4 * quarter + pair);
+  }
+  return order;
+}
+inline constexpr E4M3Order e4m3_in_order = e4m3_order();
 }  // namespace detail
+
+/// The floats of `count` codes of E4M3, filled up with zeros to a multiple of 16.
+KVC_ALWAYS_INLINE void decode_e4m3(const std::uint8_t* from, Index count, float* to) noexcept {
+  const __m512i order = _mm512_load_si512(detail::e4m3_in_order.from);
+  for (Index d = 0; d < count; d += 64) {
+    const Index left = count - d;
+    const __mmask64 there = left >= 64 ? ~__mmask64{0} : ~__mmask64{0} >> (64 - left);
+    __m512i low, high;
+    detail::look_up_e4m3(_mm512_maskz_permutexvar_epi8(~__mmask64{0}, order, _mm512_maskz_loadu_epi8(there, from + d)),
+                         low, high);
+    const __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high);
+    const __m512i upper = _mm512_set1_epi32(-65536);
+    const __m512i x[4] = {_mm512_maskz_slli_epi32(0xffff, first, 16), _mm512_and_si512(first, upper),
+                          _mm512_maskz_slli_epi32(0xffff, second, 16), _mm512_and_si512(second, upper)};
+    detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+      if (left > i * lanes) {
+        _mm512_storeu_si512(to + d + i * lanes, x[i]);
+      }
+    });
+  }
+}
 #endif
 
 }  // namespace simd

@@ -18,6 +18,7 @@
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/tile_base.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/simd/convert.hpp"
 
 namespace kvc {
@@ -313,9 +314,19 @@ class FloatTile : public FloatSumTile<T> {
   }
   static void decode_range(const StorageOf<T>* const* rows, Index dim, float* to, Index first, Index last) noexcept {
     for (Index j = first; j < last; ++j) {
-      kvc::Element<T>::decode(rows[j], dim, to + j * padded(dim));
-      std::fill(to + j * padded(dim) + dim, to + (j + 1) * padded(dim), 0.0F);
+      decode_row(rows[j], dim, to + j * padded(dim));
     }
+  }
+  /// Element<T>::decode, filled up with zeros.
+  static void decode_row(const StorageOf<T>* from, Index dim, float* to) noexcept {
+#if defined(__AVX512VBMI__)
+    if constexpr (std::is_same_v<T, Fp8E4M3>) {
+      simd::decode_e4m3(from, dim, to);
+      return;
+    }
+#endif
+    kvc::Element<T>::decode(from, dim, to);
+    std::fill(to + dim, to + padded(dim), 0.0F);
   }
 
   static constexpr Index long_key = 256;  // elements. Packed keys of one pass fill the first-level cache then
