@@ -241,6 +241,27 @@ TEST_CASE("A block whose write failed takes its children along, and is written a
   bench.cache->close(seq);
 }
 
+TEST_CASE("Pipelined, a chain is written at once, and a child is erased if its parent failed", "[tier][faults]") {
+  Bench<> bench(8, {.model = "m", .load = tier::LoadRule::always, .pipelined = true});
+  bench.store.fault = [](const Held::Operation& op) {
+    return op.kind == StoreOperation::write && op.tokens[0] == 4 ? Fault::fails : Fault::none;
+  };
+  const SeqId seq = bench.cache->open();
+  REQUIRE(compute(*bench.cache, seq, counting(0, 16)));
+  (void)bench.tiers->poll();
+  REQUIRE(bench.store.waiting.size() == 4);
+  bench.store.let(1);  // block 1 fails
+  (void)bench.tiers->poll();
+  bench.run();
+  CHECK(bench.host.stats().erases >= 1);
+  bench.cache->close(seq);
+  bench.flood();
+  (void)bench.tiers->prefetch(counting(0, 17));
+  bench.run();
+  CHECK(bench.serve(counting(0, 17)) == 8);  // block 1 was copied aside when it left the pool
+  bench.tiers->verify();
+}
+
 TEST_CASE("A load overwrites nothing that an open sequence reads", "[tier][faults]") {
   Bench<> bench;
   REQUIRE(bench.serve(prompt) == 0);
@@ -349,6 +370,26 @@ TEST_CASE("No room is taken before the tiers have answered, and none for what no
     CHECK(bench.tiers->stats(0).lookups_failed >= 1);
   }
   bench.tiers->verify();
+}
+
+TEST_CASE("A prefix whose beginning is evicted before the tiers have answered is not loaded", "[tier][faults]") {
+  Bench<> bench;
+  REQUIRE(bench.serve(prompt) == 0);
+  bench.run();
+  bench.flood();
+  (void)bench.tiers->prefetch(counting(0, 9));
+  bench.run();
+  REQUIRE(bench.cache->match_length(prompt) == 8);
+  const tier::Found found = bench.tiers->prefetch(prompt);  // asks for the two blocks behind
+  CHECK(found.cached == 8);
+  CHECK(found.pending == 8);
+  bench.flood();
+  CHECK(bench.tiers->stats().loads_overtaken == 1);
+  CHECK(bench.tiers->pending(found.load) == 0);
+  CHECK(bench.cache->match_length(prompt) == 0);
+  (void)bench.tiers->prefetch(prompt);
+  bench.run();
+  CHECK(bench.serve(prompt) == 16);
 }
 
 TEST_CASE("The blocks of one salt are never found under another", "[tier][faults]") {

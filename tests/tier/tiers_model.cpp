@@ -133,7 +133,8 @@ class TiersModel {
                           .load = tier::LoadRule::always,
                           .write = {rule(), random_.one_in(2) ? WriteRule::through : rule()},
                           .reads = random_.between(std::size_t{1}, std::size_t{8}),
-                          .writes = random_.between(std::size_t{1}, std::size_t{4})},
+                          .writes = random_.between(std::size_t{1}, std::size_t{4}),
+                          .pipelined = random_.one_in(2)},
         stores_[0], stores_[1]);
   }
   void clear() {
@@ -223,7 +224,7 @@ TEST_CASE("Tiers find only what was computed, with its rows, whatever their stor
   for (std::uint64_t run = 0; run < static_cast<std::uint64_t>(cases_or(6)); ++run) {
     CAPTURE(run);
     TiersModel model(seed + run);
-    model.steps(operations_or(400));
+    model.steps(operations_or(1500));
     loaded += model.loaded();
   }
   CHECK(loaded > 100);  // a test without loads would be none

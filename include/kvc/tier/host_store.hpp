@@ -43,6 +43,7 @@ class HostStore {
     bool reports_evictions = false;        ///< whether poll_evicted() is fed; whoever sets it must call it
   };
   static constexpr bool persistent = false;
+  static constexpr bool copies_at_once = true;  ///< bytes that were passed to `write` may change once it returns
 
   /// Allocates the memory. Throws std::invalid_argument, std::bad_alloc.
   explicit HostStore(const Config& config, S space = S())

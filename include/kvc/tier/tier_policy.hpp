@@ -2,10 +2,10 @@
 //
 // To load k blocks behind the cached ones, and to compute the rest of a prompt of n tokens, takes until the first token
 //
-//   T(k) = max over tiers (latency + (bytes under way + bytes of the k blocks there) / bandwidth)
+//   T(k) = max(wait, over tiers: latency + (bytes under way + bytes of the k blocks there) / bandwidth)
 //        + seconds of prefill from position cached + k * block_tokens to n
 //
-// and the k with the smallest T is chosen. All of it is measured: a read tells latency and bandwidth of its tier, a
+// where the prefill cannot begin before `wait`, since others are served. The k with the smallest T is chosen. All of it is measured: a read tells latency and bandwidth of its tier, a
 // prefill the speed of the model. docs/tiers.md derives from it at which length of a prefix loading begins to pay.
 // Standard library only.
 #pragma once
@@ -172,6 +172,13 @@ class TierPolicy {
   /// What is known of prefills.
   [[nodiscard]] const PrefillSpeed& prefill() const noexcept { return prefill_; }
 
+  /// The seconds until a prefill can begin, because others are served before: a load that is over by then costs nothing.
+  /// Holds until it is set again. Throws std::invalid_argument if it is negative.
+  void set_wait(double seconds) {
+    require(seconds >= 0, "seconds", seconds, "at least 0");
+    wait_ = seconds;
+  }
+
   /// T(blocks) of the model above, in seconds. O(blocks).
   [[nodiscard]] double seconds_to_first_token(const LoadCandidate& candidate, std::size_t blocks) const noexcept {
     std::array<double, max_tiers> bytes{};
@@ -192,7 +199,7 @@ class TierPolicy {
     }
     std::array<double, max_tiers> bytes{};
     std::size_t best = 0;
-    double least = prefill_.seconds(rest(candidate, 0));
+    double least = wait_ + prefill_.seconds(rest(candidate, 0));
     for (std::size_t k = 1; k <= candidate.tiers.size(); ++k) {
       bytes[candidate.tiers[k - 1]] += candidate.block_bytes;
       const double seconds = load_seconds(candidate, bytes) + prefill_.seconds(rest(candidate, k));
@@ -210,7 +217,7 @@ class TierPolicy {
   }
   [[nodiscard]] double load_seconds(const LoadCandidate& candidate,
                                     const std::array<double, max_tiers>& bytes) const noexcept {
-    double most = 0;
+    double most = wait_;
     for (std::size_t t = 0; t < candidate.bytes_under_way.size(); ++t) {
       most = bytes[t] > 0 ? std::max(most, reads_[t].seconds(candidate.bytes_under_way[t] + bytes[t])) : most;
     }
@@ -220,6 +227,7 @@ class TierPolicy {
   LoadRule rule_;
   std::array<ReadSpeed, max_tiers> reads_{};
   PrefillSpeed prefill_;
+  double wait_ = 0;
   std::uint32_t refusals_ = 0;
 };
 

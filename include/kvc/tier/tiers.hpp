@@ -79,7 +79,7 @@ concept TierableCache =
 ///     not written to it. A block that leaves the pool unwritten is copied before anybody can overwrite it, or given up.
 ///   - Rows are read into blocks that nothing finds or reads. They become matchable in order, when they are in place and
 ///     the store has compared all that their record says. A read that fails makes the hit shorter.
-///   - Nothing waits for a store, except `flush` and the destructor.
+///   - Nothing waits for a store, except `wait`, `flush` and the destructor.
 ///   - After `cache.clear()` nothing is read or written until `renew` names the model again: what the stores have was
 ///     computed with other weights.
 ///
@@ -195,6 +195,17 @@ class Tiers {
     }
     return matchable;
   }
+  /// Polls until a load is over, for a program that has nothing else to do. False if it is not at `until`.
+  bool wait(LoadId load, TimePoint until) {
+    while (pending(load) > 0) {
+      (void)poll();
+      if (pending(load) > 0 && std::chrono::steady_clock::now() >= until) {
+        return false;
+      }
+      wait_for_any(until);
+    }
+    return true;
+  }
   /// Writes every cached block to each tier whose rule is not `never`, before a shutdown for example, and waits for it.
   /// False if that is not done at `until`. What a store has refused is not tried again.
   bool flush(TimePoint until) {
@@ -215,12 +226,7 @@ class Tiers {
       if (std::chrono::steady_clock::now() >= until) {
         return false;
       }
-      for (detail::TierLink& tier : tiers_) {
-        if (tier.under_way(StoreOperation::write) > 0) {
-          (void)tier.store.wait(std::min(until, std::chrono::steady_clock::now() + std::chrono::milliseconds(10)));
-          break;
-        }
-      }
+      wait_for_any(until);
     }
   }
   /// After `cache.clear()`: the name of the model with its new weights. Loads and writes go on under it. The name must not
@@ -304,12 +310,21 @@ class Tiers {
     tiers.reserve(sizeof...(Stores));
     const auto add = [&](auto& store) {
       tiers.emplace_back(AnyStore(store), cache.policy().blocks(),
-                         config.write.empty() ? WriteRule::through : config.write[tiers.size()]);
+                         config.write.empty() ? WriteRule::through : config.write[tiers.size()], config.pipelined);
     };
     (add(stores), ...);
     return tiers;
   }
 
+  /// Until a store may have completed something, and not for long: another one may be faster.
+  void wait_for_any(TimePoint until) {
+    for (detail::TierLink& tier : tiers_) {
+      if (!tier.begun.empty()) {
+        (void)tier.store.wait(std::min(until, std::chrono::steady_clock::now() + std::chrono::milliseconds(1)));
+        return;
+      }
+    }
+  }
   void take_completions(std::size_t t) {
     detail::TierLink& tier = tiers_[t];
     while (const std::optional<Completion> ended = tier.store.poll()) {

@@ -35,7 +35,12 @@ struct TiersConfig {
   std::size_t reads = 64;          ///< most blocks that are read at once, and begun by one `poll`
   std::size_t writes = 16;  ///< most blocks that are written at once, and begun by one `poll` for each tier; so many
                             ///< blocks of memory are taken to copy them aside
-  Index reserve = 0;        ///< see WriteRule::back; 0: an eighth of the pool
+  /// Whether a block may be written while its parent is on its way to the same tier. A store that takes long for each write
+  /// gets many blocks of one prompt at once then, and is as fast as its bandwidth. If the process dies at that moment, a
+  /// block can be there without its parent: no prompt finds it before the parent is written again, and it is evicted in its
+  /// turn. A block whose parent could not be written is erased.
+  bool pipelined = false;
+  Index reserve = 0;  ///< see WriteRule::back; 0: an eighth of the pool
   /// The time in seconds, for measurements.
   std::function<double()> seconds = [] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -78,6 +83,7 @@ struct TiersStats {
   Index loads = 0;            ///< prefixes that were begun to load
   Index loads_short = 0;      ///< of them, those that got less than was begun
   Index loads_cancelled = 0;  ///< of them, those that were cancelled, by `cancel` or because the cache was cleared
+  Index loads_overtaken = 0;  ///< prefixes whose beginning the pool evicted before the tiers had answered
   Index loads_no_room = 0;    ///< prefixes that were not loaded for want of room in the pool
   Index blocks_computed = 0;  ///< blocks that a tier has and that were not loaded, by the rule
 };

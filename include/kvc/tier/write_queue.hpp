@@ -26,6 +26,8 @@ enum class WriteState : std::uint8_t {
 
 /// Integers only. A block is handed out by `take` when its parent is held, never before: whenever a process dies, each
 /// record of the tier has its parent there. Of several blocks that are ready, the one that became so first goes first.
+/// With `pipelined`, a block is handed out when its parent is under way, too; if the parent's write then fails, `finish`
+/// of the child says that it must be erased.
 ///
 ///   none -> waiting -> ready -> under_way -> held
 ///
@@ -34,7 +36,7 @@ enum class WriteState : std::uint8_t {
 class WriteQueue {
  public:
   /// For blocks 0 .. blocks-1, of none of which the tier has anything. Throws std::bad_alloc. O(blocks).
-  explicit WriteQueue(Index blocks) : entries_(blocks) {}
+  explicit WriteQueue(Index blocks, bool pipelined = false) : entries_(blocks), pipelined_(pipelined) {}
 
   /// What the tier has of a block.
   [[nodiscard]] WriteState state(BlockId block) const noexcept { return entries_[block].state; }
@@ -52,12 +54,12 @@ class WriteQueue {
       return false;
     }
     ++pending_;
-    if (of_parent == WriteState::held) {
+    entries_[block].parent = parent;
+    if (of_parent == WriteState::held || (pipelined_ && of_parent == WriteState::under_way)) {
       entries_[block].state = WriteState::ready;
       push(ready_, block);
     } else {
       entries_[block].state = WriteState::waiting;
-      entries_[block].parent = parent;
       push(entries_[parent].children, block);
     }
     return true;
@@ -68,15 +70,17 @@ class WriteQueue {
     entries_[block].state = WriteState::held;
   }
 
-  /// The block to write next, which is under way from now on; empty if none is ready.
+  /// The block to write next, which is under way from now on; empty if none is ready. Blocks whose parents the tier has
+  /// lost meanwhile are dropped.
   std::optional<BlockId> take() noexcept {
-    const BlockId block = ready_.first;
-    if (block == no_block) {
+    while (ready_.first != no_block && !has_parent(ready_.first)) {
+      forget(ready_.first);
+    }
+    if (ready_.first == no_block) {
       return std::nullopt;
     }
-    erase(ready_, block);
-    --pending_;
-    entries_[block].state = WriteState::under_way;
+    const BlockId block = ready_.first;
+    take(block);
     return block;
   }
   /// The same for a block that is ready.
@@ -85,6 +89,9 @@ class WriteQueue {
     erase(ready_, block);
     --pending_;
     entries_[block].state = WriteState::under_way;
+    if (pipelined_) {
+      make_children_ready(block);
+    }
   }
   /// Puts a block that is under way back to the front of those that are ready.
   void put_back(BlockId block) noexcept {
@@ -93,17 +100,17 @@ class WriteQueue {
     push_front(ready_, block);
     ++pending_;
   }
-  /// The record of a block that was under way is there. The blocks that waited for it become ready.
-  void finish(BlockId block) noexcept {
+  /// The record of a block that was under way is there. The blocks that waited for it become ready. False if its parent
+  /// is not to be there: then there is nothing of the block either, and its record is to be erased.
+  bool finish(BlockId block) noexcept {
     KVC_ASSERT(state(block) == WriteState::under_way);
-    entries_[block].state = WriteState::held;
-    List& children = entries_[block].children;
-    while (children.first != no_block) {
-      const BlockId child = children.first;
-      erase(children, child);
-      entries_[child].state = WriteState::ready;
-      push(ready_, child);
+    if (!has_parent(block)) {
+      forget(block);
+      return false;
     }
+    entries_[block].state = WriteState::held;
+    make_children_ready(block);
+    return true;
   }
   /// The tier has nothing of this block any more: its write failed, or it left the pool, or the tier lost its record.
   void forget(BlockId block) noexcept {
@@ -187,6 +194,20 @@ class WriteQueue {
     BlockId previous = no_block;
   };
 
+  /// Whether the tier has something of the block's parent, or the block needs none.
+  [[nodiscard]] bool has_parent(BlockId block) const noexcept {
+    const BlockId parent = entries_[block].parent;
+    return parent == no_block || state(parent) != WriteState::none;
+  }
+  void make_children_ready(BlockId block) noexcept {
+    List& children = entries_[block].children;
+    while (children.first != no_block) {
+      const BlockId child = children.first;
+      erase(children, child);
+      entries_[child].state = WriteState::ready;
+      push(ready_, child);
+    }
+  }
   void push(List& list, BlockId block) noexcept {
     entries_[block].next = no_block;
     entries_[block].previous = list.last;
@@ -206,6 +227,7 @@ class WriteQueue {
   }
 
   BlockArray<Entry> entries_;
+  bool pipelined_;
   List ready_;
   Index pending_ = 0;
   Index dropped_ = 0;

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/types.hpp"
@@ -72,7 +73,7 @@ class Loader {
       }
     }
     load->first = cached;
-    load->arrived = cached;
+    load->arrived = load->next = cached;
     load->end = blocks;
     for (std::size_t i = cached; i < blocks; ++i) {
       load->keys.push_back(load->blocks[i].info.key);
@@ -283,10 +284,14 @@ class Loader {
   /// Decides how much to load, and reserves the room.
   void plan(Load& load) {
     load.planned = true;
-    const std::size_t begin = std::max(
-        load.first, static_cast<std::size_t>(cache_.match_length(load.prompt, {.salt = load.salt})) / block_tokens_);
-    const std::size_t end = std::exchange(load.end, begin);
-    load.arrived = load.next = begin;
+    const std::size_t begin =
+        static_cast<std::size_t>(cache_.match_length(load.prompt, {.salt = load.salt})) / block_tokens_;
+    const std::size_t end = std::exchange(load.end, load.first);
+    if (begin < load.first) {  // evicted meanwhile, and nobody was asked for it
+      ++stats_.loads_overtaken;
+      return;
+    }
+    load.arrived = load.next = load.end = begin;
     std::vector<std::uint8_t> tiers;
     for (std::size_t i = begin; i < end; ++i) {
       const std::optional<std::size_t> tier = source(load, i);
@@ -326,7 +331,7 @@ class Loader {
     load.pin = expected->pin;
     load.end = begin + count;
     load.wanted = load.end;
-    load.arrived = load.next = static_cast<std::size_t>(expected->cached) / block_tokens_;
+    KVC_ASSERT(expected->blocks.size() == count);
     for (std::size_t i = 0; i < expected->blocks.size(); ++i) {
       load.blocks[load.next + i].to = expected->blocks[i];
     }
@@ -345,6 +350,7 @@ class Loader {
         }
         continue;
       }
+      KVC_ASSERT(block.to != no_block);
       TierLink& link = tiers_[*tier];
       link.reserve();
       spans_.clear();

@@ -32,7 +32,8 @@ struct Begun {
 };
 
 struct TierLink {
-  TierLink(AnyStore s, Index blocks, WriteRule write) : store(std::move(s)), queue(blocks), rule(write) {}
+  TierLink(AnyStore s, Index blocks, WriteRule write, bool pipelined)
+      : store(std::move(s)), queue(blocks, pipelined), rule(write) {}
 
   AnyStore store;
   WriteQueue queue;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kvc/config.hpp"
@@ -167,14 +168,13 @@ class Writer {
   }
 
   /// A write has ended.
-  void ended(std::size_t t, const Begun& begun, StoreOutcome outcome) noexcept {
+  void ended(std::size_t t, const Begun& begun, StoreOutcome outcome) {
     TierLink& tier = tiers_[t];
     BlockId block = begun.block;
     if (block == no_block) {
       Staged& staged = staged_[begun.item];
-      block = staged.block;
+      block = std::exchange(staged.block, no_block);
       staged.use = Use::free;
-      staged.block = no_block;
     }
     const bool done = outcome == StoreOutcome::done;
     tier.stats.stored += done ? 1 : 0;
@@ -184,10 +184,11 @@ class Writer {
     if (block == no_block) {  // it left the pool
       return;
     }
-    if (done) {
-      tier.queue.finish(block);
-    } else {
+    if (!done) {
       tier.queue.forget(block);
+    } else if (!tier.queue.finish(block)) {
+      tier.reserve();
+      tier.remember({.operation = StoreOperation::erase, .ticket = tier.store.erase(keys_.find(block)->key)});
     }
   }
 
@@ -230,11 +231,15 @@ class Writer {
   [[nodiscard]] bool due(const TierLink& tier) const noexcept {
     return tier.rule != WriteRule::back || cache_.available() - tier.queue.pending() < reserve_;
   }
-  /// Whether WriteRule::selective keeps a block that leaves the pool and that no prompt has found.
+  /// Whether a block that leaves the pool, and that is not planned to be written, is wanted: the tier has evicted it, or
+  /// the rule is selective, and no prompt has found the block.
   [[nodiscard]] bool worth(TierLink& tier, BlockId block) noexcept {
     const BlockId parent = keys_.parent(block);
-    if (tier.rule != WriteRule::selective || (parent != no_block && tier.queue.state(parent) != WriteState::held)) {
+    if (tier.rule == WriteRule::never || (parent != no_block && tier.queue.state(parent) != WriteState::held)) {
       return false;
+    }
+    if (tier.rule != WriteRule::selective) {
+      return true;
     }
     if constexpr (EstimatesReuse<std::remove_cvref_t<decltype(cache_.policy().eviction())>>) {
       const double hazard = cache_.policy().eviction().hazard(block, cache_.policy().time());
