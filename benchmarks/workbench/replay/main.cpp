@@ -22,6 +22,7 @@
 #include "rearrange.hpp"
 #include "report.hpp"
 #include "run.hpp"
+#include "tiers.hpp"
 #include "trace.hpp"
 
 namespace replay {
@@ -67,11 +68,16 @@ void run(const Options& options) {
   }
   const Replay replay = replay_all(trace, options.capacities, options.evictions, model);
   print(std::cout, trace, replay);
+  std::vector<TieredResult> tiered;
+  if (!options.tiers.empty()) {
+    tiered = replay_tiers(trace, options.capacities, options.evictions, options.tiers);
+    print(std::cout, trace, options.tiers, tiered);
+  }
   if (!std::cout.flush()) {
     throw std::runtime_error("cannot write to standard output");
   }
   if (json) {
-    json->write(to_json(trace, replay));
+    json->write(to_json(trace, replay, options.tiers, tiered));
     json->finish();
   }
   if (svg) {

@@ -55,6 +55,29 @@ Part parse_part(const std::string& text) {
   reject("--part", text, "K/N with 1 <= K <= N");
 }
 
+std::vector<TierSize> parse_tiers(const CLI::results_t& texts) {
+  std::vector<TierSize> tiers;
+  for (const std::string& part : split(texts)) {
+    const std::size_t colon = part.find(':'), second = part.find(':', colon == part.npos ? colon : colon + 1);
+    if (colon == part.npos || colon == 0) {
+      reject("--tiers", part, "NAME:BLOCKS or NAME:BLOCKS:RULE");
+    }
+    TierSize tier;
+    tier.name = part.substr(0, colon);
+    tier.blocks = kvc_bench::whole("--tiers", part.substr(colon + 1, second == part.npos ? second : second - colon - 1),
+                                   1, max_capacity);
+    tier.rule = second == part.npos ? tier.rule : part.substr(second + 1);
+    if (tier.rule != "through" && tier.rule != "back" && tier.rule != "selective") {
+      reject("--tiers", part, "NAME:BLOCKS:RULE with the rule through, back or selective");
+    }
+    tiers.push_back(std::move(tier));
+  }
+  if (tiers.size() > 3) {
+    reject("--tiers", texts.front(), "at most three tiers");
+  }
+  return tiers;
+}
+
 std::string all_names() {
   std::string all;
   for (std::size_t i = 0; i < policies; ++i) {
@@ -155,6 +178,19 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("NAME[,NAME...]")
       ->take_all()
       ->allow_extra_args(false);
+#if defined(KVC_HAVE_SODIUM)
+  CLI::Option* const tiers =
+      app.add_option(
+             "--tiers", CLI::callback_t([&](const CLI::results_t& texts) {
+               options.tiers = parse_tiers(texts);
+               return true;
+             }),
+             "Slower tiers behind the pool, the fastest first, and when blocks are written to them: through (as\n"
+             "soon as they are cached), back (as the pool runs short) or selective (once found) [through]")
+          ->type_name("NAME:BLOCKS[:RULE][,...]")
+          ->take_all()
+          ->allow_extra_args(false);
+#endif
   app.add_option("--json", options.json, "Write all figures to this file")->type_name("FILE");
   app.add_option("--plot", options.plot, "Draw the hit rates over the capacities")->type_name("FILE.svg");
   app.add_option("--part", CLI::callback_t([&](const CLI::results_t& texts) {
@@ -174,6 +210,9 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                  "their second block in common are a conversation")
       ->type_name("SEED")
       ->check(CLI::NonNegativeNumber);
+#if defined(KVC_HAVE_SODIUM)
+  tiers->excludes(app.get_option("--model"))->excludes(workloads);
+#endif
   for (const char* of_a_trace : {"--capacity", "--eviction", "--json", "--part", "--shuffle", "--model"}) {
     workloads->excludes(app.get_option(of_a_trace));
   }

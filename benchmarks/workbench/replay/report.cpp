@@ -90,7 +90,8 @@ void print(std::ostream& out, const Trace& trace, const Replay& replay) {
   }
 }
 
-std::string to_json(const Trace& trace, const Replay& replay) {
+std::string to_json(const Trace& trace, const Replay& replay, const std::vector<TierSize>& tiers,
+                    const std::vector<TieredResult>& tiered) {
   using Json = nlohmann::ordered_json;
   const Index tokens = trace.input_tokens();
   Json report = {
@@ -126,6 +127,22 @@ std::string to_json(const Trace& trace, const Replay& replay) {
         {"seconds", r.seconds},
         {"refused", r.refused},
     });
+  }
+  for (const TieredResult& r : tiered) {
+    Json in_tiers = Json::array();
+    for (std::size_t t = 0; t < r.hits.size(); ++t) {
+      in_tiers.push_back({{"name", tiers[t].name},
+                          {"blocks", tiers[t].blocks},
+                          {"rule", tiers[t].rule},
+                          {"hit_blocks", r.hits[t]},
+                          {"stored_blocks", r.stored[t]},
+                          {"lost_blocks", r.lost[t]}});
+    }
+    report["tiers"].push_back({{"eviction", r.eviction},
+                               {"capacity", r.capacity},
+                               {"pool_hit_blocks", r.pool_hits},
+                               {"tiers", in_tiers},
+                               {"seconds", r.seconds}});
   }
   return report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }

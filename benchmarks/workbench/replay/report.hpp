@@ -3,8 +3,10 @@
 
 #include <iosfwd>
 #include <string>
+#include <vector>
 
 #include "run.hpp"
+#include "tiers.hpp"
 #include "trace.hpp"
 
 namespace replay {
@@ -15,7 +17,9 @@ namespace replay {
 /// Prints a summary of the trace, and one table per capacity.
 void print(std::ostream& out, const kvc_bench::Trace& trace, const Replay& replay);
 
-/// Everything, as one JSON object.
-[[nodiscard]] std::string to_json(const kvc_bench::Trace& trace, const Replay& replay);
+/// Everything, as one JSON object; with what was replayed with tiers, if anything was.
+[[nodiscard]] std::string to_json(const kvc_bench::Trace& trace, const Replay& replay,
+                                  const std::vector<TierSize>& tiers = {},
+                                  const std::vector<TieredResult>& tiered = {});
 
 }  // namespace replay
