@@ -143,6 +143,7 @@ TEST_CASE("A memory plan is chosen once per kind, and short calls are not timed"
 TEST_CASE("Memory plans are chosen by several threads at the same time", "[memory_plan][threads]") {
   MemoryPlanChooser chooser({});
   std::vector<std::jthread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < 400; ++i) {
