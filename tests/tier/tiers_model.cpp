@@ -1,5 +1,7 @@
 // Tiers against a model: random operations over two stores that delay, reorder, lose, damage and fail. Every row that is
 // found is compared with what its tokens say, nothing is found that was never computed, and nothing leaks.
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <set>
@@ -7,8 +9,10 @@
 
 #include "catch.hpp"
 #include "held_store.hpp"
+#include "kvc/tier/file_store.hpp"
 #include "kvc/tier/host_store.hpp"
 #include "random_source.hpp"
+#include "temp_files.hpp"
 #include "tiered.hpp"
 
 namespace {
@@ -16,19 +20,17 @@ using namespace kvc;
 using namespace kvc_test;
 using tier::WriteRule;
 
+template <class Small, class Large>
 class TiersModel {
  public:
-  explicit TiersModel(std::uint64_t seed)
-      : random_(seed),
-        inner_{tier::HostStore<>({.bytes = 24 * 256, .chunk_bytes = 256, .reports_evictions = true}),
-               tier::HostStore<>({.bytes = 1 << 18, .chunk_bytes = 256, .reports_evictions = random_.one_in(2)})},
-        stores_{HeldStore<tier::HostStore<>>(inner_[0]), HeldStore<tier::HostStore<>>(inner_[1])} {
-    for (auto& store : stores_) {
+  TiersModel(std::uint64_t seed, Small& small, Large& large)
+      : random_(seed), stores_{HeldStore<Small>(small), HeldStore<Large>(large)} {
+    for_each_store([&](auto& store) {
       store.can_cancel = random_.one_in(2);
       store.fault = [this](const auto&) {
         return faults_ && random_.one_in(6) ? static_cast<Fault>(random_.between(1, 4)) : Fault::none;
       };
-    }
+    });
     restart();
   }
 
@@ -111,6 +113,11 @@ class TiersModel {
     std::uint32_t model;
   };
 
+  template <class F>
+  void for_each_store(F&& f) {
+    f(stores_.first);
+    f(stores_.second);
+  }
   void restart() {
     if (tiers_) {
       loaded_ += tiers_->stats(0).loaded + tiers_->stats(1).loaded;
@@ -135,7 +142,7 @@ class TiersModel {
                           .reads = random_.between(std::size_t{1}, std::size_t{8}),
                           .writes = random_.between(std::size_t{1}, std::size_t{4}),
                           .pipelined = random_.one_in(2)},
-        stores_[0], stores_[1]);
+        stores_.first, stores_.second);
   }
   void clear() {
     cache_->clear();
@@ -175,18 +182,18 @@ class TiersModel {
     return count == 0 || computed_.contains({options.salt.bytes(), Tokens(prompt.begin(), prompt.begin() + count)});
   }
   void let_some() {
-    for (auto& store : stores_) {
+    for_each_store([&](auto& store) {
       for (int n = random_.between(0, 6); n > 0 && !store.waiting.empty(); --n) {
         store.let(random_.between(std::size_t{0}, store.waiting.size() - 1));
       }
-    }
+    });
     (void)tiers_->poll();
   }
   void quiesce() {
     std::size_t count = 1;
     while (count > 0) {
       (void)tiers_->poll();
-      count = stores_[0].let_all() + stores_[1].let_all();
+      count = stores_.first.let_all() + stores_.second.let_all();
     }
     (void)tiers_->poll();
   }
@@ -209,8 +216,10 @@ class TiersModel {
   bool faults_ = false;
   Index loaded_ = 0;
   std::vector<Open> open_;
-  tier::HostStore<> inner_[2];
-  HeldStore<tier::HostStore<>> stores_[2];
+  struct {
+    HeldStore<Small> first;
+    HeldStore<Large> second;
+  } stores_;
   std::unique_ptr<TieredCache<>> cache_;
   std::unique_ptr<tier::Tiers<TieredCache<>>> tiers_;
 };
@@ -223,9 +232,58 @@ TEST_CASE("Tiers find only what was computed, with its rows, whatever their stor
   Index loaded = 0;
   for (std::uint64_t run = 0; run < static_cast<std::uint64_t>(cases_or(6)); ++run) {
     CAPTURE(run);
-    TiersModel model(seed + run);
-    model.steps(operations_or(1500));
+    tier::HostStore<> small({.bytes = 24 * 256, .chunk_bytes = 256, .reports_evictions = true});
+    tier::HostStore<> large({.bytes = 1 << 18, .chunk_bytes = 256, .reports_evictions = run % 2 == 0});
+    TiersModel model(seed + run, small, large);
+    model.steps(operations_or(1000));
     loaded += model.loaded();
   }
   CHECK(loaded > 100);  // a test without loads would be none
+}
+
+TEST_CASE("The same over files behind memory", "[tier][model]") {
+  const std::uint64_t seed = seed_or(40);
+  CAPTURE(seed);
+  const TempFolder folder;
+  tier::HostStore<> small({.bytes = 24 * 256, .chunk_bytes = 256, .reports_evictions = true});
+  tier::FileStore files({.folder = folder / "tier", .bytes = 4 << 20, .threads = 1});
+  TiersModel model(seed, small, files);
+  model.steps(operations_or(400));
+  CHECK(model.loaded() > 10);
+}
+
+TEST_CASE("Damaged files are shorter hits: no row is wrong, wherever the bytes were changed", "[tier][faults]") {
+  Random random(seed_or(8));
+  const Tokens prompt = counting(0, 26);  // six full blocks, and a part
+  int found_less = 0;
+  for (int run = 0; run < cases_or(20); ++run) {
+    const TempFolder folder;
+    const auto process = [&](auto&& f) {
+      tier::FileStore files({.folder = folder / "tier", .bytes = 4 << 20, .threads = 1});
+      TieredCache<> cache(tiered_shape, {.blocks = 8, .block_tokens = tiered_block});
+      tier::Tiers tiers(cache, {.model = "m", .load = tier::LoadRule::always}, files);
+      f(cache, tiers);
+      CHECK(tiers.flush(tier::TimePoint::max()));
+      tiers.verify();
+    };
+    process([&](auto& cache, auto& tiers) { CHECK(serve_tiered(tiers, cache, prompt) == 0); });
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder.path())) {
+      if (!entry.is_regular_file() || entry.file_size() == 0) {
+        continue;
+      }
+      std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+      for (int change = random.between(1, 40); change > 0; --change) {
+        file.seekp(random.between(std::uintmax_t{0}, entry.file_size() - 1));
+        file.put(static_cast<char>(random.between(0, 255)));
+      }
+    }
+    process([&](auto& cache, auto& tiers) {
+      const tier::Found found = tiers.prefetch(prompt);
+      CHECK(tiers.wait(found.load, tier::TimePoint::max()));
+      const Pos there = serve_tiered(tiers, cache, prompt);
+      CHECK(there >= 0);
+      found_less += there < 24 ? 1 : 0;
+    });
+  }
+  CHECK(found_less > 0);
 }
