@@ -1,6 +1,7 @@
 // The program benchmarks/replay, run as a user runs it: its counts on real traces are those of an independent
 // simulation.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -8,6 +9,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -415,6 +417,42 @@ TEST_CASE("replay names bad options and files, and leaves no half-written file",
   const kvc_test::Run skipping = replay(good + "2>&1");
   REQUIRE(skipping.status == 0);
   REQUIRE_THAT(skipping.output, kvc_test::contains("1 bad line was skipped") && kvc_test::contains("is missing"));
+}
+
+TEST_CASE("replay --workloads compares the default with lru on generated traffic", "[replay]") {
+  const kvc_test::Run run = replay("--workloads 2 --seed 3 2>&1");
+  CAPTURE(run.output);
+  REQUIRE(run.status == 0);
+  std::istringstream lines(run.output);
+  std::string line, name;
+  std::getline(lines, line);  // the names of the columns
+  std::map<std::string, Index> capacity;
+  std::map<std::string, std::string> gaps;
+  for (int row = 0; row < 8; ++row) {
+    Index unique = 0, blocks = 0, lru = 0, found = 0, belady = 0;
+    std::string percent, sign, gap;
+    std::getline(lines, line);
+    REQUIRE(std::istringstream(line) >> name >> unique >> blocks >> lru >> found >> belady >> percent >> sign >> gap);
+    CAPTURE(line);
+    REQUIRE(name == (row < 4 ? "chat:3" : "agents:3"));
+    REQUIRE(blocks > capacity[name]);  // 0.5, 2, 10 and 40 % of the different blocks
+    capacity[name] = blocks;
+    REQUIRE(std::max(lru, found) <= belady);
+    REQUIRE(lru > 0);
+    gaps[name] += "  " + gap;
+  }
+  // A mean over one workload is its own share of the gap.
+  REQUIRE_THAT(run.output, kvc_test::contains("\nchat        " + gaps.at("chat:3") + "\n"));
+  REQUIRE_THAT(run.output, kvc_test::contains("\nagents      " + gaps.at("agents:3") + "\n"));
+  REQUIRE_THAT(run.output, kvc_test::contains("quantiles:"));
+  REQUIRE(replay("--workloads 2 --seed 4").output != run.output);
+
+  for (const char* bad : {"--workloads 0", "--workloads 1 --capacity 5", "--workloads 1 --trace x", "--seed 1"}) {
+    CAPTURE(bad);
+    const kvc_test::Run refused = replay(std::string(bad) + " 2>&1");
+    REQUIRE(refused.status == 2);
+    REQUIRE_THAT(refused.output, kvc_test::contains(bad[2] == 's' ? "--seed" : "--workloads"));
+  }
 }
 
 TEST_CASE("replay draws its plot with gnuplot, or reports that it is missing", "[replay]") {
