@@ -52,6 +52,7 @@
 #include "kvc/memory/space.hpp"
 #include "kvc/parallel/executor.hpp"
 #include "kvc/policy/contiguous.hpp"
+#include "kvc/policy/eviction/block_value.hpp"
 #include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/fifo.hpp"
 #include "kvc/policy/eviction/lfu.hpp"

@@ -468,6 +468,49 @@ TEST_CASE("Nothing is loaded or asked by LoadRule::never, and write rules decide
   }
 }
 
+namespace {
+/// Blocks are the likelier to be used again the lower their number is.
+struct LowNumbersFirst : Lru {
+  using Lru::Lru;
+  [[nodiscard]] double hazard(BlockId block, std::uint64_t) const noexcept {
+    return static_cast<std::int32_t>(block) < 8 ? 2 : 1;
+  }
+};
+}  // namespace
+
+TEST_CASE("WriteRule::selective keeps what the eviction policy takes for valuable, where a read pays", "[tier]") {
+  static_assert(EstimatesReuse<LowNumbersFirst>);
+  using Cache = TieredCache<LowNumbersFirst>;
+  tier::HostStore<> host({.bytes = 1 << 20, .chunk_bytes = 256});
+  Cache cache(tiered_shape, {.blocks = 16, .block_tokens = tiered_block});
+  tier::Tiers tiers(cache, {.model = "m", .write = {WriteRule::selective}}, host);
+  const auto stored_of = [&](int from) {  // of 800 prompts of one block, of which 784 leave
+    const Index before = tiers.stats(0).stored;
+    for (int i = from; i < from + 800; ++i) {
+      const SeqId seq = cache.open();
+      REQUIRE(compute(cache, seq, counting(1'000 * i, tiered_block)));
+      cache.close(seq);
+      (void)tiers.poll();
+    }
+    return tiers.stats(0).stored - before;
+  };
+  SECTION("half of the blocks have the higher hazard") {
+    (void)stored_of(0);  // the mean is learned
+    CHECK(stored_of(1'000) == 400);
+    CHECK(tiers.stats(0).not_worth >= 400);
+  }
+  SECTION("nothing that is computed sooner than read") {
+    tiers.policy().prefill() = tier::PrefillSpeed(1e-6, 0);
+    tiers.policy().reads(0) = tier::ReadSpeed(0, 1e3);
+    CHECK(stored_of(0) == 0);
+  }
+  SECTION("the latency of a read is shared by a prefix") {
+    tiers.policy().prefill() = tier::PrefillSpeed(1e-3, 0);
+    tiers.policy().reads(0) = tier::ReadSpeed(1, 1e9);
+    CHECK(stored_of(0) >= 400);
+  }
+}
+
 TEST_CASE("A store that evicts keeps parents longest, and what it evicted is written again", "[tier]") {
   Bench<> bench(16, {.model = "m", .load = tier::LoadRule::always}, 6 * 256);  // six records
   REQUIRE(bench.serve(counting(0, 17)) == 0);

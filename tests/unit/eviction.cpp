@@ -10,6 +10,7 @@
 #include "catch.hpp"
 #include "kvc/policy/detail/frequency_sketch.hpp"
 #include "kvc/policy/eviction/block_heap.hpp"
+#include "kvc/policy/eviction/block_value.hpp"
 #include "kvc/policy/eviction/cost_aware.hpp"
 #include "kvc/policy/eviction/fifo.hpp"
 #include "kvc/policy/eviction/lfu.hpp"
@@ -618,4 +619,44 @@ TEST_CASE("Factors stay within their bounds, and last blocks that nobody finds g
     REQUIRE(hazard.factor(kind) >= 0.5);
     REQUIRE(hazard.factor(kind) <= 2);
   }
+}
+
+TEST_CASE("A block is worth its hazard times the cost of a miss, per byte", "[eviction][hazard]") {
+  // Prompts of four blocks are continued, those of 24 are not.
+  ReuseHazard hazard(4096);
+  std::uint64_t now = 0, key = 1;
+  BlockId next{0};
+  const auto release = [&](int blocks) {
+    std::vector<BlockId> prompt;
+    ReuseHazard::SequenceContext context;
+    hazard.on_open(context, {}, {}, ++now);
+    for (int i = 0; i < blocks; ++i) {
+      prompt.push_back(next);
+      next = static_cast<BlockId>((static_cast<std::int32_t>(next) + 1) % 4096);
+      hazard.on_cached(context, {prompt.back(), key++ * 0x9e3779b97f4a7c15U, i}, now);
+    }
+    hazard.on_close(context, prompt, ++now);
+    return std::pair(prompt, context);
+  };
+  for (int round = 0; round < 100; ++round) {
+    const auto continued = release(4);
+    release(24);
+    ReuseHazard::SequenceContext context;
+    hazard.on_open(context, std::span(continued.first).first(3), {}, ++now);
+  }
+  const auto [turn, turn_context] = release(4);
+  const auto [document, document_context] = release(24);
+  for (const BlockId block : {turn[2], turn[1]}) {
+    hazard.on_evictable(turn_context, block, now);
+  }
+  hazard.on_evictable(document_context, document[2], now);
+  const auto value = [&](BlockId block, const BlockCost& cost) { return block_value(hazard, block, now + 5, cost); };
+  REQUIRE(value(turn[2], {}) > 1.5 * value(document[2], {}));
+  REQUIRE(value(turn[2], {}) == hazard.hazard(turn[2], now + 5));
+  // The block behind costs more to compute, since its tokens attend to more; so it is worth more, and less if it is large.
+  REQUIRE(value(turn[2], {.miss = compute_cost(2)}) > value(turn[1], {.miss = compute_cost(1)}));
+  REQUIRE(value(turn[2], {.miss = 3, .bytes = 2}) == 1.5 * value(turn[2], {}));
+  REQUIRE(compute_cost(0) == 1);
+  REQUIRE(compute_cost(1900) == 2);
+  REQUIRE(compute_cost(10, 0.5) == 6);
 }

@@ -65,7 +65,8 @@ class PoolKeys {
     std::ranges::copy(event.tokens, own.begin());
     const RecordInfo info = keys.next(own);
     block_of_.insert_or_assign(info.key, event.block);
-    blocks_[index(event.block)] = {info, event.parent, true};
+    const Pos depth = event.parent == no_block ? 0 : this->depth(event.parent) + 1;
+    blocks_[index(event.block)] = {info, event.parent, depth, true};
     return true;
   }
   /// A block is not cached any more.
@@ -90,6 +91,8 @@ class PoolKeys {
   }
   /// The block before a known block; no_block if that is the first of its prefix.
   [[nodiscard]] BlockId parent(BlockId block) const noexcept { return blocks_[index(block)].parent; }
+  /// Blocks before a known block in its prefix.
+  [[nodiscard]] Pos depth(BlockId block) const noexcept { return blocks_[index(block)].depth; }
   /// The cached block of this key, or no_block. Expected O(1).
   [[nodiscard]] BlockId find(const BlockKey& key) const noexcept {
     const auto found = block_of_.find(key);
@@ -102,6 +105,7 @@ class PoolKeys {
   struct Entry {
     RecordInfo info{};
     BlockId parent = no_block;
+    Pos depth = 0;
     bool known = false;
   };
   [[nodiscard]] static std::size_t index(BlockId block) noexcept { return static_cast<std::size_t>(block); }

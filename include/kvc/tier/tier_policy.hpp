@@ -167,6 +167,11 @@ class TierPolicy {
     require(tier < max_tiers, "tier", tier, "less than 8");
     return reads_[tier];
   }
+  /// What is known of reads of a tier. Throws std::invalid_argument unless tier < max_tiers.
+  [[nodiscard]] const ReadSpeed& reads(std::size_t tier) const {
+    require(tier < max_tiers, "tier", tier, "less than 8");
+    return reads_[tier];
+  }
   /// What is known of prefills: to add to it.
   [[nodiscard]] PrefillSpeed& prefill() noexcept { return prefill_; }
   /// What is known of prefills.

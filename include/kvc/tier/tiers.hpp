@@ -98,7 +98,7 @@ class Tiers {
         bytes_(cache),
         tiers_(make_tiers(cache, config_, stores...)),
         keys_(cache.policy().blocks(), cache.policy().block_tokens(), format(cache, config.model)),
-        writer_(cache, config_, tiers_, keys_, bytes_),
+        writer_(cache, config_, tiers_, keys_, bytes_, policy_),
         loader_(cache, config_, tiers_, keys_, bytes_, writer_, policy_, stats_) {
     cache_.for_each_cached([&](const BlockStored& block) { writer_(block); });
     cache_.events().call([this](const EventCallback::Event& event) {

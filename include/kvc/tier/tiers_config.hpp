@@ -20,8 +20,9 @@ namespace tier {
 enum class WriteRule : std::uint8_t {
   through,    ///< as soon as it is cached
   back,       ///< when the pool runs short: while fewer than `reserve` blocks can be taken without loss
-  selective,  ///< as soon as a later prompt has found it; and of the blocks that leave the pool without, those that the
-  ///< eviction policy, where it EstimatesReuse, takes for likelier to be used again than the average of them
+  selective,  ///< as soon as a later prompt has found it; and of the blocks that leave the pool without, those of more
+  ///< than their mean block_value, where the eviction policy EstimatesReuse. A miss costs what computing the block
+  ///< takes longer than reading it, as far as that was measured
   never  ///< the tier is only read
 };
 

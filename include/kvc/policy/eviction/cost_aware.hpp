@@ -11,6 +11,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
 #include "kvc/policy/eviction/block_heap.hpp"
+#include "kvc/policy/eviction/block_value.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 
 namespace kvc {
@@ -23,7 +24,7 @@ inline namespace v0 {
 /// caching policy", HP Laboratories, 1998, after P. Cao, S. Irani, "Cost-aware WWW proxy caching algorithms", 1997. The
 /// victim is the block with the lowest
 ///
-///   priority = clock + uses * cost,    cost = 1 + depth * config.slope,
+///   priority = clock + uses * cost,    cost = compute_cost(depth, config.slope),
 ///
 /// where `clock` is the priority of the last victim at the time of the block's release, so that unused blocks fall
 /// behind. A use is the storing of the block, and each opening of a sequence that finds it. Of blocks of equal priority
@@ -37,10 +38,7 @@ class CostAware : public EvictionDefaults {
  public:
   static constexpr std::string_view name = "cost-aware";
 
-  /// For blocks of 16 tokens, and a model of 8 * 10^9 parameters in 32 layers of width 4096. A token costs two
-  /// operations per parameter, and four per layer, unit of width and token before it: 2 * 8e9 and, per block before it,
-  /// 4 * 32 * 4096 * 16, or one 1900th of that.
-  static constexpr double default_slope = 1.0 / 1900;
+  static constexpr double default_slope = default_cost_slope;
 
   struct Config {
     /// Additional cost of a block for each block before it, in units of the cost of the first block; not negative.
@@ -68,7 +66,7 @@ class CostAware : public EvictionDefaults {
 
   /// Gives the block its priority. O(log blocks).
   void on_evictable(const SequenceContext&, BlockId block, std::uint64_t now) noexcept {
-    const double own = clock_ + entries_[block].uses * (1 + entries_[block].depth * slope_);
+    const double own = clock_ + entries_[block].uses * compute_cost(entries_[block].depth, slope_);
     released_priority_ = now == now_ ? std::max(released_priority_, own) : own;
     now_ = now;
     heap_.push(block, {released_priority_, inserted_++});

@@ -198,8 +198,8 @@ class ReuseHazard {
     most_credit_ = 0;
   }
 
-  /// The estimated chance per unit of time that an evictable block is used again now. It is good for comparing blocks:
-  /// times what a miss costs, divided by the bytes, it is what keeping the block for a moment is worth. O(1).
+  /// The estimated chance per unit of time that a block is used again now, which is evictable or was the last victim. It
+  /// is good for comparing blocks; block_value makes of it what keeping the block is worth. O(1).
   [[nodiscard]] double hazard(BlockId block, std::uint64_t now) const noexcept {
     return model_.hazard(kind_[block], now - released_[block]);
   }
@@ -281,7 +281,7 @@ class ReuseHazard {
   bool chosen_ = false;               // the next block that is acquired is evicted
   BlockId last_acquired_ = no_block;  // if it is uncached now, it was no hit
 };
-static_assert(EvictionPolicy<ReuseHazard>);
+static_assert(EvictionPolicy<ReuseHazard> && EstimatesReuse<ReuseHazard> && FollowsLru<ReuseHazard>);
 
 }  // namespace v0
 }  // namespace kvc

@@ -41,6 +41,7 @@ struct TierLink {
   TierStats stats;
   std::vector<Begun> begun;
   double bytes_reading = 0;
+  double mean_value = 0;  ///< of the last blocks that left the pool, where the rule is selective
 
   /// Makes room for one operation more, so that `remember` cannot fail.
   void reserve() {

@@ -16,10 +16,12 @@
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/policy/block_array.hpp"
 #include "kvc/policy/events.hpp"
+#include "kvc/policy/eviction/block_value.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/tier/detail/tier_link.hpp"
 #include "kvc/tier/pool_bytes.hpp"
 #include "kvc/tier/pool_keys.hpp"
+#include "kvc/tier/tier_policy.hpp"
 #include "kvc/tier/tiers_config.hpp"
 
 namespace kvc {
@@ -35,11 +37,12 @@ template <class Cache>
 class Writer {
  public:
   Writer(Cache& cache, const TiersConfig& config, std::vector<TierLink>& tiers, PoolKeys& keys,
-         const PoolBytes<Cache>& bytes)
+         const PoolBytes<Cache>& bytes, const TierPolicy& policy)
       : cache_(cache),
         tiers_(tiers),
         keys_(keys),
         bytes_(bytes),
+        policy_(policy),
         most_(config.writes),
         reserve_(config.reserve > 0 ? config.reserve : cache.policy().blocks() / 8),
         came_from_(cache.policy().blocks(), nobody) {
@@ -242,15 +245,31 @@ class Writer {
       return true;
     }
     if constexpr (EstimatesReuse<std::remove_cvref_t<decltype(cache_.policy().eviction())>>) {
-      const double hazard = cache_.policy().eviction().hazard(block, cache_.policy().time());
-      const bool more = hazard > mean_hazard_;
-      mean_hazard_ += (hazard - mean_hazard_) / 256;  // of the last blocks that left
+      const BlockCost cost{miss_cost(tier, keys_.depth(block)), static_cast<double>(bytes_.bytes())};
+      const double value = block_value(cache_.policy().eviction(), block, cache_.policy().time(), cost);
+      const bool more = value > tier.mean_value;
+      tier.mean_value += (value - tier.mean_value) / 256;
       tier.stats.not_worth += more ? 0 : 1;
       return more;
     } else {
       ++tier.stats.not_worth;
       return false;
     }
+  }
+
+  /// What a hit in the tier saves: computing a block with `depth` blocks before it, less reading it, in units of
+  /// computing a first block. Measured, or if no prefill was, as compute_cost has it, and a read costs nothing.
+  [[nodiscard]] double miss_cost(const TierLink& tier, Pos depth) const noexcept {
+    const Pos tokens = cache_.policy().block_tokens();
+    const PrefillSpeed& prefill = policy_.prefill();
+    const double first = prefill.known() ? prefill.seconds({0, tokens}) : 0;
+    if (!(first > 0)) {
+      return compute_cost(depth);
+    }
+    // The latency is that of a whole prefix.
+    const ReadSpeed& reads = policy_.reads(static_cast<std::size_t>(&tier - tiers_.data()));
+    const double read = reads.seconds(static_cast<double>(bytes_.bytes())) - reads.seconds(0);
+    return std::max(0.0, prefill.seconds({depth * tokens, (depth + 1) * tokens}) - read) / first;
   }
 
   [[nodiscard]] Staged* free_stage() noexcept {
@@ -292,13 +311,13 @@ class Writer {
   std::vector<TierLink>& tiers_;
   PoolKeys& keys_;
   const PoolBytes<Cache>& bytes_;
+  const TierPolicy& policy_;
   std::size_t most_;
   Index reserve_;
   BlockArray<std::uint8_t> came_from_;
   std::vector<BlockId> path_;
   std::vector<io::ConstByteSpan> spans_;
   std::vector<Staged> staged_;
-  double mean_hazard_ = 0;
 };
 
 }  // namespace detail
