@@ -33,16 +33,13 @@ find_path(KVC_XXHASH_INCLUDE_DIR xxhash.h)
 mark_as_advanced(KVC_XXHASH_INCLUDE_DIR)
 message(STATUS "xxHash, for kvc/snapshot and kvc/tier: ${KVC_XXHASH_INCLUDE_DIR}")
 
-# kvc/tier needs libsodium for keys, hiredis for Redis, and can use liburing for files.
+# kvc/tier needs libsodium for keys, and hiredis for Redis.
 find_path(KVC_SODIUM_INCLUDE_DIR sodium.h)
 find_library(KVC_SODIUM_LIBRARY sodium)
 find_path(KVC_HIREDIS_INCLUDE_DIR hiredis/hiredis.h)
 find_library(KVC_HIREDIS_LIBRARY hiredis)
-find_path(KVC_URING_INCLUDE_DIR liburing.h)
-find_library(KVC_URING_LIBRARY uring)
-mark_as_advanced(KVC_SODIUM_INCLUDE_DIR KVC_SODIUM_LIBRARY KVC_HIREDIS_INCLUDE_DIR KVC_HIREDIS_LIBRARY
-  KVC_URING_INCLUDE_DIR KVC_URING_LIBRARY)
-message(STATUS "kvc/tier: libsodium ${KVC_SODIUM_LIBRARY}, hiredis ${KVC_HIREDIS_LIBRARY}, liburing ${KVC_URING_LIBRARY}")
+mark_as_advanced(KVC_SODIUM_INCLUDE_DIR KVC_SODIUM_LIBRARY KVC_HIREDIS_INCLUDE_DIR KVC_HIREDIS_LIBRARY)
+message(STATUS "kvc/tier: libsodium ${KVC_SODIUM_LIBRARY}, hiredis ${KVC_HIREDIS_LIBRARY}")
 
 add_library(kvc_own INTERFACE)
 target_link_libraries(kvc_own INTERFACE kvc::kvc Threads::Threads)
@@ -108,7 +105,7 @@ if(KVC_ENABLE_CUDA)
 endif()
 # kvc_own_tiers: for what uses kvc/tier with all libraries that are there.
 add_library(kvc_own_tiers INTERFACE)
-foreach(kvc_library IN ITEMS SODIUM HIREDIS URING)
+foreach(kvc_library IN ITEMS SODIUM HIREDIS)
   if(KVC_${kvc_library}_INCLUDE_DIR AND KVC_${kvc_library}_LIBRARY)
     target_link_libraries(kvc_own_tiers INTERFACE "${KVC_${kvc_library}_LIBRARY}")
     target_compile_definitions(kvc_own_tiers INTERFACE KVC_HAVE_${kvc_library})

@@ -22,7 +22,6 @@ KVC_TEST_PACKAGES=(
   "libsodium-dev=the keys of stored blocks, optional"
   "libhiredis-dev=blocks in a Redis server, optional"
   "redis-server=the server that tests of this start, optional"
-  "liburing-dev=reads and writes of stored blocks by io_uring, optional"
   "libopenmpi-dev=the transport between processes, optional"
   "openmpi-bin=runs the tests of that transport, optional"
   "zlib1g-dev=reads compressed traces, for the benchmark replay"

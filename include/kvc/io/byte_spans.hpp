@@ -60,6 +60,38 @@ class SpanList {
   std::size_t bytes_ = 0;
 };
 
+/// The spans of a list one stretch of bytes after the other: next(n) gives those of the next n bytes, fewer at the end.
+/// What it returned is valid until the next call. Refers to the list.
+template <class Span>
+class SpanCursor {
+ public:
+  /// At the first byte.
+  explicit SpanCursor(std::span<const Span> spans) noexcept : rest_(spans) {}
+  /// O(spans of these bytes). Throws std::bad_alloc.
+  [[nodiscard]] std::span<const Span> next(std::uint64_t bytes) {
+    now_.clear();
+    while (bytes > 0 && !rest_.empty()) {
+      const Span whole = rest_.front().subspan(taken_);
+      const Span part = whole.first(static_cast<std::size_t>(bytes < whole.size() ? bytes : whole.size()));
+      if (!part.empty()) {
+        now_.push_back(part);
+      }
+      bytes -= part.size();
+      taken_ += part.size();
+      if (part.size() == whole.size()) {
+        rest_ = rest_.subspan(1);
+        taken_ = 0;
+      }
+    }
+    return now_;
+  }
+
+ private:
+  std::span<const Span> rest_;
+  std::size_t taken_ = 0;  // bytes of the first of them
+  std::vector<Span> now_;
+};
+
 }  // namespace io
 }  // namespace v0
 }  // namespace kvc

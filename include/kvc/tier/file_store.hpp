@@ -122,6 +122,8 @@ class FileStore {
   }
 
  private:
+  static constexpr std::uint64_t piece_bytes = 256 << 10;  // fits into the second-level cache of a core
+
   static Config checked(Config config) {
     require(config.threads >= 1 && config.threads <= 1024, "threads", config.threads, "between 1 and 1024");
     require(!config.folder.empty(), "folder", config.folder.string(), "the name of a directory");
@@ -140,12 +142,8 @@ class FileStore {
   }
   void work() {
     std::vector<std::byte> head;
-    for (;;) {
-      const std::vector<detail::Operation> taken = queue_.take();
-      if (taken.empty()) {
-        return;
-      }
-      const detail::Operation& operation = taken.front();
+    while (const std::optional<detail::Operation> taken = queue_.take()) {
+      const detail::Operation& operation = *taken;
       detail::Outcome how;
 #if KVC_HAS_EXCEPTIONS
       try {
@@ -213,30 +211,45 @@ class FileStore {
       error = read_head(found, head);
       return error != 0 ? Refusal::none : check_record_head(head, operation.block, operation.payload);
     }
-    head.resize(at.head_bytes);
-    const std::uint64_t skipped = operation.payload / operation.block.parts * operation.parts.first;
-    std::vector<io::ByteSpan> spans{head};
+    // Piece by piece: the bytes are still in the cache of the processor when their checksums are computed.
+    const auto before = static_cast<std::size_t>(detail::payload_at(at.head_bytes, at.payload_bytes));
+    head.resize(before);
+    const std::uint64_t part_bytes = operation.payload / operation.block.parts;
+    std::uint64_t offset = at.offset + before + part_bytes * operation.parts.first;
+    const bool is_one = operation.parts.first == 0;  // the head and the first piece are read together
+    io::SpanCursor<io::ByteSpan> cursor(operation.to);
+    std::span<const io::ByteSpan> piece = cursor.next(is_one ? piece_bytes : 0);
+    std::vector<io::ByteSpan> first{head};
+    first.insert(first.end(), piece.begin(), piece.end());
     std::size_t done = 0;
-    std::size_t wanted = head.size();
-    if (skipped == 0) {  // head and payload in one go
-      spans.insert(spans.end(), operation.to.begin(), operation.to.end());
-      wanted += static_cast<std::size_t>(operation.bytes);
-      error = found.segment->read_at(at.offset, spans, done);
-    } else {
-      error = found.segment->read_at(at.offset, spans, done);
-      if (error == 0 && done == wanted) {
-        wanted = static_cast<std::size_t>(operation.bytes);
-        error = found.segment->read_at(at.offset + at.head_bytes + skipped, operation.to, done);
-      }
-    }
+    error = found.segment->read_at(at.offset, first, done);
     if (error != 0) {
       return Refusal::none;
     }
-    const Refusal refusal = check_record_head(head, operation.block, operation.payload);
-    return refusal != Refusal::none ? refusal
-           : done != wanted         ? Refusal::truncated
-                                    : check_record_payload(head, operation.block, operation.parts,
-                                                           std::span<const io::ByteSpan>(operation.to));
+    const Refusal refusal = check_record_head(io::ConstByteSpan(head).first(std::min<std::size_t>(done, at.head_bytes)),
+                                              operation.block, operation.payload);
+    if (refusal != Refusal::none) {
+      return refusal;
+    }
+    if (done != io::total_bytes(first)) {
+      return Refusal::truncated;
+    }
+    detail::ExpectedSums expected(head, operation.block, operation.parts.first);
+    detail::PartSums sums(part_bytes, [&](std::uint64_t sum) { expected(sum); });
+    for (;;) {
+      for (const io::ByteSpan span : piece) {
+        sums.add(span);
+      }
+      offset += io::total_bytes(piece);
+      piece = cursor.next(piece_bytes);
+      if (piece.empty()) {
+        return expected.are_equal ? Refusal::none : Refusal::payload_checksum;
+      }
+      error = found.segment->read_at(offset, piece, done);
+      if (error != 0 || done != io::total_bytes(piece)) {
+        return Refusal::truncated;
+      }
+    }
   }
   [[nodiscard]] static int read_head(const detail::SegmentDirectory::Found& found, std::vector<std::byte>& head) {
     head.resize(found.place.head_bytes);
@@ -255,22 +268,19 @@ class FileStore {
       return {StoreOutcome::done, {}, operation.bytes};  // it is there
     }
     head.resize(record_head_bytes(block));
-    write_record_head(block, operation.from, head);
     int error = 0;
     const auto place = directory_.allocate(static_cast<std::uint32_t>(head.size()), operation.payload, true, error);
     if (!place) {
       return error == 0 || is_full(error) ? detail::Outcome{StoreOutcome::full, {}, 0}
                                           : failed("make a segment in", config_.folder.string(), error);
     }
-    std::vector<io::ConstByteSpan> spans{head};
-    spans.insert(spans.end(), operation.from.begin(), operation.from.end());
-    error = place->segment->write_at(place->place.offset, spans);
+    kvc::detail::ScopeGuard give_back([&] { directory_.abandon(*place); });
+    error = write_record(*place, operation, head);
     if (error == 0 && config_.durability == Durability::machine) {
       error = place->segment->sync();
     }
-    if (error != 0) {
-      directory_.abandon(*place);
-    } else {
+    if (error == 0) {
+      give_back.dismiss();
       error = directory_.commit(*place, block.key, block.parent);
     }
     if (error == 0 && config_.durability == Durability::machine) {
@@ -279,6 +289,34 @@ class FileStore {
     return error == 0       ? detail::Outcome{StoreOutcome::done, {}, operation.bytes}
            : is_full(error) ? detail::Outcome{StoreOutcome::full, {}, 0}
                             : failed("write", *place, error);
+  }
+  /// Piece by piece, as a read. The head, which has the checksums, is written with the last piece if that is the only one.
+  [[nodiscard]] static int write_record(const detail::SegmentDirectory::Found& place,
+                                        const detail::Operation& operation, std::vector<std::byte>& head) {
+    const RecordInfo& block = operation.block;
+    const std::uint64_t before = detail::payload_at(head.size(), operation.payload);
+    std::vector<std::uint64_t> part_sums;
+    part_sums.reserve(block.parts);
+    detail::PartSums sums(operation.payload / block.parts, [&](std::uint64_t sum) { part_sums.push_back(sum); });
+    io::SpanCursor<io::ConstByteSpan> cursor(operation.from);
+    std::uint64_t offset = place.place.offset + before;
+    std::vector<io::ConstByteSpan> with_head(1);
+    for (auto piece = cursor.next(piece_bytes); !piece.empty(); piece = cursor.next(piece_bytes)) {
+      for (const io::ConstByteSpan span : piece) {
+        sums.add(span);
+      }
+      if (operation.payload <= piece_bytes) {
+        with_head.insert(with_head.end(), piece.begin(), piece.end());
+      } else if (const int error = place.segment->write_at(offset, piece); error != 0) {
+        return error;
+      }
+      offset += io::total_bytes(piece);
+    }
+    part_sums.resize(block.parts, snapshot::detail::Checksum::of({}));  // parts of no bytes
+    write_record_head(block, operation.payload, part_sums, head);
+    head.resize(static_cast<std::size_t>(before));
+    with_head.front() = head;
+    return place.segment->write_at(place.place.offset, with_head);
   }
   [[nodiscard]] static bool is_full(int error) noexcept { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
 
@@ -296,7 +334,7 @@ class FileStore {
         if (!to) {
           return;
         }
-        bytes.resize(from.place.head_bytes + from.place.payload_bytes);
+        bytes.resize(detail::payload_at(from.place.head_bytes, from.place.payload_bytes) + from.place.payload_bytes);
         const io::ByteSpan span = bytes;
         const io::ConstByteSpan same = bytes;
         std::size_t done = 0;

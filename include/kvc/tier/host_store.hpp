@@ -60,10 +60,10 @@ class HostStore {
   [[nodiscard]] Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) {
     detail::require_lookup(keys, found);
     Completion& ended = begin(StoreOperation::lookup);
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-      found[i] = index_.find(keys[i]) != nullptr ? 1 : 0;
+    index_.find_all(keys, [&](std::size_t i, bool is_there) {
+      found[i] = is_there ? 1 : 0;
       ended.count += found[i];
-    }
+    });
     ended.outcome = StoreOutcome::done;
     stats_.lookups += keys.size();
     stats_.lookups_found += ended.count;

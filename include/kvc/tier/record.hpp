@@ -14,9 +14,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <span>
-#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
@@ -51,26 +50,37 @@ static_assert(sizeof(FixedHead) == 168);
 inline constexpr std::array<char, 8> record_magic{'k', 'v', 'c', 'b', 'l', 'o', 'c', 'k'};
 inline constexpr std::uint32_t record_version = 1;
 
-/// XXH3 of bytes [first, first + bytes) of the concatenation of spans.
-template <class Span>
-[[nodiscard]] std::uint64_t checksum_of(std::span<const Span> spans, std::uint64_t first,
-                                        std::uint64_t bytes) noexcept {
-  std::size_t i = 0;
-  while (i < spans.size() && first >= spans[i].size()) {
-    first -= spans[i++].size();
+/// The checksums of the parts of a payload whose bytes come one span after the other. `each(sum)` is called at the end of
+/// each part.
+template <class F>
+class PartSums {
+ public:
+  PartSums(std::uint64_t part_bytes, F each) : part_bytes_(part_bytes), left_(part_bytes), each_(std::move(each)) {}
+
+  void add(io::ConstByteSpan bytes) {
+    while (!bytes.empty() && part_bytes_ > 0) {
+      if (left_ == part_bytes_ && bytes.size() >= part_bytes_) {  // a whole part in one span
+        each_(snapshot::detail::Checksum::of(bytes.first(static_cast<std::size_t>(part_bytes_))));
+        bytes = bytes.subspan(static_cast<std::size_t>(part_bytes_));
+        continue;
+      }
+      const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(left_, bytes.size()));
+      sum_.add(bytes.first(count));
+      bytes = bytes.subspan(count);
+      left_ -= count;
+      if (left_ == 0) {
+        each_(sum_.value());
+        sum_.reset();
+        left_ = part_bytes_;
+      }
+    }
   }
-  if (bytes == 0 || (i < spans.size() && spans[i].size() - first >= bytes)) {  // in one span
-    return snapshot::detail::Checksum::of(bytes == 0 ? io::ConstByteSpan()
-                                                     : io::ConstByteSpan(spans[i]).subspan(first, bytes));
-  }
-  snapshot::detail::Checksum sum;
-  for (; bytes > 0 && i < spans.size(); ++i, first = 0) {
-    const std::uint64_t count = std::min<std::uint64_t>(bytes, spans[i].size() - first);
-    sum.add(io::ConstByteSpan(spans[i]).subspan(first, count));
-    bytes -= count;
-  }
-  return sum.value();
-}
+
+ private:
+  std::uint64_t part_bytes_, left_;
+  F each_;
+  snapshot::detail::Checksum sum_;
+};
 
 }  // namespace detail
 
@@ -83,11 +93,12 @@ template <class Span>
   return record_head_bytes(block.tokens.size(), block.parts);
 }
 
-/// Writes the head of the record of `block`, whose payload is `payload`, to `head`, of record_head_bytes(block) bytes.
-/// Throws as require_recordable, before anything is written. O(payload): computes the checksums.
-inline void write_record_head(const RecordInfo& block, std::span<const io::ConstByteSpan> payload, io::ByteSpan head) {
-  const std::uint64_t bytes = io::total_bytes(payload);
-  require_recordable(block, bytes);
+/// Writes the head of the record of `block`, with a payload of so many bytes whose parts have these checksums, to `head`,
+/// of record_head_bytes(block) bytes. Throws as require_recordable, before anything is written. O(tokens + parts).
+inline void write_record_head(const RecordInfo& block, std::uint64_t payload_bytes, std::span<const std::uint64_t> sums,
+                              io::ByteSpan head) {
+  require_recordable(block, payload_bytes);
+  require(sums.size() == block.parts, "sums", sums.size(), "one for each part");
   require(head.size() == record_head_bytes(block), "head", head.size(), "record_head_bytes(block) bytes");
   const detail::FixedHead fixed{detail::record_magic,
                                 detail::record_version,
@@ -96,7 +107,7 @@ inline void write_record_head(const RecordInfo& block, std::span<const io::Const
                                 block.parent,
                                 block.format,
                                 block.salt,
-                                bytes,
+                                payload_bytes,
                                 block.group,
                                 block.parts,
                                 static_cast<std::uint32_t>(block.tokens.size()),
@@ -110,13 +121,23 @@ inline void write_record_head(const RecordInfo& block, std::span<const io::Const
   };
   put(&fixed, sizeof fixed);
   put(block.tokens.data(), block.tokens.size_bytes());
-  for (std::uint64_t part = 0; part < block.parts; ++part) {
-    const std::uint64_t part_bytes = bytes / block.parts;
-    const std::uint64_t sum = detail::checksum_of(payload, part * part_bytes, part_bytes);
-    put(&sum, sizeof sum);
-  }
+  put(sums.data(), sums.size_bytes());
   const std::uint64_t sum = snapshot::detail::Checksum::of(head.first(head.size() - sizeof(std::uint64_t)));
   put(&sum, sizeof sum);
+}
+
+/// The same, with the checksums of these bytes. O(payload).
+inline void write_record_head(const RecordInfo& block, std::span<const io::ConstByteSpan> payload, io::ByteSpan head) {
+  const std::uint64_t bytes = io::total_bytes(payload);
+  require_recordable(block, bytes);
+  std::vector<std::uint64_t> sums;
+  sums.reserve(block.parts);
+  detail::PartSums parts(bytes / block.parts, [&](std::uint64_t sum) { sums.push_back(sum); });
+  for (const io::ConstByteSpan span : payload) {
+    parts.add(span);
+  }
+  sums.resize(block.parts, snapshot::detail::Checksum::of({}));  // parts of no bytes
+  write_record_head(block, bytes, sums, head);
 }
 
 /// Whether `head`, bytes from a store, is the whole head of a record of exactly this block with `payload_bytes` bytes of
@@ -148,6 +169,9 @@ inline void write_record_head(const RecordInfo& block, std::span<const io::Const
   if (sum != snapshot::detail::Checksum::of(head.first(summed))) {
     return Refusal::head_checksum;
   }
+  if (fixed.reserved != 0) {  // of a later version that gave it a meaning
+    return Refusal::version;
+  }
   // The tokens lie at any address: they are compared as bytes, the rest as members.
   const bool equal_tokens = fixed.tokens == block.tokens.size() &&
                             (fixed.tokens == 0 || std::memcmp(head.data() + sizeof fixed, block.tokens.data(),
@@ -166,22 +190,38 @@ inline void write_record_head(const RecordInfo& block, std::span<const io::Const
   return compare(stored, fixed.payload_bytes, block, payload_bytes);
 }
 
+namespace detail {
+/// Compares checksums with those of a head that has passed check_record_head, from a part on.
+class ExpectedSums {
+ public:
+  ExpectedSums(io::ConstByteSpan head, const RecordInfo& block, std::uint32_t first) noexcept
+      : next_(head.data() + sizeof(FixedHead) + block.tokens.size_bytes() + sizeof(std::uint64_t) * first) {}
+  void operator()(std::uint64_t sum) noexcept {
+    std::uint64_t wanted = 0;
+    std::memcpy(&wanted, next_, sizeof wanted);
+    next_ += sizeof wanted;
+    are_equal = are_equal && sum == wanted;
+  }
+  bool are_equal = true;
+
+ private:
+  const std::byte* next_;
+};
+}  // namespace detail
+
 /// Whether the bytes of `parts` of the payload, which lie in `spans`, have the checksums of the head, which has passed
 /// check_record_head: Refusal::none or Refusal::payload_checksum. O(bytes).
 template <class Span>
 [[nodiscard]] Refusal check_record_payload(io::ConstByteSpan head, const RecordInfo& block, PartRange parts,
                                            std::span<const Span> spans) noexcept {
   parts = parts.within(block.parts);
-  const std::uint64_t part_bytes = parts.count == 0 ? 0 : io::total_bytes(spans) / parts.count;
-  const std::byte* sums = head.data() + sizeof(detail::FixedHead) + block.tokens.size_bytes();
-  for (std::uint32_t i = 0; i < parts.count; ++i) {
-    std::uint64_t sum = 0;
-    std::memcpy(&sum, sums + sizeof sum * (parts.first + i), sizeof sum);
-    if (sum != detail::checksum_of(spans, i * part_bytes, part_bytes)) {
-      return Refusal::payload_checksum;
-    }
+  detail::ExpectedSums expected(head, block, parts.first);
+  detail::PartSums sums(parts.count == 0 ? 0 : io::total_bytes(spans) / parts.count,
+                        [&](std::uint64_t sum) { expected(sum); });
+  for (const Span& span : spans) {
+    sums.add(span);
   }
-  return Refusal::none;
+  return expected.are_equal ? Refusal::none : Refusal::payload_checksum;
 }
 
 }  // namespace tier

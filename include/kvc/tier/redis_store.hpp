@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -157,58 +158,75 @@ class RedisStore {
     }
   }
 
+  /// Sends operations as they come, up to Config::pipeline ahead of the replies.
   void work(std::size_t number) {
     Server& server = *servers_[number];
+    std::deque<detail::Operation> sent;
     for (;;) {
-      std::vector<detail::Operation> taken = queue_.take(config_.pipeline, number);
-      if (taken.empty()) {
-        return;
-      }
-      std::size_t ended = 0;
 #if KVC_HAS_EXCEPTIONS
       try {
-        perform(number, taken, ended);
-      } catch (const std::exception& error) {  // no memory: replies may be on their way to nobody
-        note(server, error.what());
-        server.connection.close("no memory");
-      }
-#else
-      perform(number, taken, ended);
 #endif
-      for (; ended < taken.size(); ++ended) {
-        forget(taken[ended], number);
-        queue_.end(taken[ended], {});
+        if (!advance(number, sent)) {
+          break;
+        }
+#if KVC_HAS_EXCEPTIONS
+      } catch (const std::exception& error) {  // no memory: replies may be on their way to nobody
+        server.connection.close("no memory");
+        note(server, error.what());
+      }
+#endif
+      if (!server.connection.is_open()) {
+        for (const detail::Operation& lost : sent) {
+          forget(lost, number);
+          queue_.end(lost, {});
+        }
+        sent.clear();
       }
     }
   }
-  /// Sends all commands of the operations, and ends each as its replies come. `ended`: those that were.
-  void perform(std::size_t number, const std::vector<detail::Operation>& operations, std::size_t& ended) {
+  /// Sends one more operation if there is one and it may, else ends the first of those that were sent. False: the queue is
+  /// stopped. After an error the connection is closed, and nobody will answer those that were sent.
+  bool advance(std::size_t number, std::deque<detail::Operation>& sent) {
     Server& server = *servers_[number];
-    if (!server.connection.is_open()) {
-      if (Clock::now() < server.retry_at) {
-        return;
+    std::optional<detail::Operation> next;
+    if (sent.empty()) {
+      next = queue_.take(number);
+      if (!next) {
+        return false;
       }
-      if (!server.connection.connect()) {
+    } else if (sent.size() < config_.pipeline) {
+      next = queue_.try_take(number);
+    }
+    if (next) {
+      sent.push_back(std::move(*next));
+      if (!server.connection.is_open() && !reconnect(server)) {
+        return true;
+      }
+      std::vector<std::byte> head;
+      send(number, sent.back(), head);
+      if (!server.connection.flush()) {
         fail(server);
-        return;
       }
+      return true;
     }
-    std::vector<std::vector<std::byte>> heads(operations.size());
-    for (std::size_t i = 0; i < operations.size(); ++i) {
-      send(number, operations[i], heads[i]);
-    }
-    if (!server.connection.flush()) {
+    if (const std::optional<detail::Outcome> how = receive(number, sent.front())) {
+      queue_.end(sent.front(), *how);
+      sent.pop_front();
+    } else {
       fail(server);
-      return;
     }
-    for (; ended < operations.size(); ++ended) {
-      const std::optional<detail::Outcome> how = receive(number, operations[ended]);
-      if (!how) {
-        fail(server);
-        return;
-      }
-      queue_.end(operations[ended], *how);
+    return true;
+  }
+  /// Whether the connection is open again.
+  bool reconnect(Server& server) {
+    if (Clock::now() < server.retry_at) {
+      return false;
     }
+    if (!server.connection.connect()) {
+      fail(server);
+      return false;
+    }
+    return true;
   }
 
   [[nodiscard]] std::string key_of(const BlockKey& key) const { return config_.prefix + key.hex(); }

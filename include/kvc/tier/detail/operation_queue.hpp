@@ -198,18 +198,16 @@ class OperationQueue {
 
   // For the workers.
 
-  /// Waits for an operation of a lane, and takes it, and up to `most` of those that wait. Empty: the queue is stopped.
-  [[nodiscard]] std::vector<Operation> take(std::size_t most = 1, std::size_t lane = 0) {
+  /// Waits for an operation of a lane, and takes it. Nothing: the queue is stopped.
+  [[nodiscard]] std::optional<Operation> take(std::size_t lane = 0) {
     std::unique_lock lock(mutex_);
-    std::deque<Operation>& waiting = waiting_[lane];
-    work_.wait(lock, [&] { return is_stopped_ || !waiting.empty(); });
-    std::vector<Operation> taken;
-    taken.reserve(std::min(most, waiting.size()));
-    while (!waiting.empty() && taken.size() < most) {
-      taken.push_back(std::move(waiting.front()));
-      waiting.pop_front();
-    }
-    return taken;
+    work_.wait(lock, [&] { return is_stopped_ || !waiting_[lane].empty(); });
+    return take_now(lane);
+  }
+  /// Takes an operation of a lane, if one waits.
+  [[nodiscard]] std::optional<Operation> try_take(std::size_t lane = 0) {
+    const std::lock_guard lock(mutex_);
+    return take_now(lane);
   }
   [[nodiscard]] bool is_stopped() const {
     const std::lock_guard lock(mutex_);
@@ -243,6 +241,14 @@ class OperationQueue {
     Outcome sum;
   };
 
+  [[nodiscard]] std::optional<Operation> take_now(std::size_t lane) {
+    std::optional<Operation> taken;
+    if (!waiting_[lane].empty()) {
+      taken.emplace(std::move(waiting_[lane].front()));
+      waiting_[lane].pop_front();
+    }
+    return taken;
+  }
   Ticket added(std::list<Completion>& spare) noexcept {
     spare_.splice(spare_.end(), spare);
     ++under_way_;

@@ -4,10 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <unordered_map>
+#include <span>
 #include <utility>
 
 #include "kvc/core/error.hpp"
+#include "kvc/tier/detail/key_table.hpp"
 #include "kvc/tier/key.hpp"
 
 namespace kvc {
@@ -61,30 +62,35 @@ class RecordIndex {
   void reserve(std::size_t records) { entries_.reserve(records); }
 
   [[nodiscard]] Record* find(const BlockKey& key) noexcept {
-    const auto found = entries_.find(key);
-    return found == entries_.end() || !found->second.stored ? nullptr : &*found;
+    Record* const found = entries_.find(key);
+    return found == nullptr || !found->second.stored ? nullptr : found;
   }
   [[nodiscard]] const Record* find(const BlockKey& key) const noexcept {
-    const auto found = entries_.find(key);
-    return found == entries_.end() || !found->second.stored ? nullptr : &*found;
+    const Record* const found = entries_.find(key);
+    return found == nullptr || !found->second.stored ? nullptr : found;
+  }
+  /// Calls each(i, whether keys[i] has a record) for all keys; faster than one after the other.
+  template <class F>
+  void find_all(std::span<const BlockKey> keys, F&& each) const {
+    entries_.find_all(keys,
+                      [&](std::size_t i, const Record* found) { each(i, found != nullptr && found->second.stored); });
   }
 
   Record* insert(const BlockKey& key, const BlockKey& parent, Value value) {
-    const auto [above, is_new] = entries_.try_emplace(parent);
-    Record* const parent_record = &*above;
+    const auto [parent_record, is_new] = entries_.emplace(parent);
     Record* record = nullptr;
 #if KVC_HAS_EXCEPTIONS
     try {
-      record = &*entries_.try_emplace(key).first;
+      record = entries_.emplace(key).first;
     } catch (...) {
       if (is_new) {
-        entries_.erase(parent_record->first);
+        entries_.erase(*parent_record);
       }
       throw;
     }
 #else
     (void)is_new;
-    record = &*entries_.try_emplace(key).first;
+    record = entries_.emplace(key).first;
 #endif
     Entry& entry = record->second;
     KVC_ASSERT(!entry.stored);
@@ -127,11 +133,11 @@ class RecordIndex {
     entry.value = Value{};
     --size_;
     if (entry.children == 0) {
-      entries_.erase(entries_.find(record.first));
+      entries_.erase(record);
     }
     if (parent != nullptr && --parent->second.children == 0) {
       if (!parent->second.stored) {
-        entries_.erase(entries_.find(parent->first));
+        entries_.erase(*parent);
       } else {
         return_to_order(*parent);
       }
@@ -149,11 +155,11 @@ class RecordIndex {
   /// Calls `each(Record&)` for every record, in any order; it must not insert or erase.
   template <class F>
   void for_each(F&& each) {
-    for (Record& record : entries_) {
+    entries_.for_each([&](Record& record) {
       if (record.second.stored) {
         each(record);
       }
-    }
+    });
   }
 
  private:
@@ -203,7 +209,7 @@ class RecordIndex {
     entry.place = Place::nowhere;
   }
 
-  std::unordered_map<BlockKey, Entry, BlockKeyHash> entries_;
+  KeyTable<Record> entries_;
   std::map<std::uint64_t, Record*> tree_;
   Record* oldest_ = nullptr;  // the list of evictable records that are not in the tree
   Record* newest_ = nullptr;

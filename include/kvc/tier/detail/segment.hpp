@@ -2,7 +2,8 @@
 //
 //   0      SegmentHeader, then zeros up to 4096
 //   4096   the table: Entry for each record, in the order in which places were given out; all zero: none, or not finished
-//   data   the records, each from a multiple of 4096 on: head and payload (tier/record.hpp)
+//   data   the records, each from a multiple of 4096 on: head and payload (tier/record.hpp); a payload of at least 64 KiB
+//          begins at a multiple of 4096, too, since the system copies whole pages faster
 //
 // A record is written before its entry, and an entry is one write within one page, with a checksum. So whenever the writer
 // is killed, the table has the record or does not have it. An entry changes once more, when its record is erased.
@@ -38,6 +39,15 @@ namespace detail {
 
 inline constexpr std::uint64_t segment_page = 4096;
 
+/// Bytes from the begin of a record to that of its payload.
+[[nodiscard]] constexpr std::uint64_t payload_at(std::uint64_t head_bytes, std::uint64_t payload_bytes) noexcept {
+  return payload_bytes < 65536 ? head_bytes : (head_bytes + segment_page - 1) / segment_page * segment_page;
+}
+/// Bytes of a segment that a record takes.
+[[nodiscard]] constexpr std::uint64_t record_extent(std::uint64_t head_bytes, std::uint64_t payload_bytes) noexcept {
+  return (payload_at(head_bytes, payload_bytes) + payload_bytes + segment_page - 1) / segment_page * segment_page;
+}
+
 /// The first bytes of a segment.
 struct SegmentHeader {
   std::array<char, 8> magic;
@@ -70,14 +80,12 @@ struct SegmentEntry {
         std::as_bytes(std::span(this, 1)).first(sizeof(SegmentEntry) - sizeof checksum));
   }
   /// Bytes of the file that the record takes.
-  [[nodiscard]] std::uint64_t extent() const noexcept {
-    return (head_bytes + payload_bytes + segment_page - 1) / segment_page * segment_page;
-  }
+  [[nodiscard]] std::uint64_t extent() const noexcept { return record_extent(head_bytes, payload_bytes); }
   /// Whether this is an entry of a file of so many bytes.
   [[nodiscard]] bool is_valid(std::uint64_t file_bytes) const noexcept {
     return (state == live || state == dead) && checksum == sum() && offset % segment_page == 0 &&
            offset <= file_bytes && payload_bytes <= file_bytes && head_bytes <= file_bytes &&
-           offset + head_bytes + payload_bytes <= file_bytes;
+           offset + payload_at(head_bytes, payload_bytes) + payload_bytes <= file_bytes;
   }
 };
 static_assert(sizeof(SegmentEntry) == 128 && segment_page % sizeof(SegmentEntry) == 0);

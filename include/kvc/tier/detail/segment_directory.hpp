@@ -70,10 +70,10 @@ class SegmentDirectory {
     std::uint64_t count = 0;
     for (const bool again : {false, true}) {
       count = 0;
-      for (std::size_t i = 0; i < keys.size(); ++i) {
-        found[i] = index_.find(keys[i]) != nullptr || foreign_.contains(keys[i]) ? 1 : 0;
+      index_.find_all(keys, [&](std::size_t i, bool is_there) {
+        found[i] = is_there || (!foreign_.empty() && foreign_.contains(keys[i])) ? 1 : 0;
         count += found[i];
-      }
+      });
       if (again || count == keys.size() || !refresh()) {
         break;
       }
@@ -355,7 +355,7 @@ class SegmentDirectory {
     remove_if_empty(at.segment);
   }
   void give_back(Segment& segment, const RecordPlace& at) {
-    const std::uint64_t extent = (at.head_bytes + at.payload_bytes + segment_page - 1) / segment_page * segment_page;
+    const std::uint64_t extent = record_extent(at.head_bytes, at.payload_bytes);
     if (segment.punch(at.offset, extent) == 0) {
       segment.physical_bytes -= extent;
       physical_ -= extent;
@@ -453,6 +453,11 @@ class SegmentDirectory {
       return a.second->sequence() != b.second->sequence() ? a.second->sequence() < b.second->sequence()
                                                           : a.second->path() < b.second->path();
     });
+    std::size_t most = index_.size();
+    for (const auto& [number, segment] : news) {
+      most += segment->entries();
+    }
+    index_.reserve(most);
     for (const auto& [number, segment] : news) {
       read_segment(number, *segment);
     }
@@ -477,9 +482,6 @@ class SegmentDirectory {
     last_sequence_ = std::max(last_sequence_, segment.sequence());
     const std::uint64_t size = segment.size();
     std::uint64_t extents = 0;
-    if (is_own) {
-      index_.reserve(index_.size() + table.size());
-    }
     for (std::uint32_t i = 0; i < table.size(); ++i) {
       const SegmentEntry& entry = table[i];
       if (!entry.is_valid(size) || entry.state != SegmentEntry::live) {
