@@ -62,26 +62,26 @@ struct Bench {
   std::unique_ptr<tier::Tiers<TieredCache<Lru, L>>> tiers;
 };
 
-const Tokens prompt = counting(0, 18);  // four full blocks, and a part
+const Tokens common_prompt = counting(0, 18);  // four full blocks, and a part
 
 }  // namespace
 
 TEST_CASE("A block that the pool evicted is found in a slower tier", "[tier]") {
   Bench<> bench;
-  CHECK(bench.serve(prompt) == 0);
+  CHECK(bench.serve(common_prompt) == 0);
   bench.run();
   CHECK(bench.host.stats().records == 4);
   CHECK(bench.tiers->held(0) == 4);
   bench.flood();
-  CHECK(bench.cache->match_length(prompt) == 0);
-  const tier::Found found = bench.tiers->prefetch(prompt);
+  CHECK(bench.cache->match_length(common_prompt) == 0);
+  const tier::Found found = bench.tiers->prefetch(common_prompt);
   CHECK(found.cached == 0);
   CHECK(found.pending == 16);
-  CHECK(bench.cache->match_length(prompt) == 0);
+  CHECK(bench.cache->match_length(common_prompt) == 0);
   bench.run();
   CHECK(bench.tiers->pending(found.load) == 0);
-  CHECK(bench.cache->match_length(prompt) == 16);
-  CHECK(bench.serve(prompt) == 16);
+  CHECK(bench.cache->match_length(common_prompt) == 16);
+  CHECK(bench.serve(common_prompt) == 16);
   CHECK(bench.tiers->stats(0).loaded == 4);
   CHECK(bench.tiers->stats().loads == 1);
   bench.tiers->verify();
@@ -89,22 +89,22 @@ TEST_CASE("A block that the pool evicted is found in a slower tier", "[tier]") {
 
 TEST_CASE("Another process finds the blocks, whatever its hashes are seeded with", "[tier]") {
   Bench<> bench;
-  CHECK(bench.serve(prompt) == 0);
+  CHECK(bench.serve(common_prompt) == 0);
   bench.run();
   bench.make(8, {.model = "m", .load = tier::LoadRule::always});
-  (void)bench.tiers->prefetch(prompt);
+  (void)bench.tiers->prefetch(common_prompt);
   bench.run();
-  CHECK(bench.serve(prompt) == 16);
+  CHECK(bench.serve(common_prompt) == 16);
   SECTION("but not those of another model") {
     bench.make(8, {.model = "m2", .load = tier::LoadRule::always});
-    (void)bench.tiers->prefetch(prompt);
+    (void)bench.tiers->prefetch(common_prompt);
     bench.run();
-    CHECK(bench.serve(prompt) == 0);
+    CHECK(bench.serve(common_prompt) == 0);
   }
   SECTION("and not those whose bytes lie otherwise") {
     TieredCache<Lru, LayerMajor<>> other(tiered_shape, {.blocks = 8, .block_tokens = tiered_block});
     tier::Tiers tiers(other, {.model = "m", .load = tier::LoadRule::always}, bench.host);
-    CHECK(serve_tiered(tiers, other, prompt) == 0);
+    CHECK(serve_tiered(tiers, other, common_prompt) == 0);
     settle(tiers);
     other.clear();
     CHECK_THROWS_AS(tiers.renew("m"), std::invalid_argument);
@@ -115,12 +115,12 @@ TEST_CASE("Another process finds the blocks, whatever its hashes are seeded with
 
 TEST_CASE("A pool with a piece for each layer loads and stores its blocks", "[tier]") {
   Bench<LayerMajor<>> bench;
-  CHECK(bench.serve(prompt) == 0);
+  CHECK(bench.serve(common_prompt) == 0);
   bench.run();
   bench.flood();
-  (void)bench.tiers->prefetch(prompt);
+  (void)bench.tiers->prefetch(common_prompt);
   bench.run();
-  CHECK(bench.serve(prompt) == 16);
+  CHECK(bench.serve(common_prompt) == 16);
 }
 
 TEST_CASE("A failed, missing or damaged load is a shorter hit, and what is computed behind it is right",
@@ -128,18 +128,18 @@ TEST_CASE("A failed, missing or damaged load is a shorter hit, and what is compu
   for (const Fault fault : {Fault::fails, Fault::lost, Fault::damaged, Fault::undone}) {
     for (std::size_t bad = 0; bad < 4; ++bad) {
       Bench<> bench;
-      REQUIRE(bench.serve(prompt) == 0);
+      REQUIRE(bench.serve(common_prompt) == 0);
       bench.run();
       bench.flood();
       bench.store.fault = [&](const Held::Operation& op) {
         const bool is_bad = op.kind == StoreOperation::read && op.tokens[0] == static_cast<Token>(4 * bad);
         return is_bad ? fault : Fault::none;
       };
-      (void)bench.tiers->prefetch(prompt);
+      (void)bench.tiers->prefetch(common_prompt);
       bench.run();
       CAPTURE(static_cast<int>(fault), bad);
-      CHECK(bench.cache->match_length(prompt) == static_cast<Pos>(4 * bad));
-      CHECK(bench.serve(prompt) == static_cast<Pos>(4 * bad));  // its rows, found and computed, are compared
+      CHECK(bench.cache->match_length(common_prompt) == static_cast<Pos>(4 * bad));
+      CHECK(bench.serve(common_prompt) == static_cast<Pos>(4 * bad));  // its rows, found and computed, are compared
       bench.run();
       bench.tiers->verify();
       CHECK(bench.tiers->loads() == 0);
@@ -159,7 +159,7 @@ TEST_CASE("A block that one tier lost is read from the next one", "[tier][faults
   broken.holds = false;
   TieredCache<> cache(tiered_shape, {.blocks = 8, .block_tokens = tiered_block});
   tier::Tiers tiers(cache, {.model = "m", .load = tier::LoadRule::always}, broken, second);
-  CHECK(serve_tiered(tiers, cache, prompt) == 0);
+  CHECK(serve_tiered(tiers, cache, common_prompt) == 0);
   settle(tiers);
   CHECK(first.stats().records == 4);
   CHECK(second.stats().records == 4);
@@ -167,9 +167,9 @@ TEST_CASE("A block that one tier lost is read from the next one", "[tier][faults
   REQUIRE(compute(cache, flood, counting(100, 32)));
   cache.close(flood);
   broken.fault = [](const Held::Operation& op) { return op.kind == StoreOperation::read ? Fault::fails : Fault::none; };
-  (void)tiers.prefetch(prompt);
+  (void)tiers.prefetch(common_prompt);
   settle(tiers);
-  CHECK(serve_tiered(tiers, cache, prompt) == 16);
+  CHECK(serve_tiered(tiers, cache, common_prompt) == 16);
   CHECK(tiers.stats(0).load_failed == 4);
   CHECK(tiers.stats(1).loaded == 4);
   tiers.verify();
@@ -177,26 +177,26 @@ TEST_CASE("A block that one tier lost is read from the next one", "[tier][faults
 
 TEST_CASE("Rows from before a clear are neither stored nor loaded under the new weights", "[tier][faults]") {
   Bench<> bench;
-  REQUIRE(bench.serve(prompt) == 0);
+  REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
   bench.flood();
-  const tier::Found found = bench.tiers->prefetch(prompt);
+  const tier::Found found = bench.tiers->prefetch(common_prompt);
   bench.store.let_all();  // the lookup
   (void)bench.tiers->poll();
   REQUIRE(bench.store.count(StoreOperation::read) == 4);
   bench.cache->clear();
   bench.run();
   CHECK(bench.tiers->pending(found.load) == 0);
-  CHECK(bench.cache->match_length(prompt) == 0);
-  CHECK(bench.tiers->prefetch(prompt).pending == 0);  // nothing more is done under the old name
+  CHECK(bench.cache->match_length(common_prompt) == 0);
+  CHECK(bench.tiers->prefetch(common_prompt).pending == 0);  // nothing more is done under the old name
   const auto records = bench.host.stats().records;
   CHECK(serve_tiered(*bench.tiers, *bench.cache, counting(50, 9), {}, 7) == 0);
   bench.run();
   CHECK(bench.host.stats().records == records);
   bench.tiers->renew("m, with other weights");
-  (void)bench.tiers->prefetch(prompt);
+  (void)bench.tiers->prefetch(common_prompt);
   bench.run();
-  CHECK(serve_tiered(*bench.tiers, *bench.cache, prompt, {}, 7) == 0);
+  CHECK(serve_tiered(*bench.tiers, *bench.cache, common_prompt, {}, 7) == 0);
   bench.run();
   CHECK(bench.host.stats().records == records + 6);
   bench.tiers->verify();
@@ -206,11 +206,11 @@ TEST_CASE("A block is not stored before its rows are in place, and not before it
   Bench<> bench;
   const SeqId seq = bench.cache->open();
   {
-    auto append = bench.cache->extend(seq, prompt);
+    auto append = bench.cache->extend(seq, common_prompt);
     bench.run();
     CHECK(bench.host.stats().writes == 0);  // reserved, not committed
   }
-  REQUIRE(compute(*bench.cache, seq, prompt));
+  REQUIRE(compute(*bench.cache, seq, common_prompt));
   for (std::size_t written = 0; written < 4; ++written) {
     (void)bench.tiers->poll();
     REQUIRE(bench.store.waiting.size() == 1);  // the others wait for it
@@ -264,16 +264,16 @@ TEST_CASE("Pipelined, a chain is written at once, and a child is erased if its p
 
 TEST_CASE("A load overwrites nothing that an open sequence reads", "[tier][faults]") {
   Bench<> bench;
-  REQUIRE(bench.serve(prompt) == 0);
+  REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
   bench.flood();
   const Tokens other = counting(500, 19);
   const SeqId reader = bench.cache->open();
   REQUIRE(compute(*bench.cache, reader, other));
-  (void)bench.tiers->prefetch(prompt);  // four blocks, and five of eight are held: there is room for three
+  (void)bench.tiers->prefetch(common_prompt);  // four blocks, and five of eight are held: there is room for three
   bench.run();
   CHECK(has_rows(*bench.cache, reader, other));
-  CHECK(bench.serve(prompt) >= 0);
+  CHECK(bench.serve(common_prompt) >= 0);
   CHECK(bench.cache->stats().pins == 0);
   bench.cache->close(reader);
   bench.tiers->verify();
@@ -281,10 +281,10 @@ TEST_CASE("A load overwrites nothing that an open sequence reads", "[tier][fault
 
 TEST_CASE("A load under way that cannot be stopped keeps its room until it ends", "[tier][faults]") {
   Bench<> bench;
-  REQUIRE(bench.serve(prompt) == 0);
+  REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
   bench.flood();
-  const tier::Found found = bench.tiers->prefetch(prompt);
+  const tier::Found found = bench.tiers->prefetch(common_prompt);
   bench.store.let_all();
   (void)bench.tiers->poll();
   REQUIRE(bench.store.count(StoreOperation::read) == 4);
@@ -305,7 +305,7 @@ TEST_CASE("A load under way that cannot be stopped keeps its room until it ends"
     CHECK(has_rows(*bench.cache, seq, counting(700, 16)));
     bench.run();
     CHECK(bench.tiers->loads() == 0);
-    CHECK(bench.cache->match_length(prompt) == 0);
+    CHECK(bench.cache->match_length(common_prompt) == 0);
     bench.cache->close(seq);
     CHECK(bench.cache->available() == 8);
   }
@@ -323,7 +323,7 @@ TEST_CASE("A load under way that cannot be stopped keeps its room until it ends"
 TEST_CASE("Blocks that leave the pool before they are written are copied aside, or given up from the end on",
           "[tier][faults]") {
   Bench<> bench(8, {.model = "m", .load = tier::LoadRule::always, .writes = 2});
-  REQUIRE(bench.serve(prompt) == 0);  // nothing is written yet
+  REQUIRE(bench.serve(common_prompt) == 0);  // nothing is written yet
   const SeqId seq = bench.cache->open();
   SECTION("only the last one, whose parent is written") {
     for (int i = 0; i < 3; ++i) {
@@ -342,31 +342,31 @@ TEST_CASE("Blocks that leave the pool before they are written are copied aside, 
   }
   bench.cache->close(seq);
   bench.flood();
-  (void)bench.tiers->prefetch(prompt);
+  (void)bench.tiers->prefetch(common_prompt);
   bench.run();
-  CHECK(bench.serve(prompt) >= 0);  // rows are compared
+  CHECK(bench.serve(common_prompt) >= 0);  // rows are compared
   bench.tiers->verify();
 }
 
 TEST_CASE("No room is taken before the tiers have answered, and none for what nobody has", "[tier][faults]") {
   Bench<> bench;
-  REQUIRE(bench.serve(prompt) == 0);
+  REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
   const Tokens unknown = counting(300, 30);
   (void)bench.tiers->prefetch(unknown);
-  CHECK(bench.cache->match_length(prompt) == 16);
+  CHECK(bench.cache->match_length(common_prompt) == 16);
   CHECK(bench.cache->stats().pins == 0);
   bench.run();
-  CHECK(bench.cache->match_length(prompt) == 16);  // nothing was evicted
+  CHECK(bench.cache->match_length(common_prompt) == 16);  // nothing was evicted
   CHECK(bench.tiers->stats().loads == 0);
   SECTION("a lookup that fails finds nothing") {
     bench.flood();
     bench.store.fault = [](const Held::Operation& op) {
       return op.kind == StoreOperation::lookup ? Fault::fails : Fault::none;
     };
-    (void)bench.tiers->prefetch(prompt);
+    (void)bench.tiers->prefetch(common_prompt);
     bench.run();
-    CHECK(bench.serve(prompt) == 0);
+    CHECK(bench.serve(common_prompt) == 0);
     CHECK(bench.tiers->stats(0).lookups_failed >= 1);
   }
   bench.tiers->verify();
@@ -374,51 +374,51 @@ TEST_CASE("No room is taken before the tiers have answered, and none for what no
 
 TEST_CASE("A prefix whose beginning is evicted before the tiers have answered is not loaded", "[tier][faults]") {
   Bench<> bench;
-  REQUIRE(bench.serve(prompt) == 0);
+  REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
   bench.flood();
   (void)bench.tiers->prefetch(counting(0, 9));
   bench.run();
-  REQUIRE(bench.cache->match_length(prompt) == 8);
-  const tier::Found found = bench.tiers->prefetch(prompt);  // asks for the two blocks behind
+  REQUIRE(bench.cache->match_length(common_prompt) == 8);
+  const tier::Found found = bench.tiers->prefetch(common_prompt);  // asks for the two blocks behind
   CHECK(found.cached == 8);
   CHECK(found.pending == 8);
   bench.flood();
   CHECK(bench.tiers->stats().loads_overtaken == 1);
   CHECK(bench.tiers->pending(found.load) == 0);
-  CHECK(bench.cache->match_length(prompt) == 0);
-  (void)bench.tiers->prefetch(prompt);
+  CHECK(bench.cache->match_length(common_prompt) == 0);
+  (void)bench.tiers->prefetch(common_prompt);
   bench.run();
-  CHECK(bench.serve(prompt) == 16);
+  CHECK(bench.serve(common_prompt) == 16);
 }
 
 TEST_CASE("The blocks of one salt are never found under another", "[tier][faults]") {
   Bench<> bench;
   const OpenOptions a{.salt = Salt(SaltKind::tenant, "a")}, b{.salt = Salt(SaltKind::tenant, "b")};
-  REQUIRE(bench.serve(prompt, a) == 0);
+  REQUIRE(bench.serve(common_prompt, a) == 0);
   bench.run();
   bench.flood();
   for (const OpenOptions& options : {b, OpenOptions{}}) {
-    (void)bench.tiers->prefetch(prompt, options);
+    (void)bench.tiers->prefetch(common_prompt, options);
     bench.run();
-    CHECK(bench.cache->match_length(prompt, options) == 0);
+    CHECK(bench.cache->match_length(common_prompt, options) == 0);
   }
-  (void)bench.tiers->prefetch(prompt, a);
+  (void)bench.tiers->prefetch(common_prompt, a);
   bench.run();
-  CHECK(bench.serve(prompt, a) == 16);
+  CHECK(bench.serve(common_prompt, a) == 16);
 }
 
 TEST_CASE("Two prompts with a common prefix load it once", "[tier]") {
   Bench<> bench;
-  REQUIRE(bench.serve(prompt) == 0);
+  REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
   bench.flood();
-  const tier::Found one = bench.tiers->prefetch(prompt);
-  const tier::Found two = bench.tiers->prefetch(prompt);
+  const tier::Found one = bench.tiers->prefetch(common_prompt);
+  const tier::Found two = bench.tiers->prefetch(common_prompt);
   CHECK(one.load == two.load);
   bench.run();
   CHECK(bench.tiers->stats(0).loaded == 4);
-  CHECK(bench.tiers->prefetch(prompt).load == tier::no_load);
+  CHECK(bench.tiers->prefetch(common_prompt).load == tier::no_load);
 }
 
 TEST_CASE("What the pool is too small for is loaded as far as it fits", "[tier]") {
@@ -436,7 +436,7 @@ TEST_CASE("What the pool is too small for is loaded as far as it fits", "[tier]"
 TEST_CASE("Nothing is loaded or asked by LoadRule::never, and write rules decide what is stored", "[tier]") {
   SECTION("never") {
     Bench<> bench(8, {.model = "m", .load = tier::LoadRule::never, .write = {WriteRule::never}});
-    REQUIRE(bench.serve(prompt) == 0);
+    REQUIRE(bench.serve(common_prompt) == 0);
     CHECK(bench.tiers->prefetch(counting(40, 9)).load == tier::no_load);
     bench.run();
     CHECK(bench.host.stats().lookups == 0);
@@ -444,7 +444,7 @@ TEST_CASE("Nothing is loaded or asked by LoadRule::never, and write rules decide
   }
   SECTION("back: as the pool runs short") {
     Bench<> bench(16, {.model = "m", .load = tier::LoadRule::always, .write = {WriteRule::back}, .reserve = 6});
-    REQUIRE(bench.serve(prompt) == 0);
+    REQUIRE(bench.serve(common_prompt) == 0);
     bench.run();
     CHECK(bench.host.stats().writes == 0);
     REQUIRE(bench.serve(counting(100, 41)) == 0);  // 14 of 16 blocks were computed: 2 could be taken without loss
@@ -456,7 +456,7 @@ TEST_CASE("Nothing is loaded or asked by LoadRule::never, and write rules decide
   }
   SECTION("selective: what was found again") {
     Bench<> bench(16, {.model = "m", .load = tier::LoadRule::always, .write = {WriteRule::selective}});
-    REQUIRE(bench.serve(prompt) == 0);
+    REQUIRE(bench.serve(common_prompt) == 0);
     bench.run();
     CHECK(bench.host.stats().writes == 0);
     REQUIRE(bench.serve(counting(0, 11)) == 10);
