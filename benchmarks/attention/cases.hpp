@@ -168,7 +168,8 @@ class AttentionCases {
         };
         decide_memory_plan(call);
         measure(state, threads, work, [&](std::size_t i) { call(i, std::nullopt); });
-        compare_memory_plans(state, call);
+        const Index run = block_tokens == 0 ? kvc::MemoryPlanKind::most_run : Index{block_tokens};
+        compare_memory_plans(state, {element, run, heads.kv, heads.key_dim, heads.value_dim, threads > 1}, call);
       });
     }
   }
