@@ -26,6 +26,15 @@ enum class WriteRule : std::uint8_t {
   never  ///< the tier is only read
 };
 
+namespace detail {
+[[nodiscard]] inline double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+}  // namespace detail
+
+/// Tells the time in seconds, from any beginning.
+using SecondsNow = std::function<double()>;
+
 /// How Tiers behaves.
 struct TiersConfig {
   /// Names the model with its weights: it is a part of every key. Two caches find each other's blocks if the names and the
@@ -41,11 +50,8 @@ struct TiersConfig {
   /// block can be there without its parent: no prompt finds it before the parent is written again, and it is evicted in its
   /// turn. A block whose parent could not be written is erased.
   bool pipelined = false;
-  Index reserve = 0;  ///< see WriteRule::back; 0: an eighth of the pool
-  /// The time in seconds, for measurements.
-  std::function<double()> seconds = [] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  };
+  Index reserve = 0;                             ///< see WriteRule::back; 0: an eighth of the pool
+  SecondsNow seconds = &detail::steady_seconds;  ///< for measurements
 };
 
 /// Throws std::invalid_argument, naming the member, if a value is not allowed.
