@@ -149,11 +149,11 @@ class GroupTable {
   /// table.
   template <class F>
   void shrink(std::size_t size, F&& f) noexcept {
-    while (blocks_.size() > size) {
-      const BlockId block = blocks_.back();
-      blocks_.pop_back();
-      f(block);
+    const std::span<const BlockId> all = blocks_;  // in registers: f writes through pointers
+    for (std::size_t i = all.size(); i-- > size;) {
+      f(all[i]);
     }
+    blocks_.resize(std::min(size, all.size()));
     count_end();
   }
 

@@ -61,14 +61,14 @@ class SequenceTable {
   }
 
   /// The record of an open sequence. O(1). Throws std::invalid_argument that names `seq` if the sequence is not open.
-  [[nodiscard]] Record& at(SeqId seq) {
+  [[nodiscard]] KVC_ALWAYS_INLINE Record& at(SeqId seq) {
     if (!contains(seq)) [[unlikely]] {
       throw_not_open(seq);
     }
     return entries_[seq.slot].record;
   }
   /// The same for reading.
-  [[nodiscard]] const Record& at(SeqId seq) const {
+  [[nodiscard]] KVC_ALWAYS_INLINE const Record& at(SeqId seq) const {
     if (!contains(seq)) [[unlikely]] {
       throw_not_open(seq);
     }

@@ -6,6 +6,7 @@
 #include <span>
 #include <utility>
 
+#include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
 #include "kvc/core/types.hpp"
@@ -43,8 +44,8 @@ class GroupSequences {
   [[nodiscard]] bool is_cross(std::size_t group) const noexcept { return rules_.groups[group].cross_rows > 0; }
   [[nodiscard]] bool has_states() const noexcept { return !rules_.states.empty(); }
 
-  [[nodiscard]] Sequence& at(SeqId seq) { return sequences_.at(seq); }
-  [[nodiscard]] const Sequence& at(SeqId seq) const { return sequences_.at(seq); }
+  [[nodiscard]] KVC_ALWAYS_INLINE Sequence& at(SeqId seq) { return sequences_.at(seq); }
+  [[nodiscard]] KVC_ALWAYS_INLINE const Sequence& at(SeqId seq) const { return sequences_.at(seq); }
   [[nodiscard]] bool contains(SeqId seq) const noexcept { return sequences_.contains(seq); }
   /// Open sequences.
   [[nodiscard]] Index size() const noexcept { return sequences_.size(); }

@@ -73,7 +73,7 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
   }
 
   /// Reserves rows in every group, and blocks for states. O(groups + blocks taken); O(1), nearly always, for one token.
-  KVC_OUT_OF_LINE std::optional<Extension> try_extend(SeqId seq, Pos count, std::size_t tokens) {
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::size_t tokens) {
     Sequence& s = sequences_.at(seq);
     if (s.appends(count, tokens)) [[likely]] {
       return Extension{s.lengths.append(), {}};
@@ -113,7 +113,7 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
 
   /// The reserved positions count, and what no group keeps is released. Throws std::invalid_argument if nothing is
   /// uncommitted. O(1) nearly always; otherwise O(groups), and of a group that drops blocks O(blocks that it holds).
-  KVC_OUT_OF_LINE void commit(SeqId seq) {
+  void commit(SeqId seq) {
     Sequence& s = sequences_.at(seq);
     s.lengths.check_uncommitted(seq);
     if (s.lengths.reserved < s.quiet_until) [[likely]] {

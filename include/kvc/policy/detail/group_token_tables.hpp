@@ -75,7 +75,7 @@ class GroupTokenTables
   }
 
   /// As that of GroupTables; remembers the tokens.
-  KVC_OUT_OF_LINE std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens) {
     Sequence& s = this->at(seq);
     if (s.appends(count, tokens.size()) && !tokens.empty()) [[likely]] {
       s.state.tokens.push(tokens[0]);
@@ -111,7 +111,7 @@ class GroupTokenTables
     forget_tokens(this->at(seq));
   }
   /// Commits, makes what is known matchable, and drops what no group keeps.
-  KVC_OUT_OF_LINE void commit(SeqId seq) {
+  void commit(SeqId seq) {
     Sequence& s = this->at(seq);
     s.lengths.check_uncommitted(seq);
     if (s.lengths.reserved < s.quiet_until) [[likely]] {
