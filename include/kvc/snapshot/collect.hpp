@@ -20,6 +20,7 @@
 #include "kvc/policy/salt.hpp"
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/format.hpp"
+#include "kvc/snapshot/options.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -34,6 +35,28 @@ struct SavedSequence {
 };
 
 namespace detail {
+
+/// The saved parts of a sequence beside its rows.
+struct History {
+  Pos length;
+  Salt salt;
+  std::vector<Token> tokens;  // known ones
+};
+/// Throws std::invalid_argument if the sequence is not open, or is shorter than its tokens.
+template <class P>
+[[nodiscard]] History history_of(const P& policy, const SavedSequence& saved, const SaveOptions& options) {
+  require(policy.contains(saved.seq), "seq", saved.seq, "an open sequence");
+  History history{options.reserved ? policy.reserved(saved.seq) : policy.length(saved.seq), saved.salt,
+                  std::vector<Token>(saved.tokens.begin(), saved.tokens.end())};
+  const auto length = static_cast<std::size_t>(history.length);
+  require(saved.tokens.size() <= length, "tokens.size()", saved.tokens.size(), "at most the length of the sequence");
+  if constexpr (KnowsTokens<P>) {
+    history.tokens = policy.known_tokens(saved.seq);
+    history.tokens.resize(std::min(history.tokens.size(), length));
+    history.salt = Salt::from_bytes(policy.salt_bytes(saved.seq)).value();
+  }
+  return history;
+}
 
 /// Identifies a block by its place in the pool and its parent. A block that two sequences reference after different
 /// parents is stored for each of them; no policy of kvc has such blocks.

@@ -1,4 +1,4 @@
-// Loads a snapshot of a cache with layer groups: version 2 of the format.
+// GroupReader: loads a snapshot of a cache with layer groups, layer by layer: version 2 of the format.
 //
 // Sequences are restored one after the other, the longest first (RestoresSequences), and share the blocks of the one
 // before that has most in common with them. Then rows and states are read. Tokens are published last: until then no prompt
@@ -24,7 +24,7 @@
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/detail/stored_runs.hpp"
 #include "kvc/snapshot/group_contents.hpp"
-#include "kvc/snapshot/reader.hpp"
+#include "kvc/snapshot/options.hpp"
 #include "kvc/snapshot/recurrent_layers.hpp"
 #include "kvc/snapshot/restore.hpp"
 #include "kvc/snapshot/restore_plan.hpp"
@@ -35,19 +35,19 @@ inline namespace v0 {
 namespace snapshot {
 namespace detail {
 
-/// One load.
+/// Loads a snapshot of version 2: into a cache with the same layer groups. The contract is that of Reader.
 template <class Cache>
-class GroupLoader {
+class GroupReader {
  public:
   using Policy = typename Cache::PolicyType;
   using T = typename Cache::Element;
   using Storage = StorageOf<T>;
 
-  /// Reads and checks all but the rows. Throws FormatError.
-  GroupLoader(Cache& cache, io::ByteSource& source, const LoadOptions& options)
+  GroupReader(Cache& cache, io::ByteSource& source, const LoadOptions& options)
       : cache_(cache),
         in_(source, format::group_version),
         c_(GroupContentsReader<T>(in_, cache.layers()).read()),
+        file_order_(layers_of_file(cache.layers())),
         order_(order_of(in_, c_.histories)),
         decode_(decoder_of<T>(in_, c_.histories, options.convert_elements)),
         plan_(c_, options.cached_prefixes && KeepsPrefixes<BarePolicy<Policy>>),
@@ -55,14 +55,11 @@ class GroupLoader {
         scratch_(batch_bytes) {
     require_small_tables();
   }
-  GroupLoader(const GroupLoader&) = delete;
-  GroupLoader& operator=(const GroupLoader&) = delete;
-  ~GroupLoader() {
-    for (const SeqId seq : opened_) {
-      cache_.close(seq);
-    }
-  }
+  GroupReader(const GroupReader&) = delete;
+  GroupReader& operator=(const GroupReader&) = delete;
+  ~GroupReader() { close_all(); }
 
+  [[nodiscard]] const Contents& contents() const noexcept { return c_.histories; }
   /// Positions of all sequences.
   [[nodiscard]] Index tokens() const noexcept {
     Index sum = 0;
@@ -72,49 +69,65 @@ class GroupLoader {
     return sum;
   }
 
-  /// Empty if there is no room. Throws FormatError.
-  [[nodiscard]] std::optional<Loaded> load() {
+  [[nodiscard]] bool try_reserve() {
+    require(!reserved_, "try_reserve", "called again", "called once");
     if constexpr (KeepsPrefixes<Policy>) {
       if (!can_evict()) {
-        return std::nullopt;
+        return false;
       }
     }
-    std::vector<SeqId> sequences(c_.histories.sequences.size());
-    std::vector<bool> had_cross(sequences.size(), false);
-    opened_.reserve(sequences.size());
+    sequences_.resize(c_.histories.sequences.size());
+    std::vector<bool> had_cross(sequences_.size(), false);
+    opened_.reserve(sequences_.size());
     if (!plan_.try_restore(cache_, [&](std::size_t s, SeqId seq) {
           opened_.push_back(seq);
-          sequences[s] = seq;
+          sequences_[s] = seq;
           had_cross[s] = has_cross(seq);
         })) {
+      close_all();
+      return false;
+    }
+    add_targets(sequences_, had_cross);
+    add_state_targets(sequences_);
+    reserved_ = true;
+    return true;
+  }
+
+  std::optional<Index> next_layer() {
+    require(reserved_ && !ended_, "next_layer", "called before try_reserve or after the end", "called in between");
+    const std::optional<Index> stored_layer = begin_layer();
+    if (!stored_layer) {
+      ended_ = true;
       return std::nullopt;
     }
-    add_targets(sequences, had_cross);
-    add_state_targets(sequences);
-    while (const std::optional<Index> layer = next_layer()) {
-      if (const Index recurrent = *layer - c_.stored_layers(); recurrent >= 0) {
-        read_states(recurrent);
-      } else {
-        read_rows(*layer);
-      }
-      in_.finish();
+    if (const Index recurrent = *stored_layer - c_.stored_layers(); recurrent >= 0) {
+      read_states(recurrent);
+    } else {
+      read_rows(*stored_layer);
     }
+    in_.finish();
+    return file_order_[static_cast<std::size_t>(*stored_layer)];
+  }
+
+  [[nodiscard]] Loaded commit() {
+    require(ended_, "commit", "called before the end was read", "called after it");
+    ended_ = reserved_ = false;
     Loaded loaded;
-    loaded.sequences.reserve(sequences.size());  // the last thing that can fail but for publish_tokens
+    loaded.sequences.reserve(sequences_.size());  // the last thing that can fail but for publish_tokens
     if constexpr (KnowsTokens<Policy>) {
       for (const std::size_t s : plan_.order()) {
-        cache_.publish_tokens(sequences[s], c_.histories.tokens_of(s));
+        cache_.publish_tokens(sequences_[s], c_.histories.tokens_of(s));
       }
     }
-    for (std::size_t s = 0; s < sequences.size(); ++s) {
+    for (std::size_t s = 0; s < sequences_.size(); ++s) {
       if (!c_.is_cached(s)) {
-        loaded.sequences.push_back(sequences[s]);
+        loaded.sequences.push_back(sequences_[s]);
       }
     }
     opened_.clear();
     for (const std::size_t s : plan_.order()) {
       if (c_.is_cached(s)) {
-        cache_.close(sequences[s]);  // it stays for later prompts
+        cache_.close(sequences_[s]);  // it stays for later prompts
       }
     }
     std::erase_if(c_.histories.sequences, [](const format::SequenceRecord& s) { return s.flags != 0; });
@@ -123,7 +136,14 @@ class GroupLoader {
   }
 
  private:
-  [[nodiscard]] std::optional<Index> next_layer() {
+  void close_all() noexcept {
+    for (const SeqId seq : opened_) {
+      cache_.close(seq);
+    }
+    opened_.clear();
+  }
+  /// The next layer in the order of the file, or nothing after reading the end.
+  [[nodiscard]] std::optional<Index> begin_layer() {
     return layers_.next(in_, [&](Index layer) { return c_.layer_bytes(layer); });
   }
   [[nodiscard]] bool has_cross(SeqId seq) const {
@@ -181,7 +201,7 @@ class GroupLoader {
     }
     if (blocks > now.blocks_free && in_.can_rewind()) {
       const SectionReader::Mark rows = in_.mark();
-      while (next_layer()) {
+      while (begin_layer()) {
         in_.skip();
         in_.finish();
       }
@@ -345,11 +365,13 @@ class GroupLoader {
   Cache& cache_;
   SectionReader in_;
   GroupContents c_;
+  std::vector<Index> file_order_;  // layers of the model in the order of the file
   layout::RowOrder order_;
   RowDecoder decode_;
   RestorePlan plan_;
   LayerSections layers_;
-  std::vector<SeqId> opened_;
+  std::vector<SeqId> opened_;                 // to be closed again unless they are committed
+  std::vector<SeqId> sequences_;              // in the order of the file
   std::vector<std::vector<Target>> targets_;  // [groups] by stored block and row
   struct StateTarget {
     std::size_t number;  // of the stored state
@@ -360,6 +382,8 @@ class GroupLoader {
   std::vector<layout::SlotSpan> slots_;
   std::vector<std::byte> scratch_;
   std::vector<float> floats_;
+  bool reserved_ = false;
+  bool ended_ = false;
 };
 
 }  // namespace detail

@@ -1,4 +1,4 @@
-// Saves a cache with layer groups: version 2 of the format.
+// GroupWriter: saves a cache with layer groups, layer by layer: version 2 of the format.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +23,9 @@
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/describe.hpp"
 #include "kvc/snapshot/group_contents.hpp"
+#include "kvc/snapshot/options.hpp"
 #include "kvc/snapshot/recurrent_layers.hpp"
-#include "kvc/snapshot/writer.hpp"
+#include "kvc/snapshot/sections.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -92,8 +93,8 @@ class GroupCollector {
       add_state(length, {prefix.states.begin(), prefix.states.end()});
     }
   }
-  /// Writes all sections.
-  void write(io::ByteSink& sink) {
+  /// After the last sequence: the contents are complete, and the places of the blocks have as many rows as they.
+  void finish() {
     count_rows(c_);
     count_states(c_);
     std::vector<std::size_t> next(slots_.size());
@@ -101,30 +102,16 @@ class GroupCollector {
       const auto g = static_cast<std::size_t>(b.group);
       slots_[g][next[g]++].count = b.rows;
     }
-    SectionWriter out(sink, format::group_version);
-    write_contents(out, description_, c_);
-    for (Index layer = 0; layer < c_.stored_layers(); ++layer) {
-      const LayerPlace place = c_.place(layer);
-      out.begin(section::layer, c_.layer_bytes(layer), static_cast<std::uint64_t>(layer));
-      const auto* const pool = cache_.data();
-      for (const layout::SlotSpan& span : slots_[static_cast<std::size_t>(place.group)]) {
-        layout::for_each_row_span(cache_.group_layout(place.group), place.layer,
-                                  layout::row_order<typename Cache::LayoutType>(), std::span(&span, 1),
-                                  [&](Index at, Index count) {
-                                    out.add(std::as_bytes(std::span(pool + at, static_cast<std::size_t>(count))));
-                                  });
-      }
-      out.finish();
-    }
-    for (Index layer = 0; layer < c_.recurrent.size(); ++layer) {
-      out.begin(section::state_layer, c_.layer_bytes(c_.stored_layers() + layer), static_cast<std::uint64_t>(layer));
-      for (const std::vector<BlockId>& blocks : states_) {
-        out.add(state_bytes(cache_, c_.recurrent.model_layer(layer), blocks));
-      }
-      out.finish();
-    }
-    out.end();
   }
+
+  [[nodiscard]] const format::DescriptionRecord& description() const noexcept { return description_; }
+  [[nodiscard]] const GroupContents& contents() const noexcept { return c_; }
+  /// The places of the blocks of a group in the pool, in the order of the file.
+  [[nodiscard]] std::span<const layout::SlotSpan> slots(Index group) const noexcept {
+    return slots_[static_cast<std::size_t>(group)];
+  }
+  /// The blocks of each stored state, those of all kinds one after the other.
+  [[nodiscard]] std::span<const std::vector<BlockId>> states() const noexcept { return states_; }
 
  private:
   void add_history(const History& history) {
@@ -176,23 +163,79 @@ class GroupCollector {
   std::map<std::vector<BlockId>, std::int32_t> state_numbers_;
 };
 
-/// Saves sequences of a cache with layer groups. Throws as Writer does.
+/// Writes a snapshot of version 2: a cache with layer groups. The contract is that of Writer.
 template <class Cache>
-void save_groups(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
-                 const SaveOptions& options) {
-  GroupCollector<Cache> collector(cache);
-  for (const SavedSequence& saved : sequences) {
-    collector.add(saved, options);
-  }
-  if constexpr (ListsCachedPrefixes<typename Cache::PolicyType>) {
-    if (options.cached_prefixes) {
-      with_shared_lock(cache.policy(), [&](const auto& policy) {
-        policy.for_each_cached_prefix([&](const CachedPrefix& prefix) { collector.add(prefix); });
-      });
+class GroupWriter {
+ public:
+  GroupWriter(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
+              const SaveOptions& options)
+      : cache_(cache), collector_(cache), order_(layers_of_file(cache.layers())), out_(sink, format::group_version) {
+    for (const SavedSequence& saved : sequences) {
+      collector_.add(saved, options);
     }
+    if constexpr (ListsCachedPrefixes<typename Cache::PolicyType>) {
+      if (options.cached_prefixes) {
+        with_shared_lock(cache.policy(), [&](const auto& policy) {
+          policy.for_each_cached_prefix([&](const CachedPrefix& prefix) { collector_.add(prefix); });
+        });
+      }
+    }
+    collector_.finish();
+    written_.resize(order_.size(), false);
+    write_contents(out_, collector_.description(), collector_.contents());
   }
-  collector.write(sink);
-}
+
+  [[nodiscard]] const Contents& contents() const noexcept { return collector_.contents().histories; }
+
+  void layer(Index layer) {
+    const LayerGroups& layers = cache_.layers();
+    if (!layers.is_recurrent(layer) && !layers.place(layer).is_owner) {
+      return;
+    }
+    const auto at = static_cast<std::size_t>(std::ranges::find(order_, layer) - order_.begin());
+    require(!written_[at], "layer", layer, "one that was not written yet");
+    layers.is_recurrent(layer) ? write_states(static_cast<Index>(at)) : write_rows(static_cast<Index>(at));
+    written_[at] = true;
+  }
+
+  void finish() {
+    for (std::size_t i = 0; i < written_.size(); ++i) {
+      require(written_[i], "layer", order_[i], "written before finish");
+    }
+    out_.end();
+  }
+
+ private:
+  void write_rows(Index stored_layer) {
+    const GroupContents& c = collector_.contents();
+    const LayerPlace place = c.place(stored_layer);
+    out_.begin(section::layer, c.layer_bytes(stored_layer), static_cast<std::uint64_t>(stored_layer));
+    const auto* const pool = cache_.data();
+    for (const layout::SlotSpan& span : collector_.slots(place.group)) {
+      layout::for_each_row_span(cache_.group_layout(place.group), place.layer,
+                                layout::row_order<typename Cache::LayoutType>(), std::span(&span, 1),
+                                [&](Index at, Index count) {
+                                  out_.add(std::as_bytes(std::span(pool + at, static_cast<std::size_t>(count))));
+                                });
+    }
+    out_.finish();
+  }
+  void write_states(Index stored_layer) {
+    const GroupContents& c = collector_.contents();
+    const Index recurrent = stored_layer - c.stored_layers();
+    out_.begin(section::state_layer, c.layer_bytes(stored_layer), static_cast<std::uint64_t>(recurrent));
+    for (const std::vector<BlockId>& blocks : collector_.states()) {
+      out_.add(state_bytes(cache_, c.recurrent.model_layer(recurrent), blocks));
+    }
+    out_.finish();
+  }
+
+  const Cache& cache_;
+  GroupCollector<Cache> collector_;
+  std::vector<Index> order_;  // layers of the model in the order of the file
+  SectionWriter out_;
+  std::vector<bool> written_;  // in the same order
+};
 
 }  // namespace detail
 }  // namespace snapshot

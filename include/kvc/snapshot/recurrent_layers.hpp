@@ -66,6 +66,24 @@ class RecurrentLayers {
   std::vector<Index> numbers_;  // [layers of the model]
 };
 
+/// The layers of a model in the order in which a file counts them: those that store rows, group by group, and then the
+/// recurrent ones. Layers that read the rows of another one are not among them.
+[[nodiscard]] inline std::vector<Index> layers_of_file(const LayerGroups& layers) {
+  std::vector<Index> order;
+  for (Index group = 0; group < static_cast<Index>(layers.groups().size()); ++group) {
+    for (Index i = 0; i < layers.layers(); ++i) {
+      if (!layers.is_recurrent(i) && layers.place(i).group == group && layers.place(i).is_owner) {
+        order.push_back(i);
+      }
+    }
+  }
+  const RecurrentLayers recurrent(layers);
+  for (Index i = 0; i < recurrent.size(); ++i) {
+    order.push_back(recurrent.model_layer(i));
+  }
+  return order;
+}
+
 /// The lengths of which a sequence has recurrent states; none of a policy that holds no states.
 template <class P>
 [[nodiscard]] std::span<const Pos> state_lengths(const P& policy, SeqId seq) {

@@ -9,9 +9,9 @@
 // otherwise, its element type. Rows come back bit for bit. Cached prefixes are found again. The order of eviction
 // starts anew. Pins are not saved; their blocks are, as cached ones.
 //
-// With layer groups a snapshot has the rows that the groups hold; the other cache must have the same groups. It then
-// finds the loaded sequences by their tokens; blocks that no sequence references are not saved. Only save and load know
-// groups: Writer and Reader, the two halves for streams, do not.
+// With layer groups a snapshot has the rows and recurrent states that the groups hold; the other cache must have the same
+// groups. It then finds the loaded sequences by their tokens, and the cached prefixes. Writer and Reader are the two halves
+// for streams.
 //
 // A file is replaced as a whole or not at all, whenever the process is killed (io::replace_file). Damaged bytes give a
 // FormatError that names source, offset and expectation. A load that fails changes nothing, and never allocates more
@@ -35,10 +35,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_stream.hpp"
 #include "kvc/io/file.hpp"
-#include "kvc/policy/capabilities.hpp"
 #include "kvc/snapshot/collect.hpp"
-#include "kvc/snapshot/group_reader.hpp"
-#include "kvc/snapshot/group_writer.hpp"
+#include "kvc/snapshot/options.hpp"
 #include "kvc/snapshot/reader.hpp"
 #include "kvc/snapshot/writer.hpp"
 
@@ -51,14 +49,8 @@ namespace snapshot {
 template <class Cache>
 void save(const Cache& cache, std::span<const SavedSequence> sequences, io::ByteSink& sink,
           const SaveOptions& options = {}) {
-  if constexpr (HoldsGroups<typename Cache::PolicyType>) {
-    if (!cache.layers().is_plain()) {
-      detail::save_groups(cache, sequences, sink, options);
-      return;
-    }
-  }
   Writer<Cache> writer(cache, sequences, sink, options);
-  for (Index layer = 0; layer < cache.shape().layers; ++layer) {
+  for (Index layer = 0; layer < cache.layers().layers(); ++layer) {
     writer.layer(layer);
   }
   writer.finish();
@@ -94,11 +86,6 @@ void save(const Cache& cache, To&& to, const SaveOptions& options = {}) {
 /// restore sequences (RestoresSequences).
 template <class Cache>
 [[nodiscard]] std::optional<Loaded> try_load(Cache& cache, io::ByteSource& source, const LoadOptions& options = {}) {
-  if constexpr (RestoresSequences<typename Cache::PolicyType>) {
-    if (!cache.layers().is_plain()) {
-      return detail::GroupLoader<Cache>(cache, source, options).load();
-    }
-  }
   Reader<Cache> reader(cache, source, options);
   if (!reader.try_reserve()) {
     return std::nullopt;
@@ -118,16 +105,6 @@ template <class Cache>
 /// As try_load, but throws CapacityError if there is no room.
 template <class Cache>
 Loaded load(Cache& cache, io::ByteSource& source, const LoadOptions& options = {}) {
-  if constexpr (RestoresSequences<typename Cache::PolicyType>) {
-    if (!cache.layers().is_plain()) {
-      detail::GroupLoader<Cache> loader(cache, source, options);
-      std::optional<Loaded> loaded = loader.load();
-      if (!loaded) {
-        throw_error(CapacityError("load a snapshot", loader.tokens(), cache.stats()));
-      }
-      return std::move(*loaded);
-    }
-  }
   Reader<Cache> reader(cache, source, options);
   if (!reader.try_reserve()) {
     const Stats now = cache.stats();
