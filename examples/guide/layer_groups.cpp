@@ -2,14 +2,22 @@
 // the policy works without one byte of keys and values.
 #include <algorithm>
 #include <cstdio>
+#include <numeric>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "../usage.hpp"
 #include "kvc/cache.hpp"
+#include "kvc/core/matrix.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/element/quantized.hpp"
 #include "kvc/policy/paged.hpp"
+#include "kvc/policy/prefix_shared.hpp"
 
 namespace {
+
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 kvc::LayerGroups mistral_7b() {
   kvc::LayerGroups layers;
@@ -141,6 +149,67 @@ void hold(const char* name, const kvc::LayerGroups& layers) {
               static_cast<double>(one_shape) / mib);
 }
 
+/// Latent rows in bfloat16, and the keys of an indexer in 8 bits: two caches, driven as one.
+struct TwoCaches {
+  kvc::KvCache<Eigen::bfloat16, kvc::PrefixShared<>> latent;
+  kvc::KvCache<kvc::Fp8E4M3, kvc::PrefixShared<>> index;
+
+  /// A sequence in both, with the prefix that both have.
+  std::pair<kvc::Opened, kvc::Opened> open(std::span<const kvc::Token> prompt) {
+    kvc::Opened a = latent.open(prompt);
+    kvc::Opened b = index.open(prompt);
+    const kvc::Pos both = std::min(a.cached, b.cached);
+    latent.truncate(a.seq, both);
+    index.truncate(b.seq, both);
+    return {{a.seq, both}, {b.seq, both}};
+  }
+  /// False, and neither has changed, if one of them has no room: an append that is not committed takes itself back.
+  template <class Write>
+  bool extend(kvc::SeqId a, kvc::SeqId b, std::span<const kvc::Token> tokens, Write&& write) {
+    auto of_latent = latent.try_extend(a, tokens);
+    auto of_index = index.try_extend(b, tokens);
+    if (!of_latent || !of_index) {
+      return false;
+    }
+    write(*of_latent, *of_index);
+    latent.commit(std::move(*of_latent));
+    index.commit(std::move(*of_index));
+    return true;
+  }
+};
+
+/// Two requests with one beginning, and one for which only one of the caches has room.
+void serve_from_two_caches() {
+  kvc::LayerGroups rows;
+  rows.add({.kv_heads = 1, .key_dim = 576, .value_dim = 512, .latent = true}, 2);
+  kvc::LayerGroups keys;
+  keys.add({.kv_heads = 1, .key_dim = 128, .latent = true}, 2);
+  TwoCaches caches{decltype(TwoCaches::latent)(rows, {.blocks = 8, .block_tokens = 16}),
+                   decltype(TwoCaches::index)(keys, {.blocks = 4, .block_tokens = 16})};
+  std::vector<kvc::Token> prompt(40);
+  std::iota(prompt.begin(), prompt.end(), 1);
+  const auto serve = [&](std::span<const kvc::Token> tokens) {
+    const auto [a, b] = caches.open(tokens);
+    const auto rest = tokens.subspan(static_cast<std::size_t>(a.cached));
+    const bool has_room = caches.extend(a.seq, b.seq, rest, [&](const auto& of_latent, const auto& of_index) {
+      const auto count = static_cast<kvc::Index>(rest.size());
+      for (kvc::Index layer = 0; layer < 2; ++layer) {
+        caches.latent.write(layer, of_latent, Matrix::Zero(count, 576));
+        caches.index.write(layer, of_index, Matrix::Zero(count, 128));
+      }
+    });
+    std::printf("%3ld tokens: %2d found in both caches, %s; lengths %ld and %ld\n", static_cast<long>(tokens.size()),
+                a.cached, has_room ? "the rest is computed" : "no room for the rest",
+                static_cast<long>(caches.latent.length(a.seq)), static_cast<long>(caches.index.length(b.seq)));
+    caches.latent.close(a.seq);
+    caches.index.close(b.seq);
+  };
+  serve(prompt);
+  serve(prompt);
+  prompt.resize(100, 7);
+  serve(prompt);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -158,5 +227,7 @@ int main(int argc, char** argv) {
     hold("DeepSeek V3.2", deepseek_v3_2());
     hold("Qwen3-Next 80B", qwen3_next_80b());
     hold("Jamba", jamba());
+    std::printf("\n");
+    serve_from_two_caches();
   });
 }
