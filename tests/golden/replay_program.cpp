@@ -455,6 +455,43 @@ TEST_CASE("replay --workloads compares the default with lru on generated traffic
   }
 }
 
+TEST_CASE("replay --tiers finds in slower tiers what the pool has evicted", "[replay]") {
+  if (replay("--help").output.find("--tiers") == std::string::npos) {
+    KVC_SKIP("replay was built without libsodium");
+  }
+  const kvc_test::TempFolder folder;
+  const std::string a = R"({"timestamp": 0, "input_length": 2048, "output_length": 1, "hash_ids": [1, 2, 3, 4]})";
+  const std::string b = R"({"timestamp": 1, "input_length": 2048, "output_length": 1, "hash_ids": [5, 6, 7, 8]})";
+  std::string lines;
+  for (int turn = 0; turn < 3; ++turn) {
+    lines.append(a).append("\n").append(b).append("\n");
+  }
+  const std::string arguments = "--trace '" + folder.write("t.jsonl", lines) + "' --eviction lru --capacity 5 --tiers ";
+  const auto hits = [&](const std::string& tiers) {
+    const kvc_test::Run run = replay(arguments + tiers + " --json '" + folder.file("r.json") + "' 2>&1");
+    CAPTURE(run.output);
+    REQUIRE(run.status == 0);
+    const auto report = nlohmann::json::parse(folder.read("r.json")).at("tiers");
+    REQUIRE(report.size() == 2);
+    REQUIRE(report[1].at("eviction") == "belady-held");
+    std::vector<Index> all = {report[0].at("pool_hit_blocks").get<Index>()};
+    for (const auto& tier : report[0].at("tiers")) {
+      all.push_back(tier.at("hit_blocks").get<Index>());
+    }
+    return all;
+  };
+  // The pool has one block of the other prompt left; eight blocks have room for both.
+  REQUIRE(hits("host:8,disk:20") == std::vector<Index>{4, 12, 0});
+  REQUIRE(hits("host:1,disk:8") == std::vector<Index>{4, 0, 12});
+  REQUIRE(hits("host:8:selective") == std::vector<Index>{4, 0});
+  for (const char* bad : {"host", ":5", "host:0", "host:5:never", "a:1,b:1,c:1,d:1"}) {
+    CAPTURE(bad);
+    const kvc_test::Run refused = replay(arguments + bad + " 2>&1");
+    REQUIRE(refused.status == 2);
+    REQUIRE_THAT(refused.output, kvc_test::contains("--tiers"));
+  }
+}
+
 TEST_CASE("replay draws its plot with gnuplot, or reports that it is missing", "[replay]") {
   const kvc_test::TempFolder folder;
   const std::string trace = folder.write("it's.jsonl", line_a + "\n" + line_b + "\n");

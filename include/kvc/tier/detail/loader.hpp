@@ -377,7 +377,11 @@ class Loader {
   std::size_t arrive(Load& load) {
     std::size_t arrived = load.arrived;
     while (arrived < load.end && load.blocks[arrived].state == State::in_place) {
-      writer_.set_came_from(load.blocks[arrived].to, load.blocks[arrived].tier);
+      std::uint8_t tiers = 0;
+      for (std::size_t t = 0; t < tiers_.size(); ++t) {
+        tiers = static_cast<std::uint8_t>(tiers | (load.answers(t)[arrived - load.first] != 0 ? 1 : 0) << t);
+      }
+      writer_.set_held_by(load.blocks[arrived].to, tiers);
       ++arrived;
     }
     if (arrived == load.arrived) {
@@ -385,7 +389,7 @@ class Loader {
     }
     const bool taken = cache_.arrive(*load.pin, static_cast<Pos>(arrived * block_tokens_));
     for (std::size_t i = load.arrived; i < arrived; ++i) {
-      writer_.forget_came_from(load.blocks[i].to);
+      writer_.set_held_by(load.blocks[i].to, 0);
       TierStats& tier = tiers_[load.blocks[i].tier].stats;
       (taken ? tier.loaded : tier.loads_unused) += 1;
       tier.bytes_loaded += taken ? static_cast<Index>(bytes_.bytes()) : 0;

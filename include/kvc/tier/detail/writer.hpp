@@ -45,7 +45,7 @@ class Writer {
         policy_(policy),
         most_(config.writes),
         reserve_(config.reserve > 0 ? config.reserve : cache.policy().blocks() / 8),
-        came_from_(cache.policy().blocks(), nobody) {
+        held_by_(cache.policy().blocks(), 0) {
     path_.reserve(static_cast<std::size_t>(cache.policy().blocks()));
     spans_.reserve(bytes.pieces());
     if (std::ranges::any_of(tiers, [](const TierLink& t) { return t.rule != WriteRule::never; })) {
@@ -72,7 +72,7 @@ class Writer {
     }
 #endif
     for (std::size_t t = 0; t < tiers_.size(); ++t) {
-      if (came_from_[event.block] == t) {
+      if ((held_by_[event.block] >> t & 1) != 0) {
         tiers_[t].queue.hold(event.block);
       } else if (tiers_[t].rule != WriteRule::selective) {
         plan(tiers_[t], event.block);
@@ -107,9 +107,8 @@ class Writer {
     keys_.clear();
   }
 
-  /// The rows of a block that is about to become cached came from this tier.
-  void set_came_from(BlockId block, std::size_t tier) noexcept { came_from_[block] = static_cast<std::uint8_t>(tier); }
-  void forget_came_from(BlockId block) noexcept { came_from_[block] = nobody; }
+  /// A block that is about to become cached is held by these tiers, one bit for each: its rows came from one of them.
+  void set_held_by(BlockId block, std::uint8_t tiers) noexcept { held_by_[block] = tiers; }
   /// Later prompts have found these blocks, the first ones of a prefix.
   void found(std::span<const BlockId> blocks) noexcept {
     for (const BlockId block : blocks) {
@@ -210,7 +209,6 @@ class Writer {
     std::vector<Token> tokens;
     std::vector<std::byte> bytes;
   };
-  static constexpr std::uint8_t nobody = 0xff;
 
   /// Plans to write a block, and what lacks of the blocks before it.
   void plan(TierLink& tier, BlockId block) noexcept {
@@ -314,7 +312,7 @@ class Writer {
   const TierPolicy& policy_;
   std::size_t most_;
   Index reserve_;
-  BlockArray<std::uint8_t> came_from_;
+  BlockArray<std::uint8_t> held_by_;  // while rows arrive
   std::vector<BlockId> path_;
   std::vector<io::ConstByteSpan> spans_;
   std::vector<Staged> staged_;
