@@ -39,6 +39,9 @@ KVC_CLANG_PACKAGES=(
   "libomp-dev=OpenMP for clang, optional"
   "llvm=names functions in what a sanitizer of clang reports"
 )
+KVC_GGUF_PACKAGES=(
+  "python3-pip=fetches ggml and a model for it"
+)
 
 # ensure_packages NAME=WHY...: installs those that are missing. Elsewhere than on Debian it names
 # them and goes on: the configure step then says what it cannot find.

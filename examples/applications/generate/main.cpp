@@ -3,12 +3,12 @@
 //   generate                                        the embedded model, two prompts that begin alike
 //   generate --prompt "ROMEO:" --policy paged       a prompt of yours
 //   generate --model m.bin --tokenizer m.tok ...    any llama2.c checkpoint
+//   generate --model m.gguf --prompt "..."          Llama, Qwen 3 or Gemma 3, run by ggml: applications/ggml
 //
 // The text streams to stdout while the first policy computes it. The other policies compute it again and have to agree,
 // since attention gives the same bits over every policy.
 #include <unistd.h>
 
-#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -19,12 +19,19 @@
 #include <vector>
 
 #include "embedded.hpp"
+#include "ggml/arguments.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/llama/checkpoint.hpp"
 #include "kvc/llama/tokenizer.hpp"
 #include "options.hpp"
 #include "report.hpp"
 #include "session.hpp"
+#include "status_line.hpp"
+#include "text.hpp"
+
+#if defined(KVC_HAVE_GGML)
+#include "ggml/run.hpp"
+#endif
 
 namespace generate {
 namespace {
@@ -39,38 +46,7 @@ constexpr std::string_view scene =
     "Speak plainly, both of you: what have you heard?\n"
     "\n";
 
-/// A status line for operations that take long. It is shown on a terminal only.
-class Progress {
- public:
-  explicit Progress(bool wanted) : on_(wanted && isatty(STDERR_FILENO) == 1) {}
-  ~Progress() { clear(); }
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
-
-  void show(std::string_view policy, const char* what, Index done, Index all) {
-    const auto now = Clock::now();
-    if (on_ && now >= next_) {
-      next_ = now + std::chrono::milliseconds(100);
-      shown_ = true;
-      std::cerr << "\r\033[K" << policy << ": " << what << ' ' << done << " of " << all << " tokens" << std::flush;
-    }
-  }
-  void clear() {
-    if (shown_) {
-      std::cerr << "\r\033[K" << std::flush;
-      shown_ = false;
-    }
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  bool on_;
-  bool shown_ = false;
-  Clock::time_point next_ = Clock::now() + std::chrono::milliseconds(300);
-};
-
-/// Turns tokens into text as it is printed. Omits control characters that a model may produce: a terminal would obey
-/// them.
+/// Turns tokens into text as it is printed.
 class Text {
  public:
   explicit Text(const kvc::llama::Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
@@ -79,10 +55,8 @@ class Text {
   std::string_view add(Token token) {
     const std::string_view bytes = tokenizer_->decode(previous_, token);
     previous_ = token;
-    const bool control = bytes.size() == 1 && (static_cast<unsigned char>(bytes[0]) < 0x20 || bytes[0] == 0x7F);
-    const bool blank = bytes == "\n" || bytes == "\t";
     const std::size_t before = text_.size();
-    text_ += control && !blank ? std::string_view() : bytes;
+    text_ += text::printable(bytes);
     return std::string_view(text_).substr(before);
   }
   [[nodiscard]] const std::string& all() const { return text_; }
@@ -123,7 +97,7 @@ PromptReport run_prompt(const std::string& prompt, std::span<const Token> tokens
   report.prompt = prompt;
   Text text(tokenizer);
   for (std::size_t i = 0; i < sessions.size(); ++i) {
-    Progress progress(!quiet);
+    StatusLine progress(!quiet);
     const bool streams = i == 0;
     Index printed = 0;
     const auto on_token = [&](Token token) {
@@ -132,10 +106,10 @@ PromptReport run_prompt(const std::string& prompt, std::span<const Token> tokens
         progress.clear();
         std::cout << text.add(token) << std::flush;
       } else {
-        progress.show(policies[i], "decode", printed, settings.steps);
+        progress.show(policies[i] + ": decode", printed, settings.steps);
       }
     };
-    const auto on_prefill = [&](Pos done, Pos all) { progress.show(policies[i], "prefill", done, all); };
+    const auto on_prefill = [&](Pos done, Pos all) { progress.show(policies[i] + ": prefill", done, all); };
     report.policies.push_back(sessions[i]->run(tokens, on_token, on_prefill));
     if (report.policies.back().tokens != report.policies.front().tokens) {
       throw std::runtime_error(policies[i] + " generated another text than " + policies[0] + ": this is a bug");
@@ -260,6 +234,15 @@ int run(const Options& options) {
 }  // namespace generate
 
 int main(int argc, char** argv) {
+  if (ggml_engine::names_gguf_file(argc, argv)) {
+#if defined(KVC_HAVE_GGML)
+    return ggml_engine::run(argc, argv);
+#else
+    std::cerr << "--model: a GGUF file needs ggml, which was not found when this program was configured: run "
+                 "tools/get-ggml, which builds it and says how to configure with it\n";
+    return 2;
+#endif
+  }
   generate::Options options;
   int exit_code = 0;
   if (!generate::parse(argc, argv, options, exit_code)) {

@@ -1,7 +1,6 @@
 #include "options.hpp"
 
 #include <CLI/CLI.hpp>
-#include <cmath>
 #include <iostream>
 
 #include "common_options.hpp"
@@ -19,20 +18,13 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "generate");
   app.footer(
       "Without arguments it continues two prompts that begin alike, with a model that is embedded in the program.\n"
-      "Prompts run one after another in the same cache, and prefix-shared reuses what they have in common.\n\n"
+      "Prompts run one after another in the same cache, and prefix-shared reuses what they have in common.\n"
+      "GGUF files have options of their own: generate --model FILE.gguf --help.\n\n"
       "Exit code: 0 all is well; 1 a file that cannot be read, or no room; 2 a bad option, or a prompt that is too "
       "long.");
 
   add_model(app, options.model, options.tokenizer);
-  // A callback of its own, and no extra arguments: CLI11 reads "[a,b]" and "{}" as lists where it fills a vector.
-  app.add_option("--prompt", CLI::callback_t([&options](const CLI::results_t& texts) {
-                   options.prompts.assign(texts.begin(), texts.end());
-                   return true;
-                 }),
-                 "Text to continue; may be given again and again")
-      ->type_name("TEXT")
-      ->take_all()
-      ->allow_extra_args(false);
+  add_texts(app, "--prompt", options.prompts, "Text to continue; may be given again and again");
   app.add_option("--steps", options.steps,
                  "Tokens of prompt and continuation together; 0: as many as the model has positions")
       ->type_name("N")
@@ -40,33 +32,18 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->capture_default_str();
   app.add_flag("--truncate-prompt", options.truncate_prompt,
                "Keep only the first tokens, --steps, of a longer prompt, which is an error otherwise");
-  app.add_option("--temperature", options.temperature, "0 always takes the most likely token")
-      ->type_name("T")
-      ->check(number<double>("a number that is at least 0", [](double t) { return std::isfinite(t) && t >= 0; }))
-      ->capture_default_str();
-  app.add_option("--top-p", options.top_p, "Draw from the most likely tokens that add up to this probability")
-      ->type_name("P")
-      ->check(number<double>("a number above 0 and at most 1", [](double p) { return p > 0 && p <= 1; }))
-      ->capture_default_str();
-  add_seed(app, options.seed, "Seed of the random draws");
+  add_sampling(app, options.temperature, options.top_p, options.seed);
   app.add_option("--policy", options.policy, "contiguous, paged, prefix-shared or all")
       ->type_name("NAME")
       ->check(one_of({"contiguous", "paged", "prefix-shared", "all"}))
       ->capture_default_str();
-  app.add_option("--element", options.element,
-                 "Type that keys and values are stored as: f32, f16, bf16, int8, fp8 or int4")
-      ->type_name("NAME")
-      ->check(one_of({"f32", "f16", "bf16", "int8", "fp8", "int4"}))
-      ->capture_default_str();
+  add_element(app, options.element);
   add_block_tokens(app, options.block_tokens, "Tokens in a block of the paged policies");
   app.add_option("--chunk", options.chunk, "Tokens of the prompt to compute at a time; 0: all at once")
       ->type_name("N")
       ->transform(whole(0))
       ->capture_default_str();
-  app.add_option("--threads", options.threads, "Threads to compute with")
-      ->type_name("N")
-      ->transform(whole(1, 4096))
-      ->capture_default_str();
+  add_threads(app, options.threads, 4096);
   add_json(app, options.json);
   app.add_flag("--quiet", options.quiet, "Print only the text, to stdout");
 

@@ -81,6 +81,10 @@ class Tokenizer {
   ///
   /// Throws std::invalid_argument, which names offset and value, for a byte that the vocabulary cannot spell.
   [[nodiscard]] std::vector<Token> encode(std::string_view text, bool with_bos = true) const;
+  /// The tokens of a part of a text that does not begin it: steps 2 to 4, without BOS and without a space in front.
+  /// For models that want no such space, and for text between tokens that the vocabulary does not spell. Throws as
+  /// `encode`.
+  [[nodiscard]] std::vector<Token> encode_part(std::string_view text) const;
 
   /// The bytes that `token` adds to a text after `previous`: its spelling, or the one byte that <0xNN> stands for.
   /// After a BOS the space that `encode` put in front is removed. The view is valid as long as the tokenizer.
@@ -324,6 +328,13 @@ inline std::vector<Token> Tokenizer::encode(std::string_view text, bool with_bos
   append_characters(" ", -1, tokens);
   append_characters(text, 0, tokens);
   merge_pairs(tokens, first);
+  return tokens;
+}
+
+inline std::vector<Token> Tokenizer::encode_part(std::string_view text) const {
+  std::vector<Token> tokens;
+  append_characters(text, 0, tokens);
+  merge_pairs(tokens, 0);
   return tokens;
 }
 
