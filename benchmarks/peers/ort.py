@@ -12,11 +12,12 @@ row that a call appends; the calls of decode go through as many layers as come t
 Times are medians.
 """
 import argparse
-import glob
 import json
 import statistics
 import sys
 import time
+
+from sdpa import last_level_cache
 
 QUERY_HEADS, KV_HEADS, DIM = 32, 8, 128
 ELEMENTS = {"f32": ("float32", 1, 4), "f16": ("float16", 10, 2)}  # of numpy, of ONNX, bytes
@@ -41,16 +42,6 @@ def arguments():
         if element not in ELEMENTS:
             parser.error(f"--elements has '{element}', must be of {', '.join(ELEMENTS)}")
     return options
-
-
-def last_level_cache():
-    """Bytes of the largest cache of processor 0, as Linux gives them; 64 MiB where it gives none."""
-    sizes = []
-    for path in glob.glob("/sys/devices/system/cpu/cpu0/cache/index*/size"):
-        with open(path) as file:
-            text = file.read().strip()
-        sizes.append(int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0))
-    return max(sizes, default=64 << 20)
 
 
 class Bench:
