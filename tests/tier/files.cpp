@@ -368,14 +368,14 @@ TEST_CASE("A store in files is used from one thread while its own work", "[tier]
   for (int i = 0; i < 24; ++i) {
     blocks.emplace_back(i, 1000 + static_cast<std::size_t>(i) * 700, 2);
   }
-  FileStore store(config);
   kvc_test::Random random(kvc_test::seed_or(5));
   struct UnderWay {
     Ticket ticket;
     std::size_t block;
     std::vector<std::byte> to;
   };
-  std::vector<UnderWay> reads;
+  std::vector<UnderWay> reads;  // outlives the store, whose reads write to it until they have ended
+  FileStore store(config);
   int done = 0;
   for (int i = 0; i < 1500; ++i) {
     const std::size_t number = random.between<std::size_t>(0, blocks.size() - 1);

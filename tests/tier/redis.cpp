@@ -255,11 +255,11 @@ TEST_CASE("A server that hangs is given up after the time-out", "[tier][redis]")
     REQUIRE(get_redis(store, block).outcome != StoreOutcome::refused);
   }
   config.timeout = std::chrono::milliseconds(600000);
+  std::vector<std::byte> to(1000);  // outlives the store
+  const io::ByteSpan span = to;
   RedisStore patient(config);
   REQUIRE(get_redis(patient, block).outcome == StoreOutcome::done);
   server.signal(SIGSTOP);
-  std::vector<std::byte> to(1000);
-  const io::ByteSpan span = to;
   (void)patient.read(block.record(), std::span(&span, 1));  // the destructor does not wait for the server
 }
 
@@ -332,13 +332,13 @@ TEST_CASE("A server that answers nonsense makes operations fail", "[tier][redis]
 
 TEST_CASE("A store on servers is used from one thread while its own work", "[tier][redis][threads]") {
   const RedisProcess a, b;
-  RedisStore store(config_of({&a, &b}));
   std::vector<RedisBlock> blocks;
   for (int i = 0; i < 16; ++i) {
     blocks.emplace_back(i, 2000);
   }
   std::vector<std::vector<std::byte>> to;
   to.reserve(400);
+  RedisStore store(config_of({&a, &b}));
   for (int i = 0; i < 400; ++i) {
     const RedisBlock& block = blocks[static_cast<std::size_t>(i * 7 % 16)];
     const io::ConstByteSpan from = block.bytes;
