@@ -164,28 +164,37 @@ class ReuseHazard {
       oldest_known_ = true;
       oldest_at_ = now;
     }
-    Choice learned;
+    constexpr Choice nothing;
+    const Choice* best = &nothing;
     for (int kind = 0; kind < kinds; ++kind) {
       Choice& oldest = oldest_[static_cast<std::size_t>(kind)];
       if (const BlockId block = lists_.oldest(kind); block != oldest.block) {
-        oldest = block == no_block ? Choice{} : choice(block, now);
+        if (block == no_block) {
+          oldest = {};
+        } else if (oldest.block != no_block && released_[block] == oldest.released) {
+          oldest.block = block;  // released with the last one: of the same hazard
+        } else {
+          oldest = choice(block, now);
+        }
       }
-      learned = better(learned, oldest);
+      best = &better(*best, oldest);
     }
+    const BlockId learned = best->block;
     const auto at_risk = static_cast<double>(shadow_.at_risk());
-    if (!config_.guarded || !shadow_.contains(learned.block) || at_risk + 1 <= credit_) {
-      return learned.block;
+    if (!config_.guarded || !shadow_.contains(learned) || at_risk + 1 <= credit_) {
+      return learned;
     }
     // A victim that costs no hit of LRU: the victim of LRU, unless too much is at risk already, or a block that LRU has
     // evicted.
     const BlockId next = shadow_.next();
-    Choice safe = next != no_block && at_risk <= credit_ ? choice(next, now) : Choice{};
+    const Choice of_lru = next != no_block && at_risk <= credit_ ? choice(next, now) : Choice{};
+    const Choice* safe = &of_lru;
     for (const Choice& oldest : oldest_) {
       if (oldest.block != no_block && !shadow_.contains(oldest.block)) {
-        safe = better(safe, oldest);
+        safe = &better(*safe, oldest);
       }
     }
-    return safe.block != no_block ? safe.block : next != no_block ? next : learned.block;
+    return safe->block != no_block ? safe->block : next != no_block ? next : learned;
   }
   /// Evictable blocks. O(1).
   [[nodiscard]] Index size() const noexcept { return size_; }
