@@ -273,7 +273,7 @@ TEST_CASE("Damaged files are shorter hits: no row is wrong, wherever the bytes w
       }
       std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
       for (int change = random.between(1, 40); change > 0; --change) {
-        file.seekp(random.between(std::uintmax_t{0}, entry.file_size() - 1));
+        file.seekp(static_cast<std::streamoff>(random.between(std::uintmax_t{0}, entry.file_size() - 1)));
         file.put(static_cast<char>(random.between(0, 255)));
       }
     }
