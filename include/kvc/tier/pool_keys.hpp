@@ -44,8 +44,8 @@ class PoolKeys {
       if (chains_.size() >= max_chains) {
         chains_.clear();
       }
-      KeyChain fresh(format_, Salt::from_bytes(salt).value());
-      found = chains_.emplace(std::move(salt), std::move(fresh)).first;
+      const KeyChain fresh(format_, Salt::from_bytes(salt).value());
+      found = chains_.emplace(std::move(salt), fresh).first;
     }
     found->second.restart();
     return found->second;

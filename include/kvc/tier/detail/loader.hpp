@@ -408,18 +408,18 @@ class Loader {
   void shorten(Load& load, std::size_t end) {
     load.end = std::min(load.end, end);
     load.planned = true;  // if nothing has been planned, nothing will be
-    for (std::size_t t = 0; t < tiers_.size(); ++t) {
-      std::vector<Begun>& begun = tiers_[t].begun;
+    for (TierLink& tier : tiers_) {
+      const std::vector<Begun>& begun = tier.begun;
       for (std::size_t i = begun.size(); i-- > 0;) {
         const Begun operation = begun[i];
         const bool is_read = operation.operation == StoreOperation::read;
         if (operation.load != load.number || (is_read && operation.item < load.end) ||
-            (!is_read && load.end > load.first) || !tiers_[t].store.cancel(operation.ticket)) {
+            (!is_read && load.end > load.first) || !tier.store.cancel(operation.ticket)) {
           continue;
         }
-        (void)tiers_[t].recall(operation.ticket);
+        (void)tier.recall(operation.ticket);
         if (is_read) {
-          tiers_[t].bytes_reading -= static_cast<double>(bytes_.bytes());
+          tier.bytes_reading -= static_cast<double>(bytes_.bytes());
           load.blocks[operation.item].state = State::absent;
           --load.reads;
         } else {

@@ -45,13 +45,13 @@ class RecordIndex {
    private:
     friend class RecordIndex;
     enum class Place : std::uint8_t { nowhere, in_list, in_tree };
-    Record* parent = nullptr;
-    Record* before = nullptr;  // neighbours in the list of evictable records, in the order of their use
-    Record* after = nullptr;
-    std::uint64_t used = 0;      // the time of its last use
-    std::uint32_t children = 0;  // records whose parent it is
-    bool stored = false;         // else it only counts
-    Place place = Place::nowhere;
+    Record* parent_ = nullptr;
+    Record* before_ = nullptr;  // neighbours in the list of evictable records, in the order of their use
+    Record* after_ = nullptr;
+    std::uint64_t used_ = 0;      // the time of its last use
+    std::uint32_t children_ = 0;  // records whose parent it is
+    bool stored_ = false;         // else it only counts
+    Place place_ = Place::nowhere;
   };
 
   RecordIndex() = default;
@@ -63,17 +63,17 @@ class RecordIndex {
 
   [[nodiscard]] Record* find(const BlockKey& key) noexcept {
     Record* const found = entries_.find(key);
-    return found == nullptr || !found->second.stored ? nullptr : found;
+    return found == nullptr || !found->second.stored_ ? nullptr : found;
   }
   [[nodiscard]] const Record* find(const BlockKey& key) const noexcept {
     const Record* const found = entries_.find(key);
-    return found == nullptr || !found->second.stored ? nullptr : found;
+    return found == nullptr || !found->second.stored_ ? nullptr : found;
   }
   /// Calls each(i, whether keys[i] has a record) for all keys; faster than one after the other.
   template <class F>
   void find_all(std::span<const BlockKey> keys, F&& each) const {
     entries_.find_all(keys,
-                      [&](std::size_t i, const Record* found) { each(i, found != nullptr && found->second.stored); });
+                      [&](std::size_t i, const Record* found) { each(i, found != nullptr && found->second.stored_); });
   }
 
   Record* insert(const BlockKey& key, const BlockKey& parent, Value value) {
@@ -93,19 +93,19 @@ class RecordIndex {
     record = entries_.emplace(key).first;
 #endif
     Entry& entry = record->second;
-    KVC_ASSERT(!entry.stored);
+    KVC_ASSERT(!entry.stored_);
     entry.value = std::move(value);
-    entry.stored = true;
-    entry.used = ++clock_;
+    entry.stored_ = true;
+    entry.used_ = ++clock_;
     ++size_;
     if (record != parent_record) {  // no block is its own parent, but a damaged file may say so
-      entry.parent = parent_record;
-      ++parent_record->second.children;
-      if (parent_record->second.place != Entry::Place::nowhere) {
+      entry.parent_ = parent_record;
+      ++parent_record->second.children_;
+      if (parent_record->second.place_ != Entry::Place::nowhere) {
         leave(*parent_record);
       }
     }
-    if (entry.children == 0) {
+    if (entry.children_ == 0) {
       append(*record);
     }
     return record;
@@ -113,30 +113,30 @@ class RecordIndex {
 
   void touch(Record& record) noexcept {
     Entry& entry = record.second;
-    if (entry.place != Entry::Place::nowhere) {
+    if (entry.place_ != Entry::Place::nowhere) {
       leave(record);
-      entry.used = ++clock_;
+      entry.used_ = ++clock_;
       append(record);
     } else {
-      entry.used = ++clock_;
+      entry.used_ = ++clock_;
     }
   }
 
   void erase(Record& record) noexcept {
     Entry& entry = record.second;
-    if (entry.place != Entry::Place::nowhere) {
+    if (entry.place_ != Entry::Place::nowhere) {
       leave(record);
     }
-    Record* const parent = entry.parent;
-    entry.parent = nullptr;
-    entry.stored = false;
+    Record* const parent = entry.parent_;
+    entry.parent_ = nullptr;
+    entry.stored_ = false;
     entry.value = Value{};
     --size_;
-    if (entry.children == 0) {
+    if (entry.children_ == 0) {
       entries_.erase(record);
     }
-    if (parent != nullptr && --parent->second.children == 0) {
-      if (!parent->second.stored) {
+    if (parent != nullptr && --parent->second.children_ == 0) {
+      if (!parent->second.stored_) {
         entries_.erase(*parent);
       } else {
         return_to_order(*parent);
@@ -149,14 +149,14 @@ class RecordIndex {
       return oldest_;
     }
     Record* const in_tree = tree_.begin()->second;
-    return oldest_ == nullptr || in_tree->second.used < oldest_->second.used ? in_tree : oldest_;
+    return oldest_ == nullptr || in_tree->second.used_ < oldest_->second.used_ ? in_tree : oldest_;
   }
 
   /// Calls `each(Record&)` for every record, in any order; it must not insert or erase.
   template <class F>
   void for_each(F&& each) {
     entries_.for_each([&](Record& record) {
-      if (record.second.stored) {
+      if (record.second.stored_) {
         each(record);
       }
     });
@@ -168,45 +168,45 @@ class RecordIndex {
   /// At the end of the list: its use is the most recent.
   void append(Record& record) noexcept {
     Entry& entry = record.second;
-    entry.before = newest_;
-    entry.after = nullptr;
-    (newest_ != nullptr ? newest_->second.after : oldest_) = &record;
+    entry.before_ = newest_;
+    entry.after_ = nullptr;
+    (newest_ != nullptr ? newest_->second.after_ : oldest_) = &record;
     newest_ = &record;
-    entry.place = Place::in_list;
+    entry.place_ = Place::in_list;
   }
   /// A record that has become evictable keeps the time of its use, which may lie anywhere in the list: it goes to a tree
   /// beside it, unless it is older than all of the list.
   void return_to_order(Record& record) noexcept {
     Entry& entry = record.second;
-    if (oldest_ == nullptr || entry.used < oldest_->second.used) {
-      entry.before = nullptr;
-      entry.after = oldest_;
-      (oldest_ != nullptr ? oldest_->second.before : newest_) = &record;
+    if (oldest_ == nullptr || entry.used_ < oldest_->second.used_) {
+      entry.before_ = nullptr;
+      entry.after_ = oldest_;
+      (oldest_ != nullptr ? oldest_->second.before_ : newest_) = &record;
       oldest_ = &record;
-      entry.place = Place::in_list;
+      entry.place_ = Place::in_list;
       return;
     }
 #if KVC_HAS_EXCEPTIONS
     try {
 #endif
-      tree_.emplace(entry.used, &record);
-      entry.place = Place::in_tree;
+      tree_.emplace(entry.used_, &record);
+      entry.place_ = Place::in_tree;
 #if KVC_HAS_EXCEPTIONS
     } catch (...) {  // no memory for the tree: it counts as just used
-      entry.used = ++clock_;
+      entry.used_ = ++clock_;
       append(record);
     }
 #endif
   }
   void leave(Record& record) noexcept {
     Entry& entry = record.second;
-    if (entry.place == Place::in_tree) {
-      tree_.erase(entry.used);
+    if (entry.place_ == Place::in_tree) {
+      tree_.erase(entry.used_);
     } else {
-      (entry.before != nullptr ? entry.before->second.after : oldest_) = entry.after;
-      (entry.after != nullptr ? entry.after->second.before : newest_) = entry.before;
+      (entry.before_ != nullptr ? entry.before_->second.after_ : oldest_) = entry.after_;
+      (entry.after_ != nullptr ? entry.after_->second.before_ : newest_) = entry.before_;
     }
-    entry.place = Place::nowhere;
+    entry.place_ = Place::nowhere;
   }
 
   KeyTable<Record> entries_;
