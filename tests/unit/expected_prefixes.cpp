@@ -100,7 +100,7 @@ TEST_CASE("Without room for all expected blocks nothing is expected", "[prefix][
   policy.verify();
 }
 
-TEST_CASE("Expected blocks of one salt are not found under another; groups are refused", "[prefix][expect]") {
+TEST_CASE("Expected blocks of one salt are not found under another, and groups are refused", "[prefix][expect]") {
   Expecting policy({.blocks = 8, .block_tokens = 4});
   const Salt salt(SaltKind::tenant, "a");
   const std::vector<Token> prompt = counting(0, 9);
