@@ -36,6 +36,7 @@ KVC_TEST_PACKAGES=(
 )
 KVC_CLANG_PACKAGES=(
   "clang=the second compiler"
+  "libclang-rt-dev=the sanitizers of clang"
   "libomp-dev=OpenMP for clang, optional"
   "llvm=names functions in what a sanitizer of clang reports"
 )
