@@ -325,9 +325,14 @@ class SplitCall {
     static_assert(MemoryPlanKind::most_run == 2 * tile_keys);
     const auto mean = static_cast<std::uint64_t>(run_lengths(first.first, first.split).mean);
     const auto run = static_cast<Index>(std::bit_floor(mean + mean / 2));  // some blocks are neighbours
-    return MemoryPlanChooser::instance().use(
-        {std::string(Element<T>::name), run, dims().kv_heads, dims().key_dim, dims().value_dim, threads > 1},
-        positions * dims().kv_heads * row * Index{sizeof(StorageOf<T>)});
+    const MemoryPlanKind kind{
+        .element = std::string(Element<T>::name),  // a variable: nvcc 13 loses a bracket of an argument
+        .run = run,
+        .kv_heads = dims().kv_heads,
+        .key_dim = dims().key_dim,
+        .value_dim = dims().value_dim,
+        .parallel = threads > 1};
+    return MemoryPlanChooser::instance().use(kind, positions * dims().kv_heads * row * Index{sizeof(StorageOf<T>)});
   }
 
   /// [splits, kv_heads] where each is found. Splits whose states were merged into those of an earlier one are not
