@@ -12,7 +12,7 @@ set(KVC_SANITIZE "" CACHE STRING "Sanitizers for tests, examples and benchmarks,
 # Tests that AddressSanitizer leaves out.
 set(kvc_unsanitized golden/perplexity golden/accuracy golden/model_stories golden/generate_program golden/replay_program
   golden/lru_on_a_trace oracle/eviction_guarantee serving/incidents serving/documents laws/model_decoder
-  laws/attention_accuracy laws/attention_expanded unit/load_or_compute)
+  laws/attention_accuracy laws/attention_expanded laws/model_threads unit/load_or_compute unit/memory_kinds)
 
 find_package(Threads REQUIRED)
 if(KVC_OPENMP)
