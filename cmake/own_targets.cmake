@@ -9,7 +9,7 @@ option(KVC_WERROR "Treat warnings in tests, examples and benchmarks as errors" O
 option(KVC_OPENMP "Use OpenMP in tests, examples and benchmarks, if it is found" ON)
 option(KVC_TBB "Use oneTBB in tests, examples and benchmarks, if it is found" ON)
 set(KVC_SANITIZE "" CACHE STRING "Sanitizers for tests, examples and benchmarks, such as address,undefined")
-# Tests that AddressSanitizer leaves out.
+# Tests that AddressSanitizer leaves out: long ones, over code that others run with it.
 set(kvc_unsanitized golden/perplexity golden/accuracy golden/model_stories golden/generate_program golden/replay_program
   golden/lru_on_a_trace oracle/eviction_guarantee serving/incidents serving/documents laws/model_decoder
   laws/attention_accuracy laws/attention_expanded laws/model_threads unit/load_or_compute unit/memory_kinds)
