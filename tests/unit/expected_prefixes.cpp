@@ -1,4 +1,6 @@
 // PrefixShared::try_expect and arrive: blocks of a prefix whose rows come from elsewhere.
+#include <algorithm>
+#include <cstdint>
 #include <span>
 #include <stdexcept>
 #include <vector>
@@ -100,7 +102,7 @@ TEST_CASE("Without room for all expected blocks nothing is expected", "[prefix][
   policy.verify();
 }
 
-TEST_CASE("Expected blocks of one salt are not found under another, and groups are refused", "[prefix][expect]") {
+TEST_CASE("Expected blocks of one salt are not found under another", "[prefix][expect]") {
   Expecting policy({.blocks = 8, .block_tokens = 4});
   const Salt salt(SaltKind::tenant, "a");
   const std::vector<Token> prompt = counting(0, 9);
@@ -111,12 +113,80 @@ TEST_CASE("Expected blocks of one salt are not found under another, and groups a
   CHECK(policy.match_length(prompt, {.salt = salt}) == 8);
   policy.unpin(expected->pin);
   policy.verify();
+}
 
-  GroupRules window;
-  window.groups.resize(2);
-  window.groups[1].retained.window = 4;
-  Expecting grouped({.blocks = 8, .block_tokens = 4}, window);
-  CHECK_THROWS_AS(grouped.try_expect(prompt), std::invalid_argument);
+TEST_CASE("With layer groups a prefix arrives as a whole: a window needs its tail, and states those of the end",
+          "[prefix][expect]") {
+  GroupRules rules;
+  rules.groups.resize(2);
+  rules.groups[1].retained.window = 5;
+  const bool states = GENERATE(false, true);
+  if (states) {
+    rules.states.push_back({.layers = 2, .weight = 3});
+  }
+  Expecting policy({.blocks = 24, .block_tokens = 4}, rules);
+  const Pos block = policy.block_tokens(0);
+  REQUIRE(policy.block_tokens(1) == block);
+  const std::vector<Token> prompt = counting(0, 30);
+  const auto whole = std::span(prompt).first(28);
+  const auto expected = policy.try_expect(whole);
+  REQUIRE(expected);
+  CHECK(expected->cached == 0);
+  std::vector<std::int32_t> slots;
+  policy.for_each_expected(expected->pin, [&](const ExpectedBlock& lacks) {
+    slots.push_back(lacks.slot);
+    CHECK(lacks.last <= 28);
+    CHECK((lacks.slot != 1 || lacks.first >= 16));  // what the window sees before 28, in whole blocks
+  });
+  CHECK(std::ranges::count(slots, 0) == (28 + block - 1) / block);
+  CHECK(std::ranges::count(slots, 1) == 1);
+  CHECK(std::ranges::count(slots, 2) == (states ? 1 : 0));
+  CHECK(policy.match_length(prompt) == 0);
+  CHECK_THROWS_AS(policy.arrive(expected->pin, 28), std::invalid_argument);
+  CHECK_THROWS_AS(policy.arrive(expected->pin, whole.first(24)), std::invalid_argument);
+  policy.verify();
+  SECTION("it arrives") {
+    const SeqId early = policy.open_expected(expected->pin);
+    CHECK(policy.length(early) == 28);
+    CHECK(policy.arrive(expected->pin, whole));
+    CHECK_FALSE(policy.arrive(expected->pin, whole));
+    CHECK(policy.match_length(prompt) == 28);
+    policy.unpin(expected->pin);
+    policy.verify();
+    REQUIRE(policy.try_extend(early, 2));
+    policy.commit(early);
+    policy.publish_tokens(early, prompt);
+    policy.close(early);
+    policy.verify();
+    CHECK(policy.match_length(prompt) == 28);
+    // A longer prefix shares what is there.
+    const std::vector<Token> longer = counting(0, 36);
+    const auto more = policy.try_expect(longer);
+    REQUIRE(more);
+    CHECK(more->cached == 28);
+    int full = 0;
+    policy.for_each_expected(more->pin, [&](const ExpectedBlock& lacks) { full += lacks.slot == 0 ? 1 : 0; });
+    CHECK(full == (36 + block - 1) / block - 28 / block);
+    policy.unpin(more->pin);
+    policy.verify();
+    CHECK(policy.match_length(prompt) == 28);
+  }
+  SECTION("it does not arrive") {
+    policy.unpin(expected->pin);
+    CHECK(policy.match_length(prompt) == 0);
+    CHECK(policy.available() == 24);
+  }
+  SECTION("what was computed before a clear does not arrive") {
+    policy.clear();
+    CHECK_FALSE(policy.arrive(expected->pin, whole));
+    policy.unpin(expected->pin);
+    CHECK(policy.available() == 24);
+  }
+  SECTION("without room nothing changes") {
+    CHECK_FALSE(policy.try_expect(counting(1000, 40 * block)));
+    policy.unpin(expected->pin);
+  }
+  policy.verify();
 }
 
 TEST_CASE("A policy with a lock expects prefixes as well", "[prefix][expect]") {

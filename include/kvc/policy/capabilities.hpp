@@ -287,15 +287,22 @@ concept PinsPrefixes =
 ///                               | changed, if there is no room; O(prefix)
 ///   p.arrive(pin, length)       | bool: the rows of the first `length` tokens are written, and prompts find them; false if
 ///                               | none are expected any more, as after p.clear(); length counts whole blocks
+///   p.arrive(pin, prefix)       | bool: the same of the whole prefix; with several layer groups, the only form
+///   c.for_each_expected(pin, f) | f(ExpectedBlock) for what is to be written, with several layer groups
+///   p.open_expected(pin)        | SeqId: a sequence with all positions of the prefix, before its rows are written
 ///   p.unpin(pin)                | void: frees what has not arrived
 ///
-/// Throw std::invalid_argument for a policy with several layer groups, for a pin that is not valid and for other lengths.
+/// Throw std::invalid_argument for a pin that is not valid and for other lengths.
 template <class P>
-concept ExpectsPrefixes = requires(P& p, std::span<const Token> prefix, const Salt& salt, PinId pin, Pos length) {
-  { p.try_expect(prefix, salt) } -> std::same_as<std::optional<ExpectedPrefix>>;
-  { p.arrive(pin, length) } -> std::same_as<bool>;
-  p.unpin(pin);
-};
+concept ExpectsPrefixes =
+    requires(P& p, const P& c, std::span<const Token> prefix, const Salt& salt, PinId pin, Pos length) {
+      { p.try_expect(prefix, salt) } -> std::same_as<std::optional<ExpectedPrefix>>;
+      { p.arrive(pin, length) } -> std::same_as<bool>;
+      { p.arrive(pin, prefix) } -> std::same_as<bool>;
+      c.for_each_expected(pin, detail::Ignore{});
+      { p.open_expected(pin) } -> std::same_as<SeqId>;
+      p.unpin(pin);
+    };
 
 /// Remembers the tokens of sequences, and finds rows again by them. On such a policy, extending a sequence without its
 /// tokens makes all that follows impossible to find.

@@ -35,6 +35,17 @@ struct BlockStored {
   /// each of them is reported, with the same block, and `parent` is the block of the node before it in this group, or
   /// no_block if that has none: a group with a window has blocks in the middle of a prefix.
   std::int32_t group = 0;
+  /// With several groups: the node of the index that has the block, of which a NodeAdded told; else no_node.
+  std::int32_t node = no_node;
+  static constexpr std::int32_t no_node = -1;
+};
+/// With several groups: the index has a node for these tokens now, with or without blocks. A number names a node until
+/// another node is added with it; a node is added after its parent. Spans are valid during the call only.
+struct NodeAdded {
+  std::int32_t node = BlockStored::no_node;
+  std::int32_t parent = BlockStored::no_node;  ///< the node before it in its prefix; no_node: it is the first
+  std::string_view salt;                       ///< Salt::bytes() of its prefix
+  std::span<const Token> tokens;               ///< its own
 };
 /// A block is not matchable any more.
 struct BlockRemoved {
@@ -59,6 +70,13 @@ concept EventListener =
       { listener(cleared) } noexcept;
     };
 
+/// A listener that wants to hear of nodes, too: listener.on_node(NodeAdded), without exceptions. They have no numbers among
+/// the events.
+template <class L>
+concept NodeListener = EventListener<L> && requires(L listener, const NodeAdded& node) {
+  { listener.on_node(node) } noexcept;
+};
+
 /// A listener that hears nothing, at no cost: the default.
 struct NoEvents {
   static constexpr bool listens = false;
@@ -75,6 +93,8 @@ class EventCallback {
 
   /// It must not throw (std::terminate) and must not call the cache.
   void call(std::function<void(const Event&)> function) { function_ = std::move(function); }
+  /// The same for the nodes of an index of several layer groups.
+  void call_for_nodes(std::function<void(const NodeAdded&)> function) { on_node_ = std::move(function); }
 
   /// Calls the function, if there is one.
   void operator()(const auto& event) noexcept {
@@ -82,11 +102,18 @@ class EventCallback {
       function_(Event(event));
     }
   }
+  /// Calls the function for nodes, if there is one.
+  void on_node(const NodeAdded& node) noexcept {
+    if (on_node_) {
+      on_node_(node);
+    }
+  }
 
  private:
   std::function<void(const Event&)> function_;
+  std::function<void(const NodeAdded&)> on_node_;
 };
-static_assert(EventListener<EventCallback>);
+static_assert(NodeListener<EventCallback>);
 
 /// A listener that keeps the last events until they are polled. If it is full, the oldest event is overwritten: a gap
 /// in the numbers shows it.

@@ -239,13 +239,30 @@ class PrefixShared<Eviction, Hash, Events>
 
   /// Reserves room for the full blocks of a prefix that are not cached, for rows that come from elsewhere: whoever calls
   /// it writes them, and says `arrive`. All or nothing: empty if there is no room. May evict. Counts neither as a sequence
-  /// nor as a hit. Throws std::invalid_argument if there are several groups, or one that drops positions.
-  /// O(prefix.size()).
+  /// nor as a hit. With several groups, or one that drops positions, it reserves what a hit of just this length needs, in
+  /// whole nodes of the index: for_each_expected names it. O(prefix.size()).
   std::optional<ExpectedPrefix> try_expect(std::span<const Token> prefix, const Salt& salt = {}) {
-    require(!grouped_, "groups", this->groups(), "one that keeps everything");
-    const auto expected = plain_->try_expect(prefix, salt);
-    return expected ? std::optional(ExpectedPrefix{PinId(expected->pin), expected->cached, expected->blocks})
-                    : std::nullopt;
+    return access([&](auto& p) {
+      const auto expected = p.try_expect(prefix, salt);
+      return expected ? std::optional(ExpectedPrefix{PinId(expected->pin), expected->cached, expected->blocks})
+                      : std::nullopt;
+    });
+  }
+  /// With several groups: f(ExpectedBlock) for each block that an expected prefix lacks, by group and position, and for the
+  /// states of each kind. None with one group that keeps everything, after the arrival, or after `clear`. Views are valid
+  /// during the call. Throws std::invalid_argument if the pin is not valid. O(blocks).
+  template <class F>
+  void for_each_expected(PinId pin, F&& f) const {
+    if (grouped_) {
+      grouped_->for_each_expected(pin.record_, f);
+    }
+  }
+  /// A sequence with all positions of an expected prefix, whose rows may still be on their way: whoever opens it reads the
+  /// rows of a layer once they are written. No prompt finds what it computes before publish_tokens names all of its tokens,
+  /// which is right only once the prefix has arrived. Takes no block. Throws std::invalid_argument if the pin is not valid.
+  /// O(blocks).
+  SeqId open_expected(PinId pin) {
+    return access([&](auto& p) { return p.open_expected(pin.record_); });
   }
   /// The rows of the first `length` tokens of an expected prefix are in place: their blocks become matchable. An equal
   /// block that was computed in the meantime stays, and the one that arrived is freed. False, and nothing has changed, if
@@ -253,8 +270,15 @@ class PrefixShared<Eviction, Hash, Events>
   /// weights. Throws std::invalid_argument if the pin is not valid, or unless `length` counts whole blocks, at least as
   /// many as before. Expected O(blocks that arrive * block_tokens).
   bool arrive(PinId pin, Pos length) {
-    require(!grouped_, "groups", this->groups(), "one that keeps everything");
+    require(!grouped_, "groups", this->groups(), "one that keeps everything; otherwise give the tokens");
     return plain_->arrive(pin.record_, length);
+  }
+  /// The same of a whole prefix, with several groups, too: everything that for_each_expected named is written, and becomes
+  /// matchable at once. False as above. Throws std::invalid_argument if the pin is not valid, or for another length than
+  /// that of the expected prefix. Expected O(tokens * groups).
+  bool arrive(PinId pin, std::span<const Token> prefix) {
+    return grouped_ ? grouped_->arrive(pin.record_, prefix)
+                    : plain_->arrive(pin.record_, checked_count(prefix.size(), "prefix.size()"));
   }
 
   /// Drops everything cached, for example after a change of weights. Open sequences keep their rows, which are not
@@ -278,6 +302,25 @@ class PrefixShared<Eviction, Hash, Events>
       grouped_->for_each_cached_prefix(f);
     }
   }
+
+  /// f(NodeAdded) for every node of the index, parents before their children; none with one group that keeps everything.
+  /// O(nodes).
+  template <class F>
+  void for_each_node(F&& f) const {
+    if (grouped_) {
+      grouped_->for_each_node(f);
+    }
+  }
+  /// Of the cached states of one kind, the block behind this one; no_block behind the last one. O(1).
+  [[nodiscard]] BlockId next_state_block(BlockId block) const noexcept {
+    return grouped_ ? grouped_->next_state_block(block) : no_block;
+  }
+  /// The slots of the index: groups, and behind them kinds of recurrent states; tokens of one node of the index. O(1).
+  [[nodiscard]] Index slots() const noexcept {
+    return this->groups() + static_cast<Index>(this->group_rules().states.size());
+  }
+  [[nodiscard]] Pos node_tokens() const noexcept { return grouped_ ? grouped_->node_tokens() : config_.block_tokens; }
+  [[nodiscard]] Index nodes() const noexcept { return grouped_ ? grouped_->nodes() : config_.blocks; }
 
   /// Logical time counts operations, except extensions within a last block. To have the durations of `Retention` in a
   /// unit of time, set it from a clock that ticks more often than operations happen, such as one of microseconds. It

@@ -154,6 +154,24 @@ class Forwarded {
   {
     return access([&](P& p) { return p.arrive(pin, length); });
   }
+  /// The same of a whole prefix, with several layer groups, too.
+  bool arrive(PinId pin, TokenSpan prefix)
+    requires ExpectsPrefixes<P>
+  {
+    return access([&](P& p) { return p.arrive(pin, std::span<const Token>(prefix)); });
+  }
+  /// f(ExpectedBlock) for what an expected prefix lacks, where there are several layer groups. f must not call this object.
+  template <class F>
+    requires ExpectsPrefixes<P>
+  void for_each_expected(PinId pin, F&& f) const {
+    access([&](const P& p) { p.for_each_expected(pin, f); });
+  }
+  /// A sequence with all positions of an expected prefix, whose rows may be on their way.
+  [[nodiscard]] SeqId open_expected(PinId pin)
+    requires ExpectsPrefixes<P>
+  {
+    return access([&](P& p) { return p.open_expected(pin); });
+  }
   /// Names the tokens of rows that were committed without them: from now on prompts find the rows.
   void publish_tokens(SeqId seq, TokenSpan tokens)
     requires KnowsTokens<P>

@@ -248,7 +248,23 @@ class GroupCachedBlocks {
             parent.is_root() ? no_block : nodes.block(parent.block(), group),
             nodes.index.roots().salt(root),
             nodes.index.tokens(node),
-            as_group(group)};
+            as_group(group),
+            static_cast<std::int32_t>(node)};
+  }
+  /// What a node is told of.
+  [[nodiscard]] NodeAdded added(Parent root, Node node) const noexcept {
+    const Parent parent = nodes.index.parent(node);
+    return {static_cast<std::int32_t>(node),
+            parent.is_root() ? BlockStored::no_node : static_cast<std::int32_t>(parent.block()),
+            nodes.index.roots().salt(root), nodes.index.tokens(node)};
+  }
+  /// Tells a listener that wants to hear it of a new node.
+  void report_node(Parent root, Node node) noexcept {
+    if constexpr (Events::listens && NodeListener<Events>) {
+      events.on_node(added(root, node));
+    }
+    (void)root;
+    (void)node;
   }
 
   /// Drops everything cached. Referenced blocks stay referenced; nobody may end at a node any more. O(blocks + nodes).

@@ -57,6 +57,7 @@ class GroupIndexer {
           parting = {end, end + node_tokens_};
         }
         node = nodes.insert(last, tokens, hash);
+        blocks_.report_node(s.state.root, node);
       }
       nodes.ref(Parent(node));  // so that making room for the next node cannot remove it
       if (end > old_end) {      // the sequence still counts at its old node

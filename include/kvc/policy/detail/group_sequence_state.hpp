@@ -27,6 +27,7 @@ struct GroupSequenceState {
   Pos prompt_end = 0;
   int tenant = TenantQuota::none;
   bool is_pin = false;
+  bool expects = false;       // rows that come from elsewhere
   bool defers_cross = false;  // RestoreOptions::defers_cross
   Retention retention{};
   struct End {

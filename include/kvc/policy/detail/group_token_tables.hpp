@@ -206,6 +206,7 @@ class GroupTokenTables
   /// After everything cached was dropped.
   void forget_index(Sequence& s) noexcept {
     s.state.last = s.state.root;
+    s.state.expects = false;  // rows that arrive now were computed before
     s.state.tokens.clear();
     s.state.ends.clear();
     s.state.unknown_from = s.lengths.reserved > 0 ? 0 : nowhere;

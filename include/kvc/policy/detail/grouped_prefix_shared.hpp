@@ -152,6 +152,111 @@ class GroupedPrefixShared
     ++pins_;
     return pin;
   }
+
+  /// A pin on a sequence as try_restore makes them, of the whole nodes of a prefix.
+  struct Expected {
+    SeqId pin;
+    Pos cached = 0;
+    std::span<const BlockId> blocks{};
+  };
+  std::optional<Expected> try_expect(std::span<const Token> prefix, const Salt& salt) {
+    const std::span<const Token> whole = this->whole_units(prefix, blocks_.nodes.node_tokens());
+    const auto length = static_cast<Pos>(whole.size());
+    const std::optional<Opened> found = try_pin(whole, salt);
+    if (found && found->cached == length) {
+      return Expected{found->seq, length};
+    }
+    ScopeGuard undo_found([&] {
+      if (found) {
+        this->unpin(found->seq);
+      }
+    });
+    const SeqId pin = tables_.open_on({}, {}, salt).seq;
+    tables_.take_found(tables_.at(pin));
+    tables_.at(pin).state.is_pin = true;
+    ++pins_;
+    ScopeGuard undo([&] { this->unpin(pin); });
+    tables_.at(pin).state.tokens.reserve(whole.size());  // so that arrive cannot fail
+    std::array<PosRange, max_groups> missing{};
+    for (std::size_t g = 0; g < tables_.rules().groups.size(); ++g) {
+      const Retained& retained = tables_.rules().groups[g].retained;
+      const Pos tokens = blocks_.nodes.block_tokens(g);  // blocks without gaps, so that the index takes them
+      const Pos from = retained.everything() ? 0 : retained.first_seen(length) / tokens * tokens;
+      missing[g] = from > retained.kept ? PosRange{retained.kept, from} : PosRange{0, 0};
+    }
+    const RestoredState state{length, false};
+    RestoreOptions options{.length = length, .missing = std::span(missing).first(tables_.rules().groups.size())};
+    options.states = std::span(&state, tables_.has_states() && length > 0 ? 1 : 0);
+    if (found) {
+      options.like = found->seq;
+      options.shared = std::min(found->cached, length);
+    }
+    if (!tables_.try_restore(pin, options)) {
+      return std::nullopt;
+    }
+    tables_.commit(pin);  // of unknown tokens: nobody finds them
+    tables_.at(pin).state.expects = true;
+    undo.dismiss();
+    return Expected{pin, found ? found->cached : 0};
+  }
+  /// f(ExpectedBlock) for what an expected prefix lacks.
+  template <class F>
+  void for_each_expected(SeqId pin, F&& f) const {
+    const Sequence& s = checked_pin(pin);
+    if (!s.state.expects) {
+      return;
+    }
+    const Pos length = s.lengths.committed;
+    for (std::size_t g = 0; g < s.tables.size(); ++g) {
+      const GroupTable& table = s.tables[g];
+      if (!table.grows()) {
+        continue;
+      }
+      table.for_each_number([&](Pos number) {
+        const BlockId block = table[number];
+        if (blocks_.is_private(block)) {
+          const Pos first = number * table.block_tokens();
+          const auto end = static_cast<Pos>(std::min(Index{first} + table.block_tokens(), Index{length}));
+          f(ExpectedBlock{static_cast<std::int32_t>(g), first, end, std::span(&block, 1)});
+        }
+      });
+    }
+    for (std::size_t kind = 0; kind < tables_.rules().states.size(); ++kind) {
+      const std::span<const BlockId> blocks = tables_.state_blocks(s, static_cast<Index>(kind), length);
+      if (blocks_.is_private(blocks[0])) {
+        f(ExpectedBlock{static_cast<std::int32_t>(s.tables.size() + kind), length, length, blocks});
+      }
+    }
+  }
+  bool arrive(SeqId pin, std::span<const Token> prefix) {
+    (void)checked_pin(pin);
+    Sequence& s = tables_.at(pin);
+    if (!s.state.expects) {
+      return false;
+    }
+    require(static_cast<Pos>(prefix.size()) == s.lengths.committed, "prefix.size()", prefix.size(),
+            "that of the expected prefix: its groups have what a hit of this length needs");
+    tables_.publish_tokens(s, prefix);
+    s.state.expects = false;
+    return true;
+  }
+  SeqId open_expected(SeqId pin) {
+    const Pos length = checked_pin(pin).lengths.committed;
+    const SeqId seq = tables_.fork(pin, length);
+    Sequence& s = tables_.at(seq);
+    s.state.prompt_end = 0;  // publish_tokens says it
+    blocks_.eviction.on_open(s.state.context, {}, s.state.retention, ++blocks_.now);
+    ++sequences_;
+    return seq;
+  }
+  [[nodiscard]] Pos node_tokens() const noexcept { return blocks_.nodes.node_tokens(); }
+  [[nodiscard]] Index nodes() const noexcept { return blocks_.nodes.nodes(); }
+  [[nodiscard]] BlockId next_state_block(BlockId block) const noexcept { return blocks_.next_of_state(block); }
+  template <class F>
+  void for_each_node(F&& f) const {
+    blocks_.nodes.index.for_each([&](Parent root, Parent, BlockId node) { f(blocks_.added(root, node)); });
+  }
+
   void clear() noexcept {
     blocks_.clear();
     tables_.for_each([&](Sequence& s) { tables_.forget_index(s); });
@@ -219,6 +324,11 @@ class GroupedPrefixShared
  private:
   template <class>
   friend struct testing::Corruption;
+
+  [[nodiscard]] const Sequence& checked_pin(SeqId pin) const {
+    require(tables_.contains(pin) && tables_.at(pin).state.is_pin, "pin", pin, "a pin that is there");
+    return tables_.at(pin);
+  }
 
   GroupedPrefixShared(const Config& config, const GroupRules& rules, const BlockSizes& sizes, const Hash& hash)
       : Base(

@@ -201,6 +201,17 @@ class PlainPrefixShared : public PrefixPolicyBase<PrefixSharedConfig<Eviction>, 
     return true;
   }
 
+  SeqId open_expected(SeqId pin) {
+    require(tables_.contains(pin) && tables_.at(pin).state.is_pin, "pin", pin, "a pin that is there");
+    const SeqId seq = try_fork(pin, tables_.at(pin).lengths.committed)->seq;
+    Sequence& s = tables_.at(seq);
+    s.state.is_pin = s.state.expects = false;
+    s.state.unknown_from = s.lengths.committed > 0 ? 0 : Tables::nowhere;  // publish_tokens says all of them
+    s.state.cached_blocks = 0;
+    tables_.set_fills_at(s);
+    return seq;
+  }
+
   void clear() noexcept {
     blocks_.clear();
     tables_.for_each([&](Sequence& s) {
