@@ -3,8 +3,8 @@
 //   #include "kvc/fwd.hpp"
 //   void step(kvc::KvCache<float, kvc::PrefixShared<>>& cache, kvc::SeqId seq);
 //
-// Synchronized and DenseView are left out: their parameters are constrained by concepts, which a declaration would have
-// to include. Standard library only. SeqId and BlockId are complete in core/types.hpp, which is as cheap.
+// Synchronized, Mixed, DenseView, SelectedView and CompressedView are left out: their parameters are constrained by
+// concepts, which a declaration would have to include. Standard library only. SeqId and BlockId are complete in core/types.hpp, which is as cheap.
 #pragma once
 
 #include <cstdint>
@@ -86,6 +86,8 @@ struct AttentionState;
 struct AttentionStates;
 class AttentionMask;
 class AttentionOutput;
+class Selection;
+struct MemoryPlan;
 
 // the cache
 template <class P>

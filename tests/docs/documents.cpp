@@ -266,6 +266,37 @@ TEST_CASE("the version is the same in the header, the changelog and the citation
   CHECK(has("CITATION.cff", "version: " + version + (released ? "" : "-dev")));
 }
 
+TEST_CASE("the glossary has each word once, and names types and calls that exist") {
+  std::string headers;
+  for (const auto& entry : fs::recursive_directory_iterator(root / "include")) {
+    for (const std::string& line : entry.is_regular_file() ? lines_of_file(entry.path()) : Lines{}) {
+      headers += line + '\n';
+    }
+  }
+  std::set<std::string> words;
+  for (const std::string& line : lines_of_file(root / "docs/glossary.md")) {
+    if (!line.starts_with("| **")) {
+      continue;
+    }
+    INFO(line);
+    CHECK(words.insert(line.substr(4, line.find("**", 4) - 4)).second);
+    const std::size_t last = line.rfind("| ", line.size() - 2);
+    for (const std::string& span : code_spans(line.substr(last))) {
+      std::string name;
+      for (const char c : span.find('/') == std::string::npos ? span + " " : std::string()) {
+        if (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_') {
+          name.push_back(c);
+        } else if (!name.empty()) {
+          INFO(name);
+          CHECK(headers.find(name) != std::string::npos);
+          name.clear();
+        }
+      }
+    }
+  }
+  CHECK(words.size() > 70);
+}
+
 TEST_CASE("a document with a wrong block, output or link is found") {
   const Lines text = {"int f() {", "  return 1;", "}", "", "int g();"};
   CHECK(not_found({"  int f() {", "    return 1;", "  }"}, text) == "");

@@ -34,8 +34,9 @@ class KvCache {
   static_assert(
       detail::is_element_type<T>,
       "kvc: the first argument of KvCache is not an element type. For Eigen::half and Eigen::bfloat16 include "
-      "kvc/element/float16.hpp; for Int8, Fp8E4M3 and Int4 kvc/element/quantized.hpp; for None "
-      "kvc/element/none.hpp. For a type of your own specialise kvc::Element (kvc/element/element.hpp).");
+      "kvc/element/float16.hpp; for Int8, Fp8E4M3 and Int4 kvc/element/quantized.hpp; for Mixed "
+      "kvc/element/mixed.hpp; for None kvc/element/none.hpp. For a type of your own specialise kvc::Element "
+      "(kvc/element/element.hpp).");
   static_assert(
       Policy<P>,
       "kvc: the second argument of KvCache is not a policy. Include kvc/policy/contiguous.hpp, "
