@@ -17,6 +17,7 @@
 #include "kvc/attention/compressed.hpp"
 #include "kvc/cache/append.hpp"
 #include "kvc/cache/arguments.hpp"
+#include "kvc/cache/calls.hpp"
 #include "kvc/cache/pool_layout.hpp"
 #include "kvc/cache/view.hpp"
 #include "kvc/core/error.hpp"
@@ -89,7 +90,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// std::invalid_argument, too, if the policy holds only one group of full attention and the layers are not one.
   explicit KvCache(const LayerGroups& layers, const typename P::Config& config, S space = S{})
       : layers_(layers),
-        policy_(make_policy(layers_, config)),
+        policy_(detail::make_policy<T, P>(layers_, config)),
         layouts_(layers_, policy_),
         pool_(std::move(space), static_cast<std::size_t>(layouts_.size()) * sizeof(Storage)) {}
   KvCache(const KvCache&) = delete;  // views and appends point into it
@@ -127,7 +128,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// Bytes that the pool of a cache has which is constructed with the same arguments: what to lend a BorrowedSpace.
   /// Throws as the constructor does. Makes a policy for it, and no pool.
   [[nodiscard]] static Index pool_bytes(const LayerGroups& layers, const typename P::Config& config) {
-    return PoolLayout<T, L>(layers, make_policy(layers, config)).size() * static_cast<Index>(sizeof(Storage));
+    return PoolLayout<T, L>(layers, detail::make_policy<T, P>(layers, config)).size() *
+           static_cast<Index>(sizeof(Storage));
   }
   /// The same for layers that are all alike.
   [[nodiscard]] static Index pool_bytes(const Shape& shape, const typename P::Config& config) {
@@ -157,7 +159,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] Opened open(TokenSpan prompt, const OpenOptions& options = {}) {
     const std::optional<Opened> opened = try_open(prompt, options);
     if (!opened) {
-      throw_no_room("open", options.max_tokens, [&](const auto& p) { return p.why_not_open(options); });
+      detail::throw_no_room(policy_, "open", options.max_tokens,
+                            [&](const auto& p) { return p.why_not_open(options); });
     }
     return *opened;
   }
@@ -180,7 +183,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// Where the tokens are not known, or nothing is to be found, `extend_without_tokens(seq, count)` says so.
   template <std::integral I>
   [[nodiscard]] std::optional<Append> try_extend(SeqId seq, I count) {
-    require_count_is_enough<I>();
+    detail::require_count_is_enough<P, I>();
     return try_extend_without_tokens(seq, count);
   }
   /// The same, a position for each of `tokens`.
@@ -191,7 +194,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// std::invalid_argument if the sequence has an uncommitted extension. Not for policies that match prefixes.
   template <std::integral I>
   [[nodiscard]] Append extend(SeqId seq, I count) {
-    require_count_is_enough<I>();
+    detail::require_count_is_enough<P, I>();
     return extend_without_tokens(seq, count);
   }
   /// As try_extend: reserves a position for each of `tokens`, all or nothing. Throws CapacityError if there is no room,
@@ -204,12 +207,12 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// rows, or any behind them, before `publish_tokens` names their tokens; `stats().tokens_unknown` counts them.
   template <std::integral I>
   [[nodiscard]] std::optional<Append> try_extend_without_tokens(SeqId seq, I count) {
-    return try_extend(seq, checked_extension(count), std::span<const Token>{});
+    return try_extend(seq, detail::checked_extension(count), std::span<const Token>{});
   }
   /// As try_extend_without_tokens. Throws CapacityError if there is no room.
   template <std::integral I>
   [[nodiscard]] Append extend_without_tokens(SeqId seq, I count) {
-    return extend(seq, checked_extension(count), std::span<const Token>{});
+    return extend(seq, detail::checked_extension(count), std::span<const Token>{});
   }
 
   /// As try_extend, of a model with recurrent layers: also reserves their states after each of `states_at` tokens of the
@@ -347,7 +350,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// length(parent).
   template <std::integral I>
   [[nodiscard]] std::optional<SeqId> try_fork(SeqId parent, I at) {
-    const std::optional<Forked> forked = policy_.try_fork(parent, checked_position(parent, at, "at"));
+    const std::optional<Forked> forked = policy_.try_fork(parent, detail::checked_position(at, length(parent), "at"));
     if (!forked) {
       return std::nullopt;
     }
@@ -361,8 +364,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] SeqId fork(SeqId parent, I at) {
     const std::optional<SeqId> seq = try_fork(parent, at);
     if (!seq) {
-      throw_no_room("fork", static_cast<Index>(at),
-                    [&](const auto& p) { return p.why_not_fork(parent, static_cast<Pos>(at)); });
+      detail::throw_no_room(policy_, "fork", static_cast<Index>(at),
+                            [&](const auto& p) { return p.why_not_fork(parent, static_cast<Pos>(at)); });
     }
     return *seq;
   }
@@ -373,7 +376,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   /// Throws std::invalid_argument unless 0 <= length <= this->length(seq).
   template <std::integral I>
   void truncate(SeqId seq, I length) {
-    policy_.truncate(seq, checked_position(seq, length, "length"));
+    policy_.truncate(seq, detail::checked_position(length, this->length(seq), "length"));
   }
   /// Forgets the sequence. It takes back an uncommitted append of the sequence.
   void close(SeqId seq) { policy_.close(seq); }
@@ -501,14 +504,6 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return std::forward<F>(f)(policy_);
   }
 
-  template <class I>
-  static constexpr void require_count_is_enough() {
-    static_assert(
-        sizeof(I) == 0 || !KnowsTokens<P>,
-        "kvc: this policy finds rows again by their tokens: write extend(seq, tokens), or, for rows that no prompt "
-        "is to find, extend_without_tokens(seq, count)");
-  }
-
   [[nodiscard]] Index state_offset(Index layer, SeqId seq, Pos length) const {
     const StatePlace place = layers_.state_place(layer);
     return layouts_.state(place, policy_.state_blocks(seq, place.kind, length));
@@ -538,7 +533,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   Append extend(SeqId seq, Pos count, std::span<const Token> tokens, std::span<const Pos> states_at = {}) {
     std::optional<Append> append = try_extend(seq, count, tokens, states_at);
     if (!append) {
-      throw_no_room("extend", count, [&](const auto& p) { return p.why_not_extend(seq, count); });
+      detail::throw_no_room(policy_, "extend", count, [&](const auto& p) { return p.why_not_extend(seq, count); });
     }
     return std::move(*append);
   }
@@ -624,58 +619,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     kvc::layout::copy_rows(pool_.space(), pool_.data(), layouts_.groups(), static_cast<Index>(sizeof(Storage)), copies);
   }
 
-  static P make_policy(const LayerGroups& layers, const typename P::Config& config) {
-    require(layers.layers() > 0, "layers", layers.layers(), "at least 1");
-    require(HoldsStates<P> || layers.states().empty(), "layers.states().size()", layers.states().size(),
-            detail::concat({"0: ", P::name, " holds no recurrent states"}));
-    const GroupRules rules = kvc::Element<T>::row_size(1) > 0 ? layers.rules(row_bytes<T>) : layers.rules();
-    if constexpr (HoldsGroups<P>) {
-      return P(config, rules);
-    } else {
-      require(rules.is_plain(), "layers", std::to_string(rules.groups.size()) + " group(s)",
-              detail::concat({"one group of full attention: ", P::name, " holds no other"}));
-      return P(config);
-    }
-  }
-
-  template <std::integral I>
-  static Pos checked_extension(I count) {
-    static_assert(
-        !std::same_as<I, bool>,
-        "kvc: extend takes a count of positions or their tokens, not a bool: write extend(seq, 1) for one position");
-    return checked_count(static_cast<std::conditional_t<std::same_as<I, bool>, int, I>>(count), "count");
-  }
-  /// A number of committed positions of a sequence.
-  template <std::integral I>
-  Pos checked_position(SeqId seq, I position, std::string_view name) const {
-    static_assert(!std::same_as<I, bool>, "kvc: fork and truncate take a number of positions, not a bool");
-    const Pos committed = length(seq);
-    if (std::cmp_less(position, 0) || std::cmp_greater(position, committed)) [[unlikely]] {
-      throw_invalid(name, position,
-                    detail::concat({"between 0 and ", std::to_string(committed), ", the length of the sequence"}));
-    }
-    return static_cast<Pos>(position);
-  }
-
   void require_own(const Append& append) const {
     require(owns(append), "append", "committed, rolled back, of another cache or of a closed sequence",
             "an uncommitted one of this cache");
-  }
-
-  /// why(policy) gives the LimitMet, of a policy that explains its refusals.
-  template <class Why>
-  [[noreturn]] KVC_COLD void throw_no_room(const char* operation, Index tokens, Why why) const {
-    if constexpr (ExplainsRefusals<P>) {
-      const LimitMet met = why(policy_);
-      if constexpr (HoldsGroups<P>) {
-        if (met.group >= 0) {
-          throw_error(CapacityError(operation, tokens, policy_.stats(met.group), met));
-        }
-      }
-      throw_error(CapacityError(operation, tokens, stats(), met));
-    } else {
-      throw_error(CapacityError(operation, tokens, stats()));
-    }
   }
 
   LayerGroups layers_;
