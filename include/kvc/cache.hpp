@@ -47,7 +47,7 @@ inline namespace v0 {
 ///   T   ElementType   how a row is stored              float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4,
 ///                                                      Mixed, None
 ///   P   Policy        which slots a sequence holds     Contiguous, Paged, PrefixShared<>
-///   L   Layout        where the row of a slot lies     HeadMajor, TokenMajor, LayerMajor<>
+///   L   Layout        where the row of a slot lies     HeadMajor, TokenMajor, LayerMajor<>, ScalePlanes<>
 ///   S   Space         the memory of the pool           HostSpace, BorrowedSpace, cuda::DeviceSpace
 ///
 /// The life of a sequence:
@@ -473,7 +473,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
         next += run.first == next ? static_cast<Pos>(run.rows) : 0;
         for (Index i = 0; i < run.rows; ++i) {
           const Index row = run.first - range.first + i;
-          kvc::Element<T>::decode(run.k + i * run.k_stride, shape.key_dim, k.row(row) + head * shape.key_dim);
+          detail::decode_key(run, i, shape.key_dim, k.row(row) + head * shape.key_dim);
           detail::decode_value(run, i, shape.key_dim, shape.value_dim, v.row(row) + head * shape.value_dim);
         }
       });
@@ -562,13 +562,22 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
       for (Index head = 0; head < shape.kv_heads; ++head) {
         Storage* key = data() + layout.k(run.block, place.layer, head, run.offset);
         Storage* value = data() + layout.v(run.block, place.layer, head, run.offset);
+        ScalePlace scales;
+        if constexpr (has_scale_planes) {
+          scales = {data() + layout.k_scales(run.block, place.layer, head, run.offset),
+                    data() + layout.v_scales(run.block, place.layer, head, run.offset)};
+        }
         for (Index row = first; row < first + run.count / tokens; ++row) {
-          store(k.row(row) + head * key_dim, key_dim, key);
+          store(k.row(row) + head * key_dim, key_dim, key, scales.key);
           if (!layout.latent()) {
-            store(v.row(row) + head * value_dim, value_dim, value);
+            store(v.row(row) + head * value_dim, value_dim, value, scales.value);
           }
           key += layout.k_stride() * tokens;
           value += layout.v_stride() * tokens;
+          if constexpr (has_scale_planes) {
+            scales.key += layout.k_scale_stride();
+            scales.value += layout.v_scale_stride();
+          }
         }
       }
     };
@@ -606,9 +615,17 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return layers;
   }
 
+  /// Where the scales of a row lie, if in planes of their own.
+  static constexpr bool has_scale_planes = ScaledElement<T> && GroupLayout<L>::has_scale_planes;
+  struct ScalePlace {
+    Storage* key = nullptr;
+    Storage* value = nullptr;
+  };
   template <class From>
-  static void store(const From* from, Index dim, Storage* to) {
-    if constexpr (std::same_as<From, float>) {
+  static void store(const From* from, Index dim, Storage* to, [[maybe_unused]] Storage* scales) {
+    if constexpr (has_scale_planes) {
+      kvc::Element<T>::encode_parts(from, dim, to, scales);
+    } else if constexpr (std::same_as<From, float>) {
       kvc::Element<T>::encode(from, dim, to);
     } else {
       std::copy_n(from, dim, to);

@@ -48,6 +48,8 @@ class HeadMajor;
 class TokenMajor;
 template <class Order = TokenMajor>
 class LayerMajor;
+template <class L = HeadMajor>
+class ScalePlanes;
 struct HostSpace;
 class BorrowedSpace;
 struct Sequential;

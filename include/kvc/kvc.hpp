@@ -48,6 +48,7 @@
 #include "kvc/layout/layer_groups.hpp"
 #include "kvc/layout/layer_major.hpp"
 #include "kvc/layout/layout.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "kvc/memory/borrowed_space.hpp"
 #include "kvc/memory/space.hpp"
 #include "kvc/parallel/executor.hpp"

@@ -2,6 +2,7 @@
 #include "catch.hpp"
 #include "kvc/layout/layer_major.hpp"
 #include "kvc/layout/layout.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "kvc/layout/verify.hpp"
 #include "kvc/testing/layout_conformance.hpp"
 #include "user_layout.hpp"
@@ -59,6 +60,13 @@ struct TooSmall : Interleaved {
   using Interleaved::Interleaved;
   Index size() const { return Interleaved::size() - (of.key_row > 1 ? 1 : 0); }
 };
+struct ScalesInCodes : ScalePlanes<HeadMajor> {
+  static constexpr std::string_view name = "scales in codes";
+  using ScalePlanes::ScalePlanes;
+  Index k_scales(BlockId b, Index layer, Index head, Pos slot) const {
+    return ScalePlanes::k_scales(b, layer, head, slot) - ScalePlanes::k_scales(BlockId{0}, 0, 0, 0);
+  }
+};
 
 // Layouts that lack what KvCache, snapshots and transfers need: no layouts at all.
 
@@ -89,7 +97,8 @@ static_assert(!Layout<WithoutStride>);
 }  // namespace
 
 TEMPLATE_TEST_CASE("A layout keeps the contract", "[layout][contract]", HeadMajor, TokenMajor, LayerMajor<>,
-                   LayerMajor<HeadMajor>, Interleaved, LayersFirst) {
+                   LayerMajor<HeadMajor>, ScalePlanes<HeadMajor>, ScalePlanes<TokenMajor>, ScalePlanes<LayerMajor<>>,
+                   Interleaved, LayersFirst) {
   layout_conformance<TestType>();
 }
 
@@ -104,6 +113,7 @@ TEST_CASE("A layout that breaks the contract is found, by the name of the row", 
   REQUIRE_THROWS_WITH(layout_conformance<StrideWrong>(), contains("slot 1 is not at an even distance"));
   REQUIRE_THROWS_WITH(layout_conformance<ForgetsExtents>(), contains("extents() differs"));
   REQUIRE_THROWS_WITH(layout_conformance<TooSmall>(), contains("size() is"));
+  REQUIRE_THROWS_WITH(layout_conformance<ScalesInCodes>(), contains("the scales of the key of block 0"));
 }
 
 TEST_CASE("The corners of a large pool show an overlap", "[layout][contract]") {

@@ -2,6 +2,7 @@
 #include "attention_case.hpp"
 #include "catch.hpp"
 #include "kvc/cache.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
@@ -43,6 +44,12 @@ TEMPLATE_TEST_CASE("Attention does not depend on policy, layout and block size",
                                                            expected);
       through_cache<TestType, kvc::PrefixShared<>, kvc::HeadMajor>(c, {.blocks = blocks, .block_tokens = block_tokens},
                                                                    expected);
+      if constexpr (kvc::ScaledElement<TestType>) {
+        through_cache<TestType, kvc::Paged, kvc::ScalePlanes<kvc::TokenMajor>>(
+            c, {.blocks = blocks, .block_tokens = block_tokens}, expected);
+        through_cache<TestType, kvc::Paged, kvc::ScalePlanes<>>(c, {.blocks = blocks, .block_tokens = block_tokens},
+                                                                expected);
+      }
       if constexpr (std::same_as<TestType, float>) {  // the other pairs: what a row is made of has no part in them
         through_cache<float, kvc::Contiguous, kvc::TokenMajor>(c, {.sequences = 1, .max_tokens = c.shape.length},
                                                                expected);

@@ -22,7 +22,7 @@ void store_beginning(const kvc::StorageOf<T>* key, Index key_dim, Index value_di
     std::copy_n(key + E::scale_offset(key_dim), 4, value + E::scale_offset(value_dim));
   } else if constexpr (std::is_same_v<T, kvc::Int4>) {
     std::copy_n(key, 16 * E::groups(value_dim), value);
-    std::copy_n(key + E::range_offset(key_dim), 4 * E::groups(value_dim), value + E::range_offset(value_dim));
+    std::copy_n(key + E::scale_offset(key_dim), 4 * E::groups(value_dim), value + E::scale_offset(value_dim));
   } else {
     std::copy_n(key, E::row_size(value_dim), value);
   }

@@ -287,8 +287,7 @@ class ExpandedCall {
     for_each_range(split, [&](KeyRange range) {
       for_each_run_of(kv_, 0, range, [&](const KvRun<T>& run) {
         for (Index r = 0; r < run.rows; ++r) {
-          Element<T>::decode(run.k + r * run.k_stride, extents_.row_dim,
-                             latent_.row(run.first + r - split * split_keys));
+          decode_key(run, r, extents_.row_dim, latent_.row(run.first + r - split * split_keys));
         }
       });
     });

@@ -48,6 +48,8 @@ struct IgnoreRun {
 ///              runs is up to the view: results do not depend on it
 ///   rows       row i of a run is that of position first + i. It lies at k + i * k_stride and v + i * v_stride, the
 ///              same place whatever range is requested, and does not change while attention reads it
+///   scales     either all runs of a view have scale planes, or none; rows in the same place have their scales in the
+///              same place
 ///   heads      if two views have a position of head 0 in the same place, or neither retains it, the same is true of
 ///              every head: a batch reads it once for both
 ///
@@ -71,6 +73,8 @@ concept KvView =
 struct HeadStrides {
   Index k;
   Index v;
+  Index k_scales = 0;  ///< where they lie in planes of their own
+  Index v_scales = 0;
 };
 
 /// A view whose heads lie at the same distance from one another at every position. Attention looks the rows of one head

@@ -51,7 +51,7 @@ void reference(const View& kv, PosRange queries, MatrixArg<float> q, const Atten
           if (bias == -HUGE_VAL) {
             continue;
           }
-          Element<T>::decode(run.k + r * run.k_stride, D, k.data());
+          detail::decode_key(run, r, D, k.data());
           detail::decode_value(run, r, D, Dv, v.data());
           double s = 0;
           for (Index d = 0; d < D; ++d) {

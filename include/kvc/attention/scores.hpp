@@ -50,7 +50,7 @@ void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q
       const auto add_run = [&](const KvRun<T>& run) {
         for (Index r = 0; r < run.rows; ++r) {
           const Index j = run.first + r;
-          Element<T>::decode(run.k + r * run.k_stride, dims.key_dim, k.data());
+          detail::decode_key(run, r, dims.key_dim, k.data());
           double x = 0;
           for (Index d = 0; d < dims.key_dim; ++d) {
             x += static_cast<double>(q.row(i)[h * dims.key_dim + d]) *

@@ -208,21 +208,20 @@ class SelectedView {
       return;
     }
     int i = 0;
-    view_.for_each_run(
-        head, PosRange{ranges.of[0].range.first, ranges.last().range.last}, [&](const KvRun<Element>& run) {
-          const auto end = static_cast<Pos>(run.first + run.rows);
-          for (; i < ranges.count && ranges.of[i].range.first < end; ++i) {
-            const auto [range, rank] = ranges.of[i];
-            const Pos first = std::max(range.first, run.first), last = std::min(range.last, end);
-            if (first < last) {
-              f(KvRun<Element>{run.k + (first - run.first) * run.k_stride, run.v + (first - run.first) * run.v_stride,
-                               Index{last - first}, run.k_stride, run.v_stride, rank + (first - range.first)});
-            }
-            if (range.last > end) {
-              break;  // the rest is in later runs
-            }
-          }
-        });
+    view_.for_each_run(head, PosRange{ranges.of[0].range.first, ranges.last().range.last},
+                       [&](const KvRun<Element>& run) {
+                         const auto end = static_cast<Pos>(run.first + run.rows);
+                         for (; i < ranges.count && ranges.of[i].range.first < end; ++i) {
+                           const auto [range, rank] = ranges.of[i];
+                           const Pos first = std::max(range.first, run.first), last = std::min(range.last, end);
+                           if (first < last) {
+                             f(run.part(first - run.first, last - first, rank + (first - range.first)));
+                           }
+                           if (range.last > end) {
+                             break;  // the rest is in later runs
+                           }
+                         }
+                       });
   }
 
   View view_;

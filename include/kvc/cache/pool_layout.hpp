@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
@@ -11,6 +12,7 @@
 #include "kvc/layout/group_layout.hpp"
 #include "kvc/layout/layer_groups.hpp"
 #include "kvc/layout/layout.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "kvc/layout/verify.hpp"
 #include "kvc/policy/capabilities.hpp"
 
@@ -43,8 +45,19 @@ class PoolLayout {
     std::vector<L> own;
     for (std::size_t g = 0; g < groups.size(); ++g) {
       const Shape& shape = groups[g].shape;
-      own.emplace_back(PoolExtents{policy.blocks(), block_tokens(policy, g), shape.layers, shape.kv_heads,
-                                   Element<T>::row_size(shape.key_dim), value_row_size<T>(groups[g])});
+      PoolExtents extents{policy.blocks(),
+                          block_tokens(policy, g),
+                          shape.layers,
+                          shape.kv_heads,
+                          Element<T>::row_size(shape.key_dim),
+                          value_row_size<T>(groups[g])};
+      if constexpr (ScalePlaneLayout<L>) {
+        const Index key = code_size<T>(shape.key_dim);
+        const Index value = groups[g].latent ? 0 : code_size<T>(shape.value_dim);
+        extents.key_scales = std::exchange(extents.key_row, key) - key;
+        extents.value_scales = std::exchange(extents.value_row, value) - value;
+      }
+      own.emplace_back(extents);
       layout::verify(own.back());
       require_whole_rows(own.back(), groups[g]);
     }

@@ -49,9 +49,19 @@ class CacheView {
   void for_each_run(Index head, PosRange range, F&& f) const {
     KVC_ASSERT(0 <= head && head < kv_heads());
     const auto hand_out = [&](const SlotRun& run) {
-      f(KvRun<T>{pool_ + layout_->k(run.block, layer_, head, run.offset),
-                 pool_ + layout_->v(run.block, layer_, head, run.offset), Index{run.count}, layout_->k_stride(),
-                 layout_->v_stride(), run.first});
+      KvRun<T> rows{pool_ + layout_->k(run.block, layer_, head, run.offset),
+                    pool_ + layout_->v(run.block, layer_, head, run.offset),
+                    Index{run.count},
+                    layout_->k_stride(),
+                    layout_->v_stride(),
+                    run.first};
+      if constexpr (has_scale_planes) {
+        rows.k_scales = pool_ + layout_->k_scales(run.block, layer_, head, run.offset);
+        rows.v_scales = pool_ + layout_->v_scales(run.block, layer_, head, run.offset);
+        rows.k_scale_stride = layout_->k_scale_stride();
+        rows.v_scale_stride = layout_->v_scale_stride();
+      }
+      f(rows);
     };
     if constexpr (HoldsGroups<P>) {
       policy_->for_each_run(seq_, group_, range, hand_out);
@@ -62,11 +72,18 @@ class CacheView {
 
   /// From each head to the next: a layout has them evenly spaced.
   [[nodiscard]] HeadStrides head_strides() const noexcept {
-    return {layout_->k(BlockId{0}, layer_, 1, 0) - layout_->k(BlockId{0}, layer_, 0, 0),
-            layout_->v(BlockId{0}, layer_, 1, 0) - layout_->v(BlockId{0}, layer_, 0, 0)};
+    HeadStrides strides{layout_->k(BlockId{0}, layer_, 1, 0) - layout_->k(BlockId{0}, layer_, 0, 0),
+                        layout_->v(BlockId{0}, layer_, 1, 0) - layout_->v(BlockId{0}, layer_, 0, 0)};
+    if constexpr (has_scale_planes) {
+      strides.k_scales = layout_->k_scales(BlockId{0}, layer_, 1, 0) - layout_->k_scales(BlockId{0}, layer_, 0, 0);
+      strides.v_scales = layout_->v_scales(BlockId{0}, layer_, 1, 0) - layout_->v_scales(BlockId{0}, layer_, 0, 0);
+    }
+    return strides;
   }
 
  private:
+  static constexpr bool has_scale_planes = ScaledElement<T> && GroupLayout<L>::has_scale_planes;
+
   const P* policy_;
   const GroupLayout<L>* layout_;
   const Shape* shape_;

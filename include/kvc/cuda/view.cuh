@@ -163,6 +163,9 @@ template <ElementType T, class L>
 [[nodiscard]] LayerView<format_of<T>> layer_view(std::byte* pool, const L& layout, const Shape& shape, Index layer,
                                                  const LayerRule& rule = {}) {
   static_assert(format_of<T> != Format::none, "kvc/cuda has no kernels for this element type");
+  static_assert(
+      !ScaledElement<T> || !requires { layout.k_scale_stride(); },
+      "kvc/cuda has no kernels for scales in planes of their own: use a layout without ScalePlanes");
   require(!rule.latent || RowPrefixElement<T>, "layer", "latent",
           kvc::detail::concat(
               {"one that stores values: the kernels of kvc::cuda read no latent rows of ", Element<T>::name}));

@@ -78,6 +78,38 @@ concept RowPrefixElement = ElementType<T> && requires { requires Element<T>::has
 template <class T>
 using StorageOf = typename Element<T>::Storage;
 
+/// An element type whose rows are codes, followed by their scales, so that a layout may keep the scales in planes of
+/// their own (layout/scale_planes.hpp). E is Element<T>:
+///
+///   expression               | requires                      | returns, does                  | throws | complexity
+///   -------------------------+-------------------------------+--------------------------------+--------+-----------
+///   E::scale_offset(dim)     | dim >= 1                      | Index: units of the codes. The |        | O(1)
+///                            |                               | scales of a row lie there, and |        |
+///                            |                               | take the other units           |        |
+///   E::encode_parts(from,    | from [dim] float,             | stores a row whose codes and   |        | O(dim)
+///     dim, codes, scales)    | codes [scale_offset(dim)],    | scales lie in two places       |        |
+///                            | scales [the other units]      |                                |        |
+///   E::decode_parts(codes,   | such a row of `count` or more | reads its first `count`        |        | O(count)
+///     scales, count, to)     | elements, to [count] float    | elements                       |        |
+///
+/// Law: encode and decode are these two, with scales = codes + scale_offset(dim).
+template <class T>
+concept ScaledElement = ElementType<T> && requires(const float* in, float* out, StorageOf<T>* row, Index dim) {
+  { Element<T>::scale_offset(dim) } -> std::same_as<Index>;
+  Element<T>::encode_parts(in, dim, row, row);
+  Element<T>::decode_parts(static_cast<const StorageOf<T>*>(row), static_cast<const StorageOf<T>*>(row), dim, out);
+};
+
+/// Storage units of the codes of a row: all of them for element types without scales.
+template <ElementType T>
+[[nodiscard]] constexpr Index code_size(Index dim) noexcept {
+  if constexpr (ScaledElement<T>) {
+    return Element<T>::scale_offset(dim);
+  } else {
+    return Element<T>::row_size(dim);
+  }
+}
+
 /// Reads the first `count` elements of a row of `dim`: the value of a latent row.
 ///
 ///   from  [row_size(dim)]     to  [count], 1 <= count <= dim
@@ -129,6 +161,12 @@ static_assert(ElementType<float>);
 ///   k  [rows, row_size(key_dim)]    k_stride storage units from row to row
 ///   v  [rows, row_size(value_dim)]  v_stride storage units from row to row
 ///
+/// The scales of an element type that has some (ScaledElement) may lie in planes of their own. Then k and v are the
+/// codes, [rows, code_size(key_dim)] and [rows, code_size(value_dim)], and k_scales and v_scales are not null:
+///
+///   k_scales  [rows, row_size(key_dim) - code_size(key_dim)]        k_scale_stride storage units from row to row
+///   v_scales  [rows, row_size(value_dim) - code_size(value_dim)]    v_scale_stride storage units from row to row
+///
 /// Where keys and values are in the same place, with the same stride, the rows are latent: the value of each is the
 /// first value_dim elements of its key, and value_dim is at most key_dim.
 template <class T>
@@ -138,16 +176,60 @@ struct KvRun {
   Index rows;
   Index k_stride;
   Index v_stride;
-  Pos first;  ///< position of the first row in its sequence
+  Pos first;                               ///< position of the first row in its sequence
+  const StorageOf<T>* k_scales = nullptr;  ///< null: at the end of each row
+  const StorageOf<T>* v_scales = nullptr;
+  Index k_scale_stride = 0;
+  Index v_scale_stride = 0;
 
   /// Whether each value is the beginning of its key.
   [[nodiscard]] constexpr bool is_latent() const noexcept { return v == k && v_stride == k_stride; }
+  /// Whether the scales lie in planes of their own.
+  [[nodiscard]] constexpr bool has_scale_planes() const noexcept { return k_scales != nullptr; }
+  /// `count` of its rows, from row `i` on, as the positions from `position` on.
+  [[nodiscard]] constexpr KvRun part(Index i, Index count, Pos position) const noexcept {
+    KvRun run{k + i * k_stride, v + i * v_stride, count, k_stride, v_stride, position};
+    if (has_scale_planes()) {
+      run.k_scales = k_scales + i * k_scale_stride;
+      run.v_scales = v_scales + i * v_scale_stride;
+      run.k_scale_stride = k_scale_stride;
+      run.v_scale_stride = v_scale_stride;
+    }
+    return run;
+  }
 };
 
 namespace detail {
+/// Storage units of the keys of a run, without scales that lie elsewhere.
+template <ElementType T>
+[[nodiscard]] constexpr Index key_units(const KvRun<T>& run, Index key_dim) noexcept {
+  return run.has_scale_planes() ? code_size<T>(key_dim) : Element<T>::row_size(key_dim);
+}
+/// Those of the values.
+template <ElementType T>
+[[nodiscard]] constexpr Index value_units(const KvRun<T>& run, Index value_dim) noexcept {
+  return run.has_scale_planes() ? code_size<T>(value_dim) : Element<T>::row_size(value_dim);
+}
+/// Reads the key of row i of a run.  to [key_dim]
+template <ElementType T>
+void decode_key(const KvRun<T>& run, Index i, Index key_dim, float* to) {
+  if constexpr (ScaledElement<T>) {
+    if (run.has_scale_planes()) {
+      Element<T>::decode_parts(run.k + i * run.k_stride, run.k_scales + i * run.k_scale_stride, key_dim, to);
+      return;
+    }
+  }
+  Element<T>::decode(run.k + i * run.k_stride, key_dim, to);
+}
 /// Reads the value of row i of a run.  to [value_dim]
 template <ElementType T>
 void decode_value(const KvRun<T>& run, Index i, Index key_dim, Index value_dim, float* to) {
+  if constexpr (ScaledElement<T>) {
+    if (run.has_scale_planes()) {
+      Element<T>::decode_parts(run.v + i * run.v_stride, run.v_scales + i * run.v_scale_stride, value_dim, to);
+      return;
+    }
+  }
   if (run.is_latent() && value_dim < key_dim) {
     decode_prefix<T>(run.k + i * run.k_stride, key_dim, value_dim, to);
   } else {

@@ -101,6 +101,10 @@ struct Element<Int8> {
 
   /// Stores the codes, then the scale of the row. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
+    encode_parts(from, dim, to, to + scale_offset(dim));
+  }
+  /// Stores the codes and the scale in two places. O(dim).
+  static void encode_parts(const float* from, Index dim, Storage* to, Storage* scale_to) noexcept {
     std::uint32_t largest = 0;  // as bits: magnitudes compare like integers, and NaN is above all
     for (Index d = 0; d < dim; ++d) {
       largest = std::max(largest, std::bit_cast<std::uint32_t>(from[d]) & 0x7fffffffU);
@@ -118,14 +122,18 @@ struct Element<Int8> {
       to[d] = static_cast<std::uint8_t>(static_cast<std::int32_t>(code + detail::round_shift - detail::round_shift));
     }
     std::fill(to + dim, to + scale_offset(dim), Storage{0});
-    std::memcpy(to + scale_offset(dim), &scale, sizeof scale);
+    std::memcpy(scale_to, &scale, sizeof scale);
   }
   /// code * scale for each element. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept { decode_prefix(from, dim, dim, to); }
   /// The same for the first `count` of them. O(count).
   static void decode_prefix(const Storage* from, Index dim, Index count, float* to) noexcept {
+    decode_parts(from, from + scale_offset(dim), count, to);
+  }
+  /// The same with the scale in another place. O(count).
+  static void decode_parts(const Storage* from, const Storage* scale_from, Index count, float* to) noexcept {
     float scale;
-    std::memcpy(&scale, from + scale_offset(dim), sizeof scale);
+    std::memcpy(&scale, scale_from, sizeof scale);
     for (Index d = 0; d < count; ++d) {
       to[d] = static_cast<float>(static_cast<std::int8_t>(from[d])) * scale;
     }
@@ -135,7 +143,7 @@ struct Element<Int8> {
     return std::max(detail::max_abs(from, dim) / 254.0F, std::numeric_limits<float>::min() / 2) * 1.0001F;
   }
 };
-static_assert(ElementType<Int8>);
+static_assert(ScaledElement<Int8>);
 
 /// "fp8". See Fp8E4M3 for the row.
 template <>
@@ -178,20 +186,27 @@ struct Element<Int4> {
   /// Bytes of a row: 20 for each group.
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return 20 * groups(dim); }
   /// Offset of the words of scale and minimum in a row.
-  [[nodiscard]] static constexpr Index range_offset(Index dim) noexcept { return 16 * groups(dim); }
+  [[nodiscard]] static constexpr Index scale_offset(Index dim) noexcept { return 16 * groups(dim); }
 
   /// Stores codes, scale and minimum of each group. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
+    encode_parts(from, dim, to, to + scale_offset(dim));
+  }
+  /// Stores the codes, and the words of scale and minimum, in two places. O(dim).
+  static void encode_parts(const float* from, Index dim, Storage* to, Storage* ranges) noexcept {
     for (Index g = 0; g < groups(dim); ++g) {
       const std::uint32_t range = encode_group(from + g * group, std::min(Index{group}, dim - g * group), to + g * 16);
-      std::memcpy(to + range_offset(dim) + 4 * g, &range, sizeof range);
+      std::memcpy(ranges + 4 * g, &range, sizeof range);
     }
   }
   /// code * scale + minimum for each element. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept { decode_prefix(from, dim, dim, to); }
   /// The same for the first `count` of them. O(count).
   static void decode_prefix(const Storage* from, Index dim, Index count, float* to) noexcept {
-    const Storage* const ranges = from + range_offset(dim);
+    decode_parts(from, from + scale_offset(dim), count, to);
+  }
+  /// The same with the words of scale and minimum in another place. O(count).
+  static void decode_parts(const Storage* from, const Storage* ranges, Index count, float* to) noexcept {
     for (Index d = 0; d < count; ++d) {
       const Index g = d / group, i = d % group;
       std::uint32_t range;
@@ -265,7 +280,7 @@ struct Element<Int4> {
     return static_cast<std::int32_t>(std::clamp(x / scale - minimum / scale, 0.0F, 15.0F) + 0.5F);
   }
 };
-static_assert(ElementType<Int4>);
+static_assert(ScaledElement<Int4>);
 
 }  // namespace v0
 }  // namespace kvc

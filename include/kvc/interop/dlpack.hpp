@@ -32,7 +32,13 @@ struct DLDevice {
 };
 
 /// DLDataTypeCode, as far as kvc has such elements.
-enum class DLDataTypeCode : std::uint8_t { unsigned_integer = 1, floating_point = 2, bfloat = 4, float8_e4m3fn = 10 };
+enum class DLDataTypeCode : std::uint8_t {
+  signed_integer = 0,
+  unsigned_integer = 1,
+  floating_point = 2,
+  bfloat = 4,
+  float8_e4m3fn = 10
+};
 
 /// The type of one element.
 struct DLDataType {

@@ -29,7 +29,7 @@ enum class Axes {
 };
 
 /// The element type of a pool for DLPack: f32, f16, bf16 and fp8 by their types, all others as bytes of a row, in which
-/// codes and scales lie as element/quantized.hpp says.
+/// codes and scales lie as element/quantized.hpp says. Codes of int8 without scales among them are signed bytes.
 template <ElementType T>
 [[nodiscard]] constexpr DLDataType data_type() noexcept {
   constexpr std::string_view name = Element<T>::name;
@@ -94,10 +94,12 @@ struct Tensor {
   }
 };
 
-/// Both tensors of a layer. Of a latent layer, whose values are the first elements of its keys, both have one address.
+/// The tensors of a layer. Of a latent layer, whose values are the first elements of its keys, k and v have one address.
 struct LayerTensors {
   Tensor k;
   Tensor v;
+  Tensor k_scales{};  ///< of a layout with scale planes, for element types with scales; else without data
+  Tensor v_scales{};
 };
 
 namespace detail {
@@ -116,6 +118,19 @@ template <class T, class L, class Address>
   tensor.dtype = data_type<T>();
   return tensor;
 }
+/// Scales as words of 32 bits: floats of Int8, and others as bits.
+template <class T>
+[[nodiscard]] Tensor as_words(Tensor bytes) {
+  constexpr std::int64_t units = 4 / static_cast<std::int64_t>(sizeof(StorageOf<T>));
+  bytes.shape[3] /= units;
+  for (std::size_t i = 0; i < 3; ++i) {
+    bytes.strides[i] /= units;
+  }
+  bytes.dtype = {
+      std::string_view(Element<T>::name) == "int8" ? DLDataTypeCode::floating_point : DLDataTypeCode::unsigned_integer,
+      32};
+  return bytes;
+}
 /// Where a model layer is, among those that have a row for each token.
 template <class Cache>
 [[nodiscard]] LayerPlace place_of(const Cache& cache, Index layer) {
@@ -132,25 +147,37 @@ template <class Cache>
 ///   device   where the pool lies, if not in the memory of the CPU
 ///
 /// Element (block, slot, head, d) of k is element d of the key in that place: rows of f32, f16, bf16 and fp8 have key_dim
-/// elements, others row_size(key_dim) bytes. A position is in block `kv_indices[entry]` of the batch's tables. Throws
-/// std::invalid_argument if there is no such layer, or it has compressed rows or a recurrent state. O(1).
+/// elements, others row_size(key_dim) bytes. Where scales lie in planes of their own, k and v are the codes,
+/// code_size(key_dim) bytes, and k_scales and v_scales have, in the same axes, a float for each row of int8, and for a
+/// row of int4 a word of scale and minimum for each group of 32 elements, as 32-bit unsigned. A position is in
+/// block `kv_indices[entry]` of the batch's tables. Throws std::invalid_argument if there is no such layer, or it has compressed rows or a recurrent state. O(1).
 template <class Cache>
 [[nodiscard]] LayerTensors layer_tensors(Cache& cache, Index layer, Axes axes = Axes::nhd, DLDevice device = {}) {
   using T = typename Cache::Element;
   const LayerPlace place = detail::place_of(cache, layer);
   const auto& layout = cache.group_layout(place.group);
   const Shape& shape = cache.shape(place.group);
-  LayerTensors tensors{
-      detail::layer_tensor<T>(layout, place.layer, axes, Element<T>::row_size(shape.key_dim),
-                              [&](int b, Index l, Index h, Pos s) { return layout.k(BlockId{b}, l, h, s); }),
-      detail::layer_tensor<T>(layout, place.layer, axes, Element<T>::row_size(shape.value_dim),
-                              [&](int b, Index l, Index h, Pos s) { return layout.v(BlockId{b}, l, h, s); })};
-  for (const bool keys : {true, false}) {
-    Tensor& tensor = keys ? tensors.k : tensors.v;
-    const Index offset = keys ? layout.k(BlockId{0}, place.layer, 0, 0) : layout.v(BlockId{0}, place.layer, 0, 0);
-    tensor.data = const_cast<StorageOf<T>*>(cache.data() + offset);
+  constexpr bool has_scale_planes = ScaledElement<T> && std::remove_cvref_t<decltype(layout)>::has_scale_planes;
+  const auto units = [](Index dim) { return has_scale_planes ? code_size<T>(dim) : Element<T>::row_size(dim); };
+  // Of storage units at the places that offset(block, layer, head, slot) gives, `row` of them in a row.
+  const auto make = [&](Index row, auto offset) {
+    const auto at = [&](int b, Index l, Index h, Pos s) { return offset(BlockId{b}, l, h, s); };
+    Tensor tensor = detail::layer_tensor<T>(layout, place.layer, axes, row, at);
+    tensor.data = const_cast<StorageOf<T>*>(cache.data() + at(0, place.layer, 0, 0));
     tensor.device = device;
     tensor.read_only = std::is_const_v<Cache>;
+    return tensor;
+  };
+  LayerTensors tensors{make(units(shape.key_dim), [&](auto... at) { return layout.k(at...); }),
+                       make(units(shape.value_dim), [&](auto... at) { return layout.v(at...); })};
+  if constexpr (has_scale_planes) {
+    tensors.k_scales = detail::as_words<T>(make(Element<T>::row_size(shape.key_dim) - units(shape.key_dim),
+                                                [&](auto... at) { return layout.k_scales(at...); }));
+    tensors.v_scales = detail::as_words<T>(make(Element<T>::row_size(shape.value_dim) - units(shape.value_dim),
+                                                [&](auto... at) { return layout.v_scales(at...); }));
+    if constexpr (std::string_view(Element<T>::name) == "int8") {
+      tensors.k.dtype = tensors.v.dtype = {DLDataTypeCode::signed_integer, 8};
+    }
   }
   return tensors;
 }

@@ -19,7 +19,7 @@ namespace layout {
 ///   layouts   one for each layer group
 ///   unit      bytes of a storage unit
 ///
-/// Two calls of the space for each copy if it copies grids. Throws what the space throws.
+/// Two calls of the space for each copy if it copies grids, four where scales lie in planes of their own. Throws what the space throws.
 template <Layout L, Space S>
 void copy_rows(S& space, std::byte* pool, std::span<const GroupLayout<L>> layouts, Index unit,
                std::span<const RowCopy> copies) {
@@ -44,6 +44,12 @@ void copy_rows(S& space, std::byte* pool, std::span<const GroupLayout<L>> layout
     }
     copy_part(extents, copy, extents.value_row, layout.v_stride(),
               [&](BlockId block, Index l, Index head, Pos slot) { return layout.v(block, l, head, slot); });
+    if constexpr (GroupLayout<L>::has_scale_planes) {
+      copy_part(extents, copy, extents.key_scales, layout.k_scale_stride(),
+                [&](BlockId block, Index l, Index head, Pos slot) { return layout.k_scales(block, l, head, slot); });
+      copy_part(extents, copy, extents.value_scales, layout.v_scale_stride(),
+                [&](BlockId block, Index l, Index head, Pos slot) { return layout.v_scales(block, l, head, slot); });
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include "kvc/core/types.hpp"
 #include "kvc/layout/layout.hpp"
+#include "kvc/layout/scale_planes.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -13,6 +14,9 @@ inline namespace v0 {
 template <Layout L>
 class GroupLayout {
  public:
+  /// Whether rows may have their scales elsewhere: at k_scales and v_scales, where element types have some.
+  static constexpr bool has_scale_planes = ScalePlaneLayout<L>;
+
   /// A group that has a pool of its own, laid out by `layout`, which begins at `base`. `latent`: the value is the
   /// beginning of the key.
   GroupLayout(const L& layout, bool latent, Index base = 0)
@@ -21,11 +25,22 @@ class GroupLayout {
         latent_(latent),
         base_(base),
         k_block_(layout.k(BlockId{1}, 0, 0, 0) - layout.k(BlockId{0}, 0, 0, 0)),
-        v_block_(layout.v(BlockId{1}, 0, 0, 0) - layout.v(BlockId{0}, 0, 0, 0)) {}
+        v_block_(layout.v(BlockId{1}, 0, 0, 0) - layout.v(BlockId{0}, 0, 0, 0)) {
+    if constexpr (has_scale_planes) {
+      k_scale_block_ = layout.k_scales(BlockId{1}, 0, 0, 0) - layout.k_scales(BlockId{0}, 0, 0, 0);
+      v_scale_block_ = layout.v_scales(BlockId{1}, 0, 0, 0) - layout.v_scales(BlockId{0}, 0, 0, 0);
+    }
+  }
   /// A group with blocks of a pool that others have in common: `blocks` of them, `stride` apart. `block` is the layout
   /// of a pool of one block: each block is laid out like it, whether or not L keeps the rows of a block together.
   GroupLayout(const L& block, bool latent, Index blocks, Index stride)
-      : layout_(block), extents_(block.extents()), latent_(latent), k_block_(stride), v_block_(stride) {
+      : layout_(block),
+        extents_(block.extents()),
+        latent_(latent),
+        k_block_(stride),
+        v_block_(stride),
+        k_scale_block_(stride),
+        v_scale_block_(stride) {
     extents_.blocks = blocks;
   }
 
@@ -50,6 +65,31 @@ class GroupLayout {
   /// From the value of one slot to that of the next.
   [[nodiscard]] Index v_stride() const noexcept { return latent_ ? layout_.k_stride() : layout_.v_stride(); }
 
+  /// The offset of the scales of a key.
+  [[nodiscard]] Index k_scales(BlockId block, Index layer, Index head, Pos slot) const noexcept
+    requires has_scale_planes
+  {
+    return base_ + to_index(block) * k_scale_block_ + layout_.k_scales(BlockId{0}, layer, head, slot);
+  }
+  /// The offset of the scales of a value.
+  [[nodiscard]] Index v_scales(BlockId block, Index layer, Index head, Pos slot) const noexcept
+    requires has_scale_planes
+  {
+    return base_ + to_index(block) * v_scale_block_ + layout_.v_scales(BlockId{0}, layer, head, slot);
+  }
+  /// From the scales of the key of one slot to those of the next.
+  [[nodiscard]] Index k_scale_stride() const noexcept
+    requires has_scale_planes
+  {
+    return layout_.k_scale_stride();
+  }
+  /// From the scales of the value of one slot to those of the next.
+  [[nodiscard]] Index v_scale_stride() const noexcept
+    requires has_scale_planes
+  {
+    return layout_.v_scale_stride();
+  }
+
  private:
   L layout_;
   PoolExtents extents_;
@@ -57,6 +97,8 @@ class GroupLayout {
   Index base_ = 0;
   Index k_block_;  // from one block to the next
   Index v_block_;
+  Index k_scale_block_ = 0;  // of a ScalePlaneLayout
+  Index v_scale_block_ = 0;
 };
 
 }  // namespace v0

@@ -6,6 +6,7 @@
 // In both, a block holds its layers one after the other, and a layer holds its keys, then its values, so that a block
 // is contiguous. HeadMajor suits attention, which reads the rows of one head. TokenMajor is the order that many kernels
 // of inference engines expect. layout/layer_major.hpp has a pool for each layer, with blocks in either order.
+// layout/scale_planes.hpp has the scales of quantised rows apart from their codes.
 #pragma once
 
 #include <concepts>
@@ -24,8 +25,10 @@ struct PoolExtents {
   Index block_tokens = 0;  ///< slots in a block
   Index layers = 0;
   Index kv_heads = 0;
-  Index key_row = 0;    ///< storage units in the key of one head: Element<T>::row_size(key_dim)
-  Index value_row = 0;  ///< storage units in the value of one head: Element<T>::row_size(value_dim)
+  Index key_row = 0;       ///< storage units in the key of one head: Element<T>::row_size(key_dim)
+  Index value_row = 0;     ///< storage units in the value of one head: Element<T>::row_size(value_dim)
+  Index key_scales = 0;    ///< of a ScalePlaneLayout: storage units of the scales of a key, which key_row lacks
+  Index value_scales = 0;  ///< of a ScalePlaneLayout: storage units of the scales of a value
   friend constexpr bool operator==(const PoolExtents&, const PoolExtents&) = default;
 };
 

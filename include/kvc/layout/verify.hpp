@@ -10,6 +10,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/layout/layout.hpp"
+#include "kvc/layout/scale_planes.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -23,18 +24,19 @@ enum class Sample {
 
 namespace detail {
 
-/// One row of the pool: a key or a value.
+/// One row of the pool: a key or a value, or the scales of one where they lie elsewhere.
 struct Row {
   Index offset;
   Index size;
   bool key;
+  bool scales;
   Index block, layer, head, slot;
 };
 
 [[nodiscard]] KVC_COLD inline std::string name_of(const Row& row) {
-  return kvc::detail::concat({row.key ? "the key" : "the value", " of block ", std::to_string(row.block), ", layer ",
-                              std::to_string(row.layer), ", head ", std::to_string(row.head), ", slot ",
-                              std::to_string(row.slot)});
+  return kvc::detail::concat({row.scales ? "the scales of " : "", row.key ? "the key" : "the value", " of block ",
+                              std::to_string(row.block), ", layer ", std::to_string(row.layer), ", head ",
+                              std::to_string(row.head), ", slot ", std::to_string(row.slot)});
 }
 
 [[noreturn]] KVC_COLD inline void throw_broken(std::string_view layout, std::string_view law) {
@@ -76,21 +78,19 @@ void verify(const L& layout, Sample sample = Sample::corners) {
                            heads = detail::sampled(extents.kv_heads, sample),
                            slots = detail::sampled(extents.block_tokens, sample);
   std::vector<detail::Row> rows;
-  for (const bool key : {true, false}) {
+  // The keys, or the values, or their scales:  offset(block, layer, head, slot)
+  const auto add_rows = [&](bool key, bool scales, Index size, Index slot_stride, auto offset_of) {
     const auto offset = [&](Index block, Index layer, Index head, Index slot) {
-      const auto b = static_cast<BlockId>(block);
-      const auto s = static_cast<Pos>(slot);
-      return key ? layout.k(b, layer, head, s) : layout.v(b, layer, head, s);
+      return offset_of(static_cast<BlockId>(block), layer, head, static_cast<Pos>(slot));
     };
-    const Index size = key ? extents.key_row : extents.value_row;
     const Index base = offset(0, 0, 0, 0);
     const Index block_stride = offset(1, 0, 0, 0) - base, layer_stride = offset(0, 1, 0, 0) - base,
-                head_stride = offset(0, 0, 1, 0) - base, slot_stride = key ? layout.k_stride() : layout.v_stride();
+                head_stride = offset(0, 0, 1, 0) - base;
     for (const Index block : blocks) {
       for (const Index layer : layers) {
         for (const Index head : heads) {
           for (const Index slot : slots) {
-            const detail::Row row{offset(block, layer, head, slot), size, key, block, layer, head, slot};
+            const detail::Row row{offset(block, layer, head, slot), size, key, scales, block, layer, head, slot};
             if (row.offset < 0 || row.offset + size > layout.size()) {
               fail(kvc::detail::concat({detail::name_of(row), " lies outside of the pool"}));
             }
@@ -103,6 +103,14 @@ void verify(const L& layout, Sample sample = Sample::corners) {
         }
       }
     }
+  };
+  add_rows(true, false, extents.key_row, layout.k_stride(), [&](auto... at) { return layout.k(at...); });
+  add_rows(false, false, extents.value_row, layout.v_stride(), [&](auto... at) { return layout.v(at...); });
+  if constexpr (ScalePlaneLayout<L>) {
+    add_rows(true, true, extents.key_scales, layout.k_scale_stride(),
+             [&](auto... at) { return layout.k_scales(at...); });
+    add_rows(false, true, extents.value_scales, layout.v_scale_stride(),
+             [&](auto... at) { return layout.v_scales(at...); });
   }
   detail::verify_disjoint(L::name, rows);
 }

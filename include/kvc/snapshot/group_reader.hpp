@@ -350,10 +350,8 @@ class GroupReader {
             for (Index row = from; row < to; ++row) {
               const auto at = static_cast<std::size_t>(origin + row * step - begin) * row_bytes;
               store_row<T>(decode_, std::span<const std::byte>(scratch_).subspan(at, row_bytes),
-                           keys ? shape.key_dim : shape.value_dim,
-                           cache_.data() +
-                               part.offset(target.to.block, head, target.to.slot + static_cast<Pos>(row - target.row)),
-                           floats_);
+                           keys ? shape.key_dim : shape.value_dim, cache_.data(), part, head, target.to.block,
+                           target.to.slot + static_cast<Pos>(row - target.row), floats_);
             }
           }
         }

@@ -80,17 +80,21 @@ template <class T>
 [[nodiscard]] Index stored_row_bytes(const std::string& element, Index dim) {
   return element == Element<T>::name ? bytes_of_row<T>(dim) : dim * (element == Element<float>::name ? 4 : 2);
 }
-/// Stores a row of a snapshot. `floats` is scratch.
-template <class T>
-void store_row(RowDecoder decode, std::span<const std::byte> from, Index dim, StorageOf<T>* to,
-               std::vector<float>& floats) {
+/// Stores a row of a snapshot in a pool. `floats` is scratch.
+template <class T, class L>
+void store_row(RowDecoder decode, std::span<const std::byte> from, Index dim, StorageOf<T>* pool,
+               const layout::LayerRows<L>& rows, Index head, BlockId block, Pos slot, std::vector<float>& floats) {
   if (decode == nullptr) {
-    std::memcpy(to, from.data(), from.size());
+    rows.for_each_part(block, head, slot, [&](Index at, Index units) {
+      const std::size_t bytes = static_cast<std::size_t>(units) * sizeof(StorageOf<T>);
+      std::memcpy(pool + at, from.data(), bytes);
+      from = from.subspan(bytes);
+    });
     return;
   }
   floats.resize(static_cast<std::size_t>(dim));
   decode(from.data(), dim, floats.data());
-  Element<T>::encode(floats.data(), dim, to);
+  Element<T>::encode(floats.data(), dim, pool + rows.offset(block, head, slot));  // such types have no scales
 }
 
 /// Cache and contents must outlive it.
@@ -162,7 +166,7 @@ class RowReader {
           const auto row = static_cast<Pos>(order_ == layout::RowOrder::head_major ? i % rows : i / heads);
           if (row < wanted) {
             const auto [block, slot] = at.find(row);
-            store_row<T>(decode_, {from, row_bytes}, dim, cache_->data() + part.offset(block, head, slot), floats_);
+            store_row<T>(decode_, {from, row_bytes}, dim, cache_->data(), part, head, block, slot, floats_);
           }
         }
         next += count;
@@ -201,10 +205,9 @@ class RowReader {
       for (const bool keys : {true, false}) {
         const layout::LayerRows part(cache_->layout(), layer, keys);
         for (Index head = 0; head < c_->shape.kv_heads; ++head) {
-          const Storage* source = cache_->data() + part.offset(from.to.block, head, from.to.slot + begin - from.row);
-          Storage* to = cache_->data() + part.offset(copy.to.block, head, copy.to.slot + begin - copy.row);
-          for (Pos i = 0; i < count; ++i, source += part.stride(), to += part.stride()) {
-            std::copy_n(source, part.row_size(), to);
+          for (Pos row = begin; row < begin + count; ++row) {
+            part.copy(cache_->data(), head, from.to.block, from.to.slot + row - from.row, copy.to.block,
+                      copy.to.slot + row - copy.row);
           }
         }
       }

@@ -6,6 +6,7 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/layout/layout.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "kvc/layout/verify.hpp"
 #include "kvc/testing/contract.hpp"
 
@@ -24,10 +25,15 @@ void layout_conformance() {
         for (const Index heads : {1, 2, 3}) {
           for (const auto& [key_row, value_row] :
                {std::pair<Index, Index>{1, 1}, {4, 4}, {5, 3}, {2, 7}, {3, 0}, {0, 0}}) {
-            const PoolExtents extents{blocks, block_tokens, layers, heads, key_row, value_row};
+            PoolExtents extents{blocks, block_tokens, layers, heads, key_row, value_row};
+            if constexpr (ScalePlaneLayout<L>) {
+              extents.key_scales = key_row % 3 * 4;
+              extents.value_scales = value_row % 4 * 4;
+            }
             const L layout(extents);
             expect(layout.extents() == extents, subject, {"extents() differs from the extents of its constructor"});
-            const Index least = layers * heads * block_tokens * (key_row + value_row);
+            const Index least =
+                layers * heads * block_tokens * (key_row + value_row + extents.key_scales + extents.value_scales);
             expect(layout.block_size() >= least, subject,
                    {"block_size() is ", std::to_string(layout.block_size()), " for rows of ", std::to_string(least)});
             expect(layout.size() >= blocks * layout.block_size(), subject,

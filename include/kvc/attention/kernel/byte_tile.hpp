@@ -153,6 +153,7 @@ class ByteTile : public IntegerSumTile<ByteTile, Int8> {
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = columns(key_dim_);
+    const ScaleRows<Int8> scales = rows_->key_scales(key_dim_);
     Prefetcher prefetcher = prefetcher_;  // in registers
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
@@ -163,15 +164,15 @@ class ByteTile : public IntegerSumTile<ByteTile, Int8> {
         }
         simd::store_words(to + c * simd::lanes, simd::words(_mm512_xor_si512(simd::raw(x), _mm512_set1_epi8(-128))));
       });
-      simd::store(key_scales_ + g * simd::lanes, simd::load_column(rows, 4 * count));
+      simd::store(key_scales_ + g * simd::lanes, simd::load_column(scales.rows + g * simd::lanes, scales.offset));
     }
     prefetcher_ = prefetcher;
   }
 
   void load_values() noexcept {
-    const Index scale = kvc::Element<Int8>::scale_offset(value_row_dim());
+    const ScaleRows<Int8> scales = rows_->value_scales(value_row_dim());
     for (Index j = 0; j < tile_keys; j += simd::lanes) {
-      simd::store(value_scales_ + j, simd::load_column(rows_->v + j, scale));
+      simd::store(value_scales_ + j, simd::load_column(scales.rows + j, scales.offset));
     }
     if (!once_) {
       for (Index u = rows_->first / 4; u < ceil_div(rows_->last, Index{4}); ++u) {

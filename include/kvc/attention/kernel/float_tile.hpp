@@ -205,7 +205,7 @@ class FloatTile : public FloatSumTile<T> {
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if constexpr (!is_plain<T>) {
-      decode(rows_->k, key_dim_, decoded_keys_);
+      decode(rows_->k, key_dim_, decoded_keys_, true);
     }
     if (!once_ && !is_long_) {
       const Index first = rows_->first / simd::lanes, last = ceil_div(rows_->last, Index{simd::lanes});
@@ -257,7 +257,7 @@ class FloatTile : public FloatSumTile<T> {
 
   void load_values() noexcept {
     if (!values_in_place() && !values_in_decoded_keys()) {
-      decode(rows_->v, value_dim_, decoded_values_);
+      decode(rows_->v, value_dim_, decoded_values_, false);
     }
   }
   void encode_weights(const float*, float, std::uint64_t, float*) noexcept { prefetcher_.prefetch_with_row(); }
@@ -307,10 +307,21 @@ class FloatTile : public FloatSumTile<T> {
                                     : DecodedRows<T>{decoded_values_, padded(value_dim_)};
   }
 
-  void decode(const StorageOf<T>* const* rows, Index dim, float* to) const noexcept {
+  void decode(const StorageOf<T>* const* rows, Index dim, float* to, [[maybe_unused]] bool keys) const noexcept {
     // In whole groups of 16: the other pointers lead to some row.
-    decode_range(rows, dim, to, rows_->first / simd::lanes * simd::lanes,
-                 ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes);
+    const Index first = rows_->first / simd::lanes * simd::lanes;
+    const Index last = ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes;
+    if constexpr (ScaledElement<T>) {
+      if (rows_->has_scale_planes) {
+        const StorageOf<T>* const* const scales = keys ? rows_->k_scales : rows_->v_scales;
+        for (Index j = first; j < last; ++j) {
+          kvc::Element<T>::decode_parts(rows[j], scales[j], dim, to + j * padded(dim));
+          std::fill(to + j * padded(dim) + dim, to + (j + 1) * padded(dim), 0.0F);
+        }
+        return;
+      }
+    }
+    decode_range(rows, dim, to, first, last);
   }
   static void decode_range(const StorageOf<T>* const* rows, Index dim, float* to, Index first, Index last) noexcept {
     for (Index j = first; j < last; ++j) {

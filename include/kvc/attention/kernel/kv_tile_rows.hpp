@@ -61,9 +61,25 @@ struct ByteSpans {
   }
 };
 
+/// One row for each position of a tile, and the bytes from its beginning to its scales.
+template <class T>
+struct ScaleRows {
+  const StorageOf<T>* const* rows;  ///< [64]
+  Index offset;
+};
+/// Pointers to scales that lie in planes of their own. Element types without scales have none.
+template <class T>
+struct TileScales {};
+template <ScaledElement T>
+struct TileScales<T> {
+  const StorageOf<T>* k_scales[tile_keys];
+  const StorageOf<T>* v_scales[tile_keys];
+  bool has_scale_planes = false;
+};
+
 /// Pointers to the rows of one head.
 template <class T>
-struct KvTileRows {
+struct KvTileRows : TileScales<T> {
   const StorageOf<T>* k[tile_keys];
   const StorageOf<T>* v[tile_keys];
   Index first = 0;  // the rows of the tile that are there are among [first, last)
@@ -74,6 +90,20 @@ struct KvTileRows {
   [[nodiscard]] Index lines() const noexcept { return keys.lines() + values.lines(); }
   /// Whether most rows lie apart from their neighbours, as those of selected positions do.
   [[nodiscard]] bool is_scattered() const noexcept { return 2 * keys.count > last - first; }
+
+  /// Where the scales of keys of `dim` elements are, in the rows or elsewhere.
+  [[nodiscard]] ScaleRows<T> key_scales(Index dim) const noexcept
+    requires ScaledElement<T>
+  {
+    return this->has_scale_planes ? ScaleRows<T>{this->k_scales, 0} : ScaleRows<T>{k, Element<T>::scale_offset(dim)};
+  }
+  /// Where the scales of values are.
+  ///   dim  elements of the row that a value is read from
+  [[nodiscard]] ScaleRows<T> value_scales(Index dim) const noexcept
+    requires ScaledElement<T>
+  {
+    return this->has_scale_planes ? ScaleRows<T>{this->v_scales, 0} : ScaleRows<T>{v, Element<T>::scale_offset(dim)};
+  }
 
   /// Finds the positions base + i of the bits i of `visible`, at least one. All other pointers are set to one of these
   /// rows, so that reading through them is allowed. Returns the first position for which the view hands out no row, in
@@ -92,12 +122,10 @@ struct KvTileRows {
       if (const auto missing = locate_range(kv, head, base, {lo, hi})) [[unlikely]] {
         return missing;
       }
-      std::fill(k + end, k + lo, k[lo]);
-      std::fill(v + end, v + lo, v[lo]);
+      fill(end, lo, lo);
       end = hi;
     }
-    std::fill(k + end, k + tile_keys, k[first]);
-    std::fill(v + end, v + tile_keys, v[first]);
+    fill(end, tile_keys, first);
     return std::nullopt;
   }
 
@@ -112,12 +140,30 @@ struct KvTileRows {
     keys.shift(before.keys, distance.k * Index{sizeof(StorageOf<T>)});
     values.shift(before.values, distance.v * Index{sizeof(StorageOf<T>)});
     values_in_keys = before.values_in_keys;
+    if constexpr (ScaledElement<T>) {
+      this->has_scale_planes = before.has_scale_planes;
+      for (Index j = 0; j < tile_keys && this->has_scale_planes; ++j) {
+        this->k_scales[j] = before.k_scales[j] + distance.k_scales;
+        this->v_scales[j] = before.v_scales[j] + distance.v_scales;
+      }
+    }
   }
 
  private:
+  /// Sets the pointers of [begin, end) to the row of position `row`.
+  void fill(Index begin, Index end, Index row) noexcept {
+    std::fill(k + begin, k + end, k[row]);
+    std::fill(v + begin, v + end, v[row]);
+    if constexpr (ScaledElement<T>) {
+      if (this->has_scale_planes) {
+        std::fill(this->k_scales + begin, this->k_scales + end, this->k_scales[row]);
+        std::fill(this->v_scales + begin, this->v_scales + end, this->v_scales[row]);
+      }
+    }
+  }
   template <class View>
   [[nodiscard]] std::optional<Index> locate_range(const View& kv, Index head, Index base, KeyRange range) {
-    const Index k_row = Element<T>::row_size(kv.key_dim()), v_row = Element<T>::row_size(kv.value_dim());
+    const Index key_dim = kv.key_dim(), value_dim = kv.value_dim();
     Index at = range.first;
     kv.for_each_run(head, PosRange{static_cast<Pos>(base + range.first), static_cast<Pos>(base + range.last)},
                     [&](const KvRun<T>& run) {
@@ -126,10 +172,17 @@ struct KvTileRows {
                       }
                       point(k + at, run.k, run.rows, run.k_stride);
                       point(v + at, run.v, run.rows, run.v_stride);
-                      add_spans(run.k, run.rows, run.k_stride, k_row, keys);
+                      add_spans(run.k, run.rows, run.k_stride, key_units(run, key_dim), keys);
                       if (!run.is_latent() || !values_in_keys) {
                         values_in_keys = false;
-                        add_spans(run.v, run.rows, run.v_stride, v_row, values);
+                        add_spans(run.v, run.rows, run.v_stride, value_units(run, value_dim), values);
+                      }
+                      if constexpr (ScaledElement<T>) {
+                        this->has_scale_planes = run.has_scale_planes();
+                        if (this->has_scale_planes) {
+                          point(this->k_scales + at, run.k_scales, run.rows, run.k_scale_stride);
+                          point(this->v_scales + at, run.v_scales, run.rows, run.v_scale_stride);
+                        }
                       }
                       at += run.rows;
                     });

@@ -118,6 +118,8 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
   KVC_OUT_OF_LINE void load_keys() noexcept {
     const Index count = groups(key_dim_);
     const simd::F32x16 factor = simd::broadcast(key_factor);
+    const ScaleRows<Int4> scales = rows_->key_scales(key_dim_);
+    const Index first_scale = scales.offset / 4;
     for (Index g = rows_->first / simd::lanes; g < ceil_div(rows_->last, Index{simd::lanes}); ++g) {
       const Storage* const* const rows = rows_->k + g * simd::lanes;
       float* const to = keys_ + g * group_floats(key_dim_);
@@ -133,9 +135,9 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
               }
             });
           });
-      simd::for_each_column(rows, 4 * count, 5 * count,
+      simd::for_each_column(scales.rows + g * simd::lanes, first_scale, first_scale + count,
                             [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
-                              float* const at = to + ((c - 4 * count) * key_words + 12) * simd::lanes;
+                              float* const at = to + ((c - first_scale) * key_words + 12) * simd::lanes;
                               simd::store(at, as_floats(x << 16) * factor);
                               simd::store(at + simd::lanes, as_floats(x & 0xffff0000U) * factor);
                             });
@@ -143,9 +145,10 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
   }
 
   void load_values() noexcept {
-    const Index first = 4 * groups(value_row_dim());  // the word of the first group
+    const ScaleRows<Int4> scales = rows_->value_scales(value_row_dim());
+    const Index first = scales.offset / 4;  // the word of the first group
     for (Index g = 0; g < tile_groups; ++g) {
-      simd::for_each_column(rows_->v + g * simd::lanes, first, first + groups(value_dim_),
+      simd::for_each_column(scales.rows + g * simd::lanes, first, first + groups(value_dim_),
                             [&](Index c, const simd::U32x16& x) __attribute__((always_inline)) {
                               Ranges& to = ranges(c - first);
                               const simd::F32x16 scale = as_floats(x << 16);

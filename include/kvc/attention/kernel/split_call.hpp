@@ -278,7 +278,7 @@ class SplitCall {
     RunLengths runs;
     Index count = 0;
     view.for_each_run(0, PosRange{static_cast<Pos>(first), static_cast<Pos>(last)}, [&](const KvRun<T>& run) {
-      const bool together = run.k_stride == Element<T>::row_size(dims().key_dim);
+      const bool together = run.k_stride == key_units(run, dims().key_dim);
       runs.longest = together ? std::max(runs.longest, run.rows) : runs.longest;
       count += together ? 1 : run.rows;
     });
