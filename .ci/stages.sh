@@ -41,11 +41,13 @@ stage() {
 }
 
 # start NAME COMMAND...: runs a check beside what follows, after those that were started before. It fills the time in
-# which the other waits for its last compiler. `finish` prints what it said.
+# which the other waits for its last compiler, and has one compiler per processor, for the sake of memory. `finish`
+# prints what it said.
 start() {
   local before=$last
   {
     if [ -n "$before" ]; then tail --pid="$before" -f /dev/null; fi
+    export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
     run "$@"
   } >"$logs/$1.beside" 2>&1 &
   last=$!

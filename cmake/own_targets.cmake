@@ -126,7 +126,9 @@ endif()
 # kvc_own_kernels: the kernels of attention, once for all programs here that include kvc/attention/extern.hpp, and with
 # an optimisation of their own, whatever the program has.
 set(KVC_KERNEL_FLAGS "" CACHE STRING "Compiler options of the kernels of attention, after those of the build type")
-kvc_kernel_sources(kvc_own_kernel_sources ${kvc_elements})
+set(KVC_OWN_ELEMENTS "${kvc_elements}" CACHE STRING
+  "Element types of the kernels of attention for tests, examples and benchmarks: all, or float alone")
+kvc_kernel_sources(kvc_own_kernel_sources ${KVC_OWN_ELEMENTS})
 add_library(kvc_own_kernels STATIC EXCLUDE_FROM_ALL ${kvc_own_kernel_sources})
 target_link_libraries(kvc_own_kernels PUBLIC kvc_own)
 target_compile_options(kvc_own_kernels PRIVATE ${KVC_KERNEL_FLAGS})

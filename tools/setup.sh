@@ -45,8 +45,21 @@ KVC_GGUF_PACKAGES=(
 )
 
 # ensure_packages NAME=WHY...: installs those that are missing. Elsewhere than on Debian it names
-# them and goes on: the configure step then says what it cannot find.
+# them and goes on: the configure step then says what it cannot find. Checks that run beside others wait for each other
+# here, as apt-get serves one at a time.
 ensure_packages() {
+  if ! command -v flock >/dev/null; then
+    install_packages "$@"
+    return
+  fi
+  (
+    flock 9
+    install_packages "$@" 9>&-  # not for a server that a package starts
+  ) 9>"${TMPDIR:-/tmp}/kvc-packages.$(id -u).lock"
+}
+
+# install_packages NAME=WHY...: as ensure_packages, for a caller that is alone.
+install_packages() {
   local entry name missing=()
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     echo "This system has no apt-get; these packages (by their Debian names) are assumed to be installed:"

@@ -1,4 +1,5 @@
 // says: first argument of PrefixShared is not an eviction policy
-#include "kvc/kvc.hpp"
+#include "kvc/policy/paged.hpp"
+#include "kvc/policy/prefix_shared.hpp"
 
 kvc::PrefixShared<kvc::Paged> policy({.blocks = 2});

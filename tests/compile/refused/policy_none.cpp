@@ -1,4 +1,5 @@
 // says: second argument of KvCache is not a policy
-#include "kvc/kvc.hpp"
+#include "kvc/cache.hpp"
+#include "kvc/policy/eviction/lru.hpp"
 
 kvc::KvCache<float, kvc::Lru> cache({.key_dim = 4}, {});
