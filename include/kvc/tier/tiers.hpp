@@ -62,6 +62,20 @@ concept TierableCache =
       requires std::remove_cvref_t<decltype(cache.space())>::host_accessible;
     };
 
+/// Only of a cache that is no TierableCache: says what is missing.
+template <class Cache>
+class Tiers {
+  static_assert(TierableCache<Cache>,
+                "kvc: Tiers needs a cache in memory of the CPU, without a lock, whose policy shares prefixes and "
+                "reports events to "
+                "an EventCallback: KvCache<T, PrefixShared<ReuseHazard, ChainHash, EventCallback>>");
+
+ public:
+  /// Takes what Tiers of such a cache take, so that its call is not an error as well.
+  template <class... Stores>
+  Tiers(Cache&, const TiersConfig&, Stores&...) {}
+};
+
 /// Connects a cache to stores, the fastest first:
 ///
 ///   kvc::KvCache<float, kvc::PrefixShared<kvc::ReuseHazard, kvc::ChainHash, kvc::EventCallback>> cache(shape, config);
@@ -86,7 +100,7 @@ concept TierableCache =
 /// One layer group that keeps everything. The cache and the stores must outlive it, and no other callback may be set on
 /// the cache. A writer of the cache is the writer here: one thread at a time.
 template <TierableCache Cache>
-class Tiers {
+class Tiers<Cache> {
  public:
   /// Takes the events of the cache. What is cached already is written too, where a rule says so. Throws
   /// std::invalid_argument for a bad config, too many stores or a cache with several layer groups; std::bad_alloc.
