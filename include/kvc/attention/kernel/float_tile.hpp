@@ -72,6 +72,26 @@ struct DecodedRows {
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
 
+/// Rows of codes that become floats in registers, 64 at a time. `is_coded<T>` says whether the target has that for T.
+#if defined(__AVX512VBMI__)
+template <class T>
+inline constexpr bool is_coded = std::is_same_v<T, Fp8E4M3>;
+#else
+template <class T>
+inline constexpr bool is_coded = false;
+#endif
+struct CodedRows {
+  const std::uint8_t* const* rows;
+  Index dim;
+  static constexpr int step = 4, bytes = 64;
+  using Operand = simd::F32x16;
+#if defined(__AVX512VBMI__)
+  KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[4]) const noexcept {
+    simd::load_e4m3(rows[j] + c * simd::lanes, dim - c * simd::lanes, x);
+  }
+#endif
+};
+
 /// Rows of floats wherever they lie, in whole vectors.
 struct FloatRows {
   const float* const* rows;
@@ -81,12 +101,28 @@ struct FloatRows {
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
 
+/// Vectors c, c + 1 ... of row j.
+template <int C, class Rows>
+KVC_ALWAYS_INLINE void load_vectors(const Rows& rows, Index j, Index c, simd::F32x16 (&x)[C]) noexcept {
+  if constexpr (Rows::step == 1) {
+    simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { x[k] = rows.load(j, c + k); });
+  } else {
+    simd::F32x16 some[Rows::step];
+    simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) {
+      if constexpr (k % Rows::step == 0) {
+        rows.load(j, c + k, some);
+      }
+      x[k] = some[k % Rows::step];
+    });
+  }
+}
+
 /// Sums of weighted values, R rows by `columns` elements.
 ///
 ///   sum[i][d] = start[i][d] + sum over j of p[i * 64 + j] * v[j][d],  ascending j in [first, last)
 ///
 /// for columns d in [from, end) alone. `start` null means 0. The sums go to `to` as in store_sums.
-///   v         v.load(j, c): elements 16 c .. of value j
+///   v         load_vectors(v, j, c, x): elements 16 c .. of value j
 ///   start, to [R, columns], columns a multiple of 16, as are from and end
 template <int R, class Values, class Prefetches>
 KVC_ALWAYS_INLINE void add_float_columns(const float* p, const Values& v, Index first, Index last, const float* start,
@@ -106,8 +142,8 @@ KVC_ALWAYS_INLINE void add_float_columns(const float* p, const Values& v, Index 
     }
     for (Index j = first; j < last; ++j) {
       F32x16 x[C];
-      prefetcher.prefetch(ceil_div(Index{C} * Values::bytes, Index{64}));
-      simd::detail::unroll<C>([&](auto k) __attribute__((always_inline)) { x[k] = v.load(j, d / simd::lanes + k); });
+      prefetcher.prefetch(ceil_div(Index{C} * Values::bytes, Index{64} * Values::step));
+      load_vectors(v, j, d / simd::lanes, x);
       add_weighted<FloatDotTraits, R>(p + j, tile_keys, 0, x, sum);
     }
     store_sums<R, C>(sum, to + d, columns, rescale);
@@ -115,6 +151,11 @@ KVC_ALWAYS_INLINE void add_float_columns(const float* p, const Values& v, Index 
   Index d = from;
   for (; end - d >= most * simd::lanes; d += most * simd::lanes) {
     block(d, std::integral_constant<int, most>{});
+  }
+  if constexpr (Values::step > 1 && most > 2) {
+    for (; end - d >= 2 * simd::lanes; d += 2 * simd::lanes) {
+      block(d, std::integral_constant<int, 2>{});
+    }
   }
   if constexpr (most > 1) {
     for (; d < end; d += simd::lanes) {
@@ -184,6 +225,7 @@ class FloatTile : public FloatSumTile<T> {
       row_prefetcher_ = next == nullptr ? RowPrefetcher<T>() : RowPrefetcher<T>(*next, key_dim_, value_dim_);
       return;
     }
+    is_in_registers_ = is_coded<T> && !is_long_ && count <= coded_rows;
     if (!is_long_) {
       Base::set(rows, next, count);
       return;
@@ -205,6 +247,9 @@ class FloatTile : public FloatSumTile<T> {
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if constexpr (!is_plain<T>) {
+      if (is_in_registers_) {
+        return;
+      }
       decode(rows_->k, key_dim_, decoded_keys_, true);
     }
     if (!once_ && !is_long_) {
@@ -250,13 +295,20 @@ class FloatTile : public FloatSumTile<T> {
       }
       this->template score_blocks<FloatDotTraits, R>(keys, first, last, vectors, q, q_stride, s);
     } else {
+      if constexpr (is_coded<T>) {
+        if (is_in_registers_) {
+          this->template score_blocks<FloatDotTraits, R>(CodedRows{rows_->k, key_dim_}, first, last, vectors, q,
+                                                         q_stride, s);
+          return;
+        }
+      }
       this->template score_blocks<FloatDotTraits, R>(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last,
                                                      vectors, q, q_stride, s);
     }
   }
 
   void load_values() noexcept {
-    if (!values_in_place() && !values_in_decoded_keys()) {
+    if (!is_in_registers_ && !values_in_place() && !values_in_decoded_keys()) {
       decode(rows_->v, value_dim_, decoded_values_, false);
     }
   }
@@ -275,6 +327,13 @@ class FloatTile : public FloatSumTile<T> {
       }
       if (values_in_place()) {
         add_float_values<R>(p, PlainRows<T>{rows_->v, value_dim_}, first, last, start, to, rescale, value_dim_,
+                            prefetcher_);
+        return;
+      }
+    }
+    if constexpr (is_coded<T>) {
+      if (is_in_registers_) {
+        add_float_values<R>(p, CodedRows{rows_->v, value_dim_}, first, last, start, to, rescale, padded(value_dim_),
                             prefetcher_);
         return;
       }
@@ -340,6 +399,10 @@ class FloatTile : public FloatSumTile<T> {
     std::fill(to + dim, to + padded(dim), 0.0F);
   }
 
+  /// One block of query rows. Codes become floats in registers for each block; kept, they would be written to memory and
+  /// read back, and a tile of them is larger than the first-level cache. For two blocks it is the other way round.
+  static constexpr Index coded_rows = kernel_rows;
+
   static constexpr Index long_key = 256;  // elements. Packed keys of one pass fill the first-level cache then
 
   bool is_long_ = false;
@@ -349,6 +412,7 @@ class FloatTile : public FloatSumTile<T> {
   const float* decoded_value_rows_[tile_keys];
   SpreadPrefetcher<T> spread_;  // of the next tile, while this one is long
   Index lines_per_call_ = 0;
+  bool is_in_registers_ = false;     // few query rows: codes become floats where they are used
   bool is_scattered_ = false;        // few query rows read rows that lie apart, in place
   RowPrefetcher<T> row_prefetcher_;  // of the next tile then
   float* decoded_keys_;              // [64, padded(key_dim)]

@@ -145,6 +145,24 @@ inline constexpr int block_keys = 4 * R <= std::max(kernel_sums, 4) ? 4 : 2;
 template <class DotTraits, int R, int K, class Keys, class Prefetcher>
 KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index vectors,
                                 typename DotTraits::Accumulator (&sum)[R][K], Prefetcher& prefetcher) noexcept {
+  if constexpr (K * Keys::step > 8) {  // registers do not hold so many vectors of keys beside the sums: key by key
+    static_assert(Keys::bytes == 64);
+    for (Index c = 0; c < vectors; c += Keys::step) {
+      simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) {
+        typename DotTraits::Operand x[Keys::step];
+        prefetcher.prefetch(1);
+        keys.load(j + k, c, x);
+        simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
+          if (c + v < vectors) {
+            simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+              sum[i][k] = DotTraits::madd(DotTraits::load(q + i * q_stride + (c + v) * simd::lanes), x[v], sum[i][k]);
+            });
+          }
+        });
+      });
+    }
+    return;
+  }
   for (Index c = 0; c < vectors; c += Keys::step) {
     constexpr Index lines = ceil_div(Index{K} * Keys::bytes, Index{64});
     typename DotTraits::Operand x[K][Keys::step];
