@@ -7,6 +7,7 @@
 //   match, open         bound: chained XXH3 of each block and an open-addressing table of hashes, which compares no
 //                       token and so is not exact; the counter `vs_memcmp` is beside comparing the prompt's tokens with
 //                       a copy
+//   step                a token more for each sequence of a batch, its tables, commit
 //   fork                bound: copying the block table and counting the references
 //   commit, evict, ...  ns per block
 #include <benchmark/benchmark.h>
@@ -24,6 +25,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/batch.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/eviction/reuse_hazard.hpp"
 #include "kvc/policy/paged.hpp"
@@ -330,6 +332,46 @@ void fork(benchmark::State& state) {
   state.counters["close_us"] = 1e6 * turns.seconds(1);
 }
 
+/// The bookkeeping of one step of a server: a token more for each of `sequences`, which have 128 to 4096 tokens, the tables
+/// of the batch, commit.
+template <class P>
+void step(benchmark::State& state) {
+  const auto sequences = static_cast<std::size_t>(state.range(0));
+  constexpr Pos longest = 4096, room = 1024;
+  P policy({.blocks = static_cast<Index>(sequences) * (longest + room) / block_tokens, .block_tokens = block_tokens});
+  std::vector<SeqId> seqs;
+  std::vector<Pos> lengths;
+  for (std::size_t i = 0; i < sequences; ++i) {
+    const auto length = static_cast<Pos>(128 + i * 97 % sequences * (longest - 128) / sequences);
+    const std::vector<Token> prompt = random_tokens(static_cast<std::size_t>(length), i);
+    seqs.push_back(policy.try_open(prompt)->seq);
+    (void)policy.try_extend(seqs.back(), length, prompt);
+    policy.commit(seqs.back());
+    lengths.push_back(length);
+  }
+  const std::vector<Pos> queries(sequences, 1);
+  const std::vector<Token> tokens = random_tokens(room, 1);
+  Turns turns;
+  for (std::size_t done = 0; auto _ : state) {
+    const std::span<const Token> token(&tokens[done % room], 1);
+    state.SetIterationTime(turns.time(0, [&] {
+      for (const SeqId seq : seqs) {
+        (void)policy.try_extend(seq, 1, token);
+      }
+      benchmark::DoNotOptimize(make_batch(policy, std::span<const SeqId>(seqs), std::span<const Pos>(queries)));
+      for (const SeqId seq : seqs) {
+        policy.commit(seq);
+      }
+    }));
+    if (++done % room == 0) {
+      for (std::size_t i = 0; i < sequences; ++i) {
+        policy.truncate(seqs[i], lengths[i]);
+      }
+    }
+  }
+  state.counters["step_us"] = 1e6 * turns.seconds(0);
+}
+
 /// Independent policies, each with a lock and a share of the pool of its own, chosen by the first block of a prompt.
 /// Stands for a sharded front; Synchronized is measured beside it.
 template <class P>
@@ -437,6 +479,8 @@ void register_all() {
   }
   add("append/paged", append<Paged>, {});
   add("append/prefix-shared", append<PrefixShared<>>, {});
+  add("step/paged/sequences:256", step<Paged>, {256});
+  add("step/prefix-shared/sequences:256", step<PrefixShared<>>, {256});
   add("fork/paged/blocks:8192", fork<Paged>, {8192});
   add("fork/prefix-shared/blocks:8192", fork<PrefixShared<>>, {8192});
   for (const Index blocks : {10'000, 100'000, 1'000'000}) {

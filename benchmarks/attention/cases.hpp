@@ -35,13 +35,16 @@ template <class T, class P>
 class AttentionCases {
  public:
   /// Blocks of `block_tokens`; 0 for a policy without blocks.
-  explicit AttentionCases(Pos block_tokens)
+  explicit AttentionCases(Pos block_tokens, BlockOrder order = BlockOrder::random)
       : block_tokens_(block_tokens),
-        policy_(std::string(P::name) + (block_tokens > 0 ? std::to_string(block_tokens) : "")) {}
+        order_(order),
+        policy_(std::string(P::name) + (block_tokens > 0 ? std::to_string(block_tokens) : "") +
+                (order == BlockOrder::served ? "-served" : "")) {}
 
   void add_decode(const Heads& heads, Pos length) const {
     const std::string of_heads = heads.kv == 8 || heads.latent ? "" : "/heads:" + std::to_string(heads.kv);
-    add_batch(kind("decode", heads) + of_heads + "/kv:" + std::to_string(length), heads, {length});
+    add_batch(kind("decode", heads) + of_heads + "/kv:" + std::to_string(length), heads,
+              {.length = length, .order = order_});
   }
 
   /// Over `count` positions of `length`: random ones, or those of random blocks of 16.
@@ -51,7 +54,7 @@ class AttentionCases {
       const std::string name = kind("decode_selected", heads) + (scattered ? "/positions:" : "/blocks:") +
                                std::to_string(count) + "/kv:" + std::to_string(length) + "/threads:1";
       add(name, [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(data, heads, Batch{length}, block_tokens, working_set());
+        const auto filled = kept<Filled<T, P>>(data, heads, Batch{.length = length}, block_tokens, working_set());
         const std::vector<float> q = random_numbers(heads.query * heads.key_dim, 4);
         std::vector<float> out(static_cast<std::size_t>(heads.query * heads.value_dim));
         std::vector<kvc::Selection> selections;  // so many that no call finds the rows of an earlier one in a cache
@@ -86,7 +89,7 @@ class AttentionCases {
     const std::string data = kind("prefill", heads) + of(0, length), name = kind("prefill", heads) + of(rows, length);
     for (const int threads : thread_counts()) {
       add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(data, heads, Batch{length}, block_tokens, std::size_t{0});
+        const auto filled = kept<Filled<T, P>>(data, heads, Batch{.length = length}, block_tokens, std::size_t{0});
         const std::vector<float> q = random_numbers(rows * heads.query * heads.key_dim, 4);
         std::vector<float> out(static_cast<std::size_t>(rows * heads.query * heads.value_dim));
         const Work work{static_cast<double>(length) * filled->position_bytes(), heads.operations(pairs(rows, length)),
@@ -106,7 +109,7 @@ class AttentionCases {
     const std::string name = kind("prefill", heads) + of(rows, length) + "/expanded";
     for (const int threads : thread_counts()) {
       add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(data, heads, Batch{length}, block_tokens, std::size_t{0});
+        const auto filled = kept<Filled<T, P>>(data, heads, Batch{.length = length}, block_tokens, std::size_t{0});
         const kvc::LatentExtents extents{heads.key_dim, heads.value_dim, 192, 128};
         const Index heads_dim = heads.query * extents.value_dim;  // of both projections
         const std::vector<float> w_uk = random_numbers(heads_dim * extents.latent_dim, 5);
@@ -176,6 +179,7 @@ class AttentionCases {
 
   inline static const std::string element{kvc::Element<T>::name};
   Pos block_tokens_;
+  BlockOrder order_;
   std::string policy_;
 };
 
@@ -193,6 +197,7 @@ void add_cases() {
       policy.add_decode(heads, length);
     }
   });
+  AttentionCases<T, kvc::Paged>(16, BlockOrder::served).add_decode(heads, 16384);
   for (const Index kv_heads : {1, 32}) {
     const Heads of{.query = 4 * kv_heads, .kv = kv_heads};
     contiguous.add_decode(of, 16384), paged16.add_decode(of, 16384), paged64.add_decode(of, 16384);
@@ -207,8 +212,8 @@ void add_cases() {
       continue;  // 4.4 GB unshared
     }
     const Heads of{.kv = kv_heads};
-    shared16.add_decode_shared(of, {4224, 32, 4096}, 4096);
-    shared16.add_decode_shared(of, {4224, 32, 0}, 4096);
+    shared16.add_decode_shared(of, {.length = 4224, .sequences = 32, .shared = 4096}, 4096);
+    shared16.add_decode_shared(of, {.length = 4224, .sequences = 32}, 4096);
   }
 
   each_policy([&](const auto& policy) { policy.add_prefill(heads, 2048); });

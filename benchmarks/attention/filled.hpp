@@ -29,13 +29,38 @@ inline std::vector<float> random_numbers(Index count, unsigned seed) {
   return numbers;
 }
 
-/// Sequences of one length: the first `shared` of their tokens are the same in all.
+/// The order of the blocks that sequences get from a pool: a random one, or the one that earlier requests left.
+enum class BlockOrder { random, served };
+
+/// Sequences of one length: the first `shared` of their tokens are the same in all. Or, if `lengths` are given, one
+/// sequence of each length, none of which shares anything.
 struct Batch {
   Pos length = 0;
   Index sequences = 1;
   Pos shared = 0;
+  std::vector<Pos> lengths = {};
+  BlockOrder order = BlockOrder::random;
+
+  static Batch of_lengths(std::vector<Pos> lengths) {
+    const auto count = static_cast<Index>(lengths.size());
+    return {.sequences = count, .lengths = std::move(lengths)};
+  }
+  [[nodiscard]] Pos length_of(Index sequence) const {
+    return lengths.empty() ? length : lengths[static_cast<std::size_t>(sequence)];
+  }
   /// Positions that lie in memory, each counted once.
-  [[nodiscard]] Index distinct() const { return shared + sequences * Index{length - shared}; }
+  [[nodiscard]] Index distinct() const {
+    return lengths.empty() ? shared + sequences * Index{length - shared}
+                           : std::accumulate(lengths.begin(), lengths.end(), Index{0});
+  }
+  /// Blocks of `tokens` that the sequences take.
+  [[nodiscard]] Index blocks(Pos tokens) const {
+    Index count = -(shared / tokens * (sequences - 1));
+    for (Index b = 0; b < sequences; ++b) {
+      count += kvc::ceil_div(Index{length_of(b)}, Index{tokens});
+    }
+    return count;
+  }
 };
 
 /// A cache with so many layers that a call on the next layer finds nothing of it in the processor's caches, if calls go
@@ -46,16 +71,22 @@ class Filled {
   Filled(const Heads& heads, const Batch& batch, Pos block_tokens, std::size_t bytes)
       : cache_(model(heads, batch, bytes), config(batch, block_tokens)) {
     fill(heads);
-    if constexpr (!std::is_same_v<P, kvc::Contiguous>) {
+    if constexpr (std::is_same_v<P, kvc::Contiguous>) {
+      open(batch);
+    } else if (batch.order == BlockOrder::random) {
       shuffle_blocks();
-    }
-    open(batch);
-    if constexpr (!std::is_same_v<P, kvc::Contiguous>) {
+      open(batch);
       require_scattered();
+    } else {
+      serve(batch.length);
+      open(batch);
     }
   }
 
   [[nodiscard]] const kvc::KvCache<T, P>& cache() const { return cache_; }
+  /// The sequences, in the order of the batch.
+  [[nodiscard]] const std::vector<kvc::SeqId>& sequences() const { return sequences_; }
+  [[nodiscard]] kvc::KvCache<T, P>& cache() { return cache_; }
   [[nodiscard]] Index layers() const { return cache_.shape().layers; }
   /// Bytes of one position in one layer.
   [[nodiscard]] double position_bytes() const {
@@ -87,9 +118,7 @@ class Filled {
     if constexpr (std::is_same_v<P, kvc::Contiguous>) {
       return {.sequences = batch.sequences, .max_tokens = batch.length};
     } else {
-      const Index blocks = kvc::ceil_div(Index{batch.length}, Index{block_tokens}) * batch.sequences;
-      const Index again = batch.shared / block_tokens * (batch.sequences - 1);
-      return {.blocks = blocks - again, .block_tokens = block_tokens};
+      return {.blocks = batch.blocks(block_tokens), .block_tokens = block_tokens};
     }
   }
 
@@ -139,11 +168,53 @@ class Filled {
     }
   }
 
+  /// Requests come and go, up to 32 at a time, as many as fit: a prompt takes its blocks at once, its answer one after
+  /// the other, by turns with those of the others. Prompts are twice as long as answers in the mean, and neither is
+  /// longer than the pool allows. Afterwards all are closed.
+  void serve(Pos most) {
+    struct Request {
+      kvc::SeqId seq;
+      Pos left;  // tokens of the answer
+    };
+    std::mt19937 random(5);
+    std::exponential_distribution<double> exponential;
+    const auto tokens = [&](double mean) {
+      return 1 + std::min(static_cast<Pos>(mean * exponential(random)), most / 4);
+    };
+    const double mean = static_cast<double>(cache_.policy().blocks() * cache_.policy().block_tokens()) / 48;
+    std::vector<Request> running;
+    for (int begun = 0; begun < 400 || !running.empty();) {
+      if (begun < 400 && running.size() < 32) {
+        const kvc::SeqId seq = cache_.open();
+        if (auto prompt = cache_.try_extend_without_tokens(seq, tokens(2 * mean))) {
+          cache_.commit(std::move(*prompt));
+          running.push_back({seq, tokens(mean)});
+          ++begun;
+        } else {
+          cache_.close(seq);
+        }
+      }
+      for (Request& request : running) {
+        auto token = cache_.try_extend_without_tokens(request.seq, 1);
+        if (token) {
+          cache_.commit(std::move(*token));
+        }
+        request.left = token ? request.left - 1 : 0;  // where there is no room, the answer ends
+      }
+      std::erase_if(running, [&](const Request& request) {
+        if (request.left <= 0) {
+          cache_.close(request.seq);
+        }
+        return request.left <= 0;
+      });
+    }
+  }
+
   void open(const Batch& batch) {
     for (Index b = 0; b < batch.sequences; ++b) {
       if (batch.shared == 0) {
         sequences_.push_back(cache_.open());
-        cache_.commit(cache_.extend_without_tokens(sequences_.back(), batch.length));
+        cache_.commit(cache_.extend_without_tokens(sequences_.back(), batch.length_of(b)));
       } else {
         std::vector<kvc::Token> tokens(static_cast<std::size_t>(batch.length));
         std::iota(tokens.begin(), tokens.end(), 0);

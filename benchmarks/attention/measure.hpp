@@ -75,9 +75,10 @@ std::shared_ptr<Object> kept(const std::string& key, Args&&... args) {
   return std::static_pointer_cast<Object>(detail::kept_object);
 }
 
-/// Times call(i), i = 0, 1, ... for as long as Google Benchmark wants, and the limits by turns with it.
+/// Times call(i), i = 0, 1, ... for as long as Google Benchmark wants, and the limits by turns with it. Returns the seconds
+/// of the median call.
 template <class F>
-void measure(benchmark::State& state, int threads, const Work& work, F&& call) {
+double measure(benchmark::State& state, int threads, const Work& work, F&& call) {
   const auto around = Clock::now() - std::chrono::milliseconds(500);
   machine().measure(threads);
   std::size_t i = 0;
@@ -101,6 +102,7 @@ void measure(benchmark::State& state, int threads, const Work& work, F&& call) {
   state.counters["limit_ms"] = limit * 1e3;
   state.counters["of_best"] = work.seconds(machine().best(threads)) / *middle;
   state.counters["roofline"] = limit / *middle;
+  return *middle;
 }
 
 /// Registers one case.
