@@ -69,11 +69,13 @@ struct HostBatch {
              tables.kv_indices.data(),
              tables.first_slots.data(),
              tables.seq_lens.data(),
-             gaps.data()} {}
+             gaps.data(),
+             &tile_queue} {}
   HostBatch(const HostBatch&) = delete;
   kvc::BatchTables tables;
   std::vector<kvc::cuda::EntryGap> gaps;
   kvc::cuda::BatchHeader header;
+  kvc::cuda::TileQueue tile_queue;
   kvc::cuda::BatchView view;
 };
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "decode_case.hpp"
+#include "device_kernels.hpp"
 #include "device_memory.hpp"
 #include "device_test.hpp"
 #include "kvc/cache.hpp"
@@ -155,6 +156,48 @@ TEST(decode_empty_and_one_token_sequences) {
 TEST(decode_a_long_sequence) {
   check<__half, __half, kvc::Paged>({.kv_heads = 1, .dim = 128, .lengths = {40000}},
                                     {.blocks = 2600, .block_tokens = 16}, 5e-3F);
+}
+
+/// Several rows of a sequence, as speculative decoding has: each has the bits that it has as the last one.
+TEST(decode_every_row) {
+  using Case = DecodeCase<__nv_bfloat16, kvc::Paged, kvc::HeadMajor, Format::bf16>;
+  Case c({.group = 4, .dim = 128, .lengths = {1300, 514, 7, 4000}}, {.blocks = 400, .block_tokens = 16});
+  constexpr Pos each = 5;
+  kvc::BatchTables tables = kvc::make_tables(c.cache.policy(), std::span<const kvc::SeqId>(c.sequences),
+                                             std::span<const Pos>(std::vector<Pos>(4, each)));
+  const auto width = static_cast<std::size_t>(c.query_heads() * c.spec.dim);
+  std::vector<std::uint16_t> q;
+  while (q.size() < 4 * each * width) {
+    q.insert(q.end(), c.q.begin(), c.q.end());
+  }
+  OnDevice<Case> device(c);
+  cuda::DecodeWork work({.sequences = 4 * each,
+                         .positions = 40000,
+                         .query_heads = c.query_heads(),
+                         .kv_heads = c.spec.kv_heads,
+                         .dim = c.spec.dim,
+                         .format = Format::bf16});
+  cuda::Batch batch({.sequences = 4, .blocks = 400, .queries = 4 * each});
+  Stream stream;
+  const DeviceArray<std::uint16_t> in(q), out(q.size());
+  batch.upload(tables, stream);
+  work.upload(tables, {}, stream, true, cuda::QueryRows::every);
+  cuda::decode(device.view(), batch, work, reinterpret_cast<const __nv_bfloat16*>(in.data()),
+               reinterpret_cast<__nv_bfloat16*>(out.data()), {}, stream);
+  stream.wait();
+  const std::vector<std::uint16_t> all = out.host();
+  for (Pos i = 0; i < each; ++i) {
+    kvc::BatchTables last = c.tables;
+    std::vector<std::uint16_t> rows, expected;
+    for (std::size_t b = 0; b < 4; ++b) {
+      last.seq_lens[b] -= each - 1 - i;
+      const auto begin = static_cast<std::ptrdiff_t>((b * each + static_cast<std::size_t>(i)) * width);
+      const auto end = begin + static_cast<std::ptrdiff_t>(width);
+      rows.insert(rows.end(), q.begin() + begin, q.begin() + end);
+      expected.insert(expected.end(), all.begin() + begin, all.begin() + end);
+    }
+    CHECK(run<__nv_bfloat16>(device, last, rows, true) == expected) << "row" << i;
+  }
 }
 
 /// The rows lie beyond 2^31 elements, and beyond 2^32 bytes, of the pool.

@@ -56,7 +56,9 @@ struct alignas(8) float2 {
   float x, y;
 };
 struct dim3 {
-  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned of_x = 1, unsigned of_y = 1, unsigned of_z = 1)  // NOLINT: as CUDA's
+      : x(of_x), y(of_y), z(of_z) {}
+  unsigned x, y, z;
 };
 
 namespace kvc_emulation {

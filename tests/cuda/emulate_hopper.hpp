@@ -87,6 +87,15 @@ inline std::vector<std::vector<std::function<void()>>>& products_of_thread(unsig
   }
   return all[thread];
 }
+struct Meeting {
+  int arrived = 0;
+  unsigned round = 0;
+  bool any = false, result = false;
+};
+inline std::map<int, Meeting>& meetings() {
+  static std::map<int, Meeting> all;
+  return all;
+}
 inline bool deliver() {
   if (deliveries().empty()) {
     return false;
@@ -105,9 +114,12 @@ inline void require_quiet() {
   for (unsigned thread = 0; thread < Block::current()->threads(); ++thread) {
     quiet = quiet && products_of_thread(thread).size() == 1 && products_of_thread(thread).front().empty();
   }
+  for (const auto& [id, meeting] : meetings()) {
+    quiet = quiet && meeting.arrived == 0;
+  }
   barrier_states().clear();
   if (!quiet) {
-    throw std::logic_error("a block has ended with copies, products or phases in flight");
+    throw std::logic_error("a block has ended with copies, products, phases or arrivals in flight");
   }
 }
 inline void init_barrier(const void* barrier, unsigned arrivals) {
@@ -190,25 +202,20 @@ inline void fence_async_proxy() { unpublished().assign(unpublished().size(), fal
 
 // --- named barriers
 
-struct Meeting {
-  int arrived = 0;
-  unsigned round = 0;
-  bool any = false, result = false;
-};
-inline std::map<int, Meeting>& meetings() {
-  static std::map<int, Meeting> all;
-  return all;
-}
-inline bool sync_named(int id, int threads, bool condition) {
+inline void arrive_named(int id, int threads, bool condition = false) {
   Meeting& meeting = meetings()[id];
-  const unsigned round = meeting.round;
   meeting.any = meeting.any || condition;
   if (id < 1 || id > 15 || threads % 32 != 0 || ++meeting.arrived > threads) {
     throw std::logic_error("a barrier that there is not, or with more threads than it is for");
   }
   if (meeting.arrived == threads) {
-    meeting = {0, round + 1, false, meeting.any};
+    meeting = {0, meeting.round + 1, false, meeting.any};
   }
+}
+inline bool sync_named(int id, int threads, bool condition) {
+  Meeting& meeting = meetings()[id];
+  const unsigned round = meeting.round;
+  arrive_named(id, threads, condition);
   Block::current()->wait_until([&meeting, round] { return meeting.round != round; });
   return meeting.result;  // the next round cannot end before all have left this one
 }

@@ -11,6 +11,7 @@
 #include "kvc/element/quantized.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
+#include "prefill_case.hpp"
 #include "random_source.hpp"
 
 namespace {
@@ -137,6 +138,39 @@ TEST_CASE("emulated decode: shared prefixes are read once, with the same bits", 
   windowed.window = 1100;
   check<64, 1, 4, Eigen::half, Format::f16, kvc::Paged, Head>(windowed, {.blocks = 500, .block_tokens = 16}, 3e-3F);
   check<64, 1, 1, kvc::Int8, Format::bf16, kvc::Paged, Head>(spec, {.blocks = 500, .block_tokens = 16}, 2e-2F);
+}
+
+TEST_CASE("emulated decode: every row of a sequence, each with the bits that it has as the last one", "[cuda]") {
+  for (const Pos window : {0, 700}) {
+    const PrefillSpec spec{.kv_heads = 1,
+                           .group = 4,
+                           .sequences = {{1300, 9}, {514, 4}, {7, 7}, {40, 0}, {600, 1}},
+                           .options = {.window = window}};
+    PrefillCase<Eigen::bfloat16, kvc::Paged, Head, Format::bf16> c(spec, {.blocks = 200, .block_tokens = 16});
+    std::vector<float> lse(static_cast<std::size_t>(c.tables.queries() * c.query_heads()), std::nanf(""));
+    const auto decode = [&](const kvc::BatchTables& tables, const std::vector<std::byte>& q, float* sums,
+                            cuda::QueryRows which) {
+      std::vector<std::byte> out(q.size(), std::byte{0xff});
+      emulate_decode<64, 1, 4, Format::bf16, Format::bf16>(c.layer_view(), tables, 4, q.data(), out.data(), c.options(),
+                                                           true, sums, which);
+      return out;
+    };
+    const std::vector<std::byte> out = decode(c.tables, c.q, lse.data(), cuda::QueryRows::every);
+    std::vector<float> expected_lse;
+    CAPTURE(window);
+    REQUIRE(c.difference(out, c.expected(&expected_lse)) < 2e-2F);
+    REQUIRE(lse_difference(lse, expected_lse) < 4e-6F);
+    for (const std::size_t b : {std::size_t{0}, std::size_t{1}, std::size_t{2}}) {
+      for (Pos i = 0; i < c.queries[b]; i += 3) {
+        kvc::BatchTables alone = c.tables_of({c.sequences[b]}, {1});
+        alone.seq_lens[0] -= c.queries[b] - 1 - i;  // as if the rows behind did not exist yet
+        const Index row = c.tables.q_indptr[b] + i;
+        const std::vector<std::byte> same = decode(alone, c.q_rows(row, 1), nullptr, cuda::QueryRows::last);
+        CAPTURE(b, i);
+        REQUIRE(std::equal(same.begin(), same.end(), out.begin() + static_cast<std::ptrdiff_t>(c.out_bytes(row))));
+      }
+    }
+  }
 }
 
 // The scale of dim 128 is not a power of two. Multiplied into the queries before they are 16-bit elements, it would add

@@ -1,6 +1,7 @@
 // Code that host and kernels share: divisors, formats, strides, tables, plans, and conflicts between copies.
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <set>
 #include <span>
 #include <utility>
@@ -244,12 +245,12 @@ TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]
       REQUIRE((item.last - 1) / cuda::split_positions == item.first / cuda::split_positions);
       for (std::int32_t m = 0; m < item.members; ++m) {
         const cuda::DecodeMember member = plan.members[static_cast<std::size_t>(item.first_member + m)];
-        const auto b = static_cast<std::size_t>(member.sequence);
+        const auto b = static_cast<std::size_t>(member.row);
         for (std::int32_t head = 0; head < item.heads; ++head) {
-          const bool is_new = covered[{member.sequence, item.first_head + head}].insert({item.first, item.last}).second;
+          const bool is_new = covered[{member.row, item.first_head + head}].insert({item.first, item.last}).second;
           REQUIRE(is_new);
         }
-        const std::array<std::int32_t, 2> split{member.sequence, item.first};
+        const std::array<std::int32_t, 2> split{member.row, item.first};
         REQUIRE((partials.count(split) == 0 || partials[split] == member.partial));  // the same for all heads
         partials[split] = member.partial;
         for (Pos block = item.first / block_tokens; block <= (item.last - 1) / block_tokens; ++block) {
@@ -320,6 +321,27 @@ TEST_CASE("a plan reads a shared prefix once for as many rows as fit", "[cuda]")
   const cuda::DecodePlan alone = cuda::make_decode_plan(tables, 4, {}, {8, 32}, false);
   REQUIRE(alone.wide.empty());
   REQUIRE(alone.narrow.size() == 48);
+}
+
+TEST_CASE("a plan of every row reads the keys before them once for as many rows as fit", "[cuda]") {
+  std::vector<std::int32_t> blocks(513);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  kvc::BatchTables tables = tables_of(16, {blocks, blocks}, {8200, 4});
+  tables.q_indptr = {0, 8, 11};
+  const cuda::DecodePlan plan = cuda::make_decode_plan(tables, 4, {}, {8, 32}, true, cuda::QueryRows::every);
+  REQUIRE(plan.rows() == 11);
+  REQUIRE(plan.wide.size() == 16);       // eight rows of four heads at a time
+  REQUIRE(plan.narrow.size() == 8 + 3);  // the end of each row, and the short sequence
+  REQUIRE(plan.partial_begin.back() == 8 * 17 + 3);
+  std::vector<Pos> ends;
+  for (const cuda::DecodeItem& item : plan.narrow) {
+    ends.push_back(item.last);
+  }
+  std::sort(ends.begin(), ends.end());
+  REQUIRE(ends == std::vector<Pos>{2, 3, 4, 8193, 8194, 8195, 8196, 8197, 8198, 8199, 8200});
+  tables.q_indptr = {0, 8, 13};
+  REQUIRE_THROWS_WITH(cuda::make_decode_plan(tables, 4, {}, {8, 32}, true, cuda::QueryRows::every),
+                      contains("query rows of a sequence is 5"));
 }
 
 TEST_CASE("copies wait together unless one needs the other", "[cuda]") {

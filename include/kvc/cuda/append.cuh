@@ -12,6 +12,7 @@
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/element.cuh"
+#include "kvc/cuda/launch.cuh"
 
 namespace kvc {
 inline namespace v0 {
@@ -35,11 +36,10 @@ void launch_append(const AppendArguments<F>& a, Index most_rows, cudaStream_t st
   const Index warps = most_rows * (2 * Index{a.kv.kv_heads} + a.query_heads);
   const auto blocks = static_cast<unsigned>(std::min(ceil_div(warps, Index{rows_threads / 32}), Index{rows_blocks}));
   if (a.kv.key_dim <= 128 && a.kv.value_dim <= 128) {
-    append_kernel<I, F, true><<<blocks, rows_threads, 0, stream>>>(a);
+    launch("append_kernel", append_kernel<I, F, true>, blocks, rows_threads, 0, stream, a);
   } else {
-    append_kernel<I, F, false><<<blocks, rows_threads, 0, stream>>>(a);
+    launch("append_kernel", append_kernel<I, F, false>, blocks, rows_threads, 0, stream, a);
   }
-  check_launch("append_kernel");
 }
 
 }  // namespace detail

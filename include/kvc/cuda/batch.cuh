@@ -58,7 +58,8 @@ class Batch {
             array(offsets_.kv_indices),
             array(offsets_.first_slots),
             array(offsets_.seq_lens),
-            reinterpret_cast<const EntryGap*>(p + offsets_.gaps)};
+            reinterpret_cast<const EntryGap*>(p + offsets_.gaps),
+            reinterpret_cast<TileQueue*>(upload_.device() + offsets_.tile_queue)};
   }
 
   /// Replaces the batch. Kernels that were launched on `stream` before still read the old tables, later ones read the
@@ -80,6 +81,8 @@ class Batch {
     const std::vector<EntryGap> gaps = entry_gaps(tables);
     detail::put(p, offsets_.header, std::span<const BatchHeader>(&header, 1));
     const auto put = [p](std::size_t at, const auto& from) { return detail::put(p, at, std::span(from)); };
+    const TileQueue none{};
+    detail::put(p, offsets_.tile_queue, std::span<const TileQueue>(&none, 1));
     put(offsets_.q_indptr, tables.q_indptr);
     put(offsets_.kv_indptr, tables.kv_indptr);
     put(offsets_.seq_lens, tables.seq_lens);
@@ -123,6 +126,7 @@ class Batch {
     explicit Offsets(const BatchLimits& limits) {
       BufferLayout layout;
       header = layout.add<BatchHeader>(1);
+      tile_queue = layout.add<TileQueue>(1);
       q_indptr = layout.add<std::int32_t>(limits.sequences + 1);
       kv_indptr = layout.add<std::int32_t>(limits.sequences + 1);
       seq_lens = layout.add<std::int32_t>(limits.sequences);
@@ -131,7 +135,7 @@ class Batch {
       first_slots = layout.add<std::int32_t>(limits.blocks);
       bytes = layout.bytes();
     }
-    std::size_t header, q_indptr, kv_indptr, seq_lens, gaps, kv_indices, first_slots, bytes;
+    std::size_t header, tile_queue, q_indptr, kv_indptr, seq_lens, gaps, kv_indices, first_slots, bytes;
   };
   template <class Cache>
   BatchTables upload_of(Cache& cache, BatchTables tables, cudaStream_t stream) {

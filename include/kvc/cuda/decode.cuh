@@ -1,4 +1,4 @@
-// decode(): attention of the newest position of each sequence of a batch, on a GPU.
+// decode(): attention of the newest position, or the newest positions, of each sequence of a batch, on a GPU.
 //
 //   cuda::DecodeWork work({.sequences = 256, .positions = 1 << 20, .query_heads = 32, .kv_heads = 8, .dim = 128,
 //                          .format = cuda::format_of<T>});                                         // once
@@ -8,13 +8,17 @@
 // A row has the same bits in every batch, for every policy, layout and block size, and whether or not its prefix is
 // shared. These bits differ from those of the CPU: sums are taken in another order, and weights are rounded to 16 bits.
 // The scale is applied to the scores in float, never to the 16-bit queries, so large logits lose no precision.
+//
+// A plan of QueryRows::every computes several rows of a sequence, each with the bits that it has as the only one. It is
+// for speculative decoding, and for few rows after a long prefix: their keys are split among all multiprocessors, and
+// read once for up to 32 rows of queries. prefill() is for many rows.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <vector>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/retained.hpp"
@@ -24,7 +28,9 @@
 #include "kvc/cuda/decode_limits.hpp"
 #include "kvc/cuda/decode_plan.hpp"
 #include "kvc/cuda/element.cuh"
+#include "kvc/cuda/launch.cuh"
 #include "kvc/cuda/merge_kernel.cuh"
+#include "kvc/cuda/occupancy.cuh"
 #include "kvc/cuda/options.hpp"
 #include "kvc/cuda/remembered.hpp"
 #include "kvc/cuda/upload.cuh"
@@ -32,20 +38,6 @@
 namespace kvc {
 inline namespace v0 {
 namespace cuda {
-
-namespace detail {
-/// How many thread blocks of a kernel the current device can hold at once. `known` is that kernel's own.
-template <class Kernel>
-[[nodiscard]] unsigned resident_blocks(PerDevice& known, Kernel kernel, int threads) {
-  const int device = current_device();
-  return static_cast<unsigned>(known.get(device, [&] {
-    int processors = 0, blocks = 0;
-    KVC_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-    KVC_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
-    return std::max(blocks, 1) * processors;
-  }));
-}
-}  // namespace detail
 
 /// The plan of a decode in device memory, and memory for the partial results of splits. Allocates at construction only;
 /// not copyable. Calls of decode() that use the same DecodeWork must not run concurrently.
@@ -68,6 +60,8 @@ class DecodeWork {
   }
   /// Query rows that each kernel handles at once.
   [[nodiscard]] ItemRows item_rows() const noexcept { return detail::item_rows(limits_.format, group(), limits_.dim); }
+  /// The rows of the current plan.
+  [[nodiscard]] QueryRows rows() const noexcept { return rows_; }
   /// What rows see by the current plan.
   [[nodiscard]] const Retained& seen() const noexcept { return seen_; }
   /// The layer group of the tables of the current plan; -1 before the first one.
@@ -86,29 +80,34 @@ class DecodeWork {
   /// Largest scores and sums of the partial outputs in device memory.
   [[nodiscard]] float* partial_sums() const noexcept { return reinterpret_cast<float*>(partial_sums_.data()); }
 
-  /// Plans the decode of one row of each sequence and uploads the plan. The plan serves all layers of a group whose rows
-  /// see as much.
+  /// Plans the decode of rows of a batch and uploads the plan. The plan serves all layers of a group whose rows see as much.
   ///
   ///   tables          those of the Batch that decode() gets
   ///   seen            what a row sees: the window, chunk and kept of the options that decode() gets; {}: everything
-  ///   share_prefixes  read a prefix that sequences share once for all of them; this changes no bit of the result
+  ///   share_prefixes  read a prefix that rows share once for all of them; this changes no bit of the result
+  ///   which           one row of each sequence, or every query row of the tables
   ///
-  /// Does not wait for the device unless two uploads are still in flight. O(entries + items), and a sort of the batch.
+  /// Does not wait for the device unless two uploads are still in flight. O(entries + items), and a sort of the rows; with
+  /// QueryRows::every the entries count once for each row.
   /// Throws std::invalid_argument if the batch exceeds the limits, `seen` is not possible, a row sees a position whose
-  /// row is gone, or the stream is being captured; Error.
-  void upload(const BatchTables& tables, const Retained& seen, cudaStream_t stream, bool share_prefixes = true) {
+  /// row is gone, a sequence has more query rows than positions (QueryRows::every), or the stream is being captured;
+  /// Error.
+  void upload(const BatchTables& tables, const Retained& seen, cudaStream_t stream, bool share_prefixes = true,
+              QueryRows which = QueryRows::last) {
     require_valid(seen);
-    require(tables.size() <= limits_.sequences, "sequences of the batch", tables.size(),
-            "within the limit of the DecodeWork");
+    const std::vector<detail::PlannedRow> rows = detail::planned_rows(tables, which);
+    require(std::ssize(rows) <= limits_.sequences, "rows of the batch", rows.size(),
+            "within limits.sequences of the DecodeWork");
     Index positions = 0;
-    for (const std::int32_t length : tables.seq_lens) {
-      const DecodeKeys keys = decode_keys(seen, length);
+    for (const detail::PlannedRow& row : rows) {
+      const DecodeKeys keys = decode_keys(seen, row.length);
       positions += keys.kept + (keys.length - keys.first);
     }
     require(positions <= limits_.positions, "positions of the batch", positions, "within the limit of the DecodeWork");
-    const DecodePlan plan = make_decode_plan(tables, group(), seen, item_rows(), share_prefixes);
-    const std::int32_t counts[2] = {static_cast<std::int32_t>(plan.narrow.size()),
-                                    static_cast<std::int32_t>(plan.wide.size())};
+    const DecodePlan plan = make_decode_plan(tables, group(), seen, item_rows(), share_prefixes, which);
+    const std::int32_t counts[3] = {static_cast<std::int32_t>(plan.narrow.size()),
+                                    static_cast<std::int32_t>(plan.wide.size()),
+                                    static_cast<std::int32_t>(plan.rows())};
     std::byte* const p = upload_.begin(stream);
     detail::put(p, offsets_.counts, std::span<const std::int32_t>(counts));
     upload_.send(0, detail::put(p, offsets_.partial_begin, std::span<const std::int32_t>(plan.partial_begin)), stream);
@@ -119,6 +118,7 @@ class DecodeWork {
     upload_.end(stream);
     seen_ = seen;
     layer_group_ = tables.group;
+    rows_ = which;
   }
 
  private:
@@ -132,7 +132,7 @@ class DecodeWork {
       require(items * limits.kv_heads <= max_pos, "limits.positions", limits.positions,
               "so few that there are less than 2^31 items, of up to 512 positions of a kv head");
       BufferLayout layout;
-      counts = layout.add<std::int32_t>(2);
+      counts = layout.add<std::int32_t>(3);
       partial_begin = layout.add<std::int32_t>(limits.sequences + 1);
       narrow = layout.add<DecodeItem>(items);
       wide = layout.add<DecodeItem>(items);
@@ -149,6 +149,7 @@ class DecodeWork {
   DeviceBuffer partial_sums_;
   Retained seen_{};
   Index layer_group_ = -1;
+  QueryRows rows_ = QueryRows::last;
 };
 
 namespace detail {
@@ -157,8 +158,7 @@ template <Format F, Format Q, int D, int N>
 void launch_decode(const DecodeArguments<F>& a, bool wide, cudaStream_t stream) {
   static PerDevice known;
   const unsigned blocks = resident_blocks(known, decode_kernel<F, Q, D, N>, decode_threads);
-  decode_kernel<F, Q, D, N><<<blocks, decode_threads, 0, stream>>>(a, wide);
-  check_launch("decode_kernel");
+  launch("decode_kernel", decode_kernel<F, Q, D, N>, blocks, decode_threads, 0, stream, a, wide);
 }
 
 template <Format F, Format Q, int D>
@@ -190,17 +190,19 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 
 }  // namespace detail
 
-/// out[b] = attention of query row b, at the last position of sequence b, over the positions that `options` let it see.
+/// out[r] = attention of query row r over the positions that `options` let it see. Row r is at the last position of sequence
+/// r; by a plan of QueryRows::every the rows are those of the tables, as for prefill().
 ///
 ///   kv           one layer of a cache; f16 or bf16 (then Scalar is the same type), Fp8E4M3 or Int8
 ///   batch        the uploaded tables of its layer group
 ///   work         the uploaded plan of the same tables
-///   q            [batch, query_heads * dim]
-///   out          [batch, query_heads * dim], overwritten; 0 for a sequence without positions
-///   lse          [batch, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over
+///   q            [rows, query_heads * dim]
+///   out          [rows, query_heads * dim], overwritten; 0 for a sequence without positions
+///   lse          [rows, query_heads] or null; overwritten with the natural logarithm of the sum of exp(score) over
 ///                the visible positions, without sinks; -infinity for a sequence without positions. Results over
 ///                disjoint sets of keys, without sinks, merge by these weights.
-///   options      window, chunk and kept are those that were planned for; sinks are in device memory
+///   options      window, chunk and kept are those that were planned for; sinks are in device memory; causal
+///                makes no difference to the last row, and must be true for others
 ///   Scalar       __half or __nv_bfloat16
 ///
 /// All arrays are in device memory; q and out are at multiples of 16 bytes. Query head h reads kv head
@@ -211,7 +213,8 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 /// Latent rows have key_dim != value_dim, or more than 256 elements: prefill() takes them, with one row per sequence.
 ///
 /// Throws std::invalid_argument if shapes, options or alignment do not fit, a row could see what the layer's group drops,
-/// or the batch is of another group; Error if a launch fails.
+/// the batch is of another group, or the layer reads rows of another input by a plan of QueryRows::every; Error if a
+/// launch fails.
 template <class Scalar, Format F>
 void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Scalar* q, Scalar* out,
             const AttentionOptions& options, cudaStream_t stream, float* lse = nullptr) {
@@ -222,7 +225,7 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
   const DecodeLimits& limits = work.limits();
   detail::require_same_group(kv.rule, batch.group());
   detail::require_same_group(kv.rule, work.layer_group());
-  const float scale = detail::checked_decode(kv, limits, work.seen(), options);
+  const float scale = detail::checked_decode(kv, limits, work.seen(), options, work.rows());
   detail::require_aligned(q, 16, "q");
   detail::require_aligned(out, 16, "out");
 
@@ -244,10 +247,9 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
   if (rows.wide > rows.narrow) {
     detail::launch_decode_dim<F, Q>(a, rows.wide, true, stream);
   }
-  const dim3 grid(static_cast<unsigned>(std::min(batch.limits().sequences, limits.sequences)),
-                  static_cast<unsigned>(limits.query_heads));
-  merge_kernel<F, Q><<<grid, detail::decode_threads, 0, stream>>>(a);
-  detail::check_launch("merge_kernel");
+  const Index blocks = detail::merge_grid(limits.sequences, limits.query_heads, limits.dim);
+  detail::launch("merge_kernel", merge_kernel<F, Q>, static_cast<unsigned>(blocks), detail::decode_threads, 0, stream,
+                 a);
 }
 
 }  // namespace cuda

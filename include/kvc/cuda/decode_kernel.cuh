@@ -1,8 +1,8 @@
-// decode_kernel: attention of one query row per sequence, one split of keys at a time. merge_kernel.cuh merges the
+// decode_kernel: attention of the query rows of a plan, one split of keys at a time. merge_kernel.cuh merges the
 // splits.
 //
 // A thread block of four warps takes a work item: one split of 512 positions of one kv head, for all query heads of its
-// GQA group and all sequences that share the split. Step s of warp w covers the 16 T positions from 16 T (4 s + w).
+// GQA group and all rows that share the split. Step s of warp w covers the 16 T positions from 16 T (4 s + w).
 // Each warp keeps a running maximum, sum and output over its steps; at the end the block merges the four states. Scores
 // and outputs are computed transposed, S^T = K Q^T and O^T += V^T P^T: the 16 rows of an mma tile are then positions
 // and elements of a head, of which there are many, and its eight columns are query rows, of which there are few. A GQA
@@ -29,11 +29,11 @@ namespace cuda {
 
 /// A DecodePlan in device memory; see there for the arrays.
 struct DecodePlanView {
-  const std::int32_t* items;  ///< [2]; items in `narrow` and in `wide`
+  const std::int32_t* counts;  ///< [3]; items in `narrow` and in `wide`, and rows
   const DecodeItem* narrow;
   const DecodeItem* wide;
   const DecodeMember* members;
-  const std::int32_t* partial_begin;  ///< [batch + 1]
+  const std::int32_t* partial_begin;  ///< [rows + 1]
 };
 
 /// Arguments of decode_kernel and merge_kernel. q and out have elements of format Q, f16 or bf16.
@@ -42,9 +42,9 @@ struct DecodeArguments {
   LayerView<F> kv;
   BatchView batch;
   DecodePlanView plan;
-  const std::byte* q;   ///< [batch, query_heads * key_dim]
-  std::byte* out;       ///< [batch, query_heads * value_dim]
-  float* lse;           ///< [batch, query_heads] natural logarithms, or null
+  const std::byte* q;   ///< [rows, query_heads * key_dim]
+  std::byte* out;       ///< [rows, query_heads * value_dim]
+  float* lse;           ///< [rows, query_heads] natural logarithms, or null
   const float* sinks;   ///< [query_heads] logits, or null
   float* partials;      ///< [partials, query_heads, value_dim]; outputs of splits, not divided by their sums
   float* partial_sums;  ///< [partials, query_heads, 2]; largest score * log2(e), and sum of exponentials relative to it
@@ -79,7 +79,7 @@ __device__ __forceinline__ void locate_rows(const DecodeArguments<F>& a, const B
   }
 }
 
-/// The sequence and query head of one query row of an item.
+/// The member and query head of one row of queries of an item.
 struct ItemRow {
   DecodeMember member;
   std::int32_t head;
@@ -105,7 +105,7 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
     uint4 chunk{0, 0, 0, 0};
     if (row < rows && 8 * lane < dim) {
       const ItemRow of = item_row(a, item, kv_head, row);
-      const Index at = (Index{of.member.sequence} * a.query_heads + of.head) * dim + 8 * lane;
+      const Index at = (Index{of.member.row} * a.query_heads + of.head) * dim + 8 * lane;
       chunk = device::load_readonly<uint4>(a.q + 2 * at);
     }
     float scale = a.softcap > 0 ? a.scale : device::multiply(a.scale, device::log2_e);
@@ -187,7 +187,7 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
         l = device::multiply_add(shared.l[8 * w + row], weights[w], l);
       }
       const float divisor = device::sink_divisor(a.sinks, of.head, m, l);
-      const Index out_row = Index{of.member.sequence} * a.query_heads + of.head;
+      const Index out_row = Index{of.member.row} * a.query_heads + of.head;
       const Index partial_row = Index{of.member.partial} * a.query_heads + of.head;
       for (int d = static_cast<int>(threadIdx.x) % 16 * 4; d < dim; d += 64) {
         float o[4] = {0.0F, 0.0F, 0.0F, 0.0F};
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(detail::decode_threads)
   static_assert(split_positions % step == 0);
   __shared__ detail::DecodeShared<D, N> shared;
   const int warp = static_cast<int>(threadIdx.x / 32U);
-  const int kv_heads = a.kv.kv_heads, works = a.plan.items[wide ? 1 : 0] * kv_heads;
+  const int kv_heads = a.kv.kv_heads, works = a.plan.counts[wide ? 1 : 0] * kv_heads;
 
   for (int work = static_cast<int>(blockIdx.x); work < works; work += static_cast<int>(gridDim.x)) {
     const int kv_head = work % kv_heads;

@@ -18,8 +18,8 @@ namespace cuda {
 
 /// The largest batch that a DecodeWork can plan for, and the shape of the model.
 struct DecodeLimits {
-  Index sequences = 0;
-  Index positions = 0;  ///< that rows see, of all sequences together; shared ones count once per sequence
+  Index sequences = 0;  ///< or query rows, of plans with several for a sequence
+  Index positions = 0;  ///< that rows see, of all rows together; shared ones count once per row
   Index query_heads = 0;
   Index kv_heads = 0;
   Index dim = 0;                 ///< key_dim and value_dim
@@ -40,6 +40,8 @@ namespace detail {
   require_between(limits.positions, Index{1}, Index{1} << 38, "limits.positions");
   require_between(limits.kv_heads, Index{1}, Index{1} << 16, "limits.kv_heads");
   require_between(limits.query_heads, Index{1}, Index{65535}, "limits.query_heads");
+  require(limits.sequences * limits.query_heads <= max_pos, "limits.sequences", limits.sequences,
+          "at most 2^31 - 1, divided by query_heads");
   require(limits.query_heads % limits.kv_heads == 0, "limits.query_heads", limits.query_heads,
           "a multiple of kv_heads");
   require(limits.dim >= 8 && limits.dim <= 256 && limits.dim % 8 == 0, "limits.dim", limits.dim,
@@ -54,7 +56,7 @@ namespace detail {
 /// drops.
 template <Format F>
 [[nodiscard]] float checked_decode(const LayerView<F>& kv, const DecodeLimits& limits, const Retained& planned,
-                                   const AttentionOptions& options) {
+                                   const AttentionOptions& options, QueryRows rows = QueryRows::last) {
   require(F == limits.format, "format", static_cast<int>(F), "that of the DecodeWork");
   require(kv.kv_heads == limits.kv_heads, "kv_heads", kv.kv_heads, "that of the DecodeWork");
   require(kv.key_dim == limits.dim, "key_dim", kv.key_dim, "the dim of the DecodeWork");
@@ -66,6 +68,9 @@ template <Format F>
   require(options.chunk == planned.chunk, "chunk", options.chunk, "that which was planned for");
   require(options.kept == planned.kept, "kept", options.kept, "that which was planned for");
   require_retains(kv.rule, planned);
+  require(rows == QueryRows::last || options.causal, "causal", options.causal, "true by a plan of QueryRows::every");
+  require(rows == QueryRows::last || !kv.rule.cross, "layer", "one of cross attention",
+          "another by a plan of QueryRows::every: cuda::prefill takes it");
   return scale;
 }
 

@@ -1,12 +1,15 @@
 // The plan of a decode: its work items, and which of them serve several sequences. The host makes it from the block
 // tables, once per step and window; it serves all layers.
 //
-// Each sequence is cut into splits of 512 positions at multiples of 512, independent of the rest of the batch, so its
-// result has the same bits in every batch. Kept positions and those of the window have splits of their own, unless there
-// is no gap between them; whether positions in the gap are stored makes no difference. A work item is one split, of one sequence or of all sequences that have the
-// same blocks there: the rows of a shared prefix are read once for as many query rows as fit an item. Only whole splits
-// are shared, and only by sequences that see all of the split. (Shared prefixes: Hydragen, 2024, and FlashInfer's
-// cascade, 2024. Fixed splits: Flash-Decoding, 2023.)
+// The plan computes query rows: one of each sequence, or several, as speculative decoding and the end of a prompt after a
+// long prefix have. The keys of each row are cut into splits of 512 positions at multiples of 512, independent of the
+// rest of the batch, so its result has the same bits in every batch. Kept positions and those of the window have splits of
+// their own, unless there is no gap between them; whether positions in the gap are stored makes no difference.
+//
+// A work item is one split, of one row or of all rows whose sequences have the same blocks there, among them all rows of
+// one sequence: the keys and values of a shared prefix are read once for as many rows as fit an item. Only whole splits
+// are shared, and only by rows that see all of the split. (Shared prefixes: Hydragen, 2024, and FlashInfer's cascade,
+// 2024. Fixed splits: Flash-Decoding, 2023.)
 #pragma once
 
 #include <algorithm>
@@ -16,6 +19,7 @@
 
 #include "kvc/attention/kernel/split_plan.hpp"
 #include "kvc/batch.hpp"
+#include "kvc/core/error.hpp"
 #include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"
 
@@ -26,7 +30,13 @@ namespace cuda {
 /// Positions of a split.
 inline constexpr Pos split_positions = Pos{kvc::detail::split_keys};
 
-/// One split of one or several sequences, for all kv heads. It has members * heads query rows per kv head.
+/// Which query rows a decode computes.
+///
+///   last   one of each sequence, at its last position; query rows of the tables do not count
+///   every  those of the tables, at the last positions of each sequence; each sees the positions up to its own
+enum class QueryRows { last, every };
+
+/// One split of one or several rows, for all kv heads. For each kv head it has members * heads rows of queries.
 struct DecodeItem {
   std::int32_t sequence;      ///< whose block table locates the rows
   std::int32_t first_member;  ///< index in DecodePlan::members
@@ -38,13 +48,13 @@ struct DecodeItem {
   std::int32_t reserved;
 };
 
-/// A sequence that an item serves, and the index of its partial result; -1 if the item computes the whole result.
+/// A row that an item serves, and the index of its partial result; -1 if the item computes the whole result.
 struct DecodeMember {
-  std::int32_t sequence;
+  std::int32_t row;
   std::int32_t partial;
 };
 
-/// Query rows that each of the two kernels handles at once: `narrow` for items of one sequence, `wide` for shared ones.
+/// Rows of queries that each of the two kernels handles at once: `narrow` for items of one row, `wide` for shared ones.
 struct ItemRows {
   std::int32_t narrow = 8;
   std::int32_t wide = 8;
@@ -55,7 +65,10 @@ struct DecodePlan {
   std::vector<DecodeItem> narrow;
   std::vector<DecodeItem> wide;
   std::vector<DecodeMember> members;
-  std::vector<std::int32_t> partial_begin;  ///< [size + 1]; partial results before those of sequence b
+  std::vector<std::int32_t> partial_begin;  ///< [rows + 1]; partial results before those of row r
+
+  /// Rows that it computes.
+  [[nodiscard]] Index rows() const noexcept { return std::ssize(partial_begin) - 1; }
 };
 
 /// Upper bounds of the sizes of a plan.
@@ -63,11 +76,11 @@ struct DecodeCapacity {
   Index partials;  ///< of partial results, and of members
   Index items;     ///< of either list
 };
-/// Bounds for `sequences` sequences with `positions` visible positions together. A sequence has at most three splits more
-/// than it fills, and a split has at most one item for each tile of its query heads.
-[[nodiscard]] constexpr DecodeCapacity decode_capacity(Index sequences, Index positions, Index group,
+/// Bounds for `rows` rows that see `positions` positions together. A row has at most three splits more than it fills, and
+/// a split has at most one item for each tile of its query heads.
+[[nodiscard]] constexpr DecodeCapacity decode_capacity(Index rows, Index positions, Index group,
                                                        ItemRows item_rows) noexcept {
-  const Index partials = positions / split_positions + 3 * sequences;
+  const Index partials = positions / split_positions + 3 * rows;
   return {partials, partials * ceil_div(group, Index{item_rows.narrow})};
 }
 
@@ -81,18 +94,46 @@ struct BlockRun {
   Index first;
 };
 
-/// The sequences of a batch, ordered so that those that share whole splits are neighbours.
-[[nodiscard]] inline kvc::detail::SharedOrder order_by_blocks(const BatchTables& tables) {
-  const auto length = [&](Index b) { return Index{tables.seq_lens[static_cast<std::size_t>(b)]}; };
-  const auto visit = [&](Index b, Index end, auto f) {
-    const auto sequence = static_cast<std::int32_t>(b);
+/// A row to compute: its sequence, and the positions up to its own.
+struct PlannedRow {
+  std::int32_t sequence;
+  Pos length;
+};
+/// The rows to compute, in the order of their queries. Throws std::invalid_argument if a sequence has more of them than
+/// positions.
+[[nodiscard]] inline std::vector<PlannedRow> planned_rows(const BatchTables& tables, QueryRows which) {
+  std::vector<PlannedRow> rows;
+  for (std::int32_t b = 0; b < tables.size(); ++b) {
+    const auto at = static_cast<std::size_t>(b);
+    const Pos length = tables.seq_lens[at];
+    if (which == QueryRows::last) {
+      rows.push_back({b, length});
+      continue;
+    }
+    const Pos queries = tables.q_indptr[at + 1] - tables.q_indptr[at];
+    require(queries <= length, "query rows of a sequence", queries,
+            "at most its positions: QueryRows::every is not for rows of another input");
+    for (Pos i = queries; i-- > 0;) {
+      rows.push_back({b, length - i});
+    }
+  }
+  return rows;
+}
+
+/// The rows of a batch, ordered so that those that share whole splits are neighbours.
+[[nodiscard]] inline kvc::detail::SharedOrder order_by_blocks(const BatchTables& tables,
+                                                              const std::vector<PlannedRow>& rows) {
+  const auto length = [&](Index r) { return Index{rows[static_cast<std::size_t>(r)].length}; };
+  const auto visit = [&](Index r, Index end, auto f) {
+    const std::int32_t sequence = rows[static_cast<std::size_t>(r)].sequence;
+    const auto b = static_cast<std::size_t>(sequence);
     const auto blocks = tables.blocks_of(sequence), slots = tables.first_slots_of(sequence);
-    const bool gone = !tables.kv_starts.empty() && tables.kv_starts[static_cast<std::size_t>(b)] > 0;
-    const Index kept = gone ? tables.kept_entries[static_cast<std::size_t>(b)] : std::ssize(blocks);
+    const bool gone = !tables.kv_starts.empty() && tables.kv_starts[b] > 0;
+    const Index kept = gone ? tables.kept_entries[b] : std::ssize(blocks);
     Index first = 0;
     for (std::size_t i = 0; i < blocks.size(); ++i, first += tables.block_tokens) {
       if (std::cmp_equal(i, kept)) {
-        first = tables.kv_starts[static_cast<std::size_t>(b)];
+        first = tables.kv_starts[b];
       }
       if (first >= end) {
         break;
@@ -104,71 +145,77 @@ struct BlockRun {
     return x.block != y.block ? x.block < y.block : x.slot < y.slot;
   };
   const auto same = [](const BlockRun& x, const BlockRun& y) { return x.block == y.block && x.slot == y.slot; };
-  return kvc::detail::find_shared_order<BlockRun>(tables.size(), kvc::detail::split_keys, length, visit, before, same);
+  return kvc::detail::find_shared_order<BlockRun>(std::ssize(rows), kvc::detail::split_keys, length, visit, before,
+                                                  same);
 }
 
 }  // namespace detail
 
-/// What a row at the last position of a sequence sees: [0, kept) and [first, length), with a gap between them, or
-/// [first, length) alone. For a sequence without positions both are empty.
+/// What a row at position length - 1 sees: [0, kept) and [first, length), with a gap between them, or [first, length)
+/// alone. For a sequence without positions both are empty.
 struct DecodeKeys {
   Pos kept;
   Pos first;
   Pos length;
 };
-/// These keys, of a sequence of `length` positions in a group or under options that see `seen`.
+/// These keys, in a group or under options that see `seen`.
 [[nodiscard]] constexpr DecodeKeys decode_keys(const Retained& seen, Pos length) noexcept {
   const Pos first = length > 0 ? seen.first_seen(length - 1) : 0;
   return first <= seen.kept ? DecodeKeys{0, 0, length} : DecodeKeys{seen.kept, first, length};
 }
 
-/// The plan for decoding one row of each sequence, at its last position.
+/// The plan for decoding rows of a batch.
 ///
 ///   tables     block tables of the batch
 ///   group      query heads per kv head
 ///   seen       positions that a row sees
-///   item_rows  query rows that each kernel handles at once
+///   item_rows  rows of queries that each kernel handles at once
 ///   share      whether to look for shared prefixes
+///   which      the rows to compute
 ///
-/// O(table entries + items), and a sort of the sequences. Throws std::invalid_argument if a row sees a position whose row
-/// is gone: see BatchTables::require_rows_for.
+/// O(table entries + items), and a sort of the rows; with QueryRows::every the entries count once for each row. Throws
+/// std::invalid_argument if a row sees a position whose row is gone (BatchTables::require_rows_for), or with
+/// QueryRows::every a sequence has more query rows than positions.
 [[nodiscard]] inline DecodePlan make_decode_plan(const BatchTables& tables, std::int32_t group, const Retained& seen,
-                                                 ItemRows item_rows, bool share = true) {
+                                                 ItemRows item_rows, bool share = true,
+                                                 QueryRows which = QueryRows::last) {
   using kvc::detail::KeyRange, kvc::detail::SharedOrder, kvc::detail::SplitIndex, kvc::detail::VisibleKeys;
   tables.require_rows_for(seen);
-  const auto keys_of = [&](Index b) { return decode_keys(seen, tables.seq_lens[static_cast<std::size_t>(b)]); };
-  const SplitIndex kept_splits(tables.size(), [&](Index b) { return VisibleKeys{{0, 0}, {0, keys_of(b).kept}}; });
-  const SplitIndex splits(tables.size(),
-                          [&](Index b) { return VisibleKeys{{0, 0}, {keys_of(b).first, keys_of(b).length}}; });
-  const SharedOrder order = share ? detail::order_by_blocks(tables) : SharedOrder::unshared(tables.size());
+  const std::vector<detail::PlannedRow> rows = detail::planned_rows(tables, which);
+  const Index count = std::ssize(rows);
+  const auto keys_of = [&](Index r) { return decode_keys(seen, rows[static_cast<std::size_t>(r)].length); };
+  const SplitIndex kept_splits(count, [&](Index r) { return VisibleKeys{{0, 0}, {0, keys_of(r).kept}}; });
+  const SplitIndex splits(count, [&](Index r) { return VisibleKeys{{0, 0}, {keys_of(r).first, keys_of(r).length}}; });
+  const SharedOrder order = share ? detail::order_by_blocks(tables, rows) : SharedOrder::unshared(count);
 
   DecodePlan plan;
-  for (std::int32_t b = 0; b < tables.size(); ++b) {
-    plan.partial_begin.push_back(static_cast<std::int32_t>(kept_splits.begin(b) + splits.begin(b)));
+  for (Index r = 0; r < count; ++r) {
+    plan.partial_begin.push_back(static_cast<std::int32_t>(kept_splits.begin(r) + splits.begin(r)));
   }
   plan.partial_begin.push_back(static_cast<std::int32_t>(kept_splits.total() + splits.total()));
   // Partial results of kept positions come first.
-  const auto member = [&](std::int32_t b, Index split, bool kept) {
-    const Index kept_count = kept_splits.count(b);
-    const Index number = kept ? kept_splits.number(b, split) + splits.begin(b)
-                              : kept_splits.begin(b) + kept_count + splits.number(b, split);
-    return DecodeMember{b, kept_count + splits.count(b) == 1 ? -1 : static_cast<std::int32_t>(number)};
+  const auto member = [&](std::int32_t r, Index split, bool kept) {
+    const Index kept_count = kept_splits.count(r);
+    const Index number = kept ? kept_splits.number(r, split) + splits.begin(r)
+                              : kept_splits.begin(r) + kept_count + splits.number(r, split);
+    return DecodeMember{r, kept_count + splits.count(r) == 1 ? -1 : static_cast<std::int32_t>(number)};
   };
-  // Adds items for these sequences, cut to the rows that a kernel handles.
-  const auto add = [&](const std::vector<std::int32_t>& sequences, Index split, bool kept, KeyRange keys) {
-    const auto count = static_cast<std::int32_t>(sequences.size());
-    const std::int32_t rows =
-        count * group <= item_rows.narrow ? item_rows.narrow : std::max(item_rows.narrow, item_rows.wide);
-    std::vector<DecodeItem>& items = rows == item_rows.narrow ? plan.narrow : plan.wide;
-    const std::int32_t heads = std::min(group, rows), at_once = std::max(std::int32_t{1}, rows / group);
-    for (std::int32_t begin = 0; begin < count; begin += at_once) {
-      const std::int32_t taken = std::min(at_once, count - begin);
+  // Adds items for these rows, cut to what a kernel handles.
+  const auto add = [&](const std::vector<std::int32_t>& of, Index split, bool kept, KeyRange keys) {
+    const auto members = static_cast<std::int32_t>(of.size());
+    const std::int32_t most =
+        members * group <= item_rows.narrow ? item_rows.narrow : std::max(item_rows.narrow, item_rows.wide);
+    std::vector<DecodeItem>& items = most == item_rows.narrow ? plan.narrow : plan.wide;
+    const std::int32_t heads = std::min(group, most), at_once = std::max(std::int32_t{1}, most / group);
+    const std::int32_t sequence = rows[static_cast<std::size_t>(of.front())].sequence;
+    for (std::int32_t begin = 0; begin < members; begin += at_once) {
+      const std::int32_t taken = std::min(at_once, members - begin);
       const auto first_member = static_cast<std::int32_t>(plan.members.size());
       for (std::int32_t i = 0; i < taken; ++i) {
-        plan.members.push_back(member(sequences[static_cast<std::size_t>(begin + i)], split, kept));
+        plan.members.push_back(member(of[static_cast<std::size_t>(begin + i)], split, kept));
       }
       for (std::int32_t head = 0; head < group; head += heads) {
-        items.push_back({sequences.front(), first_member, taken, static_cast<std::int32_t>(keys.first),
+        items.push_back({sequence, first_member, taken, static_cast<std::int32_t>(keys.first),
                          static_cast<std::int32_t>(keys.last), head, std::min(heads, group - head), 0});
       }
     }
@@ -181,17 +228,17 @@ struct DecodeKeys {
       for_each_sharing(order, whole.last, [&](Index begin, Index end) {
         together.clear();
         for (Index i = begin; i < end; ++i) {
-          const auto b = static_cast<std::int32_t>(order.sequence[static_cast<std::size_t>(i)]);
-          if (!of.contains(b, split)) {
+          const auto r = static_cast<std::int32_t>(order.sequence[static_cast<std::size_t>(i)]);
+          if (!of.contains(r, split)) {
             continue;
           }
-          const DecodeKeys all = keys_of(b);
+          const DecodeKeys all = keys_of(r);
           const Index first = kept ? 0 : all.first, last = kept ? all.kept : all.length;
           const KeyRange keys{std::max(whole.first, first), std::min(whole.last, last)};
           if (end - begin > 1 && keys.last - keys.first == split_positions) {
-            together.push_back(b);
+            together.push_back(r);
           } else {
-            alone[0] = b;
+            alone[0] = r;
             add(alone, split, kept, keys);
           }
         }

@@ -207,6 +207,23 @@ template <class Word>
 #endif
 }
 
+/// Adds to a word in device memory that other thread blocks add to, too; returns what it was.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t add_atomically(std::uint32_t& word, std::uint32_t x) {
+#if defined(__CUDACC__)
+  return atomicAdd(&word, x);
+#else
+  const std::uint32_t before = word;
+  word += x;
+  return before;
+#endif
+}
+/// Orders this thread's accesses to device memory before those that follow, for all threads of the device.
+__device__ __forceinline__ void fence_device() {
+#if defined(__CUDACC__)
+  __threadfence();
+#endif
+}
+
 // --- warp operations
 // A lane is 4 g + t with 0 <= g < 8 and 0 <= t < 4. All lanes must take part.
 

@@ -113,6 +113,14 @@ __device__ __forceinline__ void sync_named(int id, int threads) {
   (void)kvc_emulation::sync_named(id, threads, false);
 #endif
 }
+/// Counts this thread as one that has reached the named barrier, without waiting for the others.
+__device__ __forceinline__ void arrive_named(int id, int threads) {
+#if defined(__CUDACC__)
+  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#else
+  kvc_emulation::arrive_named(id, threads);
+#endif
+}
 /// Like sync_named; returns whether `condition` is true for any of the threads.
 [[nodiscard]] __device__ __forceinline__ bool sync_named_any(int id, int threads, bool condition) {
 #if defined(__CUDACC__)

@@ -1,8 +1,11 @@
-// merge_kernel: merges the partial results that decode_kernel leaves for the splits of a sequence.
+// merge_kernel: merges the partial results that decode_kernel leaves for the splits of a row.
 //
 // With m = max m[i] over the partial results i:  output = sum 2^(m[i] - m) o[i] / sum 2^(m[i] - m) l[i]; see
 // attention/state.hpp. Each of four warps adds every fourth partial result in ascending order, then the four sums are
-// added. So the order depends on the number of partial results of the sequence only.
+// added. So the order depends on the number of partial results of the row only.
+//
+// A thread block takes one row and query head. Where that leaves a device idle, since there are few rows, it takes 32
+// elements of them: what is added to an element, and in which order, is the same.
 #pragma once
 
 #include <cstddef>
@@ -14,30 +17,36 @@
 namespace kvc {
 inline namespace v0 {
 namespace cuda {
+namespace detail {
 
-/// Completes the sequences with several partial results, and those with none. gridDim.x >= batch, gridDim.y ==
-/// query_heads: one thread block for each sequence and query head.
-template <Format F, Format Q>
-__global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __grid_constant__ DecodeArguments<F> a) {
-  constexpr int warps = detail::decode_warps, most_dim = 256;
+/// Thread blocks of the merge below which each takes 32 elements: as many as a large device holds at once.
+inline constexpr Index merge_blocks = 1024;
+
+/// Thread blocks that take 32 elements each, for one row and query head.
+[[nodiscard]] KVC_HOST_DEVICE constexpr int merge_parts(int dim) noexcept { return (dim + 31) / 32; }
+/// The grid of merge_kernel for at most so many rows.
+[[nodiscard]] constexpr Index merge_grid(Index rows, Index query_heads, Index dim) noexcept {
+  const Index whole = rows * query_heads, parts = whole * merge_parts(static_cast<int>(dim));
+  return whole > merge_blocks ? whole : parts < merge_blocks ? parts : merge_blocks;
+}
+
+/// Merges elements [first, first + 32 * Width * Each) of a row, as far as there are; lane l has Width of them each time.
+template <int Width, int Each, Format Q, Format F>
+__device__ __forceinline__ void merge_elements(const DecodeArguments<F>& a, std::int32_t row, std::int32_t head,
+                                               int first) {
+  constexpr int warps = decode_warps, most = 32 * Width * Each;
   __shared__ float largest[warps];
   __shared__ float sums[warps];
-  alignas(16) __shared__ float outputs[warps * most_dim];
-  const int sequence = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), dim = a.kv.value_dim;
+  alignas(16) __shared__ float outputs[warps * most];
   const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
-  if (sequence >= a.batch.header->size) {
-    return;
-  }
-  const std::int32_t begin = a.plan.partial_begin[sequence], end = a.plan.partial_begin[sequence + 1];
-  if (end - begin == 1) {
-    return;  // decode_kernel has stored the output
-  }
-  const auto row = [&](std::int32_t partial) { return Index{partial} * a.query_heads + head; };
+  const int dim = a.kv.value_dim;
+  const std::int32_t begin = a.plan.partial_begin[row], end = a.plan.partial_begin[row + 1];
+  const auto row_of = [&](std::int32_t partial) { return Index{partial} * a.query_heads + head; };
 
   float m = device::minus_infinity;
   for (std::int32_t partial = begin + static_cast<std::int32_t>(threadIdx.x); partial < end;
-       partial += detail::decode_threads) {
-    m = device::maximum(m, a.partial_sums[2 * row(partial)]);
+       partial += decode_threads) {
+    m = device::maximum(m, a.partial_sums[2 * row_of(partial)]);
   }
   for (int distance = 1; distance < 32; distance *= 2) {
     m = device::maximum(m, __shfl_xor_sync(device::all_lanes, m, distance));
@@ -49,29 +58,38 @@ __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __g
   for (int w = 0; w < warps; ++w) {
     m = device::maximum(m, largest[w]);
   }
-  const float reference = detail::reference_of(m);
+  const float reference = reference_of(m);
 
   float l = 0.0F;
-  float o[2][4] = {};
-#pragma unroll 4
+  float o[Each][Width] = {};
+#pragma unroll(Width == 1 ? 8 : 4)
   for (std::int32_t partial = begin + warp; partial < end; partial += warps) {
-    const float2 of = *reinterpret_cast<const float2*>(a.partial_sums + 2 * row(partial));
+    const float2 of = *reinterpret_cast<const float2*>(a.partial_sums + 2 * row_of(partial));
     const float weight = device::exp2(device::add(of.x, -reference));
     l = device::multiply_add(of.y, weight, l);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (128 * i + 4 * lane < dim) {
-        const float4 from = *reinterpret_cast<const float4*>(a.partials + row(partial) * dim + 128 * i + 4 * lane);
-        o[i][0] = device::multiply_add(from.x, weight, o[i][0]);
-        o[i][1] = device::multiply_add(from.y, weight, o[i][1]);
-        o[i][2] = device::multiply_add(from.z, weight, o[i][2]);
-        o[i][3] = device::multiply_add(from.w, weight, o[i][3]);
+    for (int i = 0; i < Each; ++i) {
+      const int at = first + (32 * i + lane) * Width;
+      if (at < dim) {
+        float from[Width];
+        if constexpr (Width == 4) {
+          *reinterpret_cast<float4*>(from) = *reinterpret_cast<const float4*>(a.partials + row_of(partial) * dim + at);
+        } else {
+          from[0] = a.partials[row_of(partial) * dim + at];
+        }
+#pragma unroll
+        for (int e = 0; e < Width; ++e) {
+          o[i][e] = device::multiply_add(from[e], weight, o[i][e]);
+        }
       }
     }
   }
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    *reinterpret_cast<float4*>(outputs + warp * most_dim + 128 * i + 4 * lane) = {o[i][0], o[i][1], o[i][2], o[i][3]};
+  for (int i = 0; i < Each; ++i) {
+#pragma unroll
+    for (int e = 0; e < Width; ++e) {
+      outputs[warp * most + (32 * i + lane) * Width + e] = o[i][e];
+    }
   }
   if (lane == 0) {
     sums[warp] = l;
@@ -82,25 +100,46 @@ __global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __g
     l = device::add(l, sums[w]);
   }
   l = device::sink_divisor(a.sinks, head, m, l);
-  for (int d = 2 * static_cast<int>(threadIdx.x); d < dim; d += 2 * detail::decode_threads) {
+  for (int d = 2 * static_cast<int>(threadIdx.x); d < most && first + d < dim; d += 2 * decode_threads) {
     float low = 0.0F, high = 0.0F;
     for (int w = 0; w < warps; ++w) {
-      low = device::add(low, outputs[w * most_dim + d]);
-      high = device::add(high, outputs[w * most_dim + d + 1]);
+      low = device::add(low, outputs[w * most + d]);
+      high = device::add(high, outputs[w * most + d + 1]);
     }
     low = l == 0.0F ? 0.0F : device::divide(low, l);
     high = l == 0.0F ? 0.0F : device::divide(high, l);
-    const Index at = (Index{sequence} * a.query_heads + head) * dim + d;
+    const Index at = (Index{row} * a.query_heads + head) * dim + first + d;
     *reinterpret_cast<std::uint32_t*>(a.out + 2 * at) = device::pack<Q>(low, high);
   }
-  if (a.lse != nullptr && threadIdx.x == 0) {
+  if (a.lse != nullptr && first == 0 && threadIdx.x == 0) {
     // From shared memory: kept in registers, both would cost the loop above two resident blocks.
     float m_all = device::minus_infinity, l_all = 0.0F;
     for (int w = 0; w < warps; ++w) {
       m_all = device::maximum(m_all, largest[w]);
       l_all = device::add(l_all, sums[w]);
     }
-    a.lse[Index{sequence} * a.query_heads + head] = device::log_sum_exp(m_all, l_all);
+    a.lse[Index{row} * a.query_heads + head] = device::log_sum_exp(m_all, l_all);
+  }
+}
+
+}  // namespace detail
+
+/// Completes the rows with several partial results, and those with none. The grid is merge_grid, or larger.
+template <Format F, Format Q>
+__global__ void __launch_bounds__(detail::decode_threads) merge_kernel(const __grid_constant__ DecodeArguments<F> a) {
+  const Index all = Index{a.plan.counts[2]} * a.query_heads;
+  const int parts = detail::merge_parts(a.kv.value_dim);
+  const bool whole = all * parts > Index{gridDim.x} || all * parts > detail::merge_blocks;
+  const auto block = static_cast<std::int32_t>(blockIdx.x), unit = whole ? block : block / parts;
+  const std::int32_t row = unit / a.query_heads;
+  if (unit >= all || a.plan.partial_begin[row + 1] - a.plan.partial_begin[row] == 1) {
+    return;  // decode_kernel has stored the output
+  }
+  const std::int32_t head = unit - row * a.query_heads;
+  if (whole) {
+    detail::merge_elements<4, 2, Q>(a, row, head, 0);
+  } else {
+    detail::merge_elements<1, 1, Q>(a, row, head, 32 * (block - unit * parts));
   }
 }
 

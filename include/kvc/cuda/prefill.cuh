@@ -15,6 +15,7 @@
 // kernels round weights to 16 bits. The scale is applied to the scores in float, never to 16-bit queries.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -25,6 +26,8 @@
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/element.cuh"
+#include "kvc/cuda/launch.cuh"
+#include "kvc/cuda/occupancy.cuh"
 #include "kvc/cuda/options.hpp"
 #include "kvc/cuda/prefill_arguments.cuh"
 #include "kvc/cuda/prefill_hopper.cuh"
@@ -54,8 +57,8 @@ enum class PrefillKernel { best, warps, plain };
 ///                stand for fewer positions than a box: then as warpgroups
 enum class PrefillPath { plain, warps, warpgroups, bulk_copies };
 
-/// Limits of one batch, where they are below those of the Batch: fewer thread blocks are launched without work. Query
-/// rows of the batch beyond them are left unwritten.
+/// Limits of one batch, where they are below those of the Batch. The plain kernel launches a thread block for each row
+/// within them. Query rows of the batch beyond them may be left unwritten.
 struct PrefillBounds {
   Index sequences;
   Index queries;
@@ -131,11 +134,13 @@ template <int D, Format F>
   return maps;
 }
 
+/// The thread blocks of a launch: as many as the device holds at once, but no more than there may be tiles. They share the
+/// tiles that there are, so the size of the batch need not be known.
 template <Format F>
-[[nodiscard]] dim3 prefill_grid(const PrefillArguments<F>& a, const PrefillBounds& bounds) {
-  const Index slots = max_prefill_tiles(a.tiles, bounds.sequences, bounds.queries);
-  require(slots <= max_pos, "tiles of queries", slots, "at most 2^31 - 1: fewer rows or sequences");
-  return dim3(static_cast<unsigned>(slots), static_cast<unsigned>(a.kv.kv_heads * a.tiles.head_tiles));
+[[nodiscard]] unsigned prefill_blocks(const PrefillArguments<F>& a, const PrefillBounds& bounds, unsigned resident) {
+  const Index tiles = max_prefill_tiles(a.tiles, bounds.sequences, bounds.queries) * a.kv.kv_heads * a.tiles.head_tiles;
+  require(tiles <= max_pos, "tiles of queries", tiles, "at most 2^31 - 1: fewer rows or sequences");
+  return static_cast<unsigned>(std::min(tiles, Index{resident}));
 }
 
 /// The path of a kernel for tensor cores.
@@ -151,24 +156,27 @@ template <Format F, Format Q, int D>
 
 template <Format F, Format Q, int D>
 void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, bool warpgroups, cudaStream_t stream) {
-  const dim3 grid = prefill_grid(a, bounds);
   if constexpr (prefill_by_warpgroups && F == Q) {
     if (warpgroups && has_hopper_kernel<F, D>()) {
       using Traits = HopperTraits<D>;
+      static PerDevice known;
       const PrefillTensorMaps maps = prefill_tensor_maps<D>(a.kv);
-      prefill_hopper_kernel<F, D><<<grid, Traits::threads, Traits::shared_bytes, stream>>>(a, maps);
-      return check_launch("prefill_hopper_kernel");
+      const unsigned resident =
+          resident_blocks(known, prefill_hopper_kernel<F, D>, Traits::threads, Traits::shared_bytes);
+      return launch("prefill_hopper_kernel", prefill_hopper_kernel<F, D>, prefill_blocks(a, bounds, resident),
+                    Traits::threads, Traits::shared_bytes, stream, a, maps);
     }
   }
   using Traits = PrefillTraits<D, F>;
   constexpr auto kernel = prefill_kernel<F, Q, D>;
-  static PerDevice granted;
+  static PerDevice granted, known;
   (void)granted.get(current_device(), [] {
     KVC_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::shared_bytes));
     return 0;
   });
-  kernel<<<grid, Traits::threads, Traits::shared_bytes, stream>>>(a);
-  check_launch("prefill_kernel");
+  const unsigned resident = resident_blocks(known, kernel, Traits::threads, Traits::shared_bytes);
+  launch("prefill_kernel", kernel, prefill_blocks(a, bounds, resident), Traits::threads, Traits::shared_bytes, stream,
+         a);
 }
 
 /// The head dim of the tensor-core kernels that take the cache, with queries of format Q; 0 if none does.
@@ -202,8 +210,7 @@ void launch_plain_prefill(const PrefillArguments<F>& a, const PrefillBounds& bou
   const dim3 grid(static_cast<unsigned>(bounds.queries),
                   static_cast<unsigned>((a.query_heads + plain_warps - 1) / plain_warps));
   const auto bytes = static_cast<std::size_t>(plain_shared_bytes(a.kv.key_dim, a.kv.value_dim));
-  plain_prefill_kernel<F, Q><<<grid, plain_threads, bytes, stream>>>(a);
-  check_launch("plain_prefill_kernel");
+  launch("plain_prefill_kernel", plain_prefill_kernel<F, Q>, grid, plain_threads, bytes, stream, a);
 }
 
 [[nodiscard]] inline PrefillBounds checked_bounds(const Batch& batch, const std::optional<PrefillBounds>& bounds) {
@@ -235,7 +242,8 @@ void launch_plain_prefill(const PrefillArguments<F>& a, const PrefillBounds& bou
 /// All arrays are in device memory; q and out are at multiples of 16 bytes. Query head h reads kv head
 /// h / (query_heads / kv_heads). Keys that a row does not see have no influence on it, even if they are NaN, and tiles
 /// of keys that no row of a tile sees are not loaded. The call allocates nothing, does not synchronise, and may be
-/// captured in a graph: sizes are read on the device. O(visible (row, key) pairs * query_heads * (key_dim +
+/// captured in a graph: sizes are read on the device. Calls with the same Batch must not run concurrently: their thread
+/// blocks take tiles of queries from a queue in it. O(visible (row, key) pairs * query_heads * (key_dim +
 /// value_dim)).
 ///
 /// The tensor-core kernels take options without kept positions, and chunks that are no shorter than a tile of queries (128

@@ -18,10 +18,18 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
+/// The kv head of a thread block's tile, and the first of the query heads within the GQA group.
+struct BlockHeads {
+  std::int32_t kv_head;
+  std::int32_t first;
+};
+
 /// A tile of queries and the block table of its sequence. Lives in shared memory to save registers.
 struct BlockTile {
-  QueryTile queries;
+  QueryTile queries;  ///< queries.last == 0: no tile is left
   SequenceBlocks blocks;
+  BlockHeads heads;
+  std::uint32_t index;  ///< while it is looked for
 };
 
 /// The keys that a row of a tile at position p sees.
@@ -31,23 +39,23 @@ template <Format F>
   return visible_keys(a, p, p >= tile.next_chunk ? tile.next_chunk : tile.chunk, tile.length);
 }
 
-/// Finds the tile of this thread block; false if there is none. All threads must call it.
+/// Indices of tiles before those of sequence `sequences`, with so many query rows before it: see prefill_tile.cuh.
 template <Format F>
-[[nodiscard]] __device__ __forceinline__ bool find_tile(const PrefillArguments<F>& a, BlockTile& found) {
-  if (threadIdx.x == 0) {
-    found.queries.last = 0;
-  }
-  __syncthreads();
-  for (auto b = static_cast<std::int32_t>(threadIdx.x); b < a.batch.header->size;
-       b += static_cast<std::int32_t>(blockDim.x)) {  // at most one thread finds the tile
+[[nodiscard]] __device__ __forceinline__ std::uint32_t tiles_before(const PrefillArguments<F>& a, std::int32_t queries,
+                                                                    std::int32_t sequences) {
+  return a.tiles.positions.quotient(static_cast<std::uint32_t>(queries)) + 2U * static_cast<std::uint32_t>(sequences);
+}
+
+/// Looks for tile `slot` of a pair of heads, if there is one: `threads` threads call it, this one as number `thread`. One
+/// of them finds it.
+template <Format F>
+__device__ __forceinline__ void find_tile(const PrefillArguments<F>& a, std::uint32_t slot, unsigned thread,
+                                          unsigned threads, BlockTile& found) {
+  for (auto b = static_cast<std::int32_t>(thread); b < a.batch.header->size; b += static_cast<std::int32_t>(threads)) {
     const std::int32_t row = a.batch.q_indptr[b], end = a.batch.q_indptr[b + 1];
-    const auto tiles_before = [&](std::int32_t queries, std::int32_t sequences) {
-      return a.tiles.positions.quotient(static_cast<std::uint32_t>(queries)) +
-             2U * static_cast<std::uint32_t>(sequences);
-    };
-    const std::uint32_t first = tiles_before(row, b), slot = blockIdx.x;
+    const std::uint32_t first = tiles_before(a, row, b);
     QueryTile tile;
-    if (first <= slot && slot < tiles_before(end, b + 1)) {
+    if (first <= slot && slot < tiles_before(a, end, b + 1)) {
       const Pos length = a.batch.seq_lens[b], rows_end = a.cross ? end - row : length;
       if (tile_at(a.tiles, static_cast<std::int32_t>(slot - first), rows_end - (end - row), rows_end, tile)) {
         tile.sequence = b;
@@ -65,19 +73,45 @@ template <Format F>
       }
     }
   }
-  __syncthreads();
-  return found.queries.last != 0;
 }
 
-/// The kv head of this thread block, and the first of its query heads within the GQA group.
-struct BlockHeads {
-  std::int32_t kv_head;
-  std::int32_t first;
-};
-template <Format F>
-[[nodiscard]] __device__ __forceinline__ BlockHeads heads_of_block(const PrefillArguments<F>& a) {
-  const auto y = static_cast<std::int32_t>(blockIdx.y), kv_head = y / a.tiles.head_tiles;
-  return {kv_head, (y - kv_head * a.tiles.head_tiles) * a.tiles.heads.value()};
+/// Takes the next tile of the batch for this thread block; false if none is left, which ends its work. The blocks of a
+/// launch share the tiles in the order of their indices, so those of one kv head are computed at the same time, and its
+/// keys and values stay in the second-level cache. The last block that finds none leaves the queue as it was.
+///
+///   thread, threads   this thread, of those that call this together
+///   sync              their barrier
+template <Format F, class Sync>
+[[nodiscard]] __device__ __forceinline__ bool take_tile(const PrefillArguments<F>& a, unsigned thread, unsigned threads,
+                                                        BlockTile& found, Sync sync) {
+  TileQueue& queue = *a.batch.tile_queue;
+  const std::uint32_t slots = tiles_before(a, a.batch.header->queries, a.batch.header->size);
+  if (thread == 0) {
+    found.queries.last = 0;
+  }
+  do {
+    if (thread == 0) {
+      found.index = device::add_atomically(queue.next, 1);
+    }
+    sync();
+    const std::uint32_t index = found.index;
+    if (index >= slots * static_cast<std::uint32_t>(a.kv.kv_heads * a.tiles.head_tiles)) {
+      if (thread == 0) {
+        device::fence_device();
+        if (device::add_atomically(queue.blocks, 1) + 1 == gridDim.x * gridDim.y) {
+          queue = {};
+        }
+      }
+      return false;
+    }
+    const auto pair = static_cast<std::int32_t>(index / slots), kv_head = pair / a.tiles.head_tiles;
+    if (thread == 0) {
+      found.heads = {kv_head, (pair - kv_head * a.tiles.head_tiles) * a.tiles.heads.value()};
+    }
+    find_tile(a, index - static_cast<std::uint32_t>(pair) * slots, thread, threads, found);
+    sync();
+  } while (found.queries.last == 0);
+  return true;
 }
 
 /// Index of row `r` of a tile in [queries, query_heads], or -1 if the tile has no such row.

@@ -8,8 +8,13 @@
 //   producer   K0  K1  V0  K2  V1  K3  V2  ...
 //   consumer   S = Q K0 | S' = Q K1, O += P V0 | softmax of S' meanwhile | S' = Q K2, O += P' V1 | ...
 //
-// A consumer turns the scores of the next tile into weights while the values of this one are multiplied, and the
-// products of one consumer run during the softmax of the other. (This is the scheme of FlashAttention-3, 2024.)
+// A consumer turns the scores of the next tile into weights while the values of this one are multiplied. The consumers
+// take turns in starting their products, so that those of one run during the softmax of the other. (This is the scheme
+// of FlashAttention-3, 2024.)
+//
+// There are as many thread blocks as the device holds. Each takes one tile of queries after the other from a queue in
+// device memory, which is empty at the end of the launch. The producer takes the next tile, and loads its first keys and
+// values, while the consumers still compute: rings and phases go on from tile to tile.
 //
 // If block_tokens is a multiple of 8, the producer copies boxes of a tensor (TMA): each box is 64 elements wide and has
 // as many rows as are sure to lie in one block. One lane issues each box. Otherwise the threads of the producer copy 16
@@ -60,7 +65,8 @@ struct HopperTraits {
   /// Queries, two rings, and padding up to a multiple of 1024.
   static constexpr int shared_bytes = prefill_rows * row_bytes + 2 * stages * tile_bytes + 1024 - 128;
   static constexpr int producer_registers = 40, consumer_registers = 232;
-  static_assert(producer_registers * 128 + consumer_registers * consumers <= 65536);
+  static constexpr bool take_turns = D <= 128;  ///< beyond, products take so long that softmax hides behind them
+  static_assert(producer_registers * 128 + consumer_registers * consumers <= 168 * threads, "those of the launch");
 };
 
 /// Slots of the largest box, for blocks of `block_slots` slots and tiles of `keys` keys: a run of slots that begins at
@@ -88,10 +94,24 @@ struct RingPlace {
       : stage(static_cast<int>(n % Stages)), parity(static_cast<unsigned>(n / Stages) % 2U) {}
 };
 
+/// Tiles of queries that the producer may have looked up, with the one that is computed.
+inline constexpr int taken_tiles = 2;
+
+/// A tile of queries as the producer hands it to the consumers. Lives in shared memory.
+struct TakenTile {
+  BlockTile tile;
+  KeyTiles keys;
+  std::int32_t first_step;  ///< step of the rings that has tile 0 of the keys
+};
+
 template <int Stages>
 struct HopperBarriers {
   device::Barrier k_full[Stages], k_empty[Stages], v_full[Stages], v_empty[Stages];
+  device::Barrier tile_full[taken_tiles], tile_empty[taken_tiles];
 };
+
+/// Named barriers: of all consumers, of the warpgroup of each, of the producer, and of each consumer's turn.
+inline constexpr int of_consumers = 1, of_consumer = 2, of_producer = 4, of_turn = 5;
 
 /// Where the box of positions from p on lies. Where no row sees the first of them, that may be before the first slot of
 /// the pool, whose rows are zeros; where no row sees any, it is the place of the first box that some row sees.
@@ -216,9 +236,9 @@ __device__ __forceinline__ void clear_hidden_values(std::byte* v, RowState<D, 1>
     }
   }
   device::fence_async_proxy();
-  if (device::sync_named_any(1, Traits::consumers, special)) {
+  if (device::sync_named_any(of_consumers, Traits::consumers, special)) {
     add_nonfinite<F, Traits::keys>(v, state, base, visible);
-    device::sync_named(1, Traits::consumers);
+    device::sync_named(of_consumers, Traits::consumers);
 #pragma unroll 1
     for (int i = 0; i < each; ++i) {
       uint4& chunk = *reinterpret_cast<uint4*>(v + (thread + i * Traits::consumers) * 16);
@@ -226,7 +246,7 @@ __device__ __forceinline__ void clear_hidden_values(std::byte* v, RowState<D, 1>
       chunk = {zero_nonfinite<F>(x.x), zero_nonfinite<F>(x.y), zero_nonfinite<F>(x.z), zero_nonfinite<F>(x.w)};
     }
     device::fence_async_proxy();
-    device::sync_named(1, Traits::consumers);
+    device::sync_named(of_consumers, Traits::consumers);
   }
 }
 
@@ -234,8 +254,8 @@ __device__ __forceinline__ void clear_hidden_values(std::byte* v, RowState<D, 1>
 
 }  // namespace detail
 
-/// gridDim, F and D as for prefill_kernel; threads and shared memory as in HopperTraits. The body is empty unless
-/// compiled for sm_90a.
+/// Any grid works: the blocks share the tiles. F and D as for prefill_kernel; threads and shared memory as in
+/// HopperTraits. The body is empty unless compiled for sm_90a.
 template <Format F, int D>
 __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
     prefill_hopper_kernel(const __grid_constant__ PrefillArguments<F> a,
@@ -245,16 +265,9 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
   using Traits = detail::HopperTraits<D>;
   using Ring = detail::RingPlace<Traits::stages>;
   constexpr int keys = Traits::keys;
-  __shared__ detail::BlockTile found;
+  __shared__ detail::TakenTile taken[detail::taken_tiles];
   __shared__ detail::HopperBarriers<Traits::stages> barriers;
-  if (!detail::find_tile(a, found)) {
-    return;
-  }
-  const detail::QueryTile& tile = found.queries;
-  const detail::BlockHeads heads = detail::heads_of_block(a);
-  const detail::KeyTiles tiles = detail::key_tiles<keys>(a, tile);
-  const std::int32_t first = tiles.first, last = tiles.last;
-  const bool by_tma = detail::tma_boxes_fit(maps.box, found.blocks.block_tokens->value());
+  const bool by_tma = detail::tma_boxes_fit(maps.box, a.batch.header->block_tokens.value());
 
   std::byte* const shared =
       device::dynamic_shared() + (1024 - device::shared_address(device::dynamic_shared()) % 1024) % 1024;
@@ -270,52 +283,78 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
       device::init_barrier(barriers.k_empty[i], Traits::consumers / 32);
       device::init_barrier(barriers.v_empty[i], Traits::consumers / 32);
     }
+    for (int i = 0; i < detail::taken_tiles; ++i) {
+      device::init_barrier(barriers.tile_full[i], 1);
+      device::init_barrier(barriers.tile_empty[i], Traits::consumers / 32);
+    }
     device::fence_barrier_init();
   }
   __syncthreads();
 
   if (threadIdx.x >= static_cast<unsigned>(Traits::consumers)) {
     device::release_registers<Traits::producer_registers>();
-    if (by_tma && threadIdx.x >= static_cast<unsigned>(Traits::consumers) + 32U) {
-      return;  // one warp suffices
-    }
-    // Loads tile j to its stage of a ring as soon as that is empty.
-    const auto produce = [&](std::int32_t j, device::SharedAddress ring, device::Barrier* empty, device::Barrier* full,
-                             const device::TensorMap& map, std::int32_t dim, auto row) {
-      const Ring at(j - first);
-      device::wait(empty[at.stage], at.parity ^ 1U);
-      const device::SharedAddress to = ring + stage_of(at.stage);
-      if (by_tma) {
-        detail::tma_copy_boxes<D>(to, map, maps, found, heads.kv_head, j, full[at.stage]);
-      } else {
-        detail::copy_rows<D>(to, dim, a.kv.pool, found, j, full[at.stage], row);
-      }
-    };
-    const auto produce_keys = [&](std::int32_t j) {
-      produce(j, k_ring, barriers.k_empty, barriers.k_full, maps.k, a.kv.key_dim,
-              [&](RowLocation p) { return a.kv.k_row(p.block, heads.kv_head, p.slot); });
-    };
-    const auto produce_values = [&](std::int32_t j) {
-      produce(j, v_ring, barriers.v_empty, barriers.v_full, maps.v, a.kv.value_dim,
-              [&](RowLocation p) { return a.kv.v_row(p.block, heads.kv_head, p.slot); });
-    };
-    produce_keys(first);
+    const unsigned thread = threadIdx.x - static_cast<unsigned>(Traits::consumers);
+    std::int32_t step = 0;  // of the rings
 #pragma unroll 1
-    for (std::int32_t j = first; j < last; ++j) {
-      if (j + 1 < last) {
-        produce_keys(j + 1);
+    for (std::int32_t nth = 0;; ++nth) {
+      const detail::RingPlace<detail::taken_tiles> place(nth);
+      detail::TakenTile& next = taken[place.stage];
+      detail::BlockTile& found = next.tile;
+      if (thread == 0) {
+        device::wait(barriers.tile_empty[place.stage], place.parity ^ 1U);
       }
-      produce_values(j);
+      const bool is_tile = detail::take_tile(a, thread, Traits::threads - Traits::consumers, found, [] {
+        device::sync_named(detail::of_producer, Traits::threads - Traits::consumers);
+      });
+      const detail::KeyTiles tiles = is_tile ? detail::key_tiles<keys>(a, found.queries) : detail::KeyTiles{0, 0};
+      if (thread == 0) {
+        next.keys = tiles;
+        next.first_step = step - tiles.first;
+        device::arrive(barriers.tile_full[place.stage]);
+      }
+      if (!is_tile) {
+        return;
+      }
+      const std::int32_t kv_head = found.heads.kv_head;
+      // Loads tile j to its stage of a ring as soon as that is empty.
+      const auto produce = [&](std::int32_t j, device::SharedAddress ring, device::Barrier* empty,
+                               device::Barrier* full, const device::TensorMap& map, std::int32_t dim, auto row) {
+        const Ring at(step + j - tiles.first);
+        device::wait(empty[at.stage], at.parity ^ 1U);
+        const device::SharedAddress to = ring + stage_of(at.stage);
+        if (by_tma) {
+          detail::tma_copy_boxes<D>(to, map, maps, found, kv_head, j, full[at.stage]);
+        } else {
+          detail::copy_rows<D>(to, dim, a.kv.pool, found, j, full[at.stage], row);
+        }
+      };
+      const auto produce_keys = [&](std::int32_t j) {
+        produce(j, k_ring, barriers.k_empty, barriers.k_full, maps.k, a.kv.key_dim,
+                [&](RowLocation p) { return a.kv.k_row(p.block, kv_head, p.slot); });
+      };
+      const auto produce_values = [&](std::int32_t j) {
+        produce(j, v_ring, barriers.v_empty, barriers.v_full, maps.v, a.kv.value_dim,
+                [&](RowLocation p) { return a.kv.v_row(p.block, kv_head, p.slot); });
+      };
+      if (!by_tma || thread < 32U) {  // one warp suffices for boxes
+#pragma unroll 1
+        for (std::int32_t j = tiles.first; j <= tiles.last; ++j) {
+          if (j < tiles.last) {
+            produce_keys(j);
+          }
+          if (j > tiles.first) {
+            produce_values(j - 1);
+          }
+        }
+      }
+      step += tiles.last - tiles.first;
     }
-    return;
   }
 
   device::acquire_registers<Traits::consumer_registers>();
   const int warp = static_cast<int>(threadIdx.x / 32U), lane = static_cast<int>(threadIdx.x % 32U);
-  const auto visible_to = [&](int, int half) {
-    const int row = 16 * warp + 8 * half + lane / 4;
-    return detail::visible_to(a, tile, detail::tile_row(a.tiles, tile, 0, row).position);
-  };
+  const int consumer = warp / 4;
+  const detail::ScoreScale scale(a.scale, a.softcap);
   const auto wait_full = [&](device::Barrier& full, unsigned parity) {
     device::wait(full, parity);
     if (!by_tma) {
@@ -328,77 +367,112 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
       device::arrive(empty);
     }
   };
-
-  detail::copy_queries<D, Traits::consumers>(q_tile, a, tile, heads);
-  device::commit_copies();
-  detail::RowState<D, 1> state;
-  state.reset();
-  const detail::ScoreScale scale(a.scale, a.softcap);
-  device::wait_copies<0>();
-  device::fence_async_proxy();
-  device::sync_named(1, Traits::consumers);
-
-  const device::SharedAddress q = q_tile + static_cast<unsigned>(warp / 4 * 64 * detail::panel_row);
-  float s[1][keys / 8][4] = {};
-  std::uint32_t p[keys / 16][4];
-  const auto softmax = [&](std::int32_t j) {
-    detail::apply_softcap(s, scale);
-    return detail::needs_mask<keys>(a, tile, j) ? detail::online_softmax<true>(s, state, scale, j * keys, visible_to)
-                                                : detail::online_softmax<false>(s, state, scale, j * keys, visible_to);
-  };
-  const auto pack = [&] {
-#pragma unroll
-    for (int i = 0; i < keys / 16; ++i) {
-      detail::pack_weights<F>(s[0], i, p[i]);
-    }
-  };
-  const auto clear_hidden = [&](std::int32_t j, const Ring& at) {
-    if (detail::needs_mask<keys>(a, tile, j)) {
-      wait_full(barriers.v_full[at.stage], at.parity);
-      detail::clear_hidden_values<F>(
-          shared + prefill_rows * Traits::row_bytes + (Traits::stages + at.stage) * Traits::tile_bytes, state, j * keys,
-          tile.length, visible_to);
-    }
-  };
-
-  {
-    wait_full(barriers.k_full[0], 0);
-    detail::begin_scores<F, D>(q, k_ring, s[0]);
-    device::wgmma_wait<0>();
-    device::fence_registers(s[0]);
-    release(barriers.k_empty[0]);
-    (void)softmax(first);
-    pack();
+  if (Traits::take_turns && consumer == 1) {
+    device::arrive_named(detail::of_turn, Traits::consumers);  // the other one begins
   }
+
 #pragma unroll 1
-  for (std::int32_t j = first; j + 1 < last; ++j) {
-    const Ring at(j - first), next(j + 1 - first);
-    clear_hidden(j, at);
-    wait_full(barriers.k_full[next.stage], next.parity);
-    detail::begin_scores<F, D>(q, k_ring + stage_of(next.stage), s[0]);
-    wait_full(barriers.v_full[at.stage], at.parity);
-    detail::begin_outputs<F, D>(v_ring + stage_of(at.stage), p, state.o[0]);
-    device::wgmma_wait<1>();
-    device::fence_registers(s[0]);
-    release(barriers.k_empty[next.stage]);
-    const detail::RescaleFactors<1> factors = softmax(j + 1);
-    device::wgmma_wait<0>();
-    device::fence_registers(state.o[0]);
-    device::fence_registers(p);
-    release(barriers.v_empty[at.stage]);
-    detail::rescale(state, factors);
-    pack();
+  for (std::int32_t nth = 0;; ++nth) {
+    const detail::RingPlace<detail::taken_tiles> place(nth);
+    const detail::TakenTile& found = taken[place.stage];
+    device::wait(barriers.tile_full[place.stage], place.parity);
+    const detail::QueryTile& tile = found.tile.queries;
+    if (tile.last == 0) {
+      release(barriers.tile_empty[place.stage]);
+      break;
+    }
+    const detail::BlockHeads& heads = found.tile.heads;
+    const auto ring_of = [&](std::int32_t j) { return Ring(found.first_step + j); };
+    const auto visible_to = [&](int, int half) {
+      const int row = 16 * warp + 8 * half + lane / 4;
+      return detail::visible_to(a, tile, detail::tile_row(a.tiles, tile, 0, row).position);
+    };
+
+    detail::copy_queries<D, Traits::consumers>(q_tile, a, tile, heads);
+    device::commit_copies();
+    detail::RowState<D, 1> state;
+    state.reset();
+    device::wait_copies<0>();
+    device::fence_async_proxy();
+    device::sync_named(detail::of_consumers, Traits::consumers);
+
+    const device::SharedAddress q = q_tile + static_cast<unsigned>(consumer * 64 * detail::panel_row);
+    float s[1][keys / 8][4] = {};
+    std::uint32_t p[keys / 16][4];
+    const auto softmax = [&](std::int32_t j) {
+      detail::apply_softcap(s, scale);
+      return detail::needs_mask<keys>(a, tile, j)
+                 ? detail::online_softmax<true>(s, state, scale, j * keys, visible_to)
+                 : detail::online_softmax<false>(s, state, scale, j * keys, visible_to);
+    };
+    const auto pack = [&] {
+#pragma unroll
+      for (int i = 0; i < keys / 16; ++i) {
+        detail::pack_weights<F>(s[0], i, p[i]);
+      }
+    };
+    const auto clear_hidden = [&](std::int32_t j, const Ring& at) {
+      if (detail::needs_mask<keys>(a, tile, j)) {
+        wait_full(barriers.v_full[at.stage], at.parity);
+        detail::clear_hidden_values<F>(
+            shared + prefill_rows * Traits::row_bytes + (Traits::stages + at.stage) * Traits::tile_bytes, state,
+            j * keys, tile.length, visible_to);
+      }
+    };
+
+    {
+      const Ring at = ring_of(found.keys.first);
+      wait_full(barriers.k_full[at.stage], at.parity);
+      detail::begin_scores<F, D>(q, k_ring + stage_of(at.stage), s[0]);
+      device::wgmma_wait<0>();
+      device::fence_registers(s[0]);
+      release(barriers.k_empty[at.stage]);
+      (void)softmax(found.keys.first);
+      pack();
+    }
+#pragma unroll 1
+    for (std::int32_t j = found.keys.first; j + 1 < found.keys.last; ++j) {
+      const Ring at = ring_of(j), next = ring_of(j + 1);
+      clear_hidden(j, at);
+      if (Traits::take_turns) {
+        device::sync_named(detail::of_turn + consumer, Traits::consumers);
+      }
+      wait_full(barriers.k_full[next.stage], next.parity);
+      detail::begin_scores<F, D>(q, k_ring + stage_of(next.stage), s[0]);
+      wait_full(barriers.v_full[at.stage], at.parity);
+      detail::begin_outputs<F, D>(v_ring + stage_of(at.stage), p, state.o[0]);
+      if (Traits::take_turns) {
+        device::arrive_named(detail::of_turn + 1 - consumer, Traits::consumers);
+      }
+      device::wgmma_wait<1>();
+      device::fence_registers(s[0]);
+      release(barriers.k_empty[next.stage]);
+      const detail::RescaleFactors<1> factors = softmax(j + 1);
+      device::wgmma_wait<0>();
+      device::fence_registers(state.o[0]);
+      device::fence_registers(p);
+      release(barriers.v_empty[at.stage]);
+      detail::rescale(state, factors);
+      pack();
+    }
+    {
+      const std::int32_t last = found.keys.last - 1;
+      const Ring at = ring_of(last);
+      clear_hidden(last, at);
+      wait_full(barriers.v_full[at.stage], at.parity);
+      detail::begin_outputs<F, D>(v_ring + stage_of(at.stage), p, state.o[0]);
+      device::wgmma_wait<0>();
+      device::fence_registers(state.o[0]);
+      release(barriers.v_empty[at.stage]);
+    }
+    device::sync_named(detail::of_consumer + consumer, 128);  // no product reads this warpgroup's queries any more
+    detail::store_rows<F>(a, tile, heads, state, shared);
+    release(barriers.tile_empty[place.stage]);
+    device::sync_named(detail::of_consumers, Traits::consumers);  // the outputs have left the place of the queries
   }
-  {
-    const Ring at(last - 1 - first);
-    clear_hidden(last - 1, at);
-    wait_full(barriers.v_full[at.stage], at.parity);
-    detail::begin_outputs<F, D>(v_ring + stage_of(at.stage), p, state.o[0]);
-    device::wgmma_wait<0>();
-    device::fence_registers(state.o[0]);
+  if (Traits::take_turns && consumer == 0) {
+    device::sync_named(detail::of_turn, Traits::consumers);  // the last turn is nobody's
   }
-  device::sync_named(2 + warp / 4, 128);  // no product reads the queries of this warpgroup any more
-  detail::store_rows<F>(a, tile, heads, state, shared);
 #endif
 }
 

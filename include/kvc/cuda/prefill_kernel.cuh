@@ -1,8 +1,8 @@
 // The prefill kernel for tensor cores by warps (mma.sync), for caches of f16, bf16, fp8 and int8: flash attention over
 // blocks.
 //
-// A thread block takes one tile of queries (prefill_tile.cuh) of one kv head and goes through the tiles of 64 keys that
-// some of its rows see. Tiles beyond the diagonal or before the window are not loaded. Tiles of keys begin at multiples
+// There are as many thread blocks as the device holds, and each takes one tile of queries (prefill_tile.cuh) of one kv head
+// after the other. For each it goes through the tiles of 64 keys that some of its rows see. Tiles beyond the diagonal or before the window are not loaded. Tiles of keys begin at multiples
 // of 64.
 //
 // Each warp has 32 rows (16 beyond dim 128) and all 64 keys, so each operand that it reads from shared memory serves
@@ -69,7 +69,7 @@ struct PrefillTraits {
 
 }  // namespace detail
 
-/// gridDim.x >= max_prefill_tiles, gridDim.y == kv_heads * head_tiles; threads and shared memory as in PrefillTraits.
+/// Any grid works: the blocks share the tiles. Threads and shared memory as in PrefillTraits.
 ///
 ///   F  format of the cache: Q, fp8_e4m3 or int8
 ///   Q  format of the queries and the output: f16 or bf16
@@ -89,130 +89,134 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D, F>::threads, detail::
   // What each row of the tile sees. With wider heads registers would spill for it.
   __shared__ detail::VisibleKeys visible[D == 64 ? prefill_rows : 1];
   __shared__ float scales[2][F == Format::int8 ? prefill_keys : 1];  // of keys, of values
-  if (!detail::find_tile(a, found)) {
-    return;
-  }
-  const detail::QueryTile& tile = found.queries;
-  const detail::BlockHeads heads = detail::heads_of_block(a);
-  const int warp = static_cast<int>(threadIdx.x / 32U), lane = static_cast<int>(threadIdx.x % 32U);
+  for (;;) {
+    if (!detail::take_tile(a, threadIdx.x, blockDim.x, found, [] { __syncthreads(); })) {
+      return;
+    }
+    const detail::QueryTile& tile = found.queries;
+    const detail::BlockHeads heads = found.heads;
+    const int warp = static_cast<int>(threadIdx.x / 32U), lane = static_cast<int>(threadIdx.x % 32U);
 
-  std::byte* const shared = device::dynamic_shared();
-  std::byte* const k_shared = shared + prefill_rows * Traits::row_bytes;
-  std::byte* const v_shared = k_shared + prefill_keys * Traits::row_bytes;
-  const device::SharedAddress q_tile = device::shared_address(shared);
-  const device::SharedAddress k_tile = q_tile + prefill_rows * Traits::row_bytes;
-  const device::SharedAddress v_tile = k_tile + prefill_keys * Traits::row_bytes;
-  std::conditional_t<widens, detail::CodeTile<widens ? F : Format::int8, D, prefill_keys, Traits::threads>, int> codes;
-  // Starts to copy keys, or values, to shared memory, or to registers where they are widened.
-  const auto copy_keys = [&](const detail::RowAddresses& of) {
-    const auto row = [&](int r) { return of.k[r]; };
-    if constexpr (widens) {
-      codes.load(a.kv.key_dim, row);
-    } else {
-      detail::copy_tile<D, prefill_keys, Traits::threads>(k_tile, a.kv.key_dim, a.kv.pool, row);
-      device::commit_copies();
-    }
-  };
-  const auto copy_values = [&](const detail::RowAddresses& of) {
-    const auto row = [&](int r) { return of.v[r]; };
-    if constexpr (widens) {
-      codes.load(a.kv.value_dim, row);
-    } else {
-      detail::copy_tile<D, prefill_keys, Traits::threads>(v_tile, a.kv.value_dim, a.kv.pool, row);
-      device::commit_copies();
-    }
-  };
-  const auto keys_of_row = [&](int row) {
-    return detail::visible_to(a, tile, detail::tile_row(a.tiles, tile, 0, row).position);
-  };
-  if constexpr (D == 64) {
-    if (threadIdx.x < static_cast<unsigned>(prefill_rows)) {
-      visible[threadIdx.x] = keys_of_row(static_cast<int>(threadIdx.x));
-    }
-  }
-  const auto visible_to = [&](int i, int half) {
-    const int row = 16 * (T * warp + i) + 8 * half + lane / 4;
+    std::byte* const shared = device::dynamic_shared();
+    std::byte* const k_shared = shared + prefill_rows * Traits::row_bytes;
+    std::byte* const v_shared = k_shared + prefill_keys * Traits::row_bytes;
+    const device::SharedAddress q_tile = device::shared_address(shared);
+    const device::SharedAddress k_tile = q_tile + prefill_rows * Traits::row_bytes;
+    const device::SharedAddress v_tile = k_tile + prefill_keys * Traits::row_bytes;
+    std::conditional_t<widens, detail::CodeTile<widens ? F : Format::int8, D, prefill_keys, Traits::threads>, int>
+        codes;
+    // Starts to copy keys, or values, to shared memory, or to registers where they are widened.
+    const auto copy_keys = [&](const detail::RowAddresses& of) {
+      const auto row = [&](int r) { return of.k[r]; };
+      if constexpr (widens) {
+        codes.load(a.kv.key_dim, row);
+      } else {
+        detail::copy_tile<D, prefill_keys, Traits::threads>(k_tile, a.kv.key_dim, a.kv.pool, row);
+        device::commit_copies();
+      }
+    };
+    const auto copy_values = [&](const detail::RowAddresses& of) {
+      const auto row = [&](int r) { return of.v[r]; };
+      if constexpr (widens) {
+        codes.load(a.kv.value_dim, row);
+      } else {
+        detail::copy_tile<D, prefill_keys, Traits::threads>(v_tile, a.kv.value_dim, a.kv.pool, row);
+        device::commit_copies();
+      }
+    };
+    const auto keys_of_row = [&](int row) {
+      return detail::visible_to(a, tile, detail::tile_row(a.tiles, tile, 0, row).position);
+    };
     if constexpr (D == 64) {
-      return visible[row];
-    } else {
-      return keys_of_row(row);
+      if (threadIdx.x < static_cast<unsigned>(prefill_rows)) {
+        visible[threadIdx.x] = keys_of_row(static_cast<int>(threadIdx.x));
+      }
     }
-  };
-  const auto [first, last] = detail::key_tiles<prefill_keys>(a, tile);
+    const auto visible_to = [&](int i, int half) {
+      const int row = 16 * (T * warp + i) + 8 * half + lane / 4;
+      if constexpr (D == 64) {
+        return visible[row];
+      } else {
+        return keys_of_row(row);
+      }
+    };
+    const auto [first, last] = detail::key_tiles<prefill_keys>(a, tile);
 
-  detail::copy_queries<D, Traits::threads>(q_tile, a, tile, heads);
-  detail::RowLookup lookup;
-  lookup.begin(found.blocks, Index{first} * prefill_keys, tile.length);
-  lookup.end(a.kv, heads.kv_head, rows[0]);
-  lookup.begin(found.blocks, (Index{first} + 1) * prefill_keys, tile.length);
-  lookup.end(a.kv, heads.kv_head, rows[1]);
-  __syncthreads();
-  copy_keys(rows[0]);
-  if constexpr (widens) {
-    device::commit_copies();  // of the queries
-    codes.template store<Q>(k_shared, scales[0]);
-    copy_values(rows[0]);
-  }
+    detail::copy_queries<D, Traits::threads>(q_tile, a, tile, heads);
+    detail::RowLookup lookup;
+    lookup.begin(found.blocks, Index{first} * prefill_keys, tile.length);
+    lookup.end(a.kv, heads.kv_head, rows[0]);
+    lookup.begin(found.blocks, (Index{first} + 1) * prefill_keys, tile.length);
+    lookup.end(a.kv, heads.kv_head, rows[1]);
+    __syncthreads();
+    copy_keys(rows[0]);
+    if constexpr (widens) {
+      device::commit_copies();  // of the queries
+      codes.template store<Q>(k_shared, scales[0]);
+      copy_values(rows[0]);
+    }
 
-  detail::RowState<D, T> state;
-  state.reset();
-  const detail::ScoreScale scale(a.scale, a.softcap);
-  const detail::Fragments<prefill_rows> q(q_tile + static_cast<unsigned>(16 * T * warp * detail::panel_row), true);
-  const detail::Fragments<prefill_keys> k(k_tile, false), v(v_tile, true);
+    detail::RowState<D, T> state;
+    state.reset();
+    const detail::ScoreScale scale(a.scale, a.softcap);
+    const detail::Fragments<prefill_rows> q(q_tile + static_cast<unsigned>(16 * T * warp * detail::panel_row), true);
+    const detail::Fragments<prefill_keys> k(k_tile, false), v(v_tile, true);
 
 #pragma unroll 1
-  for (std::int32_t j = first; j < last; ++j) {
-    const int buffer = (j - first) % 2;
-    device::wait_copies<0>();
-    __syncthreads();  // keys j are there, and no warp needs values j - 1 any more
-    if constexpr (widens) {
-      codes.template store<V>(v_shared, scales[1]);
-      if (j + 1 < last) {
-        copy_keys(rows[1 - buffer]);
-      }
-    } else {
-      copy_values(rows[buffer]);
-    }
-    lookup.begin(found.blocks, (Index{j} + 2) * prefill_keys, tile.length);
-
-    float s[T][prefill_keys / 8][4];
-    detail::multiply_keys<Q, D>(q, k, s);
-    if constexpr (F == Format::int8) {
-      detail::scale_scores(s, scales[0]);
-    }
-    device::wait_copies<0>();
-    __syncthreads();  // values j are there, and no warp needs keys j any more
-    if (j + 1 < last) {
+    for (std::int32_t j = first; j < last; ++j) {
+      const int buffer = (j - first) % 2;
+      device::wait_copies<0>();
+      __syncthreads();  // keys j are there, and no warp needs values j - 1 any more
       if constexpr (widens) {
-        codes.template store<Q>(k_shared, scales[0]);
-        copy_values(rows[1 - buffer]);
+        codes.template store<V>(v_shared, scales[1]);
+        if (j + 1 < last) {
+          copy_keys(rows[1 - buffer]);
+        }
       } else {
-        copy_keys(rows[1 - buffer]);
+        copy_values(rows[buffer]);
       }
-    }
-    lookup.end(a.kv, heads.kv_head, rows[buffer]);
+      lookup.begin(found.blocks, (Index{j} + 2) * prefill_keys, tile.length);
 
-    detail::apply_softcap(s, scale);
-    const Pos base = j * prefill_keys;
-    if (detail::needs_mask<prefill_keys>(a, tile, j)) {
-      detail::rescale(state, detail::online_softmax<true>(s, state, scale, base, visible_to));
+      float s[T][prefill_keys / 8][4];
+      detail::multiply_keys<Q, D>(q, k, s);
       if constexpr (F == Format::int8) {
-        detail::scale_weights<true>(s, scales[1], base, visible_to);
+        detail::scale_scores(s, scales[0]);
       }
-      const bool special = detail::multiply_values<V, true>(v, s, state);
-      if (__any_sync(device::all_lanes, special)) {
-        detail::add_nonfinite<V, prefill_keys>(v_shared, state, base, visible_to);
+      device::wait_copies<0>();
+      __syncthreads();  // values j are there, and no warp needs keys j any more
+      if (j + 1 < last) {
+        if constexpr (widens) {
+          codes.template store<Q>(k_shared, scales[0]);
+          copy_values(rows[1 - buffer]);
+        } else {
+          copy_keys(rows[1 - buffer]);
+        }
       }
-    } else {
-      detail::rescale(state, detail::online_softmax<false>(s, state, scale, base, visible_to));
-      if constexpr (F == Format::int8) {
-        detail::scale_weights<false>(s, scales[1], base, visible_to);
+      lookup.end(a.kv, heads.kv_head, rows[buffer]);
+
+      detail::apply_softcap(s, scale);
+      const Pos base = j * prefill_keys;
+      if (detail::needs_mask<prefill_keys>(a, tile, j)) {
+        detail::rescale(state, detail::online_softmax<true>(s, state, scale, base, visible_to));
+        if constexpr (F == Format::int8) {
+          detail::scale_weights<true>(s, scales[1], base, visible_to);
+        }
+        const bool special = detail::multiply_values<V, true>(v, s, state);
+        if (__any_sync(device::all_lanes, special)) {
+          detail::add_nonfinite<V, prefill_keys>(v_shared, state, base, visible_to);
+        }
+      } else {
+        detail::rescale(state, detail::online_softmax<false>(s, state, scale, base, visible_to));
+        if constexpr (F == Format::int8) {
+          detail::scale_weights<false>(s, scales[1], base, visible_to);
+        }
+        detail::multiply_values<V, false>(v, s, state);
       }
-      detail::multiply_values<V, false>(v, s, state);
     }
+    __syncwarp();  // no lane reads queries any more
+    detail::store_rows<Q>(a, tile, heads, state, shared);
+    __syncthreads();  // the next tile overwrites what lies in shared memory
   }
-  __syncwarp();  // no lane reads queries any more
-  detail::store_rows<Q>(a, tile, heads, state, shared);
 }
 
 }  // namespace cuda

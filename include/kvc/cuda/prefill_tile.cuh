@@ -5,12 +5,13 @@
 // memory, and each key serves all rows of the tile. Tiles are fixed by absolute position, so which rows share a tile
 // depends neither on how a prompt was chunked nor on the batch.
 //
-// The sizes of a batch are known on the device only, so each thread block finds its own tile from its index:
+// The sizes of a batch are known on the device only, so each thread block takes an index and finds its tile from it:
 //
 //   index of the first tile of sequence b = q_indptr[b] / positions + 2 b
 //
 // n rows lie in at most floor((n - 1) / positions) + 2 tiles. So every tile has an index, and each sequence has at most
-// two indices without a tile (three if it has no rows). Their thread blocks exit at once.
+// two indices without a tile (three if it has no rows), which are passed over. For each pair of a kv head and a tile of
+// heads these indices follow each other.
 #pragma once
 
 #include <cstddef>

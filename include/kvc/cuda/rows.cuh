@@ -12,6 +12,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/check.cuh"
+#include "kvc/cuda/launch.cuh"
 #include "kvc/cuda/rows_kernel.cuh"
 
 namespace kvc {
@@ -34,13 +35,12 @@ void launch_rows(RowsArguments<F> a, const Batch& batch, cudaStream_t stream) {
     return bits % of == 0;  // strides and bases are multiples of row sizes
   };
   if (multiple(16)) {
-    rows_kernel<F, uint4><<<rows_blocks, rows_threads, 0, stream>>>(a);
+    launch("rows_kernel", rows_kernel<F, uint4>, rows_blocks, rows_threads, 0, stream, a);
   } else if (multiple(4)) {
-    rows_kernel<F, std::uint32_t><<<rows_blocks, rows_threads, 0, stream>>>(a);
+    launch("rows_kernel", rows_kernel<F, std::uint32_t>, rows_blocks, rows_threads, 0, stream, a);
   } else {
-    rows_kernel<F, unsigned char><<<rows_blocks, rows_threads, 0, stream>>>(a);
+    launch("rows_kernel", rows_kernel<F, unsigned char>, rows_blocks, rows_threads, 0, stream, a);
   }
-  check_launch("rows_kernel");
 }
 
 }  // namespace detail

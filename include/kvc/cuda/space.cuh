@@ -11,6 +11,7 @@
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/copy_kernel.cuh"
 #include "kvc/cuda/copy_queue.hpp"
+#include "kvc/cuda/launch.cuh"
 #include "kvc/memory/space.hpp"
 
 namespace kvc {
@@ -93,13 +94,12 @@ class DeviceSpace {
     constexpr std::uint32_t warps = copy_threads / 32;
     const dim3 grid(std::min<std::uint32_t>((most + warps - 1) / warps, 1024), static_cast<unsigned>(count));
     if (unit == 16) {
-      copy_kernel<uint4><<<grid, copy_threads, 0, stream_>>>(jobs);
+      detail::launch("copy_kernel", copy_kernel<uint4, Most>, grid, copy_threads, 0, stream_, jobs);
     } else if (unit == 4) {
-      copy_kernel<std::uint32_t><<<grid, copy_threads, 0, stream_>>>(jobs);
+      detail::launch("copy_kernel", copy_kernel<std::uint32_t, Most>, grid, copy_threads, 0, stream_, jobs);
     } else {
-      copy_kernel<unsigned char><<<grid, copy_threads, 0, stream_>>>(jobs);
+      detail::launch("copy_kernel", copy_kernel<unsigned char, Most>, grid, copy_threads, 0, stream_, jobs);
     }
-    detail::check_launch("copy_kernel");
   }
 
   cudaStream_t stream_;

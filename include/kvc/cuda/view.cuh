@@ -116,6 +116,12 @@ struct BatchHeader {
         has_gaps(tables.has_gaps()) {}
 };
 
+/// The tiles of queries that a running prefill has given to its thread blocks. Zero before and after.
+struct TileQueue {
+  std::uint32_t next = 0;    ///< index of the next tile
+  std::uint32_t blocks = 0;  ///< thread blocks that found no more
+};
+
 /// The block tables of a batch in device memory, in a form that fits every policy. Each entry stands for block_tokens
 /// consecutive positions of a sequence in consecutive slots: a block of a paged policy, a whole sequence of a
 /// contiguous one, and a single position of a policy that guarantees neither.
@@ -128,6 +134,7 @@ struct BatchView {
       first_slots;  ///< [kv_indptr[size]]; the slot of each entry's first position; only if has_first_slots
   const std::int32_t* seq_lens;  ///< [size]; positions, including those of the query rows
   const EntryGap* gaps;          ///< [size]; only if has_gaps
+  TileQueue* tile_queue;
 
   /// The positions of sequence b without entries.
   [[nodiscard]] KVC_HOST_DEVICE EntryGap gap(const BatchHeader& of, std::int32_t b) const noexcept {
