@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "device_kernels.hpp"
 #include "device_memory.hpp"
 #include "device_test.hpp"
 #include "group_case.hpp"

@@ -4,6 +4,7 @@
 #include <limits>
 #include <set>
 
+#include "device_kernels.hpp"
 #include "device_memory.hpp"
 #include "device_test.hpp"
 #include "kvc/cuda/prefill.cuh"
