@@ -315,11 +315,13 @@ class PrefixShared<Eviction, Hash, Events>
   [[nodiscard]] BlockId next_state_block(BlockId block) const noexcept {
     return grouped_ ? grouped_->next_state_block(block) : no_block;
   }
-  /// The slots of the index: groups, and behind them kinds of recurrent states; tokens of one node of the index. O(1).
+  /// Slots of a node of the index: groups, and behind them kinds of recurrent states: see IndexesNodes. O(1).
   [[nodiscard]] Index slots() const noexcept {
     return this->groups() + static_cast<Index>(this->group_rules().states.size());
   }
+  /// Tokens of a node. O(1).
   [[nodiscard]] Pos node_tokens() const noexcept { return grouped_ ? grouped_->node_tokens() : config_.block_tokens; }
+  /// Most nodes; their numbers are below it. O(1).
   [[nodiscard]] Index nodes() const noexcept { return grouped_ ? grouped_->nodes() : config_.blocks; }
 
   /// Logical time counts operations, except extensions within a last block. To have the durations of `Retention` in a
@@ -416,12 +418,12 @@ class PrefixShared<Eviction, Hash, Events>
 
   Config config_;
 };
-static_assert(ExpectsPrefixes<PrefixShared<>> && HoldsStates<PrefixShared<>> && BlockTablePolicy<PrefixShared<>> &&
-              GroupTablePolicy<PrefixShared<>> && CountsAvailable<PrefixShared<>> && HasConfig<PrefixShared<>> &&
-              ListsSequences<PrefixShared<>> && MatchesPrefixes<PrefixShared<>> && AdmitsRequests<PrefixShared<>> &&
-              PinsPrefixes<PrefixShared<>> && KeepsPrefixes<PrefixShared<>> && ClearsCache<PrefixShared<>> &&
-              KeepsTime<PrefixShared<>> && EmitsEvents<PrefixShared<>> && RestoresSequences<PrefixShared<>> &&
-              ExplainsRefusals<PrefixShared<>>);
+static_assert(ExpectsPrefixes<PrefixShared<>> && IndexesNodes<PrefixShared<>> && HoldsStates<PrefixShared<>> &&
+              BlockTablePolicy<PrefixShared<>> && GroupTablePolicy<PrefixShared<>> && CountsAvailable<PrefixShared<>> &&
+              HasConfig<PrefixShared<>> && ListsSequences<PrefixShared<>> && MatchesPrefixes<PrefixShared<>> &&
+              AdmitsRequests<PrefixShared<>> && PinsPrefixes<PrefixShared<>> && KeepsPrefixes<PrefixShared<>> &&
+              ClearsCache<PrefixShared<>> && KeepsTime<PrefixShared<>> && EmitsEvents<PrefixShared<>> &&
+              RestoresSequences<PrefixShared<>> && ExplainsRefusals<PrefixShared<>>);
 
 }  // namespace v0
 }  // namespace kvc

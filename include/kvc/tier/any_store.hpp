@@ -32,8 +32,10 @@ class AnyStore {
   [[nodiscard]] bool copies_at_once() const noexcept { return store_->copies_at_once; }
   /// As of BlockStore.
   Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) { return store_->lookup(keys, found); }
-  /// As of BlockStore: all parts.
-  Ticket read(const RecordInfo& block, std::span<const io::ByteSpan> to) { return store_->read(block, to); }
+  /// As of BlockStore.
+  Ticket read(const RecordInfo& block, std::span<const io::ByteSpan> to, PartRange parts = {}) {
+    return store_->read(block, to, parts);
+  }
   /// As of BlockStore.
   Ticket write(const RecordInfo& block, std::span<const io::ConstByteSpan> from) { return store_->write(block, from); }
   /// As of BlockStore.
@@ -54,7 +56,7 @@ class AnyStore {
     explicit Interface(bool copies) : copies_at_once(copies) {}
     virtual ~Interface() = default;
     virtual Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) = 0;
-    virtual Ticket read(const RecordInfo& block, std::span<const io::ByteSpan> to) = 0;
+    virtual Ticket read(const RecordInfo& block, std::span<const io::ByteSpan> to, PartRange parts) = 0;
     virtual Ticket write(const RecordInfo& block, std::span<const io::ConstByteSpan> from) = 0;
     virtual Ticket erase(const BlockKey& key) = 0;
     virtual std::optional<Completion> poll() = 0;
@@ -70,7 +72,9 @@ class AnyStore {
     Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) override {
       return store.lookup(keys, found);
     }
-    Ticket read(const RecordInfo& block, std::span<const io::ByteSpan> to) override { return store.read(block, to); }
+    Ticket read(const RecordInfo& block, std::span<const io::ByteSpan> to, PartRange parts) override {
+      return store.read(block, to, parts);
+    }
     Ticket write(const RecordInfo& block, std::span<const io::ConstByteSpan> from) override {
       return store.write(block, from);
     }

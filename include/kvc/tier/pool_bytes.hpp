@@ -1,74 +1,131 @@
-// PoolBytes: the bytes of each block of a cache's pool, as slower tiers store them.
+// PoolBytes: the bytes of a cache's pool that slower tiers store under one key.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
+#include "kvc/layout/layer_groups.hpp"
 #include "kvc/layout/row_spans.hpp"
 
 namespace kvc {
 inline namespace v0 {
 namespace tier {
 
-/// Where the rows of a block lie, for a cache with one layer group in memory that the CPU can access. A block is one
-/// piece under HeadMajor and TokenMajor, and under LayerMajor one for each layer or for its keys and its values. The
-/// pieces, in the order of their addresses, are the payload of its record.
+/// Where in the pool a tier block lies: the rows of the tokens of one node of the index in one layer group, or the states
+/// of one kind behind them. With one group that keeps everything it is a block of the pool.
+struct PoolPlace {
+  std::size_t slot = 0;             ///< layer group; behind the groups, kind of recurrent states
+  std::span<const BlockId> blocks;  ///< one; of states, those of all layers
+  Pos row = 0;                      ///< of the first token, in the block
+};
+
+/// Finds the bytes of tier blocks, for a cache in memory that the CPU can access. The payload of a record is layer after
+/// layer of its group, all of equal size: the parts of the record. A whole block of one group is one span under HeadMajor
+/// and TokenMajor.
 template <class Cache>
 class PoolBytes {
  public:
-  /// Finds the pieces. Throws std::bad_alloc. O(layers * kv_heads * block_tokens).
-  explicit PoolBytes(Cache& cache) : data_(reinterpret_cast<std::byte*>(cache.data())) {
-    constexpr auto unit = static_cast<Index>(sizeof(typename Cache::Storage));
-    const auto& layout = cache.group_layout(0);
-    const Pos slots = cache.policy().block_tokens();
-    const auto add = [&](BlockId block, std::vector<Piece>& pieces) {
-      for (Index layer = 0; layer < layout.extents().layers; ++layer) {
-        const layout::SlotSpan all{block, 0, slots};
-        layout::for_each_row_span(layout, layer, layout::row_order<typename Cache::LayoutType>(), std::span(&all, 1),
-                                  [&](Index offset, Index units) {
-                                    if (units > 0) {
-                                      pieces.push_back({offset * unit, units * unit, 0});
-                                    }
-                                  });
+  /// Throws std::invalid_argument for a group with rows of another input, or whose compressed rows are for more tokens than
+  /// a node has; std::bad_alloc. O(layers * kv_heads * tokens of a block).
+  explicit PoolBytes(Cache& cache) : cache_(&cache), data_(reinterpret_cast<std::byte*>(cache.data())) {
+    const LayerGroups& layers = cache.layers();
+    const Pos tokens = cache.policy().node_tokens();
+    for (std::size_t g = 0; g < layers.groups().size(); ++g) {
+      const LayerGroup& group = layers.groups()[g];
+      const std::string name = "layers.groups()[" + std::to_string(g) + "]";
+      require(group.cross_rows == 0, name + ".cross_rows", group.cross_rows,
+              "0: tiers do not hold rows of another input");
+      require(tokens % group.tokens_per_row == 0, name + ".tokens_per_row", group.tokens_per_row,
+              "a divisor of the tokens of an index node: a record has whole rows");
+      Slot slot;
+      slot.parts = static_cast<std::uint32_t>(group.shape.layers);
+      const Pos in_block = cache.policy().block_tokens(static_cast<Index>(g));
+      for (Pos row = 0; row < in_block; row += tokens) {
+        add_pieces(slot, static_cast<Index>(g), row, tokens);
       }
-    };
-    std::vector<Piece> next;  // the pieces of block 1: a distance further, each
-    add(BlockId{0}, pieces_);
-    add(BlockId{1}, next);
-    for (std::size_t i = 0; i < pieces_.size(); ++i) {
-      pieces_[i].stride = next[i].offset - pieces_[i].offset;
-      bytes_ += pieces_[i].bytes;
+      slot.rows = tokens;
+      slots_.push_back(std::move(slot));
     }
-    std::ranges::sort(pieces_, {}, &Piece::offset);
-    std::size_t count = 0;
-    for (const Piece& piece : pieces_) {
-      if (count > 0 && pieces_[count - 1].offset + pieces_[count - 1].bytes == piece.offset &&
-          pieces_[count - 1].stride == piece.stride) {
-        pieces_[count - 1].bytes += piece.bytes;
-      } else {
-        pieces_[count++] = piece;
+    for (std::size_t kind = 0; kind < layers.states().size(); ++kind) {
+      Slot slot;
+      for (Index layer = 0; layer < layers.layers(); ++layer) {
+        if (layers.is_recurrent(layer) && layers.state_place(layer).kind == static_cast<Index>(kind)) {
+          slot.layers.push_back(layer);
+        }
       }
+      slot.parts = static_cast<std::uint32_t>(slot.layers.size());
+      slot.bytes = slot.parts * static_cast<std::size_t>(layers.states()[kind].bytes);
+      slots_.push_back(std::move(slot));
     }
-    pieces_.resize(count);
+    for (const Slot& slot : slots_) {
+      most_bytes_ = std::max(most_bytes_, slot.bytes);
+      most_spans_ = std::max(most_spans_, slot.layers.empty() ? slot.pieces.size() : slot.layers.size());
+    }
   }
 
-  /// Bytes of one block.
-  [[nodiscard]] std::size_t bytes() const noexcept { return static_cast<std::size_t>(bytes_); }
-  /// Pieces of one block.
-  [[nodiscard]] std::size_t pieces() const noexcept { return pieces_.size(); }
-  /// f(io::ByteSpan) for the pieces of a block, in order. O(pieces).
+  /// Layer groups and kinds of states.
+  [[nodiscard]] std::size_t slots() const noexcept { return slots_.size(); }
+  /// Bytes of a tier block.
+  [[nodiscard]] std::size_t bytes(std::size_t slot) const noexcept { return slots_[slot].bytes; }
+  /// Layers of it: parts of its record.
+  [[nodiscard]] std::uint32_t parts(std::size_t slot) const noexcept { return slots_[slot].parts; }
+  /// Most bytes of a tier block.
+  [[nodiscard]] std::size_t most_bytes() const noexcept { return most_bytes_; }
+  /// Most spans of a tier block.
+  [[nodiscard]] std::size_t most_spans() const noexcept { return most_spans_; }
+
+  /// f(io::ByteSpan) for the bytes of some layers [first, last) of a tier block, in order. O(spans).
   template <class F>
-  void for_each(BlockId block, F&& f) const {
-    for (const Piece& piece : pieces_) {
-      f(io::ByteSpan(data_ + piece.offset + to_index(block) * piece.stride, static_cast<std::size_t>(piece.bytes)));
+  void for_each(const PoolPlace& place, std::uint32_t first, std::uint32_t last, F&& f) const {
+    const Slot& slot = slots_[place.slot];
+    if constexpr (requires { cache_->state(Index{}, place.blocks); }) {
+      if (!slot.layers.empty()) {
+        for (std::uint32_t i = first; i < last; ++i) {
+          const std::span<const std::byte> state = std::as_const(*cache_).state(slot.layers[i], place.blocks);
+          f(io::ByteSpan(const_cast<std::byte*>(state.data()), state.size()));  // of a pool that may be written
+        }
+        return;
+      }
+    }
+    const std::size_t row = static_cast<std::size_t>(place.row / slot.rows) * (slot.parts + std::size_t{1});
+    std::byte* begin = nullptr;  // neighbours in memory are one span
+    std::byte* end = nullptr;
+    for (std::size_t i = slot.layer_at[row + first]; i < slot.layer_at[row + last]; ++i) {
+      const Piece& piece = slot.pieces[i];
+      std::byte* const at = data_ + piece.offset + to_index(place.blocks[0]) * piece.stride;
+      if (at != end && begin != nullptr) {
+        f(io::ByteSpan(begin, end));
+      }
+      begin = at == end && begin != nullptr ? begin : at;
+      end = at + piece.bytes;
+    }
+    if (begin != nullptr) {
+      f(io::ByteSpan(begin, end));
     }
   }
-  /// Copies the bytes of a block to `to`, of bytes() bytes. O(bytes).
-  void copy_out(BlockId block, std::byte* to) const noexcept {
-    for_each(block, [&](io::ByteSpan piece) { to = std::ranges::copy(piece, to).out; });
+  /// The same for all layers.
+  template <class F>
+  void for_each(const PoolPlace& place, F&& f) const {
+    for_each(place, 0, parts(place.slot), f);
+  }
+  /// Copies the bytes of a tier block to `to`, of bytes(place.slot) bytes. O(bytes).
+  void copy_out(const PoolPlace& place, std::byte* to) const noexcept {
+    for_each(place, [&](io::ByteSpan span) { to = std::ranges::copy(span, to).out; });
+  }
+  /// Copies them from `from`. O(bytes).
+  void copy_in(const PoolPlace& place, const std::byte* from) const noexcept {
+    for_each(place, [&](io::ByteSpan span) {
+      std::copy_n(from, span.size(), span.data());
+      from += span.size();
+    });
   }
 
  private:
@@ -77,9 +134,58 @@ class PoolBytes {
     Index bytes;
     Index stride;  // from the piece of one block to that of the next
   };
+  struct Slot {
+    std::uint32_t parts = 0;
+    std::size_t bytes = 0;
+    Pos rows = 1;
+    std::vector<Piece> pieces;          // by first row, then by layer
+    std::vector<std::size_t> layer_at;  // [first rows, parts + 1] of the pieces
+    std::vector<Index> layers;          // of states: the layers of the model
+  };
+
+  /// The pieces of the tier blocks whose first token is in this row of a block.
+  void add_pieces(Slot& slot, Index group, Pos row, Pos rows) {
+    constexpr auto unit = static_cast<Index>(sizeof(typename Cache::Storage));
+    const auto& layout = cache_->group_layout(group);
+    Index bytes = 0;
+    for (Index layer = 0; layer < layout.extents().layers; ++layer) {
+      slot.layer_at.push_back(slot.pieces.size());
+      const auto list = [&](BlockId block) {
+        std::vector<Piece> pieces;
+        const layout::SlotSpan span{block, row, rows};
+        layout::for_each_row_span(layout, layer, layout::row_order<typename Cache::LayoutType>(), std::span(&span, 1),
+                                  [&](Index offset, Index units) {
+                                    if (units > 0) {
+                                      pieces.push_back({offset * unit, units * unit, 0});
+                                    }
+                                  });
+        return pieces;
+      };
+      std::vector<Piece> pieces = list(BlockId{0});
+      const std::vector<Piece> next = list(BlockId{1});
+      const std::size_t first = slot.pieces.size();
+      for (std::size_t i = 0; i < pieces.size(); ++i) {
+        Piece& piece = pieces[i];
+        piece.stride = next[i].offset - piece.offset;
+        bytes += piece.bytes;
+        const bool follows = slot.pieces.size() > first && slot.pieces.back().stride == piece.stride &&
+                             slot.pieces.back().offset + slot.pieces.back().bytes == piece.offset;
+        if (follows) {
+          slot.pieces.back().bytes += piece.bytes;
+        } else {
+          slot.pieces.push_back(piece);
+        }
+      }
+    }
+    slot.layer_at.push_back(slot.pieces.size());
+    slot.bytes = static_cast<std::size_t>(bytes);
+  }
+
+  Cache* cache_;
   std::byte* data_;
-  std::vector<Piece> pieces_;
-  Index bytes_ = 0;
+  std::vector<Slot> slots_;
+  std::size_t most_bytes_ = 0;
+  std::size_t most_spans_ = 0;
 };
 
 }  // namespace tier

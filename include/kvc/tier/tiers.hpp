@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -56,8 +57,9 @@ struct Opened {
 /// A cache whose policy reports events to an EventCallback, in memory that the CPU can access, used by one thread.
 template <class Cache>
 concept TierableCache =
-    ExpectsPrefixes<BarePolicy<typename Cache::PolicyType>> && KeepsPrefixes<BarePolicy<typename Cache::PolicyType>> &&
-    !LocksItself<typename Cache::PolicyType> && requires(Cache& cache) {
+    ExpectsPrefixes<BarePolicy<typename Cache::PolicyType>> && IndexesNodes<BarePolicy<typename Cache::PolicyType>> &&
+    KeepsPrefixes<BarePolicy<typename Cache::PolicyType>> && !LocksItself<typename Cache::PolicyType> &&
+    requires(Cache& cache) {
       { cache.events() } -> std::same_as<EventCallback&>;
       requires std::remove_cvref_t<decltype(cache.space())>::host_accessible;
     };
@@ -97,7 +99,11 @@ class Tiers {
 ///   - After `cache.clear()` nothing is read or written until `renew` names the model again: what the stores have was
 ///     computed with other weights.
 ///
-/// One layer group that keeps everything. The cache and the stores must outlive it, and no other callback may be set on
+/// With several layer groups, each group has blocks and keys of its own. A load brings what a hit needs: of a group with a
+/// window its tail, and of recurrent layers the states behind the last token. It arrives as a whole. A group with rows of
+/// another input is refused.
+///
+/// The cache and the stores must outlive it, and no other callback may be set on
 /// the cache. A writer of the cache is the writer here: one thread at a time.
 template <TierableCache Cache>
 class Tiers<Cache> {
@@ -110,15 +116,20 @@ class Tiers<Cache> {
         config_(checked(cache, config, sizeof...(Stores))),
         policy_(config.load),
         bytes_(cache),
-        tiers_(make_tiers(cache, config_, stores...)),
-        keys_(cache.policy().blocks(), cache.policy().block_tokens(), format(cache, config.model)),
+        keys_(make_keys(cache, config.model)),
+        tiers_(make_tiers(config_, keys_.blocks(), stores...)),
         writer_(cache, config_, tiers_, keys_, bytes_, policy_),
         loader_(cache, config_, tiers_, keys_, bytes_, writer_, policy_, stats_) {
-    cache_.for_each_cached([&](const BlockStored& block) { writer_(block); });
+    take_cached();
     cache_.events().call([this](const EventCallback::Event& event) {
       cleared_ = cleared_ || std::holds_alternative<AllBlocksCleared>(event);
       if (!cleared_ || std::holds_alternative<AllBlocksCleared>(event)) {
         std::visit([&](const auto& e) { writer_(e); }, event);
+      }
+    });
+    cache_.events().call_for_nodes([this](const NodeAdded& node) {
+      if (!cleared_) {
+        writer_(node);
       }
     });
   }
@@ -128,6 +139,7 @@ class Tiers<Cache> {
   /// `flush`.
   ~Tiers() {
     cache_.events().call({});
+    cache_.events().call_for_nodes({});
     loader_.cancel_all();
     for (detail::TierLink& tier : tiers_) {
       for (std::size_t i = tier.begun.size(); i-- > 0;) {
@@ -158,14 +170,14 @@ class Tiers<Cache> {
     if (policy_.rule() == LoadRule::never || cleared_ || prompt.empty()) {
       return found;
     }
-    const auto cached = static_cast<std::size_t>(found.cached / cache_.policy().block_tokens());
+    const Pos node_tokens = cache_.policy().node_tokens();
+    const auto cached = static_cast<std::size_t>(found.cached / node_tokens);
     found.load = LoadId{loader_.begin(prompt, options.salt, cached)};
     if (found.load != no_load) {
       (void)poll();  // a store in memory has answered
       found.cached = cache_.match_length(prompt, options);
-      const auto blocks = static_cast<Pos>(prompt.size() - 1) / cache_.policy().block_tokens();
-      const Pos end =
-          std::min(loader_.end(static_cast<std::uint64_t>(found.load)), blocks * cache_.policy().block_tokens());
+      const auto nodes = static_cast<Pos>(prompt.size() - 1) / node_tokens;
+      const Pos end = std::min(loader_.end(static_cast<std::uint64_t>(found.load)), nodes * node_tokens);
       found.pending = std::max(0, end - found.cached);
       found.load = found.pending > 0 ? found.load : no_load;
     }
@@ -176,9 +188,7 @@ class Tiers<Cache> {
   Opened open(TokenSpan prompt, const OpenOptions& options = {}) {
     const Found found = prefetch(prompt, options);
     const kvc::Opened opened = cache_.open(prompt, options);
-    cache_.with_block_table(opened.seq, [&](std::span<const BlockId> table) {
-      writer_.found(table.first(static_cast<std::size_t>(opened.cached / cache_.policy().block_tokens())));
-    });
+    count_found(opened);
     return {opened.seq, opened.cached, found.pending, found.load};
   }
   /// Tokens that a load may still bring; 0 when it is over. O(loads under way).
@@ -249,13 +259,13 @@ class Tiers<Cache> {
   void renew(const std::string& model) {
     require(cleared_, "cache", "as it was", "cleared: rows of the old weights must not be found under the new name");
     require(!model.empty() && model != config_.model, "model", model, "a new name of the model and its weights");
-    PoolKeys keys(cache_.policy().blocks(), cache_.policy().block_tokens(), format(cache_, model));
+    PoolKeys keys = make_keys(cache_, model);
     std::string name = model;
     loader_.cancel_all();
     keys_ = std::move(keys);
     config_.model = std::move(name);
     cleared_ = false;
-    cache_.for_each_cached([&](const BlockStored& block) { writer_(block); });
+    take_cached();
   }
 
   // --- measurements and counters -------------------------------------------------------------------------------------
@@ -280,7 +290,7 @@ class Tiers<Cache> {
   [[nodiscard]] Index held(std::size_t tier) const {
     require(tier < tiers_.size(), "tier", tier, "less than the number of stores");
     Index count = 0;
-    for (Index i = 0; i < cache_.policy().blocks(); ++i) {
+    for (Index i = 0; i < keys_.blocks(); ++i) {
       count += tiers_[tier].queue.state(static_cast<BlockId>(i)) == WriteState::held ? 1 : 0;
     }
     return count;
@@ -292,7 +302,10 @@ class Tiers<Cache> {
     loader_.verify();
     std::size_t cached = 0;
     cache_.for_each_cached([&](const BlockStored& block) {
-      const RecordInfo* const info = keys_.find(block.block);
+      const std::int32_t node =
+          block.node == BlockStored::no_node ? static_cast<std::int32_t>(block.block) : block.node;
+      const RecordInfo* const info =
+          keys_.find(static_cast<TierBlock>(Index{node} * cache_.policy().slots() + block.group));
       cached += info != nullptr ? 1 : 0;
       if (info != nullptr && !std::ranges::equal(info->tokens, block.tokens)) {
         throw_error(InvariantError("kvc: a block has other tokens for the tiers than for the cache"));
@@ -309,21 +322,49 @@ class Tiers<Cache> {
  private:
   static TiersConfig checked(const Cache& cache, const TiersConfig& config, std::size_t stores) {
     require_valid(config, stores);
-    if constexpr (HoldsGroups<typename Cache::PolicyType>) {
-      require(cache.policy().group_rules().is_plain(), "groups", cache.policy().groups(),
-              "one that keeps everything: tiers hold no other yet");
-    }
+    const Index most = std::numeric_limits<std::int32_t>::max();
+    require(cache.policy().nodes() <= most / cache.policy().slots(), "cache.policy().nodes()", cache.policy().nodes(),
+            "so few that all slots of all nodes are less than 2^31");
     return config;
+  }
+  [[nodiscard]] static PoolKeys make_keys(Cache& cache, const std::string& model) {
+    std::vector<KeySlot> slots;
+    const PoolBytes<Cache> bytes(cache);
+    const GroupRules& rules = cache.policy().group_rules();
+    for (std::size_t s = 0; s < bytes.slots(); ++s) {
+      slots.push_back({bytes.parts(s), s < rules.groups.size() && rules.groups[s].retained.everything()});
+    }
+    return PoolKeys(cache.policy().blocks(), cache.policy().nodes(), cache.policy().node_tokens(), std::move(slots),
+                    format(cache, model));
+  }
+  /// Names what is cached already.
+  void take_cached() {
+    cache_.policy().for_each_node([&](const NodeAdded& node) { writer_(node); });
+    cache_.for_each_cached([&](const BlockStored& block) { writer_(block); });
+  }
+  /// A prompt has found the blocks that its sequence begins with.
+  void count_found(const kvc::Opened& opened) {
+    for (Index g = 0; g < cache_.groups(); ++g) {
+      cache_.with_group_blocks(opened.seq, g, [&](const GroupBlocks& blocks) {
+        const auto whole = static_cast<std::size_t>(opened.cached / cache_.policy().block_tokens(g));
+        const auto first = static_cast<std::size_t>(blocks.first);
+        writer_.found(blocks.kept.first(std::min(blocks.kept.size(), whole)));
+        writer_.found(blocks.rest.first(std::min(blocks.rest.size(), whole - std::min(whole, first))));
+      });
+    }
+    for (Index kind = 0; opened.cached > 0 && kind < cache_.policy().slots() - cache_.groups(); ++kind) {
+      writer_.found(cache_.policy().state_blocks(opened.seq, kind, opened.cached).first(1));
+    }
   }
   static std::string format(const Cache& cache, const std::string& model) {
     return model + '\n' + fingerprint(cache, FingerprintOf::blocks).text;
   }
   template <class... Stores>
-  static std::vector<detail::TierLink> make_tiers(const Cache& cache, const TiersConfig& config, Stores&... stores) {
+  static std::vector<detail::TierLink> make_tiers(const TiersConfig& config, Index blocks, Stores&... stores) {
     std::vector<detail::TierLink> tiers;
     tiers.reserve(sizeof...(Stores));
     const auto add = [&](auto& store) {
-      tiers.emplace_back(AnyStore(store), cache.policy().blocks(),
+      tiers.emplace_back(AnyStore(store), blocks,
                          config.write.empty() ? WriteRule::through : config.write[tiers.size()], config.pipelined);
     };
     (add(stores), ...);
@@ -373,8 +414,8 @@ class Tiers<Cache> {
   TiersConfig config_;
   TierPolicy policy_;
   PoolBytes<Cache> bytes_;
-  std::vector<detail::TierLink> tiers_;
   PoolKeys keys_;
+  std::vector<detail::TierLink> tiers_;
   detail::Writer<Cache> writer_;
   TiersStats stats_;
   detail::Loader<Cache> loader_;

@@ -45,6 +45,9 @@ struct TiersConfig {
   std::size_t reads = 64;          ///< most blocks that are read at once, and begun by one `poll`
   std::size_t writes = 16;  ///< most blocks that are written at once, and begun by one `poll` for each tier; so many
                             ///< blocks of memory are taken to copy them aside
+  /// Layers of the model that one read brings, 0: all. With fewer, the first layers of a prefix are in place while the last
+  /// ones are on their way (Tiers::ready), at the price of more and smaller reads.
+  Index layers_per_read = 0;
   /// Whether a block may be written while its parent is on its way to the same tier. A store that takes long for each write
   /// gets many blocks of one prompt at once then, and is as fast as its bandwidth. If the process dies at that moment, a
   /// block can be there without its parent: no prompt finds it before the parent is written again, and it is evicted in its
@@ -62,6 +65,7 @@ inline void require_valid(const TiersConfig& config, std::size_t tiers) {
           "0 or the number of stores");
   require(config.reads >= 1, "config.reads", config.reads, "at least 1");
   require(config.writes >= 1, "config.writes", config.writes, "at least 1");
+  require(config.layers_per_read >= 0, "config.layers_per_read", config.layers_per_read, "at least 0");
   require(config.reserve >= 0, "config.reserve", config.reserve, "at least 0");
   require(static_cast<bool>(config.seconds), "config.seconds", "no function", "a function");
 }

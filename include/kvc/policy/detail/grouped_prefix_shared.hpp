@@ -182,7 +182,8 @@ class GroupedPrefixShared
       const Retained& retained = tables_.rules().groups[g].retained;
       const Pos tokens = blocks_.nodes.block_tokens(g);  // blocks without gaps, so that the index takes them
       const Pos from = retained.everything() ? 0 : retained.first_seen(length) / tokens * tokens;
-      missing[g] = from > retained.kept ? PosRange{retained.kept, from} : PosRange{0, 0};
+      const Pos kept = ceil_div(retained.kept, tokens) * tokens;
+      missing[g] = from > kept ? PosRange{kept, from} : PosRange{0, 0};
     }
     const RestoredState state{length, false};
     RestoreOptions options{.length = length, .missing = std::span(missing).first(tables_.rules().groups.size())};

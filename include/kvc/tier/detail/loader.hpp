@@ -2,24 +2,22 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
-#include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
-#include "kvc/core/scope_guard.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
-#include "kvc/policy/expected_prefix.hpp"
 #include "kvc/policy/salt.hpp"
+#include "kvc/tier/detail/load.hpp"
+#include "kvc/tier/detail/load_planner.hpp"
 #include "kvc/tier/detail/tier_link.hpp"
+#include "kvc/tier/detail/try_or.hpp"
 #include "kvc/tier/detail/writer.hpp"
 #include "kvc/tier/pool_bytes.hpp"
 #include "kvc/tier/pool_keys.hpp"
@@ -33,7 +31,8 @@ namespace detail {
 
 /// A load goes through three steps. It asks all tiers which blocks of a prompt they have; room is taken only once they
 /// have answered. It reads blocks into room that the policy has reserved, which nothing finds or reads. It makes those that
-/// have arrived matchable, in their order; the first block that fails ends the load before it.
+/// have arrived matchable: with one group in their order, and the first block that fails ends the load before it; with
+/// several groups all at once, and if a block fails, a shorter prefix is tried.
 template <class Cache>
 class Loader {
  public:
@@ -47,38 +46,26 @@ class Loader {
         writer_(writer),
         policy_(policy),
         stats_(stats),
-        block_tokens_(static_cast<std::size_t>(cache.policy().block_tokens())) {
-    spans_.reserve(bytes.pieces());
+        planner_(cache, config, tiers, keys, bytes, policy, stats),
+        node_tokens_(static_cast<std::size_t>(cache.policy().node_tokens())) {
+    spans_.reserve(bytes.most_spans());
   }
 
-  /// The number of a load that brings blocks of this prompt behind the first `cached` of it: one that is there, or a new
-  /// one; 0 if the prompt has no more full blocks before its last token. Throws std::bad_alloc; nothing has changed then.
+  /// The number of a load that brings blocks of this prompt behind the first `cached` nodes of it: one that is there, or a
+  /// new one; 0 if the prompt has no more whole nodes before its last token. Throws std::bad_alloc; nothing has changed
+  /// then.
   std::uint64_t begin(std::span<const Token> prompt, const Salt& salt, std::size_t cached) {
-    const std::size_t blocks = (prompt.size() - 1) / block_tokens_;
-    if (blocks <= cached) {
+    const std::size_t nodes = (prompt.size() - 1) / node_tokens_;
+    if (nodes <= cached) {
       return 0;
     }
-    auto load = std::make_unique<Load>();
-    load->salt = salt;
-    load->prompt.assign(prompt.begin(), prompt.end());
-    load->blocks.resize(blocks);
-    KeyChain& chain = keys_.chain(salt.bytes());
-    for (std::size_t i = 0; i < blocks; ++i) {
-      load->blocks[i].info = chain.next(std::span<const Token>(load->prompt).subspan(i * block_tokens_, block_tokens_));
-    }
+    std::unique_ptr<Load> load = planner_.make(prompt, salt, nodes, cached);
     for (const auto& other : loads_) {
-      if (other->first <= cached && cached < other->end && other->arrived <= cached &&
-          other->blocks[cached].info.key == load->blocks[cached].info.key) {
+      if (other->cached <= cached && cached < other->end && other->arrived <= cached &&
+          other->items[cached * load->slots].info.key == load->items[cached * load->slots].info.key) {
         return other->number;  // those behind what the two have in common may follow in a load of their own
       }
     }
-    load->first = cached;
-    load->arrived = load->next = cached;
-    load->end = blocks;
-    for (std::size_t i = cached; i < blocks; ++i) {
-      load->keys.push_back(load->blocks[i].info.key);
-    }
-    load->found.resize(tiers_.size() * load->keys.size(), 0);
     for (TierLink& tier : tiers_) {
       tier.reserve();
     }
@@ -104,12 +91,30 @@ class Loader {
   /// Tokens that a load may still bring. 0 once it is over. O(loads).
   [[nodiscard]] Pos pending(std::uint64_t number) const noexcept {
     const Load* const load = find(number);
-    return load == nullptr ? 0 : static_cast<Pos>((load->end - std::min(load->arrived, load->end)) * block_tokens_);
+    return load == nullptr ? 0 : static_cast<Pos>((load->end - std::min(load->arrived, load->end)) * node_tokens_);
   }
   /// The length of the prefix that will be in the pool once a load is over; 0 if it is.
   [[nodiscard]] Pos end(std::uint64_t number) const noexcept {
     const Load* const load = find(number);
-    return load == nullptr ? 0 : static_cast<Pos>(load->end * block_tokens_);
+    return load == nullptr ? 0 : static_cast<Pos>(load->end * node_tokens_);
+  }
+  /// A load that has its room; nullptr if it is over, or its tiers have not answered. O(loads).
+  [[nodiscard]] const Load* with_room(std::uint64_t number) const noexcept {
+    const Load* const load = find(number);
+    return load != nullptr && load->pin && load->arrived < load->end ? load : nullptr;
+  }
+  /// Tokens at the beginning of a load's prefix whose rows of one step are in place. O(nodes).
+  [[nodiscard]] Pos ready(const Load& load, std::size_t step) const noexcept {
+    std::size_t node = load.arrived;
+    for (; node < load.end; ++node) {
+      for (std::size_t s = 0; s < load.slots; ++s) {
+        const std::size_t item = node * load.slots + s;
+        if (load.items[item].is_needed && !load.in_place(step, item)) {
+          return static_cast<Pos>(node * node_tokens_);
+        }
+      }
+    }
+    return static_cast<Pos>(node * node_tokens_);
   }
   /// Ends a load. What has arrived stays. Reads that cannot be stopped keep their room until they end.
   void cancel(std::uint64_t number) {
@@ -141,35 +146,36 @@ class Loader {
   /// A read has ended.
   void read(std::size_t t, const Begun& begun, const Completion& completion) {
     TierLink& tier = tiers_[t];
-    tier.bytes_reading -= static_cast<double>(bytes_.bytes());
+    tier.bytes_reading -= begun.bytes;
     Load* const load = find(begun.load);
     if (load == nullptr) {
       return;
     }
     --load->reads;
-    Loading& block = load->blocks[begun.item];
+    Load::Unit& unit = load->units[begun.item];
     if (completion.outcome == StoreOutcome::done) {
       policy_.reads(t).add(begun.bytes_before, config_.seconds() - begun.began);
-      block.state = State::in_place;
+      unit.state = Load::State::in_place;
       return;
     }
     tier.stats.load_misses += completion.outcome == StoreOutcome::missing ? 1 : 0;
     tier.stats.load_refused += completion.outcome == StoreOutcome::refused ? 1 : 0;
     tier.stats.load_failed += completion.outcome == StoreOutcome::failed ? 1 : 0;
-    load->answers(t)[begun.item - load->first] = 0;
-    block.state = State::absent;
-    if (begun.item < load->end) {
-      if (source(*load, begun.item)) {
+    const std::size_t item = begun.item % load->items.size();
+    load->forget(t, item);
+    unit.state = Load::State::absent;
+    if (item < load->end * load->slots) {
+      if (load->source(item)) {
         load->next = std::min(load->next, begun.item);  // another tier has it
       } else {
-        shorten(*load, begun.item);
+        lack(*load, item);
       }
     }
     if (completion.outcome == StoreOutcome::refused) {  // nobody is to find it again
       try_or(
           [&] {
             tier.reserve();
-            tier.remember({.operation = StoreOperation::erase, .ticket = tier.store.erase(block.info.key)});
+            tier.remember({.operation = StoreOperation::erase, .ticket = tier.store.erase(load->items[item].info.key)});
           },
           [] {});
     }
@@ -184,13 +190,21 @@ class Loader {
     for (std::size_t i = 0; i < loads_.size();) {
       Load& load = *loads_[i];
       if (load.lookups == 0) {
-        if (!load.planned) {
-          plan(load);
+        while (!load.planned || load.lacks) {
+          if (load.reads > 0) {
+            break;
+          }
+          if (load.lacks) {
+            give_back(load);
+          }
+          planner_.plan(load);
         }
-        read_more(load, most, ended);
-        matchable += arrive(load);
+        if (!load.lacks) {
+          read_more(load, most, ended);
+        }
+        matchable += load.lacks ? 0 : arrive(load);
       }
-      if (load.lookups == 0 && load.reads == 0 && load.arrived >= load.end) {
+      if (load.lookups == 0 && load.reads == 0 && load.arrived >= load.end && !load.lacks) {
         finish(i);
       } else {
         ++i;
@@ -224,148 +238,72 @@ class Loader {
   }
 
  private:
-  enum class State : std::uint8_t { absent, reading, in_place };
-  struct Loading {
-    RecordInfo info{};  // its tokens are those of the prompt
-    BlockId to = no_block;
-    State state = State::absent;
-    std::uint8_t tier = 0;  // that it is, or was, read from
-  };
-  struct Load {
-    std::uint64_t number = 0;
-    std::vector<Token> prompt;
-    Salt salt;
-    std::vector<Loading> blocks;      // of the prompt
-    std::vector<BlockKey> keys;       // of the blocks from `first` on
-    std::vector<std::uint8_t> found;  // [tiers, keys] the answers
-    std::size_t first = 0;
-    std::size_t arrived = 0;  // blocks at the beginning that are matchable
-    std::size_t end = 0;      // and that will be, at most
-    std::size_t next = 0;     // the next to read
-    std::size_t lookups = 0;  // under way
-    std::size_t reads = 0;
-    std::size_t wanted = 0;  // blocks that the load began with
-    bool planned = false;
-    std::optional<PinId> pin;
-
-    [[nodiscard]] std::span<std::uint8_t> answers(std::size_t tier) noexcept {
-      return std::span(found).subspan(tier * keys.size(), keys.size());
-    }
-  };
-
-  /// f(), and `otherwise()` if that throws.
-  template <class F, class G>
-  static void try_or(F&& f, [[maybe_unused]] G&& otherwise) {
-#if KVC_HAS_EXCEPTIONS
-    try {
-      f();
-    } catch (...) {
-      otherwise();
-    }
-#else
-    f();
-#endif
-  }
+  using State = Load::State;
 
   [[nodiscard]] Load* find(std::uint64_t number) const noexcept {
     const auto found = std::ranges::find_if(loads_, [&](const auto& load) { return load->number == number; });
     return found == loads_.end() ? nullptr : found->get();
   }
-  /// The fastest tier that has a block.
-  [[nodiscard]] std::optional<std::size_t> source(Load& load, std::size_t block) noexcept {
-    for (std::size_t t = 0; t < tiers_.size(); ++t) {
-      if (load.answers(t)[block - load.first] != 0) {
-        return t;
-      }
-    }
-    return std::nullopt;
-  }
 
-  /// Decides how much to load, and reserves the room.
-  void plan(Load& load) {
-    load.planned = true;
-    const std::size_t begin =
-        static_cast<std::size_t>(cache_.match_length(load.prompt, {.salt = load.salt})) / block_tokens_;
-    const std::size_t end = std::exchange(load.end, load.first);
-    if (begin < load.first) {  // evicted meanwhile, and nobody was asked for it
-      ++stats_.loads_overtaken;
+  /// No tier has a needed item any more.
+  void lack(Load& load, std::size_t item) {
+    if (planner_.is_plain()) {
+      shorten(load, item / load.slots);
       return;
     }
-    load.arrived = load.next = load.end = begin;
-    std::vector<std::uint8_t> tiers;
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::optional<std::size_t> tier = source(load, i);
-      if (!tier) {
-        break;
-      }
-      tiers.push_back(static_cast<std::uint8_t>(*tier));
+    load.lacks = true;
+    cancel_reads(load, 0);
+  }
+  /// Before another attempt at a prefix that cannot arrive as it was planned.
+  void give_back(Load& load) {
+    count_unused(load);
+    if (load.pin) {
+      cache_.unpin(*load.pin);
+      load.pin.reset();
     }
-    std::array<double, TierPolicy::max_tiers> under_way{};
-    for (std::size_t t = 0; t < tiers_.size(); ++t) {
-      under_way[t] = tiers_[t].bytes_reading;
-    }
-    LoadCandidate candidate{.cached = static_cast<Pos>(begin * block_tokens_),
-                            .prompt = static_cast<Pos>(load.prompt.size()),
-                            .block_tokens = static_cast<Pos>(block_tokens_),
-                            .block_bytes = static_cast<double>(bytes_.bytes()),
-                            .tiers = tiers,
-                            .bytes_under_way = std::span(under_way).first(tiers_.size())};
-    std::size_t count = policy_.blocks_to_load(candidate);
-    stats_.blocks_computed += static_cast<Index>(tiers.size() - count);
-    if (count == 0) {
-      return;
-    }
-    const auto expect = [&] {
-      return cache_.try_expect(std::span<const Token>(load.prompt).first((begin + count) * block_tokens_), load.salt);
-    };
-    auto expected = expect();
-    if (const auto room = cache_.available() - static_cast<Index>(begin); !expected && room > 0) {
-      count = std::min(count, static_cast<std::size_t>(room));  // what is cached of the prefix may be evictable now
-      expected = expect();
-    }
-    if (!expected) {
-      ++stats_.loads_no_room;
-      return;
-    }
-    ++stats_.loads;
-    load.pin = expected->pin;
-    load.end = begin + count;
-    load.wanted = load.end;
-    KVC_ASSERT(expected->blocks.size() == count);
-    for (std::size_t i = 0; i < expected->blocks.size(); ++i) {
-      load.blocks[load.next + i].to = expected->blocks[i];
-    }
+    load.lacks = load.planned = false;
+    load.end = load.nodes();
   }
 
   template <class F>
   void read_more(Load& load, std::size_t& most, F&& ended) {
-    while (load.next < load.end && most > 0 && reads() < config_.reads) {
-      const std::size_t i = load.next;
-      Loading& block = load.blocks[i];
-      const std::optional<std::size_t> tier = source(load, i);
-      if (block.state != State::absent || !tier) {
-        load.next += tier ? 1 : 0;
-        if (!tier) {
-          shorten(load, i);
-        }
+    while (load.next < load.units.size() && load.end > load.arrived && !load.lacks && most > 0 &&
+           reads() < config_.reads) {
+      const std::size_t number = load.next;
+      const std::size_t step = number / load.items.size();
+      const std::size_t i = number % load.items.size();
+      const Load::Item& item = load.items[i];
+      Load::Unit& unit = load.units[number];
+      const PartRange parts = planner_.parts(i % load.slots, step);
+      if (!item.is_needed || i >= load.end * load.slots || unit.state != State::absent || parts.count == 0) {
+        ++load.next;
+        unit.state = parts.count == 0 ? State::in_place : unit.state;
         continue;
       }
-      KVC_ASSERT(block.to != no_block);
+      const std::optional<std::size_t> tier = load.source(i);
+      if (!tier) {
+        lack(load, i);
+        continue;
+      }
       TierLink& link = tiers_[*tier];
       link.reserve();
       spans_.clear();
-      bytes_.for_each(block.to, [&](io::ByteSpan piece) { spans_.push_back(piece); });
+      double bytes = 0;
+      bytes_.for_each(planner_.place(load, i), parts.first, parts.first + parts.count, [&](io::ByteSpan span) {
+        spans_.push_back(span);
+        bytes += static_cast<double>(span.size());
+      });
       const double now = config_.seconds();
-      const Ticket ticket = link.store.read(block.info, spans_);
-      link.bytes_reading += static_cast<double>(bytes_.bytes());
+      const Ticket ticket = link.store.read(item.info, spans_, parts);
+      link.bytes_reading += bytes;
       link.remember({.operation = StoreOperation::read,
                      .ticket = ticket,
                      .load = load.number,
-                     .item = i,
+                     .item = number,
+                     .bytes = bytes,
                      .began = now,
                      .bytes_before = link.bytes_reading});
-      block.state = State::reading;
-      block.tier = static_cast<std::uint8_t>(*tier);
+      unit = {State::reading, static_cast<std::uint8_t>(*tier)};
       ++load.reads;
       ++load.next;
       --most;
@@ -373,54 +311,100 @@ class Loader {
     }
   }
 
-  /// Makes the blocks matchable that have arrived, and all before them.
+  /// Makes what has arrived matchable, and all before it.
   std::size_t arrive(Load& load) {
-    std::size_t arrived = load.arrived;
-    while (arrived < load.end && load.blocks[arrived].state == State::in_place) {
-      std::uint8_t tiers = 0;
-      for (std::size_t t = 0; t < tiers_.size(); ++t) {
-        tiers = static_cast<std::uint8_t>(tiers | (load.answers(t)[arrived - load.first] != 0 ? 1 : 0) << t);
-      }
-      writer_.set_held_by(load.blocks[arrived].to, tiers);
-      ++arrived;
-    }
-    if (arrived == load.arrived) {
+    if (!load.pin) {
       return 0;
     }
-    const bool taken = cache_.arrive(*load.pin, static_cast<Pos>(arrived * block_tokens_));
-    for (std::size_t i = load.arrived; i < arrived; ++i) {
-      writer_.set_held_by(load.blocks[i].to, 0);
-      TierStats& tier = tiers_[load.blocks[i].tier].stats;
-      (taken ? tier.loaded : tier.loads_unused) += 1;
-      tier.bytes_loaded += taken ? static_cast<Index>(bytes_.bytes()) : 0;
+    std::size_t arrived = load.arrived;
+    while (arrived < load.end && node_in_place(load, arrived)) {
+      ++arrived;
     }
-    const std::size_t count = arrived - load.arrived;
+    if (arrived == load.arrived || (!planner_.is_plain() && arrived < load.end)) {
+      return 0;
+    }
+    for_each_needed(load, planner_.is_plain() ? load.arrived : 0, arrived,
+                    [&](std::size_t item) { writer_.set_arriving(load.items[item].info.key, load.holders(item)); });
+    const std::span<const Token> prefix = std::span<const Token>(load.prompt).first(arrived * node_tokens_);
+    const bool taken = planner_.is_plain() ? cache_.arrive(*load.pin, static_cast<Pos>(prefix.size()))
+                                           : cache_.arrive(*load.pin, TokenSpan(prefix));
+    writer_.forget_arriving();
     if (!taken) {  // the cache was cleared
       ++stats_.loads_cancelled;
       shorten(load, load.arrived);
       return 0;
     }
+    std::size_t count = 0;
+    for_each_needed(load, planner_.is_plain() ? load.arrived : 0, arrived, [&](std::size_t item) {
+      if (const std::uint8_t t = load.units[item].tier; t != Load::from_pool) {
+        TierStats& tier = tiers_[t].stats;
+        ++tier.loaded;
+        tier.bytes_loaded += static_cast<Index>(bytes_.bytes(item % load.slots));
+      }
+      ++count;
+    });
     load.arrived = arrived;
     return count;
   }
+  [[nodiscard]] bool node_in_place(const Load& load, std::size_t node) const noexcept {
+    for (std::size_t s = 0; s < load.slots; ++s) {
+      const std::size_t item = node * load.slots + s;
+      if (load.items[item].is_needed && !load.in_place(item)) {
+        return false;
+      }
+    }
+    return true;
+  }
+  /// f(item) for the items of these nodes that are to be read.
+  template <class F>
+  static void for_each_needed(const Load& load, std::size_t first, std::size_t last, F&& f) {
+    for (std::size_t item = first * load.slots; item < last * load.slots; ++item) {
+      if (load.items[item].is_needed) {
+        f(item);
+      }
+    }
+  }
+  /// Counts what was read and serves nobody.
+  void count_unused(const Load& load) noexcept {
+    for_each_needed(load, planner_.is_plain() ? load.arrived : 0, load.arrived < load.wanted ? load.wanted : 0,
+                    [&](std::size_t item) {
+                      const std::uint8_t t = load.units[item].tier;
+                      if (t != Load::from_pool && load.in_place(item)) {
+                        ++tiers_[t].stats.loads_unused;
+                      }
+                    });
+  }
 
-  /// No block from `end` on will arrive.
+  /// No node from `end` on will arrive.
   void shorten(Load& load, std::size_t end) {
     load.end = std::min(load.end, end);
     load.planned = true;  // if nothing has been planned, nothing will be
+    load.lacks = false;
+    cancel_reads(load, load.end * load.slots);
+    if (load.end > load.cached) {
+      return;
+    }
+    cancel_if(load, [](const Begun& begun) { return begun.operation == StoreOperation::lookup; });
+  }
+  /// Cancels the reads of items from this one on, as far as that is possible.
+  void cancel_reads(Load& load, std::size_t from) {
+    cancel_if(load, [&](const Begun& begun) {
+      return begun.operation == StoreOperation::read && begun.item % load.items.size() >= from;
+    });
+  }
+  template <class F>
+  void cancel_if(Load& load, F&& is_meant) {
     for (TierLink& tier : tiers_) {
       const std::vector<Begun>& begun = tier.begun;
       for (std::size_t i = begun.size(); i-- > 0;) {
         const Begun operation = begun[i];
-        const bool is_read = operation.operation == StoreOperation::read;
-        if (operation.load != load.number || (is_read && operation.item < load.end) ||
-            (!is_read && load.end > load.first) || !tier.store.cancel(operation.ticket)) {
+        if (operation.load != load.number || !is_meant(operation) || !tier.store.cancel(operation.ticket)) {
           continue;
         }
         (void)tier.recall(operation.ticket);
-        if (is_read) {
-          tier.bytes_reading -= static_cast<double>(bytes_.bytes());
-          load.blocks[operation.item].state = State::absent;
+        if (operation.operation == StoreOperation::read) {
+          tier.bytes_reading -= operation.bytes;
+          load.units[operation.item].state = State::absent;
           --load.reads;
         } else {
           --load.lookups;
@@ -432,9 +416,7 @@ class Loader {
   void finish(std::size_t i) {
     Load& load = *loads_[i];
     if (load.pin) {
-      for (std::size_t block = load.end; block < load.wanted; ++block) {
-        tiers_[load.blocks[block].tier].stats.loads_unused += load.blocks[block].state == State::in_place ? 1 : 0;
-      }
+      count_unused(load);
       stats_.loads_short += load.end < load.wanted ? 1 : 0;
       cache_.unpin(*load.pin);
     }
@@ -449,7 +431,8 @@ class Loader {
   Writer<Cache>& writer_;
   TierPolicy& policy_;
   TiersStats& stats_;
-  std::size_t block_tokens_;
+  LoadPlanner<Cache> planner_;
+  std::size_t node_tokens_;
   std::vector<std::unique_ptr<Load>> loads_;
   std::vector<io::ByteSpan> spans_;
   std::uint64_t last_ = 0;

@@ -25,8 +25,9 @@ struct Begun {
   StoreOperation operation = StoreOperation::lookup;
   Ticket ticket = 0;
   std::uint64_t load = 0;    ///< of lookups and reads: the number of the load
-  std::size_t item = 0;      ///< of reads: the number of the block in its prefix; of writes: of the staged block
-  BlockId block = no_block;  ///< of writes from the pool: the block
+  std::size_t item = 0;      ///< of reads: the number of the unit in its load; of writes: of the staged block
+  BlockId block = no_block;  ///< of writes from the pool: the tier block
+  double bytes = 0;          ///< of reads and writes
   double began = 0;          ///< seconds
   double bytes_before = 0;   ///< of reads: bytes that were to be read when it began, its own included
 };

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -14,7 +15,6 @@
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
-#include "kvc/policy/block_array.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/block_value.hpp"
 #include "kvc/policy/eviction/concept.hpp"
@@ -29,7 +29,25 @@ inline namespace v0 {
 namespace tier {
 namespace detail {
 
-/// Hears what the cache stores and removes. A block is only written while it is cached: its rows are complete then and do
+/// f(PoolPlace) of a cached tier block. `state` holds the blocks of states during the call.
+template <class Cache, class F>
+void with_pool_place(const Cache& cache, const PoolKeys& keys, TierBlock block, std::vector<BlockId>& state, F&& f) {
+  const auto& policy = cache.policy();
+  const std::size_t slot = keys.slot(block);
+  const BlockId first = keys.pool_block(block);
+  if (slot < static_cast<std::size_t>(policy.groups())) {
+    const Pos node = keys.depth(block) * policy.node_tokens();
+    f(PoolPlace{slot, std::span(&first, 1), node % policy.block_tokens(static_cast<Index>(slot))});
+    return;
+  }
+  state.clear();
+  for (BlockId next = first; next != no_block; next = policy.next_state_block(next)) {
+    state.push_back(next);
+  }
+  f(PoolPlace{slot, state, 0});
+}
+
+/// Hears what the cache stores and removes. Blocks are those of the tiers: see TierBlock. A block is only written while it is cached: its rows are complete then and do
 /// not change. Bytes are copied before a store reads them, unless it copies at once, so no write under way refers to the
 /// pool. A block that leaves the pool unwritten is copied aside while the event is reported, before anybody can overwrite
 /// it, if its parent is held already and there is room aside; otherwise it is lost to the tier.
@@ -45,55 +63,59 @@ class Writer {
         policy_(policy),
         most_(config.writes),
         reserve_(config.reserve > 0 ? config.reserve : cache.policy().blocks() / 8),
-        held_by_(cache.policy().blocks(), 0) {
-    path_.reserve(static_cast<std::size_t>(cache.policy().blocks()));
-    spans_.reserve(bytes.pieces());
+        node_tokens_(cache.policy().node_tokens()) {
+    path_.reserve(static_cast<std::size_t>(cache.policy().nodes()));
+    spans_.reserve(bytes.most_spans());
+    state_.reserve(static_cast<std::size_t>(cache.layers().layers()));
     if (std::ranges::any_of(tiers, [](const TierLink& t) { return t.rule != WriteRule::never; })) {
       staged_.resize(config.writes);
       for (Staged& staged : staged_) {
-        staged.bytes.resize(bytes.bytes());
-        staged.tokens.resize(static_cast<std::size_t>(cache.policy().block_tokens()));
+        staged.bytes.resize(bytes.most_bytes());
+        staged.tokens.resize(static_cast<std::size_t>(node_tokens_));
       }
     }
   }
 
   // --- events, in the middle of an operation of the cache ------------------------------------------------------------
 
+  void operator()(const NodeAdded& event) noexcept {
+    (void)named([&] {
+      keys_.add(event);
+      return TierBlock{0};
+    });
+  }
   void operator()(const BlockStored& event) noexcept {
-#if KVC_HAS_EXCEPTIONS
-    try {
-#endif
-      if (!keys_.store(event)) {
-        return;
-      }
-#if KVC_HAS_EXCEPTIONS
-    } catch (...) {  // without a name the block cannot be stored; the cache itself is whole
+    const TierBlock block = named([&] { return keys_.store(event); });
+    if (block == no_block) {
       return;
     }
-#endif
+    std::uint8_t holders = 0;
+    if (!arriving_.empty()) {
+      const auto arriving = arriving_.find(keys_.find(block)->key);
+      holders = arriving != arriving_.end() ? arriving->second : holders;
+    }
     for (std::size_t t = 0; t < tiers_.size(); ++t) {
-      if ((held_by_[event.block] >> t & 1) != 0) {
-        tiers_[t].queue.hold(event.block);
+      if ((holders >> t & 1) != 0) {
+        tiers_[t].queue.hold(block);
       } else if (tiers_[t].rule != WriteRule::selective) {
-        plan(tiers_[t], event.block);
+        plan(tiers_[t], block);
       }
     }
   }
   void operator()(const BlockRemoved& event) noexcept {
-    if (keys_.find(event.block) == nullptr) {
-      return;
-    }
-    for (std::size_t t = 0; t < tiers_.size(); ++t) {
-      WriteQueue& queue = tiers_[t].queue;
-      const bool ready = queue.state(event.block) == WriteState::ready;
-      if (ready || (queue.state(event.block) == WriteState::none && worth(tiers_[t], event.block))) {
-        rescue(t, event.block);
+    keys_.for_each_in(event.block, [&](TierBlock block) {
+      for (std::size_t t = 0; t < tiers_.size(); ++t) {
+        WriteQueue& queue = tiers_[t].queue;
+        const bool ready = queue.state(block) == WriteState::ready;
+        if (ready || (queue.state(block) == WriteState::none && worth(tiers_[t], block))) {
+          rescue(t, block);
+        }
+        queue.forget(block);
       }
-      queue.forget(event.block);
-    }
-    for (Staged& staged : staged_) {
-      staged.block = staged.block == event.block ? no_block : staged.block;
-    }
+      for (Staged& staged : staged_) {
+        staged.block = staged.block == block ? no_block : staged.block;
+      }
+    });
     keys_.remove(event.block);
   }
   void operator()(const AllBlocksCleared&) noexcept {
@@ -107,19 +129,18 @@ class Writer {
     keys_.clear();
   }
 
-  /// A block that is about to become cached is held by these tiers, one bit for each: its rows came from one of them.
-  void set_held_by(BlockId block, std::uint8_t tiers) noexcept { held_by_[block] = tiers; }
-  /// Later prompts have found these blocks, the first ones of a prefix.
+  /// The block of this key is about to become cached, and these tiers hold it, one bit for each: its rows came from one of
+  /// them. Until forget_arriving. Throws std::bad_alloc.
+  void set_arriving(const BlockKey& key, std::uint8_t tiers) { arriving_.insert_or_assign(key, tiers); }
+  void forget_arriving() noexcept { arriving_.clear(); }
+  /// Later prompts have found these blocks of the pool.
   void found(std::span<const BlockId> blocks) noexcept {
     for (const BlockId block : blocks) {
-      if (keys_.find(block) == nullptr) {
-        return;
-      }
-      for (TierLink& tier : tiers_) {
-        if (tier.rule != WriteRule::never && tier.queue.state(block) == WriteState::none) {
-          (void)tier.queue.add(block, keys_.parent(block));
+      keys_.for_each_in(block, [&](TierBlock each) {
+        for (TierLink& tier : tiers_) {
+          plan(tier, each);
         }
-      }
+      });
     }
   }
   /// The tier has evicted the record of this key.
@@ -153,9 +174,14 @@ class Writer {
       if (tier.store.copies_at_once()) {
         tier.reserve();
         spans_.clear();
-        bytes_.for_each(*block, [&](io::ByteSpan piece) { spans_.push_back(piece); });
+        with_place(*block, [&](const PoolPlace& place) {
+          bytes_.for_each(place, [&](io::ByteSpan span) { spans_.push_back(span); });
+        });
         const Ticket ticket = tier.store.write(*keys_.find(*block), spans_);
-        tier.remember({.operation = StoreOperation::write, .ticket = ticket, .block = *block});
+        tier.remember({.operation = StoreOperation::write,
+                       .ticket = ticket,
+                       .block = *block,
+                       .bytes = static_cast<double>(bytes_.bytes(keys_.slot(*block)))});
         undo.dismiss();
         ended();
       } else {
@@ -180,7 +206,7 @@ class Writer {
     }
     const bool done = outcome == StoreOutcome::done;
     tier.stats.stored += done ? 1 : 0;
-    tier.stats.bytes_stored += done ? static_cast<Index>(bytes_.bytes()) : 0;
+    tier.stats.bytes_stored += done ? static_cast<Index>(begun.bytes) : 0;
     tier.stats.store_full += outcome == StoreOutcome::full ? 1 : 0;
     tier.stats.store_failed += !done && outcome != StoreOutcome::full ? 1 : 0;
     if (block == no_block) {  // it left the pool
@@ -208,7 +234,22 @@ class Writer {
     RecordInfo info{};
     std::vector<Token> tokens;
     std::vector<std::byte> bytes;
+    std::size_t size = 0;
   };
+
+  /// f(), a tier block; no_block if it throws: without a name nothing is stored, and the cache itself is whole.
+  template <class F>
+  [[nodiscard]] static TierBlock named(F&& f) noexcept {
+#if KVC_HAS_EXCEPTIONS
+    try {
+      return f();
+    } catch (...) {
+      return no_block;
+    }
+#else
+    return f();
+#endif
+  }
 
   /// Plans to write a block, and what lacks of the blocks before it.
   void plan(TierLink& tier, BlockId block) noexcept {
@@ -243,8 +284,10 @@ class Writer {
       return true;
     }
     if constexpr (EstimatesReuse<std::remove_cvref_t<decltype(cache_.policy().eviction())>>) {
-      const BlockCost cost{miss_cost(tier, keys_.depth(block)), static_cast<double>(bytes_.bytes())};
-      const double value = block_value(cache_.policy().eviction(), block, cache_.policy().time(), cost);
+      const auto size = static_cast<double>(bytes_.bytes(keys_.slot(block)));
+      const BlockCost cost{miss_cost(tier, keys_.depth(block), size), size};
+      const double value =
+          block_value(cache_.policy().eviction(), keys_.pool_block(block), cache_.policy().time(), cost);
       const bool more = value > tier.mean_value;
       tier.mean_value += (value - tier.mean_value) / 256;
       tier.stats.not_worth += more ? 0 : 1;
@@ -257,8 +300,8 @@ class Writer {
 
   /// What a hit in the tier saves: computing a block with `depth` blocks before it, less reading it, in units of
   /// computing a first block. Measured, or if no prefill was, as compute_cost has it, and a read costs nothing.
-  [[nodiscard]] double miss_cost(const TierLink& tier, Pos depth) const noexcept {
-    const Pos tokens = cache_.policy().block_tokens();
+  [[nodiscard]] double miss_cost(const TierLink& tier, Pos depth, double bytes) const noexcept {
+    const Pos tokens = node_tokens_;
     const PrefillSpeed& prefill = policy_.prefill();
     const double first = prefill.known() ? prefill.seconds({0, tokens}) : 0;
     if (!(first > 0)) {
@@ -266,10 +309,15 @@ class Writer {
     }
     // The latency is that of a whole prefix.
     const ReadSpeed& reads = policy_.reads(static_cast<std::size_t>(&tier - tiers_.data()));
-    const double read = reads.seconds(static_cast<double>(bytes_.bytes())) - reads.seconds(0);
+    const double read = reads.seconds(bytes) - reads.seconds(0);
     return std::max(0.0, prefill.seconds({depth * tokens, (depth + 1) * tokens}) - read) / first;
   }
 
+  /// f(PoolPlace) of a cached block; of states with the blocks of all layers.
+  template <class F>
+  void with_place(TierBlock block, F&& f) noexcept {
+    with_pool_place(cache_, keys_, block, state_, f);
+  }
   [[nodiscard]] Staged* free_stage() noexcept {
     const auto found = std::ranges::find(staged_, Use::free, &Staged::use);
     return found == staged_.end() ? nullptr : &*found;
@@ -280,7 +328,8 @@ class Writer {
     staged.info = *keys_.find(block);
     std::ranges::copy(staged.info.tokens, staged.tokens.begin());
     staged.info.tokens = staged.tokens;
-    bytes_.copy_out(block, staged.bytes.data());
+    staged.size = bytes_.bytes(keys_.slot(block));
+    with_place(block, [&](const PoolPlace& place) { bytes_.copy_out(place, staged.bytes.data()); });
   }
   void rescue(std::size_t t, BlockId block) noexcept {
     Staged* const staged = free_stage();
@@ -297,11 +346,12 @@ class Writer {
   void send(Staged& staged) {
     TierLink& tier = tiers_[staged.tier];
     tier.reserve();
-    const io::ConstByteSpan bytes(staged.bytes);
+    const io::ConstByteSpan bytes(staged.bytes.data(), staged.size);
     const Ticket ticket = tier.store.write(staged.info, std::span(&bytes, 1));
     tier.remember({.operation = StoreOperation::write,
                    .ticket = ticket,
-                   .item = static_cast<std::size_t>(&staged - staged_.data())});
+                   .item = static_cast<std::size_t>(&staged - staged_.data()),
+                   .bytes = static_cast<double>(staged.size)});
     staged.use = Use::under_way;
   }
 
@@ -312,9 +362,11 @@ class Writer {
   const TierPolicy& policy_;
   std::size_t most_;
   Index reserve_;
-  BlockArray<std::uint8_t> held_by_;  // while rows arrive
+  Pos node_tokens_;
+  std::unordered_map<BlockKey, std::uint8_t, BlockKeyHash> arriving_;
   std::vector<BlockId> path_;
   std::vector<io::ConstByteSpan> spans_;
+  std::vector<BlockId> state_;  // blocks of a state
   std::vector<Staged> staged_;
 };
 
