@@ -17,6 +17,16 @@
 namespace kvc {
 inline namespace v0 {
 namespace tier {
+namespace detail {}  // namespace detail
+
+/// A sequence on a prefix that is still on its way: see Tiers::open_early.
+struct EarlySequence {
+  SeqId seq{};
+  Pos pending = 0;            ///< its length: positions of the prefix
+  std::uint64_t load = 0;     ///< number of the load
+  std::uint64_t attempt = 0;  ///< of the load
+};
+
 namespace detail {
 
 /// The items of a load are the tier blocks of its prompt: what each node of the index would have in each slot. Item
@@ -45,24 +55,25 @@ struct Load {
   Salt salt;
   std::size_t slots = 1;
   std::size_t steps = 1;
-  std::vector<Item> items;           ///< [nodes of the prompt, slots]
-  std::vector<Unit> units;           ///< [steps, items]
-  std::vector<BlockKey> keys;        ///< of the items from `first * slots` on
-  std::vector<std::uint8_t> found;   ///< [tiers, keys] the answers
-  std::vector<BlockId> states;       ///< blocks of the states behind the last node, kind after kind
-  std::vector<std::size_t> state_at; ///< [slots + 1] where those of a slot begin in `states`
-  std::size_t first = 0;             ///< node from which on the tiers were asked
-  std::size_t cached = 0;            ///< nodes that the pool had when they were
-  std::size_t arrived = 0;           ///< nodes at the beginning that are matchable
-  std::size_t end = 0;               ///< and that will be, at most
-  std::size_t next = 0;              ///< the next unit to read
-  std::size_t lookups = 0;           ///< under way
+  std::vector<Item> items;            ///< [nodes of the prompt, slots]
+  std::vector<Unit> units;            ///< [steps, items]
+  std::vector<BlockKey> keys;         ///< of the items from `first * slots` on
+  std::vector<std::uint8_t> found;    ///< [tiers, keys] the answers
+  std::vector<BlockId> states;        ///< blocks of the states behind the last node, kind after kind
+  std::vector<std::size_t> state_at;  ///< [slots + 1] where those of a slot begin in `states`
+  std::size_t first = 0;              ///< node from which on the tiers were asked
+  std::size_t cached = 0;             ///< nodes that the pool had when they were
+  std::size_t arrived = 0;            ///< nodes at the beginning that are matchable
+  std::size_t end = 0;                ///< and that will be, at most
+  std::size_t next = 0;               ///< the next unit to read
+  std::size_t lookups = 0;            ///< under way
   std::size_t reads = 0;
   std::size_t wanted = 0;  ///< nodes that the load began with
   int attempts = 0;        ///< at a prefix of several groups
   bool planned = false;
   bool lacks = false;  ///< a unit that a whole arrival needs cannot be had
   std::optional<PinId> pin;
+  bool is_early = false;  ///< a sequence was opened on it
 
   [[nodiscard]] std::span<std::uint8_t> answers(std::size_t tier) noexcept {
     return std::span(found).subspan(tier * keys.size(), keys.size());

@@ -50,6 +50,7 @@ class LoadPlanner {
         is_plain_(rules_.is_plain()),
         node_tokens_(static_cast<std::size_t>(cache.policy().node_tokens())),
         ends_(cache.policy().node_tokens()),
+        layers_per_read_(config.layers_per_read),
         steps_(steps_of(cache, config.layers_per_read)) {
     for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
       const auto in_block = static_cast<std::size_t>(cache.policy().block_tokens(static_cast<Index>(g)));
@@ -66,6 +67,10 @@ class LoadPlanner {
   [[nodiscard]] bool is_plain() const noexcept { return is_plain_; }
   /// Steps in which the layers are read.
   [[nodiscard]] std::size_t steps() const noexcept { return steps_.size(); }
+  /// The step that brings a layer of the model.
+  [[nodiscard]] std::size_t step_of(Index layer) const noexcept {
+    return static_cast<std::size_t>(layers_per_read_ > 0 ? layer / layers_per_read_ : 0);
+  }
   /// The layers of a slot that a step reads.
   [[nodiscard]] PartRange parts(std::size_t slot, std::size_t step) const noexcept { return steps_[step][slot]; }
   /// Where an item of a planned load is read to.
@@ -159,13 +164,12 @@ class LoadPlanner {
     for (std::size_t t = 0; t < tiers_.size(); ++t) {
       under_way[t] = tiers_[t].bytes_reading;
     }
-    const std::size_t count =
-        policy_.blocks_to_load({.cached = static_cast<Pos>(begin * node_tokens_),
-                                .prompt = static_cast<Pos>(load.prompt.size()),
-                                .block_tokens = static_cast<Pos>(node_tokens_),
-                                .block_bytes = bytes,
-                                .tiers = tiers,
-                                .bytes_under_way = std::span(under_way).first(tiers_.size())});
+    const std::size_t count = policy_.blocks_to_load({.cached = static_cast<Pos>(begin * node_tokens_),
+                                                      .prompt = static_cast<Pos>(load.prompt.size()),
+                                                      .block_tokens = static_cast<Pos>(node_tokens_),
+                                                      .block_bytes = bytes,
+                                                      .tiers = tiers,
+                                                      .bytes_under_way = std::span(under_way).first(tiers_.size())});
     return count;
   }
   [[nodiscard]] std::optional<ExpectedPrefix> expect(const Load& load, std::size_t nodes) {
@@ -330,6 +334,7 @@ class LoadPlanner {
   std::size_t node_tokens_;
   std::size_t most_block_ = 1;  // nodes of the largest block
   LoadEnds ends_;
+  Index layers_per_read_;
   std::vector<std::vector<PartRange>> steps_;  // [steps, slots]
   std::vector<std::uint8_t> tiers_of_;
   std::vector<std::byte> copied_;

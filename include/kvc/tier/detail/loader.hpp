@@ -104,8 +104,9 @@ class Loader {
     return load != nullptr && load->pin && load->arrived < load->end ? load : nullptr;
   }
   /// Tokens at the beginning of a load's prefix whose rows of one step are in place. O(nodes).
-  [[nodiscard]] Pos ready(const Load& load, std::size_t step) const noexcept {
-    std::size_t node = load.arrived;
+  [[nodiscard]] Pos ready(const Load& load, Index layer) const noexcept {
+    const std::size_t step = planner_.step_of(layer);
+    std::size_t node = first_of(load);
     for (; node < load.end; ++node) {
       for (std::size_t s = 0; s < load.slots; ++s) {
         const std::size_t item = node * load.slots + s;
@@ -116,6 +117,22 @@ class Loader {
     }
     return static_cast<Pos>(node * node_tokens_);
   }
+  /// A sequence on a load that has its room.
+  [[nodiscard]] EarlySequence open_early(std::uint64_t number) {
+    Load& load = *find(number);
+    early_.reserve(early_.size() + 1);
+    const SeqId seq = cache_.open_expected(*load.pin);
+    load.is_early = true;
+    return {seq, cache_.length(seq), number, static_cast<std::uint64_t>(load.attempts)};
+  }
+  /// Whether all of its prefix has arrived. Once for each.
+  [[nodiscard]] bool has_arrived(const EarlySequence& early) {
+    const auto found =
+        std::ranges::find_if(early_, [&](const Early& e) { return e.load == early.load && e.length == early.pending; });
+    return found != early_.end() && found->attempt == early.attempt;
+  }
+  /// No sequence that was opened early can be finished.
+  void forget_early() noexcept { early_.clear(); }
   /// Ends a load. What has arrived stays. Reads that cannot be stopped keep their room until they end.
   void cancel(std::uint64_t number) {
     if (Load* const load = find(number)) {
@@ -239,6 +256,13 @@ class Loader {
 
  private:
   using State = Load::State;
+  /// A load that has arrived as a whole, on which a sequence was opened before.
+  struct Early {
+    std::uint64_t load;
+    std::uint64_t attempt;
+    Pos length;
+  };
+  static constexpr std::size_t most_early = 1024;
 
   [[nodiscard]] Load* find(std::uint64_t number) const noexcept {
     const auto found = std::ranges::find_if(loads_, [&](const auto& load) { return load->number == number; });
@@ -316,14 +340,14 @@ class Loader {
     if (!load.pin) {
       return 0;
     }
-    std::size_t arrived = load.arrived;
+    std::size_t arrived = first_of(load);
     while (arrived < load.end && node_in_place(load, arrived)) {
       ++arrived;
     }
-    if (arrived == load.arrived || (!planner_.is_plain() && arrived < load.end)) {
+    if (arrived <= load.arrived || (!planner_.is_plain() && arrived < load.end)) {
       return 0;
     }
-    for_each_needed(load, planner_.is_plain() ? load.arrived : 0, arrived,
+    for_each_needed(load, first_of(load), arrived,
                     [&](std::size_t item) { writer_.set_arriving(load.items[item].info.key, load.holders(item)); });
     const std::span<const Token> prefix = std::span<const Token>(load.prompt).first(arrived * node_tokens_);
     const bool taken = planner_.is_plain() ? cache_.arrive(*load.pin, static_cast<Pos>(prefix.size()))
@@ -335,7 +359,7 @@ class Loader {
       return 0;
     }
     std::size_t count = 0;
-    for_each_needed(load, planner_.is_plain() ? load.arrived : 0, arrived, [&](std::size_t item) {
+    for_each_needed(load, first_of(load), arrived, [&](std::size_t item) {
       if (const std::uint8_t t = load.units[item].tier; t != Load::from_pool) {
         TierStats& tier = tiers_[t].stats;
         ++tier.loaded;
@@ -344,8 +368,16 @@ class Loader {
       ++count;
     });
     load.arrived = arrived;
+    if (load.is_early && arrived == load.wanted) {
+      if (early_.size() == most_early) {
+        early_.erase(early_.begin());
+      }
+      early_.push_back({load.number, static_cast<std::uint64_t>(load.attempts), static_cast<Pos>(prefix.size())});
+    }
     return count;
   }
+  /// The first node that may lack something: of several groups, a block may be read whose first rows the pool has.
+  [[nodiscard]] std::size_t first_of(const Load& load) const noexcept { return planner_.is_plain() ? load.arrived : 0; }
   [[nodiscard]] bool node_in_place(const Load& load, std::size_t node) const noexcept {
     for (std::size_t s = 0; s < load.slots; ++s) {
       const std::size_t item = node * load.slots + s;
@@ -366,7 +398,7 @@ class Loader {
   }
   /// Counts what was read and serves nobody.
   void count_unused(const Load& load) noexcept {
-    for_each_needed(load, planner_.is_plain() ? load.arrived : 0, load.arrived < load.wanted ? load.wanted : 0,
+    for_each_needed(load, first_of(load), load.arrived < load.wanted ? load.wanted : 0,
                     [&](std::size_t item) {
                       const std::uint8_t t = load.units[item].tier;
                       if (t != Load::from_pool && load.in_place(item)) {
@@ -435,6 +467,7 @@ class Loader {
   std::size_t node_tokens_;
   std::vector<std::unique_ptr<Load>> loads_;
   std::vector<io::ByteSpan> spans_;
+  std::vector<Early> early_;
   std::uint64_t last_ = 0;
 };
 
