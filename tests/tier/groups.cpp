@@ -192,7 +192,16 @@ TEST_CASE("Rows that the pool has are not read again, wherever a block of a grou
       bench.restart();
       const Tokens part(prompt.begin(), prompt.begin() + there);
       CHECK(bench.serve(part) == 0);
-      CHECK(bench.load_and_serve(prompt) == found_again(*bench.groups, prompt));
+      bench.run();
+      (void)bench.tiers->prefetch(prompt);
+      do {  // the last read ends first: nothing arrives before the first rows of a block are in place
+        (void)bench.tiers->poll();
+        if (!bench.store.waiting.empty()) {
+          bench.store.let(bench.store.waiting.size() - 1);
+        }
+      } while (!bench.store.waiting.empty());
+      bench.run();
+      CHECK(bench.serve(prompt) == found_again(*bench.groups, prompt));
     }
   }
 }
@@ -226,7 +235,7 @@ TEST_CASE("The layers of a load arrive one by one, in any order, and the first c
         }
         bench.store.let(random.between(std::size_t{0}, bench.store.waiting.size() - 1));
         for (Index layer = 0; layer < count; ++layer) {
-          if (bench.tiers->ready(found.load, layer) == length) {
+          if (bench.tiers->ready(*early, layer) == length) {
             ready_early += seen[static_cast<std::size_t>(layer)]++ == 0 && !bench.store.waiting.empty() ? 1 : 0;
           }
         }
@@ -242,9 +251,11 @@ TEST_CASE("The layers of a load arrive one by one, in any order, and the first c
       bench.run();
       bench.run();
       if (fails) {
+        CHECK_FALSE(bench.tiers->ready(*early, 0));
         CHECK_FALSE(bench.tiers->finish(*early, prompt));  // and it is closed
         CHECK_FALSE(bench.groups->cache.contains(early->seq));
       } else {
+        CHECK(bench.tiers->ready(*early, 0) == length);
         bench.groups->check(early->seq, prompt);
         REQUIRE(bench.groups->cache.contains(early->seq));
         auto step = bench.groups->cache.try_extend_without_tokens(early->seq, static_cast<int>(prompt.size()) - length);

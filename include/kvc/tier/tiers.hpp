@@ -196,18 +196,6 @@ class Tiers<Cache> {
   }
   /// Tokens that a load may still bring; 0 when it is over. O(loads under way).
   [[nodiscard]] Pos pending(LoadId load) const noexcept { return loader_.pending(static_cast<std::uint64_t>(load)); }
-  /// Tokens of the prompt, from the first on, whose rows, or states, of one layer of the model are in place: those in the
-  /// pool, and of what is pending as far as it has been read. 0 if the load is over, or its tiers have not answered. With
-  /// config.layers_per_read the first layers are ready while the last ones are on their way. Throws std::invalid_argument if
-  /// there is no such layer. O(loads + nodes).
-  [[nodiscard]] Pos ready(LoadId load, Index layer) {
-    require_between(layer, Index{0}, cache_.layers().layers() - 1, "layer");
-    for (std::size_t t = 0; t < tiers_.size(); ++t) {
-      take_completions(t);
-    }
-    const detail::Load* const found = loader_.with_room(static_cast<std::uint64_t>(load));
-    return found == nullptr ? 0 : loader_.ready(*found, layer);
-  }
   /// A sequence with all positions of a load, for a prefill that begins before all layers are there: a layer may be read
   /// once it is `ready`. The caller extends it without tokens by the rest of the prompt, and calls `finish` when the load is
   /// over and all is committed. Empty if the load is over, or its tiers have not answered. Takes no block. O(blocks).
@@ -217,6 +205,17 @@ class Tiers<Cache> {
       return std::nullopt;
     }
     return loader_.open_early(number);
+  }
+  /// Tokens of such a sequence, from the first on, whose rows, or states, of one layer of the model are in place: those of the
+  /// pool, and of what is pending as far as it has been read. With config.layers_per_read the first layers are ready while
+  /// the last ones are on their way. Empty if the load has ended before all was there: call `finish`. Throws
+  /// std::invalid_argument if there is no such layer. O(loads + nodes).
+  [[nodiscard]] std::optional<Pos> ready(const EarlySequence& early, Index layer) {
+    require_between(layer, Index{0}, cache_.layers().layers() - 1, "layer");
+    for (std::size_t t = 0; t < tiers_.size(); ++t) {
+      take_completions(t);
+    }
+    return loader_.ready(early, layer);
   }
   /// Ends what open_early began, with the tokens of all committed positions. True: the whole prefix has arrived, and what was
   /// computed behind it is found by later prompts from now on. False: it has not, or not yet; what was computed is of no

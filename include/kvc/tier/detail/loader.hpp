@@ -103,20 +103,6 @@ class Loader {
     const Load* const load = find(number);
     return load != nullptr && load->pin && load->arrived < load->end ? load : nullptr;
   }
-  /// Tokens at the beginning of a load's prefix whose rows of one step are in place. O(nodes).
-  [[nodiscard]] Pos ready(const Load& load, Index layer) const noexcept {
-    const std::size_t step = planner_.step_of(layer);
-    std::size_t node = first_of(load);
-    for (; node < load.end; ++node) {
-      for (std::size_t s = 0; s < load.slots; ++s) {
-        const std::size_t item = node * load.slots + s;
-        if (load.items[item].is_needed && !load.in_place(step, item)) {
-          return static_cast<Pos>(node * node_tokens_);
-        }
-      }
-    }
-    return static_cast<Pos>(node * node_tokens_);
-  }
   /// A sequence on a load that has its room.
   [[nodiscard]] EarlySequence open_early(std::uint64_t number) {
     Load& load = *find(number);
@@ -125,11 +111,33 @@ class Loader {
     load.is_early = true;
     return {seq, cache_.length(seq), number, static_cast<std::uint64_t>(load.attempts)};
   }
-  /// Whether all of its prefix has arrived. Once for each.
-  [[nodiscard]] bool has_arrived(const EarlySequence& early) {
+  /// Whether all of its prefix has arrived.
+  [[nodiscard]] bool has_arrived(const EarlySequence& early) const noexcept {
     const auto found =
         std::ranges::find_if(early_, [&](const Early& e) { return e.load == early.load && e.length == early.pending; });
     return found != early_.end() && found->attempt == early.attempt;
+  }
+  /// Tokens at its beginning whose rows of a layer are in place; empty if the load has ended without all. O(loads + nodes).
+  [[nodiscard]] std::optional<Pos> ready(const EarlySequence& early, Index layer) const noexcept {
+    if (has_arrived(early)) {
+      return early.pending;
+    }
+    const Load* const load = with_room(early.load);
+    if (load == nullptr || load->lacks || static_cast<std::uint64_t>(load->attempts) != early.attempt ||
+        load->end != load->wanted) {
+      return std::nullopt;
+    }
+    const std::size_t step = planner_.step_of(layer);
+    std::size_t node = first_of(*load);
+    for (; node < load->end; ++node) {
+      for (std::size_t s = 0; s < load->slots; ++s) {
+        const std::size_t item = node * load->slots + s;
+        if (load->items[item].is_needed && !load->in_place(step, item)) {
+          return static_cast<Pos>(node * node_tokens_);
+        }
+      }
+    }
+    return static_cast<Pos>(node * node_tokens_);
   }
   /// No sequence that was opened early can be finished.
   void forget_early() noexcept { early_.clear(); }
@@ -398,13 +406,12 @@ class Loader {
   }
   /// Counts what was read and serves nobody.
   void count_unused(const Load& load) noexcept {
-    for_each_needed(load, first_of(load), load.arrived < load.wanted ? load.wanted : 0,
-                    [&](std::size_t item) {
-                      const std::uint8_t t = load.units[item].tier;
-                      if (t != Load::from_pool && load.in_place(item)) {
-                        ++tiers_[t].stats.loads_unused;
-                      }
-                    });
+    for_each_needed(load, first_of(load), load.arrived < load.wanted ? load.wanted : 0, [&](std::size_t item) {
+      const std::uint8_t t = load.units[item].tier;
+      if (t != Load::from_pool && load.in_place(item)) {
+        ++tiers_[t].stats.loads_unused;
+      }
+    });
   }
 
   /// No node from `end` on will arrive.
