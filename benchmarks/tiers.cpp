@@ -326,7 +326,7 @@ void index_open(benchmark::State& state) {
       state.SkipWithError("the store has another number of records");
     }
   }
-  state.SetItemsProcessed(static_cast<std::int64_t>(state.iterations() * MillionRecords::records));
+  state.SetItemsProcessed(state.iterations() * std::int64_t{MillionRecords::records});
 }
 void index_lookup(benchmark::State& state, bool with_keys) {
   MillionRecords directory;
