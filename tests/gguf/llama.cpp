@@ -1,15 +1,12 @@
 // The graph of the family Llama: a trained model of that family, written as a GGUF file, beside kvc's own decoder.
 
-#include <ggml.h>
-#include <gguf.h>
-
 #include <algorithm>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "gemma.hpp"
+#include "gguf_writer.hpp"
 #include "golden/stories.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/llama/decoder.hpp"
@@ -21,37 +18,10 @@ namespace {
 
 using kvc::llama::Matrix;
 
-/// Collects tensors and keys of a GGUF file.
-class Writer {
- public:
-  Writer()
-      : ctx_(ggml_init({.mem_size = 16 << 20, .mem_buffer = nullptr, .no_alloc = false})), gguf_(gguf_init_empty()) {}
-
-  void add(const std::string& name, const float* data, kvc::Index in, kvc::Index out) {
-    ggml_tensor* tensor = out == 1 ? ggml_new_tensor_1d(ctx_.get(), GGML_TYPE_F32, in)
-                                   : ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, in, out);
-    std::copy_n(data, in * out, static_cast<float*>(tensor->data));
-    ggml_set_name(tensor, name.c_str());
-    gguf_add_tensor(gguf_.get(), tensor);
-  }
-  template <class M>
-  void add(const std::string& name, const M& weights) {
-    add(name, weights.data(), weights.cols(), weights.rows());
-  }
-  void set(const char* key, kvc::Index value) { gguf_set_val_u32(gguf_.get(), key, static_cast<std::uint32_t>(value)); }
-  void set(const char* key, float value) { gguf_set_val_f32(gguf_.get(), key, value); }
-  void set(const char* key, const char* value) { gguf_set_val_str(gguf_.get(), key, value); }
-  void write(const std::string& path) const { REQUIRE(gguf_write_to_file(gguf_.get(), path.c_str(), false)); }
-
- private:
-  ggml_engine::Context ctx_;
-  std::unique_ptr<gguf_context, ggml_engine::FreeBy<gguf_free>> gguf_;
-};
-
 /// `extra`: also a tensor that no Llama has.
 void write_gguf(const kvc::llama::Model& model, const std::string& path, const char* architecture, bool extra) {
   const kvc::llama::Config& c = model.config;
-  Writer writer;
+  kvc_test::GgufWriter writer;
   const std::string prefix = architecture;
   const auto key = [&](const char* name) { return prefix + "." + name; };
   writer.set("general.architecture", architecture);
