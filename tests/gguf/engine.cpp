@@ -128,14 +128,15 @@ TEST_CASE("a pass gives the logits of the rows that are wanted", "[gguf]") {
     return run.engine.pass(std::span(&chunk, 1), wanted);
   };
   const ggml_engine::Logits all = pass(Wanted::all);
-  const ggml_engine::Logits last = pass(Wanted::last);
-  REQUIRE(pass(Wanted::none).rows() == 0);
   REQUIRE(all.rows() == std::ssize(short_one.prompt_tokens));
-  REQUIRE(last.rows() == 1);
   REQUIRE(most_likely(all.row(all.rows() - 1)) == short_one.tokens[0]);
+  const std::vector<float> last_of_all(all.row(all.rows() - 1).begin(), all.row(all.rows() - 1).end());
+  REQUIRE(pass(Wanted::none).rows() == 0);
+  const ggml_engine::Logits last = pass(Wanted::last);
+  REQUIRE(last.rows() == 1);
   for (std::size_t token = 0; token < last.row(0).size(); token += 1000) {
     CAPTURE(token);
-    REQUIRE(all.row(all.rows() - 1)[token] == Catch::Approx(last.row(0)[token]).margin(0.5));
+    REQUIRE(last_of_all[token] == Catch::Approx(last.row(0)[token]).margin(0.5));
   }
 }
 

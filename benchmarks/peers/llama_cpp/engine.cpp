@@ -22,6 +22,7 @@
 #include "ggml/cache.hpp"
 #include "ggml/engine.hpp"
 #include "ggml/model.hpp"
+#include "kvc/core/error.hpp"
 
 namespace {
 
@@ -58,16 +59,23 @@ Arguments parse(int argc, char** argv) {
   return a;
 }
 
+struct CacheSize {
+  Pos sequences;
+  Pos max_tokens;
+  Pos block_tokens = 64;
+  Pos pass_tokens = ::pass_tokens;  ///< that there is always room for
+};
+
 class Run {
  public:
-  Run(const Arguments& a, const std::string& policy, Pos sequences, Pos max_tokens)
+  Run(const Arguments& a, const std::string& policy, const CacheSize& size)
       : model_(ggml_engine::Model::load(a.model)),
         cache_(ggml_engine::make_cache(model_, {.policy = policy,
                                                 .element = a.element,
-                                                .block_tokens = 64,
-                                                .sequences = sequences,
-                                                .max_tokens = max_tokens,
-                                                .pass_tokens = pass_tokens})),
+                                                .block_tokens = size.block_tokens,
+                                                .sequences = size.sequences,
+                                                .max_tokens = size.max_tokens,
+                                                .pass_tokens = size.pass_tokens})),
         engine_(model_, *cache_, a.threads) {
     std::ifstream file(a.tokens);
     for (Token token; file >> token;) {
@@ -129,7 +137,7 @@ class Run {
 
 void context(const Arguments& a) {
   const Pos n = a.numbers[0], m = a.numbers[1];
-  Run run(a, "paged", 2, n + m);
+  Run run(a, "paged", {.sequences = 2, .max_tokens = n + m});
   run.cache().close(run.prefill(run.tokens(0, 16)));  // warms up
   run.forget();
   const std::vector<Token> prompt = run.tokens(0, n);
@@ -145,7 +153,7 @@ void context(const Arguments& a) {
 
 void together(const Arguments& a) {
   const Pos s = a.numbers[0], n = a.numbers[1], p = a.numbers[2], m = a.numbers[3];
-  Run run(a, "prefix-shared", s, n + m);
+  Run run(a, "prefix-shared", {.sequences = s, .max_tokens = n + m});
   std::vector<kvc::SeqId> sequences;
   for (Pos i = 0; i < s; ++i) {
     std::vector<Token> prompt = run.tokens(0, p);
@@ -162,7 +170,7 @@ void together(const Arguments& a) {
 
 void seen(const Arguments& a) {
   const Pos n = a.numbers[0], p = a.numbers[1];
-  Run run(a, "prefix-shared", 2, n);
+  Run run(a, "prefix-shared", {.sequences = 2, .max_tokens = n});
   const auto ttft = [&](Pos first_own) {
     std::vector<Token> prompt = run.tokens(0, p);
     const std::vector<Token> own = run.tokens(first_own, n - p);
@@ -181,18 +189,30 @@ void seen(const Arguments& a) {
 
 void bytes(const Arguments& a) {
   const Pos s = a.numbers[0], n = a.numbers[1];
-  Run run(a, "paged", s, n);
+  Run run(a, "paged", {.sequences = s, .max_tokens = n, .block_tokens = 16, .pass_tokens = 1});
+  Pos shortest = pass_tokens;
   for (Pos i = 0; i < s; ++i) {
     const kvc::SeqId seq = run.cache().open({}).seq;
-    for (Pos done = 0; done < n; done += pass_tokens) {  // positions without rows: nothing is computed
-      const std::vector<Token> tokens(static_cast<std::size_t>(std::min(pass_tokens, n - done)));
+    Pos most = pass_tokens;
+    for (Pos done = 0; done < n;) {  // positions without rows: nothing is computed
+      const std::vector<Token> tokens(static_cast<std::size_t>(std::min(most, n - done)));
       const Chunk chunk{seq, tokens};
-      run.cache().begin(std::span(&chunk, 1));
+      try {
+        run.cache().begin(std::span(&chunk, 1));
+      } catch (const kvc::CapacityError&) {  // the last prompts find less room, as in Generation::start
+        most /= 2;
+        shortest = std::min(shortest, most);
+        if (most == 0) {
+          throw;
+        }
+        continue;
+      }
       run.cache().commit();
+      done += static_cast<Pos>(tokens.size());
     }
   }
-  std::printf("{\"held\": %ld, \"allocated\": %ld}\n", static_cast<long>(run.cache().held_bytes()),
-              static_cast<long>(run.cache().pool_bytes()));
+  std::printf("{\"held\": %ld, \"allocated\": %ld, \"shortest_pass\": %d}\n",
+              static_cast<long>(run.cache().held_bytes()), static_cast<long>(run.cache().pool_bytes()), shortest);
 }
 
 }  // namespace
@@ -200,6 +220,7 @@ void bytes(const Arguments& a) {
 int main(int argc, char** argv) {
   try {
     const Arguments a = parse(argc, argv);
+    ggml_engine::show_warnings_only();
     if (a.kind == "context") {
       context(a);
     } else if (a.kind == "together") {

@@ -26,9 +26,11 @@ struct CacheOptions {
   std::string policy = "paged";  ///< contiguous, paged or prefix-shared
   std::string element = "f32";   ///< f32, f16, bf16, int8, fp8 or int4
   Pos block_tokens = 16;
-  Pos sequences = 1;    ///< open at the same time; with prefix-shared, also as many that stay cached
-  Pos max_tokens = 0;   ///< of one sequence
-  Pos pass_tokens = 0;  ///< most tokens in one pass, of all sequences together; 0: max_tokens
+  Pos sequences = 1;   ///< open at the same time; with prefix-shared, also as many that stay cached
+  Pos max_tokens = 0;  ///< of one sequence
+  /// Tokens in one pass that there is always room for, of all sequences together; 0: max_tokens. With fewer, the pool is
+  /// smaller, and a longer pass may find no room while the other sequences have all their tokens.
+  Pos pass_tokens = 0;
 };
 
 /// Keys and values of the sequences of an engine. A pass goes: begin, attend for each layer in order, commit. Errors are

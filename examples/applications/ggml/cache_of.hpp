@@ -95,25 +95,26 @@ class CacheOf final : public Cache {
     return {data + first * columns, count, columns};
   }
 
-  /// Room for `sequences` sequences of max_tokens each, and for one pass; of what layers with a window keep, for their
-  /// windows and one pass.
+  /// Room for `sequences` sequences of max_tokens each, and for one pass: in layers with a window for what they keep,
+  /// and the rows of one pass beyond a token for each sequence.
   static typename Policy::Config pool_for(const kvc::LayerGroups& layers, const CacheOptions& o) {
     const Pos pass = o.pass_tokens == 0 ? o.max_tokens : std::min(o.pass_tokens, o.max_tokens);
     if constexpr (std::same_as<Policy, kvc::Contiguous>) {
       return {.sequences = o.sequences, .max_tokens = o.max_tokens, .pass_tokens = pass};
     } else {
       const Kv one_block(layers, {.blocks = 1, .block_tokens = o.block_tokens});  // knows the sizes of blocks
+      constexpr bool keeps_prefixes = !std::same_as<Policy, kvc::Paged>;
       Index blocks = 0;
       for (std::size_t g = 0; g < layers.groups().size(); ++g) {
         const Pos block_tokens = one_block.policy().block_tokens(static_cast<Index>(g));
         const Pos window = layers.groups()[g].retained.window;
-        const bool keeps_all = window == 0 || window + pass + 2 * block_tokens >= o.max_tokens;
-        const Pos kept = keeps_all ? o.max_tokens : window + 2 * block_tokens;
-        // One more for the copy of a block that is shared in part.
-        blocks += (kvc::ceil_div<Index>(kept, block_tokens) + 1) * o.sequences;
-        blocks += keeps_all ? 0 : kvc::ceil_div<Index>(pass, block_tokens);
+        const bool keeps_all = window == 0 || window + pass >= o.max_tokens;
+        // `window` rows, those before the next one and this, may begin and end within blocks.
+        const Index kept = keeps_all ? kvc::ceil_div<Index>(o.max_tokens, block_tokens)
+                                     : kvc::ceil_div<Index>(window - 1, block_tokens) + 1;
+        blocks += (kept + (keeps_prefixes ? 1 : 0)) * o.sequences;  // for the copy of a block that is shared in part
+        blocks += keeps_all ? 0 : kvc::ceil_div<Index>(pass - 1, block_tokens);
       }
-      constexpr bool keeps_prefixes = !std::same_as<Policy, kvc::Paged>;
       return {.blocks = blocks * (keeps_prefixes ? 2 : 1), .block_tokens = o.block_tokens};
     }
   }

@@ -66,6 +66,10 @@ struct Engine::Graph {
   ggml_tensor* positions = nullptr;  // [rows]
   ggml_tensor* outputs = nullptr;    // [rows with logits], the numbers of these rows; null: no logits
   ggml_tensor* logits = nullptr;     // [vocab_size, rows with logits], or null
+
+  [[nodiscard]] bool fits(Index rows, Index of_outputs) const noexcept {
+    return tokens->ne[0] == rows && (outputs == nullptr ? 0 : outputs->ne[0]) == of_outputs;
+  }
 };
 
 Engine::Engine(const Model& model, Cache& cache, int threads)
@@ -134,6 +138,19 @@ Engine::Graph Engine::build_graph(Index rows, Index outputs) {
   return g;
 }
 
+/// Makes graph_ that of a pass, with memory. Passes of decode have the same extents again and again.
+void Engine::prepare_graph(Index rows, Index outputs) {
+  if (graph_ != nullptr && graph_->fits(rows, outputs)) {
+    return;
+  }
+  graph_ = nullptr;  // its memory goes to the next one
+  auto graph = std::make_unique<Graph>(build_graph(rows, outputs));
+  if (!ggml_gallocr_alloc_graph(memory_.get(), graph->operations)) {
+    throw std::bad_alloc();
+  }
+  graph_ = std::move(graph);
+}
+
 /// The custom operator: stores keys and values, and computes attention over all that the cache has of the sequences.
 /// All threads of ggml come here; thread 0 calls kvc, and the others are its executor.
 void Engine::attend(ggml_tensor* out, int ith, int nth, void* layer) {
@@ -169,10 +186,8 @@ Logits Engine::pass(std::span<const Chunk> chunks, Wanted wanted) {
   }
   kvc::require(!chunks.empty(), "chunks", "empty", "at least one chunk");
 
-  const Graph graph = build_graph(std::ssize(tokens), std::ssize(outputs));
-  if (!ggml_gallocr_alloc_graph(memory_.get(), graph.operations)) {
-    throw std::bad_alloc();
-  }
+  prepare_graph(std::ssize(tokens), std::ssize(outputs));
+  const Graph& graph = *graph_;
   const auto fill = [](ggml_tensor* input, const std::vector<std::int32_t>& values) {
     if (input != nullptr) {
       ggml_backend_tensor_set(input, values.data(), 0, values.size() * sizeof values[0]);
@@ -196,8 +211,8 @@ Logits Engine::pass(std::span<const Chunk> chunks, Wanted wanted) {
   Logits logits;
   if (graph.logits != nullptr) {
     logits.columns = model_->vocab_size();
-    logits.values.resize(outputs.size() * static_cast<std::size_t>(logits.columns));
-    ggml_backend_tensor_get(graph.logits, logits.values.data(), 0, logits.values.size() * sizeof(float));
+    logits.values = {static_cast<const float*>(graph.logits->data),
+                     outputs.size() * static_cast<std::size_t>(logits.columns)};
   }
   profile_.total += seconds_since(start);
   return logits;

@@ -15,14 +15,14 @@
 
 namespace ggml_engine {
 
-/// Rows of logits, one after the other.  [rows, columns]
+/// Rows of logits, one after the other, in memory of the engine: valid until its next pass.  [rows, columns]
 struct Logits {
   Index columns = 0;
-  std::vector<float> values;
+  std::span<const float> values;
 
   [[nodiscard]] Index rows() const noexcept { return columns == 0 ? 0 : std::ssize(values) / columns; }
   [[nodiscard]] std::span<const float> row(Index i) const {
-    return std::span(values).subspan(static_cast<std::size_t>(i * columns), static_cast<std::size_t>(columns));
+    return values.subspan(static_cast<std::size_t>(i * columns), static_cast<std::size_t>(columns));
   }
 };
 
@@ -54,7 +54,8 @@ class Engine {
   struct Graph;
   struct AttentionOfLayer;
 
-  [[nodiscard]] Graph build_graph(Index tokens, Index outputs);
+  [[nodiscard]] Graph build_graph(Index rows, Index outputs);
+  void prepare_graph(Index rows, Index outputs);
   static void attend(ggml_tensor* out, int ith, int nth, void* layer);
 
   const Model* model_;
@@ -62,6 +63,7 @@ class Engine {
   kvc::Spmd threads_;
   Backend backend_;
   std::unique_ptr<ggml_gallocr, FreeBy<ggml_gallocr_free>> memory_;
+  std::unique_ptr<Graph> graph_;  // of the last pass: the next one of as many rows and outputs computes it again
   std::vector<AttentionOfLayer> attention_;
   std::exception_ptr error_;  // of attention: exceptions must not cross ggml
   Profile profile_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "kvc/core/error.hpp"
 #include "status_line.hpp"
 #include "text.hpp"
 
@@ -27,16 +28,27 @@ void Generation::start(Request& r) {
   r.seq = opened.seq;
   r.cached = opened.cached;
   std::span<const Token> rest = std::span<const Token>(r.prompt).subspan(static_cast<std::size_t>(opened.cached));
-  const std::size_t most =
-      options_->prefill_chunk == 0 ? rest.size() : static_cast<std::size_t>(options_->prefill_chunk);
+  std::size_t most = options_->prefill_chunk == 0 ? rest.size() : static_cast<std::size_t>(options_->prefill_chunk);
   StatusLine progress(!options_->quiet);
-  for (; rest.size() > most; rest = rest.subspan(most)) {
-    const Chunk chunk{r.seq, rest.first(most)};
-    (void)engine_.pass(std::span(&chunk, 1), Wanted::none);
-    progress.show("prefill", cache_->length(r.seq), std::ssize(r.prompt));
+  while (!rest.empty()) {
+    const Chunk chunk{r.seq, rest.first(std::min(rest.size(), most))};
+    rest = rest.subspan(chunk.tokens.size());
+    try {
+      const Logits logits = engine_.pass(std::span(&chunk, 1), rest.empty() ? Wanted::last : Wanted::none);
+      if (rest.empty()) {
+        accept(r, logits.row(0));
+      } else {
+        progress.show("prefill", cache_->length(r.seq), std::ssize(r.prompt));
+      }
+    } catch (const kvc::CapacityError&) {
+      if (chunk.tokens.size() == 1) {
+        throw;
+      }
+      // Layers with a window keep all rows of a pass until it ends: fewer at a time may have room.
+      most = chunk.tokens.size() / 2;
+      rest = {chunk.tokens.data(), chunk.tokens.size() + rest.size()};
+    }
   }
-  const Chunk chunk{r.seq, rest};
-  accept(r, engine_.pass(std::span(&chunk, 1), Wanted::last).row(0));
   r.prefill_seconds = seconds_since(before);
 }
 

@@ -3,10 +3,15 @@
 #include <ggml-alloc.h>
 #include <ggml-cpu.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <stdexcept>
 #include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace ggml_engine {
 namespace {
@@ -20,9 +25,82 @@ void set_float(ggml_tensor& t) {
   }
 }
 
+/// Whether the product of a matrix without data with floats is faster, or possible, in buffers of this type.
+bool multiplies_from(ggml_backend_device& device, ggml_backend_buffer_type_t type, ggml_tensor& matrix) {
+  const Context ctx(ggml_init({.mem_size = 4 * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true}));
+  const Buffer empty(ggml_backend_buft_alloc_buffer(type, 0));
+  ggml_tensor* const rows = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, matrix.ne[0], 1);
+  matrix.buffer = empty.get();
+  const bool possible = ggml_backend_dev_supports_op(&device, ggml_mul_mat(ctx.get(), &matrix, rows));
+  matrix.buffer = nullptr;
+  return possible;
+}
+
+/// Asks for large pages, before anything is written: every pass reads all weights, and the processor then looks up fewer
+/// pages. (Decode of Gemma 3 270M was faster by a fifth.)
+void ask_for_large_pages([[maybe_unused]] ggml_backend_buffer& buffer) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t page = std::uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<std::uintptr_t>(ggml_backend_buffer_get_base(&buffer));
+  const std::uintptr_t first = (begin + page - 1) / page * page;
+  const std::uintptr_t end = (begin + ggml_backend_buffer_get_size(&buffer)) / page * page;
+  if (first < end) {
+    (void)::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // advice: refusal costs speed only
+  }
+#endif
+}
+
+/// Gives memory of the backend's own kinds to those of the matrices whose product it has for them.
+void place_matrices(std::span<ggml_tensor* const> matrices, std::vector<Buffer>& buffers) {
+  ggml_backend_reg* const backend = ggml_backend_cpu_reg();
+  const auto own_types = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
+      ggml_backend_reg_get_proc_address(backend, "ggml_backend_dev_get_extra_bufts"));
+  ggml_backend_device* const device = ggml_backend_reg_dev_get(backend, 0);
+  if (own_types == nullptr) {
+    return;
+  }
+  for (ggml_backend_buffer_type_t* type = own_types(device); type != nullptr && *type != nullptr; ++type) {
+    std::vector<ggml_tensor*> placed;
+    std::size_t bytes = 0;
+    const std::size_t alignment = ggml_backend_buft_get_alignment(*type);
+    for (ggml_tensor* const matrix : matrices) {
+      if (matrix->data == nullptr && multiplies_from(*device, *type, *matrix)) {
+        placed.push_back(matrix);
+        bytes += (ggml_backend_buft_get_alloc_size(*type, matrix) + alignment - 1) / alignment * alignment;
+      }
+    }
+    if (placed.empty()) {
+      continue;
+    }
+    Buffer buffer(ggml_backend_buft_alloc_buffer(*type, bytes));
+    if (buffer == nullptr) {
+      continue;  // they are stored as they are
+    }
+    ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    ask_for_large_pages(*buffer);
+    ggml_tallocr allocator = ggml_tallocr_new(buffer.get());
+    for (ggml_tensor* const matrix : placed) {
+      ggml_tallocr_alloc(&allocator, matrix);
+    }
+    buffers.push_back(std::move(buffer));
+  }
+}
+
 }  // namespace
 
 void GgufFile::fail(const std::string& what) const { throw std::runtime_error(path_ + ": " + what); }
+
+void show_warnings_only() noexcept {
+  ggml_log_set(
+      [](ggml_log_level level, const char* text, void*) {
+        static bool shown = false;  // a text may come in several calls
+        shown = level == GGML_LOG_LEVEL_CONT ? shown : level >= GGML_LOG_LEVEL_WARN;
+        if (shown) {
+          std::fputs(text, stderr);
+        }
+      },
+      nullptr);
+}
 
 GgufFile::GgufFile(std::string path) : path_(std::move(path)) {
   if (!std::ifstream(path_, std::ios::binary)) {
@@ -131,7 +209,7 @@ std::vector<std::string> GgufFile::tensor_names() const {
   return names;
 }
 
-GgufFile::Loaded GgufFile::load_tensors(WeightType type) && {
+GgufFile::Loaded GgufFile::load_tensors(WeightType type, std::span<ggml_tensor* const> matrices) && {
   const std::vector<std::string> names = tensor_names();
   std::vector<const ggml_type_traits*> stored;  // null: the bytes are taken as they are
   for (const std::string& name : names) {
@@ -142,10 +220,15 @@ GgufFile::Loaded GgufFile::load_tensors(WeightType type) && {
       set_float(*t);
     }
   }
-  Buffer data(ggml_backend_alloc_ctx_tensors_from_buft(tensors_.get(), ggml_backend_cpu_buffer_type()));
-  if (data == nullptr) {
+  std::vector<Buffer> data;
+  if (type == WeightType::as_stored) {
+    place_matrices(matrices, data);
+  }
+  data.emplace_back(ggml_backend_alloc_ctx_tensors_from_buft(tensors_.get(), ggml_backend_cpu_buffer_type()));
+  if (data.back() == nullptr) {
     fail("there is no memory for its tensors");
   }
+  ask_for_large_pages(*data.back());
   std::ifstream file(path_, std::ios::binary);
   std::vector<char> bytes;
   std::vector<float> floats;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,6 +26,9 @@ struct FreeBy {
 using Context = std::unique_ptr<ggml_context, FreeBy<ggml_free>>;
 using Buffer = std::unique_ptr<ggml_backend_buffer, FreeBy<ggml_backend_buffer_free>>;
 using Backend = std::unique_ptr<ggml_backend, FreeBy<ggml_backend_free>>;
+
+/// Lets ggml print warnings and errors, and not what it does with each tensor.
+void show_warnings_only() noexcept;
 
 /// The type that weights have in memory: that of the file, or float.
 enum class WeightType { as_stored, f32 };
@@ -52,10 +56,13 @@ class GgufFile {
   /// Tensors and their data, in memory of the CPU backend. The tensors live as long as both.
   struct Loaded {
     Context tensors;
-    Buffer data;
+    std::vector<Buffer> data;
   };
   /// Reads the data of all tensors, as they are stored or all as floats.
-  [[nodiscard]] Loaded load_tensors(WeightType type) &&;
+  ///
+  ///   matrices  tensors that are only multiplied by: the backend may store them in an order of its own, that of
+  ///             its fastest product (ggml calls such memory an extra buffer type)
+  [[nodiscard]] Loaded load_tensors(WeightType type, std::span<ggml_tensor* const> matrices) &&;
 
   [[noreturn]] void fail(const std::string& what) const;
 

@@ -151,7 +151,14 @@ Model Model::load(const std::string& path, WeightType type) {
   if (m.vocabulary_kind == "llama") {
     m.vocabulary.emplace(file);
   }
-  m.tensors = std::move(file).load_tensors(type);
+  std::vector<ggml_tensor*> matrices;
+  for (const Layer& layer : m.layers) {
+    matrices.insert(matrices.end(), {layer.q, layer.k, layer.v, layer.out, layer.gate, layer.up, layer.down});
+  }
+  if (m.output != m.embedding) {  // the embedding is read row by row as well
+    matrices.push_back(m.output);
+  }
+  m.tensors = std::move(file).load_tensors(type, matrices);
   return m;
 }
 

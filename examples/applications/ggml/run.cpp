@@ -144,6 +144,7 @@ Index run_together(Generation& generation, Cache& cache, std::span<Request> requ
 }
 
 void generate(const Options& options) {
+  show_warnings_only();
   const Model model = Model::load(options.model);
   std::vector<Request> requests = read_prompts(options, model);
   CacheOptions o = options.cache;
