@@ -26,6 +26,7 @@ struct Setup {
   bool share = true;
   Index layers = 2;    ///< input sets
   bool graph = false;  ///< time a graph of the decodes of all layers, as a step of generation launches them
+  Pos rows = 1;        ///< query rows of each sequence
 };
 constexpr Index query_heads = 32, kv_heads = 8, dim = 128;
 
@@ -64,22 +65,23 @@ void run(const Setup& setup, const typename P::Config& config) {
     const Index pool_bytes = cache.layout().size() * static_cast<Index>(sizeof(kvc::StorageOf<T>));
     fill<F>(cache.data(), pool_bytes, cuda::row_bytes(F, dim), stream);
     const std::vector<kvc::SeqId> sequences = grow(cache, setup);
-    const std::vector<Pos> queries(sequences.size(), 1);
+    const std::vector<Pos> queries(sequences.size(), setup.rows);
+    const Index rows = setup.batch * setup.rows;
     const kvc::BatchTables tables =
         kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(queries));
     cuda::Batch batch(
-        {.sequences = setup.batch, .blocks = static_cast<Index>(tables.kv_indices.size()), .queries = setup.batch});
-    cuda::DecodeWork work({.sequences = setup.batch,
-                           .positions = setup.batch * setup.positions,
+        {.sequences = setup.batch, .blocks = static_cast<Index>(tables.kv_indices.size()), .queries = rows});
+    cuda::DecodeWork work({.sequences = rows,
+                           .positions = rows * setup.positions,
                            .query_heads = query_heads,
                            .kv_heads = kv_heads,
                            .dim = dim,
                            .format = F});
     batch.upload(tables, stream);
-    work.upload(tables, {}, stream, setup.share);
-    const std::size_t row = static_cast<std::size_t>(setup.batch * query_heads * dim) * 2;
-    const cuda::DeviceBuffer q(row), out(row);
-    fill<Format::bf16>(q.data(), static_cast<Index>(row), 256, stream);
+    work.upload(tables, {}, stream, setup.share, cuda::QueryRows::every);
+    const std::size_t row_bytes = static_cast<std::size_t>(rows * query_heads * dim) * 2;
+    const cuda::DeviceBuffer q(row_bytes), out(row_bytes);
+    fill<Format::bf16>(q.data(), static_cast<Index>(row_bytes), 256, stream);
     const double bytes = 2.0 * static_cast<double>(setup.batch * setup.positions * kv_heads) * cuda::row_bytes(F, dim);
     const auto decode = [&](Index layer) {
       cuda::decode(cuda::view(cache, layer), batch, work, reinterpret_cast<const Scalar*>(q.data()),
@@ -127,6 +129,8 @@ int main() {
   paged<Scalar>({"decode bf16, 1 x 131072, paged 16", 1, 131072});
   paged<Scalar>({"decode bf16, 1 x 8192, paged 16", 1, 8192, 0, true, 16});
   paged<Scalar>({"decode bf16, 256 x 1024, paged 16", 256, 1024});
+  // As speculative decoding has them; the same rows by prefill are in prefill.cu. Bytes are counted once for all rows.
+  paged<Scalar>({"decode bf16, 8 rows after 8192", 1, 8200, 0, true, 16, false, 8});
   paged<Scalar>({"decode bf16, 64 share 8192, read once", 64, 8208, 8192, true, 8});
   paged<Scalar>({"decode bf16, 64 share 8192, each by itself", 64, 8208, 8192, false, 8});
   paged<Scalar>({"decode bf16, 1 x 8192, 32 layers in a graph", 1, 8192, 0, true, 32, true});

@@ -1,4 +1,5 @@
 // prefill(): floating-point operations per second of the two products, counting visible keys only.
+#include <algorithm>
 #include <vector>
 
 #include "bench.hpp"
@@ -14,9 +15,9 @@ using kvc::Pos;
 using Scalar = __nv_bfloat16;
 constexpr Index query_heads = 32, kv_heads = 8;
 
-/// `batch` sequences of `positions`, of which the last `queries` have query rows.
+/// `batch` sequences of `positions`, of which the last `queries` have query rows, in a Batch for `limits`, or for these.
 void prefill(const char* name, Index batch, Pos positions, Pos queries, Index dim,
-             cuda::PrefillKernel kernel = cuda::PrefillKernel::best) {
+             cuda::PrefillKernel kernel = cuda::PrefillKernel::best, const cuda::PrefillBounds& limits = {0, 0}) {
   constexpr Index layers = 2;  // input sets
   cudaStream_t stream = nullptr;
   KVC_CUDA(cudaStreamCreate(&stream));
@@ -37,7 +38,9 @@ void prefill(const char* name, Index batch, Pos positions, Pos queries, Index di
     const std::vector<Pos> rows(sequences.size(), queries);
     const kvc::BatchTables tables =
         kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences), std::span<const Pos>(rows));
-    cuda::Batch of({.sequences = batch, .blocks = cache.policy().blocks(), .queries = batch * queries});
+    cuda::Batch of({.sequences = std::max(batch, limits.sequences),
+                    .blocks = cache.policy().blocks(),
+                    .queries = std::max(batch * queries, limits.queries)});
     of.upload(tables, stream);
     const auto bytes = static_cast<std::size_t>(batch * queries * query_heads * dim) * 2;
     const cuda::DeviceBuffer q(bytes), out(bytes);
@@ -61,6 +64,10 @@ int main() {
   prefill("prefill bf16, 16384 causal, by warps", 1, 16384, 16384, 128, cuda::PrefillKernel::warps);
   prefill("prefill bf16, 2048 after 14336", 1, 16384, 2048, 128);
   prefill("prefill bf16, 16 x 1024 causal", 16, 1024, 1024, 128);
+  // A batch far below its limits, and few rows after a long prefix.
+  prefill("prefill bf16, 512 causal", 1, 512, 512, 128);
+  prefill("prefill bf16, 512 causal, limits 256 x 32", 1, 512, 512, 128, cuda::PrefillKernel::best, {256, 8192});
+  prefill("prefill bf16, 8 after 8192", 1, 8200, 8, 128);
   prefill("prefill bf16, dim 64, 16384 causal", 1, 16384, 16384, 64);
   prefill("prefill bf16, dim 256, 16384 causal", 1, 16384, 16384, 256);
   return 0;
