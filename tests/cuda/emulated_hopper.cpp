@@ -27,12 +27,12 @@ kvc_emulation::TensorMap map_of(std::byte* pool, const cuda::detail::TmaTensor& 
 }
 
 /// Runs the kernel as cuda::prefill does; `boxes` false: as it does where there are none.
-template <int D, class Case>
+template <int D, int V = D, class Case>
 std::vector<std::byte> run(Case& c, const kvc::BatchTables& tables, const std::vector<std::byte>& q, bool boxes = true,
                            std::vector<float>* lse = nullptr) {
   using T = typename Case::Cache::Element;
   constexpr cuda::Format F = cuda::format_of<T>;
-  using Traits = cuda::detail::HopperTraits<D>;
+  using Traits = cuda::detail::HopperTraits<D, V>;
   const HostBatch batch(tables);
   std::vector<std::byte> out(c.out_bytes(tables.queries()), std::byte{0xff});  // NaN
   if (lse != nullptr) {
@@ -55,44 +55,44 @@ std::vector<std::byte> run(Case& c, const kvc::BatchTables& tables, const std::v
     maps.v = of(a.kv.v, a.kv.value_dim);
   }
   static_assert(Traits::shared_bytes + 1024 <= 227 << 10, "Hopper has no more");
-  kvc_emulation::launch({3}, Traits::threads, [&] { cuda::prefill_hopper_kernel<F, D>(a, maps); });
+  kvc_emulation::launch({3}, Traits::threads, [&] { cuda::prefill_hopper_kernel<F, D, V>(a, maps); });
   REQUIRE((batch.tile_queue.next == 0 && batch.tile_queue.blocks == 0));
   return out;
 }
 
 /// A case is right by boxes and by rows, with the same bits.
-template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged>
+template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged, int V = D>
 void check(const PrefillSpec& spec, const typename P::Config& config, float tolerance) {
   PrefillCase<T, P, L, Q> c(spec, config);
   std::vector<float> lse;
-  const std::vector<std::byte> out = run<D>(c, c.tables, c.q, true, &lse);
+  const std::vector<std::byte> out = run<D, V>(c, c.tables, c.q, true, &lse);
   std::vector<float> expected_lse;
   const float difference = c.difference(out, c.expected(&expected_lse));
   CAPTURE(D, spec.key_dim, spec.group, spec.options.window, difference);
   REQUIRE(difference < tolerance);
   REQUIRE(lse_difference(lse, expected_lse) < 4e-6F);
-  const bool same = run<D>(c, c.tables, c.q, false) == out;
+  const bool same = run<D, V>(c, c.tables, c.q, false) == out;
   REQUIRE(same);
 }
 
 /// The same of a layer group. The bits are those of a cache that keeps everything, too.
-template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged>
+template <int D, class T, Format Q, class L = kvc::HeadMajor, class P = kvc::Paged, int V = D>
 void check_group(GroupSpec spec, const typename P::Config& config, float tolerance) {
   spec.sinks = true;
   GroupCase<T, P, L, Q> c(spec, config);
   std::vector<float> lse;
-  const std::vector<std::byte> out = run<D>(c, c.tables, c.q, true, &lse);
+  const std::vector<std::byte> out = run<D, V>(c, c.tables, c.q, true, &lse);
   std::vector<float> expected_lse;
   const float difference = c.difference(out, c.expected(expected_lse));
   CAPTURE(D, spec.kind.window, spec.kind.chunk, difference);
   REQUIRE(difference < tolerance);
   REQUIRE(lse_difference(lse, expected_lse) < 4e-6F);
-  const bool same = run<D>(c, c.tables, c.q, false) == out;
+  const bool same = run<D, V>(c, c.tables, c.q, false) == out;
   REQUIRE(same);
   spec.kind.window = spec.kind.chunk = 0;
   spec.alone = spec.kind.cross_rows == 0;  // a cache has rows of its own
   GroupCase<T, kvc::Paged, kvc::HeadMajor, Q> full(spec, {.blocks = 100, .block_tokens = 16});
-  const bool as_in_full = run<D>(full, full.tables, c.q) == out;
+  const bool as_in_full = run<D, V>(full, full.tables, c.q) == out;
   REQUIRE(as_in_full);
 }
 
@@ -212,6 +212,11 @@ TEST_CASE("emulated Hopper prefill: rings that go round, for each width of heads
   spec.key_dim = spec.value_dim = 192;
   spec.sequences = {{290, 5}};
   check<192, Eigen::bfloat16, Format::bf16>(spec, {.blocks = 40, .block_tokens = 32}, 2e-2F);
+  spec.value_dim = 128;
+  spec.sequences = {{530, 5}};
+  check<192, Eigen::bfloat16, Format::bf16, kvc::HeadMajor, kvc::Paged, 128>(spec, {.blocks = 40, .block_tokens = 32},
+                                                                             2e-2F);
+  spec.sequences = {{290, 5}};
   spec.key_dim = 200;
   spec.value_dim = 256;
   check<256, Eigen::half, Format::f16>(spec, {.blocks = 40, .block_tokens = 64}, 3e-3F);
@@ -256,7 +261,8 @@ TEST_CASE("emulated Hopper prefill of layer groups: windows, chunks, sinks, late
         spec, {.sequences = 3, .max_tokens = 400}, 3e-3F);
   }
   set({.kv_heads = 1, .key_dim = 144, .value_dim = 128, .window = 90, .latent = true}, {{200, 20}, {30, 30}});
-  check_group<192, Eigen::bfloat16, Format::bf16>(spec, {.blocks = 60, .block_tokens = 16}, 2e-2F);
+  check_group<192, Eigen::bfloat16, Format::bf16, kvc::HeadMajor, kvc::Paged, 128>(
+      spec, {.blocks = 60, .block_tokens = 16}, 2e-2F);
   set({.kv_heads = 2, .key_dim = 64, .cross_rows = 130}, {{1, 1}, {200, 150}});
   check_group<64, Eigen::half, Format::f16>(spec, {.blocks = 60, .block_tokens = 16}, 3e-3F);
 }

@@ -99,26 +99,26 @@ inline constexpr bool prefill_by_warpgroups = true;
 
 /// Whether the device runs code compiled for sm_90a, for which the kernel is then granted its shared memory. Compiled
 /// for others, the kernel is empty and takes few registers.
-template <Format F, int D>
+template <Format F, int D, int V>
 [[nodiscard]] bool has_hopper_kernel() {
   static PerDevice known;
   return known.get(current_device(), [] {
     cudaFuncAttributes attributes{};
-    KVC_CUDA(cudaFuncGetAttributes(&attributes, prefill_hopper_kernel<F, D>));
+    KVC_CUDA(cudaFuncGetAttributes(&attributes, prefill_hopper_kernel<F, D, V>));
     if (attributes.numRegs <= 64) {
       return 0;
     }
-    KVC_CUDA(cudaFuncSetAttribute(prefill_hopper_kernel<F, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  HopperTraits<D>::shared_bytes));
+    KVC_CUDA(cudaFuncSetAttribute(prefill_hopper_kernel<F, D, V>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  HopperTraits<D, V>::shared_bytes));
     return 1;
   }) != 0;
 }
 
-/// Tensor maps of the keys and values; maps.box is 0 if no tensor can describe them.
-template <int D, Format F>
+/// Tensor maps of the keys and values, for tiles of `Keys` keys; maps.box is 0 if no tensor can describe them.
+template <int Keys, Format F>
 [[nodiscard]] PrefillTensorMaps prefill_tensor_maps(const LayerView<F>& kv) {
   PrefillTensorMaps maps{};
-  const std::int32_t box = tma_box_slots(kv.blocks, kv.block_slots, HopperTraits<D>::keys);
+  const std::int32_t box = tma_box_slots(kv.blocks, kv.block_slots, Keys);
   const auto k = tma_tensor(kv.k, kv.key_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
   const auto v = tma_tensor(kv.v, kv.value_dim, kv.kv_heads, kv.blocks, kv.block_slots, box);
   if (!k || !v || k->token_major != v->token_major) {
@@ -143,28 +143,57 @@ template <Format F>
   return static_cast<unsigned>(std::min(tiles, Index{resident}));
 }
 
+/// Calls f(std::integral_constant<int, V>) for the Hopper kernel of D elements that takes the values.
+template <int D, Format F, class Call>
+auto with_value_dim(const LayerView<F>& kv, Call f) {
+  if constexpr (D == 192) {
+    if (kv.value_dim <= 128) {
+      return f(std::integral_constant<int, 128>{});
+    }
+  }
+  return f(std::integral_constant<int, D>{});
+}
+
 /// The path of a kernel for tensor cores.
 template <Format F, Format Q, int D>
 [[nodiscard]] PrefillPath tensor_core_path(const LayerView<F>& kv, bool warpgroups) {
   if constexpr (prefill_by_warpgroups && F == Q) {
-    if (warpgroups && has_hopper_kernel<F, D>()) {
-      return prefill_tensor_maps<D>(kv).box > 0 ? PrefillPath::bulk_copies : PrefillPath::warpgroups;
+    if (warpgroups) {
+      return with_value_dim<D>(kv, [&](auto v) {
+        constexpr int V = decltype(v)::value;
+        return !has_hopper_kernel<F, D, V>()                               ? PrefillPath::warps
+               : prefill_tensor_maps<HopperTraits<D, V>::keys>(kv).box > 0 ? PrefillPath::bulk_copies
+                                                                           : PrefillPath::warpgroups;
+      });
     }
   }
   return PrefillPath::warps;
 }
 
+/// Launches the Hopper kernel; false if the device has none.
+template <Format F, int D, int V>
+[[nodiscard]] bool launch_hopper_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds,
+                                         cudaStream_t stream) {
+  using Traits = HopperTraits<D, V>;
+  if (!has_hopper_kernel<F, D, V>()) {
+    return false;
+  }
+  static PerDevice known;
+  const PrefillTensorMaps maps = prefill_tensor_maps<Traits::keys>(a.kv);
+  const unsigned resident =
+      resident_blocks(known, prefill_hopper_kernel<F, D, V>, Traits::threads, Traits::shared_bytes);
+  launch("prefill_hopper_kernel", prefill_hopper_kernel<F, D, V>, prefill_blocks(a, bounds, resident), Traits::threads,
+         Traits::shared_bytes, stream, a, maps);
+  return true;
+}
+
 template <Format F, Format Q, int D>
 void launch_prefill(const PrefillArguments<F>& a, const PrefillBounds& bounds, bool warpgroups, cudaStream_t stream) {
   if constexpr (prefill_by_warpgroups && F == Q) {
-    if (warpgroups && has_hopper_kernel<F, D>()) {
-      using Traits = HopperTraits<D>;
-      static PerDevice known;
-      const PrefillTensorMaps maps = prefill_tensor_maps<D>(a.kv);
-      const unsigned resident =
-          resident_blocks(known, prefill_hopper_kernel<F, D>, Traits::threads, Traits::shared_bytes);
-      return launch("prefill_hopper_kernel", prefill_hopper_kernel<F, D>, prefill_blocks(a, bounds, resident),
-                    Traits::threads, Traits::shared_bytes, stream, a, maps);
+    if (warpgroups && with_value_dim<D>(a.kv, [&](auto v) {
+          return launch_hopper_prefill<F, D, decltype(v)::value>(a, bounds, stream);
+        })) {
+      return;
     }
   }
   using Traits = PrefillTraits<D, F>;
@@ -248,7 +277,7 @@ void launch_plain_prefill(const PrefillArguments<F>& a, const PrefillBounds& bou
 ///
 /// The tensor-core kernels take options without kept positions, and chunks that are no shorter than a tile of queries (128
 /// positions, divided by the query heads of a kv head); a cache whose format is that of Scalar, f16 or bf16; dims
-/// that are multiples of 8 up to 256 (computed as 64, 128, 192 or 256); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory
+/// that are multiples of 8 up to 256 (computed as 64, 128, 192 or 256, the larger of both; on Hopper 192 and 128); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory
 /// per block. With Scalar __half or __nv_bfloat16 they also take caches of Fp8E4M3 and Int8, of dims up to 128.
 ///
 /// Throws std::invalid_argument if shapes, options, bounds or alignment do not fit, a row could see what the layer's

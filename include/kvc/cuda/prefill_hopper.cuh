@@ -27,6 +27,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/device.cuh"
@@ -52,20 +53,19 @@ struct PrefillTensorMaps {
 
 namespace detail {
 
-/// Sizes of tiles, rings and thread blocks for head dim D.
-template <int D>
+/// Sizes of tiles, rings and thread blocks for keys of D elements and values of V.
+template <int D, int V = D>
 struct HopperTraits {
-  static constexpr int keys = D <= 128 ? 128 : 64;
-  static constexpr int stages = D == 64 ? 4 : D == 192 ? 3 : 2;
+  static constexpr int keys = V <= 128 ? 128 : 64;
+  static constexpr int stages = D == 64 ? 4 : D == 192 && V == 192 ? 3 : 2;
   static constexpr int consumers = 256;
   static constexpr int threads = consumers + 128;
-  static constexpr int row_bytes = 2 * D;
-  static constexpr int tile_bytes = keys * row_bytes;
-  static constexpr int panels = D / 64;
+  static constexpr int q_bytes = prefill_rows * 2 * D;                  ///< of a tile of queries
+  static constexpr int k_bytes = keys * 2 * D, v_bytes = keys * 2 * V;  ///< of a stage
   /// Queries, two rings, and padding up to a multiple of 1024.
-  static constexpr int shared_bytes = prefill_rows * row_bytes + 2 * stages * tile_bytes + 1024 - 128;
+  static constexpr int shared_bytes = q_bytes + stages * (k_bytes + v_bytes) + 1024 - 128;
   static constexpr int producer_registers = 40, consumer_registers = 232;
-  static constexpr bool take_turns = D <= 128;  ///< beyond, products take so long that softmax hides behind them
+  static constexpr bool take_turns = V <= 128;  ///< beyond, products take so long that softmax hides behind them
   static_assert(producer_registers * 128 + consumer_registers * consumers <= 168 * threads, "those of the launch");
 };
 
@@ -123,38 +123,37 @@ __device__ __forceinline__ RowLocation box_location(const SequenceBlocks& blocks
   return location;
 }
 
-/// The producer copies one tile of keys or values as boxes: lane i of one warp issues box i.
-template <int D>
+/// The producer copies one tile of `Keys` keys or values, of D elements, as boxes: lane i of one warp issues box i.
+template <int D, int Keys>
 __device__ __forceinline__ void tma_copy_boxes(SharedAddress to, const device::TensorMap& map,
                                                const PrefillTensorMaps& maps, const BlockTile& tile,
                                                std::int32_t kv_head, std::int32_t j, device::Barrier& full) {
-  using Traits = HopperTraits<D>;
   const int lane = static_cast<int>(threadIdx.x % 32U), box = maps.box;
-  const Index base = Index{j} * Traits::keys, left = tile.queries.length - base;
-  const int boxes = static_cast<int>(left < Traits::keys ? (left + box - 1) / box : Traits::keys / box);
+  const Index base = Index{j} * Keys, left = tile.queries.length - base;
+  const int boxes = static_cast<int>(left < Keys ? (left + box - 1) / box : Keys / box);
   if (lane == 0) {
-    device::arrive_and_expect(full, static_cast<unsigned>(boxes * Traits::panels * box * panel_row));
+    device::arrive_and_expect(full, static_cast<unsigned>(boxes * D / 64 * box * panel_row));
   }
   __syncwarp();
   if (lane < boxes) {
     const RowLocation location = box_location(tile.blocks, static_cast<Pos>(base + lane * box), box);
 #pragma unroll
-    for (int panel = 0; panel < Traits::panels; ++panel) {
+    for (int panel = 0; panel < D / 64; ++panel) {
       const std::int32_t at[4] = {64 * panel, maps.token_major ? kv_head : location.slot,
                                   maps.token_major ? location.slot : kv_head, location.block};
-      device::tma_copy_box(to + static_cast<unsigned>((panel * Traits::keys + lane * box) * panel_row), map, at, full);
+      device::tma_copy_box(to + static_cast<unsigned>((panel * Keys + lane * box) * panel_row), map, at, full);
     }
   }
 }
 
 /// All threads of the producer copy one tile, 16 bytes at a time: each warp a quarter of the rows, from
 /// row_of(location).
-template <int D, class RowOf>
+template <int D, int Keys, class RowOf>
 __device__ __forceinline__ void copy_rows(SharedAddress to, int dim, const std::byte* valid, const BlockTile& tile,
                                           std::int32_t j, device::Barrier& full, RowOf row_of) {
-  constexpr int keys = HopperTraits<D>::keys, rows = keys / 4, chunks = D / 8;
+  constexpr int rows = Keys / 4, chunks = D / 8;
   const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U) % 4;
-  const Index position = Index{j} * keys + rows * warp + lane % rows;
+  const Index position = Index{j} * Keys + rows * warp + lane % rows;
   const std::byte* mine = nullptr;
   if (position >= tile.blocks.lowest && position < tile.queries.length) {
     mine = row_of(tile.blocks.locate(static_cast<Pos>(position)));
@@ -165,17 +164,16 @@ __device__ __forceinline__ void copy_rows(SharedAddress to, int dim, const std::
     const auto from =
         reinterpret_cast<const std::byte*>(__shfl_sync(device::all_lanes, reinterpret_cast<std::uintptr_t>(mine), row));
     const bool there = from != nullptr && 8 * chunk < dim;
-    device::copy_async(to + static_cast<unsigned>(chunk_offset<keys>(rows * warp + row, chunk)),
+    device::copy_async(to + static_cast<unsigned>(chunk_offset<Keys>(rows * warp + row, chunk)),
                        there ? from + 16 * chunk : valid, there);
   }
   device::arrive_after_copies(full);
 }
 
 /// Starts S = Q K^T for a tile of keys and the 64 rows of this warpgroup, which begin at q; one group of products.
-template <Format F, int D>
-__device__ __forceinline__ void begin_scores(SharedAddress q, SharedAddress k,
-                                             float (&s)[HopperTraits<D>::keys / 8][4]) {
-  constexpr int keys = HopperTraits<D>::keys;
+template <Format F, int D, int C>
+__device__ __forceinline__ void begin_scores(SharedAddress q, SharedAddress k, float (&s)[C][4]) {
+  constexpr int keys = 8 * C;
   device::fence_registers(s);
   device::wgmma_fence();
 #pragma unroll
@@ -188,10 +186,9 @@ __device__ __forceinline__ void begin_scores(SharedAddress q, SharedAddress k,
 }
 
 /// Starts O += P V; one group of products.
-template <Format F, int D>
-__device__ __forceinline__ void begin_outputs(SharedAddress v, std::uint32_t (&p)[HopperTraits<D>::keys / 16][4],
-                                              float (&o)[D / 8][4]) {
-  constexpr int keys = HopperTraits<D>::keys;
+template <Format F, int D, int C>
+__device__ __forceinline__ void begin_outputs(SharedAddress v, std::uint32_t (&p)[C][4], float (&o)[D / 8][4]) {
+  constexpr int keys = 16 * C;
   device::fence_registers(o);
   device::fence_registers(p);
   device::wgmma_fence();
@@ -216,16 +213,16 @@ __device__ __forceinline__ void begin_outputs(SharedAddress v, std::uint32_t (&p
 }
 
 /// Clears the values of a tile that must not be multiplied by a weight of 0. Both consumers call it together.
-template <Format F, int D, class Visible>
+template <Format F, int Keys, int D, class Visible>
 __device__ __forceinline__ void clear_hidden_values(std::byte* v, RowState<D, 1>& state, Pos base, Pos length,
                                                     Visible visible) {
   using Traits = HopperTraits<D>;
-  constexpr int each = Traits::keys * D / 8 / Traits::consumers;  // chunks per thread
+  constexpr int each = Keys * D / 8 / Traits::consumers;  // chunks per thread
   const int thread = static_cast<int>(threadIdx.x);
   bool special = false;
 #pragma unroll 1
   for (int i = 0; i < each; ++i) {
-    const int at = (thread + i * Traits::consumers) * 16, key = at / panel_row % Traits::keys;
+    const int at = (thread + i * Traits::consumers) * 16, key = at / panel_row % Keys;
     uint4& chunk = *reinterpret_cast<uint4*>(v + at);
     if (base + key >= length) {
       chunk = {0, 0, 0, 0};
@@ -237,7 +234,7 @@ __device__ __forceinline__ void clear_hidden_values(std::byte* v, RowState<D, 1>
   }
   device::fence_async_proxy();
   if (device::sync_named_any(of_consumers, Traits::consumers, special)) {
-    add_nonfinite<F, Traits::keys>(v, state, base, visible);
+    add_nonfinite<F, Keys>(v, state, base, visible);
     device::sync_named(of_consumers, Traits::consumers);
 #pragma unroll 1
     for (int i = 0; i < each; ++i) {
@@ -254,15 +251,20 @@ __device__ __forceinline__ void clear_hidden_values(std::byte* v, RowState<D, 1>
 
 }  // namespace detail
 
-/// Any grid works: the blocks share the tiles. F and D as for prefill_kernel; threads and shared memory as in
-/// HopperTraits. The body is empty unless compiled for sm_90a.
-template <Format F, int D>
-__global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
+/// Any grid works: the blocks share the tiles. Threads and shared memory as in HopperTraits. The body is empty unless
+/// compiled for sm_90a.
+///
+///   F  format of the cache, the queries and the output: f16 or bf16
+///   D  64, 128, 192 or 256: key_dim, a multiple of 8, rounded up
+///   V  D, or 128 if D is 192 (DeepSeek's heads): the same of value_dim
+template <Format F, int D, int V = D>
+__global__ void __launch_bounds__(detail::HopperTraits<D, V>::threads, 1)
     prefill_hopper_kernel(const __grid_constant__ PrefillArguments<F> a,
                           const __grid_constant__ PrefillTensorMaps maps) {
 #if defined(KVC_CUDA_HOPPER)
   static_assert(F == Format::f16 || F == Format::bf16);
-  using Traits = detail::HopperTraits<D>;
+  static_assert(V == D || (V == 128 && D == 192));
+  using Traits = detail::HopperTraits<D, V>;
   using Ring = detail::RingPlace<Traits::stages>;
   constexpr int keys = Traits::keys;
   __shared__ detail::TakenTile taken[detail::taken_tiles];
@@ -272,9 +274,10 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
   std::byte* const shared =
       device::dynamic_shared() + (1024 - device::shared_address(device::dynamic_shared()) % 1024) % 1024;
   const device::SharedAddress q_tile = device::shared_address(shared);
-  const device::SharedAddress k_ring = q_tile + prefill_rows * Traits::row_bytes;
-  const device::SharedAddress v_ring = k_ring + Traits::stages * Traits::tile_bytes;
-  const auto stage_of = [](int stage) { return static_cast<unsigned>(stage * Traits::tile_bytes); };
+  const device::SharedAddress k_ring = q_tile + Traits::q_bytes;
+  const device::SharedAddress v_ring = k_ring + Traits::stages * Traits::k_bytes;
+  const auto k_stage = [&](int stage) { return k_ring + static_cast<unsigned>(stage * Traits::k_bytes); };
+  const auto v_stage = [&](int stage) { return v_ring + static_cast<unsigned>(stage * Traits::v_bytes); };
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < Traits::stages; ++i) {
@@ -317,23 +320,24 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
       }
       const std::int32_t kv_head = found.heads.kv_head;
       // Loads tile j to its stage of a ring as soon as that is empty.
-      const auto produce = [&](std::int32_t j, device::SharedAddress ring, device::Barrier* empty,
+      const auto produce = [&](std::int32_t j, auto elements, auto stage_at, device::Barrier* empty,
                                device::Barrier* full, const device::TensorMap& map, std::int32_t dim, auto row) {
+        constexpr int of = decltype(elements)::value;
         const Ring at(step + j - tiles.first);
         device::wait(empty[at.stage], at.parity ^ 1U);
-        const device::SharedAddress to = ring + stage_of(at.stage);
+        const device::SharedAddress to = stage_at(at.stage);
         if (by_tma) {
-          detail::tma_copy_boxes<D>(to, map, maps, found, kv_head, j, full[at.stage]);
+          detail::tma_copy_boxes<of, keys>(to, map, maps, found, kv_head, j, full[at.stage]);
         } else {
-          detail::copy_rows<D>(to, dim, a.kv.pool, found, j, full[at.stage], row);
+          detail::copy_rows<of, keys>(to, dim, a.kv.pool, found, j, full[at.stage], row);
         }
       };
       const auto produce_keys = [&](std::int32_t j) {
-        produce(j, k_ring, barriers.k_empty, barriers.k_full, maps.k, a.kv.key_dim,
+        produce(j, std::integral_constant<int, D>{}, k_stage, barriers.k_empty, barriers.k_full, maps.k, a.kv.key_dim,
                 [&](RowLocation p) { return a.kv.k_row(p.block, kv_head, p.slot); });
       };
       const auto produce_values = [&](std::int32_t j) {
-        produce(j, v_ring, barriers.v_empty, barriers.v_full, maps.v, a.kv.value_dim,
+        produce(j, std::integral_constant<int, V>{}, v_stage, barriers.v_empty, barriers.v_full, maps.v, a.kv.value_dim,
                 [&](RowLocation p) { return a.kv.v_row(p.block, kv_head, p.slot); });
       };
       if (!by_tma || thread < 32U) {  // one warp suffices for boxes
@@ -390,7 +394,7 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
 
     detail::copy_queries<D, Traits::consumers>(q_tile, a, tile, heads);
     device::commit_copies();
-    detail::RowState<D, 1> state;
+    detail::RowState<V, 1> state;
     state.reset();
     device::wait_copies<0>();
     device::fence_async_proxy();
@@ -414,16 +418,16 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
     const auto clear_hidden = [&](std::int32_t j, const Ring& at) {
       if (detail::needs_mask<keys>(a, tile, j)) {
         wait_full(barriers.v_full[at.stage], at.parity);
-        detail::clear_hidden_values<F>(
-            shared + prefill_rows * Traits::row_bytes + (Traits::stages + at.stage) * Traits::tile_bytes, state,
-            j * keys, tile.length, visible_to);
+        detail::clear_hidden_values<F, keys>(
+            shared + Traits::q_bytes + Traits::stages * Traits::k_bytes + at.stage * Traits::v_bytes, state, j * keys,
+            tile.length, visible_to);
       }
     };
 
     {
       const Ring at = ring_of(found.keys.first);
       wait_full(barriers.k_full[at.stage], at.parity);
-      detail::begin_scores<F, D>(q, k_ring + stage_of(at.stage), s[0]);
+      detail::begin_scores<F, D>(q, k_stage(at.stage), s[0]);
       device::wgmma_wait<0>();
       device::fence_registers(s[0]);
       release(barriers.k_empty[at.stage]);
@@ -438,9 +442,9 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
         device::sync_named(detail::of_turn + consumer, Traits::consumers);
       }
       wait_full(barriers.k_full[next.stage], next.parity);
-      detail::begin_scores<F, D>(q, k_ring + stage_of(next.stage), s[0]);
+      detail::begin_scores<F, D>(q, k_stage(next.stage), s[0]);
       wait_full(barriers.v_full[at.stage], at.parity);
-      detail::begin_outputs<F, D>(v_ring + stage_of(at.stage), p, state.o[0]);
+      detail::begin_outputs<F, V>(v_stage(at.stage), p, state.o[0]);
       if (Traits::take_turns) {
         device::arrive_named(detail::of_turn + 1 - consumer, Traits::consumers);
       }
@@ -460,7 +464,7 @@ __global__ void __launch_bounds__(detail::HopperTraits<D>::threads, 1)
       const Ring at = ring_of(last);
       clear_hidden(last, at);
       wait_full(barriers.v_full[at.stage], at.parity);
-      detail::begin_outputs<F, D>(v_ring + stage_of(at.stage), p, state.o[0]);
+      detail::begin_outputs<F, V>(v_stage(at.stage), p, state.o[0]);
       device::wgmma_wait<0>();
       device::fence_registers(state.o[0]);
       release(barriers.v_empty[at.stage]);
