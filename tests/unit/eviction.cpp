@@ -621,6 +621,33 @@ TEST_CASE("Factors stay within their bounds, and last blocks that nobody finds g
   }
 }
 
+TEST_CASE("A last block of several nodes is evidence about its prompt, and no tail", "[eviction][hazard]") {
+  ReuseHazard hazard(4096);
+  ReuseHazard without_tails(4096, {.tails = false});
+  for (ReuseHazard* const each : {&hazard, &without_tails}) {
+    std::uint64_t now = 0, key = 1;
+    for (std::int32_t prompt = 0; prompt < 300; ++prompt) {
+      std::vector<BlockId> blocks;
+      ReuseHazard::SequenceContext context;
+      each->on_open(context, {}, {}, ++now);
+      for (std::int32_t i = 0; i < 8; ++i) {
+        blocks.push_back(static_cast<BlockId>(prompt * 8 + i));
+        each->on_cached(context, {blocks.back(), key++ * 0x9e3779b97f4a7c15U, i, 0, 5}, now);
+      }
+      each->on_close(context, blocks, ++now);
+      CHECK(context.tail == no_block);
+      now += 20;
+      if (prompt % 3 != 0) {  // some are continued to their end, others up to the block before it, or not at all
+        ReuseHazard::SequenceContext next;
+        each->on_open(next, std::span(blocks).first(prompt % 3 == 1 ? 8 : 7), {}, now);
+      }
+    }
+  }
+  for (int kind = 0; kind < ReuseHazard::kinds; ++kind) {
+    CHECK(hazard.factor(kind) == without_tails.factor(kind));
+  }
+}
+
 TEST_CASE("A block is worth its hazard times the cost of a miss, per byte", "[eviction][hazard]") {
   // Prompts of four blocks are continued, those of 24 are not.
   ReuseHazard hazard(4096);

@@ -112,11 +112,12 @@ class ReuseHazard {
     const auto added = static_cast<double>(std::max<Index>(0, static_cast<Index>(referenced.size()) - context.known));
     context.kind = model_.kind_of(added, context.continues);
     const std::uint64_t last = keys_[referenced.back()];
-    // A single block is the tail of nothing.
-    const std::uint64_t before_last = referenced.size() > 1 ? keys_[referenced[referenced.size() - 2]] : last;
-    // The last node of a prompt is mostly replaced in the next one. A block of several nodes holds more, without which
-    // that one would find far less, so it goes when the others do.
-    if (model_.remember(before_last, last, context.kind, added, now) && is_node_[referenced.back()] != 0) {
+    // The last node of a prompt is mostly replaced in the next one: a tail. A single block is the tail of nothing. A
+    // block of several nodes holds more than the last one. Without it the next prompt would find far less, so it is of
+    // the kind of the others, and what becomes of it is the evidence about them.
+    const bool has_tail = referenced.size() > 1 && is_node_[referenced.back()] != 0;
+    const std::uint64_t before_last = has_tail ? keys_[referenced[referenced.size() - 2]] : last;
+    if (model_.remember(before_last, last, context.kind, added, now)) {
       context.tail = referenced.back();
     }
     const auto blocks = static_cast<double>(released_.size());
