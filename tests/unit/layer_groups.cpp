@@ -85,6 +85,32 @@ TEST_CASE("A tail of exactly the needed blocks survives a divergence inside the 
   }
 }
 
+TEST_CASE("An answer that ends just behind the boundary of a chunk is found where the next prompt diverges before it") {
+  constexpr Pos chunk = 24;
+  for (Pos length = 2 * chunk; length < 3 * chunk + 8; ++length) {
+    PrefixShared<Lru> policy({.blocks = 100, .block_tokens = 4}, rules_of({full, {0, chunk, 0}}));
+    const Tokens tokens = counting(0, length);
+    const SeqId seq = prefill(policy, {tokens.begin(), tokens.begin() + 30}).seq;
+    for (Pos p = 30; p < length; ++p) {
+      REQUIRE(policy.try_extend(seq, 1, std::span(tokens).subspan(static_cast<std::size_t>(p), 1)));
+      policy.commit(seq);
+      policy.verify();
+    }
+    // Beside the two blocks at the end of the prompt, those of the last chunk are cached until its end is a block away.
+    // The sequence still references the last one of them.
+    const bool is_close = length % chunk < 4;
+    CAPTURE(length, is_close);
+    CHECK(policy.stats(1).blocks_cached == (length < 2 * chunk + 4 ? 5 : is_close ? 2 + 5 : 2));
+    policy.close(seq);
+    for (Pos shorter = 1; shorter < 5; ++shorter) {
+      const auto common = static_cast<std::size_t>(length - shorter);
+      const Tokens next = joined({tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(common)}, {-1, -2});
+      CAPTURE(shorter);
+      CHECK(policy.match_length(next) == std::min(length - shorter, length / 4 * 4));
+    }
+  }
+}
+
 TEST_CASE("Room for one group is never made of what another group has just matched") {
   PrefixShared<Lru> policy({.blocks = 30, .block_tokens = 4}, rules_of({full, window(8), {0, 16, 0}}));
   const Tokens prompt = counting(0, 40);

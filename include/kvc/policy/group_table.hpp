@@ -49,7 +49,6 @@ class GroupTable {
   }
 
   [[nodiscard]] Pos block_tokens() const noexcept { return block_tokens_; }
-  [[nodiscard]] Pos slack() const noexcept { return slack_; }
   [[nodiscard]] bool grows() const noexcept { return grows_; }
   [[nodiscard]] std::span<const BlockId> blocks() const noexcept { return blocks_; }
   [[nodiscard]] bool empty() const noexcept { return blocks_.empty(); }

@@ -195,6 +195,13 @@ class GroupCachedBlocks {
     release_others(block, group);
   }
 
+  /// Takes a cached block that nothing references from the index: what nobody could ever hit any more goes first.
+  void discard(BlockId block) noexcept {
+    acquire(block);
+    uncache(block);
+    pool.free(block);
+  }
+
   // --- rows of other inputs ------------------------------------------------------------------------------------------
 
   /// Makes room, so that attach_cross cannot fail. Throws std::bad_alloc.

@@ -157,10 +157,10 @@ class GroupIndexer {
       }
       const Pos length = std::max(s.lengths.committed - rules_.rewind, 0);
       const PosRange prompt{s.state.prompt_end, s.state.prompt_end};
-      const Pos stays_from = (rules_.groups[g].retained.first_seen(length) - table.slack()) / table.block_tokens();
+      const PosRange now{length, s.lengths.committed};  // it may be closed here
       for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block()), end -= node_tokens_) {
         number -= end <= Index{number} * table.block_tokens() ? 1 : 0;
-        if (number >= stays_from || number < table.first() || ends_.needs(g, table, number, parting) ||
+        if (ends_.needs(g, table, number, now) || number < table.first() || ends_.needs(g, table, number, parting) ||
             ends_.needs(g, table, number, prompt)) {
           attach_block(s, g, number, at.block(), end);
         }

@@ -142,6 +142,8 @@ class GroupNodes {
   [[nodiscard]] std::size_t group(BlockId block) const noexcept {
     return static_cast<std::size_t>(holders_[block].group);
   }
+  /// The position of the first row of a cached block.
+  [[nodiscard]] Pos first(BlockId block) const noexcept { return holders_[block].first; }
   /// Rows of a cached block that its nodes stand for, from the first on.
   [[nodiscard]] Pos rows(BlockId block) const noexcept {
     return nodes_[holders_[block].node].end - holders_[block].first;

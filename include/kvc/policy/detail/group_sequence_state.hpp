@@ -33,9 +33,11 @@ struct GroupSequenceState {
   struct End {
     BlockId block;
     std::uint64_t prefix;  // hash of what it held
+    Pos until;             // length with which it is of no use any more; max_pos: it is always of use
   };
-  std::vector<End> ends;  // dropped blocks where its prompt ends
-  Pos branch = 0;         // here its prompt went on as another one had, but there were no recurrent states
+  std::vector<End> ends;     // dropped blocks where a prompt ends, or where this sequence could end
+  Pos forgets_at = max_pos;  // the least `until` of these
+  Pos branch = 0;            // here its prompt went on as another one had, but there were no recurrent states
   [[no_unique_address]] SequenceContext context{};
 
   /// Forgets everything, but not its memory.

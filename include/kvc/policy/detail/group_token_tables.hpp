@@ -209,6 +209,7 @@ class GroupTokenTables
     s.state.expects = false;  // rows that arrive now were computed before
     s.state.tokens.clear();
     s.state.ends.clear();
+    s.state.forgets_at = max_pos;
     s.state.unknown_from = s.lengths.reserved > 0 ? 0 : nowhere;
     s.quiet_until = 0;
     s.share_tails();  // so that no token is added in place
@@ -302,13 +303,15 @@ class GroupTokenTables
   }
 
   void drop(Sequence& s) noexcept {
-    Base::drop(s, [&](BlockId block) { indexer_.ends().forget_unless_end(s, block); });
+    const Pos settled = this->settled(s);
+    indexer_.ends().forget_passed(s, settled);
+    Base::drop(s, [&](BlockId block) { indexer_.ends().forget_unless_end(s, block, settled); });
   }
   /// Of the states, those of whole nodes stay as long as windows do: a later prompt may begin with all that there is.
   void drop_states(Sequence& s) noexcept {
     Base::drop_states(s, node_tokens_, [&](std::span<const BlockId> blocks) {
       for (const BlockId block : blocks) {  // the first ones of each kind are known to the index
-        indexer_.ends().forget_unless_end(s, block);
+        indexer_.ends().forget_unless_end(s, block, this->settled(s));
       }
     });
   }

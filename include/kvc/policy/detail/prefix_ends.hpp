@@ -17,8 +17,14 @@ namespace detail {
 
 /// A dropped block leaves the index unless a later prompt could end in it: nobody could ever hit the middle of a long
 /// prompt. The places where prompts end are the end of a prompt, of a sequence, of a fork, and positions where prefixes
-/// part. Marks the blocks that a hit there needs. `Blocks` is a GroupCachedBlocks, and a sequence that of a
-/// GroupTokenTables. References what it is made of. No member throws but the constructor.
+/// part. Marks the blocks that a hit there needs.
+///
+/// A sequence that is closed now would end now, so it also leaves in the index what a hit needs that ends up to a block
+/// before it. Of a window these are blocks that it still holds. Of chunks these are all blocks of the last chunk for the
+/// first tokens of the next one.
+///
+/// `Blocks` is a GroupCachedBlocks, and a sequence that of a GroupTokenTables. References what it is made of. No member
+/// throws but the constructor.
 template <class Blocks, class Sequence>
 class PrefixEnds {
  public:
@@ -62,29 +68,70 @@ class PrefixEnds {
     std::ranges::for_each(s.states.blocks(), [&](BlockId block) { mark(block); });
   }
 
-  /// A block that a sequence is about to release leaves the index unless it is marked. O(1).
-  void forget_unless_end(Sequence& s, BlockId block) noexcept {
+  /// A block that a sequence of `settled` tokens is about to release leaves the index unless it is marked, or the end of
+  /// the sequence is still close. O(1).
+  void forget_unless_end(Sequence& s, BlockId block, Pos settled) noexcept {
     if (!blocks_.nodes.is_cached(block)) {
       return;
     }
+    const bool has_room = s.state.ends.size() < s.state.ends.capacity();
     if (blocks_.nodes.is_marked(block)) {
-      if (s.state.ends.size() < s.state.ends.capacity()) {
-        s.state.ends.push_back({block, blocks_.nodes.prefix(block)});
+      if (has_room) {
+        s.state.ends.push_back({block, blocks_.nodes.prefix(block), max_pos});
       }
+      return;
+    }
+    const Pos until = needed_until(block);
+    if (settled < until && has_room) {
+      s.state.ends.push_back({block, blocks_.nodes.prefix(block), until});
+      s.state.forgets_at = std::min(s.state.forgets_at, until);
     } else if (blocks_.pool.ref_count(block) == 1) {
       blocks_.uncache(block);
     }
   }
+  /// Blocks that were left in the index for the end of the sequence leave it when that is `settled` tokens away from
+  /// them, unless they have been marked since. O(1) nearly always; otherwise O(blocks).
+  void forget_passed(Sequence& s, Pos settled) noexcept {
+    if (settled < s.state.forgets_at) [[likely]] {
+      return;
+    }
+    s.state.forgets_at = max_pos;
+    std::erase_if(s.state.ends, [&](auto& end) {
+      const bool is_there = blocks_.nodes.prefix(end.block) == end.prefix;
+      if (is_there && blocks_.nodes.is_marked(end.block)) {
+        end.until = max_pos;
+      }
+      if (end.until > settled) {
+        s.state.forgets_at = std::min(s.state.forgets_at, end.until);
+        return false;
+      }
+      if (is_there && blocks_.pool.ref_count(end.block) == 0) {
+        blocks_.discard(end.block);
+      }
+      return true;
+    });
+  }
   /// What a sequence has released and left in the index is as new as what it releases now. O(blocks).
   void refresh(const Sequence& s) noexcept {
-    for (const auto& [block, prefix] : s.state.ends) {
-      if (blocks_.nodes.prefix(block) == prefix) {  // another block may have its number now
-        blocks_.refresh(block, s.state);
+    for (const auto& end : s.state.ends) {
+      if (blocks_.nodes.prefix(end.block) == end.prefix) {  // another block may have its number now
+        blocks_.refresh(end.block, s.state);
       }
     }
   }
 
  private:
+  /// The length from which on no hit that ends up to a block before it needs a cached block; 0 of states.
+  [[nodiscard]] Pos needed_until(BlockId block) const noexcept {
+    const std::size_t group = blocks_.nodes.group(block);
+    if (group >= rules_.groups.size()) {
+      return 0;
+    }
+    const Pos tokens = blocks_.nodes.block_tokens(group);
+    const Pos end = blocks_.nodes.first(block) + tokens;
+    return static_cast<Pos>(
+        std::min(Index{rules_.groups[group].retained.sees_only_from(end)} + tokens, Index{max_pos}));
+  }
   void mark(BlockId block) noexcept {
     if (blocks_.nodes.is_cached(block)) {
       blocks_.nodes.mark(block);
