@@ -246,6 +246,60 @@ TEMPLATE_TEST_CASE("Both forms have the same bits over any policy and in passes 
   CHECK(same(out_absorbed, expected_absorbed));
 }
 
+TEST_CASE("A batch of expanded prefill gives each row the bits of a call for its sequence alone",
+          "[attention][latent]") {
+  Random random(seed_or(1505));
+  const LatentExtents extents{20, 16, 12, 8};
+  const Latent<float> latent(3, extents, 1100, random);
+  const std::vector<PosRange> queries{{30, 40}, {0, 0}, {1099, 1100}, {0, 600}, {7, 9}};  // one sequence has no rows
+  const std::vector<Pos> lengths{40, 5, 1100, 600, 9};
+  std::vector<kvc::DenseView<float>> views;
+  std::vector<std::int32_t> indptr{0};
+  for (std::size_t b = 0; b < lengths.size(); ++b) {
+    views.push_back(latent.view(lengths[b]));
+    indptr.push_back(indptr.back() + queries[b].size());
+  }
+  const Index rows = indptr.back();
+  Matrix<float> q(rows, latent.heads * extents.key_dim);
+  std::generate_n(q.row(0), q.rows() * q.cols(), [&] { return random.uniform(-2, 2); });
+  std::vector<float> bias(static_cast<std::size_t>(rows * 1100));
+  std::ranges::generate(bias, [&] { return random.uniform(); });
+  const std::vector<float> sinks{0.5F, -1, 2};
+  for (const Pos window : {0, 70}) {
+    const kvc::AttentionOptions options{.window = window, .softcap = 20, .sinks = sinks};
+    Matrix<float> expected(rows, latent.heads * extents.value_dim), expected_lse(rows, latent.heads);
+    kvc::AttentionOptions masked = options;
+    masked.mask = kvc::AttentionMask::additive(bias.data(), 1, rows, 1100);
+    for (std::size_t b = 0; b < views.size(); ++b) {
+      kvc::AttentionOptions alone = options;
+      alone.mask = masked.mask.part(0, indptr[b], queries[b].size());
+      kvc::prefill_expanded(views[b], latent.projections(), queries[b],
+                            q.cref().middle_rows(indptr[b], queries[b].size()),
+                            {expected.ref().middle_rows(indptr[b], queries[b].size()),
+                             expected_lse.ref().middle_rows(indptr[b], queries[b].size())},
+                            alone);
+    }
+    Matrix<float> out(rows, expected.cols()), lse(rows, latent.heads), last(rows, expected.cols());
+    kvc::prefill_expanded(views, latent.projections(), queries, q.cref(), {out.ref(), lse.ref()}, masked,
+                          ThreadPerCall{2});
+    CHECK(same(out, expected));
+    CHECK(same(lse, expected_lse));
+    kvc::prefill_expanded(views, latent.projections(), indptr, q.cref(), last.ref(), masked);
+    CHECK(same(last, expected));
+  }
+
+  // Nothing is written if one sequence does not fit.
+  std::vector<float> untouched(static_cast<std::size_t>(rows * latent.heads * extents.value_dim), 7);
+  const MatrixRef<float> to(untouched.data(), rows, latent.heads * extents.value_dim);
+  views.back() = latent.expanded(9);
+  CHECK_THROWS_WITH(kvc::prefill_expanded(views, latent.projections(), queries, q.cref(), to),
+                    contains("kv_heads is 3, must be 1"));
+  views.pop_back();
+  CHECK_THROWS_WITH(kvc::prefill_expanded(views, latent.projections(), queries, q.cref(), to),
+                    contains("queries.size() is 5, must be the number of views, 4"));
+  CHECK(std::ranges::count(untouched, 7) == std::ssize(untouched));
+}
+
 TEST_CASE("Projections come from one matrix of both, as from two", "[attention][latent]") {
   Random random(1);
   const LatentExtents extents{7, 5, 6, 3};

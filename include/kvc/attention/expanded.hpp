@@ -221,17 +221,19 @@ class ExpandedSplit {
 };
 static_assert(KvView<ExpandedSplit>);
 
-/// One call of prefill_expanded, checked.
+/// One sequence of a call of prefill_expanded, checked.
 template <class View, class E>
 class ExpandedCall {
  public:
-  ExpandedCall(const View& kv, const E& expansion, PosRange queries, MatrixRef<const float> q,
+  ///   first_row  of the sequence in q, out and the mask
+  ExpandedCall(const View& kv, const E& expansion, PosRange queries, Index first_row, MatrixRef<const float> q,
                const AttentionOutput& out, const AttentionOptions& options)
       : kv_(kv),
         expansion_(expansion),
         extents_(expansion.extents()),
         heads_(expansion.heads()),
         queries_(queries),
+        first_row_(first_row),
         q_(q),
         out_(out),
         options_(options),
@@ -296,10 +298,9 @@ class ExpandedCall {
   /// The states of all rows in one head: o where the call writes its output.
   [[nodiscard]] AttentionStates states(Index head) const {
     const Index rows = queries_.size();
-    float* const o = out_.row(0, head, extents_.value_dim);
-    return {{o, rows, extents_.value_dim, rows > 1 ? out_.row(1, head, extents_.value_dim) - o : extents_.value_dim},
-            {m_ + head * rows, rows, 1},
-            {l_ + head * rows, rows, 1}};
+    float* const o = out_.row(first_row_, head, extents_.value_dim);
+    const Index stride = rows > 1 ? out_.row(first_row_ + 1, head, extents_.value_dim) - o : extents_.value_dim;
+    return {{o, rows, extents_.value_dim, stride}, {m_ + head * rows, rows, 1}, {l_ + head * rows, rows, 1}};
   }
 
   /// Carries the states of one head over the keys of a split.
@@ -324,9 +325,10 @@ class ExpandedCall {
     AttentionOptions options = options_;
     options.keys = {std::max(options.keys.first, static_cast<Pos>(base)),
                     std::min(options.keys.last, static_cast<Pos>(std::min(base + split_keys, Index{max_pos})))};
-    options.mask = options_.mask.part(head, unseen, count);
+    options.mask = options_.mask.part(head, first_row_ + unseen, count);
     options.sinks = {};
-    const MatrixRef<const float> q(q_.row(unseen) + head * extents_.key_dim, count, extents_.key_dim, q_.stride());
+    const MatrixRef<const float> q(q_.row(first_row_ + unseen) + head * extents_.key_dim, count, extents_.key_dim,
+                                   q_.stride());
     const PosRange queries{queries_.first + static_cast<Pos>(unseen), queries_.last};
     const ExpandedSplit view(k, v, extents_, base, kv_.length());
     AttentionStates total = states(head);
@@ -347,7 +349,7 @@ class ExpandedCall {
     const AttentionStates all = states(head);
     for (Index i = 0; i < queries_.size(); ++i) {
       const AttentionState state = all.state(i, 0);
-      out_.write_sums(i, head, state.m, state.l);
+      out_.write_sums(first_row_ + i, head, state.m, state.l);
       if (out_.has_states()) {
         continue;
       }
@@ -364,6 +366,7 @@ class ExpandedCall {
   LatentExtents extents_;
   Index heads_;
   PosRange queries_;
+  Index first_row_;
   MatrixRef<const float> q_;
   AttentionOutput out_;
   const AttentionOptions& options_;
@@ -372,6 +375,39 @@ class ExpandedCall {
   float* m_ = nullptr;       // [heads, rows]
   float* l_ = nullptr;       // [heads, rows]
 };
+
+[[nodiscard]] constexpr PosRange positions_of(const SequenceRows& rows) noexcept {
+  return {static_cast<Pos>(rows.first_position), static_cast<Pos>(rows.first_position + rows.count)};
+}
+
+/// Checks all sequences of a call before any is computed, and computes them one after the other.
+///
+///   rows  of each sequence: [views.size()], `count` in all
+template <class View, class E, class Ex>
+void prefill_expanded(std::span<const View> views, std::span<const SequenceRows> rows, Index count, const E& expansion,
+                      const MatrixRef<const float>& q, const AttentionOutput& out, const AttentionOptions& options,
+                      Ex& executor) {
+  const LatentExtents extents = expansion.extents();
+  const Index heads = expansion.heads();
+  require_extents(q, count, heads * extents.key_dim, "q");
+  for (std::size_t b = 0; b < views.size(); ++b) {
+    const View& kv = views[b];
+    require(kv.kv_heads() == 1, "kv_heads", kv.kv_heads(), "1: latent rows serve all query heads");
+    require(kv.key_dim() == extents.row_dim, "key_dim of the view", kv.key_dim(),
+            "row_dim of the expansion, " + std::to_string(extents.row_dim));
+    const AttentionDims dims = attention_dims(ExpandedSplit(nullptr, nullptr, extents, 0, kv.length()), q,
+                                              options);  // checks the options
+    out.require_fits(dims, count);
+    require_retained(kv, 0, visible_keys(positions_of(rows[b]).first, positions_of(rows[b]).last, kv.length(), options),
+                     static_cast<Index>(b));
+  }
+  for (std::size_t b = 0; b < views.size(); ++b) {
+    if (rows[b].count > 0) {
+      ExpandedCall<View, E>(views[b], expansion, positions_of(rows[b]), rows[b].first_row, q, out, options)
+          .run(executor);
+    }
+  }
+}
 
 }  // namespace detail
 
@@ -406,20 +442,42 @@ template <KvView View, LatentExpansion E, class Ex = Sequential>
   requires Executor<Ex>
 void prefill_expanded(const View& kv, const E& expansion, PosRange queries, MatrixArg<float> q,
                       const AttentionOutput& out, const AttentionOptions& options = {}, Ex&& executor = {}) {
-  const LatentExtents extents = expansion.extents();
-  const Index heads = expansion.heads(), rows = q.rows();
-  require(kv.kv_heads() == 1, "kv_heads", kv.kv_heads(), "1: latent rows serve all query heads");
-  require(kv.key_dim() == extents.row_dim, "key_dim of the view", kv.key_dim(),
-          "row_dim of the expansion, " + std::to_string(extents.row_dim));
-  require(queries.size() == rows, "queries", queries, "as many positions as q has rows");
-  require_extents(q.ref(), rows, heads * extents.key_dim, "q");
-  const AttentionDims dims = attention_dims(detail::ExpandedSplit(nullptr, nullptr, extents, 0, kv.length()), q,
-                                            options);  // checks the options
-  out.require_fits(dims, rows);
-  detail::require_retained(kv, 0, detail::visible_keys(queries.first, queries.last, kv.length(), options), 0);
-  if (rows > 0) {
-    detail::ExpandedCall<View, E>(kv, expansion, queries, q, out, options).run(executor);
-  }
+  require(queries.size() == q.rows(), "queries", queries, "as many positions as q has rows");
+  const detail::SequenceRows rows{0, q.rows(), Index{queries.first}};
+  detail::prefill_expanded(std::span<const View>(&kv, 1), std::span<const detail::SequenceRows>(&rows, 1), q.rows(),
+                           expansion, q.ref(), out, options, executor);
+}
+
+/// The same for a ragged batch of sequences, whose rows lie one after the other in q and out. Each row has the bits that
+/// a call for its sequence alone gives. Nothing is written if anything of any sequence does not fit. Sequences are
+/// computed one after the other, each by all threads: what they share is expanded for each.
+///
+///   views    one layer of each sequence, a contiguous range
+///   queries  the positions of the rows of each sequence: [B], B == views.size(); may be empty
+///   q        [sum of queries[b].size(), heads * key_dim]    out  as many rows
+///
+/// Rows of a mask are those of q.
+template <KvViewRange Views, LatentExpansion E, class Ex = Sequential>
+  requires Executor<Ex>
+void prefill_expanded(const Views& views, const E& expansion, std::span<const PosRange> queries, MatrixArg<float> q,
+                      const AttentionOutput& out, const AttentionOptions& options = {}, Ex&& executor = {}) {
+  const auto all = detail::view_span(views);
+  const detail::RaggedRows rows = detail::rows_at(all, queries);
+  detail::prefill_expanded(all, rows.sequences(), rows.count, expansion, q.ref(), out, options, executor);
+}
+
+/// The same for rows that are the last positions of their sequences, as after `extend`: those of sequence b are
+/// [q_indptr[b], q_indptr[b + 1]) of q and out, as in prefill.
+///
+///   q_indptr  [B + 1] ascending from 0, also known as cu_seqlens_q
+template <KvViewRange Views, LatentExpansion E, class Ex = Sequential>
+  requires Executor<Ex>
+void prefill_expanded(const Views& views, const E& expansion, std::span<const std::int32_t> q_indptr,
+                      MatrixArg<float> q, const AttentionOutput& out, const AttentionOptions& options = {},
+                      Ex&& executor = {}) {
+  const auto all = detail::view_span(views);
+  const detail::RaggedRows rows = detail::last_rows(all, q_indptr);
+  detail::prefill_expanded(all, rows.sequences(), rows.count, expansion, q.ref(), out, options, executor);
 }
 
 }  // namespace v0

@@ -12,6 +12,51 @@
 namespace kvc {
 inline namespace v0 {
 
+namespace detail {
+
+/// The rows of a ragged batch.
+struct RaggedRows {
+  std::vector<SequenceRows> of_each;
+  Index count = 0;  ///< of all sequences
+
+  [[nodiscard]] std::span<const SequenceRows> sequences() const noexcept { return of_each; }
+};
+
+/// Rows at these positions of their sequences. Throws std::invalid_argument unless there is a range for each view.
+template <class View>
+[[nodiscard]] RaggedRows rows_at(std::span<const View> views, std::span<const PosRange> queries) {
+  require(queries.size() == views.size(), "queries.size()", queries.size(),
+          "the number of views, " + std::to_string(views.size()));
+  RaggedRows rows;
+  rows.of_each.reserve(queries.size());
+  for (const PosRange& positions : queries) {
+    require(positions.first <= positions.last, "queries", positions, "ranges of positions");
+    rows.of_each.push_back({rows.count, Index{positions.size()}, Index{positions.first}});
+    rows.count += positions.size();
+  }
+  return rows;
+}
+
+/// Rows that are the last positions of their sequences. Throws std::invalid_argument unless q_indptr ascends from 0 and
+/// has one number more than there are views.
+template <class View>
+[[nodiscard]] RaggedRows last_rows(std::span<const View> views, std::span<const std::int32_t> q_indptr) {
+  require(q_indptr.size() == views.size() + 1, "q_indptr.size()", q_indptr.size(),
+          "one more than the number of views, " + std::to_string(views.size()));
+  require(q_indptr.front() == 0, "q_indptr[0]", q_indptr.front(), "0");
+  RaggedRows rows;
+  rows.of_each.reserve(views.size());
+  for (std::size_t b = 0; b < views.size(); ++b) {
+    const Index count = Index{q_indptr[b + 1]} - q_indptr[b];
+    require(count >= 0, "q_indptr[" + std::to_string(b + 1) + "]", q_indptr[b + 1], "at least the one before");
+    rows.of_each.push_back({Index{q_indptr[b]}, count, Index{views[b].length()} - count});
+  }
+  rows.count = q_indptr.back();
+  return rows;
+}
+
+}  // namespace detail
+
 /// Attention of the rows of one sequence: row i, at position queries.first + i, over the keys in [0, kv.length()) that
 /// AttentionOptions let it see. A prompt, a chunk of one, or the tokens of one speculative step.
 ///
@@ -74,17 +119,8 @@ template <KvViewRange Views, class Ex = Sequential>
 void prefill(const Views& views, std::span<const PosRange> queries, MatrixArg<float> q, const AttentionOutput& out,
              const AttentionOptions& options = {}, Ex&& executor = {}) {
   const auto all = detail::view_span(views);
-  require(queries.size() == all.size(), "queries.size()", queries.size(),
-          "the number of views, " + std::to_string(all.size()));
-  std::vector<detail::SequenceRows> rows;
-  rows.reserve(queries.size());
-  Index count = 0;
-  for (const PosRange& positions : queries) {
-    require(positions.first <= positions.last, "queries", positions, "ranges of positions");
-    rows.push_back({count, Index{positions.size()}, Index{positions.first}});
-    count += positions.size();
-  }
-  detail::attend(all, std::span<const detail::SequenceRows>(rows), count, q, out, options, executor);
+  const detail::RaggedRows rows = detail::rows_at(all, queries);
+  detail::attend(all, rows.sequences(), rows.count, q, out, options, executor);
 }
 
 /// The same for rows that are the last positions of their sequences, as after `extend`: those of sequence b are
@@ -96,17 +132,8 @@ template <KvViewRange Views, class Ex = Sequential>
 void prefill(const Views& views, std::span<const std::int32_t> q_indptr, MatrixArg<float> q, const AttentionOutput& out,
              const AttentionOptions& options = {}, Ex&& executor = {}) {
   const auto all = detail::view_span(views);
-  require(q_indptr.size() == all.size() + 1, "q_indptr.size()", q_indptr.size(),
-          "one more than the number of views, " + std::to_string(all.size()));
-  require(q_indptr.front() == 0, "q_indptr[0]", q_indptr.front(), "0");
-  std::vector<detail::SequenceRows> rows;
-  rows.reserve(all.size());
-  for (std::size_t b = 0; b < all.size(); ++b) {
-    const Index count = Index{q_indptr[b + 1]} - q_indptr[b];
-    require(count >= 0, "q_indptr[" + std::to_string(b + 1) + "]", q_indptr[b + 1], "at least the one before");
-    rows.push_back({Index{q_indptr[b]}, count, Index{all[b].length()} - count});
-  }
-  detail::attend(all, std::span<const detail::SequenceRows>(rows), Index{q_indptr.back()}, q, out, options, executor);
+  const detail::RaggedRows rows = detail::last_rows(all, q_indptr);
+  detail::attend(all, rows.sequences(), rows.count, q, out, options, executor);
 }
 
 }  // namespace v0
