@@ -192,6 +192,7 @@ template <class P>
 struct Bench {
   P policy;
   Tokens prompt = random_tokens(8192, 1);
+  SeqId parent{};  // of forks
   explicit Bench(const GroupRules& rules) : policy({.blocks = 20'000, .block_tokens = 16}, rules) {
     for (std::uint64_t i = 2; i < 12; ++i) {  // others, so that the index is not empty
       policy.close(fill(random_tokens(8192, i)));
@@ -200,18 +201,21 @@ struct Bench {
     prompt.push_back(-1);
   }
   SeqId fill(const Tokens& tokens) {
-    const SeqId seq = policy.try_open(tokens)->seq;
-    if (policy.try_extend(seq, static_cast<Pos>(tokens.size()), tokens)) {
-      policy.commit(seq);
+    const Opened opened = *policy.try_open(tokens);
+    const auto rest = std::span(tokens).subspan(static_cast<std::size_t>(opened.cached));
+    if (policy.try_extend(opened.seq, static_cast<Pos>(rest.size()), rest)) {
+      policy.commit(opened.seq);
     }
-    return seq;
+    return opened.seq;
   }
 };
 
-/// Seconds of f(bench) with one group and with three, by turns.
-template <class P, class F>
-void by_turns(benchmark::State& state, double per, F f) {
+/// Seconds of f(bench) with one group and with three, by turns. prepare(bench) comes first, once, and does not count.
+template <class P, class F, class Prepare>
+void by_turns(benchmark::State& state, double per, F f, Prepare prepare) {
   Bench<P> one(one_group()), three(three_groups());
+  prepare(one);
+  prepare(three);
   std::array<std::vector<double>, 2> times;
   const auto time = [&](std::size_t which, Bench<P>& bench) {
     const auto start = Clock::now();
@@ -228,6 +232,11 @@ void by_turns(benchmark::State& state, double per, F f) {
   state.counters["vs_one"] = of_three / of_one;
 }
 
+template <class P, class F>
+void by_turns(benchmark::State& state, double per, F f) {
+  by_turns<P>(state, per, f, [](const Bench<P>&) {});
+}
+
 template <class P>
 void append(benchmark::State& state) {
   by_turns<P>(state, 4096, [](Bench<P>& bench) {
@@ -242,17 +251,18 @@ void append(benchmark::State& state) {
 }
 template <class P>
 void fork(benchmark::State& state) {
-  by_turns<P>(state, 64, [](Bench<P>& bench) {
-    const SeqId seq = bench.fill(bench.prompt);
-    std::array<SeqId, 64> children;
-    for (SeqId& child : children) {
-      child = bench.policy.try_fork(seq, bench.policy.length(seq))->seq;
-    }
-    for (const SeqId child : children) {
-      bench.policy.close(child);
-    }
-    bench.policy.close(seq);
-  });
+  by_turns<P>(
+      state, 64,
+      [](Bench<P>& bench) {
+        std::array<SeqId, 64> children;
+        for (SeqId& child : children) {
+          child = bench.policy.try_fork(bench.parent, bench.policy.length(bench.parent))->seq;
+        }
+        for (const SeqId child : children) {
+          bench.policy.close(child);
+        }
+      },
+      [](Bench<P>& bench) { bench.parent = bench.fill(bench.prompt); });
 }
 void match(benchmark::State& state) {
   by_turns<PrefixShared<Lru>>(state, 8192.0 / 16, [](Bench<PrefixShared<Lru>>& bench) {

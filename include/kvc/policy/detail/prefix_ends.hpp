@@ -21,7 +21,8 @@ namespace detail {
 ///
 /// A sequence that is closed now would end now, so it also leaves in the index what a hit needs that ends up to a block
 /// before it. Of a window these are blocks that it still holds. Of chunks these are all blocks of the last chunk for the
-/// first tokens of the next one.
+/// first tokens of the next one. Of a chunk of more than 32 blocks they are not left there: a sequence ends so seldom
+/// just behind its boundary that it does not pay to list them all.
 ///
 /// `Blocks` is a GroupCachedBlocks, and a sequence that of a GroupTokenTables. References what it is made of. No member
 /// throws but the constructor.
@@ -97,7 +98,8 @@ class PrefixEnds {
     }
     s.state.forgets_at = max_pos;
     std::erase_if(s.state.ends, [&](auto& end) {
-      const bool is_there = blocks_.nodes.prefix(end.block) == end.prefix;
+      // Another block may have its number now, also one with the same prefix in another group.
+      const bool is_there = blocks_.nodes.is_cached(end.block) && blocks_.nodes.prefix(end.block) == end.prefix;
       if (is_there && blocks_.nodes.is_marked(end.block)) {
         end.until = max_pos;
       }
@@ -105,7 +107,7 @@ class PrefixEnds {
         s.state.forgets_at = std::min(s.state.forgets_at, end.until);
         return false;
       }
-      if (is_there && blocks_.pool.ref_count(end.block) == 0) {
+      if (is_there && blocks_.pool.ref_count(end.block) == 0 && needed_until(end.block) == end.until) {
         blocks_.discard(end.block);
       }
       return true;
@@ -121,13 +123,18 @@ class PrefixEnds {
   }
 
  private:
-  /// The length from which on no hit that ends up to a block before it needs a cached block; 0 of states.
+  static constexpr Pos most_chunk_blocks = 32;
+
+  /// The length from which on no hit that ends up to a block before it needs a cached block of a chunk; 0 of others.
   [[nodiscard]] Pos needed_until(BlockId block) const noexcept {
     const std::size_t group = blocks_.nodes.group(block);
-    if (group >= rules_.groups.size()) {
+    if (group >= rules_.groups.size() || rules_.groups[group].retained.chunk == 0) {
       return 0;
     }
     const Pos tokens = blocks_.nodes.block_tokens(group);
+    if (rules_.groups[group].retained.chunk / tokens > most_chunk_blocks) {
+      return 0;
+    }
     const Pos end = blocks_.nodes.first(block) + tokens;
     return static_cast<Pos>(
         std::min(Index{rules_.groups[group].retained.sees_only_from(end)} + tokens, Index{max_pos}));
