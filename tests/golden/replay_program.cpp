@@ -419,6 +419,20 @@ TEST_CASE("replay names bad options and files, and leaves no half-written file",
   REQUIRE_THAT(skipping.output, kvc_test::contains("1 bad line was skipped") && kvc_test::contains("is missing"));
 }
 
+TEST_CASE("replay --workload replays a generated workload as a trace", "[replay]") {
+  const kvc_test::Run run = replay("--workload agents --blocks 20000 --seed 2 --capacity 400 --eviction default 2>&1");
+  INFO(run.output);
+  REQUIRE(run.status == 0);
+  REQUIRE_THAT(run.output, kvc_test::contains("agents, seed 2"));
+  REQUIRE_THAT(run.output, kvc_test::contains("belady-held"));
+  REQUIRE(replay("--workload agents --blocks 20000 --seed 3 --capacity 400 --eviction default").output != run.output);
+  for (const char* bad : {"--workload none --capacity 5", "--workload chat", "--workload chat --trace x --capacity 5",
+                          "--blocks 1000 --capacity 5"}) {
+    CAPTURE(bad);
+    REQUIRE(replay(std::string(bad) + " 2>&1").status == 2);
+  }
+}
+
 TEST_CASE("replay --workloads compares the default with lru on generated traffic", "[replay]") {
   const kvc_test::Run run = replay("--workloads 2 --seed 3 2>&1");
   CAPTURE(run.output);

@@ -28,6 +28,23 @@
 namespace replay {
 namespace {
 
+/// The workload that the options name, as a trace.
+kvc_bench::Trace generated(const Options& options) {
+  const Workload workload = make_workload(*options.workload, options.workloads_seed, options.workload_blocks);
+  kvc_bench::Trace trace;
+  trace.name = std::string(name(*options.workload)) + ", seed " + std::to_string(options.workloads_seed);
+  trace.block_tokens = 16;
+  trace.requests.reserve(workload.requests.size());
+  for (const GeneratedRequest& from : workload.requests) {
+    kvc_bench::Request request;
+    request.arrival = static_cast<kvc_bench::Nanoseconds>(from.seconds * 1e9);
+    request.blocks.assign(from.blocks.begin(), from.blocks.end());
+    request.input_tokens = static_cast<kvc::Pos>(from.blocks.size()) * trace.block_tokens;
+    trace.requests.push_back(std::move(request));
+  }
+  return trace;
+}
+
 void run(const Options& options) {
   // Errors that need no replay come before it.
   std::optional<kvc_bench::OutputFile> json;
@@ -53,7 +70,7 @@ void run(const Options& options) {
     return;
   }
 
-  kvc_bench::Trace trace = kvc_bench::read_trace(options.trace, options.read);
+  kvc_bench::Trace trace = options.workload ? generated(options) : kvc_bench::read_trace(options.trace, options.read);
   if (options.shuffle) {
     shuffle(trace, *options.shuffle);
   }

@@ -42,6 +42,17 @@ std::string parse_model(const std::string& name) {
   reject("--model", name, "one of " + all);
 }
 
+Family parse_family(const std::string& text) {
+  std::string all;
+  for (const Family family : all_families) {
+    if (name(family) == text) {
+      return family;
+    }
+    all.append(all.empty() ? "" : ", ").append(name(family));
+  }
+  reject("--workload", text, "one of " + all);
+}
+
 Part parse_part(const std::string& text) {
   const char* end = text.data() + text.size();
   Part part;
@@ -124,7 +135,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "  replay --trace t.jsonl.gz --capacity 1000,10000,50000 --eviction lru,default --plot hits.svg\n"
       "  replay --trace t.jsonl --format weka --capacity 20000 --json results.json --skip-bad\n"
       "  replay --trace conversation_trace.jsonl --capacity 10000 --model qwen3-next-80b\n"
-      "  replay --workloads 30 --seed 7\n\n"
+      "  replay --workloads 30 --seed 7\n"
+      "  replay --workload agents --blocks 1000000 --capacity 10000\n\n"
       "lru is always replayed, and so are four references. belady-held knows the future: no prefix cache that holds "
       "the\n"
       "blocks of a running prompt finds more. Three count single blocks, as if a block could stay without those "
@@ -164,10 +176,21 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
           ->type_name("COUNT")
           ->check(CLI::Range(1, 10'000))
           ->excludes(trace);
-  app.add_option("--seed", options.workloads_seed, "Of the first workloads [1]")
-      ->type_name("SEED")
-      ->check(CLI::NonNegativeNumber)
-      ->needs(workloads);
+  CLI::Option* const workload = app.add_option("--workload", CLI::callback_t([&](const CLI::results_t& texts) {
+                                                 options.workload = parse_family(texts.front());
+                                                 return true;
+                                               }),
+                                               "Instead of a trace: a generated workload of this family, as a trace")
+                                    ->type_name("FAMILY")
+                                    ->excludes(trace)
+                                    ->excludes(workloads);
+  app.add_option("--blocks", options.workload_blocks, "Of the prompts of that workload, about [100000]")
+      ->type_name("BLOCKS")
+      ->check(CLI::Range(std::int64_t{100}, std::int64_t{100'000'000}))
+      ->needs(workload);
+  CLI::Option* const seed = app.add_option("--seed", options.workloads_seed, "Of the first workloads, or the one [1]")
+                                ->type_name("SEED")
+                                ->check(CLI::NonNegativeNumber);
   options.evictions = parse_evictions({"all"});
   app.add_option("--eviction", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.evictions = parse_evictions(texts);
@@ -222,9 +245,13 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   try {
     app.parse(argc, argv);
     if (options.workloads == 0) {
-      if (options.trace.empty()) {
+      if (!options.workload && seed->count() > 0) {
+        throw CLI::RequiresError("--seed", "--workload or --workloads");
+      }
+      if (options.trace.empty() && !options.workload) {
         throw CLI::RequiredError("--trace");
       }
+
       if (options.capacities.empty()) {
         throw CLI::RequiredError("--capacity");
       }

@@ -10,6 +10,7 @@
 #include "kvc/core/types.hpp"
 #include "tiers.hpp"
 #include "trace.hpp"
+#include "workloads.hpp"
 
 namespace replay {
 
@@ -30,9 +31,11 @@ struct Options {
   std::vector<std::string> evictions;  // names of library policies, in the order of their list, each once
   Part part;                           // of the trace
   std::optional<std::uint64_t> shuffle;
-  std::vector<TierSize> tiers;  // behind the pool, the fastest first
-  std::string model;            // of serving::known_models(); empty: none
-  std::size_t workloads = 0;    // generated ones, instead of a trace
+  std::vector<TierSize> tiers;     // behind the pool, the fastest first
+  std::string model;               // of serving::known_models(); empty: none
+  std::optional<Family> workload;  // a generated one, instead of a trace
+  Index workload_blocks = 100'000;
+  std::size_t workloads = 0;  // generated ones, instead of a trace
   std::uint64_t workloads_seed = 1;
   std::string json;  // empty: none
   std::string plot;  // empty: none
