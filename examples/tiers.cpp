@@ -1,8 +1,13 @@
 // A conversation that outlives the pool and the process. Its blocks are written to host memory and to files as they are
-// computed. When others have taken its room, the next turn finds it in host memory; after a restart, in the files.
+// computed. When others have taken its room, the next turn finds it in host memory; after a restart, in the files. With
+// --redis HOST:PORT they are written to that server, too, and another process, without these files, finds it there.
 #include "usage.hpp"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <Eigen/Core>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -10,6 +15,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kvc/cache.hpp"
@@ -18,6 +24,9 @@
 #include "kvc/tier/file_store.hpp"
 #include "kvc/tier/host_store.hpp"
 #include "kvc/tier/tiers.hpp"
+#if defined(KVC_HAVE_HIREDIS)
+#include "kvc/tier/redis_store.hpp"
+#endif
 
 namespace {
 using Cache = kvc::KvCache<Eigen::bfloat16, kvc::PrefixShared<kvc::ReuseHazard, kvc::ChainHash, kvc::EventCallback>>;
@@ -87,11 +96,71 @@ int example() {
   std::filesystem::remove_all(folder, ignored);
   return again >= 304 && restarted >= 304 ? 0 : 1;
 }
+
+#if defined(KVC_HAVE_HIREDIS)
+/// The first turn in one process, the second in another, which have nothing in common but the server.
+int over_redis(const kvc::tier::RedisServer& server) {
+  // New tokens in every run: the server may still have those of the last one.
+  const Tokens first_turn = counting(static_cast<kvc::Token>(std::random_device{}() >> 2), 320);
+  Tokens second_turn = first_turn;
+  second_turn.insert(second_turn.end(), {9001, 9002, 9003, 9004, 9005});
+  const auto in_a_process = [&](const Tokens& prompt, const char* what) {
+    (void)std::fflush(stdout);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      std::printf("Process %ld\n", static_cast<long>(::getpid()));
+      Cache cache(shape, {.blocks = 32, .block_tokens = 16});
+      kvc::tier::RedisStore::Config config;
+      config.servers = {server};
+      kvc::tier::RedisStore redis(config);
+      Tiers tiers(cache, {.model = "made up, version 1"}, redis);
+      const kvc::Pos found = serve(cache, tiers, prompt, what);
+      (void)tiers.flush(std::chrono::steady_clock::now() + a_while);
+      std::printf("  the server has taken %lld blocks\n", static_cast<long long>(tiers.stats(0).stored));
+      (void)std::fflush(stdout);
+      ::_exit(found >= 304 ? 0 : 1);
+    }
+    int status = 1;
+    (void)::waitpid(child, &status, 0);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  };
+  const bool first = in_a_process(first_turn, "a conversation");
+  const bool second = in_a_process(second_turn, "its next turn");
+  return !first && second ? 0 : 1;
+}
+#endif
+
+/// HOST:PORT. Returns the exit code.
+int over_redis(std::string_view address) {
+#if defined(KVC_HAVE_HIREDIS)
+  const std::size_t colon = address.rfind(':');
+  kvc::tier::RedisServer server;
+  if (colon != std::string_view::npos && colon > 0) {
+    server.host = std::string(address.substr(0, colon));
+    const std::string_view port = address.substr(colon + 1);
+    const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), server.port);
+    if (error == std::errc{} && end == port.data() + port.size()) {
+      return over_redis(server);
+    }
+  }
+  std::fprintf(stderr, "--redis is \"%s\", must be HOST:PORT\n", std::string(address).c_str());
+#else
+  std::fprintf(stderr, "--redis %s: this program was built without hiredis (Debian: libhiredis-dev)\n",
+               std::string(address).c_str());
+#endif
+  return 2;
+}
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run_example(argc, argv,
-                     "Serves a conversation whose blocks are kept in host memory and in files, when the pool has\n"
-                     "evicted them and after a restart. Writes to a folder in the system's folder for temporary files.",
-                     example);
+  if (argc == 3 && std::string_view(argv[1]) == "--redis") {
+    return over_redis(argv[2]);
+  }
+  return run_example(
+      argc, argv,
+      "Serves a conversation whose blocks are kept in host memory and in files, when the pool has\n"
+      "evicted them and after a restart. Writes to a folder in the system's folder for temporary files.\n"
+      "With --redis HOST:PORT, two processes serve it, and the second finds the first one's blocks on that\n"
+      "server. Otherwise:",
+      example);
 }
