@@ -33,7 +33,7 @@ kvc_bench::Trace generated(const Options& options) {
   const Workload workload = make_workload(*options.workload, options.workloads_seed, options.workload_blocks);
   kvc_bench::Trace trace;
   trace.name = std::string(name(*options.workload)) + ", seed " + std::to_string(options.workloads_seed);
-  trace.block_tokens = 16;
+  trace.block_tokens = 512;
   trace.requests.reserve(workload.requests.size());
   for (const GeneratedRequest& from : workload.requests) {
     kvc_bench::Request request;
