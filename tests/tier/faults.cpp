@@ -1,9 +1,10 @@
-// Tiers: what other engines lost rows, room or requests to, one test for each fault, over a store in memory.
+// Tiers: what other engines lost rows, room or requests to, one test for each fault, over every store.
 #include <memory>
 #include <stdexcept>
 #include <vector>
 
 #include "catch.hpp"
+#include "every_store.hpp"
 #include "held_store.hpp"
 #include "kvc/layout/layer_major.hpp"
 #include "kvc/tier/host_store.hpp"
@@ -14,14 +15,14 @@ using namespace kvc;
 using namespace kvc_test;
 using tier::StoreOperation;
 using tier::WriteRule;
-using Held = HeldStore<tier::HostStore<>>;
+using Held = HeldStore<EveryStore>;
 
 /// A cache of a few blocks over a store that holds everything back until the test lets it on.
 template <class L = HeadMajor>
 struct Bench {
   explicit Bench(Index blocks = 8, tier::TiersConfig config = {.model = "m", .load = tier::LoadRule::always},
                  std::uint64_t bytes = 1 << 20)
-      : host({.bytes = bytes, .chunk_bytes = 256, .reports_evictions = true}), store(host) {
+      : host(present_kind(), bytes), store(host) {
     make(blocks, config);
   }
   /// Another process, with the same store.
@@ -56,7 +57,7 @@ struct Bench {
     store.fault = fault;
   }
 
-  tier::HostStore<> host;
+  EveryStore host;
   Held store;
   std::unique_ptr<TieredCache<Lru, L>> cache;
   std::unique_ptr<tier::Tiers<TieredCache<Lru, L>>> tiers;
@@ -125,6 +126,7 @@ TEST_CASE("A pool with a piece for each layer loads and stores its blocks", "[ti
 
 TEST_CASE("A failed, missing or damaged load is a shorter hit, and what is computed behind it is right",
           "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   for (const Fault fault : {Fault::fails, Fault::lost, Fault::damaged, Fault::undone}) {
     for (std::size_t bad = 0; bad < 4; ++bad) {
       Bench<> bench;
@@ -154,7 +156,9 @@ TEST_CASE("A failed, missing or damaged load is a shorter hit, and what is compu
 }
 
 TEST_CASE("A block that one tier lost is read from the next one", "[tier][faults]") {
-  tier::HostStore<> first({.bytes = 1 << 20, .chunk_bytes = 256}), second({.bytes = 1 << 20, .chunk_bytes = 256});
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
+  EveryStore first(present_kind());
+  tier::HostStore<> second({.bytes = 1 << 20, .chunk_bytes = 256});
   Held broken(first);
   broken.holds = false;
   TieredCache<> cache(tiered_shape, {.blocks = 8, .block_tokens = tiered_block});
@@ -176,6 +180,7 @@ TEST_CASE("A block that one tier lost is read from the next one", "[tier][faults
 }
 
 TEST_CASE("Rows from before a clear are neither stored nor loaded under the new weights", "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench;
   REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
@@ -203,6 +208,7 @@ TEST_CASE("Rows from before a clear are neither stored nor loaded under the new 
 }
 
 TEST_CASE("A block is not stored before its rows are in place, and not before its parent", "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench;
   const SeqId seq = bench.cache->open();
   {
@@ -225,6 +231,7 @@ TEST_CASE("A block is not stored before its rows are in place, and not before it
 
 TEST_CASE("A block whose write failed takes its children along, and is written again for a later one",
           "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench;
   bench.store.fault = [](const Held::Operation& op) { return op.tokens[0] == 4 ? Fault::fails : Fault::none; };
   const SeqId seq = bench.cache->open();
@@ -242,6 +249,7 @@ TEST_CASE("A block whose write failed takes its children along, and is written a
 }
 
 TEST_CASE("Pipelined, a chain is written at once, and a child is erased if its parent failed", "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench(8, {.model = "m", .load = tier::LoadRule::always, .pipelined = true});
   bench.store.fault = [](const Held::Operation& op) {
     return op.kind == StoreOperation::write && op.tokens[0] == 4 ? Fault::fails : Fault::none;
@@ -263,6 +271,7 @@ TEST_CASE("Pipelined, a chain is written at once, and a child is erased if its p
 }
 
 TEST_CASE("A load overwrites nothing that an open sequence reads", "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench;
   REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
@@ -280,6 +289,7 @@ TEST_CASE("A load overwrites nothing that an open sequence reads", "[tier][fault
 }
 
 TEST_CASE("A load under way that cannot be stopped keeps its room until it ends", "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench;
   REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
@@ -322,6 +332,7 @@ TEST_CASE("A load under way that cannot be stopped keeps its room until it ends"
 
 TEST_CASE("Blocks that leave the pool before they are written are copied aside, or given up from the end on",
           "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench(8, {.model = "m", .load = tier::LoadRule::always, .writes = 2});
   REQUIRE(bench.serve(common_prompt) == 0);  // nothing is written yet
   const SeqId seq = bench.cache->open();
@@ -349,6 +360,7 @@ TEST_CASE("Blocks that leave the pool before they are written are copied aside, 
 }
 
 TEST_CASE("No room is taken before the tiers have answered, and none for what nobody has", "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench;
   REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
@@ -373,6 +385,7 @@ TEST_CASE("No room is taken before the tiers have answered, and none for what no
 }
 
 TEST_CASE("A prefix whose beginning is evicted before the tiers have answered is not loaded", "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench;
   REQUIRE(bench.serve(common_prompt) == 0);
   bench.run();
@@ -393,6 +406,7 @@ TEST_CASE("A prefix whose beginning is evicted before the tiers have answered is
 }
 
 TEST_CASE("The blocks of one salt are never found under another", "[tier][faults]") {
+  const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench;
   const OpenOptions a{.salt = Salt(SaltKind::tenant, "a")}, b{.salt = Salt(SaltKind::tenant, "b")};
   REQUIRE(bench.serve(common_prompt, a) == 0);

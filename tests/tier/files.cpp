@@ -22,11 +22,16 @@
 #include "catch.hpp"
 #include "kvc/testing/block_store_conformance.hpp"
 #include "kvc/tier/file_store.hpp"
+#include "store_calls.hpp"
 
 namespace {
 using namespace kvc;
 using namespace kvc::tier;
 using kvc_test::contains;
+using kvc_test::end_of;
+using kvc_test::erase;
+using kvc_test::get;
+using kvc_test::put;
 using kvc_test::TempFolder;
 using FileBlock = testing::detail::StoredBlock;
 
@@ -41,30 +46,6 @@ FileStore::Config small_files(const TempFolder& folder) {
           .refresh = std::chrono::milliseconds(0)};
 }
 
-Completion finish(FileStore& store, Ticket ticket) {
-  std::optional<Completion> ended;
-  REQUIRE(tier::drain(store, std::chrono::steady_clock::now() + std::chrono::seconds(30),
-                      [&](const Completion& each) { ended = each; }));
-  REQUIRE(ended);
-  REQUIRE(ended->ticket == ticket);
-  return *ended;
-}
-StoreOutcome put_file(FileStore& store, const FileBlock& block) {
-  const io::ConstByteSpan span = block.bytes;
-  return finish(store, store.write(block.record(), std::span(&span, 1))).outcome;
-}
-Completion get_file(FileStore& store, const FileBlock& block) {
-  std::vector<std::byte> to(block.bytes.size());
-  const io::ByteSpan span = to;
-  const Completion ended = finish(store, store.read(block.record(), std::span(&span, 1)));
-  if (ended.outcome == StoreOutcome::done) {
-    REQUIRE(to == block.bytes);
-  }
-  return ended;
-}
-StoreOutcome erase_file(FileStore& store, const FileBlock& block) {
-  return finish(store, store.erase(block.info.key)).outcome;
-}
 std::uint64_t bytes_on_disk(const TempFolder& folder) {
   std::uint64_t sum = 0;
   for (const std::string& name : folder.files()) {
@@ -105,15 +86,15 @@ TEST_CASE("Blocks in files are found after a restart", "[tier][file]") {
   {
     FileStore store(small_files(folder));
     for (const FileBlock& block : blocks) {
-      REQUIRE(put_file(store, block) == StoreOutcome::done);
+      REQUIRE(put(store, block) == StoreOutcome::done);
     }
-    REQUIRE(erase_file(store, blocks[7]) == StoreOutcome::done);
+    REQUIRE(erase(store, blocks[7]) == StoreOutcome::done);
     REQUIRE(store.segments() > 1);
   }
   FileStore store(small_files(folder));
   REQUIRE(store.stats().records == 29);
   for (int i = 0; i < 30; ++i) {
-    REQUIRE(get_file(store, blocks[static_cast<std::size_t>(i)]).outcome ==
+    REQUIRE(get(store, blocks[static_cast<std::size_t>(i)]).outcome ==
             (i == 7 ? StoreOutcome::missing : StoreOutcome::done));
   }
 }
@@ -122,15 +103,15 @@ TEST_CASE("The limit of a store in files is one on bytes of the disk", "[tier][f
   const TempFolder folder(files_root());
   FileStore store(small_files(folder));
   for (int i = 0; i < 300; ++i) {
-    REQUIRE(put_file(store, FileBlock(i, 3000 + static_cast<std::size_t>(i % 7) * 4000)) == StoreOutcome::done);
+    REQUIRE(put(store, FileBlock(i, 3000 + static_cast<std::size_t>(i % 7) * 4000)) == StoreOutcome::done);
     REQUIRE(store.stats().bytes <= store.capacity());
     if (i % 10 == 0) {
       REQUIRE(bytes_on_disk(folder) <= store.capacity());
     }
   }
   REQUIRE(store.stats().evicted > 200);
-  REQUIRE(get_file(store, FileBlock(299, 3000 + 299 % 7 * 4000)).outcome == StoreOutcome::done);
-  REQUIRE(get_file(store, FileBlock(0, 3000)).outcome == StoreOutcome::missing);
+  REQUIRE(get(store, FileBlock(299, 3000 + 299 % 7 * 4000)).outcome == StoreOutcome::done);
+  REQUIRE(get(store, FileBlock(0, 3000)).outcome == StoreOutcome::missing);
 }
 
 TEST_CASE("Sparse files are joined, and their records stay", "[tier][file]") {
@@ -141,13 +122,13 @@ TEST_CASE("Sparse files are joined, and their records stay", "[tier][file]") {
   }
   FileStore store(small_files(folder));
   for (const FileBlock& block : blocks) {
-    REQUIRE(put_file(store, block) == StoreOutcome::done);
+    REQUIRE(put(store, block) == StoreOutcome::done);
   }
   const std::size_t before = store.segments();
   REQUIRE(before >= 7);
   for (std::size_t i = 0; i < 100; ++i) {
     if (i % 5 != 0) {
-      REQUIRE(erase_file(store, blocks[i]) == StoreOutcome::done);
+      REQUIRE(erase(store, blocks[i]) == StoreOutcome::done);
     }
   }
   for (int i = 0; i < 1000 && folder.files().size() > before / 2; ++i) {  // threads do it behind us
@@ -155,7 +136,7 @@ TEST_CASE("Sparse files are joined, and their records stay", "[tier][file]") {
   }
   REQUIRE(folder.files().size() <= before / 2);
   for (std::size_t i = 0; i < 100; ++i) {
-    REQUIRE(get_file(store, blocks[i]).outcome == (i % 5 == 0 ? StoreOutcome::done : StoreOutcome::missing));
+    REQUIRE(get(store, blocks[i]).outcome == (i % 5 == 0 ? StoreOutcome::done : StoreOutcome::missing));
   }
 }
 
@@ -165,17 +146,17 @@ TEST_CASE("A damaged, truncated or foreign record in a file is refused, and is a
     const TempFolder folder(files_root());
     {
       FileStore store(small_files(folder));
-      REQUIRE(put_file(store, block) == StoreOutcome::done);
+      REQUIRE(put(store, block) == StoreOutcome::done);
     }
     spoil(folder.file(folder.files().at(0)));
     FileStore store(small_files(folder));
-    const Completion ended = get_file(store, block);
+    const Completion ended = get(store, block);
     if (ended.outcome == StoreOutcome::refused) {
       REQUIRE(store.stats().refused == 1);
-      REQUIRE(get_file(store, block).outcome == StoreOutcome::missing);
+      REQUIRE(get(store, block).outcome == StoreOutcome::missing);
     }
-    REQUIRE(put_file(store, block) == StoreOutcome::done);
-    REQUIRE(get_file(store, block).outcome == StoreOutcome::done);
+    REQUIRE(put(store, block) == StoreOutcome::done);
+    REQUIRE(get(store, block).outcome == StoreOutcome::done);
     return ended.outcome == StoreOutcome::refused ? ended.refusal : Refusal::none;
   };
   REQUIRE(refusal([](const std::string& path) { damage(path, first_record); }) == Refusal::no_record);
@@ -192,9 +173,9 @@ TEST_CASE("A damaged, truncated or foreign record in a file is refused, and is a
   FileStore store(small_files(folder));
   FileBlock other(2, 5000);
   other.info.key = block.info.key;
-  REQUIRE(put_file(store, other) == StoreOutcome::done);
-  REQUIRE(get_file(store, block).refusal == Refusal::tokens);
-  REQUIRE(get_file(store, other).outcome == StoreOutcome::done);  // it is not damaged: it stays
+  REQUIRE(put(store, other) == StoreOutcome::done);
+  REQUIRE(get(store, block).refusal == Refusal::tokens);
+  REQUIRE(get(store, other).outcome == StoreOutcome::done);  // it is not damaged: it stays
 }
 
 TEST_CASE("Stores that share a directory find each other's blocks", "[tier][file]") {
@@ -203,27 +184,27 @@ TEST_CASE("Stores that share a directory find each other's blocks", "[tier][file
   FileStore first(small_files(folder));
   {
     FileStore second(small_files(folder));
-    REQUIRE(put_file(first, a) == StoreOutcome::done);
-    REQUIRE(get_file(second, a).outcome == StoreOutcome::done);
-    REQUIRE(put_file(second, b) == StoreOutcome::done);
-    REQUIRE(get_file(first, b).outcome == StoreOutcome::done);
+    REQUIRE(put(first, a) == StoreOutcome::done);
+    REQUIRE(get(second, a).outcome == StoreOutcome::done);
+    REQUIRE(put(second, b) == StoreOutcome::done);
+    REQUIRE(get(first, b).outcome == StoreOutcome::done);
     // What the owner erases is gone for the other, which had found it.
-    REQUIRE(erase_file(second, b) == StoreOutcome::done);
-    REQUIRE(get_file(first, b).outcome == StoreOutcome::missing);
+    REQUIRE(erase(second, b) == StoreOutcome::done);
+    REQUIRE(get(first, b).outcome == StoreOutcome::missing);
     // What another erases is only gone for him.
-    REQUIRE(erase_file(second, a) == StoreOutcome::done);
-    REQUIRE(get_file(second, a).outcome == StoreOutcome::missing);
-    REQUIRE(get_file(first, a).outcome == StoreOutcome::done);
-    REQUIRE(put_file(second, c) == StoreOutcome::done);
+    REQUIRE(erase(second, a) == StoreOutcome::done);
+    REQUIRE(get(second, a).outcome == StoreOutcome::missing);
+    REQUIRE(get(first, a).outcome == StoreOutcome::done);
+    REQUIRE(put(second, c) == StoreOutcome::done);
     REQUIRE(first.stats().bytes <= 1 << 20);
   }
   // The second is gone: its segments are the first's at the next look.
-  REQUIRE(get_file(first, FileBlock(9, 10)).outcome == StoreOutcome::missing);
-  REQUIRE(get_file(first, c).outcome == StoreOutcome::done);
-  REQUIRE(erase_file(first, c) == StoreOutcome::done);
+  REQUIRE(get(first, FileBlock(9, 10)).outcome == StoreOutcome::missing);
+  REQUIRE(get(first, c).outcome == StoreOutcome::done);
+  REQUIRE(erase(first, c) == StoreOutcome::done);
   FileStore third(small_files(folder));
-  REQUIRE(get_file(third, c).outcome == StoreOutcome::missing);
-  REQUIRE(get_file(third, a).outcome == StoreOutcome::done);
+  REQUIRE(get(third, c).outcome == StoreOutcome::missing);
+  REQUIRE(get(third, a).outcome == StoreOutcome::done);
 }
 
 TEST_CASE("Other files of a directory are left alone, and a segment that nobody finished is removed", "[tier][file]") {
@@ -233,7 +214,7 @@ TEST_CASE("Other files of a directory are left alone, and a segment that nobody 
   folder.write("0.kvcseg.new", "half a header");
   FileStore store(small_files(folder));
   REQUIRE(folder.files() == std::vector<std::string>{"notes.txt", "text.kvcseg"});
-  REQUIRE(put_file(store, FileBlock(1, 100)) == StoreOutcome::done);
+  REQUIRE(put(store, FileBlock(1, 100)) == StoreOutcome::done);
   REQUIRE(folder.read("notes.txt") == "mine");
 }
 
@@ -250,7 +231,7 @@ TEST_CASE("A directory that cannot be used is an error at once, or makes writes 
   config.folder = folder / "new" / "below";
   {
     FileStore store(config);
-    REQUIRE(put_file(store, block) == StoreOutcome::done);
+    REQUIRE(put(store, block) == StoreOutcome::done);
   }
   // Read-only, for a process that is not root.
   const pid_t child = ::fork();
@@ -316,8 +297,8 @@ TEST_CASE("A disk that is full makes a write `full`, and loses nothing", "[tier]
   REQUIRE(WIFEXITED(status));
   REQUIRE(WEXITSTATUS(status) == 0);
   FileStore store(small_files(folder));
-  REQUIRE(get_file(store, block).outcome == StoreOutcome::done);
-  REQUIRE(get_file(store, large).outcome == StoreOutcome::missing);
+  REQUIRE(get(store, block).outcome == StoreOutcome::done);
+  REQUIRE(get(store, large).outcome == StoreOutcome::missing);
 }
 
 TEST_CASE("A process that is killed while it writes leaves each record whole or none", "[tier][file]") {
@@ -348,7 +329,7 @@ TEST_CASE("A process that is killed while it writes leaves each record whole or 
     FileStore store(small_files(folder));
     for (int i = 0; i < numbers; ++i) {
       const FileBlock block(i, 2000 + static_cast<std::size_t>(i) * 400);
-      const StoreOutcome outcome = get_file(store, block).outcome;
+      const StoreOutcome outcome = get(store, block).outcome;
       REQUIRE((outcome == StoreOutcome::done || outcome == StoreOutcome::missing));  // never refused: no half record
       ++(outcome == StoreOutcome::done ? found : absent);
     }

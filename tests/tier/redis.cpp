@@ -21,97 +21,21 @@
 #include <thread>
 #include <vector>
 
-#include "../temp_files.hpp"
 #include "catch.hpp"
 #include "kvc/testing/block_store_conformance.hpp"
 #include "kvc/tier/redis_store.hpp"
+#include "redis_process.hpp"
+#include "store_calls.hpp"
 
 namespace {
 using namespace kvc;
 using namespace kvc::tier;
 using kvc_test::contains;
+using kvc_test::free_port;
+using kvc_test::get;
+using kvc_test::put;
+using kvc_test::RedisProcess;
 using RedisBlock = testing::detail::StoredBlock;
-
-/// The path of a program, or nothing.
-std::string program_path(const std::string& name) {
-  std::istringstream folders(std::getenv("PATH") != nullptr ? std::getenv("PATH") : "");
-  for (std::string folder; std::getline(folders, folder, ':');) {
-    if (::access((folder + "/" + name).c_str(), X_OK) == 0) {
-      return folder + "/" + name;
-    }
-  }
-  return {};
-}
-
-/// A port of loopback that nobody has now.
-int free_port() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  REQUIRE(::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
-  REQUIRE(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0);
-  (void)::close(fd);
-  return ntohs(address.sin_port);
-}
-
-/// A running server, or a test that is skipped.
-class RedisProcess {
- public:
-  explicit RedisProcess(const std::vector<std::string>& options = {}, int port = free_port()) : port_(port) {
-    const std::string program = program_path("redis-server");
-    if (program.empty()) {
-      KVC_SKIP("redis-server is not on the PATH (Debian: redis-server)");
-    }
-    std::vector<std::string> words{program,        "--port",    std::to_string(port_), "--bind", "127.0.0.1",
-                                   "--save",       "",          "--appendonly",        "no",     "--dir",
-                                   folder_.path(), "--logfile", folder_.file("log")};
-    words.insert(words.end(), options.begin(), options.end());
-    pid_ = ::fork();
-    REQUIRE(pid_ >= 0);
-    if (pid_ == 0) {
-      std::vector<char*> arguments;
-      for (std::string& word : words) {
-        arguments.push_back(word.data());
-      }
-      arguments.push_back(nullptr);
-      (void)::execv(program.c_str(), arguments.data());
-      ::_exit(127);
-    }
-    for (int i = 0; i < 2000; ++i) {
-      if (tier::detail::RedisConnection connection("127.0.0.1", port_, std::chrono::milliseconds(1000));
-          connection.connect()) {
-        return;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    FAIL("redis-server does not start: " << kvc_test::file_text(folder_ / "log"));
-  }
-  ~RedisProcess() {
-    signal(SIGCONT);
-    stop();
-  }
-  RedisProcess(const RedisProcess&) = delete;
-  [[nodiscard]] int port() const { return port_; }
-  void signal(int number) const {
-    if (pid_ > 0) {
-      (void)::kill(pid_, number);
-    }
-  }
-  void stop() {
-    if (pid_ > 0) {
-      signal(SIGKILL);
-      (void)::waitpid(pid_, nullptr, 0);
-      pid_ = -1;
-    }
-  }
-
- private:
-  kvc_test::TempFolder folder_;
-  int port_;
-  pid_t pid_ = -1;
-};
 
 RedisStore::Config config_of(std::initializer_list<const RedisProcess*> servers) {
   RedisStore::Config config;
@@ -124,26 +48,6 @@ RedisStore::Config config_of(std::initializer_list<const RedisProcess*> servers)
   return config;
 }
 
-Completion end_of(RedisStore& store, Ticket) {
-  std::optional<Completion> ended;
-  REQUIRE(tier::drain(store, std::chrono::steady_clock::now() + std::chrono::seconds(30),
-                      [&](const Completion& each) { ended = each; }));
-  REQUIRE(ended);
-  return *ended;
-}
-StoreOutcome put_redis(RedisStore& store, const RedisBlock& block) {
-  const io::ConstByteSpan span = block.bytes;
-  return end_of(store, store.write(block.record(), std::span(&span, 1))).outcome;
-}
-Completion get_redis(RedisStore& store, const RedisBlock& block) {
-  std::vector<std::byte> to(block.bytes.size());
-  const io::ByteSpan span = to;
-  const Completion ended = end_of(store, store.read(block.record(), std::span(&span, 1)));
-  if (ended.outcome == StoreOutcome::done) {
-    REQUIRE(to == block.bytes);
-  }
-  return ended;
-}
 /// Gives the server one command.
 void command(const RedisProcess& server, std::initializer_list<std::string_view> words) {
   tier::detail::RedisConnection connection("127.0.0.1", server.port(), std::chrono::milliseconds(5000));
@@ -185,10 +89,10 @@ TEST_CASE("Damage on a server is refused, and another's blocks are not found", "
   const RedisBlock block(1, 3000);
   const std::string key = "kvc:" + block.info.key.hex();
   const auto refusal = [&](std::initializer_list<std::string_view> spoil) {
-    REQUIRE(put_redis(store, block) == StoreOutcome::done);
-    REQUIRE(get_redis(store, block).outcome == StoreOutcome::done);
+    REQUIRE(put(store, block) == StoreOutcome::done);
+    REQUIRE(get(store, block).outcome == StoreOutcome::done);
     command(server, spoil);
-    return get_redis(store, block).refusal;
+    return get(store, block).refusal;
   };
   REQUIRE(refusal({"SETRANGE", key, "0", "x"}) == Refusal::no_record);
   REQUIRE(refusal({"SETRANGE", key, "100", "x"}) == Refusal::head_checksum);
@@ -196,12 +100,12 @@ TEST_CASE("Damage on a server is refused, and another's blocks are not found", "
   REQUIRE(refusal({"SET", key, "short"}) == Refusal::truncated);
   command(server, {"DEL", key});
   command(server, {"LPUSH", key, "no string"});
-  REQUIRE(get_redis(store, block).outcome == StoreOutcome::failed);
+  REQUIRE(get(store, block).outcome == StoreOutcome::failed);
   REQUIRE_THAT(store.last_error(), contains("WRONGTYPE"));
   RedisStore::Config config = config_of({&server});
   config.prefix = "other:";
   RedisStore other(config);
-  REQUIRE(get_redis(other, block).outcome == StoreOutcome::missing);
+  REQUIRE(get(other, block).outcome == StoreOutcome::missing);
 }
 
 TEST_CASE("A server that is killed makes operations fail, and is used again when it is back", "[tier][redis]") {
@@ -212,7 +116,7 @@ TEST_CASE("A server that is killed makes operations fail, and is used again when
   std::vector<RedisBlock> blocks;
   for (int i = 0; i < 12; ++i) {
     blocks.emplace_back(i, 1000);
-    REQUIRE(put_redis(store, blocks.back()) == StoreOutcome::done);
+    REQUIRE(put(store, blocks.back()) == StoreOutcome::done);
   }
   server->stop();
   std::vector<BlockKey> keys;
@@ -220,22 +124,22 @@ TEST_CASE("A server that is killed makes operations fail, and is used again when
   for (const RedisBlock& block : blocks) {
     const bool is_up = store.server_of(block.info.key) == 1;
     kept += is_up ? 1 : 0;
-    REQUIRE(get_redis(store, block).outcome == (is_up ? StoreOutcome::done : StoreOutcome::failed));
+    REQUIRE(get(store, block).outcome == (is_up ? StoreOutcome::done : StoreOutcome::failed));
     keys.push_back(block.info.key);
   }
   REQUIRE(kept > 0);
   REQUIRE(kept < blocks.size());
   std::vector<std::uint8_t> found(keys.size(), 7);
-  const Completion looked = end_of(store, store.lookup(keys, found));
+  const Completion looked = kvc_test::end_of(store, store.lookup(keys, found));
   REQUIRE(looked.outcome == StoreOutcome::done);  // the other answers
   REQUIRE(looked.count == kept);
   REQUIRE_THAT(store.last_error(), contains(std::to_string(port)));
   server.emplace(std::vector<std::string>{}, port);
   for (const RedisBlock& block : blocks) {
     const bool is_up = store.server_of(block.info.key) == 1;
-    const StoreOutcome outcome = get_redis(store, block).outcome;
+    const StoreOutcome outcome = get(store, block).outcome;
     REQUIRE(outcome == (is_up ? StoreOutcome::done : StoreOutcome::missing));  // it kept nothing
-    REQUIRE(put_redis(store, block) == StoreOutcome::done);
+    REQUIRE(put(store, block) == StoreOutcome::done);
   }
 }
 
@@ -246,19 +150,19 @@ TEST_CASE("A server that hangs is given up after the time-out", "[tier][redis]")
   const RedisBlock block(1, 1000);
   {
     RedisStore store(config);
-    REQUIRE(put_redis(store, block) == StoreOutcome::done);
+    REQUIRE(put(store, block) == StoreOutcome::done);
     server.signal(SIGSTOP);
     const auto begin = std::chrono::steady_clock::now();
-    REQUIRE(get_redis(store, block).outcome == StoreOutcome::failed);
+    REQUIRE(get(store, block).outcome == StoreOutcome::failed);
     REQUIRE(std::chrono::steady_clock::now() - begin < std::chrono::seconds(5));
     server.signal(SIGCONT);
-    REQUIRE(get_redis(store, block).outcome != StoreOutcome::refused);
+    REQUIRE(get(store, block).outcome != StoreOutcome::refused);
   }
   config.timeout = std::chrono::milliseconds(600000);
   std::vector<std::byte> to(1000);  // outlives the store
   const io::ByteSpan span = to;
   RedisStore patient(config);
-  REQUIRE(get_redis(patient, block).outcome == StoreOutcome::done);
+  REQUIRE(get(patient, block).outcome == StoreOutcome::done);
   server.signal(SIGSTOP);
   (void)patient.read(block.record(), std::span(&span, 1));  // the destructor does not wait for the server
 }
@@ -268,7 +172,7 @@ TEST_CASE("A server without memory makes a write `full`", "[tier][redis]") {
   RedisStore store(config_of({&server}));
   int done = 0, full = 0;
   for (int i = 0; i < 12; ++i) {
-    const StoreOutcome outcome = put_redis(store, RedisBlock(i, 400000));
+    const StoreOutcome outcome = put(store, RedisBlock(i, 400000));
     ++(outcome == StoreOutcome::done ? done : full);
     REQUIRE((outcome == StoreOutcome::done || outcome == StoreOutcome::full));
   }
@@ -283,10 +187,10 @@ TEST_CASE("Nobody at the address, and bad settings, are errors that say so", "[t
   config.retry = std::chrono::hours(1);
   RedisStore store(config);
   const RedisBlock block(1, 100);
-  REQUIRE(put_redis(store, block) == StoreOutcome::failed);
-  REQUIRE(get_redis(store, block).outcome == StoreOutcome::failed);  // at once: it is not asked again
+  REQUIRE(put(store, block) == StoreOutcome::failed);
+  REQUIRE(get(store, block).outcome == StoreOutcome::failed);  // at once: it is not asked again
   std::uint8_t found = 1;
-  REQUIRE(end_of(store, store.lookup(std::span(&block.info.key, 1), std::span(&found, 1))).outcome ==
+  REQUIRE(kvc_test::end_of(store, store.lookup(std::span(&block.info.key, 1), std::span(&found, 1))).outcome ==
           StoreOutcome::failed);
   REQUIRE(found == 0);
   REQUIRE_THAT(store.last_error(), contains("refused"));
@@ -321,7 +225,7 @@ TEST_CASE("A server that answers nonsense makes operations fail", "[tier][redis]
   std::string outcomes;
   for (std::size_t i = 0; i < answers.size(); ++i) {
     RedisStore store(config);
-    const StoreOutcome outcome = get_redis(store, block).outcome;
+    const StoreOutcome outcome = get(store, block).outcome;
     outcomes += outcome == StoreOutcome::failed ? 'f' : outcome == StoreOutcome::refused ? 'r' : 'm';
     CHECK(outcome != StoreOutcome::done);
   }
