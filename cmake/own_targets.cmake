@@ -111,6 +111,22 @@ foreach(kvc_library IN ITEMS SODIUM HIREDIS)
     target_compile_definitions(kvc_own_tiers INTERFACE KVC_HAVE_${kvc_library})
   endif()
 endforeach()
+# Checksums by the code of libxxhash for the processor at hand, where the library has that.
+find_library(KVC_XXHASH_LIBRARY xxhash)
+mark_as_advanced(KVC_XXHASH_LIBRARY)
+if(KVC_XXHASH_LIBRARY)
+  include(CheckCXXSourceCompiles)
+  set(CMAKE_REQUIRED_LIBRARIES "${KVC_XXHASH_LIBRARY}")
+  check_cxx_source_compiles("
+    #define XXH_STATIC_LINKING_ONLY
+    #include <xxh_x86dispatch.h>
+    int main() { return static_cast<int>(XXH3_64bits(nullptr, 0) >> 63); }" KVC_XXHASH_HAS_DISPATCH)
+  unset(CMAKE_REQUIRED_LIBRARIES)
+  if(KVC_XXHASH_HAS_DISPATCH)
+    target_link_libraries(kvc_own_tiers INTERFACE "${KVC_XXHASH_LIBRARY}")
+    target_compile_definitions(kvc_own_tiers INTERFACE KVC_XXHASH_DISPATCH)
+  endif()
+endif()
 if(KVC_XXHASH_INCLUDE_DIR)
   target_include_directories(kvc_own SYSTEM INTERFACE "${KVC_XXHASH_INCLUDE_DIR}")
 endif()

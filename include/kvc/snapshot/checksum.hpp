@@ -1,5 +1,9 @@
-// The checksum of snapshots: XXH3, 64 bits. Needs the header of xxHash 0.8 or later (Debian: libxxhash-dev); there is
-// nothing to link.
+// The checksum of snapshots and of slower tiers: XXH3, 64 bits. Needs the header of xxHash 0.8 or later (Debian:
+// libxxhash-dev); there is nothing to link.
+//
+// The code of the header is for the processors that the compiler builds for. A program that defines KVC_XXHASH_DISPATCH, in
+// all of its sources, and links libxxhash has the code for the processor it runs on, with the same results: several
+// times as fast as that of a build for any x86-64 processor.
 //
 // It detects damage by disks, memories and interrupted copies. It is no signature: anybody can make a file with right
 // checksums and wrong contents, so a reader checks everything as if there were no checksum.
@@ -9,6 +13,12 @@
 #error "kvc/snapshot needs xxhash.h of xxHash 0.8 (Debian: libxxhash-dev), which was not found, or do not include it"
 #endif
 
+#if defined(KVC_XXHASH_DISPATCH)
+#ifndef XXH_STATIC_LINKING_ONLY
+#define XXH_STATIC_LINKING_ONLY  // the state of a sum is a member
+#endif
+#include <xxh_x86dispatch.h>
+#else
 #ifndef XXH_INLINE_ALL
 #define XXH_INLINE_ALL
 #endif
@@ -16,6 +26,7 @@
 #define XXH_VECTOR XXH_AVX2  // as fast; g++ 12 warns of uninitialised values in its own header of AVX-512
 #endif
 #include <xxhash.h>
+#endif
 
 #include <cstddef>
 #include <cstdint>
