@@ -199,7 +199,10 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
   KVC_OUT_OF_LINE void add_values(const float* w, Index first, Index last, float* to, const float* rescale) noexcept {
     const Index pad = state_floats(value_dim_);
     for (Index d = 0; d < pad; d += chunk_elements, w += chunk_weights) {
-      if (once_) {
+      if (is_half(d)) {
+        add_half_of_pairs<R, 0>(w, first, last, d, to + d, rescale);
+        add_half_of_pairs<R, 1>(w, first, last, d, to + d + 4 * simd::lanes, rescale);
+      } else if (once_) {
         add_half<R, 0, From::rows>(w, first, last, d, to + d, rescale);
         add_half<R, 1, From::bytes>(w, first, last, d, to + d + 4 * simd::lanes, rescale);
       } else {
@@ -299,13 +302,22 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
       top[i] = simd::max(simd::max(x[0], x[1]), simd::max(x[2], x[3]));
     });
     const simd::F32x4 largest = simd::max_each(top[0], top[1], top[2], top[3]), least = least_top - simd::F32x4{};
-    return largest < least ? least : largest;  // NaN stays NaN
+    simd::F32x4 tops = largest < least ? least : largest;  // NaN stays NaN
+    for (Index i = std::max(groups(value_dim_) - 4 * chunk, Index{1}); i < 4; ++i) {
+      tops[i] =
+          1;  // of a group that is not there: arithmetic on the least one would be slow, its products are subnormal
+    }
+    return tops;
   }
   [[nodiscard]] KVC_ALWAYS_INLINE simd::F32x4 load_tops(Index chunk) const noexcept {
     simd::F32x4 top;
     std::memcpy(&top, tops_ + 4 * chunk, sizeof top);
     return top;
   }
+
+  /// Whether few query rows read a chunk of at most two groups, from element d on. Vectors then have two fours of
+  /// positions: those of quad u in their lower half, those of quad u + 4 in the upper.
+  [[nodiscard]] bool is_half(Index d) const noexcept { return once_ && value_dim_ - d <= chunk_elements / 2; }
 
   template <bool all>
   KVC_ALWAYS_INLINE void encode_weights(const float* p, float largest, std::uint64_t visible, float* w) const noexcept {
@@ -317,14 +329,13 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
     const simd::F32x16 factor = simd::broadcast(1.0F / largest);
     simd::detail::unroll<int{tile_groups}>([&](auto g)
                                                __attribute__((always_inline)) { relative[g] = weight[g] * factor; });
-    for (Index chunk = 0; chunk < chunks(value_dim_); ++chunk, w += chunk_weights) {
+    const auto encode = [&](Index chunk, auto count) __attribute__((always_inline)) {
       const simd::F32x4 top = all ? load_tops(chunk) : largest_scales(chunk, visible);
-      simd::F32x16 middles[4];
-      simd::U32x16 codes[4][tile_groups];
-      simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+      simd::F32x16 middles[4] = {};
+      simd::U32x16 codes[count][tile_groups];
+      simd::detail::unroll<count>([&](auto i) __attribute__((always_inline)) {
         const Ranges& of_group = ranges(4 * chunk + i);
         const simd::F32x16 scale_factor = simd::broadcast(255.0F / top[int{i}]);
-        middles[i] = simd::zero();
         simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
           const auto mask = static_cast<__mmask16>(all ? 0xffff : visible >> (g * simd::lanes));
           simd::F32x16 scale;
@@ -342,9 +353,24 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
       });
       simd::store_four(w + 4 * quads, top * (largest / (16 * 255.0F)));  // values are in sixteenths
       simd::store_four(w + 4 * quads + 4, simd::sum_each(middles[0], middles[1], middles[2], middles[3]));
-      simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
-        simd::store_words(w + g * simd::lanes, simd::join_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
-      });
+      if constexpr (count == 4) {
+        simd::detail::unroll<int{tile_groups}>([&](auto g) __attribute__((always_inline)) {
+          simd::store_words(w + g * simd::lanes, simd::join_bytes(codes[0][g], codes[1][g], codes[2][g], codes[3][g]));
+        });
+      } else {
+        simd::detail::unroll<int{tile_groups / 2}>([&](auto n) __attribute__((always_inline)) {
+          constexpr int g = 2 * n;
+          simd::store_words(w + n * simd::lanes,
+                            simd::join_bytes(codes[0][g], codes[1][g], codes[0][g + 1], codes[1][g + 1]));
+        });
+      }
+    };
+    for (Index chunk = 0; chunk < chunks(value_dim_); ++chunk, w += chunk_weights) {
+      if (is_half(chunk * chunk_elements)) {
+        encode(chunk, std::integral_constant<int, 2>{});
+      } else {
+        encode(chunk, std::integral_constant<int, 4>{});
+      }
     }
   }
 
@@ -357,6 +383,22 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
       const Storage* const at = rows_->v[4 * u + i] + d / 2;
       row[i] = simd::load_bytes(at, bytes);
     });
+    interleave_rows(row, x);
+  }
+  /// The same of two groups, of positions [4 u, 4 u + 4) in the lower half of each vector and of those 16 further on in
+  /// the upper.
+  KVC_ALWAYS_INLINE void load_pair_of_fours(Index u, Index d, simd::U32x16 (&x)[4]) const noexcept {
+    const Index bytes = 16 * groups(value_dim_) - d / 2;
+    const auto there = static_cast<__mmask32>(bytes >= 32 ? 0xffffffffU : (1U << bytes) - 1U);
+    simd::U32x16 row[4];
+    simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+      const __m256i low = _mm256_maskz_loadu_epi8(there, rows_->v[4 * u + i] + d / 2);
+      const __m256i high = _mm256_maskz_loadu_epi8(there, rows_->v[4 * u + simd::lanes + i] + d / 2);
+      row[i] = simd::words(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+    });
+    interleave_rows(row, x);
+  }
+  KVC_ALWAYS_INLINE static void interleave_rows(const simd::U32x16 (&row)[4], simd::U32x16 (&x)[4]) noexcept {
     simd::U32x16 half[2];
     interleave_four<0>(row, half);
     x[0] = half[0];
@@ -400,6 +442,45 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
       });
       add_weighted<NibbleValueDotTraits<from == From::kept_codes>, R>(w + 4 * u, stride, 0, x, sum);
     }
+    finish<R, from == From::kept_codes>(sum, w, to, rescale);
+  }
+
+  /// The same of a chunk of at most two groups, from the rows of the cache (half 0) or from the bytes that were kept.
+  template <int R, int half>
+  KVC_ALWAYS_INLINE void add_half_of_pairs(const float* w, Index first, Index last, Index d, float* to,
+                                           const float* rescale) noexcept {
+    constexpr Index together = 2 * simd::lanes;  // positions of four vectors
+    simd::U32x16 sum[R][4] = {};
+    for (Index v = first / together * 4; v < ceil_div(last, together) * 4; ++v) {
+      simd::U32x16 x[4];
+      float* const kept = values_ + v * 4 * simd::lanes;
+      prefetcher_.prefetch(2);  // half of 8 rows of 32 bytes
+      if constexpr (half == 0) {
+        load_pair_of_fours(v / 4 * 8 + v % 4, d, x);
+      }
+      simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
+        if constexpr (half == 0) {
+          simd::store_words(kept + k * simd::lanes, x[k]);
+        } else {
+          x[k] = simd::load_words(kept + k * simd::lanes);
+        }
+        x[k] = simd::signed_nibbles<half>(x[k]);
+      });
+      add_weighted<NibbleValueDotTraits<false>, R>(w + 4 * v, weight_floats(value_dim_), 0, x, sum);
+    }
+    simd::detail::unroll<R * 4>([&](auto n) __attribute__((always_inline)) {
+      const __m512i all = simd::raw(sum[n / 4][n % 4]);
+      const __m256i both = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+      sum[n / 4][n % 4] = simd::words(_mm512_zextsi256_si512(both));
+    });
+    finish<R, false>(sum, w, to, rescale);
+  }
+
+  /// to = to * rescale + the weighted values of half of a chunk, from their integer sums.
+  template <int R, bool transposed>
+  KVC_ALWAYS_INLINE void finish(simd::U32x16 (&sum)[R][4], const float* w, float* to,
+                                const float* rescale) const noexcept {
+    const Index pad = state_floats(value_dim_), stride = weight_floats(value_dim_);
     // Otherwise g++ stores the sums in each turn of the loop.
     simd::detail::unroll<R * 4>([&](auto n) __attribute__((always_inline)) { simd::pin(sum[n / 4][n % 4]); });
     simd::F32x16 total[R][4];
@@ -407,7 +488,7 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
       const simd::F32x16 step = as_floats(simd::spread_four(w + i * stride + 4 * quads));
       const simd::F32x16 middle = as_floats(simd::spread_four(w + i * stride + 4 * quads + 4));
       simd::detail::unroll<4>([&](auto k) __attribute__((always_inline)) {
-        const simd::U32x16 of_group = from == From::kept_codes ? simd::transpose_lanes(sum[i][k]) : sum[i][k];
+        const simd::U32x16 of_group = transposed ? simd::transpose_lanes(sum[i][k]) : sum[i][k];
         total[i][k] = simd::madd(to_floats(of_group), step, middle);
       });
     });
