@@ -33,6 +33,9 @@ struct Job {
   bool admitted = false;  ///< at least once
   bool delayed = false;
   bool delayed_25 = false;
+  bool asked_tiers = false;  ///< slower tiers, for its prompt
+  std::uint64_t load = 0;    ///< what they bring, if anything
+  Pos to_find = 0;           ///< tokens that will be in place then
 
   [[nodiscard]] Pos known() const noexcept { return static_cast<Pos>(tokens.size()); }
   /// Only the last token of the answer is still to compute.

@@ -51,6 +51,21 @@ OnProgress shown_by(kvc_bench::Progress& progress, const Scenario& scenario) {
   return [&progress, all](Index ended) { progress.show(all == 0 ? 0 : static_cast<double>(ended) / all); };
 }
 
+/// f() with each set of tiers and load rule in the scenario; a set without tiers has no rule.
+template <class F>
+void for_each_tiering(const Options& options, Scenario& scenario, F&& f) {
+  for (TierSet& set : tier_sets_of(options, scenario)) {
+    scenario.tiers = std::move(set);
+    for (const LoadRule rule : options.load_rules) {
+      scenario.load_rule = rule;
+      f();
+      if (scenario.tiers.tiers.empty()) {
+        break;
+      }
+    }
+  }
+}
+
 void simulate_all(const Options& options, Report& report) {
   (void)report.scenario.pool();
   Scenario scenario = report.scenario;
@@ -62,8 +77,11 @@ void simulate_all(const Options& options, Report& report) {
       if (options.all_policies && !one_shape && !can_serve(scenario, policy)) {
         continue;
       }
+      if (options.all_policies && scenario.names_tiers && policy != PolicyKind::prefix_shared) {
+        continue;
+      }
       if (std::exchange(last, layer_memory(scenario, policy)) != layer_memory(scenario, policy)) {
-        f();
+        for_each_tiering(options, scenario, f);
       }
     }
   };

@@ -59,6 +59,65 @@ std::vector<double> parse_loads(const CLI::results_t& texts) {
   return loads;
 }
 
+std::vector<LoadRule> parse_load_rules(const std::vector<std::string>& names) {
+  std::vector<LoadRule> rules;
+  constexpr LoadRule all[] = {LoadRule::always, LoadRule::never, LoadRule::cheaper};
+  for (const std::string& part : names) {
+    const auto* found = std::ranges::find(all, std::string_view(part), [](LoadRule rule) { return name(rule); });
+    if (found == std::end(all) && part != "all") {
+      reject("--load-rule", part, "one of always, never, cheaper, all");
+    }
+    for (const LoadRule rule : all) {
+      if ((part == "all" || rule == *found) && std::ranges::find(rules, rule) == rules.end()) {
+        rules.push_back(rule);
+      }
+    }
+  }
+  return rules;
+}
+
+/// NAME:BLOCKS[:GB/S[:MS[:RULE]]], or the name of one that the scenario has.
+TierSpec parse_tier(const std::string& text, const Scenario& scenario) {
+  std::vector<std::string> parts;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t colon = std::min(text.find(':', begin), text.size());
+    parts.push_back(text.substr(begin, colon - begin));
+    begin = colon + 1;
+  }
+  const auto fail = [&](const std::string& allowed) -> void {
+    throw std::runtime_error("--tiers: \"" + text + "\" must be " + allowed);
+  };
+  if (parts.size() == 1) {
+    const auto found = std::ranges::find(scenario.known_tiers, text, &TierSpec::name);
+    if (found == scenario.known_tiers.end()) {
+      std::string all = "none, NAME:BLOCKS[:GB/S[:MS[:RULE]]], or a tier of the scenario, which has ";
+      for (const TierSpec& tier : scenario.known_tiers) {
+        all += (&tier == scenario.known_tiers.data() ? "" : ", ") + tier.name;
+      }
+      fail(scenario.known_tiers.empty() ? all + "none" : all);
+    }
+    return *found;
+  }
+  TierSpec tier;
+  tier.name = parts[0];
+  if (parts.size() > 5 || tier.name.empty()) {
+    fail("NAME:BLOCKS[:GB/S[:MS[:RULE]]]");
+  }
+  try {
+    tier.blocks = kvc_bench::whole("--tiers", parts[1], 1, 1'000'000'000);
+    tier.bytes_per_second = parts.size() > 2 ? 1e9 * kvc_bench::number("--tiers", parts[2], 1e-6, 1e6) : 0;
+    tier.latency =
+        parts.size() > 3 ? static_cast<Time>(kvc_bench::number("--tiers", parts[3], 0, 1e6) * millisecond) : 0;
+  } catch (const CLI::ParseError& error) {
+    throw std::runtime_error(error.what());
+  }
+  if (parts.size() > 4 && parts[4] != "through" && parts[4] != "back") {
+    fail("NAME:BLOCKS:GB/S:MS:RULE with the rule through or back");
+  }
+  tier.write_back = parts.size() > 4 && parts[4] == "back";
+  return tier;
+}
+
 void list_all(std::ostream& out) {
   out << "scenarios\n";
   for (const std::string& scenario : scenario_names()) {
@@ -152,6 +211,28 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   app.add_option("--seed", options.seed, "Of synthetic traffic [the scenario's]")
       ->type_name("S")
       ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 53));
+  app.add_option(
+         "--tiers", CLI::callback_t([&](const CLI::results_t& texts) {
+           options.tier_sets = split(texts);
+           return true;
+         }),
+         "Slower tiers behind the pool of prefix-shared, the fastest first, joined by +; several sets: a run for\n"
+         "each. A tier is one of the scenario's, or NAME:BLOCKS[:GB/S[:MS[:RULE]]] with the rule through or\n"
+         "back. none: a run without [no tiers]")
+      ->type_name("TIER[+TIER...][,SET...]")
+      ->take_all()
+      ->allow_extra_args(false);
+  std::vector<std::string> load_rules = {"cheaper"};
+  app.add_option(
+         "--load-rule", CLI::callback_t([&](const CLI::results_t& texts) {
+           load_rules = split(texts);
+           return true;
+         }),
+         "When blocks are loaded that a slower tier has: always, never, cheaper (as many as make the first token\n"
+         "come soonest, by what was measured), or all: a run for each [cheaper]")
+      ->type_name("RULE[,RULE...]")
+      ->take_all()
+      ->allow_extra_args(false);
   std::string mode = "sim";
   app.add_option("--mode", mode,
                  "sim: time is computed; real: a decoder computes over real keys and values, and its time is measured")
@@ -217,6 +298,9 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
     if (options.clock == ClockKind::cpu && options.threads > 1) {
       throw CLI::ValidationError("--clock", "cpu is for one thread: it would count the time of all");
     }
+    if (!options.tier_sets.empty() && options.real) {
+      throw CLI::ValidationError("--tiers", "is for simulated time: --mode sim");
+    }
     if (options.calibrate && !options.real) {
       throw CLI::ValidationError("--calibrate", "needs --mode real");
     }
@@ -232,6 +316,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
     options.one_shape =
         one_of<std::vector<bool>>("--groups", groups, {{"on", {false}}, {"off", {true}}, {"both", {false, true}}});
     options.pins = !no_pins;
+    options.load_rules = parse_load_rules(load_rules);
     if (!watch.empty()) {
       options.watch = parse_watch(watch);
     }
@@ -272,11 +357,36 @@ Scenario scenario_of(const Options& options) {
   scenario.scheduler.order = options.order.value_or(scenario.scheduler.order);
   scenario.requests = options.requests.value_or(scenario.requests);
   scenario.watch = options.watch;
+  scenario.names_tiers = !options.tier_sets.empty();
   scenario.seed = options.seed.value_or(scenario.seed);
   for (TrafficClass& c : scenario.traffic) {
     c.pinned = c.pinned && options.pins;
   }
   return scenario;
+}
+
+std::vector<TierSet> tier_sets_of(const Options& options, const Scenario& scenario) {
+  std::vector<TierSet> sets;
+  for (const std::string& text : options.tier_sets) {
+    TierSet set;
+    if (text != "none") {
+      set.name.clear();
+      for (std::size_t begin = 0; begin <= text.size();) {
+        const std::size_t plus = std::min(text.find('+', begin), text.size());
+        set.tiers.push_back(parse_tier(text.substr(begin, plus - begin), scenario));
+        set.name += (set.name.empty() ? "" : " + ") + set.tiers.back().name;
+        begin = plus + 1;
+      }
+      if (set.tiers.size() > most_tiers) {
+        throw std::runtime_error("--tiers: \"" + text + "\" must be at most three tiers");
+      }
+    }
+    sets.push_back(std::move(set));
+  }
+  if (sets.empty()) {
+    sets.emplace_back();
+  }
+  return sets;
 }
 
 }  // namespace serving

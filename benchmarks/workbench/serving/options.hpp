@@ -28,6 +28,8 @@ struct Options {
   std::vector<bool> chunked;
   std::vector<bool> one_shape;  // of a model whose layers differ
   std::vector<double> loads;
+  std::vector<std::string> tier_sets;  ///< as named; none: no slower tiers
+  std::vector<LoadRule> load_rules;
   std::string model, hardware;  // empty: the scenario's
   std::optional<Index> devices;
   std::optional<Index> pool_tokens;
@@ -49,5 +51,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code);
 
 /// The scenario that the options ask for, with what they change in it. Throws std::runtime_error.
 [[nodiscard]] Scenario scenario_of(const Options& options);
+/// The tiers that `--tiers` names, of those that the scenario knows or with their own figures. One set without tiers if it
+/// was not given. Throws std::runtime_error.
+[[nodiscard]] std::vector<TierSet> tier_sets_of(const Options& options, const Scenario& scenario);
 
 }  // namespace serving

@@ -138,7 +138,10 @@ void write_latency(std::ostream& out, const std::vector<const RunResult*>& runs)
   out << "$latency << END\n";
   for (const RunResult* run : runs) {
     // Names of policies have no quotes.
-    out << '"' << label(*run) << (both ? run->chunk_tokens == 0 ? "\\nwhole prompts" : "\\nchunks" : "") << '"';
+    const std::string tiers =
+        std::string(run->tier_set) + (run->tiers.empty() ? "" : "\\n" + std::string(name(run->load_rule)));
+    out << '"' << (run->tier_set.empty() ? label(*run) : tiers)
+        << (both ? run->chunk_tokens == 0 ? "\\nwhole prompts" : "\\nchunks" : "") << '"';
     for (const double percent : percents) {
       const double value = static_cast<double>(run->metrics.all().ttft.percentile(percent)) / static_cast<double>(unit);
       least = value > 0 ? std::min(least, value) : least;
@@ -177,12 +180,21 @@ std::string script(const std::string& path, const Report& report) {
     write_samples(out, *policies[i]);
     out << "END\n";
   }
+  const bool tiered = std::ranges::any_of(runs, [](const RunResult* run) { return !run->tiers.empty(); });
   out << "set multiplot\n"
       << "set label 1 " << quoted(report.scenario.name) << " at screen 0.5, screen 0.965 center font 'sans-serif,17'\n"
       << "set border 3\nset tics nomirror out\nset grid front lc rgb '#D0D0D0' lt 1 lw 0.5\n"
       << "set xrange [" << static_cast<double>(report.scenario.watch.from) / second / 60 << ':' << minutes(policies)
       << "]\nset yrange [0:100]\nset xlabel 'time (min)' offset 0,0.6\n"
       << "set ytics 25\nset tmargin at screen 0.86\nset bmargin at screen 0.60\n";
+  if (tiered) {
+    write_tiers(out, report, runs);
+    out << "set lmargin at screen " << left << "\nset rmargin at screen 0.92\n"
+        << "set tmargin at screen 0.47\nset bmargin at screen 0.09\n";
+    write_latency(out, runs);
+    out << "unset multiplot\n";
+    return out.str();
+  }
   for (std::size_t i = 0; i < policies.size(); ++i) {
     const double at = left + static_cast<double>(i) * width;
     out << "set lmargin at screen " << at << "\nset rmargin at screen " << at + width - 0.02 << "\n";

@@ -46,7 +46,10 @@ ModelShape shape_of(const kvc::llama::Model& model, std::string name) {
 Scenario fit_to(Scenario scenario, const kvc::llama::Model& model, const std::string& name) {
   const Index positions = model.config.seq_len;
   for (const TrafficClass& c : scenario.traffic) {
-    const Index longest = Index{c.prefix_tokens} + c.prompt.most() + std::max(c.max_output, c.output.most());
+    Index longest = Index{c.prefix_tokens} + c.prompt.most() + std::max(c.max_output, c.output.most());
+    if (c.turns.most() > 1) {
+      longest = c.most_tokens > 0 ? std::max(longest, c.most_tokens) : longest * c.turns.most();
+    }
     if (longest > positions) {
       throw std::runtime_error("requests of the class \"" + c.name + "\" have up to " + std::to_string(longest) +
                                " tokens, and the model was made for " + std::to_string(positions) +

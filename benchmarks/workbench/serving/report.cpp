@@ -144,6 +144,42 @@ OrderedJson timeline_json(const std::vector<Sample>& samples) {
           {"blocked_25_s", std::move(blocked)},  {"out_of_room_25", column(&Sample::out_of_room_25)}};
 }
 
+/// Of one tier over time: columns beside those of the timeline.
+OrderedJson tier_timeline_json(const std::vector<Sample>& samples, std::size_t tier) {
+  const auto column = [&](auto member) {
+    OrderedJson values = OrderedJson::array();
+    for (const Sample& sample : samples) {
+      values.push_back(sample.tiers[tier].*member);
+    }
+    return values;
+  };
+  return {{"held", column(&TierSample::held)},
+          {"reading", column(&TierSample::reading)},
+          {"writing", column(&TierSample::writing)},
+          {"loaded", column(&TierSample::loaded)},
+          {"stored", column(&TierSample::stored)}};
+}
+
+OrderedJson tiers_json(const RunResult& run) {
+  OrderedJson tiers = OrderedJson::array();
+  for (std::size_t t = 0; t < run.tiers.size(); ++t) {
+    const TierResult& tier = run.tiers[t];
+    tiers.push_back({{"name", tier.spec.name},
+                     {"blocks", tier.spec.blocks},
+                     {"bytes_per_s", tier.spec.bytes_per_second},
+                     {"latency_ms", ms(tier.spec.latency)},
+                     {"remote", tier.spec.remote},
+                     {"write", tier.spec.write_back ? "back" : "through"},
+                     {"loaded", tier.loaded},
+                     {"stored", tier.stored},
+                     {"lost", tier.lost},
+                     {"loads_unused", tier.loads_unused},
+                     {"load_failures", tier.load_failures},
+                     {"timeline", tier_timeline_json(run.timeline.samples(), t)}});
+  }
+  return tiers;
+}
+
 OrderedJson map_json(const std::vector<MapRow>& rows) {
   OrderedJson times = OrderedJson::array();
   OrderedJson owners = OrderedJson::array();
@@ -197,6 +233,8 @@ OrderedJson run_json(const RunResult& run) {
           {"order", run.order == Order::decode_first ? "decode-first" : "prefill-first"},
           {"load", run.load},
           {"layers", name(run.layers)},
+          {"tier_set", run.tier_set},
+          {"load_rule", run.tiers.empty() ? OrderedJson(nullptr) : OrderedJson(name(run.load_rule))},
           {"groups", std::move(groups)},
           {"pool_tokens", run.pool_tokens},
           {"watermark_tokens", run.watermark_tokens},
@@ -221,6 +259,12 @@ OrderedJson run_json(const RunResult& run) {
             {"mean", run.use.mean_share()},
             {"most", run.use.most_share()},
             {"running", run.use.mean_running()}}},
+          {"tiers", tiers_json(run)},
+          {"loads",
+           {{"begun", run.loads.loads},
+            {"short", run.loads.loads_short},
+            {"no_room", run.loads.no_room},
+            {"blocks_computed", run.loads.blocks_computed}}},
           {"evictions", run.stats.evictions},
           {"copied_tokens", run.stats.copied_tokens},
           {"timeline", timeline_json(run.timeline.samples())},
@@ -285,6 +329,29 @@ void print_layers(std::ostream& out, const Report& report) {
                     fixed(held, 1), fixed(running, 1), running > 0 ? fixed(held / running, 2) : "-"});
   }
   print_table(out, rows);
+}
+
+/// What slower tiers held and brought.
+void print_tiers(std::ostream& out, const Report& report) {
+  const Scenario& s = report.scenario;
+  const double block = s.model.kv_bytes_per_token() * s.block_tokens;
+  const auto gigabytes = [&](Index blocks) { return fixed(static_cast<double>(blocks) * block / 1e9, 1); };
+  std::vector<Row> rows = {{"policy", "tier", "load", "room, GB", "GB/s", "latency, ms", "read, GB", "written, GB",
+                            "lost, GB", "prefixes", "computed, GB"}};
+  for (const RunResult& run : report.runs) {
+    for (const TierResult& tier : run.tiers) {
+      const bool first = &tier == run.tiers.data();
+      rows.push_back({label(report, run), tier.spec.name, fixed(run.load, 2), gigabytes(tier.spec.blocks),
+                      tier.spec.bytes_per_second > 0 ? fixed(tier.spec.bytes_per_second / 1e9, 1) : "-",
+                      fixed(ms(tier.spec.latency), 2), gigabytes(tier.loaded), gigabytes(tier.stored),
+                      gigabytes(tier.lost), first ? grouped(run.loads.loads) : "",
+                      first ? gigabytes(run.loads.blocks_computed) : ""});
+    }
+  }
+  if (rows.size() > 1) {
+    out << "\nslower tiers; computed: what a tier had, and the rule had computed\n";
+    print_table(out, rows);
+  }
 }
 
 /// The measurement of real runs, and the result of the calibration.
@@ -392,6 +459,7 @@ void print(std::ostream& out, const Report& report) {
   if (!s.model.groups.empty()) {
     print_layers(out, report);
   }
+  print_tiers(out, report);
   if (!report.runs.empty() && report.runs.front().classes.size() > 1) {
     std::vector<Row> rows = {{"policy", "prefill", "load"}};
     for (const std::string& one : report.runs.front().classes) {
@@ -459,7 +527,10 @@ std::string to_json(const Report& report) {
                                   {"memory", s.hardware.memory},
                                   {"overhead_ms", s.hardware.overhead * 1000},
                                   {"source", s.hardware.source}}},
-                                {"pool", {{"tokens", s.pool()}, {"block_tokens", s.block_tokens}}},
+                                {"pool",
+                                 {{"tokens", s.pool()},
+                                  {"block_tokens", s.block_tokens},
+                                  {"block_bytes", s.model.kv_bytes_per_token() * s.block_tokens}}},
                                 {"slo", {{"ttft_ms", ms(s.slo.ttft)}, {"tpot_ms", ms(s.slo.tpot)}}},
                                 {"watched", {{"from_s", seconds(s.watch.from)}, {"to_s", to}}},
                                 {"runs", std::move(runs)},

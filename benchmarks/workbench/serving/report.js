@@ -20,6 +20,7 @@ const colours = {
   classes: [blue, orange, green, pink, sky, vermilion],
   policies: {'contiguous-reserve': vermilion, 'contiguous-grow': orange, 'paged': blue, 'prefix-shared': green},
   map: {free: '#ffffff', cached: '#b5b5b5', reserved: '#e2e2e2', shared: '#222222'},
+  tiers: [blue, orange, green],
   sequences: [blue, orange, green, pink, sky, vermilion],
   grid: 'rgba(0, 0, 0, 0.10)',
 };
@@ -46,6 +47,9 @@ const distinct = (values) => [...new Set(values)];
 
 const runs = results.runs;
 runs.filter((run) => run.layers !== 'alike').forEach((run) => run.policy += `, ${run.layers}`);
+// "prefix-shared, host + disk, cheaper"
+runs.filter((run) => run.tier_set).forEach((run) => run.policy += `, ${run.tier_set}`);
+runs.filter((run) => run.load_rule).forEach((run) => run.policy += `, ${run.load_rule}`);
 if (distinct(runs.map((run) => run.mode)).length > 1) {
   runs.forEach((run) => run.policy += `, ${run.mode}`);  // from here on runs of one policy differ in name
 }
@@ -257,7 +261,10 @@ function loadPlots() {
   const kinds = policies.flatMap((policy) => prefills.map((how) => ({policy, how})))
     .filter(({policy, how}) => runs.some((run) => run.policy === policy && prefill(run) === how));
   // Where there are real and simulated runs, `policy` says which: "paged, real". Simulated runs are thin lines.
-  const colourOf = (policy) => colours.policies[policy.split(', ')[0]] || '#000000';
+  // Runs that differ in their tiers are all of one policy.
+  const tiered = runs.some((run) => run.tier_set);
+  const colourOf = (policy) => tiered ? colours.sequences[policies.indexOf(policy) % colours.sequences.length] :
+      colours.policies[policy.split(', ')[0]] || '#000000';
   const thin = (policy) => policy.endsWith(', simulated') || policy.endsWith(', one shape');
   const dashed = (how) => prefills.indexOf(how) > 0;
   legend('load-legend', kinds.map(({policy, how}) =>
@@ -343,6 +350,71 @@ const map = {
   },
 };
 
+// The gigabytes that a second reads or writes, over times that are at least a fortieth of the run apart.
+function rates(run, column, bytes) {
+  const {time_s: times} = run.timeline;
+  const least = (times[times.length - 1] - times[0]) / 40;
+  const points = [];
+  for (let from = 0, to = 1; to < times.length; ++to) {
+    if (times[to] - times[from] >= least) {
+      points.push([times[to], (column[to] - column[from]) * bytes / (times[to] - times[from]) / 1e9]);
+      from = to;
+    }
+  }
+  return points;
+}
+
+// {held, rate}: the most gigabytes that a tier of these runs holds, and reads or writes in a second; or null.
+function mostOfTiers(shown) {
+  const bytes = results.pool.block_bytes;
+  const tiered = shown.filter((run) => run.tiers.length > 0);
+  if (tiered.length === 0) {
+    return null;
+  }
+  const held = tiered.flatMap((run) => run.tiers.flatMap((tier) => tier.timeline.held));
+  const rate = tiered.flatMap((run) => run.tiers.flatMap(({timeline}) =>
+    [timeline.loaded, timeline.stored].flatMap((column) => rates(run, column, bytes).map(([, value]) => value))));
+  return {held: Math.max(...held) * bytes / 1e9, rate: Math.max(...rate, 1e-9)};
+}
+
+// What the slower tiers of a run hold, and what is read from them and written to them.
+function tierPlots(card, run, {length, unit, xAxis, yAxis, inTime, most}) {
+  const bytes = results.pool.block_bytes, {time_s: times} = run.timeline;
+  const colourOf = (i) => colours.tiers[i % colours.tiers.length];
+  const options = (title, top, max) => ({
+    interaction: {mode: 'nearest', intersect: false},
+    plugins: {tooltip: {callbacks: {title: (items) => `${items[0].parsed.x.toFixed(2)} ${unit}`}}},
+    scales: {x: xAxis(false), y: {...yAxis(title, max, colours.grid), ticks: {maxTicksLimit: 5}}},
+  });
+  const line = (label, colour, data, dash) => ({
+    label, data, borderColor: colour, backgroundColor: colour, borderWidth: 1.5, borderDash: dash, pointRadius: 0,
+    pointHitRadius: 4,
+  });
+  const series = run.tiers.map((tier, i) => ({label: tier.name, colour: colourOf(i), tolerance: 60}));
+  plot(card, `tiers ${run.policy}`, '', 140, {
+    type: 'line',
+    data: {datasets: run.tiers.map((tier, i) => line(tier.name, colourOf(i),
+        inTime(times, tier.timeline.held.map((held) => held * bytes / 1e9)), []))},
+    options: options('held (GB)', true, most.held),
+  }, series);
+  const inPoints = (points) => points.map(([time, value]) => ({x: time / length, y: value}));
+  plot(card, `tier traffic ${run.policy}`, '', 140, {
+    type: 'line',
+    data: {datasets: run.tiers.flatMap((tier, i) => [
+      line(`${tier.name}, read`, colourOf(i), inPoints(rates(run, tier.timeline.loaded, bytes)), []),
+      line(`${tier.name}, written`, colourOf(i), inPoints(rates(run, tier.timeline.stored, bytes)), [4, 3])])},
+    options: options('GB/s', false, most.rate),
+  }, series);
+  const names = element('div', card, {className: 'legend'});
+  run.tiers.forEach((tier, i) => {
+    for (const [text, style] of [[`${tier.name}: held, read`, 'solid'], [`${tier.name}: written`, 'dashed']]) {
+      const entry = element('span', names);
+      element('i', entry, {className: 'line'}).style.borderTop = `3px ${style} ${colourOf(i)}`;
+      entry.append(text);
+    }
+  });
+}
+
 function timePlots() {
   const parent = byId('time-plots');
   clear(parent);
@@ -353,6 +425,7 @@ function timePlots() {
   const over = Math.max(...shown.map((run) => Math.max(run.seconds, ...run.timeline.time_s)));
   const end = stop === null ? over : Math.min(stop, over);
   const [unit, length] = stop !== null ? ['s', 1] : end > 4 * 3600 ? ['h', 3600] : end > 600 ? ['min', 60] : ['s', 1];
+  const tiersShown = mostOfTiers(shown);
   const most = Math.max(1, ...shown.flatMap((run) => [...run.timeline.running, ...run.timeline.waiting]));
   const xAxis = (title) => ({
     type: 'linear', min: start / length, max: end / length,
@@ -421,6 +494,10 @@ function timePlots() {
         },
       },
     }, counts.map(([label, colour]) => ({label, colour, tolerance: 60})));
+
+    if (tiersShown) {
+      tierPlots(card, run, {length, unit, xAxis, yAxis, inTime, most: tiersShown});
+    }
 
     if (run.map && run.map.time_s.length > 0) {
       plot(card, `map ${run.policy}`, '', 270, {

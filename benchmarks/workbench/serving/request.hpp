@@ -67,6 +67,12 @@ struct Request {
   return static_cast<Token>((bits >> 32) * static_cast<std::uint64_t>(vocabulary) >> 32);
 }
 
+/// Content of the answer `sample` to a request: different from any prompt, and the same in every run.
+[[nodiscard]] constexpr std::uint64_t answer_content(Index request, int sample) noexcept {
+  return scramble(0xa5a5'0000'0000'0000ULL ^ (static_cast<std::uint64_t>(request) << 16) ^
+                  static_cast<std::uint64_t>(sample));
+}
+
 /// The tokens of a prompt, with capacity for `more`.
 [[nodiscard]] inline std::vector<Token> prompt_of(const Request& request, Token vocabulary, Pos more = 0) {
   std::vector<Token> tokens = request.tokens;

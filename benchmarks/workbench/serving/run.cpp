@@ -69,7 +69,13 @@ bool can_serve(const Scenario& scenario, PolicyKind policy) {
 
 std::string label(const RunResult& run) {
   std::string text(name(run.policy));
-  return run.layers == LayerMemory::alike ? text : text + ", " + std::string(name(run.layers));
+  text += run.layers == LayerMemory::alike ? "" : ", " + std::string(name(run.layers));
+  text += run.tier_set.empty() ? "" : ", " + run.tier_set;
+  return run.tiers.empty() ? text : text + ", " + std::string(name(run.load_rule));
+}
+
+bool can_have_tiers(const Scenario& scenario, PolicyKind policy) {
+  return policy == PolicyKind::prefix_shared && layer_memory(scenario, policy) != LayerMemory::groups;
 }
 
 Index grouped_blocks(const Scenario& scenario) {
@@ -99,8 +105,15 @@ SchedulerConfig begin_run(const Scenario& scenario, PolicyKind policy, bool chun
                              std::string(name(policy)) + " does not hold in one shape for all layers: see --policy " +
                              "paged,prefix-shared and --groups on");
   }
+  if (!scenario.tiers.tiers.empty() && !can_have_tiers(scenario, policy)) {
+    throw std::runtime_error(
+        "slower tiers hold the blocks of prefix-shared, of one shape for all layers: see --policy " +
+        std::string("prefix-shared and --groups off"));
+  }
   result.policy = policy;
   result.load = load;
+  result.load_rule = scenario.load_rule;
+  result.tier_set = scenario.names_tiers ? scenario.tiers.name : "";
   result.layers = layer_memory(scenario, policy);
   result.pool_tokens =
       result.layers == LayerMemory::groups ? grouped_blocks(scenario) * scenario.block_tokens : scenario.pool();
@@ -127,6 +140,10 @@ RunResult simulate(const Scenario& scenario, PolicyKind policy, bool chunked, do
       simulate_over<kvc::Paged>(scenario, scheduling, on_progress, result);
       break;
     case PolicyKind::prefix_shared:
+      if (!scenario.tiers.tiers.empty()) {
+        simulate_tiered(scenario, scheduling, on_progress, result);
+        break;
+      }
       simulate_over<kvc::PrefixShared<>>(scenario, scheduling, on_progress, result);
       break;
   }

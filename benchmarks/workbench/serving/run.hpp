@@ -9,6 +9,7 @@
 
 #include "metrics.hpp"
 #include "scenario.hpp"
+#include "tier_spec.hpp"
 #include "timeline.hpp"
 
 namespace serving {
@@ -47,12 +48,16 @@ struct RunResult {
   LayerMemory layers = LayerMemory::alike;
   Index pool_tokens = 0;  ///< slots of the pool; with layer groups, block_tokens for each block
   Pos watermark_tokens = 0;
+  std::string tier_set;  ///< TierSet::name of a run with tiers, or beside one; else empty
+  LoadRule load_rule = LoadRule::cheaper;
   std::vector<std::string> classes;
   std::string source_note;  ///< Source::note()
   Metrics metrics{Slo{}, 0};
   Counters counters;
   PoolUse use;
   std::vector<GroupResult> groups;  ///< of a run in layer groups
+  std::vector<TierResult> tiers;    ///< of a run with slower tiers
+  LoadResult loads;                 ///< of a run with slower tiers
   kvc::Stats stats;                 ///< at the end, pins and all requests gone
   Timeline timeline;
   double wall_seconds = 0;  ///< the only figure of a simulation that differs from run to run
@@ -63,11 +68,14 @@ struct RunResult {
   RunResult() : timeline({}, 0, 0, 0) {}
 };
 
-/// The policy of a run, and how it keeps the layers where they differ: "paged, groups".
+/// The policy of a run, how it keeps the layers where they differ, and its tiers: "prefix-shared, host, cheaper".
 [[nodiscard]] std::string label(const RunResult& run);
 
 /// Called from time to time with the number of requests that have ended.
 using OnProgress = std::function<void(Index ended)>;
+
+/// Whether a policy can have slower tiers behind it, and this scenario: prefix-shared, one shape for all layers.
+[[nodiscard]] bool can_have_tiers(const Scenario& scenario, PolicyKind policy);
 
 /// Simulates the scenario, with prompts `chunked` or computed whole. At the end it checks every invariant of the
 /// policy; every slot is free or cached then. Throws the errors of the traffic source, Livelock, and

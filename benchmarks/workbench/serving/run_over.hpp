@@ -37,21 +37,26 @@ template <class Policy>
   }
 }
 
-/// Serves all requests of the scenario, and fills in the result.
+/// Simulates a run that begin_run has begun, of PrefixShared with slower tiers. Throws std::runtime_error if the program
+/// was built without them.
+void simulate_tiered(const Scenario& scenario, const SchedulerConfig& scheduling, const OnProgress& on_progress,
+                     RunResult& result);
+
+/// Serves all requests of the scenario, and fills in the result. `loads` are slower tiers behind the cache, or nullptr.
 template <class Cache, class E>
 void serve_over(Cache& cache, E& executor, const Scenario& scenario, const SchedulerConfig& scheduling,
-                const OnProgress& on_progress, RunResult& result) {
+                const OnProgress& on_progress, RunResult& result, PrefixLoads* loads = nullptr) {
   const std::unique_ptr<Source> source = scenario.source(result.load);
   result.classes = source->classes();
   result.metrics = Metrics(scenario.slo, result.classes.size());
   result.timeline = Timeline(scenario.watch);
-  Scheduler scheduler(cache, scheduling, result.metrics);
+  Scheduler scheduler(cache, scheduling, result.metrics, loads);
   const auto& policy = cache.policy();
   const Index slots = pool_tokens(policy);
   Index steps = 0;
   serve(cache, scheduler, *source, executor, [&](Time now) {
     result.use.observe(now, slots - available_tokens(policy), slots, scheduler.running());
-    result.timeline.observe(now, cache, scheduler);
+    result.timeline.observe(now, cache, scheduler, loads);
     if (on_progress && ++steps % 256 == 0) {
       on_progress(result.metrics.all().requests);
     }

@@ -185,7 +185,7 @@ Lengths parse_lengths(const Fields& fields) {
 
 TrafficClass parse_class(const Fields& fields) {
   fields.only({"name", "rate", "every_s", "burst", "from_s", "until_s", "prefix", "prompt", "output", "max_output",
-               "samples", "impatient", "tenants"});
+               "samples", "impatient", "tenants", "sessions"});
   TrafficClass c;
   c.name = fields.at("name").text();
   if (fields.has("rate") == fields.has("every_s")) {
@@ -227,7 +227,40 @@ TrafficClass parse_class(const Fields& fields) {
     c.patience_high = range[1].number(c.patience_low, max_seconds);
   }
   c.tenants = fields.whole_or<Index>("tenants", 1, 1'000'000, 0);
+  if (fields.has("sessions")) {
+    const Fields sessions = fields.at("sessions");
+    sessions.only({"turns", "pause_s", "most_tokens"});
+    c.turns = parse_lengths(sessions.at("turns"));
+    const std::vector<Fields> pause = sessions.at("pause_s").items();
+    if (pause.size() != 2) {
+      sessions.at("pause_s").reject("[least, most] seconds");
+    }
+    c.pause_low = pause[0].number(0, max_seconds);
+    c.pause_high = pause[1].number(c.pause_low, max_seconds);
+    c.most_tokens = sessions.whole_or<Index>("most_tokens", 1, max_tokens, 0);
+  }
   return c;
+}
+
+/// By name: the room, and how long it takes to read and write.
+std::vector<TierSpec> parse_tiers(const Fields& fields, double block_bytes) {
+  std::vector<TierSpec> tiers;
+  for (const Fields& tier : fields.items()) {
+    tier.only({"name", "gigabytes", "gb_per_s", "latency_ms", "remote", "write"});
+    TierSpec spec;
+    spec.name = tier.at("name").text();
+    const double blocks = tier.at("gigabytes").number(1e-6, 1e9) * 1e9 / block_bytes;
+    if (blocks < 1) {
+      tier.at("gigabytes").reject("room for one block of " + std::to_string(std::llround(block_bytes)) + " bytes");
+    }
+    spec.blocks = static_cast<Index>(blocks);
+    spec.bytes_per_second = tier.at("gb_per_s").number(1e-6, 1e6) * 1e9;
+    spec.latency = std::llround(tier.number_or("latency_ms", 0, 1e6, 0) * millisecond);
+    spec.remote = tier.has("remote") && tier.at("remote").flag();
+    spec.write_back = tier.choice_or("write", {"through", "back"}, 0) == 1;
+    tiers.push_back(std::move(spec));
+  }
+  return tiers;
 }
 
 std::string read_file(const std::string& path) {
@@ -276,7 +309,7 @@ Scenario parse_scenario(std::string_view text, std::string name) {
   const Json json = parse_json(text);
   const Fields fields(json);
   fields.only({"story", "model", "hardware", "usable_memory", "pool_tokens", "block_tokens", "watermark",
-               "growth_tokens", "scheduler", "slo", "traffic", "requests", "seed"});
+               "growth_tokens", "scheduler", "slo", "traffic", "requests", "seed", "tiers"});
   Scenario scenario;
   scenario.name = std::move(name);
   scenario.story = fields.at("story").text();
@@ -296,6 +329,9 @@ Scenario parse_scenario(std::string_view text, std::string name) {
     slo.only({"ttft_ms", "tpot_ms"});
     scenario.slo.ttft = std::llround(slo.number_or("ttft_ms", 0, 1e9, 2000) * millisecond);
     scenario.slo.tpot = std::llround(slo.number_or("tpot_ms", 0, 1e9, 100) * millisecond);
+  }
+  if (fields.has("tiers")) {
+    scenario.known_tiers = parse_tiers(fields.at("tiers"), scenario.model.kv_bytes_per_token() * scenario.block_tokens);
   }
   for (const Fields& c : fields.at("traffic").items()) {
     scenario.traffic.push_back(parse_class(c));

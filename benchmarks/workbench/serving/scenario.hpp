@@ -12,6 +12,7 @@
 #include "cost_model.hpp"
 #include "metrics.hpp"
 #include "scheduler_config.hpp"
+#include "tier_spec.hpp"
 #include "timeline.hpp"
 #include "trace_source.hpp"
 #include "traffic.hpp"
@@ -32,6 +33,10 @@ struct Scenario {
   Pos growth_tokens = 16;     ///< by which a contiguous allocation grows
   SchedulerConfig scheduler;  ///< chunk_tokens: if prompts are computed in chunks
   Slo slo;
+  std::vector<TierSpec> known_tiers;  ///< that --tiers can name
+  TierSet tiers;                      ///< behind the pool of the coming run
+  bool names_tiers = false;           ///< runs with different tiers are compared: each is named by them
+  LoadRule load_rule = LoadRule::cheaper;
   std::vector<TrafficClass> traffic;  ///< or, where this is empty:
   std::optional<kvc_bench::TraceInput> trace;
   TraceOptions trace_options;

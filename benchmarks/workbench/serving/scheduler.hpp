@@ -13,6 +13,8 @@
 //                in the queue, and running sequences would starve.
 //   fork         a request for several answers computes its prompt once; then its sequence is forked for each answer.
 //                If a fork finds no room, the prompt of that answer is recomputed later.
+//   loads        with slower tiers, those are asked for the first prompts that wait, up to a quarter of the pool. A prompt
+//                whose beginning is on its way waits for it; others go before it.
 //   abort        `expire` ends the requests whose clients left, waiting or running.
 //
 // In any case every request ends exactly once, and every opened sequence is closed. The scheduler decides; Sequences
@@ -35,11 +37,13 @@ namespace serving {
 template <ServingCache Cache>
 class Scheduler {
  public:
-  /// Throws std::invalid_argument for a bad configuration. Cache and metrics must outlive it.
-  Scheduler(Cache& cache, const SchedulerConfig& config, Metrics& metrics)
+  /// Throws std::invalid_argument for a bad configuration. Cache and metrics must outlive it, and slower tiers, if there
+  /// are some.
+  Scheduler(Cache& cache, const SchedulerConfig& config, Metrics& metrics, PrefixLoads* loads = nullptr)
       : cache_(cache),
         config_(validated(config)),
-        sequences_(cache, metrics, config.max_sequences, config.chunk_tokens) {}
+        sequences_(cache, metrics, config.max_sequences, config.chunk_tokens, loads),
+        loads_(loads) {}
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
@@ -61,12 +65,25 @@ class Scheduler {
     }
   }
 
-  /// Composes the next step. False: nothing waits and nothing runs. The step before it must be complete.
+  /// Takes what slower tiers have brought.
+  void poll_loads() {
+    if (loads_ != nullptr) {
+      loads_->poll();
+    }
+  }
+  /// When slower tiers may bring something that a prompt waits for; empty if no prompt waits for them.
+  [[nodiscard]] std::optional<Time> next_load() const {
+    return loads_ != nullptr && !jobs_.waiting().empty() ? loads_->next() : std::nullopt;
+  }
+
+  /// Composes the next step. False: nothing runs, and nothing waits but for slower tiers. The step before it must be
+  /// complete.
   /// Throws Livelock, never under the default configuration.
   bool compose(Time now, Step<Cache>& step) {
     step.clear();
     step_begin_ = now;
-    blocked_ = blocked_25_ = false;
+    blocked_ = blocked_25_ = all_load_ = false;
+    ask_tiers();
     do {  // again if all were preempted and the step is empty
       sequences_.close_deferred();
       before_step_ = jobs_.running();
@@ -85,7 +102,7 @@ class Scheduler {
           decode(now, step);
         }
       }
-    } while (step.work.empty() && !(jobs_.waiting().empty() && jobs_.running().empty()));
+    } while (step.work.empty() && !(jobs_.running().empty() && (jobs_.waiting().empty() || all_load_)));
     std::size_t wanted = 0;
     for (Work<Cache>& work : step.work) {
       work.first_wanted = wanted;
@@ -104,8 +121,13 @@ class Scheduler {
     counters.decode_tokens += step.decode_tokens;
     counters.blocked += blocked_ ? now - step_begin_ : 0;
     counters.blocked_25 += blocked_25_ ? now - step_begin_ : 0;
+    const Time took = now - step_begin_;
+    const Index prefill = step.prefill_tokens;
     for (Work<Cache>& work : step.work) {
       Job& job = jobs_[work.job];
+      if (loads_ != nullptr && work.prefill && prefill >= least_measured) {
+        loads_->computed(work.append.range(), took * work.append.range().size() / prefill);
+      }
       job.computed = work.append.range().last;
       job.in_step = false;
       cache_.commit(std::move(work.append));
@@ -138,6 +160,70 @@ class Scheduler {
 
  private:
   static constexpr bool in_blocks = kvc::BlockTablePolicy<typename Cache::PolicyType>;
+  static constexpr Index least_measured =
+      128;  // prompt tokens: a step with fewer does not tell how long a prompt takes
+
+  // --- slower tiers
+
+  [[nodiscard]] kvc::OpenOptions options_of(const Request& r) const {
+    kvc::OpenOptions options;
+    // One slot more than an answer can fill, where there is one.
+    options.max_tokens =
+        static_cast<Pos>(std::min(longest_sequence(cache_.policy()), Index{r.prompt_tokens()} + r.max_output_tokens));
+    options.salt = salt_of(r);
+    return options;
+  }
+  /// Asks slower tiers for the first prompts that wait.
+  void ask_tiers() {
+    if (loads_ == nullptr) {
+      return;
+    }
+    Index room = pool_tokens(cache_.policy()) / 4;
+    others_.clear();
+    for (const std::size_t index : jobs_.running()) {
+      const Job& job = jobs_[index];
+      if (!job.decodes()) {
+        others_.push_back({job.computed, job.known()});
+      }
+    }
+    const std::size_t running = others_.size();
+    for (const std::size_t index : jobs_.waiting()) {
+      const Job& job = jobs_[index];
+      const Pos prompt = job.tokens.empty() ? jobs_.request(job).prompt_tokens() : job.known();
+      others_.push_back({std::min(job.to_find, prompt), prompt});
+    }
+    std::size_t at = running;
+    for (const std::size_t index : jobs_.waiting()) {
+      Job& job = jobs_[index];
+      const Request& r = jobs_.request(job);
+      if (job.tokens.empty()) {
+        job.tokens = prompt_of(r, config_.vocabulary, r.output_tokens);
+      }
+      room -= job.known();
+      if (room < 0 && &job != &jobs_[jobs_.waiting().front()]) {
+        return;
+      }
+      if (!std::exchange(job.asked_tiers, true)) {
+        others_[at] = {0, 0};  // itself
+        const PrefixLoads::Begun begun = loads_->begin(job.tokens, options_of(r), others_);
+        job.load = begun.load;
+        job.to_find = begun.found;
+        others_[at] = {std::min(job.to_find, job.known()), job.known()};
+      }
+      ++at;
+    }
+  }
+  /// The oldest job that waits for no load, or none.
+  [[nodiscard]] std::optional<std::size_t> first_to_admit() {
+    for (const std::size_t index : jobs_.waiting()) {
+      Job& job = jobs_[index];
+      job.load = job.load != 0 && loads_->pending(job.load) ? job.load : 0;
+      if (job.load == 0) {
+        return index;
+      }
+    }
+    return std::nullopt;
+  }
 
   // --- running sequences
 
@@ -246,10 +332,16 @@ class Scheduler {
   /// Not in a step that preempted: the freed room is not for newcomers.
   void admit(Time now, Step<Cache>& step) {
     while (!preempted_ && !jobs_.waiting().empty() && running() < config_.max_sequences && budget_left(step) > 0) {
-      const std::size_t index = jobs_.waiting().front();
-      const bool alone = jobs_.running().empty() && step.work.empty() && sequences_.nothing_deferred();
+      const std::optional<std::size_t> first = first_to_admit();
+      if (!first) {
+        all_load_ = true;
+        return;
+      }
+      const std::size_t index = *first;
+      const bool only = jobs_.running().empty() && step.work.empty() && sequences_.nothing_deferred();
+      const bool alone = only && (loads_ == nullptr || !loads_->loading());
       const std::pair head(jobs_.request(jobs_[index]).id, jobs_[index].sample);
-      if (blocked_head_ == head && releases_then_ == sequences_.releases() && !alone) {
+      if (blocked_head_ == head && releases_then_ == sequences_.releases() && !alone && loads_ == nullptr) {
         count_blocked(jobs_[index]);  // nothing has changed since the last attempt
         return;
       }
@@ -265,6 +357,7 @@ class Scheduler {
         blocked_head_ = head;
         releases_then_ = sequences_.releases();
         count_blocked(jobs_[index]);
+        all_load_ = only;  // loads have the room
         return;
       }
     }
@@ -306,11 +399,7 @@ class Scheduler {
     const bool whole = config_.admit == Admit::whole_prompt || config_.chunk_tokens == 0;
     const std::size_t first =
         whole ? tokens.size() : std::min(tokens.size(), static_cast<std::size_t>(config_.chunk_tokens));
-    kvc::OpenOptions options;
-    // One slot more than an answer can fill, where there is one.
-    options.max_tokens =
-        static_cast<Pos>(std::min(longest_sequence(cache_.policy()), Index{r.prompt_tokens()} + r.max_output_tokens));
-    options.salt = salt_of(r);
+    const kvc::OpenOptions options = options_of(r);
     if (!may_have_room(cache_, tokens.first(first), std::min(spare, kvc::max_pos - job.known()), config_.chunk_tokens,
                        options)) {
       return Admitted::no;
@@ -357,11 +446,14 @@ class Scheduler {
   SchedulerConfig config_;
   Sequences<Cache> sequences_;
   Jobs& jobs_ = sequences_.jobs();
+  PrefixLoads* loads_;
+  std::vector<kvc::PosRange> others_;     // positions of other prompts that are still to compute
   std::vector<std::size_t> before_step_;  // running when the step was begun
   bool awaits_deferred_ = false;          // a sequence waits for deferred ones to be closed
   bool preempted_ = false;                // in this step
   bool blocked_ = false;                  // lack of room ended the admissions of this step
   bool blocked_25_ = false;
+  bool all_load_ = false;                      // all that wait, wait for slower tiers
   std::pair<Index, int> blocked_head_{-1, 0};  // request and answer that found no room
   Index releases_then_ = 0;                    // releases() at that time
   Time step_begin_ = 0;

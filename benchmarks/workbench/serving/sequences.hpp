@@ -14,6 +14,7 @@
 #include "jobs.hpp"
 #include "metrics.hpp"
 #include "pins.hpp"
+#include "prefix_loads.hpp"
 #include "step.hpp"
 
 namespace serving {
@@ -22,8 +23,9 @@ template <ServingCache Cache>
 class Sequences {
  public:
   /// Prompts are computed in passes of `pass` tokens; 0: in one.
-  Sequences(Cache& cache, Metrics& metrics, Index most_running, Pos pass)
+  Sequences(Cache& cache, Metrics& metrics, Index most_running, Pos pass, PrefixLoads* loads = nullptr)
       : cache_(cache),
+        loads_(loads),
         metrics_(metrics),
         most_running_(most_running),
         pass_(pass),
@@ -72,6 +74,7 @@ class Sequences {
       close(seq);
     }
     jobs_.stop(index);
+    jobs_[index].asked_tiers = false;
     jobs_.wait(index);
   }
   [[nodiscard]] Index deferred_tokens() const noexcept { return deferred_tokens_; }
@@ -200,6 +203,9 @@ class Sequences {
       close(jobs_[index].seq);
       jobs_.stop(index);
     } else {
+      if (jobs_[index].load != 0) {
+        loads_->cancel(jobs_[index].load);
+      }
       jobs_.leave_waiting(index);
     }
     return jobs_.erase(index);
@@ -213,6 +219,7 @@ class Sequences {
   }
 
   Cache& cache_;
+  PrefixLoads* loads_;
   Metrics& metrics_;
   Index most_running_;
   Pos pass_;

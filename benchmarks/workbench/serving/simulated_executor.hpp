@@ -11,11 +11,9 @@
 
 namespace serving {
 
-/// Token `i` of the answer `sample` to a request: different from any prompt, and the same in every run.
+/// Token `i` of the answer `sample` to a request.
 [[nodiscard]] constexpr Token answer_token(Index request, int sample, Pos i) noexcept {
-  const std::uint64_t content = scramble(0xa5a5'0000'0000'0000ULL ^ (static_cast<std::uint64_t>(request) << 16) ^
-                                         static_cast<std::uint64_t>(sample));
-  return synthetic_token(content, i, std::numeric_limits<Token>::max());
+  return synthetic_token(answer_content(request, sample), i, std::numeric_limits<Token>::max());
 }
 
 /// An Executor. `run` throws std::runtime_error once the clock passes max_clock.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -26,6 +27,7 @@ struct Sample {
   // Since the beginning; the difference of two samples shows what happened in between:
   Time blocked_25 = 0;       ///< as in Counters
   Index out_of_room_25 = 0;  ///< as in Counters
+  std::array<TierSample, most_tiers> tiers{};
 };
 
 /// The owner of a cell of the map of the pool: an id of a request, or one of these.
@@ -57,12 +59,16 @@ class Timeline {
       : watch_(watch), samples_(most_samples), maps_(most_maps), map_cells_(map_cells) {}
 
   template <class Cache>
-  void observe(Time now, const Cache& cache, const Scheduler<Cache>& scheduler) {
+  void observe(Time now, const Cache& cache, const Scheduler<Cache>& scheduler, const PrefixLoads* loads = nullptr) {
     if (now < watch_.from || now > watch_.to) {
       return;
     }
     if (samples_.due(now)) {
-      samples_.add(now, sample(now, cache, scheduler));
+      Sample taken = sample(now, cache, scheduler);
+      for (std::size_t t = 0; loads != nullptr && t < loads->tiers(); ++t) {
+        taken.tiers[t] = loads->sample(t);
+      }
+      samples_.add(now, taken);
     }
     if (map_cells_ > 0 && maps_.due(now)) {
       maps_.add(now, {now, owners(cache, scheduler)});
@@ -113,7 +119,8 @@ class Timeline {
             scheduler.waiting(),
             scheduler.running(),
             scheduler.counters().blocked_25,
-            scheduler.counters().out_of_room_25};
+            scheduler.counters().out_of_room_25,
+            {}};
   }
 
   /// With layer groups a block of each group counts as block_tokens() slots, however many it has.

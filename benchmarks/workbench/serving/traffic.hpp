@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <optional>
+#include <queue>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "request.hpp"
@@ -44,6 +46,12 @@ struct TrafficClass {
   double patience_low = 0;  ///< seconds after the arrival
   double patience_high = 0;
   Index tenants = 0;  ///< tenants share no prefixes; 0: all requests share
+  // Sessions: each arrival begins one of several turns. The prompt of a turn is the whole session before it, answers
+  // included, and `prompt` tokens more; it comes so long after the turn before it came.
+  Lengths turns;          ///< of a session; 1: requests have nothing to do with each other
+  double pause_low = 0;   ///< seconds
+  double pause_high = 0;  ///< seconds
+  Index most_tokens = 0;  ///< a session ends before its prompt and answer have more; 0: no limit
 };
 
 /// Requests of all classes in the order of arrival, the first `requests` of them. Equal arguments, equal requests.
@@ -61,11 +69,25 @@ class TrafficSource final : public Source {
     double arrival = 0;  // seconds, of the next request; negative: there is none
     Index of_burst = 0;  // requests of the current burst that have come
   };
+  struct Turn {  // the next one of a session
+    double arrival = 0;
+    std::uint64_t session = 0;  // sessions that began before
+    std::size_t traffic_class = 0;
+    Pos left = 0;                              // turns of the session, with this one
+    Request so_far{};                          // the turn before, with its answer as the last segment
+    bool operator<(const Turn& other) const {  // the earliest is the top of a priority_queue
+      return std::pair(arrival, session) > std::pair(other.arrival, other.session);
+    }
+  };
   void advance(std::size_t index);
+  [[nodiscard]] Request first_of(std::size_t index);
+  void plan_turn(Request request, double arrival, std::uint64_t session, Pos left);
 
   std::vector<TrafficClass> classes_;
   std::vector<std::string> names_;
   std::vector<Stream> streams_;
+  std::priority_queue<Turn> turns_;
+  std::uint64_t sessions_ = 0;
   Index requests_;
   std::uint64_t seed_;
   double load_;
