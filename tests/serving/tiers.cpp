@@ -45,7 +45,7 @@ RunResult run_with(Scenario s, const TierSet& tiers, LoadRule rule, double load 
   return simulate(s, PolicyKind::prefix_shared, true, load);
 }
 
-double mean_ttft(const RunResult& run) { return run.metrics.all().ttft.mean() / millisecond; }
+double mean_ttft_ms(const RunResult& run) { return run.metrics.all().ttft.mean() / millisecond; }
 
 }  // namespace
 
@@ -133,13 +133,13 @@ TEST_CASE("Slower tiers bring what the pool has evicted, and every request ends 
   CHECK(with.tiers[0].loaded > 1000);
   CHECK(with.tiers[0].load_failures == 0);
   CHECK(with.counters.prompt_tokens_found > 2 * without.counters.prompt_tokens_found);
-  CHECK(mean_ttft(with) < 0.7 * mean_ttft(without));
+  CHECK(mean_ttft_ms(with) < 0.7 * mean_ttft_ms(without));
   const Sample last = with.timeline.samples().back();
   CHECK(last.tiers[0].held > 0);
   CHECK(last.tiers[0].loaded <= with.tiers[0].loaded);
   // Loads that nobody takes cost nothing: with `never` the times are those without a tier.
   const RunResult never = run_with(s, one_tier(20, 0.05, false), LoadRule::never);
-  CHECK(mean_ttft(never) == mean_ttft(without));
+  CHECK(mean_ttft_ms(never) == mean_ttft_ms(without));
   CHECK(never.tiers[0].stored > 1000);
   // The document has what the page draws.
   const std::string json = to_json({s, {without, with}});
@@ -167,11 +167,11 @@ TEST_CASE("Load or compute: never 5 % worse than the better of always and never,
   const Scenario s = sessions(slow ? 300 : all ? 2000 : 700);
   int better_than_both = 0;
   for (const double load : loads) {
-    const double never = mean_ttft(run_with(s, one_tier(1, 1, false), LoadRule::never, load));
+    const double never = mean_ttft_ms(run_with(s, one_tier(1, 1, false), LoadRule::never, load));
     for (const double bandwidth : bandwidths) {
       const TierSet tier = one_tier(bandwidth, bandwidth < 2 ? 1 : 0.1, bandwidth < 2);
-      const double always = mean_ttft(run_with(s, tier, LoadRule::always, load));
-      const double cheaper = mean_ttft(run_with(s, tier, LoadRule::cheaper, load));
+      const double always = mean_ttft_ms(run_with(s, tier, LoadRule::always, load));
+      const double cheaper = mean_ttft_ms(run_with(s, tier, LoadRule::cheaper, load));
       CAPTURE(load, bandwidth, always, never, cheaper);
       CHECK(cheaper <= 1.05 * std::min(always, never));
       better_than_both += cheaper < 0.97 * std::min(always, never) ? 1 : 0;
