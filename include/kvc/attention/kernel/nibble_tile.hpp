@@ -394,7 +394,7 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
     simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
       const __m256i low = _mm256_maskz_loadu_epi8(there, rows_->v[4 * u + i] + d / 2);
       const __m256i high = _mm256_maskz_loadu_epi8(there, rows_->v[4 * u + simd::lanes + i] + d / 2);
-      row[i] = simd::words(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+      row[i] = simd::words(_mm512_inserti64x4(_mm512_zextsi256_si512(low), high, 1));
     });
     interleave_rows(row, x);
   }
