@@ -66,7 +66,7 @@ KVC_ALWAYS_INLINE F32x16 load_bf16(const void* p) noexcept {
   // in one operation; earlier ones take as many as for widening and shifting.
   const __m512i upper = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0,
                                          3, 0, 2, 0, 1, 0, 0, 0);
-  const __m512i numbers = _mm512_zextsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  const __m512i numbers = _mm512_castsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
   return {{_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, upper, numbers))}};
 #else
   return as_floats(load_u16(p) << 16);

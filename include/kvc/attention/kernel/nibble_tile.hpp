@@ -394,7 +394,7 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
     simd::detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
       const __m256i low = _mm256_maskz_loadu_epi8(there, rows_->v[4 * u + i] + d / 2);
       const __m256i high = _mm256_maskz_loadu_epi8(there, rows_->v[4 * u + simd::lanes + i] + d / 2);
-      row[i] = simd::words(_mm512_inserti64x4(_mm512_zextsi256_si512(low), high, 1));
+      row[i] = simd::words(_mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(low), high, 1));
     });
     interleave_rows(row, x);
   }
@@ -470,8 +470,8 @@ class NibbleTile : public IntegerSumTile<NibbleTile, Int4> {
     }
     simd::detail::unroll<R * 4>([&](auto n) __attribute__((always_inline)) {
       const __m512i all = simd::raw(sum[n / 4][n % 4]);
-      const __m256i both = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-      sum[n / 4][n % 4] = simd::words(_mm512_zextsi256_si512(both));
+      const __m512i upper = _mm512_maskz_shuffle_i64x2(0xff, all, all, 0x4e);
+      sum[n / 4][n % 4] = simd::words(_mm512_maskz_add_epi32(0xff, all, upper));
     });
     finish<R, false>(sum, w, to, rescale);
   }
