@@ -9,6 +9,7 @@
 #include "calibration.hpp"
 #include "catch.hpp"
 #include "run_program.hpp"
+#include "tier_curve.hpp"
 
 using namespace serving;
 
@@ -102,6 +103,48 @@ TEST_CASE("Several answers of one request begin with the likeliest tokens", "[se
     REQUIRE(served.answers.at({request, 0, 0}) != served.answers.at({request, 1, 0}));
     REQUIRE(served.answers.at({request, 1, 0}) != served.answers.at({request, 2, 0}));
   }
+}
+
+#if defined(KVC_HAVE_SODIUM)
+TEST_CASE("Host memory and files behind a real cache bring back rows, and no answer changes", "[serving][tiers]") {
+  const kvc::llama::Model model = load_model("");
+  Scenario scenario = fit_to(read_scenario("small-model-sessions"), model, "small");
+  scenario.requests = 40;
+  scenario.load_rule = LoadRule::always;
+  const Served without = serve(scenario, model, PolicyKind::prefix_shared, true);
+  scenario.tiers = {"host + disk", {{.name = "host", .blocks = 160}, {.name = "disk", .blocks = 4096}}};
+  const Served with = serve(scenario, model, PolicyKind::prefix_shared, true);
+  REQUIRE(with.result.metrics.count(End::completed) == 40);
+  REQUIRE(with.answers == without.answers);
+  REQUIRE(with.result.tiers.size() == 2);
+  for (const TierResult& tier : with.result.tiers) {
+    CAPTURE(tier.spec.name, tier.stored, tier.lost, tier.loads_unused);
+    REQUIRE(tier.loaded > 0);
+    REQUIRE(tier.load_failures == 0);
+  }
+  REQUIRE(with.result.counters.prompt_tokens_found > without.result.counters.prompt_tokens_found);
+
+  scenario.tiers.tiers.back().name = "remote";
+  REQUIRE_THROWS_WITH(serve(scenario, model, PolicyKind::prefix_shared, true),
+                      kvc_test::contains("\"remote\"") && kvc_test::contains("host (host memory) or disk (files)"));
+}
+#endif
+
+TEST_CASE("The length from which on loading pays is that of the formula", "[serving][tiers]") {
+  TurnTimes times;
+  times.token_bytes = 1000;
+  times.seconds_per_token = 1e-4;
+  times.more = 20;
+  times.lengths = {16, 4000};
+  times.computed = {0.0036, 0.402};
+  times.tiers = {{"near", 1.02e-3, 2e7, {0.004, 0.2}}, {"slow", 0, 5e6, {0.01, 0.8}}};
+  REQUIRE(predicted(times, -1, 100) == Approx(120e-4));
+  REQUIRE(predicted(times, 0, 100) == Approx(1.02e-3 + 100 * 5e-5 + 20e-4));
+  REQUIRE(crossover(times, 0) == 21);  // l / (a - B / w) is 20.4
+  REQUIRE(crossover(times, 1) == -1);  // slower than a prefill of short prompts
+  times.seconds_per_pair = 1.0001e-7;  // and faster than attention behind 2 (B / w - a) / c
+  REQUIRE(crossover(times, 1) == 2000);
+  REQUIRE(crossover(times, 0) < 21);
 }
 
 TEST_CASE("A scenario with requests longer than the model's positions is rejected before it runs", "[serving]") {

@@ -26,6 +26,7 @@
 #include "real.hpp"
 #include "report.hpp"
 #include "step_timing.hpp"
+#include "tier_curve.hpp"
 
 namespace serving {
 namespace {
@@ -40,10 +41,6 @@ void for_each_run(const Options& options, F&& f) {
       }
     }
   }
-}
-
-std::size_t runs_of(const Options& options) {
-  return options.policies.size() * options.chunked.size() * options.loads.size();
 }
 
 OnProgress shown_by(kvc_bench::Progress& progress, const Scenario& scenario) {
@@ -96,6 +93,16 @@ void simulate_all(const Options& options, Report& report) {
   });
 }
 
+/// As for_each_run, with each set of tiers and load rule in the scenario, under policies that can have them.
+template <class F>
+void for_each_tiered_run(const Options& options, Scenario& scenario, F&& f) {
+  for_each_run(options, [&](double load, PolicyKind policy, bool chunked) {
+    if (!(options.all_policies && scenario.names_tiers && policy != PolicyKind::prefix_shared)) {
+      for_each_tiering(options, scenario, [&] { f(load, policy, chunked); });
+    }
+  });
+}
+
 std::string model_name(const Options& options) {
   return options.model.empty() ? "shakespeare-0.7m" : std::filesystem::path(options.model).filename().string();
 }
@@ -111,12 +118,14 @@ void serve_and_measure(const Options& options, Report& report) {
                                   " of this machine" +
                                   (options.clock == ClockKind::cpu ? ", in its processor time" : "");
   const int rounds = options.calibrate ? options.rounds : 1;
-  kvc_bench::Progress progress(static_cast<std::size_t>(rounds) * runs_of(options) * (options.calibrate ? 2 : 1));
+  std::size_t runs_of_round = 0;
+  for_each_tiered_run(options, report.scenario, [&](double, PolicyKind, bool) { ++runs_of_round; });
+  kvc_bench::Progress progress(static_cast<std::size_t>(rounds) * runs_of_round * (options.calibrate ? 2 : 1));
   std::vector<std::vector<StepTiming>> timings;
-  std::vector<std::vector<RunResult>> real(runs_of(options));
+  std::vector<std::vector<RunResult>> real(runs_of_round);
   for (int round = 0; round < rounds; ++round) {
     std::size_t at = 0;
-    for_each_run(options, [&](double load, PolicyKind policy, bool chunked) {
+    for_each_tiered_run(options, report.scenario, [&](double load, PolicyKind policy, bool chunked) {
       if (options.calibrate) {
         progress.step("steps");
         timings.push_back(time_steps(machine, 1));
@@ -133,7 +142,7 @@ void serve_and_measure(const Options& options, Report& report) {
     report.scenario.hardware.name = machine_name;
   }
   std::size_t at = 0;
-  for_each_run(options, [&](double load, PolicyKind policy, bool chunked) {
+  for_each_tiered_run(options, report.scenario, [&](double load, PolicyKind policy, bool chunked) {
     std::vector<RunResult>& runs = real[at++];
     std::optional<RunResult> simulated;
     if (options.calibrate) {
@@ -160,7 +169,20 @@ void draw_cost_curve(const Options& options) {
   file.finish();
 }
 
+void draw_tier_curve(const Options& options) {
+  kvc_bench::require_gnuplot("--tier-curve");
+  kvc_bench::OutputFile file("--tier-curve", options.tier_curve);
+  const kvc::llama::Model model = load_model(options.model);
+  const RealMachine machine{&model, Threads(options.threads), options.clock};
+  draw_tier_curve(file.working_path(), std::cout, measure_turns(machine, options.rounds));
+  file.finish();
+}
+
 void run(const Options& options) {
+  if (!options.tier_curve.empty()) {
+    draw_tier_curve(options);
+    return;
+  }
   if (!options.cost_curve.empty()) {
     draw_cost_curve(options);
     return;

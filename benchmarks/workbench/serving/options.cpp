@@ -261,6 +261,11 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   app.add_option("--cost-curve", options.cost_curve,
                  "Measure and draw the cost of prefill, decode and chunks on this machine, as an SVG file; no scenario")
       ->type_name("FILE");
+  app.add_option(
+         "--tier-curve", options.tier_curve,
+         "Measure and draw when slower tiers pay on this machine: the second turn of a conversation, computed and "
+         "loaded, as an SVG file; no scenario")
+      ->type_name("FILE");
   app.add_option("--hardware", options.hardware, "See --list [the scenario's; a100-80g for a trace]")
       ->type_name("NAME");
   app.add_option("--devices", options.devices, "Number of devices that share the work")
@@ -298,13 +303,10 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
     if (options.clock == ClockKind::cpu && options.threads > 1) {
       throw CLI::ValidationError("--clock", "cpu is for one thread: it would count the time of all");
     }
-    if (!options.tier_sets.empty() && options.real) {
-      throw CLI::ValidationError("--tiers", "is for simulated time: --mode sim");
-    }
     if (options.calibrate && !options.real) {
       throw CLI::ValidationError("--calibrate", "needs --mode real");
     }
-    if (!options.cost_curve.empty()) {
+    if (!options.cost_curve.empty() || !options.tier_curve.empty()) {
       return true;
     }
     if (options.scenario.empty() == options.trace.empty()) {

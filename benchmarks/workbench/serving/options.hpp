@@ -20,6 +20,7 @@ struct Options {
   ClockKind clock = ClockKind::wall;
   int rounds = 5;
   std::string cost_curve;
+  std::string tier_curve;
   std::string scenario;  // or
   std::string trace;
   kvc_bench::ReadOptions read;  // of the trace

@@ -7,7 +7,7 @@
 #include "kvc/llama/checkpoint.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
-#include "kvc/policy/prefix_shared.hpp"
+#include "real_policies.hpp"
 #include "real_run.hpp"
 
 namespace serving {
@@ -16,8 +16,8 @@ extern template void real_over<kvc::Contiguous>(const Scenario&, const Scheduler
                                                 const OnProgress&, const OnAnswer&, RunResult&);
 extern template void real_over<kvc::Paged>(const Scenario&, const SchedulerConfig&, const RealMachine&,
                                            const OnProgress&, const OnAnswer&, RunResult&);
-extern template void real_over<kvc::PrefixShared<>>(const Scenario&, const SchedulerConfig&, const RealMachine&,
-                                                    const OnProgress&, const OnAnswer&, RunResult&);
+extern template void real_over<RealPrefixShared>(const Scenario&, const SchedulerConfig&, const RealMachine&,
+                                                 const OnProgress&, const OnAnswer&, RunResult&);
 
 kvc::llama::Model load_model(const std::string& file) {
   return kvc::llama::load_checkpoint(
@@ -78,7 +78,7 @@ RunResult serve_real(const Scenario& scenario, PolicyKind policy, bool chunked, 
       real_over<kvc::Paged>(scenario, scheduling, machine, on_progress, on_answer, result);
       break;
     case PolicyKind::prefix_shared:
-      real_over<kvc::PrefixShared<>>(scenario, scheduling, machine, on_progress, on_answer, result);
+      real_over<RealPrefixShared>(scenario, scheduling, machine, on_progress, on_answer, result);
       break;
   }
   return result;

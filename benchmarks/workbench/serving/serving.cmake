@@ -2,8 +2,8 @@
 # what it lacks. Included by each folder that links it, since what find_package finds is known to that folder only.
 include("${CMAKE_CURRENT_LIST_DIR}/../trace/trace.cmake")
 if(TARGET kvc_trace AND NOT TARGET kvc_serve)
-  set(kvc_serve_sources calibration cost_curve cost_model html model_shape plot plot_tiers real real_contiguous real_paged
-    real_prefix_shared report run scenario simulate_tiered step_timing trace_source traffic)
+  set(kvc_serve_sources calibration cost_curve cost_model html measure_turns model_shape plot plot_tiers real real_contiguous real_paged
+    real_prefix_shared report run scenario simulate_tiered step_timing tier_curve trace_source traffic)
   list(TRANSFORM kvc_serve_sources PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
   list(TRANSFORM kvc_serve_sources APPEND ".cpp")
   set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/step_timing.cpp" PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)  # instantiates what others declare
