@@ -313,7 +313,7 @@ TEST_CASE("Tiers of layer groups find only what was computed, with its rows and 
       return random.one_in(2) ? joined(prompt, counting(1000 + 100 * random.between(0, 1), random.between(1, 14)))
                               : prompt;
     };
-    const int steps = operations_or(250);
+    const int steps = operations_or(5000) / 20;  // each has several reads and checks of whole sequences
     for (int i = 0; i < steps; ++i) {
       switch (random.between(0, 9)) {
         case 0:
