@@ -76,6 +76,27 @@ cuda::DecodeLimits limits_of(const HostCase& c) {
           .format = Format::bf16};
 }
 
+/// A case of decode with all that a call of it needs.
+struct DecodeCall {
+  explicit DecodeCall(HostCase& c)
+      : host(c), batch({.sequences = 8, .blocks = 200, .queries = 8}), work(limits_of(c)), out(c.q.size()) {}
+
+  void upload(const kvc::BatchTables& tables, bool share = true) {
+    batch.upload(tables, &stream);
+    work.upload(tables, {}, &stream, share);
+  }
+  void decode() {
+    cuda::decode(host.layer_view(), batch, work, reinterpret_cast<const Bf16*>(host.q.data()),
+                 reinterpret_cast<Bf16*>(out.data()), {}, &stream);
+  }
+
+  HostCase& host;
+  cuda::Batch batch;
+  cuda::DecodeWork work;
+  kvc_runtime::Stream stream;
+  std::vector<std::uint16_t> out;
+};
+
 /// The names of launched kernels, in order.
 std::vector<std::string> names(const Runtime& runtime) {
   std::vector<std::string> all;
@@ -90,59 +111,45 @@ std::vector<std::string> names(const Runtime& runtime) {
 TEST_CASE("host side: a decode is three launches and asks the driver for next to nothing", "[cuda]") {
   Runtime& runtime = fresh();
   HostCase c({.kv_heads = 1, .group = 4, .lengths = {600, 3, 0, 70}}, {.blocks = 80, .block_tokens = 16});
-  cuda::Batch batch({.sequences = 8, .blocks = 200, .queries = 8});
-  cuda::DecodeWork work(limits_of(c));
-  kvc_runtime::Stream stream;
-  batch.upload(c.tables, &stream);
-  work.upload(c.tables, {}, &stream);
-  std::vector<std::uint16_t> out(c.q.size());
-  const auto decode = [&] {
-    cuda::decode(c.layer_view(), batch, work, reinterpret_cast<const Bf16*>(c.q.data()),
-                 reinterpret_cast<Bf16*>(out.data()), {}, &stream);
-  };
-  decode();
-  kvc_runtime::wait(&stream);
-  REQUIRE(largest_difference(Format::bf16, out, c.expected()) < 2e-2F);
+  DecodeCall call(c);
+  call.upload(c.tables);
+  call.decode();
+  kvc_runtime::wait(&call.stream);
+  REQUIRE(largest_difference(Format::bf16, call.out, c.expected()) < 2e-2F);
   runtime.calls.clear();
   runtime.launches.clear();
-  decode();
+  call.decode();
   REQUIRE(names(runtime) == std::vector<std::string>{"decode_kernel", "decode_kernel", "merge_kernel"});
   REQUIRE(runtime.launches[0].grid.x == 6);  // as many as the device holds
   REQUIRE(runtime.launches[2].grid.x == 8 * 4 * 2);
   REQUIRE(runtime.calls_but({"decode_kernel", "merge_kernel", "cudaGetDevice", "cudaGetLastError"}) == 0);
-  kvc_runtime::wait(&stream);
+  kvc_runtime::wait(&call.stream);
 }
 
 TEST_CASE("host side: a graph captured with an empty batch runs with others", "[cuda]") {
   fresh();
   HostCase c({.kv_heads = 1, .group = 4, .lengths = {600, 3, 70}}, {.blocks = 80, .block_tokens = 16});
-  cuda::Batch batch({.sequences = 8, .blocks = 200, .queries = 8});
-  cuda::DecodeWork work(limits_of(c));
-  kvc_runtime::Stream stream;
+  DecodeCall call(c);
   kvc::BatchTables none;
   none.block_tokens = 16;
-  batch.upload(none, &stream);
-  work.upload(none, {}, &stream);
-  std::vector<std::uint16_t> out(c.q.size());
+  call.upload(none);
   std::vector<std::function<void()>> graph;
-  stream.graph = &graph;
-  cuda::decode(c.layer_view(), batch, work, reinterpret_cast<const Bf16*>(c.q.data()),
-               reinterpret_cast<Bf16*>(out.data()), {}, &stream);
+  call.stream.graph = &graph;
+  call.decode();
   REQUIRE(graph.size() == 3);
   // What needs the host at each run must not go into a graph.
-  REQUIRE_THROWS_WITH(batch.upload(c.tables, &stream), contains("being captured"));
-  REQUIRE_THROWS_WITH(work.upload(c.tables, {}, &stream), contains("being captured"));
-  stream.graph = nullptr;
+  REQUIRE_THROWS_WITH(call.batch.upload(c.tables, &call.stream), contains("being captured"));
+  REQUIRE_THROWS_WITH(call.work.upload(c.tables, {}, &call.stream), contains("being captured"));
+  call.stream.graph = nullptr;
   REQUIRE(graph.size() == 3);
-  for (const bool twice : {false, true}) {
-    batch.upload(c.tables, &stream);
-    work.upload(c.tables, {}, &stream, !twice);
-    std::fill(out.begin(), out.end(), std::uint16_t{0xffff});
+  for (const bool share : {true, false}) {
+    call.upload(c.tables, share);
+    std::fill(call.out.begin(), call.out.end(), std::uint16_t{0xffff});
     for (const auto& operation : graph) {
-      kvc_runtime::enqueue(&stream, operation);
+      kvc_runtime::enqueue(&call.stream, operation);
     }
-    kvc_runtime::wait(&stream);
-    REQUIRE(largest_difference(Format::bf16, out, c.expected()) < 2e-2F);
+    kvc_runtime::wait(&call.stream);
+    REQUIRE(largest_difference(Format::bf16, call.out, c.expected()) < 2e-2F);
   }
 }
 
@@ -200,32 +207,26 @@ TEST_CASE("host side: errors name the call, and those that stay are reported by 
   Runtime& runtime = fresh();
   HostCase c({.kv_heads = 1, .group = 4, .lengths = {20}}, {.blocks = 10, .block_tokens = 16});
   {
-    cuda::Batch batch({.sequences = 8, .blocks = 200, .queries = 8});
-    cuda::DecodeWork work(limits_of(c));
-    kvc_runtime::Stream stream;
-    batch.upload(c.tables, &stream);
-    work.upload(c.tables, {}, &stream);
-    std::vector<std::uint16_t> out(c.q.size());
-    const auto decode = [&] {
-      cuda::decode(c.layer_view(), batch, work, reinterpret_cast<const Bf16*>(c.q.data()),
-                   reinterpret_cast<Bf16*>(out.data()), {}, &stream);
-    };
+    DecodeCall call(c);
+    call.upload(c.tables);
     runtime.fails["merge_kernel"] = cudaErrorInvalidConfiguration;
-    REQUIRE_THROWS_WITH(decode(), contains("the launch of merge_kernel") && contains("InvalidConfiguration"));
-    decode();  // the error has gone with its report
+    REQUIRE_THROWS_WITH(call.decode(), contains("the launch of merge_kernel") && contains("InvalidConfiguration"));
+    call.decode();  // the error has gone with its report
     runtime.fails["cudaMemcpyAsync"] = cudaErrorInvalidValue;
-    REQUIRE_THROWS_AS(batch.upload(c.tables, &stream), cuda::Error);
-    batch.upload(c.tables, &stream);
-    kvc_runtime::wait(&stream);
+    REQUIRE_THROWS_AS(call.batch.upload(c.tables, &call.stream), cuda::Error);
+    call.batch.upload(c.tables, &call.stream);
+    kvc_runtime::wait(&call.stream);
     runtime.sticky = cudaErrorIllegalAddress;
     for (int i = 0; i < 2; ++i) {
-      REQUIRE_THROWS_WITH(decode(), contains("IllegalAddress"));
-      REQUIRE_THROWS_WITH(batch.upload(c.tables, &stream), contains("IllegalAddress"));
+      REQUIRE_THROWS_WITH(call.decode(), contains("IllegalAddress"));
+      REQUIRE_THROWS_WITH(call.batch.upload(c.tables, &call.stream), contains("IllegalAddress"));
+      cudaError_t code = cudaSuccess;
       try {
-        decode();
+        call.decode();
       } catch (const cuda::Error& error) {
-        REQUIRE(error.code() == cudaErrorIllegalAddress);
+        code = error.code();
       }
+      REQUIRE(code == cudaErrorIllegalAddress);
     }
     runtime.sticky = cudaSuccess;  // destructors would print it
   }

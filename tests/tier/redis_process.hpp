@@ -13,6 +13,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "../temp_files.hpp"
@@ -32,8 +33,8 @@ inline std::string program_path(const std::string& name) {
   return {};
 }
 
-/// A port of loopback that nobody has now.
-inline int free_port() {
+/// A socket at a port of loopback that the system chose, and the port.
+inline std::pair<int, int> bound_to_loopback() {
   const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
@@ -41,8 +42,14 @@ inline int free_port() {
   socklen_t size = sizeof address;
   REQUIRE(::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
   REQUIRE(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0);
+  return {fd, ntohs(address.sin_port)};
+}
+
+/// A port of loopback that nobody has now.
+inline int free_port() {
+  const auto [fd, port] = bound_to_loopback();
   (void)::close(fd);
-  return ntohs(address.sin_port);
+  return port;
 }
 
 /// A running server, or a test that is skipped.
