@@ -3,9 +3,10 @@
 //   the cache       KvCache and Append, with batch tables for paged kernels
 //   policies        Contiguous, Paged, PrefixShared and all its eviction policies, Synchronized, orders of a batch
 //   element types   float, Eigen::half, Eigen::bfloat16, Int8, Fp8E4M3, Int4, Mixed, None
-//   layouts         HeadMajor, TokenMajor, LayerMajor
+//   layouts         HeadMajor, TokenMajor, LayerMajor, ScalePlanes
 //   spaces          HostSpace, BorrowedSpace
-//   layer groups    LayerGroups: layers with windows, chunks, cross attention or latent rows in one cache
+//   layer groups    LayerGroups: layers with windows, chunks, cross attention, latent or compressed rows, or recurrent
+//                   states in one cache
 //   attention       prefill, also of expanded latent rows, decode, reference, AttentionState, masks, selections, and
 //                   Sequential to run them
 //
@@ -16,7 +17,7 @@
 //   kvc/snapshot/snapshot.hpp                       caches in files: needs xxHash
 //   kvc/transport/, kvc/transfer/                   caches between engines; transport/mpi.hpp needs MPI
 //   kvc/tier/                                       blocks in slower memory, in files and on servers: key_chain.hpp
-//                                                   needs libsodium, record.hpp xxHash
+//                                                   needs libsodium, record.hpp xxHash, redis_store.hpp hiredis
 //   kvc/cuda/                                       caches in device memory: needs the CUDA compiler
 //   kvc/interop/, kvc/cache/fingerprint.hpp         what kernels and caches of others need to know
 //   kvc/policy/author.hpp, kvc/testing/             to write and to test policies, layouts, ... of your own

@@ -3,7 +3,7 @@
 // The stored rows have the bits that KvCache::write and llama::rope produce on a CPU with fused multiply-adds; a NaN
 // stays NaN, but may have another payload.
 //
-// A warp takes one row (a token) and keeps its page, its position and its angles of rotation while it goes through the
+// A warp takes one row (a token) and keeps its block, its position and its angles of rotation while it goes through the
 // heads, several at a time: their loads are in flight together. If there are fewer rows than warps, several warps share
 // the heads of a row. Each lane handles 8 elements of a head. If both dims are at most 128, half of the warp handles the
 // key and the other half the value, or each half one query; otherwise keys and values follow each other.

@@ -150,7 +150,8 @@ template <class Cache>
 /// elements, others row_size(key_dim) bytes. Where scales lie in planes of their own, k and v are the codes,
 /// code_size(key_dim) bytes, and k_scales and v_scales have, in the same axes, a float for each row of int8, and for a
 /// row of int4 a word of scale and minimum for each group of 32 elements, as 32-bit unsigned. A position is in
-/// block `kv_indices[entry]` of the batch's tables. Throws std::invalid_argument if there is no such layer, or it has compressed rows or a recurrent state. O(1).
+/// block `kv_indices[entry]` of the batch's tables. Throws std::invalid_argument if there is no such layer, or it has
+/// compressed rows or a recurrent state. O(1).
 template <class Cache>
 [[nodiscard]] LayerTensors layer_tensors(Cache& cache, Index layer, Axes axes = Axes::nhd, DLDevice device = {}) {
   using T = typename Cache::Element;

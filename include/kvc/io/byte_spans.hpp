@@ -60,7 +60,7 @@ class SpanList {
   std::size_t bytes_ = 0;
 };
 
-/// The spans of a list one stretch of bytes after the other: next(n) gives those of the next n bytes, fewer at the end.
+/// The spans of a list one range of bytes after the other: next(n) gives those of the next n bytes, fewer at the end.
 /// What it returned is valid until the next call. Refers to the list.
 template <class Span>
 class SpanCursor {

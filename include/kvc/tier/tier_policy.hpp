@@ -5,9 +5,9 @@
 //   T(k) = max(wait, over tiers: latency + (bytes under way + bytes of the k blocks there) / bandwidth)
 //        + seconds of prefill from position cached + k * block_tokens to n
 //
-// where the prefill cannot begin before `wait`, since others are served. The k with the smallest T is chosen. All of it is measured: a read tells latency and bandwidth of its tier, a
-// prefill the speed of the model. docs/tiers.md derives from it at which length of a prefix loading begins to pay.
-// Standard library only.
+// where the prefill cannot begin before `wait`, since others are served. The k with the smallest T is chosen. All of it
+// is measured: a read tells latency and bandwidth of its tier, a prefill the speed of the model. docs/tiers.md derives
+// from it at which length of a prefix loading begins to pay. Standard library only.
 #pragma once
 
 #include <algorithm>

@@ -99,17 +99,17 @@ class Tiers {
 ///   - After `cache.clear()` nothing is read or written until `renew` names the model again: what the stores have was
 ///     computed with other weights.
 ///
-/// With several layer groups, each group has blocks and keys of its own. A load brings what a hit needs: of a group with a
-/// window its tail, and of recurrent layers the states behind the last token. It arrives as a whole. A group with rows of
-/// another input is refused.
+/// With several layer groups, each group has blocks and keys of its own. A load brings what a hit needs: of a group with
+/// a window its tail, and of recurrent layers the states behind the last token. It arrives as a whole. A group with rows
+/// of another input, or with compressed rows for more tokens than a node of the index has, is refused.
 ///
-/// The cache and the stores must outlive it, and no other callback may be set on
-/// the cache. A writer of the cache is the writer here: one thread at a time.
+/// The cache and the stores must outlive it, and no other callback may be set on the cache. A writer of the cache is the
+/// writer here: one thread at a time.
 template <TierableCache Cache>
 class Tiers<Cache> {
  public:
   /// Takes the events of the cache. What is cached already is written too, where a rule says so. Throws
-  /// std::invalid_argument for a bad config, too many stores or a cache with several layer groups; std::bad_alloc.
+  /// std::invalid_argument for a bad config, too many stores or a group that is refused; std::bad_alloc.
   template <BlockStore... Stores>
   Tiers(Cache& cache, const TiersConfig& config, Stores&... stores)
       : cache_(cache),

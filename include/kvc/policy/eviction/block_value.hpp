@@ -1,4 +1,4 @@
-// BlockValue: what it is worth to keep a cached block, for whoever has to choose between blocks: slower tiers, engines.
+// block_value: what it is worth to keep a cached block, for whoever has to choose between blocks: slower tiers, engines.
 #pragma once
 
 #include <cstdint>
