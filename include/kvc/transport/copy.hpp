@@ -1,6 +1,6 @@
 // copy_body: copies a body from the spans of its sender to the spans of its receiver, which may be cut differently.
 //
-// Bodies larger than the second-level cache are stored past the caches, where the processor can: a cache line that is
+// Bodies of at least 1 MiB are stored past the caches, where the processor can: a cache line that is
 // overwritten as a whole is then not read from memory first, which saves a third of the traffic. (memcpy does the same
 // for large copies, but it sees one span at a time, and rows that change their block size are many small spans.)
 #pragma once
