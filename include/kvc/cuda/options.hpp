@@ -11,7 +11,7 @@ inline namespace v0 {
 namespace cuda {
 
 /// See kvc::AttentionOptions. Here `sinks` are in device memory, like all arrays; that each is finite or -infinity is
-/// not checked. `causal` has no effect on decode: the row is at the last position and sees every key.
+/// not checked. `causal` has no effect on the last row of a sequence; a decode of several rows requires it.
 using kvc::AttentionOptions;
 
 /// The scale, with its default filled in. Throws std::invalid_argument naming an option that is out of range, or that
