@@ -32,6 +32,7 @@ using kvc_test::contains;
 using kvc_test::free_port;
 using kvc_test::get;
 using kvc_test::put;
+using kvc_test::redis_reply;
 using kvc_test::RedisProcess;
 using RedisBlock = testing::detail::StoredBlock;
 
@@ -44,15 +45,6 @@ RedisStore::Config config_of(std::initializer_list<const RedisProcess*> servers)
   config.timeout = std::chrono::milliseconds(5000);
   config.retry = std::chrono::milliseconds(0);
   return config;
-}
-
-/// Gives the server one command.
-void command(const RedisProcess& server, std::initializer_list<std::string_view> words) {
-  tier::detail::RedisConnection connection("127.0.0.1", server.port(), std::chrono::milliseconds(5000));
-  REQUIRE(connection.connect());
-  connection.add(words);
-  REQUIRE(connection.flush());
-  REQUIRE(connection.reply() != nullptr);
 }
 }  // namespace
 
@@ -89,15 +81,15 @@ TEST_CASE("Damage on a server is refused, and another's blocks are not found", "
   const auto refusal = [&](std::initializer_list<std::string_view> spoil) {
     REQUIRE(put(store, block) == StoreOutcome::done);
     REQUIRE(get(store, block).outcome == StoreOutcome::done);
-    command(server, spoil);
+    (void)redis_reply(server.port(), spoil);
     return get(store, block).refusal;
   };
   REQUIRE(refusal({"SETRANGE", key, "0", "x"}) == Refusal::no_record);
   REQUIRE(refusal({"SETRANGE", key, "100", "x"}) == Refusal::head_checksum);
   REQUIRE(refusal({"SETRANGE", key, "2000", "xyz"}) == Refusal::payload_checksum);
   REQUIRE(refusal({"SET", key, "short"}) == Refusal::truncated);
-  command(server, {"DEL", key});
-  command(server, {"LPUSH", key, "no string"});
+  (void)redis_reply(server.port(), {"DEL", key});
+  (void)redis_reply(server.port(), {"LPUSH", key, "no string"});
   REQUIRE(get(store, block).outcome == StoreOutcome::failed);
   REQUIRE_THAT(store.last_error(), contains("WRONGTYPE"));
   RedisStore::Config config = config_of({&server});

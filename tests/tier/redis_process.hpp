@@ -10,8 +10,10 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <initializer_list>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -50,6 +52,17 @@ inline int free_port() {
   const auto [fd, port] = bound_to_loopback();
   (void)::close(fd);
   return port;
+}
+
+/// The reply of a server to one command.
+inline kvc::tier::detail::RedisReply redis_reply(int port, std::initializer_list<std::string_view> words) {
+  kvc::tier::detail::RedisConnection connection("127.0.0.1", port, std::chrono::milliseconds(5000));
+  REQUIRE(connection.connect());
+  connection.add(words);
+  REQUIRE(connection.flush());
+  kvc::tier::detail::RedisReply reply = connection.reply();
+  REQUIRE(reply != nullptr);
+  return reply;
 }
 
 /// A running server, or a test that is skipped.

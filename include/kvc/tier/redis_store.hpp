@@ -2,11 +2,9 @@
 // libhiredis-dev), to be linked, and xxHash. POSIX.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -22,19 +20,14 @@
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/operation_queue.hpp"
+#include "kvc/tier/detail/redis_commands.hpp"
 #include "kvc/tier/detail/redis_connection.hpp"
 #include "kvc/tier/record.hpp"
+#include "kvc/tier/redis_server.hpp"
 
 namespace kvc {
 inline namespace v0 {
 namespace tier {
-
-/// An address of a server.
-struct RedisServer {
-  std::string host = "127.0.0.1";
-  int port = 6379;
-  friend bool operator==(const RedisServer&, const RedisServer&) = default;
-};
 
 /// Keeps each block as one value, head and payload, under the key PREFIX + 64 hexadecimal digits. One thread and one
 /// connection for each server; commands are pipelined, and payloads are sent straight from the caller's memory.
@@ -63,7 +56,8 @@ class RedisStore {
   static constexpr bool persistent = true;
 
   /// Does not connect yet: the first operation does. Throws std::invalid_argument.
-  explicit RedisStore(const Config& config) : config_(checked(config)), queue_(config_.servers.size()) {
+  explicit RedisStore(const Config& config)
+      : config_(checked(config)), commands_(config_.prefix), queue_(config_.servers.size()) {
     kvc::detail::ScopeGuard join([this] { end(); });
     for (const RedisServer& server : config_.servers) {
       servers_.push_back(std::make_unique<Server>(server, config_.timeout));
@@ -229,41 +223,17 @@ class RedisStore {
     return true;
   }
 
-  [[nodiscard]] std::string key_of(const BlockKey& key) const { return config_.prefix + key.hex(); }
-
+  /// Adds the commands of an operation to those that the next flush sends.
   void send(std::size_t number, const detail::Operation& operation, std::vector<std::byte>& head) {
     detail::RedisConnection& to = servers_[number]->connection;
-    const RecordInfo& block = operation.block;
-    switch (operation.kind) {
-      case StoreOperation::lookup:
-        for (const BlockKey& key : operation.keys) {
-          if (server_of(key) == number) {
-            to.add({"EXISTS", key_of(key)});
-          }
-        }
-        return;
-      case StoreOperation::read:
-        if (operation.parts == PartRange{0, block.parts}) {
-          to.add({"GET", key_of(block.key)});
-        } else {
-          const std::uint64_t head_bytes = record_head_bytes(block);
-          const std::uint64_t first = head_bytes + operation.payload / block.parts * operation.parts.first;
-          to.add({"GETRANGE", key_of(block.key), "0", std::to_string(head_bytes - 1)});
-          to.add({"GETRANGE", key_of(block.key), std::to_string(first),
-                  std::to_string(first + std::max<std::uint64_t>(operation.bytes, 1) - 1)});
-        }
-        return;
-      case StoreOperation::write: {
-        head.resize(record_head_bytes(block));
-        write_record_head(block, operation.from, head);
-        std::vector<io::ConstByteSpan> spans{head};
-        spans.insert(spans.end(), operation.from.begin(), operation.from.end());
-        to.add({"SET", key_of(block.key), ""}, spans);
-        return;
+    if (operation.kind != StoreOperation::lookup) {
+      commands_.add(to, operation, head);
+      return;
+    }
+    for (const BlockKey& key : operation.keys) {
+      if (server_of(key) == number) {
+        commands_.add_lookup(to, key);
       }
-      case StoreOperation::erase:
-        to.add({"DEL", key_of(block.key)});
-        return;
     }
   }
 
@@ -276,81 +246,29 @@ class RedisStore {
         if (server_of(operation.keys[i]) != number) {
           continue;
         }
-        const detail::RedisReply reply = server.connection.reply();
-        if (reply == nullptr) {
+        const std::optional<detail::RedisAnswer> answer = detail::RedisCommands::receive_lookup(server.connection);
+        if (!answer) {
           return std::nullopt;
         }
-        operation.found[i] = reply->type == REDIS_REPLY_INTEGER && reply->integer == 1 ? 1 : 0;
+        if (!answer->error.empty()) {
+          note(server, answer->error);
+        }
+        operation.found[i] = answer->how.count == 1 ? 1 : 0;
         count += operation.found[i];
       }
       return detail::Outcome{StoreOutcome::done, {}, count};
     }
-    const detail::RedisReply reply = server.connection.reply();
-    const bool has_two =
-        operation.kind == StoreOperation::read && operation.parts != PartRange{0, operation.block.parts};
-    const detail::RedisReply second = has_two ? server.connection.reply() : nullptr;
-    if (reply == nullptr || (has_two && second == nullptr)) {
+    const std::optional<detail::RedisAnswer> answer = detail::RedisCommands::receive(server.connection, operation);
+    if (!answer) {
       return std::nullopt;
     }
-    for (const redisReply* each : {reply.get(), second.get()}) {
-      if (each != nullptr && each->type == REDIS_REPLY_ERROR) {
-        return refused_by(server, {each->str, each->len});
-      }
+    if (answer->error.starts_with("OOM ")) {
+      return detail::Outcome{StoreOutcome::full, {}, 0};
     }
-    switch (operation.kind) {
-      case StoreOperation::read:
-        return has_two ? read(operation, bytes_of(*reply), bytes_of(*second), reply->type == REDIS_REPLY_STRING)
-                       : read_whole(operation, *reply);
-      case StoreOperation::write:
-        return detail::Outcome{StoreOutcome::done, {}, operation.bytes};
-      default:
-        return detail::Outcome{
-            reply->type == REDIS_REPLY_INTEGER && reply->integer == 1 ? StoreOutcome::done : StoreOutcome::missing,
-            {},
-            0};
+    if (!answer->error.empty()) {
+      note(server, answer->error);
     }
-  }
-  [[nodiscard]] static io::ConstByteSpan bytes_of(const redisReply& reply) noexcept {
-    return reply.type == REDIS_REPLY_STRING ? std::as_bytes(std::span(reply.str, reply.len)) : io::ConstByteSpan();
-  }
-  [[nodiscard]] static detail::Outcome read_whole(const detail::Operation& operation, const redisReply& reply) {
-    const io::ConstByteSpan bytes = bytes_of(reply);
-    const std::size_t head = std::min(bytes.size(), record_head_bytes(operation.block));
-    return read(operation, bytes, bytes.subspan(head), reply.type == REDIS_REPLY_STRING);
-  }
-  /// The bytes of a head, and what follows it, and of the parts. A range of nothing is an empty string to the server.
-  [[nodiscard]] static detail::Outcome read(const detail::Operation& operation, io::ConstByteSpan head,
-                                            io::ConstByteSpan payload, bool is_there) {
-    if (!is_there || head.empty()) {
-      return {StoreOutcome::missing, {}, 0};
-    }
-    Refusal refusal = check_record_head(head, operation.block, operation.payload);
-    if (refusal == Refusal::none && payload.size() < operation.bytes) {
-      refusal = Refusal::truncated;
-    }
-    if (refusal == Refusal::none) {
-      payload = payload.first(static_cast<std::size_t>(operation.bytes));
-      refusal =
-          check_record_payload(head, operation.block, operation.parts, std::span<const io::ConstByteSpan>(&payload, 1));
-    }
-    if (refusal != Refusal::none) {
-      return {StoreOutcome::refused, refusal, 0};
-    }
-    for (const io::ByteSpan span : operation.to) {
-      if (!span.empty()) {
-        std::memcpy(span.data(), payload.data(), span.size());
-        payload = payload.subspan(span.size());
-      }
-    }
-    return {StoreOutcome::done, {}, operation.bytes};
-  }
-  /// The server answers with an error.
-  detail::Outcome refused_by(Server& server, std::string_view message) {
-    if (message.starts_with("OOM ")) {
-      return {StoreOutcome::full, {}, 0};
-    }
-    note(server, message);
-    return {};
+    return answer->how;
   }
 
   /// Keys of a server that does not answer are not found.
@@ -372,6 +290,7 @@ class RedisStore {
   }
 
   Config config_;
+  detail::RedisCommands commands_;
   detail::OperationQueue queue_;
   std::vector<std::unique_ptr<Server>> servers_;
   mutable std::mutex error_mutex_;

@@ -20,6 +20,8 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
@@ -45,6 +47,10 @@ class RedisConnection {
       : host_(std::move(host)), port_(port), timeout_(timeout) {}
 
   [[nodiscard]] bool is_open() const noexcept { return context_ != nullptr; }
+  /// Of the socket; -1 if it is closed.
+  [[nodiscard]] int fd() const noexcept { return is_open() ? context_->fd : -1; }
+  /// Whether bytes have been received that belong to no reply yet.
+  [[nodiscard]] bool has_input() const noexcept { return is_open() && context_->reader->pos < context_->reader->len; }
   /// Why it is closed.
   [[nodiscard]] const std::string& error() const noexcept { return error_; }
 
@@ -57,12 +63,12 @@ class RedisConnection {
       error_ = made == nullptr ? "no memory" : made->errstr;
       return false;
     }
-    const std::lock_guard lock(mutex_);
-    if (is_interrupted_) {
-      return false;
-    }
-    context_ = std::move(made);
-    return true;
+    return use(std::move(made));
+  }
+  /// Takes over a socket that is connected, in place of a connection. Whether it is open now.
+  bool adopt(int socket) {
+    std::unique_ptr<redisContext, FreeRedis> made(redisConnectFd(socket));
+    return made != nullptr && use(std::move(made));
   }
   /// Ends what waits for the server, now and later.
   void interrupt() {
@@ -121,6 +127,19 @@ class RedisConnection {
     pieces_.clear();
     return is_open();
   }
+  /// Waits for the reply to the next command, and gives a string that is all of it to take(bytes), where it was received:
+  /// the reply has none of its bytes then. Empty: the connection is closed.
+  template <class F>
+  [[nodiscard]] RedisReply reply(F&& take) {
+    static_assert(noexcept(take(io::ConstByteSpan())), "hiredis passes no exceptions");
+    taker_ = &take;
+    take_ = [](void* taker, io::ConstByteSpan bytes) noexcept {
+      (*static_cast<std::remove_reference_t<F>*>(taker))(bytes);
+    };
+    RedisReply received = reply();
+    take_ = nullptr;
+    return received;
+  }
   /// Waits for the reply to the next command. Empty: the connection is closed.
   [[nodiscard]] RedisReply reply() {
     if (!is_open()) {
@@ -149,6 +168,39 @@ class RedisConnection {
     io::ConstByteSpan bytes;
   };
 
+  bool use(std::unique_ptr<redisContext, FreeRedis> made) {
+    // A string of megabytes is copied once less if it is not copied to a reply object first; and the memory that it was
+    // received in is kept for the next one.
+    functions_ = *made->reader->fn;
+    create_string_ = functions_.createString;
+    functions_.createString = &create_string;
+    create_array_ = functions_.createArray;
+    functions_.createArray = &create_array;
+    made->reader->fn = &functions_;
+    made->reader->privdata = this;
+    made->reader->maxbuf = 0;
+    const std::lock_guard lock(mutex_);
+    if (is_interrupted_) {
+      return false;
+    }
+    context_ = std::move(made);
+    return true;
+  }
+  static void* create_string(const redisReadTask* task, char* bytes, std::size_t count) noexcept {
+    const RedisConnection& self = *static_cast<RedisConnection*>(task->privdata);
+    if (self.take_ != nullptr && task->type == REDIS_REPLY_STRING && task->parent == nullptr) {
+      self.take_(self.taker_, std::as_bytes(std::span(bytes, count)));
+      count = 0;
+    }
+    return self.create_string_(task, bytes, count);
+  }
+
+  /// Memory for elements that a server only announces: 2^20 of them, more than the keys of any prompt.
+  template <class Count>
+  static void* create_array(const redisReadTask* task, Count count) noexcept {
+    return count > Count{1} << 20 ? nullptr : static_cast<RedisConnection*>(task->privdata)->create_array_(task, count);
+  }
+
   void text(std::string_view part) { text_.append(part); }
   void number(std::uint64_t value) { text_.append(std::to_string(value)).append("\r\n"); }
   std::string host_;
@@ -157,6 +209,11 @@ class RedisConnection {
   std::mutex mutex_;  // of the two below: a worker closes while another thread interrupts
   std::unique_ptr<redisContext, FreeRedis> context_;
   bool is_interrupted_ = false;
+  redisReplyObjectFunctions functions_{};
+  decltype(redisReplyObjectFunctions::createString) create_string_ = nullptr;  // of hiredis, as is the next
+  decltype(redisReplyObjectFunctions::createArray) create_array_ = nullptr;
+  void (*take_)(void*, io::ConstByteSpan) noexcept = nullptr;  // takes a string, if there is one
+  void* taker_ = nullptr;
   std::string error_;
   std::string text_;
   std::vector<Piece> pieces_;
