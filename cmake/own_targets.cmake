@@ -33,13 +33,16 @@ find_path(KVC_XXHASH_INCLUDE_DIR xxhash.h)
 mark_as_advanced(KVC_XXHASH_INCLUDE_DIR)
 message(STATUS "xxHash, for kvc/snapshot and kvc/tier: ${KVC_XXHASH_INCLUDE_DIR}")
 
-# kvc/tier needs libsodium for keys, and hiredis for Redis.
+# kvc/tier needs libsodium for keys, and hiredis for Redis; with liburing it reads and writes files by io_uring.
 find_path(KVC_SODIUM_INCLUDE_DIR sodium.h)
 find_library(KVC_SODIUM_LIBRARY sodium)
 find_path(KVC_HIREDIS_INCLUDE_DIR hiredis/hiredis.h)
 find_library(KVC_HIREDIS_LIBRARY hiredis)
-mark_as_advanced(KVC_SODIUM_INCLUDE_DIR KVC_SODIUM_LIBRARY KVC_HIREDIS_INCLUDE_DIR KVC_HIREDIS_LIBRARY)
-message(STATUS "kvc/tier: libsodium ${KVC_SODIUM_LIBRARY}, hiredis ${KVC_HIREDIS_LIBRARY}")
+find_path(KVC_LIBURING_INCLUDE_DIR liburing.h)
+find_library(KVC_LIBURING_LIBRARY uring)
+mark_as_advanced(KVC_SODIUM_INCLUDE_DIR KVC_SODIUM_LIBRARY KVC_HIREDIS_INCLUDE_DIR KVC_HIREDIS_LIBRARY
+  KVC_LIBURING_INCLUDE_DIR KVC_LIBURING_LIBRARY)
+message(STATUS "kvc/tier: libsodium ${KVC_SODIUM_LIBRARY}, hiredis ${KVC_HIREDIS_LIBRARY}, liburing ${KVC_LIBURING_LIBRARY}")
 
 add_library(kvc_own INTERFACE)
 target_link_libraries(kvc_own INTERFACE kvc::kvc Threads::Threads)
@@ -105,7 +108,7 @@ if(KVC_ENABLE_CUDA)
 endif()
 # kvc_own_tiers: for what uses kvc/tier with all libraries that are there.
 add_library(kvc_own_tiers INTERFACE)
-foreach(kvc_library IN ITEMS SODIUM HIREDIS)
+foreach(kvc_library IN ITEMS SODIUM HIREDIS LIBURING)
   if(KVC_${kvc_library}_INCLUDE_DIR AND KVC_${kvc_library}_LIBRARY)
     target_link_libraries(kvc_own_tiers INTERFACE "${KVC_${kvc_library}_LIBRARY}")
     target_compile_definitions(kvc_own_tiers INTERFACE KVC_HAVE_${kvc_library})

@@ -21,6 +21,7 @@ KVC_TEST_PACKAGES=(
   "libxxhash-dev=the checksums of snapshots and of stored blocks, optional"
   "libsodium-dev=the keys of stored blocks, optional"
   "libhiredis-dev=blocks in a Redis server, optional"
+  "liburing-dev=blocks in files by io_uring, optional"
   "redis-server=the server that tests of this start, optional"
   "libopenmpi-dev=the transport between processes, optional"
   "openmpi-bin=runs the tests of that transport, optional"

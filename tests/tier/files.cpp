@@ -1,6 +1,12 @@
 // FileStore: the contract, restarts, processes that share a directory, damage, limits and kills.
 #include <fcntl.h>
 #include <signal.h>
+#if defined(__linux__)
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#endif
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -49,7 +55,7 @@ FileStore::Config small_files(const TempFolder& folder) {
 std::uint64_t bytes_on_disk(const TempFolder& folder) {
   std::uint64_t sum = 0;
   for (const std::string& name : folder.files()) {
-    struct stat status{};
+    struct stat status {};
     REQUIRE(::stat(folder.file(name).c_str(), &status) == 0);
     sum += static_cast<std::uint64_t>(status.st_blocks) * 512;
   }
@@ -75,6 +81,111 @@ TEST_CASE("A store in files keeps the contract", "[tier][file]") {
   config.when_full = WhenFull::refuse;
   config.durability = Durability::machine;
   testing::block_store_conformance([&] { return FileStore(config); });
+}
+
+namespace {
+/// Makes the kernel refuse io_uring to this process.
+bool refuse_io_uring() {
+#if defined(__linux__) && defined(SYS_io_uring_setup)
+  sock_filter program[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                           BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+                           BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+                           BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  const sock_fprog all{4, program};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &all) == 0;
+#else
+  return false;
+#endif
+}
+/// Blocks of up to three requests, read as wholes and in parts, with memory that lies in pages and that does not.
+template <class Check>
+void use_files(const FileStore::Config& config, Check&& check) {
+  FileStore store(config);
+  const auto outcome = [&](Ticket) {
+    Completion ended;
+    (void)tier::drain(store, TimePoint::max(), [&](const Completion& each) { ended = each; });
+    return ended.outcome;
+  };
+  constexpr std::size_t page = 4096;
+  for (const std::size_t bytes : {std::size_t{300}, 16 * page, 64 * page, 64 * page + 12, 160 * page}) {
+    for (const std::size_t shift : {std::size_t{0}, std::size_t{40}}) {
+      const FileBlock block(static_cast<int>(bytes + shift), bytes, 4);
+      std::vector<std::byte> memory(2 * page + bytes);
+      const io::ByteSpan to =
+          io::ByteSpan(memory).subspan(page - reinterpret_cast<std::uintptr_t>(memory.data()) % page + shift, bytes);
+      std::copy(block.bytes.begin(), block.bytes.end(), to.begin());
+      const io::ConstByteSpan from = to;
+      check(outcome(store.write(block.record(), std::span(&from, 1))) == StoreOutcome::done);
+      for (const PartRange parts : {PartRange{0, 4}, PartRange{2, 2}}) {
+        const std::size_t first = bytes / 4 * parts.first, count = bytes / 4 * parts.count;
+        std::fill(to.begin(), to.end(), std::byte{0});
+        const auto cut = to.subspan(first, count);
+        const io::ByteSpan spans[] = {cut.first(count / 3), cut.subspan(count / 3)};
+        check(outcome(store.read(block.record(), spans, parts)) == StoreOutcome::done);
+        check(std::equal(cut.begin(), cut.end(), block.bytes.begin() + static_cast<std::ptrdiff_t>(first)));
+        check(outcome(store.read(block.record(), std::span(&cut, 1), parts)) == StoreOutcome::done);
+        check(std::equal(cut.begin(), cut.end(), block.bytes.begin() + static_cast<std::ptrdiff_t>(first)));
+      }
+    }
+  }
+  check(store.last_error().empty());
+}
+/// A folder on a disk: files in memory may know no direct reads.
+FileStore::Config large_files(const TempFolder& folder, FileCalls calls, bool direct) {
+  return {.folder = folder.path(), .bytes = 64 << 20, .threads = 2, .calls = calls, .depth = 3, .direct = direct};
+}
+}  // namespace
+
+TEST_CASE("A store in files keeps the contract with io_uring, or says why it does without", "[tier][file]") {
+  const TempFolder folder;
+  for (const bool direct : {false, true}) {
+    FileStore::Config config = small_files(folder);
+    config.calls = FileCalls::io_uring;
+    config.direct = direct;
+    config.depth = direct ? 1 : 3;
+    testing::block_store_conformance([&] { return FileStore(config); });
+    use_files(large_files(folder, FileCalls::plain, direct), [](bool ok) { REQUIRE(ok); });
+    use_files(large_files(folder, FileCalls::io_uring, direct), [](bool ok) { REQUIRE(ok); });
+  }
+  const std::string calls = FileStore(large_files(folder, FileCalls::io_uring, false)).calls();
+#if defined(KVC_HAVE_LIBURING)
+  REQUIRE_THAT(calls,
+               contains("io_uring, 3 requests") || contains("preadv and pwritev: the system refuses io_uring: "));
+#else
+  REQUIRE(calls == "preadv and pwritev: the program is built without liburing");
+#endif
+  FileStore::Config config = small_files(folder);
+  REQUIRE(FileStore(config).calls() == "preadv and pwritev");
+  config.depth = 0;
+  REQUIRE_THROWS_WITH(FileStore(config), contains("depth is 0"));
+}
+
+TEST_CASE("Where the kernel refuses io_uring, plain calls take its place", "[tier][file]") {
+  const TempFolder folder(files_root());
+  const pid_t child = ::fork();  // the refusal is for good
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    if (!refuse_io_uring()) {
+      ::_exit(77);
+    }
+    const FileStore::Config config = large_files(folder, FileCalls::io_uring, false);
+    int wrong = 0;
+    use_files(config, [&](bool ok) { wrong += ok ? 0 : 1; });
+    const std::string calls = FileStore(config).calls();
+#if defined(KVC_HAVE_LIBURING)
+    wrong += calls == "preadv and pwritev: the system refuses io_uring: Operation not permitted" ? 0 : 1;
+#else
+    wrong += calls == "preadv and pwritev: the program is built without liburing" ? 0 : 1;
+#endif
+    ::_exit(std::min(wrong, 50));
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 77) {
+    KVC_SKIP("the system takes no filter of system calls");
+  }
+  REQUIRE(WEXITSTATUS(status) == 0);
 }
 
 TEST_CASE("Blocks in files are found after a restart", "[tier][file]") {
@@ -216,6 +327,45 @@ TEST_CASE("Other files of a directory are left alone, and a segment that nobody 
   REQUIRE(folder.files() == std::vector<std::string>{"notes.txt", "text.kvcseg"});
   REQUIRE(put(store, FileBlock(1, 100)) == StoreOutcome::done);
   REQUIRE(folder.read("notes.txt") == "mine");
+}
+
+TEST_CASE("The times of files do not matter", "[tier][file]") {
+  const TempFolder folder(files_root());
+  const FileBlock block(1, 5000);
+  FileBlock other(2, 5000);
+  other.info.key = block.info.key;
+  FileStore::Config config = small_files(folder);
+  config.segment_bytes = 4096;  // a segment for each record
+  std::vector<std::string> segments;
+  {
+    FileStore store(config);
+    REQUIRE(put(store, other) == StoreOutcome::done);
+    segments = folder.files();
+    REQUIRE(segments.size() == 1);
+    // As if the process had been killed between the commit of a second record and the erasure of the first one.
+    std::filesystem::copy_file(folder / segments[0], folder / "copy");
+    REQUIRE(put(store, block) == StoreOutcome::done);
+  }
+  std::filesystem::rename(folder / "copy", folder / segments[0]);
+  segments = folder.files();
+  REQUIRE(segments.size() == 2);
+  for (const bool is_first_old : {true, false}) {
+    // The clock was set back by decades, or forth.
+    const timespec early[2] = {{1, 0}, {1, 0}}, late[2] = {{4000000000, 0}, {4000000000, 0}};
+    const TempFolder again(files_root());
+    for (const std::string& name : segments) {
+      std::filesystem::copy_file(folder / name, again / name);
+      const bool is_early = (name == segments[0]) == is_first_old;
+      REQUIRE(::utimensat(AT_FDCWD, again.file(name).c_str(), is_early ? early : late, 0) == 0);
+    }
+    FileStore::Config copied = config;
+    copied.folder = again.path();
+    FileStore store(copied);
+    REQUIRE(get(store, block).outcome == StoreOutcome::done);  // the later one, by the order of the segments
+    REQUIRE(get(store, other).outcome == StoreOutcome::refused);
+    REQUIRE(put(store, FileBlock(3, 5000)) == StoreOutcome::done);
+    REQUIRE(get(store, FileBlock(3, 5000)).outcome == StoreOutcome::done);
+  }
 }
 
 TEST_CASE("A directory that cannot be used is an error at once, or makes writes fail", "[tier][file]") {

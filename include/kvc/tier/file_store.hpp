@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -20,6 +21,7 @@
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/operation_queue.hpp"
+#include "kvc/tier/detail/record_io.hpp"
 #include "kvc/tier/detail/segment_directory.hpp"
 #include "kvc/tier/record.hpp"
 
@@ -31,6 +33,12 @@ namespace tier {
 enum class Durability : std::uint8_t {
   process,  ///< the record is there after the process was killed; after the machine stopped, it may be missing
   machine   ///< it is there after the machine has stopped: costs two syncs of the file per write
+};
+
+/// How the bytes of files are moved.
+enum class FileCalls : std::uint8_t {
+  plain,  ///< preadv and pwritev, one call after the other in each thread
+  io_uring  ///< io_uring: several requests of a record at once, where KVC_HAVE_LIBURING is defined and the kernel allows it
 };
 
 /// Keeps blocks in segments, files of a directory that take one record after the other, and an index of them in memory,
@@ -62,6 +70,11 @@ class FileStore {
     WhenFull when_full = WhenFull::evict;         ///< what a write does that finds no room
     Durability durability = Durability::process;  ///< what the completion of a write promises
     std::chrono::milliseconds refresh{1000};      ///< least time between two looks for records of other processes
+    FileCalls calls = FileCalls::plain;           ///< how bytes are moved
+    std::size_t depth = 4;  ///< of io_uring: requests of 256 KiB that a thread has under way at most
+    /// Bytes go around the page cache (O_DIRECT) where the file system takes that, and their place in memory is a multiple
+    /// of 4096, and their number is. For files that are larger than the memory.
+    bool direct = false;
   };
   static constexpr bool persistent = true;
 
@@ -69,11 +82,14 @@ class FileStore {
   /// directory is not there and cannot be made, or cannot be read. O(records).
   explicit FileStore(const Config& config)
       : config_(checked(config)),
-        directory_({config_.folder, config_.bytes, config_.segment_bytes, config_.when_full, config_.refresh}) {
+        directory_({config_.folder, config_.bytes, config_.segment_bytes, config_.when_full, config_.refresh,
+                    config_.direct}) {
     threads_.reserve(config_.threads);
     kvc::detail::ScopeGuard join([this] { end(); });
     for (std::size_t i = 0; i < config_.threads; ++i) {
-      threads_.emplace_back([this] { work(); });
+      files_.push_back(std::make_unique<detail::RecordIo>(
+          config_.calls == FileCalls::io_uring ? static_cast<unsigned>(config_.depth) : 0U));
+      threads_.emplace_back([this, files = files_.back().get()] { work(*files); });
     }
     join.dismiss();
   }
@@ -113,6 +129,18 @@ class FileStore {
     now.evicted = directory_.evicted();
     return now;
   }
+  /// By which calls bytes are moved, in words: whether io_uring is used, and why not if it was asked for.
+  [[nodiscard]] std::string calls() const {
+    if (config_.calls == FileCalls::plain) {
+      return "preadv and pwritev";
+    }
+    for (const std::unique_ptr<detail::RecordIo>& each : files_) {
+      if (!each->requests().why_not().empty()) {
+        return kvc::detail::concat({"preadv and pwritev: ", each->requests().why_not()});
+      }
+    }
+    return kvc::detail::concat({"io_uring, ", std::to_string(config_.depth), " requests of 256 KiB per thread"});
+  }
   /// Number of files that this process knows.
   [[nodiscard]] std::size_t segments() const { return directory_.segments(); }
   /// Why the latest operation failed that did, in words of the system; empty if none has.
@@ -122,10 +150,9 @@ class FileStore {
   }
 
  private:
-  static constexpr std::uint64_t piece_bytes = 256 << 10;  // fits into the second-level cache of a core
-
   static Config checked(Config config) {
     require(config.threads >= 1 && config.threads <= 1024, "threads", config.threads, "between 1 and 1024");
+    require(config.depth >= 1 && config.depth <= 1024, "depth", config.depth, "between 1 and 1024");
     require(!config.folder.empty(), "folder", config.folder.string(), "the name of a directory");
     if (config.segment_bytes == 0) {
       config.segment_bytes = std::clamp(config.bytes / 8, std::uint64_t{256} << 10, std::uint64_t{256} << 20);
@@ -140,19 +167,18 @@ class FileStore {
       thread.join();
     }
   }
-  void work() {
-    std::vector<std::byte> head;
+  void work(detail::RecordIo& files) {
     while (const std::optional<detail::Operation> taken = queue_.take()) {
       const detail::Operation& operation = *taken;
       detail::Outcome how;
 #if KVC_HAS_EXCEPTIONS
       try {
-        how = perform(operation, head);
+        how = perform(operation, files);
       } catch (const std::exception& error) {  // no memory
         note(error.what());
       }
 #else
-      how = perform(operation, head);
+      how = perform(operation, files);
 #endif
       queue_.end(operation, how);
       if (operation.kind == StoreOperation::write || operation.kind == StoreOperation::erase) {
@@ -161,28 +187,28 @@ class FileStore {
     }
   }
 
-  detail::Outcome perform(const detail::Operation& operation, std::vector<std::byte>& head) {
+  detail::Outcome perform(const detail::Operation& operation, detail::RecordIo& files) {
     switch (operation.kind) {
       case StoreOperation::lookup:
         return {StoreOutcome::done, {}, directory_.lookup(operation.keys, operation.found)};
       case StoreOperation::read:
-        return read(operation, head);
+        return read(operation, files);
       case StoreOperation::write:
-        return write(operation, head);
+        return write(operation, files);
       case StoreOperation::erase:
         break;
     }
     return {directory_.erase(operation.block.key) ? StoreOutcome::done : StoreOutcome::missing, {}, 0};
   }
 
-  detail::Outcome read(const detail::Operation& operation, std::vector<std::byte>& head) {
+  detail::Outcome read(const detail::Operation& operation, detail::RecordIo& files) {
     for (int attempts = 0; attempts < 3; ++attempts) {
       const auto found = directory_.find(operation.block.key);
       if (!found) {
         return {StoreOutcome::missing, {}, 0};
       }
       int error = 0;
-      const Refusal refusal = read_record(*found, operation, head, error);
+      const Refusal refusal = files.read(*found, operation, error);
       if (error == 0 && refusal == Refusal::none) {
         return {StoreOutcome::done, {}, operation.bytes};
       }
@@ -204,78 +230,21 @@ class FileStore {
     return refusal == Refusal::truncated || refusal == Refusal::no_record || refusal == Refusal::head_checksum ||
            refusal == Refusal::payload_checksum;
   }
-  Refusal read_record(const detail::SegmentDirectory::Found& found, const detail::Operation& operation,
-                      std::vector<std::byte>& head, int& error) const {
-    const detail::RecordPlace& at = found.place;
-    if (at.payload_bytes != operation.payload) {
-      error = read_head(found, head);
-      return error != 0 ? Refusal::none : check_record_head(head, operation.block, operation.payload);
-    }
-    // Piece by piece: the bytes are still in the cache of the processor when their checksums are computed.
-    const auto before = static_cast<std::size_t>(detail::payload_at(at.head_bytes, at.payload_bytes));
-    head.resize(before);
-    const std::uint64_t part_bytes = operation.payload / operation.block.parts;
-    std::uint64_t offset = at.offset + before + part_bytes * operation.parts.first;
-    const bool is_one = operation.parts.first == 0;  // the head and the first piece are read together
-    io::SpanCursor<io::ByteSpan> cursor(operation.to);
-    std::span<const io::ByteSpan> piece = cursor.next(is_one ? piece_bytes : 0);
-    std::vector<io::ByteSpan> first{head};
-    first.insert(first.end(), piece.begin(), piece.end());
-    std::size_t done = 0;
-    error = found.segment->read_at(at.offset, first, done);
-    if (error != 0) {
-      return Refusal::none;
-    }
-    const Refusal refusal = check_record_head(io::ConstByteSpan(head).first(std::min<std::size_t>(done, at.head_bytes)),
-                                              operation.block, operation.payload);
-    if (refusal != Refusal::none) {
-      return refusal;
-    }
-    if (done != io::total_bytes(first)) {
-      return Refusal::truncated;
-    }
-    detail::ExpectedSums expected(head, operation.block, operation.parts.first);
-    detail::PartSums sums(part_bytes, [&](std::uint64_t sum) { expected(sum); });
-    for (;;) {
-      for (const io::ByteSpan span : piece) {
-        sums.add(span);
-      }
-      offset += io::total_bytes(piece);
-      piece = cursor.next(piece_bytes);
-      if (piece.empty()) {
-        return expected.are_equal ? Refusal::none : Refusal::payload_checksum;
-      }
-      error = found.segment->read_at(offset, piece, done);
-      if (error != 0 || done != io::total_bytes(piece)) {
-        return Refusal::truncated;
-      }
-    }
-  }
-  [[nodiscard]] static int read_head(const detail::SegmentDirectory::Found& found, std::vector<std::byte>& head) {
-    head.resize(found.place.head_bytes);
-    const io::ByteSpan span = head;
-    std::size_t done = 0;
-    const int error = found.segment->read_at(found.place.offset, std::span(&span, 1), done);
-    head.resize(error == 0 ? done : 0);
-    return error;
-  }
-
-  detail::Outcome write(const detail::Operation& operation, std::vector<std::byte>& head) {
+  detail::Outcome write(const detail::Operation& operation, detail::RecordIo& files) {
     const RecordInfo& block = operation.block;
     if (const auto old = directory_.find(block.key);
-        old && old->place.payload_bytes == operation.payload && read_head(*old, head) == 0 &&
-        check_record_head(head, block, operation.payload) == Refusal::none) {
+        old && old->place.payload_bytes == operation.payload && files.is_of(*old, operation)) {
       return {StoreOutcome::done, {}, operation.bytes};  // it is there
     }
-    head.resize(record_head_bytes(block));
     int error = 0;
-    const auto place = directory_.allocate(static_cast<std::uint32_t>(head.size()), operation.payload, true, error);
+    const auto place =
+        directory_.allocate(static_cast<std::uint32_t>(record_head_bytes(block)), operation.payload, true, error);
     if (!place) {
       return error == 0 || is_full(error) ? detail::Outcome{StoreOutcome::full, {}, 0}
                                           : failed("make a segment in", config_.folder.string(), error);
     }
     kvc::detail::ScopeGuard give_back([&] { directory_.abandon(*place); });
-    error = write_record(*place, operation, head);
+    error = files.write(*place, operation);
     if (error == 0 && config_.durability == Durability::machine) {
       error = place->segment->sync();
     }
@@ -289,34 +258,6 @@ class FileStore {
     return error == 0       ? detail::Outcome{StoreOutcome::done, {}, operation.bytes}
            : is_full(error) ? detail::Outcome{StoreOutcome::full, {}, 0}
                             : failed("write", *place, error);
-  }
-  /// Piece by piece, as a read. The head, which has the checksums, is written with the last piece if that is the only one.
-  [[nodiscard]] static int write_record(const detail::SegmentDirectory::Found& place,
-                                        const detail::Operation& operation, std::vector<std::byte>& head) {
-    const RecordInfo& block = operation.block;
-    const std::uint64_t before = detail::payload_at(head.size(), operation.payload);
-    std::vector<std::uint64_t> part_sums;
-    part_sums.reserve(block.parts);
-    detail::PartSums sums(operation.payload / block.parts, [&](std::uint64_t sum) { part_sums.push_back(sum); });
-    io::SpanCursor<io::ConstByteSpan> cursor(operation.from);
-    std::uint64_t offset = place.place.offset + before;
-    std::vector<io::ConstByteSpan> with_head(1);
-    for (auto piece = cursor.next(piece_bytes); !piece.empty(); piece = cursor.next(piece_bytes)) {
-      for (const io::ConstByteSpan span : piece) {
-        sums.add(span);
-      }
-      if (operation.payload <= piece_bytes) {
-        with_head.insert(with_head.end(), piece.begin(), piece.end());
-      } else if (const int error = place.segment->write_at(offset, piece); error != 0) {
-        return error;
-      }
-      offset += io::total_bytes(piece);
-    }
-    part_sums.resize(block.parts, snapshot::detail::Checksum::of({}));  // parts of no bytes
-    write_record_head(block, operation.payload, part_sums, head);
-    head.resize(static_cast<std::size_t>(before));
-    with_head.front() = head;
-    return place.segment->write_at(place.place.offset, with_head);
   }
   [[nodiscard]] static bool is_full(int error) noexcept { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
 
@@ -370,6 +311,7 @@ class FileStore {
   detail::OperationQueue queue_;
   mutable std::mutex error_mutex_;
   std::string last_error_;
+  std::vector<std::unique_ptr<detail::RecordIo>> files_;  // one for each thread
   std::vector<std::thread> threads_;
 };
 static_assert(BlockStore<FileStore>);

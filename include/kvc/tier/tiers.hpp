@@ -59,10 +59,10 @@ template <class Cache>
 concept TierableCache =
     ExpectsPrefixes<BarePolicy<typename Cache::PolicyType>> && IndexesNodes<BarePolicy<typename Cache::PolicyType>> &&
     KeepsPrefixes<BarePolicy<typename Cache::PolicyType>> && !LocksItself<typename Cache::PolicyType> &&
-    requires(Cache& cache) {
-      { cache.events() } -> std::same_as<EventCallback&>;
-      requires std::remove_cvref_t<decltype(cache.space())>::host_accessible;
-    };
+    requires(Cache & cache) {
+  { cache.events() } -> std::same_as<EventCallback&>;
+  requires std::remove_cvref_t<decltype(cache.space())>::host_accessible;
+};
 
 /// Only of a cache that is no TierableCache: says what is missing.
 template <class Cache>

@@ -122,6 +122,23 @@ class Segment {
 
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
   [[nodiscard]] int fd() const noexcept { return file_.get(); }
+  /// From now on, bytes go around the page cache where their place in memory and in the file allows it. Whether the file
+  /// system does that.
+  bool go_direct() {
+#if defined(O_DIRECT)
+    direct_ = io::detail::FileHandle(io::detail::without_interrupts(
+        [&] { return ::open(path_.c_str(), (can_write_ ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC | O_NOFOLLOW); }));
+#endif
+    return static_cast<bool>(direct_);
+  }
+  /// What to read these bytes from, or to write them to.
+  [[nodiscard]] int fd_for(std::uint64_t offset, std::span<const iovec> list) const noexcept {
+    const auto fits = [](std::uint64_t number) { return number % segment_page == 0; };
+    const bool is_direct = direct_ && fits(offset) && std::all_of(list.begin(), list.end(), [&](const iovec& each) {
+                             return fits(each.iov_len) && fits(reinterpret_cast<std::uintptr_t>(each.iov_base));
+                           });
+    return is_direct ? direct_.get() : file_.get();
+  }
   [[nodiscard]] std::uint32_t entries() const noexcept { return header_.entries; }
   [[nodiscard]] std::uint64_t sequence() const noexcept { return header_.sequence; }
   [[nodiscard]] std::uint64_t data_begin() const noexcept { return data_begin(header_.entries); }
@@ -166,7 +183,7 @@ class Segment {
     if (!file && may_own) {
       return open(path, false);
     }
-    struct stat status{};
+    struct stat status {};
     SegmentHeader header{};
     if (!file || ::fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
       return std::nullopt;
@@ -194,18 +211,19 @@ class Segment {
 
   /// Bytes that the file takes on the disk.
   [[nodiscard]] std::uint64_t allocated() const noexcept {
-    struct stat status{};
+    struct stat status {};
     return ::fstat(file_.get(), &status) != 0 ? 0 : static_cast<std::uint64_t>(status.st_blocks) * 512;
   }
   [[nodiscard]] std::uint64_t size() const noexcept {
-    struct stat status{};
+    struct stat status {};
     return ::fstat(file_.get(), &status) != 0 ? 0 : static_cast<std::uint64_t>(status.st_size);
   }
 
   /// Reads the spans from `offset` on; `done`: bytes read, fewer at the end of the file.
   [[nodiscard]] int read_at(std::uint64_t offset, std::span<const io::ByteSpan> spans, std::size_t& done) const {
     const std::int64_t moved = io::detail::move_bytes(spans, [&](const iovec* list, int count) {
-      const ssize_t result = ::preadv(file_.get(), list, count, static_cast<off_t>(offset));
+      const ssize_t result =
+          at_once(offset, list, count, [&](int fd) { return ::preadv(fd, list, count, static_cast<off_t>(offset)); });
       offset += result > 0 ? static_cast<std::uint64_t>(result) : 0;
       return result;
     });
@@ -215,7 +233,8 @@ class Segment {
   /// Writes the spans from `offset` on.
   [[nodiscard]] int write_at(std::uint64_t offset, std::span<const io::ConstByteSpan> spans) const {
     const std::int64_t moved = io::detail::move_bytes(spans, [&](const iovec* list, int count) {
-      const ssize_t result = ::pwritev(file_.get(), list, count, static_cast<off_t>(offset));
+      const ssize_t result =
+          at_once(offset, list, count, [&](int fd) { return ::pwritev(fd, list, count, static_cast<off_t>(offset)); });
       offset += result > 0 ? static_cast<std::uint64_t>(result) : 0;
       return result;
     });
@@ -256,9 +275,17 @@ class Segment {
   [[nodiscard]] int sync() const { return ::fdatasync(file_.get()) == 0 ? 0 : errno; }
 
  private:
+  /// call(fd), through the page cache if the file system does not take it otherwise.
+  template <class F>
+  [[nodiscard]] ssize_t at_once(std::uint64_t offset, const iovec* list, int count, F&& call) const {
+    const int fd = fd_for(offset, {list, static_cast<std::size_t>(count)});
+    const ssize_t result = call(fd);
+    return result < 0 && errno == EINVAL && fd != file_.get() ? call(file_.get()) : result;
+  }
+
   bool can_write_;
   std::string path_;
-  io::detail::FileHandle file_;
+  io::detail::FileHandle file_, direct_;
   SegmentHeader header_;
 };
 

@@ -44,6 +44,7 @@ class SegmentDirectory {
     std::uint64_t segment_bytes = 0;
     WhenFull when_full = WhenFull::evict;
     std::chrono::milliseconds refresh{};
+    bool is_direct = false;
   };
   /// A record that was found, with its segment, which stays open as long as this.
   struct Found {
@@ -302,6 +303,9 @@ class SegmentDirectory {
     seal();
     ++last_sequence_;
     auto segment = std::make_shared<Segment>(std::move(*made));
+    if (config_.is_direct) {
+      (void)segment->go_direct();
+    }
     segment->physical_bytes = segment->data_begin();
     physical_ += segment->physical_bytes;
     current_number_ = ++last_number_;
@@ -444,6 +448,9 @@ class SegmentDirectory {
     }
     for (const std::string& path : added) {
       if (std::optional<Segment> opened = Segment::open(path, true)) {
+        if (config_.is_direct) {
+          (void)opened->go_direct();
+        }
         news.emplace_back(++last_number_, std::make_shared<Segment>(std::move(*opened)));
         segments_.emplace(last_number_, news.back().second);
         paths_.insert(path);
@@ -469,7 +476,7 @@ class SegmentDirectory {
   /// A process was killed while it made a segment.
   static void remove_abandoned(const std::string& path) {
     const io::detail::FileHandle file(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-    struct stat status{};
+    struct stat status {};
     if (file && ::flock(file.get(), LOCK_EX | LOCK_NB) == 0 && ::fstat(file.get(), &status) == 0 &&
         status.st_size > 0) {  // of size 0: perhaps not locked yet by its maker
       (void)::unlink(path.c_str());
