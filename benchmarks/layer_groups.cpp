@@ -15,14 +15,14 @@
 #include <array>
 #include <chrono>
 #include <cstddef>
-#include <numeric>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "kvc/layout/layer_groups.hpp"
-#include "kvc/policy/detail/block_sizes.hpp"
+#include "held_memory.hpp"
+#include "kvc/core/group_rule.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
@@ -34,138 +34,27 @@ using Tokens = std::vector<Token>;
 
 // --- what models hold ------------------------------------------------------------------------------------------------
 
-struct Model {
-  const char* name;
-  LayerGroups layers;
-};
-
-/// `count` layers of which every `period`-th is `full` and the others are `local`.
-LayerGroups alternating(Index count, Index period, LayerKind local, LayerKind full) {
-  LayerGroups layers;
-  for (Index i = 0; i < count; ++i) {
-    layers.add(i % period == period - 1 ? full : local);
-  }
-  return layers;
-}
-
-/// `count` layers of which one in every `period` stores rows, the first one number `first`, and the others have states.
-LayerGroups hybrid(Index count, Index period, Index first, Index state_bytes, LayerKind rows) {
-  LayerGroups layers;
-  for (Index i = 0; i < count; ++i) {
-    i % period == first ? layers.add(rows) : layers.add_state(state_bytes);
-  }
-  return layers;
-}
-
-std::vector<Model> models() {
-  LayerGroups mllama;  // Llama 3.2 Vision 11B: every fifth layer reads the rows of an image of four tiles
-  for (Index i = 0; i < 40; ++i) {
-    mllama.add({.kv_heads = 8, .key_dim = 128, .cross_rows = i % 5 == 3 ? 4 * 1601 : 0});
-  }
-  LayerGroups deepseek;  // V3.2: latent rows, and beside each layer the keys of its indexer
-  deepseek.add({.kv_heads = 1, .key_dim = 576, .value_dim = 512, .latent = true}, 61);
-  deepseek.add({.kv_heads = 1, .key_dim = 128, .latent = true}, 61);
-  LayerGroups kimi;  // K2: latent rows alone
-  kimi.add({.kv_heads = 1, .key_dim = 576, .value_dim = 512, .latent = true}, 61);
-  return {
-      {"Gemma 3 27B",
-       alternating(62, 6, {.kv_heads = 16, .key_dim = 128, .window = 1024}, {.kv_heads = 16, .key_dim = 128})},
-      {"Gemma 3 270M",
-       alternating(18, 6, {.kv_heads = 1, .key_dim = 256, .window = 512}, {.kv_heads = 1, .key_dim = 256})},
-      {"gpt-oss 20B",
-       alternating(24, 2, {.kv_heads = 8, .key_dim = 64, .window = 128}, {.kv_heads = 8, .key_dim = 64})},
-      {"Ministral-like",
-       alternating(36, 4, {.kv_heads = 8, .key_dim = 128, .window = 4096}, {.kv_heads = 8, .key_dim = 128})},
-      {"Llama 4", alternating(48, 4, {.kv_heads = 8, .key_dim = 128, .chunk = 8192}, {.kv_heads = 8, .key_dim = 128})},
-      {"mllama", mllama},
-      {"DeepSeek V3.2", deepseek},
-      {"Kimi K2", kimi},
-      // 32 value heads of 128 x 128 in float, and three inputs of the convolution in bfloat16
-      {"Qwen3-Next 80B", hybrid(48, 4, 3, 32 * 128 * 128 * 4 + 3 * 8192 * 2, {.kv_heads = 2, .key_dim = 256})},
-      // 8192 channels of 16 numbers in float, and three inputs of the convolution in bfloat16
-      {"Jamba", hybrid(32, 8, 4, 8192 * 16 * 4 + 3 * 8192 * 2, {.kv_heads = 8, .key_dim = 128})},
-  };
-}
-
-constexpr Index sequences = 64;
-constexpr Pos length = 32'000;
-constexpr Pos pass = 2'048;
-constexpr Index element_bytes = 2;  // bf16
-
-Index row_bytes(const LayerGroup& group) {
-  const Shape& shape = group.shape;
-  return shape.layers * shape.kv_heads * (shape.key_dim + (group.latent ? 0 : shape.value_dim)) * element_bytes;
-}
-
-/// Positions that the next query of a sequence sees.
-Index rows_needed(const LayerGroup& group) {
-  return group.cross_rows > 0
-             ? group.cross_rows
-             : length - std::min(std::max(group.retained.first_seen(length), group.retained.kept), length);
-}
-
-/// Bytes of as many sequences in groups of as many layers as the smallest group has, padded, in pages of 16 tokens.
-Index padded_bytes(const LayerGroups& layers) {
-  Index least = layers.layers();
-  for (const LayerGroup& group : layers.groups()) {
-    least = std::min(least, group.shape.layers);
-  }
-  Index bytes = 0;
-  for (const LayerGroup& group : layers.groups()) {
-    LayerGroup page = group;
-    page.shape.layers = ceil_div(group.shape.layers, least) * least;
-    bytes += ceil_div(rows_needed(group), Index{16}) * 16 * row_bytes(page);
-  }
-  return sequences * bytes;
-}
-
 template <class P>
-void held(benchmark::State& state, const Model& model) {
-  const GroupRules rules = model.layers.rules(row_bytes);
-  const detail::BlockSizes sizes = detail::block_sizes(rules, 16);
-  Index block_bytes = 0, needed = 0, one_shape = 0;
-  for (std::size_t g = 0; g < rules.groups.size(); ++g) {
-    const LayerGroup& group = model.layers.groups()[g];
-    block_bytes = std::max(block_bytes, sizes.tokens[g] * rules.groups[g].row_weight);
-    needed += sequences * rows_needed(group) * row_bytes(group);
-    one_shape += sequences * std::max<Index>(length, group.cross_rows) * row_bytes(group);
-  }
-  Index states = 0;
-  for (const StateGroup& kind : model.layers.states()) {
-    states += sequences * kind.layers * kind.bytes;
-  }
-  needed += states;
-  one_shape += states;
-  const Index blocks = one_shape / block_bytes + 64 * sequences;
-  Index held = 0;
+void held(benchmark::State& state, const kvc_bench::GroupedModel& model) {
+  constexpr kvc_bench::HeldMemory memory;
+  constexpr Pos block_tokens = 16;
+  std::optional<Index> held;
   for (auto _ : state) {
-    P policy({.blocks = blocks, .block_tokens = 16}, rules);
-    for (Index i = 0; i < sequences; ++i) {
-      Tokens tokens(static_cast<std::size_t>(length));
-      std::iota(tokens.begin(), tokens.end(), static_cast<Token>(i * length));
-      const SeqId seq = policy.try_open(tokens)->seq;
-      for (Pos done = 0; done < length; done += pass) {
-        const Pos count = std::min(pass, length - done);
-        if (!policy.try_extend(
-                seq, count,
-                std::span(tokens).subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(count)))) {
-          state.SkipWithError("no room");
-          return;
-        }
-        policy.commit(seq);
-      }
-    }
-    held = policy.stats().blocks_referenced * block_bytes;
+    held = memory.held_bytes<P>(model.layers, block_tokens);
   }
-  const auto gib = [](Index bytes) { return static_cast<double>(bytes) / static_cast<double>(Index{1} << 30); };
-  const auto tables = static_cast<Index>(rules.groups.size() + rules.states.size());
-  const double bound = 1.03 * gib(needed) + gib(sequences * tables * block_bytes);
+  if (!held) {
+    state.SkipWithError("no room");
+    return;
+  }
+  const auto needed = static_cast<double>(memory.needed_bytes(model.layers));
+  const auto gib = [](double bytes) { return bytes / static_cast<double>(Index{1} << 30); };
+  const auto over_needed = [&](Index bytes) { return static_cast<double>(bytes) / needed; };
   state.counters["needed"] = gib(needed);
-  state.counters["held"] = gib(held);
-  state.counters["over"] = gib(held) / gib(needed);
-  state.counters["bound"] = bound / gib(needed);
-  state.counters["one_shape"] = gib(one_shape) / gib(needed);
-  state.counters["padded"] = gib(padded_bytes(model.layers) + states) / gib(needed);
+  state.counters["held"] = gib(static_cast<double>(*held));
+  state.counters["over"] = over_needed(*held);
+  state.counters["bound"] = over_needed(memory.bound_bytes(model.layers, block_tokens));
+  state.counters["one_shape"] = over_needed(memory.one_shape_bytes(model.layers));
+  state.counters["padded"] = over_needed(memory.padded_bytes(model.layers));
 }
 
 // --- what groups cost ------------------------------------------------------------------------------------------------
@@ -276,7 +165,7 @@ void open_and_close(benchmark::State& state) {
 }
 
 void register_all() {
-  for (const Model& model : models()) {
+  for (const kvc_bench::GroupedModel& model : kvc_bench::grouped_models()) {
     benchmark::RegisterBenchmark((std::string("held/paged/") + model.name).c_str(),
                                  [=](benchmark::State& state) { held<Paged>(state, model); })
         ->Unit(benchmark::kMillisecond)
