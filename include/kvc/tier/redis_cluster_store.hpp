@@ -66,7 +66,9 @@ class RedisClusterStore {
     kvc::detail::ScopeGuard join([this] { end(); });
     for (std::size_t i = 0; i < config_.threads; ++i) {
       workers_.push_back(std::make_unique<Worker>());
-      workers_.back()->thread = std::thread([this, i] { work(*workers_[i]); });
+    }
+    for (const std::unique_ptr<Worker>& worker : workers_) {
+      worker->thread = std::thread([this, own = worker.get()] { work(*own); });
     }
     join.dismiss();
   }
