@@ -85,6 +85,14 @@ Index most_slots(const Contiguous::Config& config, const GroupRules& rules, std:
   return kept + ceil_div(rows + config.growth_tokens, Index{config.growth_tokens}) * config.growth_tokens;
 }
 
+/// The most blocks that a sequence may have in a group beyond those that its rows fill, the last one aside: the bound of
+/// docs/layer-groups.md.
+///   keeps_slack   the block before the first one may be there, for hits that end within it
+Index partial_blocks(const GroupRule& rule, bool keeps_slack) {
+  const bool drops = rule.cross_rows == 0 && !rule.retained.everything();
+  return drops ? 1 + (keeps_slack ? 1 : 0) + (rule.retained.kept > 0 ? 1 : 0) : 0;
+}
+
 struct Node {
   BlockId parent = no_block;  // no_block: a root
   Tokens tokens;
@@ -997,7 +1005,7 @@ class GroupModel {
           bound += most_slots(policy_.config(), rules_, at, s);
           continue;
         }
-        bound += ceil_div(rows, Index{policy_.block_tokens(g)}) + (rules_.groups[at].retained.everything() ? 0 : 3);
+        bound += ceil_div(rows, Index{policy_.block_tokens(g)}) + partial_blocks(rules_.groups[at], finds_prefixes);
       }
     }
     for (const Pin& pin : pins_) {
@@ -1006,7 +1014,7 @@ class GroupModel {
         const Index rows = rule.cross_rows > 0
                                ? Index{rule.cross_rows}
                                : std::ssize(seen_positions(rule.retained, static_cast<Pos>(pin.tokens.size())));
-        bound += ceil_div(rows, Index{policy_.block_tokens(g)}) + 2;
+        bound += ceil_div(rows, Index{policy_.block_tokens(g)}) + partial_blocks(rule, false);
       }
     }
     REQUIRE(stats.blocks_referenced <= bound);

@@ -42,6 +42,7 @@ class GroupTable {
   /// Forgets everything, but not its memory.
   void clear() noexcept {
     blocks_.clear();
+    gone_ = 0;
     set_first(kept_blocks_);
     count_end();
     rows_.clear();
@@ -50,11 +51,11 @@ class GroupTable {
 
   [[nodiscard]] Pos block_tokens() const noexcept { return block_tokens_; }
   [[nodiscard]] bool grows() const noexcept { return grows_; }
-  [[nodiscard]] std::span<const BlockId> blocks() const noexcept { return blocks_; }
-  [[nodiscard]] bool empty() const noexcept { return blocks_.empty(); }
+  [[nodiscard]] std::span<const BlockId> blocks() const noexcept { return std::span(blocks_).subspan(gone_); }
+  [[nodiscard]] bool empty() const noexcept { return size() == 0; }
   [[nodiscard]] GroupBlocks group_blocks() const noexcept {
-    const std::size_t kept = std::min(blocks_.size(), kept_size());
-    return {std::span(blocks_).first(kept), first_, std::span(blocks_).subspan(kept), missing_};
+    const std::size_t kept = std::min(size(), kept_size());
+    return {blocks().first(kept), first_, blocks().subspan(kept), missing_};
   }
 
   /// Blocks from the first position on, those that were dropped included.
@@ -101,14 +102,21 @@ class GroupTable {
       f(number);
     }
   }
+  /// The blocks among [first, last) that are there, behind those of the kept positions.
+  [[nodiscard]] std::span<const BlockId> blocks_between(Pos first, Pos last) const noexcept {
+    first = std::max(first, first_);
+    last = std::min(last, end_);
+    return first < last ? blocks().subspan(index_of(first), static_cast<std::size_t>(last - first))
+                        : std::span<const BlockId>();
+  }
   /// The number of the block of a position before the end of the last block. Mostly without a division: it is the last.
   [[nodiscard]] Pos number_of(Pos position) const noexcept {
     const Pos last = end() - 1;
     return position >= Index{last} * block_tokens_ ? last : position / block_tokens_;
   }
   /// A block that is there.
-  [[nodiscard]] BlockId& operator[](Pos number) noexcept { return blocks_[index_of(number)]; }
-  [[nodiscard]] BlockId operator[](Pos number) const noexcept { return blocks_[index_of(number)]; }
+  [[nodiscard]] BlockId& operator[](Pos number) noexcept { return blocks_[gone_ + index_of(number)]; }
+  [[nodiscard]] BlockId operator[](Pos number) const noexcept { return blocks_[gone_ + index_of(number)]; }
 
   // `length` is the committed length of the sequence, less the rewind reserve.
 
@@ -125,14 +133,18 @@ class GroupTable {
   [[nodiscard]] std::size_t size_at(Pos length) const noexcept {
     const Pos wanted = ceil_div(length, block_tokens_);
     if (wanted <= kept_blocks_) {
-      return std::min(blocks_.size(), static_cast<std::size_t>(wanted));
+      return std::min(size(), static_cast<std::size_t>(wanted));
     }
     return kept_size() + static_cast<std::size_t>(std::max(std::min(end(), wanted) - first_, 0));
   }
 
   /// Makes room for `count` blocks more; throws std::bad_alloc.
   void reserve(Index count) {
-    const auto size = blocks_.size() + static_cast<std::size_t>(count);
+    auto size = blocks_.size() + static_cast<std::size_t>(count);
+    if (size > blocks_.capacity() && 2 * gone_ >= this->size()) {
+      size -= gone_;
+      close_gap();
+    }
     if (size > blocks_.capacity()) {
       blocks_.reserve(std::max(size, 2 * blocks_.capacity()));
     }
@@ -141,6 +153,9 @@ class GroupTable {
   [[nodiscard]] bool can_push() const noexcept { return blocks_.size() < blocks_.capacity(); }
   /// Adds a block, within the room.
   void push(BlockId block) noexcept {
+    if (blocks_.size() == blocks_.capacity()) {
+      __builtin_unreachable();  // so that no code is compiled that grows
+    }
     blocks_.push_back(block);
     ++end_;
   }
@@ -148,18 +163,21 @@ class GroupTable {
   /// table.
   template <class F>
   void shrink(std::size_t size, F&& f) noexcept {
-    const std::span<const BlockId> all = blocks_;  // in registers: f writes through pointers
+    const std::span<const BlockId> all = blocks();  // in registers: f writes through pointers
     for (std::size_t i = all.size(); i-- > size;) {
       f(all[i]);
     }
-    blocks_.resize(std::min(size, all.size()));
+    blocks_.resize(gone_ + std::min(size, all.size()));
+    if (size == 0) {
+      close_gap();
+    }
     count_end();
   }
 
   /// Remembers what a sequence of `length` retains, before it is cut.
   void settle(Pos length) noexcept { rows_.retain(length); }
   /// Takes out the blocks that end `slack` positions or more before what is retained: f(block) for each, ascending.
-  /// O(blocks that are there), if there are any.
+  /// O(blocks that are taken out), amortised, and with kept positions O(blocks that are there), if there are any.
   template <class F>
   void drop(Pos length, F&& f) noexcept {
     if (length < drops_at_) {
@@ -172,10 +190,17 @@ class GroupTable {
     if (until <= first_) {
       return;
     }
-    const auto from = blocks_.begin() + static_cast<std::ptrdiff_t>(kept_size());
+    const auto from = blocks_.begin() + static_cast<std::ptrdiff_t>(gone_ + kept_size());
     const auto to = from + (until - first_);
     std::for_each(from, to, f);
-    blocks_.erase(from, to);
+    if (kept_blocks_ > 0) {
+      blocks_.erase(from, to);
+    } else {
+      gone_ += static_cast<std::size_t>(until - first_);
+      if (gone_ >= size()) {  // as much work as there was for what is gone
+        close_gap();
+      }
+    }
     set_first(until);  // the end stays
   }
   /// After the sequence was cut to `length`, to which it can be cut. Blocks behind size_at(length) are popped first.
@@ -191,7 +216,9 @@ class GroupTable {
   /// std::bad_alloc; nothing has changed then.
   ///   settled   that of `other`
   void assign(const GroupTable& other, Pos length, Pos settled) {
-    blocks_.assign(other.blocks_.begin(), other.blocks_.begin() + static_cast<std::ptrdiff_t>(other.size_at(length)));
+    const std::span<const BlockId> shared = other.blocks().first(other.size_at(length));
+    blocks_.assign(shared.begin(), shared.end());
+    gone_ = 0;
     first_ = other.first_;
     drops_at_ = other.drops_at_;
     rows_ = other.rows(settled);
@@ -202,6 +229,7 @@ class GroupTable {
   /// Makes it a table of these blocks. Throws std::bad_alloc; nothing has changed then.
   void assign(std::span<const BlockId> blocks) {
     blocks_.assign(blocks.begin(), blocks.end());
+    gone_ = 0;
     count_end();
   }
   /// Makes it the table of a sequence of `length` that has only what the next row sees, and the whole of the block that
@@ -210,6 +238,7 @@ class GroupTable {
     const Pos end = ceil_div(length, block_tokens_);
     const Pos first = std::max(std::min(rows_.rule().first_seen(length) / block_tokens_, end), kept_blocks_);
     blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
+    gone_ = 0;
     set_first(end > kept_blocks_ ? first : kept_blocks_);
     count_end();
     rows_.begin_at(length);
@@ -229,6 +258,7 @@ class GroupTable {
       first = std::max({first, with_slack, std::min(ceil_div(missing.last, block_tokens_), seen)});
     }
     blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
+    gone_ = 0;
     set_first(first);
     count_end();
     rows_ = rows;
@@ -259,9 +289,15 @@ class GroupTable {
       drops_at_ = rule.sees_only_from(static_cast<Pos>(std::min(gone_until, Index{max_pos})));
     }
   }
+  /// Blocks that are there.
+  [[nodiscard]] std::size_t size() const noexcept { return blocks_.size() - gone_; }
+  void close_gap() noexcept {
+    blocks_.erase(blocks_.begin(), blocks_.begin() + static_cast<std::ptrdiff_t>(gone_));
+    gone_ = 0;
+  }
   /// After blocks were added or taken out at the end.
   void count_end() noexcept {
-    const auto size = static_cast<Pos>(blocks_.size());
+    const auto size = static_cast<Pos>(this->size());
     end_ = size < kept_blocks_ ? size : first_ + (size - kept_blocks_);
   }
   [[nodiscard]] std::size_t kept_size() const noexcept { return static_cast<std::size_t>(kept_blocks_); }
@@ -279,6 +315,7 @@ class GroupTable {
   }
 
   std::vector<BlockId> blocks_;
+  std::size_t gone_ = 0;  // of these, the first ones that were dropped; none where there are blocks of kept positions
   RetainedRows rows_;
   bool grows_ = true;
   Pos block_tokens_ = 1;

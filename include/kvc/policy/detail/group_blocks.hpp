@@ -71,9 +71,9 @@ class GroupCachedBlocks {
   /// Evictable blocks of a slot that the eviction policy has.
   [[nodiscard]] Index evictable(std::size_t group) const noexcept { return evictable_[group]; }
 
-  [[nodiscard]] BlockId allocate() noexcept {
-    if (pool.available() == 0) {
-      evict_for(eviction.victim(now));
+  [[nodiscard]] KVC_ALWAYS_INLINE BlockId allocate() noexcept {
+    if (pool.available() == 0) [[unlikely]] {
+      make_room();
     }
     return pool.allocate();
   }
@@ -386,6 +386,9 @@ class GroupCachedBlocks {
   [[nodiscard]] bool is_needed_by_descendants(BlockId block) const noexcept {
     return keeps_everything_[nodes.group(block)] != 0 && nodes.is_full(block);
   }
+
+  /// Makes a block free. Requires that one is evictable.
+  KVC_OUT_OF_LINE void make_room() noexcept { evict_for(eviction.victim(now)); }
 
   void evict(BlockId block) noexcept {
     acquire(block);

@@ -64,10 +64,12 @@ class GroupExtender {
       if (!table.grows()) {
         continue;
       }
-      if (range.last > table.room()) {
+      Index room = table.room();
+      if (range.last > room) {
         table.push(blocks_.allocate());
+        room += table.block_tokens();
       }
-      fits_until = std::min(fits_until, table.room());
+      fits_until = std::min(fits_until, room);
     }
     s.fits_until = s.appends_until = static_cast<Pos>(fits_until);
     s.owns_tails = true;

@@ -73,7 +73,9 @@ class GroupIndexer {
       s.state.last = last;
       s.state.tokens.drop_front(used);
       attach_blocks(s, old_last, parting);
-      ends_.mark(s, parting);
+      if (parting.last > 0) [[unlikely]] {
+        ends_.mark(s, parting);
+      }
       nodes.unref(old_last);
     }
     if (ends_prompt) {

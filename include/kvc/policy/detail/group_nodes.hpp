@@ -191,6 +191,11 @@ class GroupNodes {
   /// A mark of a block for its owner's use; false when it is attached.
   [[nodiscard]] bool is_marked(BlockId block) const noexcept { return holders_[block].marked; }
   void mark(BlockId block) noexcept { holders_[block].marked = true; }
+  /// mark(block) if is_cached(block).
+  void mark_if_cached(BlockId block) noexcept {
+    Holder& holder = holders_[block];
+    holder.marked = holder.marked || holder.node != no_node || holder.root >= 0;
+  }
 
   /// Remembers one node: when it is removed, its parent takes its place.
   void watch(Node node) noexcept { watched_ = node; }

@@ -49,9 +49,9 @@ class PrefixEnds {
         continue;
       }
       const Pos first = retained.first_seen(std::max(ends.first - table.block_tokens(), 0)) / table.block_tokens();
-      for (Pos number = std::max(first, table.first()); number < table.end() && needs(g, table, number, ends);
-           ++number) {
-        mark(table[number]);
+      const Pos end = ceil_div(ends.last, table.block_tokens());  // of those that it needs
+      for (const BlockId block : table.blocks_between(first, end)) {
+        mark(block);
       }
     }
   }
@@ -139,11 +139,7 @@ class PrefixEnds {
     return static_cast<Pos>(
         std::min(Index{rules_.groups[group].retained.sees_only_from(end)} + tokens, Index{max_pos}));
   }
-  void mark(BlockId block) noexcept {
-    if (blocks_.nodes.is_cached(block)) {
-      blocks_.nodes.mark(block);
-    }
-  }
+  void mark(BlockId block) noexcept { blocks_.nodes.mark_if_cached(block); }
 
   Blocks& blocks_;
   const GroupRules& rules_;

@@ -29,6 +29,10 @@ class TokenBuffer {
   void push(Token token) noexcept { room_[size_++] = token; }
   /// Adds tokens, within the capacity. O(tokens).
   void append(std::span<const Token> tokens) noexcept {
+    if (tokens.size() == 1) [[likely]] {
+      push(tokens.front());
+      return;
+    }
     std::ranges::copy(tokens, room_.begin() + static_cast<std::ptrdiff_t>(size_));
     size_ += tokens.size();
   }
