@@ -175,7 +175,7 @@ class FileStore {
       try {
         how = perform(operation, files);
       } catch (const std::exception& error) {  // no memory
-        note(error.what());
+        set_error(error.what());
       }
 #else
       how = perform(operation, files);
@@ -289,7 +289,7 @@ class FileStore {
       }
 #if KVC_HAS_EXCEPTIONS
     } catch (const std::exception& error) {  // no memory: later
-      note(error.what());
+      set_error(error.what());
     }
 #endif
   }
@@ -298,10 +298,10 @@ class FileStore {
     return failed(what, found.segment->path(), error);
   }
   detail::Outcome failed(std::string_view what, std::string_view path, int error) {
-    note(kvc::detail::concat({"cannot ", what, " ", path, ": ", std::generic_category().message(error)}));
+    set_error(kvc::detail::concat({"cannot ", what, " ", path, ": ", std::generic_category().message(error)}));
     return {};
   }
-  void note(std::string text) {
+  void set_error(std::string text) {
     const std::lock_guard lock(error_mutex_);
     last_error_ = std::move(text);
   }

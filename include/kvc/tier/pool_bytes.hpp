@@ -49,7 +49,7 @@ class PoolBytes {
       slot.parts = static_cast<std::uint32_t>(group.shape.layers);
       const Pos in_block = cache.policy().block_tokens(static_cast<Index>(g));
       for (Pos row = 0; row < in_block; row += tokens) {
-        add_pieces(slot, static_cast<Index>(g), row, tokens);
+        add_spans(slot, static_cast<Index>(g), row, tokens);
       }
       slot.rows = tokens;
       slots_.push_back(std::move(slot));
@@ -67,7 +67,7 @@ class PoolBytes {
     }
     for (const Slot& slot : slots_) {
       most_bytes_ = std::max(most_bytes_, slot.bytes);
-      most_spans_ = std::max(most_spans_, slot.layers.empty() ? slot.pieces.size() : slot.layers.size());
+      most_spans_ = std::max(most_spans_, slot.layers.empty() ? slot.spans.size() : slot.layers.size());
     }
   }
 
@@ -99,13 +99,13 @@ class PoolBytes {
     std::byte* begin = nullptr;  // neighbours in memory are one span
     std::byte* end = nullptr;
     for (std::size_t i = slot.layer_at[row + first]; i < slot.layer_at[row + last]; ++i) {
-      const Piece& piece = slot.pieces[i];
-      std::byte* const at = data_ + piece.offset + to_index(place.blocks[0]) * piece.stride;
+      const StridedSpan& span = slot.spans[i];
+      std::byte* const at = data_ + span.offset + to_index(place.blocks[0]) * span.stride;
       if (at != end && begin != nullptr) {
         f(io::ByteSpan(begin, end));
       }
       begin = at == end && begin != nullptr ? begin : at;
-      end = at + piece.bytes;
+      end = at + span.bytes;
     }
     if (begin != nullptr) {
       f(io::ByteSpan(begin, end));
@@ -129,55 +129,55 @@ class PoolBytes {
   }
 
  private:
-  struct Piece {
+  struct StridedSpan {
     Index offset;
     Index bytes;
-    Index stride;  // from the piece of one block to that of the next
+    Index stride;  // from the span of one block to that of the next
   };
   struct Slot {
     std::uint32_t parts = 0;
     std::size_t bytes = 0;
     Pos rows = 1;
-    std::vector<Piece> pieces;          // by first row, then by layer
-    std::vector<std::size_t> layer_at;  // [first rows, parts + 1] of the pieces
+    std::vector<StridedSpan> spans;     // by first row, then by layer
+    std::vector<std::size_t> layer_at;  // [first rows, parts + 1] of the spans
     std::vector<Index> layers;          // of states: the layers of the model
   };
 
-  /// The pieces of the tier blocks whose first token is in this row of a block.
-  void add_pieces(Slot& slot, Index group, Pos row, Pos rows) {
+  /// The spans of the tier blocks whose first token is in this row of a block.
+  void add_spans(Slot& slot, Index group, Pos row, Pos rows) {
     constexpr auto unit = static_cast<Index>(sizeof(typename Cache::Storage));
     const auto& layout = cache_->group_layout(group);
     Index bytes = 0;
     for (Index layer = 0; layer < layout.extents().layers; ++layer) {
-      slot.layer_at.push_back(slot.pieces.size());
+      slot.layer_at.push_back(slot.spans.size());
       const auto list = [&](BlockId block) {
-        std::vector<Piece> pieces;
+        std::vector<StridedSpan> spans;
         const layout::SlotSpan span{block, row, rows};
         layout::for_each_row_span(layout, layer, layout::row_order<typename Cache::LayoutType>(), std::span(&span, 1),
                                   [&](Index offset, Index units) {
                                     if (units > 0) {
-                                      pieces.push_back({offset * unit, units * unit, 0});
+                                      spans.push_back({offset * unit, units * unit, 0});
                                     }
                                   });
-        return pieces;
+        return spans;
       };
-      std::vector<Piece> pieces = list(BlockId{0});
-      const std::vector<Piece> next = list(BlockId{1});
-      const std::size_t first = slot.pieces.size();
-      for (std::size_t i = 0; i < pieces.size(); ++i) {
-        Piece& piece = pieces[i];
-        piece.stride = next[i].offset - piece.offset;
-        bytes += piece.bytes;
-        const bool follows = slot.pieces.size() > first && slot.pieces.back().stride == piece.stride &&
-                             slot.pieces.back().offset + slot.pieces.back().bytes == piece.offset;
+      std::vector<StridedSpan> spans = list(BlockId{0});
+      const std::vector<StridedSpan> next = list(BlockId{1});
+      const std::size_t first = slot.spans.size();
+      for (std::size_t i = 0; i < spans.size(); ++i) {
+        StridedSpan& span = spans[i];
+        span.stride = next[i].offset - span.offset;
+        bytes += span.bytes;
+        const bool follows = slot.spans.size() > first && slot.spans.back().stride == span.stride &&
+                             slot.spans.back().offset + slot.spans.back().bytes == span.offset;
         if (follows) {
-          slot.pieces.back().bytes += piece.bytes;
+          slot.spans.back().bytes += span.bytes;
         } else {
-          slot.pieces.push_back(piece);
+          slot.spans.push_back(span);
         }
       }
     }
-    slot.layer_at.push_back(slot.pieces.size());
+    slot.layer_at.push_back(slot.spans.size());
     slot.bytes = static_cast<std::size_t>(bytes);
   }
 

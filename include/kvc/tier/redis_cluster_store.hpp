@@ -288,7 +288,7 @@ class RedisClusterStore {
   }
   /// Closes a connection. What was asked for there fails.
   void drop(Link& link, std::string_view why) {
-    note(link, why);
+    set_error(link, why);
     if (link.connection.is_open()) {
       link.connection.close(std::string(why));
     }
@@ -366,7 +366,7 @@ class RedisClusterStore {
     } else if (const auto redirect = detail::RedisRedirect::of(answer->error, link.server)) {
       follow(worker, link, std::move(answered), *redirect);
     } else {
-      note(link, answer->error);
+      set_error(link, answer->error);
       is_stale_ = is_stale_ || answer->error.starts_with("CLUSTERDOWN") || answer->error.starts_with("MOVED");
     }
   }
@@ -382,12 +382,12 @@ class RedisClusterStore {
   void follow(Worker& worker, const Link& by, Request request, const detail::RedisRedirect& redirect) {
     ++redirected_;
     if (++request.redirects > config_.redirects) {
-      note(by, kvc::detail::concat({"more than ", std::to_string(config_.redirects), " redirects of a command"}));
+      set_error(by, kvc::detail::concat({"more than ", std::to_string(config_.redirects), " redirects of a command"}));
       return;
     }
     const std::size_t node = slots_.number_of(redirect.to);
     if (node == detail::RedisSlots::none) {
-      note(by, "a redirect to one node more than a cluster may have");
+      set_error(by, "a redirect to one node more than a cluster may have");
       return;
     }
     if (!redirect.is_ask) {
@@ -438,17 +438,17 @@ class RedisClusterStore {
   }
   void take_slots(const Link& link, const redisReply& reply) {
     if (reply.type == REDIS_REPLY_ERROR) {
-      note(link, {reply.str, reply.len});
+      set_error(link, {reply.str, reply.len});
     } else if (slots_.take(reply, link.server)) {
       is_known_ = true;
       return;
     } else {
-      note(link, "what it answers to CLUSTER SLOTS is no list of slots");
+      set_error(link, "what it answers to CLUSTER SLOTS is no list of slots");
     }
     is_stale_ = true;
   }
 
-  void note(const Link& link, std::string_view what) {
+  void set_error(const Link& link, std::string_view what) {
     std::string text = kvc::detail::concat({link.name, ": ", what});
     const std::lock_guard lock(error_mutex_);
     last_error_ = std::move(text);

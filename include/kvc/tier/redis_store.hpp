@@ -166,7 +166,7 @@ class RedisStore {
 #if KVC_HAS_EXCEPTIONS
       } catch (const std::exception& error) {  // no memory: replies may be on their way to nobody
         server.connection.close("no memory");
-        note(server, error.what());
+        set_error(server, error.what());
       }
 #endif
       if (!server.connection.is_open()) {
@@ -251,7 +251,7 @@ class RedisStore {
           return std::nullopt;
         }
         if (!answer->error.empty()) {
-          note(server, answer->error);
+          set_error(server, answer->error);
         }
         operation.found[i] = answer->how.count == 1 ? 1 : 0;
         count += operation.found[i];
@@ -266,7 +266,7 @@ class RedisStore {
       return detail::Outcome{StoreOutcome::full, {}, 0};
     }
     if (!answer->error.empty()) {
-      note(server, answer->error);
+      set_error(server, answer->error);
     }
     return answer->how;
   }
@@ -281,9 +281,9 @@ class RedisStore {
   }
   void fail(Server& server) {
     server.retry_at = Clock::now() + config_.retry;
-    note(server, server.connection.error());
+    set_error(server, server.connection.error());
   }
-  void note(const Server& server, std::string_view what) {
+  void set_error(const Server& server, std::string_view what) {
     std::string text = kvc::detail::concat({server.name, ": ", what});
     const std::lock_guard lock(error_mutex_);
     last_error_ = std::move(text);

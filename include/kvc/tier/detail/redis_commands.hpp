@@ -159,7 +159,7 @@ class RedisCommands {
   /// Copies parts to their memory, and compares their checksums with those of the head, which has passed.
   [[nodiscard]] static Refusal place_payload(const Operation& operation, io::ConstByteSpan head,
                                              io::ConstByteSpan payload) noexcept {
-    constexpr std::size_t piece_bytes = 64 << 10;  // is still in the processor's cache when its checksum is computed
+    constexpr std::size_t most = 64 << 10;  // is still in the processor's cache when its checksum is computed
     if (payload.size() < operation.bytes) {
       return Refusal::truncated;
     }
@@ -167,11 +167,11 @@ class RedisCommands {
     PartSums sums(operation.payload / operation.block.parts, [&](std::uint64_t sum) { expected(sum); });
     for (io::ByteSpan to : operation.to) {
       while (!to.empty()) {
-        const io::ByteSpan piece = to.first(std::min(piece_bytes, to.size()));
-        std::memcpy(piece.data(), payload.data(), piece.size());
-        sums.add(piece);
-        payload = payload.subspan(piece.size());
-        to = to.subspan(piece.size());
+        const io::ByteSpan next = to.first(std::min(most, to.size()));
+        std::memcpy(next.data(), payload.data(), next.size());
+        sums.add(next);
+        payload = payload.subspan(next.size());
+        to = to.subspan(next.size());
       }
     }
     return expected.are_equal ? Refusal::none : Refusal::payload_checksum;

@@ -92,7 +92,7 @@ class RedisConnection {
       text(word);
       if (goes_on) {
         for (const io::ConstByteSpan span : last) {
-          pieces_.push_back({text_.size(), span});
+          inserted_.push_back({text_.size(), span});
         }
       }
       text("\r\n");
@@ -101,13 +101,13 @@ class RedisConnection {
   /// Sends all commands. False: the connection is closed.
   bool flush() {
     std::vector<io::ConstByteSpan> spans;
-    spans.reserve(2 * pieces_.size() + 1);
+    spans.reserve(2 * inserted_.size() + 1);
     const io::ConstByteSpan all = std::as_bytes(std::span(text_));
     std::size_t from = 0;
-    for (const Piece& piece : pieces_) {
-      spans.push_back(all.subspan(from, piece.before - from));
-      spans.push_back(piece.bytes);
-      from = piece.before;
+    for (const Inserted& each : inserted_) {
+      spans.push_back(all.subspan(from, each.before - from));
+      spans.push_back(each.bytes);
+      from = each.before;
     }
     spans.push_back(all.subspan(from));
     const auto total = static_cast<std::int64_t>(io::total_bytes(spans));
@@ -124,7 +124,7 @@ class RedisConnection {
       close(sent < 0 ? std::generic_category().message(errno) : "the server takes no more bytes");
     }
     text_.clear();
-    pieces_.clear();
+    inserted_.clear();
     return is_open();
   }
   /// Waits for the reply to the next command, and gives a string that is all of it to take(bytes), where it was received:
@@ -159,11 +159,11 @@ class RedisConnection {
     error_ = std::move(why);
     context_.reset();
     text_.clear();
-    pieces_.clear();
+    inserted_.clear();
   }
 
  private:
-  struct Piece {
+  struct Inserted {
     std::size_t before;  // bytes of the text that go before it
     io::ConstByteSpan bytes;
   };
@@ -216,7 +216,7 @@ class RedisConnection {
   void* taker_ = nullptr;
   std::string error_;
   std::string text_;
-  std::vector<Piece> pieces_;
+  std::vector<Inserted> inserted_;
 };
 
 }  // namespace detail
