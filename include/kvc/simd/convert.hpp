@@ -73,6 +73,53 @@ KVC_ALWAYS_INLINE F32x16 load_bf16(const void* p) noexcept {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+/// Eight unsigned bytes at any address as words.
+KVC_ALWAYS_INLINE PartBits load_bytes_as_words(const void* p) noexcept {
+  return reinterpret_cast<PartBits>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+}
+/// Eight signed bytes at any address as floats.
+KVC_ALWAYS_INLINE Part load_signed_bytes(const void* p) noexcept {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+}
+
+#if defined(__F16C__)
+namespace detail {
+/// Eight codes of E4M3 as binary16 numbers of 1/256 of their values, subnormal ones included. Those for NaN become 1.875.
+KVC_ALWAYS_INLINE __m128i e4m3_as_f16(const void* p) noexcept {
+  const __m128i codes = _mm_unpacklo_epi8(_mm_setzero_si128(), _mm_loadl_epi64(static_cast<const __m128i*>(p)));
+  return _mm_and_si128(_mm_srai_epi16(codes, 1), _mm_set1_epi16(static_cast<short>(0xbfff)));  // one exponent bit more
+}
+}  // namespace detail
+
+/// Eight codes of E4M3 at any address as floats, none of which is for NaN.
+KVC_ALWAYS_INLINE Part load_e4m3(const void* p) noexcept {
+  return _mm256_cvtph_ps(detail::e4m3_as_f16(p)) * (256.0F - Part{});
+}
+/// Any eight codes.
+KVC_ALWAYS_INLINE Part load_e4m3_or_nan(const void* p) noexcept {
+  const __m128i f16 = detail::e4m3_as_f16(p);
+  const __m128i is_nan = _mm_cmpeq_epi16(_mm_slli_epi16(f16, 1), _mm_set1_epi16(0x7f00));
+  // 0x3f80 becomes 0x7e00.
+  return _mm256_cvtph_ps(_mm_add_epi16(f16, _mm_and_si128(is_nan, _mm_set1_epi16(0x3e80)))) * (256.0F - Part{});
+}
+/// Whether a code among sixteen is for NaN.
+KVC_ALWAYS_INLINE bool has_e4m3_nan(const void* p) noexcept {
+  const __m128i codes = _mm_or_si128(_mm_loadu_si128(static_cast<const __m128i*>(p)), _mm_set1_epi8(-128));
+  return _mm_movemask_epi8(_mm_cmpeq_epi8(codes, _mm_set1_epi8(-1))) != 0;
+}
+/// Whether one among `count` is, a multiple of 16.
+KVC_ALWAYS_INLINE bool has_e4m3_nan(const std::uint8_t* p, Index count) noexcept {
+  __m128i is_nan = _mm_setzero_si128();
+  for (Index i = 0; i < count; i += 16) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i));
+    is_nan = _mm_or_si128(is_nan, _mm_cmpeq_epi8(_mm_or_si128(codes, _mm_set1_epi8(-128)), _mm_set1_epi8(-1)));
+  }
+  return _mm_movemask_epi8(is_nan) != 0;
+}
+#endif
+#endif
+
 #if defined(__AVX512VBMI__)
 namespace detail {
 /// The two bytes of the bfloat16 that each code of E4M3 without its sign stands for.

@@ -117,6 +117,29 @@ KVC_ALWAYS_INLINE void store_columns(const F32x16 (&row)[lanes], float* to) noex
     detail::unroll<4>([&](auto j)
                           __attribute__((always_inline)) { store(to + (4 * j + n) * lanes, F32x16{{column[j]}}); });
   });
+#elif defined(__AVX__)
+  // Eight rows by eight columns: neighbours are joined by one, by two and by four words.
+  detail::unroll<4>([&](auto block) __attribute__((always_inline)) {
+    constexpr int first_row = block / 2 * 8, half = block % 2;
+    F32x8 one[8], two[8];
+    detail::unroll<4>([&](auto i) __attribute__((always_inline)) {
+      const F32x8 a = row[first_row + 2 * i].part[half], b = row[first_row + 2 * i + 1].part[half];
+      one[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+      one[2 * i + 1] = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    });
+    detail::unroll<4>([&](auto i) __attribute__((always_inline)) {  // words 2 n, 2 n + 1 and those 4 on, of 4 rows
+      constexpr int rows = i / 2 * 4, n = i % 2;
+      two[rows + 2 * n] = __builtin_shufflevector(one[rows + n], one[rows + n + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      two[rows + 2 * n + 1] = __builtin_shufflevector(one[rows + n], one[rows + n + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    });
+    detail::unroll<4>([&](auto n) __attribute__((always_inline)) {
+      float* const at = to + (half * 8 + n) * lanes + first_row;
+      const F32x8 low = __builtin_shufflevector(two[n], two[n + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+      const F32x8 high = __builtin_shufflevector(two[n], two[n + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+      *reinterpret_cast<LoosePart*>(at) = low;
+      *reinterpret_cast<LoosePart*>(at + 4 * lanes) = high;
+    });
+  });
 #else
   float rows[lanes][lanes];
   for (int l = 0; l < lanes; ++l) {

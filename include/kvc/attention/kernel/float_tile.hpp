@@ -15,6 +15,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "kvc/attention/kernel/coded_rows.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/tile_base.hpp"
 #include "kvc/element/float16.hpp"
@@ -72,26 +73,6 @@ struct DecodedRows {
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
 
-/// Rows of codes that become floats in registers, 64 at a time. `is_coded<T>` says whether the target has that for T.
-#if defined(__AVX512VBMI__)
-template <class T>
-inline constexpr bool is_coded = std::is_same_v<T, Fp8E4M3>;
-#else
-template <class T>
-inline constexpr bool is_coded = false;
-#endif
-struct CodedRows {
-  const std::uint8_t* const* rows;
-  Index dim;
-  static constexpr int step = 4, bytes = 64;
-  using Operand = simd::F32x16;
-#if defined(__AVX512VBMI__)
-  KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[4]) const noexcept {
-    simd::load_e4m3(rows[j] + c * simd::lanes, dim - c * simd::lanes, x);
-  }
-#endif
-};
-
 /// Rows of floats wherever they lie, in whole vectors.
 struct FloatRows {
   const float* const* rows;
@@ -129,7 +110,9 @@ KVC_ALWAYS_INLINE void add_float_columns(const float* p, const Values& v, Index 
                                          float* to, const float* rescale, Index columns, Index from, Index end,
                                          Prefetches& prefetcher) noexcept {
   using simd::F32x16;
-  constexpr int most = std::clamp(kernel_sums / R, 1, R == 1 ? 8 : 4);
+  constexpr int most = has_part_kernels && R == 1 ? 4 : std::clamp(kernel_sums / R, 1, R == 1 ? 8 : 4);
+  // A block of one vector has too few chains to hide the latency of multiply-adds: 3 + 3 + 2 vectors, 2 + 2.
+  constexpr bool ends_with_two = has_part_kernels && R < kernel_rows;
   const auto block = [&](Index d, auto count) __attribute__((always_inline)) {
     constexpr int C = decltype(count)::value;
     F32x16 sum[R][C] = {};
@@ -140,19 +123,25 @@ KVC_ALWAYS_INLINE void add_float_columns(const float* p, const Values& v, Index 
         });
       });
     }
+    Index lines = ceil_div(Index{C} * Values::bytes, Index{64} * Values::step);
+    if constexpr (has_part_kernels) {  // blocks are narrow: those that begin a line
+      lines = ceil_div((d / simd::lanes + C) * Values::bytes, Index{64}) -
+              ceil_div(d / simd::lanes * Values::bytes, Index{64});
+    }
     for (Index j = first; j < last; ++j) {
       F32x16 x[C];
-      prefetcher.prefetch(ceil_div(Index{C} * Values::bytes, Index{64} * Values::step));
+      prefetcher.prefetch(lines);
       load_vectors(v, j, d / simd::lanes, x);
       add_weighted<FloatDotTraits, R>(p + j, tile_keys, 0, x, sum);
     }
     store_sums<R, C>(sum, to + d, columns, rescale);
   };
   Index d = from;
-  for (; end - d >= most * simd::lanes; d += most * simd::lanes) {
+  for (; end - d >= most * simd::lanes && !(ends_with_two && end - d == (most + 1) * simd::lanes);
+       d += most * simd::lanes) {
     block(d, std::integral_constant<int, most>{});
   }
-  if constexpr (Values::step > 1 && most > 2) {
+  if constexpr ((Values::step > 1 || ends_with_two) && most > 2) {
     for (; end - d >= 2 * simd::lanes; d += 2 * simd::lanes) {
       block(d, std::integral_constant<int, 2>{});
     }
@@ -225,7 +214,9 @@ class FloatTile : public FloatSumTile<T> {
       row_prefetcher_ = next == nullptr ? RowPrefetcher<T>() : RowPrefetcher<T>(*next, key_dim_, value_dim_);
       return;
     }
-    is_in_registers_ = is_coded<T> && !is_long_ && count <= coded_rows;
+    if constexpr (is_coded<T>) {
+      is_in_registers_ = !is_long_ && count <= coded_rows && are_whole(key_dim_) && are_whole(value_dim_);
+    }
     if (!is_long_) {
       Base::set(rows, next, count);
       return;
@@ -278,8 +269,13 @@ class FloatTile : public FloatSumTile<T> {
 
   template <int R>
   KVC_OUT_OF_LINE void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    score_packed<FloatDotTraits, R>(q, q_stride, packed_keys_, first / simd::lanes, ceil_div(last, Index{simd::lanes}),
-                                    padded(key_dim_) / simd::lanes, s);
+    const Index first_group = first / simd::lanes, last_group = ceil_div(last, Index{simd::lanes});
+    const Index vectors = padded(key_dim_) / simd::lanes;
+#if KVC_PART_KERNELS
+    score_packed_parts<R>(q, q_stride, packed_keys_, first_group, last_group, vectors, s);
+#else
+    score_packed<FloatDotTraits, R>(q, q_stride, packed_keys_, first_group, last_group, vectors, s);
+#endif
   }
   template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
@@ -297,8 +293,7 @@ class FloatTile : public FloatSumTile<T> {
     } else {
       if constexpr (is_coded<T>) {
         if (is_in_registers_) {
-          this->template score_blocks<FloatDotTraits, R>(CodedRows{rows_->k, key_dim_}, first, last, vectors, q,
-                                                         q_stride, s);
+          this->template score_blocks<FloatDotTraits, R>(coded_keys(), first, last, vectors, q, q_stride, s);
           return;
         }
       }
@@ -333,8 +328,7 @@ class FloatTile : public FloatSumTile<T> {
     }
     if constexpr (is_coded<T>) {
       if (is_in_registers_) {
-        add_float_values<R>(p, CodedRows{rows_->v, value_dim_}, first, last, start, to, rescale, padded(value_dim_),
-                            prefetcher_);
+        add_float_values<R>(p, coded_values(), first, last, start, to, rescale, padded(value_dim_), prefetcher_);
         return;
       }
     }
@@ -366,10 +360,38 @@ class FloatTile : public FloatSumTile<T> {
                                     : DecodedRows<T>{decoded_values_, padded(value_dim_)};
   }
 
+  /// Whether CodedRows reads rows of so many elements.
+  [[nodiscard]] static bool are_whole(Index dim) noexcept { return dim % CodedRows<T>::multiple == 0; }
+  [[nodiscard]] CodedRows<T> coded_keys() const noexcept {
+    if constexpr (ScaledElement<T>) {
+      return {rows_->k, rows_->key_scales(key_dim_)};
+    } else {
+      return {rows_->k, key_dim_};
+    }
+  }
+  [[nodiscard]] CodedRows<T> coded_values() const noexcept {
+    if constexpr (ScaledElement<T>) {
+      return {rows_->v, rows_->value_scales(this->value_row_dim())};
+    } else {
+      return {rows_->v, value_dim_};
+    }
+  }
+
   void decode(const StorageOf<T>* const* rows, Index dim, float* to, [[maybe_unused]] bool keys) const noexcept {
     // In whole groups of 16: the other pointers lead to some row.
     const Index first = rows_->first / simd::lanes * simd::lanes;
     const Index last = ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes;
+    if constexpr (has_part_kernels && is_coded<T>) {
+      if (are_whole(dim)) {
+        const CodedRows<T> coded = keys ? coded_keys() : coded_values();
+        for (Index j = first; j < last; ++j) {
+          for (Index c = 0; c < dim / simd::lanes; ++c) {
+            simd::store(to + j * dim + c * simd::lanes, coded.load(j, c));
+          }
+        }
+        return;
+      }
+    }
     if constexpr (ScaledElement<T>) {
       if (rows_->has_scale_planes) {
         const StorageOf<T>* const* const scales = keys ? rows_->k_scales : rows_->v_scales;
@@ -401,7 +423,7 @@ class FloatTile : public FloatSumTile<T> {
 
   /// One block of query rows. Codes become floats in registers for each block; kept, they would be written to memory and
   /// read back, and a tile of them is larger than the first-level cache. For two blocks it is the other way round.
-  static constexpr Index coded_rows = kernel_rows;
+  static constexpr Index coded_rows = has_part_kernels ? few_rows : kernel_rows;
 
   static constexpr Index long_key = 256;  // elements. Packed keys of one pass fill the first-level cache then
 

@@ -39,7 +39,15 @@ inline constexpr int kernel_sums = 6;
 #else
 inline constexpr int kernel_sums = 2;
 #endif
-inline constexpr int kernel_rows = kernel_sums >= 24 ? 6 : kernel_sums >= 6 ? 2 : 1;
+
+/// Whether part_kernels.hpp has the inner loops: where a register holds eight floats and there are sixteen of them.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define KVC_PART_KERNELS 1
+#else
+#define KVC_PART_KERNELS 0
+#endif
+inline constexpr bool has_part_kernels = KVC_PART_KERNELS != 0;
+inline constexpr int kernel_rows = kernel_sums >= 24 ? 6 : has_part_kernels ? 4 : kernel_sums >= 6 ? 2 : 1;
 
 /// Up to so many query rows it is faster to convert keys and values again for each block of rows than to keep them.
 inline constexpr Index few_rows = 16;
@@ -222,7 +230,7 @@ KVC_ALWAYS_INLINE void store_scores(const simd::F32x16 (&x)[R][K], float* s, con
 
 /// Rows of a block in score_packed. Each pair of a row and 16 keys takes three sums, one of which may be spilled while
 /// chains grow.
-inline constexpr int packed_rows = kernel_sums >= 24 ? 4 : kernel_sums >= 6 ? 2 : 1;
+inline constexpr int packed_rows = kernel_sums >= 24 ? 4 : has_part_kernels ? 6 : kernel_sums >= 6 ? 2 : 1;
 
 /// Lanes that are computed together: twice as many chains hide the latency of multiply-adds.
 inline constexpr int packed_lanes = kernel_sums >= 24 ? 2 : 1;

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
+#include "kvc/attention/kernel/part_kernels.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -63,11 +65,19 @@ class FloatSumTile : public TileBase<T> {
   KVC_ALWAYS_INLINE static void score_blocks(const Keys& keys, Index first, Index last, Index vectors, const float* q,
                                              Index q_stride, float* s, const Scale& scale,
                                              Prefetches& prefetcher) noexcept {
-    constexpr int K = block_keys<R>;
-    for (Index j = first / K * K; j < last; j += K) {
-      simd::F32x16 sum[R][K] = {};
-      add_keys<DotTraits, R>(q, q_stride, keys, j, vectors, sum, prefetcher);
-      store_scores<R, K>(sum, s + j, scale);
+#if KVC_PART_KERNELS
+    if constexpr (R > 1) {
+      static_assert(std::is_same_v<DotTraits, FloatDotTraits> && std::is_same_v<Scale, UnscaledScores>);
+      score_parts<R>(keys, first, last, vectors, q, q_stride, s, prefetcher);
+    } else
+#endif
+    {
+      constexpr int K = block_keys<R>;
+      for (Index j = first / K * K; j < last; j += K) {
+        simd::F32x16 sum[R][K] = {};
+        add_keys<DotTraits, R>(q, q_stride, keys, j, vectors, sum, prefetcher);
+        store_scores<R, K>(sum, s + j, scale);
+      }
     }
   }
 

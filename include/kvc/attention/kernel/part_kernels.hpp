@@ -1,0 +1,225 @@
+// The inner loops of kernels.hpp for targets with sixteen registers of eight floats (AVX2).
+//
+// A block of sums in whole vectors of sixteen lanes, two registers each, has room for two query rows. These loops take
+// one half of the lanes after the other, so that four query rows (six where keys are packed) share what is loaded and
+// converted: six loads for eight multiply-adds instead of eight. Each lane is a chain of its own, and the order within
+// each chain and of the chains is that of kernels.hpp, so the bits are the same.
+//
+// Rows of keys are those of kernels.hpp. They may have a form for halves of vectors:
+//
+//   expression                     meaning
+//   rows.row(j)                    key j, to be loaded from
+//   Rows::part_step                vectors that row.load takes together
+//   row.template load<half>(c, x)  x[v] = lanes [8 half, 8 half + 8) of vector c + v, v < part_step; c is a multiple of it
+//   row.template last<half>(c)     the same of one vector, behind those that are taken together
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <utility>
+
+#include "kvc/attention/kernel/kernels.hpp"
+
+#if KVC_PART_KERNELS
+
+namespace kvc {
+inline namespace v0 {
+namespace detail {
+
+/// Eight floats at any address.
+KVC_ALWAYS_INLINE simd::Part load_part(const float* p) noexcept { return *reinterpret_cast<const simd::LoosePart*>(p); }
+KVC_ALWAYS_INLINE void store_part(float* p, const simd::Part& x) noexcept {
+  *reinterpret_cast<simd::LoosePart*>(p) = x;
+}
+
+/// A row of Rows that have no form for halves: what a half does not need of a vector is not computed.
+template <class Rows>
+struct PartsOfRow {
+  const Rows& rows;
+  Index j;
+
+  template <int half>
+  KVC_ALWAYS_INLINE void load(Index c, simd::Part (&x)[1]) const noexcept {
+    x[0] = rows.load(j, c).part[half];
+  }
+  /// The end of the row may cut off the vector: zeros follow.
+  template <int half>
+  [[nodiscard]] KVC_ALWAYS_INLINE simd::Part last(Index c) const noexcept {
+    simd::F32x16 x[1];
+    rows.load(j, c, x);
+    return x[0].part[half];
+  }
+};
+template <class Rows>
+concept HasParts = requires(const Rows& rows, Index j) { rows.row(j); };
+
+template <class Rows>
+inline constexpr int part_step = 1;
+template <HasParts Rows>
+inline constexpr int part_step<Rows> = Rows::part_step;
+
+template <class Rows>
+[[nodiscard]] KVC_ALWAYS_INLINE auto part_row(const Rows& rows, Index j) noexcept {
+  if constexpr (HasParts<Rows>) {
+    return rows.row(j);
+  } else {
+    return PartsOfRow<Rows>{rows, j};
+  }
+}
+
+/// Vectors that end within the row, in whole steps.
+template <class Rows>
+[[nodiscard]] Index whole_vectors(const Rows& rows, Index vectors) noexcept {
+  if constexpr (requires { rows.dim; }) {
+    return rows.dim / simd::lanes;
+  } else {
+    return vectors / part_step<Rows> * part_step<Rows>;
+  }
+}
+
+/// One half of the lanes of add_keys.
+///
+///   q     [R, q_stride] query rows
+///   rows  K keys
+template <int half, int R, std::size_t K, class Rows, class Row, class Prefetches>
+KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::array<Row, K>& row, Index vectors,
+                                     Index whole, simd::Part (&sum)[R][K], Prefetches& prefetcher) noexcept {
+  constexpr int step = part_step<Rows>, keys = int{K};
+  const auto add = [&](Index c, const simd::Part(&x)[K]) __attribute__((always_inline)) {
+    simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+      const simd::Part w = load_part(q + i * q_stride + c * simd::lanes + half * simd::part_lanes);
+      simd::detail::unroll<keys>([&](auto k)
+                                     __attribute__((always_inline)) { sum[i][k] = simd::madd(w, x[k], sum[i][k]); });
+    });
+  };
+  for (Index c = 0; c < whole; c += step) {
+    if constexpr (half == 0) {  // the other half is in the same lines
+      constexpr Index bytes = Index{K} * step * Rows::bytes, line = 64;
+      if constexpr (bytes >= line) {
+        prefetcher.prefetch(bytes / line);
+      } else if (c % (line / bytes * step) == 0) {
+        prefetcher.prefetch(1);
+      }
+    }
+    simd::Part x[step][K];
+    simd::detail::unroll<keys>([&](auto k) __attribute__((always_inline)) {
+      simd::Part of_row[step];
+      row[k].template load<half>(c, of_row);
+      simd::detail::unroll<step>([&](auto v) __attribute__((always_inline)) { x[v][k] = of_row[v]; });
+    });
+    simd::detail::unroll<step>([&](auto v) __attribute__((always_inline)) { add(c + v, x[v]); });
+  }
+  for (Index c = whole; c < vectors; ++c) {
+    if constexpr (half == 0) {
+      prefetcher.prefetch(1);
+    }
+    simd::Part x[K];
+    simd::detail::unroll<keys>([&](auto k) __attribute__((always_inline)) { x[k] = row[k].template last<half>(c); });
+    add(c, x);
+  }
+}
+
+/// Scores of R query rows for blocks of four keys that cover [first, last), as add_keys and store_scores give them.
+template <int R, class Rows, class Prefetches>
+KVC_ALWAYS_INLINE void score_parts(const Rows& rows, Index first, Index last, Index vectors, const float* q,
+                                   Index q_stride, float* s, Prefetches& prefetcher) noexcept {
+  using simd::Part;
+  static_assert(R == 2 || R == 4);
+  constexpr int K = 8 / R, pairs = R / 2;
+  // Of two vectors of eight: the lower halves, the upper halves.
+  const auto lower = [](const Part& a, const Part& b) __attribute__((always_inline)) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+  };
+  const auto upper = [](const Part& a, const Part& b) __attribute__((always_inline)) {
+    return __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  };
+  const Index whole = whole_vectors(rows, vectors);
+  for (Index j = first / 4 * 4; j < last; j += 4) {
+    // parts[i][n]: of key j + n, the sums over every fourth lane, for row 2 i in the lower half and 2 i + 1 in the upper.
+    Part parts[pairs][4];
+    for (int n = 0; n < 4; n += K) {
+      const auto row = [&]<int... k>(std::integer_sequence<int, k...>) __attribute__((always_inline)) {
+        return std::array{part_row(rows, j + n + k)...};
+      }(std::make_integer_sequence<int, K>{});
+      Part sum[R][K] = {};
+      add_key_parts<0, R, K, Rows>(q, q_stride, row, vectors, whole, sum, prefetcher);
+      Part part[pairs][K];
+      simd::detail::unroll<pairs * K>([&](auto m) __attribute__((always_inline)) {
+        constexpr int i = m / K, k = m % K;
+        part[i][k] = lower(sum[2 * i][k], sum[2 * i + 1][k]) + upper(sum[2 * i][k], sum[2 * i + 1][k]);
+        sum[2 * i][k] = sum[2 * i + 1][k] = Part{};
+      });
+      add_key_parts<1, R, K, Rows>(q, q_stride, row, vectors, whole, sum, prefetcher);
+      simd::detail::unroll<pairs * K>([&](auto m) __attribute__((always_inline)) {
+        constexpr int i = m / K, k = m % K;
+        parts[i][n + k] =
+            (part[i][k] + lower(sum[2 * i][k], sum[2 * i + 1][k])) + upper(sum[2 * i][k], sum[2 * i + 1][k]);
+      });
+    }
+    simd::detail::unroll<pairs>([&](auto i) __attribute__((always_inline)) {
+      const auto low = [](const Part& a, const Part& b) __attribute__((always_inline)) {
+        return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+      };
+      const auto high = [](const Part& a, const Part& b) __attribute__((always_inline)) {
+        return __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+      };
+      const auto first_two = [](const Part& a, const Part& b) __attribute__((always_inline)) {
+        return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+      };
+      const auto last_two = [](const Part& a, const Part& b) __attribute__((always_inline)) {
+        return __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+      };
+      const Part low_ab = low(parts[i][0], parts[i][1]), low_cd = low(parts[i][2], parts[i][3]);
+      const Part high_ab = high(parts[i][0], parts[i][1]), high_cd = high(parts[i][2], parts[i][3]);
+      const Part of_rows = ((first_two(low_ab, low_cd) + last_two(low_ab, low_cd)) + first_two(high_ab, high_cd)) +
+                           last_two(high_ab, high_cd);
+      simd::store_four(s + 2 * i * tile_keys + j, __builtin_shufflevector(of_rows, of_rows, 0, 1, 2, 3));
+      simd::store_four(s + (2 * i + 1) * tile_keys + j, __builtin_shufflevector(of_rows, of_rows, 4, 5, 6, 7));
+    });
+  }
+}
+
+/// The bits of score_packed with FloatDotTraits: for each lane of add_keys, its chains of R rows and 16 keys.
+template <int R>
+KVC_ALWAYS_INLINE void score_packed_parts(const float* q, Index q_stride, const float* keys, Index first, Index last,
+                                          Index vectors, float* s) noexcept {
+  using simd::Part;
+  constexpr int halves = simd::parts;
+  for (Index g = first; g < last; ++g) {
+    const float* const from = keys + g * vectors * simd::lanes * simd::lanes;
+    Part total[R][halves] = {}, part[R][halves] = {};
+    for (int t = 0; t < 4; ++t) {
+      for (int lane = t; lane < simd::lanes; lane += 4) {
+        Part chain[R][halves] = {};
+        const float* x = from + lane * simd::lanes;
+        const float* w = q + lane;
+        for (Index c = 0; c < vectors; ++c, x += simd::lanes * simd::lanes, w += simd::lanes) {
+          const Part low = load_part(x), high = load_part(x + simd::part_lanes);
+          simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
+            const Part of_row = w[i * q_stride] - Part{};
+            chain[i][0] = simd::madd(of_row, low, chain[i][0]);
+            chain[i][1] = simd::madd(of_row, high, chain[i][1]);
+          });
+        }
+        simd::detail::unroll<R * halves>([&](auto n) __attribute__((always_inline)) {
+          constexpr int i = n / halves, h = n % halves;
+          part[i][h] = lane == t ? chain[i][h] : part[i][h] + chain[i][h];
+        });
+      }
+      simd::detail::unroll<R * halves>([&](auto n) __attribute__((always_inline)) {
+        constexpr int i = n / halves, h = n % halves;
+        total[i][h] = t == 0 ? part[i][h] : total[i][h] + part[i][h];
+      });
+    }
+    simd::detail::unroll<R * halves>([&](auto n) __attribute__((always_inline)) {
+      store_part(s + n / halves * tile_keys + g * simd::lanes + n % halves * simd::part_lanes,
+                 total[n / halves][n % halves]);
+    });
+  }
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace kvc
+
+#endif  // KVC_PART_KERNELS
