@@ -3,7 +3,7 @@
 //   host     demote to and promote from a HostStore, beside memcpy of the same blocks between two pools
 //   file     writes and reads of a FileStore, beside pwrite and pread of as many bytes, from as many threads, to files of
 //            the same folder: KVC_TIERS_FOLDER, or a temporary one. The page cache is warm, but in `cold`, where both drop
-//            it before each round
+//            it before each round. `io_uring`: several requests of each record at once; `direct`: around the page cache
 //   redis    writes and reads of a RedisStore on loopback, beside redis-benchmark with values of the same size
 //   index    lookup of a prompt of 128k tokens in a directory of a million records, with its keys and without; and how
 //            long the directory takes to open
@@ -213,12 +213,13 @@ void drop_pages(const std::filesystem::path& folder) {
   }
 }
 
-void file(benchmark::State& state, bool writes, bool is_cold) {
+void file(benchmark::State& state, bool writes, bool is_cold, FileCalls calls = FileCalls::plain, bool direct = false) {
   const auto bytes = static_cast<std::size_t>(state.range(0));
   const std::size_t blocks = pool_bytes / bytes;
   Pool pool(pool_bytes);
   const Folder folder;
-  FileStore store({.folder = folder.path / "store", .threads = depth});
+  FileStore store({.folder = folder.path / "store", .threads = depth, .calls = calls, .direct = direct});
+  state.SetLabel(store.calls() + (direct ? ", around the page cache" : ""));
   const std::string plain = folder.path / "plain";
   const int fd = ::open(plain.c_str(), O_RDWR | O_CREAT, 0666);
   std::size_t round = 0;
@@ -416,21 +417,27 @@ BENCHMARK_CAPTURE(redis, read, false)->Arg(256 << 10)->Arg(2 << 20)->UseManualTi
 
 BENCHMARK_CAPTURE(host, demote, true)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(host, promote, false)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(file, write, true, false)
-    ->Arg(256 << 10)
-    ->Arg(2 << 20)
-    ->UseManualTime()
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(file, read, false, false)
-    ->Arg(256 << 10)
-    ->Arg(2 << 20)
-    ->UseManualTime()
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(file, read_cold, false, true)
-    ->Arg(256 << 10)
-    ->Arg(2 << 20)
-    ->UseManualTime()
-    ->Unit(benchmark::kMillisecond);
+/// All cases of one way to move the bytes of files.
+void add_file_cases(const std::string& suffix, FileCalls calls, bool direct) {
+  const auto add = [&](const char* name, bool writes, bool is_cold) {
+    benchmark::RegisterBenchmark((std::string("file/") + name + suffix).c_str(),
+                                 [=](benchmark::State& state) { file(state, writes, is_cold, calls, direct); })
+        ->Arg(256 << 10)
+        ->Arg(2 << 20)
+        ->UseManualTime()
+        ->Unit(benchmark::kMillisecond);
+  };
+  add("write", true, false);
+  add("read", false, false);
+  add("read_cold", false, true);
+}
+[[maybe_unused]] const bool has_file_cases = [] {
+  add_file_cases("", FileCalls::plain, false);
+  add_file_cases("/io_uring", FileCalls::io_uring, false);
+  add_file_cases("/direct", FileCalls::plain, true);
+  add_file_cases("/io_uring_direct", FileCalls::io_uring, true);
+  return true;
+}();
 BENCHMARK(index_open)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(index_lookup, without_keys, false)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(index_lookup, with_keys, true)->Unit(benchmark::kMillisecond);
