@@ -11,8 +11,8 @@
 
 namespace kvc_bench {
 
-/// Writes a temporary file and renames it when it is complete. A special file, such as /dev/stdout, is written
-/// directly.
+/// Writes a temporary file and renames it when it is complete. A special file, such as /dev/stdout or a FIFO, is written
+/// directly, and opened once: whoever reads a FIFO would take a second opening for the end.
 class OutputFile {
  public:
   /// Throws std::runtime_error, which names the option, if the file cannot be written.
@@ -20,7 +20,7 @@ class OutputFile {
     std::error_code unknown;
     direct_ = std::filesystem::exists(path_, unknown) && !std::filesystem::is_regular_file(path_, unknown);
     working_path_ = direct_ ? path_ : path_ + ".partial";
-    if (!std::ofstream(working_path_, std::ios::binary | std::ios::app)) {
+    if (!std::filesystem::is_fifo(path_, unknown) && !std::ofstream(working_path_, std::ios::binary | std::ios::app)) {
       fail();
     }
     remove();  // a run that is interrupted leaves nothing behind

@@ -14,9 +14,12 @@ namespace common_options {
 
 /// --model and --tokenizer: both, or none for those in the program.
 inline void add_model(CLI::App& app, std::string& model, std::string& tokenizer) {
-  auto* of_model = app.add_option("--model", model, "Checkpoint in the legacy format of llama2.c")->type_name("FILE");
-  auto* of_tokenizer =
-      app.add_option("--tokenizer", tokenizer, "Its tokenizer, in the format of llama2.c")->type_name("FILE");
+  auto* of_model = app.add_option("--model", model, "Checkpoint in the legacy format of llama2.c")
+                       ->type_name("FILE")
+                       ->check(validators::file_name());
+  auto* of_tokenizer = app.add_option("--tokenizer", tokenizer, "Its tokenizer, in the format of llama2.c")
+                           ->type_name("FILE")
+                           ->check(validators::file_name());
   of_model->needs(of_tokenizer);
   of_tokenizer->needs(of_model);
 }
@@ -78,7 +81,7 @@ inline void add_threads(CLI::App& app, int& threads, int most) {
 }
 
 inline void add_json(CLI::App& app, std::string& json) {
-  app.add_option("--json", json, "Write all figures to this file")->type_name("FILE");
+  app.add_option("--json", json, "Write all figures to this file")->type_name("FILE")->check(validators::file_name());
 }
 
 }  // namespace common_options

@@ -60,6 +60,12 @@ inline CLI::Validator whole(int least, int most = std::numeric_limits<int>::max(
   return number<int>(whole_range(least, most), [=](int value) { return least <= value && value <= most; });
 }
 
+/// The name of a file: CLI11 itself takes an empty text.
+inline CLI::Validator file_name() {
+  return CLI::Validator(
+      [](std::string& text) { return text.empty() ? not_allowed(text, "the name of a file") : std::string(); }, "");
+}
+
 inline CLI::Validator one_of(const std::vector<std::string>& words) {
   return CLI::Validator(
       [words](std::string& text) {

@@ -1,6 +1,8 @@
 // The program benchmarks/replay, run as a user runs it: its counts on real traces are those of an independent
 // simulation.
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -403,6 +405,8 @@ TEST_CASE("replay names bad options and files, and leaves no half-written file",
       {"--trace /nowhere --capacity 5 --json " + folder.file("r.json"), 1, {"/nowhere"}},
       {"--capacity 5 --trace " + trace, 1, {"t.jsonl:2: \"timestamp\": is missing"}},
       {good + "--json /nowhere/r.json", 1, {"--json", "/nowhere/r.json"}},
+      {good + "--json \"\"", 2, {"--json", "\"\"", "the name of a file"}},
+      {good + "--plot \"\"", 2, {"--plot", "\"\"", "the name of a file"}},
   };
   for (const Case& c : cases) {
     CAPTURE(c.arguments);
@@ -524,4 +528,18 @@ TEST_CASE("replay draws its plot with gnuplot, or reports that it is missing", "
   const std::string svg = folder.read("it's.svg");
   REQUIRE_THAT(svg, kvc_test::contains("</svg>") && kvc_test::contains("it's.jsonl") && kvc_test::contains("belady"));
   REQUIRE(folder.files().size() == 2);
+}
+
+TEST_CASE("replay writes its figures into a FIFO that another program reads", "[replay]") {
+  const kvc_test::TempFolder folder;
+  const std::string trace = folder.write("t.jsonl", line_a + "\n");
+  const std::string fifo = folder.file("figures");
+  REQUIRE(mkfifo(fifo.c_str(), 0600) == 0);
+  // The time limits are for a program that waits for a second reader.
+  const kvc_test::Run run = replay("--trace " + trace + " --capacity 5 --json " + fifo + " >" + folder.file("said") +
+                                       " 2>&1 & timeout 60 cat " + fifo,
+                                   "timeout 60");
+  REQUIRE(run.status == 0);
+  REQUIRE(nlohmann::json::parse(run.output).at("input_tokens") == 1100);
+  REQUIRE(std::filesystem::is_fifo(fifo));
 }

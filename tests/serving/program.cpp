@@ -63,6 +63,7 @@ TEST_CASE("serve-bench names bad options and files", "[program]") {
       {"--trace /no/such", 1, {"/no/such"}},
       {"--scenario multi-tenant --devices 1", 1, {"llama-3-70b", "141 GB"}},
       {"--scenario multi-tenant --json /no/such/file", 1, {"--json", "/no/such/file"}},
+      {"--scenario multi-tenant --html \"\"", 2, {"--html", "the name of a file"}},
   };
   for (const Case& c : cases) {
     const kvc_test::Run run = kvc_test::serve_bench(c.arguments);

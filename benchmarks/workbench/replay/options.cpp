@@ -158,8 +158,9 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "Exit code: 0 success; 1 a file that cannot be read or written; 2 a bad option.");
 
   kvc_bench::TraceArguments trace_arguments;
-  CLI::Option* const trace =
-      app.add_option("--trace", options.trace, "The requests: a file, a pipe or a folder")->type_name("FILE");
+  CLI::Option* const trace = app.add_option("--trace", options.trace, "The requests: a file, a pipe or a folder")
+                                 ->type_name("FILE")
+                                 ->check(validators::file_name());
   trace_arguments.add_to(app, trace);
   app.add_option("--capacity", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.capacities = parse_capacities(texts);
@@ -214,8 +215,12 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
           ->take_all()
           ->allow_extra_args(false);
 #endif
-  app.add_option("--json", options.json, "Write all figures to this file")->type_name("FILE");
-  app.add_option("--plot", options.plot, "Draw the hit rates over the capacities")->type_name("FILE.svg");
+  app.add_option("--json", options.json, "Write all figures to this file")
+      ->type_name("FILE")
+      ->check(validators::file_name());
+  app.add_option("--plot", options.plot, "Draw the hit rates over the capacities")
+      ->type_name("FILE.svg")
+      ->check(validators::file_name());
   app.add_option("--part", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.part = parse_part(texts.front());
                    return true;

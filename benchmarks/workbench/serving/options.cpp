@@ -167,8 +167,9 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   bool list = false;
   app.add_option("--scenario", options.scenario, "A scenario of this program (see --list), or a file")
       ->type_name("NAME|FILE");
-  CLI::Option* const trace =
-      app.add_option("--trace", options.trace, "Requests of a file, a pipe or a folder instead")->type_name("FILE");
+  CLI::Option* const trace = app.add_option("--trace", options.trace, "Requests of a file, a pipe or a folder instead")
+                                 ->type_name("FILE")
+                                 ->check(validators::file_name());
   kvc_bench::TraceArguments trace_arguments;
   trace_arguments.add_to(app, trace);
   options.policies = parse_policies({"all"});
@@ -260,12 +261,14 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->capture_default_str();
   app.add_option("--cost-curve", options.cost_curve,
                  "Measure and draw the cost of prefill, decode and chunks on this machine, as an SVG file; no scenario")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(validators::file_name());
   app.add_option(
          "--tier-curve", options.tier_curve,
          "Measure and draw when slower tiers pay on this machine: the second turn of a conversation, computed and "
          "loaded, as an SVG file; no scenario")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(validators::file_name());
   app.add_option("--hardware", options.hardware, "See --list [the scenario's; a100-80g for a trace]")
       ->type_name("NAME");
   app.add_option("--devices", options.devices, "Number of devices that share the work")
@@ -284,11 +287,16 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("FROM,TO");
   bool no_pins = false;
   app.add_flag("--no-pins", no_pins, "Pin no prefix, in spite of the scenario: prefixes stay while there is room");
-  app.add_option("--json", options.json, "Write all results to this file")->type_name("FILE");
-  app.add_option("--html", options.html, "Write a page with plots of all results, in one file")->type_name("FILE");
+  app.add_option("--json", options.json, "Write all results to this file")
+      ->type_name("FILE")
+      ->check(validators::file_name());
+  app.add_option("--html", options.html, "Write a page with plots of all results, in one file")
+      ->type_name("FILE")
+      ->check(validators::file_name());
   app.add_option("--plot", options.plot,
                  "Draw memory over time and the TTFT of each policy, at the first load; an SVG file")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(validators::file_name());
   app.add_flag("--list", list, "List scenarios, models and hardware");
 
   try {

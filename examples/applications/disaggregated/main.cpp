@@ -8,9 +8,9 @@
 #endif
 
 #include <algorithm>
-#include <fstream>
 #include <iostream>
 #include <iterator>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -20,6 +20,7 @@
 #include "gnuplot.hpp"
 #include "kvc/llama/checkpoint.hpp"
 #include "options.hpp"
+#include "output_file.hpp"
 #include "report.hpp"
 #include "run.hpp"
 
@@ -103,14 +104,6 @@ RunConfig configure(const Options& o, const Loaded& loaded) {
   return config;
 }
 
-std::ofstream open_output(const char* option, const std::string& path) {
-  std::ofstream file(path);
-  if (!file) {
-    throw std::runtime_error(std::string(option) + ": cannot write \"" + path + "\"");
-  }
-  return file;
-}
-
 /// Runs and reports. `over_mpi`: this process is one of `ranks`. `lost`: whether an engine was.
 int run(Options options, bool over_mpi, int ranks, bool& lost) {
   if (options.decode == 0) {
@@ -122,13 +115,14 @@ int run(Options options, bool over_mpi, int ranks, bool& lost) {
                      " processes, an engine each, and at least one must decode");
   }
   const bool first = !over_mpi || launched().is_first;
-  std::ofstream json;
+  std::optional<kvc_bench::OutputFile> json;
+  std::optional<kvc_bench::OutputFile> gantt;
   if (first && !options.gantt.empty()) {
     kvc_bench::require_gnuplot("--gantt");
-    (void)open_output("--gantt", options.gantt);
+    gantt.emplace("--gantt", options.gantt);
   }
   if (first && !options.json.empty()) {
-    json = open_output("--json", options.json);
+    json.emplace("--json", options.json);
   }
   const Loaded loaded = load(options);
   const RunConfig config = configure(options, loaded);
@@ -160,13 +154,15 @@ int run(Options options, bool over_mpi, int ranks, bool& lost) {
 
   lost = std::any_of(report.run.engines.begin(), report.run.engines.end(), [](const auto& e) { return e.lost; });
   print(std::cout, report);
-  if (!options.gantt.empty()) {
-    draw_gantt(options.gantt, report.run,
+  if (gantt) {
+    draw_gantt(gantt->working_path(), report.run,
                std::to_string(loaded.requests.size()) + " requests on " + std::to_string(options.prefill) +
                    " prefill and " + std::to_string(options.decode) + " decode engines, over " + report.transport);
+    gantt->finish();
   }
-  if (json.is_open() && !(json << to_json(report) << std::flush)) {
-    throw std::runtime_error("--json: could not write all");
+  if (json) {
+    json->write(to_json(report));
+    json->finish();
   }
   const bool clean = std::all_of(report.run.engines.begin(), report.run.engines.end(),
                                  [](const EngineRecord& e) { return e.lost || e.figures.clean; });

@@ -56,9 +56,11 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->capture_default_str();
   add_model(app, options.model, options.tokenizer);
   app.add_option("--requests", options.requests, R"(One a line: {"prompt": "text", "output_tokens": 32})")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(validators::file_name());
   app.add_option("--text", options.text, "Cut prompts from this text, not from the one in the program")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(validators::file_name());
   app.add_option("--count", options.count, "Requests to cut")
       ->type_name("N")
       ->transform(whole(1, 100000))
@@ -106,7 +108,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
   app.add_flag("--check", options.check,
                "Also do the work on one engine with one thread, phase after phase; compare every token, and the time");
   app.add_option("--gantt", options.gantt, "Draw a Gantt chart of the engines, with gnuplot, as SVG")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(validators::file_name());
   add_json(app, options.json);
   app.add_flag("--quiet", options.quiet, "No line for each request");
   app.add_option("--die-rank", options.die_rank, "")->group("");

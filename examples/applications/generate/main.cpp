@@ -10,10 +10,10 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +24,7 @@
 #include "kvc/llama/checkpoint.hpp"
 #include "kvc/llama/tokenizer.hpp"
 #include "options.hpp"
+#include "output_file.hpp"
 #include "report.hpp"
 #include "session.hpp"
 #include "status_line.hpp"
@@ -182,13 +183,9 @@ int run(const Options& options) {
   settings.threads = Threads(options.threads);
   settings.sampler = {options.temperature, options.top_p, options.seed};
 
-  std::ofstream json;
+  std::optional<kvc_bench::OutputFile> json;
   if (!options.json.empty()) {
-    json.open(options.json);
-    if (!json) {
-      std::cerr << "--json: cannot write \"" << options.json << "\"\n";
-      return 1;
-    }
+    json.emplace("--json", options.json);
   }
 
   const std::vector<std::string> policies = options.policy == "all"
@@ -220,10 +217,11 @@ int run(const Options& options) {
   if (options.quiet && watched) {
     std::cerr << '\n';
   }
-  if (json.is_open()) {
-    json << to_json(options, config, settings.steps, reports) << std::flush;
+  if (json) {
+    json->write(to_json(options, config, settings.steps, reports));
+    json->finish();
   }
-  if (!std::cout.flush() || (json.is_open() && !json)) {
+  if (!std::cout.flush()) {
     std::cerr << "generate: could not write all output\n";
     return 1;
   }

@@ -26,7 +26,7 @@ bool parse(int argc, char** argv, Options& o, int& exit_code) {
     app.add_option(name, into, text)->type_name("N")->transform(whole(least))->capture_default_str();
   };
 
-  app.add_option("--model", o.model, "A GGUF file")->type_name("FILE")->required();
+  app.add_option("--model", o.model, "A GGUF file")->type_name("FILE")->check(validators::file_name())->required();
   add_texts(app, "--prompt", o.prompts, "Text to continue; may be given again and again");
   add_texts(app, "--prompt-file", o.prompt_files, "File with a text to continue; may be given again and again", "FILE");
   add_whole("--new-tokens", o.new_tokens, 1, "Tokens to generate after each prompt, unless the model ends the text");
@@ -41,7 +41,8 @@ bool parse(int argc, char** argv, Options& o, int& exit_code) {
   app.add_option("--cache-file", o.cache_file,
                  "With prefix-shared: load cached prefixes from this snapshot if it exists, and save them to it at the "
                  "end")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->check(validators::file_name());
   add_whole("--prefill-chunk", o.prefill_chunk, 0, "Tokens of a prompt to compute at a time; 0: all at once");
   add_threads(app, o.threads, 512);
   app.add_flag("--together", o.together, "Decode all prompts together: one pass computes the next token of each");
