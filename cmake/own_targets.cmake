@@ -99,6 +99,10 @@ if(KVC_ENABLE_CUDA)
   target_include_directories(kvc_own_nvcc INTERFACE "${PROJECT_SOURCE_DIR}/include")  # and so without Eigen
   target_compile_options(kvc_own_nvcc INTERFACE $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:
     -std=c++20 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wconversion,-Wshadow,-Werror>)
+  option(KVC_CUDA_QUICK "Without a device, where nothing runs what nvcc makes: let it optimise little" OFF)
+  if(KVC_CUDA_QUICK AND NOT EXISTS /dev/nvidiactl AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13.0)
+    target_compile_options(kvc_own_nvcc INTERFACE $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:--Ofast-compile=max>)
+  endif()
   add_library(kvc_own_cuda INTERFACE)
   target_link_libraries(kvc_own_cuda INTERFACE kvc_own_nvcc)
   foreach(arch IN LISTS KVC_CUDA_TARGETS)

@@ -1165,8 +1165,8 @@ TEST_CASE("PrefixShared with random layer groups finds the longest valid hit, an
 }
 
 TEMPLATE_TEST_CASE("PrefixShared with layer groups is right with other evictions, with hashes that collide, and events",
-                   "", (PrefixShared<kvc_test::Mru, kvc_test::SeededHash, EventRing>), (PrefixShared<Priority>),
+                   "", (PrefixShared<kvc_test::Mru, kvc_test::SeededHash, EventRing>),
                    (PrefixShared<ReuseHazard, kvc_test::SeededHash, EventRing>),
-                   (PrefixShared<Lru, kvc_test::ConstantHash>)) {
+                   (PrefixShared<Priority, kvc_test::ConstantHash>)) {
   run_model<TestType>(4713, kvc_test::operations_or(20'000), blocks_config<TestType>);
 }

@@ -98,9 +98,11 @@ double mean_seconds_to_first_token(const SimulatedService& service, LoadRule rul
 
 TEST_CASE("Load or compute: never much worse than the better of both, and better than both somewhere",
           "[tier][policy]") {
+  // Simulated times are the same in every build: where KVC_TEST_CASES wants fewer, it gets a third.
+  const bool few = kvc_test::cases_or(100) < 100;
   int better_than_both = 0;
-  for (const double bandwidth : {1e8, 3e8, 1e9, 3e9, 1e10}) {
-    for (const double load : {0.2, 0.6, 0.9, 1.3}) {
+  for (const double bandwidth : few ? std::vector{1e8, 1e9, 1e10} : std::vector{1e8, 3e8, 1e9, 3e9, 1e10}) {
+    for (const double load : few ? std::vector{0.6, 1.3} : std::vector{0.2, 0.6, 0.9, 1.3}) {
       for (const bool slows_down : {false, true}) {
         SimulatedService service;
         service.bytes_per_second = bandwidth;
@@ -116,5 +118,5 @@ TEST_CASE("Load or compute: never much worse than the better of both, and better
       }
     }
   }
-  CHECK(better_than_both >= 15);
+  CHECK(better_than_both >= (few ? 4 : 15));
 }

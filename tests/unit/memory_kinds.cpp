@@ -152,7 +152,7 @@ typename P::Config memory() {
   if constexpr (std::same_as<P, kvc::Contiguous>) {
     return {.sequences = 3, .max_tokens = 5000};
   } else {
-    return {.blocks = 5000, .block_tokens = 16};
+    return {.blocks = 1000, .block_tokens = 16};
   }
 }
 }  // namespace
