@@ -3,6 +3,8 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "catch.hpp"
@@ -101,6 +103,28 @@ TEST_CASE("slot_mapping and indices of a policy without blocks, and of a window 
   REQUIRE_THROWS_WITH(slot_indices(groups.policy(), seq, gone, indices, 1), contains("position is 0"));
   slot_indices(groups.policy(), seq, gone, indices, 0);  // of full attention it is there
   REQUIRE(indices[0] == to_index(groups.policy().group_blocks(seq, 0).rest[0]) * 4);
+}
+
+TEST_CASE("slot_mapping has no slot for what a restored sequence does not hold and rows stay in their places",
+          "[interop][groups]") {
+  LayerGroups layers;
+  layers.add({.key_dim = 8, .window = 4});
+  KvCache<float, Paged> cache(layers, {.blocks = 20, .block_tokens = 4});
+  const SeqId restored = cache.open(), other = cache.open();
+  std::vector<Append<Paged>> appends;
+  appends.push_back(std::move(*cache.try_restore(restored, {.length = 13})));  // the window has 10, 11 and 12
+  appends.push_back(cache.extend(other, 1));
+  const GroupBlocks blocks = cache.policy().group_blocks(restored, 0);
+  REQUIRE(blocks.first == 2);
+  REQUIRE(blocks.rest.size() == 2);
+  const Slots slots = slot_mapping(cache, appends);
+  REQUIRE(slots.size() == 14);
+  for (std::size_t position = 0; position < 13; ++position) {
+    const Index expected =
+        position < 10 ? no_slot : to_index(blocks.rest[position / 4 - 2]) * 4 + static_cast<Index>(position % 4);
+    REQUIRE(slots[position] == expected);
+  }
+  REQUIRE(slots[13] == to_index(cache.policy().group_blocks(other, 0).rest[0]) * 4);
 }
 
 TEST_CASE("indices are block * block_tokens + slot, -1 where nothing is read", "[interop]") {
@@ -213,6 +237,11 @@ TEST_CASE("Block pointers are the addresses of table entries", "[interop]") {
   BatchTables wrong = tables;
   wrong.kv_indices[0] = 10;
   REQUIRE_THROWS_WITH(block_pointers(step.cache, 1, wrong), contains("block is 10, must be one of the pool"));
+  wrong = tables;
+  wrong.first_slots = {0, 0, 4, 0};
+  REQUIRE_THROWS_WITH(block_pointers(step.cache, 1, wrong), contains("first slot is 4, must be one of a block"));
+  wrong.first_slots = {0};
+  REQUIRE_THROWS_WITH(block_pointers(step.cache, 1, wrong), contains("first_slots.size() is 1"));
 }
 
 TEST_CASE("Masks are packed from the least significant bit", "[interop]") {
@@ -233,8 +262,13 @@ TEST_CASE("Masks are packed from the least significant bit", "[interop]") {
   REQUIRE_THROWS_WITH(masks.add_causal(3, 2), contains("rows is 3, must be at most the number of keys"));
   REQUIRE_THROWS_WITH(masks.add_tree(2, std::vector<Pos>{0}), contains("parent is 0, must be an earlier row"));
   REQUIRE_THROWS_WITH(masks.add(1 << 20, 1 << 20, [](Pos, Pos) { return true; }), contains("bytes of the masks"));
+  REQUIRE_THROWS_WITH(masks.add_tree(0, std::vector<Pos>(200'000, -1)), contains("bytes of the masks is 5000000004"));
+  const auto fails = [&](Pos row, Pos) { return row == 0 ? true : throw std::runtime_error("no mask"); };
+  REQUIRE_THROWS_WITH(masks.add(2, 8, fails), "no mask");
   REQUIRE(masks.bits == before.bits);
   REQUIRE(masks.indptr == before.indptr);
+  masks.add(1, 8, [](Pos, Pos) { return false; });
+  REQUIRE(masks.bits.back() == 0);
 }
 
 TEST_CASE("A fingerprint says whether rows or blocks can be exchanged", "[interop]") {

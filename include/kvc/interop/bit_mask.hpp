@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/scope_guard.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc {
@@ -30,13 +31,17 @@ struct BitMasks {
   }
 
   /// Adds a sequence of `count` rows over `length` keys, of which row r sees those with sees(r, key). O(rows x keys).
-  /// Throws std::invalid_argument for negative counts, or if the masks exceed 2^31 - 1 bytes; nothing has changed then.
+  /// Throws std::invalid_argument for negative counts, or if the masks exceed 2^31 - 1 bytes, std::bad_alloc, and what
+  /// `sees` throws; nothing has changed then.
   template <class F>
   void add(Pos count, Pos length, F sees) {
-    require(count >= 0, "rows", count, "at least 0");
-    require(length >= 0, "keys", length, "at least 0");
-    const Index bytes = ceil_div(Index{count} * length, Index{8});
-    require(bytes <= max_pos - Index{indptr.back()}, "bytes of the masks", indptr.back() + bytes, "at most 2^31 - 1");
+    const Index bytes = bytes_of(count, length);
+    kvc::detail::ScopeGuard undo([this, sequences = rows.size()]() noexcept {
+      bits.resize(static_cast<std::size_t>(indptr[sequences]));
+      indptr.resize(sequences + 1);
+      rows.resize(sequences);
+      keys.resize(sequences);
+    });
     bits.resize(bits.size() + static_cast<std::size_t>(bytes));
     std::uint8_t* const first = bits.data() + indptr.back();
     Index bit = 0;
@@ -48,6 +53,7 @@ struct BitMasks {
     indptr.push_back(static_cast<std::int32_t>(indptr.back() + bytes));
     rows.push_back(count);
     keys.push_back(length);
+    undo.dismiss();
   }
   /// Adds a sequence whose rows are its last `count` positions: each sees itself and all positions before it.
   /// Throws std::invalid_argument as add, and if it has fewer than `count` positions.
@@ -61,6 +67,7 @@ struct BitMasks {
   void add_tree(Pos prefix, std::span<const Pos> parents) {
     const auto count = checked_count(parents.size(), "parents.size()");
     require(prefix >= 0 && prefix <= max_pos - count, "prefix", prefix, "between 0 and 2^31 - 1 less the drafts");
+    (void)bytes_of(count, prefix + count);  // before a table of as many bits is made
     std::vector<bool> is_ancestor(static_cast<std::size_t>(count) * static_cast<std::size_t>(count));
     for (Pos row = 0; row < count; ++row) {
       const auto at = static_cast<std::size_t>(row) * static_cast<std::size_t>(count);
@@ -77,6 +84,16 @@ struct BitMasks {
       return key < prefix || is_ancestor[static_cast<std::size_t>(row) * static_cast<std::size_t>(count) +
                                          static_cast<std::size_t>(key - prefix)];
     });
+  }
+
+ private:
+  /// Bytes of one more mask. Throws std::invalid_argument unless there is room for it.
+  [[nodiscard]] Index bytes_of(Pos count, Pos length) const {
+    require(count >= 0, "rows", count, "at least 0");
+    require(length >= 0, "keys", length, "at least 0");
+    const Index bytes = ceil_div(Index{count} * length, Index{8});
+    require(bytes <= max_pos - Index{indptr.back()}, "bytes of the masks", indptr.back() + bytes, "at most 2^31 - 1");
+    return bytes;
   }
 };
 

@@ -13,6 +13,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/detail/stored_runs.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -32,20 +33,27 @@ template <class P>
     return policy.block_tokens();
   }
 }
-/// f(position, slot number) for the positions of a range that are there, ascending.
+/// f(position, slot number) for the positions of a range that are there, ascending. Returns their number.
 template <class P, class F>
-void for_each_slot(const P& policy, Index group, SeqId seq, PosRange range, F f) {
-  const Index tokens = block_tokens(policy, group);
+Pos for_each_slot(const P& policy, Index group, SeqId seq, PosRange range, F f) {
+  const Index tokens = detail::block_tokens(policy, group);
+  Pos found = 0;
   const auto visit = [&](const SlotRun& run) {
     for (Pos i = 0; i < run.count; ++i) {
       f(run.first + i, to_index(run.block) * tokens + run.offset + i);
     }
+    found += run.count;
   };
   if constexpr (HoldsGroups<P>) {
     policy.for_each_run(seq, group, range, visit);
+    if (found < range.size()) {  // a sequence that is restored: also rows that blocks have and no row sees any more
+      found = 0;
+      kvc::detail::for_each_stored_run(policy, seq, group, range, visit);
+    }
   } else {
     policy.for_each_run(seq, range, visit);
   }
+  return found;
 }
 /// Positions of a group, those of an uncommitted extension included.
 template <class P>
@@ -68,11 +76,11 @@ template <class P, class Append>
 /// All of them, of appends that must be uncommitted ones of the cache.
 template <class Cache, class Appends>
 [[nodiscard]] Index rows_of(const Cache& cache, const Appends& appends, Index group) {
-  (void)block_tokens(cache.policy(), group);  // throws if the group is not there
+  (void)detail::block_tokens(cache.policy(), group);  // throws if the group is not there
   Index rows = 0;
   for (const auto& append : appends) {
     require(cache.owns(append), "append", "finished or of another cache", "an uncommitted one of this cache");
-    rows += extension(cache.policy(), append, group).size();
+    rows += detail::extension(cache.policy(), append, group).size();
   }
   return rows;
 }
@@ -80,28 +88,32 @@ template <class Cache, class Appends>
 
 /// Where the rows of a step go: `slots[i]` is the slot of row i of all `appends` (a range of Append), one after the
 /// other, in the given group. Entries behind the last row are no_slot, so that a step of fewer rows can use the arrays of
-/// a captured graph. Call it after the last extend of a step. O(rows + slots).
+/// a captured graph, and so are those of rows that a restored sequence has no slot for. Call it after the last extend of
+/// a step. O(rows + slots).
 /// Throws std::invalid_argument if an append is not an uncommitted one of this cache, there is no such group, or the rows
 /// are more than the slots; these are unchanged then.
 template <class Cache, std::ranges::forward_range Appends>
 void slot_mapping(const Cache& cache, const Appends& appends, std::span<std::int64_t> slots, Index group = 0) {
   const auto rows = static_cast<std::size_t>(detail::rows_of(cache, appends, group));
   require(rows <= slots.size(), "slots.size()", slots.size(), "at least the number of rows");
-  std::size_t row = 0;
+  std::fill(slots.begin(), slots.end(), no_slot);
   with_shared_lock(cache.policy(), [&](const auto& policy) {
+    std::span<std::int64_t> rest = slots;
     for (const auto& append : appends) {
-      detail::for_each_slot(policy, group, append.seq(), detail::extension(policy, append, group),
-                            [&](Pos, Index slot) { slots[row++] = slot; });
+      const PosRange range = detail::extension(policy, append, group);
+      detail::for_each_slot(policy, group, append.seq(), range, [&](Pos position, Index slot) {
+        rest[static_cast<std::size_t>(position - range.first)] = slot;
+      });
+      rest = rest.subspan(static_cast<std::size_t>(range.size()));
     }
   });
-  std::fill(slots.begin() + static_cast<std::ptrdiff_t>(row), slots.end(), no_slot);
 }
 /// The same as a vector, padded to `size` entries if the rows are fewer.
 template <class Cache, std::ranges::forward_range Appends>
 [[nodiscard]] std::vector<std::int64_t> slot_mapping(const Cache& cache, const Appends& appends, Index size = 0,
                                                      Index group = 0) {
   std::vector<std::int64_t> slots(static_cast<std::size_t>(std::max(detail::rows_of(cache, appends, group), size)));
-  slot_mapping(cache, appends, std::span<std::int64_t>(slots), group);
+  interop::slot_mapping(cache, appends, std::span<std::int64_t>(slots), group);
   return slots;
 }
 

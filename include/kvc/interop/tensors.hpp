@@ -191,17 +191,20 @@ struct BlockPointers {
 
 /// The blocks of one layer by their addresses, in the order of tables.kv_indices; kv_indptr says which are whose. Slots
 /// and heads are as far apart as the strides of layer_tensors say. Throws std::invalid_argument as layer_tensors does,
-/// and if a block is not one of the pool. O(entries).
+/// and if a block is not one of the pool, or the first slot of an entry is not one of a block. O(entries).
 template <class Cache>
   requires(!std::is_const_v<Cache>)
 [[nodiscard]] BlockPointers block_pointers(Cache& cache, Index layer, const BatchTables& tables) {
   const LayerPlace place = detail::place_of(cache, layer);
   const auto& layout = cache.group_layout(place.group);
+  require(tables.first_slots.empty() || tables.first_slots.size() == tables.kv_indices.size(),
+          "tables.first_slots.size()", tables.first_slots.size(), "0 or the number of entries");
   BlockPointers pointers;
   for (std::size_t e = 0; e < tables.kv_indices.size(); ++e) {
     const std::int32_t block = tables.kv_indices[e];
     require(block >= 0 && block < layout.extents().blocks, "block", block, "one of the pool");
     const Pos slot = tables.first_slots.empty() ? 0 : tables.first_slots[e];
+    require(slot >= 0 && slot < layout.extents().block_tokens, "first slot", slot, "one of a block");
     pointers.k.push_back(cache.data() + layout.k(BlockId{block}, place.layer, 0, slot));
     pointers.v.push_back(cache.data() + layout.v(BlockId{block}, place.layer, 0, slot));
   }
