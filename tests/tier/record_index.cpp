@@ -95,6 +95,21 @@ TEST_CASE("The index of records finds, counts children and chooses victims as a 
   REQUIRE(count == model.size());
 }
 
+TEST_CASE("Records that are one another's parents can be evicted", "[tier][index]") {
+  tier::detail::RecordIndex<int> index;
+  for (int i = 0; i < 3; ++i) {  // 0 <- 1 <- 2 <- 0, and 3 behind them
+    index.insert(crowded_key(i), crowded_key((i + 2) % 3), i);
+  }
+  index.insert(crowded_key(3), crowded_key(0), 3);
+  REQUIRE(index.victim()->second.value == 3);
+  for (std::size_t left = 4; left > 0; --left) {
+    REQUIRE(index.size() == left);
+    REQUIRE(index.victim() != nullptr);
+    index.erase(*index.victim());
+  }
+  REQUIRE(index.victim() == nullptr);
+}
+
 TEST_CASE("A lookup that several lanes share ends when all have ended, and is cancelled as one", "[tier][index]") {
   tier::detail::OperationQueue queue(3);
   const BlockKey key;

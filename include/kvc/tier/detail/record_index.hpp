@@ -27,11 +27,13 @@ namespace detail {
 ///                           |                         | guarantee: std::bad_alloc changes nothing        |
 ///   t.touch(record)         |                         | Its use is the most recent                       | O(1), *
 ///   t.erase(record)         |                         | Its parent may become evictable                  | O(1), *
-///   t.victim()              |                         | Record*: the next to evict; nullptr if there is  | O(1)
+///   t.victim()              |                         | Record*: the next to evict; nullptr if there is  | O(1), **
 ///                           |                         | no record                                        |
 ///   t.size()                |                         | number of records                                | O(1)
 ///
 /// * O(log of the records whose children are gone) for those.
+/// ** O(records) where all records that are left are one another's parents in a circle, or lead to one: no chain of keys
+/// does, but a damaged file, or a caller, may say so. Then any of them is the victim.
 ///
 /// A key that is a parent of records, but has no record, has an entry that counts these.
 template <class Value>
@@ -146,7 +148,7 @@ class RecordIndex {
 
   [[nodiscard]] Record* victim() noexcept {
     if (tree_.empty()) {
-      return oldest_;
+      return oldest_ != nullptr || size_ == 0 ? oldest_ : any_record();
     }
     Record* const in_tree = tree_.begin()->second;
     return oldest_ == nullptr || in_tree->second.used_ < oldest_->second.used_ ? in_tree : oldest_;
@@ -197,6 +199,11 @@ class RecordIndex {
       append(record);
     }
 #endif
+  }
+  [[nodiscard]] Record* any_record() noexcept {
+    Record* any = nullptr;
+    for_each([&](Record& record) { any = &record; });
+    return any;
   }
   void leave(Record& record) noexcept {
     Entry& entry = record.second;
