@@ -37,6 +37,7 @@
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/forwarded.hpp"
+#include "kvc/policy/detail/stored_runs.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -274,6 +275,7 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return {reinterpret_cast<const std::byte*>(data() + offset), state_bytes(layer)};
   }
   /// The state of a recurrent layer in these blocks, which are those of its kind: see HoldsStates and CachedPrefix.
+  /// Throws std::invalid_argument for another layer, and for fewer blocks. O(1).
   [[nodiscard]] std::span<const std::byte> state(Index layer, std::span<const BlockId> blocks) const
     requires(HoldsStates<P> && S::host_accessible)
   {
@@ -288,13 +290,14 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
 
   /// Reserves the rows of an empty sequence that was computed elsewhere, without room for what its groups have dropped;
-  /// empty if there is no room. The rows are written through `data()`, see RestoresSequences. Throws
-  /// std::invalid_argument if the sequence is not empty, or for impossible options.
+  /// empty if there is no room. RestoresSequences says which rows are to be written, through `data()` or by `write`, which
+  /// takes those of all positions and drops the others. Throws std::invalid_argument if the sequence is not empty, or for
+  /// impossible options.
   [[nodiscard]] std::optional<Append> try_restore(SeqId seq, const RestoreOptions& options)
     requires RestoresSequences<P>
   {
     const std::optional<Extension> extension = policy_.try_restore(seq, options);
-    return extension ? std::optional<Append>(Append(&policy_, seq, extension->range)) : std::nullopt;
+    return extension ? std::optional<Append>(Append(&policy_, seq, extension->range, true)) : std::nullopt;
   }
 
   /// Stores the rows of one layer for the positions of an append.
@@ -373,17 +376,19 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] SeqId fork(SeqId parent) { return fork(parent, length(parent)); }
 
   /// Forgets the positions from `length` on, such as the rejected tokens of speculative decoding.
-  /// Throws std::invalid_argument unless 0 <= length <= this->length(seq).
+  /// Throws std::invalid_argument unless 0 <= length <= this->length(seq), if the sequence has an uncommitted extension,
+  /// or if a layer group has dropped a row that the next one sees.
   template <std::integral I>
   void truncate(SeqId seq, I length) {
     policy_.truncate(seq, detail::checked_position(length, this->length(seq), "length"));
   }
-  /// Forgets the sequence. It takes back an uncommitted append of the sequence.
+  /// Forgets the sequence. It takes back an uncommitted append of the sequence. Throws std::invalid_argument if the
+  /// sequence is not open.
   void close(SeqId seq) { policy_.close(seq); }
 
-  /// Whether the sequence is open.
+  /// Whether the sequence is open. O(1).
   [[nodiscard]] bool contains(SeqId seq) const noexcept { return policy_.contains(seq); }
-  /// Committed positions.
+  /// Committed positions. Throws std::invalid_argument if the sequence is not open. O(1).
   [[nodiscard]] Pos length(SeqId seq) const { return policy_.length(seq); }
 
   /// All open sequences, if the policy can name them.
@@ -395,7 +400,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return all;
   }
 
-  /// The keys and values of one sequence in one layer, for attention.
+  /// The keys and values of one sequence in one layer, for attention. Throws std::invalid_argument if there is no such
+  /// layer, it has a recurrent state or compressed rows, or the sequence is not open. O(1).
   [[nodiscard]] View view(Index layer, SeqId seq) const
     requires S::host_accessible
   {
@@ -417,11 +423,12 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return {View(policy_, layouts_[place.group], shape(place.group), data(), place.group, place.layer, seq),
             tokens_per_row(place.group), tokens};
   }
-  /// The same for each position of a range, such as append.range(): decode takes them as a batch.
+  /// The same for each position of a range, such as append.range(): decode takes them as a batch. O(positions).
   [[nodiscard]] std::vector<CompressedView<View>> compressed_views(Index layer, SeqId seq, PosRange range) const
     requires S::host_accessible
   {
     require(0 <= range.first && range.first <= range.last, "range", range, "within the positions of the sequence");
+    (void)compressed_view(layer, seq, range.last);  // throws before there is a list of views
     std::vector<CompressedView<View>> views;
     views.reserve(static_cast<std::size_t>(range.size()));
     for (Pos position = range.first; position < range.last; ++position) {
@@ -582,7 +589,11 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
       }
     };
     if constexpr (HoldsGroups<P>) {
-      policy_.for_each_run(append.seq_, place.group, range, write_run);
+      if (append.is_restored_) {  // also rows that no query sees, and a prompt may find
+        detail::for_each_stored_run(policy_, append.seq_, place.group, range, write_run);
+      } else {
+        policy_.for_each_run(append.seq_, place.group, range, write_run);
+      }
     } else {
       policy_.for_each_run(append.seq_, range, write_run);
     }

@@ -188,6 +188,11 @@ TEST_CASE("Bad calls say what is wrong", "[attention]") {
   CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.window = -1}), contains("window is -1"));
   CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.softcap = -2}), contains("softcap is -2"));
   CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.softcap = infinity}), contains("softcap"));
+  const MatrixRef<const float> no_columns(k.data(), 3, 0);
+  CHECK_THROWS_WITH(DenseView<float>(no_columns, no_columns, Index{1} << 40, Index{1} << 40, 2),
+                    contains("kv_heads is 1099511627776, must be between 1 and 16777216"));
+  CHECK_THROWS_WITH(DenseView<float>(no_columns, no_columns, 2, Index{1} << 62, 2), contains("key_dim is"));
+  CHECK_THROWS_WITH(AttentionMask::additive(k.data(), 2, Index{1} << 40, Index{1} << 40), contains("at most 2^60"));
   const bool mask[9] = {};
   CHECK_THROWS_WITH(call(2, 4, 4, {0, 2}, {.mask = AttentionMask::boolean(mask, 3, 1, 3)}),
                     contains("mask heads is 3"));

@@ -245,6 +245,7 @@ TEST_CASE("What compressed rows cannot be is refused", "[groups]") {
   const SeqId seq = cache.open();
   CHECK_THROWS_WITH(cache.view(0, seq), contains("compressed_view"));
   CHECK_THROWS_WITH(cache.compressed_view(0, seq, 1), contains("tokens is 1"));
+  CHECK_THROWS_WITH(cache.compressed_views(0, seq, {0, kvc::max_pos}), contains("tokens is 2147483647"));
   KvCache<float, Paged> plain(kvc::Shape{1, 1, 8}, {.blocks = 4});
   CHECK_THROWS_WITH(plain.compressed_view(0, plain.open(), 0), contains("compressed rows"));
 }

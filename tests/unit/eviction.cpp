@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <string>
@@ -327,6 +328,9 @@ TEST_CASE("CostAware: what costs less to compute goes first", "[eviction]") {
   drive.add(2, 2, 4);
   drive.add(3, 3, 0);
   REQUIRE(drive.evict_all() == Ids{1, 3, 2, 0});
+  for (const double slope : {-1.0, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
+    REQUIRE_THROWS_WITH(CostAware(4, {.slope = slope}), kvc_test::contains("config.eviction.slope is "));
+  }
 }
 
 TEST_CASE("CostAware: uses count as much as cost, and both are outlived", "[eviction]") {

@@ -189,6 +189,22 @@ TEST_CASE("With layer groups a prefix arrives as a whole: a window needs its tai
   policy.verify();
 }
 
+TEST_CASE("A prefix is expected also where a group keeps nearly all positions there can be", "[prefix][expect]") {
+  GroupRules rules;
+  rules.groups[0].retained = {4, 0, max_pos - 1};
+  Expecting policy({.blocks = 24, .block_tokens = 4}, rules);
+  const std::vector<Token> prompt = counting(0, 20);
+  const auto expected = policy.try_expect(prompt);
+  REQUIRE(expected);
+  int blocks = 0;
+  policy.for_each_expected(expected->pin, [&](const ExpectedBlock&) { ++blocks; });
+  CHECK(blocks == 5);
+  CHECK(policy.arrive(expected->pin, prompt));
+  CHECK(policy.match_length(counting(0, 21)) == 20);
+  policy.unpin(expected->pin);
+  policy.verify();
+}
+
 TEST_CASE("A policy with a lock expects prefixes as well", "[prefix][expect]") {
   using Locked = Synchronized<Expecting>;
   static_assert(ExpectsPrefixes<Locked>);

@@ -226,6 +226,53 @@ TEST_CASE("Limits of positions are no limit: windows, chunks, kept rows and a re
   }
 }
 
+TEST_CASE("Blocks that no number below 2^31 could hold are refused and not made of no positions") {
+  LayerGroups layers;
+  layers.add({.key_dim = 65536, .value_dim = 65536, .tokens_per_row = 65536});
+  const GroupRules rules = layers.rules();
+  REQUIRE_THROWS_WITH(Paged({.blocks = 4, .block_tokens = 65537}, rules),
+                      Contains("config.block_tokens is 65537, must be a number with a divisor"));
+  REQUIRE_THROWS_WITH(PrefixShared<Lru>({.blocks = 4, .block_tokens = 65537}, rules), Contains("config.block_tokens"));
+  REQUIRE(Paged({.blocks = 4, .block_tokens = 65536}, rules).block_tokens(0) == 65536);
+  GroupRules heavy = rules_of({full, window(3)});
+  heavy.groups[0].row_weight = heavy.groups[1].row_weight = max_pos;
+  const detail::BlockSizes sizes = detail::block_sizes(heavy, max_pos);
+  REQUIRE(sizes.tokens == std::vector<Pos>{max_pos, max_pos});
+}
+
+TEST_CASE("A model has at most 2^24 layers and layers that are refused change nothing") {
+  LayerGroups layers;
+  layers.add({.key_dim = 8});
+  const LayerGroups before = layers;
+  REQUIRE_THROWS_WITH(layers.add({.key_dim = 8}, Index{1} << 40), Contains("layers to add is 1099511627776"));
+  REQUIRE_THROWS_WITH(layers.add({.key_dim = 8}, 0), Contains("layers to add is 0, must be between 1 and 16777215"));
+  REQUIRE_THROWS_WITH(layers.add_state(8, Index{1} << 24), Contains("layers to add is 16777216"));
+  REQUIRE(layers == before);
+}
+
+TEST_CASE("Admission of a long answer looks at blocks and not at each of its tokens") {
+  // The bound by arithmetic is more than the pool has, and what the window takes at most is just what it has.
+  PrefixShared<Lru> policy({.blocks = 67, .block_tokens = 16}, rules_of({window(1024)}));
+  PrefixShared<Lru> less({.blocks = 65, .block_tokens = 16}, rules_of({window(1024)}));
+  REQUIRE(policy.admission(counting(0, 20), 100'000'000) == Admission::now);
+  REQUIRE(less.admission(counting(0, 20), 100'000'000) == Admission::never);
+}
+
+TEST_CASE("A sequence is not restored where it holds more blocks than there are and takes no memory for them") {
+  for (const bool finds : {false, true}) {
+    const GroupRules rules = rules_of({full, window(3)});
+    Paged paged({.blocks = 20, .block_tokens = 1}, rules);
+    PrefixShared<Lru> prefix({.blocks = 20, .block_tokens = 1}, rules);
+    const auto is_empty = [&](auto& policy) {
+      const SeqId seq = policy.try_open()->seq;
+      REQUIRE_FALSE(policy.try_restore(seq, {.length = max_pos}));
+      policy.verify();
+      return policy.available() == 20;
+    };
+    REQUIRE((finds ? is_empty(prefix) : is_empty(paged)));
+  }
+}
+
 TEST_CASE("Three groups, one of them without its last block, still hit") {
   PrefixShared<Lru> policy({.blocks = 200, .block_tokens = 16}, rules_of({full, window(48), {0, 64, 0}}));
   const Tokens prompt = counting(0, 200);  // ends inside a block

@@ -91,6 +91,23 @@ TEST_CASE("Rows of unknown tokens, and all behind them, are never matched", "[pr
   policy.verify();
 }
 
+TEST_CASE("A refused truncate changes neither sequence nor clock", "[prefix]") {
+  GroupRules window;
+  window.groups[0].retained.window = 4;
+  for (const GroupRules& rules : {GroupRules{}, window}) {
+    PrefixShared<> policy({.blocks = 32, .block_tokens = 4}, rules);
+    const SeqId seq = policy.try_open()->seq;
+    REQUIRE(policy.try_extend(seq, 20, counting(0, 20)));
+    policy.commit(seq);
+    const std::uint64_t before = policy.time();
+    REQUIRE_THROWS_AS(policy.truncate(seq, 21), std::invalid_argument);
+    if (!rules.is_plain()) {
+      REQUIRE_THROWS_AS(policy.truncate(seq, 12), std::invalid_argument);
+    }
+    REQUIRE(policy.time() == before);
+  }
+}
+
 TEST_CASE("Two sequences that compute the same end up sharing it", "[prefix]") {
   PrefixShared<> policy({.blocks = 32, .block_tokens = 4});
   const Tokens prompt = counting(0, 10);

@@ -104,6 +104,7 @@ TEST_CASE("An extension has a state to read and those to write", "[states]") {
   CHECK(static_cast<int>(cache.state(3, seq)[999]) == 103);
   CHECK(cache.state(3, fork).empty());
   CHECK_THROWS_WITH(cache.state(3, seq, 7), Contains("length is 7, must be one of which"));
+  CHECK_THROWS_WITH(cache.state(3, std::span<const BlockId>()), Contains("blocks.size() is 0, must be those of all"));
   CHECK_THROWS_WITH(cache.truncate(seq, 7), Contains("length is 7, must be one of 0, 10"));
   CHECK_THROWS_WITH(cache.fork(seq, 9), Contains("at is 9, must be one of 0, 10"));
   CHECK_THROWS_WITH(cache.extend(seq, counting(0, 3), {10}), Contains("states_at is 10, must be ascending"));

@@ -121,9 +121,10 @@ class DenseView {
         key_dim_(key_dim),
         value_dim_(value_dim),
         length_(checked_count(k.rows(), "tokens")) {
-    require(kv_heads >= 1, "kv_heads", kv_heads, "at least 1");
-    require(key_dim >= 1, "key_dim", key_dim, "at least 1");
-    require(value_dim >= 1, "value_dim", value_dim, "at least 1");
+    constexpr Index most = Index{1} << 24;  // as of a Shape
+    require_between(kv_heads, Index{1}, most, "kv_heads");
+    require_between(key_dim, Index{1}, most, "key_dim");
+    require_between(value_dim, Index{1}, most, "value_dim");
     require_extents(k, k.rows(), kv_heads * key_row(), "k");
     require_extents(v, k.rows(), kv_heads * value_row(), "v");
   }

@@ -17,7 +17,7 @@ inline namespace v0 {
 /// row may not attend. A key that a row may not attend to has no influence on it, even if it is NaN.
 ///
 /// Key positions >= cols are masked: a mask may be narrower than the sequence is long. Throws std::invalid_argument if
-/// heads < 1, rows < 0 or cols < 0.
+/// heads < 1, rows < 0 or cols < 0, or if there are more than 2^60 entries.
 class AttentionMask {
  public:
   /// No mask.
@@ -95,6 +95,9 @@ class AttentionMask {
     require(heads >= 1, "mask heads", heads, "at least 1");
     require(rows >= 0, "mask rows", rows, "at least 0");
     require(cols >= 0, "mask cols", cols, "at least 0");
+    constexpr Index most = Index{1} << 60;
+    require(rows == 0 || (cols <= most / rows && (cols == 0 || heads <= most / (rows * cols))), "mask cols", cols,
+            "such that a mask has at most 2^60 entries");
     heads_ = heads;
     rows_ = rows;
     cols_ = cols;

@@ -22,6 +22,7 @@ class Append {
       : policy_(std::exchange(other.policy_, nullptr)),
         seq_(other.seq_),
         range_(std::exchange(other.range_, {})),
+        is_restored_(std::exchange(other.is_restored_, false)),
         writes_(std::exchange(other.writes_, 0)) {}
   /// Takes back the positions that it has first.
   Append& operator=(Append&& other) noexcept {
@@ -30,6 +31,7 @@ class Append {
       policy_ = std::exchange(other.policy_, nullptr);
       seq_ = other.seq_;
       range_ = std::exchange(other.range_, {});
+      is_restored_ = std::exchange(other.is_restored_, false);
       writes_ = std::exchange(other.writes_, 0);
     }
     return *this;
@@ -57,11 +59,13 @@ class Append {
  private:
   template <class T, class Policy, class L, class S>
   friend class KvCache;
-  Append(P* policy, SeqId seq, PosRange range) noexcept : policy_(policy), seq_(seq), range_(range) {}
+  Append(P* policy, SeqId seq, PosRange range, bool is_restored = false) noexcept
+      : policy_(policy), seq_(seq), range_(range), is_restored_(is_restored) {}
 
   P* policy_ = nullptr;
   SeqId seq_;
   PosRange range_;
+  bool is_restored_ = false;  // by try_restore: groups may have no slots for rows that no query sees
   mutable Index writes_ = 0;  // calls of write: for the assertion that no layer was forgotten
 };
 

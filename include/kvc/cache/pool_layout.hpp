@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 #include <span>
 #include <utility>
 #include <vector>
@@ -108,10 +109,13 @@ class PoolLayout {
     }
   }
 
-  /// The offset of the state of a recurrent layer, in storage units. `blocks` are those of its kind.
+  /// The offset of the state of a recurrent layer, in storage units. `blocks` are those of its kind. Throws
+  /// std::invalid_argument for an element type that stores nothing, and for fewer blocks.
   [[nodiscard]] Index state(const StatePlace& place, std::span<const BlockId> blocks) const {
     require(!states_.empty(), "element type", Element<T>::name, "one that stores something, to read or write states");
     const State& state = states_[static_cast<std::size_t>(place.kind)];
+    require(place.layer / state.in_block < std::ssize(blocks), "blocks.size()", blocks.size(),
+            "those of all layers with states of this kind");
     const BlockId block = blocks[static_cast<std::size_t>(place.layer / state.in_block)];
     return state.base + to_index(block) * state.stride + place.layer % state.in_block * (state.bytes / unit_bytes);
   }

@@ -28,11 +28,11 @@ void copy_rows(S& space, std::byte* pool, std::span<const GroupLayout<L>> layout
                              auto offset) {
     const Index to = offset(copy.to, 0, 0, copy.to_slot), from = offset(copy.from, 0, 0, copy.from_slot);
     const Index layer = offset(copy.to, 1, 0, copy.to_slot) - to, head = offset(copy.to, 0, 1, copy.to_slot) - to;
-    copy_ranges(space, coalesced({pool + to * unit,
-                                  pool + from * unit,
-                                  row_size * unit,
-                                  {extents.layers, extents.kv_heads, Index{copy.count}},
-                                  {layer * unit, head * unit, stride * unit}}));
+    kvc::copy_ranges(space, coalesced({pool + to * unit,
+                                       pool + from * unit,
+                                       row_size * unit,
+                                       {extents.layers, extents.kv_heads, Index{copy.count}},
+                                       {layer * unit, head * unit, stride * unit}}));
   };
   for (const RowCopy& copy : copies) {
     const GroupLayout<L>& layout = layouts[static_cast<std::size_t>(copy.group)];

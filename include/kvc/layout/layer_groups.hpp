@@ -90,8 +90,9 @@ class LayerGroups {
   }
 
   /// Adds a layer and returns its number. Throws std::invalid_argument that names the member of `kind` that is not
-  /// allowed. O(groups).
+  /// allowed, or if there are 2^24 layers, and std::bad_alloc; nothing has changed then. O(groups), amortised.
   Index add(const LayerKind& kind) {
+    make_room(1);
     Shape row = validated(Shape{1, kind.kv_heads, kind.key_dim, kind.value_dim});
     const Pos share = kind.tokens_per_row;
     require_between(share, Pos{1}, Pos{1} << 16, "tokens_per_row");
@@ -119,9 +120,10 @@ class LayerGroups {
     groups_.push_back(group);
     return add_place({static_cast<Index>(groups_.size()) - 1, 0});
   }
-  /// Adds `count` layers of one kind; returns the number of the first. Throws as `add`.
+  /// Adds `count` layers of one kind; returns the number of the first. Throws as `add`; nothing has changed then.
+  /// O(count * groups).
   Index add(const LayerKind& kind, Index count) {
-    require(count >= 1, "count", count, "at least 1");
+    make_room(count);
     const Index first = add(kind);
     for (Index i = 1; i < count; ++i) {
       add(kind);
@@ -129,16 +131,20 @@ class LayerGroups {
     return first;
   }
   /// Adds a layer that stores nothing and reads the rows of an earlier one, later in the same pass. Returns its number.
-  /// Throws std::invalid_argument if there is no such layer.
+  /// Throws std::invalid_argument if there is no such layer, it is recurrent, or there are 2^24 layers, and
+  /// std::bad_alloc; nothing has changed then. O(1), amortised.
   Index add_reader_of(Index layer) {
+    make_room(1);
     LayerPlace place = this->place(layer);  // throws for a recurrent one
     place.is_owner = false;
     return add_place(place);
   }
   /// Adds a recurrent layer, whose state takes `bytes` bytes whatever the number of tokens: see KvCache::state. Returns
-  /// its number. Throws std::invalid_argument. O(groups).
+  /// its number. Throws std::invalid_argument unless `bytes` are between 1 and 2^30, or if there are 2^24 layers, and
+  /// std::bad_alloc; nothing has changed then. O(kinds of states), amortised.
   Index add_state(Index bytes) {
     require_between(bytes, Index{1}, most_state_bytes, "bytes");
+    make_room(1);
     auto kind = std::ranges::find(states_, bytes, &StateGroup::bytes);
     if (kind == states_.end()) {
       kind = states_.insert(states_.end(), {0, bytes});
@@ -146,9 +152,9 @@ class LayerGroups {
     places_.push_back({-1 - (kind - states_.begin()), kind->layers++});
     return layers() - 1;
   }
-  /// Adds `count` such layers; returns the number of the first. Throws as above.
+  /// Adds `count` such layers; returns the number of the first. Throws as above. O(count * kinds of states).
   Index add_state(Index bytes, Index count) {
-    require(count >= 1, "count", count, "at least 1");
+    make_room(count);
     const Index first = add_state(bytes);
     for (Index i = 1; i < count; ++i) {
       add_state(bytes);
@@ -156,7 +162,7 @@ class LayerGroups {
     return first;
   }
   /// Keeps so many positions more than the next query needs, so that a sequence can be cut back by as many at any time:
-  /// speculative decoding needs as many as it proposes tokens.
+  /// speculative decoding needs as many as it proposes tokens. Throws std::invalid_argument for a negative number.
   LayerGroups& with_rewind(Pos positions) {
     require(positions >= 0, "rewind", positions, "at least 0");
     rewind_ = positions;
@@ -230,12 +236,26 @@ class LayerGroups {
   }
 
  private:
+  /// Makes room for so many layers, so that adding them cannot fail. Throws std::invalid_argument and std::bad_alloc.
+  void make_room(Index count) {
+    require_between(count, Index{1}, most_layers - layers(), "layers to add");
+    const auto reserve = [](auto& list, Index more) {
+      const std::size_t size = list.size() + static_cast<std::size_t>(more);
+      if (size > list.capacity()) {
+        list.reserve(std::max(size, 2 * list.capacity()));
+      }
+    };
+    reserve(places_, count);
+    reserve(groups_, 1);
+    reserve(states_, 1);
+  }
   Index add_place(LayerPlace place) {
     places_.push_back(place);
     return layers() - 1;
   }
 
   static constexpr Index most_state_bytes = Index{1} << 30;
+  static constexpr Index most_layers = Index{1} << 24;  // as of a Shape
 
   std::vector<LayerGroup> groups_;
   std::vector<StateGroup> states_;

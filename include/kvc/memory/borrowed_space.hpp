@@ -87,8 +87,8 @@ class BorrowedSpace {
     return memory_ + last_;
   }
   /// Makes the latest allocation available again, and does nothing with another one. O(1).
-  void deallocate(std::byte* p, std::size_t /*bytes*/) noexcept {
-    if (p == memory_ + last_) {
+  void deallocate(std::byte* p, std::size_t bytes) noexcept {
+    if (p == memory_ + last_ && bytes > 0) {  // one of no bytes has the address of the next one
       used_ = last_;
     }
   }

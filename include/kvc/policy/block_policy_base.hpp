@@ -87,7 +87,7 @@ class BlockPolicyBase {
   template <class F>
   void for_each_run(SeqId seq, PosRange range, F&& f) const {
     sequences_.at(seq).lengths.check_range(range);
-    for_each_block_run(sequences_.at(seq).table, config_.block_tokens, range, f);
+    kvc::for_each_block_run(sequences_.at(seq).table, config_.block_tokens, range, f);
   }
   /// f(SeqId) for every open sequence. O(sequences that were ever open at once).
   template <class F>

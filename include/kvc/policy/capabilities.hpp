@@ -266,7 +266,7 @@ concept MatchesPrefixes = requires(const P& c, std::span<const Token> prompt, co
 
 /// Says whether there is room for a request, less what it would find in place. Takes none.
 ///
-///   c.admission(prompt, reserve, options)  | Admission of the prompt and `reserve` more tokens; O(prompt)
+///   c.admission(prompt, reserve, options)  | Admission of the prompt and `reserve` more tokens; O(prompt + reserve)
 template <class P>
 concept AdmitsRequests = requires(const P& c, std::span<const Token> prompt, Pos reserve, const OpenOptions& options) {
   { c.admission(prompt, reserve, options) } -> std::same_as<Admission>;

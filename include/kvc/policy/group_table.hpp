@@ -243,23 +243,20 @@ class GroupTable {
     count_end();
     rows_.begin_at(length);
   }
+  /// The blocks of a table that `restore` makes. O(1).
+  [[nodiscard]] Index blocks_to_restore(Pos length, Pos settled, PosRange missing) const noexcept {
+    const Pos end = ceil_div(length, block_tokens_);
+    const Pos first = first_to_restore(end, rows_to_restore(settled, missing), missing);
+    return Index{std::min(kept_blocks_, end)} + std::max(end - first, 0);
+  }
   /// Makes it the table of a sequence that has the rows that one of length `settled` retains, and those of the blocks
   /// that `drop` leaves, but none of `missing`. The blocks are no_block, and to be set. Throws std::bad_alloc; nothing
   /// has changed then.
   void restore(Pos length, Pos settled, PosRange missing) {
-    RetainedRows rows(rows_.rule());
-    rows.retain(settled);
-    rows.lose(missing.last);
-    const Pos end = ceil_div(length, block_tokens_);
-    Pos first = kept_blocks_;
-    if (rows.drops() && end > kept_blocks_) {
-      const Pos seen = rows.from() / block_tokens_;
-      const Pos with_slack = std::max(rows.from() - slack_, 0) / block_tokens_;
-      first = std::max({first, with_slack, std::min(ceil_div(missing.last, block_tokens_), seen)});
-    }
-    blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
+    const RetainedRows rows = rows_to_restore(settled, missing);
+    blocks_.assign(static_cast<std::size_t>(blocks_to_restore(length, settled, missing)), no_block);
     gone_ = 0;
-    set_first(first);
+    set_first(first_to_restore(ceil_div(length, block_tokens_), rows, missing));
     count_end();
     rows_ = rows;
     missing_ = missing;
@@ -278,6 +275,21 @@ class GroupTable {
   }
 
  private:
+  [[nodiscard]] RetainedRows rows_to_restore(Pos settled, PosRange missing) const noexcept {
+    RetainedRows rows(rows_.rule());
+    rows.retain(settled);
+    rows.lose(missing.last);
+    return rows;
+  }
+  /// The number of the first block behind the kept ones of a restored table that ends before number `end`.
+  [[nodiscard]] Pos first_to_restore(Pos end, const RetainedRows& rows, PosRange missing) const noexcept {
+    if (!rows.drops() || end <= kept_blocks_) {
+      return kept_blocks_;
+    }
+    const Pos seen = rows.from() / block_tokens_;
+    const Pos with_slack = std::max(rows.from() - slack_, 0) / block_tokens_;
+    return std::max({kept_blocks_, with_slack, std::min(ceil_div(missing.last, block_tokens_), seen)});
+  }
   void set_first(Pos first) noexcept {
     if (first == first_) {
       return;

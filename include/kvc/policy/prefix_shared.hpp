@@ -135,7 +135,8 @@ class PrefixShared<Eviction, Hash, Events>
     return access([&](const auto& p) { return p.match_length(prompt, options); });
   }
   /// Whether there is room for a prompt and `reserve` more tokens, beside config().watermark blocks. A group that drops
-  /// rows needs room for those that it keeps and for one pass: config().pass_tokens. Changes nothing. O(prompt.size()).
+  /// rows needs room for those that it keeps and for one pass: config().pass_tokens. Changes nothing.
+  /// O(prompt.size() + blocks of the reserve).
   [[nodiscard]] Admission admission(std::span<const Token> prompt, Pos reserve = 0,
                                     const OpenOptions& options = {}) const {
     return access([&](const auto& p) { return p.admission(prompt, reserve, options); });

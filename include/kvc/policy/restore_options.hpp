@@ -36,6 +36,7 @@ struct RestoreOptions {
   /// Of a model with recurrent layers: the states that there are, by ascending length, the last one of `length`. None
   /// of an empty sequence.
   std::span<const RestoredState> states{};
+  Pos tokens = 0;  ///< so many publish_tokens will name: memory for them is taken now, so that it needs none then
 };
 
 namespace detail {
@@ -64,6 +65,7 @@ inline void require_valid(const RestoreOptions& options, const GroupRules& rules
             "positions that no row behind the sequence sees");
   }
   require_between(options.shared, Pos{0}, options.length, "options.shared");
+  require_between(options.tokens, Pos{0}, options.length, "options.tokens");
   const bool has_states = !rules.states.empty() && options.length > 0;
   require(options.states.empty() || has_states, "options.states.size()", options.states.size(),
           "0: there are no recurrent layers, or no tokens");

@@ -50,7 +50,8 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
 /// a block unused at its end. Where no grain that divides block_tokens allows that, the heaviest group's blocks hold up
 /// to four times as many; where that does not either, what wastes least: less than 1 / (8 * block_tokens) of a block.
 /// A block has room for the state of one layer at least: where states are large, it holds as many positions more.
-/// O(groups).
+/// Throws std::invalid_argument if no size below 2^31 is a multiple of a grain that divides block_tokens and of that of
+/// each group. O(groups).
 [[nodiscard]] inline BlockSizes block_sizes(const GroupRules& rules, Pos block_tokens) {
   constexpr double most_waste = 1.0 / 64;
   Index heaviest = 1;
@@ -67,8 +68,13 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
     Index largest = 0, smallest = max_pos;  // weight of the positions in a block
     for (const GroupRule& rule : rules.groups) {
       const Index unit = std::lcm(Index{node_tokens}, Index{rule.grain});
-      const Index unit_weight = unit * rule.row_weight;
-      const Index units = std::max<Index>((2 * parts * node_tokens * heaviest + unit_weight) / (2 * unit_weight), 1);
+      if (unit > max_pos) {
+        waste = 2;
+        return BlockSizes{};  // no block holds a multiple of both
+      }
+      const Index weight = parts * node_tokens * heaviest, unit_weight = unit * rule.row_weight;
+      const Index rest = weight % unit_weight;  // rounded to the nearest
+      const Index units = std::max<Index>(weight / unit_weight + (rest >= unit_weight - rest ? 1 : 0), 1);
       const Index tokens = std::min(units, Index{max_pos} / unit) * unit;
       sizes.tokens.push_back(static_cast<Pos>(tokens));
       largest = std::max(largest, tokens * rule.row_weight);
@@ -109,6 +115,10 @@ inline void add_states(BlockSizes& sizes, const GroupRules& rules) {
       }
     }
   }
+  require(
+      !best.tokens.empty(), "config.block_tokens", block_tokens,
+      "a number with a divisor whose least common multiple with the grain of each group (tokens_per_row) is less than "
+      "2^31");
   add_states(best, rules);
   return best;
 }

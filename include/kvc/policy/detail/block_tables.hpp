@@ -216,7 +216,7 @@ class BlockTables {
   }
   template <class F>
   void for_each_run(const Sequence& s, PosRange range, F&& f) const {
-    for_each_block_run(s.table, block_tokens_, range, f);
+    kvc::for_each_block_run(s.table, block_tokens_, range, f);
   }
 
   [[nodiscard]] Index copied_tokens() const noexcept { return copied_tokens_; }

@@ -118,8 +118,8 @@ class CachedPrefixList {
       const auto tokens = std::as_const(nodes_.index).tokens(node);
       tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
     }
-    for_each_found_block(nodes_, rules_, hit, path,
-                         [&](std::size_t g, Pos number, BlockId block) { add(g, number, length, block); });
+    detail::for_each_found_block(nodes_, rules_, hit, path,
+                                 [&](std::size_t g, Pos number, BlockId block) { add(g, number, length, block); });
     std::vector<Pos> numbers(nodes_.groups(), 0);
     for (const BlockId block : blocks_.cross(root)) {
       const std::size_t g = nodes_.group(block);

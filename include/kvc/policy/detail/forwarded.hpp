@@ -115,7 +115,8 @@ class Forwarded {
   {
     return access([&](const P& p) { return p.match_length(prompt, options); });
   }
-  /// Whether there is room for a prompt and `reserve` more tokens. Takes none. O(prompt.size()).
+  /// Whether there is room for a prompt and `reserve` more tokens. Takes none. O(prompt.size() + blocks of the reserve).
+  /// Throws std::invalid_argument if they are more than 2^31 - 1 tokens.
   [[nodiscard]] Admission admission(TokenSpan prompt, Pos reserve = 0, const OpenOptions& options = {}) const
     requires AdmitsRequests<P>
   {

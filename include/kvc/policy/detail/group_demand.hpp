@@ -34,15 +34,15 @@ class GroupDemand {
     return std::max(prefill, decode);
   }
   /// The blocks that a sequence holds at most which begins with `from` positions, is extended to `size` in passes of
-  /// at most `pass` tokens, and then `reserve` times by one. Ends as soon as they are more than `room`. O(passes *
-  /// groups).
+  /// at most `pass` tokens, and then `reserve` times by one. Ends as soon as they are more than `room`.
+  /// O((passes + blocks that `reserve` tokens take) * groups).
   ///   found   [groups] blocks that others hold: they do not count as long as the sequence has them
   [[nodiscard]] Index peak_blocks(Pos from, Pos size, Pos pass, Pos reserve, std::span<const PosRange> found,
                                   Index room) const noexcept {
     Index peak = 0;
     for (Pos length = from; length < size + reserve && peak <= room;) {
       const Pos next = length < size ? length + std::min(pass, static_cast<Pos>(size - length)) : length + 1;
-      Index blocks = states();
+      Index blocks = states(), room_until = max_pos;  // until then no group takes a block more
       for (std::size_t g = 0; g < rules_.groups.size(); ++g) {
         const GroupRule& rule = rules_.groups[g];
         const Pos tokens = sizes_.tokens[g];
@@ -53,9 +53,11 @@ class GroupDemand {
         const Pos end = ceil_div(rule.cross_rows > 0 ? rule.cross_rows : next, tokens);
         blocks +=
             std::min(kept, end) + std::max(end - first, 0) - std::max(others.last - std::max(others.first, first), 0);
+        room_until = rule.cross_rows > 0 ? room_until : std::min(room_until, Index{end} * tokens);
       }
       peak = std::max(peak, blocks);
-      length = next;
+      // One token after the other: between two steps that take a block, blocks can only be dropped.
+      length = length < size ? next : static_cast<Pos>(room_until);
     }
     return peak;
   }

@@ -101,7 +101,7 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
         states_.restored(options.states, std::max(options.length - rules_.rewind, 0), grain);
     const StateTable* const their_states = like == nullptr ? nullptr : &like->states;
     s.states.reserve(states.size());
-    if (!restore_tables(blocks_, rules_, s, like, options, states_.blocks_to_restore(states, their_states))) {
+    if (!detail::restore_tables(blocks_, rules_, s, like, options, states_.blocks_to_restore(states, their_states))) {
       return std::nullopt;
     }
     states_.restore(s.states, states, their_states);
@@ -257,20 +257,22 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
 
   [[nodiscard]] Index copied_tokens() const noexcept { return extender_.copies().tokens(); }
   /// Fills in what sequences and their blocks say of one group; `stats.block_tokens` stays. O(blocks + table entries).
-  void add_to(Stats& stats, Index group) const { add_held_blocks(*this, blocks_.size(), at_group(group), stats); }
+  void add_to(Stats& stats, Index group) const {
+    detail::add_held_blocks(*this, blocks_.size(), at_group(group), stats);
+  }
   /// The same of all groups together.
   void add_to(Stats& stats) const {
     for (Index group = 0; group < this->groups(); ++group) {
       add_to(stats, group);
     }
-    add_held_states(*this, blocks_.size(), stats);
+    detail::add_held_states(*this, blocks_.size(), stats);
     stats.blocks_total = blocks_.size();
     stats.sequences = sequences_.size();
     stats.copies = extender_.copies().count();
     stats.copied_tokens = copied_tokens();
   }
   /// Checks each sequence against its own counts; returns the references to each block. Throws InvariantError.
-  [[nodiscard]] BlockArray<std::int32_t> verify() const { return count_references(*this, blocks_.size()); }
+  [[nodiscard]] BlockArray<std::int32_t> verify() const { return detail::count_references(*this, blocks_.size()); }
 
  protected:
   // --- the steps of an extension, for a policy that does more between them -------------------------------------------

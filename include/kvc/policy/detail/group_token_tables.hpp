@@ -90,6 +90,8 @@ class GroupTokenTables
   }
   /// As that of GroupTables. Tokens become known by publish_tokens.
   std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
+    require_valid(options, Base::rules_);
+    this->at(seq).state.tokens.reserve(static_cast<std::size_t>(options.tokens));
     std::optional<Extension> extension = Base::try_restore(seq, options, node_tokens_);
     if (extension) {
       auto& state = this->at(seq).state;
@@ -121,9 +123,11 @@ class GroupTokenTables
     commit_blocks(s);
   }
   void truncate(SeqId seq, Pos length) {
+    Sequence& s = this->at(seq);
+    s.lengths.check_truncate(seq, length);
+    this->require_retained(s, length, "length");
     ++blocks_.now;
     Base::truncate(seq, length);
-    Sequence& s = this->at(seq);
     if (length < indexed(s)) {
       Parent last = s.state.last;
       Parent cut = last;

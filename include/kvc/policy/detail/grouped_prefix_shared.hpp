@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
@@ -182,8 +183,8 @@ class GroupedPrefixShared
       const Retained& retained = tables_.rules().groups[g].retained;
       const Pos tokens = blocks_.nodes.block_tokens(g);  // blocks without gaps, so that the index takes them
       const Pos from = retained.everything() ? 0 : retained.first_seen(length) / tokens * tokens;
-      const Pos kept = ceil_div(retained.kept, tokens) * tokens;
-      missing[g] = from > kept ? PosRange{kept, from} : PosRange{0, 0};
+      const Index kept = ceil_div(Index{retained.kept}, Index{tokens}) * tokens;
+      missing[g] = from > kept ? PosRange{static_cast<Pos>(kept), from} : PosRange{0, 0};
     }
     const RestoredState state{length, false};
     RestoreOptions options{.length = length, .missing = std::span(missing).first(tables_.rules().groups.size())};
@@ -235,7 +236,7 @@ class GroupedPrefixShared
     if (!s.state.expects) {
       return false;
     }
-    require(static_cast<Pos>(prefix.size()) == s.lengths.committed, "prefix.size()", prefix.size(),
+    require(std::cmp_equal(prefix.size(), s.lengths.committed), "prefix.size()", prefix.size(),
             "that of the expected prefix: its groups have what a hit of this length needs");
     tables_.publish_tokens(s, prefix);
     s.state.expects = false;

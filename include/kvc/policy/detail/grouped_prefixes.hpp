@@ -53,7 +53,7 @@ class GroupedPrefixes : public GroupTokenTables<Blocks> {
 
   /// The longest valid hit of `tokens`: see find_hit. `reserve_path` has made room in `path`.
   [[nodiscard]] Hit match(Parent root, std::span<const Token> tokens, std::vector<BlockId>& path) const noexcept {
-    return find_hit(blocks_.nodes, this->rules(), !blocks_.cross(root).empty(), root, tokens, path);
+    return detail::find_hit(blocks_.nodes, this->rules(), !blocks_.cross(root).empty(), root, tokens, path);
   }
   void reserve_path(std::vector<BlockId>& path, std::span<const Token> tokens) const {
     path.reserve(tokens.size() / static_cast<std::size_t>(node_tokens_));
@@ -61,7 +61,7 @@ class GroupedPrefixes : public GroupTokenTables<Blocks> {
   /// f(group, number, block) for the blocks of a hit: see for_each_found_block.
   template <class F>
   void for_each_found(const Hit& hit, std::span<const BlockId> path, F&& f) const noexcept {
-    for_each_found_block(blocks_.nodes, this->rules(), hit, path, f);
+    detail::for_each_found_block(blocks_.nodes, this->rules(), hit, path, f);
   }
 
   /// A new sequence with the tables of what is found of `tokens`, which begin the prompt. References nothing yet.

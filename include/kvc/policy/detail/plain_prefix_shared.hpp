@@ -144,8 +144,9 @@ class PlainPrefixShared : public PrefixPolicyBase<PrefixSharedConfig<Eviction>, 
   }
 
   void truncate(SeqId seq, Pos length) {
-    ++blocks_.now;
     Sequence& s = tables_.at(seq);
+    s.lengths.check_truncate(seq, length);
+    ++blocks_.now;
     tables_.truncate(seq, length);
     s.state.cached_blocks = std::min(s.state.cached_blocks, tables_.full_blocks(length));
     tables_.forget_unknown_from(s, length);

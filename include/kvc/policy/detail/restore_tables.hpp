@@ -42,15 +42,29 @@ template <class Blocks, class Sequence>
     }
   };
   const auto is_shared = [&](std::size_t g, Pos number) {
-    return like != nullptr && shares_block(*like, g, number, options);
+    return like != nullptr && detail::shares_block(*like, g, number, options);
   };
+  struct Rows {
+    Pos length, settled;
+    PosRange missing;
+  };
+  const auto rows_of = [&](std::size_t g) {
+    return rules.groups[g].cross_rows > 0
+               ? Rows{rules.groups[g].cross_rows, 0, {0, 0}}
+               : Rows{options.length, std::max(options.length - rules.rewind, 0), missing_of(rules, g, options)};
+  };
+  Index held = 0;
+  for_each_restored([&](std::size_t g, const GroupTable& table) {
+    const Rows rows = rows_of(g);
+    held += table.blocks_to_restore(rows.length, rows.settled, rows.missing);
+  });
+  if (held > blocks.size()) {  // no table is made whose blocks, shared or not, are more than there are
+    return false;
+  }
   Index taken = beside;
   for_each_restored([&](std::size_t g, GroupTable& table) {
-    if (table.grows()) {
-      table.restore(options.length, std::max(options.length - rules.rewind, 0), missing_of(rules, g, options));
-    } else {
-      table.restore(rules.groups[g].cross_rows, 0, {0, 0});
-    }
+    const Rows rows = rows_of(g);
+    table.restore(rows.length, rows.settled, rows.missing);
     table.for_each_number([&](Pos number) { taken += is_shared(g, number) ? 0 : 1; });
   });
   if (taken > blocks.available()) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -47,9 +48,11 @@ class CostAware : public EvictionDefaults {
 
   /// No block is cached; the default config. Throws std::bad_alloc. O(blocks).
   explicit CostAware(Index blocks) : CostAware(blocks, Config{}) {}
-  /// No block is cached. Throws std::invalid_argument if config.slope is negative, and std::bad_alloc. O(blocks).
+  /// No block is cached. Throws std::invalid_argument if config.slope is negative or infinite, and std::bad_alloc.
+  /// O(blocks).
   CostAware(Index blocks, const Config& config) : slope_(config.slope), heap_(blocks), entries_(blocks) {
-    require(config.slope >= 0, "config.eviction.slope", config.slope, "at least 0");
+    require(config.slope >= 0 && std::isfinite(config.slope), "config.eviction.slope", config.slope,
+            "finite and at least 0");
   }
 
   /// Counts a use of each block found. O(found).

@@ -235,9 +235,10 @@ class ReuseHazard {
     std::uint64_t released = 0;
   };
 
-  /// Small pools have room for as many ghosts as blocks: a prompt may need all of them.
+  /// Small pools have room for as many ghosts as blocks: a prompt may need all of them. Blocks and ghosts together have
+  /// numbers below 2^31.
   [[nodiscard]] static Index most_ghosts(Index blocks) noexcept {
-    return std::max<Index>({1, std::min<Index>(blocks, 4096), blocks / 8});
+    return std::min(std::max<Index>({1, std::min<Index>(blocks, 4096), blocks / 8}), Index{max_pos} - blocks);
   }
 
   [[nodiscard]] Choice choice(BlockId block, std::uint64_t now) const noexcept {
