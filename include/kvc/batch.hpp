@@ -173,7 +173,7 @@ inline void add_gap(BatchTables& tables, Pos length, Pos covered, Pos start, Pos
 template <class P>
 void add_group_runs(const P& policy, Index group, std::span<const SeqId> sequences, BatchTables& tables) {
   const auto visit = [&](SeqId seq, Pos length, auto f) { policy.for_each_run(seq, group, {0, length}, f); };
-  add_runs(sequences, tables, visit);
+  detail::add_runs(sequences, tables, visit);
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     Pos covered = 0;
     Pos start = tables.seq_lens[i];
@@ -213,7 +213,7 @@ void add_group_blocks(const P& policy, Index group, std::span<const SeqId> seque
     const Pos kept = tables.retained.kept;
     Pos rows_from = 0;
     if (!tables.retained.everything() && length > kept) {
-      rows_from = first_retained(policy, sequences[i], group, start > covered ? start : kept, length);
+      rows_from = detail::first_retained(policy, sequences[i], group, start > covered ? start : kept, length);
     }
     add_gap(tables, length, static_cast<Pos>(std::min(covered, Index{length})), start,
             rows_from > kept ? rows_from : 0);
@@ -320,15 +320,16 @@ template <HoldsGroups P>
 template <class Cache, std::ranges::input_range Appends>
   requires Policy<typename Cache::PolicyType>
 [[nodiscard]] BatchTables make_tables(const Cache& cache, const Appends& appends) {
-  return detail::with_rows_of(
-      cache, appends, [&](auto sequences, auto queries) { return make_tables(cache.policy(), sequences, queries); });
+  return detail::with_rows_of(cache, appends, [&](auto sequences, auto queries) {
+    return kvc::make_tables(cache.policy(), sequences, queries);
+  });
 }
 /// The same of one layer group: of layer i that of number cache.layers().place(i).group.
 template <class Cache, std::ranges::input_range Appends>
   requires HoldsGroups<typename Cache::PolicyType>
 [[nodiscard]] BatchTables make_tables(const Cache& cache, Index group, const Appends& appends) {
   return detail::with_rows_of(cache, appends, [&](auto sequences, auto queries) {
-    return make_tables(cache.policy(), group, sequences, queries);
+    return kvc::make_tables(cache.policy(), group, sequences, queries);
   });
 }
 
@@ -336,13 +337,13 @@ template <class Cache, std::ranges::input_range Appends>
 /// the whole batch. O(blocks of the batch, padded). Throws as make_tables does.
 template <BlockTablePolicy P>
 [[nodiscard]] BatchIndex make_batch(const P& policy, std::span<const SeqId> sequences, std::span<const Pos> queries) {
-  return detail::in_both_forms(make_tables(policy, sequences, queries));
+  return detail::in_both_forms(kvc::make_tables(policy, sequences, queries));
 }
 /// The same of one layer group.
 template <GroupTablePolicy P>
 [[nodiscard]] BatchIndex make_batch(const P& policy, Index group, std::span<const SeqId> sequences,
                                     std::span<const Pos> queries) {
-  return detail::in_both_forms(make_tables(policy, group, sequences, queries));
+  return detail::in_both_forms(kvc::make_tables(policy, group, sequences, queries));
 }
 
 /// The tables of the sequences of `appends` (a range of Append), each with the rows that its append reserves.
@@ -350,13 +351,13 @@ template <GroupTablePolicy P>
 template <class Cache, std::ranges::input_range Appends>
   requires BlockTablePolicy<typename Cache::PolicyType>
 [[nodiscard]] BatchIndex make_batch(const Cache& cache, const Appends& appends) {
-  return detail::in_both_forms(make_tables(cache, appends));
+  return detail::in_both_forms(kvc::make_tables(cache, appends));
 }
 /// The same of one layer group.
 template <class Cache, std::ranges::input_range Appends>
   requires GroupTablePolicy<typename Cache::PolicyType>
 [[nodiscard]] BatchIndex make_batch(const Cache& cache, Index group, const Appends& appends) {
-  return detail::in_both_forms(make_tables(cache, group, appends));
+  return detail::in_both_forms(kvc::make_tables(cache, group, appends));
 }
 
 }  // namespace v0

@@ -39,7 +39,7 @@ template <KvView View, class Ex = Sequential>
   requires Executor<Ex>
 void decode(const View& kv, MatrixArg<float> q, const AttentionOutput& out, const AttentionOptions& options = {},
             Ex&& executor = {}) {
-  decode(std::span<const View>(&kv, 1), q, out, options, executor);
+  kvc::decode(std::span<const View>(&kv, 1), q, out, options, executor);
 }
 
 }  // namespace v0

@@ -241,7 +241,7 @@ class ExpandedCall {
 
   template <class Ex>
   void run(Ex& executor) {
-    const Index rows = queries_.size(), workers = std::min(heads_, concurrency(executor));
+    const Index rows = queries_.size(), workers = std::min(heads_, detail::concurrency(executor));
     const Index row_pad = padded(extents_.row_dim);
     const Index work_floats = padded(split_keys * extents_.key_dim) + padded(split_keys * extents_.value_dim) +
                               RowStates::size(rows, extents_.value_dim);
@@ -287,7 +287,7 @@ class ExpandedCall {
   void read_rows(Index split) {
     using T = typename View::Element;
     for_each_range(split, [&](KeyRange range) {
-      for_each_run_of(kv_, 0, range, [&](const KvRun<T>& run) {
+      detail::for_each_run_of(kv_, 0, range, [&](const KvRun<T>& run) {
         for (Index r = 0; r < run.rows; ++r) {
           decode_key(run, r, extents_.row_dim, latent_.row(run.first + r - split * split_keys));
         }
@@ -395,8 +395,8 @@ void prefill_expanded(std::span<const View> views, std::span<const SequenceRows>
     require(kv.kv_heads() == 1, "kv_heads", kv.kv_heads(), "1: latent rows serve all query heads");
     require(kv.key_dim() == extents.row_dim, "key_dim of the view", kv.key_dim(),
             "row_dim of the expansion, " + std::to_string(extents.row_dim));
-    const AttentionDims dims = attention_dims(ExpandedSplit(nullptr, nullptr, extents, 0, kv.length()), q,
-                                              options);  // checks the options
+    const AttentionDims dims = kvc::attention_dims(ExpandedSplit(nullptr, nullptr, extents, 0, kv.length()), q,
+                                                   options);  // checks the options
     out.require_fits(dims, count);
     require_retained(kv, 0, visible_keys(positions_of(rows[b]).first, positions_of(rows[b]).last, kv.length(), options),
                      static_cast<Index>(b));

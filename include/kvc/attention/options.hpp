@@ -194,7 +194,7 @@ template <KvView View>
 void require_retained(const View& kv, Index head, const VisibleKeys& keys, Index sequence) {
   for (const KeyRange& range : {keys.kept, keys.recent}) {
     Index next = range.first;
-    for_each_run_of(kv, head, range, [&](const auto& run) {
+    detail::for_each_run_of(kv, head, range, [&](const auto& run) {
       const bool is_next = run.first == next && run.rows >= 1 && run.rows <= range.last - next;
       next += is_next ? run.rows : Index{0};
     });

@@ -98,7 +98,7 @@ template <KvView View, class Ex = Sequential>
   requires Executor<Ex>
 void prefill(const View& kv, PosRange queries, MatrixArg<float> q, const AttentionOutput& out,
              const AttentionOptions& options = {}, Ex&& executor = {}) {
-  const AttentionDims dims = attention_dims(kv, q, options);
+  const AttentionDims dims = kvc::attention_dims(kv, q, options);
   require(queries.size() == q.rows(), "queries", queries, "as many positions as q has rows");
   out.require_fits(dims, q.rows());
   const detail::SequenceRows rows{0, q.rows(), Index{queries.first}};

@@ -26,7 +26,7 @@ template <KvView View>
 void reference(const View& kv, PosRange queries, MatrixArg<float> q, const AttentionOutput& out,
                const AttentionOptions& options = {}) {
   using T = typename View::Element;
-  const AttentionDims dims = attention_dims(kv, q, options);
+  const AttentionDims dims = kvc::attention_dims(kv, q, options);
   const Index H = dims.query_heads, G = dims.group, D = dims.key_dim, Dv = dims.value_dim;
   require(queries.size() == q.rows(), "queries", queries, "as many positions as q has rows");
   out.require_fits(dims, q.rows());

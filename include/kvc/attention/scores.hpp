@@ -32,7 +32,7 @@ template <KvView View>
 void attention_scores(const View& kv, PosRange queries, MatrixRef<const float> q, ScoreStage stage,
                       MatrixRef<float> out, const AttentionOptions& options = {}) {
   using T = typename View::Element;
-  const AttentionDims dims = attention_dims(kv, q, options);
+  const AttentionDims dims = kvc::attention_dims(kv, q, options);
   const Index n = q.rows();
   require(queries.size() == n, "queries", queries, "as many positions as q has rows");
   require_extents(out, dims.query_heads * n, kv.length(), "out");

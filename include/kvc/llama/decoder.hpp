@@ -110,13 +110,13 @@ void attend(const Cache& cache, Index layer, Pos window, std::span<const BatchPa
     }
     if (views.empty()) {
       const Index rows = part.positions.size();
-      prefill(cache.view(layer, part.seq), part.positions, q.middle_rows(part.row, rows),
-              out.middle_rows(part.row, rows), options, ex);
+      kvc::prefill(cache.view(layer, part.seq), part.positions, q.middle_rows(part.row, rows),
+                   out.middle_rows(part.row, rows), options, ex);
       parts = parts.subspan(1);
     } else {
       const auto rows = static_cast<Index>(views.size());
-      decode(std::span<const typename Cache::View>(views), q.middle_rows(part.row, rows),
-             out.middle_rows(part.row, rows), options, ex);
+      kvc::decode(std::span<const typename Cache::View>(views), q.middle_rows(part.row, rows),
+                  out.middle_rows(part.row, rows), options, ex);
       parts = parts.subspan(views.size());
     }
   }
@@ -147,7 +147,7 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
     require(cache.layers() == c.cache_layers().with_rewind(cache.layers().rewind()), "cache.layers()",
             "of another model", "config.cache_layers() of this one");
   } else {
-    require_one_group(cache, "llama::dec");
+    kvc::require_one_group(cache, "llama::dec");
     require(cache.shape() == c.cache_shape(), "cache.shape()", "of another model", "config.cache_shape() of this one");
   }
   require(static_cast<Index>(tokens.size()) == batch.rows(), "tokens.size()", tokens.size(),
@@ -169,8 +169,8 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
     {
       Matrix k(x.rows(), c.kv_dim());
       Matrix v(x.rows(), c.kv_dim());
-      linear(h, w.wk, k, ex);
-      linear(h, w.wv, v, ex);
+      llama::linear(h, w.wk, k, ex);
+      llama::linear(h, w.wv, v, ex);
       rope(Interleaved{}, model.rope, batch.positions(), k, c.head_dim());
       for (std::size_t i = 0; i < steps.size(); ++i) {
         const Index first = batch.parts()[i].row;
@@ -190,27 +190,27 @@ Matrix forward(const Model& model, Cache& cache, std::span<const typename Cache:
     // Attention over all positions up to each row's own.
     Matrix q(x.rows(), c.dim);
     Matrix out(x.rows(), c.dim);
-    linear(h, w.wq, q, ex);
+    llama::linear(h, w.wq, q, ex);
     rope(Interleaved{}, model.rope, batch.positions(), q, c.head_dim());
-    attend(cache, l, c.window_of(l), batch.parts(), q, out, ex);
+    detail::attend(cache, l, c.window_of(l), batch.parts(), q, out, ex);
     tap(l, q, out);
-    linear(out, w.wo, h, ex);
+    llama::linear(out, w.wo, h, ex);
     x += h;
 
     // The feed-forward network.
     Matrix gate(x.rows(), c.hidden_dim);
     Matrix up(x.rows(), c.hidden_dim);
     rms_norm(x, w.ffn_norm, c.norm_epsilon, h);
-    linear(h, w.w_gate, gate, ex);
-    linear(h, w.w_up, up, ex);
+    llama::linear(h, w.w_gate, gate, ex);
+    llama::linear(h, w.w_up, up, ex);
     swiglu(gate, up);
-    linear(gate, w.w_down, h, ex);
+    llama::linear(gate, w.w_down, h, ex);
     x += h;
   }
 
   Matrix logits(x.rows(), c.vocab_size);
   rms_norm(x, model.final_norm, c.norm_epsilon, h);
-  linear(h, model.classifier(), logits, ex);
+  llama::linear(h, model.classifier(), logits, ex);
   return logits;
 }
 
@@ -251,7 +251,7 @@ template <class Cache, Executor Ex = Sequential, class OnLayer = NoLayerHook>
 [[nodiscard]] Matrix dec(const Model& model, Cache& cache, const typename Cache::Append& step,
                          std::span<const Token> tokens, Logits logits = Logits::last, Ex&& ex = {},
                          OnLayer&& on_layer = {}) {
-  return dec(model, cache, std::span(&step, 1), tokens, logits, ex, on_layer);
+  return llama::dec(model, cache, std::span(&step, 1), tokens, logits, ex, on_layer);
 }
 
 }  // namespace llama

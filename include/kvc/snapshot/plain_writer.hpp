@@ -39,7 +39,7 @@ class PlainWriter {
               const SaveOptions& options = {})
       : cache_(&cache), slots_(collect(sequences, options)), out_(sink) {
     written_.resize(static_cast<std::size_t>(cache.shape().layers), false);
-    write_contents(out_, describe(cache), contents_);
+    write_contents(out_, snapshot::describe(cache), contents_);
   }
 
   [[nodiscard]] const Contents& contents() const noexcept { return contents_; }
@@ -69,7 +69,7 @@ class PlainWriter {
  private:
   [[nodiscard]] std::vector<layout::SlotSpan> collect(std::span<const SavedSequence> sequences,
                                                       const SaveOptions& options) {
-    set_description(contents_, describe(*cache_));
+    set_description(contents_, snapshot::describe(*cache_));
     Collector collector(contents_);
     const Policy& policy = cache_->policy();
     if constexpr (KeepsPrefixes<Policy>) {
@@ -78,7 +78,7 @@ class PlainWriter {
       }
     }
     for (const SavedSequence& saved : sequences) {
-      History history = history_of(policy, saved, options);
+      History history = detail::history_of(policy, saved, options);
       std::vector<SlotRun> runs;
       policy.for_each_run(saved.seq, {0, history.length}, [&](const SlotRun& run) { runs.push_back(run); });
       collector.add_sequence(history.salt, std::move(runs), std::move(history.tokens));

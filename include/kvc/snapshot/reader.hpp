@@ -99,7 +99,7 @@ class Reader {
         return Parts(std::in_place_index<1>, cache, source, options);
       }
     }
-    require_one_group(cache, "snapshot::Reader");
+    kvc::require_one_group(cache, "snapshot::Reader");
     return Parts(std::in_place_index<0>, cache, source, options);
   }
 

@@ -139,7 +139,7 @@ template <class Cache>
 /// The same, to be written.
 template <class Cache>
 [[nodiscard]] io::ByteSpan writable_state_bytes(Cache& cache, Index model_layer, SeqId seq, Pos length) {
-  const io::ConstByteSpan state = state_bytes(cache, model_layer, seq, length);
+  const io::ConstByteSpan state = detail::state_bytes(cache, model_layer, seq, length);
   auto* const pool = reinterpret_cast<std::byte*>(cache.data());
   return {pool + (state.data() - pool), state.size()};
 }

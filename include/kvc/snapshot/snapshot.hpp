@@ -59,7 +59,7 @@ void save(const Cache& cache, std::span<const SavedSequence> sequences, io::Byte
 template <class Cache>
 void save(const Cache& cache, std::span<const SavedSequence> sequences, const std::filesystem::path& path,
           const SaveOptions& options = {}) {
-  io::replace_file(path, [&](io::ByteSink& sink) { save(cache, sequences, sink, options); });
+  io::replace_file(path, [&](io::ByteSink& sink) { snapshot::save(cache, sequences, sink, options); });
 }
 /// The same with the tokens and salts that the policy knows. `to` is a sink or a path.
 template <class Cache, class To>
@@ -68,14 +68,14 @@ void save(const Cache& cache, std::span<const SeqId> sequences, To&& to, const S
   for (const SeqId seq : sequences) {
     saved.push_back({seq, {}, {}});
   }
-  save(cache, std::span<const SavedSequence>(saved), std::forward<To>(to), options);
+  snapshot::save(cache, std::span<const SavedSequence>(saved), std::forward<To>(to), options);
 }
 /// Saves the whole cache: all open sequences in the order of Cache::sequences(), and the cached blocks. `to` is a sink
 /// or a path.
 template <class Cache, class To>
   requires(std::derived_from<std::remove_cvref_t<To>, io::ByteSink> || std::convertible_to<To, std::filesystem::path>)
 void save(const Cache& cache, To&& to, const SaveOptions& options = {}) {
-  save(cache, std::span<const SeqId>(cache.sequences()), std::forward<To>(to), options);
+  snapshot::save(cache, std::span<const SeqId>(cache.sequences()), std::forward<To>(to), options);
 }
 
 /// Adds the sequences and cached blocks of a snapshot to a cache. Empty if there is no room for all of them; nothing
@@ -99,7 +99,7 @@ template <class Cache>
 [[nodiscard]] std::optional<Loaded> try_load(Cache& cache, const std::filesystem::path& path,
                                              const LoadOptions& options = {}) {
   io::FileSource source(path);
-  return try_load(cache, source, options);
+  return snapshot::try_load(cache, source, options);
 }
 
 /// As try_load, but throws CapacityError if there is no room.
@@ -118,7 +118,7 @@ Loaded load(Cache& cache, io::ByteSource& source, const LoadOptions& options = {
 template <class Cache>
 Loaded load(Cache& cache, const std::filesystem::path& path, const LoadOptions& options = {}) {
   io::FileSource source(path);
-  return load(cache, source, options);
+  return snapshot::load(cache, source, options);
 }
 
 }  // namespace snapshot

@@ -109,7 +109,7 @@ void kv_view_conformance(const V& view, std::span<const PosRange> retained, std:
 template <KvView V>
 void kv_view_conformance(const V& view, std::string_view name = "the view") {
   const PosRange all{0, view.length()};
-  kv_view_conformance(view, std::span(&all, 1), name);
+  testing::kv_view_conformance(view, std::span(&all, 1), name);
 }
 
 }  // namespace testing

@@ -118,7 +118,7 @@ void space_conformance(S& space, std::string_view name = "the space") {
   }
   const GridCopy grid{to + 8, from + 16, 24, {2, 3, 4}, {4000, 1000, 40}};
   check_copy(
-      "a copy of a grid", [&] { copy_ranges(space, grid); },
+      "a copy of a grid", [&] { kvc::copy_ranges(space, grid); },
       [&](std::ptrdiff_t i) -> std::ptrdiff_t {
         const std::ptrdiff_t x = i - 8, within = x % 1000 % 40;
         const bool copied = x >= 0 && x / 4000 < 2 && x % 4000 / 1000 < 3 && x % 1000 / 40 < 4 && within < 24;

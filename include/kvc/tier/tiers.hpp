@@ -59,10 +59,10 @@ template <class Cache>
 concept TierableCache =
     ExpectsPrefixes<BarePolicy<typename Cache::PolicyType>> && IndexesNodes<BarePolicy<typename Cache::PolicyType>> &&
     KeepsPrefixes<BarePolicy<typename Cache::PolicyType>> && !LocksItself<typename Cache::PolicyType> &&
-    requires(Cache & cache) {
-  { cache.events() } -> std::same_as<EventCallback&>;
-  requires std::remove_cvref_t<decltype(cache.space())>::host_accessible;
-};
+    requires(Cache& cache) {
+      { cache.events() } -> std::same_as<EventCallback&>;
+      requires std::remove_cvref_t<decltype(cache.space())>::host_accessible;
+    };
 
 /// Only of a cache that is no TierableCache: says what is missing.
 template <class Cache>
@@ -392,7 +392,7 @@ class Tiers<Cache> {
     }
   }
   static std::string format(const Cache& cache, const std::string& model) {
-    return model + '\n' + fingerprint(cache, FingerprintOf::blocks).text;
+    return model + '\n' + kvc::fingerprint(cache, FingerprintOf::blocks).text;
   }
   template <class... Stores>
   static std::vector<detail::TierLink> make_tiers(const TiersConfig& config, Index blocks, Stores&... stores) {

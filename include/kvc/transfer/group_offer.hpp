@@ -57,7 +57,7 @@ template <HoldsGroups P>
   if (retained.everything()) {
     return {0, 0};
   }
-  const PosRange now = not_held(policy, seq, group, std::min(length, policy.reserved(seq)));
+  const PosRange now = detail::not_held(policy, seq, group, std::min(length, policy.reserved(seq)));
   if (policy.length(seq) >= length) {
     return now;
   }
@@ -116,11 +116,11 @@ struct Promised {
 template <HoldsGroups P>
 Promised append_groups(std::vector<std::byte>& body, const StoredLayers& layers, const P& policy, SeqId seq,
                        Pos length) {
-  Promised promised{{}, states_at(policy, seq, length)};
+  Promised promised{{}, detail::states_at(policy, seq, length)};
   std::vector<PosRange>& gone = promised.gone;
   for (std::size_t g = 0; g < layers.groups().size(); ++g) {
     const auto group = static_cast<Index>(g);
-    gone.push_back(gone_at(policy, seq, group, length));
+    gone.push_back(detail::gone_at(policy, seq, group, length));
     append_record(body, OfferedGroupRecord{layers.groups()[g], policy.block_tokens(group), gone.back().first,
                                            gone.back().last, 0});
   }

@@ -45,7 +45,7 @@ class RowSink {
   [[nodiscard]] bool can_ever_hold(const Offered& offered) const {
     if constexpr (RestoresSequences<Policy>) {
       if (!layers_.is_plain()) {
-        return can_ever_hold_groups(*cache_, offered.length, offered.tokens);
+        return detail::can_ever_hold_groups(*cache_, offered.length, offered.tokens);
       }
     }
     return detail::can_ever_hold(*cache_, offered.length);
@@ -55,7 +55,7 @@ class RowSink {
                                                                   Pos reserve_tokens, const Retention& retention) {
     if constexpr (RestoresSequences<Policy>) {
       if (!layers_.is_plain()) {
-        return reserve_groups(*cache_, layers_, offered, body, reserve_tokens, retention);
+        return detail::reserve_groups(*cache_, layers_, offered, body, reserve_tokens, retention);
       }
     }
     return detail::reserve(*cache_, offered, body, reserve_tokens, retention);

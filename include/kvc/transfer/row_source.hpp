@@ -52,7 +52,7 @@ class RowSource {
                   kvc::detail::concat({"at least ", std::to_string(least), ", from which on group ",
                                        std::to_string(group), " retains what a row sees"}));
         }
-        promised = append_groups(body, layers_, policy, seq, length);
+        promised = detail::append_groups(body, layers_, policy, seq, length);
       }
     }
     return promised;

@@ -165,7 +165,7 @@ void attend(std::span<const View> views, std::span<const SequenceRows> rows, Ind
   if (views.empty()) {
     return;
   }
-  const AttentionDims dims = attention_dims(views.front(), q, options);
+  const AttentionDims dims = kvc::attention_dims(views.front(), q, options);
   for (const View& view : views) {
     require(view.kv_heads() == dims.kv_heads, "kv_heads of a view", view.kv_heads(), "that of the first view");
     require(view.key_dim() == dims.key_dim, "key_dim of a view", view.key_dim(), "that of the first view");

@@ -314,8 +314,8 @@ class LoadPlanner {
       return false;
     }
     copied_.resize(bytes_.most_bytes());
-    with_pool_place(cache_, keys_, there, state_,
-                    [&](const PoolPlace& from) { bytes_.copy_out(from, copied_.data()); });
+    detail::with_pool_place(cache_, keys_, there, state_,
+                            [&](const PoolPlace& from) { bytes_.copy_out(from, copied_.data()); });
     bytes_.copy_in(place(load, item), copied_.data());
     for (std::size_t step = 0; step < load.steps; ++step) {
       load.unit(step, item) = {Load::State::in_place, Load::from_pool};

@@ -287,7 +287,7 @@ class Writer {
       const auto size = static_cast<double>(bytes_.bytes(keys_.slot(block)));
       const BlockCost cost{miss_cost(tier, keys_.depth(block), size), size};
       const double value =
-          block_value(cache_.policy().eviction(), keys_.pool_block(block), cache_.policy().time(), cost);
+          kvc::block_value(cache_.policy().eviction(), keys_.pool_block(block), cache_.policy().time(), cost);
       const bool more = value > tier.mean_value;
       tier.mean_value += (value - tier.mean_value) / 256;
       tier.stats.not_worth += more ? 0 : 1;
@@ -316,7 +316,7 @@ class Writer {
   /// f(PoolPlace) of a cached block; of states with the blocks of all layers.
   template <class F>
   void with_place(TierBlock block, F&& f) noexcept {
-    with_pool_place(cache_, keys_, block, state_, f);
+    detail::with_pool_place(cache_, keys_, block, state_, f);
   }
   [[nodiscard]] Staged* free_stage() noexcept {
     const auto found = std::ranges::find(staged_, Use::free, &Staged::use);
