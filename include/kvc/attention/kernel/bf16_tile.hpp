@@ -101,8 +101,9 @@ class Bf16Tile : public FloatSumTile<T> {
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
     if (!once_) {
-      pack_keys(StoredKeys{rows_->k, key_dim_}, rows_->first / simd::lanes, ceil_div(rows_->last, Index{simd::lanes}),
-                query_floats(key_dim_) / simd::lanes, keys_, prefetcher_);
+      detail::pack_keys(StoredKeys{rows_->k, key_dim_}, rows_->first / simd::lanes,
+                        ceil_div(rows_->last, Index{simd::lanes}), query_floats(key_dim_) / simd::lanes, keys_,
+                        prefetcher_);
     }
   }
   template <int R>

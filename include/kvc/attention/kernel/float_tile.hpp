@@ -246,11 +246,11 @@ class FloatTile : public FloatSumTile<T> {
     if (!once_ && !is_long_) {
       const Index first = rows_->first / simd::lanes, last = ceil_div(rows_->last, Index{simd::lanes});
       if constexpr (is_plain<T>) {
-        pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_keys_,
-                  prefetcher_);
+        detail::pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_keys_,
+                          prefetcher_);
       } else {
-        pack_keys(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last, padded(key_dim_) / simd::lanes,
-                  packed_keys_, prefetcher_);
+        detail::pack_keys(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last, padded(key_dim_) / simd::lanes,
+                          packed_keys_, prefetcher_);
       }
     }
   }
