@@ -6,8 +6,11 @@
 
 #include "bench.hpp"
 #include "kvc/cuda/decode.cuh"
+#include "kvc/cuda/decode_latent.cuh"
 #include "kvc/cuda/space.cuh"
 #include "kvc/element/quantized.hpp"
+#include "kvc/layout/layer_groups.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 
@@ -54,16 +57,29 @@ std::vector<kvc::SeqId> grow(Cache& cache, const Setup& setup) {
   return sequences;
 }
 
-template <class T, class P>
+/// Fills a pool with random rows: codes, then scales, where these lie in planes.
+template <Format F, class Cache>
+void fill_pool(Cache& cache, int row, cudaStream_t stream) {
+  auto* const pool = reinterpret_cast<std::byte*>(cache.data());
+  const Index bytes = cache.layout().size() * static_cast<Index>(sizeof(typename Cache::Storage));
+  if constexpr (requires { cache.layout().k_scale_stride(); }) {
+    const Index codes = cache.layout().k_scales(kvc::BlockId{0}, 0, 0, 0);
+    fill<Format::fp8_e4m3>(pool, codes, row, stream);  // any codes
+    fill<F>(pool + codes, bytes - codes, 4, stream);
+  } else {
+    fill<F>(pool, bytes, row, stream);
+  }
+}
+
+template <class T, class P, class L = kvc::HeadMajor>
 void run(const Setup& setup, const typename P::Config& config) {
   constexpr Format F = cuda::format_of<T>;
   cudaStream_t stream = nullptr;
   KVC_CUDA(cudaStreamCreate(&stream));
   {
-    kvc::KvCache<T, P, kvc::HeadMajor, cuda::DeviceSpace> cache(
-        {.layers = setup.layers, .kv_heads = kv_heads, .key_dim = dim}, config, cuda::DeviceSpace(stream));
-    const Index pool_bytes = cache.layout().size() * static_cast<Index>(sizeof(kvc::StorageOf<T>));
-    fill<F>(cache.data(), pool_bytes, cuda::row_bytes(F, dim), stream);
+    kvc::KvCache<T, P, L, cuda::DeviceSpace> cache({.layers = setup.layers, .kv_heads = kv_heads, .key_dim = dim},
+                                                   config, cuda::DeviceSpace(stream));
+    fill_pool<F>(cache, cuda::row_bytes(F, dim), stream);
     const std::vector<kvc::SeqId> sequences = grow(cache, setup);
     const std::vector<Pos> queries(sequences.size(), setup.rows);
     const Index rows = setup.batch * setup.rows;
@@ -109,10 +125,50 @@ void run(const Setup& setup, const typename P::Config& config) {
   KVC_CUDA(cudaStreamDestroy(stream));
 }
 
-template <class T>
+template <class T, class L = kvc::HeadMajor>
 void paged(const Setup& setup) {
   const Index blocks = setup.batch * ((setup.positions + 15) / 16 + 1) + setup.prefix / 16 + 2;
-  run<T, kvc::Paged>(setup, {.blocks = blocks, .block_tokens = 16});
+  run<T, kvc::Paged, L>(setup, {.blocks = blocks, .block_tokens = 16});
+}
+/// Latent rows of 576 elements with values of 512. Few heads are limited by memory, many by products.
+void latent(const Setup& setup, Index heads) {
+  constexpr Index key_dim = 576, value_dim = 512;
+  cudaStream_t stream = nullptr;
+  KVC_CUDA(cudaStreamCreate(&stream));
+  {
+    kvc::LayerGroups layers;
+    layers.add({.kv_heads = 1, .key_dim = key_dim, .value_dim = value_dim, .latent = true}, setup.layers);
+    const Index blocks = setup.batch * ((setup.positions + 15) / 16 + 1) + 2;
+    kvc::KvCache<Scalar, kvc::Paged, kvc::HeadMajor, cuda::DeviceSpace> cache(
+        layers, {.blocks = blocks, .block_tokens = 16}, cuda::DeviceSpace(stream));
+    fill<Format::bf16>(cache.data(), cache.pool_bytes(), 2 * key_dim, stream);
+    const std::vector<kvc::SeqId> sequences = grow(cache, setup);
+    const kvc::BatchTables tables = kvc::make_tables(cache.policy(), std::span<const kvc::SeqId>(sequences),
+                                                     std::span<const Pos>(std::vector<Pos>(sequences.size(), 1)));
+    cuda::Batch batch(
+        {.sequences = setup.batch, .blocks = static_cast<Index>(tables.kv_indices.size()), .queries = setup.batch});
+    cuda::DecodeWork work({.sequences = setup.batch,
+                           .positions = setup.batch * setup.positions,
+                           .query_heads = heads,
+                           .kv_heads = 1,
+                           .dim = key_dim,
+                           .format = Format::bf16,
+                           .value_dim = value_dim});
+    batch.upload(tables, stream);
+    work.upload(tables, {}, stream);
+    const auto elements = static_cast<std::size_t>(setup.batch * heads);
+    const cuda::DeviceBuffer q(elements * key_dim * 2), out(elements * value_dim * 2);
+    fill<Format::bf16>(q.data(), static_cast<Index>(elements) * key_dim * 2, 2 * key_dim, stream);
+    const auto positions = static_cast<double>(setup.batch * setup.positions);
+    const auto measured = times(stream, 30, [&](int i) {
+      cuda::decode_latent(cuda::view(cache, i % setup.layers), batch, work, reinterpret_cast<const Scalar*>(q.data()),
+                          reinterpret_cast<Scalar*>(out.data()), {.scale = 0.07F}, stream);
+    });
+    heads < 64
+        ? report(setup.name, "bytes", positions * key_dim * 2, measured)
+        : report(setup.name, "flops", positions * static_cast<double>(2 * heads * (key_dim + value_dim)), measured);
+  }
+  KVC_CUDA(cudaStreamDestroy(stream));
 }
 template <class T>
 void contiguous(const Setup& setup) {
@@ -126,6 +182,9 @@ int main() {
   contiguous<Scalar>({"decode bf16, 64 x 8192, contiguous", 64, 8192});
   paged<kvc::Fp8E4M3>({"decode fp8, 64 x 8192, paged 16", 64, 8192});
   paged<kvc::Int8>({"decode int8, 64 x 8192, paged 16", 64, 8192});
+  paged<kvc::Int8, kvc::ScalePlanes<kvc::HeadMajor>>({"decode int8, 64 x 8192, scales in planes", 64, 8192});
+  latent({"decode latent bf16, 64 x 8192, 16 heads", 64, 8192}, 16);
+  latent({"decode latent bf16, 64 x 8192, 128 heads", 64, 8192}, 128);
   paged<Scalar>({"decode bf16, 1 x 131072, paged 16", 1, 131072});
   paged<Scalar>({"decode bf16, 1 x 8192, paged 16", 1, 8192, 0, true, 16});
   paged<Scalar>({"decode bf16, 256 x 1024, paged 16", 256, 1024});

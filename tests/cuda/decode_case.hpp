@@ -91,6 +91,21 @@ inline float lse_difference(std::span<const float> got, std::span<const float> e
   return largest;
 }
 
+/// Stores the key of a slot, or its value, in a pool of Element<T> with this layout, its scales where that has them.
+template <class T, class L>
+void put_row(const L& layout, kvc::StorageOf<T>* pool, bool is_key, kvc::BlockId block, Index layer, Index head,
+             Pos slot, const float* from, Index dim) {
+  kvc::StorageOf<T>* const to =
+      pool + (is_key ? layout.k(block, layer, head, slot) : layout.v(block, layer, head, slot));
+  if constexpr (kvc::ScaledElement<T> && kvc::ScalePlaneLayout<L>) {
+    kvc::Element<T>::encode_parts(
+        from, dim, to,
+        pool + (is_key ? layout.k_scales(block, layer, head, slot) : layout.v_scales(block, layer, head, slot)));
+  } else {
+    kvc::Element<T>::encode(from, dim, to);
+  }
+}
+
 /// The parameters of a case.
 struct DecodeSpec {
   Index layers = 2;
@@ -201,10 +216,9 @@ class DecodeCase {
       for (Index head = 0; head < spec.kv_heads; ++head) {
         for (Pos r = 0; r < run.count; ++r) {
           const Index at = (run.first - step.range().first + r) * width + head * spec.dim;
-          kvc::Element<T>::encode(k.data() + at, spec.dim,
-                                  cache.data() + cache.layout().k(run.block, layer(), head, run.offset + r));
-          kvc::Element<T>::encode(v.data() + at, spec.dim,
-                                  cache.data() + cache.layout().v(run.block, layer(), head, run.offset + r));
+          const Pos slot = run.offset + r;
+          put_row<T>(cache.layout(), cache.data(), true, run.block, layer(), head, slot, k.data() + at, spec.dim);
+          put_row<T>(cache.layout(), cache.data(), false, run.block, layer(), head, slot, v.data() + at, spec.dim);
         }
       }
     });

@@ -291,6 +291,26 @@ inline void launch(dim3 grid, unsigned threads, const std::function<void()>& bod
   }
 }
 
+/// What a launch waits for that may begin before those before it have ended: their writes appear, by appear(), when all
+/// threads of a block wait for them, and not before.
+struct LaunchesBefore {
+  std::function<void()> appear;
+  unsigned waiting = 0;  // threads of the block
+};
+inline LaunchesBefore*& launches_before() {
+  static LaunchesBefore* before = nullptr;
+  return before;
+}
+inline void wait_for_launches_before() {
+  if (LaunchesBefore* const before = launches_before()) {
+    Block& block = *Block::current();
+    if (++before->waiting == block.threads()) {
+      before->appear();
+    }
+    block.wait_until([before, &block] { return before->waiting >= block.threads(); });
+  }
+}
+
 struct ThreadIndex {
   struct X {
     operator unsigned() const { return Block::current()->thread(); }  // NOLINT: as threadIdx.x converts

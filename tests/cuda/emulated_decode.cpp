@@ -9,6 +9,8 @@
 #include "emulate_attention.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
+#include "kvc/layout/layer_major.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "prefill_case.hpp"
@@ -29,7 +31,7 @@ std::vector<std::uint16_t> run(DecodeCase<T, P, L, Q>& c, const kvc::BatchTables
   if (lse != nullptr) {
     lse->assign(static_cast<std::size_t>(tables.size() * c.query_heads()), std::nanf(""));
   }
-  emulate_decode<D, N, Wide, cuda::format_of<T>, Q>(
+  emulate_decode<D, N, Wide, cuda::format_in<T, L>, Q>(
       c.layer_view(), tables, static_cast<std::int32_t>(c.spec.group), reinterpret_cast<const std::byte*>(q.data()),
       reinterpret_cast<std::byte*>(out.data()), c.options(), share, lse == nullptr ? nullptr : lse->data());
   return out;
@@ -100,6 +102,30 @@ TEST_CASE("emulated decode: int8, whose rows are not aligned, dim 104 of 128", "
                                                               {.blocks = 60, .block_tokens = 16}, 2e-2F);
   check<64, 1, 2, kvc::Int8, Format::f16, kvc::Paged, Token>({.kv_heads = 3, .group = 3, .lengths = {64, 7}},
                                                              {.blocks = 60, .block_tokens = 3}, 1e-2F);
+}
+
+// Whether scales lie in rows or in planes, and whether rows are loaded 16 bytes at a time, changes no bit.
+TEST_CASE("emulated decode: int8 with scales in planes has the bits of int8 with scales in rows", "[cuda]") {
+  const auto both = [](const DecodeSpec& spec, auto dim, const kvc::Paged::Config& config) {
+    constexpr int D = decltype(dim)::value;
+    using Planes = kvc::ScalePlanes<kvc::HeadMajor>;
+    check<D, 1, D <= 128 ? 2 : 1, kvc::Int8, Format::bf16, kvc::Paged, Planes>(spec, config, 2e-2F);
+    DecodeCase<kvc::Int8, kvc::Paged, Planes, Format::bf16> planes(spec, config);
+    DecodeCase<kvc::Int8, kvc::Paged, kvc::HeadMajor, Format::bf16> rows(spec, config);
+    REQUIRE(planes.q == rows.q);
+    REQUIRE(run<D, 1, 1>(planes, planes.tables, planes.q, true) == run<D, 1, 1>(rows, rows.tables, rows.q, true));
+  };
+  both({.group = 4, .lengths = {1, 31, 520}}, std::integral_constant<int, 64>{}, {.blocks = 60, .block_tokens = 16});
+  both({.kv_heads = 1, .group = 3, .dim = 128, .lengths = {300, 64}}, std::integral_constant<int, 128>{},
+       {.blocks = 60, .block_tokens = 16});
+  both({.kv_heads = 1, .group = 3, .dim = 104, .lengths = {90}}, std::integral_constant<int, 128>{},
+       {.blocks = 60, .block_tokens = 7});
+  both({.kv_heads = 1, .group = 3, .dim = 192, .lengths = {90}}, std::integral_constant<int, 192>{},
+       {.blocks = 60, .block_tokens = 16});
+  both({.kv_heads = 1, .group = 3, .dim = 256, .lengths = {90}}, std::integral_constant<int, 256>{},
+       {.blocks = 60, .block_tokens = 16});
+  check<64, 1, 2, kvc::Int8, Format::f16, kvc::Contiguous, kvc::ScalePlanes<kvc::LayerMajor<kvc::TokenMajor>>>(
+      {.kv_heads = 1, .group = 8, .lengths = {70, 1}}, {.sequences = 2, .max_tokens = 100}, 1e-2F);
 }
 
 TEST_CASE("emulated decode: dims 192 and 256", "[cuda]") {

@@ -10,6 +10,7 @@
 #include "emulate_attention.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "prefill_case.hpp"
@@ -28,8 +29,8 @@ std::vector<std::byte> run(PrefillCase<T, P, L, Q>& c, const kvc::BatchTables& t
   if (lse != nullptr) {
     lse->assign(static_cast<std::size_t>(tables.queries() * c.query_heads()), std::nanf(""));
   }
-  emulate_prefill<D, cuda::format_of<T>, Q>(c.layer_view(), tables, c.query_heads(), q.data(), out.data(), c.options(),
-                                            lse == nullptr ? nullptr : lse->data());
+  emulate_prefill<D, cuda::format_in<T, L>, Q>(c.layer_view(), tables, c.query_heads(), q.data(), out.data(),
+                                               c.options(), lse == nullptr ? nullptr : lse->data());
   return out;
 }
 
@@ -312,6 +313,14 @@ TEST_CASE("emulated prefill: rows of bytes become 16-bit elements in shared memo
   check<128, kvc::Fp8E4M3, Format::bf16>(spec, {.blocks = 20, .block_tokens = 16}, 2e-2F);
   check<128, kvc::Int8, Format::bf16, kvc::TokenMajor, kvc::Contiguous>(spec, {.sequences = 2, .max_tokens = 140},
                                                                         2e-2F);
+  // Scales in planes change no bit.
+  using Planes = kvc::ScalePlanes<kvc::HeadMajor>;
+  PrefillCase<kvc::Int8, kvc::Paged, Planes, Format::bf16> planes(spec, {.blocks = 20, .block_tokens = 16});
+  PrefillCase<kvc::Int8, kvc::Paged, kvc::HeadMajor, Format::bf16> rows(spec, {.blocks = 20, .block_tokens = 16});
+  REQUIRE(planes.q == rows.q);
+  const bool same = run<128>(planes, planes.tables, planes.q) == run<128>(rows, rows.tables, rows.q);
+  const bool same_plain = run<0>(planes, planes.tables, planes.q) == run<0>(rows, rows.tables, rows.q);
+  REQUIRE((same && same_plain));
 }
 
 TEST_CASE("emulated prefill: scales of rows that a row does not see are not noticed, even NaN", "[cuda]") {

@@ -14,6 +14,7 @@
 #include "kvc/cuda/rows_kernel.cuh"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "kvc/llama/rope.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
@@ -124,21 +125,21 @@ void check_append(const typename P::Config& config, const kvc::Shape& shape, cud
     const std::vector<std::byte> k_in = as_input<I>(k), v_in = as_input<I>(v);
     std::vector<std::byte> q_in = as_input<I>(q);
     for (Index layer = 0; layer < shape.layers; ++layer) {
-      const cuda::AppendArguments<cuda::format_of<T>> a{layer_of(cache, layer),
-                                                        batch.view,
-                                                        k_in.data(),
-                                                        v_in.data(),
-                                                        q_in.data(),
-                                                        heads * dim,
-                                                        heads * value_dim,
-                                                        query_heads * dim,
-                                                        layer == 0 ? static_cast<std::int32_t>(query_heads) : 0,
-                                                        rope};
+      const cuda::AppendArguments<cuda::format_in<T, L>> a{layer_of(cache, layer),
+                                                           batch.view,
+                                                           k_in.data(),
+                                                           v_in.data(),
+                                                           q_in.data(),
+                                                           heads * dim,
+                                                           heads * value_dim,
+                                                           query_heads * dim,
+                                                           layer == 0 ? static_cast<std::int32_t>(query_heads) : 0,
+                                                           rope};
       kvc_emulation::launch({2}, cuda::detail::rows_threads, [&] {
         if (dim <= 128 && value_dim <= 128) {
-          cuda::append_kernel<I, cuda::format_of<T>, true>(a);
+          cuda::append_kernel<I, cuda::format_in<T, L>, true>(a);
         } else {
-          cuda::append_kernel<I, cuda::format_of<T>, false>(a);
+          cuda::append_kernel<I, cuda::format_in<T, L>, false>(a);
         }
       });
     }
@@ -286,11 +287,14 @@ TEST_CASE("emulated append: the bytes of the CPU, for every element type", "[cud
   check_append<kvc::Fp8E4M3, Format::bf16, kvc::Paged, Head, None>(paged, shape, no_rope, 0, 4);
   check_append<kvc::Int8, Format::f32, kvc::Contiguous, Token, None>({.sequences = 3, .max_tokens = 30}, shape, no_rope,
                                                                      0, 5);
+  check_append<kvc::Int8, Format::f32, kvc::Paged, kvc::ScalePlanes<Head>, None>(paged, shape, no_rope, 0, 5);
 }
 
 TEST_CASE("emulated append: dims that differ, and beyond a half of a warp", "[cuda]") {
   const kvc::Paged::Config paged{.blocks = 20, .block_tokens = 7};
   check_append<kvc::Int8, Format::bf16, kvc::Paged, kvc::HeadMajor, kvc::llama::Interleaved>(
+      paged, {.layers = 1, .kv_heads = 2, .key_dim = 192, .value_dim = 104}, no_rope, 0, 6);
+  check_append<kvc::Int8, Format::bf16, kvc::Paged, kvc::ScalePlanes<kvc::TokenMajor>, kvc::llama::Interleaved>(
       paged, {.layers = 1, .kv_heads = 2, .key_dim = 192, .value_dim = 104}, no_rope, 0, 6);
   check_append<kvc::Fp8E4M3, Format::f32, kvc::Paged, kvc::TokenMajor, kvc::llama::Interleaved>(
       paged, {.layers = 1, .kv_heads = 2, .key_dim = 72, .value_dim = 128}, no_rope, 0, 7);
@@ -311,7 +315,7 @@ TEST_CASE("emulated rows: gathered, lost and scattered, a sequence is what it wa
     using Unit = decltype(unit);
     auto& cache = *cache_of;
     using Cache = std::remove_reference_t<decltype(cache)>;
-    constexpr Format F = cuda::format_of<typename Cache::Element>;
+    constexpr Format F = decltype(layer_of(cache, 1))::format;
     std::memset(static_cast<void*>(cache.data()), 0, bytes_of(cache));
     Random random(11);
     auto* const bytes = reinterpret_cast<unsigned char*>(cache.data());
@@ -335,7 +339,7 @@ TEST_CASE("emulated rows: gathered, lost and scattered, a sequence is what it wa
       cache.policy().for_each_run(seq, all, [&](const kvc::SlotRun& run) {
         for (Pos i = 0; i < run.count; ++i) {
           std::memset(static_cast<void*>(cache.data() + cache.layout().k(run.block, 1, 0, run.offset + i)), 0,
-                      static_cast<std::size_t>(cuda::row_bytes(F, static_cast<int>(cache.shape().key_dim))));
+                      static_cast<std::size_t>(cache.shape().key_dim));
         }
       });
     }
@@ -349,6 +353,9 @@ TEST_CASE("emulated rows: gathered, lost and scattered, a sequence is what it wa
   check(&paged, uint4{});
   kvc::KvCache<kvc::Int8, kvc::Contiguous, kvc::TokenMajor> contiguous(shape, {.sequences = 2, .max_tokens = 20});
   check(&contiguous, std::uint32_t{});
+  kvc::KvCache<kvc::Int8, kvc::Paged, kvc::ScalePlanes<kvc::HeadMajor>> planes(shape,
+                                                                               {.blocks = 20, .block_tokens = 3});
+  check(&planes, std::uint32_t{});
 }
 
 TEST_CASE("emulated copies: what a policy asks for, in few launches, as if at once", "[cuda]") {
@@ -356,6 +363,7 @@ TEST_CASE("emulated copies: what a policy asks for, in few launches, as if at on
     CAPTURE(seed);
     check_copies<float, kvc::HeadMajor, Paged4>(seed);
     check_copies<kvc::Int8, kvc::TokenMajor, Paged7>(seed);
+    check_copies<kvc::Int8, kvc::ScalePlanes<kvc::TokenMajor>, Paged4>(seed);
     check_copies<Eigen::half, kvc::TokenMajor, GrowFirst>(seed);
     check_copies<kvc::Fp8E4M3, kvc::HeadMajor, Reserve>(seed);
     check_copies<float, kvc::HeadMajor, Prefix4>(seed);

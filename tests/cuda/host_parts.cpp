@@ -299,9 +299,76 @@ TEST_CASE("a plan covers every visible position of every sequence once", "[cuda]
         REQUIRE(same);
       }
       for (std::size_t i = 0; i < splits.size(); ++i) {
-        const std::int32_t expected = splits.size() == 1 ? -1 : begin + static_cast<std::int32_t>(i);
-        REQUIRE(partials[{b, splits[i].first}] == expected);
+        const std::int32_t expected = begin + static_cast<std::int32_t>(i);
+        REQUIRE(partials[{b, splits[i].first}] == (splits.size() == 1 ? ~expected : expected));
       }
+    }
+  }
+}
+
+TEST_CASE("a plan in halves computes the same positions, and each half has a place of its own", "[cuda]") {
+  Random random(6);
+  const auto of = [](const cuda::DecodePlan& plan) {
+    // Of each row and head of a group: positions, and the partial result that they go to.
+    std::map<std::array<std::int32_t, 3>, std::int32_t> all;
+    for (const std::vector<cuda::DecodeItem>* items : {&plan.narrow, &plan.wide}) {
+      for (const cuda::DecodeItem& item : *items) {
+        for (std::int32_t m = 0; m < item.members; ++m) {
+          const cuda::DecodeMember member = plan.members[static_cast<std::size_t>(item.first_member + m)];
+          for (std::int32_t head = item.first_head; head < item.first_head + item.heads; ++head) {
+            for (Pos p = item.first; p < item.last; ++p) {
+              const bool is_new = all.insert({{member.row, head, p}, member.place()}).second;
+              REQUIRE(is_new);
+            }
+          }
+        }
+      }
+    }
+    return all;
+  };
+  for (int round = 0; round < 30; ++round) {
+    std::vector<std::vector<std::int32_t>> blocks;
+    std::vector<Pos> lengths;
+    const int sequences = random.between(1, 5);
+    for (int i = 0; i < sequences; ++i) {
+      lengths.push_back(random.between(0, 1400));
+      std::vector<std::int32_t> own(static_cast<std::size_t>(kvc::ceil_div(lengths.back(), 16)));
+      std::iota(own.begin(), own.end(), random.one_in(2) ? 0 : 1000 * i);
+      blocks.push_back(own);
+    }
+    const kvc::Retained seen{.window = random.one_in(3) ? random.between(1, 700) : 0};
+    const std::int32_t group = random.between(1, 12);
+    const cuda::DecodePlan whole = cuda::make_decode_plan(tables_of(16, blocks, lengths), group, seen, {8, 16});
+    cuda::DecodePlan plan = whole;
+    cuda::halve(plan);
+    REQUIRE((whole.parts == 1 && plan.parts == 2));
+    REQUIRE(plan.partial_begin == whole.partial_begin);
+    REQUIRE(plan.members.size() <= 2 * whole.members.size());
+    REQUIRE(plan.narrow.size() <= 2 * whole.narrow.size());
+    REQUIRE(plan.wide.size() <= 2 * whole.wide.size());
+    const auto before = of(whole), after = of(plan);
+    REQUIRE(before.size() == after.size());
+    for (const auto& [at, place] : before) {
+      const Pos half = at[2] % cuda::split_positions / cuda::half_positions;
+      REQUIRE(after.at(at) == 2 * place + half);
+    }
+    // Every half that nothing computes is named by the one that is.
+    std::set<std::int32_t> computed, empty;
+    for (const std::vector<cuda::DecodeItem>* items : {&plan.narrow, &plan.wide}) {
+      for (const cuda::DecodeItem& item : *items) {
+        REQUIRE(item.first / cuda::half_positions == (item.last - 1) / cuda::half_positions);
+        for (std::int32_t m = 0; m < item.members; ++m) {
+          const cuda::DecodeMember member = plan.members[static_cast<std::size_t>(item.first_member + m)];
+          REQUIRE(member.partial >= 0);
+          computed.insert(member.partial);
+          if (item.empty != 0) {
+            empty.insert(member.partial + item.empty);
+          }
+        }
+      }
+    }
+    for (std::int32_t place = 0; place < 2 * plan.splits(); ++place) {
+      REQUIRE(computed.count(place) + empty.count(place) == 1);
     }
   }
 }

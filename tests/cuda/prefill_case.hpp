@@ -181,18 +181,19 @@ class PrefillCase {
   void append(kvc::SeqId seq, Pos count) {
     auto step = cache.extend_without_tokens(seq, count);
     std::vector<float> row(static_cast<std::size_t>(std::max(spec.key_dim, spec.value_dim)));
-    const auto encode = [&](Index dim, kvc::StorageOf<T>* to) {
+    const auto put = [&](bool is_key, kvc::BlockId block, Index head, Pos slot) {
       for (float& x : row) {
         x = normal_(random_);
       }
-      kvc::Element<T>::encode(row.data(), dim, to);
+      put_row<T>(cache.layout(), cache.data(), is_key, block, layer(), head, slot, row.data(),
+                 is_key ? spec.key_dim : spec.value_dim);
     };
     // Writes only the layer that is read: an Append expects them all.
     cache.policy().for_each_run(seq, step.range(), [&](const kvc::SlotRun& run) {
       for (Pos r = 0; r < run.count; ++r) {  // positions in the outer loop, so that values do not depend on the runs
         for (Index head = 0; head < spec.kv_heads; ++head) {
-          encode(spec.key_dim, cache.data() + cache.layout().k(run.block, layer(), head, run.offset + r));
-          encode(spec.value_dim, cache.data() + cache.layout().v(run.block, layer(), head, run.offset + r));
+          put(true, run.block, head, run.offset + r);
+          put(false, run.block, head, run.offset + r);
         }
       }
     });

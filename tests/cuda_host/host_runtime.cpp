@@ -81,9 +81,9 @@ struct DecodeCall {
   explicit DecodeCall(HostCase& c)
       : host(c), batch({.sequences = 8, .blocks = 200, .queries = 8}), work(limits_of(c)), out(c.q.size()) {}
 
-  void upload(const kvc::BatchTables& tables, bool share = true) {
+  void upload(const kvc::BatchTables& tables, bool share = true, cuda::SmallItems small = cuda::SmallItems::where_few) {
     batch.upload(tables, &stream);
-    work.upload(tables, {}, &stream, share);
+    work.upload(tables, {}, &stream, share, cuda::QueryRows::last, small);
   }
   void decode() {
     cuda::decode(host.layer_view(), batch, work, reinterpret_cast<const Bf16*>(host.q.data()),
@@ -91,9 +91,9 @@ struct DecodeCall {
   }
 
   HostCase& host;
+  kvc_runtime::Stream stream;  // outlives what waits for it
   cuda::Batch batch;
   cuda::DecodeWork work;
-  kvc_runtime::Stream stream;
   std::vector<std::uint16_t> out;
 };
 
@@ -108,7 +108,7 @@ std::vector<std::string> names(const Runtime& runtime) {
 
 }  // namespace
 
-TEST_CASE("host side: a decode is three launches and asks the driver for next to nothing", "[cuda]") {
+TEST_CASE("host side: a decode is as many launches as have work and asks the driver for next to nothing", "[cuda]") {
   Runtime& runtime = fresh();
   HostCase c({.kv_heads = 1, .group = 4, .lengths = {600, 3, 0, 70}}, {.blocks = 80, .block_tokens = 16});
   DecodeCall call(c);
@@ -119,11 +119,75 @@ TEST_CASE("host side: a decode is three launches and asks the driver for next to
   runtime.calls.clear();
   runtime.launches.clear();
   call.decode();
-  REQUIRE(names(runtime) == std::vector<std::string>{"decode_kernel", "decode_kernel", "merge_kernel"});
-  REQUIRE(runtime.launches[0].grid.x == 6);  // as many as the device holds
-  REQUIRE(runtime.launches[2].grid.x == 8 * 4 * 2);
-  REQUIRE(runtime.calls_but({"decode_kernel", "merge_kernel", "cudaGetDevice", "cudaGetLastError"}) == 0);
+  REQUIRE(names(runtime) == std::vector<std::string>{"decode_kernel", "merge_kernel"});  // no item has many rows
+  REQUIRE(runtime.launches[0].grid.x == 6);                                              // as many as the device holds
+  REQUIRE(runtime.launches[1].grid.x == 8 * 4 * 2);
+  REQUIRE((!runtime.launches[0].dependent && runtime.launches[1].dependent));
+  REQUIRE(runtime.calls_but(
+              {"decode_kernel", "merge_kernel", "cudaGetDevice", "cudaGetLastError", "cudaStreamIsCapturing"}) == 0);
+  REQUIRE(runtime.calls["cudaStreamIsCapturing"] == 1);
   kvc_runtime::wait(&call.stream);
+
+  // Every row is one item: nothing is merged. No row: nothing is launched.
+  HostCase small({.kv_heads = 1, .group = 4, .lengths = {512, 3, 70}}, {.blocks = 80, .block_tokens = 16});
+  DecodeCall other(small);
+  other.upload(small.tables, true, cuda::SmallItems::never);
+  runtime.launches.clear();
+  other.decode();
+  REQUIRE(names(runtime) == std::vector<std::string>{"decode_kernel"});
+  kvc_runtime::wait(&other.stream);
+  REQUIRE(largest_difference(Format::bf16, other.out, small.expected()) < 2e-2F);
+  kvc::BatchTables none;
+  none.block_tokens = 16;
+  other.upload(none);
+  runtime.launches.clear();
+  other.decode();
+  REQUIRE(runtime.launches.empty());
+  // In a graph, which may run with other plans, there are all three; each after the first may begin before the one
+  // before it has ended.
+  std::vector<std::function<void()>> graph;
+  other.stream.graph = &graph;
+  other.decode();
+  other.stream.graph = nullptr;
+  REQUIRE(names(runtime) == std::vector<std::string>{"decode_kernel", "decode_kernel", "merge_kernel"});
+  REQUIRE((!runtime.launches[0].dependent && runtime.launches[1].dependent && runtime.launches[2].dependent));
+}
+
+TEST_CASE("host side: launches overlap only where the code of the kernel can wait for those before", "[cuda]") {
+  fresh();
+  kvc_runtime::Stream stream;
+  for (const int version : {80, 90}) {
+    Runtime& runtime = fresh();
+    runtime.code_version = version;
+    cuda::detail::PerDevice known;
+    cuda::detail::launch_dependent(known, "a kernel", +[](int) {}, 1, 32, 0, &stream, 0);
+    REQUIRE(runtime.launches.size() == 1);
+    REQUIRE(runtime.launches[0].dependent == (version >= 90));
+  }
+}
+
+TEST_CASE("host side: plans of few items are in halves, with the same bits", "[cuda]") {
+  Runtime& runtime = fresh();
+  HostCase c({.kv_heads = 1, .group = 4, .lengths = {600, 3, 0, 1070}}, {.blocks = 120, .block_tokens = 16});
+  runtime.processors = 100;
+  DecodeCall many(c);
+  runtime.processors = 2;
+  DecodeCall few(c);
+  many.upload(c.tables);
+  few.upload(c.tables);
+  REQUIRE(many.work.has_small_items());
+  REQUIRE(!few.work.has_small_items());
+  few.decode();
+  many.decode();
+  kvc_runtime::wait(&few.stream);
+  kvc_runtime::wait(&many.stream);
+  REQUIRE(few.out == many.out);
+  REQUIRE(largest_difference(Format::bf16, few.out, c.expected()) < 2e-2F);
+  // The same plans by request.
+  few.upload(c.tables, true, cuda::SmallItems::always);
+  many.upload(c.tables, true, cuda::SmallItems::never);
+  REQUIRE(few.work.has_small_items());
+  REQUIRE(!many.work.has_small_items());
 }
 
 TEST_CASE("host side: a graph captured with an empty batch runs with others", "[cuda]") {
@@ -205,7 +269,7 @@ TEST_CASE("host side: queued copies are refused under capture, and launched behi
 
 TEST_CASE("host side: errors name the call, and those that stay are reported by every call", "[cuda]") {
   Runtime& runtime = fresh();
-  HostCase c({.kv_heads = 1, .group = 4, .lengths = {20}}, {.blocks = 10, .block_tokens = 16});
+  HostCase c({.kv_heads = 1, .group = 4, .lengths = {600}}, {.blocks = 40, .block_tokens = 16});
   {
     DecodeCall call(c);
     call.upload(c.tables);

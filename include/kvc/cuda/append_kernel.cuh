@@ -192,9 +192,10 @@ struct Rotation {
   return scale < least ? least : scale > most ? most : scale;
 }
 
-/// Stores eight elements of a row in format F. For Int8, `scale` is the scale of the row; chunk 0 stores it.
+/// Stores eight elements of a row in format F. For Int8, `scale` is the scale of the row; chunk 0 stores it at `scale_to`.
 template <Format F>
-__device__ __forceinline__ void store_elements(std::byte* row, int chunk, int dim, const float (&x)[8], float scale) {
+__device__ __forceinline__ void store_elements(std::byte* row, std::byte* scale_to, int chunk, const float (&x)[8],
+                                               float scale) {
   if constexpr (F == Format::f32) {
     *reinterpret_cast<float4*>(row + 32 * chunk) = {x[0], x[1], x[2], x[3]};
     *reinterpret_cast<float4*>(row + 32 * chunk + 16) = {x[4], x[5], x[6], x[7]};
@@ -220,8 +221,8 @@ __device__ __forceinline__ void store_elements(std::byte* row, int chunk, int di
     auto* const to = reinterpret_cast<std::uint32_t*>(row + 8 * chunk);
     to[0] = words[0];
     to[1] = words[1];
-    if (F == Format::int8 && chunk == 0) {
-      *reinterpret_cast<float*>(row + scale_offset(dim)) = scale;
+    if (is_int8(F) && chunk == 0) {
+      *reinterpret_cast<float*>(scale_to) = scale;
     }
   }
 }
@@ -233,8 +234,10 @@ struct HeadRows {
   std::byte* to;
   Index to_stride;
   int dim;
-  int heads;     ///< that are left; the lane stores as many of them as fit a step
-  bool rotates;  ///< whether its chunk is rotated
+  int heads;                   ///< that are left; the lane stores as many of them as fit a step
+  bool rotates;                ///< whether its chunk is rotated
+  std::byte* scale = nullptr;  ///< of int8: the scale of the first head
+  Index scale_stride = 0;
 };
 
 /// Heads of a step. A step loads all of its chunks before it stores any.
@@ -288,11 +291,12 @@ __device__ __forceinline__ void convert_heads(const HeadRows& rows, int chunk, c
       rotation.apply(interleaved, x, y);
     }
     float scale = 0.0F;
-    if constexpr (F == Format::int8) {
+    if constexpr (is_int8(F)) {
       scale = int8_scale(x, Lanes);  // a warp operation: outside the branch below
     }
     if (inside && i < rows.heads) {
-      store_elements<F>(rows.to + i * rows.to_stride, chunk, rows.dim, x, scale);
+      store_elements<F>(rows.to + i * rows.to_stride, is_int8(F) ? rows.scale + i * rows.scale_stride : nullptr, chunk,
+                        x, scale);
     }
   }
 }
@@ -336,7 +340,7 @@ __global__ void __launch_bounds__(detail::rows_threads, I == Format::f32 ? 2 : 3
         const int head = at_once * (Halves || is_key ? step : step - key_steps);
         const int dim = is_key ? a.kv.key_dim : a.kv.value_dim;
         const Index stride = is_key ? a.k_stride : a.v_stride;
-        const detail::HeadRows heads{
+        detail::HeadRows heads{
             (is_key ? a.k : a.v) + (row * stride + Index{head} * dim) * unit,
             Index{dim} * unit,
             is_key ? a.kv.k_row(location.block, head, location.slot) : a.kv.v_row(location.block, head, location.slot),
@@ -344,6 +348,14 @@ __global__ void __launch_bounds__(detail::rows_threads, I == Format::f32 ? 2 : 3
             dim,
             a.kv.kv_heads - head,
             is_key && rotation.applies};
+        if constexpr (F == Format::int8_planes) {
+          heads.scale = is_key ? a.kv.k_scale(location.block, head, location.slot)
+                               : a.kv.v_scale(location.block, head, location.slot);
+          heads.scale_stride = is_key ? a.kv.k_scales.head : a.kv.v_scales.head;
+        } else if constexpr (F == Format::int8) {
+          heads.scale = heads.to + scale_offset(dim);
+          heads.scale_stride = heads.to_stride;
+        }
         if constexpr (I == F) {
           if (!rotates) {
             detail::copy_heads<F>(heads, chunk);

@@ -71,6 +71,12 @@ inline void check_launch(const char* kernel) {
   check(cudaGetDevice(&device), "cudaGetDevice");
   return device;
 }
+/// Whether the stream is being captured into a graph.
+[[nodiscard]] inline bool is_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
 /// For destructors: prints an error instead of throwing. A driver that is already shut down is not an error.
 inline void report(cudaError_t status, const char* call) noexcept {
   if (status != cudaSuccess && status != cudaErrorCudartUnloading) {
@@ -79,9 +85,7 @@ inline void report(cudaError_t status, const char* call) noexcept {
 }
 /// Throws std::invalid_argument if the stream is being captured into a graph.
 inline void require_no_capture(cudaStream_t stream, const char* operation) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
-  require(status == cudaStreamCaptureStatusNone, kvc::detail::concat({"the stream of ", operation}), "being captured",
+  require(!is_captured(stream), kvc::detail::concat({"the stream of ", operation}), "being captured",
           "outside of a capture: call it before the graph is captured or launched");
 }
 }  // namespace detail

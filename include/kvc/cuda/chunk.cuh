@@ -16,8 +16,8 @@ namespace detail {
 template <Format F>
 inline constexpr int chunk_words = code_bytes(F) * 2;
 
-/// 8 elements as stored. A row starts at a multiple of 16 bytes (f16, bf16), 8 (fp8) or 4 (int8, whose scale lies
-/// between the codes of rows). Int8 rows straddle sectors that the neighbouring rows need too, so they are never
+/// 8 elements as stored. A row starts at a multiple of 16 bytes (f16, bf16), 8 (fp8, and int8 with scales in planes) or 4
+/// (int8, whose scale lies between the codes of rows). Int8 rows straddle sectors that the neighbouring rows need too, so they are never
 /// streamed.
 template <Format F>
 struct Chunk {
@@ -47,6 +47,17 @@ struct Chunk {
       words[2] = all.z;
       words[3] = all.w;
     }
+  }
+  /// Loads this chunk and the next one of a row of bytes, 16 bytes at a multiple of 16.
+  template <bool Streaming>
+  __device__ __forceinline__ void load_both(const std::byte* row, int chunk, Chunk& next) {
+    static_assert(code_bytes(F) == 1);
+    const std::byte* const p = row + 8 * chunk;
+    const uint4 all = Streaming ? device::load_streaming<uint4>(p) : device::load_readonly<uint4>(p);
+    words[0] = all.x;
+    words[1] = all.y;
+    next.words[0] = all.z;
+    next.words[1] = all.w;
   }
   /// Converts exactly to four pairs of format C, in which mma multiplies them.
   template <Format C>

@@ -12,6 +12,11 @@
 // A plan of QueryRows::every computes several rows of a sequence, each with the bits that it has as the only one. It is
 // for speculative decoding, and for few rows after a long prefix: their keys are split among all multiprocessors, and
 // read once for up to 32 rows of queries. prefill() is for many rows.
+//
+// Where a batch has few work items for the device, they are halves of splits (decode_plan.hpp). A layer takes up to three
+// launches: items of few rows, items of many, and the merge. The second and the third may begin while those before them
+// end (from compute capability 9.0 on); launches without work are left out, but in a graph, which may run with other
+// plans.
 #pragma once
 
 #include <cstddef>
@@ -39,17 +44,28 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
+/// Whether the work items of a plan are small: halves of splits, or, over latent rows, of 16 rows of queries rather than
+/// 64. No result depends on it.
+///
+///   where_few  where large ones are less than two for each multiprocessor (one, over latent rows)
+///   never      large ones
+///   always     small ones, as far as there is memory for them: halves of up to most_halved splits
+enum class SmallItems { where_few, never, always };
+
 /// The plan of a decode in device memory, and memory for the partial results of splits. Allocates at construction only;
 /// not copyable. Calls of decode() that use the same DecodeWork must not run concurrently.
 class DecodeWork {
  public:
   /// Throws std::invalid_argument if a limit is not positive, dim is not a multiple of 8 up to 256, query_heads is not
-  /// a multiple of kv_heads, or the format is not f16, bf16, fp8_e4m3 or int8; OutOfMemory; Error.
+  /// a multiple of kv_heads, or the format is not f16, bf16, fp8_e4m3 or int8 (for latent rows: as decode_latent says);
+  /// OutOfMemory; Error.
   explicit DecodeWork(const DecodeLimits& limits)
       : limits_(detail::checked(limits)),
         offsets_(limits_),
+        few_items_((limits_.latent() ? 1 : 2) * multiprocessors()),
         upload_(offsets_.bytes),
-        partials_(static_cast<std::size_t>(offsets_.partials * limits_.query_heads * limits_.dim) * sizeof(float)),
+        partials_(static_cast<std::size_t>(offsets_.partials * limits_.query_heads * limits_.out_dim()) *
+                  sizeof(float)),
         partial_sums_(static_cast<std::size_t>(offsets_.partials * limits_.query_heads * 2) * sizeof(float)) {}
 
   /// The limits that it was made for.
@@ -59,13 +75,19 @@ class DecodeWork {
     return static_cast<std::int32_t>(limits_.query_heads / limits_.kv_heads);
   }
   /// Query rows that each kernel handles at once.
-  [[nodiscard]] ItemRows item_rows() const noexcept { return detail::item_rows(limits_.format, group(), limits_.dim); }
+  [[nodiscard]] ItemRows item_rows() const noexcept { return detail::item_rows(limits_); }
   /// The rows of the current plan.
   [[nodiscard]] QueryRows rows() const noexcept { return rows_; }
   /// What rows see by the current plan.
   [[nodiscard]] const Retained& seen() const noexcept { return seen_; }
   /// The layer group of the tables of the current plan; -1 before the first one.
   [[nodiscard]] Index layer_group() const noexcept { return layer_group_; }
+  /// Whether the work items of the current plan are small.
+  [[nodiscard]] bool has_small_items() const noexcept { return has_small_items_; }
+  /// Which of the three launches of decode() have work by the current plan.
+  [[nodiscard]] bool has_narrow() const noexcept { return has_narrow_; }
+  [[nodiscard]] bool has_wide() const noexcept { return has_wide_; }
+  [[nodiscard]] bool has_merges() const noexcept { return has_merges_; }
   /// The current plan, in device memory.
   [[nodiscard]] DecodePlanView view() const noexcept {
     const std::byte* const p = upload_.device();
@@ -86,6 +108,7 @@ class DecodeWork {
   ///   seen            what a row sees: the window, chunk and kept of the options that decode() gets; {}: everything
   ///   share_prefixes  read a prefix that rows share once for all of them; this changes no bit of the result
   ///   which           one row of each sequence, or every query row of the tables
+  ///   small           whether its work items are small; this changes no bit of the result
   ///
   /// Does not wait for the device unless two uploads are still in flight. O(entries + items), and a sort of the rows; with
   /// QueryRows::every the entries count once for each row.
@@ -93,7 +116,7 @@ class DecodeWork {
   /// row is gone, a sequence has more query rows than positions (QueryRows::every), or the stream is being captured;
   /// Error.
   void upload(const BatchTables& tables, const Retained& seen, cudaStream_t stream, bool share_prefixes = true,
-              QueryRows which = QueryRows::last) {
+              QueryRows which = QueryRows::last, SmallItems small = SmallItems::where_few) {
     require_valid(seen);
     const std::vector<detail::PlannedRow> rows = detail::planned_rows(tables, which);
     require(std::ssize(rows) <= limits_.sequences, "rows of the batch", rows.size(),
@@ -104,10 +127,22 @@ class DecodeWork {
       positions += keys.kept + (keys.length - keys.first);
     }
     require(positions <= limits_.positions, "positions of the batch", positions, "within the limit of the DecodeWork");
-    const DecodePlan plan = make_decode_plan(tables, group(), seen, item_rows(), share_prefixes, which);
-    const std::int32_t counts[3] = {static_cast<std::int32_t>(plan.narrow.size()),
-                                    static_cast<std::int32_t>(plan.wide.size()),
-                                    static_cast<std::int32_t>(plan.rows())};
+    const auto planned = [&](ItemRows item_rows) {
+      return make_decode_plan(tables, group(), seen, item_rows, share_prefixes, which);
+    };
+    const ItemRows most = item_rows();
+    DecodePlan plan = planned(most);
+    const bool few = (std::ssize(plan.narrow) + std::ssize(plan.wide)) * limits_.kv_heads < few_items_;
+    const bool wanted = small == SmallItems::always || (small == SmallItems::where_few && few);
+    const bool cuts = wanted && (limits_.latent() || 2 * plan.splits() <= offsets_.partials);
+    if (cuts && limits_.latent()) {
+      plan = planned({most.narrow, most.narrow});
+    } else if (cuts) {
+      halve(plan);
+    }
+    const std::int32_t counts[4] = {static_cast<std::int32_t>(plan.narrow.size()),
+                                    static_cast<std::int32_t>(plan.wide.size()), static_cast<std::int32_t>(plan.rows()),
+                                    plan.parts};
     std::byte* const p = upload_.begin(stream);
     detail::put(p, offsets_.counts, std::span<const std::int32_t>(counts));
     upload_.send(0, detail::put(p, offsets_.partial_begin, std::span<const std::int32_t>(plan.partial_begin)), stream);
@@ -119,20 +154,24 @@ class DecodeWork {
     seen_ = seen;
     layer_group_ = tables.group;
     rows_ = which;
+    has_small_items_ = cuts;
+    has_narrow_ = !plan.narrow.empty();
+    has_wide_ = !plan.wide.empty();
+    has_merges_ = plan.merges();
   }
 
  private:
   struct Offsets {
     explicit Offsets(const DecodeLimits& limits) {
       const Index group = limits.query_heads / limits.kv_heads;
-      const DecodeCapacity most = decode_capacity(limits.sequences, limits.positions, group,
-                                                  detail::item_rows(limits.format, group, limits.dim));
+      const DecodeCapacity most =
+          decode_capacity(limits.sequences, limits.positions, group, detail::item_rows(limits), !limits.latent());
       partials = most.partials;
       items = most.items;
       require(items * limits.kv_heads <= max_pos, "limits.positions", limits.positions,
               "so few that there are less than 2^31 items, of up to 512 positions of a kv head");
       BufferLayout layout;
-      counts = layout.add<std::int32_t>(3);
+      counts = layout.add<std::int32_t>(4);
       partial_begin = layout.add<std::int32_t>(limits.sequences + 1);
       narrow = layout.add<DecodeItem>(items);
       wide = layout.add<DecodeItem>(items);
@@ -142,45 +181,95 @@ class DecodeWork {
     Index partials, items;
     std::size_t counts, partial_begin, narrow, wide, members, bytes;
   };
+  [[nodiscard]] static Index multiprocessors() {
+    int processors = 0;
+    KVC_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, detail::current_device()));
+    return processors;
+  }
+
   DecodeLimits limits_;
   Offsets offsets_;
+  Index few_items_;
   Upload upload_;
   DeviceBuffer partials_;
   DeviceBuffer partial_sums_;
   Retained seen_{};
   Index layer_group_ = -1;
   QueryRows rows_ = QueryRows::last;
+  bool has_small_items_ = false;
+  bool has_narrow_ = false, has_wide_ = false, has_merges_ = false;
 };
 
 namespace detail {
 
+/// Which items a launch of decode_kernel takes, and whether it may overlap with the launch of the others before it.
+struct ItemList {
+  bool wide;
+  bool dependent;
+};
+
 template <Format F, Format Q, int D, int N>
-void launch_decode(const DecodeArguments<F>& a, bool wide, cudaStream_t stream) {
-  static PerDevice known;
+void launch_decode(const DecodeArguments<F>& a, ItemList list, cudaStream_t stream) {
+  static PerDevice known, waits;
   const unsigned blocks = resident_blocks(known, decode_kernel<F, Q, D, N>, decode_threads);
-  launch("decode_kernel", decode_kernel<F, Q, D, N>, blocks, decode_threads, 0, stream, a, wide);
+  if (list.dependent) {
+    launch_dependent(waits, "decode_kernel", decode_kernel<F, Q, D, N>, blocks, decode_threads, 0, stream, a,
+                     list.wide);
+  } else {
+    launch("decode_kernel", decode_kernel<F, Q, D, N>, blocks, decode_threads, 0, stream, a, list.wide);
+  }
 }
 
 template <Format F, Format Q, int D>
-void launch_decode_rows(const DecodeArguments<F>& a, int rows, bool wide, cudaStream_t stream) {
+void launch_decode_rows(const DecodeArguments<F>& a, int rows, ItemList list, cudaStream_t stream) {
   if constexpr (D <= 128 && code_bytes(F) == 1) {
-    rows == 8 ? launch_decode<F, Q, D, 1>(a, wide, stream) : launch_decode<F, Q, D, 2>(a, wide, stream);
+    rows == 8 ? launch_decode<F, Q, D, 1>(a, list, stream) : launch_decode<F, Q, D, 2>(a, list, stream);
   } else if constexpr (D <= 128) {
-    rows == 8    ? launch_decode<F, Q, D, 1>(a, wide, stream)
-    : rows == 16 ? launch_decode<F, Q, D, 2>(a, wide, stream)
-                 : launch_decode<F, Q, D, 4>(a, wide, stream);
+    rows == 8    ? launch_decode<F, Q, D, 1>(a, list, stream)
+    : rows == 16 ? launch_decode<F, Q, D, 2>(a, list, stream)
+                 : launch_decode<F, Q, D, 4>(a, list, stream);
   } else {
-    launch_decode<F, Q, D, 1>(a, wide, stream);
+    launch_decode<F, Q, D, 1>(a, list, stream);
   }
 }
 
 template <Format F, Format Q>
-void launch_decode_dim(const DecodeArguments<F>& a, int rows, bool wide, cudaStream_t stream) {
+void launch_decode_dim(const DecodeArguments<F>& a, int rows, ItemList list, cudaStream_t stream) {
   const int dim = a.kv.key_dim;
-  dim <= 64    ? launch_decode_rows<F, Q, 64>(a, rows, wide, stream)
-  : dim <= 128 ? launch_decode_rows<F, Q, 128>(a, rows, wide, stream)
-  : dim <= 192 ? launch_decode_rows<F, Q, 192>(a, rows, wide, stream)
-               : launch_decode_rows<F, Q, 256>(a, rows, wide, stream);
+  dim <= 64    ? launch_decode_rows<F, Q, 64>(a, rows, list, stream)
+  : dim <= 128 ? launch_decode_rows<F, Q, 128>(a, rows, list, stream)
+  : dim <= 192 ? launch_decode_rows<F, Q, 192>(a, rows, list, stream)
+               : launch_decode_rows<F, Q, 256>(a, rows, list, stream);
+}
+
+template <Format F, Format Q, int D>
+void launch_merge(const DecodeArguments<F>& a, unsigned blocks, bool dependent, cudaStream_t stream) {
+  static PerDevice waits;
+  if (dependent) {
+    launch_dependent(waits, "merge_kernel", merge_kernel<F, Q, D>, blocks, decode_threads, 0, stream, a);
+  } else {
+    launch("merge_kernel", merge_kernel<F, Q, D>, blocks, decode_threads, 0, stream, a);
+  }
+}
+
+/// Launches what a plan needs: launch_items(rows, list) launches the items of a list, of so many rows of queries, and
+/// merge_kernel<F, Q, D> follows. A graph may run with other plans, so it has all launches.
+template <Format Q, int D, Format F, class LaunchItems>
+void launch_plan(const DecodeArguments<F>& a, const DecodeWork& work, cudaStream_t stream, LaunchItems launch_items) {
+  const DecodeLimits& limits = work.limits();
+  const bool all = is_captured(stream);
+  const ItemRows rows = work.item_rows();
+  const bool narrow = all || work.has_narrow(), wide = rows.wide > rows.narrow && (all || work.has_wide());
+  if (narrow) {
+    launch_items(rows.narrow, ItemList{false, false});
+  }
+  if (wide) {
+    launch_items(rows.wide, ItemList{true, narrow});
+  }
+  if (all || work.has_merges()) {
+    const Index blocks = merge_grid(limits.sequences, limits.query_heads, limits.out_dim());
+    launch_merge<F, Q, D>(a, static_cast<unsigned>(blocks), narrow || wide, stream);
+  }
 }
 
 inline void require_aligned(const void* p, std::uintptr_t bytes, const char* name) {
@@ -188,12 +277,40 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
           "an address that is a multiple of 16");
 }
 
+/// The arguments of the kernels. Throws std::invalid_argument as decode.
+template <class Scalar, Format F>
+[[nodiscard]] DecodeArguments<F> decode_arguments(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work,
+                                                  const Scalar* q, Scalar* out, const AttentionOptions& options,
+                                                  float* lse) {
+  const DecodeLimits& limits = work.limits();
+  require_same_group(kv.rule, batch.group());
+  require_same_group(kv.rule, work.layer_group());
+  const float scale = checked_decode(kv, limits, work.seen(), options, work.rows());
+  require_aligned(q, 16, "q");
+  require_aligned(out, 16, "out");
+  return {kv,
+          batch.view(),
+          work.view(),
+          reinterpret_cast<const std::byte*>(q),
+          reinterpret_cast<std::byte*>(out),
+          lse,
+          options.sinks.empty() ? nullptr : options.sinks.data(),
+          work.partials(),
+          work.partial_sums(),
+          static_cast<std::int32_t>(limits.query_heads),
+          work.group(),
+          scale,
+          options.softcap,
+          has_aligned_rows(kv)};
+}
+
 }  // namespace detail
 
 /// out[r] = attention of query row r over the positions that `options` let it see. Row r is at the last position of sequence
 /// r; by a plan of QueryRows::every the rows are those of the tables, as for prefill().
 ///
-///   kv           one layer of a cache; f16 or bf16 (then Scalar is the same type), Fp8E4M3 or Int8
+///   kv           one layer of a cache; f16 or bf16 (then Scalar is the same type), Fp8E4M3 or Int8, whose scales may be
+///                in planes (ScalePlanes)
 ///   batch        the uploaded tables of its layer group
 ///   work         the uploaded plan of the same tables
 ///   q            [rows, query_heads * dim]
@@ -210,7 +327,7 @@ inline void require_aligned(const void* p, std::uintptr_t bytes, const char* nam
 /// caches of bytes, 8 beyond dim 128), and once for as many rows of sequences that share it. The call allocates
 /// nothing, does not synchronise, and may be captured in a graph: sizes and work items are read on the device.
 ///
-/// Latent rows have key_dim != value_dim, or more than 256 elements: prefill() takes them, with one row per sequence.
+/// Latent rows with key_dim != value_dim, or of more than 256 elements, are for decode_latent().
 ///
 /// Throws std::invalid_argument if shapes, options or alignment do not fit, a row could see what the layer's group drops,
 /// the batch is of another group, or the layer reads rows of another input by a plan of QueryRows::every; Error if a
@@ -222,34 +339,12 @@ void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, 
   static_assert(Q == Format::f16 || Q == Format::bf16, "queries are __half or __nv_bfloat16");
   static_assert(F == Q || code_bytes(F) == 1,
                 "a cache of 16-bit elements takes queries of the same, and one of float none");
-  const DecodeLimits& limits = work.limits();
-  detail::require_same_group(kv.rule, batch.group());
-  detail::require_same_group(kv.rule, work.layer_group());
-  const float scale = detail::checked_decode(kv, limits, work.seen(), options, work.rows());
-  detail::require_aligned(q, 16, "q");
-  detail::require_aligned(out, 16, "out");
-
-  const DecodeArguments<F> a{kv,
-                             batch.view(),
-                             work.view(),
-                             reinterpret_cast<const std::byte*>(q),
-                             reinterpret_cast<std::byte*>(out),
-                             lse,
-                             options.sinks.empty() ? nullptr : options.sinks.data(),
-                             work.partials(),
-                             work.partial_sums(),
-                             static_cast<std::int32_t>(limits.query_heads),
-                             work.group(),
-                             scale,
-                             options.softcap};
-  const ItemRows rows = work.item_rows();
-  detail::launch_decode_dim<F, Q>(a, rows.narrow, false, stream);
-  if (rows.wide > rows.narrow) {
-    detail::launch_decode_dim<F, Q>(a, rows.wide, true, stream);
-  }
-  const Index blocks = detail::merge_grid(limits.sequences, limits.query_heads, limits.dim);
-  detail::launch("merge_kernel", merge_kernel<F, Q>, static_cast<unsigned>(blocks), detail::decode_threads, 0, stream,
-                 a);
+  require(!work.limits().latent(), "limits.value_dim of the DecodeWork", work.limits().value_dim,
+          "0: cuda::decode_latent takes latent rows");
+  const DecodeArguments<F> a = detail::decode_arguments(kv, batch, work, q, out, options, lse);
+  detail::launch_plan<Q, 256>(a, work, stream, [&](int rows, detail::ItemList list) {
+    detail::launch_decode_dim<F, Q>(a, rows, list, stream);
+  });
 }
 
 }  // namespace cuda

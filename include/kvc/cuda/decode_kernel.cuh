@@ -3,7 +3,9 @@
 //
 // A thread block of four warps takes a work item: one split of 512 positions of one kv head, for all query heads of its
 // GQA group and all rows that share the split. Step s of warp w covers the 16 T positions from 16 T (4 s + w).
-// Each warp keeps a running maximum, sum and output over its steps; at the end the block merges the four states. Scores
+// Each warp keeps a running maximum, sum and output over its steps. At the end of each half of the split the block
+// merges the four states, and then that of the first half with that of the second; if the plan is in halves, an item
+// ends there, and the merge of partial results goes on. Scores
 // and outputs are computed transposed, S^T = K Q^T and O^T += V^T P^T: the 16 rows of an mma tile are then positions
 // and elements of a head, of which there are many, and its eight columns are query rows, of which there are few. A GQA
 // group of up to eight heads wastes no register.
@@ -29,11 +31,11 @@ namespace cuda {
 
 /// A DecodePlan in device memory; see there for the arrays.
 struct DecodePlanView {
-  const std::int32_t* counts;  ///< [3]; items in `narrow` and in `wide`, and rows
+  const std::int32_t* counts;  ///< [4]; items in `narrow` and in `wide`, rows, and partial results of a split
   const DecodeItem* narrow;
   const DecodeItem* wide;
   const DecodeMember* members;
-  const std::int32_t* partial_begin;  ///< [rows + 1]
+  const std::int32_t* partial_begin;  ///< [rows + 1]; splits before those of each row
 };
 
 /// Arguments of decode_kernel and merge_kernel. q and out have elements of format Q, f16 or bf16.
@@ -47,20 +49,29 @@ struct DecodeArguments {
   float* lse;           ///< [rows, query_heads] natural logarithms, or null
   const float* sinks;   ///< [query_heads] logits, or null
   float* partials;      ///< [partials, query_heads, value_dim]; outputs of splits, not divided by their sums
-  float* partial_sums;  ///< [partials, query_heads, 2]; largest score * log2(e), and sum of exponentials relative to it
+  float* partial_sums;  ///< [partials, query_heads, 2]; largest score * log2(e), and sum of exponentials relative to
+                        ///< it; no_half where there is no such half
   std::int32_t query_heads;
   std::int32_t group;  ///< query heads per kv head
   float scale;
   float softcap;
+  bool aligned;  ///< all rows begin at multiples of 16 bytes
 };
 
 namespace detail {
 
+/// Whether all rows of a layer begin at multiples of 16 bytes.
+template <Format F>
+[[nodiscard]] bool has_aligned_rows(const LayerView<F>& kv) noexcept {
+  return rows_begin_at(kv.k, 16) && rows_begin_at(kv.v, 16) && reinterpret_cast<std::uintptr_t>(kv.pool) % 16 == 0;
+}
+
 /// Fills the offsets of an item's positions in the pool. Positions outside [first, last) get the nearest one inside, so
-/// that the loads of a thread need no branch and are all in flight at once.
+/// that the loads of a thread need no branch and are all in flight at once. Of int8_planes, whose values lie as their keys
+/// do, loads the scales in the place of the values' offsets.
 template <Format F, class Shared>
 __device__ __forceinline__ void locate_rows(const DecodeArguments<F>& a, const BatchHeader& header,
-                                            const DecodeItem& item, Shared& shared) {
+                                            const DecodeItem& item, int kv_head, Shared& shared) {
   const int split = item.first / split_positions * split_positions;
   const std::int32_t first_entry = a.batch.kv_indptr[item.sequence];
   const EntryGap gap = a.batch.gap(header, item.sequence);
@@ -74,8 +85,15 @@ __device__ __forceinline__ void locate_rows(const DecodeArguments<F>& a, const B
 #pragma unroll
   for (int i = 0; i < split_positions / decode_threads; ++i) {
     const int at = i * decode_threads + static_cast<int>(threadIdx.x);
-    shared.k_offset[at] = a.kv.k.offset(locations[i].block, 0, locations[i].slot);
-    shared.v_offset[at] = a.kv.v.offset(locations[i].block, 0, locations[i].slot);
+    const RowLocation& of = locations[i];
+    shared.k_offset[at] = a.kv.k.offset(of.block, 0, of.slot);
+    if constexpr (F == Format::int8_planes) {
+      const bool visible = item.first <= split + at && split + at < item.last;
+      shared.scales[0][at] = visible ? device::load_readonly<float>(a.kv.k_scale(of.block, kv_head, of.slot)) : 0.0F;
+      shared.scales[1][at] = visible ? device::load_readonly<float>(a.kv.v_scale(of.block, kv_head, of.slot)) : 0.0F;
+    } else {
+      shared.v_offset[at] = a.kv.v.offset(of.block, 0, of.slot);
+    }
   }
 }
 
@@ -133,7 +151,7 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
       scale = device::multiply(scale, device::from_bits(exponent << 23));
     }
     if (lane < D / 8) {
-      shared.q[row * DecodeShared<D, N>::q_stride + lane] = chunk;
+      shared.q[row * DecodeShared<D, N>::q_stride + query_place(F, lane)] = chunk;
     }
     if (lane == 0) {
       shared.scale[row] = scale;
@@ -141,10 +159,33 @@ __device__ __forceinline__ void load_queries(const DecodeArguments<F>& a, const 
   }
 }
 
-/// Merges the states of the four warps for each row, and stores the result to the output or to the partial results.
+/// The sum of a half without visible positions.
+inline constexpr float no_half = -1.0F;
+
+/// How the states of the two halves of a split become one: o = o0 * by_first + o1 * by_second.
+struct HalvesMerged {
+  float m, l, by_first, by_second;
+
+  __device__ __forceinline__ HalvesMerged(float2 first, float2 second) : m(device::maximum(first.x, second.x)) {
+    const float reference = reference_of(m);
+    by_first = device::exp2(device::add(first.x, -reference));
+    by_second = device::exp2(device::add(second.x, -reference));
+    l = output(first.y, second.y);
+  }
+  /// An element of the merged output, from those of the halves.
+  [[nodiscard]] __device__ __forceinline__ float output(float first, float second) const {
+    return device::multiply_add(second, by_second, device::multiply(first, by_first));
+  }
+};
+
+/// Merges the states of the four warps for each row, and stores the result.
+///
+///   second  the item has the first half of the split, too, which was stored before: merges it
+///   last    the item ends here; stores the result to the output, or to the partial results
 template <Format F, Format Q, int D, int N>
 __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, const DecodeItem& item, int kv_head,
-                                                const WarpState<D, N>& state, DecodeShared<D, N>& shared) {
+                                                const WarpState<D, N>& state, DecodeShared<D, N>& shared, bool second,
+                                                bool last) {
   constexpr int stride = DecodeShared<D, N>::o_stride;
   const int lane = static_cast<int>(threadIdx.x % 32U), warp = static_cast<int>(threadIdx.x / 32U);
   const int g = lane / 4, t = lane % 4, dim = a.kv.value_dim, rows = item.members * item.heads;
@@ -158,8 +199,9 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
       const int row = warp * 8 + 2 * t + e;
 #pragma unroll
       for (int c = 0; c < WarpState<D, N>::groups; ++c) {
-        float* const o = shared.o + row * stride + 64 * c + 8 * g;
-        if (64 * c + 8 * g < D) {
+        const int chunk = value_chunk(F, lane, c, WarpState<D, N>::groups);
+        float* const o = shared.o + row * stride + 8 * chunk;
+        if (8 * chunk < D) {
           *reinterpret_cast<float4*>(o) = {state.o[n][c][0][e], state.o[n][c][1][e], state.o[n][c][2][e],
                                            state.o[n][c][3][e]};
           *reinterpret_cast<float4*>(o + 4) = {state.o[n][c][0][2 + e], state.o[n][c][1][2 + e],
@@ -174,6 +216,8 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
     }
     __syncthreads();
     const int row = static_cast<int>(threadIdx.x) / 16;  // sixteen threads per row
+    float2* sums_to = nullptr;
+    float2 row_sums{};
     if (8 * n + row < rows) {
       const ItemRow of = item_row(a, item, kv_head, 8 * n + row);
       float m = device::minus_infinity, l = 0.0F, weights[decode_warps];
@@ -186,9 +230,17 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
         weights[w] = device::exp2(device::add(shared.m[8 * w + row], -reference));
         l = device::multiply_add(shared.l[8 * w + row], weights[w], l);
       }
-      const float divisor = device::sink_divisor(a.sinks, of.head, m, l);
       const Index out_row = Index{of.member.row} * a.query_heads + of.head;
-      const Index partial_row = Index{of.member.partial} * a.query_heads + of.head;
+      const Index partial_row = Index{of.member.place()} * a.query_heads + of.head;
+      float2* const sums = reinterpret_cast<float2*>(a.partial_sums) + partial_row;
+      const float2 own{m, l};
+      const HalvesMerged both(second ? *sums : own, own);
+      if (second) {
+        m = both.m;
+        l = both.l;
+      }
+      const bool whole = last && of.member.partial < 0;
+      const float divisor = device::sink_divisor(a.sinks, of.head, m, l);
       for (int d = static_cast<int>(threadIdx.x) % 16 * 4; d < dim; d += 64) {
         float o[4] = {0.0F, 0.0F, 0.0F, 0.0F};
 #pragma unroll
@@ -199,23 +251,41 @@ __device__ __forceinline__ void merge_and_store(const DecodeArguments<F>& a, con
           o[2] = device::multiply_add(from.z, weights[w], o[2]);
           o[3] = device::multiply_add(from.w, weights[w], o[3]);
         }
-        if (of.member.partial >= 0) {
-          *reinterpret_cast<float4*>(a.partials + partial_row * dim + d) = {o[0], o[1], o[2], o[3]};
+        float4* const partial = reinterpret_cast<float4*>(a.partials + partial_row * dim + d);
+        if (second) {
+          const float4 first = *partial;
+          o[0] = both.output(first.x, o[0]);
+          o[1] = both.output(first.y, o[1]);
+          o[2] = both.output(first.z, o[2]);
+          o[3] = both.output(first.w, o[3]);
+        }
+        if (!whole) {
+          *partial = {o[0], o[1], o[2], o[3]};
         } else {
-          const auto value = [divisor](float x) { return divisor == 0.0F ? 0.0F : device::divide(x, divisor); };
+          // Adding 0 turns -0 into 0, as the merge of several partial results does.
+          const auto value = [divisor](float x) {
+            return divisor == 0.0F ? 0.0F : device::divide(device::add(x, 0.0F), divisor);
+          };
           *reinterpret_cast<uint2*>(a.out + 2 * (out_row * dim + d)) = {device::pack<Q>(value(o[0]), value(o[1])),
                                                                         device::pack<Q>(value(o[2]), value(o[3]))};
         }
       }
       if (threadIdx.x % 16U == 0) {
-        if (of.member.partial >= 0) {
-          *reinterpret_cast<float2*>(a.partial_sums + 2 * partial_row) = {m, l};
+        if (!whole) {
+          sums_to = sums;
+          row_sums = {m, l};
         } else if (a.lse != nullptr) {
           a.lse[out_row] = device::log_sum_exp(m, l);
         }
       }
     }
     __syncthreads();
+    if (sums_to != nullptr) {  // now that all threads of the row have read those of the first half
+      *sums_to = row_sums;
+      if (item.empty != 0) {
+        sums_to[Index{item.empty} * a.query_heads] = {device::minus_infinity, no_half};
+      }
+    }
   }
 }
 
@@ -234,52 +304,67 @@ __global__ void __launch_bounds__(detail::decode_threads)
   static_assert(F == Q || code_bytes(F) == 1);
   constexpr int T = detail::tiles_per_step(F, D);
   constexpr int step = 16 * T * detail::decode_warps;
-  static_assert(split_positions % step == 0);
+  static_assert(half_positions % step == 0);
   __shared__ detail::DecodeShared<D, N> shared;
   const int warp = static_cast<int>(threadIdx.x / 32U);
   const int kv_heads = a.kv.kv_heads, works = a.plan.counts[wide ? 1 : 0] * kv_heads;
+  device::release_dependents();
 
   for (int work = static_cast<int>(blockIdx.x); work < works; work += static_cast<int>(gridDim.x)) {
     const int kv_head = work % kv_heads;
     const DecodeItem item = (wide ? a.plan.wide : a.plan.narrow)[work / kv_heads];
     __syncthreads();  // the item before is done with the shared memory
-    detail::locate_rows(a, *a.batch.header, item, shared);
+    detail::locate_rows(a, *a.batch.header, item, kv_head, shared);
     detail::load_queries<F, Q, D, N>(a, item, kv_head, shared);
     __syncthreads();
 
     const int split = item.first / split_positions * split_positions;
     const int first = item.first - split, last = item.last - split;  // relative to the split
     const std::byte* const k = a.kv.pool + kv_head * a.kv.k.head;
-    const std::byte* const v = a.kv.pool + kv_head * a.kv.v.head;
+    constexpr bool planes = F == Format::int8_planes;
+    const Index* const v_offset = planes ? shared.k_offset : shared.v_offset;
+    const std::byte* const v = a.kv.pool + kv_head * a.kv.v.head + (planes ? a.kv.v.base - a.kv.k.base : 0);
     const int base = 16 * T * warp;
     // The steps of this warp that have a visible position.
     int at = first > base + 16 * T - 1 ? (first - base - 16 * T) / step + 1 : 0;
     const int end = last > base ? (last - base - 1) / step + 1 : 0;
 
     detail::WarpState<D, N> state;
-    state.reset();
     detail::KeyRows<F, D, T, N == 1> keys;  // items of more than eight rows may share keys: these stay in the cache
     detail::ValueRows<F, D, T, N == 1> values;
     if (at < end) {
-      keys.load(k, shared.k_offset, {base + at * step, first, last}, a.kv.key_dim);
+      keys.load(k, shared.k_offset, {base + at * step, first, last}, a.kv.key_dim, a.aligned, shared.scales[0]);
     }
 #pragma unroll 1
-    for (; at < end; ++at) {
-      const detail::TileRange range{base + at * step, first, last};
-      values.load(v, shared.v_offset, range, a.kv.value_dim);
-      float s[N][T][4];
-      detail::multiply_keys<F, Q, D, N, T>(keys, shared, s);
+    for (int past = first < half_positions ? half_positions : split_positions;; past += half_positions) {
+      const int until = past / step < end ? past / step : end;
+      state.reset();
+#pragma unroll 1
+      for (; at < until; ++at) {
+        const detail::TileRange range{base + at * step, first, last};
+        values.load(v, v_offset, range, a.kv.value_dim, a.aligned, shared.scales[1]);
+        float s[N][T][4];
+        detail::multiply_keys<F, Q, D, N, T>(keys, shared, s);
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        detail::online_softmax<F, D, N, T>(s[n], n, keys, range, shared.scale, a.softcap, state);
+        for (int n = 0; n < N; ++n) {
+          detail::online_softmax<F, D, N, T>(s[n], n, keys, range, shared.scale, a.softcap, state);
+        }
+        if (at + 1 < end) {
+          keys.load(k, shared.k_offset, {base + (at + 1) * step, first, last}, a.kv.key_dim, a.aligned,
+                    shared.scales[0]);
+        }
+        detail::multiply_values<F, Q, D, N, T>(values, s, state);
       }
-      if (at + 1 < end) {
-        keys.load(k, shared.k_offset, {base + (at + 1) * step, first, last}, a.kv.key_dim);
+      const bool ends = past >= last;
+      detail::merge_and_store<F, Q, D, N>(a, item, kv_head, state, shared,
+                                          past > half_positions && first < half_positions, ends);
+      if (ends) {
+        break;
       }
-      detail::multiply_values<F, Q, D, N, T>(values, s, state);
     }
-    detail::merge_and_store<F, Q, D, N>(a, item, kv_head, state, shared);
   }
+  // This launch ends after those that it depends on, so what depends on it need wait for no other.
+  device::wait_for_launches_before();
 }
 
 }  // namespace cuda

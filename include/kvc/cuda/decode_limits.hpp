@@ -24,7 +24,18 @@ struct DecodeLimits {
   Index kv_heads = 0;
   Index dim = 0;                 ///< key_dim and value_dim
   Format format = Format::none;  ///< of the cache: format_of<T>
+  Index value_dim = 0;           ///< for decode_latent: of the values, which are the beginnings of keys; 0 for decode
+
+  /// Whether it is for latent rows, which decode_latent takes.
+  [[nodiscard]] constexpr bool latent() const noexcept { return value_dim > 0; }
+  /// Elements of an output.
+  [[nodiscard]] constexpr Index out_dim() const noexcept { return latent() ? value_dim : dim; }
 };
+
+/// Elements of a latent row, and of its value, at most.
+inline constexpr int latent_key_dim = 576, latent_value_dim = 512;
+/// Rows of queries of an item over latent rows, few and many.
+inline constexpr int latent_few = 16, latent_many = 64;
 
 namespace detail {
 /// Query rows that each kernel handles at once, as many as its registers hold: at most 32 for caches of 16-bit
@@ -32,6 +43,12 @@ namespace detail {
 [[nodiscard]] constexpr ItemRows item_rows(Format format, Index group, Index dim) noexcept {
   const std::int32_t most = dim > 128 ? 8 : code_bytes(format) == 1 ? 16 : 32;
   return {std::min(group <= 8 ? 8 : group <= 16 ? 16 : 32, most), most};
+}
+
+/// The same by the limits.
+[[nodiscard]] constexpr ItemRows item_rows(const DecodeLimits& limits) noexcept {
+  return limits.latent() ? ItemRows{latent_few, latent_many}
+                         : item_rows(limits.format, limits.query_heads / limits.kv_heads, limits.dim);
 }
 
 /// The limits. Throws std::invalid_argument, naming the one that is not possible.
@@ -44,6 +61,16 @@ namespace detail {
           "at most 2^31 - 1, divided by query_heads");
   require(limits.query_heads % limits.kv_heads == 0, "limits.query_heads", limits.query_heads,
           "a multiple of kv_heads");
+  if (limits.latent()) {
+    require(limits.dim >= 8 && limits.dim <= latent_key_dim && limits.dim % 8 == 0, "limits.dim", limits.dim,
+            "a multiple of 8 up to 576, for latent rows");
+    require(limits.value_dim <= std::min(limits.dim, Index{latent_value_dim}) && limits.value_dim % 8 == 0,
+            "limits.value_dim", limits.value_dim, "a multiple of 8 up to 512 and limits.dim");
+    require(limits.format == Format::f16 || limits.format == Format::bf16, "limits.format",
+            static_cast<int>(limits.format), "f16 or bf16, for latent rows: format_of<T> of the cache");
+    return limits;
+  }
+  require(limits.value_dim == 0, "limits.value_dim", limits.value_dim, "positive, or 0 if rows are not latent");
   require(limits.dim >= 8 && limits.dim <= 256 && limits.dim % 8 == 0, "limits.dim", limits.dim,
           "a multiple of 8 up to 256");
   require(limits.format != Format::none && limits.format != Format::f32, "limits.format",
@@ -57,12 +84,15 @@ namespace detail {
 template <Format F>
 [[nodiscard]] float checked_decode(const LayerView<F>& kv, const DecodeLimits& limits, const Retained& planned,
                                    const AttentionOptions& options, QueryRows rows = QueryRows::last) {
-  require(F == limits.format, "format", static_cast<int>(F), "that of the DecodeWork");
+  require((F == Format::int8_planes ? Format::int8 : F) == limits.format, "format", static_cast<int>(F),
+          "that of the DecodeWork");
   require(kv.kv_heads == limits.kv_heads, "kv_heads", kv.kv_heads, "that of the DecodeWork");
   require(kv.key_dim == limits.dim, "key_dim", kv.key_dim, "the dim of the DecodeWork");
-  require(kv.value_dim == limits.dim, "value_dim", kv.value_dim,
-          kv.rule.latent ? "the dim of the DecodeWork: cuda::prefill takes latent rows, with one row per sequence"
+  require(kv.value_dim == limits.out_dim(), "value_dim", kv.value_dim,
+          kv.rule.latent ? "that of the DecodeWork: cuda::decode_latent takes latent rows, by limits with a value_dim"
                          : "the dim of the DecodeWork");
+  require(F != Format::int8_planes || (kv.k.block == kv.v.block && kv.k.head == kv.v.head && kv.k.slot == kv.v.slot),
+          "layout", "one with other strides of values than of keys", "one with the same, for scales in planes");
   const float scale = kernel_scale(options, kv.key_dim, limits.query_heads);
   require(options.window == planned.window, "window", options.window, "that which was planned for");
   require(options.chunk == planned.chunk, "chunk", options.chunk, "that which was planned for");

@@ -6,6 +6,10 @@
 // rest of the batch, so its result has the same bits in every batch. Kept positions and those of the window have splits of
 // their own, unless there is no gap between them; whether positions in the gap are stored makes no difference.
 //
+// A split has two halves, of 256 positions. Each is computed as if it were alone, then both are merged. So a plan of
+// few items may be halved (halve): then each half is an item of its own, and the merge of partial results begins with
+// that of halves. Since the order of operations is the same, so are the bits.
+//
 // A work item is one split, of one row or of all rows whose sequences have the same blocks there, among them all rows of
 // one sequence: the keys and values of a shared prefix are read once for as many rows as fit an item. Only whole splits
 // are shared, and only by rows that see all of the split. (Shared prefixes: Hydragen, 2024, and FlashInfer's cascade,
@@ -29,6 +33,8 @@ namespace cuda {
 
 /// Positions of a split.
 inline constexpr Pos split_positions = Pos{kvc::detail::split_keys};
+/// Positions of a half of a split.
+inline constexpr Pos half_positions = split_positions / 2;
 
 /// Which query rows a decode computes.
 ///
@@ -36,22 +42,29 @@ inline constexpr Pos split_positions = Pos{kvc::detail::split_keys};
 ///   every  those of the tables, at the last positions of each sequence; each sees the positions up to its own
 enum class QueryRows { last, every };
 
-/// One split of one or several rows, for all kv heads. For each kv head it has members * heads rows of queries.
+/// One split, or half of one, of one or several rows, for all kv heads. For each kv head it has members * heads rows of
+/// queries.
 struct DecodeItem {
   std::int32_t sequence;      ///< whose block table locates the rows
   std::int32_t first_member;  ///< index in DecodePlan::members
   std::int32_t members;
-  std::int32_t first;  ///< visible positions [first, last) of the split
+  std::int32_t first;  ///< visible positions [first, last) of the split, or of its half
   std::int32_t last;
   std::int32_t first_head;  ///< query heads [first_head, first_head + heads) of each GQA group
   std::int32_t heads;
-  std::int32_t reserved;
+  std::int32_t empty;  ///< of a plan in halves: the partial result of the other half is the next one (1) or the one
+                       ///< before (-1), and no item computes it, since it has no visible position; 0 otherwise
 };
 
-/// A row that an item serves, and the index of its partial result; -1 if the item computes the whole result.
+/// A row that an item serves, and the place of its partial result.
 struct DecodeMember {
   std::int32_t row;
-  std::int32_t partial;
+  std::int32_t partial;  ///< an index; ~index if the item computes the whole result
+
+  /// The index of a partial result that nothing else uses.
+  [[nodiscard]] KVC_HOST_DEVICE constexpr std::int32_t place() const noexcept {
+    return partial < 0 ? ~partial : partial;
+  }
 };
 
 /// Rows of queries that each of the two kernels handles at once: `narrow` for items of one row, `wide` for shared ones.
@@ -65,10 +78,18 @@ struct DecodePlan {
   std::vector<DecodeItem> narrow;
   std::vector<DecodeItem> wide;
   std::vector<DecodeMember> members;
-  std::vector<std::int32_t> partial_begin;  ///< [rows + 1]; partial results before those of row r
+  std::vector<std::int32_t> partial_begin;  ///< [rows + 1]; splits before those of row r
+  std::int32_t parts = 1;                   ///< partial results of a split: 1, or 2 if it is computed in halves
 
   /// Rows that it computes.
   [[nodiscard]] Index rows() const noexcept { return std::ssize(partial_begin) - 1; }
+  /// Splits of all rows.
+  [[nodiscard]] Index splits() const noexcept { return partial_begin.back(); }
+  /// Whether a row has several partial results, or none: then the results of items are not all.
+  [[nodiscard]] bool merges() const noexcept {
+    return std::any_of(members.begin(), members.end(), [](const DecodeMember& m) { return m.partial >= 0; }) ||
+           std::adjacent_find(partial_begin.begin(), partial_begin.end()) != partial_begin.end();
+  }
 };
 
 /// Upper bounds of the sizes of a plan.
@@ -76,11 +97,15 @@ struct DecodeCapacity {
   Index partials;  ///< of partial results, and of members
   Index items;     ///< of either list
 };
+/// Splits up to which there is memory for a plan in halves.
+inline constexpr Index most_halved = 512;
 /// Bounds for `rows` rows that see `positions` positions together. A row has at most three splits more than it fills, and
-/// a split has at most one item for each tile of its query heads.
-[[nodiscard]] constexpr DecodeCapacity decode_capacity(Index rows, Index positions, Index group,
-                                                       ItemRows item_rows) noexcept {
-  const Index partials = positions / split_positions + 3 * rows;
+/// a split has at most one item for each tile of its query heads. Plans in halves, where there may be any, have twice as
+/// much of everything, but no more than `most_halved` splits.
+[[nodiscard]] constexpr DecodeCapacity decode_capacity(Index rows, Index positions, Index group, ItemRows item_rows,
+                                                       bool halves = true) noexcept {
+  const Index splits = positions / split_positions + 3 * rows;
+  const Index partials = splits + (halves ? std::min(splits, most_halved) : 0);
   return {partials, partials * ceil_div(group, Index{item_rows.narrow})};
 }
 
@@ -198,7 +223,8 @@ struct DecodeKeys {
     const Index kept_count = kept_splits.count(r);
     const Index number = kept ? kept_splits.number(r, split) + splits.begin(r)
                               : kept_splits.begin(r) + kept_count + splits.number(r, split);
-    return DecodeMember{r, kept_count + splits.count(r) == 1 ? -1 : static_cast<std::int32_t>(number)};
+    const auto at = static_cast<std::int32_t>(number);
+    return DecodeMember{r, kept_count + splits.count(r) == 1 ? ~at : at};
   };
   // Adds items for these rows, cut to what a kernel handles.
   const auto add = [&](const std::vector<std::int32_t>& of, Index split, bool kept, KeyRange keys) {
@@ -251,6 +277,37 @@ struct DecodeKeys {
   add_splits(kept_splits, true);
   add_splits(splits, false);
   return plan;
+}
+
+/// Cuts the items of a plan into halves of splits: then each row is merged from partial results. No result changes. O(items
+/// + members).
+inline void halve(DecodePlan& plan) {
+  const std::vector<DecodeMember> whole = std::exchange(plan.members, {});
+  plan.members.assign(2 * whole.size(), DecodeMember{0, 0});
+  plan.parts = 2;
+  const auto cut = [&](std::vector<DecodeItem>& items) {
+    for (const DecodeItem& item : std::exchange(items, {})) {
+      const Pos middle = item.first / split_positions * split_positions + half_positions;
+      const bool has[2] = {item.first<middle, item.last> middle};
+      for (std::int32_t half = 0; half < 2; ++half) {
+        if (!has[half]) {
+          continue;
+        }
+        DecodeItem part = item;  // items of other query heads may have the same members
+        part.first_member = 2 * item.first_member + half * item.members;
+        part.first = half == 0 ? item.first : std::max(item.first, middle);
+        part.last = half == 0 ? std::min(item.last, middle) : item.last;
+        part.empty = has[1 - half] ? 0 : 1 - 2 * half;
+        for (std::int32_t i = 0; i < item.members; ++i) {
+          const DecodeMember& of = whole[static_cast<std::size_t>(item.first_member + i)];
+          plan.members[static_cast<std::size_t>(part.first_member + i)] = {of.row, 2 * of.place() + half};
+        }
+        items.push_back(part);
+      }
+    }
+  };
+  cut(plan.narrow);
+  cut(plan.wide);
 }
 
 }  // namespace cuda

@@ -35,9 +35,9 @@ inline constexpr int decode_threads = 32 * decode_warps;
 template <Format F, Format Q>
 inline constexpr Format key_format = code_bytes(F) == 2 ? F : Format::f16;
 template <Format F, Format Q>
-inline constexpr Format value_format = code_bytes(F) == 2  ? F
-                                       : F == Format::int8 ? Format::bf16
-                                                           : Format::f16;
+inline constexpr Format value_format = code_bytes(F) == 2 ? F
+                                       : is_int8(F)       ? Format::bf16
+                                                          : Format::f16;
 
 /// Shared memory of a thread block. Query rows are padded by four chunks, so that eight lanes that read 16 bytes each,
 /// four of one row and four of the next, hit every bank once; output rows are padded by one.
@@ -48,7 +48,10 @@ struct alignas(16) DecodeShared {
   uint4 q[8 * N * q_stride];
   float o[decode_warps * 8 * o_stride];
   Index k_offset[split_positions];
-  Index v_offset[split_positions];
+  union {
+    Index v_offset[split_positions];
+    float scales[2][split_positions];  ///< of keys and values, of int8_planes; 0 where a position is not visible
+  };
   float scale[8 * N];
   float m[decode_warps * 8];
   float l[decode_warps * 8];
@@ -100,7 +103,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[T][4], int n, const Ke
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float x = device::multiply(s[tile][2 * i + e], scale);
-        if constexpr (F == Format::int8) {
+        if constexpr (is_int8(F)) {
           x = device::multiply(x, keys.scales[tile][i]);
         }
         if (softcap > 0) {
@@ -192,7 +195,7 @@ __device__ __forceinline__ void multiply_values(const ValueRows<F, D, T, N == 1>
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float low = s[n][tile][2 * i], high = s[n][tile][2 * i + 1];
-        if constexpr (F == Format::int8) {
+        if constexpr (is_int8(F)) {
           low = device::multiply(low, values.scales[tile][i]);
           high = device::multiply(high, values.scales[tile][i]);
         }

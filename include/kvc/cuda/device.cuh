@@ -224,6 +224,25 @@ __device__ __forceinline__ void fence_device() {
 #endif
 }
 
+// --- launches that overlap (launch_dependent in launch.cuh); before compute capability 9.0 none do
+
+/// The launch that depends on this one may begin when all thread blocks of this one have called this, or ended.
+__device__ __forceinline__ void release_dependents() {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/// Waits for the end of the launch that this one depends on, whose writes are visible then.
+__device__ __forceinline__ void wait_for_launches_before() {
+#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+#else
+  kvc_emulation::wait_for_launches_before();
+#endif
+}
+
 // --- warp operations
 // A lane is 4 g + t with 0 <= g < 8 and 0 <= t < 4. All lanes must take part.
 

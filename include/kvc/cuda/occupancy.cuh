@@ -1,4 +1,5 @@
-// resident_blocks: the grid of kernels whose thread blocks share work until none is left.
+// resident_blocks: the grid of kernels whose thread blocks share work until none is left; has_shared_memory: whether a
+// device runs a kernel at all.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +24,17 @@ template <class Kernel>
     KVC_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
     return std::max(blocks, 1) * processors;
   }));
+}
+
+/// Whether the device grants a thread block so much dynamic shared memory, beside what kernels declare.
+[[nodiscard]] inline bool has_shared_memory(int bytes) {
+  static PerDevice known;
+  const int device = current_device(), most = known.get(device, [device] {
+    int granted = 0;
+    KVC_CUDA(cudaDeviceGetAttribute(&granted, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return granted;
+  });
+  return bytes + (3 << 10) <= most;
 }
 
 }  // namespace detail

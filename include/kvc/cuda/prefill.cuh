@@ -73,22 +73,8 @@ namespace detail {
 template <Format F>
 [[nodiscard]] bool is_chunk_aligned(const LayerView<F>& kv) noexcept {
   constexpr Index unit = F == Format::int8 ? 4 : 8 * code_bytes(F);
-  const auto whole = [](const RowStrides& s) {
-    return s.base % unit == 0 && s.block % unit == 0 && s.head % unit == 0 && s.slot % unit == 0;
-  };
-  return kv.key_dim % 8 == 0 && kv.value_dim % 8 == 0 && whole(kv.k) && whole(kv.v) &&
+  return kv.key_dim % 8 == 0 && kv.value_dim % 8 == 0 && rows_begin_at(kv.k, unit) && rows_begin_at(kv.v, unit) &&
          reinterpret_cast<std::uintptr_t>(kv.pool) % 16 == 0;
-}
-
-/// Whether the device grants a thread block so much dynamic shared memory, beside what kernels declare.
-[[nodiscard]] inline bool has_shared_memory(int bytes) {
-  static PerDevice known;
-  const int device = current_device(), most = known.get(device, [device] {
-    int granted = 0;
-    KVC_CUDA(cudaDeviceGetAttribute(&granted, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    return granted;
-  });
-  return bytes + (3 << 10) <= most;
 }
 
 #if defined(KVC_CUDA_NO_WARPGROUPS)

@@ -51,7 +51,7 @@ struct PrefillTraits {
   static constexpr int warps = prefill_rows / (16 * tiles);
   static constexpr int threads = 32 * warps;
   /// Thread blocks per multiprocessor, limited by registers.
-  static constexpr int blocks = D <= (!widens ? 128 : F == Format::int8 ? 0 : 64) ? 2 : 1;
+  static constexpr int blocks = D <= (!widens ? 128 : is_int8(F) ? 0 : 64) ? 2 : 1;
   static constexpr int row_bytes = 2 * D;
   /// The tiles of queries, of keys and of values.
   static constexpr int shared_bytes = (prefill_rows + 2 * prefill_keys) * row_bytes;
@@ -64,7 +64,7 @@ struct PrefillTraits {
 /// The format in which weights and values are multiplied. Codes of one byte are exact in both 16-bit formats, but
 /// weights that include the scale of an Int8 row may exceed the range of f16.
 [[nodiscard]] KVC_HOST_DEVICE constexpr Format prefill_value_format(Format F, Format Q) noexcept {
-  return F == Format::int8 ? Format::bf16 : Q;
+  return is_int8(F) ? Format::bf16 : Q;
 }
 
 }  // namespace detail
@@ -85,10 +85,10 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D, F>::threads, detail::
   constexpr bool widens = Traits::widens;
   constexpr int T = Traits::tiles;
   __shared__ detail::BlockTile found;
-  __shared__ detail::RowAddresses rows[2];
+  __shared__ detail::RowAddresses<F> rows[2];
   // What each row of the tile sees. With wider heads registers would spill for it.
   __shared__ detail::VisibleKeys visible[D == 64 ? prefill_rows : 1];
-  __shared__ float scales[2][F == Format::int8 ? prefill_keys : 1];  // of keys, of values
+  __shared__ float scales[2][is_int8(F) ? prefill_keys : 1];  // of keys, of values
   for (;;) {
     if (!detail::take_tile(a, threadIdx.x, blockDim.x, found, [] { __syncthreads(); })) {
       return;
@@ -106,19 +106,19 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D, F>::threads, detail::
     std::conditional_t<widens, detail::CodeTile<widens ? F : Format::int8, D, prefill_keys, Traits::threads>, int>
         codes;
     // Starts to copy keys, or values, to shared memory, or to registers where they are widened.
-    const auto copy_keys = [&](const detail::RowAddresses& of) {
+    const auto copy_keys = [&](const detail::RowAddresses<F>& of) {
       const auto row = [&](int r) { return of.k[r]; };
       if constexpr (widens) {
-        codes.load(a.kv.key_dim, row);
+        codes.load(a.kv.key_dim, row, of.k_scales);
       } else {
         detail::copy_tile<D, prefill_keys, Traits::threads>(k_tile, a.kv.key_dim, a.kv.pool, row);
         device::commit_copies();
       }
     };
-    const auto copy_values = [&](const detail::RowAddresses& of) {
+    const auto copy_values = [&](const detail::RowAddresses<F>& of) {
       const auto row = [&](int r) { return of.v[r]; };
       if constexpr (widens) {
-        codes.load(a.kv.value_dim, row);
+        codes.load(a.kv.value_dim, row, of.v_scales);
       } else {
         detail::copy_tile<D, prefill_keys, Traits::threads>(v_tile, a.kv.value_dim, a.kv.pool, row);
         device::commit_copies();
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D, F>::threads, detail::
 
       float s[T][prefill_keys / 8][4];
       detail::multiply_keys<Q, D>(q, k, s);
-      if constexpr (F == Format::int8) {
+      if constexpr (is_int8(F)) {
         detail::scale_scores(s, scales[0]);
       }
       device::wait_copies<0>();
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D, F>::threads, detail::
       const Pos base = j * prefill_keys;
       if (detail::needs_mask<prefill_keys>(a, tile, j)) {
         detail::rescale(state, detail::online_softmax<true>(s, state, scale, base, visible_to));
-        if constexpr (F == Format::int8) {
+        if constexpr (is_int8(F)) {
           detail::scale_weights<true>(s, scales[1], base, visible_to);
         }
         const bool special = detail::multiply_values<V, true>(v, s, state);
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(detail::PrefillTraits<D, F>::threads, detail::
         }
       } else {
         detail::rescale(state, detail::online_softmax<false>(s, state, scale, base, visible_to));
-        if constexpr (F == Format::int8) {
+        if constexpr (is_int8(F)) {
           detail::scale_weights<false>(s, scales[1], base, visible_to);
         }
         detail::multiply_values<V, false>(v, s, state);

@@ -41,10 +41,10 @@ template <Format F>
     return device::low_of<Format::f16>(pairs[0]);
   }
 }
-/// The factor of all elements of a row.
+/// The factor of all elements of a row, from the address of its scale.
 template <Format F>
-[[nodiscard]] __device__ __forceinline__ float scale_of(const std::byte* row, int dim) {
-  return F == Format::int8 ? device::load_readonly<float>(row + scale_offset(dim)) : 1.0F;
+[[nodiscard]] __device__ __forceinline__ float scale_of(const std::byte* scale) {
+  return is_int8(F) ? device::load_readonly<float>(scale) : 1.0F;
 }
 template <Format F>
 __device__ __forceinline__ void store_element(std::byte* row, Index d, float x) {
@@ -120,6 +120,7 @@ __global__ void __launch_bounds__(detail::plain_threads)
     const bool visible = lane < left;
     float s = device::minus_infinity;
     Index v_offset = 0;
+    [[maybe_unused]] float v_scale = 1.0F;
     if (visible) {
       const RowLocation location = a.batch.locate(sequence, base + lane);
       const std::byte* const k = a.kv.k_row(location.block, kv_head, location.slot);
@@ -128,7 +129,8 @@ __global__ void __launch_bounds__(detail::plain_threads)
       for (int d = 0; d < key_dim; ++d) {
         s += q[d] * detail::element_of<F>(k, d);
       }
-      s *= a.scale * detail::scale_of<F>(k, key_dim);
+      s *= a.scale * detail::scale_of<F>(a.kv.k_scale(location.block, kv_head, location.slot));
+      v_scale = detail::scale_of<F>(a.kv.v_scale(location.block, kv_head, location.slot));
       s = a.softcap > 0 ? a.softcap * tanhf(s / a.softcap) : s;
     }
     const float largest = device::maximum(m, detail::warp_max(s));
@@ -142,7 +144,10 @@ __global__ void __launch_bounds__(detail::plain_threads)
     }
     for (int i = 0; i < 32 && i < left; ++i) {
       const std::byte* const v = a.kv.pool + __shfl_sync(device::all_lanes, v_offset, i);
-      const float w = __shfl_sync(device::all_lanes, weight, i) * detail::scale_of<F>(v, value_dim);
+      float w = __shfl_sync(device::all_lanes, weight, i);
+      if constexpr (is_int8(F)) {
+        w *= __shfl_sync(device::all_lanes, v_scale, i);
+      }
       for (int d = lane; d < value_dim; d += 32) {
         o[d] += w * detail::element_of<F>(v, d);
       }

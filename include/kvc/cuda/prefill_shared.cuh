@@ -47,9 +47,10 @@ class Fragments {
     chunk_ = (right ^ lane % 8) * 16;
   }
   /// The address for rows from 16 i and columns from 16 j.
-  [[nodiscard]] __device__ __forceinline__ SharedAddress at(int i, int j) const {
-    const auto chunk = static_cast<unsigned>(2 * j), row = static_cast<unsigned>(16 * i);
-    return row_ + (chunk / 8 * Rows + row) * panel_row + (chunk_ ^ chunk % 8 * 16);
+  [[nodiscard]] __device__ __forceinline__ SharedAddress at(int i, int j) const { return at(i, j / 4, j % 4); }
+  /// The same, with the columns from 16 j of a panel on.
+  [[nodiscard]] __device__ __forceinline__ SharedAddress at(int i, int panel, int j) const {
+    return row_ + static_cast<unsigned>(panel * Rows + 16 * i) * panel_row + (chunk_ ^ static_cast<unsigned>(32 * j));
   }
 
  private:
@@ -74,10 +75,15 @@ struct SequenceBlocks {
   }
 };
 
-/// Device addresses of the rows of a tile of keys and of its values; null for rows that do not exist.
+/// Device addresses of the rows of a tile of keys and of its values, and of their scales where these are in planes; null
+/// for rows that do not exist.
+template <Format F>
 struct RowAddresses {
+  static constexpr int in_planes = F == Format::int8_planes ? prefill_keys : 1;
   const std::byte* k[prefill_keys];
   const std::byte* v[prefill_keys];
+  const std::byte* k_scales[in_planes];
+  const std::byte* v_scales[in_planes];
 };
 
 /// The location of one row of a tile. It is looked up early and stored late, to hide the latency of the block table.
@@ -91,10 +97,14 @@ class RowLookup {
     location_ = there_ ? blocks.locate(static_cast<Pos>(position)) : RowLocation{0, 0};
   }
   template <Format F>
-  __device__ __forceinline__ void end(const LayerView<F>& kv, std::int32_t kv_head, RowAddresses& to) const {
+  __device__ __forceinline__ void end(const LayerView<F>& kv, std::int32_t kv_head, RowAddresses<F>& to) const {
     if (threadIdx.x < static_cast<unsigned>(prefill_keys)) {
       to.k[threadIdx.x] = there_ ? kv.k_row(location_.block, kv_head, location_.slot) : nullptr;
       to.v[threadIdx.x] = there_ ? kv.v_row(location_.block, kv_head, location_.slot) : nullptr;
+      if constexpr (F == Format::int8_planes) {
+        to.k_scales[threadIdx.x] = there_ ? kv.k_scale(location_.block, kv_head, location_.slot) : nullptr;
+        to.v_scales[threadIdx.x] = there_ ? kv.v_scale(location_.block, kv_head, location_.slot) : nullptr;
+      }
     }
   }
 
@@ -128,9 +138,10 @@ class CodeTile {
   static_assert(code_bytes(F) == 1 && Rows * chunks % Threads == 0 && Rows <= Threads);
 
  public:
-  /// Loads row r from address_of(r). Rows that do not exist, and elements from `dim` on, become zeros.
+  /// Loads row r from address_of(r); of int8_planes its scale from plane_scales[r]. Rows that do not exist, and elements
+  /// from `dim` on, become zeros.
   template <class AddressOf>
-  __device__ __forceinline__ void load(int dim, AddressOf address_of) {
+  __device__ __forceinline__ void load(int dim, AddressOf address_of, const std::byte* const* plane_scales) {
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       const int at = static_cast<int>(threadIdx.x) + i * Threads, chunk = at % chunks;
@@ -141,10 +152,13 @@ class CodeTile {
         codes_[i].zero();
       }
     }
-    if constexpr (F == Format::int8) {
+    if constexpr (is_int8(F)) {
       if (threadIdx.x < static_cast<unsigned>(Rows)) {
-        const std::byte* const from = address_of(static_cast<int>(threadIdx.x));
-        scale_ = from == nullptr ? 0.0F : device::load_readonly<float>(from + scale_offset(dim));
+        const std::byte* from = address_of(static_cast<int>(threadIdx.x));
+        if (from != nullptr) {
+          from = F == Format::int8 ? from + scale_offset(dim) : plane_scales[threadIdx.x];
+        }
+        scale_ = from == nullptr ? 0.0F : device::load_readonly<float>(from);
       }
     }
   }
@@ -159,7 +173,7 @@ class CodeTile {
       *reinterpret_cast<uint4*>(tile + chunk_offset<Rows>(at / chunks, at % chunks)) = {pairs[0], pairs[1], pairs[2],
                                                                                         pairs[3]};
     }
-    if constexpr (F == Format::int8) {
+    if constexpr (is_int8(F)) {
       if (threadIdx.x < static_cast<unsigned>(Rows)) {
         scales[threadIdx.x] = scale_;
       }

@@ -63,15 +63,25 @@ __global__ void __launch_bounds__(detail::rows_threads) rows_kernel(const __grid
     const auto head = static_cast<int>(work % heads);
     const detail::BatchRow of = detail::batch_row(a.batch, row);
     const RowLocation location = a.batch.locate(of.sequence, of.position);
-    const auto copy = [&](std::byte* in_pool, std::byte* in_array, int bytes) {
+    const auto copy = [&](std::byte* in_pool, std::byte* scale_in_pool, std::byte* in_array, int bytes) {
+      if constexpr (F == Format::int8_planes) {
+        bytes -= 4;  // an array has the scale behind the codes, as a row without planes
+        if (lane == 0) {
+          const std::byte* const scale = a.gather ? scale_in_pool : in_array + bytes;
+          *reinterpret_cast<std::uint32_t*>(a.gather ? in_array + bytes : scale_in_pool) =
+              device::load_streaming<std::uint32_t>(scale);
+        }
+      }
       const std::byte* const from = a.gather ? in_pool : in_array;
       std::byte* const to = a.gather ? in_array : in_pool;
       for (int i = lane * static_cast<int>(sizeof(Unit)); i < bytes; i += 32 * static_cast<int>(sizeof(Unit))) {
         *reinterpret_cast<Unit*>(to + i) = device::load_streaming<Unit>(from + i);
       }
     };
-    copy(a.kv.k_row(location.block, head, location.slot), a.k + work * k_bytes, k_bytes);
-    copy(a.kv.v_row(location.block, head, location.slot), a.v + work * v_bytes, v_bytes);
+    copy(a.kv.k_row(location.block, head, location.slot), a.kv.k_scale(location.block, head, location.slot),
+         a.k + work * k_bytes, k_bytes);
+    copy(a.kv.v_row(location.block, head, location.slot), a.kv.v_scale(location.block, head, location.slot),
+         a.v + work * v_bytes, v_bytes);
   }
 }
 

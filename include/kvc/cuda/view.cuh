@@ -63,6 +63,8 @@ struct LayerView {
   Index blocks;       ///< blocks of the pool; 0: unknown
   Index block_slots;  ///< slots per block of the pool; 0: unknown
   LayerRule rule{};
+  RowStrides k_scales{};  ///< of int8_planes: where the scales lie
+  RowStrides v_scales{};
 
   /// The key of a slot in device memory.
   [[nodiscard]] KVC_HOST_DEVICE std::byte* k_row(Index block, Index head, Index slot) const noexcept {
@@ -72,7 +74,23 @@ struct LayerView {
   [[nodiscard]] KVC_HOST_DEVICE std::byte* v_row(Index block, Index head, Index slot) const noexcept {
     return pool + v.offset(block, head, slot);
   }
+  /// The scale of the key of a slot in device memory; of formats with scales.
+  [[nodiscard]] KVC_HOST_DEVICE std::byte* k_scale(Index block, Index head, Index slot) const noexcept {
+    return F == Format::int8_planes ? pool + k_scales.offset(block, head, slot)
+                                    : k_row(block, head, slot) + scale_offset(key_dim);
+  }
+  /// The scale of the value of a slot in device memory; of formats with scales.
+  [[nodiscard]] KVC_HOST_DEVICE std::byte* v_scale(Index block, Index head, Index slot) const noexcept {
+    return F == Format::int8_planes ? pool + v_scales.offset(block, head, slot)
+                                    : v_row(block, head, slot) + scale_offset(value_dim);
+  }
 };
+
+/// Whether all rows begin at multiples of so many bytes of the pool.
+[[nodiscard]] inline bool rows_begin_at(const RowStrides& rows, Index multiple) noexcept {
+  return rows.base % multiple == 0 && rows.block % multiple == 0 && rows.head % multiple == 0 &&
+         rows.slot % multiple == 0;
+}
 
 /// The block and slot of a position; the same in every layer.
 struct RowLocation {
@@ -167,12 +185,10 @@ struct BatchView {
 ///
 /// Throws std::invalid_argument for latent rows whose beginning is not the row of fewer elements: those of Int8.
 template <ElementType T, class L>
-[[nodiscard]] LayerView<format_of<T>> layer_view(std::byte* pool, const L& layout, const Shape& shape, Index layer,
-                                                 const LayerRule& rule = {}) {
-  static_assert(format_of<T> != Format::none, "kvc/cuda has no kernels for this element type");
-  static_assert(
-      !ScaledElement<T> || !requires { layout.k_scale_stride(); },
-      "kvc/cuda has no kernels for scales in planes of their own: use a layout without ScalePlanes");
+[[nodiscard]] LayerView<format_in<T, L>> layer_view(std::byte* pool, const L& layout, const Shape& shape, Index layer,
+                                                    const LayerRule& rule = {}) {
+  static_assert(format_in<T, L> != Format::none,
+                "kvc/cuda has no kernels for this element type, or for its scales in planes");
   require(!rule.latent || RowPrefixElement<T>, "layer", "latent",
           kvc::detail::concat(
               {"one that stores values: the kernels of kvc::cuda read no latent rows of ", Element<T>::name}));
@@ -182,15 +198,25 @@ template <ElementType T, class L>
     return RowStrides{base * unit, (offset(1, layer, 0, 0) - base) * unit, (offset(0, layer, 1, 0) - base) * unit,
                       (offset(0, layer, 0, 1) - base) * unit};
   };
-  return {pool,
-          strides([&](int block, Index l, Index head, Pos slot) { return layout.k(BlockId{block}, l, head, slot); }),
-          strides([&](int block, Index l, Index head, Pos slot) { return layout.v(BlockId{block}, l, head, slot); }),
-          static_cast<std::int32_t>(shape.kv_heads),
-          static_cast<std::int32_t>(shape.key_dim),
-          static_cast<std::int32_t>(shape.value_dim),
-          layout.extents().blocks,
-          layout.extents().block_tokens,
-          rule};
+  LayerView<format_in<T, L>> view{
+      pool,
+      strides([&](int block, Index l, Index head, Pos slot) { return layout.k(BlockId{block}, l, head, slot); }),
+      strides([&](int block, Index l, Index head, Pos slot) { return layout.v(BlockId{block}, l, head, slot); }),
+      static_cast<std::int32_t>(shape.kv_heads),
+      static_cast<std::int32_t>(shape.key_dim),
+      static_cast<std::int32_t>(shape.value_dim),
+      layout.extents().blocks,
+      layout.extents().block_tokens,
+      rule,
+      {},
+      {}};
+  if constexpr (format_in<T, L> == Format::int8_planes) {
+    view.k_scales = strides(
+        [&](int block, Index l, Index head, Pos slot) { return layout.k_scales(BlockId{block}, l, head, slot); });
+    view.v_scales = strides(
+        [&](int block, Index l, Index head, Pos slot) { return layout.v_scales(BlockId{block}, l, head, slot); });
+  }
+  return view;
 }
 
 /// A space that queues copies of rows until it is asked to launch them: DeviceSpace.
@@ -202,7 +228,7 @@ concept QueuesCopies = Space<S> && requires(S& s) { s.flush(); };
 /// One layer of a cache in device memory, of the layers of the model. Launches the cache's queued copies first: see
 /// DeviceSpace. Throws std::invalid_argument if there is no such layer, it is a recurrent one, or its rows are compressed; Error.
 template <ElementType T, Policy P, Layout L, Space S>
-[[nodiscard]] LayerView<format_of<T>> view(KvCache<T, P, L, S>& cache, Index layer) {
+[[nodiscard]] LayerView<format_in<T, L>> view(KvCache<T, P, L, S>& cache, Index layer) {
   static_assert(
       QueuesCopies<S>,
       "kvc::cuda::view is for caches in device memory: KvCache<T, Policy, Layout, kvc::cuda::DeviceSpace>, from "

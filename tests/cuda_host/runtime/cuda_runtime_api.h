@@ -30,7 +30,7 @@ enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemory
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess, cudaDriverEntryPointSymbolNotFound };
 struct cudaFuncAttributes {
-  int numRegs;
+  int numRegs, ptxVersion, binaryVersion;
 };
 inline constexpr unsigned cudaHostAllocPortable = 1, cudaEventDisableTiming = 2, cudaEnableDefault = 0;
 #define CUDART_VERSION 13000
@@ -53,13 +53,15 @@ struct Launch {
   dim3 grid;
   unsigned threads;
   std::size_t shared_bytes;
+  bool dependent;  // may begin before the launch before it has ended
 };
 
 /// What the driver answers, what was asked for, and what shall fail.
 struct Runtime {
   int processors = 3;
-  int resident = 2;             // thread blocks of any kernel on a multiprocessor
-  int registers = 168;          // of any kernel
+  int resident = 2;              // thread blocks of any kernel on a multiprocessor
+  int registers = 168;           // of any kernel
+  int code_version = 90;         // of any kernel: the compute capability that it was compiled for
   int shared_bytes = 227 << 10;  // that a thread block may have
   bool makes_tensor_maps = true;
 
@@ -128,11 +130,11 @@ inline cudaError_t release(const char* name, void* p) {
 }
 /// kernel<<<grid, threads, bytes, stream>>>(arguments...): body() is the call of one thread.
 inline void launch(const char* name, dim3 grid, unsigned threads, std::size_t bytes, Stream* stream,
-                   std::function<void()> body) {
+                   std::function<void()> body, bool dependent = false) {
   if (runtime().called(name) != cudaSuccess) {
     return;  // cudaGetLastError has it
   }
-  runtime().launches.push_back({name, grid, threads, bytes});
+  runtime().launches.push_back({name, grid, threads, bytes, dependent});
   enqueue(stream, [=, body = std::move(body)] { kvc_emulation::launch(grid, threads, body); });
 }
 
@@ -171,7 +173,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
 }
 template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
-  attributes->numRegs = kvc_runtime::runtime().registers;
+  const auto& runtime = kvc_runtime::runtime();
+  *attributes = {runtime.registers, runtime.code_version, runtime.code_version};
   return kvc_runtime::runtime().called("cudaFuncGetAttributes");
 }
 template <class Kernel>
@@ -202,8 +205,8 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
   return status;
 }
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  *status = kvc_runtime::stream_of(stream).graph == nullptr ? cudaStreamCaptureStatusNone
-                                                             : cudaStreamCaptureStatusActive;
+  *status =
+      kvc_runtime::stream_of(stream).graph == nullptr ? cudaStreamCaptureStatusNone : cudaStreamCaptureStatusActive;
   return kvc_runtime::runtime().called("cudaStreamIsCapturing");
 }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
