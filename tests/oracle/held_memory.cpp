@@ -5,6 +5,7 @@
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
+#include "random_source.hpp"
 
 namespace {
 
@@ -25,12 +26,12 @@ void check_held(const kvc_bench::HeldMemory& memory, kvc::Pos block_tokens, bool
 
 TEST_CASE("Models hold at most 1.03 times what they need and a block for each group and sequence in Paged",
           "[groups][memory]") {
-  check_held<kvc::Paged>({}, 16);
+  check_held<kvc::Paged>({.sequences = kvc_test::cases_or(64)}, 16);
   check_held<kvc::Paged>({.sequences = 8, .length = 24'001, .pass = 512}, 8);
 }
 
 TEST_CASE("Models hold at most 1.03 times what they need and a block for each group and sequence in PrefixShared",
           "[groups][memory]") {
-  check_held<kvc::PrefixShared<kvc::Lru>>({}, 16);
+  check_held<kvc::PrefixShared<kvc::Lru>>({.sequences = kvc_test::cases_or(64)}, 16);
   check_held<kvc::PrefixShared<kvc::Lru>>({.sequences = 8, .length = 24'001, .pass = 512}, 8, true);
 }
