@@ -55,15 +55,19 @@ TEST_CASE("A timed store takes the latency and the bandwidth, one read after ano
   spec.blocks = 2;
   spec.bytes_per_second = 1e6;
   spec.latency = millisecond;
-  TimedStore store(spec, 1000, [&] { return now; });  // a block takes a millisecond
+  // A block of 10 bytes stands for 1000 and takes a millisecond.
+  TimedStore store(spec, 10, 1000, [&] { return now; });
+  std::vector<std::byte> bytes(10);
+  const kvc::io::ByteSpan whole = bytes, half = whole.first(5);
+  const kvc::io::ConstByteSpan from = whole;
   kvc::tier::RecordInfo a, b, c;
   a.key.bytes[0] = std::byte{1};
   b.key.bytes[0] = std::byte{2};
   c.key.bytes[0] = std::byte{3};
   std::vector<kvc::tier::BlockKey> keys = {a.key, b.key, c.key};
   std::vector<std::uint8_t> found(3, 9);
-  (void)store.write(a, {});
-  (void)store.write(b, {});
+  (void)store.write(a, {&from, 1});
+  (void)store.write(b, {&from, 1});
   (void)store.lookup(keys, found);
   REQUIRE(store.poll().value().operation == kvc::tier::StoreOperation::lookup);
   CHECK(found == std::vector<std::uint8_t>{0, 0, 0});  // they are on their way
@@ -74,20 +78,41 @@ TEST_CASE("A timed store takes the latency and the bandwidth, one read after ano
   CHECK(store.poll().value().operation == kvc::tier::StoreOperation::write);
   CHECK(store.poll().value().operation == kvc::tier::StoreOperation::write);
   CHECK_FALSE(store.poll());
-  (void)store.read(a, {});
-  (void)store.read(c, {});
+  (void)store.read(a, {&whole, 1});
+  (void)store.read(c, {&whole, 1});
   CHECK(store.reading() == 2);
+  CHECK(store.bytes_reading() == 20);
   now = 5 * millisecond;
   CHECK(store.poll().value().outcome == kvc::tier::StoreOutcome::done);
   CHECK_FALSE(store.poll());
   now = 6 * millisecond;
   CHECK(store.poll().value().outcome == kvc::tier::StoreOutcome::missing);
-  (void)store.write(c, {});
+  CHECK(store.bytes_reading() == 0);
+  (void)store.write(c, {&from, 1});
   now = 8 * millisecond;
   CHECK(store.poll().value().operation == kvc::tier::StoreOperation::write);
   CHECK(store.poll_evicted() == b.key);  // a was read since
   CHECK(store.stats().records == 2);
   CHECK(store.next() == max_clock);
+  // Records of half a block take half of its time and of its room.
+  kvc::tier::RecordInfo d;
+  d.key.bytes[0] = std::byte{4};
+  const kvc::io::ConstByteSpan from_half = half;
+  (void)store.write(d, {&from_half, 1});  // evicts a
+  CHECK(store.next() == 9 * millisecond + millisecond / 2);
+  now = 10 * millisecond;
+  CHECK(store.poll().value().outcome == kvc::tier::StoreOutcome::done);
+  CHECK(store.poll_evicted() == a.key);
+  CHECK(store.stats().bytes == 15);
+  (void)store.read(d, {&half, 1});
+  CHECK(store.next() == 11 * millisecond + millisecond / 2);
+  const std::vector<std::byte> much(21);
+  const kvc::io::ConstByteSpan too_much = much;
+  (void)store.write(b, {&too_much, 1});
+  now = 20 * millisecond;
+  CHECK(store.poll().value().operation == kvc::tier::StoreOperation::read);
+  CHECK(store.poll().value().outcome == kvc::tier::StoreOutcome::full);
+  CHECK(store.stats().records == 2);
 }
 
 TEST_CASE("The next turn of a session begins with the whole turn before it, and its answer", "[serving][tiers]") {
@@ -145,12 +170,40 @@ TEST_CASE("Slower tiers bring what the pool has evicted, and every request ends 
   const std::string json = to_json({s, {without, with}});
   CHECK(json.find(R"("tier_set":"tier","load_rule":"cheaper")") != std::string::npos);
   CHECK(json.find(R"("held":[)") != std::string::npos);
-  // Several layer groups, and policies that share nothing, have no tiers here.
-  Scenario groups = s;
-  groups.tiers = one_tier(20, 0.05, false);
-  CHECK_THROWS_AS(simulate(groups, PolicyKind::paged, true), std::runtime_error);
-  groups.model = find_model("gemma-3-27b");
-  CHECK_THROWS_AS(simulate(groups, PolicyKind::prefix_shared, true), std::runtime_error);
+  // Policies that share nothing have no tiers.
+  Scenario paged = s;
+  paged.tiers = one_tier(20, 0.05, false);
+  CHECK_THROWS_AS(simulate(paged, PolicyKind::paged, true), std::runtime_error);
+}
+
+TEST_CASE("Tiers behind layer groups hold records of different sizes, and bring less than all rows of a prefix",
+          "[serving][tiers]") {
+  for (const char* const model : {"gemma-3-27b", "qwen3-next-80b"}) {
+    CAPTURE(model);
+    Scenario s = sessions(300);
+    s.model = find_model(model);
+    s.hardware = find_hardware("h200");
+    s.hardware.devices = 4;
+    s.pool_tokens = 32768;
+    const auto without = run_with(s, {}, LoadRule::cheaper);
+    const auto with = run_with(s, one_tier(50, 0.05, false), LoadRule::always);
+    CHECK(label(with) == "prefix-shared, groups, tier, always");
+    CHECK(with.metrics.count(End::completed) == without.metrics.count(End::completed));
+    CHECK(with.metrics.generated_tokens() == without.metrics.generated_tokens());
+    CHECK(with.tiers[0].load_failures == 0);
+    CHECK(with.tiers[0].loaded > 100);
+    CHECK(with.counters.prompt_tokens_found > without.counters.prompt_tokens_found);
+    // In one shape every row of a prefix is read; in groups, of most layers those of the window alone.
+    Scenario one_shape = s;
+    one_shape.one_shape = true;
+    if (can_serve(one_shape, PolicyKind::prefix_shared)) {
+      const auto all = run_with(one_shape, one_tier(50, 0.05, false), LoadRule::always);
+      const auto per_token = [](const RunResult& run) {
+        return static_cast<double>(run.tiers[0].loaded) / static_cast<double>(run.counters.prompt_tokens_found);
+      };
+      CHECK(per_token(with) < per_token(all));
+    }
+  }
 }
 
 TEST_CASE("Load or compute: never 5 % worse than the better of always and never, and better than both somewhere",

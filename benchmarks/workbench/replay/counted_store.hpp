@@ -1,4 +1,4 @@
-// CountedStore: a store of a number of blocks without bytes.
+// CountedStore: a store without bytes, with room for a number of blocks or of bytes.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace replay {
 
-/// A BlockStore that keeps the keys of so many blocks, and evicts the least recently used one whose children are gone.
+/// A BlockStore that keeps keys, and evicts the least recently used one whose children are gone.
 class CountedStore {
  public:
   using Completion = kvc::tier::Completion;
@@ -22,7 +22,11 @@ class CountedStore {
   static constexpr bool persistent = false;
   static constexpr bool copies_at_once = true;
 
-  explicit CountedStore(kvc::Index blocks) : blocks_(static_cast<std::size_t>(blocks)) {}
+  /// What the room is counted in.
+  enum class Unit : std::uint8_t { blocks, bytes };
+
+  explicit CountedStore(kvc::Index room, Unit unit = Unit::blocks)
+      : room_(static_cast<std::uint64_t>(room)), unit_(unit) {}
 
   Ticket lookup(std::span<const kvc::tier::BlockKey> keys, std::span<std::uint8_t> found) {
     std::uint64_t count = 0;
@@ -39,23 +43,32 @@ class CountedStore {
     }
     return end(Operation::read, record != nullptr ? Outcome::done : Outcome::missing, 0);
   }
-  Ticket write(const kvc::tier::RecordInfo& block, std::span<const kvc::io::ConstByteSpan>) {
+  Ticket write(const kvc::tier::RecordInfo& block, std::span<const kvc::io::ConstByteSpan> spans) {
+    return end(Operation::write, put(block, kvc::io::total_bytes(spans)) ? Outcome::done : Outcome::full, 0);
+  }
+  /// Stores a block of so many bytes. False, and nothing has changed, if it is larger than the store.
+  bool put(const kvc::tier::RecordInfo& block, std::uint64_t bytes) {
     if (auto* const record = index_.find(block.key)) {
       index_.touch(*record);
-    } else {
-      if (index_.size() == blocks_) {
-        auto* const victim = index_.victim();
-        evicted_.push_back(victim->first);
-        index_.erase(*victim);
-      }
-      (void)index_.insert(block.key, block.parent, {});
+      return true;
     }
-    return end(Operation::write, Outcome::done, 0);
+    const std::uint64_t size = unit_ == Unit::blocks ? 1 : bytes;
+    if (size > room_) {
+      return false;
+    }
+    while (used_ + size > room_) {
+      auto* const victim = index_.victim();
+      evicted_.push_back(victim->first);
+      remove(*victim);
+    }
+    (void)index_.insert(block.key, block.parent, size);
+    used_ += size;
+    return true;
   }
   Ticket erase(const kvc::tier::BlockKey& key) {
     auto* const record = index_.find(key);
     if (record != nullptr) {
-      index_.erase(*record);
+      remove(*record);
     }
     return end(Operation::erase, record != nullptr ? Outcome::done : Outcome::missing, 0);
   }
@@ -80,18 +93,25 @@ class CountedStore {
   }
   bool wait(kvc::tier::TimePoint) { return !ended_.empty(); }
   [[nodiscard]] std::size_t under_way() const { return ended_.size(); }
-  [[nodiscard]] std::uint64_t capacity() const { return blocks_; }
-  [[nodiscard]] kvc::tier::StoreStats stats() const { return {.records = index_.size()}; }
+  [[nodiscard]] std::uint64_t capacity() const { return room_; }
+  [[nodiscard]] kvc::tier::StoreStats stats() const { return {.records = index_.size(), .bytes = used_}; }
 
  private:
-  struct Nothing {};
+  using Index = kvc::tier::detail::RecordIndex<std::uint64_t>;
+  template <class Record>
+  void remove(Record& record) {
+    used_ -= record.second.value;
+    index_.erase(record);
+  }
   Ticket end(Operation operation, Outcome outcome, std::uint64_t count) {
     ended_.push_back({++last_, operation, outcome, kvc::tier::Refusal::none, count});
     return last_;
   }
 
-  std::size_t blocks_;
-  kvc::tier::detail::RecordIndex<Nothing> index_;
+  std::uint64_t room_;
+  Unit unit_;
+  std::uint64_t used_ = 0;
+  Index index_;  // with the room that each takes
   std::deque<Completion> ended_;
   std::deque<kvc::tier::BlockKey> evicted_;
   Ticket last_ = 0;

@@ -1,5 +1,8 @@
 #include "model_shape.hpp"
 
+#include <algorithm>
+#include <cmath>
+
 namespace serving {
 
 const std::vector<ModelShape>& known_models() {
@@ -89,21 +92,30 @@ const std::vector<ModelShape>& known_models() {
   return models;
 }
 
-kvc::LayerGroups ModelShape::layer_groups() const {
+namespace {
+/// Layer groups with rows of so many heads and elements, and states of `divisor` times fewer bytes.
+kvc::LayerGroups groups_of(const ModelShape& model, Index heads, Index dim, double divisor) {
   kvc::LayerGroups all;
-  const std::vector<ModelGroup> alike = {{layers}};
-  for (const ModelGroup& group : groups.empty() ? alike : groups) {
-    all.add({.kv_heads = kv_heads,
-             .key_dim = head_dim,
+  const std::vector<ModelGroup> alike = {{model.layers}};
+  for (const ModelGroup& group : model.groups.empty() ? alike : model.groups) {
+    all.add({.kv_heads = heads,
+             .key_dim = dim,
              .window = group.retained.window,
              .chunk = group.retained.chunk,
              .kept = group.retained.kept},
             group.layers);
   }
-  for (const ModelStates& kind : states) {
-    all.add_state(kind.bytes, kind.layers);
+  for (const ModelStates& kind : model.states) {
+    all.add_state(std::max<Index>(std::llround(static_cast<double>(kind.bytes) / divisor), 1), kind.layers);
   }
   return all;
+}
+}  // namespace
+
+kvc::LayerGroups ModelShape::layer_groups() const { return groups_of(*this, kv_heads, head_dim, 1); }
+
+kvc::LayerGroups ModelShape::small_layer_groups() const {
+  return groups_of(*this, 1, 1, static_cast<double>(kv_heads * head_dim) * kv_bytes / sizeof(float));
 }
 
 }  // namespace serving

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <iostream>
 
 #include "arguments.hpp"
@@ -356,7 +357,12 @@ Scenario scenario_of(const Options& options) {
     scenario.scheduler.chunk_tokens = usual_chunk;
   }
   if (!options.model.empty() && !options.real) {
+    const double bytes = scenario.model.kv_bytes_per_token();
     scenario.model = find_model(options.model);
+    for (TierSpec& tier : scenario.known_tiers) {  // as many bytes
+      const double blocks = static_cast<double>(tier.blocks) * bytes / scenario.model.kv_bytes_per_token();
+      tier.blocks = std::max<Index>(std::llround(blocks), 1);
+    }
   }
   if (!options.hardware.empty()) {
     scenario.hardware = find_hardware(options.hardware);

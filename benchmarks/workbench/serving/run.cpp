@@ -74,9 +74,7 @@ std::string label(const RunResult& run) {
   return run.tiers.empty() ? text : text + ", " + std::string(name(run.load_rule));
 }
 
-bool can_have_tiers(const Scenario& scenario, PolicyKind policy) {
-  return policy == PolicyKind::prefix_shared && layer_memory(scenario, policy) != LayerMemory::groups;
-}
+bool can_have_tiers(PolicyKind policy) { return policy == PolicyKind::prefix_shared; }
 
 Index grouped_blocks(const Scenario& scenario) {
   const kvc::GroupRules rules = scenario.model.layer_groups().rules();
@@ -105,10 +103,8 @@ SchedulerConfig begin_run(const Scenario& scenario, PolicyKind policy, bool chun
                              std::string(name(policy)) + " does not hold in one shape for all layers: see --policy " +
                              "paged,prefix-shared and --groups on");
   }
-  if (!scenario.tiers.tiers.empty() && !can_have_tiers(scenario, policy)) {
-    throw std::runtime_error(
-        "slower tiers hold the blocks of prefix-shared, of one shape for all layers: see --policy " +
-        std::string("prefix-shared and --groups off"));
+  if (!scenario.tiers.tiers.empty() && !can_have_tiers(policy)) {
+    throw std::runtime_error("slower tiers hold the blocks of prefix-shared: see --policy prefix-shared");
   }
   result.policy = policy;
   result.load = load;

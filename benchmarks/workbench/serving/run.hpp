@@ -74,8 +74,8 @@ struct RunResult {
 /// Called from time to time with the number of requests that have ended.
 using OnProgress = std::function<void(Index ended)>;
 
-/// Whether a policy can have slower tiers behind it, and this scenario: prefix-shared, one shape for all layers.
-[[nodiscard]] bool can_have_tiers(const Scenario& scenario, PolicyKind policy);
+/// Whether a policy can have slower tiers behind it: prefix-shared.
+[[nodiscard]] bool can_have_tiers(PolicyKind policy);
 
 /// Simulates the scenario, with prompts `chunked` or computed whole. At the end it checks every invariant of the
 /// policy; every slot is free or cached then. Throws the errors of the traffic source, Livelock, and

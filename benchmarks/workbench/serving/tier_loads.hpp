@@ -26,7 +26,24 @@ class TierLoads final : public PrefixLoads {
       : cache_(cache),
         stores_(std::move(stores)),
         tiers_(make(cache, config(set, rule, clock))),
-        clock_(std::move(clock)) {}
+        clock_(std::move(clock)),
+        block_bytes_(bytes_of_block(cache)) {
+    // Of a node of the index every record of a group that keeps everything is read, of other groups the last ones alone.
+    const kvc::tier::PoolBytes<Cache> bytes(cache);
+    const auto& groups = cache.layers().groups();
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      least_bytes_ += groups[g].retained.everything() ? static_cast<double>(bytes.bytes(g)) : 0;
+    }
+  }
+  /// Bytes in records of a block of the pool, in all layer groups, without recurrent states.
+  [[nodiscard]] static Index bytes_of_block(Cache& cache) {
+    const kvc::tier::PoolBytes<Cache> bytes(cache);
+    Index all = 0;
+    for (std::size_t g = 0; g < cache.layers().groups().size(); ++g) {
+      all += static_cast<Index>(bytes.bytes(g)) * cache.policy().block_tokens() / cache.policy().node_tokens();
+    }
+    return all;
+  }
 
   Begun begin(std::span<const Token> prompt, const kvc::OpenOptions& options,
               std::span<const kvc::PosRange> others) override {
@@ -64,9 +81,11 @@ class TierLoads final : public PrefixLoads {
   [[nodiscard]] std::size_t tiers() const override { return tiers_.size(); }
   [[nodiscard]] TierSample sample(std::size_t tier) const override {
     const kvc::tier::TierStats stats = tiers_.stats(tier);
-    TierSample sample{
-        .held = static_cast<Index>(stores_[tier]->stats().records), .loaded = stats.loaded, .stored = stats.stored};
+    TierSample sample{.held = static_cast<Index>(stores_[tier]->stats().records),
+                      .loaded = blocks(stats.bytes_loaded),
+                      .stored = blocks(stats.bytes_stored)};
     if constexpr (is_timed) {
+      sample.held = blocks(static_cast<Index>(stores_[tier]->stats().bytes));
       sample.reading = stores_[tier]->reading();
       sample.writing = stores_[tier]->writing();
     }
@@ -79,8 +98,8 @@ class TierLoads final : public PrefixLoads {
     std::vector<TierResult> results;
     for (std::size_t t = 0; t < tiers_.size(); ++t) {
       const kvc::tier::TierStats stats = tiers_.stats(t);
-      results.push_back({set.tiers[t], stats.loaded, stats.stored, stats.lost, stats.loads_unused,
-                         stats.load_misses + stats.load_refused + stats.load_failed});
+      results.push_back({set.tiers[t], blocks(stats.bytes_loaded), blocks(stats.bytes_stored), stats.lost,
+                         stats.loads_unused, stats.load_misses + stats.load_refused + stats.load_failed});
     }
     return results;
   }
@@ -101,18 +120,17 @@ class TierLoads final : public PrefixLoads {
     if (policy.rule() != LoadRule::cheaper) {
       return true;
     }
-    const Pos block = cache_.policy().block_tokens();
-    const auto blocks = static_cast<std::size_t>((prompt - 1 - cached) / block);
-    const auto block_bytes = static_cast<double>(kvc::tier::PoolBytes<Cache>(cache_).bytes(0));
+    const Pos node = cache_.policy().node_tokens();
+    const auto nodes = static_cast<std::size_t>((prompt - 1 - cached) / node);
     std::vector<double> under_way(tiers_.size(), 0);
     if constexpr (is_timed) {
       for (std::size_t t = 0; t < stores_.size(); ++t) {
-        under_way[t] = block_bytes * static_cast<double>(stores_[t]->reading());
+        under_way[t] = static_cast<double>(stores_[t]->bytes_reading());
       }
     }
     for (std::size_t t = 0; t < tiers_.size(); ++t) {
-      const std::vector<std::uint8_t> all(blocks, static_cast<std::uint8_t>(t));
-      if (policy.blocks_to_load({cached, prompt, block, block_bytes, all, under_way}) > 0) {
+      const std::vector<std::uint8_t> all(nodes, static_cast<std::uint8_t>(t));
+      if (policy.blocks_to_load({cached, prompt, node, least_bytes_, all, under_way}) > 0) {
         return true;
       }
     }
@@ -142,10 +160,14 @@ class TierLoads final : public PrefixLoads {
     }
   }
 
+  [[nodiscard]] Index blocks(Index bytes) const noexcept { return (bytes + block_bytes_ / 2) / block_bytes_; }
+
   Cache& cache_;
   std::vector<Store*> stores_;
   Tiers tiers_;
   std::function<Time()> clock_;
+  Index block_bytes_;
+  double least_bytes_ = 0;  // that are read for a node
 };
 
 }  // namespace serving

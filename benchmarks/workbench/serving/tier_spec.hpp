@@ -41,22 +41,22 @@ struct TierSet {
   return rule == LoadRule::always ? "always" : rule == LoadRule::never ? "never" : "cheaper";
 }
 
-/// What is in a tier and on its way, at one moment. Counts of blocks.
+/// What is in a tier and on its way, at one moment. Counts of blocks of the pool: with layer groups, of as many bytes.
 struct TierSample {
-  Index held = 0;     ///< records of the tier
-  Index reading = 0;  ///< reads that were asked for and have not ended
+  Index held = 0;
+  Index reading = 0;  ///< reads of records that were asked for and have not ended
   Index writing = 0;
   Index loaded = 0;  ///< since the beginning
   Index stored = 0;  ///< since the beginning
 };
 
-/// One tier at the end of a run. Counts of blocks.
+/// One tier at the end of a run. Counts of blocks of the pool, where nothing else is said.
 struct TierResult {
   TierSpec spec;
   Index loaded = 0;         ///< read, and found by a prompt afterwards
   Index stored = 0;         ///< written
-  Index lost = 0;           ///< left the pool too early to be written
-  Index loads_unused = 0;   ///< read in vain: a block before them was not there
+  Index lost = 0;           ///< records of what left the pool too early to be written
+  Index loads_unused = 0;   ///< records that were read in vain: a block before them was not there
   Index load_failures = 0;  ///< reads that missed, were refused or failed
 };
 

@@ -28,13 +28,15 @@ class TimedStore {
   using Ticket = kvc::tier::Ticket;
   static constexpr bool persistent = false;
 
-  /// A block has so many bytes. `clock` tells the time.
-  TimedStore(const TierSpec& spec, double block_bytes, std::function<Time()> clock)
-      : blocks_(spec.blocks),
+  /// A block of the pool, of all layer groups together, has `block_bytes` bytes in records, which stand for
+  /// `model_bytes` bytes of the model. `clock` tells the time.
+  TimedStore(const TierSpec& spec, Index block_bytes, double model_bytes, std::function<Time()> clock)
+      : blocks_(spec.blocks * block_bytes, replay::CountedStore::Unit::bytes),
         clock_(std::move(clock)),
         latency_(spec.latency),
         lookup_(spec.remote ? spec.latency : 0),
-        transfer_(spec.bytes_per_second > 0 ? static_cast<Time>(block_bytes / spec.bytes_per_second * second) : 0) {}
+        seconds_per_byte_(
+            spec.bytes_per_second > 0 ? model_bytes / static_cast<double>(block_bytes) / spec.bytes_per_second : 0) {}
 
   Ticket lookup(std::span<const kvc::tier::BlockKey> keys, std::span<std::uint8_t> found) {
     (void)blocks_.lookup(keys, found);
@@ -42,18 +44,21 @@ class TimedStore {
   }
   Ticket read(const kvc::tier::RecordInfo& block, std::span<const kvc::io::ByteSpan> to, kvc::tier::PartRange = {}) {
     (void)blocks_.read(block, to);
-    read_free_ = std::max(read_free_, clock_() + latency_) + transfer_;
-    return begin(reads_, read_free_, blocks_.poll().value());
+    const std::uint64_t bytes = kvc::io::total_bytes(to);
+    read_free_ = std::max(read_free_, clock_() + latency_) + transfer(bytes);
+    bytes_reading_ += bytes;
+    return begin(reads_, read_free_, blocks_.poll().value(), {}, bytes);
   }
-  Ticket write(const kvc::tier::RecordInfo& block, std::span<const kvc::io::ConstByteSpan>) {
-    write_free_ = std::max(write_free_, clock_() + latency_) + transfer_;
+  Ticket write(const kvc::tier::RecordInfo& block, std::span<const kvc::io::ConstByteSpan> from) {
+    const std::uint64_t bytes = kvc::io::total_bytes(from);
+    write_free_ = std::max(write_free_, clock_() + latency_) + transfer(bytes);
     Completion done;
     done.operation = Operation::write;
     done.outcome = kvc::tier::StoreOutcome::done;
     kvc::tier::RecordInfo names;  // all that a store without bytes needs
     names.key = block.key;
     names.parent = block.parent;
-    return begin(writes_, write_free_, done, names);
+    return begin(writes_, write_free_, done, names, bytes);
   }
   Ticket erase(const kvc::tier::BlockKey& key) {
     (void)blocks_.erase(key);
@@ -65,12 +70,12 @@ class TimedStore {
       if (lane->empty() || lane->front().end > now) {
         continue;
       }
-      const UnderWay first = std::move(lane->front());
+      UnderWay first = std::move(lane->front());
       lane->pop_front();
-      if (first.completion.operation == Operation::write) {
-        (void)blocks_.write(first.block, {});
-        (void)blocks_.poll();
+      if (first.completion.operation == Operation::write && !blocks_.put(first.block, first.bytes)) {
+        first.completion.outcome = kvc::tier::StoreOutcome::full;
       }
+      forget(first);
       return first.completion;
     }
     return std::nullopt;
@@ -78,7 +83,13 @@ class TimedStore {
   std::optional<kvc::tier::BlockKey> poll_evicted() { return blocks_.poll_evicted(); }
   bool cancel(Ticket ticket) {
     return std::ranges::any_of(lanes(), [&](std::deque<UnderWay>* lane) {
-      return std::erase_if(*lane, [&](const UnderWay& one) { return one.completion.ticket == ticket; }) > 0;
+      return std::erase_if(*lane, [&](const UnderWay& one) {
+               const bool is_it = one.completion.ticket == ticket;
+               if (is_it) {
+                 forget(one);
+               }
+               return is_it;
+             }) > 0;
     });
   }
   /// Simulated time does not pass by itself: nothing comes.
@@ -97,6 +108,8 @@ class TimedStore {
     }
     return first;
   }
+  /// Bytes in records that are to be read.
+  [[nodiscard]] std::uint64_t bytes_reading() const noexcept { return bytes_reading_; }
   [[nodiscard]] Index reading() const noexcept { return std::ssize(reads_); }
   [[nodiscard]] Index writing() const noexcept { return std::ssize(writes_); }
 
@@ -105,20 +118,29 @@ class TimedStore {
     Time end = 0;
     Completion completion{};
     kvc::tier::RecordInfo block{};  // of a write
+    std::uint64_t bytes = 0;        // of a read or a write
   };
+  [[nodiscard]] Time transfer(std::uint64_t bytes) const noexcept {
+    return static_cast<Time>(static_cast<double>(bytes) * seconds_per_byte_ * second);
+  }
+  void forget(const UnderWay& operation) noexcept {
+    bytes_reading_ -= operation.completion.operation == Operation::read ? operation.bytes : 0;
+  }
   [[nodiscard]] std::array<std::deque<UnderWay>*, 4> lanes() noexcept {
     return {&lookups_, &erases_, &reads_, &writes_};
   }
-  Ticket begin(std::deque<UnderWay>& lane, Time end, Completion completion, const kvc::tier::RecordInfo& block = {}) {
+  Ticket begin(std::deque<UnderWay>& lane, Time end, Completion completion, const kvc::tier::RecordInfo& block = {},
+               std::uint64_t bytes = 0) {
     completion.ticket = ++last_;
-    lane.push_back({end, completion, block});
+    lane.push_back({end, completion, block, bytes});
     return last_;
   }
 
   replay::CountedStore blocks_;
   std::function<Time()> clock_;
   Time latency_, lookup_;
-  Time transfer_;                                           // of a block
+  double seconds_per_byte_;  // of a record
+  std::uint64_t bytes_reading_ = 0;
   Time read_free_ = 0, write_free_ = 0;                     // when what is under way has ended
   std::deque<UnderWay> lookups_, erases_, reads_, writes_;  // each in the order in which it ends
   Ticket last_ = 0;
