@@ -35,12 +35,12 @@ struct NoPrefetcher {
 };
 
 /// Queries, and rows of 64 keys.
-struct Rows {
+struct FloatRows {
   Index dim, padded = detail::padded(dim);
   std::vector<float> q = random_floats(6 * padded, 1), keys = random_floats(tile_keys * dim, 2);
   const float* at[tile_keys] = {};
 
-  explicit Rows(Index elements) : dim(elements) {
+  explicit FloatRows(Index elements) : dim(elements) {
     for (Index j = 0; j < tile_keys; ++j) {
       at[j] = keys.data() + j * dim;
     }
@@ -66,7 +66,7 @@ struct Rows {
 };
 
 template <int R>
-void scores_in_parts(const Rows& rows) {
+void scores_in_parts(const FloatRows& rows) {
   std::vector<float> s(std::size_t{R} * tile_keys);
   NoPrefetcher none;
   detail::score_parts<R>(rows.plain(), 0, tile_keys, rows.padded / simd::lanes, rows.q.data(), rows.padded, s.data(),
@@ -75,7 +75,7 @@ void scores_in_parts(const Rows& rows) {
 }
 
 template <int R>
-void scores_of_packed_keys(const Rows& rows) {
+void scores_of_packed_keys(const FloatRows& rows) {
   std::vector<float> packed(static_cast<std::size_t>(tile_keys * rows.padded)), s(std::size_t{R} * tile_keys);
   NoPrefetcher none;
   detail::pack_keys(rows.plain(), 0, detail::tile_groups, rows.padded / simd::lanes, packed.data(), none);
@@ -131,7 +131,7 @@ bool reads_as_decoded(const std::vector<std::uint8_t>& row, Index dim) {
 
 TEST_CASE("Scores in halves of vectors have the bits of whole vectors", "[attention]") {
   for (const Index dim : {1, 7, 16, 17, 40, 64, 80, 96, 128, 200}) {
-    const Rows rows(dim);
+    const FloatRows rows(dim);
     scores_in_parts<2>(rows);
     scores_in_parts<4>(rows);
     scores_of_packed_keys<1>(rows);
