@@ -55,7 +55,7 @@ FileStore::Config small_files(const TempFolder& folder) {
 std::uint64_t bytes_on_disk(const TempFolder& folder) {
   std::uint64_t sum = 0;
   for (const std::string& name : folder.files()) {
-    struct stat status {};
+    struct stat status{};
     REQUIRE(::stat(folder.file(name).c_str(), &status) == 0);
     sum += static_cast<std::uint64_t>(status.st_blocks) * 512;
   }

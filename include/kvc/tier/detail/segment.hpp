@@ -183,7 +183,7 @@ class Segment {
     if (!file && may_own) {
       return open(path, false);
     }
-    struct stat status {};
+    struct stat status{};
     SegmentHeader header{};
     if (!file || ::fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
       return std::nullopt;
@@ -211,11 +211,11 @@ class Segment {
 
   /// Bytes that the file takes on the disk.
   [[nodiscard]] std::uint64_t allocated() const noexcept {
-    struct stat status {};
+    struct stat status{};
     return ::fstat(file_.get(), &status) != 0 ? 0 : static_cast<std::uint64_t>(status.st_blocks) * 512;
   }
   [[nodiscard]] std::uint64_t size() const noexcept {
-    struct stat status {};
+    struct stat status{};
     return ::fstat(file_.get(), &status) != 0 ? 0 : static_cast<std::uint64_t>(status.st_size);
   }
 

@@ -476,7 +476,7 @@ class SegmentDirectory {
   /// A process was killed while it made a segment.
   static void remove_abandoned(const std::string& path) {
     const io::detail::FileHandle file(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-    struct stat status {};
+    struct stat status{};
     if (file && ::flock(file.get(), LOCK_EX | LOCK_NB) == 0 && ::fstat(file.get(), &status) == 0 &&
         status.st_size > 0) {  // of size 0: perhaps not locked yet by its maker
       (void)::unlink(path.c_str());
