@@ -314,7 +314,6 @@ TEST_CASE("emulated rows: gathered, lost and scattered, a sequence is what it wa
   const auto check = [](auto cache_of, auto unit) {
     using Unit = decltype(unit);
     auto& cache = *cache_of;
-    using Cache = std::remove_reference_t<decltype(cache)>;
     constexpr Format F = decltype(layer_of(cache, 1))::format;
     std::memset(static_cast<void*>(cache.data()), 0, bytes_of(cache));
     Random random(11);
