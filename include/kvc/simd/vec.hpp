@@ -173,7 +173,9 @@ KVC_ALWAYS_INLINE F32x16 load_partial(const float* p, Index count) noexcept {
   return {{_mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << count) - 1U), p)}};
 #else
   alignas(64) float padded[lanes] = {};
-  std::memcpy(padded, p, static_cast<std::size_t>(count) * sizeof(float));
+  if (count > 0) {  // else p may be null
+    std::memcpy(padded, p, static_cast<std::size_t>(count) * sizeof(float));
+  }
   return load(padded);
 #endif
 }
