@@ -489,6 +489,51 @@ TEST_CASE("A process that is killed while it writes leaves each record whole or 
   REQUIRE(absent > 0);
 }
 
+TEST_CASE("A record that takes the place of the last one of its segment keeps the segment", "[tier][file]") {
+  using kvc::tier::detail::Segment, kvc::tier::detail::SegmentDirectory, kvc::tier::detail::SegmentEntry;
+  const TempFolder folder(files_root());
+  BlockKey key{};
+  key.bytes[0] = std::byte{1};
+  SECTION("written while others filled the segment") {
+    SegmentDirectory directory({folder.path(), 1 << 20, 64 << 10, WhenFull::evict, std::chrono::milliseconds(0)});
+    int error = 0;
+    const auto old = directory.allocate(400, 4000, true, error);
+    REQUIRE((old && directory.commit(*old, key, {}) == 0));
+    const auto place = directory.allocate(400, 4000, true, error);
+    const auto large = directory.allocate(400, 60'000, true, error);
+    REQUIRE((place && large));
+    REQUIRE(place->place.segment == old->place.segment);
+    REQUIRE(large->place.segment != old->place.segment);
+    REQUIRE(directory.commit(*place, key, {}) == 0);
+    const auto found = directory.find(key);
+    REQUIRE((found && found->place == place->place));
+    directory.abandon(*large);
+    REQUIRE(directory.erase(key));
+    REQUIRE(directory.segments() == 1);
+  }
+  SECTION("by a process that was killed before it erased the old one") {
+    {
+      int error = 0;
+      const std::optional<Segment> segment = Segment::create(folder.file("1.kvcseg"), 32, 1, error);
+      REQUIRE(segment);
+      REQUIRE(::truncate(segment->path().c_str(), 64 << 10) == 0);
+      SegmentEntry entry{};
+      entry.key = key;
+      entry.state = SegmentEntry::live;
+      entry.head_bytes = 400;
+      entry.payload_bytes = 1000;
+      for (const std::uint32_t number : {0U, 1U}) {
+        entry.offset = 8192 + 4096 * number;
+        REQUIRE(segment->write_entry(number, entry) == 0);
+      }
+    }
+    SegmentDirectory directory({folder.path(), 1 << 20, 64 << 10, WhenFull::evict, std::chrono::milliseconds(0)});
+    const auto found = directory.find(key);
+    REQUIRE((found && found->place.offset == 8192 + 4096));
+    REQUIRE(folder.files().size() == 1);
+  }
+}
+
 TEST_CASE("A store in files is used from one thread while its own work", "[tier][file][threads]") {
   const TempFolder folder(files_root());
   FileStore::Config config = small_files(folder);

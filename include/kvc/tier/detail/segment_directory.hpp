@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/scope_guard.hpp"
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/record_index.hpp"
 #include "kvc/tier/detail/segment.hpp"
@@ -163,7 +164,11 @@ class SegmentDirectory {
       abandon_locked(place);
       return error;
     }
-    --place.segment->writers;
+    // Until all is done: the old record may be the last one of the same segment.
+    const kvc::detail::ScopeGuard written([&] {
+      --place.segment->writers;
+      remove_if_empty(place.place.segment);
+    });
     if (auto* const old = index_.find(key)) {
       const RecordPlace at = old->second.value;
       index_.erase(*old);
@@ -489,6 +494,8 @@ class SegmentDirectory {
     last_sequence_ = std::max(last_sequence_, segment.sequence());
     const std::uint64_t size = segment.size();
     std::uint64_t extents = 0;
+    ++segment.writers;  // a record that is there twice may be the only one as yet: the segment stays
+    const kvc::detail::ScopeGuard was_read([&] { --segment.writers; });
     for (std::uint32_t i = 0; i < table.size(); ++i) {
       const SegmentEntry& entry = table[i];
       if (!entry.is_valid(size) || entry.state != SegmentEntry::live) {
