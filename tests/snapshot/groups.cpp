@@ -8,6 +8,7 @@
 
 #include "any_groups.hpp"
 #include "catch.hpp"
+#include "failing_allocation.hpp"
 #include "forge.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/policy/contiguous.hpp"
@@ -464,4 +465,72 @@ TEST_CASE("A damaged snapshot with layer groups is refused, and changes nothing"
     }
   }
   REQUIRE(refused > static_cast<int>(500 / step));
+}
+
+TEST_CASE("Sequences that share rows under tokens which differ are not saved and are loaded apart", "[io][format]") {
+  SavedOf<float, Paged, HeadMajor> source(mixed_layers(), {.blocks = 100, .block_tokens = 4});
+  const Tokens tokens(60, 3);
+  const SeqId seq = source.open({});
+  REQUIRE(source.extend(seq, tokens, 12));
+  const SeqId second = source.fork(seq, 12).value(), third = source.fork(seq, 12).value();
+  Tokens other = tokens;
+  other[2] = 9;
+  const std::span<const Token> known = std::span(tokens).first(12), others = std::span(other).first(12);
+  const auto saved = [&](std::span<const Token> of_second, std::span<const Token> of_third) {
+    const std::vector<snapshot::SavedSequence> list{{seq, {}, {}}, {second, of_second, {}}, {third, of_third, {}}};
+    io::MemorySink sink;
+    snapshot::save(source.cache, std::span<const snapshot::SavedSequence>(list), sink);
+    return sink.take();
+  };
+  REQUIRE_THROWS_WITH(saved(known, others), contains("tokens is different from those of a sequence that shares"));
+  REQUIRE_THROWS_WITH(saved(others.first(3), known), contains("must be the same"));
+  REQUIRE_NOTHROW(saved(others.first(2), known));
+
+  Forge forged(saved(known, known));  // the first sequence knows no tokens, and the others share its rows
+  REQUIRE(forged.at("tokn").payload.size() == 24 * sizeof(Token));
+  forged.at("tokn").set((12 + 2) * sizeof(Token), other[2]);
+  SavedOf<float, Prefix, HeadMajor> cache(mixed_layers(), {.blocks = 100, .block_tokens = 4});
+  const auto loaded = cache.loaded(forged.bytes());
+  REQUIRE(loaded);
+  cache.verify();
+  for (const SeqId each : loaded->sequences) {
+    cache.check(each, tokens);  // the rows are those of the file
+  }
+  REQUIRE(cache.match(tokens, {}) == 12);
+  REQUIRE(cache.match(other, {}) == 12);
+}
+
+TEST_CASE("A load of layer groups whose n-th allocation fails changes nothing", "[io][failure]") {
+  SavedOf<float, Prefix, HeadMajor> source(mixed_layers(), {.blocks = 200, .block_tokens = 4});
+  Tokens tokens(60, 3);
+  const SeqId seq = source.open(Salt(SaltKind::tenant, "a tenant with a name too long to be stored in place"));
+  REQUIRE(source.extend(seq, tokens, 20));
+  const SeqId fork = source.fork(seq, 20).value();
+  tokens[20] = 4;
+  REQUIRE(source.extend(fork, tokens, 20));
+  const SeqId alone = source.open({});
+  REQUIRE(source.extend(alone, tokens, 30));
+  const Bytes bytes = source.saved({seq, fork, alone}, {});
+  int failures = 0;
+  for (bool refused = true; refused; ++failures) {
+    CAPTURE(failures);
+    REQUIRE(failures < 2000);
+    SavedOf<float, Prefix, HeadMajor> cache(mixed_layers(), {.blocks = 200, .block_tokens = 4});
+    io::MemorySource memory(bytes);
+    refused = false;
+    {
+      const FailAllocation armed(failures);
+      try {
+        (void)snapshot::try_load(cache.cache, memory);
+      } catch (const std::bad_alloc&) {
+        refused = true;
+      }
+    }
+    cache.verify();
+    if (refused) {
+      REQUIRE(cache.stats().blocks_free == 200);
+      REQUIRE(cache.stats().sequences == 0);
+    }
+  }
+  REQUIRE(failures > 50);
 }

@@ -50,11 +50,9 @@ class GroupReader {
         file_order_(layers_of_file(cache.layers())),
         order_(order_of(in_, c_.histories)),
         decode_(decoder_of<T>(in_, c_.histories, options.convert_elements)),
-        plan_(c_, options.cached_prefixes && KeepsPrefixes<BarePolicy<Policy>>),
+        plan_(with_small_tables(), options.cached_prefixes && KeepsPrefixes<BarePolicy<Policy>>),
         layers_(c_.stored_layers(), c_.recurrent.size()),
-        scratch_(batch_bytes) {
-    require_small_tables();
-  }
+        scratch_(batch_bytes) {}
   GroupReader(const GroupReader&) = delete;
   GroupReader& operator=(const GroupReader&) = delete;
   ~GroupReader() { close_all(); }
@@ -113,10 +111,19 @@ class GroupReader {
     require(ended_, "commit", "called before the end was read", "called after it");
     ended_ = reserved_ = false;
     Loaded loaded;
-    loaded.sequences.reserve(sequences_.size());  // the last thing that can fail but for publish_tokens
+    loaded.sequences.reserve(sequences_.size());
     if constexpr (KnowsTokens<Policy>) {
+      Pos most = 0;
+      for (const format::SequenceRecord& s : c_.histories.sequences) {
+        most = std::max(most, s.known_tokens);
+      }
+      // The last thing that can fail: the plan shares rows only where tokens agree, and try_restore has taken the memory.
+      std::vector<Token> tokens(static_cast<std::size_t>(most));
       for (const std::size_t s : plan_.order()) {
-        cache_.publish_tokens(sequences_[s], c_.histories.tokens_of(s));
+        const format::SequenceRecord& record = c_.histories.sequences[s];
+        const auto known = std::span(tokens).first(static_cast<std::size_t>(record.known_tokens));
+        c_.histories.copy_tokens(record.last, record.known_tokens, known);
+        cache_.publish_tokens(sequences_[s], known);
       }
     }
     for (std::size_t s = 0; s < sequences_.size(); ++s) {
@@ -155,8 +162,9 @@ class GroupReader {
     return false;
   }
 
-  /// A few bytes can ask for a large block table. Allow no more than the bytes of the rows, which the source must have.
-  void require_small_tables() const {
+  /// The contents. A few bytes can ask for a large block table, and for as much work: allows no more than the bytes of the
+  /// rows, which the source must have. Throws FormatError.
+  [[nodiscard]] const GroupContents& with_small_tables() const {
     constexpr std::uint64_t most = std::uint64_t{1} << 62U;
     std::uint64_t entries = 0;
     std::uint64_t bytes = std::uint64_t{1} << 20U;
@@ -182,6 +190,7 @@ class GroupReader {
                   kvc::detail::concat({"sequences whose block tables are smaller than the rows, found ",
                                        std::to_string(table_bytes), " bytes of tables"}));
     }
+    return c_;
   }
 
   /// Whether there is room, found out with a policy without rows: an attempt would evict before it fails. If room must
@@ -257,8 +266,8 @@ class GroupReader {
   void add_state_targets(const std::vector<SeqId>& sequences) {
     std::set<BlockId> seen;
     for (const std::size_t s : plan_.order()) {
-      for (const Pos length : state_lengths(cache_.policy(), sequences[s])) {
-        if (seen.insert(state_block(cache_.policy(), sequences[s], length)).second) {
+      for (const Pos length : detail::state_lengths(cache_.policy(), sequences[s])) {
+        if (seen.insert(detail::state_block(cache_.policy(), sequences[s], length)).second) {
           const auto states = c_.states_of(s);
           const auto state = std::ranges::lower_bound(states, length, {}, &format::StateRecord::length);
           state_targets_.push_back({static_cast<std::size_t>(state->number), sequences[s], length});
@@ -275,7 +284,7 @@ class GroupReader {
     for (std::size_t number = 0; number < c_.stored_states; ++number) {
       io::ByteSpan first;
       for (; !targets.empty() && targets[0].number == number; targets = targets.subspan(1)) {
-        const io::ByteSpan to = writable_state_bytes(cache_, layer, targets[0].seq, targets[0].length);
+        const io::ByteSpan to = detail::writable_state_bytes(cache_, layer, targets[0].seq, targets[0].length);
         if (first.empty()) {
           first = to;
           in_.add(to);

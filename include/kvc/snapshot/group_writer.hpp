@@ -38,9 +38,10 @@ class GroupCollector {
  public:
   using Policy = typename Cache::PolicyType;
 
+  /// Throws std::bad_alloc, as all members do.
   explicit GroupCollector(const Cache& cache) : cache_(cache) {
     using T = typename Cache::Element;
-    description_ = describe(cache);
+    description_ = snapshot::describe(cache);
     description_.block_tokens = static_cast<std::uint32_t>(max_pos);  // a history is one block
     set_description(c_.histories, description_);
     c_.histories.first_token.push_back(0);
@@ -51,9 +52,10 @@ class GroupCollector {
     slots_.resize(c_.groups.size());
   }
 
+  /// Throws std::invalid_argument if the sequence is not open, or has other tokens than one that shares its rows.
   void add(const SavedSequence& saved, const SaveOptions& options) {
     const Policy& policy = cache_.policy();
-    const History history = history_of(policy, saved, options);
+    const History history = detail::history_of(policy, saved, options);
     add_history(history);
     for (std::size_t g = 0; g < c_.groups.size(); ++g) {
       const auto group = static_cast<Index>(g);
@@ -67,11 +69,14 @@ class GroupCollector {
       kvc::detail::for_each_stored_run(policy, saved.seq, group, {0, end}, [&](const SlotRun& run) {
         ++c_.tables[at];
         c_.tables.push_back(add_block(g, run));
+        if (c_.groups[g].cross_rows == 0) {
+          require_same_tokens(c_.tables.back(), run.first + run.count);
+        }
       });
     }
-    for (const Pos states : state_lengths(policy, saved.seq)) {
+    for (const Pos states : detail::state_lengths(policy, saved.seq)) {
       if (states <= history.length) {
-        add_state(states, state_blocks(policy, saved.seq, states));
+        add_state(states, detail::state_blocks(policy, saved.seq, states));
       }
     }
   }
@@ -122,6 +127,7 @@ class GroupCollector {
       h.salts.push_back(history.salt);
     }
     const auto known = static_cast<Pos>(history.tokens.size());
+    tokens_at_.push_back(h.tokens.size());
     std::int32_t last = -1 - entry->second;
     if (history.length > 0) {
       h.blocks.push_back({last, history.length, known, 0});
@@ -144,6 +150,30 @@ class GroupCollector {
     return entry->second;
   }
 
+  /// Throws std::invalid_argument if the last sequence has other tokens in the first `end` positions than those that are
+  /// known of a block of it. Of a block, the sequence counts that knows most.
+  void require_same_tokens(std::int32_t block, Pos end) {
+    knows_.resize(c_.blocks.size(), none);
+    const std::size_t last = c_.histories.sequences.size() - 1;
+    std::size_t& knows = knows_[static_cast<std::size_t>(block)];
+    if (knows == none) {
+      knows = last;
+      return;
+    }
+    const auto tokens_of = [&](std::size_t sequence) {
+      const auto known = static_cast<std::size_t>(c_.histories.sequences[sequence].known_tokens);
+      return std::span<const Token>(c_.histories.tokens).subspan(tokens_at_[sequence], known);
+    };
+    const std::span<const Token> mine = tokens_of(last), theirs = tokens_of(knows);
+    if (compared_.first != last || compared_.second != knows) {  // mostly many blocks of one sequence
+      compared_ = {last, knows};
+      common_ = static_cast<std::size_t>(std::ranges::mismatch(mine, theirs).in1 - mine.begin());
+    }
+    require(common_ >= std::min({mine.size(), theirs.size(), static_cast<std::size_t>(end)}), "tokens",
+            "different from those of a sequence that shares the rows", "the same");
+    knows = mine.size() > theirs.size() ? last : knows;
+  }
+
   /// Of the last sequence. `blocks`: of all kinds.
   void add_state(Pos length, std::vector<BlockId> blocks) {
     const auto [entry, is_new] = state_numbers_.try_emplace(blocks, static_cast<std::int32_t>(states_.size()));
@@ -159,6 +189,11 @@ class GroupCollector {
   std::vector<std::vector<layout::SlotSpan>> slots_;  // [groups] the places of the blocks in the pool
   std::map<std::tuple<std::size_t, BlockId, Pos, Pos>, std::int32_t> numbers_;
   std::map<std::string, std::int32_t> salts_;
+  static constexpr std::size_t none = ~std::size_t{0};
+  std::vector<std::size_t> tokens_at_;  // [sequences] index in the tokens of the first one
+  std::vector<std::size_t> knows_;      // [blocks] the sequence that knows most of the tokens up to it
+  std::pair<std::size_t, std::size_t> compared_{none, none};
+  std::size_t common_ = 0;                    // tokens that these two begin with alike
   std::vector<std::vector<BlockId>> states_;  // the place of each stored state
   std::map<std::vector<BlockId>, std::int32_t> state_numbers_;
 };
@@ -225,7 +260,7 @@ class GroupWriter {
     const Index recurrent = stored_layer - c.stored_layers();
     out_.begin(section::state_layer, c.layer_bytes(stored_layer), static_cast<std::uint64_t>(recurrent));
     for (const std::vector<BlockId>& blocks : collector_.states()) {
-      out_.add(state_bytes(cache_, c.recurrent.model_layer(recurrent), blocks));
+      out_.add(detail::state_bytes(cache_, c.recurrent.model_layer(recurrent), blocks));
     }
     out_.finish();
   }

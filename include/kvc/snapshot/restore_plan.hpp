@@ -34,6 +34,7 @@ class RestorePlan {
     std::vector<std::int32_t> owners(c_.blocks.size(), -1);
     std::vector<std::int32_t> state_owners(c_.stored_states, -1);
     like_.resize(contents.histories.sequences.size());
+    known_.resize(like_.size());
     for (const std::size_t s : order_) {
       for (std::size_t g = 0; g < c_.groups.size(); ++g) {
         for (const std::int32_t block : c_.table(s, g)) {
@@ -56,6 +57,7 @@ class RestorePlan {
       }
       limit_to_equal_tokens(s);
       limit_to_equal_blocks(s);
+      tell_known_tokens(s);
     }
   }
 
@@ -84,6 +86,7 @@ class RestorePlan {
         restored.shares_cross = like_[s].cross;
       }
       restored.states = states;
+      restored.tokens = c_.histories.sequences[s].known_tokens;
       restored.defers_cross = true;  // its rows are not there yet
       auto step = owner.try_restore(open->seq, restored);
       if (!step) {
@@ -106,6 +109,12 @@ class RestorePlan {
     Pos shared = 0;
     bool cross = false;
     Pos same_tokens = max_pos;  // so many at most, as far as they are known
+  };
+  /// How far the tokens are known that the blocks of a sequence stand for, and which sequence knows them: itself, or one
+  /// that shares these blocks.
+  struct Known {
+    std::int32_t sequence = -1;
+    Pos length = 0;
   };
 
   [[nodiscard]] Pos length(std::size_t s) const noexcept { return c_.histories.sequences[s].length; }
@@ -138,20 +147,49 @@ class RestorePlan {
   /// that says otherwise.
   void limit_to_equal_tokens(std::size_t s) {
     Like& like = like_[s];
+    known_[s] = {static_cast<std::int32_t>(s), c_.histories.sequences[s].known_tokens};
     if (like.owner < 0) {
       return;
     }
-    const auto other = static_cast<std::size_t>(like.owner);
-    if (salt(s).bytes() != salt(other).bytes()) {
+    if (salt(s).bytes() != salt(static_cast<std::size_t>(like.owner)).bytes()) {
       like = {};
       return;
     }
+    Known known;  // of the owner's blocks, the most: all that know them agree
+    for_each_owner(s, max_pos, [&](std::size_t owner, Pos shared) {
+      if (const Pos length = std::min(known_[owner].length, shared); length > known.length) {
+        known = {known_[owner].sequence, length};
+      }
+    });
+    if (known.sequence < 0) {
+      return;
+    }
     const std::vector<Token> mine = c_.histories.tokens_of(s);
-    const std::vector<Token> theirs = c_.histories.tokens_of(other);
+    std::vector<Token> theirs = c_.histories.tokens_of(static_cast<std::size_t>(known.sequence));
+    theirs.resize(static_cast<std::size_t>(known.length));
     const auto common = static_cast<std::size_t>(std::ranges::mismatch(mine, theirs).in1 - mine.begin());
     if (common < std::min(mine.size(), theirs.size())) {
       like.same_tokens = static_cast<Pos>(common);
       like.shared = std::min(like.shared, like.same_tokens);
+    }
+  }
+  /// What a sequence knows of the blocks that it shares is known of them from now on.
+  void tell_known_tokens(std::size_t s) {
+    for_each_owner(s, like_[s].shared, [&](std::size_t owner, Pos shared) {
+      if (const Pos length = std::min(known_[s].length, shared); length > known_[owner].length) {
+        known_[owner] = {static_cast<std::int32_t>(s), length};
+      }
+    });
+  }
+  /// f(owner, positions) for the sequence whose blocks a sequence shares, and for those whose blocks that one shares, and
+  /// so on, as far as the first `shared` positions go.
+  template <class F>
+  void for_each_owner(std::size_t s, Pos shared, F&& f) const {
+    for (std::int32_t owner = like_[s].owner; owner >= 0 && shared > 0;) {
+      const auto at = static_cast<std::size_t>(owner);
+      f(at, shared);
+      shared = std::min(shared, like_[at].shared);
+      owner = like_[at].owner;
     }
   }
   /// States are shared if the file says so, and behind equal tokens.
@@ -159,10 +197,12 @@ class RestorePlan {
     std::vector<RestoredState> states;
     const Like& like = like_[s];
     for (const format::StateRecord& state : c_.states_of(s)) {
-      const bool is_shared =
-          like.owner >= 0 && state.length <= like.same_tokens &&
-          std::ranges::any_of(c_.states_of(static_cast<std::size_t>(like.owner)),
-                              [&](const format::StateRecord& theirs) { return theirs.number == state.number; });
+      bool is_shared = false;
+      if (like.owner >= 0 && state.length <= like.same_tokens) {
+        const auto theirs = c_.states_of(static_cast<std::size_t>(like.owner));  // ascending, each length once
+        const auto same = std::ranges::lower_bound(theirs, state.length, {}, &format::StateRecord::length);
+        is_shared = same != theirs.end() && same->number == state.number;
+      }
       states.push_back({state.length, is_shared});
     }
     return states;
@@ -192,7 +232,8 @@ class RestorePlan {
 
   const GroupContents& c_;
   std::vector<std::size_t> order_;
-  std::vector<Like> like_;  // [sequences]
+  std::vector<Like> like_;    // [sequences]
+  std::vector<Known> known_;  // [sequences]
 };
 
 }  // namespace detail
