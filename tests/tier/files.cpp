@@ -289,6 +289,51 @@ TEST_CASE("A damaged, truncated or foreign record in a file is refused, and is a
   REQUIRE(get(store, other).outcome == StoreOutcome::done);  // it is not damaged: it stays
 }
 
+TEST_CASE("Tables with right checksums of files that somebody made cost no more memory than their bytes",
+          "[tier][file]") {
+  using kvc::tier::detail::Segment, kvc::tier::detail::SegmentEntry;
+  const TempFolder folder(files_root());
+  const auto make = [&](std::uint64_t number, std::uint32_t entries) {
+    int error = 0;
+    std::optional<Segment> made =
+        Segment::create(folder.file(std::to_string(number) + ".kvcseg"), entries, number, error);
+    REQUIRE(made);
+    return std::move(*made);
+  };
+  for (std::uint64_t i = 0; i < 200; ++i) {  // headers that announce tables of 128 MiB each
+    const Segment segment = make(i, 1 << 20);
+    REQUIRE(::truncate(segment.path().c_str(), 4096 + 100) == 0);
+  }
+  {
+    const Segment segment = make(1000, 32);
+    REQUIRE(::truncate(segment.path().c_str(), off_t{1} << 33) == 0);  // a hole
+    SegmentEntry entry{};
+    entry.state = SegmentEntry::live;
+    const auto write = [&](std::uint32_t number, std::uint64_t offset, std::uint32_t head, std::uint64_t payload) {
+      entry.key.bytes[0] = static_cast<std::byte>(number + 1);
+      entry.offset = offset;
+      entry.head_bytes = head;
+      entry.payload_bytes = payload;
+      REQUIRE(segment.write_entry(number, entry) == 0);
+    };
+    write(0, 8192, 0xffff'f000U, 4096);                   // a head of 4 GiB
+    write(1, 8192, 4096, ~std::uint64_t{0} - 4095);       // a sum that wraps around
+    write(2, 0, 4096, 4096);                              // over the header, and
+    write(3, 4096, 4096, 4096);                           // over the table
+    write(4, (std::uint64_t{1} << 33) - 4096, 4096, 10);  // behind the end
+    write(5, 8192, 400, 1000);
+  }
+  const auto most_memory = [] {
+    struct rusage usage{};
+    REQUIRE(::getrusage(RUSAGE_SELF, &usage) == 0);
+    return usage.ru_maxrss;  // KiB
+  };
+  const long before = most_memory();
+  const FileStore store(small_files(folder));
+  REQUIRE(most_memory() - before < 64 << 10);
+  REQUIRE(store.stats().records == 1);
+}
+
 TEST_CASE("Stores that share a directory find each other's blocks", "[tier][file]") {
   const TempFolder folder(files_root());
   const FileBlock a(1, 9000), b(2, 9000), c(3, 700);

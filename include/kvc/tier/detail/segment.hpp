@@ -31,6 +31,8 @@
 #include "kvc/io/file.hpp"
 #include "kvc/snapshot/checksum.hpp"
 #include "kvc/tier/key.hpp"
+#include "kvc/tier/record.hpp"
+#include "kvc/tier/record_info.hpp"
 
 namespace kvc {
 inline namespace v0 {
@@ -74,6 +76,7 @@ struct SegmentEntry {
   std::uint64_t checksum;  // of the bytes before it
 
   static constexpr std::uint32_t live = 1, dead = 2;
+  static constexpr std::size_t most_head_bytes = record_head_bytes(max_record_tokens, max_record_parts);
 
   [[nodiscard]] std::uint64_t sum() const noexcept {
     return snapshot::detail::Checksum::of(
@@ -81,11 +84,12 @@ struct SegmentEntry {
   }
   /// Bytes of the file that the record takes.
   [[nodiscard]] std::uint64_t extent() const noexcept { return record_extent(head_bytes, payload_bytes); }
-  /// Whether this is an entry of a file of so many bytes.
-  [[nodiscard]] bool is_valid(std::uint64_t file_bytes) const noexcept {
+  /// Whether this is an entry of a file of so many bytes whose records begin at `data_begin`.
+  [[nodiscard]] bool is_valid(std::uint64_t file_bytes, std::uint64_t data_begin) const noexcept {
     return (state == live || state == dead) && checksum == sum() && offset % segment_page == 0 &&
-           offset <= file_bytes && payload_bytes <= file_bytes && head_bytes <= file_bytes &&
-           offset + payload_at(head_bytes, payload_bytes) + payload_bytes <= file_bytes;
+           offset >= data_begin && offset <= file_bytes && payload_bytes <= file_bytes - offset &&
+           head_bytes <= most_head_bytes &&
+           payload_at(head_bytes, payload_bytes) <= file_bytes - offset - payload_bytes;
   }
 };
 static_assert(sizeof(SegmentEntry) == 128 && segment_page % sizeof(SegmentEntry) == 0);
@@ -241,9 +245,16 @@ class Segment {
     return moved < 0 ? errno : moved != static_cast<std::int64_t>(io::total_bytes(spans)) ? ENOSPC : 0;
   }
 
+  /// Entries of the table that lie in the file: a header alone may announce any number.
+  [[nodiscard]] std::size_t entries_there() const noexcept {
+    const std::uint64_t bytes = size();
+    return bytes < segment_page ? 0
+                                : static_cast<std::size_t>(std::min<std::uint64_t>(
+                                      header_.entries, (bytes - segment_page) / sizeof(SegmentEntry)));
+  }
   /// Reads the whole table.
   [[nodiscard]] int read_table(std::vector<SegmentEntry>& table) const {
-    table.resize(header_.entries);
+    table.resize(entries_there());
     const io::ByteSpan bytes = std::as_writable_bytes(std::span(table));
     std::size_t done = 0;
     const int error = read_at(segment_page, std::span(&bytes, 1), done);

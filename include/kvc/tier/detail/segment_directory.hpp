@@ -467,7 +467,7 @@ class SegmentDirectory {
     });
     std::size_t most = index_.size();
     for (const auto& [number, segment] : news) {
-      most += segment->entries();
+      most += segment->entries_there();
     }
     index_.reserve(most);
     for (const auto& [number, segment] : news) {
@@ -498,7 +498,7 @@ class SegmentDirectory {
     const kvc::detail::ScopeGuard was_read([&] { --segment.writers; });
     for (std::uint32_t i = 0; i < table.size(); ++i) {
       const SegmentEntry& entry = table[i];
-      if (!entry.is_valid(size) || entry.state != SegmentEntry::live) {
+      if (!entry.is_valid(size, segment.data_begin()) || entry.state != SegmentEntry::live) {
         continue;
       }
       extents += entry.extent();
