@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
+#include <future>
 #include <span>
 #include <string_view>
 #include <thread>
@@ -19,6 +20,7 @@
 #include "kvc/element/float16.hpp"
 #include "kvc/parallel/spmd.hpp"
 #include "kvc/policy/paged.hpp"
+#include "kvc/testing/executor_conformance.hpp"
 
 #ifdef _OPENMP
 #include "kvc/parallel/openmp.hpp"
@@ -144,20 +146,25 @@ void restrict_keys(Cache& cache) {
 
 /// Threads of your own: one function template is all that an executor needs.
 struct MyThreads {
-  int threads;
+  int threads;  // at least 1
   [[nodiscard]] kvc::Index concurrency() const { return threads; }
   template <class F>
   void parallel_for(kvc::Index n, F&& f) const {
     std::atomic<kvc::Index> next = 0;
-    std::vector<std::jthread> team;
-    for (int i = 0; i < threads; ++i) {
-      team.emplace_back([&] {
-        for (kvc::Index item = next++; item < n; item = next++) {
-          f(item);
-        }
-      });
+    const auto work = [&] {
+      for (kvc::Index item = next++; item < n; item = next++) {
+        f(item);
+      }
+    };
+    std::vector<std::future<void>> others;
+    for (int i = 1; i < threads; ++i) {
+      others.push_back(std::async(std::launch::async, work));
     }
-  }  // joins
+    work();
+    for (std::future<void>& other : others) {
+      other.get();  // throws what an item threw
+    }
+  }  // waits for all threads, also when an exception leaves: ~future() of std::async does
 };
 static_assert(kvc::Executor<MyThreads>);
 
@@ -166,7 +173,9 @@ void use_threads(Cache& cache) {
   const Matrix q = Matrix::Random(1, query_row);
   Matrix one(1, query_row), two(1, query_row);
   kvc::decode(cache.view(0, seq), q, one);  // on this thread
-  kvc::decode(cache.view(0, seq), q, two, {}, MyThreads{.threads = 2});
+  const MyThreads threads{.threads = 2};
+  kvc::testing::executor_conformance(threads, "MyThreads");  // in your tests: throws if it breaks the contract
+  kvc::decode(cache.view(0, seq), q, two, {}, threads);
 #ifdef _OPENMP
   kvc::decode(cache.view(0, seq), q, two, {}, kvc::OpenMp{.threads = 2});  // compiled with -fopenmp
 #endif

@@ -362,7 +362,8 @@ class CutView {
 };
 static_assert(kvc::KvView<CutView<float>>);
 
-/// Items on `threads` threads, whichever is free next, from the last to the first.
+/// Items on `threads` threads, whichever is free next, from the last to the first. Stricter than the contract: an item
+/// that throws ends the program, because kvc finds errors of arguments before items start.
 struct ThreadPerCall {
   int threads = 2;
   template <class F>
