@@ -12,7 +12,7 @@ int run_example(int argc, char** argv, const char* text, F&& example) {
   if (argc > 1) {
     const std::string_view argument = argv[1];
     if (argument == "--help" || argument == "-h") {
-      std::printf("%s\n\nIt takes no arguments. Exit code: 0 if all went as described, 1 otherwise.\n", text);
+      std::printf("%s\n\nIt takes no other arguments. Exit code: 0 if all went as described, 1 otherwise.\n", text);
       return 0;
     }
     std::fprintf(stderr, "unexpected argument \"%s\"; --help says what the program does\n", argv[1]);

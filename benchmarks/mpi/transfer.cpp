@@ -81,7 +81,13 @@ constexpr const char* usage =
     "\n"
     "Sends a sequence of 4096 tokens (512 MiB) from one process to the other, and as many bytes by plain MPI "
     "messages.\n"
-    "Prints the medians of the rounds in GB/s. ROUNDS is 9 unless given.\n";
+    "Prints the medians of the rounds in GB/s.\n"
+    "\n"
+    "  ROUNDS            rounds to measure, after one that warms up: 1 to 1000000 [9]\n"
+    "  KiB of a message  about the size of a message of the transfer: 1 to 524288 [2048]\n"
+    "  KiB of a part     spans of at least this size are MPI messages of their own: 1 to 524288 [32]\n"
+    "\n"
+    "Exit code: 0 success; 2 a bad argument, or not two processes.\n";
 
 /// The whole number that `text` is, between 1 and `most`.
 std::optional<int> parse(std::string_view text, int most) {

@@ -14,10 +14,12 @@ namespace common_options {
 
 /// --model and --tokenizer: both, or none for those in the program.
 inline void add_model(CLI::App& app, std::string& model, std::string& tokenizer) {
-  auto* of_model = app.add_option("--model", model, "Checkpoint in the legacy format of llama2.c")
-                       ->type_name("FILE")
-                       ->check(validators::file_name());
-  auto* of_tokenizer = app.add_option("--tokenizer", tokenizer, "Its tokenizer, in the format of llama2.c")
+  auto* of_model =
+      app.add_option("--model", model, "Checkpoint in the legacy format of llama2.c [the model in the program]")
+          ->type_name("FILE")
+          ->check(validators::file_name());
+  auto* of_tokenizer = app.add_option("--tokenizer", tokenizer,
+                                      "Its tokenizer, in the format of llama2.c [that of the model in the program]")
                            ->type_name("FILE")
                            ->check(validators::file_name());
   of_model->needs(of_tokenizer);
@@ -27,8 +29,8 @@ inline void add_model(CLI::App& app, std::string& model, std::string& tokenizer)
 inline void add_seed(CLI::App& app, std::uint64_t& seed, const std::string& text) {
   app.add_option("--seed", seed, text)
       ->type_name("S")
-      ->transform(
-          validators::number<std::uint64_t>("a whole number from 0 to 2^64 - 1", [](std::uint64_t) { return true; }))
+      ->transform(validators::number<std::uint64_t>(
+          "a whole number from 0 to 2^64 - 1", [](std::uint64_t) { return true; }, "at least 0"))
       ->capture_default_str();
 }
 
@@ -57,11 +59,13 @@ inline void add_sampling(CLI::App& app, double& temperature, double& top_p, std:
   using validators::number;
   app.add_option("--temperature", temperature, "0 always takes the most likely token")
       ->type_name("T")
-      ->check(number<double>("a number that is at least 0", [](double t) { return std::isfinite(t) && t >= 0; }))
+      ->check(number<double>(
+          "a number that is at least 0", [](double t) { return std::isfinite(t) && t >= 0; }, "at least 0"))
       ->capture_default_str();
-  app.add_option("--top-p", top_p, "Draw from the most likely tokens that add up to this probability")
+  app.add_option("--top-p", top_p, "Draw from the most likely tokens that add up to this probability; 1: from all")
       ->type_name("P")
-      ->check(number<double>("a number above 0 and at most 1", [](double p) { return p > 0 && p <= 1; }))
+      ->check(number<double>(
+          "a number above 0 and at most 1", [](double p) { return p > 0 && p <= 1; }, "above 0, at most 1"))
       ->capture_default_str();
   add_seed(app, seed, "Seed of the random draws");
 }
@@ -81,7 +85,9 @@ inline void add_threads(CLI::App& app, int& threads, int most) {
 }
 
 inline void add_json(CLI::App& app, std::string& json) {
-  app.add_option("--json", json, "Write all figures to this file")->type_name("FILE")->check(validators::file_name());
+  app.add_option("--json", json, "Write all figures to this file, as one JSON document")
+      ->type_name("FILE")
+      ->check(validators::file_name());
 }
 
 }  // namespace common_options

@@ -39,9 +39,9 @@ template <class V>
   return all;
 }
 
-/// Accepts a number for which `ok` is true.
+/// Accepts a number for which `ok` is true. --help shows `range` behind the type of the value.
 template <class V, class Ok>
-CLI::Validator number(const std::string& allowed, Ok ok) {
+CLI::Validator number(const std::string& allowed, Ok ok, const std::string& range) {
   return CLI::Validator(
       [allowed, ok](std::string& text) {
         const std::optional<V> value = parse<V>(text);
@@ -53,11 +53,14 @@ CLI::Validator number(const std::string& allowed, Ok ok) {
         }
         return std::string();
       },
-      "");
+      range);
 }
 
 inline CLI::Validator whole(int least, int most = std::numeric_limits<int>::max()) {
-  return number<int>(whole_range(least, most), [=](int value) { return least <= value && value <= most; });
+  const std::string range = most == std::numeric_limits<int>::max()
+                                ? "at least " + std::to_string(least)
+                                : std::to_string(least) + " to " + std::to_string(most);
+  return number<int>(whole_range(least, most), [=](int value) { return least <= value && value <= most; }, range);
 }
 
 /// The name of a file: CLI11 itself takes an empty text.

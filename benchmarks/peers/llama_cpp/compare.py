@@ -40,7 +40,7 @@ def arguments():
                         help="our program (default: %(default)s)")
     parser.add_argument("--case", action="append", metavar="CASE", help="see above (default: all of the table)")
     parser.add_argument("--element", default="f16", choices=["f16", "f32"], help="of the cache (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of either program (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)")
     parser.add_argument("--flash", default="auto", choices=["auto", "on", "off"],
                         help="llama.cpp's flash attention (default: %(default)s)")

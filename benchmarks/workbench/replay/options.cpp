@@ -42,15 +42,21 @@ std::string parse_model(const std::string& name) {
   reject("--model", name, "one of " + all);
 }
 
-Family parse_family(const std::string& text) {
+std::string family_names() {
   std::string all;
+  for (const Family family : all_families) {
+    all.append(all.empty() ? "" : ", ").append(name(family));
+  }
+  return all;
+}
+
+Family parse_family(const std::string& text) {
   for (const Family family : all_families) {
     if (name(family) == text) {
       return family;
     }
-    all.append(all.empty() ? "" : ", ").append(name(family));
   }
-  reject("--workload", text, "one of " + all);
+  reject("--workload", text, "one of " + family_names());
 }
 
 Part parse_part(const std::string& text) {
@@ -166,39 +172,43 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                    options.capacities = parse_capacities(texts);
                    return true;
                  }),
-                 "Blocks in the pool; several: one replay for each")
+                 "Blocks in the pool, 1 to 100000000; several: one replay for each")
       ->type_name("BLOCKS[,BLOCKS...]")
       ->take_all()
       ->allow_extra_args(false);
   CLI::Option* const workloads =
       app.add_option("--workloads", options.workloads,
-                     "Instead of a trace: generate so many workloads, and compare the default with lru on each, at\n"
-                     "0.5, 2, 10 and 40 % of its different blocks")
+                     "Instead of a trace: generate so many workloads, of all families in turn, and compare the\n"
+                     "default with lru on each, at 0.5, 2, 10 and 40 % of its different blocks")
           ->type_name("COUNT")
           ->check(CLI::Range(1, 10'000))
           ->excludes(trace);
-  CLI::Option* const workload = app.add_option("--workload", CLI::callback_t([&](const CLI::results_t& texts) {
-                                                 options.workload = parse_family(texts.front());
-                                                 return true;
-                                               }),
-                                               "Instead of a trace: a generated workload of this family, as a trace")
-                                    ->type_name("FAMILY")
-                                    ->excludes(trace)
-                                    ->excludes(workloads);
-  app.add_option("--blocks", options.workload_blocks, "Of the prompts of that workload, about [100000]")
+  CLI::Option* const workload =
+      app.add_option("--workload", CLI::callback_t([&](const CLI::results_t& texts) {
+                       options.workload = parse_family(texts.front());
+                       return true;
+                     }),
+                     "Instead of a trace: a generated workload of one family: " + family_names())
+          ->type_name("FAMILY")
+          ->excludes(trace)
+          ->excludes(workloads);
+  app.add_option("--blocks", options.workload_blocks, "Blocks of all prompts of that workload together, about [100000]")
       ->type_name("BLOCKS")
       ->check(CLI::Range(std::int64_t{100}, std::int64_t{100'000'000}))
       ->needs(workload);
-  CLI::Option* const seed = app.add_option("--seed", options.workloads_seed, "Of the first workloads, or the one [1]")
-                                ->type_name("SEED")
-                                ->check(CLI::NonNegativeNumber);
+  CLI::Option* const seed =
+      app.add_option("--seed", options.workloads_seed,
+                     "Seed of that workload, or of the first of --workloads, whose next ones count up [1]")
+          ->type_name("SEED")
+          ->check(CLI::NonNegativeNumber);
   options.evictions = parse_evictions({"all"});
   app.add_option("--eviction", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.evictions = parse_evictions(texts);
                    return true;
                  }),
-                 "Policies to replay: " + all_names() + "default (" + std::string(eviction_name<DefaultEviction>) +
-                     "), all, or variants: the default\nwithout some of its parts [all]")
+                 "Policies to replay: " + all_names() + "\ndefault (" + std::string(eviction_name<DefaultEviction>) +
+                     "), all (of these), or variants: the default without some of its parts or with other\n"
+                     "parameters. lru is always among them [all]")
       ->type_name("NAME[,NAME...]")
       ->take_all()
       ->allow_extra_args(false);
@@ -209,33 +219,39 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                options.tiers = parse_tiers(texts);
                return true;
              }),
-             "Slower tiers behind the pool, the fastest first, and when blocks are written to them: through (as\n"
-             "soon as they are cached), back (as the pool runs short) or selective (once found) [through]")
+             "At most three slower tiers behind the pool, the fastest first, of 1 to 100000000 blocks, and when "
+             "blocks\n"
+             "are written to them: through (as soon as they are cached), back (as the pool runs short) or selective\n"
+             "(as soon as a later prompt has found them; and of those that leave the pool before that, the ones whose\n"
+             "value to the eviction policy is above the mean, under a policy that estimates reuse, as hazard does).\n"
+             "No tiers are there unless given; RULE is through unless given")
           ->type_name("NAME:BLOCKS[:RULE][,...]")
           ->take_all()
           ->allow_extra_args(false);
 #endif
-  app.add_option("--json", options.json, "Write all figures to this file")
+  app.add_option("--json", options.json, "Write all figures to this file, as one JSON document")
       ->type_name("FILE")
       ->check(validators::file_name());
-  app.add_option("--plot", options.plot, "Draw the hit rates over the capacities")
+  app.add_option("--plot", options.plot,
+                 "Draw the hit rates over the capacities, or with --workloads the gains in their order, as an SVG file")
       ->type_name("FILE.svg")
       ->check(validators::file_name());
   app.add_option("--part", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.part = parse_part(texts.front());
                    return true;
                  }),
-                 "Only the K-th of N equal parts of the trace")
+                 "Only the K-th of N equal parts of the trace, 1 <= K <= N [1/1]")
       ->type_name("K/N");
   app.add_option("--model", CLI::callback_t([&](const CLI::results_t& texts) {
                    options.model = parse_model(texts.front());
                    return true;
                  }),
-                 "Hold what the layers of this model keep: one that serve-bench --list names")
+                 "Hold what the layers of this model keep: one that serve-bench --list names [a row of each layer\nfor "
+                 "each token]")
       ->type_name("NAME");
   app.add_option("--shuffle", options.shuffle,
-                 "Conversations keep their own times and swap their starts at random; requests that have\n"
-                 "their second block in common are a conversation")
+                 "Conversations keep their own times and swap their starts at random, by this seed; requests that\n"
+                 "have their second block in common are a conversation [the order of the trace]")
       ->type_name("SEED")
       ->check(CLI::NonNegativeNumber);
 #if defined(KVC_HAVE_SODIUM)
@@ -245,7 +261,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
     workloads->excludes(app.get_option(of_a_trace));
   }
   bool skip_bad = false;
-  app.add_flag("--skip-bad", skip_bad, "Count malformed lines and go on, instead of stopping at the first");
+  app.add_flag("--skip-bad", skip_bad, "Skip malformed lines and count them, instead of stopping at the first");
 
   try {
     app.parse(argc, argv);

@@ -179,8 +179,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                    options.all_policies = false;
                    return true;
                  }),
-                 "contiguous-reserve, contiguous-grow, paged, prefix-shared, or all [all that can hold the model: with "
-                 "recurrent layers the last two]")
+                 "contiguous-reserve, contiguous-grow, paged, prefix-shared, or all [all that can hold the model:\n"
+                 "with recurrent layers the last two]")
       ->type_name("NAME[,NAME...]")
       ->take_all()
       ->allow_extra_args(false);
@@ -191,9 +191,9 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("TOKENS")
       ->check(CLI::Range(1, 1 << 24));
   app.add_option("--groups", groups,
-                 "Of a model whose layers differ: on, windows and chunks drop what no query sees any more; off, one "
-                 "shape for all: every layer keeps every row, in as many bytes; or both. contiguous-* always "
-                 "have one shape here: their groups would have pools of their own")
+                 "Of a model whose layers differ: on, windows and chunks drop what no query sees any more; off, one\n"
+                 "shape for all: every layer keeps every row, in as many bytes; or both. contiguous-* always have one\n"
+                 "shape here: their groups would have pools of their own")
       ->type_name("WHICH")
       ->capture_default_str();
   app.add_option("--order", order, "Order within a step: decode-first or prefill-first [the scenario's]")
@@ -203,14 +203,14 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                    options.loads = parse_loads(texts);
                    return true;
                  }),
-                 "Factor on the arrival rate; several: a run for each [1]")
+                 "Factor on the arrival rate, 0.001 to 1000; several: a run for each [1]")
       ->type_name("X[,X...]")
       ->take_all()
       ->allow_extra_args(false);
   app.add_option("--requests", options.requests, "Requests to serve [the scenario's, or those of the trace]")
       ->type_name("N")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000'000'000}));
-  app.add_option("--seed", options.seed, "Of synthetic traffic [the scenario's]")
+  app.add_option("--seed", options.seed, "Seed of synthetic traffic [the scenario's]")
       ->type_name("S")
       ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 53));
   app.add_option(
@@ -219,8 +219,10 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
            return true;
          }),
          "Slower tiers behind the pool of prefix-shared, the fastest first, joined by +; several sets: a run for\n"
-         "each. A tier is one of the scenario's, or NAME:BLOCKS[:GB/S[:MS[:RULE]]] with the rule through or\n"
-         "back. none: a run without [no tiers]")
+         "each. A tier is one of the scenario's, or NAME:BLOCKS[:GB/S[:MS[:RULE]]]: its size, 1 to 1e9 blocks;\n"
+         "bandwidth either way, 1e-6 to 1e6 [no time passes]; latency, 0 to 1e6 [0]; and when blocks are written,\n"
+         "through (as soon as they are cached) or back (as the pool runs short) [through]. A set \"none\": a run\n"
+         "without tiers [none]")
       ->type_name("TIER[+TIER...][,SET...]")
       ->take_all()
       ->allow_extra_args(false);
@@ -237,58 +239,64 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->allow_extra_args(false);
   std::string mode = "sim";
   app.add_option("--mode", mode,
-                 "sim: time is computed; real: a decoder computes over real keys and values, and its time is measured")
+                 "sim: time is computed; real: a decoder computes over real keys and values, and its time is\n"
+                 "measured")
       ->type_name("sim|real")
       ->capture_default_str();
   app.add_option("--model", options.model,
-                 "See --list [the scenario's; llama-3-8b for a trace]. With --mode real a llama2.c checkpoint [the "
-                 "small model of the project]")
+                 "A model that --list names [the scenario's; llama-3-8b for a trace]. With --mode real a llama2.c\n"
+                 "checkpoint [the small model of the project]")
       ->type_name("NAME|FILE");
   app.add_flag("--calibrate", options.calibrate,
-               "With --mode real: also measure single steps, fit the cost model to them, simulate the same requests, "
+               "With --mode real: also measure single steps, fit the cost model to them, simulate the same requests,\n"
                "and compare");
   app.add_option("--rounds", options.rounds, "Rounds of measurements; real runs report the median one")
       ->type_name("N")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app.add_option("--threads", options.threads, "Of the decoder")
+  app.add_option("--threads", options.threads, "Threads of the decoder, with --mode real")
       ->type_name("N")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   std::string clock = "wall";
   app.add_option("--clock", clock,
-                 "Of real time: wall, or cpu: processor time of this process, for one thread on a shared machine")
+                 "Clock of --mode real: wall, or cpu: processor time of this process, for one thread on a shared\n"
+                 "machine")
       ->type_name("wall|cpu")
       ->capture_default_str();
   app.add_option("--cost-curve", options.cost_curve,
-                 "Measure and draw the cost of prefill, decode and chunks on this machine, as an SVG file; no scenario")
+                 "Measure and draw the cost of prefill, decode and chunks on this machine, as an SVG file; no\n"
+                 "scenario")
       ->type_name("FILE")
       ->check(validators::file_name());
-  app.add_option(
-         "--tier-curve", options.tier_curve,
-         "Measure and draw when slower tiers pay on this machine: the second turn of a conversation, computed and "
-         "loaded, as an SVG file; no scenario")
+  app.add_option("--tier-curve", options.tier_curve,
+                 "Measure and draw when slower tiers pay on this machine: the second turn of a conversation, computed\n"
+                 "and loaded, as an SVG file; no scenario")
       ->type_name("FILE")
       ->check(validators::file_name());
-  app.add_option("--hardware", options.hardware, "See --list [the scenario's; a100-80g for a trace]")
+  app.add_option("--hardware", options.hardware, "A device that --list names [the scenario's; a100-80g for a trace]")
       ->type_name("NAME");
-  app.add_option("--devices", options.devices, "Number of devices that share the work")
+  app.add_option("--devices", options.devices, "Number of devices that share the work [the scenario's; 1 for a trace]")
       ->type_name("N")
       ->check(CLI::Range(1, 4096));
-  app.add_option("--pool", options.pool_tokens, "Slots of the cache [as many as the weights leave memory for]")
+  app.add_option("--pool", options.pool_tokens,
+                 "Tokens that the pool holds if every layer keeps every row [the scenario's, else as many as the\n"
+                 "weights leave memory for]")
       ->type_name("TOKENS")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{2'000'000'000}));
   app.add_option("--max-output", options.max_output,
-                 "Limit of the clients of a trace that names none: contiguous-reserve reserves it [2048]")
+                 "Output limit of requests of a trace that name none: contiguous-reserve reserves it [2048]")
       ->type_name("TOKENS")
       ->check(CLI::Range(1, 1 << 24))
       ->needs(trace);
   std::string watch;
-  app.add_option("--watch", watch, "Seconds of the run whose memory is recorded and drawn, for a closer look [all]")
+  app.add_option("--watch", watch,
+                 "Whole seconds of the run whose memory is recorded and drawn, for a closer look,\n"
+                 "0 <= FROM < TO <= 10000000 [all]")
       ->type_name("FROM,TO");
   bool no_pins = false;
   app.add_flag("--no-pins", no_pins, "Pin no prefix, in spite of the scenario: prefixes stay while there is room");
-  app.add_option("--json", options.json, "Write all results to this file")
+  app.add_option("--json", options.json, "Write all results to this file, as one JSON document")
       ->type_name("FILE")
       ->check(validators::file_name());
   app.add_option("--html", options.html, "Write a page with plots of all results, in one file")

@@ -30,17 +30,19 @@ class TraceArguments {
  public:
   /// Where `trace` is given, the options need it.
   void add_to(CLI::App& app, CLI::Option* trace) {
-    app.add_option("--format", format_, "Of the trace: auto, " + format_names())
+    app.add_option("--format", format_, "Format of the trace: auto (by the first line), " + format_names())
         ->type_name("NAME")
         ->capture_default_str()
         ->needs(trace);
-    app.add_option("--block-tokens", block_tokens_, "Tokens of a block of the trace [the usual number of its format]")
+    app.add_option("--block-tokens", block_tokens_,
+                   "Tokens of a block of the trace, 1 to 16777216 [the usual number of its format, see below]")
         ->type_name("TOKENS")
         ->needs(trace);
-    app.add_option("--time-unit", unit_, "Of the times in the trace: s, ms or us [s for session, else ms]")
+    app.add_option("--time-unit", unit_, "Unit of the times in the trace: s, ms or us [s for session, else ms]")
         ->type_name("UNIT")
         ->needs(trace);
-    app.add_option("--session-gap", gap_, "Seconds between the starts of the sessions of a folder or file [120]")
+    app.add_option("--session-gap", gap_,
+                   "Seconds between the starts of the sessions of a folder or file, 0 to 1e9 [120]")
         ->type_name("SECONDS")
         ->needs(trace);
   }

@@ -40,8 +40,12 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "Exit code: 0 all is well; 1 a request that was not served, an output that differs, a file that cannot be read\n"
       "or written; 2 a bad option.");
 
-  const auto seconds =
-      number<double>("a number that is at least 0", [](double t) { return std::isfinite(t) && t >= 0 && t < 1e6; });
+  const auto range_of = [](const std::pair<int, int>& range) {
+    return std::to_string(range.first) + " " + std::to_string(range.second);
+  };
+  const auto seconds = number<double>(
+      "a number that is at least 0 and below 1000000", [](double t) { return std::isfinite(t) && t >= 0 && t < 1e6; },
+      "0 to below 1000000");
   app.add_option("--transport", options.transport, "inprocess, mpi, or auto: mpi where mpirun has started the program")
       ->type_name("NAME")
       ->check(one_of({"auto", "inprocess", "mpi"}))
@@ -55,21 +59,24 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->transform(whole(0, 64))
       ->capture_default_str();
   add_model(app, options.model, options.tokenizer);
-  app.add_option("--requests", options.requests, R"(One a line: {"prompt": "text", "output_tokens": 32})")
+  app.add_option("--requests", options.requests,
+                 R"(One a line: {"prompt": "text", "output_tokens": 32} [prompts are cut from a text])")
       ->type_name("FILE")
       ->check(validators::file_name());
-  app.add_option("--text", options.text, "Cut prompts from this text, not from the one in the program")
+  app.add_option("--text", options.text, "Text that prompts are cut from [the one in the program]")
       ->type_name("FILE")
       ->check(validators::file_name());
-  app.add_option("--count", options.count, "Requests to cut")
+  app.add_option("--count", options.count, "Requests to cut from the text")
       ->type_name("N")
       ->transform(whole(1, 100000))
       ->capture_default_str();
-  app.add_option("--prompt-tokens", options.prompt_tokens, "Least and most tokens of their prompts")
+  app.add_option("--prompt-tokens", options.prompt_tokens,
+                 "Least and most tokens of their prompts [" + range_of(options.prompt_tokens) + "]")
       ->type_name("LEAST MOST")
       ->transform(whole(1))
       ->capture_default_str();
-  app.add_option("--output-tokens", options.output_tokens, "Least and most tokens of their outputs")
+  app.add_option("--output-tokens", options.output_tokens,
+                 "Least and most tokens of their outputs [" + range_of(options.output_tokens) + "]")
       ->type_name("LEAST MOST")
       ->transform(whole(1))
       ->capture_default_str();
@@ -77,7 +84,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("N")
       ->transform(whole(0))
       ->capture_default_str();
-  add_seed(app, options.seed, "Seed of the cutting");
+  add_seed(app, options.seed, "Seed of the places where prompts are cut, and of their lengths");
   app.add_option("--interval", options.interval_ms, "Milliseconds between requests; 0: all are there at the start")
       ->type_name("MS")
       ->check(seconds)
@@ -107,11 +114,11 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->capture_default_str();
   app.add_flag("--check", options.check,
                "Also do the work on one engine with one thread, phase after phase; compare every token, and the time");
-  app.add_option("--gantt", options.gantt, "Draw a Gantt chart of the engines, with gnuplot, as SVG")
+  app.add_option("--gantt", options.gantt, "Draw a Gantt chart of the engines as an SVG file, with gnuplot")
       ->type_name("FILE")
       ->check(validators::file_name());
   add_json(app, options.json);
-  app.add_flag("--quiet", options.quiet, "No line for each request");
+  app.add_flag("--quiet", options.quiet, "Print no line for each request");
   app.add_option("--die-rank", options.die_rank, "")->group("");
   app.add_option("--die-after", options.die_after, "")->group("");
 
@@ -122,8 +129,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
     for (const auto& [name, range] :
          {std::pair("--prompt-tokens", options.prompt_tokens), std::pair("--output-tokens", options.output_tokens)}) {
       if (range.first > range.second) {
-        throw CLI::ValidationError(name, "\"" + std::to_string(range.first) + " " + std::to_string(range.second) +
-                                             "\" is not allowed, the least must be at most the most");
+        throw CLI::ValidationError(name,
+                                   "\"" + range_of(range) + "\" is not allowed, the least must be at most the most");
       }
     }
     return true;

@@ -24,7 +24,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       "long.");
 
   add_model(app, options.model, options.tokenizer);
-  add_texts(app, "--prompt", options.prompts, "Text to continue; may be given again and again");
+  add_texts(app, "--prompt", options.prompts,
+            "Text to continue; may be given again and again [two that begin alike; with --model one\nwithout text]");
   app.add_option("--steps", options.steps,
                  "Tokens of prompt and continuation together; 0: as many as the model has positions")
       ->type_name("N")
@@ -38,7 +39,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->check(one_of({"contiguous", "paged", "prefix-shared", "all"}))
       ->capture_default_str();
   add_element(app, options.element);
-  add_block_tokens(app, options.block_tokens, "Tokens in a block of the paged policies");
+  add_block_tokens(app, options.block_tokens, "Tokens in a block of paged and prefix-shared");
   app.add_option("--chunk", options.chunk, "Tokens of the prompt to compute at a time; 0: all at once")
       ->type_name("N")
       ->transform(whole(0))

@@ -37,7 +37,7 @@ bool parse(int argc, char** argv, Options& o, int& exit_code) {
       ->check(one_of({"contiguous", "paged", "prefix-shared"}))
       ->capture_default_str();
   add_element(app, o.cache.element);
-  add_block_tokens(app, o.cache.block_tokens, "Tokens in a block of the paged policies, at least");
+  add_block_tokens(app, o.cache.block_tokens, "Least tokens in a block of paged and prefix-shared");
   app.add_option("--cache-file", o.cache_file,
                  "With prefix-shared: load cached prefixes from this snapshot if it exists, and save them to it at the "
                  "end")
@@ -46,7 +46,7 @@ bool parse(int argc, char** argv, Options& o, int& exit_code) {
   add_whole("--prefill-chunk", o.prefill_chunk, 0, "Tokens of a prompt to compute at a time; 0: all at once");
   add_threads(app, o.threads, 512);
   app.add_flag("--together", o.together, "Decode all prompts together: one pass computes the next token of each");
-  app.add_flag("--profile", o.profile, "Print attention's share of the time");
+  app.add_flag("--profile", o.profile, "Print how much of the time attention took");
   app.add_flag("--quiet", o.quiet, "Print only the text, to stdout");
 
   try {
