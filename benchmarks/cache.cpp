@@ -1,5 +1,5 @@
-// The costs of a cache's bookkeeping: append, open with a prefix, fork, and a checkpoint of recurrent states, per policy.
-// Attention is in attention/.
+// The costs of a cache's bookkeeping: append, open with a prefix, fork, and a checkpoint of recurrent states, per
+// policy. Attention is in attention/.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -81,8 +81,8 @@ void fork(benchmark::State& state) {
   }
 }
 
-/// The states of Qwen3-Next's 36 recurrent layers after one more token: extend, write, commit. `of_memcpy` is the time of
-/// a memcpy of as many bytes, into memory that was not touched for as long, over that of the checkpoint: medians of
+/// The states of Qwen3-Next's 36 recurrent layers after one more token: extend, write, commit. `of_memcpy` is the time
+/// of a memcpy of as many bytes, into memory that was not touched for as long, over that of the checkpoint: medians of
 /// measurements by turns.
 template <class P>
 void checkpoint(benchmark::State& state) {

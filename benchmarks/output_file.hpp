@@ -11,8 +11,8 @@
 
 namespace kvc_bench {
 
-/// Writes a temporary file and renames it when it is complete. A special file, such as /dev/stdout or a FIFO, is written
-/// directly, and opened once: whoever reads a FIFO would take a second opening for the end.
+/// Writes a temporary file and renames it when it is complete. A special file, such as /dev/stdout or a FIFO, is
+/// written directly, and opened once: whoever reads a FIFO would take a second opening for the end.
 class OutputFile {
  public:
   /// Throws std::runtime_error, which names the option, if the file cannot be written.

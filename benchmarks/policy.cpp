@@ -332,8 +332,8 @@ void fork(benchmark::State& state) {
   state.counters["close_us"] = 1e6 * turns.seconds(1);
 }
 
-/// The bookkeeping of one step of a server: a token more for each of `sequences`, which have 128 to 4096 tokens, the tables
-/// of the batch, commit.
+/// The bookkeeping of one step of a server: a token more for each of `sequences`, which have 128 to 4096 tokens, the
+/// tables of the batch, commit.
 template <class P>
 void step(benchmark::State& state) {
   const auto sequences = static_cast<std::size_t>(state.range(0));

@@ -1,16 +1,17 @@
 // Slower tiers beside what their parts can do, in the same run.
 //
 //   host     demote to and promote from a HostStore, beside memcpy of the same blocks between two pools
-//   file     writes and reads of a FileStore, beside pwrite and pread of as many bytes, from as many threads, to files of
-//            the same folder: KVC_TIERS_FOLDER, or a temporary one. The page cache is warm, but in `cold`, where both drop
-//            it before each round. `io_uring`: several requests of each record at once; `direct`: around the page cache
+//   file     writes and reads of a FileStore, beside pwrite and pread of as many bytes, from as many threads, to files
+//            of the same folder: KVC_TIERS_FOLDER, or a temporary one. The page cache is warm, but in `cold`, where
+//            both drop it before each round. `io_uring`: several requests of each record at once; `direct`: around the
+//            page cache
 //   redis    writes and reads of a RedisStore on loopback, beside redis-benchmark with values of the same size
 //   index    lookup of a prompt of 128k tokens in a directory of a million records, with its keys and without; and how
 //            long the directory takes to open
 //
-// Counters: `of_plain` is the bandwidth beside the plain calls, as a ratio of medians of times that are measured by turns;
-// `bytes_per_second` is of payload. Blocks have 16 tokens of a model with 8 billion parameters: 32 layers, 8 heads of 128
-// elements of 16 bits for keys and values, 2 MiB.
+// Counters: `of_plain` is the bandwidth beside the plain calls, as a ratio of medians of times that are measured by
+// turns; `bytes_per_second` is of payload. Blocks have 16 tokens of a model with 8 billion parameters: 32 layers, 8
+// heads of 128 elements of 16 bits for keys and values, 2 MiB.
 #if __has_include(<xxhash.h>) && defined(KVC_HAVE_SODIUM)
 
 #include <benchmark/benchmark.h>
@@ -102,8 +103,8 @@ void compare_runs(benchmark::State& state, std::size_t bytes, A&& ours, B&& plai
   state.counters["plain_GB/s"] = static_cast<double>(bytes) / median(plain_times) * 1e-9;
 }
 
-/// Ends all operations; the benchmark fails if one is not done. Polls every now and then, as an engine does between steps:
-/// a thread that waits for each completion would take the processor from those that work.
+/// Ends all operations; the benchmark fails if one is not done. Polls every now and then, as an engine does between
+/// steps: a thread that waits for each completion would take the processor from those that work.
 template <class S>
 void finish(benchmark::State& state, S& store, std::chrono::microseconds pause = std::chrono::microseconds(100)) {
   for (;;) {

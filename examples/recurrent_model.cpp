@@ -36,8 +36,8 @@ kvc::LayerGroups recurrent_model() {
   return layers;
 }
 
-/// Reads the tokens of an append from the state before them, and writes the states that the cache wants. Returns the sum
-/// of the last one.
+/// Reads the tokens of an append from the state before them, and writes the states that the cache wants. Returns the
+/// sum of the last one.
 float recurrent_layer(Cache& cache, kvc::Index layer, const Cache::Append& append, std::span<const kvc::Token> tokens) {
   State state{};  // that of no tokens
   if (const std::span<const std::byte> before = cache.state(layer, append.seq()); !before.empty()) {

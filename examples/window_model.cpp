@@ -1,6 +1,6 @@
 // A model whose layers differ: five layers with a sliding window, then one without, as in Gemma 3. Four conversations
-// share a system prompt. Shows what each layer group holds, beside a cache of one shape for all layers; that a prefix is
-// found in all groups; and how far a sequence can be cut back.
+// share a system prompt. Shows what each layer group holds, beside a cache of one shape for all layers; that a prefix
+// is found in all groups; and how far a sequence can be cut back.
 //
 // Keys, values and queries are made up from the tokens; attention is real, and gives the same numbers in both caches.
 #include "usage.hpp"

@@ -1,5 +1,5 @@
-// AnyGroups: a cache with layer groups behind an interface, whose rows and states are functions of the tokens before them;
-// and layers that differ.
+// AnyGroups: a cache with layer groups behind an interface, whose rows and states are functions of the tokens before
+// them; and layers that differ.
 #pragma once
 
 #include <Eigen/Core>
@@ -116,8 +116,8 @@ struct AnyGroups {
   virtual Pos match(const Tokens& prompt, const Salt& salt) const = 0;
   virtual Opened open_prompt(const Tokens& prompt, const Salt& salt) = 0;
   virtual Stats stats() const = 0;
-  /// Checks that all retained rows and states of a sequence are those of its tokens, and that the next row finds all that
-  /// it needs.
+  /// Checks that all retained rows and states of a sequence are those of its tokens, and that the next row finds all
+  /// that it needs.
   virtual void check(SeqId seq, const Tokens& tokens) const = 0;
   virtual void verify() const = 0;
 };

@@ -17,10 +17,10 @@
 //                                                          (server.cpp)
 //   peer_eigen/decode/..., peer_ggml/decode/...            the same work by others, as far as they are installed
 //
-// 32 query heads, 8 kv heads, dimension 128 unless the name says dim:<key>[-<value>] or heads:<kv heads> (then four query
-// heads for each). The number behind a policy is the
-// tokens of a block; blocks lie in random order, or ("-served") as requests before left them: 400 that came and went, up
-// to 32 at a time. A cache has so many layers that the calls, each on the next layer,
+// 32 query heads, 8 kv heads, dimension 128 unless the name says dim:<key>[-<value>] or heads:<kv heads> (then four
+// query heads for each). The number behind a policy is the
+// tokens of a block; blocks lie in random order, or ("-served") as requests before left them: 400 that came and went,
+// up to 32 at a time. A cache has so many layers that the calls, each on the next layer,
 // read twice the last-level cache and 1 GiB at least before one comes again: keys and values come from memory. (In
 // prefill they need not.)
 //

@@ -75,8 +75,8 @@ std::shared_ptr<Object> kept(const std::string& key, Args&&... args) {
   return std::static_pointer_cast<Object>(detail::kept_object);
 }
 
-/// Times call(i), i = 0, 1, ... for as long as Google Benchmark wants, and the limits by turns with it. Returns the seconds
-/// of the median call.
+/// Times call(i), i = 0, 1, ... for as long as Google Benchmark wants, and the limits by turns with it. Returns the
+/// seconds of the median call.
 template <class F>
 double measure(benchmark::State& state, int threads, const Work& work, F&& call) {
   const auto around = Clock::now() - std::chrono::milliseconds(500);

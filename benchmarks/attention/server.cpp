@@ -4,11 +4,11 @@
 //   server/<element>/lse/...              the same, with the log-sum-exp of each row
 //   server/<element>/window:1024/...      the same of a layer with a window: W rows of each sequence are read, not all
 //   server/<element>/window:1024+sinks    the same with a logit of each head beside its keys, and 4 kept positions
-//   server/<element>/ragged/...           chunks of 512 rows of the prompts of four sequences, one new token of each other
+//   server/<element>/ragged/...           chunks of 512 rows of four sequences' prompts, one new token of each other
 //
 // Blocks of 16 in random order, 8 kv heads, 32 query heads, dimension 128. Beside the usual columns, of `decode`:
 //
-//   step_us            what a step costs beside attention: a token more for each sequence, the tables of the batch, commit
+//   step_us            what a step costs beside attention: one token more per sequence, the batch's tables, commit
 //   step_of_attention  that time over the time of attention in one layer
 #include <cmath>
 
@@ -22,8 +22,8 @@ namespace {
 
 constexpr Pos server_block = 16, server_window = 1024, server_chunk = 512;
 
-/// Of `count` sequences, evenly spread in their logarithms, in an order that is not theirs. Each leaves a slot of its last
-/// block.
+/// Of `count` sequences, evenly spread in their logarithms, in an order that is not theirs. Each leaves a slot of its
+/// last block.
 std::vector<Pos> server_lengths(Index count) {
   std::vector<Pos> lengths;
   for (Index i = 0; i < count; ++i) {

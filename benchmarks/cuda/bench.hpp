@@ -51,7 +51,8 @@ std::vector<float> times(cudaStream_t stream, int repeats, F f) {
   return all;
 }
 
-/// Keeps the device busy for so many clocks, so that work which the host queues meanwhile starts without waiting for it.
+/// Keeps the device busy for so many clocks, so that work which the host queues meanwhile starts without waiting for
+/// it.
 template <int = 0>
 __global__ void spin_kernel(long long clocks) {
   const long long start = clock64();

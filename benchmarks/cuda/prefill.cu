@@ -15,7 +15,8 @@ using kvc::Pos;
 using Scalar = __nv_bfloat16;
 constexpr Index query_heads = 32, kv_heads = 8;
 
-/// `batch` sequences of `positions`, of which the last `queries` have query rows, in a Batch for `limits`, or for these.
+/// `batch` sequences of `positions`, of which the last `queries` have query rows, in a Batch for `limits`, or for
+/// these.
 void prefill(const char* name, Index batch, Pos positions, Pos queries, Index dim,
              cuda::PrefillKernel kernel = cuda::PrefillKernel::best, const cuda::PrefillBounds& limits = {0, 0}) {
   constexpr Index layers = 2;  // input sets

@@ -41,7 +41,8 @@ inline namespace v0 {
 /// library with a window takes them as they are where kept_entries are 0. It counts
 /// positions from the first entry on, and takes kv_lens for the lengths: then all positions of a sequence, those of its
 /// query rows too, are less by kv_starts[i]. A kernel with chunks has to add kv_starts[i]. Kept positions lie before a
-/// jump that such a kernel does not know of: attend to them in a call of their own, and merge both by their log-sum-exp.
+/// jump that such a kernel does not know of: attend to them in a call of their own, and merge both by their
+/// log-sum-exp.
 struct BatchTables {
   Pos block_tokens = 1;                    ///< positions per entry
   std::vector<std::int32_t> q_indptr{0};   ///< [batch + 1]; query rows before sequence i
@@ -100,8 +101,8 @@ struct BatchTables {
 };
 
 /// The tables of a batch of a BlockTablePolicy in two forms: compressed rows, with last_page_len as FlashInfer takes
-/// it, and a dense table, as FlashAttention and others take it. Both have the same entries in the same order; of a layer
-/// group kv_lens counts the slots in use.
+/// it, and a dense table, as FlashAttention and others take it. Both have the same entries in the same order; of a
+/// layer group kv_lens counts the slots in use.
 struct BatchIndex : BatchTables {
   static constexpr std::int32_t padding = -1;  ///< in block_table, behind the last block of a sequence
 

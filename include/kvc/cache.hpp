@@ -216,8 +216,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return extend(seq, detail::checked_extension(count), std::span<const Token>{});
   }
 
-  /// As try_extend, of a model with recurrent layers: also reserves their states after each of `states_at` tokens of the
-  /// sequence, for the caller to write. They must ascend, above the present length; the new length is always one. A
+  /// As try_extend, of a model with recurrent layers: also reserves their states after each of `states_at` tokens of
+  /// the sequence, for the caller to write. They must ascend, above the present length; the new length is always one. A
   /// later prompt finds its prefix as far as there are states (see docs/layer-groups.md), and `truncate` and `fork` go
   /// to these lengths.
   [[nodiscard]] std::optional<Append> try_extend(SeqId seq, TokenSpan tokens, std::span<const Pos> states_at)
@@ -238,9 +238,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
     return extend(seq, tokens, std::span(states_at.begin(), states_at.size()));
   }
 
-  /// The lengths, ascending, of which an append wants the states of recurrent layers: those that `extend` was asked for,
-  /// those that a policy wants to find prefixes, and that of its end. Empty if there are no such layers. Valid until the
-  /// commit. O(states).
+  /// The lengths, ascending, of which an append wants the states of recurrent layers: those that `extend` was asked
+  /// for, those that a policy wants to find prefixes, and that of its end. Empty if there are no such layers. Valid
+  /// until the commit. O(states).
   [[nodiscard]] std::span<const Pos> states_to_write(const Append& append) const
     requires HoldsStates<P>
   {
@@ -290,9 +290,9 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
 
   /// Reserves the rows of an empty sequence that was computed elsewhere, without room for what its groups have dropped;
-  /// empty if there is no room. RestoresSequences says which rows are to be written, through `data()` or by `write`, which
-  /// takes those of all positions and drops the others. Throws std::invalid_argument if the sequence is not empty, or for
-  /// impossible options.
+  /// empty if there is no room. RestoresSequences says which rows are to be written, through `data()` or by `write`,
+  /// which takes those of all positions and drops the others. Throws std::invalid_argument if the sequence is not
+  /// empty, or for impossible options.
   [[nodiscard]] std::optional<Append> try_restore(SeqId seq, const RestoreOptions& options)
     requires RestoresSequences<P>
   {
@@ -325,8 +325,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   }
 
   /// How many rows `write` takes of a layer: append.size(); of a cross-attention layer all rows of the other input if
-  /// this is the first append of the sequence, else 0; of a layer with compressed rows those whose last token the append
-  /// has; 0 of a layer that reads the rows of another one.
+  /// this is the first append of the sequence, else 0; of a layer with compressed rows those whose last token the
+  /// append has; 0 of a layer that reads the rows of another one.
   [[nodiscard]] Pos rows_to_write(Index layer, const Append& append) const {
     require_own(append);
     const LayerPlace place = layers_.place(layer);
@@ -376,8 +376,8 @@ class KvCache<T, P, L, S> : public detail::Forwarded<KvCache<T, P, L, S>, P> {
   [[nodiscard]] SeqId fork(SeqId parent) { return fork(parent, length(parent)); }
 
   /// Forgets the positions from `length` on, such as the rejected tokens of speculative decoding.
-  /// Throws std::invalid_argument unless 0 <= length <= this->length(seq), if the sequence has an uncommitted extension,
-  /// or if a layer group has dropped a row that the next one sees.
+  /// Throws std::invalid_argument unless 0 <= length <= this->length(seq), if the sequence has an uncommitted
+  /// extension, or if a layer group has dropped a row that the next one sees.
   template <std::integral I>
   void truncate(SeqId seq, I length) {
     policy_.truncate(seq, detail::checked_position(length, this->length(seq), "length"));

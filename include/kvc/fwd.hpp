@@ -4,7 +4,8 @@
 //   void step(kvc::KvCache<float, kvc::PrefixShared<>>& cache, kvc::SeqId seq);
 //
 // Synchronized, Mixed, DenseView, SelectedView and CompressedView are left out: their parameters are constrained by
-// concepts, which a declaration would have to include. Standard library only. SeqId and BlockId are complete in core/types.hpp, which is as cheap.
+// concepts, which a declaration would have to include. Standard library only. SeqId and BlockId are complete in
+// core/types.hpp, which is as cheap.
 #pragma once
 
 #include <cstdint>

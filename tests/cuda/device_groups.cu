@@ -1,5 +1,5 @@
-// Layer groups on a device: attention in each of them against the definition, and a cache with groups beside one in host
-// memory.
+// Layer groups on a device: attention in each of them against the definition, and a cache with groups beside one in
+// host memory.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

@@ -1,5 +1,5 @@
-// decode and prefill of the formats that the device tests use. Each of device_kernels_*.cu compiles some of them, and the
-// tests none, since the kernels take a compiler longer than all tests.
+// decode and prefill of the formats that the device tests use. Each of device_kernels_*.cu compiles some of them, and
+// the tests none, since the kernels take a compiler longer than all tests.
 #pragma once
 
 #include <cuda_bf16.h>

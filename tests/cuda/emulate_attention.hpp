@@ -21,9 +21,9 @@
 
 namespace kvc_test {
 
-/// Runs a plan for decode: launch_items(arguments) launches the items of both lists, and merge_kernel for values of up to
-/// D elements follows, with blocks of 32 elements, and with more blocks than rows and heads, which must give the same (of
-/// a plan in halves one of both).
+/// Runs a plan for decode: launch_items(arguments) launches the items of both lists, and merge_kernel for values of up
+/// to D elements follows, with blocks of 32 elements, and with more blocks than rows and heads, which must give the
+/// same (of a plan in halves one of both).
 /// Partial results are there only when all threads of a block wait for them.
 template <Format Q, int D, Format F, class LaunchItems>
 void emulate_plan(kvc::cuda::DecodeArguments<F> a, const kvc::cuda::DecodePlan& plan, LaunchItems launch_items) {

@@ -1,6 +1,6 @@
 // Attention in layer groups: windows, chunks, kept positions, sinks, latent rows and rows of another input. The kernels
-// run thread by thread on the CPU, against the definition of attention, over pools in which everything that a group does
-// not retain is NaN.
+// run thread by thread on the CPU, against the definition of attention, over pools in which everything that a group
+// does not retain is NaN.
 #include "emulate_tiles.hpp"
 // (first: it stands for CUDA)
 

@@ -1,5 +1,5 @@
-// Bytes from a Redis server: a store understands the right replies, and gives nothing wrong for any others. The first byte
-// says what was asked for; see tests/tier/redis_replies.hpp.
+// Bytes from a Redis server: a store understands the right replies, and gives nothing wrong for any others. The first
+// byte says what was asked for; see tests/tier/redis_replies.hpp.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -24,7 +24,8 @@ namespace {
 using namespace kvc;
 using Bytes = std::vector<std::byte>;
 constexpr Shape shape{.layers = 2, .kv_heads = 2, .key_dim = 1, .value_dim = 1};
-/// Two layers of full attention and a window, of cross attention and of recurrent states where bits of the input say so.
+/// Two layers of full attention and a window, of cross attention and of recurrent states where bits of the input say
+/// so.
 LayerGroups grouped(bool with_cross, bool with_states) {
   LayerGroups layers;
   layers.add({.kv_heads = 2, .key_dim = 1});

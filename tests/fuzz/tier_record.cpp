@@ -1,5 +1,5 @@
-// Records from outside: bytes of a head and a payload are either exactly what was asked for, or refused; and a head whose
-// checksum is right, but that is of something else, is refused for that.
+// Records from outside: bytes of a head and a payload are either exactly what was asked for, or refused; and a head
+// whose checksum is right, but that is of something else, is refused for that.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

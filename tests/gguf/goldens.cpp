@@ -1,11 +1,11 @@
 // The engine on ggml against itself in every other cache, and against what llama.cpp computed from the same file.
 //
 // ggml rounds activations to 8 bits before it multiplies them with quantised weights. A difference in the last bit of a
-// float, such as that of another order of sums, moves some of them to the next step, and the layers after it spread that.
-// The golden tokens are those of one build of llama.cpp (AVX2, flash attention off). Forced onto them, llama.cpp built for
-// AVX-512 prefers another token at 3 of 192 steps, with flash attention at 6, and its log-probabilities differ by 0.07 to
-// 0.14 on average. So the engine, too, is held to them on average, and to each token that leads clearly; reference.cpp
-// has the test without the rounding.
+// float, such as that of another order of sums, moves some of them to the next step, and the layers after it spread
+// that. The golden tokens are those of one build of llama.cpp (AVX2, flash attention off). Forced onto them, llama.cpp
+// built for AVX-512 prefers another token at 3 of 192 steps, with flash attention at 6, and its log-probabilities
+// differ by 0.07 to 0.14 on average. So the engine, too, is held to them on average, and to each token that leads
+// clearly; reference.cpp has the test without the rounding.
 
 #include <cmath>
 #include <cstddef>

@@ -1,5 +1,5 @@
-// A recurrent layer with a gated delta rule, as of Qwen3-Next: a short convolution over its inputs, and a matrix for each
-// head that forgets and learns with each token. Plain, in double; its state is kept in float.
+// A recurrent layer with a gated delta rule, as of Qwen3-Next: a short convolution over its inputs, and a matrix for
+// each head that forgets and learns with each token. Plain, in double; its state is kept in float.
 #pragma once
 
 #include <algorithm>
@@ -28,8 +28,8 @@ struct DeltaRule {
     return (matrix_floats() + inputs_floats()) * static_cast<kvc::Index>(sizeof(float));
   }
 
-  /// Reads the tokens of a range one after the other, from the state before them (empty: the initial one). Results go to
-  /// `results` [range.size(), value_heads * value_dim]; f(length, state) gets the state after each token.
+  /// Reads the tokens of a range one after the other, from the state before them (empty: the initial one). Results go
+  /// to `results` [range.size(), value_heads * value_dim]; f(length, state) gets the state after each token.
   template <class F>
   void run(kvc::PosRange range, std::span<const std::byte> before, std::vector<float>& results, F&& f) const {
     std::vector<float> kept(static_cast<std::size_t>(matrix_floats() + inputs_floats()), 0.0F);

@@ -1,6 +1,6 @@
-// Layers of real architectures in grouped caches: windows, chunks, sinks, soft caps, latent rows, selections by the rows
-// of an indexer, layers that read another layer's cache, and recurrent states give the model's results, however the rows
-// came.
+// Layers of real architectures in grouped caches: windows, chunks, sinks, soft caps, latent rows, selections by the
+// rows of an indexer, layers that read another layer's cache, and recurrent states give the model's results, however
+// the rows came.
 #include "model_layers.hpp"
 
 #include <algorithm>

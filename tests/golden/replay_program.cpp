@@ -162,8 +162,8 @@ std::map<Index, Index> lru_hits(const std::string& path, const std::string& capa
 }
 
 /// Blocks that a cache without end finds of a model with recurrent layers: as far as there are rows, and there behind
-/// the last block that has states. A prompt leaves some behind its end and its last whole block, and where it found rows
-/// and no states.
+/// the last block that has states. A prompt leaves some behind its end and its last whole block, and where it found
+/// rows and no states.
 Index found_with_states(const std::string& path) {
   std::set<int> rows, states;
   Index found = 0;

@@ -1,5 +1,5 @@
-// Laws of latent rows in expanded form: prefill_expanded has the bits of prefill over keys and values that were expanded
-// beforehand, and agrees with the absorbed form.
+// Laws of latent rows in expanded form: prefill_expanded has the bits of prefill over keys and values that were
+// expanded beforehand, and agrees with the absorbed form.
 #include "kvc/attention/expanded.hpp"
 
 #include <algorithm>
@@ -20,7 +20,8 @@ using kvc::UpProjections;
 
 namespace {
 
-/// Latent rows stored as T, the up-projections of a layer, and what they make of the rows: keys and values of each head.
+/// Latent rows stored as T, the up-projections of a layer, and what they make of the rows: keys and values of each
+/// head.
 template <class T>
 struct Latent {
   Index heads;

@@ -85,8 +85,8 @@ Index most_slots(const Contiguous::Config& config, const GroupRules& rules, std:
   return kept + ceil_div(rows + config.growth_tokens, Index{config.growth_tokens}) * config.growth_tokens;
 }
 
-/// The most blocks that a sequence may have in a group beyond those that its rows fill, the last one aside: the bound of
-/// docs/layer-groups.md.
+/// The most blocks that a sequence may have in a group beyond those that its rows fill, the last one aside: the bound
+/// of docs/layer-groups.md.
 ///   keeps_slack   the block before the first one may be there, for hits that end within it
 Index partial_blocks(const GroupRule& rule, bool keeps_slack) {
   const bool drops = rule.cross_rows == 0 && !rule.retained.everything();

@@ -1,4 +1,5 @@
-// The memory that models with several layer groups hold, in the policies themselves: docs/layer-groups.md has the table.
+// The memory that models with several layer groups hold, in the policies themselves: docs/layer-groups.md has the
+// table.
 #include "held_memory.hpp"
 
 #include "catch.hpp"

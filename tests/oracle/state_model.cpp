@@ -1,5 +1,5 @@
-// Random operations on caches with recurrent layers beside a plain model: a state after n tokens is a function of these n
-// tokens, and is found again wherever a sequence begins from it.
+// Random operations on caches with recurrent layers beside a plain model: a state after n tokens is a function of these
+// n tokens, and is found again wherever a sequence begins from it.
 #include <algorithm>
 #include <cstddef>
 #include <map>

@@ -1,5 +1,5 @@
-// Writer and Reader with layer groups: layers travel one by one while the next ones are computed. A stream that ends early
-// changes nothing.
+// Writer and Reader with layer groups: layers travel one by one while the next ones are computed. A stream that ends
+// early changes nothing.
 #include <sys/wait.h>
 #include <unistd.h>
 

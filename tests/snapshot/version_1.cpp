@@ -162,7 +162,8 @@ TEST_CASE("A damaged snapshot of version 1 is refused, and changes nothing", "[i
     damaged[at] ^= std::byte{0x10};
     refuse(damaged);
   }
-  // Damage with right checksums: the second block is its own parent, and the length of a sequence passes its last block.
+  // Damage with right checksums: the second block is its own parent, and the length of a sequence passes its last
+  // block.
   kvc_test::Forge forged(file);
   forged.at("blks").set(16, std::int32_t{1});
   refuse(forged.bytes());

@@ -1,4 +1,5 @@
-// A store in front of another one: operations wait in it until the test lets them on, in any order, and may meet a fault.
+// A store in front of another one: operations wait in it until the test lets them on, in any order, and may meet a
+// fault.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// RedisStore, over servers that the tests start on loopback: the contract, several servers, and servers that are killed,
-// hang, are full, or answer nonsense.
+// RedisStore, over servers that the tests start on loopback: the contract, several servers, and servers that are
+// killed, hang, are full, or answer nonsense.
 #if defined(KVC_HAVE_HIREDIS)
 
 #include <signal.h>

@@ -1,5 +1,5 @@
-// RedisClusterStore, over a cluster that the test starts on loopback: the contract, slots that move while blocks are read
-// and written, and a node that is killed.
+// RedisClusterStore, over a cluster that the test starts on loopback: the contract, slots that move while blocks are
+// read and written, and a node that is killed.
 #if defined(KVC_HAVE_HIREDIS)
 
 #include <sys/socket.h>

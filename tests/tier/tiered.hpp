@@ -72,7 +72,8 @@ bool has_rows(const Cache& cache, kvc::SeqId seq, std::span<const kvc::Token> to
   return true;
 }
 
-/// Opens, checks what is found, computes the rest, checks all, closes. How many tokens were found, or -1 if a row was wrong.
+/// Opens, checks what is found, computes the rest, checks all, closes. How many tokens were found, or -1 if a row was
+/// wrong.
 template <class Tiers, class Cache>
 kvc::Pos serve_tiered(Tiers& tiers, Cache& cache, const Tokens& prompt, const kvc::OpenOptions& options = {},
                       std::uint32_t model = 0) {

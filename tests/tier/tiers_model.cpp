@@ -1,5 +1,5 @@
-// Tiers against a model: random operations over two stores that delay, reorder, lose, damage and fail. Every row that is
-// found is compared with what its tokens say, nothing is found that was never computed, and nothing leaks.
+// Tiers against a model: random operations over two stores that delay, reorder, lose, damage and fail. Every row that
+// is found is compared with what its tokens say, nothing is found that was never computed, and nothing leaks.
 #include <filesystem>
 #include <fstream>
 #include <memory>

@@ -1,5 +1,6 @@
-// Transfers between caches with layer groups: retained rows and states arrive bit for bit under any policy and block size,
-// also while they are computed; what is cached is not sent again; other layers, no room and messages of any kind are refused.
+// Transfers between caches with layer groups: retained rows and states arrive bit for bit under any policy and block
+// size, also while they are computed; what is cached is not sent again; other layers, no room and messages of any kind
+// are refused.
 #include <cstring>
 #include <functional>
 #include <list>

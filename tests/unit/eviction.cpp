@@ -684,7 +684,8 @@ TEST_CASE("A block is worth its hazard times the cost of a miss, per byte", "[ev
   const auto value = [&](BlockId block, const BlockCost& cost) { return block_value(hazard, block, now + 5, cost); };
   REQUIRE(value(turn[2], {}) > 1.5 * value(document[2], {}));
   REQUIRE(value(turn[2], {}) == hazard.hazard(turn[2], now + 5));
-  // The block behind costs more to compute, since its tokens attend to more; so it is worth more, and less if it is large.
+  // The block behind costs more to compute, since its tokens attend to more; so it is worth more, and less if it is
+  // large.
   REQUIRE(value(turn[2], {.miss = compute_cost(2)}) > value(turn[1], {.miss = compute_cost(1)}));
   REQUIRE(value(turn[2], {.miss = 3, .bytes = 2}) == 1.5 * value(turn[2], {}));
   REQUIRE(compute_cost(0) == 1);

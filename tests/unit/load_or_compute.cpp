@@ -1,5 +1,6 @@
-// Load or compute, in simulated time: a server with one prefill after another, of the requests that wait for no load, and a
-// tier that reads one load after another. The rule `cheaper`, which only knows what it has measured, beside `always` and `never`.
+// Load or compute, in simulated time: a server with one prefill after another, of the requests that wait for no load,
+// and a tier that reads one load after another. The rule `cheaper`, which only knows what it has measured, beside
+// `always` and `never`.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

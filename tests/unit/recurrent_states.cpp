@@ -204,7 +204,8 @@ TEST_CASE("States are evicted with all their blocks, and make room for anything"
 }
 
 namespace {
-/// What the default eviction and LRU find of the same requests, in tokens: some prompts are continued, long ones are not.
+/// What the default eviction and LRU find of the same requests, in tokens: some prompts are continued, long ones are
+/// not.
 std::pair<std::vector<Pos>, std::vector<Pos>> found_by_both(const GroupRules& rules) {
   PrefixShared<> learned({.blocks = 160, .block_tokens = 4}, rules);
   PrefixShared<Lru> lru({.blocks = 160, .block_tokens = 4}, rules);
@@ -246,7 +247,8 @@ TEST_CASE("Where there are states, the default eviction does as LRU does", "[sta
 
 TEST_CASE("Admission counts the states of a sequence", "[states][prefix]") {
   Shared cache(model(), {.blocks = 40, .block_tokens = 8});
-  // 5 lengths of 3 blocks each: before and after a pass, of the last whole block, of the prompt, and where prompts part.
+  // 5 lengths of 3 blocks each: before and after a pass, of the last whole block, of the prompt, and where prompts
+  // part.
   CHECK(cache.admission(counting(0, 8 * 20), 0) == Admission::now);
   CHECK(cache.admission(counting(0, 8 * 30), 0) == Admission::never);
   const Opened opened = computed(cache, counting(0, 8 * 20));

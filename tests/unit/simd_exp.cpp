@@ -16,7 +16,8 @@ double ulps(float x, double exact) {
   return std::abs(static_cast<double>(x) - exact) / std::ldexp(1.0, exponent - std::numeric_limits<float>::digits);
 }
 
-/// The largest error of f against exact over [low, high], at points some floats apart, fewer where KVC_TEST_CASES says so.
+/// The largest error of f against exact over [low, high], at points some floats apart, fewer where KVC_TEST_CASES says
+/// so.
 template <class F, class Exact>
 double largest_error(F f, Exact exact, float low, float high) {
   double worst = 0;

@@ -5,8 +5,8 @@
 //   engine MODEL.gguf TOKENS ELEMENT THREADS seen N P        a prompt of N tokens, P of which an earlier prompt had
 //   engine MODEL.gguf TOKENS ELEMENT THREADS bytes S N       what a cache for S sequences of N tokens holds
 //
-// TOKENS is a file of token numbers as text. The tokens that follow a prompt are taken from it too, so that both engines
-// compute the same.
+// TOKENS is a file of token numbers as text. The tokens that follow a prompt are taken from it too, so that both
+// engines compute the same.
 
 #include <algorithm>
 #include <chrono>

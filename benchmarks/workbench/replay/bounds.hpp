@@ -1,6 +1,6 @@
 // Reference hit counts. On flat accesses blocks do not depend on each other, none is pinned, and a block is cached from
-// its access on. A prefix cache cannot reach the count of belady, because it references the blocks of a running request;
-// belady-held is the most that it can.
+// its access on. A prefix cache cannot reach the count of belady, because it references the blocks of a running
+// request; belady-held is the most that it can.
 #pragma once
 
 #include <array>
@@ -50,9 +50,9 @@ struct Hits {
 /// "A study of replacement algorithms for a virtual-storage computer", 1966. O(accesses log accesses).
 [[nodiscard]] Hits belady(const Accesses& accesses, Index capacity);
 
-/// The most hits of any cache that holds all blocks of a prompt while it runs, and no block without those before it, for
-/// prompts one after another; of a prompt longer than the cache it holds the beginning. It evicts as belady does, but
-/// never a block of the running prompt.
+/// The most hits of any cache that holds all blocks of a prompt while it runs, and no block without those before it,
+/// for prompts one after another; of a prompt longer than the cache it holds the beginning. It evicts as belady does,
+/// but never a block of the running prompt.
 ///
 /// That is the optimum. A block is found again if it stays from one prompt that has it to the next that does. All such
 /// stays are worth one hit; at each prompt so many may go on as there is room beside its own blocks; and where they are

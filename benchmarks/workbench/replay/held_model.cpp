@@ -12,7 +12,8 @@ namespace {
 
 constexpr Pos pass_tokens = 8192;
 
-/// Windows, chunks and kept positions in blocks. A row at the beginning of a block sees the window - 1 tokens before it.
+/// Windows, chunks and kept positions in blocks. A row at the beginning of a block sees the window - 1 tokens before
+/// it.
 kvc::Retained in_blocks(const kvc::Retained& retained, Pos block_tokens) {
   const auto blocks = [&](Pos tokens) { return kvc::ceil_div(tokens, block_tokens); };
   return {retained.window > 0 ? blocks(retained.window - 1) + 1 : 0, blocks(retained.chunk), blocks(retained.kept)};

@@ -22,8 +22,8 @@ class HeldModel {
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] const kvc::GroupRules& rules() const noexcept { return rules_; }
   [[nodiscard]] bool has_states() const noexcept { return !rules_.states.empty(); }
-  /// Blocks of the policy's pool in the memory of `capacity` blocks of the trace, all rows of all layers. 0: there is not
-  /// room for one.
+  /// Blocks of the policy's pool in the memory of `capacity` blocks of the trace, all rows of all layers. 0: there is
+  /// not room for one.
   [[nodiscard]] Index pool_blocks(Index capacity) const;
   /// Blocks of the trace that are computed in one pass: of 8,192 tokens, or of one block.
   [[nodiscard]] std::size_t pass_blocks() const noexcept { return pass_blocks_; }

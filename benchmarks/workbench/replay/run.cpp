@@ -29,8 +29,8 @@ struct RepeatableHash : kvc::ChainHash {
   RepeatableHash() : ChainHash(1) {}
 };
 
-/// Computes the blocks of a prompt from `cached` on, in passes. A later prompt may go on behind its `whole` first blocks:
-/// the last one may be partly filled. False if a pass finds no room.
+/// Computes the blocks of a prompt from `cached` on, in passes. A later prompt may go on behind its `whole` first
+/// blocks: the last one may be partly filled. False if a pass finds no room.
 template <class Policy>
 bool compute(Policy& policy, kvc::SeqId seq, std::span<const kvc::Token> prompt, std::size_t cached, std::size_t count,
              std::size_t whole, const HeldModel& model) {

@@ -37,16 +37,18 @@ struct Replay {
   Index blocks = 0;  ///< of all prompts; their tokens are trace.input_tokens()
   Index unique_blocks = 0;
   std::string model;  ///< empty: blocks are all that is held
-  std::vector<Result>
-      results;  ///< by capacity; then fifo, the policies, belady, belady-held, unbounded; with a model only the policies and unbounded
+  /// By capacity; then fifo, the policies, belady, belady-held, unbounded; with a model the policies and unbounded
+  /// alone.
+  std::vector<Result> results;
 };
 
 /// Replays requests one after another, in the order of the trace: each finds the cached part of its prompt, adds the
 /// rest, and ends. Answers are not cached, as traces do not name their blocks. `evictions` must include lru.
 ///
-/// With a model, its layer groups decide what is held: a window keeps the end of a prompt, and of recurrent layers there
-/// are states at its end and where prompts have parted. A prompt is computed in passes, and refused where one of them
-/// finds no room; what was computed before stays cached. Throws std::runtime_error if a capacity has no room for a block.
+/// With a model, its layer groups decide what is held: a window keeps the end of a prompt, and of recurrent layers
+/// there are states at its end and where prompts have parted. A prompt is computed in passes, and refused where one of
+/// them finds no room; what was computed before stays cached. Throws std::runtime_error if a capacity has no room for a
+/// block.
 [[nodiscard]] Replay replay_all(const kvc_bench::Trace& trace, const std::vector<Index>& capacities,
                                 const std::vector<std::string>& evictions, const std::optional<HeldModel>& model = {});
 

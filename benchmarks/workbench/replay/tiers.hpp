@@ -32,8 +32,8 @@ struct TieredResult {
 };
 
 /// Replays requests as replay_all does, each prompt loaded as far as a tier has it before it is opened. A tier keeps so
-/// many blocks, and evicts the least recently used one without children. A bound, `belady-held` with the room of the pool
-/// and all tiers together, comes last for each capacity. Empty if the program was built without libsodium.
+/// many blocks, and evicts the least recently used one without children. A bound, `belady-held` with the room of the
+/// pool and all tiers together, comes last for each capacity. Empty if the program was built without libsodium.
 [[nodiscard]] std::vector<TieredResult> replay_tiers(const kvc_bench::Trace& trace,
                                                      const std::vector<Index>& capacities,
                                                      const std::vector<std::string>& evictions,

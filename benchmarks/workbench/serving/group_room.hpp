@@ -40,7 +40,8 @@ template <PoolsGroups P>
 /// Blocks that a sequence of `length` tokens holds at most while it is extended to this length in passes of `pass`
 /// tokens; 0: in one. A group that keeps everything holds all rows; one that drops rows what it keeps, one pass, and
 /// blocks that are partly in use; of recurrent layers the states that a pass begins from and those that it writes: at
-/// its end, and where prefixes are found also at three other lengths. The bound by which PrefixShared admits. O(groups).
+/// its end, and where prefixes are found also at three other lengths. The bound by which PrefixShared admits.
+/// O(groups).
 template <PoolsGroups P>
 [[nodiscard]] Index most_blocks(const P& policy, Index length, Index pass) {
   pass = pass == 0 ? length : std::min(pass, length);

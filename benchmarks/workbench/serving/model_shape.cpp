@@ -49,9 +49,9 @@ const std::vector<ModelShape>& known_models() {
                  "experts and a shared one",
        .groups = {{36, {.chunk = 8192}}, {12}},
        .experts = {.count = 16, .chosen = 1, .shared = 1}},
-      // Models with recurrent layers. Of a gated delta rule a token changes each number of the state by 7 operations: it
-      // decays, is multiplied with the key, gets what the value adds, and is multiplied with the query. Parameters of one
-      // such layer: matrices to queries, keys, values and gates, from the values, and a convolution.
+      // Models with recurrent layers. Of a gated delta rule a token changes each number of the state by 7 operations:
+      // it decays, is multiplied with the key, gets what the value adds, and is multiplied with the query. Parameters
+      // of one such layer: matrices to queries, keys, values and gates, from the values, and a convolution.
       {.name = "qwen3-next-80b",
        .layers = 48,
        .hidden = 2048,
@@ -69,8 +69,9 @@ const std::vector<ModelShape>& known_models() {
                    .parameters = 2048 * (2 * 2048 + 2 * 4096 + 2 * 32) + 4096 * 2048 + 4 * 8192,
                    .operations = 7 * 32 * 128 * 128}},
        .gated = true},
-      // Of Mamba a token changes each number by 6: a decay, which is an exponential of the step, and the input; then it is
-      // multiplied by what is read out. Of its parameters, 256 are the rank of the step, and 16 numbers are a channel's state.
+      // Of Mamba a token changes each number by 6: a decay, which is an exponential of the step, and the input; then it
+      // is multiplied by what is read out. Of its parameters, 256 are the rank of the step, and 16 numbers are a
+      // channel's state.
       {.name = "jamba-52b",
        .layers = 32,
        .hidden = 4096,

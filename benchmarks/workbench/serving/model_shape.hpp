@@ -119,8 +119,8 @@ struct ModelShape {
   }
   /// The layers, as the constructor of a cache takes them.
   [[nodiscard]] kvc::LayerGroups layer_groups() const;
-  /// The same with rows of one float per key and value, and states that are as small in proportion: for a cache that has
-  /// bytes and simulates.
+  /// The same with rows of one float per key and value, and states that are as small in proportion: for a cache that
+  /// has bytes and simulates.
   [[nodiscard]] kvc::LayerGroups small_layer_groups() const;
 };
 

@@ -52,8 +52,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code);
 
 /// The scenario that the options ask for, with what they change in it. Throws std::runtime_error.
 [[nodiscard]] Scenario scenario_of(const Options& options);
-/// The tiers that `--tiers` names, of those that the scenario knows or with their own figures. One set without tiers if it
-/// was not given. Throws std::runtime_error.
+/// The tiers that `--tiers` names, of those that the scenario knows or with their own figures. One set without tiers if
+/// it was not given. Throws std::runtime_error.
 [[nodiscard]] std::vector<TierSet> tier_sets_of(const Options& options, const Scenario& scenario);
 
 }  // namespace serving

@@ -22,8 +22,8 @@ class PrefixLoads {
     Pos found = 0;           ///< first tokens that are in the pool, or are to come
   };
   /// Begins to bring what slower tiers have of a prompt, as far as their rule wants it. `others`: positions of other
-  /// prompts that are still to compute, before this one or after it: the server is busy so long, and all of them wait for
-  /// what is computed of this prompt.
+  /// prompts that are still to compute, before this one or after it: the server is busy so long, and all of them wait
+  /// for what is computed of this prompt.
   virtual Begun begin(std::span<const Token> prompt, const kvc::OpenOptions& options,
                       std::span<const kvc::PosRange> others) = 0;
   /// Whether a load may still bring something.

@@ -77,8 +77,8 @@ class RealStore {
 };
 static_assert(kvc::tier::ReportsEvictions<RealStore>);
 
-/// Stores for the tiers of a set: "host" is host memory, "disk" files in a folder of their own, which is removed with the
-/// object. Their speed is measured, not that of the spec.
+/// Stores for the tiers of a set: "host" is host memory, "disk" files in a folder of their own, which is removed with
+/// the object. Their speed is measured, not that of the spec.
 class RealStores {
  public:
   /// A block has so many bytes. Throws std::runtime_error for a tier of another name.

@@ -26,8 +26,8 @@ enum class LayerMemory {
   one_shape  ///< its layers differ, and every layer keeps every row
 };
 [[nodiscard]] std::string_view name(LayerMemory layers);
-/// Under the scenario's model and `one_shape`. Contiguous policies have one shape: their groups would have pools of their
-/// own, of sizes that no scenario names.
+/// Under the scenario's model and `one_shape`. Contiguous policies have one shape: their groups would have pools of
+/// their own, of sizes that no scenario names.
 [[nodiscard]] LayerMemory layer_memory(const Scenario& scenario, PolicyKind policy);
 /// Whether the policy can: recurrent layers have no place in one shape for all layers.
 [[nodiscard]] bool can_serve(const Scenario& scenario, PolicyKind policy);

@@ -37,8 +37,8 @@ template <class Policy>
   }
 }
 
-/// Simulates a run that begin_run has begun, of PrefixShared with slower tiers. Throws std::runtime_error if the program
-/// was built without them.
+/// Simulates a run that begin_run has begun, of PrefixShared with slower tiers. Throws std::runtime_error if the
+/// program was built without them.
 void simulate_tiered(const Scenario& scenario, const SchedulerConfig& scheduling, const OnProgress& on_progress,
                      RunResult& result);
 

@@ -13,8 +13,8 @@
 //                in the queue, and running sequences would starve.
 //   fork         a request for several answers computes its prompt once; then its sequence is forked for each answer.
 //                If a fork finds no room, the prompt of that answer is recomputed later.
-//   loads        with slower tiers, those are asked for the first prompts that wait, up to a quarter of the pool. A prompt
-//                whose beginning is on its way waits for it; others go before it.
+//   loads        with slower tiers, those are asked for the first prompts that wait, up to a quarter of the pool. A
+//                prompt whose beginning is on its way waits for it; others go before it.
 //   abort        `expire` ends the requests whose clients left, waiting or running.
 //
 // In any case every request ends exactly once, and every opened sequence is closed. The scheduler decides; Sequences
@@ -37,8 +37,8 @@ namespace serving {
 template <ServingCache Cache>
 class Scheduler {
  public:
-  /// Throws std::invalid_argument for a bad configuration. Cache and metrics must outlive it, and slower tiers, if there
-  /// are some.
+  /// Throws std::invalid_argument for a bad configuration. Cache and metrics must outlive it, and slower tiers, if
+  /// there are some.
   Scheduler(Cache& cache, const SchedulerConfig& config, Metrics& metrics, PrefixLoads* loads = nullptr)
       : cache_(cache),
         config_(validated(config)),

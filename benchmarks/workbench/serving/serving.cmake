@@ -1,5 +1,6 @@
-# kvc_serve: scheduler, traffic, scenarios, simulated and real runs, all but the program. No target kvc_serve: trace.cmake says
-# what it lacks. Included by each folder that links it, since what find_package finds is known to that folder only.
+# kvc_serve: scheduler, traffic, scenarios, simulated and real runs, all but the program. No target kvc_serve:
+# trace.cmake says what it lacks. Included by each folder that links it, since what find_package finds is known to that
+# folder only.
 include("${CMAKE_CURRENT_LIST_DIR}/../trace/trace.cmake")
 if(TARGET kvc_trace AND NOT TARGET kvc_serve)
   set(kvc_serve_sources calibration cost_curve cost_model html measure_turns model_shape plot plot_tiers real real_contiguous real_paged

@@ -135,8 +135,8 @@ template <kvc::Policy P>
   }
 }
 
-/// Whether a new sequence of `tokens`, computed in passes of `pass` (0: in one), may find room beside `spare` more slots.
-/// For a policy that needs contiguous room this is necessary but not sufficient: only trying tells.
+/// Whether a new sequence of `tokens`, computed in passes of `pass` (0: in one), may find room beside `spare` more
+/// slots. For a policy that needs contiguous room this is necessary but not sufficient: only trying tells.
 template <ServingCache C>
 [[nodiscard]] bool may_have_room(const C& cache, std::span<const Token> tokens, Pos spare, Pos pass,
                                  const kvc::OpenOptions& options) {

@@ -1,4 +1,5 @@
-// When slower tiers pay: the time to the first token of a conversation's second turn, computed and loaded, on this machine.
+// When slower tiers pay: the time to the first token of a conversation's second turn, computed and loaded, on this
+// machine.
 #pragma once
 
 #include <iosfwd>

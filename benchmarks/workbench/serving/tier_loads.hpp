@@ -28,7 +28,8 @@ class TierLoads final : public PrefixLoads {
         tiers_(make(cache, config(set, rule, clock))),
         clock_(std::move(clock)),
         block_bytes_(bytes_of_block(cache)) {
-    // Of a node of the index every record of a group that keeps everything is read, of other groups the last ones alone.
+    // Of a node of the index every record of a group that keeps everything is read, of other groups the last ones
+    // alone.
     const kvc::tier::PoolBytes<Cache> bytes(cache);
     const auto& groups = cache.layers().groups();
     for (std::size_t g = 0; g < groups.size(); ++g) {

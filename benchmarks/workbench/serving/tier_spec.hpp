@@ -1,5 +1,5 @@
-// TierSpec: a slower tier behind the pool, as a resource with room, bandwidth, latency and a queue; what a run says of it.
-// Standard library only.
+// TierSpec: a slower tier behind the pool, as a resource with room, bandwidth, latency and a queue; what a run says of
+// it. Standard library only.
 #pragma once
 
 #include <array>

@@ -18,9 +18,9 @@
 namespace serving {
 
 /// A BlockStore without bytes whose operations take time. A read begins when the reads before it have ended, and takes
-/// the latency, which overlaps with reads before it, and the bytes of a block by the bandwidth; a write likewise, beside
-/// the reads. Erases take the latency, and lookups where the tier is remote. A record can be found when its write has ended. Evicts the least
-/// recently used record whose children are gone.
+/// the latency, which overlaps with reads before it, and the bytes of a block by the bandwidth; a write likewise,
+/// beside the reads. Erases take the latency, and lookups where the tier is remote. A record can be found when its
+/// write has ended. Evicts the least recently used record whose children are gone.
 class TimedStore {
  public:
   using Completion = kvc::tier::Completion;

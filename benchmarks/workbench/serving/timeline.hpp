@@ -14,7 +14,8 @@
 
 namespace serving {
 
-/// All in slots (tokens of room; with layer groups, block_tokens() for each block); used + wasted + cached + free == pool.
+/// All in slots (tokens of room; with layer groups, block_tokens() for each block); used + wasted + cached + free ==
+/// pool.
 struct Sample {
   Time time = 0;
   Index used = 0;              ///< store a row of a running sequence or a pinned prefix; shared ones count once

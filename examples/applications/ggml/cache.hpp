@@ -28,13 +28,13 @@ struct CacheOptions {
   Pos block_tokens = 16;
   Pos sequences = 1;   ///< open at the same time; with prefix-shared, also as many that stay cached
   Pos max_tokens = 0;  ///< of one sequence
-  /// Tokens in one pass that there is always room for, of all sequences together; 0: max_tokens. With fewer, the pool is
-  /// smaller, and a longer pass may find no room while the other sequences have all their tokens.
+  /// Tokens in one pass that there is always room for, of all sequences together; 0: max_tokens. With fewer, the pool
+  /// is smaller, and a longer pass may find no room while the other sequences have all their tokens.
   Pos pass_tokens = 0;
 };
 
-/// Keys and values of the sequences of an engine. A pass goes: begin, attend for each layer in order, commit. Errors are
-/// those of KvCache. Not for several threads at once, but for `attend`, which uses those of its team.
+/// Keys and values of the sequences of an engine. A pass goes: begin, attend for each layer in order, commit. Errors
+/// are those of KvCache. Not for several threads at once, but for `attend`, which uses those of its team.
 class Cache {
  public:
   virtual ~Cache() = default;

@@ -36,8 +36,8 @@ bool multiplies_from(ggml_backend_device& device, ggml_backend_buffer_type_t typ
   return possible;
 }
 
-/// Asks for large pages, before anything is written: every pass reads all weights, and the processor then looks up fewer
-/// pages. (Decode of Gemma 3 270M was faster by a fifth.)
+/// Asks for large pages, before anything is written: every pass reads all weights, and the processor then looks up
+/// fewer pages. (Decode of Gemma 3 270M was faster by a fifth.)
 void ask_for_large_pages([[maybe_unused]] ggml_backend_buffer& buffer) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t page = std::uintptr_t{2} << 20;

@@ -10,16 +10,16 @@
 namespace kvc {
 inline namespace v0 {
 
-/// The compressed rows of a view: row j stands for positions [j * r, (j + 1) * r), and lies in their r slots, one behind
-/// the other. A KvView whose position j is row j, with r times as many elements in a key and a value. Attention over it
-/// costs what attention over as many positions costs.
+/// The compressed rows of a view: row j stands for positions [j * r, (j + 1) * r), and lies in their r slots, one
+/// behind the other. A KvView whose position j is row j, with r times as many elements in a key and a value. Attention
+/// over it costs what attention over as many positions costs.
 ///
 ///   view            any view whose rows of r positions, from a multiple of r on, follow one another; copied
 ///   tokens_per_row  r
 ///   tokens          of the view's positions, those that a query row may see: rows that end within them are there
 ///
-/// A query row at position p sees the rows of the first p + 1 tokens, so that each query row has a view of its own; decode
-/// takes them as a batch. `KvCache::compressed_view` and `compressed_views` make them of a layer with
+/// A query row at position p sees the rows of the first p + 1 tokens, so that each query row has a view of its own;
+/// decode takes them as a batch. `KvCache::compressed_view` and `compressed_views` make them of a layer with
 /// LayerKind::tokens_per_row. A selection of compressed rows is a SelectedView of one.
 template <KvView View>
 class CompressedView {

@@ -160,8 +160,8 @@ class UpProjections {
 };
 static_assert(LatentExpansion<UpProjections>);
 
-/// Parts of the arithmetic peak that the kernels of both forms reach; their ratios matter. Measured with floats on a Xeon
-/// with AVX-512 by `benchmarks/attention --benchmark_filter=prefill_latent`; another machine may have its own.
+/// Parts of the arithmetic peak that the kernels of both forms reach; their ratios matter. Measured with floats on a
+/// Xeon with AVX-512 by `benchmarks/attention --benchmark_filter=prefill_latent`; another machine may have its own.
 struct LatentRates {
   double absorbed = 0.75;   ///< attention over rows of row_dim elements
   double expanded = 0.6;    ///< attention over expanded keys and values
@@ -448,8 +448,8 @@ void prefill_expanded(const View& kv, const E& expansion, PosRange queries, Matr
                            expansion, q.ref(), out, options, executor);
 }
 
-/// The same for a ragged batch of sequences, whose rows lie one after the other in q and out. Each row has the bits that
-/// a call for its sequence alone gives. Nothing is written if anything of any sequence does not fit. Sequences are
+/// The same for a ragged batch of sequences, whose rows lie one after the other in q and out. Each row has the bits
+/// that a call for its sequence alone gives. Nothing is written if anything of any sequence does not fit. Sequences are
 /// computed one after the other, each by all threads: what they share is expanded for each.
 ///
 ///   views    one layer of each sequence, a contiguous range

@@ -8,8 +8,8 @@
 // (C++ allows no alias there, so these two names are part of the API.) Otherwise the linker reports QueryTile::attend
 // as undefined. Compile both files for the same target, which decides the kernels of a type.
 //
-// With CMake, a program that links kvc::attention does neither: the library has the kernels, and attention includes this
-// file by itself.
+// With CMake, a program that links kvc::attention does neither: the library has the kernels, and attention includes
+// this file by itself.
 #pragma once
 
 #include "kvc/attention/kernel/kv_tile.hpp"

@@ -12,8 +12,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// How decode prefetches what it reads next. Results have the same bits with every plan; how fast memory answers depends
-/// on the processor. Text: LEVEL[:LINES[:HEADS]], such as "second:208".
+/// How decode prefetches what it reads next. Results have the same bits with every plan; how fast memory answers
+/// depends on the processor. Text: LEVEL[:LINES[:HEADS]], such as "second:208".
 ///
 ///   level   the cache that requests bring lines to: "first", "second"; "none" leaves memory to the prefetchers of the
 ///           processor

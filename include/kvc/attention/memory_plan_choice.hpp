@@ -9,8 +9,8 @@
 //   measure           the same as if it were not set
 //   off               the default plan; nothing is timed
 //   PLAN              this plan, such as second:208; nothing is timed
-//   KIND=PLAN,...     these plans for these kinds of calls, such as what memory_plan_choices() of an earlier process gave
-//                     (to_string of each, joined by commas); other kinds are measured
+//   KIND=PLAN,...     these plans for these kinds of calls, such as what memory_plan_choices() of an earlier process
+//                     gave (to_string of each, joined by commas); other kinds are measured
 //
 // AttentionOptions::memory_plan, where it is given, comes before all of these.
 #pragma once
@@ -107,8 +107,8 @@ struct MemoryPlanSettings {
 };
 
 /// Finds the fastest of the plans from times of calls: in turn, in rounds, so that slow changes of the machine meet all
-/// of them. A plan that is far behind the best is left out early. In the end the default stays unless another is clearly
-/// better.
+/// of them. A plan that is far behind the best is left out early. In the end the default stays unless another is
+/// clearly better.
 ///
 /// A plan is judged by the mean of the faster half of its times, but for the fastest of all: calls that were disturbed
 /// do not count, nor does one that found its rows in a cache.
@@ -197,8 +197,8 @@ class MemoryPlanTrial {
   std::array<bool, plans> is_out_ = {};
 };
 
-/// The choices of a process. All members may be called from several threads. A kind that is decided is looked up without
-/// a lock.
+/// The choices of a process. All members may be called from several threads. A kind that is decided is looked up
+/// without a lock.
 class MemoryPlanChooser {
  public:
   /// Bytes that a call reads, at least, to be timed: a quarter of a millisecond.

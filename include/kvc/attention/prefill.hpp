@@ -90,8 +90,8 @@ template <class View>
 /// `out` may be partly written then.
 ///
 /// **Cost.** O(query_heads * pairs * (key_dim + value_dim)) for `pairs` of a row and a key that it may see by
-/// causality, window, chunk, kept positions and `keys`. Keys that no row may see are not read, and need not be retained.
-/// A few allocations per call.
+/// causality, window, chunk, kept positions and `keys`. Keys that no row may see are not read, and need not be
+/// retained. A few allocations per call.
 ///
 /// Method: tiles with a running maximum (FlashAttention, 2022), see attention/kernel/query_tile.hpp.
 template <KvView View, class Ex = Sequential>

@@ -75,8 +75,8 @@ struct AttentionState {
     }
   }
 
-  /// Merges a sink (AttentionOptions::sinks), which is the state {o = 0, m = logit, l = 1}: once, when all keys have been
-  /// merged. From then on `log_sum_exp()` includes it. O(value_dim).
+  /// Merges a sink (AttentionOptions::sinks), which is the state {o = 0, m = logit, l = 1}: once, when all keys have
+  /// been merged. From then on `log_sum_exp()` includes it. O(value_dim).
   void add_sink(float logit) noexcept {
     if (logit == -std::numeric_limits<float>::infinity()) {
       return;

@@ -19,15 +19,15 @@ inline namespace v0 {
 
 /// What two caches with equal fingerprints have in common.
 enum class FingerprintOf {
-  /// Element type, layers and layer groups: a sequence of one can be stored in the other, as snapshots and transfers do.
-  /// Policy, block size and layout may differ.
+  /// Element type, layers and layer groups: a sequence of one can be stored in the other, as snapshots and transfers
+  /// do. Policy, block size and layout may differ.
   rows,
   /// These, the layout and the slots in a block: a block of one is, byte for byte, a block of the other.
   blocks
 };
 
-/// A text that says all that matters, for people and for comparisons, and a hash of it, for keys and headers. Both are the
-/// same in every process and on every machine. The text begins with the version of its form.
+/// A text that says all that matters, for people and for comparisons, and a hash of it, for keys and headers. Both are
+/// the same in every process and on every machine. The text begins with the version of its form.
 struct Fingerprint {
   std::string text;        ///< "kvc rows 1; element f32; ..."
   std::uint64_t hash = 0;  ///< FNV-1a of text, 64 bits
@@ -66,8 +66,8 @@ class FingerprintText {
 };
 }  // namespace detail
 
-/// The fingerprint of a cache: of what it holds, not of its present rows. The room for a rewind and the size of the pool
-/// are not in it. O(layers).
+/// The fingerprint of a cache: of what it holds, not of its present rows. The room for a rewind and the size of the
+/// pool are not in it. O(layers).
 template <class Cache>
 [[nodiscard]] Fingerprint fingerprint(const Cache& cache, FingerprintOf of = FingerprintOf::rows) {
   using P = typename Cache::PolicyType;

@@ -5,8 +5,8 @@
 //
 // A warp takes one row (a token) and keeps its block, its position and its angles of rotation while it goes through the
 // heads, several at a time: their loads are in flight together. If there are fewer rows than warps, several warps share
-// the heads of a row. Each lane handles 8 elements of a head. If both dims are at most 128, half of the warp handles the
-// key and the other half the value, or each half one query; otherwise keys and values follow each other.
+// the heads of a row. Each lane handles 8 elements of a head. If both dims are at most 128, half of the warp handles
+// the key and the other half the value, or each half one query; otherwise keys and values follow each other.
 #pragma once
 
 #include <cstddef>
@@ -88,8 +88,8 @@ __device__ __forceinline__ void to_floats(const InputChunk<I>& chunk, float (&x)
   }
 }
 
-/// The arguments that store the latent rows of one head, in parts: the first half of a row as keys of several heads, the
-/// second half as their values. `rows` have `stride` elements of format I each. key_dim must be a multiple of 16.
+/// The arguments that store the latent rows of one head, in parts: the first half of a row as keys of several heads,
+/// the second half as their values. `rows` have `stride` elements of format I each. key_dim must be a multiple of 16.
 template <Format I, Format F>
 [[nodiscard]] AppendArguments<F> latent_append_arguments(const LayerView<F>& kv, const BatchView& batch,
                                                          const std::byte* rows, Index stride, std::int32_t head) {
@@ -192,7 +192,8 @@ struct Rotation {
   return scale < least ? least : scale > most ? most : scale;
 }
 
-/// Stores eight elements of a row in format F. For Int8, `scale` is the scale of the row; chunk 0 stores it at `scale_to`.
+/// Stores eight elements of a row in format F. For Int8, `scale` is the scale of the row; chunk 0 stores it at
+/// `scale_to`.
 template <Format F>
 __device__ __forceinline__ void store_elements(std::byte* row, std::byte* scale_to, int chunk, const float (&x)[8],
                                                float scale) {

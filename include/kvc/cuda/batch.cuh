@@ -36,8 +36,8 @@ struct BatchLimits {
   Index queries = 0;  ///< query rows of all sequences
 };
 
-/// The block tables of a batch in device memory. Allocates at construction only; not copyable. It serves one layer group:
-/// that of its first upload.
+/// The block tables of a batch in device memory. Allocates at construction only; not copyable. It serves one layer
+/// group: that of its first upload.
 class Batch {
  public:
   /// Allocates device and pinned memory for batches up to `limits`.
@@ -106,8 +106,9 @@ class Batch {
   BatchTables upload(Cache& cache, Index group, const Appends& appends, cudaStream_t stream) {
     return upload_of(cache, make_tables(cache, group, appends), stream);
   }
-  /// The tables to write a cross-attention group by. The query rows of a sequence are the rows of its other input if its
-  /// append is the first one, and none otherwise (KvCache::rows_to_write). Throws as above, and if the group is another.
+  /// The tables to write a cross-attention group by. The query rows of a sequence are the rows of its other input if
+  /// its append is the first one, and none otherwise (KvCache::rows_to_write). Throws as above, and if the group is
+  /// another.
   template <class Cache, class Appends>
   BatchTables upload_cross_rows(Cache& cache, Index group, const Appends& appends, cudaStream_t stream) {
     BatchTables tables = make_tables(cache, group, appends);

@@ -16,9 +16,9 @@ namespace detail {
 template <Format F>
 inline constexpr int chunk_words = code_bytes(F) * 2;
 
-/// 8 elements as stored. A row starts at a multiple of 16 bytes (f16, bf16), 8 (fp8, and int8 with scales in planes) or 4
-/// (int8, whose scale lies between the codes of rows). Int8 rows straddle sectors that the neighbouring rows need too, so they are never
-/// streamed.
+/// 8 elements as stored. A row starts at a multiple of 16 bytes (f16, bf16), 8 (fp8, and int8 with scales in planes) or
+/// 4 (int8, whose scale lies between the codes of rows). Int8 rows straddle sectors that the neighbouring rows need
+/// too, so they are never streamed.
 template <Format F>
 struct Chunk {
   std::uint32_t words[chunk_words<F>];

@@ -13,10 +13,10 @@
 // for speculative decoding, and for few rows after a long prefix: their keys are split among all multiprocessors, and
 // read once for up to 32 rows of queries. prefill() is for many rows.
 //
-// Where a batch has few work items for the device, they are halves of splits (decode_plan.hpp). A layer takes up to three
-// launches: items of few rows, items of many, and the merge. The second and the third may begin while those before them
-// end (from compute capability 9.0 on); launches without work are left out, but in a graph, which may run with other
-// plans.
+// Where a batch has few work items for the device, they are halves of splits (decode_plan.hpp). A layer takes up to
+// three launches: items of few rows, items of many, and the merge. The second and the third may begin while those
+// before them end (from compute capability 9.0 on); launches without work are left out, but in a graph, which may run
+// with other plans.
 #pragma once
 
 #include <cstddef>
@@ -44,7 +44,8 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Whether the work items of a plan are small: halves of splits, or, over latent rows, of 16 rows of queries rather than
+/// Whether the work items of a plan are small: halves of splits, or, over latent rows, of 16 rows of queries rather
+/// than
 /// 64. No result depends on it.
 ///
 ///   where_few  where large ones are less than two for each multiprocessor (one, over latent rows)
@@ -102,7 +103,8 @@ class DecodeWork {
   /// Largest scores and sums of the partial outputs in device memory.
   [[nodiscard]] float* partial_sums() const noexcept { return reinterpret_cast<float*>(partial_sums_.data()); }
 
-  /// Plans the decode of rows of a batch and uploads the plan. The plan serves all layers of a group whose rows see as much.
+  /// Plans the decode of rows of a batch and uploads the plan. The plan serves all layers of a group whose rows see as
+  /// much.
   ///
   ///   tables          those of the Batch that decode() gets
   ///   seen            what a row sees: the window, chunk and kept of the options that decode() gets; {}: everything
@@ -110,8 +112,8 @@ class DecodeWork {
   ///   which           one row of each sequence, or every query row of the tables
   ///   small           whether its work items are small; this changes no bit of the result
   ///
-  /// Does not wait for the device unless two uploads are still in flight. O(entries + items), and a sort of the rows; with
-  /// QueryRows::every the entries count once for each row.
+  /// Does not wait for the device unless two uploads are still in flight. O(entries + items), and a sort of the rows;
+  /// with QueryRows::every the entries count once for each row.
   /// Throws std::invalid_argument if the batch exceeds the limits, `seen` is not possible, a row sees a position whose
   /// row is gone, a sequence has more query rows than positions (QueryRows::every), or the stream is being captured;
   /// Error.
@@ -306,11 +308,11 @@ template <class Scalar, Format F>
 
 }  // namespace detail
 
-/// out[r] = attention of query row r over the positions that `options` let it see. Row r is at the last position of sequence
-/// r; by a plan of QueryRows::every the rows are those of the tables, as for prefill().
+/// out[r] = attention of query row r over the positions that `options` let it see. Row r is at the last position of
+/// sequence r; by a plan of QueryRows::every the rows are those of the tables, as for prefill().
 ///
-///   kv           one layer of a cache; f16 or bf16 (then Scalar is the same type), Fp8E4M3 or Int8, whose scales may be
-///                in planes (ScalePlanes)
+///   kv           one layer of a cache; f16 or bf16 (then Scalar is the same type), Fp8E4M3 or Int8, whose scales may
+///                be in planes (ScalePlanes)
 ///   batch        the uploaded tables of its layer group
 ///   work         the uploaded plan of the same tables
 ///   q            [rows, query_heads * dim]
@@ -329,9 +331,9 @@ template <class Scalar, Format F>
 ///
 /// Latent rows with key_dim != value_dim, or of more than 256 elements, are for decode_latent().
 ///
-/// Throws std::invalid_argument if shapes, options or alignment do not fit, a row could see what the layer's group drops,
-/// the batch is of another group, or the layer reads rows of another input by a plan of QueryRows::every; Error if a
-/// launch fails.
+/// Throws std::invalid_argument if shapes, options or alignment do not fit, a row could see what the layer's group
+/// drops, the batch is of another group, or the layer reads rows of another input by a plan of QueryRows::every; Error
+/// if a launch fails.
 template <class Scalar, Format F>
 void decode(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Scalar* q, Scalar* out,
             const AttentionOptions& options, cudaStream_t stream, float* lse = nullptr) {

@@ -67,8 +67,8 @@ template <Format F>
 }
 
 /// Fills the offsets of an item's positions in the pool. Positions outside [first, last) get the nearest one inside, so
-/// that the loads of a thread need no branch and are all in flight at once. Of int8_planes, whose values lie as their keys
-/// do, loads the scales in the place of the values' offsets.
+/// that the loads of a thread need no branch and are all in flight at once. Of int8_planes, whose values lie as their
+/// keys do, loads the scales in the place of the values' offsets.
 template <Format F, class Shared>
 __device__ __forceinline__ void locate_rows(const DecodeArguments<F>& a, const BatchHeader& header,
                                             const DecodeItem& item, int kv_head, Shared& shared) {

@@ -54,8 +54,8 @@ void launch_latent(const DecodeArguments<F>& a, ItemList list, cudaStream_t stre
 ///   out     [rows, query_heads * value_dim], overwritten; 0 for a sequence without positions
 ///   Scalar  __half or __nv_bfloat16, of the format of the cache
 ///
-/// Needs a device that grants a thread block 160 KiB of shared memory: those of compute capability 8.0, 9.0 and 10.0 do.
-/// Throws as decode(); std::invalid_argument too if the layer is not latent or the device grants less.
+/// Needs a device that grants a thread block 160 KiB of shared memory: those of compute capability 8.0, 9.0 and 10.0
+/// do. Throws as decode(); std::invalid_argument too if the layer is not latent or the device grants less.
 template <class Scalar, Format F>
 void decode_latent(const LayerView<F>& kv, const Batch& batch, const DecodeWork& work, const Scalar* q, Scalar* out,
                    const AttentionOptions& options, cudaStream_t stream, float* lse = nullptr) {

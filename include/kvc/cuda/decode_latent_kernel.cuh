@@ -1,20 +1,22 @@
 // latent_decode_kernel: decode over latent rows (multi-head latent attention), of keys whose beginning is the value.
 //
-// All query heads read the same row of up to 576 elements, of which the first 512 or fewer are its value. So query heads
-// are the rows of a tile, and each latent row is copied to shared memory once, for scores and for values. Work items,
-// partial results and their merge are those of decode_kernel, but a split is computed as a whole, never in halves.
+// All query heads read the same row of up to 576 elements, of which the first 512 or fewer are its value. So query
+// heads are the rows of a tile, and each latent row is copied to shared memory once, for scores and for values. Work
+// items, partial results and their merge are those of decode_kernel, but a split is computed as a whole, never in
+// halves.
 //
 // A thread block of eight warps takes a work item of R rows of queries, 16 or 64, and goes through tiles of 32
 // positions. While one is multiplied, cp.async copies the next:
 //
 //   tile j arrived | copy tile j + 1 | S = Q K^T, each warp some of it | scores in shared memory | P = exp(S), O += P V
 //
-// For scores a warp has 16 rows and 16 positions, and some of the elements; for outputs it has the same 16 rows and some
-// of their columns. Every warp of a row turns all of its scores into weights, which takes less time than to pass them on.
+// For scores a warp has 16 rows and 16 positions, and some of the elements; for outputs it has the same 16 rows and
+// some of their columns. Every warp of a row turns all of its scores into weights, which takes less time than to pass
+// them on.
 //
 // The order of operations on a query row depends on its positions only: a score is the sum of four chains of products,
-// each over a quarter of the elements of all panels, for both R. So a row has the same bits in every batch, and for both
-// R.
+// each over a quarter of the elements of all panels, for both R. So a row has the same bits in every batch, and for
+// both R.
 #pragma once
 
 #include <cstddef>

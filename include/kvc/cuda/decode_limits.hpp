@@ -78,9 +78,9 @@ namespace detail {
   return limits;
 }
 
-/// The scale of a decode of this layer; `planned` is what rows see by the plan. Throws std::invalid_argument, naming the
-/// argument, if the layer or the options do not fit the limits or the plan, or a row could see what the layer's group
-/// drops.
+/// The scale of a decode of this layer; `planned` is what rows see by the plan. Throws std::invalid_argument, naming
+/// the argument, if the layer or the options do not fit the limits or the plan, or a row could see what the layer's
+/// group drops.
 template <Format F>
 [[nodiscard]] float checked_decode(const LayerView<F>& kv, const DecodeLimits& limits, const Retained& planned,
                                    const AttentionOptions& options, QueryRows rows = QueryRows::last) {

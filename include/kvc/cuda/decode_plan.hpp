@@ -1,18 +1,19 @@
 // The plan of a decode: its work items, and which of them serve several sequences. The host makes it from the block
 // tables, once per step and window; it serves all layers.
 //
-// The plan computes query rows: one of each sequence, or several, as speculative decoding and the end of a prompt after a
-// long prefix have. The keys of each row are cut into splits of 512 positions at multiples of 512, independent of the
-// rest of the batch, so its result has the same bits in every batch. Kept positions and those of the window have splits of
-// their own, unless there is no gap between them; whether positions in the gap are stored makes no difference.
+// The plan computes query rows: one of each sequence, or several, as speculative decoding and the end of a prompt after
+// a long prefix have. The keys of each row are cut into splits of 512 positions at multiples of 512, independent of the
+// rest of the batch, so its result has the same bits in every batch. Kept positions and those of the window have splits
+// of their own, unless there is no gap between them; whether positions in the gap are stored makes no difference.
 //
 // A split has two halves, of 256 positions. Each is computed as if it were alone, then both are merged. So a plan of
 // few items may be halved (halve): then each half is an item of its own, and the merge of partial results begins with
 // that of halves. Since the order of operations is the same, so are the bits.
 //
-// A work item is one split, of one row or of all rows whose sequences have the same blocks there, among them all rows of
-// one sequence: the keys and values of a shared prefix are read once for as many rows as fit an item. Only whole splits
-// are shared, and only by rows that see all of the split. (Shared prefixes: Hydragen, 2024, and FlashInfer's cascade,
+// A work item is one split, of one row or of all rows whose sequences have the same blocks there, among them all rows
+// of one sequence: the keys and values of a shared prefix are read once for as many rows as fit an item. Only whole
+// splits are shared, and only by rows that see all of the split. (Shared prefixes: Hydragen, 2024, and FlashInfer's
+// cascade,
 // 2024. Fixed splits: Flash-Decoding, 2023.)
 #pragma once
 
@@ -99,9 +100,9 @@ struct DecodeCapacity {
 };
 /// Splits up to which there is memory for a plan in halves.
 inline constexpr Index most_halved = 512;
-/// Bounds for `rows` rows that see `positions` positions together. A row has at most three splits more than it fills, and
-/// a split has at most one item for each tile of its query heads. Plans in halves, where there may be any, have twice as
-/// much of everything, but no more than `most_halved` splits.
+/// Bounds for `rows` rows that see `positions` positions together. A row has at most three splits more than it fills,
+/// and a split has at most one item for each tile of its query heads. Plans in halves, where there may be any, have
+/// twice as much of everything, but no more than `most_halved` splits.
 [[nodiscard]] constexpr DecodeCapacity decode_capacity(Index rows, Index positions, Index group, ItemRows item_rows,
                                                        bool halves = true) noexcept {
   const Index splits = positions / split_positions + 3 * rows;
@@ -279,8 +280,8 @@ struct DecodeKeys {
   return plan;
 }
 
-/// Cuts the items of a plan into halves of splits: then each row is merged from partial results. No result changes. O(items
-/// + members).
+/// Cuts the items of a plan into halves of splits: then each row is merged from partial results. No result changes.
+/// O(items + members).
 inline void halve(DecodePlan& plan) {
   const std::vector<DecodeMember> whole = std::exchange(plan.members, {});
   plan.members.assign(2 * whole.size(), DecodeMember{0, 0});

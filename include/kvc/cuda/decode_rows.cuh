@@ -10,9 +10,10 @@
 //           of positions 2t, 2t + 1, 2t + 8, 2t + 9. In product i of chunk c of all eight g, row g is element i of that
 //           of lane g, and row g + 8 is its element i + 4.
 //
-// Of rows of bytes a lane holds pairs of chunks that follow each other instead, 2t and 2t + 1, then these + 8 (of values
-// 2g and 2g + 1, then these + 16), as far as all lanes have two: it loads both at once where rows begin at multiples of
-// 16 bytes. Int8 rows with their scales between them do not, but are held alike, so that the bits are the same.
+// Of rows of bytes a lane holds pairs of chunks that follow each other instead, 2t and 2t + 1, then these + 8 (of
+// values 2g and 2g + 1, then these + 16), as far as all lanes have two: it loads both at once where rows begin at
+// multiples of 16 bytes. Int8 rows with their scales between them do not, but are held alike, so that the bits are the
+// same.
 //
 // Rows outside the range, and elements beyond the row, are zeros: memory that is not visible must have no influence,
 // even if it holds NaN.

@@ -40,7 +40,8 @@ struct RowSplits {
   std::int32_t parts;
 };
 
-/// Merges elements [first, first + 32 * Width * Each) of a row, as far as there are; lane l has Width of them each time.
+/// Merges elements [first, first + 32 * Width * Each) of a row, as far as there are; lane l has Width of them each
+/// time.
 template <int Width, int Each, Format Q, Format F>
 __device__ __forceinline__ void merge_elements(const DecodeArguments<F>& a, const RowSplits& splits, std::int32_t row,
                                                std::int32_t head, int first) {

@@ -13,8 +13,8 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// How many thread blocks of a kernel the current device can hold at once, each with so many threads and bytes of dynamic
-/// shared memory. `known` is that kernel's own. Throws Error.
+/// How many thread blocks of a kernel the current device can hold at once, each with so many threads and bytes of
+/// dynamic shared memory. `known` is that kernel's own. Throws Error.
 template <class Kernel>
 [[nodiscard]] unsigned resident_blocks(PerDevice& known, Kernel kernel, int threads, std::size_t shared_bytes = 0) {
   const int device = current_device();

@@ -7,8 +7,8 @@
 //
 // Caches of f16 and bf16 use tensor cores: on Hopper, in code compiled for sm_90a, by warpgroups (prefill_hopper.cuh),
 // elsewhere by warps (prefill_kernel.cuh). So do caches of fp8 and int8, by warps, up to dim 128. Others use a plain
-// kernel (prefill_plain.cuh) that is many times slower; so do latent rows of more than 256 elements, and kept positions.
-// Define KVC_CUDA_NO_WARPGROUPS in every file that includes this header to leave the Hopper kernel out.
+// kernel (prefill_plain.cuh) that is many times slower; so do latent rows of more than 256 elements, and kept
+// positions. Define KVC_CUDA_NO_WARPGROUPS in every file that includes this header to leave the Hopper kernel out.
 //
 // Each kernel gives a row the same bits in every batch and chunk, for every policy, layout and block size. These bits
 // differ between kernels, from the CPU, and from cuda::decode: sums are taken in another order, and the tensor-core
@@ -120,8 +120,8 @@ template <int Keys, Format F>
   return maps;
 }
 
-/// The thread blocks of a launch: as many as the device holds at once, but no more than there may be tiles. They share the
-/// tiles that there are, so the size of the batch need not be known.
+/// The thread blocks of a launch: as many as the device holds at once, but no more than there may be tiles. They share
+/// the tiles that there are, so the size of the batch need not be known.
 template <Format F>
 [[nodiscard]] unsigned prefill_blocks(const PrefillArguments<F>& a, const PrefillBounds& bounds, unsigned resident) {
   const Index tiles = max_prefill_tiles(a.tiles, bounds.sequences, bounds.queries) * a.kv.kv_heads * a.tiles.head_tiles;
@@ -261,10 +261,11 @@ void launch_plain_prefill(const PrefillArguments<F>& a, const PrefillBounds& bou
 /// blocks take tiles of queries from a queue in it. O(visible (row, key) pairs * query_heads * (key_dim +
 /// value_dim)).
 ///
-/// The tensor-core kernels take options without kept positions, and chunks that are no shorter than a tile of queries (128
-/// positions, divided by the query heads of a kv head); a cache whose format is that of Scalar, f16 or bf16; dims
-/// that are multiples of 8 up to 256 (computed as 64, 128, 192 or 256, the larger of both; on Hopper 192 and 128); a positive scale; and beyond dim 192 a device with 131 KiB of shared memory
-/// per block. With Scalar __half or __nv_bfloat16 they also take caches of Fp8E4M3 and Int8, of dims up to 128.
+/// The tensor-core kernels take options without kept positions, and chunks that are no shorter than a tile of queries
+/// (128 positions, divided by the query heads of a kv head); a cache whose format is that of Scalar, f16 or bf16; dims
+/// that are multiples of 8 up to 256 (computed as 64, 128, 192 or 256, the larger of both; on Hopper 192 and 128); a
+/// positive scale; and beyond dim 192 a device with 131 KiB of shared memory per block. With Scalar __half or
+/// __nv_bfloat16 they also take caches of Fp8E4M3 and Int8, of dims up to 128.
 ///
 /// Throws std::invalid_argument if shapes, options, bounds or alignment do not fit, a row could see what the layer's
 /// group drops, or the batch is of another group; Error if a launch fails.

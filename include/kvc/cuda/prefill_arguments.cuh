@@ -63,8 +63,8 @@ template <Format F>
           options.causal,
           kv.rule.cross};
 }
-/// Whether kernels for tensor cores take the options: a positive scale, no kept positions, and chunks that are no shorter
-/// than a tile of queries, which has up to 128 positions. The plain kernel takes all.
+/// Whether kernels for tensor cores take the options: a positive scale, no kept positions, and chunks that are no
+/// shorter than a tile of queries, which has up to 128 positions. The plain kernel takes all.
 template <Format F>
 [[nodiscard]] bool fit_tensor_cores(const PrefillArguments<F>& a) noexcept {
   return a.scale > 0 && a.kept == 0 && a.chunk.value() >= a.tiles.positions.value();

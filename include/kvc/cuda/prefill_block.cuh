@@ -46,8 +46,8 @@ template <Format F>
   return a.tiles.positions.quotient(static_cast<std::uint32_t>(queries)) + 2U * static_cast<std::uint32_t>(sequences);
 }
 
-/// Looks for tile `slot` of a pair of heads, if there is one: `threads` threads call it, this one as number `thread`. One
-/// of them finds it.
+/// Looks for tile `slot` of a pair of heads, if there is one: `threads` threads call it, this one as number `thread`.
+/// One of them finds it.
 template <Format F>
 __device__ __forceinline__ void find_tile(const PrefillArguments<F>& a, std::uint32_t slot, unsigned thread,
                                           unsigned threads, BlockTile& found) {

@@ -13,8 +13,8 @@
 // of FlashAttention-3, 2024.)
 //
 // There are as many thread blocks as the device holds. Each takes one tile of queries after the other from a queue in
-// device memory, which is empty at the end of the launch. The producer takes the next tile, and loads its first keys and
-// values, while the consumers still compute: rings and phases go on from tile to tile.
+// device memory, which is empty at the end of the launch. The producer takes the next tile, and loads its first keys
+// and values, while the consumers still compute: rings and phases go on from tile to tile.
 //
 // If block_tokens is a multiple of 8, the producer copies boxes of a tensor (TMA): each box is 64 elements wide and has
 // as many rows as are sure to lie in one block. One lane issues each box. Otherwise the threads of the producer copy 16

@@ -1,9 +1,9 @@
 // The prefill kernel for tensor cores by warps (mma.sync), for caches of f16, bf16, fp8 and int8: flash attention over
 // blocks.
 //
-// There are as many thread blocks as the device holds, and each takes one tile of queries (prefill_tile.cuh) of one kv head
-// after the other. For each it goes through the tiles of 64 keys that some of its rows see. Tiles beyond the diagonal or before the window are not loaded. Tiles of keys begin at multiples
-// of 64.
+// There are as many thread blocks as the device holds, and each takes one tile of queries (prefill_tile.cuh) of one kv
+// head after the other. For each it goes through the tiles of 64 keys that some of its rows see. Tiles beyond the
+// diagonal or before the window are not loaded. Tiles of keys begin at multiples of 64.
 //
 // Each warp has 32 rows (16 beyond dim 128) and all 64 keys, so each operand that it reads from shared memory serves
 // two products. Weights stay in registers: the result of one product has the layout that the next one takes as its

@@ -1,6 +1,6 @@
-// A plain prefill kernel. It takes every format and shape, and all options; sums are in float. It serves caches of float,
-// those of bytes beyond dim 128, dims that are not multiples of 8, latent rows of more than 256 elements, and kept
-// positions. Device tests compare the fast kernels with it.
+// A plain prefill kernel. It takes every format and shape, and all options; sums are in float. It serves caches of
+// float, those of bytes beyond dim 128, dims that are not multiples of 8, latent rows of more than 256 elements, and
+// kept positions. Device tests compare the fast kernels with it.
 //
 // A warp handles one query row of one head. Of each 32 keys, a lane computes the score of one; then each lane updates
 // its share of the output's elements.

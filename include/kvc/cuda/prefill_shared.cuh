@@ -75,8 +75,8 @@ struct SequenceBlocks {
   }
 };
 
-/// Device addresses of the rows of a tile of keys and of its values, and of their scales where these are in planes; null
-/// for rows that do not exist.
+/// Device addresses of the rows of a tile of keys and of its values, and of their scales where these are in planes;
+/// null for rows that do not exist.
 template <Format F>
 struct RowAddresses {
   static constexpr int in_planes = F == Format::int8_planes ? prefill_keys : 1;
@@ -130,16 +130,16 @@ __device__ __forceinline__ void copy_tile(SharedAddress tile, int dim, const std
   }
 }
 
-/// A tile of rows of bytes on its way to shared memory, in the registers of all threads of the block. It is loaded early
-/// and stored late, to hide the latency of device memory.
+/// A tile of rows of bytes on its way to shared memory, in the registers of all threads of the block. It is loaded
+/// early and stored late, to hide the latency of device memory.
 template <Format F, int D, int Rows, int Threads>
 class CodeTile {
   static constexpr int chunks = D / 8, each = Rows * chunks / Threads;
   static_assert(code_bytes(F) == 1 && Rows * chunks % Threads == 0 && Rows <= Threads);
 
  public:
-  /// Loads row r from address_of(r); of int8_planes its scale from plane_scales[r]. Rows that do not exist, and elements
-  /// from `dim` on, become zeros.
+  /// Loads row r from address_of(r); of int8_planes its scale from plane_scales[r]. Rows that do not exist, and
+  /// elements from `dim` on, become zeros.
   template <class AddressOf>
   __device__ __forceinline__ void load(int dim, AddressOf address_of, const std::byte* const* plane_scales) {
 #pragma unroll

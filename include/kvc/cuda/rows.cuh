@@ -2,8 +2,8 @@
 // to host memory and to restore it.
 //
 // The rows are those of the query rows of a batch. To take whole sequences, pass their lengths as queries to
-// make_tables. (A Batch takes tables of a group that has dropped rows only for query rows that see none of those.) Arrays
-// may be in device memory or in a PinnedBuffer, which kernels access directly.
+// make_tables. (A Batch takes tables of a group that has dropped rows only for query rows that see none of those.)
+// Arrays may be in device memory or in a PinnedBuffer, which kernels access directly.
 #pragma once
 
 #include <cstddef>
@@ -50,8 +50,8 @@ void launch_rows(RowsArguments<F> a, const Batch& batch, cudaStream_t stream) {
 ///   k  [queries, kv_heads, row_bytes(F, key_dim)], overwritten
 ///   v  [queries, kv_heads, row_bytes(F, value_dim)], overwritten; null for a latent layer
 ///
-/// Does not synchronise; may be captured in a graph. Throws std::invalid_argument if the batch is of another layer group,
-/// or v is given for a latent layer; Error if the launch fails.
+/// Does not synchronise; may be captured in a graph. Throws std::invalid_argument if the batch is of another layer
+/// group, or v is given for a latent layer; Error if the launch fails.
 template <Format F>
 void gather(const LayerView<F>& kv, const Batch& batch, std::byte* k, std::byte* v, cudaStream_t stream) {
   detail::launch_rows(RowsArguments<F>{kv, batch.view(), k, v, true}, batch, stream);

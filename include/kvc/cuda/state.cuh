@@ -20,8 +20,8 @@ namespace kvc {
 inline namespace v0 {
 namespace cuda {
 
-/// Device memory with the state of a recurrent layer after `length` tokens of a sequence, at a multiple of 64 bytes; empty
-/// for length 0. Valid as long as the sequence has that state. Throws std::invalid_argument as KvCache::state.
+/// Device memory with the state of a recurrent layer after `length` tokens of a sequence, at a multiple of 64 bytes;
+/// empty for length 0. Valid as long as the sequence has that state. Throws std::invalid_argument as KvCache::state.
 template <ElementType T, HoldsStates P, Layout L, QueuesCopies S>
 [[nodiscard]] std::span<const std::byte> state(const KvCache<T, P, L, S>& cache, Index layer, SeqId seq, Pos length) {
   return cache.state(layer, seq, length);
@@ -32,8 +32,8 @@ template <ElementType T, HoldsStates P, Layout L, QueuesCopies S>
   return cache.state(layer, seq);
 }
 /// Device memory for the state of a recurrent layer after `length` tokens, one of cache.states_to_write(append), to be
-/// written by the stream of the cache's space before the commit. Launches the queued copies of the cache first: they may
-/// be of blocks that are now those of states. Throws std::invalid_argument as KvCache::state_to_write; Error.
+/// written by the stream of the cache's space before the commit. Launches the queued copies of the cache first: they
+/// may be of blocks that are now those of states. Throws std::invalid_argument as KvCache::state_to_write; Error.
 template <ElementType T, HoldsStates P, Layout L, QueuesCopies S>
 [[nodiscard]] std::span<std::byte> state_to_write(KvCache<T, P, L, S>& cache, Index layer,
                                                   const typename KvCache<T, P, L, S>::Append& append, Pos length) {

@@ -226,7 +226,8 @@ template <class S>
 concept QueuesCopies = Space<S> && requires(S& s) { s.flush(); };
 
 /// One layer of a cache in device memory, of the layers of the model. Launches the cache's queued copies first: see
-/// DeviceSpace. Throws std::invalid_argument if there is no such layer, it is a recurrent one, or its rows are compressed; Error.
+/// DeviceSpace. Throws std::invalid_argument if there is no such layer, it is a recurrent one, or its rows are
+/// compressed; Error.
 template <ElementType T, Policy P, Layout L, Space S>
 [[nodiscard]] LayerView<format_in<T, L>> view(KvCache<T, P, L, S>& cache, Index layer) {
   static_assert(
@@ -243,8 +244,8 @@ template <ElementType T, Policy P, Layout L, Space S>
 }
 
 namespace detail {
-/// Throws std::invalid_argument unless the tables of a batch, or of its plan, are those of the layer's group. -1: none are
-/// uploaded yet.
+/// Throws std::invalid_argument unless the tables of a batch, or of its plan, are those of the layer's group. -1: none
+/// are uploaded yet.
 inline void require_same_group(const LayerRule& rule, Index group_of_tables) {
   require(group_of_tables == -1 || group_of_tables == rule.group, "group of the tables", group_of_tables,
           "that of the layer: " + std::to_string(rule.group));

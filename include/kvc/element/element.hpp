@@ -66,8 +66,8 @@ concept ElementType = std::is_trivially_copyable_v<typename Element<T>::Storage>
                         Element<T>::decode(static_cast<const typename Element<T>::Storage*>(row), dim, out);
                       };
 
-/// An element type whose rows begin with the rows of fewer elements: the first row_size(n) units of a row of more than n
-/// elements are the row of its first n. Kernels that know nothing of latent rows read their values so. Says so by a
+/// An element type whose rows begin with the rows of fewer elements: the first row_size(n) units of a row of more than
+/// n elements are the row of its first n. Kernels that know nothing of latent rows read their values so. Says so by a
 /// constant of Element<T>:
 ///
 ///   E::has_row_prefixes      | true

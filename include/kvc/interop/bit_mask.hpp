@@ -14,9 +14,9 @@ namespace kvc {
 inline namespace v0 {
 namespace interop {
 
-/// The masks of a batch, packed as FlashInfer takes custom masks: of sequence i, with `rows` query rows over `keys` keys,
-/// bit (row * keys + key) % 8 of byte indptr[i] + (row * keys + key) / 8, counted from the least significant one, says
-/// whether the row sees the key. Each sequence begins with a new byte; bits behind its last are 0.
+/// The masks of a batch, packed as FlashInfer takes custom masks: of sequence i, with `rows` query rows over `keys`
+/// keys, bit (row * keys + key) % 8 of byte indptr[i] + (row * keys + key) / 8, counted from the least significant one,
+/// says whether the row sees the key. Each sequence begins with a new byte; bits behind its last are 0.
 struct BitMasks {
   std::vector<std::uint8_t> bits;       ///< [indptr.back()]
   std::vector<std::int32_t> indptr{0};  ///< [sequences + 1]; bytes before sequence i
@@ -61,9 +61,10 @@ struct BitMasks {
     require(count <= length, "rows", count, "at most the number of keys");
     add(count, length, [&](Pos row, Pos key) { return key <= length - count + row; });
   }
-  /// Adds a sequence whose rows are a tree of drafts behind `prefix` positions: row i is position prefix + i, and sees the
-  /// prefix, itself, and its ancestors. parents[i] < i is the row of its parent; -1: the last position of the prefix.
-  /// Throws std::invalid_argument as add, and for a parent that is not an earlier row. O(rows x (prefix + rows)).
+  /// Adds a sequence whose rows are a tree of drafts behind `prefix` positions: row i is position prefix + i, and sees
+  /// the prefix, itself, and its ancestors. parents[i] < i is the row of its parent; -1: the last position of the
+  /// prefix. Throws std::invalid_argument as add, and for a parent that is not an earlier row. O(rows x (prefix +
+  /// rows)).
   void add_tree(Pos prefix, std::span<const Pos> parents) {
     const auto count = checked_count(parents.size(), "parents.size()");
     require(prefix >= 0 && prefix <= max_pos - count, "prefix", prefix, "between 0 and 2^31 - 1 less the drafts");

@@ -43,11 +43,11 @@ class BlockTable {
     used_.assign(static_cast<std::size_t>(rows), 0);
   }
 
-  /// Makes a row that of a sequence, with the positions of an uncommitted extension: call it after each step that changed
-  /// the sequence, and in any state. Returns the entries that it wrote; mostly none or one. It compares the blocks of the
-  /// sequence with those that are there, since a commit may replace earlier ones by equal ones that are cached.
-  /// Throws std::invalid_argument if there is no such row, the handle is stale, or the sequence has more than max_blocks
-  /// blocks; nothing has changed then. O(blocks of the sequence) comparisons; writes what differs.
+  /// Makes a row that of a sequence, with the positions of an uncommitted extension: call it after each step that
+  /// changed the sequence, and in any state. Returns the entries that it wrote; mostly none or one. It compares the
+  /// blocks of the sequence with those that are there, since a commit may replace earlier ones by equal ones that are
+  /// cached. Throws std::invalid_argument if there is no such row, the handle is stale, or the sequence has more than
+  /// max_blocks blocks; nothing has changed then. O(blocks of the sequence) comparisons; writes what differs.
   template <BlockTablePolicy P>
   EntryRange update(Index row, const P& policy, SeqId seq) {
     require_between(row, Index{0}, rows_ - 1, "row");
@@ -77,8 +77,8 @@ class BlockTable {
     });
     return changed.empty() ? EntryRange{} : changed;
   }
-  /// Makes a row that of no sequence. Returns the entries that it wrote. Throws std::invalid_argument if there is no such
-  /// row. O(blocks that the row had).
+  /// Makes a row that of no sequence. Returns the entries that it wrote. Throws std::invalid_argument if there is no
+  /// such row. O(blocks that the row had).
   EntryRange clear(Index row) {
     require_between(row, Index{0}, rows_ - 1, "row");
     Index& used = used_[static_cast<std::size_t>(row)];

@@ -1,9 +1,9 @@
 // DLPack: the structs by which array libraries hand tensors to each other, declared here so that nothing need be
 // installed.
 //
-// Specification: https://dmlc.github.io/dlpack/latest/c_api.html, version 1.1. The binary layout is stable within a major
-// version. The names are those of the specification, in a namespace of kvc, so that a program can include dlpack.h as
-// well: the structs are the same bytes, and a pointer to one is cast to a pointer to the other.
+// Specification: https://dmlc.github.io/dlpack/latest/c_api.html, version 1.1. The binary layout is stable within a
+// major version. The names are those of the specification, in a namespace of kvc, so that a program can include
+// dlpack.h as well: the structs are the same bytes, and a pointer to one is cast to a pointer to the other.
 #pragma once
 
 #include <cstddef>

@@ -87,11 +87,11 @@ template <class Cache, class Appends>
 }  // namespace detail
 
 /// Where the rows of a step go: `slots[i]` is the slot of row i of all `appends` (a range of Append), one after the
-/// other, in the given group. Entries behind the last row are no_slot, so that a step of fewer rows can use the arrays of
-/// a captured graph, and so are those of rows that a restored sequence has no slot for. Call it after the last extend of
-/// a step. O(rows + slots).
-/// Throws std::invalid_argument if an append is not an uncommitted one of this cache, there is no such group, or the rows
-/// are more than the slots; these are unchanged then.
+/// other, in the given group. Entries behind the last row are no_slot, so that a step of fewer rows can use the arrays
+/// of a captured graph, and so are those of rows that a restored sequence has no slot for. Call it after the last
+/// extend of a step. O(rows + slots).
+/// Throws std::invalid_argument if an append is not an uncommitted one of this cache, there is no such group, or the
+/// rows are more than the slots; these are unchanged then.
 template <class Cache, std::ranges::forward_range Appends>
 void slot_mapping(const Cache& cache, const Appends& appends, std::span<std::int64_t> slots, Index group = 0) {
   const auto rows = static_cast<std::size_t>(detail::rows_of(cache, appends, group));
@@ -117,8 +117,8 @@ template <class Cache, std::ranges::forward_range Appends>
   return slots;
 }
 
-/// Where selected positions of a sequence lie: `indices[i]` is the slot of `positions[i]`; no_index if that is negative,
-/// and for all i >= positions.size(). Sparse attention takes such indices with a selection of the top-k.
+/// Where selected positions of a sequence lie: `indices[i]` is the slot of `positions[i]`; no_index if that is
+/// negative, and for all i >= positions.size(). Sparse attention takes such indices with a selection of the top-k.
 /// Throws std::invalid_argument if the handle is stale, a position is not there (the group may have dropped it), the
 /// indices are fewer than the positions, or the pool has more slots than 32 bits count. O(indices).
 template <Policy P>

@@ -59,8 +59,8 @@ struct Tensor {
   [[nodiscard]] DLTensor dl_tensor() noexcept {
     return {data, device, static_cast<std::int32_t>(shape.size()), dtype, shape.data(), strides.data(), 0};
   }
-  /// The same as a managed tensor of its own, which whoever receives it frees by its deleter. The pool stays the cache's,
-  /// which must live until then. Throws std::bad_alloc.
+  /// The same as a managed tensor of its own, which whoever receives it frees by its deleter. The pool stays the
+  /// cache's, which must live until then. Throws std::bad_alloc.
   [[nodiscard]] DLManagedTensorVersioned* managed() const {
     struct Managed {
       DLManagedTensorVersioned tensor;
@@ -94,7 +94,8 @@ struct Tensor {
   }
 };
 
-/// The tensors of a layer. Of a latent layer, whose values are the first elements of its keys, k and v have one address.
+/// The tensors of a layer. Of a latent layer, whose values are the first elements of its keys, k and v have one
+/// address.
 struct LayerTensors {
   Tensor k;
   Tensor v;
@@ -146,8 +147,8 @@ template <class Cache>
 ///   cache    const: the tensors are read-only
 ///   device   where the pool lies, if not in the memory of the CPU
 ///
-/// Element (block, slot, head, d) of k is element d of the key in that place: rows of f32, f16, bf16 and fp8 have key_dim
-/// elements, others row_size(key_dim) bytes. Where scales lie in planes of their own, k and v are the codes,
+/// Element (block, slot, head, d) of k is element d of the key in that place: rows of f32, f16, bf16 and fp8 have
+/// key_dim elements, others row_size(key_dim) bytes. Where scales lie in planes of their own, k and v are the codes,
 /// code_size(key_dim) bytes, and k_scales and v_scales have, in the same axes, a float for each row of int8, and for a
 /// row of int4 a word of scale and minimum for each group of 32 elements, as 32-bit unsigned. A position is in
 /// block `kv_indices[entry]` of the batch's tables. Throws std::invalid_argument if there is no such layer, or it has

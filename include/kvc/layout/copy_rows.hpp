@@ -19,7 +19,8 @@ namespace layout {
 ///   layouts   one for each layer group
 ///   unit      bytes of a storage unit
 ///
-/// Two calls of the space for each copy if it copies grids, four where scales lie in planes of their own. Throws what the space throws.
+/// Two calls of the space for each copy if it copies grids, four where scales lie in planes of their own. Throws what
+/// the space throws.
 template <Layout L, Space S>
 void copy_rows(S& space, std::byte* pool, std::span<const GroupLayout<L>> layouts, Index unit,
                std::span<const RowCopy> copies) {

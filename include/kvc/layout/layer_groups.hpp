@@ -26,8 +26,8 @@ struct LayerKind {
   Pos kept = 0;         ///< with a window or chunks: the first positions that every row sees all the same
   Pos cross_rows = 0;   ///< cross attention: rows of another input, written with the first tokens; 0: of own tokens
   /// The value is the first value_dim elements of the key, and is stored once: the latent rows of MLA, or, with
-  /// value_dim == key_dim, rows of keys alone, such as those of the indexer of sparse attention. For every element type:
-  /// of an Int8 or Int4 row, the value has the scales of the key.
+  /// value_dim == key_dim, rows of keys alone, such as those of the indexer of sparse attention. For every element
+  /// type: of an Int8 or Int4 row, the value has the scales of the key.
   bool latent = false;
   /// Compressed rows: one row of key_dim (and value_dim) elements for so many consecutive tokens, written with the last
   /// of them; 1: a row for each token. It divides key_dim and value_dim, and such a layer keeps everything. For element

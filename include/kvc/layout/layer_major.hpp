@@ -13,14 +13,18 @@
 namespace kvc {
 inline namespace v0 {
 
-/// All blocks of one layer, then the next layer. The keys of a layer are one tensor, and its values behind them another:
+/// All blocks of one layer, then the next layer. The keys of a layer are one tensor, and its values behind them
+/// another:
 ///
-///   LayerMajor<TokenMajor>  "NHD"   K [blocks, block_tokens, kv_heads, key_row]   V [blocks, block_tokens, kv_heads, value_row]
-///   LayerMajor<HeadMajor>   "HND"   K [blocks, kv_heads, block_tokens, key_row]   V [blocks, kv_heads, block_tokens, value_row]
+///   LayerMajor<TokenMajor>  "NHD"   K [blocks, block_tokens, kv_heads, key_row]
+///                                   V [blocks, block_tokens, kv_heads, value_row]
+///   LayerMajor<HeadMajor>   "HND"   K [blocks, kv_heads, block_tokens, key_row]
+///                                   V [blocks, kv_heads, block_tokens, value_row]
 ///
-/// LayerMajor<> is the first. Order is the order of heads and slots within a block. The blocks of a layer are contiguous;
-/// the layers of a block are not, so that a transfer of one block has two spans for each layer. Where layer groups share
-/// the blocks of a pool, a layer cannot have a pool of its own: there each block is laid out like a pool of one block.
+/// LayerMajor<> is the first. Order is the order of heads and slots within a block. The blocks of a layer are
+/// contiguous; the layers of a block are not, so that a transfer of one block has two spans for each layer. Where layer
+/// groups share the blocks of a pool, a layer cannot have a pool of its own: there each block is laid out like a pool
+/// of one block.
 template <class Order>
 class LayerMajor {
   static_assert(std::same_as<Order, HeadMajor> || std::same_as<Order, TokenMajor>,

@@ -38,15 +38,15 @@ concept ScalePlaneLayout = Layout<L> && requires(const L layout, BlockId block, 
 
 /// All codes of a pool, laid out by L, and behind them all scales, laid out by L too:
 ///
-///   ScalePlanes<>                        K codes [kv_heads, block_tokens, code_size(key_dim)]    in each block, V alike
-///                                        K scales [kv_heads, block_tokens, the other units]      in each block, V alike
+///   ScalePlanes<>                        K codes [kv_heads, block_tokens, code_size(key_dim)]    in each block
+///                                        K scales [kv_heads, block_tokens, the other units]      and V alike
 ///   ScalePlanes<LayerMajor<TokenMajor>>  K codes [blocks, block_tokens, kv_heads, code_size(key_dim)]  of each layer
 ///                                        K scales [blocks, block_tokens, kv_heads, the other units]    of each layer
 ///
-/// So a row of Int8 is dim codes in one place (padded to a multiple of 4) and a float in another, and with dims that are
-/// multiples of 16 all codes begin on 16 bytes. The first scale lies on a multiple of 64 units. Element types without
-/// scales are laid out as by L. Where layer groups share the blocks of a pool, each block is laid out like a pool of one
-/// block: its codes, then its scales.
+/// So a row of Int8 is dim codes in one place (padded to a multiple of 4) and a float in another, and with dims that
+/// are multiples of 16 all codes begin on 16 bytes. The first scale lies on a multiple of 64 units. Element types
+/// without scales are laid out as by L. Where layer groups share the blocks of a pool, each block is laid out like a
+/// pool of one block: its codes, then its scales.
 template <class L>
 class ScalePlanes {
   static_assert(Layout<L> && !ScalePlaneLayout<L>, "kvc: ScalePlanes lays codes and scales out by a plain layout");

@@ -22,8 +22,8 @@ namespace llama {
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using RowVector = Eigen::Matrix<float, 1, Eigen::Dynamic>;
 
-/// The extents and constants of a model. All but the last two are positive, heads is a multiple of kv_heads, and dim an even multiple of
-/// heads: see require_consistent.
+/// The extents and constants of a model. All but the last two are positive, heads is a multiple of kv_heads, and dim an
+/// even multiple of heads: see require_consistent.
 struct Config {
   Index dim = 0;         ///< of the residual stream
   Index hidden_dim = 0;  ///< of the feed-forward network

@@ -19,8 +19,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Runs a call of kvc on the threads that an engine sends into an operation: single program, multiple data. Every one of
-/// the n threads calls `run` with its number; thread 0 runs the body, and the others work on the items of its calls:
+/// Runs a call of kvc on the threads that an engine sends into an operation: single program, multiple data. Every one
+/// of the n threads calls `run` with its number; thread 0 runs the body, and the others work on the items of its calls:
 ///
 ///   kvc::Spmd spmd;  // one for each set of threads; it outlives their calls
 ///
@@ -89,9 +89,9 @@ class Spmd {
     Index items = 0;
   };
 
-  // A phase is the number of the run in its upper bits, and in its lower ones a number that every change increments: odd
-  // while there is a job. Both wrap around: no thread can be more than one run behind, and one that comes back to an
-  // equal phase finds the job of that phase.
+  // A phase is the number of the run in its upper bits, and in its lower ones a number that every change increments:
+  // odd while there is a job. Both wrap around: no thread can be more than one run behind, and one that comes back to
+  // an equal phase finds the job of that phase.
   static constexpr std::uint32_t one_run = std::uint32_t{1} << 24;
   [[nodiscard]] static std::uint32_t run_of(std::uint32_t phase) noexcept { return phase / one_run; }
   [[nodiscard]] static bool has_job(std::uint32_t phase) noexcept { return phase % 2 == 1; }

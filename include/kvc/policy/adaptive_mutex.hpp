@@ -36,7 +36,8 @@ class AdaptiveMutex {
     }
   }
 
-  /// Whether a thread has it. With what the caller stored before, in the one order of sequentially consistent operations.
+  /// Whether a thread has it. With what the caller stored before, in the one order of sequentially consistent
+  /// operations.
   [[nodiscard]] bool is_locked() const noexcept { return state_.load(std::memory_order_seq_cst) != unlocked; }
 
  private:

@@ -196,22 +196,22 @@ concept GroupTablePolicy = HoldsGroups<P> && requires(const BarePolicy<P>& c, Se
   { c.group_blocks(seq, group) } -> std::same_as<GroupBlocks>;
 };
 
-/// Keeps the states of recurrent layers beside rows (GroupRules::states), under the same SeqId and in the same blocks. A
-/// state stands for exactly so many tokens. Every extension reserves one for its end; commit releases the older ones.
+/// Keeps the states of recurrent layers beside rows (GroupRules::states), under the same SeqId and in the same blocks.
+/// A state stands for exactly so many tokens. Every extension reserves one for its end; commit releases the older ones.
 ///
-///   p.try_extend(seq, count, tokens,   | as try_extend, and reserves states after each of `states_at` tokens, too, which
-///                states_at)            | must ascend in (reserved(seq), reserved(seq) + count]
+///   p.try_extend(seq, count, tokens,   | as try_extend, and reserves states after each of `states_at` tokens, too:
+///                states_at)            | they must ascend in (reserved(seq), reserved(seq) + count]
 ///   c.state_lengths(seq)               | std::span<const Pos>: lengths of which the sequence has states, ascending;
 ///                                      | those above length(seq) are to be written before the commit
-///   c.keeps_state(seq, length)         | bool: whether it has states after `length` tokens when all that is reserved now
-///                                      | is committed
+///   c.keeps_state(seq, length)         | bool: whether it has states after `length` tokens when all that is reserved
+///                                      | now is committed
 ///   c.state_blocks(seq, kind, length)  | std::span<const BlockId>: where the states of one kind after `length` tokens
 ///                                      | lie; kind < c.group_rules().states.size()
 ///   c.state_sizes(kind)                | StateSizes: how they lie in these blocks; constant
 ///
-/// A sequence keeps the states of its length, and of lengths above length(seq) - rewind. `truncate` and `try_fork` go to
-/// a length of which there are states, or to 0, and throw std::invalid_argument for others. A prefix is found as far as
-/// there are states. All throw std::invalid_argument if seq is not open or there is no such state. Spans are
+/// A sequence keeps the states of its length, and of lengths above length(seq) - rewind. `truncate` and `try_fork` go
+/// to a length of which there are states, or to 0, and throw std::invalid_argument for others. A prefix is found as far
+/// as there are states. All throw std::invalid_argument if seq is not open or there is no such state. Spans are
 /// valid as long as runs are.
 template <class P>
 concept HoldsStates = HoldsGroups<P> && requires(P& p, const BarePolicy<P>& c, SeqId seq, Pos n, Index kind,
@@ -232,10 +232,10 @@ concept HoldsStates = HoldsGroups<P> && requires(P& p, const BarePolicy<P>& c, S
 ///
 /// The rows to write are those of all slots that the policy holds for positions of the sequence, but for those in
 /// options.missing, and those of other inputs that c.extension(seq, group) names. Blocks may hold a few positions more
-/// than a group retains (group_blocks lists them), so that a prompt can find them. The states to write, of a policy that
-/// HoldsStates, are those of c.state_lengths(seq): of options.states the ones that a sequence of this length keeps, and no
-/// more than it has room for; but for those in the blocks of options.like. Tokens are not given: a policy that KnowsTokens
-/// learns them by publish_tokens.
+/// than a group retains (group_blocks lists them), so that a prompt can find them. The states to write, of a policy
+/// that HoldsStates, are those of c.state_lengths(seq): of options.states the ones that a sequence of this length
+/// keeps, and no more than it has room for; but for those in the blocks of options.like. Tokens are not given: a policy
+/// that KnowsTokens learns them by publish_tokens.
 template <class P>
 concept RestoresSequences = HoldsGroups<P> && requires(P& p, SeqId seq, const RestoreOptions& options) {
   { p.try_restore(seq, options) } -> std::same_as<std::optional<Extension>>;
@@ -280,13 +280,14 @@ template <class P>
 concept PinsPrefixes =
     requires(P& p, std::span<const Token> prefix, const Salt& salt) { p.unpin(p.try_pin(prefix, salt)->pin); };
 
-/// Takes rows that were computed elsewhere, or earlier, into its cache, beside its sequences: reserves blocks, and makes
-/// them matchable as they are written.
+/// Takes rows that were computed elsewhere, or earlier, into its cache, beside its sequences: reserves blocks, and
+/// makes them matchable as they are written.
 ///
-///   p.try_expect(prefix, salt)  | std::optional<ExpectedPrefix>: blocks to write, held by a pin; empty, and nothing has
-///                               | changed, if there is no room; O(prefix)
-///   p.arrive(pin, length)       | bool: the rows of the first `length` tokens are written, and prompts find them; false if
-///                               | none are expected any more, as after p.clear(); length counts whole blocks
+///   p.try_expect(prefix, salt)  | std::optional<ExpectedPrefix>: blocks to write, referenced by a pin; empty, and
+///                               | nothing has changed, if there is no room; O(prefix)
+///   p.arrive(pin, length)       | bool: the rows of the first `length` tokens are written, and prompts find them;
+///                               | false if none are expected any more, as after p.clear(); length counts whole
+///                               | blocks
 ///   p.arrive(pin, prefix)       | bool: the same of the whole prefix; with several layer groups, the only form
 ///   c.for_each_expected(pin, f) | f(ExpectedBlock) for what is to be written, with several layer groups
 ///   p.open_expected(pin)        | SeqId: a sequence with all positions of the prefix, before its rows are written
@@ -305,8 +306,8 @@ concept ExpectsPrefixes =
     };
 
 /// Its index of prefixes has nodes, each for so many tokens behind those of its parent. A node may have a block in each
-/// slot: in each layer group, and behind the groups for each kind of recurrent states. With one group that keeps everything
-/// a node is its block, and has its number.
+/// slot: in each layer group, and behind the groups for each kind of recurrent states. With one group that keeps
+/// everything a node is its block, and has its number.
 ///
 ///   c.node_tokens()         | Pos: tokens of a node
 ///   c.nodes()               | Index: most nodes; their numbers are below it

@@ -70,8 +70,8 @@ concept EventListener =
       { listener(cleared) } noexcept;
     };
 
-/// A listener that wants to hear of nodes, too: listener.on_node(NodeAdded), without exceptions. They have no numbers among
-/// the events.
+/// A listener that wants to hear of nodes, too: listener.on_node(NodeAdded), without exceptions. They have no numbers
+/// among the events.
 template <class L>
 concept NodeListener = EventListener<L> && requires(L listener, const NodeAdded& node) {
   { listener.on_node(node) } noexcept;

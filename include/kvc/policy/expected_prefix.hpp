@@ -10,8 +10,8 @@
 namespace kvc {
 inline namespace v0 {
 
-/// With several layer groups, a block that is reserved for rows of one group; or the blocks that are reserved for recurrent
-/// states of one kind.
+/// With several layer groups, a block that is reserved for rows of one group; or the blocks that are reserved for
+/// recurrent states of one kind.
 struct ExpectedBlock {
   /// The group; behind the groups, their number and that of the kind of states.
   std::int32_t slot = 0;
@@ -21,8 +21,8 @@ struct ExpectedBlock {
 };
 
 /// The full blocks of a prefix of which the first are cached, and the others are reserved for rows that come from
-/// elsewhere: from a slower tier, or from a peer. Nothing finds a reserved block before `arrive` names it. The pin holds
-/// all of them; `unpin` frees those that have not arrived.
+/// elsewhere: from a slower tier, or from a peer. Nothing finds a reserved block before `arrive` names it. The pin
+/// holds all of them; `unpin` frees those that have not arrived.
 struct ExpectedPrefix {
   PinId pin;
   Pos cached = 0;  ///< tokens of the prefix that are in place

@@ -238,10 +238,10 @@ class PrefixShared<Eviction, Hash, Events>
     access([&](auto& p) { p.unpin(pin.record_); });
   }
 
-  /// Reserves room for the full blocks of a prefix that are not cached, for rows that come from elsewhere: whoever calls
-  /// it writes them, and says `arrive`. All or nothing: empty if there is no room. May evict. Counts neither as a sequence
-  /// nor as a hit. With several groups, or one that drops positions, it reserves what a hit of just this length needs, in
-  /// whole nodes of the index: for_each_expected names it. O(prefix.size()).
+  /// Reserves room for the full blocks of a prefix that are not cached, for rows that come from elsewhere: whoever
+  /// calls it writes them, and says `arrive`. All or nothing: empty if there is no room. May evict. Counts neither as a
+  /// sequence nor as a hit. With several groups, or one that drops positions, it reserves what a hit of just this
+  /// length needs, in whole nodes of the index: for_each_expected names it. O(prefix.size()).
   std::optional<ExpectedPrefix> try_expect(std::span<const Token> prefix, const Salt& salt = {}) {
     return access([&](auto& p) {
       const auto expected = p.try_expect(prefix, salt);
@@ -249,34 +249,34 @@ class PrefixShared<Eviction, Hash, Events>
                       : std::nullopt;
     });
   }
-  /// With several groups: f(ExpectedBlock) for each block that an expected prefix lacks, by group and position, and for the
-  /// states of each kind. None with one group that keeps everything, after the arrival, or after `clear`. Views are valid
-  /// during the call. Throws std::invalid_argument if the pin is not valid. O(blocks).
+  /// With several groups: f(ExpectedBlock) for each block that an expected prefix lacks, by group and position, and for
+  /// the states of each kind. None with one group that keeps everything, after the arrival, or after `clear`. Views are
+  /// valid during the call. Throws std::invalid_argument if the pin is not valid. O(blocks).
   template <class F>
   void for_each_expected(PinId pin, F&& f) const {
     if (grouped_) {
       grouped_->for_each_expected(pin.record_, f);
     }
   }
-  /// A sequence with all positions of an expected prefix, whose rows may still be on their way: whoever opens it reads the
-  /// rows of a layer once they are written. No prompt finds what it computes before publish_tokens names all of its tokens,
-  /// which is right only once the prefix has arrived. Takes no block. Throws std::invalid_argument if the pin is not valid.
-  /// O(blocks).
+  /// A sequence with all positions of an expected prefix, whose rows may still be on their way: whoever opens it reads
+  /// the rows of a layer once they are written. No prompt finds what it computes before publish_tokens names all of its
+  /// tokens, which is right only once the prefix has arrived. Takes no block. Throws std::invalid_argument if the pin
+  /// is not valid. O(blocks).
   SeqId open_expected(PinId pin) {
     return access([&](auto& p) { return p.open_expected(pin.record_); });
   }
   /// The rows of the first `length` tokens of an expected prefix are in place: their blocks become matchable. An equal
-  /// block that was computed in the meantime stays, and the one that arrived is freed. False, and nothing has changed, if
-  /// nothing is expected any more: all of it has arrived, or the cache was cleared, so that the rows are those of other
-  /// weights. Throws std::invalid_argument if the pin is not valid, or unless `length` counts whole blocks, at least as
-  /// many as before. Expected O(blocks that arrive * block_tokens).
+  /// block that was computed in the meantime stays, and the one that arrived is freed. False, and nothing has changed,
+  /// if nothing is expected any more: all of it has arrived, or the cache was cleared, so that the rows are those of
+  /// other weights. Throws std::invalid_argument if the pin is not valid, or unless `length` counts whole blocks, at
+  /// least as many as before. Expected O(blocks that arrive * block_tokens).
   bool arrive(PinId pin, Pos length) {
     require(!grouped_, "groups", this->groups(), "one that keeps everything; otherwise give the tokens");
     return plain_->arrive(pin.record_, length);
   }
-  /// The same of a whole prefix, with several groups, too: everything that for_each_expected named is written, and becomes
-  /// matchable at once. False as above. Throws std::invalid_argument if the pin is not valid, or for another length than
-  /// that of the expected prefix. Expected O(tokens * groups).
+  /// The same of a whole prefix, with several groups, too: everything that for_each_expected named is written, and
+  /// becomes matchable at once. False as above. Throws std::invalid_argument if the pin is not valid, or for another
+  /// length than that of the expected prefix. Expected O(tokens * groups).
   bool arrive(PinId pin, std::span<const Token> prefix) {
     return grouped_ ? grouped_->arrive(pin.record_, prefix)
                     : plain_->arrive(pin.record_, checked_count(prefix.size(), "prefix.size()"));
@@ -295,8 +295,8 @@ class PrefixShared<Eviction, Hash, Events>
     access([&](const auto& p) { p.for_each_cached(f); });
   }
 
-  /// f(CachedPrefix) for prefixes that together have all that a prompt could find, where there are several layer groups:
-  /// see ListsCachedPrefixes. With one group of full attention there is none: see for_each_cached.
+  /// f(CachedPrefix) for prefixes that together have all that a prompt could find, where there are several layer
+  /// groups: see ListsCachedPrefixes. With one group of full attention there is none: see for_each_cached.
   template <class F>
   void for_each_cached_prefix(F&& f) const {
     if (grouped_) {
@@ -304,8 +304,8 @@ class PrefixShared<Eviction, Hash, Events>
     }
   }
 
-  /// f(NodeAdded) for every node of the index, parents before their children; none with one group that keeps everything.
-  /// O(nodes).
+  /// f(NodeAdded) for every node of the index, parents before their children; none with one group that keeps
+  /// everything. O(nodes).
   template <class F>
   void for_each_node(F&& f) const {
     if (grouped_) {

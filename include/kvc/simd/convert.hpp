@@ -85,7 +85,8 @@ KVC_ALWAYS_INLINE Part load_signed_bytes(const void* p) noexcept {
 
 #if defined(__F16C__)
 namespace detail {
-/// Eight codes of E4M3 as binary16 numbers of 1/256 of their values, subnormal ones included. Those for NaN become 1.875.
+/// Eight codes of E4M3 as binary16 numbers of 1/256 of their values, subnormal ones included. Those for NaN become
+/// 1.875.
 KVC_ALWAYS_INLINE __m128i e4m3_as_f16(const void* p) noexcept {
   const __m128i codes = _mm_unpacklo_epi8(_mm_setzero_si128(), _mm_loadl_epi64(static_cast<const __m128i*>(p)));
   return _mm_and_si128(_mm_srai_epi16(codes, 1), _mm_set1_epi16(static_cast<short>(0xbfff)));  // one exponent bit more
@@ -158,8 +159,8 @@ KVC_ALWAYS_INLINE void look_up_e4m3(__m512i codes, __m512i& low, __m512i& high) 
   high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0xf8);  // high | (codes & sign)
 }
 
-/// Where each byte comes from so that decode_e4m3 leaves codes in their order: unpacking takes bytes by eights of each 16,
-/// and makes of each pair one float of each of two vectors.
+/// Where each byte comes from so that decode_e4m3 leaves codes in their order: unpacking takes bytes by eights of each
+/// 16, and makes of each pair one float of each of two vectors.
 struct E4M3Order {
   alignas(64) std::uint8_t from[64];
 };

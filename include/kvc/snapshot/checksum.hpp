@@ -1,9 +1,9 @@
 // The checksum of snapshots and of slower tiers: XXH3, 64 bits. Needs the header of xxHash 0.8 or later (Debian:
 // libxxhash-dev); there is nothing to link.
 //
-// The code of the header is for the processors that the compiler builds for. A program that defines KVC_XXHASH_DISPATCH, in
-// all of its sources, and links libxxhash has the code for the processor it runs on, with the same results: several
-// times as fast as that of a build for any x86-64 processor.
+// The code of the header is for the processors that the compiler builds for. A program that defines
+// KVC_XXHASH_DISPATCH, in all of its sources, and links libxxhash has the code for the processor it runs on, with the
+// same results: several times as fast as that of a build for any x86-64 processor.
 //
 // It detects damage by disks, memories and interrupted copies. It is no signature: anybody can make a file with right
 // checksums and wrong contents, so a reader checks everything as if there were no checksum.

@@ -54,8 +54,8 @@ template <class F>
 
 }  // namespace detail
 
-/// The description of a cache: shape of the first layer group, bytes of a row, block size and names. Of recurrent layers
-/// alone the extents are 1. A longer policy name is cut to 23 characters.
+/// The description of a cache: shape of the first layer group, bytes of a row, block size and names. Of recurrent
+/// layers alone the extents are 1. A longer policy name is cut to 23 characters.
 template <class Cache>
 [[nodiscard]] format::DescriptionRecord describe(const Cache& cache) {
   using T = typename Cache::Element;

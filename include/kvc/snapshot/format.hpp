@@ -191,7 +191,8 @@ struct StateKindRecord {
 };
 static_assert(sizeof(StateKindRecord) == 16);
 
-/// Element of sttb: the states of a sequence after so many tokens. They are stored once however many sequences have them.
+/// Element of sttb: the states of a sequence after so many tokens. They are stored once however many sequences have
+/// them.
 struct StateRecord {
   std::int32_t sequence;
   std::int32_t length;  ///< tokens that they stand for

@@ -1,8 +1,9 @@
-// GroupContents: everything in a snapshot of a cache with layer groups but the rows and states. Integers and tokens only.
+// GroupContents: everything in a snapshot of a cache with layer groups but the rows and states. Integers and tokens
+// only.
 //
 // Of each group, rows at consecutive positions are a stored block, once however many sequences reference them, and a
-// sequence is a list of blocks per group. Positions that no block has are those that the group has dropped. The states of
-// all recurrent layers after one length are a stored state, once however many sequences have it.
+// sequence is a list of blocks per group. Positions that no block has are those that the group has dropped. The states
+// of all recurrent layers after one length are a stored state, once however many sequences have it.
 #pragma once
 
 #include <algorithm>

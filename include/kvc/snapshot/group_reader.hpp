@@ -1,8 +1,8 @@
 // GroupReader: loads a snapshot of a cache with layer groups, layer by layer: version 2 of the format.
 //
 // Sequences are restored one after the other, the longest first (RestoresSequences), and share the blocks of the one
-// before that has most in common with them. Then rows and states are read. Tokens are published last: until then no prompt
-// matches a row and no handle has been given out, so everything can be taken back.
+// before that has most in common with them. Then rows and states are read. Tokens are published last: until then no
+// prompt matches a row and no handle has been given out, so everything can be taken back.
 #pragma once
 
 #include <algorithm>
@@ -117,7 +117,8 @@ class GroupReader {
       for (const format::SequenceRecord& s : c_.histories.sequences) {
         most = std::max(most, s.known_tokens);
       }
-      // The last thing that can fail: the plan shares rows only where tokens agree, and try_restore has taken the memory.
+      // The last thing that can fail: the plan shares rows only where tokens agree, and try_restore has taken the
+      // memory.
       std::vector<Token> tokens(static_cast<std::size_t>(most));
       for (const std::size_t s : plan_.order()) {
         const format::SequenceRecord& record = c_.histories.sequences[s];
@@ -162,8 +163,8 @@ class GroupReader {
     return false;
   }
 
-  /// The contents. A few bytes can ask for a large block table, and for as much work: allows no more than the bytes of the
-  /// rows, which the source must have. Throws FormatError.
+  /// The contents. A few bytes can ask for a large block table, and for as much work: allows no more than the bytes of
+  /// the rows, which the source must have. Throws FormatError.
   [[nodiscard]] const GroupContents& with_small_tables() const {
     constexpr std::uint64_t most = std::uint64_t{1} << 62U;
     std::uint64_t entries = 0;

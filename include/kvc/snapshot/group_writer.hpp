@@ -150,8 +150,8 @@ class GroupCollector {
     return entry->second;
   }
 
-  /// Throws std::invalid_argument if the last sequence has other tokens in the first `end` positions than those that are
-  /// known of a block of it. Of a block, the sequence counts that knows most.
+  /// Throws std::invalid_argument if the last sequence has other tokens in the first `end` positions than those that
+  /// are known of a block of it. Of a block, the sequence counts that knows most.
   void require_same_tokens(std::int32_t block, Pos end) {
     knows_.resize(c_.blocks.size(), none);
     const std::size_t last = c_.histories.sequences.size() - 1;

@@ -110,8 +110,8 @@ class RestorePlan {
     bool cross = false;
     Pos same_tokens = max_pos;  // so many at most, as far as they are known
   };
-  /// How far the tokens are known that the blocks of a sequence stand for, and which sequence knows them: itself, or one
-  /// that shares these blocks.
+  /// How far the tokens are known that the blocks of a sequence stand for, and which sequence knows them: itself, or
+  /// one that shares these blocks.
   struct Known {
     std::int32_t sequence = -1;
     Pos length = 0;
@@ -181,8 +181,8 @@ class RestorePlan {
       }
     });
   }
-  /// f(owner, positions) for the sequence whose blocks a sequence shares, and for those whose blocks that one shares, and
-  /// so on, as far as the first `shared` positions go.
+  /// f(owner, positions) for the sequence whose blocks a sequence shares, and for those whose blocks that one shares,
+  /// and so on, as far as the first `shared` positions go.
   template <class F>
   void for_each_owner(std::size_t s, Pos shared, F&& f) const {
     for (std::int32_t owner = like_[s].owner; owner >= 0 && shared > 0;) {

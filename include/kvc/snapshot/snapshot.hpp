@@ -9,9 +9,9 @@
 // otherwise, its element type. Rows come back bit for bit. Cached prefixes are found again. The order of eviction
 // starts anew. Pins are not saved; their blocks are, as cached ones.
 //
-// With layer groups a snapshot has the rows and recurrent states that the groups hold; the other cache must have the same
-// groups. It then finds the loaded sequences by their tokens, and the cached prefixes. Writer and Reader are the two halves
-// for streams.
+// With layer groups a snapshot has the rows and recurrent states that the groups hold; the other cache must have the
+// same groups. It then finds the loaded sequences by their tokens, and the cached prefixes. Writer and Reader are the
+// two halves for streams.
 //
 // A file is replaced as a whole or not at all, whenever the process is killed (io::replace_file). Damaged bytes give a
 // FormatError that names source, offset and expectation. A load that fails changes nothing, and never allocates more

@@ -28,8 +28,8 @@ inline namespace v0 {
 namespace snapshot {
 
 /// Writes one snapshot. Cache, sink and the tokens in `sequences` must outlive it. Until `finish` the saved sequences
-/// must not change; rows and states of a layer may be written until `layer` saves them. Layers are those of the model. A
-/// layer that reads the rows of another one has none of its own: `layer` writes nothing for it, however often.
+/// must not change; rows and states of a layer may be written until `layer` saves them. Layers are those of the model.
+/// A layer that reads the rows of another one has none of its own: `layer` writes nothing for it, however often.
 ///
 ///   expression                                | does                     | throws                       | complexity
 ///   ------------------------------------------+--------------------------+------------------------------+-------------

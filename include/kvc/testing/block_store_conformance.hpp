@@ -445,11 +445,11 @@ class BlockStoreLaws {
 
 }  // namespace detail
 
-/// Checks the contract of BlockStore on stores that `make()` returns by value: each is used and destroyed before the next
-/// is made. They may be stores of the same records, if nobody else uses them: the suite erases what it wrote. `name` is
-/// what errors call the store. `block_bytes`: the size of the blocks that it writes, at least 960; the store must have
-/// room for eight of them. Where capacity() is at most 64 MiB, the suite fills it. Throws ContractError for the first law
-/// that does not hold. Damage on the way is not checked here: only the store knows where its bytes lie.
+/// Checks the contract of BlockStore on stores that `make()` returns by value: each is used and destroyed before the
+/// next is made. They may be stores of the same records, if nobody else uses them: the suite erases what it wrote.
+/// `name` is what errors call the store. `block_bytes`: the size of the blocks that it writes, at least 960; the store
+/// must have room for eight of them. Where capacity() is at most 64 MiB, the suite fills it. Throws ContractError for
+/// the first law that does not hold. Damage on the way is not checked here: only the store knows where its bytes lie.
 template <class Make>
 void block_store_conformance(Make&& make, std::string_view name = "the store", std::size_t block_bytes = 4800) {
   static_assert(tier::BlockStore<decltype(make())>, "kvc: make() must return a BlockStore");

@@ -47,8 +47,9 @@ inline std::vector<std::vector<float>> rows_of(Index dim) {
 }  // namespace detail
 
 /// Checks the laws of ElementType: `encode` and `decode` write what they must and nothing else, equal rows give equal
-/// bytes, the first elements of a row are the same numbers alone, and the error is within Element<T>::max_error, or, where the type states none, within `max_error(from, dim)`.
-/// Throws ContractError for the first law that does not hold. Takes milliseconds.
+/// bytes, the first elements of a row are the same numbers alone, and the error is within Element<T>::max_error, or,
+/// where the type states none, within `max_error(from, dim)`. Throws ContractError for the first law that does not
+/// hold. Takes milliseconds.
 template <ElementType T, class MaxError>
 void element_conformance(MaxError max_error) {
   using E = Element<T>;

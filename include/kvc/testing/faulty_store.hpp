@@ -30,10 +30,10 @@ struct Faults {
   std::uint64_t seed = 1;    ///< equal seeds and calls give equal faults
 };
 
-/// Wraps a store, and does to its callers whatever the contract of BlockStore lets a store do: operations take place late
-/// and out of order, fail, find nothing, or find damage. An operation touches its bytes when it takes place, at a call of
-/// `poll` or `wait` or never, so that a caller who uses them too early is noticed. One thread, and no clock: all follows
-/// from the seed. What it fulfils: BlockStore; where all chances are 0, the whole contract.
+/// Wraps a store, and does to its callers whatever the contract of BlockStore lets a store do: operations take place
+/// late and out of order, fail, find nothing, or find damage. An operation touches its bytes when it takes place, at a
+/// call of `poll` or `wait` or never, so that a caller who uses them too early is noticed. One thread, and no clock:
+/// all follows from the seed. What it fulfils: BlockStore; where all chances are 0, the whole contract.
 template <tier::BlockStore S>
 class FaultyStore {
   using Outcome = tier::StoreOutcome;

@@ -18,8 +18,8 @@ inline namespace v0 {
 namespace testing {
 
 /// Checks the laws of KvView on all heads and on ranges of all kinds: the runs of a range are exactly the retained
-/// positions of that range, in order, and a row lies in the same place whatever range is asked for; of an EvenHeadsView,
-/// heads lie as far apart as it says. Reads no row.
+/// positions of that range, in order, and a row lies in the same place whatever range is asked for; of an
+/// EvenHeadsView, heads lie as far apart as it says. Reads no row.
 ///
 ///   retained  the positions that the view has to retain: ranges in ascending order with gaps between
 ///   name      what errors call the view

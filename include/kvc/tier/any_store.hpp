@@ -20,8 +20,8 @@ namespace tier {
 template <class S>
 concept CopiesAtOnce = BlockStore<S> && requires { requires S::copies_at_once; };
 
-/// Refers to a store, which must outlive it, and calls it through one virtual function for each operation: nothing beside
-/// the bytes of a block. Members have the contract of BlockStore.
+/// Refers to a store, which must outlive it, and calls it through one virtual function for each operation: nothing
+/// beside the bytes of a block. Members have the contract of BlockStore.
 class AnyStore {
  public:
   /// Throws std::bad_alloc.

@@ -81,63 +81,62 @@ inline constexpr std::uint64_t unlimited = std::numeric_limits<std::uint64_t>::m
 /// Keeps the bytes of blocks under their keys. Every operation is asynchronous: it returns a ticket at once, and `poll`
 /// later returns its completion. Nothing blocks but `wait` and the destructor.
 ///
-///   expression                   | requires              | returns, does                  | throws           | complexity
-///   -----------------------------+-----------------------+--------------------------------+------------------+-----------
-///   s.lookup(keys, found)        | found.size() ==       | Ticket. found[i] becomes 1 if  | invalid_argument | O(keys)
-///                                | keys.size(); both     | there is a record under        | bad_alloc        |
-///                                | stay until the        | keys[i], 0 if not. An answer,  |                  |
-///                                | operation has ended   | not a promise: a read may      |                  |
-///                                |                       | still miss                     |                  |
-///   s.read(block, spans, parts)  | spans hold the bytes  | Ticket. Reads the parts of the | invalid_argument | O(spans),
-///                                | of these parts (of    | record of block.key to the     | bad_alloc        | or O(bytes)
-///                                | all: the payload);    | spans, one after the other, if |                  | in memory
-///                                | nobody else touches   | it is a record of exactly this |                  |
-///                                | the bytes until the   | block. Their contents are      |                  |
-///                                | operation has ended   | undefined unless it is `done`  |                  |
-///   s.write(block, spans)        | bytes of the spans    | Ticket. Stores the bytes of    | invalid_argument | as read
-///                                | are a multiple of     | the spans, one after the       | bad_alloc        |
-///                                | block.parts; nobody   | other; a record that was under |                  |
-///                                | changes them until    | this key is replaced, or kept  |                  |
-///                                | the operation has     | if it is of the same block     |                  |
-///                                | ended                 |                                |                  |
-///   s.erase(key)                 |                       | Ticket. Removes the record     | bad_alloc        | O(1)
-///   s.poll()                     |                       | optional<Completion>: of an    |                  | O(1)
-///                                |                       | operation that has ended, in   |                  |
-///                                |                       | any order, each once; empty if |                  |
-///                                |                       | there is none                  |                  |
-///   s.cancel(ticket)             |                       | bool: true if the operation is |                  | O(under
-///                                |                       | ended now and will never be    |                  | way)
-///                                |                       | returned by `poll`; whether it |                  |
-///                                |                       | took effect is unknown. False  |                  |
-///                                |                       | if it cannot be stopped now,   |                  |
-///                                |                       | or was returned before, or is  |                  |
-///                                |                       | no ticket of s                 |                  |
-///   s.wait(until)                |                       | bool: true as soon as `poll`   |                  |
-///                                |                       | has something to return, false |                  |
-///                                |                       | at `until`, or at once if no   |                  |
-///                                |                       | operation is under way         |                  |
-///   s.under_way()                |                       | size_t: operations that have   |                  | O(1)
-///                                |                       | neither been polled nor        |                  |
-///                                |                       | cancelled                      |                  |
-///   s.capacity()                 |                       | uint64_t: bytes that it may    |                  | O(1)
-///                                |                       | use, or `unlimited`            |                  |
-///   s.stats()                    |                       | StoreStats                     |                  | O(1)
-///   S::persistent                |                       | bool constant: whether records |                  |
-///                                |                       | outlive the store              |                  |
+///   expression                  | requires             | returns, does                 | throws           | complexity
+///   ----------------------------+----------------------+-------------------------------+------------------+---------
+///   s.lookup(keys, found)       | found.size() ==      | Ticket. found[i] becomes 1 if | invalid_argument | O(keys)
+///                               | keys.size(); both    | there is a record under       | bad_alloc        |
+///                               | stay until the       | keys[i], 0 if not. An answer, |                  |
+///                               | operation has ended  | not a promise: a read may     |                  |
+///                               |                      | still miss                    |                  |
+///   s.read(block, spans, parts) | spans hold the bytes | Ticket. Reads the parts of    | invalid_argument | O(spans),
+///                               | of these parts (of   | the record of block.key to    | bad_alloc        | O(bytes)
+///                               | all: the payload);   | the spans in order, if it is  |                  | in memory
+///                               | nobody else touches  | a record of exactly this      |                  |
+///                               | the bytes until the  | block. Their contents are     |                  |
+///                               | operation has ended  | undefined unless it is `done` |                  |
+///   s.write(block, spans)       | bytes of the spans   | Ticket. Stores the bytes of   | invalid_argument | as read
+///                               | are a multiple of    | the spans in order; a record  | bad_alloc        |
+///                               | block.parts; nobody  | that was under this key is    |                  |
+///                               | changes them until   | replaced, or kept if it is of |                  |
+///                               | the operation has    | the same block                |                  |
+///                               | ended                |                               |                  |
+///   s.erase(key)                |                      | Ticket. Removes the record    | bad_alloc        | O(1)
+///   s.poll()                    |                      | optional<Completion>: of an   |                  | O(1)
+///                               |                      | operation that has ended, in  |                  |
+///                               |                      | any order, each once; empty   |                  |
+///                               |                      | if there is none              |                  |
+///   s.cancel(ticket)            |                      | bool. True: it is ended now,  |                  | O(under
+///                               |                      | never returned by `poll`, and |                  | way)
+///                               |                      | may have taken effect. False: |                  |
+///                               |                      | it cannot be stopped now, was |                  |
+///                               |                      | returned before, or is no     |                  |
+///                               |                      | ticket of s                   |                  |
+///   s.wait(until)               |                      | bool: true as soon as `poll`  |                  |
+///                               |                      | has something to return;      |                  |
+///                               |                      | false at `until`, or at once  |                  |
+///                               |                      | if no operation is under way  |                  |
+///   s.under_way()               |                      | size_t: operations that have  |                  | O(1)
+///                               |                      | neither been polled nor       |                  |
+///                               |                      | cancelled                     |                  |
+///   s.capacity()                |                      | uint64_t: bytes that it may   |                  | O(1)
+///                               |                      | use, or `unlimited`           |                  |
+///   s.stats()                   |                      | StoreStats                    |                  | O(1)
+///   S::persistent               |                      | bool constant: whether its    |                  |
+///                               |                      | records outlive the store     |                  |
 ///
 /// Arguments. The block, its tokens, and the lists of keys (for reads, writes and erases) and of spans are copied; the
 /// bytes are not. `found` and `keys` of a lookup must stay in place until it has ended, as the bytes must.
 /// Ended. An operation has ended when `poll` has returned it, or `cancel` has returned true, or the store is destroyed.
 /// From then on the store touches neither bytes nor answers. The destructor cancels what can be cancelled, waits for
 /// the rest, and does not fail.
-/// Order. Operations under way may take effect in any order, also those on one key. What depends on another operation is
-/// begun after that one has ended: a write is visible to reads and lookups that begin after its completion.
+/// Order. Operations under way may take effect in any order, also those on one key. What depends on another operation
+/// is begun after that one has ended: a write is visible to reads and lookups that begin after its completion.
 /// Exact. A read is `done` only if the record is a record of this block: format, salt, group, parent, tokens, size
 /// (tier/record.hpp) and, where the bytes have left memory, its checksums. Everything else is a miss. A record that was
 /// refused may be removed by the store.
 /// Room. A store that is full evicts, or answers `full`, as it is configured. A `full` write changes nothing.
-/// Errors. std::invalid_argument for arguments that break a requirement; nothing has begun then. What goes wrong later is
-/// an outcome, never an exception.
+/// Errors. std::invalid_argument for arguments that break a requirement; nothing has begun then. What goes wrong later
+/// is an outcome, never an exception.
 /// Threads. One thread at a time calls a store. What threads a store has of its own is not visible.
 template <class S>
 concept BlockStore =
@@ -158,9 +157,9 @@ concept BlockStore =
       { c.stats() } -> std::same_as<StoreStats>;
     };
 
-/// A store that evicts by itself and says what: poll_evicted() returns the key of a record that it evicted, in the order
-/// of eviction, each once; empty if there is none. A record that is written anew later is not reported again for the
-/// past. O(1).
+/// A store that evicts by itself and says what: poll_evicted() returns the key of a record that it evicted, in the
+/// order of eviction, each once; empty if there is none. A record that is written anew later is not reported again for
+/// the past. O(1).
 template <class S>
 concept ReportsEvictions = BlockStore<S> && requires(S s) {
   { s.poll_evicted() } -> std::same_as<std::optional<BlockKey>>;

@@ -37,8 +37,8 @@ enum class Durability : std::uint8_t {
 
 /// How the bytes of files are moved.
 enum class FileCalls : std::uint8_t {
-  plain,  ///< preadv and pwritev, one call after the other in each thread
-  io_uring  ///< io_uring: several requests of a record at once, where KVC_HAVE_LIBURING is defined and the kernel allows it
+  plain,    ///< preadv and pwritev, one call after the other in each thread
+  io_uring  ///< several requests of a record at once, where KVC_HAVE_LIBURING is defined and the kernel allows it
 };
 
 /// Keeps blocks in segments, files of a directory that take one record after the other, and an index of them in memory,
@@ -47,18 +47,18 @@ enum class FileCalls : std::uint8_t {
 ///
 ///   whenever the process is killed      a record is there, whole, or is not there. A reader never gets anything else:
 ///                                       it compares head, tokens and checksums
-///   the disk or the limit is full       the least recently used records whose children are gone are evicted, or the write
-///                                       is `full` (Config::when_full). The limit is one on bytes that the files take on
-///                                       the disk, with tables and padding; other processes' files count
-///   erased records                      their bytes go back to the file system at once, where it can make holes in files;
-///                                       sparse segments are joined by the threads
-///   several processes, one directory    each writes segments of its own, and reads all. New records of others are found
-///                                       Config::refresh after the last look. Segments of a process that is gone belong
-///                                       to the next that looks
+///   the disk or the limit is full       the least recently used records whose children are gone are evicted, or the
+///                                       write is `full` (Config::when_full). The limit is one on bytes that the files
+///                                       take on the disk, with tables and padding; other processes' files count
+///   erased records                      their bytes go back to the file system at once, where it can make holes in
+///                                       files; sparse segments are joined by the threads
+///   several processes, one directory    each writes segments of its own, and reads all. New records of others are
+///                                       found Config::refresh after the last look. Segments of a process that is gone
+///                                       belong to the next that looks
 ///   read-only directory, no disk        what is there is found; writes are `failed`. last_error() says why
 ///
-/// An order of events, for the rule that a parent is durable before its child: begin the write of the child after that of
-/// the parent has ended. What it fulfils: BlockStore.
+/// An order of events, for the rule that a parent is durable before its child: begin the write of the child after that
+/// of the parent has ended. What it fulfils: BlockStore.
 class FileStore {
  public:
   /// The settings.
@@ -72,8 +72,8 @@ class FileStore {
     std::chrono::milliseconds refresh{1000};      ///< least time between two looks for records of other processes
     FileCalls calls = FileCalls::plain;           ///< how bytes are moved
     std::size_t depth = 4;  ///< of io_uring: requests of 256 KiB that a thread has under way at most
-    /// Bytes go around the page cache (O_DIRECT) where the file system takes that, and their place in memory is a multiple
-    /// of 4096, and their number is. For files that are larger than the memory.
+    /// Bytes go around the page cache (O_DIRECT) where the file system takes that, and their place in memory is a
+    /// multiple of 4096, and their number is. For files that are larger than the memory.
     bool direct = false;
   };
   static constexpr bool persistent = true;

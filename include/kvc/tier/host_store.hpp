@@ -1,5 +1,5 @@
-// HostStore: a BlockStore in host memory, behind a pool in device memory, or behind a pool in host memory whose blocks it
-// keeps for longer.
+// HostStore: a BlockStore in host memory, behind a pool in device memory, or behind a pool in host memory whose blocks
+// it keeps for longer.
 #pragma once
 
 #include <algorithm>
@@ -22,9 +22,9 @@ namespace kvc {
 inline namespace v0 {
 namespace tier {
 
-/// Keeps copies of blocks in memory that it allocates once, when it is made. Every operation takes place during its call,
-/// and only its completion waits for `poll`; a read and a write cost one copy of the bytes. Memory is handed out in chunks
-/// of equal size, so blocks of different sizes do not fragment it, and a block wastes less than one chunk.
+/// Keeps copies of blocks in memory that it allocates once, when it is made. Every operation takes place during its
+/// call, and only its completion waits for `poll`; a read and a write cost one copy of the bytes. Memory is handed out
+/// in chunks of equal size, so blocks of different sizes do not fragment it, and a block wastes less than one chunk.
 ///
 /// A store that is full evicts the least recently used record whose children are gone, or answers `full`
 /// (Config::when_full): with `refuse`, the owner decides what to erase. No checksum is computed: the bytes do not leave

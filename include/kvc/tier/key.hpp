@@ -32,9 +32,9 @@ struct Digest {
   friend auto operator<=>(const Digest&, const Digest&) = default;
 };
 
-/// The key of a block: a hash of the format, the salt, the layer group, and all tokens up to and with those of the block
-/// (KeyChain). Processes that serve the same model find each other's blocks by it. Equal keys are not trusted: whoever
-/// reads a block compares its tokens and the key of its parent as well (tier/record.hpp).
+/// The key of a block: a hash of the format, the salt, the layer group, and all tokens up to and with those of the
+/// block (KeyChain). Processes that serve the same model find each other's blocks by it. Equal keys are not trusted:
+/// whoever reads a block compares its tokens and the key of its parent as well (tier/record.hpp).
 using BlockKey = Digest;
 
 /// Hashes a key for a table in memory: a part of its bits. The keys are hashes of what a client sent, and nobody can

@@ -62,12 +62,13 @@ class Blake2b {
 
 /// Walks the blocks of one prefix in one layer group, and computes the key of each. `format` says which bytes a block
 /// consists of: the model with its weights, and fingerprint(cache, FingerprintOf::blocks).text; any text that is equal
-/// exactly where blocks may be exchanged. A block is named by all tokens before it and its own, by salt and by group, so
-/// the blocks of one salt are never found under another.
+/// exactly where blocks may be exchanged. A block is named by all tokens before it and its own, by salt and by group,
+/// so the blocks of one salt are never found under another.
 ///
 ///   expression                   | requires         | returns, does                                  | complexity
 ///   -----------------------------+------------------+------------------------------------------------+---------------
-///   KeyChain(format, salt, group)| group >= 0       | stands before the first block                  | O(format + salt)
+///   KeyChain(format, salt,       | group >= 0       | stands before the first block                  | O(format) +
+///     group)                     |                  |                                                | O(salt)
 ///   c.next(tokens, parts)        | tokens not empty | RecordInfo of the next block; its tokens refer | O(tokens)
 ///                                | parts >= 1       | to the argument's. Steps over the block        |
 ///   c.key()                      |                  | key of the block stepped over last; root at    | O(1)

@@ -19,22 +19,22 @@ namespace kvc {
 inline namespace v0 {
 namespace tier {
 
-/// Where in the pool a tier block lies: the rows of the tokens of one node of the index in one layer group, or the states
-/// of one kind behind them. With one group that keeps everything it is a block of the pool.
+/// Where in the pool a tier block lies: the rows of the tokens of one node of the index in one layer group, or the
+/// states of one kind behind them. With one group that keeps everything it is a block of the pool.
 struct PoolPlace {
   std::size_t slot = 0;             ///< layer group; behind the groups, kind of recurrent states
   std::span<const BlockId> blocks;  ///< one; of states, those of all layers
   Pos row = 0;                      ///< of the first token, in the block
 };
 
-/// Finds the bytes of tier blocks, for a cache in memory that the CPU can access. The payload of a record is layer after
-/// layer of its group, all of equal size: the parts of the record. A whole block of one group is one span under HeadMajor
-/// and TokenMajor.
+/// Finds the bytes of tier blocks, for a cache in memory that the CPU can access. The payload of a record is layer
+/// after layer of its group, all of equal size: the parts of the record. A whole block of one group is one span under
+/// HeadMajor and TokenMajor.
 template <class Cache>
 class PoolBytes {
  public:
-  /// Throws std::invalid_argument for a group with rows of another input, or whose compressed rows are for more tokens than
-  /// a node has; std::bad_alloc. O(layers * kv_heads * tokens of a block).
+  /// Throws std::invalid_argument for a group with rows of another input, or whose compressed rows are for more tokens
+  /// than a node has; std::bad_alloc. O(layers * kv_heads * tokens of a block).
   explicit PoolBytes(Cache& cache) : cache_(&cache), data_(reinterpret_cast<std::byte*>(cache.data())) {
     const LayerGroups& layers = cache.layers();
     const Pos tokens = cache.policy().node_tokens();

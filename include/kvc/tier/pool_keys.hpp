@@ -24,7 +24,8 @@ inline namespace v0 {
 namespace tier {
 
 /// The number of a tier block: what one node of the index has in one slot, a layer group or a kind of recurrent states.
-/// That of slot s of node n is n * slots + s; with one group that keeps everything it is the number of the pool's block.
+/// That of slot s of node n is n * slots + s; with one group that keeps everything it is the number of the pool's
+/// block.
 using TierBlock = BlockId;
 
 /// One slot, for PoolKeys.
@@ -41,8 +42,8 @@ class PoolKeys {
   /// Most salts whose chains are kept.
   static constexpr std::size_t max_chains = 1024;
 
-  /// For `blocks` blocks of a pool, and an index of `nodes` nodes of node_tokens tokens. `format` as of KeyChain. Throws
-  /// std::bad_alloc.
+  /// For `blocks` blocks of a pool, and an index of `nodes` nodes of node_tokens tokens. `format` as of KeyChain.
+  /// Throws std::bad_alloc.
   PoolKeys(Index blocks, Index nodes, Pos node_tokens, std::vector<KeySlot> slots, std::string format)
       : node_tokens_(static_cast<std::size_t>(node_tokens)),
         format_(std::move(format)),
@@ -94,8 +95,8 @@ class PoolKeys {
     }
     added.has_keys = true;
   }
-  /// A block became cached. The tier block that it is, or no_block if that has no name. Throws std::bad_alloc; it is not
-  /// known then.
+  /// A block became cached. The tier block that it is, or no_block if that has no name. Throws std::bad_alloc; it is
+  /// not known then.
   TierBlock store(const BlockStored& event) {
     std::int32_t node = event.node;
     if (node == BlockStored::no_node) {  // with one group, the block is the node

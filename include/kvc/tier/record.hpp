@@ -1,11 +1,11 @@
 // Records: what a store keeps under the key of a block. A record is a head and a payload:
 //
-//   head      fixed part (FixedHead) | the tokens of the block | one checksum per part of the payload | checksum of the head
+//   head      fixed part (FixedHead), the tokens of the block, a checksum of each part of the payload, one of the head
 //   payload   the bytes of the block, in parts of equal size, a layer each for example
 //
 // Whoever reads a record compares all that the head says with what is expected, and the payload with its checksums. A
-// record that does not pass is refused, for a reason that has a name; to its reader it is a miss. Checksums are XXH3 with
-// 64 bits, and all integers are little-endian. Needs xxHash, as snapshots do.
+// record that does not pass is refused, for a reason that has a name; to its reader it is a miss. Checksums are XXH3
+// with 64 bits, and all integers are little-endian. Needs xxHash, as snapshots do.
 #pragma once
 
 #include <algorithm>
@@ -50,8 +50,8 @@ static_assert(sizeof(FixedHead) == 168);
 inline constexpr std::array<char, 8> record_magic{'k', 'v', 'c', 'b', 'l', 'o', 'c', 'k'};
 inline constexpr std::uint32_t record_version = 1;
 
-/// The checksums of the parts of a payload whose bytes come one span after the other. `each(sum)` is called at the end of
-/// each part.
+/// The checksums of the parts of a payload whose bytes come one span after the other. `each(sum)` is called at the end
+/// of each part.
 template <class F>
 class PartSums {
  public:
@@ -93,8 +93,9 @@ class PartSums {
   return record_head_bytes(block.tokens.size(), block.parts);
 }
 
-/// Writes the head of the record of `block`, with a payload of so many bytes whose parts have these checksums, to `head`,
-/// of record_head_bytes(block) bytes. Throws as require_recordable, before anything is written. O(tokens + parts).
+/// Writes the head of the record of `block`, with a payload of so many bytes whose parts have these checksums, to
+/// `head`, of record_head_bytes(block) bytes. Throws as require_recordable, before anything is written. O(tokens +
+/// parts).
 inline void write_record_head(const RecordInfo& block, std::uint64_t payload_bytes, std::span<const std::uint64_t> sums,
                               io::ByteSpan head) {
   require_recordable(block, payload_bytes);
@@ -140,8 +141,8 @@ inline void write_record_head(const RecordInfo& block, std::span<const io::Const
   write_record_head(block, bytes, sums, head);
 }
 
-/// Whether `head`, bytes from a store, is the whole head of a record of exactly this block with `payload_bytes` bytes of
-/// payload: Refusal::none, or the first reason why not, in the order of the enumeration. Trusts no byte of it.
+/// Whether `head`, bytes from a store, is the whole head of a record of exactly this block with `payload_bytes` bytes
+/// of payload: Refusal::none, or the first reason why not, in the order of the enumeration. Trusts no byte of it.
 /// O(tokens + parts).
 [[nodiscard]] inline Refusal check_record_head(io::ConstByteSpan head, const RecordInfo& block,
                                                std::uint64_t payload_bytes) noexcept {

@@ -70,8 +70,8 @@ enum class Refusal : std::uint8_t {
   payload_checksum,  ///< its bytes are damaged
 };
 
-/// Whether a record of `stored`, with so many bytes of payload, is a record of exactly `wanted` with so many: Refusal::none,
-/// or the first difference. O(tokens).
+/// Whether a record of `stored`, with so many bytes of payload, is a record of exactly `wanted` with so many:
+/// Refusal::none, or the first difference. O(tokens).
 [[nodiscard]] inline Refusal compare(const RecordInfo& stored, std::uint64_t stored_bytes, const RecordInfo& wanted,
                                      std::uint64_t wanted_bytes) noexcept {
   if (stored.format != wanted.format) {

@@ -41,11 +41,12 @@ namespace tier {
 ///                   has redirected a command or has not answered, but not within Config::retry of the time before
 ///   slots that      a node that no longer has a slot redirects (MOVED): the command is sent to the other, and so are
 ///   move            later ones. While a slot is moved, its node redirects what it does not have (ASK), once
-///   a node that is  operations on its slots are `failed`, and a lookup finds nothing there, as with RedisStore, until the
-///   gone or hangs   cluster has given them to another
+///   a node that is  operations on its slots are `failed`, and a lookup finds nothing there, as with RedisStore, until
+///   gone or hangs   the cluster has given them to another
 ///   room, damage    as RedisStore
 ///
-/// Only masters are read. With the prefix "{name}:" all blocks have one slot, and so one node. What it fulfils: BlockStore.
+/// Only masters are read. With the prefix "{name}:" all blocks have one slot, and so one node. What it fulfils:
+/// BlockStore.
 class RedisClusterStore {
  public:
   /// The settings.
@@ -241,8 +242,9 @@ class RedisClusterStore {
     }
     return &link;
   }
-  /// Gives the request to the node of the slot; to any node that answers, if none is known to have it: it redirects. Those
-  /// of a lookup wait for a flush. Nothing is sent, and so the request fails, before any node has told who has the slots.
+  /// Gives the request to the node of the slot; to any node that answers, if none is known to have it: it redirects.
+  /// Those of a lookup wait for a flush. Nothing is sent, and so the request fails, before any node has told who has
+  /// the slots.
   void send(Worker& worker, Request request, std::size_t slot) {
     const std::size_t owner = slots_.node_of(slot);
     if (owner != detail::RedisSlots::none) {
@@ -298,7 +300,8 @@ class RedisClusterStore {
     is_stale_ = true;
   }
 
-  /// Waits for nodes, and takes one answer of each that has one. Those that have kept it waiting for too long are dropped.
+  /// Waits for nodes, and takes one answer of each that has one. Those that have kept it waiting for too long are
+  /// dropped.
   void receive(Worker& worker) {
     std::vector<pollfd> waits;
     std::vector<std::size_t> nodes;

@@ -178,8 +178,8 @@ class RedisStore {
       }
     }
   }
-  /// Sends one more operation if there is one and it may, else ends the first of those that were sent. False: the queue is
-  /// stopped. After an error the connection is closed, and nobody will answer those that were sent.
+  /// Sends one more operation if there is one and it may, else ends the first of those that were sent. False: the queue
+  /// is stopped. After an error the connection is closed, and nobody will answer those that were sent.
   bool advance(std::size_t number, std::deque<detail::Operation>& sent) {
     Server& server = *servers_[number];
     std::optional<detail::Operation> next;

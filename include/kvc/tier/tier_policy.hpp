@@ -31,8 +31,8 @@ enum class LoadRule : std::uint8_t {
   cheaper  ///< as many as make the first token come soonest, by what was measured
 };
 
-/// Measures how long reads of a tier take: latency + bytes / bandwidth, where `bytes` are those of a read and of all that
-/// were under way before it. A least-squares line through the last reads, older ones with less weight.
+/// Measures how long reads of a tier take: latency + bytes / bandwidth, where `bytes` are those of a read and of all
+/// that were under way before it. A least-squares line through the last reads, older ones with less weight.
 class ReadSpeed {
  public:
   /// Nothing is measured.
@@ -153,8 +153,8 @@ struct LoadCandidate {
 class TierPolicy {
  public:
   static constexpr std::size_t max_tiers = 8;
-  /// A decision not to load anything is not followed once in so many times, for one block: a tier that has become faster
-  /// is noticed.
+  /// A decision not to load anything is not followed once in so many times, for one block: a tier that has become
+  /// faster is noticed.
   static constexpr std::uint32_t probe_every = 64;
 
   /// Loads by `rule`. Nothing is measured.
@@ -177,8 +177,8 @@ class TierPolicy {
   /// What is known of prefills.
   [[nodiscard]] const PrefillSpeed& prefill() const noexcept { return prefill_; }
 
-  /// The seconds until a prefill can begin, because others are served before: a load that is over by then costs nothing.
-  /// Holds until it is set again. Throws std::invalid_argument if it is negative.
+  /// The seconds until a prefill can begin, because others are served before: a load that is over by then costs
+  /// nothing. Holds until it is set again. Throws std::invalid_argument if it is negative.
   void set_wait(double seconds) {
     require(seconds >= 0, "seconds", seconds, "at least 0");
     wait_ = seconds;
@@ -193,8 +193,8 @@ class TierPolicy {
     return load_seconds(candidate, bytes) + prefill_.seconds(rest(candidate, blocks));
   }
 
-  /// How many of the candidate's blocks to load, from the first on. `cheaper` loads all of them as long as no prefill was
-  /// measured; a tier that was not measured counts as one that takes no time. O(blocks * tiers).
+  /// How many of the candidate's blocks to load, from the first on. `cheaper` loads all of them as long as no prefill
+  /// was measured; a tier that was not measured counts as one that takes no time. O(blocks * tiers).
   [[nodiscard]] std::size_t blocks_to_load(const LoadCandidate& candidate) noexcept {
     if (rule_ == LoadRule::never || candidate.tiers.empty()) {
       return 0;

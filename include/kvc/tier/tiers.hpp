@@ -1,4 +1,5 @@
-// Tiers<Cache>: slower tiers behind a prefix cache. Blocks that the pool evicts are not lost, and a prompt finds them again.
+// Tiers<Cache>: slower tiers behind a prefix cache. Blocks that the pool evicts are not lost, and a prompt finds them
+// again.
 #pragma once
 
 #include <algorithm>
@@ -91,20 +92,21 @@ class Tiers {
 /// All else of the cache is used as without tiers; call `poll` between steps. docs/tiers.md has the rules, and what
 /// happens at each fault:
 ///
-///   - A block is written while it is cached, so that its rows are complete; a block whose parent a tier does not hold is
-///     not written to it. A block that leaves the pool unwritten is copied before anybody can overwrite it, or given up.
-///   - Rows are read into blocks that nothing finds or reads. They become matchable in order, when they are in place and
-///     the store has compared all that their record says. A read that fails makes the hit shorter.
+///   - A block is written while it is cached, so that its rows are complete; a block whose parent a tier does not hold
+///     is not written to it. A block that leaves the pool unwritten is copied before anybody can overwrite it, or given
+///     up.
+///   - Rows are read into blocks that nothing finds or reads. They become matchable in order, when they are in place
+///     and the store has compared all that their record says. A read that fails makes the hit shorter.
 ///   - Nothing waits for a store, except `wait`, `flush` and the destructor.
 ///   - After `cache.clear()` nothing is read or written until `renew` names the model again: what the stores have was
 ///     computed with other weights.
 ///
-/// With several layer groups, each group has blocks and keys of its own. A load brings what a hit needs: of a group with
-/// a window its tail, and of recurrent layers the states behind the last token. It arrives as a whole. A group with rows
-/// of another input, or with compressed rows for more tokens than a node of the index has, is refused.
+/// With several layer groups, each group has blocks and keys of its own. A load brings what a hit needs: of a group
+/// with a window its tail, and of recurrent layers the states behind the last token. It arrives as a whole. A group
+/// with rows of another input, or with compressed rows for more tokens than a node of the index has, is refused.
 ///
-/// The cache and the stores must outlive it, and no other callback may be set on the cache. A writer of the cache is the
-/// writer here: one thread at a time.
+/// The cache and the stores must outlive it, and no other callback may be set on the cache. A writer of the cache is
+/// the writer here: one thread at a time.
 template <TierableCache Cache>
 class Tiers<Cache> {
  public:
@@ -186,8 +188,8 @@ class Tiers<Cache> {
     }
     return found;
   }
-  /// As `prefetch`, and a sequence with what the pool has of the prompt, as by Cache::open. To use what is pending, wait
-  /// with the computation, and open the prompt again once it has arrived.
+  /// As `prefetch`, and a sequence with what the pool has of the prompt, as by Cache::open. To use what is pending,
+  /// wait with the computation, and open the prompt again once it has arrived.
   Opened open(TokenSpan prompt, const OpenOptions& options = {}) {
     const Found found = prefetch(prompt, options);
     const kvc::Opened opened = cache_.open(prompt, options);
@@ -196,9 +198,10 @@ class Tiers<Cache> {
   }
   /// Tokens that a load may still bring; 0 when it is over. O(loads under way).
   [[nodiscard]] Pos pending(LoadId load) const noexcept { return loader_.pending(static_cast<std::uint64_t>(load)); }
-  /// A sequence with all positions of a load, for a prefill that begins before all layers are there: a layer may be read
-  /// once it is `ready`. The caller extends it without tokens by the rest of the prompt, and calls `finish` when the load is
-  /// over and all is committed. Empty if the load is over, or its tiers have not answered. Takes no block. O(blocks).
+  /// A sequence with all positions of a load, for a prefill that begins before all layers are there: a layer may be
+  /// read once it is `ready`. The caller extends it without tokens by the rest of the prompt, and calls `finish` when
+  /// the load is over and all is committed. Empty if the load is over, or its tiers have not answered. Takes no block.
+  /// O(blocks).
   [[nodiscard]] std::optional<EarlySequence> open_early(LoadId load) {
     const auto number = static_cast<std::uint64_t>(load);
     if (loader_.with_room(number) == nullptr) {
@@ -206,10 +209,10 @@ class Tiers<Cache> {
     }
     return loader_.open_early(number);
   }
-  /// Tokens of such a sequence, from the first on, whose rows, or states, of one layer of the model are in place: those of the
-  /// pool, and of what is pending as far as it has been read. With config.layers_per_read the first layers are ready while
-  /// the last ones are on their way. Empty if the load has ended before all was there: call `finish`. Throws
-  /// std::invalid_argument if there is no such layer. O(loads + nodes).
+  /// Tokens of such a sequence, from the first on, whose rows, or states, of one layer of the model are in place: those
+  /// of the pool, and of what is pending as far as it has been read. With config.layers_per_read the first layers are
+  /// ready while the last ones are on their way. Empty if the load has ended before all was there: call `finish`.
+  /// Throws std::invalid_argument if there is no such layer. O(loads + nodes).
   [[nodiscard]] std::optional<Pos> ready(const EarlySequence& early, Index layer) {
     require_between(layer, Index{0}, cache_.layers().layers() - 1, "layer");
     for (std::size_t t = 0; t < tiers_.size(); ++t) {
@@ -217,9 +220,9 @@ class Tiers<Cache> {
     }
     return loader_.ready(early, layer);
   }
-  /// Ends what open_early began, with the tokens of all committed positions. True: the whole prefix has arrived, and what was
-  /// computed behind it is found by later prompts from now on. False: it has not, or not yet; what was computed is of no
-  /// use, and the sequence is closed. Throws std::bad_alloc; nothing has changed then.
+  /// Ends what open_early began, with the tokens of all committed positions. True: the whole prefix has arrived, and
+  /// what was computed behind it is found by later prompts from now on. False: it has not, or not yet; what was
+  /// computed is of no use, and the sequence is closed. Throws std::bad_alloc; nothing has changed then.
   [[nodiscard]] bool finish(const EarlySequence& early, TokenSpan tokens) {
     if (!loader_.has_arrived(early)) {
       cache_.close(early.seq);
@@ -237,9 +240,9 @@ class Tiers<Cache> {
 
   // --- progress ------------------------------------------------------------------------------------------------------
 
-  /// Takes what the stores have completed, makes blocks matchable that have arrived, and begins reads and writes: at most
-  /// config.reads, and config.writes for each tier. Returns the blocks that became matchable. Throws what a store throws
-  /// when an operation begins; all else has been carried on then. Never waits.
+  /// Takes what the stores have completed, makes blocks matchable that have arrived, and begins reads and writes: at
+  /// most config.reads, and config.writes for each tier. Returns the blocks that became matchable. Throws what a store
+  /// throws when an operation begins; all else has been carried on then. Never waits.
   std::size_t poll() {
     const auto take = [&](std::size_t t) { take_completions(t); };
     for (std::size_t t = 0; t < tiers_.size(); ++t) {
@@ -288,9 +291,9 @@ class Tiers<Cache> {
       wait_for_any(until);
     }
   }
-  /// After `cache.clear()`: the name of the model with its new weights. Loads and writes go on under it. The name must not
-  /// have been used with other weights. Throws std::invalid_argument if it is empty or the one before, or if the cache was
-  /// not cleared; std::bad_alloc.
+  /// After `cache.clear()`: the name of the model with its new weights. Loads and writes go on under it. The name must
+  /// not have been used with other weights. Throws std::invalid_argument if it is empty or the one before, or if the
+  /// cache was not cleared; std::bad_alloc.
   void renew(const std::string& model) {
     require(cleared_, "cache", "as it was", "cleared: rows of the old weights must not be found under the new name");
     require(!model.empty() && model != config_.model, "model", model, "a new name of the model and its weights");

@@ -37,21 +37,21 @@ using SecondsNow = std::function<double()>;
 
 /// How Tiers behaves.
 struct TiersConfig {
-  /// Names the model with its weights: it is a part of every key. Two caches find each other's blocks if the names and the
-  /// fingerprints of their blocks are equal. Not empty.
+  /// Names the model with its weights: it is a part of every key. Two caches find each other's blocks if the names and
+  /// the fingerprints of their blocks are equal. Not empty.
   std::string model;
   LoadRule load = LoadRule::cheaper;
   std::vector<WriteRule> write{};  ///< [tiers]; empty: through, for each
   std::size_t reads = 64;          ///< most blocks that are read at once, and begun by one `poll`
   std::size_t writes = 16;  ///< most blocks that are written at once, and begun by one `poll` for each tier; so many
                             ///< blocks of memory are taken to copy them aside
-  /// Layers of the model that one read brings, 0: all. With fewer, the first layers of a prefix are in place while the last
-  /// ones are on their way (Tiers::ready), at the price of more and smaller reads.
+  /// Layers of the model that one read brings, 0: all. With fewer, the first layers of a prefix are in place while the
+  /// last ones are on their way (Tiers::ready), at the price of more and smaller reads.
   Index layers_per_read = 0;
-  /// Whether a block may be written while its parent is on its way to the same tier. A store that takes long for each write
-  /// gets many blocks of one prompt at once then, and is as fast as its bandwidth. If the process dies at that moment, a
-  /// block can be there without its parent: no prompt finds it before the parent is written again, and it is evicted in its
-  /// turn. A block whose parent could not be written is erased.
+  /// Whether a block may be written while its parent is on its way to the same tier. A store that takes long for each
+  /// write gets many blocks of one prompt at once then, and is as fast as its bandwidth. If the process dies at that
+  /// moment, a block can be there without its parent: no prompt finds it before the parent is written again, and it is
+  /// evicted in its turn. A block whose parent could not be written is erased.
   bool pipelined = false;
   Index reserve = 0;                             ///< see WriteRule::back; 0: an eighth of the pool
   SecondsNow seconds = &detail::steady_seconds;  ///< for measurements

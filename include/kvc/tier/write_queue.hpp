@@ -26,8 +26,8 @@ enum class WriteState : std::uint8_t {
 
 /// Integers only. A block is handed out by `take` when its parent is held, never before: whenever a process dies, each
 /// record of the tier has its parent there. Of several blocks that are ready, the one that became so first goes first.
-/// With `pipelined`, a block is handed out when its parent is under way, too; if the parent's write then fails, `finish`
-/// of the child says that it must be erased.
+/// With `pipelined`, a block is handed out when its parent is under way, too; if the parent's write then fails,
+/// `finish` of the child says that it must be erased.
 ///
 ///   none -> waiting -> ready -> under_way -> held
 ///

@@ -1,9 +1,9 @@
 // The part of an OFFER about layer groups: version 2 of the protocol.
 //
-// Its body begins with a record for each group and one for each layer of the model, which must be those of the receiver.
-// Of a group that drops rows only those travel that the sender still has when the sequence has its whole length: it says
-// which are `gone` then. So it does not matter which rows the sender drops while the transfer is in progress. The same
-// holds for states of recurrent layers: it names the lengths of which it will have them.
+// Its body begins with a record for each group and one for each layer of the model, which must be those of the
+// receiver. Of a group that drops rows only those travel that the sender still has when the sequence has its whole
+// length: it says which are `gone` then. So it does not matter which rows the sender drops while the transfer is in
+// progress. The same holds for states of recurrent layers: it names the lengths of which it will have them.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +48,8 @@ template <HoldsGroups P>
   return next == end ? gone : PosRange{gone.empty() ? next : gone.first, end};
 }
 
-/// Which positions of a sequence have no row in a group now, or will have none when it has `length` positions; {0, 0} if
-/// all have. O(blocks).
+/// Which positions of a sequence have no row in a group now, or will have none when it has `length` positions; {0, 0}
+/// if all have. O(blocks).
 template <HoldsGroups P>
 [[nodiscard]] PosRange gone_at(const P& policy, SeqId seq, Index group, Pos length) {
   const GroupRules& rules = policy.group_rules();
@@ -73,8 +73,8 @@ template <HoldsGroups P>
   return {std::min(now.first, then.first), std::max(now.last, then.last)};
 }
 
-/// The lengths of which a sequence has recurrent states now, and will have when it has `length` positions; the greatest 64
-/// of them, that of `length` last. Throws std::invalid_argument if it has no state of `length`. O(states).
+/// The lengths of which a sequence has recurrent states now, and will have when it has `length` positions; the greatest
+/// 64 of them, that of `length` last. Throws std::invalid_argument if it has no state of `length`. O(states).
 template <HoldsGroups P>
 [[nodiscard]] std::vector<Pos> states_at(const P& policy, SeqId seq, Pos length) {
   std::vector<Pos> lengths;
@@ -199,8 +199,8 @@ template <snapshot::format::Plain Record>
   return std::nullopt;
 }
 
-/// Reads the description of the groups and states, which `body` begins with: read_offer has checked how long it is. A refusal if it
-/// is invalid, or the groups or layers are not those of the cache.
+/// Reads the description of the groups and states, which `body` begins with: read_offer has checked how long it is. A
+/// refusal if it is invalid, or the groups or layers are not those of the cache.
 [[nodiscard]] inline std::optional<Refusal> read_groups(std::span<const std::byte> body, const StoredLayers& layers,
                                                         Offered& offered) {
   offered.groups.clear();

@@ -31,8 +31,8 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
-/// Whether an empty cache could hold a sequence of `length` positions, and whether its tokens are no more than the pool:
-/// where all groups drop rows, the pool does not bound the length.
+/// Whether an empty cache could hold a sequence of `length` positions, and whether its tokens are no more than the
+/// pool: where all groups drop rows, the pool does not bound the length.
 template <class Cache>
 [[nodiscard]] bool can_ever_hold_groups(const Cache& cache, Pos length, Pos tokens) {
   using Policy = typename Cache::PolicyType;
@@ -97,7 +97,8 @@ template <class Cache>
                                                      : std::max(decoded, cache.admission(tokens, more, options));
 }
 
-/// Which rows of a group are to be received: those of the blocks of a sequence that are none of `found`, which is sorted.
+/// Which rows of a group are to be received: those of the blocks of a sequence that are none of `found`, which is
+/// sorted.
 template <HoldsGroups P>
 [[nodiscard]] WantedRows wanted_rows(const P& policy, SeqId seq, Index group, Pos end, std::span<const BlockId> found) {
   WantedRows wanted{0, 0, end, end};
@@ -125,8 +126,8 @@ template <HoldsGroups P>
   return wanted;
 }
 
-/// Which of the offered states are to be received: those that a sequence keeps and does not share with `found`, if there
-/// is one. See WantedStatesRecord.
+/// Which of the offered states are to be received: those that a sequence keeps and does not share with `found`, if
+/// there is one. See WantedStatesRecord.
 template <HoldsGroups P>
 [[nodiscard]] std::uint64_t wanted_states(const P& policy, SeqId seq, std::span<const Pos> offered,
                                           const std::optional<Opened>& found) {
@@ -141,9 +142,9 @@ template <HoldsGroups P>
   return wanted;
 }
 
-/// Reserves room for an offered sequence of a cache with layer groups, as `reserve` does for a plain one. Its blocks are
-/// those that a sequence of this length holds. Of its tokens those that are found in place take no room, and are not
-/// requested, where they fill blocks of this cache. The caller publishes the tokens after the commit.
+/// Reserves room for an offered sequence of a cache with layer groups, as `reserve` does for a plain one. Its blocks
+/// are those that a sequence of this length holds. Of its tokens those that are found in place take no room, and are
+/// not requested, where they fill blocks of this cache. The caller publishes the tokens after the commit.
 template <class Cache>
 [[nodiscard]] std::variant<Refusal, Reservation<Cache>> reserve_groups(Cache& cache, const StoredLayers& layers,
                                                                        Offered& offered,

@@ -1,5 +1,5 @@
-// WantedRows: which positions of a layer travel. LayerProgress: how far each layer of a sequence is written and sent, and
-// which rows to send next.
+// WantedRows: which positions of a layer travel. LayerProgress: how far each layer of a sequence is written and sent,
+// and which rows to send next.
 #pragma once
 
 #include <algorithm>

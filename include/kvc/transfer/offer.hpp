@@ -68,8 +68,8 @@ struct Offered {
   return std::nullopt;
 }
 
-/// A refusal unless rows of the description `found` fit a cache with the description `own`. Of a cache with layer groups
-/// the body describes the layers.
+/// A refusal unless rows of the description `found` fit a cache with the description `own`. Of a cache with layer
+/// groups the body describes the layers.
 [[nodiscard]] inline std::optional<Refusal> compare(const snapshot::format::DescriptionRecord& own,
                                                     const snapshot::format::DescriptionRecord& found, bool is_plain) {
   using D = snapshot::format::DescriptionRecord;

@@ -3,7 +3,8 @@
 //
 // A transfer moves one sequence from a sender (transfer/sender.hpp) to a receiver (transfer/receiver.hpp). Any number
 // of transfers share a connection: every message names its transfer. Messages to the receiver travel on `data_channel`,
-// replies to the sender on `reply_channel`. Each is a head of at most 512 bytes; OFFER, ROWS and STATE also have a body.
+// replies to the sender on `reply_channel`. Each is a head of at most 512 bytes; OFFER, ROWS and STATE also have a
+// body.
 //
 //   message     head, after MessageHead      body                      meaning
 //   OFFER       OfferRecord                  tokens, then salt         describes a sequence and asks for room
@@ -38,14 +39,14 @@
 // * block_tokens) of the *sender's* block size, cut to [first, last), keys before values. A full block therefore leaves
 // the pool as one span, and arrives as one span in a pool with the same block size and layout.
 //
-// A cache with layer groups speaks version 2: see transfer/group_offer.hpp. Its OFFER has two counts more in the head and
-// the description of the groups at the beginning of the body, its ACCEPT the positions that the receiver wants of each
-// group, and ROWS counts the layers that store rows. A cache whose layers are one group of full attention, each with
-// rows of its own, speaks version 1. Only the version of an OFFER is checked.
+// A cache with layer groups speaks version 2: see transfer/group_offer.hpp. Its OFFER has two counts more in the head
+// and the description of the groups at the beginning of the body, its ACCEPT the positions that the receiver wants of
+// each group, and ROWS counts the layers that store rows. A cache whose layers are one group of full attention, each
+// with rows of its own, speaks version 1. Only the version of an OFFER is checked.
 //
 // With recurrent layers the head of an OFFER has two counts more, its body the kinds of states and the lengths of which
-// states are offered, and an ACCEPT says which of these lengths the receiver wants. A STATE is the state of one layer. The
-// states of a layer come by ascending length; layers in any order, and between ROWS.
+// states are offered, and an ACCEPT says which of these lengths the receiver wants. A STATE is the state of one layer.
+// The states of a layer come by ascending length; layers in any order, and between ROWS.
 //
 // All integers are little-endian; rows are sent as they lie in the pool. There is no checksum: the transport is
 // reliable. Every number from a peer is checked before it is used.

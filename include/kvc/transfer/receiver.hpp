@@ -84,14 +84,14 @@ struct ReceiverOptions {
 /// it, and a failure frees everything.
 ///
 /// **Layer groups.** The layers of both caches must be the same: kinds, order, and which layer reads which; rewind
-/// reserves may differ. A sequence takes the blocks that one of its length holds, and not more while it arrives. Of what
-/// PrefixShared finds of its tokens, in all groups at once, whole blocks are not requested: in a block that is found in
-/// part the rows travel. Its tokens are published after the commit, so that prompts find it: to its end, if the sender
-/// has the rows from the first of the block of this cache that the end lies in. A receiver with a larger reserve than
-/// the sender's can go back as far as the sender could.
+/// reserves may differ. A sequence takes the blocks that one of its length holds, and not more while it arrives. Of
+/// what PrefixShared finds of its tokens, in all groups at once, whole blocks are not requested: in a block that is
+/// found in part the rows travel. Its tokens are published after the commit, so that prompts find it: to its end, if
+/// the sender has the rows from the first of the block of this cache that the end lies in. A receiver with a larger
+/// reserve than the sender's can go back as far as the sender could.
 ///
-/// **Recurrent layers.** Of the offered states those travel that a sequence of its length keeps here, but for those that
-/// were found in place with its tokens.
+/// **Recurrent layers.** Of the offered states those travel that a sequence of its length keeps here, but for those
+/// that were found in place with its tokens.
 ///
 /// Messages of peers are not trusted: one that violates the protocol (transfer/protocol.hpp) ends its transfer or is
 /// ignored, and no message makes a receiver allocate more than the description of a sequence of the pool's

@@ -64,8 +64,8 @@ class RowSource {
     }
   }
   /// Records the rows and states that an ACCEPT wants: positions from `first` on, or those that the rest of it, behind
-  /// AcceptRecord, names for each layer group, and the states that it names. False if they are not offered. `gone` is of
-  /// the result of describe_groups.
+  /// AcceptRecord, names for each layer group, and the states that it names. False if they are not offered. `gone` is
+  /// of the result of describe_groups.
   [[nodiscard]] bool want(Pos first, Pos length, std::span<const PosRange> gone, HeadReader& in,
                           LayerProgress& progress, StateProgress& states) const {
     std::vector<WantedRows> wanted;

@@ -109,20 +109,20 @@ struct SenderOptions {
 ///
 /// **Layer groups.** Of a group that drops rows only those travel that it still has when the sequence has `length`
 /// positions: its kept positions, and the others from its window or chunk on, at the rewind reserve of this cache. So a
-/// prompt that is computed in chunks may be committed chunk by chunk, and rows that a commit drops are never missed; the
-/// rows of a window leave when its last tokens are computed. A sequence that is committed beyond `length`, or cut, drops
-/// rows that were to travel: its transfer ends as cancelled, unless they have left.
+/// prompt that is computed in chunks may be committed chunk by chunk, and rows that a commit drops are never missed;
+/// the rows of a window leave when its last tokens are computed. A sequence that is committed beyond `length`, or cut,
+/// drops rows that were to travel: its transfer ends as cancelled, unless they have left.
 ///
-/// **Recurrent layers.** The states of `length` travel. If the sequence has so many positions, committed or reserved, when
-/// it is offered, then also those of lesser lengths that it keeps: the last 64 lengths at most. A message has the state
-/// of one layer, whatever message_bytes is.
+/// **Recurrent layers.** The states of `length` travel. If the sequence has so many positions, committed or reserved,
+/// when it is offered, then also those of lesser lengths that it keeps: the last 64 lengths at most. A message has the
+/// state of one layer, whatever message_bytes is.
 ///
 /// Threads: one at a time. It reads the cache as its const members do.
 template <class Cache, transport::Transport T>
 class Sender {
  public:
-  /// Throws std::invalid_argument if an option is bad, the transport has too few channels, or the cache has more than 32
-  /// layer groups.
+  /// Throws std::invalid_argument if an option is bad, the transport has too few channels, or the cache has more than
+  /// 32 layer groups.
   Sender(const Cache& cache, T& transport, const SenderOptions& options = {})
       : cache_(&cache),
         transport_(&transport),

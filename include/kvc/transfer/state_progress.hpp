@@ -17,7 +17,8 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
-/// Counts the states of one sequence, layer by layer. Those of a layer travel by ascending length. Until `want` none do.
+/// Counts the states of one sequence, layer by layer. Those of a layer travel by ascending length. Until `want` none
+/// do.
 class StateProgress {
  public:
   StateProgress() = default;

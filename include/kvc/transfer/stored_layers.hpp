@@ -20,8 +20,8 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
-/// The layers of a cache that store rows: those of group 0, then those of group 1, and so on. Of a plain cache these are
-/// the layers of the model, in their order.
+/// The layers of a cache that store rows: those of group 0, then those of group 1, and so on. Of a plain cache these
+/// are the layers of the model, in their order.
 class StoredLayers {
  public:
   /// Throws std::invalid_argument if the cache has more than 32 layer groups.

@@ -1,5 +1,5 @@
-// A CUDA runtime for tests of the host side without a GPU and without nvcc: memory is host memory, a stream is a list of
-// operations, and a kernel runs by the emulation. Include emulate_hopper.hpp before any header that includes this.
+// A CUDA runtime for tests of the host side without a GPU and without nvcc: memory is host memory, a stream is a list
+// of operations, and a kernel runs by the emulation. Include emulate_hopper.hpp before any header that includes this.
 //
 // Operations of a stream run as late as they may: when somebody waits for the stream or for an event on it. So a host
 // buffer that is changed too early is read too late, as on a GPU. While a stream is captured they go to a graph, which

@@ -1,5 +1,5 @@
-// CodedRows<T>: rows of codes that become floats in registers, where they are used. `is_coded<T>` says whether the target
-// has that for T. The floats are those of Element<T>::decode, bit for bit.
+// CodedRows<T>: rows of codes that become floats in registers, where they are used. `is_coded<T>` says whether the
+// target has that for T. The floats are those of Element<T>::decode, bit for bit.
 #pragma once
 
 #include <cstdint>

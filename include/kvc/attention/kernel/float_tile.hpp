@@ -421,8 +421,8 @@ class FloatTile : public FloatSumTile<T> {
     std::fill(to + dim, to + padded(dim), 0.0F);
   }
 
-  /// One block of query rows. Codes become floats in registers for each block; kept, they would be written to memory and
-  /// read back, and a tile of them is larger than the first-level cache. For two blocks it is the other way round.
+  /// One block of query rows. Codes become floats in registers for each block; kept, they would be written to memory
+  /// and read back, and a tile of them is larger than the first-level cache. For two blocks it is the other way round.
   static constexpr Index coded_rows = has_part_kernels ? few_rows : kernel_rows;
 
   static constexpr Index long_key = 256;  // elements. Packed keys of one pass fill the first-level cache then

@@ -326,9 +326,9 @@ class Prefetcher {
   }
 
  private:
-  /// The distance where a tile is read evenly, unless one is planned. If the keys are contiguous and the first-level cache holds keys and
-  /// values, that of the keys: values are prefetched while keys are read, and the next keys while values are. Otherwise
-  /// as many lines as memory can have in flight.
+  /// The distance where a tile is read evenly, unless one is planned. If the keys are contiguous and the first-level
+  /// cache holds keys and values, that of the keys: values are prefetched while keys are read, and the next keys while
+  /// values are. Otherwise as many lines as memory can have in flight.
   template <class T>
   [[nodiscard]] static Index distance(Index planned, const KvTileRows<T>& now) noexcept {
     constexpr Index most = 256;
@@ -363,9 +363,9 @@ class Prefetcher {
   bool to_second_ = false;
 };
 
-/// Prefetches the rows of a tile to the second-level cache, line by line: for long computations that read the tile before
-/// from there. Takes some rows at a time, a line of each in turn. Rows that lie apart then wait for memory together, and
-/// the processor has time to follow each of them.
+/// Prefetches the rows of a tile to the second-level cache, line by line: for long computations that read the tile
+/// before from there. Takes some rows at a time, a line of each in turn. Rows that lie apart then wait for memory
+/// together, and the processor has time to follow each of them.
 template <class T>
 class SpreadPrefetcher {
  public:
@@ -428,8 +428,8 @@ class SpreadPrefetcher {
   Index value_bytes_ = 0;
 };
 
-/// Prefetches the rows of a tile that lie apart to the second-level cache, while the tile before it is read: row by row,
-/// all lines of a row at once. Memory answers lines that are neighbours faster when they are requested together.
+/// Prefetches the rows of a tile that lie apart to the second-level cache, while the tile before it is read: row by
+/// row, all lines of a row at once. Memory answers lines that are neighbours faster when they are requested together.
 template <class T>
 class RowPrefetcher {
  public:

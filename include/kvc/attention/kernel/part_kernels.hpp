@@ -10,7 +10,8 @@
 //   expression                     meaning
 //   rows.row(j)                    key j, to be loaded from
 //   Rows::part_step                vectors that row.load takes together
-//   row.template load<half>(c, x)  x[v] = lanes [8 half, 8 half + 8) of vector c + v, v < part_step; c is a multiple of it
+//   row.template load<half>(c, x)  x[v] = lanes [8 half, 8 half + 8) of vector c + v, v < part_step;
+//                                  c is a multiple of part_step
 //   row.template last<half>(c)     the same of one vector, behind those that are taken together
 #pragma once
 
@@ -135,7 +136,8 @@ KVC_ALWAYS_INLINE void score_parts(const Rows& rows, Index first, Index last, In
   };
   const Index whole = whole_vectors(rows, vectors);
   for (Index j = first / 4 * 4; j < last; j += 4) {
-    // parts[i][n]: of key j + n, the sums over every fourth lane, for row 2 i in the lower half and 2 i + 1 in the upper.
+    // parts[i][n]: of key j + n, the sums over every fourth lane, for row 2 i in the lower half and 2 i + 1 in the
+    // upper.
     Part parts[pairs][4];
     for (int n = 0; n < 4; n += K) {
       const auto row = [&]<int... k>(std::integer_sequence<int, k...>) __attribute__((always_inline)) {

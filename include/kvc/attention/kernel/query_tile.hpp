@@ -140,8 +140,9 @@ class QueryTile {
     });
   }
 
-  /// Calls f(integral constant R, r, from, to) for blocks of R <= most rows [r, r + R) that cover [begin, end), the last
-  /// first if `backwards`, with the keys [from, to) within [first, last) among which are all that a row of the block sees: all of them if `all`.
+  /// Calls f(integral constant R, r, from, to) for blocks of R <= most rows [r, r + R) that cover [begin, end), the
+  /// last first if `backwards`, with the keys [from, to) within [first, last) among which are all that a row of the
+  /// block sees: all of them if `all`.
   template <int most, bool backwards = false, class F>
   KVC_ALWAYS_INLINE void scores(Index begin, Index end, Index base, Index first, Index last, bool all,
                                 F f) const noexcept {

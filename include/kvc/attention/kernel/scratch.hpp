@@ -21,8 +21,8 @@ namespace detail {
 ///
 /// Comes from a buffer of this thread that grows to the largest size ever requested and is freed with the thread: fresh
 /// memory costs a page fault every 4 KiB, more than the arithmetic done in it. A thread has three such buffers, for a
-/// call, for an item of it that runs on the same thread, and for a call that makes such calls; if all are in use, memory
-/// is allocated.
+/// call, for an item of it that runs on the same thread, and for a call that makes such calls; if all are in use,
+/// memory is allocated.
 class Scratch {
  public:
   static constexpr std::size_t alignment = 64;

@@ -265,8 +265,8 @@ class SplitCall {
     return batch_.sequence(i);
   }
 
-  /// Positions of a head that are contiguous, about, where this split of the i-th sequence begins; 2 * tile_keys at most.
-  /// The first head stands for all, and the split for those after it.
+  /// Positions of a head that are contiguous, about, where this split of the i-th sequence begins; 2 * tile_keys at
+  /// most. The first head stands for all, and the split for those after it.
   struct RunLengths {
     Index longest = 0;
     Index mean = 0;

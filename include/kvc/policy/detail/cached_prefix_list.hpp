@@ -18,9 +18,9 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// Prefixes that together have all rows and states that a hit could need: of each leaf of the index the longest hit, and
-/// of what leads to it those hits that need something which no longer one has. O(nodes of all leaves' prefixes * rows of
-/// the windows).
+/// Prefixes that together have all rows and states that a hit could need: of each leaf of the index the longest hit,
+/// and of what leads to it those hits that need something which no longer one has. O(nodes of all leaves' prefixes *
+/// rows of the windows).
 ///
 /// `Blocks` is a GroupCachedBlocks.
 template <class Blocks>

@@ -115,8 +115,8 @@ class Forwarded {
   {
     return access([&](const P& p) { return p.match_length(prompt, options); });
   }
-  /// Whether there is room for a prompt and `reserve` more tokens. Takes none. O(prompt.size() + blocks of the reserve).
-  /// Throws std::invalid_argument if they are more than 2^31 - 1 tokens.
+  /// Whether there is room for a prompt and `reserve` more tokens. Takes none. O(prompt.size() + blocks of the
+  /// reserve). Throws std::invalid_argument if they are more than 2^31 - 1 tokens.
   [[nodiscard]] Admission admission(TokenSpan prompt, Pos reserve = 0, const OpenOptions& options = {}) const
     requires AdmitsRequests<P>
   {
@@ -141,15 +141,16 @@ class Forwarded {
   void unpin(Pin pin) {
     access([&](P& p) { p.unpin(pin); });
   }
-  /// Reserves room for the blocks of a prefix that are not cached, for rows that come from elsewhere; empty if there is no
-  /// room. O(prefix.size()).
+  /// Reserves room for the blocks of a prefix that are not cached, for rows that come from elsewhere; empty if there is
+  /// no room. O(prefix.size()).
   [[nodiscard]] std::optional<ExpectedPrefix> try_expect(TokenSpan prefix, const Salt& salt = {})
     requires ExpectsPrefixes<P>
   {
     return access([&](P& p) { return p.try_expect(prefix, salt); });
   }
-  /// The rows of the first `length` tokens of an expected prefix are written: from now on prompts find them. False if none
-  /// are expected any more. Throws std::invalid_argument if the pin is not valid, and for a length that is not allowed.
+  /// The rows of the first `length` tokens of an expected prefix are written: from now on prompts find them. False if
+  /// none are expected any more. Throws std::invalid_argument if the pin is not valid, and for a length that is not
+  /// allowed.
   bool arrive(PinId pin, Pos length)
     requires ExpectsPrefixes<P>
   {
@@ -161,7 +162,8 @@ class Forwarded {
   {
     return access([&](P& p) { return p.arrive(pin, std::span<const Token>(prefix)); });
   }
-  /// f(ExpectedBlock) for what an expected prefix lacks, where there are several layer groups. f must not call this object.
+  /// f(ExpectedBlock) for what an expected prefix lacks, where there are several layer groups. f must not call this
+  /// object.
   template <class F>
     requires ExpectsPrefixes<P>
   void for_each_expected(PinId pin, F&& f) const {

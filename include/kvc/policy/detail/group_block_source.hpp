@@ -23,8 +23,8 @@ namespace detail {
 ///   s.release(b, state)    | b has a reference  | removes a reference, which the sequence with this state had
 ///   c.unshared(b)          |                    | whether b has one reference
 ///   c.is_private(b)        |                    | whether it has one, and no prefix that is found can give it another
-///   c.writable(b, rows)    | b has a reference  | whether a sequence that has the first `rows` rows of b may write those
-///                          |                    | behind them
+///   c.writable(b, rows)    | b has a reference  | whether a sequence that has the first `rows` rows of b may write
+///                          |                    | those behind them
 ///   c.reclaimable(b, rows) | b has a reference  | whether it may after reclaim(b)
 ///   s.reclaim(b)           | b has one          | makes b writable; takes no block, c.available() stays
 template <class B, class State>

@@ -16,8 +16,8 @@ namespace detail {
 /// `Policy` derives from it and has, beside the members of a policy for one group that keeps everything, one more,
 /// private with this class as a friend:
 ///
-///   grouped() const noexcept   | a pointer to the sequences of several groups (GroupTables or GroupRegions), or nullptr
-///                              | where the policy has one group that keeps everything
+///   grouped() const noexcept   | a pointer to the sequences of several groups (GroupTables or GroupRegions), or
+///                              | nullptr where the policy has one group that keeps everything
 ///
 /// A policy whose own members have the names of these says `using GroupMembers::name`. O(1) unless stated otherwise.
 template <class Policy>

@@ -11,8 +11,8 @@ namespace kvc {
 inline namespace v0 {
 namespace detail {
 
-/// The sequences of one group that keeps everything, or those of other groups: a cache of the first kind does without the
-/// parts that several groups need. A policy derives from it, and makes one of the two in its constructor.
+/// The sequences of one group that keeps everything, or those of other groups: a cache of the first kind does without
+/// the parts that several groups need. A policy derives from it, and makes one of the two in its constructor.
 template <class Plain, class Grouped>
 class PlainOrGrouped {
  protected:

@@ -20,9 +20,9 @@ namespace detail {
 /// part. Marks the blocks that a hit there needs.
 ///
 /// A sequence that is closed now would end now, so it also leaves in the index what a hit needs that ends up to a block
-/// before it. Of a window these are blocks that it still holds. Of chunks these are all blocks of the last chunk for the
-/// first tokens of the next one. Of a chunk of more than 32 blocks they are not left there: a sequence ends so seldom
-/// just behind its boundary that it does not pay to list them all.
+/// before it. Of a window these are blocks that it still holds. Of chunks these are all blocks of the last chunk for
+/// the first tokens of the next one. Of a chunk of more than 32 blocks they are not left there: a sequence ends so
+/// seldom just behind its boundary that it does not pay to list them all.
 ///
 /// `Blocks` is a GroupCachedBlocks, and a sequence that of a GroupTokenTables. References what it is made of. No member
 /// throws but the constructor.
@@ -69,8 +69,8 @@ class PrefixEnds {
     std::ranges::for_each(s.states.blocks(), [&](BlockId block) { mark(block); });
   }
 
-  /// A block that a sequence of `settled` tokens is about to release leaves the index unless it is marked, or the end of
-  /// the sequence is still close. O(1).
+  /// A block that a sequence of `settled` tokens is about to release leaves the index unless it is marked, or the end
+  /// of the sequence is still close. O(1).
   void forget_unless_end(Sequence& s, BlockId block, Pos settled) noexcept {
     if (!blocks_.nodes.is_cached(block)) {
       return;

@@ -1,4 +1,5 @@
-// for_each_stored_run: the rows that a policy holds of a sequence in a layer group, also those that no row sees any more.
+// for_each_stored_run: the rows that a policy holds of a sequence in a layer group, also those that no row sees any
+// more.
 #pragma once
 
 #include <algorithm>

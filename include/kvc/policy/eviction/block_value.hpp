@@ -1,4 +1,5 @@
-// block_value: what it is worth to keep a cached block, for whoever has to choose between blocks: slower tiers, engines.
+// block_value: what it is worth to keep a cached block, for whoever has to choose between blocks: slower tiers,
+// engines.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +11,13 @@ namespace kvc {
 inline namespace v0 {
 
 /// How much the cost of a block grows with each block before it, as a share of the cost of a first block. For blocks of
-/// 16 tokens, and a model of 8 * 10^9 parameters in 32 layers of width 4096. A token costs two operations per parameter,
-/// and four per layer, unit of width and token before it: 2 * 8e9 and, per block before it, 4 * 32 * 4096 * 16, or one
-/// 1900th of that.
+/// 16 tokens, and a model of 8 * 10^9 parameters in 32 layers of width 4096. A token costs two operations per
+/// parameter, and four per layer, unit of width and token before it: 2 * 8e9 and, per block before it, 4 * 32 * 4096 *
+/// 16, or one 1900th of that.
 inline constexpr double default_cost_slope = 1.0 / 1900;
 
-/// The cost of computing a block with `depth` blocks before it, in units of the cost of a first block: its tokens attend
-/// to all tokens before them. O(1).
+/// The cost of computing a block with `depth` blocks before it, in units of the cost of a first block: its tokens
+/// attend to all tokens before them. O(1).
 [[nodiscard]] constexpr double compute_cost(Pos depth, double slope = default_cost_slope) noexcept {
   return 1 + depth * slope;
 }

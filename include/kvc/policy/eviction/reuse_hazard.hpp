@@ -208,8 +208,8 @@ class ReuseHazard {
     most_credit_ = 0;
   }
 
-  /// The estimated chance per unit of time that a block is used again now, which is evictable or was the last victim. It
-  /// is good for comparing blocks; block_value makes of it what keeping the block is worth. O(1).
+  /// The estimated chance per unit of time that a block is used again now, which is evictable or was the last victim.
+  /// It is good for comparing blocks; block_value makes of it what keeping the block is worth. O(1).
   [[nodiscard]] double hazard(BlockId block, std::uint64_t now) const noexcept {
     return model_.hazard(kind_[block], now - released_[block]);
   }

@@ -1,7 +1,8 @@
-// FileRequests: reads and writes of segments that one thread has under way, by io_uring where a program is built with it
-// and the kernel allows it, else one after the other by preadv and pwritev. POSIX.
+// FileRequests: reads and writes of segments that one thread has under way, by io_uring where a program is built with
+// it and the kernel allows it, else one after the other by preadv and pwritev. POSIX.
 //
-// A program that defines KVC_HAVE_LIBURING, in all of its sources, and links liburing (Debian: liburing-dev) has io_uring.
+// A program that defines KVC_HAVE_LIBURING, in all of its sources, and links liburing (Debian: liburing-dev) has
+// io_uring.
 #pragma once
 
 #if defined(KVC_HAVE_LIBURING)

@@ -26,10 +26,10 @@ inline void prefetch_line(const void* p) noexcept { __builtin_prefetch(p); }
 inline void prefetch_line(const void*) noexcept {}
 #endif
 
-/// A hash table of nodes, which stay where they are. A slot has 32 bits of the hash and the number of a node, so a search
-/// reads one line of the table and one node, and `find_all` waits for those of many keys at once. Linear probing; an
-/// erase moves the slots behind it up (Knuth, TAOCP 3, 6.4, algorithm R). Node is a std::pair<const BlockKey, ...> that
-/// can be made from a key alone.
+/// A hash table of nodes, which stay where they are. A slot has 32 bits of the hash and the number of a node, so a
+/// search reads one line of the table and one node, and `find_all` waits for those of many keys at once. Linear
+/// probing; an erase moves the slots behind it up (Knuth, TAOCP 3, 6.4, algorithm R). Node is a std::pair<const
+/// BlockKey, ...> that can be made from a key alone.
 template <class Node>
 class KeyTable {
  public:

@@ -14,8 +14,8 @@ inline namespace v0 {
 namespace tier {
 namespace detail {
 
-/// Integers only. A prefix of n nodes is a hit if each group has what its next row sees, in whole blocks, and each kind of
-/// recurrent states has those behind its last token:
+/// Integers only. A prefix of n nodes is a hit if each group has what its next row sees, in whole blocks, and each kind
+/// of recurrent states has those behind its last token:
 ///
 ///   group that keeps everything   all nodes
 ///   window, chunk                 its kept positions, and all from the block of first_seen(length) on
@@ -34,8 +34,8 @@ class LoadEnds {
   void add(Slot slot) { slots_.push_back(slot); }
   [[nodiscard]] std::size_t slots() const noexcept { return slots_.size(); }
 
-  /// The ends above `begin`, ascending, of a prefix of at most `nodes` nodes of which has(node, slot) says what there is.
-  /// Valid until the next call. O(nodes * slots).
+  /// The ends above `begin`, ascending, of a prefix of at most `nodes` nodes of which has(node, slot) says what there
+  /// is. Valid until the next call. O(nodes * slots).
   template <class F>
   [[nodiscard]] std::span<const std::size_t> find(std::size_t begin, std::size_t nodes, F&& has) {
     ends_.clear();

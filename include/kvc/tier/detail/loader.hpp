@@ -30,9 +30,9 @@ namespace tier {
 namespace detail {
 
 /// A load goes through three steps. It asks all tiers which blocks of a prompt they have; room is taken only once they
-/// have answered. It reads blocks into room that the policy has reserved, which nothing finds or reads. It makes those that
-/// have arrived matchable: with one group in their order, and the first block that fails ends the load before it; with
-/// several groups all at once, and if a block fails, a shorter prefix is tried.
+/// have answered. It reads blocks into room that the policy has reserved, which nothing finds or reads. It makes those
+/// that have arrived matchable: with one group in their order, and the first block that fails ends the load before it;
+/// with several groups all at once, and if a block fails, a shorter prefix is tried.
 template <class Cache>
 class Loader {
  public:
@@ -51,9 +51,9 @@ class Loader {
     spans_.reserve(bytes.most_spans());
   }
 
-  /// The number of a load that brings blocks of this prompt behind the first `cached` nodes of it: one that is there, or a
-  /// new one; 0 if the prompt has no more whole nodes before its last token. Throws std::bad_alloc; nothing has changed
-  /// then.
+  /// The number of a load that brings blocks of this prompt behind the first `cached` nodes of it: one that is there,
+  /// or a new one; 0 if the prompt has no more whole nodes before its last token. Throws std::bad_alloc; nothing has
+  /// changed then.
   std::uint64_t begin(std::span<const Token> prompt, const Salt& salt, std::size_t cached) {
     const std::size_t nodes = (prompt.size() - 1) / node_tokens_;
     if (nodes <= cached) {
@@ -117,7 +117,8 @@ class Loader {
         std::ranges::find_if(early_, [&](const Early& e) { return e.load == early.load && e.length == early.pending; });
     return found != early_.end() && found->attempt == early.attempt;
   }
-  /// Tokens at its beginning whose rows of a layer are in place; empty if the load has ended without all. O(loads + nodes).
+  /// Tokens at its beginning whose rows of a layer are in place; empty if the load has ended without all. O(loads +
+  /// nodes).
   [[nodiscard]] std::optional<Pos> ready(const EarlySequence& early, Index layer) const noexcept {
     if (has_arrived(early)) {
       return early.pending;
@@ -206,9 +207,9 @@ class Loader {
     }
   }
 
-  /// Carries all loads on: begins reads, at most `most` and as many as may be under way; makes what has arrived matchable;
-  /// forgets what is over. `ended(tier)` is called after each read has begun: to complete it if it has ended.
-  /// Returns the blocks that became matchable.
+  /// Carries all loads on: begins reads, at most `most` and as many as may be under way; makes what has arrived
+  /// matchable; forgets what is over. `ended(tier)` is called after each read has begun: to complete it if it has
+  /// ended. Returns the blocks that became matchable.
   template <class F>
   std::size_t advance(std::size_t& most, F&& ended) {
     std::size_t matchable = 0;

@@ -84,8 +84,8 @@ struct Outcome {
 };
 
 /// Operations go from the thread that calls the store to those that work for it, and their completions come back. Each
-/// operation is waiting, then taken by a worker, then ended, and then gone. There may be several lanes, each with workers
-/// of its own; a lookup may be given to all of them, and ends when all have ended their share of it.
+/// operation is waiting, then taken by a worker, then ended, and then gone. There may be several lanes, each with
+/// workers of its own; a lookup may be given to all of them, and ends when all have ended their share of it.
 class OperationQueue {
  public:
   explicit OperationQueue(std::size_t lanes = 1) : waiting_(lanes) {}

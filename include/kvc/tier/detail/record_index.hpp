@@ -32,8 +32,8 @@ namespace detail {
 ///   t.size()                |                         | number of records                                | O(1)
 ///
 /// * O(log of the records whose children are gone) for those.
-/// ** O(records) where all records that are left are one another's parents in a circle, or lead to one: no chain of keys
-/// does, but a damaged file, or a caller, may say so. Then any of them is the victim.
+/// ** O(records) where all records that are left are one another's parents in a circle, or lead to one: no chain of
+/// keys does, but a damaged file, or a caller, may say so. Then any of them is the victim.
 ///
 /// A key that is a parent of records, but has no record, has an entry that counts these.
 template <class Value>
@@ -176,8 +176,8 @@ class RecordIndex {
     newest_ = &record;
     entry.place_ = Place::in_list;
   }
-  /// A record that has become evictable keeps the time of its use, which may lie anywhere in the list: it goes to a tree
-  /// beside it, unless it is older than all of the list.
+  /// A record that has become evictable keeps the time of its use, which may lie anywhere in the list: it goes to a
+  /// tree beside it, unless it is older than all of the list.
   void return_to_order(Record& record) noexcept {
     Entry& entry = record.second;
     if (oldest_ == nullptr || entry.used_ < oldest_->second.used_) {

@@ -37,8 +37,8 @@ class PageBuffer {
   std::vector<std::byte> memory_;
 };
 
-/// For one thread at a time. A payload is moved by requests of request_bytes, of which `depth` may be under way, so that
-/// checksums are computed of bytes that are still in the processor's cache, and while others are on their way.
+/// For one thread at a time. A payload is moved by requests of request_bytes, of which `depth` may be under way, so
+/// that checksums are computed of bytes that are still in the processor's cache, and while others are on their way.
 class RecordIo {
  public:
   static constexpr std::uint64_t request_bytes = 256 << 10;  // fits into the second-level cache of a core
@@ -47,7 +47,8 @@ class RecordIo {
 
   [[nodiscard]] const FileRequests& requests() const noexcept { return requests_; }
 
-  /// Reads the parts of a record to the memory of the operation. What is wrong with the record, or an error of the system.
+  /// Reads the parts of a record to the memory of the operation. What is wrong with the record, or an error of the
+  /// system.
   Refusal read(const SegmentDirectory::Found& found, const Operation& operation, int& error) {
     const RecordPlace& at = found.place;
     if (at.payload_bytes != operation.payload) {
@@ -116,8 +117,8 @@ class RecordIo {
     return error == 0 && check_record_head(head, operation.block, operation.payload) == Refusal::none;
   }
 
-  /// Writes the record of an operation to a place. The head, which has the checksums, is written with the payload if that
-  /// is one request. An error of the system, or 0.
+  /// Writes the record of an operation to a place. The head, which has the checksums, is written with the payload if
+  /// that is one request. An error of the system, or 0.
   [[nodiscard]] int write(const SegmentDirectory::Found& place, const Operation& operation) {
     const RecordInfo& block = operation.block;
     const std::size_t head_bytes = record_head_bytes(block);

@@ -1,4 +1,5 @@
-// RedisCommands: what a store asks a server for an operation, and what the replies mean. Needs hiredis and xxHash. POSIX.
+// RedisCommands: what a store asks a server for an operation, and what the replies mean. Needs hiredis and xxHash.
+// POSIX.
 #pragma once
 
 #include <algorithm>
@@ -143,7 +144,8 @@ class RedisCommands {
   [[nodiscard]] static std::string text_of(const redisReply& error) {
     return error.len == 0 ? std::string("an error without words") : std::string(error.str, error.len);
   }
-  /// The bytes of a head, which others may follow, and of the parts. A range of nothing is an empty string to the server.
+  /// The bytes of a head, which others may follow, and of the parts. A range of nothing is an empty string to the
+  /// server.
   [[nodiscard]] static Outcome read_record(const Operation& operation, io::ConstByteSpan head,
                                            io::ConstByteSpan payload) noexcept {
     if (head.empty()) {

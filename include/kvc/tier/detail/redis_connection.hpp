@@ -127,8 +127,8 @@ class RedisConnection {
     inserted_.clear();
     return is_open();
   }
-  /// Waits for the reply to the next command, and gives a string that is all of it to take(bytes), where it was received:
-  /// the reply has none of its bytes then. Empty: the connection is closed.
+  /// Waits for the reply to the next command, and gives a string that is all of it to take(bytes), where it was
+  /// received: the reply has none of its bytes then. Empty: the connection is closed.
   template <class F>
   [[nodiscard]] RedisReply reply(F&& take) {
     static_assert(noexcept(take(io::ConstByteSpan())), "hiredis passes no exceptions");

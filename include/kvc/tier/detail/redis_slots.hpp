@@ -48,7 +48,8 @@ static_assert(crc16("123456789") == 0x31c3);
   return crc16(key) % redis_slots;
 }
 
-/// The words of a node that does not serve a slot: `MOVED SLOT HOST:PORT` for good, `ASK SLOT HOST:PORT` for one command.
+/// The words of a node that does not serve a slot: `MOVED SLOT HOST:PORT` for good, `ASK SLOT HOST:PORT` for one
+/// command.
 struct RedisRedirect {
   bool is_ask = false;
   std::size_t slot = 0;

@@ -1,13 +1,13 @@
 // Segment: one file of a FileStore. It has a header, a table of what it holds, and the records.
 //
 //   0      SegmentHeader, then zeros up to 4096
-//   4096   the table: Entry for each record, in the order in which places were given out; all zero: none, or not finished
-//   data   the records, each from a multiple of 4096 on: head and payload (tier/record.hpp); a payload of at least 64 KiB
-//          begins at a multiple of 4096, too, since the system copies whole pages faster
+//   4096   the table: Entry for each record, in the order in which places were given out; all zero: none yet
+//   data   the records, each from a multiple of 4096 on: head and payload (tier/record.hpp); a payload of at least 64
+//          KiB begins at a multiple of 4096, too, since the system copies whole pages faster
 //
-// A record is written before its entry, and an entry is one write within one page, with a checksum. So whenever the writer
-// is killed, the table has the record or does not have it. An entry changes once more, when its record is erased.
-// All integers are little-endian. POSIX.
+// A record is written before its entry, and an entry is one write within one page, with a checksum. So whenever the
+// writer is killed, the table has the record or does not have it. An entry changes once more, when its record is
+// erased. All integers are little-endian. POSIX.
 #pragma once
 
 #include <fcntl.h>
@@ -126,8 +126,8 @@ class Segment {
 
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
   [[nodiscard]] int fd() const noexcept { return file_.get(); }
-  /// From now on, bytes go around the page cache where their place in memory and in the file allows it. Whether the file
-  /// system does that.
+  /// From now on, bytes go around the page cache where their place in memory and in the file allows it. Whether the
+  /// file system does that.
   bool go_direct() {
 #if defined(O_DIRECT)
     direct_ = io::detail::FileHandle(io::detail::without_interrupts(

@@ -1,5 +1,5 @@
-// SegmentDirectory: the segments of a directory and the index of their records. It gives out places, frees them, and keeps
-// the limit; it does not read or write records. POSIX.
+// SegmentDirectory: the segments of a directory and the index of their records. It gives out places, frees them, and
+// keeps the limit; it does not read or write records. POSIX.
 #pragma once
 
 #include <algorithm>
@@ -32,11 +32,12 @@ inline namespace v0 {
 namespace tier {
 namespace detail {
 
-/// Which records a directory has, and where. Any thread may call it; calls wait for one another, and for system calls of
-/// microseconds, but never for the bytes of a record.
+/// Which records a directory has, and where. Any thread may call it; calls wait for one another, and for system calls
+/// of microseconds, but never for the bytes of a record.
 ///
-/// Segments whose lock this process holds are its own: new ones, and those of processes that are gone. Only in these does
-/// it erase, evict and compact. Segments of other living processes are read; what they erase is noticed when it is read.
+/// Segments whose lock this process holds are its own: new ones, and those of processes that are gone. Only in these
+/// does it erase, evict and compact. Segments of other living processes are read; what they erase is noticed when it is
+/// read.
 class SegmentDirectory {
  public:
   struct Config {
@@ -53,8 +54,8 @@ class SegmentDirectory {
     RecordPlace place;
   };
 
-  /// Opens all segments, and reads their tables. Throws std::system_error if the folder is not there and cannot be made, or
-  /// cannot be read.
+  /// Opens all segments, and reads their tables. Throws std::system_error if the folder is not there and cannot be
+  /// made, or cannot be read.
   explicit SegmentDirectory(Config config) : config_(std::move(config)) {
     std::error_code error;
     std::filesystem::create_directories(config_.folder, error);
@@ -112,9 +113,9 @@ class SegmentDirectory {
            found.segment->read_entry(found.place.entry, entry) == 0 && entry.state == SegmentEntry::live;
   }
 
-  /// Gives out a place for a record of so many bytes, and evicts others for it if it may and must. Nothing, and `error` 0: there
-  /// is no room. Nothing, and an error of the system: the folder takes no segment. The bytes of the place may be written
-  /// until `commit` or `abandon` is called.
+  /// Gives out a place for a record of so many bytes, and evicts others for it if it may and must. Nothing, and `error`
+  /// 0: there is no room. Nothing, and an error of the system: the folder takes no segment. The bytes of the place may
+  /// be written until `commit` or `abandon` is called.
   [[nodiscard]] std::optional<Found> allocate(std::uint32_t head_bytes, std::uint64_t payload_bytes, bool may_evict,
                                               int& error) {
     SegmentEntry entry{};
@@ -186,8 +187,8 @@ class SegmentDirectory {
     abandon_locked(place);
   }
 
-  /// Erases the record of a key; with `only`, only if it is at that place. Whether there was one. In a segment of another
-  /// process it is only forgotten.
+  /// Erases the record of a key; with `only`, only if it is at that place. Whether there was one. In a segment of
+  /// another process it is only forgotten.
   bool erase(const BlockKey& key, const RecordPlace* only = nullptr) {
     const std::lock_guard lock(mutex_);
     if (auto* const record = index_.find(key)) {
@@ -208,8 +209,8 @@ class SegmentDirectory {
     return true;
   }
 
-  /// A sealed segment of this process that is at most half full, with its live records: to be compacted. Empty if there is
-  /// none, or no room to move a record.
+  /// A sealed segment of this process that is at most half full, with its live records: to be compacted. Empty if there
+  /// is none, or no room to move a record.
   [[nodiscard]] std::vector<std::pair<BlockKey, Found>> to_compact() {
     const std::lock_guard lock(mutex_);
     std::vector<std::pair<BlockKey, Found>> records;
@@ -238,8 +239,8 @@ class SegmentDirectory {
     }
     return records;
   }
-  /// A record was copied from one place to another, which is written: it is found there from now on, with its use and its
-  /// parent as they were. Does nothing but free the new place if the record has moved or is gone.
+  /// A record was copied from one place to another, which is written: it is found there from now on, with its use and
+  /// its parent as they were. Does nothing but free the new place if the record has moved or is gone.
   void move_record(const BlockKey& key, const Found& from, const Found& to) {
     SegmentEntry entry{};
     if (from.segment->read_entry(from.place.entry, entry) != 0 || !(entry.key == key)) {

@@ -47,10 +47,11 @@ void with_pool_place(const Cache& cache, const PoolKeys& keys, TierBlock block, 
   f(PoolPlace{slot, state, 0});
 }
 
-/// Hears what the cache stores and removes. Blocks are those of the tiers: see TierBlock. A block is only written while it is cached: its rows are complete then and do
-/// not change. Bytes are copied before a store reads them, unless it copies at once, so no write under way refers to the
-/// pool. A block that leaves the pool unwritten is copied aside while the event is reported, before anybody can overwrite
-/// it, if its parent is held already and there is room aside; otherwise it is lost to the tier.
+/// Hears what the cache stores and removes. Blocks are those of the tiers: see TierBlock. A block is only written while
+/// it is cached: its rows are complete then and do not change. Bytes are copied before a store reads them, unless it
+/// copies at once, so no write under way refers to the pool. A block that leaves the pool unwritten is copied aside
+/// while the event is reported, before anybody can overwrite it, if its parent is held already and there is room aside;
+/// otherwise it is lost to the tier.
 template <class Cache>
 class Writer {
  public:
@@ -129,8 +130,8 @@ class Writer {
     keys_.clear();
   }
 
-  /// The block of this key is about to become cached, and these tiers hold it, one bit for each: its rows came from one of
-  /// them. Until forget_arriving. Throws std::bad_alloc.
+  /// The block of this key is about to become cached, and these tiers hold it, one bit for each: its rows came from one
+  /// of them. Until forget_arriving. Throws std::bad_alloc.
   void set_arriving(const BlockKey& key, std::uint8_t tiers) { arriving_.insert_or_assign(key, tiers); }
   void forget_arriving() noexcept { arriving_.clear(); }
   /// Later prompts have found these blocks of the pool.
@@ -153,8 +154,8 @@ class Writer {
 
   // --- writes --------------------------------------------------------------------------------------------------------
 
-  /// Begins to write the next blocks that a rule wants written, `all`: whatever the rule, to one tier. `ended()` is called
-  /// after a write to a store that copies at once, to complete it. Returns how many were begun.
+  /// Begins to write the next blocks that a rule wants written, `all`: whatever the rule, to one tier. `ended()` is
+  /// called after a write to a store that copies at once, to complete it. Returns how many were begun.
   template <class F>
   std::size_t write(std::size_t t, bool all, F&& ended) {
     TierLink& tier = tiers_[t];
@@ -273,8 +274,8 @@ class Writer {
   [[nodiscard]] bool due(const TierLink& tier) const noexcept {
     return tier.rule != WriteRule::back || cache_.available() - tier.queue.pending() < reserve_;
   }
-  /// Whether a block that leaves the pool, and that is not planned to be written, is wanted: the tier has evicted it, or
-  /// the rule is selective, and no prompt has found the block.
+  /// Whether a block that leaves the pool, and that is not planned to be written, is wanted: the tier has evicted it,
+  /// or the rule is selective, and no prompt has found the block.
   [[nodiscard]] bool worth(TierLink& tier, BlockId block) noexcept {
     const BlockId parent = keys_.parent(block);
     if (tier.rule == WriteRule::never || (parent != no_block && tier.queue.state(parent) != WriteState::held)) {
