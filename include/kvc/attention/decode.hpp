@@ -1,11 +1,17 @@
 // decode: attention of the newest position of each sequence over all of its keys and values.
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <vector>
 
 #include "kvc/attention/kernel/attention_call.hpp"
+#include "kvc/attention/kernel/call_rows.hpp"
+#include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/parallel/executor.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -17,9 +17,12 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "kvc/attention/kernel/call_rows.hpp"
 #include "kvc/attention/kernel/row_states.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/split_plan.hpp"
@@ -31,6 +34,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/parallel/executor.hpp"
 #include "kvc/simd/dot.hpp"
 

@@ -1,13 +1,19 @@
 // prefill: attention of many query rows of each sequence over its keys and values.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "kvc/attention/kernel/attention_call.hpp"
+#include "kvc/attention/kernel/call_rows.hpp"
+#include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/element/float16.hpp"
+#include "kvc/parallel/executor.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -3,10 +3,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <vector>
 
+#include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/options.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 
 namespace kvc {
 inline namespace v0 {

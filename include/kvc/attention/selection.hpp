@@ -14,6 +14,7 @@
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -9,6 +9,7 @@
 
 #include "kvc/cache/pool_layout.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
 #include "kvc/core/limit.hpp"
 #include "kvc/core/token_span.hpp"
 #include "kvc/core/types.hpp"

@@ -2,18 +2,21 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <iterator>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/layout/group_layout.hpp"
 #include "kvc/layout/layer_groups.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/scale_planes.hpp"
+#include "kvc/layout/shape.hpp"
 #include "kvc/layout/verify.hpp"
 #include "kvc/policy/capabilities.hpp"
 

@@ -8,6 +8,8 @@
 // Without exceptions the same calls report to `error_handler()`, and abort if it returns.
 #pragma once
 
+#include <concepts>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

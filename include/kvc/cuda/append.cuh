@@ -5,14 +5,17 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/matrix.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/cuda/append_kernel.cuh"
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/element.cuh"
 #include "kvc/cuda/launch.cuh"
+#include "kvc/cuda/view.cuh"
 
 namespace kvc {
 inline namespace v0 {

@@ -21,6 +21,7 @@
 
 #include "kvc/batch.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/upload.cuh"
 #include "kvc/cuda/view.cuh"

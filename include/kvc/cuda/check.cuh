@@ -6,6 +6,7 @@
 #endif
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdio>
 #include <new>
 #include <stdexcept>

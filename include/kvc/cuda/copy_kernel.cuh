@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/divisor.hpp"
 #include "kvc/memory/space.hpp"

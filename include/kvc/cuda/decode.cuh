@@ -25,8 +25,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "kvc/attention/options.hpp"
+#include "kvc/batch.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/retained.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/decode_kernel.cuh"
@@ -39,6 +42,7 @@
 #include "kvc/cuda/options.hpp"
 #include "kvc/cuda/remembered.hpp"
 #include "kvc/cuda/upload.cuh"
+#include "kvc/cuda/view.cuh"
 
 namespace kvc {
 inline namespace v0 {

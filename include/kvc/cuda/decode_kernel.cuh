@@ -20,7 +20,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kvc/core/types.hpp"
 #include "kvc/cuda/decode_plan.hpp"
+#include "kvc/cuda/decode_rows.cuh"
 #include "kvc/cuda/decode_tile.cuh"
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/view.cuh"

@@ -11,14 +11,17 @@
 
 #include <cstddef>
 
+#include "kvc/attention/options.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/cuda/batch.cuh"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/decode.cuh"
+#include "kvc/cuda/decode_kernel.cuh"
 #include "kvc/cuda/decode_latent_kernel.cuh"
 #include "kvc/cuda/launch.cuh"
 #include "kvc/cuda/occupancy.cuh"
 #include "kvc/cuda/remembered.hpp"
+#include "kvc/cuda/view.cuh"
 
 namespace kvc {
 inline namespace v0 {

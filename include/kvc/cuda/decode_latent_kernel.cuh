@@ -25,12 +25,14 @@
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/decode_kernel.cuh"
 #include "kvc/cuda/decode_limits.hpp"
+#include "kvc/cuda/decode_plan.hpp"
 #include "kvc/cuda/device.cuh"
 #include "kvc/cuda/format.hpp"
 #include "kvc/cuda/prefill_block.cuh"
 #include "kvc/cuda/prefill_ptx.cuh"
 #include "kvc/cuda/prefill_shared.cuh"
 #include "kvc/cuda/prefill_state.cuh"
+#include "kvc/cuda/view.cuh"
 
 namespace kvc {
 inline namespace v0 {

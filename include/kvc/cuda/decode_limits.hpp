@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kvc/attention/options.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"

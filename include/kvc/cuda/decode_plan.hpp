@@ -18,11 +18,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
 #include "kvc/attention/kernel/split_plan.hpp"
+#include "kvc/attention/options.hpp"
 #include "kvc/batch.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/retained.hpp"

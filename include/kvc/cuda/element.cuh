@@ -7,6 +7,7 @@
 
 #include <string_view>
 
+#include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 
 namespace kvc {

@@ -4,6 +4,7 @@
 // know formats only. The format of an element type follows from the name and the storage size in Element<T>.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 
 #include "kvc/config.hpp"

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kvc/core/types.hpp"
 #include "kvc/cuda/decode_kernel.cuh"
 #include "kvc/cuda/device.cuh"
 

@@ -1,6 +1,8 @@
 // The options of attention on a GPU: those of attention on the CPU, without masks and ranges of keys.
 #pragma once
 
+#include <iterator>
+
 #include "kvc/attention/options.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/retained.hpp"

@@ -21,6 +21,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "kvc/attention/options.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/batch.cuh"
@@ -33,9 +34,11 @@
 #include "kvc/cuda/prefill_hopper.cuh"
 #include "kvc/cuda/prefill_kernel.cuh"
 #include "kvc/cuda/prefill_plain.cuh"
+#include "kvc/cuda/prefill_tile.cuh"
 #include "kvc/cuda/remembered.hpp"
 #include "kvc/cuda/tensor_map.cuh"
 #include "kvc/cuda/tma_boxes.hpp"
+#include "kvc/cuda/view.cuh"
 
 namespace kvc {
 inline namespace v0 {

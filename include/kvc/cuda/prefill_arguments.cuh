@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kvc/attention/options.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/divisor.hpp"

@@ -38,6 +38,7 @@
 #include "kvc/cuda/prefill_shared.cuh"
 #include "kvc/cuda/prefill_state.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
+#include "kvc/cuda/view.cuh"
 
 namespace kvc {
 inline namespace v0 {

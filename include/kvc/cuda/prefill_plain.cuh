@@ -16,6 +16,7 @@
 #include "kvc/cuda/prefill_arguments.cuh"
 #include "kvc/cuda/prefill_ptx.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
+#include "kvc/cuda/view.cuh"
 
 namespace kvc {
 inline namespace v0 {

@@ -15,6 +15,7 @@
 #include "kvc/cuda/divisor.hpp"
 #include "kvc/cuda/prefill_ptx.cuh"
 #include "kvc/cuda/prefill_tile.cuh"
+#include "kvc/cuda/view.cuh"
 
 namespace kvc {
 inline namespace v0 {

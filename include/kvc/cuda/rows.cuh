@@ -14,6 +14,7 @@
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/launch.cuh"
 #include "kvc/cuda/rows_kernel.cuh"
+#include "kvc/cuda/view.cuh"
 
 namespace kvc {
 inline namespace v0 {

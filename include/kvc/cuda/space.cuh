@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/core/types.hpp"
 #include "kvc/cuda/check.cuh"
 #include "kvc/cuda/copy_kernel.cuh"
 #include "kvc/cuda/copy_queue.hpp"

@@ -14,6 +14,7 @@
 #include "kvc/cache.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/view.cuh"
+#include "kvc/element/element.hpp"
 #include "kvc/policy/capabilities.hpp"
 
 namespace kvc {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/cuda/check.cuh"
 
 namespace kvc {

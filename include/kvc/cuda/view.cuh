@@ -20,6 +20,9 @@
 #include "kvc/core/types.hpp"
 #include "kvc/cuda/divisor.hpp"
 #include "kvc/cuda/format.hpp"
+#include "kvc/element/element.hpp"
+#include "kvc/layout/layer_groups.hpp"
+#include "kvc/layout/shape.hpp"
 #include "kvc/memory/space.hpp"
 
 namespace kvc {

@@ -6,7 +6,9 @@
 #include <bit>
 #include <cstdint>
 #include <limits>
+#include <string_view>
 
+#include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 
 namespace kvc {

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <string_view>
 
+#include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 
 namespace kvc {

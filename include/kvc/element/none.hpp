@@ -6,6 +6,7 @@
 #include <limits>
 #include <string_view>
 
+#include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 
 namespace kvc {

@@ -17,6 +17,8 @@
 #include "kvc/element/element.hpp"
 #include "kvc/interop/dlpack.hpp"
 #include "kvc/layout/group_layout.hpp"
+#include "kvc/layout/layer_groups.hpp"
+#include "kvc/layout/shape.hpp"
 
 namespace kvc {
 inline namespace v0 {

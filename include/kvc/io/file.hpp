@@ -25,6 +25,8 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope_guard.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/io/byte_stream.hpp"
 
 namespace kvc {

@@ -19,6 +19,8 @@
 #include <string>
 #include <utility>
 
+#include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/io/byte_stream.hpp"
 #include "kvc/io/exact_reader.hpp"
 #include "kvc/io/file.hpp"

@@ -22,11 +22,14 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "kvc/attention/decode.hpp"
+#include "kvc/attention/options.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/cache/one_group.hpp"

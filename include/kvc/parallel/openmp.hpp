@@ -11,6 +11,7 @@
 #include <exception>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/parallel/executor.hpp"
 
 namespace kvc {

@@ -13,6 +13,7 @@
 #include <atomic>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/parallel/executor.hpp"
 
 namespace kvc {

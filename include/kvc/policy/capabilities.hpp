@@ -11,16 +11,19 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "kvc/core/group_rule.hpp"
 #include "kvc/core/limit.hpp"
+#include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/expected_prefix.hpp"
 #include "kvc/policy/group_table.hpp"
+#include "kvc/policy/open_options.hpp"
 #include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/salt.hpp"
 

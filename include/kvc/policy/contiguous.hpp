@@ -22,6 +22,8 @@
 #include "kvc/policy/detail/plain_regions.hpp"
 #include "kvc/policy/detail/region_list.hpp"
 #include "kvc/policy/detail/region_sizes.hpp"
+#include "kvc/policy/open_options.hpp"
+#include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/sequence_table.hpp"
 
 namespace kvc {

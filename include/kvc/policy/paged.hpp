@@ -19,6 +19,9 @@
 #include "kvc/policy/detail/block_tables.hpp"
 #include "kvc/policy/detail/group_members.hpp"
 #include "kvc/policy/detail/group_tables.hpp"
+#include "kvc/policy/open_options.hpp"
+#include "kvc/policy/restore_options.hpp"
+#include "kvc/policy/sequence_table.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -28,6 +28,7 @@
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/eviction/reuse_hazard.hpp"
+#include "kvc/policy/expected_prefix.hpp"
 #include "kvc/policy/prefix_pin.hpp"
 #include "kvc/policy/prefix_shared_config.hpp"
 

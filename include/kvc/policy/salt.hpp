@@ -1,6 +1,7 @@
 // Salt: the properties of a prefix besides its tokens.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>

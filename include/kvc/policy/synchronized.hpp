@@ -14,11 +14,15 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/core/group_rule.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/forwarded.hpp"
+#include "kvc/policy/open_options.hpp"
+#include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/shared_adaptive_mutex.hpp"
 
 namespace kvc {

@@ -1,9 +1,11 @@
 // Rows of stored elements as rows of floats, where a target has instructions for it. Every conversion here is exact.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
+#include "kvc/core/types.hpp"
 #include "kvc/simd/vec.hpp"
 
 namespace kvc {

@@ -8,7 +8,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
+#include "kvc/core/types.hpp"
 #include "kvc/simd/vec.hpp"
 
 namespace kvc {

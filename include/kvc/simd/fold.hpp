@@ -8,6 +8,7 @@
 // so that a kernel which has one vector per lane, across sixteen rows, gets the same bits from sums in this order.
 #pragma once
 
+#include <cstddef>
 #include <cstring>
 
 #include "kvc/simd/vec.hpp"

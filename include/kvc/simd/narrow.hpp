@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kvc/core/types.hpp"
 #include "kvc/simd/vec.hpp"
 
 namespace kvc {

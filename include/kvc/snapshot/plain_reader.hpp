@@ -9,10 +9,13 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 #include "kvc/io/byte_stream.hpp"
+#include "kvc/layout/shape.hpp"
 #include "kvc/snapshot/contents.hpp"
+#include "kvc/snapshot/format.hpp"
 #include "kvc/snapshot/options.hpp"
 #include "kvc/snapshot/restore.hpp"
 #include "kvc/snapshot/row_reader.hpp"

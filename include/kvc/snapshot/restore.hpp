@@ -14,12 +14,15 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/open_options.hpp"
 #include "kvc/snapshot/collect.hpp"
 #include "kvc/snapshot/contents.hpp"
+#include "kvc/snapshot/format.hpp"
 
 namespace kvc {
 inline namespace v0 {

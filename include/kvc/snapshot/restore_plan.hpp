@@ -11,8 +11,10 @@
 
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/open_options.hpp"
 #include "kvc/policy/restore_options.hpp"
 #include "kvc/policy/salt.hpp"
+#include "kvc/snapshot/format.hpp"
 #include "kvc/snapshot/group_contents.hpp"
 
 namespace kvc {

@@ -20,6 +20,7 @@
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/snapshot/contents.hpp"
 #include "kvc/snapshot/describe.hpp"
+#include "kvc/snapshot/format.hpp"
 #include "kvc/snapshot/restore.hpp"
 #include "kvc/snapshot/sections.hpp"
 

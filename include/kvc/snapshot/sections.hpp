@@ -15,6 +15,7 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/io/byte_stream.hpp"
 #include "kvc/snapshot/checksum.hpp"

@@ -32,6 +32,7 @@
 
 #include "kvc/cache.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_stream.hpp"
 #include "kvc/io/file.hpp"

@@ -16,8 +16,12 @@
 #include <utility>
 #include <vector>
 
+#include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/testing/contract.hpp"
 #include "kvc/tier/block_store.hpp"
+#include "kvc/tier/key.hpp"
+#include "kvc/tier/record_info.hpp"
 
 namespace kvc {
 inline namespace v0 {

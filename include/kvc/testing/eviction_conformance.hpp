@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <iterator>
 #include <span>
@@ -14,6 +15,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/block_array.hpp"
 #include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/retention.hpp"
 #include "kvc/testing/contract.hpp"
 
 namespace kvc {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/parallel/executor.hpp"
 #include "kvc/testing/contract.hpp"
 

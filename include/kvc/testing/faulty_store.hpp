@@ -12,7 +12,11 @@
 #include <vector>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/tier/block_store.hpp"
+#include "kvc/tier/key.hpp"
+#include "kvc/tier/record_info.hpp"
 
 namespace kvc {
 inline namespace v0 {

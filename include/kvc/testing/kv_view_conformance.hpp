@@ -11,6 +11,8 @@
 
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/testing/contract.hpp"
 
 namespace kvc {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kvc/core/error.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/layout/layout.hpp"
 #include "kvc/layout/scale_planes.hpp"
 #include "kvc/layout/verify.hpp"

@@ -8,6 +8,7 @@
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/open_options.hpp"
 
 namespace kvc {
 inline namespace v0 {

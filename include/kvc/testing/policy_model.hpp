@@ -18,6 +18,7 @@
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/open_options.hpp"
 #include "kvc/testing/contract.hpp"
 #include "kvc/testing/policy_interface.hpp"
 

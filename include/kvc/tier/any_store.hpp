@@ -9,6 +9,8 @@
 
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/tier/block_store.hpp"
+#include "kvc/tier/key.hpp"
+#include "kvc/tier/record_info.hpp"
 
 namespace kvc {
 inline namespace v0 {

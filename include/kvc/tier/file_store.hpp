@@ -6,12 +6,14 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -19,11 +21,14 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope_guard.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/operation_queue.hpp"
 #include "kvc/tier/detail/record_io.hpp"
 #include "kvc/tier/detail/segment_directory.hpp"
+#include "kvc/tier/key.hpp"
 #include "kvc/tier/record.hpp"
+#include "kvc/tier/record_info.hpp"
 
 namespace kvc {
 inline namespace v0 {

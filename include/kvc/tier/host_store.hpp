@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <optional>
 #include <span>
 #include <utility>
@@ -13,9 +14,13 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope_guard.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/memory/space.hpp"
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/record_index.hpp"
+#include "kvc/tier/key.hpp"
+#include "kvc/tier/record_info.hpp"
 #include "kvc/transport/copy.hpp"
 
 namespace kvc {

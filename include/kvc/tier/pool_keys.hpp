@@ -16,6 +16,7 @@
 #include "kvc/policy/block_array.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/salt.hpp"
+#include "kvc/tier/key.hpp"
 #include "kvc/tier/key_chain.hpp"
 #include "kvc/tier/record_info.hpp"
 

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -18,11 +19,14 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/scope_guard.hpp"
+#include "kvc/io/byte_spans.hpp"
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/operation_queue.hpp"
 #include "kvc/tier/detail/redis_commands.hpp"
 #include "kvc/tier/detail/redis_connection.hpp"
+#include "kvc/tier/key.hpp"
 #include "kvc/tier/record.hpp"
+#include "kvc/tier/record_info.hpp"
 #include "kvc/tier/redis_server.hpp"
 
 namespace kvc {

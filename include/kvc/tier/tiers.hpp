@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -17,18 +18,23 @@
 
 #include "kvc/cache/fingerprint.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
 #include "kvc/core/token_span.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/events.hpp"
+#include "kvc/policy/group_table.hpp"
 #include "kvc/policy/open_options.hpp"
 #include "kvc/tier/any_store.hpp"
 #include "kvc/tier/block_store.hpp"
+#include "kvc/tier/detail/load.hpp"
 #include "kvc/tier/detail/loader.hpp"
 #include "kvc/tier/detail/tier_link.hpp"
 #include "kvc/tier/detail/writer.hpp"
+#include "kvc/tier/key.hpp"
 #include "kvc/tier/pool_bytes.hpp"
 #include "kvc/tier/pool_keys.hpp"
+#include "kvc/tier/record_info.hpp"
 #include "kvc/tier/tier_policy.hpp"
 #include "kvc/tier/tiers_config.hpp"
 

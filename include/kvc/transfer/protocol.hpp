@@ -61,6 +61,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <iterator>
 #include <list>
 #include <map>
 #include <optional>
@@ -30,7 +31,9 @@
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/retention.hpp"
 #include "kvc/snapshot/describe.hpp"
+#include "kvc/snapshot/format.hpp"
 #include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/offer.hpp"
 #include "kvc/transfer/outbox.hpp"

@@ -17,6 +17,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/open_options.hpp"
+#include "kvc/policy/retention.hpp"
 #include "kvc/policy/salt.hpp"
 #include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/offer.hpp"

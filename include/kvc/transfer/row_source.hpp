@@ -11,6 +11,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
+#include "kvc/layout/layer_groups.hpp"
 #include "kvc/layout/row_spans.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/snapshot/recurrent_layers.hpp"

@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -28,6 +29,8 @@
 #include "kvc/core/types.hpp"
 #include "kvc/policy/salt.hpp"
 #include "kvc/snapshot/describe.hpp"
+#include "kvc/snapshot/format.hpp"
+#include "kvc/transfer/group_offer.hpp"
 #include "kvc/transfer/layers.hpp"
 #include "kvc/transfer/outbox.hpp"
 #include "kvc/transfer/outcome.hpp"

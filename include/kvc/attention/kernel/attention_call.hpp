@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -15,10 +16,13 @@
 #include <vector>
 
 #include "kvc/attention/kernel/call_rows.hpp"
+#include "kvc/attention/kernel/kv_tile_rows.hpp"
+#include "kvc/attention/kernel/row_states.hpp"
 #include "kvc/attention/kernel/split_call.hpp"
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/options.hpp"
 #include "kvc/attention/output.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/parallel/executor.hpp"
 
 #ifdef KVC_ATTENTION_IS_COMPILED  // defined where a program links the CMake target kvc::attention

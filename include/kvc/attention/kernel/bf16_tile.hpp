@@ -11,15 +11,22 @@
 // A position of a pair that a row must not see is read as zeros.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <type_traits>
 
+#include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/tile_base.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/simd/convert.hpp"
 #include "kvc/simd/narrow.hpp"
+#include "kvc/simd/vec.hpp"
 
 #if KVC_SIMD_BF16_DOT
 

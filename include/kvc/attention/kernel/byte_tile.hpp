@@ -15,14 +15,20 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/tile_base.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/simd/narrow.hpp"
 #include "kvc/simd/transpose.hpp"
+#include "kvc/simd/vec.hpp"
 
 #if KVC_SIMD_BYTE_DOT
 

@@ -3,14 +3,19 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "kvc/attention/kernel/kv_tile.hpp"
 #include "kvc/attention/kernel/query_tile.hpp"
+#include "kvc/attention/kernel/row_states.hpp"
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/options.hpp"
 #include "kvc/attention/output.hpp"
+#include "kvc/attention/state.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/simd/vec.hpp"
 
 namespace kvc {
 inline namespace v0 {

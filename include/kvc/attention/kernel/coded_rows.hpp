@@ -8,8 +8,10 @@
 
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/part_kernels.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/simd/convert.hpp"
+#include "kvc/simd/vec.hpp"
 
 namespace kvc {
 inline namespace v0 {

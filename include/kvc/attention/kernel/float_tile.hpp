@@ -12,15 +12,22 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <type_traits>
 
 #include "kvc/attention/kernel/coded_rows.hpp"
+#include "kvc/attention/kernel/kernels.hpp"
+#include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/tile_base.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/element/float16.hpp"
 #include "kvc/element/quantized.hpp"
 #include "kvc/simd/convert.hpp"
+#include "kvc/simd/vec.hpp"
 
 namespace kvc {
 inline namespace v0 {

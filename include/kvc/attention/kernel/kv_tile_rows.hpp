@@ -12,6 +12,7 @@
 #include "kvc/attention/kv_view.hpp"
 #include "kvc/attention/memory_plan.hpp"
 #include "kvc/attention/options.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 
 namespace kvc {

@@ -17,12 +17,19 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kvc/attention/kernel/byte_tile.hpp"
+#include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/nibble_query.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 #include "kvc/simd/transpose.hpp"
+#include "kvc/simd/vec.hpp"
 
 #if KVC_SIMD_BYTE_DOT
 

@@ -7,7 +7,9 @@
 #include <limits>
 
 #include "kvc/attention/kernel/kernels.hpp"
+#include "kvc/core/types.hpp"
 #include "kvc/simd/exp.hpp"
+#include "kvc/simd/vec.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -20,6 +20,8 @@
 #include <utility>
 
 #include "kvc/attention/kernel/kernels.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/simd/vec.hpp"
 
 #if KVC_PART_KERNELS
 

@@ -26,6 +26,8 @@
 #include "kvc/attention/kernel/row_states.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/options.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/simd/vec.hpp"
 
 namespace kvc {
 inline namespace v0 {

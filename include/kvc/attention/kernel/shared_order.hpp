@@ -4,10 +4,13 @@
 #include <algorithm>
 #include <functional>
 #include <span>
+#include <type_traits>
 
 #include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/attention/kernel/split_plan.hpp"
 #include "kvc/attention/kv_view.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -8,17 +8,25 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "kvc/attention/kernel/call_rows.hpp"
+#include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/row_states.hpp"
 #include "kvc/attention/kernel/scratch.hpp"
 #include "kvc/attention/kernel/shared_order.hpp"
 #include "kvc/attention/kernel/splits.hpp"
+#include "kvc/attention/kv_view.hpp"
+#include "kvc/attention/memory_plan.hpp"
 #include "kvc/attention/memory_plan_choice.hpp"
+#include "kvc/attention/options.hpp"
+#include "kvc/attention/state.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/element/element.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <tuple>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/split_plan.hpp"
+#include "kvc/core/types.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -8,6 +8,8 @@
 #include "kvc/attention/kernel/kernels.hpp"
 #include "kvc/attention/kernel/kv_tile_rows.hpp"
 #include "kvc/attention/kernel/part_kernels.hpp"
+#include "kvc/core/types.hpp"
+#include "kvc/simd/vec.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -2,16 +2,20 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "kvc/core/limit.hpp"
+#include "kvc/core/stats.hpp"
 #include "kvc/core/token_span.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/expected_prefix.hpp"
+#include "kvc/policy/open_options.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {

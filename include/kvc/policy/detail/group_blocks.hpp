@@ -1,6 +1,7 @@
 // GroupCachedBlocks: the blocks of several layer groups in one pool, each free, referenced, or evictable.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>

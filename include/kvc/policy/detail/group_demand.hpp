@@ -6,6 +6,7 @@
 #include <span>
 
 #include "kvc/core/group_rule.hpp"
+#include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/detail/block_sizes.hpp"
 

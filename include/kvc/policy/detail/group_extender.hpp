@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/row_copies.hpp"
 #include "kvc/policy/detail/state_blocks.hpp"
+#include "kvc/policy/detail/state_table.hpp"
 #include "kvc/policy/group_table.hpp"
 
 namespace kvc {

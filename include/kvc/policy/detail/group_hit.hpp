@@ -9,6 +9,7 @@
 
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
+#include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/detail/group_nodes.hpp"
 

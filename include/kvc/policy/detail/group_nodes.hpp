@@ -23,6 +23,7 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/memory/large_vector.hpp"
 #include "kvc/policy/block_array.hpp"
 #include "kvc/policy/detail/block_sizes.hpp"
 #include "kvc/policy/prefix_index.hpp"

@@ -22,10 +22,12 @@
 #include "kvc/policy/block_pool.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/group_sequences.hpp"
+#include "kvc/policy/detail/region_list.hpp"
 #include "kvc/policy/detail/region_pool.hpp"
 #include "kvc/policy/detail/region_sizes.hpp"
 #include "kvc/policy/detail/row_copies.hpp"
 #include "kvc/policy/detail/state_blocks.hpp"
+#include "kvc/policy/detail/state_table.hpp"
 #include "kvc/policy/restore_options.hpp"
 
 namespace kvc {

@@ -26,6 +26,7 @@
 #include "kvc/policy/detail/group_sequences.hpp"
 #include "kvc/policy/detail/restore_tables.hpp"
 #include "kvc/policy/detail/state_blocks.hpp"
+#include "kvc/policy/detail/state_table.hpp"
 #include "kvc/policy/detail/table_audit.hpp"
 #include "kvc/policy/detail/table_sequence.hpp"
 #include "kvc/policy/group_table.hpp"

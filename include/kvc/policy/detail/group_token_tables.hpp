@@ -15,6 +15,7 @@
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
+#include "kvc/core/retained.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
@@ -22,6 +23,7 @@
 #include "kvc/policy/detail/group_indexer.hpp"
 #include "kvc/policy/detail/group_sequence_state.hpp"
 #include "kvc/policy/detail/group_tables.hpp"
+#include "kvc/policy/detail/state_table.hpp"
 #include "kvc/policy/restore_options.hpp"
 
 namespace kvc {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -14,16 +15,21 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
 #include "kvc/core/limit.hpp"
+#include "kvc/core/retained.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/corruption.hpp"
+#include "kvc/policy/detail/block_sizes.hpp"
 #include "kvc/policy/detail/cached_prefix_list.hpp"
 #include "kvc/policy/detail/group_blocks.hpp"
 #include "kvc/policy/detail/group_demand.hpp"
 #include "kvc/policy/detail/grouped_prefixes.hpp"
 #include "kvc/policy/detail/prefix_policy_base.hpp"
+#include "kvc/policy/expected_prefix.hpp"
+#include "kvc/policy/open_options.hpp"
 #include "kvc/policy/prefix_shared_config.hpp"
+#include "kvc/policy/restore_options.hpp"
 
 namespace kvc {
 inline namespace v0 {

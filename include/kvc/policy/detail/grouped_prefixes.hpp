@@ -13,10 +13,12 @@
 
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
+#include "kvc/core/group_rule.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/stats.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/concept.hpp"
+#include "kvc/policy/detail/block_sizes.hpp"
 #include "kvc/policy/detail/group_blocks.hpp"
 #include "kvc/policy/detail/group_hit.hpp"
 #include "kvc/policy/detail/group_token_tables.hpp"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -23,6 +24,7 @@
 #include "kvc/policy/detail/token_tables.hpp"
 #include "kvc/policy/events.hpp"
 #include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/open_options.hpp"
 #include "kvc/policy/prefix_shared_config.hpp"
 
 namespace kvc {

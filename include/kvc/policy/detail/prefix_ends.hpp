@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvc/core/group_rule.hpp"
+#include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/group_table.hpp"
 

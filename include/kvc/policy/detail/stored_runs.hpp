@@ -9,6 +9,7 @@
 
 #include "kvc/core/types.hpp"
 #include "kvc/policy/capabilities.hpp"
+#include "kvc/policy/group_table.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -17,6 +17,7 @@
 #include "kvc/policy/concept.hpp"
 #include "kvc/policy/detail/block_tables.hpp"
 #include "kvc/policy/detail/cached_blocks.hpp"
+#include "kvc/policy/retention.hpp"
 #include "kvc/policy/salt.hpp"
 
 namespace kvc {

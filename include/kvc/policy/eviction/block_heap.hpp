@@ -1,6 +1,7 @@
 // BlockHeap: for eviction policies whose order lists cannot express.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

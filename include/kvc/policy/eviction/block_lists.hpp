@@ -1,6 +1,7 @@
 // BlockLists: the lists that most eviction policies consist of.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kvc/config.hpp"

@@ -14,6 +14,7 @@
 #include "kvc/policy/eviction/block_heap.hpp"
 #include "kvc/policy/eviction/block_value.hpp"
 #include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/retention.hpp"
 
 namespace kvc {
 inline namespace v0 {

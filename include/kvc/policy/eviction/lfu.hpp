@@ -11,6 +11,7 @@
 #include "kvc/policy/block_array.hpp"
 #include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/retention.hpp"
 
 namespace kvc {
 inline namespace v0 {

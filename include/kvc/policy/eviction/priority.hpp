@@ -3,6 +3,7 @@
 
 #include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -13,6 +14,7 @@
 #include "kvc/policy/eviction/block_heap.hpp"
 #include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/retention.hpp"
 
 namespace kvc {
 inline namespace v0 {

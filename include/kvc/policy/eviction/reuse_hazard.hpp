@@ -16,6 +16,7 @@
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/policy/eviction/lru_shadow.hpp"
 #include "kvc/policy/eviction/reuse_model.hpp"
+#include "kvc/policy/retention.hpp"
 
 namespace kvc {
 inline namespace v0 {

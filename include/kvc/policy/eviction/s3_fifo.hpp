@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -14,6 +15,7 @@
 #include "kvc/policy/detail/recent_keys.hpp"
 #include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/retention.hpp"
 
 namespace kvc {
 inline namespace v0 {

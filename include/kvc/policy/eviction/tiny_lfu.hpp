@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -13,6 +14,7 @@
 #include "kvc/policy/detail/frequency_sketch.hpp"
 #include "kvc/policy/eviction/block_lists.hpp"
 #include "kvc/policy/eviction/concept.hpp"
+#include "kvc/policy/retention.hpp"
 
 namespace kvc {
 inline namespace v0 {

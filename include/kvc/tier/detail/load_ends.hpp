@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kvc/core/group_rule.hpp"
+#include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"
 
 namespace kvc {

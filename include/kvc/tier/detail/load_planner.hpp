@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
@@ -24,6 +25,7 @@
 #include "kvc/tier/detail/writer.hpp"
 #include "kvc/tier/pool_bytes.hpp"
 #include "kvc/tier/pool_keys.hpp"
+#include "kvc/tier/record_info.hpp"
 #include "kvc/tier/tier_policy.hpp"
 #include "kvc/tier/tiers_config.hpp"
 

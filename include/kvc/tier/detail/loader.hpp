@@ -14,6 +14,7 @@
 #include "kvc/core/types.hpp"
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/policy/salt.hpp"
+#include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/load.hpp"
 #include "kvc/tier/detail/load_planner.hpp"
 #include "kvc/tier/detail/tier_link.hpp"
@@ -21,6 +22,7 @@
 #include "kvc/tier/detail/writer.hpp"
 #include "kvc/tier/pool_bytes.hpp"
 #include "kvc/tier/pool_keys.hpp"
+#include "kvc/tier/record_info.hpp"
 #include "kvc/tier/tier_policy.hpp"
 #include "kvc/tier/tiers_config.hpp"
 

@@ -14,8 +14,10 @@
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/tier/detail/file_requests.hpp"
 #include "kvc/tier/detail/operation_queue.hpp"
+#include "kvc/tier/detail/segment.hpp"
 #include "kvc/tier/detail/segment_directory.hpp"
 #include "kvc/tier/record.hpp"
+#include "kvc/tier/record_info.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -17,7 +17,9 @@
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/operation_queue.hpp"
 #include "kvc/tier/detail/redis_connection.hpp"
+#include "kvc/tier/key.hpp"
 #include "kvc/tier/record.hpp"
+#include "kvc/tier/record_info.hpp"
 
 namespace kvc {
 inline namespace v0 {

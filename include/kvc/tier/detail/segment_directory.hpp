@@ -14,6 +14,7 @@
 #include <mutex>
 #include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <system_error>
 #include <unordered_map>
@@ -26,6 +27,7 @@
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/record_index.hpp"
 #include "kvc/tier/detail/segment.hpp"
+#include "kvc/tier/key.hpp"
 
 namespace kvc {
 inline namespace v0 {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <unordered_map>
@@ -19,8 +20,10 @@
 #include "kvc/policy/eviction/block_value.hpp"
 #include "kvc/policy/eviction/concept.hpp"
 #include "kvc/tier/detail/tier_link.hpp"
+#include "kvc/tier/key.hpp"
 #include "kvc/tier/pool_bytes.hpp"
 #include "kvc/tier/pool_keys.hpp"
+#include "kvc/tier/record_info.hpp"
 #include "kvc/tier/tier_policy.hpp"
 #include "kvc/tier/tiers_config.hpp"
 
