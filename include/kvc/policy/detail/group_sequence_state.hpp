@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "kvc/core/types.hpp"
+#include "kvc/policy/detail/buffer.hpp"
 #include "kvc/policy/detail/tenant_quota.hpp"
-#include "kvc/policy/detail/token_buffer.hpp"
 #include "kvc/policy/retention.hpp"
 
 namespace kvc {
@@ -21,7 +21,7 @@ struct GroupSequenceState {
 
   Parent root = Parent::root(0);
   Parent last = Parent::root(0);  // node that the tokens lead to; the sequence counts as ending there
-  TokenBuffer tokens;             // known ones behind that node
+  Buffer<Token> tokens;           // known ones behind that node
   Pos unknown_from = nowhere;     // first position whose token is not known
   Pos found = 0;                  // tokens that were in place when it was opened
   Pos prompt_end = 0;
