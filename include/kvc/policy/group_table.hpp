@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <span>
-#include <vector>
 
 #include "kvc/core/retained.hpp"
 #include "kvc/core/types.hpp"
+#include "kvc/policy/detail/buffer.hpp"
 #include "kvc/policy/detail/retained_rows.hpp"
 
 namespace kvc {
@@ -51,7 +51,7 @@ class GroupTable {
 
   [[nodiscard]] Pos block_tokens() const noexcept { return block_tokens_; }
   [[nodiscard]] bool grows() const noexcept { return grows_; }
-  [[nodiscard]] std::span<const BlockId> blocks() const noexcept { return std::span(blocks_).subspan(gone_); }
+  [[nodiscard]] std::span<const BlockId> blocks() const noexcept { return blocks_.all().subspan(gone_); }
   [[nodiscard]] bool empty() const noexcept { return size() == 0; }
   [[nodiscard]] GroupBlocks group_blocks() const noexcept {
     const std::size_t kept = std::min(size(), kept_size());
@@ -87,10 +87,14 @@ class GroupTable {
   }
   /// Where such a block is in the table; nullptr if it is not there, or lacks rows.
   [[nodiscard]] BlockId* find_complete(Pos number) noexcept {
-    if (number == end_ - 1 && number >= first_ && missing_.empty()) [[likely]] {
-      return &blocks_.back();
-    }
     return has(number) && is_complete(number) ? &(*this)[number] : nullptr;
+  }
+  /// Where the last block is, if the position before `end` is in it and no row is missing; otherwise nullptr.
+  [[nodiscard]] BlockId* find_last(Pos end) noexcept {
+    const Index slots = room();
+    return slots >= end && slots - block_tokens_ < end && end_ > first_ && missing_.empty()
+               ? &blocks_[blocks_.size() - 1]
+               : nullptr;
   }
   /// f(number) for the blocks that are there, ascending.
   template <class F>
@@ -153,10 +157,7 @@ class GroupTable {
   [[nodiscard]] bool can_push() const noexcept { return blocks_.size() < blocks_.capacity(); }
   /// Adds a block, within the room.
   void push(BlockId block) noexcept {
-    if (blocks_.size() == blocks_.capacity()) {
-      __builtin_unreachable();  // so that no code is compiled that grows
-    }
-    blocks_.push_back(block);
+    blocks_.push(block);
     ++end_;
   }
   /// Takes out the last blocks until `size` are left: f(block) for each, the last one first. f must not look at the
@@ -167,7 +168,7 @@ class GroupTable {
     for (std::size_t i = all.size(); i-- > size;) {
       f(all[i]);
     }
-    blocks_.resize(gone_ + std::min(size, all.size()));
+    blocks_.cut(gone_ + size);
     if (size == 0) {
       close_gap();
     }
@@ -190,13 +191,13 @@ class GroupTable {
     if (until <= first_) {
       return;
     }
-    const auto from = blocks_.begin() + static_cast<std::ptrdiff_t>(gone_ + kept_size());
-    const auto to = from + (until - first_);
-    std::for_each(from, to, f);
+    const std::size_t from = gone_ + kept_size();
+    const auto count = static_cast<std::size_t>(until - first_);
+    std::ranges::for_each(blocks_.all().subspan(from, count), f);
     if (kept_blocks_ > 0) {
-      blocks_.erase(from, to);
+      blocks_.erase(from, from + count);
     } else {
-      gone_ += static_cast<std::size_t>(until - first_);
+      gone_ += count;
       if (gone_ >= size()) {  // as much work as there was for what is gone
         close_gap();
       }
@@ -217,7 +218,8 @@ class GroupTable {
   ///   settled   that of `other`
   void assign(const GroupTable& other, Pos length, Pos settled) {
     const std::span<const BlockId> shared = other.blocks().first(other.size_at(length));
-    blocks_.assign(shared.begin(), shared.end());
+    blocks_.reserve(shared.size());
+    blocks_.assign(shared);
     gone_ = 0;
     first_ = other.first_;
     drops_at_ = other.drops_at_;
@@ -228,7 +230,8 @@ class GroupTable {
   }
   /// Makes it a table of these blocks. Throws std::bad_alloc; nothing has changed then.
   void assign(std::span<const BlockId> blocks) {
-    blocks_.assign(blocks.begin(), blocks.end());
+    blocks_.reserve(blocks.size());
+    blocks_.assign(blocks);
     gone_ = 0;
     count_end();
   }
@@ -237,7 +240,9 @@ class GroupTable {
   void begin_at(Pos length) {
     const Pos end = ceil_div(length, block_tokens_);
     const Pos first = std::max(std::min(rows_.rule().first_seen(length) / block_tokens_, end), kept_blocks_);
-    blocks_.assign(static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0)), no_block);
+    const auto count = static_cast<std::size_t>(std::min(kept_blocks_, end) + std::max(end - first, 0));
+    blocks_.reserve(count);
+    blocks_.assign(count, no_block);
     gone_ = 0;
     set_first(end > kept_blocks_ ? first : kept_blocks_);
     count_end();
@@ -254,7 +259,9 @@ class GroupTable {
   /// has changed then.
   void restore(Pos length, Pos settled, PosRange missing) {
     const RetainedRows rows = rows_to_restore(settled, missing);
-    blocks_.assign(static_cast<std::size_t>(blocks_to_restore(length, settled, missing)), no_block);
+    const auto count = static_cast<std::size_t>(blocks_to_restore(length, settled, missing));
+    blocks_.reserve(count);
+    blocks_.assign(count, no_block);
     gone_ = 0;
     set_first(first_to_restore(ceil_div(length, block_tokens_), rows, missing));
     count_end();
@@ -304,7 +311,7 @@ class GroupTable {
   /// Blocks that are there.
   [[nodiscard]] std::size_t size() const noexcept { return blocks_.size() - gone_; }
   void close_gap() noexcept {
-    blocks_.erase(blocks_.begin(), blocks_.begin() + static_cast<std::ptrdiff_t>(gone_));
+    blocks_.drop_front(gone_);
     gone_ = 0;
   }
   /// After blocks were added or taken out at the end.
@@ -326,7 +333,7 @@ class GroupTable {
     }
   }
 
-  std::vector<BlockId> blocks_;
+  Buffer<BlockId> blocks_;
   std::size_t gone_ = 0;  // of these, the first ones that were dropped; none where there are blocks of kept positions
   RetainedRows rows_;
   bool grows_ = true;

@@ -18,6 +18,8 @@ class Buffer {
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] std::size_t capacity() const noexcept { return room_.size(); }
   [[nodiscard]] std::span<const T> all() const noexcept { return {room_.data(), size_}; }
+  [[nodiscard]] T& operator[](std::size_t i) noexcept { return room_[i]; }
+  [[nodiscard]] const T& operator[](std::size_t i) const noexcept { return room_[i]; }
 
   /// Makes room for so many values. Throws std::bad_alloc; nothing has changed then.
   void reserve(std::size_t capacity) {
@@ -33,7 +35,7 @@ class Buffer {
       push(values.front());
       return;
     }
-    std::ranges::copy(values, room_.begin() + static_cast<std::ptrdiff_t>(size_));
+    std::copy(values.begin(), values.end(), room_.begin() + static_cast<std::ptrdiff_t>(size_));
     size_ += values.size();
   }
   /// Takes other values, within the capacity. O(values).
@@ -41,12 +43,20 @@ class Buffer {
     size_ = 0;
     append(values);
   }
-  /// Drops the first `count` values. O(values left).
-  void drop_front(std::size_t count) noexcept {
-    std::ranges::copy(all().subspan(count), room_.begin());
-    size_ -= count;
+  /// Takes `count` times a value, within the capacity. O(count).
+  void assign(std::size_t count, T value) noexcept {
+    size_ = count;
+    std::fill_n(room_.begin(), count, value);
   }
-  /// Drops all behind the first `count` tokens, if there are more.
+  /// Drops values [first, last). O(values behind them).
+  void erase(std::size_t first, std::size_t last) noexcept {
+    const std::span<const T> behind = all().subspan(last);
+    std::copy(behind.begin(), behind.end(), room_.begin() + static_cast<std::ptrdiff_t>(first));
+    size_ -= last - first;
+  }
+  /// Drops the first `count` values. O(values left).
+  void drop_front(std::size_t count) noexcept { erase(0, count); }
+  /// Drops all behind the first `count` values, if there are more.
   void cut(std::size_t count) noexcept { size_ = std::min(size_, count); }
   void clear() noexcept { size_ = 0; }
 

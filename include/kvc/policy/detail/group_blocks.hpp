@@ -183,17 +183,21 @@ class GroupCachedBlocks {
   }
   /// Takes a block that a sequence references from the index: what nobody could ever hit is not kept.
   void uncache(BlockId block) noexcept {
-    if (nodes.is_cross(block)) {
+    if (nodes.is_cross(block)) [[unlikely]] {
       drop_cross(block);
       return;
     }
     const std::size_t group = nodes.group(block);
-    if (block == victim_) {
-      victim_ = no_block;
-    }
+    victim_ = block == victim_ ? no_block : victim_;
     nodes.detach(block);
     forget(block, group);
     release_others(block, group);
+  }
+  /// The same, and takes back the reference, which is the only one: the block is free.
+  void uncache_and_free(BlockId block) noexcept {
+    uncache(block);
+    pool.unref(block);
+    pool.free(block);
   }
 
   /// Takes a cached block that nothing references from the index: what nobody could ever hit any more goes first.
@@ -346,6 +350,11 @@ class GroupCachedBlocks {
   }
   /// The index has the states that begin with `first` no more.
   void release_others(BlockId first, std::size_t group) noexcept {
+    if (states_.others(group) > 0) [[unlikely]] {
+      release_chain(first, group);
+    }
+  }
+  KVC_OUT_OF_LINE void release_chain(BlockId first, std::size_t group) noexcept {
     states_.for_each_other(first, group, [&](BlockId block) {
       if (pool.unref(block) == 0) {
         pool.free(block);
@@ -364,7 +373,7 @@ class GroupCachedBlocks {
 
   /// Takes all blocks from the root of this one, which is about to be used for something else or is referenced. Without
   /// one of them the others are of no use: those that nothing references are free.
-  void drop_cross(BlockId block) noexcept {
+  KVC_OUT_OF_LINE void drop_cross(BlockId block) noexcept {
     const Parent root = nodes.cross_root(block);
     for (const BlockId each : cross(root)) {
       const std::size_t group = nodes.group(each);

@@ -142,46 +142,54 @@ class GroupIndexer {
 
  private:
   /// Gives the nodes from the sequence's node up to the old one, which has its blocks already, those of the sequence.
-  void attach_blocks(Sequence& s, Parent old_last, PosRange parting) noexcept {
+  KVC_ALWAYS_INLINE void attach_blocks(Sequence& s, Parent old_last, PosRange parting) noexcept {
     auto& nodes = blocks_.nodes;
     const auto last = s.state.last.block();
+    const Pos last_end = nodes.end(s.state.last);
     const bool is_one_node = nodes.index.parent(last) == old_last;  // it is in blocks that stay
-    for (std::size_t g = 0; g < s.tables.size(); ++g) {
-      GroupTable& table = s.tables[g];
-      if (!table.grows()) {
-        continue;
+    std::size_t g = 0;
+    for (GroupTable& table : s.tables) {
+      if (table.grows()) {
+        BlockId* const own = is_one_node ? table.find_last(last_end) : nullptr;
+        if (own != nullptr) [[likely]] {
+          attach_block(s, g, table.end() - 1, *own, last, table.room() == last_end);
+        } else {
+          attach_blocks(s, g, old_last, parting, is_one_node);
+        }
       }
-      Pos end = nodes.end(s.state.last);
-      Pos number = table.number_of(end - 1);
-      if (is_one_node) [[likely]] {
-        attach_block(s, g, number, last, end);
-        continue;
-      }
-      const Pos length = std::max(s.lengths.committed - rules_.rewind, 0);
-      const PosRange prompt{s.state.prompt_end, s.state.prompt_end};
-      const PosRange now{length, s.lengths.committed};  // it may be closed here
-      for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block()), end -= node_tokens_) {
-        number -= end <= Index{number} * table.block_tokens() ? 1 : 0;
-        if (ends_.needs(g, table, number, now) || number < table.first() || ends_.needs(g, table, number, parting) ||
-            ends_.needs(g, table, number, prompt)) {
-          attach_block(s, g, number, at.block(), end);
+      ++g;
+    }
+  }
+  /// The same in one group.
+  KVC_OUT_OF_LINE void attach_blocks(Sequence& s, std::size_t g, Parent old_last, PosRange parting,
+                                     bool is_one_node) noexcept {
+    auto& nodes = blocks_.nodes;
+    GroupTable& table = s.tables[g];
+    Pos end = nodes.end(s.state.last);
+    Pos number = table.number_of(end - 1);
+    const Pos length = std::max(s.lengths.committed - rules_.rewind, 0);
+    const PosRange prompt{s.state.prompt_end, s.state.prompt_end};
+    const PosRange now{length, s.lengths.committed};  // it may be closed here
+    for (Parent at = s.state.last; !(at == old_last); at = nodes.index.parent(at.block()), end -= node_tokens_) {
+      number -= end <= Index{number} * table.block_tokens() ? 1 : 0;
+      if (is_one_node || ends_.needs(g, table, number, now) || number < table.first() ||
+          ends_.needs(g, table, number, parting) || ends_.needs(g, table, number, prompt)) {
+        if (BlockId* const own = table.find_complete(number)) {
+          attach_block(s, g, number, *own, at.block(), end == Index{number + 1} * table.block_tokens());
         }
       }
     }
   }
-  /// Gives a node, which ends at `end`, the block of a sequence, or the sequence that of the node.
-  void attach_block(Sequence& s, std::size_t g, Pos number, BlockId node, Pos end) noexcept {
-    GroupTable& table = s.tables[g];
-    BlockId* const own = table.find_complete(number);
-    if (own == nullptr) {
-      return;
-    }
+  /// Gives a node the block of a sequence, or the sequence that of the node.
+  ///   fills   whether the node ends where the block does
+  KVC_ALWAYS_INLINE void attach_block(Sequence& s, std::size_t g, Pos number, BlockId& own, BlockId node,
+                                      bool fills) noexcept {
     const BlockId there = blocks_.nodes.block(node, g);
     if (there == no_block) {
       s.share_tails();
-      blocks_.attach(s.state.context, s.state.tenant, s.state.root, node, g, number, *own);
-    } else if (there != *own && end == Index{number + 1} * table.block_tokens()) {
-      blocks_.merge(std::exchange(*own, there), there, s.state);
+      blocks_.attach(s.state.context, s.state.tenant, s.state.root, node, g, number, own);
+    } else if (there != own && fills) {
+      blocks_.merge(std::exchange(own, there), there, s.state);
       ++merges_;
     }
   }

@@ -183,10 +183,16 @@ class GroupNodes {
   }
   /// Takes a block from its nodes. Nodes that nothing needs any more are removed.
   void detach(BlockId block) noexcept {
-    const Node last = last_node(block);
-    for_each_node(block, [&](Node node) { blocks_at(node)[group(block)] = no_block; });
+    const Holder holder = holders_[block];
+    if (nodes_[holder.node].end - node_tokens() > holder.first) {  // others may have it, too
+      for_each_node(block, [&](Node node) { blocks_at(node)[group(block)] = no_block; });
+    } else {
+      blocks_at(holder.node)[static_cast<std::size_t>(holder.group)] = no_block;
+    }
     holders_[block] = {};
-    prune(last);
+    if (!is_in_use(holder.node)) {
+      prune(holder.node);
+    }
   }
 
   /// A mark of a block for its owner's use; false when it is attached.
@@ -283,9 +289,12 @@ class GroupNodes {
     for_each_node(block, [&](Node node) { first = node; });
     return first;
   }
-  void prune(Node node) noexcept {
-    while (!index.has_children(node) && nodes_[node].ref_count == 0 &&
-           std::ranges::all_of(blocks_of(node), [](BlockId block) { return block == no_block; })) {
+  /// Whether a node has a child, or a sequence ends there: nearly always, of one that lost a block.
+  [[nodiscard]] bool is_in_use(Node node) const noexcept {
+    return index.has_children(node) || nodes_[node].ref_count > 0;
+  }
+  KVC_OUT_OF_LINE void prune(Node node) noexcept {
+    while (!is_in_use(node) && std::ranges::all_of(blocks_of(node), [](BlockId block) { return block == no_block; })) {
       const Parent parent = index.parent(node);
       index.erase(node);
       free_.push_back(node);

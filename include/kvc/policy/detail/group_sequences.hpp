@@ -42,7 +42,7 @@ class GroupSequences {
   [[nodiscard]] Index groups() const noexcept { return std::ssize(rules_.groups); }
   /// Whether a group holds rows of another input.
   [[nodiscard]] bool is_cross(std::size_t group) const noexcept { return rules_.groups[group].cross_rows > 0; }
-  [[nodiscard]] bool has_states() const noexcept { return !rules_.states.empty(); }
+  [[nodiscard]] bool has_states() const noexcept { return has_states_; }
 
   [[nodiscard]] KVC_ALWAYS_INLINE Sequence& at(SeqId seq) { return sequences_.at(seq); }
   [[nodiscard]] KVC_ALWAYS_INLINE const Sequence& at(SeqId seq) const { return sequences_.at(seq); }
@@ -92,7 +92,7 @@ class GroupSequences {
   }
 
  protected:
-  explicit GroupSequences(const GroupRules& rules) : rules_(rules) {
+  explicit GroupSequences(const GroupRules& rules) : rules_(rules), has_states_(!rules.states.empty()) {
     for (const GroupRule& rule : rules_.groups) {
       has_cross_groups_ = has_cross_groups_ || rule.cross_rows > 0;
     }
@@ -117,6 +117,7 @@ class GroupSequences {
   }
 
   bool has_cross_groups_ = false;
+  bool has_states_;
 };
 
 }  // namespace detail

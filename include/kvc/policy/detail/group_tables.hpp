@@ -316,23 +316,22 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
   void drop_states(Sequence& s, Pos grain, F&& f) noexcept {
     states_.drop(s.states, this->settled(s), grain, s.state, f);
   }
-  /// Releases what no group keeps; f(block) before each block is released. O(groups), and of a group that drops blocks
-  /// O(blocks that it holds).
+  /// Drops what no group keeps; f(block) releases each block. O(groups), and of a group that drops blocks O(blocks that
+  /// it holds).
   template <class F>
   void drop(Sequence& s, F&& f) noexcept {
-    if (this->settled(s) < s.drops_at) {
+    const Pos settled = this->settled(s);
+    if (settled < s.drops_at) {
       return;
     }
-    s.drops_at = max_pos;
+    Pos drops_at = max_pos;
     for (GroupTable& table : s.tables) {
       if (table.grows()) {
-        table.drop(this->settled(s), [&](BlockId block) {
-          f(block);
-          blocks_.release(block, s.state);
-        });
-        s.drops_at = std::min(s.drops_at, table.drops_at());
+        table.drop(settled, f);
+        drops_at = std::min(drops_at, table.drops_at());
       }
     }
+    s.drops_at = drops_at;
   }
   /// The least committed length with which a settled sequence can drop something; 0 where there are states.
   [[nodiscard]] Pos quiet_until(const Sequence& s) const noexcept {
@@ -346,7 +345,7 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
   KVC_OUT_OF_LINE void commit_and_drop(Sequence& s) noexcept {
     settle(s);
     drop_states(s, 0, [](std::span<const BlockId>) {});
-    drop(s, [](BlockId) {});
+    drop(s, [&](BlockId block) { blocks_.release(block, s.state); });
     s.quiet_until = quiet_until(s);
   }
   [[nodiscard]] static constexpr std::size_t at_group(Index group) noexcept { return static_cast<std::size_t>(group); }

@@ -83,10 +83,10 @@ class GroupTokenTables
       s.state.tokens.push(tokens[0]);
       return Extension{s.lengths.append(), {}};
     }
-    return try_extend(seq, count, tokens, {});
+    return extend_by_tokens(s, s.lengths.checked_extension(seq, count, tokens.size()), tokens, {});
   }
-  KVC_OUT_OF_LINE std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
-                                                      std::span<const Pos> states_at) {
+  std::optional<Extension> try_extend(SeqId seq, Pos count, std::span<const Token> tokens,
+                                      std::span<const Pos> states_at) {
     Sequence& s = this->at(seq);
     return extend_by_tokens(s, s.lengths.checked_extension(seq, count, tokens.size()), tokens, states_at);
   }
@@ -239,8 +239,8 @@ class GroupTokenTables
 
  private:
   /// An extension that takes blocks, or has not just one token that is known.
-  std::optional<Extension> extend_by_tokens(Sequence& s, PosRange range, std::span<const Token> tokens,
-                                            std::span<const Pos> states_at) {
+  KVC_OUT_OF_LINE std::optional<Extension> extend_by_tokens(Sequence& s, PosRange range, std::span<const Token> tokens,
+                                                            std::span<const Pos> states_at) {
     const bool are_known = s.state.unknown_from > range.first && !range.empty() && !tokens.empty();
     if (are_known && s.state.tokens.size() + tokens.size() > s.state.tokens.capacity()) {
       s.state.tokens.reserve(std::max(s.state.tokens.size() + tokens.size(), 2 * s.state.tokens.capacity()));
@@ -311,7 +311,7 @@ class GroupTokenTables
   void drop(Sequence& s) noexcept {
     const Pos settled = this->settled(s);
     indexer_.ends().forget_passed(s, settled);
-    Base::drop(s, [&](BlockId block) { indexer_.ends().forget_unless_end(s, block, settled); });
+    Base::drop(s, [&](BlockId block) { indexer_.ends().release_dropped(s, block, settled); });
   }
   /// Of the states, those of whole nodes stay as long as windows do: a later prompt may begin with all that there is.
   void drop_states(Sequence& s) noexcept {

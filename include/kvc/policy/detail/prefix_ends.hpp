@@ -30,7 +30,13 @@ namespace detail {
 template <class Blocks, class Sequence>
 class PrefixEnds {
  public:
-  PrefixEnds(Blocks& blocks, const GroupRules& rules) : blocks_(blocks), rules_(rules) {}
+  PrefixEnds(Blocks& blocks, const GroupRules& rules)
+      : blocks_(blocks), rules_(rules), leaves_chunks_(blocks.nodes.slots(), 0) {
+    for (std::size_t g = 0; g < rules.groups.size(); ++g) {
+      const Pos chunk = rules.groups[g].retained.chunk;
+      leaves_chunks_[g] = chunk > 0 && chunk / blocks.nodes.block_tokens(g) <= most_chunk_blocks ? 1 : 0;
+    }
+  }
 
   /// Whether a hit that ends in `ends`, or up to a block before it, needs a block. O(1).
   [[nodiscard]] bool needs(std::size_t group, const GroupTable& table, Pos number, PosRange ends) const noexcept {
@@ -70,24 +76,18 @@ class PrefixEnds {
     std::ranges::for_each(s.states.blocks(), [&](BlockId block) { mark(block); });
   }
 
-  /// A block that a sequence of `settled` tokens is about to release leaves the index unless it is marked, or the end
-  /// of the sequence is still close. O(1).
+  /// Releases a block of a sequence of `settled` tokens that its group drops. The block leaves the index unless it is
+  /// marked, or the end of the sequence is still close. O(1).
+  void release_dropped(Sequence& s, BlockId block, Pos settled) noexcept {
+    if (leaves_index(s, block, settled)) [[likely]] {
+      blocks_.uncache_and_free(block);
+    } else {
+      blocks_.release(block, s.state);
+    }
+  }
+  /// A block that a sequence of `settled` tokens is about to release leaves the index as above. O(1).
   void forget_unless_end(Sequence& s, BlockId block, Pos settled) noexcept {
-    if (!blocks_.nodes.is_cached(block)) {
-      return;
-    }
-    const bool has_room = s.state.ends.size() < s.state.ends.capacity();
-    if (blocks_.nodes.is_marked(block)) {
-      if (has_room) {
-        s.state.ends.push_back({block, blocks_.nodes.prefix(block), max_pos});
-      }
-      return;
-    }
-    const Pos until = needed_until(block);
-    if (settled < until && has_room) {
-      s.state.ends.push_back({block, blocks_.nodes.prefix(block), until});
-      s.state.forgets_at = std::min(s.state.forgets_at, until);
-    } else if (blocks_.pool.ref_count(block) == 1) {
+    if (leaves_index(s, block, settled)) {
       blocks_.uncache(block);
     }
   }
@@ -129,21 +129,35 @@ class PrefixEnds {
   /// The length from which on no hit that ends up to a block before it needs a cached block of a chunk; 0 of others.
   [[nodiscard]] Pos needed_until(BlockId block) const noexcept {
     const std::size_t group = blocks_.nodes.group(block);
-    if (group >= rules_.groups.size() || rules_.groups[group].retained.chunk == 0) {
+    if (leaves_chunks_[group] == 0) [[likely]] {
       return 0;
     }
     const Pos tokens = blocks_.nodes.block_tokens(group);
-    if (rules_.groups[group].retained.chunk / tokens > most_chunk_blocks) {
-      return 0;
-    }
     const Pos end = blocks_.nodes.first(block) + tokens;
     return static_cast<Pos>(
         std::min(Index{rules_.groups[group].retained.sees_only_from(end)} + tokens, Index{max_pos}));
+  }
+  /// Whether a block that a sequence of `settled` tokens drops is to leave the index: it is cached, nothing else
+  /// references it, and no prompt could end in it. If one could, the sequence remembers the block, as long as there is
+  /// room.
+  [[nodiscard]] bool leaves_index(Sequence& s, BlockId block, Pos settled) noexcept {
+    if (!blocks_.nodes.is_cached(block)) {
+      return false;
+    }
+    const bool is_marked = blocks_.nodes.is_marked(block);
+    const Pos until = is_marked ? max_pos : needed_until(block);
+    if (settled < until && s.state.ends.size() < s.state.ends.capacity()) [[unlikely]] {
+      s.state.ends.push_back({block, blocks_.nodes.prefix(block), until});
+      s.state.forgets_at = std::min(s.state.forgets_at, until);
+      return false;
+    }
+    return !is_marked && blocks_.unshared(block);
   }
   void mark(BlockId block) noexcept { blocks_.nodes.mark_if_cached(block); }
 
   Blocks& blocks_;
   const GroupRules& rules_;
+  std::vector<char> leaves_chunks_;  // [slots] whether blocks of a chunk stay for an end in the next one
 };
 
 }  // namespace detail
