@@ -191,6 +191,28 @@ TEST_CASE("A sequence that fills the index leaves the prefixes of others") {
   }
 }
 
+TEST_CASE("The index remembers what groups that keep everything can hold and not what light windows could") {
+  GroupRules rules = rules_of({full, full, window(8)});
+  rules.groups[0].row_weight = 6;
+  rules.groups[1].row_weight = 2;
+  PrefixShared<Lru> policy({.blocks = 400, .block_tokens = 4}, rules);
+  REQUIRE((policy.block_tokens(0) == 4 && policy.block_tokens(1) == 12 && policy.block_tokens(2) == 24));
+  REQUIRE(policy.node_tokens() == 4);
+  CHECK(policy.nodes() == 300 + 75);  // 300 nodes take 300 blocks of one group and 100 of the other
+
+  std::vector<Tokens> prompts;
+  for (Token user = 1; user <= 9; ++user) {
+    prompts.push_back(counting(10'000 * user, 120));
+    policy.close(prefill(policy, prompts.back(), 100).seq);
+  }
+  for (const Tokens& prompt : prompts) {
+    CHECK(policy.match_length(joined(prompt, {-1})) == 120);
+  }
+  const Tokens longest = counting(0, 1100);  // nearly all of the pool: in place of the others
+  policy.close(prefill(policy, longest, 100).seq);
+  CHECK(policy.match_length(joined(longest, {-1})) == 1100);
+}
+
 TEST_CASE("Limits of positions are no limit: windows, chunks, kept rows and a reserve of all of them") {
   for (const Retained& retained : std::vector<Retained>{{max_pos, 0, 0},
                                                         {0, max_pos, 0},

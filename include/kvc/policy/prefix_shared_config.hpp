@@ -19,8 +19,9 @@ struct PrefixSharedConfig {
   /// Most evictable blocks of one tenant; 0: no limit. Sequences without a tenant share one quota.
   Index tenant_quota = 0;
   typename Eviction::Config eviction{};  ///< parameters of the eviction policy
-  /// With several groups: tokens that the index can remember; 0: twice as many as the slots of the pool, or, where no
-  /// group keeps everything, eight times. An index that is full evicts.
+  /// With several groups: tokens that the index can remember; 0: those that the groups which keep everything can hold
+  /// in the pool at once, and a quarter more (64 of its nodes at least); where no group keeps everything, eight times
+  /// the slots of the pool. An index that is full evicts.
   Index index_tokens = 0;
   /// With several groups: most tokens that `admission` expects in one pass of a prefill; 0: the whole prompt. A group
   /// with a window holds its window and one pass.

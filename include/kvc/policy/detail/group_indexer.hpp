@@ -26,7 +26,12 @@ class GroupIndexer {
 
  public:
   GroupIndexer(Blocks& blocks, const GroupRules& rules)
-      : blocks_(blocks), rules_(rules), ends_(blocks, rules), node_tokens_(blocks.nodes.node_tokens()) {}
+      : blocks_(blocks), rules_(rules), ends_(blocks, rules), node_tokens_(blocks.nodes.node_tokens()) {
+    const bool keeps = std::ranges::any_of(
+        rules.groups, [](const GroupRule& rule) { return rule.retained.everything() && rule.cross_rows == 0; });
+    const Index nodes = keeps ? blocks.nodes.nodes() * 4 / 5 : blocks.nodes.nodes() / 2;
+    most_of_full_index_ = static_cast<Pos>(std::min(nodes * node_tokens_, Index{max_pos}));
+  }
 
   [[nodiscard]] PrefixEnds<Blocks, Sequence>& ends() noexcept { return ends_; }
   /// Blocks of sequences that were released for an equal one that was cached.
@@ -49,8 +54,7 @@ class GroupIndexer {
       const std::uint64_t hash = nodes.index.chain_hash(last, tokens);
       BlockId node = nodes.index.find(last, tokens, hash);
       if (node == no_block) {
-        // A sequence that has half of a full index for itself takes no more: others' prefixes are worth as much.
-        if (!nodes.has_free_node() && (Index{end} / node_tokens_ >= nodes.nodes() / 2 || !blocks_.make_free_node())) {
+        if (!nodes.has_free_node() && (end >= most_of_full_index_ || !blocks_.make_free_node())) {
           break;
         }
         if (nodes.index.has_children(last)) {
@@ -198,6 +202,9 @@ class GroupIndexer {
   const GroupRules& rules_;
   PrefixEnds<Blocks, Sequence> ends_;
   Pos node_tokens_;
+  /// A sequence of so many tokens takes no more of a full index: others' prefixes are worth as much. Half of it, or, if
+  /// its rows would fill the pool as well, as many as the pool has rows for by default.
+  Pos most_of_full_index_ = 0;
   Index merges_ = 0;
 };
 

@@ -353,12 +353,22 @@ class GroupedPrefixShared
     require(rules.states.size() <= max_groups, "states", rules.states.size(), "at most 16 sizes of recurrent states");
     return block_sizes(rules, config.block_tokens);
   }
+  /// Nodes of the index. A prefix is of use as long as all groups that keep everything have its blocks, so these bound
+  /// the tokens of all prefixes that are of use at once; blocks that are not, until they are evicted, take nodes beside.
   [[nodiscard]] static Index index_nodes(const Config& config, const GroupRules& rules, const BlockSizes& sizes) {
+    const auto blocks = static_cast<double>(config.blocks);
+    double blocks_per_node = 0;  // of groups that keep everything
+    for (std::size_t g = 0; g < rules.groups.size(); ++g) {
+      const GroupRule& rule = rules.groups[g];
+      const bool keeps = rule.retained.everything() && rule.cross_rows == 0;
+      blocks_per_node += keeps ? static_cast<double>(sizes.node_tokens) / sizes.tokens[g] : 0.0;
+    }
     const Pos most = sizes.tokens.empty() ? sizes.node_tokens : std::ranges::max(sizes.tokens);
-    const bool keeps = std::ranges::any_of(rules.groups, [](const GroupRule& r) { return r.retained.everything(); });
-    const double tokens = config.index_tokens > 0 ? static_cast<double>(config.index_tokens)
-                                                  : static_cast<double>(config.blocks) * most * (keeps ? 2 : 8);
-    return static_cast<Index>(std::clamp(tokens / sizes.node_tokens, 1.0, static_cast<double>(1 << 29)));
+    const double held = blocks_per_node > 0 ? blocks / blocks_per_node : 0.0;
+    const double nodes = config.index_tokens > 0 ? static_cast<double>(config.index_tokens) / sizes.node_tokens
+                         : held > 0              ? held + std::max(held / 4, 64.0)
+                                                 : blocks * most / sizes.node_tokens * 8;
+    return static_cast<Index>(std::clamp(nodes, 1.0, static_cast<double>(1 << 29)));
   }
 
   GroupDemand demand_;
