@@ -354,7 +354,7 @@ class GroupedPrefixShared
     return block_sizes(rules, config.block_tokens);
   }
   /// Nodes of the index. A prefix is of use as long as all groups that keep everything have its blocks, so these bound
-  /// the tokens of all prefixes that are of use at once; blocks that are not, until they are evicted, take nodes beside.
+  /// the tokens of all prefixes that are of use at once; others take nodes beside them until they are evicted.
   [[nodiscard]] static Index index_nodes(const Config& config, const GroupRules& rules, const BlockSizes& sizes) {
     const auto blocks = static_cast<double>(config.blocks);
     double blocks_per_node = 0;  // of groups that keep everything
