@@ -31,6 +31,9 @@ struct CacheOptions {
   /// Tokens in one pass that there is always room for, of all sequences together; 0: max_tokens. With fewer, the pool
   /// is smaller, and a longer pass may find no room while the other sequences have all their tokens.
   Pos pass_tokens = 0;
+  /// What rows depend on besides their tokens, such as a checksum of the model: prefixes of another salt are not found.
+  /// For snapshots, which may be of another model with the same extents.
+  std::string salt{};
 };
 
 /// Keys and values of the sequences of an engine. A pass goes: begin, attend for each layer in order, commit. Errors

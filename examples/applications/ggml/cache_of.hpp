@@ -29,12 +29,19 @@ class CacheOf final : public Cache {
  public:
   CacheOf(const Model& model, const CacheOptions& options)
       : model_(&model), cache_(model.layer_groups(), pool_for(model.layer_groups(), options)) {
+    if (!options.salt.empty()) {
+      salt_.add(kvc::SaltKind::custom, options.salt);
+    }
     for (const Layer& layer : model.layers) {
       attention_.push_back({.scale = model.attention_scale, .window = layer.window});
     }
   }
 
-  [[nodiscard]] kvc::Opened open(std::span<const Token> prompt) override { return cache_.open(prompt); }
+  [[nodiscard]] kvc::Opened open(std::span<const Token> prompt) override {
+    kvc::OpenOptions options;
+    options.salt = salt_;
+    return cache_.open(prompt, options);
+  }
   void close(kvc::SeqId seq) override { cache_.close(seq); }
   [[nodiscard]] Pos length(kvc::SeqId seq) const override { return cache_.length(seq); }
 
@@ -121,6 +128,7 @@ class CacheOf final : public Cache {
 
   const Model* model_;
   Kv cache_;
+  kvc::Salt salt_;
   std::vector<kvc::AttentionOptions> attention_;  // [layers]
   std::vector<Append> steps_;                     // of the pass under way, behind the cache that they are of
   std::vector<kvc::PosRange> ranges_;

@@ -3,9 +3,20 @@
 #include <ggml-alloc.h>
 #include <ggml-cpu.h>
 
+// As kvc/snapshot/checksum.hpp includes it: nothing to link.
+#ifndef XXH_INLINE_ALL
+#define XXH_INLINE_ALL
+#endif
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX512F__) && !defined(XXH_VECTOR)
+#define XXH_VECTOR XXH_AVX2  // g++ 12 warns of uninitialised values in its own header of AVX-512
+#endif
+#include <xxhash.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
+#include <memory>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
@@ -100,6 +111,28 @@ void show_warnings_only() noexcept {
         }
       },
       nullptr);
+}
+
+std::string file_checksum(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::vector<char> bytes(std::size_t{1} << 20);
+  const std::unique_ptr<XXH3_state_t, FreeBy<XXH3_freeState>> state(XXH3_createState());
+  if (state == nullptr) {
+    throw std::bad_alloc();
+  }
+  XXH3_128bits_reset(state.get());
+  do {
+    file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    XXH3_128bits_update(state.get(), bytes.data(), static_cast<std::size_t>(file.gcount()));
+  } while (file);
+  if (!file.eof()) {
+    throw std::runtime_error(path + ": cannot be read");
+  }
+  const XXH128_hash_t hash = XXH3_128bits_digest(state.get());
+  char digits[33];
+  std::snprintf(digits, sizeof digits, "%016llx%016llx", static_cast<unsigned long long>(hash.high64),
+                static_cast<unsigned long long>(hash.low64));
+  return digits;
 }
 
 GgufFile::GgufFile(std::string path) : path_(std::move(path)) {

@@ -140,6 +140,11 @@ Model Model::load(const std::string& path, WeightType type) {
   m.value_dim = file.integer(a + ".attention.value_length", m.dim / m.heads);
   m.rope_dims = file.integer(a + ".rope.dimension_count", m.key_dim);
   m.positions = file.integer(a + ".context_length");
+  const auto is_extent = [](Index n) { return n >= 1 && n <= (1 << 30); };
+  if (!is_extent(m.key_dim) || !is_extent(m.value_dim) || !is_extent(m.positions) || m.rope_dims < 0 ||
+      m.rope_dims > m.key_dim || m.rope_dims % 2 != 0) {
+    file.fail("has extents that cannot be: key_length, value_length, rope.dimension_count or context_length");
+  }
   m.norm_epsilon = file.real(a + ".attention.layer_norm_rms_epsilon");
   m.logit_softcap = file.real(a + ".final_logit_softcapping", 0.0F);
   m.attention_scale = 1.0F / std::sqrt(static_cast<float>(m.key_dim));

@@ -49,7 +49,11 @@ std::vector<Request> read_prompts(const Options& o, const Model& model) {
   for (std::size_t i = 0; i < texts.size(); ++i) {
     const std::string which = "prompt " + std::to_string(i + 1);
     Request request;
-    request.prompt = model.vocabulary->encode(texts[i]);
+    try {
+      request.prompt = model.vocabulary->encode(texts[i]);
+    } catch (const std::invalid_argument& error) {
+      throw BadArgument(which + ": " + error.what());
+    }
     if (request.prompt.empty()) {
       throw BadArgument(which + " is empty, and the model has no token that begins a text");
     }
@@ -152,6 +156,9 @@ void generate(const Options& options) {
   o.pass_tokens = options.prefill_chunk;
   for (const Request& r : requests) {
     o.max_tokens = std::max(o.max_tokens, static_cast<Pos>(r.prompt.size()) + options.new_tokens);
+  }
+  if (!options.cache_file.empty()) {
+    o.salt = file_checksum(options.model);
   }
   const std::unique_ptr<Cache> cache = make_cache(model, o);
   if (!options.cache_file.empty() && std::filesystem::exists(options.cache_file)) {
