@@ -33,8 +33,8 @@ void show_warnings_only() noexcept;
 /// The type that weights have in memory: that of the file, or float.
 enum class WeightType { as_stored, f32 };
 
-/// XXH3 of 128 bits over all bytes of a file, as hexadecimal digits. Throws std::runtime_error that names the file if it
-/// cannot be read.
+/// XXH3 of 128 bits over all bytes of a file, as hexadecimal digits. Throws std::runtime_error that names the file if
+/// it cannot be read.
 [[nodiscard]] std::string file_checksum(const std::string& path);
 
 /// An open GGUF file. Every member throws std::runtime_error that names the file and the key or tensor: if it is not
