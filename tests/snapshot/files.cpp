@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "any_cache.hpp"
+#include "child_progress.hpp"
 #include "random_source.hpp"
 #include "temp_files.hpp"
 
@@ -239,13 +240,18 @@ TEST_CASE("A process that is killed while it saves leaves the old snapshot or th
   int interrupted = 0;
   for (int kill = 0; kill < std::min(200, kvc_test::cases_or(400)); ++kill) {
     CAPTURE(kill);
+    ChildProgress progress;
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {
       for (;;) {
         snapshot::save(b.cache, path);
+        progress.tell();
         snapshot::save(a.cache, path);
       }
+    }
+    if (kill % 2 == 1) {  // the others may be killed before they do anything
+      progress.await();
     }
     std::this_thread::sleep_for(std::chrono::microseconds(random.between(0, 6000)));
     REQUIRE(::kill(child, SIGKILL) == 0);

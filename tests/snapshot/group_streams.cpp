@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstddef>
@@ -245,7 +246,9 @@ TEST_CASE("A process that is killed while it streams layer groups leaves its rea
     ::close(ends[1]);
     PagedGroups to(layers, {.blocks = 400, .block_tokens = 4});
     PipeSource source(ends[0]);
+    std::atomic<bool> read_one = kill % 2 == 0;  // each second child lives until it has sent one
     std::thread killer([&, wait = random.between(0, 4000)] {
+      read_one.wait(false);
       std::this_thread::sleep_for(std::chrono::microseconds(wait));
       ::kill(child, SIGKILL);
     });
@@ -255,10 +258,14 @@ TEST_CASE("A process that is killed while it streams layer groups leaves its rea
         to.check(loaded.sequences.at(0), tokens);
         to.close(loaded.sequences[0]);
         ++whole;
+        read_one = true;
+        read_one.notify_one();
       }
     } catch (const FormatError&) {
       ++cut;
     }
+    read_one = true;
+    read_one.notify_one();
     killer.join();
     int status = 0;
     REQUIRE(::waitpid(child, &status, 0) == child);

@@ -23,6 +23,7 @@
 #include <thread>
 #include <vector>
 
+#include "../child_progress.hpp"
 #include "../random_source.hpp"
 #include "../temp_files.hpp"
 #include "catch.hpp"
@@ -242,7 +243,7 @@ TEST_CASE("Sparse files are joined, and their records stay", "[tier][file]") {
       REQUIRE(erase(store, blocks[i]) == StoreOutcome::done);
     }
   }
-  for (int i = 0; i < 1000 && folder.files().size() > before / 2; ++i) {  // threads do it behind us
+  for (int i = 0; i < 12'000 && folder.files().size() > before / 2; ++i) {  // threads do it behind us
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   REQUIRE(folder.files().size() <= before / 2);
@@ -504,6 +505,7 @@ TEST_CASE("A process that is killed while it writes leaves each record whole or 
   const int kills = kvc_test::operations_or(0) >= 1000000 ? 200 : kvc_test::cases_or(60);
   for (int kill = 0; kill < kills; ++kill) {
     CAPTURE(kill);
+    kvc_test::ChildProgress progress;
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {
@@ -514,9 +516,13 @@ TEST_CASE("A process that is killed while it writes leaves each record whole or 
         (void)store.erase(FileBlock((i + 7) % numbers, 0).info.key);
         (void)store.write(block.record(), std::span(&span, 1));
         (void)tier::drain(store, TimePoint::max(), [](const Completion&) {});
+        progress.tell();
       }
     }
-    std::this_thread::sleep_for(std::chrono::microseconds(random.between(500, 5000)));
+    if (kill % 2 == 1) {  // the others may be killed before they write anything
+      progress.await();
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random.between(0, 5000)));
     REQUIRE(::kill(child, SIGKILL) == 0);
     int status = 0;
     REQUIRE(::waitpid(child, &status, 0) == child);
