@@ -20,7 +20,7 @@ MakeEngine maker(Pos tokens = 256) {
 
 template <class T>
 std::vector<MakeEngine> kinds() {
-  return {maker<T, Reserve, HeadMajor>(800), maker<T, Paged4, TokenMajor>(), maker<T, Prefix4, HeadMajor>()};
+  return {maker<T, Paged4, TokenMajor>(), maker<T, Prefix4, HeadMajor>()};
 }
 
 const Salt tenant(SaltKind::tenant, "a tenant");
@@ -88,7 +88,7 @@ void check_pair(const MakeEngine& from, const MakeEngine& to) {
 }
 }  // namespace
 
-TEMPLATE_TEST_CASE("A sequence arrives bit for bit", "[transfer]", float, Eigen::bfloat16, Int8, Int4) {
+TEMPLATE_TEST_CASE("A sequence arrives bit for bit", "[transfer]", Eigen::bfloat16, Int8, Int4) {
   for (const MakeEngine& from : kinds<TestType>()) {
     for (const MakeEngine& to : kinds<TestType>()) {
       check_pair(from, to);
@@ -97,10 +97,11 @@ TEMPLATE_TEST_CASE("A sequence arrives bit for bit", "[transfer]", float, Eigen:
 }
 
 TEST_CASE("A sequence goes from any policy, block size and layout to any other", "[transfer]") {
-  const std::vector<MakeEngine> all = {maker<float, GrowBest, TokenMajor>(400), maker<float, Paged1, HeadMajor>(),
-                                       maker<float, Paged7, HeadMajor>(),       maker<float, Paged7, TokenMajor>(),
-                                       maker<float, Prefix1, TokenMajor>(),     maker<float, Prefix7, HeadMajor>(),
-                                       maker<float, Colliding4, TokenMajor>()};
+  const std::vector<MakeEngine> all = {maker<float, Reserve, HeadMajor>(800), maker<float, GrowBest, TokenMajor>(400),
+                                       maker<float, Paged4, TokenMajor>(),    maker<float, Prefix4, HeadMajor>(),
+                                       maker<float, Paged1, HeadMajor>(),     maker<float, Paged7, HeadMajor>(),
+                                       maker<float, Paged7, TokenMajor>(),    maker<float, Prefix1, TokenMajor>(),
+                                       maker<float, Prefix7, HeadMajor>(),    maker<float, Colliding4, TokenMajor>()};
   for (const MakeEngine& from : all) {
     for (const MakeEngine& to : all) {
       check_pair(from, to);
