@@ -10,6 +10,7 @@
 #include "kvc/attention/reference.hpp"
 #include "kvc/cache.hpp"
 #include "kvc/policy/paged.hpp"
+#include "random_source.hpp"
 #include "stories.hpp"
 
 using kvc::Index;
@@ -118,7 +119,7 @@ TEMPLATE_TEST_CASE("attention over random keys and values stays close to exact",
     const auto matrix = [&](Index rows, Index cols) -> Matrix {
       return Matrix::NullaryExpr(rows, cols, [&] { return normal(random); });
     };
-    Matrix q = matrix(32, 8 * 128), k = matrix(2048, 2 * 128), v = matrix(2048, 2 * 128);
+    Matrix q = matrix(kvc_test::cases_or(32), 8 * 128), k = matrix(2048, 2 * 128), v = matrix(2048, 2 * 128);
     return Problem(2, std::move(q), std::move(k), std::move(v));
   }();
   const Errors e = errors<TestType>(problem);
