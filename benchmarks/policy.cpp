@@ -107,15 +107,15 @@ void cache_prompt(P& policy, const std::vector<Token>& prompt) {
 /// The way of others: a prefix is the hash of its last block, chained, and found by that alone.
 class HashOnly {
  public:
-  explicit HashOnly(std::size_t blocks) : slots_(std::bit_ceil(2 * blocks)) {}
+  explicit HashOnly(std::size_t blocks) : buckets_(std::bit_ceil(2 * blocks)) {}
 
   void insert(std::span<const Token> prompt) {
     walk(prompt, [&](std::uint64_t hash) {
-      std::size_t i = hash & (slots_.size() - 1);
-      while (slots_[i].value != 0 && slots_[i].hash != hash) {
-        i = (i + 1) & (slots_.size() - 1);
+      std::size_t i = hash & (buckets_.size() - 1);
+      while (buckets_[i].value != 0 && buckets_[i].hash != hash) {
+        i = (i + 1) & (buckets_.size() - 1);
       }
-      slots_[i] = {hash, ++values_};
+      buckets_[i] = {hash, ++values_};
       return true;
     });
   }
@@ -123,21 +123,21 @@ class HashOnly {
   std::size_t match(std::span<const Token> prompt, std::vector<std::int32_t>& found) const {
     found.clear();
     walk(prompt, [&](std::uint64_t hash) {
-      std::size_t i = hash & (slots_.size() - 1);
-      while (slots_[i].value != 0 && slots_[i].hash != hash) {
-        i = (i + 1) & (slots_.size() - 1);
+      std::size_t i = hash & (buckets_.size() - 1);
+      while (buckets_[i].value != 0 && buckets_[i].hash != hash) {
+        i = (i + 1) & (buckets_.size() - 1);
       }
-      if (slots_[i].value == 0) {
+      if (buckets_[i].value == 0) {
         return false;
       }
-      found.push_back(slots_[i].value);
+      found.push_back(buckets_[i].value);
       return true;
     });
     return found.size();
   }
 
  private:
-  struct Slot {
+  struct Bucket {
     std::uint64_t hash = 0;
     std::int32_t value = 0;
   };
@@ -151,7 +151,7 @@ class HashOnly {
       }
     }
   }
-  std::vector<Slot> slots_;
+  std::vector<Bucket> buckets_;
   std::int32_t values_ = 0;
 };
 #endif

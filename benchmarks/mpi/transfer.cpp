@@ -52,15 +52,15 @@ double time_of(F&& f) {
 /// The bytes of `buffer` in messages of `size`, of which `in_flight` travel at once, and an answer.
 void plain(int rank, std::vector<std::byte>& buffer, std::size_t size, std::size_t in_flight) {
   std::vector<MPI_Request> requests(in_flight, MPI_REQUEST_NULL);
-  std::size_t slot = 0;
+  std::size_t next = 0;
   for (std::size_t at = 0; at < buffer.size(); at += size) {
-    MPI_Wait(&requests[slot], MPI_STATUS_IGNORE);
+    MPI_Wait(&requests[next], MPI_STATUS_IGNORE);
     if (rank == 0) {
-      MPI_Isend(buffer.data() + at, static_cast<int>(size), MPI_BYTE, 1, 1, MPI_COMM_WORLD, &requests[slot]);
+      MPI_Isend(buffer.data() + at, static_cast<int>(size), MPI_BYTE, 1, 1, MPI_COMM_WORLD, &requests[next]);
     } else {
-      MPI_Irecv(buffer.data() + at, static_cast<int>(size), MPI_BYTE, 0, 1, MPI_COMM_WORLD, &requests[slot]);
+      MPI_Irecv(buffer.data() + at, static_cast<int>(size), MPI_BYTE, 0, 1, MPI_COMM_WORLD, &requests[next]);
     }
-    slot = slot + 1 == in_flight ? 0 : slot + 1;
+    next = next + 1 == in_flight ? 0 : next + 1;
   }
   MPI_Waitall(static_cast<int>(in_flight), requests.data(), MPI_STATUSES_IGNORE);
   char answer = 0;

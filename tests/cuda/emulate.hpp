@@ -158,16 +158,17 @@ class Block {
   template <class T>
   std::array<T, 32> exchange(const T& mine, int operation) {
     static_assert(sizeof(T) <= 64 && std::is_trivially_copyable_v<T>);
-    Slot& slot = running_->slots[running_->warp_round % 2];  // a lane is at most one operation ahead of another
-    std::memcpy(slot.bytes, &mine, sizeof(T));
-    slot.operation = operation;
+    Exchange& exchange =
+        running_->exchanges[running_->warp_round % 2];  // a lane is at most one operation ahead of another
+    std::memcpy(exchange.bytes, &mine, sizeof(T));
+    exchange.operation = operation;
     const unsigned round = running_->warp_round++;
     warps_[running_->thread / 32].arrive();
     wait();
     std::array<T, 32> all{};
     const unsigned first = running_->thread / 32 * 32;
     for (unsigned lane = 0; lane < 32; ++lane) {
-      const Slot& other = fibers_[first + lane].slots[round % 2];
+      const Exchange& other = fibers_[first + lane].exchanges[round % 2];
       if (other.operation != operation) {
         throw std::logic_error("the lanes of a warp are at different operations");
       }
@@ -177,7 +178,7 @@ class Block {
   }
 
  private:
-  struct Slot {
+  struct Exchange {
     std::byte bytes[64];
     int operation;
   };
@@ -204,7 +205,7 @@ class Block {
   };
   struct Fiber {
     ucontext_t context;
-    Slot slots[2];
+    Exchange exchanges[2];
     unsigned thread = 0;
     unsigned block_round = 0;  // barriers reached
     unsigned warp_round = 0;   // warp operations reached

@@ -132,15 +132,15 @@ TEST_CASE("With layer groups a prefix arrives as a whole: a window needs its tai
   const auto expected = policy.try_expect(whole);
   REQUIRE(expected);
   CHECK(expected->cached == 0);
-  std::vector<std::int32_t> slots;
+  std::vector<std::int32_t> columns;
   policy.for_each_expected(expected->pin, [&](const ExpectedBlock& lacks) {
-    slots.push_back(lacks.slot);
+    columns.push_back(lacks.column);
     CHECK(lacks.last <= 28);
-    CHECK((lacks.slot != 1 || lacks.first >= 16));  // what the window sees before 28, in whole blocks
+    CHECK((lacks.column != 1 || lacks.first >= 16));  // what the window sees before 28, in whole blocks
   });
-  CHECK(std::ranges::count(slots, 0) == (28 + block - 1) / block);
-  CHECK(std::ranges::count(slots, 1) == 1);
-  CHECK(std::ranges::count(slots, 2) == (states ? 1 : 0));
+  CHECK(std::ranges::count(columns, 0) == (28 + block - 1) / block);
+  CHECK(std::ranges::count(columns, 1) == 1);
+  CHECK(std::ranges::count(columns, 2) == (states ? 1 : 0));
   CHECK(policy.match_length(prompt) == 0);
   CHECK_THROWS_AS(policy.arrive(expected->pin, 28), std::invalid_argument);
   CHECK_THROWS_AS(policy.arrive(expected->pin, whole.first(24)), std::invalid_argument);
@@ -165,7 +165,7 @@ TEST_CASE("With layer groups a prefix arrives as a whole: a window needs its tai
     REQUIRE(more);
     CHECK(more->cached == 28);
     int full = 0;
-    policy.for_each_expected(more->pin, [&](const ExpectedBlock& lacks) { full += lacks.slot == 0 ? 1 : 0; });
+    policy.for_each_expected(more->pin, [&](const ExpectedBlock& lacks) { full += lacks.column == 0 ? 1 : 0; });
     CHECK(full == (36 + block - 1) / block - 28 / block);
     policy.unpin(more->pin);
     policy.verify();

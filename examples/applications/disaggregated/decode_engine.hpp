@@ -27,7 +27,7 @@ class DecodeEngine {
         cache_(model.config.cache_layers(), config_.pool()),
         receiver_(cache_, transport, {.timeout = config_.timeout, .reserve_tokens = config_.reserve_tokens}),
         post_(transport, to_engines, to_router),
-        slots_(static_cast<std::size_t>(config_.batch), false) {
+        places_(static_cast<std::size_t>(config_.batch), false) {
     post_.send(router_peer, Kind::ready);
   }
 
@@ -38,7 +38,7 @@ class DecodeEngine {
       any = true;
     }
     any = receive() || any;
-    while (!waiting_.empty() && running_.size() < slots_.size()) {
+    while (!waiting_.empty() && running_.size() < places_.size()) {
       join();
     }
     any = decode_step() || any;
@@ -69,7 +69,7 @@ class DecodeEngine {
     Pos output_tokens = 0;
     Time received = 0;
     Time begin = 0;
-    int slot = 0;
+    int place = 0;
   };
 
   void take(const Message& message) {
@@ -112,9 +112,9 @@ class DecodeEngine {
   void join() {
     Sequence s = waiting_.front();
     waiting_.pop_front();
-    const auto slot = std::find(slots_.begin(), slots_.end(), false);
-    *slot = true;
-    s.slot = static_cast<int>(slot - slots_.begin());
+    const auto place = std::find(places_.begin(), places_.end(), false);
+    *place = true;
+    s.place = static_cast<int>(place - places_.begin());
     s.begin = config_.clock.elapsed();
     running_.push_back(s);
   }
@@ -162,7 +162,7 @@ class DecodeEngine {
         return false;
       }
       post_.send(router_peer, Kind::finished, s.attempt,
-                 Finished{s.received, s.begin, config_.clock.elapsed(), s.slot});
+                 Finished{s.received, s.begin, config_.clock.elapsed(), s.place});
       return true;
     });
   }
@@ -186,7 +186,7 @@ class DecodeEngine {
       }
       cache_.close(s.seq);
       if (static_cast<const void*>(&sequences) == static_cast<const void*>(&running_)) {
-        slots_[static_cast<std::size_t>(s.slot)] = false;
+        places_[static_cast<std::size_t>(s.place)] = false;
       }
       return true;
     });
@@ -198,7 +198,7 @@ class DecodeEngine {
   Cache cache_;
   kvc::transfer::Receiver<Cache, T> receiver_;
   Post<T> post_;
-  std::vector<bool> slots_;       // places in the batch that are taken
+  std::vector<bool> places_;      // places in the batch that are taken
   std::deque<Sequence> waiting_;  // for a place
   std::vector<Sequence> running_;
   Time computing_ = 0;

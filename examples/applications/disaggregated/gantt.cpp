@@ -46,13 +46,13 @@ void add_data(std::ostream& out, const char* name, const std::vector<Bar>& bars)
 }  // namespace
 
 void draw_gantt(const std::string& path, const RunRecord& run, const std::string& title) {
-  constexpr double slot = 1;      // height of a place in a batch
+  constexpr double place = 1;     // height of a place in a batch
   constexpr double transfer = 2;  // of what arrives
   constexpr double prompt = 3;
   constexpr double gap = 1.2;
-  int slots = 1;
+  int places = 1;
   for (const RequestRecord& r : run.requests) {
-    slots = std::max(slots, r.state == State::done ? r.decoded.slot + 1 : 0);
+    places = std::max(places, r.state == State::done ? r.decoded.place + 1 : 0);
   }
   // Engines from top to bottom; y grows downwards.
   std::vector<double> top;
@@ -62,7 +62,7 @@ void draw_gantt(const std::string& path, const RunRecord& run, const std::string
   const double right = milliseconds(run.total);
   for (std::size_t peer = 0; peer < run.engines.size(); ++peer) {
     const bool prefills = peer < static_cast<std::size_t>(run.prefill_engines);
-    const double height = prefills ? prompt : transfer + slots * slot;
+    const double height = prefills ? prompt : transfer + places * place;
     top.push_back(y);
     tics << (peer == 0 ? "" : ", ")
          << quoted(std::string(prefills ? "prefill" : "decode") + " engine " + std::to_string(peer)) << ' '
@@ -87,11 +87,11 @@ void draw_gantt(const std::string& path, const RunRecord& run, const std::string
     }
     const double prefill_top = top[static_cast<std::size_t>(r.prefill)];
     const double decode_top = top[static_cast<std::size_t>(r.decode)];
-    const double place = decode_top + transfer + r.decoded.slot * slot;
+    const double low = decode_top + transfer + r.decoded.place * place;
     const std::uint32_t id = r.attempt.request;
     prefills.push_back({id, r.prefilled.begin, r.prefilled.end, prefill_top, prefill_top + prompt});
     transfers.push_back({id, r.handover.begin, r.decoded.received, decode_top, decode_top + transfer - 0.15});
-    decodes.push_back({id, r.decoded.begin, r.decoded.end, place + 0.06, place + slot - 0.06});
+    decodes.push_back({id, r.decoded.begin, r.decoded.end, low + 0.06, low + place - 0.06});
     label(prefills.back());
     label(decodes.back());
   }

@@ -116,7 +116,7 @@ struct Finished {
   Time received;
   Time begin;
   Time end;
-  int slot;  // place in the batch
+  int place;  // place in the batch
 };
 struct GivenUp {
   bool for_good;  // it never fits

@@ -164,7 +164,7 @@ std::string value_text(const V& value) {
   } else if constexpr (std::is_arithmetic_v<V>) {
     return std::to_string(value);
   } else if constexpr (std::is_same_v<V, SeqId>) {
-    return concat({"{slot ", std::to_string(value.slot), ", generation ", std::to_string(value.generation), "}"});
+    return concat({"{index ", std::to_string(value.index), ", generation ", std::to_string(value.generation), "}"});
   } else if constexpr (std::is_same_v<V, PosRange>) {
     return concat({"[", std::to_string(value.first), ", ", std::to_string(value.last), ")"});
   } else {

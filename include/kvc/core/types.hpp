@@ -28,7 +28,7 @@ inline constexpr BlockId no_block{-1};
 /// The handle of an open sequence. The generation tells a handle that outlived its sequence from that of the next
 /// sequence.
 struct SeqId {
-  std::uint32_t slot = std::numeric_limits<std::uint32_t>::max();
+  std::uint32_t index = std::numeric_limits<std::uint32_t>::max();
   std::uint32_t generation = 0;
   friend constexpr bool operator==(SeqId, SeqId) = default;
 };

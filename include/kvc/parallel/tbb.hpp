@@ -19,11 +19,11 @@
 namespace kvc {
 inline namespace v0 {
 
-/// Runs items in a task arena of `threads` slots; 0 stands for as many as the machine has. Make one and keep it.
+/// Runs items in a task arena of `threads` threads; 0 stands for as many as the machine has. Make one and keep it.
 class Tbb {
  public:
   /// Throws std::invalid_argument if `threads` is negative.
-  explicit Tbb(int threads = 0) : arena_(slots(threads)) {}
+  explicit Tbb(int threads = 0) : arena_(concurrency_of(threads)) {}
 
   /// Threads that run the items.
   [[nodiscard]] Index concurrency() const noexcept { return arena_.max_concurrency(); }
@@ -45,7 +45,7 @@ class Tbb {
   }
 
  private:
-  static int slots(int threads) {
+  static int concurrency_of(int threads) {
     require(threads >= 0, "threads", threads, "at least 0");
     return threads == 0 ? tbb::task_arena::automatic : threads;
   }

@@ -309,19 +309,19 @@ concept ExpectsPrefixes =
     };
 
 /// Its index of prefixes has nodes, each for so many tokens behind those of its parent. A node may have a block in each
-/// slot: in each layer group, and behind the groups for each kind of recurrent states. With one group that keeps
+/// column: in each layer group, and behind the groups for each kind of recurrent states. With one group that keeps
 /// everything a node is its block, and has its number.
 ///
 ///   c.node_tokens()         | Pos: tokens of a node
 ///   c.nodes()               | Index: most nodes; their numbers are below it
-///   c.slots()               | Index: groups, and kinds of states
+///   c.columns()             | Index: groups, and kinds of states
 ///   c.for_each_node(f)      | f(NodeAdded) for every node, parents first, where there are several groups
 ///   c.next_state_block(b)   | BlockId: of cached states, the block behind b; no_block behind the last one
 template <class P>
 concept IndexesNodes = HoldsGroups<P> && requires(const P& c, BlockId block) {
   { c.node_tokens() } -> std::same_as<Pos>;
   { c.nodes() } -> std::same_as<Index>;
-  { c.slots() } -> std::same_as<Index>;
+  { c.columns() } -> std::same_as<Index>;
   c.for_each_node(detail::Ignore{});
   { c.next_state_block(block) } -> std::same_as<BlockId>;
 };

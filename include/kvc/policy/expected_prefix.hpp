@@ -14,7 +14,7 @@ inline namespace v0 {
 /// recurrent states of one kind.
 struct ExpectedBlock {
   /// The group; behind the groups, their number and that of the kind of states.
-  std::int32_t slot = 0;
+  std::int32_t column = 0;
   Pos first = 0;                      ///< position of the first row; of states, the tokens that they stand for
   Pos last = 0;                       ///< position behind the last row that is expected; of states, as `first`
   std::span<const BlockId> blocks{};  ///< one; of states, those of all layers

@@ -317,8 +317,8 @@ class PrefixShared<Eviction, Hash, Events>
   [[nodiscard]] BlockId next_state_block(BlockId block) const noexcept {
     return grouped_ ? grouped_->next_state_block(block) : no_block;
   }
-  /// Slots of a node of the index: groups, and behind them kinds of recurrent states: see IndexesNodes. O(1).
-  [[nodiscard]] Index slots() const noexcept {
+  /// Columns of a node of the index: groups, and behind them kinds of recurrent states: see IndexesNodes. O(1).
+  [[nodiscard]] Index columns() const noexcept {
     return this->groups() + static_cast<Index>(this->group_rules().states.size());
   }
   /// Tokens of a node. O(1).

@@ -26,38 +26,38 @@ class SequenceTable {
   /// nothing has changed then.
   void reserve() {
     if (free_.empty()) {
-      require(entries_.size() < max_slots, "open sequences", entries_.size(), "less than 2^32 - 1");
+      require(entries_.size() < max_size, "open sequences", entries_.size(), "less than 2^32 - 1");
       free_.reserve(entries_.size() + 1);  // so that erase cannot fail
       entries_.emplace_back();
-      ++slots_;
+      ++size_;
       free_.push_back(static_cast<std::uint32_t>(entries_.size() - 1));
     }
   }
   /// A new sequence with a fresh record. O(1), amortised. Throws std::bad_alloc; nothing has changed then.
   SeqId insert() {
     reserve();
-    const std::uint32_t slot = free_.back();
+    const std::uint32_t index = free_.back();
     free_.pop_back();
-    Entry& entry = entries_[slot];
+    Entry& entry = entries_[index];
     ++entry.generation;
-    return {slot, entry.generation};
+    return {index, entry.generation};
   }
 
   /// Closes an open sequence. O(1).
   void erase(SeqId seq) noexcept {
-    Entry& entry = entries_[seq.slot];
+    Entry& entry = entries_[seq.index];
     if constexpr (requires { entry.record.reset(); }) {
       entry.record.reset();
     } else {
       entry.record = Record{};
     }
     ++entry.generation;
-    free_.push_back(seq.slot);
+    free_.push_back(seq.index);
   }
 
   /// Whether the handle is that of an open sequence. O(1).
   [[nodiscard]] bool contains(SeqId seq) const noexcept {
-    return seq.slot < slots_ && entries_[seq.slot].generation == seq.generation && is_open(seq.generation);
+    return seq.index < size_ && entries_[seq.index].generation == seq.generation && is_open(seq.generation);
   }
 
   /// The record of an open sequence. O(1). Throws std::invalid_argument that names `seq` if the sequence is not open.
@@ -65,17 +65,17 @@ class SequenceTable {
     if (!contains(seq)) [[unlikely]] {
       throw_not_open(seq);
     }
-    return entries_[seq.slot].record;
+    return entries_[seq.index].record;
   }
   /// The same for reading.
   [[nodiscard]] KVC_ALWAYS_INLINE const Record& at(SeqId seq) const {
     if (!contains(seq)) [[unlikely]] {
       throw_not_open(seq);
     }
-    return entries_[seq.slot].record;
+    return entries_[seq.index].record;
   }
   /// The same, or nullptr if the sequence is not open.
-  [[nodiscard]] Record* find(SeqId seq) noexcept { return contains(seq) ? &entries_[seq.slot].record : nullptr; }
+  [[nodiscard]] Record* find(SeqId seq) noexcept { return contains(seq) ? &entries_[seq.index].record : nullptr; }
 
   /// Open sequences.
   [[nodiscard]] Index size() const noexcept { return static_cast<Index>(entries_.size() - free_.size()); }
@@ -101,15 +101,15 @@ class SequenceTable {
   /// f(SeqId, record) for every open sequence.
   template <class F>
   void for_each_handle(F&& f) const {
-    for (std::uint32_t slot = 0; slot < slots_; ++slot) {
-      if (is_open(entries_[slot].generation)) {
-        f(SeqId{slot, entries_[slot].generation}, entries_[slot].record);
+    for (std::uint32_t index = 0; index < size_; ++index) {
+      if (is_open(entries_[index].generation)) {
+        f(SeqId{index, entries_[index].generation}, entries_[index].record);
       }
     }
   }
 
  private:
-  static constexpr std::size_t max_slots = 0xffff'ffff;
+  static constexpr std::size_t max_size = 0xffff'ffff;
   struct alignas(64) Entry {
     Record record{};
     std::uint32_t generation = 0;  // odd while it is open
@@ -118,7 +118,7 @@ class SequenceTable {
   [[noreturn]] KVC_COLD static void throw_not_open(SeqId seq) { throw_invalid("seq", seq, "an open sequence"); }
 
   std::vector<Entry> entries_;
-  std::uint32_t slots_ = 0;  // entries_.size(), without the division that this takes
+  std::uint32_t size_ = 0;  // entries_.size(), without the division that this takes
   std::vector<std::uint32_t> free_;
 };
 

@@ -24,8 +24,8 @@ class SharedAdaptiveMutex {
     if (!writer_.try_lock()) {
       return false;
     }
-    for (std::uint32_t slot = 0; slot < used_.load(std::memory_order_seq_cst); ++slot) {
-      if (slots_[slot].readers.load(std::memory_order_seq_cst) != 0) {
+    for (std::uint32_t counter = 0; counter < used_.load(std::memory_order_seq_cst); ++counter) {
+      if (counters_[counter].readers.load(std::memory_order_seq_cst) != 0) {
         writer_.unlock();
         return false;
       }
@@ -35,8 +35,8 @@ class SharedAdaptiveMutex {
   /// Locks for one thread; waits until nobody has a lock.
   void lock() noexcept {
     writer_.lock();
-    for (std::uint32_t slot = 0; slot < used_.load(std::memory_order_seq_cst); ++slot) {
-      wait_for_none(slots_[slot].readers);
+    for (std::uint32_t counter = 0; counter < used_.load(std::memory_order_seq_cst); ++counter) {
+      wait_for_none(counters_[counter].readers);
     }
   }
   /// Unlocks; the calling thread has locked.
@@ -44,7 +44,7 @@ class SharedAdaptiveMutex {
 
   /// Locks for readers, unless a writer has or waits for the lock; says whether it did.
   [[nodiscard]] bool try_lock_shared() noexcept {
-    std::atomic<std::int32_t>& readers = own_slot();
+    std::atomic<std::int32_t>& readers = own_counter();
     // Either this thread sees the writer, or the writer sees this thread: both first write, then read.
     readers.fetch_add(1, std::memory_order_seq_cst);
     if (!writer_.is_locked()) [[likely]] {
@@ -57,32 +57,32 @@ class SharedAdaptiveMutex {
   void lock_shared() noexcept {
     if (!try_lock_shared()) [[unlikely]] {
       writer_.lock();  // so no writer has it, and the next one will see this thread
-      own_slot().fetch_add(1, std::memory_order_seq_cst);
+      own_counter().fetch_add(1, std::memory_order_seq_cst);
       writer_.unlock();
     }
   }
   /// Unlocks; the calling thread has locked for readers.
-  void unlock_shared() noexcept { leave(own_slot()); }
+  void unlock_shared() noexcept { leave(own_counter()); }
 
  private:
-  static constexpr std::uint32_t most_slots = 32;
+  static constexpr std::uint32_t most_counters = 32;
   static constexpr int spins = 2000;
-  struct alignas(64) Slot {
+  struct alignas(64) Counter {
     std::atomic<std::int32_t> readers = 0;
   };
 
-  /// The number of the calling thread, from 0 on. Threads whose numbers are most_slots apart share a slot.
+  /// The number of the calling thread, from 0 on. Threads whose numbers are most_counters apart share a counter.
   [[nodiscard]] static std::uint32_t thread_number() noexcept {
     static std::atomic<std::uint32_t> threads = 0;
     thread_local const std::uint32_t number = threads.fetch_add(1, std::memory_order_relaxed);
     return number;
   }
-  [[nodiscard]] std::atomic<std::int32_t>& own_slot() noexcept {
-    const std::uint32_t slot = thread_number() % most_slots;
-    for (std::uint32_t used = used_.load(std::memory_order_acquire); used <= slot;) {
-      used_.compare_exchange_weak(used, slot + 1, std::memory_order_seq_cst, std::memory_order_acquire);
+  [[nodiscard]] std::atomic<std::int32_t>& own_counter() noexcept {
+    const std::uint32_t counter = thread_number() % most_counters;
+    for (std::uint32_t used = used_.load(std::memory_order_acquire); used <= counter;) {
+      used_.compare_exchange_weak(used, counter + 1, std::memory_order_seq_cst, std::memory_order_acquire);
     }
-    return slots_[slot].readers;
+    return counters_[counter].readers;
   }
   static void wait_for_none(const std::atomic<std::int32_t>& readers) noexcept {
     for (int i = 0; i < spins; ++i) {
@@ -102,8 +102,8 @@ class SharedAdaptiveMutex {
     }
   }
 
-  std::array<Slot, most_slots> slots_;
-  alignas(64) std::atomic<std::uint32_t> used_ = 0;  // slots, from the first on, that readers have used
+  std::array<Counter, most_counters> counters_;
+  alignas(64) std::atomic<std::uint32_t> used_ = 0;  // counters, from the first on, that readers have used
   AdaptiveMutex writer_;
 };
 

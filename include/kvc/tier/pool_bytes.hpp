@@ -22,7 +22,7 @@ namespace tier {
 /// Where in the pool a tier block lies: the rows of the tokens of one node of the index in one layer group, or the
 /// states of one kind behind them. With one group that keeps everything it is a block of the pool.
 struct PoolPlace {
-  std::size_t slot = 0;             ///< layer group; behind the groups, kind of recurrent states
+  std::size_t column = 0;           ///< layer group; behind the groups, kind of recurrent states
   std::span<const BlockId> blocks;  ///< one; of states, those of all layers
   Pos row = 0;                      ///< of the first token, in the block
 };
@@ -45,38 +45,38 @@ class PoolBytes {
               "0: tiers do not hold rows of another input");
       require(tokens % group.tokens_per_row == 0, name + ".tokens_per_row", group.tokens_per_row,
               "a divisor of the tokens of an index node: a record has whole rows");
-      Slot slot;
-      slot.parts = static_cast<std::uint32_t>(group.shape.layers);
+      Column column;
+      column.parts = static_cast<std::uint32_t>(group.shape.layers);
       const Pos in_block = cache.policy().block_tokens(static_cast<Index>(g));
       for (Pos row = 0; row < in_block; row += tokens) {
-        add_spans(slot, static_cast<Index>(g), row, tokens);
+        add_spans(column, static_cast<Index>(g), row, tokens);
       }
-      slot.rows = tokens;
-      slots_.push_back(std::move(slot));
+      column.rows = tokens;
+      columns_.push_back(std::move(column));
     }
     for (std::size_t kind = 0; kind < layers.states().size(); ++kind) {
-      Slot slot;
+      Column column;
       for (Index layer = 0; layer < layers.layers(); ++layer) {
         if (layers.is_recurrent(layer) && layers.state_place(layer).kind == static_cast<Index>(kind)) {
-          slot.layers.push_back(layer);
+          column.layers.push_back(layer);
         }
       }
-      slot.parts = static_cast<std::uint32_t>(slot.layers.size());
-      slot.bytes = slot.parts * static_cast<std::size_t>(layers.states()[kind].bytes);
-      slots_.push_back(std::move(slot));
+      column.parts = static_cast<std::uint32_t>(column.layers.size());
+      column.bytes = column.parts * static_cast<std::size_t>(layers.states()[kind].bytes);
+      columns_.push_back(std::move(column));
     }
-    for (const Slot& slot : slots_) {
-      most_bytes_ = std::max(most_bytes_, slot.bytes);
-      most_spans_ = std::max(most_spans_, slot.layers.empty() ? slot.spans.size() : slot.layers.size());
+    for (const Column& column : columns_) {
+      most_bytes_ = std::max(most_bytes_, column.bytes);
+      most_spans_ = std::max(most_spans_, column.layers.empty() ? column.spans.size() : column.layers.size());
     }
   }
 
   /// Layer groups and kinds of states.
-  [[nodiscard]] std::size_t slots() const noexcept { return slots_.size(); }
+  [[nodiscard]] std::size_t columns() const noexcept { return columns_.size(); }
   /// Bytes of a tier block.
-  [[nodiscard]] std::size_t bytes(std::size_t slot) const noexcept { return slots_[slot].bytes; }
+  [[nodiscard]] std::size_t bytes(std::size_t column) const noexcept { return columns_[column].bytes; }
   /// Layers of it: parts of its record.
-  [[nodiscard]] std::uint32_t parts(std::size_t slot) const noexcept { return slots_[slot].parts; }
+  [[nodiscard]] std::uint32_t parts(std::size_t column) const noexcept { return columns_[column].parts; }
   /// Most bytes of a tier block.
   [[nodiscard]] std::size_t most_bytes() const noexcept { return most_bytes_; }
   /// Most spans of a tier block.
@@ -85,21 +85,21 @@ class PoolBytes {
   /// f(io::ByteSpan) for the bytes of some layers [first, last) of a tier block, in order. O(spans).
   template <class F>
   void for_each(const PoolPlace& place, std::uint32_t first, std::uint32_t last, F&& f) const {
-    const Slot& slot = slots_[place.slot];
+    const Column& column = columns_[place.column];
     if constexpr (requires { cache_->state(Index{}, place.blocks); }) {
-      if (!slot.layers.empty()) {
+      if (!column.layers.empty()) {
         for (std::uint32_t i = first; i < last; ++i) {
-          const std::span<const std::byte> state = std::as_const(*cache_).state(slot.layers[i], place.blocks);
+          const std::span<const std::byte> state = std::as_const(*cache_).state(column.layers[i], place.blocks);
           f(io::ByteSpan(const_cast<std::byte*>(state.data()), state.size()));  // of a pool that may be written
         }
         return;
       }
     }
-    const std::size_t row = static_cast<std::size_t>(place.row / slot.rows) * (slot.parts + std::size_t{1});
+    const std::size_t row = static_cast<std::size_t>(place.row / column.rows) * (column.parts + std::size_t{1});
     std::byte* begin = nullptr;  // neighbours in memory are one span
     std::byte* end = nullptr;
-    for (std::size_t i = slot.layer_at[row + first]; i < slot.layer_at[row + last]; ++i) {
-      const StridedSpan& span = slot.spans[i];
+    for (std::size_t i = column.layer_at[row + first]; i < column.layer_at[row + last]; ++i) {
+      const StridedSpan& span = column.spans[i];
       std::byte* const at = data_ + span.offset + to_index(place.blocks[0]) * span.stride;
       if (at != end && begin != nullptr) {
         f(io::ByteSpan(begin, end));
@@ -114,9 +114,9 @@ class PoolBytes {
   /// The same for all layers.
   template <class F>
   void for_each(const PoolPlace& place, F&& f) const {
-    for_each(place, 0, parts(place.slot), f);
+    for_each(place, 0, parts(place.column), f);
   }
-  /// Copies the bytes of a tier block to `to`, of bytes(place.slot) bytes. O(bytes).
+  /// Copies the bytes of a tier block to `to`, of bytes(place.column) bytes. O(bytes).
   void copy_out(const PoolPlace& place, std::byte* to) const noexcept {
     for_each(place, [&](io::ByteSpan span) { to = std::ranges::copy(span, to).out; });
   }
@@ -134,7 +134,7 @@ class PoolBytes {
     Index bytes;
     Index stride;  // from the span of one block to that of the next
   };
-  struct Slot {
+  struct Column {
     std::uint32_t parts = 0;
     std::size_t bytes = 0;
     Pos rows = 1;
@@ -144,12 +144,12 @@ class PoolBytes {
   };
 
   /// The spans of the tier blocks whose first token is in this row of a block.
-  void add_spans(Slot& slot, Index group, Pos row, Pos rows) {
+  void add_spans(Column& column, Index group, Pos row, Pos rows) {
     constexpr auto unit = static_cast<Index>(sizeof(typename Cache::Storage));
     const auto& layout = cache_->group_layout(group);
     Index bytes = 0;
     for (Index layer = 0; layer < layout.extents().layers; ++layer) {
-      slot.layer_at.push_back(slot.spans.size());
+      column.layer_at.push_back(column.spans.size());
       const auto list = [&](BlockId block) {
         std::vector<StridedSpan> spans;
         const layout::SlotSpan span{block, row, rows};
@@ -163,27 +163,27 @@ class PoolBytes {
       };
       std::vector<StridedSpan> spans = list(BlockId{0});
       const std::vector<StridedSpan> next = list(BlockId{1});
-      const std::size_t first = slot.spans.size();
+      const std::size_t first = column.spans.size();
       for (std::size_t i = 0; i < spans.size(); ++i) {
         StridedSpan& span = spans[i];
         span.stride = next[i].offset - span.offset;
         bytes += span.bytes;
-        const bool follows = slot.spans.size() > first && slot.spans.back().stride == span.stride &&
-                             slot.spans.back().offset + slot.spans.back().bytes == span.offset;
+        const bool follows = column.spans.size() > first && column.spans.back().stride == span.stride &&
+                             column.spans.back().offset + column.spans.back().bytes == span.offset;
         if (follows) {
-          slot.spans.back().bytes += span.bytes;
+          column.spans.back().bytes += span.bytes;
         } else {
-          slot.spans.push_back(span);
+          column.spans.push_back(span);
         }
       }
     }
-    slot.layer_at.push_back(slot.spans.size());
-    slot.bytes = static_cast<std::size_t>(bytes);
+    column.layer_at.push_back(column.spans.size());
+    column.bytes = static_cast<std::size_t>(bytes);
   }
 
   Cache* cache_;
   std::byte* data_;
-  std::vector<Slot> slots_;
+  std::vector<Column> columns_;
   std::size_t most_bytes_ = 0;
   std::size_t most_spans_ = 0;
 };

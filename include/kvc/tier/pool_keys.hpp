@@ -24,13 +24,13 @@ namespace kvc {
 inline namespace v0 {
 namespace tier {
 
-/// The number of a tier block: what one node of the index has in one slot, a layer group or a kind of recurrent states.
-/// That of slot s of node n is n * slots + s; with one group that keeps everything it is the number of the pool's
-/// block.
+/// The number of a tier block: what one node of the index has in one column, a layer group or a kind of recurrent
+/// states. That of column c of node n is n * columns + c; with one group that keeps everything it is the number of the
+/// pool's block.
 using TierBlock = BlockId;
 
-/// One slot, for PoolKeys.
-struct KeySlot {
+/// One column, for PoolKeys.
+struct KeyColumn {
   std::uint32_t parts = 1;  ///< of its records
   bool is_chain = true;     ///< a block is of use only with all blocks before it: the group keeps everything
 };
@@ -45,31 +45,31 @@ class PoolKeys {
 
   /// For `blocks` blocks of a pool, and an index of `nodes` nodes of node_tokens tokens. `format` as of KeyChain.
   /// Throws std::bad_alloc.
-  PoolKeys(Index blocks, Index nodes, Pos node_tokens, std::vector<KeySlot> slots, std::string format)
+  PoolKeys(Index blocks, Index nodes, Pos node_tokens, std::vector<KeyColumn> columns, std::string format)
       : node_tokens_(static_cast<std::size_t>(node_tokens)),
         format_(std::move(format)),
-        slots_(std::move(slots)),
+        columns_(std::move(columns)),
         nodes_(static_cast<std::size_t>(nodes)),
-        entries_(nodes_.size() * slots_.size()),
+        entries_(nodes_.size() * columns_.size()),
         tokens_(nodes_.size() * node_tokens_),
         first_(blocks, no_block) {}
 
-  [[nodiscard]] std::size_t slots() const noexcept { return slots_.size(); }
+  [[nodiscard]] std::size_t columns() const noexcept { return columns_.size(); }
   /// Tier blocks that there can be.
   [[nodiscard]] Index blocks() const noexcept { return static_cast<Index>(entries_.size()); }
   /// Of a tier block.
-  [[nodiscard]] std::size_t slot(TierBlock block) const noexcept { return index(block) % slots_.size(); }
+  [[nodiscard]] std::size_t column(TierBlock block) const noexcept { return index(block) % columns_.size(); }
 
-  /// A chain for prompts of a salt in one slot, before their first block. Valid until the next call. Throws
+  /// A chain for prompts of a salt in one column, before their first block. Valid until the next call. Throws
   /// std::bad_alloc.
-  [[nodiscard]] KeyChain& chain(std::string_view salt_bytes, std::size_t slot) {
-    KeyChain& chain = chains(salt_bytes)[slot];
+  [[nodiscard]] KeyChain& chain(std::string_view salt_bytes, std::size_t column) {
+    KeyChain& chain = chains(salt_bytes)[column];
     chain.restart();
     return chain;
   }
-  /// Steps a chain over the next block of a slot.
-  [[nodiscard]] RecordInfo next(KeyChain& chain, std::size_t slot, std::span<const Token> tokens) const {
-    return chain.next(tokens, slots_[slot].parts);
+  /// Steps a chain over the next block of a column.
+  [[nodiscard]] RecordInfo next(KeyChain& chain, std::size_t column, std::span<const Token> tokens) const {
+    return chain.next(tokens, columns_[column].parts);
   }
 
   /// The index has this node now. Throws std::bad_alloc; neither it nor what follows it has a name then.
@@ -87,7 +87,7 @@ class PoolKeys {
     const std::span<Token> own =
         std::span(tokens_).subspan(static_cast<std::size_t>(node.node) * node_tokens_, node_tokens_);
     std::ranges::copy(node.tokens, own.begin());
-    for (std::size_t s = 0; s < slots_.size(); ++s) {
+    for (std::size_t s = 0; s < columns_.size(); ++s) {
       all[s].restart();
       if (node.parent != BlockStored::no_node) {
         all[s].resume(entries_[index(at(node.parent, s))].info.key);
@@ -151,15 +151,15 @@ class PoolKeys {
   [[nodiscard]] BlockId pool_block(TierBlock block) const noexcept { return entries_[index(block)].block; }
   /// The tier block before a cached one, without which it is of no use; no_block if there is none.
   [[nodiscard]] TierBlock parent(TierBlock block) const noexcept {
-    const Node& node = nodes_[index(block) / slots_.size()];
-    if (node.parent == BlockStored::no_node || !slots_[slot(block)].is_chain) {
+    const Node& node = nodes_[index(block) / columns_.size()];
+    if (node.parent == BlockStored::no_node || !columns_[column(block)].is_chain) {
       return no_block;
     }
-    const TierBlock parent = at(node.parent, slot(block));
+    const TierBlock parent = at(node.parent, column(block));
     return find(parent) != nullptr ? parent : no_block;
   }
   /// Nodes before that of a cached tier block.
-  [[nodiscard]] Pos depth(TierBlock block) const noexcept { return nodes_[index(block) / slots_.size()].depth; }
+  [[nodiscard]] Pos depth(TierBlock block) const noexcept { return nodes_[index(block) / columns_.size()].depth; }
   /// The cached tier block of this key, or no_block. Expected O(1).
   [[nodiscard]] TierBlock find(const BlockKey& key) const noexcept {
     const auto found = block_of_.find(key);
@@ -180,8 +180,8 @@ class PoolKeys {
     TierBlock same = no_block;  // another one in the same block of the pool
   };
   [[nodiscard]] static std::size_t index(TierBlock block) noexcept { return static_cast<std::size_t>(block); }
-  [[nodiscard]] TierBlock at(std::int32_t node, std::size_t slot) const noexcept {
-    return static_cast<TierBlock>(static_cast<std::size_t>(node) * slots_.size() + slot);
+  [[nodiscard]] TierBlock at(std::int32_t node, std::size_t column) const noexcept {
+    return static_cast<TierBlock>(static_cast<std::size_t>(node) * columns_.size() + column);
   }
   [[nodiscard]] std::vector<KeyChain>& chains(std::string_view salt_bytes) {
     std::string salt(salt_bytes);
@@ -191,7 +191,7 @@ class PoolKeys {
         chains_.clear();
       }
       std::vector<KeyChain> fresh;
-      for (std::size_t s = 0; s < slots_.size(); ++s) {
+      for (std::size_t s = 0; s < columns_.size(); ++s) {
         fresh.emplace_back(format_, Salt::from_bytes(salt).value(), static_cast<std::int32_t>(s));
       }
       found = chains_.emplace(std::move(salt), std::move(fresh)).first;
@@ -201,13 +201,13 @@ class PoolKeys {
 
   std::size_t node_tokens_;
   std::string format_;
-  std::vector<KeySlot> slots_;
+  std::vector<KeyColumn> columns_;
   std::vector<Node> nodes_;
-  std::vector<Entry> entries_;   // [nodes, slots]
+  std::vector<Entry> entries_;   // [nodes, columns]
   std::vector<Token> tokens_;    // [nodes, node_tokens]
   BlockArray<TierBlock> first_;  // [blocks of the pool] one that lies there
   std::unordered_map<BlockKey, TierBlock, BlockKeyHash> block_of_;
-  std::unordered_map<std::string, std::vector<KeyChain>> chains_;  // by Salt::bytes(), then [slots]
+  std::unordered_map<std::string, std::vector<KeyChain>> chains_;  // by Salt::bytes(), then [columns]
 };
 
 }  // namespace tier

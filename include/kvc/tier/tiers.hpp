@@ -349,7 +349,7 @@ class Tiers<Cache> {
       const std::int32_t node =
           block.node == BlockStored::no_node ? static_cast<std::int32_t>(block.block) : block.node;
       const RecordInfo* const info =
-          keys_.find(static_cast<TierBlock>(Index{node} * cache_.policy().slots() + block.group));
+          keys_.find(static_cast<TierBlock>(Index{node} * cache_.policy().columns() + block.group));
       cached += info != nullptr ? 1 : 0;
       if (info != nullptr && !std::ranges::equal(info->tokens, block.tokens)) {
         throw_error(InvariantError("kvc: a block has other tokens for the tiers than for the cache"));
@@ -367,18 +367,18 @@ class Tiers<Cache> {
   static TiersConfig checked(const Cache& cache, const TiersConfig& config, std::size_t stores) {
     require_valid(config, stores);
     const Index most = std::numeric_limits<std::int32_t>::max();
-    require(cache.policy().nodes() <= most / cache.policy().slots(), "cache.policy().nodes()", cache.policy().nodes(),
-            "so few that all slots of all nodes are less than 2^31");
+    require(cache.policy().nodes() <= most / cache.policy().columns(), "cache.policy().nodes()", cache.policy().nodes(),
+            "so few that all columns of all nodes are less than 2^31");
     return config;
   }
   [[nodiscard]] static PoolKeys make_keys(Cache& cache, const std::string& model) {
-    std::vector<KeySlot> slots;
+    std::vector<KeyColumn> columns;
     const PoolBytes<Cache> bytes(cache);
     const GroupRules& rules = cache.policy().group_rules();
-    for (std::size_t s = 0; s < bytes.slots(); ++s) {
-      slots.push_back({bytes.parts(s), s < rules.groups.size() && rules.groups[s].retained.everything()});
+    for (std::size_t s = 0; s < bytes.columns(); ++s) {
+      columns.push_back({bytes.parts(s), s < rules.groups.size() && rules.groups[s].retained.everything()});
     }
-    return PoolKeys(cache.policy().blocks(), cache.policy().nodes(), cache.policy().node_tokens(), std::move(slots),
+    return PoolKeys(cache.policy().blocks(), cache.policy().nodes(), cache.policy().node_tokens(), std::move(columns),
                     format(cache, model));
   }
   /// Names what is cached already.
@@ -396,7 +396,7 @@ class Tiers<Cache> {
         writer_.found(blocks.rest.first(std::min(blocks.rest.size(), whole - std::min(whole, first))));
       });
     }
-    for (Index kind = 0; opened.cached > 0 && kind < cache_.policy().slots() - cache_.groups(); ++kind) {
+    for (Index kind = 0; opened.cached > 0 && kind < cache_.policy().columns() - cache_.groups(); ++kind) {
       writer_.found(cache_.policy().state_blocks(opened.seq, kind, opened.cached).first(1));
     }
   }

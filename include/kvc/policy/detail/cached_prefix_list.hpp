@@ -30,7 +30,7 @@ class CachedPrefixList {
       : blocks_(blocks),
         nodes_(blocks.nodes),
         rules_(rules),
-        covered_(static_cast<std::size_t>(nodes_.nodes()) * nodes_.slots(), 0) {}
+        covered_(static_cast<std::size_t>(nodes_.nodes()) * nodes_.columns(), 0) {}
 
   /// f(CachedPrefix) for each, longer ones of a leaf first.
   template <class F>
@@ -69,11 +69,11 @@ class CachedPrefixList {
   using Hit = GroupHit<typename Nodes::HashType>;
 
   [[nodiscard]] Pos length_of(std::size_t i) const noexcept { return nodes_.end(Parent(path_[i])); }
-  [[nodiscard]] char& covered(std::size_t i, std::size_t slot) noexcept {
-    return covered_[static_cast<std::size_t>(path_[i]) * nodes_.slots() + slot];
+  [[nodiscard]] char& covered(std::size_t i, std::size_t column) noexcept {
+    return covered_[static_cast<std::size_t>(path_[i]) * nodes_.columns() + column];
   }
-  /// f(number on the path, slot) for what a hit that ends with a node of the path needs. Of groups that keep everything
-  /// all nodes, or only the last one, without which it has not the others either.
+  /// f(number on the path, column) for what a hit that ends with a node of the path needs. Of groups that keep
+  /// everything all nodes, or only the last one, without which it has not the others either.
   template <class F>
   void for_each_needed(std::size_t last, bool all, F&& f) noexcept {
     for (std::size_t g = 0; g < nodes_.groups(); ++g) {
@@ -93,14 +93,14 @@ class CachedPrefixList {
         f(i, g);
       }
     }
-    for (std::size_t slot = nodes_.groups(); slot < nodes_.slots(); ++slot) {
-      f(last, slot);
+    for (std::size_t column = nodes_.groups(); column < nodes_.columns(); ++column) {
+      f(last, column);
     }
   }
   [[nodiscard]] bool is_new(std::size_t last) noexcept {
     bool is_new = false;
-    for_each_needed(last, false, [&](std::size_t i, std::size_t slot) {
-      is_new = is_new || (nodes_.block(path_[i], slot) != no_block && covered(i, slot) == 0);
+    for_each_needed(last, false, [&](std::size_t i, std::size_t column) {
+      is_new = is_new || (nodes_.block(path_[i], column) != no_block && covered(i, column) == 0);
     });
     return is_new;
   }
@@ -126,13 +126,13 @@ class CachedPrefixList {
       add(g, numbers[g]++, rules_.groups[g].cross_rows, block);
     }
     std::ranges::stable_sort(list_, {}, &CachedPrefix::Block::group);
-    for (std::size_t slot = nodes_.groups(); slot < nodes_.slots(); ++slot) {
-      for (BlockId block = nodes_.block(path_[last], slot); block != no_block; block = blocks_.next_of_state(block)) {
+    for (std::size_t column = nodes_.groups(); column < nodes_.columns(); ++column) {
+      for (BlockId block = nodes_.block(path_[last], column); block != no_block; block = blocks_.next_of_state(block)) {
         states_.push_back(block);
       }
     }
     f(CachedPrefix{nodes_.index.roots().salt(root), tokens_, list_, states_});
-    for_each_needed(last, true, [&](std::size_t i, std::size_t slot) { covered(i, slot) = 1; });
+    for_each_needed(last, true, [&](std::size_t i, std::size_t column) { covered(i, column) = 1; });
   }
   void add(std::size_t g, Pos number, Pos end, BlockId block) {
     const Pos first = number * nodes_.block_tokens(g);
@@ -142,7 +142,7 @@ class CachedPrefixList {
   const Blocks& blocks_;
   const Nodes& nodes_;
   const GroupRules& rules_;
-  std::vector<char> covered_;  // [nodes, slots]
+  std::vector<char> covered_;  // [nodes, columns]
   std::vector<Node> path_;     // of a leaf
   std::vector<std::size_t> ends_;
   std::vector<CachedPrefix::Block> list_;

@@ -49,8 +49,8 @@ class GroupCachedBlocks {
         nodes(blocks, index_nodes, sizes, hash),
         eviction(blocks, eviction_config),
         quota(blocks, tenant_quota),
-        evictable_(nodes.slots(), 0),
-        keeps_everything_(nodes.slots(), 0),
+        evictable_(nodes.columns(), 0),
+        keeps_everything_(nodes.columns(), 0),
         states_(blocks, nodes.groups(), sizes.states) {
     for (std::size_t g = 0; g < nodes.groups(); ++g) {
       keeps_everything_[g] = rules.groups[g].retained.everything() && rules.groups[g].cross_rows == 0 ? 1 : 0;
@@ -68,8 +68,8 @@ class GroupCachedBlocks {
   [[nodiscard]] Index evictable() const noexcept { return eviction.size() + evictable_others_; }
   [[nodiscard]] Index evictions() const noexcept { return evictions_; }
   /// Blocks of one state of a kind behind the first one; 0 of a layer group.
-  [[nodiscard]] Index others(std::size_t slot) const noexcept { return states_.others(slot); }
-  /// Evictable blocks of a slot that the eviction policy has.
+  [[nodiscard]] Index others(std::size_t column) const noexcept { return states_.others(column); }
+  /// Evictable blocks of a column that the eviction policy has.
   [[nodiscard]] Index evictable(std::size_t group) const noexcept { return evictable_[group]; }
 
   [[nodiscard]] KVC_ALWAYS_INLINE BlockId allocate() noexcept {
@@ -142,7 +142,7 @@ class GroupCachedBlocks {
   /// and the index references the others as long as it is.
   void attach_state(SequenceContext& context, int tenant, Parent root, Node node, std::size_t kind,
                     std::span<const BlockId> blocks) noexcept {
-    const std::size_t slot = nodes.groups() + kind;
+    const std::size_t column = nodes.groups() + kind;
     const auto number = static_cast<Pos>(nodes.end(Parent(node)) / nodes.node_tokens() - 1);
     nodes.attach_state(node, kind, blocks[0]);
     states_.link(blocks);
@@ -150,9 +150,9 @@ class GroupCachedBlocks {
       pool.ref(other);
     }
     quota.on_cached(blocks[0], tenant);
-    eviction.on_cached(context, StoredBlock{blocks[0], key(node, slot), number, as_group(slot)}, now);
+    eviction.on_cached(context, StoredBlock{blocks[0], key(node, column), number, as_group(column)}, now);
     if constexpr (Events::listens) {
-      events(stored(events_++, root, node, slot, blocks[0]));
+      events(stored(events_++, root, node, column, blocks[0]));
     }
   }
   /// The block of cached states behind this one; no_block behind the last one.
@@ -448,8 +448,8 @@ class GroupCachedBlocks {
   BlockId victim_ = no_block;  // nodes.watched() is its last node, or lies below that
   Index evictions_ = 0;
   CrossBlocks cross_;
-  std::vector<Index> evictable_;        // [slots]
-  std::vector<char> keeps_everything_;  // [slots]
+  std::vector<Index> evictable_;        // [columns]
+  std::vector<char> keeps_everything_;  // [columns]
   StateChains states_;
   Index evictable_others_ = 0;  // blocks of states behind the first one
   std::uint64_t events_ = 0;

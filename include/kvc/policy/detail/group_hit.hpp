@@ -75,7 +75,7 @@ class GroupHit {
         return false;
       }
     }
-    if (nodes_.slots() > nodes_.groups() && (count > 0 || (!path.empty() && !nodes_.has_states(path.back())))) {
+    if (nodes_.columns() > nodes_.groups() && (count > 0 || (!path.empty() && !nodes_.has_states(path.back())))) {
       return false;
     }
     length_ = length;
@@ -137,7 +137,7 @@ class GroupHit {
     }
     const std::span<const BlockId> blocks = nodes_.blocks_of(child);
     Shorts shorts;
-    if (nodes_.slots() > nodes_.groups()) {
+    if (nodes_.columns() > nodes_.groups()) {
       return;
     }
     for (std::size_t g = 0; g < nodes_.groups(); ++g) {

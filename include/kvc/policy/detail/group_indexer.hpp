@@ -130,10 +130,10 @@ class GroupIndexer {
       }
       std::span<const BlockId> blocks = s.states.of(i);
       for (std::size_t kind = 0; kind < rules_.states.size(); ++kind) {
-        const std::size_t slot = nodes.groups() + kind;
-        const auto count = static_cast<std::size_t>(1 + blocks_.others(slot));
+        const std::size_t column = nodes.groups() + kind;
+        const auto count = static_cast<std::size_t>(1 + blocks_.others(column));
         const BlockId first = blocks[0];
-        if (!nodes.is_cached(first) && nodes.block(at.block(), slot) == no_block) {
+        if (!nodes.is_cached(first) && nodes.block(at.block(), column) == no_block) {
           blocks_.attach_state(s.state.context, s.state.tenant, s.state.root, at.block(), kind, blocks.first(count));
         }
         if (s.states.is_kept(i) && nodes.is_cached(first)) {

@@ -5,7 +5,7 @@
 // holds the tokens of one or several nodes, one after the other; its **last node** is the deepest of those that have
 // it. So the deepest node of a prefix within the span of a block has a block with all rows of the prefix in that span.
 //
-// Beside the groups a node has a slot for each kind of recurrent states: the first block of those after the last of its
+// Beside the groups a node has a column for each kind of recurrent states: the first block of those after its last
 // tokens.
 //
 // A node stays as long as it has a block, a child, or a sequence that ends there.
@@ -45,8 +45,8 @@ class GroupNodes {
       : index(nodes, sizes.node_tokens, hash),
         sizes_(sizes),
         nodes_(nodes),
-        slots_(sizes.tokens.size() + sizes.states.size()),
-        blocks_of_(static_cast<std::size_t>(nodes) * slots_, no_block),
+        columns_(sizes.tokens.size() + sizes.states.size()),
+        blocks_of_(static_cast<std::size_t>(nodes) * columns_, no_block),
         holders_(blocks) {
     free_.resize(static_cast<std::size_t>(nodes));
     for (std::size_t i = 0; i < free_.size(); ++i) {
@@ -59,8 +59,8 @@ class GroupNodes {
   [[nodiscard]] Pos node_tokens() const noexcept { return sizes_.node_tokens; }
   [[nodiscard]] Pos block_tokens(std::size_t group) const noexcept { return sizes_.tokens[group]; }
   [[nodiscard]] std::size_t groups() const noexcept { return sizes_.tokens.size(); }
-  /// Groups and kinds of states: slot groups() + kind is that of a kind. Members that take a group take a slot.
-  [[nodiscard]] std::size_t slots() const noexcept { return slots_; }
+  /// Groups and kinds of states: column groups() + kind is that of a kind. Members that take a group take a column.
+  [[nodiscard]] std::size_t columns() const noexcept { return columns_; }
   [[nodiscard]] bool has_free_node() const noexcept { return !free_.empty(); }
 
   /// The position behind the tokens of a node; 0 for a root.
@@ -72,7 +72,7 @@ class GroupNodes {
   /// The block of a node in a group, or no_block.
   [[nodiscard]] BlockId block(Node node, std::size_t group) const noexcept { return blocks_of(node)[group]; }
   [[nodiscard]] std::span<const BlockId> blocks_of(Node node) const noexcept {
-    return {blocks_of_.data() + static_cast<std::size_t>(node) * slots_, slots_};
+    return {blocks_of_.data() + static_cast<std::size_t>(node) * columns_, columns_};
   }
   /// The tokens that lead to a node. O(tokens). Throws std::bad_alloc.
   [[nodiscard]] std::vector<Token> tokens_to(Parent node) const {
@@ -238,7 +238,7 @@ class GroupNodes {
         check(block == no_block || holders_[block].first % block_tokens(g) == 0, node,
               "has a block that begins elsewhere");
       }
-      for (std::size_t g = groups(); g < slots(); ++g) {
+      for (std::size_t g = groups(); g < columns(); ++g) {
         const BlockId block = this->block(node, g);
         has_block = has_block || block != no_block;
         check(block == no_block || (is_cached(block) && group(block) == g && last_node(block) == node), node,
@@ -270,7 +270,7 @@ class GroupNodes {
   };
 
   [[nodiscard]] std::span<BlockId> blocks_at(Node node) noexcept {
-    return {blocks_of_.data() + static_cast<std::size_t>(node) * slots_, slots_};
+    return {blocks_of_.data() + static_cast<std::size_t>(node) * columns_, columns_};
   }
   /// f(node) for all nodes that have a cached block, deepest first.
   template <class F>
@@ -325,8 +325,8 @@ class GroupNodes {
 
   BlockSizes sizes_;
   BlockArray<NodeData> nodes_;
-  std::size_t slots_;
-  LargeVector<BlockId> blocks_of_;  // [nodes, slots]
+  std::size_t columns_;
+  LargeVector<BlockId> blocks_of_;  // [nodes, columns]
   BlockArray<Holder> holders_;      // [blocks]
   Node watched_ = no_node;
   std::vector<Node> free_;  // a stack; never grows beyond its first capacity

@@ -278,7 +278,7 @@ class GroupedPrefixShared
       }
     });
     blocks_.nodes.index.for_each([&](Parent root, Parent, BlockId node) {
-      for (std::size_t g = 0; g < blocks_.nodes.slots(); ++g) {
+      for (std::size_t g = 0; g < blocks_.nodes.columns(); ++g) {
         if (const BlockId block = blocks_.nodes.block(node, g); block != no_block) {
           f(blocks_.stored(blocks_.next_event(), root, node, g, block));
         }
@@ -317,7 +317,7 @@ class GroupedPrefixShared
     BlockArray<std::int32_t> references = tables_.verify();
     blocks_.add_references(references);
     BlockArray<std::int32_t> ends(blocks_.nodes.nodes(), 0);
-    auto counts = this->verify_reference_counts(blocks_.nodes.index.roots().slots(), [&](const Sequence& s) {
+    auto counts = this->verify_reference_counts(blocks_.nodes.index.roots().entries(), [&](const Sequence& s) {
       if (!s.state.last.is_root()) {
         ++ends[s.state.last.block()];
       }

@@ -250,7 +250,7 @@ class PlainPrefixShared : public PrefixPolicyBase<PrefixSharedConfig<Eviction>, 
 
   void verify() const {
     const BlockArray<std::int32_t> references = tables_.verify();
-    const auto counts = this->verify_reference_counts(blocks_.index.roots().slots(), [&](const Sequence& s) {
+    const auto counts = this->verify_reference_counts(blocks_.index.roots().entries(), [&](const Sequence& s) {
       if ((s.state.unknown_from != Tables::nowhere && s.state.unknown_from >= std::max(1, s.lengths.reserved)) ||
           s.state.cached_blocks > tables_.full_blocks(tables_.known(s)) || s.state.fills_at != tables_.fills_at(s)) {
         throw_error(InvariantError("kvc: a sequence knows more tokens than it has"));

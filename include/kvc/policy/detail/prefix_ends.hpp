@@ -31,7 +31,7 @@ template <class Blocks, class Sequence>
 class PrefixEnds {
  public:
   PrefixEnds(Blocks& blocks, const GroupRules& rules)
-      : blocks_(blocks), rules_(rules), leaves_chunks_(blocks.nodes.slots(), 0) {
+      : blocks_(blocks), rules_(rules), leaves_chunks_(blocks.nodes.columns(), 0) {
     for (std::size_t g = 0; g < rules.groups.size(); ++g) {
       const Pos chunk = rules.groups[g].retained.chunk;
       leaves_chunks_[g] = chunk > 0 && chunk / blocks.nodes.block_tokens(g) <= most_chunk_blocks ? 1 : 0;

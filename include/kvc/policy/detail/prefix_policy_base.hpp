@@ -137,7 +137,7 @@ class PrefixPolicyBase {
   /// f(sequence) for all sequences and pins, which are counted. Throws InvariantError if the counters are wrong.
   template <class F>
   [[nodiscard]] ReferenceCounts verify_reference_counts(std::size_t roots, F&& f) const {
-    ReferenceCounts counts{std::vector<Index>(roots, 0), std::vector<Index>(blocks_.quota.slots(), 0)};
+    ReferenceCounts counts{std::vector<Index>(roots, 0), std::vector<Index>(blocks_.quota.entries(), 0)};
     Index sequences = 0;
     Index pins = 0;
     tables_.for_each([&](const Sequence& s) {

@@ -45,7 +45,7 @@ class PrefixRoots {
   /// Roots in use.
   [[nodiscard]] Index size() const noexcept { return static_cast<Index>(root_of_.size()); }
   /// Numbers of roots are less than this.
-  [[nodiscard]] std::size_t slots() const noexcept { return roots_.size(); }
+  [[nodiscard]] std::size_t entries() const noexcept { return roots_.size(); }
 
   /// The root of a salt, with one reference more. Throws std::bad_alloc; nothing has changed then.
   [[nodiscard]] Parent acquire(const Salt& salt) {
@@ -101,7 +101,7 @@ class PrefixRoots {
     }
   }
 
-  /// Compares the reference count of each root with `expected` [slots()]. Throws InvariantError.
+  /// Compares the reference count of each root with `expected` [entries()]. Throws InvariantError.
   void verify(std::span<const Index> expected) const {
     Index in_use = 0;
     for (std::size_t r = 0; r < roots_.size(); ++r) {

@@ -31,8 +31,8 @@ class RecentKeys {
   [[nodiscard]] Number end() const noexcept { return end_; }
   [[nodiscard]] bool full() const noexcept { return end_ - begin_ == ring_.size(); }
 
-  [[nodiscard]] Value& value(Number number) noexcept { return ring_[slot(number)].value; }
-  [[nodiscard]] const Value& value(Number number) const noexcept { return ring_[slot(number)].value; }
+  [[nodiscard]] Value& value(Number number) noexcept { return ring_[index(number)].value; }
+  [[nodiscard]] const Value& value(Number number) const noexcept { return ring_[index(number)].value; }
 
   /// The newest record of a key, or none.
   [[nodiscard]] Number find(std::uint64_t key) const noexcept {
@@ -45,7 +45,7 @@ class RecentKeys {
     if (begin_ == end_) {
       return;
     }
-    const std::size_t oldest = slot(begin_);
+    const std::size_t oldest = index(begin_);
     const std::size_t bucket = bucket_of(ring_[oldest].key);
     if (buckets_[bucket] == static_cast<std::uint32_t>(oldest)) {
       empty(bucket);
@@ -58,8 +58,8 @@ class RecentKeys {
       pop();
     }
     const std::size_t bucket = bucket_of(key);
-    buckets_[bucket] = static_cast<std::uint32_t>(slot(end_));
-    ring_[slot(end_)] = {key, value};
+    buckets_[bucket] = static_cast<std::uint32_t>(index(end_));
+    ring_[index(end_)] = {key, value};
     return end_++;
   }
 
@@ -78,11 +78,11 @@ class RecentKeys {
   };
   static constexpr std::uint32_t free_bucket = ~std::uint32_t{0};
 
-  [[nodiscard]] std::size_t slot(Number number) const noexcept {
+  [[nodiscard]] std::size_t index(Number number) const noexcept {
     return static_cast<std::size_t>(number) & (ring_.size() - 1);
   }
-  [[nodiscard]] Number number_at(std::uint32_t slot_of_record) const noexcept {
-    return begin_ + ((slot_of_record - begin_) & (ring_.size() - 1));
+  [[nodiscard]] Number number_at(std::uint32_t index_of_record) const noexcept {
+    return begin_ + ((index_of_record - begin_) & (ring_.size() - 1));
   }
   [[nodiscard]] std::size_t home(std::uint64_t key) const noexcept {
     return static_cast<std::size_t>(key) & (buckets_.size() - 1);
@@ -112,7 +112,7 @@ class RecentKeys {
   }
 
   std::vector<Record> ring_;
-  std::vector<std::uint32_t> buckets_;  // slots of ring_, at most half full
+  std::vector<std::uint32_t> buckets_;  // indices of ring_, at most half full
   Number begin_ = 0;
   Number end_ = 0;
 };

@@ -14,7 +14,8 @@ inline namespace v0 {
 namespace detail {
 
 /// The states of one kind after one length take one block or several. The prefix index knows the first one; from it a
-/// chain leads to the others. A slot is a layer group or, behind those, a kind of states. O(1) unless stated otherwise.
+/// chain leads to the others. A column is a layer group or, behind those, a kind of states. O(1) unless stated
+/// otherwise.
 class StateChains {
  public:
   /// For `groups` groups and these kinds. Throws std::bad_alloc. O(blocks).
@@ -25,8 +26,8 @@ class StateChains {
     }
   }
 
-  /// How many blocks follow the first one in a slot; 0 of a layer group.
-  [[nodiscard]] Index others(std::size_t slot) const noexcept { return others_[slot]; }
+  /// How many blocks follow the first one in a column; 0 of a layer group.
+  [[nodiscard]] Index others(std::size_t column) const noexcept { return others_[column]; }
   /// The block behind this one; no_block behind the last one.
   [[nodiscard]] BlockId next(BlockId block) const noexcept { return next_[block]; }
   /// Makes these blocks a chain. O(blocks).
@@ -35,10 +36,10 @@ class StateChains {
       next_[blocks[i]] = i + 1 < blocks.size() ? blocks[i + 1] : no_block;
     }
   }
-  /// f(block) for all blocks behind the first one, in a slot. O(those).
+  /// f(block) for all blocks behind the first one, in a column. O(those).
   template <class F>
-  void for_each_other(BlockId first, std::size_t slot, F&& f) const noexcept {
-    if (others_[slot] == 0) {
+  void for_each_other(BlockId first, std::size_t column, F&& f) const noexcept {
+    if (others_[column] == 0) {
       return;
     }
     for (BlockId block = next_[first]; block != no_block;) {
@@ -49,7 +50,7 @@ class StateChains {
   }
 
  private:
-  std::vector<Index> others_;  // [slots]
+  std::vector<Index> others_;  // [columns]
   BlockArray<BlockId> next_;   // [blocks], if there are states
 };
 

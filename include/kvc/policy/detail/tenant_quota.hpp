@@ -132,7 +132,7 @@ class TenantQuota {
       throw_error(InvariantError("kvc: tenants that nothing references are remembered, or used ones are not"));
     }
   }
-  [[nodiscard]] std::size_t slots() const noexcept { return tenants_.size(); }
+  [[nodiscard]] std::size_t entries() const noexcept { return tenants_.size(); }
 
  private:
   struct Tenant {

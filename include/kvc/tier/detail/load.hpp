@@ -29,8 +29,8 @@ struct EarlySequence {
 
 namespace detail {
 
-/// The items of a load are the tier blocks of its prompt: what each node of the index would have in each slot. Item
-/// i * slots + s is that of node i. A unit is an item's share of a step: some layers of the model. Unit
+/// The items of a load are the tier blocks of its prompt: what each node of the index would have in each column. Item
+/// i * columns + s is that of node i. A unit is an item's share of a step: some layers of the model. Unit
 /// step * items + item; with one step a unit is an item.
 struct Load {
   enum class State : std::uint8_t {
@@ -53,14 +53,14 @@ struct Load {
   std::uint64_t number = 0;
   std::vector<Token> prompt;
   Salt salt;
-  std::size_t slots = 1;
+  std::size_t columns = 1;
   std::size_t steps = 1;
-  std::vector<Item> items;            ///< [nodes of the prompt, slots]
+  std::vector<Item> items;            ///< [nodes of the prompt, columns]
   std::vector<Unit> units;            ///< [steps, items]
-  std::vector<BlockKey> keys;         ///< of the items from `first * slots` on
+  std::vector<BlockKey> keys;         ///< of the items from `first * columns` on
   std::vector<std::uint8_t> found;    ///< [tiers, keys] the answers
   std::vector<BlockId> states;        ///< blocks of the states behind the last node, kind after kind
-  std::vector<std::size_t> state_at;  ///< [slots + 1] where those of a slot begin in `states`
+  std::vector<std::size_t> state_at;  ///< [columns + 1] where those of a column begin in `states`
   std::size_t first = 0;              ///< node from which on the tiers were asked
   std::size_t cached = 0;             ///< nodes that the pool had when they were
   std::size_t arrived = 0;            ///< nodes at the beginning that are matchable
@@ -78,12 +78,12 @@ struct Load {
   [[nodiscard]] std::span<std::uint8_t> answers(std::size_t tier) noexcept {
     return std::span(found).subspan(tier * keys.size(), keys.size());
   }
-  [[nodiscard]] std::size_t nodes() const noexcept { return items.size() / slots; }
+  [[nodiscard]] std::size_t nodes() const noexcept { return items.size() / columns; }
   /// Whether a tier was asked for an item and has it.
   [[nodiscard]] bool has(std::size_t tier, std::size_t item) const noexcept {
-    return item >= first * slots && found[tier * keys.size() + item - first * slots] != 0;
+    return item >= first * columns && found[tier * keys.size() + item - first * columns] != 0;
   }
-  void forget(std::size_t tier, std::size_t item) noexcept { answers(tier)[item - first * slots] = 0; }
+  void forget(std::size_t tier, std::size_t item) noexcept { answers(tier)[item - first * columns] = 0; }
   /// The fastest tier that has an item.
   [[nodiscard]] std::optional<std::size_t> source(std::size_t item) const noexcept {
     const std::size_t tiers = keys.empty() ? 0 : found.size() / keys.size();

@@ -23,28 +23,28 @@ namespace detail {
 ///   states                        the last node
 class LoadEnds {
  public:
-  /// The part of a slot: nodes of a block, and the group's rule; of states nullptr.
-  struct Slot {
+  /// The part of a column: nodes of a block, and the group's rule; of states nullptr.
+  struct Column {
     std::size_t block_nodes = 1;
     const Retained* retained = nullptr;
   };
 
   explicit LoadEnds(Pos node_tokens) : node_tokens_(node_tokens) {}
 
-  /// Adds the next slot.
-  void add(Slot slot) { slots_.push_back(slot); }
-  [[nodiscard]] std::size_t slots() const noexcept { return slots_.size(); }
+  /// Adds the next column.
+  void add(Column column) { columns_.push_back(column); }
+  [[nodiscard]] std::size_t columns() const noexcept { return columns_.size(); }
 
-  /// The ends above `begin`, ascending, of a prefix of at most `nodes` nodes of which has(node, slot) says what there
-  /// is. Valid until the next call. O(nodes * slots).
+  /// The ends above `begin`, ascending, of a prefix of at most `nodes` nodes of which has(node, column) says what there
+  /// is. Valid until the next call. O(nodes * columns).
   template <class F>
   [[nodiscard]] std::span<const std::size_t> find(std::size_t begin, std::size_t nodes, F&& has) {
     ends_.clear();
-    from_zero_.assign(slots_.size(), 0);  // nodes [0, from_zero) are there
-    run_.assign(slots_.size(), 0);        // nodes [run, end) are there
+    from_zero_.assign(columns_.size(), 0);  // nodes [0, from_zero) are there
+    run_.assign(columns_.size(), 0);        // nodes [run, end) are there
     for (std::size_t end = 1; end <= nodes; ++end) {
       bool is_hit = true;
-      for (std::size_t s = 0; s < slots_.size(); ++s) {
+      for (std::size_t s = 0; s < columns_.size(); ++s) {
         if (!has(end - 1, s)) {
           run_[s] = end;
         } else if (from_zero_[s] == end - 1) {
@@ -58,9 +58,9 @@ class LoadEnds {
     }
     return ends_;
   }
-  /// The first node, behind those of kept positions, that a hit of so many nodes needs in a slot.
-  [[nodiscard]] std::size_t first_needed(std::size_t slot, std::size_t end) const noexcept {
-    const Slot& s = slots_[slot];
+  /// The first node, behind those of kept positions, that a hit of so many nodes needs in a column.
+  [[nodiscard]] std::size_t first_needed(std::size_t column, std::size_t end) const noexcept {
+    const Column& s = columns_[column];
     if (s.retained == nullptr) {
       return end - 1;
     }
@@ -72,8 +72,8 @@ class LoadEnds {
     return std::min(node / s.block_nodes * s.block_nodes, end);
   }
   /// Nodes of kept positions that a hit of so many nodes needs.
-  [[nodiscard]] std::size_t kept(std::size_t slot, std::size_t end) const noexcept {
-    const Slot& s = slots_[slot];
+  [[nodiscard]] std::size_t kept(std::size_t column, std::size_t end) const noexcept {
+    const Column& s = columns_[column];
     if (s.retained == nullptr || s.retained->everything()) {
       return 0;
     }
@@ -82,12 +82,12 @@ class LoadEnds {
   }
 
  private:
-  [[nodiscard]] bool covers(std::size_t slot, std::size_t end) const noexcept {
-    return run_[slot] <= first_needed(slot, end) && from_zero_[slot] >= kept(slot, end);
+  [[nodiscard]] bool covers(std::size_t column, std::size_t end) const noexcept {
+    return run_[column] <= first_needed(column, end) && from_zero_[column] >= kept(column, end);
   }
 
   Pos node_tokens_;
-  std::vector<Slot> slots_;
+  std::vector<Column> columns_;
   std::vector<std::size_t> ends_;
   std::vector<std::size_t> from_zero_;
   std::vector<std::size_t> run_;

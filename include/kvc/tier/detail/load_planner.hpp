@@ -73,17 +73,17 @@ class LoadPlanner {
   [[nodiscard]] std::size_t step_of(Index layer) const noexcept {
     return static_cast<std::size_t>(layers_per_read_ > 0 ? layer / layers_per_read_ : 0);
   }
-  /// The layers of a slot that a step reads.
-  [[nodiscard]] PartRange parts(std::size_t slot, std::size_t step) const noexcept { return steps_[step][slot]; }
+  /// The layers of a column that a step reads.
+  [[nodiscard]] PartRange parts(std::size_t column, std::size_t step) const noexcept { return steps_[step][column]; }
   /// Where an item of a planned load is read to.
   [[nodiscard]] PoolPlace place(const Load& load, std::size_t item) const noexcept {
-    const std::size_t slot = item % load.slots;
+    const std::size_t column = item % load.columns;
     const Load::Item& i = load.items[item];
-    if (slot < rules_.groups.size()) {
-      return {slot, std::span(&i.to, 1), i.row};
+    if (column < rules_.groups.size()) {
+      return {column, std::span(&i.to, 1), i.row};
     }
-    const std::size_t begin = load.state_at[slot];
-    return {slot, std::span(load.states).subspan(begin, load.state_at[slot + 1] - begin), 0};
+    const std::size_t begin = load.state_at[column];
+    return {column, std::span(load.states).subspan(begin, load.state_at[column + 1] - begin), 0};
   }
 
   /// A load of the first `nodes` nodes of a prompt, of which the pool has `cached`. Throws std::bad_alloc.
@@ -92,21 +92,21 @@ class LoadPlanner {
     auto load = std::make_unique<Load>();
     load->salt = salt;
     load->prompt.assign(prompt.begin(), prompt.end());
-    load->slots = ends_.slots();
+    load->columns = ends_.columns();
     load->steps = steps_.size();
-    load->items.resize(nodes * load->slots);
+    load->items.resize(nodes * load->columns);
     load->units.resize(load->items.size() * load->steps);
-    for (std::size_t s = 0; s < load->slots; ++s) {
+    for (std::size_t s = 0; s < load->columns; ++s) {
       KeyChain& chain = keys_.chain(salt.bytes(), s);
       for (std::size_t i = 0; i < nodes; ++i) {
         const auto tokens = std::span<const Token>(load->prompt).subspan(i * node_tokens_, node_tokens_);
-        load->items[i * load->slots + s].info = keys_.next(chain, s, tokens);
+        load->items[i * load->columns + s].info = keys_.next(chain, s, tokens);
       }
     }
     load->cached = load->arrived = cached;
     load->first = cached / most_block_ * most_block_;  // a block may be there in part
     load->end = nodes;
-    for (std::size_t item = load->first * load->slots; item < load->items.size(); ++item) {
+    for (std::size_t item = load->first * load->columns; item < load->items.size(); ++item) {
       load->keys.push_back(load->items[item].info.key);
     }
     load->found.resize(tiers_.size() * load->keys.size(), 0);
@@ -136,7 +136,7 @@ class LoadPlanner {
  private:
   static constexpr int most_attempts = 16;
 
-  /// [steps, slots] the layers that each step reads: so many layers of the model, 0: all of them.
+  /// [steps, columns] the layers that each step reads: so many layers of the model, 0: all of them.
   [[nodiscard]] static std::vector<std::vector<PartRange>> steps_of(const Cache& cache, Index layers_per_read) {
     const LayerGroups& layers = cache.layers();
     const std::size_t groups = layers.groups().size();
@@ -146,9 +146,9 @@ class LoadPlanner {
     for (Index layer = 0; layer < layers.layers(); ++layer) {
       const bool is_state = layers.is_recurrent(layer);
       const bool is_owner = is_state || layers.place(layer).is_owner;
-      const std::size_t slot = is_state ? groups + static_cast<std::size_t>(layers.state_place(layer).kind)
-                                        : static_cast<std::size_t>(layers.place(layer).group);
-      step[slot].count += is_owner ? 1 : 0;
+      const std::size_t column = is_state ? groups + static_cast<std::size_t>(layers.state_place(layer).kind)
+                                          : static_cast<std::size_t>(layers.place(layer).group);
+      step[column].count += is_owner ? 1 : 0;
       if ((layer + 1) % size == 0 || layer + 1 == layers.layers()) {
         steps.push_back(step);
         for (PartRange& parts : step) {
@@ -221,8 +221,8 @@ class LoadPlanner {
   }
 
   void plan_groups(Load& load, std::size_t begin) {
-    const auto has = [&](std::size_t node, std::size_t slot) {
-      const std::size_t item = node * load.slots + slot;
+    const auto has = [&](std::size_t node, std::size_t column) {
+      const std::size_t item = node * load.columns + column;
       return load.source(item).has_value() || keys_.find(load.items[item].info.key) != no_block;
     };
     std::vector<std::size_t> ends;
@@ -261,7 +261,7 @@ class LoadPlanner {
     kvc::detail::ScopeGuard forget([&] { load.lacks = true; });
     list_items(load);
     forget.dismiss();
-    for (std::size_t item = 0; item < load.end * load.slots; ++item) {
+    for (std::size_t item = 0; item < load.end * load.columns; ++item) {
       if (load.items[item].is_needed && !load.source(item) && !copy(load, item)) {
         load.lacks = true;  // it was evicted when room was taken
         return;
@@ -273,10 +273,10 @@ class LoadPlanner {
   [[nodiscard]] std::size_t choose_nodes(const Load& load, std::size_t begin, std::size_t end) {
     tiers_of_.assign(end - begin, 0);
     double bytes = 0;
-    for (std::size_t s = 0; s < load.slots; ++s) {
+    for (std::size_t s = 0; s < load.columns; ++s) {
       const std::size_t first = std::max(ends_.first_needed(s, end), begin);
       for (std::size_t node = first; node < end; ++node) {
-        const std::optional<std::size_t> tier = load.source(node * load.slots + s);
+        const std::optional<std::size_t> tier = load.source(node * load.columns + s);
         if (tier) {
           std::uint8_t& slowest = tiers_of_[node - begin];
           slowest = std::max(slowest, static_cast<std::uint8_t>(*tier));
@@ -289,20 +289,20 @@ class LoadPlanner {
   /// What the policy reserved room for.
   void list_items(Load& load) {
     load.states.clear();
-    load.state_at.assign(load.slots + 1, 0);
+    load.state_at.assign(load.columns + 1, 0);
     cache_.for_each_expected(*load.pin, [&](const ExpectedBlock& block) {
-      const auto slot = static_cast<std::size_t>(block.slot);
-      if (slot >= rules_.groups.size()) {
+      const auto column = static_cast<std::size_t>(block.column);
+      if (column >= rules_.groups.size()) {
         load.states.insert(load.states.end(), block.blocks.begin(), block.blocks.end());
-        std::fill(load.state_at.begin() + static_cast<std::ptrdiff_t>(slot) + 1, load.state_at.end(),
+        std::fill(load.state_at.begin() + static_cast<std::ptrdiff_t>(column) + 1, load.state_at.end(),
                   load.states.size());
-        Load::Item& item = load.items[(load.end - 1) * load.slots + slot];
+        Load::Item& item = load.items[(load.end - 1) * load.columns + column];
         item.to = block.blocks[0];
         item.is_needed = true;
         return;
       }
       for (Pos at = block.first; at < block.last; at += static_cast<Pos>(node_tokens_)) {
-        Load::Item& item = load.items[static_cast<std::size_t>(at) / node_tokens_ * load.slots + slot];
+        Load::Item& item = load.items[static_cast<std::size_t>(at) / node_tokens_ * load.columns + column];
         item.to = block.blocks[0];
         item.row = at - block.first;
         item.is_needed = true;
@@ -337,7 +337,7 @@ class LoadPlanner {
   std::size_t most_block_ = 1;  // nodes of the largest block
   LoadEnds ends_;
   Index layers_per_read_;
-  std::vector<std::vector<PartRange>> steps_;  // [steps, slots]
+  std::vector<std::vector<PartRange>> steps_;  // [steps, columns]
   std::vector<std::uint8_t> tiers_of_;
   std::vector<std::byte> copied_;
   std::vector<BlockId> state_;

@@ -64,7 +64,7 @@ class Loader {
     std::unique_ptr<Load> load = planner_.make(prompt, salt, nodes, cached);
     for (const auto& other : loads_) {
       if (other->cached <= cached && cached < other->end && other->arrived <= cached &&
-          other->items[cached * load->slots].info.key == load->items[cached * load->slots].info.key) {
+          other->items[cached * load->columns].info.key == load->items[cached * load->columns].info.key) {
         return other->number;  // those behind what the two have in common may follow in a load of their own
       }
     }
@@ -133,8 +133,8 @@ class Loader {
     const std::size_t step = planner_.step_of(layer);
     std::size_t node = first_of(*load);
     for (; node < load->end; ++node) {
-      for (std::size_t s = 0; s < load->slots; ++s) {
-        const std::size_t item = node * load->slots + s;
+      for (std::size_t s = 0; s < load->columns; ++s) {
+        const std::size_t item = node * load->columns + s;
         if (load->items[item].is_needed && !load->in_place(step, item)) {
           return static_cast<Pos>(node * node_tokens_);
         }
@@ -192,7 +192,7 @@ class Loader {
     const std::size_t item = begun.item % load->items.size();
     load->forget(t, item);
     unit.state = Load::State::absent;
-    if (item < load->end * load->slots) {
+    if (item < load->end * load->columns) {
       if (load->source(item)) {
         load->next = std::min(load->next, begun.item);  // another tier has it
       } else {
@@ -283,7 +283,7 @@ class Loader {
   /// No tier has a needed item any more.
   void lack(Load& load, std::size_t item) {
     if (planner_.is_plain()) {
-      shorten(load, item / load.slots);
+      shorten(load, item / load.columns);
       return;
     }
     load.lacks = true;
@@ -309,8 +309,8 @@ class Loader {
       const std::size_t i = number % load.items.size();
       const Load::Item& item = load.items[i];
       Load::Unit& unit = load.units[number];
-      const PartRange parts = planner_.parts(i % load.slots, step);
-      if (!item.is_needed || i >= load.end * load.slots || unit.state != State::absent || parts.count == 0) {
+      const PartRange parts = planner_.parts(i % load.columns, step);
+      if (!item.is_needed || i >= load.end * load.columns || unit.state != State::absent || parts.count == 0) {
         ++load.next;
         unit.state = parts.count == 0 ? State::in_place : unit.state;
         continue;
@@ -374,7 +374,7 @@ class Loader {
       if (const std::uint8_t t = load.units[item].tier; t != Load::from_pool) {
         TierStats& tier = tiers_[t].stats;
         ++tier.loaded;
-        tier.bytes_loaded += static_cast<Index>(bytes_.bytes(item % load.slots));
+        tier.bytes_loaded += static_cast<Index>(bytes_.bytes(item % load.columns));
       }
       ++count;
     });
@@ -390,8 +390,8 @@ class Loader {
   /// The first node that may lack something: of several groups, a block may be read whose first rows the pool has.
   [[nodiscard]] std::size_t first_of(const Load& load) const noexcept { return planner_.is_plain() ? load.arrived : 0; }
   [[nodiscard]] bool node_in_place(const Load& load, std::size_t node) const noexcept {
-    for (std::size_t s = 0; s < load.slots; ++s) {
-      const std::size_t item = node * load.slots + s;
+    for (std::size_t s = 0; s < load.columns; ++s) {
+      const std::size_t item = node * load.columns + s;
       if (load.items[item].is_needed && !load.in_place(item)) {
         return false;
       }
@@ -401,7 +401,7 @@ class Loader {
   /// f(item) for the items of these nodes that are to be read.
   template <class F>
   static void for_each_needed(const Load& load, std::size_t first, std::size_t last, F&& f) {
-    for (std::size_t item = first * load.slots; item < last * load.slots; ++item) {
+    for (std::size_t item = first * load.columns; item < last * load.columns; ++item) {
       if (load.items[item].is_needed) {
         f(item);
       }
@@ -422,7 +422,7 @@ class Loader {
     load.end = std::min(load.end, end);
     load.planned = true;  // if nothing has been planned, nothing will be
     load.lacks = false;
-    cancel_reads(load, load.end * load.slots);
+    cancel_reads(load, load.end * load.columns);
     if (load.end > load.cached) {
       return;
     }

@@ -36,18 +36,18 @@ namespace detail {
 template <class Cache, class F>
 void with_pool_place(const Cache& cache, const PoolKeys& keys, TierBlock block, std::vector<BlockId>& state, F&& f) {
   const auto& policy = cache.policy();
-  const std::size_t slot = keys.slot(block);
+  const std::size_t column = keys.column(block);
   const BlockId first = keys.pool_block(block);
-  if (slot < static_cast<std::size_t>(policy.groups())) {
+  if (column < static_cast<std::size_t>(policy.groups())) {
     const Pos node = keys.depth(block) * policy.node_tokens();
-    f(PoolPlace{slot, std::span(&first, 1), node % policy.block_tokens(static_cast<Index>(slot))});
+    f(PoolPlace{column, std::span(&first, 1), node % policy.block_tokens(static_cast<Index>(column))});
     return;
   }
   state.clear();
   for (BlockId next = first; next != no_block; next = policy.next_state_block(next)) {
     state.push_back(next);
   }
-  f(PoolPlace{slot, state, 0});
+  f(PoolPlace{column, state, 0});
 }
 
 /// Hears what the cache stores and removes. Blocks are those of the tiers: see TierBlock. A block is only written while
@@ -185,7 +185,7 @@ class Writer {
         tier.remember({.operation = StoreOperation::write,
                        .ticket = ticket,
                        .block = *block,
-                       .bytes = static_cast<double>(bytes_.bytes(keys_.slot(*block)))});
+                       .bytes = static_cast<double>(bytes_.bytes(keys_.column(*block)))});
         undo.dismiss();
         ended();
       } else {
@@ -288,7 +288,7 @@ class Writer {
       return true;
     }
     if constexpr (EstimatesReuse<std::remove_cvref_t<decltype(cache_.policy().eviction())>>) {
-      const auto size = static_cast<double>(bytes_.bytes(keys_.slot(block)));
+      const auto size = static_cast<double>(bytes_.bytes(keys_.column(block)));
       const BlockCost cost{miss_cost(tier, keys_.depth(block), size), size};
       const double value =
           kvc::block_value(cache_.policy().eviction(), keys_.pool_block(block), cache_.policy().time(), cost);
@@ -332,7 +332,7 @@ class Writer {
     staged.info = *keys_.find(block);
     std::ranges::copy(staged.info.tokens, staged.tokens.begin());
     staged.info.tokens = staged.tokens;
-    staged.size = bytes_.bytes(keys_.slot(block));
+    staged.size = bytes_.bytes(keys_.column(block));
     with_place(block, [&](const PoolPlace& place) { bytes_.copy_out(place, staged.bytes.data()); });
   }
   void rescue(std::size_t t, BlockId block) noexcept {
