@@ -12,7 +12,7 @@ namespace {
 using namespace kvc;
 using namespace kvc_test;
 
-struct Held {
+struct OpenSequence {
   SeqId seq;
   Salt salt;
   Values values;
@@ -49,7 +49,7 @@ std::unique_ptr<AnyCache> random_cache(Random& random) {
   }
 }
 
-void operate(Random& random, AnyCache& cache, std::vector<Held>& open, int operations) {
+void operate(Random& random, AnyCache& cache, std::vector<OpenSequence>& open, int operations) {
   const auto random_tokens = [&](int most) {
     Tokens tokens(random.between<std::size_t>(0, static_cast<std::size_t>(most)));
     for (Token& token : tokens) {
@@ -59,7 +59,7 @@ void operate(Random& random, AnyCache& cache, std::vector<Held>& open, int opera
   };
   for (int i = 0; i < operations; ++i) {
     if (open.empty() || (open.size() < 7 && random.one_in(4))) {
-      Held h;
+      OpenSequence h;
       h.salt = random.one_in(3) ? Salt(SaltKind::tenant, "t") : Salt();
       const Tokens prompt = random_tokens(30);
       const auto opened = cache.try_open(prompt, h.salt);
@@ -71,7 +71,7 @@ void operate(Random& random, AnyCache& cache, std::vector<Held>& open, int opera
       open.push_back(h);
     }
     const auto which = random.between<std::size_t>(0, open.size() - 1);
-    Held& h = open[which];
+    OpenSequence& h = open[which];
     const Value last = h.values.empty() ? start_of(h.salt) : h.values.back();
     switch (random.between(0, 9)) {
       default: {
@@ -90,7 +90,7 @@ void operate(Random& random, AnyCache& cache, std::vector<Held>& open, int opera
         if (open.size() < 9) {
           if (const auto forked = cache.try_fork(h.seq, at)) {
             // The tokens of later rows stay unknown: none are given any more.
-            Held child{*forked, h.salt, {h.values.begin(), h.values.begin() + at}, h.known};
+            OpenSequence child{*forked, h.salt, {h.values.begin(), h.values.begin() + at}, h.known};
             open.push_back(child);
           }
         }
@@ -110,7 +110,7 @@ void operate(Random& random, AnyCache& cache, std::vector<Held>& open, int opera
   }
 }
 
-void check(const AnyCache& cache, const std::vector<Held>& open, const std::string& when) {
+void check(const AnyCache& cache, const std::vector<OpenSequence>& open, const std::string& when) {
   INFO(when << ", " << cache.name());
   cache.verify();
   for (std::size_t i = 0; i < open.size(); ++i) {
@@ -125,12 +125,12 @@ void run(Random& random, int rounds) {
   int loads = 0;
   for (int round = 0; round < rounds; ++round) {
     auto cache = random_cache<T>(random);
-    std::vector<Held> open;
+    std::vector<OpenSequence> open;
     operate(random, *cache, open, random.between(1, 60));
     for (int hop = 0; hop < 3; ++hop) {
       check(*cache, open, "before it is saved, round " + std::to_string(round));
       std::vector<snapshot::SavedSequence> sequences;
-      for (const Held& h : open) {
+      for (const OpenSequence& h : open) {
         sequences.push_back({h.seq, {}, h.salt});
       }
       io::MemorySink sink;

@@ -5,9 +5,9 @@
 
 #include "catch.hpp"
 #include "every_store.hpp"
-#include "held_store.hpp"
 #include "kvc/layout/layer_major.hpp"
 #include "kvc/tier/host_store.hpp"
+#include "paused_store.hpp"
 #include "tiered.hpp"
 
 namespace {
@@ -15,7 +15,7 @@ using namespace kvc;
 using namespace kvc_test;
 using tier::StoreOperation;
 using tier::WriteRule;
-using Held = HeldStore<EveryStore>;
+using Paused = PausedStore<EveryStore>;
 
 /// A cache of a few blocks over a store that holds everything back until the test lets it on.
 template <class L = HeadMajor>
@@ -45,20 +45,20 @@ struct Bench {
   }
   /// Fills the pool with other prompts, so that nothing else stays in it.
   void flood(Token first = 1'000'000) {
-    const bool held = std::exchange(store.holds, true);
-    const auto fault = std::exchange(store.fault, [](const Held::Operation&) { return Fault::none; });
+    const bool pauses = std::exchange(store.pauses, true);
+    const auto fault = std::exchange(store.fault, [](const Paused::Operation&) { return Fault::none; });
     for (Token t = first; t < first + 40; t += 20) {
       const SeqId seq = cache->open();
       REQUIRE(compute(*cache, seq, counting(t, static_cast<int>(cache->policy().blocks()) * tiered_block)));
       cache->close(seq);
     }
     run();
-    store.holds = held;
+    store.pauses = pauses;
     store.fault = fault;
   }
 
   EveryStore host;
-  Held store;
+  Paused store;
   std::unique_ptr<TieredCache<Lru, L>> cache;
   std::unique_ptr<tier::Tiers<TieredCache<Lru, L>>> tiers;
 };
@@ -72,7 +72,7 @@ TEST_CASE("A block that the pool evicted is found in a slower tier", "[tier]") {
   CHECK(bench.serve(common_prompt) == 0);
   bench.run();
   CHECK(bench.host.stats().records == 4);
-  CHECK(bench.tiers->held(0) == 4);
+  CHECK(bench.tiers->recorded(0) == 4);
   bench.flood();
   CHECK(bench.cache->match_length(common_prompt) == 0);
   const tier::Found found = bench.tiers->prefetch(common_prompt);
@@ -133,7 +133,7 @@ TEST_CASE("A failed, missing or damaged load is a shorter hit, and what is compu
       REQUIRE(bench.serve(common_prompt) == 0);
       bench.run();
       bench.flood();
-      bench.store.fault = [&](const Held::Operation& op) {
+      bench.store.fault = [&](const Paused::Operation& op) {
         const bool is_bad = op.kind == StoreOperation::read && op.tokens[0] == static_cast<Token>(4 * bad);
         return is_bad ? fault : Fault::none;
       };
@@ -159,8 +159,8 @@ TEST_CASE("A block that one tier lost is read from the next one", "[tier][faults
   const OverEveryStore each(GENERATE(from_range(store_kinds())));
   EveryStore first(present_kind());
   tier::HostStore<> second({.bytes = 1 << 20, .chunk_bytes = 256});
-  Held broken(first);
-  broken.holds = false;
+  Paused broken(first);
+  broken.pauses = false;
   TieredCache<> cache(tiered_shape, {.blocks = 8, .block_tokens = tiered_block});
   tier::Tiers tiers(cache, {.model = "m", .load = tier::LoadRule::always}, broken, second);
   CHECK(serve_tiered(tiers, cache, common_prompt) == 0);
@@ -170,7 +170,9 @@ TEST_CASE("A block that one tier lost is read from the next one", "[tier][faults
   const SeqId flood = cache.open();
   REQUIRE(compute(cache, flood, counting(100, 32)));
   cache.close(flood);
-  broken.fault = [](const Held::Operation& op) { return op.kind == StoreOperation::read ? Fault::fails : Fault::none; };
+  broken.fault = [](const Paused::Operation& op) {
+    return op.kind == StoreOperation::read ? Fault::fails : Fault::none;
+  };
   (void)tiers.prefetch(common_prompt);
   settle(tiers);
   CHECK(serve_tiered(tiers, cache, common_prompt) == 16);
@@ -233,7 +235,7 @@ TEST_CASE("A block whose write failed takes its children along, and is written a
           "[tier][faults]") {
   const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench;
-  bench.store.fault = [](const Held::Operation& op) { return op.tokens[0] == 4 ? Fault::fails : Fault::none; };
+  bench.store.fault = [](const Paused::Operation& op) { return op.tokens[0] == 4 ? Fault::fails : Fault::none; };
   const SeqId seq = bench.cache->open();
   REQUIRE(compute(*bench.cache, seq, counting(0, 16)));
   bench.run();
@@ -241,7 +243,7 @@ TEST_CASE("A block whose write failed takes its children along, and is written a
   CHECK(bench.tiers->stats(0).store_failed == 1);
   CHECK(bench.tiers->stats(0).lost == 2);
   bench.tiers->verify();
-  bench.store.fault = [](const Held::Operation&) { return Fault::none; };
+  bench.store.fault = [](const Paused::Operation&) { return Fault::none; };
   REQUIRE(compute(*bench.cache, seq, counting(0, 20)));
   bench.run();
   CHECK(bench.host.stats().records == 5);
@@ -251,7 +253,7 @@ TEST_CASE("A block whose write failed takes its children along, and is written a
 TEST_CASE("Pipelined, a chain is written at once, and a child is erased if its parent failed", "[tier][faults]") {
   const OverEveryStore each(GENERATE(from_range(store_kinds())));
   Bench<> bench(8, {.model = "m", .load = tier::LoadRule::always, .pipelined = true});
-  bench.store.fault = [](const Held::Operation& op) {
+  bench.store.fault = [](const Paused::Operation& op) {
     return op.kind == StoreOperation::write && op.tokens[0] == 4 ? Fault::fails : Fault::none;
   };
   const SeqId seq = bench.cache->open();
@@ -279,7 +281,7 @@ TEST_CASE("A load overwrites nothing that an open sequence reads", "[tier][fault
   const Tokens other = counting(500, 19);
   const SeqId reader = bench.cache->open();
   REQUIRE(compute(*bench.cache, reader, other));
-  (void)bench.tiers->prefetch(common_prompt);  // four blocks, and five of eight are held: there is room for three
+  (void)bench.tiers->prefetch(common_prompt);  // four blocks, and five of eight are referenced: there is room for three
   bench.run();
   CHECK(has_rows(*bench.cache, reader, other));
   CHECK(bench.serve(common_prompt) >= 0);
@@ -373,7 +375,7 @@ TEST_CASE("No room is taken before the tiers have answered, and none for what no
   CHECK(bench.tiers->stats().loads == 0);
   SECTION("a lookup that fails finds nothing") {
     bench.flood();
-    bench.store.fault = [](const Held::Operation& op) {
+    bench.store.fault = [](const Paused::Operation& op) {
       return op.kind == StoreOperation::lookup ? Fault::fails : Fault::none;
     };
     (void)bench.tiers->prefetch(common_prompt);
@@ -532,7 +534,7 @@ TEST_CASE("A store that evicts keeps parents longest, and what it evicted is wri
   REQUIRE(bench.serve(counting(100, 17)) == 0);
   bench.run();
   CHECK(bench.host.stats().evicted == 2);
-  CHECK(bench.tiers->held(0) == 6);
+  CHECK(bench.tiers->recorded(0) == 6);
   bench.make(16, {.model = "m", .load = tier::LoadRule::always});
   (void)bench.tiers->prefetch(counting(0, 17));
   bench.run();

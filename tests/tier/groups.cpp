@@ -9,11 +9,11 @@
 
 #include "any_groups.hpp"
 #include "catch.hpp"
-#include "held_store.hpp"
 #include "kvc/policy/eviction/lru.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "kvc/tier/host_store.hpp"
 #include "kvc/tier/tiers.hpp"
+#include "paused_store.hpp"
 #include "random_source.hpp"
 #include "serve.hpp"
 
@@ -25,7 +25,7 @@ using tier::StoreOperation;
 using GroupPolicy = PrefixShared<Lru, ChainHash, EventCallback>;
 using Groups = GroupsOf<float, GroupPolicy, HeadMajor>;
 using GroupTiers = tier::Tiers<Groups::Cache>;
-using HeldHost = HeldStore<tier::HostStore<>>;
+using PausedHost = PausedStore<tier::HostStore<>>;
 
 /// A cache with layer groups over a store that holds everything back until the test lets it on.
 struct GroupBench {
@@ -71,7 +71,7 @@ struct GroupBench {
   LayerGroups layers;
   Index blocks;
   tier::HostStore<> host;
-  HeldHost store;
+  PausedHost store;
   std::unique_ptr<Groups> groups;
   std::unique_ptr<GroupTiers> tiers;
 };
@@ -124,7 +124,7 @@ TEST_CASE("Of a group with a window only the tail is read", "[tier][groups]") {
   bench.run();
   bench.restart();
   int full = 0, window = 0;
-  bench.store.fault = [&](const HeldHost::Operation& op) {
+  bench.store.fault = [&](const PausedHost::Operation& op) {
     full += op.kind == StoreOperation::read && op.info.group == 0 ? 1 : 0;
     window += op.kind == StoreOperation::read && op.info.group == 1 ? 1 : 0;
     return Fault::none;
@@ -168,12 +168,12 @@ TEST_CASE("A lost, damaged or failing block of any group is a shorter hit, or no
       for (int bad = 0; bad < records; bad += 5) {
         bench.restart();
         int reads = 0;
-        bench.store.fault = [&](const HeldHost::Operation& op) {
+        bench.store.fault = [&](const PausedHost::Operation& op) {
           return op.kind == StoreOperation::read && reads++ == bad ? fault : Fault::none;
         };
         const Pos hit = bench.load_and_serve(prompt);
         shorter += hit < found_again(*bench.groups, prompt) ? 1 : 0;
-        bench.store.fault = [](const HeldHost::Operation&) { return Fault::none; };
+        bench.store.fault = [](const PausedHost::Operation&) { return Fault::none; };
         bench.run();  // what was computed is written again
         CHECK(bench.groups->cache.stats().pins == 0);
       }
@@ -231,7 +231,7 @@ TEST_CASE("The layers of a load arrive one by one, in any order, and the first c
       int ready_early = 0;
       while (!bench.store.waiting.empty()) {
         if (fails && bench.store.waiting.size() == 1) {
-          bench.store.fault = [](const HeldHost::Operation&) { return Fault::fails; };
+          bench.store.fault = [](const PausedHost::Operation&) { return Fault::fails; };
         }
         bench.store.let(random.between(std::size_t{0}, bench.store.waiting.size() - 1));
         for (Index layer = 0; layer < count; ++layer) {
@@ -242,7 +242,7 @@ TEST_CASE("The layers of a load arrive one by one, in any order, and the first c
         if (bench.tiers->pending(found.load) > 0) {
           (void)bench.tiers->poll();
         }
-        bench.store.fault = [](const HeldHost::Operation&) { return Fault::none; };
+        bench.store.fault = [](const PausedHost::Operation&) { return Fault::none; };
         if (fails && bench.store.waiting.empty()) {
           break;
         }
@@ -298,7 +298,7 @@ TEST_CASE("Tiers of layer groups find only what was computed, with its rows and 
     GroupBench bench(layers, 40, random.one_in(2) ? 1 << 20 : 64 * 256);
     bool faults = false;
     bench.store.can_cancel = random.one_in(2);
-    bench.store.fault = [&](const HeldHost::Operation&) {
+    bench.store.fault = [&](const PausedHost::Operation&) {
       return faults && random.one_in(6) ? static_cast<Fault>(random.between(1, 4)) : Fault::none;
     };
     std::vector<std::pair<SeqId, Tokens>> open;

@@ -152,7 +152,7 @@ StoreOutcome get(S& store, int number, int parent = 0, std::size_t size = 64) {
   return outcome;
 }
 template <class S>
-std::string held(S& store) {
+std::string records_of(S& store) {
   std::string text;
   for (int number = 1; number < 10; ++number) {
     BlockKey key;
@@ -195,17 +195,17 @@ TEST_CASE("A full host store evicts the least recently used record, and children
   REQUIRE(put(store, 2, 1) == StoreOutcome::done);
   REQUIRE(put(store, 3) == StoreOutcome::done);
   REQUIRE(put(store, 4, 3) == StoreOutcome::done);
-  REQUIRE(held(store) == "1234");
+  REQUIRE(records_of(store) == "1234");
   REQUIRE(get(store, 1) == StoreOutcome::done);  // the latest use, but it is 2 that could go
   REQUIRE(get(store, 2, 1) == StoreOutcome::done);
   REQUIRE(put(store, 5, 2) == StoreOutcome::done);  // evicts 4: 3 is older, and has a child
-  REQUIRE(held(store) == "1235");
+  REQUIRE(records_of(store) == "1235");
   REQUIRE(put(store, 6, 5) == StoreOutcome::done);
-  REQUIRE(held(store) == "1256");
+  REQUIRE(records_of(store) == "1256");
   REQUIRE(put(store, 7) == StoreOutcome::done);  // 6 is the only one without a child
-  REQUIRE(held(store) == "1257");
+  REQUIRE(records_of(store) == "1257");
   REQUIRE(put(store, 8) == StoreOutcome::done);  // 5 was used before 7
-  REQUIRE(held(store) == "1278");
+  REQUIRE(records_of(store) == "1278");
   std::string evicted;
   while (const auto key = store.poll_evicted()) {
     evicted += std::to_string(std::to_integer<int>(key->bytes[0]));
@@ -221,7 +221,7 @@ TEST_CASE("A host store that may not evict says that it is full, and changes not
   REQUIRE(put(store, 1, 0, 65) == StoreOutcome::done);  // two chunks
   REQUIRE(put(store, 2, 1, 64) == StoreOutcome::done);
   REQUIRE(put(store, 3, 2, 65) == StoreOutcome::full);
-  REQUIRE(held(store) == "12");
+  REQUIRE(records_of(store) == "12");
   REQUIRE(store.stats().bytes == 3 * 64);
   REQUIRE(put(store, 1, 9, 130) == StoreOutcome::done);  // another block under the same key: its chunks count as free
   REQUIRE(get(store, 1, 9, 130) == StoreOutcome::done);

@@ -148,7 +148,7 @@ TEST_CASE("The choice is never worse than all or nothing", "[tier][policy]") {
   }
 }
 
-TEST_CASE("WriteQueue hands out no block before its parent is held", "[tier][policy]") {
+TEST_CASE("WriteQueue hands out no block before its parent is recorded", "[tier][policy]") {
   WriteQueue queue(8);
   const auto block = [](int i) { return static_cast<BlockId>(i); };
   CHECK(queue.add(block(0), no_block));
@@ -218,7 +218,7 @@ TEST_CASE("A pipelined WriteQueue hands out children of what is under way, and n
   queue.forget(block(0));         // the write failed
   CHECK_FALSE(queue.finish(block(1)));
   CHECK(queue.state(block(1)) == WriteState::none);
-  CHECK(queue.take() == block(3));  // its parent is held, and will be found once the others are written again
+  CHECK(queue.take() == block(3));  // its parent is recorded, and will be found once the others are written again
   CHECK(queue.add(block(0), no_block));
   CHECK(queue.add(block(1), block(0)));
   CHECK(queue.take() == block(0));

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "held_store.hpp"
 #include "kvc/tier/file_store.hpp"
 #include "kvc/tier/host_store.hpp"
+#include "paused_store.hpp"
 #include "random_source.hpp"
 #include "temp_files.hpp"
 #include "tiered.hpp"
@@ -24,7 +24,7 @@ template <class Small, class Large>
 class TiersModel {
  public:
   TiersModel(std::uint64_t seed, Small& small, Large& large)
-      : random_(seed), stores_{HeldStore<Small>(small), HeldStore<Large>(large)} {
+      : random_(seed), stores_{PausedStore<Small>(small), PausedStore<Large>(large)} {
     for_each_store([&](auto& store) {
       store.can_cancel = random_.one_in(2);
       store.fault = [this](const auto&) {
@@ -217,8 +217,8 @@ class TiersModel {
   Index loaded_ = 0;
   std::vector<Open> open_;
   struct {
-    HeldStore<Small> first;
-    HeldStore<Large> second;
+    PausedStore<Small> first;
+    PausedStore<Large> second;
   } stores_;
   std::unique_ptr<TieredCache<>> cache_;
   std::unique_ptr<tier::Tiers<TieredCache<>>> tiers_;

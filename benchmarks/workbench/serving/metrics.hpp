@@ -120,7 +120,7 @@ class Metrics {
 /// The part of its pool that a run takes, step by step.
 class PoolUse {
  public:
-  /// `used` of `slots` slots are held by sequences and pins, from now until the next call.
+  /// `used` of `slots` slots are referenced by sequences and pins, from now until the next call.
   void observe(Time now, Index used, Index slots, Index running) {
     const double share = static_cast<double>(used) / static_cast<double>(slots);
     const auto lasted = static_cast<double>(since_ < 0 ? 0 : now - since_);

@@ -52,7 +52,7 @@ struct NodeAdded {
 struct BlockRemoved {
   std::uint64_t number = 0;
   BlockId block = no_block;
-  std::int32_t group = 0;  ///< layer group whose rows it held
+  std::int32_t group = 0;  ///< layer group whose rows it had
 };
 /// No block is matchable any more. Takes the place of a BlockRemoved for each.
 struct AllBlocksCleared {

@@ -66,7 +66,7 @@ void element_conformance(MaxError max_error) {
     expect(units == E::row_size(dim), subject, {"row_size gives two values", at_dim});
     const std::size_t bytes = static_cast<std::size_t>(units) * sizeof(Storage);
     for (const std::vector<float>& row : detail::rows_of(dim)) {
-      // Two copies of the row between margins, in memory that held different bytes.
+      // Two copies of the row between margins, in memory that had different bytes.
       std::vector<std::byte> memory[2];
       for (const int i : {0, 1}) {
         const auto fill = i == 0 ? std::byte{0x55} : std::byte{0xaa};

@@ -70,7 +70,7 @@ struct StoreStats {
   std::uint64_t failed = 0;         ///< operations that failed
   std::uint64_t cancelled = 0;      ///< operations that were cancelled
   std::uint64_t evicted = 0;        ///< records that the store evicted to make room
-  std::uint64_t records = 0;        ///< records held now, as far as the store knows
+  std::uint64_t records = 0;        ///< records that it has now, as far as the store knows
   std::uint64_t bytes = 0;          ///< bytes used now of capacity(), with all overhead
   friend bool operator==(const StoreStats&, const StoreStats&) = default;
 };

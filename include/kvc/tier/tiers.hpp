@@ -331,11 +331,11 @@ class Tiers<Cache> {
   /// Loads that are not over.
   [[nodiscard]] std::size_t loads() const noexcept { return loader_.size(); }
   /// Blocks of the pool that a tier holds too. O(blocks).
-  [[nodiscard]] Index held(std::size_t tier) const {
+  [[nodiscard]] Index recorded(std::size_t tier) const {
     require(tier < tiers_.size(), "tier", tier, "less than the number of stores");
     Index count = 0;
     for (Index i = 0; i < keys_.blocks(); ++i) {
-      count += tiers_[tier].queue.state(static_cast<BlockId>(i)) == WriteState::held ? 1 : 0;
+      count += tiers_[tier].queue.state(static_cast<BlockId>(i)) == WriteState::recorded ? 1 : 0;
     }
     return count;
   }

@@ -16,7 +16,7 @@ namespace kvc {
 inline namespace v0 {
 namespace tier {
 
-/// When a cached block is written to a tier. No block is written before its parent is held there.
+/// When a cached block is written to a tier. No block is written before its parent is recorded there.
 enum class WriteRule : std::uint8_t {
   through,    ///< as soon as it is cached
   back,       ///< when the pool runs short: while fewer than `reserve` blocks can be taken without loss

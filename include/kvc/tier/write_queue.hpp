@@ -19,17 +19,17 @@ namespace tier {
 enum class WriteState : std::uint8_t {
   none,       ///< nothing, and nothing is planned
   waiting,    ///< to be written after its parent
-  ready,      ///< to be written: its parent is held, or it has none
+  ready,      ///< to be written: its parent is recorded, or it has none
   under_way,  ///< being written
-  held        ///< a record
+  recorded    ///< a record
 };
 
-/// Integers only. A block is handed out by `take` when its parent is held, never before: whenever a process dies, each
-/// record of the tier has its parent there. Of several blocks that are ready, the one that became so first goes first.
-/// With `pipelined`, a block is handed out when its parent is under way, too; if the parent's write then fails,
+/// Integers only. A block is handed out by `take` when its parent is recorded, never before: whenever a process dies,
+/// each record of the tier has its parent there. Of several blocks that are ready, the one that became so first goes
+/// first. With `pipelined`, a block is handed out when its parent is under way, too; if the parent's write then fails,
 /// `finish` of the child says that it must be erased.
 ///
-///   none -> waiting -> ready -> under_way -> held
+///   none -> waiting -> ready -> under_way -> recorded
 ///
 /// A block that is forgotten, or whose write failed, takes all blocks that wait for it along, and for each of them
 /// `dropped` counts one. Members but the constructor and `verify` do not throw; O(1), or O(blocks dropped).
@@ -49,13 +49,13 @@ class WriteQueue {
   /// otherwise a block of which there is something. False, and nothing has changed, if there is nothing of the parent.
   bool add(BlockId block, BlockId parent) noexcept {
     KVC_ASSERT(state(block) == WriteState::none);
-    const WriteState of_parent = parent == no_block ? WriteState::held : state(parent);
+    const WriteState of_parent = parent == no_block ? WriteState::recorded : state(parent);
     if (of_parent == WriteState::none) {
       return false;
     }
     ++pending_;
     entries_[block].parent = parent;
-    if (of_parent == WriteState::held || (pipelined_ && of_parent == WriteState::under_way)) {
+    if (of_parent == WriteState::recorded || (pipelined_ && of_parent == WriteState::under_way)) {
       entries_[block].state = WriteState::ready;
       push(ready_, block);
     } else {
@@ -67,7 +67,7 @@ class WriteQueue {
   /// The tier has a record of a block of which there was nothing: it was read from there.
   void hold(BlockId block) noexcept {
     KVC_ASSERT(state(block) == WriteState::none);
-    entries_[block].state = WriteState::held;
+    entries_[block].state = WriteState::recorded;
   }
 
   /// The block to write next, which is under way from now on; empty if none is ready. Blocks whose parents the tier has
@@ -108,7 +108,7 @@ class WriteQueue {
       forget(block);
       return false;
     }
-    entries_[block].state = WriteState::held;
+    entries_[block].state = WriteState::recorded;
     make_children_ready(block);
     return true;
   }
@@ -169,7 +169,8 @@ class WriteQueue {
     entries_.for_each([&](BlockId block, const Entry& entry) {
       pending += entry.state == WriteState::waiting || entry.state == WriteState::ready ? 1 : 0;
       check_list(entry.children, WriteState::waiting, block);
-      if (entry.children.first != no_block && (entry.state == WriteState::none || entry.state == WriteState::held)) {
+      if (entry.children.first != no_block &&
+          (entry.state == WriteState::none || entry.state == WriteState::recorded)) {
         throw_error(InvariantError("kvc: blocks wait for block " + std::to_string(to_index(block)) +
                                    ", which is not to be written"));
       }

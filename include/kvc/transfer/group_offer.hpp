@@ -33,10 +33,10 @@ inline namespace v0 {
 namespace transfer {
 namespace detail {
 
-/// Which of the first `end` positions of a sequence a policy does not hold in a group: one range, which begins where
+/// Which of the first `end` positions of a sequence a policy does not retain in a group: one range, which begins where
 /// the rows from the first position on end; {0, 0} if none. O(blocks).
 template <HoldsGroups P>
-[[nodiscard]] PosRange not_held(const P& policy, SeqId seq, Index group, Pos end) {
+[[nodiscard]] PosRange not_retained(const P& policy, SeqId seq, Index group, Pos end) {
   PosRange gone{0, 0};
   Pos next = 0;
   kvc::detail::for_each_stored_run(policy, seq, group, {0, end}, [&](const SlotRun& run) {
@@ -57,7 +57,7 @@ template <HoldsGroups P>
   if (retained.everything()) {
     return {0, 0};
   }
-  const PosRange now = detail::not_held(policy, seq, group, std::min(length, policy.reserved(seq)));
+  const PosRange now = detail::not_retained(policy, seq, group, std::min(length, policy.reserved(seq)));
   if (policy.length(seq) >= length) {
     return now;
   }

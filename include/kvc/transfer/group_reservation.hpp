@@ -200,7 +200,7 @@ template <class Cache>
       if (found && layers.groups()[g].cross_rows == 0) {
         // The rows behind the kept ones are one range: it begins where blocks are shared, if any are.
         const Pos size = cache.policy().block_tokens(static_cast<Index>(g));
-        const PosRange not_found = not_held(cache.policy(), found->seq, static_cast<Index>(g), found->cached);
+        const PosRange not_found = not_retained(cache.policy(), found->seq, static_cast<Index>(g), found->cached);
         if (!not_found.empty() && Index{not_found.last} + size <= found->cached) {
           gone = {gone.empty() ? not_found.first : gone.first, std::max(gone.last, not_found.last)};
         }

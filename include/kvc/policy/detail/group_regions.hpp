@@ -77,8 +77,8 @@ class GroupRegions : public GroupSequences<RegionSequence> {
   std::optional<Extension> try_extend(SeqId seq, PosRange range, std::span<const Pos> states_at = {}) {
     Sequence& s = sequences_.at(seq);
     const std::span<const WantedState> wanted = states_.wanted(range, states_at);
-    const Index held = std::ssize(s.states.lengths()) + std::ssize(wanted);
-    require(held <= options_.states, "states_at.size()", states_at.size(),
+    const Index lengths = std::ssize(s.states.lengths()) + std::ssize(wanted);
+    require(lengths <= options_.states, "states_at.size()", states_at.size(),
             concat({"so many that the sequence has states of at most ", std::to_string(options_.states),
                     " lengths (config.states)"}));
     if (range.last > s.most) {

@@ -32,7 +32,7 @@ struct GroupSequenceState {
   Retention retention{};
   struct End {
     BlockId block;
-    std::uint64_t prefix;  // hash of what it held
+    std::uint64_t prefix;  // hash of the prefix that it had
     Pos until;             // length with which it is of no use any more; max_pos: it is always of use
   };
   std::vector<End> ends;     // dropped blocks where a prompt ends, or where this sequence could end

@@ -259,14 +259,14 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
   [[nodiscard]] Index copied_tokens() const noexcept { return extender_.copies().tokens(); }
   /// Fills in what sequences and their blocks say of one group; `stats.block_tokens` stays. O(blocks + table entries).
   void add_to(Stats& stats, Index group) const {
-    detail::add_held_blocks(*this, blocks_.size(), at_group(group), stats);
+    detail::add_referenced_blocks(*this, blocks_.size(), at_group(group), stats);
   }
   /// The same of all groups together.
   void add_to(Stats& stats) const {
     for (Index group = 0; group < this->groups(); ++group) {
       add_to(stats, group);
     }
-    detail::add_held_states(*this, blocks_.size(), stats);
+    detail::add_referenced_states(*this, blocks_.size(), stats);
     stats.blocks_total = blocks_.size();
     stats.sequences = sequences_.size();
     stats.copies = extender_.copies().count();

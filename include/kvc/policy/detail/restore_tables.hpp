@@ -53,12 +53,12 @@ template <class Blocks, class Sequence>
                ? Rows{rules.groups[g].cross_rows, 0, {0, 0}}
                : Rows{options.length, std::max(options.length - rules.rewind, 0), missing_of(rules, g, options)};
   };
-  Index held = 0;
+  Index wanted = 0;
   for_each_restored([&](std::size_t g, const GroupTable& table) {
     const Rows rows = rows_of(g);
-    held += table.blocks_to_restore(rows.length, rows.settled, rows.missing);
+    wanted += table.blocks_to_restore(rows.length, rows.settled, rows.missing);
   });
-  if (held > blocks.size()) {  // no table is made whose blocks, shared or not, are more than there are
+  if (wanted > blocks.size()) {  // no table is made whose blocks, shared or not, are more than there are
     return false;
   }
   Index taken = beside;

@@ -20,7 +20,7 @@ namespace detail {
 /// Adds the blocks that sequences hold of one group, and the rows in them; a shared block counts once. `tables` is a
 /// GroupTables over `blocks` blocks. O(blocks + table entries).
 template <class Tables>
-void add_held_blocks(const Tables& tables, Index blocks, std::size_t group, Stats& stats) {
+void add_referenced_blocks(const Tables& tables, Index blocks, std::size_t group, Stats& stats) {
   BlockArray<Pos> filled(blocks, -1);
   tables.for_each([&](const auto& s) {
     const GroupTable& table = s.tables[group];
@@ -46,7 +46,7 @@ void add_held_blocks(const Tables& tables, Index blocks, std::size_t group, Stat
 
 /// Adds the blocks of recurrent states that sequences hold; a shared block counts once. O(blocks + states).
 template <class Tables>
-void add_held_states(const Tables& tables, Index blocks, Stats& stats) {
+void add_referenced_states(const Tables& tables, Index blocks, Stats& stats) {
   if (!tables.has_states()) {
     return;
   }

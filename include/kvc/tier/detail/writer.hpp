@@ -53,8 +53,8 @@ void with_pool_place(const Cache& cache, const PoolKeys& keys, TierBlock block, 
 /// Hears what the cache stores and removes. Blocks are those of the tiers: see TierBlock. A block is only written while
 /// it is cached: its rows are complete then and do not change. Bytes are copied before a store reads them, unless it
 /// copies at once, so no write under way refers to the pool. A block that leaves the pool unwritten is copied aside
-/// while the event is reported, before anybody can overwrite it, if its parent is held already and there is room aside;
-/// otherwise it is lost to the tier.
+/// while the event is reported, before anybody can overwrite it, if its parent is recorded already and there is room
+/// aside; otherwise it is lost to the tier.
 template <class Cache>
 class Writer {
  public:
@@ -150,7 +150,7 @@ class Writer {
   /// The tier has evicted the record of this key.
   void lose(std::size_t tier, const BlockKey& key) noexcept {
     const BlockId block = keys_.find(key);
-    if (block != no_block && tiers_[tier].queue.state(block) == WriteState::held) {
+    if (block != no_block && tiers_[tier].queue.state(block) == WriteState::recorded) {
       tiers_[tier].queue.forget(block);
     }
   }
@@ -281,7 +281,7 @@ class Writer {
   /// or the rule is selective, and no prompt has found the block.
   [[nodiscard]] bool worth(TierLink& tier, BlockId block) noexcept {
     const BlockId parent = keys_.parent(block);
-    if (tier.rule == WriteRule::never || (parent != no_block && tier.queue.state(parent) != WriteState::held)) {
+    if (tier.rule == WriteRule::never || (parent != no_block && tier.queue.state(parent) != WriteState::recorded)) {
       return false;
     }
     if (tier.rule != WriteRule::selective) {

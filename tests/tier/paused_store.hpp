@@ -22,7 +22,7 @@ enum class Fault {
 };
 
 template <class Inner>
-class HeldStore {
+class PausedStore {
  public:
   using BlockKey = kvc::tier::BlockKey;
   using Completion = kvc::tier::Completion;
@@ -44,12 +44,12 @@ class HeldStore {
     std::span<std::uint8_t> found{};
   };
 
-  explicit HeldStore(Inner& store) : inner(store) {}
+  explicit PausedStore(Inner& store) : inner(store) {}
 
   Inner& inner;
   std::deque<Operation> waiting;
   bool can_cancel = true;
-  bool holds = true;  ///< false: operations go on as they are begun
+  bool pauses = true;  ///< false: operations go on as they are begun
   std::function<Fault(const Operation&)> fault = [](const Operation&) { return Fault::none; };
 
   Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) {
@@ -139,7 +139,7 @@ class HeldStore {
     op.ticket = ++last_;
     op.tokens.assign(op.info.tokens.begin(), op.info.tokens.end());
     waiting.push_back(std::move(op));
-    if (!holds) {
+    if (!pauses) {
       let_all();
     }
     return last_;
