@@ -1,5 +1,5 @@
-// Sessions that survive a restart: a cache is saved, the "process" ends, and another cache loads the file. The open
-// session goes on where it was, and a new request finds the system prompt in place.
+// Sequences that survive a restart: a cache is saved, the "process" ends, and another cache loads the file. The open
+// sequence goes on where it was, and a new request finds the system prompt in place.
 #include "usage.hpp"
 
 #include <Eigen/Core>
@@ -44,11 +44,11 @@ std::vector<kvc::Token> system_prompt_and(std::vector<kvc::Token> question) {
 int save_and_load() {
   const std::filesystem::path file =
       std::filesystem::temp_directory_path() / ("kvc_example_" + std::to_string(std::random_device{}()) + ".kvc");
-  const std::vector<kvc::Token> session = system_prompt_and({500, 501, 502});
+  const std::vector<kvc::Token> sequence = system_prompt_and({500, 501, 502});
   {
     std::printf("before:\n");
     Cache cache(shape, {.blocks = 64, .block_tokens = 16});
-    serve(cache, session);                                     // stays open
+    serve(cache, sequence);                                    // stays open
     cache.close(serve(cache, system_prompt_and({600, 601})));  // complete; its full blocks stay cached
     kvc::snapshot::save(cache, file);                          // all open sequences and all cached blocks
     std::printf("  saved: %ld bytes\n", static_cast<long>(std::filesystem::file_size(file)));
@@ -59,8 +59,8 @@ int save_and_load() {
   const kvc::snapshot::Loaded loaded = kvc::snapshot::load(cache, file);
   std::filesystem::remove(file);
   const kvc::SeqId seq = loaded.sequences.at(0);
-  const bool same = loaded.contents.tokens_of(0) == session;
-  std::printf("  the session goes on at position %d, its tokens %s\n", cache.length(seq),
+  const bool same = loaded.contents.tokens_of(0) == sequence;
+  std::printf("  the sequence goes on at position %d, its tokens %s\n", cache.length(seq),
               same ? "are known" : "are lost");
   cache.commit(cache.extend(seq, std::vector<kvc::Token>{503}));
   serve(cache, system_prompt_and({700, 701, 702, 703}));
@@ -71,6 +71,6 @@ int save_and_load() {
 
 int main(int argc, char** argv) {
   return run_example(argc, argv,
-                     "Saves a cache with an open session to a temporary file, and loads it into a larger cache.",
+                     "Saves a cache with an open sequence to a temporary file, and loads it into a larger cache.",
                      save_and_load);
 }

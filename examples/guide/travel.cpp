@@ -1,4 +1,4 @@
-// The cache travels: one session saved alone, and a sequence that goes from one engine to another while it is computed.
+// The cache travels: one sequence saved alone, and another that goes from one engine to another while it is computed.
 #include <cstddef>
 #include <cstdio>
 #include <filesystem>
@@ -36,7 +36,7 @@ std::vector<kvc::Token> prompt_of(std::size_t size) {
   return prompt;
 }
 
-void save_one_session(const std::filesystem::path& file) {
+void save_one_sequence(const std::filesystem::path& file) {
   using Cache = kvc::KvCache<float, kvc::PrefixShared<>>;
   Cache cache(shape, {.blocks = 32, .block_tokens = 16});
   const std::vector<kvc::Token> prompt = prompt_of(50);
@@ -51,7 +51,7 @@ void save_one_session(const std::filesystem::path& file) {
 
   kvc::KvCache<float, kvc::Paged> other(shape, {.blocks = 8, .block_tokens = 32});  // of any policy and block size
   const kvc::snapshot::Loaded loaded = kvc::snapshot::load(other, file);
-  std::printf("loaded: %zu session of %d tokens\n", loaded.sequences.size(), other.length(loaded.sequences.at(0)));
+  std::printf("loaded: %zu sequence of %d tokens\n", loaded.sequences.size(), other.length(loaded.sequences.at(0)));
 }
 
 void send_a_sequence() {
@@ -98,10 +98,10 @@ void send_a_sequence() {
 
 int main(int argc, char** argv) {
   return run_example(
-      argc, argv, "One session saved alone, and a sequence that travels to another engine while it is computed.", [] {
+      argc, argv, "One sequence saved alone, and another that travels to another engine while it is computed.", [] {
         const std::filesystem::path file =
             std::filesystem::temp_directory_path() / ("kvc_guide_" + std::to_string(std::random_device{}()) + ".kvc");
-        save_one_session(file);
+        save_one_sequence(file);
         std::filesystem::remove(file);
         send_a_sequence();
       });

@@ -25,8 +25,8 @@
 #include "kvc/llama/tokenizer.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
+#include "prompt_runner.hpp"
 #include "report.hpp"
-#include "session.hpp"
 #include "status_line.hpp"
 #include "text.hpp"
 
@@ -90,14 +90,14 @@ void introduce(const Options& o, const kvc::llama::Config& c, Pos steps) {
             << o.threads << (o.threads == 1 ? " thread\n" : " threads\n");
 }
 
-/// Runs one prompt in every session, prints its text once, and checks that all agree.
+/// Runs one prompt in every runner, prints its text once, and checks that all agree.
 PromptReport run_prompt(const std::string& prompt, std::span<const Token> tokens,
-                        std::span<const std::unique_ptr<Session>> sessions, const Settings& settings,
+                        std::span<const std::unique_ptr<PromptRunner>> runners, const Settings& settings,
                         const std::vector<std::string>& policies, const kvc::llama::Tokenizer& tokenizer, bool quiet) {
   PromptReport report;
   report.prompt = prompt;
   Text text(tokenizer);
-  for (std::size_t i = 0; i < sessions.size(); ++i) {
+  for (std::size_t i = 0; i < runners.size(); ++i) {
     StatusLine progress(!quiet);
     const bool streams = i == 0;
     Index printed = 0;
@@ -111,7 +111,7 @@ PromptReport run_prompt(const std::string& prompt, std::span<const Token> tokens
       }
     };
     const auto on_prefill = [&](Pos done, Pos all) { progress.show(policies[i] + ": prefill", done, all); };
-    report.policies.push_back(sessions[i]->run(tokens, on_token, on_prefill));
+    report.policies.push_back(runners[i]->run(tokens, on_token, on_prefill));
     if (report.policies.back().tokens != report.policies.front().tokens) {
       throw std::runtime_error(policies[i] + " generated another text than " + policies[0] + ": this is a bug");
     }
@@ -191,9 +191,9 @@ int run(const Options& options) {
   const std::vector<std::string> policies = options.policy == "all"
                                                 ? std::vector<std::string>{"contiguous", "paged", "prefix-shared"}
                                                 : std::vector{options.policy};
-  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<std::unique_ptr<PromptRunner>> runners;
   for (const std::string& policy : policies) {
-    sessions.push_back(make_session(options.element, policy, settings));
+    runners.push_back(make_runner(options.element, policy, settings));
   }
 
   if (!options.quiet) {
@@ -208,7 +208,7 @@ int run(const Options& options) {
     if (i > 0) {
       std::cout << '\n' << std::flush;
     }
-    reports.push_back(run_prompt(prompts[i], tokens[i], sessions, settings, policies, model.tokenizer, options.quiet));
+    reports.push_back(run_prompt(prompts[i], tokens[i], runners, settings, policies, model.tokenizer, options.quiet));
     if (!options.quiet) {
       std::cerr << "\n\n";  // the text may end without a newline
       print_table(std::cerr, reports.back().policies);

@@ -7,7 +7,7 @@
 
 #include "kvc/llama/llama.hpp"
 #include "options.hpp"
-#include "session.hpp"
+#include "prompt_runner.hpp"
 
 namespace generate {
 

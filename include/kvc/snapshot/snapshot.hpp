@@ -1,8 +1,8 @@
 // Snapshots: keys and values of sequences, or of a whole cache, saved to a file or any other sink of bytes.
 //
-//   snapshot::save(cache, "sessions.kvc");                          all open sequences, and the cached blocks
-//   snapshot::save(cache, std::span(&seq, 1), "one.kvc");           one sequence, or several
-//   snapshot::Loaded loaded = snapshot::load(other, "sessions.kvc");  loaded.sequences, in the order of saving
+//   snapshot::save(cache, "sequences.kvc");                         all open sequences, and the cached blocks
+//   snapshot::save(cache, std::span(&seq, 1), "one.kvc");            one sequence, or several
+//   snapshot::Loaded loaded = snapshot::load(other, "sequences.kvc");  loaded.sequences, in the order of saving
 //
 // A block that several sequences share is stored once, and is shared again after loading if the policy shares. The
 // other cache may have another policy, block size and layout; its shape must be the same and, unless LoadOptions says

@@ -1,7 +1,7 @@
-// A session: one cache, and the prompts that run in it one after another.
+// A runner: one cache, and the prompts that run in it one after another.
 //
-// This is the part that uses kvc: open, extend, Dec_kv and Dec, commit, close. `CacheSession` is a template over the
-// element type and the policy; the rest of the program sees the interface `Session`.
+// This is the part that uses kvc: open, extend, Dec_kv and Dec, commit, close. `CacheRunner` is a template over the
+// element type and the policy; the rest of the program sees the interface `PromptRunner`.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,7 @@ using kvc::Index;
 using kvc::Pos;
 using kvc::Token;
 
-/// The settings that all sessions of one run share.
+/// The settings that all runners of one run share.
 struct Settings {
   const kvc::llama::Model* model = nullptr;
   Pos steps = 0;  ///< positions of a prompt and its continuation; at most the model's sequence length
@@ -66,9 +66,9 @@ using OnToken = std::function<void(Token)>;
 /// Called while a prompt is computed, with the number of its tokens that are in the cache and that there are.
 using OnPrefill = std::function<void(Pos done, Pos all)>;
 
-class Session {
+class PromptRunner {
  public:
-  virtual ~Session() = default;
+  virtual ~PromptRunner() = default;
   /// Continues `prompt`, which begins with BOS and has at most settings.steps tokens, up to settings.steps positions or
   /// until the model ends the text.
   virtual Measurement run(std::span<const Token> prompt, const OnToken& on_token, const OnPrefill& on_prefill) = 0;
@@ -89,9 +89,9 @@ typename Policy::Config pool_for(const Settings& s) {
 }
 
 template <class T, class Policy>
-class CacheSession final : public Session {
+class CacheRunner final : public PromptRunner {
  public:
-  explicit CacheSession(const Settings& settings)
+  explicit CacheRunner(const Settings& settings)
       : s_(settings), cache_(s_.model->config.cache_shape(), pool_for<Policy>(settings)) {}
 
   Measurement run(std::span<const Token> prompt, const OnToken& on_token, const OnPrefill& on_prefill) override {
@@ -174,36 +174,36 @@ class CacheSession final : public Session {
   kvc::KvCache<T, Policy> cache_;
 };
 
-/// The session for a policy and an element type by their names, which have been checked.
+/// The runner for a policy and an element type by their names, which have been checked.
 template <class T>
-std::unique_ptr<Session> make_session(std::string_view policy, const Settings& settings) {
+std::unique_ptr<PromptRunner> make_runner(std::string_view policy, const Settings& settings) {
   if (policy == kvc::Contiguous::name) {
-    return std::make_unique<CacheSession<T, kvc::Contiguous>>(settings);
+    return std::make_unique<CacheRunner<T, kvc::Contiguous>>(settings);
   }
   if (policy == kvc::Paged::name) {
-    return std::make_unique<CacheSession<T, kvc::Paged>>(settings);
+    return std::make_unique<CacheRunner<T, kvc::Paged>>(settings);
   }
-  return std::make_unique<CacheSession<T, kvc::PrefixShared<>>>(settings);
+  return std::make_unique<CacheRunner<T, kvc::PrefixShared<>>>(settings);
 }
 
-inline std::unique_ptr<Session> make_session(std::string_view element, std::string_view policy,
-                                             const Settings& settings) {
+inline std::unique_ptr<PromptRunner> make_runner(std::string_view element, std::string_view policy,
+                                                 const Settings& settings) {
   if (element == kvc::Element<Eigen::half>::name) {
-    return make_session<Eigen::half>(policy, settings);
+    return make_runner<Eigen::half>(policy, settings);
   }
   if (element == kvc::Element<Eigen::bfloat16>::name) {
-    return make_session<Eigen::bfloat16>(policy, settings);
+    return make_runner<Eigen::bfloat16>(policy, settings);
   }
   if (element == kvc::Element<kvc::Int8>::name) {
-    return make_session<kvc::Int8>(policy, settings);
+    return make_runner<kvc::Int8>(policy, settings);
   }
   if (element == kvc::Element<kvc::Fp8E4M3>::name) {
-    return make_session<kvc::Fp8E4M3>(policy, settings);
+    return make_runner<kvc::Fp8E4M3>(policy, settings);
   }
   if (element == kvc::Element<kvc::Int4>::name) {
-    return make_session<kvc::Int4>(policy, settings);
+    return make_runner<kvc::Int4>(policy, settings);
   }
-  return make_session<float>(policy, settings);
+  return make_runner<float>(policy, settings);
 }
 
 }  // namespace generate
