@@ -145,6 +145,11 @@ TEST_CASE("A borrowed space hands out memory from the front, in cache lines", "[
   REQUIRE(rest == memory.data + 64);
   REQUIRE(space.available() == 0);
   REQUIRE_THROWS_AS(space.allocate(1), std::bad_alloc);
+  space.deallocate(rest, 1000 - 64);
+  std::byte* const nothing = space.allocate(0);
+  REQUIRE(space.allocate(1000 - 64) == rest);
+  space.deallocate(nothing, 0);  // it has the address of `rest`, which stays allocated
+  REQUIRE(space.available() == 0);
 
   BorrowedSpace moved = std::move(space);
   REQUIRE(moved.size() == 1000);

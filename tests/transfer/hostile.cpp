@@ -155,6 +155,27 @@ TEST_CASE("Messages about no transfer are ignored", "[transfer]") {
   require_free(*a.victim);
 }
 
+TEST_CASE("A peer that reads no replies cannot fill the memory of the receiver with them", "[transfer]") {
+  Attack a;
+  constexpr int offers = 3000;
+  for (int i = 0; i < offers; ++i) {
+    a.wire.say(a.wire.offer_of(static_cast<transfer::Id>(i), a.wire.record(0)));
+    (void)a.victim->poll();
+  }
+  int replies = 0;
+  for (bool any = true; any; (void)a.victim->poll()) {
+    any = false;
+    while (a.wire.reply()) {
+      ++replies;
+      any = true;
+    }
+  }
+  REQUIRE(replies >= Outbox<transport::InProcess::Endpoint>::most_waiting);
+  REQUIRE(replies < offers);
+  require_free(*a.victim);
+  a.open(offers);  // who reads again is answered again
+}
+
 TEST_CASE("An invalid reply ends its transfer", "[transfer]") {
   Attack a;
   const Tokens prompt = counting(1, 10);

@@ -95,7 +95,8 @@ template <class Cache>
 [[nodiscard]] Admission admission_of_groups(const Cache& cache, const Offered& offered, std::span<const Token> tokens,
                                             Pos reserve_tokens, const OpenOptions& options) {
   const Pos more = std::min<Pos>(reserve_tokens, max_pos - offered.length);
-  const Admission decoded = cache.admission({}, length_to_admit(cache.policy(), offered.length + more), options);
+  const Admission decoded =
+      cache.admission({}, detail::length_to_admit(cache.policy(), offered.length + more), options);
   return decoded == Admission::now || tokens.empty() ? decoded
                                                      : std::max(decoded, cache.admission(tokens, more, options));
 }
@@ -165,7 +166,7 @@ template <class Cache>
   options.salt = prompt->salt;
   options.retention = retention;
   if constexpr (AdmitsRequests<Policy>) {
-    const Admission admission = admission_of_groups(cache, offered, prompt->tokens, reserve_tokens, options);
+    const Admission admission = detail::admission_of_groups(cache, offered, prompt->tokens, reserve_tokens, options);
     if (admission != Admission::now) {
       return no_room(admission == Admission::never ? Outcome::never_fits : Outcome::no_room, offered);
     }
@@ -200,7 +201,8 @@ template <class Cache>
       if (found && layers.groups()[g].cross_rows == 0) {
         // The rows behind the kept ones are one range: it begins where blocks are shared, if any are.
         const Pos size = cache.policy().block_tokens(static_cast<Index>(g));
-        const PosRange not_found = not_retained(cache.policy(), found->seq, static_cast<Index>(g), found->cached);
+        const PosRange not_found =
+            detail::not_retained(cache.policy(), found->seq, static_cast<Index>(g), found->cached);
         if (!not_found.empty() && Index{not_found.last} + size <= found->cached) {
           gone = {gone.empty() ? not_found.first : gone.first, std::max(gone.last, not_found.last)};
         }
@@ -217,6 +219,7 @@ template <class Cache>
       restored.shared = found->cached;
     }
     restored.states = states;
+    restored.tokens = static_cast<Pos>(prompt->tokens.size());
     return cache.try_restore(opened->seq, restored);
   };
   auto step = try_restore();
@@ -238,9 +241,9 @@ template <class Cache>
       std::ranges::sort(blocks);
     }
     wanted.push_back(has_cross[g] ? WantedRows::all(end, end)  // the salt names the other input
-                                  : wanted_rows(cache.policy(), opened->seq, group, end, blocks));
+                                  : detail::wanted_rows(cache.policy(), opened->seq, group, end, blocks));
   }
-  const std::uint64_t states = wanted_states(cache.policy(), opened->seq, offered.states, found);
+  const std::uint64_t states = detail::wanted_states(cache.policy(), opened->seq, offered.states, found);
   const Pos cached = found ? found->cached : 0;
   undo.dismiss();
   return Reservation<Cache>{opened->seq,       std::move(*step),          cached,

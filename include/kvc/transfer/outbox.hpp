@@ -19,9 +19,13 @@ namespace detail {
 template <transport::Transport T>
 class Outbox {
  public:
-  /// Sends a message, or queues it.
+  static constexpr std::ptrdiff_t most_waiting = 1024;  ///< messages for one peer
+
+  /// Sends a message, or queues it. A peer that leaves so many unread that most_waiting are queued for it gets no more:
+  /// its transfers end by their timeouts. O(messages queued).
   void add(T& transport, Peer to, Channel channel, const HeadWriter& head) {
-    if (has(to) || !transport.try_send(to, channel, head.bytes(), {})) {
+    const auto waiting = std::count_if(waiting_.begin(), waiting_.end(), [&](const Message& m) { return m.to == to; });
+    if (waiting < most_waiting && (waiting > 0 || !transport.try_send(to, channel, head.bytes(), {}))) {
       waiting_.push_back({to, channel, {head.bytes().begin(), head.bytes().end()}});
     }
   }

@@ -113,6 +113,7 @@ class Receiver {
   /// policy cannot restore (RestoresSequences), or more than 32.
   Receiver(Cache& cache, T& transport, const ReceiverOptions& options = {})
       : cache_(&cache), transport_(&transport), options_(options), own_(snapshot::describe(cache)), rows_(cache) {
+    require(options.timeout.count() >= 0, "options.timeout", options.timeout.count(), "at least 0 ns");
     require_between(options.retention.priority, 0, 100, "options.retention.priority");
     require(options.reserve_tokens >= 0, "options.reserve_tokens", options.reserve_tokens, "at least 0");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");

@@ -132,6 +132,7 @@ class Sender {
         options_(options),
         description_(snapshot::describe(cache)),
         rows_(cache) {
+    require(options.timeout.count() >= 0, "options.timeout", options.timeout.count(), "at least 0 ns");
     require(options.message_bytes >= 1, "options.message_bytes", options.message_bytes, "at least 1");
     require(transport.channels() >= first_free_channel, "transport.channels()", transport.channels(), "at least 2");
   }
