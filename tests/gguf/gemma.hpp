@@ -95,6 +95,8 @@ struct EngineRun {
 
   explicit EngineRun(const CacheOptions& options, int threads = 1, const ggml_engine::Model& model = gemma())
       : cache(ggml_engine::make_cache(model, options)), engine(model, *cache, threads) {}
+  explicit EngineRun(std::unique_ptr<ggml_engine::Cache> given, int threads = 1)
+      : cache(std::move(given)), engine(gemma(), *cache, threads) {}
 
   /// The logits behind the last of `tokens`, computed `chunk` at a time (0: all at once).
   ggml_engine::Logits compute(kvc::SeqId seq, std::span<const Token> tokens, std::size_t chunk = 0) {
