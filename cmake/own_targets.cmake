@@ -56,7 +56,8 @@ if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID MATCHES "Clang")
 endif()
 if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # A suite in one translation unit fills gigabytes, which g++ would search for garbage again and again.
-  target_compile_options(kvc_own INTERFACE $<$<COMPILE_LANGUAGE:CXX>:--param=ggc-min-expand=400> $<$<COMPILE_LANGUAGE:CXX>:--param=ggc-min-heapsize=1000000>)
+  target_compile_options(kvc_own INTERFACE
+    "$<$<COMPILE_LANGUAGE:CXX>:--param=ggc-min-expand=400;--param=ggc-min-heapsize=1000000>")
 endif()
 if(KVC_WERROR)
   target_compile_options(kvc_own INTERFACE -Werror)
