@@ -8,7 +8,8 @@
 option(KVC_ATTENTION "Build and install kvc::attention" OFF)
 set(kvc_elements float Eigen::half Eigen::bfloat16 kvc::Int8 kvc::Fp8E4M3 kvc::Int4)
 set(KVC_ATTENTION_ELEMENTS "${kvc_elements}" CACHE STRING "Element types of kvc::attention")
-set(KVC_ATTENTION_TARGET "" CACHE STRING "Compiler options that name the processor, of kvc::attention and all that links it")
+set(KVC_ATTENTION_TARGET "" CACHE STRING
+  "Compiler options that name the processor, of kvc::attention and all that links it")
 set(KVC_ATTENTION_FLAGS "-O3" CACHE STRING "Compiler options of kvc::attention itself, after those of the build type")
 
 # kvc_kernel_sources(OUT ELEMENT...): one file with the kernels of each element type.

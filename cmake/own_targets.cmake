@@ -42,7 +42,8 @@ find_path(KVC_LIBURING_INCLUDE_DIR liburing.h)
 find_library(KVC_LIBURING_LIBRARY uring)
 mark_as_advanced(KVC_SODIUM_INCLUDE_DIR KVC_SODIUM_LIBRARY KVC_HIREDIS_INCLUDE_DIR KVC_HIREDIS_LIBRARY
   KVC_LIBURING_INCLUDE_DIR KVC_LIBURING_LIBRARY)
-message(STATUS "kvc/tier: libsodium ${KVC_SODIUM_LIBRARY}, hiredis ${KVC_HIREDIS_LIBRARY}, liburing ${KVC_LIBURING_LIBRARY}")
+message(STATUS
+  "kvc/tier: libsodium ${KVC_SODIUM_LIBRARY}, hiredis ${KVC_HIREDIS_LIBRARY}, liburing ${KVC_LIBURING_LIBRARY}")
 
 add_library(kvc_own INTERFACE)
 target_link_libraries(kvc_own INTERFACE kvc::kvc Threads::Threads)
@@ -90,7 +91,7 @@ endif()
 # run time. Warnings are errors.
 if(KVC_ENABLE_CUDA)
   set(KVC_CUDA_TARGETS "compute_80,code=[sm_80,compute_80];compute_90a,code=sm_90a" CACHE STRING
-    "Values of nvcc's -gencode arch= for tests and benchmarks; all: also those that convert fp8 by instructions of their own")
+    "Values of nvcc's -gencode arch= for tests and benchmarks; all: also those with instructions that convert fp8")
   if(KVC_CUDA_TARGETS STREQUAL "all")
     set(KVC_CUDA_TARGETS "compute_80,code=[sm_80,compute_80]" "compute_90a,code=sm_90a")
     execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --list-gpu-arch OUTPUT_VARIABLE kvc_known_targets)

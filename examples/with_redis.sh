@@ -1,6 +1,6 @@
 #!/bin/sh
-# with_redis.sh REDIS-SERVER PROGRAM: runs PROGRAM --redis HOST:PORT over a server of its own, on a port of loopback that is
-# free, without a file, and stops the server.
+# with_redis.sh REDIS-SERVER PROGRAM: runs PROGRAM --redis HOST:PORT over a server of its own, on a free port of the
+# loopback interface, without a file, and stops the server.
 folder=$(mktemp -d) || exit 1
 server=
 end() {

@@ -506,7 +506,10 @@ def train(args):
         recent.append(loss.item())
         if step % args.eval_every == 0 or done == 1:
             now = held_loss()
-            tqdm.write(f"step {step}: train {np.mean(recent):.4f}, held out {now:.4f} nats per token, {time.time() - start:.0f} s")
+            tqdm.write(
+                f"step {step}: train {np.mean(recent):.4f}, held out {now:.4f} nats per token, "
+                f"{time.time() - start:.0f} s"
+            )
             recent = []
             if now < best:
                 best, best_step = now, step
@@ -516,8 +519,8 @@ def train(args):
     bar.close()
 
     print(
-        f"best held-out loss: {best:.4f} nats per token, {best * n_held / held_bytes:.4f} nats per byte, at step {best_step} of "
-        f"{step}; {time.time() - start:.0f} s"
+        f"best held-out loss: {best:.4f} nats per token, {best * n_held / held_bytes:.4f} nats per byte, "
+        f"at step {best_step} of {step}; {time.time() - start:.0f} s"
     )
     if best < math.inf:
         check(args)
@@ -575,14 +578,22 @@ def main():
     def command(name, run, text):
         p = commands.add_parser(name, help=text, description=text, formatter_class=Help)
         p.set_defaults(run=run)
-        p.add_argument("--out", default="examples/model/shakespeare", metavar="NAME", help="NAME.bin and NAME.tok are written or read")
+        p.add_argument(
+            "--out", default="examples/model/shakespeare", metavar="NAME",
+            help="NAME.bin and NAME.tok are written or read",
+        )
         return p
 
     t = command("train", train, "train a tokenizer and a model on one text file, and export both")
-    c = command("check", check, "test exported files: the tokenizer against sentencepiece, the model by its held-out loss")
+    c = command(
+        "check", check, "test exported files: the tokenizer against sentencepiece, the model by its held-out loss"
+    )
     for p in (t, c):
         p.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; blank lines part its paragraphs")
-        p.add_argument("--held-out", type=float, default=0.07, metavar="SHARE", help="share at the end of the text that is not trained on")
+        p.add_argument(
+            "--held-out", type=float, default=0.07, metavar="SHARE",
+            help="share at the end of the text that is not trained on",
+        )
     shape = t.add_argument_group("shape")
     shape.add_argument("--vocab", type=int, default=512, help="tokenizer pieces, of which 259 are fixed")
     shape.add_argument("--dim", type=int, default=128, help="width of the residual stream")
@@ -593,14 +604,23 @@ def main():
     shape.add_argument("--seq", type=int, default=512, help="positions, in training and in the header")
     how = t.add_argument_group("training")
     how.add_argument("--steps", type=int, default=6000, help="optimizer steps; the cosine schedule ends at the last")
-    how.add_argument("--minutes", type=float, default=0, help="if set, hurry the schedule so as to end by then even on a slow machine")
+    how.add_argument(
+        "--minutes", type=float, default=0,
+        help="if set, hurry the schedule so as to end by then even on a slow machine",
+    )
     how.add_argument("--batch", type=int, default=4, help="windows per step")
     how.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
     how.add_argument("--warmup", type=int, default=200, help="steps until the rate follows the cosine")
     how.add_argument("--weight-decay", type=float, default=0.1, help="on matrices; gains have none")
     how.add_argument("--dropout", type=float, default=0.05, help="on the embedding and on each residual branch")
-    how.add_argument("--bos", type=float, default=0.4, metavar="SHARE", help="share of windows that start with BOS and a paragraph")
-    how.add_argument("--eval-every", type=int, default=250, help="steps between held-out losses; the best so far is exported each time")
+    how.add_argument(
+        "--bos", type=float, default=0.4, metavar="SHARE",
+        help="share of windows that start with BOS and a paragraph",
+    )
+    how.add_argument(
+        "--eval-every", type=int, default=250,
+        help="steps between held-out losses; the best so far is exported each time",
+    )
     how.add_argument("--seed", type=int, default=1, help="of weights, windows and dropout")
     how.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets torch choose")
     how.add_argument("--progress-seconds", type=float, default=0.5, help="least time between two updates of the bar")

@@ -27,9 +27,11 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--elements", default="f32,f16", help="which, separated by commas (default: %(default)s)")
     parser.add_argument("--kv", default="16384", help="positions in decode (default: %(default)s)")
-    parser.add_argument("--prefill", default="2048", help="tokens of a causal prefill; empty: none (default: %(default)s)")
+    parser.add_argument("--prefill", default="2048",
+                        help="tokens of a causal prefill; empty: none (default: %(default)s)")
     parser.add_argument("--threads", default="1,2", help="thread counts (default: %(default)s)")
-    parser.add_argument("--min-time", type=float, default=0.5, metavar="S", help="seconds per case (default: %(default)s)")
+    parser.add_argument("--min-time", type=float, default=0.5, metavar="S",
+                        help="seconds per case (default: %(default)s)")
     parser.add_argument("--out", metavar="FILE", help="write JSON there")
     options = parser.parse_args()
     for name in ("kv", "prefill", "threads"):
@@ -54,7 +56,8 @@ class Bench:
         integer = self.onnx.TensorProto.INT32
         rows = [("query", QUERY_HEADS), ("key", KV_HEADS), ("value", KV_HEADS)]
         inputs = [helper.make_tensor_value_info(name, kind, [1, None, heads * DIM]) for name, heads in rows]
-        inputs += [helper.make_tensor_value_info(name, kind, [1, KV_HEADS, None, DIM]) for name in ("past_key", "past_value")]
+        inputs += [helper.make_tensor_value_info(name, kind, [1, KV_HEADS, None, DIM])
+                   for name in ("past_key", "past_value")]
         inputs += [helper.make_tensor_value_info("seqlens_k", integer, [1]),
                    helper.make_tensor_value_info("total_sequence_length", integer, [1])]
         outputs = [helper.make_tensor_value_info("output", kind, [1, None, QUERY_HEADS * DIM])]
@@ -98,12 +101,12 @@ class Bench:
             session.run_with_iobinding(bind)
             times.append(time.perf_counter() - start)
         seconds = statistics.median(times)
-        row = {"name": "peer_onnx/" + name, "run_type": "iteration", "iterations": len(times), "real_time": seconds * 1e3,
-               "cpu_time": seconds * 1e3, "time_unit": "ms", "GFLOP/s": 4 * DIM * pairs / seconds / 1e9,
-               "KV_GB/s": size / seconds / 1e9}
+        row = {"name": "peer_onnx/" + name, "run_type": "iteration", "iterations": len(times),
+               "real_time": seconds * 1e3, "cpu_time": seconds * 1e3, "time_unit": "ms",
+               "GFLOP/s": 4 * DIM * pairs / seconds / 1e9, "KV_GB/s": size / seconds / 1e9}
         self.rows.append(row)
-        print(f"{row['name']:58} {row['real_time']:10.3f} ms {row['GFLOP/s']:8.1f} GFLOP/s {row['KV_GB/s']:7.2f} KV_GB/s",
-              flush=True)
+        print(f"{row['name']:58} {row['real_time']:10.3f} ms {row['GFLOP/s']:8.1f} GFLOP/s "
+              f"{row['KV_GB/s']:7.2f} KV_GB/s", flush=True)
 
     def tensors(self, element, n):
         np = self.np

@@ -1,6 +1,7 @@
 """ctags.py FOLDER: Universal Ctags sees the public classes, enumerations and functions of the headers.
 
-Counts them, prints which are missing, and exits with 1 if any is; with 4, a skipped test, where there is no Universal Ctags.
+Counts them, prints which are missing, and exits with 1 if any is; with 4, a skipped test, where there is no Universal
+Ctags.
 """
 
 import pathlib
@@ -21,7 +22,8 @@ def main():
     seen = missing = 0
     for path in headers(root):
         tags = subprocess.run(
-            [ctags, "-f", "-", "--language-force=C++", "--kinds-C++=csugft", "-I", "__launch_bounds__+", str(path)], capture_output=True, text=True, check=True).stdout
+            [ctags, "-f", "-", "--language-force=C++", "--kinds-C++=csugft", "-I", "__launch_bounds__+", str(path)],
+            capture_output=True, text=True, check=True).stdout
         names = {line.split("\t")[0] for line in tags.splitlines()}
         for _, _, head in statements(blanked(path.read_text())):
             name = name_of(head)

@@ -3,8 +3,8 @@ has a comment /// directly before it.
 
 Public is what is not in a namespace named detail, or ..._detail. Classes, enumerations, concepts, functions and aliases
 count; forward declarations, deduction guides, explicit instantiations and operators do not. Of members, those do not
-count either that are defaulted, deleted or overridden, nor destructors. One comment is enough for definitions of one line
-each that stand directly below one another, and an alias may have its comment behind it, as ///<.
+count either that are defaulted, deleted or overridden, nor destructors. One comment is enough for definitions of one
+line each that stand directly below one another, and an alias may have its comment behind it, as ///<.
 Prints what is missing, as file:line, and exits with 1 if anything is.
 """
 
@@ -38,6 +38,12 @@ def closing(text, at):
 
 NAMESPACE = re.compile(r"\s*(?:inline\s+)?namespace\b\s*([\w:]*)\s*\{")
 TYPE = re.compile(r"(?:class|struct|union|enum(?:\s+class)?)\s+(?:\[\[[^\]]*\]\]\s*)?(?:\w+\s+)*?([\w:]+)")
+# Parameters at the end of a head, with brackets in brackets.
+PARAMETERS = re.compile(r"\([^()]*(?:\([^()]*(?:\([^()]*\)[^()]*)*\)[^()]*)*\)$")
+# Heads of members that are no functions, and of functions that need no comment.
+NO_FUNCTION = re.compile(r"(struct|class|enum|union|using|friend|static_assert|~|virtual\s+~)\b|~")
+NEEDS_NO_COMMENT = re.compile(
+    r"=\s*(delete|default)\s*$|\boverride\b|\boperator\b|=[^=]*\(|^[^(]*(?<![=<>!])=(?!=)")
 
 
 def head_of(statement):
@@ -75,13 +81,14 @@ def statements(text, first=0, last=None, public=True):
                 at = closing(text, at)
             elif text[at] == "{":
                 before = text[start:at].rstrip()
-                expression = re.search(r"\brequires\s*$", re.sub(r"\([^()]*(?:\([^()]*(?:\([^()]*\)[^()]*)*\)[^()]*)*\)$", "", before))
+                expression = re.search(r"\brequires\s*$", PARAMETERS.sub("", before))
                 head = head_of(before)
                 body = at + 1
                 at = closing(text, at)
                 if public and re.match(r"(?:class|struct)\b", head):
                     yield from members(text, body, at - 1, head.startswith("struct"))
-                if expression or TYPE.match(head) or re.search(r"(?<![=!<>])=(?!=)", re.sub(r"\([^()]*\)", "", head)) or head.startswith("concept"):
+                value = re.search(r"(?<![=!<>])=(?!=)", re.sub(r"\([^()]*\)", "", head))
+                if expression or TYPE.match(head) or value or head.startswith("concept"):
                     continue
                 break  # the body of a function
             else:
@@ -106,21 +113,23 @@ def members(text, first, last, public):
                 at = closing(text, at)
                 nested = body and re.match(r"(class|struct)\b", head_of(body))
                 if nested and public:
-                    yield from members(text, text.index("{", start + len(body)) + 1, at - 1, nested.group(1) == "struct")
+                    inside = text.index("{", start + len(body)) + 1
+                    yield from members(text, inside, at - 1, nested.group(1) == "struct")
                 if body and not re.search(r"(\brequires|[,:(]\s*\w+)$", re.sub(r"\([^()]*\)$", "", body)):
                     break
             else:
                 at += 1
         head = head_of(text[start:at]).strip()
         plain = re.sub(r"\{.*", "", head, flags=re.S)
-        if public and "(" in plain and not re.match(r"(struct|class|enum|union|using|friend|static_assert|~|virtual\s+~)\b|~", head) \
-                and not re.search(r"=\s*(delete|default)\s*$|\boverride\b|\boperator\b|=[^=]*\(|^[^(]*(?<![=<>!])=(?!=)", plain):
+        if public and "(" in plain and not NO_FUNCTION.match(head) and not NEEDS_NO_COMMENT.search(plain):
             yield start, at, head
 
 
 def name_of(head):
     """The name that a head defines, None for what needs no comment."""
-    if re.match(r"static_assert|extern\b|friend|namespace\b|using namespace\b", head) or "operator" in head.split("{")[0]:
+    if re.match(r"static_assert|extern\b|friend|namespace\b|using namespace\b", head):
+        return None
+    if "operator" in head.split("{")[0]:
         return None
     kind = TYPE.match(head)
     if kind:

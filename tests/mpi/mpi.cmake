@@ -34,7 +34,8 @@ kvc_add_mpi_program(faults)
 foreach(fault IN LISTS faults)
   add_test(NAME mpi/faults/${fault} COMMAND ${kvc_mpirun} 3 --enable-recovery "$<TARGET_FILE:kvc_mpi_faults>" ${fault})
   set_tests_properties(mpi/faults/${fault} PROPERTIES
-    PASS_REGULAR_EXPRESSION "all is well" FAIL_REGULAR_EXPRESSION "not so: |terminate called|wrong|Sanitizer|runtime error")
+    PASS_REGULAR_EXPRESSION "all is well"
+    FAIL_REGULAR_EXPRESSION "not so: |terminate called|wrong|Sanitizer|runtime error")
 endforeach()
 # Each takes two processors for some seconds. The programs give up by themselves after 100 s.
 set_tests_properties(${tests} PROPERTIES LABELS mpi TIMEOUT 240 PROCESSORS 2)

@@ -14,9 +14,10 @@ model before it measures.
   seen:N:P          a prompt of N tokens, then one with the same first P tokens: the time to its first logits (TTFT)
   bytes:S:N         keys and values of S sequences of N tokens: bytes allocated
 
-llama.cpp's passes have up to 512 tokens (n_ubatch), as the engine's. Its cache is as its programs make it: layers with a
-window in a cache of their own (swa_full off). In `together`, the sequences share the cells of their prefix (kv_unified,
-llama_memory_seq_cp); --split-kv gives each a part of the cache instead. Figures are the best of the rounds.
+llama.cpp's passes have up to 512 tokens (n_ubatch), as the engine's. Its cache is as its programs make it: layers with
+a window in a cache of their own (swa_full off). In `together`, the sequences share the cells of their prefix
+(kv_unified, llama_memory_seq_cp); --split-kv gives each a part of the cache instead. Figures are the best of the
+rounds.
 """
 import argparse
 import json

@@ -78,7 +78,8 @@ function head() {
     'hardware': `${devices}${hardware.name}: ${scaled(hardware.peak, 'FLOPS')}, ` +
         (hardware.bandwidth < 1e18 ? `${scaled(hardware.bandwidth, 'B/s')}` : 'no limit by bytes seen') +
         (hardware.memory > 0 ? `, ${scaled(hardware.memory, 'B')} each` : '') + ` (${hardware.source})`,
-    'pool': `${grouped(pool.tokens)} tokens, ${scaled(pool.tokens * model.kv_bytes_per_token, 'B')}; blocks of ${pool.block_tokens} tokens`,
+    'pool': `${grouped(pool.tokens)} tokens, ${scaled(pool.tokens * model.kv_bytes_per_token, 'B')}; ` +
+        `blocks of ${pool.block_tokens} tokens`,
     'SLO': `TTFT ${grouped(slo.ttft_ms)} ms, TPOT ${grouped(slo.tpot_ms)} ms`,
     'requests': distinct(runs.map((run) => grouped(run.requests.arrived))).join(', ') +
         (scenario.trace ? ` of ${scenario.trace}` : `, made with seed ${scenario.seed}`),

@@ -3,13 +3,16 @@
 # folder only.
 include("${CMAKE_CURRENT_LIST_DIR}/../trace/trace.cmake")
 if(TARGET kvc_trace AND NOT TARGET kvc_serve)
-  set(kvc_serve_sources calibration cost_curve cost_model html measure_turns model_shape plot plot_tiers real real_contiguous real_paged
-    real_prefix_shared report run scenario simulate_tiered step_timing tier_curve trace_source traffic)
+  set(kvc_serve_sources calibration cost_curve cost_model html measure_turns model_shape plot plot_tiers real
+    real_contiguous real_paged real_prefix_shared report run scenario simulate_tiered step_timing tier_curve
+    trace_source traffic)
   list(TRANSFORM kvc_serve_sources PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
   list(TRANSFORM kvc_serve_sources APPEND ".cpp")
-  set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/step_timing.cpp" PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)  # instantiates what others declare
+  set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/step_timing.cpp" PROPERTIES
+    SKIP_UNITY_BUILD_INCLUSION ON)  # instantiates what others declare
   add_library(kvc_serve STATIC ${kvc_serve_sources})
-  target_include_directories(kvc_serve PUBLIC "${CMAKE_CURRENT_LIST_DIR}" "${CMAKE_CURRENT_LIST_DIR}/.." "${CMAKE_CURRENT_LIST_DIR}/../.."
+  target_include_directories(kvc_serve PUBLIC
+    "${CMAKE_CURRENT_LIST_DIR}" "${CMAKE_CURRENT_LIST_DIR}/.." "${CMAKE_CURRENT_LIST_DIR}/../.."
     "${CMAKE_CURRENT_LIST_DIR}/../../../examples/applications")
   target_link_libraries(kvc_serve PUBLIC kvc_trace kvc_own_kernels kvc_own_tiers)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
