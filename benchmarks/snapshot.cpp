@@ -212,6 +212,9 @@ void snapshots() {
 int main(int argc, char** argv) {
   snapshots();
   benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
+    return 2;
+  }
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }

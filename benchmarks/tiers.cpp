@@ -27,6 +27,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -185,20 +186,20 @@ struct Folder {
   std::filesystem::path path;
 };
 
-/// Calls `each(i)` for i < count, from `depth` threads.
+/// Calls `each(i)` for i < count, from `depth` threads; throws what one of them threw.
 template <class F>
 void by_threads(std::size_t count, F&& each) {
-  std::vector<std::thread> threads;
   std::atomic<std::size_t> next = 0;
+  std::vector<std::future<void>> threads;
   for (std::size_t t = 0; t < depth; ++t) {
-    threads.emplace_back([&] {
+    threads.push_back(std::async(std::launch::async, [&] {
       for (std::size_t i = 0; (i = next++) < count;) {
         each(i);
       }
-    });
+    }));
   }
-  for (std::thread& thread : threads) {
-    thread.join();
+  for (std::future<void>& thread : threads) {
+    thread.get();
   }
 }
 

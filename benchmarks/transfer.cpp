@@ -161,6 +161,9 @@ int main(int argc, char** argv) {
     add<Paged, PrefixShared<>>("shared_prefix/" + std::to_string(shared), 16, 16, Index{2} << 20, shared);
   }
   benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
+    return 2;
+  }
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }

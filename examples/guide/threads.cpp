@@ -2,8 +2,8 @@
 #include "../usage.hpp"
 
 #include <cstdio>
+#include <future>
 #include <span>
-#include <thread>
 #include <vector>
 
 #include "kvc/cache.hpp"
@@ -29,12 +29,12 @@ int serve_from_threads() {
       cache.close(opened.seq);
     }
   };
-  std::vector<std::thread> threads;
+  std::vector<std::future<void>> threads;
   for (const kvc::Token first : {100, 200, 300, 400}) {
-    threads.emplace_back(serve, first);
+    threads.push_back(std::async(std::launch::async, serve, first));
   }
-  for (std::thread& thread : threads) {
-    thread.join();
+  for (std::future<void>& thread : threads) {
+    thread.get();  // throws what the thread threw, such as CapacityError
   }
   cache.verify();
   std::printf("200 requests of 35 tokens from 4 threads; found in place: %s\n",
@@ -43,5 +43,5 @@ int serve_from_threads() {
 }
 
 int main(int argc, char** argv) {
-  return run_example(argc, argv, "Three threads serve requests from one cache behind a lock.", serve_from_threads);
+  return run_example(argc, argv, "Four threads serve requests from one cache behind a lock.", serve_from_threads);
 }

@@ -1,5 +1,4 @@
-#include <exception>
-#include <thread>
+#include <future>
 #include <vector>
 
 #include "decode_engine.hpp"
@@ -24,9 +23,12 @@ void run_engine(const kvc::llama::Model& model, InProcess& hub, Peer self, const
 
 RunRecord run_in_process(const kvc::llama::Model& model, std::span<const Request> requests, const RunConfig& config) {
   InProcess hub({.peers = config.prefill_engines + config.decode_engines, .channels = channels});
-  std::vector<std::thread> threads;
+  // An exception ends the endpoint of its thread, by which the others see that the peer is lost. They do without an
+  // engine, and end without the router.
+  std::vector<std::future<void>> threads;
   const auto start = [&](auto run, Peer self, const EngineConfig& engine) {
-    threads.emplace_back([&model, &hub, run, self, engine] { run(model, hub, self, engine); });
+    threads.push_back(
+        std::async(std::launch::async, [&model, &hub, run, self, engine] { run(model, hub, self, engine); }));
   };
   for (Peer peer = 1; peer < config.prefill_engines; ++peer) {
     start(run_engine<PrefillEngine>, peer, config.prefill);
@@ -44,8 +46,8 @@ RunRecord run_in_process(const kvc::llama::Model& model, std::span<const Request
     drive(transport, router, engine);
     record = router.record();
   }
-  for (std::thread& thread : threads) {
-    thread.join();
+  for (std::future<void>& thread : threads) {
+    thread.get();  // throws what an engine threw
   }
   return record;
 }
