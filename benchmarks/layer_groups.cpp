@@ -6,7 +6,7 @@
 //             over        held / needed
 //             bound       (1.03 * needed + one block for each group, kind of states, and sequence) / needed
 //             one_shape   one shape for all: every layer keeps every row (times needed)
-//             padded      equal pages of as many layers as the smallest group has, the rest padded (times needed)
+//             padded      equal blocks of as many layers as the smallest group has, the rest padded (times needed)
 // match, append, fork   three groups beside one, by turns in the same loop; the counter `vs_one` is the ratio of the
 //                       medians
 #include <benchmark/benchmark.h>

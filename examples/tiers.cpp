@@ -1,4 +1,4 @@
-// A conversation that outlives the pool and the process. Its blocks are written to host memory and to files as they are
+// A session that outlives the pool and the process. Its blocks are written to host memory and to files as they are
 // computed. When others have taken its room, the next turn finds it in host memory; after a restart, in the files. With
 // --redis HOST:PORT they are written to that server, too, and another process, without these files, finds it there.
 #include "usage.hpp"
@@ -85,7 +85,7 @@ int example() {
 
   std::printf("A process\n");
   process(folder, [&](Cache& cache, Tiers& tiers) {
-    (void)serve(cache, tiers, first_turn, "a conversation");
+    (void)serve(cache, tiers, first_turn, "a session");
     (void)serve(cache, tiers, counting(2000, 500), "another one");
     again = serve(cache, tiers, second_turn, "the next turn");
   });
@@ -124,7 +124,7 @@ int over_redis(const kvc::tier::RedisServer& server) {
     (void)::waitpid(child, &status, 0);
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
   };
-  const bool first = in_a_process(first_turn, "a conversation");
+  const bool first = in_a_process(first_turn, "a session");
   const bool second = in_a_process(second_turn, "its next turn");
   return !first && second ? 0 : 1;
 }
@@ -158,7 +158,7 @@ int main(int argc, char** argv) {
   }
   return run_example(
       argc, argv,
-      "Serves a conversation whose blocks are kept in host memory and in files, when the pool has\n"
+      "Serves a session whose blocks are kept in host memory and in files, when the pool has\n"
       "evicted them and after a restart. Writes to a folder in the system's folder for temporary files.\n"
       "With --redis HOST:PORT, two processes serve it, and the second finds the first one's blocks on that\n"
       "server. Otherwise:",

@@ -1,4 +1,4 @@
-// A model whose layers differ: five layers with a sliding window, then one without, as in Gemma 3. Four conversations
+// A model whose layers differ: five layers with a sliding window, then one without, as in Gemma 3. Four sequences
 // share a system prompt. Shows what each layer group holds, beside a cache of one shape for all layers; that a prefix
 // is found in all groups; and how far a sequence can be cut back.
 //
@@ -64,7 +64,7 @@ Matrix pass(Cache& cache, kvc::SeqId seq, std::span<const kvc::Token> tokens) {
   return sum;
 }
 
-/// Opens a conversation on what is cached of its prompt and computes the rest, 128 tokens at a time.
+/// Opens a sequence on what is cached of its prompt and computes the rest, 128 tokens at a time.
 kvc::SeqId prefill_prompt(Cache& cache, const Tokens& prompt, Matrix& last) {
   const kvc::Opened opened = cache.open(prompt);
   std::printf("  %3d of %zu tokens found\n", opened.cached, prompt.size());
@@ -78,7 +78,7 @@ kvc::SeqId prefill_prompt(Cache& cache, const Tokens& prompt, Matrix& last) {
 
 struct Served {
   std::vector<kvc::SeqId> open;
-  std::vector<Matrix> last;  // attention of the last token of each conversation
+  std::vector<Matrix> last;  // attention of the last token of each sequence
 };
 
 Tokens system_prompt() {
@@ -87,7 +87,7 @@ Tokens system_prompt() {
   return tokens;
 }
 
-/// The system prompt alone, once, and then four conversations that begin with it.
+/// The system prompt alone, once, and then four sequences that begin with it.
 Served serve(Cache& cache) {
   Served served;
   Matrix last;
@@ -125,7 +125,7 @@ int compare() {
     return 1;
   }
 
-  std::printf("\nfour conversations of 400 tokens hold     blocks  tokens in a block      KiB\n");
+  std::printf("\nfour sequences of 400 tokens hold         blocks  tokens in a block      KiB\n");
   const auto groups = grouped.layers().groups();
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const auto group = static_cast<kvc::Index>(g);

@@ -216,15 +216,15 @@ void attend_to_selected(Cache& cache) {
   const auto top = kvc::Selection::of_positions(kvc::top_positions(scores, 200));
   kvc::decode(kvc::SelectedView(kv, top), q, out);  // reads 200 rows. Other layers may reuse `top`
 
-  const auto first = std::span(scores).first(63);  // of the pages: one for 16 positions each
-  const auto pages = kvc::Selection::of_blocks(kvc::top_positions(first, 10), 16, tokens);
-  kvc::decode(kvc::SelectedView(kv, pages), q, out);
+  const auto first = std::span(scores).first(63);  // of the blocks: one for 16 positions each
+  const auto blocks = kvc::Selection::of_blocks(kvc::top_positions(first, 10), 16, tokens);
+  kvc::decode(kvc::SelectedView(kv, blocks), q, out);
 
   const auto all = kvc::Selection::of_positions(kvc::top_positions(scores, tokens));
   kvc::decode(kvc::SelectedView(kv, all), q, same);
   kvc::decode(kv, q, out);
-  std::printf("%d positions, %d in pages; a selection of all %d gives %s bits\n", top.size(), pages.size(), all.size(),
-              same == out ? "the same" : "other");
+  std::printf("%d positions, %d in blocks; a selection of all %d gives %s bits\n", top.size(), blocks.size(),
+              all.size(), same == out ? "the same" : "other");
 }
 
 void time_a_decode() {

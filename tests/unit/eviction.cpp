@@ -531,16 +531,16 @@ TEST_CASE("BlockHeap: comes out in the order of keys, whatever is taken out betw
 // --- ReuseHazard --------------------------------------------------------------------------------
 
 namespace {
-/// Hits of a workload of two kinds: conversations whose turns add two blocks and come back after `gap` other requests,
+/// Hits of a workload of two kinds: sessions whose turns add two blocks and come back after `gap` other requests,
 /// and documents of 24 blocks that nobody asks for again.
 template <class E>
 Index hits_of_turns_and_documents(Index capacity, int gap, int put_off = 0) {
   PrefixShared<E> policy({.blocks = capacity, .block_tokens = 1});
-  std::vector<std::vector<Token>> conversations(static_cast<std::size_t>(gap));
+  std::vector<std::vector<Token>> sessions(static_cast<std::size_t>(gap));
   Token fresh = 0;
   Index hits = 0;
   for (int i = 0; i < 60 * gap; ++i) {
-    std::vector<Token>& turn = conversations[static_cast<std::size_t>(i % gap)];
+    std::vector<Token>& turn = sessions[static_cast<std::size_t>(i % gap)];
     if (turn.size() > 16) {
       turn.clear();  // it is over
     }
@@ -604,13 +604,13 @@ TEST_CASE("Factors stay within their bounds, and last blocks that nobody finds g
   ReuseHazard hazard(4096);
   std::uint64_t now = 0;
   std::uint64_t key = 1;
-  for (int conversation = 0; conversation < 200; ++conversation) {
+  for (int session = 0; session < 200; ++session) {
     // Two turns that share all but the last block of the first.
     std::vector<BlockId> blocks;
     ReuseHazard::SequenceContext first;
     hazard.on_open(first, {}, {}, ++now);
     for (int i = 0; i < 8; ++i) {
-      blocks.push_back(static_cast<BlockId>(conversation * 16 + i));
+      blocks.push_back(static_cast<BlockId>(session * 16 + i));
       hazard.on_cached(first, {blocks.back(), key++ * 0x9e3779b97f4a7c15U, i}, now);
     }
     hazard.on_close(first, blocks, ++now);

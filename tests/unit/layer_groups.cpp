@@ -689,14 +689,14 @@ TEST_CASE("Rows of another input without a prefix are no prefix that can be pinn
 
 namespace {
 
-/// Tokens that are found of conversations whose last token is replaced with each turn, between prompts that come once.
+/// Tokens that are found of sessions whose last token is replaced with each turn, between prompts that come once.
 /// A block of the group that keeps everything holds three times the tokens of one of the window.
 template <class Eviction>
-Index found_of_conversations() {
+Index found_of_sessions() {
   const GroupRules rules{{GroupRule{{}, 0, 1}, GroupRule{{8, 0, 0}, 0, 3}}, 0};
   PrefixShared<Eviction, SeededHash> policy({.blocks = 200, .block_tokens = 1}, rules);
   Random random(7);
-  std::vector<Tokens> conversations(12);
+  std::vector<Tokens> sessions(12);
   Token next = 0;
   const auto add = [&](Tokens& tokens, int count) {
     for (int i = 0; i < count; ++i) {
@@ -708,7 +708,7 @@ Index found_of_conversations() {
     if (random.one_in(2)) {
       add(prompt, 12);
     } else {
-      Tokens& tokens = conversations[random.between<std::size_t>(0, conversations.size() - 1)];
+      Tokens& tokens = sessions[random.between<std::size_t>(0, sessions.size() - 1)];
       if (tokens.size() > 60) {
         tokens.clear();
       }
@@ -727,7 +727,7 @@ Index found_of_conversations() {
 TEST_CASE(
     "The default eviction does not take the end of a prompt from a group whose block holds more than is replaced") {
   // As the end of other prompts it would go first, and then nothing is found, however much of the windows is left.
-  CHECK(found_of_conversations<ReuseHazard>() > found_of_conversations<Lru>() * 5 / 4);
+  CHECK(found_of_sessions<ReuseHazard>() > found_of_sessions<Lru>() * 5 / 4);
 }
 
 TEST_CASE("Tokens that are published again give the index no block of a group in which the sequence holds none") {

@@ -27,7 +27,7 @@ struct SimulatedService {
   double slows_down_at = 1e9;  // the tier, to a tenth, after so many seconds
 };
 
-/// The mean time to the first token of 2,000 turns of conversations whose earlier turns the tier has.
+/// The mean time to the first token of 2,000 turns of sessions whose earlier turns the tier has.
 double mean_seconds_to_first_token(const SimulatedService& service, LoadRule rule) {
   constexpr double block_bytes = 16 * 131072;  // of an 8B model
   struct Read {                                // of a block

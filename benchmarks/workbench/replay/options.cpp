@@ -250,8 +250,8 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
                  "each token]")
       ->type_name("NAME");
   app.add_option("--shuffle", options.shuffle,
-                 "Conversations keep their own times and swap their starts at random, by this seed; requests that\n"
-                 "have their second block in common are a conversation [the order of the trace]")
+                 "Sessions keep their own times and swap their starts at random, by this seed; requests that\n"
+                 "have their second block in common are a session [the order of the trace]")
       ->type_name("SEED")
       ->check(CLI::NonNegativeNumber);
 #if defined(KVC_HAVE_SODIUM)

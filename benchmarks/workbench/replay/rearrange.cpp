@@ -19,16 +19,16 @@ void keep_part(Trace& trace, std::size_t number, std::size_t of) {
 }
 
 void shuffle(Trace& trace, std::uint64_t seed) {
-  std::unordered_map<std::int32_t, std::size_t> conversation_of;
+  std::unordered_map<std::int32_t, std::size_t> session_of;
   std::vector<std::int64_t> starts;
-  std::vector<std::size_t> conversations;
+  std::vector<std::size_t> sessions;
   for (const Request& request : trace.requests) {
     const std::int32_t root = request.blocks.empty() ? -1 : request.blocks[request.blocks.size() > 1 ? 1 : 0];
-    const auto [known, is_new] = conversation_of.emplace(root, starts.size());
+    const auto [known, is_new] = session_of.emplace(root, starts.size());
     if (is_new) {
       starts.push_back(request.arrival);
     }
-    conversations.push_back(known->second);
+    sessions.push_back(known->second);
   }
   std::vector<std::int64_t> moved = starts;
   std::mt19937_64 random(seed);
@@ -36,7 +36,7 @@ void shuffle(Trace& trace, std::uint64_t seed) {
     std::swap(moved[i - 1], moved[random() % i]);
   }
   for (std::size_t i = 0; i < trace.requests.size(); ++i) {
-    trace.requests[i].arrival += moved[conversations[i]] - starts[conversations[i]];
+    trace.requests[i].arrival += moved[sessions[i]] - starts[sessions[i]];
   }
   std::ranges::stable_sort(trace.requests, {}, &Request::arrival);
 }

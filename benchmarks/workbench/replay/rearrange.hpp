@@ -11,8 +11,8 @@ namespace replay {
 /// Keeps the requests of part `number` of `of` equal parts, from 1.
 void keep_part(kvc_bench::Trace& trace, std::size_t number, std::size_t of);
 
-/// Conversations swap their starts at random and keep the times between their own requests. Requests that share their
-/// second block (the first, if there is only one) are a conversation: the first block is often a system prompt.
+/// Sessions swap their starts at random and keep the times between their own requests. Requests that share their
+/// second block (the first, if there is only one) are a session: the first block is often a system prompt.
 void shuffle(kvc_bench::Trace& trace, std::uint64_t seed);
 
 }  // namespace replay

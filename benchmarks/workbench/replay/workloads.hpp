@@ -18,17 +18,17 @@ namespace replay {
 
 /// The kinds of traffic.
 enum class Family {
-  chat,       ///< conversations of many users: turns, pauses, some end early
+  chat,       ///< sessions of many users: turns, pauses, some end early
   agents,     ///< sessions that call tools at once, pause for their user now and then, and start sub-agents
   documents,  ///< questions on shared documents, whose popularity follows Zipf's law
   systems,    ///< short prompts behind a few long system prompts
-  scans,      ///< conversations, and bursts of prompts that nobody asks again
+  scans,      ///< sessions, and bursts of prompts that nobody asks again
   loops,      ///< one pass after another over the same documents, more than fit
   tenants,    ///< groups of users with a prompt of their own, who come and go
-  days,       ///< conversations by day, batches of documents by night
+  days,       ///< sessions by day, batches of documents by night
   mix,        ///< several of the families above at once
   change,     ///< one family, then another, then the first again
-  noise       ///< conversations that end by chance alone: there is nothing to learn
+  noise       ///< sessions that end by chance alone: there is nothing to learn
 };
 inline constexpr std::array all_families = {Family::chat,  Family::agents, Family::documents, Family::systems,
                                             Family::scans, Family::loops,  Family::tenants,   Family::days,
@@ -142,7 +142,7 @@ struct Manner {
   bool tail = false;              ///< the last block is replaced in the next turn
 };
 
-/// One conversation from `start`, behind `system`. Contexts stay below `longest` blocks.
+/// One session from `start`, behind `system`. Contexts stay below `longest` blocks.
 inline void converse(Generator& g, const Manner& m, double start, double end, Generator::Blocks context, int longest) {
   context = g.fresh(g.draw.blocks(m.first), std::move(context));
   double continues = m.continues;
@@ -237,7 +237,7 @@ inline void generate(Generator& g, Family family, double start, double end, std:
     }
     return manners;
   };
-  // Blocks that a conversation asks for in all, roughly: what the rate of arrivals follows from.
+  // Blocks that a session asks for in all, roughly: what the rate of arrivals follows from.
   const auto blocks_of = [](const std::vector<Manner>& manners) {
     double all = 0, share = 0;
     for (const Manner& m : manners) {

@@ -270,7 +270,7 @@ bool parse(int argc, char** argv, Options& options, int& exit_code) {
       ->type_name("FILE")
       ->check(validators::file_name());
   app.add_option("--tier-curve", options.tier_curve,
-                 "Measure and draw when slower tiers pay on this machine: the second turn of a conversation, computed\n"
+                 "Measure and draw when slower tiers pay on this machine: the second turn of a session, computed\n"
                  "and loaded, as an SVG file; no scenario")
       ->type_name("FILE")
       ->check(validators::file_name());

@@ -75,7 +75,7 @@ void draw_tier_curve(const std::string& path, std::ostream& table, const TurnTim
   script << "set terminal svg size 900,560 font 'sans-serif,14' noenhanced background rgb 'white'\n"
          << "set output " << quoted(path) << "\nset logscale xy\nset grid lc rgb '#E0E0E0' lt 1\nset border 3\n"
          << "set tics nomirror\nset key top left Left reverse samplen 2 spacing 1.25\n"
-         << "set title 'Second turn of a conversation: points measured, lines the formula'\n"
+         << "set title 'Second turn of a session: points measured, lines the formula'\n"
          << "set xlabel 'tokens of the first turn'\nset ylabel 'milliseconds until the first token'\n"
          << "set xtics (16, 32, 64, 128, 256, 512, 1024, 2000, 4000)\nset xrange [" << times.lengths.front() * 0.8
          << ':' << times.lengths.back() * 1.25 << "]\n";

@@ -1,4 +1,4 @@
-// When slower tiers pay: the time to the first token of a conversation's second turn, computed and loaded, on this
+// When slower tiers pay: the time to the first token of a session's second turn, computed and loaded, on this
 // machine.
 #pragma once
 
@@ -18,7 +18,7 @@ struct TierCurve {
   std::vector<double> seconds;  ///< [lengths] until the first token, with the first turn loaded from it
 };
 
-/// The second turn of a conversation: the first turn and some tokens more.
+/// The second turn of a session: the first turn and some tokens more.
 struct TurnTimes {
   double token_bytes = 0;         ///< of keys and values, in all layers
   double seconds_per_token = 0;   ///< of a prefill: *a* of docs/tiers.md

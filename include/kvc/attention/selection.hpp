@@ -1,5 +1,5 @@
-// Selection: the positions that a query row attends to, where an indexer or a page score chose them. SelectedView: a
-// view of these positions alone, over which attention runs as over any other view.
+// Selection: the positions that a query row attends to, where an indexer or a score of blocks chose them. SelectedView:
+// a view of these positions alone, over which attention runs as over any other view.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ inline namespace v0 {
 /// The table of a selection: ascending positions, each with its rank, the number of selected positions before it.
 ///
 ///   auto top = kvc::Selection::of_positions(kvc::top_positions(index_scores, 2048));   // DSA
-///   auto pages = kvc::Selection::of_blocks(kvc::top_positions(page_scores, 128), 16, cache.length(seq));   // Quest
+///   auto some = kvc::Selection::of_blocks(kvc::top_positions(block_scores, 128), 16, cache.length(seq));   // Quest
 ///
 /// It knows no layer and no memory: layers that reuse the selection of another layer read theirs through the same
 /// object. Consecutive positions take one entry of 8 bytes.

@@ -17,7 +17,7 @@ namespace kvc {
 inline namespace v0 {
 
 /// Evicts the least frequently used block; of equally used ones the block that was released first. For workloads in
-/// which some prompts stay popular; conversations do not.
+/// which some prompts stay popular; sessions do not.
 ///
 /// A use is the storing of the block, and each opening of a sequence that finds it. Without aging, a block that was
 /// popular once would stay for ever: a block ranks by its uses plus the rank of the last victim at the time of its

@@ -21,7 +21,7 @@ namespace kvc {
 inline namespace v0 {
 
 /// Evicts by three queues in which a use moves nothing. For many prompts that come once and few that come often. For
-/// conversations, whose blocks come a few times each and then never again, Lru is better.
+/// sessions, whose blocks come a few times each and then never again, Lru is better.
 ///
 /// J. Yang, Y. Zhang, Z. Qiu, Y. Yue, R. Vinayak, "FIFO queues are all you need for cache eviction", SOSP 2023. A block
 /// enters the small queue, a tenth of the pool. At its end the block moves to the main queue if it was used twice by
