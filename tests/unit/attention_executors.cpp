@@ -33,7 +33,7 @@ void keeps_the_contract(Ex&& executor) {
                     "seven");
 
   // Attention through it gives what it gives without.
-  const Index length = 2500, dim = 16;
+  const Index length = 1000, dim = 16;
   std::vector<float> rows(static_cast<std::size_t>(length * dim));
   for (std::size_t i = 0; i < rows.size(); ++i) {
     rows[i] = static_cast<float>(i * 7919 % 1000) / 500 - 1;
