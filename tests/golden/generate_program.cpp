@@ -66,6 +66,21 @@ TEST_CASE("generate names what is wrong with an option or a file", "[generate]")
   REQUIRE_THAT(swapped.output, kvc_test::contains("shakespeare.bin") && kvc_test::contains("expected"));
 }
 
+TEST_CASE("generate reads GGUF files where it was built with ggml and says how to get it elsewhere", "[generate]") {
+  const kvc_test::Run run = generate("--model /nowhere.gguf --prompt A 2>&1");
+  CAPTURE(run.output);
+  if (run.status == 2) {
+    REQUIRE_THAT(run.output, kvc_test::contains("--model: ") && kvc_test::contains("tools/get-ggml"));
+  } else {
+    REQUIRE(run.status == 1);
+    REQUIRE_THAT(run.output, kvc_test::contains("/nowhere.gguf"));
+  }
+  const kvc_test::TempFolder folder;  // the first bytes tell, whatever the name
+  const kvc_test::Run unnamed = generate("--model=" + folder.write("model", "GGUF and no more") + " --prompt A 2>&1");
+  REQUIRE(unnamed.status == run.status);
+  REQUIRE_THAT(unnamed.output, kvc_test::contains(run.status == 2 ? "tools/get-ggml" : "complete GGUF file"));
+}
+
 TEST_CASE("generate says that a prompt is too long, and truncates it only on request", "[generate]") {
   std::string words;
   for (int i = 0; i < 600; ++i) words += "word ";
