@@ -9,7 +9,6 @@
 #include <exception>
 #include <filesystem>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,6 +23,7 @@
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/operation_queue.hpp"
+#include "kvc/tier/detail/queued_store.hpp"
 #include "kvc/tier/detail/record_io.hpp"
 #include "kvc/tier/detail/segment_directory.hpp"
 #include "kvc/tier/key.hpp"
@@ -64,7 +64,7 @@ enum class FileCalls : std::uint8_t {
 ///
 /// An order of events, for the rule that a parent is durable before its child: begin the write of the child after that
 /// of the parent has ended. What it fulfils: BlockStore.
-class FileStore {
+class FileStore : public detail::QueuedStore {
  public:
   /// The settings.
   struct Config {
@@ -72,7 +72,7 @@ class FileStore {
     std::uint64_t bytes = unlimited;              ///< that all files of the folder may take on the disk
     std::uint64_t segment_bytes = 0;              ///< of a file; 0: 256 MiB, or 1/8 of `bytes` if that is less
     std::size_t threads = 4;                      ///< at most so many operations take place at once
-    WhenFull when_full = WhenFull::evict;         ///< what a write does that finds no room
+    WhenFull when_full = WhenFull::evict;         ///< what a write does when there is no room
     Durability durability = Durability::process;  ///< what the completion of a write promises
     std::chrono::milliseconds refresh{1000};      ///< least time between two looks for records of other processes
     FileCalls calls = FileCalls::plain;           ///< how bytes are moved
@@ -99,8 +99,6 @@ class FileStore {
     join.dismiss();
   }
   ~FileStore() { end(); }
-  FileStore(const FileStore&) = delete;
-  FileStore& operator=(const FileStore&) = delete;
 
   /// See BlockStore.
   [[nodiscard]] Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) {
@@ -116,14 +114,6 @@ class FileStore {
   }
   /// See BlockStore.
   [[nodiscard]] Ticket erase(const BlockKey& key) { return queue_.add(detail::Operation::erase(key)); }
-  /// See BlockStore.
-  [[nodiscard]] std::optional<Completion> poll() { return queue_.poll(); }
-  /// See BlockStore. True for operations that no thread has begun, or that have ended.
-  bool cancel(Ticket ticket) { return queue_.cancel(ticket); }
-  /// See BlockStore.
-  [[nodiscard]] bool wait(TimePoint until) { return queue_.wait(until); }
-  /// See BlockStore.
-  [[nodiscard]] std::size_t under_way() const { return queue_.under_way(); }
   /// Config::bytes.
   [[nodiscard]] std::uint64_t capacity() const noexcept { return config_.bytes; }
   /// See BlockStore. `records` and `bytes` are those of the directory, as this process knows it.
@@ -148,11 +138,6 @@ class FileStore {
   }
   /// Number of files that this process knows.
   [[nodiscard]] std::size_t segments() const { return directory_.segments(); }
-  /// Why the latest operation failed that did, in words of the system; empty if none has.
-  [[nodiscard]] std::string last_error() const {
-    const std::lock_guard lock(error_mutex_);
-    return last_error_;
-  }
 
  private:
   static Config checked(Config config) {
@@ -248,13 +233,13 @@ class FileStore {
       return error == 0 || is_full(error) ? detail::Outcome{StoreOutcome::full, {}, 0}
                                           : failed("make a segment in", config_.folder.string(), error);
     }
-    kvc::detail::ScopeGuard give_back([&] { directory_.abandon(*place); });
+    kvc::detail::ScopeGuard abandon([&] { directory_.abandon(*place); });
     error = files.write(*place, operation);
     if (error == 0 && config_.durability == Durability::machine) {
       error = place->segment->sync();
     }
     if (error == 0) {
-      give_back.dismiss();
+      abandon.dismiss();
       error = directory_.commit(*place, block.key, block.parent);
     }
     if (error == 0 && config_.durability == Durability::machine) {
@@ -306,16 +291,9 @@ class FileStore {
     set_error(kvc::detail::concat({"cannot ", what, " ", path, ": ", std::generic_category().message(error)}));
     return {};
   }
-  void set_error(std::string text) {
-    const std::lock_guard lock(error_mutex_);
-    last_error_ = std::move(text);
-  }
 
   Config config_;
   detail::SegmentDirectory directory_;
-  detail::OperationQueue queue_;
-  mutable std::mutex error_mutex_;
-  std::string last_error_;
   std::vector<std::unique_ptr<detail::RecordIo>> files_;  // one for each thread
   std::vector<std::thread> threads_;
 };

@@ -25,6 +25,7 @@
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/operation_queue.hpp"
+#include "kvc/tier/detail/queued_store.hpp"
 #include "kvc/tier/detail/redis_commands.hpp"
 #include "kvc/tier/detail/redis_connection.hpp"
 #include "kvc/tier/detail/redis_link.hpp"
@@ -50,7 +51,7 @@ namespace tier {
 ///
 /// Only masters are read. With the prefix "{name}:" all blocks have one slot, and so one node. What it fulfils:
 /// BlockStore.
-class RedisClusterStore {
+class RedisClusterStore : public detail::QueuedStore {
  public:
   /// The settings.
   struct Config {
@@ -77,8 +78,6 @@ class RedisClusterStore {
     join.dismiss();
   }
   ~RedisClusterStore() { end(); }
-  RedisClusterStore(const RedisClusterStore&) = delete;
-  RedisClusterStore& operator=(const RedisClusterStore&) = delete;
 
   /// See BlockStore.
   [[nodiscard]] Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) {
@@ -94,25 +93,12 @@ class RedisClusterStore {
   }
   /// See BlockStore.
   [[nodiscard]] Ticket erase(const BlockKey& key) { return queue_.add(detail::Operation::erase(key)); }
-  /// See BlockStore.
-  [[nodiscard]] std::optional<Completion> poll() { return queue_.poll(); }
-  /// See BlockStore. True for operations that have not been sent, or that have ended.
-  bool cancel(Ticket ticket) { return queue_.cancel(ticket); }
-  /// See BlockStore.
-  [[nodiscard]] bool wait(TimePoint until) { return queue_.wait(until); }
-  /// See BlockStore.
-  [[nodiscard]] std::size_t under_way() const { return queue_.under_way(); }
   /// Unlimited: the servers know their limits.
   [[nodiscard]] std::uint64_t capacity() const noexcept { return unlimited; }
   /// See BlockStore. The records and bytes that the servers hold are not known, and stay 0.
   [[nodiscard]] StoreStats stats() const { return queue_.stats(); }
   /// Commands that a node has redirected.
   [[nodiscard]] std::uint64_t redirected() const noexcept { return redirected_; }
-  /// Why the latest operation failed that did, with the node; empty if none has.
-  [[nodiscard]] std::string last_error() const {
-    const std::lock_guard lock(error_mutex_);
-    return last_error_;
-  }
   /// The node that has a block, as far as is known; empty if it is not. O(bytes of the key).
   [[nodiscard]] std::optional<RedisServer> server_of(const BlockKey& key) const {
     const std::size_t node = slots_.node_of(detail::redis_slot(commands_.key_of(key)));
@@ -291,7 +277,7 @@ class RedisClusterStore {
       drop(*link, link->connection.error());
     }
   }
-  /// Closes a connection. What was asked for there fails.
+  /// Closes a connection. The operations that were sent there fail.
   void drop(Link& link, std::string_view why) {
     set_error(link, why);
     if (link.connection.is_open()) {
@@ -455,22 +441,17 @@ class RedisClusterStore {
   }
 
   void set_error(const Link& link, std::string_view what) {
-    std::string text = kvc::detail::concat({link.name, ": ", what});
-    const std::lock_guard lock(error_mutex_);
-    last_error_ = std::move(text);
+    QueuedStore::set_error(kvc::detail::concat({link.name, ": ", what}));
   }
 
   Config config_;
   detail::RedisCommands commands_;
   detail::RedisSlots slots_;
-  detail::OperationQueue queue_;
   std::mutex first_mutex_, refresh_mutex_;
   Clock::time_point refresh_at_{};
   std::atomic<bool> is_known_ = false;  // a node has told who has the slots
   std::atomic<bool> is_stale_ = true;   // that may be wrong by now
   std::atomic<std::uint64_t> redirected_ = 0;
-  mutable std::mutex error_mutex_;
-  std::string last_error_;
   std::vector<std::unique_ptr<Worker>> workers_;
 };
 static_assert(BlockStore<RedisClusterStore>);

@@ -8,7 +8,6 @@
 #include <deque>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -22,6 +21,7 @@
 #include "kvc/io/byte_spans.hpp"
 #include "kvc/tier/block_store.hpp"
 #include "kvc/tier/detail/operation_queue.hpp"
+#include "kvc/tier/detail/queued_store.hpp"
 #include "kvc/tier/detail/redis_commands.hpp"
 #include "kvc/tier/detail/redis_connection.hpp"
 #include "kvc/tier/key.hpp"
@@ -47,7 +47,7 @@ namespace tier {
 ///
 /// Whoever can write to a server can serve wrong bytes with right checksums: servers are trusted, as the network is.
 /// What it fulfils: BlockStore.
-class RedisStore {
+class RedisStore : public detail::QueuedStore {
  public:
   /// The settings.
   struct Config {
@@ -61,7 +61,7 @@ class RedisStore {
 
   /// Does not connect yet: the first operation does. Throws std::invalid_argument.
   explicit RedisStore(const Config& config)
-      : config_(checked(config)), commands_(config_.prefix), queue_(config_.servers.size()) {
+      : QueuedStore(checked(config).servers.size()), config_(config), commands_(config_.prefix) {
     kvc::detail::ScopeGuard join([this] { end(); });
     for (const RedisServer& server : config_.servers) {
       servers_.push_back(std::make_unique<Server>(server, config_.timeout));
@@ -72,8 +72,6 @@ class RedisStore {
     join.dismiss();
   }
   ~RedisStore() { end(); }
-  RedisStore(const RedisStore&) = delete;
-  RedisStore& operator=(const RedisStore&) = delete;
 
   /// See BlockStore.
   [[nodiscard]] Ticket lookup(std::span<const BlockKey> keys, std::span<std::uint8_t> found) {
@@ -90,23 +88,10 @@ class RedisStore {
   }
   /// See BlockStore.
   [[nodiscard]] Ticket erase(const BlockKey& key) { return queue_.add(detail::Operation::erase(key), server_of(key)); }
-  /// See BlockStore.
-  [[nodiscard]] std::optional<Completion> poll() { return queue_.poll(); }
-  /// See BlockStore. True for operations that have not been sent, or that have ended.
-  bool cancel(Ticket ticket) { return queue_.cancel(ticket); }
-  /// See BlockStore.
-  [[nodiscard]] bool wait(TimePoint until) { return queue_.wait(until); }
-  /// See BlockStore.
-  [[nodiscard]] std::size_t under_way() const { return queue_.under_way(); }
   /// Unlimited: the servers know their limits.
   [[nodiscard]] std::uint64_t capacity() const noexcept { return unlimited; }
   /// See BlockStore. The records and bytes that the servers hold are not known, and stay 0.
   [[nodiscard]] StoreStats stats() const { return queue_.stats(); }
-  /// Why the latest operation failed that did, with the server; empty if none has.
-  [[nodiscard]] std::string last_error() const {
-    const std::lock_guard lock(error_mutex_);
-    return last_error_;
-  }
   /// The number of the server that a key belongs to. O(servers).
   [[nodiscard]] std::size_t server_of(const BlockKey& key) const noexcept {
     std::size_t best = 0;
@@ -288,17 +273,12 @@ class RedisStore {
     set_error(server, server.connection.error());
   }
   void set_error(const Server& server, std::string_view what) {
-    std::string text = kvc::detail::concat({server.name, ": ", what});
-    const std::lock_guard lock(error_mutex_);
-    last_error_ = std::move(text);
+    QueuedStore::set_error(kvc::detail::concat({server.name, ": ", what}));
   }
 
   Config config_;
   detail::RedisCommands commands_;
-  detail::OperationQueue queue_;
   std::vector<std::unique_ptr<Server>> servers_;
-  mutable std::mutex error_mutex_;
-  std::string last_error_;
 };
 static_assert(BlockStore<RedisStore>);
 
