@@ -77,7 +77,7 @@ struct BatchTables {
         continue;
       }
       const Pos first = seen.first_seen(first_row);
-      // What the first row sees is [0, seen.kept) and [first, first_row]; later rows see no position before these.
+      // The first row sees [0, seen.kept) and [first, first_row]; later rows see no position before these.
       const Pos lacking = seen.kept > retained.kept ? retained.kept : std::max(first, retained.kept);
       require(
           seen.kept <= retained.kept && first >= rows_from[at],

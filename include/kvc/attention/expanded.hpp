@@ -302,7 +302,7 @@ void prefill_expanded(const View& kv, const E& expansion, PosRange queries, Matr
 
 /// The same for a ragged batch of sequences, whose rows lie one after the other in q and out. Each row has the bits
 /// that a call for its sequence alone gives. Nothing is written if anything of any sequence does not fit. Sequences are
-/// computed one after the other, each by all threads: what they share is expanded for each.
+/// computed one after the other, each by all threads: rows that they share are expanded for each.
 ///
 ///   views    one layer of each sequence, a contiguous range
 ///   queries  the positions of the rows of each sequence: [B], B == views.size(); may be empty

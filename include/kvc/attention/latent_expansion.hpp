@@ -31,7 +31,7 @@ struct LatentExtents {
   }
 };
 
-/// What makes keys and values of latent rows: UpProjections, or a type of the caller's, with weights of any kind.
+/// Makes keys and values of latent rows: UpProjections, or a type of the caller's, with weights of any kind.
 ///
 ///   expression               | requires                      | returns, does                          | complexity
 ///   -------------------------+-------------------------------+----------------------------------------+-----------

@@ -83,7 +83,7 @@ class DecodeWork {
   [[nodiscard]] ItemRows item_rows() const noexcept { return detail::item_rows(limits_); }
   /// The rows of the current plan.
   [[nodiscard]] QueryRows rows() const noexcept { return rows_; }
-  /// What rows see by the current plan.
+  /// The positions that rows see by the current plan.
   [[nodiscard]] const Retained& seen() const noexcept { return seen_; }
   /// The layer group of the tables of the current plan; -1 before the first one.
   [[nodiscard]] Index layer_group() const noexcept { return layer_group_; }

@@ -179,8 +179,8 @@ struct PlannedRow {
 
 }  // namespace detail
 
-/// What a row at position length - 1 sees: [0, kept) and [first, length), with a gap between them, or [first, length)
-/// alone. For a sequence without positions both are empty.
+/// The keys that a row at position length - 1 sees: [0, kept) and [first, length), with a gap between them, or
+/// [first, length) alone. For a sequence without positions both are empty.
 struct DecodeKeys {
   Pos kept;
   Pos first;

@@ -61,7 +61,7 @@ inline constexpr float log2_e = 1.4426950408889634F;
   return l == 0.0F ? minus_infinity : multiply(add(m, fast_log2(l)), ln_2);
 }
 
-/// What the outputs of a row are divided by: l, the sum of its weights relative to 2^m, and the weight of its sink.
+/// The divisor of the outputs of a row: l, the sum of its weights relative to 2^m, and the weight of its sink.
 /// `sinks` are logits of all query heads, or null. 0 if l is 0: a row that sees no key has no output. (The weight of a
 /// sink far above all scores is infinite, and the outputs are 0: they would be below 2^-127 of the values.)
 [[nodiscard]] __device__ __forceinline__ float sink_divisor(const float* sinks, int head, float m, float l) {

@@ -26,7 +26,7 @@ using kvc::AttentionOptions;
   return kvc::checked_scale(options, key_dim);
 }
 
-/// What rows see by the window, the chunk and the kept positions of `options`.
+/// The positions that rows see by the window, the chunk and the kept positions of `options`.
 [[nodiscard]] constexpr Retained seen_by(const AttentionOptions& options) noexcept {
   const bool all = options.window == 0 && options.chunk == 0;
   return {options.window, options.chunk, all ? 0 : options.kept};

@@ -82,8 +82,8 @@ template <Format F>
 [[nodiscard]] KVC_HOST_DEVICE constexpr Pos chunk_of(const PrefillArguments<F>& a, Pos p) noexcept {
   return static_cast<Pos>(a.chunk.quotient(static_cast<std::uint32_t>(p))) * a.chunk.value();
 }
-/// What a row at position p sees, without kept positions, in a sequence of `length` positions, by its window and by its
-/// chunk, which begins at `chunk`.
+/// The keys that a row at position p sees, without kept positions, in a sequence of `length` positions, by its window
+/// and by its chunk, which begins at `chunk`.
 template <Format F>
 [[nodiscard]] KVC_HOST_DEVICE constexpr VisibleKeys visible_keys(const PrefillArguments<F>& a, Pos p, Pos chunk,
                                                                  Pos length) noexcept {

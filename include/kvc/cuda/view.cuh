@@ -43,7 +43,7 @@ struct RowStrides {
   }
 };
 
-/// What a layer view says of its layer group, for checks on the host. The defaults are those of a cache of one group.
+/// The layer group of a layer view, for checks on the host. The defaults are those of a cache of one group.
 struct LayerRule {
   Index group = 0;         ///< the tables of a batch must be those of this group
   Retained retained = {};  ///< positions that rows of the layer may see; the others may be gone

@@ -61,7 +61,7 @@ class SpanList {
 };
 
 /// The spans of a list one range of bytes after the other: next(n) gives those of the next n bytes, fewer at the end.
-/// What it returned is valid until the next call. Refers to the list.
+/// The result of a call is valid until the next call. Refers to the list.
 template <class Span>
 class SpanCursor {
  public:

@@ -175,7 +175,7 @@ class RestorePlan {
       like.shared = std::min(like.shared, like.same_tokens);
     }
   }
-  /// What a sequence knows of the blocks that it shares is known of them from now on.
+  /// Passes the tokens that a sequence knows of its shared blocks on to these blocks.
   void tell_known_tokens(std::size_t s) {
     for_each_owner(s, like_[s].shared, [&](std::size_t owner, Pos shared) {
       if (const Pos length = std::min(known_[s].length, shared); length > known_[owner].length) {

@@ -39,7 +39,7 @@ enum class StoreOutcome : std::uint8_t {
   failed    ///< the store could not do it: disk, connection, time-out. Nothing is known of the record
 };
 
-/// What a write does that finds no room.
+/// What a write does when the store has no room.
 enum class WhenFull : std::uint8_t {
   evict,  ///< evicts records, the least recently used first, but no record before those whose parent it is
   refuse  ///< ends as `full`: the owner of the store decides what to erase
@@ -129,15 +129,16 @@ inline constexpr std::uint64_t unlimited = std::numeric_limits<std::uint64_t>::m
 /// Ended. An operation has ended when `poll` has returned it, or `cancel` has returned true, or the store is destroyed.
 /// From then on the store touches neither bytes nor answers. The destructor cancels what can be cancelled, waits for
 /// the rest, and does not fail.
-/// Order. Operations under way may take effect in any order, also those on one key. What depends on another operation
-/// is begun after that one has ended: a write is visible to reads and lookups that begin after its completion.
+/// Order. Operations under way may take effect in any order, also those on one key. An operation that depends on
+/// another one is begun after that one has ended: a write is visible to reads and lookups that begin after its
+/// completion.
 /// Exact. A read is `done` only if the record is a record of this block: format, salt, group, parent, tokens, size
 /// (tier/record.hpp) and, where the bytes have left memory, its checksums. Everything else is a miss. A record that was
 /// refused may be removed by the store.
 /// Room. A store that is full evicts, or answers `full`, as it is configured. A `full` write changes nothing.
-/// Errors. std::invalid_argument for arguments that break a requirement; nothing has begun then. What goes wrong later
-/// is an outcome, never an exception.
-/// Threads. One thread at a time calls a store. What threads a store has of its own is not visible.
+/// Errors. std::invalid_argument for arguments that break a requirement; nothing has begun then. An error that occurs
+/// later is an outcome, never an exception.
+/// Threads. One thread at a time calls a store. Threads of the store itself are not visible.
 template <class S>
 concept BlockStore =
     requires(S s, const S c, std::span<const BlockKey> keys, std::span<std::uint8_t> found, const RecordInfo& block,

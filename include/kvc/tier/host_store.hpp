@@ -44,7 +44,7 @@ class HostStore {
   struct Config {
     std::uint64_t bytes = 0;               ///< of memory; the largest multiple of chunk_bytes is used
     std::uint64_t chunk_bytes = 64 << 10;  ///< a multiple of 64
-    WhenFull when_full = WhenFull::evict;  ///< what a write does that finds no room
+    WhenFull when_full = WhenFull::evict;  ///< what a write does when there is no room
     bool reports_evictions = false;        ///< whether poll_evicted() is fed; whoever sets it must call it
   };
   static constexpr bool persistent = false;

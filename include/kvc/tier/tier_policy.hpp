@@ -139,7 +139,7 @@ class PrefillSpeed {
   double xx_ = 0, xz_ = 0, zz_ = 0, xy_ = 0, zy_ = 0;
 };
 
-/// What is to be decided: the blocks of a prompt that lie behind the cached ones, as far as a tier has each of them.
+/// The question to decide: the blocks of a prompt that lie behind the cached ones, as far as a tier has each of them.
 struct LoadCandidate {
   Pos cached = 0;  ///< tokens in the pool: whole blocks
   Pos prompt = 0;  ///< tokens of the prompt
@@ -162,19 +162,19 @@ class TierPolicy {
 
   /// The rule.
   [[nodiscard]] LoadRule rule() const noexcept { return rule_; }
-  /// What is known of reads of a tier: to add to it. Throws std::invalid_argument unless tier < max_tiers.
+  /// The measured reads of a tier, to add to. Throws std::invalid_argument unless tier < max_tiers.
   [[nodiscard]] ReadSpeed& reads(std::size_t tier) {
     require(tier < max_tiers, "tier", tier, "less than 8");
     return reads_[tier];
   }
-  /// What is known of reads of a tier. Throws std::invalid_argument unless tier < max_tiers.
+  /// The measured reads of a tier. Throws std::invalid_argument unless tier < max_tiers.
   [[nodiscard]] const ReadSpeed& reads(std::size_t tier) const {
     require(tier < max_tiers, "tier", tier, "less than 8");
     return reads_[tier];
   }
-  /// What is known of prefills: to add to it.
+  /// The measured prefills, to add to.
   [[nodiscard]] PrefillSpeed& prefill() noexcept { return prefill_; }
-  /// What is known of prefills.
+  /// The measured prefills.
   [[nodiscard]] const PrefillSpeed& prefill() const noexcept { return prefill_; }
 
   /// The seconds until a prefill can begin, because others are served before: a load that is over by then costs

@@ -104,8 +104,8 @@ class Tiers {
 ///   - Rows are read into blocks that nothing finds or reads. They become matchable in order, when they are in place
 ///     and the store has compared all that their record says. A read that fails makes the hit shorter.
 ///   - Nothing waits for a store, except `wait`, `flush` and the destructor.
-///   - After `cache.clear()` nothing is read or written until `renew` names the model again: what the stores have was
-///     computed with other weights.
+///   - After `cache.clear()` nothing is read or written until `renew` names the model again: the records of the stores
+///     were computed with other weights.
 ///
 /// With several layer groups, each group has blocks and keys of its own. A load brings what a hit needs: of a group
 /// with a window its tail, and of recurrent layers the states behind the last token. It arrives as a whole. A group
@@ -116,7 +116,7 @@ class Tiers {
 template <TierableCache Cache>
 class Tiers<Cache> {
  public:
-  /// Takes the events of the cache. What is cached already is written too, where a rule says so. Throws
+  /// Takes the events of the cache. Blocks that are cached already are written too, where a rule says so. Throws
   /// std::invalid_argument for a bad config, too many stores or a group that is refused; std::bad_alloc.
   template <BlockStore... Stores>
   Tiers(Cache& cache, const TiersConfig& config, Stores&... stores)
@@ -146,8 +146,8 @@ class Tiers<Cache> {
   }
   Tiers(const Tiers&) = delete;  // the callback refers to it
   Tiers& operator=(const Tiers&) = delete;
-  /// Cancels what is under way, and waits for what cannot be cancelled. What is not written yet is not written: see
-  /// `flush`.
+  /// Cancels the operations that are under way, and waits for those that cannot be cancelled. Blocks that wait to be
+  /// written are not written: see `flush`.
   ~Tiers() {
     cache_.events().call({});
     cache_.events().call_for_nodes({});
@@ -174,7 +174,7 @@ class Tiers<Cache> {
 
   // --- finding -------------------------------------------------------------------------------------------------------
 
-  /// What the pool has of a prompt, and what a slower tier may have; begins to load that, as the load rule decides. A
+  /// Says what the pool has of a prompt and what a slower tier may have; begins to load it, as the load rule decides. A
   /// load that is under way for the same prefix is joined. Never waits; may evict. O(prompt.size()).
   Found prefetch(TokenSpan prompt, const OpenOptions& options = {}) {
     Found found{cache_.match_length(prompt, options), 0, no_load};
@@ -227,8 +227,8 @@ class Tiers<Cache> {
     return loader_.ready(early, layer);
   }
   /// Ends what open_early began, with the tokens of all committed positions. True: the whole prefix has arrived, and
-  /// what was computed behind it is found by later prompts from now on. False: it has not, or not yet; what was
-  /// computed is of no use, and the sequence is closed. Throws std::bad_alloc; nothing has changed then.
+  /// later prompts find the rows that were computed behind it from now on. False: it has not, or not yet; these rows
+  /// are of no use, and the sequence is closed. Throws std::bad_alloc; nothing has changed then.
   [[nodiscard]] bool finish(const EarlySequence& early, TokenSpan tokens) {
     if (!loader_.has_arrived(early)) {
       cache_.close(early.seq);
@@ -237,7 +237,7 @@ class Tiers<Cache> {
     cache_.publish_tokens(early.seq, tokens);
     return true;
   }
-  /// Ends a load. What has arrived stays cached. Does nothing if the load is over.
+  /// Ends a load. Blocks that have arrived stay cached. Does nothing if the load is over.
   void cancel(LoadId load) {
     loader_.cancel(static_cast<std::uint64_t>(load));
     std::size_t none = 0;
@@ -275,7 +275,7 @@ class Tiers<Cache> {
     return true;
   }
   /// Writes every cached block to each tier whose rule is not `never`, before a shutdown for example, and waits for it.
-  /// False if that is not done at `until`. What a store has refused is not tried again.
+  /// False if that is not done at `until`. A block that a store has refused is not tried again.
   bool flush(TimePoint until) {
     for (;;) {
       (void)poll();
@@ -314,19 +314,19 @@ class Tiers<Cache> {
 
   // --- measurements and counters -------------------------------------------------------------------------------------
 
-  /// What decides between loading and computing: tell it how long prefills take, `tiers.policy().prefill().add(range,
+  /// Decides between loading and computing: tell it how long prefills take, `tiers.policy().prefill().add(range,
   /// seconds)`. Reads are measured here.
   [[nodiscard]] TierPolicy& policy() noexcept { return policy_; }
   /// Slower tiers.
   [[nodiscard]] std::size_t size() const noexcept { return tiers_.size(); }
-  /// What happened between the pool and one tier. Throws std::invalid_argument if it is not there.
+  /// Counts of what happened between the pool and one tier. Throws std::invalid_argument if it is not there.
   [[nodiscard]] TierStats stats(std::size_t tier) const {
     require(tier < tiers_.size(), "tier", tier, "less than the number of stores");
     TierStats stats = tiers_[tier].stats;
     stats.lost = tiers_[tier].queue.dropped();
     return stats;
   }
-  /// What happened to prefixes.
+  /// Counts of prefixes that were prefetched and loaded.
   [[nodiscard]] const TiersStats& stats() const noexcept { return stats_; }
   /// Loads that are not over.
   [[nodiscard]] std::size_t loads() const noexcept { return loader_.size(); }

@@ -15,7 +15,7 @@ namespace kvc {
 inline namespace v0 {
 namespace tier {
 
-/// What a tier has of a block of the pool.
+/// How far a block of the pool has come on its way to a tier.
 enum class WriteState : std::uint8_t {
   none,       ///< nothing, and nothing is planned
   waiting,    ///< to be written after its parent
@@ -38,7 +38,7 @@ class WriteQueue {
   /// For blocks 0 .. blocks-1, of none of which the tier has anything. Throws std::bad_alloc. O(blocks).
   explicit WriteQueue(Index blocks, bool pipelined = false) : entries_(blocks), pipelined_(pipelined) {}
 
-  /// What the tier has of a block.
+  /// The state of a block.
   [[nodiscard]] WriteState state(BlockId block) const noexcept { return entries_[block].state; }
   /// Blocks that are waiting or ready.
   [[nodiscard]] Index pending() const noexcept { return pending_; }

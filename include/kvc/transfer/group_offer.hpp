@@ -105,7 +105,7 @@ void append_record(std::vector<std::byte>& to, const Record& record) {
   to.insert(to.end(), bytes.begin(), bytes.end());
 }
 
-/// What an OFFER promises of a sequence of a cache with layer groups.
+/// The promises of an OFFER about a sequence of a cache with layer groups.
 struct Promised {
   std::vector<PosRange> gone;  // [groups] positions that are not sent
   std::vector<Pos> states;     // lengths of which states are

@@ -181,7 +181,7 @@ class GroupCachedBlocks {
     }
     release(own, state);
   }
-  /// Takes a block that a sequence references from the index: what nobody could ever hit is not kept.
+  /// Takes a block that a sequence references from the index, because no later prompt could hit it.
   void uncache(BlockId block) noexcept {
     if (nodes.is_cross(block)) [[unlikely]] {
       drop_cross(block);
@@ -200,7 +200,7 @@ class GroupCachedBlocks {
     pool.free(block);
   }
 
-  /// Takes a cached block that nothing references from the index: what nobody could ever hit any more goes first.
+  /// Takes a cached block that nothing references from the index. Blocks that no prompt can hit any more go first.
   void discard(BlockId block) noexcept {
     acquire(block);
     uncache(block);
@@ -263,7 +263,7 @@ class GroupCachedBlocks {
             as_group(group),
             static_cast<std::int32_t>(node)};
   }
-  /// What a node is told of.
+  /// The event of a new node.
   [[nodiscard]] NodeAdded added(Parent root, Node node) const noexcept {
     const Parent parent = nodes.index.parent(node);
     return {static_cast<std::int32_t>(node),

@@ -1,5 +1,5 @@
-// GroupRegions: sequences with regions of slots in each layer group. What Contiguous is made of when it holds several
-// groups, or one that drops rows.
+// GroupRegions: sequences with regions of slots in each layer group. Contiguous uses it when it holds several groups,
+// or one that drops rows.
 #pragma once
 
 #include <algorithm>

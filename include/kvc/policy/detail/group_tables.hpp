@@ -1,5 +1,5 @@
 // GroupTables: sequences with a table of blocks in each layer group, with sharing, copy-on-write, and release of what a
-// group does not keep. What Paged and PrefixShared have in common when they hold several groups.
+// group does not keep. Paged and PrefixShared both use it when they hold several groups.
 #pragma once
 
 #include <algorithm>

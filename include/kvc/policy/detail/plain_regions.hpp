@@ -1,5 +1,5 @@
-// PlainRegions: sequences with one region of slots each. What Contiguous is made of when it holds one layer group that
-// keeps everything.
+// PlainRegions: sequences with one region of slots each. Contiguous uses it when it holds one layer group that keeps
+// everything.
 #pragma once
 
 #include <algorithm>

@@ -114,7 +114,7 @@ class PrefixEnds {
       return true;
     });
   }
-  /// What a sequence has released and left in the index is as new as what it releases now. O(blocks).
+  /// Makes cached blocks that a sequence has released earlier as new as those it releases now. O(blocks).
   void refresh(const Sequence& s) noexcept {
     for (const auto& end : s.state.ends) {
       if (blocks_.nodes.prefix(end.block) == end.prefix) {  // another block may have its number now

@@ -1,7 +1,7 @@
 // author.hpp: the parts that an eviction policy is made of, for those who write one.
 //
 //   EvictionDefaults   an empty Config and SequenceContext, and empty members for calls that a policy ignores
-//   BlockLists         lists of blocks through one array: what is oldest goes first
+//   BlockLists         lists of blocks through one array, the oldest first
 //   BlockHeap<Key>     blocks by a key, when lists cannot express the order
 //   BlockArray<T>      a value for each block
 //   Retention          what a caller says of how long blocks are wanted

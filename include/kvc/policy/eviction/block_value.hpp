@@ -22,7 +22,7 @@ inline constexpr double default_cost_slope = 1.0 / 1900;
   return 1 + depth * slope;
 }
 
-/// What a block costs, in units that are the same for all blocks that are compared.
+/// The costs of a block, in units that are the same for all blocks that are compared.
 struct BlockCost {
   double miss = 1;   ///< of a miss: compute_cost(depth), or measured seconds. Less the cost of a hit, where a hit has
                      ///< to be read from a slower tier. Not negative

@@ -111,8 +111,8 @@ concept FollowsLru = EvictionPolicy<E> && requires(E e) {
   { e.follow_lru() } noexcept;
 };
 
-/// An eviction policy that estimates how likely blocks are to be used again. block_value (block_value.hpp) makes of it
-/// what keeping a block is worth; slower tiers keep blocks by that (tier/tiers_config.hpp).
+/// An eviction policy that estimates how likely blocks are to be used again. block_value (block_value.hpp) derives
+/// from it what keeping a block is worth, and slower tiers choose blocks by that (tier/tiers_config.hpp).
 ///
 ///   c.hazard(block, now)   | double: the estimated chance per unit of time that a block is used again now, which is
 ///                          | evictable, or was the last victim; O(1)

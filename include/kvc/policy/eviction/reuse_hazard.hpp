@@ -259,7 +259,7 @@ class ReuseHazard {
       granted_ = blocks;
     }
   }
-  /// A request is over: what was won and lost changes the credit. Credit that cannot be used is not kept, so that a
+  /// A request is over: its gains and losses change the credit. Credit that cannot be used is not kept, so that a
   /// change of the traffic costs little.
   void settle() noexcept {
     shadow_.settle();

@@ -204,7 +204,7 @@ class LoadPlanner {
     }
     auto expected = expect(load, begin + count);
     if (const auto room = cache_.available() - static_cast<Index>(begin); !expected && room > 0) {
-      count = std::min(count, static_cast<std::size_t>(room));  // what is cached of the prefix may be evictable now
+      count = std::min(count, static_cast<std::size_t>(room));  // the cached part of the prefix may be evictable now
       expected = expect(load, begin + count);
     }
     if (!expected) {
@@ -239,7 +239,7 @@ class LoadPlanner {
     if (ends.empty()) {
       return;
     }
-    // What is cached of the prefix stays while room is taken for the rest: rows of it may be copied.
+    // The cached part of the prefix stays while room is taken for the rest: rows of it may be copied.
     const auto pin = cache_.try_pin(std::span<const Token>(load.prompt).first(begin * node_tokens_), load.salt);
     const kvc::detail::ScopeGuard unpin([&] {
       if (pin) {
@@ -286,7 +286,7 @@ class LoadPlanner {
     }
     return choose(load, begin, tiers_of_, bytes / static_cast<double>(end - begin));
   }
-  /// What the policy reserved room for.
+  /// Lists the items for which the policy has reserved room.
   void list_items(Load& load) {
     load.states.clear();
     load.state_at.assign(load.columns + 1, 0);

@@ -144,7 +144,7 @@ class Loader {
   }
   /// No sequence that was opened early can be finished.
   void forget_early() noexcept { early_.clear(); }
-  /// Ends a load. What has arrived stays. Reads that cannot be stopped keep their room until they end.
+  /// Ends a load. Blocks that have arrived stay. Reads that cannot be stopped keep their room until they end.
   void cancel(std::uint64_t number) {
     if (Load* const load = find(number)) {
       ++stats_.loads_cancelled;
@@ -223,7 +223,7 @@ class Loader {
             break;
           }
           if (load.lacks) {
-            give_back(load);
+            reset(load);
           }
           planner_.plan(load);
         }
@@ -290,7 +290,7 @@ class Loader {
     cancel_reads(load, 0);
   }
   /// Before another attempt at a prefix that cannot arrive as it was planned.
-  void give_back(Load& load) {
+  void reset(Load& load) {
     count_unused(load);
     if (load.pin) {
       cache_.unpin(*load.pin);

@@ -24,7 +24,7 @@ inline namespace v0 {
 namespace tier {
 namespace detail {
 
-/// What was asked for, with copies of all arguments but the bytes, the keys and the answers.
+/// An operation as it was asked for, with copies of all arguments but the bytes, the keys and the answers.
 struct Operation {
   Ticket ticket = 0;
   StoreOperation kind = StoreOperation::lookup;
@@ -184,7 +184,7 @@ class OperationQueue {
     const std::lock_guard lock(mutex_);
     return under_way_;
   }
-  /// What the completions say; the records and the bytes are for the store to add.
+  /// Counts of the completions; the store adds the records and the bytes that it holds.
   [[nodiscard]] StoreStats stats() const {
     const std::lock_guard lock(mutex_);
     return stats_;

@@ -24,7 +24,7 @@ inline namespace v0 {
 namespace tier {
 namespace detail {
 
-/// Memory that begins at a page, as direct requests want it. What it holds is lost when it grows.
+/// Memory that begins at a page, as direct requests want it. Its contents are lost when it grows.
 class PageBuffer {
  public:
   [[nodiscard]] io::ByteSpan of(std::size_t bytes) {
@@ -49,8 +49,8 @@ class RecordIo {
 
   [[nodiscard]] const FileRequests& requests() const noexcept { return requests_; }
 
-  /// Reads the parts of a record to the memory of the operation. What is wrong with the record, or an error of the
-  /// system.
+  /// Reads the parts of a record to the memory of the operation. Returns why the record is refused, or sets `error` to
+  /// that of the system.
   Refusal read(const SegmentDirectory::Found& found, const Operation& operation, int& error) {
     const RecordPlace& at = found.place;
     if (at.payload_bytes != operation.payload) {
@@ -170,7 +170,7 @@ class RecordIo {
 
   FileRequests requests_;
   PageBuffer head_;
-  std::vector<std::vector<io::ByteSpan>> sent_;  // what the requests of a read bring
+  std::vector<std::vector<io::ByteSpan>> sent_;  // the bytes that the requests of a read bring
 };
 
 }  // namespace detail

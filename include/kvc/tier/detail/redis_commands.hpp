@@ -26,7 +26,7 @@ inline namespace v0 {
 namespace tier {
 namespace detail {
 
-/// What a server has answered.
+/// The answer of a server.
 struct RedisAnswer {
   Outcome how;
   std::string error;  ///< in the server's words; empty unless it answered with an error. `how` is `failed` then

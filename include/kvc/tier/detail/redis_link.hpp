@@ -35,7 +35,7 @@ struct RedisPending {
   Operation operation;
   Outcome how;
 };
-/// What one node is asked for: an operation, or of a lookup one key; without an operation, the nodes of all slots.
+/// A request to one node: an operation, or of a lookup one key; without an operation, the nodes of all slots.
 struct RedisRequest {
   std::shared_ptr<RedisPending> of;
   std::size_t key = 0;
@@ -55,7 +55,7 @@ struct RedisLink {
   std::chrono::steady_clock::time_point waits_since{}, retry_at{};
   bool has_unsent = false;
 
-  /// The reply to what is added next belongs to this request.
+  /// The reply to the next command belongs to this request.
   void expect_answer(RedisRequest request) {
     if (sent.empty()) {
       waits_since = std::chrono::steady_clock::now();

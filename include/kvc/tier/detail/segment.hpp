@@ -65,7 +65,7 @@ struct SegmentHeader {
 };
 static_assert(sizeof(SegmentHeader) == 40);
 
-/// What the table says of a record.
+/// The entry of a record in the table.
 struct SegmentEntry {
   BlockKey key, parent;
   std::uint64_t offset;         // in the file, of the record
@@ -104,8 +104,8 @@ struct RecordPlace {
   friend bool operator==(const RecordPlace&, const RecordPlace&) = default;
 };
 
-/// An open segment, which this process may write if it holds the lock of the file. What it counts is for the directory;
-/// reads and writes of bytes are safe beside each other. Functions return 0, or the error of the system.
+/// An open segment, which this process may write if it holds the lock of the file. Its counters belong to the
+/// directory; reads and writes of bytes are safe beside each other. Functions return 0, or the error of the system.
 class Segment {
  public:
   Segment(std::string path, io::detail::FileHandle file, const SegmentHeader& header, bool has_lock,
@@ -114,7 +114,7 @@ class Segment {
     data_end = data_begin();
   }
 
-  // What the directory counts, under its lock.
+  // Counters and marks of the directory, under its lock.
   bool is_own;                       // this process holds the lock
   bool is_sealed = true;             // takes no more records
   std::uint32_t next_entry = 0;      // of a segment that takes records
@@ -135,7 +135,7 @@ class Segment {
 #endif
     return static_cast<bool>(direct_);
   }
-  /// What to read these bytes from, or to write them to.
+  /// The descriptor to read these bytes from, or to write them to.
   [[nodiscard]] int fd_for(std::uint64_t offset, std::span<const iovec> list) const noexcept {
     const auto fits = [](std::uint64_t number) { return number % segment_page == 0; };
     const bool is_direct = direct_ && fits(offset) && std::all_of(list.begin(), list.end(), [&](const iovec& each) {

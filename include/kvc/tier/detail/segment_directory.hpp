@@ -34,12 +34,12 @@ inline namespace v0 {
 namespace tier {
 namespace detail {
 
-/// Which records a directory has, and where. Any thread may call it; calls wait for one another, and for system calls
-/// of microseconds, but never for the bytes of a record.
+/// The records of a directory, and their places. Any thread may call it; calls wait for one another, and for system
+/// calls of microseconds, but never for the bytes of a record.
 ///
 /// Segments whose lock this process holds are its own: new ones, and those of processes that are gone. Only in these
-/// does it erase, evict and compact. Segments of other living processes are read; what they erase is noticed when it is
-/// read.
+/// does it erase, evict and compact. Segments of other living processes are read; a record that they erased is noticed
+/// when it is read.
 class SegmentDirectory {
  public:
   struct Config {
@@ -347,7 +347,7 @@ class SegmentDirectory {
   void abandon_locked(const Found& place) {
     Segment& segment = *place.segment;
     --segment.writers;
-    give_back(segment, place.place);
+    free_bytes(segment, place.place);
     remove_if_empty(place.place.segment);
   }
   /// Marks the entry of a record of this process as dead, and frees its bytes.
@@ -363,10 +363,11 @@ class SegmentDirectory {
     (void)segment.write_entry(at.entry, entry);  // if this fails, the record is found again by the next process
     segment.live_bytes -= entry.extent();
     --segment.live_records;
-    give_back(segment, at);
+    free_bytes(segment, at);
     remove_if_empty(at.segment);
   }
-  void give_back(Segment& segment, const RecordPlace& at) {
+  /// Frees the bytes of a record, where the file system can.
+  void free_bytes(Segment& segment, const RecordPlace& at) {
     const std::uint64_t extent = record_extent(at.head_bytes, at.payload_bytes);
     if (segment.punch(at.offset, extent) == 0) {
       segment.physical_bytes -= extent;
@@ -493,7 +494,7 @@ class SegmentDirectory {
   void read_segment(std::uint32_t number, Segment& segment) {
     const bool is_own = segment.try_own();
     std::vector<SegmentEntry> table;
-    (void)segment.read_table(table);  // what cannot be read is not there
+    (void)segment.read_table(table);  // an entry that cannot be read is not there
     last_sequence_ = std::max(last_sequence_, segment.sequence());
     const std::uint64_t size = segment.size();
     std::uint64_t extents = 0;

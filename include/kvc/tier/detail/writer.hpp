@@ -302,8 +302,8 @@ class Writer {
     }
   }
 
-  /// What a hit in the tier saves: computing a block with `depth` blocks before it, less reading it, in units of
-  /// computing a first block. Measured, or if no prefill was, as compute_cost has it, and a read costs nothing.
+  /// The cost that a hit in the tier saves: computing a block with `depth` blocks before it, less reading it, in units
+  /// of computing a first block. Measured, or if no prefill was, as compute_cost has it, and a read costs nothing.
   [[nodiscard]] double miss_cost(const TierLink& tier, Pos depth, double bytes) const noexcept {
     const Pos tokens = node_tokens_;
     const PrefillSpeed& prefill = policy_.prefill();
