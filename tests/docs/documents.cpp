@@ -122,6 +122,87 @@ const std::string& help_of(const std::string& program) {
   return at->second;
 }
 
+bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
+
+/// The option that a text begins with, without its value.
+std::string option_of(const std::string& text) {
+  const auto end = std::find_if(text.begin(), text.end(), [](char c) { return !is_word(c) && c != '-'; });
+  return {text.begin(), end};
+}
+
+/// Names of a text that are of this project whatever stands around them: parts of kvc::..., and KVC_...
+std::vector<std::string> names_of_project(const std::string& text) {
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < text.size();) {
+    std::size_t end = i;
+    while (end < text.size() && is_word(text[end])) {
+      ++end;
+    }
+    const std::string word = text.substr(i, end - i);
+    const bool is_macro = word.starts_with("KVC_") && text.compare(end, 1, "*") != 0;
+    const bool is_part = !names.empty() && text.substr(0, i).ends_with(names.back() + "::");
+    if (is_macro || is_part || (word == "kvc" && text.compare(end, 2, "::") == 0)) {
+      names.push_back(word);
+    }
+    i = std::max(end, i + 1);
+  }
+  return names;
+}
+
+/// All words and all options in the files of this project, but for its documents and this folder.
+const std::set<std::string>& words_of_sources() {
+  static const std::set<std::string> words = [] {
+    std::set<std::string> found;
+    const auto add_file = [&](const fs::path& file) {
+      for (const std::string& line : lines_of_file(file)) {
+        for (std::size_t i = 0; i < line.size();) {
+          std::size_t end = i;
+          while (end < line.size() && (is_word(line[end]) || (line[end] == '-' && line.compare(i, 2, "--") == 0))) {
+            ++end;
+          }
+          if (end > i) {
+            found.insert(line.substr(i, end - i));
+          }
+          i = std::max(end, i + 1);
+        }
+      }
+    };
+    for (const char* folder : {"include", "examples", "benchmarks", "tests", "tools", "cmake"}) {
+      for (auto at = fs::recursive_directory_iterator(root / folder); at != fs::recursive_directory_iterator(); ++at) {
+        if (at->path() == root / "tests/docs" || at->path() == root / "tests/fuzz/corpus") {
+          at.disable_recursion_pending();
+        } else if (at->is_regular_file() && at->path().extension() != ".md" && at->path().extension() != ".bin") {
+          add_file(at->path());
+        }
+      }
+    }
+    add_file(root / "CMakeLists.txt");
+    add_file(root / "CMakePresets.json");
+    return found;
+  }();
+  return words;
+}
+
+/// The names of the presets of CMake.
+std::vector<std::string> preset_names() {
+  std::vector<std::string> names;
+  for (const std::string& line : lines_of_file(root / "CMakePresets.json")) {
+    constexpr std::string_view key = "\"name\": \"";
+    const std::size_t at = line.find(key);
+    const std::string name = at == std::string::npos ? "" : line.substr(at + key.size());
+    if (!name.empty() && std::find(names.begin(), names.end(), name.substr(0, name.find('"'))) == names.end()) {
+      names.push_back(name.substr(0, name.find('"')));
+    }
+  }
+  return names;
+}
+
+/// Columns of a line in UTF-8.
+std::size_t columns_of(const std::string& line) {
+  return static_cast<std::size_t>(
+      std::count_if(line.begin(), line.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0U) != 0x80U; }));
+}
+
 }  // namespace
 
 TEST_CASE("code in the documents is text of files that are compiled") {
@@ -297,6 +378,50 @@ TEST_CASE("the glossary has each word once, and names types and calls that exist
   CHECK(words.size() > 70);
 }
 
+TEST_CASE("names and options and presets in the documents exist in the sources") {
+  const std::set<std::string>& sources = words_of_sources();
+  const std::vector<std::string> presets = preset_names();
+  CHECK(presets.size() > 5);
+  int count = 0;
+  for (const Document& document : all()) {
+    if (document.name == "CHANGELOG.md") {
+      continue;  // has names of before
+    }
+    for (const std::string& command : commands_of(document)) {
+      INFO(document.name << ": " << command);
+      for (const std::string& name : names_of_project(command)) {
+        INFO(name);
+        ++count;
+        CHECK(sources.count(name) == 1);
+      }
+      const std::vector<std::string> words = words_of(command);
+      for (std::size_t i = 0; i < words.size(); ++i) {
+        if (words[i] == "--preset" && i + 1 < words.size()) {
+          INFO(words[i + 1]);
+          CHECK(std::count(presets.begin(), presets.end(), words[i + 1]) == 1);
+        }
+      }
+      if (command.starts_with("--") && !command.starts_with("--benchmark_")) {  // an option alone
+        INFO(option_of(command));
+        ++count;
+        CHECK(sources.count(option_of(command)) == 1);
+      }
+    }
+  }
+  CHECK(count > 150);
+}
+
+TEST_CASE("lines of the documents have at most 120 columns but for tables, figures and code") {
+  for (const Document& document : all()) {
+    for (std::size_t i = 0; i < document.prose.size(); ++i) {
+      const std::string text = trimmed(document.prose[i]);
+      const bool may_be_long = text.starts_with('|') || text.starts_with("![") || text.starts_with("`build/");
+      INFO(document.name << ":" << i + 1);
+      CHECK((may_be_long || columns_of(document.prose[i]) <= 120));
+    }
+  }
+}
+
 TEST_CASE("a document with a wrong block, output or link is found") {
   const Lines text = {"int f() {", "  return 1;", "}", "", "int g();"};
   CHECK(not_found({"  int f() {", "    return 1;", "  }"}, text) == "");
@@ -306,4 +431,11 @@ TEST_CASE("a document with a wrong block, output or link is found") {
   CHECK(anchor_of("## Tenants are kept apart, `always`") == "tenants-are-kept-apart-always");
   CHECK(local_links("[a](b.md#c), [d](https://e.f)") == std::vector<std::string>{"b.md#c"});
   CHECK(words_of("a 'b c' # d") == std::vector<std::string>{"a", "b c"});
+  CHECK(names_of_project("f<kvc::tier::Tiers>(std::move(x), KVC_SALT, KVC_*, kvc::Lru)") ==
+        std::vector<std::string>{"kvc", "tier", "Tiers", "KVC_SALT", "kvc", "Lru"});
+  CHECK(option_of("--load-rule=all") == "--load-rule");
+  CHECK(words_of_sources().count("--load-rule") == 1);
+  CHECK(words_of_sources().count("--load-ruler") == 0);
+  CHECK(words_of_sources().count("no_such_name") == 0);
+  CHECK(columns_of("\u00b5s") == 2);
 }
