@@ -139,15 +139,23 @@ class CacheOf final : public AnyCache {
   void verify() const override { cache.verify(); }
   Bytes rows(SeqId seq) const override {
     Bytes all;
+    const auto append = [&](const kvc::StorageOf<T>* from, Index units) {
+      const auto bytes = std::as_bytes(std::span(from, static_cast<std::size_t>(units)));
+      all.insert(all.end(), bytes.begin(), bytes.end());
+    };
     for (Index layer = 0; layer < cache.shape().layers; ++layer) {
       for (const bool keys : {true, false}) {
-        const Index size = kvc::Element<T>::row_size(keys ? cache.shape().key_dim : cache.shape().value_dim);
+        const Index dim = keys ? cache.shape().key_dim : cache.shape().value_dim;
+        const Index size = kvc::Element<T>::row_size(dim);
         for (Index head = 0; head < cache.shape().kv_heads; ++head) {
           cache.view(layer, seq).for_each_run(head, {0, cache.length(seq)}, [&](const kvc::KvRun<T>& run) {
+            const Index codes = run.has_scale_planes() ? kvc::code_size<T>(dim) : size;
             for (Index i = 0; i < run.rows; ++i) {
-              const auto* row = keys ? run.k + i * run.k_stride : run.v + i * run.v_stride;
-              const auto bytes = std::as_bytes(std::span(row, static_cast<std::size_t>(size)));
-              all.insert(all.end(), bytes.begin(), bytes.end());
+              append(keys ? run.k + i * run.k_stride : run.v + i * run.v_stride, codes);
+              if (codes < size) {
+                append(keys ? run.k_scales + i * run.k_scale_stride : run.v_scales + i * run.v_scale_stride,
+                       size - codes);
+              }
             }
           });
         }

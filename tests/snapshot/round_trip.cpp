@@ -1,9 +1,11 @@
 // Snapshots come back bit for bit: from every policy, layout and element type, into every other where that is possible.
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "any_cache.hpp"
+#include "kvc/layout/scale_planes.hpp"
 #include "random_source.hpp"
 #include "serve.hpp"
 
@@ -74,12 +76,16 @@ Caches caches_of_every_kind() {
   return all;
 }
 
+/// Int4 has its scales in planes of their own where it is token-major.
+template <class T>
+using TokenMajorOf = std::conditional_t<std::is_same_v<T, Int4>, ScalePlanes<TokenMajor>, TokenMajor>;
+
 /// Rows of another element type differ in their bytes, which depend on the layout: one policy for each.
 template <class T>
 Caches caches_of_element() {
   Caches all;
   all.push_back(make_cache<T, Prefix4, HeadMajor>());
-  all.push_back(make_cache<T, Paged4, TokenMajor>());
+  all.push_back(make_cache<T, Paged4, TokenMajorOf<T>>());
   return all;
 }
 
@@ -170,6 +176,20 @@ TEST_CASE("A snapshot loads into any policy, block size and layout", "[io]") {
       }
     }
   }
+}
+
+TEST_CASE("Scales in planes of their own and scales in rows load into each other", "[io]") {
+  const auto check = [](AnyCache& from, AnyCache& to) {
+    INFO(from.name() << " -> " << to.name());
+    const Scene scene(from);
+    const auto loaded = to.loaded(from.saved(scene.sequences));
+    REQUIRE(loaded);
+    scene.check(to, loaded->sequences);
+  };
+  const auto in_rows = [] { return make_cache<Int4, Prefix4, HeadMajor>(400); };
+  const auto in_planes = [] { return make_cache<Int4, Paged4, TokenMajorOf<Int4>>(400); };
+  check(*in_rows(), *in_planes());
+  check(*in_planes(), *in_rows());
 }
 
 TEST_CASE("Elements of 16 and 32 bits are converted when asked, and only then", "[io]") {
