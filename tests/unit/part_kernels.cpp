@@ -1,6 +1,7 @@
 // The loops of part_kernels.hpp have the bits of those of kernels.hpp, and CodedRows those of Element::decode.
 #include "kvc/attention/kernel/part_kernels.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -49,15 +50,22 @@ struct FloatRows {
     }
   }
   [[nodiscard]] detail::PlainRows<float> plain() const { return {at, dim}; }
-  /// Of one query row at a time.
+  /// Of one query row at a time; long rows in chains of 128 elements.
   [[nodiscard]] std::vector<float> expected(int rows) const {
     std::vector<float> s(static_cast<std::size_t>(rows) * tile_keys);
     NoPrefetcher none;
     for (Index r = 0; r < rows; ++r) {
       for (Index j = 0; j < tile_keys; j += 4) {
         simd::F32x16 sum[1][4] = {};
-        detail::add_keys<detail::FloatDotTraits, 1>(q.data() + r * padded, padded, plain(), j, padded / simd::lanes,
-                                                    sum, none);
+        const Index vectors = padded / simd::lanes, step = vectors > 16 ? 8 : 16;
+        for (Index c = 0; c < vectors; c += step) {
+          simd::F32x16 chain[1][4] = {};
+          detail::add_keys<detail::FloatDotTraits, 1>(q.data() + r * padded, padded, plain(), j, c,
+                                                      std::min(c + step, vectors), chain, none);
+          for (int k = 0; k < 4; ++k) {
+            sum[0][k] = sum[0][k] + chain[0][k];
+          }
+        }
         detail::store_scores<1, 4>(sum, s.data() + r * tile_keys + j);
       }
     }
@@ -65,12 +73,12 @@ struct FloatRows {
   }
 };
 
-template <int R>
+template <int R, bool is_long = false>
 void scores_in_parts(const FloatRows& rows) {
   std::vector<float> s(std::size_t{R} * tile_keys);
   NoPrefetcher none;
-  detail::score_parts<R>(rows.plain(), 0, tile_keys, rows.padded / simd::lanes, rows.q.data(), rows.padded, s.data(),
-                         none);
+  detail::score_parts<R, is_long>(rows.plain(), 0, tile_keys, rows.padded / simd::lanes, rows.q.data(), rows.padded,
+                                  s.data(), none);
   CHECK(s == rows.expected(R));
 }
 
@@ -138,6 +146,11 @@ TEST_CASE("Scores in halves of vectors have the bits of whole vectors", "[attent
     scores_of_packed_keys<2>(rows);
     scores_of_packed_keys<4>(rows);
     scores_of_packed_keys<6>(rows);
+  }
+  for (const Index dim : {257, 320, 384, 500, 512}) {
+    const FloatRows rows(dim);
+    scores_in_parts<2, true>(rows);
+    scores_in_parts<4, true>(rows);
   }
 }
 

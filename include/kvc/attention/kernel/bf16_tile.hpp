@@ -39,6 +39,7 @@ struct Bf16DotTraits {
   using Operand = simd::U32x16;
   using Accumulator = simd::F32x16;
   static constexpr int planes = 1;
+  static constexpr bool splits_long_keys = false;  // rounding to bfloat16 is a thousand times that of a sum
   KVC_ALWAYS_INLINE static Operand load(const float* p) noexcept { return simd::load_words(p); }
   KVC_ALWAYS_INLINE static Operand weight(const float* p) noexcept { return simd::broadcast_word(p); }
   KVC_ALWAYS_INLINE static Accumulator madd(const Operand& w, const Operand& x, const Accumulator& sum) noexcept {

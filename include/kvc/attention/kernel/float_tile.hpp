@@ -1,7 +1,7 @@
 // FloatTile: 64 positions of one head in float arithmetic, for every element type and every target.
 //
-//   keys     lane l of a sum is a chain of multiply-adds over elements l, l + 16, l + 32 ... of a row; a score is
-//            their fold
+//   keys     lane l of a sum is a chain of multiply-adds over elements l, l + 16, l + 32 ... of a row; of more than 256
+//            elements, it is the sum of such chains of 128, in ascending order; a score is the fold of the lanes
 //   values   a sum is a chain of multiply-adds over ascending positions
 //
 // Long rows (more than 256 elements, such as the 576 of MLA) are read as floats by all query rows: in place, or from
@@ -433,6 +433,7 @@ class FloatTile : public FloatSumTile<T> {
   static constexpr Index coded_rows = has_part_kernels ? few_rows : kernel_rows;
 
   static constexpr Index long_key = 256;  // elements. Packed keys of one pass fill the first-level cache then
+  static_assert(long_key <= longest_chain * simd::lanes && kernel_rows <= few_rows);  // packed keys are one chain
 
   bool is_long_ = false;
   const float* const* long_keys_ = nullptr;    // [64] rows that scores_of_long reads

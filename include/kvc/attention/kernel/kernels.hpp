@@ -11,6 +11,7 @@
 //   DotTraits::madd(w, x, sum)   sum + w * x, lane by lane
 //   DotTraits::load(p)           16 lanes of a query row at p
 //   DotTraits::weight(p)         the weight at p as an operand
+//   DotTraits::splits_long_keys  whether the products of a long key are several chains: see longest_chain
 #pragma once
 
 #include <algorithm>
@@ -69,10 +70,15 @@ struct ScaleParts {
   }
 };
 
+/// Vectors of a key whose products are one chain in each lane. Each addition rounds the sum so far: the products of
+/// longer keys are chains of `chain_of_long`, added in ascending order, so that the error of a score hardly grows.
+inline constexpr Index longest_chain = 16, chain_of_long = 8;
+
 struct FloatDotTraits {
   using Operand = simd::F32x16;
   using Accumulator = simd::F32x16;
   static constexpr int planes = 1;
+  static constexpr bool splits_long_keys = true;
   KVC_ALWAYS_INLINE static Operand load(const float* p) noexcept { return simd::load(p); }
   KVC_ALWAYS_INLINE static Operand weight(const float* p) noexcept { return simd::broadcast(*p); }
   KVC_ALWAYS_INLINE static Accumulator madd(const Operand& w, const Operand& x, const Accumulator& sum) noexcept {
@@ -145,24 +151,25 @@ KVC_ALWAYS_INLINE void store_sums(const simd::F32x16 (&sum)[R][C], float* to, In
 template <int R>
 inline constexpr int block_keys = 4 * R <= std::max(kernel_sums, 4) ? 4 : 2;
 
-/// Products of R query rows and K keys from j on, lane by lane.
+/// Products of R query rows and K keys from j on, lane by lane: those of vectors [first, last), which begin at a
+/// multiple of Keys::step.
 ///
 ///   q      [R, q_stride] query rows
 ///   keys   keys.load(j, c, x): vectors c, c + 1 ... of key j, `Keys::step` of them, with zeros past the end of the
 ///          row, from `Keys::bytes` of it
 ///   prefetcher  prefetches as many lines as are read
 template <class DotTraits, int R, int K, class Keys, class Prefetcher>
-KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index vectors,
+KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys, Index j, Index first, Index last,
                                 typename DotTraits::Accumulator (&sum)[R][K], Prefetcher& prefetcher) noexcept {
   if constexpr (K * Keys::step > 8) {  // registers do not hold so many vectors of keys beside the sums: key by key
     static_assert(Keys::bytes == 64);
-    for (Index c = 0; c < vectors; c += Keys::step) {
+    for (Index c = first; c < last; c += Keys::step) {
       simd::detail::unroll<K>([&](auto k) __attribute__((always_inline)) {
         typename DotTraits::Operand x[Keys::step];
         prefetcher.prefetch(1);
         keys.load(j + k, c, x);
         simd::detail::unroll<Keys::step>([&](auto v) __attribute__((always_inline)) {
-          if (c + v < vectors) {
+          if (c + v < last) {
             simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
               sum[i][k] = DotTraits::madd(DotTraits::load(q + i * q_stride + (c + v) * simd::lanes), x[v], sum[i][k]);
             });
@@ -172,7 +179,7 @@ KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys
     }
     return;
   }
-  for (Index c = 0; c < vectors; c += Keys::step) {
+  for (Index c = first; c < last; c += Keys::step) {
     constexpr Index lines = ceil_div(Index{K} * Keys::bytes, Index{64});
     typename DotTraits::Operand x[K][Keys::step];
     prefetcher.prefetch(lines);
@@ -186,6 +193,22 @@ KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys
             [&](auto k) __attribute__((always_inline)) { sum[i][k] = DotTraits::madd(w, x[k][v], sum[i][k]); });
       });
     });
+  }
+}
+
+/// add(c, end, x) adds the products of vectors [c, end) to x: all of `vectors` as one chain to `sum`, or, of a long row,
+/// each chain by itself and then to `sum`.
+template <bool is_long, int R, int K, class Vector, class F>
+KVC_ALWAYS_INLINE void add_chains(Index vectors, Vector (&sum)[R][K], F add) noexcept {
+  if constexpr (is_long) {
+    for (Index c = 0; c < vectors; c += chain_of_long) {
+      Vector chain[R][K] = {};
+      add(c, std::min(c + chain_of_long, vectors), chain);
+      simd::detail::unroll<R * K>(
+          [&](auto n) __attribute__((always_inline)) { sum[n / K][n % K] = sum[n / K][n % K] + chain[n / K][n % K]; });
+    }
+  } else {
+    add(Index{0}, vectors, sum);
   }
 }
 

@@ -82,11 +82,13 @@ template <class Rows>
 
 /// One half of the lanes of add_keys.
 ///
-///   q     [R, q_stride] query rows
-///   rows  K keys
+///   q      [R, q_stride] query rows
+///   row    K keys
+///   whole  vectors before `last` that are taken in whole steps
 template <int half, int R, std::size_t K, class Rows, class Row, class Prefetches>
-KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::array<Row, K>& row, Index vectors,
-                                     Index whole, simd::Part (&sum)[R][K], Prefetches& prefetcher) noexcept {
+KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::array<Row, K>& row, Index first,
+                                     Index last, Index whole, simd::Part (&sum)[R][K],
+                                     Prefetches& prefetcher) noexcept {
   constexpr int step = part_step<Rows>, keys = int{K};
   const auto add = [&](Index c, const simd::Part(&x)[K]) __attribute__((always_inline)) {
     simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
@@ -95,7 +97,8 @@ KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::
                                      __attribute__((always_inline)) { sum[i][k] = simd::madd(w, x[k], sum[i][k]); });
     });
   };
-  for (Index c = 0; c < whole; c += step) {
+  Index c = first;
+  for (; c < whole; c += step) {
     if constexpr (half == 0) {  // the other half is in the same lines
       constexpr Index bytes = Index{K} * step * Rows::bytes, line = 64;
       if constexpr (bytes >= line) {
@@ -112,7 +115,7 @@ KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::
     });
     simd::detail::unroll<step>([&](auto v) __attribute__((always_inline)) { add(c + v, x[v]); });
   }
-  for (Index c = whole; c < vectors; ++c) {
+  for (; c < last; ++c) {
     if constexpr (half == 0) {
       prefetcher.prefetch(1);
     }
@@ -123,7 +126,7 @@ KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::
 }
 
 /// Scores of R query rows for blocks of four keys that cover [first, last), as add_keys and store_scores give them.
-template <int R, class Rows, class Prefetches>
+template <int R, bool is_long, class Rows, class Prefetches>
 KVC_ALWAYS_INLINE void score_parts(const Rows& rows, Index first, Index last, Index vectors, const float* q,
                                    Index q_stride, float* s, Prefetches& prefetcher) noexcept {
   using simd::Part;
@@ -146,14 +149,18 @@ KVC_ALWAYS_INLINE void score_parts(const Rows& rows, Index first, Index last, In
         return std::array{part_row(rows, j + n + k)...};
       }(std::make_integer_sequence<int, K>{});
       Part sum[R][K] = {};
-      add_key_parts<0, R, K, Rows>(q, q_stride, row, vectors, whole, sum, prefetcher);
+      add_chains<is_long>(vectors, sum, [&](Index c, Index end, auto& x) __attribute__((always_inline)) {
+        add_key_parts<0, R, K, Rows>(q, q_stride, row, c, end, is_long ? std::min(whole, end) : whole, x, prefetcher);
+      });
       Part part[pairs][K];
       simd::detail::unroll<pairs * K>([&](auto m) __attribute__((always_inline)) {
         constexpr int i = m / K, k = m % K;
         part[i][k] = lower(sum[2 * i][k], sum[2 * i + 1][k]) + upper(sum[2 * i][k], sum[2 * i + 1][k]);
         sum[2 * i][k] = sum[2 * i + 1][k] = Part{};
       });
-      add_key_parts<1, R, K, Rows>(q, q_stride, row, vectors, whole, sum, prefetcher);
+      add_chains<is_long>(vectors, sum, [&](Index c, Index end, auto& x) __attribute__((always_inline)) {
+        add_key_parts<1, R, K, Rows>(q, q_stride, row, c, end, is_long ? std::min(whole, end) : whole, x, prefetcher);
+      });
       simd::detail::unroll<pairs * K>([&](auto m) __attribute__((always_inline)) {
         constexpr int i = m / K, k = m % K;
         parts[i][n + k] =

@@ -3,10 +3,10 @@
 // Prefill and decode compute here and nowhere else, so their results have the same bits. The absolute positions of the
 // keys alone fix the order of operations of each row:
 //
-//   tile    64 positions from a multiple of 64: scores, each a chain over the dims; their maximum, exponentials and
-//           the sum of these (simd::sum of four vectors added in pairs); then weighted values, a chain over ascending
-//           positions from 0, or exact; and o = madd(o, rescale, sum). Each tile type defines its accumulation order:
-//           attention/kernel/kv_tile.hpp
+//   tile    64 positions from a multiple of 64: scores, each a chain over the dims, of long keys several; their
+//           maximum, exponentials and the sum of these (simd::sum of four vectors added in pairs); then weighted
+//           values, a chain over ascending positions from 0, or exact; and o = madd(o, rescale, sum). Each tile type
+//           defines its accumulation order: attention/kernel/kv_tile.hpp
 //   split   512 positions from a multiple of 512: tiles in ascending order into one state that starts as the identity
 //   row     the states of its splits merged in ascending order from the left
 //

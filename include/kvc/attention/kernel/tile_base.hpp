@@ -67,23 +67,38 @@ class FloatSumTile : public TileBase<T> {
   KVC_ALWAYS_INLINE static void score_blocks(const Keys& keys, Index first, Index last, Index vectors, const float* q,
                                              Index q_stride, float* s, const Scale& scale,
                                              Prefetches& prefetcher) noexcept {
+    if constexpr (DotTraits::splits_long_keys) {
+      if (vectors > longest_chain) {
+        blocks_of_keys<DotTraits, R, true>(keys, first, last, vectors, q, q_stride, s, scale, prefetcher);
+        return;
+      }
+    }
+    blocks_of_keys<DotTraits, R, false>(keys, first, last, vectors, q, q_stride, s, scale, prefetcher);
+  }
+
+ private:
+  template <class DotTraits, int R, bool is_long, class Keys, class Scale, class Prefetches>
+  KVC_ALWAYS_INLINE static void blocks_of_keys(const Keys& keys, Index first, Index last, Index vectors, const float* q,
+                                               Index q_stride, float* s, const Scale& scale,
+                                               Prefetches& prefetcher) noexcept {
 #if KVC_PART_KERNELS
     if constexpr (R > 1) {
       static_assert(std::is_same_v<DotTraits, FloatDotTraits> && std::is_same_v<Scale, UnscaledScores>);
-      score_parts<R>(keys, first, last, vectors, q, q_stride, s, prefetcher);
+      score_parts<R, is_long>(keys, first, last, vectors, q, q_stride, s, prefetcher);
     } else
 #endif
     {
       constexpr int K = block_keys<R>;
       for (Index j = first / K * K; j < last; j += K) {
         simd::F32x16 sum[R][K] = {};
-        add_keys<DotTraits, R>(q, q_stride, keys, j, vectors, sum, prefetcher);
+        add_chains<is_long>(vectors, sum, [&](Index c, Index end, auto& x) __attribute__((always_inline)) {
+          add_keys<DotTraits, R>(q, q_stride, keys, j, c, end, x, prefetcher);
+        });
         store_scores<R, K>(sum, s + j, scale);
       }
     }
   }
 
- private:
   Index value_step_ = tile_keys;
 };
 
