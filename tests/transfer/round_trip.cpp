@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
+#include "kvc/layout/scale_planes.hpp"
 #include "transfer/engine.hpp"
 
 namespace {
@@ -18,9 +20,11 @@ MakeEngine maker(Pos tokens = 256) {
   };
 }
 
+/// Int4 has its scales in planes of their own in the one, and in rows in the other.
 template <class T>
 std::vector<MakeEngine> kinds() {
-  return {maker<T, Paged4, TokenMajor>(), maker<T, Prefix4, HeadMajor>()};
+  using OfPaged = std::conditional_t<std::is_same_v<T, Int4>, ScalePlanes<TokenMajor>, TokenMajor>;
+  return {maker<T, Paged4, OfPaged>(), maker<T, Prefix4, HeadMajor>()};
 }
 
 const Salt tenant(SaltKind::tenant, "a tenant");
