@@ -4,13 +4,12 @@
 #include <Eigen/Core>
 #include <cmath>
 #include <cstddef>
-#include <map>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "gemma.hpp"
-#include "gguf_writer.hpp"
+#include "random_model.hpp"
 #include "random_source.hpp"
 #include "temp_files.hpp"
 
@@ -21,87 +20,8 @@ using kvc::Index;
 using Rows = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Floats = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-/// What the families differ in, and the extents of a small model.
-struct Family {
-  std::string architecture;
-  bool turns_halves = false;  ///< RoPE turns pairs of the two halves of a head, otherwise neighbours
-  bool head_norms = false;    ///< of each query head and key head
-  bool post_norms = false;    ///< behind attention and feed-forward; also GELU, and the embedding times sqrt(dim)
-  bool own_output = false;    ///< an output matrix beside the embedding
-  Index window = 0;           ///< of all layers but each sixth
-  double rope_factor = 1;     ///< positions of layers without a window are divided by it
-  Index dim = 64, heads = 4, kv_heads = 2, head_dim = 32, hidden = 96, layers = 2, vocab = 50;
-};
-
-constexpr double rope_base = 10000;
-constexpr double epsilon = 1e-6;
-
-/// The weights of a model by their names in the file. Rows are outputs.
-struct Weights {
-  std::map<std::string, Floats> of;
-
-  Weights(const Family& f, kvc_test::Random& random) {
-    const auto add = [&](const std::string& name, Index out, Index in) {
-      Floats w(out, in);
-      for (Index i = 0; i < w.size(); ++i) {
-        w.data()[i] = out == 1 ? random.uniform(0.5F, 1.5F) : random.uniform() * 2 / std::sqrt(static_cast<float>(in));
-      }
-      of[name + ".weight"] = w;
-    };
-    add("token_embd", f.vocab, f.dim);
-    add("output_norm", 1, f.dim);
-    if (f.own_output) {
-      add("output", f.vocab, f.dim);
-    }
-    for (Index i = 0; i < f.layers; ++i) {
-      const std::string block = "blk." + std::to_string(i) + ".";
-      add(block + "attn_norm", 1, f.dim);
-      add(block + "attn_q", f.heads * f.head_dim, f.dim);
-      add(block + "attn_k", f.kv_heads * f.head_dim, f.dim);
-      add(block + "attn_v", f.kv_heads * f.head_dim, f.dim);
-      add(block + "attn_output", f.dim, f.heads * f.head_dim);
-      add(block + "ffn_norm", 1, f.dim);
-      add(block + "ffn_gate", f.hidden, f.dim);
-      add(block + "ffn_up", f.hidden, f.dim);
-      add(block + "ffn_down", f.dim, f.hidden);
-      if (f.head_norms) {
-        add(block + "attn_q_norm", 1, f.head_dim);
-        add(block + "attn_k_norm", 1, f.head_dim);
-      }
-      if (f.post_norms) {
-        add(block + "post_attention_norm", 1, f.dim);
-        add(block + "post_ffw_norm", 1, f.dim);
-      }
-    }
-  }
-
-  void write(const Family& f, const std::string& path, ggml_type matrices = GGML_TYPE_F32) const {
-    kvc_test::GgufWriter writer;
-    const auto key = [&](const char* name) { return f.architecture + "." + name; };
-    writer.set("general.architecture", f.architecture.c_str());
-    writer.set(key("embedding_length").c_str(), f.dim);
-    writer.set(key("attention.head_count").c_str(), f.heads);
-    writer.set(key("attention.head_count_kv").c_str(), f.kv_heads);
-    writer.set(key("attention.key_length").c_str(), f.head_dim);
-    writer.set(key("attention.value_length").c_str(), f.head_dim);
-    writer.set(key("block_count").c_str(), f.layers);
-    writer.set(key("context_length").c_str(), Index{1024});
-    writer.set(key("feed_forward_length").c_str(), f.hidden);
-    writer.set(key("attention.layer_norm_rms_epsilon").c_str(), static_cast<float>(epsilon));
-    writer.set(key("rope.freq_base").c_str(), static_cast<float>(rope_base));
-    if (f.window > 0) {
-      writer.set(key("attention.sliding_window").c_str(), f.window);
-    }
-    if (f.rope_factor != 1) {
-      writer.set(key("rope.scaling.type").c_str(), "linear");
-      writer.set(key("rope.scaling.factor").c_str(), static_cast<float>(f.rope_factor));
-    }
-    for (const auto& [name, w] : of) {
-      writer.add(name, w.data(), w.cols(), w.rows(), w.rows() == 1 ? GGML_TYPE_F32 : matrices);
-    }
-    writer.write(path);
-  }
-};
+using kvc_test::Family;
+using kvc_test::Weights;
 
 /// The forward pass: all rows of a text at once, in double, without a cache.
 class Forward {
@@ -128,7 +48,7 @@ class Forward {
   Rows matrix(const std::string& name) const { return weights_.of.at(name + ".weight").cast<double>(); }
   Rows normed(Rows x, const std::string& weight) const {
     for (Index p = 0; p < x.rows(); ++p) {
-      x.row(p) /= std::sqrt(x.row(p).squaredNorm() / static_cast<double>(x.cols()) + epsilon);
+      x.row(p) /= std::sqrt(x.row(p).squaredNorm() / static_cast<double>(x.cols()) + kvc_test::norm_epsilon);
     }
     return x.array().rowwise() * Eigen::RowVectorXd(matrix(weight).row(0)).array();
   }
@@ -139,8 +59,9 @@ class Forward {
     const Index half = f_.head_dim / 2;
     for (Index p = 0; p < head.rows(); ++p) {
       for (Index j = 0; j < half; ++j) {
-        const double angle = static_cast<double>(p) / factor *
-                             std::pow(rope_base, -2.0 * static_cast<double>(j) / static_cast<double>(f_.head_dim));
+        const double angle =
+            static_cast<double>(p) / factor *
+            std::pow(kvc_test::rope_base, -2.0 * static_cast<double>(j) / static_cast<double>(f_.head_dim));
         double& a = head(p, f_.turns_halves ? j : 2 * j);
         double& b = head(p, f_.turns_halves ? j + half : 2 * j + 1);
         const double turned = a * std::cos(angle) - b * std::sin(angle);

@@ -5,7 +5,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -15,6 +14,7 @@
 
 #include "cache.hpp"
 #include "generation.hpp"
+#include "kvc/core/error.hpp"
 #include "model.hpp"
 #include "options.hpp"
 #include "text.hpp"
@@ -27,6 +27,20 @@ struct BadArgument : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// The bytes of a file. Throws BadArgument if it cannot be read, or is a folder.
+std::string read_prompt(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text;
+  char part[4096];
+  while (file.read(part, sizeof part) || file.gcount() > 0) {
+    text.append(part, static_cast<std::size_t>(file.gcount()));
+  }
+  if (!file.eof()) {
+    throw BadArgument("--prompt-file: \"" + path + "\" cannot be read");
+  }
+  return text;
+}
+
 /// The prompts of --prompt and --prompt-file as tokens. Throws BadArgument if one cannot be run.
 std::vector<Request> read_prompts(const Options& o, const Model& model) {
   if (!model.vocabulary) {
@@ -35,12 +49,7 @@ std::vector<Request> read_prompts(const Options& o, const Model& model) {
   }
   std::vector<std::string> texts = o.prompts;
   for (const std::string& path : o.prompt_files) {
-    std::ifstream file(path, std::ios::binary);
-    std::string text((std::istreambuf_iterator<char>(file)), {});
-    if (!file) {
-      throw BadArgument("--prompt-file: \"" + path + "\" cannot be read");
-    }
-    texts.push_back(std::move(text));
+    texts.push_back(read_prompt(path));
   }
   if (texts.empty()) {
     throw BadArgument("--prompt or --prompt-file is needed: a text to continue");
@@ -147,6 +156,27 @@ Index run_together(Generation& generation, Cache& cache, std::span<Request> requ
   return held_bytes;
 }
 
+/// A cache that `o` describes, with what the cache file has, if there is one. It is larger than `o` says where earlier
+/// runs had longer prompts.
+std::unique_ptr<Cache> make_cache_with(const std::string& cache_file, const Model& model, CacheOptions o) {
+  for (;; o.sequences *= 2) {
+    std::unique_ptr<Cache> cache = make_cache(model, o);
+    if (cache_file.empty() || !std::filesystem::exists(cache_file)) {
+      return cache;
+    }
+    try {
+      cache->load(cache_file);
+      return cache;
+    } catch (const kvc::CapacityError&) {
+      // At worst, each token in the file takes a block of its own, and a copy of that has room as well.
+      const auto bytes = static_cast<Index>(std::filesystem::file_size(cache_file));
+      if (cache->pool_bytes() / (4 * o.block_tokens) > bytes) {
+        throw;
+      }
+    }
+  }
+}
+
 void generate(const Options& options) {
   show_warnings_only();
   const Model model = Model::load(options.model);
@@ -160,10 +190,7 @@ void generate(const Options& options) {
   if (!options.cache_file.empty()) {
     o.salt = file_checksum(options.model);
   }
-  const std::unique_ptr<Cache> cache = make_cache(model, o);
-  if (!options.cache_file.empty() && std::filesystem::exists(options.cache_file)) {
-    cache->load(options.cache_file);
-  }
+  const std::unique_ptr<Cache> cache = make_cache_with(options.cache_file, model, o);
   Generation generation(options, model, *cache);
   if (!options.quiet) {
     introduce(options, model, *cache);
