@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -35,10 +36,11 @@ CacheOptions cache_for(const Golden& golden, const std::string& policy, kvc::Pos
           .pass_tokens = static_cast<kvc::Pos>(chunk)};
 }
 
-/// Every policy, block sizes of 16 and 64, the prompt as a whole and in chunks of 100, 1 and 2 threads.
+/// Every policy, block sizes of 16 and 64, the prompt as a whole and in chunks of 100, 1 and 2 threads. The tokens are
+/// those of the passes: how the prompt is cut changes the products, as said above, and nothing else may.
 void require_same_tokens(const std::string& name) {
   const Golden golden = kvc_test::golden(name);
-  Tokens expected;
+  std::map<std::size_t, Tokens> of_chunk;
   for (const char* policy : {"contiguous", "paged", "prefix-shared"}) {
     for (const kvc::Pos block_tokens : {16, 64}) {
       for (const std::size_t chunk : {0U, 100U}) {
@@ -48,8 +50,7 @@ void require_same_tokens(const std::string& name) {
           CAPTURE(name, policy, block_tokens, chunk, threads);
           EngineRun run(cache_for(golden, policy, block_tokens, chunk), threads);
           const Tokens tokens = run.continue_greedily(golden.prompt_tokens, 48, chunk);
-          if (expected.empty()) expected = tokens;
-          REQUIRE(tokens == expected);
+          REQUIRE(tokens == of_chunk.try_emplace(chunk, tokens).first->second);
         }
       }
     }

@@ -147,4 +147,15 @@ TEST_CASE("with weights as floats, log-probabilities are those of Gemma's defini
     CAPTURE(name, most);
     REQUIRE(most < 2e-2);
   }
+
+  // Floats are not rounded before they are multiplied: how a prompt is cut changes no token.
+  const Tokens prompt = kvc_test::golden("french").prompt_tokens;
+  Tokens whole;
+  for (const std::size_t chunk : {0U, 1U, 3U, 10U}) {
+    EngineRun run({.policy = chunk == 3 ? "prefix-shared" : "paged", .max_tokens = 100}, 2, model);
+    const Tokens tokens = run.continue_greedily(prompt, 48, chunk);
+    CAPTURE(chunk);
+    REQUIRE(tokens == (whole.empty() ? tokens : whole));
+    whole = tokens;
+  }
 }
