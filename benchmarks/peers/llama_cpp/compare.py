@@ -17,12 +17,13 @@ model before it measures.
 llama.cpp's passes have up to 512 tokens (n_ubatch), as the engine's. Its cache is as its programs make it: layers with
 a window in a cache of their own (swa_full off). In `together`, the sequences share the cells of their prefix
 (kv_unified, llama_memory_seq_cp); --split-kv gives each a part of the cache instead. Figures are the best of the
-rounds.
+rounds, and the second ratio is that of their medians. What each round gave goes to stderr.
 """
 import argparse
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -42,6 +43,9 @@ def arguments():
     parser.add_argument("--case", action="append", metavar="CASE", help="see above (default: all of the table)")
     parser.add_argument("--element", default="f16", choices=["f16", "f32"], help="of the cache (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of either program (default: %(default)s)")
+    parser.add_argument("--processor-time", action="store_true",
+                        help="measure the time that processors spent in the process: for one thread, on a machine that "
+                             "others use as well")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)")
     parser.add_argument("--flash", default="auto", choices=["auto", "on", "off"],
                         help="llama.cpp's flash attention (default: %(default)s)")
@@ -60,6 +64,7 @@ class Llama:
         from llama_cpp import llama_cpp as lib
         self.lib = lib
         self.log = ""
+        self.now = time.process_time if args.processor_time else time.perf_counter
 
         @lib.llama_log_callback
         def keep(level, text, user_data):
@@ -115,11 +120,11 @@ class Llama:
 
     def decode_rate(self, sequences, first, tokens):
         """Tokens per second of `sequences`, which have `first` tokens each."""
-        start = time.perf_counter()
+        start = self.now()
         for i, token in enumerate(tokens):
             self.decode([(token, first + i, s, True) for s in range(sequences)])
             self.lib.llama_synchronize(self.ctx)
-        return sequences * len(tokens) / (time.perf_counter() - start)
+        return sequences * len(tokens) / (self.now() - start)
 
     def forget(self, sequence, first):
         if not self.lib.llama_memory_seq_rm(self.memory, sequence, first, -1):
@@ -136,9 +141,9 @@ def llama_case(args, case):
         llama = Llama(args, n + m, 1)
         llama.prefill(tokens[:16])
         llama.forget(0, 0)
-        start = time.perf_counter()
+        start = llama.now()
         llama.prefill(tokens[:n])
-        prefill = n / (time.perf_counter() - start)
+        prefill = n / (llama.now() - start)
         return {"prefill": prefill, "decode": llama.decode_rate(1, n, tokens[:m])}
     if kind == "together":
         s, n, p, m = numbers
@@ -154,13 +159,13 @@ def llama_case(args, case):
         llama = Llama(args, n, 1)
         llama.prefill(tokens[:16])
         llama.forget(0, 0)
-        start = time.perf_counter()
+        start = llama.now()
         llama.prefill(tokens[:n])
-        ttft = time.perf_counter() - start
-        start = time.perf_counter()
+        ttft = llama.now() - start
+        start = llama.now()
         llama.forget(0, p)
         llama.prefill(tokens[p + n:p + n + n - p], 0, p)
-        return {"ttft": ttft, "ttft_seen": time.perf_counter() - start}
+        return {"ttft": ttft, "ttft_seen": llama.now() - start}
     if kind == "bytes":
         s, n = numbers
         llama = Llama(args, s * n, s)
@@ -178,6 +183,8 @@ def run(command):
 
 def main():
     args = arguments()
+    if args.processor_time and args.threads != 1:
+        sys.exit("--processor-time: only with --threads 1, since threads that wait for each other take time as well")
     if args.llama_only == "tokens":
         with open(args.text, "rb") as file:
             tokens = Llama(args, 64, 1).tokenize(file.read(120000))
@@ -192,21 +199,25 @@ def main():
     itself = [sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
     run([*itself, "--llama-only", "tokens"])
     print(f"{args.element}, {args.threads} thread{'s' if args.threads > 1 else ''}, best of {args.rounds}")
-    print(f"{'case':26} {'figure':12} {'kvc':>12} {'llama.cpp':>12}   ratio")
+    print(f"{'case':26} {'figure':16} {'kvc':>10} {'llama.cpp':>10}  ratio  of medians")
     for case in args.case or DEFAULT_CASES:
         kind, *numbers = case.split(":")
         ours, theirs = [], []
         for _ in range(args.rounds):
-            ours.append(run([args.engine, args.model, args.tokens, args.element, str(args.threads), kind, *numbers]))
-            theirs.append(run([*itself, "--llama-only", case]))
+            ours_now = [args.engine, *(["--processor-time"] if args.processor_time else []), args.model, args.tokens,
+                        args.element, str(args.threads), kind, *numbers]
+            theirs_now = [*itself, "--llama-only", case]
+            for name, figures, command in (("kvc", ours, ours_now), ("llama.cpp", theirs, theirs_now)):
+                figures.append(run(command))
+                print(f"# {case} {name}: {figures[-1]}", file=sys.stderr, flush=True)
         for figure in ours[0]:
             best = min if figure in SMALLER_IS_BETTER else max
-            own = best(r[figure] for r in ours)
-            if figure in theirs[0]:
-                other = best(r[figure] for r in theirs)
-                print(f"{case:26} {figure:12} {own:12.4g} {other:12.4g}   {own / other:.2f}")
-            else:
-                print(f"{case:26} {figure:12} {own:12.4g}", flush=True)
+            own, other = ([r[figure] for r in runs if figure in r] for runs in (ours, theirs))
+            line = f"{case:26} {figure:16} {best(own):10.4g}"
+            if other:
+                line += (f" {best(other):10.4g}  {best(own) / best(other):5.2f}"
+                         f"  {statistics.median(own) / statistics.median(other):5.2f}")
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

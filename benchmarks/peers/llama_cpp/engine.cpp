@@ -6,11 +6,14 @@
 //   engine MODEL.gguf TOKENS ELEMENT THREADS bytes S N       what a cache for S sequences of N tokens holds
 //
 // TOKENS is a file of token numbers as text. The tokens that follow a prompt are taken from it too, so that both
-// engines compute the same.
+// engines compute the same. With --processor-time before MODEL.gguf, times are those that processors spent in this
+// process, which with one thread is the time that it would take alone on the machine.
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
+#include <ctime>
 #include <exception>
 #include <fstream>
 #include <memory>
@@ -31,11 +34,20 @@ using ggml_engine::Wanted;
 using kvc::Index;
 using kvc::Pos;
 using kvc::Token;
-using Clock = std::chrono::steady_clock;
 
 constexpr Pos pass_tokens = 512;  // as llama.cpp's n_ubatch
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+bool processor_time = false;  // --processor-time
+
+/// Seconds since some moment.
+double now() {
+  if (processor_time) {
+    std::timespec t{};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+  }
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 struct Arguments {
   std::string model, tokens, element;
@@ -45,8 +57,15 @@ struct Arguments {
 };
 
 Arguments parse(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "--processor-time") == 0) {
+    processor_time = true;
+    --argc;
+    ++argv;
+  }
   if (argc < 7) {
-    throw std::invalid_argument("usage: engine MODEL.gguf TOKENS ELEMENT THREADS context|together|seen|bytes N...");
+    throw std::invalid_argument(
+        "usage: engine [--processor-time] MODEL.gguf TOKENS ELEMENT THREADS "
+        "context|together|seen|bytes N...");
   }
   Arguments a{argv[1], argv[2], argv[3], std::stoi(argv[4]), argv[5], {}};
   for (int i = 6; i < argc; ++i) {
@@ -116,7 +135,7 @@ class Run {
   /// Computes `count` tokens of each sequence, one per pass, and their logits. Returns tokens per second of all.
   double decode(std::span<const kvc::SeqId> sequences, Pos count) {
     const std::vector<Token> next = tokens(0, count);
-    const auto start = Clock::now();
+    const double start = now();
     for (const Token& token : next) {
       std::vector<Chunk> chunks;
       for (const kvc::SeqId seq : sequences) {
@@ -124,7 +143,7 @@ class Run {
       }
       (void)engine_.pass(chunks, Wanted::last);
     }
-    return static_cast<double>(count * std::ssize(sequences)) / seconds_since(start);
+    return static_cast<double>(count * std::ssize(sequences)) / (now() - start);
   }
 
  private:
@@ -141,9 +160,9 @@ void context(const Arguments& a) {
   run.cache().close(run.prefill(run.tokens(0, 16)));  // warms up
   run.forget();
   const std::vector<Token> prompt = run.tokens(0, n);
-  const auto start = Clock::now();
+  const double start = now();
   const kvc::SeqId seq = run.prefill(prompt);
-  const double seconds = seconds_since(start);
+  const double seconds = now() - start;
   const double prefill_share = run.attention_share();
   run.forget();
   const double decode = run.decode(std::span(&seq, 1), m);
@@ -175,9 +194,9 @@ void seen(const Arguments& a) {
     std::vector<Token> prompt = run.tokens(0, p);
     const std::vector<Token> own = run.tokens(first_own, n - p);
     prompt.insert(prompt.end(), own.begin(), own.end());
-    const auto start = Clock::now();
+    const double start = now();
     const kvc::SeqId seq = run.prefill(prompt);
-    const double seconds = seconds_since(start);
+    const double seconds = now() - start;
     run.cache().close(seq);
     return seconds;
   };
