@@ -196,8 +196,8 @@ KVC_ALWAYS_INLINE void add_keys(const float* q, Index q_stride, const Keys& keys
   }
 }
 
-/// add(c, end, x) adds the products of vectors [c, end) to x: all of `vectors` as one chain to `sum`, or, of a long row,
-/// each chain by itself and then to `sum`.
+/// add(c, end, x) adds the products of vectors [c, end) to x: all of `vectors` as one chain to `sum`, or, of a long
+/// row, each chain by itself and then to `sum`.
 template <bool is_long, int R, int K, class Vector, class F>
 KVC_ALWAYS_INLINE void add_chains(Index vectors, Vector (&sum)[R][K], F add) noexcept {
   if constexpr (is_long) {

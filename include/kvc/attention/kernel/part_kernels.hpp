@@ -15,6 +15,7 @@
 //   row.template last<half>(c)     the same of one vector, behind those that are taken together
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <utility>
