@@ -62,8 +62,8 @@ struct DeltaRule {
       }
       c[static_cast<std::size_t>(i)] = sum / (1 + std::exp(-sum));
     }
+    inputs.insert(inputs.end(), x, x + channels);  // before the oldest go: a kernel of 1 keeps none
     inputs.erase(inputs.begin(), inputs.begin() + channels);
-    inputs.insert(inputs.end(), x, x + channels);
     return c;
   }
   /// x / sqrt(|x|^2 + 1e-6)
