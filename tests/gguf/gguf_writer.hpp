@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "catch.hpp"
 #include "ggml/gguf_file.hpp"
@@ -35,6 +36,19 @@ class GgufWriter {
   void set(const char* key, kvc::Index value) { gguf_set_val_u32(gguf_.get(), key, static_cast<std::uint32_t>(value)); }
   void set(const char* key, float value) { gguf_set_val_f32(gguf_.get(), key, value); }
   void set(const char* key, const char* value) { gguf_set_val_str(gguf_.get(), key, value); }
+  void set(const char* key, const std::vector<float>& values) {
+    gguf_set_arr_data(gguf_.get(), key, GGUF_TYPE_FLOAT32, values.data(), values.size());
+  }
+  void set(const char* key, const std::vector<std::int32_t>& values) {
+    gguf_set_arr_data(gguf_.get(), key, GGUF_TYPE_INT32, values.data(), values.size());
+  }
+  void set(const char* key, const std::vector<std::string>& texts) {
+    std::vector<const char*> starts;
+    for (const std::string& text : texts) {
+      starts.push_back(text.c_str());
+    }
+    gguf_set_arr_str(gguf_.get(), key, starts.data(), starts.size());
+  }
   void write(const std::string& path) const { REQUIRE(gguf_write_to_file(gguf_.get(), path.c_str(), false)); }
 
  private:
