@@ -9,10 +9,10 @@
 
 #include <algorithm>
 #include <iostream>
-#include <iterator>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "alone.hpp"
 #include "embedded.hpp"
@@ -21,6 +21,7 @@
 #include "kvc/llama/checkpoint.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
+#include "read_file.hpp"
 #include "report.hpp"
 #include "run.hpp"
 
@@ -38,12 +39,11 @@ struct Loaded {
 };
 
 std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), {});
-  if (!file.is_open() || text.empty()) {
+  std::optional<std::string> text = read_file(path);
+  if (!text || text->empty()) {
     throw std::runtime_error("--text: cannot read \"" + path + "\"");
   }
-  return text;
+  return *std::move(text);
 }
 
 Loaded load(const Options& o) {

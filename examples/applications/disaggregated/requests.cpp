@@ -60,6 +60,9 @@ std::vector<Request> read_requests(const std::string& path, const kvc::llama::To
     }
     requests.push_back({std::move(prompt), static_cast<Pos>(output)});
   }
+  if (!file.eof()) {  // such as a folder
+    throw std::runtime_error("--requests: cannot read \"" + path + "\"");
+  }
   if (requests.empty()) {
     throw std::runtime_error("--requests: " + path + " has no requests");
   }

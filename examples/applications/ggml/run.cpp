@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <exception>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cache.hpp"
@@ -17,6 +18,7 @@
 #include "kvc/core/error.hpp"
 #include "model.hpp"
 #include "options.hpp"
+#include "read_file.hpp"
 #include "text.hpp"
 
 namespace ggml_engine {
@@ -27,20 +29,6 @@ struct BadArgument : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// The bytes of a file. Throws BadArgument if it cannot be read, or is a folder.
-std::string read_prompt(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text;
-  char part[4096];
-  while (file.read(part, sizeof part) || file.gcount() > 0) {
-    text.append(part, static_cast<std::size_t>(file.gcount()));
-  }
-  if (!file.eof()) {
-    throw BadArgument("--prompt-file: \"" + path + "\" cannot be read");
-  }
-  return text;
-}
-
 /// The prompts of --prompt and --prompt-file as tokens. Throws BadArgument if one cannot be run.
 std::vector<Request> read_prompts(const Options& o, const Model& model) {
   if (!model.vocabulary) {
@@ -49,7 +37,11 @@ std::vector<Request> read_prompts(const Options& o, const Model& model) {
   }
   std::vector<std::string> texts = o.prompts;
   for (const std::string& path : o.prompt_files) {
-    texts.push_back(read_prompt(path));
+    std::optional<std::string> text = read_file(path);
+    if (!text) {
+      throw BadArgument("--prompt-file: \"" + path + "\" cannot be read");
+    }
+    texts.push_back(*std::move(text));
   }
   if (texts.empty()) {
     throw BadArgument("--prompt or --prompt-file is needed: a text to continue");
