@@ -111,6 +111,22 @@ TEST_CASE("An answer that ends just behind the boundary of a chunk is found wher
   }
 }
 
+TEST_CASE("A prompt that ends just behind the boundary of a long chunk is found in whatever passes it came") {
+  constexpr Pos chunk = 40 * 4;  // more blocks than stay cached for the end of an answer
+  for (const Pos pass : {1, 7, 64, 1000}) {
+    for (Pos length = chunk - 1; length < chunk + 8; ++length) {
+      PrefixShared<Lru> policy({.blocks = 200, .block_tokens = 4}, rules_of({full, {0, chunk, 0}}));
+      const Tokens prompt = counting(0, length);
+      policy.close(prefill(policy, prompt, pass).seq);
+      for (Pos shorter = 1; shorter <= 4; ++shorter) {
+        CAPTURE(pass, length, shorter);
+        const Tokens common(prompt.begin(), prompt.end() - shorter);
+        CHECK(policy.match_length(joined(common, {-1, -2})) == std::min(length - shorter, length / 4 * 4));
+      }
+    }
+  }
+}
+
 TEST_CASE("Room for one group is never made of what another group has just matched") {
   PrefixShared<Lru> policy({.blocks = 30, .block_tokens = 4}, rules_of({full, window(8), {0, 16, 0}}));
   const Tokens prompt = counting(0, 40);

@@ -23,7 +23,8 @@ namespace detail {
 /// A sequence that is closed now would end now, so it also leaves in the index what a hit needs that ends up to a block
 /// before it. Of a window these are blocks that it still holds. Of chunks these are all blocks of the last chunk for
 /// the first tokens of the next one. Of a chunk of more than 32 blocks they are not left there: a sequence ends so
-/// seldom just behind its boundary that it does not pay to list them all.
+/// seldom just behind its boundary that it does not pay to list them all. Where a prompt will end is known, so of its
+/// last chunk they stay.
 ///
 /// `Blocks` is a GroupCachedBlocks, and a sequence that of a GroupTokenTables. References what it is made of. No member
 /// throws but the constructor.
@@ -31,9 +32,13 @@ template <class Blocks, class Sequence>
 class PrefixEnds {
  public:
   PrefixEnds(Blocks& blocks, const GroupRules& rules)
-      : blocks_(blocks), rules_(rules), leaves_chunks_(blocks.nodes.columns(), 0) {
+      : blocks_(blocks),
+        rules_(rules),
+        has_chunks_(blocks.nodes.columns(), 0),
+        leaves_chunks_(blocks.nodes.columns(), 0) {
     for (std::size_t g = 0; g < rules.groups.size(); ++g) {
       const Pos chunk = rules.groups[g].retained.chunk;
+      has_chunks_[g] = chunk > 0 ? 1 : 0;
       leaves_chunks_[g] = chunk > 0 && chunk / blocks.nodes.block_tokens(g) <= most_chunk_blocks ? 1 : 0;
     }
   }
@@ -137,12 +142,26 @@ class PrefixEnds {
     return static_cast<Pos>(
         std::min(Index{rules_.groups[group].retained.sees_only_from(end)} + tokens, Index{max_pos}));
   }
+  /// Whether a hit that ends up to a block before the end of the prompt, which is still to come, needs a cached block
+  /// that a sequence of `settled` tokens drops: where the prompt ends just behind the boundary of a chunk.
+  [[nodiscard]] bool is_for_prompt_end(const Sequence& s, BlockId block, Pos settled) const noexcept {
+    const std::size_t group = blocks_.nodes.group(block);
+    if (settled >= s.state.prompt_end || has_chunks_[group] == 0) [[likely]] {
+      return false;
+    }
+    const Pos tokens = blocks_.nodes.block_tokens(group);
+    const Pos first = rules_.groups[group].retained.first_seen(std::max(s.state.prompt_end - tokens, 0));
+    return Index{blocks_.nodes.first(block)} + tokens > first;
+  }
   /// Whether a block that a sequence of `settled` tokens drops is to leave the index: it is cached, nothing else
   /// references it, and no prompt could end in it. If one could, the sequence remembers the block, as long as there is
   /// room.
   [[nodiscard]] bool leaves_index(Sequence& s, BlockId block, Pos settled) noexcept {
     if (!blocks_.nodes.is_cached(block)) {
       return false;
+    }
+    if (is_for_prompt_end(s, block, settled)) [[unlikely]] {
+      mark(block);
     }
     const bool is_marked = blocks_.nodes.is_marked(block);
     const Pos until = is_marked ? max_pos : needed_until(block);
@@ -157,7 +176,8 @@ class PrefixEnds {
 
   Blocks& blocks_;
   const GroupRules& rules_;
-  std::vector<char> leaves_chunks_;  // [slots] whether blocks of a chunk stay for an end in the next one
+  std::vector<char> has_chunks_;     // [columns] whether a group has chunks
+  std::vector<char> leaves_chunks_;  // [columns] whether blocks of a chunk stay for an end in the next one
 };
 
 }  // namespace detail
