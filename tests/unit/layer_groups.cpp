@@ -546,6 +546,37 @@ TEST_CASE("Pins, quotas, events and salts work over groups") {
   CHECK(policy.stats().blocks_free == 40);
 }
 
+TEST_CASE("A prefix that arrives after others have computed it is protected by its pin all the same") {
+  for (const bool has_states : {false, true}) {
+    CAPTURE(has_states);
+    GroupRules rules{{{full, 0, 1}, {full, 0, 2}}, 0};
+    if (has_states) {
+      rules.states = {{3, 4}};
+    }
+    PrefixShared<Lru> policy({.blocks = 40, .block_tokens = 4}, rules);
+    REQUIRE(policy.block_tokens(0) == 2 * policy.node_tokens());
+    const Tokens prefix = counting(0, 3 * policy.node_tokens());  // it ends inside a block of group 0
+    const auto length = static_cast<Pos>(prefix.size());
+    const ExpectedPrefix expected = *policy.try_expect(prefix);
+    const SeqId seq = policy.try_open(joined(prefix, {-1}))->seq;
+    REQUIRE(policy.try_extend(seq, length, prefix));
+    policy.commit(seq);
+    policy.close(seq);
+    REQUIRE(policy.match_length(joined(prefix, {-1})) == length);
+    REQUIRE(policy.arrive(expected.pin, prefix));
+    policy.verify();
+    const SeqId other = policy.try_open()->seq;  // everything that can be evicted is
+    for (Token next = 1000; policy.try_extend(other, 1, Tokens{next}); ++next) {
+      policy.commit(other);
+    }
+    CHECK(policy.match_length(joined(prefix, {-1})) == length);
+    policy.unpin(expected.pin);
+    policy.close(other);
+    policy.verify();
+    CHECK(policy.stats().blocks_referenced == 0);
+  }
+}
+
 TEST_CASE("Rows of another input are found by the salt that names it") {
   GroupRules rules = rules_of({full, full});
   rules.groups[1].cross_rows = 10;

@@ -128,16 +128,18 @@ class GroupIndexer {
       while (nodes.end(at) > lengths[i]) {
         at = nodes.index.parent(at.block());
       }
-      std::span<const BlockId> blocks = s.states.of(i);
+      std::span<BlockId> blocks = s.states.of(i);
       for (std::size_t kind = 0; kind < rules_.states.size(); ++kind) {
         const std::size_t column = nodes.groups() + kind;
         const auto count = static_cast<std::size_t>(1 + blocks_.others(column));
-        const BlockId first = blocks[0];
-        if (!nodes.is_cached(first) && nodes.block(at.block(), column) == no_block) {
+        const BlockId there = nodes.block(at.block(), column);
+        if (!nodes.is_cached(blocks[0]) && there == no_block) {
           blocks_.attach_state(s.state.context, s.state.tenant, s.state.root, at.block(), kind, blocks.first(count));
+        } else if (s.state.is_pin && there != no_block && there != blocks[0]) {
+          take_states(s, blocks.first(count), there);
         }
-        if (s.states.is_kept(i) && nodes.is_cached(first)) {
-          nodes.mark(first);
+        if (s.states.is_kept(i) && nodes.is_cached(blocks[0])) {
+          nodes.mark(blocks[0]);
         }
         blocks = blocks.subspan(count);
       }
@@ -145,6 +147,16 @@ class GroupIndexer {
   }
 
  private:
+  /// Gives a pin the states of a node, in place of equal ones of its own: it protects what prompts find.
+  KVC_OUT_OF_LINE void take_states(Sequence& s, std::span<BlockId> own, BlockId there) noexcept {
+    for (BlockId& block : own) {
+      const BlockId next = blocks_.next_of_state(there);
+      blocks_.ref(there);
+      blocks_.release(std::exchange(block, there), s.state);
+      there = next;
+    }
+    ++merges_;
+  }
   /// Gives the nodes from the sequence's node up to the old one, which has its blocks already, those of the sequence.
   KVC_ALWAYS_INLINE void attach_blocks(Sequence& s, Parent old_last, PosRange parting) noexcept {
     auto& nodes = blocks_.nodes;
@@ -156,7 +168,7 @@ class GroupIndexer {
       if (table.grows()) {
         BlockId* const own = is_one_node ? table.find_last(last_end) : nullptr;
         if (own != nullptr) [[likely]] {
-          attach_block(s, g, table.end() - 1, *own, last, table.room() == last_end);
+          attach_block(s, g, table.end() - 1, *own, last, table.room() == last_end || s.state.is_pin);
         } else {
           attach_blocks(s, g, old_last, parting, is_one_node);
         }
@@ -179,13 +191,15 @@ class GroupIndexer {
       if (is_one_node || ends_.needs(g, table, number, now) || number < table.first() ||
           ends_.needs(g, table, number, parting) || ends_.needs(g, table, number, prompt)) {
         if (BlockId* const own = table.find_complete(number)) {
-          attach_block(s, g, number, *own, at.block(), end == Index{number + 1} * table.block_tokens());
+          // A pin has no rows behind its last node, and none will come.
+          const bool fills = end == Index{number + 1} * table.block_tokens() || (s.state.is_pin && at == s.state.last);
+          attach_block(s, g, number, *own, at.block(), fills);
         }
       }
     }
   }
   /// Gives a node the block of a sequence, or the sequence that of the node.
-  ///   fills   whether the node ends where the block does
+  ///   fills   whether the rows of the sequence in the block end where the node does, for ever
   KVC_ALWAYS_INLINE void attach_block(Sequence& s, std::size_t g, Pos number, BlockId& own, BlockId node,
                                       bool fills) noexcept {
     const BlockId there = blocks_.nodes.block(node, g);

@@ -134,6 +134,9 @@ class StateTable {
   [[nodiscard]] std::span<const BlockId> of(std::size_t i) const noexcept {
     return std::span(blocks_).subspan(i * blocks_of_one_, blocks_of_one_);
   }
+  [[nodiscard]] std::span<BlockId> of(std::size_t i) noexcept {
+    return std::span(blocks_).subspan(i * blocks_of_one_, blocks_of_one_);
+  }
   [[nodiscard]] bool is_kept(std::size_t i) const noexcept { return kept_[i] != 0; }
 
   void clear() noexcept {
