@@ -175,6 +175,18 @@ TEMPLATE_TEST_CASE("Attention is as exact as its bounds say, whatever the size o
   }
 }
 
+TEST_CASE("Attention over rows of more than 256 floats is as exact as its bounds say", "[attention]") {
+  std::mt19937_64 random(306);
+  for (const Index dim : {320, 512, 1024}) {
+    for (const std::size_t s : {1U, 3U}) {
+      const Numbers numbers(dim, random, sigmas[s], 1, 1);
+      const double error = attend<float>(numbers, {}).error() / largest(numbers.v);
+      CAPTURE(dim, sigmas[s], error);
+      CHECK(error <= bounds<float>[s]);
+    }
+  }
+}
+
 TEST_CASE("Scores of long keys are nearly as exact as those of 128 elements", "[attention]") {
   std::mt19937_64 random(305);
   std::normal_distribution<float> distribution;
