@@ -553,6 +553,11 @@ class GroupModel {
       REQUIRE(policy_.reserved(seq) == s.committed);
       return;
     }
+    if (!extension && !states_at.empty()) {  // why_not_extend does not know of them
+      ++refusals_;
+      REQUIRE(policy_.reserved(seq) == s.committed);
+      return;
+    }
     finish(seq, s, tokens, tells, extension, why);
     REQUIRE((!s.uncommitted || std::ranges::includes(s.states, states_at)));
   }
@@ -690,8 +695,7 @@ class GroupModel {
 
   void finish(SeqId seq, ModelSequence& s, const Tokens& tokens, bool tells, const std::optional<Extension>& extension,
               const LimitMet& why) {
-    // With recurrent layers an extension may want states of more lengths than its end.
-    REQUIRE((extension.has_value() == (why.limit == Limit::none) || (!extension && has_states())));
+    REQUIRE(extension.has_value() == (why.limit == Limit::none));
     if constexpr (is_contiguous) {
       check_room(s, static_cast<Pos>(tokens.size()), why, extension.has_value());
     }

@@ -248,7 +248,7 @@ concept RestoresSequences = HoldsGroups<P> && requires(P& p, SeqId seq, const Re
 /// find room now.
 ///
 ///   c.why_not_open(options)       | LimitMet
-///   c.why_not_extend(seq, count)  | LimitMet; throws as try_extend does
+///   c.why_not_extend(seq, count)  | LimitMet of an extension that asks for no states; throws as try_extend does
 ///   c.why_not_fork(seq, at)       | LimitMet; throws as try_fork does
 template <class P>
 concept ExplainsRefusals = requires(const P& c, SeqId seq, Pos n, const OpenOptions& options) {

@@ -134,9 +134,10 @@ class GroupExtender {
     return Extension{range, copies_.list()};
   }
   /// The reason for which extend_by_blocks has no room for this range, if it has none.
-  ///   unit   tokens for which a block counts
-  [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range, Pos unit) const noexcept {
-    Needs needs{range.empty() ? 0 : states_.blocks_of_one(), 0, 0};
+  ///   unit     tokens for which a block counts
+  ///   states   lengths of which it has states
+  [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range, Pos unit, Index states) const noexcept {
+    Needs needs{states * states_.blocks_of_one(), 0, 0};
     for (std::size_t g = 0; g < s.tables.size(); ++g) {
       needs.add(needs_of(s, g, range));
     }

@@ -89,7 +89,7 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
   }
   /// The reason for which try_extend has no room for this range, if it has none.
   [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range, Pos unit) const noexcept {
-    return extender_.why_not_extend(s, range, unit);
+    return why_not_extend(s, range, unit, range.empty() ? 0 : 1);
   }
   /// Reserves the rows and states of a sequence that was computed elsewhere: see RestoresSequences. O(groups + blocks).
   ///   grain   the states of its last multiple are for later prompts: see KeptStates
@@ -277,6 +277,11 @@ class GroupTables : public GroupSequences<TableSequence<State>> {
 
  protected:
   // --- the steps of an extension, for a policy that does more between them -------------------------------------------
+
+  ///   states   lengths of which the extension has states, if there are recurrent layers
+  [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range, Pos unit, Index states) const noexcept {
+    return extender_.why_not_extend(s, range, unit, states);
+  }
 
   /// See WantedStates::list. Valid until the next call.
   [[nodiscard]] std::span<const WantedState> wanted_states(PosRange range, std::span<const Pos> asked,

@@ -15,6 +15,7 @@
 #include "kvc/config.hpp"
 #include "kvc/core/error.hpp"
 #include "kvc/core/group_rule.hpp"
+#include "kvc/core/limit.hpp"
 #include "kvc/core/retained.hpp"
 #include "kvc/core/scope_guard.hpp"
 #include "kvc/core/types.hpp"
@@ -89,6 +90,13 @@ class GroupTokenTables
                                       std::span<const Pos> states_at) {
     Sequence& s = this->at(seq);
     return extend_by_tokens(s, s.lengths.checked_extension(seq, count, tokens.size()), tokens, states_at);
+  }
+  /// As that of GroupTables, for an extension that asks for no states.
+  [[nodiscard]] LimitMet why_not_extend(const Sequence& s, PosRange range, Pos unit) const noexcept {
+    const auto [again, branch] = states_of_prompt(s);
+    const auto is_within = [&](Pos length) { return range.first < length && length < range.last; };
+    const Index more = (is_within(again) ? 1 : 0) + (is_within(branch) && branch != again ? 1 : 0);
+    return Base::why_not_extend(s, range, unit, range.empty() ? 0 : 1 + more);
   }
   /// As that of GroupTables. Tokens become known by publish_tokens.
   std::optional<Extension> try_restore(SeqId seq, const RestoreOptions& options) {
@@ -262,10 +270,11 @@ class GroupTokenTables
     if (!this->has_states() && states_at.empty()) [[likely]] {
       return {};
     }
-    // For a prompt that goes on from this one, for the same prompt again, and where prompts have parted.
-    const std::array<Pos, 2> more{static_cast<Pos>(std::max(s.state.prompt_end - 1, 0) / node_tokens_ * node_tokens_),
-                                  s.state.branch};
-    return Base::wanted_states(range, states_at, more);
+    return Base::wanted_states(range, states_at, states_of_prompt(s));
+  }
+  /// Lengths of which there will be states for the same prompt again, and where prompts have parted.
+  [[nodiscard]] std::array<Pos, 2> states_of_prompt(const Sequence& s) const noexcept {
+    return {static_cast<Pos>(std::max(s.state.prompt_end - 1, 0) / node_tokens_ * node_tokens_), s.state.branch};
   }
   /// A commit that does more than to count.
   KVC_OUT_OF_LINE void commit_blocks(Sequence& s) noexcept {
