@@ -192,6 +192,22 @@ TEST_CASE("Admission waits only where there is something to wait for") {
   CHECK(policy.admission(counting(1000, 160)) == Admission::now);
 }
 
+TEST_CASE("Admission counts a block once that it finds between blocks of other sequences") {
+  PrefixShared<Lru> policy({.blocks = 40, .block_tokens = 1}, rules_of({window(8)}));
+  const Tokens prompt = counting(0, 12);
+  (void)prefill(policy, {prompt.begin(), prompt.begin() + 6});  // has positions up to 5
+  policy.close(prefill(policy, prompt).seq);
+  (void)prefill(policy, joined(prompt, counting(100, 5)));  // has those from 9 on
+  REQUIRE(policy.stats().blocks_cached == 3);
+  REQUIRE(policy.match_length(joined(prompt, {-1})) == 12);
+  CHECK(policy.admission(joined(prompt, {-1})) == Admission::now);
+  // There is no block for one token more once the three that are cached are found.
+  REQUIRE(policy.try_extend(policy.try_open()->seq, static_cast<Pos>(policy.stats().blocks_free)));
+  CHECK(policy.admission(joined(prompt, {-1})) == Admission::later);
+  const SeqId seq = policy.try_open(joined(prompt, {-1}))->seq;
+  CHECK_FALSE(policy.try_extend(seq, 1, Tokens{-1}));
+}
+
 TEST_CASE("A sequence that fills the index leaves the prefixes of others") {
   PrefixShared<Lru> policy({.blocks = 200, .block_tokens = 4, .index_tokens = 1000}, rules_of({window(8)}));
   std::vector<Tokens> prompts;

@@ -91,7 +91,8 @@ class GroupedPrefixShared
         if (is_evictable || (is_whole && demand_.keeps(g, number))) {
           ++found;
         } else if (is_whole) {
-          others[g] = {others[g].empty() ? number : others[g].first, number + 1};
+          // One range of them counts, the last one: between two may be evictable blocks, which count already.
+          others[g] = {others[g].last == number ? others[g].first : number, number + 1};
         }
         evictable += is_evictable ? 1 : 0;
       });
