@@ -1,4 +1,4 @@
-// The definitions behind attend.hpp, for every element type, or for float alone where nothing else is tested.
+// The definitions behind attend.hpp, for every element type, or for those alone whose kernels are built.
 #include "attend.hpp"
 #include "element_types.hpp"
 #include "kvc/attention/decode.hpp"
@@ -36,12 +36,14 @@ void Attend<T>::decode(Views views, kvc::MatrixRef<const float> q, const kvc::At
 
 template struct Attend<float>;
 #if !defined(KVC_FLOAT_ALONE)
+template struct Attend<kvc::Int8>;
+#if !defined(KVC_FLOAT_AND_INT8_ALONE)
 template struct Attend<Eigen::half>;
 template struct Attend<Eigen::bfloat16>;
-template struct Attend<kvc::Int8>;
 template struct Attend<kvc::Fp8E4M3>;
 template struct Attend<kvc::Int4>;
 template struct Attend<Int8AndBf16>;
+#endif
 #endif
 
 }  // namespace kvc_test

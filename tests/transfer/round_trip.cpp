@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "element_types.hpp"
 #include "kvc/layout/scale_planes.hpp"
 #include "transfer/engine.hpp"
 
@@ -20,10 +21,10 @@ MakeEngine maker(Pos tokens = 256) {
   };
 }
 
-/// Int4 has its scales in planes of their own in the one, and in rows in the other.
+/// One type has its scales in planes of their own in the one, and in rows in the other.
 template <class T>
 std::vector<MakeEngine> kinds() {
-  using OfPaged = std::conditional_t<std::is_same_v<T, Int4>, ScalePlanes<TokenMajor>, TokenMajor>;
+  using OfPaged = std::conditional_t<std::is_same_v<T, TypeWithPlanes>, ScalePlanes<TokenMajor>, TokenMajor>;
   return {maker<T, Paged4, OfPaged>(), maker<T, Prefix4, HeadMajor>()};
 }
 
@@ -92,7 +93,7 @@ void check_pair(const MakeEngine& from, const MakeEngine& to) {
 }
 }  // namespace
 
-TEMPLATE_TEST_CASE("A sequence arrives bit for bit", "[transfer]", Eigen::bfloat16, Int8, Int4) {
+TEMPLATE_TEST_CASE("A sequence arrives bit for bit", "[transfer]", KVC_OTHER_ELEMENTS) {
   for (const MakeEngine& from : kinds<TestType>()) {
     for (const MakeEngine& to : kinds<TestType>()) {
       check_pair(from, to);
