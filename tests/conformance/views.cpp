@@ -11,6 +11,8 @@
 #include "kvc/policy/prefix_shared.hpp"
 #include "kvc/testing/kv_view_conformance.hpp"
 
+namespace conformance_views_test {
+
 namespace {
 using namespace kvc;
 using kvc_test::contains;
@@ -188,3 +190,5 @@ TEST_CASE("A view that breaks the contract is found", "[view][contract]") {
   // A copy that owns its rows shows other memory.
   REQUIRE_THROWS_WITH(kv_view_conformance(rows), contains("lies elsewhere"));
 }
+
+}  // namespace conformance_views_test

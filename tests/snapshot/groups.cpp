@@ -19,6 +19,8 @@
 #include "kvc/snapshot/snapshot.hpp"
 #include "random_source.hpp"
 
+namespace snapshot_groups_test {
+
 namespace {
 using namespace kvc;
 using namespace kvc_test;
@@ -535,3 +537,5 @@ TEST_CASE("A load of layer groups whose n-th allocation fails changes nothing", 
   }
   REQUIRE(failures > 50);
 }
+
+}  // namespace snapshot_groups_test

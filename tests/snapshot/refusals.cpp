@@ -8,6 +8,8 @@
 #include "failing_allocation.hpp"
 #include "forge.hpp"
 
+namespace snapshot_refusals_test {
+
 namespace {
 using namespace kvc;
 using namespace kvc_test;
@@ -403,3 +405,5 @@ TEST_CASE("The end of another snapshot is refused", "[io][format]") {
   Victim victim;
   REQUIRE_THAT(refuse(victim.cache, mixed), contains("the end of these 7 sections"));
 }
+
+}  // namespace snapshot_refusals_test

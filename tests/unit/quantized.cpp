@@ -15,6 +15,8 @@
 #include "policies.hpp"
 #include "random_source.hpp"
 
+namespace unit_quantized_test {
+
 using namespace kvc;
 using kvc_test::Random;
 using kvc_test::seed_or;
@@ -445,3 +447,5 @@ TEST_CASE("fp8: codes that a processor looks up are the floats of Element::decod
   KVC_SKIP("this processor has no permutation of bytes");
 #endif
 }
+
+}  // namespace unit_quantized_test
