@@ -105,7 +105,8 @@ if(KVC_ENABLE_CUDA)
   target_include_directories(kvc_own_nvcc INTERFACE "${PROJECT_SOURCE_DIR}/include")  # and so without Eigen
   target_compile_options(kvc_own_nvcc INTERFACE $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:
     -std=c++20 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wconversion,-Wshadow,-Werror>)
-  option(KVC_CUDA_QUICK "Without a device, where nothing runs what nvcc makes: let it optimise little" OFF)
+  option(KVC_CUDA_QUICK
+    "Without a device, where nothing runs what nvcc makes: let it optimise little, and compile few headers" OFF)
   if(KVC_CUDA_QUICK AND NOT EXISTS /dev/nvidiactl AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13.0)
     target_compile_options(kvc_own_nvcc INTERFACE $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:--Ofast-compile=max>)
   endif()
@@ -156,7 +157,7 @@ endif()
 # an optimisation of their own, whatever the program has.
 set(KVC_KERNEL_FLAGS "" CACHE STRING "Compiler options of the kernels of attention, after those of the build type")
 set(KVC_OWN_ELEMENTS "${kvc_elements}" CACHE STRING
-  "Element types of the kernels of attention for tests, examples and benchmarks: all, or float alone")
+  "Element types of the kernels of attention for tests, examples and benchmarks: all, float;kvc::Int8, or float")
 kvc_kernel_sources(kvc_own_kernel_sources ${KVC_OWN_ELEMENTS})
 add_library(kvc_own_kernels STATIC EXCLUDE_FROM_ALL ${kvc_own_kernel_sources})
 target_link_libraries(kvc_own_kernels PUBLIC kvc_own)

@@ -22,3 +22,5 @@ int step_elsewhere() {
   Cache::Append append;
   return step(cache, cache.open(), &append);
 }
+
+kvc::Pos length_elsewhere(const kvc::KvCache<float, kvc::Paged>& cache, kvc::SeqId seq) { return cache.length(seq); }
