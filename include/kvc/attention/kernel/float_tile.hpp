@@ -182,6 +182,7 @@ class FloatTile : public FloatSumTile<T> {
 
  public:
   static constexpr bool has_long_rows = true;
+  static constexpr int most_value_rows = has_part_kernels ? packed_rows : kernel_rows;
   static constexpr Index long_pass = 8;      // 18 KiB of 576 elements
   static constexpr Index long_columns = 64;  // 16 KiB of a tile
   static constexpr bool in_order = true;
@@ -191,7 +192,7 @@ class FloatTile : public FloatSumTile<T> {
   [[nodiscard]] static constexpr Index state_floats(Index value_dim) noexcept { return padded(value_dim); }
   [[nodiscard]] static constexpr Index output_index(Index d) noexcept { return d; }
   [[nodiscard]] static constexpr Index scratch_floats(Index key_dim, Index value_dim) noexcept {
-    return tile_keys * (2 * padded(key_dim) + padded(value_dim));
+    return tile_keys * (padded(key_dim) + packed_floats(key_dim, value_dim) + padded(value_dim));
   }
   [[nodiscard]] static ScaleParts scale_parts(float scale) noexcept { return ScaleParts::in_queries(scale); }
   static void prepare_query(const float* q, Index key_dim, float* to) noexcept {
@@ -202,7 +203,7 @@ class FloatTile : public FloatSumTile<T> {
   FloatTile(Index key_dim, Index value_dim, float /*scale*/, Scratch& scratch)
       : Base(key_dim, value_dim),
         decoded_keys_(scratch.take(tile_keys * padded(key_dim))),
-        packed_keys_(scratch.take(tile_keys * padded(key_dim))),
+        packed_(scratch.take(tile_keys * packed_floats(key_dim, value_dim))),
         decoded_values_(scratch.take(tile_keys * padded(value_dim))) {
     for (Index j = 0; j < tile_keys; ++j) {
       decoded_key_rows_[j] = decoded_keys_ + j * padded(key_dim);
@@ -244,20 +245,28 @@ class FloatTile : public FloatSumTile<T> {
   [[nodiscard]] bool is_long() const noexcept { return is_long_; }
 
   KVC_OUT_OF_LINE void load_keys() noexcept {
+    if constexpr (has_part_kernels) {
+      if (!once_ && !is_long_) {  // all rows read them from memory that is aligned and contiguous
+        rows_->keys.prefetch();
+        decode(rows_->k, key_dim_, decoded_keys_, true);
+        rows_->values.prefetch();  // read after all scores
+        return;
+      }
+    }
     if constexpr (!is_plain<T>) {
       if (is_in_registers_) {
         return;
       }
       decode(rows_->k, key_dim_, decoded_keys_, true);
     }
-    if (!once_ && !is_long_) {
+    if (!has_part_kernels && !once_ && !is_long_) {
       const Index first = rows_->first / simd::lanes, last = ceil_div(rows_->last, Index{simd::lanes});
       if constexpr (is_plain<T>) {
-        detail::pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_keys_,
+        detail::pack_keys(PlainRows<T>{rows_->k, key_dim_}, first, last, padded(key_dim_) / simd::lanes, packed_,
                           prefetcher_);
       } else {
         detail::pack_keys(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last, padded(key_dim_) / simd::lanes,
-                          packed_keys_, prefetcher_);
+                          packed_, prefetcher_);
       }
     }
   }
@@ -276,12 +285,15 @@ class FloatTile : public FloatSumTile<T> {
 
   template <int R>
   KVC_OUT_OF_LINE void scores_of_many(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
+#if KVC_PART_KERNELS
+    NothingToPrefetch none;
+    Base::template score_blocks<FloatDotTraits, R>(DecodedRows<T>{decoded_keys_, padded(key_dim_)}, first, last,
+                                                   padded(key_dim_) / simd::lanes, q, q_stride, s, UnscaledScores{},
+                                                   none);
+#else
     const Index first_group = first / simd::lanes, last_group = ceil_div(last, Index{simd::lanes});
     const Index vectors = padded(key_dim_) / simd::lanes;
-#if KVC_PART_KERNELS
-    score_packed_parts<R>(q, q_stride, packed_keys_, first_group, last_group, vectors, s);
-#else
-    score_packed<FloatDotTraits, R>(q, q_stride, packed_keys_, first_group, last_group, vectors, s);
+    score_packed<FloatDotTraits, R>(q, q_stride, packed_, first_group, last_group, vectors, s);
 #endif
   }
   template <int R>
@@ -310,6 +322,12 @@ class FloatTile : public FloatSumTile<T> {
   }
 
   void load_values() noexcept {
+#if KVC_PART_KERNELS
+    if (packs_values()) {
+      load_packed_values();
+      return;
+    }
+#endif
     if (!is_in_registers_ && !values_in_place() && !values_in_decoded_keys()) {
       decode(rows_->v, value_dim_, decoded_values_, false);
     }
@@ -319,6 +337,14 @@ class FloatTile : public FloatSumTile<T> {
   template <int R>
   KVC_OUT_OF_LINE void add_values(const float* p, Index first, Index last, const float* start, float* to,
                                   const float* rescale) noexcept {
+#if KVC_PART_KERNELS
+    if (packs_values()) {
+      NothingToPrefetch none;
+      const Index columns = padded(value_dim_);
+      add_float_columns<R>(p, PackedValues{packed_}, first, last, start, to, rescale, columns, 0, columns, none);
+      return;
+    }
+#endif
     if constexpr (is_plain<T>) {
       if (values_in_place() && is_scattered_) {
         RowPrefetcher<T> prefetcher = row_prefetcher_;  // in registers
@@ -357,9 +383,39 @@ class FloatTile : public FloatSumTile<T> {
     return (std::is_same_v<T, float> || (is_plain<T> && once_)) && value_dim_ % simd::lanes == 0;
   }
 
-  /// Whether decoded_keys_ has the keys: floats are read in place if they fill whole vectors.
+#if KVC_PART_KERNELS
+  /// Whether all query rows read PackedValues.
+  [[nodiscard]] bool packs_values() const noexcept { return !once_ && !is_long_; }
+  KVC_OUT_OF_LINE void load_packed_values() noexcept {
+    const auto [first, last] = rows_in_groups();
+    const Index vectors = padded(value_dim_) / simd::lanes;
+    if (!values_in_decoded_keys()) {
+      if constexpr (is_plain<T>) {
+        pack_values(PlainRows<T>{rows_->v, value_dim_}, first, last, vectors, packed_);
+        return;
+      }
+      decode(rows_->v, value_dim_, decoded_values_, false);
+    }
+    pack_values(decoded_values(), first, last, vectors, packed_);
+  }
+#endif
+
+  /// Elements of a row of packed_.
+  [[nodiscard]] static constexpr Index packed_floats(Index key_dim, Index value_dim) noexcept {
+    return padded(has_part_kernels ? value_dim : key_dim);
+  }
+
+  /// Rows of the tile in whole groups of 16: the other pointers lead to some row.
+  [[nodiscard]] KeyRange rows_in_groups() const noexcept {
+    return {rows_->first / simd::lanes * simd::lanes, ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes};
+  }
+
+  /// Whether decoded_keys_ has the keys: long rows of floats are read in place if they fill whole vectors.
   [[nodiscard]] bool keys_are_decoded() const noexcept {
-    return !is_plain<T> || (is_long_ && !(std::is_same_v<T, float> && key_dim_ % simd::lanes == 0));
+    if (!is_plain<T> || (has_part_kernels && !once_ && !is_long_)) {
+      return true;
+    }
+    return is_long_ && !(std::is_same_v<T, float> && key_dim_ % simd::lanes == 0);
   }
   [[nodiscard]] bool values_in_decoded_keys() const noexcept { return rows_->values_in_keys && keys_are_decoded(); }
   [[nodiscard]] DecodedRows<T> decoded_values() const noexcept {
@@ -385,9 +441,7 @@ class FloatTile : public FloatSumTile<T> {
   }
 
   void decode(const StorageOf<T>* const* rows, Index dim, float* to, [[maybe_unused]] bool keys) const noexcept {
-    // In whole groups of 16: the other pointers lead to some row.
-    const Index first = rows_->first / simd::lanes * simd::lanes;
-    const Index last = ceil_div(rows_->last, Index{simd::lanes}) * simd::lanes;
+    const auto [first, last] = rows_in_groups();
     if constexpr (has_part_kernels && is_coded<T>) {
       if (are_whole(dim)) {
         const CodedRows<T> coded = keys ? coded_keys() : coded_values();
@@ -446,7 +500,7 @@ class FloatTile : public FloatSumTile<T> {
   bool is_scattered_ = false;        // few query rows read rows that lie apart, in place
   RowPrefetcher<T> row_prefetcher_;  // of the next tile then
   float* decoded_keys_;              // [64, padded(key_dim)]
-  float* packed_keys_;               // [groups][padded(key_dim)][16], for many rows
+  float* packed_;                    // for many rows: keys [groups][padded(key_dim)][16], or PackedValues
   float* decoded_values_;            // [64, padded(value_dim)]
 };
 

@@ -53,6 +53,14 @@ struct ByteSpans {
     }
     return lines;
   }
+  /// Requests all of it to the second-level cache.
+  void prefetch() const noexcept {
+    for (Index i = 0; i < count; ++i) {
+      for (const std::byte* at = of[i].first_line(); at < of[i].end; at += ByteSpan::line) {
+        __builtin_prefetch(at, 0, 2);
+      }
+    }
+  }
   /// Those of `other`, `bytes` further on.
   void shift(const ByteSpans& other, Index bytes) noexcept {
     count = other.count;

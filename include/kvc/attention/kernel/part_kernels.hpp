@@ -1,9 +1,12 @@
 // The inner loops of kernels.hpp for targets with sixteen registers of eight floats (AVX2).
 //
 // A block of sums in whole vectors of sixteen lanes, two registers each, has room for two query rows. These loops take
-// one half of the lanes after the other, so that four query rows (six where keys are packed) share what is loaded and
+// one half of the lanes after the other, so that four query rows (six where there are many) share what is loaded and
 // converted: six loads for eight multiply-adds instead of eight. Each lane is a chain of its own, and the order within
 // each chain and of the chains is that of kernels.hpp, so the bits are the same.
+//
+// Keys are not packed across positions for many query rows: sums that are added up lane by lane do not fit in sixteen
+// registers, and storing them takes longer than adding up the lanes of a register.
 //
 // Rows of keys are those of kernels.hpp. They may have a form for halves of vectors:
 //
@@ -35,6 +38,10 @@ KVC_ALWAYS_INLINE simd::Part load_part(const float* p) noexcept { return *reinte
 KVC_ALWAYS_INLINE void store_part(float* p, const simd::Part& x) noexcept {
   *reinterpret_cast<simd::LoosePart*>(p) = x;
 }
+
+/// Keeps x in a register where a compiler would otherwise load it again for each query row: a load takes the place of a
+/// multiply-add in the end.
+KVC_ALWAYS_INLINE void load_once(simd::Part& x) noexcept { asm("" : "+x"(x)); }
 
 /// A row of Rows that have no form for halves: what a half does not need of a vector is not computed.
 template <class Rows>
@@ -91,9 +98,15 @@ KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::
                                      Index last, Index whole, simd::Part (&sum)[R][K],
                                      Prefetches& prefetcher) noexcept {
   constexpr int step = part_step<Rows>, keys = int{K};
-  const auto add = [&](Index c, const simd::Part(&x)[K]) __attribute__((always_inline)) {
+  const auto add = [&](Index c, simd::Part(&x)[K]) __attribute__((always_inline)) {
+    if constexpr (R > 4) {
+      simd::detail::unroll<keys>([&](auto k) __attribute__((always_inline)) { load_once(x[k]); });
+    }
     simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-      const simd::Part w = load_part(q + i * q_stride + c * simd::lanes + half * simd::part_lanes);
+      simd::Part w = load_part(q + i * q_stride + c * simd::lanes + half * simd::part_lanes);
+      if constexpr (R > 4) {
+        load_once(w);
+      }
       simd::detail::unroll<keys>([&](auto k)
                                      __attribute__((always_inline)) { sum[i][k] = simd::madd(w, x[k], sum[i][k]); });
     });
@@ -131,14 +144,19 @@ template <int R, bool is_long, class Rows, class Prefetches>
 KVC_ALWAYS_INLINE void score_parts(const Rows& rows, Index first, Index last, Index vectors, const float* q,
                                    Index q_stride, float* s, Prefetches& prefetcher) noexcept {
   using simd::Part;
-  static_assert(R == 2 || R == 4);
-  constexpr int K = 8 / R, pairs = R / 2;
+  static_assert(R == 2 || R == 4 || R == 6);
+  constexpr int K = R == 2 ? 4 : 2, pairs = R / 2;
   // Of two vectors of eight: the lower halves, the upper halves.
   const auto lower = [](const Part& a, const Part& b) __attribute__((always_inline)) {
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
   };
   const auto upper = [](const Part& a, const Part& b) __attribute__((always_inline)) {
     return __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  };
+  // The sum of both, by one shuffle and one blend.
+  const auto lower_and_upper = [](const Part& a, const Part& b) __attribute__((always_inline)) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 12, 13, 14, 15) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 8, 9, 10, 11);
   };
   const Index whole = whole_vectors(rows, vectors);
   for (Index j = first / 4 * 4; j < last; j += 4) {
@@ -156,7 +174,7 @@ KVC_ALWAYS_INLINE void score_parts(const Rows& rows, Index first, Index last, In
       Part part[pairs][K];
       simd::detail::unroll<pairs * K>([&](auto m) __attribute__((always_inline)) {
         constexpr int i = m / K, k = m % K;
-        part[i][k] = lower(sum[2 * i][k], sum[2 * i + 1][k]) + upper(sum[2 * i][k], sum[2 * i + 1][k]);
+        part[i][k] = lower_and_upper(sum[2 * i][k], sum[2 * i + 1][k]);
         sum[2 * i][k] = sum[2 * i + 1][k] = Part{};
       });
       add_chains<is_long>(vectors, sum, [&](Index c, Index end, auto& x) __attribute__((always_inline)) {
@@ -191,44 +209,42 @@ KVC_ALWAYS_INLINE void score_parts(const Rows& rows, Index first, Index last, In
   }
 }
 
-/// The bits of score_packed with FloatDotTraits: for each lane of add_keys, its chains of R rows and 16 keys.
-template <int R>
-KVC_ALWAYS_INLINE void score_packed_parts(const float* q, Index q_stride, const float* keys, Index first, Index last,
-                                          Index vectors, float* s) noexcept {
-  using simd::Part;
-  constexpr int halves = simd::parts;
-  for (Index g = first; g < last; ++g) {
-    const float* const from = keys + g * vectors * simd::lanes * simd::lanes;
-    Part total[R][halves] = {}, part[R][halves] = {};
-    for (int t = 0; t < 4; ++t) {
-      for (int lane = t; lane < simd::lanes; lane += 4) {
-        Part chain[R][halves] = {};
-        const float* x = from + lane * simd::lanes;
-        const float* w = q + lane;
-        for (Index c = 0; c < vectors; ++c, x += simd::lanes * simd::lanes, w += simd::lanes) {
-          const Part low = load_part(x), high = load_part(x + simd::part_lanes);
-          simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
-            const Part of_row = w[i * q_stride] - Part{};
-            chain[i][0] = simd::madd(of_row, low, chain[i][0]);
-            chain[i][1] = simd::madd(of_row, high, chain[i][1]);
-          });
-        }
-        simd::detail::unroll<R * halves>([&](auto n) __attribute__((always_inline)) {
-          constexpr int i = n / halves, h = n % halves;
-          part[i][h] = lane == t ? chain[i][h] : part[i][h] + chain[i][h];
-        });
+/// The values of a tile for many query rows: vector c of value j at first + (64 c + j) * 16. A block of sums reads them
+/// one after the other, and lines of a column do not displace one another from the first-level cache.
+struct PackedValues {
+  const float* first;
+  static constexpr int step = 1, bytes = simd::lanes * sizeof(float);
+  KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept {
+    simd::F32x16 x = simd::load(first + (c * tile_keys + j) * simd::lanes);
+    load_once(x.part[0]);
+    load_once(x.part[1]);
+    return x;
+  }
+};
+
+/// Brings values [first, last) into this form.
+///
+///   first, last  multiples of 16
+///   v            v.load(j, c, x): x[0] = elements [16 c, 16 c + 16) of value j
+///   vectors      of a value
+template <class Values>
+KVC_ALWAYS_INLINE void pack_values(const Values& v, Index first, Index last, Index vectors, float* to) noexcept {
+  constexpr Index together = 8;  // so many rows are read in their order, and whole lines of each column written
+  for (Index at = first; at < last; at += together) {
+    for (Index c = 0; c < vectors; ++c) {
+      for (Index j = at; j < at + together; ++j) {
+        simd::F32x16 x[1];
+        v.load(j, c, x);
+        simd::store(to + (c * tile_keys + j) * simd::lanes, x[0]);
       }
-      simd::detail::unroll<R * halves>([&](auto n) __attribute__((always_inline)) {
-        constexpr int i = n / halves, h = n % halves;
-        total[i][h] = t == 0 ? part[i][h] : total[i][h] + part[i][h];
-      });
     }
-    simd::detail::unroll<R * halves>([&](auto n) __attribute__((always_inline)) {
-      store_part(s + n / halves * tile_keys + g * simd::lanes + n % halves * simd::part_lanes,
-                 total[n / halves][n % halves]);
-    });
   }
 }
+
+/// A prefetcher that does nothing, for memory that is in a cache.
+struct NothingToPrefetch {
+  KVC_ALWAYS_INLINE void prefetch(Index) const noexcept {}
+};
 
 }  // namespace detail
 }  // namespace v0

@@ -241,6 +241,15 @@ class QueryTile {
         return;
       }
     }
+    if constexpr (Tile::most_value_rows > kernel_rows) {
+      if (of_all == ~std::uint64_t{0} && end - begin > few_rows) {
+        for_row_blocks<Tile::most_value_rows>(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+          tile.template add_values<decltype(count)::value>(w_ + r * weight_size_, 0, tile_keys, nullptr,
+                                                           o + r * value_pad_, rescale_ + r);
+        });
+        return;
+      }
+    }
     for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
       constexpr int R = decltype(count)::value;
       const float* const w = w_ + r * weight_size_;

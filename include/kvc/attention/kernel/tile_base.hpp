@@ -20,6 +20,7 @@ template <class T>
 class TileBase {
  public:
   using Element = T;
+  static constexpr int most_value_rows = kernel_rows;
 
   [[nodiscard]] Prefetcher& prefetcher() noexcept { return prefetcher_; }
 
