@@ -88,8 +88,8 @@ template <class View>
 ///   Int4 (VNNI)                   1e-3     5e-3     8e-3     1.2e-2   1.8e-2
 ///
 /// tested for normally distributed q, k and v, dims of 64 to 256 (floats: to 1024), and any scale: no scale rounds a
-/// query. Other queries are rounded to bfloat16 first, which moves logits of deviation s by about s / 1000. Values may be
-/// of any size, as long as no sum of 512 weighted ones overflows a float, and are exact to 2^-118 at least.
+/// query. Other queries are rounded to bfloat16 first, which moves logits of deviation s by about s / 1000. Values may
+/// be of any size, as long as no sum of 512 weighted ones overflows a float, and are exact to 2^-118 at least.
 ///
 /// **Errors.** Throws std::invalid_argument if extents or options do not fit; nothing has been written then. Throws
 /// std::invalid_argument naming the position if the view does not retain a key that a row may see, and std::bad_alloc;
