@@ -1,5 +1,5 @@
-// Rows of a tile as vectors of floats, and sums of their weighted values: the parts of FloatTile that do not depend on how
-// it keeps its rows.
+// Rows of a tile as vectors of floats, and sums of their weighted values: the parts of FloatTile that do not depend on
+// how it keeps its rows.
 #pragma once
 
 #include <algorithm>
