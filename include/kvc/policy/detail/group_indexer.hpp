@@ -168,7 +168,7 @@ class GroupIndexer {
       if (table.grows()) {
         BlockId* const own = is_one_node ? table.find_last(last_end) : nullptr;
         if (own != nullptr) [[likely]] {
-          attach_block(s, g, table.end() - 1, *own, last, table.room() == last_end || s.state.is_pin);
+          attach_block(s, g, table.end() - 1, *own, last, table.room() == last_end || is_whole_pin(s));
         } else {
           attach_blocks(s, g, old_last, parting, is_one_node);
         }
@@ -191,12 +191,15 @@ class GroupIndexer {
       if (is_one_node || ends_.needs(g, table, number, now) || number < table.first() ||
           ends_.needs(g, table, number, parting) || ends_.needs(g, table, number, prompt)) {
         if (BlockId* const own = table.find_complete(number)) {
-          // A pin has no rows behind its last node, and none will come.
-          const bool fills = end == Index{number + 1} * table.block_tokens() || (s.state.is_pin && at == s.state.last);
+          const bool fills = end == Index{number + 1} * table.block_tokens() || (at == s.state.last && is_whole_pin(s));
           attach_block(s, g, number, *own, at.block(), fills);
         }
       }
     }
+  }
+  /// Whether a sequence is a pin that has no rows behind its last node. None will come.
+  [[nodiscard]] bool is_whole_pin(const Sequence& s) const noexcept {
+    return s.state.is_pin && blocks_.nodes.end(s.state.last) == s.lengths.committed;
   }
   /// Gives a node the block of a sequence, or the sequence that of the node.
   ///   fills   whether the rows of the sequence in the block end where the node does, for ever
