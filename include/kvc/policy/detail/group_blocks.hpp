@@ -169,7 +169,7 @@ class GroupCachedBlocks {
   /// A sequence that references `own` takes the cached block `equal`, which has the same rows, in its place.
   void merge(BlockId own, BlockId equal, const auto& state) noexcept {
     ref(equal);
-    if (nodes.is_cached(own)) {
+    if (nodes.is_cached(own) && unshared(own)) {  // others keep what they have found
       const std::size_t group = nodes.group(equal);
       forget(own, group);
       nodes.replace(own, equal, [&](Node node) {
