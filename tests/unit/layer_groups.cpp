@@ -593,6 +593,30 @@ TEST_CASE("A prefix that arrives after others have computed it is protected by i
   }
 }
 
+TEST_CASE("A pin keeps a prefix that its sequence was extending in place while another computed the same rows") {
+  PrefixShared<Lru> policy({.blocks = 40, .block_tokens = 4}, {{{full, 0, 1}, {full, 0, 2}}, 0});
+  const Pos node = policy.node_tokens();
+  const Tokens prefix = counting(0, 3 * node);  // it ends inside a block of group 0
+  const Tokens more = counting(500, node), whole = joined(prefix, more);
+  const SeqId first = policy.try_open(whole)->seq;
+  REQUIRE(policy.try_extend(first, 3 * node, prefix));
+  policy.commit(first);
+  REQUIRE(policy.try_extend(first, node, more));
+  const auto pin = policy.try_pin(prefix);
+  REQUIRE(pin);
+  REQUIRE(pin->tokens == 3 * node);
+  policy.close(prefill(policy, joined(whole, {-1})).seq);
+  policy.commit(first);
+  CHECK(policy.stats().merges > 0);
+  policy.close(first);
+  policy.verify();
+  const SeqId other = policy.try_open()->seq;  // everything that can be evicted is
+  for (Token next = 1000; policy.try_extend(other, 1, Tokens{next}); ++next) {
+    policy.commit(other);
+  }
+  CHECK(policy.match_length(joined(prefix, {-1})) == 3 * node);
+}
+
 TEST_CASE("Rows of another input are found by the salt that names it") {
   GroupRules rules = rules_of({full, full});
   rules.groups[1].cross_rows = 10;
