@@ -86,12 +86,14 @@ TEST_CASE("A tail of exactly the needed blocks survives a divergence inside the 
 }
 
 TEST_CASE("An answer that ends just behind the boundary of a chunk is found where the next prompt diverges before it") {
-  constexpr Pos chunk = 24;
+  const Pos chunk = GENERATE(24, 160);
+  const Index chunk_blocks = chunk / 4;
   for (Pos length = 2 * chunk; length < 3 * chunk + 8; ++length) {
-    PrefixShared<Lru> policy({.blocks = 100, .block_tokens = 4}, rules_of({full, {0, chunk, 0}}));
+    PrefixShared<Lru> policy({.blocks = 5 * chunk_blocks, .block_tokens = 4}, rules_of({full, {0, chunk, 0}}));
     const Tokens tokens = counting(0, length);
-    const SeqId seq = prefill(policy, {tokens.begin(), tokens.begin() + 30}).seq;
-    for (Pos p = 30; p < length; ++p) {
+    const Pos prompt = chunk + 6;
+    const SeqId seq = prefill(policy, {tokens.begin(), tokens.begin() + prompt}).seq;
+    for (Pos p = prompt; p < length; ++p) {
       REQUIRE(policy.try_extend(seq, 1, std::span(tokens).subspan(static_cast<std::size_t>(p), 1)));
       policy.commit(seq);
       policy.verify();
@@ -99,8 +101,10 @@ TEST_CASE("An answer that ends just behind the boundary of a chunk is found wher
     // Beside the two blocks at the end of the prompt, those of the last chunk are cached until its end is a block away.
     // The sequence still references the last one of them.
     const bool is_close = length % chunk < 4;
-    CAPTURE(length, is_close);
-    CHECK(policy.stats(1).blocks_cached == (length < 2 * chunk + 4 ? 5 : is_close ? 2 + 5 : 2));
+    CAPTURE(chunk, length, is_close);
+    CHECK(policy.stats(1).blocks_cached == (length < 2 * chunk + 4 ? chunk_blocks - 1
+                                            : is_close             ? 2 + chunk_blocks - 1
+                                                                   : 2));
     policy.close(seq);
     for (Pos shorter = 1; shorter < 5; ++shorter) {
       const auto common = static_cast<std::size_t>(length - shorter);
@@ -112,7 +116,7 @@ TEST_CASE("An answer that ends just behind the boundary of a chunk is found wher
 }
 
 TEST_CASE("A prompt that ends just behind the boundary of a long chunk is found in whatever passes it came") {
-  constexpr Pos chunk = 40 * 4;  // more blocks than stay cached for the end of an answer
+  constexpr Pos chunk = 40 * 4;
   for (const Pos pass : {1, 7, 64, 1000}) {
     for (Pos length = chunk - 1; length < chunk + 8; ++length) {
       PrefixShared<Lru> policy({.blocks = 200, .block_tokens = 4}, rules_of({full, {0, chunk, 0}}));

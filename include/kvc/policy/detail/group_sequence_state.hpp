@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <utility>
-#include <vector>
 
 #include "kvc/core/types.hpp"
 #include "kvc/policy/detail/buffer.hpp"
@@ -32,10 +31,11 @@ struct GroupSequenceState {
   Retention retention{};
   struct End {
     BlockId block;
+    std::int32_t group;
     std::uint64_t prefix;  // hash of the prefix that it had
     Pos until;             // length with which it is of no use any more; max_pos: it is always of use
   };
-  std::vector<End> ends;     // dropped blocks where a prompt ends, or where this sequence could end
+  Buffer<End> ends;          // dropped blocks where a prompt ends, or where this sequence could end
   Pos forgets_at = max_pos;  // the least `until` of these
   Pos branch = 0;            // here its prompt went on as another one had, but there were no recurrent states
   [[no_unique_address]] SequenceContext context{};
@@ -45,7 +45,7 @@ struct GroupSequenceState {
     GroupSequenceState fresh;
     std::swap(fresh.tokens, tokens);
     fresh.tokens.clear();
-    fresh.ends.swap(ends);
+    std::swap(fresh.ends, ends);
     fresh.ends.clear();
     *this = std::move(fresh);
   }

@@ -22,9 +22,7 @@ namespace detail {
 ///
 /// A sequence that is closed now would end now, so it also leaves in the index what a hit needs that ends up to a block
 /// before it. Of a window these are blocks that it still holds. Of chunks these are all blocks of the last chunk for
-/// the first tokens of the next one. Of a chunk of more than 32 blocks they are not left there: a sequence ends so
-/// seldom just behind its boundary that it does not pay to list them all. Where a prompt will end is known, so of its
-/// last chunk they stay.
+/// the first tokens of the next one.
 ///
 /// `Blocks` is a GroupCachedBlocks, and a sequence that of a GroupTokenTables. References what it is made of. No member
 /// throws but the constructor.
@@ -32,14 +30,9 @@ template <class Blocks, class Sequence>
 class PrefixEnds {
  public:
   PrefixEnds(Blocks& blocks, const GroupRules& rules)
-      : blocks_(blocks),
-        rules_(rules),
-        has_chunks_(blocks.nodes.columns(), 0),
-        leaves_chunks_(blocks.nodes.columns(), 0) {
+      : blocks_(blocks), rules_(rules), has_chunks_(blocks.nodes.columns(), 0) {
     for (std::size_t g = 0; g < rules.groups.size(); ++g) {
-      const Pos chunk = rules.groups[g].retained.chunk;
-      has_chunks_[g] = chunk > 0 ? 1 : 0;
-      leaves_chunks_[g] = chunk > 0 && chunk / blocks.nodes.block_tokens(g) <= most_chunk_blocks ? 1 : 0;
+      has_chunks_[g] = rules.groups[g].retained.chunk > 0 ? 1 : 0;
     }
   }
 
@@ -103,38 +96,42 @@ class PrefixEnds {
       return;
     }
     s.state.forgets_at = max_pos;
-    std::erase_if(s.state.ends, [&](auto& end) {
-      // Another block may have its number now, also one with the same prefix in another group.
-      const bool is_there = blocks_.nodes.is_cached(end.block) && blocks_.nodes.prefix(end.block) == end.prefix;
+    auto& ends = s.state.ends;
+    std::size_t left = 0;
+    for (std::size_t i = 0; i < ends.size(); ++i) {
+      auto end = ends[i];
+      const bool is_there = is_still(end);
       if (is_there && blocks_.nodes.is_marked(end.block)) {
         end.until = max_pos;
       }
       if (end.until > settled) {
         s.state.forgets_at = std::min(s.state.forgets_at, end.until);
-        return false;
-      }
-      if (is_there && blocks_.pool.ref_count(end.block) == 0 && needed_until(end.block) == end.until) {
+        ends[left++] = end;
+      } else if (is_there && blocks_.pool.ref_count(end.block) == 0) {
         blocks_.discard(end.block);
       }
-      return true;
-    });
+    }
+    ends.cut(left);
   }
   /// Makes cached blocks that a sequence has released earlier as new as those it releases now. O(blocks).
   void refresh(const Sequence& s) noexcept {
-    for (const auto& end : s.state.ends) {
-      if (blocks_.nodes.prefix(end.block) == end.prefix) {  // another block may have its number now
+    for (const auto& end : s.state.ends.all()) {
+      if (is_still(end)) {
         blocks_.refresh(end.block, s.state);
       }
     }
   }
 
  private:
-  static constexpr Pos most_chunk_blocks = 32;
-
+  /// Whether a remembered block is cached as before. Another one may have its number now.
+  [[nodiscard]] bool is_still(const auto& end) const noexcept {
+    return blocks_.nodes.is_cached(end.block) && blocks_.nodes.prefix(end.block) == end.prefix &&
+           blocks_.nodes.group(end.block) == static_cast<std::size_t>(end.group);
+  }
   /// The length from which on no hit that ends up to a block before it needs a cached block of a chunk; 0 of others.
   [[nodiscard]] Pos needed_until(BlockId block) const noexcept {
     const std::size_t group = blocks_.nodes.group(block);
-    if (leaves_chunks_[group] == 0) [[likely]] {
+    if (has_chunks_[group] == 0) [[likely]] {
       return 0;
     }
     const Pos tokens = blocks_.nodes.block_tokens(group);
@@ -166,7 +163,8 @@ class PrefixEnds {
     const bool is_marked = blocks_.nodes.is_marked(block);
     const Pos until = is_marked ? max_pos : needed_until(block);
     if (settled < until && s.state.ends.size() < s.state.ends.capacity()) [[unlikely]] {
-      s.state.ends.push_back({block, blocks_.nodes.prefix(block), until});
+      s.state.ends.push(
+          {block, static_cast<std::int32_t>(blocks_.nodes.group(block)), blocks_.nodes.prefix(block), until});
       s.state.forgets_at = std::min(s.state.forgets_at, until);
       return false;
     }
@@ -176,8 +174,7 @@ class PrefixEnds {
 
   Blocks& blocks_;
   const GroupRules& rules_;
-  std::vector<char> has_chunks_;     // [columns] whether a group has chunks
-  std::vector<char> leaves_chunks_;  // [columns] whether blocks of a chunk stay for an end in the next one
+  std::vector<char> has_chunks_;  // [columns] whether a group has chunks
 };
 
 }  // namespace detail
