@@ -158,6 +158,11 @@ endif()
 set(KVC_KERNEL_FLAGS "" CACHE STRING "Compiler options of the kernels of attention, after those of the build type")
 set(KVC_OWN_ELEMENTS "${kvc_elements}" CACHE STRING
   "Element types of the kernels of attention for tests, examples and benchmarks: all, float;kvc::Int8, or float")
+if(NOT (KVC_OWN_ELEMENTS STREQUAL "${kvc_elements}" OR KVC_OWN_ELEMENTS STREQUAL "float;kvc::Int8" OR
+        KVC_OWN_ELEMENTS STREQUAL "float"))  # those that the tests can do with
+  message(FATAL_ERROR
+    "KVC_OWN_ELEMENTS is '${KVC_OWN_ELEMENTS}', must be '${kvc_elements}', 'float;kvc::Int8' or 'float'")
+endif()
 kvc_kernel_sources(kvc_own_kernel_sources ${KVC_OWN_ELEMENTS})
 add_library(kvc_own_kernels STATIC EXCLUDE_FROM_ALL ${kvc_own_kernel_sources})
 target_link_libraries(kvc_own_kernels PUBLIC kvc_own)
