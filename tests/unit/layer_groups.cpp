@@ -597,6 +597,28 @@ TEST_CASE("A prefix that arrives after others have computed it is protected by i
   }
 }
 
+TEST_CASE("A prefix that arrives keeps all of its rows where a full index takes only its beginning") {
+  PrefixShared<Lru> policy({.blocks = 40, .block_tokens = 4, .index_tokens = 8}, {{{full, 0, 1}, {full, 0, 2}}, 0});
+  const Pos node = policy.node_tokens();
+  REQUIRE(policy.block_tokens(0) == 2 * node);
+  const Tokens prefix = counting(0, 2 * node), beginning(prefix.begin(), prefix.begin() + node);
+  const PinId pin = policy.try_expect(prefix)->pin;
+  const SeqId before = policy.open_expected(pin);
+  const SeqId other = prefill(policy, beginning).seq;           // others compute a part of the block meanwhile
+  const SeqId last = prefill(policy, counting(500, node)).seq;  // and take the last node of the index
+  REQUIRE(policy.arrive(pin, prefix));
+  policy.verify();
+  REQUIRE(policy.match_length(joined(prefix, {-1})) == node);
+  const SeqId after = policy.open_expected(pin);
+  CHECK(std::ranges::equal(policy.group_blocks(after, 0).rest, policy.group_blocks(before, 0).rest));
+  for (const SeqId seq : {before, other, last, after}) {
+    policy.close(seq);
+  }
+  policy.unpin(pin);
+  policy.verify();
+  CHECK(policy.stats().blocks_referenced == 0);
+}
+
 TEST_CASE("A pin keeps a prefix that its sequence was extending in place while another computed the same rows") {
   PrefixShared<Lru> policy({.blocks = 40, .block_tokens = 4}, {{{full, 0, 1}, {full, 0, 2}}, 0});
   const Pos node = policy.node_tokens();
