@@ -117,6 +117,18 @@ TEST_CASE("A damaged record is refused, whichever byte it is and wherever it end
   }
 }
 
+TEST_CASE("A record without bytes is refused if its parts have other checksums than nothing has", "[tier][record]") {
+  const std::vector<Token> tokens{1, 2};
+  const RecordInfo block = some_block(tokens, 2);
+  const std::uint64_t nothing = snapshot::detail::Checksum::of({});
+  RecordBytes head(record_head_bytes(block));
+  for (const std::uint64_t damage : {0U, 4U}) {
+    const std::uint64_t sums[] = {nothing, nothing ^ damage};  // the checksum of the head is right
+    write_record_head(block, 0, sums, head);
+    REQUIRE(check_record_head(head, block, 0) == (damage == 0 ? Refusal::none : Refusal::payload_checksum));
+  }
+}
+
 TEST_CASE("A record that cannot be made is an error that names the argument", "[tier][record]") {
   const std::vector<Token> tokens{1};
   const RecordBytes payload = some_payload(10);

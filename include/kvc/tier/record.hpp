@@ -141,9 +141,28 @@ inline void write_record_head(const RecordInfo& block, std::span<const io::Const
   write_record_head(block, bytes, sums, head);
 }
 
+namespace detail {
+/// Compares checksums with those of a head whose numbers of tokens and parts are those of the block, from a part on.
+class ExpectedSums {
+ public:
+  ExpectedSums(io::ConstByteSpan head, const RecordInfo& block, std::uint32_t first) noexcept
+      : next_(head.data() + sizeof(FixedHead) + block.tokens.size_bytes() + sizeof(std::uint64_t) * first) {}
+  void operator()(std::uint64_t sum) noexcept {
+    std::uint64_t wanted = 0;
+    std::memcpy(&wanted, next_, sizeof wanted);
+    next_ += sizeof wanted;
+    are_equal = are_equal && sum == wanted;
+  }
+  bool are_equal = true;
+
+ private:
+  const std::byte* next_;
+};
+}  // namespace detail
+
 /// Whether `head`, bytes from a store, is the whole head of a record of exactly this block with `payload_bytes` bytes
-/// of payload: Refusal::none, or the first reason why not, in the order of the enumeration. Trusts no byte of it.
-/// O(tokens + parts).
+/// of payload: Refusal::none, or the first reason why not, in the order of the enumeration. Trusts no byte of it. Where
+/// there is no payload, its checksums are compared here: no reader has bytes of it to compare. O(tokens + parts).
 [[nodiscard]] inline Refusal check_record_head(io::ConstByteSpan head, const RecordInfo& block,
                                                std::uint64_t payload_bytes) noexcept {
   detail::FixedHead fixed{};
@@ -188,27 +207,16 @@ inline void write_record_head(const RecordInfo& block, std::span<const io::Const
     const Refusal before_tokens = compare(stored, fixed.payload_bytes, block, payload_bytes);
     return before_tokens < Refusal::tokens && before_tokens != Refusal::none ? before_tokens : Refusal::tokens;
   }
-  return compare(stored, fixed.payload_bytes, block, payload_bytes);
-}
-
-namespace detail {
-/// Compares checksums with those of a head that has passed check_record_head, from a part on.
-class ExpectedSums {
- public:
-  ExpectedSums(io::ConstByteSpan head, const RecordInfo& block, std::uint32_t first) noexcept
-      : next_(head.data() + sizeof(FixedHead) + block.tokens.size_bytes() + sizeof(std::uint64_t) * first) {}
-  void operator()(std::uint64_t sum) noexcept {
-    std::uint64_t wanted = 0;
-    std::memcpy(&wanted, next_, sizeof wanted);
-    next_ += sizeof wanted;
-    are_equal = are_equal && sum == wanted;
+  const Refusal refusal = compare(stored, fixed.payload_bytes, block, payload_bytes);
+  if (refusal == Refusal::none && payload_bytes == 0) {
+    detail::ExpectedSums expected(head, block, 0);
+    for (std::uint32_t part = 0; part < block.parts; ++part) {
+      expected(snapshot::detail::Checksum::of({}));
+    }
+    return expected.are_equal ? Refusal::none : Refusal::payload_checksum;
   }
-  bool are_equal = true;
-
- private:
-  const std::byte* next_;
-};
-}  // namespace detail
+  return refusal;
+}
 
 /// Whether the bytes of `parts` of the payload, which lie in `spans`, have the checksums of the head, which has passed
 /// check_record_head: Refusal::none or Refusal::payload_checksum. O(bytes).
