@@ -104,10 +104,10 @@ void compare_runs(benchmark::State& state, std::size_t bytes, A&& ours, B&& plai
   state.counters["plain_GB/s"] = static_cast<double>(bytes) / median(plain_times) * 1e-9;
 }
 
-/// Ends all operations; the benchmark fails if one is not done. Polls every now and then, as an engine does between
+/// Ends all operations; the benchmark fails if one is not done. Polls each millisecond, as an engine does between short
 /// steps: a thread that waits for each completion would take the processor from those that work.
 template <class S>
-void finish(benchmark::State& state, S& store, std::chrono::microseconds pause = std::chrono::microseconds(100)) {
+void finish(benchmark::State& state, S& store, std::chrono::microseconds pause = std::chrono::microseconds(1000)) {
   for (;;) {
     while (const auto ended = store.poll()) {
       if (ended->outcome != StoreOutcome::done) {

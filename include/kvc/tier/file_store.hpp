@@ -93,7 +93,7 @@ class FileStore : public detail::QueuedStore {
     kvc::detail::ScopeGuard join([this] { end(); });
     for (std::size_t i = 0; i < config_.threads; ++i) {
       files_.push_back(std::make_unique<detail::RecordIo>(
-          config_.calls == FileCalls::io_uring ? static_cast<unsigned>(config_.depth) : 0U));
+          config_.calls == FileCalls::io_uring ? static_cast<unsigned>(config_.depth) : 0U, config_.direct));
       threads_.emplace_back([this, files = files_.back().get()] { work(*files); });
     }
     join.dismiss();

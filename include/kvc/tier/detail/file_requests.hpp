@@ -39,6 +39,7 @@ class FileRequests {
   struct End {
     int error = 0;
     std::size_t bytes = 0;
+    std::span<const io::ByteSpan> to{};  // of a read: where they went. Valid until the next request begins
   };
 
   /// With `depth` 0, or where there is no io_uring, requests take place at once, and no two at the same time.
@@ -95,6 +96,7 @@ class FileRequests {
     wait_for(request);
     first_ = (first_ + 1) % requests_.size();
     --count_;
+    request.end.to = request.to;
     return request.end;
   }
   /// Waits for all requests. The first error, or 0.
@@ -188,7 +190,7 @@ class FileRequests {
     Request& request = requests_[static_cast<std::size_t>(ended->user_data)];
     const int result = ended->res;
     ::io_uring_cqe_seen(ring_.get(), ended);
-    request.end = {0, request.bytes};
+    request.end = {0, request.bytes, {}};
     request.is_over = true;
     if (result < 0 || static_cast<std::size_t>(result) != request.bytes) {
       perform(request);

@@ -41,11 +41,15 @@ class PageBuffer {
 
 /// For one thread at a time. A payload is moved by requests of request_bytes, of which `depth` may be under way, so
 /// that checksums are computed of bytes that are still in the processor's cache, and while others are on their way.
+///
+/// A read through the page cache, one request at a time, takes cached_bytes: the pages and the copy of them then fit into
+/// a second-level cache of 512 KiB together.
 class RecordIo {
  public:
-  static constexpr std::uint64_t request_bytes = 256 << 10;  // fits into the second-level cache of a core
+  static constexpr std::uint64_t request_bytes = 256 << 10, cached_bytes = 128 << 10;
 
-  explicit RecordIo(unsigned depth) : requests_(depth) {}
+  RecordIo(unsigned depth, bool direct)
+      : requests_(depth), read_bytes_(requests_.depth() == 1 && !direct ? cached_bytes : request_bytes) {}
 
   [[nodiscard]] const FileRequests& requests() const noexcept { return requests_; }
 
@@ -61,52 +65,48 @@ class RecordIo {
     const io::ByteSpan head = head_.of(before);
     const std::uint64_t part_bytes = operation.payload / operation.block.parts;
     io::SpanCursor<io::ByteSpan> cursor(operation.to);
-    sent_.clear();
-    std::size_t summed = 0;                                                     // of those that were sent
     const kvc::detail::ScopeGuard wait([this] { (void)requests_.end_all(); });  // memory is the caller's again
     // The head, with the first bytes of the payload if these are wanted.
-    std::span<const io::ByteSpan> next = cursor.next(operation.parts.first == 0 ? request_bytes : 0);
-    std::vector<io::ByteSpan> first{head};
-    first.insert(first.end(), next.begin(), next.end());
-    requests_.read(*found.segment, at.offset, first);
-    sent_.emplace_back(next.begin(), next.end());
+    std::span<const io::ByteSpan> next = cursor.next(operation.parts.first == 0 ? read_bytes_ : 0);
+    first_.assign(1, head);
+    first_.insert(first_.end(), next.begin(), next.end());
+    requests_.read(*found.segment, at.offset, first_);
     std::uint64_t offset = at.offset + before + part_bytes * operation.parts.first + io::total_bytes(next);
     const auto send = [&] {
-      while (!requests_.is_full() && !(next = cursor.next(request_bytes)).empty()) {
+      while (!requests_.is_full() && !(next = cursor.next(read_bytes_)).empty()) {
         requests_.read(*found.segment, offset, next);
-        sent_.emplace_back(next.begin(), next.end());
         offset += io::total_bytes(next);
       }
     };
     send();
-    const FileRequests::End head_end = requests_.end_first();
-    error = head_end.error;
+    FileRequests::End end = requests_.end_first();
+    error = end.error;
     if (error != 0) {
       return Refusal::none;
     }
     const Refusal refusal =
-        check_record_head(io::ConstByteSpan(head).first(std::min<std::size_t>(head_end.bytes, at.head_bytes)),
+        check_record_head(io::ConstByteSpan(head).first(std::min<std::size_t>(end.bytes, at.head_bytes)),
                           operation.block, operation.payload);
     if (refusal != Refusal::none) {
       return refusal;
     }
-    if (head_end.bytes != io::total_bytes(first)) {
+    if (end.bytes != io::total_bytes(end.to)) {
       return Refusal::truncated;
     }
     ExpectedSums expected(head, operation.block, operation.parts.first);
     PartSums sums(part_bytes, [&](std::uint64_t sum) { expected(sum); });
+    end.to = end.to.subspan(1);  // without the head
     for (;;) {
-      for (const io::ByteSpan span : sent_[summed]) {
+      for (const io::ByteSpan span : end.to) {
         sums.add(span);
       }
-      const std::uint64_t ended = ++summed;
       send();
       if (requests_.is_empty()) {
         return expected.are_equal ? Refusal::none : Refusal::payload_checksum;
       }
-      const FileRequests::End end = requests_.end_first();
+      end = requests_.end_first();
       error = end.error;
-      if (error != 0 || end.bytes != io::total_bytes(sent_[ended])) {
+      if (error != 0 || end.bytes != io::total_bytes(end.to)) {
         return Refusal::truncated;
       }
     }
@@ -169,8 +169,9 @@ class RecordIo {
   }
 
   FileRequests requests_;
+  std::uint64_t read_bytes_;
   PageBuffer head_;
-  std::vector<std::vector<io::ByteSpan>> sent_;  // the bytes that the requests of a read bring
+  std::vector<io::ByteSpan> first_;  // of a read: where the head and the first bytes of the payload go
 };
 
 }  // namespace detail

@@ -143,8 +143,10 @@ class SegmentDirectory {
           return std::nullopt;
         }
       }
-      Found place{current_, {current_number_, current_->next_entry++, current_->data_end, payload_bytes, head_bytes}};
-      current_->data_end += extent;
+      const std::uint64_t offset = record_offset(current_->data_end, head_bytes, payload_bytes, current_->makes_holes);
+      Found place{current_, {current_number_, current_->next_entry++, offset, payload_bytes, head_bytes}};
+      current_->data_end = offset + extent;
+      current_->taken_bytes += extent;
       current_->physical_bytes += extent;
       physical_ += extent;
       ++current_->writers;
@@ -294,7 +296,7 @@ class SegmentDirectory {
   }
   [[nodiscard]] bool fits(const Segment& segment, std::uint64_t extent) const noexcept {
     return segment.next_entry < segment.entries() &&
-           (segment.data_end == segment.data_begin() || segment.data_end + extent <= config_.segment_bytes);
+           (segment.taken_bytes == 0 || segment.data_begin() + segment.taken_bytes + extent <= config_.segment_bytes);
   }
 
   /// Seals the current segment and begins another.
