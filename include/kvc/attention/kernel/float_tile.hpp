@@ -76,17 +76,16 @@ class FloatTile : public FloatSumTile<T> {
 
   void set(const KvTileRows<T>& rows, const KvTileRows<T>* next, Index count) noexcept {
     is_long_ = key_dim_ > long_key && count > kernel_rows;
-    is_scattered_ = is_plain<T> && !is_long_ && count <= few_rows && rows.is_scattered();
-    if (is_scattered_) {
-      rows_ = &rows;
-      once_ = true;
-      prefetcher_.stop();
-      row_prefetcher_.finish();
-      row_prefetcher_ = next == nullptr ? RowPrefetcher<T>() : RowPrefetcher<T>(*next, key_dim_, value_dim_);
-      return;
-    }
     if constexpr (is_coded<T>) {
       is_in_registers_ = !is_long_ && count <= coded_rows && are_whole(key_dim_) && are_whole(value_dim_);
+    }
+    is_scattered_ = !is_long_ && count <= few_rows && rows.is_scattered() &&
+                    (is_plain<T> || (has_part_kernels && is_in_registers_));
+    if (is_scattered_) {
+      this->begin_scattered_tile(rows);
+      row_prefetcher_.finish();
+      row_prefetcher_ = RowPrefetcher<T>(rows, next, key_dim_, value_dim_, vector_bytes());
+      return;
     }
     if (!is_long_) {
       Base::set(rows, next, count);
@@ -162,8 +161,7 @@ class FloatTile : public FloatSumTile<T> {
   template <int R>
   KVC_OUT_OF_LINE void scores(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
     const Index vectors = padded(key_dim_) / simd::lanes;
-    if constexpr (is_plain<T>) {
-      const PlainRows<T> keys{rows_->k, key_dim_};
+    const auto read = [&](const auto& keys) __attribute__((always_inline)) {
       if (is_scattered_) {
         RowPrefetcher<T> prefetcher = row_prefetcher_;  // in registers
         Base::template score_blocks<FloatDotTraits, R>(keys, first, last, vectors, q, q_stride, s, UnscaledScores{},
@@ -172,10 +170,13 @@ class FloatTile : public FloatSumTile<T> {
         return;
       }
       this->template score_blocks<FloatDotTraits, R>(keys, first, last, vectors, q, q_stride, s);
+    };
+    if constexpr (is_plain<T>) {
+      read(PlainRows<T>{rows_->k, key_dim_});
     } else {
       if constexpr (is_coded<T>) {
         if (is_in_registers_) {
-          this->template score_blocks<FloatDotTraits, R>(coded_keys(), first, last, vectors, q, q_stride, s);
+          read(coded_keys());
           return;
         }
       }
@@ -223,6 +224,13 @@ class FloatTile : public FloatSumTile<T> {
       }
     }
     if constexpr (is_coded<T>) {
+      if (is_in_registers_ && is_scattered_) {
+        RowPrefetcher<T> prefetcher = row_prefetcher_;  // in registers
+        add_float_columns<R>(p, coded_values(), first, last, start, to, rescale, padded(value_dim_), 0,
+                             padded(value_dim_), prefetcher);
+        row_prefetcher_ = prefetcher;
+        return;
+      }
       if (is_in_registers_) {
         add_float_values<R>(p, coded_values(), first, last, start, to, rescale, padded(value_dim_), prefetcher_);
         return;
@@ -286,6 +294,14 @@ class FloatTile : public FloatSumTile<T> {
                                     : DecodedRows<T>{decoded_values_, padded(value_dim_)};
   }
 
+  /// Of 16 elements, as the kernels count what they read.
+  [[nodiscard]] static constexpr Index vector_bytes() noexcept {
+    if constexpr (is_coded<T>) {
+      return CodedRows<T>::bytes / CodedRows<T>::step;
+    } else {
+      return Index{simd::lanes * sizeof(StorageOf<T>)};
+    }
+  }
   /// Whether CodedRows reads rows of so many elements.
   [[nodiscard]] static bool are_whole(Index dim) noexcept { return dim % CodedRows<T>::multiple == 0; }
   [[nodiscard]] CodedRows<T> coded_keys() const noexcept {
@@ -361,7 +377,7 @@ class FloatTile : public FloatSumTile<T> {
   Index lines_per_call_ = 0;
   bool is_in_registers_ = false;     // few query rows: codes become floats where they are used
   bool is_scattered_ = false;        // few query rows read rows that lie apart, in place
-  RowPrefetcher<T> row_prefetcher_;  // of the next tile then
+  RowPrefetcher<T> row_prefetcher_;  // for these
   float* decoded_keys_;              // [64, padded(key_dim)]
   float* packed_;                    // for many rows: keys [groups][padded(key_dim)][16], or PackedValues
   float* decoded_values_;            // [64, padded(value_dim)]

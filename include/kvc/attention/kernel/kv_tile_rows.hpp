@@ -437,65 +437,101 @@ class SpreadPrefetcher {
   Index value_bytes_ = 0;
 };
 
-/// Prefetches the rows of a tile that lie apart to the second-level cache, while the tile before it is read: row by
-/// row, all lines of a row at once. Memory answers lines that are neighbours faster when they are requested together.
+/// Prefetches rows that lie apart to the second-level cache, some whole rows at once: memory answers lines that are
+/// neighbours faster when they are requested together, and the addresses of several pages are translated together.
 template <class T>
 class RowPrefetcher {
  public:
+  /// Rows from the one that is read to the one that is requested, and lines of a burst: docs/performance.md.
+  static constexpr Index ahead = has_part_kernels ? 32 : 2 * tile_keys;
+  static constexpr Index burst = has_part_kernels ? 16 : 1;
+
   RowPrefetcher() = default;
-  /// The keys of `tile`, then its values, unless these are the beginnings of the keys.
-  RowPrefetcher(const KvTileRows<T>& tile, Index key_dim, Index value_dim) noexcept
-      : next_(tile.k), end_(tile.k + tile_keys), bytes_(bytes(key_dim)), row_lines_(ceil_div(bytes_, ByteSpan::line)) {
-    if (!tile.values_in_keys) {
-      values_ = tile.v;
-      value_bytes_ = bytes(value_dim);
+  /// Reading of the keys of `now` begins, then that of its values, unless these are the beginnings of the keys, then
+  /// that of `next`, which may be null. Both must stay in place.
+  ///
+  ///   vector_bytes  of 16 elements, as reading counts them
+  RowPrefetcher(const KvTileRows<T>& now, const KvTileRows<T>* next, Index key_dim, Index value_dim,
+                Index vector_bytes) noexcept
+      : together_(std::max(burst / ceil_div(bytes(key_dim), ByteSpan::line), Index{1})),
+        step_(together_ * ceil_div(ceil_div(key_dim, Index{simd::lanes}) * vector_bytes, ByteSpan::line)) {
+    const auto add = [&](const KvTileRows<T>& tile) {
+      parts_[count_++] = {tile.k, bytes(key_dim)};
+      if (!tile.values_in_keys) {
+        parts_[count_++] = {tile.v, bytes(value_dim)};
+      }
+    };
+    add(now);
+    rows_ = count_ * tile_keys;
+    if (next != nullptr) {
+      add(*next);
     }
+    skip(std::min(ahead, rows_));
   }
 
-  /// As many lines are being read: prefetches a row whenever they make one.
+  /// As many lines are being read: prefetches some rows whenever they make as many.
   KVC_ALWAYS_INLINE void prefetch(Index lines) noexcept {
     read_ += lines;
-    if (read_ >= row_lines_) {
-      read_ -= row_lines_;
-      prefetch_row();
+    if (read_ >= step_) {
+      read_ -= step_;
+      for (Index n = 0; n < together_; ++n) {
+        prefetch_row();
+      }
     }
   }
-  /// All that is left.
+  /// All that is left of what should be requested before `next` is read.
   void finish() noexcept {
-    while (next_ != end_) {
+    const Index last = rows_ + std::min(ahead, rows_);
+    while (next_ != end_ && part_ * tile_keys + (next_ - parts_[part_].rows) < last) {
       prefetch_row();
     }
   }
 
  private:
   using Rows = const StorageOf<T>* const*;
+  struct Part {
+    Rows rows;  // [64]
+    Index row_bytes;
+  };
 
   [[nodiscard]] static Index bytes(Index dim) noexcept {
     return Element<T>::row_size(dim) * Index{sizeof(StorageOf<T>)};
+  }
+  /// The next row is row `row` of all parts.
+  KVC_ALWAYS_INLINE void skip(Index row) noexcept {
+    part_ = row / tile_keys;
+    next_ = end_ = nullptr;
+    if (part_ < count_) {
+      next_ = parts_[part_].rows + row % tile_keys;
+      end_ = parts_[part_].rows + tile_keys;
+      row_bytes_ = parts_[part_].row_bytes;
+    }
   }
   KVC_ALWAYS_INLINE void prefetch_row() noexcept {
     if (next_ == end_) {
       return;
     }
-    const auto* const row = reinterpret_cast<const std::byte*>(*next_);
+    const auto* const begin = reinterpret_cast<const std::byte*>(*next_);
+    const ByteSpan row{begin, begin + row_bytes_};
     KVC_NOT_UNROLLED
-    for (Index at = 0; at < bytes_; at += ByteSpan::line) {
-      __builtin_prefetch(row + at, 0, 2);
+    for (const std::byte* line = row.first_line(); line < row.end; line += ByteSpan::line) {
+      __builtin_prefetch(line, 0, 2);
     }
-    if (++next_ == end_ && values_ != nullptr) {
-      next_ = std::exchange(values_, nullptr);
-      end_ = next_ + tile_keys;
-      bytes_ = value_bytes_;
+    if (++next_ == end_) [[unlikely]] {
+      skip((part_ + 1) * tile_keys);
     }
   }
 
-  Rows next_ = nullptr;  // of which as many follow as lie before end_
+  Rows next_ = nullptr;  // the next row, of which as many follow in this part as lie before end_
   Rows end_ = nullptr;
-  Index bytes_ = 0;  // of a row
-  Index row_lines_ = 1;
-  Index read_ = 0;  // lines since the last row
-  Rows values_ = nullptr;
-  Index value_bytes_ = 0;
+  Index row_bytes_ = 0;
+  Index read_ = 0;  // lines since the last rows
+  Index together_ = 1;
+  Index step_ = 1;  // lines that are read while so many rows are requested
+  Index part_ = 0;
+  Part parts_[4] = {};  // in the order in which they are read
+  Index count_ = 0;
+  Index rows_ = 0;  // of `now`
 };
 
 /// At most `lines` lines of a SpreadPrefetcher, one for each step of a loop. A local variable, so that it lies in

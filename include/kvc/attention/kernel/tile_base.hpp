@@ -56,6 +56,15 @@ class FloatSumTile : public TileBase<T> {
  protected:
   using TileBase<T>::TileBase;
 
+  /// set() of a tile that few query rows read, whose rows lie apart. The caller prefetches. Narrow blocks of sums read
+  /// the values again for each few columns: so many at a time stay in the first-level cache, wherever they lie.
+  void begin_scattered_tile(const KvTileRows<T>& rows) noexcept {
+    this->rows_ = &rows;
+    this->once_ = true;
+    this->prefetcher_.stop();
+    value_step_ = has_part_kernels ? Index{simd::lanes} : tile_keys;
+  }
+
   /// Scores of R rows for blocks of keys that cover [first, last), from keys as they lie.
   template <class DotTraits, int R, class Keys, class Scale = UnscaledScores>
   KVC_ALWAYS_INLINE void score_blocks(const Keys& keys, Index first, Index last, Index vectors, const float* q,
