@@ -4,7 +4,7 @@
 //   4096   the table: Entry for each record, in the order in which places were given out; all zero: none yet
 //   data   the records, each from a multiple of 4096 on: head and payload (tier/record.hpp); a payload of at least 64
 //          KiB begins at a multiple of 4096, too, since the system copies whole pages faster, and where the file system
-//          makes holes at a multiple of its size, up to 256 KiB: see record_offset
+//          makes holes one of at least 1 MiB at a multiple of up to 256 KiB: see record_offset
 //
 // A record is written before its entry, and an entry is one write within one page, with a checksum. So whenever the
 // writer is killed, the table has the record or does not have it. An entry changes once more, when its record is
@@ -53,14 +53,15 @@ inline constexpr std::uint64_t segment_page = 4096;
 }
 
 /// The first offset from `end` on, a multiple of 4096, for a record of these bytes. With `leaves_gap`, a payload of at
-/// least 64 KiB begins at a multiple of the largest power of two that is not above its size, nor above 256 KiB: the page
-/// cache then keeps it in pieces of that size instead of single pages (large folios of Linux), which are copied faster.
+/// least 1 MiB begins at a multiple of 256 KiB, or if it is less than 2 MiB, of 128 KiB: the page cache then keeps it in
+/// pieces of that size instead of single pages (large folios of Linux), which are copied faster. The gap is at most an
+/// eighth of it: before smaller payloads the system would read ahead into gaps for much of its time.
 [[nodiscard]] constexpr std::uint64_t record_offset(std::uint64_t end, std::uint64_t head_bytes,
                                                     std::uint64_t payload_bytes, bool leaves_gap) noexcept {
-  if (!leaves_gap || payload_bytes < 65536) {
+  if (!leaves_gap || payload_bytes < (1 << 20)) {
     return end;
   }
-  const std::uint64_t unit = std::min(std::bit_floor(payload_bytes), std::uint64_t{256} << 10);
+  const std::uint64_t unit = std::min(std::bit_floor(payload_bytes / 8), std::uint64_t{256} << 10);
   const std::uint64_t before = payload_at(head_bytes, payload_bytes);
   return (end + before + unit - 1) / unit * unit - before;
 }
