@@ -42,8 +42,8 @@ class PageBuffer {
 /// For one thread at a time. A payload is moved by requests of request_bytes, of which `depth` may be under way, so
 /// that checksums are computed of bytes that are still in the processor's cache, and while others are on their way.
 ///
-/// A read through the page cache, one request at a time, takes cached_bytes: the pages and the copy of them then fit into
-/// a second-level cache of 512 KiB together.
+/// A read through the page cache, one request at a time, takes cached_bytes: the pages and the copy of them then fit
+/// into a second-level cache of 512 KiB together.
 class RecordIo {
  public:
   static constexpr std::uint64_t request_bytes = 256 << 10, cached_bytes = 128 << 10;

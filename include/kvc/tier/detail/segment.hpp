@@ -53,9 +53,9 @@ inline constexpr std::uint64_t segment_page = 4096;
 }
 
 /// The first offset from `end` on, a multiple of 4096, for a record of these bytes. With `leaves_gap`, a payload of at
-/// least 1 MiB begins at a multiple of 256 KiB, or if it is less than 2 MiB, of 128 KiB: the page cache then keeps it in
-/// pieces of that size instead of single pages (large folios of Linux), which are copied faster. The gap is at most an
-/// eighth of it: before smaller payloads the system would read ahead into gaps for much of its time.
+/// least 1 MiB begins at a multiple of 256 KiB, or if it is less than 2 MiB, of 128 KiB: the page cache then keeps it
+/// in pieces of that size instead of single pages (large folios of Linux), which are copied faster. The gap is at most
+/// an eighth of it: before smaller payloads the system would read ahead into gaps for much of its time.
 [[nodiscard]] constexpr std::uint64_t record_offset(std::uint64_t end, std::uint64_t head_bytes,
                                                     std::uint64_t payload_bytes, bool leaves_gap) noexcept {
   if (!leaves_gap || payload_bytes < (1 << 20)) {
