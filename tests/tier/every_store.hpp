@@ -19,20 +19,26 @@
 #include "kvc/tier/file_store.hpp"
 #include "kvc/tier/host_store.hpp"
 #if defined(KVC_HAVE_HIREDIS)
+#include "kvc/tier/redis_cluster_store.hpp"
 #include "kvc/tier/redis_store.hpp"
+#include "redis_cluster.hpp"
 #include "redis_process.hpp"
 #endif
 
 namespace kvc_test {
 
-enum class StoreKind { host, files, redis, late };
+enum class StoreKind { host, files, files_by_uring, redis, redis_cluster, late };
 
-/// Those that can run here. Redis tests say why theirs cannot.
+/// Those that can run here. Redis tests, and those of io_uring, say why theirs cannot.
 inline std::vector<StoreKind> store_kinds() {
   std::vector<StoreKind> kinds{StoreKind::host, StoreKind::files, StoreKind::late};
+#if defined(KVC_HAVE_LIBURING)
+  kinds.push_back(StoreKind::files_by_uring);
+#endif
 #if defined(KVC_HAVE_HIREDIS)
   if (!program_path("redis-server").empty()) {
     kinds.push_back(StoreKind::redis);
+    kinds.push_back(StoreKind::redis_cluster);
   }
 #endif
   return kinds;
@@ -54,9 +60,11 @@ class EveryStore {
       case StoreKind::host:
         use(*host_);
         break;
-      case StoreKind::files: {
-        files_ = std::make_unique<kvc::tier::FileStore>(
-            kvc::tier::FileStore::Config{.folder = folder_.path(), .bytes = 8 << 20, .threads = 1});
+      case StoreKind::files:
+      case StoreKind::files_by_uring: {
+        kvc::tier::FileStore::Config config{.folder = folder_.path(), .bytes = 8 << 20, .threads = 1};
+        config.calls = kind == StoreKind::files ? kvc::tier::FileCalls::plain : kvc::tier::FileCalls::io_uring;
+        files_ = std::make_unique<kvc::tier::FileStore>(config);
         use(*files_);
         break;
       }
@@ -67,12 +75,21 @@ class EveryStore {
       case StoreKind::redis:
 #if defined(KVC_HAVE_HIREDIS)
         static RedisProcess server;
-        static int number = 0;
         redis_ = std::make_unique<kvc::tier::RedisStore>(
             kvc::tier::RedisStore::Config{.servers = {{"127.0.0.1", server.port()}},
-                                          .prefix = "t" + std::to_string(++number) + ":",
+                                          .prefix = new_prefix(),
                                           .timeout = std::chrono::milliseconds(5000)});
         use(*redis_);
+#endif
+        break;
+      case StoreKind::redis_cluster:
+#if defined(KVC_HAVE_HIREDIS)
+        static RedisCluster cluster(1);
+        redis_cluster_ = std::make_unique<kvc::tier::RedisClusterStore>(
+            kvc::tier::RedisClusterStore::Config{.servers = {{"127.0.0.1", cluster.port(0)}},
+                                                 .prefix = new_prefix(),
+                                                 .timeout = std::chrono::milliseconds(5000)});
+        use(*redis_cluster_);
 #endif
         break;
     }
@@ -122,6 +139,11 @@ class EveryStore {
 
  private:
   using Late = kvc::testing::FaultyStore<kvc::tier::HostStore<>>;
+  /// Of the keys of one store on a server.
+  static std::string new_prefix() {
+    static int number = 0;
+    return "t" + std::to_string(++number) + ":";
+  }
   template <class S>
   void use(S& store) {
     store_.emplace(store);
@@ -134,6 +156,7 @@ class EveryStore {
   std::unique_ptr<kvc::tier::FileStore> files_;
 #if defined(KVC_HAVE_HIREDIS)
   std::unique_ptr<kvc::tier::RedisStore> redis_;
+  std::unique_ptr<kvc::tier::RedisClusterStore> redis_cluster_;
 #endif
   std::optional<kvc::tier::AnyStore> store_;
   std::function<kvc::tier::StoreStats()> stats_;

@@ -1,7 +1,7 @@
 // A cluster of Redis servers that a test starts on loopback.
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <initializer_list>
@@ -16,27 +16,30 @@
 
 namespace kvc_test {
 
-/// Three servers with a third of the slots each, and no replicas.
+/// Servers with the same number of slots each, about, and no replicas.
 class RedisCluster {
  public:
-  RedisCluster() {
+  explicit RedisCluster(std::size_t nodes = 3) : nodes_(nodes) {
     for (auto& node : nodes_) {
       // A node that is gone is noticed within moments, and the others keep their slots.
       node = std::make_unique<RedisProcess>(std::vector<std::string>{
           "--cluster-enabled", "yes", "--cluster-port", std::to_string(free_port()), "--cluster-node-timeout", "500",
           "--cluster-require-full-coverage", "no", "--cluster-allow-reads-when-down", "yes"});
     }
-    for (std::size_t i = 0; i < 3; ++i) {
-      const std::string first = std::to_string(i * 5462), last = std::to_string(i == 2 ? 16383 : i * 5462 + 5461);
+    constexpr std::size_t slots = 16384;
+    const std::size_t share = slots / nodes + 1;
+    for (std::size_t i = 0; i < nodes; ++i) {
+      const std::string first = std::to_string(i * share), last = std::to_string(std::min((i + 1) * share, slots) - 1);
       must(i, {"CLUSTER", "ADDSLOTSRANGE", first, last});
       must(i, {"CLUSTER", "SET-CONFIG-EPOCH", std::to_string(i + 1)});
     }
     const std::string bus = text(redis_reply(port(0), {"CONFIG", "GET", "cluster-port"})->element[1]);
-    must(1, {"CLUSTER", "MEET", "127.0.0.1", std::to_string(port(0)), bus});
-    must(2, {"CLUSTER", "MEET", "127.0.0.1", std::to_string(port(0)), bus});
-    for (std::size_t i = 0; i < 3; ++i) {
-      wait_for(i, "cluster_known_nodes:3");
-      wait_for(i, "cluster_slots_ok:16384");
+    for (std::size_t i = 1; i < nodes; ++i) {
+      must(i, {"CLUSTER", "MEET", "127.0.0.1", std::to_string(port(0)), bus});
+    }
+    for (std::size_t i = 0; i < nodes; ++i) {
+      wait_for(i, "cluster_known_nodes:" + std::to_string(nodes));
+      wait_for(i, "cluster_slots_ok:" + std::to_string(slots));
       wait_for(i, "cluster_state:ok");
     }
   }
@@ -49,7 +52,7 @@ class RedisCluster {
       const redisReply& range = *reply->element[i];
       if (static_cast<long long>(slot) >= range.element[0]->integer &&
           static_cast<long long>(slot) <= range.element[1]->integer) {
-        for (std::size_t node = 0; node < 3; ++node) {
+        for (std::size_t node = 0; node < nodes_.size(); ++node) {
           if (range.element[2]->element[1]->integer == port(node)) {
             return node;
           }
@@ -79,7 +82,7 @@ class RedisCluster {
   [[nodiscard]] static std::string text(const redisReply* reply) { return {reply->str, reply->len}; }
 
  private:
-  std::array<std::unique_ptr<RedisProcess>, 3> nodes_;
+  std::vector<std::unique_ptr<RedisProcess>> nodes_;
 };
 
 }  // namespace kvc_test
