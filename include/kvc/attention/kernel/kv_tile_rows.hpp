@@ -89,8 +89,8 @@ struct TileScales<T> {
 /// Pointers to the rows of one head.
 template <class T>
 struct KvTileRows : TileScales<T> {
-  const StorageOf<T>* k[tile_keys];
-  const StorageOf<T>* v[tile_keys];
+  const StorageOf<T>* k[tile_keys] = {};
+  const StorageOf<T>* v[tile_keys] = {};
   Index first = 0;  // the rows of the tile that are there are among [first, last)
   Index last = 0;
   ByteSpans keys, values;       // values: none where they are the beginnings of the keys
