@@ -1,6 +1,7 @@
 // Records and keys: what is written is read, and everything else is refused for the reason that it has.
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <set>
 #include <string>
 #include <vector>
@@ -185,5 +186,23 @@ TEST_CASE("Keys are the same in every process, for ever", "[tier][key]") {
   const std::vector<Token> tokens{1, -2, 3};
   REQUIRE(chain.next(tokens).key.hex() == "b6367a494013ad5b8f55e3347444168ec43f0e2a33142d9bc0f4f542d3971840");
   REQUIRE(chain.next(tokens).key.hex() == "d6b3101fce135b986893c508897163adc3d5ad15156e69bdc0b4e4ec8e2dc6ac");
+  std::vector<Token> longer(100);  // more than one compression of the hash
+  std::iota(longer.begin(), longer.end(), 0);
+  REQUIRE(chain.next(std::span(longer).first(16)).key.hex() ==
+          "5b80237afc92f32d5b842a2141af8574b9151d4d6c85ebf80dcd16c68c9bc104");
+  REQUIRE(chain.next(longer).key.hex() == "ec6d532e5d4fdda15a980d01c211d24733195959c674eacac4a2687a516f50c0");
 }
 #endif
+
+TEST_CASE("Keys are equal only if all of their bytes are", "[tier][key]") {
+  for (std::size_t i = 0; i < BlockKey{}.bytes.size(); ++i) {
+    for (int bit = 0; bit < 8; ++bit) {
+      BlockKey key, same, other;
+      key.bytes.fill(std::byte{0x5a});
+      same = other = key;
+      other.bytes[i] ^= std::byte{1} << bit;
+      REQUIRE(key == same);
+      REQUIRE(key != other);
+    }
+  }
+}
