@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "every_store.hpp"
 #include "kvc/tier/file_store.hpp"
 #include "kvc/tier/host_store.hpp"
 #include "paused_store.hpp"
@@ -250,6 +251,22 @@ TEST_CASE("The same over files behind memory", "[tier][model]") {
   TiersModel model(seed, small, files);
   model.steps(operations_or(400));
   CHECK(model.loaded() > 10);
+}
+
+TEST_CASE("The same over io_uring, a server, and a cluster of servers behind memory", "[tier][model]") {
+  const std::uint64_t seed = seed_or(60);
+  CAPTURE(seed);
+  for (const StoreKind kind : store_kinds()) {
+    if (kind == StoreKind::host || kind == StoreKind::files || kind == StoreKind::late) {
+      continue;  // above, or late without help
+    }
+    CAPTURE(kind);
+    tier::HostStore<> small({.bytes = 24 * 256, .chunk_bytes = 256, .reports_evictions = true});
+    EveryStore large(kind);
+    TiersModel model(seed, small, large);
+    model.steps(operations_or(400));
+    CHECK(model.loaded() > 10);
+  }
 }
 
 TEST_CASE("Damaged files are shorter hits: no row is wrong, wherever the bytes were changed", "[tier][faults]") {
