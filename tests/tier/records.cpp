@@ -1,6 +1,8 @@
 // Records and keys: what is written is read, and everything else is refused for the reason that it has.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <set>
 #include <string>
@@ -191,6 +193,25 @@ TEST_CASE("Keys are the same in every process, for ever", "[tier][key]") {
   REQUIRE(chain.next(std::span(longer).first(16)).key.hex() ==
           "5b80237afc92f32d5b842a2141af8574b9151d4d6c85ebf80dcd16c68c9bc104");
   REQUIRE(chain.next(longer).key.hex() == "ec6d532e5d4fdda15a980d01c211d24733195959c674eacac4a2687a516f50c0");
+}
+
+TEST_CASE("A key is one hash of libsodium, whatever number of tokens a block has", "[tier][key]") {
+  kvc_test::Random random(kvc_test::seed_or(3));
+  KeyChain chain("model");
+  for (std::size_t count = 1; count <= 70; ++count) {
+    std::vector<Token> tokens(count);
+    std::ranges::generate(
+        tokens, [&] { return random.between(std::numeric_limits<Token>::min(), std::numeric_limits<Token>::max()); });
+    const Digest before = chain.key();
+    BlockKey expected;
+    crypto_generichash_state state;
+    crypto_generichash_init(&state, nullptr, 0, expected.bytes.size());
+    crypto_generichash_update(&state, reinterpret_cast<const unsigned char*>(before.bytes.data()), before.bytes.size());
+    crypto_generichash_update(&state, reinterpret_cast<const unsigned char*>(tokens.data()), count * sizeof(Token));
+    crypto_generichash_final(&state, reinterpret_cast<unsigned char*>(expected.bytes.data()), expected.bytes.size());
+    CAPTURE(count);
+    REQUIRE(chain.next(tokens).key == expected);
+  }
 }
 #endif
 
