@@ -550,7 +550,7 @@ TEST_CASE("A process that is killed while it writes leaves each record whole or 
   kvc_test::Random random(kvc_test::seed_or(19));
   constexpr int numbers = 40;
   int found = 0, absent = 0;
-  const int kills = kvc_test::operations_or(0) >= 1000000 ? 200 : kvc_test::cases_or(60);
+  const int kills = kvc_test::cases_or(200);
   for (int kill = 0; kill < kills; ++kill) {
     CAPTURE(kill);
     kvc_test::ChildProgress progress;
