@@ -52,7 +52,7 @@ class Blake2b {
   }
 
  private:
-  /// A state before the first byte. It is copied: to initialise one takes half as long as to hash a block of 16 tokens.
+  /// A state before the first byte. It is copied, which takes less time than to initialise one.
   [[nodiscard]] static const crypto_generichash_state& begun() noexcept {
     static const crypto_generichash_state state = [] {
       [[maybe_unused]] const int selected = sodium_init();  // the code; if that fails, the portable one stays

@@ -21,8 +21,8 @@ inline namespace v0 {
 namespace tier {
 namespace detail {
 
-/// The hash of a message of at most 128 bytes (RFC 7693, without key, 256 bits of output). That of a library takes half
-/// as long again for such a message: it copies a state and the message, and wipes both. Words are added, rotated and
+/// The hash of a message of at most 128 bytes (RFC 7693, without key, 256 bits of output). That of a library takes
+/// longer for such a message: it copies a state and the message, and wipes both. Words are added, rotated and
 /// combined, and nothing is looked up by them, so the time does not depend on the message.
 class ShortBlake2b {
  public:
