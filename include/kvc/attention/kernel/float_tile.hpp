@@ -46,7 +46,9 @@ class FloatTile : public FloatSumTile<T> {
  public:
   static constexpr bool has_long_rows = true;
   static constexpr int most_value_rows = has_part_kernels ? packed_rows : kernel_rows;
-  static constexpr Index long_pass = 8;      // 18 KiB of 576 elements
+  // Four query rows in the first-level cache past all keys in the second, or 8 keys, 18 KiB of 576 elements, past all
+  // query rows.
+  static constexpr Index long_pass = has_part_kernels ? tile_keys : 8;
   static constexpr Index long_columns = 64;  // 16 KiB of a tile
   static constexpr bool in_order = true;
   static constexpr Index key_pass = 32;
@@ -101,8 +103,16 @@ class FloatTile : public FloatSumTile<T> {
     }
     prefetcher_.stop();
     spread_ = next == nullptr ? SpreadPrefetcher<T>() : SpreadPrefetcher<T>(*next, key_dim_, value_dim_);
-    const Index calls = ceil_div(tile_keys, long_pass) + ceil_div(value_dim_, long_columns);
-    lines_per_call_ = ceil_div(spread_.lines(), calls * ceil_div(count, Index{kernel_rows}));
+    const Index score_calls = ceil_div(tile_keys, long_pass) * ceil_div(count, Index{kernel_rows});
+    const Index value_calls = ceil_div(value_dim_, long_columns) * ceil_div(count, Index{most_value_rows});
+    const Index lines = spread_.lines();
+    if constexpr (has_part_kernels) {  // as the work
+      const Index of_scores = lines * key_dim_ / (key_dim_ + value_dim_);
+      lines_per_score_call_ = ceil_div(of_scores, score_calls);
+      lines_per_value_call_ = ceil_div(lines - of_scores, value_calls);
+    } else {
+      lines_per_score_call_ = lines_per_value_call_ = ceil_div(lines, score_calls + value_calls);
+    }
   }
   [[nodiscard]] bool is_long() const noexcept { return is_long_; }
 
@@ -140,7 +150,7 @@ class FloatTile : public FloatSumTile<T> {
   }
   template <int R>
   KVC_OUT_OF_LINE void scores_of_long(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    SomeLines prefetcher(spread_, lines_per_call_);
+    SomeLines prefetcher(spread_, lines_per_score_call_, (last - first) / 2 * (padded(key_dim_) / simd::lanes));
     Base::template score_blocks<FloatDotTraits, R>(FloatRows{long_keys_}, first, last, padded(key_dim_) / simd::lanes,
                                                    q, q_stride, s, UnscaledScores{}, prefetcher);
   }
@@ -242,7 +252,7 @@ class FloatTile : public FloatSumTile<T> {
   [[nodiscard]] Index value_columns() const noexcept { return padded(value_dim_); }
   template <int R>
   KVC_OUT_OF_LINE void add_long_values(const float* p, Index from, float* to, const float* rescale) noexcept {
-    SomeLines prefetcher(spread_, lines_per_call_);
+    SomeLines prefetcher(spread_, lines_per_value_call_, tile_keys * (long_columns / simd::lanes));
     const Index columns = padded(value_dim_);
     add_float_columns<R>(p, FloatRows{long_values_}, 0, tile_keys, nullptr, to, rescale, columns, from,
                          std::min(from + long_columns, columns), prefetcher);
@@ -374,7 +384,8 @@ class FloatTile : public FloatSumTile<T> {
   const float* decoded_key_rows_[tile_keys];
   const float* decoded_value_rows_[tile_keys];
   SpreadPrefetcher<T> spread_;  // of the next tile, while this one is long
-  Index lines_per_call_ = 0;
+  Index lines_per_score_call_ = 0;
+  Index lines_per_value_call_ = 0;
   bool is_in_registers_ = false;     // few query rows: codes become floats where they are used
   bool is_scattered_ = false;        // few query rows read rows that lie apart, in place
   RowPrefetcher<T> row_prefetcher_;  // for these

@@ -534,17 +534,27 @@ class RowPrefetcher {
   Index rows_ = 0;  // of `now`
 };
 
-/// At most `lines` lines of a SpreadPrefetcher, one for each step of a loop. A local variable, so that it lies in
+/// At most `lines` lines of a SpreadPrefetcher in a loop of `steps` steps. With registers of eight floats, where a call has
+/// many steps, they are spread over all of these; elsewhere, one for each step. A local variable, so that it lies in
 /// registers.
 template <class T>
 class SomeLines {
  public:
-  SomeLines(SpreadPrefetcher<T>& of, Index lines) noexcept : of_(of), own_(of), left_(lines) {}
+  SomeLines(SpreadPrefetcher<T>& of, Index lines, Index steps) noexcept : of_(of), own_(of), left_(lines) {
+    if (has_part_kernels && lines > 0 && steps > lines) {
+      between_ = std::bit_floor(static_cast<std::uint64_t>(steps / lines)) - 1;
+    }
+  }
   ~SomeLines() { of_ = own_; }
   SomeLines(const SomeLines&) = delete;
   SomeLines& operator=(const SomeLines&) = delete;
 
   KVC_ALWAYS_INLINE void prefetch(Index) noexcept {
+    if constexpr (has_part_kernels) {
+      if ((++step_ & between_) != 0) {
+        return;
+      }
+    }
     if (left_ > 0) {
       --left_;
       own_.prefetch();
@@ -555,6 +565,8 @@ class SomeLines {
   SpreadPrefetcher<T>& of_;
   SpreadPrefetcher<T> own_;
   Index left_;
+  std::uint64_t step_ = 0;
+  std::uint64_t between_ = 0;  // steps from one line to the next without one; all bits below a power of two
 };
 
 }  // namespace detail

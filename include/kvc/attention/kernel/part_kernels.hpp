@@ -93,18 +93,19 @@ template <class Rows>
 ///   q      [R, q_stride] query rows
 ///   row    K keys
 ///   whole  vectors before `last` that are taken in whole steps
-template <int half, int R, std::size_t K, class Rows, class Row, class Prefetches>
+///   once   whether load_once keeps factors in registers
+template <int half, int R, std::size_t K, class Rows, bool once, class Row, class Prefetches>
 KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::array<Row, K>& row, Index first,
                                      Index last, Index whole, simd::Part (&sum)[R][K],
                                      Prefetches& prefetcher) noexcept {
   constexpr int step = part_step<Rows>, keys = int{K};
   const auto add = [&](Index c, simd::Part(&x)[K]) __attribute__((always_inline)) {
-    if constexpr (R > 4) {
+    if constexpr (once) {
       simd::detail::unroll<keys>([&](auto k) __attribute__((always_inline)) { load_once(x[k]); });
     }
     simd::detail::unroll<R>([&](auto i) __attribute__((always_inline)) {
       simd::Part w = load_part(q + i * q_stride + c * simd::lanes + half * simd::part_lanes);
-      if constexpr (R > 4) {
+      if constexpr (once) {
         load_once(w);
       }
       simd::detail::unroll<keys>([&](auto k)
@@ -139,6 +140,33 @@ KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::
   }
 }
 
+/// One half of the lanes of add_chains. `sum` is 0 before. The loop over whole chains has no other path, so that beside
+/// four query rows most sums stay in registers: on Zen 3 a store takes the time of two multiply-adds.
+template <int half, int R, std::size_t K, class Rows, bool is_long, class Row, class Prefetches>
+KVC_ALWAYS_INLINE void add_part_chains(const float* q, Index q_stride, const std::array<Row, K>& row, Index vectors,
+                                       Index whole, simd::Part (&sum)[R][K], Prefetches& prefetcher) noexcept {
+  if constexpr (!is_long) {
+    add_key_parts<half, R, K, Rows, (R > 4)>(q, q_stride, row, 0, vectors, whole, sum, prefetcher);
+  } else {
+    const auto add_chain = [&](Index first, Index last, Index end_of_whole) __attribute__((always_inline)) {
+      simd::Part chain[R][K] = {};
+      add_key_parts<half, R, K, Rows, true>(q, q_stride, row, first, last, end_of_whole, chain, prefetcher);
+      simd::detail::unroll<R* int{K}>([&](auto n) __attribute__((always_inline)) {
+        constexpr std::size_t i = n / K, k = n % K;
+        sum[i][k] = sum[i][k] + chain[i][k];
+      });
+    };
+    Index c = 0;
+    for (; c + chain_of_long <= whole; c += chain_of_long) {
+      add_chain(c, c + chain_of_long, c + chain_of_long);
+    }
+    for (; c < vectors; c += chain_of_long) {
+      const Index end = std::min(c + chain_of_long, vectors);
+      add_chain(c, end, std::min(whole, end));
+    }
+  }
+}
+
 /// Scores of R query rows for blocks of four keys that cover [first, last), as add_keys and store_scores give them.
 template <int R, bool is_long, class Rows, class Prefetches>
 KVC_ALWAYS_INLINE void score_parts(const Rows& rows, Index first, Index last, Index vectors, const float* q,
@@ -168,18 +196,14 @@ KVC_ALWAYS_INLINE void score_parts(const Rows& rows, Index first, Index last, In
         return std::array{part_row(rows, j + n + k)...};
       }(std::make_integer_sequence<int, K>{});
       Part sum[R][K] = {};
-      add_chains<is_long>(vectors, sum, [&](Index c, Index end, auto& x) __attribute__((always_inline)) {
-        add_key_parts<0, R, K, Rows>(q, q_stride, row, c, end, is_long ? std::min(whole, end) : whole, x, prefetcher);
-      });
+      add_part_chains<0, R, K, Rows, is_long>(q, q_stride, row, vectors, whole, sum, prefetcher);
       Part part[pairs][K];
       simd::detail::unroll<pairs * K>([&](auto m) __attribute__((always_inline)) {
         constexpr int i = m / K, k = m % K;
         part[i][k] = lower_and_upper(sum[2 * i][k], sum[2 * i + 1][k]);
         sum[2 * i][k] = sum[2 * i + 1][k] = Part{};
       });
-      add_chains<is_long>(vectors, sum, [&](Index c, Index end, auto& x) __attribute__((always_inline)) {
-        add_key_parts<1, R, K, Rows>(q, q_stride, row, c, end, is_long ? std::min(whole, end) : whole, x, prefetcher);
-      });
+      add_part_chains<1, R, K, Rows, is_long>(q, q_stride, row, vectors, whole, sum, prefetcher);
       simd::detail::unroll<pairs * K>([&](auto m) __attribute__((always_inline)) {
         constexpr int i = m / K, k = m % K;
         parts[i][n + k] =

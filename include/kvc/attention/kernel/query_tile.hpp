@@ -178,7 +178,7 @@ class QueryTile {
     }
   }
 
-  /// Scores of all rows for a few keys at a time: there and back, so that the rows that are still in the first-level
+  /// Scores of all rows for long_pass keys at a time: there and back, so that the rows that are still in the first-level
   /// cache come first.
   KVC_ALWAYS_INLINE void scores_of_long_rows(Index begin, Index end, Index base, bool all, const float* q, Tile& tile,
                                              const KvTileRows<typename Tile::Element>& keys) const noexcept {
@@ -233,7 +233,7 @@ class QueryTile {
       if (of_all == ~std::uint64_t{0} && tile.is_long()) {
         // The values of so many columns stay in the first-level cache for all rows.
         for (Index d = 0; d < tile.value_columns(); d += Tile::long_columns) {
-          for_row_blocks(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
+          for_row_blocks<Tile::most_value_rows>(begin, end, [&](Index r, auto count) __attribute__((always_inline)) {
             tile.template add_long_values<decltype(count)::value>(w_ + r * weight_size_, d, o + r * value_pad_,
                                                                   rescale_ + r);
           });
