@@ -1,6 +1,8 @@
 // The contract of ElementType: ours keep it, a minimal model does, and the suite rejects wrong ones.
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "catch.hpp"
@@ -121,6 +123,38 @@ using HalfAndInt8 = Mixed<Eigen::half, 7, Int8>;
 TEMPLATE_TEST_CASE("An element type keeps the contract", "[element][contract]", float, Eigen::half, Eigen::bfloat16,
                    Int8, Fp8E4M3, Int4, None, Fixed, Fp8AndBf16, Int8AndBf16, Int4AndFloat, HalfAndInt8) {
   element_conformance<TestType>();
+}
+
+TEST_CASE("Rows of f16 have the numbers of Eigen::half, whatever their length", "[element]") {
+  using Element = kvc::Element<Eigen::half>;
+  const auto bits = [](Eigen::half x) { return Eigen::numext::bit_cast<std::uint16_t>(x); };
+  for (std::uint32_t first = 0; first < 65536; first += 32) {  // all numbers; between neighbours, those that round
+    for (kvc::Index dim = 1; dim <= 32; dim = dim < 9 ? dim + 1 : dim + 7) {
+      std::array<Eigen::half, 33> row{};
+      std::array<float, 33> read{}, numbers{};
+      for (std::size_t d = 0; d < 33; ++d) {
+        row[d] = Eigen::numext::bit_cast<Eigen::half>(static_cast<std::uint16_t>(first + d));
+      }
+      Element::decode(row.data(), dim, read.data());
+      for (std::size_t d = 0; d < 33; ++d) {
+        const auto expected = d < static_cast<std::size_t>(dim) ? static_cast<float>(row[d]) : 0.0F;
+        REQUIRE((read[d] == expected || (std::isnan(read[d]) && std::isnan(expected))));
+      }
+      for (const float part : {0.0F, 0.25F, 0.5F, 0.75F}) {
+        for (std::size_t d = 0; d < 32; ++d) {
+          const auto a = static_cast<float>(row[d]), b = static_cast<float>(row[d + 1]);
+          numbers[d] = part == 0.0F ? a : a + (b - a) * part;
+        }
+        std::array<Eigen::half, 33> written{};
+        Element::encode(numbers.data(), dim, written.data());
+        for (std::size_t d = 0; d < 33; ++d) {
+          const auto expected = d < static_cast<std::size_t>(dim) ? Eigen::half(numbers[d]) : Eigen::half(0.0F);
+          REQUIRE((bits(written[d]) == bits(expected) ||
+                   (std::isnan(numbers[d]) && std::isnan(static_cast<float>(written[d])))));
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("The error of an element type may be stated beside it", "[element][contract]") {

@@ -11,6 +11,10 @@
 #include "kvc/core/types.hpp"
 #include "kvc/element/element.hpp"
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 namespace kvc {
 inline namespace v0 {
 
@@ -24,13 +28,26 @@ struct Element<Eigen::half> {
   [[nodiscard]] static constexpr Index row_size(Index dim) noexcept { return dim; }
   /// Rounds each element to the nearest value, ties to even. O(dim).
   static void encode(const float* from, Index dim, Storage* to) noexcept {
-    for (Index d = 0; d < dim; ++d) {
+    Index d = 0;
+#if defined(__F16C__)  // by eight: compilers do not vectorise the conversions of Eigen
+    for (const Index whole = dim / 8 * 8; d < whole; d += 8) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + d),
+                       _mm256_cvtps_ph(_mm256_loadu_ps(from + d), _MM_FROUND_TO_NEAREST_INT));
+    }
+#endif
+    for (; d < dim; ++d) {
       to[d] = Eigen::half(from[d]);
     }
   }
   /// The exact values. O(dim).
   static void decode(const Storage* from, Index dim, float* to) noexcept {
-    for (Index d = 0; d < dim; ++d) {
+    Index d = 0;
+#if defined(__F16C__)
+    for (const Index whole = dim / 8 * 8; d < whole; d += 8) {
+      _mm256_storeu_ps(to + d, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + d))));
+    }
+#endif
+    for (; d < dim; ++d) {
       to[d] = static_cast<float>(from[d]);
     }
   }
