@@ -12,12 +12,15 @@
 #include "kvc/attention/extern.hpp"
 #include "kvc/attention/prefill.hpp"
 #include "kvc/attention/selection.hpp"
+#include "kvc/element/float16.hpp"
+#include "kvc/layout/layout.hpp"
 #include "kvc/parallel/executor.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
 #include "measure.hpp"
 #include "memory_plans.hpp"
+#include "plain_reads.hpp"
 #if defined(_OPENMP)
 #include "kvc/parallel/openmp.hpp"
 #endif
@@ -31,7 +34,7 @@ inline kvc::OpenMp executor(int threads) { return {threads}; }
 inline kvc::Sequential executor(int) { return {}; }
 #endif
 
-template <class T, class P>
+template <class T, class P, class L = kvc::HeadMajor>
 class AttentionCases {
  public:
   /// Blocks of `block_tokens`; 0 for a policy without blocks.
@@ -39,38 +42,51 @@ class AttentionCases {
       : block_tokens_(block_tokens),
         order_(order),
         policy_(std::string(P::name) + (block_tokens > 0 ? std::to_string(block_tokens) : "") +
-                (order == BlockOrder::served ? "-served" : "")) {}
+                (order == BlockOrder::served ? "-served" : "") +
+                (std::is_same_v<L, kvc::HeadMajor> ? "" : "-" + std::string(L::name))) {}
 
   void add_decode(const Heads& heads, Pos length) const {
-    const std::string of_heads = heads.kv == 8 || heads.latent ? "" : "/heads:" + std::to_string(heads.kv);
-    add_batch(kind("decode", heads) + of_heads + "/kv:" + std::to_string(length), heads,
+    add_batch(kind("decode", heads) + of_heads(heads) + "/kv:" + std::to_string(length), heads,
               {.length = length, .order = order_});
   }
 
   /// Over `count` positions of `length`: random ones, or those of random blocks of 16.
   void add_decode_selected(const Heads& heads, Pos length, Pos count) const {
-    for (const bool scattered : {true, false}) {
-      const std::string data = kind("decode_selected", heads) + "/kv:" + std::to_string(length);
-      const std::string name = kind("decode_selected", heads) + (scattered ? "/positions:" : "/blocks:") +
-                               std::to_string(count) + "/kv:" + std::to_string(length) + "/threads:1";
-      add(name, [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(data, heads, Batch{.length = length}, block_tokens, working_set());
-        const std::vector<float> q = random_numbers(heads.query * heads.key_dim, 4);
-        std::vector<float> out(static_cast<std::size_t>(heads.query * heads.value_dim));
-        std::vector<kvc::Selection> selections;  // so many that no call finds the rows of an earlier one in a cache
-        for (unsigned seed = 0; seed < 64; ++seed) {
-          selections.push_back(
-              scattered ? kvc::Selection::of_positions(kvc::top_positions(random_numbers(length, seed), count))
-                        : kvc::Selection::of_blocks(kvc::top_positions(random_numbers(length / 16, seed), count / 16),
-                                                    16, length));
-        }
-        const Work work{static_cast<double>(count) * filled->position_bytes(),
-                        heads.operations(static_cast<double>(count)), unit_of(element)};
-        measure(state, 1, work, [&](std::size_t i) {
-          const kvc::SelectedView view(filled->views(i).front(), selections[i % selections.size()]);
-          kvc::decode(view, {q.data(), 1, heads.query * heads.key_dim}, {out.data(), 1, heads.query * heads.value_dim});
+    for (const int threads : thread_counts()) {
+      for (const bool scattered : {true, false}) {
+        const std::string data = kind("decode_selected", heads) + "/kv:" + std::to_string(length);
+        const std::string name = kind("decode_selected", heads) + of_heads(heads) +
+                                 (scattered ? "/positions:" : "/blocks:") + std::to_string(count) +
+                                 "/kv:" + std::to_string(length) + "/threads:" + std::to_string(threads);
+        add(name, [=, block_tokens = block_tokens_](benchmark::State& state) {
+          const auto filled = kept<Filled<T, P, L>>(data + of_heads(heads), heads, Batch{.length = length},
+                                                    block_tokens, working_set());
+          const std::vector<float> q = random_numbers(heads.query * heads.key_dim, 4);
+          std::vector<float> out(static_cast<std::size_t>(heads.query * heads.value_dim));
+          // So many that no call finds the rows of an earlier one in a cache.
+          std::vector<kvc::Selection> positions, blocks;
+          for (unsigned seed = 0; seed < 64; ++seed) {
+            positions.push_back(kvc::Selection::of_positions(kvc::top_positions(random_numbers(length, seed), count)));
+            blocks.push_back(kvc::Selection::of_blocks(
+                kvc::top_positions(random_numbers(length / 16, seed), count / 16), 16, length));
+          }
+          const Work work{static_cast<double>(count) * filled->position_bytes(),
+                          heads.operations(static_cast<double>(count)), unit_of(element)};
+          const auto view = [&](bool of_positions, std::size_t i) {
+            const auto& selections = of_positions ? positions : blocks;
+            return kvc::SelectedView(filled->views(i).front(), selections[i % selections.size()]);
+          };
+          const auto decode = [&](bool of_positions, std::size_t i) {
+            kvc::decode(view(of_positions, i), {q.data(), 1, heads.query * heads.key_dim},
+                        {out.data(), 1, heads.query * heads.value_dim}, {}, executor(threads));
+          };
+          measure(state, threads, work, [&](std::size_t i) { decode(scattered, i); });
+          if (threads == 1) {
+            compare_plain_reads(state, scattered, decode,
+                                [&](bool of_positions, std::size_t i) { return rows_in_order(view(of_positions, i)); });
+          }
         });
-      });
+      }
     }
   }
 
@@ -89,7 +105,7 @@ class AttentionCases {
     const std::string data = kind("prefill", heads) + of(0, length), name = kind("prefill", heads) + of(rows, length);
     for (const int threads : thread_counts()) {
       add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(data, heads, Batch{.length = length}, block_tokens, std::size_t{0});
+        const auto filled = kept<Filled<T, P, L>>(data, heads, Batch{.length = length}, block_tokens, std::size_t{0});
         const std::vector<float> q = random_numbers(rows * heads.query * heads.key_dim, 4);
         std::vector<float> out(static_cast<std::size_t>(rows * heads.query * heads.value_dim));
         const Work work{static_cast<double>(length) * filled->position_bytes(), heads.operations(pairs(rows, length)),
@@ -109,7 +125,7 @@ class AttentionCases {
     const std::string name = kind("prefill", heads) + of(rows, length) + "/expanded";
     for (const int threads : thread_counts()) {
       add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(data, heads, Batch{.length = length}, block_tokens, std::size_t{0});
+        const auto filled = kept<Filled<T, P, L>>(data, heads, Batch{.length = length}, block_tokens, std::size_t{0});
         const kvc::LatentExtents extents{heads.key_dim, heads.value_dim, 192, 128};
         const Index heads_dim = heads.query * extents.value_dim;  // of both projections
         const std::vector<float> w_uk = random_numbers(heads_dim * extents.latent_dim, 5);
@@ -143,6 +159,9 @@ class AttentionCases {
     return heads.latent ? what + "_latent/" + element + "/" + policy_ + "/heads:" + std::to_string(heads.query)
                         : what + "/" + element + "/" + policy_ + dims(heads);
   }
+  static std::string of_heads(const Heads& heads) {
+    return heads.kv == 8 || heads.latent ? "" : "/heads:" + std::to_string(heads.kv);
+  }
   static std::string dims(const Heads& heads) {
     if (heads.key_dim == 128 && heads.value_dim == 128) {
       return "";
@@ -154,17 +173,17 @@ class AttentionCases {
   void add_batch(const std::string& name, const Heads& heads, const Batch& batch) const {
     for (const int threads : thread_counts()) {
       add(name + "/threads:" + std::to_string(threads), [=, block_tokens = block_tokens_](benchmark::State& state) {
-        const auto filled = kept<Filled<T, P>>(name, heads, batch, block_tokens, working_set());
+        const auto filled = kept<Filled<T, P, L>>(name, heads, batch, block_tokens, working_set());
         const std::vector<float> q = random_numbers(batch.sequences * heads.query * heads.key_dim, 4);
         std::vector<float> out(static_cast<std::size_t>(batch.sequences * heads.query * heads.value_dim));
         const Work work{static_cast<double>(batch.distinct()) * filled->position_bytes(),
                         heads.operations(static_cast<double>(batch.sequences) * batch.length), unit_of(element)};
-        std::vector<std::vector<typename Filled<T, P>::View>> layers;
+        std::vector<std::vector<typename Filled<T, P, L>::View>> layers;
         for (Index layer = 0; layer < filled->layers(); ++layer) {
           layers.push_back(filled->views(static_cast<std::size_t>(layer)));
         }
         const auto call = [&](std::size_t i, std::optional<kvc::MemoryPlan> plan) {
-          const std::span<const typename Filled<T, P>::View> views = layers[i % layers.size()];
+          const std::span<const typename Filled<T, P, L>::View> views = layers[i % layers.size()];
           kvc::decode(views, {q.data(), batch.sequences, heads.query * heads.key_dim},
                       {out.data(), batch.sequences, heads.query * heads.value_dim}, {.memory_plan = plan},
                       executor(threads));
@@ -238,7 +257,12 @@ void add_cases() {
     paged64.add_prefill_expanded(latent(16), rows, 4096);
   }
   paged16.add_decode(heads, 2048);
-  paged16.add_decode_selected(heads, 65536, 2048);
+  for (const Index kv_heads : {8, 1}) {
+    paged16.add_decode_selected({.query = 4 * kv_heads, .kv = kv_heads}, 65536, 2048);
+  }
+  if constexpr (std::is_same_v<T, Eigen::bfloat16>) {  // another layout takes long to compile
+    AttentionCases<T, kvc::Paged, kvc::TokenMajor>(16).add_decode_selected(heads, 65536, 2048);
+  }
   paged64.add_decode(latent(16), 2048);
   paged64.add_decode_selected(latent(16), 65536, 2048);
 }

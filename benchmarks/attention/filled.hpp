@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvc/cache.hpp"
+#include "kvc/layout/layout.hpp"
 #include "kvc/policy/contiguous.hpp"
 #include "kvc/policy/paged.hpp"
 #include "kvc/policy/prefix_shared.hpp"
@@ -65,7 +66,7 @@ struct Batch {
 
 /// A cache with so many layers that a call on the next layer finds nothing of it in the processor's caches, if calls go
 /// through the layers in turn. All layers have the same random rows.
-template <class T, class P>
+template <class T, class P, class L = kvc::HeadMajor>
 class Filled {
  public:
   Filled(const Heads& heads, const Batch& batch, Pos block_tokens, std::size_t bytes)
@@ -83,16 +84,16 @@ class Filled {
     }
   }
 
-  [[nodiscard]] const kvc::KvCache<T, P>& cache() const { return cache_; }
+  [[nodiscard]] const kvc::KvCache<T, P, L>& cache() const { return cache_; }
   /// The sequences, in the order of the batch.
   [[nodiscard]] const std::vector<kvc::SeqId>& sequences() const { return sequences_; }
-  [[nodiscard]] kvc::KvCache<T, P>& cache() { return cache_; }
+  [[nodiscard]] kvc::KvCache<T, P, L>& cache() { return cache_; }
   [[nodiscard]] Index layers() const { return cache_.shape().layers; }
   /// Bytes of one position in one layer.
   [[nodiscard]] double position_bytes() const {
     return static_cast<double>(cache_.bytes_per_token()) / static_cast<double>(layers());
   }
-  using View = typename kvc::KvCache<T, P>::View;
+  using View = typename kvc::KvCache<T, P, L>::View;
   /// The views of all sequences in the layer that has its turn in call i.
   [[nodiscard]] std::vector<View> views(std::size_t i) const {
     std::vector<View> views;
@@ -123,7 +124,7 @@ class Filled {
   }
 
   /// Writes the pool as it lies, which is much faster than to encode each row: the layers of a block one after the
-  /// other, of each the rows of its keys, then those of its values.
+  /// other, of each the rows of its keys, then those of its values, in whatever order the layout has them.
   void fill(const Heads& heads) {
     constexpr Index rows = 1024;
     using Element = kvc::Element<T>;
@@ -245,7 +246,7 @@ class Filled {
     }
   }
 
-  kvc::KvCache<T, P> cache_;
+  kvc::KvCache<T, P, L> cache_;
   std::vector<kvc::SeqId> sequences_;
 };
 

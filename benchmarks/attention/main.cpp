@@ -10,9 +10,10 @@
 //                                                          elements of which the first 512 are the value
 //   prefill_latent/.../expanded/threads:<t>                with keys of 192 and values of 128 elements for each head,
 //                                                          made of the rows in the call
-//   decode_selected/<element>/<policy>/positions:<n>/kv:<n>/threads:1, .../blocks:<n>/...
+//   decode_selected/<element>/<policy>/positions:<n>/kv:<n>/threads:<t>, .../blocks:<n>/...
 //                                                          one new token over a selection: n random positions, or those
-//                                                          of random blocks of 16
+//                                                          of random blocks of 16 ("-token-major" behind a policy: in
+//                                                          that layout)
 //   server/<element>/<what>/seqs:<n>/threads:<t>           a step of a server: many sequences of different lengths
 //                                                          (server.cpp)
 //   peer_eigen/decode/..., peer_ggml/decode/...            the same work by others, as far as they are installed
@@ -37,6 +38,12 @@
 //             the processor has for the element: bf16 for bf16 and fp8, int8 for int8 and int4, else fp32.
 //   of_best   limit over time, with the best limits that this run has seen so far
 //   roofline  limit over time, with the limits measured by turns with the calls of the case: the median of both
+//
+// for selections on one thread, beside plain code that reads the same rows, by turns (plain_reads.hpp):
+//
+//   of_plain     time of the plain reads over that of decode
+//   of_blocks    decode over positions, over decode over blocks
+//   plain_ratio  the same of the plain reads
 //
 // and for decode, how it prefetches (kvc/attention/memory_plan.hpp):
 //
