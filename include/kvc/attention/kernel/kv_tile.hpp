@@ -23,8 +23,8 @@
 //   encode_weights(p, largest, visible, w)   weights p in the form that add_values reads; `largest` is the largest of
 //                                            them, `visible` has a bit per position
 //   value_step()                             without exact sums: preferred positions per add_values call
-//   most_value_rows                          largest R of add_values for more than few_rows rows that see all of a tile,
-//                                            and of add_long_values
+//   most_value_rows                          largest R of add_values for more than few_rows rows that see all of a
+//                                            tile, and of add_long_values
 //   add_values<R>(w, first, last, ...)       to = to * rescale + weighted values of [first, last), R rows
 //   has_long_rows                            whether it has the members below, for rows that are longer than caches and
 //                                            registers like, such as latent ones: few keys at a time with all query

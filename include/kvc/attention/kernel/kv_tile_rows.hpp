@@ -534,9 +534,9 @@ class RowPrefetcher {
   Index rows_ = 0;  // of `now`
 };
 
-/// At most `lines` lines of a SpreadPrefetcher in a loop of `steps` steps. With registers of eight floats, where a call has
-/// many steps, they are spread over all of these; elsewhere, one for each step. A local variable, so that it lies in
-/// registers.
+/// At most `lines` lines of a SpreadPrefetcher in a loop of `steps` steps. With registers of eight floats, where a call
+/// has many steps, they are spread over all of these; elsewhere, one for each step. A local variable, so that it lies
+/// in registers.
 template <class T>
 class SomeLines {
  public:

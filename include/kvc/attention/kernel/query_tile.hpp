@@ -178,8 +178,8 @@ class QueryTile {
     }
   }
 
-  /// Scores of all rows for long_pass keys at a time: there and back, so that the rows that are still in the first-level
-  /// cache come first.
+  /// Scores of all rows for long_pass keys at a time: there and back, so that the rows that are still in the
+  /// first-level cache come first.
   KVC_ALWAYS_INLINE void scores_of_long_rows(Index begin, Index end, Index base, bool all, const float* q, Tile& tile,
                                              const KvTileRows<typename Tile::Element>& keys) const noexcept {
     if constexpr (Tile::has_long_rows) {
