@@ -21,7 +21,6 @@
 #include "kvc/core/error.hpp"
 #include "kvc/core/types.hpp"
 #include "kvc/policy/salt.hpp"
-#include "kvc/tier/detail/short_blake2b.hpp"
 #include "kvc/tier/key.hpp"
 #include "kvc/tier/record_info.hpp"
 
@@ -106,7 +105,7 @@ class KeyChain {
     require(parts >= 1, "parts", parts, "at least 1");
     RecordInfo block;
     block.parent = key_;
-    block.key = key_ = hash(tokens);
+    block.key = key_ = hash_.add(key_).add(tokens.data(), tokens.size_bytes()).take();
     block.format = format_;
     block.salt = salt_;
     block.group = group_;
@@ -124,15 +123,6 @@ class KeyChain {
   void resume(const BlockKey& key) noexcept { key_ = key; }
 
  private:
-  [[nodiscard]] BlockKey hash(std::span<const Token> tokens) noexcept {
-#if defined(KVC_HAVE_SHORT_BLAKE2B)
-    if (sizeof key_ + tokens.size_bytes() <= detail::ShortBlake2b::most_bytes) {
-      return detail::ShortBlake2b().add(&key_, sizeof key_).add(tokens.data(), tokens.size_bytes()).take();
-    }
-#endif
-    return hash_.add(key_).add(tokens.data(), tokens.size_bytes()).take();
-  }
-
   detail::Blake2b hash_;
   Digest format_, salt_;
   BlockKey root_, key_;
