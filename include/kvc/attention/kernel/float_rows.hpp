@@ -66,9 +66,10 @@ struct DecodedRows {
   KVC_ALWAYS_INLINE void load(Index j, Index c, simd::F32x16 (&x)[1]) const noexcept { x[0] = load(j, c); }
 };
 
-/// Rows of floats wherever they lie, in whole vectors.
+/// Rows of floats wherever they lie, in whole vectors, for many query rows.
 struct FloatRows {
   const float* const* rows;
+  static constexpr bool has_many_readers = true;
   static constexpr int step = 1, bytes = simd::lanes * sizeof(float);
   using Operand = simd::F32x16;
   KVC_ALWAYS_INLINE simd::F32x16 load(Index j, Index c) const noexcept { return simd::load(rows[j] + c * simd::lanes); }
@@ -91,6 +92,10 @@ KVC_ALWAYS_INLINE void load_vectors(const Rows& rows, Index j, Index c, simd::F3
   }
 }
 
+/// Vectors of values in a block of add_float_columns beside R rows of weights.
+template <int R>
+inline constexpr int block_columns = has_part_kernels && R == 1 ? 4 : std::clamp(kernel_sums / R, 1, R == 1 ? 8 : 4);
+
 /// Sums of weighted values, R rows by `columns` elements.
 ///
 ///   sum[i][d] = start[i][d] + sum over j of p[i * 64 + j] * v[j][d],  ascending j in [first, last)
@@ -103,7 +108,7 @@ KVC_ALWAYS_INLINE void add_float_columns(const float* p, const Values& v, Index 
                                          float* to, const float* rescale, Index columns, Index from, Index end,
                                          Prefetches& prefetcher) noexcept {
   using simd::F32x16;
-  constexpr int most = has_part_kernels && R == 1 ? 4 : std::clamp(kernel_sums / R, 1, R == 1 ? 8 : 4);
+  constexpr int most = block_columns<R>;
   // A block of one vector has too few chains to hide the latency of multiply-adds: 3 + 3 + 2 vectors, 2 + 2.
   constexpr bool ends_with_two = has_part_kernels && R < kernel_rows;
   const auto block = [&](Index d, auto count) __attribute__((always_inline)) {

@@ -106,7 +106,7 @@ class FloatTile : public FloatSumTile<T> {
     const Index score_calls = ceil_div(tile_keys, long_pass) * ceil_div(count, Index{kernel_rows});
     const Index value_calls = ceil_div(value_dim_, long_columns) * ceil_div(count, Index{most_value_rows});
     const Index lines = spread_.lines();
-    if constexpr (has_part_kernels) {  // as the work
+    if constexpr (has_part_kernels) {  // in proportion to the work: calls are long, and those for scores longer
       const Index of_scores = lines * key_dim_ / (key_dim_ + value_dim_);
       lines_per_score_call_ = ceil_div(of_scores, score_calls);
       lines_per_value_call_ = ceil_div(lines - of_scores, value_calls);
@@ -150,7 +150,9 @@ class FloatTile : public FloatSumTile<T> {
   }
   template <int R>
   KVC_OUT_OF_LINE void scores_of_long(Index first, Index last, const float* q, Index q_stride, float* s) noexcept {
-    SomeLines prefetcher(spread_, lines_per_score_call_, (last - first) / 2 * (padded(key_dim_) / simd::lanes));
+    constexpr Index keys_of_step = R > 2 ? 2 : 4;  // of score_parts
+    const Index steps = (last - first) / keys_of_step * (padded(key_dim_) / simd::lanes);
+    SomeLines prefetcher(spread_, lines_per_score_call_, steps);
     Base::template score_blocks<FloatDotTraits, R>(FloatRows{long_keys_}, first, last, padded(key_dim_) / simd::lanes,
                                                    q, q_stride, s, UnscaledScores{}, prefetcher);
   }
@@ -252,7 +254,8 @@ class FloatTile : public FloatSumTile<T> {
   [[nodiscard]] Index value_columns() const noexcept { return padded(value_dim_); }
   template <int R>
   KVC_OUT_OF_LINE void add_long_values(const float* p, Index from, float* to, const float* rescale) noexcept {
-    SomeLines prefetcher(spread_, lines_per_value_call_, tile_keys * (long_columns / simd::lanes));
+    constexpr Index blocks = ceil_div(long_columns / simd::lanes, Index{block_columns<R>});
+    SomeLines prefetcher(spread_, lines_per_value_call_, tile_keys * blocks);
     const Index columns = padded(value_dim_);
     add_float_columns<R>(p, FloatRows{long_values_}, 0, tile_keys, nullptr, to, rescale, columns, from,
                          std::min(from + long_columns, columns), prefetcher);

@@ -16,6 +16,8 @@
 //   row.template load<half>(c, x)  x[v] = lanes [8 half, 8 half + 8) of vector c + v, v < part_step;
 //                                  c is a multiple of part_step
 //   row.template last<half>(c)     the same of one vector, behind those that are taken together
+//
+// Rows::has_many_readers says that many query rows read them, if it is true; it may be absent.
 #pragma once
 
 #include <algorithm>
@@ -68,6 +70,13 @@ template <class Rows>
 inline constexpr int part_step = 1;
 template <HasParts Rows>
 inline constexpr int part_step<Rows> = Rows::part_step;
+
+/// Whether many query rows read them.
+template <class Rows>
+inline constexpr bool has_many_readers = false;
+template <class Rows>
+  requires(Rows::has_many_readers)
+inline constexpr bool has_many_readers<Rows> = true;
 
 template <class Rows>
 [[nodiscard]] KVC_ALWAYS_INLINE auto part_row(const Rows& rows, Index j) noexcept {
@@ -140,14 +149,15 @@ KVC_ALWAYS_INLINE void add_key_parts(const float* q, Index q_stride, const std::
   }
 }
 
-/// One half of the lanes of add_chains. `sum` is 0 before. The loop over whole chains has no other path, so that beside
-/// four query rows most sums stay in registers: on Zen 3 a store takes the time of two multiply-adds.
+/// One half of the lanes of add_chains. `sum` is 0 before.
+///
+/// Where many query rows read the keys, the loop over whole chains has no other path, so that beside four query rows
+/// most sums stay in registers: on Zen 3 a store takes the time of two multiply-adds. Few query rows wait for memory;
+/// their function also has the loops for short keys, which more code for long ones makes slower.
 template <int half, int R, std::size_t K, class Rows, bool is_long, class Row, class Prefetches>
 KVC_ALWAYS_INLINE void add_part_chains(const float* q, Index q_stride, const std::array<Row, K>& row, Index vectors,
                                        Index whole, simd::Part (&sum)[R][K], Prefetches& prefetcher) noexcept {
-  if constexpr (!is_long) {
-    add_key_parts<half, R, K, Rows, (R > 4)>(q, q_stride, row, 0, vectors, whole, sum, prefetcher);
-  } else {
+  if constexpr (is_long && has_many_readers<Rows>) {
     const auto add_chain = [&](Index first, Index last, Index end_of_whole) __attribute__((always_inline)) {
       simd::Part chain[R][K] = {};
       add_key_parts<half, R, K, Rows, true>(q, q_stride, row, first, last, end_of_whole, chain, prefetcher);
@@ -164,6 +174,11 @@ KVC_ALWAYS_INLINE void add_part_chains(const float* q, Index q_stride, const std
       const Index end = std::min(c + chain_of_long, vectors);
       add_chain(c, end, std::min(whole, end));
     }
+  } else {
+    add_chains<is_long>(vectors, sum, [&](Index c, Index end, auto& x) __attribute__((always_inline)) {
+      add_key_parts<half, R, K, Rows, (R > 4)>(q, q_stride, row, c, end, is_long ? std::min(whole, end) : whole, x,
+                                               prefetcher);
+    });
   }
 }
 
